@@ -1,0 +1,99 @@
+"""What surrounds a task on either wire: who calls, until when, and the headers that go back.
+
+Both doors make a `Call` by `Call.from_headers`; everything below them reads it. It never travels and
+knows no transport.
+"""
+
+import math
+import re
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from pomelo.errors import PomeloError, invalid
+from pomelo.ids import new_id
+
+DEFAULT_TIMEOUT = 600.0
+"""Seconds that a task may take when the caller sets no deadline; also the most that a caller can get."""
+
+_REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
+_BEARER = re.compile(r"bearer +(\S+) *", re.IGNORECASE)
+
+
+@dataclass(frozen=True, slots=True)
+class Principal:
+    """Whom a key speaks for. `models` is None when the key may use all of them."""
+
+    account: str
+    key_id: str
+    live: bool
+    models: frozenset[str] | None = None
+
+    @property
+    def mode(self) -> str:
+        """`live` or `test`."""
+        return "live" if self.live else "test"
+
+
+@dataclass(slots=True)
+class Call:
+    """One call of a caller.
+
+    `secret` is the caller's key as it came (never logged); `deadline` is absolute, on the clock of
+    `time.monotonic` (which is the event loop's too); `fault` is what was wrong with the headers, raised once the key is
+    known to be good. `reply` holds the headers that go back, by their names as the documentation writes
+    them; it is complete when a task's first event is, and on every error.
+    """
+
+    secret: str | None
+    request_id: str
+    wire: str
+    deadline: float
+    traceparent: str | None = None
+    fault: PomeloError | None = None
+    reply: dict[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def from_headers(
+        cls,
+        get: Callable[[str], str | None],
+        *,
+        wire: str,
+        timeout: float | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> "Call":
+        """Reads a call from headers or metadata; `get` looks one up by its lower-case name.
+
+        `timeout` is the seconds left on a deadline that the transport itself carries (gRPC); without it,
+        `x-request-timeout` counts. Never raises: what is wrong is kept in `fault`.
+        """
+        fault = None
+        if timeout is None:
+            given = get("x-request-timeout")
+            if given is not None:
+                timeout = _seconds(given)
+                if timeout is None:
+                    fault = invalid("X-Request-Timeout", "a number of seconds above 0")
+        if timeout is None or timeout > DEFAULT_TIMEOUT:
+            timeout = DEFAULT_TIMEOUT
+        request_id = get("x-request-id")
+        if request_id is None or not _REQUEST_ID.fullmatch(request_id):
+            request_id = new_id("req_")
+        bearer = _BEARER.fullmatch(get("authorization") or "")
+        return cls(
+            secret=bearer[1] if bearer else None,
+            request_id=request_id,
+            wire=wire,
+            deadline=clock() + timeout,
+            traceparent=get("traceparent"),
+            fault=fault,
+            reply={"X-Request-Id": request_id},
+        )
+
+
+def _seconds(text: str) -> float | None:
+    try:
+        value = float(text)
+    except ValueError:
+        return None
+    return value if math.isfinite(value) and value > 0 else None

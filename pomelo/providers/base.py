@@ -1,0 +1,79 @@
+"""The port that every provider implements, and what it is given.
+
+The engine calls a provider's method of the task's kind with a `Job` and passes on what it yields. A
+provider translates between the contract and one vendor's wire; it decides nothing else: no key check,
+no limit, no price.
+"""
+
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from pomelo.catalog import Model, Route
+from pomelo.gen.v1.task_service_pb2 import StreamTaskResponse as Event
+
+__all__ = ["AudioSource", "Event", "Job", "Provider"]
+
+
+@dataclass(frozen=True, slots=True)
+class AudioSource:
+    """Input sound: a file of the media store, or bytes that came inline. Exactly one of the two is set."""
+
+    content_type: str
+    size: int
+    path: Path | None = None
+    data: bytes = b""
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One task for one provider.
+
+    `input` is the contract's input message of the task's kind, valid, not to be changed. `stream` tells
+    whether the caller wants pieces as they come; when False the provider makes one whole upstream call
+    and yields it as one event. `deadline` is absolute, on the event loop's clock; the engine enforces it.
+    """
+
+    task_id: str
+    model: Model
+    route: Route
+    input: Any
+    stream: bool
+    deadline: float
+    audio: AudioSource | None = None
+
+
+JobMethod = Callable[[Job], AsyncIterator[Event]]
+"""A provider's method of one kind of task, named as the kind is: text, image, text_to_speech,
+speech_to_speech, speech_to_text.
+
+It is an async generator. What it yields, by kind:
+
+* text: `text_delta` events; the last one bears finish_reason and usage. Ending without it is a failure.
+* image: any number of `image_progress`, then `result` with `image.images[0].data` and `.content_type`.
+* text_to_speech, speech_to_speech: `audio_chunk` events of at most 64 KiB; the first bears content_type.
+* speech_to_text: one `result` with `transcription`.
+
+Closing or cancelling it closes the upstream connection at once. It raises `PomeloError` alone, with the
+codes of the provider rows of the table (provider_unavailable, provider_failed, content_policy_violation,
+context_length_exceeded, deadline_exceeded).
+"""
+
+
+class Provider(Protocol):
+    """A vendor, or the sandbox. It has a `JobMethod` for each kind of task that it can do."""
+
+    @property
+    def configured(self) -> bool:
+        """Whether it has what it needs to be called, such as a key."""
+        ...
+
+    async def aclose(self) -> None:
+        """Frees what it holds; idempotent."""
+        ...
+
+
+def method(provider: Provider, kind: str) -> JobMethod | None:
+    """The provider's method for a kind of task, or None when it has none."""
+    return getattr(provider, kind, None)

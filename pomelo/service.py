@@ -1,0 +1,100 @@
+"""The ports between the doors (gRPC servicers, REST gateway) and the house.
+
+The engine implements them here; `gateway.remote` implements them over a channel. A door can't tell
+which it holds. All methods raise `PomeloError` and nothing else, and fill `call.reply`.
+"""
+
+from collections.abc import AsyncIterator
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass
+from typing import Protocol
+
+from pomelo.call import Call
+from pomelo.gen.v1.media_pb2 import Media
+from pomelo.gen.v1.model_service_pb2 import Model
+from pomelo.gen.v1.task_pb2 import Task, TaskResult
+from pomelo.gen.v1.task_service_pb2 import StreamTaskResponse
+
+
+class TaskService(Protocol):
+    """Runs tasks."""
+
+    async def run_task(self, task: Task, call: Call) -> TaskResult:
+        """Runs `task` to its end. Cancelling closes it at the provider.
+
+        Raises:
+            PomeloError: any row of the table; nothing was delivered.
+        """
+        ...
+
+    def stream_task(
+        self, task: Task, call: Call
+    ) -> AbstractAsyncContextManager[AsyncIterator[StreamTaskResponse]]:
+        """Opens `task` as a stream of events, in the order that the contract gives.
+
+        Entering checks everything that can be refused before the provider is called, and completes
+        `call.reply`; leaving, however it comes, closes the task at the provider. The deadline bounds the
+        body of the `async with`, too.
+
+        Raises:
+            PomeloError: on entering, on the next event, or on leaving; what was yielded until then stands,
+                and the stream is not complete.
+        """
+        ...
+
+
+class ModelService(Protocol):
+    """Tells what can be asked for."""
+
+    async def list_models(self, call: Call) -> list[Model]:
+        """The models that the caller's key may use, by name.
+
+        Raises:
+            PomeloError: invalid_api_key, store_unavailable.
+        """
+        ...
+
+    async def get_model(self, name: str, call: Call) -> Model:
+        """One model.
+
+        Raises:
+            PomeloError: invalid_api_key, unsupported_model, model_not_allowed, store_unavailable; in this order.
+        """
+        ...
+
+
+class MediaService(Protocol):
+    """Takes in and gives out sounds and pictures."""
+
+    async def upload_media(self, content_type: str, chunks: AsyncIterator[bytes], call: Call) -> Media:
+        """Stores `chunks` as they come; nothing is kept when it raises or is cancelled.
+
+        `content_type` may be empty: it is told from the bytes. The key is checked before the first chunk
+        is asked for.
+
+        Raises:
+            PomeloError: invalid_api_key, payload_too_large, store_unavailable, or what `chunks` raises.
+        """
+        ...
+
+    def download_media(
+        self, media_id: str, signature: str, call: Call
+    ) -> AbstractAsyncContextManager[tuple[Media, AsyncIterator[bytes]]]:
+        """Opens a medium: what it is, and its bytes in pieces of at most 256 KiB.
+
+        `signature` is the query string of a signed link, which stands for the key; or empty.
+
+        Raises:
+            PomeloError: on entering: invalid_api_key (no signature, no good key), not_found,
+                store_unavailable; later: provider_unavailable when the medium is cut.
+        """
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Services:
+    """All that a door needs."""
+
+    tasks: TaskService
+    models: ModelService
+    media: MediaService

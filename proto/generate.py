@@ -1,0 +1,46 @@
+"""Generates pomelo/gen/v1 from proto/ (`make gen`); the test of the same name compares.
+
+protoc writes absolute imports of the proto package (`pomelo.v1`); they are rewritten to where the code
+lives (`pomelo.gen.v1`).
+"""
+
+import re
+import shutil
+import sys
+import tempfile
+from importlib.resources import files
+from pathlib import Path
+
+from grpc_tools import protoc
+
+ROOT = Path(__file__).resolve().parent.parent
+TARGET = ROOT / "pomelo" / "gen" / "v1"
+
+
+def generate(target: Path) -> None:
+    """Writes the generated modules and their type stubs into `target`, replacing what is there.
+
+    Raises:
+        RuntimeError: protoc refused a file; its reason is on stderr.
+    """
+    protos = sorted(str(p.relative_to(ROOT / "proto")) for p in (ROOT / "proto").rglob("*.proto"))
+    well_known = str(files("grpc_tools") / "_proto")
+    with tempfile.TemporaryDirectory() as scratch:
+        outs = [f"--{kind}_out={scratch}" for kind in ("python", "grpc_python", "mypy", "mypy_grpc")]
+        arguments = ["protoc", f"-I{ROOT / 'proto'}", f"-I{well_known}", *outs, *protos]
+        if protoc.main(arguments) != 0:
+            raise RuntimeError("protoc failed")
+        shutil.rmtree(target, ignore_errors=True)
+        target.mkdir(parents=True)
+        (target / "__init__.py").write_text("")
+        for source in sorted((Path(scratch) / "pomelo" / "v1").iterdir()):
+            text = source.read_text()
+            if "_pb2_grpc.py" in source.name and "Stub" not in text:
+                continue  # a file without a service
+            text = re.sub(r"\bpomelo\.v1(?= import|\.\w+_pb2)", "pomelo.gen.v1", text)
+            (target / source.name).write_text(text)
+
+
+if __name__ == "__main__":
+    generate(TARGET)
+    sys.stdout.write(f"{TARGET.relative_to(ROOT)}: {len(list(TARGET.iterdir()))} files\n")
