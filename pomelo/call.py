@@ -40,9 +40,9 @@ class Call:
     """One call of a caller.
 
     `secret` is the caller's key as it came (never logged); `deadline` is absolute, on the clock of
-    `time.monotonic` (which is the event loop's too); `fault` is what was wrong with the headers, raised once the key is
-    known to be good. `reply` holds the headers that go back, by their names as the documentation writes
-    them; it is complete when a task's first event is, and on every error.
+    `time.monotonic` (which is the event loop's too); `fault` is what was wrong with the headers, raised
+    once the key is known to be good. `reply` holds the headers that go back, by their names as the
+    documentation writes them; it is complete when a task's first event is, and on every error.
     """
 
     secret: str | None

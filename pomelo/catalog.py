@@ -25,8 +25,8 @@ class Route:
     """One way to serve a model: a provider, its own name of the model, and what that model takes.
 
     `drop` names the parameters that it can't take. `clamp` gives the range of those that it takes in a
-    narrower range than the contract: name -> (least, most, multiple of; 0 for none). `options` is the rest of the row,
-    for the provider alone.
+    narrower range than the contract: name -> (least, most, multiple of; 0 for none). `options` is the rest
+    of the row, for the provider alone.
     """
 
     provider: str
@@ -51,10 +51,10 @@ class Model:
     """One entry. `prices` gives microcredits for one unit: PriceUnit -> amount; it is never empty."""
 
     name: str
-    task_type: TaskType
+    task_type: "TaskType.ValueType"
     routes: tuple[Route, ...]
     limits: Limits
-    prices: Mapping[PriceUnit, int]
+    prices: "Mapping[PriceUnit.ValueType, int]"
     price_version: str
 
 
@@ -117,8 +117,8 @@ def _route(row: dict[str, Any]) -> Route:
     )
 
 
-def _micros(credits: str) -> int:
-    micros = Decimal(credits) * MICROS
+def _micros(amount: str) -> int:
+    micros = Decimal(amount) * MICROS
     if micros != int(micros) or micros < 0:
-        raise ValueError(f"price {credits} is not a whole number of microcredits")
+        raise ValueError(f"price {amount} is not a whole number of microcredits")
     return int(micros)

@@ -58,7 +58,8 @@ class ModelService(Protocol):
         """One model.
 
         Raises:
-            PomeloError: invalid_api_key, unsupported_model, model_not_allowed, store_unavailable; in this order.
+            PomeloError: invalid_api_key, unsupported_model, model_not_allowed (in this order), or
+                store_unavailable.
         """
         ...
 

@@ -5,7 +5,7 @@ provider translates between the contract and one vendor's wire; it decides nothi
 no limit, no price.
 """
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -44,7 +44,7 @@ class Job:
     audio: AudioSource | None = None
 
 
-JobMethod = Callable[[Job], AsyncIterator[Event]]
+JobMethod = Callable[[Job], AsyncGenerator[Event, None]]
 """A provider's method of one kind of task, named as the kind is: text, image, text_to_speech,
 speech_to_speech, speech_to_text.
 

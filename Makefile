@@ -1,0 +1,45 @@
+# `make serve` runs Pomelo, `make test` checks everything that CI checks. Both need Python 3.11 or later
+# and make, install the rest into .venv, and use uv where it is there.
+
+PYTHON ?= python3
+BIN := .venv/bin
+BASE ?= main
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+
+.PHONY: serve test lint proto unit gen clean
+
+serve: .venv/.serve
+	@exec pomelo serve
+
+test: lint proto unit
+
+lint: .venv/.dev
+	ruff check .
+	ruff format --check .
+	mypy
+	lint-imports
+
+proto: .venv/.dev
+	buf lint
+	buf format --diff --exit-code
+	@if git cat-file -e "$(BASE):buf.yaml" 2>/dev/null; then buf breaking --against '.git#ref=$(BASE)'; fi
+
+unit: .venv/.dev
+	pytest
+
+gen: .venv/.dev
+	python proto/generate.py
+
+clean:
+	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache .schemathesis
+
+.venv/.serve: pyproject.toml uv.lock
+	@if command -v uv >/dev/null; then uv sync --quiet --frozen --no-dev --inexact; else \
+	  $(PYTHON) -m venv .venv && $(BIN)/pip install --quiet --disable-pip-version-check --editable .; fi
+	@touch $@
+
+.venv/.dev: pyproject.toml uv.lock
+	@if command -v uv >/dev/null; then uv sync --quiet --frozen; else \
+	  $(PYTHON) -m venv .venv && $(BIN)/pip install --quiet --disable-pip-version-check 'pip>=25.1' && \
+	  $(BIN)/pip install --quiet --editable . --group dev; fi
+	@touch $@ .venv/.serve

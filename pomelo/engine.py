@@ -1,0 +1,270 @@
+"""The engine: takes a task in, finds who serves it, and folds or passes on what comes.
+
+It implements the ports `TaskService` and `ModelService` for this process. It knows no transport; what a
+kind of task is stands in `pomelo.tasks`, what a vendor's wire is in `pomelo.providers`.
+"""
+
+import asyncio
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import aclosing, asynccontextmanager
+from dataclasses import dataclass
+from functools import partial
+
+from pomelo.call import Call, Principal
+from pomelo.catalog import Catalog, Model, Route
+from pomelo.errors import PomeloError, invalid
+from pomelo.gen.v1 import model_service_pb2 as model_pb
+from pomelo.gen.v1.speech_pb2 import AudioInput
+from pomelo.gen.v1.task_pb2 import Task, TaskResult
+from pomelo.gen.v1.task_service_pb2 import StreamTaskResponse, TaskStarted
+from pomelo.ids import new_id
+from pomelo.media import MediaStore, sniff
+from pomelo.providers.base import AudioSource, Job, JobMethod, Provider, method
+from pomelo.tasks import TASK_TYPES
+from pomelo.tasks.base import Fold, Folding
+
+INLINE_LIMIT = 4 * 1024 * 1024
+"""Bytes of sound that may ride in a task."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Run:
+    """A task that was taken in."""
+
+    method: JobMethod
+    job: Job
+    fold: Fold
+    created: int
+
+
+class Engine:
+    """Runs tasks on providers.
+
+    `providers` are by name; `sandbox` among them serves the test keys, and them alone. `authenticate` tells
+    whose key a call bears and fills its reply; `now` is Unix time in seconds.
+    """
+
+    def __init__(
+        self,
+        *,
+        catalog: Catalog,
+        providers: Mapping[str, Provider],
+        authenticate: Callable[[Call], Awaitable[Principal]],
+        media: MediaStore,
+        inline_limit: int = INLINE_LIMIT,
+        now: Callable[[], float] = time.time,
+        ids: Callable[[str], str] = new_id,
+    ) -> None:
+        self._catalog = catalog
+        self._providers = providers
+        self._authenticate = authenticate
+        self._media = media
+        self._inline_limit = inline_limit
+        self._now = now
+        self._ids = ids
+        self._running = 0
+        self._draining = False
+        self._idle = asyncio.Event()
+        self._idle.set()
+
+    # --- TaskService
+
+    async def run_task(self, task: Task, call: Call) -> TaskResult:
+        """See the port."""
+        run = await self._take_in(task, call, stream=False)
+        result = _result(task, run)
+        try:
+            async with asyncio.timeout_at(call.deadline) as deadline:
+                async with aclosing(run.method(run.job)) as events:
+                    async for event in events:
+                        run.fold.add(event)
+                run.fold.finish(result)
+        except TimeoutError as error:
+            raise _timed_out(deadline, error) from error
+        finally:
+            self._let_go(run)
+        return result
+
+    @asynccontextmanager
+    async def stream_task(self, task: Task, call: Call) -> AsyncIterator[AsyncIterator[StreamTaskResponse]]:
+        """See the port."""
+        run = await self._take_in(task, call, stream=True)
+        try:
+            async with (
+                asyncio.timeout_at(call.deadline) as deadline,
+                aclosing(_stream(task, run)) as events,
+            ):
+                yield events
+        except TimeoutError as error:
+            raise _timed_out(deadline, error) from error
+        finally:
+            self._let_go(run)
+
+    # --- ModelService
+
+    async def list_models(self, call: Call) -> list[model_pb.Model]:
+        """See the port."""
+        principal = await self._enter(call)
+        return [
+            self._describe(model, principal)
+            for model in self._catalog.models.values()
+            if principal.models is None or model.name in principal.models
+        ]
+
+    async def get_model(self, name: str, call: Call) -> model_pb.Model:
+        """See the port."""
+        principal = await self._enter(call)
+        return self._describe(self._allowed(name, principal), principal)
+
+    # --- shutting down
+
+    def drain(self) -> None:
+        """From now on every call is refused with shutting_down; running tasks go on."""
+        self._draining = True
+
+    async def drained(self) -> None:
+        """Returns when no task runs."""
+        await self._idle.wait()
+
+    # --- taking in
+
+    async def _enter(self, call: Call) -> Principal:
+        """Whose call it is, if it may come in.
+
+        Raises:
+            PomeloError: invalid_api_key, shutting_down, invalid_parameter (of a header).
+        """
+        principal = await self._authenticate(call)
+        if self._draining:
+            raise PomeloError("shutting_down")
+        if call.fault is not None:
+            raise call.fault
+        return principal
+
+    def _allowed(self, name: str, principal: Principal) -> Model:
+        model = self._catalog.resolve(name)
+        if principal.models is not None and name not in principal.models:
+            raise PomeloError("model_not_allowed", field="model")
+        return model
+
+    async def _take_in(self, task: Task, call: Call, *, stream: bool) -> _Run:
+        """Everything that can be refused before a provider is called; counts the task as running."""
+        principal = await self._enter(call)
+        if not task.model:
+            raise PomeloError("missing_parameter", "Missing required field: model", field="model")
+        model = self._allowed(task.model, principal)
+        kind = TASK_TYPES[model.task_type]
+        # An input of another kind is an empty one of this kind: its required fields are missing.
+        given = getattr(task, kind.name)
+        kind.check(given, model)
+        audio = self._audio(given.audio, principal) if kind.audio else None
+        route, provider_method = self._route(model, kind.name, principal)
+        job = Job(
+            task_id=self._ids(kind.id_prefix),
+            model=model,
+            route=route,
+            input=given,
+            stream=stream,
+            deadline=call.deadline,
+            audio=audio,
+        )
+        fold = kind.fold(Folding(given, stream, partial(self._media.writer, principal.account)))
+        self._running += 1
+        self._idle.clear()
+        return _Run(provider_method, job, fold, int(self._now()))
+
+    def _let_go(self, run: _Run) -> None:
+        run.fold.close()
+        self._running -= 1
+        if not self._running:
+            self._idle.set()
+
+    def _audio(self, audio: AudioInput, principal: Principal) -> AudioSource:
+        if audio.media_id:
+            try:
+                path, media = self._media.find(audio.media_id, principal.account)
+            except PomeloError as error:
+                raise invalid("audio", "a medium that this account uploaded within the last hour") from error
+            return AudioSource(media.content_type, media.size_bytes, path=path)
+        size = len(audio.data)
+        if size > self._inline_limit:
+            raise PomeloError(
+                "payload_too_large",
+                f"audio is larger than the {self._inline_limit:,} bytes that may be inline. Upload it",
+                field="audio",
+            )
+        return AudioSource(sniff(audio.content_type, audio.data[:16]), size, data=audio.data)
+
+    # --- who serves it
+
+    def _route(self, model: Model, kind: str, principal: Principal) -> tuple[Route, JobMethod]:
+        """The first route that can serve the key.
+
+        Raises:
+            PomeloError: provider_not_configured.
+        """
+        for route in model.routes if principal.live else (Route("sandbox", model.name),):
+            provider = self._providers.get(route.provider)
+            if provider is not None and provider.configured:
+                provider_method = method(provider, kind)
+                if provider_method is not None:
+                    return route, provider_method
+        raise PomeloError("provider_not_configured", field="model")
+
+    def _describe(self, model: Model, principal: Principal) -> model_pb.Model:
+        try:
+            self._route(model, TASK_TYPES[model.task_type].name, principal)
+            available = True
+        except PomeloError:
+            available = False
+        limits = model.limits
+        return model_pb.Model(
+            name=model.name,
+            task_type=model.task_type,
+            limits=model_pb.ModelLimits(
+                max_input_tokens=limits.max_input_tokens,
+                max_output_tokens=limits.max_output_tokens,
+                max_characters=limits.max_characters,
+                max_audio_seconds=limits.max_audio_seconds,
+            ),
+            prices=[model_pb.Price(unit=unit, amount_micros=micros) for unit, micros in model.prices.items()],
+            price_version=model.price_version,
+            available=available,
+        )
+
+
+async def _stream(task: Task, run: _Run) -> AsyncGenerator[StreamTaskResponse, None]:
+    """The contract's order of events: `started` with the first one, the held one or the result last."""
+    fold = run.fold
+    started = False
+    async with aclosing(run.method(run.job)) as events:
+        async for event in events:
+            passed = fold.add(event)
+            if passed is not None:
+                if not started:
+                    started = True
+                    yield _started(task, run)
+                yield passed
+    result = _result(task, run)
+    last = fold.finish(result)
+    if not started:
+        yield _started(task, run)
+    yield StreamTaskResponse(result=result) if last is None else last
+
+
+def _started(task: Task, run: _Run) -> StreamTaskResponse:
+    started = TaskStarted(id=run.job.task_id, model=task.model)
+    started.created.seconds = run.created
+    return StreamTaskResponse(started=started)
+
+
+def _result(task: Task, run: _Run) -> TaskResult:
+    result = TaskResult(id=run.job.task_id, model=task.model)
+    result.created.seconds = run.created
+    return result
+
+
+def _timed_out(deadline: asyncio.Timeout, error: TimeoutError) -> BaseException:
+    """What a TimeoutError means: our deadline, or a fault that bears the same name."""
+    return PomeloError("deadline_exceeded") if deadline.expired() else error

@@ -1,0 +1,68 @@
+"""Image tasks: the check of a prompt, and the folding of progress and picture."""
+
+from pomelo.catalog import Model
+from pomelo.errors import PomeloError
+from pomelo.gen.v1.image_pb2 import GeneratedImage, ImageFormat, ImageInput
+from pomelo.gen.v1.media_pb2 import ResponseFormat
+from pomelo.gen.v1.task_pb2 import TaskResult
+from pomelo.gen.v1.task_service_pb2 import StreamTaskResponse
+from pomelo.tasks.base import INLINE_MOST, Folding, TaskKind
+from pomelo.tasks.ranges import SEED_MOST, filled, known, within
+
+SIDE_LEAST, SIDE_MOST = 64, 2048
+
+
+def check(given: ImageInput, model: Model) -> None:
+    """Refuses what no image model could take.
+
+    Raises:
+        PomeloError: missing_parameter, invalid_parameter, context_length_exceeded.
+    """
+    filled(given, "prompt", model.limits.max_characters)
+    within(given, "width", SIDE_LEAST, SIDE_MOST)
+    within(given, "height", SIDE_LEAST, SIDE_MOST)
+    within(given, "num_inference_steps", 1, 100)
+    within(given, "guidance_scale", 0, 20)
+    within(given, "seed", 0, SEED_MOST)
+    known(given, "output_format", ImageFormat)
+    known(given, "response_format", ResponseFormat)
+
+
+class ImageFold:
+    """Passes progress on; keeps the picture until the end."""
+
+    __slots__ = ("_folding", "_picture")
+
+    def __init__(self, folding: Folding) -> None:
+        self._folding = folding
+        self._picture: GeneratedImage | None = None
+
+    def add(self, event: StreamTaskResponse) -> StreamTaskResponse | None:
+        """See Fold."""
+        if event.HasField("image_progress"):
+            return event if self._folding.stream else None
+        if event.result.image.images:
+            self._picture = event.result.image.images[0]
+        return None
+
+    def finish(self, result: TaskResult) -> StreamTaskResponse | None:
+        """See Fold."""
+        picture = self._picture
+        if picture is None or not picture.data:
+            raise PomeloError("provider_failed")
+        wanted = self._folding.input.response_format
+        image = result.image.images.add(content_type=picture.content_type)
+        if wanted != ResponseFormat.RESPONSE_FORMAT_B64_JSON:
+            with self._folding.writer(picture.content_type) as writer:
+                writer.write(picture.data)
+                image.media.CopyFrom(writer.commit())
+        small = len(picture.data) <= INLINE_MOST
+        if wanted != ResponseFormat.RESPONSE_FORMAT_URL and (wanted or small):
+            image.data = picture.data
+        return None
+
+    def close(self) -> None:
+        """See Fold."""
+
+
+KIND = TaskKind("image", "img_", check, ImageFold)

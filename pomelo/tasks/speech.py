@@ -1,0 +1,136 @@
+"""Text-to-speech and speech-to-speech tasks: their checks, and the folding of sound."""
+
+import re
+
+from pomelo.catalog import Model
+from pomelo.errors import PomeloError, invalid, missing
+from pomelo.gen.v1.media_pb2 import ResponseFormat
+from pomelo.gen.v1.speech_pb2 import AudioInput, SpeechToSpeechInput, TextToSpeechInput, VoiceSettings
+from pomelo.gen.v1.task_pb2 import TaskResult
+from pomelo.gen.v1.task_service_pb2 import StreamTaskResponse
+from pomelo.media import MediaWriter
+from pomelo.tasks.base import INLINE_MOST, Folding, TaskKind
+from pomelo.tasks.ranges import filled, known, within
+
+RATES = (8000, 16000, 22050, 24000, 32000, 44100, 48000)
+FORMATS = frozenset(
+    [f"mp3_44100_{kbits}" for kbits in (32, 64, 96, 128, 192)]
+    + ["mp3_22050_32", "mp3_24000_48", "ulaw_8000", "alaw_8000"]
+    + [f"{codec}_{rate}" for codec in ("pcm", "wav") for rate in RATES]
+    + [f"opus_48000_{kbits}" for kbits in (32, 64, 96, 128, 192)]
+)
+"""Every output_format: codec, samples a second, kbit/s."""
+
+_VOICE = re.compile(r"[A-Za-z0-9][A-Za-z0-9 ._-]{0,63}")
+_LANGUAGE = re.compile(r"[A-Za-z]{2,3}")
+
+
+def check_text_to_speech(given: TextToSpeechInput, model: Model) -> None:
+    """Refuses what no text-to-speech model could take.
+
+    Raises:
+        PomeloError: missing_parameter, invalid_parameter, context_length_exceeded.
+    """
+    filled(given, "text", model.limits.max_characters)
+    _check_voice(given)
+    check_language(given.language_code)
+
+
+def check_speech_to_speech(given: SpeechToSpeechInput, model: Model) -> None:
+    """Refuses what no speech-to-speech model could take.
+
+    Raises:
+        PomeloError: missing_parameter, invalid_parameter.
+    """
+    check_audio(given.audio)
+    _check_voice(given)
+
+
+def check_audio(audio: AudioInput) -> None:
+    """A sound must be there, inline or by its id.
+
+    Raises:
+        PomeloError: missing_parameter.
+    """
+    if not audio.data and not audio.media_id:
+        raise missing("audio")
+
+
+def check_language(code: str) -> None:
+    """A language, when given, must look like one.
+
+    Raises:
+        PomeloError: invalid_parameter.
+    """
+    if code and not _LANGUAGE.fullmatch(code):
+        raise invalid("language_code", "an ISO 639 code of two or three letters, such as en")
+
+
+def _check_voice(given: TextToSpeechInput | SpeechToSpeechInput) -> None:
+    if not given.voice:
+        raise missing("voice")
+    if not _VOICE.fullmatch(given.voice):
+        raise invalid("voice", "a voice's name, such as adam, or its id")
+    if given.HasField("voice_settings"):
+        settings: VoiceSettings = given.voice_settings
+        for field in ("stability", "similarity_boost", "style"):
+            within(settings, field, 0, 1, f"voice_settings.{field}")
+        within(settings, "speed", 0.25, 4, "voice_settings.speed")
+    if given.output_format and given.output_format not in FORMATS:
+        raise invalid("output_format", "a documented format, such as mp3_44100_128 or pcm_16000")
+    within(given, "seed", 0, 2**32 - 1)
+    known(given, "response_format", ResponseFormat)
+
+
+class SpeechFold:
+    """Spools the sound to the media store as it comes, and gathers it where it goes back inline."""
+
+    __slots__ = ("_chunks", "_content_type", "_folding", "_most", "_size", "_writer")
+
+    def __init__(self, folding: Folding) -> None:
+        self._folding = folding
+        self._content_type = ""
+        self._size = 0
+        self._writer: MediaWriter | None = None
+        self._chunks: list[bytes] | None = None
+        wanted = folding.input.response_format
+        if not folding.stream and wanted != ResponseFormat.RESPONSE_FORMAT_URL:
+            self._chunks = []
+        self._most = None if wanted else INLINE_MOST
+
+    def add(self, event: StreamTaskResponse) -> StreamTaskResponse | None:
+        """See Fold."""
+        data = event.audio_chunk.data
+        if not self._size:
+            self._content_type = event.audio_chunk.content_type
+            if self._folding.input.response_format != ResponseFormat.RESPONSE_FORMAT_B64_JSON:
+                self._writer = self._folding.writer(self._content_type)
+        self._size += len(data)
+        if self._writer is not None:
+            self._writer.write(data)
+        if self._chunks is not None:
+            self._chunks.append(data)
+            if self._most is not None and self._size > self._most:
+                self._chunks = None
+        return event if self._folding.stream else None
+
+    def finish(self, result: TaskResult) -> StreamTaskResponse | None:
+        """See Fold."""
+        if not self._size:
+            raise PomeloError("provider_failed")
+        output = result.speech
+        output.content_type = self._content_type
+        if self._writer is not None:
+            output.media.CopyFrom(self._writer.commit())
+        if self._chunks is not None:
+            output.data = b"".join(self._chunks)
+        return None
+
+    def close(self) -> None:
+        """See Fold."""
+        if self._writer is not None:
+            self._writer.close()
+
+
+TEXT_TO_SPEECH = TaskKind("text_to_speech", "speech_", check_text_to_speech, SpeechFold)
+SPEECH_TO_SPEECH = TaskKind("speech_to_speech", "speech_", check_speech_to_speech, SpeechFold, audio=True)

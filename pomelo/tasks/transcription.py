@@ -1,0 +1,52 @@
+"""Speech-to-text tasks: their check, and the folding of a transcript."""
+
+from pomelo.catalog import Model
+from pomelo.errors import PomeloError
+from pomelo.gen.v1.speech_pb2 import SpeechToTextInput, Timestamps, Transcription
+from pomelo.gen.v1.task_pb2 import TaskResult
+from pomelo.gen.v1.task_service_pb2 import StreamTaskResponse
+from pomelo.tasks.base import Folding, TaskKind
+from pomelo.tasks.ranges import known, within
+from pomelo.tasks.speech import check_audio, check_language
+
+SPEAKERS_MOST = 32
+
+
+def check(given: SpeechToTextInput, model: Model) -> None:
+    """Refuses what no speech-to-text model could take.
+
+    Raises:
+        PomeloError: missing_parameter, invalid_parameter.
+    """
+    check_audio(given.audio)
+    check_language(given.language_code)
+    within(given, "num_speakers", 1, SPEAKERS_MOST)
+    known(given, "timestamps", Timestamps)
+
+
+class TranscriptionFold:
+    """Keeps the one result."""
+
+    __slots__ = ("_transcription",)
+
+    def __init__(self, folding: Folding) -> None:
+        self._transcription: Transcription | None = None
+
+    def add(self, event: StreamTaskResponse) -> StreamTaskResponse | None:
+        """See Fold."""
+        if event.result.HasField("transcription"):
+            self._transcription = event.result.transcription
+        return None
+
+    def finish(self, result: TaskResult) -> StreamTaskResponse | None:
+        """See Fold."""
+        if self._transcription is None:
+            raise PomeloError("provider_failed")
+        result.transcription.CopyFrom(self._transcription)
+        return None
+
+    def close(self) -> None:
+        """See Fold."""
+
+
+KIND = TaskKind("speech_to_text", "speech_", check, TranscriptionFold, audio=True)
