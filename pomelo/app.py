@@ -1,0 +1,147 @@
+"""The composition root: builds the house from settings, and opens its doors.
+
+`open_app` is the whole program, `open_gateway` the REST door alone before a remote server. Nothing here
+is global; two apps can live in one process. Keyword seams let a test put another part in.
+"""
+
+import asyncio
+import contextlib
+import ssl
+from collections.abc import AsyncIterator, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+
+from gateway.app import GatewayOptions, open_rest
+from gateway.remote import open_remote
+from pomelo.admission.keys import Keyring
+from pomelo.catalog import Catalog
+from pomelo.engine import Engine
+from pomelo.media import MediaDesk, MediaStore
+from pomelo.providers import Credentials, open_providers
+from pomelo.providers.base import Provider
+from pomelo.server.admin import AdminServicer
+from pomelo.server.main import ServerOptions, open_admin, open_server
+from pomelo.service import Services
+from pomelo.settings import Settings
+from pomelo.stores import open_store
+
+SWEEP_EVERY = 300.0
+"""Seconds between deletions of expired media."""
+
+
+@dataclass(frozen=True, slots=True)
+class App:
+    """A running Pomelo. An address is None where its door is off."""
+
+    settings: Settings
+    keyring: Keyring
+    engine: Engine
+    services: Services
+    rest: tuple[str, int] | None
+    grpc: str | None
+
+
+@asynccontextmanager
+async def open_app(
+    settings: Settings,
+    *,
+    catalog: Catalog | None = None,
+    providers: Mapping[str, Provider] | None = None,
+) -> AsyncIterator[App]:
+    """Builds and serves everything; leaving drains: what runs may end within the grace, nothing new comes in.
+
+    Raises:
+        OSError: an address is taken.
+        pomelo.settings.SettingsError, pomelo.errors.PomeloError: the data folder can't be used.
+    """
+    async with AsyncExitStack() as stack:
+        secret = settings.root_secret()
+        store = await stack.enter_async_context(open_store(settings.store_url()))
+        keyring = Keyring(store, secret)
+        if providers is None:
+            credentials = {"openai": Credentials(settings.openai_api_key, settings.openai_base_url)}
+            providers = await stack.enter_async_context(open_providers(credentials))
+        media = MediaStore(settings.data / "media", secret, public_url=settings.public_url)
+        await stack.enter_async_context(_sweeping(media))
+        catalog = catalog or Catalog.load()
+        engine = Engine(
+            catalog=catalog,
+            providers=providers,
+            authenticate=keyring.authenticate,
+            media=media,
+            inline_limit=settings.inline_limit,
+        )
+        services = Services(
+            tasks=engine, models=engine, media=MediaDesk(media, keyring.authenticate, settings.upload_limit)
+        )
+        admin = AdminServicer(keyring, catalog.models)
+        await stack.enter_async_context(open_admin(admin, settings.admin_socket))
+        grpc = None
+        if settings.grpc:
+            server = await stack.enter_async_context(open_server(services, _server_options(settings)))
+            grpc = server.address
+        rest = None
+        if settings.rest:
+            rest = await stack.enter_async_context(_rest(services, settings))
+            media.public_url = media.public_url or _url(settings, rest)
+        try:
+            yield App(settings, keyring, engine, services, rest, grpc)
+        finally:
+            engine.drain()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(settings.grace):
+                    await engine.drained()
+
+
+@asynccontextmanager
+async def open_gateway(settings: Settings, target: str) -> AsyncIterator[tuple[str, int]]:
+    """Serves REST alone, before the gRPC server at `target`; gives the bound address.
+
+    Raises:
+        OSError: the address is taken.
+    """
+    async with open_remote(target) as services, _rest(services, settings) as rest:
+        yield rest
+
+
+@asynccontextmanager
+async def _rest(services: Services, settings: Settings) -> AsyncIterator[tuple[str, int]]:
+    host, port = settings.rest_address()
+    options = GatewayOptions(
+        public_url=settings.public_url, json_limit=settings.json_limit, upload_limit=settings.upload_limit
+    )
+    async with open_rest(services, options, host, port, ssl_context=_tls(settings)) as address:
+        yield address
+
+
+def _url(settings: Settings, address: tuple[str, int]) -> str:
+    host, port = address
+    return f"{'https' if settings.tls_cert else 'http'}://{f'[{host}]' if ':' in host else host}:{port}"
+
+
+def _tls(settings: Settings) -> ssl.SSLContext | None:
+    if not settings.tls_cert:
+        return None
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.load_cert_chain(settings.tls_cert, settings.tls_key)
+    return context
+
+
+def _server_options(settings: Settings) -> ServerOptions:
+    return ServerOptions(address=settings.grpc, grace=settings.grace)
+
+
+@asynccontextmanager
+async def _sweeping(media: MediaStore) -> AsyncIterator[None]:
+    async def sweep() -> None:
+        while True:
+            await asyncio.to_thread(media.sweep)
+            await asyncio.sleep(SWEEP_EVERY)
+
+    task = asyncio.create_task(sweep())
+    try:
+        yield
+    finally:
+        task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await task

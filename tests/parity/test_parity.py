@@ -1,0 +1,305 @@
+"""The same request gives the same answer three ways: gRPC, REST beside the engine, REST through a remote gateway."""
+
+import base64
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import aiohttp
+import grpc
+import pytest
+from gateway.app import GatewayOptions, open_rest
+
+from pomelo.app import App
+from pomelo.call import Call
+from pomelo.errors import TABLE
+from pomelo.gen.v1.task_pb2 import Task, TaskResult
+from tests.conftest import Keys
+from tests.parity.wires import Ask, Grpc, Rest, all_ways, assert_same, kind_of
+
+PIXEL = "data:image/png;base64,iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
+TEXT_MODELS = [
+    "gpt-4", "gpt-4-turbo", "gpt-3.5-turbo", "claude-3-opus", "claude-3-sonnet", "claude-3-haiku",
+    "mixtral-8x7b", "mixtral-8x22b",
+]  # fmt: skip
+IMAGE_MODELS = ["flux-1-pro", "flux-1-dev", "flux-1-schnell"]
+SPEECH = {"model": "eleven-labs-tts", "text": "The quick brown fox.", "voice": "adam"}
+NOT_PROVOKED = {"unsupported_media_type", "not_found", "method_not_allowed"}
+
+
+@dataclass(frozen=True)
+class Case:
+    """A request and the code that it must end in."""
+
+    name: str
+    body: dict[str, Any]
+    code: str = "ok"
+    stream: bool = False
+    key: str = "test"
+    request_id: str | None = None
+    timeout: float | None = None
+
+
+def say(text: str = "Hello, world!", model: str = "gpt-4", **more: Any) -> dict[str, Any]:
+    """A text task of one message."""
+    return {"model": model, "messages": [{"role": "user", "content": text}], **more}
+
+
+def draw(prompt: str = "A red kite", model: str = "flux-1-pro", **more: Any) -> dict[str, Any]:
+    """A small image task."""
+    return {"model": model, "prompt": prompt, "width": 96, "height": 64, **more}
+
+
+def sound(text: str) -> str:
+    """An upload whose first bytes are a trigger of the sandbox, as base64."""
+    return base64.b64encode(text.encode()).decode()
+
+
+def _cases() -> list[Case]:
+    cases = []
+    add = lambda name, body, code="ok", **more: cases.append(Case(name, body, code, **more))  # noqa: E731
+    for model in TEXT_MODELS:
+        add(f"{model} whole", say(model=model, max_tokens=100, temperature=0.7))
+        add(f"{model} stream", say(model=model, max_tokens=100, temperature=0.7), stream=True)
+    conversation = [
+        {"role": "system", "content": "Be brief."},
+        {"role": "user", "content": "Hi"},
+        {"role": "assistant", "content": "Hello."},
+        {"role": "user", "content": [{"type": "text", "text": "What is this? Ünïcödé 🦊"},
+                                      {"type": "image_url", "image_url": {"url": PIXEL}}]},
+    ]  # fmt: skip
+    for stream in (False, True):
+        how = "stream" if stream else "whole"
+        add(f"conversation with a picture {how}", {"model": "gpt-4", "messages": conversation}, stream=stream)
+        add(f"max_tokens cuts {how}", say(max_tokens=3), stream=stream)
+        add(f"stop {how}", say(stop=["sandbox", "."]), stream=stream)
+        add(f"long {how}", say("[[words:700]]"), stream=stream)
+        add(f"short delay {how}", say("[[delay:0.05]]"), stream=stream)
+        add(f"cut {how}", say("[[cut]]"), "provider_failed", stream=stream)
+        add(f"cut sound {how}", SPEECH | {"text": "[[cut]] " * 40}, "provider_failed", stream=stream)
+        add(f"cut picture {how}", draw("[[cut]]"), "provider_failed", stream=stream)
+        add(
+            f"deadline before the first byte {how}",
+            say("[[delay:30]]"),
+            "deadline_exceeded",
+            stream=stream,
+            timeout=0.4,
+        )
+        add(f"deadline in a stall {how}", say("[[stall]]"), "deadline_exceeded", stream=stream, timeout=0.5)
+        for model in IMAGE_MODELS:
+            add(
+                f"{model} {how}",
+                draw(model=model, seed=42, num_inference_steps=4, guidance_scale=7.5),
+                stream=stream,
+            )
+        for form in ("png", "jpeg", "webp"):
+            add(f"picture as {form} {how}", draw(output_format=form), stream=stream)
+        for wanted in ("url", "b64_json"):
+            add(f"picture as {wanted} {how}", draw(response_format=wanted), stream=stream)
+            add(f"speech as {wanted} {how}", SPEECH | {"response_format": wanted}, stream=stream)
+        for form in (
+            "mp3_44100_128",
+            "mp3_22050_32",
+            "wav_16000",
+            "pcm_16000",
+            "ulaw_8000",
+            "alaw_8000",
+            "opus_48000_64",
+        ):
+            add(f"speech as {form} {how}", SPEECH | {"output_format": form}, stream=stream)
+        settings = {
+            "stability": 0.5,
+            "similarity_boost": 0.5,
+            "style": 0.1,
+            "use_speaker_boost": True,
+            "speed": 1.1,
+        }
+        add(
+            f"speech with settings {how}",
+            SPEECH | {"voice_settings": settings, "seed": 7, "language_code": "en"},
+            stream=stream,
+        )
+        for form in ("mp3_44100_128", "wav_16000"):
+            body = {"model": "eleven-labs-sts", "audio": sound("some sound " * 400), "voice": "rachel"}
+            add(f"speech to speech as {form} {how}", body | {"output_format": form}, stream=stream)
+        for how_timed in ("none", "word", "character"):
+            body = {"model": "eleven-labs-stt", "audio": sound("some sound " * 400), "timestamps": how_timed}
+            add(f"transcript timed by {how_timed} {how}", body, stream=stream)
+        body = {
+            "model": "eleven-labs-stt",
+            "audio": sound("some sound " * 400),
+            "diarize": True,
+            "num_speakers": 2,
+        }
+        add(f"transcript with speakers {how}", body | {"language_code": "de"}, stream=stream)
+        for code in TABLE.keys() - NOT_PROVOKED:
+            add(f"text ends in {code} {how}", say(f"[[error:{code}]]"), code, stream=stream)
+        for code in ("content_policy_violation", "provider_unavailable", "insufficient_credits"):
+            add(f"image ends in {code} {how}", draw(f"[[error:{code}]]"), code, stream=stream)
+            add(f"speech ends in {code} {how}", SPEECH | {"text": f"[[error:{code}]]"}, code, stream=stream)
+            for model in ("eleven-labs-sts", "eleven-labs-stt"):
+                body = {"model": model, "audio": sound(f"[[error:{code}]]"), "voice": "adam"}
+                add(f"{model} ends in {code} {how}", body, code, stream=stream)
+        add(
+            f"live without a provider {how}",
+            say(model="claude-3-opus"),
+            "provider_not_configured",
+            key="live",
+            stream=stream,
+        )
+        add(f"live OpenAI {how}", say(), key="live", stream=stream)
+        add(f"no key {how}", say(), "invalid_api_key", key="none", stream=stream)
+    for key in ("junk", "revoked", "expired"):
+        add(f"{key} key", say(), "invalid_api_key", key=key)
+    add("the key is refused before the model", say(model="nope"), "invalid_api_key", key="junk")
+    add("the model is refused before the fields", say(model="nope", temperature=9), "unsupported_model")
+    add("invalid-model", say(model="invalid-model"), "unsupported_model")
+    add("a key of one model", say(model="claude-3-haiku"), key="only_haiku")
+    add("a key of another model", say(), "model_not_allowed", key="only_haiku")
+    add(
+        "a forbidden model is refused before the fields",
+        say(temperature=9),
+        "model_not_allowed",
+        key="only_haiku",
+    )
+    add("a request id comes back", say(), request_id="my-id.7")
+    add("a request id comes back on errors", say(temperature=9), "invalid_parameter", request_id="my-id.8")
+    add("a request id comes back without a key", say(), "invalid_api_key", key="none", request_id="my-id.9")
+    add("an unusable request id is replaced", say(), request_id=None)
+    for name, body, code in [
+        ("no model", {"messages": []}, "missing_parameter"),
+        ("no messages", {"model": "gpt-4"}, "missing_parameter"),
+        ("no prompt", {"model": "flux-1-pro"}, "missing_parameter"),
+        ("no text", {"model": "eleven-labs-tts", "voice": "adam"}, "missing_parameter"),
+        ("no voice", {"model": "eleven-labs-tts", "text": "Hi"}, "missing_parameter"),
+        ("no audio", {"model": "eleven-labs-stt"}, "missing_parameter"),
+        ("no voice for speech to speech", {"model": "eleven-labs-sts", "audio": sound("x")}, "missing_parameter"),
+        ("no role", {"model": "gpt-4", "messages": [{"content": "Hi"}]}, "missing_parameter"),
+        ("no content", {"model": "gpt-4", "messages": [{"role": "user"}]}, "missing_parameter"),
+        ("temperature 3", say(temperature=3), "invalid_parameter"),
+        ("temperature -1", say(temperature=-1), "invalid_parameter"),
+        ("top_p 2", say(top_p=2), "invalid_parameter"),
+        ("max_tokens 0", say(max_tokens=0), "invalid_parameter"),
+        ("seed -1", say(seed=-1), "invalid_parameter"),
+        ("penalty 3", say(presence_penalty=3), "invalid_parameter"),
+        ("other penalty -3", say(frequency_penalty=-3), "invalid_parameter"),
+        ("five stops", say(stop=["a", "b", "c", "d", "e"]), "invalid_parameter"),
+        ("an empty stop", say(stop=[""]), "invalid_parameter"),
+        ("a long user", say(user="u" * 300), "invalid_parameter"),
+        ("a remote picture", say([{"type": "image_url", "image_url": {"url": "https://example.com/a.png"}}]), "invalid_parameter"),  # type: ignore[arg-type]
+        ("width 4000", draw(width=4000), "invalid_parameter"),
+        ("height 1", draw(height=1), "invalid_parameter"),
+        ("steps 0", draw(num_inference_steps=0), "invalid_parameter"),
+        ("guidance 99", draw(guidance_scale=99), "invalid_parameter"),
+        ("a long prompt", draw("p" * 10_001), "context_length_exceeded"),
+        ("a long text", SPEECH | {"text": "t" * 10_001}, "context_length_exceeded"),
+        ("a strange format", SPEECH | {"output_format": "mp4"}, "invalid_parameter"),
+        ("a strange voice", SPEECH | {"voice": "../etc"}, "invalid_parameter"),
+        ("stability 2", SPEECH | {"voice_settings": {"stability": 2}}, "invalid_parameter"),
+        ("speed 9", SPEECH | {"voice_settings": {"speed": 9}}, "invalid_parameter"),
+        ("seed too large", SPEECH | {"seed": 2**32}, "invalid_parameter"),
+        ("a strange language", SPEECH | {"language_code": "English"}, "invalid_parameter"),
+        ("speakers 99", {"model": "eleven-labs-stt", "audio": sound("x"), "num_speakers": 99}, "invalid_parameter"),
+        ("a novel", say("w " * 1_000_000, model="claude-3-haiku"), "context_length_exceeded"),
+    ]:  # fmt: skip
+        add(name, body, code)
+        if "novel" not in name:
+            add(f"{name}, as a stream", body, code, stream=True)
+    return cases
+
+
+CASES = _cases()
+
+
+@pytest.fixture(scope="module")
+def wires(
+    http: aiohttp.ClientSession, channel: grpc.aio.Channel, rest_url: str, gateway_url: str
+) -> Mapping[str, Any]:
+    """The three ways."""
+    return {"grpc": Grpc(channel), "rest": Rest(http, rest_url), "remote": Rest(http, gateway_url)}
+
+
+def _ask(case: Case, keys: Keys) -> Ask:
+    other = {"none": None, "junk": "pml_test_junk"}
+    key = other[case.key] if case.key in other else getattr(keys, case.key)
+    return Ask(case.body, key, case.stream, case.request_id, case.timeout)
+
+
+def test_there_are_enough_cases_and_no_two_of_one_name() -> None:
+    assert len(CASES) >= 80
+    assert len({case.name for case in CASES}) == len(CASES)
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+async def test_three_ways_give_the_same(case: Case, wires: Mapping[str, Any], keys: Keys) -> None:
+    ask = _ask(case, keys)
+    outcomes = await all_ways(wires, ask)
+    assert {name: outcome.code for name, outcome in outcomes.items()} == dict.fromkeys(wires, case.code)
+    assert_same(outcomes, ask)
+    if case.code == "ok":
+        _assert_whole(outcomes["rest"].output, case)
+
+
+def _assert_whole(output: dict[str, Any], case: Case) -> None:
+    """An answer has what its kind promises."""
+    kind = kind_of(case.body["model"])
+    if kind == "text":
+        assert output["text"]
+        assert output["finish"] in ("stop", "length")
+        prompt, completion, total = output["usage"]
+        assert total == prompt + completion
+        assert prompt > 0
+    elif kind == "speech_to_text":
+        assert output["text"]
+        assert bool(output["words"]) == (case.body.get("timestamps") != "none")
+    else:
+        wanted = case.body.get("response_format", "both")
+        heard = output.get("sound") if case.stream and kind != "image" else output.get("inline")
+        assert heard if wanted != "url" or (case.stream and kind != "image") else not heard
+        assert ("linked" in output) == (wanted != "b64_json")
+        if heard and "linked" in output:
+            assert heard == output["linked"], "the link and the bytes are the same medium"
+
+
+class Skewed:
+    """A task service with one fault, to see that the suite would find it on a wire."""
+
+    def __init__(self, inner: Any, fault: str) -> None:
+        self.inner = inner
+        self.fault = fault
+
+    async def run_task(self, task: Task, call: Call) -> TaskResult:
+        if self.fault == "request id":
+            call.reply["X-Request-Id"] = "another"
+        result = await self.inner.run_task(task, call)
+        if self.fault == "output":
+            result.text.content += "!"
+        return result
+
+    @asynccontextmanager
+    async def stream_task(self, task: Task, call: Call) -> AsyncIterator[Any]:
+        async with self.inner.stream_task(task, call) as events:
+            yield self._less(events) if self.fault == "last piece" else events
+
+    async def _less(self, events: AsyncIterator[Any]) -> AsyncIterator[Any]:
+        async for event in events:
+            if event.text_delta.content != "":
+                continue
+            yield event
+
+
+@pytest.mark.parametrize("fault", ["none", "output", "request id", "last piece"])
+async def test_a_wire_that_is_broken_on_purpose_is_found(
+    fault: str, app: App, keys: Keys, http: aiohttp.ClientSession, wires: Mapping[str, Any]
+) -> None:
+    services = replace(app.services, tasks=Skewed(app.services.tasks, fault))
+    async with open_rest(services, GatewayOptions(), "127.0.0.1", 0) as (host, port):
+        broken = dict(wires, rest=Rest(http, f"http://{host}:{port}"))
+        ask = Ask(say(), keys.test, stream=fault == "last piece")
+        outcomes = await all_ways(broken, ask)
+    if fault == "none":
+        assert_same(outcomes, ask)
+    else:
+        with pytest.raises(AssertionError):
+            assert_same(outcomes, ask)
