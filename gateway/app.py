@@ -1,0 +1,147 @@
+"""The REST gateway: an aiohttp application before the ports of `pomelo.service`.
+
+Opened by the composition root with the engine behind it, or with a remote server: it can't tell which.
+"""
+
+import asyncio
+import ssl
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+
+from aiohttp import web
+
+from gateway import render, routes
+from gateway.connection import Connection
+from gateway.problems import CALL, guard
+from pomelo.service import Services
+
+MIB = 1024 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class GatewayOptions:
+    """What can be set; sizes in bytes, times in seconds.
+
+    `public_url` is where callers reach this gateway; media links lead there (empty: where it listens).
+    `json_limit` bounds a JSON body and a form without its file, `upload_limit` a file; audio given as
+    base64 is passed inline up to `inline_limit` and stored beyond it. `keep_alive` is the silence after
+    which a stream sends a comment. `head_timeout` bounds a request's head, `read_timeout` the time between
+    two pieces of its body, `write_timeout` the time in which a client must take something of an answer,
+    `idle_timeout` the time between two requests. `max_connections` is of all clients together.
+    `drain_timeout` is what running requests get when the gateway closes.
+    """
+
+    public_url: str = ""
+    json_limit: int = 8 * MIB
+    upload_limit: int = 50 * MIB
+    inline_limit: int = MIB
+    keep_alive: float = 15.0
+    head_timeout: float = 10.0
+    read_timeout: float = 30.0
+    write_timeout: float = 30.0
+    idle_timeout: float = 75.0
+    max_connections: int = 1024
+    drain_timeout: float = 2.0
+
+
+@dataclass(slots=True)
+class Gateway:
+    """What the handlers share.
+
+    `link` puts media links where callers reach this gateway; `kinds` remembers which kind of task a model
+    serves.
+    """
+
+    services: Services
+    options: GatewayOptions
+    link: render.Link
+    description: bytes
+    kinds: dict[str, int] = field(default_factory=dict)
+
+
+GATEWAY = web.AppKey("gateway", Gateway)
+
+
+def make_app(services: Services, options: GatewayOptions | None = None) -> web.Application:
+    """The application with every route of the table, before `services`."""
+    options = options or GatewayOptions()
+    gateway = Gateway(
+        services, options, render.link_to(options.public_url), routes.describe(options.public_url)
+    )
+    app = web.Application(middlewares=[guard])
+    app[GATEWAY] = gateway
+    for route in routes.ROUTES:
+        handler = _bind(gateway, route.handler)
+        app.router.add_route(route.method, route.path, handler, expect_handler=_expect)
+        if route.method == "GET":
+            app.router.add_route("HEAD", route.path, handler, expect_handler=_expect)
+    return app
+
+
+def _bind(
+    gateway: Gateway, handler: routes.Handler
+) -> Callable[[web.Request], Awaitable[web.StreamResponse]]:
+    async def handle(request: web.Request) -> web.StreamResponse:
+        return await handler(gateway, request, request[CALL])
+
+    return handle
+
+
+async def _expect(request: web.Request) -> None:
+    """Leaves `Expect: 100-continue` to whoever reads the body; anything else expected is ignored."""
+
+
+@asynccontextmanager
+async def open_rest(
+    services: Services,
+    options: GatewayOptions | None,
+    host: str,
+    port: int,
+    ssl_context: ssl.SSLContext | None = None,
+) -> AsyncIterator[tuple[str, int]]:
+    """Serves REST while the body runs; yields the host and the port that it listens on (port 0: a free one).
+
+    On leaving it stops listening, lets running requests end for `drain_timeout`, then cancels them.
+
+    Raises:
+        OSError: the address can't be used.
+    """
+    options = options or GatewayOptions()
+    app = make_app(services, options)
+    runner = web.AppRunner(app, handler_cancellation=True, shutdown_timeout=options.drain_timeout)
+    await runner.setup()
+    try:
+        server = runner.server
+        assert server is not None
+
+        def connect() -> Connection:
+            return Connection(
+                server,
+                head=options.head_timeout,
+                stall=options.write_timeout,
+                most=options.max_connections,
+                keepalive_timeout=options.idle_timeout,
+                access_log=None,
+                auto_decompress=False,
+                max_line_size=8190,
+                max_field_size=8190,
+                max_headers=128,
+            )
+
+        loop = asyncio.get_running_loop()
+        listener = await loop.create_server(
+            connect, host, port, ssl=ssl_context, backlog=1024, start_serving=False
+        )
+        try:
+            bound: tuple[str, int] = listener.sockets[0].getsockname()[:2]
+            if not options.public_url:
+                scheme = "http" if ssl_context is None else "https"
+                name = f"[{bound[0]}]" if ":" in bound[0] else bound[0]
+                app[GATEWAY].link = render.link_to(f"{scheme}://{name}:{bound[1]}")
+            await listener.start_serving()
+            yield bound
+        finally:
+            listener.close()
+    finally:
+        await runner.cleanup()

@@ -1,0 +1,76 @@
+"""Signed links: what tasks made, given out to whoever has the link.
+
+A row of `gateway.routes`. Whether a link is good is for the media service to say.
+"""
+
+import re
+
+from aiohttp import web
+
+from gateway.reply import headers
+from pomelo.call import Call
+from pomelo.errors import PomeloError
+from pomelo.service import MediaService
+
+_ID = re.compile(r"[\w.-]{1,200}", re.ASCII)
+_RANGE = re.compile(r"bytes=(\d{0,18})-(\d{0,18})", re.ASCII)
+
+
+def part_of(given: str | None, size: int) -> tuple[int, int] | None:
+    """The first byte and the one after the last of a `Range`, or None where the whole is to be sent: no
+    range, several, or none that can be served."""
+    match = _RANGE.fullmatch(given) if given is not None else None
+    if match is None:
+        return None
+    first, last = match.groups()
+    if first:
+        start, end = int(first), min(int(last) + 1, size) if last else size
+    elif last:
+        start, end = max(size - int(last), 0), size
+    else:
+        return None
+    return (start, end) if start < end else None
+
+
+async def download(service: MediaService, request: web.Request, call: Call) -> web.StreamResponse:
+    """Sends a medium, whole or the part that a `Range` asks for.
+
+    Raises:
+        PomeloError: invalid_api_key, not_found, store_unavailable; after the first byte, what cut the medium.
+    """
+    media_id = request.match_info["media_id"]
+    if not _ID.fullmatch(media_id):
+        raise PomeloError("not_found")
+    query = request.rel_url.raw_query_string
+    async with service.download_media(media_id, query, call) as (media, chunks):
+        size = media.size_bytes
+        wanted = None if "If-Range" in request.headers else part_of(request.headers.get("Range"), size)
+        start, end = wanted or (0, size)
+        response = web.StreamResponse(
+            status=200 if wanted is None else 206,
+            headers=headers(
+                call,
+                Content_Type=media.content_type,
+                Content_Length=str(end - start),
+                Content_Disposition=f'inline; filename="{media_id}"',
+                Content_Security_Policy="sandbox; default-src 'none'",
+                Cache_Control="private",
+                Accept_Ranges="bytes",
+            ),
+        )
+        if wanted is not None:
+            response.headers["Content-Range"] = f"bytes {start}-{end - 1}/{size}"
+        await response.prepare(request)
+        if request.method != "HEAD":
+            at = 0
+            async for chunk in chunks:
+                piece = chunk[max(start - at, 0) : end - at]
+                at += len(chunk)
+                if piece:
+                    await response.write(piece)
+                if at >= end:
+                    break
+            if at < end:
+                raise PomeloError("provider_unavailable")
+        await response.write_eof()
+        return response

@@ -1,0 +1,409 @@
+"""The OpenAPI 3.1 description of the REST API, served as /openapi.json.
+
+Read by programs; the words for people are in docs/. Its field names come from the table in `fields`, so that
+the two can't part.
+"""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from gateway.fields import FIELDS
+from pomelo.errors import TABLE
+from pomelo.gen.v1.task_pb2 import TaskType
+
+Schema = dict[str, Any]
+
+_NUMBER = {"type": "number"}
+
+
+def _range(kind: str, least: float, most: float | None = None, **more: Any) -> Schema:
+    schema: Schema = {"type": [kind, "null"], "minimum": least, **more}
+    if most is not None:
+        schema["maximum"] = most
+    return schema
+
+
+def _text(least: int = 0, most: int | None = None, **more: Any) -> Schema:
+    schema: Schema = {"type": ["string", "null"], "minLength": least, **more}
+    if most is not None:
+        schema["maxLength"] = most
+    return schema
+
+
+def _one_of(*values: str, **more: Any) -> Schema:
+    return {"type": ["string", "null"], "enum": [*values, None], **more}
+
+
+def _ref(name: str) -> Schema:
+    return {"$ref": f"#/components/schemas/{name}"}
+
+
+def _object(properties: Schema, required: Iterable[str] = (), **more: Any) -> Schema:
+    return {"type": "object", "properties": properties, "required": list(required), **more}
+
+
+_FIELD_SCHEMAS: Mapping[str, Schema] = {
+    "messages": {
+        "type": "array",
+        "items": _ref("Message"),
+        "minItems": 1,
+        "maxItems": 10_000,
+        "description": "The conversation, oldest first.",
+    },
+    "max_tokens": _range("integer", 1, description="The most tokens to generate."),
+    "temperature": _range("number", 0, 2, description="Randomness."),
+    "top_p": _range("number", 0, 1, description="Nucleus sampling."),
+    "stop": {
+        "type": ["string", "array", "null"],
+        "minLength": 1,
+        "items": {"type": "string", "minLength": 1},
+        "maxItems": 4,
+        "description": "Text that ends the output, or up to 4 of them.",
+    },
+    "seed": _range("integer", 0, 2**32 - 1, description="For repeatable output."),
+    "presence_penalty": _range("number", -2, 2),
+    "frequency_penalty": _range("number", -2, 2),
+    "user": _text(0, 256, description="Your own name for the end user."),
+    "prompt": _text(1, 10_000, description="What to draw."),
+    "width": _range("integer", 64, 2048, description="In pixels.", default=1024),
+    "height": _range("integer", 64, 2048, description="In pixels.", default=1024),
+    "num_inference_steps": _range("integer", 1, 100),
+    "guidance_scale": _range("number", 0, 20),
+    "text": _text(1, description="What to say."),
+    "voice": _text(1, description="A voice's name, such as adam, or its id."),
+    "voice_settings": {"anyOf": [_ref("VoiceSettings"), {"type": "null"}]},
+    "language_code": _text(description="ISO 639-1 or 639-3, such as en."),
+    "diarize": {"type": ["boolean", "null"], "description": "Tell speakers apart."},
+    "num_speakers": _range("integer", 1, 32),
+    "timestamps": _one_of("none", "word", "character"),
+    "response_format": _one_of("url", "b64_json", description="A link or the bytes; both when absent."),
+}
+
+_SOUND_FORMAT = _text(description="Codec, rate and kbit/s, such as mp3_44100_128.")
+_OWN_SCHEMAS: Mapping[tuple[int, str], Schema] = {
+    (TaskType.TASK_TYPE_TEXT, "seed"): _range("integer", 0, 2**53 - 1, description="For repeatable output."),
+    (TaskType.TASK_TYPE_IMAGE, "seed"): _range("integer", 0, 2**53 - 1, description="For the same picture."),
+    (TaskType.TASK_TYPE_IMAGE, "output_format"): _one_of("png", "jpeg", "webp"),
+    (TaskType.TASK_TYPE_TEXT_TO_SPEECH, "output_format"): _SOUND_FORMAT,
+    (TaskType.TASK_TYPE_SPEECH_TO_SPEECH, "output_format"): _SOUND_FORMAT,
+}
+"""Where a field is not the same for every kind."""
+
+_KINDS: tuple[tuple[int, str, str, tuple[str, ...]], ...] = (
+    (TaskType.TASK_TYPE_TEXT, "TextTask", "gpt-4", ("messages",)),
+    (TaskType.TASK_TYPE_IMAGE, "ImageTask", "flux-1-pro", ("prompt",)),
+    (TaskType.TASK_TYPE_TEXT_TO_SPEECH, "TextToSpeechTask", "eleven-labs-tts", ("text", "voice")),
+    (TaskType.TASK_TYPE_SPEECH_TO_SPEECH, "SpeechToSpeechTask", "eleven-labs-sts", ("audio", "voice")),
+    (TaskType.TASK_TYPE_SPEECH_TO_TEXT, "SpeechToTextTask", "eleven-labs-stt", ("audio",)),
+)
+_AUDIO = {
+    "type": "string",
+    "minLength": 4,
+    "description": "Sound as base64, or as a data: URI; in a form, as a file.",
+}
+
+
+def _tasks() -> dict[str, Schema]:
+    schemas = {}
+    for kind, name, example, required in _KINDS:
+        properties: Schema = {
+            "model": {"type": "string", "examples": [example], "description": "Decides the kind of task."},
+            "stream": {"type": ["boolean", "null"], "default": False},
+        }
+        for field in FIELDS[kind]:
+            schema = dict(_OWN_SCHEMAS.get((kind, field)) or _FIELD_SCHEMAS[field])
+            if field in required and type(schema["type"]) is list:
+                schema["type"] = schema["type"][0]
+            properties[field] = schema
+        if "audio" in required:
+            properties["audio"] = _AUDIO
+        schemas[name] = _object(properties, ("model", *required))
+    return schemas
+
+
+def _form() -> Schema:
+    properties: Schema = {
+        field: {"type": "string"} for fields in FIELDS.values() for field in fields
+    }  # All of a form's fields are texts; objects and lists are JSON text.
+    properties |= {
+        "model": {"type": "string", "examples": ["eleven-labs-stt"]},
+        "stream": {"type": "string", "enum": ["true", "false"]},
+        "audio": {"type": "string", "contentMediaType": "application/octet-stream"},
+    }
+    return _object(properties, ["model"])
+
+
+def _result(kind: str, prefix: str, **own: Any) -> Schema:
+    return _object(
+        {
+            "id": {"type": "string", "pattern": f"^{prefix}_"},
+            "object": {"const": kind},
+            "created": {"type": "integer", "description": "Unix seconds."},
+            "model": {"type": "string"},
+            **own,
+        },
+        ("id", "object", "created", "model", *own),
+    )
+
+
+def _schemas() -> dict[str, Schema]:
+    count = {"type": "integer", "minimum": 0}
+    medium = _object(
+        {
+            "url": {
+                "type": "string",
+                "format": "uri",
+                "description": "Signed; needs no key until it expires.",
+            },
+            "b64_json": {"type": "string", "contentEncoding": "base64"},
+        }
+    )
+    usage = dict.fromkeys(("prompt_tokens", "completion_tokens", "total_tokens"), count)
+    message = _object({"role": {"const": "assistant"}, "content": {"type": "string"}}, ("role", "content"))
+    choice = _object(
+        {
+            "index": {"const": 0},
+            "message": message,
+            "finish_reason": {"enum": ["stop", "length", "content_filter", None]},
+        },
+        ("index", "message", "finish_reason"),
+    )
+    word = _object(
+        {"text": {"type": "string"}, "start": _NUMBER, "end": _NUMBER, "speaker": {"type": "string"}},
+        ("text", "start", "end"),
+    )
+    return {
+        **_tasks(),
+        "Form": _form(),
+        "Message": _object(
+            {
+                "role": {"type": "string", "enum": ["system", "user", "assistant"]},
+                "content": {
+                    "anyOf": [
+                        {"type": "string"},
+                        {"type": "array", "items": _ref("Part"), "minItems": 1, "maxItems": 100},
+                    ]
+                },
+            },
+            ("role", "content"),
+            additionalProperties=False,
+        ),
+        "Part": {
+            "oneOf": [
+                _object(
+                    {"type": {"const": "text"}, "text": {"type": "string"}},
+                    ("type", "text"),
+                    additionalProperties=False,
+                ),
+                _object(
+                    {
+                        "type": {"const": "image_url"},
+                        "image_url": _object(
+                            {"url": {"type": "string"}}, ("url",), additionalProperties=False
+                        ),
+                    },
+                    ("type", "image_url"),
+                    additionalProperties=False,
+                ),
+            ]
+        },
+        "VoiceSettings": _object(
+            {
+                "stability": _range("number", 0, 1),
+                "similarity_boost": _range("number", 0, 1),
+                "style": _range("number", 0, 1),
+                "use_speaker_boost": {"type": ["boolean", "null"]},
+                "speed": _range("number", 0.25, 4),
+            },
+            additionalProperties=False,
+        ),
+        "TaskCompletion": _result(
+            "task.completion",
+            "task",
+            choices={"type": "array", "items": choice, "minItems": 1, "maxItems": 1},
+            usage=_object(dict(usage), usage),
+        ),
+        "ImageGeneration": _result(
+            "image.generation", "img", data={"type": "array", "items": medium, "minItems": 1}
+        ),
+        "SpeechGeneration": _result("speech.generation", "speech", audio=medium),
+        "SpeechTranscription": _transcription(word),
+        "Model": _object(
+            {
+                "id": {"type": "string"},
+                "object": {"const": "model"},
+                "type": {"enum": ["text", "image", "text-to-speech", "speech-to-speech", "speech-to-text"]},
+                "limits": _object({}, additionalProperties={"type": "integer"}),
+                "price": _object(
+                    {},
+                    additionalProperties={"type": "string", "pattern": r"^\d+(\.\d+)?$"},
+                    description="Credits for one unit.",
+                ),
+                "price_version": {"type": "string"},
+                "available": {"type": "boolean"},
+            },
+            ("id", "object", "type", "limits", "price", "price_version", "available"),
+        ),
+        "ModelList": _object(
+            {"object": {"const": "list"}, "data": {"type": "array", "items": _ref("Model")}},
+            ("object", "data"),
+        ),
+        "Error": _object(
+            {
+                "error": _object(
+                    {
+                        "message": {"type": "string"},
+                        "type": {"enum": sorted({row.type for row in TABLE.values()})},
+                        "code": {"enum": list(TABLE)},
+                    },
+                    ("message", "type", "code"),
+                    additionalProperties=False,
+                )
+            },
+            ("error",),
+            additionalProperties=False,
+        ),
+    }
+
+
+def _transcription(word: Schema) -> Schema:
+    schema = _result(
+        "speech.transcription",
+        "speech",
+        text={"type": "string"},
+        language={"type": "string"},
+    )
+    schema["properties"]["words"] = {"type": "array", "items": word}
+    return schema
+
+
+_HEADERS = {"X-Request-Id": {"schema": {"type": "string"}, "description": "Name it when you report a fault."}}
+_JSON = "application/json"
+
+
+def _responses(ok: Mapping[str, Any], *codes: str, status: int = 200) -> Schema:
+    """The answers of an operation: `ok` by media type, and the errors by their status."""
+    answers: Schema = {str(status): {"description": "Done.", "headers": _HEADERS, "content": dict(ok)}}
+    by_status: dict[int, list[str]] = {}
+    for code in codes:
+        by_status.setdefault(TABLE[code].http, []).append(code)
+    for http, listed in sorted(by_status.items()):
+        answers[str(http)] = {
+            "description": ", ".join(listed),
+            "headers": _HEADERS,
+            "content": {_JSON: {"schema": _ref("Error")}},
+        }
+    return answers
+
+
+_ANY = ("invalid_api_key", "invalid_parameter", "store_unavailable", "shutting_down", "internal_error")
+_TASK = tuple(code for code in TABLE if code not in ("not_found", "method_not_allowed"))
+_BINARY: Mapping[str, Any] = {"schema": {"type": "string", "format": "binary"}}
+
+
+def _task_operation() -> Schema:
+    results = ("TaskCompletion", "ImageGeneration", "SpeechGeneration", "SpeechTranscription")
+    media = ("image/png", "image/jpeg", "image/webp", "audio/mpeg", "audio/wav", "audio/ogg")
+    return {
+        "operationId": "runTask",
+        "summary": "Runs a task; the model decides its kind.",
+        "parameters": [
+            {
+                "name": "X-Request-Id",
+                "in": "header",
+                "schema": {"type": "string", "pattern": "^[!-~]{1,128}$"},
+            },
+            {
+                "name": "X-Request-Timeout",
+                "in": "header",
+                "schema": {"type": "number", "exclusiveMinimum": 0},
+                "description": "Seconds.",
+            },
+        ],
+        "requestBody": {
+            "required": True,
+            "content": {
+                _JSON: {"schema": {"anyOf": [_ref(name) for _, name, _, _ in _KINDS]}},
+                "multipart/form-data": {"schema": _ref("Form")},
+            },
+        },
+        "responses": _responses(
+            {
+                _JSON: {"schema": {"oneOf": [_ref(name) for name in results]}},
+                "text/event-stream": {"schema": {"type": "string"}},
+                **dict.fromkeys((*media, "application/octet-stream"), _BINARY),
+            },
+            *_TASK,
+        ),
+    }
+
+
+def _path(name: str, example: str) -> Schema:
+    return {"name": name, "in": "path", "required": True, "schema": {"type": "string"}, "example": example}
+
+
+def _paths() -> Schema:
+    download = {
+        "operationId": "getMedia",
+        "summary": "A picture or a sound, by its signed link.",
+        "security": [{}, {"key": []}],
+        "parameters": [
+            _path("media_id", "media_01.png"),
+            {"name": "exp", "in": "query", "schema": {"type": "string"}},
+            {"name": "sig", "in": "query", "schema": {"type": "string"}},
+        ],
+        "responses": {
+            **_responses(
+                {"*/*": _BINARY},
+                "invalid_api_key",
+                "invalid_parameter",
+                "not_found",
+                "store_unavailable",
+                "shutting_down",
+                "internal_error",
+                "deadline_exceeded",
+                "provider_unavailable",
+            ),
+            "206": {"description": "The part that Range asked for.", "content": {"*/*": _BINARY}},
+        },
+    }
+    return {
+        "/api/v1/task": {"post": _task_operation()},
+        "/api/v1/models": {
+            "get": {
+                "operationId": "listModels",
+                "summary": "The models that the key may use.",
+                "responses": _responses({_JSON: {"schema": _ref("ModelList")}}, *_ANY),
+            }
+        },
+        "/api/v1/models/{name}": {
+            "get": {
+                "operationId": "getModel",
+                "summary": "One model.",
+                "parameters": [_path("name", "gpt-4")],
+                "responses": _responses(
+                    {_JSON: {"schema": _ref("Model")}},
+                    *_ANY,
+                    "unsupported_model",
+                    "model_not_allowed",
+                    "not_found",
+                ),
+            }
+        },
+        "/media/{media_id}": {"get": download},
+    }
+
+
+def document(public_url: str) -> Schema:
+    """The whole description; `public_url` is the server it names, if any."""
+    return {
+        "openapi": "3.1.0",
+        "info": {"title": "Pomelo", "version": "1", "description": "AI tasks: text, images, speech."},
+        "servers": [{"url": public_url or "/"}],
+        "security": [{"key": []}],
+        "paths": _paths(),
+        "components": {
+            "securitySchemes": {"key": {"type": "http", "scheme": "bearer"}},
+            "schemas": _schemas(),
+        },
+    }

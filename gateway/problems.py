@@ -1,0 +1,77 @@
+"""Errors as REST callers see them: the body, the headers, and the guard around every route.
+
+The one table of errors is `pomelo.errors`; nothing here decides what is an error.
+"""
+
+import logging
+from collections.abc import Awaitable, Callable
+
+from aiohttp import web
+from pydantic_core import to_json
+
+from gateway.reply import cut, json_reply
+from pomelo.call import Call
+from pomelo.errors import PomeloError
+
+CALL = web.RequestKey("call", Call)
+"""Where the guard keeps a request's `Call`."""
+
+log = logging.getLogger("pomelo.gateway")
+
+_RETRY = frozenset({429, 503})
+
+
+def body(error: PomeloError) -> bytes:
+    """The error body: message, type and code, and nothing else."""
+    # A name that the caller chose may hold what can't be written as UTF-8.
+    message = error.message.encode("utf-8", "replace").decode()
+    return to_json({"error": {"message": message, "type": error.row.type, "code": error.code}})
+
+
+def problem(error: PomeloError, call: Call) -> web.Response:
+    """The answer for an error, with what the call gives back and, where it applies, Retry-After."""
+    response = json_reply(call, body(error), error.row.http)
+    if error.retry_after is not None and error.row.http in _RETRY:
+        response.headers["Retry-After"] = str(error.retry_after)
+    return response
+
+
+def unexpected(call: Call) -> PomeloError:
+    """Logs the exception being handled, once, under the request id; what the caller gets instead of it."""
+    log.exception("request %s failed unexpectedly", call.request_id)
+    return PomeloError("internal_error")
+
+
+@web.middleware
+async def guard(
+    request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
+) -> web.StreamResponse:
+    """Makes the request's `Call`, and an error body of whatever goes wrong.
+
+    What goes wrong once an answer has begun breaks the connection: it can't be told any more.
+    """
+    call = request[CALL] = Call.from_headers(request.headers.get, wire="rest")
+    try:
+        return await handler(request)
+    except PomeloError as error:
+        if request.writer.output_size:
+            raise cut(request) from None
+        return problem(error, call)
+    except web.HTTPMethodNotAllowed as refusal:
+        allowed = ", ".join(sorted(refusal.allowed_methods))
+        response = problem(
+            PomeloError("method_not_allowed", f"The path does not take this method. Use {allowed}"), call
+        )
+        response.headers["Allow"] = allowed
+        return response
+    except web.HTTPException:
+        return problem(PomeloError("not_found"), call)
+    except Exception as error:
+        if isinstance(error, ConnectionError) and (
+            request.transport is None or request.transport.is_closing()
+        ):
+            raise  # The caller has left, or was cut off; there is nobody to answer.
+        fault = unexpected(call)
+        if request.writer.output_size:
+            raise cut(request) from None
+        return problem(fault, call)

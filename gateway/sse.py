@@ -1,0 +1,154 @@
+"""Answers as server-sent events: `stream: true`.
+
+Called by `gateway.task`. An error before the first event is an ordinary error answer; after it, an
+`error` event, and no `[DONE]`: a stream that was cut can't look complete.
+"""
+
+import asyncio
+
+from aiohttp import web
+
+from gateway import problems, render
+from gateway.reply import headers
+from pomelo.call import Call
+from pomelo.errors import PomeloError
+from pomelo.gen.v1.task_pb2 import Task
+from pomelo.gen.v1.task_service_pb2 import TaskStarted
+from pomelo.service import TaskService
+
+_DONE = b"\n\ndata: [DONE]\n\n"
+_KEEP_ALIVE = b": keep-alive\n\n"
+
+
+class EventStream:
+    """The answer's way out: its head when there is something to say, and comments in silence.
+
+    The head goes out with the first event, or after `keep_alive` seconds without one.
+    """
+
+    __slots__ = ("_beat", "_call", "_every", "_last", "_loop", "_request", "_timer", "response")
+
+    def __init__(self, request: web.Request, call: Call, keep_alive: float) -> None:
+        self.response: web.StreamResponse | None = None
+        self._request = request
+        self._call = call
+        self._every = keep_alive
+        self._loop = asyncio.get_running_loop()
+        self._last = 0.0
+        self._timer: asyncio.TimerHandle | None = None
+        self._beat: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        """From now on silence is filled; `call.reply` must be complete."""
+        self._last = self._loop.time()
+        self._timer = self._loop.call_at(self._last + self._every, self._tick)
+
+    def stop(self) -> None:
+        """Silence is no longer filled; idempotent."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if self._beat is not None:
+            self._beat.cancel()
+            self._beat = None
+
+    async def _open(self) -> web.StreamResponse:
+        response = self.response = web.StreamResponse(
+            headers=headers(self._call, Content_Type="text/event-stream", X_Accel_Buffering="no")
+        )
+        await response.prepare(self._request)
+        return response
+
+    async def send(self, data: bytes) -> None:
+        """Sends events, opening the answer before the first."""
+        self._last = self._loop.time()
+        response = await self._open() if self.response is None else self.response
+        await response.write(data)
+
+    async def finish(self, data: bytes) -> web.StreamResponse:
+        """Sends the last events and ends the answer."""
+        response = await self._open() if self.response is None else self.response
+        await response.write_eof(data)
+        return response
+
+    async def fail(self, error: PomeloError) -> web.StreamResponse:
+        """Ends the answer with an error event, and the connection with it."""
+        response = await self._open() if self.response is None else self.response
+        response.force_close()
+        await response.write_eof(b"event: error\ndata: " + problems.body(error) + b"\n\n")
+        return response
+
+    def _tick(self) -> None:
+        now = self._loop.time()
+        due = self._last + self._every
+        if now >= due:
+            transport = self._request.transport
+            # A client that has not taken what was sent needs no sign of life.
+            if transport is not None and not transport.get_write_buffer_size():
+                self._beat = self._loop.create_task(self._comment())
+            self._last = now
+            due = now + self._every
+        self._timer = self._loop.call_at(due, self._tick)
+
+    async def _comment(self) -> None:
+        try:
+            response = await self._open() if self.response is None else self.response
+            await response.write(_KEEP_ALIVE)
+        except ConnectionError:
+            pass  # The client has left; its handler is being cancelled.
+
+
+async def stream(
+    request: web.Request,
+    call: Call,
+    tasks: TaskService,
+    task: Task,
+    *,
+    link: render.Link,
+    keep_alive: float,
+    words: bool,
+) -> web.StreamResponse:
+    """Runs `task` and sends its events as they come. The last event waits until the task is closed, so that
+    what follows it can't fail.
+
+    Raises:
+        PomeloError: what went wrong before anything was sent.
+    """
+    out = EventStream(request, call, keep_alive)
+    pieces = render.Pieces(TaskStarted())
+    last = b""
+    fault: PomeloError | None = None
+    try:
+        async with tasks.stream_task(task, call) as events:
+            out.start()
+            async for event in events:
+                which = event.WhichOneof("event")
+                if which == "text_delta":
+                    delta = event.text_delta
+                    if delta.finish_reason:
+                        last = pieces.last_text(delta)
+                    else:
+                        await out.send(b"data: " + pieces.text(delta.content) + b"\n\n")
+                elif which == "audio_chunk":
+                    await out.send(b"data: " + pieces.sound(event.audio_chunk.data) + b"\n\n")
+                elif which == "image_progress":
+                    await out.send(b"data: " + pieces.progress(event.image_progress.progress) + b"\n\n")
+                elif which == "result":
+                    last = render.result(event.result, link, words=words)
+                elif which == "started":
+                    pieces = render.Pieces(event.started)
+        if not last:
+            raise ValueError("the stream ended without its last event")
+    except PomeloError as error:
+        fault = error
+    except ConnectionError:
+        raise
+    except Exception:
+        fault = problems.unexpected(call)
+    finally:
+        out.stop()
+    if fault is None:
+        return await out.finish(b"data: " + last + _DONE)
+    if out.response is None:
+        raise fault
+    return await out.fail(fault)
