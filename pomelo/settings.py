@@ -1,0 +1,280 @@
+"""What the operator sets: `pomelo.toml` overridden by environment variables, checked once at start.
+
+`load` is called by the command line; tests make a `Settings` by hand, which reads nothing. Only the command
+line and the composition root know this module. It knows no other part of the house.
+"""
+
+import difflib
+import ipaddress
+import os
+import secrets
+import tempfile
+import tomllib
+from collections.abc import Mapping, Set
+from pathlib import Path
+from typing import Annotated, Any, Self
+
+from pydantic import AfterValidator, BaseModel, ByteSize, ConfigDict, Field, ValidationError, model_validator
+
+PREFIX = "POMELO_"
+VENDORS = ("openai_",)
+"""How settings begin whose variables bear the vendor's own names, which its own tools read as well."""
+
+CONFIG = Path("pomelo.toml")
+"""Read from the working directory when neither --config nor POMELO_CONFIG names a file."""
+
+NOT_SETTINGS = frozenset({"POMELO_CONFIG", "POMELO_KEY"})
+"""Variables of ours that are no settings: the command line reads them itself."""
+
+_MIB = 1024 * 1024
+_SECRET_LENGTH = 32
+
+
+class SettingsError(Exception):
+    """The settings can't be used; the message is one line that says which, and what to do."""
+
+
+def split_address(text: str) -> tuple[str, int]:
+    """The host and the port of `host:port` or `[v6]:port`.
+
+    Raises:
+        ValueError: it is none.
+    """
+    host, colon, port = text.rpartition(":")
+    if host.startswith("[") and host.endswith("]"):
+        host = host[1:-1]
+    elif ":" in host:
+        host = ""
+    if not host or not colon or not port.isascii() or not port.isdigit() or int(port) > 65535:
+        raise ValueError("must be host:port, such as 127.0.0.1:8080")
+    return host, int(port)
+
+
+def _address(text: str) -> str:
+    if text:
+        split_address(text)
+    return text
+
+
+def _url(text: str) -> str:
+    if text and not text.startswith(("http://", "https://")):
+        raise ValueError("must begin with http:// or https://")
+    return text.rstrip("/")
+
+
+def _store(text: str) -> str:
+    if text not in ("", "sqlite:"):
+        raise ValueError("must be sqlite: (in the data folder), the only store so far")
+    return "sqlite:"
+
+
+def _secret(text: str) -> str:
+    if text and len(text) < _SECRET_LENGTH:
+        raise ValueError(f"must have at least {_SECRET_LENGTH} characters, as `openssl rand -hex 32` prints")
+    return text
+
+
+def _file(path: Path | None) -> Path | None:
+    if path is not None and not path.is_file():
+        raise ValueError("names no file")
+    return path
+
+
+Address = Annotated[str, AfterValidator(_address)]
+Url = Annotated[str, AfterValidator(_url)]
+File = Annotated[Path | None, AfterValidator(_file)]
+
+
+class Settings(BaseModel):
+    """Every setting. Made by hand it reads neither files nor variables; see `load`.
+
+    An address is `host:port`, empty where the door is off, port 0 for any free one. Sizes are in bytes and
+    may be written as 8MiB, times are in seconds. Relative paths are relative to the working directory;
+    those of a file, to the file's folder.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
+
+    rest: Address = "127.0.0.1:8080"
+    grpc: Address = "127.0.0.1:50051"
+    data: Path = Path(".pomelo")
+    store: Annotated[str, AfterValidator(_store)] = "sqlite:"
+    public_url: Url = ""
+    """Where callers reach REST; empty: its address."""
+    secret: Annotated[str, AfterValidator(_secret)] = Field(default="", repr=False)
+    """The root of key peppers and link signatures; empty: the one kept in the data folder."""
+    tls_cert: File = None
+    tls_key: File = None
+    tls_client_ca: File = None
+    insecure: bool = False
+    openai_api_key: str = Field(default="", repr=False)
+    openai_base_url: Url = "https://api.openai.com/v1"
+    json_limit: Annotated[ByteSize, Field(gt=0)] = ByteSize(8 * _MIB)
+    upload_limit: Annotated[ByteSize, Field(gt=0)] = ByteSize(50 * _MIB)
+    inline_limit: Annotated[ByteSize, Field(gt=0)] = ByteSize(4 * _MIB)
+    grace: float = Field(default=10.0, ge=0, le=3600)
+    """Seconds that running tasks get to end when the server shuts down."""
+
+    @model_validator(mode="after")
+    def _tls(self) -> Self:
+        if (self.tls_cert is None) != (self.tls_key is None):
+            raise ValueError("POMELO_TLS_CERT and POMELO_TLS_KEY go together: set both or none")
+        if self.tls_client_ca is not None and self.tls_cert is None:
+            raise ValueError("POMELO_TLS_CLIENT_CA needs POMELO_TLS_CERT and POMELO_TLS_KEY")
+        if self.tls_cert is None and not self.insecure:
+            for name, address in (("POMELO_REST", self.rest), ("POMELO_GRPC", self.grpc)):
+                if address and not is_loopback(split_address(address)[0]):
+                    raise ValueError(
+                        f"{name}: {address} is open to other machines without TLS. Set POMELO_TLS_CERT and "
+                        "POMELO_TLS_KEY, or POMELO_INSECURE=1 behind a proxy that has it"
+                    )
+        return self
+
+    def rest_address(self) -> tuple[str, int]:
+        """Host and port of REST.
+
+        Raises:
+            SettingsError: REST is off.
+        """
+        if not self.rest:
+            raise SettingsError("POMELO_REST is empty: REST is off")
+        return split_address(self.rest)
+
+    def store_url(self) -> str:
+        """What `pomelo.stores.open_store` takes."""
+        return f"sqlite:{self.data / 'pomelo.db'}"
+
+    @property
+    def admin_socket(self) -> Path:
+        """Where the operator's service listens."""
+        return self.data / "admin.sock"
+
+    @property
+    def key_file(self) -> Path:
+        """Where the development key is kept."""
+        return self.data / "test-key"
+
+    def root_secret(self) -> bytes:
+        """The root secret; made and kept (mode 0600) in the data folder when there is none. Makes the folder.
+
+        Raises:
+            SettingsError: the folder or the file can't be used.
+        """
+        try:
+            self.data.mkdir(mode=0o700, parents=True, exist_ok=True)
+            if self.secret:
+                return self.secret.encode()
+            path = self.data / "secret"
+            if not path.exists():
+                _create(path, secrets.token_hex(32))
+            if path.stat().st_mode & 0o077:
+                raise SettingsError(f"{path} can be read by others. Run: chmod 600 {path}")
+            secret = path.read_text().strip()
+        except (OSError, UnicodeDecodeError) as error:
+            raise SettingsError(f"POMELO_DATA: {self.data} can't be used: {_reason(error)}") from error
+        if len(secret) < _SECRET_LENGTH:
+            raise SettingsError(f"{path} is damaged. Restore it; without it no key is valid any more")
+        return secret.encode()
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can reach an address of `host`."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def load(config: Path | None = None, environ: Mapping[str, str] = os.environ) -> Settings:
+    """The settings: `config` (or POMELO_CONFIG, or pomelo.toml where it exists), overridden by `environ`.
+
+    An empty variable counts as absent, but for POMELO_REST and POMELO_GRPC, which it turns off.
+
+    Raises:
+        SettingsError: a file that is named but can't be read; an unknown or wrong name or value.
+    """
+    values = _from_file(_config(config, environ)) | _from_variables(environ)
+    try:
+        return Settings(**values)
+    except ValidationError as error:
+        raise SettingsError(_line(error)) from None
+
+
+def variable(name: str) -> str:
+    """The variable of a setting: POMELO_REST for rest, OPENAI_API_KEY for openai_api_key."""
+    return name.upper() if name.startswith(VENDORS) else PREFIX + name.upper()
+
+
+def _config(config: Path | None, environ: Mapping[str, str]) -> Path | None:
+    named = config or (Path(given) if (given := environ.get("POMELO_CONFIG")) else None)
+    if named is None:
+        return CONFIG if CONFIG.exists() else None
+    if not named.is_file():
+        raise SettingsError(f"{named}: there is no such file")
+    return named
+
+
+def _from_file(path: Path | None) -> dict[str, Any]:
+    if path is None:
+        return {}
+    try:
+        values = tomllib.loads(path.read_text())
+    except tomllib.TOMLDecodeError as error:
+        raise SettingsError(f"{path}: {error}") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise SettingsError(f"{path} can't be read: {_reason(error)}") from None
+    known = set(Settings.model_fields)
+    for name in values:
+        if name not in known:
+            raise SettingsError(f"{path}: unknown key {name!r}{_meant(name, known)}")
+    for name in ("data", "tls_cert", "tls_key", "tls_client_ca"):
+        if isinstance(values.get(name), str) and values[name]:
+            values[name] = path.parent / values[name]
+    return values
+
+
+def _from_variables(environ: Mapping[str, str]) -> dict[str, Any]:
+    known = {variable(name) for name in Settings.model_fields} | NOT_SETTINGS
+    for name in environ:
+        if name.startswith(PREFIX) and name not in known:
+            raise SettingsError(f"Unknown variable {name}{_meant(name, known)}")
+    off = {"POMELO_REST", "POMELO_GRPC"}
+    given = {name: value for name, value in environ.items() if value or name in off}
+    return {name: given[variable(name)] for name in Settings.model_fields if variable(name) in given}
+
+
+def _meant(name: str, known: Set[str]) -> str:
+    close = difflib.get_close_matches(name, known, n=1)
+    return f". Did you mean {close[0]}?" if close else ""
+
+
+def _line(error: ValidationError) -> str:
+    """The first thing that is wrong, without its value."""
+    first = error.errors(include_url=False, include_context=False, include_input=False)[0]
+    message = first["msg"].removeprefix("Value error, ")
+    if not first["loc"]:
+        return message
+    name = str(first["loc"][0])
+    return f"{variable(name) if name in Settings.model_fields else name}: {message}"
+
+
+def _reason(error: Exception) -> str:
+    return (error.strerror or type(error).__name__) if isinstance(error, OSError) else "it is no text"
+
+
+def _create(path: Path, text: str) -> None:
+    """Writes a file of mode 0600 that is whole or absent; does nothing when another process was first."""
+    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
+    try:
+        with os.fdopen(descriptor, "w") as file:
+            file.write(text + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+        try:
+            os.link(temporary, path)
+        except FileExistsError:
+            return
+    finally:
+        Path(temporary).unlink()
