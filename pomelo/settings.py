@@ -246,7 +246,7 @@ def _from_variables(environ: Mapping[str, str]) -> dict[str, Any]:
 
 
 def _meant(name: str, known: Set[str]) -> str:
-    close = difflib.get_close_matches(name, known, n=1)
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.75)
     return f". Did you mean {close[0]}?" if close else ""
 
 

@@ -1,0 +1,267 @@
+"""What every store keeps to; then what the SQLite file keeps to beyond that."""
+
+import asyncio
+import sqlite3
+import stat
+import subprocess
+import sys
+from collections.abc import AsyncIterator
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from pomelo.errors import PomeloError
+from pomelo.stores import open_store
+from pomelo.stores.base import KeyRecord, Store, StoreError, UnknownAccountError
+from pomelo.stores.schema import MIGRATIONS
+from pomelo.stores.sqlite import open_sqlite
+
+
+def record(key_id: str = "a" * 12, **changes) -> KeyRecord:
+    values = {"account": "default", "live": False, "digest": b"\x00\xff", "models": (), "created": 1.5}
+    return KeyRecord(key_id, **(values | changes))
+
+
+def sqlite_url(folder: Path) -> str:
+    return f"sqlite:{folder / 'pomelo.db'}"
+
+
+@pytest.fixture(params=[sqlite_url], ids=["sqlite"])
+def url(request, tmp_path) -> str:
+    return request.param(tmp_path)
+
+
+@pytest.fixture
+async def store(url) -> AsyncIterator[Store]:
+    async with open_store(url) as opened:
+        yield opened
+
+
+# --- every store
+
+
+async def test_a_key_comes_back_as_it_was_given(store):
+    for given in (
+        record(),
+        record(
+            "b" * 12,
+            live=True,
+            models=("gpt-4", 'a"b,c'),
+            expires=9.25,
+            revoked=3.0,
+            digest=bytes(range(256)),
+        ),
+    ):
+        await store.add_key(given)
+        assert await store.get_key(given.key_id) == given
+
+
+async def test_an_unknown_key_is_none(store):
+    assert await store.get_key("nothing") is None
+    assert await store.get_key("' OR 1=1 --") is None
+    assert await store.revoke_key("nothing", 1.0) is None
+
+
+async def test_what_was_kept_is_there_when_the_store_is_opened_again(url):
+    async with open_store(url) as store:
+        await store.add_key(record())
+    async with open_store(url) as store:
+        assert await store.get_key("a" * 12) == record()
+
+
+async def test_a_key_of_an_unknown_account_is_refused_and_leaves_nothing(store):
+    with pytest.raises(UnknownAccountError):
+        await store.add_key(record(account="nobody"))
+    assert await store.list_keys() == []
+
+
+async def test_an_id_can_not_be_taken_twice(store):
+    await store.add_key(record())
+    with pytest.raises(PomeloError) as caught:
+        await store.add_key(record(digest=b"other"))
+    assert caught.value.code == "store_unavailable"
+    assert (await store.get_key("a" * 12)).digest == b"\x00\xff"
+
+
+async def test_keys_are_listed_oldest_first_by_account(store):
+    for key_id, created in (("c", 2.0), ("a", 3.0), ("b", 1.0)):
+        await store.add_key(record(key_id, created=created))
+    assert [key.key_id for key in await store.list_keys()] == ["b", "c", "a"]
+    assert len(await store.list_keys("default")) == 3
+    assert await store.list_keys("nobody") == []
+
+
+async def test_a_revocation_stands_from_its_first_time_on(store):
+    await store.add_key(record())
+    assert (await store.revoke_key("a" * 12, 7.0)).revoked == 7.0
+    assert (await store.revoke_key("a" * 12, 8.0)).revoked == 7.0
+
+
+async def test_a_key_is_replaced_whole_or_not_at_all(store):
+    await store.add_key(record("old"))
+    with pytest.raises(UnknownAccountError):
+        await store.replace_key("old", record("new", account="nobody"), 5.0)
+    assert (await store.get_key("old")).revoked is None
+    assert await store.replace_key("old", record("new"), 6.0)
+    assert (await store.get_key("old")).revoked == 6.0
+    assert await store.get_key("new") == record("new")
+
+
+async def test_only_a_key_that_stands_is_replaced_and_only_once(store):
+    await store.add_key(record("old"))
+    won = await asyncio.gather(*(store.replace_key("old", record(f"new{n}"), 5.0) for n in range(5)))
+    assert sorted(won) == [False] * 4 + [True]
+    assert len(await store.list_keys()) == 2
+    assert not await store.replace_key("nothing", record("x"), 5.0)
+
+
+async def test_many_callers_at_once_are_all_served(store):
+    await asyncio.gather(*(store.add_key(record(f"key{n}")) for n in range(100)))
+    found = await asyncio.gather(*(store.get_key(f"key{n}") for n in range(100)))
+    assert [key.key_id for key in found] == [f"key{n}" for n in range(100)]
+
+
+async def test_a_closed_store_is_unavailable(url):
+    async with open_store(url) as store:
+        pass
+    with pytest.raises(PomeloError) as caught:
+        await store.get_key("a")
+    assert caught.value.code == "store_unavailable"
+
+
+async def test_a_kind_of_store_that_is_not_built_in_is_refused():
+    for url in ("redis://127.0.0.1", "sqlite:", ""):
+        with pytest.raises(StoreError, match="kind"):
+            open_store(url)
+
+
+# --- the SQLite file
+
+
+async def opening_fails(path: Path, lock_wait: float = 0.0) -> str:
+    with pytest.raises(StoreError) as caught:
+        async with open_sqlite(path, lock_wait=lock_wait):
+            pass
+    return str(caught.value)
+
+
+async def test_the_files_are_for_the_owner_alone(tmp_path):
+    async with open_store(sqlite_url(tmp_path)) as store:
+        await store.add_key(record())
+        modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in tmp_path.iterdir()}
+    assert set(modes) == {"pomelo.db", "pomelo.db-wal", "pomelo.db-shm", "pomelo.db.lock"}
+    assert set(modes.values()) == {0o600}
+
+
+async def test_a_second_opening_is_refused_until_the_first_is_closed(tmp_path):
+    path = tmp_path / "pomelo.db"
+    async with open_sqlite(path):
+        assert "used by another process" in await opening_fails(path)
+    async with open_sqlite(path):
+        pass
+
+
+async def test_an_opening_waits_for_a_holder_that_leaves(tmp_path):
+    path = tmp_path / "pomelo.db"
+    holding = asyncio.Event()
+
+    async def hold() -> None:
+        async with open_sqlite(path):
+            holding.set()
+            await waiting
+
+    async def wait() -> None:
+        async with open_sqlite(path, lock_wait=30.0) as store:
+            assert await store.list_keys() == []
+
+    waiting = asyncio.get_running_loop().create_future()
+    holder = asyncio.create_task(hold())
+    await holding.wait()
+    waiter = asyncio.create_task(wait())
+    waiting.get_loop().call_later(0.1, waiting.set_result, None)
+    await asyncio.gather(holder, waiter)
+
+
+async def test_the_lock_ends_with_a_process_that_is_killed(tmp_path):
+    path = tmp_path / "pomelo.db"
+    program = (
+        "import asyncio, sys\nfrom pathlib import Path\nfrom pomelo.stores.base import KeyRecord\n"
+        "from pomelo.stores.sqlite import open_sqlite\n"
+        "async def main():\n"
+        "    async with open_sqlite(Path(sys.argv[1])) as store:\n"
+        "        await store.add_key(KeyRecord('k', 'default', False, b'd', (), 1.0))\n"
+        "        print('kept', flush=True)\n"
+        "        await asyncio.Event().wait()\n"
+        "asyncio.run(main())\n"
+    )
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", program, str(path), stdout=subprocess.PIPE
+    )
+    assert process.stdout is not None
+    assert await process.stdout.readline() == b"kept\n"
+    assert f"pid {process.pid}" in await opening_fails(path)
+    process.kill()
+    await process.wait()
+    async with open_sqlite(path) as store:
+        assert await store.get_key("k") is not None
+
+
+async def test_a_file_that_is_no_database_is_refused_and_left_alone(tmp_path):
+    path = tmp_path / "pomelo.db"
+    path.write_bytes(b"my diary " * 1000)
+    assert "damaged or no Pomelo database" in await opening_fails(path)
+    assert path.read_bytes() == b"my diary " * 1000
+
+
+async def test_a_database_of_another_program_is_refused_and_left_alone(tmp_path):
+    path = tmp_path / "pomelo.db"
+    with closing(sqlite3.connect(path)) as other:
+        other.execute("CREATE TABLE diary (day TEXT)")
+    before = path.read_bytes()
+    assert "another program" in await opening_fails(path)
+    assert path.read_bytes() == before
+
+
+async def test_a_database_of_a_newer_version_is_refused(tmp_path):
+    path = tmp_path / "pomelo.db"
+    async with open_sqlite(path):
+        pass
+    with closing(sqlite3.connect(path)) as newer:
+        newer.execute("INSERT INTO migrations VALUES (?, 1.0)", (len(MIGRATIONS) + 1,))
+        newer.commit()
+    assert "newer Pomelo" in await opening_fails(path)
+
+
+async def test_a_refused_file_is_not_kept_locked(tmp_path):
+    path = tmp_path / "pomelo.db"
+    path.write_bytes(b"x" * 5000)
+    await opening_fails(path)
+    path.unlink()
+    async with open_sqlite(path):
+        pass
+
+
+async def test_a_folder_that_can_not_be_made_is_refused(tmp_path):
+    (tmp_path / "file").write_text("")
+    assert "can't be opened" in await opening_fails(tmp_path / "file" / "pomelo.db")
+
+
+async def test_each_migration_is_noted_once(tmp_path):
+    path = tmp_path / "pomelo.db"
+    for _ in range(2):
+        async with open_sqlite(path):
+            pass
+    with closing(sqlite3.connect(path)) as connection:
+        versions = [row[0] for row in connection.execute("SELECT version FROM migrations ORDER BY version")]
+        strict = connection.execute("SELECT count(*) FROM pragma_table_list WHERE strict = 1").fetchone()[0]
+    assert versions == list(range(1, len(MIGRATIONS) + 1))
+    assert strict == 3
+
+
+async def test_commits_are_on_the_disk_before_they_are_answered(tmp_path):
+    async with open_sqlite(tmp_path / "pomelo.db") as store:
+        settings = await store._do(
+            lambda c: [c.execute(f"PRAGMA {name}").fetchone()[0] for name in ("journal_mode", "synchronous")]
+        )
+    assert settings == ["wal", 2]

@@ -1,0 +1,203 @@
+"""Settings: files and variables, what is refused, and the root secret."""
+
+import stat
+from pathlib import Path
+
+import pytest
+from pydantic import ValidationError
+
+from pomelo.settings import Settings, SettingsError, load, split_address, variable
+
+MIB = 1024 * 1024
+
+
+def refusal(environ: dict[str, str], config: Path | None = None) -> str:
+    with pytest.raises(SettingsError) as caught:
+        load(config, environ)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_without_a_file_or_variables_the_defaults_of_the_documentation_hold(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    settings = load(None, {})
+    assert (settings.rest, settings.grpc) == ("127.0.0.1:8080", "127.0.0.1:50051")
+    assert settings.data == Path(".pomelo")
+    assert settings.openai_base_url == "https://api.openai.com/v1"
+    assert (settings.json_limit, settings.upload_limit, settings.inline_limit) == (8 * MIB, 50 * MIB, 4 * MIB)
+    assert settings.grace == 10
+
+
+def test_a_file_is_read_and_each_of_its_keys_is_overridden_by_its_variable(tmp_path):
+    config = tmp_path / "any.toml"
+    config.write_text('rest = "127.0.0.1:1"\ngrpc = ""\njson_limit = "1MiB"\nopenai_api_key = "sk-file"\n')
+    settings = load(config, {"POMELO_REST": "127.0.0.1:2", "OPENAI_API_KEY": "sk-variable"})
+    assert (settings.rest, settings.grpc, settings.json_limit) == ("127.0.0.1:2", "", MIB)
+    assert settings.openai_api_key == "sk-variable"
+
+
+def test_pomelo_toml_of_the_working_directory_is_found(tmp_path, monkeypatch):
+    (tmp_path / "pomelo.toml").write_text("grace = 3\n")
+    monkeypatch.chdir(tmp_path)
+    assert load(None, {}).grace == 3
+
+
+def test_pomelo_config_names_a_file_and_the_option_goes_before_it(tmp_path):
+    one, two = tmp_path / "one.toml", tmp_path / "two.toml"
+    one.write_text("grace = 1\n")
+    two.write_text("grace = 2\n")
+    assert load(None, {"POMELO_CONFIG": str(one)}).grace == 1
+    assert load(two, {"POMELO_CONFIG": str(one)}).grace == 2
+
+
+def test_paths_in_a_file_are_relative_to_its_folder(tmp_path):
+    config = tmp_path / "p.toml"
+    config.write_text('data = "here"\n')
+    assert load(config, {}).data == tmp_path / "here"
+    assert load(config, {"POMELO_DATA": "there"}).data == Path("there")
+
+
+def test_a_file_that_is_named_must_exist_and_be_toml(tmp_path):
+    assert "no such file" in refusal({}, tmp_path / "none.toml")
+    broken = tmp_path / "broken.toml"
+    broken.write_text("rest = \n")
+    assert "broken.toml" in refusal({}, broken)
+
+
+def test_an_unknown_variable_is_refused_by_name_and_the_likely_one_is_proposed():
+    assert (
+        refusal({"POMELO_RSET": "127.0.0.1:1"}) == "Unknown variable POMELO_RSET. Did you mean POMELO_REST?"
+    )
+    assert refusal({"POMELO_ZZZZ": ""}) == "Unknown variable POMELO_ZZZZ"
+
+
+def test_an_unknown_key_in_the_file_is_refused_by_name(tmp_path):
+    config = tmp_path / "p.toml"
+    config.write_text('gprc = ""\n')
+    assert "unknown key 'gprc'. Did you mean grpc?" in refusal({}, config)
+
+
+def test_the_variables_of_the_command_line_are_known():
+    assert load(None, {"POMELO_KEY": "pml_test_x", "POMELO_CONFIG": ""}).rest
+
+
+def test_an_empty_variable_turns_a_door_off_and_counts_as_absent_elsewhere():
+    settings = load(None, {"POMELO_REST": "", "POMELO_GRPC": "", "POMELO_TLS_CERT": "", "POMELO_GRACE": ""})
+    assert (settings.rest, settings.grpc, settings.tls_cert, settings.grace) == ("", "", None, 10)
+    with pytest.raises(SettingsError):
+        settings.rest_address()
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("POMELO_REST", "8080"),
+        ("POMELO_REST", "localhost:99999"),
+        ("POMELO_GRPC", "::1:80"),
+        ("POMELO_STORE", "redis://127.0.0.1"),
+        ("POMELO_PUBLIC_URL", "pomelo.example"),
+        ("POMELO_JSON_LIMIT", "much"),
+        ("POMELO_UPLOAD_LIMIT", "0"),
+        ("POMELO_GRACE", "-1"),
+        ("POMELO_INSECURE", "perhaps"),
+        ("POMELO_TLS_CERT", "/nowhere/cert.pem"),
+        ("OPENAI_BASE_URL", "api.openai.com"),
+    ],
+)
+def test_a_wrong_value_is_refused_in_one_line_that_names_the_variable(name, value):
+    assert refusal({name: value}).startswith(f"{name}: ")
+
+
+@pytest.mark.parametrize("name", ["POMELO_REST", "POMELO_GRPC"])
+@pytest.mark.parametrize("host", ["0.0.0.0", "[::]", "192.0.2.1", "pomelo.example"])
+def test_without_tls_an_address_that_others_reach_is_refused(name, host):
+    message = refusal({name: f"{host}:8080"})
+    assert name in message
+    assert "POMELO_TLS_CERT" in message
+    assert load(None, {name: f"{host}:8080", "POMELO_INSECURE": "1"}).insecure
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "127.9.9.9", "[::1]", "localhost"])
+def test_loopback_needs_no_tls(host):
+    assert load(None, {"POMELO_REST": f"{host}:0"}).rest == f"{host}:0"
+
+
+def test_a_certificate_and_its_key_go_together(tmp_path):
+    pem = tmp_path / "x.pem"
+    pem.write_text("x")
+    assert "go together" in refusal({"POMELO_TLS_CERT": str(pem)})
+    assert "POMELO_TLS_CLIENT_CA needs" in refusal({"POMELO_TLS_CLIENT_CA": str(pem)})
+    both = {"POMELO_TLS_CERT": str(pem), "POMELO_TLS_KEY": str(pem)}
+    assert load(None, both | {"POMELO_REST": "0.0.0.0:1"}).tls_cert == pem
+
+
+def test_no_secret_is_shown_by_settings_or_by_a_refusal():
+    secret, key = "s" * 40, "sk-hidden"
+    shown = repr(load(None, {"POMELO_SECRET": secret, "OPENAI_API_KEY": key}))
+    assert secret not in shown
+    assert key not in shown
+    assert "tooshort" not in refusal({"POMELO_SECRET": "tooshort"})
+    with pytest.raises(ValidationError) as caught:
+        Settings(secret="tooshort")
+    assert "tooshort" not in str(caught.value)
+
+
+def test_the_root_secret_is_made_once_for_the_owner_alone(tmp_path):
+    settings = Settings(data=tmp_path / "deep" / "data")
+    secret = settings.root_secret()
+    assert len(secret) == 64
+    assert settings.root_secret() == secret == Settings(data=settings.data).root_secret()
+    assert stat.S_IMODE(settings.data.stat().st_mode) == 0o700
+    assert stat.S_IMODE((settings.data / "secret").stat().st_mode) == 0o600
+    assert [path.name for path in settings.data.iterdir()] == ["secret"]
+
+
+def test_a_secret_that_is_given_is_the_same_as_the_file_of_another_machine(tmp_path):
+    kept = Settings(data=tmp_path / "a").root_secret()
+    given = Settings(data=tmp_path / "b", secret=kept.decode())
+    assert given.root_secret() == kept
+    assert not (tmp_path / "b" / "secret").exists()
+
+
+def test_a_secret_that_others_can_read_or_that_is_damaged_is_refused(tmp_path):
+    settings = Settings(data=tmp_path)
+    settings.root_secret()
+    (tmp_path / "secret").chmod(0o644)
+    with pytest.raises(SettingsError, match="chmod 600"):
+        settings.root_secret()
+    (tmp_path / "secret").chmod(0o600)
+    (tmp_path / "secret").write_text("")
+    with pytest.raises(SettingsError, match="damaged"):
+        settings.root_secret()
+
+
+def test_a_data_folder_that_is_a_file_is_refused(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(SettingsError, match="POMELO_DATA"):
+        Settings(data=tmp_path / "file").root_secret()
+
+
+def test_addresses_are_split_at_the_port():
+    assert split_address("localhost:80") == ("localhost", 80)
+    assert split_address("[::1]:0") == ("::1", 0)
+
+
+def test_every_variable_of_the_contract_has_a_setting():
+    assert {variable(name) for name in Settings.model_fields} == {
+        "POMELO_REST",
+        "POMELO_GRPC",
+        "POMELO_DATA",
+        "POMELO_STORE",
+        "POMELO_PUBLIC_URL",
+        "POMELO_SECRET",
+        "POMELO_TLS_CERT",
+        "POMELO_TLS_KEY",
+        "POMELO_TLS_CLIENT_CA",
+        "POMELO_INSECURE",
+        "POMELO_JSON_LIMIT",
+        "POMELO_UPLOAD_LIMIT",
+        "POMELO_INLINE_LIMIT",
+        "POMELO_GRACE",
+        "OPENAI_API_KEY",
+        "OPENAI_BASE_URL",
+    }
