@@ -1,0 +1,94 @@
+"""Ogg pages around Opus packets, written and read; the spoken text is a comment.
+
+`sound.py` writes with it, `hearing.py` reads text and length. Written here because a granule position must
+be exact to the sample and a page the same every time, which a muxer with random serials does not give.
+"""
+
+import struct
+import zlib
+from typing import BinaryIO
+
+RATE = 48_000
+"""Granule positions of Opus count samples at this rate, whatever the sound's own."""
+
+_PAGE = struct.Struct("<4sBBqIIIB")
+_SERIAL = 0x506F6D65
+_VENDOR = b"Pomelo sandbox"
+_KEY = b"LYRICS="
+_TAIL = 128 * 1024
+_REVERSED = bytes(int(f"{value:08b}"[::-1], 2) for value in range(256))
+
+
+class Writer:
+    """Makes the pages of one file."""
+
+    def __init__(self) -> None:
+        self._sequence = 0
+
+    def head(self, opus_head: bytes, text: str) -> bytes:
+        """The pages of the two headers; `opus_head` is the encoder's, `text` becomes a comment."""
+        comment = _KEY + text.encode()
+        counted = struct.pack("<I", len(_VENDOR)) + _VENDOR + struct.pack("<II", 1, len(comment)) + comment
+        return self.page([opus_head], 0, kind=2) + self.page([b"OpusTags" + counted], 0)
+
+    def page(self, packets: list[bytes], granule: int, *, kind: int = 0) -> bytes:
+        """A page of whole packets, at most 255 segments; `kind` is 2 for the first page, 4 for the last."""
+        lacing = b"".join(b"\xff" * (len(packet) // 255) + bytes((len(packet) % 255,)) for packet in packets)
+        header = _PAGE.pack(b"OggS", 0, kind, granule, _SERIAL, self._sequence, 0, len(lacing))
+        self._sequence += 1
+        page = bytearray(b"".join((header, lacing, *packets)))
+        page[22:26] = struct.pack("<I", _crc(bytes(page)))
+        return bytes(page)
+
+
+def _crc(data: bytes) -> int:
+    # Ogg's CRC is the mirror image of zlib's, without its inversions.
+    mirrored = zlib.crc32(data.translate(_REVERSED), 0xFFFFFFFF) ^ 0xFFFFFFFF
+    return int.from_bytes(mirrored.to_bytes(4, "little").translate(_REVERSED))
+
+
+def read_text(head: bytes) -> str | None:
+    """The comment in the beginning of a file that the sandbox made, else None."""
+    second = head.find(b"OggS", 4, 256)
+    if second < 0 or len(head) < second + _PAGE.size:
+        return None
+    start = second + _PAGE.size + head[second + _PAGE.size - 1]
+    mark = b"OpusTags" + struct.pack("<I", len(_VENDOR)) + _VENDOR + struct.pack("<I", 1)
+    body = head[start : start + len(mark) + 4]
+    if not body.startswith(mark) or len(body) < len(mark) + 4:
+        return None
+    start += len(body)
+    length = int.from_bytes(body[-4:], "little")
+    comment = head[start : start + length]
+    if len(comment) < length or not comment.startswith(_KEY):
+        return None
+    try:
+        return comment[len(_KEY) :].decode()
+    except UnicodeDecodeError:
+        return None
+
+
+def seconds(file: BinaryIO, size: int) -> float | None:
+    """The length of an Opus or Vorbis file of `size` bytes, from its first and its last page; else None."""
+    file.seek(0)
+    first = file.read(128)
+    if len(first) < _PAGE.size or not first.startswith(b"OggS"):
+        return None
+    serial = _PAGE.unpack_from(first)[4]
+    body = first[_PAGE.size + first[_PAGE.size - 1] :]
+    if body.startswith(b"OpusHead") and len(body) >= 12:
+        rate, skip = RATE, int.from_bytes(body[10:12], "little")
+    elif body.startswith(b"\x01vorbis") and len(body) >= 16:
+        rate, skip = int.from_bytes(body[12:16], "little"), 0
+    else:
+        return None
+    file.seek(max(0, size - _TAIL))
+    tail = file.read(_TAIL)
+    place = len(tail)
+    while (place := tail.rfind(b"OggS", 0, place)) >= 0:
+        if len(tail) - place >= _PAGE.size:
+            page = _PAGE.unpack_from(tail, place)
+            granule = page[3]
+            if page[4] == serial and granule >= 0 and rate:
+                return float(max(0, granule - skip)) / rate
+    return None
