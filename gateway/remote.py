@@ -1,0 +1,418 @@
+"""The ports over a channel: what a gateway holds that stands before a server on another machine.
+
+`pomelo.app.open_gateway` opens it; the routes can't tell it from the engine. It forwards and translates:
+the server checks the key, the limits and the task.
+"""
+
+import asyncio
+import re
+import time
+from collections.abc import AsyncIterator, Coroutine, Iterable, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, TypeVar
+
+import grpc
+
+from pomelo.call import Call
+from pomelo.errors import PomeloError
+from pomelo.gen.v1.media_pb2 import Media
+from pomelo.gen.v1.media_service_pb2 import DownloadMediaRequest, DownloadMediaResponse, UploadMediaRequest
+from pomelo.gen.v1.media_service_pb2_grpc import MediaServiceStub
+from pomelo.gen.v1.model_service_pb2 import GetModelRequest, ListModelsRequest, Model
+from pomelo.gen.v1.model_service_pb2_grpc import ModelServiceStub
+from pomelo.gen.v1.task_pb2 import Task, TaskResult
+from pomelo.gen.v1.task_service_pb2 import RunTaskRequest, StreamTaskRequest, StreamTaskResponse
+from pomelo.gen.v1.task_service_pb2_grpc import TaskServiceStub
+from pomelo.service import Services
+from pomelo.wire import HEADER_NAMES, OPEN_KEY, WIRE_KEY, from_rpc_error
+
+MAX_ANSWER = 64 * 1024 * 1024
+"""Bytes of one message from the server: a picture or a sound may ride in one."""
+
+_PER_CHANNEL = 100
+"""Calls at once on one connection; a server takes no more by default, and more would wait for each other."""
+
+_SLACK = 0.25
+"""Seconds that the server gets after the deadline to say itself that it passed."""
+
+_PIECE = 512 * 1024
+_PLAIN = re.compile(r"[\x21-\x7e]{1,256}")
+"""What metadata can carry, and more than a key or a traceparent has."""
+
+M = TypeVar("M")
+
+_ARGS = [
+    ("grpc.max_receive_message_length", MAX_ANSWER),
+    # Each channel has a connection of its own.
+    ("grpc.use_local_subchannel_pool", 1),
+    ("grpc.enable_http_proxy", 0),
+    ("grpc.service_config_disable_resolution", 1),
+    # A caller who reads slowly must not make this end hold megabytes.
+    ("grpc.http2.bdp_probe", 0),
+    ("grpc.http2.lookahead_bytes", 256 * 1024),
+    # Times are in milliseconds.
+    ("grpc.keepalive_time_ms", 60_000),
+    ("grpc.keepalive_timeout_ms", 20_000),
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.min_reconnect_backoff_ms", 1_000),
+    ("grpc.max_reconnect_backoff_ms", 2_000),
+]
+
+
+@dataclass(frozen=True, slots=True)
+class Tls:
+    """TLS to the server. `ca` is the authority to trust (None: the well-known ones); `cert` and `key` are
+    shown to a server that asks for them."""
+
+    ca: Path | None = None
+    cert: Path | None = None
+    key: Path | None = None
+
+    def credentials(self) -> Any:
+        """grpc's channel credentials.
+
+        Raises:
+            OSError: a file can't be read.
+        """
+        ca, cert, key = [path.read_bytes() if path else None for path in (self.ca, self.cert, self.key)]
+        return grpc.ssl_channel_credentials(ca, key, cert)
+
+
+@asynccontextmanager
+async def open_remote(target: str, *, tls: Tls | None = None) -> AsyncIterator[Services]:
+    """The services of the gRPC server at `target`, such as host:port or unix:/path. It need not be up yet.
+
+    Raises:
+        OSError: a TLS file can't be read.
+    """
+    async with AsyncExitStack() as stack:
+        lines = _Lines(target, tls.credentials() if tls else None, stack)
+        models = RemoteModels(lines)
+        yield Services(tasks=RemoteTasks(lines, models), models=models, media=RemoteMedia(lines))
+
+
+class _Line:
+    """One connection, its stubs, and how many calls are on it; a context manager that counts one."""
+
+    __slots__ = ("busy", "media", "models", "tasks")
+
+    def __init__(self, channel: Any) -> None:
+        self.busy = 0
+        self.tasks = TaskServiceStub(channel)
+        self.models = ModelServiceStub(channel)
+        self.media = MediaServiceStub(channel)
+
+    def __enter__(self) -> "_Line":
+        self.busy += 1
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.busy -= 1
+
+
+class _Lines:
+    """The connections to one server: one, and another whenever all are full."""
+
+    def __init__(self, target: str, credentials: Any, stack: AsyncExitStack) -> None:
+        self._target = target
+        self._credentials = credentials
+        self._stack = stack
+        self._lines: list[_Line] = []
+
+    def pick(self) -> _Line:
+        """A connection that has room."""
+        for line in self._lines:
+            if line.busy < _PER_CHANNEL:
+                return line
+        if self._credentials is None:
+            channel = grpc.aio.insecure_channel(self._target, options=_ARGS)
+        else:
+            channel = grpc.aio.secure_channel(self._target, self._credentials, options=_ARGS)
+        self._stack.push_async_callback(channel.close)
+        line = _Line(channel)
+        self._lines.append(line)
+        return line
+
+
+class RemoteModels:
+    """The port `ModelService` over a channel."""
+
+    def __init__(self, lines: _Lines) -> None:
+        self._lines = lines
+
+    async def list_models(self, call: Call) -> list[Model]:
+        """See the port."""
+        with self._lines.pick() as line:
+            response = await _unary(line.models.ListModels(ListModelsRequest(), **_given(call)), call)
+        if call.fault is not None:
+            raise call.fault
+        return list(response.models)
+
+    async def get_model(self, name: str, call: Call) -> Model:
+        """See the port."""
+        await self.refuse_fault(call)
+        with self._lines.pick() as line:
+            response = await _unary(line.models.GetModel(GetModelRequest(name=name), **_given(call)), call)
+        model: Model = response.model
+        return model
+
+    async def refuse_fault(self, call: Call) -> None:
+        """Raises what is wrong with a call's headers, which the server does not see, after the key was
+        looked at.
+
+        Raises:
+            PomeloError: the fault, or what refuses the key.
+        """
+        if call.fault is not None:
+            await self.list_models(call)
+
+
+class RemoteTasks:
+    """The port `TaskService` over a channel."""
+
+    def __init__(self, lines: _Lines, models: RemoteModels) -> None:
+        self._lines = lines
+        self._models = models
+
+    async def run_task(self, task: Task, call: Call) -> TaskResult:
+        """See the port."""
+        await self._models.refuse_fault(call)
+        with self._lines.pick() as line:
+            response = await _unary(line.tasks.RunTask(RunTaskRequest(task=task), **_given(call)), call)
+        result: TaskResult = response.result
+        return result
+
+    @asynccontextmanager
+    async def stream_task(self, task: Task, call: Call) -> AsyncIterator[AsyncIterator[StreamTaskResponse]]:
+        """See the port."""
+        await self._models.refuse_fault(call)
+        with self._lines.pick() as line:
+            rpc = line.tasks.StreamTask(StreamTaskRequest(task=task), **_given(call))
+            events: _Messages[StreamTaskResponse] = _Messages(rpc)
+            try:
+                async with _until_deadline(call):
+                    await _opened(rpc, events, call)
+                    yield events
+            finally:
+                rpc.cancel()
+
+
+class RemoteMedia:
+    """The port `MediaService` over a channel."""
+
+    def __init__(self, lines: _Lines) -> None:
+        self._lines = lines
+
+    async def upload_media(self, content_type: str, chunks: AsyncIterator[bytes], call: Call) -> Media:
+        """See the port. A refusal ends the upload at once, also while the next chunk is waited for."""
+        with self._lines.pick() as line:
+            rpc = line.media.UploadMedia(**_given(call))
+            try:
+                async with _until_deadline(call):
+                    ends = await _send(rpc, content_type, chunks, call)
+                    with _translated():
+                        try:
+                            response = await rpc
+                        except grpc.aio.AioRpcError as error:
+                            raise next(
+                                (end for end in ends if end.details() != _FAILED_WRITE), error
+                            ) from None
+            finally:
+                rpc.cancel()
+        media: Media = response.media
+        return media
+
+    @asynccontextmanager
+    async def download_media(
+        self, media_id: str, signature: str, call: Call
+    ) -> AsyncIterator[tuple[Media, AsyncIterator[bytes]]]:
+        """See the port."""
+        request = DownloadMediaRequest(media_id=media_id, signature=signature)
+        with self._lines.pick() as line:
+            rpc = line.media.DownloadMedia(request, **_given(call))
+            messages: _Messages[DownloadMediaResponse] = _Messages(rpc)
+            try:
+                async with _until_deadline(call):
+                    await _opened(rpc, messages, call)
+                    first = await anext(messages)
+                    yield first.media, _bytes(messages)
+            finally:
+                rpc.cancel()
+
+
+# --- one call
+
+
+def _given(call: Call) -> dict[str, Any]:
+    """The metadata and the timeout of the gRPC call that stands for `call`."""
+    left = max(call.deadline - time.monotonic(), 0.001)
+    metadata = [
+        (WIRE_KEY, call.wire),
+        ("x-request-id", call.request_id),
+        ("x-request-timeout", f"{left:.6f}"),
+    ]
+    if call.secret is not None:
+        # What can't be a key may not fit into metadata; any other wrong one is refused just the same.
+        metadata.append(("authorization", f"Bearer {call.secret if _PLAIN.fullmatch(call.secret) else '-'}"))
+    if call.traceparent is not None and _PLAIN.fullmatch(call.traceparent):
+        metadata.append(("traceparent", call.traceparent))
+    return {"metadata": metadata, "timeout": left + _SLACK}
+
+
+def _fill(call: Call, metadata: Iterable[tuple[str, Any]] | None) -> None:
+    for key, value in metadata or ():
+        name = HEADER_NAMES.get(key)
+        if name is not None:
+            call.reply[name] = value
+
+
+async def _unary(rpc: Any, call: Call) -> Any:
+    """The answer of a call with one; fills `call.reply`, also when it raises."""
+    with _translated():
+        try:
+            response = await rpc
+        except grpc.aio.AioRpcError as error:
+            _fill(call, error.initial_metadata())
+            raise
+        _fill(call, await rpc.initial_metadata())
+        return response
+
+
+async def _opened(rpc: Any, messages: "_Messages[Any]", call: Call) -> None:
+    """Returns once the server has taken the call in; `call.reply` is complete.
+
+    Raises:
+        PomeloError: the server refused it.
+    """
+    with _translated():
+        metadata = await rpc.initial_metadata()
+    _fill(call, metadata)
+    if OPEN_KEY not in metadata:
+        await anext(messages, None)
+        raise PomeloError("internal_error")
+
+
+def _lost() -> PomeloError | None:
+    """What a CancelledError means: None when we were cancelled, else that the channel was closed under us."""
+    task = asyncio.current_task()
+    return None if task is None or task.cancelling() else PomeloError("shutting_down")
+
+
+@contextmanager
+def _translated() -> Iterator[None]:
+    """Makes a PomeloError of whatever grpc raises inside."""
+    try:
+        yield
+    except grpc.aio.AioRpcError as error:
+        raise from_rpc_error(error) from None
+    except asyncio.CancelledError:
+        if (lost := _lost()) is not None:
+            raise lost from None
+        raise
+    except grpc.aio.BaseError as error:
+        raise PomeloError("internal_error") from error
+
+
+@asynccontextmanager
+async def _until_deadline(call: Call) -> AsyncIterator[None]:
+    scope = asyncio.timeout_at(call.deadline + _SLACK)
+    try:
+        async with scope:
+            yield
+    except TimeoutError as error:
+        if scope.expired():
+            raise PomeloError("deadline_exceeded") from error
+        raise
+
+
+class _Messages(AsyncIterator[M]):
+    """The messages of a server's stream; what ends it badly is raised as a PomeloError."""
+
+    __slots__ = ("_next",)
+
+    def __init__(self, rpc: Any) -> None:
+        self._next = aiter(rpc).__anext__
+
+    def __aiter__(self) -> "_Messages[M]":
+        return self
+
+    async def __anext__(self) -> M:
+        try:
+            message: M = await self._next()
+        except grpc.aio.AioRpcError as error:
+            raise from_rpc_error(error) from None
+        except asyncio.CancelledError:
+            if (lost := _lost()) is not None:
+                raise lost from None
+            raise
+        return message
+
+
+async def _bytes(messages: "_Messages[DownloadMediaResponse]") -> AsyncIterator[bytes]:
+    async for message in messages:
+        yield message.chunk
+
+
+# --- an upload
+
+_FAILED_WRITE = "Internal error from Core"
+"""grpc.aio's own words; see `_send`."""
+
+
+async def _send(rpc: Any, content_type: str, chunks: AsyncIterator[bytes], call: Call) -> list[Any]:
+    """Sends an upload until it is complete or the server has answered.
+
+    Gives the ends of the call (AioRpcErrors) in the order in which they were met: when a write fails after
+    the server has answered, grpc.aio puts an end of its own in the place of the server's.
+    """
+    ends: list[Any] = []
+    sending = asyncio.timeout(None)
+    active = True
+
+    def ended(_: Any) -> None:
+        ends.append(_end(rpc))
+        if active and len(ends) == 1:
+            sending.reschedule(0)  # stops the wait for the next chunk
+
+    try:
+        async with sending:
+            rpc.add_done_callback(ended)
+            await rpc.write(UploadMediaRequest(content_type=content_type))
+            metadata = await rpc.initial_metadata()
+            _fill(call, metadata)
+            if OPEN_KEY in metadata:
+                async for chunk in chunks:
+                    for at in range(0, len(chunk), _PIECE):
+                        await rpc.write(UploadMediaRequest(chunk=chunk[at : at + _PIECE]))
+                await rpc.done_writing()
+    except TimeoutError:
+        if not sending.expired():
+            raise
+    except (grpc.aio.AioRpcError, asyncio.InvalidStateError):
+        if not ends:
+            raise
+    finally:
+        active = False
+    return ends
+
+
+def _end(rpc: Any) -> Any:
+    """The end of a call that is done, as it is now."""
+    return grpc.aio.AioRpcError(
+        _now(rpc.code()), _now(rpc.initial_metadata()), _now(rpc.trailing_metadata()), _now(rpc.details())
+    )
+
+
+def _now(coroutine: Coroutine[Any, Any, Any]) -> Any:
+    """The result of a coroutine that has nothing to wait for."""
+    try:
+        coroutine.send(None)
+    except StopIteration as stop:
+        return stop.value
+    coroutine.close()
+    raise RuntimeError("it had to wait")
