@@ -123,12 +123,19 @@ def _tls(settings: Settings) -> ssl.SSLContext | None:
     if not settings.tls_cert:
         return None
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
     context.load_cert_chain(settings.tls_cert, settings.tls_key)
     return context
 
 
 def _server_options(settings: Settings) -> ServerOptions:
-    return ServerOptions(address=settings.grpc, grace=settings.grace)
+    return ServerOptions(
+        address=settings.grpc,
+        grace=settings.grace,
+        tls_cert=settings.tls_cert,
+        tls_key=settings.tls_key,
+        tls_client_ca=settings.tls_client_ca,
+    )
 
 
 @asynccontextmanager

@@ -13,10 +13,10 @@ from pathlib import Path
 import aiohttp
 import grpc
 import pytest
-from pomelo.settings import Settings
-from pomelo.testing import FaultUpstream
 
 from pomelo.app import App, open_app, open_gateway
+from pomelo.settings import Settings
+from pomelo.testing import FaultUpstream
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,8 @@ from typing import Any
 import aiohttp
 import grpc
 import pytest
-from gateway.app import GatewayOptions, open_rest
 
+from gateway.app import GatewayOptions, open_rest
 from pomelo.app import App
 from pomelo.call import Call
 from pomelo.errors import TABLE

@@ -1,0 +1,118 @@
+"""Every runnable block of docs/rest-api.md, run as it stands with only the host and the key replaced."""
+
+import asyncio
+import json
+import re
+import shutil
+import sys
+from base64 import b64decode
+from collections.abc import AsyncIterator
+from io import BytesIO
+from pathlib import Path
+
+import aiohttp
+import av
+import pytest
+
+from tests.serving import Served, serve
+
+PAGE = Path(__file__).parents[2] / "docs" / "rest-api.md"
+BLOCKS = re.findall(r"```(bash|python|javascript)\n(.*?)```", PAGE.read_text(), re.DOTALL)
+SHOW = {
+    "python": "\nprint(response.text)\n",
+    "javascript": "\nconsole.log(JSON.stringify(data));\n",
+    "bash": "",
+}
+SHAPES = {
+    "task.completion": ({"id", "object", "created", "model", "choices", "usage"}, "task_"),
+    "image.generation": ({"id", "object", "created", "model", "data"}, "img_"),
+    "speech.generation": ({"id", "object", "created", "model", "audio"}, "speech_"),
+    "speech.transcription": ({"id", "object", "created", "model", "text", "language", "words"}, "speech_"),
+}
+
+
+@pytest.fixture(scope="module")
+async def served(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Served]:
+    """`pomelo serve`, as a process of its own."""
+    async with serve(tmp_path_factory.mktemp("served")) as process:
+        yield process
+
+
+@pytest.fixture(scope="module")
+async def folder(served: Served, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with an input.mp3, made by the service itself."""
+    where = tmp_path_factory.mktemp("examples")
+    body = {"model": "eleven-labs-tts", "text": "This is the input.", "voice": "adam"}
+    async with (
+        aiohttp.ClientSession() as session,
+        session.post(
+            f"{served.url}/api/v1/task", json=body, headers=served.headers | {"Accept": "audio/*"}
+        ) as answer,
+    ):
+        assert answer.content_type == "audio/mpeg"
+        (where / "input.mp3").write_bytes(await answer.read())
+    return where
+
+
+async def run(language: str, code: str, folder: Path) -> str:
+    """What a block prints."""
+    if language == "python":
+        command = [sys.executable, "-c", code]
+    elif language == "javascript":
+        command = ["node", "--input-type=module", "-e", code]
+    else:
+        command = ["bash", "-c", code]
+    if shutil.which(command[0]) is None or (language == "bash" and shutil.which("curl") is None):
+        pytest.skip(f"{command[0]} or curl is not on this machine")
+    process = await asyncio.create_subprocess_exec(
+        *command, cwd=folder, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
+    )
+    async with asyncio.timeout(60):
+        out, error = await process.communicate()
+    assert process.returncode == 0, error.decode()
+    return out.decode()
+
+
+def test_the_page_has_its_examples() -> None:
+    assert [language for language, _ in BLOCKS].count("bash") >= 6
+    assert {"python", "javascript"} <= {language for language, _ in BLOCKS}
+
+
+@pytest.mark.parametrize(("language", "code"), BLOCKS, ids=[f"{i} {b[0]}" for i, b in enumerate(BLOCKS)])
+async def test_an_example_runs_as_it_stands(language: str, code: str, served: Served, folder: Path) -> None:
+    code = code.replace("https://your-domain.com", served.url).replace("YOUR_API_KEY", served.key)
+    printed = await run(language, code + SHOW[language], folder)
+    if "-o speech.mp3" in code:
+        with av.open(str(folder / "speech.mp3")) as sound:
+            assert sum(frame.samples for frame in sound.decode(audio=0)) > 10_000
+    elif '"stream": true' in code:
+        assert printed.rstrip().endswith("data: [DONE]")
+        assert printed.count("task.completion.chunk") > 5
+    else:
+        await check(json.loads(printed.strip().splitlines()[-1]), code, served)
+
+
+async def check(found: dict[str, object], code: str, served: Served) -> None:
+    """An answer has its documented shape; a medium's link and its bytes are the same, and decode."""
+    fields, prefix = SHAPES[str(found["object"])]
+    assert set(found) == fields
+    assert str(found["id"]).startswith(prefix)
+    assert isinstance(found["created"], int)
+    assert str(found["model"]) in code
+    medium = found.get("audio") or (found.get("data") or [None])[0]  # type: ignore[index]
+    if isinstance(medium, dict):
+        data = b64decode(medium["b64_json"])
+        async with aiohttp.ClientSession() as session, session.get(medium["url"]) as answer:
+            assert await answer.read() == data
+        with av.open(BytesIO(data)) as file:
+            frames = list(file.decode(file.streams[0]))
+        assert frames
+        if "1024" in code:
+            assert (frames[0].width, frames[0].height) == (1024, 1024)
+    elif found["object"] == "speech.transcription":
+        assert found["text"] == "This is the input."
+    else:
+        (choice,) = found["choices"]  # type: ignore[misc]
+        assert choice["message"]["role"] == "assistant"
+        assert choice["message"]["content"]
+        assert all(isinstance(found["usage"][f"{n}_tokens"], int) for n in ("prompt", "completion", "total"))  # type: ignore[index]

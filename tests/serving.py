@@ -1,0 +1,75 @@
+"""`pomelo serve` as a process of its own, on free ports and an empty data folder."""
+
+import asyncio
+import os
+import signal
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import aiohttp
+
+from tests.ports import free_port
+
+
+@dataclass(frozen=True)
+class Served:
+    """A running server; `log` gives what it has printed so far."""
+
+    host: str
+    port: int
+    grpc_port: int
+    pid: int
+    data: Path
+    key: str
+    output: Path
+
+    @property
+    def url(self) -> str:
+        """Where REST answers."""
+        return f"http://{self.host}:{self.port}"
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """The headers of a caller with the test key."""
+        return {"Authorization": f"Bearer {self.key}"}
+
+    def log(self) -> str:
+        """Everything on stdout and stderr."""
+        return self.output.read_text()
+
+
+@asynccontextmanager
+async def serve(folder: Path, **variables: str) -> AsyncIterator[Served]:
+    """Starts the server, waits until it answers, and ends it with SIGTERM."""
+    port, grpc_port = free_port(), free_port()
+    environment = {k: v for k, v in os.environ.items() if not k.startswith(("POMELO_", "OPENAI_"))}
+    environment |= {
+        "POMELO_DATA": str(folder / "data"),
+        "POMELO_REST": f"127.0.0.1:{port}",
+        "POMELO_GRPC": f"127.0.0.1:{grpc_port}",
+    } | variables
+    output = folder / "output"
+    with output.open("wb") as sink:
+        process = await asyncio.create_subprocess_exec(
+            sys.executable, "-m", "pomelo.cli", "serve", stdout=sink, stderr=sink, env=environment, cwd=folder
+        )
+    try:
+        async with asyncio.timeout(30), aiohttp.ClientSession() as session:
+            while True:
+                assert process.returncode is None, output.read_text()
+                try:
+                    async with session.get(f"http://127.0.0.1:{port}/openapi.json") as answer:
+                        assert answer.status == 200
+                        break
+                except aiohttp.ClientConnectionError:
+                    await asyncio.sleep(0.05)
+        key = (folder / "data" / "test-key").read_text().strip()
+        yield Served("127.0.0.1", port, grpc_port, process.pid, folder / "data", key, output)
+    finally:
+        if process.returncode is None:
+            process.send_signal(signal.SIGTERM)
+            async with asyncio.timeout(30):
+                await process.wait()
