@@ -1,0 +1,153 @@
+"""With a live key, through to the provider: its failures three ways, and a client that leaves, three ways."""
+
+import asyncio
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import aiohttp
+import grpc
+import pytest
+
+from pomelo.app import App
+from pomelo.testing import (
+    Answer,
+    FaultUpstream,
+    Gate,
+    Received,
+    Reply,
+    Script,
+    Stop,
+    broken_json,
+    error_reply,
+    page,
+)
+from tests.conftest import Keys
+from tests.parity.wires import Ask, Grpc, Rest, all_ways, assert_same
+
+CLOSED_WITHIN = 0.05
+"""Seconds from a client's leaving to the end of the connection upstream."""
+
+FAULTS: dict[str, tuple[Script, str, str]] = {
+    "500": (error_reply(500, "boom"), "provider_unavailable", "provider_unavailable"),
+    "503 with a wait": (error_reply(503, "busy", headers={"Retry-After": "7"}), "provider_unavailable", "provider_unavailable"),
+    "429": (error_reply(429, "slow", code="rate_limit_exceeded"), "provider_unavailable", "provider_unavailable"),
+    "429 without money": (error_reply(429, "pay", code="credit_balance_exhausted"), "provider_failed", "provider_failed"),
+    "401": (error_reply(401, "who", code="invalid_api_key"), "provider_failed", "provider_failed"),
+    "404": (error_reply(404, "what", code="model_not_found"), "provider_failed", "provider_failed"),
+    "too long": (error_reply(400, "long", code="context_length_exceeded"), "context_length_exceeded", "context_length_exceeded"),
+    "policy": (error_reply(400, "no", code="content_policy_violation"), "content_policy_violation", "content_policy_violation"),
+    "a page": (page(), "provider_failed", "provider_failed"),
+    "broken JSON": (Reply(steps=(broken_json(),)), "provider_failed", "provider_failed"),
+    "reset ahead of the answer": (Answer(before=(Stop.RESET,)), "provider_unavailable", "provider_unavailable"),
+    "reset half way": (Answer("one two three four", at={2: Stop.RESET}), "provider_failed", "provider_failed"),
+    "closed half way": (Answer("one two three four", at={2: Stop.CLOSE}), "provider_failed", "provider_failed"),
+    "no end marker": (Answer(done=False), "ok", "provider_failed"),
+    "content filter": (Answer(finish_reason="content_filter"), "ok", "ok"),
+    "length": (Answer(finish_reason="length"), "ok", "ok"),
+}  # fmt: skip
+
+
+def say(text: str) -> dict[str, Any]:
+    """A text task of one message."""
+    return {"model": "gpt-4", "messages": [{"role": "user", "content": text}]}
+
+
+@pytest.fixture(scope="module")
+async def session() -> Any:
+    """An HTTP client that closes its connections as a leaving client does."""
+    async with aiohttp.ClientSession() as opened:
+        yield opened
+
+
+@pytest.fixture(scope="module")
+def wires(
+    session: aiohttp.ClientSession, channel: grpc.aio.Channel, rest_url: str, gateway_url: str
+) -> Mapping[str, Any]:
+    """The three ways."""
+    return {"grpc": Grpc(channel), "rest": Rest(session, rest_url), "remote": Rest(session, gateway_url)}
+
+
+@pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
+@pytest.mark.parametrize("name", FAULTS)
+async def test_a_failing_provider_looks_the_same_three_ways(
+    name: str, stream: bool, wires: Mapping[str, Any], keys: Keys, upstream: FaultUpstream
+) -> None:
+    script, whole_code, stream_code = FAULTS[name]
+    prompt = f"fault {name}, {stream}"
+    upstream.when(prompt, script)
+    ask = Ask(say(prompt), keys.live, stream)
+    outcomes = await all_ways(wires, ask)
+    assert {w: o.code for w, o in outcomes.items()} == dict.fromkeys(
+        wires, stream_code if stream else whole_code
+    )
+    if name == "reset half way":  # a reset may overtake what was sent before it
+        for outcome in outcomes.values():
+            outcome.output.clear()
+    assert_same(outcomes, ask)
+    assert {o.headers["x-pomelo-mode"] for o in outcomes.values()} == {"live"}
+
+
+@pytest.mark.parametrize("where", ["before the first byte", "half way"])
+@pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
+@pytest.mark.parametrize("way", ["grpc", "rest", "remote"])
+async def test_a_client_that_leaves_closes_the_upstream_connection_at_once(
+    way: str,
+    stream: bool,
+    where: str,
+    wires: Mapping[str, Any],
+    keys: Keys,
+    upstream: FaultUpstream,
+    app: App,
+) -> None:
+    gate = Gate()
+    prompt = f"leave {way} {stream} {where}"
+    answer = (
+        Answer("one two three", before=(gate,))
+        if where.startswith("before")
+        else Answer("one two three", at={2: gate})
+    )
+    upstream.when(prompt, answer)
+    client = asyncio.create_task(wires[way](Ask(say(prompt), keys.live, stream)))
+    await gate.reached.wait()
+    request = _request(upstream, prompt)
+    left = asyncio.get_running_loop().time()
+    client.cancel()
+    async with asyncio.timeout(5):
+        await request.left.wait()
+        await app.engine.drained()
+    assert request.left_at is not None
+    assert request.left_at - left < CLOSED_WITHIN
+    with pytest.raises(asyncio.CancelledError):
+        await client
+
+
+@pytest.mark.parametrize("way", ["grpc", "rest", "remote"])
+@pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
+async def test_a_deadline_closes_the_upstream_connection_at_once(
+    way: str, stream: bool, wires: Mapping[str, Any], keys: Keys, upstream: FaultUpstream
+) -> None:
+    gate = Gate()
+    prompt = f"late {way} {stream}"
+    upstream.when(prompt, Answer("one two three", at={2: gate}))
+    began = time.monotonic()
+    outcome = await wires[way](Ask(say(prompt), keys.live, stream, timeout=0.3))
+    assert outcome.code == "deadline_exceeded"
+    assert time.monotonic() - began < 0.3 + 0.25
+    async with asyncio.timeout(1):
+        await _request(upstream, prompt).left.wait()
+
+
+def _request(upstream: FaultUpstream, prompt: str) -> Received:
+    (request,) = [r for r in upstream.requests if prompt in r.prompt]
+    return request
+
+
+async def test_a_test_key_never_reaches_a_provider(
+    wires: Mapping[str, Any], keys: Keys, upstream: FaultUpstream
+) -> None:
+    prompt = "this must stay in the sandbox"
+    for stream in (False, True):
+        outcomes = await all_ways(wires, Ask(say(prompt), keys.test, stream))
+        assert all("sandbox" in o.output["text"] for o in outcomes.values())
+    assert not [r for r in upstream.requests if prompt in r.prompt]
