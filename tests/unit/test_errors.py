@@ -1,0 +1,74 @@
+"""The table of errors is what was promised, row by row, and both wires tell the same of it."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from pomelo.errors import REASONS, TABLE, PomeloError
+from pomelo.gen.v1.error_reason_pb2 import ErrorReason
+
+ROOT = Path(__file__).parents[2]
+
+PROMISED = """
+invalid_api_key             401 UNAUTHENTICATED     authentication_error
+model_not_allowed           403 PERMISSION_DENIED   permission_error
+invalid_body                400 INVALID_ARGUMENT    invalid_request_error
+missing_parameter           400 INVALID_ARGUMENT    invalid_request_error
+invalid_parameter           400 INVALID_ARGUMENT    invalid_request_error
+unsupported_model           400 INVALID_ARGUMENT    invalid_request_error
+context_length_exceeded     400 INVALID_ARGUMENT    invalid_request_error
+content_policy_violation    400 INVALID_ARGUMENT    invalid_request_error
+payload_too_large           413 RESOURCE_EXHAUSTED  invalid_request_error
+unsupported_media_type      415 INVALID_ARGUMENT    invalid_request_error
+not_found                   404 NOT_FOUND           invalid_request_error
+method_not_allowed          405 UNIMPLEMENTED       invalid_request_error
+rate_limit_exceeded         429 RESOURCE_EXHAUSTED  rate_limit_error
+concurrency_limit_exceeded  429 RESOURCE_EXHAUSTED  rate_limit_error
+token_limit_exceeded        429 RESOURCE_EXHAUSTED  rate_limit_error
+insufficient_credits        402 FAILED_PRECONDITION insufficient_credits_error
+idempotency_conflict        409 ABORTED             invalid_request_error
+idempotency_mismatch        422 FAILED_PRECONDITION invalid_request_error
+provider_not_configured     503 UNAVAILABLE         provider_error
+provider_unavailable        503 UNAVAILABLE         provider_error
+provider_failed             502 UNAVAILABLE         provider_error
+deadline_exceeded           504 DEADLINE_EXCEEDED   timeout_error
+store_unavailable           503 UNAVAILABLE         api_error
+shutting_down               503 UNAVAILABLE         api_error
+internal_error              500 INTERNAL            api_error
+"""
+
+
+@pytest.mark.parametrize("line", PROMISED.split("\n")[1:-1])
+def test_a_row_is_what_was_promised(line: str) -> None:
+    code, http, status, kind = line.split()
+    row = TABLE[code]
+    assert (row.http, row.status, row.type) == (int(http), status, kind)
+    assert row.message
+
+
+def test_the_table_the_promise_and_the_contract_have_the_same_rows() -> None:
+    assert set(TABLE) == {line.split()[0] for line in PROMISED.split("\n")[1:-1]}
+    assert sorted(REASONS.values()) == sorted(set(ErrorReason.values()) - {0})
+
+
+def test_a_retry_is_proposed_with_429_and_503_alone() -> None:
+    for row in TABLE.values():
+        assert (row.retry_after is not None) == (row.http in (429, 503)), row.code
+
+
+def test_the_reference_tells_the_same_of_every_error_that_can_happen() -> None:
+    page = (ROOT / "docs/rest-api.md").read_text()
+    told = re.findall(r"^\| ([a-z_, ]+) \| ([0-9, ]+) \| ([a-z_]+) \|", page, re.MULTILINE)
+    assert len(told) > 15
+    for codes, numbers, kind in told:
+        wanted = [int(n) for n in numbers.split(", ")]
+        for code in codes.split(", "):
+            assert TABLE[code].http in wanted
+            assert TABLE[code].type == kind
+
+
+def test_an_error_has_its_rows_words_unless_it_brings_its_own() -> None:
+    assert PomeloError("insufficient_credits").message == "Insufficient credits for this operation"
+    error = PomeloError("provider_unavailable", "Busy", retry_after=9)
+    assert (str(error), error.message, error.retry_after) == ("Busy", "Busy", 9)
