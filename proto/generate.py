@@ -27,6 +27,11 @@ def generate(target: Path) -> None:
     well_known = str(files("grpc_tools") / "_proto")
     with tempfile.TemporaryDirectory() as scratch:
         outs = [f"--{kind}_out={scratch}" for kind in ("python", "grpc_python", "mypy", "mypy_grpc")]
+        # The plugins are beside this Python, which need not be on PATH.
+        beside = Path(sys.executable).parent
+        outs += [
+            f"--plugin=protoc-gen-{kind}={beside / f'protoc-gen-{kind}'}" for kind in ("mypy", "mypy_grpc")
+        ]
         arguments = ["protoc", f"-I{ROOT / 'proto'}", f"-I{well_known}", *outs, *protos]
         if protoc.main(arguments) != 0:
             raise RuntimeError("protoc failed")
