@@ -11,6 +11,7 @@ import secrets
 import tempfile
 import tomllib
 from collections.abc import Mapping, Set
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any, Self
 
@@ -107,7 +108,7 @@ class Settings(BaseModel):
     tls_key: File = None
     tls_client_ca: File = None
     insecure: bool = False
-    openai_api_key: str = Field(default="", repr=False)
+    openai_api_key: str | None = Field(default=None, repr=False)
     openai_base_url: Url = "https://api.openai.com/v1"
     json_limit: Annotated[ByteSize, Field(gt=0)] = ByteSize(8 * _MIB)
     upload_limit: Annotated[ByteSize, Field(gt=0)] = ByteSize(50 * _MIB)
@@ -166,7 +167,7 @@ class Settings(BaseModel):
                 return self.secret.encode()
             path = self.data / "secret"
             if not path.exists():
-                _create(path, secrets.token_hex(32))
+                write_private(path, secrets.token_hex(32), replace=False)
             if path.stat().st_mode & 0o077:
                 raise SettingsError(f"{path} can be read by others. Run: chmod 600 {path}")
             secret = path.read_text().strip()
@@ -264,17 +265,22 @@ def _reason(error: Exception) -> str:
     return (error.strerror or type(error).__name__) if isinstance(error, OSError) else "it is no text"
 
 
-def _create(path: Path, text: str) -> None:
-    """Writes a file of mode 0600 that is whole or absent; does nothing when another process was first."""
+def write_private(path: Path, text: str, *, replace: bool) -> None:
+    """Writes a file of mode 0600 that is whole or absent; without `replace`, one that is there stays.
+
+    Raises:
+        OSError: it can't be written.
+    """
     descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
     try:
         with os.fdopen(descriptor, "w") as file:
             file.write(text + "\n")
             file.flush()
             os.fsync(file.fileno())
-        try:
-            os.link(temporary, path)
-        except FileExistsError:
-            return
+        if replace:
+            Path(temporary).replace(path)
+        else:
+            with suppress(FileExistsError):
+                os.link(temporary, path)
     finally:
-        Path(temporary).unlink()
+        Path(temporary).unlink(missing_ok=True)

@@ -1,0 +1,112 @@
+"""The command line as a client: the channel to a running server, and what its errors mean here.
+
+`run` and `models` ask over gRPC with a key; `keys` asks the operator's socket. grpc is imported when a
+channel is opened.
+"""
+
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
+
+from pomelo.cli.terminal import FailureError
+
+if TYPE_CHECKING:
+    from pomelo.settings import Settings
+
+
+@contextmanager
+def server(settings: "Settings", target: str | None) -> Iterator[Any]:
+    """A channel to the server at `target`, or at the settings' own address.
+
+    Raises:
+        FailureError: there is none; PomeloError: what the server answered within the block.
+    """
+    import grpc
+
+    from pomelo.settings import is_loopback, split_address
+
+    address = target or settings.grpc
+    if not address:
+        raise FailureError("POMELO_GRPC is empty: gRPC is off. Name a server with --target HOST:PORT")
+    try:
+        host, port = split_address(address)
+    except ValueError as error:
+        raise FailureError(f"--target {error}") from None
+    if port == 0:
+        raise FailureError("POMELO_GRPC has port 0: any free one. Name the server with --target HOST:PORT")
+    if host in ("0.0.0.0", "::"):  # noqa: S104 - where a server listens everywhere, it is here, too
+        host = "127.0.0.1"
+        address = f"{host}:{port}"
+    # An answer may hold a whole picture or sound; a server that was asked for is trusted with its size.
+    options: list[tuple[str, Any]] = [("grpc.max_receive_message_length", -1)]
+    if is_loopback(host):
+        options.append(("grpc.enable_http_proxy", 0))
+    secure = settings.tls_cert is not None or not (is_loopback(host) or settings.insecure)
+    if secure:
+        channel = grpc.secure_channel(address, grpc.ssl_channel_credentials(), options)
+    else:
+        channel = grpc.insecure_channel(address, options)
+    with channel, _errors(f"No server answers at {address}. Start one with: pomelo serve"):
+        yield channel
+
+
+@contextmanager
+def operator(path: Path) -> Iterator[Any]:
+    """A channel to the operator's socket.
+
+    Raises:
+        FailureError: nobody answers; PomeloError: what was answered within the block.
+    """
+    import grpc
+
+    with (
+        grpc.insecure_channel(f"unix:{quote(str(path.absolute()))}") as channel,
+        _errors(f"The server at {path} does not answer"),
+    ):
+        yield channel
+
+
+def is_served(path: Path) -> bool:
+    """Whether a process listens on the socket."""
+    with socket.socket(socket.AF_UNIX) as probe:
+        try:
+            probe.connect(str(path))
+        except OSError:
+            return False
+    return True
+
+
+def bearer(settings: "Settings", key: str | None) -> list[tuple[str, str]]:
+    """The metadata that bears the key: the one given, or the development key of the data folder.
+
+    Raises:
+        FailureError: there is none.
+    """
+    if not key:
+        try:
+            key = settings.key_file.read_text().strip()
+        except OSError:
+            raise FailureError(
+                f"There is no key: set POMELO_KEY or --key ({settings.key_file} can't be read)"
+            ) from None
+    if not key.isascii() or not key.isprintable():
+        raise FailureError("The key has characters that no key has")
+    return [("authorization", f"Bearer {key}")]
+
+
+@contextmanager
+def _errors(unreachable: str) -> Iterator[None]:
+    import grpc
+
+    try:
+        yield
+    except grpc.RpcError as error:
+        from pomelo.wire import DETAILS_KEY, from_rpc_error
+
+        ours = any(name == DETAILS_KEY for name, _ in error.trailing_metadata() or ())
+        if error.code() is grpc.StatusCode.UNAVAILABLE and not ours:
+            raise FailureError(unreachable) from error
+        raise from_rpc_error(error) from error

@@ -1,0 +1,188 @@
+"""`pomelo doctor`: what is configured, what can be reached, what is missing."""
+
+import os
+import stat
+import sys
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import typer
+
+import pomelo
+from pomelo.cli.terminal import Config, Json, explain, print_json
+
+if TYPE_CHECKING:
+    from pomelo.settings import Settings
+
+_TIMEOUT = 5.0
+"""Seconds that one thing may take to answer."""
+
+
+class Finding(NamedTuple):
+    """One thing that was looked at. `state`: ok; off (not set up, and nobody needs it to be); broken."""
+
+    name: str
+    state: str
+    detail: str
+
+
+def doctor(config: Config = None, as_json: Json = False) -> None:
+    """Tell what is configured, reachable and missing.
+
+    Status 1 when something that is needed is broken.
+    """
+    findings = []
+    for finding in _look(config):
+        findings.append(finding)
+        if not as_json:
+            typer.echo(f"{finding.state:<7} {finding.name:<10} {finding.detail}")
+    if as_json:
+        print_json([finding._asdict() for finding in findings])
+    if any(finding.state == "broken" for finding in findings):
+        raise typer.Exit(1)
+
+
+def _look(config: Any) -> Iterator[Finding]:
+    yield _program()
+    from pomelo.settings import CONFIG, SettingsError, load
+
+    try:
+        settings = load(config)
+    except SettingsError as error:
+        yield Finding("settings", "broken", str(error))
+        return
+    source = config or (CONFIG if CONFIG.exists() else None)
+    yield Finding("settings", "ok", f"{source} and variables" if source else "variables and defaults")
+    yield _data(settings)
+    from pomelo.cli.client import is_served
+
+    served = is_served(settings.admin_socket)
+    yield _store(settings, served)
+    yield _grpc(settings, served)
+    yield _rest(settings, served)
+    yield _openai(settings)
+
+
+def _program() -> Finding:
+    import sqlite3
+
+    import aiohttp.http_parser as parser
+
+    name = f"pomelo {pomelo.__version__}, Python {sys.version.split()[0]}, SQLite {sqlite3.sqlite_version}"
+    if sqlite3.sqlite_version_info < (3, 37):
+        return Finding("program", "broken", f"{name}: SQLite 3.37 or later is needed")
+    if parser.HttpRequestParser is parser.HttpRequestParserPy:
+        return Finding("program", "broken", f"{name}: aiohttp has no C parser. Reinstall it from a wheel")
+    return Finding("program", "ok", name)
+
+
+def _data(settings: "Settings") -> Finding:
+    folder = settings.data.absolute()
+    if not folder.exists():
+        return Finding("data", "off", f"{folder} does not exist yet. Make it with: pomelo serve")
+    if not folder.is_dir() or not os.access(folder, os.R_OK | os.W_OK | os.X_OK):
+        return Finding("data", "broken", f"{folder} is no folder that this user can write to")
+    for name in ("secret", "test-key", "pomelo.db"):
+        path = folder / name
+        if path.exists() and stat.S_IMODE(path.stat().st_mode) & 0o077:
+            return Finding("data", "broken", f"others can read {path}. Run: chmod 600 {path}")
+    if not settings.secret and not (folder / "secret").exists() and (folder / "pomelo.db").exists():
+        return Finding("data", "broken", f"{folder / 'secret'} is missing: no key is valid without it")
+    return Finding("data", "ok", str(folder))
+
+
+def _store(settings: "Settings", served: bool) -> Finding:
+    from pomelo.cli.keys import ask
+    from pomelo.gen.v1.admin_service_pb2 import ListKeysRequest
+
+    if not served and not (settings.data / "pomelo.db").exists():
+        return Finding("store", "off", "empty: no keys yet")
+    try:
+        keys = ask(settings, "ListKeys", ListKeysRequest()).keys
+    except Exception as error:
+        line = explain(error)
+        if line is None:
+            raise
+        return Finding("store", "broken", line)
+    active = sum(not key.HasField("revoke_time") for key in keys)
+    return Finding("store", "ok", f"SQLite, {len(keys)} keys, {active} of them not revoked")
+
+
+def _grpc(settings: "Settings", served: bool) -> Finding:
+    if not settings.grpc:
+        return Finding("gRPC", "off", "POMELO_GRPC is empty")
+    import grpc
+    from grpc_health.v1 import health_pb2
+    from grpc_health.v1.health_pb2_grpc import HealthStub
+
+    from pomelo.cli.client import server
+
+    try:
+        with server(settings, None) as channel:
+            answer = HealthStub(channel).Check(
+                health_pb2.HealthCheckRequest(service="pomelo.v1.TaskService"), timeout=_TIMEOUT
+            )
+    except Exception as error:
+        line = explain(error)
+        if line is None and not isinstance(error, grpc.RpcError):
+            raise
+        return _silent("gRPC", settings.grpc, served)
+    if answer.status != health_pb2.HealthCheckResponse.SERVING:
+        return Finding("gRPC", "broken", f"{settings.grpc} is shutting down")
+    return Finding("gRPC", "ok", f"{settings.grpc} serves")
+
+
+def _rest(settings: "Settings", served: bool) -> Finding:
+    if not settings.rest:
+        return Finding("REST", "off", "POMELO_REST is empty")
+    scheme = "https" if settings.tls_cert else "http"
+    try:
+        status = _get(f"{scheme}://{settings.rest}/api/v1/models", {})
+    except OSError:
+        return _silent("REST", settings.rest, served)
+    # Without a key a Pomelo refuses; another program would not.
+    if status != 401:
+        return Finding("REST", "broken", f"another program answers at {settings.rest}. Set POMELO_REST")
+    return Finding("REST", "ok", f"{settings.rest} serves")
+
+
+def _silent(name: str, address: str, served: bool) -> Finding:
+    if served:
+        return Finding(name, "broken", f"the server runs, and {address} does not answer")
+    return Finding(name, "off", f"nobody serves at {address}. Start with: pomelo serve")
+
+
+def _openai(settings: "Settings") -> Finding:
+    if not settings.openai_api_key:
+        return Finding("openai", "off", "OPENAI_API_KEY is not set: its models need a test key")
+    url = f"{settings.openai_base_url}/models"
+    try:
+        status = _get(url, {"Authorization": f"Bearer {settings.openai_api_key}"})
+    except OSError:
+        return Finding("openai", "broken", f"{settings.openai_base_url} can't be reached")
+    if status in (401, 403):
+        return Finding("openai", "broken", f"OPENAI_API_KEY is refused ({status})")
+    if status >= 400:
+        return Finding("openai", "broken", f"{settings.openai_base_url} answers {status}")
+    return Finding("openai", "ok", f"{settings.openai_base_url} takes the key")
+
+
+def _get(url: str, headers: dict[str, str]) -> int:
+    """The status of an answer; follows nothing and uses no proxy, as the server itself does.
+
+    Raises:
+        OSError: there is none.
+    """
+    from http.client import HTTPConnection, HTTPException, HTTPSConnection
+    from urllib.parse import urlsplit
+
+    parts = urlsplit(url)
+    kind = HTTPSConnection if parts.scheme == "https" else HTTPConnection
+    connection = kind(parts.hostname or "", parts.port, timeout=_TIMEOUT)
+    try:
+        connection.request("GET", parts.path, headers=headers)
+        return connection.getresponse().status
+    except HTTPException as error:
+        raise OSError(str(error)) from error
+    finally:
+        connection.close()

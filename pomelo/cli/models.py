@@ -1,0 +1,83 @@
+"""`pomelo models`: what the server offers to a key."""
+
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from pomelo.cli.terminal import Config, Json, Key, Target, print_json, print_table
+
+if TYPE_CHECKING:
+    from pomelo.gen.v1.model_service_pb2 import Model
+
+_UNITS = {
+    "million_input_tokens": "1M input tokens",
+    "million_output_tokens": "1M output tokens",
+    "image": "image",
+    "megapixel": "megapixel",
+    "thousand_characters": "1,000 characters",
+    "audio_minute": "minute",
+}
+
+
+def models(config: Config = None, target: Target = None, key: Key = None, as_json: Json = False) -> None:
+    """List models and their prices, in credits."""
+    from pomelo.cli.client import bearer, server
+    from pomelo.gen.v1.model_service_pb2 import ListModelsRequest
+    from pomelo.gen.v1.model_service_pb2_grpc import ModelServiceStub
+    from pomelo.settings import load
+
+    settings = load(config)
+    with server(settings, target) as channel:
+        answer = ModelServiceStub(channel).ListModels(ListModelsRequest(), metadata=bearer(settings, key))
+    if as_json:
+        print_json([_json(model) for model in answer.models])
+        return
+    print_table(
+        ("MODEL", "TYPE", "PRICE", "AVAILABLE"),
+        [
+            (
+                model.name,
+                _kind(model),
+                " + ".join(_price(price) for price in model.prices),
+                _yes(model.available),
+            )
+            for model in answer.models
+        ],
+    )
+    if not all(model.available for model in answer.models):
+        typer.echo("Not available: no provider of the model is configured. See: pomelo doctor", err=True)
+
+
+def _json(model: "Model") -> dict[str, Any]:
+    from google.protobuf.json_format import MessageToDict
+
+    value: dict[str, Any] = MessageToDict(model, preserving_proto_field_name=True)
+    limits = {field.name: amount for field, amount in model.limits.ListFields()}
+    prices = [{"unit": _unit(price), "amount_micros": price.amount_micros} for price in model.prices]
+    return value | {
+        "task_type": _kind(model),
+        "limits": limits,
+        "prices": prices,
+        "available": model.available,
+    }
+
+
+def _kind(model: "Model") -> str:
+    from pomelo.gen.v1.task_pb2 import TaskType
+
+    return TaskType.Name(model.task_type).removeprefix("TASK_TYPE_").lower().replace("_", "-")
+
+
+def _unit(price: Any) -> str:
+    from pomelo.gen.v1.model_service_pb2 import PriceUnit
+
+    return PriceUnit.Name(price.unit).removeprefix("PRICE_UNIT_").lower()
+
+
+def _price(price: Any) -> str:
+    unit = _unit(price)
+    return f"{price.amount_micros / 1_000_000:.6f}".rstrip("0").rstrip(".") + f"/{_UNITS.get(unit, unit)}"
+
+
+def _yes(value: bool) -> str:
+    return "yes" if value else "no"

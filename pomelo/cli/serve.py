@@ -1,0 +1,137 @@
+"""`pomelo serve` and `pomelo gateway`: the processes that stay, until a signal ends them."""
+
+import sys
+from collections.abc import Callable, Coroutine
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from pomelo import __version__
+from pomelo.cli.terminal import Config
+
+if TYPE_CHECKING:
+    import asyncio
+
+    from pomelo.app import App
+    from pomelo.settings import Settings
+
+_BODY = '{"model": "gpt-4", "messages": [{"role": "user", "content": "Hello, world!"}]}'
+
+
+def serve(config: Config = None) -> None:
+    """Serve gRPC and REST until SIGTERM or Ctrl-C."""
+    from pomelo.settings import load
+
+    settings = load(config)
+    _run(lambda stop: _serve(settings, stop))
+
+
+def gateway(
+    target: Annotated[str, typer.Option(metavar="HOST:PORT", help="The gRPC server to ask.")],
+    config: Config = None,
+) -> None:
+    """Serve REST alone, before a gRPC server that runs elsewhere."""
+    from pomelo.settings import load
+
+    settings = load(config)
+    settings.rest_address()
+    _run(lambda stop: _gateway(settings, target, stop))
+
+
+async def _serve(settings: "Settings", stop: "asyncio.Event") -> None:
+    from pomelo.app import open_app
+
+    # Before the doors open: whoever finds the server answering finds the key, too.
+    made = await _development_key(settings)
+    async with open_app(settings) as app:
+        _greet(app, made)
+        await stop.wait()
+        typer.echo(f"Ending: running tasks have {settings.grace:g} s. Signal again to end at once.", err=True)
+
+
+async def _gateway(settings: "Settings", target: str, stop: "asyncio.Event") -> None:
+    from pomelo.app import open_gateway
+
+    async with open_gateway(settings, target) as (host, port):
+        _say(f"Pomelo {__version__}, a gateway")
+        _say(f"  REST  {_url(settings, host, port)}")
+        _say(f"  gRPC  {target} answers")
+        await stop.wait()
+
+
+def _run(main: "Callable[[asyncio.Event], Coroutine[Any, Any, None]]") -> None:
+    """Runs `main` on a fast event loop. The first signal sets its event, the second ends the process."""
+    import asyncio
+    import logging
+    import signal
+
+    logging.basicConfig(
+        level=logging.WARNING, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
+    )
+
+    async def running() -> None:
+        loop = asyncio.get_running_loop()
+        stop = asyncio.Event()
+
+        def first(number: int) -> None:
+            stop.set()
+            for each in (signal.SIGINT, signal.SIGTERM):
+                loop.remove_signal_handler(each)
+                signal.signal(each, signal.SIG_DFL)
+
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(number, first, number)
+        await main(stop)
+
+    try:
+        import uvloop
+    except ImportError:  # not made for this system
+        asyncio.run(running())
+    else:
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            runner.run(running())
+
+
+async def _development_key(settings: "Settings") -> str | None:
+    """On a store without keys: a test key, kept in the data folder for `pomelo run`. Else None."""
+    from pomelo.admission.keys import Keyring
+    from pomelo.settings import write_private
+    from pomelo.stores import open_store
+
+    secret = settings.root_secret()
+    async with open_store(settings.store_url()) as store:
+        keyring = Keyring(store, secret)
+        if await keyring.list():
+            return None
+        _, key = await keyring.create()
+        write_private(settings.key_file, key, replace=True)
+    return key
+
+
+def _greet(app: "App", made: str | None) -> None:
+    settings = app.settings
+    _say(f"Pomelo {__version__}")
+    rest = _url(settings, *app.rest) if app.rest else None
+    _say(f"  REST  {rest or 'off'}")
+    _say(f"  gRPC  {app.grpc or 'off'}")
+    _say(f"  data  {settings.data.absolute()}")
+    if not settings.openai_api_key:
+        _say("  No provider has a key: test keys work, live keys need OPENAI_API_KEY")
+    if made is not None:
+        _say(f"\nYour test key, kept in {settings.key_file} for `pomelo run`:\n  {made}")
+    key = made or (f"$(cat {settings.key_file.absolute()})" if settings.key_file.exists() else None)
+    if rest is not None and key is not None:
+        _say(
+            f'\nTry it:\n  curl {rest}/api/v1/task -H "Authorization: Bearer {key}" '
+            f"-H 'Content-Type: application/json' -d '{_BODY}'\n"
+        )
+
+
+def _url(settings: "Settings", host: str, port: int) -> str:
+    scheme = "https" if settings.tls_cert else "http"
+    return f"{scheme}://{f'[{host}]' if ':' in host else host}:{port}"
+
+
+def _say(line: str) -> None:
+    typer.echo(line)
+    sys.stdout.flush()

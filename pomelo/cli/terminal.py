@@ -1,0 +1,101 @@
+"""What the commands share at the terminal: their common options, tables, progress, and errors as one line.
+
+Imports nothing heavy: it is loaded for `pomelo --help`.
+"""
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+Config = Annotated[
+    Path | None,
+    typer.Option(
+        "--config",
+        metavar="FILE",
+        envvar="POMELO_CONFIG",
+        help="Settings. Default: pomelo.toml where it exists. Variables override it.",
+    ),
+]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+Target = Annotated[
+    str | None,
+    typer.Option(
+        metavar="HOST:PORT",
+        help="The gRPC server. Default: the one of the settings. TLS, unless it is on this machine.",
+    ),
+]
+Key = Annotated[
+    str | None,
+    typer.Option(
+        "--key",
+        envvar="POMELO_KEY",
+        metavar="KEY",
+        show_envvar=True,
+        help="An API key. Default: the test key that serve keeps in the data folder.",
+    ),
+]
+
+
+class FailureError(Exception):
+    """A command can't do what it was asked; the message is one line that says what to do."""
+
+
+def explain(error: Exception) -> str | None:
+    """The line to print for an error that a user can do something about; None for a fault of ours."""
+    # Looked up, not imported: a class whose module was never loaded was never raised.
+    expected = tuple(
+        getattr(module, name)
+        for module_name, name in (
+            ("pomelo.settings", "SettingsError"),
+            ("pomelo.stores.base", "StoreError"),
+        )
+        if (module := sys.modules.get(module_name)) is not None
+    )
+    if isinstance(error, (FailureError, *expected)):
+        return str(error)
+    errors = sys.modules.get("pomelo.errors")
+    if errors is not None and isinstance(error, errors.PomeloError):
+        return f"{error.code}: {error.message}"
+    if isinstance(error, OSError):
+        named = f"{error.filename}: " if error.filename else ""
+        return named + (error.strerror or str(error))
+    return None
+
+
+def print_json(value: Any) -> None:
+    """Prints a value as indented JSON."""
+    typer.echo(json.dumps(value, indent=2, ensure_ascii=False))
+
+
+def print_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Prints columns that are as wide as they need to be."""
+    widths = [max(len(row[n]) for row in (header, *rows)) for n in range(len(header))]
+    for row in (header, *rows):
+        typer.echo("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+
+
+class Progress:
+    """One line on stderr that changes; nothing where stderr is no terminal. A context manager."""
+
+    def __init__(self) -> None:
+        self._shown = False
+        self._terminal = sys.stderr.isatty()
+
+    def show(self, text: str) -> None:
+        """Replaces what is shown."""
+        if self._terminal:
+            self._shown = True
+            sys.stderr.write(f"\r\x1b[K{text}")
+            sys.stderr.flush()
+
+    def __enter__(self) -> "Progress":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self._shown:
+            sys.stderr.write("\r\x1b[K")
+            sys.stderr.flush()
