@@ -1,0 +1,188 @@
+"""The one map from what goes wrong upstream to the errors of the table.
+
+`pomelo.providers.http` and the vendors' modules raise what these functions make. A vendor adds only a
+`Dialect`: how its error bodies are read, and what its own codes mean. Nothing that a vendor wrote gets
+into a message; what an operator needs (vendor, status, the vendor's code and request id) is a note of the
+exception, shown in a traceback alone.
+
+What became of the call                                   code                    Retry-After
+--------------------------------------------------------  ----------------------  --------------------
+the name can't be resolved, the connection is refused     provider_unavailable    5
+reset or closed before the answer began                   provider_unavailable    5
+no good certificate, or no TLS there                      provider_failed         -
+no connection in `connect` seconds                        deadline_exceeded       -
+silence, before the answer or within it                   deadline_exceeded       -
+reset or closed within the answer                         provider_failed         -
+no HTTP, a redirect, a page, no JSON, another shape       provider_failed         -
+an address of the vendor that is none                     provider_failed         -
+larger than the limits                                    provider_failed         -
+a code that the vendor's dialect knows, at any status     as the dialect says     the vendor's, or 5
+400 or 422 that names a field of the caller's             invalid_parameter       -
+413                                                       payload_too_large       -
+401, 402, 403, 404, any other 4xx                         provider_failed         -
+408, 409, 425, 429, 5xx                                   provider_unavailable    the vendor's, or 5
+an error within a stream whose code nobody knows          provider_failed         -
+
+A vendor's wait counts from 1 to 60 s. A refusal of our own credentials or money is never shown as the
+caller's.
+"""
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from email.utils import parsedate_to_datetime
+from math import ceil, isfinite
+from typing import Any
+
+import aiohttp
+from pydantic_core import from_json
+
+from pomelo.errors import PomeloError
+
+WAIT_MOST = 60
+"""The longest wait in seconds that is passed on from a vendor."""
+
+_SAFE = re.compile(r"[\w.:-]{1,64}", re.ASCII)
+_RETRYABLE = frozenset((408, 409, 425, 429))
+
+
+@dataclass(frozen=True, slots=True)
+class Complaint:
+    """What a vendor says in an error body: its codes, the most telling first, and the contract's field that
+    it blames, if any."""
+
+    codes: tuple[str, ...] = ()
+    field: str | None = None
+
+
+NOTHING_SAID = Complaint()
+
+
+@dataclass(frozen=True, slots=True)
+class Dialect:
+    """How a vendor words its failures.
+
+    `meanings` gives the code of our table for a vendor's code; `read` finds the complaint in a parsed body,
+    whatever its shape, and never raises.
+    """
+
+    vendor: str
+    read: Callable[[Any], Complaint]
+    meanings: Mapping[str, str] = field(default_factory=dict)
+
+
+def not_answered(error: BaseException) -> PomeloError:
+    """What a failure before the answer's head means; `error` is aiohttp's, or an OSError or ValueError."""
+    match error:
+        case aiohttp.ConnectionTimeoutError():
+            failure = PomeloError("deadline_exceeded", "The provider can't be reached in time. Retry")
+        case TimeoutError():
+            failure = PomeloError("deadline_exceeded", "The provider did not answer in time. Retry")
+        case aiohttp.ClientConnectorCertificateError() | aiohttp.ClientSSLError():
+            failure = PomeloError("provider_failed", "No safe connection to the provider can be made")
+        case (
+            aiohttp.ClientResponseError()
+            | aiohttp.ClientPayloadError()
+            | aiohttp.NonHttpUrlClientError()
+            | ValueError()
+        ):
+            failure = PomeloError("provider_failed")
+        case _:
+            failure = PomeloError("provider_unavailable", "The provider can't be reached. Retry later")
+    return _noted(failure, type(error).__name__)
+
+
+def cut(error: BaseException) -> PomeloError:
+    """What a failure within the answer's body means."""
+    if isinstance(error, TimeoutError):
+        failure = PomeloError("deadline_exceeded", "The provider stopped half way and went silent. Retry")
+    else:
+        failure = PomeloError("provider_failed", "The provider's answer was cut. Retry")
+    return _noted(failure, type(error).__name__)
+
+
+def nonsense(what: str = "") -> PomeloError:
+    """The answer can't be used; `what` says why, in our own words, to the operator alone."""
+    return _noted(PomeloError("provider_failed"), what or "an answer that can't be read")
+
+
+def refused(
+    status: int, headers: Mapping[str, str], body: bytes, dialect: Dialect, now: float
+) -> PomeloError:
+    """What an answer with a status from 300 means; `body` as far as it came, `now` is Unix time."""
+    complaint = NOTHING_SAID
+    if status >= 400:
+        try:
+            complaint = dialect.read(from_json(body))
+        except ValueError:
+            complaint = NOTHING_SAID
+    request_id = headers.get("x-request-id") or headers.get("request-id") or ""
+    told = (dialect.vendor, f"HTTP {status}", *_safe(*complaint.codes, request_id))
+    wait = wait_hint(headers, now)
+    failure = _meant(complaint, dialect, wait)
+    if failure is None:
+        if status >= 500 or status in _RETRYABLE:
+            failure = PomeloError("provider_unavailable", retry_after=wait)
+        elif status == 413:
+            failure = PomeloError("payload_too_large", "The request is larger than the provider takes")
+        elif status in (400, 422) and complaint.field:
+            failure = _not_taken(complaint.field)
+        else:
+            failure = PomeloError("provider_failed")
+    return _noted(failure, *told)
+
+
+def complained(body: Any, dialect: Dialect) -> PomeloError:
+    """What an error object in place of an answer, or within a stream, means."""
+    complaint = dialect.read(body)
+    failure = _meant(complaint, dialect, None) or PomeloError("provider_failed")
+    return _noted(failure, dialect.vendor, *_safe(*complaint.codes))
+
+
+def wait_hint(headers: Mapping[str, str], now: float) -> int | None:
+    """The vendor's wait in whole seconds, 1 to WAIT_MOST; None when it names none that can be read.
+
+    `retry-after-ms` counts before `retry-after`, which has seconds or a date. `headers` must find names in
+    any case.
+    """
+    for name, unit in (("retry-after-ms", 1000), ("retry-after", 1)):
+        text = headers.get(name)
+        if text is None:
+            continue
+        try:
+            seconds = float(text) / unit
+        except ValueError:
+            try:
+                seconds = parsedate_to_datetime(text).timestamp() - now
+            except (ValueError, OverflowError):
+                continue
+        if isfinite(seconds):
+            return min(max(ceil(seconds), 1), WAIT_MOST)
+    return None
+
+
+def _meant(complaint: Complaint, dialect: Dialect, wait: int | None) -> PomeloError | None:
+    for code in complaint.codes:
+        meaning = dialect.meanings.get(code)
+        if meaning is None:
+            continue
+        if meaning == "invalid_parameter":
+            return _not_taken(complaint.field or "messages")
+        return PomeloError(meaning, retry_after=wait if meaning == "provider_unavailable" else None)
+    return None
+
+
+def _not_taken(name: str) -> PomeloError:
+    message = f"Invalid {name}: the provider does not take this value. Change it or leave it out"
+    return PomeloError("invalid_parameter", message, field=name)
+
+
+def _noted(failure: PomeloError, *told: str) -> PomeloError:
+    """Adds a note in our own words."""
+    failure.add_note(", ".join(told))
+    return failure
+
+
+def _safe(*words: str) -> list[str]:
+    """Those of a vendor's words that look like a code or an id, and can't be anything else."""
+    return [word for word in words if _SAFE.fullmatch(word)]

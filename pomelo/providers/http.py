@@ -1,0 +1,222 @@
+"""The way to the vendors: one shared session, whole answers and streams of events.
+
+Providers call `Http.whole` and `Http.events`; what can go wrong comes out as a `PomeloError` by the map in
+`pomelo.providers.failures`. It knows no vendor. It follows no redirect, keeps no cookie, heeds no proxy
+variable and asks for no compression; nothing is ever sent twice.
+"""
+
+import asyncio
+import contextlib
+import io
+import time
+from collections.abc import AsyncGenerator, Callable, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, Self
+
+import aiohttp
+from pydantic_core import from_json
+from yarl import URL
+
+import pomelo
+from pomelo.providers.failures import Dialect, cut, nonsense, not_answered, refused
+from pomelo.providers.sse import SseEvent, SseParser
+
+BODY_MOST = 8 * 1024 * 1024
+"""Bytes of a whole answer."""
+
+PER_HOST = 256
+"""Connections to one host; further calls wait for one until their deadline."""
+
+_COMPLAINT_MOST = 64 * 1024  # bytes of an error body that are read, and
+_COMPLAINT_WAIT = 5.0  # seconds that are spent on it
+_GOODBYE_WAIT = 0.05  # seconds between a stream's last event and its end, for the connection to be kept
+_AT_ONCE = 1024 * 1024  # bytes of a request that are written in one go
+
+_FAULTS = (aiohttp.ClientError, OSError, ValueError)
+
+
+@dataclass(frozen=True, slots=True)
+class Timeouts:
+    """Limits in seconds: for a connection, for silence on a stream (before the first byte and between any
+    two), and for silence on a whole answer, which begins only when the model has finished."""
+
+    connect: float = 5.0
+    silence: float = 60.0
+    whole: float = 600.0
+
+
+class Http:
+    """The shared client session; an async context manager, to be entered in the running loop."""
+
+    def __init__(
+        self,
+        timeouts: Timeouts | None = None,
+        *,
+        per_host: int = PER_HOST,
+        now: Callable[[], float] = time.time,
+    ) -> None:
+        timeouts = timeouts or Timeouts()
+        self._now = now
+        self._per_host = per_host
+        self._stream_limits = _limits(timeouts.connect, timeouts.silence)
+        self._whole_limits = _limits(timeouts.connect, timeouts.whole)
+        self._session: aiohttp.ClientSession | None = None
+
+    async def __aenter__(self) -> Self:
+        self._session = aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(limit=0, limit_per_host=self._per_host, keepalive_timeout=15),
+            cookie_jar=aiohttp.DummyCookieJar(),
+            headers={"Accept-Encoding": "identity", "User-Agent": f"pomelo/{pomelo.__version__}"},
+            auto_decompress=False,
+            trust_env=False,
+        )
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._session is not None:
+            await self._session.close()
+            self._session = None
+
+    async def whole(self, url: URL, headers: Mapping[str, str], body: bytes, dialect: Dialect) -> Any:
+        """Posts `body` and gives the parsed JSON of the answer. Cancelling closes the connection at once.
+
+        Raises:
+            PomeloError: by the map.
+        """
+        async with self._post(url, headers, body, dialect, self._whole_limits) as response:
+            answer, complete = await _read(response, BODY_MOST)
+        if not complete:
+            raise nonsense("an answer above the limit")
+        try:
+            return from_json(answer)
+        except ValueError:
+            pass
+        raise nonsense("no JSON")
+
+    @asynccontextmanager
+    async def events(
+        self, url: URL, headers: Mapping[str, str], body: bytes, dialect: Dialect
+    ) -> "AsyncGenerator[EventStream, None]":
+        """Posts `body` and opens the answer as a stream of events. Leaving closes the connection at once,
+        unless the answer was read to its end.
+
+        Raises:
+            PomeloError: by the map.
+        """
+        async with self._post(url, headers, body, dialect, self._stream_limits) as response:
+            if response.content_type == "text/html":
+                raise nonsense("a page")
+            yield EventStream(response)
+
+    @asynccontextmanager
+    async def _post(
+        self,
+        url: URL,
+        headers: Mapping[str, str],
+        body: bytes,
+        dialect: Dialect,
+        limits: aiohttp.ClientTimeout,
+    ) -> AsyncGenerator[aiohttp.ClientResponse, None]:
+        session = self._session
+        if session is None:
+            raise RuntimeError("Http is used outside of its context")
+        # A large body is written in pieces, so that other calls have their turn in between.
+        data = body if len(body) <= _AT_ONCE else io.BytesIO(body)
+        try:
+            response = await session.post(
+                url, data=data, headers=headers, timeout=limits, allow_redirects=False
+            )
+        except _FAULTS as error:
+            failure = not_answered(error)
+        else:
+            try:
+                if response.status >= 300:
+                    raise await self._refusal(response, dialect)
+                yield response
+            finally:
+                # Not release(), which would wait for the rest; no effect on what was read to its end.
+                response.close()
+            return
+        # Outside of the except block: what aiohttp raises holds the request's headers.
+        raise failure
+
+    async def _refusal(self, response: aiohttp.ClientResponse, dialect: Dialect) -> Exception:
+        body = b""
+        if response.status >= 400:
+            with contextlib.suppress(TimeoutError, *_FAULTS):
+                async with asyncio.timeout(_COMPLAINT_WAIT):
+                    body, _ = await _pieces(response, _COMPLAINT_MOST)
+        return refused(response.status, response.headers, body, dialect, self._now())
+
+
+class EventStream:
+    """An answer that comes as events."""
+
+    __slots__ = ("_content", "_parser")
+
+    def __init__(self, response: aiohttp.ClientResponse) -> None:
+        self._content = response.content
+        self._parser = SseParser()
+
+    async def read(self) -> list[SseEvent]:
+        """The next events, all that are there; empty only at the end of the answer.
+
+        Raises:
+            PomeloError: by the map; what came before stands.
+        """
+        while True:
+            try:
+                packet = await self._content.readany()
+            except _FAULTS as error:
+                failure = cut(error)
+            else:
+                if not packet:
+                    return []
+                events = self._parser.feed(packet)
+                if events:
+                    return events
+                continue
+            raise failure
+
+    async def goodbye(self) -> None:
+        """Waits a moment for the answer's end, so that the connection can serve another call.
+
+        To be called after the vendor's own end marker. Never raises; without the end the connection is
+        closed on leaving.
+        """
+        if self._content.at_eof():
+            return
+        with contextlib.suppress(TimeoutError, *_FAULTS):
+            async with asyncio.timeout(_GOODBYE_WAIT):
+                await self._content.readany()
+
+
+def _limits(connect: float, silence: float) -> aiohttp.ClientTimeout:
+    return aiohttp.ClientTimeout(total=None, sock_connect=connect, sock_read=silence)
+
+
+async def _read(response: aiohttp.ClientResponse, most: int) -> tuple[bytes, bool]:
+    try:
+        return await _pieces(response, most)
+    except _FAULTS as error:
+        failure = cut(error)
+    raise failure
+
+
+async def _pieces(response: aiohttp.ClientResponse, most: int) -> tuple[bytes, bool]:
+    """The body, at most about `most` bytes of it, and whether that is all."""
+    size = response.content_length
+    if size is not None and size > most:
+        return b"", False
+    pieces: list[bytes] = []
+    size = 0
+    while piece := await response.content.readany():
+        pieces.append(piece)
+        size += len(piece)
+        if size > most:
+            return b"".join(pieces), False
+    return b"".join(pieces), True

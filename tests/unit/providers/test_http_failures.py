@@ -1,0 +1,209 @@
+"""The map from what goes wrong upstream to the table of errors, row by row."""
+
+import ssl
+import traceback
+from collections.abc import Mapping
+from email.utils import formatdate
+from types import SimpleNamespace
+from typing import Any
+
+import aiohttp
+import pytest
+from multidict import CIMultiDict
+
+from pomelo.errors import PomeloError
+from pomelo.providers.failures import (
+    Complaint,
+    Dialect,
+    complained,
+    cut,
+    nonsense,
+    not_answered,
+    refused,
+    wait_hint,
+)
+
+NOW = 1_800_000_000.0
+CANARY = "sk-canary-3141 and the prompt"
+
+
+def read(body: Any) -> Complaint:
+    """A vendor whose error bodies are {"codes": […], "field": …}."""
+    if not isinstance(body, dict):
+        return Complaint()
+    return Complaint(tuple(body.get("codes", ())), body.get("field"))
+
+
+ACME = Dialect(
+    "acme",
+    read,
+    {
+        "too_long": "context_length_exceeded",
+        "moderated": "content_policy_violation",
+        "broke": "provider_failed",
+        "busy": "provider_unavailable",
+        "bad_picture": "invalid_parameter",
+    },
+)
+
+
+def refuse(status: int, body: bytes = b"", headers: Mapping[str, str] | None = None) -> PomeloError:
+    """What an answer with this status becomes."""
+    return refused(status, CIMultiDict(headers or {}), body, ACME, NOW)
+
+
+@pytest.mark.parametrize(
+    ("status", "code"),
+    [
+        (300, "provider_failed"),
+        (301, "provider_failed"),
+        (307, "provider_failed"),
+        (400, "provider_failed"),
+        (401, "provider_failed"),
+        (402, "provider_failed"),
+        (403, "provider_failed"),
+        (404, "provider_failed"),
+        (405, "provider_failed"),
+        (408, "provider_unavailable"),
+        (409, "provider_unavailable"),
+        (413, "payload_too_large"),
+        (415, "provider_failed"),
+        (418, "provider_failed"),
+        (422, "provider_failed"),
+        (425, "provider_unavailable"),
+        (429, "provider_unavailable"),
+        (500, "provider_unavailable"),
+        (502, "provider_unavailable"),
+        (503, "provider_unavailable"),
+        (529, "provider_unavailable"),
+    ],
+)
+def test_a_status_alone_has_a_meaning(status: int, code: str) -> None:
+    for body in (b"", b"<html>", b"[1]", b"null", b'{"codes": ["unheard_of"]}'):
+        assert refuse(status, body).code == code
+
+
+@pytest.mark.parametrize(
+    ("status", "word", "code"),
+    [
+        (400, "too_long", "context_length_exceeded"),
+        (413, "too_long", "context_length_exceeded"),
+        (400, "moderated", "content_policy_violation"),
+        (403, "moderated", "content_policy_violation"),
+        (429, "broke", "provider_failed"),
+        (400, "busy", "provider_unavailable"),
+        (400, "bad_picture", "invalid_parameter"),
+    ],
+)
+def test_a_code_of_the_vendor_counts_before_the_status(status: int, word: str, code: str) -> None:
+    assert refuse(status, b'{"codes": ["%s"]}' % word.encode()).code == code
+    assert refuse(status, b'{"codes": ["unheard_of", "%s"]}' % word.encode()).code == code
+
+
+@pytest.mark.parametrize("status", [400, 422])
+def test_a_field_of_the_caller_that_is_blamed_is_named(status: int) -> None:
+    failure = refuse(status, b'{"field": "top_p"}')
+    assert (failure.code, failure.field) == ("invalid_parameter", "top_p")
+    assert "top_p" in failure.message
+
+
+def test_a_blamed_field_means_nothing_where_our_rights_are_refused() -> None:
+    assert refuse(403, b'{"field": "top_p"}').code == "provider_failed"
+
+
+@pytest.mark.parametrize(
+    ("headers", "seconds"),
+    [
+        ({"Retry-After": "7"}, 7),
+        ({"Retry-After": "7.2"}, 8),
+        ({"Retry-After": "0"}, 1),
+        ({"Retry-After": "-3"}, 1),
+        ({"Retry-After": "3600"}, 60),
+        ({"Retry-After": formatdate(NOW + 20, usegmt=True)}, 20),
+        ({"Retry-After": formatdate(NOW - 20, usegmt=True)}, 1),
+        ({"retry-after-ms": "1500", "Retry-After": "9"}, 2),
+        ({"retry-after-ms": "soon", "Retry-After": "9"}, 9),
+        ({"Retry-After": "nan"}, None),
+        ({"Retry-After": "inf"}, None),
+        ({"Retry-After": "tomorrow"}, None),
+        ({}, None),
+    ],
+)
+def test_a_vendors_wait_is_passed_on_within_bounds(headers: Mapping[str, str], seconds: int | None) -> None:
+    assert wait_hint(CIMultiDict(headers), NOW) == seconds
+    default = PomeloError("provider_unavailable").retry_after
+    assert refuse(429, headers=headers).retry_after == (default if seconds is None else seconds)
+    assert refuse(401, headers=headers).retry_after is None
+
+
+KEY = SimpleNamespace(host="api.acme.example", port=443, ssl=True, is_ssl=True)
+INFO: Any = SimpleNamespace(real_url=f"https://api.acme.example/{CANARY}", headers={"Authorization": CANARY})
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (aiohttp.ClientConnectorDNSError(KEY, OSError(CANARY)), "provider_unavailable"),
+        (aiohttp.ClientConnectorError(KEY, ConnectionRefusedError(CANARY)), "provider_unavailable"),
+        (aiohttp.ClientOSError(104, CANARY), "provider_unavailable"),
+        (aiohttp.ServerDisconnectedError(CANARY), "provider_unavailable"),
+        (ConnectionResetError(CANARY), "provider_unavailable"),
+        (
+            aiohttp.ClientConnectorCertificateError(KEY, ssl.SSLCertVerificationError(CANARY)),
+            "provider_failed",
+        ),
+        (aiohttp.ClientConnectorSSLError(KEY, ssl.SSLError(CANARY)), "provider_failed"),
+        (aiohttp.ConnectionTimeoutError(CANARY), "deadline_exceeded"),
+        (aiohttp.SocketTimeoutError(CANARY), "deadline_exceeded"),
+        (TimeoutError(CANARY), "deadline_exceeded"),
+        (aiohttp.ClientResponseError(INFO, (), status=400, message=CANARY), "provider_failed"),
+        (aiohttp.InvalidURL(CANARY), "provider_failed"),
+        (ValueError(CANARY), "provider_failed"),
+    ],
+)
+def test_a_failure_before_the_answer_has_a_meaning(error: BaseException, code: str) -> None:
+    failure = not_answered(error)
+    assert failure.code == code
+    assert CANARY not in "".join(traceback.format_exception(failure))
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (aiohttp.ClientPayloadError(CANARY), "provider_failed"),
+        (aiohttp.ClientConnectionError(CANARY), "provider_failed"),
+        (ConnectionResetError(CANARY), "provider_failed"),
+        (aiohttp.SocketTimeoutError(CANARY), "deadline_exceeded"),
+    ],
+)
+def test_a_failure_within_the_answer_has_a_meaning(error: BaseException, code: str) -> None:
+    failure = cut(error)
+    assert failure.code == code
+    assert CANARY not in "".join(traceback.format_exception(failure))
+
+
+def test_an_error_in_place_of_an_answer_has_the_meaning_of_its_code() -> None:
+    assert complained({"codes": ["busy"]}, ACME).code == "provider_unavailable"
+    assert complained({"codes": ["unheard_of"]}, ACME).code == "provider_failed"
+    assert complained("no object", ACME).code == "provider_failed"
+
+
+def test_an_operator_finds_the_status_the_code_and_the_request_id_in_the_traceback() -> None:
+    failure = refuse(429, b'{"codes": ["busy"]}', {"x-request-id": "req_8"})
+    shown = "".join(traceback.format_exception(failure))
+    assert "acme, HTTP 429, busy, req_8" in shown
+    assert "req_8" not in failure.message
+
+
+def test_what_a_vendor_writes_never_gets_into_a_message_or_a_note() -> None:
+    body = b'{"codes": ["%s", "line\\nbreak", "%s"]}' % (CANARY.encode(), b"x" * 65)
+    for failure in (refuse(400, body, {"x-request-id": CANARY}), complained({"codes": [CANARY]}, ACME)):
+        shown = "".join(traceback.format_exception(failure))
+        assert CANARY not in shown
+        assert "break" not in shown
+        assert "xxx" not in shown
+
+
+def test_nonsense_is_a_failure_of_the_provider() -> None:
+    assert nonsense("a page").code == "provider_failed"
+    assert "page" not in nonsense("a page").message

@@ -1,0 +1,125 @@
+"""The cutting of a byte stream into events."""
+
+import itertools
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pomelo.errors import PomeloError
+from pomelo.providers.sse import EVENT_MOST, SseEvent, SseParser
+
+
+def parse(*packets: bytes) -> list[SseEvent]:
+    """All events of a stream that came in these packets."""
+    parser = SseParser()
+    return [event for packet in packets for event in parser.feed(packet)]
+
+
+def cut(stream: bytes, places: list[int]) -> list[bytes]:
+    """The stream in packets, cut at `places`."""
+    edges = [0, *sorted(place % (len(stream) + 1) for place in places), len(stream)]
+    return [stream[a:b] for a, b in itertools.pairwise(edges)]
+
+
+def test_one_event_in_one_packet() -> None:
+    assert parse(b"data: one\n\n", b"data: two\n\n") == [("", b"one"), ("", b"two")]
+
+
+def test_many_events_in_one_packet_come_out_at_once_and_in_order() -> None:
+    parser = SseParser()
+    parser.feed(b": hello\n\n")
+    packet = b"".join(b"data: %d\n\n" % number for number in range(100))
+    assert parser.feed(packet) == [("", b"%d" % number) for number in range(100)]
+
+
+@pytest.mark.parametrize("end", [b"\n", b"\r\n", b"\r"], ids=["lf", "crlf", "cr"])
+def test_every_line_end_ends_lines(end: bytes) -> None:
+    stream = b"event: a\ndata: 1\n\ndata: 2\ndata: 3\n\n".replace(b"\n", end)
+    assert parse(stream) == [("a", b"1"), ("", b"2\n3")]
+
+
+def test_a_crlf_between_two_packets_is_one_line_end() -> None:
+    assert parse(b"data: 1\r", b"\n", b"data: 2\r", b"\n\r", b"\n") == [("", b"1\n2")]
+
+
+def test_an_empty_line_that_two_packets_share_ends_an_event() -> None:
+    assert parse(b"data: 1\n", b"\ndata: 2\n\n") == [("", b"1"), ("", b"2")]
+
+
+def test_comments_ids_retry_times_and_unknown_fields_are_skipped() -> None:
+    stream = b": ping\n\nid: 7\nretry: 10\nfoo: bar\ndata: x\n\n: bye\n\n"
+    assert parse(b"data: 0\n\n", stream) == [("", b"0"), ("", b"x")]
+
+
+def test_comments_without_empty_lines_can_go_on_for_ever() -> None:
+    parser = SseParser()
+    for _ in range(2 * EVENT_MOST // 1000):
+        assert parser.feed(b": " + b"x" * 997 + b"\n") == []
+    assert parser.feed(b"data: x\n\n") == [("", b"x")]
+
+
+def test_exactly_one_space_after_the_colon_goes() -> None:
+    assert parse(b"data:a\n\n", b"data:  b\n\n", b"data: c \n\n") == [("", b"a"), ("", b" b"), ("", b"c ")]
+
+
+def test_a_byte_order_mark_is_skipped() -> None:
+    assert parse(b"\xef\xbb\xbfdata: x\n\n", b"data: y\n\n") == [("", b"x"), ("", b"y")]
+
+
+def test_an_event_without_data_does_not_come_out_and_leaves_no_name_behind() -> None:
+    assert parse(b"event: ping\n\n", b"data: x\n\n") == [("", b"x")]
+
+
+def test_an_event_without_an_empty_line_behind_it_does_not_come_out() -> None:
+    assert parse(b"data: one\n\ndata: [DONE]\n") == [("", b"one")]
+
+
+def test_a_line_above_the_limit_fails_whether_it_ends_or_not() -> None:
+    for packets in (
+        [b"data: " + b"x" * EVENT_MOST + b"\n\n"],
+        [b"data: 1\n\n", b"data: " + b"x" * EVENT_MOST + b"\n\n"],
+        [b"data: 1\n\n", *[b"x" * 1000] * 300],
+    ):
+        with pytest.raises(PomeloError) as failure:
+            parse(*packets)
+        assert failure.value.code == "provider_failed"
+
+
+def test_an_event_of_many_lines_is_bounded_too() -> None:
+    for line in (b"data: " + b"x" * 1000 + b"\n", b"data\n"):
+        with pytest.raises(PomeloError):
+            parse(*[line] * (EVENT_MOST + 1))
+
+
+def test_a_line_at_the_limit_passes() -> None:
+    data = b"x" * (EVENT_MOST - 6)
+    assert parse(b"data: " + data + b"\n\n") == [("", data)]
+
+
+EVENTS = st.lists(
+    st.tuples(
+        st.sampled_from(["", "delta", "größe"]),
+        st.text().filter(lambda text: "\r" not in text and "\n" not in text),
+        st.integers(1, 3),
+    ),
+    min_size=1,
+)
+
+
+@given(EVENTS, st.sampled_from([b"\n", b"\r\n", b"\r"]), st.lists(st.integers(0, 10_000)), st.booleans())
+def test_the_same_events_come_out_however_the_stream_is_cut(
+    events: list[tuple[str, str, int]], end: bytes, places: list[int], comments: bool
+) -> None:
+    stream = b""
+    expected: list[SseEvent] = []
+    for name, text, lines in events:
+        data = json.dumps(text, ensure_ascii=False).encode()
+        stream += b": note\n\n" if comments else b""
+        stream += b"event: %s\n" % name.encode() if name else b""
+        stream += (b"data: %s\n" % data) * lines + b"\n"
+        expected.append((name, b"\n".join([data] * lines)))
+    stream = stream.replace(b"\n", end)
+    assert parse(*cut(stream, places)) == expected
+    assert parse(*(stream[at : at + 1] for at in range(len(stream)))) == expected
