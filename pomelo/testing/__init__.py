@@ -1,0 +1,45 @@
+"""A vendor for tests: a real HTTP server on loopback that speaks a vendor's wire and misbehaves on request.
+
+    async with FaultUpstream() as upstream:
+        client = AsyncOpenAI(base_url=upstream.openai_base_url, api_key="any")
+        gate = Gate()
+        upstream.script(Answer("one two three", at={2: gate}))  # goes silent after two words
+
+It ships with Pomelo for the tests of its users, of their clients as well as of new providers. It knows
+nothing of Pomelo, and no test needs to sleep: a `Gate` holds an answer where it is told to, and what the
+server saw is awaited on the `Received` request.
+"""
+
+from pomelo.testing.openai_wire import (
+    Answer,
+    broken_json,
+    chunk,
+    error_event,
+    error_reply,
+    half_character,
+    huge_line,
+    page,
+    redirect,
+)
+from pomelo.testing.reply import Gate, Received, Reply, Script, Step, Stop, Token
+from pomelo.testing.upstream import FaultUpstream
+
+__all__ = [
+    "Answer",
+    "FaultUpstream",
+    "Gate",
+    "Received",
+    "Reply",
+    "Script",
+    "Step",
+    "Stop",
+    "Token",
+    "broken_json",
+    "chunk",
+    "error_event",
+    "error_reply",
+    "half_character",
+    "huge_line",
+    "page",
+    "redirect",
+]

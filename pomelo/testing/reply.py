@@ -1,0 +1,100 @@
+"""What a request was and how it is answered, step by step: the vocabulary of `pomelo.testing`.
+
+The server plays it, a wire's file composes it. Neither a vendor nor a socket is known here.
+"""
+
+import asyncio
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any
+
+
+class Gate:
+    """A place in a reply where it waits until the test opens it; one that stays shut is a stall."""
+
+    def __init__(self) -> None:
+        self.reached = asyncio.Event()
+        """Set when a reply has come here."""
+        self._open = asyncio.Event()
+
+    def open(self) -> None:
+        """Lets replies pass, now and later."""
+        self._open.set()
+
+    async def pass_through(self) -> None:
+        """Waits here; the server calls it."""
+        self.reached.set()
+        await self._open.wait()
+
+
+class Stop(Enum):
+    """Ways to end a reply before its time."""
+
+    END = "end"
+    """The body ends in good order, and nothing more comes."""
+    CLOSE = "close"
+    """The connection is closed (FIN) without the body's end."""
+    RESET = "reset"
+    """The connection is reset (RST)."""
+
+
+class Token(bytes):
+    """A packet that bears one token of an answer; they are counted."""
+
+
+Step = bytes | float | Gate | Stop
+"""A packet to send, seconds to wait, a gate to pass, or an early end."""
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """What to do with one request, from top to bottom.
+
+    `before` comes ahead of the head; a packet in it is sent raw, in place of HTTP. Each packet of `steps` is
+    one write to the connection, a chunk of the chunked body.
+    """
+
+    status: int = 200
+    headers: Mapping[str, str] = field(default_factory=dict)
+    steps: tuple[Step, ...] = ()
+    before: tuple[Step, ...] = ()
+
+
+@dataclass(slots=True)
+class Received:
+    """A request as it came, and what became of it. Times are on the running loop's clock, in seconds."""
+
+    method: str
+    path: str
+    headers: Mapping[str, str]
+    raw: bytes
+    body: Any
+    """The parsed JSON; None when it is none."""
+    at: float
+    bytes_sent: int = 0
+    packets_sent: int = 0
+    tokens_sent: int = 0
+    left_at: float | None = None
+    """When the client was seen to have left while a reply was being played; None where it hasn't."""
+    left: asyncio.Event = field(default_factory=asyncio.Event)
+    """Set with `left_at`."""
+    done: asyncio.Event = field(default_factory=asyncio.Event)
+    """Set when the reply is over, however it ended."""
+    connection: tuple[str, int] | None = None
+    """The client's address: equal for requests on one connection."""
+
+    @property
+    def prompt(self) -> str:
+        """The text of the last message of a conversation; empty for anything else."""
+        messages = self.body.get("messages") if isinstance(self.body, dict) else None
+        last = messages[-1] if isinstance(messages, list) and messages else None
+        content = last.get("content") if isinstance(last, dict) else None
+        if isinstance(content, list):
+            texts = [part.get("text") for part in content if isinstance(part, dict)]
+            return " ".join(text for text in texts if isinstance(text, str))
+        return content if isinstance(content, str) else ""
+
+
+Script = Reply | Callable[[Received], Reply]
+"""A reply, or what makes one for a request."""
