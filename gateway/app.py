@@ -29,7 +29,8 @@ class GatewayOptions:
     which a stream sends a comment. `head_timeout` bounds a request's head, `read_timeout` the time between
     two pieces of its body, `write_timeout` the time in which a client must take something of an answer,
     `idle_timeout` the time between two requests. `max_connections` is of all clients together.
-    `drain_timeout` is what running requests get when the gateway closes.
+    `linger_timeout` is how long the rest of a refused body is thrown away, so that its sender reads the
+    refusal; `drain_timeout` is what running requests get when the gateway closes.
     """
 
     public_url: str = ""
@@ -42,6 +43,7 @@ class GatewayOptions:
     write_timeout: float = 30.0
     idle_timeout: float = 75.0
     max_connections: int = 1024
+    linger_timeout: float = 10.0
     drain_timeout: float = 2.0
 
 
@@ -122,6 +124,7 @@ async def open_rest(
                 stall=options.write_timeout,
                 most=options.max_connections,
                 keepalive_timeout=options.idle_timeout,
+                lingering_time=options.linger_timeout,
                 access_log=None,
                 auto_decompress=False,
                 max_line_size=8190,

@@ -72,9 +72,11 @@ class EventStream:
         return response
 
     async def fail(self, error: PomeloError) -> web.StreamResponse:
-        """Ends the answer with an error event, and the connection with it."""
+        """Ends the answer with an error event.
+
+        The connection stays: its head has promised so, and the client may have taken it up again.
+        """
         response = await self._open() if self.response is None else self.response
-        response.force_close()
         await response.write_eof(b"event: error\ndata: " + problems.body(error) + b"\n\n")
         return response
 

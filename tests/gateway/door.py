@@ -1,0 +1,149 @@
+"""A gateway before the real engine, whose one provider plays what a test says.
+
+So a test decides when a provider speaks, fails or falls silent, and sees when it is closed.
+"""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+
+from gateway.app import GatewayOptions, open_rest
+from pomelo.call import Call, Principal
+from pomelo.catalog import Catalog
+from pomelo.engine import Engine
+from pomelo.errors import PomeloError
+from pomelo.gen.v1 import image_pb2, speech_pb2, text_pb2
+from pomelo.gen.v1.task_pb2 import TaskResult
+from pomelo.gen.v1.task_service_pb2 import StreamTaskResponse as Event
+from pomelo.media import MediaDesk, MediaStore
+from pomelo.providers.base import Job
+from pomelo.service import Services
+
+KEY = "pml_test_open"
+HAIKU_ONLY = "pml_test_haiku"
+PNG = b"\x89PNG\r\n\x1a\n" + b"picture" * 1000
+SOUND = b"ID3" + bytes(range(256)) * 100
+
+
+def words(*texts: str) -> list[Event]:
+    """The events of a text answer."""
+    usage = text_pb2.TokenUsage(prompt_tokens=3, completion_tokens=len(texts), total_tokens=3 + len(texts))
+    return [Event(text_delta=text_pb2.TextDelta(content=text)) for text in texts] + [
+        Event(
+            text_delta=text_pb2.TextDelta(finish_reason=text_pb2.FinishReason.FINISH_REASON_STOP, usage=usage)
+        )
+    ]
+
+
+class Player:
+    """A provider that plays `script`; `closed` is set each time a play ends, however it does."""
+
+    configured = True
+
+    def __init__(self) -> None:
+        self.script: Callable[[Job], AsyncIterator[Event]] | None = None
+        self.jobs: list[Job] = []
+        self.closed = asyncio.Event()
+
+    async def _play(self, job: Job) -> AsyncIterator[Event]:
+        self.jobs.append(job)
+        self.closed.clear()
+        try:
+            if self.script is not None:
+                async for event in self.script(job):
+                    yield event
+            else:
+                for event in self._default(job):
+                    yield event
+        finally:
+            self.closed.set()
+
+    text = image = text_to_speech = speech_to_speech = speech_to_text = _play
+
+    def _default(self, job: Job) -> list[Event]:
+        kind = job.input.DESCRIPTOR.name
+        if kind == "TextInput":
+            return words("Hello", ' "wörld"\n')
+        if kind == "ImageInput":
+            result = TaskResult()
+            result.image.images.add(data=PNG, content_type="image/png")
+            progress = [Event(image_progress=image_pb2.ImageProgress(progress=p)) for p in (0.25, 1.0)]
+            return [*progress, Event(result=result)]
+        if kind == "SpeechToTextInput":
+            script = speech_pb2.Transcription(text="hi there", language="en", audio_seconds=1)
+            script.words.add(text="hi", start=0.0, end=0.5, speaker="speaker_0" if job.input.diarize else "")
+            return [Event(result=TaskResult(transcription=script))]
+        half = len(SOUND) // 2
+        return [
+            Event(audio_chunk=speech_pb2.AudioChunk(data=SOUND[:half], content_type="audio/mpeg")),
+            Event(audio_chunk=speech_pb2.AudioChunk(data=SOUND[half:])),
+        ]
+
+    async def aclose(self) -> None:
+        """See Provider."""
+
+
+async def authenticate(call: Call) -> Principal:
+    """Two keys are good; as the real one does, it fills the reply."""
+    if call.secret not in (KEY, HAIKU_ONLY):
+        raise PomeloError("invalid_api_key")
+    call.reply["X-Pomelo-Mode"] = "test"
+    models = frozenset({"claude-3-haiku"}) if call.secret == HAIKU_ONLY else None
+    return Principal("default", "key", live=False, models=models)
+
+
+@dataclass
+class Door:
+    """An open gateway, what is behind it, and a client of it."""
+
+    host: str
+    port: int
+    player: Player
+    media: MediaStore
+    http: aiohttp.ClientSession
+    headers: dict[str, str] = field(default_factory=lambda: {"Authorization": f"Bearer {KEY}"})
+
+    @property
+    def url(self) -> str:
+        """Where it answers."""
+        return f"http://{self.host}:{self.port}"
+
+    def ask(self, body: Any = None, **more: Any) -> Any:
+        """Posts a task; `body` goes out as JSON."""
+        headers = self.headers | more.pop("headers", {})
+        if body is not None:
+            more["json"] = body
+        return self.http.post(f"{self.url}/api/v1/task", headers=headers, **more)
+
+    async def raw(self, data: bytes) -> bytes:
+        """Sends bytes on a connection of their own; everything that comes back until it is closed."""
+        reader, writer = await asyncio.open_connection(self.host, self.port)
+        try:
+            writer.write(data)
+            await writer.drain()
+            async with asyncio.timeout(10):
+                return await reader.read()
+        finally:
+            writer.close()
+
+
+@asynccontextmanager
+async def open_door(folder: Path, **options: Any) -> AsyncIterator[Door]:
+    """Opens a gateway with options of a test's own; media go to `folder`."""
+    media = MediaStore(folder, b"s" * 32, now=time.time)
+    player = Player()
+    engine = Engine(
+        catalog=Catalog.load(), providers={"sandbox": player}, authenticate=authenticate, media=media
+    )
+    services = Services(tasks=engine, models=engine, media=MediaDesk(media, authenticate))
+    async with (
+        open_rest(services, GatewayOptions(**options), "127.0.0.1", 0) as (host, port),
+        aiohttp.ClientSession() as http,
+    ):
+        yield Door(host, port, player, media, http)

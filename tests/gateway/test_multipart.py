@@ -1,0 +1,248 @@
+"""Forms: read part by part, their sound spooled as it comes."""
+
+import asyncio
+import json
+import tracemalloc
+import warnings
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager
+from typing import Any
+
+import pytest
+from door import KEY, SOUND, Door
+
+OpenDoor = Callable[..., AbstractAsyncContextManager[Door]]
+TYPE = {"Content-Type": "multipart/form-data; boundary=B"}
+
+
+def form(*parts: tuple[str, bytes], end: bytes = b"--B--\r\n") -> bytes:
+    """A form: (headers after `Content-Disposition: form-data; `, content)."""
+    return (
+        b"".join(
+            b"--B\r\nContent-Disposition: form-data; " + head.encode() + b"\r\n\r\n" + content + b"\r\n"
+            for head, content in parts
+        )
+        + end
+    )
+
+
+async def send(door: Door, body: Any, headers: dict[str, str] | None = None) -> tuple[int, dict[str, Any]]:
+    """The status and the JSON of the answer to a form."""
+    async with door.ask(data=body, headers=headers or TYPE) as answer:
+        return answer.status, await answer.json()
+
+
+def model(name: str) -> tuple[str, bytes]:
+    return 'name="model"', name.encode()
+
+
+VOICE = ('name="voice"', b"adam")
+FILE = ('name="audio"; filename="in.mp3"\r\nContent-Type: audio/mpeg', SOUND)
+
+
+async def test_a_file_is_stored_as_it_is_and_given_to_the_task(door: Door) -> None:
+    settings = ('name="voice_settings"', b'{"stability": 0.5, "similarity_boost": 0.5}')
+    for parts in (
+        (model("eleven-labs-sts"), FILE, VOICE, settings),
+        (FILE, settings, VOICE, model("eleven-labs-sts")),
+    ):
+        status, value = await send(door, form(*parts))
+        assert (status, value["object"]) == (200, "speech.generation")
+        job = door.player.jobs[-1]
+        assert job.audio is not None
+        assert job.audio.path is not None
+        assert (job.audio.path.read_bytes(), job.audio.content_type) == (SOUND, "audio/mpeg")
+        assert job.input.voice_settings.stability == 0.5
+
+
+async def test_a_file_that_the_model_has_no_use_for_is_read_and_dropped(door: Door) -> None:
+    before = set(door.media.folder.iterdir())
+    text = ('name="text"', b"Hello world")
+    url = ('name="response_format"', b"b64_json")
+    status, value = await send(door, form(model("eleven-labs-tts"), text, VOICE, FILE, url))
+    assert (status, value["object"]) == (200, "speech.generation")
+    assert set(door.media.folder.iterdir()) == before
+
+
+async def test_numbers_booleans_and_objects_come_as_text(door: Door) -> None:
+    messages = json.dumps([{"role": "user", "content": "Hi"}]).encode()
+    parts = [
+        model("gpt-4"),
+        ('name="messages"', messages),
+        ('name="max_tokens"', b"100"),
+        ('name="temperature"', b"0.7"),
+        ('name="stream"', b"false"),
+    ]
+    status, value = await send(door, form(*parts))
+    assert (status, value["object"]) == (200, "task.completion")
+    given = door.player.jobs[-1].input
+    assert (given.max_tokens, given.temperature) == (100, 0.7)
+
+
+async def test_audio_may_be_a_text_of_base64_in_a_form_too(door: Door) -> None:
+    status, value = await send(door, form(model("eleven-labs-stt"), ('name="audio"', b"SUQzAA==")))
+    assert (status, value["text"]) == (200, "hi there")
+    assert door.player.jobs[-1].audio.data == b"ID3\0"  # type: ignore[union-attr]
+
+
+async def test_text_in_a_file_part_is_the_fields_text(door: Door) -> None:
+    part = ('name="prompt"; filename="p.txt"\r\nContent-Type: text/plain', "ein Löwe".encode())
+    status, _ = await send(door, form(model("flux-1-pro"), part))
+    assert (status, door.player.jobs[-1].input.prompt) == (200, "ein Löwe")
+
+
+LONG = [(f'name="f{i}"', b"x") for i in range(40)]
+
+
+@pytest.mark.parametrize(
+    ("body", "code"),
+    [
+        (b"", "invalid_body"),
+        (b"--B--\r\n", "invalid_body"),
+        (b"nothing like a form", "invalid_body"),
+        (b"\r\n" * 1000, "invalid_body"),
+        (form(model("gpt-4"), end=b""), "invalid_body"),
+        (form(model("gpt-4"))[:40], "invalid_body"),
+        (form(model("gpt-4"), end=b"--B"), "invalid_body"),
+        (form(FILE, end=b""), "invalid_body"),
+        (b"--B\r\n\r\nx\r\n--B--\r\n", "invalid_body"),
+        (b"--B\r\nContent-Disposition: attachment; name=model\r\n\r\nx\r\n--B--\r\n", "invalid_body"),
+        (b"--B\r\nContent-Disposition: form-data\r\n\r\nx\r\n--B--\r\n", "invalid_body"),
+        (b"--B\r\nno colon here\r\n\r\nx\r\n--B--\r\n", "invalid_body"),
+        (b"--B\r\nA: " + b"x" * 20_000 + b"\r\n\r\nx\r\n--B--\r\n", "invalid_body"),
+        (b"--B\r\n" + b"A: b\r\n" * 40 + b"\r\nx\r\n--B--\r\n", "invalid_body"),
+        (b"--B\r\nContent-Type: multipart/mixed; boundary=C\r\n\r\n--C--\r\n--B--\r\n", "invalid_body"),
+        (form(('name="model"\r\nContent-Transfer-Encoding: base64', b"Z3B0LTQ=")), "invalid_body"),
+        (form(('name="_charset_"', b"utf-16"), model("gpt-4")), "invalid_parameter"),
+        (form(model("gpt-4"), model("gpt-4")), "invalid_parameter"),
+        (form(model("eleven-labs-sts"), FILE, FILE), "invalid_parameter"),
+        (form(('name="model"', b"\xff\xfe")), "invalid_parameter"),
+        (form(model("gpt-4"), ('name="wrong"', b"x")), "invalid_parameter"),
+        (
+            form(('name="\udcff"'.encode("utf-8", "surrogateescape").decode("latin-1"), b"x")),
+            "invalid_parameter",
+        ),
+        (form(model("gpt-4"), ('name="messages"', b"Hi")), "invalid_parameter"),
+        (form(model("nope"), ('name="wrong"', b"x")), "unsupported_model"),
+        (form(model("nope"), FILE), "unsupported_model"),
+        (form(VOICE), "missing_parameter"),
+        (form(model("eleven-labs-stt")), "missing_parameter"),
+    ],
+)
+async def test_a_malformed_form_is_refused(door: Door, body: bytes, code: str) -> None:
+    status, value = await send(door, body)
+    assert (status, value["error"]["code"]) == (400, code)
+
+
+@pytest.mark.parametrize(
+    "content_type",
+    [
+        "multipart/form-data",
+        "multipart/form-data; boundary=",
+        "multipart/form-data; boundary=" + "x" * 71,
+        'multipart/form-data; boundary="unclosed',
+        "multipart/form-data; boundary=\u00e9",
+    ],
+)
+async def test_a_form_without_a_usable_boundary_is_refused(door: Door, content_type: str) -> None:
+    status, value = await send(door, form(model("gpt-4")), {"Content-Type": content_type})
+    assert (status, value["error"]["code"]) == (400, "invalid_body")
+
+
+async def test_too_many_parts_are_refused(door: Door) -> None:
+    status, value = await send(door, form(*(VOICE for _ in range(40))))
+    assert (status, value["error"]["code"]) == (400, "invalid_parameter")
+
+
+async def test_a_file_above_the_limit_is_a_413_and_leaves_nothing(opened: OpenDoor) -> None:
+    async with opened(upload_limit=100_000, json_limit=10_000, linger_timeout=1) as door:
+        large = ('name="audio"; filename="a.mp3"', b"x" * 100_001)
+        for parts in ((large, model("eleven-labs-stt")), (model("eleven-labs-tts"), large)):
+            status, value = await send(door, form(*parts))
+            assert (status, value["error"]["code"]) == (413, "payload_too_large")
+
+        async def pieces() -> AsyncIterator[bytes]:
+            yield form(model("eleven-labs-stt"), end=b'--B\r\nContent-Disposition: form-data; name="prompt"')
+            yield b"\r\n\r\n"
+            for _ in range(20):
+                yield b"x" * 1000
+
+        status, value = await send(door, pieces())
+        assert (status, value["error"]["code"]) == (413, "payload_too_large")
+        status, value = await send(
+            door, form(model("eleven-labs-stt"), ('name="audio"; filename="b"', b"x" * 200_000))
+        )
+        assert (status, value["error"]["code"]) == (413, "payload_too_large")
+        assert list(door.media.folder.iterdir()) == []
+
+
+async def test_a_stranger_is_refused_before_the_upload_is_read(door: Door) -> None:
+    read = 0
+
+    async def pieces() -> AsyncIterator[bytes]:
+        nonlocal read
+        yield form(end=b'--B\r\nContent-Disposition: form-data; name="audio"; filename="a.mp3"\r\n\r\n')
+        await refused.wait()
+        read += 1
+        yield SOUND
+
+    refused = asyncio.Event()
+    async with door.ask(data=pieces(), headers={**TYPE, "Authorization": "Bearer x"}) as answer:
+        assert answer.status == 401
+        assert read == 0
+        refused.set()
+
+
+async def test_an_upload_is_never_held_whole(opened: OpenDoor) -> None:
+    async with opened() as door:
+        size = 32 * 1024 * 1024
+
+        async def pieces() -> AsyncIterator[bytes]:
+            yield form(model("eleven-labs-stt"), end=b"--B\r\n")
+            yield b'Content-Disposition: form-data; name="audio"; filename="a.mp3"\r\n\r\n'
+            for _ in range(size // 65536):
+                yield b"\0" * 65536
+            yield b"\r\n--B--\r\n"
+
+        tracemalloc.start()
+        try:
+            status, _ = await send(door, pieces())
+            _, peak = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+        assert status == 200
+        assert door.player.jobs[-1].audio.size == size  # type: ignore[union-attr]
+        assert peak < 8 * 1024 * 1024
+
+
+async def test_a_client_that_leaves_in_an_upload_leaves_nothing(opened: OpenDoor) -> None:
+    async with opened() as door:
+        _, writer = await asyncio.open_connection(door.host, door.port)
+        writer.write(
+            f"POST /api/v1/task HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {KEY}\r\nContent-Type: "
+            f"{TYPE['Content-Type']}\r\nContent-Length: 1000000\r\n\r\n".encode()
+        )
+        long = ('name="audio"; filename="a.mp3"', SOUND * 20)
+        writer.write(form(long, end=b""))
+        await writer.drain()
+        async with asyncio.timeout(5):
+            while not list(door.media.folder.iterdir()):
+                await asyncio.sleep(0)  # noqa: ASYNC110 (the folder tells nobody)
+            writer.close()
+            while list(door.media.folder.iterdir()):
+                await asyncio.sleep(0)  # noqa: ASYNC110
+
+
+async def test_malformed_part_headers_leave_no_warnings_behind(door: Door) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for head in (
+            "name=model; filename",
+            "name=model;;",
+            'name="model',
+            "name*=x",
+            "=; name==",
+            "name=a=b;c",
+        ):
+            status, _ = await send(door, form((head, b"x")))
+            assert status == 400

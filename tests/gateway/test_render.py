@@ -1,0 +1,187 @@
+"""Results and models as JSON, against the documented shapes."""
+
+import base64
+import json
+from typing import Any
+
+import pytest
+
+from gateway import media, problems, raw, render
+from pomelo.errors import TABLE, PomeloError
+from pomelo.gen.v1.model_service_pb2 import Model, PriceUnit
+from pomelo.gen.v1.task_pb2 import TaskResult, TaskType
+from pomelo.gen.v1.task_service_pb2 import TaskStarted
+from pomelo.gen.v1.text_pb2 import FinishReason, TextDelta
+
+AWKWARD = 'quote " back\\slash \n \x01 \u2028 é 🍊 </script>'
+
+
+def result(**output: Any) -> TaskResult:
+    made = TaskResult(id="x_1", model=AWKWARD)
+    made.created.seconds = 1234567890
+    for name, value in output.items():
+        getattr(made, name).MergeFrom(value)
+    return made
+
+
+def shown(made: TaskResult, link: render.Link = str, **more: bool) -> dict[str, Any]:
+    value = json.loads(render.result(made, link, **more))
+    assert (value["id"], value["created"], value["model"]) == ("x_1", 1234567890, AWKWARD)
+    assert isinstance(value, dict)
+    return value
+
+
+def test_a_completion_has_the_documented_shape() -> None:
+    made = result()
+    made.text.content = AWKWARD
+    made.text.finish_reason = FinishReason.FINISH_REASON_LENGTH
+    made.text.usage.prompt_tokens, made.text.usage.completion_tokens, made.text.usage.total_tokens = (
+        10,
+        25,
+        35,
+    )
+    assert shown(made) == {
+        "id": "x_1",
+        "object": "task.completion",
+        "created": 1234567890,
+        "model": AWKWARD,
+        "choices": [
+            {
+                "index": 0,
+                "message": {"role": "assistant", "content": AWKWARD},
+                "finish_reason": "length",
+            }
+        ],
+        "usage": {"prompt_tokens": 10, "completion_tokens": 25, "total_tokens": 35},
+    }
+
+
+def test_a_medium_has_the_link_and_the_bytes_that_the_result_has() -> None:
+    data = bytes(range(256))
+    encoded = base64.b64encode(data).decode()
+    link = render.link_to("https://pomelo.example/")
+    made = result()
+    picture = made.image.images.add(data=data, content_type="image/png")
+    assert shown(made, link)["data"] == [{"b64_json": encoded}]
+    picture.media.url = "http://10.0.0.1:1/media/media_1.png?exp=1&sig=a%22"
+    url = "https://pomelo.example/media/media_1.png?exp=1&sig=a%22"
+    assert shown(made, link)["data"] == [{"url": url, "b64_json": encoded}]
+    made.image.images[0].data = b""
+    assert shown(made, link)["data"] == [{"url": url}]
+    made = result()
+    made.speech.data = data
+    made.speech.media.url = "/media/media_1.mp3"
+    assert shown(made, str)["audio"] == {"url": "/media/media_1.mp3", "b64_json": encoded}
+
+
+def test_a_transcript_names_speakers_only_where_they_were_told_apart() -> None:
+    made = result()
+    made.transcription.text = AWKWARD
+    made.transcription.language = "en"
+    made.transcription.words.add(text="hi", start=0.5, end=1)
+    made.transcription.words.add(text="ho", start=1, end=2, speaker="speaker_1")
+    value = shown(made)
+    assert value["object"] == "speech.transcription"
+    assert (value["text"], value["language"]) == (AWKWARD, "en")
+    assert value["words"] == [
+        {"text": "hi", "start": 0.5, "end": 1.0},
+        {"text": "ho", "start": 1.0, "end": 2.0, "speaker": "speaker_1"},
+    ]
+    assert "words" not in shown(made, words=False)
+
+
+def test_the_pieces_of_a_text_joined_are_the_text_and_the_role_comes_once() -> None:
+    started = TaskStarted(id="x_1", model=AWKWARD)
+    pieces = render.Pieces(started)
+    texts = ["a", AWKWARD, ""]
+    chunks = [json.loads(pieces.text(text)) for text in texts]
+    last = json.loads(pieces.last_text(TextDelta(finish_reason=FinishReason.FINISH_REASON_STOP)))
+    assert {chunk["object"] for chunk in [*chunks, last]} == {"task.completion.chunk"}
+    deltas = [chunk["choices"][0]["delta"] for chunk in chunks]
+    assert deltas == [{"role": "assistant", "content": "a"}, {"content": AWKWARD}, {"content": ""}]
+    assert all(chunk["choices"][0]["finish_reason"] is None for chunk in chunks)
+    assert last["choices"] == [{"index": 0, "delta": {}, "finish_reason": "stop"}]
+    assert set(last["usage"]) == {"prompt_tokens", "completion_tokens", "total_tokens"}
+
+
+def test_a_text_of_one_piece_has_role_and_content_in_it() -> None:
+    delta = TextDelta(content="all", finish_reason=FinishReason.FINISH_REASON_CONTENT_FILTER)
+    last = json.loads(render.Pieces(TaskStarted(id="x_1")).last_text(delta))
+    assert last["choices"] == [
+        {"index": 0, "delta": {"role": "assistant", "content": "all"}, "finish_reason": "content_filter"}
+    ]
+
+
+def test_every_kind_of_task_and_every_price_unit_has_a_public_name() -> None:
+    kinds = [v for v in TaskType.values() if v]
+    assert set(render.TYPES) == set(kinds)
+    model = Model(name="m", task_type=TaskType.TASK_TYPE_IMAGE)
+    for unit in PriceUnit.values():
+        if unit:
+            model.prices.add(unit=unit, amount_micros=1_234_500 if unit == 3 else 3_000_000)
+    price = render.model(model)["price"]
+    assert price["image"] == "1.2345"
+    assert price["million_input_tokens"] == "3"
+    assert set(price) == {
+        "million_input_tokens",
+        "million_output_tokens",
+        "image",
+        "megapixel",
+        "thousand_characters",
+        "audio_minute",
+    }
+
+
+@pytest.mark.parametrize("code", TABLE)
+def test_an_error_body_is_message_type_and_code(code: str) -> None:
+    value = json.loads(problems.body(PomeloError(code, AWKWARD)))
+    assert value == {"error": {"message": AWKWARD, "type": TABLE[code].type, "code": code}}
+
+
+def test_an_error_that_quotes_broken_text_can_still_be_told() -> None:
+    assert (
+        json.loads(problems.body(PomeloError("invalid_parameter", "a\udcffb")))["error"]["message"] == "a?b"
+    )
+
+
+@pytest.mark.parametrize(
+    ("accept", "kind", "wanted"),
+    [
+        (None, TaskType.TASK_TYPE_IMAGE, False),
+        ("*/*", TaskType.TASK_TYPE_IMAGE, False),
+        ("image/*", TaskType.TASK_TYPE_IMAGE, True),
+        ("IMAGE/PNG;q=0.5", TaskType.TASK_TYPE_IMAGE, True),
+        ("application/json, image/*", TaskType.TASK_TYPE_IMAGE, False),
+        ("text/html, image/webp, */*;q=0.8", TaskType.TASK_TYPE_IMAGE, True),
+        ("audio/*", TaskType.TASK_TYPE_IMAGE, False),
+        ("audio/mpeg", TaskType.TASK_TYPE_SPEECH_TO_SPEECH, True),
+        ("audio/*", TaskType.TASK_TYPE_TEXT, False),
+        ("audio/*", TaskType.TASK_TYPE_SPEECH_TO_TEXT, False),
+        (",;,", TaskType.TASK_TYPE_TEXT_TO_SPEECH, False),
+    ],
+)
+def test_the_bytes_themselves_come_only_when_asked_for(accept: str | None, kind: int, wanted: bool) -> None:
+    assert raw.wanted(accept, kind) is wanted
+
+
+@pytest.mark.parametrize(
+    ("given", "part"),
+    [
+        ("bytes=0-0", (0, 1)),
+        ("bytes=10-", (10, 100)),
+        ("bytes=90-200", (90, 100)),
+        ("bytes=-10", (90, 100)),
+        ("bytes=-200", (0, 100)),
+        ("bytes=100-", None),
+        ("bytes=5-4", None),
+        ("bytes=-0", None),
+        ("bytes=-", None),
+        ("bytes=0-1,5-6", None),
+        ("lines=0-1", None),
+        (None, None),
+    ],
+)
+def test_a_range_is_served_where_it_can_be_and_else_the_whole(
+    given: str | None, part: tuple[int, int] | None
+) -> None:
+    assert media.part_of(given, 100) == part

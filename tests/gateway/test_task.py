@@ -1,0 +1,523 @@
+"""POST /api/v1/task: what goes in, the order of refusals, and the three forms of an answer."""
+
+import asyncio
+import base64
+import json
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager
+from typing import Any
+
+import aiohttp
+import pytest
+from door import HAIKU_ONLY, KEY, PNG, SOUND, Door, words
+
+from pomelo.errors import PomeloError
+from pomelo.gen.v1 import image_pb2, speech_pb2
+from pomelo.gen.v1.task_service_pb2 import StreamTaskResponse as Event
+from pomelo.providers.base import Job
+
+OpenDoor = Callable[..., AbstractAsyncContextManager[Door]]
+HI = {"model": "gpt-4", "messages": [{"role": "user", "content": "Hi"}]}
+FLUX = {"model": "flux-1-pro", "prompt": "a lake"}
+TTS = {"model": "eleven-labs-tts", "text": "Hi", "voice": "adam"}
+STS = {"model": "eleven-labs-sts", "voice": "adam"}
+
+
+def events(body: bytes) -> list[tuple[str, Any]]:
+    """The events of a stream: (name, data as JSON or text); comments are left out."""
+    found = []
+    for block in body.decode().split("\n\n"):
+        lines = [line for line in block.split("\n") if line and not line.startswith(":")]
+        if lines:
+            fields = dict(line.split(": ", 1) for line in lines)
+            data = fields["data"]
+            found.append((fields.get("event", "message"), data if data == "[DONE]" else json.loads(data)))
+    return found
+
+
+async def code_of(response: Any) -> tuple[int, str]:
+    """Status and code of a refusal, whose headers are checked."""
+    async with response as answer:
+        assert answer.headers["Content-Type"] == "application/json"
+        assert answer.headers["X-Request-Id"]
+        value = await answer.json()
+        assert set(value) == {"error"}
+        assert set(value["error"]) == {"message", "type", "code"}
+        return answer.status, value["error"]["code"]
+
+
+# --- answers
+
+
+async def test_a_text_task_answers_with_a_completion_and_safe_headers(door: Door) -> None:
+    async with door.ask(HI, headers={"X-Request-Id": "mine-1"}) as answer:
+        assert answer.status == 200
+        assert answer.headers["Content-Type"] == "application/json"
+        assert answer.headers["X-Request-Id"] == "mine-1"
+        assert answer.headers["X-Pomelo-Mode"] == "test"
+        assert answer.headers["Cache-Control"] == "no-store"
+        assert answer.headers["X-Content-Type-Options"] == "nosniff"
+        assert answer.headers["Server"] == "pomelo"
+        value = await answer.json()
+    assert value["object"] == "task.completion"
+    assert value["choices"][0]["message"]["content"] == 'Hello "wörld"\n'
+    assert value["usage"]["total_tokens"] == 5
+
+
+async def test_the_link_and_the_base64_of_a_picture_are_the_same_bytes(door: Door) -> None:
+    async with door.ask(FLUX) as answer:
+        (picture,) = (await answer.json())["data"]
+    assert picture["url"].startswith(f"{door.url}/media/")
+    async with door.http.get(picture["url"]) as link:
+        assert (link.status, link.headers["Content-Type"]) == (200, "image/png")
+        assert link.headers["Content-Security-Policy"] == "sandbox; default-src 'none'"
+        assert await link.read() == base64.b64decode(picture["b64_json"]) == PNG
+
+
+async def test_response_format_decides_what_comes_back(door: Door) -> None:
+    async with door.ask({**TTS, "response_format": "url"}) as answer:
+        assert set((await answer.json())["audio"]) == {"url"}
+    async with door.ask({**TTS, "response_format": "b64_json"}) as answer:
+        assert set((await answer.json())["audio"]) == {"b64_json"}
+
+
+async def test_accept_gives_the_bytes_themselves(door: Door) -> None:
+    async with door.ask(FLUX, headers={"Accept": "image/*"}) as answer:
+        assert answer.headers["Content-Type"] == "image/png"
+        assert await answer.read() == PNG
+    async with door.ask(TTS, headers={"Accept": "audio/mpeg"}) as answer:
+        assert answer.headers["Content-Type"] == "audio/mpeg"
+        assert answer.headers["X-Pomelo-Mode"] == "test"
+        assert await answer.read() == SOUND
+    async with door.ask(HI, headers={"Accept": "audio/*"}) as answer:
+        assert answer.headers["Content-Type"] == "application/json"
+
+
+async def test_raw_sound_arrives_while_it_is_made(door: Door) -> None:
+    heard = asyncio.Event()
+
+    async def script(job: Job) -> AsyncIterator[Event]:
+        yield Event(audio_chunk=speech_pb2.AudioChunk(data=b"one", content_type="audio/mpeg"))
+        await heard.wait()
+        yield Event(audio_chunk=speech_pb2.AudioChunk(data=b"two"))
+
+    door.player.script = script
+    async with door.ask(TTS, headers={"Accept": "audio/*"}) as answer:
+        assert await answer.content.readany() == b"one"
+        heard.set()
+        assert await answer.content.read() == b"two"
+
+
+async def test_raw_sound_that_fails_before_its_first_byte_is_an_ordinary_error(door: Door) -> None:
+    async def script(job: Job) -> AsyncIterator[Event]:
+        raise PomeloError("provider_unavailable", retry_after=7)
+        yield Event()
+
+    door.player.script = script
+    async with door.ask(TTS, headers={"Accept": "audio/*"}) as answer:
+        assert (answer.status, answer.headers["Retry-After"]) == (503, "7")
+
+
+@pytest.mark.parametrize("version", ["1.1", "1.0"])
+async def test_raw_sound_that_is_cut_can_not_look_complete(door: Door, version: str) -> None:
+    async def script(job: Job) -> AsyncIterator[Event]:
+        yield Event(audio_chunk=speech_pb2.AudioChunk(data=b"one", content_type="audio/mpeg"))
+        raise PomeloError("provider_failed")
+
+    door.player.script = script
+    body = json.dumps(TTS).encode()
+    head = (
+        f"POST /api/v1/task HTTP/{version}\r\nHost: x\r\nAuthorization: Bearer {KEY}\r\nAccept: audio/*\r\n"
+        f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+    )
+    got = b""
+    with pytest.raises(ConnectionResetError):
+        got = await door.raw(head.encode() + body)
+    assert not got.endswith(b"0\r\n\r\n")
+
+
+# --- streams
+
+
+async def test_a_text_stream_is_chunks_then_usage_then_done(door: Door) -> None:
+    async with door.ask({**HI, "stream": True}) as answer:
+        assert answer.headers["Content-Type"] == "text/event-stream"
+        assert answer.headers["X-Accel-Buffering"] == "no"
+        assert answer.headers["X-Pomelo-Mode"] == "test"
+        got = events(await answer.read())
+    *chunks, last = [data for _, data in got]
+    assert last == "[DONE]"
+    assert len({c["id"] for c in chunks}) == 1
+    assert "".join(c["choices"][0]["delta"].get("content", "") for c in chunks) == 'Hello "wörld"\n'
+    assert chunks[-1]["choices"][0]["finish_reason"] == "stop"
+    assert chunks[-1]["usage"]["completion_tokens"] == 2
+    assert all("usage" not in c for c in chunks[:-1])
+
+
+async def test_a_text_stream_arrives_word_by_word(door: Door) -> None:
+    heard = asyncio.Event()
+
+    async def script(job: Job) -> AsyncIterator[Event]:
+        first, *rest = words("one", "two")
+        yield first
+        await heard.wait()
+        for event in rest:
+            yield event
+
+    door.player.script = script
+    async with door.ask({**HI, "stream": True}) as answer:
+        assert b'"content":"one"' in await answer.content.readuntil(b"\n\n")
+        heard.set()
+        assert (await answer.content.read()).endswith(b"data: [DONE]\n\n")
+
+
+async def test_a_sound_stream_is_chunks_then_the_object_without_its_bytes(door: Door) -> None:
+    async with door.ask({**TTS, "stream": True}) as answer:
+        *chunks, final, done = [data for _, data in events(await answer.read())]
+    assert done == "[DONE]"
+    assert {c["object"] for c in chunks} == {"speech.generation.chunk"}
+    sound = b"".join(base64.b64decode(c["audio"]["b64_json"]) for c in chunks)
+    assert final["object"] == "speech.generation"
+    assert set(final["audio"]) == {"url"}
+    async with door.http.get(final["audio"]["url"]) as link:
+        assert await link.read() == sound == SOUND
+
+
+async def test_a_picture_stream_is_progress_then_the_picture(door: Door) -> None:
+    async with door.ask({**FLUX, "stream": True}) as answer:
+        *progress, final, done = [data for _, data in events(await answer.read())]
+    assert done == "[DONE]"
+    assert [(p["object"], p["progress"]) for p in progress] == [
+        ("image.progress", 0.25),
+        ("image.progress", 1.0),
+    ]
+    assert final["object"] == "image.generation"
+    assert base64.b64decode(final["data"][0]["b64_json"]) == PNG
+
+
+async def test_a_transcript_stream_is_the_transcript(door: Door) -> None:
+    body = {"model": "eleven-labs-stt", "audio": base64.b64encode(SOUND).decode(), "stream": True}
+    async with door.ask(body) as answer:
+        final, done = [data for _, data in events(await answer.read())]
+    assert (final["object"], final["words"], done) == (
+        "speech.transcription",
+        [{"text": "hi", "start": 0.0, "end": 0.5}],
+        "[DONE]",
+    )
+    async with door.ask({**body, "timestamps": "none"}) as answer:
+        assert "words" not in events(await answer.read())[0][1]
+
+
+async def test_a_stream_that_fails_before_its_first_event_is_an_ordinary_error(door: Door) -> None:
+    async def script(job: Job) -> AsyncIterator[Event]:
+        raise PomeloError("provider_unavailable")
+        yield Event()
+
+    door.player.script = script
+    assert await code_of(door.ask({**HI, "stream": True})) == (503, "provider_unavailable")
+
+
+async def test_a_stream_that_fails_later_ends_with_an_error_event_and_no_done(door: Door) -> None:
+    async def script(job: Job) -> AsyncIterator[Event]:
+        yield words("one")[0]
+        raise PomeloError("provider_failed")
+
+    door.player.script = script
+    async with door.ask({**HI, "stream": True}) as answer:
+        assert answer.status == 200
+        got = events(await answer.read())
+    assert got[-1][0] == "error"
+    assert got[-1][1]["error"]["code"] == "provider_failed"
+    assert "[DONE]" not in [data for _, data in got]
+
+
+async def test_a_fault_of_ours_in_a_stream_is_an_error_event_too_and_logged_once(
+    door: Door, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def script(job: Job) -> AsyncIterator[Event]:
+        yield words("one")[0]
+        raise ZeroDivisionError
+
+    door.player.script = script
+    async with door.ask({**HI, "stream": True}, headers={"X-Request-Id": "req-find-me"}) as answer:
+        got = events(await answer.read())
+    assert got[-1][1]["error"]["code"] == "internal_error"
+    assert [r.getMessage() for r in caplog.records] == ["request req-find-me failed unexpectedly"]
+    caplog.clear()
+    assert await code_of(door.ask(HI)) == (500, "internal_error")
+    assert len(caplog.records) == 1
+
+
+async def test_silence_is_filled_with_comments_and_opens_the_stream(opened: OpenDoor) -> None:
+    async with opened(keep_alive=0.05) as door:
+        go_on = asyncio.Event()
+
+        async def script(job: Job) -> AsyncIterator[Event]:
+            await go_on.wait()
+            for event in words("one"):
+                yield event
+
+        door.player.script = script
+        async with door.ask({**HI, "stream": True}) as answer:
+            for _ in range(3):
+                assert await answer.content.readuntil(b"\n\n") == b": keep-alive\n\n"
+            go_on.set()
+            rest = await answer.read()
+            assert events(rest)[-1] == ("message", "[DONE]")
+
+        async def fails(job: Job) -> AsyncIterator[Event]:
+            await go_on.wait()
+            raise PomeloError("provider_failed")
+            yield Event()
+
+        door.player.script = fails
+        go_on.clear()
+        async with door.ask({**HI, "stream": True}) as answer:
+            assert answer.status == 200
+            await answer.content.readuntil(b"\n\n")
+            go_on.set()
+            assert events(await answer.read())[-1][0] == "error"
+
+
+async def test_a_deadline_before_the_first_event_is_a_504_and_after_it_an_error_event(door: Door) -> None:
+    async def script(job: Job) -> AsyncIterator[Event]:
+        if job.input.user == "talks":
+            yield words("one")[0]
+        await asyncio.Event().wait()
+
+    door.player.script = script
+    soon = {"X-Request-Timeout": "0.1"}
+    assert await code_of(door.ask({**HI, "stream": True}, headers=soon)) == (504, "deadline_exceeded")
+    assert await code_of(door.ask(HI, headers=soon)) == (504, "deadline_exceeded")
+    async with door.ask({**HI, "stream": True, "user": "talks"}, headers=soon) as answer:
+        got = events(await answer.read())
+    assert got[-1][1]["error"]["code"] == "deadline_exceeded"
+    assert door.player.closed.is_set()
+
+
+@pytest.mark.parametrize("body", [HI, {**HI, "stream": True}, {**TTS, "stream": True}, FLUX])
+@pytest.mark.parametrize("accept", ["application/json", "image/*, audio/*"])
+async def test_a_client_that_leaves_closes_the_provider_at_once(
+    door: Door, body: dict[str, Any], accept: str
+) -> None:
+    begun = asyncio.Event()
+
+    async def script(job: Job) -> AsyncIterator[Event]:
+        if "messages" in body:
+            yield words("one")[0]
+        begun.set()
+        await asyncio.Event().wait()
+
+    door.player.script = script
+    asked = asyncio.create_task(door.ask(body, headers={"Accept": accept}).__aenter__())
+    await asyncio.wait_for(begun.wait(), 5)
+    if body.get("stream") and "messages" in body:
+        (await asked).close()
+    else:
+        asked.cancel()
+        await asyncio.wait([asked])
+    left = asyncio.get_running_loop().time()
+    await asyncio.wait_for(door.player.closed.wait(), 5)
+    assert asyncio.get_running_loop().time() - left < 0.05
+
+
+# --- refusals
+
+
+@pytest.mark.parametrize(
+    ("key", "body", "refusal"),
+    [
+        ("bad", b"{", (401, "invalid_api_key")),
+        ("bad", b'{"model":"nope","x":1}', (401, "invalid_api_key")),
+        (KEY, b"{", (400, "invalid_body")),
+        (KEY, b"", (400, "invalid_body")),
+        (KEY, b"[]", (400, "invalid_body")),
+        (KEY, b"[" * 200 + b"]" * 200, (400, "invalid_body")),
+        (KEY, b"{}", (400, "missing_parameter")),
+        (KEY, b'{"model":5}', (400, "invalid_parameter")),
+        (KEY, b'{"model":"nope","x":1}', (400, "unsupported_model")),
+        (KEY, b'{"model":"gpt-4","x":1}', (400, "invalid_parameter")),
+        (KEY, b'{"model":"gpt-4","messages":7}', (400, "invalid_parameter")),
+        (KEY, b'{"model":"gpt-4"}', (400, "missing_parameter")),
+        (HAIKU_ONLY, b'{"model":"gpt-4","x":1}', (403, "model_not_allowed")),
+        (HAIKU_ONLY, b'{"model":"gpt-4","messages":[]}', (403, "model_not_allowed")),
+        (KEY, b'{"model":"eleven-labs-stt","audio":"!"}', (400, "invalid_parameter")),
+        (KEY, b'{"model":"eleven-labs-stt"}', (400, "missing_parameter")),
+    ],
+)
+async def test_the_key_is_looked_at_first_then_the_body_the_model_and_the_fields(
+    door: Door, key: str, body: bytes, refusal: tuple[int, str]
+) -> None:
+    headers = {"Authorization": f"Bearer {key}", "Content-Type": "application/json"}
+    assert await code_of(door.ask(data=body, headers=headers)) == refusal
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"Content-Type": "text/plain"},
+        {"Content-Type": ""},
+        {"Content-Type": "application/jsonx"},
+        {"Content-Type": "application/json", "Content-Encoding": "gzip"},
+    ],
+)
+async def test_a_type_or_coding_that_is_not_taken_is_a_415_after_the_key(
+    door: Door, headers: dict[str, str]
+) -> None:
+    assert await code_of(door.ask(data=b"{}", headers=headers)) == (415, "unsupported_media_type")
+    stranger = {**headers, "Authorization": "Bearer x"}
+    assert await code_of(door.ask(data=b"{}", headers=stranger)) == (401, "invalid_api_key")
+
+
+async def test_a_refusal_bears_what_the_call_gives_back(door: Door) -> None:
+    async with door.ask({**HI, "x": 1}) as answer:
+        assert answer.status == 400
+        assert answer.headers["X-Pomelo-Mode"] == "test"
+
+
+async def test_a_wrong_header_is_told_with_a_good_key_alone(door: Door) -> None:
+    wrong = {"X-Request-Timeout": "soon"}
+    assert await code_of(door.ask(HI, headers=wrong)) == (400, "invalid_parameter")
+    assert await code_of(door.ask(HI, headers={**wrong, "Authorization": "x"})) == (401, "invalid_api_key")
+
+
+@pytest.mark.parametrize("chunked", [False, True])
+async def test_a_json_body_above_the_limit_is_a_413(opened: OpenDoor, chunked: bool) -> None:
+    async with opened(json_limit=100_000) as door:
+        body = json.dumps({**HI, "user": "x" * 200_000}).encode()
+
+        async def pieces() -> AsyncIterator[bytes]:
+            yield body
+
+        data: Any = pieces() if chunked else body
+        headers = {"Content-Type": "application/json"}
+        assert await code_of(door.ask(data=data, headers=headers)) == (413, "payload_too_large")
+        async with door.ask(data=body[:50] + b'"}', headers=headers) as answer:
+            assert answer.status == 400
+
+
+async def test_a_body_that_stops_coming_is_given_up(opened: OpenDoor) -> None:
+    async with opened(read_timeout=0.05, linger_timeout=0.05) as door:
+        head = (
+            f"POST /api/v1/task HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {KEY}\r\n"
+            "Content-Type: application/json\r\nContent-Length: 100\r\nConnection: close\r\n\r\n{"
+        )
+        assert b'"code":"invalid_body"' in await door.raw(head.encode())
+
+
+async def test_wrong_paths_and_methods_are_told_in_json(door: Door) -> None:
+    for path in ("/", "/api/v2/task", "/api/v1/task/", "/media/", "/%00", "/api/v1/models/a/b"):
+        assert await code_of(door.http.get(door.url + path)) == (404, "not_found")
+    async with door.http.delete(f"{door.url}/api/v1/task") as answer:
+        assert answer.headers["Allow"] == "POST"
+    assert await code_of(door.http.get(f"{door.url}/api/v1/task")) == (405, "method_not_allowed")
+    assert await code_of(door.http.post(f"{door.url}/openapi.json")) == (405, "method_not_allowed")
+
+
+async def test_large_audio_in_json_goes_through_the_media_store(opened: OpenDoor) -> None:
+    async with opened(inline_limit=1000) as door:
+        encoded = base64.b64encode(SOUND).decode()
+        body = {**STS, "audio": f"data:audio/mpeg;base64,{encoded}"}
+        async with door.ask(body) as answer:
+            assert answer.status == 200
+        audio = door.player.jobs[-1].audio
+        assert audio is not None
+        assert audio.path is not None
+        assert (audio.path.read_bytes(), audio.content_type) == (SOUND, "audio/mpeg")
+        async with door.ask({**STS, "audio": base64.b64encode(SOUND[:500]).decode()}) as answer:
+            assert answer.status == 200
+        assert door.player.jobs[-1].audio.data == SOUND[:500]  # type: ignore[union-attr]
+
+
+async def test_a_body_is_asked_for_only_when_it_is_wanted(door: Door) -> None:
+    reader, writer = await asyncio.open_connection(door.host, door.port)
+    head = (
+        "POST /api/v1/task HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {}\r\nContent-Type: {}\r\n"
+        "Content-Length: {}\r\nExpect: 100-continue\r\n\r\n"
+    )
+    body = json.dumps(HI).encode()
+    writer.write(head.format(KEY, "application/json", len(body)).encode())
+    assert await reader.readline() == b"HTTP/1.1 100 Continue\r\n"
+    writer.write(body)
+    assert await reader.readline() == b"\r\n"
+    assert await reader.readline() == b"HTTP/1.1 200 OK\r\n"
+    writer.close()
+    reader, writer = await asyncio.open_connection(door.host, door.port)
+    writer.write(head.format("bad", "application/json", 200_000).encode())
+    assert await reader.readline() == b"HTTP/1.1 401 Unauthorized\r\n"
+    writer.close()
+
+
+# --- other routes
+
+
+async def test_models_are_listed_with_limits_and_prices(door: Door) -> None:
+    async with door.http.get(f"{door.url}/api/v1/models", headers=door.headers) as answer:
+        listed = await answer.json()
+    assert listed["object"] == "list"
+    by_name = {m["id"]: m for m in listed["data"]}
+    assert len(by_name) == 14
+    assert by_name["gpt-3.5-turbo"]["price"] == {
+        "million_input_tokens": "0.1",
+        "million_output_tokens": "0.5",
+    }
+    assert {m["type"] for m in listed["data"]} == {
+        "text",
+        "image",
+        "text-to-speech",
+        "speech-to-speech",
+        "speech-to-text",
+    }
+    async with door.http.get(f"{door.url}/api/v1/models/flux-1-dev", headers=door.headers) as answer:
+        assert await answer.json() == by_name["flux-1-dev"]
+    assert await code_of(door.http.get(f"{door.url}/api/v1/models")) == (401, "invalid_api_key")
+    unknown = door.http.get(f"{door.url}/api/v1/models/nope", headers=door.headers)
+    assert await code_of(unknown) == (400, "unsupported_model")
+    wild = door.http.get(f"{door.url}/api/v1/models/%ff%fe", headers=door.headers)
+    assert await code_of(wild) == (400, "unsupported_model")
+
+
+async def test_a_link_serves_parts_and_heads_and_only_with_its_signature(door: Door) -> None:
+    async with door.ask({**TTS, "response_format": "url"}) as answer:
+        url = (await answer.json())["audio"]["url"]
+    async with door.http.get(url, headers={"Range": "bytes=10-19"}) as part:
+        assert (part.status, await part.read()) == (206, SOUND[10:20])
+        assert part.headers["Content-Range"] == f"bytes 10-19/{len(SOUND)}"
+    async with door.http.head(url) as head:
+        assert head.headers["Content-Length"] == str(len(SOUND))
+        assert head.headers["Content-Type"] == "audio/mpeg"
+    bare, _, query = url.partition("?")
+    assert await code_of(door.http.get(f"{bare}?{query[:-1]}")) == (404, "not_found")
+    assert await code_of(door.http.get(bare)) == (401, "invalid_api_key")
+    async with door.http.get(bare, headers=door.headers) as own:
+        assert await own.read() == SOUND
+    assert await code_of(door.http.get(f"{door.url}/media/..%2f..%2fetc?{query}")) == (404, "not_found")
+
+
+async def test_links_lead_to_the_public_address(opened: OpenDoor) -> None:
+    async with opened(public_url="https://pomelo.example/base/") as door, door.ask(FLUX) as answer:
+        url = (await answer.json())["data"][0]["url"]
+        assert url.startswith("https://pomelo.example/base/media/media_")
+
+
+async def test_progress_of_a_picture_that_fails_is_followed_by_an_error_event(door: Door) -> None:
+    async def script(job: Job) -> AsyncIterator[Event]:
+        yield Event(image_progress=image_pb2.ImageProgress(progress=0.5))
+        raise PomeloError("content_policy_violation")
+
+    door.player.script = script
+    async with door.ask({**FLUX, "stream": True}) as answer:
+        got = events(await answer.read())
+    assert [name for name, _ in got] == ["message", "error"]
+    door.player.script = script
+    assert await code_of(door.ask(FLUX, headers={"Accept": "image/*"})) == (400, "content_policy_violation")
+
+
+async def test_the_session_is_reused_after_refusals(door: Door) -> None:
+    async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=1)) as one:
+        for _ in range(3):
+            async with one.post(f"{door.url}/api/v1/task", headers=door.headers, json={**HI, "x": 1}) as no:
+                assert no.status == 400
+                assert "Connection" not in no.headers
+            async with one.post(f"{door.url}/api/v1/task", headers=door.headers, json=HI) as yes:
+                assert yes.status == 200
