@@ -1,0 +1,49 @@
+"""What the OpenAPI description says of REST is so: requests made from it, good and bad, are answered as it tells."""
+
+import asyncio
+import re
+import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from tests.serving import Served, serve
+
+SCHEMATHESIS = str(Path(sys.executable).with_name("schemathesis"))
+CHECKS = ",".join(
+    (
+        "not_a_server_error",
+        "status_code_conformance",
+        "content_type_conformance",
+        "response_headers_conformance",
+        "response_schema_conformance",
+        "missing_required_header",
+        "unsupported_method",
+        "ignored_auth",
+    )
+)
+
+
+@pytest.fixture(scope="module")
+async def served(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Served]:
+    """`pomelo serve`, as a process of its own."""
+    async with serve(tmp_path_factory.mktemp("served")) as process:
+        yield process
+
+
+async def test_every_answer_is_one_that_the_description_tells(served: Served, tmp_path: Path) -> None:
+    process = await asyncio.create_subprocess_exec(
+        *(SCHEMATHESIS, "run", f"{served.url}/openapi.json", "-H", f"Authorization: Bearer {served.key}"),
+        *("--checks", CHECKS, "--max-examples", "60", "--seed", "1", "--no-color"),
+        cwd=tmp_path,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.STDOUT,
+    )
+    async with asyncio.timeout(300):
+        printed = (await process.communicate())[0].decode()
+    assert process.returncode == 0, printed[-6000:]
+    cases = re.search(r"([\d,]+) generated", printed)
+    assert cases is not None
+    assert int(cases[1].replace(",", "")) >= 300
+    assert "Traceback" not in served.log()
