@@ -12,7 +12,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 
 from gateway.app import GatewayOptions, open_rest
-from gateway.remote import open_remote
+from gateway.remote import Tls, open_remote
 from pomelo.admission.keys import Keyring
 from pomelo.catalog import Catalog
 from pomelo.engine import Engine
@@ -22,7 +22,7 @@ from pomelo.providers.base import Provider
 from pomelo.server.admin import AdminServicer
 from pomelo.server.main import ServerOptions, open_admin, open_server
 from pomelo.service import Services
-from pomelo.settings import Settings
+from pomelo.settings import Settings, is_loopback
 from pomelo.stores import open_store
 
 SWEEP_EVERY = 300.0
@@ -97,10 +97,17 @@ async def open_app(
 async def open_gateway(settings: Settings, target: str) -> AsyncIterator[tuple[str, int]]:
     """Serves REST alone, before the gRPC server at `target`; gives the bound address.
 
+    A server on another machine is spoken to by TLS, unless the settings allow to do without.
+
     Raises:
-        OSError: the address is taken.
+        OSError: the address is taken, or a TLS file can't be read.
     """
-    async with open_remote(target) as services, _rest(services, settings) as rest:
+    near = target.startswith("unix:") or is_loopback(target.rpartition(":")[0].strip("[]"))
+    tls = Tls(ca=settings.tls_client_ca, cert=settings.tls_cert, key=settings.tls_key)
+    async with (
+        open_remote(target, tls=None if near or settings.insecure else tls) as services,
+        _rest(services, settings) as rest,
+    ):
         yield rest
 
 

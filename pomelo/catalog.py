@@ -103,7 +103,7 @@ def _model(name: str, row: dict[str, Any]) -> Model:
             prices=prices,
             price_version=row["price_version"],
         )
-    except (KeyError, TypeError, ValueError) as error:
+    except (ArithmeticError, KeyError, TypeError, ValueError) as error:
         raise ValueError(f"catalogue entry {name}: {error}") from error
 
 

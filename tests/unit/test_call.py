@@ -1,0 +1,53 @@
+"""What a call says of itself, whatever its headers are."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pomelo.call import DEFAULT_TIMEOUT, Call
+
+
+def call(timeout: float | None = None, **headers: str) -> Call:
+    """A call at second 1,000; `a_b` stands for the header a-b."""
+    given = {name.replace("_", "-"): value for name, value in headers.items()}
+    return Call.from_headers(given.get, wire="rest", timeout=timeout, clock=lambda: 1000.0)
+
+
+@pytest.mark.parametrize(
+    ("given", "secret"),
+    [
+        ("Bearer abc", "abc"),
+        ("bearer abc", "abc"),
+        ("BEARER  abc ", "abc"),
+        ("Basic abc", None),
+        ("abc", None),
+        ("Bearer a b", None),
+        ("", None),
+    ],
+)
+def test_the_scheme_of_a_key_is_read_in_any_case(given: str, secret: str | None) -> None:
+    assert call(authorization=given).secret == secret
+
+
+@pytest.mark.parametrize("given", ["0", "-1", "nan", "inf", "soon", ""])
+def test_a_strange_timeout_is_a_fault_that_is_kept_for_later(given: str) -> None:
+    fault = call(x_request_timeout=given).fault
+    assert fault is not None
+    assert fault.code == "invalid_parameter"
+
+
+def test_a_deadline_is_the_callers_up_to_the_most() -> None:
+    assert call().deadline == 1000 + DEFAULT_TIMEOUT
+    assert call(x_request_timeout="2.5").deadline == 1002.5
+    assert call(x_request_timeout="99999").deadline == 1000 + DEFAULT_TIMEOUT
+    assert call(timeout=3.0, x_request_timeout="9").deadline == 1003
+
+
+@given(st.text(max_size=200))
+def test_a_request_id_comes_back_or_is_replaced_by_one_that_can(text: str) -> None:
+    made = call(x_request_id=text)
+    assert made.reply["X-Request-Id"] == made.request_id
+    assert made.request_id.isascii()
+    assert made.request_id.isprintable()
+    assert 0 < len(made.request_id) <= 128
+    assert made.request_id == text or made.request_id.startswith("req_")
