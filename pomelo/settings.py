@@ -143,7 +143,12 @@ class Settings(BaseModel):
 
     def store_url(self) -> str:
         """What `pomelo.stores.open_store` takes."""
-        return f"sqlite:{self.data / 'pomelo.db'}"
+        return f"sqlite:{self.database}"
+
+    @property
+    def database(self) -> Path:
+        """The file of the built-in store."""
+        return self.data / "pomelo.db"
 
     @property
     def admin_socket(self) -> Path:
@@ -167,6 +172,8 @@ class Settings(BaseModel):
                 return self.secret.encode()
             path = self.data / "secret"
             if not path.exists():
+                if self.database.exists():
+                    raise SettingsError(f"{path} is missing. Restore it; without it no key is valid any more")
                 write_private(path, secrets.token_hex(32), replace=False)
             if path.stat().st_mode & 0o077:
                 raise SettingsError(f"{path} can be read by others. Run: chmod 600 {path}")

@@ -40,6 +40,8 @@ def program() -> typer.Typer:
 
 def main() -> None:
     """Runs the command of `sys.argv` and ends the process: status 0, 1 for an error, 2 for wrong usage."""
+    # grpc's own log repeats, in C++ terms, what we say in a line. Whoever wants it sets the variable.
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     try:
         program()(prog_name="pomelo")
     except BrokenPipeError:

@@ -86,7 +86,7 @@ def _data(settings: "Settings") -> Finding:
         path = folder / name
         if path.exists() and stat.S_IMODE(path.stat().st_mode) & 0o077:
             return Finding("data", "broken", f"others can read {path}. Run: chmod 600 {path}")
-    if not settings.secret and not (folder / "secret").exists() and (folder / "pomelo.db").exists():
+    if not settings.secret and not (folder / "secret").exists() and settings.database.exists():
         return Finding("data", "broken", f"{folder / 'secret'} is missing: no key is valid without it")
     return Finding("data", "ok", str(folder))
 
@@ -95,7 +95,7 @@ def _store(settings: "Settings", served: bool) -> Finding:
     from pomelo.cli.keys import ask
     from pomelo.gen.v1.admin_service_pb2 import ListKeysRequest
 
-    if not served and not (settings.data / "pomelo.db").exists():
+    if not served and not settings.database.exists():
         return Finding("store", "off", "empty: no keys yet")
     try:
         keys = ask(settings, "ListKeys", ListKeysRequest()).keys

@@ -207,6 +207,7 @@ def _stream(events: Iterable[Any], out: str | None, progress: Progress) -> None:
     """Writes a stream as it comes. A file gets its name when it is whole."""
     first: Any = None
     sink: _Sink | None = None
+    finish_reason = 0
     try:
         for event in events:
             match event.WhichOneof("event"):
@@ -214,10 +215,10 @@ def _stream(events: Iterable[Any], out: str | None, progress: Progress) -> None:
                     first = event.started
                 case "text_delta":
                     if sink is None:
-                        progress.show("")
-                        sink = _Sink(None if out in (None, "-") else Path(out or ""))
+                        progress.clear()
+                        sink = _text_sink(out)
                     sink.write(event.text_delta.content.encode())
-                    _note(event.text_delta.finish_reason)
+                    finish_reason = event.text_delta.finish_reason
                 case "audio_chunk":
                     if sink is None:
                         sink = _Sink(_place(out, first.id, event.audio_chunk.content_type))
@@ -232,19 +233,20 @@ def _stream(events: Iterable[Any], out: str | None, progress: Progress) -> None:
             sink.drop()
         raise
     if sink is not None:
-        progress.show("")
+        progress.clear()
         sink.keep()
+        _note(finish_reason)
 
 
 def _finish(result: "TaskResult", out: str | None, progress: Progress) -> None:
     """Writes a whole answer."""
-    progress.show("")
+    progress.clear()
     match result.WhichOneof("output"):
         case "text":
-            _put(result.text.content.encode(), None if out in (None, "-") else Path(out or ""))
+            _put(result.text.content.encode(), _text_sink(out))
             _note(result.text.finish_reason)
         case "transcription":
-            _put(result.transcription.text.encode(), None if out in (None, "-") else Path(out or ""))
+            _put(result.transcription.text.encode(), _text_sink(out))
         case "image":
             _medium(result.image.images[0], result.id, out)
         case "speech":
@@ -255,11 +257,15 @@ def _medium(output: Any, task_id: str, out: str | None) -> None:
     if output.media.url:
         typer.echo(output.media.url)
     if output.data:
-        _put(output.data, _place(out, task_id, output.content_type))
+        _put(output.data, _Sink(_place(out, task_id, output.content_type)))
 
 
-def _put(data: bytes, path: Path | None) -> None:
-    sink = _Sink(path)
+def _text_sink(out: str | None) -> "_Sink":
+    """Where a text goes: a file byte for byte, or stdout with an end of line."""
+    return _Sink(None, line=True) if out in (None, "-") else _Sink(Path(out or ""))
+
+
+def _put(data: bytes, sink: "_Sink") -> None:
     try:
         sink.write(data)
     except BaseException:
@@ -282,16 +288,17 @@ def _note(finish_reason: int) -> None:
     from pomelo.gen.v1.text_pb2 import FINISH_REASON_CONTENT_FILTER, FINISH_REASON_LENGTH
 
     if finish_reason == FINISH_REASON_LENGTH:
-        typer.echo("\n(The text was cut at max_tokens.)", err=True)
+        typer.echo("(The text was cut at max_tokens.)", err=True)
     elif finish_reason == FINISH_REASON_CONTENT_FILTER:
-        typer.echo("\n(The provider's filter ended the text.)", err=True)
+        typer.echo("(The provider's filter ended the text.)", err=True)
 
 
 class _Sink:
     """stdout, or a file that has its name once it is whole; then the name is printed."""
 
-    def __init__(self, path: Path | None) -> None:
+    def __init__(self, path: Path | None, *, line: bool = False) -> None:
         self._path = path
+        self._line = line
         self._part = None if path is None else path.with_name(path.name + ".part")
         self._file: BinaryIO = sys.stdout.buffer if self._part is None else self._part.open("wb")
         self._last = b""
@@ -322,7 +329,7 @@ class _Sink:
         self._part.unlink(missing_ok=True)
 
     def _end_line(self) -> None:
-        """A prompt, or an error, begins on its own line."""
-        if sys.stdout.isatty() and self._last not in (b"", b"\n"):
+        """What comes after a text begins on its own line."""
+        if self._line and self._last not in (b"", b"\n"):
             self._file.write(b"\n")
             self._file.flush()

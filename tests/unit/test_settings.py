@@ -171,6 +171,14 @@ def test_a_secret_that_others_can_read_or_that_is_damaged_is_refused(tmp_path):
         settings.root_secret()
 
 
+def test_a_secret_that_is_gone_while_the_keys_are_there_is_not_made_anew(tmp_path):
+    settings = Settings(data=tmp_path)
+    settings.database.write_bytes(b"keys")
+    with pytest.raises(SettingsError, match="is missing"):
+        settings.root_secret()
+    assert not (tmp_path / "secret").exists()
+
+
 def test_a_data_folder_that_is_a_file_is_refused(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(SettingsError, match="POMELO_DATA"):

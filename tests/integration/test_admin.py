@@ -1,0 +1,86 @@
+"""AdminService over the unix socket of a running app: what it refuses, and that no secret comes back."""
+
+import stat
+from collections.abc import AsyncIterator
+
+import grpc
+import pytest
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from pomelo.admission.keys import parse
+from pomelo.app import App
+from pomelo.gen.v1 import admin_service_pb2 as pb
+from pomelo.gen.v1.admin_service_pb2_grpc import AdminServiceStub
+from pomelo.wire import from_rpc_error
+
+
+@pytest.fixture
+async def admin(app: App) -> AsyncIterator[AdminServiceStub]:
+    """The operator's stub."""
+    async with grpc.aio.insecure_channel(f"unix:{app.settings.admin_socket}") as channel:
+        yield AdminServiceStub(channel)
+
+
+async def test_the_socket_is_for_the_owner_alone(app):
+    mode = app.settings.admin_socket.stat().st_mode
+    assert stat.S_ISSOCK(mode)
+    assert stat.S_IMODE(mode) == 0o600
+
+
+async def test_a_key_is_a_test_key_of_the_default_account_unless_asked_otherwise(admin):
+    made = await admin.CreateKey(pb.CreateKeyRequest())
+    assert parse(made.secret) == made.key.key_id
+    assert (made.key.account, made.key.mode, list(made.key.models)) == ("default", pb.KEY_MODE_TEST, [])
+    assert made.key.HasField("create_time")
+    assert not made.key.HasField("expire_time")
+    assert not made.key.HasField("revoke_time")
+
+
+async def test_models_that_are_named_twice_are_kept_once_in_their_order(admin):
+    made = await admin.CreateKey(pb.CreateKeyRequest(models=["gpt-4", "flux-1-pro", "gpt-4"]))
+    assert list(made.key.models) == ["gpt-4", "flux-1-pro"]
+
+
+async def test_an_end_comes_back_to_the_millisecond(admin):
+    end = Timestamp(seconds=4_000_000_000, nanos=250_000_000)
+    made = await admin.CreateKey(pb.CreateKeyRequest(expire_time=end))
+    assert made.key.expire_time == end
+
+
+async def test_a_list_and_a_revocation_show_no_secret(admin):
+    made = await admin.CreateKey(pb.CreateKeyRequest())
+    listed = await admin.ListKeys(pb.ListKeysRequest())
+    revoked = await admin.RevokeKey(pb.RevokeKeyRequest(key_id=made.key.key_id))
+    assert made.key in listed.keys
+    assert revoked.key.HasField("revoke_time")
+    secret = made.secret[22:54]
+    assert secret not in str(listed)
+    assert secret not in str(revoked)
+    times = [key.create_time.ToNanoseconds() for key in listed.keys]
+    assert times == sorted(times)
+    assert not (await admin.ListKeys(pb.ListKeysRequest(account="nobody"))).keys
+
+
+@pytest.mark.parametrize(
+    ("method", "request_", "code", "field"),
+    [
+        ("CreateKey", pb.CreateKeyRequest(account="nobody"), "not_found", "account"),
+        ("CreateKey", pb.CreateKeyRequest(models=["gpt-5"]), "invalid_parameter", "models"),
+        ("CreateKey", pb.CreateKeyRequest(mode=7), "invalid_parameter", "mode"),
+        (
+            "CreateKey",
+            pb.CreateKeyRequest(expire_time=Timestamp(seconds=1)),
+            "invalid_parameter",
+            "expire_time",
+        ),
+        ("RotateKey", pb.RotateKeyRequest(), "missing_parameter", "key_id"),
+        ("RotateKey", pb.RotateKeyRequest(key_id="nothing"), "not_found", "key_id"),
+        ("RevokeKey", pb.RevokeKeyRequest(), "missing_parameter", "key_id"),
+        ("RevokeKey", pb.RevokeKeyRequest(key_id="\x00'--"), "not_found", "key_id"),
+    ],
+)
+async def test_a_refusal_names_the_field_in_a_rich_error(admin, method, request_, code, field):
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await getattr(admin, method)(request_)
+    error = from_rpc_error(caught.value)
+    assert (error.code, error.field) == (code, field)
