@@ -7,7 +7,7 @@ is global; two apps can live in one process. Keyword seams let a test put anothe
 import asyncio
 import contextlib
 import ssl
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 
@@ -24,6 +24,9 @@ from pomelo.server.main import ServerOptions, open_admin, open_server
 from pomelo.service import Services
 from pomelo.settings import Settings, is_loopback
 from pomelo.stores import open_store
+
+ANSWERS_OUT = 2.0
+"""Seconds that the doors get to send what is left, once the tasks have ended or were ended."""
 
 SWEEP_EVERY = 300.0
 """Seconds between deletions of expired media."""
@@ -76,21 +79,22 @@ async def open_app(
         )
         admin = AdminServicer(keyring, catalog.models)
         await stack.enter_async_context(open_admin(admin, settings.admin_socket))
-        grpc = None
+        server = None
         if settings.grpc:
             server = await stack.enter_async_context(open_server(services, _server_options(settings)))
-            grpc = server.address
         rest = None
         if settings.rest:
-            rest = await stack.enter_async_context(_rest(services, settings))
+            rest = await stack.enter_async_context(_rest(services, settings, ANSWERS_OUT))
             media.public_url = media.public_url or _url(settings, rest)
         try:
-            yield App(settings, keyring, engine, services, rest, grpc)
+            yield App(settings, keyring, engine, services, rest, server.address if server else None)
         finally:
+            if server is not None:
+                server.drain()
             engine.drain()
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(settings.grace):
-                    await engine.drained()
+            await _within(settings.grace, engine.drained())
+            engine.stop()
+            await _within(ANSWERS_OUT, engine.drained())
 
 
 @asynccontextmanager
@@ -106,16 +110,25 @@ async def open_gateway(settings: Settings, target: str) -> AsyncIterator[tuple[s
     tls = Tls(ca=settings.tls_client_ca, cert=settings.tls_cert, key=settings.tls_key)
     async with (
         open_remote(target, tls=None if near or settings.insecure else tls) as services,
-        _rest(services, settings) as rest,
+        _rest(services, settings, settings.grace) as rest,
     ):
         yield rest
 
 
+async def _within(seconds: float, done: Awaitable[None]) -> None:
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(seconds):
+            await done
+
+
 @asynccontextmanager
-async def _rest(services: Services, settings: Settings) -> AsyncIterator[tuple[str, int]]:
+async def _rest(services: Services, settings: Settings, drain: float) -> AsyncIterator[tuple[str, int]]:
     host, port = settings.rest_address()
     options = GatewayOptions(
-        public_url=settings.public_url, json_limit=settings.json_limit, upload_limit=settings.upload_limit
+        public_url=settings.public_url,
+        json_limit=settings.json_limit,
+        upload_limit=settings.upload_limit,
+        drain_timeout=drain,
     )
     async with open_rest(services, options, host, port, ssl_context=_tls(settings)) as address:
         yield address
@@ -138,7 +151,7 @@ def _tls(settings: Settings) -> ssl.SSLContext | None:
 def _server_options(settings: Settings) -> ServerOptions:
     return ServerOptions(
         address=settings.grpc,
-        grace=settings.grace,
+        grace=ANSWERS_OUT,
         tls_cert=settings.tls_cert,
         tls_key=settings.tls_key,
         tls_client_ca=settings.tls_client_ca,

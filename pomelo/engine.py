@@ -63,8 +63,9 @@ class Engine:
         self._inline_limit = inline_limit
         self._now = now
         self._ids = ids
-        self._running = 0
+        self._running: set[asyncio.Timeout] = set()
         self._draining = False
+        self._stopped = False
         self._idle = asyncio.Event()
         self._idle.set()
 
@@ -74,32 +75,19 @@ class Engine:
         """See the port."""
         run = await self._take_in(task, call, stream=False)
         result = _result(task, run)
-        try:
-            async with asyncio.timeout_at(call.deadline) as deadline:
-                async with aclosing(run.method(run.job)) as events:
-                    async for event in events:
-                        run.fold.add(event)
-                run.fold.finish(result)
-        except TimeoutError as error:
-            raise _timed_out(deadline, error) from error
-        finally:
-            self._let_go(run)
+        async with self._until_deadline(run):
+            async with aclosing(run.method(run.job)) as events:
+                async for event in events:
+                    run.fold.add(event)
+            run.fold.finish(result)
         return result
 
     @asynccontextmanager
     async def stream_task(self, task: Task, call: Call) -> AsyncIterator[AsyncIterator[StreamTaskResponse]]:
         """See the port."""
         run = await self._take_in(task, call, stream=True)
-        try:
-            async with (
-                asyncio.timeout_at(call.deadline) as deadline,
-                aclosing(_stream(task, run)) as events,
-            ):
-                yield events
-        except TimeoutError as error:
-            raise _timed_out(deadline, error) from error
-        finally:
-            self._let_go(run)
+        async with self._until_deadline(run), aclosing(_stream(task, run)) as events:
+            yield events
 
     # --- ModelService
 
@@ -119,6 +107,11 @@ class Engine:
 
     # --- shutting down
 
+    @property
+    def running(self) -> int:
+        """How many tasks run."""
+        return len(self._running)
+
     def drain(self) -> None:
         """From now on every call is refused with shutting_down; running tasks go on."""
         self._draining = True
@@ -126,6 +119,14 @@ class Engine:
     async def drained(self) -> None:
         """Returns when no task runs."""
         await self._idle.wait()
+
+    def stop(self) -> None:
+        """Drains, and ends every running task with shutting_down."""
+        self._draining = self._stopped = True
+        now = asyncio.get_running_loop().time()
+        for deadline in self._running:
+            if not deadline.expired():
+                deadline.reschedule(now)
 
     # --- taking in
 
@@ -149,7 +150,7 @@ class Engine:
         return model
 
     async def _take_in(self, task: Task, call: Call, *, stream: bool) -> _Run:
-        """Everything that can be refused before a provider is called; counts the task as running."""
+        """Everything that can be refused before a provider is called."""
         principal = await self._enter(call)
         if not task.model:
             raise PomeloError("missing_parameter", "Missing required field: model", field="model")
@@ -170,15 +171,30 @@ class Engine:
             audio=audio,
         )
         fold = kind.fold(Folding(given, stream, partial(self._media.writer, principal.account)))
-        self._running += 1
-        self._idle.clear()
         return _Run(provider_method, job, fold, int(self._now()))
 
-    def _let_go(self, run: _Run) -> None:
-        run.fold.close()
-        self._running -= 1
-        if not self._running:
-            self._idle.set()
+    @asynccontextmanager
+    async def _until_deadline(self, run: _Run) -> AsyncIterator[None]:
+        """The life of a task: counted as running, bounded by its deadline, freed however it ends.
+
+        Raises:
+            PomeloError: deadline_exceeded; shutting_down when the engine was stopped.
+        """
+        deadline = asyncio.timeout_at(run.job.deadline)
+        self._running.add(deadline)
+        self._idle.clear()
+        try:
+            async with deadline:
+                yield
+        except TimeoutError as error:
+            if not deadline.expired():
+                raise  # a fault that bears the same name
+            raise PomeloError("shutting_down" if self._stopped else "deadline_exceeded") from error
+        finally:
+            run.fold.close()
+            self._running.remove(deadline)
+            if not self._running:
+                self._idle.set()
 
     def _audio(self, audio: AudioInput, principal: Principal) -> AudioSource:
         if audio.media_id:
@@ -263,8 +279,3 @@ def _result(task: Task, run: _Run) -> TaskResult:
     result = TaskResult(id=run.job.task_id, model=task.model)
     result.created.seconds = run.created
     return result
-
-
-def _timed_out(deadline: asyncio.Timeout, error: TimeoutError) -> BaseException:
-    """What a TimeoutError means: our deadline, or a fault that bears the same name."""
-    return PomeloError("deadline_exceeded") if deadline.expired() else error

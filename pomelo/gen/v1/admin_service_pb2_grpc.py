@@ -64,7 +64,7 @@ class AdminServiceServicer:
     """
 
     def CreateKey(self, request, context):
-        """Makes a key. FAILED_PRECONDITION when there is no such account.
+        """Makes a key. NOT_FOUND when there is no such account.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -1,0 +1,68 @@
+"""A server that shuts down: what is short ends, what is long is told so, nothing new comes in, on both wires."""
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import grpc
+import pytest
+
+from pomelo.app import App, open_app
+from pomelo.settings import Settings
+from tests.parity.wires import Ask, Grpc, Rest
+
+
+def ask(key: str, text: str, *, stream: bool) -> Ask:
+    """A text task of one message."""
+    return Ask({"model": "gpt-4", "messages": [{"role": "user", "content": text}]}, key, stream)
+
+
+async def started(app: App, tasks: int) -> None:
+    """Returns once so many tasks run."""
+    async with asyncio.timeout(5):
+        while app.engine.running < tasks:
+            await asyncio.sleep(0.005)
+
+
+@pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
+async def test_short_tasks_end_and_long_ones_are_told(tmp_path: Path, stream: bool) -> None:
+    settings = Settings(rest="127.0.0.1:0", grpc="127.0.0.1:0", data=tmp_path / "data", grace=1.0)
+    async with aiohttp.ClientSession() as session:
+        async with open_app(settings) as app:
+            assert app.rest is not None
+            assert app.grpc is not None
+            _, key = await app.keyring.create()
+            channel = grpc.aio.insecure_channel(app.grpc)
+            wires: list[Any] = [Grpc(channel), Rest(session, "http://{}:{}".format(*app.rest))]
+            short = [asyncio.create_task(w(ask(key, "[[delay:0.4]]", stream=stream))) for w in wires]
+            long = [asyncio.create_task(w(ask(key, "[[stall]]", stream=stream))) for w in wires]
+            await started(app, 4)
+            ending = asyncio.get_running_loop().time()
+            asyncio.get_running_loop().call_later(0.2, lambda: late.extend(_late(wires, key)))
+            late: list[asyncio.Task[Any]] = []
+        took = asyncio.get_running_loop().time() - ending
+        assert [(await task).code for task in short] == ["ok", "ok"]
+        assert [(await task).code for task in long] == ["shutting_down", "shutting_down"]
+        assert [(await task).code for task in late] == ["shutting_down", "shutting_down"]
+        assert took < settings.grace + 2
+        await channel.close()
+
+
+def _late(wires: list[Any], key: str) -> list["asyncio.Task[Any]"]:
+    return [asyncio.create_task(wire(ask(key, "Hi", stream=False))) for wire in wires]
+
+
+async def test_two_apps_live_in_one_process(tmp_path: Path) -> None:
+    one = Settings(rest="127.0.0.1:0", grpc="", data=tmp_path / "one")
+    two = Settings(rest="127.0.0.1:0", grpc="", data=tmp_path / "two")
+    async with open_app(one) as first, open_app(two) as second, aiohttp.ClientSession() as session:
+        _, key = await first.keyring.create()
+        assert first.rest is not None
+        assert second.rest is not None
+        codes = [
+            (await Rest(session, "http://{}:{}".format(*app.rest))(ask(key, "Hi", stream=False))).code
+            for app in (first, second)
+            if app.rest is not None
+        ]
+        assert codes == ["ok", "invalid_api_key"]
