@@ -21,11 +21,12 @@ def too_large(what: str, limit: int) -> PomeloError:
 class Incoming:
     """A body, read piece by piece.
 
-    `limit` is the most bytes that may come in all; `wait` the most seconds between two pieces. Has the
-    methods of aiohttp's stream that its multipart reader uses.
+    `limit` is the most bytes that may come in all; `wait` the most seconds between two pieces; `length` is
+    what the head says, None where it doesn't. Has the methods of aiohttp's stream that its multipart
+    reader uses.
     """
 
-    __slots__ = ("_call", "_content", "_limit", "_request", "_waits", "wait")
+    __slots__ = ("_call", "_content", "_limit", "_request", "_waits", "length", "wait")
 
     def __init__(self, request: web.Request, call: Call, limit: int, wait: float) -> None:
         length = request.content_length
@@ -36,6 +37,7 @@ class Incoming:
         self._call = call
         self._limit = limit
         self._waits = "Expect" in request.headers
+        self.length = length
         self.wait = wait
 
     def here(self) -> bytes | None:

@@ -148,7 +148,10 @@ async def _take_file(
             return Media()
         if content_type == "application/octet-stream" or not _MEDIA_TYPE.fullmatch(content_type):
             content_type = ""
-        return await media.upload_media(content_type, pieces, call)
+        stored = await media.upload_media(content_type, pieces, call)
+    if not stored.size_bytes:
+        raise invalid("audio", "a file of at least one byte")
+    return stored
 
 
 async def _pieces(part: BodyPartReader, limit: int) -> AsyncGenerator[bytes, None]:

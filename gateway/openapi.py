@@ -316,8 +316,8 @@ def _task_operation() -> Schema:
             {
                 "name": "X-Request-Timeout",
                 "in": "header",
-                "schema": {"type": "number", "exclusiveMinimum": 0},
-                "description": "Seconds.",
+                "schema": {"type": "number", "minimum": 1, "maximum": 600, "default": 600},
+                "description": "Seconds that the task may take; fractions, and less than 1, are taken too.",
             },
         ],
         "requestBody": {
@@ -330,7 +330,7 @@ def _task_operation() -> Schema:
         "responses": _responses(
             {
                 _JSON: {"schema": {"oneOf": [_ref(name) for name in results]}},
-                "text/event-stream": {"schema": {"type": "string"}},
+                "text/event-stream": {},
                 **dict.fromkeys((*media, "application/octet-stream"), _BINARY),
             },
             *_TASK,

@@ -103,8 +103,7 @@ def _is_form(request: web.Request) -> bool:
 async def _read_json(gateway: "Gateway", request: web.Request, call: Call) -> dict[str, Any]:
     options = gateway.options
     incoming = Incoming(request, call, options.json_limit, options.read_timeout)
-    length = request.content_length
-    if length is None or length > _UNREAD:
+    if incoming.length is None or incoming.length > _UNREAD:
         # Strangers don't get megabytes held and parsed.
         await gateway.services.models.list_models(call)
     return await body.read_json(incoming, options.json_limit)

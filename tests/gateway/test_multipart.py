@@ -125,6 +125,7 @@ LONG = [(f'name="f{i}"', b"x") for i in range(40)]
         (form(model("gpt-4"), ('name="messages"', b"Hi")), "invalid_parameter"),
         (form(model("nope"), ('name="wrong"', b"x")), "unsupported_model"),
         (form(model("nope"), FILE), "unsupported_model"),
+        (form(model("eleven-labs-stt"), ('name="audio"; filename="a"', b"")), "invalid_parameter"),
         (form(VOICE), "missing_parameter"),
         (form(model("eleven-labs-stt")), "missing_parameter"),
     ],
