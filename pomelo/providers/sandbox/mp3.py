@@ -33,8 +33,12 @@ def read_text(head: bytes) -> str | None:
 
 
 def frames_size(frames: int, frame_samples: int, rate: int, kbits: int) -> int:
-    """Bytes of so many frames at a constant bit rate."""
-    return frames * (frame_samples // 8) * kbits * 1000 // rate
+    """Bytes of so many frames at a constant bit rate.
+
+    A frame has a byte more, the padding, as often as keeps the rate; LAME begins without.
+    """
+    whole, part = divmod(frame_samples // 8 * kbits * 1000, rate)
+    return frames * whole - (1 - frames) * part // rate
 
 
 def info(first: bytes, frames: int, size: int) -> bytes:

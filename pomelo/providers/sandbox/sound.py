@@ -21,6 +21,9 @@ DEFAULT = "mp3_44100_128"
 PIECE = 64 * 1024
 """The most bytes of a piece."""
 
+_RAW_PIECE = PIECE - 64
+"""The most bytes of samples in a piece; the header of a WAV goes before the first ones."""
+
 _FIRST, _NEXT = 0.25, 2.0
 """Seconds of sound in the first encoded piece, which comes early, and in the next ones."""
 
@@ -73,14 +76,10 @@ class Sound:
             return self._opus(half)
         return self._raw(half)
 
-    def _blocks(self, total: int, size: int, half: bool, coding: str = "pcm") -> Iterator[bytes]:
+    def _blocks(self, total: int, size: int) -> Iterator[bytes]:
         """The melody in blocks of `size` bytes, `total` samples in all."""
-        code = _CODINGS[coding]
-        tune = blocks(notes(self.text, self.tone, self.rate, total, self.character, code), size)
-        if not half:
-            return tune
-        width = len(code([0]))
-        return islice(tune, max(1, total * width // size // 2))
+        code = _CODINGS.get(self.codec, samples.pcm)
+        return blocks(notes(self.text, self.tone, self.rate, total, self.character, code), size)
 
     def _raw(self, half: bool) -> Iterator[bytes]:
         total = max(1, round(self.seconds * self.rate))
@@ -88,8 +87,9 @@ class Sound:
         left = total * width
         hiding = samples.Hiding(self._borne, self.rate, total, width)
         lead = _wav_header(self.rate, left) if self.codec == "wav" else b""
-        size = max(2, min(PIECE - 64, left // 4 * 2))
-        for block in self._blocks(total, size, half, self.codec):
+        count = 2 * -(-left // (2 * _RAW_PIECE))
+        size = -(-left // (2 * count)) * 2
+        for block in islice(self._blocks(total, size), count // 2 if half else count):
             # The last block is filled up beyond the end of the sound.
             piece = hiding.into(block[:left])
             left -= len(piece)
@@ -100,9 +100,10 @@ class Sound:
         encoder = _encoder("libmp3lame", "s16p", self.rate, self.kbits, {"compression_level": "7"})
         per_frame = encoder.frame_size
         frames = max(1, round(self.seconds * self.rate / per_frame))
-        tune = self._blocks(frames * per_frame, per_frame * 2, half)
-        # What the encoder still gives beyond `frames` is its delay: the file is as long as it says.
-        packets = islice(_packets(encoder, tune), max(1, frames // 2) if half else frames)
+        wanted = max(1, frames // 2) if half else frames
+        tune = islice(self._blocks(frames * per_frame, per_frame * 2), wanted)
+        # What the encoder still gives beyond `wanted` is its delay: the file is as long as it says.
+        packets = islice(_packets(encoder, tune), wanted)
         first = next(packets)
         size = mp3.frames_size(frames, per_frame, self.rate, self.kbits)
         yield mp3.tag(self._borne) + mp3.info(first, frames, size)
@@ -120,8 +121,9 @@ class Sound:
         skip = int.from_bytes(head[10:12], "little")
         count = -(-(total + skip) // per_packet)
         # The decoder's delay of `skip` samples may take one packet more than the sound.
-        tune = chain(self._blocks(total, per_packet * 2, half), (bytes(per_packet * 2),))
-        packets = islice(_packets(encoder, tune), max(1, count // 2) if half else count)
+        wanted = max(1, count // 2) if half else count
+        tune = islice(chain(self._blocks(total, per_packet * 2), (bytes(per_packet * 2),)), wanted)
+        packets = islice(_packets(encoder, tune), wanted)
         done = 0
         for group in _groups(packets, per_packet / ogg.RATE):
             pages = []

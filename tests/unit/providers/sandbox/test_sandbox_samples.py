@@ -1,0 +1,90 @@
+"""Raw samples: G.711 against PyAV's decoder, and texts hidden in the lowest bits."""
+
+import struct
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from sandbox_jobs import decode
+
+from pomelo.providers.sandbox.samples import TEXT_MOST, Hiding, alaw, pcm, recover, ulaw
+
+CARRIERS = {1: st.binary(min_size=1), 2: st.binary(min_size=2)}
+
+
+@pytest.mark.parametrize(("code", "demuxer"), [(ulaw, "mulaw"), (alaw, "alaw")])
+def test_every_sample_comes_back_near_itself(code: object, demuxer: str) -> None:
+    samples = list(range(-32768, 32768, 7))
+    heard = decode(code(samples), demuxer, sample_rate="8000").samples  # type: ignore[operator]
+    assert len(heard) == len(samples)
+    for sample, back in zip(samples, heard, strict=True):
+        assert abs(sample - back) <= 16 + abs(sample) / 16
+
+
+@pytest.mark.parametrize(("code", "silence"), [(ulaw, 0xFF), (alaw, 0xD5)])
+def test_silence_has_its_standard_code(code: object, silence: int) -> None:
+    assert code([0]) == bytes([silence])  # type: ignore[operator]
+
+
+def test_pcm_is_little_endian() -> None:
+    assert pcm([1, -2, 32767]) == struct.pack("<hhh", 1, -2, 32767)
+
+
+@st.composite
+def cuts(draw: st.DrawFn, size: int, width: int) -> list[slice]:
+    """Ways to cut a sound into pieces of whole samples."""
+    places = sorted(draw(st.sets(st.integers(0, size // width), max_size=5)))
+    return [slice(a * width, b * width) for a, b in zip([0, *places], [*places, size // width], strict=True)]
+
+
+@given(st.text(max_size=300), st.sampled_from([1, 2]), st.integers(1, 96_000), st.data())
+def test_any_text_comes_back_from_any_samples_however_they_are_cut(
+    text: str, width: int, rate: int, data: st.DataObject
+) -> None:
+    seed = data.draw(st.binary(min_size=1, max_size=64))
+    needed = (len(text.encode()) + 16) * 8
+    sound = (seed * (needed * width // len(seed) + 1))[: needed * width]
+    hiding = Hiding(text, rate, needed, width)
+    changed = b"".join(hiding.into(sound[piece]) for piece in data.draw(cuts(len(sound), width)))
+    assert recover(changed, width) == (text, rate)
+    assert len(changed) == len(sound)
+    assert all(a >> 1 == b >> 1 for a, b in zip(sound[::width], changed[::width], strict=True))
+    if width == 2:
+        assert sound[1::2] == changed[1::2]
+
+
+@given(st.text(min_size=1, max_size=40), st.sampled_from([1, 2]))
+def test_a_text_that_does_not_fit_leaves_the_sound_as_it_is(text: str, width: int) -> None:
+    samples = (len(text.encode()) + 16) * 8 - 1
+    sound = bytes(samples * width)
+    hiding = Hiding(text, 8000, samples, width)
+    assert hiding.into(sound) == sound
+    assert recover(sound, width) is None
+
+
+@given(st.binary(max_size=2000), st.sampled_from([1, 2]))
+def test_bytes_without_a_text_have_none(data: bytes, width: int) -> None:
+    assert recover(data, width) is None
+
+
+@given(st.text(min_size=1, max_size=20), st.data())
+def test_a_text_with_a_changed_bit_is_not_believed(text: str, data: st.DataObject) -> None:
+    samples = (len(text.encode()) + 16) * 8
+    changed = bytearray(Hiding(text, 8000, samples, 1).into(bytes(samples)))
+    changed[data.draw(st.integers(0, samples - 1))] ^= 1
+    assert recover(bytes(changed), 1) is None
+
+
+@given(st.text(min_size=1, max_size=20), st.data())
+def test_a_text_that_is_cut_off_is_not_believed(text: str, data: st.DataObject) -> None:
+    samples = (len(text.encode()) + 16) * 8
+    whole = Hiding(text, 8000, samples, 1).into(bytes(samples))
+    assert recover(whole[: data.draw(st.integers(0, samples - 1))], 1) is None
+
+
+def test_the_longest_text_fits_and_a_longer_one_is_not_believed() -> None:
+    for extra in (0, 1):
+        text = "x" * (TEXT_MOST + extra)
+        samples = (len(text) + 16) * 8
+        found = recover(Hiding(text, 8000, samples, 1).into(bytes(samples)), 1)
+        assert (found is not None) == (extra == 0)
