@@ -81,7 +81,7 @@ async def test_a_failing_provider_looks_the_same_three_ways(
     assert {w: o.code for w, o in outcomes.items()} == dict.fromkeys(
         wires, stream_code if stream else whole_code
     )
-    if name == "reset half way":  # a reset may overtake what was sent before it
+    if name.endswith("half way") and stream:  # the end of a connection may overtake what was sent before it
         for outcome in outcomes.values():
             outcome.output.clear()
     assert_same(outcomes, ask)
