@@ -21,7 +21,7 @@ class SseParser:
     never comes out.
     """
 
-    __slots__ = ("_after_cr", "_begun", "_data", "_line", "_name", "_size")
+    __slots__ = ("_after_cr", "_begun", "_between", "_data", "_line", "_name", "_size")
 
     def __init__(self) -> None:
         self._line = bytearray()  # a line whose end hasn't come
@@ -30,6 +30,7 @@ class SseParser:
         self._name = ""
         self._after_cr = False  # the last byte was a CR: a line feed that follows belongs to it
         self._begun = False
+        self._between = False  # nothing is pending: a packet may be taken as it is
 
     def feed(self, packet: bytes) -> list[SseEvent]:
         """The events that `packet` completes, in order; often none or one.
@@ -37,18 +38,14 @@ class SseParser:
         Raises:
             PomeloError: provider_failed; a line or an event is larger than EVENT_MOST.
         """
-        if (
-            self._begun
-            and packet.endswith(b"\n\n")
-            and len(packet) <= EVENT_MOST
-            and b"\r" not in packet
-            and not (self._line or self._data or self._name or self._after_cr)
-        ):
+        if self._between and packet.endswith(b"\n\n") and b"\r" not in packet and len(packet) <= EVENT_MOST:
+            if packet.startswith(b"data: ") and packet.find(b"\n", 6, -2) < 0:
+                return [("", packet[6:-2])]
             return self._whole(packet)
         return self._lines(packet)
 
     def _whole(self, packet: bytes) -> list[SseEvent]:
-        """The common case: the packet begins and ends where an event does."""
+        """Several events, or an unusual one, in a packet that begins and ends where an event does."""
         blocks = packet.split(b"\n\n")
         blocks.pop()
         events: list[SseEvent] = []
@@ -69,6 +66,7 @@ class SseParser:
         if b"\n" not in packet:
             self._line += packet
             self._check(len(self._line))
+            self._between = False
             return []
         lines = packet.split(b"\n")
         if self._line:
@@ -89,6 +87,7 @@ class SseParser:
                     self._data = []
                     self._size = 0
                 self._name = ""
+        self._between = not (self._line or self._data or self._name or self._after_cr)
         return events
 
     def _field(self, line: bytes) -> None:

@@ -1,5 +1,7 @@
 """What the OpenAI provider makes of everything that can go wrong on its wire, whole and streamed."""
 
+import gzip
+import json
 import socket
 import traceback
 from collections.abc import AsyncIterator
@@ -153,6 +155,7 @@ NO_ANSWER: list[tuple[Script, str]] = [
     (Answer(at={0: Stop.END}, text="x"), "provider_failed"),
     (Answer(finish_reason=None, text=""), "provider_failed"),
     (Answer(finish_reason="error", text=""), "provider_failed"),
+    (Answer(finish_reason=7, text=""), "provider_failed"),  # type: ignore[arg-type]
 ]
 
 
@@ -244,11 +247,23 @@ async def test_an_error_in_place_of_a_whole_answer_has_its_own_meaning(
 async def test_a_whole_answer_above_the_limit_fails_and_is_not_read_on(
     vendor: FaultUpstream, provider: Any
 ) -> None:
-    for headers in ({}, {"Content-Length": str(9_000_000)}):
-        vendor.script(Reply(headers=headers, steps=(*[b"x" * 100_000] * 90, Gate())))
+    for headers, packets in (({}, 90), ({"Content-Length": str(9_000_000)}, 1)):
+        vendor.script(Reply(headers=headers, steps=(*[b"x" * 100_000] * packets, Gate())))
         error, _ = await failure(provider, job(stream=False))
         assert error.code == "provider_failed"
         await vendor.requests[-1].left.wait()
+
+
+async def test_an_answer_that_is_compressed_unasked_is_not_unpacked(
+    vendor: FaultUpstream, provider: Any
+) -> None:
+    body = gzip.compress(
+        b'{"choices":[{"message":{"content":"Hi"},"finish_reason":"stop"}],"usage":%s}'
+        % json.dumps(USAGE).encode()
+    )
+    vendor.script(Reply(headers={"Content-Encoding": "gzip"}, steps=(body,)))
+    error, _ = await failure(provider, job(stream=False))
+    assert error.code == "provider_failed"
 
 
 async def test_a_redirect_is_not_followed(vendor: FaultUpstream, provider: Any) -> None:

@@ -177,6 +177,7 @@ async def test_a_picture_that_only_a_user_may_send_is_refused_before_the_vendor_
     assert vendor.requests == []
 
 
+@pytest.mark.filterwarnings("error::ResourceWarning")
 async def test_a_request_of_several_mebibytes_arrives_whole(vendor: FaultUpstream) -> None:
     picture = "data:image/png;base64," + "A" * 3_000_000
     parts = ContentParts(parts=[ContentPart(image_url=ImageUrl(url=picture))])
