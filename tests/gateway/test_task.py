@@ -258,7 +258,7 @@ async def test_silence_is_filled_with_comments_and_opens_the_stream(opened: Open
                 yield event
 
         door.player.script = script
-        async with door.ask({**HI, "stream": True}) as answer:
+        async with asyncio.timeout(10), door.ask({**HI, "stream": True}) as answer:
             for _ in range(3):
                 assert await answer.content.readuntil(b"\n\n") == b": keep-alive\n\n"
             go_on.set()
