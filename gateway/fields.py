@@ -21,7 +21,7 @@ from pomelo.gen.v1.text_pb2 import ContentParts, Message, Role
 Put = Callable[[Any, Any], None]
 """Puts a value, as JSON gives it, into a message; raises invalid_parameter or missing_parameter."""
 
-_TEXT = "text without NUL characters"
+_TEXT = "text"
 _ROLES = {"system": Role.ROLE_SYSTEM, "user": Role.ROLE_USER, "assistant": Role.ROLE_ASSISTANT}
 
 
@@ -59,7 +59,7 @@ def check_text(label: str, value: Any) -> str:
     Raises:
         PomeloError: invalid_parameter, naming `label`.
     """
-    if type(value) is not str or "\0" in value:
+    if type(value) is not str:
         raise invalid(label, _TEXT)
     return value
 
@@ -158,7 +158,7 @@ def _put_messages(target: Any, value: Any) -> None:
             # The common shape, checked by as little as possible.
             role, content = item.get("role"), item.get("content")
             number = _ROLES.get(role) if type(role) is str else None
-            if number is not None and type(content) is str and "\0" not in content:
+            if number is not None and type(content) is str:
                 add(role=number, content=content)
                 continue
         _put_message(add(), f"messages[{i}]", item)

@@ -169,8 +169,13 @@ def _schemas() -> dict[str, Schema]:
         ("index", "message", "finish_reason"),
     )
     word = _object(
-        {"text": {"type": "string"}, "start": _NUMBER, "end": _NUMBER, "speaker": {"type": "string"}},
-        ("text", "start", "end"),
+        {
+            "text": {"type": "string"},
+            "start": _NUMBER,
+            "end": _NUMBER,
+            "speaker": {"type": ["string", "null"]},
+        },
+        ("text", "start", "end", "speaker"),
     )
     return {
         **_tasks(),
@@ -267,14 +272,13 @@ def _schemas() -> dict[str, Schema]:
 
 
 def _transcription(word: Schema) -> Schema:
-    schema = _result(
+    return _result(
         "speech.transcription",
         "speech",
         text={"type": "string"},
         language={"type": "string"},
+        words={"type": "array", "items": word},
     )
-    schema["properties"]["words"] = {"type": "array", "items": word}
-    return schema
 
 
 _HEADERS = {"X-Request-Id": {"schema": {"type": "string"}, "description": "Name it when you report a fault."}}

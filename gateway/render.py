@@ -50,8 +50,8 @@ def link_to(public_url: str) -> Link:
     return link
 
 
-def result(made: TaskResult, link: Link, *, words: bool = True) -> bytes:
-    """A result as the JSON object of its kind; `words` False leaves a transcript's list of words out."""
+def result(made: TaskResult, link: Link) -> bytes:
+    """A result as the JSON object of its kind."""
     output = made.WhichOneof("output")
     if output == "text":
         text = made.text
@@ -81,7 +81,7 @@ def result(made: TaskResult, link: Link, *, words: bool = True) -> bytes:
         url = link(speech.media.url) if speech.HasField("media") else ""
         return _head(made, "speech.generation") + b',"audio":' + _medium(url, speech.data) + b"}"
     if output == "transcription":
-        return to_json(_transcription(made, made.transcription, words))
+        return to_json(_transcription(made, made.transcription))
     raise ValueError("a result without an output")
 
 
@@ -109,24 +109,19 @@ def _usage(usage: TokenUsage) -> dict[str, int]:
     }
 
 
-def _transcription(made: TaskResult, script: Transcription, words: bool) -> dict[str, Any]:
-    fields: dict[str, Any] = {
+def _transcription(made: TaskResult, script: Transcription) -> dict[str, Any]:
+    return {
         "id": made.id,
         "object": "speech.transcription",
         "created": made.created.seconds,
         "model": made.model,
         "text": script.text,
         "language": script.language,
+        "words": [
+            {"text": word.text, "start": word.start, "end": word.end, "speaker": word.speaker or None}
+            for word in script.words
+        ],
     }
-    if words:
-        listed = []
-        for word in script.words:
-            item: dict[str, Any] = {"text": word.text, "start": word.start, "end": word.end}
-            if word.speaker:
-                item["speaker"] = word.speaker
-            listed.append(item)
-        fields["words"] = listed
-    return fields
 
 
 class Pieces:

@@ -5,20 +5,17 @@
 
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from aiohttp import web
 from pydantic_core import to_json
 
 from gateway import media, openapi, render, task
 from gateway.reply import json_reply
+from gateway.state import Gateway
 from pomelo.call import Call
 from pomelo.errors import PomeloError
 
-if TYPE_CHECKING:
-    from gateway.app import Gateway
-
-Handler = Callable[["Gateway", web.Request, Call], Awaitable[web.StreamResponse]]
+Handler = Callable[[Gateway, web.Request, Call], Awaitable[web.StreamResponse]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,13 +27,13 @@ class Route:
     handler: Handler
 
 
-async def list_models(gateway: "Gateway", request: web.Request, call: Call) -> web.StreamResponse:
+async def list_models(gateway: Gateway, request: web.Request, call: Call) -> web.StreamResponse:
     """The models that the key may use."""
     models = await gateway.services.models.list_models(call)
     return json_reply(call, to_json({"object": "list", "data": [render.model(m) for m in models]}))
 
 
-async def get_model(gateway: "Gateway", request: web.Request, call: Call) -> web.StreamResponse:
+async def get_model(gateway: Gateway, request: web.Request, call: Call) -> web.StreamResponse:
     """One model."""
     name = request.match_info["name"]
     try:
@@ -47,12 +44,12 @@ async def get_model(gateway: "Gateway", request: web.Request, call: Call) -> web
     return json_reply(call, to_json(render.model(await gateway.services.models.get_model(name, call))))
 
 
-async def get_media(gateway: "Gateway", request: web.Request, call: Call) -> web.StreamResponse:
+async def get_media(gateway: Gateway, request: web.Request, call: Call) -> web.StreamResponse:
     """A picture or a sound, by its signed link or to its owner."""
     return await media.download(gateway.services.media, request, call)
 
 
-async def get_openapi(gateway: "Gateway", request: web.Request, call: Call) -> web.StreamResponse:
+async def get_openapi(gateway: Gateway, request: web.Request, call: Call) -> web.StreamResponse:
     """The description of all this for programs."""
     return json_reply(call, gateway.description)
 

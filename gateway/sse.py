@@ -108,7 +108,6 @@ async def stream(
     *,
     link: render.Link,
     keep_alive: float,
-    words: bool,
 ) -> web.StreamResponse:
     """Runs `task` and sends its events as they come. The last event waits until the task is closed, so that
     what follows it can't fail.
@@ -136,7 +135,7 @@ async def stream(
                 elif which == "image_progress":
                     await out.send(b"data: " + pieces.progress(event.image_progress.progress) + b"\n\n")
                 elif which == "result":
-                    last = render.result(event.result, link, words=words)
+                    last = render.result(event.result, link)
                 elif which == "started":
                     pieces = render.Pieces(event.started)
         if not last:

@@ -5,20 +5,17 @@ A row of `gateway.routes`. Translates: what a key may do and what a task takes i
 
 import asyncio
 from collections.abc import AsyncIterator, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from aiohttp import web
 
 from gateway import body, multipart, raw, render, sse
 from gateway.incoming import Incoming
 from gateway.reply import json_reply
+from gateway.state import Gateway
 from pomelo.call import Call
 from pomelo.errors import PomeloError
-from pomelo.gen.v1.speech_pb2 import Timestamps
 from pomelo.gen.v1.task_pb2 import Task
-
-if TYPE_CHECKING:
-    from gateway.app import Gateway
 
 _UNREAD = 64 * 1024
 """Bytes of JSON that are taken in before the key is looked at."""
@@ -27,7 +24,7 @@ _WHOLE_BODY = frozenset({"invalid_body", "payload_too_large", "unsupported_media
 _MOST_KINDS = 1024
 
 
-async def run(gateway: "Gateway", request: web.Request, call: Call) -> web.StreamResponse:
+async def run(gateway: Gateway, request: web.Request, call: Call) -> web.StreamResponse:
     """Answers a task: JSON, server-sent events, or the bytes themselves.
 
     Raises:
@@ -35,7 +32,6 @@ async def run(gateway: "Gateway", request: web.Request, call: Call) -> web.Strea
     """
     task, target, kind, stream = await _take_in(gateway, request, call)
     tasks = gateway.services.tasks
-    words = target.timestamps != Timestamps.TIMESTAMPS_NONE if task.HasField("speech_to_text") else True
     if stream:
         return await sse.stream(
             request,
@@ -44,15 +40,14 @@ async def run(gateway: "Gateway", request: web.Request, call: Call) -> web.Strea
             task,
             link=gateway.link,
             keep_alive=gateway.options.keep_alive,
-            words=words,
         )
     accept = request.headers.get("Accept")
     if accept is not None and raw.wanted(accept, kind):
         return await raw.send(request, call, tasks, task, target)
-    return json_reply(call, render.result(await tasks.run_task(task, call), gateway.link, words=words))
+    return json_reply(call, render.result(await tasks.run_task(task, call), gateway.link))
 
 
-async def _take_in(gateway: "Gateway", request: web.Request, call: Call) -> tuple[Task, Any, int, bool]:
+async def _take_in(gateway: Gateway, request: web.Request, call: Call) -> tuple[Task, Any, int, bool]:
     # A fault of the body is told only after the key, and one of a field only after the model, was looked
     # at: by the services, which raise if they have something against it.
     values: Mapping[str, Any] = {}
@@ -100,7 +95,7 @@ def _is_form(request: web.Request) -> bool:
     return False
 
 
-async def _read_json(gateway: "Gateway", request: web.Request, call: Call) -> dict[str, Any]:
+async def _read_json(gateway: Gateway, request: web.Request, call: Call) -> dict[str, Any]:
     options = gateway.options
     incoming = Incoming(request, call, options.json_limit, options.read_timeout)
     if incoming.length is None or incoming.length > _UNREAD:
@@ -109,7 +104,7 @@ async def _read_json(gateway: "Gateway", request: web.Request, call: Call) -> di
     return await body.read_json(incoming, options.json_limit)
 
 
-async def _read_form(gateway: "Gateway", request: web.Request, call: Call, form: multipart.Form) -> None:
+async def _read_form(gateway: Gateway, request: web.Request, call: Call, form: multipart.Form) -> None:
     options = gateway.options
 
     async def kind_of(name: str) -> int:
@@ -127,7 +122,7 @@ async def _read_form(gateway: "Gateway", request: web.Request, call: Call, form:
     )
 
 
-async def _kind_of(gateway: "Gateway", name: str, call: Call) -> int:
+async def _kind_of(gateway: Gateway, name: str, call: Call) -> int:
     # Asked of the service and not of a catalogue: a remote server may know models that nobody here does.
     model = await gateway.services.models.get_model(name, call)
     kinds = gateway.kinds
@@ -137,7 +132,7 @@ async def _kind_of(gateway: "Gateway", name: str, call: Call) -> int:
     return model.task_type
 
 
-async def _put_audio(gateway: "Gateway", target: Any, value: Any, call: Call) -> None:
+async def _put_audio(gateway: Gateway, target: Any, value: Any, call: Call) -> None:
     content_type, data = body.decode_audio(value)
     if len(data) <= gateway.options.inline_limit:
         target.audio.data = data

@@ -4,6 +4,8 @@ import os
 import time
 
 _ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"
+_PAIRS = [high + low for high in _ALPHABET for low in _ALPHABET]
+_SHIFTS = range(120, -1, -10)
 
 
 def new_id(prefix: str) -> str:
@@ -12,4 +14,5 @@ def new_id(prefix: str) -> str:
     Later ids sort after earlier ones (within a millisecond in no order); no state, safe in threads.
     """
     value = (time.time_ns() // 1_000_000) << 80 | int.from_bytes(os.urandom(10), "big")
-    return prefix + "".join([_ALPHABET[value >> shift & 31] for shift in range(125, -1, -5)])
+    pairs = _PAIRS
+    return prefix + "".join([pairs[value >> shift & 1023] for shift in _SHIFTS])
