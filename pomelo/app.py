@@ -11,8 +11,9 @@ from collections.abc import AsyncIterator, Awaitable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 
-from gateway.app import GatewayOptions, open_rest
+from gateway.app import open_rest
 from gateway.remote import Tls, open_remote
+from gateway.state import GatewayOptions
 from pomelo.admission.keys import Keyring
 from pomelo.catalog import Catalog
 from pomelo.engine import Engine

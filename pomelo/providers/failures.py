@@ -8,9 +8,9 @@ exception, shown in a traceback alone.
 What became of the call                                   code                    Retry-After
 --------------------------------------------------------  ----------------------  --------------------
 the name can't be resolved, the connection is refused     provider_unavailable    5
+no connection in `connect` seconds                        provider_unavailable    5
 reset or closed before the answer began                   provider_unavailable    5
 no good certificate, or no TLS there                      provider_failed         -
-no connection in `connect` seconds                        deadline_exceeded       -
 silence, before the answer or within it                   deadline_exceeded       -
 reset or closed within the answer                         provider_failed         -
 no HTTP, a redirect, a page, no JSON, another shape       provider_failed         -
@@ -75,7 +75,7 @@ def not_answered(error: BaseException) -> PomeloError:
     """What a failure before the answer's head means; `error` is aiohttp's, or an OSError or ValueError."""
     match error:
         case aiohttp.ConnectionTimeoutError():
-            failure = PomeloError("deadline_exceeded", "The provider can't be reached in time. Retry")
+            failure = PomeloError("provider_unavailable", "The provider can't be reached. Retry later")
         case TimeoutError():
             failure = PomeloError("deadline_exceeded", "The provider did not answer in time. Retry")
         case aiohttp.ClientConnectorCertificateError() | aiohttp.ClientSSLError():

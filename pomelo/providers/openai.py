@@ -13,7 +13,6 @@ from typing import Any
 from pydantic_core import from_json, to_json
 from yarl import URL
 
-from pomelo.errors import invalid
 from pomelo.gen.v1.text_pb2 import FinishReason, Message, Role, TextDelta, TextInput, TokenUsage
 from pomelo.providers import Credentials
 from pomelo.providers.base import Event, Job
@@ -123,8 +122,7 @@ class OpenAI:
         answer that lacks it has failed.
 
         Raises:
-            PomeloError: by the map in `failures`; invalid_parameter also for a picture in a message that
-                isn't a user's.
+            PomeloError: by the map in `failures`.
         """
         body = to_json(request(job))
         if not job.stream:
@@ -148,16 +146,12 @@ class OpenAI:
 
 
 def request(job: Job) -> dict[str, Any]:
-    """The request body for a text job.
-
-    Raises:
-        PomeloError: invalid_parameter, for a picture where this wire takes text alone.
-    """
+    """The request body for a text job."""
     given: TextInput = job.input
     route = job.route
     body: dict[str, Any] = {
         "model": route.model,
-        "messages": [_message(message, index) for index, message in enumerate(given.messages)],
+        "messages": [_message(message) for message in given.messages],
     }
     if given.HasField("max_tokens"):
         most = fitted(route, "max_tokens", given.max_tokens)
@@ -188,18 +182,16 @@ def _safety_identifier(user: str) -> str:
     return user if len(user) <= _SAFETY_IDENTIFIER_MOST else sha256(user.encode()).hexdigest()
 
 
-def _message(message: Message, index: int) -> dict[str, Any]:
+def _message(message: Message) -> dict[str, Any]:
     role = _ROLES[message.role]
     if message.HasField("content"):
         return {"role": role, "content": message.content}
     parts: list[dict[str, Any]] = []
-    for at, part in enumerate(message.parts.parts):
+    for part in message.parts.parts:
         if part.HasField("text"):
             parts.append({"type": "text", "text": part.text})
-        elif role == "user":
-            parts.append({"type": "image_url", "image_url": {"url": part.image_url.url}})
         else:
-            raise invalid(f"messages[{index}].content[{at}]", f"a text; a {role} message bears no picture")
+            parts.append({"type": "image_url", "image_url": {"url": part.image_url.url}})
     return {"role": role, "content": parts}
 
 

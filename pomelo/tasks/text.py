@@ -73,6 +73,8 @@ def _check_parts(message: Message, name: str) -> int:
             raise invalid(f"{name}[{index}]", "a text or an image_url")
         if which == "text":
             characters += len(part.text)
+        elif message.role != Role.ROLE_USER:
+            raise invalid(f"{name}[{index}]", "a text; only a message of the user's bears pictures")
         elif not _DATA_URI.fullmatch(part.image_url.url):
             raise invalid(
                 f"{name}[{index}].image_url",

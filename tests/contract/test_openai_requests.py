@@ -163,20 +163,6 @@ async def test_a_name_of_the_end_user_that_is_too_long_is_sent_as_a_digest(vendo
     assert "user" not in body
 
 
-async def test_a_picture_that_only_a_user_may_send_is_refused_before_the_vendor_sees_it(
-    vendor: FaultUpstream,
-) -> None:
-    picture = ContentParts(parts=[ContentPart(text="Look:"), ContentPart(image_url=ImageUrl(url=PNG))])
-    for role in (Role.ROLE_SYSTEM, Role.ROLE_ASSISTANT):
-        given = TextInput(
-            messages=[Message(role=Role.ROLE_USER, content="Hi"), Message(role=role, parts=picture)]
-        )
-        async with opened(vendor.openai_base_url) as provider:
-            error, _ = await failure(provider, job(given, stream=True))
-        assert (error.code, error.field) == ("invalid_parameter", "messages[1].content[1]")
-    assert vendor.requests == []
-
-
 @pytest.mark.filterwarnings("error::ResourceWarning")
 async def test_a_request_of_several_mebibytes_arrives_whole(vendor: FaultUpstream) -> None:
     picture = "data:image/png;base64," + "A" * 3_000_000

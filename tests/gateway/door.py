@@ -13,7 +13,8 @@ from typing import Any
 
 import aiohttp
 
-from gateway.app import GatewayOptions, open_rest
+from gateway.app import open_rest
+from gateway.state import GatewayOptions
 from pomelo.call import Call, Principal
 from pomelo.catalog import Catalog
 from pomelo.engine import Engine

@@ -10,7 +10,8 @@ import aiohttp
 import grpc
 import pytest
 
-from gateway.app import GatewayOptions, open_rest
+from gateway.app import open_rest
+from gateway.state import GatewayOptions
 from pomelo.app import App
 from pomelo.call import Call
 from pomelo.errors import TABLE
@@ -188,6 +189,7 @@ def _cases() -> list[Case]:
         ("an empty stop", say(stop=[""]), "invalid_parameter"),
         ("a long user", say(user="u" * 300), "invalid_parameter"),
         ("a remote picture", say([{"type": "image_url", "image_url": {"url": "https://example.com/a.png"}}]), "invalid_parameter"),  # type: ignore[arg-type]
+        ("a picture of the system's", {"model": "gpt-4", "messages": [{"role": "system", "content": [{"type": "image_url", "image_url": {"url": PIXEL}}]}]}, "invalid_parameter"),
         ("width 4000", draw(width=4000), "invalid_parameter"),
         ("height 1", draw(height=1), "invalid_parameter"),
         ("steps 0", draw(num_inference_steps=0), "invalid_parameter"),

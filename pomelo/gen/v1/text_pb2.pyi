@@ -111,7 +111,7 @@ class ContentPart(_message.Message):
     """Plain text."""
     @_builtins.property
     def image_url(self) -> Global___ImageUrl:
-        """A picture."""
+        """A picture, in a message of the user's alone."""
 
     def __init__(
         self,

@@ -153,7 +153,7 @@ INFO: Any = SimpleNamespace(real_url=f"https://api.acme.example/{CANARY}", heade
             "provider_failed",
         ),
         (aiohttp.ClientConnectorSSLError(KEY, ssl.SSLError(CANARY)), "provider_failed"),
-        (aiohttp.ConnectionTimeoutError(CANARY), "deadline_exceeded"),
+        (aiohttp.ConnectionTimeoutError(CANARY), "provider_unavailable"),
         (aiohttp.SocketTimeoutError(CANARY), "deadline_exceeded"),
         (TimeoutError(CANARY), "deadline_exceeded"),
         (aiohttp.ClientResponseError(INFO, (), status=400, message=CANARY), "provider_failed"),
