@@ -8,7 +8,7 @@ import asyncio
 import re
 import time
 from collections.abc import AsyncIterator, Coroutine, Iterable, Iterator
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -211,19 +211,19 @@ class RemoteMedia:
     async def upload_media(self, content_type: str, chunks: AsyncIterator[bytes], call: Call) -> Media:
         """See the port. A refusal ends the upload at once, also while the next chunk is waited for."""
         with self._lines.pick() as line:
+            # Asks for something small: the key must be known to be good before the first chunk is taken.
+            await _unary(line.models.ListModels(ListModelsRequest(), **_given(call)), call)
             rpc = line.media.UploadMedia(**_given(call))
             try:
                 async with _until_deadline(call):
-                    ends = await _send(rpc, content_type, chunks, call)
-                    with _translated():
-                        try:
-                            response = await rpc
-                        except grpc.aio.AioRpcError as error:
-                            raise next(
-                                (end for end in ends if end.details() != _FAILED_WRITE), error
-                            ) from None
+                    ends = await _send(rpc, content_type, chunks)
+                    response = await _unary(rpc, call, ends)
             finally:
-                rpc.cancel()
+                if rpc.cancel():
+                    # Unless somebody takes what a cancelled upload ends in, it is a ring of references that
+                    # holds one of the connection's streams until the garbage collector comes by.
+                    with suppress(asyncio.CancelledError):
+                        await rpc
         media: Media = response.media
         return media
 
@@ -271,14 +271,15 @@ def _fill(call: Call, metadata: Iterable[tuple[str, Any]] | None) -> None:
             call.reply[name] = value
 
 
-async def _unary(rpc: Any, call: Call) -> Any:
-    """The answer of a call with one; fills `call.reply`, also when it raises."""
+async def _unary(rpc: Any, call: Call, ends: Iterable[Any] = ()) -> Any:
+    """The answer of a call with one; fills `call.reply`, also when it raises. `ends`: see `_send`."""
     with _translated():
         try:
             response = await rpc
-        except grpc.aio.AioRpcError as error:
+        except grpc.aio.AioRpcError as last:
+            error = next((end for end in ends if end.details() != _FAILED_WRITE), last)
             _fill(call, error.initial_metadata())
-            raise
+            raise error from None
         _fill(call, await rpc.initial_metadata())
         return response
 
@@ -364,7 +365,7 @@ _FAILED_WRITE = "Internal error from Core"
 """grpc.aio's own words; see `_send`."""
 
 
-async def _send(rpc: Any, content_type: str, chunks: AsyncIterator[bytes], call: Call) -> list[Any]:
+async def _send(rpc: Any, content_type: str, chunks: AsyncIterator[bytes]) -> list[Any]:
     """Sends an upload until it is complete or the server has answered.
 
     Gives the ends of the call (AioRpcErrors) in the order in which they were met: when a write fails after
@@ -383,13 +384,10 @@ async def _send(rpc: Any, content_type: str, chunks: AsyncIterator[bytes], call:
         async with sending:
             rpc.add_done_callback(ended)
             await rpc.write(UploadMediaRequest(content_type=content_type))
-            metadata = await rpc.initial_metadata()
-            _fill(call, metadata)
-            if OPEN_KEY in metadata:
-                async for chunk in chunks:
-                    for at in range(0, len(chunk), _PIECE):
-                        await rpc.write(UploadMediaRequest(chunk=chunk[at : at + _PIECE]))
-                await rpc.done_writing()
+            async for chunk in chunks:
+                for at in range(0, len(chunk), _PIECE):
+                    await rpc.write(UploadMediaRequest(chunk=chunk[at : at + _PIECE]))
+            await rpc.done_writing()
     except TimeoutError:
         if not sending.expired():
             raise

@@ -20,11 +20,11 @@ DETAILS_KEY = "grpc-status-details-bin"
 """The trailing metadata in which gRPC carries a google.rpc.Status."""
 
 WIRE_KEY = "x-pomelo-wire"
-"""Metadata in: a gateway says `rest`, so that records name the wire that the caller used. With it comes
-`x-request-timeout`, the seconds that the caller's deadline leaves."""
+"""Metadata in, from a gateway alone: the wire that the caller used, which is what records name. With it
+comes `x-request-timeout`, the seconds that the caller's deadline leaves."""
 
 OPEN_KEY = "x-pomelo-open"
-"""Metadata out, to a gateway alone: everything that could be refused was checked; what comes is an answer."""
+"""Metadata out, to a gateway alone: what can be refused was checked; what fails now is part of the answer."""
 
 HEADER_NAMES = {
     name.lower(): name
@@ -51,6 +51,8 @@ BUSY = "The server has too many calls at once. Retry later"
 _LONGEST = 1024
 """UTF-8 bytes of a message: it travels three times in the trailing metadata, where clients take 8 KiB."""
 
+_LONGEST_FIELD = 128
+
 _CODES = {code: grpc.StatusCode[row.status] for code, row in TABLE.items()}
 
 
@@ -61,19 +63,20 @@ def status_code(error: PomeloError) -> Any:
 
 def to_status(error: PomeloError) -> status_pb2.Status:
     """The rich form of an error: ErrorInfo, and RetryInfo, BadRequest, QuotaFailure where they apply."""
-    message = _fitting(error.message)
+    message = _fitting(error.message, _LONGEST)
     status = status_pb2.Status(code=_CODES[error.code].value[0], message=message)
     info = error_details_pb2.ErrorInfo(reason=error.row.reason, domain=DOMAIN)
-    if error.field is not None:
-        info.metadata["field"] = _fitting(error.field)
+    field = None if error.field is None else _fitting(error.field, _LONGEST_FIELD)
+    if field is not None:
+        info.metadata["field"] = field
     status.details.add().Pack(info)
     if error.retry_after is not None:
         retry = error_details_pb2.RetryInfo()
         retry.retry_delay.seconds = error.retry_after
         status.details.add().Pack(retry)
-    if error.field is not None and error.row.http < 500:
+    if field is not None and error.row.http < 500:
         bad = error_details_pb2.BadRequest()
-        bad.field_violations.add(field=_fitting(error.field), description=message, reason=error.row.reason)
+        bad.field_violations.add(field=field, description=message, reason=error.row.reason)
         status.details.add().Pack(bad)
     if error.row.type == "rate_limit_error":
         quota = error_details_pb2.QuotaFailure()
@@ -139,9 +142,9 @@ def _plain(status: Any, details: str) -> PomeloError:
     return PomeloError("internal_error")
 
 
-def _fitting(text: str) -> str:
-    """`text` as UTF-8 that fits into metadata."""
+def _fitting(text: str, most: int) -> str:
+    """`text` as UTF-8 of at most so many bytes."""
     data = text.encode("utf-8", "replace")
-    if len(data) <= _LONGEST:
+    if len(data) <= most:
         return data.decode()
-    return data[: _LONGEST - 3].decode("utf-8", "ignore") + "…"
+    return data[: most - 3].decode("utf-8", "ignore") + "…"

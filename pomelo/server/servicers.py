@@ -71,12 +71,12 @@ class Rpc:
         given = dict(context.invocation_metadata() or ())
         self._context = context
         self._sent = False
-        self.gateway = given.get(WIRE_KEY) == "rest"
+        self.gateway = WIRE_KEY in given
         # A gateway's own deadline is a little later than its caller's, which it sends in a header: so a
         # late task is answered from here, with all that an answer bears.
         self.call = Call.from_headers(
             given.get,
-            wire="rest" if self.gateway else "grpc",
+            wire="rest" if given.get(WIRE_KEY) == "rest" else "grpc",
             timeout=None if self.gateway else context.time_remaining(),
         )
 
@@ -225,17 +225,22 @@ class MediaServicer(MediaServiceServicer):
 async def _chunks(
     first: media_pb.UploadMediaRequest | None, rest: AsyncIterator[media_pb.UploadMediaRequest], rpc: Rpc
 ) -> AsyncIterator[bytes]:
-    """The bytes of an upload. That the first is asked for says that the key is good: the caller is told.
+    """The bytes of an upload. It ends when the caller says so, not when the caller is gone.
 
     Raises:
         PomeloError: missing_parameter, invalid_parameter.
     """
-    await rpc.open()
     if first is not None:
         if first.WhichOneof("data") != "content_type":
             yield _chunk(first)
         async for piece in rest:
             yield _chunk(piece)
+    try:
+        # grpc.aio shows a caller who left as one who is done, and cancels us a moment later. Sending
+        # something brings that moment about.
+        await rpc.open()
+    except grpc.aio.BaseError:
+        await asyncio.Event().wait()  # until we are cancelled
 
 
 def _chunk(piece: media_pb.UploadMediaRequest) -> bytes:

@@ -1,0 +1,196 @@
+"""MediaService as a gRPC client sees it."""
+
+import asyncio
+import io
+import wave
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+
+from pomelo.app import App
+from pomelo.gen.v1.media_pb2 import Media
+from pomelo.gen.v1.media_service_pb2 import DownloadMediaRequest, UploadMediaRequest
+from pomelo.gen.v1.media_service_pb2_grpc import MediaServiceStub
+from pomelo.gen.v1.speech_pb2 import AudioInput, SpeechToTextInput
+from pomelo.gen.v1.task_pb2 import Task
+from pomelo.gen.v1.task_service_pb2 import RunTaskRequest
+from pomelo.gen.v1.task_service_pb2_grpc import TaskServiceStub
+from pomelo.server.main import ServerOptions, open_server
+from tests.conftest import Keys
+from tests.integration.asking import bearer, reason_of, text_of
+
+PIECE = 1024 * 1024
+
+
+@pytest.fixture(scope="module")
+def media(channel: grpc.aio.Channel) -> Any:
+    """The generated stub."""
+    return MediaServiceStub(channel)
+
+
+def a_wave(seconds: float = 1.0) -> bytes:
+    """A silent sound as a WAV file."""
+    file = io.BytesIO()
+    with wave.open(file, "wb") as sound:
+        sound.setnchannels(1)
+        sound.setsampwidth(2)
+        sound.setframerate(16_000)
+        sound.writeframes(bytes(int(seconds * 32_000)))
+    return file.getvalue()
+
+
+def pieces(data: bytes, content_type: str | None = None, size: int = 65_536) -> list[UploadMediaRequest]:
+    """An upload's messages."""
+    head = [] if content_type is None else [UploadMediaRequest(content_type=content_type)]
+    return head + [UploadMediaRequest(chunk=data[at : at + size]) for at in range(0, len(data), size)]
+
+
+async def upload(media: Any, key: str, messages: Iterable[UploadMediaRequest]) -> Media:
+    """Uploads, and gives the medium."""
+    response = await media.UploadMedia(iter(messages), metadata=bearer(key))
+    assert isinstance(response.media, Media)
+    return response.media
+
+
+async def refused(media: Any, key: str, messages: Iterable[UploadMediaRequest]) -> grpc.aio.AioRpcError:
+    """How an upload ends that must fail."""
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await media.UploadMedia(iter(messages), metadata=bearer(key))
+    return caught.value
+
+
+async def download(media: Any, request: DownloadMediaRequest, **more: Any) -> tuple[Media, list[bytes]]:
+    """What a download says and gives."""
+    messages = [message async for message in media.DownloadMedia(request, **more)]
+    return messages[0].media, [message.chunk for message in messages[1:]]
+
+
+def stored(app: App) -> set[str]:
+    """The names of all files in the media store."""
+    return {path.name for path in (app.settings.data / "media").iterdir()}
+
+
+async def test_what_was_uploaded_can_be_downloaded_and_used(
+    media: Any, channel: grpc.aio.Channel, keys: Keys
+) -> None:
+    sound = a_wave(40)
+    given = await upload(media, keys.test, pieces(sound, "audio/wav"))
+    assert given.content_type == "audio/wav"
+    assert given.size_bytes == len(sound)
+    told, chunks = await download(
+        media, DownloadMediaRequest(media_id=given.media_id), metadata=bearer(keys.test)
+    )
+    assert told.media_id == given.media_id
+    assert b"".join(chunks) == sound
+    assert max(map(len, chunks)) <= 256 * 1024
+    task = Task(
+        model="eleven-labs-stt",
+        speech_to_text=SpeechToTextInput(audio=AudioInput(media_id=given.media_id)),
+    )
+    response = await TaskServiceStub(channel).RunTask(RunTaskRequest(task=task), metadata=bearer(keys.test))
+    assert response.result.transcription.audio_seconds == pytest.approx(40, abs=0.1)
+
+
+async def test_a_signed_link_needs_no_key(media: Any, keys: Keys) -> None:
+    given = await upload(media, keys.test, pieces(a_wave()))
+    query = given.url.partition("?")[2]
+    _, chunks = await download(media, DownloadMediaRequest(media_id=given.media_id, signature=query))
+    assert b"".join(chunks) == a_wave()
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await download(media, DownloadMediaRequest(media_id=given.media_id, signature=query + "x"))
+    assert (caught.value.code(), reason_of(caught.value)) == (grpc.StatusCode.NOT_FOUND, "not_found")
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await download(media, DownloadMediaRequest(media_id=given.media_id))
+    assert reason_of(caught.value) == "invalid_api_key"
+
+
+async def test_the_type_is_told_from_the_bytes_where_none_is_named(media: Any, keys: Keys) -> None:
+    assert (await upload(media, keys.test, pieces(a_wave()))).content_type == "audio/wav"
+    assert (await upload(media, keys.test, pieces(a_wave(), ""))).content_type == "audio/wav"
+
+
+async def test_a_chunk_of_1_mib_is_taken_and_a_larger_one_is_not(media: Any, keys: Keys, app: App) -> None:
+    assert (await upload(media, keys.test, pieces(b"x" * PIECE, size=PIECE))).size_bytes == PIECE
+    before = stored(app)
+    error = await refused(media, keys.test, pieces(b"x" * (PIECE + 1), size=PIECE + 1))
+    assert (error.code(), reason_of(error)) == (grpc.StatusCode.INVALID_ARGUMENT, "invalid_parameter")
+    assert "chunk" in (error.details() or "")
+    assert stored(app) == before
+
+
+@pytest.mark.parametrize(
+    ("messages", "reason", "field"),
+    [
+        ([UploadMediaRequest(chunk=b"x"), UploadMediaRequest(content_type="audio/wav")], "invalid_parameter", "content_type"),
+        ([UploadMediaRequest(content_type="audio/wav")] * 2, "invalid_parameter", "content_type"),
+        ([UploadMediaRequest(chunk=b"x"), UploadMediaRequest(chunk=b"")], "invalid_parameter", "chunk"),
+        ([UploadMediaRequest(content_type="audio/wav"), UploadMediaRequest()], "missing_parameter", "chunk"),
+        ([UploadMediaRequest()], "missing_parameter", "chunk"),
+    ],
+)  # fmt: skip
+async def test_messages_in_a_wrong_order_are_refused_and_nothing_is_kept(
+    messages: list[UploadMediaRequest], reason: str, field: str, media: Any, keys: Keys, app: App
+) -> None:
+    before = stored(app)
+    error = await refused(media, keys.test, messages)
+    assert reason_of(error) == reason
+    assert field in (error.details() or "")
+    assert stored(app) == before
+
+
+async def test_an_upload_above_the_limit_is_refused_though_the_caller_goes_on_sending(
+    media: Any, keys: Keys, app: App
+) -> None:
+    before = stored(app)
+    for _ in range(3):
+        error = await refused(media, keys.test, pieces(b"x" * (60 * PIECE), "audio/mpeg", size=PIECE))
+        assert error.code() == grpc.StatusCode.RESOURCE_EXHAUSTED
+        assert reason_of(error) == "payload_too_large"
+    assert stored(app) == before
+
+
+@pytest.mark.parametrize("size", [10, 5 * PIECE])
+async def test_an_upload_without_a_good_key_is_refused(size: int, media: Any, keys: Keys, app: App) -> None:
+    before = stored(app)
+    error = await refused(media, keys.revoked, pieces(b"x" * size, "audio/mpeg"))
+    assert (error.code(), reason_of(error)) == (grpc.StatusCode.UNAUTHENTICATED, "invalid_api_key")
+    assert text_of(error.initial_metadata())["x-request-id"].startswith("req_")
+    assert stored(app) == before
+
+
+async def test_a_bad_key_is_told_before_a_bad_first_message(media: Any, keys: Keys) -> None:
+    error = await refused(media, keys.revoked, [UploadMediaRequest()])
+    assert reason_of(error) == "invalid_api_key"
+
+
+async def test_an_upload_that_is_cancelled_leaves_nothing_behind(keys: Keys, app: App) -> None:
+    before = stored(app)
+    async with (
+        asyncio.timeout(30),
+        open_server(app.services, ServerOptions("127.0.0.1:0")) as server,
+        grpc.aio.insecure_channel(server.address) as channel,
+    ):
+        for size in (10, 100_000, PIECE) * 20:  # where it is cancelled differs
+            call = MediaServiceStub(channel).UploadMedia(metadata=bearer(keys.test))
+            await call.write(UploadMediaRequest(content_type="audio/mpeg"))
+            for _ in range(4):  # the larger ones are more than the windows hold, so some was taken in
+                await call.write(UploadMediaRequest(chunk=b"x" * size))
+            assert size < PIECE or parts(app.settings.data / "media")
+            call.cancel()
+            await server.running.idle()
+            assert stored(app) == before
+
+
+def parts(folder: Path) -> list[str]:
+    """Files that are being written."""
+    return [path.name for path in folder.iterdir() if path.name.startswith(".part_")]
+
+
+@pytest.mark.parametrize("media_id", ["", "nope", "../../etc/passwd", "media_" + "0" * 42 + ".wav"])
+async def test_a_medium_that_is_not_there_is_not_found(media_id: str, media: Any, keys: Keys) -> None:
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await download(media, DownloadMediaRequest(media_id=media_id), metadata=bearer(keys.test))
+    assert (caught.value.code(), reason_of(caught.value)) == (grpc.StatusCode.NOT_FOUND, "not_found")

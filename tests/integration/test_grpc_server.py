@@ -1,0 +1,418 @@
+"""The gRPC server around the services: addresses, limits, health, reflection, TLS, and its end."""
+
+import asyncio
+import json
+import os
+import socket
+import stat
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from gateway.remote import Tls, open_remote
+from pomelo.app import App
+from pomelo.gen.v1.admin_service_pb2 import ListKeysRequest
+from pomelo.gen.v1.admin_service_pb2_grpc import AdminServiceStub
+from pomelo.gen.v1.model_service_pb2 import ListModelsRequest
+from pomelo.gen.v1.model_service_pb2_grpc import ModelServiceStub
+from pomelo.gen.v1.task_service_pb2 import RunTaskRequest, StreamTaskRequest
+from pomelo.gen.v1.task_service_pb2_grpc import TaskServiceStub
+from pomelo.server.admin import AdminServicer
+from pomelo.server.main import ServerOptions, open_admin, open_server
+from pomelo.testing import Answer, FaultUpstream, Gate
+from tests.conftest import Keys
+from tests.integration.asking import bearer, call_of, text_task
+
+SERVING = health_pb2.HealthCheckResponse.SERVING
+NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
+SERVICES = ["", "pomelo.v1.TaskService", "pomelo.v1.ModelService", "pomelo.v1.MediaService"]
+
+
+async def drained(call: Any) -> grpc.StatusCode:
+    """The status of a stream, once everything that it gave is taken."""
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await taken(call)
+    return caught.value.code()
+
+
+async def taken(call: Any) -> None:
+    """Takes everything that a stream gives."""
+    while await call.read() is not grpc.aio.EOF:
+        pass
+
+
+async def models(channel: grpc.aio.Channel, key: str) -> Any:
+    """Asks for the models, which costs nothing."""
+    return await ModelServiceStub(channel).ListModels(ListModelsRequest(), metadata=bearer(key))
+
+
+# --- health
+
+
+@pytest.mark.parametrize("service", SERVICES)
+async def test_health_is_serving(service: str, channel: grpc.aio.Channel) -> None:
+    health = health_pb2_grpc.HealthStub(channel)
+    assert (await health.Check(health_pb2.HealthCheckRequest(service=service))).status == SERVING
+
+
+async def test_health_of_an_unknown_service_is_not_found(channel: grpc.aio.Channel) -> None:
+    health = health_pb2_grpc.HealthStub(channel)
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await health.Check(health_pb2.HealthCheckRequest(service="nope"))
+    assert caught.value.code() == grpc.StatusCode.NOT_FOUND
+    watch = health.Watch(health_pb2.HealthCheckRequest(service="nope"))
+    assert (await watch.read()).status == health_pb2.HealthCheckResponse.SERVICE_UNKNOWN
+    watch.cancel()
+
+
+async def test_health_of_all_services_is_listed(channel: grpc.aio.Channel) -> None:
+    listed = await health_pb2_grpc.HealthStub(channel).List(health_pb2.HealthListRequest())
+    assert {name: one.status for name, one in listed.statuses.items()} == dict.fromkeys(SERVICES, SERVING)
+
+
+async def test_a_watcher_is_told_of_the_drain_and_does_not_hold_it_up(app: App, keys: Keys) -> None:
+    loop = asyncio.get_running_loop()
+    async with asyncio.timeout(10):
+        async with (
+            open_server(app.services, ServerOptions("127.0.0.1:0", grace=30)) as server,
+            grpc.aio.insecure_channel(server.address) as channel,
+        ):
+            watch = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest())
+            assert (await watch.read()).status == SERVING
+            server.drain()
+            assert (await watch.read()).status == NOT_SERVING
+            assert await watch.read() is grpc.aio.EOF
+            assert (await models(channel, keys.test)).models, "calls are still taken"
+            late = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest())
+            assert (await late.read()).status == NOT_SERVING
+            open_watch = health_pb2_grpc.HealthStub(channel).Watch(
+                health_pb2.HealthCheckRequest(service="nope")
+            )
+            await open_watch.read()
+            began = loop.time()
+        assert loop.time() - began < 2
+
+
+# --- reflection
+
+
+def buf(address: str, method: str, body: Any, key: str) -> list[Any]:
+    """What `buf curl` prints when it knows nothing but what the server tells of itself."""
+    done = subprocess.run(
+        [Path(sys.executable).with_name("buf"), "curl", "--protocol", "grpc", "--http2-prior-knowledge", "--reflect", "-H", f"authorization: Bearer {key}",
+         "-d", json.dumps(body), f"http://{address}/{method}"],
+        capture_output=True, text=True, timeout=60,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    decoder, found, rest = json.JSONDecoder(), [], done.stdout.strip()
+    while rest:
+        one, end = decoder.raw_decode(rest)
+        found.append(one)
+        rest = rest[end:].lstrip()
+    return found
+
+
+SAID = {"model": "gpt-4", "text": {"messages": [{"role": "ROLE_USER", "content": "Hello"}]}}
+SPOKEN = {"model": "eleven-labs-tts", "textToSpeech": {"text": "Good morning", "voice": "adam"}}
+AUDIO = {"data": "c29tZSBzb3VuZCBzb21lIHNvdW5k"}
+
+
+@pytest.mark.parametrize(
+    ("task", "output"),
+    [
+        (SAID, "text"),
+        ({"model": "flux-1-pro", "image": {"prompt": "A kite", "width": 64, "height": 64}}, "image"),
+        (SPOKEN, "speech"),
+        ({"model": "eleven-labs-sts", "speechToSpeech": {"audio": AUDIO, "voice": "adam"}}, "speech"),
+        ({"model": "eleven-labs-stt", "speechToText": {"audio": AUDIO}}, "transcription"),
+    ],
+)
+async def test_buf_curl_runs_every_kind_of_task_by_reflection(
+    task: Any, output: str, app: App, keys: Keys
+) -> None:
+    assert app.grpc is not None
+    method = "pomelo.v1.TaskService/RunTask"
+    (answer,) = await asyncio.to_thread(buf, app.grpc, method, {"task": task}, keys.test)
+    assert output in answer["result"]
+
+
+@pytest.mark.parametrize(("task", "event"), [(SAID, "textDelta"), (SPOKEN, "audioChunk")])
+async def test_buf_curl_streams_by_reflection(task: Any, event: str, app: App, keys: Keys) -> None:
+    assert app.grpc is not None
+    method = "pomelo.v1.TaskService/StreamTask"
+    events = await asyncio.to_thread(buf, app.grpc, method, {"task": task}, keys.test)
+    assert "started" in events[0]
+    assert event in events[1]
+
+
+# --- addresses and limits
+
+
+async def test_an_address_that_is_taken_is_an_error_and_not_shared(app: App) -> None:
+    assert app.grpc is not None
+    with pytest.raises(OSError, match="can't listen"):
+        async with open_server(app.services, ServerOptions(app.grpc)):
+            pass
+
+
+async def test_several_addresses_are_served(app: App, keys: Keys, folder: Path) -> None:
+    given = ("127.0.0.1:0", "[::1]:0", f"unix:{folder}/s")
+    async with open_server(app.services, ServerOptions(given)) as server:
+        assert len(server.addresses) == 3
+        assert server.address.rpartition(":")[2] != "0"
+        for address in server.addresses:
+            async with grpc.aio.insecure_channel(address) as channel:
+                assert (await models(channel, keys.test)).models
+
+
+async def test_a_message_above_the_limit_is_refused(app: App, keys: Keys) -> None:
+    options = ServerOptions("127.0.0.1:0", message_limit=10_000)
+    async with open_server(app.services, options) as server, open_remote(server.address) as services:
+        async with grpc.aio.insecure_channel(server.address) as channel:
+            request = RunTaskRequest(task=text_task("x" * 11_000))
+            with pytest.raises(grpc.aio.AioRpcError) as caught:
+                await TaskServiceStub(channel).RunTask(request, metadata=bearer(keys.test))
+        assert caught.value.code() == grpc.StatusCode.RESOURCE_EXHAUSTED
+        with pytest.raises(Exception, match="too large") as refused:
+            await services.tasks.run_task(text_task("x" * 11_000), call_of(keys.test))
+        assert getattr(refused.value, "code", None) == "payload_too_large"
+
+
+async def test_a_call_above_the_limit_of_calls_is_refused_and_the_others_go_on(
+    app: App, keys: Keys, upstream: FaultUpstream
+) -> None:
+    gate = Gate()
+    upstream.when("the only call", Answer("one two", at={1: gate}))
+    async with (
+        asyncio.timeout(10),
+        open_server(app.services, ServerOptions("127.0.0.1:0", calls=1)) as server,
+        grpc.aio.insecure_channel(server.address) as channel,
+        open_remote(server.address) as services,
+    ):
+        request = RunTaskRequest(task=text_task("the only call"))
+        first = TaskServiceStub(channel).RunTask(request, metadata=bearer(keys.live))
+        await gate.reached.wait()
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await models(channel, keys.test)
+        assert caught.value.code() == grpc.StatusCode.RESOURCE_EXHAUSTED
+        with pytest.raises(Exception, match="too many calls") as refused:
+            await services.models.list_models(call_of(keys.test))
+        assert getattr(refused.value, "code", None) == "shutting_down"
+        gate.open()
+        assert (await first).result.text.content == "one two"
+
+
+async def test_a_server_can_bear_another_service(app: App, keys: Keys) -> None:
+    def register(server: Any) -> list[str]:
+        handler = grpc.unary_unary_rpc_method_handler(_echo)
+        server.add_generic_rpc_handlers(
+            (grpc.method_handlers_generic_handler("more.Echo", {"Say": handler}),)
+        )
+        return ["more.Echo"]
+
+    options = ServerOptions("127.0.0.1:0")
+    async with (
+        open_server(app.services, options, register=register) as server,
+        grpc.aio.insecure_channel(server.address) as channel,
+    ):
+        assert await channel.unary_unary("/more.Echo/Say")(b"hello") == b"hello"
+        health = health_pb2_grpc.HealthStub(channel)
+        assert (await health.Check(health_pb2.HealthCheckRequest(service="more.Echo"))).status == SERVING
+
+
+async def _echo(request: bytes, context: Any) -> bytes:
+    return request
+
+
+# --- the end
+
+
+async def test_a_running_call_may_end_within_the_grace(app: App, keys: Keys, upstream: FaultUpstream) -> None:
+    gate = Gate()
+    upstream.when("ends within the grace", Answer("one two", at={1: gate}))
+    async with asyncio.timeout(15):
+        opened = open_server(app.services, ServerOptions("127.0.0.1:0", grace=10))
+        server = await opened.__aenter__()
+        async with grpc.aio.insecure_channel(server.address) as channel:
+            request = RunTaskRequest(task=text_task("ends within the grace"))
+            call = TaskServiceStub(channel).RunTask(request, metadata=bearer(keys.live))
+            await gate.reached.wait()
+            leaving = asyncio.ensure_future(opened.__aexit__(None, None, None))
+            await refused_now(server.address, keys)
+            gate.open()
+            assert (await call).result.text.content == "one two"
+            await leaving
+
+
+async def refused_now(address: str, keys: Keys) -> None:
+    """Returns when a new caller is not taken any more."""
+    while True:
+        async with grpc.aio.insecure_channel(address) as late:
+            call = ModelServiceStub(late).ListModels(ListModelsRequest(), metadata=bearer(keys.test))
+            if await call.code() == grpc.StatusCode.UNAVAILABLE:
+                return
+            assert await call.code() == grpc.StatusCode.OK
+
+
+async def test_after_the_grace_calls_are_cancelled_and_their_handlers_have_ended_when_the_server_has(
+    app: App, keys: Keys, upstream: FaultUpstream
+) -> None:
+    gate = Gate()
+    upstream.when("longer than the grace", Answer("one two", at={1: gate}))
+    count = 20
+    async with asyncio.timeout(15):
+        async with open_server(app.services, ServerOptions("127.0.0.1:0", grace=0)) as server:
+            channel = grpc.aio.insecure_channel(server.address)
+            request = StreamTaskRequest(task=text_task("longer than the grace"))
+            calls = [
+                TaskServiceStub(channel).StreamTask(request, metadata=bearer(keys.live)) for _ in range(count)
+            ]
+            for call in calls:
+                assert (await call.read()).WhichOneof("event") == "started"
+            assert server.running.count == count
+        assert server.running.count == 0
+        for call in calls:
+            assert await drained(call) in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED)
+        for received in upstream.requests:
+            if received.prompt == "longer than the grace":
+                await received.left.wait()
+        await channel.close()
+
+
+# --- TLS
+
+
+@pytest.fixture(scope="module")
+def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An authority, and a certificate for localhost and for a client, made by openssl."""
+    made = tmp_path_factory.mktemp("tls")
+    key = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "2"]
+
+    def openssl(*arguments: str) -> None:
+        subprocess.run(["openssl", *arguments], cwd=made, check=True, capture_output=True)
+
+    openssl("req", "-x509", *key, "-keyout", "ca.key", "-out", "ca.pem", "-subj", "/CN=Test authority")
+    for name in ("server", "client"):
+        openssl("req", "-x509", *key, "-keyout", f"{name}.key", "-out", f"{name}.pem", "-subj", f"/CN={name}",
+                "-addext", "subjectAltName=DNS:localhost", "-CA", "ca.pem", "-CAkey", "ca.key")  # fmt: skip
+    return made
+
+
+@asynccontextmanager
+async def served_with_tls(app: App, made: Path, *, clients: bool) -> AsyncIterator[str]:
+    """A server with a certificate; gives its address by name."""
+    options = ServerOptions(
+        "127.0.0.1:0",
+        tls_cert=made / "server.pem",
+        tls_key=made / "server.key",
+        tls_client_ca=made / "ca.pem" if clients else None,
+    )
+    async with open_server(app.services, options) as server:
+        yield f"localhost:{server.address.rpartition(':')[2]}"
+
+
+async def test_a_gateway_reaches_a_server_with_tls(app: App, keys: Keys, certificates: Path) -> None:
+    async with (
+        served_with_tls(app, certificates, clients=False) as address,
+        open_remote(address, tls=Tls(ca=certificates / "ca.pem")) as services,
+        open_remote(address) as plain,
+    ):
+        assert await services.models.list_models(call_of(keys.test))
+        with pytest.raises(Exception, match="can't be reached"):
+            await plain.models.list_models(call_of(keys.test))
+
+
+async def test_a_server_with_a_client_authority_takes_its_clients_alone(
+    app: App, keys: Keys, certificates: Path
+) -> None:
+    ca = certificates / "ca.pem"
+    known = Tls(ca=ca, cert=certificates / "client.pem", key=certificates / "client.key")
+    async with (
+        served_with_tls(app, certificates, clients=True) as address,
+        open_remote(address, tls=known) as services,
+        open_remote(address, tls=Tls(ca=ca)) as stranger,
+    ):
+        assert await services.models.list_models(call_of(keys.test))
+        with pytest.raises(Exception, match="can't be reached"):
+            await stranger.models.list_models(call_of(keys.test))
+
+
+# --- the operator's socket
+
+
+@pytest.fixture
+def admin(app: App) -> AdminServicer:
+    """The operator's service over the app's keys."""
+    return AdminServicer(app.keyring, ())
+
+
+@pytest.fixture
+def free_umask() -> Iterator[None]:
+    """A umask that would leave a file open to all."""
+    before = os.umask(0)
+    yield
+    os.umask(before)
+
+
+async def listed(path: Path) -> int:
+    """The number of keys that the operator sees through a socket."""
+    async with grpc.aio.insecure_channel(f"unix:{path}") as channel:
+        return len((await AdminServiceStub(channel).ListKeys(ListKeysRequest())).keys)
+
+
+@pytest.mark.usefixtures("free_umask")
+async def test_the_operator_s_socket_is_its_owner_s_alone(
+    admin: AdminServicer, keys: Keys, folder: Path
+) -> None:
+    path = folder / "admin.sock"
+    async with open_admin(admin, path):
+        assert stat.S_IMODE(path.stat().st_mode) == 0o600
+        assert await listed(path) >= 5
+    assert not path.exists()
+    assert os.umask(0) == 0, "the umask of the process is what it was"
+
+
+async def test_the_operator_s_service_is_not_on_the_public_port(channel: grpc.aio.Channel) -> None:
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await AdminServiceStub(channel).ListKeys(ListKeysRequest())
+    assert caught.value.code() == grpc.StatusCode.UNIMPLEMENTED
+
+
+async def test_a_socket_that_a_dead_process_left_is_replaced(admin: AdminServicer, folder: Path) -> None:
+    path = folder / "admin.sock"
+    with socket.socket(socket.AF_UNIX) as dead:
+        dead.bind(str(path))
+    assert path.exists()
+    async with open_admin(admin, path):
+        assert await listed(path) >= 0
+
+
+async def test_a_socket_that_is_in_use_is_left_alone(admin: AdminServicer, folder: Path) -> None:
+    path = folder / "admin.sock"
+    async with open_admin(admin, path):
+        with pytest.raises(OSError, match="listens on"):
+            async with open_admin(admin, path):
+                pass
+        assert await listed(path) >= 0
+
+
+async def test_a_file_that_is_no_socket_is_never_removed(admin: AdminServicer, folder: Path) -> None:
+    path = folder / "admin.sock"
+    path.write_text("precious")
+    with pytest.raises(OSError, match="no socket"):
+        async with open_admin(admin, path):
+            pass
+    assert path.read_text() == "precious"
+
+
+async def test_a_path_too_long_for_a_socket_is_told(admin: AdminServicer, folder: Path) -> None:
+    with pytest.raises(OSError, match="shorter path"):
+        async with open_admin(admin, folder / ("x" * 120)):
+            pass

@@ -1,0 +1,306 @@
+"""TaskService and ModelService as a gRPC client sees them."""
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncIterator
+from typing import Any
+
+import grpc
+import pytest
+
+from pomelo.app import App, open_app
+from pomelo.errors import TABLE
+from pomelo.gen.v1.model_service_pb2 import GetModelRequest, ListModelsRequest
+from pomelo.gen.v1.model_service_pb2_grpc import ModelServiceStub
+from pomelo.gen.v1.task_pb2 import Task
+from pomelo.gen.v1.task_service_pb2 import RunTaskRequest, StreamTaskRequest, StreamTaskResponse
+from pomelo.gen.v1.task_service_pb2_grpc import TaskServiceStub
+from pomelo.gen.v1.text_pb2 import TextDelta
+from pomelo.providers.base import Job
+from pomelo.settings import Settings
+from pomelo.testing import Answer, FaultUpstream, Gate
+from tests.conftest import Keys
+from tests.integration.asking import KINDS, bearer, output_of, reason_of, task_of, text_of, text_task
+
+
+@pytest.fixture(scope="module")
+def tasks(channel: grpc.aio.Channel) -> Any:
+    """The generated stub."""
+    return TaskServiceStub(channel)
+
+
+async def failure(call: Any) -> grpc.aio.AioRpcError:
+    """How a call ends that must fail."""
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await end(call)
+    return caught.value
+
+
+async def end(call: Any) -> None:
+    """Takes all that a call gives."""
+    if hasattr(call, "__aiter__"):
+        async for _ in call:
+            pass
+    else:
+        await call
+
+
+def start(tasks: Any, method: str, task: Task, **more: Any) -> Any:
+    """A call of either method."""
+    if method == "RunTask":
+        return tasks.RunTask(RunTaskRequest(task=task), **more)
+    return tasks.StreamTask(StreamTaskRequest(task=task), **more)
+
+
+METHODS = pytest.mark.parametrize("method", ["RunTask", "StreamTask"])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+async def test_a_task_of_each_kind_runs(kind: str, tasks: Any, keys: Keys) -> None:
+    response = await tasks.RunTask(RunTaskRequest(task=task_of(kind)), metadata=bearer(keys.test))
+    assert response.result.WhichOneof("output") == output_of(kind)
+    assert response.result.model == task_of(kind).model
+    assert abs(response.result.created.seconds - time.time()) < 30
+
+
+@pytest.mark.parametrize("kind", KINDS)
+async def test_a_task_of_each_kind_streams_in_the_order_of_the_contract(
+    kind: str, tasks: Any, keys: Keys
+) -> None:
+    call = tasks.StreamTask(StreamTaskRequest(task=task_of(kind)), metadata=bearer(keys.test))
+    events = [event async for event in call]
+    names = [event.WhichOneof("event") for event in events]
+    assert names[0] == "started"
+    assert names.count("started") == 1
+    if kind == "text":
+        assert set(names[1:]) == {"text_delta"}
+        assert events[-1].text_delta.finish_reason
+        assert events[-1].text_delta.usage.total_tokens > 0
+    else:
+        assert names[-1] == "result"
+        assert events[-1].result.id == events[0].started.id
+        assert events[-1].result.WhichOneof("output") == output_of(kind)
+    if kind in ("text_to_speech", "speech_to_speech"):
+        assert set(names[1:-1]) == {"audio_chunk"}
+        assert not events[-1].result.speech.data
+
+
+@METHODS
+async def test_what_goes_back_is_initial_metadata(method: str, tasks: Any, keys: Keys) -> None:
+    call = start(tasks, method, text_task(), metadata=bearer(keys.test, x_request_id="my-id.7"))
+    metadata = text_of(await call.initial_metadata())
+    assert metadata["x-request-id"] == "my-id.7"
+    assert metadata["x-pomelo-mode"] == "test"
+    assert "x-pomelo-open" not in metadata, "a sign between a gateway and a server alone"
+    await end(call)
+
+
+@METHODS
+@pytest.mark.parametrize("given", [None, "two words", "x" * 129])
+async def test_a_request_id_is_made_where_none_is_given_that_is_good(
+    method: str, given: str | None, tasks: Any, keys: Keys
+) -> None:
+    more = {} if given is None else {"x_request_id": given}
+    call = start(tasks, method, text_task(), metadata=bearer(keys.test, **more))
+    assert text_of(await call.initial_metadata())["x-request-id"].startswith("req_")
+    await end(call)
+
+
+@METHODS
+async def test_an_error_bears_metadata_status_and_details(method: str, tasks: Any, keys: Keys) -> None:
+    task = text_task("[[error:provider_unavailable]]")
+    error = await failure(start(tasks, method, task, metadata=bearer(keys.test, x_request_id="it")))
+    assert error.code() == grpc.StatusCode.UNAVAILABLE
+    assert error.details() == TABLE["provider_unavailable"].message
+    assert reason_of(error) == "provider_unavailable"
+    metadata = text_of(error.initial_metadata())
+    assert metadata["x-request-id"] == "it"
+    assert metadata["x-pomelo-mode"] == "test"
+
+
+async def test_a_refusal_that_may_be_retried_says_when_in_metadata_too(tasks: Any, keys: Keys) -> None:
+    task = text_task("[[error:rate_limit_exceeded]]")
+    error = await failure(start(tasks, "RunTask", task, metadata=bearer(keys.test)))
+    assert error.code() == grpc.StatusCode.RESOURCE_EXHAUSTED
+    assert text_of(error.initial_metadata())["retry-after"] == "60"
+
+
+@METHODS
+async def test_a_caller_without_a_key_is_refused_with_a_request_id(method: str, tasks: Any) -> None:
+    error = await failure(start(tasks, method, text_task()))
+    assert error.code() == grpc.StatusCode.UNAUTHENTICATED
+    assert reason_of(error) == "invalid_api_key"
+    assert text_of(error.initial_metadata())["x-request-id"].startswith("req_")
+
+
+@METHODS
+async def test_a_request_without_a_task_misses_its_model(method: str, tasks: Any, keys: Keys) -> None:
+    request = RunTaskRequest() if method == "RunTask" else StreamTaskRequest()
+    error = await failure(getattr(tasks, method)(request, metadata=bearer(keys.test)))
+    assert error.code() == grpc.StatusCode.INVALID_ARGUMENT
+    assert reason_of(error) == "missing_parameter"
+
+
+@METHODS
+async def test_a_deadline_ends_the_call_in_time(method: str, tasks: Any, keys: Keys) -> None:
+    began = time.monotonic()
+    error = await failure(
+        start(tasks, method, text_task("[[delay:30]]"), metadata=bearer(keys.test), timeout=0.3)
+    )
+    assert error.code() == grpc.StatusCode.DEADLINE_EXCEEDED
+    assert 0.25 < time.monotonic() - began < 0.6
+
+
+@METHODS
+async def test_a_timeout_in_metadata_counts_where_there_is_no_deadline(
+    method: str, tasks: Any, keys: Keys
+) -> None:
+    metadata = bearer(keys.test, x_request_timeout="0.2")
+    error = await failure(start(tasks, method, text_task("[[delay:30]]"), metadata=metadata))
+    assert error.code() == grpc.StatusCode.DEADLINE_EXCEEDED
+    assert reason_of(error) == "deadline_exceeded"
+
+
+@METHODS
+async def test_a_caller_that_leaves_closes_the_provider_s_connection_within_50_ms(
+    method: str, tasks: Any, keys: Keys, upstream: FaultUpstream
+) -> None:
+    gate = Gate()
+    prompt = f"leave {method} over gRPC"
+    upstream.when(prompt, Answer("one two three four", at={2: gate}))
+    call = start(tasks, method, text_task(prompt), metadata=bearer(keys.live))
+    reading = asyncio.ensure_future(call.read()) if method == "StreamTask" else None
+    async with asyncio.timeout(10):
+        await gate.reached.wait()
+        received = next(r for r in upstream.requests if r.prompt == prompt)
+        if reading is not None:
+            assert (await reading).WhichOneof("event") == "started"
+        left = asyncio.get_running_loop().time()
+        call.cancel()
+        await received.left.wait()
+    assert received.left_at is not None
+    assert received.left_at - left < 0.05
+
+
+@METHODS
+async def test_an_inline_sound_of_exactly_the_limit_is_taken(method: str, tasks: Any, keys: Keys) -> None:
+    task = task_of("speech_to_text")
+    task.speech_to_text.audio.data = b"\0" * (4 * 1024 * 1024)
+    await end(start(tasks, method, task, metadata=bearer(keys.test)))
+    task.speech_to_text.audio.data += b"\0"
+    error = await failure(start(tasks, method, task, metadata=bearer(keys.test)))
+    assert reason_of(error) == "payload_too_large"
+
+
+async def test_models_are_listed_and_told_of(channel: grpc.aio.Channel, keys: Keys) -> None:
+    models = ModelServiceStub(channel)
+    listed = await models.ListModels(ListModelsRequest(), metadata=bearer(keys.test))
+    names = [model.name for model in listed.models]
+    assert len(names) == 14
+    assert names == sorted(names)
+    one = await models.GetModel(GetModelRequest(name="gpt-4"), metadata=bearer(keys.test))
+    assert one.model == listed.models[names.index("gpt-4")]
+    error = await failure(models.GetModel(GetModelRequest(name="nope"), metadata=bearer(keys.test)))
+    assert (error.code(), reason_of(error)) == (grpc.StatusCode.INVALID_ARGUMENT, "unsupported_model")
+    error = await failure(models.ListModels(ListModelsRequest(), metadata=bearer("junk")))
+    assert reason_of(error) == "invalid_api_key"
+    assert text_of(error.initial_metadata())["x-request-id"].startswith("req_")
+
+
+# --- what must not happen
+
+
+class Broken:
+    """A provider that has faults of its own, or never ends."""
+
+    configured = True
+
+    def __init__(self) -> None:
+        self.moved = asyncio.Event()
+        self.closed = asyncio.Event()
+
+    async def text(self, job: Job) -> AsyncIterator[StreamTaskResponse]:
+        """Fails in a way that no provider should, or floods."""
+        match job.input.messages[0].content:
+            case "cancel":
+                forever: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+                forever.cancel()
+                await forever
+            case "raise":
+                raise ZeroDivisionError("secret words")
+        try:
+            while True:
+                yield StreamTaskResponse(text_delta=TextDelta(content="x" * 64_000))
+                self.moved.set()
+        finally:
+            self.closed.set()
+
+    async def stalled(self) -> None:
+        """Returns when nothing is taken from a flood any more: every buffer on the way is full."""
+        while True:
+            self.moved.clear()
+            try:
+                await asyncio.wait_for(self.moved.wait(), 0.3)
+            except TimeoutError:
+                return
+
+    async def aclose(self) -> None:
+        """Nothing to free."""
+
+
+@pytest.fixture(scope="module")
+def provider() -> Broken:
+    """The provider of the broken app."""
+    return Broken()
+
+
+@pytest.fixture(scope="module")
+async def broken(provider: Broken, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[App]:
+    """An app whose sandbox is broken."""
+    settings = Settings(rest="", grpc="127.0.0.1:0", data=tmp_path_factory.mktemp("broken"))
+    async with open_app(settings, providers={"sandbox": provider}) as app:
+        yield app
+
+
+@METHODS
+@pytest.mark.parametrize("fault", ["raise", "cancel"])
+async def test_a_fault_of_ours_is_an_internal_error_and_one_line_in_the_log(
+    method: str, fault: str, broken: App, caplog: pytest.LogCaptureFixture
+) -> None:
+    _, key = await broken.keyring.create("default")
+    assert broken.grpc is not None
+    async with grpc.aio.insecure_channel(broken.grpc) as opened, asyncio.timeout(10):
+        metadata = bearer(key, x_request_id=f"id-{method}-{fault}")
+        with caplog.at_level(logging.INFO):
+            error = await failure(start(TaskServiceStub(opened), method, text_task(fault), metadata=metadata))
+    assert error.code() == grpc.StatusCode.INTERNAL
+    assert error.details() == TABLE["internal_error"].message
+    assert reason_of(error) == "internal_error"
+    lines = [r.getMessage() for r in caplog.records if r.levelno >= logging.WARNING]
+    assert len(lines) == 1, lines
+    assert f"id-{method}-{fault}" in lines[0]
+    assert "secret" not in str(error.trailing_metadata())
+
+
+async def test_a_caller_that_stops_reading_and_leaves_closes_the_provider_at_once(
+    broken: App, provider: Broken
+) -> None:
+    _, key = await broken.keyring.create("default")
+    assert broken.grpc is not None
+    async with grpc.aio.insecure_channel(broken.grpc) as opened, asyncio.timeout(20):
+        call = start(TaskServiceStub(opened), "StreamTask", text_task("flood"), metadata=bearer(key))
+        assert (await call.read()).WhichOneof("event") == "started"
+        await provider.stalled()
+        assert not provider.closed.is_set()
+        left = time.monotonic()
+        call.cancel()
+        await provider.closed.wait()
+        assert time.monotonic() - left < 0.05
+
+
+async def test_metadata_that_is_too_large_is_refused(tasks: Any, keys: Keys) -> None:
+    error = await failure(
+        start(tasks, "RunTask", text_task(), metadata=bearer(keys.test, traceparent="x" * 20_000))
+    )
+    assert error.code() == grpc.StatusCode.RESOURCE_EXHAUSTED

@@ -1,0 +1,564 @@
+"""The ports over a channel: what a gateway on another machine holds in the engine's place."""
+
+import asyncio
+import gc
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+
+from gateway.remote import open_remote
+from pomelo.app import App
+from pomelo.call import Call
+from pomelo.errors import TABLE, PomeloError
+from pomelo.gen.v1.task_pb2 import Task, TaskResult
+from pomelo.gen.v1.task_service_pb2 import StreamTaskResponse
+from pomelo.providers.sandbox.triggers import ERRORS
+from pomelo.server.main import ServerOptions, open_server
+from pomelo.service import Services, TaskService
+from pomelo.testing import Answer, FaultUpstream, Gate
+from pomelo.wire import UNREACHABLE
+from tests.conftest import Keys
+from tests.integration.asking import KINDS, call_of, output_of, task_of, text_task
+
+PIECE = 1024 * 1024
+
+
+@pytest.fixture(scope="module")
+async def remote(app: App) -> AsyncIterator[Services]:
+    """The app's services over a channel."""
+    assert app.grpc is not None
+    async with open_remote(app.grpc) as services:
+        yield services
+
+
+async def refusal(asked: Any) -> PomeloError:
+    """The error that an awaitable must raise."""
+    with pytest.raises(PomeloError) as caught:
+        await asked
+    return caught.value
+
+
+def parts(error: PomeloError) -> tuple[str, str, str | None, int | None]:
+    """Everything that an error is."""
+    return error.code, error.message, error.field, error.retry_after
+
+
+async def events_of(tasks: TaskService, task: Task, call: Call) -> list[StreamTaskResponse]:
+    """All events of a stream."""
+    async with tasks.stream_task(task, call) as events:
+        return [event async for event in events]
+
+
+# --- the same as beside the engine
+
+
+@pytest.mark.parametrize("kind", KINDS)
+async def test_a_task_of_each_kind_runs_and_fills_the_reply(kind: str, remote: Services, keys: Keys) -> None:
+    call = call_of(keys.test, x_request_id="mine")
+    result = await remote.tasks.run_task(task_of(kind), call)
+    assert result.WhichOneof("output") == output_of(kind)
+    assert call.reply == {"X-Request-Id": "mine", "X-Pomelo-Mode": "test"}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+async def test_a_task_of_each_kind_streams_and_the_reply_is_complete_before_the_first_event(
+    kind: str, remote: Services, app: App, keys: Keys
+) -> None:
+    call = call_of(keys.test, x_request_id="mine")
+    async with remote.tasks.stream_task(task_of(kind), call) as events:
+        assert call.reply == {"X-Request-Id": "mine", "X-Pomelo-Mode": "test"}
+        there = [event.WhichOneof("event") async for event in events]
+    here = [
+        e.WhichOneof("event") for e in await events_of(app.services.tasks, task_of(kind), call_of(keys.test))
+    ]
+    assert there == here
+
+
+@pytest.mark.parametrize("code", sorted(ERRORS))
+@pytest.mark.parametrize("stream", [False, True])
+async def test_an_error_is_the_same_as_beside_the_engine(
+    code: str, stream: bool, remote: Services, app: App, keys: Keys
+) -> None:
+    found, replies = [], []
+    for services in (app.services, remote):
+        task, call = text_task(f"[[error:{code}]]"), call_of(keys.test, x_request_id="mine")
+        asked = events_of(services.tasks, task, call) if stream else services.tasks.run_task(task, call)
+        found.append(await refusal(asked))
+        replies.append(call.reply)
+    assert found[0].code == code
+    assert parts(found[0])[2:] == parts(found[1])[2:]
+    if code != "rate_limit_exceeded":  # its message tells the time
+        assert parts(found[0]) == parts(found[1])
+    assert replies[0] == replies[1]
+
+
+async def test_models_are_the_same_as_beside_the_engine(remote: Services, app: App, keys: Keys) -> None:
+    here = await app.services.models.list_models(call_of(keys.live))
+    assert await remote.models.list_models(call_of(keys.live)) == here
+    assert await remote.models.get_model("flux-1-pro", call_of(keys.test)) in await remote.models.list_models(
+        call_of(keys.test)
+    )
+    for name, key, code in [
+        ("nope", keys.test, "unsupported_model"),
+        ("gpt-4", keys.only_haiku, "model_not_allowed"),
+        ("nope", keys.revoked, "invalid_api_key"),
+    ]:
+        assert (await refusal(remote.models.get_model(name, call_of(key)))).code == code
+
+
+@pytest.mark.parametrize("key", [None, "junk", "schlüssel", "\udcff\udcfe", "x" * 7000, "tab\there"])
+async def test_no_key_however_strange_breaks_the_channel(
+    key: str | None, remote: Services, app: App, keys: Keys
+) -> None:
+    errors = []
+    for services in (app.services, remote):
+        call = call_of(None)
+        call.secret = key
+        errors.append(parts(await refusal(services.tasks.run_task(text_task(), call))))
+        errors.append(parts(await refusal(events_of(services.tasks, text_task(), call))))
+    assert len(set(errors)) == 1
+    assert errors[0][0] == "invalid_api_key"
+
+
+async def test_a_bad_header_is_told_after_a_bad_key_and_before_the_task(
+    remote: Services, app: App, keys: Keys
+) -> None:
+    for services in (app.services, remote):
+        for key, code in [(keys.test, "invalid_parameter"), (keys.revoked, "invalid_api_key")]:
+            for ask in _every_way(services):
+                call = call_of(key, x_request_timeout="soon")
+                assert call.fault is not None
+                assert (await refusal(ask(call))).code == code
+                assert ("X-Pomelo-Mode" in call.reply) == (key == keys.test)
+
+
+def _every_way(services: Services) -> list[Callable[[Call], Any]]:
+    bad = text_task(model="nope")
+    return [
+        lambda call: services.tasks.run_task(bad, call),
+        lambda call: events_of(services.tasks, bad, call),
+        lambda call: services.models.list_models(call),
+        lambda call: services.models.get_model("nope", call),
+    ]
+
+
+# --- what is forwarded
+
+
+@dataclass
+class Noting:
+    """Passes tasks on, and keeps the calls that came with them."""
+
+    inner: TaskService
+    calls: list[Call] = field(default_factory=list)
+
+    async def run_task(self, task: Task, call: Call) -> TaskResult:
+        """See the port."""
+        self.calls.append(call)
+        return await self.inner.run_task(task, call)
+
+    def stream_task(
+        self, task: Task, call: Call
+    ) -> AbstractAsyncContextManager[AsyncIterator[StreamTaskResponse]]:
+        """See the port."""
+        self.calls.append(call)
+        return self.inner.stream_task(task, call)
+
+
+async def test_the_server_sees_the_call_as_the_gateway_does(app: App, keys: Keys) -> None:
+    noting = Noting(app.services.tasks)
+    services = Services(noting, app.services.models, app.services.media)
+    trace = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+    async with (
+        open_server(services, ServerOptions("127.0.0.1:0")) as server,
+        open_remote(server.address) as remote,
+    ):
+        for wire in ("rest", "grpc"):
+            call = call_of(keys.test, 7.0, x_request_id="mine", traceparent=trace)
+            call.wire = wire
+            await remote.tasks.run_task(text_task(), call)
+            await events_of(remote.tasks, text_task(), call)
+            for seen in noting.calls:
+                assert (seen.secret, seen.request_id, seen.wire) == (keys.test, "mine", wire)
+                assert seen.traceparent == trace
+                assert seen.fault is None
+                assert abs(seen.deadline - call.deadline) < 0.5
+            noting.calls.clear()
+        call = call_of(keys.test, traceparent="with\udcff bytes")
+        await remote.tasks.run_task(text_task(), call)
+        assert noting.calls[0].traceparent is None
+
+
+# --- leaving
+
+
+@pytest.mark.parametrize("method", ["run", "stream"])
+async def test_leaving_closes_the_provider_s_connection_within_50_ms(
+    method: str, remote: Services, keys: Keys, upstream: FaultUpstream
+) -> None:
+    gate = Gate()
+    prompt = f"leave {method} through a gateway"
+    upstream.when(prompt, Answer("one two three four", at={2: gate}))
+    loop = asyncio.get_running_loop()
+    async with asyncio.timeout(10):
+        if method == "run":
+            running = asyncio.ensure_future(remote.tasks.run_task(text_task(prompt), call_of(keys.live)))
+            await gate.reached.wait()
+            left = loop.time()
+            running.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await running
+        else:
+            async with remote.tasks.stream_task(text_task(prompt), call_of(keys.live)) as events:
+                assert (await anext(events)).WhichOneof("event") == "started"
+                await gate.reached.wait()
+                left = loop.time()
+        received = next(r for r in upstream.requests if r.prompt == prompt)
+        await received.left.wait()
+    assert received.left_at is not None
+    assert received.left_at - left < 0.05
+
+
+async def test_a_consumer_that_is_cancelled_in_the_middle_closes_the_stream(
+    remote: Services, keys: Keys, upstream: FaultUpstream
+) -> None:
+    gate = Gate()
+    upstream.when("cancelled in the middle", Answer("one two", at={1: gate}))
+    reading = asyncio.ensure_future(
+        events_of(remote.tasks, text_task("cancelled in the middle"), call_of(keys.live))
+    )
+    async with asyncio.timeout(10):
+        await gate.reached.wait()
+        reading.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await reading
+        await next(r for r in upstream.requests if r.prompt == "cancelled in the middle").left.wait()
+
+
+async def test_more_streams_than_one_connection_takes_run_at_once(
+    remote: Services, keys: Keys, upstream: FaultUpstream
+) -> None:
+    gate = Gate()
+    upstream.when("one of many", Answer("one two", at={1: gate}))
+    count = 130  # a server takes 100 on a connection
+    opened = asyncio.Semaphore(0)
+
+    async def one() -> int:
+        async with remote.tasks.stream_task(text_task("one of many"), call_of(keys.live)) as events:
+            await anext(events)
+            opened.release()
+            return len([event async for event in events])
+
+    streams = [asyncio.ensure_future(one()) for _ in range(count)]
+    async with asyncio.timeout(20):
+        for _ in range(count):
+            await opened.acquire()
+        gate.open()
+        assert len(set(await asyncio.gather(*streams))) == 1
+
+
+# --- deadlines
+
+
+async def test_a_deadline_is_told_by_the_server_with_all_its_headers(remote: Services, keys: Keys) -> None:
+    for ask in (remote.tasks.run_task, lambda task, call: events_of(remote.tasks, task, call)):
+        call = call_of(keys.test, 0.3)
+        error = await refusal(ask(text_task("[[delay:30]]"), call))
+        assert parts(error) == parts(PomeloError("deadline_exceeded"))
+        assert time.monotonic() - call.deadline < 0.25
+        assert call.reply["X-Pomelo-Mode"] == "test"
+
+
+async def test_a_deadline_bounds_a_body_that_does_not_read(remote: Services, keys: Keys) -> None:
+    call = call_of(keys.test, 0.3)
+    async with asyncio.timeout(5):
+        with pytest.raises(PomeloError) as caught:
+            async with remote.tasks.stream_task(text_task("[[words:5]]"), call):
+                await asyncio.Event().wait()
+    assert caught.value.code == "deadline_exceeded"
+    assert caught.value.message == TABLE["deadline_exceeded"].message
+
+
+async def test_a_deadline_that_has_passed_is_told_at_once(remote: Services, keys: Keys) -> None:
+    for ask in (remote.tasks.run_task, lambda task, call: events_of(remote.tasks, task, call)):
+        error = await refusal(ask(text_task("[[delay:30]]"), call_of(keys.test, -1.0)))
+        assert error.code == "deadline_exceeded"
+
+
+# --- a server that is not there
+
+
+async def test_a_server_that_is_not_there_is_an_error_that_says_so() -> None:
+    async with open_remote("127.0.0.1:1") as remote:
+        wanted = parts(PomeloError("shutting_down", UNREACHABLE))
+        assert TABLE["shutting_down"].http == 503
+        assert parts(await refusal(remote.tasks.run_task(text_task(), call_of("any")))) == wanted
+        assert parts(await refusal(events_of(remote.tasks, text_task(), call_of("any")))) == wanted
+        assert parts(await refusal(remote.models.list_models(call_of("any")))) == wanted
+        chunks = _chunks([b"x"])
+        assert parts(await refusal(remote.media.upload_media("", chunks, call_of("any")))) == wanted
+        assert parts(await refusal(_download(remote, "media_x", "", call_of("any")))) == wanted
+
+
+async def test_a_server_that_goes_away_and_comes_back_is_found_again(app: App, keys: Keys) -> None:
+    async with open_server(app.services, ServerOptions("127.0.0.1:0")) as server:
+        address = server.address
+        opened = open_remote(address)
+        remote = await opened.__aenter__()
+        assert await remote.models.list_models(call_of(keys.test))
+    assert (await refusal(remote.models.list_models(call_of(keys.test)))).code == "shutting_down"
+    async with asyncio.timeout(10), open_server(app.services, ServerOptions(address)):
+        while True:
+            try:
+                assert await remote.models.list_models(call_of(keys.test))
+            except PomeloError:
+                continue
+            break
+        await opened.__aexit__(None, None, None)
+
+
+async def test_a_server_that_dies_under_a_stream_never_makes_it_look_complete(
+    app: App, keys: Keys, upstream: FaultUpstream
+) -> None:
+    gate = Gate()
+    upstream.when("dies under a stream", Answer("one two", at={1: gate}))
+    async with asyncio.timeout(10):
+        opened = open_server(app.services, ServerOptions("127.0.0.1:0", grace=0))
+        server = await opened.__aenter__()
+        async with open_remote(server.address) as remote:
+            task = text_task("dies under a stream")
+            async with remote.tasks.stream_task(task, call_of(keys.live)) as events:
+                assert (await anext(events)).WhichOneof("event") == "started"
+                assert (await anext(events)).text_delta.content == "one"
+                await opened.__aexit__(None, None, None)
+                assert (await refusal(anext(events))).code == "shutting_down"
+
+
+async def test_a_channel_that_is_closed_under_a_call_is_an_error_and_no_cancellation(
+    app: App, keys: Keys, upstream: FaultUpstream
+) -> None:
+    gate = Gate()
+    upstream.when("closed under a call", Answer("one two", at={1: gate}))
+    assert app.grpc is not None
+    async with asyncio.timeout(10):
+        async with open_remote(app.grpc) as remote:
+            task = text_task("closed under a call")
+            run = asyncio.ensure_future(remote.tasks.run_task(task, call_of(keys.live)))
+            read = asyncio.ensure_future(events_of(remote.tasks, task, call_of(keys.live)))
+            await upstream_has(upstream, "closed under a call", 2)
+        assert (await refusal(run)).code == "shutting_down"
+        assert (await refusal(read)).code == "shutting_down"
+
+
+async def upstream_has(upstream: FaultUpstream, prompt: str, count: int) -> None:
+    """Returns when so many requests with a prompt have come."""
+    while sum(r.prompt == prompt for r in upstream.requests) < count:
+        await upstream.received()
+
+
+# --- media
+
+
+async def _chunks(data: list[bytes]) -> AsyncIterator[bytes]:
+    for chunk in data:
+        yield chunk
+
+
+async def _download(services: Services, media_id: str, signature: str, call: Call) -> bytes:
+    async with services.media.download_media(media_id, signature, call) as (_, chunks):
+        return b"".join([chunk async for chunk in chunks])
+
+
+async def test_media_go_up_and_come_down(remote: Services, keys: Keys) -> None:
+    data = [b"ID3" + b"x" * 10, b"", b"y" * (3 * PIECE + 1), b"z"]
+    call = call_of(keys.test, x_request_id="mine")
+    media = await remote.media.upload_media("audio/mpeg", _chunks(data), call)
+    assert call.reply == {"X-Request-Id": "mine", "X-Pomelo-Mode": "test"}
+    assert (media.content_type, media.size_bytes) == ("audio/mpeg", sum(map(len, data)))
+    call = call_of(keys.test, x_request_id="mine")
+    async with remote.media.download_media(media.media_id, "", call) as (told, chunks):
+        assert told.media_id == media.media_id
+        assert call.reply["X-Request-Id"] == "mine"
+        assert b"".join([chunk async for chunk in chunks]) == b"".join(data)
+    signature = media.url.partition("?")[2]
+    assert await _download(remote, media.media_id, signature, call_of(None)) == b"".join(data)
+    assert (await refusal(_download(remote, media.media_id, "", call_of(None)))).code == "invalid_api_key"
+    assert (await refusal(_download(remote, "media_x", "", call_of(keys.test)))).code == "not_found"
+
+
+async def test_a_download_that_is_left_early_ends(app: App, keys: Keys) -> None:
+    async with (
+        asyncio.timeout(10),
+        open_server(app.services, ServerOptions("127.0.0.1:0")) as server,
+        open_remote(server.address) as remote,
+    ):
+        media = await remote.media.upload_media("", _chunks([b"x" * (8 * PIECE)]), call_of(keys.test))
+        async with remote.media.download_media(media.media_id, "", call_of(keys.test)) as (_, chunks):
+            assert await anext(chunks)
+        await server.running.idle()
+
+
+class Source:
+    """Chunks of an upload that notes how much was asked for, and may wait or fail."""
+
+    def __init__(self, *, wait_after: int = 10**9, fail_after: int = 10**9) -> None:
+        self.asked = 0
+        self.waits = asyncio.Event()
+        self._wait_after = wait_after
+        self._fail_after = fail_after
+
+    def __aiter__(self) -> "Source":
+        return self
+
+    async def __anext__(self) -> bytes:
+        self.asked += 1
+        if self.asked > self._fail_after:
+            raise PomeloError("invalid_body", "The body ends too soon")
+        if self.asked > self._wait_after:
+            self.waits.set()
+            await asyncio.Event().wait()
+        return b"x" * PIECE
+
+
+async def test_an_upload_with_a_bad_key_asks_for_no_chunk(remote: Services, keys: Keys) -> None:
+    for _ in range(20):
+        source = Source()
+        error = await refusal(remote.media.upload_media("audio/mpeg", source, call_of(keys.revoked)))
+        assert error.code == "invalid_api_key"
+        assert source.asked == 0
+
+
+async def test_an_upload_that_is_too_large_is_refused_by_the_server_s_own_error(
+    remote: Services, app: App, keys: Keys
+) -> None:
+    here = await refusal(app.services.media.upload_media("audio/mpeg", Source(), call_of(keys.test)))
+    for _ in range(10):
+        source = Source()
+        error = await refusal(remote.media.upload_media("audio/mpeg", source, call_of(keys.test)))
+        assert parts(error) == parts(here)
+        assert source.asked < 60
+
+
+async def test_a_refusal_ends_the_wait_for_the_next_chunk(remote: Services, keys: Keys) -> None:
+    source = Source(wait_after=51)
+    async with asyncio.timeout(10):
+        error = await refusal(remote.media.upload_media("audio/mpeg", source, call_of(keys.test)))
+    assert error.code == "payload_too_large"
+
+
+@pytest.mark.parametrize("fail_after", [0, 1, 5])
+async def test_what_the_chunks_raise_goes_through_and_nothing_is_kept(
+    fail_after: int, app: App, keys: Keys
+) -> None:
+    folder = app.settings.data / "media"
+    before = set(folder.iterdir())
+    async with (
+        open_server(app.services, ServerOptions("127.0.0.1:0")) as server,
+        open_remote(server.address) as remote,
+    ):
+        source = Source(fail_after=fail_after)
+        error = await refusal(remote.media.upload_media("audio/mpeg", source, call_of(keys.test)))
+        assert (error.code, error.message) == ("invalid_body", "The body ends too soon")
+        await server.running.idle()
+    assert set(folder.iterdir()) == before
+
+
+async def test_a_cancelled_upload_is_cancelled_at_the_server(app: App, keys: Keys) -> None:
+    folder = app.settings.data / "media"
+    before = set(folder.iterdir())
+    async with (
+        asyncio.timeout(10),
+        open_server(app.services, ServerOptions("127.0.0.1:0")) as server,
+        open_remote(server.address) as remote,
+    ):
+        source = Source(wait_after=3)
+        uploading = asyncio.ensure_future(remote.media.upload_media("audio/mpeg", source, call_of(keys.test)))
+        await source.waits.wait()
+        uploading.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await uploading
+        await server.running.idle()
+    assert set(folder.iterdir()) == before
+
+
+async def test_cancelled_uploads_use_up_nothing_of_the_connection(app: App, keys: Keys) -> None:
+    async with (
+        asyncio.timeout(30),
+        open_server(app.services, ServerOptions("127.0.0.1:0", connection_streams=5)) as server,
+        open_remote(server.address) as remote,
+    ):
+        gc.disable()  # it would hide what is left behind
+        try:
+            for wait_after in (0, 1, 3) * 5:
+                source = Source(wait_after=wait_after)
+                uploading = asyncio.ensure_future(
+                    remote.media.upload_media("audio/mpeg", source, call_of(keys.test))
+                )
+                await source.waits.wait()
+                uploading.cancel()
+                with pytest.raises(asyncio.CancelledError):
+                    await uploading
+            assert await remote.media.upload_media("", _chunks([b"x"]), call_of(keys.test))
+        finally:
+            gc.enable()
+
+
+@pytest.mark.parametrize("method", ["run", "stream"])
+async def test_cancelled_tasks_use_up_nothing_of_the_connection(
+    method: str, app: App, keys: Keys, upstream: FaultUpstream
+) -> None:
+    gate = Gate()
+    upstream.when(f"cancelled again and again {method}", Answer("one two", before=(gate,)))
+    task = text_task(f"cancelled again and again {method}")
+    async with (
+        asyncio.timeout(30),
+        open_server(app.services, ServerOptions("127.0.0.1:0", connection_streams=5)) as server,
+        open_remote(server.address) as remote,
+    ):
+        gc.disable()  # it would hide what is left behind
+        try:
+            for count in range(1, 16):
+                call = call_of(keys.live)
+                asked = (
+                    remote.tasks.run_task(task, call)
+                    if method == "run"
+                    else events_of(remote.tasks, task, call)
+                )
+                running = asyncio.ensure_future(asked)
+                await upstream_has(upstream, task.text.messages[0].content, count)
+                running.cancel()
+                with pytest.raises(asyncio.CancelledError):
+                    await running
+            assert await remote.tasks.run_task(text_task(), call_of(keys.test))
+        finally:
+            gc.enable()
+
+
+async def test_an_upload_s_deadline_is_kept_while_its_chunks_do_not_come(
+    remote: Services, keys: Keys
+) -> None:
+    source = Source(wait_after=1)
+    async with asyncio.timeout(5):
+        call = call_of(keys.test, 0.3)
+        error = await refusal(remote.media.upload_media("audio/mpeg", source, call))
+    assert parts(error) == parts(PomeloError("deadline_exceeded"))
+
+
+@asynccontextmanager
+async def over_a_socket(app: App, path: str) -> AsyncIterator[Services]:
+    """The app's services over a unix socket."""
+    async with (
+        open_server(app.services, ServerOptions(f"unix:{path}")) as server,
+        open_remote(server.address) as services,
+    ):
+        yield services
+
+
+async def test_a_unix_socket_carries_it_as_well(app: App, keys: Keys, tmp_path: Any) -> None:
+    async with over_a_socket(app, str(tmp_path / "s")) as services:
+        result = await services.tasks.run_task(text_task(), call_of(keys.test))
+        assert result.text.content
