@@ -1,6 +1,7 @@
-"""The way to the vendors: one shared session, whole answers and streams of events.
+"""The way to the vendors: one shared session for whole answers, streams of events, sounds and files.
 
-Providers call `Http.whole` and `Http.events`; what can go wrong comes out as a `PomeloError` by the map in
+Providers call `Http.whole` (JSON), `Http.events` (server-sent events), `Http.pieces` (raw bytes as they come)
+and `Http.fetch` (a whole file); what can go wrong comes out as a `PomeloError` by the map in
 `pomelo.providers.failures`. It knows no vendor. It follows no redirect, keeps no cookie, heeds no proxy
 variable and asks for no compression; nothing is ever sent twice.
 """
@@ -35,6 +36,9 @@ _GOODBYE_WAIT = 0.05  # seconds between a stream's last event and its end, for t
 _AT_ONCE = 1024 * 1024  # bytes of a request that are written in one go
 
 _FAULTS = (aiohttp.ClientError, OSError, ValueError)
+
+Body = bytes | aiohttp.MultipartWriter | None
+"""What is sent: bytes, or a form whose parts are read as they are sent; None makes a GET of the call."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,25 +85,54 @@ class Http:
             await self._session.close()
             self._session = None
 
-    async def whole(self, url: URL, headers: Mapping[str, str], body: bytes, dialect: Dialect) -> Any:
-        """Posts `body` and gives the parsed JSON of the answer. Cancelling closes the connection at once.
+    async def whole(
+        self, url: URL, headers: Mapping[str, str], body: Body, dialect: Dialect, *, most: int = BODY_MOST
+    ) -> Any:
+        """Posts `body` (None: gets) and gives the parsed JSON of the answer, which has at most `most` bytes.
+        Cancelling closes the connection at once.
 
         Raises:
             PomeloError: by the map.
         """
-        async with self._post(url, headers, body, dialect, self._whole_limits) as response:
-            answer, complete = await _read(response, BODY_MOST)
-        if not complete:
-            raise nonsense("an answer above the limit")
+        answer, _ = await self.fetch(url, headers, body, dialect, most=most)
         try:
             return from_json(answer)
         except ValueError:
             pass
         raise nonsense("no JSON")
 
+    async def fetch(
+        self, url: URL, headers: Mapping[str, str], body: Body, dialect: Dialect, *, most: int
+    ) -> tuple[bytes, str]:
+        """Posts `body` (None: gets) and gives the answer's bytes, at most `most`, and its media type as it
+        was told (empty: it was not). Cancelling closes the connection at once.
+
+        Raises:
+            PomeloError: by the map.
+        """
+        async with self._ask(url, headers, body, dialect, self._whole_limits) as response:
+            answer, complete = await _read(response, most)
+            content_type = response.headers.get("Content-Type", "")
+        if not complete:
+            raise nonsense("an answer above the limit")
+        return answer, content_type
+
+    @asynccontextmanager
+    async def pieces(
+        self, url: URL, headers: Mapping[str, str], body: Body, dialect: Dialect
+    ) -> "AsyncGenerator[ByteStream, None]":
+        """Posts `body` (None: gets) and opens the answer as bytes that are passed on as they come. Leaving
+        closes the connection at once, unless the answer was read to its end.
+
+        Raises:
+            PomeloError: by the map.
+        """
+        async with self._ask(url, headers, body, dialect, self._stream_limits) as response:
+            yield ByteStream(response)
+
     @asynccontextmanager
     async def events(
-        self, url: URL, headers: Mapping[str, str], body: bytes, dialect: Dialect
+        self, url: URL, headers: Mapping[str, str], body: Body, dialect: Dialect
     ) -> "AsyncGenerator[EventStream, None]":
         """Posts `body` and opens the answer as a stream of events. Leaving closes the connection at once,
         unless the answer was read to its end.
@@ -107,27 +140,34 @@ class Http:
         Raises:
             PomeloError: by the map.
         """
-        async with self._post(url, headers, body, dialect, self._stream_limits) as response:
+        async with self._ask(url, headers, body, dialect, self._stream_limits) as response:
             # Whatever its type is called: proxies rename it, and a page has no events and no end marker.
             yield EventStream(response)
 
     @asynccontextmanager
-    async def _post(
+    async def _ask(
         self,
         url: URL,
         headers: Mapping[str, str],
-        body: bytes,
+        body: Body,
         dialect: Dialect,
         limits: aiohttp.ClientTimeout,
     ) -> AsyncGenerator[aiohttp.ClientResponse, None]:
         session = self._session
         if session is None:
             raise RuntimeError("Http is used outside of its context")
-        # A large body is written in pieces, so that other calls have their turn in between.
-        data = body if len(body) <= _AT_ONCE else io.BytesIO(body)
+        data: Any = body
+        if isinstance(body, bytes) and len(body) > _AT_ONCE:
+            # A large body is written in pieces, so that other calls have their turn in between.
+            data = io.BytesIO(body)
         try:
-            response = await session.post(
-                url, data=data, headers=headers, timeout=limits, allow_redirects=False
+            response = await session.request(
+                "GET" if body is None else "POST",
+                url,
+                data=data,
+                headers=headers,
+                timeout=limits,
+                allow_redirects=False,
             )
         except _FAULTS as error:
             failure = not_answered(error)
@@ -192,6 +232,28 @@ class EventStream:
         with contextlib.suppress(TimeoutError, *_FAULTS):
             async with asyncio.timeout(_GOODBYE_WAIT):
                 await self._content.readany()
+
+
+class ByteStream:
+    """An answer that comes as bytes: a sound."""
+
+    __slots__ = ("_content", "headers")
+
+    def __init__(self, response: aiohttp.ClientResponse) -> None:
+        self._content = response.content
+        self.headers: Mapping[str, str] = response.headers
+
+    async def read(self) -> bytes:
+        """The next bytes, all that are there; empty only at the end of the answer.
+
+        Raises:
+            PomeloError: by the map; what came before stands.
+        """
+        try:
+            return await self._content.readany()
+        except _FAULTS as error:
+            failure = cut(error)
+        raise failure
 
 
 def _limits(connect: float, silence: float) -> aiohttp.ClientTimeout:

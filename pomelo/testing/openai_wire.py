@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from pomelo.testing.openai_checks import check
-from pomelo.testing.reply import Received, Reply, Step, Token
+from pomelo.testing.reply import Received, Reply, Step, Token, Wire
 
 PATH = "/v1/chat/completions"
 
@@ -227,6 +227,9 @@ def refused(received: Received, api_key: str | None) -> Reply | None:
     if problem is not None:
         return error_reply(400, code=problem.code, param=problem.param, message=problem.message)
     return None
+
+
+WIRE = Wire("openai", lambda received: received.path == PATH, refused, Answer())
 
 
 def _error(message: str, kind: str, param: str | None, code: str | None) -> dict[str, Any]:

@@ -98,3 +98,17 @@ class Received:
 
 Script = Reply | Callable[[Received], Reply]
 """A reply, or what makes one for a request."""
+
+
+@dataclass(frozen=True, slots=True)
+class Wire:
+    """A vendor's wire: what the server needs to play it.
+
+    `serves` tells a vendor's requests by their method and path; `refused` gives the vendor's refusal of a
+    request that it would not take (with None any key will do), `default` answers one that it would.
+    """
+
+    name: str
+    serves: Callable[[Received], bool]
+    refused: Callable[[Received, str | None], Reply | None]
+    default: Script

@@ -18,7 +18,10 @@ from typing import Self
 from aiohttp import web
 
 from pomelo.testing import openai_wire
-from pomelo.testing.reply import Gate, Received, Reply, Script, Step, Stop, Token
+from pomelo.testing.reply import Gate, Received, Reply, Script, Step, Stop, Token, Wire
+
+WIRES: tuple[Wire, ...] = (openai_wire.WIRE,)
+"""The vendors that the server can play."""
 
 BODY_MOST = 64 * 1024 * 1024
 """Bytes of a request that the server takes."""
@@ -28,8 +31,8 @@ class FaultUpstream:
     """The server; an async context manager.
 
     A valid request gets, in this order: the script of the first `when` that applies to it; the next of the
-    queue that `script` fills; `default`. An invalid one is refused as the vendor would, and uses up nothing.
-    With `api_key` any other key is refused.
+    queue that `script` fills; `default`, or its wire's. An invalid one is refused as the vendor would, and uses
+    up nothing. With `api_key` any other key is refused.
     """
 
     def __init__(
@@ -38,11 +41,11 @@ class FaultUpstream:
         host: str = "127.0.0.1",
         port: int = 0,
         api_key: str | None = None,
-        default: Script | None = None,
     ) -> None:
         self.requests: list[Received] = []
         """Every request, valid or not, in order of arrival."""
-        self.default: Script = default or openai_wire.Answer()
+        self.default: Script | None = None
+        """Where set, in place of the wires' defaults."""
         self._host = host
         self._port = port
         self._api_key = api_key
@@ -125,12 +128,14 @@ class FaultUpstream:
             received.done.set()
 
     def _reply(self, received: Received) -> Reply:
-        script: Script | None = openai_wire.refused(received, self._api_key)
+        # A path that no vendor has is refused in the first one's words.
+        wire = next((wire for wire in WIRES if wire.serves(received)), WIRES[0])
+        script: Script | None = wire.refused(received, self._api_key)
         if script is None:
             prompt = received.prompt
             script = next((script for part, script in self._cases if part in prompt), None)
         if script is None:
-            script = self._queue.popleft() if self._queue else self.default
+            script = self._queue.popleft() if self._queue else self.default or wire.default
         return script if isinstance(script, Reply) else script(received)
 
 
