@@ -4,8 +4,12 @@ import resource
 import subprocess
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
+import psutil
 import pytest
+
+from tests.serving import serve
 
 IMPORT_MOST = 0.1
 HELP_MOST = 0.3
@@ -30,3 +34,11 @@ def seconds(*command: str) -> float:
 )
 def test_it_starts_within(arguments: Sequence[str], most: float) -> None:
     assert seconds(sys.executable, *arguments) < most
+
+
+IDLE_MOST = 90 * 1024 * 1024
+
+
+async def test_an_idle_server_is_small(tmp_path: Path) -> None:
+    async with serve(tmp_path) as served:
+        assert psutil.Process(served.pid).memory_info().rss < IDLE_MOST
