@@ -256,9 +256,11 @@ async def refused_now(address: str, keys: Keys) -> None:
     while True:
         async with grpc.aio.insecure_channel(address) as late:
             call = ModelServiceStub(late).ListModels(ListModelsRequest(), metadata=bearer(keys.test))
-            if await call.code() == grpc.StatusCode.UNAVAILABLE:
+            status = await call.code()
+            # grpc.aio itself cancels what arrives in the very moment of the end.
+            if status in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED):
                 return
-            assert await call.code() == grpc.StatusCode.OK
+            assert status == grpc.StatusCode.OK
 
 
 async def test_after_the_grace_calls_are_cancelled_and_their_handlers_have_ended_when_the_server_has(
