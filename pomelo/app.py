@@ -20,6 +20,7 @@ from pomelo.engine import Engine
 from pomelo.media import MediaDesk, MediaStore
 from pomelo.providers import Credentials, open_providers
 from pomelo.providers.base import Provider
+from pomelo.routing import Router
 from pomelo.server.admin import AdminServicer
 from pomelo.server.main import ServerOptions, open_admin, open_server
 from pomelo.service import Services
@@ -70,7 +71,7 @@ async def open_app(
         catalog = catalog or Catalog.load()
         engine = Engine(
             catalog=catalog,
-            providers=providers,
+            router=Router(providers),
             authenticate=keyring.authenticate,
             media=media,
             inline_limit=settings.inline_limit,

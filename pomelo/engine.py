@@ -6,13 +6,13 @@ kind of task is stands in `pomelo.tasks`, what a vendor's wire is in `pomelo.pro
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
 
 from pomelo.call import Call, Principal
-from pomelo.catalog import Catalog, Model, Route
+from pomelo.catalog import Catalog, Model
 from pomelo.errors import PomeloError, invalid
 from pomelo.gen.v1 import model_service_pb2 as model_pb
 from pomelo.gen.v1.speech_pb2 import AudioInput
@@ -20,7 +20,8 @@ from pomelo.gen.v1.task_pb2 import Task, TaskResult
 from pomelo.gen.v1.task_service_pb2 import StreamTaskResponse, TaskStarted
 from pomelo.ids import new_id
 from pomelo.media import MediaStore, sniff
-from pomelo.providers.base import AudioSource, Job, JobMethod, Provider, method
+from pomelo.providers.base import AudioSource, Job
+from pomelo.routing import Candidate, Router
 from pomelo.tasks import TASK_TYPES
 from pomelo.tasks.base import Fold, Folding
 
@@ -32,8 +33,8 @@ INLINE_LIMIT = 4 * 1024 * 1024
 class _Run:
     """A task that was taken in."""
 
-    method: JobMethod
     job: Job
+    candidates: list[Candidate]
     fold: Fold
     created: int
 
@@ -41,15 +42,15 @@ class _Run:
 class Engine:
     """Runs tasks on providers.
 
-    `providers` are by name; `sandbox` among them serves the test keys, and them alone. `authenticate` tells
-    whose key a call bears and fills its reply; `now` is Unix time in seconds.
+    `router` knows who serves a model; `authenticate` tells whose key a call bears and fills its reply; `now`
+    is Unix time in seconds.
     """
 
     def __init__(
         self,
         *,
         catalog: Catalog,
-        providers: Mapping[str, Provider],
+        router: Router,
         authenticate: Callable[[Call], Awaitable[Principal]],
         media: MediaStore,
         inline_limit: int = INLINE_LIMIT,
@@ -57,7 +58,7 @@ class Engine:
         ids: Callable[[str], str] = new_id,
     ) -> None:
         self._catalog = catalog
-        self._providers = providers
+        self._router = router
         self._authenticate = authenticate
         self._media = media
         self._inline_limit = inline_limit
@@ -76,7 +77,7 @@ class Engine:
         run = await self._take_in(task, call, stream=False)
         result = _result(task, run)
         async with self._until_deadline(run):
-            async with aclosing(run.method(run.job)) as events:
+            async with aclosing(self._router.events(run.job, run.candidates)) as events:
                 async for event in events:
                     run.fold.add(event)
             run.fold.finish(result)
@@ -86,7 +87,7 @@ class Engine:
     async def stream_task(self, task: Task, call: Call) -> AsyncIterator[AsyncIterator[StreamTaskResponse]]:
         """See the port."""
         run = await self._take_in(task, call, stream=True)
-        async with self._until_deadline(run), aclosing(_stream(task, run)) as events:
+        async with self._until_deadline(run), aclosing(self._stream(task, run)) as events:
             yield events
 
     # --- ModelService
@@ -160,18 +161,18 @@ class Engine:
         given = getattr(task, kind.name)
         kind.check(given, model)
         audio = self._audio(given.audio, principal) if kind.audio else None
-        route, provider_method = self._route(model, kind.name, principal)
+        candidates = self._router.candidates(model, kind.name, live=principal.live)
         job = Job(
             task_id=self._ids(kind.id_prefix),
             model=model,
-            route=route,
+            route=candidates[0].route,
             input=given,
             stream=stream,
             deadline=call.deadline,
             audio=audio,
         )
         fold = kind.fold(Folding(given, stream, partial(self._media.writer, principal.account)))
-        return _Run(provider_method, job, fold, int(self._now()))
+        return _Run(job, candidates, fold, int(self._now()))
 
     @asynccontextmanager
     async def _until_deadline(self, run: _Run) -> AsyncIterator[None]:
@@ -196,6 +197,24 @@ class Engine:
             if not self._running:
                 self._idle.set()
 
+    async def _stream(self, task: Task, run: _Run) -> AsyncGenerator[StreamTaskResponse, None]:
+        """The contract's order of events: `started` with the first one, the held one or the result last."""
+        fold = run.fold
+        started = False
+        async with aclosing(self._router.events(run.job, run.candidates)) as events:
+            async for event in events:
+                passed = fold.add(event)
+                if passed is not None:
+                    if not started:
+                        started = True
+                        yield _started(task, run)
+                    yield passed
+        result = _result(task, run)
+        last = fold.finish(result)
+        if not started:
+            yield _started(task, run)
+        yield StreamTaskResponse(result=result) if last is None else last
+
     def _audio(self, audio: AudioInput, principal: Principal) -> AudioSource:
         if audio.media_id:
             try:
@@ -212,25 +231,11 @@ class Engine:
             )
         return AudioSource(sniff(audio.content_type, audio.data[:16]), size, data=audio.data)
 
-    # --- who serves it
-
-    def _route(self, model: Model, kind: str, principal: Principal) -> tuple[Route, JobMethod]:
-        """The first route that can serve the key.
-
-        Raises:
-            PomeloError: provider_not_configured.
-        """
-        for route in model.routes if principal.live else (Route("sandbox", model.name),):
-            provider = self._providers.get(route.provider)
-            if provider is not None and provider.configured:
-                provider_method = method(provider, kind)
-                if provider_method is not None:
-                    return route, provider_method
-        raise PomeloError("provider_not_configured", field="model")
+    # --- telling of models
 
     def _describe(self, model: Model, principal: Principal) -> model_pb.Model:
         try:
-            self._route(model, TASK_TYPES[model.task_type].name, principal)
+            self._router.candidates(model, TASK_TYPES[model.task_type].name, live=principal.live)
             available = True
         except PomeloError:
             available = False
@@ -248,25 +253,6 @@ class Engine:
             price_version=model.price_version,
             available=available,
         )
-
-
-async def _stream(task: Task, run: _Run) -> AsyncGenerator[StreamTaskResponse, None]:
-    """The contract's order of events: `started` with the first one, the held one or the result last."""
-    fold = run.fold
-    started = False
-    async with aclosing(run.method(run.job)) as events:
-        async for event in events:
-            passed = fold.add(event)
-            if passed is not None:
-                if not started:
-                    started = True
-                    yield _started(task, run)
-                yield passed
-    result = _result(task, run)
-    last = fold.finish(result)
-    if not started:
-        yield _started(task, run)
-    yield StreamTaskResponse(result=result) if last is None else last
 
 
 def _started(task: Task, run: _Run) -> StreamTaskResponse:

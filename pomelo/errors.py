@@ -5,6 +5,7 @@ gateway into an error body. Nothing here knows of a transport.
 """
 
 from dataclasses import dataclass
+from enum import IntEnum
 
 from pomelo.gen.v1 import error_reason_pb2 as reasons
 
@@ -83,15 +84,27 @@ TABLE: dict[str, ErrorRow] = {row.code: row for row in _ROWS}
 """Every error by its code. Each has a value in error_reason.proto; a test holds them together."""
 
 
+class Replay(IntEnum):
+    """What may be done about a failure before anything was delivered, without doing the work twice."""
+
+    NEVER = 0
+    """Nothing: the request itself is at fault, or the work may have been done."""
+    ELSEWHERE = 1
+    """Nothing was done, and asking the same again is pointless: another route may be asked."""
+    AGAIN = 2
+    """Nothing was done: it may be asked again, after a wait."""
+
+
 class PomeloError(Exception):
     """A refusal or a failure that a caller may see.
 
     Its message says what to do and names the field; it never holds a key, a provider's raw body, a path
-    or a stack trace. `field` is the request field at fault, or None. `retry_after` is in whole seconds,
-    or None where a retry is pointless.
+    or a stack trace. `field` is the request field at fault, or None. `wait` is a wait in whole seconds that
+    is known (None: none is); `retry_after` is the one to propose, None where a retry is pointless. `replay`
+    is for the engine: what it may do about the failure before the caller hears of it.
     """
 
-    __slots__ = ("field", "message", "retry_after", "row")
+    __slots__ = ("field", "message", "replay", "row", "wait")
 
     def __init__(
         self, code: str, message: str = "", *, field: str | None = None, retry_after: int | None = None
@@ -99,8 +112,14 @@ class PomeloError(Exception):
         self.row = TABLE[code]
         self.message = message or self.row.message
         self.field = field
-        self.retry_after = self.row.retry_after if retry_after is None else retry_after
+        self.wait = retry_after
+        self.replay = Replay.NEVER
         super().__init__(self.message)
+
+    @property
+    def retry_after(self) -> int | None:
+        """The wait to propose: the one that is known, else the row's."""
+        return self.row.retry_after if self.wait is None else self.wait
 
     @property
     def code(self) -> str:

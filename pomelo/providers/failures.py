@@ -37,7 +37,7 @@ from typing import Any
 import aiohttp
 from pydantic_core import from_json
 
-from pomelo.errors import PomeloError
+from pomelo.errors import PomeloError, Replay
 
 WAIT_MOST = 60
 """The longest wait in seconds that is passed on from a vendor."""
@@ -63,23 +63,28 @@ class Dialect:
     """How a vendor words its failures.
 
     `meanings` gives the code of our table for a vendor's code; `read` finds the complaint in a parsed body,
-    whatever its shape, and never raises.
+    whatever its shape, and never raises. `replays` False: each request may be paid for, so it is not sent a
+    second time where the first may have gone through.
     """
 
     vendor: str
     read: Callable[[Any], Complaint]
     meanings: Mapping[str, str] = field(default_factory=dict)
+    replays: bool = True
 
 
-def not_answered(error: BaseException) -> PomeloError:
+def not_answered(error: BaseException, dialect: Dialect) -> PomeloError:
     """What a failure before the answer's head means; `error` is aiohttp's, or an OSError or ValueError."""
+    replay = Replay.NEVER
     match error:
         case aiohttp.ConnectionTimeoutError():
             failure = PomeloError("provider_unavailable", "The provider can't be reached. Retry later")
+            replay = Replay.AGAIN
         case TimeoutError():
             failure = PomeloError("deadline_exceeded", "The provider did not answer in time. Retry")
         case aiohttp.ClientConnectorCertificateError() | aiohttp.ClientSSLError():
             failure = PomeloError("provider_failed", "No safe connection to the provider can be made")
+            replay = Replay.ELSEWHERE
         case (
             aiohttp.ClientResponseError()
             | aiohttp.ClientPayloadError()
@@ -89,6 +94,9 @@ def not_answered(error: BaseException) -> PomeloError:
             failure = PomeloError("provider_failed")
         case _:
             failure = PomeloError("provider_unavailable", "The provider can't be reached. Retry later")
+            if dialect.replays or isinstance(error, aiohttp.ClientConnectorError):
+                replay = Replay.AGAIN
+    failure.replay = replay
     return _noted(failure, type(error).__name__)
 
 
@@ -129,6 +137,10 @@ def refused(
             failure = _not_taken(complaint.field)
         else:
             failure = PomeloError("provider_failed")
+    if failure.code == "provider_unavailable" and (dialect.replays or status == 429):
+        failure.replay = Replay.AGAIN
+    elif failure.code == "provider_failed" and status < 500:
+        failure.replay = Replay.ELSEWHERE  # our key, our money, our name of the model: not the next host's
     return _noted(failure, *told)
 
 

@@ -12,11 +12,12 @@ import io
 import time
 from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import Any, Self
 
 import aiohttp
+from aiohttp.abc import AbstractResolver
 from pydantic_core import from_json
 from yarl import URL
 
@@ -60,8 +61,11 @@ class Http:
         *,
         per_host: int = PER_HOST,
         now: Callable[[], float] = time.time,
+        resolver: AbstractResolver | None = None,
     ) -> None:
         timeouts = timeouts or Timeouts()
+        self._timeouts = timeouts
+        self._resolver = resolver
         self._now = now
         self._per_host = per_host
         self._stream_limits = _limits(timeouts.connect, timeouts.silence)
@@ -70,7 +74,9 @@ class Http:
 
     async def __aenter__(self) -> Self:
         self._session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=0, limit_per_host=self._per_host, keepalive_timeout=15),
+            connector=aiohttp.TCPConnector(
+                limit=0, limit_per_host=self._per_host, keepalive_timeout=15, resolver=self._resolver
+            ),
             cookie_jar=aiohttp.DummyCookieJar(),
             headers={"Accept-Encoding": "identity", "User-Agent": f"pomelo/{pomelo.__version__}"},
             auto_decompress=False,
@@ -84,6 +90,14 @@ class Http:
         if self._session is not None:
             await self._session.close()
             self._session = None
+            if self._resolver is not None:
+                await self._resolver.close()  # the session closes its own alone
+
+    def apart(self, resolver: AbstractResolver) -> "Http":
+        """Another one with the same limits, whose names are looked up by `resolver`; to be entered. What it
+        fetches is not thought about, so silence ends a whole answer as it does a stream."""
+        timeouts = replace(self._timeouts, whole=min(self._timeouts.whole, self._timeouts.silence))
+        return Http(timeouts, per_host=self._per_host, now=self._now, resolver=resolver)
 
     async def whole(
         self, url: URL, headers: Mapping[str, str], body: Body, dialect: Dialect, *, most: int = BODY_MOST
@@ -119,15 +133,17 @@ class Http:
 
     @asynccontextmanager
     async def pieces(
-        self, url: URL, headers: Mapping[str, str], body: Body, dialect: Dialect
+        self, url: URL, headers: Mapping[str, str], body: Body, dialect: Dialect, *, patient: bool = False
     ) -> "AsyncGenerator[ByteStream, None]":
         """Posts `body` (None: gets) and opens the answer as bytes that are passed on as they come. Leaving
-        closes the connection at once, unless the answer was read to its end.
+        closes the connection at once, unless the answer was read to its end. With `patient` it may be silent
+        for as long as a whole answer, because the vendor sends nothing before it has finished.
 
         Raises:
             PomeloError: by the map.
         """
-        async with self._ask(url, headers, body, dialect, self._stream_limits) as response:
+        limits = self._whole_limits if patient else self._stream_limits
+        async with self._ask(url, headers, body, dialect, limits) as response:
             yield ByteStream(response)
 
     @asynccontextmanager
@@ -170,7 +186,7 @@ class Http:
                 allow_redirects=False,
             )
         except _FAULTS as error:
-            failure = not_answered(error)
+            failure = not_answered(error, dialect)
         else:
             try:
                 if response.status >= 300:

@@ -31,8 +31,8 @@ class FaultUpstream:
     """The server; an async context manager.
 
     A valid request gets, in this order: the script of the first `when` that applies to it; the next of the
-    queue that `script` fills; `default`, or its wire's. An invalid one is refused as the vendor would, and uses
-    up nothing. With `api_key` any other key is refused.
+    queue that `script` fills; `default`, or its wire's. An invalid one is refused as the vendor would, and
+    uses up nothing. With `api_key` any other key is refused.
     """
 
     def __init__(

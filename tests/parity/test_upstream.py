@@ -30,7 +30,7 @@ CLOSED_WITHIN = 0.05
 
 FAULTS: dict[str, tuple[Script, str, str]] = {
     "500": (error_reply(500, "boom"), "provider_unavailable", "provider_unavailable"),
-    "503 with a wait": (error_reply(503, "busy", headers={"Retry-After": "7"}), "provider_unavailable", "provider_unavailable"),
+    "503 with a wait": (error_reply(503, "busy", headers={"Retry-After": "30"}), "provider_unavailable", "provider_unavailable"),
     "429": (error_reply(429, "slow", code="rate_limit_exceeded"), "provider_unavailable", "provider_unavailable"),
     "429 without money": (error_reply(429, "pay", code="credit_balance_exhausted"), "provider_failed", "provider_failed"),
     "401": (error_reply(401, "who", code="invalid_api_key"), "provider_failed", "provider_failed"),

@@ -162,7 +162,7 @@ INFO: Any = SimpleNamespace(real_url=f"https://api.acme.example/{CANARY}", heade
     ],
 )
 def test_a_failure_before_the_answer_has_a_meaning(error: BaseException, code: str) -> None:
-    failure = not_answered(error)
+    failure = not_answered(error, ACME)
     assert failure.code == code
     assert CANARY not in "".join(traceback.format_exception(failure))
 
