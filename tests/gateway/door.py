@@ -24,6 +24,7 @@ from pomelo.gen.v1.task_pb2 import TaskResult
 from pomelo.gen.v1.task_service_pb2 import StreamTaskResponse as Event
 from pomelo.media import MediaDesk, MediaStore
 from pomelo.providers.base import Job
+from pomelo.routing import Router
 from pomelo.service import Services
 
 KEY = "pml_test_open"
@@ -140,7 +141,10 @@ async def open_door(folder: Path, **options: Any) -> AsyncIterator[Door]:
     media = MediaStore(folder, b"s" * 32, now=time.time)
     player = Player()
     engine = Engine(
-        catalog=Catalog.load(), providers={"sandbox": player}, authenticate=authenticate, media=media
+        catalog=Catalog.load(),
+        router=Router({"sandbox": player}),
+        authenticate=authenticate,
+        media=media,
     )
     services = Services(tasks=engine, models=engine, media=MediaDesk(media, authenticate))
     async with (
