@@ -7,7 +7,7 @@ is global; two apps can live in one process. Keyword seams let a test put anothe
 import asyncio
 import contextlib
 import ssl
-from collections.abc import AsyncIterator, Awaitable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 
@@ -52,6 +52,7 @@ async def open_app(
     *,
     catalog: Catalog | None = None,
     providers: Mapping[str, Provider] | None = None,
+    make_router: Callable[[Mapping[str, Provider]], Router] = Router,
 ) -> AsyncIterator[App]:
     """Builds and serves everything; leaving drains: what runs may end within the grace, nothing new comes in.
 
@@ -71,7 +72,7 @@ async def open_app(
         catalog = catalog or Catalog.load()
         engine = Engine(
             catalog=catalog,
-            router=Router(providers),
+            router=make_router(providers),
             authenticate=keyring.authenticate,
             media=media,
             inline_limit=settings.inline_limit,

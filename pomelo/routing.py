@@ -32,18 +32,19 @@ _TROUBLE = frozenset({"provider_unavailable", "deadline_exceeded"})
 
 
 class Breaker:
-    """Whether a route may be asked. Open after TRIPS_AT failures in a row; then one probe at a time."""
+    """Whether a route may be asked. Open after `trips_at` failures in a row; then one probe at a time."""
 
-    __slots__ = ("_failures", "_rests_until")
+    __slots__ = ("_failures", "_rests_until", "_trips_at")
 
-    def __init__(self) -> None:
+    def __init__(self, trips_at: int = TRIPS_AT) -> None:
+        self._trips_at = trips_at
         self._failures = 0
         self._rests_until = 0.0
 
     def allows(self, now: float) -> bool:
         """Whether a task may ask now. Of an open breaker the first to hear yes after the rest is the probe:
         for others it rests on."""
-        if self._failures < TRIPS_AT:
+        if self._failures < self._trips_at:
             return True
         if now < self._rests_until:
             return False
@@ -52,7 +53,7 @@ class Breaker:
 
     def rests(self, now: float) -> float:
         """Seconds until a task may ask; 0 when one may."""
-        return max(0.0, self._rests_until - now) if self._failures >= TRIPS_AT else 0.0
+        return max(0.0, self._rests_until - now) if self._failures >= self._trips_at else 0.0
 
     def succeeded(self) -> None:
         """The route answers."""
@@ -61,7 +62,7 @@ class Breaker:
     def failed(self, now: float) -> None:
         """The route is in trouble."""
         self._failures += 1
-        if self._failures >= TRIPS_AT:
+        if self._failures >= self._trips_at:
             self._rests_until = now + RESTS_FOR
 
 
@@ -79,7 +80,7 @@ class Router:
     """Asks the routes of a model in order.
 
     `providers` are by name. `clock` is monotonic, as deadlines are; `sleep` and `chance` (0 to 1) time the
-    retries.
+    retries; `trips_at` is the breakers'.
     """
 
     def __init__(
@@ -89,7 +90,9 @@ class Router:
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
         chance: Callable[[], float] = random.random,
+        trips_at: int = TRIPS_AT,
     ) -> None:
+        self._trips_at = trips_at
         self._providers = providers
         self._clock = clock
         self._sleep = sleep
@@ -114,7 +117,7 @@ class Router:
         return found
 
     def _breaker(self, route: Route) -> Breaker:
-        return self._breakers.setdefault((route.provider, route.model), Breaker())
+        return self._breakers.setdefault((route.provider, route.model), Breaker(self._trips_at))
 
     def events(self, job: Job, candidates: list[Candidate]) -> AsyncGenerator[Event, None]:
         """The events of a task, from the first candidate that gives any; to be closed by the caller.

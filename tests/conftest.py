@@ -8,6 +8,7 @@ import os
 import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import aiohttp
@@ -15,6 +16,7 @@ import grpc
 import pytest
 
 from pomelo.app import App, open_app, open_gateway
+from pomelo.routing import Router
 from pomelo.settings import Settings
 from pomelo.testing import FaultUpstream
 
@@ -58,8 +60,9 @@ def settings(tmp_path_factory: pytest.TempPathFactory, upstream: FaultUpstream) 
 
 @pytest.fixture(scope="session")
 async def app(settings: Settings) -> AsyncIterator[App]:
-    """A running Pomelo with both doors open."""
-    async with open_app(settings) as running:
+    """A running Pomelo with both doors open. Its routes are asked however often they failed."""
+    patient = partial(Router, trips_at=10**9)
+    async with open_app(settings, make_router=patient) as running:
         yield running
 
 
