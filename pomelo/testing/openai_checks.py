@@ -5,38 +5,25 @@ doesn't declare is refused, as are parameters that its newer models don't take. 
 sound and the like are known by name and otherwise let through.
 """
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from typing import Any
 
-
-@dataclass(frozen=True, slots=True)
-class Problem:
-    """Why a request is refused: the vendor's `code` and `param`, and a message in our words."""
-
-    code: str
-    param: str | None
-    message: str
-
-
-Check = Callable[[str, Any], Problem | None]
+from pomelo.testing.checks import (
+    Check,
+    Problem,
+    conversation,
+    declared,
+    flag,
+    number,
+    one_of,
+    text,
+    whole,
+)
 
 
 def check(body: Mapping[str, Any]) -> Problem | None:
     """The first thing that is wrong with a request, or None."""
-    for name in body:
-        if name not in _FIELDS and name not in _OTHERS:
-            return Problem("unknown_parameter", name, f"Nothing is called {name}")
-    for name in ("model", "messages"):
-        if body.get(name) is None:
-            return Problem("missing_required_parameter", name, f"{name} is required")
-    for name, checks in _FIELDS.items():
-        value = body.get(name)
-        if value is not None:
-            problem = checks(name, value)
-            if problem is not None:
-                return problem
-    return _together(body)
+    return declared(body, _FIELDS, _OTHERS, required=("model", "messages")) or _together(body)
 
 
 def _together(body: Mapping[str, Any]) -> Problem | None:
@@ -54,60 +41,6 @@ def _together(body: Mapping[str, Any]) -> Problem | None:
             if body.get(name) is not None:
                 return Problem("unsupported_value", name, f"This model takes {name} without reasoning alone")
     return None
-
-
-def _whole(least: int, most: int) -> Check:
-    def checked(name: str, value: Any) -> Problem | None:
-        if type(value) is not int:
-            return Problem("invalid_type", name, f"{name} must be a whole number")
-        if value < least:
-            return Problem("integer_below_min_value", name, f"{name} must be at least {least}")
-        if value > most:
-            return Problem("integer_above_max_value", name, f"{name} must be at most {most}")
-        return None
-
-    return checked
-
-
-def _number(least: float, most: float) -> Check:
-    def checked(name: str, value: Any) -> Problem | None:
-        if type(value) not in (int, float):
-            return Problem("invalid_type", name, f"{name} must be a number")
-        if value < least:
-            return Problem("decimal_below_min_value", name, f"{name} must be at least {least}")
-        if value > most:
-            return Problem("decimal_above_max_value", name, f"{name} must be at most {most}")
-        return None
-
-    return checked
-
-
-def _text(least: int = 0, most: int = 10_485_760) -> Check:
-    def checked(name: str, value: Any) -> Problem | None:
-        if not isinstance(value, str):
-            return Problem("invalid_type", name, f"{name} must be a string")
-        if len(value) < least:
-            return Problem("string_below_min_length", name, f"{name} is too short")
-        if len(value) > most:
-            return Problem("string_above_max_length", name, f"{name} is too long")
-        return None
-
-    return checked
-
-
-def _one_of(*allowed: str) -> Check:
-    def checked(name: str, value: Any) -> Problem | None:
-        if not isinstance(value, str):
-            return Problem("invalid_type", name, f"{name} must be a string")
-        if value not in allowed:
-            return Problem("invalid_value", name, f"{name} must be one of {', '.join(allowed)}")
-        return None
-
-    return checked
-
-
-def _flag(name: str, value: Any) -> Problem | None:
-    return None if isinstance(value, bool) else Problem("invalid_type", name, f"{name} must be true or false")
 
 
 def _stop(name: str, value: Any) -> Problem | None:
@@ -147,49 +80,8 @@ _PARTS = {
 }
 
 
-def _messages(name: str, value: Any) -> Problem | None:
-    if not isinstance(value, list):
-        return Problem("invalid_type", name, f"{name} must be a list")
-    if not value:
-        return Problem("empty_array", name, f"{name} must not be empty")
-    for index, message in enumerate(value):
-        problem = _message(f"{name}[{index}]", message)
-        if problem is not None:
-            return problem
-    return None
-
-
-def _message(name: str, message: Any) -> Problem | None:
-    if not isinstance(message, dict):
-        return Problem("invalid_type", name, f"{name} must be an object")
-    role = message.get("role")
-    if role is None:
-        return Problem("missing_required_parameter", f"{name}.role", "role is required")
-    known = _MESSAGE_FIELDS.get(role) if isinstance(role, str) else None
-    if known is None:
-        return Problem("invalid_value", f"{name}.role", "There is no such role")
-    for key in message:
-        if key not in known:
-            return Problem("unknown_parameter", f"{name}.{key}", f"Nothing is called {key}")
-    content = message.get("content")
-    if content is None:
-        if role == "assistant":
-            return None
-        return Problem("missing_required_parameter", f"{name}.content", "content is required")
-    if isinstance(content, str):
-        return None
-    if not isinstance(content, list):
-        return Problem("invalid_type", f"{name}.content", "content must be a string or a list of parts")
-    if not content:
-        return Problem("empty_array", f"{name}.content", "content must not be empty")
-    for index, part in enumerate(content):
-        problem = _part(f"{name}.content[{index}]", part, _PARTS.get(role, {"text"}))
-        if problem is not None:
-            return problem
-    return None
-
-
-def _part(name: str, part: Any, allowed: set[str]) -> Problem | None:
+def _part(name: str, part: Any, role: str) -> Problem | None:
+    allowed = _PARTS.get(role, {"text"})
     if not isinstance(part, dict):
         return Problem("invalid_type", name, f"{name} must be an object")
     kind = part.get("type")
@@ -199,7 +91,7 @@ def _part(name: str, part: Any, allowed: set[str]) -> Problem | None:
         return Problem("unknown_parameter", name, f"A {kind} part has type and {kind}")
     value = part[kind]
     if kind in ("text", "refusal"):
-        return _text()(f"{name}.{kind}", value)
+        return text()(f"{name}.{kind}", value)
     if kind != "image_url":
         return None
     if not isinstance(value, dict) or not isinstance(value.get("url"), str):
@@ -214,28 +106,28 @@ def _part(name: str, part: Any, allowed: set[str]) -> Problem | None:
 
 
 _FIELDS: Mapping[str, Check] = {
-    "model": _text(1),
-    "messages": _messages,
-    "max_tokens": _whole(1, 2**31 - 1),
-    "max_completion_tokens": _whole(1, 2**31 - 1),
-    "temperature": _number(0, 2),
-    "top_p": _number(0, 1),
-    "presence_penalty": _number(-2, 2),
-    "frequency_penalty": _number(-2, 2),
+    "model": text(1),
+    "messages": conversation(_MESSAGE_FIELDS, _part, silent={"assistant"}),
+    "max_tokens": whole(1, 2**31 - 1),
+    "max_completion_tokens": whole(1, 2**31 - 1),
+    "temperature": number(0, 2),
+    "top_p": number(0, 1),
+    "presence_penalty": number(-2, 2),
+    "frequency_penalty": number(-2, 2),
     "stop": _stop,
-    "n": _whole(1, 128),
-    "seed": _whole(-(2**63), 2**63 - 1),
-    "logprobs": _flag,
-    "top_logprobs": _whole(0, 20),
-    "stream": _flag,
+    "n": whole(1, 128),
+    "seed": whole(-(2**63), 2**63 - 1),
+    "logprobs": flag,
+    "top_logprobs": whole(0, 20),
+    "stream": flag,
     "stream_options": _stream_options,
-    "reasoning_effort": _one_of("none", "minimal", "low", "medium", "high", "xhigh", "max"),
-    "service_tier": _one_of("auto", "default", "flex", "scale", "priority", "fast"),
-    "safety_identifier": _text(0, 64),
-    "prompt_cache_key": _text(),
-    "user": _text(),
-    "store": _flag,
-    "parallel_tool_calls": _flag,
+    "reasoning_effort": one_of("none", "minimal", "low", "medium", "high", "xhigh", "max"),
+    "service_tier": one_of("auto", "default", "flex", "scale", "priority", "fast"),
+    "safety_identifier": text(0, 64),
+    "prompt_cache_key": text(),
+    "user": text(),
+    "store": flag,
+    "parallel_tool_calls": flag,
 }
 
 _OTHERS = frozenset(

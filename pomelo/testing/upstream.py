@@ -17,10 +17,10 @@ from typing import Self
 
 from aiohttp import web
 
-from pomelo.testing import openai_wire
+from pomelo.testing import anthropic_wire, mistral_wire, openai_wire
 from pomelo.testing.reply import Gate, Received, Reply, Script, Step, Stop, Token, Wire
 
-WIRES: tuple[Wire, ...] = (openai_wire.WIRE,)
+WIRES: tuple[Wire, ...] = (openai_wire.WIRE, anthropic_wire.WIRE, mistral_wire.WIRE)
 """The vendors that the server can play."""
 
 BODY_MOST = 64 * 1024 * 1024
@@ -63,6 +63,16 @@ class FaultUpstream:
     def openai_base_url(self) -> str:
         """The base URL as OpenAI's own clients take it, with /v1."""
         return f"{self.url}/v1"
+
+    @property
+    def anthropic_base_url(self) -> str:
+        """The base URL as Anthropic's own clients take it, without /v1."""
+        return self.url
+
+    @property
+    def mistral_base_url(self) -> str:
+        """The base URL as Mistral's own clients take it, without /v1."""
+        return f"{self.url}{mistral_wire.PREFIX}"
 
     def script(self, *scripts: Script) -> None:
         """Adds to the queue: one for each of the next valid requests that no `when` takes."""

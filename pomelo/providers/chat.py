@@ -1,0 +1,158 @@
+"""The wire of chat completions, as OpenAI made it and many hosts speak it, each with its own habits.
+
+`openai`, `mistral` and `compatible` give it a `Profile`, which says in data how a host differs. A route may
+overrule it with options of the same names: `max_tokens_field`, `seed_field`, `user_field`, `stream_usage`;
+and it may have `reasoning_effort` (sent as it is) and `extra` (a table of further fields to send). Nothing
+else is read, and no field is sent that neither the caller gave nor the profile or the route asks for.
+It knows no key of a caller, no limit and no price.
+"""
+
+from collections.abc import AsyncGenerator, Mapping
+from dataclasses import dataclass, field
+from hashlib import sha256
+from typing import Any
+
+from pydantic_core import to_json
+from yarl import URL
+
+from pomelo.gen.v1.text_pb2 import Message, Role, TextInput
+from pomelo.providers.base import Event, Job
+from pomelo.providers.chat_answers import ChatAnswer, whole
+from pomelo.providers.chat_failures import MEANINGS, read_complaint
+from pomelo.providers.failures import Dialect
+from pomelo.providers.fit import fitted
+from pomelo.providers.http import Http
+from pomelo.providers.text import streamed
+
+_ROLES = {Role.ROLE_SYSTEM: "system", Role.ROLE_USER: "user", Role.ROLE_ASSISTANT: "assistant"}
+
+STREAM_USAGES = ("option", "always", "none")
+
+
+@dataclass(frozen=True, slots=True)
+class Profile:
+    """How a host differs from the others; the defaults are what most of them take.
+
+    The `…_field` knobs give the host's name of a parameter, "none" where it has none. `stream_usage` tells
+    how a stream comes to have its count of tokens: "option" asks for it by `stream_options`; "always" and
+    "none" ask for nothing, as it comes by itself or never does (then the words are counted). `user_most` is
+    the longest name of an end user that is sent as it is; a longer one is sent as a digest. `drop` names
+    parameters of the contract that no model of the host takes. `extra` are fields of every request,
+    `headers` of every call. `meanings` are codes of the host's own: its code -> that of our table.
+    """
+
+    vendor: str
+    max_tokens_field: str = "max_tokens"
+    seed_field: str = "seed"
+    user_field: str = "user"
+    user_most: int = 256
+    stream_usage: str = "option"
+    stream_options: Mapping[str, Any] = field(default_factory=lambda: {"include_usage": True})
+    key_needed: bool = True
+    drop: frozenset[str] = frozenset()
+    extra: Mapping[str, Any] = field(default_factory=dict)
+    headers: Mapping[str, str] = field(default_factory=dict)
+    meanings: Mapping[str, str] = field(default_factory=dict)
+
+
+class Chat:
+    """A host of chat completions as a provider of text."""
+
+    def __init__(self, key: str | None, url: str, profile: Profile, http: Http) -> None:
+        """`url` is where requests go, whole; empty where the host isn't known."""
+        key = (key or "").strip()
+        self.configured = bool(url) and (bool(key) or not profile.key_needed)
+        self._http = http
+        self._url = URL(url)
+        self._profile = profile
+        self._dialect = Dialect(profile.vendor, read_complaint, {**MEANINGS, **profile.meanings})
+        self._headers = {**profile.headers, "Content-Type": "application/json"}
+        if key:
+            self._headers["Authorization"] = f"Bearer {key}"
+
+    async def aclose(self) -> None:
+        """Nothing to free: the session is shared."""
+
+    def text(self, job: Job) -> AsyncGenerator[Event, None]:
+        """Answers a conversation; see JobMethod.
+
+        A stream that is complete but lacks a credible count of tokens is counted by words; a whole answer
+        that lacks it has failed.
+
+        Raises:
+            PomeloError: by the map in `failures`.
+        """
+        if not job.stream:
+            return self._whole(job)
+        return streamed(
+            lambda: self._http.events(self._url, self._headers, self._body(job), self._dialect),
+            ChatAnswer(self._dialect),
+            job.input,
+        )
+
+    async def _whole(self, job: Job) -> AsyncGenerator[Event, None]:
+        answer = await self._http.whole(self._url, self._headers, self._body(job), self._dialect)
+        yield Event(text_delta=whole(answer, self._dialect))
+
+    def _body(self, job: Job) -> bytes:
+        return to_json(request(job, self._profile))
+
+
+def request(job: Job, profile: Profile) -> dict[str, Any]:
+    """The request body for a text job on a host."""
+    given: TextInput = job.input
+    route = job.route
+    options = route.options
+    dropped = profile.drop
+    body: dict[str, Any] = {
+        "model": route.model,
+        "messages": [_message(message) for message in given.messages],
+    }
+    if given.HasField("max_tokens") and "max_tokens" not in dropped:
+        most = fitted(route, "max_tokens", given.max_tokens)
+        if most is not None:
+            limit = job.model.limits.max_output_tokens
+            theirs = options.get("max_tokens_field", profile.max_tokens_field)
+            body[theirs] = min(most, limit) if limit else most
+    for name in ("temperature", "top_p", "seed", "presence_penalty", "frequency_penalty"):
+        if given.HasField(name) and name not in dropped:
+            value = fitted(route, name, getattr(given, name))
+            theirs = name if name != "seed" else options.get("seed_field", profile.seed_field)
+            if value is not None and theirs != "none":
+                body[theirs] = value
+    if given.stop and "stop" not in route.drop and "stop" not in dropped:
+        body["stop"] = list(given.stop)
+    if given.user and "user" not in route.drop and "user" not in dropped:
+        theirs = options.get("user_field", profile.user_field)
+        if theirs != "none":
+            body[theirs] = _user(given.user, profile.user_most)
+    effort = options.get("reasoning_effort")
+    if effort is not None:
+        body["reasoning_effort"] = effort
+    if job.stream:
+        body["stream"] = True
+        if options.get("stream_usage", profile.stream_usage) == "option":
+            body["stream_options"] = profile.stream_options
+    if profile.extra:
+        body.update(profile.extra)
+    if "extra" in options:
+        body.update(options["extra"])
+    return body
+
+
+def _user(user: str, most: int) -> str:
+    """The caller's name of the end user, or a digest of it where it is too long for the wire."""
+    return user if len(user) <= most else sha256(user.encode()).hexdigest()
+
+
+def _message(message: Message) -> dict[str, Any]:
+    role = _ROLES[message.role]
+    if message.HasField("content"):
+        return {"role": role, "content": message.content}
+    parts: list[dict[str, Any]] = []
+    for part in message.parts.parts:
+        if part.HasField("text"):
+            parts.append({"type": "text", "text": part.text})
+        else:
+            parts.append({"type": "image_url", "image_url": {"url": part.image_url.url}})
+    return {"role": role, "content": parts}

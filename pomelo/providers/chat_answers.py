@@ -1,0 +1,124 @@
+"""What comes back from a host of chat completions, whole or as a stream, made into the contract's words.
+
+`pomelo.providers.chat` calls it. It reads what OpenAI, Mistral and the hosts that copy them send: text as a
+string or as chunks, the count of tokens in any place, an error in place of an answer or of a part of it.
+"""
+
+from typing import Any
+
+from pydantic_core import from_json
+
+from pomelo.gen.v1.text_pb2 import FinishReason, TextDelta, TokenUsage
+from pomelo.providers.failures import Dialect, complained, nonsense
+from pomelo.providers.text import Answer, counted
+
+_FINISHES = {
+    "stop": FinishReason.FINISH_REASON_STOP,
+    "length": FinishReason.FINISH_REASON_LENGTH,
+    "model_length": FinishReason.FINISH_REASON_LENGTH,
+    "content_filter": FinishReason.FINISH_REASON_CONTENT_FILTER,
+}
+"""Any other reason is a stop: no tool was offered, and a reason that is new is no failure."""
+
+_END = b"[DONE]"
+
+
+def whole(answer: Any, dialect: Dialect) -> TextDelta:
+    """The one delta of a whole answer.
+
+    Raises:
+        PomeloError: provider_failed where it is unusable; what an `error` in it means.
+    """
+    try:
+        if "choices" not in answer and (answer.get("error") or answer.get("object") == "error"):
+            raise complained(answer, dialect)
+        choice = answer["choices"][0]
+        message = choice["message"]
+        content = message.get("content")
+        if content is None:
+            content = message.get("refusal") or ""
+        finish = _finish(choice, dialect)
+        usage = _usage(answer.get("usage"))
+        if usage is not None:
+            if type(content) is list:
+                content = _joined(content)
+            return TextDelta(content=content, finish_reason=finish, usage=usage)
+    except (AttributeError, IndexError, KeyError, TypeError):
+        pass
+    raise nonsense("an answer of another shape")
+
+
+class ChatAnswer(Answer):
+    """A stream of chunks."""
+
+    __slots__ = ("_dialect",)
+
+    def __init__(self, dialect: Dialect) -> None:
+        super().__init__()
+        self._dialect = dialect
+
+    def take(self, data: bytes) -> str:
+        """The text that a chunk adds; often empty at the beginning and the end.
+
+        Raises:
+            PomeloError: provider_failed; what an `error` in place of a chunk means.
+        """
+        if self.ended:
+            return ""
+        if data == _END:
+            self.ended = True
+            return ""
+        try:
+            chunk = from_json(data)
+            if chunk.get("error"):
+                raise complained(chunk, self._dialect)
+            usage = chunk.get("usage")
+            aside = chunk.get("x_groq")  # Groq's place for what OpenAI has elsewhere
+            if aside:
+                if aside.get("error"):
+                    raise complained(aside, self._dialect)
+                usage = usage or aside.get("usage")
+            if usage is not None:
+                self.usage = _usage(usage)
+            choices = chunk.get("choices")
+            if not choices:
+                if chunk.get("object") == "error":
+                    raise complained(chunk, self._dialect)
+                return ""
+            choice = choices[0]
+            if choice.get("finish_reason") is not None:
+                self.finish = _finish(choice, self._dialect)
+            delta = choice.get("delta")
+            if not delta:
+                return ""
+            content = delta.get("content") or delta.get("refusal")
+            if not content:
+                return ""
+            if type(content) is list:
+                content = _joined(content)
+            if type(content) is str:
+                self.pieces.append(content)
+                return content
+        except (AttributeError, IndexError, KeyError, TypeError, ValueError):
+            pass
+        raise nonsense("a chunk that can't be read")
+
+
+def _joined(chunks: list[Any]) -> str:
+    """The text among the chunks of a content; what a model thought is left out."""
+    return "".join([chunk["text"] for chunk in chunks if chunk.get("type") == "text"])
+
+
+def _finish(choice: dict[str, Any], dialect: Dialect) -> "FinishReason.ValueType":
+    reason = choice["finish_reason"]
+    if reason == "error" and choice.get("error"):
+        raise complained(choice, dialect)
+    if reason == "error" or not isinstance(reason, str):
+        raise nonsense("a finish_reason that is none")
+    return _FINISHES.get(reason, FinishReason.FINISH_REASON_STOP)
+
+
+def _usage(usage: Any) -> TokenUsage | None:
+    if not isinstance(usage, dict):
+        return None
+    return counted(usage.get("prompt_tokens"), usage.get("completion_tokens"))

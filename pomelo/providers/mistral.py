@@ -1,0 +1,20 @@
+"""Mistral: chat completions whose schema is closed, so that an undeclared field is refused.
+
+`open_providers` makes it, with a base URL without /v1; the engine calls `text`. What it reads of a route is
+told in `chat`. The count of tokens comes in the last chunk unasked; whether the vendor takes
+`stream_options` is uncertain, so they are sent only where a route has `stream_usage = "option"`.
+"""
+
+from pomelo.providers import Credentials
+from pomelo.providers.chat import Chat, Profile
+from pomelo.providers.http import Http
+
+PROFILE = Profile("mistral", seed_field="random_seed", user_field="none", stream_usage="always")
+
+
+class Mistral(Chat):
+    """Mistral as a provider of text."""
+
+    def __init__(self, credentials: Credentials, http: Http) -> None:
+        url = credentials.base_url.rstrip("/") + "/v1/chat/completions"
+        super().__init__(credentials.api_key, url, PROFILE, http)

@@ -1,0 +1,159 @@
+"""What Anthropic would refuse in a Messages request, checked field by field.
+
+`anthropic_wire` calls `check`. Strict on purpose: a name that the vendor's own client doesn't declare is
+refused, as is what single models or versions of the API don't take. Fields that belong to tools and the like
+are known by name and otherwise let through.
+"""
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from pomelo.testing.checks import (
+    Check,
+    Problem,
+    conversation,
+    declared,
+    flag,
+    number,
+    one_of,
+    text,
+    whole,
+)
+
+SAMPLED = "2023-06-01"
+"""The version of the API that takes sampling parameters."""
+
+VERSIONS = (SAMPLED, "2026-10-21")
+
+_SAMPLING = ("temperature", "top_p", "top_k")
+_UNSAMPLED = re.compile(r"claude-(opus-4-[7-9]|[a-z]+-([5-9]|\d\d))")
+"""Models that take no sampling parameters at all."""
+_UNFILLED = re.compile(r"claude-(opus-4-[6-9]|sonnet-4-[6-9]|[a-z]+-([5-9]|\d\d))")
+"""Models that don't go on with an answer that is begun for them."""
+
+_BLANK = "text content blocks must contain non-whitespace text"
+
+
+def check(body: Mapping[str, Any], version: str) -> Problem | None:
+    """The first thing that is wrong with a request in a version of the API, or None."""
+    problem = declared(body, _FIELDS, _OTHERS, required=("model", "max_tokens", "messages"))
+    return problem or _together(body, version)
+
+
+def _together(body: Mapping[str, Any], version: str) -> Problem | None:
+    model = body["model"]
+    for name in _SAMPLING:
+        if body.get(name) is not None and (version != SAMPLED or _UNSAMPLED.match(model)):
+            return Problem("unsupported_parameter", name, f"{name} is not supported here")
+    if body.get("temperature") is not None and body.get("top_p") is not None:
+        return Problem("unsupported_parameter", None, "temperature and top_p exclude each other")
+    if body["messages"][-1]["role"] == "assistant" and _UNFILLED.match(model):
+        return Problem("invalid_value", None, "The conversation must end with a user message")
+    return None
+
+
+def _said(name: str, value: Any) -> Problem | None:
+    return text()(name, value) or (None if value.strip() else Problem("invalid_value", name, _BLANK))
+
+
+def _stops(name: str, value: Any) -> Problem | None:
+    if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
+        return Problem("invalid_type", name, "must be a list of strings")
+    if not all(item.strip() for item in value):
+        return Problem("invalid_value", name, "each stop sequence must contain non-whitespace")
+    return None
+
+
+def _system(name: str, value: Any) -> Problem | None:
+    if isinstance(value, str):
+        return None
+    if not isinstance(value, list):
+        return Problem("invalid_type", name, "must be a string or a list of text blocks")
+    for index, block in enumerate(value):
+        problem = _block(f"{name}[{index}]", block, "system")
+        if problem is not None:
+            return problem
+    return None
+
+
+def _metadata(name: str, value: Any) -> Problem | None:
+    if not isinstance(value, dict):
+        return Problem("invalid_type", name, "must be an object")
+    for key in value:
+        if key != "user_id":
+            return Problem("unknown_parameter", f"{name}.{key}", "Extra inputs are not permitted")
+    user = value.get("user_id")
+    problem = None if user is None else text(0, 256)(f"{name}.user_id", user)
+    if problem is None and user is not None and "@" in user:
+        problem = Problem("invalid_value", f"{name}.user_id", "this looks like the address of a person")
+    return problem
+
+
+_BLOCKS = {
+    "system": {"text"},
+    "user": {"text", "image", "document", "search_result", "tool_result", "container_upload"},
+    "assistant": {"text", "thinking", "redacted_thinking", "tool_use", "server_tool_use"},
+}
+_KEYS = {"text": {"type", "text", "cache_control", "citations"}, "image": {"type", "source", "cache_control"}}
+_IMAGES = ("image/jpeg", "image/png", "image/gif", "image/webp")
+
+
+def _block(name: str, block: Any, role: str) -> Problem | None:
+    if not isinstance(block, dict):
+        return Problem("invalid_type", name, "must be an object")
+    kind = block.get("type")
+    if kind not in _BLOCKS[role]:
+        return Problem("invalid_value", f"{name}.type", "there is no such block here")
+    for key in block:
+        if key not in _KEYS.get(kind, block):
+            return Problem("unknown_parameter", f"{name}.{key}", "Extra inputs are not permitted")
+    if kind == "text":
+        return _said(f"{name}.text", block.get("text"))
+    return _source(f"{name}.source", block.get("source")) if kind == "image" else None
+
+
+def _source(name: str, source: Any) -> Problem | None:
+    keys = {"base64": {"type", "media_type", "data"}, "url": {"type", "url"}, "file": {"type", "file_id"}}
+    kind = source.get("type") if isinstance(source, dict) else None
+    if kind not in keys:
+        return Problem("invalid_value", f"{name}.type", f"a source is one of {', '.join(keys)}")
+    if set(source) != keys[kind]:
+        return Problem("unknown_parameter", name, f"a {kind} source has {', '.join(sorted(keys[kind]))}")
+    if kind != "base64":
+        return None
+    problem = one_of(*_IMAGES)(f"{name}.media_type", source["media_type"])
+    if problem is None and not re.fullmatch(r"[A-Za-z0-9+/]+={0,2}", str(source["data"])):
+        problem = Problem("invalid_value", f"{name}.data", "this is no base64")
+    return problem
+
+
+_FIELDS: Mapping[str, Check] = {
+    "model": text(1),
+    "max_tokens": whole(1, 2**31 - 1),
+    "messages": conversation(
+        {"user": {"role", "content"}, "assistant": {"role", "content"}}, _block, content=_said
+    ),
+    "system": _system,
+    "stop_sequences": _stops,
+    "temperature": number(0, 1),
+    "top_p": number(0, 1),
+    "top_k": whole(0, 2**31 - 1),
+    "stream": flag,
+    "metadata": _metadata,
+    "service_tier": one_of("auto", "standard_only"),
+    "speed": one_of("standard", "fast"),
+}
+
+_OTHERS = frozenset(
+    (
+        "cache_control",
+        "container",
+        "diagnostics",
+        "inference_geo",
+        "output_config",
+        "thinking",
+        "tool_choice",
+        "tools",
+    )
+)

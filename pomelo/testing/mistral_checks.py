@@ -1,0 +1,84 @@
+"""What Mistral would refuse in a chat-completions request, checked field by field.
+
+`mistral_wire` calls `check`. The vendor's schema is closed, and so is this: a name that its published
+description of the API doesn't declare is refused wherever it stands. Fields that belong to tools and the like
+are known by name and otherwise let through.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from pomelo.testing.checks import (
+    Check,
+    Problem,
+    conversation,
+    declared,
+    flag,
+    number,
+    one_of,
+    text,
+    whole,
+)
+
+
+def check(body: Mapping[str, Any]) -> Problem | None:
+    """The first thing that is wrong with a request, or None."""
+    return declared(body, _FIELDS, _OTHERS, required=("model", "messages"))
+
+
+def _stop(name: str, value: Any) -> Problem | None:
+    if isinstance(value, str) or (isinstance(value, list) and all(isinstance(item, str) for item in value)):
+        return None
+    return Problem("invalid_type", name, "Input should be a string or a list of strings")
+
+
+_MESSAGE_FIELDS = {
+    "system": {"role", "content"},
+    "user": {"role", "content"},
+    "assistant": {"role", "content", "tool_calls", "prefix"},
+    "tool": {"role", "content", "tool_call_id", "name"},
+}
+_CHUNKS = {"text", "image_url", "document_url", "reference", "file", "thinking", "input_audio"}
+
+
+def _chunk(name: str, chunk: Any, role: str) -> Problem | None:
+    if not isinstance(chunk, dict):
+        return Problem("invalid_type", name, "Input should be an object")
+    kind = chunk.get("type")
+    if kind not in ({"text", "thinking"} if role == "system" else _CHUNKS):
+        return Problem("invalid_value", f"{name}.type", "There is no such chunk here")
+    if kind not in ("text", "image_url"):
+        return None
+    for key in chunk:
+        if key not in ("type", kind):
+            return Problem("unknown_parameter", f"{name}.{key}", "Extra inputs are not permitted")
+    value = chunk.get(kind)
+    if kind == "text" or isinstance(value, str):
+        return text()(f"{name}.{kind}", value)
+    if not isinstance(value, dict) or not isinstance(value.get("url"), str):
+        return Problem("invalid_type", f"{name}.image_url", "Input should be a string or have a url")
+    if set(value) - {"url", "detail"}:
+        return Problem("unknown_parameter", f"{name}.image_url", "Extra inputs are not permitted")
+    return None
+
+
+_FIELDS: Mapping[str, Check] = {
+    "model": text(1),
+    "messages": conversation(_MESSAGE_FIELDS, _chunk, silent={"user", "assistant", "tool"}),
+    "temperature": number(0, 1.5),
+    "top_p": number(0, 1),
+    "max_tokens": whole(0, 2**31 - 1),
+    "stop": _stop,
+    "random_seed": whole(0, 2**63 - 1),
+    "presence_penalty": number(-2, 2),
+    "frequency_penalty": number(-2, 2),
+    "n": whole(1, 128),
+    "stream": flag,
+    "safe_prompt": flag,
+    "parallel_tool_calls": flag,
+    "reasoning_effort": one_of("none", "low", "medium", "high", "xhigh"),
+    "prompt_mode": one_of("reasoning"),
+    "prompt_cache_key": text(),
+}
+
+_OTHERS = frozenset(("guardrails", "metadata", "prediction", "response_format", "tool_choice", "tools"))

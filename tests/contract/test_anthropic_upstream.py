@@ -1,0 +1,157 @@
+"""The vendor for tests speaks the real wire: Anthropic's own client reads it, and it refuses what Anthropic does."""
+
+from collections.abc import AsyncIterator
+from typing import Any
+
+import aiohttp
+import anthropic
+import pytest
+
+from pomelo.testing import FaultUpstream, Stop
+from pomelo.testing.anthropic_wire import Answer, error_event, error_reply
+
+GOOD: dict[str, Any] = {
+    "model": "claude-haiku-4-5",
+    "max_tokens": 64,
+    "messages": [{"role": "user", "content": "Hi"}],
+}
+
+
+@pytest.fixture(name="vendor")
+async def _vendor() -> AsyncIterator[FaultUpstream]:
+    async with FaultUpstream(api_key="sk-right") as server:
+        yield server
+
+
+@pytest.fixture(name="client")
+async def _client(vendor: FaultUpstream) -> AsyncIterator[anthropic.AsyncAnthropic]:
+    async with anthropic.AsyncAnthropic(
+        base_url=vendor.anthropic_base_url, api_key="sk-right", max_retries=0
+    ) as client:
+        yield client
+
+
+async def test_the_official_client_reads_a_whole_answer(
+    vendor: FaultUpstream, client: anthropic.AsyncAnthropic
+) -> None:
+    vendor.script(Answer("Grüße 🍊 there", thinking="hm"))
+    answer = await client.messages.create(**GOOD, system="Be brief.")
+    thought, said = answer.content
+    assert (thought.type, thought.type == "thinking" and thought.thinking) == ("thinking", "hm")
+    assert said.type == "text"
+    assert said.text == "Grüße 🍊 there"
+    assert answer.stop_reason == "end_turn"
+    assert (answer.usage.input_tokens, answer.usage.output_tokens) == (3, 3)
+
+
+@pytest.mark.parametrize("packing", ["events", "together", "bytes"])
+async def test_the_official_client_reads_a_stream(
+    vendor: FaultUpstream, client: anthropic.AsyncAnthropic, packing: Any
+) -> None:
+    vendor.script(Answer("Grüße 🍊 there", packing=packing, thinking="hm"))
+    async with client.messages.stream(**GOOD) as stream:
+        assert [text async for text in stream.text_stream] == ["Grüße", " 🍊", " there"]
+        answer = await stream.get_final_message()
+    assert [block.type for block in answer.content] == ["thinking", "text"]
+    assert answer.stop_reason == "end_turn"
+    assert (answer.usage.input_tokens, answer.usage.output_tokens) == (1, 3)
+
+
+async def test_the_official_client_sees_refusals_as_the_vendors(
+    vendor: FaultUpstream, client: anthropic.AsyncAnthropic
+) -> None:
+    vendor.script(error_reply(429, "rate_limit_error"), error_reply(529, "overloaded_error"))
+    with pytest.raises(anthropic.RateLimitError) as limited:
+        await client.messages.create(**GOOD)
+    assert limited.value.request_id == "req_test0001"
+    with pytest.raises(anthropic.APIStatusError) as busy:
+        await client.messages.create(**GOOD)
+    assert busy.value.status_code == 529
+    with pytest.raises(anthropic.AuthenticationError):
+        await client.with_options(api_key="sk-wrong").messages.create(**GOOD)
+    with pytest.raises(anthropic.BadRequestError, match="stop_sequences"):
+        await client.messages.create(**GOOD, stop_sequences=["\n"])
+
+
+async def test_the_official_client_sees_an_error_within_a_stream(
+    vendor: FaultUpstream, client: anthropic.AsyncAnthropic
+) -> None:
+    vendor.script(Answer("one two", at={1: (error_event(), Stop.END)}))
+    stream = await client.messages.create(**GOOD, stream=True)
+    with pytest.raises(anthropic.APIStatusError, match="overloaded_error"):
+        async for _ in stream:
+            pass
+
+
+async def post(
+    vendor: FaultUpstream, body: Any, version: str = "2023-06-01", **headers: str
+) -> tuple[int, Any]:
+    """Status and JSON of a request."""
+    headers = headers or {"x-api-key": "sk-right"}
+    async with (
+        aiohttp.ClientSession() as session,
+        session.post(
+            vendor.url + "/v1/messages", json=body, headers=headers | {"anthropic-version": version}
+        ) as answer,
+    ):
+        return answer.status, await answer.json()
+
+
+def user(*blocks: Any) -> dict[str, Any]:
+    """A conversation of one message."""
+    return {"messages": [{"role": "user", "content": list(blocks)}]}
+
+
+PICTURE = {"type": "base64", "media_type": "image/png", "data": "AAAA"}
+
+
+@pytest.mark.parametrize(
+    ("change", "place"),
+    [
+        ({"model": None}, "model"),
+        ({"max_tokens": None}, "max_tokens"),
+        ({"max_tokens": 0}, "max_tokens"),
+        ({"messages": []}, "messages"),
+        ({"messages": [{"role": "system", "content": "x"}]}, "messages.0.role"),
+        ({"messages": [{"role": "user", "content": " "}]}, "messages.0.content"),
+        ({"messages": [{"role": "user", "content": "x", "name": "y"}]}, "messages.0.name"),
+        (user({"type": "text", "text": ""}), "messages.0.content.0.text"),
+        (user({"type": "text", "text": "x", "mood": 1}), "messages.0.content.0.mood"),
+        (user({"type": "image_url", "image_url": {"url": "x"}}), "messages.0.content.0.type"),
+        (user({"type": "image", "source": PICTURE | {"media_type": "image/bmp"}}), "messages.0.content.0.source.media_type"),
+        (user({"type": "image", "source": PICTURE | {"data": "data:"}}), "messages.0.content.0.source.data"),
+        (user({"type": "image", "source": {"type": "base64"}}), "messages.0.content.0.source"),
+        ({"stop_sequences": "END"}, "stop_sequences"),
+        ({"stop": ["END"]}, "stop"),
+        ({"seed": 1}, "seed"),
+        ({"temperature": 1.1}, "temperature"),
+        ({"model": "claude-opus-4-8", "temperature": 1}, "temperature"),
+        ({"model": "claude-sonnet-5-5", "top_p": 1}, "top_p"),
+        ({"metadata": {"user": "x"}}, "metadata.user"),
+        ({"metadata": {"user_id": "a@b.c"}}, "metadata.user_id"),
+        ({"system": [{"type": "image"}]}, "system.0.type"),
+        ({"temperature": 1, "top_p": 1}, "temperature and top_p exclude each other"),
+        (
+            {"model": "claude-sonnet-4-6", "messages": [*GOOD["messages"], {"role": "assistant", "content": "So"}]},
+            "The conversation must end with a user message",
+        ),
+    ],
+)  # fmt: skip
+async def test_what_the_vendor_would_refuse_is_refused_by_its_place(
+    vendor: FaultUpstream, change: dict[str, Any], place: str
+) -> None:
+    vendor.script(Answer("kept for a valid one"))
+    status, body = await post(vendor, GOOD | change)
+    assert (status, body["type"], body["error"]["type"]) == (400, "error", "invalid_request_error")
+    assert body["error"]["message"].partition(": ")[0] == place
+    _, body = await post(vendor, GOOD)
+    assert body["content"][0]["text"] == "kept for a valid one"
+
+
+async def test_a_wrong_key_or_version_is_refused(vendor: FaultUpstream) -> None:
+    assert (await post(vendor, GOOD, **{"x-api-key": "sk-wrong"}))[0] == 401
+    assert (await post(vendor, GOOD, **{"Authorization": "Basic sk-right"}))[0] == 401
+    assert (await post(vendor, GOOD, **{"Authorization": "Bearer sk-right"}))[0] == 200
+    assert (await post(vendor, GOOD, version="2020-01-01"))[0] == 400
+    assert (await post(vendor, GOOD | {"temperature": 1}, version="2026-10-21"))[0] == 400
+    assert (await post(vendor, [GOOD]))[0] == 400

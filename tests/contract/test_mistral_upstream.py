@@ -1,0 +1,123 @@
+"""The vendor for tests speaks the real wire: Mistral's own client reads it, and it refuses what Mistral refuses."""
+
+from collections.abc import AsyncIterator
+from typing import Any
+
+import aiohttp
+import pytest
+from mistralai.client import Mistral
+from mistralai.client.errors import HTTPValidationError, SDKError
+
+from pomelo.testing import FaultUpstream
+from pomelo.testing.mistral_wire import Answer, error_reply
+
+GOOD: dict[str, Any] = {"model": "mistral-small-latest", "messages": [{"role": "user", "content": "Hi"}]}
+
+
+@pytest.fixture(name="vendor")
+async def _vendor() -> AsyncIterator[FaultUpstream]:
+    async with FaultUpstream(api_key="sk-right") as server:
+        yield server
+
+
+@pytest.fixture(name="client")
+async def _client(vendor: FaultUpstream) -> AsyncIterator[Mistral]:
+    async with Mistral(server_url=vendor.mistral_base_url, api_key="sk-right") as client:
+        yield client
+
+
+async def test_the_official_client_reads_a_whole_answer(vendor: FaultUpstream, client: Mistral) -> None:
+    vendor.script(Answer("Grüße 🍊 there"))
+    answer = await client.chat.complete_async(**GOOD, random_seed=7)
+    assert answer.choices[0].message is not None
+    assert answer.choices[0].message.content == "Grüße 🍊 there"
+    assert answer.choices[0].finish_reason == "stop"
+    assert (answer.usage.prompt_tokens, answer.usage.completion_tokens) == (1, 3)
+
+
+async def test_the_official_client_reads_an_answer_with_thoughts(
+    vendor: FaultUpstream, client: Mistral
+) -> None:
+    vendor.script(Answer("Grüße", thinking="hm"))
+    answer = await client.chat.complete_async(**GOOD)
+    assert answer.choices[0].message is not None
+    content: Any = answer.choices[0].message.content
+    assert [part.type for part in content] == ["thinking", "text"]
+    assert content[1].text == "Grüße"
+
+
+@pytest.mark.parametrize("packing", ["events", "together", "bytes"])
+@pytest.mark.parametrize("thinking", [None, "hm"])
+async def test_the_official_client_reads_a_stream(
+    vendor: FaultUpstream, client: Mistral, packing: Any, thinking: str | None
+) -> None:
+    vendor.script(Answer("Grüße 🍊 there", packing=packing, thinking=thinking))
+    said, usage, finish = "", None, None
+    async with await client.chat.stream_async(**GOOD) as stream:
+        async for event in stream:
+            choice = event.data.choices[0]
+            content: Any = choice.delta.content
+            if isinstance(content, list):
+                content = "".join(part.text for part in content if part.type == "text")
+            said += content or ""
+            usage, finish = event.data.usage or usage, choice.finish_reason or finish
+    assert (said, finish) == ("Grüße 🍊 there", "stop")
+    assert usage is not None
+    assert (usage.prompt_tokens, usage.total_tokens) == (1, 4)
+
+
+async def test_the_official_client_sees_refusals_as_the_vendors(
+    vendor: FaultUpstream, client: Mistral
+) -> None:
+    vendor.script(error_reply(429, "rate_limited", "1300"))
+    with pytest.raises(SDKError) as limited:
+        await client.chat.complete_async(**GOOD)
+    assert limited.value.status_code == 429
+    with pytest.raises(HTTPValidationError) as refused:
+        await client.chat.complete_async(**GOOD, temperature=3)
+    assert refused.value.data.detail is not None
+    assert refused.value.data.detail[0].loc == ["body", "temperature"]
+    async with Mistral(server_url=vendor.mistral_base_url, api_key="sk-wrong") as stranger:
+        with pytest.raises(SDKError) as unknown:
+            await stranger.chat.complete_async(**GOOD)
+    assert unknown.value.status_code == 401
+
+
+@pytest.mark.parametrize(
+    ("change", "kind", "place"),
+    [
+        ({"model": None}, "missing", ["model"]),
+        ({"messages": []}, "value_error", ["messages"]),
+        ({"messages": [{"role": "king", "content": "x"}]}, "value_error", ["messages", 0, "role"]),
+        ({"messages": [{"role": "user", "content": "x", "name": "y"}]}, "extra_forbidden", ["messages", 0, "name"]),
+        ({"messages": [{"role": "system"}]}, "missing", ["messages", 0, "content"]),
+        ({"user": "alice"}, "extra_forbidden", ["user"]),
+        ({"seed": 1}, "extra_forbidden", ["seed"]),
+        ({"stream": True, "stream_options": {}}, "extra_forbidden", ["stream_options"]),
+        ({"max_completion_tokens": 1}, "extra_forbidden", ["max_completion_tokens"]),
+        ({"temperature": 1.6}, "value_error", ["temperature"]),
+        ({"random_seed": -1}, "value_error", ["random_seed"]),
+        ({"stop": [1]}, "value_error", ["stop"]),
+        (
+            {"messages": [{"role": "system", "content": [{"type": "image_url", "image_url": "x"}]}]},
+            "value_error",
+            ["messages", 0, "content", 0, "type"],
+        ),
+        (
+            {"messages": [{"role": "user", "content": [{"type": "text", "text": "x", "mood": 1}]}]},
+            "extra_forbidden",
+            ["messages", 0, "content", 0, "mood"],
+        ),
+    ],
+)  # fmt: skip
+async def test_what_the_vendor_would_refuse_is_refused_by_its_place(
+    vendor: FaultUpstream, change: dict[str, Any], kind: str, place: list[Any]
+) -> None:
+    url = vendor.mistral_base_url + "/v1/chat/completions"
+    async with (
+        aiohttp.ClientSession(headers={"Authorization": "Bearer sk-right"}) as session,
+        session.post(url, json=GOOD | change) as answer,
+    ):
+        body = await answer.json()
+    assert answer.status == 422
+    assert (body["detail"][0]["type"], body["detail"][0]["loc"]) == (kind, ["body", *place])
