@@ -10,6 +10,8 @@ nothing of Pomelo, and no test needs to sleep: a `Gate` holds an answer where it
 server saw is awaited on the `Received` request.
 """
 
+from pomelo.testing.elevenlabs_wire import Speech, Transcript, VoiceList
+from pomelo.testing.form import Part
 from pomelo.testing.openai_wire import (
     Answer,
     broken_json,
@@ -28,12 +30,16 @@ __all__ = [
     "Answer",
     "FaultUpstream",
     "Gate",
+    "Part",
     "Received",
     "Reply",
     "Script",
+    "Speech",
     "Step",
     "Stop",
     "Token",
+    "Transcript",
+    "VoiceList",
     "broken_json",
     "chunk",
     "error_event",

@@ -4,10 +4,13 @@ The server plays it, a wire's file composes it. Neither a vendor nor a socket is
 """
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pomelo.testing.form import Part
 
 
 class Gate:
@@ -83,6 +86,10 @@ class Received:
     """Set when the reply is over, however it ended."""
     connection: tuple[str, int] | None = None
     """The client's address: equal for requests on one connection."""
+    query: Mapping[str, str] = field(default_factory=dict)
+    """What follows the `?`; of a name that is there twice, the first."""
+    form: "Sequence[Part] | None" = None
+    """The parts of a multipart form; its bytes are not kept: `raw` is empty then. None for anything else."""
 
     @property
     def prompt(self) -> str:

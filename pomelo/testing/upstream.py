@@ -17,10 +17,11 @@ from typing import Self
 
 from aiohttp import web
 
-from pomelo.testing import anthropic_wire, mistral_wire, openai_wire
+from pomelo.testing import anthropic_wire, elevenlabs_wire, mistral_wire, openai_wire
+from pomelo.testing.form import read_form
 from pomelo.testing.reply import Gate, Received, Reply, Script, Step, Stop, Token, Wire
 
-WIRES: tuple[Wire, ...] = (openai_wire.WIRE, anthropic_wire.WIRE, mistral_wire.WIRE)
+WIRES: tuple[Wire, ...] = (openai_wire.WIRE, elevenlabs_wire.WIRE, anthropic_wire.WIRE, mistral_wire.WIRE)
 """The vendors that the server can play."""
 
 BODY_MOST = 64 * 1024 * 1024
@@ -63,6 +64,11 @@ class FaultUpstream:
     def openai_base_url(self) -> str:
         """The base URL as OpenAI's own clients take it, with /v1."""
         return f"{self.url}/v1"
+
+    @property
+    def elevenlabs_base_url(self) -> str:
+        """The base URL as ElevenLabs' own clients take it, without /v1."""
+        return f"{self.url}{elevenlabs_wire.PREFIX}"
 
     @property
     def anthropic_base_url(self) -> str:
@@ -111,10 +117,14 @@ class FaultUpstream:
             self._runner = None
 
     async def _serve(self, request: web.Request) -> web.StreamResponse:
-        raw = await request.read()
-        body = None
-        with contextlib.suppress(ValueError):
-            body = json.loads(raw)
+        raw, body, form = b"", None, None
+        if request.content_type == "multipart/form-data":
+            with contextlib.suppress(ValueError):
+                form = await read_form(request)
+        else:
+            raw = await request.read()
+            with contextlib.suppress(ValueError):
+                body = json.loads(raw)
         peer = request.transport.get_extra_info("peername") if request.transport else None
         received = Received(
             method=request.method,
@@ -124,6 +134,8 @@ class FaultUpstream:
             body=body,
             at=asyncio.get_running_loop().time(),
             connection=peer,
+            query=dict(request.query),
+            form=form,
         )
         self.requests.append(received)
         self._waiting.put_nowait(received)

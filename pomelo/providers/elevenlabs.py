@@ -1,0 +1,359 @@
+"""The wire of ElevenLabs: text to speech, speech to speech, speech to text.
+
+`open_providers` makes it; the engine calls its methods. It reads one key of a route beside the common ones:
+`sts_path` (where speech to speech is; default "speech-to-speech", whose other name is tried once where there
+is nothing). Voices' names are found in `voices`, forms and answers are made in `elevenlabs_forms` and
+`elevenlabs_answers`. It knows no key of a caller, no limit and no price.
+"""
+
+import asyncio
+from collections.abc import AsyncGenerator, Mapping
+from contextlib import aclosing
+from dataclasses import replace
+from typing import Any
+
+from pydantic_core import to_json
+from yarl import URL
+
+from pomelo.catalog import Route
+from pomelo.errors import PomeloError
+from pomelo.gen.v1.speech_pb2 import (
+    SpeechToSpeechInput,
+    SpeechToTextInput,
+    TextToSpeechInput,
+    Timestamps,
+    VoiceSettings,
+)
+from pomelo.providers import Credentials
+from pomelo.providers.base import AudioSource, Event, Job
+from pomelo.providers.elevenlabs_answers import Sound, transcription
+from pomelo.providers.elevenlabs_forms import form
+from pomelo.providers.failures import Complaint, Dialect, nonsense
+from pomelo.providers.fit import fitted
+from pomelo.providers.http import Body, Http
+from pomelo.providers.voices import Voices
+
+DEFAULT_FORMAT = "mp3_44100_128"
+
+TRANSCRIPT_MOST = 64 * 1024 * 1024
+"""Bytes of a transcript: ten hours of speech, each character timed."""
+
+_IN_A_THREAD = 256 * 1024
+"""Bytes from which a transcript is read in a thread, so that other calls have their turn."""
+
+_PAGE = 100
+_PAGES_MOST = 50
+_LIST_WAIT = 15.0
+"""Voices on a page of the account's list, pages that are read, and seconds that all may take."""
+
+_STS_PATH = "speech-to-speech"
+_STS_PATHS = {_STS_PATH: "voice-changer", "voice-changer": _STS_PATH}
+"""Speech to speech has two names; which of them an account is served under may change."""
+
+_GRANULARITIES = {
+    Timestamps.TIMESTAMPS_UNSPECIFIED: "word",
+    Timestamps.TIMESTAMPS_NONE: "none",
+    Timestamps.TIMESTAMPS_WORD: "word",
+    Timestamps.TIMESTAMPS_CHARACTER: "character",
+}
+
+_MEANINGS = {
+    "voice_not_found": "invalid_parameter",
+    "max_character_limit_exceeded": "context_length_exceeded",
+    "text_too_long": "context_length_exceeded",
+    "rate_limit_exceeded": "provider_unavailable",
+    "concurrent_limit_exceeded": "provider_unavailable",
+    "too_many_concurrent_requests": "provider_unavailable",
+    "system_busy": "provider_unavailable",
+    # Our own money, key or rights.
+    "quota_exceeded": "provider_failed",
+    "insufficient_credits": "provider_failed",
+    "invalid_api_key": "provider_failed",
+    "needs_authorization": "provider_failed",
+    "invalid_authorization_header": "provider_failed",
+    "missing_permissions": "provider_failed",
+    "unauthorized": "provider_failed",
+    "model_not_found": "provider_failed",
+    # Types; they count only where code and status say nothing.
+    "payment_required": "provider_failed",
+    "authentication_error": "provider_failed",
+    "authorization_error": "provider_failed",
+    "rate_limit_error": "provider_unavailable",
+    "internal_error": "provider_unavailable",
+    "service_unavailable": "provider_unavailable",
+}
+
+_FIELDS = {
+    "text": "text",
+    "voice_id": "voice",
+    "voice_settings": "voice_settings",
+    "output_format": "output_format",
+    "language_code": "language_code",
+    "seed": "seed",
+    "audio": "audio",
+    "file": "audio",
+    "diarize": "diarize",
+    "num_speakers": "num_speakers",
+    "timestamps_granularity": "timestamps",
+}
+"""The vendor's name of a parameter -> the contract's."""
+
+_SETTINGS = frozenset(("stability", "similarity_boost", "style", "use_speaker_boost", "speed"))
+
+
+def _blamed(names: list[Any]) -> str | None:
+    """The contract's field of a path such as ["body", "voice_settings", "speed"]."""
+    for index, name in enumerate(names):
+        field = _FIELDS.get(name) if isinstance(name, str) else None
+        if field is not None:
+            inner = names[index + 1] if len(names) > index + 1 else None
+            known = field == "voice_settings" and isinstance(inner, str) and inner in _SETTINGS
+            return f"{field}.{inner}" if known else field
+    return None
+
+
+def _read_complaint(body: Any) -> Complaint:
+    detail = body.get("detail") if isinstance(body, dict) else None
+    if isinstance(detail, list):
+        # Only the first: a request of ours is wrong in one place, if at all.
+        first = detail[0] if detail else None
+        where = first.get("loc") if isinstance(first, dict) else None
+        return Complaint((), _blamed(where) if isinstance(where, list) else None)
+    if not isinstance(detail, dict):
+        return Complaint()
+    codes = tuple(word for key in ("code", "status", "type") if isinstance(word := detail.get(key), str))
+    if "voice_not_found" in codes:
+        return Complaint(codes, "voice")
+    param = detail.get("param")
+    return Complaint(codes, _blamed(param.split(".")) if isinstance(param, str) else None)
+
+
+DIALECT = Dialect("elevenlabs", _read_complaint, _MEANINGS)
+_PAID = replace(DIALECT, replays=False)
+
+
+class _Absence:
+    """Reads complaints as the dialect does, and notes one that means: there is nothing at this path."""
+
+    def __init__(self) -> None:
+        self.seen = False
+
+    def read(self, body: Any) -> Complaint:
+        """See Dialect."""
+        complaint = _read_complaint(body)
+        detail = body.get("detail") if isinstance(body, dict) else None
+        self.seen = detail == "Not Found" or (
+            "not_found" in complaint.codes and not any(code in _MEANINGS for code in complaint.codes)
+        )
+        return complaint
+
+
+class ElevenLabs:
+    """ElevenLabs as a provider of speech and of transcripts."""
+
+    def __init__(self, credentials: Credentials, http: Http) -> None:
+        key = (credentials.api_key or "").strip()
+        self.configured = bool(key)
+        self._http = http
+        self._base = credentials.base_url.rstrip("/")
+        self._headers = {"xi-api-key": key}
+        self._json_headers = {"xi-api-key": key, "Content-Type": "application/json"}
+        self._voices = Voices(self._listed)
+        self._moved: set[str] = set()
+        """Paths of speech to speech that were found empty while the other one answered."""
+
+    async def aclose(self) -> None:
+        """Nothing to free: the session is shared."""
+
+    async def text_to_speech(self, job: Job) -> AsyncGenerator[Event, None]:
+        """Speaks a text; see JobMethod. The sound is passed on as it comes, streamed or whole.
+
+        Raises:
+            PomeloError: by the map in `failures`.
+        """
+        given: TextToSpeechInput = job.input
+        voice = await self._voices.find(given.voice)
+        wanted = given.output_format or DEFAULT_FORMAT
+        live = _live(job, wanted)
+        url = self._sound_url("text-to-speech", voice, wanted, live)
+        body = to_json(text_to_speech_request(job))
+        async with aclosing(self._spoken(url, self._json_headers, body, _PAID, wanted, live)) as events:
+            async for event in events:
+                yield event
+
+    async def speech_to_speech(self, job: Job) -> AsyncGenerator[Event, None]:
+        """Says what was said in another voice; see JobMethod. The upload is read from its file as it is sent.
+
+        Raises:
+            PomeloError: by the map in `failures`.
+        """
+        given: SpeechToSpeechInput = job.input
+        voice = await self._voices.find(given.voice)
+        wanted = given.output_format or DEFAULT_FORMAT
+        live = _live(job, wanted)
+        first = str(job.route.options.get("sts_path", _STS_PATH))
+        second = _STS_PATHS.get(first)
+        if second is not None and first in self._moved:
+            first, second = second, None
+        absence = _Absence()
+        dialect = replace(_PAID, read=absence.read)
+        for path in (first, second):
+            url = self._sound_url(str(path), voice, wanted, live)
+            try:
+                with form("audio", _heard(job), speech_to_speech_fields(job)) as body:
+                    spoken = self._spoken(url, self._headers, body, dialect, wanted, live)
+                    async with aclosing(spoken) as events:
+                        async for event in events:
+                            if path != first:
+                                self._moved.add(first)
+                            yield event
+            except PomeloError:
+                # Where nothing is, nothing was done and nothing is billed: the other name may be asked.
+                if path != first or second is None or not absence.seen:
+                    raise
+            else:
+                return
+
+    async def speech_to_text(self, job: Job) -> AsyncGenerator[Event, None]:
+        """Writes down what was said; see JobMethod. The upload is read from its file as it is sent.
+
+        Raises:
+            PomeloError: by the map in `failures`.
+        """
+        given: SpeechToTextInput = job.input
+        url = URL(f"{self._base}/v1/speech-to-text")
+        with form("file", _heard(job), speech_to_text_fields(job)) as body:
+            answer, _ = await self._http.fetch(url, self._headers, body, _PAID, most=TRANSCRIPT_MOST)
+        if len(answer) < _IN_A_THREAD:
+            said = transcription(answer, given, DIALECT)
+        else:
+            said = await asyncio.to_thread(transcription, answer, given, DIALECT)
+        event = Event()
+        event.result.transcription.CopyFrom(said)
+        yield event
+
+    def _sound_url(self, path: str, voice: str, wanted: str, live: bool) -> URL:
+        end = "/stream" if live else ""
+        return URL(f"{self._base}/v1/{path}/{voice}{end}").with_query(output_format=wanted)
+
+    async def _spoken(
+        self, url: URL, headers: Mapping[str, str], body: Body, dialect: Dialect, wanted: str, live: bool
+    ) -> AsyncGenerator[Event, None]:
+        """The sound that a request is answered with, as it comes."""
+        async with self._http.pieces(url, headers, body, dialect, patient=not live) as stream:
+            sound = Sound(wanted, stream.headers)
+            while piece := await stream.read():
+                for event in sound.take(piece):
+                    yield event
+            for event in sound.rest():
+                yield event
+
+    async def _listed(self) -> list[tuple[str, str]]:
+        """The account's voices."""
+        voices: list[tuple[str, str]] = []
+        query = {"page_size": str(_PAGE), "include_total_count": "false"}
+        try:
+            async with asyncio.timeout(_LIST_WAIT):
+                for _ in range(_PAGES_MOST):
+                    url = URL(f"{self._base}/v2/voices").with_query(query)
+                    page = await self._http.whole(url, self._headers, None, DIALECT)
+                    token = _add_page(page, voices)
+                    if token is None:
+                        break
+                    query["next_page_token"] = token
+        except TimeoutError:
+            pass
+        else:
+            return voices
+        raise PomeloError(
+            "provider_unavailable", "The provider's list of voices did not come. Use a voice's id"
+        )
+
+
+def text_to_speech_request(job: Job) -> dict[str, Any]:
+    """The request body for a text-to-speech job."""
+    given: TextToSpeechInput = job.input
+    route = job.route
+    body: dict[str, Any] = {"text": given.text, "model_id": route.model}
+    # The vendor takes ISO 639-1 here, which has two letters; it tells the language from the text, too.
+    if len(given.language_code) == 2 and "language_code" not in route.drop:
+        body["language_code"] = given.language_code.lower()
+    settings = _settings(given, route)
+    if settings:
+        body["voice_settings"] = settings
+    seed = fitted(route, "seed", given.seed) if given.HasField("seed") else None
+    if seed is not None:
+        body["seed"] = seed
+    return body
+
+
+def speech_to_speech_fields(job: Job) -> dict[str, str]:
+    """The form's fields for a speech-to-speech job, but for the sound."""
+    given: SpeechToSpeechInput = job.input
+    fields = {"model_id": job.route.model}
+    settings = _settings(given, job.route)
+    if settings:
+        fields["voice_settings"] = to_json(settings).decode()
+    seed = fitted(job.route, "seed", given.seed) if given.HasField("seed") else None
+    if seed is not None:
+        fields["seed"] = str(seed)
+    return fields
+
+
+def speech_to_text_fields(job: Job) -> dict[str, str]:
+    """The form's fields for a speech-to-text job, but for the sound."""
+    given: SpeechToTextInput = job.input
+    drop = job.route.drop
+    # Without it, noises stand among the words: "(laughter)".
+    fields = {"model_id": job.route.model, "tag_audio_events": "false"}
+    if given.language_code and "language_code" not in drop:
+        fields["language_code"] = given.language_code.lower()
+    if given.diarize and "diarize" not in drop:
+        fields["diarize"] = "true"
+        most = fitted(job.route, "num_speakers", given.num_speakers) if given.num_speakers else None
+        if most is not None:
+            fields["num_speakers"] = str(most)
+    fields["timestamps_granularity"] = _GRANULARITIES[given.timestamps]
+    return fields
+
+
+def _settings(given: TextToSpeechInput | SpeechToSpeechInput, route: Route) -> dict[str, Any]:
+    """The voice's settings as the route's model takes them; empty where the caller gave none."""
+    if not given.HasField("voice_settings") or "voice_settings" in route.drop:
+        return {}
+    settings: VoiceSettings = given.voice_settings
+    taken: dict[str, Any] = {}
+    for name in ("stability", "similarity_boost", "style", "speed"):
+        if settings.HasField(name):
+            value = fitted(route, name, getattr(settings, name))
+            if value is not None:
+                taken[name] = value
+    if settings.HasField("use_speaker_boost") and "use_speaker_boost" not in route.drop:
+        taken["use_speaker_boost"] = settings.use_speaker_boost
+    return taken
+
+
+def _live(job: Job, wanted: str) -> bool:
+    """Whether the vendor's streaming endpoint serves the job; it has no WAV."""
+    return job.stream and not wanted.startswith("wav_")
+
+
+def _heard(job: Job) -> AudioSource:
+    if job.audio is None:
+        raise RuntimeError("a job of this kind has a sound")
+    return job.audio
+
+
+def _add_page(page: Any, voices: list[tuple[str, str]]) -> str | None:
+    """Adds a page's voices; gives the token of the next page, None where this is the last."""
+    try:
+        for voice in page["voices"]:
+            name, voice_id = voice.get("name"), voice["voice_id"]
+            if isinstance(name, str) and isinstance(voice_id, str):
+                voices.append((name, voice_id))
+        token = page.get("next_page_token") if page.get("has_more") else None
+        if token is None or isinstance(token, str):
+            return token or None
+    except (AttributeError, KeyError, TypeError):
+        pass
+    raise nonsense("a list of voices that can't be read")

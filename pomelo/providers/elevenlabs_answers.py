@@ -1,0 +1,166 @@
+"""What ElevenLabs answers: sounds, and transcripts; `elevenlabs` reads them with this.
+
+It knows neither a request nor a connection.
+"""
+
+from collections.abc import Iterator, Mapping
+from math import isfinite
+from typing import Any
+
+from pydantic_core import from_json
+
+from pomelo.gen.v1.speech_pb2 import SpeechToTextInput, Timestamps, Transcription
+from pomelo.providers.base import Event
+from pomelo.providers.failures import Dialect, complained, nonsense
+
+PIECE = 64 * 1024
+"""The most bytes of a piece of sound."""
+
+_SECONDS_MOST = 1_000_000.0
+"""More than any sound lasts: a length above it is a fault."""
+
+_CONTENT_TYPES = {
+    "mp3": "audio/mpeg",
+    "wav": "audio/wav",
+    "ulaw": "audio/basic",
+    "alaw": "audio/x-alaw-basic",
+}
+_CONTAINERS = frozenset(("mp3", "wav", "opus"))
+_MARK = 4
+"""Bytes at the beginning of a file that tell what it is."""
+
+
+def content_type(wanted: str, head: bytes = b"OggS") -> str:
+    """The media type of a sound in an output_format; `head` are its first bytes."""
+    codec, rate, *_ = wanted.split("_")
+    if codec == "pcm":
+        return f"audio/pcm;rate={rate}"
+    if codec == "opus":
+        # The vendor doesn't say what Opus comes in.
+        if head.startswith(b"OggS"):
+            return "audio/ogg"
+        return "audio/webm" if head.startswith(b"\x1aE\xdf\xa3") else "audio/opus"
+    return _CONTENT_TYPES[codec]
+
+
+class Sound:
+    """A sound as it comes, cut into events.
+
+    A sound has no end marker: that it is whole is known from the framing of the answer alone, so one without
+    a length and without chunks is refused.
+    """
+
+    __slots__ = ("_head", "_needed", "_started", "_wanted")
+
+    def __init__(self, wanted: str, headers: Mapping[str, str]) -> None:
+        """An answer with these headers, in the output_format `wanted`.
+
+        Raises:
+            PomeloError: provider_failed; it is no sound.
+        """
+        kind = headers.get("Content-Type", "").partition(";")[0].strip().lower()
+        if kind.startswith("text/") or kind.endswith(("json", "xml")):
+            raise nonsense("an answer that is no sound")
+        if headers.get("Content-Encoding", "identity").lower() != "identity":
+            raise nonsense("an answer that is compressed unasked")
+        if "Content-Length" not in headers and "chunked" not in headers.get("Transfer-Encoding", "").lower():
+            raise nonsense("an answer whose end can't be told")
+        self._wanted = wanted
+        self._head = b""
+        self._started = False
+        self._needed = _MARK if wanted.partition("_")[0] in _CONTAINERS else 1
+
+    def take(self, piece: bytes) -> Iterator[Event]:
+        """The events for the next bytes.
+
+        Raises:
+            PomeloError: provider_failed; the first bytes are a page's or an object's.
+        """
+        kind = ""
+        if not self._started:
+            piece = self._head + piece
+            if len(piece) < self._needed:
+                self._head = piece
+                return
+            if self._needed == _MARK and piece[:_MARK].lstrip()[:1] in (b"", b"<", b"{", b"["):
+                raise nonsense("an answer that is no sound")
+            self._started = True
+            self._head = b""
+            kind = content_type(self._wanted, piece)
+        for start in range(0, len(piece), PIECE):
+            event = Event()
+            event.audio_chunk.data = piece[start : start + PIECE]
+            if kind:
+                event.audio_chunk.content_type = kind
+                kind = ""
+            yield event
+
+    def rest(self) -> Iterator[Event]:
+        """The events at the end: none.
+
+        Raises:
+            PomeloError: provider_failed; nothing has come, or less than any file has.
+        """
+        if not self._started:
+            raise nonsense("an empty sound")
+        return iter(())
+
+
+def transcription(answer: bytes, given: SpeechToTextInput, dialect: Dialect) -> Transcription:
+    """The transcript of an answer.
+
+    Words and characters alone: no spaces, no noises. A time that is missing is that of the word before.
+
+    Raises:
+        PomeloError: provider_failed where it is unusable; what an error object in its place means.
+    """
+    try:
+        body = from_json(answer)
+        if "text" not in body and "detail" in body:
+            raise complained(body, dialect)
+        # Set apart, because the constructor takes None for a text that is not there.
+        said = Transcription(language=body.get("language_code") or "")
+        said.text = body["text"]
+        end = _add_words(said, body.get("words") or (), given)
+        length = body.get("audio_duration_secs")
+        said.audio_seconds = end if length is None else _seconds(length, end)
+        return said
+    except (AttributeError, KeyError, TypeError, ValueError):
+        pass
+    raise nonsense("a transcript of another shape")
+
+
+def _add_words(said: Transcription, words: Any, given: SpeechToTextInput) -> float:
+    """Adds what the caller asked for; gives the end of the last word."""
+    timed = given.timestamps != Timestamps.TIMESTAMPS_NONE
+    by_character = given.timestamps == Timestamps.TIMESTAMPS_CHARACTER
+    last = 0.0
+    for word in words:
+        start = _seconds(word.get("start"), last)
+        end = max(_seconds(word.get("end"), start), start)
+        if timed and word.get("type", "word") == "word":
+            # Without diarize the vendor still names one speaker for all.
+            speaker = (word.get("speaker_id") or "") if given.diarize else ""
+            if by_character and word.get("characters"):
+                at = start
+                for character in word["characters"]:
+                    begun = _seconds(character.get("start"), at)
+                    at = max(_seconds(character.get("end"), begun), begun)
+                    said.words.add(start=begun, end=at, speaker=speaker).text = character["text"]
+            else:
+                said.words.add(start=start, end=end, speaker=speaker).text = word["text"]
+        last = max(last, end)
+    return last
+
+
+def _seconds(value: Any, otherwise: float) -> float:
+    """A time that can be true, or `otherwise`.
+
+    Raises:
+        TypeError: it is no number.
+    """
+    if value is None:
+        return otherwise
+    if type(value) is not float and type(value) is not int:
+        raise TypeError
+    return float(value) if isfinite(value) and 0 <= value <= _SECONDS_MOST else otherwise

@@ -1,0 +1,285 @@
+"""ElevenLabs as the vendor's side speaks it: sounds, transcripts, voices, and its refusals.
+
+`FaultUpstream` asks `refused` first; what a test scripts is mostly a `Speech` or a `Transcript`. The facts
+are those of the vendor's own client and documentation; what its requests must look like is in
+`elevenlabs_checks`. It stands below `PREFIX`, so that its paths are not another vendor's.
+"""
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from pomelo.testing.elevenlabs_checks import problems
+from pomelo.testing.form import Part
+from pomelo.testing.reply import Received, Reply, Step, Token, Wire
+from pomelo.testing.sound import packets, rate_of
+
+PREFIX = "/elevenlabs"
+
+_JSON = {"Content-Type": "application/json"}
+_ID = re.compile(r"[A-Za-z0-9]{20}")
+_PATHS = re.compile(
+    r"/v1/(?P<kind>text-to-speech|speech-to-speech|voice-changer)/(?P<voice>[^/]+)(?P<stream>/stream)?"
+    r"|/v1/(?P<stt>speech-to-text)|/(?P<voices>v[12]/voices)"
+)
+_TEXT_MOST = 10_000
+_CHARACTER_SECONDS = 0.06
+_WORD_SECONDS = 0.25
+_CONTENT_TYPES = {
+    "mp3": "audio/mpeg",
+    "pcm": "audio/pcm",
+    "wav": "audio/wav",
+    "ulaw": "audio/basic",
+    "alaw": "audio/x-alaw-basic",
+    "opus": "audio/ogg",
+}
+
+At = Mapping[int, Step | Sequence[Step]]
+
+
+@dataclass(frozen=True, slots=True)
+class Speech:
+    """A script: answers a speech request with a sound that plays, in the format that the request asks for.
+
+    `size` is in bytes; without it a character of the text takes 0.06 s. `at` puts steps behind the given
+    number of packets, `before` ahead of the head. `packet` is about the size of a packet; with `length` the
+    answer has a Content-Length in place of chunks.
+    """
+
+    size: int | None = None
+    at: At = field(default_factory=dict)
+    before: tuple[Step, ...] = ()
+    packet: int = 4096
+    length: bool = False
+    headers: Mapping[str, str] = field(default_factory=dict)
+
+    def __call__(self, received: Received) -> Reply:
+        """The reply to a request."""
+        sound = self.sound(received)
+        codec = received.query.get("output_format", "mp3_44100_128").partition("_")[0]
+        headers = {
+            "Content-Type": _CONTENT_TYPES[codec],
+            "request-id": "req_test0001",
+            "character-cost": str(len(_text(received))),
+        }
+        if self.length:
+            headers["Content-Length"] = str(sum(map(len, sound)))
+        steps: list[Step] = [*_listed(self.at.get(0, ()))]
+        for number, piece in enumerate(sound, 1):
+            steps.append(piece)
+            steps += _listed(self.at.get(number, ()))
+        return Reply(headers={**headers, **self.headers}, before=self.before, steps=tuple(steps))
+
+    def sound(self, received: Received) -> list[bytes]:
+        """The packets of the sound that a request is answered with."""
+        wanted = received.query.get("output_format", "mp3_44100_128")
+        text = _text(received)
+        size = self.size
+        if size is None:
+            size = max(1, round(len(text) * _CHARACTER_SECONDS * rate_of(wanted)))
+        return packets(wanted, size, text, self.packet)
+
+
+@dataclass(frozen=True, slots=True)
+class Transcript:
+    """A script: answers a speech-to-text request.
+
+    Without `text` it tells the size of the upload and its SHA-256, so that what came can be compared with
+    what was sent. Of several `speakers` each says a word in turn; `noises` are told after the last word where
+    the request asks for them. The steps `at` 0 come ahead of the body, those at 1 in its middle.
+    """
+
+    text: str | None = None
+    language: str = "eng"
+    speakers: int = 1
+    noises: tuple[str, ...] = ("(laughter)",)
+    at: At = field(default_factory=dict)
+    before: tuple[Step, ...] = ()
+    more: Mapping[str, Any] = field(default_factory=dict)
+    """What to put into the body in place of what would be there."""
+
+    def __call__(self, received: Received) -> Reply:
+        """The reply to a request."""
+        body = json.dumps({**self._body(received), **self.more}, ensure_ascii=False).encode()
+        half = len(body) // 2
+        steps = (*_listed(self.at.get(0, ())), Token(body[:half]), *_listed(self.at.get(1, ())), body[half:])
+        return Reply(headers=_JSON, before=self.before, steps=steps)
+
+    def _body(self, received: Received) -> dict[str, Any]:
+        form = {part.name: part for part in received.form or ()}
+        text = self.text
+        if text is None:
+            upload = form["file"]
+            text = f"{upload.size} bytes with SHA-256 {upload.sha256}"
+        noises = self.noises if _value(form, "tag_audio_events", "true") == "true" else ()
+        granularity = _value(form, "timestamps_granularity", "word")
+        diarized = _value(form, "diarize", "false") == "true"
+        words: list[dict[str, Any]] = []
+        spoken = text.split()
+        for number, said in enumerate((*spoken, *noises)):
+            start = number * _WORD_SECONDS
+            speaker = f"speaker_{number % self.speakers}" if diarized else None
+            if number:
+                words.append(_word(" ", start - 0.05, 0.05, "spacing", speaker))
+            kind = "audio_event" if number >= len(spoken) else "word"
+            words.append(_word(said, start, _WORD_SECONDS - 0.05, kind, speaker))
+        for word in words:
+            if granularity == "character":
+                each = (word["end"] - word["start"]) / len(word["text"])
+                word["characters"] = [
+                    {
+                        "text": character,
+                        "start": round(word["start"] + each * at, 3),
+                        "end": round(word["start"] + each * (at + 1), 3),
+                    }
+                    for at, character in enumerate(word["text"])
+                ]
+            elif granularity == "none":
+                word["start"] = word["end"] = None
+        return {
+            "language_code": self.language,
+            "language_probability": 0.98,
+            "text": " ".join((text, *noises)),
+            "words": words,
+            "transcription_id": "tr_test0001",
+            "audio_duration_secs": round((len(spoken) + len(noises)) * _WORD_SECONDS, 3),
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class VoiceList:
+    """A script: answers with the account's voices, (name, id), in pages as the request asks."""
+
+    voices: tuple[tuple[str, str], ...] = (("Adam - Dominant, Firm", "pNInz6obpgDQGcFmaJgB"),)
+    before: tuple[Step, ...] = ()
+
+    def __call__(self, received: Received) -> Reply:
+        """The reply to a request."""
+        size = int(received.query.get("page_size", "10"))
+        start = int(received.query.get("next_page_token") or "0")
+        if received.path.endswith("/v1/voices"):
+            size = len(self.voices)
+        shown: list[dict[str, Any]] = [
+            {"voice_id": voice_id, "name": name, "category": "premade", "labels": {}, "description": None}
+            for name, voice_id in self.voices[start : start + size]
+        ]
+        body: dict[str, Any] = {"voices": shown}
+        if received.path.endswith("/v2/voices"):
+            end = start + size
+            more = end < len(self.voices)
+            body |= {"has_more": more, "total_count": len(self.voices)}
+            body["next_page_token"] = str(end) if more else None
+        return Reply(headers=_JSON, before=self.before, steps=(json.dumps(body).encode(),))
+
+
+def error_reply(
+    status: int,
+    code: str = "",
+    *,
+    kind: str = "validation_error",
+    legacy: str | None = None,
+    message: str = "It can't be done",
+    param: str | None = None,
+    shape: Literal["new", "old", "text"] = "new",
+    headers: Mapping[str, str] | None = None,
+) -> Reply:
+    """A refusal in one of the vendor's shapes; `kind` is its `type`, `legacy` its `status`."""
+    detail: Any = {
+        "type": kind,
+        "code": code,
+        "message": message,
+        "status": code if legacy is None else legacy,
+        "request_id": "rq_test0001",
+        "param": param,
+    }
+    if shape == "old":
+        detail = {"status": detail["status"], "message": message}
+    elif shape == "text":
+        detail = message
+    return _detail(status, detail, headers)
+
+
+def validation_reply(*found: Mapping[str, Any]) -> Reply:
+    """A refusal with the vendor's list of what is wrong."""
+    return _detail(422, list(found), None)
+
+
+def refused(received: Received, api_key: str | None) -> Reply | None:
+    """The vendor's refusal of a request that it would not take; None for one that it would.
+
+    With `api_key` None any key will do, but there must be one.
+    """
+    path = _PATHS.fullmatch(received.path.removeprefix(PREFIX))
+    if path is None:
+        return error_reply(404, message="Not Found", shape="text")
+    if received.method != ("GET" if path["voices"] else "POST"):
+        return error_reply(405, message="Method Not Allowed", shape="text")
+    kind = "voices" if path["voices"] else "stt" if path["stt"] else "tts"
+    if path["kind"] in ("speech-to-speech", "voice-changer"):
+        kind = "sts"
+    found = problems(received, kind, path["stream"] is not None)
+    if found:
+        # Before the key, as the vendor does it.
+        return validation_reply(*found)
+    key = received.headers.get("xi-api-key")
+    if not key:
+        return error_reply(401, "unauthorized", kind="authentication_error", legacy="needs_authorization")
+    if api_key is not None and key != api_key:
+        return error_reply(401, "unauthorized", kind="authentication_error", legacy="invalid_api_key")
+    if path["voice"] and not _ID.fullmatch(path["voice"]):
+        return error_reply(404, "voice_not_found", kind="not_found", param="voice_id")
+    if kind == "tts":
+        if len(received.body["text"]) > _TEXT_MOST:
+            return error_reply(400, "max_character_limit_exceeded", param="text")
+        if received.body.get("language_code") and "multilingual_v2" in received.body.get("model_id", ""):
+            return error_reply(400, "invalid_parameters", param="language_code")
+    return None
+
+
+def _default(received: Received) -> Reply:
+    if received.path.endswith("/voices"):
+        return VoiceList()(received)
+    return (Transcript() if received.path.endswith("/speech-to-text") else Speech())(received)
+
+
+def _serves(received: Received) -> bool:
+    return received.path.startswith(PREFIX + "/")
+
+
+WIRE = Wire("elevenlabs", _serves, refused, _default)
+
+
+def _text(received: Received) -> str:
+    """What the sound is made of: the text, or the digest of the sound that was sent."""
+    if isinstance(received.body, dict):
+        return str(received.body.get("text", ""))
+    return next((part.sha256 for part in received.form or () if part.filename is not None), "")
+
+
+def _value(form: Mapping[str, Part], name: str, otherwise: str) -> str:
+    part = form.get(name)
+    return otherwise if part is None or part.text is None else part.text
+
+
+def _word(text: str, start: float, length: float, kind: str, speaker: str | None) -> dict[str, Any]:
+    return {
+        "text": text,
+        "start": round(start, 3),
+        "end": round(start + length, 3),
+        "type": kind,
+        "speaker_id": speaker,
+        "logprob": -0.01,
+    }
+
+
+def _detail(status: int, detail: Any, headers: Mapping[str, str] | None) -> Reply:
+    body = json.dumps({"detail": detail}).encode()
+    return Reply(status=status, headers={**_JSON, **(headers or {})}, steps=(body,))
+
+
+def _listed(steps: Step | Sequence[Step]) -> list[Step]:
+    if isinstance(steps, bytes) or not isinstance(steps, Sequence):
+        return [steps]
+    return list(steps)
