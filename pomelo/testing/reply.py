@@ -55,13 +55,15 @@ class Reply:
     """What to do with one request, from top to bottom.
 
     `before` comes ahead of the head; a packet in it is sent raw, in place of HTTP. Each packet of `steps` is
-    one write to the connection, a chunk of the chunked body.
+    one write to the connection, a chunk of the chunked body. `follow` says how the requests are answered that
+    this reply leads to, by their `target`: one after another, the last script again and again.
     """
 
     status: int = 200
     headers: Mapping[str, str] = field(default_factory=dict)
     steps: tuple[Step, ...] = ()
     before: tuple[Step, ...] = ()
+    follow: "Mapping[str, Sequence[Script]]" = field(default_factory=dict)
 
 
 @dataclass(slots=True)
@@ -86,6 +88,8 @@ class Received:
     """Set when the reply is over, however it ended."""
     connection: tuple[str, int] | None = None
     """The client's address: equal for requests on one connection."""
+    target: str = ""
+    """The path with its query, as it came."""
     query: Mapping[str, str] = field(default_factory=dict)
     """What follows the `?`; of a name that is there twice, the first."""
     form: "Sequence[Part] | None" = None
@@ -93,7 +97,12 @@ class Received:
 
     @property
     def prompt(self) -> str:
-        """The text of the last message of a conversation; empty for anything else."""
+        """The text of the last message of a conversation, or what a picture is to show; else empty."""
+        if isinstance(self.body, dict):
+            wanted = self.body.get("input")
+            subject = (wanted if isinstance(wanted, dict) else self.body).get("prompt")
+            if isinstance(subject, str):
+                return subject
         messages = self.body.get("messages") if isinstance(self.body, dict) else None
         last = messages[-1] if isinstance(messages, list) and messages else None
         content = last.get("content") if isinstance(last, dict) else None

@@ -14,14 +14,31 @@ from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from types import TracebackType
 from typing import Self
+from urllib.parse import unquote
 
 from aiohttp import web
 
-from pomelo.testing import anthropic_wire, elevenlabs_wire, mistral_wire, openai_wire
+from pomelo.testing import (
+    anthropic_wire,
+    bfl_wire,
+    elevenlabs_wire,
+    mistral_wire,
+    openai_wire,
+    replicate_wire,
+    together_wire,
+)
 from pomelo.testing.form import read_form
 from pomelo.testing.reply import Gate, Received, Reply, Script, Step, Stop, Token, Wire
 
-WIRES: tuple[Wire, ...] = (openai_wire.WIRE, elevenlabs_wire.WIRE, anthropic_wire.WIRE, mistral_wire.WIRE)
+WIRES: tuple[Wire, ...] = (
+    openai_wire.WIRE,
+    elevenlabs_wire.WIRE,
+    anthropic_wire.WIRE,
+    mistral_wire.WIRE,
+    bfl_wire.WIRE,
+    together_wire.WIRE,
+    replicate_wire.WIRE,
+)
 """The vendors that the server can play."""
 
 BODY_MOST = 64 * 1024 * 1024
@@ -31,9 +48,9 @@ BODY_MOST = 64 * 1024 * 1024
 class FaultUpstream:
     """The server; an async context manager.
 
-    A valid request gets, in this order: the script of the first `when` that applies to it; the next of the
-    queue that `script` fills; `default`, or its wire's. An invalid one is refused as the vendor would, and
-    uses up nothing. With `api_key` any other key is refused.
+    A valid request gets, in this order: the script of the first `when` that applies to it; what an earlier
+    reply says shall `follow`; the next of the queue that `script` fills; `default`, or its wire's. An invalid
+    one is refused as the vendor would, and uses up nothing. With `api_key` any other key is refused.
     """
 
     def __init__(
@@ -52,6 +69,7 @@ class FaultUpstream:
         self._api_key = api_key
         self._queue: deque[Script] = deque()
         self._cases: list[tuple[str, Script]] = []
+        self._following: dict[str, deque[Script]] = {}
         self._waiting: asyncio.Queue[Received] = asyncio.Queue()
         self._runner: web.AppRunner | None = None
 
@@ -69,6 +87,21 @@ class FaultUpstream:
     def elevenlabs_base_url(self) -> str:
         """The base URL as ElevenLabs' own clients take it, without /v1."""
         return f"{self.url}{elevenlabs_wire.PREFIX}"
+
+    @property
+    def bfl_base_url(self) -> str:
+        """Where Black Forest Labs is played; as in the vendor's own clients, without /v1."""
+        return f"{self.url}/bfl"
+
+    @property
+    def together_base_url(self) -> str:
+        """Where Together is played, with /v1."""
+        return f"{self.url}/together/v1"
+
+    @property
+    def replicate_base_url(self) -> str:
+        """Where Replicate is played, with /v1."""
+        return f"{self.url}/replicate/v1"
 
     @property
     def anthropic_base_url(self) -> str:
@@ -92,6 +125,7 @@ class FaultUpstream:
         """Forgets scripts, rules and requests; what is being played goes on."""
         self._queue.clear()
         self._cases.clear()
+        self._following.clear()
         self.requests.clear()
         self._waiting = asyncio.Queue()
 
@@ -135,6 +169,7 @@ class FaultUpstream:
             at=asyncio.get_running_loop().time(),
             connection=peer,
             query=dict(request.query),
+            target=request.path_qs,
             form=form,
         )
         self.requests.append(received)
@@ -156,9 +191,14 @@ class FaultUpstream:
         if script is None:
             prompt = received.prompt
             script = next((script for part, script in self._cases if part in prompt), None)
+        if script is None and (following := self._following.get(unquote(received.target))):
+            script = following.popleft() if len(following) > 1 else following[0]
         if script is None:
             script = self._queue.popleft() if self._queue else self.default or wire.default
-        return script if isinstance(script, Reply) else script(received)
+        reply = script if isinstance(script, Reply) else script(received)
+        for target, scripts in reply.follow.items():
+            self._following[unquote(target)] = deque(scripts)
+        return reply
 
 
 async def _play(reply: Reply, request: web.Request, received: Received) -> web.StreamResponse:

@@ -1,0 +1,88 @@
+"""What providers of pictures share: their events, their sizes, and the check that a picture is one.
+
+It knows no vendor and no HTTP.
+"""
+
+from collections.abc import Mapping
+from math import isfinite
+from typing import Any
+
+from pomelo.catalog import Route
+from pomelo.gen.v1.image_pb2 import GeneratedImage, ImageFormat, ImageInput, ImageOutput, ImageProgress
+from pomelo.gen.v1.task_pb2 import TaskResult
+from pomelo.providers.base import Event
+from pomelo.providers.failures import nonsense
+from pomelo.providers.fit import fitted
+
+SIDE = 1024
+"""Pixels of a side that the caller leaves open."""
+
+FORMATS: "Mapping[ImageFormat.ValueType, str]" = {
+    ImageFormat.IMAGE_FORMAT_UNSPECIFIED: "png",
+    ImageFormat.IMAGE_FORMAT_PNG: "png",
+    ImageFormat.IMAGE_FORMAT_JPEG: "jpeg",
+    ImageFormat.IMAGE_FORMAT_WEBP: "webp",
+}
+"""The contract's formats by the names that most vendors have for them."""
+
+
+class Progress:
+    """How far a picture is, as the caller hears it: from 0 to 1, never falling."""
+
+    __slots__ = ("_told",)
+
+    def __init__(self) -> None:
+        self._told = -1.0
+
+    def event(self, done: Any) -> Event | None:
+        """The event that tells of `done`; None where it is no news, or no number."""
+        if type(done) not in (int, float) or not isfinite(done):
+            return None
+        done = min(max(done, 0.0), 1.0)
+        if done <= self._told:
+            return None
+        self._told = done
+        return Event(image_progress=ImageProgress(progress=done))
+
+
+def sides(given: ImageInput, route: Route) -> dict[str, int]:
+    """Width and height in pixels, as the route's model takes them."""
+    found = {}
+    for name in ("width", "height"):
+        side = fitted(route, name, getattr(given, name) if given.HasField(name) else SIDE)
+        if side is not None:
+            found[name] = side
+    return found
+
+
+def numbers(given: ImageInput, route: Route, names: Mapping[str, str]) -> dict[str, Any]:
+    """What the caller gave of steps, guidance and seed, as the route's model takes them, by the vendor's
+    `names` for the contract's."""
+    found: dict[str, Any] = {}
+    for name in ("num_inference_steps", "guidance_scale", "seed"):
+        if given.HasField(name):
+            value = fitted(route, name, getattr(given, name))
+            if value is not None:
+                found[names[name]] = value
+    return found
+
+
+def result(data: bytes) -> Event:
+    """The event that bears a finished picture.
+
+    Raises:
+        PomeloError: provider_failed; it is no PNG, JPEG or WebP.
+    """
+    picture = GeneratedImage(data=data, content_type=_content_type(data))
+    return Event(result=TaskResult(image=ImageOutput(images=[picture])))
+
+
+def _content_type(data: bytes) -> str:
+    """By the file's first bytes, whatever it was called."""
+    if data.startswith(b"\x89PNG\r\n\x1a\n"):
+        return "image/png"
+    if data.startswith(b"\xff\xd8\xff"):
+        return "image/jpeg"
+    if data.startswith(b"RIFF") and data[8:12] == b"WEBP":
+        return "image/webp"
+    raise nonsense("a picture that is none")

@@ -1,0 +1,70 @@
+"""Asking a vendor about a task that it has taken, until it is done.
+
+Providers whose vendors work in the background walk `polled`. It knows no vendor and no state of a task; when
+to stop is its reader's decision.
+"""
+
+import asyncio
+from collections.abc import AsyncGenerator, Mapping
+from typing import Any, Final
+
+from yarl import URL
+
+from pomelo.errors import PomeloError, Replay
+from pomelo.providers.failures import Dialect, not_answered
+from pomelo.providers.http import Http
+
+PATIENCE = 30.0
+"""Seconds that one question may take."""
+
+GLITCHES = 3
+"""Questions in a row that may fail."""
+
+UNKNOWN: Final = object()
+"""In place of an answer: the vendor does not know the task."""
+
+_PASSING = frozenset(("provider_unavailable", "provider_failed", "deadline_exceeded"))
+
+
+async def polled(
+    http: Http,
+    url: URL,
+    headers: Mapping[str, str],
+    dialect: Dialect,
+    *,
+    interval: float,
+    patience: float = PATIENCE,
+) -> AsyncGenerator[Any, None]:
+    """The answers to a GET of `url`, again and again, as parsed JSON; UNKNOWN where the dialect's meaning of
+    an error is `not_found`.
+
+    The first comes `interval` seconds after the start, later ones up to twice as far apart. The work goes
+    on meanwhile and may be paid for, so GLITCHES failures in a row are passed over, with growing waits or
+    those that the vendor asks for; a refusal is not. Closing it closes the connection at once.
+
+    Raises:
+        PomeloError: by the map.
+    """
+    wait = interval
+    failed = 0
+    while True:
+        await asyncio.sleep(wait)
+        try:
+            async with asyncio.timeout(patience):
+                answer = await http.whole(url, headers, None, dialect)
+        except PomeloError as error:
+            failure = error
+        except TimeoutError as error:
+            failure = not_answered(error, dialect)
+        else:
+            failed = 0
+            wait = min(max(wait, interval) * 1.25, interval * 2)
+            yield answer
+            continue
+        if failure.code == "not_found":
+            yield UNKNOWN
+            continue
+        failed += 1
+        if failed > GLITCHES or failure.code not in _PASSING or failure.replay == Replay.ELSEWHERE:
+            raise failure
+        wait = failure.wait or interval * (1 << failed)

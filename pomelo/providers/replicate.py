@@ -1,0 +1,189 @@
+"""The wire of Replicate's predictions: ordered, waited for, and fetched from where it was put.
+
+`open_providers` makes it; the engine calls `image`. It reads no key of a route beside the common ones. It
+knows no key of a caller, no limit and no price. The models of the FLUX family take no size in pixels but a
+shape and a number of megapixels, so the nearest ones are asked for.
+"""
+
+from collections.abc import AsyncGenerator, Iterable
+from contextlib import aclosing
+from math import log
+from typing import Any
+
+from pydantic_core import to_json
+from yarl import URL
+
+from pomelo.errors import PomeloError, Replay
+from pomelo.gen.v1.image_pb2 import ImageInput
+from pomelo.providers import Credentials
+from pomelo.providers.base import Event, Job
+from pomelo.providers.failures import Complaint, Dialect, complained, nonsense
+from pomelo.providers.http import Http
+from pomelo.providers.links import Links
+from pomelo.providers.pictures import FORMATS, SIDE, Progress, numbers, result, sides
+from pomelo.providers.polling import polled
+
+DOMAIN = "replicate.com"
+"""Hosts below it are the vendor's; pictures are delivered from others."""
+
+_ASPECTS = {
+    text: int(text.partition(":")[0]) / int(text.partition(":")[2])
+    for text in ("1:1", "16:9", "21:9", "3:2", "2:3", "4:5", "5:4", "3:4", "4:3", "9:16", "9:21")
+}
+_MEGAPIXELS = {"1": 1.0, "0.25": 0.25}
+
+_MODERATED = "moderated"
+_MEANINGS = {
+    _MODERATED: "content_policy_violation",
+    "failed": "provider_failed",
+    "canceled": "provider_failed",
+    "aborted": "provider_failed",
+}
+"""The states in which a prediction ends without a picture; any that is new is one in which it goes on."""
+
+_SIGNS = ("nsfw", "sensitive", "content policy", "(e005)")
+"""Words of an error's text that tell of a refused picture: the vendor has no code for it."""
+
+_NUMBERS = {"num_inference_steps": "num_inference_steps", "guidance_scale": "guidance", "seed": "seed"}
+"""The contract's name of a parameter -> the vendor's."""
+
+_FIELDS = {
+    "prompt": "prompt",
+    "aspect_ratio": "width",
+    "megapixels": "width",
+    "num_inference_steps": "num_inference_steps",
+    "guidance": "guidance_scale",
+    "seed": "seed",
+    "output_format": "output_format",
+}
+
+
+def _read_complaint(body: Any) -> Complaint:
+    """A prediction has a `status` and an `error`; a refusal has the `invalid_fields`, if any."""
+    if not isinstance(body, dict):
+        return Complaint()
+    status, error = body.get("status"), body.get("error")
+    if isinstance(error, str) and any(sign in error.lower() for sign in _SIGNS):
+        return Complaint((_MODERATED,))
+    codes = (status,) if isinstance(status, str) else ()
+    faults = body.get("invalid_fields")
+    for fault in faults if isinstance(faults, list) else ():
+        name = fault.get("field") if isinstance(fault, dict) else None
+        if isinstance(name, str):
+            return Complaint(codes, _FIELDS.get(name.removeprefix("input.")))
+    return Complaint(codes)
+
+
+ORDER = Dialect("replicate", _read_complaint, _MEANINGS, replays=False)
+POLL = Dialect("replicate", _read_complaint, _MEANINGS)
+DELIVERY = Dialect("replicate delivery", lambda body: Complaint())
+
+
+class Replicate:
+    """Replicate as a provider of pictures.
+
+    `interval` is the time in seconds between two questions about a prediction that the first answer did not
+    wait for; `origins` may deliver pictures whatever their addresses (see Links).
+    """
+
+    def __init__(
+        self, credentials: Credentials, http: Http, *, interval: float = 0.5, origins: Iterable[str] = ()
+    ) -> None:
+        key = (credentials.api_key or "").strip()
+        self.configured = bool(key)
+        self._http = http
+        self._interval = interval
+        self._base = credentials.base_url.rstrip("/")
+        self._links = Links(http, self._base, DOMAIN, origins=origins, waits=(interval, interval * 2))
+        self._headers = {"Authorization": f"Bearer {key}"}
+
+    async def aclose(self) -> None:
+        """Closes the connections to where pictures are fetched from."""
+        await self._links.aclose()
+
+    async def image(self, job: Job) -> AsyncGenerator[Event, None]:
+        """Draws a picture; see JobMethod. The vendor tells of no progress but its begin and its end.
+
+        Raises:
+            PomeloError: by the map in `failures`; once the vendor has taken the order, never one to replay.
+        """
+        url = URL(f"{self._base}/models/{job.route.model}/predictions")
+        headers = self._headers | {"Content-Type": "application/json", "Prefer": "wait"}
+        prediction = await self._http.whole(url, headers, to_json({"input": request(job)}), ORDER)
+        try:
+            async with aclosing(self._awaited(prediction, job.stream)) as events:
+                async for event in events:
+                    yield event
+        except PomeloError as error:
+            error.replay = Replay.NEVER
+            raise
+
+    async def _awaited(self, prediction: Any, stream: bool) -> AsyncGenerator[Event, None]:
+        """The events of a prediction that the vendor has taken."""
+        progress = Progress()
+        links = _links(prediction)
+        if links is None:
+            if stream and (event := progress.event(0)):
+                yield event
+            url = self._links.vendors(_get(prediction))
+            async with aclosing(
+                polled(self._http, url, self._headers, POLL, interval=self._interval)
+            ) as answers:
+                async for answer in answers:
+                    links = _links(answer)
+                    if links is not None:
+                        break
+        link = links[0] if isinstance(links, list) and links else links
+        picture = result(await self._links.fetch(link, DELIVERY))
+        if stream and (event := progress.event(1)):
+            yield event
+        yield picture
+
+
+def request(job: Job) -> dict[str, Any]:
+    """The model's input for an image job."""
+    given: ImageInput = job.input
+    route = job.route
+    size = sides(given, route)
+    width, height = size.get("width", SIDE), size.get("height", SIDE)
+    wanted = FORMATS[given.output_format]
+    body: dict[str, Any] = {
+        "prompt": given.prompt,
+        "aspect_ratio": _nearest(_ASPECTS, width / height),
+        "megapixels": _nearest(_MEGAPIXELS, width * height / 1_000_000),
+        "num_outputs": 1,
+        "output_format": "jpg" if wanted == "jpeg" else wanted,
+    }
+    body |= numbers(given, route, _NUMBERS)
+    if "seed" in body:
+        body["go_fast"] = False  # with it a seed gives another picture each time
+    return body
+
+
+def _nearest(choices: dict[str, float], value: float) -> str:
+    """The name of the choice that is the fewest times larger or smaller than `value`."""
+    return min(choices, key=lambda name: abs(log(choices[name] / value)))
+
+
+def _links(prediction: Any) -> Any:
+    """The output of a prediction that has succeeded; None of one that goes on.
+
+    Raises:
+        PomeloError: content_policy_violation, provider_failed.
+    """
+    status = prediction.get("status") if isinstance(prediction, dict) else None
+    if not isinstance(status, str):
+        raise nonsense("a prediction without a status")
+    if status in ("failed", "canceled", "aborted"):
+        raise complained(prediction, POLL)
+    if status != "succeeded":
+        return None
+    output = prediction.get("output")
+    if output is None:
+        raise nonsense("a prediction without an output")
+    return output
+
+
+def _get(prediction: dict[str, Any]) -> Any:
+    urls = prediction.get("urls")
+    return urls.get("get") if isinstance(urls, dict) else None

@@ -1,0 +1,116 @@
+"""The wire of Together's images: one request, and the picture is in its answer.
+
+`open_providers` makes it; the engine calls `image`. It reads no key of a route beside the common ones. It
+knows no key of a caller, no limit and no price.
+"""
+
+import binascii
+from collections.abc import AsyncGenerator
+from typing import Any
+
+from pydantic_core import to_json
+from yarl import URL
+
+from pomelo.gen.v1.image_pb2 import ImageInput
+from pomelo.providers import Credentials
+from pomelo.providers.base import Event, Job
+from pomelo.providers.failures import Complaint, Dialect, complained, nonsense
+from pomelo.providers.http import Http
+from pomelo.providers.links import FILE_MOST
+from pomelo.providers.pictures import FORMATS, Progress, numbers, result, sides
+
+ANSWER_MOST = FILE_MOST * 4 // 3 + 64 * 1024
+"""Bytes of an answer: the largest picture as base64, and what surrounds it."""
+
+_FORMATS = frozenset(("png", "jpeg"))
+"""What the vendor can write. Asked for another one it writes a PNG: nothing is lost by it."""
+
+_NUMBERS = {"num_inference_steps": "steps", "guidance_scale": "guidance_scale", "seed": "seed"}
+"""The contract's name of a parameter -> the vendor's."""
+
+_FIELDS = {
+    "prompt": "prompt",
+    "width": "width",
+    "height": "height",
+    "steps": "num_inference_steps",
+    "guidance_scale": "guidance_scale",
+    "seed": "seed",
+    "output_format": "output_format",
+}
+
+_MEANINGS = {
+    "content_policy_violation": "content_policy_violation",
+    "content_filter": "content_policy_violation",
+    "rate_limit": "provider_unavailable",
+    "rate_limit_exceeded": "provider_unavailable",
+    "insufficient_quota": "provider_failed",
+    "insufficient_credits": "provider_failed",
+    "invalid_api_key": "provider_failed",
+}
+
+
+def _read_complaint(body: Any) -> Complaint:
+    error = body.get("error") if isinstance(body, dict) else None
+    if not isinstance(error, dict):
+        return Complaint()
+    codes = tuple(word for key in ("code", "type") if isinstance(word := error.get(key), str))
+    param = error.get("param")
+    return Complaint(codes, _FIELDS.get(param) if isinstance(param, str) else None)
+
+
+DIALECT = Dialect("together", _read_complaint, _MEANINGS, replays=False)
+
+
+class Together:
+    """Together as a provider of pictures."""
+
+    def __init__(self, credentials: Credentials, http: Http) -> None:
+        key = (credentials.api_key or "").strip()
+        self.configured = bool(key)
+        self._http = http
+        self._url = URL(credentials.base_url.rstrip("/") + "/images/generations")
+        self._headers = {"Authorization": f"Bearer {key}", "Content-Type": "application/json"}
+
+    async def aclose(self) -> None:
+        """Nothing to free: the session is shared."""
+
+    async def image(self, job: Job) -> AsyncGenerator[Event, None]:
+        """Draws a picture; see JobMethod. The vendor tells of no progress but the end.
+
+        Raises:
+            PomeloError: by the map in `failures`.
+        """
+        body = to_json(request(job))
+        answer = await self._http.whole(self._url, self._headers, body, DIALECT, most=ANSWER_MOST)
+        picture = result(_picture(answer))
+        if job.stream and (event := Progress().event(1)):
+            yield event
+        yield picture
+
+
+def request(job: Job) -> dict[str, Any]:
+    """The request body for an image job."""
+    given: ImageInput = job.input
+    route = job.route
+    body: dict[str, Any] = {"model": route.model, "prompt": given.prompt, **sides(given, route)}
+    body |= numbers(given, route, _NUMBERS)
+    wanted = FORMATS[given.output_format]
+    body["n"] = 1
+    body["response_format"] = "base64"
+    body["output_format"] = wanted if wanted in _FORMATS else "png"
+    return body
+
+
+def _picture(answer: Any) -> bytes:
+    """The bytes of the picture in an answer.
+
+    Raises:
+        PomeloError: provider_failed where there is none; what an `error` in its place means.
+    """
+    try:
+        if "data" not in answer and answer.get("error"):
+            raise complained(answer, DIALECT)
+        return binascii.a2b_base64(answer["data"][0]["b64_json"], strict_mode=True)
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError):
+        pass
+    raise nonsense("an answer of another shape")

@@ -1,0 +1,158 @@
+"""Replicate's predictions as the vendor's side speaks them, for the FLUX schnell model.
+
+`FaultUpstream` asks `refused` first; what a test scripts is mostly a `Prediction`. The facts are those of
+the vendor's HTTP API and the model's published schema. Strict on purpose: what the schema doesn't declare is
+refused, and so is a key that is sent along to the delivery.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import count
+from typing import Any
+
+from pomelo.testing.bfl_wire import delivered
+from pomelo.testing.checks import Check, flag, one_of, text, whole
+from pomelo.testing.pictures import CONTENT_TYPES, picture
+from pomelo.testing.reply import Received, Reply, Script, Wire
+
+PREFIX = "/replicate"
+MODEL = "black-forest-labs/flux-schnell"
+ORDERS = f"{PREFIX}/v1/models/{MODEL}/predictions"
+PREDICTIONS = PREFIX + "/v1/predictions/"
+DELIVERY = PREFIX + "/delivery/"
+
+_ids = count(1)
+
+
+def prediction(state: str, *, http: int = 200, **more: Any) -> Script:
+    """What the vendor says of a prediction, such as prediction("processing")."""
+
+    def said(received: Received) -> Reply:
+        task = received.path.removeprefix(PREDICTIONS) if received.method == "GET" else "p0"
+        urls = {"get": f"http://{received.headers['Host']}{PREDICTIONS}{task}"}
+        return _json({**_body(state, task), "urls": urls, **more}, http)
+
+    return said
+
+
+def error_reply(
+    code: int,
+    detail: str = "It can't be done",
+    fields: Sequence[str] = (),
+    headers: Mapping[str, str] | None = None,
+) -> Reply:
+    """A refusal with the vendor's error body; `fields` are those of the input that are blamed."""
+    body: dict[str, Any] = {"title": "Refused", "detail": detail, "status": code}
+    if fields:
+        body["invalid_fields"] = [
+            {"type": "invalid", "field": f"input.{name}", "description": "It can't be taken"}
+            for name in fields
+        ]
+    return _json(body, code, headers)
+
+
+@dataclass(frozen=True, slots=True)
+class Prediction:
+    """A script for a whole prediction: takes the order, answers questions about it, and delivers.
+
+    Without `polls` the order's answer has the output already, as `Prefer: wait` mostly brings it; else each
+    answers one question before it is there (with `done` False it never is). `output` stands in place of the
+    URL of this server's file; `delivery` answers downloads one after another, in place of a picture of the
+    asked format. `order` is merged into the answer to the order.
+    """
+
+    polls: Sequence[Script] = ()
+    done: bool = True
+    delivery: Sequence[Script] = ()
+    output: Any = None
+    order: Mapping[str, Any] = field(default_factory=dict)
+
+    def __call__(self, received: Received) -> Reply:
+        """The reply to an order; to anything else, that nothing is known of it."""
+        if received.method != "POST":
+            return error_reply(404, "Not found")
+        task = f"p{next(_ids)}"
+        base = f"http://{received.headers['Host']}"
+        wanted = received.body["input"].get("output_format") or "webp"
+        name = "jpeg" if wanted == "jpg" else wanted
+        file = f"{DELIVERY}{task}/out-0.{wanted}"
+        urls = {"get": f"{base}{PREDICTIONS}{task}", "cancel": f"{base}{PREDICTIONS}{task}/cancel"}
+        output = [base + file] if self.output is None else self.output
+        finished = _body("succeeded", task) | {"output": output, "urls": urls}
+        polls = [*self.polls, *((_json(finished),) if self.done else ())]
+        files = self.delivery or (delivered(picture(name), CONTENT_TYPES[name]),)
+        answer = _body("starting", task) | {"urls": urls} if self.polls else finished
+        taken = _json(answer | dict(self.order), 201)
+        follow = {PREDICTIONS + task: polls, file: files}
+        return Reply(taken.status, taken.headers, taken.steps, follow=follow)
+
+
+def refused(received: Received, api_key: str | None) -> Reply | None:
+    """The vendor's refusal of a request that it would not take; None for one that it would.
+
+    With `api_key` None any key will do, but orders and questions need one.
+    """
+    scheme, _, key = received.headers.get("Authorization", "").partition(" ")
+    if received.path.startswith(DELIVERY):
+        return error_reply(400, "A file takes no key") if key else None
+    if scheme not in ("Bearer", "Token") or not key or (api_key is not None and key != api_key):
+        return error_reply(401, "You did not pass a valid authentication token")
+    if received.path.startswith(PREDICTIONS):
+        return None if received.method == "GET" else error_reply(405, "Method not allowed")
+    if received.path != ORDERS:
+        return error_reply(404, "The requested resource could not be found.")
+    if received.method != "POST":
+        return error_reply(405, "Method not allowed")
+    if received.headers.get("Content-Type", "").partition(";")[0].strip() != "application/json":
+        return error_reply(415, "Send JSON")
+    if not isinstance(received.body, dict) or not isinstance(received.body.get("input"), dict):
+        return error_reply(422, "input is required", ("",))
+    if set(received.body) - {"input", "webhook", "webhook_events_filter", "stream"}:
+        return error_reply(422, "There is another field than input")
+    given = received.body["input"]
+    if not given.get("prompt"):
+        return error_reply(422, "prompt is required", ("prompt",))
+    for name, value in given.items():
+        check = _FIELDS.get(name)
+        if check is None or check(name, value) is not None:
+            return error_reply(422, f"{name} can't be taken", (name,))
+    return None
+
+
+def _body(status: str, task: str = "p0") -> dict[str, Any]:
+    return {
+        "id": task,
+        "model": MODEL,
+        "version": "hidden",
+        "input": {},
+        "logs": "",
+        "output": None,
+        "data_removed": False,
+        "error": None,
+        "status": status,
+        "created_at": "2026-11-22T10:00:00.000Z",
+        "metrics": {},
+        "urls": {},
+    }
+
+
+def _json(body: Any, code: int = 200, headers: Mapping[str, str] | None = None) -> Reply:
+    head = {"Content-Type": "application/json", **(headers or {})}
+    return Reply(code, head, (json.dumps(body).encode(),))
+
+
+_FIELDS: Mapping[str, Check] = {
+    "prompt": text(1),
+    "aspect_ratio": one_of("1:1", "16:9", "21:9", "3:2", "2:3", "4:5", "5:4", "3:4", "4:3", "9:16", "9:21"),
+    "num_outputs": whole(1, 4),
+    "num_inference_steps": whole(1, 4),
+    "seed": whole(-(2**63), 2**63 - 1),
+    "output_format": one_of("webp", "jpg", "png"),
+    "output_quality": whole(0, 100),
+    "disable_safety_checker": flag,
+    "go_fast": flag,
+    "megapixels": one_of("1", "0.25"),
+}
+
+WIRE = Wire("replicate", lambda received: received.path.startswith(PREFIX + "/"), refused, Prediction())

@@ -1,0 +1,108 @@
+"""Together's images as the vendor's side speaks them.
+
+`FaultUpstream` asks `refused` first; what a test scripts is mostly a `Drawn`. The facts are those of the
+vendor's published API description. Strict on purpose: what it doesn't declare is refused.
+"""
+
+import json
+from base64 import b64encode
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from pomelo.testing.checks import Check, flag, number, one_of, text, whole
+from pomelo.testing.pictures import picture
+from pomelo.testing.reply import Received, Reply, Step, Wire
+
+PREFIX = "/together"
+PATH = PREFIX + "/v1/images/generations"
+
+
+@dataclass(frozen=True, slots=True)
+class Drawn:
+    """A script: answers with `data`, or with a picture of the asked format.
+
+    `before` is ahead of the head, `middle` half way through the body.
+    """
+
+    data: bytes | None = None
+    before: tuple[Step, ...] = ()
+    middle: tuple[Step, ...] = ()
+
+    def __call__(self, received: Received) -> Reply:
+        """The reply to a request."""
+        data = self.data
+        if data is None:
+            data = picture(received.body.get("output_format") or "jpeg")
+        item: dict[str, Any] = {"index": 0, "type": "b64_json", "b64_json": b64encode(data).decode()}
+        if received.body.get("response_format") != "base64":
+            item = {"index": 0, "type": "url", "url": "https://api.together.ai/imgproxy/T1"}
+        answer = {"id": "o-T1", "model": received.body["model"], "object": "list", "data": [item]}
+        body = json.dumps(answer).encode()
+        half = len(body) // 2
+        steps = (body[:half], *self.middle, body[half:])
+        return Reply(headers={"Content-Type": "application/json"}, before=self.before, steps=steps)
+
+
+def error_reply(
+    status: int,
+    kind: str = "invalid_request_error",
+    code: str | None = None,
+    param: str | None = None,
+    message: str = "It can't be done",
+    headers: Mapping[str, str] | None = None,
+) -> Reply:
+    """A refusal with the vendor's error body; `kind` is its `type`."""
+    error = {"message": message, "type": kind, "param": param, "code": code}
+    head = {"Content-Type": "application/json", **(headers or {})}
+    return Reply(status, head, (json.dumps({"id": "o-T1", "error": error}).encode(),))
+
+
+def refused(received: Received, api_key: str | None) -> Reply | None:
+    """The vendor's refusal of a request that it would not take; None for one that it would.
+
+    With `api_key` None any key will do, but there must be one.
+    """
+    if received.path != PATH:
+        return error_reply(404, message="Nothing is here")
+    if received.method != "POST":
+        return error_reply(405, message="Only POST is allowed here")
+    scheme, _, key = received.headers.get("Authorization", "").partition(" ")
+    if scheme != "Bearer" or not key or (api_key is not None and key != api_key):
+        return error_reply(401, code="invalid_api_key", message="The key is unknown")
+    if received.headers.get("Content-Type", "").partition(";")[0].strip() != "application/json":
+        return error_reply(415, message="Send JSON")
+    if not isinstance(received.body, dict):
+        return error_reply(400, message="The body is no JSON object")
+    for name in ("model", "prompt"):
+        if not received.body.get(name):
+            return error_reply(400, param=name, message=f"{name} is required")
+    for name, value in received.body.items():
+        check = _FIELDS.get(name)
+        if check is None:
+            return error_reply(400, param=name, message=f"Nothing is called {name}")
+        problem = check(name, value)
+        if problem is not None:
+            return error_reply(400, param=name, message=problem.message)
+    if "schnell" in received.body["model"] and received.body.get("steps", 1) > 4:
+        return error_reply(400, param="steps", message="This model takes 1 to 4 steps")
+    return None
+
+
+_FIELDS: Mapping[str, Check] = {
+    "model": text(1),
+    "prompt": text(1),
+    "width": whole(1, 4096),
+    "height": whole(1, 4096),
+    "steps": whole(1, 100),
+    "n": whole(1, 4),
+    "seed": whole(-(2**63), 2**63 - 1),
+    "negative_prompt": text(),
+    "guidance_scale": number(0, 100),
+    "response_format": one_of("base64", "url"),
+    "output_format": one_of("jpeg", "png"),
+    "disable_safety_checker": flag,
+    "image_url": text(1),
+}
+
+WIRE = Wire("together", lambda received: received.path.startswith(PREFIX + "/"), refused, Drawn())

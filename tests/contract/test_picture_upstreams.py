@@ -1,0 +1,245 @@
+"""The played vendors of pictures: strict with requests, and read by the vendors' own clients."""
+
+from base64 import b64decode
+from collections.abc import AsyncIterator
+from typing import Any, cast
+
+import aiohttp
+import pytest
+
+from pomelo.testing import FaultUpstream
+from pomelo.testing.bfl_wire import Drawing, moderated, status
+from pomelo.testing.pictures import CONTENT_TYPES, picture
+from pomelo.testing.replicate_wire import Prediction, prediction
+from pomelo.testing.replicate_wire import error_reply as replicate_error
+from pomelo.testing.together_wire import error_reply as together_error
+
+KEY = "right"
+
+
+@pytest.fixture(name="vendor")
+async def _vendor() -> AsyncIterator[FaultUpstream]:
+    async with FaultUpstream(api_key=KEY) as server:
+        yield server
+
+
+async def call(method: str, url: str, **what: Any) -> tuple[int, Any]:
+    """The status and the parsed body of an answer."""
+    async with aiohttp.ClientSession() as session, session.request(method, url, **what) as answer:
+        is_json = answer.content_type == "application/json"
+        return answer.status, await (answer.json() if is_json else answer.read())
+
+
+@pytest.mark.parametrize("name", CONTENT_TYPES)
+def test_pictures_are_real(name: str) -> None:
+    import io
+
+    import av
+
+    with av.open(io.BytesIO(picture(name, 48, 32))) as opened:
+        frame: Any = next(cast("Any", opened).decode(video=0))
+        assert (frame.width, frame.height) == (48, 32)
+        plane = frame.reformat(format="rgb24").planes[0]
+        red, green, blue = bytes(plane)[plane.line_size * 16 + 24 * 3 :][:3]
+        assert red > 200
+        assert 90 < green < 170
+        assert blue < 90
+
+
+# --- Black Forest Labs
+
+GOOD = {"prompt": "a red kite", "width": 1024, "height": 768}
+BFL = {"x-key": KEY}
+
+
+async def test_bfl_takes_an_order_answers_questions_and_delivers(vendor: FaultUpstream) -> None:
+    vendor.script(Drawing(polls=(status("Pending"), status("Generating", progress=0.5))))
+    _, order = await call("POST", vendor.bfl_base_url + "/v1/flux-dev", json=GOOD, headers=BFL)
+    states = [(await call("GET", order["polling_url"], headers=BFL))[1] for _ in range(4)]
+    assert [state["status"] for state in states] == ["Pending", "Generating", "Ready", "Ready"]
+    assert states[0].keys() >= {"id", "status", "result", "progress", "details", "preview"}
+    code, data = await call("GET", states[-1]["result"]["sample"])
+    assert (code, data) == (200, picture("jpeg"))
+    code, body = await call("GET", vendor.bfl_base_url + "/v1/get_result?id=other", headers=BFL)
+    assert (code, body) == (404, {"detail": "Task not found"})
+
+
+async def test_bfl_tasks_keep_to_their_scripts(vendor: FaultUpstream) -> None:
+    vendor.script(Drawing(polls=(moderated(),), done=False), Drawing())
+    url = vendor.bfl_base_url + "/v1/flux-pro-1.1"
+    first, second = [(await call("POST", url, json=GOOD, headers=BFL))[1] for _ in range(2)]
+    assert (await call("GET", second["polling_url"], headers=BFL))[1]["status"] == "Ready"
+    assert (await call("GET", first["polling_url"], headers=BFL))[1]["status"] == "Content Moderated"
+
+
+@pytest.mark.parametrize(
+    ("change", "name"),
+    [
+        ({"prompt": ""}, "prompt"),
+        ({"width": 1000}, "width"),
+        ({"height": 224}, "height"),
+        ({"width": 1472}, "width"),
+        ({"width": "1024"}, "width"),
+        ({"steps": 51}, "steps"),
+        ({"guidance": 1}, "guidance"),
+        ({"seed": 1.5}, "seed"),
+        ({"safety_tolerance": 7}, "safety_tolerance"),
+        ({"output_format": "gif"}, "output_format"),
+        ({"num_inference_steps": 4}, "num_inference_steps"),
+    ],
+)
+async def test_bfl_names_the_field_that_it_does_not_take(
+    vendor: FaultUpstream, change: dict[str, Any], name: str
+) -> None:
+    url = vendor.bfl_base_url + "/v1/flux-dev"
+    code, body = await call("POST", url, json=GOOD | change, headers=BFL)
+    assert (code, body["detail"][0]["loc"]) == (422, ["body", name])
+
+
+async def test_bfl_turns_away_what_has_no_place_or_no_key(vendor: FaultUpstream) -> None:
+    base = vendor.bfl_base_url
+    for method, path, headers, expected in (
+        ("POST", "/v1/flux-dev", {}, 403),
+        ("POST", "/v1/flux-dev", {"x-key": "wrong"}, 403),
+        ("POST", "/v1/flux-dev", {"Authorization": f"Bearer {KEY}"}, 403),
+        ("GET", "/v1/get_result?id=1", {}, 403),
+        ("POST", "/v1/flux-schnell", BFL, 404),
+        ("GET", "/v1/flux-dev", BFL, 405),
+        ("POST", "/v1/get_result", BFL, 405),
+        ("GET", "/delivery/x.png", BFL, 400),
+        ("GET", "/delivery/x.png", {"Authorization": "Bearer x"}, 400),
+        ("GET", "/delivery/x.png", {}, 404),
+        ("POST", "/delivery/x.png", {}, 405),
+    ):
+        body = {"json": GOOD} if method == "POST" else {}
+        assert (await call(method, base + path, headers=headers, **body))[0] == expected, (method, path)
+    assert (await call("POST", base + "/v1/flux-dev", json=GOOD | {"steps": 4}, headers=BFL))[0] == 200
+    code, _ = await call("POST", base + "/v1/flux-pro-1.1", json=GOOD | {"steps": 4}, headers=BFL)
+    assert code == 422
+
+
+# --- Together
+
+TOGETHER = {"Authorization": f"Bearer {KEY}"}
+SCHNELL = {"model": "black-forest-labs/FLUX.1-schnell", "prompt": "a red kite"}
+
+
+@pytest.mark.parametrize(
+    ("change", "name"),
+    [
+        ({"model": ""}, "model"),
+        ({"prompt": ""}, "prompt"),
+        ({"steps": 5}, "steps"),
+        ({"output_format": "webp"}, "output_format"),
+        ({"response_format": "b64_json"}, "response_format"),
+        ({"num_inference_steps": 4}, "num_inference_steps"),
+    ],
+)
+async def test_together_names_the_field_that_it_does_not_take(
+    vendor: FaultUpstream, change: dict[str, Any], name: str
+) -> None:
+    url = vendor.together_base_url + "/images/generations"
+    code, body = await call("POST", url, json=SCHNELL | change, headers=TOGETHER)
+    assert (code, body["error"]["param"]) == (400, name)
+
+
+async def test_together_turns_away_what_has_no_place_or_no_key(vendor: FaultUpstream) -> None:
+    url = vendor.together_base_url + "/images/generations"
+    assert (await call("POST", url, json=SCHNELL))[0] == 401
+    assert (await call("POST", url, json=SCHNELL, headers={"Authorization": "Bearer wrong"}))[0] == 401
+    assert (await call("GET", url, headers=TOGETHER))[0] == 405
+    assert (await call("POST", url, data=b"{}", headers=TOGETHER))[0] == 415
+    assert (await call("POST", url, json=[], headers=TOGETHER))[0] == 400
+    assert (await call("POST", url + "/x", json=SCHNELL, headers=TOGETHER))[0] == 404
+
+
+async def test_togethers_own_client_reads_answers_and_refusals(vendor: FaultUpstream) -> None:
+    together = pytest.importorskip("together")
+    async with together.AsyncTogether(
+        api_key=KEY, base_url=vendor.together_base_url.removesuffix("/v1"), max_retries=0
+    ) as client:
+        answer = await client.images.generate(
+            model=SCHNELL["model"],
+            prompt="a red kite",
+            steps=4,
+            width=512,
+            height=512,
+            seed=7,
+            n=1,
+            response_format="base64",
+            output_format="png",
+        )
+        assert answer.data[0].type == "b64_json"
+        assert b64decode(answer.data[0].b64_json) == picture("png")
+        vendor.script(together_error(429), together_error(402))
+        with pytest.raises(together.RateLimitError):
+            await client.images.generate(**SCHNELL)
+        with pytest.raises(together.APIStatusError):
+            await client.images.generate(**SCHNELL)
+
+
+# --- Replicate
+
+REPLICATE = {"Authorization": f"Bearer {KEY}"}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"prompt": ""},
+        {"aspect_ratio": "2:1"},
+        {"megapixels": "2"},
+        {"megapixels": 1},
+        {"num_inference_steps": 5},
+        {"output_format": "jpeg"},
+        {"go_fast": 1},
+        {"width": 512},
+    ],
+)
+async def test_replicate_names_the_field_that_it_does_not_take(
+    vendor: FaultUpstream, change: dict[str, Any]
+) -> None:
+    url = vendor.replicate_base_url + "/models/black-forest-labs/flux-schnell/predictions"
+    body = {"input": {"prompt": "a red kite"} | change}
+    code, answer = await call("POST", url, json=body, headers=REPLICATE)
+    assert (code, answer["invalid_fields"][0]["field"]) == (422, f"input.{next(iter(change))}")
+
+
+async def test_replicate_turns_away_what_has_no_place_or_no_key(vendor: FaultUpstream) -> None:
+    base = vendor.replicate_base_url
+    good = {"json": {"input": {"prompt": "x"}}}
+    url = base + "/models/black-forest-labs/flux-schnell/predictions"
+    assert (await call("POST", url, **good))[0] == 401
+    assert (await call("POST", url, headers={"Authorization": "Bearer wrong"}, **good))[0] == 401
+    assert (await call("GET", url, headers=REPLICATE))[0] == 405
+    assert (await call("POST", url, data=b"{}", headers=REPLICATE))[0] == 415
+    assert (await call("POST", url, json={"prompt": "x"}, headers=REPLICATE))[0] == 422
+    assert (await call("POST", url, json=good["json"] | {"more": 1}, headers=REPLICATE))[0] == 422
+    assert (await call("POST", url.replace("schnell", "other"), headers=REPLICATE, **good))[0] == 404
+    assert (await call("GET", base + "/predictions/other", headers=REPLICATE))[0] == 404
+    delivery = base.removesuffix("/v1") + "/delivery/x"
+    assert (await call("GET", delivery, headers=REPLICATE))[0] == 400
+    assert (await call("GET", delivery))[0] == 404
+
+
+async def test_replicates_own_client_reads_answers_and_refusals(
+    vendor: FaultUpstream, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    replicate = pytest.importorskip("replicate")
+    monkeypatch.setenv("REPLICATE_POLL_INTERVAL", "0.01")
+    client = replicate.Client(api_token=KEY, base_url=vendor.replicate_base_url.removesuffix("/v1"))
+    name = "black-forest-labs/flux-schnell"
+    given = {"prompt": "a red kite", "output_format": "png"}
+    (file,) = await client.async_run(name, input=given)
+    assert str(file).endswith(".png")
+    assert (await call("GET", str(file)))[1] == picture("png")
+    vendor.script(Prediction(polls=(prediction("processing"),)))
+    (file,) = await client.async_run(name, input=given, wait=False)
+    assert str(file).endswith(".png")
+    vendor.script(Prediction(polls=(prediction("failed", error="It broke"),)))
+    with pytest.raises(replicate.exceptions.ModelError):
+        await client.async_run(name, input=given, wait=False)
+    vendor.script(replicate_error(422, "It can't be taken", ("seed",)))
+    with pytest.raises(replicate.exceptions.ReplicateError) as raised:
+        await client.async_run(name, input=given)
+    assert raised.value.status == 422

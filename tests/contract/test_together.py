@@ -1,0 +1,215 @@
+"""What the Together provider sends, and what it makes of answers and of everything that can go wrong."""
+
+import asyncio
+from base64 import b64encode
+from collections.abc import AsyncIterator
+from contextlib import aclosing
+from typing import Any
+
+import pytest
+
+from pomelo.catalog import Route
+from pomelo.errors import Replay
+from pomelo.gen.v1.image_pb2 import ImageFormat, ImageInput
+from pomelo.providers.http import Timeouts
+from pomelo.providers.together import Together
+from pomelo.testing import FaultUpstream, Gate, Reply, Script, Stop, page, redirect
+from pomelo.testing.pictures import picture
+from pomelo.testing.together_wire import Drawn, error_reply
+from tests.contract.picture_rig import (
+    KEY,
+    PROMPT,
+    SECRETS,
+    check_discreet,
+    drawn,
+    events,
+    failure,
+    job,
+    opened,
+    richest,
+)
+
+SIDE = (256.0, 1440.0, 32.0)
+SCHNELL = Route(
+    "together",
+    "black-forest-labs/FLUX.1-schnell",
+    drop=frozenset(("guidance_scale",)),
+    clamp={"width": SIDE, "height": SIDE, "num_inference_steps": (1, 4, 0)},
+)
+BOTH = pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
+
+
+@pytest.fixture(name="vendor")
+async def _vendor() -> AsyncIterator[FaultUpstream]:
+    async with FaultUpstream(api_key=KEY) as server:
+        yield server
+
+
+@pytest.fixture(name="provider")
+async def _provider(vendor: FaultUpstream) -> AsyncIterator[Any]:
+    async with opened(Together, vendor.together_base_url) as provider:
+        yield provider
+
+
+async def test_the_richest_request_is_exactly_this(vendor: FaultUpstream, provider: Any) -> None:
+    route = Route("together", SCHNELL.model, clamp=SCHNELL.clamp)
+    await drawn(provider, job(route, richest(ImageFormat.IMAGE_FORMAT_JPEG)))
+    (received,) = vendor.requests
+    assert (received.method, received.target) == ("POST", "/together/v1/images/generations")
+    assert received.body == {
+        "model": "black-forest-labs/FLUX.1-schnell",
+        "prompt": "Ünïcödé 🍊 on a table",
+        "width": 992,
+        "height": 704,
+        "steps": 3,
+        "guidance_scale": 2.5,
+        "seed": 2**53 - 1,
+        "n": 1,
+        "response_format": "base64",
+        "output_format": "jpeg",
+    }
+    assert received.headers["Authorization"] == f"Bearer {KEY}"
+
+
+async def test_the_barest_request_names_size_and_format_alone(vendor: FaultUpstream, provider: Any) -> None:
+    await drawn(provider, job(SCHNELL))
+    assert vendor.requests[0].body == {
+        "model": "black-forest-labs/FLUX.1-schnell",
+        "prompt": PROMPT,
+        "width": 1024,
+        "height": 1024,
+        "n": 1,
+        "response_format": "base64",
+        "output_format": "png",
+    }
+
+
+async def test_steps_are_clamped_and_guidance_is_dropped(vendor: FaultUpstream, provider: Any) -> None:
+    await drawn(provider, job(SCHNELL, ImageInput(prompt="x", num_inference_steps=50, guidance_scale=3)))
+    assert vendor.requests[0].body["steps"] == 4
+    assert "guidance_scale" not in vendor.requests[0].body
+
+
+@pytest.mark.parametrize(
+    ("wanted", "written"),
+    [
+        (ImageFormat.IMAGE_FORMAT_UNSPECIFIED, "png"),
+        (ImageFormat.IMAGE_FORMAT_PNG, "png"),
+        (ImageFormat.IMAGE_FORMAT_JPEG, "jpeg"),
+        (ImageFormat.IMAGE_FORMAT_WEBP, "png"),
+    ],
+)
+async def test_the_picture_is_told_as_what_it_is(
+    provider: Any, wanted: "ImageFormat.ValueType", written: str
+) -> None:
+    answer = await drawn(provider, job(SCHNELL, ImageInput(prompt="x", output_format=wanted)))
+    assert answer == (picture(written), f"image/{written}")
+
+
+async def test_a_stream_tells_of_the_end_alone(provider: Any) -> None:
+    told, last = await events(provider, job(SCHNELL, stream=True))
+    assert told.image_progress.progress == 1
+    assert last.result.image.images[0].data == picture("png")
+
+
+def item(**what: Any) -> Reply:
+    """An answer with one picture."""
+    body = str({"data": [what]}).replace("'", '"').encode()
+    return Reply(steps=(body,))
+
+
+FAULTS: list[tuple[Script, str, int | None, Replay]] = [
+    (error_reply(400, message=SECRETS), "provider_failed", None, Replay.ELSEWHERE),
+    (error_reply(400, param="steps", message=SECRETS), "invalid_parameter", None, Replay.NEVER),
+    (error_reply(422, param="prompt", message=SECRETS), "invalid_parameter", None, Replay.NEVER),
+    (error_reply(400, param="n", message=SECRETS), "provider_failed", None, Replay.ELSEWHERE),
+    (error_reply(400, code="content_policy_violation"), "content_policy_violation", None, Replay.NEVER),
+    (error_reply(401, code="invalid_api_key"), "provider_failed", None, Replay.ELSEWHERE),
+    (error_reply(402, message=SECRETS), "provider_failed", None, Replay.ELSEWHERE),
+    (error_reply(403, message=SECRETS), "provider_failed", None, Replay.ELSEWHERE),
+    (error_reply(404, message=SECRETS), "provider_failed", None, Replay.ELSEWHERE),
+    (error_reply(413, message=SECRETS), "payload_too_large", None, Replay.NEVER),
+    (error_reply(429, message=SECRETS), "provider_unavailable", 5, Replay.AGAIN),
+    (error_reply(429, headers={"Retry-After": "9"}), "provider_unavailable", 9, Replay.AGAIN),
+    (error_reply(500, message=SECRETS), "provider_unavailable", 5, Replay.NEVER),
+    (error_reply(503, message=SECRETS), "provider_unavailable", 5, Replay.NEVER),
+    (error_reply(200, message=SECRETS), "provider_failed", None, Replay.NEVER),
+    (page(524), "provider_unavailable", 5, Replay.NEVER),
+    (page(), "provider_failed", None, Replay.NEVER),
+    (redirect("/together/v1/images/generations"), "provider_failed", None, Replay.ELSEWHERE),
+    (Reply(), "provider_failed", None, Replay.NEVER),
+    (Reply(steps=(b"[]",)), "provider_failed", None, Replay.NEVER),
+    (Reply(steps=(b'{"data":[]}',)), "provider_failed", None, Replay.NEVER),
+    (Reply(steps=(b'{"data":{"0":1}}',)), "provider_failed", None, Replay.NEVER),
+    (item(url="https://169.254.169.254/"), "provider_failed", None, Replay.NEVER),
+    (item(b64_json=7), "provider_failed", None, Replay.NEVER),
+    (item(b64_json="***"), "provider_failed", None, Replay.NEVER),
+    (item(b64_json="ünïcödé"), "provider_failed", None, Replay.NEVER),
+    (item(b64_json=b64encode(b"<html>").decode()), "provider_failed", None, Replay.NEVER),
+    (item(b64_json=b64encode(b"").decode()), "provider_failed", None, Replay.NEVER),
+    (Drawn(b"\x89PNG\r\n\x1a\n" + b"x" * 34_000_000), "provider_failed", None, Replay.NEVER),
+    (Drawn(middle=(Stop.CLOSE,)), "provider_failed", None, Replay.NEVER),
+    (Drawn(middle=(Stop.RESET,)), "provider_failed", None, Replay.NEVER),
+    (Drawn(middle=(Stop.END,)), "provider_failed", None, Replay.NEVER),
+    (Drawn(before=(Stop.CLOSE,)), "provider_unavailable", 5, Replay.NEVER),
+    (Drawn(before=(Stop.RESET,)), "provider_unavailable", 5, Replay.NEVER),
+]
+
+
+@BOTH
+@pytest.mark.parametrize(("script", "code", "wait", "replay"), FAULTS)
+async def test_what_goes_wrong_becomes_a_row_of_the_table_and_is_sent_once(
+    vendor: FaultUpstream,
+    provider: Any,
+    script: Script,
+    code: str,
+    wait: int | None,
+    replay: Replay,
+    stream: bool,
+) -> None:
+    vendor.script(script)
+    error = await failure(provider, job(SCHNELL, stream=stream))
+    assert (error.code, error.retry_after, error.replay) == (code, wait, replay)
+    check_discreet(error)
+    assert len(vendor.requests) == 1, "it was sent twice"
+
+
+async def test_a_blamed_parameter_has_the_contracts_name(vendor: FaultUpstream, provider: Any) -> None:
+    vendor.script(error_reply(400, param="steps"))
+    error = await failure(provider, job(SCHNELL))
+    assert error.field == "num_inference_steps"
+
+
+async def test_silence_passes_the_deadline(vendor: FaultUpstream) -> None:
+    for script in (Drawn(before=(Gate(),)), Drawn(middle=(Gate(),))):
+        vendor.script(script)
+        async with opened(Together, vendor.together_base_url, limits=Timeouts(whole=0.05)) as provider:
+            assert (await failure(provider, job(SCHNELL))).code == "deadline_exceeded"
+
+
+async def test_leaving_closes_the_connection_at_once(vendor: FaultUpstream, provider: Any) -> None:
+    gate = Gate()
+    vendor.script(Drawn(middle=(gate,)))
+
+    async def collect() -> None:
+        async with aclosing(provider.image(job(SCHNELL))) as answer:
+            async for _ in answer:
+                pass
+
+    task = asyncio.create_task(collect())
+    await gate.reached.wait()
+    since = asyncio.get_running_loop().time()
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    async with asyncio.timeout(5):
+        await vendor.requests[0].left.wait()
+    left_at = vendor.requests[0].left_at
+    assert left_at is not None
+    assert left_at - since < 0.05
+
+
+@pytest.mark.parametrize(("key", "configured"), [(None, False), (" ", False), ("k", True)])
+async def test_without_a_key_it_is_not_configured(key: str | None, configured: bool) -> None:
+    async with opened(Together, "https://api.together.ai/v1", key=key) as provider:
+        assert provider.configured is configured
