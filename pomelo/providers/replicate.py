@@ -107,7 +107,7 @@ class Replicate:
         Raises:
             PomeloError: by the map in `failures`; once the vendor has taken the order, never one to replay.
         """
-        url = URL(f"{self._base}/models/{job.route.model}/predictions")
+        url = URL(f"{self._base}/v1/models/{job.route.model}/predictions")
         headers = self._headers | {"Content-Type": "application/json", "Prefer": "wait"}
         prediction = await self._http.whole(url, headers, to_json({"input": request(job)}), ORDER)
         try:

@@ -68,7 +68,8 @@ class Together:
         key = (credentials.api_key or "").strip()
         self.configured = bool(key)
         self._http = http
-        self._url = URL(credentials.base_url.rstrip("/") + "/images/generations")
+        base = credentials.base_url.rstrip("/").removesuffix("/v1")  # the vendor's own tools take both forms
+        self._url = URL(base + "/v1/images/generations")
         self._headers = {"Authorization": f"Bearer {key}", "Content-Type": "application/json"}
 
     async def aclose(self) -> None:

@@ -95,13 +95,13 @@ class FaultUpstream:
 
     @property
     def together_base_url(self) -> str:
-        """Where Together is played, with /v1."""
-        return f"{self.url}/together/v1"
+        """Where Together is played; as in the vendor's own clients, without /v1."""
+        return f"{self.url}/together"
 
     @property
     def replicate_base_url(self) -> str:
-        """Where Replicate is played, with /v1."""
-        return f"{self.url}/replicate/v1"
+        """Where Replicate is played; as in the vendor's own clients, without /v1."""
+        return f"{self.url}/replicate"
 
     @property
     def anthropic_base_url(self) -> str:

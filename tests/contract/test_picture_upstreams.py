@@ -138,13 +138,13 @@ SCHNELL = {"model": "black-forest-labs/FLUX.1-schnell", "prompt": "a red kite"}
 async def test_together_names_the_field_that_it_does_not_take(
     vendor: FaultUpstream, change: dict[str, Any], name: str
 ) -> None:
-    url = vendor.together_base_url + "/images/generations"
+    url = vendor.together_base_url + "/v1/images/generations"
     code, body = await call("POST", url, json=SCHNELL | change, headers=TOGETHER)
     assert (code, body["error"]["param"]) == (400, name)
 
 
 async def test_together_turns_away_what_has_no_place_or_no_key(vendor: FaultUpstream) -> None:
-    url = vendor.together_base_url + "/images/generations"
+    url = vendor.together_base_url + "/v1/images/generations"
     assert (await call("POST", url, json=SCHNELL))[0] == 401
     assert (await call("POST", url, json=SCHNELL, headers={"Authorization": "Bearer wrong"}))[0] == 401
     assert (await call("GET", url, headers=TOGETHER))[0] == 405
@@ -156,7 +156,7 @@ async def test_together_turns_away_what_has_no_place_or_no_key(vendor: FaultUpst
 async def test_togethers_own_client_reads_answers_and_refusals(vendor: FaultUpstream) -> None:
     together = pytest.importorskip("together")
     async with together.AsyncTogether(
-        api_key=KEY, base_url=vendor.together_base_url.removesuffix("/v1"), max_retries=0
+        api_key=KEY, base_url=vendor.together_base_url, max_retries=0
     ) as client:
         answer = await client.images.generate(
             model=SCHNELL["model"],
@@ -199,7 +199,7 @@ REPLICATE = {"Authorization": f"Bearer {KEY}"}
 async def test_replicate_names_the_field_that_it_does_not_take(
     vendor: FaultUpstream, change: dict[str, Any]
 ) -> None:
-    url = vendor.replicate_base_url + "/models/black-forest-labs/flux-schnell/predictions"
+    url = vendor.replicate_base_url + "/v1/models/black-forest-labs/flux-schnell/predictions"
     body = {"input": {"prompt": "a red kite"} | change}
     code, answer = await call("POST", url, json=body, headers=REPLICATE)
     assert (code, answer["invalid_fields"][0]["field"]) == (422, f"input.{next(iter(change))}")
@@ -208,7 +208,7 @@ async def test_replicate_names_the_field_that_it_does_not_take(
 async def test_replicate_turns_away_what_has_no_place_or_no_key(vendor: FaultUpstream) -> None:
     base = vendor.replicate_base_url
     good = {"json": {"input": {"prompt": "x"}}}
-    url = base + "/models/black-forest-labs/flux-schnell/predictions"
+    url = base + "/v1/models/black-forest-labs/flux-schnell/predictions"
     assert (await call("POST", url, **good))[0] == 401
     assert (await call("POST", url, headers={"Authorization": "Bearer wrong"}, **good))[0] == 401
     assert (await call("GET", url, headers=REPLICATE))[0] == 405
@@ -216,8 +216,8 @@ async def test_replicate_turns_away_what_has_no_place_or_no_key(vendor: FaultUps
     assert (await call("POST", url, json={"prompt": "x"}, headers=REPLICATE))[0] == 422
     assert (await call("POST", url, json=good["json"] | {"more": 1}, headers=REPLICATE))[0] == 422
     assert (await call("POST", url.replace("schnell", "other"), headers=REPLICATE, **good))[0] == 404
-    assert (await call("GET", base + "/predictions/other", headers=REPLICATE))[0] == 404
-    delivery = base.removesuffix("/v1") + "/delivery/x"
+    assert (await call("GET", base + "/v1/predictions/other", headers=REPLICATE))[0] == 404
+    delivery = base + "/delivery/x"
     assert (await call("GET", delivery, headers=REPLICATE))[0] == 400
     assert (await call("GET", delivery))[0] == 404
 
@@ -227,7 +227,7 @@ async def test_replicates_own_client_reads_answers_and_refusals(
 ) -> None:
     replicate = pytest.importorskip("replicate")
     monkeypatch.setenv("REPLICATE_POLL_INTERVAL", "0.01")
-    client = replicate.Client(api_token=KEY, base_url=vendor.replicate_base_url.removesuffix("/v1"))
+    client = replicate.Client(api_token=KEY, base_url=vendor.replicate_base_url)
     name = "black-forest-labs/flux-schnell"
     given = {"prompt": "a red kite", "output_format": "png"}
     (file,) = await client.async_run(name, input=given)

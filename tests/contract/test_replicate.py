@@ -328,5 +328,5 @@ async def test_nothing_is_left_open(vendor: FaultUpstream) -> None:
 
 @pytest.mark.parametrize(("key", "configured"), [(None, False), (" ", False), ("k", True)])
 async def test_without_a_key_it_is_not_configured(key: str | None, configured: bool) -> None:
-    async with opened(Replicate, "https://api.replicate.com/v1", key=key) as provider:
+    async with opened(Replicate, "https://api.replicate.com", key=key) as provider:
         assert provider.configured is configured

@@ -209,7 +209,13 @@ async def test_leaving_closes_the_connection_at_once(vendor: FaultUpstream, prov
     assert left_at - since < 0.05
 
 
+async def test_the_base_url_may_end_with_v1(vendor: FaultUpstream) -> None:
+    for end in ("/", "/v1", "/v1/"):
+        async with opened(Together, vendor.together_base_url + end) as provider:
+            await drawn(provider, job(SCHNELL))
+
+
 @pytest.mark.parametrize(("key", "configured"), [(None, False), (" ", False), ("k", True)])
 async def test_without_a_key_it_is_not_configured(key: str | None, configured: bool) -> None:
-    async with opened(Together, "https://api.together.ai/v1", key=key) as provider:
+    async with opened(Together, "https://api.together.ai", key=key) as provider:
         assert provider.configured is configured
