@@ -1,9 +1,9 @@
 """Anthropic: the Messages API, in the version that still takes sampling parameters.
 
 `open_providers` makes it, with a base URL without /v1; the engine calls `text`. It reads these keys of a
-route beside the common ones: `sampling` ("one": the model takes temperature or top_p, and not both; the
-temperature wins) and `extra` (a table of further fields to send). A seed and penalties have no place on this
-wire and are never sent. It knows no key of a caller, no limit and no price.
+route beside the common ones: `sampling` ("both": the model takes temperature and top_p together; by default
+it takes one of them, and the temperature wins) and `extra` (a table of further fields to send). A seed and
+penalties have no place on this wire and are never sent. It knows no key of a caller, no limit and no price.
 """
 
 from collections.abc import AsyncGenerator
@@ -187,7 +187,7 @@ def request(job: Job, *, stream: bool) -> dict[str, Any]:
         temperature = fitted(route, "temperature", given.temperature)
         if temperature is not None:
             body["temperature"] = temperature
-    if given.HasField("top_p") and not ("temperature" in body and route.options.get("sampling") == "one"):
+    if given.HasField("top_p") and ("temperature" not in body or route.options.get("sampling") == "both"):
         top_p = fitted(route, "top_p", given.top_p)
         if top_p is not None:
             body["top_p"] = top_p

@@ -29,6 +29,8 @@ VERSIONS = (SAMPLED, "2026-10-21")
 _SAMPLING = ("temperature", "top_p", "top_k")
 _UNSAMPLED = re.compile(r"claude-(opus-4-[7-9]|[a-z]+-([5-9]|\d\d))")
 """Models that take no sampling parameters at all."""
+_BOTH = re.compile(r"claude-(3|2|instant)")
+"""Models that take temperature and top_p together; they are retired."""
 _UNFILLED = re.compile(r"claude-(opus-4-[6-9]|sonnet-4-[6-9]|[a-z]+-([5-9]|\d\d))")
 """Models that don't go on with an answer that is begun for them."""
 
@@ -46,7 +48,7 @@ def _together(body: Mapping[str, Any], version: str) -> Problem | None:
     for name in _SAMPLING:
         if body.get(name) is not None and (version != SAMPLED or _UNSAMPLED.match(model)):
             return Problem("unsupported_parameter", name, f"{name} is not supported here")
-    if body.get("temperature") is not None and body.get("top_p") is not None:
+    if body.get("temperature") is not None and body.get("top_p") is not None and not _BOTH.match(model):
         return Problem("unsupported_parameter", None, "temperature and top_p exclude each other")
     if body["messages"][-1]["role"] == "assistant" and _UNFILLED.match(model):
         return Problem("invalid_value", None, "The conversation must end with a user message")

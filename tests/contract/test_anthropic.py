@@ -96,12 +96,20 @@ async def test_the_barest_request_has_no_field_that_is_not_needed(upstream: Faul
 async def test_top_p_is_sent_where_no_temperature_is(upstream: FaultUpstream) -> None:
     body = (await sent(ANTHROPIC, upstream, hi(top_p=0.5))).body
     assert body["top_p"] == 0.5
-    route = Route(
-        "anthropic", "claude-haiku-4-5", drop=frozenset(("temperature",)), options={"sampling": "one"}
-    )
+    route = Route("anthropic", "claude-haiku-4-5", drop=frozenset(("temperature",)))
     body = (await sent(ANTHROPIC, upstream, hi(top_p=0.5, temperature=0), route=route)).body
     assert "temperature" not in body
     assert body["top_p"] == 0.5
+
+
+async def test_of_a_temperature_and_a_top_p_the_temperature_is_sent_but_to_a_model_that_takes_both(
+    upstream: FaultUpstream,
+) -> None:
+    given = hi(top_p=0.5, temperature=0)
+    assert "top_p" not in (await sent(ANTHROPIC, upstream, given)).body
+    route = Route("anthropic", "claude-3-haiku-20240307", options={"sampling": "both"})
+    body = (await sent(ANTHROPIC, upstream, given, route=route)).body
+    assert (body["temperature"], body["top_p"]) == (0, 0.5)
 
 
 async def test_what_a_route_drops_is_not_sent_and_what_it_adds_is(upstream: FaultUpstream) -> None:
@@ -131,9 +139,8 @@ async def test_no_row_of_the_catalogue_makes_a_request_that_the_vendor_would_ref
 ) -> None:
     for route in Catalog.load().resolve(name).routes:
         if route.provider == "anthropic":
-            one = Route(route.provider, route.model, route.drop, route.clamp, {"sampling": "one"})
             for stream in (False, True):
-                received = await sent(ANTHROPIC, upstream, richest(), stream=stream, route=one)
+                received = await sent(ANTHROPIC, upstream, richest(), stream=stream, route=route)
                 assert received.body["model"] == route.model
 
 

@@ -62,7 +62,7 @@ ANTHROPIC = Vendor(
     Anthropic,
     anthropic_wire,
     lambda upstream: upstream.anthropic_base_url,
-    Route("anthropic", "claude-haiku-4-5", clamp={"temperature": (0, 1, 0)}, options={"sampling": "one"}),
+    Route("anthropic", "claude-haiku-4-5", clamp={"temperature": (0, 1, 0)}),
     ("input_tokens", "output_tokens"),
 )
 LONG = Vendor(
