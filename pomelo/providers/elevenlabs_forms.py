@@ -4,12 +4,16 @@ A sound is read from its file while it is sent, and never held whole. No name th
 gave to it leaves the house.
 """
 
+import asyncio
 import io
+import os
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from typing import BinaryIO
 
 import aiohttp
+from aiohttp.abc import AbstractStreamWriter
 
 from pomelo.errors import PomeloError
 from pomelo.providers.base import AudioSource
@@ -26,6 +30,9 @@ _ENDINGS = {
 }
 _TYPE = re.compile(r"[a-z]+/[a-z0-9.+-]+(;[a-z]+=[a-z0-9.+-]+)?")
 _ANY = "application/octet-stream"
+_PIECE = 64 * 1024
+"""Bytes of a file that are in memory at a time; a hundred uploads at once are nothing unusual."""
+
 _RAW = "audio/pcm;rate=16000"
 """The one kind of bare samples that the vendor takes, when told so."""
 
@@ -44,18 +51,48 @@ def form(name: str, audio: AudioSource, fields: Mapping[str, str]) -> Iterator[a
         for field, value in {**fields, **more}.items():
             writer.append(value).set_content_disposition("form-data", name=field)
         kind = kind if _TYPE.fullmatch(kind) else _ANY
-        part = writer.append(file, {"Content-Type": kind})
+        part = writer.append_payload(_File(file, kind))
         ending = _ENDINGS.get(kind.partition(";")[0], "bin")
         part.set_content_disposition("form-data", name=name, filename=f"audio.{ending}")
         yield writer
 
 
-def _opened(audio: AudioSource) -> io.BufferedReader | io.BytesIO:
+def _opened(audio: AudioSource) -> BinaryIO:
     if audio.path is None:
         return io.BytesIO(audio.data)
     try:
-        return audio.path.open("rb")
+        return audio.path.open("rb", buffering=0)
     except OSError:
         pass
     # Outside of the except block: the system's error has the path.
     raise PomeloError("invalid_parameter", "The audio is no longer kept. Upload it again", field="audio")
+
+
+class _File(aiohttp.Payload):
+    """A file as a part of a form; unlike aiohttp's own it is read in small pieces."""
+
+    _value: BinaryIO
+
+    def __init__(self, file: BinaryIO, content_type: str) -> None:
+        super().__init__(file, content_type=content_type)
+        self._size = file.seek(0, os.SEEK_END)
+        file.seek(0)
+
+    def decode(self, encoding: str = "utf-8", errors: str = "strict") -> str:
+        """Nobody needs a sound as text."""
+        raise NotImplementedError
+
+    async def write(self, writer: AbstractStreamWriter) -> None:
+        """Sends the file.
+
+        Raises:
+            OSError: it can't be read, or is shorter than it was.
+        """
+        loop = asyncio.get_running_loop()
+        left = self._size or 0
+        while left:
+            piece = await loop.run_in_executor(None, self._value.read, min(left, _PIECE))
+            if not piece:
+                raise OSError("a file became shorter")
+            left -= len(piece)
+            await writer.write(piece)

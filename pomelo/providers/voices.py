@@ -5,6 +5,7 @@
 
 import asyncio
 import re
+import time
 from collections.abc import Awaitable, Callable, Iterable
 
 from pomelo.errors import PomeloError, invalid
@@ -68,13 +69,16 @@ class Voices:
     """The ids of voices by their names. An id, a default name or a name that is kept is found at once;
     only another one waits for the list, which is read once for all that wait for it."""
 
-    def __init__(self, listed: Listed) -> None:
+    def __init__(self, listed: Listed, *, now: Callable[[], float] = time.monotonic) -> None:
         self._listed = listed
+        self._now = now
         self._names: dict[str, str] = {}
         self._read_at: float | None = None
         self._reading = asyncio.Lock()
         self._attempts = 0
         self._failure: PomeloError | None = None
+        self._spared_until = 0.0
+        """Until when an old list is believed, because it could not be read again."""
 
     async def find(self, voice: str) -> str:
         """The id of a voice by its name or its id, in any case; a name's first word is enough.
@@ -86,7 +90,7 @@ class Voices:
             return voice
         name = _plain(voice)
         found = DEFAULTS.get(name)
-        if found is None and self._age() < FRESH:
+        if found is None and (self._age() < FRESH or self._now() < self._spared_until):
             found = self._names.get(name)
         if found is not None:
             return found
@@ -105,7 +109,7 @@ class Voices:
     def _age(self) -> float:
         if self._read_at is None:
             return float("inf")
-        return asyncio.get_running_loop().time() - self._read_at
+        return self._now() - self._read_at
 
     async def _read(self) -> None:
         """Reads the list, unless somebody has tried to while this call waited; then it has their outcome."""
@@ -115,9 +119,10 @@ class Voices:
                 failure = None
                 try:
                     self._names = _index(await self._listed())
-                    self._read_at = asyncio.get_running_loop().time()
+                    self._read_at = self._now()
                 except PomeloError as error:
                     failure = error
+                    self._spared_until = self._now() + ASKED_AGAIN
                 self._failure = failure
                 self._attempts += 1
             failure = self._failure

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import os
 from collections.abc import AsyncIterator
 from hashlib import sha256
 from pathlib import Path
@@ -9,8 +10,10 @@ from typing import Any
 
 import psutil
 import pytest
+from yarl import URL
 
 from pomelo.catalog import Catalog, Route
+from pomelo.errors import PomeloError
 from pomelo.gen.v1.speech_pb2 import (
     SpeechToSpeechInput,
     SpeechToTextInput,
@@ -18,6 +21,9 @@ from pomelo.gen.v1.speech_pb2 import (
     Timestamps,
     VoiceSettings,
 )
+from pomelo.providers.elevenlabs import DIALECT
+from pomelo.providers.elevenlabs_forms import form
+from pomelo.providers.http import Http
 from pomelo.tasks.speech import FORMATS
 from pomelo.testing import FaultUpstream, Gate, Received, Speech, Transcript, VoiceList
 from pomelo.testing.elevenlabs_checks import FORMATS as VENDORS_FORMATS
@@ -318,6 +324,20 @@ async def test_files_are_closed_however_a_call_ends(
     with pytest.raises(asyncio.CancelledError):
         await task
     assert [file.path for file in psutil.Process().open_files() if "sound.mp3" in file.path] == []
+
+
+async def test_a_file_that_becomes_shorter_while_it_is_sent_is_a_failure(
+    vendor: FaultUpstream, tmp_path: Path
+) -> None:
+    path = tmp_path / "sound.mp3"
+    path.write_bytes(MP3 * 100)
+    url = URL(vendor.elevenlabs_base_url + "/v1/speech-to-text")
+    async with Http() as http:
+        with form("file", stored(path), {"model_id": "scribe_v2"}) as body:
+            os.truncate(path, 10)
+            with pytest.raises(PomeloError) as raised:
+                await http.fetch(url, {"xi-api-key": KEY}, body, DIALECT, most=1000)
+    assert raised.value.code == "provider_unavailable"
 
 
 @pytest.mark.parametrize("path", ["speech-to-speech", "voice-changer"])

@@ -1,0 +1,77 @@
+"""How long a list of voices is believed, and what is done when it can't be read again."""
+
+import pytest
+
+from pomelo.errors import PomeloError
+from pomelo.providers.voices import ASKED_AGAIN, FRESH, NAMES_MOST, Voices
+
+OTTO = "B" * 20
+
+
+class Account:
+    """An account whose list the test decides, and a clock that it moves."""
+
+    def __init__(self) -> None:
+        self.time = 1000.0
+        self.voices: list[tuple[str, str]] | PomeloError = [("Otto", OTTO)]
+        self.readings = 0
+
+    async def listed(self) -> list[tuple[str, str]]:
+        """The list, or the failure."""
+        self.readings += 1
+        if isinstance(self.voices, PomeloError):
+            raise self.voices
+        return self.voices
+
+    def opened(self) -> Voices:
+        """What is tested."""
+        return Voices(self.listed, now=lambda: self.time)
+
+
+async def test_a_list_is_read_again_when_it_is_old() -> None:
+    account = Account()
+    voices = account.opened()
+    assert await voices.find("otto") == OTTO
+    account.time += FRESH - 1
+    assert await voices.find("otto") == OTTO
+    assert account.readings == 1
+    account.voices = [("Otto", "C" * 20)]
+    account.time += 1
+    assert await voices.find("otto") == "C" * 20
+    assert account.readings == 2
+
+
+async def test_a_new_voice_is_found_soon_and_unknown_names_do_not_hammer_the_vendor() -> None:
+    account = Account()
+    voices = account.opened()
+    for _ in range(5):
+        with pytest.raises(PomeloError, match="voice"):
+            await voices.find("anna")
+    assert account.readings == 1
+    account.voices = [("Anna", "D" * 20)]
+    account.time += ASKED_AGAIN
+    assert await voices.find("anna") == "D" * 20
+    assert account.readings == 2
+
+
+async def test_an_old_list_serves_on_while_the_new_one_can_not_be_read() -> None:
+    account = Account()
+    voices = account.opened()
+    await voices.find("otto")
+    account.time += FRESH
+    account.voices = PomeloError("provider_unavailable", retry_after=7)
+    for _ in range(5):
+        assert await voices.find("otto") == OTTO
+    assert account.readings == 2, "each call waited for a vendor that is down"
+    with pytest.raises(PomeloError) as raised:
+        await voices.find("anna")
+    assert (raised.value.code, raised.value.retry_after) == ("provider_unavailable", 7)
+
+
+async def test_a_list_without_measure_is_cut() -> None:
+    account = Account()
+    account.voices = [(f"Nr{number}", f"{number:020d}") for number in range(NAMES_MOST)]
+    voices = account.opened()
+    assert await voices.find("nr1") == f"{1:020d}"
+    with pytest.raises(PomeloError, match="voice"):
+        await voices.find(f"nr{NAMES_MOST - 1}")
