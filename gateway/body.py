@@ -81,7 +81,7 @@ def model_of(values: Mapping[str, Any]) -> str:
         PomeloError: missing_parameter, invalid_parameter.
     """
     name = values.get("model")
-    if name is None:
+    if name is None or name == "":
         raise missing("model")
     return check_text("model", name)
 

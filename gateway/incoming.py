@@ -15,7 +15,7 @@ from pomelo.errors import PomeloError
 
 def too_large(what: str, limit: int) -> PomeloError:
     """The refusal of something above `limit` bytes."""
-    return PomeloError("payload_too_large", f"{what} is larger than {limit} bytes. Send less")
+    return PomeloError("payload_too_large", f"{what} is larger than {limit:,} bytes. Send less")
 
 
 class Incoming:

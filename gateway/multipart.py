@@ -4,7 +4,7 @@ Called by `gateway.task`. Nothing here holds a whole upload.
 """
 
 import re
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Any, cast
@@ -146,12 +146,18 @@ async def _take_file(
             async for _ in pieces:
                 pass
             return Media()
+        first = await anext(pieces, None)
+        if first is None:
+            return Media()  # an empty file: nothing to a model that has no use for it
         if content_type == "application/octet-stream" or not _MEDIA_TYPE.fullmatch(content_type):
             content_type = ""
-        stored = await media.upload_media(content_type, pieces, call)
-    if not stored.size_bytes:
-        raise invalid("audio", "a file of at least one byte")
-    return stored
+        return await media.upload_media(content_type, _joined(first, pieces), call)
+
+
+async def _joined(first: bytes, rest: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    yield first
+    async for piece in rest:
+        yield piece
 
 
 async def _pieces(part: BodyPartReader, limit: int) -> AsyncGenerator[bytes, None]:

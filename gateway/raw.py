@@ -4,6 +4,7 @@ Called by `gateway.task`. What fails after its first byte is left to `problems.g
 connection, so that it can't look complete.
 """
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,6 +13,7 @@ from aiohttp import web
 from gateway.reply import headers
 from pomelo.call import Call
 from pomelo.errors import PomeloError
+from pomelo.gen.v1.image_pb2 import ImageFormat
 from pomelo.gen.v1.media_pb2 import ResponseFormat
 from pomelo.gen.v1.task_pb2 import Task, TaskType
 from pomelo.service import TaskService
@@ -24,32 +26,47 @@ _RANGES: Mapping[int, str] = {
 _JSON = frozenset({"*/*", "application/*", "application/json"})
 
 
-def wanted(accept: str | None, kind: int) -> bool:
-    """Whether the bytes themselves are asked for: the first range that the kind can serve decides; weights
-    are not looked at."""
+_FORMATS: Mapping[str, "ImageFormat.ValueType"] = {
+    "image/png": ImageFormat.IMAGE_FORMAT_PNG,
+    "image/jpeg": ImageFormat.IMAGE_FORMAT_JPEG,
+    "image/webp": ImageFormat.IMAGE_FORMAT_WEBP,
+}
+_NEVER = re.compile(r";\s*q=0(?:\.0*)?\s*(?:;|$)", re.IGNORECASE)
+
+
+def wanted(accept: str | None, kind: int) -> str | None:
+    """The media range that asks for the bytes themselves, such as image/webp; None: JSON is wanted.
+
+    The first range that the kind can serve decides; of weights only q=0 is looked at.
+    """
     if accept is None or accept == "*/*" or accept == "application/json":
-        return False
+        return None
     own = _RANGES.get(kind)
     if own is None:
-        return False
+        return None
     for item in accept.split(","):
         name = item.split(";", 1)[0].strip().lower()
+        if _NEVER.search(item):
+            continue
         if name in _JSON:
-            return False
+            return None
         if name.startswith(own):
-            return True
-    return False
+            return name
+    return None
 
 
 async def send(
-    request: web.Request, call: Call, tasks: TaskService, task: Task, target: Any
+    request: web.Request, call: Call, tasks: TaskService, task: Task, target: Any, accepted: str
 ) -> web.StreamResponse:
-    """Runs `task`, whose input is `target`, and sends its bytes as they come; nothing is kept.
+    """Runs `task`, whose input is `target`, and sends its bytes as they come; nothing is kept. An `accepted`
+    type decides the picture's format where the task leaves it open.
 
     Raises:
         PomeloError: any row of the table, also after the first byte.
     """
     target.response_format = ResponseFormat.RESPONSE_FORMAT_B64_JSON
+    if accepted in _FORMATS and not target.output_format:
+        target.output_format = _FORMATS[accepted]
     response: web.StreamResponse | None = None
     picture = None
     done = False

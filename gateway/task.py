@@ -14,11 +14,11 @@ from gateway.incoming import Incoming
 from gateway.reply import json_reply
 from gateway.state import Gateway
 from pomelo.call import Call
-from pomelo.errors import PomeloError
+from pomelo.errors import PomeloError, invalid
 from pomelo.gen.v1.task_pb2 import Task
 
 _UNREAD = 64 * 1024
-"""Bytes of JSON that are taken in before the key is looked at."""
+"""Bytes of a body that are taken in before the key is looked at."""
 
 _WHOLE_BODY = frozenset({"invalid_body", "payload_too_large", "unsupported_media_type"})
 _MOST_KINDS = 1024
@@ -42,8 +42,9 @@ async def run(gateway: Gateway, request: web.Request, call: Call) -> web.StreamR
             keep_alive=gateway.options.keep_alive,
         )
     accept = request.headers.get("Accept")
-    if accept is not None and raw.wanted(accept, kind):
-        return await raw.send(request, call, tasks, task, target)
+    accepted = raw.wanted(accept, kind) if accept is not None else None
+    if accepted is not None:
+        return await raw.send(request, call, tasks, task, target, accepted)
     return json_reply(call, render.result(await tasks.run_task(task, call), gateway.link))
 
 
@@ -66,6 +67,8 @@ async def _take_in(gateway: Gateway, request: web.Request, call: Call) -> tuple[
         task, target, stream = body.make_task(name, kind, values, form=is_form)
         if kind in body.HEARS:
             if form.audio is not None:
+                if not form.audio.media_id:
+                    raise invalid("audio", "a file of at least one byte")
                 target.audio.media_id = form.audio.media_id
                 target.audio.content_type = form.audio.content_type
             elif values.get("audio") is not None:
@@ -106,6 +109,9 @@ async def _read_json(gateway: Gateway, request: web.Request, call: Call) -> dict
 
 async def _read_form(gateway: Gateway, request: web.Request, call: Call, form: multipart.Form) -> None:
     options = gateway.options
+    length = request.content_length
+    if length is None or length > _UNREAD:
+        await gateway.services.models.list_models(call)  # as with JSON
 
     async def kind_of(name: str) -> int:
         return await _kind_of(gateway, name, call)

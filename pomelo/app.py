@@ -10,12 +10,14 @@ import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 from gateway.app import open_rest
 from gateway.remote import Tls, open_remote
 from gateway.state import GatewayOptions
 from pomelo.admission.keys import Keyring
 from pomelo.catalog import Catalog
+from pomelo.draining import Draining
 from pomelo.engine import Engine
 from pomelo.media import MediaDesk, MediaStore
 from pomelo.providers import Credentials, open_providers
@@ -40,7 +42,7 @@ class App:
 
     settings: Settings
     keyring: Keyring
-    engine: Engine
+    draining: Draining
     services: Services
     rest: tuple[str, int] | None
     grpc: str | None
@@ -65,7 +67,7 @@ async def open_app(
         store = await stack.enter_async_context(open_store(settings.store_url()))
         keyring = Keyring(store, secret)
         if providers is None:
-            credentials = {"openai": Credentials(settings.openai_api_key, settings.openai_base_url)}
+            credentials = {name: Credentials(*given) for name, given in settings.vendors().items()}
             providers = await stack.enter_async_context(open_providers(credentials))
         media = MediaStore(settings.data / "media", secret, public_url=settings.public_url)
         await stack.enter_async_context(_sweeping(media))
@@ -77,9 +79,9 @@ async def open_app(
             media=media,
             inline_limit=settings.inline_limit,
         )
-        services = Services(
-            tasks=engine, models=engine, media=MediaDesk(media, keyring.authenticate, settings.upload_limit)
-        )
+        desk = MediaDesk(media, keyring.authenticate, settings.upload_limit)
+        draining = Draining()
+        services = draining.guard(Services(tasks=engine, models=engine, media=desk))
         admin = AdminServicer(keyring, catalog.models)
         await stack.enter_async_context(open_admin(admin, settings.admin_socket))
         server = None
@@ -87,35 +89,50 @@ async def open_app(
             server = await stack.enter_async_context(open_server(services, _server_options(settings)))
         rest = None
         if settings.rest:
-            rest = await stack.enter_async_context(_rest(services, settings, ANSWERS_OUT))
+            rest = await stack.enter_async_context(_rest(services, settings))
             media.public_url = media.public_url or _url(settings, rest)
         try:
-            yield App(settings, keyring, engine, services, rest, server.address if server else None)
+            yield App(settings, keyring, draining, services, rest, server.address if server else None)
         finally:
             if server is not None:
                 server.drain()
-            engine.drain()
-            await _within(settings.grace, engine.drained())
-            engine.stop()
-            await _within(ANSWERS_OUT, engine.drained())
+            await _end(draining, settings.grace)
 
 
 @asynccontextmanager
-async def open_gateway(settings: Settings, target: str) -> AsyncIterator[tuple[str, int]]:
-    """Serves REST alone, before the gRPC server at `target`; gives the bound address.
+async def open_gateway(
+    settings: Settings, target: str, *, tls: bool | None = None, ca: Path | None = None
+) -> AsyncIterator[tuple[str, int]]:
+    """Serves REST alone, before the gRPC server at `target`; gives the bound address. Leaving drains.
 
-    A server on another machine is spoken to by TLS, unless the settings allow to do without.
+    `tls` None: a server on another machine is spoken to by TLS, unless the settings allow to do without.
+    `ca` is the authority to trust (None: the well-known ones); a server that asks for a certificate is shown
+    the settings' own.
 
     Raises:
         OSError: the address is taken, or a TLS file can't be read.
     """
-    near = target.startswith("unix:") or is_loopback(target.rpartition(":")[0].strip("[]"))
-    tls = Tls(ca=settings.tls_client_ca, cert=settings.tls_cert, key=settings.tls_key)
+    if tls is None:
+        near = target.startswith("unix:") or is_loopback(target.rpartition(":")[0].strip("[]"))
+        tls = not near and not settings.insecure
+    shown = Tls(ca=ca, cert=settings.tls_cert, key=settings.tls_key)
+    draining = Draining()
     async with (
-        open_remote(target, tls=None if near or settings.insecure else tls) as services,
-        _rest(services, settings, settings.grace) as rest,
+        open_remote(target, tls=shown if tls else None) as services,
+        _rest(draining.guard(services), settings) as rest,
     ):
-        yield rest
+        try:
+            yield rest
+        finally:
+            await _end(draining, settings.grace)
+
+
+async def _end(draining: Draining, grace: float) -> None:
+    """Lets what runs end within the grace, and ends the rest."""
+    draining.drain()
+    await _within(grace, draining.idle())
+    draining.stop()
+    await _within(ANSWERS_OUT, draining.idle())
 
 
 async def _within(seconds: float, done: Awaitable[None]) -> None:
@@ -125,13 +142,13 @@ async def _within(seconds: float, done: Awaitable[None]) -> None:
 
 
 @asynccontextmanager
-async def _rest(services: Services, settings: Settings, drain: float) -> AsyncIterator[tuple[str, int]]:
+async def _rest(services: Services, settings: Settings) -> AsyncIterator[tuple[str, int]]:
     host, port = settings.rest_address()
     options = GatewayOptions(
         public_url=settings.public_url,
         json_limit=settings.json_limit,
         upload_limit=settings.upload_limit,
-        drain_timeout=drain,
+        drain_timeout=ANSWERS_OUT,
     )
     async with open_rest(services, options, host, port, ssl_context=_tls(settings)) as address:
         yield address

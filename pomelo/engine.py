@@ -64,11 +64,6 @@ class Engine:
         self._inline_limit = inline_limit
         self._now = now
         self._ids = ids
-        self._running: set[asyncio.Timeout] = set()
-        self._draining = False
-        self._stopped = False
-        self._idle = asyncio.Event()
-        self._idle.set()
 
     # --- TaskService
 
@@ -106,40 +101,15 @@ class Engine:
         principal = await self._enter(call)
         return self._describe(self._allowed(name, principal), principal)
 
-    # --- shutting down
-
-    @property
-    def running(self) -> int:
-        """How many tasks run."""
-        return len(self._running)
-
-    def drain(self) -> None:
-        """From now on every call is refused with shutting_down; running tasks go on."""
-        self._draining = True
-
-    async def drained(self) -> None:
-        """Returns when no task runs."""
-        await self._idle.wait()
-
-    def stop(self) -> None:
-        """Drains, and ends every running task with shutting_down."""
-        self._draining = self._stopped = True
-        now = asyncio.get_running_loop().time()
-        for deadline in self._running:
-            if not deadline.expired():
-                deadline.reschedule(now)
-
     # --- taking in
 
     async def _enter(self, call: Call) -> Principal:
         """Whose call it is, if it may come in.
 
         Raises:
-            PomeloError: invalid_api_key, shutting_down, invalid_parameter (of a header).
+            PomeloError: invalid_api_key, invalid_parameter (of a header), store_unavailable.
         """
         principal = await self._authenticate(call)
-        if self._draining:
-            raise PomeloError("shutting_down")
         if call.fault is not None:
             raise call.fault
         return principal
@@ -176,26 +146,21 @@ class Engine:
 
     @asynccontextmanager
     async def _until_deadline(self, run: _Run) -> AsyncIterator[None]:
-        """The life of a task: counted as running, bounded by its deadline, freed however it ends.
+        """The life of a task: bounded by its deadline, freed however it ends.
 
         Raises:
-            PomeloError: deadline_exceeded; shutting_down when the engine was stopped.
+            PomeloError: deadline_exceeded.
         """
         deadline = asyncio.timeout_at(run.job.deadline)
-        self._running.add(deadline)
-        self._idle.clear()
         try:
             async with deadline:
                 yield
         except TimeoutError as error:
             if not deadline.expired():
                 raise  # a fault that bears the same name
-            raise PomeloError("shutting_down" if self._stopped else "deadline_exceeded") from error
+            raise PomeloError("deadline_exceeded") from error
         finally:
             run.fold.close()
-            self._running.remove(deadline)
-            if not self._running:
-                self._idle.set()
 
     async def _stream(self, task: Task, run: _Run) -> AsyncGenerator[StreamTaskResponse, None]:
         """The contract's order of events: `started` with the first one, the held one or the result last."""

@@ -18,7 +18,7 @@ from types import TracebackType
 from typing import BinaryIO
 
 from pomelo.call import Call, Principal
-from pomelo.errors import PomeloError
+from pomelo.errors import PomeloError, invalid
 from pomelo.gen.v1.media_pb2 import Media
 from pomelo.ids import new_id
 from pomelo.subkeys import derive
@@ -124,16 +124,20 @@ class MediaWriter:
         self.size += len(data)
         if self._limit is not None and self.size > self._limit:
             raise PomeloError(
-                "payload_too_large", f"The upload is larger than {self._limit:,} bytes. Send a smaller file"
+                "payload_too_large", f"The file is larger than {self._limit:,} bytes. Send less"
             )
         if len(self._head) < 16:
             self._head += data[:16]
         try:
             if self._file is None:
-                self._file = self._temporary.open("xb", buffering=PIECE)
+                self._file = self._create()
             self._file.write(data)
         except OSError as error:
             raise PomeloError("store_unavailable") from error
+
+    def _create(self) -> BinaryIO:
+        descriptor = os.open(self._temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        return os.fdopen(descriptor, "wb", buffering=PIECE)
 
     def commit(self) -> Media:
         """Closes the file and gives the medium, linked.
@@ -145,7 +149,7 @@ class MediaWriter:
         media_id = self._store.name(self._account, content_type)
         try:
             if self._file is None:
-                self._file = self._temporary.open("xb")
+                self._file = self._create()
             self._file.close()
             os.replace(self._temporary, self._store.folder / media_id)  # noqa: PTH105 (one call, no new path)
         except OSError as error:
@@ -275,6 +279,8 @@ class MediaDesk:
             async with _deadline(call):
                 async for chunk in chunks:
                     writer.write(chunk)
+            if not writer.size:
+                raise invalid("audio", "a file of at least one byte")
             return writer.commit()
 
     @asynccontextmanager

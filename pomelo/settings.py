@@ -5,6 +5,8 @@ line and the composition root know this module. It knows no other part of the ho
 """
 
 import difflib
+import hashlib
+import hmac
 import ipaddress
 import os
 import secrets
@@ -18,8 +20,9 @@ from typing import Annotated, Any, Self
 from pydantic import AfterValidator, BaseModel, ByteSize, ConfigDict, Field, ValidationError, model_validator
 
 PREFIX = "POMELO_"
-VENDORS = ("openai_",)
-"""How settings begin whose variables bear the vendor's own names, which its own tools read as well."""
+VENDORS = ("openai", "anthropic", "mistral", "bfl", "together", "replicate", "elevenlabs")
+"""The vendors; each has settings NAME_api_key and NAME_base_url, whose variables bear the vendor's own names,
+which its own tools read as well."""
 
 CONFIG = Path("pomelo.toml")
 """Read from the working directory when neither --config nor POMELO_CONFIG names a file."""
@@ -29,6 +32,7 @@ NOT_SETTINGS = frozenset({"POMELO_CONFIG", "POMELO_KEY"})
 
 _MIB = 1024 * 1024
 _SECRET_LENGTH = 32
+_CHECK = b"pomelo secret check"
 
 
 class SettingsError(Exception):
@@ -110,6 +114,18 @@ class Settings(BaseModel):
     insecure: bool = False
     openai_api_key: str | None = Field(default=None, repr=False)
     openai_base_url: Url = "https://api.openai.com/v1"
+    anthropic_api_key: str | None = Field(default=None, repr=False)
+    anthropic_base_url: Url = "https://api.anthropic.com"
+    mistral_api_key: str | None = Field(default=None, repr=False)
+    mistral_base_url: Url = "https://api.mistral.ai"
+    bfl_api_key: str | None = Field(default=None, repr=False)
+    bfl_base_url: Url = "https://api.bfl.ai"
+    together_api_key: str | None = Field(default=None, repr=False)
+    together_base_url: Url = "https://api.together.ai/v1"
+    replicate_api_key: str | None = Field(default=None, repr=False)
+    replicate_base_url: Url = "https://api.replicate.com"
+    elevenlabs_api_key: str | None = Field(default=None, repr=False)
+    elevenlabs_base_url: Url = "https://api.elevenlabs.io"
     json_limit: Annotated[ByteSize, Field(gt=0)] = ByteSize(8 * _MIB)
     upload_limit: Annotated[ByteSize, Field(gt=0)] = ByteSize(50 * _MIB)
     inline_limit: Annotated[ByteSize, Field(gt=0)] = ByteSize(4 * _MIB)
@@ -130,6 +146,12 @@ class Settings(BaseModel):
                         "POMELO_TLS_KEY, or POMELO_INSECURE=1 behind a proxy that has it"
                     )
         return self
+
+    def vendors(self) -> dict[str, tuple[str | None, str]]:
+        """The key (None: there is none) and the base URL of each vendor."""
+        return {
+            name: (getattr(self, f"{name}_api_key"), getattr(self, f"{name}_base_url")) for name in VENDORS
+        }
 
     def rest_address(self) -> tuple[str, int]:
         """Host and port of REST.
@@ -163,12 +185,15 @@ class Settings(BaseModel):
     def root_secret(self) -> bytes:
         """The root secret; made and kept (mode 0600) in the data folder when there is none. Makes the folder.
 
+        The first one that is used is the only one that the folder takes from then on.
+
         Raises:
-            SettingsError: the folder or the file can't be used.
+            SettingsError: the folder or the file can't be used, or the secret is another one.
         """
         try:
             self.data.mkdir(mode=0o700, parents=True, exist_ok=True)
             if self.secret:
+                self._check(self.secret.encode(), "POMELO_SECRET")
                 return self.secret.encode()
             path = self.data / "secret"
             if not path.exists():
@@ -178,11 +203,28 @@ class Settings(BaseModel):
             if path.stat().st_mode & 0o077:
                 raise SettingsError(f"{path} can be read by others. Run: chmod 600 {path}")
             secret = path.read_text().strip()
+            if len(secret) < _SECRET_LENGTH:
+                raise SettingsError(f"{path} is damaged. Restore it; without it no key is valid any more")
+            self._check(secret.encode(), str(path))
         except (OSError, UnicodeDecodeError) as error:
             raise SettingsError(f"POMELO_DATA: {self.data} can't be used: {_reason(error)}") from error
-        if len(secret) < _SECRET_LENGTH:
-            raise SettingsError(f"{path} is damaged. Restore it; without it no key is valid any more")
         return secret.encode()
+
+    def _check(self, secret: bytes, named: str) -> None:
+        """Refuses a secret under which the folder's keys are worth nothing.
+
+        Raises:
+            SettingsError: it is another one; OSError: the check value can't be read or kept.
+        """
+        path = self.data / "secret-check"
+        value = hmac.new(secret, _CHECK, hashlib.sha256).hexdigest()
+        if not path.exists():
+            write_private(path, value, replace=False)
+        if not hmac.compare_digest(path.read_bytes().strip(), value.encode()):
+            raise SettingsError(
+                f"{named} is not the secret that the keys in {self.data} were made under. Restore that one, "
+                "or set POMELO_DATA to another folder"
+            )
 
 
 def is_loopback(host: str) -> bool:
@@ -212,7 +254,7 @@ def load(config: Path | None = None, environ: Mapping[str, str] = os.environ) ->
 
 def variable(name: str) -> str:
     """The variable of a setting: POMELO_REST for rest, OPENAI_API_KEY for openai_api_key."""
-    return name.upper() if name.startswith(VENDORS) else PREFIX + name.upper()
+    return name.upper() if name.partition("_")[0] in VENDORS else PREFIX + name.upper()
 
 
 def _config(config: Path | None, environ: Mapping[str, str]) -> Path | None:

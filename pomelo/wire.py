@@ -133,7 +133,7 @@ def _plain(status: Any, details: str) -> PomeloError:
             return PomeloError("deadline_exceeded")
         case grpc.StatusCode.UNIMPLEMENTED:
             return PomeloError("not_found")
-        case grpc.StatusCode.RESOURCE_EXHAUSTED if details.startswith("CLIENT:"):
+        case grpc.StatusCode.RESOURCE_EXHAUSTED if "CLIENT:" in details:
             return PomeloError("internal_error")  # an answer that is larger than this end takes
         case grpc.StatusCode.RESOURCE_EXHAUSTED if "larger than max" in details or "metadata size" in details:
             return PomeloError("payload_too_large")

@@ -1,4 +1,4 @@
-"""The house under test: one app on free ports of loopback, a server that plays OpenAI, keys of every kind.
+"""The house under test: one app on free ports of loopback, a server that plays the vendors, keys of every kind.
 
 Everything is real: the SQLite store, the channels, the sockets. Fixtures are per session; tests leave no
 state behind but keys and media.
@@ -34,26 +34,34 @@ class Keys:
 
 @pytest.fixture(scope="session", autouse=True)
 def _a_clean_environment() -> None:
-    for name in [n for n in os.environ if n.startswith(("POMELO_", "OPENAI_"))]:
+    for name in [n for n in os.environ if n.startswith("POMELO_") or n.endswith(("_API_KEY", "_BASE_URL"))]:
         del os.environ[name]
 
 
 @pytest.fixture(scope="session")
 async def upstream() -> AsyncIterator[FaultUpstream]:
-    """A server that speaks OpenAI's wire, and misbehaves on request."""
+    """A server that speaks the vendors' wires, and misbehaves on request."""
     async with FaultUpstream() as server:
         yield server
 
 
 @pytest.fixture(scope="session")
 def settings(tmp_path_factory: pytest.TempPathFactory, upstream: FaultUpstream) -> Settings:
-    """Settings of the app: free ports, an empty data folder, the playing OpenAI."""
+    """Settings of the app: free ports, an empty data folder, the playing vendors; all but Anthropic."""
     return Settings(
         rest="127.0.0.1:0",
         grpc="127.0.0.1:0",
         data=tmp_path_factory.mktemp("data"),
         openai_api_key="sk-test-upstream",
         openai_base_url=upstream.openai_base_url,
+        mistral_api_key="mistral-upstream",
+        mistral_base_url=upstream.mistral_base_url,
+        bfl_api_key="bfl-upstream",
+        bfl_base_url=upstream.bfl_base_url,
+        together_api_key="together-upstream",
+        together_base_url=upstream.together_base_url,
+        elevenlabs_api_key="elevenlabs-upstream",
+        elevenlabs_base_url=upstream.elevenlabs_base_url,
         grace=2.0,
     )
 

@@ -45,7 +45,11 @@ class Served:
 async def serve(folder: Path, **variables: str) -> AsyncIterator[Served]:
     """Starts the server, waits until it answers, and ends it with SIGTERM."""
     port, grpc_port = free_port(), free_port()
-    environment = {k: v for k, v in os.environ.items() if not k.startswith(("POMELO_", "OPENAI_"))}
+    environment = {
+        k: v
+        for k, v in os.environ.items()
+        if not k.startswith("POMELO_") and not k.endswith(("_API_KEY", "_BASE_URL"))
+    }
     environment |= {
         "POMELO_DATA": str(folder / "data"),
         "POMELO_REST": f"127.0.0.1:{port}",

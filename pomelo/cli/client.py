@@ -5,7 +5,8 @@ channel is opened.
 """
 
 import socket
-from collections.abc import Iterator
+import ssl
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,15 +18,24 @@ if TYPE_CHECKING:
     from pomelo.settings import Settings
 
 
+class NobodyError(FailureError):
+    """Nobody listens there."""
+
+
 @contextmanager
-def server(settings: "Settings", target: str | None) -> Iterator[Any]:
-    """A channel to the server at `target`, or at the settings' own address.
+def server(settings: "Settings", target: str | None, ca: Path | None = None) -> Iterator[Any]:
+    """A channel to the server at `target`, or at the settings' own address, whose certificate is trusted.
+
+    `ca` is the authority to trust (None: the well-known ones). A server that asks for a certificate is shown
+    the settings' own.
 
     Raises:
-        FailureError: there is none; PomeloError: what the server answered within the block.
+        FailureError: it can't be talked to (NobodyError: nobody listens); PomeloError: what the server
+        answered within the block.
     """
     import grpc
 
+    from pomelo.cli import trust
     from pomelo.settings import is_loopback, split_address
 
     address = target or settings.grpc
@@ -44,12 +54,43 @@ def server(settings: "Settings", target: str | None) -> Iterator[Any]:
     options: list[tuple[str, Any]] = [("grpc.max_receive_message_length", -1)]
     if is_loopback(host):
         options.append(("grpc.enable_http_proxy", 0))
-    secure = settings.tls_cert is not None or not (is_loopback(host) or settings.insecure)
-    if secure:
-        channel = grpc.secure_channel(address, grpc.ssl_channel_credentials(), options)
-    else:
+    own = ca is None and target in (None, settings.grpc)
+    context: ssl.SSLContext | None = None
+    roots: bytes | None = None
+    pair: tuple[bytes | None, bytes | None] = (None, None)
+    if own and settings.tls_cert is not None:
+        context = trust.own(settings.tls_cert)
+        roots = trust.own_certificate(settings.tls_cert).encode()
+    elif ca is not None or settings.tls_cert is not None or not (is_loopback(host) or settings.insecure):
+        context = trust.authority(ca)
+        roots = ca.read_bytes() if ca is not None else None
+    if (
+        context is not None
+        and settings.tls_cert is not None
+        and settings.tls_key is not None
+        and (settings.tls_client_ca is not None or not own)  # the own server asks for one only then
+    ):
+        context.load_cert_chain(settings.tls_cert, settings.tls_key)
+        pair = (settings.tls_key.read_bytes(), settings.tls_cert.read_bytes())
+    if own and context is not None:
+        try:
+            name = trust.name_of(host, port, context)
+        except ssl.SSLError as error:
+            raise FailureError(f"{address}: {trust.why(error, own=True)}") from None
+        except OSError:
+            raise _nobody(address) from None
+        if name is not None:
+            options.append(("grpc.ssl_target_name_override", name))
+    if context is None:
         channel = grpc.insecure_channel(address, options)
-    with channel, _errors(f"No server answers at {address}. Start one with: pomelo serve"):
+    else:
+        channel = grpc.secure_channel(address, grpc.ssl_channel_credentials(roots, *pair), options)
+
+    def unreachable() -> FailureError:
+        reason = trust.fault(host, port, context)
+        return _nobody(address) if reason is None else FailureError(f"{address}: {reason}")
+
+    with channel, _errors(unreachable):
         yield channel
 
 
@@ -64,7 +105,7 @@ def operator(path: Path) -> Iterator[Any]:
 
     with (
         grpc.insecure_channel(f"unix:{quote(str(path.absolute()))}") as channel,
-        _errors(f"The server at {path} does not answer"),
+        _errors(lambda: FailureError(f"The server at {path} does not answer")),
     ):
         yield channel
 
@@ -97,8 +138,12 @@ def bearer(settings: "Settings", key: str | None) -> list[tuple[str, str]]:
     return [("authorization", f"Bearer {key}")]
 
 
+def _nobody(address: str) -> NobodyError:
+    return NobodyError(f"No server answers at {address}. Start one with: pomelo serve")
+
+
 @contextmanager
-def _errors(unreachable: str) -> Iterator[None]:
+def _errors(unreachable: Callable[[], FailureError]) -> Iterator[None]:
     import grpc
 
     try:
@@ -108,5 +153,5 @@ def _errors(unreachable: str) -> Iterator[None]:
 
         ours = any(name == DETAILS_KEY for name, _ in error.trailing_metadata() or ())
         if error.code() is grpc.StatusCode.UNAVAILABLE and not ours:
-            raise FailureError(unreachable) from error
+            raise unreachable() from error
         raise from_rpc_error(error) from error

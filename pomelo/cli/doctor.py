@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import typer
 
 import pomelo
-from pomelo.cli.terminal import Config, Json, explain, print_json
+from pomelo.cli.terminal import Config, FailureError, Json, explain, print_json
 
 if TYPE_CHECKING:
+    from ssl import SSLContext
+
     from pomelo.settings import Settings
 
 _TIMEOUT = 5.0
@@ -60,7 +62,8 @@ def _look(config: Any) -> Iterator[Finding]:
     yield _store(settings, served)
     yield _grpc(settings, served)
     yield _rest(settings, served)
-    yield _openai(settings)
+    for vendor in settings.vendors():
+        yield _vendor(settings, vendor)
 
 
 def _program() -> Finding:
@@ -82,7 +85,7 @@ def _data(settings: "Settings") -> Finding:
         return Finding("data", "off", f"{folder} does not exist yet. Make it with: pomelo serve")
     if not folder.is_dir() or not os.access(folder, os.R_OK | os.W_OK | os.X_OK):
         return Finding("data", "broken", f"{folder} is no folder that this user can write to")
-    for name in ("secret", "test-key", "pomelo.db"):
+    for name in ("secret", "secret-check", "test-key", "pomelo.db"):
         path = folder / name
         if path.exists() and stat.S_IMODE(path.stat().st_mode) & 0o077:
             return Finding("data", "broken", f"others can read {path}. Run: chmod 600 {path}")
@@ -92,7 +95,7 @@ def _data(settings: "Settings") -> Finding:
 
 
 def _store(settings: "Settings", served: bool) -> Finding:
-    from pomelo.cli.keys import ask
+    from pomelo.cli.keys import ask, state
     from pomelo.gen.v1.admin_service_pb2 import ListKeysRequest
 
     if not served and not settings.database.exists():
@@ -104,29 +107,30 @@ def _store(settings: "Settings", served: bool) -> Finding:
         if line is None:
             raise
         return Finding("store", "broken", line)
-    active = sum(not key.HasField("revoke_time") for key in keys)
-    return Finding("store", "ok", f"SQLite, {len(keys)} keys, {active} of them not revoked")
+    usable = sum(state(key) == "active" for key in keys)
+    return Finding("store", "ok", f"SQLite, {len(keys)} keys, {usable} of them usable")
 
 
 def _grpc(settings: "Settings", served: bool) -> Finding:
     if not settings.grpc:
         return Finding("gRPC", "off", "POMELO_GRPC is empty")
-    import grpc
     from grpc_health.v1 import health_pb2
     from grpc_health.v1.health_pb2_grpc import HealthStub
 
-    from pomelo.cli.client import server
+    from pomelo.cli.client import NobodyError, server
 
     try:
         with server(settings, None) as channel:
             answer = HealthStub(channel).Check(
                 health_pb2.HealthCheckRequest(service="pomelo.v1.TaskService"), timeout=_TIMEOUT
             )
+    except NobodyError:
+        return _silent("gRPC", settings.grpc, served)
     except Exception as error:
         line = explain(error)
-        if line is None and not isinstance(error, grpc.RpcError):
+        if line is None:
             raise
-        return _silent("gRPC", settings.grpc, served)
+        return Finding("gRPC", "broken", line)
     if answer.status != health_pb2.HealthCheckResponse.SERVING:
         return Finding("gRPC", "broken", f"{settings.grpc} is shutting down")
     return Finding("gRPC", "ok", f"{settings.grpc} serves")
@@ -135,9 +139,18 @@ def _grpc(settings: "Settings", served: bool) -> Finding:
 def _rest(settings: "Settings", served: bool) -> Finding:
     if not settings.rest:
         return Finding("REST", "off", "POMELO_REST is empty")
+    import ssl
+
+    from pomelo.cli.trust import own, why
+
     scheme = "https" if settings.tls_cert else "http"
     try:
-        status = _get(f"{scheme}://{settings.rest}/api/v1/models", {})
+        context = own(settings.tls_cert) if settings.tls_cert else None
+        status = _get(f"{scheme}://{settings.rest}/api/v1/models", {}, context)
+    except FailureError as error:
+        return Finding("REST", "broken", str(error))
+    except ssl.SSLError as error:
+        return Finding("REST", "broken", f"{settings.rest}: {why(error, own=True)}")
     except OSError:
         return _silent("REST", settings.rest, served)
     # Without a key a Pomelo refuses; another program would not.
@@ -152,23 +165,39 @@ def _silent(name: str, address: str, served: bool) -> Finding:
     return Finding(name, "off", f"nobody serves at {address}. Start with: pomelo serve")
 
 
-def _openai(settings: "Settings") -> Finding:
-    if not settings.openai_api_key:
-        return Finding("openai", "off", "OPENAI_API_KEY is not set: its models need a test key")
-    url = f"{settings.openai_base_url}/models"
+_ASKED: dict[str, tuple[str, str, str]] = {
+    "openai": ("/models", "Authorization", "Bearer "),
+    "anthropic": ("/v1/models", "x-api-key", ""),
+    "mistral": ("/v1/models", "Authorization", "Bearer "),
+    "bfl": ("/v1/credits", "x-key", ""),
+    "together": ("/models", "Authorization", "Bearer "),
+    "replicate": ("/v1/account", "Authorization", "Bearer "),
+    "elevenlabs": ("/v1/models", "xi-api-key", ""),
+}
+"""What costs nothing and needs a key: the path below the base URL, and the header of the key."""
+
+
+def _vendor(settings: "Settings", name: str) -> Finding:
+    key, base_url = settings.vendors()[name]
+    named = f"{name.upper()}_API_KEY"
+    if not key:
+        return Finding(name, "off", f"{named} is not set: its models need a test key")
+    path, header, scheme = _ASKED[name]
     try:
-        status = _get(url, {"Authorization": f"Bearer {settings.openai_api_key}"})
+        status = _get(base_url + path, {header: scheme + key, "anthropic-version": "2023-06-01"})
     except OSError:
-        return Finding("openai", "broken", f"{settings.openai_base_url} can't be reached")
+        return Finding(name, "broken", f"{base_url} can't be reached")
     if status in (401, 403):
-        return Finding("openai", "broken", f"OPENAI_API_KEY is refused ({status})")
+        return Finding(name, "broken", f"{named} is refused ({status})")
     if status >= 400:
-        return Finding("openai", "broken", f"{settings.openai_base_url} answers {status}")
-    return Finding("openai", "ok", f"{settings.openai_base_url} takes the key")
+        return Finding(name, "broken", f"{base_url} answers {status}")
+    return Finding(name, "ok", f"{base_url} takes the key")
 
 
-def _get(url: str, headers: dict[str, str]) -> int:
+def _get(url: str, headers: dict[str, str], context: "SSLContext | None" = None) -> int:
     """The status of an answer; follows nothing and uses no proxy, as the server itself does.
+
+    `context` says whom to trust over https; None: the well-known authorities.
 
     Raises:
         OSError: there is none.
@@ -177,8 +206,11 @@ def _get(url: str, headers: dict[str, str]) -> int:
     from urllib.parse import urlsplit
 
     parts = urlsplit(url)
-    kind = HTTPSConnection if parts.scheme == "https" else HTTPConnection
-    connection = kind(parts.hostname or "", parts.port, timeout=_TIMEOUT)
+    host = parts.hostname or ""
+    if parts.scheme == "https":
+        connection: HTTPConnection = HTTPSConnection(host, parts.port, timeout=_TIMEOUT, context=context)
+    else:
+        connection = HTTPConnection(host, parts.port, timeout=_TIMEOUT)
     try:
         connection.request("GET", parts.path, headers=headers)
         return connection.getresponse().status

@@ -79,7 +79,7 @@ def list_keys(
             ",".join(key.models) or "all",
             _time(key, "create_time") or "",
             _time(key, "expire_time") or "never",
-            _state(key),
+            state(key),
         )
         for key in keys
     ]
@@ -190,7 +190,7 @@ def _json(key: "Key") -> dict[str, Any]:
         "created": _time(key, "create_time"),
         "expires": _time(key, "expire_time"),
         "revoked": _time(key, "revoke_time"),
-        "state": _state(key),
+        "state": state(key),
     }
 
 
@@ -200,7 +200,8 @@ def _mode(key: "Key") -> str:
     return "live" if key.mode == pb.KEY_MODE_LIVE else "test"
 
 
-def _state(key: "Key") -> str:
+def state(key: "Key") -> str:
+    """revoked, expired or active."""
     if key.HasField("revoke_time"):
         return "revoked"
     if key.HasField("expire_time") and key.expire_time.ToNanoseconds() <= time.time_ns():

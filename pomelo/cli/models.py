@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from pomelo.cli.terminal import Config, Json, Key, Target, print_json, print_table
+from pomelo.cli.terminal import Ca, Config, Json, Key, Target, print_json, print_table
 
 if TYPE_CHECKING:
     from pomelo.gen.v1.model_service_pb2 import Model
@@ -19,7 +19,9 @@ _UNITS = {
 }
 
 
-def models(config: Config = None, target: Target = None, key: Key = None, as_json: Json = False) -> None:
+def models(
+    config: Config = None, target: Target = None, ca: Ca = None, key: Key = None, as_json: Json = False
+) -> None:
     """List models and their prices, in credits."""
     from pomelo.cli.client import bearer, server
     from pomelo.gen.v1.model_service_pb2 import ListModelsRequest
@@ -27,7 +29,7 @@ def models(config: Config = None, target: Target = None, key: Key = None, as_jso
     from pomelo.settings import load
 
     settings = load(config)
-    with server(settings, target) as channel:
+    with server(settings, target, ca) as channel:
         answer = ModelServiceStub(channel).ListModels(ListModelsRequest(), metadata=bearer(settings, key))
     if as_json:
         print_json([_json(model) for model in answer.models])

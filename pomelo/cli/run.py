@@ -3,13 +3,13 @@
 import json
 import sys
 from collections.abc import Iterable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, BinaryIO
 
 import typer
 
-from pomelo.cli.terminal import Config, FailureError, Key, Progress, Target
+from pomelo.cli.terminal import Ca, Config, FailureError, Key, Progress, Target
 
 if TYPE_CHECKING:
     from pomelo.gen.v1.task_pb2 import Task, TaskResult
@@ -61,6 +61,7 @@ def run(
         ),
     ] = None,
     target: Target = None,
+    ca: Ca = None,
     key: Key = None,
     config: Config = None,
 ) -> None:
@@ -73,10 +74,11 @@ def run(
     from pomelo.settings import load
 
     settings = load(config)
+    _check_out(out)
     metadata = bearer(settings, key)
     if stream is None:
         stream = sys.stdout.isatty() or sys.stderr.isatty()
-    with server(settings, target) as channel, Progress() as progress:
+    with server(settings, target, ca) as channel, Progress() as progress:
         kind = ModelServiceStub(channel).GetModel(GetModelRequest(name=model), metadata=metadata)
         task = _task(channel, metadata, kind.model, text, file, voice, param or [])
         stub = TaskServiceStub(channel)
@@ -203,6 +205,21 @@ def _enum(field: Any, text: str) -> str:
 # --- what comes
 
 
+def _check_out(out: str | None) -> None:
+    """Refuses, before anything is paid for, a place where no file can be.
+
+    Raises:
+        FailureError: it is one.
+    """
+    if out in (None, "-"):
+        return
+    path = Path(out or "")
+    if path.is_dir():
+        raise FailureError(f"--out {out or '(nothing)'}: this is a directory. Name a file")
+    if not path.parent.is_dir():
+        raise FailureError(f"--out {out}: there is no directory {path.parent}")
+
+
 def _stream(events: Iterable[Any], out: str | None, progress: Progress) -> None:
     """Writes a stream as it comes. A file gets its name when it is whole."""
     first: Any = None
@@ -294,20 +311,29 @@ def _note(finish_reason: int) -> None:
 
 
 class _Sink:
-    """stdout, or a file that has its name once it is whole; then the name is printed."""
+    """stdout, or a file that has its name once it is whole; then the name is printed.
+
+    Raises:
+        OSError: the file can't be written; it bears the name that the user gave.
+    """
 
     def __init__(self, path: Path | None, *, line: bool = False) -> None:
         self._path = path
         self._line = line
-        self._part = None if path is None else path.with_name(path.name + ".part")
-        self._file: BinaryIO = sys.stdout.buffer if self._part is None else self._part.open("wb")
+        self._part = path
+        # A device or a pipe is written to as it is: to rename a file to it would put it away.
+        if path is not None and (path.is_file() or not path.exists()):
+            self._part = path.with_name(path.name + ".part")
+        with self._named():
+            self._file: BinaryIO = sys.stdout.buffer if self._part is None else self._part.open("wb")
         self._last = b""
         self.size = 0
 
     def write(self, data: bytes) -> None:
         """Writes at once: what has come is seen."""
-        self._file.write(data)
-        self._file.flush()
+        with self._named():
+            self._file.write(data)
+            self._file.flush()
         self._last = data[-1:] or self._last
         self.size += len(data)
 
@@ -316,8 +342,14 @@ class _Sink:
         if self._part is None or self._path is None:
             self._end_line()
             return
-        self._file.close()
-        self._part.replace(self._path)
+        try:
+            with self._named():
+                self._file.close()
+                if self._part != self._path:
+                    self._part.replace(self._path)
+        except OSError:
+            self.drop()
+            raise
         typer.echo(str(self._path))
 
     def drop(self) -> None:
@@ -325,8 +357,19 @@ class _Sink:
         if self._part is None:
             self._end_line()
             return
-        self._file.close()
-        self._part.unlink(missing_ok=True)
+        with suppress(OSError):
+            self._file.close()
+        if self._part != self._path:
+            self._part.unlink(missing_ok=True)
+
+    @contextmanager
+    def _named(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            if self._path is not None:
+                error.filename, error.filename2 = str(self._path), None
+            raise
 
     def _end_line(self) -> None:
         """What comes after a text begins on its own line."""

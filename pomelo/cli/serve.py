@@ -2,12 +2,14 @@
 
 import sys
 from collections.abc import Callable, Coroutine
+from contextlib import AsyncExitStack
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from pomelo import __version__
-from pomelo.cli.terminal import Config
+from pomelo.cli.terminal import Ca, Config, FailureError
 
 if TYPE_CHECKING:
     import asyncio
@@ -20,14 +22,24 @@ _BODY = '{"model": "gpt-4", "messages": [{"role": "user", "content": "Hello, wor
 
 def serve(config: Config = None) -> None:
     """Serve gRPC and REST until SIGTERM or Ctrl-C."""
-    from pomelo.settings import load
+    from pomelo.settings import SettingsError, load
 
     settings = load(config)
+    if not settings.rest and not settings.grpc:
+        raise SettingsError("POMELO_REST and POMELO_GRPC are both empty: nobody could ask. Set one of them")
     _run(lambda stop: _serve(settings, stop))
 
 
 def gateway(
     target: Annotated[str, typer.Option(metavar="HOST:PORT", help="The gRPC server to ask.")],
+    tls: Annotated[
+        bool | None,
+        typer.Option(
+            "--tls/--no-tls",
+            help="Speak TLS to it. Default: unless it is on this machine or POMELO_INSECURE is 1.",
+        ),
+    ] = None,
+    ca: Ca = None,
     config: Config = None,
 ) -> None:
     """Serve REST alone, before a gRPC server that runs elsewhere."""
@@ -35,7 +47,14 @@ def gateway(
 
     settings = load(config)
     settings.rest_address()
-    _run(lambda stop: _gateway(settings, target, stop))
+    if ca is not None:
+        from pomelo.cli.trust import authority
+
+        if tls is False:
+            raise FailureError("--ca and --no-tls exclude each other: without TLS nobody is trusted")
+        authority(ca)
+        tls = True
+    _run(lambda stop: _gateway(settings, target, tls, ca, stop))
 
 
 async def _serve(settings: "Settings", stop: "asyncio.Event") -> None:
@@ -43,20 +62,55 @@ async def _serve(settings: "Settings", stop: "asyncio.Event") -> None:
 
     # Before the doors open: whoever finds the server answering finds the key, too.
     made = await _development_key(settings)
-    async with open_app(settings) as app:
+    async with AsyncExitStack() as stack:
+        try:
+            app = await stack.enter_async_context(open_app(settings))
+        except OSError as error:
+            raise _taken(POMELO_REST=settings.rest, POMELO_GRPC=settings.grpc) or error from error
         _greet(app, made)
-        await stop.wait()
-        typer.echo(f"Ending: running tasks have {settings.grace:g} s. Signal again to end at once.", err=True)
+        await _until(stop, settings)
 
 
-async def _gateway(settings: "Settings", target: str, stop: "asyncio.Event") -> None:
+async def _gateway(
+    settings: "Settings", target: str, tls: bool | None, ca: Path | None, stop: "asyncio.Event"
+) -> None:
     from pomelo.app import open_gateway
 
-    async with open_gateway(settings, target) as (host, port):
+    async with AsyncExitStack() as stack:
+        try:
+            host, port = await stack.enter_async_context(open_gateway(settings, target, tls=tls, ca=ca))
+        except OSError as error:
+            raise _taken(POMELO_REST=settings.rest) or error from error
         _say(f"Pomelo {__version__}, a gateway")
         _say(f"  REST  {_url(settings, host, port)}")
-        _say(f"  gRPC  {target} answers")
-        await stop.wait()
+        _say(f"  gRPC  asks {target}")
+        await _until(stop, settings)
+
+
+async def _until(stop: "asyncio.Event", settings: "Settings") -> None:
+    await stop.wait()
+    typer.echo(f"Ending: running tasks have {settings.grace:g} s. Signal again to end at once.", err=True)
+
+
+def _taken(**addresses: str) -> FailureError | None:
+    """What to say of the first of these addresses, by their variables, that can't be listened on."""
+    import socket
+
+    from pomelo.settings import split_address
+
+    for name, address in addresses.items():
+        if not address:
+            continue
+        host, port = split_address(address)
+        try:
+            for family, *_, place in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM):
+                socket.create_server(place[:2], family=family).close()
+        except OSError as error:
+            reason = (error.strerror or "it can't be listened on").partition(" (")[0]
+            return FailureError(
+                f"{name}: {address}: {reason}. End what listens there, or set another address"
+            )
+    return None
 
 
 def _run(main: "Callable[[asyncio.Event], Coroutine[Any, Any, None]]") -> None:
@@ -115,8 +169,8 @@ def _greet(app: "App", made: str | None) -> None:
     _say(f"  REST  {rest or 'off'}")
     _say(f"  gRPC  {app.grpc or 'off'}")
     _say(f"  data  {settings.data.absolute()}")
-    if not settings.openai_api_key:
-        _say("  No provider has a key: test keys work, live keys need OPENAI_API_KEY")
+    if not any(key for key, _ in settings.vendors().values()):
+        _say("  No provider has a key: test keys work, live keys need one, such as OPENAI_API_KEY")
     if made is not None:
         _say(f"\nYour test key, kept in {settings.key_file} for `pomelo run`:\n  {made}")
     key = made or (f"$(cat {settings.key_file.absolute()})" if settings.key_file.exists() else None)

@@ -28,6 +28,16 @@ Target = Annotated[
         help="The gRPC server. Default: the one of the settings. TLS, unless it is on this machine.",
     ),
 ]
+Ca = Annotated[
+    Path | None,
+    typer.Option(
+        "--ca",
+        metavar="FILE",
+        exists=True,
+        dir_okay=False,
+        help="Speak TLS, and trust this authority (PEM). Default: the well-known ones.",
+    ),
+]
 Key = Annotated[
     str | None,
     typer.Option(

@@ -21,6 +21,12 @@ SANDBOX = "sandbox"
 
 BUILTIN: Mapping[str, str] = {
     "openai": "pomelo.providers.openai:OpenAI",
+    "anthropic": "pomelo.providers.anthropic:Anthropic",
+    "mistral": "pomelo.providers.mistral:Mistral",
+    "bfl": "pomelo.providers.bfl:BFL",
+    "together": "pomelo.providers.together:Together",
+    "replicate": "pomelo.providers.replicate:Replicate",
+    "elevenlabs": "pomelo.providers.elevenlabs:ElevenLabs",
     SANDBOX: "pomelo.providers.sandbox:Sandbox",
 }
 """Name, as routes of the catalogue have it -> "module:Class". A class is called with (credentials, http)."""

@@ -5,12 +5,23 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from pomelo.catalog import Model
+from pomelo.gen.v1.media_pb2 import ResponseFormat
 from pomelo.gen.v1.task_pb2 import TaskResult
 from pomelo.gen.v1.task_service_pb2 import StreamTaskResponse
 from pomelo.media import MediaWriter
 
-INLINE_MOST = 3 * 1024 * 1024
-"""Bytes of a medium that ride in a gRPC answer when the caller did not say how it should come back."""
+UNASKED_MOST = 3 * 1024 * 1024
+"""Bytes of a medium that ride in an answer when the caller did not say how it should come back."""
+
+INLINE_MOST = 16 * 1024 * 1024
+"""Bytes of a medium that ride in an answer at all; above it there is a link alone, whatever was asked for."""
+
+
+def inline_most(wanted: "ResponseFormat.ValueType") -> int:
+    """Bytes of a medium that ride in an answer when `wanted` was asked for."""
+    if wanted == ResponseFormat.RESPONSE_FORMAT_URL:
+        return 0
+    return INLINE_MOST if wanted else UNASKED_MOST
 
 
 class Fold(Protocol):

@@ -6,7 +6,7 @@ from pomelo.gen.v1.image_pb2 import GeneratedImage, ImageFormat, ImageInput
 from pomelo.gen.v1.media_pb2 import ResponseFormat
 from pomelo.gen.v1.task_pb2 import TaskResult
 from pomelo.gen.v1.task_service_pb2 import StreamTaskResponse
-from pomelo.tasks.base import INLINE_MOST, Folding, TaskKind
+from pomelo.tasks.base import Folding, TaskKind, inline_most
 from pomelo.tasks.ranges import SEED_MOST, filled, known, within
 
 SIDE_LEAST, SIDE_MOST = 64, 2048
@@ -52,13 +52,13 @@ class ImageFold:
             raise PomeloError("provider_failed")
         wanted = self._folding.input.response_format
         image = result.image.images.add(content_type=picture.content_type)
-        if wanted != ResponseFormat.RESPONSE_FORMAT_B64_JSON:
+        inline = len(picture.data) <= inline_most(wanted)
+        if inline:
+            image.data = picture.data
+        if wanted != ResponseFormat.RESPONSE_FORMAT_B64_JSON or not inline:
             with self._folding.writer(picture.content_type) as writer:
                 writer.write(picture.data)
                 image.media.CopyFrom(writer.commit())
-        small = len(picture.data) <= INLINE_MOST
-        if wanted != ResponseFormat.RESPONSE_FORMAT_URL and (wanted or small):
-            image.data = picture.data
         return None
 
     def close(self) -> None:

@@ -9,7 +9,7 @@ from pomelo.gen.v1.speech_pb2 import AudioInput, SpeechToSpeechInput, TextToSpee
 from pomelo.gen.v1.task_pb2 import TaskResult
 from pomelo.gen.v1.task_service_pb2 import StreamTaskResponse
 from pomelo.media import MediaWriter
-from pomelo.tasks.base import INLINE_MOST, Folding, TaskKind
+from pomelo.tasks.base import Folding, TaskKind, inline_most
 from pomelo.tasks.ranges import filled, known, within
 
 RATES = (8000, 16000, 22050, 24000, 32000, 44100, 48000)
@@ -92,11 +92,8 @@ class SpeechFold:
         self._content_type = ""
         self._size = 0
         self._writer: MediaWriter | None = None
-        self._chunks: list[bytes] | None = None
-        wanted = folding.input.response_format
-        if not folding.stream and wanted != ResponseFormat.RESPONSE_FORMAT_URL:
-            self._chunks = []
-        self._most = None if wanted else INLINE_MOST
+        self._chunks: list[bytes] = []
+        self._most = 0 if folding.stream else inline_most(folding.input.response_format)
 
     def add(self, event: StreamTaskResponse) -> StreamTaskResponse | None:
         """See Fold."""
@@ -106,13 +103,19 @@ class SpeechFold:
             if self._folding.input.response_format != ResponseFormat.RESPONSE_FORMAT_B64_JSON:
                 self._writer = self._folding.writer(self._content_type)
         self._size += len(data)
+        if self._folding.stream:
+            if self._writer is not None:
+                self._writer.write(data)
+            return event
+        if self._size <= self._most:
+            self._chunks.append(data)
+        elif self._writer is None:
+            # Too much to be inline: kept after all.
+            self._writer = self._folding.writer(self._content_type)
+            self._writer.write(b"".join(self._chunks))
         if self._writer is not None:
             self._writer.write(data)
-        if self._chunks is not None:
-            self._chunks.append(data)
-            if self._most is not None and self._size > self._most:
-                self._chunks = None
-        return event if self._folding.stream else None
+        return None
 
     def finish(self, result: TaskResult) -> StreamTaskResponse | None:
         """See Fold."""
@@ -122,7 +125,7 @@ class SpeechFold:
         output.content_type = self._content_type
         if self._writer is not None:
             output.media.CopyFrom(self._writer.commit())
-        if self._chunks is not None:
+        if self._size <= self._most:
             output.data = b"".join(self._chunks)
         return None
 

@@ -64,6 +64,20 @@ async def test_a_file_that_the_model_has_no_use_for_is_read_and_dropped(door: Do
     assert set(door.media.folder.iterdir()) == before
 
 
+async def test_an_empty_file_is_nothing_to_a_model_without_ears_and_a_fault_to_one_that_has_them(
+    door: Door,
+) -> None:
+    text, empty = ('name="text"', b"Hello world"), ('name="audio"; filename="a.mp3"', b"")
+    for parts in (
+        (empty, model("eleven-labs-tts"), text, VOICE),
+        (model("eleven-labs-tts"), text, VOICE, empty),
+    ):
+        assert (await send(door, form(*parts)))[0] == 200
+    for parts in ((empty, model("eleven-labs-stt")), (model("eleven-labs-stt"), empty)):
+        status, value = await send(door, form(*parts))
+        assert (status, value["error"]["code"]) == (400, "invalid_parameter")
+
+
 async def test_numbers_booleans_and_objects_come_as_text(door: Door) -> None:
     messages = json.dumps([{"role": "user", "content": "Hi"}]).encode()
     parts = [
@@ -177,12 +191,13 @@ async def test_a_file_above_the_limit_is_a_413_and_leaves_nothing(opened: OpenDo
         assert list(door.media.folder.iterdir()) == []
 
 
-async def test_a_stranger_is_refused_before_the_upload_is_read(door: Door) -> None:
+@pytest.mark.parametrize("part", [b'name="audio"; filename="a.mp3"', b'name="prompt"'])
+async def test_a_stranger_is_refused_before_the_upload_is_read(door: Door, part: bytes) -> None:
     read = 0
 
     async def pieces() -> AsyncIterator[bytes]:
         nonlocal read
-        yield form(end=b'--B\r\nContent-Disposition: form-data; name="audio"; filename="a.mp3"\r\n\r\n')
+        yield form(end=b"--B\r\nContent-Disposition: form-data; " + part + b"\r\n\r\n")
         await refused.wait()
         read += 1
         yield SOUND

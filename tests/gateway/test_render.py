@@ -149,6 +149,8 @@ def test_an_error_that_quotes_broken_text_can_still_be_told() -> None:
         (None, TaskType.TASK_TYPE_IMAGE, False),
         ("*/*", TaskType.TASK_TYPE_IMAGE, False),
         ("image/*", TaskType.TASK_TYPE_IMAGE, True),
+        ("image/*;q=0", TaskType.TASK_TYPE_IMAGE, False),
+        ("image/*; Q=0.0, image/webp", TaskType.TASK_TYPE_IMAGE, True),
         ("IMAGE/PNG;q=0.5", TaskType.TASK_TYPE_IMAGE, True),
         ("application/json, image/*", TaskType.TASK_TYPE_IMAGE, False),
         ("text/html, image/webp, */*;q=0.8", TaskType.TASK_TYPE_IMAGE, True),
@@ -160,7 +162,7 @@ def test_an_error_that_quotes_broken_text_can_still_be_told() -> None:
     ],
 )
 def test_the_bytes_themselves_come_only_when_asked_for(accept: str | None, kind: int, wanted: bool) -> None:
-    assert raw.wanted(accept, kind) is wanted
+    assert bool(raw.wanted(accept, kind)) is wanted
 
 
 @pytest.mark.parametrize(

@@ -28,7 +28,11 @@ class Ended:
 
 def environment(folder: Path, **variables: str) -> dict[str, str]:
     """Variables of a command whose data folder is in `folder`, and nothing of the machine's own."""
-    kept = {k: v for k, v in os.environ.items() if not k.startswith(("POMELO_", "OPENAI_"))}
+    kept = {
+        k: v
+        for k, v in os.environ.items()
+        if not k.startswith("POMELO_") and not k.endswith(("_API_KEY", "_BASE_URL"))
+    }
     return kept | {"POMELO_DATA": str(folder / "data")} | variables
 
 

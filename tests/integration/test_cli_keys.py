@@ -1,8 +1,10 @@
 """`pomelo keys` and `pomelo doctor`, with a server and without one."""
 
+import asyncio
 import json
 import time
 from collections.abc import AsyncIterator
+from datetime import UTC, datetime
 from pathlib import Path
 
 import aiohttp
@@ -184,6 +186,18 @@ async def test_doctor_finds_a_door_that_the_server_has_elsewhere_and_another_pro
     assert found["REST"][0] == "broken"
 
 
+async def test_doctor_counts_the_keys_that_can_be_used(tmp_path):
+    made = [json.loads((await pomelo(tmp_path, "keys", "create", "--json")).out) for _ in range(2)]
+    await pomelo(tmp_path, "keys", "revoke", made[0]["key_id"])
+    soon = datetime.fromtimestamp(time.time() + 5, UTC).isoformat()
+    assert (await pomelo(tmp_path, "keys", "create", "--expires", soon)).status == 0
+    async with asyncio.timeout(30):
+        while "active" in {k["state"] for k in (await listed(tmp_path)).values() if k["expires"]}:
+            pass
+    _, found = await findings(tmp_path, **free_addresses())
+    assert found["store"] == ("ok", "SQLite, 3 keys, 1 of them usable")
+
+
 async def test_doctor_finds_wrong_settings(tmp_path):
     status, found = await findings(tmp_path, POMELO_NOTHING="1")
     assert status == 1
@@ -223,5 +237,6 @@ async def test_doctor_tells_whether_openai_takes_the_key_and_never_shows_it(tmp_
             OPENAI_BASE_URL=base_url,
             **free_addresses(),
         )
-        assert ended.out.splitlines()[-1].split()[0] in states
+        (line,) = [line for line in ended.out.splitlines() if line.split()[1] == "openai"]
+        assert line.split()[0] in states
         assert "sk-not-to-be-shown" not in ended.out + ended.error

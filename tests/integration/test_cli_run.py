@@ -12,6 +12,7 @@ from pathlib import Path
 import av
 import pytest
 
+from pomelo.cli.run import _Sink
 from tests.integration.commands import Ended, environment, pomelo
 from tests.serving import Served, serve
 
@@ -137,6 +138,39 @@ async def test_a_sound_that_is_cut_leaves_no_file(served, tmp_path):
     )
     assert ended.status == 1
     assert list(tmp_path.iterdir()) == []
+
+
+async def test_a_directory_is_refused_before_anything_is_asked(served, tmp_path):
+    (tmp_path / "there").mkdir()
+    for out, says in (("there", "this is a directory"), ("none/a.png", "there is no directory none")):
+        ended = await ask(
+            served, tmp_path, "run", "[[error:rate_limit_exceeded]]", "-m", "flux-1-dev", "-o", out
+        )
+        assert (ended.status, ended.out) == (1, "")
+        assert f"--out {out}: {says}" in ended.error
+    assert [path.name for path in tmp_path.rglob("*")] == ["there"]
+
+
+def test_a_file_that_can_not_be_kept_leaves_no_part_and_is_named_as_it_was_given(tmp_path):
+    sink = _Sink(tmp_path / "a.txt")
+    sink.write(b"x")
+    (tmp_path / "a.txt").mkdir()
+    with pytest.raises(OSError, match="directory") as caught:
+        sink.keep()
+    assert (caught.value.filename, caught.value.filename2) == (str(tmp_path / "a.txt"), None)
+    assert [path.name for path in tmp_path.iterdir()] == ["a.txt"]
+    with pytest.raises(OSError, match="too long") as caught:
+        _Sink(tmp_path / ("n" * 254))
+    assert caught.value.filename == str(tmp_path / ("n" * 254))
+
+
+async def test_a_pipe_is_written_to_and_stays_one(served, tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    reading = asyncio.create_task(asyncio.to_thread((tmp_path / "pipe").read_bytes))
+    ended = await ask(served, tmp_path, "run", "Hello", "-o", "pipe")
+    assert ended.status == 0
+    assert b"Hello" in await reading
+    assert (tmp_path / "pipe").is_fifo()
 
 
 async def test_no_server_and_no_key_are_said_so(served, tmp_path):

@@ -101,8 +101,18 @@ async def test_an_address_that_is_taken_is_refused(tmp_path, door):
             tmp_path, "serve", **addresses() | {door: places[door], "POMELO_DATA": str(tmp_path / "2")}
         )
         assert ended.status == 1
-        assert places[door].rpartition(":")[2] in ended.error
+        assert f"{door}: {places[door]}: Address already in use" in ended.error
+        assert "set another address" in ended.error
         assert ended.error.count("\n") == 1
+
+
+async def test_another_secret_than_the_one_of_the_keys_is_refused(tmp_path):
+    first = await pomelo(tmp_path, "keys", "create", POMELO_SECRET="a" * 40)
+    assert first.status == 0
+    for command in (("serve",), ("keys", "create")):
+        ended = await pomelo(tmp_path, *command, POMELO_SECRET="b" * 40, **addresses())
+        assert (ended.status, ended.out, ended.error.count("\n")) == (1, "", 1)
+        assert "POMELO_SECRET is not the secret" in ended.error
 
 
 @pytest.mark.parametrize(
@@ -114,6 +124,7 @@ async def test_an_address_that_is_taken_is_refused(tmp_path, door):
         (("gateway", "--target", "127.0.0.1:1"), {"POMELO_REST": ""}, "REST is off"),
         (("keys", "list"), {"POMELO_CONFIG": "none.toml"}, "none.toml: there is no such file"),
         (("run", "x"), {"POMELO_GRACE": "long"}, "POMELO_GRACE: "),
+        (("serve",), {"POMELO_REST": "", "POMELO_GRPC": ""}, "POMELO_REST and POMELO_GRPC are both empty"),
     ],
 )
 async def test_a_wrong_setting_is_refused_in_one_line_by_every_command(tmp_path, command, variables, says):

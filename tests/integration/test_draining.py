@@ -21,7 +21,7 @@ def ask(key: str, text: str, *, stream: bool) -> Ask:
 async def started(app: App, tasks: int) -> None:
     """Returns once so many tasks run."""
     async with asyncio.timeout(5):
-        while app.engine.running < tasks:  # noqa: ASYNC110 (an engine tells no event of it)
+        while app.draining.running < tasks:  # noqa: ASYNC110 (it tells no event of it)
             await asyncio.sleep(0.005)
 
 

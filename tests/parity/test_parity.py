@@ -264,6 +264,19 @@ def _assert_whole(output: dict[str, Any], case: Case) -> None:
             assert heard == output["linked"], "the link and the bytes are the same medium"
 
 
+@pytest.mark.parametrize("wanted", ["both", "b64_json"])
+async def test_a_large_sound_is_a_link_alone_three_ways(
+    wanted: str, wires: Mapping[str, Any], keys: Keys
+) -> None:
+    body = SPEECH | {"text": "word " * 700, "output_format": "wav_48000"}
+    ask = Ask(body | ({"response_format": wanted} if wanted != "both" else {}), keys.test)
+    outcomes = await all_ways(wires, ask)
+    assert_same(outcomes, ask)
+    output = outcomes["rest"].output
+    assert "inline" not in output
+    assert int(output["linked"].split()[0]) > 16 * 1024 * 1024
+
+
 class Skewed:
     """A task service with one fault, to see that the suite would find it on a wire."""
 
@@ -305,3 +318,16 @@ async def test_a_wire_that_is_broken_on_purpose_is_found(
     else:
         with pytest.raises(AssertionError):
             assert_same(outcomes, ask)
+
+
+@pytest.mark.parametrize(("accept", "kept"), [("image/*", "image/png"), ("image/webp", "image/webp")])
+async def test_an_accepted_type_decides_a_pictures_format(
+    accept: str, kept: str, http: aiohttp.ClientSession, rest_url: str, gateway_url: str, keys: Keys
+) -> None:
+    pictures = []
+    for base in (rest_url, gateway_url):
+        headers = {"Authorization": f"Bearer {keys.test}", "Accept": accept}
+        async with http.post(f"{base}/api/v1/task", json=draw(), headers=headers) as answer:
+            assert (answer.status, answer.content_type) == (200, kept)
+            pictures.append(await answer.read())
+    assert pictures[0] == pictures[1]

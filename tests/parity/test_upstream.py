@@ -1,15 +1,18 @@
 """With a live key, through to the provider: its failures three ways, and a client that leaves, three ways."""
 
 import asyncio
+import base64
 import time
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import aiohttp
 import grpc
 import pytest
 
-from pomelo.app import App
+from pomelo.app import App, open_app
+from pomelo.settings import Settings
 from pomelo.testing import (
     Answer,
     FaultUpstream,
@@ -88,6 +91,50 @@ async def test_a_failing_provider_looks_the_same_three_ways(
     assert {o.headers["x-pomelo-mode"] for o in outcomes.values()} == {"live"}
 
 
+SOUND = base64.b64encode(b"RIFF\x24\x00\x00\x00WAVE" + b"sound " * 2000).decode()
+LIVE: dict[str, dict[str, Any]] = {
+    "mixtral-8x7b": {"messages": [{"role": "user", "content": "Hi"}], "temperature": 1.9, "seed": 7},
+    "mixtral-8x22b": {"messages": [{"role": "user", "content": "Hi"}], "user": "u"},
+    "flux-1-pro": {"prompt": "A kite", "width": 300, "height": 200, "seed": 1},
+    "flux-1-dev": {"prompt": "A kite", "guidance_scale": 9, "output_format": "jpeg"},
+    "flux-1-schnell": {"prompt": "A kite", "num_inference_steps": 50},
+    "eleven-labs-tts": {"text": "Hello there.", "voice": "adam", "voice_settings": {"speed": 3}},
+    "eleven-labs-sts": {"audio": SOUND, "voice": "rachel", "output_format": "pcm_16000"},
+    "eleven-labs-stt": {"audio": SOUND, "diarize": True},
+}
+
+
+@pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
+@pytest.mark.parametrize("model", LIVE)
+async def test_a_live_key_reaches_the_vendor_the_same_three_ways(
+    model: str, stream: bool, wires: Mapping[str, Any], keys: Keys
+) -> None:
+    ask = Ask({"model": model, **LIVE[model]}, keys.live, stream)
+    outcomes = await all_ways(wires, ask)
+    assert {w: (o.code, o.message) for w, o in outcomes.items()} == dict.fromkeys(wires, ("ok", ""))
+    assert_same(outcomes, ask)
+    assert {o.headers["x-pomelo-mode"] for o in outcomes.values()} == {"live"}
+
+
+async def test_claude_answers_a_live_key(tmp_path: Path, upstream: FaultUpstream) -> None:
+    settings = Settings(
+        rest="127.0.0.1:0",
+        grpc="",
+        data=tmp_path / "data",
+        anthropic_api_key="anthropic-upstream",
+        anthropic_base_url=upstream.anthropic_base_url,
+    )
+    async with open_app(settings) as app, aiohttp.ClientSession() as session:
+        assert app.rest is not None
+        _, key = await app.keyring.create(live=True)
+        for model in ("claude-3-opus", "claude-3-sonnet", "claude-3-haiku"):
+            for stream in (False, True):
+                body = {**say("Hi"), "model": model, "max_tokens": 50}
+                outcome = await Rest(session, "http://{}:{}".format(*app.rest))(Ask(body, key, stream))
+                assert outcome.code == "ok"
+                assert outcome.output["text"]
+
+
 @pytest.mark.parametrize("where", ["before the first byte", "half way"])
 @pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
 @pytest.mark.parametrize("way", ["grpc", "rest", "remote"])
@@ -115,7 +162,7 @@ async def test_a_client_that_leaves_closes_the_upstream_connection_at_once(
     client.cancel()
     async with asyncio.timeout(5):
         await request.left.wait()
-        await app.engine.drained()
+        await app.draining.idle()
     assert request.left_at is not None
     assert request.left_at - left < CLOSED_WITHIN
     with pytest.raises(asyncio.CancelledError):

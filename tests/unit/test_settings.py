@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from pomelo.settings import Settings, SettingsError, load, split_address, variable
+from pomelo.settings import VENDORS, Settings, SettingsError, load, split_address, variable
 
 MIB = 1024 * 1024
 
@@ -149,7 +149,18 @@ def test_the_root_secret_is_made_once_for_the_owner_alone(tmp_path):
     assert settings.root_secret() == secret == Settings(data=settings.data).root_secret()
     assert stat.S_IMODE(settings.data.stat().st_mode) == 0o700
     assert stat.S_IMODE((settings.data / "secret").stat().st_mode) == 0o600
-    assert [path.name for path in settings.data.iterdir()] == ["secret"]
+    assert stat.S_IMODE((settings.data / "secret-check").stat().st_mode) == 0o600
+    assert secret.decode() not in (settings.data / "secret-check").read_text()
+    assert {path.name for path in settings.data.iterdir()} == {"secret", "secret-check"}
+
+
+def test_a_folder_takes_only_the_secret_that_it_was_first_used_with(tmp_path):
+    assert Settings(data=tmp_path, secret="a" * 40).root_secret() == b"a" * 40
+    assert Settings(data=tmp_path, secret="a" * 40).root_secret() == b"a" * 40
+    with pytest.raises(SettingsError, match="POMELO_SECRET is not the secret that the keys"):
+        Settings(data=tmp_path, secret="b" * 40).root_secret()
+    with pytest.raises(SettingsError, match="secret is not the secret"):
+        Settings(data=tmp_path).root_secret()
 
 
 def test_a_secret_that_is_given_is_the_same_as_the_file_of_another_machine(tmp_path):
@@ -206,6 +217,5 @@ def test_every_variable_of_the_contract_has_a_setting():
         "POMELO_UPLOAD_LIMIT",
         "POMELO_INLINE_LIMIT",
         "POMELO_GRACE",
-        "OPENAI_API_KEY",
-        "OPENAI_BASE_URL",
+        *(f"{vendor.upper()}_{end}" for vendor in VENDORS for end in ("API_KEY", "BASE_URL")),
     }

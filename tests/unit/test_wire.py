@@ -139,7 +139,12 @@ def test_a_huge_message_is_cut_so_that_it_fits_into_metadata(letter: str) -> Non
             "payload_too_large",
             None,
         ),
-        ("RESOURCE_EXHAUSTED", "CLIENT: Received message larger than max (5 vs. 4)", "internal_error", None),
+        (
+            "RESOURCE_EXHAUSTED",
+            "Stream removed (CLIENT: Received message larger than max (5 vs. 4))",
+            "internal_error",
+            None,
+        ),
         ("RESOURCE_EXHAUSTED", "received metadata size exceeds hard limit", "payload_too_large", None),
         ("RESOURCE_EXHAUSTED", "Concurrent RPC limit exceeded!", "shutting_down", BUSY),
         ("INTERNAL", "secret words", "internal_error", None),

@@ -29,9 +29,9 @@ class _ResponseFormatEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Respon
     RESPONSE_FORMAT_URL: _ResponseFormat.ValueType  # 1
     """A signed link alone."""
     RESPONSE_FORMAT_B64_JSON: _ResponseFormat.ValueType  # 2
-    """The bytes alone (over REST as base64); nothing is kept."""
+    """The bytes alone (over REST as base64), and nothing is kept; above 16 MiB a link instead."""
     RESPONSE_FORMAT_BOTH: _ResponseFormat.ValueType  # 3
-    """A link and the bytes, whatever their size. The default over REST."""
+    """A link, and the bytes unless they are above 16 MiB. The default over REST."""
 
 class ResponseFormat(_ResponseFormat, metaclass=_ResponseFormatEnumTypeWrapper):
     """How a generated medium comes back."""
@@ -41,9 +41,9 @@ RESPONSE_FORMAT_UNSPECIFIED: ResponseFormat.ValueType  # 0
 RESPONSE_FORMAT_URL: ResponseFormat.ValueType  # 1
 """A signed link alone."""
 RESPONSE_FORMAT_B64_JSON: ResponseFormat.ValueType  # 2
-"""The bytes alone (over REST as base64); nothing is kept."""
+"""The bytes alone (over REST as base64), and nothing is kept; above 16 MiB a link instead."""
 RESPONSE_FORMAT_BOTH: ResponseFormat.ValueType  # 3
-"""A link and the bytes, whatever their size. The default over REST."""
+"""A link, and the bytes unless they are above 16 MiB. The default over REST."""
 Global___ResponseFormat: _TypeAlias = ResponseFormat  # noqa: Y015
 
 @_typing.final
