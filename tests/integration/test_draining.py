@@ -8,7 +8,9 @@ import aiohttp
 import grpc
 import pytest
 
-from pomelo.app import App, open_app
+from pomelo.app import App, open_app, open_gateway
+from pomelo.gen.v1.media_service_pb2 import UploadMediaRequest
+from pomelo.gen.v1.media_service_pb2_grpc import MediaServiceStub
 from pomelo.settings import Settings
 from tests.parity.wires import Ask, Grpc, Rest
 
@@ -66,3 +68,50 @@ async def test_two_apps_live_in_one_process(tmp_path: Path) -> None:
             if app.rest is not None
         ]
         assert codes == ["ok", "invalid_api_key"]
+
+
+async def test_a_gateway_alone_drains_as_well(tmp_path: Path) -> None:
+    settings = Settings(rest="", grpc="127.0.0.1:0", data=tmp_path / "data")
+    alone = Settings(rest="127.0.0.1:0", data=tmp_path / "none", grace=0.8)
+    async with open_app(settings) as app, aiohttp.ClientSession() as session:
+        assert app.grpc is not None
+        _, key = await app.keyring.create()
+        began = 0.0
+        async with open_gateway(alone, app.grpc) as (host, port):
+            wire = Rest(session, f"http://{host}:{port}")
+            short = asyncio.create_task(wire(ask(key, "[[delay:0.4]]", stream=True)))
+            long = [asyncio.create_task(wire(ask(key, "[[stall]]", stream=s))) for s in (False, True)]
+            await started(app, 3)
+            began = asyncio.get_running_loop().time()
+        assert asyncio.get_running_loop().time() - began < alone.grace + 2
+        assert (await short).code == "ok"
+        assert [(await task).code for task in long] == ["shutting_down", "shutting_down"]
+
+
+async def test_an_upload_may_end_within_the_grace_and_no_new_one_begins(tmp_path: Path) -> None:
+    settings = Settings(rest="127.0.0.1:0", grpc="127.0.0.1:0", data=tmp_path / "data", grace=5.0)
+    ending = asyncio.Event()
+    async with open_app(settings) as app:
+        assert app.grpc is not None
+        _, key = await app.keyring.create()
+        async with grpc.aio.insecure_channel(app.grpc) as channel:
+            media = MediaServiceStub(channel)
+            bearer = [("authorization", f"Bearer {key}")]
+            upload = media.UploadMedia(metadata=bearer)
+            await upload.write(UploadMediaRequest(content_type="audio/mpeg"))
+            await upload.write(UploadMediaRequest(chunk=b"ID3" * 100))
+            await started(app, 1)
+
+            async def rest_of_it() -> tuple[int, grpc.StatusCode]:
+                await ending.wait()
+                late = media.UploadMedia(metadata=bearer)
+                await late.done_writing()
+                refused = await late.code()
+                await upload.write(UploadMediaRequest(chunk=b"x" * 100))
+                await upload.done_writing()
+                return (await upload).media.size_bytes, refused
+
+            finished = asyncio.create_task(rest_of_it())
+            asyncio.get_running_loop().call_soon(ending.set)
+            app.draining.drain()
+            assert await finished == (400, grpc.StatusCode.UNAVAILABLE)
