@@ -172,6 +172,8 @@ def _server_options(settings: Settings) -> ServerOptions:
     return ServerOptions(
         address=settings.grpc,
         grace=ANSWERS_OUT,
+        # Any body that REST takes, and inline sound, with room for what is around them.
+        message_limit=max(settings.json_limit, settings.inline_limit) + 1024 * 1024,
         tls_cert=settings.tls_cert,
         tls_key=settings.tls_key,
         tls_client_ca=settings.tls_client_ca,
@@ -182,7 +184,8 @@ def _server_options(settings: Settings) -> ServerOptions:
 async def _sweeping(media: MediaStore) -> AsyncIterator[None]:
     async def sweep() -> None:
         while True:
-            await asyncio.to_thread(media.sweep)
+            with contextlib.suppress(OSError):  # a disk in trouble may be well again at the next time
+                await asyncio.to_thread(media.sweep)
             await asyncio.sleep(SWEEP_EVERY)
 
     task = asyncio.create_task(sweep())
