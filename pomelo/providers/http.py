@@ -3,7 +3,8 @@
 Providers call `Http.whole` (JSON), `Http.events` (server-sent events), `Http.pieces` (raw bytes as they come)
 and `Http.fetch` (a whole file); what can go wrong comes out as a `PomeloError` by the map in
 `pomelo.providers.failures`. It knows no vendor. It follows no redirect, keeps no cookie, heeds no proxy
-variable and asks for no compression; nothing is ever sent twice.
+variable and asks for no compression. No POST is ever sent twice; a GET may be, when a kept connection
+turns out to be dead.
 """
 
 import asyncio
