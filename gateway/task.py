@@ -75,7 +75,7 @@ async def _take_in(gateway: Gateway, request: web.Request, call: Call) -> tuple[
                 await _put_audio(gateway, target, values["audio"], call)
     except PomeloError as fault:
         model = (values or form.texts).get("model")
-        if type(model) is str and fault.code not in _WHOLE_BODY:
+        if type(model) is str and model and fault.code not in _WHOLE_BODY:
             await gateway.services.models.get_model(model, call)
         else:
             await gateway.services.models.list_models(call)
@@ -101,17 +101,22 @@ def _is_form(request: web.Request) -> bool:
 async def _read_json(gateway: Gateway, request: web.Request, call: Call) -> dict[str, Any]:
     options = gateway.options
     incoming = Incoming(request, call, options.json_limit, options.read_timeout)
-    if incoming.length is None or incoming.length > _UNREAD:
-        # Strangers don't get megabytes held and parsed.
-        await gateway.services.models.list_models(call)
+    await _refuse_strangers(gateway, incoming.length, call)
     return await body.read_json(incoming, options.json_limit)
+
+
+async def _refuse_strangers(gateway: Gateway, length: int | None, call: Call) -> None:
+    """Looks at the key ahead of a body of `length` bytes, unless it is small: strangers don't get megabytes
+    held and parsed."""
+    if length is None or length > _UNREAD:
+        await gateway.services.models.list_models(call)
 
 
 async def _read_form(gateway: Gateway, request: web.Request, call: Call, form: multipart.Form) -> None:
     options = gateway.options
-    length = request.content_length
-    if length is None or length > _UNREAD:
-        await gateway.services.models.list_models(call)  # as with JSON
+    limit = options.upload_limit + options.json_limit
+    incoming = Incoming(request, call, limit, options.read_timeout)
+    await _refuse_strangers(gateway, incoming.length, call)
 
     async def kind_of(name: str) -> int:
         return await _kind_of(gateway, name, call)
@@ -119,7 +124,7 @@ async def _read_form(gateway: Gateway, request: web.Request, call: Call, form: m
     await multipart.read_form(
         form,
         request.headers["Content-Type"],
-        Incoming(request, call, options.upload_limit + options.json_limit, options.read_timeout),
+        incoming,
         call=call,
         media=gateway.services.media,
         kind_of=kind_of,

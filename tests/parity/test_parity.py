@@ -170,6 +170,7 @@ def _cases() -> list[Case]:
     add("an unusable request id is replaced", say(), request_id=None)
     for name, body, code in [
         ("no model", {"messages": []}, "missing_parameter"),
+        ("an empty model", say(model=""), "missing_parameter"),
         ("no messages", {"model": "gpt-4"}, "missing_parameter"),
         ("no prompt", {"model": "flux-1-pro"}, "missing_parameter"),
         ("no text", {"model": "eleven-labs-tts", "voice": "adam"}, "missing_parameter"),
