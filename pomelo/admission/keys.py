@@ -116,7 +116,7 @@ class Keyring:
             digest = hmac.digest(self._pepper, key.encode("utf-8", "replace"), "sha256")
             if hmac.compare_digest(digest, known.digest) and self._clock() < known.ends:
                 principal = known.principal
-                call.reply["X-Pomelo-Mode"] = "live" if principal.live else "test"
+                call.reply["X-Pomelo-Mode"] = principal.mode
                 return principal
         raise PomeloError("invalid_api_key", f"Invalid API key. {_HOW}")
 
