@@ -20,13 +20,16 @@ from pomelo.catalog import Catalog
 from pomelo.draining import Draining
 from pomelo.engine import Engine
 from pomelo.media import MediaDesk, MediaStore
-from pomelo.providers import Credentials, open_providers
+from pomelo.providers import SANDBOX, Credentials, open_providers
 from pomelo.providers.base import Provider
+from pomelo.providers.http import Timeouts
+from pomelo.providers.registry import Registry
+from pomelo.providers.registry import read as read_registry
 from pomelo.routing import Router
 from pomelo.server.admin import AdminServicer
 from pomelo.server.main import ServerOptions, open_admin, open_server
 from pomelo.service import Services
-from pomelo.settings import Settings, is_loopback
+from pomelo.settings import Settings, SettingsError, is_loopback
 from pomelo.stores import open_store
 
 ANSWERS_OUT = 2.0
@@ -38,9 +41,11 @@ SWEEP_EVERY = 300.0
 
 @dataclass(frozen=True, slots=True)
 class App:
-    """A running Pomelo. An address is None where its door is off."""
+    """A running Pomelo. An address is None where its door is off; `configured` are the names of the providers
+    that can be asked with a live key."""
 
     settings: Settings
+    configured: frozenset[str]
     keyring: Keyring
     draining: Draining
     services: Services
@@ -54,6 +59,7 @@ async def open_app(
     *,
     catalog: Catalog | None = None,
     providers: Mapping[str, Provider] | None = None,
+    timeouts: Timeouts | None = None,
     make_router: Callable[[Mapping[str, Provider]], Router] = Router,
 ) -> AsyncIterator[App]:
     """Builds and serves everything; leaving drains: what runs may end within the grace, nothing new comes in.
@@ -66,12 +72,19 @@ async def open_app(
         secret = settings.root_secret()
         store = await stack.enter_async_context(open_store(settings.store_url()))
         keyring = Keyring(store, secret)
+        registry = find_providers(settings)
         if providers is None:
-            credentials = {name: Credentials(*given) for name, given in settings.vendors().items()}
-            providers = await stack.enter_async_context(open_providers(credentials))
+            providers = await stack.enter_async_context(
+                open_providers(
+                    registry.entries.values(),
+                    credentials(settings, registry),
+                    timeouts=timeouts,
+                    origins=settings.delivery_origins,
+                )
+            )
         media = MediaStore(settings.data / "media", secret, public_url=settings.public_url)
         await stack.enter_async_context(_sweeping(media))
-        catalog = catalog or Catalog.load()
+        catalog = catalog or registry.catalog
         engine = Engine(
             catalog=catalog,
             router=make_router(providers),
@@ -92,11 +105,43 @@ async def open_app(
             rest = await stack.enter_async_context(_rest(services, settings))
             media.public_url = media.public_url or _url(settings, rest)
         try:
-            yield App(settings, keyring, draining, services, rest, server.address if server else None)
+            yield App(
+                settings=settings,
+                configured=frozenset(name for name in providers if providers[name].configured) - {SANDBOX},
+                keyring=keyring,
+                draining=draining,
+                services=services,
+                rest=rest,
+                grpc=server.address if server else None,
+            )
         finally:
             if server is not None:
                 server.drain()
             await _end(draining, settings.grace)
+
+
+def find_providers(settings: Settings) -> Registry:
+    """The models, and the providers that there are for them.
+
+    Raises:
+        SettingsError: a plug-in, the operator's catalogue or a setting of a provider can't be used.
+    """
+    try:
+        registry = read_registry(settings.catalog)
+    except ValueError as error:
+        raise SettingsError(str(error)) from error
+    settings.check_providers(registry.entries)
+    return registry
+
+
+def credentials(settings: Settings, registry: Registry) -> dict[str, Credentials]:
+    """What the operator gives for each provider that there is.
+
+    Raises:
+        SettingsError: a variable has a wrong value.
+    """
+    given = {name: settings.provider(name) for name in registry.entries}
+    return {name: Credentials(one.api_key, one.base_url) for name, one in given.items()}
 
 
 @asynccontextmanager

@@ -1,11 +1,12 @@
-"""The catalogue: every model by its public name, with its kind, routes, limits and price.
+"""The catalogue: every model by its public name, with its kind, routes, limits and price; and the hosts.
 
-`catalog.toml` beside this file is the built-in one. Adding a model, a price or a host that speaks a
-known wire is a row there and no code.
+`catalog.toml` beside this file is the built-in one; plug-ins and the operator add files of the same form.
+Adding a model, a price or a host that speaks a known wire is a row there and no code. What the knobs of a
+host mean is for `pomelo.providers.compatible` to say.
 """
 
 import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from decimal import Decimal
 from pathlib import Path
@@ -13,11 +14,16 @@ from typing import Any
 
 from pomelo.errors import PomeloError
 from pomelo.gen.v1.model_service_pb2 import PriceUnit
-from pomelo.gen.v1.task_pb2 import TaskType
+from pomelo.gen.v1.speech_pb2 import VoiceSettings
+from pomelo.gen.v1.task_pb2 import Task, TaskType
 
 BUILTIN = Path(__file__).with_name("catalog.toml")
 MICROS = 1_000_000
 """Microcredits in a credit."""
+
+
+Prices = Mapping["PriceUnit.ValueType", int]
+"""Microcredits for one unit."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,8 +31,9 @@ class Route:
     """One way to serve a model: a provider, its own name of the model, and what that model takes.
 
     `drop` names the parameters that it can't take. `clamp` gives the range of those that it takes in a
-    narrower range than the contract: name -> (least, most, multiple of; 0 for none). `options` is the rest
-    of the row, for the provider alone.
+    narrower range than the contract: name -> (least, most, multiple of; 0 for none). `prices` and
+    `price_version` are set where this way costs something else than the model's entry says. `options` is
+    the rest of the row, for the provider alone.
     """
 
     provider: str
@@ -34,6 +41,8 @@ class Route:
     drop: frozenset[str] = frozenset()
     clamp: Mapping[str, tuple[float, float, float]] = field(default_factory=dict)
     options: Mapping[str, Any] = field(default_factory=dict)
+    prices: Prices = field(default_factory=dict)
+    price_version: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,31 +57,41 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class Model:
-    """One entry. `prices` gives microcredits for one unit: PriceUnit -> amount; it is never empty."""
+    """One entry. `prices` are never empty."""
 
     name: str
     task_type: "TaskType.ValueType"
     routes: tuple[Route, ...]
     limits: Limits
-    prices: "Mapping[PriceUnit.ValueType, int]"
+    prices: Prices
     price_version: str
+
+    def priced(self, route: Route) -> tuple[Prices, str]:
+        """What a task costs that is asked of `route` first, and the version of that price."""
+        return (route.prices, route.price_version) if route.prices else (self.prices, self.price_version)
 
 
 class Catalog:
-    """The models by name, sorted; immutable."""
+    """The models by name, sorted, and the rows of the hosts; immutable."""
 
-    def __init__(self, models: Iterable[Model]) -> None:
+    def __init__(self, models: Iterable[Model], hosts: Mapping[str, Mapping[str, Any]] | None = None) -> None:
         self.models: Mapping[str, Model] = {m.name: m for m in sorted(models, key=lambda m: m.name)}
+        self.hosts: Mapping[str, Mapping[str, Any]] = hosts or {}
 
     @classmethod
-    def load(cls, path: Path = BUILTIN) -> "Catalog":
-        """Reads a catalogue file.
+    def load(cls, *paths: Path) -> "Catalog":
+        """Reads catalogue files; without any, the built-in one. An entry replaces one of an earlier file.
 
         Raises:
-            ValueError: a row is wrong; the message names the model.
+            ValueError: a row is wrong; the message names it. OSError: a file can't be read.
         """
-        rows = tomllib.loads(path.read_text())["models"]
-        return cls(_model(name, row) for name, row in rows.items())
+        models: dict[str, Model] = {}
+        hosts: dict[str, Mapping[str, Any]] = {}
+        for path in paths or (BUILTIN,):
+            file = _table(tomllib.loads(path.read_text()), {"models", "hosts"}, str(path))
+            models |= {name: _model(name, row) for name, row in file.get("models", {}).items()}
+            hosts |= file.get("hosts", {})
+        return cls(models.values(), hosts)
 
     def resolve(self, name: str) -> Model:
         """The model of that name.
@@ -89,32 +108,65 @@ class Catalog:
 
 def _model(name: str, row: dict[str, Any]) -> Model:
     try:
-        prices = {
-            PriceUnit.Value(f"PRICE_UNIT_{unit.upper()}"): _micros(amount)
-            for unit, amount in row["price"].items()
-        }
-        if not any(prices.values()):
-            raise ValueError("it has no price")
+        _table(row, {"type", "routes", "limits", "price", "price_version"}, "it")
+        parameters = _parameters(row["type"])
+        if not row["routes"]:
+            raise ValueError("it has no route")
         return Model(
             name=name,
             task_type=TaskType.Value(f"TASK_TYPE_{row['type'].upper()}"),
-            routes=tuple(_route(dict(route)) for route in row["routes"]),
+            routes=tuple(_route(dict(route), parameters) for route in row["routes"]),
             limits=Limits(**row.get("limits", {})),
-            prices=prices,
+            prices=_prices(row["price"]),
             price_version=row["price_version"],
         )
-    except (ArithmeticError, KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"catalogue entry {name}: {error}") from error
+    except (ArithmeticError, AttributeError, KeyError, TypeError, ValueError) as error:
+        said = f"{error} is missing" if isinstance(error, KeyError) else str(error)
+        raise ValueError(f"catalogue entry {name}: {said}") from error
 
 
-def _route(row: dict[str, Any]) -> Route:
+def _route(row: dict[str, Any], parameters: Collection[str]) -> Route:
+    provider, model = row.pop("provider"), row.pop("model")
+    drop, clamp = frozenset(row.pop("drop", ())), row.pop("clamp", {})
+    unknown = sorted((drop | clamp.keys()) - set(parameters))
+    if unknown:
+        raise ValueError(f"no parameter of its kind is called {', '.join(unknown)}")
+    prices: Prices = {}
+    version = ""
+    if "price" in row:
+        prices, version = _prices(row.pop("price")), row.pop("price_version")
     return Route(
-        provider=row.pop("provider"),
-        model=row.pop("model"),
-        drop=frozenset(row.pop("drop", ())),
-        clamp={k: (*v, 0)[:3] for k, v in row.pop("clamp", {}).items()},
+        provider=provider,
+        model=model,
+        drop=drop,
+        clamp={k: (*v, 0)[:3] for k, v in clamp.items()},
         options=row,
+        prices=prices,
+        price_version=version,
     )
+
+
+def _parameters(kind: str) -> set[str]:
+    """The names of what a caller may give to a task of a kind, those within voice_settings among them."""
+    given = Task.DESCRIPTOR.fields_by_name.get(kind)
+    if given is None or given.message_type is None:
+        raise ValueError(f"no kind of task is called {kind}")
+    names = set(given.message_type.fields_by_name)
+    return names | set(VoiceSettings.DESCRIPTOR.fields_by_name) if "voice_settings" in names else names
+
+
+def _table(row: dict[str, Any], known: Collection[str], named: str) -> dict[str, Any]:
+    unknown = sorted(row.keys() - set(known))
+    if unknown:
+        raise ValueError(f"{named} has an unknown key: {', '.join(unknown)}")
+    return row
+
+
+def _prices(row: Mapping[str, str]) -> Prices:
+    prices = {PriceUnit.Value(f"PRICE_UNIT_{unit.upper()}"): _micros(amount) for unit, amount in row.items()}
+    if not any(prices.values()):
+        raise ValueError("it has no price")
+    return prices
 
 
 def _micros(amount: str) -> int:

@@ -9,30 +9,41 @@ import hashlib
 import hmac
 import ipaddress
 import os
+import re
 import secrets
 import tempfile
 import tomllib
-from collections.abc import Mapping, Set
+from collections.abc import Collection, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any, Self
 
-from pydantic import AfterValidator, BaseModel, ByteSize, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ByteSize,
+    ConfigDict,
+    Field,
+    ValidationError,
+    model_validator,
+)
 
 PREFIX = "POMELO_"
-VENDORS = ("openai", "anthropic", "mistral", "bfl", "together", "replicate", "elevenlabs")
-"""The vendors; each has settings NAME_api_key and NAME_base_url, whose variables bear the vendor's own names,
-which its own tools read as well."""
-
 CONFIG = Path("pomelo.toml")
 """Read from the working directory when neither --config nor POMELO_CONFIG names a file."""
 
 NOT_SETTINGS = frozenset({"POMELO_CONFIG", "POMELO_KEY"})
 """Variables of ours that are no settings: the command line reads them itself."""
 
+_NOT_WRITTEN = frozenset({"providers", "variables"})
+"""Settings that are gathered, and have no name of their own in a file or the environment."""
+
 _MIB = 1024 * 1024
 _SECRET_LENGTH = 32
 _CHECK = b"pomelo secret check"
+_CREDENTIAL = re.compile(r"([a-z][a-z0-9_-]*)_(api_key|base_url)")
+"""The settings of a provider. Their variables bear the vendor's own names, which its own tools read, too."""
 
 
 class SettingsError(Exception):
@@ -85,9 +96,23 @@ def _file(path: Path | None) -> Path | None:
     return path
 
 
+def _split(text: Any) -> Any:
+    return [part.strip() for part in text.split(",") if part.strip()] if isinstance(text, str) else text
+
+
 Address = Annotated[str, AfterValidator(_address)]
 Url = Annotated[str, AfterValidator(_url)]
 File = Annotated[Path | None, AfterValidator(_file)]
+
+
+class ProviderSettings(BaseModel):
+    """What the operator gives for one provider. `base_url` is where its API begins; empty: where the vendor
+    has it."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
+
+    api_key: str | None = Field(default=None, repr=False)
+    base_url: Url = ""
 
 
 class Settings(BaseModel):
@@ -112,25 +137,30 @@ class Settings(BaseModel):
     tls_key: File = None
     tls_client_ca: File = None
     insecure: bool = False
-    openai_api_key: str | None = Field(default=None, repr=False)
-    openai_base_url: Url = "https://api.openai.com/v1"
-    anthropic_api_key: str | None = Field(default=None, repr=False)
-    anthropic_base_url: Url = "https://api.anthropic.com"
-    mistral_api_key: str | None = Field(default=None, repr=False)
-    mistral_base_url: Url = "https://api.mistral.ai"
-    bfl_api_key: str | None = Field(default=None, repr=False)
-    bfl_base_url: Url = "https://api.bfl.ai"
-    together_api_key: str | None = Field(default=None, repr=False)
-    together_base_url: Url = "https://api.together.ai/v1"
-    replicate_api_key: str | None = Field(default=None, repr=False)
-    replicate_base_url: Url = "https://api.replicate.com"
-    elevenlabs_api_key: str | None = Field(default=None, repr=False)
-    elevenlabs_base_url: Url = "https://api.elevenlabs.io"
+    catalog: File = None
+    """A catalogue of the operator's own, whose entries are added to the built-in ones or replace them."""
+    delivery_origins: Annotated[tuple[Url, ...], BeforeValidator(_split)] = ()
+    """Where vendors may have put a file besides public addresses, such as http://10.0.0.5:9000."""
+    providers: Mapping[str, ProviderSettings] = Field(default_factory=dict, repr=False)
+    """By name; `acme_api_key` and `acme_base_url` are short for those of the provider acme."""
+    variables: Mapping[str, str] = Field(default_factory=dict, repr=False)
+    """Variables of the environment that may be a provider's, such as ACME_API_KEY; they override."""
     json_limit: Annotated[ByteSize, Field(gt=0)] = ByteSize(8 * _MIB)
     upload_limit: Annotated[ByteSize, Field(gt=0)] = ByteSize(50 * _MIB)
     inline_limit: Annotated[ByteSize, Field(gt=0)] = ByteSize(4 * _MIB)
     grace: float = Field(default=10.0, ge=0, le=3600)
     """Seconds that running tasks get to end when the server shuts down."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _gathered(cls, values: dict[str, Any]) -> dict[str, Any]:
+        rest = dict(values)
+        providers = dict(rest.get("providers", {}))
+        for name in values:
+            if name not in cls.model_fields and (credential := _CREDENTIAL.fullmatch(name)):
+                provider, kind = credential.groups()
+                providers[provider] = {**providers.get(provider, {}), kind: rest.pop(name)}
+        return {**rest, "providers": providers}
 
     @model_validator(mode="after")
     def _tls(self) -> Self:
@@ -147,11 +177,29 @@ class Settings(BaseModel):
                     )
         return self
 
-    def vendors(self) -> dict[str, tuple[str | None, str]]:
-        """The key (None: there is none) and the base URL of each vendor."""
-        return {
-            name: (getattr(self, f"{name}_api_key"), getattr(self, f"{name}_base_url")) for name in VENDORS
-        }
+    def provider(self, name: str) -> ProviderSettings:
+        """What the operator gives for the provider of that name, by variable or else by file.
+
+        Raises:
+            SettingsError: a variable has a wrong value.
+        """
+        given = self.providers.get(name, ProviderSettings()).model_dump()
+        named = {kind: provider_variable(name, kind) for kind in ProviderSettings.model_fields}
+        found = {kind: self.variables[named[kind]] for kind in named if named[kind] in self.variables}
+        try:
+            return ProviderSettings.model_validate(given | found)
+        except ValidationError as error:
+            raise SettingsError(_line(error, named)) from None
+
+    def check_providers(self, known: Collection[str]) -> None:
+        """Refuses settings of providers that there are not.
+
+        Raises:
+            SettingsError: there are some.
+        """
+        for name in self.providers:
+            if name not in known:
+                raise SettingsError(f"No provider is named {name}{_meant(name, known)}")
 
     def rest_address(self) -> tuple[str, int]:
         """Host and port of REST.
@@ -253,8 +301,13 @@ def load(config: Path | None = None, environ: Mapping[str, str] = os.environ) ->
 
 
 def variable(name: str) -> str:
-    """The variable of a setting: POMELO_REST for rest, OPENAI_API_KEY for openai_api_key."""
-    return name.upper() if name.partition("_")[0] in VENDORS else PREFIX + name.upper()
+    """The variable of a setting: POMELO_REST for rest."""
+    return PREFIX + name.upper()
+
+
+def provider_variable(provider: str, kind: str) -> str:
+    """The variable of a provider's setting: OPENAI_API_KEY for the api_key of openai."""
+    return f"{provider}_{kind}".upper().replace("-", "_")
 
 
 def _config(config: Path | None, environ: Mapping[str, str]) -> Path | None:
@@ -275,39 +328,52 @@ def _from_file(path: Path | None) -> dict[str, Any]:
         raise SettingsError(f"{path}: {error}") from None
     except (OSError, UnicodeDecodeError) as error:
         raise SettingsError(f"{path} can't be read: {_reason(error)}") from None
-    known = set(Settings.model_fields)
+    known = Settings.model_fields.keys() - _NOT_WRITTEN
     for name in values:
-        if name not in known:
+        if name not in known and not _CREDENTIAL.fullmatch(name):
             raise SettingsError(f"{path}: unknown key {name!r}{_meant(name, known)}")
-    for name in ("data", "tls_cert", "tls_key", "tls_client_ca"):
+    for name in ("data", "catalog", "tls_cert", "tls_key", "tls_client_ca"):
         if isinstance(values.get(name), str) and values[name]:
             values[name] = path.parent / values[name]
     return values
 
 
 def _from_variables(environ: Mapping[str, str]) -> dict[str, Any]:
-    known = {variable(name) for name in Settings.model_fields} | NOT_SETTINGS
+    names = Settings.model_fields.keys() - _NOT_WRITTEN
+    known = {variable(name) for name in names} | NOT_SETTINGS
     for name in environ:
         if name.startswith(PREFIX) and name not in known:
             raise SettingsError(f"Unknown variable {name}{_meant(name, known)}")
     off = {"POMELO_REST", "POMELO_GRPC"}
     given = {name: value for name, value in environ.items() if value or name in off}
-    return {name: given[variable(name)] for name in Settings.model_fields if variable(name) in given}
+    values: dict[str, Any] = {name: given[variable(name)] for name in names if variable(name) in given}
+    values["variables"] = {
+        name: value
+        for name, value in given.items()
+        if not name.startswith(PREFIX) and _CREDENTIAL.fullmatch(name.lower())
+    }
+    return values
 
 
-def _meant(name: str, known: Set[str]) -> str:
+def _meant(name: str, known: Collection[str]) -> str:
     close = difflib.get_close_matches(name, known, n=1, cutoff=0.75)
     return f". Did you mean {close[0]}?" if close else ""
 
 
-def _line(error: ValidationError) -> str:
-    """The first thing that is wrong, without its value."""
+def _line(error: ValidationError, named: Mapping[str, str] | None = None) -> str:
+    """The first thing that is wrong, without its value; `named` gives the variables of the fields."""
     first = error.errors(include_url=False, include_context=False, include_input=False)[0]
     message = first["msg"].removeprefix("Value error, ")
     if not first["loc"]:
         return message
     name = str(first["loc"][0])
-    return f"{variable(name) if name in Settings.model_fields else name}: {message}"
+    if named is not None:
+        name = named.get(name, name)
+    elif name == "providers":
+        name = "_".join(map(str, first["loc"][1:]))
+    elif name in Settings.model_fields:
+        name = variable(name)
+    return f"{name}: {message}"
 
 
 def _reason(error: Exception) -> str:

@@ -3,7 +3,7 @@
 import os
 import stat
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import typer
@@ -14,6 +14,8 @@ from pomelo.cli.terminal import Config, FailureError, Json, explain, print_json
 if TYPE_CHECKING:
     from ssl import SSLContext
 
+    from pomelo.providers import Credentials
+    from pomelo.providers.registry import Entry
     from pomelo.settings import Settings
 
 _TIMEOUT = 5.0
@@ -37,7 +39,7 @@ def doctor(config: Config = None, as_json: Json = False) -> None:
     for finding in _look(config):
         findings.append(finding)
         if not as_json:
-            typer.echo(f"{finding.state:<7} {finding.name:<10} {finding.detail}")
+            typer.echo(f"{finding.state:<7} {finding.name:<13} {finding.detail}")
     if as_json:
         print_json([finding._asdict() for finding in findings])
     if any(finding.state == "broken" for finding in findings):
@@ -62,8 +64,7 @@ def _look(config: Any) -> Iterator[Finding]:
     yield _store(settings, served)
     yield _grpc(settings, served)
     yield _rest(settings, served)
-    for vendor in settings.vendors():
-        yield _vendor(settings, vendor)
+    yield from _providers(settings)
 
 
 def _program() -> Finding:
@@ -165,33 +166,43 @@ def _silent(name: str, address: str, served: bool) -> Finding:
     return Finding(name, "off", f"nobody serves at {address}. Start with: pomelo serve")
 
 
-_ASKED: dict[str, tuple[str, str, str]] = {
-    "openai": ("/models", "Authorization", "Bearer "),
-    "anthropic": ("/v1/models", "x-api-key", ""),
-    "mistral": ("/v1/models", "Authorization", "Bearer "),
-    "bfl": ("/v1/credits", "x-key", ""),
-    "together": ("/models", "Authorization", "Bearer "),
-    "replicate": ("/v1/account", "Authorization", "Bearer "),
-    "elevenlabs": ("/v1/models", "xi-api-key", ""),
-}
-"""What costs nothing and needs a key: the path below the base URL, and the header of the key."""
+def _providers(settings: "Settings") -> Iterator[Finding]:
+    from pomelo.app import credentials, find_providers
+    from pomelo.settings import SettingsError
 
-
-def _vendor(settings: "Settings", name: str) -> Finding:
-    key, base_url = settings.vendors()[name]
-    named = f"{name.upper()}_API_KEY"
-    if not key:
-        return Finding(name, "off", f"{named} is not set: its models need a test key")
-    path, header, scheme = _ASKED[name]
     try:
-        status = _get(base_url + path, {header: scheme + key, "anthropic-version": "2023-06-01"})
+        registry = find_providers(settings)
+        given = credentials(settings, registry)
+    except SettingsError as error:
+        yield Finding("providers", "broken", str(error))
+        return
+    for entry in registry.entries.values():
+        if not entry.account:  # what another one's key opens is told there
+            yield _vendor(entry, given)
+
+
+def _vendor(entry: "Entry", given: "Mapping[str, Credentials]") -> Finding:
+    from pomelo.settings import provider_variable
+
+    name, found = entry.name, entry.located(given)
+    named = provider_variable(name, "api_key")
+    if not found.base_url:
+        return Finding(name, "off", f"{provider_variable(name, 'base_url')} is not set")
+    key, probe = found.api_key, entry.probe
+    if not key and entry.key_needed:
+        return Finding(name, "off", f"{named} is not set: its models need a test key")
+    if probe is None:
+        return Finding(name, "ok", f"{named} is set; nothing can be asked there that costs nothing")
+    try:
+        headers = {**probe.headers, probe.header: probe.prefix + key} if key else dict(probe.headers)
+        status = _get(found.base_url.rstrip("/") + probe.path, headers)
     except OSError:
-        return Finding(name, "broken", f"{base_url} can't be reached")
+        return Finding(name, "broken", f"{found.base_url} can't be reached")
     if status in (401, 403):
         return Finding(name, "broken", f"{named} is refused ({status})")
     if status >= 400:
-        return Finding(name, "broken", f"{base_url} answers {status}")
-    return Finding(name, "ok", f"{base_url} takes the key")
+        return Finding(name, "broken", f"{found.base_url} answers {status}")
+    return Finding(name, "ok", f"{found.base_url} takes the key" if key else f"{found.base_url} answers")
 
 
 def _get(url: str, headers: dict[str, str], context: "SSLContext | None" = None) -> int:

@@ -169,7 +169,7 @@ def _greet(app: "App", made: str | None) -> None:
     _say(f"  REST  {rest or 'off'}")
     _say(f"  gRPC  {app.grpc or 'off'}")
     _say(f"  data  {settings.data.absolute()}")
-    if not any(key for key, _ in settings.vendors().values()):
+    if not app.configured:
         _say("  No provider has a key: test keys work, live keys need one, such as OPENAI_API_KEY")
     if made is not None:
         _say(f"\nYour test key, kept in {settings.key_file} for `pomelo run`:\n  {made}")

@@ -1,23 +1,26 @@
-"""Who can serve a task: the table of providers, and their opening and closing.
+"""Who can serve a task: the table of the built-in providers, and their opening and closing.
 
 `pomelo.app` calls `open_providers`; the engine gets the result. A vendor's wire is in the vendor's own
-module, which is loaded when it is opened; nothing here knows one.
+module; `pomelo.providers.registry` adds plug-ins and hosts to the table. Nothing here knows a vendor.
 """
 
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Collection, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from pomelo.providers.base import Provider
     from pomelo.providers.http import Timeouts
+    from pomelo.providers.registry import Entry
 
-__all__ = ["BUILTIN", "SANDBOX", "Credentials", "open_providers"]
+__all__ = ["BUILTIN", "GROUP", "SANDBOX", "Credentials", "open_providers"]
 
 SANDBOX = "sandbox"
 """The provider that answers test keys; it needs no credentials and no network."""
+
+GROUP = "pomelo.providers"
+"""The group of entry points by which a package outside adds a provider."""
 
 BUILTIN: Mapping[str, str] = {
     "openai": "pomelo.providers.openai:OpenAI",
@@ -27,50 +30,40 @@ BUILTIN: Mapping[str, str] = {
     "together": "pomelo.providers.together:Together",
     "replicate": "pomelo.providers.replicate:Replicate",
     "elevenlabs": "pomelo.providers.elevenlabs:ElevenLabs",
-    SANDBOX: "pomelo.providers.sandbox:Sandbox",
 }
 """Name, as routes of the catalogue have it -> "module:Class". A class is called with (credentials, http)."""
 
 
 @dataclass(frozen=True, slots=True)
 class Credentials:
-    """What is needed to call a vendor: a key (None: not configured) and where its API begins."""
+    """What is needed to call a vendor: a key (None: there is none) and where its API begins (empty: where
+    the vendor has it)."""
 
     api_key: str | None = field(repr=False)
-    base_url: str
+    base_url: str = ""
 
 
 @asynccontextmanager
 async def open_providers(
-    credentials: Mapping[str, Credentials], *, timeouts: "Timeouts | None" = None
+    entries: "Collection[Entry]",
+    credentials: Mapping[str, Credentials],
+    *,
+    timeouts: "Timeouts | None" = None,
+    origins: Collection[str] = (),
 ) -> "AsyncIterator[dict[str, Provider]]":
-    """The providers by name: the sandbox, and each that `credentials` names. Leaving closes them all.
+    """The providers by name: the sandbox, and each of `entries` with its credentials. Leaving closes all.
 
-    They share one `Http`; `timeouts` are its, where the defaults don't do.
-
-    Raises:
-        ValueError: no provider has a name of `credentials`.
+    They share one `Http`; `timeouts` are its, where the defaults don't do, and `origins` those that may
+    deliver files whatever their addresses.
     """
     from pomelo.providers.http import Http
+    from pomelo.providers.sandbox import Sandbox
 
-    unknown = sorted(credentials.keys() - BUILTIN.keys())
-    if unknown:
-        raise ValueError(f"no provider is named {', '.join(unknown)}; there are {', '.join(BUILTIN)}")
     async with AsyncExitStack() as stack:
-        http = await stack.enter_async_context(Http(timeouts))
-        providers: dict[str, Provider] = {}
-        for name, reference in BUILTIN.items():
-            if name == SANDBOX:
-                provider: Provider = _load(reference)()
-            elif name in credentials:
-                provider = _load(reference)(credentials[name], http)
-            else:
-                continue
+        http = await stack.enter_async_context(Http(timeouts, origins=origins))
+        providers: dict[str, Provider] = {SANDBOX: Sandbox()}
+        for entry in entries:
+            providers[entry.name] = entry.make(entry.located(credentials), http)
+        for provider in providers.values():
             stack.push_async_callback(provider.aclose)
-            providers[name] = provider
         yield providers
-
-
-def _load(reference: str) -> Any:
-    module, _, name = reference.partition(":")
-    return getattr(import_module(module), name)

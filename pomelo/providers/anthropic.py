@@ -18,7 +18,7 @@ from yarl import URL
 from pomelo.errors import PomeloError
 from pomelo.gen.v1.text_pb2 import FinishReason, ImageUrl, Message, Role, TextDelta, TextInput, TokenUsage
 from pomelo.providers import Credentials
-from pomelo.providers.base import Event, Job
+from pomelo.providers.base import Event, Job, Probe
 from pomelo.providers.failures import Complaint, Dialect, complained, nonsense
 from pomelo.providers.fit import fitted
 from pomelo.providers.http import Http
@@ -102,6 +102,9 @@ DIALECT = Dialect("anthropic", _read_complaint, _MEANINGS)
 
 class Anthropic:
     """Anthropic as a provider of text."""
+
+    base_url = "https://api.anthropic.com"
+    probe = Probe("/v1/models", "x-api-key", "", {"anthropic-version": _VERSION})
 
     def __init__(self, credentials: Credentials, http: Http) -> None:
         key = (credentials.api_key or "").strip()

@@ -5,15 +5,15 @@ provider translates between the contract and one vendor's wire; it decides nothi
 no limit, no price.
 """
 
-from collections.abc import AsyncGenerator, Callable
-from dataclasses import dataclass
+from collections.abc import AsyncGenerator, Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
 from pomelo.catalog import Model, Route
 from pomelo.gen.v1.task_service_pb2 import StreamTaskResponse as Event
 
-__all__ = ["AudioSource", "Event", "Job", "Provider"]
+__all__ = ["AudioSource", "Event", "Job", "Probe", "Provider"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,8 +61,24 @@ context_length_exceeded, invalid_parameter, payload_too_large, deadline_exceeded
 """
 
 
+@dataclass(frozen=True, slots=True)
+class Probe:
+    """A GET that costs nothing and needs the key, for `pomelo doctor`: its path below the base URL, the
+    header that bears the key, what stands before the key there, and further headers."""
+
+    path: str
+    header: str = "Authorization"
+    prefix: str = "Bearer "
+    headers: Mapping[str, str] = field(default_factory=dict)
+
+
 class Provider(Protocol):
-    """A vendor, or the sandbox. It has a `JobMethod` for each kind of task that it can do."""
+    """A vendor, or the sandbox. It has a `JobMethod` for each kind of task that it can do.
+
+    Its class is called with (credentials, http). It may have, as class attributes: `base_url`, where the
+    vendor's API begins unless the operator says otherwise; `probe`, a Probe; and, in a plug-in, `catalog`,
+    the path of a catalogue file with the models that it brings.
+    """
 
     @property
     def configured(self) -> bool:

@@ -5,7 +5,7 @@ the common ones (sent as it is; default 2). It knows no key of a caller, no limi
 """
 
 import asyncio
-from collections.abc import AsyncGenerator, Iterable
+from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from typing import Any
 
@@ -15,7 +15,7 @@ from yarl import URL
 from pomelo.errors import PomeloError, Replay
 from pomelo.gen.v1.image_pb2 import ImageInput
 from pomelo.providers import Credentials
-from pomelo.providers.base import Event, Job
+from pomelo.providers.base import Event, Job, Probe
 from pomelo.providers.failures import Complaint, Dialect, complained, nonsense
 from pomelo.providers.http import Http
 from pomelo.providers.links import Links
@@ -84,17 +84,14 @@ class BFL:
     """Black Forest Labs as a provider of pictures.
 
     `interval` is the time in seconds between two questions about a task, `grace` how long after the order
-    the vendor may not know it yet; `origins` may deliver pictures whatever their addresses (see Links).
+    the vendor may not know it yet.
     """
 
+    base_url = "https://api.bfl.ai"
+    probe = Probe("/v1/credits", "x-key", "")
+
     def __init__(
-        self,
-        credentials: Credentials,
-        http: Http,
-        *,
-        interval: float = 0.5,
-        grace: float = 5.0,
-        origins: Iterable[str] = (),
+        self, credentials: Credentials, http: Http, *, interval: float = 0.5, grace: float = 5.0
     ) -> None:
         key = (credentials.api_key or "").strip()
         self.configured = bool(key)
@@ -102,7 +99,7 @@ class BFL:
         self._interval = interval
         self._grace = grace
         self._base = credentials.base_url.rstrip("/")
-        self._links = Links(http, self._base, DOMAIN, origins=origins, waits=(interval, interval * 2))
+        self._links = Links(http, self._base, DOMAIN, waits=(interval, interval * 2))
         self._headers = {"x-key": key, "Accept": "application/json"}
 
     async def aclose(self) -> None:

@@ -38,7 +38,8 @@ class Profile:
     "none" ask for nothing, as it comes by itself or never does (then the words are counted). `user_most` is
     the longest name of an end user that is sent as it is; a longer one is sent as a digest. `drop` names
     parameters of the contract that no model of the host takes. `extra` are fields of every request,
-    `headers` of every call. `meanings` are codes of the host's own: its code -> that of our table.
+    `headers` of every call. `meanings` are codes of the host's own: its code -> that of our table. With
+    `patient` a stream may be silent for as long as a whole answer: the host may have to load the model.
     """
 
     vendor: str
@@ -53,6 +54,7 @@ class Profile:
     extra: Mapping[str, Any] = field(default_factory=dict)
     headers: Mapping[str, str] = field(default_factory=dict)
     meanings: Mapping[str, str] = field(default_factory=dict)
+    patient: bool = False
 
 
 class Chat:
@@ -85,7 +87,9 @@ class Chat:
         if not job.stream:
             return self._whole(job)
         return streamed(
-            lambda: self._http.events(self._url, self._headers, self._body(job), self._dialect),
+            lambda: self._http.events(
+                self._url, self._headers, self._body(job), self._dialect, patient=self._profile.patient
+            ),
             ChatAnswer(self._dialect),
             job.input,
         )

@@ -30,6 +30,7 @@ _KNOBS: Mapping[str, type] = {
     "extra": dict,
     "headers": dict,
     "meanings": dict,
+    "patient": bool,
 }
 
 

@@ -25,7 +25,7 @@ from pomelo.gen.v1.speech_pb2 import (
     VoiceSettings,
 )
 from pomelo.providers import Credentials
-from pomelo.providers.base import AudioSource, Event, Job
+from pomelo.providers.base import AudioSource, Event, Job, Probe
 from pomelo.providers.elevenlabs_answers import Sound, transcription
 from pomelo.providers.elevenlabs_forms import form
 from pomelo.providers.failures import Complaint, Dialect, nonsense
@@ -150,6 +150,9 @@ class _Absence:
 
 class ElevenLabs:
     """ElevenLabs as a provider of speech and of transcripts."""
+
+    base_url = "https://api.elevenlabs.io"
+    probe = Probe("/v1/models", "xi-api-key", "")
 
     def __init__(self, credentials: Credentials, http: Http) -> None:
         key = (credentials.api_key or "").strip()

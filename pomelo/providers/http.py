@@ -11,7 +11,7 @@ import asyncio
 import contextlib
 import io
 import time
-from collections.abc import AsyncGenerator, Callable, Mapping
+from collections.abc import AsyncGenerator, Callable, Collection, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from types import TracebackType
@@ -54,7 +54,10 @@ class Timeouts:
 
 
 class Http:
-    """The shared client session; an async context manager, to be entered in the running loop."""
+    """The shared client session; an async context manager, to be entered in the running loop.
+
+    `origins`, such as "http://10.0.0.5:9000", may deliver files whatever their addresses: see `links`.
+    """
 
     def __init__(
         self,
@@ -63,8 +66,10 @@ class Http:
         per_host: int = PER_HOST,
         now: Callable[[], float] = time.time,
         resolver: AbstractResolver | None = None,
+        origins: Collection[str] = (),
     ) -> None:
         timeouts = timeouts or Timeouts()
+        self.origins = origins
         self._timeouts = timeouts
         self._resolver = resolver
         self._now = now
@@ -149,15 +154,16 @@ class Http:
 
     @asynccontextmanager
     async def events(
-        self, url: URL, headers: Mapping[str, str], body: Body, dialect: Dialect
+        self, url: URL, headers: Mapping[str, str], body: Body, dialect: Dialect, *, patient: bool = False
     ) -> "AsyncGenerator[EventStream, None]":
         """Posts `body` and opens the answer as a stream of events. Leaving closes the connection at once,
-        unless the answer was read to its end.
+        unless the answer was read to its end. `patient` as for `pieces`.
 
         Raises:
             PomeloError: by the map.
         """
-        async with self._ask(url, headers, body, dialect, self._stream_limits) as response:
+        limits = self._whole_limits if patient else self._stream_limits
+        async with self._ask(url, headers, body, dialect, limits) as response:
             # Whatever its type is called: proxies rename it, and a page has no events and no end marker.
             yield EventStream(response)
 

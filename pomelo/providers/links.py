@@ -11,7 +11,7 @@ nor a name that changes its mind gets through.
 
 import asyncio
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from ipaddress import IPv4Address, IPv6Address, IPv6Network, ip_address
 from socket import AddressFamily
 
@@ -38,9 +38,9 @@ _NAT64 = IPv6Network("64:ff9b::/96")
 class Links:
     """Tells links apart, and fetches what is behind them.
 
-    `http` is the shared one, `base_url` the provider's. `domain` is the vendor's own, such as "bfl.ai":
-    hosts below it are the vendor. `origins`, such as "http://10.0.0.5:9000", are trusted with files besides.
-    `waits` are the seconds before each further try of a fetch. `resolver` makes what looks names up.
+    `http` is the shared one, whose `origins` are trusted with files besides; `base_url` is the provider's.
+    `domain` is the vendor's own, such as "bfl.ai": hosts below it are the vendor. `waits` are the seconds
+    before each further try of a fetch. `resolver` makes what looks names up.
     """
 
     def __init__(
@@ -49,14 +49,13 @@ class Links:
         base_url: str,
         domain: str,
         *,
-        origins: Iterable[str] = (),
         waits: Sequence[float] = (0.5, 1.0),
         resolver: Callable[[], AbstractResolver] = DefaultResolver,
     ) -> None:
         self._http = http
         self._domain = "." + domain
         self._own = _origin_of(base_url)
-        self._trusted = {origin for text in (base_url, *origins) if (origin := _origin_of(text))}
+        self._trusted = {origin for text in (base_url, *http.origins) if (origin := _origin_of(text))}
         self._waits = tuple(waits)
         self._resolver = resolver
         self._careful: Http | None = None

@@ -6,6 +6,7 @@ told in `chat`. The count of tokens comes in the last chunk unasked; whether the
 """
 
 from pomelo.providers import Credentials
+from pomelo.providers.base import Probe
 from pomelo.providers.chat import Chat, Profile
 from pomelo.providers.http import Http
 
@@ -14,6 +15,9 @@ PROFILE = Profile("mistral", seed_field="random_seed", user_field="none", stream
 
 class Mistral(Chat):
     """Mistral as a provider of text."""
+
+    base_url = "https://api.mistral.ai"
+    probe = Probe("/v1/models")
 
     def __init__(self, credentials: Credentials, http: Http) -> None:
         url = credentials.base_url.rstrip("/") + "/v1/chat/completions"

@@ -4,6 +4,7 @@
 """
 
 from pomelo.providers import Credentials
+from pomelo.providers.base import Probe
 from pomelo.providers.chat import Chat, Profile
 from pomelo.providers.http import Http
 
@@ -18,6 +19,9 @@ PROFILE = Profile(
 
 class OpenAI(Chat):
     """OpenAI as a provider of text."""
+
+    base_url = "https://api.openai.com/v1"
+    probe = Probe("/models")
 
     def __init__(self, credentials: Credentials, http: Http) -> None:
         url = credentials.base_url.rstrip("/") + "/chat/completions"

@@ -5,7 +5,7 @@ knows no key of a caller, no limit and no price. The models of the FLUX family t
 shape and a number of megapixels, so the nearest ones are asked for.
 """
 
-from collections.abc import AsyncGenerator, Iterable
+from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from math import log
 from typing import Any
@@ -16,7 +16,7 @@ from yarl import URL
 from pomelo.errors import PomeloError, Replay
 from pomelo.gen.v1.image_pb2 import ImageInput
 from pomelo.providers import Credentials
-from pomelo.providers.base import Event, Job
+from pomelo.providers.base import Event, Job, Probe
 from pomelo.providers.failures import Complaint, Dialect, complained, nonsense
 from pomelo.providers.http import Http
 from pomelo.providers.links import Links
@@ -86,15 +86,16 @@ class Replicate:
     wait for; `origins` may deliver pictures whatever their addresses (see Links).
     """
 
-    def __init__(
-        self, credentials: Credentials, http: Http, *, interval: float = 0.5, origins: Iterable[str] = ()
-    ) -> None:
+    base_url = "https://api.replicate.com"
+    probe = Probe("/v1/account")
+
+    def __init__(self, credentials: Credentials, http: Http, *, interval: float = 0.5) -> None:
         key = (credentials.api_key or "").strip()
         self.configured = bool(key)
         self._http = http
         self._interval = interval
         self._base = credentials.base_url.rstrip("/")
-        self._links = Links(http, self._base, DOMAIN, origins=origins, waits=(interval, interval * 2))
+        self._links = Links(http, self._base, DOMAIN, waits=(interval, interval * 2))
         self._headers = {"Authorization": f"Bearer {key}"}
 
     async def aclose(self) -> None:

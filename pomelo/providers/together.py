@@ -13,7 +13,7 @@ from yarl import URL
 
 from pomelo.gen.v1.image_pb2 import ImageInput
 from pomelo.providers import Credentials
-from pomelo.providers.base import Event, Job
+from pomelo.providers.base import Event, Job, Probe
 from pomelo.providers.failures import Complaint, Dialect, complained, nonsense
 from pomelo.providers.http import Http
 from pomelo.providers.links import FILE_MOST
@@ -63,6 +63,9 @@ DIALECT = Dialect("together", _read_complaint, _MEANINGS, replays=False)
 
 class Together:
     """Together as a provider of pictures."""
+
+    base_url = "https://api.together.ai/v1"
+    probe = Probe("/models")
 
     def __init__(self, credentials: Credentials, http: Http) -> None:
         key = (credentials.api_key or "").strip()

@@ -9,9 +9,10 @@ from pomelo.errors import PomeloError
 from pomelo.gen.v1.model_service_pb2 import PriceUnit
 from pomelo.gen.v1.task_pb2 import TaskType
 from pomelo.gen.v1.text_pb2 import Message, Role, TextDelta, TextInput
-from pomelo.providers import Credentials, open_providers
-from pomelo.providers.base import Job, Provider
-from pomelo.providers.http import Timeouts
+from pomelo.providers import Credentials
+from pomelo.providers.base import Job
+from pomelo.providers.http import Http, Timeouts
+from pomelo.providers.openai import OpenAI
 
 KEY = "sk-canary-2718"
 PROMPT = "my canary prompt"
@@ -36,11 +37,8 @@ def job(given: TextInput | None = None, *, stream: bool, route: Route = CLASSIC,
 @asynccontextmanager
 async def opened(base_url: str, *, key: str | None = KEY, **timeouts: float) -> AsyncIterator[Any]:
     """The provider, called at `base_url`."""
-    async with open_providers(
-        {"openai": Credentials(key, base_url)}, timeouts=Timeouts(**timeouts)
-    ) as providers:
-        provider: Provider = providers["openai"]
-        yield provider
+    async with Http(Timeouts(**timeouts)) as http:
+        yield OpenAI(Credentials(key, base_url), http)
 
 
 async def deltas(provider: Any, asked: Job) -> list[TextDelta]:

@@ -56,10 +56,11 @@ async def opened(
     *,
     key: str | None = KEY,
     limits: Timeouts | None = None,
+    origins: tuple[str, ...] = (),
     **seams: Any,
 ) -> AsyncIterator[Any]:
     """A provider, called at `base_url`."""
-    async with Http(limits) as http:
+    async with Http(limits, origins=origins) as http:
         provider = kind(Credentials(key, base_url), http, **seams)
         try:
             yield provider

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from pomelo.settings import VENDORS, Settings, SettingsError, load, split_address, variable
+from pomelo.settings import ProviderSettings, Settings, SettingsError, load, split_address, variable
 
 MIB = 1024 * 1024
 
@@ -23,7 +23,7 @@ def test_without_a_file_or_variables_the_defaults_of_the_documentation_hold(tmp_
     settings = load(None, {})
     assert (settings.rest, settings.grpc) == ("127.0.0.1:8080", "127.0.0.1:50051")
     assert settings.data == Path(".pomelo")
-    assert settings.openai_base_url == "https://api.openai.com/v1"
+    assert settings.provider("openai") == ProviderSettings(api_key=None, base_url="")
     assert (settings.json_limit, settings.upload_limit, settings.inline_limit) == (8 * MIB, 50 * MIB, 4 * MIB)
     assert settings.grace == 10
 
@@ -33,7 +33,45 @@ def test_a_file_is_read_and_each_of_its_keys_is_overridden_by_its_variable(tmp_p
     config.write_text('rest = "127.0.0.1:1"\ngrpc = ""\njson_limit = "1MiB"\nopenai_api_key = "sk-file"\n')
     settings = load(config, {"POMELO_REST": "127.0.0.1:2", "OPENAI_API_KEY": "sk-variable"})
     assert (settings.rest, settings.grpc, settings.json_limit) == ("127.0.0.1:2", "", MIB)
-    assert settings.openai_api_key == "sk-variable"
+    assert settings.provider("openai").api_key == "sk-variable"
+
+
+def test_a_provider_of_any_name_is_set_by_file_or_variable(tmp_path):
+    config = tmp_path / "p.toml"
+    config.write_text('acme-2_api_key = "from the file"\nacme-2_base_url = "https://acme.example/"\n')
+    environ = {"ACME_2_API_KEY": "from a variable", "OTHER_BASE_URL": "not ours", "X_API_KEY": ""}
+    settings = load(config, environ)
+    assert settings.provider("acme-2") == ProviderSettings(
+        api_key="from a variable", base_url="https://acme.example"
+    )
+    assert load(config, {}).provider("acme-2").api_key == "from the file"
+    assert settings.provider("x").api_key is None
+
+
+def test_a_provider_that_the_file_names_must_exist_and_one_in_the_environment_need_not(tmp_path):
+    config = tmp_path / "p.toml"
+    config.write_text('opnai_api_key = "sk"\n')
+    with pytest.raises(SettingsError, match=r"No provider is named opnai. Did you mean openai\?"):
+        load(config, {}).check_providers(["openai"])
+    load(None, {"OPNAI_API_KEY": "sk"}).check_providers(["openai"])
+
+
+def test_a_wrong_base_url_is_refused_by_its_name_and_without_its_value(tmp_path):
+    with pytest.raises(SettingsError, match=r"^OPENAI_BASE_URL: must begin with http") as caught:
+        load(None, {"OPENAI_BASE_URL": "api.openai.com"}).provider("openai")
+    assert "api.openai.com" not in str(caught.value)
+    config = tmp_path / "p.toml"
+    config.write_text('openai_base_url = "api.openai.com"\n')
+    assert refusal({}, config).startswith("openai_base_url: must begin with http")
+
+
+def test_origins_are_a_list_in_a_file_and_split_at_commas_in_a_variable(tmp_path):
+    config = tmp_path / "p.toml"
+    config.write_text('delivery_origins = ["http://10.0.0.5:9000"]\n')
+    assert load(config, {}).delivery_origins == ("http://10.0.0.5:9000",)
+    given = {"POMELO_DELIVERY_ORIGINS": "http://10.0.0.5:9000, https://files.example"}
+    assert load(None, given).delivery_origins == ("http://10.0.0.5:9000", "https://files.example")
+    assert refusal({"POMELO_DELIVERY_ORIGINS": "10.0.0.5"}).startswith("POMELO_DELIVERY_ORIGINS: ")
 
 
 def test_pomelo_toml_of_the_working_directory_is_found(tmp_path, monkeypatch):
@@ -101,7 +139,7 @@ def test_an_empty_variable_turns_a_door_off_and_counts_as_absent_elsewhere():
         ("POMELO_GRACE", "-1"),
         ("POMELO_INSECURE", "perhaps"),
         ("POMELO_TLS_CERT", "/nowhere/cert.pem"),
-        ("OPENAI_BASE_URL", "api.openai.com"),
+        ("POMELO_CATALOG", "/nowhere/catalog.toml"),
     ],
 )
 def test_a_wrong_value_is_refused_in_one_line_that_names_the_variable(name, value):
@@ -202,7 +240,7 @@ def test_addresses_are_split_at_the_port():
 
 
 def test_every_variable_of_the_contract_has_a_setting():
-    assert {variable(name) for name in Settings.model_fields} == {
+    assert {variable(name) for name in Settings.model_fields.keys() - {"providers", "variables"}} == {
         "POMELO_REST",
         "POMELO_GRPC",
         "POMELO_DATA",
@@ -217,5 +255,6 @@ def test_every_variable_of_the_contract_has_a_setting():
         "POMELO_UPLOAD_LIMIT",
         "POMELO_INLINE_LIMIT",
         "POMELO_GRACE",
-        *(f"{vendor.upper()}_{end}" for vendor in VENDORS for end in ("API_KEY", "BASE_URL")),
+        "POMELO_CATALOG",
+        "POMELO_DELIVERY_ORIGINS",
     }

@@ -59,8 +59,8 @@ async def opened(
 ) -> AsyncIterator[Links]:
     """Links of the vendor acme.example, with a DNS of our own."""
     names = names or Names(("127.0.0.1",))
-    async with Http() as http:
-        links = Links(http, base, "acme.example", origins=origins, waits=(0, 0), resolver=lambda: names)
+    async with Http(origins=origins) as http:
+        links = Links(http, base, "acme.example", waits=(0, 0), resolver=lambda: names)
         try:
             yield links
         finally:

@@ -1,0 +1,137 @@
+"""Which providers there are: built-in ones, plug-ins, hosts; and what is refused at start."""
+
+from collections.abc import Mapping
+from importlib.metadata import EntryPoint
+from pathlib import Path
+
+import pytest
+
+from pomelo.providers import BUILTIN, GROUP, Credentials
+from pomelo.providers.base import Probe
+from pomelo.providers.compatible import Compatible
+from pomelo.providers.http import Http
+from pomelo.providers.registry import read
+
+MODEL = """
+[models.{name}]
+type = "text"
+price = {{ million_output_tokens = "1" }}
+price_version = "2026-11-22"
+[[models.{name}.routes]]
+provider = "{provider}"
+model = "m"
+"""
+
+
+class Plain:
+    """A provider that brings nothing but itself."""
+
+
+class Bringing:
+    """A provider that brings a base URL and a catalogue, which a test writes."""
+
+    base_url = "https://api.acme.example"
+    probe = Probe("/ping")
+    catalog: Path
+
+
+def point(name: str, value: str = "Plain") -> EntryPoint:
+    """An entry point to something in this file."""
+    return EntryPoint(name, f"{__name__}:{value}", GROUP)
+
+
+def catalogue(folder: Path, text: str) -> Path:
+    """A catalogue file."""
+    path = folder / "catalog.toml"
+    path.write_text(text)
+    return path
+
+
+def test_the_built_in_providers_and_hosts_are_there() -> None:
+    registry = read(plugged=[])
+    assert set(BUILTIN) < set(registry.entries)
+    assert set(registry.catalog.hosts) == {
+        "together-chat",
+        "openrouter",
+        "groq",
+        "fireworks",
+        "vllm",
+        "ollama",
+    }
+    assert registry.entries.keys() - set(BUILTIN) == set(registry.catalog.hosts)
+    for name in BUILTIN:
+        assert registry.entries[name].base_url.startswith("https://")
+        assert registry.entries[name].probe is not None
+
+
+async def test_a_host_is_made_with_its_own_credentials_or_with_those_of_another() -> None:
+    entries = read(plugged=[]).entries
+    given: Mapping[str, Credentials] = {
+        "groq": Credentials("a"),
+        "together": Credentials("b", "https://elsewhere.example/v1"),
+        "ollama": Credentials(None, "http://127.0.0.1:11434/v1"),
+    }
+    assert entries["groq"].located(given) == Credentials("a", "https://api.groq.com/openai/v1")
+    assert entries["together-chat"].located(given) == Credentials("b", "https://elsewhere.example/v1")
+    async with Http() as http:
+        made = {name: entry.make(entry.located(given), http) for name, entry in entries.items()}
+    assert isinstance(made["groq"], Compatible)
+    assert {
+        name for name in ("groq", "together-chat", "ollama", "vllm", "openrouter") if made[name].configured
+    } == {
+        "groq",
+        "together-chat",
+        "ollama",
+    }
+
+
+def test_a_plug_in_is_found_with_its_base_url_and_its_models(tmp_path: Path) -> None:
+    Bringing.catalog = catalogue(tmp_path, MODEL.format(name="acme-1", provider="acme"))
+    registry = read(plugged=[point("acme", "Bringing"), point("plain")])
+    assert registry.entries["acme"].base_url == "https://api.acme.example"
+    assert registry.entries["acme"].probe == Probe("/ping")
+    assert registry.entries["plain"].make is Plain
+    assert "acme-1" in registry.catalog.models
+    assert "gpt-4" in registry.catalog.models
+
+
+def test_the_operators_catalogue_replaces_what_others_brought(tmp_path: Path) -> None:
+    own = catalogue(tmp_path, MODEL.format(name="gpt-4", provider="groq"))
+    assert read(own, plugged=[]).catalog.models["gpt-4"].routes[0].provider == "groq"
+
+
+@pytest.mark.parametrize("name", ["gpt-4", "acme-1"])
+def test_a_plug_in_replaces_no_model(tmp_path: Path, name: str) -> None:
+    Bringing.catalog = catalogue(tmp_path, MODEL.format(name=name, provider="acme"))
+    plugged = [point("acme", "Bringing")] + ([point("again", "Bringing")] if name == "acme-1" else [])
+    with pytest.raises(ValueError, match=rf"brings {name}, which is there already"):
+        read(plugged=plugged)
+
+
+@pytest.mark.parametrize("name", ["openai", "sandbox", "twice"])
+def test_two_providers_of_one_name_are_refused(name: str) -> None:
+    plugged = [point(name)] * (2 if name == "twice" else 1)
+    with pytest.raises(ValueError, match=f"calls itself {name}, and another one does"):
+        read(plugged=plugged)
+
+
+def test_a_plug_in_that_can_not_be_loaded_is_named() -> None:
+    with pytest.raises(ValueError, match=r"^the plug-in acme \(.*:Absent\) can't be loaded: ") as caught:
+        read(plugged=[point("acme", "Absent")])
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (MODEL.format(name="x", provider="nobody"), "catalogue entry x: no provider is called nobody"),
+        ("[hosts.openai]\n", "host openai: a provider has that name"),
+        ("[hosts.sandbox]\n", "host sandbox: a provider has that name"),
+        ('[hosts.h]\nbanana = "x"\n', "host h: nothing is called banana"),
+        ("[hosts.h]\nbase_url = 1\n", "host h: base_url must be"),
+        ('[hosts.h]\ncredentials = "nobody"\n', "host h: no provider is called nobody"),
+    ],
+)
+def test_a_catalogue_that_leads_nowhere_is_refused(tmp_path: Path, text: str, said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        read(catalogue(tmp_path, text), plugged=[])
