@@ -7,6 +7,8 @@ role knows how a key is checked or a task is run.
 from dataclasses import dataclass
 from typing import Protocol
 
+from pomelo.stores.ledger import AccountStore, LedgerStore, UsageStore
+
 DEFAULT_ACCOUNT = "default"
 """The account that every new store has."""
 
@@ -61,5 +63,5 @@ class KeyStore(Protocol):
         ...
 
 
-class Store(KeyStore, Protocol):
+class Store(KeyStore, AccountStore, LedgerStore, UsageStore, Protocol):
     """All roles."""

@@ -23,35 +23,68 @@ _sym_db = _symbol_database.Default()
 
 
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
+from pomelo.gen.v1 import account_service_pb2 as pomelo_dot_v1_dot_account__service__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1dpomelo/v1/admin_service.proto\x12\tpomelo.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\xeb\x01\n\x03Key\x12\x0e\n\x06key_id\x18\x01 \x01(\t\x12\x0f\n\x07\x61\x63\x63ount\x18\x02 \x01(\t\x12 \n\x04mode\x18\x03 \x01(\x0e\x32\x12.pomelo.v1.KeyMode\x12\x0e\n\x06models\x18\x04 \x03(\t\x12/\n\x0b\x63reate_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0b\x65xpire_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0brevoke_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\x86\x01\n\x10\x43reateKeyRequest\x12\x0f\n\x07\x61\x63\x63ount\x18\x01 \x01(\t\x12 \n\x04mode\x18\x02 \x01(\x0e\x32\x12.pomelo.v1.KeyMode\x12\x0e\n\x06models\x18\x03 \x03(\t\x12/\n\x0b\x65xpire_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"@\n\x11\x43reateKeyResponse\x12\x1b\n\x03key\x18\x01 \x01(\x0b\x32\x0e.pomelo.v1.Key\x12\x0e\n\x06secret\x18\x02 \x01(\t\"\"\n\x0fListKeysRequest\x12\x0f\n\x07\x61\x63\x63ount\x18\x01 \x01(\t\"0\n\x10ListKeysResponse\x12\x1c\n\x04keys\x18\x01 \x03(\x0b\x32\x0e.pomelo.v1.Key\"\"\n\x10RotateKeyRequest\x12\x0e\n\x06key_id\x18\x01 \x01(\t\"@\n\x11RotateKeyResponse\x12\x1b\n\x03key\x18\x01 \x01(\x0b\x32\x0e.pomelo.v1.Key\x12\x0e\n\x06secret\x18\x02 \x01(\t\"\"\n\x10RevokeKeyRequest\x12\x0e\n\x06key_id\x18\x01 \x01(\t\"0\n\x11RevokeKeyResponse\x12\x1b\n\x03key\x18\x01 \x01(\x0b\x32\x0e.pomelo.v1.Key*I\n\x07KeyMode\x12\x18\n\x14KEY_MODE_UNSPECIFIED\x10\x00\x12\x11\n\rKEY_MODE_TEST\x10\x01\x12\x11\n\rKEY_MODE_LIVE\x10\x02\x32\xab\x02\n\x0c\x41\x64minService\x12\x46\n\tCreateKey\x12\x1b.pomelo.v1.CreateKeyRequest\x1a\x1c.pomelo.v1.CreateKeyResponse\x12\x43\n\x08ListKeys\x12\x1a.pomelo.v1.ListKeysRequest\x1a\x1b.pomelo.v1.ListKeysResponse\x12\x46\n\tRotateKey\x12\x1b.pomelo.v1.RotateKeyRequest\x1a\x1c.pomelo.v1.RotateKeyResponse\x12\x46\n\tRevokeKey\x12\x1b.pomelo.v1.RevokeKeyRequest\x1a\x1c.pomelo.v1.RevokeKeyResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1dpomelo/v1/admin_service.proto\x12\tpomelo.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1fpomelo/v1/account_service.proto\"\xeb\x01\n\x03Key\x12\x0e\n\x06key_id\x18\x01 \x01(\t\x12\x0f\n\x07\x61\x63\x63ount\x18\x02 \x01(\t\x12 \n\x04mode\x18\x03 \x01(\x0e\x32\x12.pomelo.v1.KeyMode\x12\x0e\n\x06models\x18\x04 \x03(\t\x12/\n\x0b\x63reate_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0b\x65xpire_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0brevoke_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\x86\x01\n\x10\x43reateKeyRequest\x12\x0f\n\x07\x61\x63\x63ount\x18\x01 \x01(\t\x12 \n\x04mode\x18\x02 \x01(\x0e\x32\x12.pomelo.v1.KeyMode\x12\x0e\n\x06models\x18\x03 \x03(\t\x12/\n\x0b\x65xpire_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"@\n\x11\x43reateKeyResponse\x12\x1b\n\x03key\x18\x01 \x01(\x0b\x32\x0e.pomelo.v1.Key\x12\x0e\n\x06secret\x18\x02 \x01(\t\"\"\n\x0fListKeysRequest\x12\x0f\n\x07\x61\x63\x63ount\x18\x01 \x01(\t\"0\n\x10ListKeysResponse\x12\x1c\n\x04keys\x18\x01 \x03(\x0b\x32\x0e.pomelo.v1.Key\"\"\n\x10RotateKeyRequest\x12\x0e\n\x06key_id\x18\x01 \x01(\t\"@\n\x11RotateKeyResponse\x12\x1b\n\x03key\x18\x01 \x01(\x0b\x32\x0e.pomelo.v1.Key\x12\x0e\n\x06secret\x18\x02 \x01(\t\"\"\n\x10RevokeKeyRequest\x12\x0e\n\x06key_id\x18\x01 \x01(\t\"0\n\x11RevokeKeyResponse\x12\x1b\n\x03key\x18\x01 \x01(\x0b\x32\x0e.pomelo.v1.Key\"\xc7\x01\n\rAccountDetail\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04plan\x18\x02 \x01(\t\x12%\n\x06limits\x18\x03 \x01(\x0b\x32\x15.pomelo.v1.PlanLimits\x12 \n\x04live\x18\x04 \x01(\x0b\x32\x12.pomelo.v1.Balance\x12 \n\x04test\x18\x05 \x01(\x0b\x32\x12.pomelo.v1.Balance\x12/\n\x0b\x63reate_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"G\n\x14\x43reateAccountRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04plan\x18\x02 \x01(\t\x12\x13\n\x0blive_micros\x18\x03 \x01(\x03\"B\n\x15\x43reateAccountResponse\x12)\n\x07\x61\x63\x63ount\x18\x01 \x01(\x0b\x32\x18.pomelo.v1.AccountDetail\"\x15\n\x13ListAccountsRequest\"B\n\x14ListAccountsResponse\x12*\n\x08\x61\x63\x63ounts\x18\x01 \x03(\x0b\x32\x18.pomelo.v1.AccountDetail\"\"\n\x12ShowAccountRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"@\n\x13ShowAccountResponse\x12)\n\x07\x61\x63\x63ount\x18\x01 \x01(\x0b\x32\x18.pomelo.v1.AccountDetail\"|\n\x13GrantCreditsRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x15\n\ramount_micros\x18\x02 \x01(\x03\x12 \n\x04mode\x18\x03 \x01(\x0e\x32\x12.pomelo.v1.KeyMode\x12\x0c\n\x04note\x18\x04 \x01(\t\x12\x10\n\x08grant_id\x18\x05 \x01(\t\"A\n\x14GrantCreditsResponse\x12)\n\x07\x61\x63\x63ount\x18\x01 \x01(\x0b\x32\x18.pomelo.v1.AccountDetail\",\n\x0eSetPlanRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04plan\x18\x02 \x01(\t\"<\n\x0fSetPlanResponse\x12)\n\x07\x61\x63\x63ount\x18\x01 \x01(\x0b\x32\x18.pomelo.v1.AccountDetail\"r\n\x11QueryUsageRequest\x12*\n\x05query\x18\x01 \x01(\x0b\x32\x1b.pomelo.v1.ListUsageRequest\x12\x0f\n\x07\x61\x63\x63ount\x18\x02 \x01(\t\x12 \n\x04mode\x18\x03 \x01(\x0e\x32\x12.pomelo.v1.KeyMode\"A\n\x12QueryUsageResponse\x12+\n\x05usage\x18\x01 \x01(\x0b\x32\x1c.pomelo.v1.ListUsageResponse\"\x0e\n\x0c\x41uditRequest\"Y\n\x0c\x41uditFinding\x12\r\n\x05\x63heck\x18\x01 \x01(\t\x12\x0f\n\x07subject\x18\x02 \x01(\t\x12\x19\n\x11\x64ifference_micros\x18\x03 \x01(\x03\x12\x0e\n\x06\x64\x65tail\x18\x04 \x01(\t\"\xb7\x01\n\rAuditResponse\x12\x0f\n\x07wallets\x18\x01 \x01(\x03\x12\x0f\n\x07records\x18\x02 \x01(\x03\x12\r\n\x05holds\x18\x03 \x01(\x03\x12\x13\n\x0b\x63ost_micros\x18\x04 \x01(\x03\x12\x1a\n\x12uncollected_micros\x18\x05 \x01(\x03\x12\x19\n\x11\x64ifference_micros\x18\x06 \x01(\x03\x12)\n\x08\x66indings\x18\x07 \x03(\x0b\x32\x17.pomelo.v1.AuditFinding*I\n\x07KeyMode\x12\x18\n\x14KEY_MODE_UNSPECIFIED\x10\x00\x12\x11\n\rKEY_MODE_TEST\x10\x01\x12\x11\n\rKEY_MODE_LIVE\x10\x02\x32\xb8\x06\n\x0c\x41\x64minService\x12\x46\n\tCreateKey\x12\x1b.pomelo.v1.CreateKeyRequest\x1a\x1c.pomelo.v1.CreateKeyResponse\x12\x43\n\x08ListKeys\x12\x1a.pomelo.v1.ListKeysRequest\x1a\x1b.pomelo.v1.ListKeysResponse\x12\x46\n\tRotateKey\x12\x1b.pomelo.v1.RotateKeyRequest\x1a\x1c.pomelo.v1.RotateKeyResponse\x12\x46\n\tRevokeKey\x12\x1b.pomelo.v1.RevokeKeyRequest\x1a\x1c.pomelo.v1.RevokeKeyResponse\x12R\n\rCreateAccount\x12\x1f.pomelo.v1.CreateAccountRequest\x1a .pomelo.v1.CreateAccountResponse\x12O\n\x0cListAccounts\x12\x1e.pomelo.v1.ListAccountsRequest\x1a\x1f.pomelo.v1.ListAccountsResponse\x12L\n\x0bShowAccount\x12\x1d.pomelo.v1.ShowAccountRequest\x1a\x1e.pomelo.v1.ShowAccountResponse\x12O\n\x0cGrantCredits\x12\x1e.pomelo.v1.GrantCreditsRequest\x1a\x1f.pomelo.v1.GrantCreditsResponse\x12@\n\x07SetPlan\x12\x19.pomelo.v1.SetPlanRequest\x1a\x1a.pomelo.v1.SetPlanResponse\x12I\n\nQueryUsage\x12\x1c.pomelo.v1.QueryUsageRequest\x1a\x1d.pomelo.v1.QueryUsageResponse\x12:\n\x05\x41udit\x12\x17.pomelo.v1.AuditRequest\x1a\x18.pomelo.v1.AuditResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'pomelo.gen.v1.admin_service_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_KEYMODE']._serialized_start=792
-  _globals['_KEYMODE']._serialized_end=865
-  _globals['_KEY']._serialized_start=78
-  _globals['_KEY']._serialized_end=313
-  _globals['_CREATEKEYREQUEST']._serialized_start=316
-  _globals['_CREATEKEYREQUEST']._serialized_end=450
-  _globals['_CREATEKEYRESPONSE']._serialized_start=452
-  _globals['_CREATEKEYRESPONSE']._serialized_end=516
-  _globals['_LISTKEYSREQUEST']._serialized_start=518
-  _globals['_LISTKEYSREQUEST']._serialized_end=552
-  _globals['_LISTKEYSRESPONSE']._serialized_start=554
-  _globals['_LISTKEYSRESPONSE']._serialized_end=602
-  _globals['_ROTATEKEYREQUEST']._serialized_start=604
-  _globals['_ROTATEKEYREQUEST']._serialized_end=638
-  _globals['_ROTATEKEYRESPONSE']._serialized_start=640
-  _globals['_ROTATEKEYRESPONSE']._serialized_end=704
-  _globals['_REVOKEKEYREQUEST']._serialized_start=706
-  _globals['_REVOKEKEYREQUEST']._serialized_end=740
-  _globals['_REVOKEKEYRESPONSE']._serialized_start=742
-  _globals['_REVOKEKEYRESPONSE']._serialized_end=790
-  _globals['_ADMINSERVICE']._serialized_start=868
-  _globals['_ADMINSERVICE']._serialized_end=1167
+  _globals['_KEYMODE']._serialized_start=2138
+  _globals['_KEYMODE']._serialized_end=2211
+  _globals['_KEY']._serialized_start=111
+  _globals['_KEY']._serialized_end=346
+  _globals['_CREATEKEYREQUEST']._serialized_start=349
+  _globals['_CREATEKEYREQUEST']._serialized_end=483
+  _globals['_CREATEKEYRESPONSE']._serialized_start=485
+  _globals['_CREATEKEYRESPONSE']._serialized_end=549
+  _globals['_LISTKEYSREQUEST']._serialized_start=551
+  _globals['_LISTKEYSREQUEST']._serialized_end=585
+  _globals['_LISTKEYSRESPONSE']._serialized_start=587
+  _globals['_LISTKEYSRESPONSE']._serialized_end=635
+  _globals['_ROTATEKEYREQUEST']._serialized_start=637
+  _globals['_ROTATEKEYREQUEST']._serialized_end=671
+  _globals['_ROTATEKEYRESPONSE']._serialized_start=673
+  _globals['_ROTATEKEYRESPONSE']._serialized_end=737
+  _globals['_REVOKEKEYREQUEST']._serialized_start=739
+  _globals['_REVOKEKEYREQUEST']._serialized_end=773
+  _globals['_REVOKEKEYRESPONSE']._serialized_start=775
+  _globals['_REVOKEKEYRESPONSE']._serialized_end=823
+  _globals['_ACCOUNTDETAIL']._serialized_start=826
+  _globals['_ACCOUNTDETAIL']._serialized_end=1025
+  _globals['_CREATEACCOUNTREQUEST']._serialized_start=1027
+  _globals['_CREATEACCOUNTREQUEST']._serialized_end=1098
+  _globals['_CREATEACCOUNTRESPONSE']._serialized_start=1100
+  _globals['_CREATEACCOUNTRESPONSE']._serialized_end=1166
+  _globals['_LISTACCOUNTSREQUEST']._serialized_start=1168
+  _globals['_LISTACCOUNTSREQUEST']._serialized_end=1189
+  _globals['_LISTACCOUNTSRESPONSE']._serialized_start=1191
+  _globals['_LISTACCOUNTSRESPONSE']._serialized_end=1257
+  _globals['_SHOWACCOUNTREQUEST']._serialized_start=1259
+  _globals['_SHOWACCOUNTREQUEST']._serialized_end=1293
+  _globals['_SHOWACCOUNTRESPONSE']._serialized_start=1295
+  _globals['_SHOWACCOUNTRESPONSE']._serialized_end=1359
+  _globals['_GRANTCREDITSREQUEST']._serialized_start=1361
+  _globals['_GRANTCREDITSREQUEST']._serialized_end=1485
+  _globals['_GRANTCREDITSRESPONSE']._serialized_start=1487
+  _globals['_GRANTCREDITSRESPONSE']._serialized_end=1552
+  _globals['_SETPLANREQUEST']._serialized_start=1554
+  _globals['_SETPLANREQUEST']._serialized_end=1598
+  _globals['_SETPLANRESPONSE']._serialized_start=1600
+  _globals['_SETPLANRESPONSE']._serialized_end=1660
+  _globals['_QUERYUSAGEREQUEST']._serialized_start=1662
+  _globals['_QUERYUSAGEREQUEST']._serialized_end=1776
+  _globals['_QUERYUSAGERESPONSE']._serialized_start=1778
+  _globals['_QUERYUSAGERESPONSE']._serialized_end=1843
+  _globals['_AUDITREQUEST']._serialized_start=1845
+  _globals['_AUDITREQUEST']._serialized_end=1859
+  _globals['_AUDITFINDING']._serialized_start=1861
+  _globals['_AUDITFINDING']._serialized_end=1950
+  _globals['_AUDITRESPONSE']._serialized_start=1953
+  _globals['_AUDITRESPONSE']._serialized_end=2136
+  _globals['_ADMINSERVICE']._serialized_start=2214
+  _globals['_ADMINSERVICE']._serialized_end=3038
 # @@protoc_insertion_point(module_scope)

@@ -56,6 +56,41 @@ class AdminServiceStub:
                 request_serializer=pomelo_dot_v1_dot_admin__service__pb2.RevokeKeyRequest.SerializeToString,
                 response_deserializer=pomelo_dot_v1_dot_admin__service__pb2.RevokeKeyResponse.FromString,
                 _registered_method=True)
+        self.CreateAccount = channel.unary_unary(
+                '/pomelo.v1.AdminService/CreateAccount',
+                request_serializer=pomelo_dot_v1_dot_admin__service__pb2.CreateAccountRequest.SerializeToString,
+                response_deserializer=pomelo_dot_v1_dot_admin__service__pb2.CreateAccountResponse.FromString,
+                _registered_method=True)
+        self.ListAccounts = channel.unary_unary(
+                '/pomelo.v1.AdminService/ListAccounts',
+                request_serializer=pomelo_dot_v1_dot_admin__service__pb2.ListAccountsRequest.SerializeToString,
+                response_deserializer=pomelo_dot_v1_dot_admin__service__pb2.ListAccountsResponse.FromString,
+                _registered_method=True)
+        self.ShowAccount = channel.unary_unary(
+                '/pomelo.v1.AdminService/ShowAccount',
+                request_serializer=pomelo_dot_v1_dot_admin__service__pb2.ShowAccountRequest.SerializeToString,
+                response_deserializer=pomelo_dot_v1_dot_admin__service__pb2.ShowAccountResponse.FromString,
+                _registered_method=True)
+        self.GrantCredits = channel.unary_unary(
+                '/pomelo.v1.AdminService/GrantCredits',
+                request_serializer=pomelo_dot_v1_dot_admin__service__pb2.GrantCreditsRequest.SerializeToString,
+                response_deserializer=pomelo_dot_v1_dot_admin__service__pb2.GrantCreditsResponse.FromString,
+                _registered_method=True)
+        self.SetPlan = channel.unary_unary(
+                '/pomelo.v1.AdminService/SetPlan',
+                request_serializer=pomelo_dot_v1_dot_admin__service__pb2.SetPlanRequest.SerializeToString,
+                response_deserializer=pomelo_dot_v1_dot_admin__service__pb2.SetPlanResponse.FromString,
+                _registered_method=True)
+        self.QueryUsage = channel.unary_unary(
+                '/pomelo.v1.AdminService/QueryUsage',
+                request_serializer=pomelo_dot_v1_dot_admin__service__pb2.QueryUsageRequest.SerializeToString,
+                response_deserializer=pomelo_dot_v1_dot_admin__service__pb2.QueryUsageResponse.FromString,
+                _registered_method=True)
+        self.Audit = channel.unary_unary(
+                '/pomelo.v1.AdminService/Audit',
+                request_serializer=pomelo_dot_v1_dot_admin__service__pb2.AuditRequest.SerializeToString,
+                response_deserializer=pomelo_dot_v1_dot_admin__service__pb2.AuditResponse.FromString,
+                _registered_method=True)
 
 
 class AdminServiceServicer:
@@ -91,6 +126,55 @@ class AdminServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def CreateAccount(self, request, context):
+        """Makes an account, with test credits to begin with. INVALID_ARGUMENT when there is one of that name.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListAccounts(self, request, context):
+        """Lists accounts, by name.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ShowAccount(self, request, context):
+        """Tells of one account. NOT_FOUND when there is none of that name.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GrantCredits(self, request, context):
+        """Gives credits to an account. NOT_FOUND as above.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def SetPlan(self, request, context):
+        """Puts an account on another plan, at once in this process and within 30 s in others. NOT_FOUND as above.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def QueryUsage(self, request, context):
+        """Lists usage of all accounts or one; as AccountService.ListUsage.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Audit(self, request, context):
+        """Recomputes every balance and bill from the records.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_AdminServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -113,6 +197,41 @@ def add_AdminServiceServicer_to_server(servicer, server):
                     servicer.RevokeKey,
                     request_deserializer=pomelo_dot_v1_dot_admin__service__pb2.RevokeKeyRequest.FromString,
                     response_serializer=pomelo_dot_v1_dot_admin__service__pb2.RevokeKeyResponse.SerializeToString,
+            ),
+            'CreateAccount': grpc.unary_unary_rpc_method_handler(
+                    servicer.CreateAccount,
+                    request_deserializer=pomelo_dot_v1_dot_admin__service__pb2.CreateAccountRequest.FromString,
+                    response_serializer=pomelo_dot_v1_dot_admin__service__pb2.CreateAccountResponse.SerializeToString,
+            ),
+            'ListAccounts': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListAccounts,
+                    request_deserializer=pomelo_dot_v1_dot_admin__service__pb2.ListAccountsRequest.FromString,
+                    response_serializer=pomelo_dot_v1_dot_admin__service__pb2.ListAccountsResponse.SerializeToString,
+            ),
+            'ShowAccount': grpc.unary_unary_rpc_method_handler(
+                    servicer.ShowAccount,
+                    request_deserializer=pomelo_dot_v1_dot_admin__service__pb2.ShowAccountRequest.FromString,
+                    response_serializer=pomelo_dot_v1_dot_admin__service__pb2.ShowAccountResponse.SerializeToString,
+            ),
+            'GrantCredits': grpc.unary_unary_rpc_method_handler(
+                    servicer.GrantCredits,
+                    request_deserializer=pomelo_dot_v1_dot_admin__service__pb2.GrantCreditsRequest.FromString,
+                    response_serializer=pomelo_dot_v1_dot_admin__service__pb2.GrantCreditsResponse.SerializeToString,
+            ),
+            'SetPlan': grpc.unary_unary_rpc_method_handler(
+                    servicer.SetPlan,
+                    request_deserializer=pomelo_dot_v1_dot_admin__service__pb2.SetPlanRequest.FromString,
+                    response_serializer=pomelo_dot_v1_dot_admin__service__pb2.SetPlanResponse.SerializeToString,
+            ),
+            'QueryUsage': grpc.unary_unary_rpc_method_handler(
+                    servicer.QueryUsage,
+                    request_deserializer=pomelo_dot_v1_dot_admin__service__pb2.QueryUsageRequest.FromString,
+                    response_serializer=pomelo_dot_v1_dot_admin__service__pb2.QueryUsageResponse.SerializeToString,
+            ),
+            'Audit': grpc.unary_unary_rpc_method_handler(
+                    servicer.Audit,
+                    request_deserializer=pomelo_dot_v1_dot_admin__service__pb2.AuditRequest.FromString,
+                    response_serializer=pomelo_dot_v1_dot_admin__service__pb2.AuditResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -225,6 +344,195 @@ class AdminService:
             '/pomelo.v1.AdminService/RevokeKey',
             pomelo_dot_v1_dot_admin__service__pb2.RevokeKeyRequest.SerializeToString,
             pomelo_dot_v1_dot_admin__service__pb2.RevokeKeyResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CreateAccount(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/pomelo.v1.AdminService/CreateAccount',
+            pomelo_dot_v1_dot_admin__service__pb2.CreateAccountRequest.SerializeToString,
+            pomelo_dot_v1_dot_admin__service__pb2.CreateAccountResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListAccounts(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/pomelo.v1.AdminService/ListAccounts',
+            pomelo_dot_v1_dot_admin__service__pb2.ListAccountsRequest.SerializeToString,
+            pomelo_dot_v1_dot_admin__service__pb2.ListAccountsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ShowAccount(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/pomelo.v1.AdminService/ShowAccount',
+            pomelo_dot_v1_dot_admin__service__pb2.ShowAccountRequest.SerializeToString,
+            pomelo_dot_v1_dot_admin__service__pb2.ShowAccountResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GrantCredits(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/pomelo.v1.AdminService/GrantCredits',
+            pomelo_dot_v1_dot_admin__service__pb2.GrantCreditsRequest.SerializeToString,
+            pomelo_dot_v1_dot_admin__service__pb2.GrantCreditsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SetPlan(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/pomelo.v1.AdminService/SetPlan',
+            pomelo_dot_v1_dot_admin__service__pb2.SetPlanRequest.SerializeToString,
+            pomelo_dot_v1_dot_admin__service__pb2.SetPlanResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def QueryUsage(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/pomelo.v1.AdminService/QueryUsage',
+            pomelo_dot_v1_dot_admin__service__pb2.QueryUsageRequest.SerializeToString,
+            pomelo_dot_v1_dot_admin__service__pb2.QueryUsageResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Audit(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/pomelo.v1.AdminService/Audit',
+            pomelo_dot_v1_dot_admin__service__pb2.AuditRequest.SerializeToString,
+            pomelo_dot_v1_dot_admin__service__pb2.AuditResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -43,6 +43,20 @@ class AdminServiceStub:
     """Makes a key like another one, and revokes the other."""
     RevokeKey: _grpc.UnaryUnaryMultiCallable[_admin_service_pb2.RevokeKeyRequest, _admin_service_pb2.RevokeKeyResponse]
     """Ends a key, at once and for good."""
+    CreateAccount: _grpc.UnaryUnaryMultiCallable[_admin_service_pb2.CreateAccountRequest, _admin_service_pb2.CreateAccountResponse]
+    """Makes an account, with test credits to begin with. INVALID_ARGUMENT when there is one of that name."""
+    ListAccounts: _grpc.UnaryUnaryMultiCallable[_admin_service_pb2.ListAccountsRequest, _admin_service_pb2.ListAccountsResponse]
+    """Lists accounts, by name."""
+    ShowAccount: _grpc.UnaryUnaryMultiCallable[_admin_service_pb2.ShowAccountRequest, _admin_service_pb2.ShowAccountResponse]
+    """Tells of one account. NOT_FOUND when there is none of that name."""
+    GrantCredits: _grpc.UnaryUnaryMultiCallable[_admin_service_pb2.GrantCreditsRequest, _admin_service_pb2.GrantCreditsResponse]
+    """Gives credits to an account. NOT_FOUND as above."""
+    SetPlan: _grpc.UnaryUnaryMultiCallable[_admin_service_pb2.SetPlanRequest, _admin_service_pb2.SetPlanResponse]
+    """Puts an account on another plan, at once in this process and within 30 s in others. NOT_FOUND as above."""
+    QueryUsage: _grpc.UnaryUnaryMultiCallable[_admin_service_pb2.QueryUsageRequest, _admin_service_pb2.QueryUsageResponse]
+    """Lists usage of all accounts or one; as AccountService.ListUsage."""
+    Audit: _grpc.UnaryUnaryMultiCallable[_admin_service_pb2.AuditRequest, _admin_service_pb2.AuditResponse]
+    """Recomputes every balance and bill from the records."""
 
 @_typing.type_check_only
 class AdminServiceAsyncStub(AdminServiceStub):
@@ -59,6 +73,20 @@ class AdminServiceAsyncStub(AdminServiceStub):
     """Makes a key like another one, and revokes the other."""
     RevokeKey: _aio.UnaryUnaryMultiCallable[_admin_service_pb2.RevokeKeyRequest, _admin_service_pb2.RevokeKeyResponse]  # type: ignore[assignment]
     """Ends a key, at once and for good."""
+    CreateAccount: _aio.UnaryUnaryMultiCallable[_admin_service_pb2.CreateAccountRequest, _admin_service_pb2.CreateAccountResponse]  # type: ignore[assignment]
+    """Makes an account, with test credits to begin with. INVALID_ARGUMENT when there is one of that name."""
+    ListAccounts: _aio.UnaryUnaryMultiCallable[_admin_service_pb2.ListAccountsRequest, _admin_service_pb2.ListAccountsResponse]  # type: ignore[assignment]
+    """Lists accounts, by name."""
+    ShowAccount: _aio.UnaryUnaryMultiCallable[_admin_service_pb2.ShowAccountRequest, _admin_service_pb2.ShowAccountResponse]  # type: ignore[assignment]
+    """Tells of one account. NOT_FOUND when there is none of that name."""
+    GrantCredits: _aio.UnaryUnaryMultiCallable[_admin_service_pb2.GrantCreditsRequest, _admin_service_pb2.GrantCreditsResponse]  # type: ignore[assignment]
+    """Gives credits to an account. NOT_FOUND as above."""
+    SetPlan: _aio.UnaryUnaryMultiCallable[_admin_service_pb2.SetPlanRequest, _admin_service_pb2.SetPlanResponse]  # type: ignore[assignment]
+    """Puts an account on another plan, at once in this process and within 30 s in others. NOT_FOUND as above."""
+    QueryUsage: _aio.UnaryUnaryMultiCallable[_admin_service_pb2.QueryUsageRequest, _admin_service_pb2.QueryUsageResponse]  # type: ignore[assignment]
+    """Lists usage of all accounts or one; as AccountService.ListUsage."""
+    Audit: _aio.UnaryUnaryMultiCallable[_admin_service_pb2.AuditRequest, _admin_service_pb2.AuditResponse]  # type: ignore[assignment]
+    """Recomputes every balance and bill from the records."""
 
 class AdminServiceServicer(metaclass=_abc_1.ABCMeta):
     """What the operator does, through the command line. Served on a unix socket in the data folder alone,
@@ -96,5 +124,61 @@ class AdminServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_admin_service_pb2.RevokeKeyResponse, _abc.Awaitable[_admin_service_pb2.RevokeKeyResponse]]:
         """Ends a key, at once and for good."""
+
+    @_abc_1.abstractmethod
+    def CreateAccount(
+        self,
+        request: _admin_service_pb2.CreateAccountRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_admin_service_pb2.CreateAccountResponse, _abc.Awaitable[_admin_service_pb2.CreateAccountResponse]]:
+        """Makes an account, with test credits to begin with. INVALID_ARGUMENT when there is one of that name."""
+
+    @_abc_1.abstractmethod
+    def ListAccounts(
+        self,
+        request: _admin_service_pb2.ListAccountsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_admin_service_pb2.ListAccountsResponse, _abc.Awaitable[_admin_service_pb2.ListAccountsResponse]]:
+        """Lists accounts, by name."""
+
+    @_abc_1.abstractmethod
+    def ShowAccount(
+        self,
+        request: _admin_service_pb2.ShowAccountRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_admin_service_pb2.ShowAccountResponse, _abc.Awaitable[_admin_service_pb2.ShowAccountResponse]]:
+        """Tells of one account. NOT_FOUND when there is none of that name."""
+
+    @_abc_1.abstractmethod
+    def GrantCredits(
+        self,
+        request: _admin_service_pb2.GrantCreditsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_admin_service_pb2.GrantCreditsResponse, _abc.Awaitable[_admin_service_pb2.GrantCreditsResponse]]:
+        """Gives credits to an account. NOT_FOUND as above."""
+
+    @_abc_1.abstractmethod
+    def SetPlan(
+        self,
+        request: _admin_service_pb2.SetPlanRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_admin_service_pb2.SetPlanResponse, _abc.Awaitable[_admin_service_pb2.SetPlanResponse]]:
+        """Puts an account on another plan, at once in this process and within 30 s in others. NOT_FOUND as above."""
+
+    @_abc_1.abstractmethod
+    def QueryUsage(
+        self,
+        request: _admin_service_pb2.QueryUsageRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_admin_service_pb2.QueryUsageResponse, _abc.Awaitable[_admin_service_pb2.QueryUsageResponse]]:
+        """Lists usage of all accounts or one; as AccountService.ListUsage."""
+
+    @_abc_1.abstractmethod
+    def Audit(
+        self,
+        request: _admin_service_pb2.AuditRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_admin_service_pb2.AuditResponse, _abc.Awaitable[_admin_service_pb2.AuditResponse]]:
+        """Recomputes every balance and bill from the records."""
 
 def add_AdminServiceServicer_to_server(servicer: AdminServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

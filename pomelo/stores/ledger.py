@@ -1,0 +1,327 @@
+"""The ledger's role of a store: balances, what running tasks hold, limits, usage records, answers to repeat.
+
+Everything belongs to a wallet: an account's live or test side. Money is whole microcredits. A task *takes*
+once, before its provider is called: a request of this minute, a slot, tokens of this minute, and a hold of
+its worst case; all of them or none. It ends once: it *settles*, which charges it, frees the rest and keeps its
+record in one step, or it is *voided*. The tasks of a process that died are charged by the store itself what
+was last *noted* of them.
+
+What a task costs and which limits there are is for `pomelo.admission` to say; a store only keeps count.
+"""
+
+from collections.abc import Awaitable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+WINDOW = 60.0
+"""Seconds of a window; it begins with the first request in it."""
+
+REPLAY_SECONDS = 24 * 3600.0
+"""How long an answer is kept for its Idempotency-Key."""
+
+
+@dataclass(frozen=True, slots=True)
+class Wallet:
+    """One side of an account."""
+
+    account: str
+    live: bool
+
+
+@dataclass(frozen=True, slots=True)
+class UsageRecord:
+    """What one task used and cost. A task that failed before anything was delivered leaves none.
+
+    Counts are 0 where they don't apply. `cost` is what was charged; `uncollected` what it should have been
+    beyond that, 0 unless a vendor used more than the task could hold. `prices` are those that it was counted
+    by, as `pomelo.pricing` writes them: with the counts they give cost + uncollected. `source` says who
+    counted: "provider", "estimated" (by us), or "recovered" (last noted before the process died). `complete`
+    is False for an answer that was cut or left. `at` is Unix seconds, when it was settled.
+    """
+
+    task_id: str
+    request_id: str
+    account: str
+    live: bool
+    key_id: str
+    wire: str
+    model: str
+    task_type: str
+    provider: str = ""
+    provider_model: str = ""
+    input_tokens: int = 0
+    output_tokens: int = 0
+    characters: int = 0
+    images: int = 0
+    pixels: int = 0
+    audio_ms: int = 0
+    processing_ms: int = 0
+    first_byte_ms: int = 0
+    output_bytes: int = 0
+    cost: int = 0
+    uncollected: int = 0
+    prices: str = ""
+    price_version: str = ""
+    source: str = "provider"
+    complete: bool = True
+    at: float = 0.0
+
+    @property
+    def wallet(self) -> Wallet:
+        """Who pays."""
+        return Wallet(self.account, self.live)
+
+
+@dataclass(frozen=True, slots=True)
+class Repeatable:
+    """An Idempotency-Key of a wallet, and the digest of the request that it came with."""
+
+    key: str
+    fingerprint: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Take:
+    """What a task asks for. `draft` is its record so far, of cost 0.
+
+    It holds `most` microcredits, or all that is available if that is at least `least`. A limit that is None
+    does not apply. `tokens` count against `tokens_limit`, of `draft.model` in this wallet.
+    """
+
+    draft: UsageRecord
+    least: int
+    most: int
+    requests_limit: int | None = None
+    slots_limit: int | None = None
+    tokens: int = 0
+    tokens_limit: int | None = None
+    repeatable: Repeatable | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """A wallet's limits and money at a moment: what is used of a window, and the seconds until it ends (0:
+    none is open); slots that are taken; microcredits that can be held."""
+
+    available: int
+    requests: int = 0
+    requests_reset: float = 0.0
+    slots: int = 0
+    tokens: int = 0
+    tokens_reset: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Taken:
+    """The task may run. `held` is between the take's `least` and `most`."""
+
+    standing: Standing
+    held: int
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """Nothing was taken. `code` is that of the error table: idempotency_mismatch, idempotency_conflict,
+    rate_limit_exceeded, concurrency_limit_exceeded, token_limit_exceeded or insufficient_credits; where
+    several apply, the first of these."""
+
+    standing: Standing
+    code: str
+
+
+@dataclass(frozen=True, slots=True)
+class Repeated:
+    """The request was answered before, within REPLAY_SECONDS; nothing was taken. `answer` is what its
+    settlement kept."""
+
+    standing: Standing
+    record: UsageRecord
+    answer: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Settlement:
+    """How a task ended. `record.cost` is what it should cost; `record.uncollected` is 0. `tokens` replace
+    those of its take in the window, if that is still open. `answer` is kept for its Idempotency-Key; with
+    None the key is free again."""
+
+    record: UsageRecord
+    tokens: int = 0
+    answer: bytes | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Settled:
+    """The record as it was kept: of a cost above the hold, the excess came out of what was available, and is
+    `uncollected` where that was not enough."""
+
+    standing: Standing
+    record: UsageRecord
+
+
+class LostHoldError(Exception):
+    """The task's hold is gone: this process was taken for dead, and the task was charged what it had noted.
+    It may deliver nothing more."""
+
+
+@dataclass(frozen=True, slots=True)
+class Grant:
+    """Credits given to a wallet; `amount` is above 0. The id makes it happen once."""
+
+    grant_id: str
+    wallet: Wallet
+    amount: int
+    at: float
+    note: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Balance:
+    """A wallet's microcredits: granted = spent + held + available, none of them below 0."""
+
+    granted: int = 0
+    spent: int = 0
+    held: int = 0
+
+    @property
+    def available(self) -> int:
+        """What can be held."""
+        return self.granted - self.spent - self.held
+
+
+class LedgerStore(Protocol):
+    """Keeps count. Every method raises PomeloError store_unavailable when the store can't be reached.
+
+    `take`, `settle` and `void` begin at once, and are done even when nobody awaits what they return or its
+    awaiter is cancelled: a caller who leaves must not stop them. Each may be repeated after an unknown
+    outcome; it then changes nothing and gives what the first one gave.
+    """
+
+    def take(self, take: Take) -> Awaitable[Taken | Refused | Repeated]:
+        """Takes all that a task needs, or nothing."""
+        ...
+
+    def settle(self, settlement: Settlement) -> Awaitable[Settled]:
+        """Charges a task, keeps its record and frees what it held, in one step.
+
+        Raises:
+            LostHoldError: the store charged it already.
+        """
+        ...
+
+    def void(self, wallet: Wallet, task_id: str, *, refund: bool = False) -> Awaitable[None]:
+        """Frees all that a task took, and its Idempotency-Key; it costs nothing. With `refund` its request
+        and tokens of this minute are given back, too: it was refused. Without a hold nothing happens."""
+        ...
+
+    async def note(self, records: Sequence[UsageRecord]) -> list[str]:
+        """Notes what running tasks have used and cost so far; gives the ids of those whose hold is gone."""
+        ...
+
+    async def standing(self, wallet: Wallet, model: str = "") -> Standing:
+        """A wallet's limits and money now; its tokens of `model`."""
+        ...
+
+
+class AccountStore(Protocol):
+    """Keeps accounts and grants. Every method raises PomeloError store_unavailable as above."""
+
+    async def add_account(self, name: str, plan: str, at: float) -> bool:
+        """Makes an account; False: there is one of that name."""
+        ...
+
+    async def get_account(self, name: str) -> "AccountRecord | None":
+        """The account of that name."""
+        ...
+
+    async def list_accounts(self) -> "list[AccountRecord]":
+        """All accounts, by name."""
+        ...
+
+    async def set_plan(self, name: str, plan: str) -> bool:
+        """Puts an account on a plan; False: there is no such account."""
+        ...
+
+    async def grant(self, grant: Grant) -> Balance:
+        """Gives credits, once for each grant_id; the balance after it.
+
+        Raises:
+            UnknownAccountError: there is no such account.
+        """
+        ...
+
+    async def list_grants(self, wallet: Wallet) -> list[Grant]:
+        """A wallet's grants, oldest first."""
+        ...
+
+    async def balance(self, wallet: Wallet) -> Balance:
+        """A wallet's money; that of an unknown account is 0."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class AccountRecord:
+    """An account. `created` is Unix seconds."""
+
+    name: str
+    plan: str
+    created: float
+
+
+@dataclass(frozen=True, slots=True)
+class UsageQuery:
+    """Which records: those that fit all that is given. `since` counts, `until` does not."""
+
+    account: str | None = None
+    live: bool | None = None
+    model: str | None = None
+    key_id: str | None = None
+    since: float | None = None
+    until: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class UsageTotal:
+    """The sums of a group's records. `group` is the model, key id, account, or day (2026-11-24, in UTC)."""
+
+    group: str
+    tasks: int
+    input_tokens: int
+    output_tokens: int
+    characters: int
+    images: int
+    audio_ms: int
+    output_bytes: int
+    cost: int
+    uncollected: int
+
+
+GROUPS = ("model", "key", "day", "account")
+
+
+class UsageStore(Protocol):
+    """Reads usage records. Every method raises PomeloError store_unavailable as above. A record can be read
+    as soon as its settlement was awaited."""
+
+    async def list_usage(
+        self, query: UsageQuery, *, limit: int, after: str = ""
+    ) -> tuple[list[UsageRecord], str]:
+        """At most `limit` records, newest first, and what to give as `after` for the next ones (empty: these
+        were the last). Records that come meanwhile shift nothing.
+
+        Raises:
+            ValueError: `after` is none that was given.
+        """
+        ...
+
+    async def sum_usage(self, query: UsageQuery, by: str) -> list[UsageTotal]:
+        """The sums by one of GROUPS, by name."""
+        ...
+
+    async def held(self) -> list[UsageRecord]:
+        """The records so far of all tasks that hold something; `cost` is what was last noted."""
+        ...
+
+    async def wallets(self) -> list[Wallet]:
+        """Every wallet that ever had a grant or a hold."""
+        ...
