@@ -1,7 +1,7 @@
 """Plans: what an account may do, as data. The built-in ones, and those of the operator's settings.
 
-`pomelo.admission.policy` makes takes of them; the operator's service lists them. A plan limits each side of an
-account, live and test, by itself.
+`pomelo.admission.admit` makes takes of them; the operator's service lists them. A plan limits each side of
+an account, live and test, by itself.
 """
 
 from collections.abc import Mapping

@@ -2,9 +2,9 @@
 
 Everything belongs to a wallet: an account's live or test side. Money is whole microcredits. A task *takes*
 once, before its provider is called: a request of this minute, a slot, tokens of this minute, and a hold of
-its worst case; all of them or none. It ends once: it *settles*, which charges it, frees the rest and keeps its
-record in one step, or it is *voided*. The tasks of a process that died are charged by the store itself what
-was last *noted* of them.
+its worst case; all of them or none. It ends once: it *settles*, which charges it, frees the rest and keeps
+its record in one step, or it is *voided*. The tasks of a process that died are charged by the store itself
+what was last *noted* of them.
 
 What a task costs and which limits there are is for `pomelo.admission` to say; a store only keeps count.
 """

@@ -1,12 +1,11 @@
 """Ogg pages around Opus packets, written and read; the spoken text is a comment.
 
-`sound.py` writes with it, `hearing.py` reads text and length. Written here because a granule position must
+`sound.py` writes with it, `hearing.py` reads the text. Written here because a granule position must
 be exact to the sample and a page the same every time, which a muxer with random serials does not give.
 """
 
 import struct
 import zlib
-from typing import BinaryIO
 
 RATE = 48_000
 """Granule positions of Opus count samples at this rate, whatever the sound's own."""
@@ -15,7 +14,6 @@ _PAGE = struct.Struct("<4sBBqIIIB")
 _SERIAL = 0x506F6D65
 _VENDOR = b"Pomelo sandbox"
 _KEY = b"LYRICS="
-_TAIL = 128 * 1024
 _REVERSED = bytes(int(f"{value:08b}"[::-1], 2) for value in range(256))
 
 
@@ -66,29 +64,3 @@ def read_text(head: bytes) -> str | None:
         return comment[len(_KEY) :].decode()
     except UnicodeDecodeError:
         return None
-
-
-def seconds(file: BinaryIO, size: int) -> float | None:
-    """The length of an Opus or Vorbis file of `size` bytes, from its first and its last page; else None."""
-    file.seek(0)
-    first = file.read(128)
-    if len(first) < _PAGE.size or not first.startswith(b"OggS"):
-        return None
-    serial = _PAGE.unpack_from(first)[4]
-    body = first[_PAGE.size + first[_PAGE.size - 1] :]
-    if body.startswith(b"OpusHead") and len(body) >= 12:
-        rate, skip = RATE, int.from_bytes(body[10:12], "little")
-    elif body.startswith(b"\x01vorbis") and len(body) >= 16:
-        rate, skip = int.from_bytes(body[12:16], "little"), 0
-    else:
-        return None
-    file.seek(max(0, size - _TAIL))
-    tail = file.read(_TAIL)
-    place = len(tail)
-    while (place := tail.rfind(b"OggS", 0, place)) >= 0:
-        if len(tail) - place >= _PAGE.size:
-            page = _PAGE.unpack_from(tail, place)
-            granule = page[3]
-            if page[4] == serial and granule >= 0 and rate:
-                return float(max(0, granule - skip)) / rate
-    return None
