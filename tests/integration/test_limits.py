@@ -417,5 +417,5 @@ class Pacer:
             self.codes.append(told.code)
             self.running -= 1
             # Others on the way may not be counted in it yet.
-            self.left = max(0, int(told.headers["x-ratelimit-remaining"]) - self.running)
-            self.left = min(self.left, int(told.headers["x-ratelimit-remaining-concurrent"]))
+            allowed = (int(told.headers[f"x-ratelimit-remaining{of}"]) for of in ("", "-concurrent"))
+            self.left = max(0, min(allowed) - self.running)
