@@ -7,6 +7,7 @@ is global; two apps can live in one process. Keyword seams let a test put anothe
 import asyncio
 import contextlib
 import ssl
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
@@ -68,8 +69,11 @@ async def open_app(
     plans: Mapping[str, Plan] | None = None,
     wrap_store: Callable[[Store], Store] = lambda store: store,
     make_router: Callable[[Mapping[str, Provider]], Router] = Router,
+    now: Callable[[], float] = time.time,
 ) -> AsyncIterator[App]:
     """Builds and serves everything; leaving drains: what runs may end within the grace, nothing new comes in.
+
+    `now` is Unix time, for media, answers and what is told of limits; a store has its own.
 
     Raises:
         OSError: an address is taken.
@@ -89,7 +93,7 @@ async def open_app(
                     origins=settings.delivery_origins,
                 )
             )
-        admission = Admission(store, plans or BUILTIN)
+        admission = Admission(store, plans or BUILTIN, now=now)
         await stack.enter_async_context(_noting(admission))
 
         async def identify(call: Call) -> Principal:
@@ -97,7 +101,7 @@ async def open_app(
             await admission.tell(call, principal)
             return principal
 
-        media = MediaStore(settings.data / "media", secret, public_url=settings.public_url)
+        media = MediaStore(settings.data / "media", secret, public_url=settings.public_url, now=now)
         await stack.enter_async_context(_sweeping(media))
         catalog = catalog or registry.catalog
         engine = Engine(
@@ -107,6 +111,7 @@ async def open_app(
             admission=admission,
             media=media,
             inline_limit=settings.inline_limit,
+            now=now,
         )
         desk = MediaDesk(media, identify, settings.upload_limit)
         draining = Draining()
