@@ -37,9 +37,10 @@ class Profile:
     how a stream comes to have its count of tokens: "option" asks for it by `stream_options`; "always" and
     "none" ask for nothing, as it comes by itself or never does (then the words are counted). `user_most` is
     the longest name of an end user that is sent as it is; a longer one is sent as a digest. `drop` names
-    parameters of the contract that no model of the host takes. `extra` are fields of every request,
-    `headers` of every call. `meanings` are codes of the host's own: its code -> that of our table. With
-    `patient` a stream may be silent for as long as a whole answer: the host may have to load the model.
+    parameters of the contract that no model of the host takes; `least` gives what is sent of one in place of
+    anything less, where no model takes that. `extra` are fields of every request, `headers` of every call.
+    `meanings` are codes of the host's own: its code -> that of our table. With `patient` a stream may be
+    silent for as long as a whole answer: the host may have to load the model.
     """
 
     vendor: str
@@ -51,6 +52,7 @@ class Profile:
     stream_options: Mapping[str, Any] = field(default_factory=lambda: {"include_usage": True})
     key_needed: bool = True
     drop: frozenset[str] = frozenset()
+    least: Mapping[str, float] = field(default_factory=dict)
     extra: Mapping[str, Any] = field(default_factory=dict)
     headers: Mapping[str, str] = field(default_factory=dict)
     meanings: Mapping[str, str] = field(default_factory=dict)
@@ -123,7 +125,8 @@ def request(job: Job, profile: Profile) -> dict[str, Any]:
             value = fitted(route, name, getattr(given, name))
             theirs = name if name != "seed" else options.get("seed_field", profile.seed_field)
             if value is not None and theirs != "none":
-                body[theirs] = value
+                least = profile.least.get(name)
+                body[theirs] = value if least is None else max(value, least)
     if given.stop and "stop" not in route.drop and "stop" not in dropped:
         body["stop"] = list(given.stop)
     if given.user and "user" not in route.drop and "user" not in dropped:

@@ -10,7 +10,14 @@ from pomelo.providers.base import Probe
 from pomelo.providers.chat import Chat, Profile
 from pomelo.providers.http import Http
 
-PROFILE = Profile("mistral", seed_field="random_seed", user_field="none", stream_usage="always")
+PROFILE = Profile(
+    "mistral",
+    seed_field="random_seed",
+    user_field="none",
+    stream_usage="always",
+    # Zero is refused; the least that isn't means the same, that only the likeliest token is left.
+    least={"top_p": 1e-6},
+)
 
 
 class Mistral(Chat):

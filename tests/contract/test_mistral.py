@@ -86,6 +86,15 @@ async def test_the_barest_request_has_no_field_that_the_caller_did_not_give(upst
     assert received.body == {"model": "mistral-small-latest", "messages": [{"role": "user", "content": "Hi"}]}
 
 
+@pytest.mark.parametrize(
+    ("given", "sends"), [(0.0, 1e-6), (1e-9, 1e-6), (1e-6, 1e-6), (0.5, 0.5), (1.0, 1.0)]
+)
+async def test_a_top_p_of_zero_which_the_vendor_refuses_is_the_least_that_it_takes(
+    upstream: FaultUpstream, given: float, sends: float
+) -> None:
+    assert (await sent(MISTRAL, upstream, hi(top_p=given))).body["top_p"] == sends
+
+
 @pytest.mark.parametrize("name", [model.name for model in Catalog.load().models.values()])
 async def test_no_row_of_the_catalogue_makes_a_request_that_the_vendor_would_refuse(
     upstream: FaultUpstream, name: str

@@ -96,6 +96,7 @@ async def test_the_official_client_sees_refusals_as_the_vendors(
         ({"stream": True, "stream_options": {}}, "extra_forbidden", ["stream_options"]),
         ({"max_completion_tokens": 1}, "extra_forbidden", ["max_completion_tokens"]),
         ({"temperature": 1.6}, "value_error", ["temperature"]),
+        ({"top_p": 0}, "value_error", ["top_p"]),
         ({"random_seed": -1}, "value_error", ["random_seed"]),
         ({"stop": [1]}, "value_error", ["stop"]),
         (
