@@ -34,6 +34,7 @@ _BOTH = re.compile(r"claude-(3|2|instant)")
 _UNFILLED = re.compile(r"claude-(opus-4-[6-9]|sonnet-4-[6-9]|[a-z]+-([5-9]|\d\d))")
 """Models that don't go on with an answer that is begun for them."""
 
+_BEGUN = "This model does not support assistant message prefill: the conversation ends with one"
 _BLANK = "text content blocks must contain non-whitespace text"
 
 
@@ -51,7 +52,7 @@ def _together(body: Mapping[str, Any], version: str) -> Problem | None:
     if body.get("temperature") is not None and body.get("top_p") is not None and not _BOTH.match(model):
         return Problem("unsupported_parameter", None, "temperature and top_p exclude each other")
     if body["messages"][-1]["role"] == "assistant" and _UNFILLED.match(model):
-        return Problem("invalid_value", None, "The conversation must end with a user message")
+        return Problem("invalid_value", None, _BEGUN)
     return None
 
 

@@ -133,7 +133,7 @@ PICTURE = {"type": "base64", "media_type": "image/png", "data": "AAAA"}
         ({"temperature": 1, "top_p": 1}, "temperature and top_p exclude each other"),
         (
             {"model": "claude-sonnet-4-6", "messages": [*GOOD["messages"], {"role": "assistant", "content": "So"}]},
-            "The conversation must end with a user message",
+            "This model does not support assistant message prefill",
         ),
     ],
 )  # fmt: skip
