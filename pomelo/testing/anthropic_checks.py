@@ -87,7 +87,7 @@ def _metadata(name: str, value: Any) -> Problem | None:
         if key != "user_id":
             return Problem("unknown_parameter", f"{name}.{key}", "Extra inputs are not permitted")
     user = value.get("user_id")
-    problem = None if user is None else text(0, 256)(f"{name}.user_id", user)
+    problem = None if user is None else text(0, 512)(f"{name}.user_id", user)
     if problem is None and user is not None and "@" in user:
         problem = Problem("invalid_value", f"{name}.user_id", "this looks like the address of a person")
     return problem
@@ -133,7 +133,7 @@ def _source(name: str, source: Any) -> Problem | None:
 
 _FIELDS: Mapping[str, Check] = {
     "model": text(1),
-    "max_tokens": whole(1, 2**31 - 1),
+    "max_tokens": whole(0, 2**31 - 1),
     "messages": conversation(
         {"user": {"role", "content"}, "assistant": {"role", "content"}}, _block, content=_said
     ),
@@ -158,5 +158,7 @@ _OTHERS = frozenset(
         "thinking",
         "tool_choice",
         "tools",
+        "user_profile_id",
+        "workspace_id",
     )
 )

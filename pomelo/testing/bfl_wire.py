@@ -60,6 +60,10 @@ def invalid(name: str, message: str = "It can't be taken") -> Reply:
     return error_reply(422, [{"loc": ["body", name], "msg": message, "type": "value_error"}])
 
 
+def _missing(place: str, name: str) -> Reply:
+    return error_reply(422, [{"loc": [place, name], "msg": "Field required", "type": "missing"}])
+
+
 def delivered(data: bytes, content_type: str = "image/png") -> Reply:
     """A file of the delivery."""
     return Reply(headers={"Content-Type": content_type, "Content-Length": str(len(data))}, steps=(data,))
@@ -123,7 +127,7 @@ def refused(received: Received, api_key: str | None) -> Reply | None:
     if received.path == RESULT:
         if received.method != "GET":
             return error_reply(405, "Method Not Allowed")
-        return None
+        return None if received.query.get("id") else _missing("query", "id")
     fields = _MODELS.get(received.path.removeprefix(ORDERS))
     if fields is None:
         return error_reply(404, "Not Found")

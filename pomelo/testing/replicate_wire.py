@@ -6,6 +6,7 @@ refused, and so is a key that is sent along to the delivery.
 """
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import count
@@ -22,6 +23,7 @@ ORDERS = f"{PREFIX}/v1/models/{MODEL}/predictions"
 PREDICTIONS = PREFIX + "/v1/predictions/"
 DELIVERY = PREFIX + "/delivery/"
 
+_PREFER = re.compile(r"wait(=([1-9]|[1-5][0-9]|60))?")
 _ids = count(1)
 
 
@@ -106,6 +108,8 @@ def refused(received: Received, api_key: str | None) -> Reply | None:
         return error_reply(405, "Method not allowed")
     if received.headers.get("Content-Type", "").partition(";")[0].strip() != "application/json":
         return error_reply(415, "Send JSON")
+    if not _PREFER.fullmatch(received.headers.get("Prefer", "wait")):
+        return error_reply(422, "Prefer is wait, or wait=n for at most 60 seconds")
     if not isinstance(received.body, dict) or not isinstance(received.body.get("input"), dict):
         return error_reply(422, "input is required", ("",))
     if set(received.body) - {"input", "webhook", "webhook_events_filter", "stream"}:

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from pomelo.testing.checks import Check, flag, number, one_of, text, whole
+from pomelo.testing.checks import Check, Problem, flag, number, one_of, text, whole
 from pomelo.testing.pictures import picture
 from pomelo.testing.reply import Received, Reply, Step, Wire
 
@@ -89,6 +89,10 @@ def refused(received: Received, api_key: str | None) -> Reply | None:
     return None
 
 
+def _listed(name: str, value: Any) -> Problem | None:
+    return None if isinstance(value, list) else Problem("invalid_type", name, f"{name} must be a list")
+
+
 _FIELDS: Mapping[str, Check] = {
     "model": text(1),
     "prompt": text(1),
@@ -103,6 +107,8 @@ _FIELDS: Mapping[str, Check] = {
     "output_format": one_of("jpeg", "png"),
     "disable_safety_checker": flag,
     "image_url": text(1),
+    "image_loras": _listed,
+    "reference_images": _listed,
 }
 
 WIRE = Wire("together", lambda received: received.path.startswith(PREFIX + "/"), refused, Drawn())
