@@ -40,7 +40,8 @@ class Profile:
     parameters of the contract that no model of the host takes; `least` gives what is sent of one in place of
     anything less, where no model takes that. `extra` are fields of every request, `headers` of every call.
     `meanings` are codes of the host's own: its code -> that of our table. With `patient` a stream may be
-    silent for as long as a whole answer: the host may have to load the model.
+    silent for as long as a whole answer: the host may have to load the model. With `system_first` what the
+    system says goes ahead of the conversation, wherever it stood, and answers without a word are left out.
     """
 
     vendor: str
@@ -57,6 +58,7 @@ class Profile:
     headers: Mapping[str, str] = field(default_factory=dict)
     meanings: Mapping[str, str] = field(default_factory=dict)
     patient: bool = False
+    system_first: bool = False
 
 
 class Chat:
@@ -112,7 +114,7 @@ def request(job: Job, profile: Profile) -> dict[str, Any]:
     dropped = profile.drop
     body: dict[str, Any] = {
         "model": route.model,
-        "messages": [_message(message) for message in given.messages],
+        "messages": _messages(given, profile),
     }
     if given.HasField("max_tokens") and "max_tokens" not in dropped:
         most = fitted(route, "max_tokens", given.max_tokens)
@@ -150,6 +152,14 @@ def request(job: Job, profile: Profile) -> dict[str, Any]:
 def _user(user: str, most: int) -> str:
     """The caller's name of the end user, or a digest of it where it is too long for the wire."""
     return user if len(user) <= most else sha256(user.encode()).hexdigest()
+
+
+def _messages(given: TextInput, profile: Profile) -> list[dict[str, Any]]:
+    messages = [_message(message) for message in given.messages]
+    if not profile.system_first:
+        return messages
+    said = [message for message in messages if message["role"] != "assistant" or message["content"]]
+    return sorted(said, key=lambda message: message["role"] != "system")  # it keeps the order of equals
 
 
 def _message(message: Message) -> dict[str, Any]:

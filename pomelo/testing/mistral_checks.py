@@ -5,7 +5,7 @@ description of the API and its own client don't declare is refused wherever it s
 tools and the like are known by name and otherwise let through.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pomelo.testing.checks import (
@@ -23,7 +23,34 @@ from pomelo.testing.checks import (
 
 def check(body: Mapping[str, Any]) -> Problem | None:
     """The first thing that is wrong with a request, or None."""
-    return declared(body, _FIELDS, _OTHERS, required=("model", "messages"))
+    problem = declared(body, _FIELDS, _OTHERS, required=("model", "messages"))
+    return problem or _ordered(body["messages"])
+
+
+MESSAGE_ORDER = "message_order"
+"""The code of a problem with who speaks when."""
+
+
+def _ordered(messages: Sequence[Mapping[str, Any]]) -> Problem | None:
+    before = None
+    for message in messages:
+        role = message["role"]
+        if role == "assistant" and not message.get("content") and not message.get("tool_calls"):
+            return Problem(MESSAGE_ORDER, None, "An answer must have content or tool calls")
+        if role not in _FOLLOWING.get(before, _FOLLOWING[None]):
+            return Problem(MESSAGE_ORDER, None, f"Unexpected role '{role}' after role '{before}'")
+        before = role
+    if before == "assistant" and not messages[-1].get("prefix"):
+        return Problem(MESSAGE_ORDER, None, "The last role must be user or tool, or a prefix")
+    return None
+
+
+_FOLLOWING = {
+    None: {"system", "user", "assistant"},
+    "assistant": {"assistant", "user", "tool"},
+    "tool": {"assistant", "tool"},
+}
+"""Who may speak after whom; None is for all others and the beginning."""
 
 
 def _top_p(name: str, value: Any) -> Problem | None:

@@ -13,7 +13,7 @@ from typing import Any
 
 from pomelo.testing.answer import COUNTED, JSON, TextAnswer
 from pomelo.testing.checks import Problem, turned_away
-from pomelo.testing.mistral_checks import check
+from pomelo.testing.mistral_checks import MESSAGE_ORDER, check
 from pomelo.testing.reply import Received, Reply, Wire
 
 PREFIX = "/mistral"
@@ -148,6 +148,8 @@ def refused(received: Received, api_key: str | None) -> Reply | None:
     if away is not None:
         return gateway_reply(away.status, away.message)
     problem = check(received.body)
+    if problem is not None and problem.code == MESSAGE_ORDER:
+        return error_reply(400, "invalid_request_message_order", "3230", problem.message)
     return None if problem is None else fields_reply(_place(problem), _kind(problem), problem.message)
 
 
