@@ -12,10 +12,11 @@ from dataclasses import dataclass, field
 from itertools import count
 from typing import Any
 
-from pomelo.testing.bfl_wire import delivered
+from pomelo.testing.bfl_wire import UNDELIVERED, delivered
+from pomelo.testing.broken import BODY, astray
 from pomelo.testing.checks import Check, flag, one_of, text, whole
 from pomelo.testing.pictures import CONTENT_TYPES, picture
-from pomelo.testing.reply import Received, Reply, Script, Wire
+from pomelo.testing.reply import Received, Reply, Script, Wire, Wording
 
 PREFIX = "/replicate"
 MODEL = "black-forest-labs/flux-schnell"
@@ -159,4 +160,39 @@ _FIELDS: Mapping[str, Check] = {
     "megapixels": one_of("1", "0.25"),
 }
 
-WIRE = Wire("replicate", lambda received: received.path.startswith(PREFIX + "/"), refused, Prediction())
+
+def _asked_astray(received: Received) -> Reply:
+    urls = {"get": astray(received)}
+    return Prediction(polls=(prediction("starting"),), order={"urls": urls})(received)
+
+
+_IMAGE = Wording(
+    {
+        "an error with 200": prediction("failed", error=BODY),
+        "out of money": error_reply(402, f"Insufficient credit. {BODY}"),
+        "too many at once": error_reply(429, f"Request was throttled. {BODY}"),
+        "unknown key": error_reply(401, f"Unauthenticated. {BODY}"),
+        "unknown model": error_reply(404, f"The requested resource could not be found. {BODY}"),
+        "against the policy": Prediction(
+            polls=(prediction("failed", error=f"NSFW content detected. {BODY}"),), done=False
+        ),
+        "a value not taken": error_reply(422, BODY, ("seed",)),
+        "failed afterwards": Prediction(polls=(prediction("failed", error=BODY),), done=False),
+        "lost": Prediction(polls=(error_reply(404, f"Not found. {BODY}"),), done=False),
+        "questions that fail": Prediction(polls=(error_reply(500, BODY),), done=False),
+        "a link astray": lambda received: Prediction(output=[astray(received)])(received),
+        "a link with our key astray": _asked_astray,
+        "a link that is none": Prediction(output=[7]),
+        **{name: Prediction(delivery=(reply,)) for name, reply in UNDELIVERED.items()},
+    },
+    {"too long": "the vendor names no longest prompt"},
+)
+
+WIRE = Wire(
+    "replicate",
+    lambda received: received.path.startswith(PREFIX + "/"),
+    refused,
+    Prediction(),
+    error_reply,
+    {"image": _IMAGE},
+)

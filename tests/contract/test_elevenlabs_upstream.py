@@ -259,3 +259,18 @@ def test_the_sounds_play(wanted: str) -> None:
         seconds = sum(frame.samples / frame.sample_rate for frame in container.decode(audio=0))
         assert container.streams.audio[0].rate == int(rate)
     assert 1.9 < seconds < 3.2
+
+
+async def test_a_script_is_picked_by_the_text_or_by_the_digest_of_the_sound(
+    vendor: FaultUpstream, client: Any
+) -> None:
+    vendor.when("this very text", Speech(size=7000))
+    vendor.when(sha256(MP3).hexdigest(), Transcript("that very sound"))
+    await post(vendor, SAY, json={"text": "Say this very text", "model_id": "eleven_flash_v2_5"})
+    said = await client.speech_to_text.convert(model_id="scribe_v2", file=MP3, tag_audio_events=False)
+    assert said.text == "that very sound"
+    assert [received.prompt for received in vendor.requests] == [
+        "Say this very text",
+        sha256(MP3).hexdigest(),
+    ]
+    assert vendor.requests[0].bytes_sent >= 7000
