@@ -19,6 +19,8 @@ from typing import Any, Self
 
 import aiohttp
 from aiohttp.abc import AbstractResolver
+from aiohttp.connector import Connection
+from aiohttp.tracing import Trace
 from pydantic_core import from_json
 from yarl import URL
 
@@ -80,7 +82,7 @@ class Http:
 
     async def __aenter__(self) -> Self:
         self._session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(
+            connector=_Connector(
                 limit=0, limit_per_host=self._per_host, keepalive_timeout=15, resolver=self._resolver
             ),
             cookie_jar=aiohttp.DummyCookieJar(),
@@ -277,6 +279,29 @@ class ByteStream:
         except _FAULTS as error:
             failure = cut(error)
         raise failure
+
+
+class _Connector(aiohttp.TCPConnector):
+    """Keeps connections for later, but for those on which something came that nobody had asked for: it would
+    be taken for the answer to the next request, which may be another caller's."""
+
+    async def connect(
+        self,
+        req: aiohttp.ClientRequest,
+        traces: list[Trace],
+        timeout: aiohttp.ClientTimeout,  # noqa: ASYNC109 - it is aiohttp's own name
+    ) -> Connection:
+        """A connection on which nothing has come yet.
+
+        Raises:
+            aiohttp.ClientConnectionError: there is none.
+        """
+        for _ in range(self.limit_per_host + 1):  # however many are kept
+            connection = await super().connect(req, traces, timeout)
+            if connection.protocol is not None and not connection.protocol.should_close:
+                return connection
+            connection.close()
+        raise aiohttp.ClientConnectionError("answers come without a request")
 
 
 def _limits(connect: float, silence: float) -> aiohttp.ClientTimeout:
