@@ -135,6 +135,7 @@ def wording(
             "silence after the end marker": unended(good),
             "busy half way": breaking(busy),
             "an unknown error half way": breaking(unknown),
+            "a text without end": replace(good, text=("x" * 200_000 + " ") * 60),
             "no finish reason": replace(good, finish_reason=None),
             "no usage": replace(good, usage=None),
             "usage below 0": replace(good, usage=usage(-1, 5)),

@@ -5,6 +5,7 @@ not say anything for it to be played.
 """
 
 import gzip
+import json
 from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
@@ -25,6 +26,7 @@ _DRIP_WAIT = 0.02
 _BOMB = 64 * 1024 * 1024
 _PIECE = b"x" * (1024 * 1024)
 _PIECES = 72
+_FLOOD = 1024
 _HEAD = b"HTTP/1.1 200 OK\r\n"
 
 
@@ -165,6 +167,33 @@ def many_headers(number: int = 100_000) -> Breaking:
 def huge_header(size: int = 1024 * 1024) -> Breaking:
     """A head with one very long line."""
     return raw(_HEAD, b"X-Filler: " + b"x" * size + b"\r\nContent-Length: 2\r\n\r\n{}")
+
+
+def one_too_many() -> Breaking:
+    """A good answer and, a moment later on the same connection, another one that nobody asked for."""
+
+    def change(reply: Reply) -> Reply:
+        data = b"".join(step for step in reply.steps if isinstance(step, bytes))
+        headers = {**_unmeasured(reply), "Content-Length": str(len(data))}
+        head = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
+        answer = _HEAD + head.encode() + b"\r\n" + data
+        unasked = json.dumps({"id": BODY}).encode()
+        return replace(
+            reply, headers={"Content-Type": "application/json"}, before=(answer, _DRIP_WAIT), steps=(unasked,)
+        )
+
+    return _changed(change)
+
+
+def flooding() -> Breaking:
+    """A good answer, but that its last packet comes again and again, as fast as it can."""
+
+    def change(reply: Reply) -> Reply:
+        packet = next((step for step in reversed(reply.steps) if isinstance(step, bytes)), b"x")
+        flood = packet * (len(_PIECE) // len(packet) + 1)
+        return replace(reply, headers=_unmeasured(reply), steps=(*reply.steps, *(flood,) * _FLOOD))
+
+    return _changed(change)
 
 
 def unended(good: Script) -> Script:

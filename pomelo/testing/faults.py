@@ -88,8 +88,10 @@ _SPEECH = ("text_to_speech", "speech_to_speech")
 _LINES = dict.fromkeys(_SPEECH, "a sound has neither lines nor text")
 _UNMARKED = dict.fromkeys(_SPEECH, "a sound has no end marker: one that ends in good order is whole")
 _PIECEMEAL = _only(("text",), "only text has a stream of events", whole="a whole answer has no events")
-_COUNTED = _only(("text",), "only text is counted in tokens")
+_COUNTED = _only(("text",), "only text is cut into tokens")
+_NEXT = "the same task's next request may be waiting for an answer by then"
 _DRAWN = _only(("image",), "only pictures are ordered and fetched")
+_HEARD = _only(_SPEECH, "no sound is answered")
 _VOICED = _only(_SPEECH, "no voice is asked for")
 
 FAULTS: tuple[Fault, ...] = (
@@ -155,12 +157,16 @@ FAULTS: tuple[Fault, ...] = (
           breaks=broken.half_character(), lacks=_LINES),
     Fault("a huge line", "1 MB without a line's end", breaks=broken.huge_line(), lacks=_LINES),
     Fault("oversize", "72 MiB of JSON", breaks=broken.oversize()),
+    Fault("a sound without end", "a sound goes on for 1 GiB", breaks=broken.flooding(), lacks=_HEARD),
     Fault("a bomb", "64 MiB of nothing as 64 KiB of gzip, though nobody asked for that",
           breaks=broken.bomb()),
+    Fault("one answer too many", "a good answer, and another one that nobody asked for, which must not be the"
+          " next caller's", OK, OK, broken.one_too_many(), lacks={"image": _NEXT}),
     # In the vendor's own words: streams and counts.
     Fault("no end marker", "a stream that ends in good order but for its end marker", lacks=_PIECEMEAL),
     Fault("silence after the end marker", "the stream is complete, its connection stays open", stream=OK,
           lacks=_PIECEMEAL),
+    Fault("a text without end", "a good answer of 12 MB", lacks=_COUNTED),
     Fault("busy half way", "an error within a stream, which says that the vendor is busy",
           stream=UNAVAILABLE, lacks=_PIECEMEAL),
     Fault("an unknown error half way", "an error within a stream, with a code that nobody knows",

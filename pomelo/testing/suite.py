@@ -240,6 +240,8 @@ class _Run:
                 seconds = loop.time() - began
                 self._judge(code, seconds)
                 await self._idle()
+                if fault is None or fault.address is None:
+                    await self._recover(provider)
                 await provider.aclose()
                 await provider.aclose()
         return Verdict(case, code, seconds, self._reading.events, self._reading.delivered, ())
@@ -276,6 +278,16 @@ class _Run:
             reading.fail()
         problems += reading.problems
         return code
+
+    async def _recover(self, provider: Any) -> None:
+        """What is over is over: the next task of the same provider has a good answer."""
+        self._upstream.default = self._case.subject.wire.default
+        for _ in range(3):
+            await asyncio.sleep(0)  # turns of the loop, for what the vendor has sent meanwhile
+        good = _Run(replace(self._case, fault=None, leaves=""), self._upstream, [])
+        code = await good._read(provider)
+        if code != OK or good._problems:
+            self._problems.append(f"the next task ends in {code}: {'; '.join(good._problems)}")
 
     async def _leave(self, provider: Any) -> str:
         """Reads as far as the case wants, and leaves."""

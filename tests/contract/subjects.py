@@ -81,7 +81,7 @@ SUBJECTS = (
     ),
     Subject(
         "elevenlabs",
-        ElevenLabs,
+        partial(ElevenLabs, sound_most=4 * 1024 * 1024),
         lambda upstream: upstream.elevenlabs_base_url,
         elevenlabs_wire.WIRE,
         (
