@@ -170,4 +170,5 @@ def _seconds(value: Any, otherwise: float) -> float:
         return otherwise
     if type(value) is not float and type(value) is not int:
         raise TypeError
-    return float(value) if isfinite(value) and 0 <= value <= _SECONDS_MOST else otherwise
+    # The bounds come first: a whole number may be too large for a float.
+    return float(value) if 0 <= value <= _SECONDS_MOST and isfinite(value) else otherwise
