@@ -133,7 +133,7 @@ class Http:
             PomeloError: by the map.
         """
         async with self._ask(url, headers, body, dialect, self._whole_limits) as response:
-            answer, complete = await _read(response, most)
+            answer, complete = await _read(_Body(response, self._whole_limits), most)
             content_type = response.headers.get("Content-Type", "")
         if not complete:
             raise nonsense("an answer above the limit")
@@ -152,7 +152,7 @@ class Http:
         """
         limits = self._whole_limits if patient else self._stream_limits
         async with self._ask(url, headers, body, dialect, limits) as response:
-            yield ByteStream(response)
+            yield ByteStream(_Body(response, limits), response.headers)
 
     @asynccontextmanager
     async def events(
@@ -167,7 +167,7 @@ class Http:
         limits = self._whole_limits if patient else self._stream_limits
         async with self._ask(url, headers, body, dialect, limits) as response:
             # Whatever its type is called: proxies rename it, and a page has no events and no end marker.
-            yield EventStream(response)
+            yield EventStream(_Body(response, self._stream_limits))
 
     @asynccontextmanager
     async def _ask(
@@ -199,7 +199,7 @@ class Http:
         else:
             try:
                 if response.status >= 300:
-                    raise await self._refusal(response, dialect)
+                    raise await self._refusal(response, dialect, limits)
                 yield response
             finally:
                 # Not release(), which would wait for the rest; no effect on what was read to its end.
@@ -208,22 +208,70 @@ class Http:
         # Outside of the except block: what aiohttp raises holds the request's headers.
         raise failure
 
-    async def _refusal(self, response: aiohttp.ClientResponse, dialect: Dialect) -> Exception:
+    async def _refusal(
+        self, response: aiohttp.ClientResponse, dialect: Dialect, limits: aiohttp.ClientTimeout
+    ) -> Exception:
         body = b""
         if response.status >= 400:
             with contextlib.suppress(TimeoutError, *_FAULTS):
                 async with asyncio.timeout(_COMPLAINT_WAIT):
-                    body, _ = await _pieces(response, _COMPLAINT_MOST)
+                    body, _ = await _pieces(_Body(response, limits), _COMPLAINT_MOST)
         return refused(response.status, response.headers, body, dialect, self._now())
+
+
+class _Body:
+    """An answer's body as it comes.
+
+    aiohttp stops its own clock of silence while it holds data back, and loses a fault that it finds in them
+    afterwards: nothing would ever come, and nobody would say so. So each wait here has a limit of its own.
+    """
+
+    __slots__ = ("_content", "_response", "_silence")
+
+    def __init__(self, response: aiohttp.ClientResponse, limits: aiohttp.ClientTimeout) -> None:
+        self._response = response
+        self._content = response.content
+        self._silence = limits.sock_read
+
+    @property
+    def told(self) -> int | None:
+        """How many bytes it has, where that was told ahead."""
+        return self._response.content_length
+
+    @property
+    def ended(self) -> bool:
+        """Whether all of it was read."""
+        return self._content.at_eof()
+
+    async def read(self) -> bytes:
+        """The next bytes, all that are there; empty only at the end.
+
+        Raises:
+            aiohttp.ClientError, OSError, ValueError: it is cut. TimeoutError, an OSError too: it is silent.
+        """
+        packet = self._content.read_nowait()
+        if packet or self._content.at_eof():
+            return packet
+        try:
+            async with asyncio.timeout(_GOODBYE_WAIT if self._gone() else self._silence):
+                return await self._content.readany()
+        except TimeoutError:
+            if not self._gone():
+                raise
+        raise aiohttp.ClientPayloadError("the connection is gone")
+
+    def _gone(self) -> bool:
+        connection = self._response.connection
+        return connection is not None and connection.closed
 
 
 class EventStream:
     """An answer that comes as events."""
 
-    __slots__ = ("_content", "_parser")
+    __slots__ = ("_body", "_parser")
 
-    def __init__(self, response: aiohttp.ClientResponse) -> None:
-        self._content = response.content
+    def __init__(self, body: _Body) -> None:
+        self._body = body
         self._parser = SseParser()
 
     async def read(self) -> list[SseEvent]:
@@ -234,7 +282,7 @@ class EventStream:
         """
         while True:
             try:
-                packet = await self._content.readany()
+                packet = await self._body.read()
             except _FAULTS as error:
                 failure = cut(error)
             else:
@@ -252,21 +300,21 @@ class EventStream:
         To be called after the vendor's own end marker. Never raises; without the end the connection is
         closed on leaving.
         """
-        if self._content.at_eof():
+        if self._body.ended:
             return
         with contextlib.suppress(TimeoutError, *_FAULTS):
             async with asyncio.timeout(_GOODBYE_WAIT):
-                await self._content.readany()
+                await self._body.read()
 
 
 class ByteStream:
     """An answer that comes as bytes: a sound."""
 
-    __slots__ = ("_content", "headers")
+    __slots__ = ("_body", "headers")
 
-    def __init__(self, response: aiohttp.ClientResponse) -> None:
-        self._content = response.content
-        self.headers: Mapping[str, str] = response.headers
+    def __init__(self, body: _Body, headers: Mapping[str, str]) -> None:
+        self._body = body
+        self.headers = headers
 
     async def read(self) -> bytes:
         """The next bytes, all that are there; empty only at the end of the answer.
@@ -275,7 +323,7 @@ class ByteStream:
             PomeloError: by the map; what came before stands.
         """
         try:
-            return await self._content.readany()
+            return await self._body.read()
         except _FAULTS as error:
             failure = cut(error)
         raise failure
@@ -308,22 +356,22 @@ def _limits(connect: float, silence: float) -> aiohttp.ClientTimeout:
     return aiohttp.ClientTimeout(total=None, sock_connect=connect, sock_read=silence)
 
 
-async def _read(response: aiohttp.ClientResponse, most: int) -> tuple[bytes, bool]:
+async def _read(body: _Body, most: int) -> tuple[bytes, bool]:
     try:
-        return await _pieces(response, most)
+        return await _pieces(body, most)
     except _FAULTS as error:
         failure = cut(error)
     raise failure
 
 
-async def _pieces(response: aiohttp.ClientResponse, most: int) -> tuple[bytes, bool]:
+async def _pieces(body: _Body, most: int) -> tuple[bytes, bool]:
     """The body, at most about `most` bytes of it, and whether that is all."""
-    size = response.content_length
+    size = body.told
     if size is not None and size > most:
         return b"", False
     pieces: list[bytes] = []
     size = 0
-    while piece := await response.content.readany():
+    while piece := await body.read():
         pieces.append(piece)
         size += len(piece)
         if size > most:

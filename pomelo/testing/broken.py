@@ -174,13 +174,26 @@ def one_too_many() -> Breaking:
 
     def change(reply: Reply) -> Reply:
         data = b"".join(step for step in reply.steps if isinstance(step, bytes))
-        headers = {**_unmeasured(reply), "Content-Length": str(len(data))}
-        head = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
-        answer = _HEAD + head.encode() + b"\r\n" + data
+        answer = _head({**_unmeasured(reply), "Content-Length": str(len(data))}) + data
         unasked = json.dumps({"id": BODY}).encode()
         return replace(
             reply, headers={"Content-Type": "application/json"}, before=(answer, _DRIP_WAIT), steps=(unasked,)
         )
+
+    return _changed(change)
+
+
+def late_chunk(chunks: int = 3000) -> Breaking:
+    """A good answer that goes on and on in small chunks, of which the last is none: what was read ahead of it
+    is more than a client takes at once."""
+
+    def change(reply: Reply) -> Reply:
+        filler = (b":" if _has_events(reply) else b" ") * 99 + b"\n"
+        data = b"".join(step for step in halves(reply.steps)[0] if isinstance(step, bytes))
+        packets = [packet for packet in (data, *(filler,) * chunks) if packet]
+        body = b"".join(b"%x\r\n%s\r\n" % (len(packet), packet) for packet in packets)
+        headers = {**_unmeasured(reply), "Transfer-Encoding": "chunked"}
+        return replace(reply, before=(_head(headers) + body + b"no chunk\r\n", Gate()), steps=())
 
     return _changed(change)
 
@@ -242,6 +255,11 @@ def _has_events(reply: Reply) -> bool:
 
 def _unmeasured(reply: Reply) -> dict[str, str]:
     return {name: value for name, value in reply.headers.items() if name != "Content-Length"}
+
+
+def _head(headers: dict[str, str]) -> bytes:
+    lines = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
+    return _HEAD + lines.encode() + b"\r\n"
 
 
 def _drips(packet: bytes) -> tuple[Step, ...]:

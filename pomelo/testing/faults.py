@@ -116,6 +116,8 @@ FAULTS: tuple[Fault, ...] = (
           breaks=broken.raw(b"HTTP/1.1 200 OK\r\nContent-Length: -1\r\n\r\n{}")),
     Fault("chunks that are none", "chunked, but there is no length of a chunk",
           breaks=broken.raw(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nno chunk\r\n")),
+    Fault("a chunk that is none, late", "the same, behind more than a client reads at once",
+          breaks=broken.late_chunk(), keeps=True),
     # Half an answer.
     Fault("closed after the head", "FIN ahead of the body", breaks=broken.first(Stop.CLOSE)),
     Fault("reset after the head", "RST ahead of the body", breaks=broken.first(Stop.RESET)),
