@@ -56,10 +56,8 @@ def half_way(*steps: Step) -> Breaking:
     return _changed(lambda reply: replace(reply, steps=(*halves(reply.steps)[0], *steps)))
 
 
-def held(gate: Gate, *, before: bool = False) -> Breaking:
-    """A good answer that waits at a gate, ahead of its head or half way through its body."""
-    if before:
-        return ahead(gate)
+def held(gate: Gate) -> Breaking:
+    """A good answer that waits at a gate half way through its body."""
 
     def change(reply: Reply) -> Reply:
         begun, rest = halves(reply.steps)

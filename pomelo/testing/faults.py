@@ -165,7 +165,8 @@ FAULTS: tuple[Fault, ...] = (
     Fault("one answer too many", "a good answer, and another one that nobody asked for, which must not be the"
           " next caller's", OK, OK, broken.one_too_many(), lacks={"image": _NEXT}),
     # In the vendor's own words: streams and counts.
-    Fault("no end marker", "a stream that ends in good order but for its end marker", lacks=_PIECEMEAL),
+    Fault("no end marker", "a stream that ends in good order but for its end marker", keeps=True,
+          lacks=_PIECEMEAL),
     Fault("silence after the end marker", "the stream is complete, its connection stays open", stream=OK,
           lacks=_PIECEMEAL),
     Fault("a text without end", "a good answer of 12 MB", lacks=_COUNTED),

@@ -13,6 +13,7 @@ it is over (connections, asyncio tasks, files) is looked for in the whole proces
 
 import asyncio
 import contextlib
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import aclosing, nullcontext
 from dataclasses import dataclass, replace
@@ -29,7 +30,7 @@ from pomelo.providers import Credentials
 from pomelo.providers.base import AudioSource, Job, method
 from pomelo.providers.http import Http, Timeouts
 from pomelo.testing.addresses import Unresolving
-from pomelo.testing.broken import ASTRAY, BODY, held
+from pomelo.testing.broken import ASTRAY, BODY, Breaking, ahead, first, held
 from pomelo.testing.faults import FAULTS, LATE, OK, WORDED, Fault
 from pomelo.testing.leftovers import closed, nothing_left, shown
 from pomelo.testing.reading import Reading
@@ -56,7 +57,7 @@ CODES = frozenset(
 """The codes that a provider may raise."""
 
 LIMIT = 0.15
-"""Seconds of every limit that the provider's `Http` has."""
+"""Seconds of the limits of silence that the provider's `Http` has, and of a connection where none is made."""
 
 DEADLINE = 0.3
 """Seconds of the caller's deadline where nothing else ends a fault."""
@@ -68,8 +69,11 @@ LENIENCE = 0.25
 """Seconds by which a limit may be overrun."""
 
 AT_ONCE = 0.05
-"""Seconds from a caller's leaving, and from a provider's closing, to the end of its connections."""
+"""Seconds from a caller's leaving to the end of its connections."""
 
+TRIES = 3
+
+_PATIENCE = 0.5  # seconds after a case until what it left is a leak
 _LONGEST = 10.0  # seconds that a case may take at all
 
 LEFT = "left"
@@ -95,7 +99,7 @@ class Subject:
 class Case:
     """One thing to see: `job`, whole or streamed, with a fault or without, or left by its caller.
 
-    `leaves` is "", "before the first byte", "half way" or "after an event".
+    `leaves` is "", "before the head", "after the head", "half way" or "after an event".
     """
 
     subject: Subject
@@ -148,6 +152,14 @@ def kind_of(job: Job) -> str:
     return TaskType.Name(job.model.task_type).removeprefix("TASK_TYPE_").lower()
 
 
+_HELD: Mapping[str, Callable[[Gate], Breaking]] = {
+    "before the head": ahead,
+    "after the head": first,
+    "half way": held,
+    "after an event": held,
+}
+"""Where a caller leaves -> where the vendor holds its answer meanwhile."""
+
 _INPUTS: Mapping[str, Callable[[], Any]] = {
     "text": lambda: TextInput(messages=[Message(role=Role.ROLE_USER, content=PROMPT)]),
     "image": lambda: ImageInput(prompt=PROMPT),
@@ -192,24 +204,29 @@ def cases(subject: Subject) -> list[Case]:
                 for fault in FAULTS
                 if not fault.absence(subject.wire, kind_of(job), stream)
             ]
-            ways = ["before the first byte", "half way"]
-            if stream and kind_of(job) != "speech_to_text":
-                ways.append("after an event")
+            ways = list(_HELD)
+            if not stream or kind_of(job) == "speech_to_text":
+                ways.remove("after an event")
             found += [Case(subject, job, stream, leaves=way) for way in ways]
     return found
 
 
 async def run(case: Case) -> Verdict:
-    """Runs a case; never raises for what the provider does."""
-    problems: list[str] = []
-    async with (
-        nothing_left(problems, within=AT_ONCE),
-        FaultUpstream(wires=(case.subject.wire,)) as upstream,
-    ):
-        outcome = await _Run(case, upstream, problems).outcome()
-        if not await closed(upstream, within=AT_ONCE):
-            problems.append("connections are open after the provider was closed")
-    return replace(outcome, problems=tuple(problems))
+    """Runs a case; never raises for what the provider does. One in which nothing but a time is wrong is run
+    again, TRIES times in all, so that a busy machine fails nobody."""
+    for _ in range(TRIES):
+        problems: list[str] = []
+        async with (
+            nothing_left(problems, within=_PATIENCE),
+            FaultUpstream(wires=(case.subject.wire,)) as upstream,
+        ):
+            this = _Run(case, upstream, problems)
+            outcome = await this.outcome()
+            if not await closed(upstream, within=_PATIENCE):
+                problems.append("connections are open after the provider was closed")
+        if problems or not this.late:
+            break
+    return replace(outcome, problems=(*problems, *this.late))
 
 
 class _Run:
@@ -221,14 +238,17 @@ class _Run:
         self._problems = problems
         self._reading = Reading(case.kind, stream=case.stream)
         self._gate = Gate()
+        self.late: list[str] = []
+        """What is wrong with its times, apart from all other problems."""
 
     async def outcome(self) -> Verdict:
         """What came of it; what is wrong is added to the problems."""
         case, fault = self._case, self._case.fault
         self._upstream.default = self._script()
         base = case.subject.base_url(self._upstream)
+        astray = fault is not None and fault.address is not None
         address = nullcontext(base) if fault is None or fault.address is None else fault.address(base)
-        limits = Timeouts(connect=LIMIT, silence=LIMIT, whole=LIMIT)
+        limits = Timeouts(connect=LIMIT if astray else _LONGEST, silence=LIMIT, whole=LIMIT)
         with address as url:
             async with Http(limits, resolver=Unresolving()) as http:
                 provider = case.subject.make(Credentials(KEY, url), http)
@@ -240,7 +260,7 @@ class _Run:
                 seconds = loop.time() - began
                 self._judge(code, seconds)
                 await self._idle()
-                if fault is None or fault.address is None:
+                if not astray:
                     await self._recover(provider)
                 await provider.aclose()
                 await provider.aclose()
@@ -253,7 +273,7 @@ class _Run:
         good = case.subject.wire.default
         if not case.leaves or (case.kind == "image" and case.leaves == "after an event"):
             return good
-        return held(self._gate, before=case.leaves.startswith("before"))(case.subject.wire, good)
+        return _HELD[case.leaves](self._gate)(case.subject.wire, good)
 
     async def _read(self, provider: Any) -> str:
         """Reads the answer to its end as the engine does; gives the code that it ends in."""
@@ -287,7 +307,8 @@ class _Run:
         good = _Run(replace(self._case, fault=None, leaves=""), self._upstream, [])
         code = await good._read(provider)
         if code != OK or good._problems:
-            self._problems.append(f"the next task ends in {code}: {'; '.join(good._problems)}")
+            told = self.late if code == LATE else self._problems
+            told.append(f"the next task ends in {code}: {'; '.join(good._problems)}")
 
     async def _leave(self, provider: Any) -> str:
         """Reads as far as the case wants, and leaves."""
@@ -350,7 +371,7 @@ class _Run:
         if self._upstream.serving:
             self._problems.append("a connection to the vendor was not closed")
         elif late > AT_ONCE:
-            self._problems.append(f"a connection to the vendor was closed {late * 1000:.0f} ms late")
+            self.late.append(f"a connection to the vendor was closed {late * 1000:.0f} ms late")
 
     async def _end(self, events: Any) -> None:
         """An answer that has ended stays so."""
@@ -382,14 +403,20 @@ class _Run:
     def _judge(self, code: str, seconds: float) -> None:
         case, fault, problems = self._case, self._case.fault, self._problems
         if code != case.expected:
-            problems.append(f"it ends in {code}, and should end in {case.expected}")
+            (self.late if code == LATE else problems).append(
+                f"it ends in {code}, and should end in {case.expected}"
+            )
         if any(received.path == ASTRAY for received in self._upstream.requests):
             problems.append("it went where a link or a redirect led it astray")
+        asked = Counter((r.method, r.target) for r in self._upstream.requests if r.method != "GET")
+        for (_, target), times in asked.items():
+            if times > 1:
+                problems.append(f"{target} was asked {times} times, which is the router's to decide")
         if fault is None:
             return
         most = (LIMIT if fault.stalls else DEADLINE if fault.endless else PROMPTLY) + LENIENCE
         if seconds > most:
-            problems.append(f"it ends after {seconds:.2f} s, and should within {most:.2f} s")
+            self.late.append(f"it ends after {seconds:.2f} s, and should within {most:.2f} s")
         said = case.stream and case.kind in ("text", "text_to_speech", "speech_to_speech")
         if fault.keeps and said and not self._reading.delivered:
             problems.append("nothing is heard of what the vendor said before it stopped")

@@ -208,7 +208,7 @@ class LeavesATask(Acme):
     """Starts something that nobody ends."""
 
     async def text(self, job: Job) -> AsyncGenerator[Event, None]:
-        self.task = asyncio.create_task(asyncio.sleep(0.3))
+        self.task = asyncio.create_task(asyncio.sleep(3))
         async with aclosing(super().text(job)) as events:
             async for event in events:
                 yield event
