@@ -258,6 +258,8 @@ class _Body:
         except TimeoutError:
             if not self._gone():
                 raise
+        except RuntimeError:
+            pass  # aiohttp's word for it, where its reader came later than the connection's end
         raise aiohttp.ClientPayloadError("the connection is gone")
 
     def _gone(self) -> bool:
