@@ -32,6 +32,10 @@ BODY_MOST = 8 * 1024 * 1024
 PER_HOST = 256
 """Connections to one host; further calls wait for one until their deadline."""
 
+PIECE = 64 * 1024
+"""Bytes of a sound that are read at once, and about what is read ahead of an answer: what a slow caller makes
+us hold is small."""
+
 _COMPLAINT_MOST = 64 * 1024  # bytes of an error body that are read, and
 _COMPLAINT_WAIT = 5.0  # seconds that are spent on it
 _GOODBYE_WAIT = 0.05  # seconds between a stream's last event and its end, for the connection to be kept
@@ -82,6 +86,7 @@ class Http:
             headers={"Accept-Encoding": "identity", "User-Agent": f"pomelo/{pomelo.__version__}"},
             auto_decompress=False,
             trust_env=False,
+            read_bufsize=PIECE,
         )
         return self
 
@@ -261,13 +266,13 @@ class ByteStream:
         self.headers: Mapping[str, str] = response.headers
 
     async def read(self) -> bytes:
-        """The next bytes, all that are there; empty only at the end of the answer.
+        """The next bytes, at once when some are there, at most PIECE; empty only at the end of the answer.
 
         Raises:
             PomeloError: by the map; what came before stands.
         """
         try:
-            return await self._content.readany()
+            return await self._content.read(PIECE)
         except _FAULTS as error:
             failure = cut(error)
         raise failure

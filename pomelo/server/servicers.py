@@ -199,9 +199,14 @@ class MediaServicer(MediaServiceServicer):
         """See the contract."""
         pieces = aiter(requests)
         first = await anext(pieces, None)
-        content_type = first.content_type if first is not None else ""
+        content_type, begun = "", []
+        if first is not None:
+            content_type = first.content_type
+            if first.WhichOneof("data") != "content_type":
+                begun.append(first)
+        del first
         try:
-            media = await self._media.upload_media(content_type, _chunks(first, pieces, rpc), rpc.call)
+            media = await self._media.upload_media(content_type, _chunks(begun, pieces, rpc), rpc.call)
         except PomeloError:
             if not rpc.gateway:
                 await _linger(pieces)
@@ -223,18 +228,23 @@ class MediaServicer(MediaServiceServicer):
 
 
 async def _chunks(
-    first: media_pb.UploadMediaRequest | None, rest: AsyncIterator[media_pb.UploadMediaRequest], rpc: Rpc
+    begun: list[media_pb.UploadMediaRequest], rest: AsyncIterator[media_pb.UploadMediaRequest], rpc: Rpc
 ) -> AsyncIterator[bytes]:
-    """The bytes of an upload. It ends when the caller says so, not when the caller is gone.
+    """The bytes of an upload, of those that have `begun` it and of the rest. It ends when the caller says so,
+    not when the caller is gone.
+
+    A piece has up to 1 MiB, so none is held while the next one is waited for.
 
     Raises:
         PomeloError: missing_parameter, invalid_parameter.
     """
-    if first is not None:
-        if first.WhichOneof("data") != "content_type":
-            yield _chunk(first)
-        async for piece in rest:
-            yield _chunk(piece)
+    while begun:
+        yield _chunk(begun.pop())
+    async for piece in rest:
+        chunk = _chunk(piece)
+        del piece
+        yield chunk
+        del chunk
     try:
         # grpc.aio shows a caller who left as one who is done, and cancels us a moment later. Sending
         # something brings that moment about.
@@ -246,9 +256,10 @@ async def _chunks(
 def _chunk(piece: media_pb.UploadMediaRequest) -> bytes:
     match piece.WhichOneof("data"):
         case "chunk":
-            if not 0 < len(piece.chunk) <= MAX_CHUNK:
+            chunk = piece.chunk  # a copy each time
+            if not 0 < len(chunk) <= MAX_CHUNK:
                 raise invalid("chunk", f"1 to {MAX_CHUNK:,} bytes")
-            return piece.chunk
+            return chunk
         case "content_type":
             raise invalid("content_type", "in the first message alone")
     raise missing("chunk")
