@@ -20,6 +20,7 @@ from pomelo.gen.v1.model_service_pb2_grpc import ModelServiceServicer
 from pomelo.gen.v1.task_service_pb2 import RunTaskRequest, RunTaskResponse, StreamTaskRequest
 from pomelo.gen.v1.task_service_pb2_grpc import TaskServiceServicer
 from pomelo.service import MediaService, ModelService, TaskService
+from pomelo.traces import trace
 from pomelo.wire import OPEN_KEY, WIRE_KEY, status_code, to_status, trailing
 
 MAX_CHUNK = 1024 * 1024
@@ -130,8 +131,8 @@ def answering(method: Callable[[Any, Any, Rpc], Awaitable[Any]]) -> Callable[[An
                 error = refusal
             except grpc.aio.BaseError:
                 raise  # The caller has left, or was aborted already; grpc.aio knows.
-            except Exception:
-                log.exception("request %s failed unexpectedly", rpc.call.request_id)
+            except Exception as fault:
+                log.error("request %s failed unexpectedly\n%s", rpc.call.request_id, trace(fault))
                 error = PomeloError("internal_error")
             return await rpc.refuse(error)
 

@@ -28,6 +28,7 @@ from pomelo.gen.v1.media_service_pb2 import UploadMediaRequest
 from pomelo.gen.v1.media_service_pb2_grpc import MediaServiceStub
 from pomelo.gen.v1.task_service_pb2 import RunTaskRequest, StreamTaskRequest
 from pomelo.gen.v1.task_service_pb2_grpc import TaskServiceStub
+from pomelo.providers.base import Event, Job
 from pomelo.routing import TRIPS_AT
 from pomelo.settings import Settings
 from pomelo.testing import FaultUpstream, Gate, Reply
@@ -382,6 +383,49 @@ async def test_no_logger_tells(
     logging.getLogger("tests").debug("a line of the test's own")
     assert "a line of the test's own" in caplog.text, "the loggers are heard"
     assert not found(caplog.text), [line for line in caplog.text.splitlines() if found(line)][:5]
+
+
+class Careless:
+    """A provider as a stranger may plug it in: it raises what it was given, and what it was answered."""
+
+    configured = True
+
+    async def text(self, job: Job) -> AsyncIterator[Event]:
+        """See JobMethod."""
+        try:
+            raise KeyError(f"{CANARY}-answer")
+        except KeyError as error:
+            error.add_note(f"{CANARY}-note")
+            raise ExceptionGroup(f"{CANARY}-group", [ValueError(repr(job.input))]) from error
+        yield Event()
+
+    async def aclose(self) -> None:
+        """See Provider."""
+
+
+async def test_what_nobody_foresaw_is_logged_without_what_it_says(
+    tmp_path: Path, own_upstream: FaultUpstream, caplog: pytest.LogCaptureFixture
+) -> None:
+    settings = Settings(rest="127.0.0.1:0", grpc="127.0.0.1:0", data=tmp_path / "data")
+    async with (
+        open_app(settings, providers={"openai": Careless()}) as app,
+        aiohttp.ClientSession() as session,
+    ):
+        assert app.rest is not None
+        assert app.grpc is not None
+        _, key = await app.keyring.create(live=True)
+        async with grpc.aio.insecure_channel(app.grpc) as channel:
+            driver = Driver("http://{}:{}".format(*app.rest), channel, session, key, own_upstream)
+            for mode in ("whole", "stream"):
+                await driver.rest("gpt-4", mode, 10.0)
+                await driver.grpc("gpt-4", mode, 10.0)
+    assert driver.heard.failures == driver.heard.calls == 4
+    assert not [error for error in driver.heard.errors if found(error)]
+    assert caplog.text.count("failed unexpectedly") == 4
+    assert caplog.text.count("builtins.ExceptionGroup") == 4
+    assert caplog.text.count("builtins.KeyError") == caplog.text.count("builtins.ValueError") == 4
+    assert Path(__file__).name in caplog.text, "the place is told"
+    assert not found(caplog.text)
 
 
 def test_a_canary_is_found_wherever_it_is() -> None:
