@@ -7,9 +7,10 @@ kind of task is stands in `pomelo.tasks`, what a vendor's wire is in `pomelo.pro
 import asyncio
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
-from contextlib import aclosing, asynccontextmanager
+from contextlib import aclosing, asynccontextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 
 from pomelo.call import Call, Principal
 from pomelo.catalog import Catalog, Model
@@ -37,6 +38,8 @@ class _Run:
     candidates: list[Candidate]
     fold: Fold
     created: int
+    spent: Path | None
+    """An upload that is of no use once the task has ended."""
 
 
 class Engine:
@@ -142,7 +145,9 @@ class Engine:
             audio=audio,
         )
         fold = kind.fold(Folding(given, stream, partial(self._media.writer, principal.account)))
-        return _Run(job, candidates, fold, int(self._now()))
+        # What came with a REST request has no name that its caller knows: no other task can want it.
+        spent = audio.path if audio is not None and call.wire == "rest" else None
+        return _Run(job, candidates, fold, int(self._now()), spent)
 
     @asynccontextmanager
     async def _until_deadline(self, run: _Run) -> AsyncIterator[None]:
@@ -161,6 +166,9 @@ class Engine:
             raise PomeloError("deadline_exceeded") from error
         finally:
             run.fold.close()
+            if run.spent is not None:
+                with suppress(OSError):  # it expires soon
+                    run.spent.unlink(missing_ok=True)
 
     async def _stream(self, task: Task, run: _Run) -> AsyncGenerator[StreamTaskResponse, None]:
         """The contract's order of events: `started` with the first one, the held one or the result last."""

@@ -34,6 +34,10 @@ BODY_MOST = 8 * 1024 * 1024
 PER_HOST = 256
 """Connections to one host; further calls wait for one until their deadline."""
 
+PIECE = 64 * 1024
+"""Bytes of a sound that are read at once, and about what is read ahead of an answer: what a slow caller makes
+us hold is small."""
+
 _COMPLAINT_MOST = 64 * 1024  # bytes of an error body that are read, and
 _COMPLAINT_WAIT = 5.0  # seconds that are spent on it
 _GOODBYE_WAIT = 0.05  # seconds between a stream's last event and its end, for the connection to be kept
@@ -89,6 +93,7 @@ class Http:
             headers={"Accept-Encoding": "identity", "User-Agent": f"pomelo/{pomelo.__version__}"},
             auto_decompress=False,
             trust_env=False,
+            read_bufsize=PIECE,
         )
         return self
 
@@ -243,18 +248,18 @@ class _Body:
         """Whether all of it was read."""
         return self._content.at_eof()
 
-    async def read(self) -> bytes:
-        """The next bytes, all that are there; empty only at the end.
+    async def read(self, most: int = -1) -> bytes:
+        """The next bytes, all that are there or at most so many; empty only at the end.
 
         Raises:
             aiohttp.ClientError, OSError, ValueError: it is cut. TimeoutError, an OSError too: it is silent.
         """
-        packet = self._content.read_nowait()
+        packet = self._content.read_nowait(most)
         if packet or self._content.at_eof():
             return packet
         try:
             async with asyncio.timeout(_GOODBYE_WAIT if self._gone() else self._silence):
-                return await self._content.readany()
+                return await (self._content.readany() if most < 0 else self._content.read(most))
         except TimeoutError:
             if not self._gone():
                 raise
@@ -319,13 +324,13 @@ class ByteStream:
         self.headers = headers
 
     async def read(self) -> bytes:
-        """The next bytes, all that are there; empty only at the end of the answer.
+        """The next bytes, at once when some are there, at most PIECE; empty only at the end of the answer.
 
         Raises:
             PomeloError: by the map; what came before stands.
         """
         try:
-            return await self._body.read()
+            return await self._body.read(PIECE)
         except _FAULTS as error:
             failure = cut(error)
         raise failure
