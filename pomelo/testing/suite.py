@@ -19,15 +19,9 @@ from contextlib import aclosing, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
-from pomelo.catalog import Limits, Model, Route
 from pomelo.errors import PomeloError
-from pomelo.gen.v1.image_pb2 import ImageInput
-from pomelo.gen.v1.model_service_pb2 import PriceUnit
-from pomelo.gen.v1.speech_pb2 import SpeechToSpeechInput, SpeechToTextInput, TextToSpeechInput
-from pomelo.gen.v1.task_pb2 import TaskType
-from pomelo.gen.v1.text_pb2 import Message, Role, TextInput
 from pomelo.providers import Credentials
-from pomelo.providers.base import AudioSource, Job, method
+from pomelo.providers.base import Job, method
 from pomelo.providers.http import Http, Timeouts
 from pomelo.testing.addresses import Unresolving
 from pomelo.testing.broken import ASTRAY, BODY, Breaking, ahead, first, held
@@ -35,11 +29,31 @@ from pomelo.testing.faults import FAULTS, LATE, OK, WORDED, Fault
 from pomelo.testing.leftovers import closed, nothing_left, shown
 from pomelo.testing.reading import Reading
 from pomelo.testing.reply import Gate, Script, Wire
+from pomelo.testing.samples import PROMPT, SOUND, kind_of, sample
 from pomelo.testing.upstream import FaultUpstream
 
+__all__ = [
+    "AT_ONCE",
+    "CODES",
+    "DEADLINE",
+    "KEY",
+    "LEFT",
+    "LENIENCE",
+    "LIMIT",
+    "PROMPT",
+    "SECRETS",
+    "SOUND",
+    "TRIES",
+    "Case",
+    "Subject",
+    "Verdict",
+    "cases",
+    "kind_of",
+    "run",
+    "sample",
+]
+
 KEY = "key-canary-2718"
-PROMPT = "my canary prompt"
-SOUND = b"\xff\xfb\x90\xc0" + b"a canary sound" * 100
 SECRETS = (KEY, PROMPT, BODY.split()[0], "a canary sound")
 """The key, the caller's input and the vendor's body; none of it may be in what a failure shows."""
 
@@ -147,11 +161,6 @@ class Verdict:
             raise AssertionError(f"{self.case}: {'; '.join(self.problems)}")
 
 
-def kind_of(job: Job) -> str:
-    """The kind of a job, as providers name their methods."""
-    return TaskType.Name(job.model.task_type).removeprefix("TASK_TYPE_").lower()
-
-
 _HELD: Mapping[str, Callable[[Gate], Breaking]] = {
     "before the head": ahead,
     "after the head": first,
@@ -159,29 +168,6 @@ _HELD: Mapping[str, Callable[[Gate], Breaking]] = {
     "after an event": held,
 }
 """Where a caller leaves -> where the vendor holds its answer meanwhile."""
-
-_INPUTS: Mapping[str, Callable[[], Any]] = {
-    "text": lambda: TextInput(messages=[Message(role=Role.ROLE_USER, content=PROMPT)]),
-    "image": lambda: ImageInput(prompt=PROMPT),
-    "text_to_speech": lambda: TextToSpeechInput(text=PROMPT, voice="adam"),
-    "speech_to_speech": lambda: SpeechToSpeechInput(voice="adam"),
-    "speech_to_text": SpeechToTextInput,
-}
-
-
-def sample(kind: str, route: Route, given: Any = None, *, limits: Limits | None = None) -> Job:
-    """A job of a kind on a route; without `given` the shortest input there is. Sound comes inline."""
-    model = Model(
-        name=route.model,
-        task_type=TaskType.Value(f"TASK_TYPE_{kind.upper()}"),
-        routes=(route,),
-        limits=limits or Limits(),
-        prices={PriceUnit.PRICE_UNIT_IMAGE: 1},
-        price_version="test",
-    )
-    heard = kind in ("speech_to_speech", "speech_to_text")
-    audio = AudioSource("audio/mpeg", len(SOUND), data=SOUND) if heard else None
-    return Job(f"task_{kind}", model, route, given or _INPUTS[kind](), False, 0.0, audio)
 
 
 def cases(subject: Subject) -> list[Case]:
