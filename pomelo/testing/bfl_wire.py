@@ -14,7 +14,7 @@ from typing import Any
 from pomelo.testing.broken import BODY, astray
 from pomelo.testing.checks import Check, flag, number, one_of, text, whole
 from pomelo.testing.pictures import CONTENT_TYPES, picture
-from pomelo.testing.reply import Gate, Received, Reply, Script, Step, Stop, Wire, Wording
+from pomelo.testing.reply import Received, Reply, Script, Step, Stop, Wire, Wording
 
 PREFIX = "/bfl"
 ORDERS = PREFIX + "/v1/"
@@ -194,7 +194,7 @@ UNDELIVERED: Mapping[str, Reply] = {
     ),
     "delivered oversize": Reply(
         headers={"Content-Type": "image/png", "Content-Length": str(10**12)},
-        steps=(picture("png")[:40], Gate()),
+        steps=(picture("png")[:40], Stop.SILENCE),
     ),
     "no picture": Reply(headers={"Content-Type": "image/png"}, steps=(f"<html>{BODY}</html>".encode(),)),
 }

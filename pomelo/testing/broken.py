@@ -191,7 +191,7 @@ def late_chunk(chunks: int = 3000) -> Breaking:
         packets = [packet for packet in (data, *(filler,) * chunks) if packet]
         body = b"".join(b"%x\r\n%s\r\n" % (len(packet), packet) for packet in packets)
         headers = {**_unmeasured(reply), "Transfer-Encoding": "chunked"}
-        return replace(reply, before=(_head(headers) + body + b"no chunk\r\n", Gate()), steps=())
+        return replace(reply, before=(_head(headers) + body + b"no chunk\r\n", Stop.SILENCE), steps=())
 
     return _changed(change)
 
@@ -212,14 +212,14 @@ def unended(good: Script) -> Script:
 
     def script(received: Received) -> Reply:
         reply = good if isinstance(good, Reply) else good(received)
-        return replace(reply, steps=(*reply.steps, Gate()))
+        return replace(reply, steps=(*reply.steps, Stop.SILENCE))
 
     return script
 
 
 def error_without_body(code: int) -> Breaking:
     """A refusal that begins and is never told."""
-    return instead(lambda received: Reply(code, steps=(b'{"error": ', Gate())))
+    return instead(lambda received: Reply(code, steps=(b'{"error": ', Stop.SILENCE)))
 
 
 def halves(steps: tuple[Step, ...]) -> tuple[tuple[Step, ...], tuple[Step, ...]]:

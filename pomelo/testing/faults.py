@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 from pomelo.testing import addresses, broken
 from pomelo.testing.broken import Breaking
-from pomelo.testing.reply import Gate, Script, Stop, Wire
+from pomelo.testing.reply import Script, Stop, Wire
 
 KINDS = ("text", "image", "text_to_speech", "speech_to_speech", "speech_to_text")
 """The kinds of task."""
@@ -104,7 +104,8 @@ FAULTS: tuple[Fault, ...] = (
     # No head.
     Fault("closed at once", "FIN ahead of the head", UNAVAILABLE, UNAVAILABLE, broken.ahead(Stop.CLOSE)),
     Fault("reset at once", "RST ahead of the head", UNAVAILABLE, UNAVAILABLE, broken.ahead(Stop.RESET)),
-    Fault("silence at once", "nothing comes, not even a head", LATE, LATE, broken.ahead(Gate()), stalls=True),
+    Fault("silence at once", "nothing comes, not even a head", LATE, LATE, broken.ahead(Stop.SILENCE),
+          stalls=True),
     Fault("garbage", "another protocol in place of HTTP", breaks=broken.raw(b"SSH-2.0-OpenSSH_9\r\n\r\n")),
     Fault("a head without end", "a header after the other, for ever", LATE, LATE,
           broken.dripping_head(b"X-Filler: x\r\n", b"HTTP/1.1 200 OK\r\n"), endless=True),
@@ -121,13 +122,13 @@ FAULTS: tuple[Fault, ...] = (
     # Half an answer.
     Fault("closed after the head", "FIN ahead of the body", breaks=broken.first(Stop.CLOSE)),
     Fault("reset after the head", "RST ahead of the body", breaks=broken.first(Stop.RESET)),
-    Fault("silence after the head", "nothing comes but the head", LATE, LATE, broken.first(Gate()),
+    Fault("silence after the head", "nothing comes but the head", LATE, LATE, broken.first(Stop.SILENCE),
           stalls=True),
     Fault("closed half way", "FIN in the middle of the body", breaks=broken.half_way(Stop.CLOSE)),
     Fault("reset half way", "RST in the middle of the body", breaks=broken.half_way(Stop.RESET)),
     Fault("ended half way", "the body ends in good order, half of it", breaks=broken.half_way(Stop.END),
           lacks=_UNMARKED),
-    Fault("silence half way", "the body stops in its middle", LATE, LATE, broken.half_way(Gate()),
+    Fault("silence half way", "the body stops in its middle", LATE, LATE, broken.half_way(Stop.SILENCE),
           stalls=True, keeps=True),
     Fault("drips for ever", "a body whose second half comes a byte at a time and says nothing", LATE, LATE,
           broken.dripping(), endless=True, keeps=True),

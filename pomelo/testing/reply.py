@@ -41,6 +41,8 @@ class Stop(Enum):
     """The connection is closed (FIN) without the body's end."""
     RESET = "reset"
     """The connection is reset (RST)."""
+    SILENCE = "silence"
+    """Nothing more comes, and the connection stays until the client leaves."""
 
 
 class Token(bytes):

@@ -261,6 +261,8 @@ async def _steps(
             received.tokens_sent += isinstance(step, Token)
         elif isinstance(step, Gate):
             await step.pass_through()
+        elif step is Stop.SILENCE:
+            await asyncio.get_running_loop().create_future()
         elif isinstance(step, Stop):
             _stop(step, transport)
             return
