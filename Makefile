@@ -6,7 +6,7 @@ BIN := .venv/bin
 BASE ?= main
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: serve test lint proto unit gen clean
+.PHONY: serve test lint proto unit load gen clean
 
 serve: .venv/.serve
 	@exec pomelo serve
@@ -26,6 +26,9 @@ proto: .venv/.dev
 
 unit: .venv/.dev
 	pytest
+
+load: .venv/.dev
+	LOAD_CALLS=100 pytest -s tests/load
 
 gen: .venv/.dev
 	python proto/generate.py

@@ -18,6 +18,9 @@ from pomelo.service import Services
 
 GATEWAY = web.AppKey("gateway", Gateway)
 
+READ_AHEAD = 64 * 1024
+"""About the bytes of a body that are taken in before anybody asks for them."""
+
 
 def make_app(services: Services, options: GatewayOptions | None = None) -> web.Application:
     """The application with every route of the table, before `services`."""
@@ -81,6 +84,7 @@ async def open_rest(
                 lingering_time=options.linger_timeout,
                 access_log=None,
                 auto_decompress=False,
+                read_bufsize=READ_AHEAD,
                 max_line_size=8190,
                 max_field_size=8190,
                 max_headers=128,
