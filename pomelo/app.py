@@ -15,11 +15,14 @@ from pathlib import Path
 from gateway.app import open_rest
 from gateway.remote import Tls, open_remote
 from gateway.state import GatewayOptions
+from pomelo.accounts import AccountDesk, AccountOffice
 from pomelo.admission.keys import Keyring
+from pomelo.admission.plans import BUILTIN, Plan
 from pomelo.catalog import Catalog
 from pomelo.draining import Draining
 from pomelo.engine import Engine
 from pomelo.media import MediaDesk, MediaStore
+from pomelo.metering.usage import UsageDesk
 from pomelo.providers import SANDBOX, Credentials, open_providers
 from pomelo.providers.base import Provider
 from pomelo.providers.http import Timeouts
@@ -85,6 +88,7 @@ async def open_app(
         media = MediaStore(settings.data / "media", secret, public_url=settings.public_url)
         await stack.enter_async_context(_sweeping(media))
         catalog = catalog or registry.catalog
+        plans = find_plans(settings, catalog)
         engine = Engine(
             catalog=catalog,
             router=make_router(providers),
@@ -93,9 +97,11 @@ async def open_app(
             inline_limit=settings.inline_limit,
         )
         desk = MediaDesk(media, keyring.authenticate, settings.upload_limit)
+        usage = UsageDesk(store, secret)
+        accounts = AccountDesk(store, usage, plans, keyring.authenticate)
         draining = Draining()
-        services = draining.guard(Services(tasks=engine, models=engine, media=desk))
-        admin = AdminServicer(keyring, catalog.models)
+        services = draining.guard(Services(tasks=engine, models=engine, media=desk, accounts=accounts))
+        admin = AdminServicer(store, keyring, AccountOffice(store, plans), usage, catalog.models)
         await stack.enter_async_context(open_admin(admin, settings.admin_socket))
         server = None
         if settings.grpc:
@@ -132,6 +138,27 @@ def find_providers(settings: Settings) -> Registry:
         raise SettingsError(str(error)) from error
     settings.check_providers(registry.entries)
     return registry
+
+
+def find_plans(settings: Settings, catalog: Catalog) -> dict[str, Plan]:
+    """The built-in plans, and the operator's, which may replace them.
+
+    Raises:
+        SettingsError: one of the operator's names a model that there is not.
+    """
+    plans = dict(BUILTIN)
+    for name, given in settings.plans.items():
+        for model in given.models or ():
+            if model not in catalog.models:
+                raise SettingsError(f"plans.{name}.models: there is no model {model[:100]}")
+        plans[name] = Plan(
+            name,
+            requests=given.requests_per_minute,
+            concurrent=given.concurrent_requests,
+            tokens=given.tokens_per_minute,
+            models=frozenset(given.models) if given.models is not None else None,
+        )
+    return plans
 
 
 def credentials(settings: Settings, registry: Registry) -> dict[str, Credentials]:

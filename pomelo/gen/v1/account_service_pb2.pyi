@@ -404,7 +404,7 @@ Global___UsageTotal: _TypeAlias = UsageTotal  # noqa: Y015
 
 @_typing.final
 class ListUsageRequest(_message.Message):
-    """Asks for usage. With page_token all else must be as it was for the first page."""
+    """Asks for usage. With page_token all but page_size must be as it was for the first page."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
