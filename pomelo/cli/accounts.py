@@ -12,9 +12,7 @@ if TYPE_CHECKING:
     from pomelo.gen.v1.account_service_pb2 import Balance
     from pomelo.gen.v1.admin_service_pb2 import AccountDetail
 
-Name = Annotated[
-    str, typer.Argument(metavar="NAME", help="An account: see pomelo accounts list.")
-]
+Name = Annotated[str, typer.Argument(metavar="NAME", help="An account: see pomelo accounts list.")]
 
 _LIMITS = (
     ("requests a minute", "requests_per_minute"),
@@ -147,7 +145,8 @@ def _tell(account: "AccountDetail", as_json: bool) -> None:
     for name, balance in (("live", account.live), ("test", account.test)):
         typer.echo(
             f"{name:<8} {written(balance.available_micros)} credits left of "
-            f"{written(balance.granted_micros)}: {written(balance.spent_micros)} spent, {written(balance.held_micros)} held"
+            f"{written(balance.granted_micros)}: {written(balance.spent_micros)} spent, "
+            f"{written(balance.held_micros)} held"
         )
 
 
