@@ -290,6 +290,10 @@ def _given(call: Call) -> dict[str, Any]:
     if call.secret is not None:
         # What can't be a key may not fit into metadata; any other wrong one is refused just the same.
         metadata.append(("authorization", f"Bearer {call.secret if _PLAIN.fullmatch(call.secret) else '-'}"))
+    if call.repeat_key is not None:
+        # Likewise: one with a space is refused just the same.
+        fits = _PLAIN.fullmatch(call.repeat_key)
+        metadata.append(("idempotency-key", call.repeat_key if fits else "- -"))
     if call.traceparent is not None and _PLAIN.fullmatch(call.traceparent):
         metadata.append(("traceparent", call.traceparent))
     return {"metadata": metadata, "timeout": left + _SLACK}

@@ -9,7 +9,7 @@ import time
 from collections.abc import Awaitable, Callable, Mapping
 
 from pomelo import times
-from pomelo.admission.plans import NEW_ACCOUNTS, TEST_CREDITS, Plan, find_plan
+from pomelo.admission.plans import NEW_ACCOUNTS, TEST_CREDITS, Plan
 from pomelo.call import Call, Principal
 from pomelo.errors import PomeloError, invalid, missing
 from pomelo.gen.v1 import account_service_pb2 as pb
@@ -27,30 +27,30 @@ _NAMES = "1 to 64 letters, digits, dots, dashes or underscores"
 
 
 class AccountDesk:
-    """The port `AccountService` in this process. A key sees its own side of its account, and nothing else."""
+    """The port `AccountService` in this process. A key sees its own side of its account, and nothing else.
+
+    `plan` gives the plan of whoever calls, or refuses where it is none any more.
+    """
 
     def __init__(
         self,
         store: AccountStore,
         usage: UsageDesk,
-        plans: Mapping[str, Plan],
+        plan: Callable[[Principal], Plan],
         authenticate: Callable[[Call], Awaitable[Principal]],
     ) -> None:
         self._store = store
         self._usage = usage
-        self._plans = plans
+        self._plan = plan
         self._authenticate = authenticate
 
     async def get_account(self, call: Call) -> pb.Account:
         """See the port."""
         principal = await self._enter(call)
-        record = await self._store.get_account(principal.account)
-        if record is None:
-            raise PomeloError("invalid_api_key", "The account of this key is gone. Ask the operator")
-        plan = find_plan(self._plans, record.plan)
-        balance = await self._store.balance(Wallet(record.name, principal.live))
+        plan = self._plan(principal)
+        balance = await self._store.balance(Wallet(principal.account, principal.live))
         return pb.Account(
-            name=record.name,
+            name=principal.account,
             plan=plan.name,
             limits=_limits(plan),
             live=principal.live,

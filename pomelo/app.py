@@ -16,8 +16,10 @@ from gateway.app import open_rest
 from gateway.remote import Tls, open_remote
 from gateway.state import GatewayOptions
 from pomelo.accounts import AccountDesk, AccountOffice
+from pomelo.admission.admit import Admission
 from pomelo.admission.keys import Keyring
 from pomelo.admission.plans import BUILTIN, Plan
+from pomelo.call import Call, Principal
 from pomelo.catalog import Catalog
 from pomelo.draining import Draining
 from pomelo.engine import Engine
@@ -63,6 +65,7 @@ async def open_app(
     catalog: Catalog | None = None,
     providers: Mapping[str, Provider] | None = None,
     timeouts: Timeouts | None = None,
+    plans: Mapping[str, Plan] | None = None,
     make_router: Callable[[Mapping[str, Provider]], Router] = Router,
 ) -> AsyncIterator[App]:
     """Builds and serves everything; leaving drains: what runs may end within the grace, nothing new comes in.
@@ -85,23 +88,33 @@ async def open_app(
                     origins=settings.delivery_origins,
                 )
             )
+        catalog = catalog or registry.catalog
+        plans = plans or find_plans(settings, catalog)
+        admission = Admission(store, plans)
+        await stack.enter_async_context(_noting(admission))
+
+        async def identify(call: Call) -> Principal:
+            principal = await keyring.authenticate(call)
+            await admission.tell(call, principal)
+            return principal
+
         media = MediaStore(settings.data / "media", secret, public_url=settings.public_url)
         await stack.enter_async_context(_sweeping(media))
-        catalog = catalog or registry.catalog
-        plans = find_plans(settings, catalog)
         engine = Engine(
             catalog=catalog,
             router=make_router(providers),
             authenticate=keyring.authenticate,
+            admission=admission,
             media=media,
             inline_limit=settings.inline_limit,
         )
-        desk = MediaDesk(media, keyring.authenticate, settings.upload_limit)
+        desk = MediaDesk(media, identify, settings.upload_limit)
         usage = UsageDesk(store, secret)
-        accounts = AccountDesk(store, usage, plans, keyring.authenticate)
+        accounts = AccountDesk(store, usage, admission.plan, identify)
+        office = AccountOffice(store, plans, plan_changed=keyring.forget_account)
         draining = Draining()
         services = draining.guard(Services(tasks=engine, models=engine, media=desk, accounts=accounts))
-        admin = AdminServicer(store, keyring, AccountOffice(store, plans), usage, catalog.models)
+        admin = AdminServicer(store, keyring, office, usage, catalog.models)
         await stack.enter_async_context(open_admin(admin, settings.admin_socket))
         server = None
         if settings.grpc:
@@ -250,6 +263,19 @@ def _server_options(settings: Settings) -> ServerOptions:
         tls_key=settings.tls_key,
         tls_client_ca=settings.tls_client_ca,
     )
+
+
+@asynccontextmanager
+async def _noting(admission: Admission) -> AsyncIterator[None]:
+    """Notes what running tasks use; on leaving, waits for what was left to the store."""
+    task = asyncio.create_task(admission.keep_notes())
+    try:
+        yield
+    finally:
+        task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await task
+        await admission.idle()
 
 
 @asynccontextmanager

@@ -17,17 +17,19 @@ DEFAULT_TIMEOUT = 600.0
 """Seconds that a task may take when the caller sets no deadline; also the most that a caller can get."""
 
 _REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
+_REPEAT_KEY = re.compile(r"[\x21-\x7e]{1,255}")
 _BEARER = re.compile(r"bearer +(\S+) *", re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True)
 class Principal:
-    """Whom a key speaks for. `models` is None when the key may use all of them."""
+    """Whom a key speaks for. `models` is None when the key may use all of them; `plan` is the account's."""
 
     account: str
     key_id: str
     live: bool
     models: frozenset[str] | None = None
+    plan: str = ""
 
     @property
     def mode(self) -> str:
@@ -41,8 +43,9 @@ class Call:
 
     `secret` is the caller's key as it came (never logged); `deadline` is absolute, on the clock of
     `time.monotonic` (which is the event loop's too); `fault` is what was wrong with the headers, raised
-    once the key is known to be good. `reply` holds the headers that go back, by their names as the
-    documentation writes them; it is complete when a task's first event is, and on every error.
+    once the key is known to be good. `repeat_key` is the Idempotency-Key. `reply` holds the headers that go
+    back, by their names as the documentation writes them; it is complete when a task's first event is, and on
+    every error. `trailer` holds those that are known at a stream's end alone.
     """
 
     secret: str | None
@@ -50,8 +53,10 @@ class Call:
     wire: str
     deadline: float
     traceparent: str | None = None
+    repeat_key: str | None = None
     fault: PomeloError | None = None
     reply: dict[str, str] = field(default_factory=dict)
+    trailer: dict[str, str] = field(default_factory=dict)
 
     @classmethod
     def from_headers(
@@ -79,6 +84,9 @@ class Call:
         request_id = get("x-request-id")
         if request_id is None or not _REQUEST_ID.fullmatch(request_id):
             request_id = new_id("req_")
+        repeat_key = get("idempotency-key")
+        if repeat_key is not None and not _REPEAT_KEY.fullmatch(repeat_key):
+            fault = invalid("Idempotency-Key", "1 to 255 visible ASCII characters")
         bearer = _BEARER.fullmatch(get("authorization") or "")
         return cls(
             secret=bearer[1] if bearer else None,
@@ -86,6 +94,7 @@ class Call:
             wire=wire,
             deadline=clock() + timeout,
             traceparent=get("traceparent"),
+            repeat_key=repeat_key,
             fault=fault,
             reply={"X-Request-Id": request_id},
         )

@@ -10,7 +10,7 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from decimal import Decimal
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from pomelo.errors import PomeloError
 from pomelo.gen.v1.model_service_pb2 import PriceUnit
@@ -21,6 +21,8 @@ BUILTIN = Path(__file__).with_name("catalog.toml")
 MICROS = 1_000_000
 """Microcredits in a credit."""
 
+
+Number = TypeVar("Number", int, float)
 
 Prices = Mapping["PriceUnit.ValueType", int]
 """Microcredits for one unit."""
@@ -43,6 +45,22 @@ class Route:
     options: Mapping[str, Any] = field(default_factory=dict)
     prices: Prices = field(default_factory=dict)
     price_version: str = ""
+
+    def fit(self, name: str, value: Number) -> Number | None:
+        """`value` as the model takes it: in its range and on its grid; None where it takes no `name`.
+
+        A whole number stays one.
+        """
+        if name in self.drop:
+            return None
+        clamp = self.clamp.get(name)
+        if clamp is None:
+            return value
+        least, most, step = clamp
+        kind = type(value)
+        if step:
+            value = kind(round(value / step) * step)
+        return kind(min(max(value, least), most))
 
 
 @dataclass(frozen=True, slots=True)

@@ -210,6 +210,18 @@ class MediaStore:
                         return path, self.describe(media_id, _TYPES[ending], stat.st_size, expires)
         raise PomeloError("not_found", "No such medium, or it has expired")
 
+    def keep(self, media_id: str, seconds: float) -> None:
+        """Keeps a medium for so long from now, where that is longer than it lives anyway.
+
+        Raises:
+            PomeloError: store_unavailable.
+        """
+        until = self.now() + max(0.0, seconds - self.lifetime)
+        try:
+            os.utime(self.folder / media_id, (until, until))
+        except OSError as error:
+            raise PomeloError("store_unavailable") from error
+
     def check(self, media_id: str, signature: str) -> None:
         """Checks the query string of a link.
 

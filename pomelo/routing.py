@@ -119,17 +119,25 @@ class Router:
     def _breaker(self, route: Route) -> Breaker:
         return self._breakers.setdefault((route.provider, route.model), Breaker(self._trips_at))
 
-    def events(self, job: Job, candidates: list[Candidate]) -> AsyncGenerator[Event, None]:
-        """The events of a task, from the first candidate that gives any; to be closed by the caller.
+    def events(
+        self, job: Job, candidates: list[Candidate], asked: Callable[[Route], None]
+    ) -> AsyncGenerator[Event, None]:
+        """The events of a task, from the first candidate that gives any; to be closed by the caller. `asked`
+        hears of each route before it is asked.
 
         Raises:
             PomeloError: what the last candidate that was asked failed with; provider_unavailable when all
                 of them are left alone for now.
         """
         first = candidates[0]
-        return first.method(job) if first.breaker is None else self._asked(job, candidates)
+        if first.breaker is None:
+            asked(first.route)
+            return first.method(job)
+        return self._asked(job, candidates, asked)
 
-    async def _asked(self, job: Job, candidates: list[Candidate]) -> AsyncGenerator[Event, None]:
+    async def _asked(
+        self, job: Job, candidates: list[Candidate], asked: Callable[[Route], None]
+    ) -> AsyncGenerator[Event, None]:
         failure: PomeloError | None = None
         rest = RESTS_FOR
         for candidate in candidates:
@@ -137,11 +145,12 @@ class Router:
             if not breaker.allows(self._clock()):
                 rest = min(rest, breaker.rests(self._clock()))
                 continue
-            asked = job if candidate.route is job.route else replace(job, route=candidate.route)
+            asked(candidate.route)
+            routed = job if candidate.route is job.route else replace(job, route=candidate.route)
             for retry in range(RETRIES + 1):
                 begun = False
                 try:
-                    async with aclosing(candidate.method(asked)) as events:
+                    async with aclosing(candidate.method(routed)) as events:
                         async for event in events:
                             if not begun:
                                 begun = True

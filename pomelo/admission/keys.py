@@ -14,10 +14,12 @@ import time
 import zlib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import Protocol
 
 from pomelo.call import Call, Principal
 from pomelo.errors import PomeloError, invalid
 from pomelo.stores.base import DEFAULT_ACCOUNT, KeyRecord, KeyStore
+from pomelo.stores.ledger import AccountStore
 from pomelo.subkeys import derive
 
 CACHE_SECONDS = 30.0
@@ -66,6 +68,10 @@ def _checksum(body: str) -> str:
     return "".join(reversed(digits))
 
 
+class Accounts(KeyStore, AccountStore, Protocol):
+    """What the keyring needs of a store: keys, and the plans of their accounts."""
+
+
 @dataclass(slots=True)
 class _Known:
     """A key that was looked up. `ends` is Unix time, 0 for a revoked key; `until` is monotonic."""
@@ -84,7 +90,7 @@ class Keyring:
 
     def __init__(
         self,
-        store: KeyStore,
+        store: Accounts,
         root_secret: bytes,
         clock: Callable[[], float] = time.time,
         monotonic: Callable[[], float] = time.monotonic,
@@ -176,6 +182,12 @@ class Keyring:
         """
         return await self._store.list_keys(account)
 
+    def forget_account(self, account: str) -> None:
+        """Asks the store again for the keys of an account whose plan has changed."""
+        for key_id in [i for i, known in self._known.items() if known.principal.account == account]:
+            del self._known[key_id]
+        self._epoch += 1
+
     def _new(
         self, account: str, live: bool, models: tuple[str, ...], expires: float | None
     ) -> tuple[KeyRecord, str]:
@@ -192,11 +204,16 @@ class Keyring:
         record = await self._store.get_key(key_id)
         if record is None:
             return None
+        account = await self._store.get_account(record.account)
         ends = math.inf if record.expires is None else record.expires
         known = _Known(
             digest=record.digest,
             principal=Principal(
-                record.account, key_id, record.live, frozenset(record.models) if record.models else None
+                record.account,
+                key_id,
+                record.live,
+                frozenset(record.models) if record.models else None,
+                account.plan if account is not None else "",
             ),
             ends=ends if record.revoked is None else 0.0,
             until=self._monotonic() + self._ttl,

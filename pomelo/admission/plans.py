@@ -7,8 +7,6 @@ an account, live and test, by itself.
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from pomelo.errors import PomeloError
-
 NEW_ACCOUNTS = "free"
 """The plan of an account that is made without one."""
 
@@ -37,19 +35,3 @@ BUILTIN: Mapping[str, Plan] = {
         Plan("unlimited"),
     )
 }
-
-
-def find_plan(plans: Mapping[str, Plan], name: str) -> Plan:
-    """The plan of that name, which an account is on.
-
-    Raises:
-        PomeloError: model_not_allowed, when it no longer exists: without a plan no model may be used.
-    """
-    plan = plans.get(name)
-    if plan is None:
-        raise PomeloError(
-            "model_not_allowed",
-            f"The plan {name!r} of this account no longer exists, so that it may use no model. "
-            "Ask the operator for another plan",
-        )
-    return plan

@@ -91,6 +91,12 @@ class Rpc:
         """Sends one message of a stream; waits while the caller does not read."""
         await self._context.write(message)
 
+    def close(self) -> None:
+        """Adds what is known at a stream's end alone; to be called ahead of it."""
+        trailer = self.call.trailer
+        if trailer:
+            self._context.set_trailing_metadata([(name.lower(), value) for name, value in trailer.items()])
+
     async def refuse(self, error: PomeloError) -> None:
         """Ends the call with an error. Never returns.
 
@@ -163,6 +169,7 @@ class TaskServicer(TaskServiceServicer):
             await rpc.open()
             async for event in events:
                 await rpc.write(event)
+        rpc.close()
 
 
 class ModelServicer(ModelServiceServicer):

@@ -1,14 +1,19 @@
-"""What a kind of task is: how its input is checked, and how a provider's events become its output."""
+"""What a kind of task is: how its input is checked and bounded, and how a provider's events become its output.
+
+What a task uses is told three times: before it runs, as a bound that it can't exceed; at its end, by the
+provider's count or ours; and for an answer that was cut or left, from what was delivered of it.
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from pomelo.catalog import Model
+from pomelo.catalog import Model, Route
 from pomelo.gen.v1.media_pb2 import ResponseFormat
 from pomelo.gen.v1.task_pb2 import TaskResult
 from pomelo.gen.v1.task_service_pb2 import StreamTaskResponse
 from pomelo.media import MediaWriter
+from pomelo.pricing import Used
 
 UNASKED_MOST = 3 * 1024 * 1024
 """Bytes of a medium that ride in an answer when the caller did not say how it should come back."""
@@ -22,6 +27,43 @@ def inline_most(wanted: "ResponseFormat.ValueType") -> int:
     if wanted == ResponseFormat.RESPONSE_FORMAT_URL:
         return 0
     return INLINE_MOST if wanted else UNASKED_MOST
+
+
+@dataclass(frozen=True, slots=True)
+class Heard:
+    """An input sound: its bytes, and its length in milliseconds, 0 where that can't be told."""
+
+    size: int = 0
+    ms: int = 0
+
+    def most(self, model: Model) -> int:
+        """The most milliseconds that it can have: what is told, or what the smallest encoding makes of it."""
+        limit = model.limits.max_audio_seconds * 1000
+        most = self.ms or -(-self.size * 1000 // SPEECH_BYTES)
+        return min(most, limit) if limit else most
+
+
+SPEECH_BYTES = 750
+"""Bytes of a second of speech in the smallest encoding that is in use (6 kbit/s)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Bound:
+    """What a task uses at the least and at the most. They differ where its output may be cut to what can be
+    paid. `tokens` is what is likely, for a limit of tokens a minute. `exact`: it is what it will use."""
+
+    least: Used
+    most: Used
+    tokens: int = 0
+    exact: bool = False
+
+
+@dataclass(slots=True)
+class Delivered:
+    """What has gone out of an answer: bytes, and pieces that had any."""
+
+    size: int = 0
+    pieces: int = 0
 
 
 class Fold(Protocol):
@@ -45,6 +87,10 @@ class Fold(Protocol):
         """
         ...
 
+    def used(self) -> tuple[Used, bool]:
+        """What the finished task used, and whether the provider counted it."""
+        ...
+
     def close(self) -> None:
         """Frees what it holds, finished or not; idempotent."""
         ...
@@ -52,11 +98,14 @@ class Fold(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Folding:
-    """What a fold is made for: the task's input, whether a stream is wanted, and where media go."""
+    """What a fold is made for: the task's input and its bound, whether a stream is wanted, where media go, and
+    whether media are kept even when the caller wants no link."""
 
     input: Any
+    bound: Bound
     stream: bool
     writer: Callable[[str], MediaWriter]
+    keep: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,11 +113,20 @@ class TaskKind:
     """One row of the table of kinds.
 
     `name` is the field of Task.input and the name of the providers' method. `check` raises `PomeloError`
-    for an input that the model can't be asked; `audio` tells whether the input has a sound.
+    for an input that the model can't be asked; `bound` tells what a checked one can use on a route; `partly`
+    what an answer used of which so much was delivered and no more comes. `audio` tells whether the input has a
+    sound.
     """
 
     name: str
     id_prefix: str
     check: Callable[[Any, Model], None]
     fold: Callable[[Folding], Fold]
+    bound: Callable[[Any, Model, Route, Heard], Bound]
+    partly: Callable[[Any, Bound, Delivered], Used]
     audio: bool = False
+
+
+def nothing(given: Any, bound: Bound, delivered: Delivered) -> Used:
+    """Of an answer that comes whole or not at all."""
+    return Used()

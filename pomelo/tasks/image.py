@@ -1,15 +1,18 @@
-"""Image tasks: the check of a prompt, and the folding of progress and picture."""
+"""Image tasks: the check of a prompt, its price's measure, and the folding of progress and picture."""
 
-from pomelo.catalog import Model
+from pomelo.catalog import Model, Route
 from pomelo.errors import PomeloError
 from pomelo.gen.v1.image_pb2 import GeneratedImage, ImageFormat, ImageInput
 from pomelo.gen.v1.media_pb2 import ResponseFormat
 from pomelo.gen.v1.task_pb2 import TaskResult
 from pomelo.gen.v1.task_service_pb2 import StreamTaskResponse
-from pomelo.tasks.base import Folding, TaskKind, inline_most
+from pomelo.pricing import Used
+from pomelo.tasks.base import Bound, Folding, Heard, TaskKind, inline_most, nothing
 from pomelo.tasks.ranges import SEED_MOST, filled, known, within
 
 SIDE_LEAST, SIDE_MOST = 64, 2048
+SIDE = 1024
+"""Pixels of a side that the caller leaves open."""
 
 
 def check(given: ImageInput, model: Model) -> None:
@@ -26,6 +29,16 @@ def check(given: ImageInput, model: Model) -> None:
     within(given, "seed", 0, SEED_MOST)
     known(given, "output_format", ImageFormat)
     known(given, "response_format", ResponseFormat)
+
+
+def bound(given: ImageInput, model: Model, route: Route, heard: Heard) -> Bound:
+    """One picture, of the size that the route's model makes of what is asked for."""
+    pixels = 1
+    for name in ("width", "height"):
+        side = getattr(given, name) if given.HasField(name) else SIDE
+        pixels *= route.fit(name, side) or side
+    used = Used(images=1, pixels=pixels)
+    return Bound(used, used, exact=True)
 
 
 class ImageFold:
@@ -55,14 +68,18 @@ class ImageFold:
         inline = len(picture.data) <= inline_most(wanted)
         if inline:
             image.data = picture.data
-        if wanted != ResponseFormat.RESPONSE_FORMAT_B64_JSON or not inline:
+        if wanted != ResponseFormat.RESPONSE_FORMAT_B64_JSON or not inline or self._folding.keep:
             with self._folding.writer(picture.content_type) as writer:
                 writer.write(picture.data)
                 image.media.CopyFrom(writer.commit())
         return None
 
+    def used(self) -> tuple[Used, bool]:
+        """See Fold."""
+        return self._folding.bound.most, True
+
     def close(self) -> None:
         """See Fold."""
 
 
-KIND = TaskKind("image", "img_", check, ImageFold)
+KIND = TaskKind("image", "img_", check, ImageFold, bound, nothing)

@@ -1,15 +1,17 @@
-"""Text-to-speech and speech-to-speech tasks: their checks, and the folding of sound."""
+"""Text-to-speech and speech-to-speech tasks: their checks, their measure, and the folding of sound."""
 
 import re
+from math import ceil
 
-from pomelo.catalog import Model
+from pomelo.catalog import Model, Route
 from pomelo.errors import PomeloError, invalid, missing
 from pomelo.gen.v1.media_pb2 import ResponseFormat
 from pomelo.gen.v1.speech_pb2 import AudioInput, SpeechToSpeechInput, TextToSpeechInput, VoiceSettings
 from pomelo.gen.v1.task_pb2 import TaskResult
 from pomelo.gen.v1.task_service_pb2 import StreamTaskResponse
 from pomelo.media import MediaWriter
-from pomelo.tasks.base import Folding, TaskKind, inline_most
+from pomelo.pricing import Used
+from pomelo.tasks.base import Bound, Delivered, Folding, Heard, TaskKind, inline_most
 from pomelo.tasks.ranges import filled, known, within
 
 RATES = (8000, 16000, 22050, 24000, 32000, 44100, 48000)
@@ -20,6 +22,11 @@ FORMATS = frozenset(
     + [f"opus_48000_{kbits}" for kbits in (32, 64, 96, 128, 192)]
 )
 """Every output_format: codec, samples a second, kbit/s."""
+
+DEFAULT_FORMAT = "mp3_44100_128"
+
+SPOKEN_CHARACTERS = 15
+"""Characters that are spoken in a second: what was delivered of a text is told by its length in time."""
 
 _VOICE = re.compile(r"[A-Za-z0-9][A-Za-z0-9 ._-]{0,63}")
 _LANGUAGE = re.compile(r"[A-Za-z]{2,3}")
@@ -82,6 +89,39 @@ def _check_voice(given: TextToSpeechInput | SpeechToSpeechInput) -> None:
     known(given, "response_format", ResponseFormat)
 
 
+def bound_text(given: TextToSpeechInput, model: Model, route: Route, heard: Heard) -> Bound:
+    """The characters of the text."""
+    used = Used(characters=len(given.text))
+    return Bound(used, used, exact=True)
+
+
+def bound_sound(given: SpeechToSpeechInput, model: Model, route: Route, heard: Heard) -> Bound:
+    """The length of the sound that is heard; that of the answer, which is as long, where it can't be told."""
+    used = Used(audio_ms=heard.most(model))
+    return Bound(used, used, exact=heard.ms > 0)
+
+
+def partly_text(given: TextToSpeechInput, bound: Bound, delivered: Delivered) -> Used:
+    """As many characters as were spoken in the time that was delivered."""
+    spoken = -(-_ms(given, delivered.size) * SPOKEN_CHARACTERS // 1000)
+    return Used(characters=min(spoken, bound.most.characters))
+
+
+def partly_sound(given: SpeechToSpeechInput, bound: Bound, delivered: Delivered) -> Used:
+    """The time that was delivered."""
+    return Used(audio_ms=min(_ms(given, delivered.size), bound.most.audio_ms))
+
+
+def _ms(given: TextToSpeechInput | SpeechToSpeechInput, size: int) -> int:
+    """Milliseconds of so many bytes in the output format that is asked for."""
+    codec, rate, *kbits = (given.output_format or DEFAULT_FORMAT).split("_")
+    if kbits:
+        per_second = int(kbits[0]) * 125
+    else:
+        per_second = int(rate) * (1 if codec in ("ulaw", "alaw") else 2)
+    return ceil(size * 1000 / per_second)
+
+
 class SpeechFold:
     """Spools the sound to the media store as it comes, and gathers it where it goes back inline."""
 
@@ -100,7 +140,8 @@ class SpeechFold:
         data = event.audio_chunk.data
         if not self._size:
             self._content_type = event.audio_chunk.content_type
-            if self._folding.input.response_format != ResponseFormat.RESPONSE_FORMAT_B64_JSON:
+            wanted = self._folding.input.response_format
+            if wanted != ResponseFormat.RESPONSE_FORMAT_B64_JSON or self._folding.keep:
                 self._writer = self._folding.writer(self._content_type)
         self._size += len(data)
         if self._folding.stream:
@@ -129,11 +170,28 @@ class SpeechFold:
             output.data = b"".join(self._chunks)
         return None
 
+    def used(self) -> tuple[Used, bool]:
+        """See Fold."""
+        most = self._folding.bound.most
+        if not self._folding.bound.exact:
+            return Used(audio_ms=min(_ms(self._folding.input, self._size), most.audio_ms)), False
+        return most, True
+
     def close(self) -> None:
         """See Fold."""
         if self._writer is not None:
             self._writer.close()
 
 
-TEXT_TO_SPEECH = TaskKind("text_to_speech", "speech_", check_text_to_speech, SpeechFold)
-SPEECH_TO_SPEECH = TaskKind("speech_to_speech", "speech_", check_speech_to_speech, SpeechFold, audio=True)
+TEXT_TO_SPEECH = TaskKind(
+    "text_to_speech", "speech_", check_text_to_speech, SpeechFold, bound_text, partly_text
+)
+SPEECH_TO_SPEECH = TaskKind(
+    "speech_to_speech",
+    "speech_",
+    check_speech_to_speech,
+    SpeechFold,
+    bound_sound,
+    partly_sound,
+    audio=True,
+)

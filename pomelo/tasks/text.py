@@ -1,19 +1,32 @@
-"""Text tasks: the check of a conversation, and the folding of deltas."""
+"""Text tasks: the check of a conversation, its tokens, and the folding of deltas."""
 
 import re
 
-from pomelo.catalog import Model
+from pomelo.catalog import Model, Route
 from pomelo.errors import PomeloError, invalid, missing
 from pomelo.gen.v1.task_pb2 import TaskResult
 from pomelo.gen.v1.task_service_pb2 import StreamTaskResponse
-from pomelo.gen.v1.text_pb2 import Message, Role, TextInput
-from pomelo.tasks.base import Folding, TaskKind
+from pomelo.gen.v1.text_pb2 import Message, Role, TextInput, TokenUsage
+from pomelo.pricing import Used
+from pomelo.tasks.base import Bound, Delivered, Folding, Heard, TaskKind
 from pomelo.tasks.ranges import SEED_MOST, within
 
 MESSAGES_MOST = 10_000
 PARTS_MOST = 100
 STOPS_MOST = 4
 USER_MOST = 256
+
+MESSAGE_TOKENS = 16
+"""More than any model's wrapping of a message takes."""
+
+PICTURE_TOKENS = 6_000
+"""More than any model takes for a picture."""
+
+OUTPUT_MOST = 128_000
+"""The most tokens of an answer of a model whose entry doesn't say."""
+
+BYTES_OF_TOKEN = 8
+"""More bytes than a token has on average, in any language: for counts of our own, which are never too high."""
 
 _DATA_URI = re.compile(r"data:image/(?:png|jpeg|webp|gif);base64,[A-Za-z0-9+/]+={0,2}")
 _ROLES = frozenset((Role.ROLE_SYSTEM, Role.ROLE_USER, Role.ROLE_ASSISTANT))
@@ -92,14 +105,61 @@ def _words(given: TextInput) -> int:
     return count
 
 
+def bound(given: TextInput, model: Model, route: Route, heard: Heard) -> Bound:
+    """Tokens are at most bytes of UTF-8, with every tokenizer that is in use; the answer has at most what the
+    caller asks for. Without max_tokens it may be cut to what can be paid."""
+    size = pictures = 0
+    for message in given.messages:
+        size += _size(message.content)
+        for part in message.parts.parts:
+            size += _size(part.text)
+            pictures += part.HasField("image_url")
+    tokens = size + MESSAGE_TOKENS * (len(given.messages) + 1) + PICTURE_TOKENS * pictures
+    limits = model.limits
+    if limits.max_input_tokens:
+        tokens = min(tokens, limits.max_input_tokens)
+    most = limits.max_output_tokens or OUTPUT_MOST
+    asked = min(given.max_tokens, most) if given.HasField("max_tokens") else 0
+    return Bound(
+        least=Used(input_tokens=tokens, output_tokens=asked or 1),
+        most=Used(input_tokens=tokens, output_tokens=asked or most),
+        tokens=size // 4 + asked,
+    )
+
+
+def partly(given: TextInput, bound: Bound, delivered: Delivered) -> Used:
+    """Our own count: fewer than the tokens of any tokenizer, so that nobody pays too much."""
+    return Used(
+        input_tokens=min(_counted(given), bound.most.input_tokens),
+        output_tokens=min(max(delivered.pieces, delivered.size // BYTES_OF_TOKEN), bound.most.output_tokens),
+    )
+
+
+def _size(text: str) -> int:
+    """Bytes of UTF-8."""
+    return len(text) if text.isascii() else len(text.encode())
+
+
+def _counted(given: TextInput) -> int:
+    size = 0
+    for message in given.messages:
+        size += _size(message.content)
+        for part in message.parts.parts:
+            size += _size(part.text)
+    return max(_words(given), size // BYTES_OF_TOKEN)
+
+
 class TextFold:
     """Joins deltas; the last one, which bears finish_reason and usage, is held until the task is settled."""
 
-    __slots__ = ("_last", "_pieces", "_stream")
+    __slots__ = ("_counted", "_delivered", "_folding", "_last", "_pieces", "_stream")
 
     def __init__(self, folding: Folding) -> None:
+        self._folding = folding
         self._stream = folding.stream
         self._pieces: list[str] = []
+        self._delivered = Delivered()
+        self._counted = True
         self._last: StreamTaskResponse | None = None
 
     def add(self, event: StreamTaskResponse) -> StreamTaskResponse | None:
@@ -109,6 +169,8 @@ class TextFold:
             self._last = event
             return None
         if self._stream:
+            self._delivered.size += len(delta.content)
+            self._delivered.pieces += 1
             return event
         self._pieces.append(delta.content)
         return None
@@ -118,16 +180,27 @@ class TextFold:
         last = self._last
         if last is None:
             raise PomeloError("provider_failed")
+        delta = last.text_delta
+        if not delta.HasField("usage"):
+            self._counted = False
+            used = partly(self._folding.input, self._folding.bound, self._delivered)
+            delta.usage.prompt_tokens = used.input_tokens
+            delta.usage.completion_tokens = used.output_tokens
+            delta.usage.total_tokens = used.input_tokens + used.output_tokens
         if not self._stream:
-            delta = last.text_delta
             output = result.text
             output.content = "".join((*self._pieces, delta.content)) if self._pieces else delta.content
             output.finish_reason = delta.finish_reason
             output.usage.CopyFrom(delta.usage)
         return last
 
+    def used(self) -> tuple[Used, bool]:
+        """See Fold."""
+        usage = self._last.text_delta.usage if self._last is not None else TokenUsage()
+        return Used(input_tokens=usage.prompt_tokens, output_tokens=usage.completion_tokens), self._counted
+
     def close(self) -> None:
         """See Fold."""
 
 
-KIND = TaskKind("text", "task_", check, TextFold)
+KIND = TaskKind("text", "task_", check, TextFold, bound, partly)

@@ -1,11 +1,14 @@
-"""Speech-to-text tasks: their check, and the folding of a transcript."""
+"""Speech-to-text tasks: their check, their length, and the folding of a transcript."""
 
-from pomelo.catalog import Model
+from math import ceil
+
+from pomelo.catalog import Model, Route
 from pomelo.errors import PomeloError
 from pomelo.gen.v1.speech_pb2 import SpeechToTextInput, Timestamps, Transcription
 from pomelo.gen.v1.task_pb2 import TaskResult
 from pomelo.gen.v1.task_service_pb2 import StreamTaskResponse
-from pomelo.tasks.base import Folding, TaskKind
+from pomelo.pricing import Used
+from pomelo.tasks.base import Bound, Folding, Heard, TaskKind, nothing
 from pomelo.tasks.ranges import known, within
 from pomelo.tasks.speech import check_audio, check_language
 
@@ -24,12 +27,19 @@ def check(given: SpeechToTextInput, model: Model) -> None:
     known(given, "timestamps", Timestamps)
 
 
+def bound(given: SpeechToTextInput, model: Model, route: Route, heard: Heard) -> Bound:
+    """The length of the sound; in the end the provider tells it."""
+    used = Used(audio_ms=heard.most(model))
+    return Bound(used, used)
+
+
 class TranscriptionFold:
     """Keeps the one result."""
 
-    __slots__ = ("_transcription",)
+    __slots__ = ("_folding", "_transcription")
 
     def __init__(self, folding: Folding) -> None:
+        self._folding = folding
         self._transcription: Transcription | None = None
 
     def add(self, event: StreamTaskResponse) -> StreamTaskResponse | None:
@@ -45,8 +55,15 @@ class TranscriptionFold:
         result.transcription.CopyFrom(self._transcription)
         return None
 
+    def used(self) -> tuple[Used, bool]:
+        """See Fold."""
+        seconds = self._transcription.audio_seconds if self._transcription is not None else 0.0
+        if seconds <= 0:
+            return self._folding.bound.most, False
+        return Used(audio_ms=ceil(seconds * 1000)), True
+
     def close(self) -> None:
         """See Fold."""
 
 
-KIND = TaskKind("speech_to_text", "speech_", check, TranscriptionFold, audio=True)
+KIND = TaskKind("speech_to_text", "speech_", check, TranscriptionFold, bound, nothing, audio=True)

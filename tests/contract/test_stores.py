@@ -256,12 +256,12 @@ async def test_each_migration_is_noted_once(tmp_path):
         versions = [row[0] for row in connection.execute("SELECT version FROM migrations ORDER BY version")]
         strict = connection.execute("SELECT count(*) FROM pragma_table_list WHERE strict = 1").fetchone()[0]
     assert versions == list(range(1, len(MIGRATIONS) + 1))
-    assert strict == 3
+    assert strict == 9
 
 
 async def test_commits_are_on_the_disk_before_they_are_answered(tmp_path):
     async with open_sqlite(tmp_path / "pomelo.db") as store:
-        settings = await store._do(
+        settings = await store._writer.do(
             lambda c: [c.execute(f"PRAGMA {name}").fetchone()[0] for name in ("journal_mode", "synchronous")]
         )
     assert settings == ["wal", 2]

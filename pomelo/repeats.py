@@ -1,0 +1,142 @@
+"""Requests that are sent twice: what makes two of them the same, and the answer that is kept for the second.
+
+The engine calls it for tasks with an Idempotency-Key. Kept is the result without its bytes; a picture or a
+sound stays in the media store for as long as the answer, whether the caller wanted a link or not.
+"""
+
+import asyncio
+import hashlib
+from collections.abc import Iterator
+
+from pomelo.errors import PomeloError
+from pomelo.gen.v1.image_pb2 import GeneratedImage
+from pomelo.gen.v1.media_pb2 import ResponseFormat
+from pomelo.gen.v1.speech_pb2 import SpeechOutput
+from pomelo.gen.v1.task_pb2 import Task, TaskResult
+from pomelo.gen.v1.task_service_pb2 import StreamTaskResponse, TaskStarted
+from pomelo.media import MediaStore
+from pomelo.providers.base import AudioSource
+from pomelo.stores.ledger import REPLAY_SECONDS
+from pomelo.tasks.base import inline_most
+
+CHUNK = 64 * 1024
+"""Bytes of a piece of sound."""
+
+
+async def fingerprint(task: Task, audio: AudioSource | None) -> bytes:
+    """A digest that is equal for equal requests, over either wire: of a sound its bytes count, however they
+    came.
+
+    Raises:
+        PomeloError: store_unavailable.
+    """
+    digest = hashlib.sha256()
+    if audio is not None:
+        task = _without_audio(task)
+        digest.update(await asyncio.to_thread(_digest, audio))
+    digest.update(task.SerializeToString(deterministic=True))
+    return digest.digest()
+
+
+def kept(result: TaskResult, wanted: "ResponseFormat.ValueType", media: MediaStore) -> bytes:
+    """What to keep of a result. Takes the links out of it that the caller did not ask for.
+
+    Raises:
+        PomeloError: store_unavailable.
+    """
+    answer = TaskResult()
+    answer.CopyFrom(result)
+    for part, shown in zip(_media(answer), _media(result), strict=True):
+        media.keep(part.media.media_id, REPLAY_SECONDS)
+        part.ClearField("data")
+        if wanted == ResponseFormat.RESPONSE_FORMAT_B64_JSON and shown.media.size_bytes <= inline_most(
+            wanted
+        ):
+            shown.ClearField("media")
+    return answer.SerializeToString()
+
+
+def again(
+    answer: bytes, wanted: "ResponseFormat.ValueType", account: str, media: MediaStore, *, stream: bool
+) -> TaskResult:
+    """The result of a kept answer, with fresh links, and with its bytes where they go back within it.
+
+    Raises:
+        PomeloError: store_unavailable; a medium of it is gone.
+    """
+    result = TaskResult.FromString(answer)
+    for part in _media(result):
+        try:
+            path, medium = media.find(part.media.media_id, account)
+            part.media.CopyFrom(medium)
+            # The bytes of a sound that is streamed ride in its chunks.
+            inline = medium.size_bytes <= inline_most(wanted) and not (stream and result.HasField("speech"))
+            if inline:
+                part.data = path.read_bytes()
+        except (OSError, PomeloError) as error:
+            raise PomeloError("store_unavailable", "The stored answer's medium is gone") from error
+        if wanted == ResponseFormat.RESPONSE_FORMAT_B64_JSON and (inline or stream):
+            part.ClearField("media")
+    return result
+
+
+def replayed(
+    answer: bytes, result: TaskResult, account: str, media: MediaStore
+) -> Iterator[StreamTaskResponse]:
+    """The events of a stream that gives a kept answer: `result` is what `again` made of it.
+
+    Raises:
+        PomeloError: store_unavailable.
+    """
+    started = TaskStarted(id=result.id, model=result.model)
+    started.created.CopyFrom(result.created)
+    yield StreamTaskResponse(started=started)
+    if result.HasField("text"):
+        if result.text.content:
+            event = StreamTaskResponse()
+            event.text_delta.content = result.text.content
+            yield event
+        last = StreamTaskResponse()
+        last.text_delta.finish_reason = result.text.finish_reason
+        last.text_delta.usage.CopyFrom(result.text.usage)
+        yield last
+        return
+    if result.HasField("speech"):
+        media_id = TaskResult.FromString(answer).speech.media.media_id
+        content_type = result.speech.content_type
+        path, _ = media.find(media_id, account)
+        try:
+            with path.open("rb") as file:
+                while piece := file.read(CHUNK):
+                    event = StreamTaskResponse()
+                    event.audio_chunk.data = piece
+                    event.audio_chunk.content_type = content_type
+                    content_type = ""
+                    yield event
+        except OSError as error:
+            raise PomeloError("store_unavailable") from error
+    yield StreamTaskResponse(result=result)
+
+
+def _media(result: TaskResult) -> list[GeneratedImage | SpeechOutput]:
+    """The parts of a result that are media."""
+    if result.HasField("image"):
+        return list(result.image.images)
+    return [result.speech] if result.HasField("speech") else []
+
+
+def _without_audio(task: Task) -> Task:
+    bare = Task()
+    bare.CopyFrom(task)
+    getattr(bare, bare.WhichOneof("input") or "").ClearField("audio")
+    return bare
+
+
+def _digest(audio: AudioSource) -> bytes:
+    if audio.path is None:
+        return hashlib.sha256(audio.data).digest()
+    try:
+        with audio.path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").digest()
+    except OSError as error:
+        raise PomeloError("store_unavailable") from error

@@ -1,0 +1,123 @@
+"""Opening the file: its lock, its connections, and the steps to today's tables. All in the store's threads.
+
+SQLite before 3.51.3 can corrupt a write-ahead log that two connections write; a lock file keeps a second
+process out, and the connection for reading can neither write nor checkpoint.
+"""
+
+import fcntl
+import os
+import sqlite3
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from pomelo.stores.base import StoreError
+from pomelo.stores.schema import APPLICATION_ID, MIGRATIONS
+
+_MINIMUM = (3, 37, 0)
+
+
+class WritingFile:
+    """The file, open for writing, and the lock on it."""
+
+    def __init__(self, path: Path, lock_wait: float, begin: Callable[[sqlite3.Connection], None]) -> None:
+        """Opens the file and makes or migrates it; `begin` is done in the same transaction.
+
+        Raises:
+            StoreError: another process has it; it isn't ours, is damaged, or is of a newer version.
+        """
+        if sqlite3.sqlite_version_info < _MINIMUM:
+            raise StoreError(f"SQLite {sqlite3.sqlite_version} is too old; Pomelo needs 3.37 or later")
+        try:
+            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self._lock = _lock(path, lock_wait)
+            # SQLite gives its -wal and -shm files the mode of this one.
+            os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
+        except OSError as error:
+            raise StoreError(f"{path} can't be opened: {error.strerror}") from error
+        try:
+            self.connection = sqlite3.connect(path, isolation_level=None)
+            try:
+                _prepare(self.connection, path, begin)
+            except BaseException:
+                self.connection.close()
+                raise
+        except sqlite3.DatabaseError as error:
+            os.close(self._lock)
+            raise StoreError(f"{path} is damaged or no Pomelo database: {error}. Restore it") from error
+        except BaseException:
+            os.close(self._lock)
+            raise
+
+    def close(self) -> None:
+        """Closes the file and lets others in."""
+        try:
+            self.connection.close()
+        finally:
+            os.close(self._lock)
+
+
+def open_reading(path: Path) -> sqlite3.Connection:
+    """A connection that can only read. The file must be open for writing as long."""
+    connection = sqlite3.connect(path, isolation_level=None)
+    connection.execute("PRAGMA query_only = ON")
+    connection.execute("PRAGMA wal_autocheckpoint = 0")
+    connection.execute("PRAGMA trusted_schema = OFF")
+    return connection
+
+
+def _lock(path: Path, wait: float) -> int:
+    """Keeps other processes out until the descriptor is closed, which the end of the process does too."""
+    lock = os.open(path.with_name(path.name + ".lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    until = time.monotonic() + wait
+    while True:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() < until:
+                time.sleep(0.05)
+                continue
+            holder = os.pread(lock, 20, 0).decode("ascii", "replace").strip()
+            os.close(lock)
+            raise StoreError(
+                f"{path} is used by another process{f' ({holder})' if holder else ''}. "
+                "Stop it, or set POMELO_DATA to another folder"
+            ) from None
+        os.ftruncate(lock, 0)
+        os.pwrite(lock, f"pid {os.getpid()}".encode(), 0)
+        return lock
+
+
+def _prepare(connection: sqlite3.Connection, path: Path, begin: Callable[[sqlite3.Connection], None]) -> None:
+    marked = connection.execute("PRAGMA application_id").fetchone()[0]
+    empty = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0] == 0
+    if marked != APPLICATION_ID and not (empty and marked == 0):
+        raise StoreError(f"{path} is the database of another program. Set POMELO_DATA to another folder")
+    connection.execute("PRAGMA journal_mode = WAL")
+    connection.execute("PRAGMA synchronous = FULL")
+    connection.execute("PRAGMA foreign_keys = ON")
+    connection.execute("PRAGMA trusted_schema = OFF")
+    connection.execute("BEGIN IMMEDIATE")
+    try:
+        _migrate(connection, path)
+        begin(connection)
+        connection.execute("COMMIT")
+    except BaseException:
+        if connection.in_transaction:
+            connection.execute("ROLLBACK")
+        raise
+
+
+def _migrate(connection: sqlite3.Connection, path: Path) -> None:
+    connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
+    connection.execute(
+        "CREATE TABLE IF NOT EXISTS migrations"
+        " (version INTEGER NOT NULL PRIMARY KEY, applied REAL NOT NULL) STRICT"
+    )
+    version = connection.execute("SELECT coalesce(max(version), 0) FROM migrations").fetchone()[0]
+    if version > len(MIGRATIONS):
+        raise StoreError(f"{path} was written by a newer Pomelo (version {version}). Upgrade Pomelo")
+    for number, statements in enumerate(MIGRATIONS[version:], version + 1):
+        for statement in statements:
+            connection.execute(statement)
+        connection.execute("INSERT INTO migrations (version, applied) VALUES (?, ?)", (number, time.time()))

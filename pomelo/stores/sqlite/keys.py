@@ -1,0 +1,74 @@
+"""The statements about keys."""
+
+import json
+import sqlite3
+from typing import Any
+
+from pomelo.stores.base import KeyRecord, UnknownAccountError
+
+_COLUMNS = "key_id, account, live, digest, models, created, expires, revoked"
+
+
+def get_key(connection: sqlite3.Connection, key_id: str) -> KeyRecord | None:
+    """See KeyStore."""
+    row = connection.execute(f"SELECT {_COLUMNS} FROM keys WHERE key_id = ?", (key_id,)).fetchone()  # noqa: S608
+    return None if row is None else _key(row)
+
+
+def add_key(connection: sqlite3.Connection, record: KeyRecord) -> None:
+    """See KeyStore."""
+    try:
+        connection.execute(
+            f"INSERT INTO keys ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?)",  # noqa: S608
+            (
+                record.key_id,
+                record.account,
+                record.live,
+                record.digest,
+                json.dumps(record.models),
+                record.created,
+                record.expires,
+                record.revoked,
+            ),
+        )
+    except sqlite3.IntegrityError as error:
+        if error.sqlite_errorcode == sqlite3.SQLITE_CONSTRAINT_FOREIGNKEY:
+            raise UnknownAccountError(record.account) from error
+        raise
+
+
+def list_keys(connection: sqlite3.Connection, account: str | None) -> list[KeyRecord]:
+    """See KeyStore."""
+    found = connection.execute(
+        f"SELECT {_COLUMNS} FROM keys WHERE ?1 IS NULL OR account = ?1 ORDER BY created, key_id",  # noqa: S608
+        (account,),
+    )
+    return [_key(row) for row in found]
+
+
+def revoke_key(connection: sqlite3.Connection, key_id: str, at: float) -> KeyRecord | None:
+    """See KeyStore."""
+    _revoke(connection, key_id, at)
+    return get_key(connection, key_id)
+
+
+def replace_key(connection: sqlite3.Connection, key_id: str, successor: KeyRecord, at: float) -> bool:
+    """See KeyStore."""
+    if not _revoke(connection, key_id, at):
+        return False
+    add_key(connection, successor)
+    return True
+
+
+def _revoke(connection: sqlite3.Connection, key_id: str, at: float) -> bool:
+    changed = connection.execute(
+        "UPDATE keys SET revoked = ? WHERE key_id = ? AND revoked IS NULL", (at, key_id)
+    )
+    return changed.rowcount == 1
+
+
+def _key(row: tuple[Any, ...]) -> KeyRecord:
+    key_id, account, live, digest, models, created, expires, revoked = row
+    return KeyRecord(
+        key_id, account, bool(live), digest, tuple(json.loads(models)), created, expires, revoked
+    )

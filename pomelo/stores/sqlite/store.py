@@ -1,0 +1,210 @@
+"""The store in one SQLite file: one process, one thread that writes, and one for reports, which only reads.
+
+What a method returns is on the disk (WAL, synchronous=FULL).
+"""
+
+import asyncio
+import logging
+import sqlite3
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
+from functools import partial
+from pathlib import Path
+from typing import TypeVar
+
+from pomelo.errors import PomeloError
+from pomelo.stores.base import KeyRecord, Store
+from pomelo.stores.ledger import (
+    GROUPS,
+    AccountRecord,
+    Balance,
+    Grant,
+    Refused,
+    Repeated,
+    Settled,
+    Settlement,
+    Standing,
+    Take,
+    Taken,
+    UsageQuery,
+    UsageRecord,
+    UsageTotal,
+    Wallet,
+)
+from pomelo.stores.sqlite import accounts, keys, ledger, usage
+from pomelo.stores.sqlite.file import WritingFile, open_reading
+from pomelo.stores.sqlite.writer import Writer
+
+LOCK_WAIT = 2.0
+"""Seconds to wait for another process: the command line holds the store for a moment only."""
+
+log = logging.getLogger("pomelo.stores")
+
+T = TypeVar("T")
+
+
+@asynccontextmanager
+async def open_sqlite(
+    path: Path,
+    *,
+    lock_wait: float = LOCK_WAIT,
+    now: Callable[[], float] = time.time,
+    monotonic: Callable[[], float] = time.monotonic,
+) -> AsyncIterator[Store]:
+    """Opens the file, makes or migrates it where needed, and closes it on leaving.
+
+    The tasks that a process left running when it died are charged what was last noted of them.
+
+    Raises:
+        StoreError: another process has it; it isn't ours, is damaged, or is of a newer version.
+    """
+    clock = _steady(now, monotonic)
+    writer = await Writer.start(lambda: WritingFile(path, lock_wait, partial(_recover, now=clock())))
+    try:
+        with ThreadPoolExecutor(1, thread_name_prefix="sqlite-reports") as reader:
+            loop = asyncio.get_running_loop()
+            reading = await loop.run_in_executor(reader, open_reading, path)
+            try:
+                yield SqliteStore(writer, clock, reader, reading)
+            finally:
+                # Before the writer, whose closing then empties the log; a report under way ends early.
+                reading.interrupt()
+                await asyncio.shield(loop.run_in_executor(reader, reading.close))
+    finally:
+        await writer.close()
+
+
+def _steady(now: Callable[[], float], monotonic: Callable[[], float]) -> Callable[[], float]:
+    """A clock that no jump of the machine's moves: wall time at first, and monotonic time since."""
+    start = now() - monotonic()
+    return lambda: start + monotonic()
+
+
+def _recover(connection: sqlite3.Connection, *, now: float) -> None:
+    if count := ledger.recover(connection, now):
+        log.warning("%d tasks of a process that died were charged what was last noted of them", count)
+
+
+class SqliteStore:
+    """See `pomelo.stores.base` for the roles. Made by `open_sqlite` alone."""
+
+    def __init__(
+        self,
+        writer: Writer,
+        clock: Callable[[], float],
+        reader: ThreadPoolExecutor,
+        reading: sqlite3.Connection,
+    ) -> None:
+        self._writer = writer
+        self._clock = clock
+        self._reader = reader
+        self._reading = reading
+
+    # --- KeyStore
+
+    async def get_key(self, key_id: str) -> KeyRecord | None:
+        """See KeyStore."""
+        return await self._writer.do(lambda c: keys.get_key(c, key_id), reads=True)
+
+    async def add_key(self, record: KeyRecord) -> None:
+        """See KeyStore."""
+        await self._writer.do(lambda c: keys.add_key(c, record))
+
+    async def list_keys(self, account: str | None = None) -> list[KeyRecord]:
+        """See KeyStore."""
+        return await self._writer.do(lambda c: keys.list_keys(c, account), reads=True)
+
+    async def revoke_key(self, key_id: str, at: float) -> KeyRecord | None:
+        """See KeyStore."""
+        return await self._writer.do(lambda c: keys.revoke_key(c, key_id, at))
+
+    async def replace_key(self, key_id: str, successor: KeyRecord, at: float) -> bool:
+        """See KeyStore."""
+        return await self._writer.do(lambda c: keys.replace_key(c, key_id, successor, at))
+
+    # --- LedgerStore
+
+    def take(self, take: Take) -> Awaitable[Taken | Refused | Repeated]:
+        """See LedgerStore."""
+        return self._writer.do(lambda c: ledger.take(c, self._clock(), take))
+
+    def settle(self, settlement: Settlement) -> Awaitable[Settled]:
+        """See LedgerStore."""
+        return self._writer.do(lambda c: ledger.settle(c, self._clock(), settlement))
+
+    def void(self, wallet: Wallet, task_id: str, *, refund: bool = False) -> Awaitable[None]:
+        """See LedgerStore."""
+        return self._writer.do(lambda c: ledger.void(c, self._clock(), wallet, task_id, refund))
+
+    async def note(self, records: Sequence[UsageRecord]) -> list[str]:
+        """See LedgerStore."""
+        return await self._writer.do(lambda c: ledger.note(c, records))
+
+    async def standing(self, wallet: Wallet, model: str = "") -> Standing:
+        """See LedgerStore."""
+        return await self._writer.do(lambda c: ledger.standing(c, self._clock(), wallet, model), reads=True)
+
+    # --- AccountStore
+
+    async def add_account(self, name: str, plan: str, at: float) -> bool:
+        """See AccountStore."""
+        account = AccountRecord(name, plan, at)
+        return await self._writer.do(lambda c: accounts.add_account(c, account))
+
+    async def get_account(self, name: str) -> AccountRecord | None:
+        """See AccountStore."""
+        return await self._writer.do(lambda c: accounts.get_account(c, name), reads=True)
+
+    async def list_accounts(self) -> list[AccountRecord]:
+        """See AccountStore."""
+        return await self._writer.do(accounts.list_accounts, reads=True)
+
+    async def set_plan(self, name: str, plan: str) -> bool:
+        """See AccountStore."""
+        return await self._writer.do(lambda c: accounts.set_plan(c, name, plan))
+
+    async def grant(self, grant: Grant) -> Balance:
+        """See AccountStore."""
+        return await self._writer.do(lambda c: accounts.grant(c, grant))
+
+    async def list_grants(self, wallet: Wallet) -> list[Grant]:
+        """See AccountStore."""
+        return await self._writer.do(lambda c: accounts.list_grants(c, wallet), reads=True)
+
+    async def balance(self, wallet: Wallet) -> Balance:
+        """See AccountStore."""
+        return await self._writer.do(lambda c: accounts.balance(c, wallet), reads=True)
+
+    # --- UsageStore
+
+    async def list_usage(
+        self, query: UsageQuery, *, limit: int, after: str = ""
+    ) -> tuple[list[UsageRecord], str]:
+        """See UsageStore."""
+        return await self._report(lambda c: usage.list_usage(c, query, limit, after))
+
+    async def sum_usage(self, query: UsageQuery, by: str) -> list[UsageTotal]:
+        """See UsageStore."""
+        if by not in GROUPS:
+            raise ValueError(f"by must be one of {', '.join(GROUPS)}")
+        return await self._report(lambda c: usage.sum_usage(c, query, by))
+
+    async def held(self) -> list[UsageRecord]:
+        """See UsageStore."""
+        return await self._report(usage.held)
+
+    async def wallets(self) -> list[Wallet]:
+        """See UsageStore."""
+        return await self._report(usage.wallets)
+
+    async def _report(self, work: Callable[[sqlite3.Connection], T]) -> T:
+        """Reads in the thread of reports, however long that takes."""
+        loop = asyncio.get_running_loop()
+        try:
+            done = loop.run_in_executor(self._reader, work, self._reading)
+            return await done
+        except (sqlite3.Error, RuntimeError) as error:
+            # RuntimeError: the store was closed while a caller was on its way.
+            raise PomeloError("store_unavailable") from error
