@@ -4,7 +4,7 @@ The routes call the two handlers. Money is rendered by hand as numbers of credit
 """
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -78,12 +78,18 @@ def _read(given: Mapping[str, str], known: "Mapping[str, tuple[str, _Reader]]") 
     values: dict[str, Any] = {}
     for name in given:
         if name not in known:
-            raise invalid(name[:100], f"absent: known are {', '.join(known)}" if known else "absent")
+            raise _unknown(name, known)
         field, read = known[name]
         if field in values:
             raise invalid(name, "given once")
         values[field] = read(name, given[name])
     return values
+
+
+def _unknown(name: str, known: Collection[str]) -> PomeloError:
+    shown = name[:100].encode("utf-8", "replace").decode()
+    there = f"There are {', '.join(known)}" if known else "There are none here"
+    return PomeloError("invalid_parameter", f"Unknown query parameter: {shown}. {there}", field=shown)
 
 
 _Reader = Callable[[str, str], Any]

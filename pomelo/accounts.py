@@ -16,7 +16,7 @@ from pomelo.gen.v1 import account_service_pb2 as pb
 from pomelo.gen.v1.admin_service_pb2 import AccountDetail
 from pomelo.ids import new_id
 from pomelo.metering.usage import UsageDesk
-from pomelo.money import MICROS, MOST
+from pomelo.money import MICROS, MOST, TOTAL
 from pomelo.stores.base import UnknownAccountError
 from pomelo.stores.ledger import AccountRecord, AccountStore, Balance, Grant, Wallet
 
@@ -141,7 +141,10 @@ class AccountOffice:
             raise invalid("note", f"up to {LONGEST_NOTE} characters")
         if grant_id and not _NAME.fullmatch(grant_id):
             raise invalid("grant_id", _NAMES)
-        await self._give(grant_id or new_id("grant_"), Wallet(name, live), amount, note)
+        wallet = Wallet(name, live)
+        if (await self._store.balance(wallet)).granted + amount > TOTAL * MICROS:
+            raise invalid("amount_micros", f"such that no more than {TOTAL:,} credits are given in all")
+        await self._give(grant_id or new_id("grant_"), wallet, amount, note)
         return await self.show(name)
 
     async def set_plan(self, name: str, plan: str) -> AccountDetail:

@@ -36,6 +36,7 @@ from pomelo.server.main import ServerOptions, open_admin, open_server
 from pomelo.service import Services
 from pomelo.settings import Settings, SettingsError, is_loopback
 from pomelo.stores import open_store
+from pomelo.stores.base import Store
 
 ANSWERS_OUT = 2.0
 """Seconds that the doors get to send what is left, once the tasks have ended or were ended."""
@@ -51,6 +52,7 @@ class App:
 
     settings: Settings
     configured: frozenset[str]
+    store: Store
     keyring: Keyring
     draining: Draining
     services: Services
@@ -127,6 +129,7 @@ async def open_app(
             yield App(
                 settings=settings,
                 configured=frozenset(name for name in providers if providers[name].configured) - {SANDBOX},
+                store=store,
                 keyring=keyring,
                 draining=draining,
                 services=services,

@@ -11,6 +11,9 @@ MICROS = 1_000_000
 MOST = 1_000_000_000
 """The most credits that can be written or given at once."""
 
+TOTAL = 9 * MOST
+"""The most credits that one side of an account is ever given: sums stay exact in any store, doubles too."""
+
 _TEXT = re.compile(r"([0-9]{1,10})(?:\.([0-9]{1,6}))?")
 
 

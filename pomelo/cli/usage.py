@@ -199,4 +199,9 @@ def _print_csv(pages: Iterator[list[dict[str, Any]]]) -> None:
     for number, rows in enumerate(pages):
         if rows and not number:
             writer.writerow(rows[0])
-        writer.writerows(row.values() for row in rows)
+        writer.writerows([_plain(value) for value in row.values()] for row in rows)
+
+
+def _plain(value: Any) -> Any:
+    """As JSON has it."""
+    return str(value).lower() if isinstance(value, bool) else value
