@@ -201,7 +201,7 @@ class RemoteTasks:
         await self._models.refuse_fault(call)
         with self._lines.pick() as line:
             rpc = line.tasks.StreamTask(StreamTaskRequest(task=task), **_given(call))
-            events: _Messages[StreamTaskResponse] = _Messages(rpc)
+            events: _Messages[StreamTaskResponse] = _Messages(rpc, call)
             try:
                 async with _until_deadline(call):
                     await _opened(rpc, events, call)
@@ -266,7 +266,7 @@ class RemoteMedia:
         request = DownloadMediaRequest(media_id=media_id, signature=signature)
         with self._lines.pick() as line:
             rpc = line.media.DownloadMedia(request, **_given(call))
-            messages: _Messages[DownloadMediaResponse] = _Messages(rpc)
+            messages: _Messages[DownloadMediaResponse] = _Messages(rpc, call)
             try:
                 async with _until_deadline(call):
                     await _opened(rpc, messages, call)
@@ -290,10 +290,8 @@ def _given(call: Call) -> dict[str, Any]:
     if call.secret is not None:
         # What can't be a key may not fit into metadata; any other wrong one is refused just the same.
         metadata.append(("authorization", f"Bearer {call.secret if _PLAIN.fullmatch(call.secret) else '-'}"))
-    if call.repeat_key is not None:
-        # Likewise: one with a space is refused just the same.
-        fits = _PLAIN.fullmatch(call.repeat_key)
-        metadata.append(("idempotency-key", call.repeat_key if fits else "- -"))
+    if call.repeat_key is not None and call.fault is None:
+        metadata.append(("idempotency-key", call.repeat_key))
     if call.traceparent is not None and _PLAIN.fullmatch(call.traceparent):
         metadata.append(("traceparent", call.traceparent))
     return {"metadata": metadata, "timeout": left + _SLACK}
@@ -367,11 +365,13 @@ async def _until_deadline(call: Call) -> AsyncIterator[None]:
 
 
 class _Messages(AsyncIterator[M]):
-    """The messages of a server's stream; what ends it badly is raised as a PomeloError."""
+    """The messages of a server's stream; what ends it badly is raised as a PomeloError, and what its end
+    tells is filled into the call's reply."""
 
-    __slots__ = ("_next",)
+    __slots__ = ("_call", "_next")
 
-    def __init__(self, rpc: Any) -> None:
+    def __init__(self, rpc: Any, call: Call) -> None:
+        self._call = call
         self._next = aiter(rpc).__anext__
 
     def __aiter__(self) -> "_Messages[M]":
@@ -381,6 +381,7 @@ class _Messages(AsyncIterator[M]):
         try:
             message: M = await self._next()
         except grpc.aio.AioRpcError as error:
+            _fill(self._call, error.trailing_metadata())
             raise from_rpc_error(error) from None
         except asyncio.CancelledError:
             if (lost := _lost()) is not None:

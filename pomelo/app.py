@@ -68,6 +68,7 @@ async def open_app(
     providers: Mapping[str, Provider] | None = None,
     timeouts: Timeouts | None = None,
     plans: Mapping[str, Plan] | None = None,
+    wrap_store: Callable[[Store], Store] = lambda store: store,
     make_router: Callable[[Mapping[str, Provider]], Router] = Router,
 ) -> AsyncIterator[App]:
     """Builds and serves everything; leaving drains: what runs may end within the grace, nothing new comes in.
@@ -78,7 +79,7 @@ async def open_app(
     """
     async with AsyncExitStack() as stack:
         secret = settings.root_secret()
-        store = await stack.enter_async_context(open_store(settings.store_url()))
+        store = wrap_store(await stack.enter_async_context(open_store(settings.store_url())))
         keyring = Keyring(store, secret)
         registry = find_providers(settings)
         if providers is None:

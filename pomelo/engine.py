@@ -9,7 +9,7 @@ import asyncio
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import aclosing, asynccontextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from io import BytesIO
 from math import ceil
@@ -19,7 +19,7 @@ from pomelo import audio as sounds
 from pomelo import repeats
 from pomelo.admission.admit import Admission, Hold
 from pomelo.call import Call, Principal
-from pomelo.catalog import Catalog, Model, Route
+from pomelo.catalog import Catalog, Model
 from pomelo.errors import PomeloError, invalid
 from pomelo.gen.v1 import model_service_pb2 as model_pb
 from pomelo.gen.v1.media_pb2 import ResponseFormat
@@ -234,7 +234,7 @@ class Engine:
     def _candidates(
         self, model: Model, kind: TaskKind, principal: Principal
     ) -> tuple[list[Candidate], PomeloError | None]:
-        """The routes that can serve a task; or why there is none, to be told once the limits were looked at."""
+        """The routes that can serve a task; or why there is none, to be told after the limits."""
         try:
             return self._router.candidates(model, kind.name, live=principal.live), None
         except PomeloError as error:

@@ -18,6 +18,8 @@ import pytest
 from pomelo.app import App, open_app, open_gateway
 from pomelo.routing import Router
 from pomelo.settings import Settings
+from pomelo.stores.base import Store
+from pomelo.stores.ledger import Grant, Wallet
 from pomelo.testing import FaultUpstream
 
 
@@ -71,7 +73,15 @@ async def app(settings: Settings) -> AsyncIterator[App]:
     """A running Pomelo with both doors open. Its routes are asked however often they failed."""
     patient = partial(Router, trips_at=10**9)
     async with open_app(settings, make_router=patient) as running:
+        await endow(running.store)
         yield running
+
+
+async def endow(store: Store, account: str = "default") -> None:
+    """Frees an account of limits, and gives it more credits than any test can spend."""
+    await store.set_plan(account, "unlimited")
+    for live in (True, False):
+        await store.grant(Grant(f"{account} {live}", Wallet(account, live), 10**13, time.time()))
 
 
 @pytest.fixture(scope="session")

@@ -140,7 +140,7 @@ class Hold:
             self._admission.detach(store.void(self.wallet, self._draft.task_id))
             free = self._standing
             free = replace(free, available=free.available + self.amount, slots=free.slots - 1)
-            self._tell(free)
+            self._call.trailer |= self._tell(free)
             self._call.reply.pop("X-Credits-Charged", None)
 
     async def refuse(self) -> None:
@@ -361,8 +361,8 @@ class Admission:
         if take.tokens > limit:
             return PomeloError(
                 "token_limit_exceeded",
-                f"About {take.tokens:,} tokens are asked for, and the plan has {limit:,} a minute for the model. "
-                "Shorten messages, or lower max_tokens",
+                f"About {take.tokens:,} tokens are asked for, and the plan has {limit:,} a minute for the "
+                "model. Shorten messages, or lower max_tokens",
                 retry_after=60,
             )
         return PomeloError(

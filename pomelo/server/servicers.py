@@ -93,9 +93,11 @@ class Rpc:
 
     def close(self) -> None:
         """Adds what is known at a stream's end alone; to be called ahead of it."""
-        trailer = self.call.trailer
-        if trailer:
-            self._context.set_trailing_metadata([(name.lower(), value) for name, value in trailer.items()])
+        if self.call.trailer:
+            self._context.set_trailing_metadata(self._trailer())
+
+    def _trailer(self) -> list[tuple[str, str]]:
+        return [(name.lower(), value) for name, value in self.call.trailer.items()]
 
     async def refuse(self, error: PomeloError) -> None:
         """Ends the call with an error. Never returns.
@@ -107,7 +109,8 @@ class Rpc:
             retry = error.retry_after is not None and error.row.http in _RETRY
             await self._send(("retry-after", str(error.retry_after)) if retry else None)
         status = to_status(error)
-        await self._context.abort(status_code(error), status.message, trailing(status))
+        details = (*trailing(status), *self._trailer())
+        await self._context.abort(status_code(error), status.message, details)
 
     async def _send(self, extra: tuple[str, str] | None) -> None:
         self._sent = True

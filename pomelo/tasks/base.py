@@ -1,4 +1,4 @@
-"""What a kind of task is: how its input is checked and bounded, and how a provider's events become its output.
+"""What a kind of task is: how its input is checked and bounded, and how events become its output.
 
 What a task uses is told three times: before it runs, as a bound that it can't exceed; at its end, by the
 provider's count or ours; and for an answer that was cut or left, from what was delivered of it.
@@ -98,8 +98,8 @@ class Fold(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Folding:
-    """What a fold is made for: the task's input and its bound, whether a stream is wanted, where media go, and
-    whether media are kept even when the caller wants no link."""
+    """What a fold is made for: the task's input and its bound, whether a stream is wanted, where media go,
+    and whether media are kept even when the caller wants no link."""
 
     input: Any
     bound: Bound
@@ -114,8 +114,8 @@ class TaskKind:
 
     `name` is the field of Task.input and the name of the providers' method. `check` raises `PomeloError`
     for an input that the model can't be asked; `bound` tells what a checked one can use on a route; `partly`
-    what an answer used of which so much was delivered and no more comes. `audio` tells whether the input has a
-    sound.
+    what an answer used of which so much was delivered and no more comes. `audio` tells whether the input has
+    a sound.
     """
 
     name: str

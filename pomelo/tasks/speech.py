@@ -115,10 +115,8 @@ def partly_sound(given: SpeechToSpeechInput, bound: Bound, delivered: Delivered)
 def _ms(given: TextToSpeechInput | SpeechToSpeechInput, size: int) -> int:
     """Milliseconds of so many bytes in the output format that is asked for."""
     codec, rate, *kbits = (given.output_format or DEFAULT_FORMAT).split("_")
-    if kbits:
-        per_second = int(kbits[0]) * 125
-    else:
-        per_second = int(rate) * (1 if codec in ("ulaw", "alaw") else 2)
+    width = 1 if codec in ("ulaw", "alaw") else 2
+    per_second = int(kbits[0]) * 125 if kbits else int(rate) * width
     return ceil(size * 1000 / per_second)
 
 

@@ -26,7 +26,7 @@ OUTPUT_MOST = 128_000
 """The most tokens of an answer of a model whose entry doesn't say."""
 
 BYTES_OF_TOKEN = 8
-"""More bytes than a token has on average, in any language: for counts of our own, which are never too high."""
+"""More bytes than a token has on average, in any language: our own counts are never too high."""
 
 _DATA_URI = re.compile(r"data:image/(?:png|jpeg|webp|gif);base64,[A-Za-z0-9+/]+={0,2}")
 _ROLES = frozenset((Role.ROLE_SYSTEM, Role.ROLE_USER, Role.ROLE_ASSISTANT))

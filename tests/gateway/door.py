@@ -6,7 +6,7 @@ So a test decides when a provider speaks, fails or falls silent, and sees when i
 import asyncio
 import time
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,8 @@ import aiohttp
 
 from gateway.app import open_rest
 from gateway.state import GatewayOptions
+from pomelo.admission.admit import Admission
+from pomelo.admission.plans import BUILTIN
 from pomelo.call import Call, Principal
 from pomelo.catalog import Catalog
 from pomelo.engine import Engine
@@ -26,6 +28,8 @@ from pomelo.media import MediaDesk, MediaStore
 from pomelo.providers.base import Job
 from pomelo.routing import Router
 from pomelo.service import Services
+from pomelo.stores import open_store
+from tests.conftest import endow
 
 KEY = "pml_test_open"
 HAIKU_ONLY = "pml_test_haiku"
@@ -97,7 +101,7 @@ async def authenticate(call: Call) -> Principal:
         raise PomeloError("invalid_api_key")
     call.reply["X-Pomelo-Mode"] = "test"
     models = frozenset({"claude-3-haiku"}) if call.secret == HAIKU_ONLY else None
-    return Principal("default", "key", live=False, models=models)
+    return Principal("default", "key", live=False, models=models, plan="unlimited")
 
 
 @dataclass
@@ -140,15 +144,19 @@ async def open_door(folder: Path, **options: Any) -> AsyncIterator[Door]:
     """Opens a gateway with options of a test's own; media go to `folder`."""
     media = MediaStore(folder, b"s" * 32, now=time.time)
     player = Player()
-    engine = Engine(
-        catalog=Catalog.load(),
-        router=Router({"sandbox": player}),
-        authenticate=authenticate,
-        media=media,
-    )
-    services = Services(tasks=engine, models=engine, media=MediaDesk(media, authenticate))
-    async with (
-        open_rest(services, GatewayOptions(**options), "127.0.0.1", 0) as (host, port),
-        aiohttp.ClientSession() as http,
-    ):
+    async with AsyncExitStack() as stack:
+        store = await stack.enter_async_context(open_store(f"sqlite:{folder}.db"))
+        await endow(store)
+        engine = Engine(
+            catalog=Catalog.load(),
+            router=Router({"sandbox": player}),
+            authenticate=authenticate,
+            admission=Admission(store, BUILTIN),
+            media=media,
+        )
+        services = Services(tasks=engine, models=engine, media=MediaDesk(media, authenticate))
+        host, port = await stack.enter_async_context(
+            open_rest(services, GatewayOptions(**options), "127.0.0.1", 0)
+        )
+        http = await stack.enter_async_context(aiohttp.ClientSession())
         yield Door(host, port, player, media, http)

@@ -25,7 +25,7 @@ from pomelo.testing import (
     error_reply,
     page,
 )
-from tests.conftest import Keys
+from tests.conftest import Keys, endow
 from tests.parity.wires import Ask, Grpc, Rest, all_ways, assert_same
 
 CLOSED_WITHIN = 0.05
@@ -126,6 +126,7 @@ async def test_claude_answers_a_live_key(tmp_path: Path, upstream: FaultUpstream
     )
     async with open_app(settings) as app, aiohttp.ClientSession() as session:
         assert app.rest is not None
+        await endow(app.store)
         _, key = await app.keyring.create(live=True)
         for model in ("claude-3-opus", "claude-3-sonnet", "claude-3-haiku"):
             for stream in (False, True):

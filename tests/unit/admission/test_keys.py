@@ -253,6 +253,9 @@ async def test_the_cache_does_not_grow_without_end(clock):
         async def get_key(self, key_id: str) -> KeyRecord | None:
             return KeyRecord(key_id, "default", False, b"", (), 0.0)
 
+        async def get_account(self, name: str) -> None:
+            return None
+
     keyring = Keyring(Any(), ROOT, clock=clock, monotonic=clock)
     for _ in range(CACHE_SIZE + 50):
         await refused(keyring, make_key(False)[0])
