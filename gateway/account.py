@@ -76,13 +76,13 @@ def query(given: Mapping[str, str]) -> pb.ListUsageRequest:
 
 def _read(given: Mapping[str, str], known: "Mapping[str, tuple[str, _Reader]]") -> dict[str, Any]:
     values: dict[str, Any] = {}
-    for name in given:
+    for name, text in given.items():  # of a multidict: each of a name's values
         if name not in known:
             raise _unknown(name, known)
         field, read = known[name]
         if field in values:
             raise invalid(name, "given once")
-        values[field] = read(name, given[name])
+        values[field] = read(name, text)
     return values
 
 

@@ -32,22 +32,23 @@ class AuditedStore(AccountStore, UsageStore, Protocol):
 class _Findings:
     """What was found so far, as it is told."""
 
+    most: int
     told: AuditResponse = field(default_factory=AuditResponse)
 
     def add(self, check: str, subject: str, difference: int, detail: str) -> None:
         """`difference` is what is kept minus what was recomputed."""
         self.told.difference_micros += abs(difference)
-        if len(self.told.findings) < MOST_FINDINGS:
+        if len(self.told.findings) < self.most:
             self.told.findings.add(check=check, subject=subject, difference_micros=difference, detail=detail)
 
 
-async def audit(store: AuditedStore, *, page: int = _PAGE) -> AuditResponse:
-    """Looks at everything; `page` records are read at a time.
+async def audit(store: AuditedStore, *, page: int = _PAGE, most: int = MOST_FINDINGS) -> AuditResponse:
+    """Looks at everything; `page` records are read at a time, and at most `most` findings are told.
 
     Raises:
         PomeloError: store_unavailable.
     """
-    found = _Findings()
+    found = _Findings(most)
     before = {wallet: await store.balance(wallet) for wallet in await store.wallets()}
     spent: dict[Wallet, int] = {}
     seen = _Seen()
