@@ -1,6 +1,7 @@
 """Real servers of Redis or Valkey on loopback, for tests: started, killed, stopped and started again."""
 
 import asyncio
+import atexit
 import os
 import shutil
 import signal
@@ -8,12 +9,14 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Callable
+from functools import cache
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 from redis import Redis
 from redis import exceptions as errors
+
 from tests.ports import free_port
 
 TEST_URL = os.environ.get("POMELO_TEST_REDIS_URL", "")
@@ -104,6 +107,16 @@ class RedisServer:
     def _send(self, what: signal.Signals) -> None:
         assert self._process is not None
         self._process.send_signal(what)
+
+
+@cache
+def any_server() -> str:
+    """The URL of a server that keeps nothing, the same for all who ask; it ends with the process."""
+    if TEST_URL:
+        return TEST_URL
+    server = RedisServer("--appendonly", "no").start()
+    atexit.register(server.close)
+    return server.url
 
 
 async def until(there: Callable[[], bool], seconds: float = 20.0) -> None:

@@ -3,6 +3,7 @@
 A new store is a rig and a row of STORES; then it is held to the whole contract, and to the model.
 """
 
+import asyncio
 import shutil
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import pytest
+from redis import Redis
 
 from pomelo.errors import PomeloError
 from pomelo.stores.base import Store
@@ -23,7 +25,9 @@ from pomelo.stores.ledger import (
     UsageRecord,
     Wallet,
 )
+from pomelo.stores.redis import Timing, open_redis
 from pomelo.stores.sqlite import open_sqlite
+from tests.redis_server import any_server
 
 MODEL = "gpt-4"
 WALLET = Wallet("acme", True)
@@ -32,6 +36,9 @@ WALLET = Wallet("acme", True)
 
 class Clock:
     """The store's clocks, in the test's hand: wall time and monotonic time."""
+
+    jumping = True
+    """Whether the store has to do with the machine's wall clock."""
 
     def __init__(self) -> None:
         # Halves and wholes are exact: a window ends when it ends.
@@ -95,7 +102,62 @@ class SqliteRig:
         await self.open()
 
 
-STORES: dict[str, Callable[[Path], Rig]] = {"sqlite": SqliteRig}
+class RedisClock(Clock):
+    """The server's clock. What the server counts down by its real one is shortened along.
+
+    The clock of a machine that Pomelo runs on is none of its business.
+    """
+
+    jumping = False
+
+    def __init__(self, url: str) -> None:
+        super().__init__()
+        self._url = url
+
+    def passes(self, seconds: float) -> None:
+        super().passes(seconds)
+        with Redis.from_url(self._url) as server:
+            for key in server.scan_iter():
+                if (left := server.pttl(key)) >= 0:
+                    server.pexpire(key, max(0, int(left - seconds * 1000)))
+
+    def jumps(self, seconds: float) -> None:
+        pass
+
+
+class RedisRig:
+    """The server of all tests, emptied. A crash is a store that says and does nothing more."""
+
+    def __init__(self, folder: Path) -> None:
+        self.url = any_server()
+        self.clock = RedisClock(self.url)
+        self._archive = f"sqlite:{folder / 'usage.db'}"
+        self._stack = AsyncExitStack()
+        with Redis.from_url(self.url) as server:
+            server.flushdb()
+
+    async def open(self) -> None:
+        opening = open_redis(
+            f"{self.url}?persistence=none",
+            self._archive,
+            timing=Timing(beat=0.02, dead=0.1),
+            now=lambda: self.clock.wall,
+            server_time=lambda: self.clock.wall,
+        )
+        self.store: Any = await self._stack.enter_async_context(opening)
+
+    async def close(self) -> None:
+        await self._stack.aclose()
+
+    async def crash(self) -> None:
+        await self.store.abandon()
+        await self.close()
+        await self.open()
+        while await self.store.held():
+            await asyncio.sleep(0.01)  # noqa: ASYNC110 - the owners' beats decide.
+
+
+STORES: dict[str, Callable[[Path], Rig]] = {"sqlite": SqliteRig, "redis": RedisRig}
 """A rig for every store."""
 
 

@@ -178,6 +178,8 @@ async def test_a_clock_that_jumps_opens_and_closes_no_window(rig, clock, seconds
 
 
 async def test_a_clock_set_back_while_no_process_ran_locks_nobody_out(rig, clock):
+    if not clock.jumping:
+        pytest.skip("the clock of a server that went on")
     await rig.store.take(taking("a", tokens=5))
     await rig.store.settle(ending("a"))
     await rig.close()

@@ -5,7 +5,6 @@ from collections.abc import Awaitable, Sequence
 from dataclasses import replace
 from typing import Any
 
-from pomelo.errors import PomeloError
 from pomelo.ids import new_id
 from pomelo.stores.ledger import (
     LostHoldError,
@@ -27,6 +26,7 @@ from pomelo.stores.redis.scripts import NOTE, SETTLE, STANDING, TAKE, VOID
 from pomelo.stores.redis.started import Running
 from pomelo.stores.redis.usage import Usage
 from pomelo.stores.sqlite import records
+from pomelo.stores.sqlite.ledger import RECOVERED
 
 _NOTED_AT_ONCE = 100
 
@@ -72,7 +72,7 @@ class Ledger:
         by_wallet: dict[Wallet, list[UsageRecord]] = {}
         for record in noted:
             by_wallet.setdefault(record.wallet, []).append(record)
-        gone: set[str] = set()
+        gone: set[tuple[Wallet, str]] = set()
         for wallet, its in by_wallet.items():
             of = names(wallet)
             for at in range(0, len(its), _NOTED_AT_ONCE):
@@ -80,8 +80,8 @@ class Ledger:
                 for record in its[at : at + _NOTED_AT_ONCE]:
                     args += [record.task_id, record.cost, records.written(record)]
                 found = await self._link.run(NOTE, [of.wallet, of.holds, of.drafts], args)
-                gone.update(task_id.decode() for task_id in found)
-        return [record.task_id for record in noted if record.task_id in gone]
+                gone.update((wallet, task_id.decode()) for task_id in found)
+        return [record.task_id for record in noted if (record.wallet, record.task_id) in gone]
 
     async def standing(self, wallet: Wallet, model: str = "") -> Standing:
         """See LedgerStore."""
@@ -158,18 +158,15 @@ class Ledger:
         if reply[0] == b"key":
             reply = await run(reply[1].decode())
         self._keys.pop(record.task_id, None)
-        if reply[0] != b"settled":
-            raise LostHoldError(record.task_id)
-        _, standing, charged, uncollected, first = reply
         self._usage.expect(record.wallet)
-        if first.decode() == digest:
-            kept = replace(record, cost=int(charged), uncollected=int(uncollected))
-        else:
-            found = await self._usage.get(record.wallet, record.task_id)
-            if found is None:
-                raise PomeloError("store_unavailable")
-            kept = found
-        return Settled(_standing(standing), kept)
+        if reply[0] == b"settled" and reply[4].decode() == digest:
+            kept = replace(record, cost=int(reply[2]), uncollected=int(reply[3]))
+            return Settled(_standing(reply[1]), kept)
+        # It ended otherwise, or so long ago that its mark is gone.
+        first = await self._usage.get(record.wallet, record.task_id)
+        if first is None or first.source == RECOVERED:
+            raise LostHoldError(record.task_id)
+        return Settled(await self.standing(record.wallet, record.model), first)
 
     async def _void(self, wallet: Wallet, task_id: str, refund: bool, call: str = "") -> None:
         of = names(wallet)

@@ -6,7 +6,7 @@ for the store's other modules; none of them knows how a connection is made or lo
 
 import asyncio
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -73,10 +73,13 @@ _LONGEST_PAUSE = 0.15
 
 
 class Link:
-    """See the module. `client` is closed with it."""
+    """See the module. `client` is closed with it. `server_time` stands for the server's clock in tests."""
 
-    def __init__(self, client: Client, timing: Timing) -> None:
+    def __init__(
+        self, client: Client, timing: Timing, server_time: Callable[[], float] | None = None
+    ) -> None:
         self._client = client
+        self._server_time = server_time
         self.timing = timing
         self.closed = False
 
@@ -86,7 +89,9 @@ class Link:
         Raises:
             PomeloError: store_unavailable; UnknownOutcomeError where it may have been run.
         """
-        tail = (len(keys), *keys, *args)
+        tail: tuple[Part, ...] = (len(keys), *keys, *args)
+        if script.timed:
+            tail += ("" if self._server_time is None else round(self._server_time() * 1e6),)
         return await self._try(("EVALSHA", script.digest, *tail), ("EVAL", script.text, *tail))
 
     async def send(self, *command: Part) -> Any:

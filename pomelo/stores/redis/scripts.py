@@ -13,11 +13,14 @@ class Script:
 
     text: str
     digest: str
+    timed: bool
+    """It is one of a wallet, and takes the time of a test as its last argument."""
 
 
 def _script(*names: str) -> Script:
     text = "\n".join((_FOLDER / f"{name}.lua").read_text(encoding="utf-8") for name in names)
-    return Script(text, hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest())
+    digest = hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest()
+    return Script(text, digest, "wallet" in names)
 
 
 TAKE = _script("wallet", "take")

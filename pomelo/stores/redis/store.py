@@ -36,10 +36,12 @@ async def open_redis(
     timing: Timing | None = None,
     now: Callable[[], float] = time.time,
     monotonic: Callable[[], float] = time.monotonic,
+    server_time: Callable[[], float] | None = None,
 ) -> AsyncIterator[Store]:
     """Opens the store at a URL (see `opening`) with its archive, and closes it on leaving.
 
-    `now` dates the first account and its credits; `monotonic` watches the other processes.
+    `now` dates the first account and its credits; `monotonic` watches the other processes;
+    `server_time` stands for the server's own clock.
 
     Raises:
         StoreError: the server or the archive can't be reached or used.
@@ -47,7 +49,7 @@ async def open_redis(
     timing = timing or Timing()
     place = read_url(url)
     async with open_archive(archive) as opened:
-        link = Link(await connect(place, timing), timing)
+        link = Link(await connect(place, timing), timing, server_time)
         try:
             places = Places(link)
             usage = Usage(link, places, opened)
@@ -117,6 +119,11 @@ class RedisStore(Keys, Accounts, Ledger):
             await self.grant(
                 Grant("test credits of default", wallet, _FIRST_CREDITS, account.created, "to begin with")
             )
+
+    async def abandon(self) -> None:
+        """Does and says nothing more, as a process that is killed; for tests. It is still to be closed."""
+        self._link.closed = True
+        await self._owner.stop()
 
     async def end(self) -> None:
         """Waits for what is under way, and ends what is left."""

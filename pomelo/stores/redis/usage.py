@@ -19,6 +19,7 @@ from pomelo.stores.redis.link import Link
 from pomelo.stores.redis.names import names
 from pomelo.stores.redis.places import Places, each
 from pomelo.stores.sqlite import records
+from pomelo.stores.sqlite.ledger import RECOVERED
 
 log = logging.getLogger("pomelo.stores")
 
@@ -69,7 +70,8 @@ class Usage:
     async def get(self, wallet: Wallet, task_id: str) -> UsageRecord | None:
         """A task's record."""
         await self.drain([wallet])
-        return await self._archive.get(task_id)
+        found = await self._archive.get(task_id)
+        return found if found is not None and found.wallet == wallet else None
 
     async def held(self) -> list[UsageRecord]:
         """See UsageStore."""
@@ -155,7 +157,7 @@ def _record(entry: bytes, fields: dict[bytes, Any]) -> UsageRecord:
         )
         recovered = fields.get(b"recovered")
         if recovered is not None:
-            record = replace(record, source="recovered", complete=False, at=float(recovered))
+            record = replace(record, source=RECOVERED, complete=False, at=float(recovered))
     except (KeyError, TypeError, ValueError) as error:
         log.error("The usage entry %s can't be read: %s", entry.decode(), type(error).__name__)
         raise ValueError("no record") from error

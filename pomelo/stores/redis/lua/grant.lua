@@ -1,5 +1,5 @@
 -- Gives credits, once for each id. KEYS: wallet, holds, grants. ARGV: id, amount, grant.
-local wallet = read_wallet('', 1, 0)
+local wallet = read_wallet('', 1, clock())
 local amount = whole(ARGV[2])
 if redis.call('HEXISTS', KEYS[3], ARGV[1]) == 0 then
   if wallet.granted + amount > MOST then return {'full'} end

@@ -1,7 +1,7 @@
 -- Notes what running tasks have used; gives those whose hold is gone.
 -- KEYS: wallet, holds, drafts. ARGV: task, cost, record, and so on.
 local gone, noted = {}, {}
-for at = 1, #ARGV, 3 do
+for at = 1, #ARGV - 1, 3 do
   local hold = read_hold(ARGV[at])
   if hold then
     hold.cost = whole(ARGV[at + 1])
