@@ -153,8 +153,8 @@ class RedisRig:
         await self.store.abandon()
         await self.close()
         await self.open()
-        while await self.store.held():
-            await asyncio.sleep(0.01)  # noqa: ASYNC110 - the owners' beats decide.
+        while await self.store.held():  # noqa: ASYNC110 - the owners' beats decide.
+            await asyncio.sleep(0.01)
 
 
 STORES: dict[str, Callable[[Path], Rig]] = {"sqlite": SqliteRig, "redis": RedisRig}

@@ -26,11 +26,13 @@ class Started(Generic[T]):
 class Running:
     """All work that was started. Each task's is done in the order in which it was started.
 
-    `limit` is how many seconds the outcome is waited for where work before it hangs.
+    `limit` is how many seconds the outcome is waited for where work before it hangs. Made inside the
+    loop that does the work.
     """
 
     def __init__(self, limit: float) -> None:
         self._limit = limit
+        self._loop = asyncio.get_running_loop()
         self._last: dict[str, asyncio.Task[None]] = {}
         self._all: set[asyncio.Task[None]] = set()
         self._closed = False
@@ -45,12 +47,12 @@ class Running:
     ) -> Started[T]:
         """Starts `work`. If it is `lasting`, it is done again until the store can be reached; its awaiter
         gets store_unavailable after the first time. `undo` is done where it is unknown whether `work` was."""
-        outcome: asyncio.Future[T] = asyncio.get_running_loop().create_future()
+        outcome: asyncio.Future[T] = self._loop.create_future()
         if self._closed:
             _fail(outcome, PomeloError("store_unavailable"))
             return Started(outcome)
         before = self._last.get(task_id)
-        task = asyncio.create_task(self._do(before, work, outcome, lasting, undo))
+        task = self._loop.create_task(self._do(before, work, outcome, lasting, undo))
         self._last[task_id] = task
         self._all.add(task)
         task.add_done_callback(self._all.discard)
