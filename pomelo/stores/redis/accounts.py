@@ -6,7 +6,7 @@ from pomelo.errors import invalid
 from pomelo.ids import new_id
 from pomelo.stores.base import UnknownAccountError
 from pomelo.stores.ledger import AccountRecord, Balance, Grant, Wallet
-from pomelo.stores.redis.link import Link
+from pomelo.stores.redis.link import Link, one_call
 from pomelo.stores.redis.names import ACCOUNTS, GRANTED, PLANS, member, names
 from pomelo.stores.redis.places import Places
 from pomelo.stores.redis.scripts import ADD_ACCOUNT, GRANT, SET_PLAN
@@ -24,6 +24,7 @@ class Accounts:
         made = await self._link.run(ADD_ACCOUNT, [ACCOUNTS, PLANS], [name, plan, f"{at!r} {new_id('')}"])
         return bool(made)
 
+    @one_call
     async def get_account(self, name: str) -> AccountRecord | None:
         """See AccountStore."""
         created = await self._link.send("HGET", ACCOUNTS, name)
@@ -31,6 +32,7 @@ class Accounts:
             return None
         return _account(name, await self._link.send("HGET", PLANS, name), created)
 
+    @one_call
     async def list_accounts(self) -> list[AccountRecord]:
         """See AccountStore."""
         created = await self._link.send("HGETALL", ACCOUNTS)
@@ -41,6 +43,7 @@ class Accounts:
         """See AccountStore."""
         return bool(await self._link.run(SET_PLAN, [ACCOUNTS, PLANS], [name, plan]))
 
+    @one_call
     async def grant(self, grant: Grant) -> Balance:
         """See AccountStore."""
         wallet = grant.wallet

@@ -6,7 +6,7 @@ from pydantic_core import from_json, to_json
 
 from pomelo.errors import PomeloError
 from pomelo.stores.base import KeyRecord, UnknownAccountError
-from pomelo.stores.redis.link import Link
+from pomelo.stores.redis.link import Link, one_call
 from pomelo.stores.redis.names import ACCOUNTS, KEYS, REVOKED
 from pomelo.stores.redis.scripts import ADD_KEY, REPLACE_KEY, REVOKE_KEY
 
@@ -19,6 +19,7 @@ class Keys:
     def __init__(self, link: Link) -> None:
         self._link = link
 
+    @one_call
     async def get_key(self, key_id: str) -> KeyRecord | None:
         """See KeyStore."""
         text = await self._link.send("HGET", KEYS, key_id)
@@ -26,6 +27,7 @@ class Keys:
             return None
         return _read(text, await self._link.send("HGET", REVOKED, key_id))
 
+    @one_call
     async def add_key(self, record: KeyRecord) -> None:
         """See KeyStore."""
         await self._check(record)
@@ -35,6 +37,7 @@ class Keys:
         if not added:
             raise PomeloError("store_unavailable")
 
+    @one_call
     async def list_keys(self, account: str | None = None) -> list[KeyRecord]:
         """See KeyStore."""
         kept = await self._link.send("HGETALL", KEYS)
@@ -45,11 +48,13 @@ class Keys:
             key=lambda key: (key.created, key.key_id),
         )
 
+    @one_call
     async def revoke_key(self, key_id: str, at: float) -> KeyRecord | None:
         """See KeyStore."""
         await self._link.run(REVOKE_KEY, [KEYS, REVOKED], [key_id, repr(at)])
         return await self.get_key(key_id)
 
+    @one_call
     async def replace_key(self, key_id: str, successor: KeyRecord, at: float) -> bool:
         """See KeyStore."""
         await self._check(successor)

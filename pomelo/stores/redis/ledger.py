@@ -1,10 +1,12 @@
 """The ledger's role: each method is one script of the wallet."""
 
+import asyncio
 import hashlib
 from collections.abc import Awaitable, Sequence
 from dataclasses import replace
 from typing import Any
 
+from pomelo.errors import PomeloError
 from pomelo.ids import new_id
 from pomelo.stores.ledger import (
     LostHoldError,
@@ -18,7 +20,7 @@ from pomelo.stores.ledger import (
     UsageRecord,
     Wallet,
 )
-from pomelo.stores.redis.link import Link, Part
+from pomelo.stores.redis.link import Link, Part, UnknownOutcomeError, one_call
 from pomelo.stores.redis.names import names
 from pomelo.stores.redis.owners import Owner
 from pomelo.stores.redis.places import Places
@@ -29,6 +31,7 @@ from pomelo.stores.sqlite import records
 from pomelo.stores.sqlite.ledger import RECOVERED
 
 _NOTED_AT_ONCE = 100
+_SHUT = 0.2
 
 
 class Ledger:
@@ -42,6 +45,8 @@ class Ledger:
         self._running = Running(link.timing.limit)
         self._keys: dict[str, str] = {}
         """The Idempotency-Keys of this process's tasks, as holds have them. A missing one is asked for."""
+        self._shut: dict[Wallet, float] = {}
+        """Wallets whose last take had an unknown outcome, and until when no other is tried."""
         self._span = round(link.timing.window * 1e6)
         self._remember = round(link.timing.remember)
 
@@ -81,6 +86,8 @@ class Ledger:
                     args += [record.task_id, record.cost, records.written(record)]
                 found = await self._link.run(NOTE, [of.wallet, of.holds, of.drafts], args)
                 gone.update((wallet, task_id.decode()) for task_id in found)
+        for _, task_id in gone:
+            self._keys.pop(task_id, None)
         return [record.task_id for record in noted if (record.wallet, record.task_id) in gone]
 
     async def standing(self, wallet: Wallet, model: str = "") -> Standing:
@@ -88,33 +95,40 @@ class Ledger:
         of = names(wallet)
         return _standing(await self._link.run(STANDING, [of.wallet, of.holds], [model, self._span]))
 
+    @one_call
     async def _take(self, take: Take, call: str) -> Taken | Refused | Repeated:
         draft, repeatable = take.draft, take.repeatable
+        self._knock(draft.wallet)
         await self._places.note(draft.wallet)
         owner = await self._owner.current()
         of = names(draft.wallet)
         mark = of.mark(draft.task_id)
         key = "" if repeatable is None else "=" + repeatable.key
-        reply = await self._link.run(
-            TAKE,
-            [of.wallet, of.holds, of.drafts, mark, of.answer(key[1:]) if key else mark],
-            [
-                draft.task_id,
-                owner,
-                take.least,
-                take.most,
-                _limit(take.requests_limit),
-                _limit(take.slots_limit),
-                take.tokens,
-                _limit(take.tokens_limit),
-                draft.model,
-                records.written(draft),
-                self._span,
-                key,
-                b"" if repeatable is None else repeatable.fingerprint,
-                call,
-            ],
-        )
+        try:
+            reply = await self._link.run(
+                TAKE,
+                [of.wallet, of.holds, of.drafts, mark, of.answer(key[1:]) if key else mark],
+                [
+                    draft.task_id,
+                    owner,
+                    take.least,
+                    take.most,
+                    _limit(take.requests_limit),
+                    _limit(take.slots_limit),
+                    take.tokens,
+                    _limit(take.tokens_limit),
+                    draft.model,
+                    records.written(draft),
+                    self._span,
+                    key,
+                    b"" if repeatable is None else repeatable.fingerprint,
+                    call,
+                ],
+            )
+        except UnknownOutcomeError:
+            self._shut[draft.wallet] = asyncio.get_running_loop().time() + _SHUT
+            raise
+        self._shut.pop(draft.wallet, None)
         match reply:
             case [b"taken", standing, held]:
                 if key:
@@ -127,6 +141,21 @@ class Ledger:
                 return Repeated(_standing(standing), record, answer)
         raise LostHoldError(draft.task_id)
 
+    def _knock(self, wallet: Wallet) -> None:
+        """Lets one take at a time look whether the store does again what it is asked: each that it may have
+        done is one to be undone later.
+
+        Raises:
+            PomeloError: store_unavailable.
+        """
+        until = self._shut.get(wallet)
+        if until is not None:
+            now = asyncio.get_running_loop().time()
+            if now < until:
+                raise PomeloError("store_unavailable")
+            self._shut[wallet] = now + self._link.timing.limit
+
+    @one_call
     async def _settle(self, settlement: Settlement) -> Settled:
         record, answer = settlement.record, settlement.answer
         of = names(record.wallet)
@@ -168,6 +197,7 @@ class Ledger:
             raise LostHoldError(record.task_id)
         return Settled(await self.standing(record.wallet, record.model), first)
 
+    @one_call
     async def _void(self, wallet: Wallet, task_id: str, refund: bool, call: str = "") -> None:
         of = names(wallet)
         mark = of.mark(task_id)

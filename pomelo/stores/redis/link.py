@@ -6,9 +6,12 @@ for the store's other modules; none of them knows how a connection is made or lo
 
 import asyncio
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import Any, Protocol
+from functools import wraps
+from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
 
 from redis import exceptions as errors
 
@@ -19,6 +22,9 @@ from pomelo.stores.redis.scripts import Script
 log = logging.getLogger("pomelo.stores")
 
 Part = str | bytes | int
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +47,10 @@ class Timing:
 
 class UnknownOutcomeError(PomeloError):
     """store_unavailable, and what was asked may have been done."""
+
+
+_end: ContextVar[float] = ContextVar("_end", default=0.0)
+"""When the limit of the call is over, of which this is a part."""
 
 
 class Client(Protocol):
@@ -83,6 +93,15 @@ class Link:
         self.timing = timing
         self.closed = False
 
+    @contextmanager
+    def one_call(self) -> Iterator[None]:
+        """All that is sent inside, one after another, is of one call and within its limit."""
+        token = _end.set(_end.get() or asyncio.get_running_loop().time() + self.timing.limit)
+        try:
+            yield
+        finally:
+            _end.reset(token)
+
     async def run(self, script: Script, keys: Sequence[str], args: Sequence[Part]) -> Any:
         """Runs a script. It is sent whole where the server doesn't know it (any more).
 
@@ -104,7 +123,7 @@ class Link:
 
     async def _try(self, command: Sequence[Part], whole: Sequence[Part]) -> Any:
         loop = asyncio.get_running_loop()
-        end = loop.time() + self.timing.limit
+        end = _end.get() or loop.time() + self.timing.limit
         pause = _PAUSE
         unknown = False
         while not self.closed:
@@ -131,6 +150,26 @@ class Link:
         """Closes all connections; what comes later is refused."""
         self.closed = True
         await self._client.aclose()
+
+
+class _Linked(Protocol):
+    _link: Link
+
+
+L = TypeVar("L", bound=_Linked)
+
+
+def one_call(
+    method: Callable[Concatenate[L, P], Awaitable[T]],
+) -> Callable[Concatenate[L, P], Coroutine[Any, Any, T]]:
+    """A method that sends several things, all within the limit of one call."""
+
+    @wraps(method)
+    async def limited(self: L, /, *args: P.args, **kwargs: P.kwargs) -> T:
+        with self._link.one_call():
+            return await method(self, *args, **kwargs)
+
+    return limited
 
 
 def _may_be_done(error: Exception) -> bool:
