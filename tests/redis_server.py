@@ -1,6 +1,5 @@
 """Real servers of Redis or Valkey on loopback, for tests: started, killed, stopped and started again."""
 
-import asyncio
 import atexit
 import os
 import shutil
@@ -117,11 +116,3 @@ def any_server() -> str:
     server = RedisServer("--appendonly", "no").start()
     atexit.register(server.close)
     return server.url
-
-
-async def until(there: Callable[[], bool], seconds: float = 20.0) -> None:
-    """Waits for a condition."""
-    end = time.monotonic() + seconds
-    while not there():
-        assert time.monotonic() < end, "it did not come about"
-        await asyncio.sleep(0.005)

@@ -140,7 +140,7 @@ class RedisRig:
         opening = open_redis(
             f"{self.url}?persistence=none",
             self._archive,
-            timing=Timing(beat=0.02, dead=0.1),
+            timing=Timing(limit=20.0, attempt=5.0, beat=0.02, dead=0.1),
             now=lambda: self.clock.wall,
             server_time=lambda: self.clock.wall,
         )

@@ -24,12 +24,14 @@ class OneServer:
         self._redis = redis
         self._waiting: deque[tuple[tuple[Part, ...], asyncio.Future[Any]]] = deque()
         self._lanes: set[asyncio.Task[None]] = set()
+        self._busy = 0
 
     async def execute_command(self, *command: Part) -> Any:
         """See Client."""
         answer: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
         self._waiting.append((command, answer))
-        if len(self._lanes) < _LANES:
+        if self._busy < _LANES:
+            self._busy += 1
             lane = asyncio.create_task(self._send())
             self._lanes.add(lane)
             lane.add_done_callback(self._lanes.discard)
@@ -48,33 +50,40 @@ class OneServer:
         await self._redis.aclose()
 
     async def _send(self) -> None:
-        while self._waiting:
-            batch = [self._waiting.popleft() for _ in range(min(_AT_ONCE, len(self._waiting)))]
-            # Who left, because its time was over, needs no answer; what it asks for may be repeated anyhow.
-            batch = [(command, answer) for command, answer in batch if not answer.done()]
-            if not batch:
+        try:
+            while self._waiting:
+                await self._send_batch()
+        finally:
+            # At once, not when the task is seen to be done: a command that comes in between would wait for ever.
+            self._busy -= 1
+
+    async def _send_batch(self) -> None:
+        batch = [self._waiting.popleft() for _ in range(min(_AT_ONCE, len(self._waiting)))]
+        # Who left, because its time was over, needs no answer; what it asks for may be repeated anyhow.
+        batch = [(command, answer) for command, answer in batch if not answer.done()]
+        if not batch:
+            return
+        try:
+            pipeline = self._redis.pipeline(transaction=False)
+            for command, _ in batch:
+                pipeline.execute_command(*command)
+            answers = await pipeline.execute(raise_on_error=False)
+        except Exception as error:
+            answers = [error] * len(batch)
+        except BaseException:
+            for _, answer in batch:
+                answer.cancel()
+            raise
+        for (_, answer), found in zip(batch, answers, strict=True):
+            if answer.done():
                 continue
-            try:
-                pipeline = self._redis.pipeline(transaction=False)
-                for command, _ in batch:
-                    pipeline.execute_command(*command)
-                answers = await pipeline.execute(raise_on_error=False)
-            except Exception as error:
-                answers = [error] * len(batch)
-            except BaseException:
-                for _, answer in batch:
-                    answer.cancel()
-                raise
-            for (_, answer), found in zip(batch, answers, strict=True):
-                if answer.done():
-                    continue
-                if isinstance(found, Exception):
-                    answer.set_exception(found)
-                else:
-                    answer.set_result(found)
-            if any(isinstance(found, errors.ReadOnlyError) for found in answers):
-                # It is a replica by now; a name may lead elsewhere.
-                await self._redis.connection_pool.disconnect(inuse_connections=False)
+            if isinstance(found, Exception):
+                answer.set_exception(found)
+            else:
+                answer.set_result(found)
+        if any(isinstance(found, errors.ReadOnlyError) for found in answers):
+            # It is a replica by now; a name may lead elsewhere.
+            await self._redis.connection_pool.disconnect(inuse_connections=False)
 
 
 class Cluster:

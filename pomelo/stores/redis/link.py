@@ -140,7 +140,7 @@ class Link:
                 log.warning("Redis refused a command: %s", error)
                 raise PomeloError("store_unavailable") from error
             if loop.time() + pause >= end:
-                log.warning("Redis can't be reached: %s", reason or type(reason).__name__)
+                log.warning("Redis can't be reached: %s", str(reason) or type(reason).__name__)
                 raise (UnknownOutcomeError if unknown else PomeloError)("store_unavailable") from reason
             await asyncio.sleep(pause)
             pause = min(2 * pause, _LONGEST_PAUSE)
