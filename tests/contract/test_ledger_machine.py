@@ -357,7 +357,8 @@ class LedgerMachine(RuleBasedStateMachine):
     def the_clock_jumps(self, seconds: float) -> None:
         self.count()
         self.rig.clock.jumps(seconds)
-        self.ahead += seconds
+        if self.rig.clock.jumping:
+            self.ahead += seconds
 
     @rule()
     def crash(self) -> None:
