@@ -23,8 +23,6 @@ MOST_FINDINGS = 1_000
 _PAGE = 500
 _BUCKETS = 256
 _counts = attrgetter(*Used.__slots__)
-_LOOKS = 3
-"""How often holds and what is held must disagree, with nothing moving, before it counts."""
 
 
 class AuditedStore(AccountStore, UsageStore, Protocol):
@@ -203,17 +201,13 @@ async def _check_spent(
         )
 
 
-async def _check_held(found: _Findings, store: AuditedStore, wallet: Wallet) -> None:
-    """Nothing is held without a task that holds it."""
-    for _ in range(_LOOKS):
-        earlier = await store.balance(wallet)
-        if not earlier.held or any(hold.wallet == wallet for hold in await store.held()):
-            return
-        if (await store.balance(wallet)).held != earlier.held:
-            return
-    found.add(
-        "held", _name(wallet), earlier.held, f"{earlier.held} microcredits are held, and no task holds any"
-    )
+async def _check_held(found: _Findings, store: UsageStore, wallet: Wallet) -> None:
+    """What is held is what tasks hold."""
+    kept, tasks = await store.holding(wallet)
+    if kept != tasks:
+        found.add(
+            "held", _name(wallet), kept - tasks, f"{kept} microcredits are held, and its tasks hold {tasks}"
+        )
 
 
 def _outside(recomputed: int, least: int, most: int) -> int:

@@ -269,6 +269,19 @@ async def test_what_running_tasks_hold_is_told_with_what_was_noted(rig):
     assert await rig.store.held() == []
 
 
+async def test_what_is_held_is_what_tasks_hold(rig):
+    other = Wallet("nobody", False)
+    assert await rig.store.holding(WALLET) == await rig.store.holding(other) == (0, 0)
+    await rig.store.take(taking("a", 300))
+    await rig.store.take(taking("b", 11))
+    assert await rig.store.holding(WALLET) == (311, 311)
+    assert await rig.store.holding(other) == (0, 0)
+    await rig.store.settle(ending("a", 7))
+    assert await rig.store.holding(WALLET) == (11, 11)
+    await rig.store.void(WALLET, "b")
+    assert await rig.store.holding(WALLET) == (0, 0)
+
+
 async def test_every_wallet_that_had_a_grant_or_a_hold_is_told_once(rig):
     await rig.store.add_account("bee", "pro", 1.0)
     await rig.store.grant(Grant("again", WALLET, 5, 1.0))

@@ -96,6 +96,10 @@ class RedisStore(Keys, Accounts, Ledger):
         """See UsageStore."""
         return await self._usage.held()
 
+    async def holding(self, wallet: Wallet) -> tuple[int, int]:
+        """See UsageStore."""
+        return await self._usage.holding(wallet)
+
     async def wallets(self) -> list[Wallet]:
         """See UsageStore."""
         return await self._usage.wallets()

@@ -18,6 +18,7 @@ from pomelo.stores.redis.archive import Archive
 from pomelo.stores.redis.link import Link
 from pomelo.stores.redis.names import names
 from pomelo.stores.redis.places import Places, each
+from pomelo.stores.redis.scripts import HOLDING
 from pomelo.stores.sqlite import records
 from pomelo.stores.sqlite.ledger import RECOVERED
 
@@ -79,6 +80,12 @@ class Usage:
         tables = await each(wallets, lambda w: self._link.send("HVALS", names(w).drafts))
         found = [records.read(text) for table in tables for text in table]
         return sorted(found, key=lambda record: record.task_id)
+
+    async def holding(self, wallet: Wallet) -> tuple[int, int]:
+        """See UsageStore."""
+        of = names(wallet)
+        kept, tasks = await self._link.run(HOLDING, [of.wallet, of.holds, of.drafts], [])
+        return kept, tasks
 
     async def wallets(self) -> list[Wallet]:
         """See UsageStore."""
