@@ -16,6 +16,7 @@ from pathlib import Path
 from gateway.app import open_rest
 from gateway.remote import Tls, open_remote
 from gateway.state import GatewayOptions
+from pomelo.accounts import AccountDesk, AccountOffice
 from pomelo.admission.admit import Admission
 from pomelo.admission.keys import Keyring
 from pomelo.admission.plans import BUILTIN, Plan
@@ -24,6 +25,7 @@ from pomelo.catalog import Catalog
 from pomelo.draining import Draining
 from pomelo.engine import Engine
 from pomelo.media import MediaDesk, MediaStore
+from pomelo.metering.usage import UsageDesk
 from pomelo.providers import SANDBOX, Credentials, open_providers
 from pomelo.providers.base import Provider
 from pomelo.providers.http import Timeouts
@@ -93,7 +95,9 @@ async def open_app(
                     origins=settings.delivery_origins,
                 )
             )
-        admission = Admission(store, plans or BUILTIN, now=now)
+        catalog = catalog or registry.catalog
+        plans = plans or find_plans(settings, catalog)
+        admission = Admission(store, plans, now=now)
         await stack.enter_async_context(_noting(admission))
 
         async def identify(call: Call) -> Principal:
@@ -103,7 +107,6 @@ async def open_app(
 
         media = MediaStore(settings.data / "media", secret, public_url=settings.public_url, now=now)
         await stack.enter_async_context(_sweeping(media))
-        catalog = catalog or registry.catalog
         engine = Engine(
             catalog=catalog,
             router=make_router(providers),
@@ -114,9 +117,12 @@ async def open_app(
             now=now,
         )
         desk = MediaDesk(media, identify, settings.upload_limit)
+        usage = UsageDesk(store, secret)
+        accounts = AccountDesk(store, usage, admission.plan, identify)
+        office = AccountOffice(store, plans, plan_changed=keyring.forget_account)
         draining = Draining()
-        services = draining.guard(Services(tasks=engine, models=engine, media=desk))
-        admin = AdminServicer(keyring, catalog.models)
+        services = draining.guard(Services(tasks=engine, models=engine, media=desk, accounts=accounts))
+        admin = AdminServicer(store, keyring, office, usage, catalog.models)
         await stack.enter_async_context(open_admin(admin, settings.admin_socket))
         server = None
         if settings.grpc:
@@ -154,6 +160,27 @@ def find_providers(settings: Settings) -> Registry:
         raise SettingsError(str(error)) from error
     settings.check_providers(registry.entries)
     return registry
+
+
+def find_plans(settings: Settings, catalog: Catalog) -> dict[str, Plan]:
+    """The built-in plans, and the operator's, which may replace them.
+
+    Raises:
+        SettingsError: one of the operator's names a model that there is not.
+    """
+    plans = dict(BUILTIN)
+    for name, given in settings.plans.items():
+        for model in given.models or ():
+            if model not in catalog.models:
+                raise SettingsError(f"plans.{name}.models: there is no model {model[:100]}")
+        plans[name] = Plan(
+            name,
+            requests=given.requests_per_minute,
+            concurrent=given.concurrent_requests,
+            tokens=given.tokens_per_minute,
+            models=frozenset(given.models) if given.models is not None else None,
+        )
+    return plans
 
 
 def credentials(settings: Settings, registry: Registry) -> dict[str, Credentials]:

@@ -39,6 +39,11 @@ NOT_SETTINGS = frozenset({"POMELO_CONFIG", "POMELO_KEY"})
 _NOT_WRITTEN = frozenset({"providers", "variables"})
 """Settings that are gathered, and have no name of their own in a file or the environment."""
 
+_NO_VARIABLES = _NOT_WRITTEN | {"plans"}
+"""Those and the tables of a file, which no variable can hold."""
+
+_PLAN = re.compile(r"[A-Za-z0-9._-]{1,64}")
+
 _MIB = 1024 * 1024
 _SECRET_LENGTH = 32
 _CHECK = b"pomelo secret check"
@@ -100,7 +105,15 @@ def _split(text: Any) -> Any:
     return [part.strip() for part in text.split(",") if part.strip()] if isinstance(text, str) else text
 
 
+def _plan(name: str) -> str:
+    if not _PLAN.fullmatch(name):
+        raise ValueError("a name has 1 to 64 letters, digits, dots, dashes or underscores")
+    return name
+
+
 Address = Annotated[str, AfterValidator(_address)]
+PlanName = Annotated[str, AfterValidator(_plan)]
+Most = Annotated[int, Field(strict=True, gt=0, lt=2**53)]
 Url = Annotated[str, AfterValidator(_url)]
 File = Annotated[Path | None, AfterValidator(_file)]
 
@@ -113,6 +126,17 @@ class ProviderSettings(BaseModel):
 
     api_key: str | None = Field(default=None, repr=False)
     base_url: Url = ""
+
+
+class PlanSettings(BaseModel):
+    """A plan of the operator's own, `[plans.NAME]`: what each side of an account may do. None: no limit."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
+
+    requests_per_minute: Most | None = None
+    concurrent_requests: Most | None = None
+    tokens_per_minute: Most | None = None
+    models: Annotated[tuple[str, ...], Field(min_length=1)] | None = None
 
 
 class Settings(BaseModel):
@@ -148,6 +172,8 @@ class Settings(BaseModel):
     json_limit: Annotated[ByteSize, Field(gt=0)] = ByteSize(8 * _MIB)
     upload_limit: Annotated[ByteSize, Field(gt=0)] = ByteSize(50 * _MIB)
     inline_limit: Annotated[ByteSize, Field(gt=0)] = ByteSize(4 * _MIB)
+    plans: Mapping[PlanName, PlanSettings] = Field(default_factory=dict)
+    """Added to the built-in ones; one of the same name replaces it."""
     grace: float = Field(default=10.0, ge=0, le=3600)
     """Seconds that running tasks get to end when the server shuts down."""
 
@@ -339,7 +365,7 @@ def _from_file(path: Path | None) -> dict[str, Any]:
 
 
 def _from_variables(environ: Mapping[str, str]) -> dict[str, Any]:
-    names = Settings.model_fields.keys() - _NOT_WRITTEN
+    names = Settings.model_fields.keys() - _NO_VARIABLES
     known = {variable(name) for name in names} | NOT_SETTINGS
     for name in environ:
         if name.startswith(PREFIX) and name not in known:
@@ -364,6 +390,8 @@ def _line(error: ValidationError, named: Mapping[str, str] | None = None) -> str
     """The first thing that is wrong, without its value; `named` gives the variables of the fields."""
     first = error.errors(include_url=False, include_context=False, include_input=False)[0]
     message = first["msg"].removeprefix("Value error, ")
+    if first["type"] == "extra_forbidden":
+        message = "there is no such key"
     if not first["loc"]:
         return message
     name = str(first["loc"][0])
@@ -371,6 +399,8 @@ def _line(error: ValidationError, named: Mapping[str, str] | None = None) -> str
         name = named.get(name, name)
     elif name == "providers":
         name = "_".join(map(str, first["loc"][1:]))
+    elif name == "plans":
+        name = ".".join(str(part) for part in first["loc"] if part != "[key]")
     elif name in Settings.model_fields:
         name = variable(name)
     return f"{name}: {message}"

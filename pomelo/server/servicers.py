@@ -13,13 +13,15 @@ import grpc
 
 from pomelo.call import Call
 from pomelo.errors import PomeloError, invalid, missing
+from pomelo.gen.v1 import account_service_pb2 as account_pb
 from pomelo.gen.v1 import media_service_pb2 as media_pb
 from pomelo.gen.v1 import model_service_pb2 as model_pb
+from pomelo.gen.v1.account_service_pb2_grpc import AccountServiceServicer
 from pomelo.gen.v1.media_service_pb2_grpc import MediaServiceServicer
 from pomelo.gen.v1.model_service_pb2_grpc import ModelServiceServicer
 from pomelo.gen.v1.task_service_pb2 import RunTaskRequest, RunTaskResponse, StreamTaskRequest
 from pomelo.gen.v1.task_service_pb2_grpc import TaskServiceServicer
-from pomelo.service import MediaService, ModelService, TaskService
+from pomelo.service import AccountService, MediaService, ModelService, TaskService
 from pomelo.traces import trace
 from pomelo.wire import OPEN_KEY, WIRE_KEY, status_code, to_status, trailing
 
@@ -194,6 +196,30 @@ class ModelServicer(ModelServiceServicer):
         model = await self._models.get_model(request.name, rpc.call)
         await rpc.open()
         return model_pb.GetModelResponse(model=model)
+
+
+class AccountServicer(AccountServiceServicer):
+    """pomelo.v1.AccountService over an `AccountService`."""
+
+    def __init__(self, accounts: AccountService, running: Running) -> None:
+        self._accounts = accounts
+        self.running = running
+
+    @answering
+    async def GetAccount(
+        self, request: account_pb.GetAccountRequest, rpc: Rpc
+    ) -> account_pb.GetAccountResponse:
+        """See the contract."""
+        account = await self._accounts.get_account(rpc.call)
+        await rpc.open()
+        return account_pb.GetAccountResponse(account=account)
+
+    @answering
+    async def ListUsage(self, request: account_pb.ListUsageRequest, rpc: Rpc) -> account_pb.ListUsageResponse:
+        """See the contract."""
+        usage = await self._accounts.list_usage(request, rpc.call)
+        await rpc.open()
+        return usage
 
 
 class MediaServicer(MediaServiceServicer):

@@ -16,6 +16,7 @@ import aiohttp
 
 from gateway.app import open_rest
 from gateway.state import GatewayOptions
+from pomelo.accounts import AccountDesk
 from pomelo.admission.admit import Admission
 from pomelo.admission.plans import BUILTIN
 from pomelo.call import Call, Principal
@@ -26,6 +27,7 @@ from pomelo.gen.v1 import image_pb2, speech_pb2, text_pb2
 from pomelo.gen.v1.task_pb2 import TaskResult
 from pomelo.gen.v1.task_service_pb2 import StreamTaskResponse as Event
 from pomelo.media import MediaDesk, MediaStore
+from pomelo.metering.usage import UsageDesk
 from pomelo.providers.base import Job
 from pomelo.routing import Router
 from pomelo.service import Services
@@ -153,14 +155,20 @@ async def open_door(folder: Path, **options: Any) -> AsyncIterator[Door]:
     async with AsyncExitStack() as stack:
         store = await stack.enter_async_context(open_store(f"sqlite:{folder}.db"))
         await endow(store)
+        admission = Admission(store, BUILTIN)
         engine = Engine(
             catalog=Catalog.load(),
             router=Router({"sandbox": player}),
             authenticate=authenticate,
-            admission=Admission(store, BUILTIN),
+            admission=admission,
             media=media,
         )
-        services = Services(tasks=engine, models=engine, media=MediaDesk(media, authenticate))
+        services = Services(
+            tasks=engine,
+            models=engine,
+            media=MediaDesk(media, authenticate),
+            accounts=AccountDesk(store, UsageDesk(store, b"s" * 32), admission.plan, authenticate),
+        )
         host, port = await stack.enter_async_context(
             open_rest(services, GatewayOptions(**options), "127.0.0.1", 0)
         )

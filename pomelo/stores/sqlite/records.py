@@ -25,6 +25,11 @@ def keep(connection: sqlite3.Connection, record: UsageRecord) -> None:
     connection.execute(_INSERT, _values(record))
 
 
+def keep_once(connection: sqlite3.Connection, record: UsageRecord) -> None:
+    """Keeps a task's record, if there is none yet."""
+    connection.execute(f"{_INSERT} ON CONFLICT (task_id) DO NOTHING", _values(record))
+
+
 def kept(connection: sqlite3.Connection, task_id: str) -> UsageRecord | None:
     """A task's record."""
     row = connection.execute(_SELECT, (task_id,)).fetchone()

@@ -195,6 +195,10 @@ class SqliteStore:
         """See UsageStore."""
         return await self._report(usage.held)
 
+    async def holding(self, wallet: Wallet) -> tuple[int, int]:
+        """See UsageStore."""
+        return await self._report(lambda c: usage.holding(c, wallet))
+
     async def wallets(self) -> list[Wallet]:
         """See UsageStore."""
         return await self._report(usage.wallets)

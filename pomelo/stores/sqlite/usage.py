@@ -64,6 +64,16 @@ def held(connection: sqlite3.Connection) -> list[UsageRecord]:
     return [records.read(text) for (text,) in connection.execute("SELECT record FROM holds ORDER BY task_id")]
 
 
+def holding(connection: sqlite3.Connection, wallet: Wallet) -> tuple[int, int]:
+    """See UsageStore."""
+    kept, tasks = connection.execute(
+        "SELECT coalesce((SELECT held FROM wallets WHERE account = ?1 AND live = ?2), 0),"
+        " coalesce((SELECT sum(amount) FROM holds WHERE account = ?1 AND live = ?2), 0)",
+        (wallet.account, wallet.live),
+    ).fetchone()
+    return kept, tasks
+
+
 def wallets(connection: sqlite3.Connection) -> list[Wallet]:
     """See UsageStore."""
     rows = connection.execute("SELECT account, live FROM wallets ORDER BY account, live")
