@@ -7,7 +7,6 @@ import signal
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
@@ -15,6 +14,8 @@ from typing import Any
 
 from redis import Redis
 from redis import exceptions as errors
+from redis.backoff import NoBackoff
+from redis.retry import Retry
 
 from tests.ports import free_port
 
@@ -74,7 +75,8 @@ class RedisServer:
 
     def do(self, *command: Any) -> Any:
         """What it answers to a command."""
-        with Redis(port=self.port, protocol=2, socket_timeout=5.0) as client:
+        once = Retry(NoBackoff(), 0)
+        with Redis(port=self.port, protocol=2, socket_timeout=5.0, retry=once) as client:
             return client.execute_command(*command)
 
     def kill(self) -> None:
