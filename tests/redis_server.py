@@ -38,15 +38,24 @@ def shipped_binary() -> str:
     return str(found[0])
 
 
+_KEEPING = ("--save", "", "--appendonly", "yes", "--maxmemory-policy", "noeviction")
+
+
 class RedisServer:
     """A server in a folder of its own. Its data stay when it is killed; `close` removes them."""
 
-    def __init__(self, *options: str, program: str = "", port: int = 0) -> None:
-        self.port = port or free_port()
+    def __init__(self, *options: str, program: str = "", config: Path | None = None) -> None:
+        self.port = free_port()
         self.folder = Path(tempfile.mkdtemp(prefix="pomelo-redis-"))
         self._program = program or binary()
         self._options = options
+        self._config = config
         self._process: subprocess.Popen[bytes] | None = None
+
+    @classmethod
+    def sentinel(cls, config: Path) -> "RedisServer":
+        """A Sentinel, with a file for what it is told and what it learns."""
+        return cls(config=config)
 
     @property
     def url(self) -> str:
@@ -56,8 +65,9 @@ class RedisServer:
     def start(self, *more: str) -> "RedisServer":
         """Starts it, and waits until it answers."""
         command = [
-            *(self._program, "--port", str(self.port), "--bind", "127.0.0.1", "--dir", str(self.folder)),
-            *("--save", "", "--appendonly", "yes", "--maxmemory-policy", "noeviction"),
+            *((self._program, str(self._config)) if self._config else (self._program,)),
+            *("--port", str(self.port), "--bind", "127.0.0.1", "--dir", str(self.folder)),
+            *(("--sentinel",) if self._config else _KEEPING),
             *self._options,
             *more,
         ]

@@ -6,7 +6,7 @@ import os
 import sqlite3
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import AsyncExitStack, closing, suppress
+from contextlib import AsyncExitStack, closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -347,3 +347,38 @@ async def test_a_server_that_hung_for_long_lets_nobody_be_taken_for_dead(server,
         for number, store in enumerate(stores):
             assert (await store.settle(ending(f"t{number}"))).record.cost == 7
         await audit(stores[1], {"t0", "t1"})
+
+
+async def test_a_failover_by_sentinel_goes_on_with_what_the_replica_had(server, tmp_path):
+    with (
+        RedisServer("--replicaof", f"127.0.0.1 {server.port}") as replica,
+        sentinel(server, tmp_path) as watching,
+    ):
+        await until(lambda: server.do("INFO", "replication").get("connected_slaves") == 1)
+        await until(lambda: len(watching.do("SENTINEL", "REPLICAS", "main")) == 1)
+        async with opening(f"redis+sentinel://127.0.0.1:{watching.port}/main", tmp_path) as store:
+            await store.grant(Grant("g", WALLET, CREDITS, 1.0))
+            await store.take(taking("before"))
+            assert server.do("WAIT", 1, 5000) == 1
+            server.kill()
+            await fails_within_a_second(store.take(taking("in")))
+            store.settle(ending("before"))
+            await until(lambda: replica.do("INFO", "replication")["role"] == "master")
+            await comes_back(store)
+            await holds(store)
+            await store.take(taking("after"))
+            await store.settle(ending("after"))
+            await audit(store, {"before", "after"})
+
+
+@contextmanager
+def sentinel(primary: RedisServer, folder: Path) -> Iterator[RedisServer]:
+    """A Sentinel that takes the primary for dead after half a second."""
+    config = folder / "sentinel.conf"
+    config.write_text(
+        f"sentinel monitor main 127.0.0.1 {primary.port} 1\n"
+        "sentinel down-after-milliseconds main 500\n"
+        "sentinel failover-timeout main 5000\n"
+    )
+    with RedisServer.sentinel(config) as started:
+        yield started
