@@ -136,7 +136,9 @@ def take(connection: sqlite3.Connection, now: float, asked: Take) -> Taken | Ref
     if code := _refusal(state, asked):
         return Refused(state.standing(), code)
     held = min(asked.most, state.available)
-    _count(connection, state, asked, held)
+    # Without tokens and a limit of them it is in no window, though one may be open.
+    of_tokens = bool(asked.tokens) or asked.tokens_limit is not None
+    _count(connection, state, asked, held, of_tokens)
     connection.execute(
         "INSERT INTO holds (task_id, account, live, amount, window_start, model, token_start, tokens,"
         " repeat_key, record) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
@@ -147,7 +149,7 @@ def take(connection: sqlite3.Connection, now: float, asked: Take) -> Taken | Ref
             held,
             state.start,
             draft.model,
-            state.token_start,
+            state.token_start if of_tokens else None,
             asked.tokens,
             None if repeatable is None else repeatable.key,
             records.written(draft),
@@ -198,7 +200,7 @@ def _refusal(state: _State, asked: Take) -> str | None:
     return None
 
 
-def _count(connection: sqlite3.Connection, state: _State, asked: Take, held: int) -> None:
+def _count(connection: sqlite3.Connection, state: _State, asked: Take, held: int, of_tokens: bool) -> None:
     """Counts one more task, in the tables and in the state."""
     account, live = state.wallet.account, state.wallet.live
     if state.start is None:
@@ -219,7 +221,7 @@ def _count(connection: sqlite3.Connection, state: _State, asked: Take, held: int
             " VALUES (?, ?, ?, ?, ?, ?)",
             counted,
         )
-    if asked.tokens or asked.tokens_limit is not None:
+    if of_tokens:
         if state.token_start is None:
             state.token_start = state.now
         state.tokens += asked.tokens
