@@ -7,7 +7,6 @@ import signal
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
@@ -15,6 +14,8 @@ from typing import Any
 
 from redis import Redis
 from redis import exceptions as errors
+from redis.backoff import NoBackoff
+from redis.retry import Retry
 
 from tests.ports import free_port
 
@@ -37,15 +38,24 @@ def shipped_binary() -> str:
     return str(found[0])
 
 
+_KEEPING = ("--save", "", "--appendonly", "yes", "--maxmemory-policy", "noeviction")
+
+
 class RedisServer:
     """A server in a folder of its own. Its data stay when it is killed; `close` removes them."""
 
-    def __init__(self, *options: str, program: str = "", port: int = 0) -> None:
-        self.port = port or free_port()
+    def __init__(self, *options: str, program: str = "", config: Path | None = None) -> None:
+        self.port = free_port()
         self.folder = Path(tempfile.mkdtemp(prefix="pomelo-redis-"))
         self._program = program or binary()
         self._options = options
+        self._config = config
         self._process: subprocess.Popen[bytes] | None = None
+
+    @classmethod
+    def sentinel(cls, config: Path) -> "RedisServer":
+        """A Sentinel, with a file for what it is told and what it learns."""
+        return cls(config=config)
 
     @property
     def url(self) -> str:
@@ -55,8 +65,9 @@ class RedisServer:
     def start(self, *more: str) -> "RedisServer":
         """Starts it, and waits until it answers."""
         command = [
-            *(self._program, "--port", str(self.port), "--bind", "127.0.0.1", "--dir", str(self.folder)),
-            *("--save", "", "--appendonly", "yes", "--maxmemory-policy", "noeviction"),
+            *((self._program, str(self._config)) if self._config else (self._program,)),
+            *("--port", str(self.port), "--bind", "127.0.0.1", "--dir", str(self.folder)),
+            *(("--sentinel",) if self._config else _KEEPING),
             *self._options,
             *more,
         ]
@@ -74,7 +85,8 @@ class RedisServer:
 
     def do(self, *command: Any) -> Any:
         """What it answers to a command."""
-        with Redis(port=self.port, protocol=2, socket_timeout=5.0) as client:
+        once = Retry(NoBackoff(), 0)
+        with Redis(port=self.port, protocol=2, socket_timeout=5.0, retry=once) as client:
             return client.execute_command(*command)
 
     def kill(self) -> None:

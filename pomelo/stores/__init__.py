@@ -11,7 +11,8 @@ def open_store(url: str, *, archive: str = "") -> AbstractAsyncContextManager[St
 
     `redis://[USER:PASSWORD@]HOST[:PORT][/DB]`, `rediss://…` with TLS, `redis+cluster://HOST:PORT,HOST:PORT…`,
     `redis+sentinel://HOST:PORT,HOST:PORT…/SERVICE`; `?persistence=none` allows a server that forgets all when
-    it restarts. `archive` is where usage goes from Redis: `sqlite:PATH`.
+    it restarts. `archive` is where usage goes from Redis: `sqlite:PATH` or
+    `postgresql://USER:PASSWORD@HOST/DATABASE`.
 
     Raises:
         StoreError: there is no such kind of store; on entering: it can't be opened.

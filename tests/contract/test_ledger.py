@@ -131,6 +131,14 @@ async def test_tokens_of_the_settlement_count_in_place_of_the_takes(rig):
     assert (await rig.store.settle(ending("b", tokens=400))).standing.tokens == 430
 
 
+async def test_a_task_that_took_no_tokens_and_has_no_limit_of_them_counts_none(rig):
+    await rig.store.take(taking("a", tokens=100))
+    await rig.store.take(taking("b"))
+    assert (await rig.store.settle(ending("b", tokens=30))).standing.tokens == 100
+    await rig.store.take(taking("c", tokens_limit=100))
+    assert (await rig.store.settle(ending("c", tokens=30))).standing.tokens == 130
+
+
 async def test_tokens_of_a_window_that_is_over_change_nothing(rig, clock):
     await rig.store.take(taking("a", tokens=100))
     clock.passes(60)

@@ -53,6 +53,18 @@ ALL = UsageQuery()
 T = TypeVar("T")
 
 
+TAKES: dict[str, Any] = {
+    "wallet": st.sampled_from((*WALLETS, WALLETS[0])),
+    "model": st.sampled_from(MODELS),
+    "least": st.integers(0, 60),
+    "more": st.integers(0, 100),
+    "requests": st.sampled_from([None, None, None, 0, 1, 3, 5]),
+    "slots": st.sampled_from([None, None, None, 1, 2, 4]),
+    "tokens": st.integers(0, 40),
+    "limit": st.sampled_from([None, None, 40, 100]),
+    "repeatable": st.sampled_from([None, None, None, ("k", b"1"), ("k", b"2"), ("l", b"1")]),
+}
+
 # --- the model
 
 
@@ -129,15 +141,20 @@ class LedgerMachine(RuleBasedStateMachine):
     def store(self) -> Any:
         return self.rig.store
 
-    @property
-    def tasks(self) -> list[str]:
-        return [task for side in self.sides.values() for task in (*side.running, *side.records)]
+    def some_task(self) -> st.SearchStrategy[str]:
+        """Mostly one that runs, else one that ended or never was."""
+        running = [task for side in self.sides.values() for task in side.running]
+        ended = [task for side in self.sides.values() for task in side.records]
+        others = st.sampled_from([*ended, "none"])
+        return st.one_of(st.sampled_from(running), st.sampled_from(running), others) if running else others
 
     @initialize()
     def start(self) -> None:
         self.rig = type(self).make(Path(self.folder.name))
         self.do(self.rig.open())
         self.do(self.store.add_account("acme", "pro", 1.0))
+        for wallet in WALLETS:
+            self.grant(wallet, 500, 9)
 
     def teardown(self) -> None:
         try:
@@ -187,18 +204,7 @@ class LedgerMachine(RuleBasedStateMachine):
         side = self.side(wallet)
         assert self.do(self.store.grant(given)) == Balance(side.granted, side.spent, side.held)
 
-    @rule(
-        wallet=st.sampled_from((*WALLETS, WALLETS[0])),
-        model=st.sampled_from(MODELS),
-        least=st.integers(0, 60),
-        more=st.integers(0, 100),
-        requests=st.sampled_from([None, None, 0, 1, 3, 5]),
-        slots=st.sampled_from([None, None, 1, 2, 4]),
-        tokens=st.integers(0, 40),
-        limit=st.sampled_from([None, None, 40, 100]),
-        repeatable=st.sampled_from([None, None, ("k", b"1"), ("k", b"2"), ("l", b"1")]),
-    )
-    def take(self, wallet, model, least, more, requests, slots, tokens, limit, repeatable) -> None:  # type: ignore[no-untyped-def]
+    def asks(self, wallet, model, least, more, requests, slots, tokens, limit, repeatable) -> None:  # type: ignore[no-untyped-def]
         self.count()
         self.number += 1
         draft = record(f"t{self.number:04}", account=wallet.account, live=wallet.live, model=model)
@@ -230,6 +236,19 @@ class LedgerMachine(RuleBasedStateMachine):
             side.running[draft.task_id] = Running(asked, answer.held, side.requests, window, draft)
             side.touched = True
         self.compare(answer.standing, wallet, model)
+
+    @rule(**TAKES)
+    def take(self, **asked: Any) -> None:
+        self.asks(**asked)
+
+    # Takes come up more often than other steps, since many are refused.
+    @rule(**TAKES)
+    def take_too(self, **asked: Any) -> None:
+        self.asks(**asked)
+
+    @rule(**TAKES)
+    def one_more_take(self, **asked: Any) -> None:
+        self.asks(**asked)
 
     def predicted(self, side: Side, asked: Take) -> str | None:
         """What the port says comes of it; None: it is taken."""
@@ -269,7 +288,7 @@ class LedgerMachine(RuleBasedStateMachine):
     def note(self, data: st.DataObject, used: int) -> None:
         self.count()
         noted, gone = [], []
-        for task_id in data.draw(st.lists(st.sampled_from([*self.tasks, "none"]), max_size=4, unique=True)):
+        for task_id in data.draw(st.lists(self.some_task(), min_size=1, max_size=4, unique=True)):
             wallet, task = self.found(task_id)
             if task is None:
                 gone.append(task_id)
@@ -296,7 +315,7 @@ class LedgerMachine(RuleBasedStateMachine):
     )
     def settle(self, data: st.DataObject, cost: int, tokens: int, answer: bytes | None) -> None:
         self.count()
-        task_id = data.draw(st.sampled_from([*self.tasks, "none"]))
+        task_id = data.draw(self.some_task())
         wallet, task = self.found(task_id)
         side = self.side(wallet)
         first = side.records.get(task_id)
@@ -333,7 +352,7 @@ class LedgerMachine(RuleBasedStateMachine):
     @rule(data=st.data(), refund=st.booleans())
     def void(self, data: st.DataObject, refund: bool) -> None:
         self.count()
-        task_id = data.draw(st.sampled_from([*self.tasks, "none"]))
+        task_id = data.draw(self.some_task())
         wallet, task = self.found(task_id)
         for _ in range(2):  # Again, it changes nothing.
             self.do(self.store.void(wallet, task_id, refund=refund))
@@ -360,8 +379,10 @@ class LedgerMachine(RuleBasedStateMachine):
         if self.rig.clock.jumping:
             self.ahead += seconds
 
-    @rule()
-    def crash(self) -> None:
+    @rule(now=st.sampled_from([False, False, False, False, True]))
+    def crash(self, now: bool) -> None:
+        if not now:  # After a crash there is little to be seen for a while.
+            return
         self.count()
         self.do(self.rig.crash())
         self.now, self.ahead = self.now + self.ahead, 0.0

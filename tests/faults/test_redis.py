@@ -6,7 +6,7 @@ import os
 import sqlite3
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import AsyncExitStack, closing, suppress
+from contextlib import AsyncExitStack, closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -186,14 +186,15 @@ def is_loading(server: RedisServer) -> bool:
 
 
 async def test_a_server_that_is_loading(server, store):
-    for number in range(300):
-        await store.take(taking(f"t{number}"))
+    await store.take(taking("t0"))
+    # Each key takes it a millisecond, once it is started again.
+    server.do("EVAL", "for n = 1, 3000 do redis.call('SET', 'other' .. n, '') end", 0)
     server.do("BGREWRITEAOF")
     await until(lambda: not server.do("INFO", "persistence")["aof_rewrite_in_progress"])
     server.kill()
     starting = asyncio.get_running_loop().run_in_executor(
         None,
-        lambda: server.start("--key-load-delay", "20000", "--loading-process-events-interval-bytes", "1024"),
+        lambda: server.start("--key-load-delay", "1000", "--loading-process-events-interval-bytes", "1024"),
     )
     await until(lambda: is_loading(server))
     await fails_within_a_second(store.take(taking("in")))
@@ -346,3 +347,40 @@ async def test_a_server_that_hung_for_long_lets_nobody_be_taken_for_dead(server,
         for number, store in enumerate(stores):
             assert (await store.settle(ending(f"t{number}"))).record.cost == 7
         await audit(stores[1], {"t0", "t1"})
+
+
+async def test_a_failover_by_sentinel_goes_on_with_what_the_replica_had(server, tmp_path):
+    server.do("CONFIG", "SET", "repl-diskless-sync-delay", "0")
+    with (
+        RedisServer("--replicaof", f"127.0.0.1 {server.port}") as replica,
+        sentinel(server, tmp_path) as watching,
+    ):
+        await until(lambda: replica.do("INFO", "replication")["master_link_status"] == "up")
+        await until(lambda: len(watching.do("SENTINEL", "REPLICAS", "main")) == 1)
+        async with opening(f"redis+sentinel://127.0.0.1:{watching.port}/main", tmp_path) as store:
+            await store.grant(Grant("g", WALLET, CREDITS, 1.0))
+            await store.take(taking("before"))
+            written = server.do("INFO", "replication")["master_repl_offset"]
+            await until(lambda: replica.do("INFO", "replication")["slave_repl_offset"] >= written)
+            server.kill()
+            await fails_within_a_second(store.take(taking("in")))
+            store.settle(ending("before"))
+            await until(lambda: replica.do("INFO", "replication")["role"] == "master")
+            await comes_back(store)
+            await holds(store)
+            assert isinstance(await store.take(taking("after")), Taken)
+            await store.settle(ending("after"))
+            await audit(store, {"before", "after"})
+
+
+@contextmanager
+def sentinel(primary: RedisServer, folder: Path) -> Iterator[RedisServer]:
+    """A Sentinel that takes the primary for dead after half a second."""
+    config = folder / "sentinel.conf"
+    config.write_text(
+        f"sentinel monitor main 127.0.0.1 {primary.port} 1\n"
+        "sentinel down-after-milliseconds main 500\n"
+        "sentinel failover-timeout main 5000\n"
+    )
+    with RedisServer.sentinel(config) as started:
+        yield started

@@ -45,7 +45,7 @@ class Archive(Protocol):
 
 
 def open_archive(url: str) -> AbstractAsyncContextManager[Archive]:
-    """An archive, opened on entering and closed on leaving: `sqlite:PATH`.
+    """An archive, opened on entering and closed on leaving: `sqlite:PATH` or `postgresql://…`.
 
     Raises:
         StoreError: there is no such kind of archive; on entering: it can't be opened.
@@ -53,7 +53,15 @@ def open_archive(url: str) -> AbstractAsyncContextManager[Archive]:
     kind, _, rest = url.partition(":")
     if kind == "sqlite" and rest:
         return open_file_archive(Path(rest))
-    raise StoreError(f"There is no archive of the kind {kind!r}. Use sqlite:PATH")
+    if kind in ("postgresql", "postgres"):
+        try:
+            from pomelo.stores.redis.postgres import open_postgres_archive
+        except ModuleNotFoundError as error:
+            raise StoreError(
+                "An archive in Postgres needs another package: pip install 'pomelo[postgres]'"
+            ) from error
+        return open_postgres_archive(url)
+    raise StoreError(f"There is no archive of the kind {kind!r}. Use sqlite:PATH or postgresql://…")
 
 
 @asynccontextmanager

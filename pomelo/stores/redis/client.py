@@ -54,7 +54,7 @@ class OneServer:
             while self._waiting:
                 await self._send_batch()
         finally:
-            # At once, not when the task is seen to be done: a command that comes in between would wait for ever.
+            # At once, not when the task is seen to be done: a command that came in between would wait.
             self._busy -= 1
 
     async def _send_batch(self) -> None:

@@ -187,6 +187,7 @@ class Ledger:
         if reply[0] == b"key":
             reply = await run(reply[1].decode())
         self._keys.pop(record.task_id, None)
+        self._shut.pop(record.wallet, None)
         self._usage.expect(record.wallet)
         if reply[0] == b"settled" and reply[4].decode() == digest:
             kept = replace(record, cost=int(reply[2]), uncollected=int(reply[3]))
@@ -213,6 +214,7 @@ class Ledger:
         if reply[0] == b"key":
             await run(reply[1].decode())
         self._keys.pop(task_id, None)
+        self._shut.pop(wallet, None)
 
 
 def _limit(limit: int | None) -> Part:

@@ -73,6 +73,7 @@ _PASSING = (
     errors.ClusterDownError,
     errors.TryAgainError,
     errors.MasterDownError,
+    errors.RedisClusterException,
     TimeoutError,
     OSError,
 )
@@ -80,6 +81,7 @@ _PASSING = (
 
 _PAUSE = 0.02
 _LONGEST_PAUSE = 0.15
+_TELL = 5.0
 
 
 class Link:
@@ -92,6 +94,7 @@ class Link:
         self._server_time = server_time
         self.timing = timing
         self.closed = False
+        self._told = -_TELL
 
     @contextmanager
     def one_call(self) -> Iterator[None]:
@@ -128,7 +131,8 @@ class Link:
         unknown = False
         while not self.closed:
             try:
-                async with asyncio.timeout_at(min(end, loop.time() + self.timing.attempt)):
+                # Each attempt's own limit is the sockets'; what waits to be sent is none yet.
+                async with asyncio.timeout_at(end):
                     return await self._client.execute_command(*command)
             except errors.NoScriptError:
                 command = whole
@@ -140,11 +144,17 @@ class Link:
                 log.warning("Redis refused a command: %s", error)
                 raise PomeloError("store_unavailable") from error
             if loop.time() + pause >= end:
-                log.warning("Redis can't be reached: %s", str(reason) or type(reason).__name__)
+                self._tell(reason, loop.time())
                 raise (UnknownOutcomeError if unknown else PomeloError)("store_unavailable") from reason
             await asyncio.sleep(pause)
             pause = min(2 * pause, _LONGEST_PAUSE)
         raise (UnknownOutcomeError if unknown else PomeloError)("store_unavailable")
+
+    def _tell(self, reason: Exception, now: float) -> None:
+        # All callers hear of it; the log needs it once.
+        if now - self._told > _TELL:
+            self._told = now
+            log.warning("Redis can't be reached: %s", str(reason) or type(reason).__name__)
 
     async def close(self) -> None:
         """Closes all connections; what comes later is refused."""

@@ -24,6 +24,7 @@ _FORMS = (
 )
 _TLS = ("ssl_ca_certs", "ssl_certfile", "ssl_keyfile")
 _OLDEST = (6, 2)
+_FAILURES = (errors.RedisError, errors.RedisClusterException, OSError, ssl.SSLError)
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +111,7 @@ async def connect(place: Place, timing: Timing) -> OneServer | Cluster:
     except BaseException as error:
         if client is not None:
             await client.aclose()
-        if isinstance(error, StoreError) or not isinstance(error, (errors.RedisError, OSError, ssl.SSLError)):
+        if isinstance(error, StoreError) or not isinstance(error, _FAILURES):
             raise
         raise _refused(place, where, error) from error
     return client
