@@ -17,7 +17,6 @@ import sqlite3
 import sys
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from contextlib import aclosing
-from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -25,16 +24,14 @@ from typing import Any, TypeVar
 import uvloop
 
 from pomelo.app import App, open_app
-from pomelo.metering.audit import audit
 from pomelo.providers.base import Event, Job, JobMethod, Provider
 from pomelo.routing import Router
 from pomelo.settings import load
 from pomelo.stores.base import Store
-from pomelo.stores.ledger import Settlement, Take, UsageQuery, UsageRecord, Wallet
+from pomelo.stores.ledger import Settlement, Take, UsageRecord, Wallet
+from tests.faults.books import state
 
 T = TypeVar("T")
-
-LIVE = Wallet("default", True)
 
 
 class Fate:
@@ -150,33 +147,6 @@ class DyingConnection(sqlite3.Connection):
         return super().execute(sql, parameters)
 
 
-async def state(app: App, since: float) -> dict[str, Any]:
-    """What the store holds of the live wallet; its records from `since` on."""
-    store = app.store
-    records: list[UsageRecord] = []
-    after = ""
-    while True:
-        page, after = await store.list_usage(UsageQuery(since=since), limit=1000, after=after)
-        records += page
-        if not after:
-            break
-    told = await audit(store)
-    balance = await store.balance(LIVE)
-    return {
-        "audit": {
-            "difference": told.difference_micros,
-            "findings": [finding.detail for finding in told.findings],
-            "records": told.records,
-        },
-        "granted": sum(grant.amount for grant in await store.list_grants(LIVE)),
-        "balance": asdict(balance) | {"available": balance.available},
-        "spent": sum(total.cost for total in await store.sum_usage(UsageQuery(live=True), "account")),
-        "held": [record.task_id for record in await store.held()],
-        "slots": (await store.standing(LIVE)).slots,
-        "records": [asdict(record) for record in records],
-    }
-
-
 def fill(folder: Path) -> None:
     """Takes all that is left of the disk."""
     with (folder / "filler").open("ab", buffering=0) as file, contextlib.suppress(OSError):
@@ -190,7 +160,7 @@ async def answer(app: App, words: list[str]) -> Any:
     """What a line of stdin asks for."""
     match words:
         case ["state", since]:
-            return await state(app, float(since))
+            return await state(app.store, float(since))
         case ["fill"]:
             await asyncio.to_thread(fill, app.settings.data)
         case ["empty"]:

@@ -1,7 +1,4 @@
-"""A data folder and the server processes that live on it one after another, whatever ends them; and its books.
-
-`Books` are what must add up at any time: of the store as a whole, and of what callers were told.
-"""
+"""A data folder and the server processes that live on it one after another, whatever ends them."""
 
 import asyncio
 import json
@@ -9,20 +6,23 @@ import os
 import signal
 import sys
 import time
-from collections import defaultdict
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
 from pomelo.admission.keys import Keyring
-from pomelo.settings import Settings
+from pomelo.settings import load
 from pomelo.stores import open_store
-from pomelo.stores.ledger import Grant, Wallet
+from pomelo.stores.ledger import Grant
 from pomelo.testing import FaultUpstream
+from tests.faults.books import LIVE, Books, state
 
 REPOSITORY = Path(__file__).parents[2]
-LIVE = Wallet("default", True)
+DYING = ("tests.faults.dying",)
+"""The server that dies where it is told to."""
+SERVE = ("pomelo.cli", "serve")
+"""The server as users start it."""
+
 RESOLVED_WITHIN = 35.0
 """Seconds from a restart until nothing is held any more."""
 
@@ -54,14 +54,23 @@ class Process:
 
 
 class House:
-    """A data folder, and the server on it. On leaving, the server is killed."""
+    """A data folder, and the server on it: the module `program` with its arguments, under these variables.
 
-    def __init__(self, folder: Path, upstream: FaultUpstream, **variables: str) -> None:
-        self.data = folder / "data"
+    On leaving, the server is killed.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        upstream: FaultUpstream,
+        program: tuple[str, ...] = DYING,
+        **variables: str,
+    ) -> None:
+        self._program = program
         self.errors = folder / "errors"
         self.key = ""
         self._variables = {
-            "POMELO_DATA": str(self.data),
+            "POMELO_DATA": str(folder / "data"),
             "POMELO_REST": "127.0.0.1:0",
             "POMELO_GRPC": "127.0.0.1:0",
             "OPENAI_API_KEY": "sk-test-upstream",
@@ -73,7 +82,7 @@ class House:
 
     async def prepare(self, micros: int, plan: str = "unlimited") -> Self:
         """Makes a live key and gives its account so much; no server runs meanwhile."""
-        settings = Settings(data=self.data)
+        settings = load(None, self._variables)
         secret = settings.root_secret()
         async with open_store(settings.store_url()) as store:
             _, self.key = await Keyring(store, secret).create("default", live=True)
@@ -81,8 +90,9 @@ class House:
             await store.grant(Grant(f"first {time.time()}", LIVE, micros, time.time()))
         return self
 
-    async def start(self, *, fails: bool = False, **variables: str) -> Process:
-        """Starts the server and waits until it listens; one that `fails` until it has ended."""
+    async def start(self, *, fails: bool = False, errors: int | None = None, **variables: str) -> Process:
+        """Starts the server and waits until it listens; one that `fails` until it has ended. Its stderr goes
+        to a file, or where `errors` says."""
         environment = {
             name: value
             for name, value in os.environ.items()
@@ -93,10 +103,10 @@ class House:
             process = await asyncio.create_subprocess_exec(
                 sys.executable,
                 "-m",
-                "tests.faults.dying",
+                *self._program,
                 stdin=asyncio.subprocess.PIPE,
                 stdout=asyncio.subprocess.PIPE,
-                stderr=sink,
+                stderr=sink if errors is None else errors,
                 env=environment | self._variables | variables,
                 cwd=REPOSITORY,
                 limit=64 * 1024 * 1024,
@@ -105,9 +115,17 @@ class House:
         if fails:
             await self._running.ended()
             return self._running
-        told = await _line(process)
+        if self._program == DYING:
+            told = await _line(process)
+        else:
+            told = await _greeting(process)
         self._running = Process(process, told["rest"], told["grpc"], started, time.monotonic())
         return self._running
+
+    async def books(self) -> Books:
+        """What the store holds; no server runs meanwhile."""
+        async with open_store(load(None, self._variables).store_url()) as store:
+            return Books(await state(store))
 
     async def running(self) -> Process:
         """The server that runs; a new one where the last has ended."""
@@ -124,48 +142,26 @@ class House:
             await self._running.ended()
 
 
+async def _greeting(process: asyncio.subprocess.Process) -> dict[str, str]:
+    """The addresses in what `pomelo serve` says at its start."""
+    assert process.stdout is not None
+    found: dict[str, str] = {}
+    async with asyncio.timeout(60):
+        while len(found) < 2:
+            line = (await process.stdout.readline()).decode()
+            assert line, f"the server ended with {await process.wait()}"
+            name, _, address = line.strip().partition("  ")
+            if name in ("REST", "gRPC"):
+                found[name.lower()] = address.strip()
+    return found
+
+
 async def _line(process: asyncio.subprocess.Process) -> Any:
     assert process.stdout is not None
     async with asyncio.timeout(60):
         line = await process.stdout.readline()
     assert line, f"the server ended with {await process.wait()}"
     return json.loads(line)
-
-
-class Books:
-    """What the store holds, as a server's `state` tells it."""
-
-    def __init__(self, state: dict[str, Any]) -> None:
-        self.balance: dict[str, int] = state["balance"]
-        self.slots: int = state["slots"]
-        self.held: list[str] = state["held"]
-        self.records: dict[str, list[dict[str, Any]]] = defaultdict(list)
-        """By request id."""
-        for record in state["records"]:
-            self.records[record["request_id"]].append(record)
-        self._state = state
-
-    def check(self) -> None:
-        """Everything adds up, to the microcredit."""
-        audit = self._state["audit"]
-        assert audit["findings"] == []
-        assert audit["difference"] == 0
-        assert self.balance["granted"] == self._state["granted"]
-        assert self.balance["spent"] == self._state["spent"]
-        left = self.balance["granted"] - self.balance["spent"] - self.balance["held"]
-        assert self.balance["available"] == left
-        assert min(self.balance.values()) >= 0
-
-    def check_idle(self) -> None:
-        """It adds up, and nothing is held by anybody."""
-        self.check()
-        assert self.held == []
-        assert self.balance["held"] == 0
-        assert self.slots == 0
-
-    def costs(self, request_ids: Iterable[str]) -> int:
-        """What those requests were charged, together."""
-        return sum(record["cost"] for name in request_ids for record in self.records.get(name, ()))
 
 
 async def read_books(process: Process, since: float = 0.0) -> Books:
