@@ -18,7 +18,7 @@ CALL = web.RequestKey("call", Call)
 
 log = logging.getLogger("pomelo.gateway")
 
-_RETRY = frozenset({429, 503})
+_RETRY = frozenset({409, 429, 503})
 
 
 def body(error: PomeloError) -> bytes:

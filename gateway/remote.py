@@ -368,10 +368,11 @@ class _Messages(AsyncIterator[M]):
     """The messages of a server's stream; what ends it badly is raised as a PomeloError, and what its end
     tells is filled into the call's reply."""
 
-    __slots__ = ("_call", "_next")
+    __slots__ = ("_call", "_next", "_rpc")
 
     def __init__(self, rpc: Any, call: Call) -> None:
         self._call = call
+        self._rpc = rpc
         self._next = aiter(rpc).__anext__
 
     def __aiter__(self) -> "_Messages[M]":
@@ -380,6 +381,9 @@ class _Messages(AsyncIterator[M]):
     async def __anext__(self) -> M:
         try:
             message: M = await self._next()
+        except StopAsyncIteration:
+            _fill(self._call, await self._rpc.trailing_metadata())
+            raise
         except grpc.aio.AioRpcError as error:
             _fill(self._call, error.trailing_metadata())
             raise from_rpc_error(error) from None

@@ -8,7 +8,7 @@ in `pomelo.admission`.
 import asyncio
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
-from contextlib import aclosing, asynccontextmanager
+from contextlib import aclosing, asynccontextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from io import BytesIO
@@ -90,12 +90,12 @@ class Engine:
         if isinstance(run, _Replay):
             return run.result
         result = _result(task, run)
-        async with self._life(run):
+        async with self._life(run) as deadline:
             async with aclosing(self._events(run)) as events:
                 async for event in events:
                     run.fold.add(event)
             run.fold.finish(result)
-            await self._settle(run, result)
+            await self._settle(run, result, deadline)
         return result
 
     @asynccontextmanager
@@ -106,7 +106,7 @@ class Engine:
             async with aclosing(run.events()) as events:
                 yield events
             return
-        async with self._life(run), aclosing(self._stream(task, run)) as events:
+        async with self._life(run) as deadline, aclosing(self._stream(task, run, deadline)) as events:
             yield events
 
     # --- ModelService
@@ -122,19 +122,19 @@ class Engine:
 
     async def get_model(self, name: str, call: Call) -> model_pb.Model:
         """See the port."""
-        principal = await self._enter(call)
+        principal = await self._enter(call, self._catalog.models.get(name))
         return self._describe(self._allowed(name, principal), principal)
 
     # --- taking in
 
-    async def _enter(self, call: Call) -> Principal:
+    async def _enter(self, call: Call, model: Model | None = None) -> Principal:
         """Whose call it is, if it may come in; for what takes nothing, and so is told its limits here.
 
         Raises:
             PomeloError: invalid_api_key, invalid_parameter (of a header), store_unavailable.
         """
         principal = await self._authenticate(call)
-        await self._admission.tell(call, principal)
+        await self._admission.tell(call, principal, model)
         if call.fault is not None:
             raise call.fault
         return principal
@@ -162,12 +162,13 @@ class Engine:
             if call.repeat_key is not None:
                 repeatable = Repeatable(call.repeat_key, await repeats.fingerprint(task, audio))
         except PomeloError:
-            await self._admission.tell(call, principal)
+            await self._admission.tell(call, principal, self._catalog.models.get(task.model))
             raise
         candidates, failure = self._candidates(model, kind, principal)
         route = candidates[0].route if candidates else model.routes[0]
         bound = kind.bound(given, model, route, heard)
-        prices, price_version = model.priced(route)
+        # A test key pays what the first route costs.
+        prices, price_version = model.priced(route if principal.live else model.routes[0])
         task_id = self._ids(kind.id_prefix)
         draft = UsageRecord(
             task_id=task_id,
@@ -200,7 +201,7 @@ class Engine:
             task_id=task_id,
             model=model,
             route=route,
-            input=_cut(given, model, bound, affordable(hold.amount, bound.most.input_tokens, prices))
+            input=_cut(given, bound, affordable(hold.amount, bound.most.input_tokens, prices))
             if kind.name == "text"
             else given,
             stream=stream,
@@ -243,7 +244,7 @@ class Engine:
     # --- running
 
     @asynccontextmanager
-    async def _life(self, run: _Run) -> AsyncIterator[None]:
+    async def _life(self, run: _Run) -> AsyncIterator[asyncio.Timeout]:
         """The life of a task: bounded by its deadline, freed and settled however it ends.
 
         Raises:
@@ -251,14 +252,20 @@ class Engine:
         """
         deadline = asyncio.timeout_at(run.job.deadline)
         hold = run.hold
-        hold.on_lost = lambda: deadline.reschedule(0)
+        hold.on_lost = partial(_end_now, deadline)
         try:
             async with deadline:
-                yield
+                yield deadline
         except TimeoutError as error:
+            run.fold.close()
+            await hold.fail()
             if not deadline.expired():
                 raise  # a fault that bears the same name
             raise PomeloError("store_unavailable" if hold.lost else "deadline_exceeded") from error
+        except Exception:
+            run.fold.close()
+            await hold.fail()
+            raise
         finally:
             run.fold.close()
             hold.leave()
@@ -266,7 +273,9 @@ class Engine:
     def _events(self, run: _Run) -> AsyncGenerator[StreamTaskResponse, None]:
         return self._router.events(run.job, run.candidates, run.hold.answered_by)
 
-    async def _stream(self, task: Task, run: _Run) -> AsyncGenerator[StreamTaskResponse, None]:
+    async def _stream(
+        self, task: Task, run: _Run, deadline: asyncio.Timeout
+    ) -> AsyncGenerator[StreamTaskResponse, None]:
         """The contract's order of events: `started` with the first one, the held one or the result last."""
         fold, hold = run.fold, run.hold
         delivered = Delivered()
@@ -287,21 +296,27 @@ class Engine:
                     yield passed
         result = _result(task, run)
         last = fold.finish(result)
-        await self._settle(run, result)
+        await self._settle(run, result, deadline)
         if not started:
             yield _started(task, run)
         yield StreamTaskResponse(result=result) if last is None else last
 
-    async def _settle(self, run: _Run, result: TaskResult) -> None:
-        """Charges a finished task, and keeps its answer where it has an Idempotency-Key.
+    async def _settle(self, run: _Run, result: TaskResult, deadline: asyncio.Timeout) -> None:
+        """Charges a finished task, and keeps its answer where it has an Idempotency-Key. No deadline passes
+        from here on: what is being charged is delivered.
 
         Raises:
             PomeloError: store_unavailable.
         """
+        if deadline.expired():
+            await asyncio.sleep(0)  # it is told here
+        deadline.reschedule(None)
         hold = run.hold
         if not hold.size:
             hold.came(_result_size(result))
-        answer = repeats.kept(result, _wanted(run.job.input), self._media) if run.keep else None
+        answer = None
+        if run.keep:
+            answer = repeats.kept(result, _wanted(run.job.input), self._media, stream=run.job.stream)
         used, counted = run.fold.used()
         await hold.settle(used, counted=counted, answer=answer)
 
@@ -364,6 +379,11 @@ class _Replay:
             yield event
 
 
+def _end_now(deadline: asyncio.Timeout) -> None:
+    with suppress(RuntimeError):  # it is ending anyway
+        deadline.reschedule(0)
+
+
 def _wanted(given: Any) -> "ResponseFormat.ValueType":
     return getattr(given, "response_format", ResponseFormat.RESPONSE_FORMAT_UNSPECIFIED)
 
@@ -388,15 +408,14 @@ def _seconds(audio: AudioSource) -> float | None:
         return sounds.seconds(file, audio.size, audio.content_type)
 
 
-def _cut(given: Any, model: Model, bound: Bound, affordable_tokens: int) -> Any:
+def _cut(given: Any, bound: Bound, affordable_tokens: int) -> Any:
     """A text input whose answer is not longer than what was held for it; the given one where it can't be."""
     most = min(bound.most.output_tokens, affordable_tokens)
-    own = model.limits.max_output_tokens
-    asked = given.max_tokens if given.HasField("max_tokens") else own
-    if own and most >= own and not given.HasField("max_tokens"):
-        return given
-    if asked == most:
-        return given
+    if given.HasField("max_tokens"):
+        if given.max_tokens == most:
+            return given
+    elif most >= bound.most.output_tokens:
+        return given  # the model's own maximum, whatever it is, is paid for
     cut = type(given)()
     cut.CopyFrom(given)
     cut.max_tokens = most
@@ -418,6 +437,8 @@ def _result_size(result: TaskResult) -> int:
         return len(result.text.content.encode())
     if which == "transcription":
         return len(result.transcription.text.encode())
+    if which is None:
+        return 0  # a stream of text that had none
     part = result.speech if which == "speech" else result.image.images[0]
     return len(part.data) or part.media.size_bytes
 

@@ -61,7 +61,7 @@ _ROWS = (
     ErrorRow("insufficient_credits", 402, "FAILED_PRECONDITION", "insufficient_credits_error",
              "Insufficient credits for this operation"),
     ErrorRow("idempotency_conflict", 409, "ABORTED", _REQUEST,
-             "The first request with this Idempotency-Key still runs. Retry later"),
+             "The first request with this Idempotency-Key still runs. Retry later", 1),
     ErrorRow("idempotency_mismatch", 422, "FAILED_PRECONDITION", _REQUEST,
              "This Idempotency-Key was used for another request. Use a new one"),
     ErrorRow("provider_not_configured", 503, "UNAVAILABLE", "provider_error",

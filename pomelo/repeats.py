@@ -22,23 +22,31 @@ from pomelo.tasks.base import inline_most
 CHUNK = 64 * 1024
 """Bytes of a piece of sound."""
 
+LONGER = 60.0
+"""Seconds that a medium outlives the answer that it belongs to, which is settled a little later."""
+
 
 async def fingerprint(task: Task, audio: AudioSource | None) -> bytes:
     """A digest that is equal for equal requests, over either wire: of a sound its bytes count, however they
-    came.
+    came. How the answer is to come back (streamed, raw, as a link) does not count: it is the same one.
 
     Raises:
         PomeloError: store_unavailable.
     """
     digest = hashlib.sha256()
+    bare = Task()
+    bare.CopyFrom(task)
+    given = getattr(bare, bare.WhichOneof("input") or "text")
+    if "response_format" in given.DESCRIPTOR.fields_by_name:
+        given.ClearField("response_format")
     if audio is not None:
-        task = _without_audio(task)
+        given.ClearField("audio")
         digest.update(await asyncio.to_thread(_digest, audio))
-    digest.update(task.SerializeToString(deterministic=True))
+    digest.update(bare.SerializeToString(deterministic=True))
     return digest.digest()
 
 
-def kept(result: TaskResult, wanted: "ResponseFormat.ValueType", media: MediaStore) -> bytes:
+def kept(result: TaskResult, wanted: "ResponseFormat.ValueType", media: MediaStore, *, stream: bool) -> bytes:
     """What to keep of a result. Takes the links out of it that the caller did not ask for.
 
     Raises:
@@ -47,11 +55,9 @@ def kept(result: TaskResult, wanted: "ResponseFormat.ValueType", media: MediaSto
     answer = TaskResult()
     answer.CopyFrom(result)
     for part, shown in zip(_media(answer), _media(result), strict=True):
-        media.keep(part.media.media_id, REPLAY_SECONDS)
+        media.keep(part.media.media_id, REPLAY_SECONDS + LONGER)
         part.ClearField("data")
-        if wanted == ResponseFormat.RESPONSE_FORMAT_B64_JSON and shown.media.size_bytes <= inline_most(
-            wanted
-        ):
+        if wanted == ResponseFormat.RESPONSE_FORMAT_B64_JSON and (shown.data or stream):
             shown.ClearField("media")
     return answer.SerializeToString()
 
@@ -123,13 +129,6 @@ def _media(result: TaskResult) -> list[GeneratedImage | SpeechOutput]:
     if result.HasField("image"):
         return list(result.image.images)
     return [result.speech] if result.HasField("speech") else []
-
-
-def _without_audio(task: Task) -> Task:
-    bare = Task()
-    bare.CopyFrom(task)
-    getattr(bare, bare.WhichOneof("input") or "").ClearField("audio")
-    return bare
 
 
 def _digest(audio: AudioSource) -> bytes:

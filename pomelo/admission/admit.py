@@ -1,23 +1,25 @@
 """Admission: what a task must have before its provider is called, and what becomes of it in the end.
 
 `Admission.enter` takes all of it from the store in one step, or refuses; the `Hold` that it gives is settled
-once or left once. Which limits and prices there are comes in; how they are counted is the store's. The
-headers that tell of limits and credits are written here, for both wires.
+once or left once. Which limits and prices there are comes in; how they are counted is the store's. What
+callers are told of it, on both wires, is written by `told`.
 """
 
 import asyncio
 import contextlib
+import logging
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import replace
-from datetime import UTC, datetime
-from math import ceil
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from pomelo.admission.plans import Plan
+from pomelo.admission.told import headers, in_credits, refusal
 from pomelo.call import Call, Principal
-from pomelo.catalog import MICROS, Prices
+from pomelo.catalog import Prices
 from pomelo.errors import PomeloError
+from pomelo.gen.v1.task_pb2 import TaskType
 from pomelo.pricing import Used, cost, written
 from pomelo.stores.ledger import (
     LedgerStore,
@@ -25,6 +27,7 @@ from pomelo.stores.ledger import (
     Refused,
     Repeatable,
     Repeated,
+    Settled,
     Settlement,
     Standing,
     Take,
@@ -34,10 +37,17 @@ from pomelo.stores.ledger import (
 )
 
 if TYPE_CHECKING:
-    from pomelo.catalog import Route
+    from pomelo.catalog import Model, Route
 
 NOTE_EVERY = 1.0
 """Seconds between notes of what running tasks have used: what a crash can leave unbilled."""
+
+TOLD_WITHIN = 0.2
+"""Seconds that the answer to a failed task waits for the store to tell its credits."""
+
+log = logging.getLogger("pomelo.admission")
+
+T = TypeVar("T")
 
 
 class Hold:
@@ -105,6 +115,8 @@ class Hold:
     async def settle(self, used: Used, *, counted: bool, answer: bytes | None = None) -> None:
         """The task is done: charges it, keeps its record, frees the rest, and tells the caller what it cost.
 
+        Where that can't be awaited to its end, the caller gets no answer, and the task is left as by `leave`.
+
         Raises:
             PomeloError: store_unavailable; the outcome is unknown, or the hold was lost.
         """
@@ -116,44 +128,69 @@ class Hold:
             )
         except LostHoldError as error:
             raise PomeloError("store_unavailable") from error
-        told = self._tell(settled.standing)
-        told["X-Credits-Charged"] = self._call.reply["X-Credits-Charged"] = credits(settled.record.cost)
-        self._call.trailer |= told
+        except (PomeloError, asyncio.CancelledError):
+            self._let_go()
+            raise
+        self._tell(settled.standing, settled.record.cost)
 
     def leave(self) -> None:
-        """The task ends without an answer that is whole: what was delivered is charged, all else is free.
+        """The caller has left: what was delivered is charged, all else is free.
 
-        Begins at once and is done by itself, also where this task is being cancelled. After `settle` nothing
-        happens. The caller's headers tell the credits as they will be.
+        Begins at once and is done by itself, also where this task is being cancelled. After the end nothing
+        happens.
         """
+        if not self._over:
+            self._end()
+            self._let_go()
+
+    async def fail(self) -> None:
+        """The task has failed: as `leave`, and the caller is told what it cost. Never raises."""
         if self._over:
             return
         self._end()
-        store = self._admission.store
-        if self._used is not None and self.size and not self.lost:
-            used = self._used()
-            record = self._record(used, "estimated", complete=False)
-            self._admission.detach(
-                store.settle(Settlement(record, tokens=used.input_tokens + used.output_tokens))
-            )
-        elif not self.lost:
-            self._admission.detach(store.void(self.wallet, self._draft.task_id))
-            free = self._standing
-            free = replace(free, available=free.available + self.amount, slots=free.slots - 1)
-            self._call.trailer |= self._tell(free)
-            self._call.reply.pop("X-Credits-Charged", None)
+        ending = self._let_go()
+        # A store in trouble: what the caller was told at the beginning must do.
+        with contextlib.suppress(PomeloError, TimeoutError):
+            async with asyncio.timeout(TOLD_WITHIN):
+                settled = await asyncio.shield(ending)
+                if settled is not None:
+                    self._tell(settled.standing, settled.record.cost)
+                else:
+                    standing = await self._admission.store.standing(self.wallet, self._draft.model)
+                    self._tell(standing, None if self.lost else 0)
 
     async def refuse(self) -> None:
-        """The task was not begun after all: everything is given back, its request of this minute, too."""
-        self._end()
-        await self._admission.store.void(self.wallet, self._draft.task_id, refund=True)
-        self._tell(await self._admission.store.standing(self.wallet, self._draft.model))
-        self._call.reply.pop("X-Credits-Charged", None)
+        """The task was not begun after all: everything is given back, its request of this minute, too.
 
-    def _tell(self, standing: Standing) -> dict[str, str]:
-        told = self._admission.headers(self._plan, standing, tokens=self._draft.task_type == "text")
+        Raises:
+            PomeloError: store_unavailable.
+        """
+        self._end()
+        self._call.reply.pop("X-Credits-Charged", None)
+        await asyncio.shield(self._admission.give_back(self._draft))
+        self._tell(await self._admission.store.standing(self.wallet, self._draft.model), None)
+
+    def _let_go(self) -> "asyncio.Future[Settled | None]":
+        """Charges what was delivered, or frees all; begins at once."""
+        store = self._admission.store
+        if self.lost:
+            done: asyncio.Future[Settled | None] = asyncio.get_running_loop().create_future()
+            done.set_result(None)
+            return done
+        if self._used is None or not self.size:
+            return self._admission.see_to(partial(store.void, self.wallet, self._draft.task_id))
+        used = self._used()
+        record = self._record(used, "estimated", complete=False)
+        settlement = Settlement(record, tokens=used.input_tokens + used.output_tokens)
+        return self._admission.see_to(partial(store.settle, settlement))
+
+    def _tell(self, standing: Standing, cost: int | None) -> None:
+        """Tells the caller of limits and credits; `cost` None: it is unknown or there is none."""
+        told = headers(self._plan, standing, self._admission.now(), tokens=self._draft.task_type == "text")
+        if cost is not None:
+            told["X-Credits-Charged"] = in_credits(cost)
         self._call.reply |= told
-        return told
+        self._call.trailer |= told
 
     def _end(self) -> None:
         self._over = True
@@ -198,7 +235,8 @@ class Admission:
         self.running: dict[str, Hold] = {}
         """By task id."""
         self._plans = plans
-        self._detached: set[asyncio.Future[Any]] = set()
+        self._doing: set[asyncio.Future[Any]] = set()
+        self._owed: list[Callable[[], Awaitable[Any]]] = []
 
     def plan(self, principal: Principal) -> Plan:
         """What the account may do.
@@ -214,15 +252,17 @@ class Admission:
             )
         return plan
 
-    async def tell(self, call: Call, principal: Principal) -> None:
-        """Writes the limits and credits of a call that takes nothing into its reply.
+    async def tell(self, call: Call, principal: Principal, model: "Model | None" = None) -> None:
+        """Writes the limits and credits of a call that takes nothing into its reply; those of tokens where
+        it is about a `model` that counts them.
 
         Raises:
             PomeloError: store_unavailable.
         """
         plan = self._plans.get(principal.plan, _NO_PLAN)
-        standing = await self.store.standing(Wallet(principal.account, principal.live))
-        call.reply |= self.headers(plan, standing, tokens=False)
+        name = model.name if model is not None and model.task_type == TaskType.TASK_TYPE_TEXT else ""
+        standing = await self.store.standing(Wallet(principal.account, principal.live), name)
+        call.reply |= headers(plan, standing, self.now(), tokens=bool(name))
 
     async def enter(
         self,
@@ -262,46 +302,34 @@ class Admission:
         taking = asyncio.ensure_future(self.store.take(take))
         try:
             outcome = await asyncio.shield(taking)
-        except asyncio.CancelledError:
+        except (PomeloError, asyncio.CancelledError):
             self._take_back(taking, draft)
             raise
-        call.reply |= self.headers(plan, outcome.standing, tokens=is_text)
+        now = self.now()
+        call.reply |= headers(plan, outcome.standing, now, tokens=is_text)
         if isinstance(outcome, Refused):
-            raise self._refusal(outcome, take)
+            raise refusal(outcome, take, now)
         if isinstance(outcome, Repeated):
-            call.reply["X-Credits-Charged"] = credits(0)
+            call.reply["X-Credits-Charged"] = in_credits(0)
             return outcome
         if exact:
-            call.reply["X-Credits-Charged"] = credits(take.most)
+            call.reply["X-Credits-Charged"] = in_credits(take.most)
         hold = Hold(self, call, plan, draft, prices, outcome)
         self.running[draft.task_id] = hold
         return hold
 
-    def headers(self, plan: Plan, standing: Standing, *, tokens: bool) -> dict[str, str]:
-        """The headers of limits and credits; those of `tokens` where the model counts them."""
-        told = {}
-        now = self.now()
-        if plan.requests is not None:
-            told["X-RateLimit-Limit"] = str(plan.requests)
-            told["X-RateLimit-Remaining"] = str(max(0, plan.requests - standing.requests))
-            told["X-RateLimit-Reset"] = str(ceil(now + standing.requests_reset))
-        if plan.tokens is not None and tokens:
-            told["X-RateLimit-Limit-Tokens"] = str(plan.tokens)
-            told["X-RateLimit-Remaining-Tokens"] = str(max(0, plan.tokens - standing.tokens))
-            told["X-RateLimit-Reset-Tokens"] = str(ceil(now + standing.tokens_reset))
-        if plan.concurrent is not None:
-            told["X-RateLimit-Limit-Concurrent"] = str(plan.concurrent)
-            told["X-RateLimit-Remaining-Concurrent"] = str(max(0, plan.concurrent - standing.slots))
-        told["X-Credits-Remaining"] = credits(standing.available)
-        return told
-
     async def keep_notes(self) -> None:
         """Notes what running tasks have used, again and again, until it is cancelled; ends those whose hold
-        is lost."""
+        is lost, and does what the store could not do before."""
         while True:
             await asyncio.sleep(NOTE_EVERY)
-            with contextlib.suppress(PomeloError):  # the store is in trouble: the next notes say it all
+            try:
+                await self._pay()
                 await self.note()
+            except PomeloError:
+                pass  # the store is in trouble: the next notes say it all
+            except Exception:
+                log.exception("notes of running tasks were not kept")
 
     async def note(self) -> None:
         """Notes what running tasks have used.
@@ -318,69 +346,54 @@ class Admission:
                 hold.lost = True
                 hold.on_lost()
 
-    def detach(self, doing: Awaitable[Any]) -> None:
-        """Leaves something to the store that nobody awaits; what goes wrong is the store's to mend."""
-        future = asyncio.ensure_future(doing)
-        self._detached.add(future)
-        future.add_done_callback(self._done)
+    def see_to(self, work: Callable[[], Awaitable[T]]) -> "asyncio.Future[T]":
+        """Has the store do something that must be done, whoever waits for it, and that may be done twice.
+
+        It begins at once. Where the store can't be reached it is tried again until it can.
+        """
+        doing = asyncio.ensure_future(work())
+        self._doing.add(doing)
+
+        def done(future: "asyncio.Future[T]") -> None:
+            self._doing.discard(future)
+            if not future.cancelled() and isinstance(future.exception(), PomeloError):
+                self._owed.append(work)
+
+        doing.add_done_callback(done)
+        return doing
+
+    def give_back(self, draft: UsageRecord) -> "asyncio.Future[None]":
+        """Gives back all that a task took which never ran."""
+        return self.see_to(partial(self.store.void, draft.wallet, draft.task_id, refund=True))
 
     async def idle(self) -> None:
-        """Returns when nothing is left to the store."""
-        while self._detached:
-            await asyncio.wait(self._detached)
+        """Returns when nothing is left to the store; what it still can't do is left to its next opening."""
+        while self._doing:
+            await asyncio.wait(self._doing)
+        with contextlib.suppress(PomeloError):
+            await self._pay()
 
-    def _done(self, future: "asyncio.Future[Any]") -> None:
-        self._detached.discard(future)
-        if not future.cancelled():
-            future.exception()  # looked at: a store that can't be reached was told of by others
+    async def _pay(self) -> None:
+        """Does what the store could not do before.
+
+        Raises:
+            PomeloError: store_unavailable, still.
+        """
+        while self._owed:
+            with contextlib.suppress(LostHoldError):
+                await self._owed[0]()
+            del self._owed[0]
 
     def _take_back(self, taking: "asyncio.Future[Taken | Refused | Repeated]", draft: UsageRecord) -> None:
-        """Gives back what was taken for a caller who had left by then."""
+        """Gives back what was taken for a caller who had left by then, or may have been taken."""
 
         def taken(future: "asyncio.Future[Taken | Refused | Repeated]") -> None:
-            if not future.cancelled() and future.exception() is None and isinstance(future.result(), Taken):
-                self.detach(self.store.void(draft.wallet, draft.task_id, refund=True))
+            self._doing.discard(future)
+            if future.cancelled() or future.exception() is not None or isinstance(future.result(), Taken):
+                self.give_back(draft)
 
-        self.detach(taking)
+        self._doing.add(taking)
         taking.add_done_callback(taken)
-
-    def _refusal(self, refused: Refused, take: Take) -> PomeloError:
-        standing = refused.standing
-        match refused.code:
-            case "rate_limit_exceeded":
-                until = self._at(standing.requests_reset)
-                wait = max(1, ceil(standing.requests_reset))
-                return PomeloError(refused.code, f"Rate limit exceeded. Reset at {until}", retry_after=wait)
-            case "token_limit_exceeded":
-                return self._too_many_tokens(standing, take)
-            case _:
-                return PomeloError(refused.code)
-
-    def _too_many_tokens(self, standing: Standing, take: Take) -> PomeloError:
-        limit = take.tokens_limit or 0
-        if take.tokens > limit:
-            return PomeloError(
-                "token_limit_exceeded",
-                f"About {take.tokens:,} tokens are asked for, and the plan has {limit:,} a minute for the "
-                "model. Shorten messages, or lower max_tokens",
-                retry_after=60,
-            )
-        return PomeloError(
-            "token_limit_exceeded",
-            f"Token limit of the model exceeded. Reset at {self._at(standing.tokens_reset)}",
-            retry_after=max(1, ceil(standing.tokens_reset)),
-        )
-
-    def _at(self, seconds: float) -> str:
-        """The time in so many seconds, rounded up: then it is over for sure."""
-        return datetime.fromtimestamp(ceil(self.now() + seconds), UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 _NO_PLAN = Plan("")
-
-
-def credits(micros: int) -> str:  # noqa: A001 (the contract's word)
-    """Microcredits as credits, exact, without needless zeros."""
-    whole, rest = divmod(abs(micros), MICROS)
-    sign = "-" if micros < 0 else ""
-    return f"{sign}{whole}.{rest:06}".rstrip("0").rstrip(".") if rest else f"{sign}{whole}"

@@ -29,7 +29,7 @@ MAX_CHUNK = 1024 * 1024
 
 log = logging.getLogger("pomelo.server")
 
-_RETRY = frozenset({429, 503})
+_RETRY = frozenset({409, 429, 503})
 _LINGER = 1.0
 """Seconds for which what a refused uploader still sends is taken and dropped."""
 

@@ -102,8 +102,10 @@ def bound_sound(given: SpeechToSpeechInput, model: Model, route: Route, heard: H
 
 
 def partly_text(given: TextToSpeechInput, bound: Bound, delivered: Delivered) -> Used:
-    """As many characters as were spoken in the time that was delivered."""
-    spoken = -(-_ms(given, delivered.size) * SPOKEN_CHARACTERS // 1000)
+    """As many characters as were spoken in the time that was delivered; of slow speech they are fewer."""
+    settings = given.voice_settings
+    speed = min(settings.speed, 1.0) if settings.HasField("speed") else 1.0
+    spoken = ceil(_ms(given, delivered.size) * SPOKEN_CHARACTERS * speed / 1000)
     return Used(characters=min(spoken, bound.most.characters))
 
 

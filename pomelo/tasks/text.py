@@ -152,11 +152,12 @@ def _counted(given: TextInput) -> int:
 class TextFold:
     """Joins deltas; the last one, which bears finish_reason and usage, is held until the task is settled."""
 
-    __slots__ = ("_counted", "_delivered", "_folding", "_last", "_pieces", "_stream")
+    __slots__ = ("_counted", "_delivered", "_folding", "_gathers", "_last", "_pieces", "_stream")
 
     def __init__(self, folding: Folding) -> None:
         self._folding = folding
         self._stream = folding.stream
+        self._gathers = not folding.stream or folding.keep
         self._pieces: list[str] = []
         self._delivered = Delivered()
         self._counted = True
@@ -168,12 +169,11 @@ class TextFold:
         if delta.finish_reason:
             self._last = event
             return None
-        if self._stream:
-            self._delivered.size += len(delta.content)
-            self._delivered.pieces += 1
-            return event
-        self._pieces.append(delta.content)
-        return None
+        self._delivered.size += _size(delta.content)
+        self._delivered.pieces += bool(delta.content)
+        if self._gathers:
+            self._pieces.append(delta.content)
+        return event if self._stream else None
 
     def finish(self, result: TaskResult) -> StreamTaskResponse | None:
         """See Fold."""
@@ -183,11 +183,14 @@ class TextFold:
         delta = last.text_delta
         if not delta.HasField("usage"):
             self._counted = False
+            self._delivered.size += _size(delta.content)
+            # The whole answer may be one piece.
+            self._delivered.pieces += 0 if self._stream else len(delta.content.split())
             used = partly(self._folding.input, self._folding.bound, self._delivered)
             delta.usage.prompt_tokens = used.input_tokens
             delta.usage.completion_tokens = used.output_tokens
             delta.usage.total_tokens = used.input_tokens + used.output_tokens
-        if not self._stream:
+        if self._gathers:
             output = result.text
             output.content = "".join((*self._pieces, delta.content)) if self._pieces else delta.content
             output.finish_reason = delta.finish_reason

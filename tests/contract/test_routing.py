@@ -55,7 +55,7 @@ class House:
         given = TextInput(messages=[Message(role=Role.ROLE_USER, content="Hi")])
         candidates = router.candidates(MODEL, "text", live=True)
         job = Job("task_1", MODEL, candidates[0].route, given, stream, deadline)
-        async with aclosing(router.events(job, candidates)) as events:
+        async with aclosing(router.events(job, candidates, lambda route: None)) as events:
             return "".join([event.text_delta.content async for event in events])
 
     async def fail(self, router: Router, **how: Any) -> PomeloError:

@@ -52,9 +52,9 @@ def test_the_table_the_promise_and_the_contract_have_the_same_rows() -> None:
     assert sorted(REASONS.values()) == sorted(set(ErrorReason.values()) - {0})
 
 
-def test_a_retry_is_proposed_with_429_and_503_alone() -> None:
+def test_a_retry_is_proposed_with_409_429_and_503_alone() -> None:
     for row in TABLE.values():
-        assert (row.retry_after is not None) == (row.http in (429, 503)), row.code
+        assert (row.retry_after is not None) == (row.http in (409, 429, 503)), row.code
 
 
 def test_the_reference_tells_the_same_of_every_error_that_can_happen() -> None:
