@@ -67,10 +67,13 @@ class House:
         **variables: str,
     ) -> None:
         self._program = program
+        self.data = folder / "data"
         self.errors = folder / "errors"
         self.key = ""
+        self.inside: tuple[str, ...] = ()
+        """The command that starts programs where the house is, if it is not on the system's own disks."""
         self._variables = {
-            "POMELO_DATA": str(folder / "data"),
+            "POMELO_DATA": str(self.data),
             "POMELO_REST": "127.0.0.1:0",
             "POMELO_GRPC": "127.0.0.1:0",
             "OPENAI_API_KEY": "sk-test-upstream",
@@ -101,6 +104,7 @@ class House:
         started = time.monotonic()
         with self.errors.open("ab") as sink:
             process = await asyncio.create_subprocess_exec(
+                *self.inside,
                 sys.executable,
                 "-m",
                 *self._program,
