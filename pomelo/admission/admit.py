@@ -324,8 +324,8 @@ class Admission:
         while True:
             await asyncio.sleep(NOTE_EVERY)
             try:
+                await self.note()  # first: what can't be done holds up nothing else
                 await self._pay()
-                await self.note()
             except PomeloError:
                 pass  # the store is in trouble: the next notes say it all
             except Exception:

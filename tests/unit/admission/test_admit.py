@@ -68,6 +68,19 @@ async def test_a_take_that_failed_leaves_nothing_to_do_again() -> None:
     assert store.asked == ["take"] * 100
 
 
+async def test_running_tasks_are_noted_also_while_something_can_not_be_done() -> None:
+    store = TroubledStore("void")
+    admission = Admission(store, BUILTIN)  # type: ignore[arg-type]
+    (await enter(admission, "img_left")).leave()
+    running = await enter(admission, "img_running")
+    running.delivering(lambda: Used(images=1))
+    running.came(1)
+    noting = asyncio.create_task(admission.keep_notes())
+    async with asyncio.timeout(10):
+        await store.noted.wait()
+    noting.cancel()
+
+
 async def test_what_could_not_be_done_is_done_when_the_store_is_there_again() -> None:
     store = TroubledStore("void")
     admission = Admission(store, BUILTIN)  # type: ignore[arg-type]
