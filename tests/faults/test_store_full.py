@@ -63,9 +63,7 @@ class FullDisk:
 
     async def end_without_server(self, house: House) -> None:
         """The same, where none runs; until then none can start."""
-        dead = await house.start(fails=True)
-        assert dead.process.returncode == 1
-        assert "disk is full" in house.errors.read_text()
+        assert "disk is full" in await starting_fails(house)
         freeing = await asyncio.create_subprocess_exec(*house.inside, "rm", house.data / "filler")
         assert await freeing.wait() == 0
 
@@ -94,13 +92,27 @@ class NoFileGrows:
         resource.prlimit(process.process.pid, resource.RLIMIT_FSIZE, (most, most))
 
     async def end_without_server(self, house: House) -> None:
-        """The limit ended with the process."""
+        """The same; the limit ended with the process, so another one gets it first."""
+        house.inside = ("sh", "-c", 'ulimit -f 0; exec "$@"', "sh")
+        assert "File too large" in await starting_fails(house)
+        house.inside = ()
 
     def close(self) -> None:
         """Nothing is to be freed."""
 
 
 Trouble = FullDisk | NoFileGrows
+
+
+async def starting_fails(house: House) -> str:
+    """What a server says that can't start: that it is the disk's fault, not the file's."""
+    dead = await house.start(fails=True, errors=subprocess.PIPE)
+    assert dead.process.returncode == 1
+    assert dead.process.stderr is not None
+    said = (await dead.process.stderr.read()).decode()
+    assert "can't be" in said
+    assert "damaged" not in said
+    return said
 
 
 @pytest.fixture(params=[FullDisk, NoFileGrows], ids=["full disk", "no file grows"])
