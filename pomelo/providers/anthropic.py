@@ -124,7 +124,7 @@ class Anthropic:
         """Answers a conversation; see JobMethod.
 
         A whole answer that may become very long is asked for as a stream and put together here. A stream
-        that is complete but lacks a credible count of tokens is counted by words; a whole answer that lacks
+        that is complete but lacks a credible count of tokens ends without one; a whole answer that lacks
         it has failed.
 
         Raises:
@@ -143,7 +143,6 @@ class Anthropic:
         return streamed(
             lambda: self._http.events(self._url, self._headers, to_json(request(job, stream=True)), DIALECT),
             answer,
-            job.input,
         )
 
     async def _folded(self, job: Job) -> AsyncGenerator[Event, None]:

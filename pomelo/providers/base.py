@@ -50,7 +50,8 @@ speech_to_speech, speech_to_text.
 
 It is an async generator. What it yields, by kind:
 
-* text: `text_delta` events; the last one bears finish_reason and usage. Ending without it is a failure.
+* text: `text_delta` events; the last one bears finish_reason, and usage where the vendor gave a credible one.
+  Ending without it is a failure.
 * image: any number of `image_progress`, then `result` with `image.images[0].data` and `.content_type`.
 * text_to_speech, speech_to_speech: `audio_chunk` events of at most 64 KiB; the first bears content_type.
 * speech_to_text: one `result` with `transcription`.

@@ -78,7 +78,7 @@ class Chat:
     def text(self, job: Job) -> AsyncGenerator[Event, None]:
         """Answers a conversation; see JobMethod.
 
-        A stream that is complete but lacks a credible count of tokens is counted by words; a whole answer
+        A stream that is complete but lacks a credible count of tokens ends without one; a whole answer
         that lacks it has failed.
 
         Raises:
@@ -91,7 +91,6 @@ class Chat:
                 self._url, self._headers, self._body(job), self._dialect, patient=self._profile.patient
             ),
             ChatAnswer(self._dialect),
-            job.input,
         )
 
     async def _whole(self, job: Job) -> AsyncGenerator[Event, None]:

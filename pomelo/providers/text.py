@@ -7,7 +7,7 @@ from collections.abc import AsyncGenerator, Callable
 from contextlib import AbstractAsyncContextManager
 from typing import Any
 
-from pomelo.gen.v1.text_pb2 import FinishReason, TextDelta, TextInput, TokenUsage
+from pomelo.gen.v1.text_pb2 import FinishReason, TextDelta, TokenUsage
 from pomelo.providers.base import Event
 from pomelo.providers.failures import nonsense
 from pomelo.providers.http import EventStream
@@ -38,23 +38,23 @@ class Answer:
         """
         raise NotImplementedError
 
-    def last(self, given: TextInput) -> TextDelta:
-        """The delta that ends the answer to `given`.
+    def last(self) -> TextDelta:
+        """The delta that ends the answer; without usage where the vendor gave no credible count.
 
         Raises:
             PomeloError: provider_failed; no reason for the end came.
         """
         if self.finish is None:
             raise nonsense("a stream without its finish reason")
-        return TextDelta(finish_reason=self.finish, usage=self.usage or estimated(given, self.pieces))
+        return TextDelta(finish_reason=self.finish, usage=self.usage)
 
 
 async def streamed(
-    ask: Callable[[], AbstractAsyncContextManager[EventStream]], answer: Answer, given: TextInput
+    ask: Callable[[], AbstractAsyncContextManager[EventStream]], answer: Answer
 ) -> AsyncGenerator[Event, None]:
-    """The events of a streamed answer to `given`; `ask` makes the call, `answer` reads what comes.
+    """The events of a streamed answer; `ask` makes the call, `answer` reads what comes.
 
-    A stream that is complete but lacks a credible count of tokens is counted here, by words.
+    A stream that is complete but lacks a credible count of tokens ends without one: the engine makes one up.
 
     Raises:
         PomeloError: by the map in `failures`.
@@ -71,7 +71,7 @@ async def streamed(
                     event.text_delta.content = content  # a sixth of the cost of the constructors
                     yield event
         await stream.goodbye()
-    yield Event(text_delta=answer.last(given))
+    yield Event(text_delta=answer.last())
 
 
 def counted(prompt: Any, completion: Any) -> TokenUsage | None:
@@ -81,14 +81,4 @@ def counted(prompt: Any, completion: Any) -> TokenUsage | None:
         return None
     if not (0 <= prompt <= _TOKENS_MOST and 0 <= completion <= _TOKENS_MOST):
         return None
-    return TokenUsage(prompt_tokens=prompt, completion_tokens=completion, total_tokens=prompt + completion)
-
-
-def estimated(given: TextInput, pieces: list[str]) -> TokenUsage:
-    """A count of our own, by words: less than any tokenizer's, so nobody pays too much for it."""
-    prompt = 0
-    for message in given.messages:
-        prompt += len(message.content.split())
-        prompt += sum(len(part.text.split()) for part in message.parts.parts)
-    completion = len("".join(pieces).split())
     return TokenUsage(prompt_tokens=prompt, completion_tokens=completion, total_tokens=prompt + completion)

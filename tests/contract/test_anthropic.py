@@ -21,6 +21,7 @@ from tests.contract.text_rig import (
     STOP,
     check_discreet,
     check_last,
+    check_uncounted,
     deltas,
     failure,
     hi,
@@ -219,7 +220,7 @@ async def test_a_count_of_the_cache_that_cant_be_true_spoils_the_count(
 ) -> None:
     upstream.script(Answer("one two", usage=ANTHROPIC.usage(9, 7) | {"cache_read_input_tokens": bad}))
     if stream:
-        check_last(await deltas(provider, ANTHROPIC.job(stream=True)), 3, 2)
+        check_uncounted(await deltas(provider, ANTHROPIC.job(stream=True)))
     else:
         assert (await failure(provider, ANTHROPIC.job(stream=False)))[0].code == "provider_failed"
 

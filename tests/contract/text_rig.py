@@ -163,6 +163,14 @@ def check_last(answer: list[TextDelta], prompt: int, completion: int) -> None:
     assert last.usage.total_tokens == prompt + completion
 
 
+def check_uncounted(answer: list[TextDelta]) -> None:
+    """Only the last delta is a last one, and it has no count."""
+    *earlier, last = answer
+    assert not any(delta.finish_reason for delta in earlier)
+    assert last.finish_reason
+    assert not any(delta.HasField("usage") for delta in answer)
+
+
 def check_discreet(error: BaseException) -> None:
     """Nothing of the key, the prompt or the vendor's words is in the message or in a log of the error."""
     shown = "".join(traceback.format_exception(error)) + repr(error) + repr(error.__context__)

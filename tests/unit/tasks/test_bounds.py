@@ -1,0 +1,273 @@
+"""A bound is never exceeded by what the sandbox answers, for any valid input; a part costs no more than it is."""
+
+from collections.abc import AsyncIterator
+from contextlib import aclosing
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from pomelo.catalog import Catalog, Limits, Model, Route
+from pomelo.engine import _heard
+from pomelo.gen.v1 import image_pb2, speech_pb2, text_pb2
+from pomelo.gen.v1.task_pb2 import TaskResult, TaskType
+from pomelo.gen.v1.task_service_pb2 import StreamTaskResponse
+from pomelo.media import MediaStore
+from pomelo.pricing import Used
+from pomelo.providers.base import AudioSource, Job
+from pomelo.providers.sandbox import Sandbox
+from pomelo.tasks import TASK_TYPES, text
+from pomelo.tasks.base import Bound, Delivered, Folding, Heard, TaskKind
+from pomelo.tasks.speech import FORMATS
+from pomelo.tasks.text import TextFold
+
+MODELS = list(Catalog.load().models.values())
+FIELDS = ("input_tokens", "output_tokens", "characters", "images", "pixels", "audio_ms")
+PIXEL = "data:image/png;base64,iVBORw0KGgo="
+UNHEARD = Heard()
+USER, ASSISTANT = text_pb2.ROLE_USER, text_pb2.ROLE_ASSISTANT
+
+words = st.text(st.characters(exclude_categories=["Cs"]), max_size=120).filter(lambda s: "[[" not in s)
+spoken = words.filter(bool)
+
+
+def of_kind(kind: "TaskType.ValueType") -> Any:
+    """The models of a kind."""
+    return st.sampled_from([model for model in MODELS if model.task_type == kind])
+
+
+def at_most(used: Used, bound: Used) -> bool:
+    """Nothing in `used` is above `bound`."""
+    return all(getattr(used, name) <= getattr(bound, name) for name in FIELDS)
+
+
+@st.composite
+def conversations(draw: Any) -> text_pb2.TextInput:
+    """A valid text input."""
+    asked = text_pb2.TextInput()
+    for said in draw(st.lists(words, min_size=1, max_size=4)):
+        message = asked.messages.add(role=draw(st.sampled_from([USER, ASSISTANT])))
+        if message.role == USER and draw(st.booleans()):
+            message.parts.parts.add(text=said)
+            for _ in range(draw(st.integers(0, 3))):
+                message.parts.parts.add(image_url=text_pb2.ImageUrl(url=PIXEL))
+        else:
+            message.content = said
+    if draw(st.booleans()):
+        asked.max_tokens = draw(st.integers(1, 200_000))
+    return asked
+
+
+async def answer(
+    kind: TaskKind, model: Model, asked: Any, folder: Path, *, stream: bool, audio: AudioSource | None = None,
+    heard: Heard = UNHEARD,
+) -> AsyncIterator[tuple[Bound, Delivered, Used | None]]:  # fmt: skip
+    """Plays a task: the bound, what was delivered by then, and at the end what was used."""
+    kind.check(asked, model)
+    route = Route("sandbox", model.name)
+    bound = kind.bound(asked, model, route, heard)
+    assert at_most(bound.least, bound.most)
+    store = MediaStore(folder, b"x" * 32)
+    fold = kind.fold(Folding(asked, bound, stream, lambda kind_of: store.writer("a", kind_of)))
+    delivered = Delivered()
+    job = Job("task_1", model, route, asked, stream, 1e12, audio=audio)
+    async with aclosing(getattr(Sandbox(), kind.name)(job)) as events:
+        async for event in events:
+            passed = fold.add(event)
+            if passed is not None:
+                size = len(passed.text_delta.content.encode()) or len(passed.audio_chunk.data)
+                delivered.size += size
+                delivered.pieces += bool(size)
+                yield bound, delivered, None
+    fold.finish(TaskResult())
+    fold.close()
+    yield bound, delivered, fold.used()[0]
+
+
+SOME = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+
+
+@SOME
+@given(model=of_kind(TaskType.TASK_TYPE_TEXT), asked=conversations(), stream=st.booleans())
+async def test_a_text_uses_no_more_than_its_bound(
+    tmp_path: Path, model: Model, asked: text_pb2.TextInput, stream: bool
+) -> None:
+    async for bound, delivered, used in answer(text.KIND, model, asked, tmp_path, stream=stream):
+        part = text.partly(asked, bound, delivered)
+        assert at_most(part, bound.most)
+        assert part.output_tokens <= max(delivered.pieces, delivered.size)
+        if used is not None:
+            assert at_most(used, bound.most)
+            if stream:
+                assert part.output_tokens <= used.output_tokens
+            assert asked.HasField("max_tokens") <= (bound.least == bound.most)
+
+
+@SOME
+@given(
+    model=of_kind(TaskType.TASK_TYPE_IMAGE),
+    prompt=spoken,
+    sides=st.tuples(st.integers(64, 200), st.integers(64, 200)),
+    stream=st.booleans(),
+)
+async def test_a_picture_uses_exactly_its_bound(
+    tmp_path: Path, model: Model, prompt: str, sides: tuple[int, int], stream: bool
+) -> None:
+    asked = image_pb2.ImageInput(prompt=prompt, width=sides[0], height=sides[1])
+    kind = TASK_TYPES[model.task_type]
+    async for bound, delivered, used in answer(kind, model, asked, tmp_path, stream=stream):
+        assert bound.exact
+        assert kind.partly(asked, bound, delivered) == Used()
+        assert used in (None, bound.most)
+    assert bound.most.pixels == sides[0] * sides[1]
+
+
+@SOME
+@given(
+    said=spoken,
+    form=st.sampled_from(["", *sorted(FORMATS)]),
+    speed=st.one_of(st.none(), st.floats(0.25, 4)),
+    stream=st.booleans(),
+)
+async def test_speech_uses_exactly_its_characters_and_a_part_no_more_than_was_spoken(
+    tmp_path: Path, said: str, form: str, speed: float | None, stream: bool
+) -> None:
+    (model,) = [model for model in MODELS if model.name == "eleven-labs-tts"]
+    asked = speech_pb2.TextToSpeechInput(text=said, voice="adam", output_format=form)
+    if speed is not None:
+        asked.voice_settings.speed = speed
+    kind = TASK_TYPES[model.task_type]
+    parts, sizes = [], []
+    async for bound, delivered, used in answer(kind, model, asked, tmp_path, stream=stream):
+        assert bound.exact
+        assert bound.most == Used(characters=len(said))
+        part = kind.partly(asked, bound, delivered)
+        assert at_most(part, bound.most)
+        parts.append(part.characters)
+        sizes.append(delivered.size)
+        assert used in (None, bound.most)
+    assert parts == sorted(parts)
+    # A sound of the sandbox lasts at least 0.3 s, and bears its text: short ones say nothing of the pace.
+    if stream and len(said) >= 60:
+        for part, size in zip(parts, sizes, strict=True):
+            if size >= 20_000:
+                assert part <= len(said) * size / sizes[-1] + 1
+
+
+@SOME
+@given(
+    name=st.sampled_from(["eleven-labs-sts", "eleven-labs-stt"]),
+    sound=st.one_of(
+        st.binary(min_size=1, max_size=60_000),
+        st.builds(
+            lambda head, rest: head + rest,
+            st.sampled_from(
+                [
+                    b"RIFF\x24\x00\x00\x00WAVEfmt ",
+                    b"OggS",
+                    b"ID3\x03",
+                    b"\xff\xfb\x90\x64",
+                    b"fLaC",
+                    b"\0\0\0\x20ftypM4A ",
+                ]
+            ),
+            st.binary(max_size=5_000),
+        ),
+    ),
+    content_type=st.sampled_from(["", "audio/mpeg", "audio/wav", "audio/pcm;rate=8000", "audio/basic"]),
+    stream=st.booleans(),
+)
+async def test_a_sound_that_is_heard_uses_no_more_than_its_bound(
+    tmp_path: Path, name: str, sound: bytes, content_type: str, stream: bool
+) -> None:
+    (model,) = [model for model in MODELS if model.name == name]
+    kind = TASK_TYPES[model.task_type]
+    asked: Any = (
+        speech_pb2.SpeechToTextInput()
+        if name.endswith("stt")
+        else speech_pb2.SpeechToSpeechInput(voice="adam")
+    )
+    asked.audio.data = sound
+    audio = AudioSource(content_type, len(sound), data=sound)
+    heard = await _heard(audio)
+    async for bound, delivered, used in answer(
+        kind, model, asked, tmp_path, stream=stream, audio=audio, heard=heard
+    ):
+        assert at_most(kind.partly(asked, bound, delivered), bound.most)
+        if used is not None:
+            assert at_most(used, bound.most)
+            assert used.audio_ms > 0
+            assert not bound.exact or used == bound.most
+
+
+# --- what a provider does not count
+
+
+def text_fold(*, stream: bool, keep: bool = False) -> tuple[TextFold, text_pb2.TextInput, Bound]:
+    """A fold of a conversation of three words."""
+    asked = text_pb2.TextInput(messages=[text_pb2.Message(role=USER, content="one two three")])
+    model = Model("m", TaskType.TASK_TYPE_TEXT, (), Limits(), {}, "")
+    bound = text.bound(asked, model, Route("p", "m"), Heard())
+    store: Any = None
+    return TextFold(Folding(asked, bound, stream, store, keep)), asked, bound
+
+
+def delta(content: str, *, last: bool = False) -> StreamTaskResponse:
+    """An event of a text, without usage."""
+    event = StreamTaskResponse()
+    event.text_delta.content = content
+    if last:
+        event.text_delta.finish_reason = text_pb2.FINISH_REASON_STOP
+    return event
+
+
+@pytest.mark.parametrize(
+    "pieces",
+    [("four words are here",), ("four ", "words ", "are ", "here"), ("", "four words", "", " are here")],
+)
+def test_a_whole_answer_that_nobody_counted_is_not_free(pieces: tuple[str, ...]) -> None:
+    fold, _, _ = text_fold(stream=False)
+    for piece in pieces[:-1]:
+        fold.add(delta(piece))
+    fold.add(delta(pieces[-1], last=True))
+    result = TaskResult()
+    fold.finish(result)
+    used, counted = fold.used()
+    assert not counted
+    assert used.input_tokens == 3
+    assert 2 <= used.output_tokens <= 4
+    assert result.text.usage.completion_tokens == used.output_tokens
+
+
+def test_pieces_without_text_are_no_tokens() -> None:
+    fold, _, _ = text_fold(stream=True)
+    for piece in ("", "one", "", " two", ""):
+        fold.add(delta(piece))
+    fold.add(delta("", last=True))
+    fold.finish(TaskResult())
+    assert fold.used()[0].output_tokens == 2
+
+
+def test_a_stream_that_is_kept_has_its_text() -> None:
+    fold, _, _ = text_fold(stream=True, keep=True)
+    for piece in ("one", " two"):
+        assert fold.add(delta(piece)) is not None
+    fold.add(delta(" three", last=True))
+    result = TaskResult()
+    fold.finish(result)
+    assert result.text.content == "one two three"
+
+
+@pytest.mark.parametrize("speed", [0.25, 0.5, 0.7])
+def test_slow_speech_costs_what_was_said_of_it(speed: float) -> None:
+    kind = TASK_TYPES[TaskType.TASK_TYPE_TEXT_TO_SPEECH]
+    asked = speech_pb2.TextToSpeechInput(text="x" * 1000, voice="adam", output_format="pcm_16000")
+    asked.voice_settings.speed = speed
+    bound = Bound(Used(characters=1000), Used(characters=1000), exact=True)
+    # The sandbox takes 60 ms for a character at speed 1.
+    spoken = 100
+    size = round(spoken * 0.06 / speed * 32_000)
+    part = kind.partly(asked, bound, Delivered(size, 1)).characters
+    assert 0.7 * spoken <= part <= spoken + 1
