@@ -24,7 +24,10 @@ CREDITS = 10**12
 WORDS = "one two three four five six"
 SMALL_DISK = "16m"
 
-pytestmark = pytest.mark.timeout(120)
+pytestmark = [
+    pytest.mark.timeout(120),
+    pytest.mark.skipif(not hasattr(resource, "prlimit"), reason="this system limits no other process"),
+]
 
 
 class FullDisk:
