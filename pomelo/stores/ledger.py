@@ -198,7 +198,8 @@ class LedgerStore(Protocol):
     """
 
     def take(self, take: Take) -> Awaitable[Taken | Refused | Repeated]:
-        """Takes all that a task needs, or nothing."""
+        """Takes all that a task needs, or nothing. Where it raises, nothing stays taken: what it may have
+        taken after all the store gives back by itself."""
         ...
 
     def settle(self, settlement: Settlement) -> Awaitable[Settled]:
