@@ -7,6 +7,7 @@ the two can't part.
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from gateway.described_headers import HEADERS, IDEMPOTENCY_KEY
 from gateway.fields import FIELDS
 from pomelo.errors import TABLE
 from pomelo.gen.v1.task_pb2 import TaskType
@@ -281,20 +282,19 @@ def _transcription(word: Schema) -> Schema:
     )
 
 
-_HEADERS = {"X-Request-Id": {"schema": {"type": "string"}, "description": "Name it when you report a fault."}}
 _JSON = "application/json"
 
 
 def _responses(ok: Mapping[str, Any], *codes: str, status: int = 200) -> Schema:
     """The answers of an operation: `ok` by media type, and the errors by their status."""
-    answers: Schema = {str(status): {"description": "Done.", "headers": _HEADERS, "content": dict(ok)}}
+    answers: Schema = {str(status): {"description": "Done.", "headers": HEADERS, "content": dict(ok)}}
     by_status: dict[int, list[str]] = {}
     for code in codes:
         by_status.setdefault(TABLE[code].http, []).append(code)
     for http, listed in sorted(by_status.items()):
         answers[str(http)] = {
             "description": ", ".join(listed),
-            "headers": _HEADERS,
+            "headers": HEADERS,
             "content": {_JSON: {"schema": _ref("Error")}},
         }
     return answers
@@ -317,6 +317,7 @@ def _task_operation() -> Schema:
                 "in": "header",
                 "schema": {"type": "string", "pattern": "^[!-~]{1,128}$"},
             },
+            IDEMPOTENCY_KEY,
             {
                 "name": "X-Request-Timeout",
                 "in": "header",
