@@ -85,7 +85,11 @@ async def test_workers_do_not_share_an_address_with_another_program(tmp_path: Pa
             mine = tmp_path / "mine"
             mine.mkdir()
             port = other.port if name == "POMELO_REST" else other.grpc_port
-            given = addresses() | {name: f"127.0.0.1:{port}", "POMELO_STORE": redis.url, "POMELO_WORKERS": "2"}
+            given = addresses() | {
+                name: f"127.0.0.1:{port}",
+                "POMELO_STORE": redis.url,
+                "POMELO_WORKERS": "2",
+            }
             ended = await pomelo(mine, "serve", **given)
     assert ended.status == 1
     assert ended.error.startswith(f"pomelo: {name}: 127.0.0.1:{port}: ")
