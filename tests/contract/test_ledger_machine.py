@@ -439,7 +439,7 @@ async def _awaited(asked: Awaitable[T]) -> T:
     return await asked
 
 
-@pytest.mark.timeout(0 if STEPS > 10_000 else 120)
+@pytest.mark.timeout(0 if STEPS > 10_000 else 300)
 @pytest.mark.parametrize("kind", STORES)
 def test_the_store_does_what_the_model_does(kind: str) -> None:
     machine = type("Machine", (LedgerMachine,), {"make": staticmethod(STORES[kind]), "steps": 0})
