@@ -26,6 +26,7 @@ from pomelo.testing.addresses import Unresolving
 from pomelo.testing.faults import FAULTS, LATE, OK, UNAVAILABLE, Fault
 from pomelo.testing.leftovers import closed, nothing_left
 from pomelo.testing.suite import KEY, LENIENCE, PROMPT, SECRETS, SOUND, TRIES, Subject, kind_of
+from tests.conftest import endow
 from tests.parity.wires import Ask, Grpc, Outcome, Rest
 
 LIMIT = 0.3
@@ -254,6 +255,7 @@ async def _opened(
         app = await stack.enter_async_context(
             open_app(settings, catalog=catalog, providers=providers, make_router=router)
         )
+        await endow(app.store)
         _, key = await app.keyring.create("default", live=True)
         session = await stack.enter_async_context(aiohttp.ClientSession())
         assert app.rest is not None

@@ -47,14 +47,14 @@ async def test_workers_share_limits_and_credits_and_one_that_dies_comes_back(tmp
             assert left[0] == 300 - len(answers)
             first[0].send_signal(signal.SIGKILL)
             async with asyncio.timeout(30):
-                while first[0].is_running() or len(workers(served)) < 2:
+                while first[0].is_running() or len(workers(served)) < 2:  # noqa: ASYNC110 (no event of ours)
                     await asyncio.sleep(0.05)
             assert [answer.status for answer in await ask(served, 5)] == [200] * 5
             store = {"POMELO_STORE": redis.url}
             audited = await pomelo(tmp_path, "audit", "--json", **store)
             assert audited.status == 0, audited.out
             usage = json.loads((await pomelo(tmp_path, "usage", "--format", "json", **store)).out)
-            assert sum(row["tasks"] for row in usage) == len(answers) + 5 if "tasks" in usage[0] else usage
+            assert len(usage) == len(answers) + 5
             last = [p.pid for p in workers(served)]
         assert not [pid for pid in last if psutil.pid_exists(pid)]
         assert "died with status -9" in served.log()
