@@ -332,6 +332,14 @@ async def test_a_take_that_comes_after_it_was_voided_is_not_done(server, tmp_pat
         assert isinstance(await store._take(taking("late"), "call-2"), Taken)
 
 
+async def test_undoing_a_repeated_take_leaves_what_the_first_one_took(server, tmp_path):
+    async with AsyncExitStack() as stack:
+        store = await open_with_credits(stack, server, tmp_path)
+        await store.take(taking("a", 100))
+        await store._void(WALLET, "a", True, "another-call")
+        assert (await store.settle(ending("a", 60))).record.cost == 60
+
+
 async def test_a_server_clock_that_was_set_back_makes_no_window_longer(server, tmp_path):
     wall = [1_800_000_000.0]
     opened = open_redis(server.url, f"sqlite:{tmp_path / 'usage.db'}", server_time=lambda: wall[0])
