@@ -6,7 +6,7 @@ BIN := .venv/bin
 BASE ?= main
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: serve test lint proto unit gen clean
+.PHONY: serve test lint proto unit load crash gen clean
 
 serve: .venv/.serve
 	@exec pomelo serve
@@ -26,6 +26,13 @@ proto: .venv/.dev
 
 unit: .venv/.dev
 	pytest
+
+load: .venv/.dev
+	LOAD_CALLS=100 pytest -s tests/load
+
+# The full size of what `unit` does small: about 400 crashes, for some 20 minutes.
+crash: .venv/.dev
+	CRASH=full pytest tests/faults/test_crash.py --log-cli-level=INFO
 
 gen: .venv/.dev
 	python proto/generate.py

@@ -4,56 +4,27 @@ Read by programs; the words for people are in docs/. Its field names come from t
 the two can't part.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
-from gateway.described_headers import HEADERS, IDEMPOTENCY_KEY
+from gateway import described_account
+from gateway.described_headers import IDEMPOTENCY_KEY
 from gateway.fields import FIELDS
+from gateway.schema import ANY, JSON, NUMBER, Schema, object_of, one_of, ranged, ref, responses, text
 from pomelo.errors import TABLE
 from pomelo.gen.v1.task_pb2 import TaskType
-
-Schema = dict[str, Any]
-
-_NUMBER = {"type": "number"}
-
-
-def _range(kind: str, least: float, most: float | None = None, **more: Any) -> Schema:
-    schema: Schema = {"type": [kind, "null"], "minimum": least, **more}
-    if most is not None:
-        schema["maximum"] = most
-    return schema
-
-
-def _text(least: int = 0, most: int | None = None, **more: Any) -> Schema:
-    schema: Schema = {"type": ["string", "null"], "minLength": least, **more}
-    if most is not None:
-        schema["maxLength"] = most
-    return schema
-
-
-def _one_of(*values: str, **more: Any) -> Schema:
-    return {"type": ["string", "null"], "enum": [*values, None], **more}
-
-
-def _ref(name: str) -> Schema:
-    return {"$ref": f"#/components/schemas/{name}"}
-
-
-def _object(properties: Schema, required: Iterable[str] = (), **more: Any) -> Schema:
-    return {"type": "object", "properties": properties, "required": list(required), **more}
-
 
 _FIELD_SCHEMAS: Mapping[str, Schema] = {
     "messages": {
         "type": "array",
-        "items": _ref("Message"),
+        "items": ref("Message"),
         "minItems": 1,
         "maxItems": 10_000,
         "description": "The conversation, oldest first.",
     },
-    "max_tokens": _range("integer", 1, description="The most tokens to generate."),
-    "temperature": _range("number", 0, 2, description="Randomness."),
-    "top_p": _range("number", 0, 1, description="Nucleus sampling."),
+    "max_tokens": ranged("integer", 1, description="The most tokens to generate."),
+    "temperature": ranged("number", 0, 2, description="Randomness."),
+    "top_p": ranged("number", 0, 1, description="Nucleus sampling."),
     "stop": {
         "type": ["string", "array", "null"],
         "minLength": 1,
@@ -61,30 +32,30 @@ _FIELD_SCHEMAS: Mapping[str, Schema] = {
         "maxItems": 4,
         "description": "Text that ends the output, or up to 4 of them.",
     },
-    "seed": _range("integer", 0, 2**32 - 1, description="For repeatable output."),
-    "presence_penalty": _range("number", -2, 2),
-    "frequency_penalty": _range("number", -2, 2),
-    "user": _text(0, 256, description="Your own name for the end user."),
-    "prompt": _text(1, 10_000, description="What to draw."),
-    "width": _range("integer", 64, 2048, description="In pixels.", default=1024),
-    "height": _range("integer", 64, 2048, description="In pixels.", default=1024),
-    "num_inference_steps": _range("integer", 1, 100),
-    "guidance_scale": _range("number", 0, 20),
-    "text": _text(1, description="What to say."),
-    "voice": _text(1, description="A voice's name, such as adam, or its id."),
-    "voice_settings": {"anyOf": [_ref("VoiceSettings"), {"type": "null"}]},
-    "language_code": _text(description="ISO 639-1 or 639-3, such as en."),
+    "seed": ranged("integer", 0, 2**32 - 1, description="For repeatable output."),
+    "presence_penalty": ranged("number", -2, 2),
+    "frequency_penalty": ranged("number", -2, 2),
+    "user": text(0, 256, description="Your own name for the end user."),
+    "prompt": text(1, 10_000, description="What to draw."),
+    "width": ranged("integer", 64, 2048, description="In pixels.", default=1024),
+    "height": ranged("integer", 64, 2048, description="In pixels.", default=1024),
+    "num_inference_steps": ranged("integer", 1, 100),
+    "guidance_scale": ranged("number", 0, 20),
+    "text": text(1, description="What to say."),
+    "voice": text(1, description="A voice's name, such as adam, or its id."),
+    "voice_settings": {"anyOf": [ref("VoiceSettings"), {"type": "null"}]},
+    "language_code": text(description="ISO 639-1 or 639-3, such as en."),
     "diarize": {"type": ["boolean", "null"], "description": "Tell speakers apart."},
-    "num_speakers": _range("integer", 1, 32),
-    "timestamps": _one_of("none", "word", "character"),
-    "response_format": _one_of("url", "b64_json", description="A link or the bytes; both when absent."),
+    "num_speakers": ranged("integer", 1, 32),
+    "timestamps": one_of("none", "word", "character"),
+    "response_format": one_of("url", "b64_json", description="A link or the bytes; both when absent."),
 }
 
-_SOUND_FORMAT = _text(description="Codec, rate and kbit/s, such as mp3_44100_128.")
+_SOUND_FORMAT = text(description="Codec, rate and kbit/s, such as mp3_44100_128.")
 _OWN_SCHEMAS: Mapping[tuple[int, str], Schema] = {
-    (TaskType.TASK_TYPE_TEXT, "seed"): _range("integer", 0, 2**53 - 1, description="For repeatable output."),
-    (TaskType.TASK_TYPE_IMAGE, "seed"): _range("integer", 0, 2**53 - 1, description="For the same picture."),
-    (TaskType.TASK_TYPE_IMAGE, "output_format"): _one_of("png", "jpeg", "webp"),
+    (TaskType.TASK_TYPE_TEXT, "seed"): ranged("integer", 0, 2**53 - 1, description="For repeatable output."),
+    (TaskType.TASK_TYPE_IMAGE, "seed"): ranged("integer", 0, 2**53 - 1, description="For the same picture."),
+    (TaskType.TASK_TYPE_IMAGE, "output_format"): one_of("png", "jpeg", "webp"),
     (TaskType.TASK_TYPE_TEXT_TO_SPEECH, "output_format"): _SOUND_FORMAT,
     (TaskType.TASK_TYPE_SPEECH_TO_SPEECH, "output_format"): _SOUND_FORMAT,
 }
@@ -118,7 +89,7 @@ def _tasks() -> dict[str, Schema]:
             properties[field] = schema
         if "audio" in required:
             properties["audio"] = _AUDIO
-        schemas[name] = _object(properties, ("model", *required))
+        schemas[name] = object_of(properties, ("model", *required))
     return schemas
 
 
@@ -131,11 +102,11 @@ def _form() -> Schema:
         "stream": {"type": "string", "enum": ["true", "false"]},
         "audio": {"type": "string", "contentMediaType": "application/octet-stream"},
     }
-    return _object(properties, ["model"])
+    return object_of(properties, ["model"])
 
 
 def _result(kind: str, prefix: str, **own: Any) -> Schema:
-    return _object(
+    return object_of(
         {
             "id": {"type": "string", "pattern": f"^{prefix}_"},
             "object": {"const": kind},
@@ -149,7 +120,7 @@ def _result(kind: str, prefix: str, **own: Any) -> Schema:
 
 def _schemas() -> dict[str, Schema]:
     count = {"type": "integer", "minimum": 0}
-    medium = _object(
+    medium = object_of(
         {
             "url": {
                 "type": "string",
@@ -160,8 +131,8 @@ def _schemas() -> dict[str, Schema]:
         }
     )
     usage = dict.fromkeys(("prompt_tokens", "completion_tokens", "total_tokens"), count)
-    message = _object({"role": {"const": "assistant"}, "content": {"type": "string"}}, ("role", "content"))
-    choice = _object(
+    message = object_of({"role": {"const": "assistant"}, "content": {"type": "string"}}, ("role", "content"))
+    choice = object_of(
         {
             "index": {"const": 0},
             "message": message,
@@ -169,11 +140,11 @@ def _schemas() -> dict[str, Schema]:
         },
         ("index", "message", "finish_reason"),
     )
-    word = _object(
+    word = object_of(
         {
             "text": {"type": "string"},
-            "start": _NUMBER,
-            "end": _NUMBER,
+            "start": NUMBER,
+            "end": NUMBER,
             "speaker": {"type": ["string", "null"]},
         },
         ("text", "start", "end", "speaker"),
@@ -181,13 +152,13 @@ def _schemas() -> dict[str, Schema]:
     return {
         **_tasks(),
         "Form": _form(),
-        "Message": _object(
+        "Message": object_of(
             {
                 "role": {"type": "string", "enum": ["system", "user", "assistant"]},
                 "content": {
                     "anyOf": [
                         {"type": "string"},
-                        {"type": "array", "items": _ref("Part"), "minItems": 1, "maxItems": 100},
+                        {"type": "array", "items": ref("Part"), "minItems": 1, "maxItems": 100},
                     ]
                 },
             },
@@ -196,15 +167,15 @@ def _schemas() -> dict[str, Schema]:
         ),
         "Part": {
             "oneOf": [
-                _object(
+                object_of(
                     {"type": {"const": "text"}, "text": {"type": "string"}},
                     ("type", "text"),
                     additionalProperties=False,
                 ),
-                _object(
+                object_of(
                     {
                         "type": {"const": "image_url"},
-                        "image_url": _object(
+                        "image_url": object_of(
                             {"url": {"type": "string"}}, ("url",), additionalProperties=False
                         ),
                     },
@@ -213,13 +184,13 @@ def _schemas() -> dict[str, Schema]:
                 ),
             ]
         },
-        "VoiceSettings": _object(
+        "VoiceSettings": object_of(
             {
-                "stability": _range("number", 0, 1),
-                "similarity_boost": _range("number", 0, 1),
-                "style": _range("number", 0, 1),
+                "stability": ranged("number", 0, 1),
+                "similarity_boost": ranged("number", 0, 1),
+                "style": ranged("number", 0, 1),
                 "use_speaker_boost": {"type": ["boolean", "null"]},
-                "speed": _range("number", 0.25, 4),
+                "speed": ranged("number", 0.25, 4),
             },
             additionalProperties=False,
         ),
@@ -227,20 +198,20 @@ def _schemas() -> dict[str, Schema]:
             "task.completion",
             "task",
             choices={"type": "array", "items": choice, "minItems": 1, "maxItems": 1},
-            usage=_object(dict(usage), usage),
+            usage=object_of(dict(usage), usage),
         ),
         "ImageGeneration": _result(
             "image.generation", "img", data={"type": "array", "items": medium, "minItems": 1}
         ),
         "SpeechGeneration": _result("speech.generation", "speech", audio=medium),
         "SpeechTranscription": _transcription(word),
-        "Model": _object(
+        "Model": object_of(
             {
                 "id": {"type": "string"},
                 "object": {"const": "model"},
                 "type": {"enum": ["text", "image", "text-to-speech", "speech-to-speech", "speech-to-text"]},
-                "limits": _object({}, additionalProperties={"type": "integer"}),
-                "price": _object(
+                "limits": object_of({}, additionalProperties={"type": "integer"}),
+                "price": object_of(
                     {},
                     additionalProperties={"type": "string", "pattern": r"^\d+(\.\d+)?$"},
                     description="Credits for one unit.",
@@ -250,13 +221,14 @@ def _schemas() -> dict[str, Schema]:
             },
             ("id", "object", "type", "limits", "price", "price_version", "available"),
         ),
-        "ModelList": _object(
-            {"object": {"const": "list"}, "data": {"type": "array", "items": _ref("Model")}},
+        "ModelList": object_of(
+            {"object": {"const": "list"}, "data": {"type": "array", "items": ref("Model")}},
             ("object", "data"),
         ),
-        "Error": _object(
+        **described_account.schemas(),
+        "Error": object_of(
             {
-                "error": _object(
+                "error": object_of(
                     {
                         "message": {"type": "string"},
                         "type": {"enum": sorted({row.type for row in TABLE.values()})},
@@ -282,25 +254,6 @@ def _transcription(word: Schema) -> Schema:
     )
 
 
-_JSON = "application/json"
-
-
-def _responses(ok: Mapping[str, Any], *codes: str, status: int = 200) -> Schema:
-    """The answers of an operation: `ok` by media type, and the errors by their status."""
-    answers: Schema = {str(status): {"description": "Done.", "headers": HEADERS, "content": dict(ok)}}
-    by_status: dict[int, list[str]] = {}
-    for code in codes:
-        by_status.setdefault(TABLE[code].http, []).append(code)
-    for http, listed in sorted(by_status.items()):
-        answers[str(http)] = {
-            "description": ", ".join(listed),
-            "headers": HEADERS,
-            "content": {_JSON: {"schema": _ref("Error")}},
-        }
-    return answers
-
-
-_ANY = ("invalid_api_key", "invalid_parameter", "store_unavailable", "shutting_down", "internal_error")
 _TASK = tuple(code for code in TABLE if code not in ("not_found", "method_not_allowed"))
 _BINARY: Mapping[str, Any] = {"schema": {"type": "string", "format": "binary"}}
 
@@ -328,13 +281,13 @@ def _task_operation() -> Schema:
         "requestBody": {
             "required": True,
             "content": {
-                _JSON: {"schema": {"anyOf": [_ref(name) for _, name, _, _ in _KINDS]}},
-                "multipart/form-data": {"schema": _ref("Form")},
+                JSON: {"schema": {"anyOf": [ref(name) for _, name, _, _ in _KINDS]}},
+                "multipart/form-data": {"schema": ref("Form")},
             },
         },
-        "responses": _responses(
+        "responses": responses(
             {
-                _JSON: {"schema": {"oneOf": [_ref(name) for name in results]}},
+                JSON: {"schema": {"oneOf": [ref(name) for name in results]}},
                 "text/event-stream": {},
                 **dict.fromkeys((*media, "application/octet-stream"), _BINARY),
             },
@@ -358,7 +311,7 @@ def _paths() -> Schema:
             {"name": "sig", "in": "query", "schema": {"type": "string"}},
         ],
         "responses": {
-            **_responses(
+            **responses(
                 {"*/*": _BINARY},
                 "invalid_api_key",
                 "invalid_parameter",
@@ -378,7 +331,7 @@ def _paths() -> Schema:
             "get": {
                 "operationId": "listModels",
                 "summary": "The models that the key may use.",
-                "responses": _responses({_JSON: {"schema": _ref("ModelList")}}, *_ANY),
+                "responses": responses({JSON: {"schema": ref("ModelList")}}, *ANY),
             }
         },
         "/api/v1/models/{name}": {
@@ -386,15 +339,16 @@ def _paths() -> Schema:
                 "operationId": "getModel",
                 "summary": "One model.",
                 "parameters": [_path("name", "gpt-4")],
-                "responses": _responses(
-                    {_JSON: {"schema": _ref("Model")}},
-                    *_ANY,
+                "responses": responses(
+                    {JSON: {"schema": ref("Model")}},
+                    *ANY,
                     "unsupported_model",
                     "model_not_allowed",
                     "not_found",
                 ),
             }
         },
+        **described_account.paths(),
         "/media/{media_id}": {"get": download},
     }
 

@@ -7,7 +7,7 @@ the server checks the key, the limits and the task.
 import asyncio
 import re
 import time
-from collections.abc import AsyncIterator, Coroutine, Iterable, Iterator
+from collections.abc import AsyncIterator, Iterable, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,10 +16,13 @@ from typing import Any, TypeVar
 
 import grpc
 
+from gateway.uploading import FAILED_WRITE, send
 from pomelo.call import Call
 from pomelo.errors import PomeloError
+from pomelo.gen.v1.account_service_pb2 import Account, GetAccountRequest, ListUsageRequest, ListUsageResponse
+from pomelo.gen.v1.account_service_pb2_grpc import AccountServiceStub
 from pomelo.gen.v1.media_pb2 import Media
-from pomelo.gen.v1.media_service_pb2 import DownloadMediaRequest, DownloadMediaResponse, UploadMediaRequest
+from pomelo.gen.v1.media_service_pb2 import DownloadMediaRequest, DownloadMediaResponse
 from pomelo.gen.v1.media_service_pb2_grpc import MediaServiceStub
 from pomelo.gen.v1.model_service_pb2 import GetModelRequest, ListModelsRequest, Model
 from pomelo.gen.v1.model_service_pb2_grpc import ModelServiceStub
@@ -39,7 +42,6 @@ that were cancelled until it has cleaned up after them."""
 _SLACK = 0.25
 """Seconds that the server gets after the deadline to say itself that it passed."""
 
-_PIECE = 512 * 1024
 _PLAIN = re.compile(r"[\x21-\x7e]{1,256}")
 """What metadata can carry, and more than a key or a traceparent has."""
 
@@ -92,19 +94,25 @@ async def open_remote(target: str, *, tls: Tls | None = None) -> AsyncIterator[S
     async with AsyncExitStack() as stack:
         lines = _Lines(target, tls.credentials() if tls else None, stack)
         models = RemoteModels(lines)
-        yield Services(tasks=RemoteTasks(lines, models), models=models, media=RemoteMedia(lines))
+        yield Services(
+            tasks=RemoteTasks(lines, models),
+            models=models,
+            media=RemoteMedia(lines),
+            accounts=RemoteAccounts(lines, models),
+        )
 
 
 class _Line:
     """One connection, its stubs, and how many calls are on it; a context manager that counts one."""
 
-    __slots__ = ("busy", "media", "models", "tasks")
+    __slots__ = ("accounts", "busy", "media", "models", "tasks")
 
     def __init__(self, channel: Any) -> None:
         self.busy = 0
         self.tasks = TaskServiceStub(channel)
         self.models = ModelServiceStub(channel)
         self.media = MediaServiceStub(channel)
+        self.accounts = AccountServiceStub(channel)
 
     def __enter__(self) -> "_Line":
         self.busy += 1
@@ -203,6 +211,29 @@ class RemoteTasks:
                 rpc.cancel()
 
 
+class RemoteAccounts:
+    """The port `AccountService` over a channel."""
+
+    def __init__(self, lines: _Lines, models: RemoteModels) -> None:
+        self._lines = lines
+        self._models = models
+
+    async def get_account(self, call: Call) -> Account:
+        """See the port."""
+        await self._models.refuse_fault(call)
+        with self._lines.pick() as line:
+            response = await _unary(line.accounts.GetAccount(GetAccountRequest(), **_given(call)), call)
+        account: Account = response.account
+        return account
+
+    async def list_usage(self, request: ListUsageRequest, call: Call) -> ListUsageResponse:
+        """See the port."""
+        await self._models.refuse_fault(call)
+        with self._lines.pick() as line:
+            response: ListUsageResponse = await _unary(line.accounts.ListUsage(request, **_given(call)), call)
+        return response
+
+
 class RemoteMedia:
     """The port `MediaService` over a channel."""
 
@@ -217,7 +248,7 @@ class RemoteMedia:
             rpc = line.media.UploadMedia(**_given(call))
             try:
                 async with _until_deadline(call):
-                    ends = await _send(rpc, content_type, chunks)
+                    ends = await send(rpc, content_type, chunks)
                     response = await _unary(rpc, call, ends)
             finally:
                 if rpc.cancel():
@@ -275,12 +306,12 @@ def _fill(call: Call, metadata: Iterable[tuple[str, Any]] | None) -> None:
 
 
 async def _unary(rpc: Any, call: Call, ends: Iterable[Any] = ()) -> Any:
-    """The answer of a call with one; fills `call.reply`, also when it raises. `ends`: see `_send`."""
+    """The answer of a call with one; fills `call.reply`, also when it raises. `ends`: see `uploading`."""
     with _translated():
         try:
             response = await rpc
         except grpc.aio.AioRpcError as last:
-            error = next((end for end in ends if end.details() != _FAILED_WRITE), last)
+            error = next((end for end in ends if end.details() != FAILED_WRITE), last)
             _fill(call, error.initial_metadata())
             raise error from None
         _fill(call, await rpc.initial_metadata())
@@ -367,60 +398,3 @@ class _Messages(AsyncIterator[M]):
 async def _bytes(messages: "_Messages[DownloadMediaResponse]") -> AsyncIterator[bytes]:
     async for message in messages:
         yield message.chunk
-
-
-# --- an upload
-
-_FAILED_WRITE = "Internal error from Core"
-"""grpc.aio's own words; see `_send`."""
-
-
-async def _send(rpc: Any, content_type: str, chunks: AsyncIterator[bytes]) -> list[Any]:
-    """Sends an upload until it is complete or the server has answered.
-
-    Gives the ends of the call (AioRpcErrors) in the order in which they were met: when a write fails after
-    the server has answered, grpc.aio puts an end of its own in the place of the server's.
-    """
-    ends: list[Any] = []
-    sending = asyncio.timeout(None)
-    active = True
-
-    def ended(_: Any) -> None:
-        ends.append(_end(rpc))
-        if active and len(ends) == 1:
-            sending.reschedule(0)  # stops the wait for the next chunk
-
-    try:
-        async with sending:
-            rpc.add_done_callback(ended)
-            await rpc.write(UploadMediaRequest(content_type=content_type))
-            async for chunk in chunks:
-                for at in range(0, len(chunk), _PIECE):
-                    await rpc.write(UploadMediaRequest(chunk=chunk[at : at + _PIECE]))
-            await rpc.done_writing()
-    except TimeoutError:
-        if not sending.expired():
-            raise
-    except (grpc.aio.AioRpcError, asyncio.InvalidStateError):
-        if not ends:
-            raise
-    finally:
-        active = False
-    return ends
-
-
-def _end(rpc: Any) -> Any:
-    """The end of a call that is done, as it is now."""
-    return grpc.aio.AioRpcError(
-        _now(rpc.code()), _now(rpc.initial_metadata()), _now(rpc.trailing_metadata()), _now(rpc.details())
-    )
-
-
-def _now(coroutine: Coroutine[Any, Any, Any]) -> Any:
-    """The result of a coroutine that has nothing to wait for."""
-    try:
-        coroutine.send(None)
-    except StopIteration as stop:
-        return stop.value
-    coroutine.close()
-    raise RuntimeError("it had to wait")

@@ -6,11 +6,11 @@ message holds, never at what was asked.
 
 import binascii
 from collections.abc import Callable, Mapping
-from decimal import Decimal
 from typing import Any
 
 from pydantic_core import to_json
 
+from pomelo import money
 from pomelo.gen.v1.model_service_pb2 import Model, PriceUnit
 from pomelo.gen.v1.speech_pb2 import Transcription
 from pomelo.gen.v1.task_pb2 import TaskResult, TaskType
@@ -34,7 +34,6 @@ _FINISH: Mapping[int, str] = {
     FinishReason.FINISH_REASON_LENGTH: "length",
     FinishReason.FINISH_REASON_CONTENT_FILTER: "content_filter",
 }
-_MICROS = Decimal(1_000_000)
 
 
 def link_to(public_url: str) -> Link:
@@ -182,7 +181,7 @@ def model(entry: Model) -> dict[str, Any]:
         "object": "model",
         "type": TYPES.get(entry.task_type, "unknown"),
         "limits": limits,
-        "price": {_unit(price.unit): _credits(price.amount_micros) for price in entry.prices},
+        "price": {_unit(price.unit): money.written(price.amount_micros) for price in entry.prices},
         "price_version": entry.price_version,
         "available": entry.available,
     }
@@ -192,8 +191,3 @@ def _unit(unit: int) -> str:
     known: Any = PriceUnit
     value = known.DESCRIPTOR.values_by_number.get(unit)
     return value.name.removeprefix("PRICE_UNIT_").lower() if value is not None else f"unit_{unit}"
-
-
-def _credits(micros: int) -> str:
-    text = format(Decimal(micros) / _MICROS, "f")
-    return text.rstrip("0").rstrip(".") if "." in text else text

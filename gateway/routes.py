@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from aiohttp import web
 from pydantic_core import to_json
 
-from gateway import media, openapi, render, task
+from gateway import account, media, openapi, render, task
 from gateway.reply import json_reply
 from gateway.state import Gateway
 from pomelo.call import Call
@@ -58,6 +58,8 @@ ROUTES = (
     Route("POST", "/api/v1/task", task.run),
     Route("GET", "/api/v1/models", list_models),
     Route("GET", "/api/v1/models/{name}", get_model),
+    Route("GET", "/api/v1/account", account.get_account),
+    Route("GET", "/api/v1/usage", account.list_usage),
     Route("GET", "/media/{media_id}", get_media),
     Route("GET", "/openapi.json", get_openapi),
 )

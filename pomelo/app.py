@@ -9,13 +9,14 @@ import contextlib
 import ssl
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from gateway.app import open_rest
 from gateway.remote import Tls, open_remote
 from gateway.state import GatewayOptions
+from pomelo.accounts import AccountDesk, AccountOffice
 from pomelo.admission.admit import Admission
 from pomelo.admission.keys import Keyring
 from pomelo.admission.plans import BUILTIN, Plan
@@ -24,6 +25,7 @@ from pomelo.catalog import Catalog
 from pomelo.draining import Draining
 from pomelo.engine import Engine
 from pomelo.media import MediaDesk, MediaStore
+from pomelo.metering.usage import UsageDesk
 from pomelo.providers import SANDBOX, Credentials, open_providers
 from pomelo.providers.base import Provider
 from pomelo.providers.http import Timeouts
@@ -70,10 +72,13 @@ async def open_app(
     wrap_store: Callable[[Store], Store] = lambda store: store,
     make_router: Callable[[Mapping[str, Provider]], Router] = Router,
     now: Callable[[], float] = time.time,
+    worker: int | None = None,
 ) -> AsyncIterator[App]:
     """Builds and serves everything; leaving drains: what runs may end within the grace, nothing new comes in.
 
-    `now` is Unix time, for media, answers and what is told of limits; a store has its own.
+    `now` is Unix time, for media, answers and what is told of limits; a store has its own. `worker` is the
+    number of this process among several that share the addresses, None where it is alone; the first one
+    serves the operator.
 
     Raises:
         OSError: an address is taken.
@@ -81,7 +86,7 @@ async def open_app(
     """
     async with AsyncExitStack() as stack:
         secret = settings.root_secret()
-        store = wrap_store(await stack.enter_async_context(open_store(settings.store_url())))
+        store = wrap_store(await stack.enter_async_context(store_of(settings)))
         keyring = Keyring(store, secret)
         registry = find_providers(settings)
         if providers is None:
@@ -93,7 +98,9 @@ async def open_app(
                     origins=settings.delivery_origins,
                 )
             )
-        admission = Admission(store, plans or BUILTIN, now=now)
+        catalog = catalog or registry.catalog
+        plans = plans or find_plans(settings, catalog)
+        admission = Admission(store, plans, now=now)
         await stack.enter_async_context(_noting(admission))
 
         async def identify(call: Call) -> Principal:
@@ -103,7 +110,6 @@ async def open_app(
 
         media = MediaStore(settings.data / "media", secret, public_url=settings.public_url, now=now)
         await stack.enter_async_context(_sweeping(media))
-        catalog = catalog or registry.catalog
         engine = Engine(
             catalog=catalog,
             router=make_router(providers),
@@ -114,16 +120,21 @@ async def open_app(
             now=now,
         )
         desk = MediaDesk(media, identify, settings.upload_limit)
+        usage = UsageDesk(store, secret)
+        accounts = AccountDesk(store, usage, admission.plan, identify)
+        office = AccountOffice(store, plans, plan_changed=keyring.forget_account)
         draining = Draining()
-        services = draining.guard(Services(tasks=engine, models=engine, media=desk))
-        admin = AdminServicer(keyring, catalog.models)
-        await stack.enter_async_context(open_admin(admin, settings.admin_socket))
+        services = draining.guard(Services(tasks=engine, models=engine, media=desk, accounts=accounts))
+        admin = AdminServicer(store, keyring, office, usage, catalog.models)
+        if not worker:
+            await stack.enter_async_context(open_admin(admin, settings.admin_socket))
+        shared = worker is not None
         server = None
         if settings.grpc:
-            server = await stack.enter_async_context(open_server(services, _server_options(settings)))
+            server = await stack.enter_async_context(open_server(services, _server_options(settings, shared)))
         rest = None
         if settings.rest:
-            rest = await stack.enter_async_context(_rest(services, settings))
+            rest = await stack.enter_async_context(_rest(services, settings, shared))
             media.public_url = media.public_url or _url(settings, rest)
         try:
             yield App(
@@ -142,6 +153,15 @@ async def open_app(
             await _end(draining, settings.grace)
 
 
+def store_of(settings: Settings) -> AbstractAsyncContextManager[Store]:
+    """The store of the settings, opened on entering.
+
+    Raises:
+        pomelo.stores.base.StoreError: on entering: it can't be used.
+    """
+    return open_store(settings.store_url(), archive=settings.archive_url())
+
+
 def find_providers(settings: Settings) -> Registry:
     """The models, and the providers that there are for them.
 
@@ -154,6 +174,27 @@ def find_providers(settings: Settings) -> Registry:
         raise SettingsError(str(error)) from error
     settings.check_providers(registry.entries)
     return registry
+
+
+def find_plans(settings: Settings, catalog: Catalog) -> dict[str, Plan]:
+    """The built-in plans, and the operator's, which may replace them.
+
+    Raises:
+        SettingsError: one of the operator's names a model that there is not.
+    """
+    plans = dict(BUILTIN)
+    for name, given in settings.plans.items():
+        for model in given.models or ():
+            if model not in catalog.models:
+                raise SettingsError(f"plans.{name}.models: there is no model {model[:100]}")
+        plans[name] = Plan(
+            name,
+            requests=given.requests_per_minute,
+            concurrent=given.concurrent_requests,
+            tokens=given.tokens_per_minute,
+            models=frozenset(given.models) if given.models is not None else None,
+        )
+    return plans
 
 
 def credentials(settings: Settings, registry: Registry) -> dict[str, Credentials]:
@@ -209,7 +250,9 @@ async def _within(seconds: float, done: Awaitable[None]) -> None:
 
 
 @asynccontextmanager
-async def _rest(services: Services, settings: Settings) -> AsyncIterator[tuple[str, int]]:
+async def _rest(
+    services: Services, settings: Settings, shared: bool = False
+) -> AsyncIterator[tuple[str, int]]:
     host, port = settings.rest_address()
     options = GatewayOptions(
         public_url=settings.public_url,
@@ -217,7 +260,8 @@ async def _rest(services: Services, settings: Settings) -> AsyncIterator[tuple[s
         upload_limit=settings.upload_limit,
         drain_timeout=ANSWERS_OUT,
     )
-    async with open_rest(services, options, host, port, ssl_context=_tls(settings)) as address:
+    tls = _tls(settings)
+    async with open_rest(services, options, host, port, ssl_context=tls, reuse_port=shared) as address:
         yield address
 
 
@@ -235,7 +279,7 @@ def _tls(settings: Settings) -> ssl.SSLContext | None:
     return context
 
 
-def _server_options(settings: Settings) -> ServerOptions:
+def _server_options(settings: Settings, shared: bool) -> ServerOptions:
     return ServerOptions(
         address=settings.grpc,
         grace=ANSWERS_OUT,
@@ -244,6 +288,7 @@ def _server_options(settings: Settings) -> ServerOptions:
         tls_cert=settings.tls_cert,
         tls_key=settings.tls_key,
         tls_client_ca=settings.tls_client_ca,
+        reuse_port=shared,
     )
 
 

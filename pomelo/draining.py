@@ -11,11 +11,12 @@ from types import TracebackType
 
 from pomelo.call import Call
 from pomelo.errors import PomeloError
+from pomelo.gen.v1.account_service_pb2 import Account, ListUsageRequest, ListUsageResponse
 from pomelo.gen.v1.media_pb2 import Media
 from pomelo.gen.v1.model_service_pb2 import Model
 from pomelo.gen.v1.task_pb2 import Task, TaskResult
 from pomelo.gen.v1.task_service_pb2 import StreamTaskResponse
-from pomelo.service import MediaService, ModelService, Services, TaskService
+from pomelo.service import AccountService, MediaService, ModelService, Services, TaskService
 
 
 class Draining:
@@ -32,6 +33,7 @@ class Draining:
             tasks=_Tasks(services.tasks, self),
             models=_Models(services.models, self),
             media=_Media(services.media, self),
+            accounts=_Accounts(services.accounts, self),
         )
 
     @property
@@ -149,3 +151,21 @@ class _Media:
         """See the port."""
         async with _Counted(self._draining), self._inner.download_media(media_id, signature, call) as medium:
             yield medium
+
+
+class _Accounts:
+    """AccountService, counted."""
+
+    def __init__(self, inner: AccountService, draining: Draining) -> None:
+        self._inner = inner
+        self._draining = draining
+
+    async def get_account(self, call: Call) -> Account:
+        """See the port."""
+        async with _Counted(self._draining):
+            return await self._inner.get_account(call)
+
+    async def list_usage(self, request: ListUsageRequest, call: Call) -> ListUsageResponse:
+        """See the port."""
+        async with _Counted(self._draining):
+            return await self._inner.list_usage(request, call)

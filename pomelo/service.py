@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from pomelo.call import Call
+from pomelo.gen.v1.account_service_pb2 import Account, ListUsageRequest, ListUsageResponse
 from pomelo.gen.v1.media_pb2 import Media
 from pomelo.gen.v1.model_service_pb2 import Model
 from pomelo.gen.v1.task_pb2 import Task, TaskResult
@@ -92,6 +93,26 @@ class MediaService(Protocol):
         ...
 
 
+class AccountService(Protocol):
+    """Tells the holder of a key of its account: the side of it, live or test, that the key is of."""
+
+    async def get_account(self, call: Call) -> Account:
+        """The plan, its limits, and the credits.
+
+        Raises:
+            PomeloError: invalid_api_key, model_not_allowed (its plan no longer exists), store_unavailable.
+        """
+        ...
+
+    async def list_usage(self, request: ListUsageRequest, call: Call) -> ListUsageResponse:
+        """A page of usage records, newest first; or sums of them.
+
+        Raises:
+            PomeloError: invalid_api_key, invalid_parameter, store_unavailable.
+        """
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class Services:
     """All that a door needs."""
@@ -99,3 +120,4 @@ class Services:
     tasks: TaskService
     models: ModelService
     media: MediaService
+    accounts: AccountService

@@ -39,6 +39,14 @@ NOT_SETTINGS = frozenset({"POMELO_CONFIG", "POMELO_KEY"})
 _NOT_WRITTEN = frozenset({"providers", "variables"})
 """Settings that are gathered, and have no name of their own in a file or the environment."""
 
+_NO_VARIABLES = _NOT_WRITTEN | {"plans"}
+"""Those and the tables of a file, which no variable can hold."""
+
+_PLAN = re.compile(r"[A-Za-z0-9._-]{1,64}")
+
+STORES = ("redis://", "rediss://", "redis+cluster://", "redis+sentinel://")
+"""How the address of a store begins that several processes may share."""
+
 _MIB = 1024 * 1024
 _SECRET_LENGTH = 32
 _CHECK = b"pomelo secret check"
@@ -79,9 +87,17 @@ def _url(text: str) -> str:
 
 
 def _store(text: str) -> str:
-    if text not in ("", "sqlite:"):
-        raise ValueError("must be sqlite: (in the data folder), the only store so far")
-    return "sqlite:"
+    if text in ("", "sqlite:"):
+        return "sqlite:"
+    if not text.startswith(STORES):
+        raise ValueError(f"must be sqlite: (in the data folder), or begin with {', '.join(STORES)}")
+    return text
+
+
+def _archive(text: str) -> str:
+    if text and not text.startswith(("sqlite:", "postgresql://")):
+        raise ValueError("must be sqlite:PATH or begin with postgresql://")
+    return text
 
 
 def _secret(text: str) -> str:
@@ -100,7 +116,15 @@ def _split(text: Any) -> Any:
     return [part.strip() for part in text.split(",") if part.strip()] if isinstance(text, str) else text
 
 
+def _plan(name: str) -> str:
+    if not _PLAN.fullmatch(name):
+        raise ValueError("a name has 1 to 64 letters, digits, dots, dashes or underscores")
+    return name
+
+
 Address = Annotated[str, AfterValidator(_address)]
+PlanName = Annotated[str, AfterValidator(_plan)]
+Most = Annotated[int, Field(strict=True, gt=0, lt=2**53)]
 Url = Annotated[str, AfterValidator(_url)]
 File = Annotated[Path | None, AfterValidator(_file)]
 
@@ -113,6 +137,17 @@ class ProviderSettings(BaseModel):
 
     api_key: str | None = Field(default=None, repr=False)
     base_url: Url = ""
+
+
+class PlanSettings(BaseModel):
+    """A plan of the operator's own, `[plans.NAME]`: what each side of an account may do. None: no limit."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
+
+    requests_per_minute: Most | None = None
+    concurrent_requests: Most | None = None
+    tokens_per_minute: Most | None = None
+    models: Annotated[tuple[str, ...], Field(min_length=1)] | None = None
 
 
 class Settings(BaseModel):
@@ -128,7 +163,11 @@ class Settings(BaseModel):
     rest: Address = "127.0.0.1:8080"
     grpc: Address = "127.0.0.1:50051"
     data: Path = Path(".pomelo")
-    store: Annotated[str, AfterValidator(_store)] = "sqlite:"
+    store: Annotated[str, AfterValidator(_store)] = Field(default="sqlite:", repr=False)
+    archive: Annotated[str, AfterValidator(_archive)] = Field(default="", repr=False)
+    """Where usage goes from Redis; empty: a file in the data folder."""
+    workers: int = Field(default=1, ge=1, le=64)
+    """How many processes serve; more than 1 needs a store that they can share."""
     public_url: Url = ""
     """Where callers reach REST; empty: its address."""
     secret: Annotated[str, AfterValidator(_secret)] = Field(default="", repr=False)
@@ -148,6 +187,8 @@ class Settings(BaseModel):
     json_limit: Annotated[ByteSize, Field(gt=0)] = ByteSize(8 * _MIB)
     upload_limit: Annotated[ByteSize, Field(gt=0)] = ByteSize(50 * _MIB)
     inline_limit: Annotated[ByteSize, Field(gt=0)] = ByteSize(4 * _MIB)
+    plans: Mapping[PlanName, PlanSettings] = Field(default_factory=dict)
+    """Added to the built-in ones; one of the same name replaces it."""
     grace: float = Field(default=10.0, ge=0, le=3600)
     """Seconds that running tasks get to end when the server shuts down."""
 
@@ -168,6 +209,11 @@ class Settings(BaseModel):
             raise ValueError("POMELO_TLS_CERT and POMELO_TLS_KEY go together: set both or none")
         if self.tls_client_ca is not None and self.tls_cert is None:
             raise ValueError("POMELO_TLS_CLIENT_CA needs POMELO_TLS_CERT and POMELO_TLS_KEY")
+        if self.workers > 1 and self.store == "sqlite:":
+            raise ValueError(
+                "POMELO_WORKERS: SQLite serves one process. For more set POMELO_STORE to a Redis server, "
+                "such as redis://127.0.0.1:6379"
+            )
         if self.tls_cert is None and not self.insecure:
             for name, address in (("POMELO_REST", self.rest), ("POMELO_GRPC", self.grpc)):
                 if address and not is_loopback(split_address(address)[0]):
@@ -212,8 +258,14 @@ class Settings(BaseModel):
         return split_address(self.rest)
 
     def store_url(self) -> str:
-        """What `pomelo.stores.open_store` takes."""
-        return f"sqlite:{self.database}"
+        """The store, as `pomelo.stores.open_store` takes it."""
+        return f"sqlite:{self.database}" if self.store == "sqlite:" else self.store
+
+    def archive_url(self) -> str:
+        """Where usage goes from the store, as `pomelo.stores.open_store` takes it; SQLite needs none."""
+        if self.store == "sqlite:":
+            return ""
+        return self.archive or f"sqlite:{self.data / 'usage.db'}"
 
     @property
     def database(self) -> Path:
@@ -300,6 +352,18 @@ def load(config: Path | None = None, environ: Mapping[str, str] = os.environ) ->
         raise SettingsError(_line(error)) from None
 
 
+def with_workers(settings: Settings, workers: int) -> Settings:
+    """The same settings with another number of workers.
+
+    Raises:
+        SettingsError: there can't be so many.
+    """
+    try:
+        return Settings.model_validate({**settings.model_dump(), "workers": workers})
+    except ValidationError as error:
+        raise SettingsError(_line(error)) from None
+
+
 def variable(name: str) -> str:
     """The variable of a setting: POMELO_REST for rest."""
     return PREFIX + name.upper()
@@ -339,7 +403,7 @@ def _from_file(path: Path | None) -> dict[str, Any]:
 
 
 def _from_variables(environ: Mapping[str, str]) -> dict[str, Any]:
-    names = Settings.model_fields.keys() - _NOT_WRITTEN
+    names = Settings.model_fields.keys() - _NO_VARIABLES
     known = {variable(name) for name in names} | NOT_SETTINGS
     for name in environ:
         if name.startswith(PREFIX) and name not in known:
@@ -364,6 +428,8 @@ def _line(error: ValidationError, named: Mapping[str, str] | None = None) -> str
     """The first thing that is wrong, without its value; `named` gives the variables of the fields."""
     first = error.errors(include_url=False, include_context=False, include_input=False)[0]
     message = first["msg"].removeprefix("Value error, ")
+    if first["type"] == "extra_forbidden":
+        message = "there is no such key"
     if not first["loc"]:
         return message
     name = str(first["loc"][0])
@@ -371,6 +437,8 @@ def _line(error: ValidationError, named: Mapping[str, str] | None = None) -> str
         name = named.get(name, name)
     elif name == "providers":
         name = "_".join(map(str, first["loc"][1:]))
+    elif name == "plans":
+        name = ".".join(str(part) for part in first["loc"] if part != "[key]")
     elif name in Settings.model_fields:
         name = variable(name)
     return f"{name}: {message}"

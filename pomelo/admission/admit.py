@@ -302,7 +302,7 @@ class Admission:
         taking = asyncio.ensure_future(self.store.take(take))
         try:
             outcome = await asyncio.shield(taking)
-        except (PomeloError, asyncio.CancelledError):
+        except asyncio.CancelledError:
             self._take_back(taking, draft)
             raise
         now = self.now()
@@ -324,8 +324,8 @@ class Admission:
         while True:
             await asyncio.sleep(NOTE_EVERY)
             try:
+                await self.note()  # first: what can't be done holds up nothing else
                 await self._pay()
-                await self.note()
             except PomeloError:
                 pass  # the store is in trouble: the next notes say it all
             except Exception:
@@ -394,11 +394,12 @@ class Admission:
             del self._owed[0]
 
     def _take_back(self, taking: "asyncio.Future[Taken | Refused | Repeated]", draft: UsageRecord) -> None:
-        """Gives back what was taken for a caller who had left by then, or may have been taken."""
+        """Gives back what was taken for a caller who had left by then."""
 
         def taken(future: "asyncio.Future[Taken | Refused | Repeated]") -> None:
             self._doing.discard(future)
-            if future.cancelled() or future.exception() is not None or isinstance(future.result(), Taken):
+            # One that failed has taken nothing: a long outage must not leave something to do for each call.
+            if future.cancelled() or (future.exception() is None and isinstance(future.result(), Taken)):
                 self.give_back(draft)
 
         self._doing.add(taking)

@@ -3,7 +3,7 @@
 import os
 import stat
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import typer
@@ -14,6 +14,7 @@ from pomelo.cli.terminal import Config, FailureError, Json, explain, print_json
 if TYPE_CHECKING:
     from ssl import SSLContext
 
+    from pomelo.gen.v1.admin_service_pb2 import AccountDetail
     from pomelo.providers import Credentials
     from pomelo.providers.registry import Entry
     from pomelo.settings import Settings
@@ -61,7 +62,7 @@ def _look(config: Any) -> Iterator[Finding]:
     from pomelo.cli.client import is_served
 
     served = is_served(settings.admin_socket)
-    yield _store(settings, served)
+    yield from _store(settings, served)
     yield _grpc(settings, served)
     yield _rest(settings, served)
     yield from _providers(settings)
@@ -95,21 +96,67 @@ def _data(settings: "Settings") -> Finding:
     return Finding("data", "ok", str(folder))
 
 
-def _store(settings: "Settings", served: bool) -> Finding:
-    from pomelo.cli.keys import ask, state
-    from pomelo.gen.v1.admin_service_pb2 import ListKeysRequest
+def _store(settings: "Settings", served: bool) -> Iterator[Finding]:
+    from pomelo.cli.keys import state
+    from pomelo.cli.operator import ask
+    from pomelo.gen.v1 import admin_service_pb2 as pb
 
-    if not served and not settings.database.exists():
-        return Finding("store", "off", "empty: no keys yet")
+    kept_here = settings.store_url().startswith("sqlite:")
+    if kept_here and not served and not settings.database.exists():
+        yield Finding("store", "off", "empty: no keys yet")
+        return
     try:
-        keys = ask(settings, "ListKeys", ListKeysRequest()).keys
+        keys = ask(settings, "ListKeys", pb.ListKeysRequest()).keys
+        accounts = ask(settings, "ListAccounts", pb.ListAccountsRequest()).accounts
     except Exception as error:
         line = explain(error)
         if line is None:
             raise
-        return Finding("store", "broken", line)
-    usable = sum(state(key) == "active" for key in keys)
-    return Finding("store", "ok", f"SQLite, {len(keys)} keys, {usable} of them usable")
+        yield Finding("store", "broken", line)
+        return
+    usable = [key for key in keys if state(key) == "active"]
+    named = "SQLite" if kept_here else settings.store_url().partition(":")[0]
+    yield Finding("store", "ok", f"{named}, {len(keys)} keys, {len(usable)} of them usable")
+    yield _plans(settings, accounts)
+    yield _credits(accounts, {key.account for key in usable if key.mode == pb.KEY_MODE_LIVE})
+
+
+def _plans(settings: "Settings", accounts: "Sequence[AccountDetail]") -> Finding:
+    lost = [account for account in accounts if not account.HasField("limits")]
+    if lost:
+        name, plan = lost[0].name, lost[0].plan
+        return Finding(
+            "plans",
+            "broken",
+            f"{_listed(account.name for account in lost)}: no plan is called {plan}, so nothing may be used. "
+            f"Add [plans.{plan}] to pomelo.toml, or run: pomelo accounts plan {name} PLAN",
+        )
+    own = f", {len(settings.plans)} plans of pomelo.toml" if settings.plans else ""
+    return Finding("plans", "ok", f"{len(accounts)} accounts, all on a plan that there is{own}")
+
+
+def _credits(accounts: "Sequence[AccountDetail]", live: Collection[str]) -> Finding:
+    """Whether those with live keys can pay. An account may well have spent all it had: nothing is broken."""
+    poor = [
+        account.name for account in accounts if account.name in live and account.live.available_micros <= 0
+    ]
+    if poor:
+        return Finding(
+            "credits",
+            "off",
+            f"{_listed(poor)} with live keys, without live credits. "
+            f"Run: pomelo accounts grant {poor[0]} CREDITS",
+        )
+    if not live:
+        return Finding("credits", "off", "no live key yet: test keys spend test credits")
+    return Finding("credits", "ok", "every account with a live key has live credits")
+
+
+def _listed(names: Iterable[str]) -> str:
+    """Names, not more than a line takes."""
+    first = list(names)
+    more = f" and {len(first) - 3} more" if len(first) > 3 else ""
+    return ", ".join(first[:3]) + more
 
 
 def _grpc(settings: "Settings", served: bool) -> Finding:

@@ -1,21 +1,20 @@
 """`pomelo keys`: making, listing and ending keys.
 
-Asks the server through its socket where one runs; else opens the store itself and asks the same servicer.
+What is printed is told here; who answers, in `operator`.
 """
 
 import re
 import time
-from collections.abc import Awaitable, Callable
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from pomelo.cli.terminal import Config, FailureError, Json, print_json, print_table
+from pomelo.cli import times
+from pomelo.cli.operator import asked
+from pomelo.cli.terminal import Config, Json, print_json, print_table
 
 if TYPE_CHECKING:
     from pomelo.gen.v1.admin_service_pb2 import Key
-    from pomelo.settings import Settings
 
 KeyId = Annotated[str, typer.Argument(metavar="KEY_ID", help="The id of a key: see pomelo keys list.")]
 
@@ -56,7 +55,7 @@ def create(
     )
     if expires:
         request.expire_time.FromNanoseconds(int(when(expires, time.time()) * 1000) * 1_000_000)
-    _show_new(_ask(config, "CreateKey", request), as_json)
+    _show_new(asked(config, "CreateKey", request), as_json)
 
 
 def list_keys(
@@ -67,7 +66,7 @@ def list_keys(
     """List keys, oldest first; never their secrets."""
     from pomelo.gen.v1 import admin_service_pb2 as pb
 
-    keys = _ask(config, "ListKeys", pb.ListKeysRequest(account=account)).keys
+    keys = asked(config, "ListKeys", pb.ListKeysRequest(account=account)).keys
     if as_json:
         print_json([_json(key) for key in keys])
         return
@@ -77,8 +76,8 @@ def list_keys(
             key.account,
             _mode(key),
             ",".join(key.models) or "all",
-            _time(key, "create_time") or "",
-            _time(key, "expire_time") or "never",
+            times.shown(key, "create_time") or "",
+            times.shown(key, "expire_time") or "never",
             state(key),
         )
         for key in keys
@@ -90,14 +89,14 @@ def rotate(key_id: KeyId, config: Config = None, as_json: Json = False) -> None:
     """Make a key like another one and end the other. Prints the new key, alone on the last line."""
     from pomelo.gen.v1 import admin_service_pb2 as pb
 
-    _show_new(_ask(config, "RotateKey", pb.RotateKeyRequest(key_id=key_id)), as_json)
+    _show_new(asked(config, "RotateKey", pb.RotateKeyRequest(key_id=key_id)), as_json)
 
 
 def revoke(key_id: KeyId, config: Config = None, as_json: Json = False) -> None:
     """End a key, at once and for good."""
     from pomelo.gen.v1 import admin_service_pb2 as pb
 
-    key = _ask(config, "RevokeKey", pb.RevokeKeyRequest(key_id=key_id)).key
+    key = asked(config, "RevokeKey", pb.RevokeKeyRequest(key_id=key_id)).key
     if as_json:
         print_json(_json(key))
     else:
@@ -110,63 +109,14 @@ def when(text: str, now: float) -> float:
     Raises:
         typer.BadParameter: it is neither.
     """
-    from datetime import UTC, datetime
-
     span = _SPAN.fullmatch(text)
-    if span:
-        return now + int(span[1]) * _SECONDS[span[2]]
-    try:
-        moment = datetime.fromisoformat(text)
-    except ValueError:
+    at = now + int(span[1]) * _SECONDS[span[2]] if span else times.read(text)
+    if at is None:
         raise typer.BadParameter(
             f"{text!r} is neither a span such as 30d nor a time such as 2027-01-31T12:00Z",
             param_hint="--expires",
-        ) from None
-    return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
-
-
-def ask(settings: "Settings", method: str, request: Any) -> Any:
-    """What AdminService answers: the server's, or one that is made here for a moment.
-
-    Raises:
-        PomeloError: a refusal; SettingsError, StoreError: the data folder can't be used.
-    """
-    from pomelo.cli.client import is_served, operator
-
-    if is_served(settings.admin_socket):
-        from pomelo.gen.v1.admin_service_pb2_grpc import AdminServiceStub
-
-        with operator(settings.admin_socket) as channel:
-            return getattr(AdminServiceStub(channel), method)(request, timeout=30)
-    if method != "CreateKey" and not settings.data.exists():
-        raise FailureError(f"There is no data folder {settings.data}. Set POMELO_DATA, or run: pomelo serve")
-    import asyncio
-
-    return asyncio.run(_ask_here(settings, method, request))
-
-
-def _ask(config: Path | None, method: str, request: Any) -> Any:
-    from pomelo.settings import load
-
-    return ask(load(config), method, request)
-
-
-async def _ask_here(settings: "Settings", method: str, request: Any) -> Any:
-    from pomelo.admission.keys import Keyring
-    from pomelo.catalog import Catalog
-    from pomelo.server.admin import AdminServicer
-    from pomelo.stores import open_store
-
-    secret = settings.root_secret()
-    async with open_store(settings.store_url()) as store:
-        servicer = AdminServicer(Keyring(store, secret), Catalog.load().models)
-        here: dict[str, Callable[[Any], Awaitable[Any]]] = {
-            "CreateKey": servicer.create_key,
-            "ListKeys": servicer.list_keys,
-            "RotateKey": servicer.rotate_key,
-            "RevokeKey": servicer.revoke_key,
-        }
-        return await here[method](request)
+        )
+    return at
 
 
 def _show_new(answer: Any, as_json: bool) -> None:
@@ -175,7 +125,7 @@ def _show_new(answer: Any, as_json: bool) -> None:
         return
     key = answer.key
     models = ", ".join(key.models) or "all models"
-    ends = _time(key, "expire_time") or "never"
+    ends = times.shown(key, "expire_time") or "never"
     typer.echo(f"A {_mode(key)} key of {key.account} for {models}; it ends: {ends}.")
     typer.echo("Keep it: it can't be shown again.")
     typer.echo(answer.secret)
@@ -187,9 +137,9 @@ def _json(key: "Key") -> dict[str, Any]:
         "account": key.account,
         "mode": _mode(key),
         "models": list(key.models),
-        "created": _time(key, "create_time"),
-        "expires": _time(key, "expire_time"),
-        "revoked": _time(key, "revoke_time"),
+        "created": times.shown(key, "create_time"),
+        "expires": times.shown(key, "expire_time"),
+        "revoked": times.shown(key, "revoke_time"),
         "state": state(key),
     }
 
@@ -207,10 +157,3 @@ def state(key: "Key") -> str:
     if key.HasField("expire_time") and key.expire_time.ToNanoseconds() <= time.time_ns():
         return "expired"
     return "active"
-
-
-def _time(key: "Key", field: Any) -> str | None:
-    if not key.HasField(field):
-        return None
-    at: str = getattr(key, field).ToDatetime().strftime("%Y-%m-%dT%H:%M:%SZ")
-    return at

@@ -1,32 +1,41 @@
-"""What the operator does: `AdminService` over the keyring.
+"""What the operator does: `AdminService` over the keyring, the accounts, the usage records and the audit.
 
 `pomelo.server.main.open_admin` serves it on the unix socket; where no server runs, the command line asks an
 `AdminServicer` on a store that it opened itself, by the methods in lower case. It checks what is asked for;
-how keys are made and kept is the keyring's.
+how keys, accounts and records are made and kept is for those to say who keep them.
 """
 
-import math
 import time
 from collections.abc import Callable, Collection
-from typing import Any
 
-from google.protobuf.timestamp_pb2 import Timestamp
-
+from pomelo import times
+from pomelo.accounts import AccountOffice, unknown_account
 from pomelo.admission.keys import Keyring
-from pomelo.errors import PomeloError, invalid, missing
+from pomelo.errors import invalid, missing
 from pomelo.gen.v1 import admin_service_pb2 as pb
 from pomelo.gen.v1.admin_service_pb2_grpc import AdminServiceServicer
+from pomelo.metering.audit import audit
+from pomelo.metering.usage import UsageDesk
 from pomelo.server.servicers import Rpc, Running, answering
-from pomelo.stores.base import DEFAULT_ACCOUNT, KeyRecord, UnknownAccountError
+from pomelo.stores.base import DEFAULT_ACCOUNT, KeyRecord, Store, UnknownAccountError
 
 
 class AdminServicer(AdminServiceServicer):
     """pomelo.v1.AdminService. `models` are the names that a key may be confined to; `now` is Unix time."""
 
     def __init__(
-        self, keyring: Keyring, models: Collection[str], now: Callable[[], float] = time.time
+        self,
+        store: Store,
+        keyring: Keyring,
+        accounts: AccountOffice,
+        usage: UsageDesk,
+        models: Collection[str],
+        now: Callable[[], float] = time.time,
     ) -> None:
+        self._store = store
         self._keyring = keyring
+        self._accounts = accounts
+        self._usage = usage
         self._models = models
         self._now = now
         self.running = Running()
@@ -37,8 +46,7 @@ class AdminServicer(AdminServiceServicer):
         Raises:
             PomeloError: not_found (the account), invalid_parameter, store_unavailable.
         """
-        if request.mode not in pb.KeyMode.values():
-            raise invalid("mode", "KEY_MODE_TEST or KEY_MODE_LIVE")
+        _check_mode(request.mode)
         for name in request.models:
             if name not in self._models:
                 raise invalid("models", f"names of models, and {name[:100]!r} is none. See: pomelo models")
@@ -51,9 +59,7 @@ class AdminServicer(AdminServiceServicer):
                 expires=self._expires(request),
             )
         except UnknownAccountError as error:
-            raise PomeloError(
-                "not_found", f"There is no account {account[:100]!r}", field="account"
-            ) from error
+            raise unknown_account(account, "account") from error
         return pb.CreateKeyResponse(key=_key(record), secret=secret)
 
     async def list_keys(self, request: pb.ListKeysRequest) -> pb.ListKeysResponse:
@@ -82,6 +88,76 @@ class AdminServicer(AdminServiceServicer):
         """
         return pb.RevokeKeyResponse(key=_key(await self._keyring.revoke(_key_id(request.key_id))))
 
+    async def create_account(self, request: pb.CreateAccountRequest) -> pb.CreateAccountResponse:
+        """Makes an account.
+
+        Raises:
+            PomeloError: missing_parameter, invalid_parameter, store_unavailable.
+        """
+        account = await self._accounts.create(request.name, request.plan, request.live_micros)
+        return pb.CreateAccountResponse(account=account)
+
+    async def list_accounts(self, request: pb.ListAccountsRequest) -> pb.ListAccountsResponse:
+        """All accounts.
+
+        Raises:
+            PomeloError: store_unavailable.
+        """
+        return pb.ListAccountsResponse(accounts=await self._accounts.list())
+
+    async def show_account(self, request: pb.ShowAccountRequest) -> pb.ShowAccountResponse:
+        """One account.
+
+        Raises:
+            PomeloError: missing_parameter, not_found, store_unavailable.
+        """
+        return pb.ShowAccountResponse(account=await self._accounts.show(request.name))
+
+    async def grant_credits(self, request: pb.GrantCreditsRequest) -> pb.GrantCreditsResponse:
+        """Gives credits: live ones, unless asked otherwise.
+
+        Raises:
+            PomeloError: missing_parameter, not_found, invalid_parameter, store_unavailable.
+        """
+        _check_mode(request.mode)
+        account = await self._accounts.grant(
+            request.name,
+            request.amount_micros,
+            live=request.mode != pb.KEY_MODE_TEST,
+            note=request.note,
+            grant_id=request.grant_id,
+        )
+        return pb.GrantCreditsResponse(account=account)
+
+    async def set_plan(self, request: pb.SetPlanRequest) -> pb.SetPlanResponse:
+        """Puts an account on another plan.
+
+        Raises:
+            PomeloError: missing_parameter, not_found, invalid_parameter, store_unavailable.
+        """
+        return pb.SetPlanResponse(account=await self._accounts.set_plan(request.name, request.plan))
+
+    async def query_usage(self, request: pb.QueryUsageRequest) -> pb.QueryUsageResponse:
+        """Usage of one account or all.
+
+        Raises:
+            PomeloError: not_found, invalid_parameter, store_unavailable.
+        """
+        _check_mode(request.mode)
+        if request.account and await self._store.get_account(request.account) is None:
+            raise unknown_account(request.account, "account")
+        live = None if request.mode == pb.KEY_MODE_UNSPECIFIED else request.mode == pb.KEY_MODE_LIVE
+        usage = await self._usage.list(request.query, request.account or None, live)
+        return pb.QueryUsageResponse(usage=usage)
+
+    async def audit(self, request: pb.AuditRequest) -> pb.AuditResponse:
+        """Recomputes every balance and bill.
+
+        Raises:
+            PomeloError: store_unavailable.
+        """
+        return await audit(self._store)
+
     # --- the same over gRPC
 
     @answering
@@ -104,13 +180,56 @@ class AdminServicer(AdminServiceServicer):
         """See the contract."""
         return await self.revoke_key(request)
 
+    @answering
+    async def CreateAccount(self, request: pb.CreateAccountRequest, rpc: Rpc) -> pb.CreateAccountResponse:
+        """See the contract."""
+        return await self.create_account(request)
+
+    @answering
+    async def ListAccounts(self, request: pb.ListAccountsRequest, rpc: Rpc) -> pb.ListAccountsResponse:
+        """See the contract."""
+        return await self.list_accounts(request)
+
+    @answering
+    async def ShowAccount(self, request: pb.ShowAccountRequest, rpc: Rpc) -> pb.ShowAccountResponse:
+        """See the contract."""
+        return await self.show_account(request)
+
+    @answering
+    async def GrantCredits(self, request: pb.GrantCreditsRequest, rpc: Rpc) -> pb.GrantCreditsResponse:
+        """See the contract."""
+        return await self.grant_credits(request)
+
+    @answering
+    async def SetPlan(self, request: pb.SetPlanRequest, rpc: Rpc) -> pb.SetPlanResponse:
+        """See the contract."""
+        return await self.set_plan(request)
+
+    @answering
+    async def QueryUsage(self, request: pb.QueryUsageRequest, rpc: Rpc) -> pb.QueryUsageResponse:
+        """See the contract."""
+        return await self.query_usage(request)
+
+    @answering
+    async def Audit(self, request: pb.AuditRequest, rpc: Rpc) -> pb.AuditResponse:
+        """See the contract."""
+        return await self.audit(request)
+
     def _expires(self, request: pb.CreateKeyRequest) -> float | None:
         if not request.HasField("expire_time"):
             return None
-        expires = request.expire_time.seconds + request.expire_time.nanos / 1e9
+        try:
+            expires = times.read(request.expire_time)
+        except ValueError as error:
+            raise invalid("expire_time", str(error)) from None
         if expires <= self._now():
             raise invalid("expire_time", "in the future")
         return expires
+
+
+def _check_mode(mode: int) -> None:
+    if mode not in pb.KeyMode.values():
+        raise invalid("mode", "KEY_MODE_TEST or KEY_MODE_LIVE")
 
 
 def _key_id(key_id: str) -> str:
@@ -125,15 +244,7 @@ def _key(record: KeyRecord) -> pb.Key:
         account=record.account,
         mode=pb.KEY_MODE_LIVE if record.live else pb.KEY_MODE_TEST,
         models=record.models,
-        create_time=_time(record.created),
-        expire_time=_time(record.expires),
-        revoke_time=_time(record.revoked),
+        create_time=times.written(record.created),
+        expire_time=None if record.expires is None else times.written(record.expires),
+        revoke_time=None if record.revoked is None else times.written(record.revoked),
     )
-
-
-def _time(at: float | None) -> Any:
-    if at is None:
-        return None
-    part, whole = math.modf(at)
-    # Whole milliseconds: a double has no more to tell.
-    return Timestamp(seconds=int(whole), nanos=int(part * 1000) * 1_000_000)

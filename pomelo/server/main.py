@@ -21,13 +21,20 @@ import grpc
 from grpc_health.v1 import health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
-from pomelo.gen.v1 import admin_service_pb2, media_service_pb2, model_service_pb2, task_service_pb2
+from pomelo.gen.v1 import (
+    account_service_pb2,
+    admin_service_pb2,
+    media_service_pb2,
+    model_service_pb2,
+    task_service_pb2,
+)
+from pomelo.gen.v1.account_service_pb2_grpc import add_AccountServiceServicer_to_server
 from pomelo.gen.v1.admin_service_pb2_grpc import AdminServiceServicer, add_AdminServiceServicer_to_server
 from pomelo.gen.v1.media_service_pb2_grpc import add_MediaServiceServicer_to_server
 from pomelo.gen.v1.model_service_pb2_grpc import add_ModelServiceServicer_to_server
 from pomelo.gen.v1.task_service_pb2_grpc import add_TaskServiceServicer_to_server
 from pomelo.server import health
-from pomelo.server.servicers import MediaServicer, ModelServicer, Running, TaskServicer
+from pomelo.server.servicers import AccountServicer, MediaServicer, ModelServicer, Running, TaskServicer
 from pomelo.service import Services
 
 log = logging.getLogger("pomelo.server")
@@ -138,10 +145,12 @@ async def open_server(
     add_TaskServiceServicer_to_server(TaskServicer(services.tasks, running), server)
     add_ModelServiceServicer_to_server(ModelServicer(services.models, running), server)
     add_MediaServiceServicer_to_server(MediaServicer(services.media, running), server)
+    add_AccountServiceServicer_to_server(AccountServicer(services.accounts, running), server)
     names = [
         _name(task_service_pb2, "TaskService"),
         _name(model_service_pb2, "ModelService"),
         _name(media_service_pb2, "MediaService"),
+        _name(account_service_pb2, "AccountService"),
         *(register(server) if register else ()),
     ]
     healthy = health.HealthServicer(names)

@@ -13,13 +13,16 @@ import grpc
 
 from pomelo.call import Call
 from pomelo.errors import PomeloError, invalid, missing
+from pomelo.gen.v1 import account_service_pb2 as account_pb
 from pomelo.gen.v1 import media_service_pb2 as media_pb
 from pomelo.gen.v1 import model_service_pb2 as model_pb
+from pomelo.gen.v1.account_service_pb2_grpc import AccountServiceServicer
 from pomelo.gen.v1.media_service_pb2_grpc import MediaServiceServicer
 from pomelo.gen.v1.model_service_pb2_grpc import ModelServiceServicer
 from pomelo.gen.v1.task_service_pb2 import RunTaskRequest, RunTaskResponse, StreamTaskRequest
 from pomelo.gen.v1.task_service_pb2_grpc import TaskServiceServicer
-from pomelo.service import MediaService, ModelService, TaskService
+from pomelo.service import AccountService, MediaService, ModelService, TaskService
+from pomelo.traces import trace
 from pomelo.wire import OPEN_KEY, WIRE_KEY, status_code, to_status, trailing
 
 MAX_CHUNK = 1024 * 1024
@@ -139,8 +142,8 @@ def answering(method: Callable[[Any, Any, Rpc], Awaitable[Any]]) -> Callable[[An
                 error = refusal
             except grpc.aio.BaseError:
                 raise  # The caller has left, or was aborted already; grpc.aio knows.
-            except Exception:
-                log.exception("request %s failed unexpectedly", rpc.call.request_id)
+            except Exception as fault:
+                log.error("request %s failed unexpectedly\n%s", rpc.call.request_id, trace(fault))
                 error = PomeloError("internal_error")
             return await rpc.refuse(error)
 
@@ -195,6 +198,30 @@ class ModelServicer(ModelServiceServicer):
         return model_pb.GetModelResponse(model=model)
 
 
+class AccountServicer(AccountServiceServicer):
+    """pomelo.v1.AccountService over an `AccountService`."""
+
+    def __init__(self, accounts: AccountService, running: Running) -> None:
+        self._accounts = accounts
+        self.running = running
+
+    @answering
+    async def GetAccount(
+        self, request: account_pb.GetAccountRequest, rpc: Rpc
+    ) -> account_pb.GetAccountResponse:
+        """See the contract."""
+        account = await self._accounts.get_account(rpc.call)
+        await rpc.open()
+        return account_pb.GetAccountResponse(account=account)
+
+    @answering
+    async def ListUsage(self, request: account_pb.ListUsageRequest, rpc: Rpc) -> account_pb.ListUsageResponse:
+        """See the contract."""
+        usage = await self._accounts.list_usage(request, rpc.call)
+        await rpc.open()
+        return usage
+
+
 class MediaServicer(MediaServiceServicer):
     """pomelo.v1.MediaService over a `MediaService`."""
 
@@ -209,9 +236,14 @@ class MediaServicer(MediaServiceServicer):
         """See the contract."""
         pieces = aiter(requests)
         first = await anext(pieces, None)
-        content_type = first.content_type if first is not None else ""
+        content_type, begun = "", []
+        if first is not None:
+            content_type = first.content_type
+            if first.WhichOneof("data") != "content_type":
+                begun.append(first)
+        del first
         try:
-            media = await self._media.upload_media(content_type, _chunks(first, pieces, rpc), rpc.call)
+            media = await self._media.upload_media(content_type, _chunks(begun, pieces, rpc), rpc.call)
         except PomeloError:
             if not rpc.gateway:
                 await _linger(pieces)
@@ -233,18 +265,23 @@ class MediaServicer(MediaServiceServicer):
 
 
 async def _chunks(
-    first: media_pb.UploadMediaRequest | None, rest: AsyncIterator[media_pb.UploadMediaRequest], rpc: Rpc
+    begun: list[media_pb.UploadMediaRequest], rest: AsyncIterator[media_pb.UploadMediaRequest], rpc: Rpc
 ) -> AsyncIterator[bytes]:
-    """The bytes of an upload. It ends when the caller says so, not when the caller is gone.
+    """The bytes of an upload, of those that have `begun` it and of the rest. It ends when the caller says so,
+    not when the caller is gone.
+
+    A piece has up to 1 MiB, so none is held while the next one is waited for.
 
     Raises:
         PomeloError: missing_parameter, invalid_parameter.
     """
-    if first is not None:
-        if first.WhichOneof("data") != "content_type":
-            yield _chunk(first)
-        async for piece in rest:
-            yield _chunk(piece)
+    while begun:
+        yield _chunk(begun.pop())
+    async for piece in rest:
+        chunk = _chunk(piece)
+        del piece
+        yield chunk
+        del chunk
     try:
         # grpc.aio shows a caller who left as one who is done, and cancels us a moment later. Sending
         # something brings that moment about.
@@ -256,9 +293,10 @@ async def _chunks(
 def _chunk(piece: media_pb.UploadMediaRequest) -> bytes:
     match piece.WhichOneof("data"):
         case "chunk":
-            if not 0 < len(piece.chunk) <= MAX_CHUNK:
+            chunk = piece.chunk  # a copy each time
+            if not 0 < len(chunk) <= MAX_CHUNK:
                 raise invalid("chunk", f"1 to {MAX_CHUNK:,} bytes")
-            return piece.chunk
+            return chunk
         case "content_type":
             raise invalid("content_type", "in the first message alone")
     raise missing("chunk")

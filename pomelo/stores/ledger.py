@@ -198,7 +198,8 @@ class LedgerStore(Protocol):
     """
 
     def take(self, take: Take) -> Awaitable[Taken | Refused | Repeated]:
-        """Takes all that a task needs, or nothing."""
+        """Takes all that a task needs, or nothing. Where it raises, nothing stays taken: what it may have
+        taken after all the store gives back by itself."""
         ...
 
     def settle(self, settlement: Settlement) -> Awaitable[Settled]:
@@ -320,6 +321,11 @@ class UsageStore(Protocol):
 
     async def held(self) -> list[UsageRecord]:
         """The records so far of all tasks that hold something; `cost` is what was last noted."""
+        ...
+
+    async def holding(self, wallet: Wallet) -> tuple[int, int]:
+        """Microcredits: what the wallet's balance says is held, and the sum of what its tasks hold, both of
+        one moment. A store that is well says the same twice."""
         ...
 
     async def wallets(self) -> list[Wallet]:

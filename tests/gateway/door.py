@@ -4,6 +4,7 @@ So a test decides when a provider speaks, fails or falls silent, and sees when i
 """
 
 import asyncio
+import io
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -15,6 +16,7 @@ import aiohttp
 
 from gateway.app import open_rest
 from gateway.state import GatewayOptions
+from pomelo.accounts import AccountDesk
 from pomelo.admission.admit import Admission
 from pomelo.admission.plans import BUILTIN
 from pomelo.call import Call, Principal
@@ -25,6 +27,7 @@ from pomelo.gen.v1 import image_pb2, speech_pb2, text_pb2
 from pomelo.gen.v1.task_pb2 import TaskResult
 from pomelo.gen.v1.task_service_pb2 import StreamTaskResponse as Event
 from pomelo.media import MediaDesk, MediaStore
+from pomelo.metering.usage import UsageDesk
 from pomelo.providers.base import Job
 from pomelo.routing import Router
 from pomelo.service import Services
@@ -48,17 +51,22 @@ def words(*texts: str) -> list[Event]:
 
 
 class Player:
-    """A provider that plays `script`; `closed` is set each time a play ends, however it does."""
+    """A provider that plays `script`; `closed` is set each time a play ends, however it does. `heard` has the
+    beginnings of the sounds that jobs came with, read while they were there."""
 
     configured = True
 
     def __init__(self) -> None:
         self.script: Callable[[Job], AsyncIterator[Event]] | None = None
         self.jobs: list[Job] = []
+        self.heard: list[bytes] = []
         self.closed = asyncio.Event()
 
     async def _play(self, job: Job) -> AsyncIterator[Event]:
         self.jobs.append(job)
+        if job.audio is not None:
+            with job.audio.path.open("rb") if job.audio.path else io.BytesIO(job.audio.data) as sound:
+                self.heard.append(sound.read(64 * 1024))
         self.closed.clear()
         try:
             if self.script is not None:
@@ -147,14 +155,20 @@ async def open_door(folder: Path, **options: Any) -> AsyncIterator[Door]:
     async with AsyncExitStack() as stack:
         store = await stack.enter_async_context(open_store(f"sqlite:{folder}.db"))
         await endow(store)
+        admission = Admission(store, BUILTIN)
         engine = Engine(
             catalog=Catalog.load(),
             router=Router({"sandbox": player}),
             authenticate=authenticate,
-            admission=Admission(store, BUILTIN),
+            admission=admission,
             media=media,
         )
-        services = Services(tasks=engine, models=engine, media=MediaDesk(media, authenticate))
+        services = Services(
+            tasks=engine,
+            models=engine,
+            media=MediaDesk(media, authenticate),
+            accounts=AccountDesk(store, UsageDesk(store, b"s" * 32), admission.plan, authenticate),
+        )
         host, port = await stack.enter_async_context(
             open_rest(services, GatewayOptions(**options), "127.0.0.1", 0)
         )

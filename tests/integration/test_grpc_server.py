@@ -17,6 +17,8 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from gateway.remote import Tls, open_remote
+from pomelo.accounts import AccountOffice
+from pomelo.admission.plans import BUILTIN
 from pomelo.app import App
 from pomelo.gen.v1.admin_service_pb2 import ListKeysRequest
 from pomelo.gen.v1.admin_service_pb2_grpc import AdminServiceStub
@@ -24,6 +26,7 @@ from pomelo.gen.v1.model_service_pb2 import ListModelsRequest
 from pomelo.gen.v1.model_service_pb2_grpc import ModelServiceStub
 from pomelo.gen.v1.task_service_pb2 import RunTaskRequest, StreamTaskRequest
 from pomelo.gen.v1.task_service_pb2_grpc import TaskServiceStub
+from pomelo.metering.usage import UsageDesk
 from pomelo.server.admin import AdminServicer
 from pomelo.server.main import ServerOptions, open_admin, open_server
 from pomelo.testing import Answer, FaultUpstream, Gate
@@ -32,7 +35,13 @@ from tests.integration.asking import bearer, call_of, text_task
 
 SERVING = health_pb2.HealthCheckResponse.SERVING
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
-SERVICES = ["", "pomelo.v1.TaskService", "pomelo.v1.ModelService", "pomelo.v1.MediaService"]
+SERVICES = [
+    "",
+    "pomelo.v1.TaskService",
+    "pomelo.v1.ModelService",
+    "pomelo.v1.MediaService",
+    "pomelo.v1.AccountService",
+]
 
 
 async def drained(call: Any) -> grpc.StatusCode:
@@ -351,8 +360,9 @@ async def test_a_server_with_a_client_authority_takes_its_clients_alone(
 
 @pytest.fixture
 def admin(app: App) -> AdminServicer:
-    """The operator's service over the app's keys."""
-    return AdminServicer(app.keyring, ())
+    """The operator's service over the app's store."""
+    usage = UsageDesk(app.store, b"s" * 32)
+    return AdminServicer(app.store, app.keyring, AccountOffice(app.store, BUILTIN), usage, ())
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ import gc
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pytest
@@ -14,6 +14,7 @@ from gateway.remote import open_remote
 from pomelo.app import App
 from pomelo.call import Call
 from pomelo.errors import TABLE, PomeloError
+from pomelo.gen.v1.account_service_pb2 import ListUsageRequest
 from pomelo.gen.v1.task_pb2 import Task, TaskResult
 from pomelo.gen.v1.task_service_pb2 import StreamTaskResponse
 from pomelo.providers.sandbox.triggers import ERRORS
@@ -147,6 +148,8 @@ def _every_way(services: Services) -> list[Callable[[Call], Any]]:
         lambda call: events_of(services.tasks, bad, call),
         lambda call: services.models.list_models(call),
         lambda call: services.models.get_model("nope", call),
+        lambda call: services.accounts.get_account(call),
+        lambda call: services.accounts.list_usage(ListUsageRequest(page_size=-1), call),
     ]
 
 
@@ -175,7 +178,7 @@ class Noting:
 
 async def test_the_server_sees_the_call_as_the_gateway_does(app: App, keys: Keys) -> None:
     noting = Noting(app.services.tasks)
-    services = Services(noting, app.services.models, app.services.media)
+    services = replace(app.services, tasks=noting)
     trace = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
     async with (
         open_server(services, ServerOptions("127.0.0.1:0")) as server,

@@ -6,6 +6,9 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
+from pomelo.admission.plans import BUILTIN, Plan
+from pomelo.app import find_plans
+from pomelo.catalog import Catalog
 from pomelo.settings import ProviderSettings, Settings, SettingsError, load, split_address, variable
 
 MIB = 1024 * 1024
@@ -240,7 +243,9 @@ def test_addresses_are_split_at_the_port():
 
 
 def test_every_variable_of_the_contract_has_a_setting():
-    assert {variable(name) for name in Settings.model_fields.keys() - {"providers", "variables"}} == {
+    assert {
+        variable(name) for name in Settings.model_fields.keys() - {"providers", "variables", "plans"}
+    } == {
         "POMELO_REST",
         "POMELO_GRPC",
         "POMELO_DATA",
@@ -258,3 +263,65 @@ def test_every_variable_of_the_contract_has_a_setting():
         "POMELO_CATALOG",
         "POMELO_DELIVERY_ORIGINS",
     }
+
+
+# --- plans
+
+
+def read(tmp_path: Path, text: str) -> Settings:
+    path = tmp_path / "pomelo.toml"
+    path.write_text(text)
+    return load(path, {})
+
+
+def test_a_plan_of_a_file_has_the_limits_that_it_names_and_no_others(tmp_path):
+    settings = read(
+        tmp_path,
+        """
+        [plans.team]
+        requests_per_minute = 600
+        concurrent_requests = 40
+        tokens_per_minute = 1_000_000
+        models = ["gpt-4", "flux-1-pro"]
+
+        [plans.pro]
+        requests_per_minute = 5
+        """,
+    )
+    plans = find_plans(settings, Catalog.load())
+    assert plans["team"] == Plan("team", 600, 40, 1_000_000, frozenset({"gpt-4", "flux-1-pro"}))
+    assert plans["pro"] == Plan("pro", requests=5)
+    assert plans["free"] == BUILTIN["free"]
+    assert plans.keys() == BUILTIN.keys() | {"team"}
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("[plans.team]\nrequests = 5", "plans.team.requests: there is no such key"),
+        ("[plans.team]\nrequests_per_minute = 0", "plans.team.requests_per_minute: "),
+        ("[plans.team]\nrequests_per_minute = '5'", "plans.team.requests_per_minute: "),
+        ("[plans.team]\nconcurrent_requests = true", "plans.team.concurrent_requests: "),
+        ("[plans.team]\ntokens_per_minute = 1.5", "plans.team.tokens_per_minute: "),
+        ("[plans.team]\nmodels = []", "plans.team.models: "),
+        ("[plans.team]\nmodels = [3]", "plans.team.models.0: "),
+        ("[plans.'my team']", "plans.my team: a name has"),
+        ("[plans]\nteam = 3", "plans.team: "),
+        ("plans = 3", "plans: "),
+    ],
+)
+def test_a_wrong_plan_is_named(tmp_path, text, says):
+    with pytest.raises(SettingsError) as caught:
+        read(tmp_path, text)
+    assert str(caught.value).startswith(says)
+
+
+def test_a_plan_of_a_model_that_there_is_not_is_named(tmp_path):
+    settings = read(tmp_path, "[plans.team]\nmodels = ['gpt-4', 'gpt-5']")
+    with pytest.raises(SettingsError, match=r"plans\.team\.models: there is no model gpt-5"):
+        find_plans(settings, Catalog.load())
+
+
+def test_plans_have_no_variable():
+    with pytest.raises(SettingsError, match="Unknown variable POMELO_PLANS"):
+        load(None, {"POMELO_PLANS": "x"})

@@ -64,7 +64,7 @@ class _UsageGroupEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_UsageGroup
     USAGE_GROUP_DAY: _UsageGroup.ValueType  # 3
     """By the day, in UTC."""
     USAGE_GROUP_ACCOUNT: _UsageGroup.ValueType  # 4
-    """By the account."""
+    """By the account; for the operator alone."""
 
 class UsageGroup(_UsageGroup, metaclass=_UsageGroupEnumTypeWrapper):
     """By what records are summed."""
@@ -78,7 +78,7 @@ USAGE_GROUP_KEY: UsageGroup.ValueType  # 2
 USAGE_GROUP_DAY: UsageGroup.ValueType  # 3
 """By the day, in UTC."""
 USAGE_GROUP_ACCOUNT: UsageGroup.ValueType  # 4
-"""By the account."""
+"""By the account; for the operator alone."""
 Global___UsageGroup: _TypeAlias = UsageGroup  # noqa: Y015
 
 @_typing.final
@@ -404,7 +404,7 @@ Global___UsageTotal: _TypeAlias = UsageTotal  # noqa: Y015
 
 @_typing.final
 class ListUsageRequest(_message.Message):
-    """Asks for usage. With page_token all else must be as it was for the first page."""
+    """Asks for usage. With page_token all but page_size must be as it was for the first page."""
 
     DESCRIPTOR: _descriptor.Descriptor
 

@@ -325,7 +325,7 @@ class AccountDetail(_message.Message):
     """The name of its plan."""
     @_builtins.property
     def limits(self) -> _account_service_pb2.PlanLimits:
-        """What the plan allows."""
+        """What the plan allows; absent: there is no such plan any more, and the account may use nothing."""
 
     @_builtins.property
     def live(self) -> _account_service_pb2.Balance:
@@ -518,7 +518,9 @@ class GrantCreditsRequest(_message.Message):
     note: _builtins.str
     """What it is for, up to 200 characters. Default: nothing."""
     grant_id: _builtins.str
-    """Made by the caller, up to 64 characters, so that a repeated request gives once. Default: a new one."""
+    """Made by the caller, so that a repeated request gives once: up to 64 letters, digits, dots, dashes or
+    underscores. Default: a new one.
+    """
     def __init__(
         self,
         *,
@@ -744,7 +746,7 @@ class AuditResponse(_message.Message):
     """The sum of all differences, each as an amount above 0, in millionths of a credit."""
     @_builtins.property
     def findings(self) -> _containers.RepeatedCompositeFieldContainer[Global___AuditFinding]:
-        """What does not add up; empty: everything does."""
+        """What does not add up, the first 1,000; empty: everything does."""
 
     def __init__(
         self,

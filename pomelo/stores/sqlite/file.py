@@ -16,6 +16,11 @@ from pomelo.stores.schema import APPLICATION_ID, MIGRATIONS
 
 _MINIMUM = (3, 37, 0)
 
+_DISK = frozenset(
+    {sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY}
+)
+"""Errors that say nothing of the file: all is well with it once the disk is."""
+
 
 class WritingFile:
     """The file, open for writing, and the lock on it."""
@@ -44,6 +49,8 @@ class WritingFile:
                 raise
         except sqlite3.DatabaseError as error:
             os.close(self._lock)
+            if getattr(error, "sqlite_errorcode", 0) & 0xFF in _DISK:
+                raise StoreError(f"{path} can't be used: {error}. Free or mend the disk") from error
             raise StoreError(f"{path} is damaged or no Pomelo database: {error}. Restore it") from error
         except BaseException:
             os.close(self._lock)

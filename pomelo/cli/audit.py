@@ -1,0 +1,57 @@
+"""`pomelo audit`: whether all balances and bills add up."""
+
+import typer
+
+from pomelo.cli.operator import asked
+from pomelo.cli.terminal import Config, Json, print_json, print_table
+
+_TIMEOUT = 3600.0
+"""Seconds: every record there is is read."""
+
+
+def audit(config: Config = None, as_json: Json = False) -> None:
+    """Recompute every balance and bill from the records, and print the difference.
+
+    Status 1 when there is one.
+    """
+    from pomelo.gen.v1.admin_service_pb2 import AuditRequest
+    from pomelo.money import written
+
+    found = asked(config, "Audit", AuditRequest(), _TIMEOUT)
+    if as_json:
+        print_json(
+            {
+                "wallets": found.wallets,
+                "records": found.records,
+                "holds": found.holds,
+                "cost": written(found.cost_micros),
+                "uncollected": written(found.uncollected_micros),
+                "difference": written(found.difference_micros),
+                "findings": [
+                    {
+                        "check": finding.check,
+                        "subject": finding.subject,
+                        "difference": written(finding.difference_micros),
+                        "detail": finding.detail,
+                    }
+                    for finding in found.findings
+                ],
+            }
+        )
+    else:
+        typer.echo(
+            f"{found.wallets} sides of accounts, {found.records} records, {found.holds} running tasks; "
+            f"{written(found.cost_micros)} credits charged, {written(found.uncollected_micros)} uncollected"
+        )
+        if found.findings:
+            print_table(
+                ("CHECK", "SUBJECT", "DIFFERENCE", "DETAIL"),
+                [
+                    (one.check, one.subject, written(one.difference_micros), one.detail)
+                    for one in found.findings
+                ],
+            )
+        differs = f"{written(found.difference_micros)} credits" if found.findings else "none"
+        typer.echo(f"Difference: {differs}")
+    if found.findings:
+        raise typer.Exit(1)

@@ -1,0 +1,207 @@
+"""`pomelo usage`: what was used, record by record or summed; as a table, JSON or CSV.
+
+Pages are printed as they come, so that a long list needs no memory.
+"""
+
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from enum import StrEnum
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from pomelo.cli import times
+from pomelo.cli.operator import ask
+from pomelo.cli.terminal import Config, Json, print_table
+
+if TYPE_CHECKING:
+    from pomelo.gen.v1.account_service_pb2 import UsageRecord, UsageTotal
+
+_PAGE = 1_000
+
+
+class By(StrEnum):
+    """By what records are summed."""
+
+    model = "model"
+    key = "key"
+    day = "day"
+    account = "account"
+
+
+class Format(StrEnum):
+    """How it is printed."""
+
+    table = "table"
+    json = "json"
+    csv = "csv"
+
+
+def usage(
+    by: Annotated[By | None, typer.Option("--by", help="Sums instead of records.")] = None,
+    since: Annotated[
+        str, typer.Option("--from", metavar="WHEN", help="Only from this date or time (UTC) on.")
+    ] = "",
+    until: Annotated[
+        str, typer.Option("--to", metavar="WHEN", help="Only before this date or time (UTC).")
+    ] = "",
+    account: Annotated[str, typer.Option(metavar="NAME", help="Only this account's. Default: all.")] = "",
+    model: Annotated[str, typer.Option(metavar="M", help="Only tasks of this model.")] = "",
+    key: Annotated[str, typer.Option(metavar="KEY_ID", help="Only tasks of this key.")] = "",
+    live: Annotated[
+        bool | None, typer.Option("--live/--test", help="Only tasks of such keys. Default: of both.")
+    ] = None,
+    how: Annotated[Format, typer.Option("--format", help="How to print it.")] = Format.table,
+    config: Config = None,
+    as_json: Json = False,
+) -> None:
+    """Tell what was used, newest first, in credits; or sums of it."""
+    from pomelo.gen.v1 import account_service_pb2 as pb
+    from pomelo.gen.v1 import admin_service_pb2 as admin_pb
+
+    query = pb.ListUsageRequest(page_size=_PAGE, model=model, key_id=key)
+    for text, hint, field in ((since, "--from", query.from_time), (until, "--to", query.to_time)):
+        if text:
+            field.FromNanoseconds(_nanoseconds(text, hint))
+    if by is not None:
+        query.page_size = 0
+        query.group_by = pb.UsageGroup.Value(f"USAGE_GROUP_{by.name.upper()}")
+    mode = admin_pb.KEY_MODE_UNSPECIFIED
+    if live is not None:
+        mode = admin_pb.KEY_MODE_LIVE if live else admin_pb.KEY_MODE_TEST
+    request = admin_pb.QueryUsageRequest(query=query, account=account, mode=mode)
+    pages = _pages(config, request, by.value if by is not None else None)
+    {Format.table: _print_tables, Format.json: _print_json, Format.csv: _print_csv}[
+        Format.json if as_json else how
+    ](pages)
+
+
+def _nanoseconds(text: str, hint: str) -> int:
+    at = times.read(text)
+    if at is None:
+        raise typer.BadParameter(
+            f"{text!r} is no date or time such as 2026-11-24 or 2026-11-24T12:00Z", param_hint=hint
+        )
+    return int(at * 1000) * 1_000_000
+
+
+def _pages(config: Any, request: Any, by: str | None) -> Iterator[list[dict[str, Any]]]:
+    """The rows, page by page; at least one page, which may be empty."""
+    from pomelo.settings import load
+
+    settings = load(config)
+    while True:
+        found = ask(settings, "QueryUsage", request).usage
+        if by is not None:
+            yield [_total(row, by) for row in found.totals]
+        else:
+            yield [_record(row) for row in found.records]
+        if not found.next_page_token:
+            return
+        request.query.page_token = found.next_page_token
+
+
+def _record(row: "UsageRecord") -> dict[str, Any]:
+    from pomelo.gen.v1.account_service_pb2 import UsageSource
+    from pomelo.gen.v1.task_pb2 import TaskType
+    from pomelo.money import written
+
+    return {
+        "time": times.shown(row, "time"),
+        "id": row.id,
+        "request_id": row.request_id,
+        "account": row.account,
+        "key_id": row.key_id,
+        "mode": "live" if row.live else "test",
+        "wire": row.wire,
+        "model": row.model,
+        "type": TaskType.Name(row.task_type).removeprefix("TASK_TYPE_").lower().replace("_", "-"),
+        "provider": row.provider,
+        "provider_model": row.provider_model,
+        **_counts(row),
+        "processing_ms": row.processing_ms,
+        "first_byte_ms": row.first_byte_ms,
+        "source": UsageSource.Name(row.source).removeprefix("USAGE_SOURCE_").lower(),
+        "complete": row.complete,
+        "price_version": row.price_version,
+        "cost": written(row.cost_micros),
+    }
+
+
+def _total(row: "UsageTotal", by: str) -> dict[str, Any]:
+    from pomelo.money import written
+
+    return {by: row.group, "tasks": row.tasks, **_counts(row), "cost": written(row.cost_micros)}
+
+
+def _counts(row: Any) -> dict[str, Any]:
+    return {
+        "input_tokens": row.input_tokens,
+        "output_tokens": row.output_tokens,
+        "characters": row.characters,
+        "images": row.images,
+        "audio_seconds": row.audio_seconds,
+        "output_bytes": row.output_bytes,
+    }
+
+
+# --- printing
+
+_COLUMNS = (
+    ("TIME", "time"),
+    ("ACCOUNT", "account"),
+    ("MODE", "mode"),
+    ("MODEL", "model"),
+    ("PROVIDER", "provider"),
+    ("INPUT", "input_tokens"),
+    ("OUTPUT", "output_tokens"),
+    ("CHARS", "characters"),
+    ("IMAGES", "images"),
+    ("SECONDS", "audio_seconds"),
+    ("CREDITS", "cost"),
+    ("ID", "id"),
+)
+"""Of a record, what a terminal has room for."""
+
+
+def _print_tables(pages: Iterator[list[dict[str, Any]]]) -> None:
+    for number, rows in enumerate(pages):
+        if not rows:
+            if not number:
+                typer.echo("Nothing was used.", err=True)
+            continue
+        columns: Sequence[tuple[str, str]] = _COLUMNS
+        if "id" not in rows[0]:
+            columns = [(name.upper(), name) for name in rows[0]]
+        print_table(
+            [name for name, _ in columns], [[_cell(row[field]) for _, field in columns] for row in rows]
+        )
+
+
+def _cell(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _print_json(pages: Iterator[list[dict[str, Any]]]) -> None:
+    before = "[\n  "
+    for rows in pages:
+        for row in rows:
+            sys.stdout.write(before + json.dumps(row, ensure_ascii=False))
+            before = ",\n  "
+    sys.stdout.write("[]\n" if before.startswith("[") else "\n]\n")
+
+
+def _print_csv(pages: Iterator[list[dict[str, Any]]]) -> None:
+    import csv
+
+    writer = csv.writer(sys.stdout, lineterminator="\n")
+    for number, rows in enumerate(pages):
+        if rows and not number:
+            writer.writerow(rows[0])
+        writer.writerows([_plain(value) for value in row.values()] for row in rows)
+
+
+def _plain(value: Any) -> Any:
+    """As JSON has it."""
+    return str(value).lower() if isinstance(value, bool) else value

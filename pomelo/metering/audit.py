@@ -1,0 +1,221 @@
+"""The audit: every balance and bill recomputed from grants, records and holds, and what does not add up.
+
+The operator's service runs it, also while tasks run: a wallet is looked at before and after its records are
+read, and what they say must lie between the two. It reads through the roles of the store alone, in pages,
+and keeps eight bytes of each record.
+"""
+
+import hashlib
+from array import array
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import dataclass, field
+from operator import attrgetter
+from typing import Protocol
+
+from pomelo.catalog import Prices
+from pomelo.gen.v1.admin_service_pb2 import AuditResponse
+from pomelo.pricing import Used, cost, read
+from pomelo.stores.ledger import AccountStore, Balance, UsageQuery, UsageRecord, UsageStore, Wallet
+
+MOST_FINDINGS = 1_000
+"""Findings that are told one by one; beyond, only their differences are summed."""
+
+_PAGE = 500
+_BUCKETS = 256
+_counts = attrgetter(*Used.__slots__)
+
+
+class AuditedStore(AccountStore, UsageStore, Protocol):
+    """The roles that are looked at."""
+
+
+@dataclass(slots=True)
+class _Findings:
+    """What was found so far, as it is told."""
+
+    most: int
+    told: AuditResponse = field(default_factory=AuditResponse)
+
+    def add(self, check: str, subject: str, difference: int, detail: str) -> None:
+        """`difference` is what is kept minus what was recomputed."""
+        self.told.difference_micros += abs(difference)
+        if len(self.told.findings) < self.most:
+            self.told.findings.add(check=check, subject=subject, difference_micros=difference, detail=detail)
+
+
+async def audit(store: AuditedStore, *, page: int = _PAGE, most: int = MOST_FINDINGS) -> AuditResponse:
+    """Looks at everything; `page` records are read at a time, and at most `most` findings are told.
+
+    Raises:
+        PomeloError: store_unavailable.
+    """
+    found = _Findings(most)
+    before = {wallet: await store.balance(wallet) for wallet in await store.wallets()}
+    spent: dict[Wallet, int] = {}
+    prices: dict[str, Prices] = {}
+    seen = _Seen()
+    async for record in _records(store, page):
+        spent[record.wallet] = spent.get(record.wallet, 0) + record.cost
+        seen.add(record.task_id)
+        found.told.records += 1
+        found.told.cost_micros += record.cost
+        found.told.uncollected_micros += record.uncollected
+        _check_bill(found, record, prices)
+    # Later than the records: a task that has one by then holds nothing any more.
+    holds = await store.held()
+    found.told.holds = len(holds)
+    await _check_tasks(found, store, page, seen, holds)
+    known = {account.name for account in await store.list_accounts()}
+    wallets = set(await store.wallets())
+    for wallet in sorted(wallets | spent.keys(), key=lambda one: (one.account, one.live)):
+        found.told.wallets += 1
+        if wallet.account not in known:
+            found.add("account", _name(wallet), 0, "It is a side of an account that there is not")
+        earlier = before.get(wallet, Balance())
+        await _check_grants(found, store, wallet, earlier)
+        await _check_spent(found, store, wallet, earlier, spent.get(wallet, 0))
+        await _check_held(found, store, wallet)
+    return found.told
+
+
+async def _records(store: UsageStore, page: int) -> AsyncIterator[UsageRecord]:
+    """All records, newest first."""
+    after = ""
+    while True:
+        records, after = await store.list_usage(UsageQuery(), limit=page, after=after)
+        for record in records:
+            yield record
+        if not after:
+            return
+
+
+# --- records
+
+
+def _check_bill(found: _Findings, record: UsageRecord, known: dict[str, Prices]) -> None:
+    """What a task cost is what its counts and its prices say. `known` are prices that were read before."""
+    counts = _counts(record)
+    kept = record.cost + record.uncollected
+    if record.cost < 0 or record.uncollected < 0 or min(counts) < 0:
+        found.add("bill", record.task_id, 0, "A count or an amount of its record is below 0")
+        return
+    try:
+        prices = known.get(record.prices)
+        if prices is None:
+            prices = known[record.prices] = read(record.prices)
+        due = cost(Used(*counts), prices)
+    except (KeyError, ValueError):
+        found.add("bill", record.task_id, 0, "The prices in its record can't be read")
+        return
+    if kept != due:
+        found.add("bill", record.task_id, kept - due, f"It is billed {kept} microcredits, and used {due}")
+
+
+class _Seen:
+    """The ids of tasks, eight bytes of each: enough to tell which may have been there before."""
+
+    def __init__(self) -> None:
+        self._buckets = [array("Q") for _ in range(_BUCKETS)]
+
+    def add(self, task_id: str) -> None:
+        digest = _digest(task_id)
+        self._buckets[digest % _BUCKETS].append(digest)
+
+    def suspects(self, more: set[int]) -> set[int]:
+        """Digests that were added twice, and those of `more` that were added."""
+        return set(self._suspects(more))
+
+    def _suspects(self, more: set[int]) -> Iterator[int]:
+        for bucket in self._buckets:
+            last = None
+            for digest in sorted(bucket):
+                if digest == last or digest in more:
+                    yield digest
+                last = digest
+
+
+def _digest(task_id: str) -> int:
+    return int.from_bytes(hashlib.blake2b(task_id.encode(), digest_size=8).digest(), "big")
+
+
+async def _check_tasks(
+    found: _Findings, store: UsageStore, page: int, seen: _Seen, holds: list[UsageRecord]
+) -> None:
+    """A task has one record, or one hold, and never both."""
+    held = {hold.task_id for hold in holds}
+    suspects = seen.suspects({_digest(task_id) for task_id in held})
+    if not suspects:
+        return
+    times: dict[str, int] = {}
+    async for record in _records(store, page):
+        if _digest(record.task_id) in suspects:
+            times[record.task_id] = times.get(record.task_id, 0) + 1
+    for task_id, count in sorted(times.items()):
+        if count > 1:
+            found.add("task", task_id, 0, f"It has {count} records")
+        if task_id in held:
+            found.add("task", task_id, 0, "It has a record, and still holds something")
+
+
+# --- wallets
+
+
+async def _check_grants(found: _Findings, store: AccountStore, wallet: Wallet, earlier: Balance) -> None:
+    given = sum(grant.amount for grant in await store.list_grants(wallet))
+    later = await store.balance(wallet)
+    difference = _outside(given, earlier.granted, later.granted)
+    if difference:
+        found.add(
+            "granted",
+            _name(wallet),
+            difference,
+            f"{given + difference} microcredits are granted, and its grants say {given}",
+        )
+    least = min(later.granted, later.spent, later.held, later.available)
+    if least < 0:
+        found.add(
+            "balance",
+            _name(wallet),
+            least,
+            f"Of {later.granted} microcredits {later.spent} are spent and {later.held} held, "
+            f"so {later.available} are left",
+        )
+
+
+async def _check_spent(
+    found: _Findings, store: AuditedStore, wallet: Wallet, earlier: Balance, spent: int
+) -> None:
+    later = await store.balance(wallet)
+    if earlier.spent != later.spent:  # tasks ended meanwhile: the whole wallet is summed at one moment
+        earlier = later
+        sums = await store.sum_usage(UsageQuery(account=wallet.account, live=wallet.live), "account")
+        spent = sum(total.cost for total in sums)
+        later = await store.balance(wallet)
+    difference = _outside(spent, earlier.spent, later.spent)
+    if difference:
+        found.add(
+            "spent",
+            _name(wallet),
+            difference,
+            f"{spent + difference} microcredits are spent, and its records say {spent}",
+        )
+
+
+async def _check_held(found: _Findings, store: UsageStore, wallet: Wallet) -> None:
+    """What is held is what tasks hold."""
+    kept, tasks = await store.holding(wallet)
+    if kept != tasks:
+        found.add(
+            "held", _name(wallet), kept - tasks, f"{kept} microcredits are held, and its tasks hold {tasks}"
+        )
+
+
+def _outside(recomputed: int, least: int, most: int) -> int:
+    """What is kept minus what was recomputed, when what is kept grew from `least` to `most` meanwhile."""
+    if recomputed < least:
+        return least - recomputed
+    return min(most - recomputed, 0)
+
+
+def _name(wallet: Wallet) -> str:
+    return f"{wallet.account}/{'live' if wallet.live else 'test'}"

@@ -1,0 +1,25 @@
+"""Times as they are kept (Unix seconds, a double) and as they travel (google.protobuf.Timestamp)."""
+
+import math
+
+from google.protobuf.timestamp_pb2 import Timestamp
+
+FIRST, LAST = -62_135_596_800, 253_402_300_799
+"""Unix seconds of the years 1 to 9999, which a Timestamp can tell."""
+
+
+def written(at: float) -> Timestamp:
+    """A time as it travels, in whole milliseconds: a double has no more to tell."""
+    part, whole = math.modf(at)
+    return Timestamp(seconds=int(whole), nanos=int(part * 1000) * 1_000_000)
+
+
+def read(at: Timestamp) -> float:
+    """A time as it is kept.
+
+    Raises:
+        ValueError: it is none.
+    """
+    if not FIRST <= at.seconds <= LAST or not 0 <= at.nanos < 1_000_000_000:
+        raise ValueError("a time of the years 1 to 9999")
+    return at.seconds + at.nanos / 1e9

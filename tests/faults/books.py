@@ -1,0 +1,74 @@
+"""The books of a store: what must add up at any time, to the microcredit."""
+
+from collections import defaultdict
+from collections.abc import Iterable
+from dataclasses import asdict
+from typing import Any
+
+from pomelo.metering.audit import audit
+from pomelo.stores.base import Store
+from pomelo.stores.ledger import UsageQuery, UsageRecord, Wallet
+
+LIVE = Wallet("default", True)
+
+
+async def state(store: Store, since: float = 0.0) -> dict[str, Any]:
+    """What the store holds of the live wallet; its records from `since` on."""
+    records: list[UsageRecord] = []
+    after = ""
+    while True:
+        page, after = await store.list_usage(UsageQuery(since=since), limit=1000, after=after)
+        records += page
+        if not after:
+            break
+    told = await audit(store)
+    balance = await store.balance(LIVE)
+    return {
+        "audit": {
+            "difference": told.difference_micros,
+            "findings": [finding.detail for finding in told.findings],
+            "records": told.records,
+        },
+        "granted": sum(grant.amount for grant in await store.list_grants(LIVE)),
+        "balance": asdict(balance) | {"available": balance.available},
+        "spent": sum(total.cost for total in await store.sum_usage(UsageQuery(live=True), "account")),
+        "held": [record.task_id for record in await store.held()],
+        "slots": (await store.standing(LIVE)).slots,
+        "records": [asdict(record) for record in records],
+    }
+
+
+class Books:
+    """What the store holds, as a server's `state` tells it."""
+
+    def __init__(self, state: dict[str, Any]) -> None:
+        self.balance: dict[str, int] = state["balance"]
+        self.slots: int = state["slots"]
+        self.held: list[str] = state["held"]
+        self.records: dict[str, list[dict[str, Any]]] = defaultdict(list)
+        """By request id."""
+        for record in state["records"]:
+            self.records[record["request_id"]].append(record)
+        self._state = state
+
+    def check(self) -> None:
+        """Everything adds up, to the microcredit."""
+        audit = self._state["audit"]
+        assert audit["findings"] == []
+        assert audit["difference"] == 0
+        assert self.balance["granted"] == self._state["granted"]
+        assert self.balance["spent"] == self._state["spent"]
+        left = self.balance["granted"] - self.balance["spent"] - self.balance["held"]
+        assert self.balance["available"] == left
+        assert min(self.balance.values()) >= 0
+
+    def check_idle(self) -> None:
+        """It adds up, and nothing is held by anybody."""
+        self.check()
+        assert self.held == []
+        assert self.balance["held"] == 0
+        assert self.slots == 0
+
+    def costs(self, request_ids: Iterable[str]) -> int:
+        """What those requests were charged, together."""
+        return sum(record["cost"] for name in request_ids for record in self.records.get(name, ()))

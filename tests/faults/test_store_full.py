@@ -1,0 +1,286 @@
+"""A disk in trouble when tasks end: nobody is told that all is well, nothing is lost or charged twice.
+
+The disk is a small one of memory, in a namespace of its own, where the system lets us make one; and as an
+error that SQLite meets otherwise, a limit on the size of the server's files.
+"""
+
+import asyncio
+import resource
+import signal
+import subprocess
+from collections import Counter
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pomelo.testing import Answer, FaultUpstream, Gate, Received, Reply, Speech
+from tests.faults.books import Books
+from tests.faults.callers import Grpc, Rest, Told, Watch, callers
+from tests.faults.house import House, Process, read_books
+
+CREDITS = 10**12
+WORDS = "one two three four five six"
+SMALL_DISK = "16m"
+
+pytestmark = [
+    pytest.mark.timeout(120),
+    pytest.mark.skipif(not hasattr(resource, "prlimit"), reason="this system limits no other process"),
+]
+
+
+class FullDisk:
+    """A disk on which nothing is left: a small one of memory, mounted over a house's folder."""
+
+    def __init__(self) -> None:
+        self._holder: subprocess.Popen[bytes] | None = None
+
+    def mount(self, house: House) -> None:
+        """Puts a prepared house onto such a disk."""
+        folder = house.data.parent
+        mount = f"mount -t tmpfs -o size={SMALL_DISK} none '{folder}' && cp -a . '{folder}' && echo made && exec cat"
+        try:
+            self._holder = holder = subprocess.Popen(
+                ["unshare", "-rm", "sh", "-c", mount],
+                cwd=folder,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+            )
+        except OSError:
+            pytest.skip("this system has no unshare")
+        assert holder.stdout is not None
+        inside = ("nsenter", "--preserve-credentials", "-U", "-m", "-t", str(holder.pid))
+        if holder.stdout.readline() != b"made\n" or subprocess.run([*inside, "true"]).returncode:
+            self.close()
+            pytest.skip("this system lets us make no small disk")
+        house.inside = inside
+
+    async def begin(self, process: Process) -> None:
+        """From now on nothing can be written."""
+        await process.ask("fill")
+
+    async def end(self, process: Process) -> None:
+        """From now on it can."""
+        await process.ask("empty")
+
+    async def end_without_server(self, house: House) -> None:
+        """The same, where none runs; until then none can start."""
+        assert "disk is full" in await starting_fails(house)
+        freeing = await asyncio.create_subprocess_exec(*house.inside, "rm", house.data / "filler")
+        assert await freeing.wait() == 0
+
+    def close(self) -> None:
+        """Frees it."""
+        if self._holder is not None:
+            assert self._holder.stdin is not None
+            self._holder.stdin.close()
+            self._holder.wait()
+
+
+class NoFileGrows:
+    """No byte of a file can be written."""
+
+    def mount(self, house: House) -> None:
+        """Nothing is to be done."""
+
+    async def begin(self, process: Process) -> None:
+        """From now on nothing can be written."""
+        _, most = resource.prlimit(process.process.pid, resource.RLIMIT_FSIZE)
+        resource.prlimit(process.process.pid, resource.RLIMIT_FSIZE, (0, most))
+
+    async def end(self, process: Process) -> None:
+        """From now on it can."""
+        _, most = resource.prlimit(process.process.pid, resource.RLIMIT_FSIZE)
+        resource.prlimit(process.process.pid, resource.RLIMIT_FSIZE, (most, most))
+
+    async def end_without_server(self, house: House) -> None:
+        """The same; the limit ended with the process, so another one gets it first."""
+        house.inside = ("sh", "-c", 'ulimit -f 0; exec "$@"', "sh")
+        assert "File too large" in await starting_fails(house)
+        house.inside = ()
+
+    def close(self) -> None:
+        """Nothing is to be freed."""
+
+
+Trouble = FullDisk | NoFileGrows
+
+
+async def starting_fails(house: House) -> str:
+    """What a server says that can't start: that it is the disk's fault, not the file's."""
+    dead = await house.start(fails=True, errors=subprocess.PIPE)
+    assert dead.process.returncode == 1
+    assert dead.process.stderr is not None
+    said = (await dead.process.stderr.read()).decode()
+    assert "can't be" in said
+    assert "damaged" not in said
+    return said
+
+
+@pytest.fixture(params=[FullDisk, NoFileGrows], ids=["full disk", "no file grows"])
+def trouble(request: pytest.FixtureRequest) -> Iterator[Trouble]:
+    """What goes wrong with the disk."""
+    made: Trouble = request.param()
+    yield made
+    made.close()
+
+
+class Vendor:
+    """Answers all but for the end, which waits for the gate."""
+
+    def __init__(self) -> None:
+        self.gate = Gate()
+        self.asked: Counter[str] = Counter()
+
+    def __call__(self, received: Received) -> Reply:
+        """The reply to a request."""
+        self.asked[str(received.prompt or received.body["text"]).split()[0]] += 1
+        if received.prompt:
+            return Answer(WORDS, at={6: self.gate})(received)
+        return Speech(at={1: self.gate})(received)
+
+
+@pytest.fixture
+def vendor(upstream: FaultUpstream) -> Iterator[Vendor]:
+    """The playing vendors' director."""
+    upstream.reset()
+    upstream.default = director = Vendor()
+    yield director
+    upstream.default = None
+    upstream.reset()
+
+
+def body(name: str) -> dict[str, Any]:
+    """A task, by its name: of text or of speech."""
+    if name.startswith("speech"):
+        return {"model": "eleven-labs-tts", "text": f"{name} Hello.", "voice": "adam"}
+    return {"model": "gpt-4", "messages": [{"role": "user", "content": f"{name} Count."}]}
+
+
+def all_kinds(wires: tuple[Rest, Grpc], watch: Watch) -> dict[str, "asyncio.Task[Told]"]:
+    """A task of each kind on each wire, by its name, which is its Idempotency-Key, too."""
+    tasks = {}
+    for kind in ("text", "speech"):
+        for wire in wires:
+            for stream in (False, True):
+                name = f"{kind}.{type(wire).__name__}.{'stream' if stream else 'whole'}"
+                asking = wire(body(name), name, stream=stream, repeat_key=name, piece=watch.came)
+                tasks[name] = asyncio.create_task(asking)
+    return tasks
+
+
+async def in_trouble(
+    trouble: Trouble, wires: tuple[Rest, Grpc], process: Process, upstream: FaultUpstream, vendor: Vendor
+) -> dict[str, Told]:
+    """Lets tasks run until all but their end is there, and their ends meet the trouble."""
+    watch = Watch()
+    tasks = all_kinds(wires, watch)
+    for _ in tasks:
+        await upstream.received()
+    await watch.reaches(2 * 6 + 2 * 1)
+    await trouble.begin(process)
+    vendor.gate.open()
+    told = {name: await task for name, task in tasks.items()}
+    assert {one.code for one in told.values()} == {"store_unavailable"}, told
+    assert not any(one.whole for one in told.values())
+    refused = [await wire(body("text"), "refused") for wire in wires]
+    assert {one.code for one in refused} == {"store_unavailable"}
+    assert vendor.asked["text"] == 0
+    return told
+
+
+def check(books: Books, told: dict[str, Told]) -> None:
+    """A stream costs what was delivered of it, anything else nothing."""
+    books.check_idle()
+    for name, one in told.items():
+        records = books.records.get(name, [])
+        if not name.endswith("stream"):
+            assert records == [], name
+        for record in records:
+            assert not record["complete"]
+            assert record["output_tokens"] <= one.pieces
+    assert set(books.records) <= {*told, "before"}
+    (before,) = books.records["before"]
+    assert before["complete"]
+
+
+async def ask_again(
+    wires: tuple[Rest, Grpc], process: Process, told: dict[str, Told], vendor: Vendor, first: Books
+) -> None:
+    """Whoever asks again with the same Idempotency-Key gets an answer, which is charged once."""
+    for name in told:
+        stream = name.endswith("stream")
+        for turn, wire in enumerate(wires):
+            repeated = await wire(body(name), f"{name}.again{turn}", stream=stream, repeat_key=name)
+            assert repeated.whole, repeated
+        assert vendor.asked[name] == 2
+    books = await read_books(process)
+    books.check_idle()
+    for name in told:
+        again = [r for turn in (0, 1) for r in books.records.get(f"{name}.again{turn}", ())]
+        assert [record["complete"] for record in again] == [True]
+        assert books.records.get(name, []) == first.records.get(name, [])
+
+
+@pytest.fixture
+async def house(trouble: Trouble, tmp_path: Path, upstream: FaultUpstream) -> AsyncIterator[House]:
+    """A house on that disk."""
+    (tmp_path / "disk").mkdir()
+    async with await House(tmp_path / "disk", upstream).prepare(CREDITS) as made:
+        made.errors = tmp_path / "errors"
+        trouble.mount(made)
+        yield made
+
+
+async def test_tasks_that_end_while_the_disk_is_in_trouble_are_settled_when_it_is_well_again(
+    trouble: Trouble, house: House, upstream: FaultUpstream, vendor: Vendor
+) -> None:
+    process = await house.start(errors=subprocess.DEVNULL)
+    async with callers(process.rest, process.grpc, house.key) as wires:
+        await acknowledged(wires[0], vendor)
+        told = await in_trouble(trouble, wires, process, upstream, vendor)
+        await trouble.end(process)
+        books = await resolved(process)
+        check(books, told)
+        for name, one in told.items():
+            if name.endswith("stream"):
+                (record,) = books.records[name]
+                assert record["cost"] > 0
+                assert record["output_tokens"] == (one.pieces if name.startswith("text") else 0)
+        await ask_again(wires, process, told, vendor, books)
+
+
+async def test_what_a_server_held_that_died_on_a_full_disk_is_free_at_its_next_start(
+    trouble: Trouble, house: House, upstream: FaultUpstream, vendor: Vendor
+) -> None:
+    process = await house.start(errors=subprocess.DEVNULL)
+    async with callers(process.rest, process.grpc, house.key) as wires:
+        await acknowledged(wires[0], vendor)
+        told = await in_trouble(trouble, wires, process, upstream, vendor)
+        books = await read_books(process)
+        books.check()
+        assert len(books.held) == len(told)
+        process.kill()
+        assert await process.ended() == -signal.SIGKILL
+    await trouble.end_without_server(house)
+    process = await house.start()
+    books = await read_books(process)
+    check(books, told)
+    async with callers(process.rest, process.grpc, house.key) as wires:
+        await ask_again(wires, process, told, vendor, books)
+
+
+async def acknowledged(wire: Rest, vendor: Vendor) -> None:
+    """A task that is whole before the trouble begins."""
+    vendor.gate.open()
+    assert (await wire(body("before"), "before")).whole
+    vendor.gate = Gate()
+
+
+async def resolved(process: Process) -> Books:
+    """The books, once nothing is held any more."""
+    async with asyncio.timeout(30):
+        while (await read_books(process)).held:
+            pass
+    return await read_books(process)  # what it held then may have been settled since its records were read

@@ -1,0 +1,176 @@
+"""Account and usage over REST: what a query asks for, and JSON whose credits are exact."""
+
+import json
+from decimal import Decimal
+
+import pytest
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from gateway.account import account, query, usage
+from pomelo.errors import PomeloError
+from pomelo.gen.v1 import account_service_pb2 as pb
+from pomelo.gen.v1.task_pb2 import TaskType
+from tests.gateway.door import HAIKU_ONLY, Door
+
+
+def exactly(data: bytes) -> dict:
+    return json.loads(data, parse_float=Decimal)
+
+
+def test_every_parameter_reaches_its_field() -> None:
+    asked = query(
+        {
+            "page_size": "7",
+            "page_token": "abc",
+            "from": "2026-11-24",
+            "to": "2026-11-25T01:02:03.5+01:00",
+            "model": "gpt-4",
+            "key_id": "k",
+            "group_by": "day",
+        }
+    )
+    assert asked == pb.ListUsageRequest(
+        page_size=7,
+        page_token="abc",
+        from_time=Timestamp(seconds=1_795_478_400),
+        to_time=Timestamp(seconds=1_795_564_923, nanos=500_000_000),
+        model="gpt-4",
+        key_id="k",
+        group_by=pb.USAGE_GROUP_DAY,
+    )
+    assert query({}) == pb.ListUsageRequest()
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [
+        ("1970-01-02", 86400),
+        ("1970-01-01T00:00:01Z", 1),
+        ("1970-01-01t00:00:01z", 1),
+        ("1970-01-01 00:00:01Z", 1),
+        ("1970-01-01T01:00:00+01:00", 0),
+        ("1970-01-01T01:00:00 01:00", 0),  # a plus as browsers send it
+        ("1969-12-31T23:00:00-01:00", 0),
+        ("1970-01-01T00:00:01.999999999Z", 1),
+        ("0001-01-01", -62_135_596_800),
+        ("9999-12-31T23:59:59Z", 253_402_300_799),
+    ],
+)
+def test_a_time_is_a_date_or_of_rfc_3339(text: str, seconds: int) -> None:
+    assert query({"from": text}).from_time.seconds == seconds
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        *[("page_size", text) for text in ("", "0", "1001", "-1", "1.5", "ten", "٣", "99999999999999999999")],
+        *[
+            (name, text)
+            for name in ("from", "to")
+            for text in (
+                "",
+                "yesterday",
+                "1795500620",
+                "2026-13-01",
+                "2026-02-30",
+                "2026-11-24T12:00:00",
+                "2026-11-24T25:00:00Z",
+                "2026-11-24T12:00Z",
+                "2026-11-24T12:00:00+99:00",
+                "0001-01-01T00:00:00+10:00",
+                "9999-12-31T23:59:59-10:00",
+                "2026-11-24Z",
+                "2026-1-4",
+            )
+        ],
+        *[("group_by", text) for text in ("", "account", "MODEL", "hour")],
+        *[(name, "\udcff") for name in ("model", "key_id", "page_token")],
+        ("from_time", "2026-11-24"),
+        ("limit", "5"),
+        ("\udcff", "5"),
+    ],
+)
+def test_a_wrong_or_unknown_parameter_is_named(name: str, value: str) -> None:
+    with pytest.raises(PomeloError) as caught:
+        query({name: value})
+    assert caught.value.code == "invalid_parameter"
+    assert name.encode("utf-8", "replace").decode() in caught.value.message
+
+
+def test_an_account_is_json_with_exact_numbers() -> None:
+    found = pb.Account(
+        name="acme",
+        plan="team",
+        live=True,
+        limits=pb.PlanLimits(requests_per_minute=5, models=["gpt-4"]),
+        balance=pb.Balance(
+            granted_micros=9_007_199_254_740_993, spent_micros=1, held_micros=0, available_micros=100_000
+        ),
+    )
+    assert exactly(account(found)) == {
+        "id": "acme",
+        "object": "account",
+        "mode": "live",
+        "plan": "team",
+        "limits": {
+            "requests_per_minute": 5,
+            "concurrent_requests": None,
+            "tokens_per_minute": None,
+            "models": ["gpt-4"],
+        },
+        "credits": {
+            "granted": Decimal("9007199254.740993"),
+            "spent": Decimal("0.000001"),
+            "held": 0,
+            "available": Decimal("0.1"),
+        },
+    }
+
+
+def test_records_and_sums_are_a_list() -> None:
+    record = pb.UsageRecord(
+        id="task_1",
+        model='a"b',
+        task_type=TaskType.TASK_TYPE_TEXT_TO_SPEECH,
+        cost_micros=123,
+        audio_seconds=1.5,
+        source=pb.USAGE_SOURCE_ESTIMATED,
+        time=Timestamp(seconds=12, nanos=900_000_000),
+    )
+    page = exactly(usage(pb.ListUsageResponse(records=[record, record], next_page_token="t")))
+    assert (page["object"], page["next_page_token"], len(page["data"])) == ("list", "t", 2)
+    row = page["data"][0]
+    assert (row["id"], row["object"], row["time"], row["model"]) == ("task_1", "usage.record", 12, 'a"b')
+    assert (row["type"], row["mode"], row["source"]) == ("text-to-speech", "test", "estimated")
+    assert (row["cost"], row["audio_seconds"]) == (Decimal("0.000123"), Decimal("1.5"))
+    assert "account" not in row
+    sums = exactly(usage(pb.ListUsageResponse(totals=[pb.UsageTotal(group="gpt-4", tasks=2)])))
+    assert sums["next_page_token"] is None
+    assert sums["data"][0] | {"group": "gpt-4", "tasks": 2, "cost": 0} == sums["data"][0]
+    assert exactly(usage(pb.ListUsageResponse())) == {"object": "list", "data": [], "next_page_token": None}
+
+
+@pytest.mark.parametrize("path", ["account", "usage"])
+async def test_the_key_is_looked_at_before_the_query(path: str, door: Door) -> None:
+    url = f"{door.url}/api/v1/{path}"
+    async with door.http.get(url, params={"foo": "1"}) as answer:
+        assert answer.status == 401
+    async with door.http.get(url, params={"foo": "1"}, headers=door.headers) as answer:
+        assert answer.status == 400
+        error = (await answer.json())["error"]
+        assert error["code"] == "invalid_parameter"
+        assert "foo" in error["message"]
+    async with door.http.get(url, headers={"Authorization": f"Bearer {HAIKU_ONLY}"}) as answer:
+        assert answer.status == 200
+    async with door.http.head(url, headers=door.headers) as answer:
+        assert answer.status == 200
+        assert await answer.read() == b""
+
+
+async def test_a_parameter_that_is_given_twice_is_named(door: Door) -> None:
+    url = f"{door.url}/api/v1/usage?model=gpt-4&model=gpt-4"
+    async with door.http.get(url, headers=door.headers) as answer:
+        assert answer.status == 400
+        assert "model" in (await answer.json())["error"]["message"]
+    async with door.http.get(f"{door.url}/api/v1/usage?%ff=%ff", headers=door.headers) as answer:
+        assert answer.status == 400

@@ -1,0 +1,53 @@
+"""Credits as text: exact, short, and nothing else is taken."""
+
+import json
+from decimal import Decimal
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pomelo.money import MICROS, MOST, read, written
+
+
+@pytest.mark.parametrize(
+    ("micros", "text"),
+    [
+        (0, "0"),
+        (1, "0.000001"),
+        (10, "0.00001"),
+        (100_000, "0.1"),
+        (1_000_000, "1"),
+        (12_500_000, "12.5"),
+        (10_000_000, "10"),
+        (-250_000, "-0.25"),
+        (9_007_199_254_740_993, "9007199254.740993"),
+    ],
+)
+def test_credits_are_the_shortest_exact_text(micros, text):
+    assert written(micros) == text
+
+
+@given(st.integers(-(2**63), 2**63 - 1))
+def test_what_is_written_is_the_very_number_in_json_too(micros):
+    assert json.loads(written(micros), parse_float=Decimal, parse_int=Decimal) * MICROS == micros
+
+
+@given(st.integers(0, MOST * MICROS))
+def test_what_is_written_is_read_back(micros):
+    assert read(written(micros)) == micros
+
+
+def test_text_of_up_to_six_places_is_taken():
+    assert read("1.000000") == 1_000_000
+    assert read("007.5") == 7_500_000
+    assert read("1000000000") == MOST * MICROS
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "-1", "+1", "1e3", "1.", ".5", "1.0000001", "1,5", "1_000", " 1", "1\n", "٣", "nan", "1000000001"],
+)
+def test_anything_else_is_refused(text):
+    with pytest.raises(ValueError, match=r"credits"):
+        read(text)
