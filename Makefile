@@ -6,7 +6,7 @@ BIN := .venv/bin
 BASE ?= main
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: serve test lint proto unit crash gen clean
+.PHONY: serve test lint proto unit load crash gen clean
 
 serve: .venv/.serve
 	@exec pomelo serve
@@ -30,6 +30,9 @@ unit: .venv/.dev
 # The full size of what `unit` does small: about 400 crashes, for some 20 minutes.
 crash: .venv/.dev
 	CRASH=full pytest tests/faults/test_crash.py --log-cli-level=INFO
+
+load: .venv/.dev
+	LOAD_CALLS=100 pytest -s tests/load
 
 gen: .venv/.dev
 	python proto/generate.py

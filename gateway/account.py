@@ -58,8 +58,8 @@ async def list_usage(gateway: Gateway, request: web.Request, call: Call) -> web.
 
 
 async def _check_key(gateway: Gateway, call: Call) -> None:
-    """Returns when the key is good: it is refused before anything else."""
-    await gateway.services.models.list_models(call)
+    """Returns when the key is good: it is refused before anything else. What is asked for is small."""
+    await gateway.services.accounts.list_usage(pb.ListUsageRequest(page_size=1), call)
 
 
 # --- in

@@ -18,6 +18,9 @@ from pomelo.service import Services
 
 GATEWAY = web.AppKey("gateway", Gateway)
 
+READ_AHEAD = 64 * 1024
+"""About the bytes of a body that are taken in before anybody asks for them."""
+
 
 def make_app(services: Services, options: GatewayOptions | None = None) -> web.Application:
     """The application with every route of the table, before `services`."""
@@ -55,8 +58,11 @@ async def open_rest(
     host: str,
     port: int,
     ssl_context: ssl.SSLContext | None = None,
+    *,
+    reuse_port: bool = False,
 ) -> AsyncIterator[tuple[str, int]]:
     """Serves REST while the body runs; yields the host and the port that it listens on (port 0: a free one).
+    With `reuse_port` other processes may listen there, too.
 
     On leaving it stops listening, lets running requests end for `drain_timeout`, then cancels them.
 
@@ -81,6 +87,7 @@ async def open_rest(
                 lingering_time=options.linger_timeout,
                 access_log=None,
                 auto_decompress=False,
+                read_bufsize=READ_AHEAD,
                 max_line_size=8190,
                 max_field_size=8190,
                 max_headers=128,
@@ -88,7 +95,13 @@ async def open_rest(
 
         loop = asyncio.get_running_loop()
         listener = await loop.create_server(
-            connect, host, port, ssl=ssl_context, backlog=1024, start_serving=False
+            connect,
+            host,
+            port,
+            ssl=ssl_context,
+            backlog=1024,
+            start_serving=False,
+            reuse_port=reuse_port or None,
         )
         try:
             bound: tuple[str, int] = listener.sockets[0].getsockname()[:2]

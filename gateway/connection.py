@@ -13,6 +13,7 @@ from multidict import CIMultiDict
 from gateway import problems, reply
 from pomelo.errors import PomeloError
 from pomelo.ids import new_id
+from pomelo.traces import trace
 
 log = logging.getLogger("pomelo.gateway")
 
@@ -119,7 +120,7 @@ class Connection(web.RequestHandler):
             log.warning("a malformed request was refused: %s", type(exc).__name__)
             error = PomeloError("invalid_body", _UNREADABLE)
         else:
-            log.error("a request failed outside its route", exc_info=exc)
+            log.error("a request failed outside its route\n%s", trace(exc) if exc else "")
             error = PomeloError("internal_error")
         made = CIMultiDict(reply.SAFE)
         made["Content-Type"] = "application/json"

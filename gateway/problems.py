@@ -4,6 +4,7 @@ The one table of errors is `pomelo.errors`; nothing here decides what is an erro
 """
 
 import logging
+import sys
 from collections.abc import Awaitable, Callable
 
 from aiohttp import web
@@ -12,6 +13,7 @@ from pydantic_core import to_json
 from gateway.reply import cut, json_reply
 from pomelo.call import Call
 from pomelo.errors import PomeloError
+from pomelo.traces import trace
 
 CALL = web.RequestKey("call", Call)
 """Where the guard keeps a request's `Call`."""
@@ -38,7 +40,8 @@ def problem(error: PomeloError, call: Call) -> web.Response:
 
 def unexpected(call: Call) -> PomeloError:
     """Logs the exception being handled, once, under the request id; what the caller gets instead of it."""
-    log.exception("request %s failed unexpectedly", call.request_id)
+    error = sys.exception()
+    log.error("request %s failed unexpectedly\n%s", call.request_id, trace(error) if error else "")
     return PomeloError("internal_error")
 
 

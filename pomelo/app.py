@@ -7,8 +7,9 @@ is global; two apps can live in one process. Keyword seams let a test put anothe
 import asyncio
 import contextlib
 import ssl
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -70,8 +71,14 @@ async def open_app(
     plans: Mapping[str, Plan] | None = None,
     wrap_store: Callable[[Store], Store] = lambda store: store,
     make_router: Callable[[Mapping[str, Provider]], Router] = Router,
+    now: Callable[[], float] = time.time,
+    worker: int | None = None,
 ) -> AsyncIterator[App]:
     """Builds and serves everything; leaving drains: what runs may end within the grace, nothing new comes in.
+
+    `now` is Unix time, for media, answers and what is told of limits; a store has its own. `worker` is the
+    number of this process among several that share the addresses, None where it is alone; the first one
+    serves the operator.
 
     Raises:
         OSError: an address is taken.
@@ -79,7 +86,7 @@ async def open_app(
     """
     async with AsyncExitStack() as stack:
         secret = settings.root_secret()
-        store = wrap_store(await stack.enter_async_context(open_store(settings.store_url())))
+        store = wrap_store(await stack.enter_async_context(store_of(settings)))
         keyring = Keyring(store, secret)
         registry = find_providers(settings)
         if providers is None:
@@ -93,7 +100,7 @@ async def open_app(
             )
         catalog = catalog or registry.catalog
         plans = plans or find_plans(settings, catalog)
-        admission = Admission(store, plans)
+        admission = Admission(store, plans, now=now)
         await stack.enter_async_context(_noting(admission))
 
         async def identify(call: Call) -> Principal:
@@ -101,7 +108,7 @@ async def open_app(
             await admission.tell(call, principal)
             return principal
 
-        media = MediaStore(settings.data / "media", secret, public_url=settings.public_url)
+        media = MediaStore(settings.data / "media", secret, public_url=settings.public_url, now=now)
         await stack.enter_async_context(_sweeping(media))
         engine = Engine(
             catalog=catalog,
@@ -110,6 +117,7 @@ async def open_app(
             admission=admission,
             media=media,
             inline_limit=settings.inline_limit,
+            now=now,
         )
         desk = MediaDesk(media, identify, settings.upload_limit)
         usage = UsageDesk(store, secret)
@@ -118,13 +126,15 @@ async def open_app(
         draining = Draining()
         services = draining.guard(Services(tasks=engine, models=engine, media=desk, accounts=accounts))
         admin = AdminServicer(store, keyring, office, usage, catalog.models)
-        await stack.enter_async_context(open_admin(admin, settings.admin_socket))
+        if not worker:
+            await stack.enter_async_context(open_admin(admin, settings.admin_socket))
+        shared = worker is not None
         server = None
         if settings.grpc:
-            server = await stack.enter_async_context(open_server(services, _server_options(settings)))
+            server = await stack.enter_async_context(open_server(services, _server_options(settings, shared)))
         rest = None
         if settings.rest:
-            rest = await stack.enter_async_context(_rest(services, settings))
+            rest = await stack.enter_async_context(_rest(services, settings, shared))
             media.public_url = media.public_url or _url(settings, rest)
         try:
             yield App(
@@ -141,6 +151,15 @@ async def open_app(
             if server is not None:
                 server.drain()
             await _end(draining, settings.grace)
+
+
+def store_of(settings: Settings) -> AbstractAsyncContextManager[Store]:
+    """The store of the settings, opened on entering.
+
+    Raises:
+        pomelo.stores.base.StoreError: on entering: it can't be used.
+    """
+    return open_store(settings.store_url(), archive=settings.archive_url())
 
 
 def find_providers(settings: Settings) -> Registry:
@@ -231,7 +250,9 @@ async def _within(seconds: float, done: Awaitable[None]) -> None:
 
 
 @asynccontextmanager
-async def _rest(services: Services, settings: Settings) -> AsyncIterator[tuple[str, int]]:
+async def _rest(
+    services: Services, settings: Settings, shared: bool = False
+) -> AsyncIterator[tuple[str, int]]:
     host, port = settings.rest_address()
     options = GatewayOptions(
         public_url=settings.public_url,
@@ -239,7 +260,8 @@ async def _rest(services: Services, settings: Settings) -> AsyncIterator[tuple[s
         upload_limit=settings.upload_limit,
         drain_timeout=ANSWERS_OUT,
     )
-    async with open_rest(services, options, host, port, ssl_context=_tls(settings)) as address:
+    tls = _tls(settings)
+    async with open_rest(services, options, host, port, ssl_context=tls, reuse_port=shared) as address:
         yield address
 
 
@@ -257,7 +279,7 @@ def _tls(settings: Settings) -> ssl.SSLContext | None:
     return context
 
 
-def _server_options(settings: Settings) -> ServerOptions:
+def _server_options(settings: Settings, shared: bool) -> ServerOptions:
     return ServerOptions(
         address=settings.grpc,
         grace=ANSWERS_OUT,
@@ -266,6 +288,7 @@ def _server_options(settings: Settings) -> ServerOptions:
         tls_cert=settings.tls_cert,
         tls_key=settings.tls_key,
         tls_client_ca=settings.tls_client_ca,
+        reuse_port=shared,
     )
 
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from functools import partial
 from io import BytesIO
 from math import ceil
+from pathlib import Path
 from typing import Any
 
 from pomelo import audio as sounds
@@ -40,6 +41,20 @@ INLINE_LIMIT = 4 * 1024 * 1024
 
 
 @dataclass(frozen=True, slots=True)
+class _Asked:
+    """A task that can be run, if its account may."""
+
+    model: Model
+    kind: TaskKind
+    given: Any
+    audio: AudioSource | None
+    heard: Heard
+    repeatable: Repeatable | None
+    spent: Path | None
+    """An upload that is of no use once the task has ended."""
+
+
+@dataclass(frozen=True, slots=True)
 class _Run:
     """A task that was taken in."""
 
@@ -52,6 +67,8 @@ class _Run:
     created: int
     keep: bool
     """Whether its answer is kept for its Idempotency-Key."""
+    spent: Path | None
+    """An upload that is of no use once the task has ended."""
 
 
 class Engine:
@@ -156,17 +173,25 @@ class Engine:
         fields, the limits, the credits, the provider."""
         principal = await self._authenticate(call)
         try:
-            model, kind, given, audio = self._checked(task, call, principal)
-            heard = await _heard(audio)
-            repeatable = None
-            if call.repeat_key is not None:
-                repeatable = Repeatable(call.repeat_key, await repeats.fingerprint(task, audio))
+            asked = await self._checked(task, call, principal)
         except PomeloError:
             await self._admission.tell(call, principal, self._catalog.models.get(task.model))
             raise
+        try:
+            run = await self._admit(asked, call, principal, stream)
+        except BaseException:
+            _drop(asked.spent)
+            raise
+        if isinstance(run, _Replay):
+            _drop(asked.spent)
+        return run
+
+    async def _admit(self, asked: _Asked, call: Call, principal: Principal, stream: bool) -> "_Run | _Replay":
+        """Takes what a task needs, and makes it ready to run."""
+        model, kind, given = asked.model, asked.kind, asked.given
         candidates, failure = self._candidates(model, kind, principal)
         route = candidates[0].route if candidates else model.routes[0]
-        bound = kind.bound(given, model, route, heard)
+        bound = kind.bound(given, model, route, asked.heard)
         # A test key pays what the first route costs.
         prices, price_version = model.priced(route if principal.live else model.routes[0])
         task_id = self._ids(kind.id_prefix)
@@ -190,7 +215,7 @@ class Engine:
             bound.most,
             tokens=bound.tokens,
             exact=bound.exact,
-            repeatable=repeatable,
+            repeatable=asked.repeatable,
         )
         if isinstance(hold, Repeated):
             return _Replay(hold.answer, given, principal.account, self._media, stream=stream)
@@ -206,20 +231,18 @@ class Engine:
             else given,
             stream=stream,
             deadline=call.deadline,
-            audio=audio,
+            audio=asked.audio,
         )
         writer = partial(self._media.writer, principal.account)
-        keep = repeatable is not None
+        keep = asked.repeatable is not None
         fold = kind.fold(Folding(given, bound, stream, writer, keep))
-        return _Run(kind, job, candidates, fold, hold, bound, int(self._now()), keep)
+        return _Run(kind, job, candidates, fold, hold, bound, int(self._now()), keep, asked.spent)
 
-    def _checked(
-        self, task: Task, call: Call, principal: Principal
-    ) -> tuple[Model, TaskKind, Any, AudioSource | None]:
+    async def _checked(self, task: Task, call: Call, principal: Principal) -> _Asked:
         """What is asked for, if it can be.
 
         Raises:
-            PomeloError: what is wrong with headers, model or fields.
+            PomeloError: what is wrong with headers, model or fields; store_unavailable.
         """
         if call.fault is not None:
             raise call.fault
@@ -230,7 +253,13 @@ class Engine:
         # An input of another kind is an empty one of this kind: its required fields are missing.
         given = getattr(task, kind.name)
         kind.check(given, model)
-        return model, kind, given, self._audio(given.audio, principal) if kind.audio else None
+        audio = self._audio(given.audio, principal) if kind.audio else None
+        repeatable = None
+        if call.repeat_key is not None:
+            repeatable = Repeatable(call.repeat_key, await repeats.fingerprint(task, audio))
+        # What came with a REST request has no name that its caller knows: no other task can want it.
+        spent = audio.path if audio is not None and call.wire == "rest" else None
+        return _Asked(model, kind, given, audio, await _heard(audio), repeatable, spent)
 
     def _candidates(
         self, model: Model, kind: TaskKind, principal: Principal
@@ -269,6 +298,7 @@ class Engine:
         finally:
             run.fold.close()
             hold.leave()
+            _drop(run.spent)
 
     def _events(self, run: _Run) -> AsyncGenerator[StreamTaskResponse, None]:
         return self._router.events(run.job, run.candidates, run.hold.answered_by)
@@ -382,6 +412,13 @@ class _Replay:
 def _end_now(deadline: asyncio.Timeout) -> None:
     with suppress(RuntimeError):  # it is ending anyway
         deadline.reschedule(0)
+
+
+def _drop(spent: Path | None) -> None:
+    """Deletes an upload that nobody can want any more."""
+    if spent is not None:
+        with suppress(OSError):  # it expires soon
+            spent.unlink(missing_ok=True)
 
 
 def _wanted(given: Any) -> "ResponseFormat.ValueType":

@@ -24,7 +24,10 @@ from pomelo.ids import new_id
 from pomelo.subkeys import derive
 
 PIECE = 256 * 1024
-"""Bytes of a download's piece, and of what is gathered before an upload is written."""
+"""Bytes of a download's piece."""
+
+_GATHERED = 64 * 1024
+"""Bytes that are gathered before they are written; a hundred uploads at once are nothing unusual."""
 
 _ENDINGS = {
     "image/png": "png",
@@ -137,7 +140,7 @@ class MediaWriter:
 
     def _create(self) -> BinaryIO:
         descriptor = os.open(self._temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-        return os.fdopen(descriptor, "wb", buffering=PIECE)
+        return os.fdopen(descriptor, "wb", buffering=_GATHERED)
 
     def commit(self) -> Media:
         """Closes the file and gives the medium, linked.
@@ -291,6 +294,7 @@ class MediaDesk:
             async with _deadline(call):
                 async for chunk in chunks:
                     writer.write(chunk)
+                    del chunk  # else it is held while the next one is waited for
             if not writer.size:
                 raise invalid("audio", "a file of at least one byte")
             return writer.commit()

@@ -120,7 +120,7 @@ class Router:
         return self._breakers.setdefault((route.provider, route.model), Breaker(self._trips_at))
 
     def events(
-        self, job: Job, candidates: list[Candidate], asked: Callable[[Route], None]
+        self, job: Job, candidates: list[Candidate], asked: Callable[[Route], None] = lambda route: None
     ) -> AsyncGenerator[Event, None]:
         """The events of a task, from the first candidate that gives any; to be closed by the caller. `asked`
         hears of each route before it is asked.

@@ -44,6 +44,9 @@ _NO_VARIABLES = _NOT_WRITTEN | {"plans"}
 
 _PLAN = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
+STORES = ("redis://", "rediss://", "redis+cluster://", "redis+sentinel://")
+"""How the address of a store begins that several processes may share."""
+
 _MIB = 1024 * 1024
 _SECRET_LENGTH = 32
 _CHECK = b"pomelo secret check"
@@ -84,9 +87,17 @@ def _url(text: str) -> str:
 
 
 def _store(text: str) -> str:
-    if text not in ("", "sqlite:"):
-        raise ValueError("must be sqlite: (in the data folder), the only store so far")
-    return "sqlite:"
+    if text in ("", "sqlite:"):
+        return "sqlite:"
+    if not text.startswith(STORES):
+        raise ValueError(f"must be sqlite: (in the data folder), or begin with {', '.join(STORES)}")
+    return text
+
+
+def _archive(text: str) -> str:
+    if text and not text.startswith(("sqlite:", "postgresql://")):
+        raise ValueError("must be sqlite:PATH or begin with postgresql://")
+    return text
 
 
 def _secret(text: str) -> str:
@@ -152,7 +163,11 @@ class Settings(BaseModel):
     rest: Address = "127.0.0.1:8080"
     grpc: Address = "127.0.0.1:50051"
     data: Path = Path(".pomelo")
-    store: Annotated[str, AfterValidator(_store)] = "sqlite:"
+    store: Annotated[str, AfterValidator(_store)] = Field(default="sqlite:", repr=False)
+    archive: Annotated[str, AfterValidator(_archive)] = Field(default="", repr=False)
+    """Where usage goes from Redis; empty: a file in the data folder."""
+    workers: int = Field(default=1, ge=1, le=64)
+    """How many processes serve; more than 1 needs a store that they can share."""
     public_url: Url = ""
     """Where callers reach REST; empty: its address."""
     secret: Annotated[str, AfterValidator(_secret)] = Field(default="", repr=False)
@@ -194,6 +209,11 @@ class Settings(BaseModel):
             raise ValueError("POMELO_TLS_CERT and POMELO_TLS_KEY go together: set both or none")
         if self.tls_client_ca is not None and self.tls_cert is None:
             raise ValueError("POMELO_TLS_CLIENT_CA needs POMELO_TLS_CERT and POMELO_TLS_KEY")
+        if self.workers > 1 and self.store == "sqlite:":
+            raise ValueError(
+                "POMELO_WORKERS: SQLite serves one process. For more set POMELO_STORE to a Redis server, "
+                "such as redis://127.0.0.1:6379"
+            )
         if self.tls_cert is None and not self.insecure:
             for name, address in (("POMELO_REST", self.rest), ("POMELO_GRPC", self.grpc)):
                 if address and not is_loopback(split_address(address)[0]):
@@ -238,8 +258,14 @@ class Settings(BaseModel):
         return split_address(self.rest)
 
     def store_url(self) -> str:
-        """What `pomelo.stores.open_store` takes."""
-        return f"sqlite:{self.database}"
+        """The store, as `pomelo.stores.open_store` takes it."""
+        return f"sqlite:{self.database}" if self.store == "sqlite:" else self.store
+
+    def archive_url(self) -> str:
+        """Where usage goes from the store, as `pomelo.stores.open_store` takes it; SQLite needs none."""
+        if self.store == "sqlite:":
+            return ""
+        return self.archive or f"sqlite:{self.data / 'usage.db'}"
 
     @property
     def database(self) -> Path:
@@ -322,6 +348,18 @@ def load(config: Path | None = None, environ: Mapping[str, str] = os.environ) ->
     values = _from_file(_config(config, environ)) | _from_variables(environ)
     try:
         return Settings(**values)
+    except ValidationError as error:
+        raise SettingsError(_line(error)) from None
+
+
+def with_workers(settings: Settings, workers: int) -> Settings:
+    """The same settings with another number of workers.
+
+    Raises:
+        SettingsError: there can't be so many.
+    """
+    try:
+        return Settings.model_validate({**settings.model_dump(), "workers": workers})
     except ValidationError as error:
         raise SettingsError(_line(error)) from None
 

@@ -356,8 +356,11 @@ class Admission:
 
         def done(future: "asyncio.Future[T]") -> None:
             self._doing.discard(future)
-            if not future.cancelled() and isinstance(future.exception(), PomeloError):
+            error = None if future.cancelled() else future.exception()
+            if isinstance(error, PomeloError):
                 self._owed.append(work)
+            elif error is not None and not isinstance(error, LostHoldError):
+                log.error("the store failed to end a task", exc_info=error)
 
         doing.add_done_callback(done)
         return doing
@@ -380,8 +383,14 @@ class Admission:
             PomeloError: store_unavailable, still.
         """
         while self._owed:
-            with contextlib.suppress(LostHoldError):
+            try:
                 await self._owed[0]()
+            except (PomeloError, asyncio.CancelledError):
+                raise
+            except LostHoldError:
+                pass
+            except Exception:
+                log.exception("the store failed to end a task")
             del self._owed[0]
 
     def _take_back(self, taking: "asyncio.Future[Taken | Refused | Repeated]", draft: UsageRecord) -> None:

@@ -77,8 +77,10 @@ def _unit(price: Any) -> str:
 
 
 def _price(price: Any) -> str:
+    from pomelo.money import written
+
     unit = _unit(price)
-    return f"{price.amount_micros / 1_000_000:.6f}".rstrip("0").rstrip(".") + f"/{_UNITS.get(unit, unit)}"
+    return f"{written(price.amount_micros)}/{_UNITS.get(unit, unit)}"
 
 
 def _yes(value: bool) -> str:

@@ -51,15 +51,14 @@ def ask(settings: "Settings", method: str, request: Any, timeout: float = TIMEOU
 async def _ask_here(settings: "Settings", method: str, request: Any) -> Any:
     from pomelo.accounts import AccountOffice
     from pomelo.admission.keys import Keyring
-    from pomelo.app import find_plans, find_providers
+    from pomelo.app import find_plans, find_providers, store_of
     from pomelo.metering.usage import UsageDesk
     from pomelo.server.admin import AdminServicer
-    from pomelo.stores import open_store
 
     catalog = find_providers(settings).catalog
     plans = find_plans(settings, catalog)
     secret = settings.root_secret()
-    async with open_store(settings.store_url()) as store:
+    async with store_of(settings) as store:
         servicer = AdminServicer(
             store,
             Keyring(store, secret),

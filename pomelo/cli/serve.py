@@ -1,7 +1,8 @@
 """`pomelo serve` and `pomelo gateway`: the processes that stay, until a signal ends them."""
 
+import signal
 import sys
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Collection, Coroutine
 from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -14,20 +15,32 @@ from pomelo.cli.terminal import Ca, Config, FailureError
 if TYPE_CHECKING:
     import asyncio
 
-    from pomelo.app import App
     from pomelo.settings import Settings
 
 _BODY = '{"model": "gpt-4", "messages": [{"role": "user", "content": "Hello, world!"}]}'
 
 
-def serve(config: Config = None) -> None:
+def serve(
+    config: Config = None,
+    workers: Annotated[
+        int | None,
+        typer.Option(metavar="N", help="Processes that serve. Default: 1; more need a Redis store."),
+    ] = None,
+) -> None:
     """Serve gRPC and REST until SIGTERM or Ctrl-C."""
-    from pomelo.settings import SettingsError, load
+    from pomelo.settings import SettingsError, load, with_workers
 
     settings = load(config)
+    if workers is not None:
+        settings = with_workers(settings, workers)
     if not settings.rest and not settings.grpc:
         raise SettingsError("POMELO_REST and POMELO_GRPC are both empty: nobody could ask. Set one of them")
-    _run(lambda stop: _serve(settings, stop))
+    if settings.workers > 1:
+        from pomelo.cli.workers import supervise
+
+        run(lambda stop: supervise(settings, stop))
+    else:
+        run(lambda stop: _serve(settings, stop))
 
 
 def gateway(
@@ -54,21 +67,21 @@ def gateway(
             raise FailureError("--ca and --no-tls exclude each other: without TLS nobody is trusted")
         authority(ca)
         tls = True
-    _run(lambda stop: _gateway(settings, target, tls, ca, stop))
+    run(lambda stop: _gateway(settings, target, tls, ca, stop))
 
 
 async def _serve(settings: "Settings", stop: "asyncio.Event") -> None:
     from pomelo.app import open_app
 
     # Before the doors open: whoever finds the server answering finds the key, too.
-    made = await _development_key(settings)
+    made = await development_key(settings)
     async with AsyncExitStack() as stack:
         try:
             app = await stack.enter_async_context(open_app(settings))
         except OSError as error:
-            raise _taken(POMELO_REST=settings.rest, POMELO_GRPC=settings.grpc) or error from error
-        _greet(app, made)
-        await _until(stop, settings)
+            raise taken(POMELO_REST=settings.rest, POMELO_GRPC=settings.grpc) or error from error
+        greet(settings, app.configured, app.rest, app.grpc, made)
+        await until(stop, settings)
 
 
 async def _gateway(
@@ -80,19 +93,20 @@ async def _gateway(
         try:
             host, port = await stack.enter_async_context(open_gateway(settings, target, tls=tls, ca=ca))
         except OSError as error:
-            raise _taken(POMELO_REST=settings.rest) or error from error
+            raise taken(POMELO_REST=settings.rest) or error from error
         _say(f"Pomelo {__version__}, a gateway")
         _say(f"  REST  {_url(settings, host, port)}")
         _say(f"  gRPC  asks {target}")
-        await _until(stop, settings)
+        await until(stop, settings)
 
 
-async def _until(stop: "asyncio.Event", settings: "Settings") -> None:
+async def until(stop: "asyncio.Event", settings: "Settings") -> None:
+    """Returns at the first signal, and tells what happens now."""
     await stop.wait()
     typer.echo(f"Ending: running tasks have {settings.grace:g} s. Signal again to end at once.", err=True)
 
 
-def _taken(**addresses: str) -> FailureError | None:
+def taken(**addresses: str) -> FailureError | None:
     """What to say of the first of these addresses, by their variables, that can't be listened on."""
     import socket
 
@@ -113,11 +127,13 @@ def _taken(**addresses: str) -> FailureError | None:
     return None
 
 
-def _run(main: "Callable[[asyncio.Event], Coroutine[Any, Any, None]]") -> None:
-    """Runs `main` on a fast event loop. The first signal sets its event, the second ends the process."""
+def run(
+    main: "Callable[[asyncio.Event], Coroutine[Any, Any, None]]",
+    signals: tuple[int, ...] = (signal.SIGINT, signal.SIGTERM),
+) -> None:
+    """Runs `main` on a fast event loop. The first of the signals sets its event, the second is the end."""
     import asyncio
     import logging
-    import signal
 
     logging.basicConfig(
         level=logging.WARNING, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
@@ -129,11 +145,11 @@ def _run(main: "Callable[[asyncio.Event], Coroutine[Any, Any, None]]") -> None:
 
         def first(number: int) -> None:
             stop.set()
-            for each in (signal.SIGINT, signal.SIGTERM):
+            for each in signals:
                 loop.remove_signal_handler(each)
                 signal.signal(each, signal.SIG_DFL)
 
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in signals:
             loop.add_signal_handler(number, first, number)
         await main(stop)
 
@@ -146,14 +162,14 @@ def _run(main: "Callable[[asyncio.Event], Coroutine[Any, Any, None]]") -> None:
             runner.run(running())
 
 
-async def _development_key(settings: "Settings") -> str | None:
+async def development_key(settings: "Settings") -> str | None:
     """On a store without keys: a test key, kept in the data folder for `pomelo run`. Else None."""
     from pomelo.admission.keys import Keyring
+    from pomelo.app import store_of
     from pomelo.settings import write_private
-    from pomelo.stores import open_store
 
     secret = settings.root_secret()
-    async with open_store(settings.store_url()) as store:
+    async with store_of(settings) as store:
         keyring = Keyring(store, secret)
         if await keyring.list():
             return None
@@ -162,14 +178,20 @@ async def _development_key(settings: "Settings") -> str | None:
     return key
 
 
-def _greet(app: "App", made: str | None) -> None:
-    settings = app.settings
+def greet(
+    settings: "Settings",
+    configured: Collection[str],
+    address: tuple[str, int] | None,
+    grpc: str | None,
+    made: str | None,
+) -> None:
+    """Tells where it serves, and how to begin."""
     _say(f"Pomelo {__version__}")
-    rest = _url(settings, *app.rest) if app.rest else None
+    rest = _url(settings, *address) if address else None
     _say(f"  REST  {rest or 'off'}")
-    _say(f"  gRPC  {app.grpc or 'off'}")
+    _say(f"  gRPC  {grpc or 'off'}")
     _say(f"  data  {settings.data.absolute()}")
-    if not app.configured:
+    if not configured:
         _say("  No provider has a key: test keys work, live keys need one, such as OPENAI_API_KEY")
     if made is not None:
         _say(f"\nYour test key, kept in {settings.key_file} for `pomelo run`:\n  {made}")

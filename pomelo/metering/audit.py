@@ -9,8 +9,10 @@ import hashlib
 from array import array
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass, field
+from operator import attrgetter
 from typing import Protocol
 
+from pomelo.catalog import Prices
 from pomelo.gen.v1.admin_service_pb2 import AuditResponse
 from pomelo.pricing import Used, cost, read
 from pomelo.stores.ledger import AccountStore, Balance, UsageQuery, UsageRecord, UsageStore, Wallet
@@ -20,8 +22,7 @@ MOST_FINDINGS = 1_000
 
 _PAGE = 500
 _BUCKETS = 256
-_LOOKS = 3
-"""How often holds and what is held must disagree, with nothing moving, before it counts."""
+_counts = attrgetter(*Used.__slots__)
 
 
 class AuditedStore(AccountStore, UsageStore, Protocol):
@@ -51,6 +52,7 @@ async def audit(store: AuditedStore, *, page: int = _PAGE, most: int = MOST_FIND
     found = _Findings(most)
     before = {wallet: await store.balance(wallet) for wallet in await store.wallets()}
     spent: dict[Wallet, int] = {}
+    prices: dict[str, Prices] = {}
     seen = _Seen()
     async for record in _records(store, page):
         spent[record.wallet] = spent.get(record.wallet, 0) + record.cost
@@ -58,7 +60,7 @@ async def audit(store: AuditedStore, *, page: int = _PAGE, most: int = MOST_FIND
         found.told.records += 1
         found.told.cost_micros += record.cost
         found.told.uncollected_micros += record.uncollected
-        _check_bill(found, record)
+        _check_bill(found, record, prices)
     # Later than the records: a task that has one by then holds nothing any more.
     holds = await store.held()
     found.told.holds = len(holds)
@@ -90,15 +92,18 @@ async def _records(store: UsageStore, page: int) -> AsyncIterator[UsageRecord]:
 # --- records
 
 
-def _check_bill(found: _Findings, record: UsageRecord) -> None:
-    """What a task cost is what its counts and its prices say."""
-    counts = {name: getattr(record, name) for name in Used.__slots__}
+def _check_bill(found: _Findings, record: UsageRecord, known: dict[str, Prices]) -> None:
+    """What a task cost is what its counts and its prices say. `known` are prices that were read before."""
+    counts = _counts(record)
     kept = record.cost + record.uncollected
-    if record.cost < 0 or record.uncollected < 0 or min(counts.values()) < 0:
+    if record.cost < 0 or record.uncollected < 0 or min(counts) < 0:
         found.add("bill", record.task_id, 0, "A count or an amount of its record is below 0")
         return
     try:
-        due = cost(Used(**counts), read(record.prices))
+        prices = known.get(record.prices)
+        if prices is None:
+            prices = known[record.prices] = read(record.prices)
+        due = cost(Used(*counts), prices)
     except (KeyError, ValueError):
         found.add("bill", record.task_id, 0, "The prices in its record can't be read")
         return
@@ -196,17 +201,13 @@ async def _check_spent(
         )
 
 
-async def _check_held(found: _Findings, store: AuditedStore, wallet: Wallet) -> None:
-    """Nothing is held without a task that holds it."""
-    for _ in range(_LOOKS):
-        earlier = await store.balance(wallet)
-        if not earlier.held or any(hold.wallet == wallet for hold in await store.held()):
-            return
-        if (await store.balance(wallet)).held != earlier.held:
-            return
-    found.add(
-        "held", _name(wallet), earlier.held, f"{earlier.held} microcredits are held, and no task holds any"
-    )
+async def _check_held(found: _Findings, store: UsageStore, wallet: Wallet) -> None:
+    """What is held is what tasks hold."""
+    kept, tasks = await store.holding(wallet)
+    if kept != tasks:
+        found.add(
+            "held", _name(wallet), kept - tasks, f"{kept} microcredits are held, and its tasks hold {tasks}"
+        )
 
 
 def _outside(recomputed: int, least: int, most: int) -> int:

@@ -47,6 +47,7 @@ _FINISHES = {
 _MEANINGS = {
     "prompt_too_long": "context_length_exceeded",
     "output_blocked": "content_policy_violation",
+    "begun_answer": "invalid_parameter",
     "request_too_large": "payload_too_large",
     # Our own money, key or rights; the first comes with a 429, where a retry would be pointless.
     "enforced_spend_limit_reached": "provider_failed",
@@ -64,6 +65,7 @@ _MEANINGS = {
 _TEXTS = (
     (pattern(r"prompt is too long|input length and .max_tokens. exceed"), "prompt_too_long"),
     (pattern(r"Output blocked by content filtering"), "output_blocked"),
+    (pattern(r"This model does not support assistant message prefill"), "begun_answer"),
 )
 """The vendor has one code for all that is wrong with a request; only the beginning of its message differs."""
 

@@ -37,9 +37,11 @@ class Profile:
     how a stream comes to have its count of tokens: "option" asks for it by `stream_options`; "always" and
     "none" ask for nothing, as it comes by itself or never does (then the words are counted). `user_most` is
     the longest name of an end user that is sent as it is; a longer one is sent as a digest. `drop` names
-    parameters of the contract that no model of the host takes. `extra` are fields of every request,
-    `headers` of every call. `meanings` are codes of the host's own: its code -> that of our table. With
-    `patient` a stream may be silent for as long as a whole answer: the host may have to load the model.
+    parameters of the contract that no model of the host takes; `least` gives what is sent of one in place of
+    anything less, where no model takes that. `extra` are fields of every request, `headers` of every call.
+    `meanings` are codes of the host's own: its code -> that of our table. With `patient` a stream may be
+    silent for as long as a whole answer: the host may have to load the model. With `system_first` what the
+    system says goes ahead of the conversation, wherever it stood, and answers without a word are left out.
     """
 
     vendor: str
@@ -51,10 +53,12 @@ class Profile:
     stream_options: Mapping[str, Any] = field(default_factory=lambda: {"include_usage": True})
     key_needed: bool = True
     drop: frozenset[str] = frozenset()
+    least: Mapping[str, float] = field(default_factory=dict)
     extra: Mapping[str, Any] = field(default_factory=dict)
     headers: Mapping[str, str] = field(default_factory=dict)
     meanings: Mapping[str, str] = field(default_factory=dict)
     patient: bool = False
+    system_first: bool = False
 
 
 class Chat:
@@ -109,7 +113,7 @@ def request(job: Job, profile: Profile) -> dict[str, Any]:
     dropped = profile.drop
     body: dict[str, Any] = {
         "model": route.model,
-        "messages": [_message(message) for message in given.messages],
+        "messages": _messages(given, profile),
     }
     if given.HasField("max_tokens") and "max_tokens" not in dropped:
         most = fitted(route, "max_tokens", given.max_tokens)
@@ -122,7 +126,8 @@ def request(job: Job, profile: Profile) -> dict[str, Any]:
             value = fitted(route, name, getattr(given, name))
             theirs = name if name != "seed" else options.get("seed_field", profile.seed_field)
             if value is not None and theirs != "none":
-                body[theirs] = value
+                least = profile.least.get(name)
+                body[theirs] = value if least is None else max(value, least)
     if given.stop and "stop" not in route.drop and "stop" not in dropped:
         body["stop"] = list(given.stop)
     if given.user and "user" not in route.drop and "user" not in dropped:
@@ -146,6 +151,14 @@ def request(job: Job, profile: Profile) -> dict[str, Any]:
 def _user(user: str, most: int) -> str:
     """The caller's name of the end user, or a digest of it where it is too long for the wire."""
     return user if len(user) <= most else sha256(user.encode()).hexdigest()
+
+
+def _messages(given: TextInput, profile: Profile) -> list[dict[str, Any]]:
+    messages = [_message(message) for message in given.messages]
+    if not profile.system_first:
+        return messages
+    said = [message for message in messages if message["role"] != "assistant" or message["content"]]
+    return sorted(said, key=lambda message: message["role"] != "system")  # it keeps the order of equals
 
 
 def _message(message: Message) -> dict[str, Any]:

@@ -26,7 +26,7 @@ from pomelo.gen.v1.speech_pb2 import (
 )
 from pomelo.providers import Credentials
 from pomelo.providers.base import AudioSource, Event, Job, Probe
-from pomelo.providers.elevenlabs_answers import Sound, transcription
+from pomelo.providers.elevenlabs_answers import SOUND_MOST, Sound, transcription
 from pomelo.providers.elevenlabs_forms import form
 from pomelo.providers.failures import Complaint, Dialect, nonsense
 from pomelo.providers.fit import fitted
@@ -149,15 +149,19 @@ class _Absence:
 
 
 class ElevenLabs:
-    """ElevenLabs as a provider of speech and of transcripts."""
+    """ElevenLabs as a provider of speech and of transcripts.
+
+    `sound_most` are the bytes that a sound may have.
+    """
 
     base_url = "https://api.elevenlabs.io"
     probe = Probe("/v1/models", "xi-api-key", "")
 
-    def __init__(self, credentials: Credentials, http: Http) -> None:
+    def __init__(self, credentials: Credentials, http: Http, *, sound_most: int = SOUND_MOST) -> None:
         key = (credentials.api_key or "").strip()
         self.configured = bool(key)
         self._http = http
+        self._sound_most = sound_most
         self._base = credentials.base_url.rstrip("/")
         self._headers = {"xi-api-key": key}
         self._json_headers = {"xi-api-key": key, "Content-Type": "application/json"}
@@ -244,7 +248,7 @@ class ElevenLabs:
     ) -> AsyncGenerator[Event, None]:
         """The sound that a request is answered with, as it comes."""
         async with self._http.pieces(url, headers, body, dialect, patient=not live) as stream:
-            sound = Sound(wanted, stream.headers)
+            sound = Sound(wanted, stream.headers, self._sound_most)
             while piece := await stream.read():
                 for event in sound.take(piece):
                     yield event

@@ -16,6 +16,9 @@ from pomelo.providers.failures import Dialect, complained, nonsense
 PIECE = 64 * 1024
 """The most bytes of a piece of sound."""
 
+SOUND_MOST = 512 * 1024 * 1024
+"""Bytes of a sound: more than an hour of the largest format."""
+
 _SECONDS_MOST = 1_000_000.0
 """More than any sound lasts: a length above it is a fault."""
 
@@ -50,10 +53,10 @@ class Sound:
     a length and without chunks is refused.
     """
 
-    __slots__ = ("_head", "_needed", "_started", "_wanted")
+    __slots__ = ("_head", "_left", "_needed", "_started", "_wanted")
 
-    def __init__(self, wanted: str, headers: Mapping[str, str]) -> None:
-        """An answer with these headers, in the output_format `wanted`.
+    def __init__(self, wanted: str, headers: Mapping[str, str], most: int = SOUND_MOST) -> None:
+        """An answer with these headers, in the output_format `wanted`, of at most `most` bytes.
 
         Raises:
             PomeloError: provider_failed; it is no sound.
@@ -66,6 +69,7 @@ class Sound:
         if "Content-Length" not in headers and "chunked" not in headers.get("Transfer-Encoding", "").lower():
             raise nonsense("an answer whose end can't be told")
         self._wanted = wanted
+        self._left = most
         self._head = b""
         self._started = False
         self._needed = _MARK if wanted.partition("_")[0] in _CONTAINERS else 1
@@ -74,8 +78,11 @@ class Sound:
         """The events for the next bytes.
 
         Raises:
-            PomeloError: provider_failed; the first bytes are a page's or an object's.
+            PomeloError: provider_failed; the first bytes are a page's or an object's, or there are too many.
         """
+        self._left -= len(piece)
+        if self._left < 0:
+            raise nonsense("a sound above the limit")
         kind = ""
         if not self._started:
             piece = self._head + piece
@@ -163,4 +170,5 @@ def _seconds(value: Any, otherwise: float) -> float:
         return otherwise
     if type(value) is not float and type(value) is not int:
         raise TypeError
-    return float(value) if isfinite(value) and 0 <= value <= _SECONDS_MOST else otherwise
+    # The bounds come first: a whole number may be too large for a float.
+    return float(value) if 0 <= value <= _SECONDS_MOST and isfinite(value) else otherwise

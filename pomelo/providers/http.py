@@ -19,6 +19,8 @@ from typing import Any, Self
 
 import aiohttp
 from aiohttp.abc import AbstractResolver
+from aiohttp.connector import Connection
+from aiohttp.tracing import Trace
 from pydantic_core import from_json
 from yarl import URL
 
@@ -31,6 +33,10 @@ BODY_MOST = 8 * 1024 * 1024
 
 PER_HOST = 256
 """Connections to one host; further calls wait for one until their deadline."""
+
+PIECE = 64 * 1024
+"""Bytes of a sound that are read at once, and about what is read ahead of an answer: what a slow caller makes
+us hold is small."""
 
 _COMPLAINT_MOST = 64 * 1024  # bytes of an error body that are read, and
 _COMPLAINT_WAIT = 5.0  # seconds that are spent on it
@@ -80,13 +86,14 @@ class Http:
 
     async def __aenter__(self) -> Self:
         self._session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(
+            connector=_Connector(
                 limit=0, limit_per_host=self._per_host, keepalive_timeout=15, resolver=self._resolver
             ),
             cookie_jar=aiohttp.DummyCookieJar(),
             headers={"Accept-Encoding": "identity", "User-Agent": f"pomelo/{pomelo.__version__}"},
             auto_decompress=False,
             trust_env=False,
+            read_bufsize=PIECE,
         )
         return self
 
@@ -131,7 +138,7 @@ class Http:
             PomeloError: by the map.
         """
         async with self._ask(url, headers, body, dialect, self._whole_limits) as response:
-            answer, complete = await _read(response, most)
+            answer, complete = await _read(_Body(response, self._whole_limits), most)
             content_type = response.headers.get("Content-Type", "")
         if not complete:
             raise nonsense("an answer above the limit")
@@ -150,7 +157,7 @@ class Http:
         """
         limits = self._whole_limits if patient else self._stream_limits
         async with self._ask(url, headers, body, dialect, limits) as response:
-            yield ByteStream(response)
+            yield ByteStream(_Body(response, limits), response.headers)
 
     @asynccontextmanager
     async def events(
@@ -165,7 +172,7 @@ class Http:
         limits = self._whole_limits if patient else self._stream_limits
         async with self._ask(url, headers, body, dialect, limits) as response:
             # Whatever its type is called: proxies rename it, and a page has no events and no end marker.
-            yield EventStream(response)
+            yield EventStream(_Body(response, self._stream_limits))
 
     @asynccontextmanager
     async def _ask(
@@ -197,7 +204,7 @@ class Http:
         else:
             try:
                 if response.status >= 300:
-                    raise await self._refusal(response, dialect)
+                    raise await self._refusal(response, dialect, limits)
                 yield response
             finally:
                 # Not release(), which would wait for the rest; no effect on what was read to its end.
@@ -206,22 +213,72 @@ class Http:
         # Outside of the except block: what aiohttp raises holds the request's headers.
         raise failure
 
-    async def _refusal(self, response: aiohttp.ClientResponse, dialect: Dialect) -> Exception:
+    async def _refusal(
+        self, response: aiohttp.ClientResponse, dialect: Dialect, limits: aiohttp.ClientTimeout
+    ) -> Exception:
         body = b""
         if response.status >= 400:
             with contextlib.suppress(TimeoutError, *_FAULTS):
                 async with asyncio.timeout(_COMPLAINT_WAIT):
-                    body, _ = await _pieces(response, _COMPLAINT_MOST)
+                    body, _ = await _pieces(_Body(response, limits), _COMPLAINT_MOST)
         return refused(response.status, response.headers, body, dialect, self._now())
+
+
+class _Body:
+    """An answer's body as it comes.
+
+    aiohttp stops its own clock of silence while it holds data back, and loses a fault that it finds in them
+    afterwards: nothing would ever come, and nobody would say so. So each wait here has a limit of its own.
+    """
+
+    __slots__ = ("_content", "_response", "_silence")
+
+    def __init__(self, response: aiohttp.ClientResponse, limits: aiohttp.ClientTimeout) -> None:
+        self._response = response
+        self._content = response.content
+        self._silence = limits.sock_read
+
+    @property
+    def told(self) -> int | None:
+        """How many bytes it has, where that was told ahead."""
+        return self._response.content_length
+
+    @property
+    def ended(self) -> bool:
+        """Whether all of it was read."""
+        return self._content.at_eof()
+
+    async def read(self, most: int = -1) -> bytes:
+        """The next bytes, all that are there or at most so many; empty only at the end.
+
+        Raises:
+            aiohttp.ClientError, OSError, ValueError: it is cut. TimeoutError, an OSError too: it is silent.
+        """
+        packet = self._content.read_nowait(most)
+        if packet or self._content.at_eof():
+            return packet
+        try:
+            async with asyncio.timeout(_GOODBYE_WAIT if self._gone() else self._silence):
+                return await (self._content.readany() if most < 0 else self._content.read(most))
+        except TimeoutError:
+            if not self._gone():
+                raise
+        except RuntimeError:
+            pass  # aiohttp's word for it, where its reader came later than the connection's end
+        raise aiohttp.ClientPayloadError("the connection is gone")
+
+    def _gone(self) -> bool:
+        connection = self._response.connection
+        return connection is not None and connection.closed
 
 
 class EventStream:
     """An answer that comes as events."""
 
-    __slots__ = ("_content", "_parser")
+    __slots__ = ("_body", "_parser")
 
-    def __init__(self, response: aiohttp.ClientResponse) -> None:
-        self._content = response.content
+    def __init__(self, body: _Body) -> None:
+        self._body = body
         self._parser = SseParser()
 
     async def read(self) -> list[SseEvent]:
@@ -232,7 +289,7 @@ class EventStream:
         """
         while True:
             try:
-                packet = await self._content.readany()
+                packet = await self._body.read()
             except _FAULTS as error:
                 failure = cut(error)
             else:
@@ -250,55 +307,78 @@ class EventStream:
         To be called after the vendor's own end marker. Never raises; without the end the connection is
         closed on leaving.
         """
-        if self._content.at_eof():
+        if self._body.ended:
             return
         with contextlib.suppress(TimeoutError, *_FAULTS):
             async with asyncio.timeout(_GOODBYE_WAIT):
-                await self._content.readany()
+                await self._body.read()
 
 
 class ByteStream:
     """An answer that comes as bytes: a sound."""
 
-    __slots__ = ("_content", "headers")
+    __slots__ = ("_body", "headers")
 
-    def __init__(self, response: aiohttp.ClientResponse) -> None:
-        self._content = response.content
-        self.headers: Mapping[str, str] = response.headers
+    def __init__(self, body: _Body, headers: Mapping[str, str]) -> None:
+        self._body = body
+        self.headers = headers
 
     async def read(self) -> bytes:
-        """The next bytes, all that are there; empty only at the end of the answer.
+        """The next bytes, at once when some are there, at most PIECE; empty only at the end of the answer.
 
         Raises:
             PomeloError: by the map; what came before stands.
         """
         try:
-            return await self._content.readany()
+            return await self._body.read(PIECE)
         except _FAULTS as error:
             failure = cut(error)
         raise failure
+
+
+class _Connector(aiohttp.TCPConnector):
+    """Keeps connections for later, but for those on which something came that nobody had asked for: it would
+    be taken for the answer to the next request, which may be another caller's."""
+
+    async def connect(
+        self,
+        req: aiohttp.ClientRequest,
+        traces: list[Trace],
+        timeout: aiohttp.ClientTimeout,  # noqa: ASYNC109 - it is aiohttp's own name
+    ) -> Connection:
+        """A connection on which nothing has come yet.
+
+        Raises:
+            aiohttp.ClientConnectionError: there is none.
+        """
+        for _ in range(self.limit_per_host + 1):  # however many are kept
+            connection = await super().connect(req, traces, timeout)
+            if connection.protocol is not None and not connection.protocol.should_close:
+                return connection
+            connection.close()
+        raise aiohttp.ClientConnectionError("answers come without a request")
 
 
 def _limits(connect: float, silence: float) -> aiohttp.ClientTimeout:
     return aiohttp.ClientTimeout(total=None, sock_connect=connect, sock_read=silence)
 
 
-async def _read(response: aiohttp.ClientResponse, most: int) -> tuple[bytes, bool]:
+async def _read(body: _Body, most: int) -> tuple[bytes, bool]:
     try:
-        return await _pieces(response, most)
+        return await _pieces(body, most)
     except _FAULTS as error:
         failure = cut(error)
     raise failure
 
 
-async def _pieces(response: aiohttp.ClientResponse, most: int) -> tuple[bytes, bool]:
+async def _pieces(body: _Body, most: int) -> tuple[bytes, bool]:
     """The body, at most about `most` bytes of it, and whether that is all."""
-    size = response.content_length
+    size = body.told
     if size is not None and size > most:
         return b"", False
     pieces: list[bytes] = []
     size = 0
-    while piece := await response.content.readany():
+    while piece := await body.read():
         pieces.append(piece)
         size += len(piece)
         if size > most:

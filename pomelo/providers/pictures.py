@@ -36,7 +36,8 @@ class Progress:
 
     def event(self, done: Any) -> Event | None:
         """The event that tells of `done`; None where it is no news, or no number."""
-        if type(done) not in (int, float) or not isfinite(done):
+        # A whole number may be too large for a float: it is not asked whether it is finite.
+        if type(done) not in (int, float) or (type(done) is float and not isfinite(done)):
             return None
         done = min(max(done, 0.0), 1.0)
         if done <= self._told:

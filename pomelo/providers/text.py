@@ -10,7 +10,7 @@ from typing import Any
 from pomelo.gen.v1.text_pb2 import FinishReason, TextDelta, TokenUsage
 from pomelo.providers.base import Event
 from pomelo.providers.failures import nonsense
-from pomelo.providers.http import EventStream
+from pomelo.providers.http import BODY_MOST, EventStream
 
 _TOKENS_MOST = 10**9
 """More tokens than any model takes: a count above it is a fault."""
@@ -55,10 +55,12 @@ async def streamed(
     """The events of a streamed answer; `ask` makes the call, `answer` reads what comes.
 
     A stream that is complete but lacks a credible count of tokens ends without one: the engine makes one up.
+    One that says more than a whole answer may have has failed.
 
     Raises:
         PomeloError: by the map in `failures`.
     """
+    left = BODY_MOST
     async with ask() as stream:
         while not answer.ended:
             events = await stream.read()
@@ -67,6 +69,9 @@ async def streamed(
             for _, data in events:
                 content = answer.take(data)
                 if content:
+                    left -= len(content)
+                    if left < 0:
+                        raise nonsense("a text above the limit")
                     event = Event()
                     event.text_delta.content = content  # a sixth of the cost of the constructors
                     yield event

@@ -22,6 +22,7 @@ from pomelo.gen.v1.model_service_pb2_grpc import ModelServiceServicer
 from pomelo.gen.v1.task_service_pb2 import RunTaskRequest, RunTaskResponse, StreamTaskRequest
 from pomelo.gen.v1.task_service_pb2_grpc import TaskServiceServicer
 from pomelo.service import AccountService, MediaService, ModelService, TaskService
+from pomelo.traces import trace
 from pomelo.wire import OPEN_KEY, WIRE_KEY, status_code, to_status, trailing
 
 MAX_CHUNK = 1024 * 1024
@@ -141,8 +142,8 @@ def answering(method: Callable[[Any, Any, Rpc], Awaitable[Any]]) -> Callable[[An
                 error = refusal
             except grpc.aio.BaseError:
                 raise  # The caller has left, or was aborted already; grpc.aio knows.
-            except Exception:
-                log.exception("request %s failed unexpectedly", rpc.call.request_id)
+            except Exception as fault:
+                log.error("request %s failed unexpectedly\n%s", rpc.call.request_id, trace(fault))
                 error = PomeloError("internal_error")
             return await rpc.refuse(error)
 
@@ -235,9 +236,14 @@ class MediaServicer(MediaServiceServicer):
         """See the contract."""
         pieces = aiter(requests)
         first = await anext(pieces, None)
-        content_type = first.content_type if first is not None else ""
+        content_type, begun = "", []
+        if first is not None:
+            content_type = first.content_type
+            if first.WhichOneof("data") != "content_type":
+                begun.append(first)
+        del first
         try:
-            media = await self._media.upload_media(content_type, _chunks(first, pieces, rpc), rpc.call)
+            media = await self._media.upload_media(content_type, _chunks(begun, pieces, rpc), rpc.call)
         except PomeloError:
             if not rpc.gateway:
                 await _linger(pieces)
@@ -259,18 +265,23 @@ class MediaServicer(MediaServiceServicer):
 
 
 async def _chunks(
-    first: media_pb.UploadMediaRequest | None, rest: AsyncIterator[media_pb.UploadMediaRequest], rpc: Rpc
+    begun: list[media_pb.UploadMediaRequest], rest: AsyncIterator[media_pb.UploadMediaRequest], rpc: Rpc
 ) -> AsyncIterator[bytes]:
-    """The bytes of an upload. It ends when the caller says so, not when the caller is gone.
+    """The bytes of an upload, of those that have `begun` it and of the rest. It ends when the caller says so,
+    not when the caller is gone.
+
+    A piece has up to 1 MiB, so none is held while the next one is waited for.
 
     Raises:
         PomeloError: missing_parameter, invalid_parameter.
     """
-    if first is not None:
-        if first.WhichOneof("data") != "content_type":
-            yield _chunk(first)
-        async for piece in rest:
-            yield _chunk(piece)
+    while begun:
+        yield _chunk(begun.pop())
+    async for piece in rest:
+        chunk = _chunk(piece)
+        del piece
+        yield chunk
+        del chunk
     try:
         # grpc.aio shows a caller who left as one who is done, and cancels us a moment later. Sending
         # something brings that moment about.
@@ -282,9 +293,10 @@ async def _chunks(
 def _chunk(piece: media_pb.UploadMediaRequest) -> bytes:
     match piece.WhichOneof("data"):
         case "chunk":
-            if not 0 < len(piece.chunk) <= MAX_CHUNK:
+            chunk = piece.chunk  # a copy each time
+            if not 0 < len(chunk) <= MAX_CHUNK:
                 raise invalid("chunk", f"1 to {MAX_CHUNK:,} bytes")
-            return piece.chunk
+            return chunk
         case "content_type":
             raise invalid("content_type", "in the first message alone")
     raise missing("chunk")

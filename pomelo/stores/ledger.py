@@ -323,6 +323,11 @@ class UsageStore(Protocol):
         """The records so far of all tasks that hold something; `cost` is what was last noted."""
         ...
 
+    async def holding(self, wallet: Wallet) -> tuple[int, int]:
+        """Microcredits: what the wallet's balance says is held, and the sum of what its tasks hold, both of
+        one moment. A store that is well says the same twice."""
+        ...
+
     async def wallets(self) -> list[Wallet]:
         """Every wallet that ever had a grant or a hold."""
         ...

@@ -7,6 +7,43 @@ all in one transaction.
 APPLICATION_ID = 0x504D4C4F
 """Marks a database file as ours."""
 
+USAGE = (
+    """
+    CREATE TABLE usage (
+        task_id TEXT NOT NULL UNIQUE,
+        request_id TEXT NOT NULL,
+        account TEXT NOT NULL,
+        live INTEGER NOT NULL,
+        key_id TEXT NOT NULL,
+        wire TEXT NOT NULL,
+        model TEXT NOT NULL,
+        task_type TEXT NOT NULL,
+        provider TEXT NOT NULL,
+        provider_model TEXT NOT NULL,
+        input_tokens INTEGER NOT NULL,
+        output_tokens INTEGER NOT NULL,
+        characters INTEGER NOT NULL,
+        images INTEGER NOT NULL,
+        pixels INTEGER NOT NULL,
+        audio_ms INTEGER NOT NULL,
+        processing_ms INTEGER NOT NULL,
+        first_byte_ms INTEGER NOT NULL,
+        output_bytes INTEGER NOT NULL,
+        cost INTEGER NOT NULL CHECK (cost >= 0),
+        uncollected INTEGER NOT NULL CHECK (uncollected >= 0),
+        prices TEXT NOT NULL,
+        price_version TEXT NOT NULL,
+        source TEXT NOT NULL,
+        complete INTEGER NOT NULL CHECK (complete IN (0, 1)),
+        at REAL NOT NULL,
+        FOREIGN KEY (account, live) REFERENCES wallets (account, live)
+    ) STRICT
+    """,
+    "CREATE INDEX usage_of_wallet ON usage (account, live, at)",
+    "CREATE INDEX usage_by_time ON usage (at)",
+)
+"""The table of usage records, of which an archive has nothing but this."""
+
 MIGRATIONS: tuple[tuple[str, ...], ...] = (
     (
         "CREATE TABLE accounts (name TEXT NOT NULL PRIMARY KEY) STRICT, WITHOUT ROWID",
@@ -83,39 +120,7 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
             FOREIGN KEY (account, live) REFERENCES wallets (account, live)
         ) STRICT, WITHOUT ROWID
         """,
-        """
-        CREATE TABLE usage (
-            task_id TEXT NOT NULL UNIQUE,
-            request_id TEXT NOT NULL,
-            account TEXT NOT NULL,
-            live INTEGER NOT NULL,
-            key_id TEXT NOT NULL,
-            wire TEXT NOT NULL,
-            model TEXT NOT NULL,
-            task_type TEXT NOT NULL,
-            provider TEXT NOT NULL,
-            provider_model TEXT NOT NULL,
-            input_tokens INTEGER NOT NULL,
-            output_tokens INTEGER NOT NULL,
-            characters INTEGER NOT NULL,
-            images INTEGER NOT NULL,
-            pixels INTEGER NOT NULL,
-            audio_ms INTEGER NOT NULL,
-            processing_ms INTEGER NOT NULL,
-            first_byte_ms INTEGER NOT NULL,
-            output_bytes INTEGER NOT NULL,
-            cost INTEGER NOT NULL CHECK (cost >= 0),
-            uncollected INTEGER NOT NULL CHECK (uncollected >= 0),
-            prices TEXT NOT NULL,
-            price_version TEXT NOT NULL,
-            source TEXT NOT NULL,
-            complete INTEGER NOT NULL CHECK (complete IN (0, 1)),
-            at REAL NOT NULL,
-            FOREIGN KEY (account, live) REFERENCES wallets (account, live)
-        ) STRICT
-        """,
-        "CREATE INDEX usage_of_wallet ON usage (account, live, at)",
-        "CREATE INDEX usage_by_time ON usage (at)",
+        *USAGE,
         # An Idempotency-Key: while its task runs there is no answer and no end.
         """
         CREATE TABLE repeats (

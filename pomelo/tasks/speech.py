@@ -28,6 +28,9 @@ DEFAULT_FORMAT = "mp3_44100_128"
 SPOKEN_CHARACTERS = 15
 """Characters that are spoken in a second: what was delivered of a text is told by its length in time."""
 
+SLACK_MS = 1000
+"""Milliseconds by which any answer may be longer than the sound that was heard."""
+
 _VOICE = re.compile(r"[A-Za-z0-9][A-Za-z0-9 ._-]{0,63}")
 _LANGUAGE = re.compile(r"[A-Za-z]{2,3}")
 
@@ -173,8 +176,11 @@ class SpeechFold:
     def used(self) -> tuple[Used, bool]:
         """See Fold."""
         most = self._folding.bound.most
+        answered = _ms(self._folding.input, self._size)
         if not self._folding.bound.exact:
-            return Used(audio_ms=min(_ms(self._folding.input, self._size), most.audio_ms)), False
+            return Used(audio_ms=min(answered, most.audio_ms)), False
+        if most.audio_ms and answered > 2 * most.audio_ms + SLACK_MS:
+            return Used(audio_ms=answered), False  # what was sent claimed to be shorter than it is
         return most, True
 
     def close(self) -> None:

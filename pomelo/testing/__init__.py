@@ -7,7 +7,10 @@
 
 It ships with Pomelo for the tests of its users, of their clients as well as of new providers. It knows
 nothing of Pomelo, and no test needs to sleep: a `Gate` holds an answer where it is told to, and what the
-server saw is awaited on the `Received` request.
+server saw is awaited on the `Received` request. A vendor of one's own is a `Wire`: `FaultUpstream(wires=…)`.
+
+`pomelo.testing.faults` is the table of what can go wrong at a vendor, and `pomelo.testing.suite`, which alone
+knows Pomelo, the contract that every provider is run through.
 """
 
 from pomelo.testing.elevenlabs_wire import Speech, Transcript, VoiceList
@@ -23,7 +26,18 @@ from pomelo.testing.openai_wire import (
     page,
     redirect,
 )
-from pomelo.testing.reply import Gate, Received, Reply, Script, Step, Stop, Token
+from pomelo.testing.reply import (
+    Gate,
+    Received,
+    Reply,
+    Script,
+    Step,
+    Stop,
+    Token,
+    Wire,
+    Wording,
+    plain_refusal,
+)
 from pomelo.testing.upstream import FaultUpstream
 
 __all__ = [
@@ -40,6 +54,8 @@ __all__ = [
     "Token",
     "Transcript",
     "VoiceList",
+    "Wire",
+    "Wording",
     "broken_json",
     "chunk",
     "error_event",
@@ -47,5 +63,6 @@ __all__ = [
     "half_character",
     "huge_line",
     "page",
+    "plain_refusal",
     "redirect",
 ]

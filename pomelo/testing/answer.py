@@ -7,11 +7,12 @@ out, how it is packed.
 import json
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
-from pomelo.testing.reply import Received, Reply, Step, Token
+from pomelo.testing.broken import unended
+from pomelo.testing.reply import Received, Reply, Script, Step, Stop, Token, Wording
 
 COUNTED: Mapping[str, int] = {}
 """As the `usage` of an answer: what it really has, counted by words."""
@@ -107,6 +108,43 @@ class TextAnswer(ABC):
             else:
                 packed.append(kind(packet))
         return packed
+
+
+def wording(
+    good: TextAnswer,
+    usage: Callable[[int, int], Any],
+    busy: bytes,
+    unknown: bytes,
+    said: Mapping[str, Script],
+    lacks: Mapping[str, str] | None = None,
+) -> Wording:
+    """The faults of a wire of conversations, made of a `good` answer: `usage` makes a count of input and
+    output, `busy` and `unknown` are events of errors; `said` has what is refused, `lacks` what never is."""
+
+    def breaking(event: bytes) -> Script:
+        return replace(good, at={2: (event, Stop.END)})
+
+    def error(received: Received) -> Reply:
+        if received.body.get("stream"):
+            return Reply(headers=_EVENTS, steps=(unknown,))
+        return Reply(headers=JSON, steps=(unknown.partition(b"data: ")[2].strip(),))
+
+    return Wording(
+        {
+            "no end marker": replace(good, done=False),
+            "silence after the end marker": unended(good),
+            "busy half way": breaking(busy),
+            "an unknown error half way": breaking(unknown),
+            "a text without end": replace(good, text=("x" * 200_000 + " ") * 60),
+            "no finish reason": replace(good, finish_reason=None),
+            "no usage": replace(good, usage=None),
+            "usage below 0": replace(good, usage=usage(-1, 5)),
+            "usage of 2^63": replace(good, usage=usage(2**63, 5)),
+            "an error with 200": error,
+            **said,
+        },
+        lacks or {},
+    )
 
 
 def _listed(steps: Step | Sequence[Step]) -> list[Step]:

@@ -34,6 +34,7 @@ _BOTH = re.compile(r"claude-(3|2|instant)")
 _UNFILLED = re.compile(r"claude-(opus-4-[6-9]|sonnet-4-[6-9]|[a-z]+-([5-9]|\d\d))")
 """Models that don't go on with an answer that is begun for them."""
 
+_BEGUN = "This model does not support assistant message prefill: the conversation ends with one"
 _BLANK = "text content blocks must contain non-whitespace text"
 
 
@@ -51,7 +52,7 @@ def _together(body: Mapping[str, Any], version: str) -> Problem | None:
     if body.get("temperature") is not None and body.get("top_p") is not None and not _BOTH.match(model):
         return Problem("unsupported_parameter", None, "temperature and top_p exclude each other")
     if body["messages"][-1]["role"] == "assistant" and _UNFILLED.match(model):
-        return Problem("invalid_value", None, "The conversation must end with a user message")
+        return Problem("invalid_value", None, _BEGUN)
     return None
 
 
@@ -86,7 +87,7 @@ def _metadata(name: str, value: Any) -> Problem | None:
         if key != "user_id":
             return Problem("unknown_parameter", f"{name}.{key}", "Extra inputs are not permitted")
     user = value.get("user_id")
-    problem = None if user is None else text(0, 256)(f"{name}.user_id", user)
+    problem = None if user is None else text(0, 512)(f"{name}.user_id", user)
     if problem is None and user is not None and "@" in user:
         problem = Problem("invalid_value", f"{name}.user_id", "this looks like the address of a person")
     return problem
@@ -132,7 +133,7 @@ def _source(name: str, source: Any) -> Problem | None:
 
 _FIELDS: Mapping[str, Check] = {
     "model": text(1),
-    "max_tokens": whole(1, 2**31 - 1),
+    "max_tokens": whole(0, 2**31 - 1),
     "messages": conversation(
         {"user": {"role", "content"}, "assistant": {"role", "content"}}, _block, content=_said
     ),
@@ -157,5 +158,7 @@ _OTHERS = frozenset(
         "thinking",
         "tool_choice",
         "tools",
+        "user_profile_id",
+        "workspace_id",
     )
 )

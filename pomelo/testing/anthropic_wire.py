@@ -9,8 +9,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from pomelo.testing.answer import COUNTED, JSON, TextAnswer
+from pomelo.testing.answer import COUNTED, JSON, TextAnswer, wording
 from pomelo.testing.anthropic_checks import VERSIONS, check
+from pomelo.testing.broken import BODY
 from pomelo.testing.checks import Problem, turned_away
 from pomelo.testing.reply import Received, Reply, Wire
 
@@ -157,9 +158,6 @@ def refused(received: Received, api_key: str | None) -> Reply | None:
     return None if problem is None else error_reply(400, message=_worded(problem))
 
 
-WIRE = Wire("anthropic", lambda received: received.path == PATH, refused, Answer())
-
-
 def _message(received: Received, blocks: list[dict[str, Any]]) -> dict[str, Any]:
     return {
         "id": _ID,
@@ -182,3 +180,31 @@ def _worded(problem: Problem) -> str:
     if problem.param is None:
         return problem.message
     return f"{problem.param.replace('[', '.').replace(']', '')}: {problem.message}"
+
+
+_TEXT = wording(
+    Answer(),
+    lambda prompt, completion: {"input_tokens": prompt, "output_tokens": completion},
+    error_event("overloaded_error", message=BODY),
+    error_event("strange", message=BODY),
+    {
+        "out of money": error_reply(
+            429, "rate_limit_error", "enforced_spend_limit_reached", message=f"No more this month. {BODY}"
+        ),
+        "too many at once": error_reply(429, "rate_limit_error", message=BODY),
+        "unknown key": error_reply(401, "authentication_error", message=BODY),
+        "unknown model": error_reply(404, "not_found_error", message=BODY),
+        "against the policy": error_reply(400, message=f"Output blocked by content filtering policy. {BODY}"),
+        "too long": error_reply(400, message=f"prompt is too long: 250000 tokens > 200000 maximum. {BODY}"),
+        "a value not taken": error_reply(400, message=f"temperature: must be at most 1. {BODY}"),
+    },
+)
+
+WIRE = Wire(
+    "anthropic",
+    lambda received: received.path == PATH,
+    refused,
+    Answer(),
+    lambda status, message: error_reply(status, message=message),
+    {"text": _TEXT},
+)

@@ -11,9 +11,10 @@ from dataclasses import dataclass, field
 from itertools import count
 from typing import Any
 
+from pomelo.testing.broken import BODY, astray
 from pomelo.testing.checks import Check, flag, number, one_of, text, whole
 from pomelo.testing.pictures import CONTENT_TYPES, picture
-from pomelo.testing.reply import Received, Reply, Script, Step, Wire
+from pomelo.testing.reply import Received, Reply, Script, Step, Stop, Wire, Wording
 
 PREFIX = "/bfl"
 ORDERS = PREFIX + "/v1/"
@@ -58,6 +59,10 @@ def error_reply(
 def invalid(name: str, message: str = "It can't be taken") -> Reply:
     """The refusal of one field of an order."""
     return error_reply(422, [{"loc": ["body", name], "msg": message, "type": "value_error"}])
+
+
+def _missing(place: str, name: str) -> Reply:
+    return error_reply(422, [{"loc": [place, name], "msg": "Field required", "type": "missing"}])
 
 
 def delivered(data: bytes, content_type: str = "image/png") -> Reply:
@@ -123,7 +128,7 @@ def refused(received: Received, api_key: str | None) -> Reply | None:
     if received.path == RESULT:
         if received.method != "GET":
             return error_reply(405, "Method Not Allowed")
-        return None
+        return None if received.query.get("id") else _missing("query", "id")
     fields = _MODELS.get(received.path.removeprefix(ORDERS))
     if fields is None:
         return error_reply(404, "Not Found")
@@ -179,4 +184,47 @@ _MODELS: Mapping[str, Mapping[str, Check]] = {
     },
 }
 
-WIRE = Wire("bfl", lambda received: received.path.startswith(PREFIX + "/"), refused, Drawing())
+UNDELIVERED: Mapping[str, Reply] = {
+    "not delivered": Reply(
+        403, {"Content-Type": "application/xml"}, (b"<Error>AuthenticationFailed</Error>",)
+    ),
+    "delivered in part": Reply(
+        headers={"Content-Type": "image/png", "Content-Length": str(len(picture("png")))},
+        steps=(picture("png")[:40], Stop.CLOSE),
+    ),
+    "delivered oversize": Reply(
+        headers={"Content-Type": "image/png", "Content-Length": str(10**12)},
+        steps=(picture("png")[:40], Stop.SILENCE),
+    ),
+    "no picture": Reply(headers={"Content-Type": "image/png"}, steps=(f"<html>{BODY}</html>".encode(),)),
+}
+"""Faults of a delivery, whoever delivers."""
+
+_IMAGE = Wording(
+    {
+        "an error with 200": status("Error", details={"reason": BODY}),
+        "out of money": error_reply(402, f"Insufficient credits. {BODY}"),
+        "too many at once": error_reply(429, f"Too many active tasks. {BODY}"),
+        "unknown key": error_reply(403, f"Not authenticated. {BODY}"),
+        "unknown model": error_reply(404, "Not Found"),
+        "against the policy": Drawing(polls=(moderated(),), done=False),
+        "a value not taken": invalid("width", BODY),
+        "failed afterwards": Drawing(polls=(status("Error", details={"reason": BODY}),), done=False),
+        "lost": Drawing(polls=(error_reply(404, "Task not found"),), done=False),
+        "questions that fail": Drawing(polls=(error_reply(500, BODY),), done=False),
+        "a link astray": lambda received: Drawing(sample=astray(received))(received),
+        "a link with our key astray": lambda received: Drawing(polling_url=astray(received))(received),
+        "a link that is none": Drawing(sample=7),
+        **{name: Drawing(delivery=(reply,)) for name, reply in UNDELIVERED.items()},
+    },
+    {"too long": "the vendor names no longest prompt"},
+)
+
+WIRE = Wire(
+    "bfl",
+    lambda received: received.path.startswith(PREFIX + "/"),
+    refused,
+    Drawing(),
+    error_reply,
+    {"image": _IMAGE},
+)

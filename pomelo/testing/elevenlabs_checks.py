@@ -32,13 +32,13 @@ def problem(kind: str, *where: str | int, message: str = "It can't be so", value
 
 def problems(received: Received, kind: str, stream: bool) -> list[Problem]:
     """All that is wrong with a request; `kind` is tts, sts, stt or voices."""
+    if kind == "voices":
+        return _named("query", received.query, _OLD_VOICES if "/v1/" in received.path else _VOICES)
     found = _query(received.query, kind, stream)
     if kind == "tts":
         if not isinstance(received.body, dict):
             return [*found, problem("json_invalid", "body", message="JSON is needed")]
         return found + _fields(received.body, _TTS, _TTS_OTHERS, ("text",))
-    if kind == "voices":
-        return found
     known, others, file = (_STS, _STS_OTHERS, "audio") if kind == "sts" else (_STT, _STT_OTHERS, "file")
     return found + _form(received, known, others, file)
 
@@ -48,11 +48,8 @@ def _query(query: Mapping[str, str], kind: str, stream: bool) -> list[Problem]:
     if kind in ("tts", "sts"):
         allowed["output_format"] = _one_of(*(STREAM_FORMATS if stream else FORMATS))
         allowed["optimize_streaming_latency"] = _whole_text(0, 4)
-    if kind == "voices":
-        allowed = dict.fromkeys(_VOICES_OTHERS, _anything)
-        allowed["page_size"] = _whole_text(1, 100)
-        allowed["include_total_count"] = _flag_text
-        allowed["show_legacy"] = _flag_text
+    if kind == "stt":
+        allowed["token"] = _anything
     return _named("query", query, allowed)
 
 
@@ -87,6 +84,8 @@ def _form(received: Received, known: Mapping[str, Check], others: frozenset[str]
     found += _named("body", {name: value for name, value in texts.items() if name not in others}, known)
     if file == "file" and "num_speakers" in texts and texts.get("diarize") != "true":
         found.append(problem("value_error", "body", "num_speakers", message="It goes with diarize"))
+    if "diarization_threshold" in texts and ("num_speakers" in texts or texts.get("diarize") != "true"):
+        found.append(problem("value_error", "body", "diarization_threshold", message="It can't be here"))
     return found
 
 
@@ -222,7 +221,7 @@ _STT: Mapping[str, Check] = {
     "num_speakers": _whole_text(1, 32),
     "timestamps_granularity": _one_of("none", "word", "character"),
     "diarize": _flag_text,
-    "diarization_threshold": _number_text(0, 1),
+    "diarization_threshold": _number_text(0.1, 0.4),
     "file_format": _one_of("pcm_s16le_16", "other"),
     "temperature": _number_text(0, 2),
     "seed": _whole_text(0, 2**31 - 1),
@@ -249,16 +248,27 @@ _STT_OTHERS = frozenset(
         "webhook_metadata",
     )
 )
-_VOICES_OTHERS = frozenset(
-    (
-        "category",
-        "collection_id",
-        "fine_tuning_state",
-        "next_page_token",
-        "search",
-        "sort",
-        "sort_direction",
-        "voice_ids",
-        "voice_type",
-    )
-)
+_OLD_VOICES: Mapping[str, Check] = {"show_legacy": _flag_text}
+"""Of the list's first version, which has no pages; that of the second is below."""
+_VOICES: Mapping[str, Check] = {
+    "page_size": _whole_text(1, 100),
+    "include_total_count": _flag_text,
+    "high_quality": _flag_text,
+    "include_custom_rates": _flag_text,
+    "include_live_moderated": _flag_text,
+    "min_notice_period_days": _whole_text(0, 2**31 - 1),
+    "accent": _anything,
+    "age": _anything,
+    "category": _anything,
+    "collection_id": _anything,
+    "fine_tuning_state": _anything,
+    "gender": _anything,
+    "language": _anything,
+    "next_page_token": _anything,
+    "search": _anything,
+    "sort": _anything,
+    "sort_direction": _one_of("asc", "desc"),
+    "use_cases": _anything,
+    "voice_ids": _anything,
+    "voice_type": _anything,
+}

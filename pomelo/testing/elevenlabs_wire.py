@@ -11,9 +11,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from pomelo.testing.elevenlabs_checks import problems
+from pomelo.testing.broken import BODY
+from pomelo.testing.elevenlabs_checks import problem, problems
 from pomelo.testing.form import Part
-from pomelo.testing.reply import Received, Reply, Step, Token, Wire
+from pomelo.testing.reply import Received, Reply, Script, Step, Token, Wire, Wording
 from pomelo.testing.sound import packets, rate_of
 
 PREFIX = "/elevenlabs"
@@ -248,9 +249,6 @@ def _serves(received: Received) -> bool:
     return received.path.startswith(PREFIX + "/")
 
 
-WIRE = Wire("elevenlabs", _serves, refused, _default)
-
-
 def _text(received: Received) -> str:
     """What the sound is made of: the text, or the digest of the sound that was sent."""
     if isinstance(received.body, dict):
@@ -283,3 +281,49 @@ def _listed(steps: Step | Sequence[Step]) -> list[Step]:
     if isinstance(steps, bytes) or not isinstance(steps, Sequence):
         return [steps]
     return list(steps)
+
+
+_SAID: Mapping[str, Script] = {
+    "an error with 200": error_reply(200, "strange", message=BODY),
+    "out of money": error_reply(401, "quota_exceeded", shape="old", message=BODY),
+    "too many at once": error_reply(
+        429,
+        "concurrent_limit_exceeded",
+        kind="rate_limit_error",
+        legacy="too_many_concurrent_requests",
+        message=BODY,
+    ),
+    "unknown key": error_reply(
+        401, "unauthorized", kind="authentication_error", legacy="invalid_api_key", message=BODY
+    ),
+    "unknown model": error_reply(404, "model_not_found", kind="not_found", message=BODY),
+}
+_SPOKEN: Mapping[str, Script] = {
+    **_SAID,
+    "a value not taken": validation_reply(problem("x", "body", "voice_settings", "speed", value=BODY)),
+    "unknown voice": error_reply(404, "voice_not_found", kind="not_found", param="voice_id", message=BODY),
+}
+_NO_POLICY = {"against the policy": "no such refusal of the vendor's is documented"}
+_NO_TEXT = {**_NO_POLICY, "too long": "a sound has no characters; one that is too large is 413"}
+
+WIRE = Wire(
+    "elevenlabs",
+    _serves,
+    refused,
+    _default,
+    lambda status, message: error_reply(status, message=message),
+    {
+        "text_to_speech": Wording(
+            {**_SPOKEN, "too long": error_reply(400, "max_character_limit_exceeded", message=BODY)},
+            _NO_POLICY,
+        ),
+        "speech_to_speech": Wording(_SPOKEN, _NO_TEXT),
+        "speech_to_text": Wording(
+            {
+                **_SAID,
+                "a value not taken": validation_reply(problem("x", "body", "num_speakers", value=BODY)),
+            },
+            _NO_TEXT,
+        ),
+    },
+)

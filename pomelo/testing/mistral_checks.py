@@ -1,11 +1,11 @@
 """What Mistral would refuse in a chat-completions request, checked field by field.
 
 `mistral_wire` calls `check`. The vendor's schema is closed, and so is this: a name that its published
-description of the API doesn't declare is refused wherever it stands. Fields that belong to tools and the like
-are known by name and otherwise let through.
+description of the API and its own client don't declare is refused wherever it stands. Fields that belong to
+tools and the like are known by name and otherwise let through.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pomelo.testing.checks import (
@@ -23,7 +23,41 @@ from pomelo.testing.checks import (
 
 def check(body: Mapping[str, Any]) -> Problem | None:
     """The first thing that is wrong with a request, or None."""
-    return declared(body, _FIELDS, _OTHERS, required=("model", "messages"))
+    problem = declared(body, _FIELDS, _OTHERS, required=("model", "messages"))
+    return problem or _ordered(body["messages"])
+
+
+MESSAGE_ORDER = "message_order"
+"""The code of a problem with who speaks when."""
+
+
+def _ordered(messages: Sequence[Mapping[str, Any]]) -> Problem | None:
+    before = None
+    for message in messages:
+        role = message["role"]
+        if role == "assistant" and not message.get("content") and not message.get("tool_calls"):
+            return Problem(MESSAGE_ORDER, None, "An answer must have content or tool calls")
+        if role not in _FOLLOWING.get(before, _FOLLOWING[None]):
+            return Problem(MESSAGE_ORDER, None, f"Unexpected role '{role}' after role '{before}'")
+        before = role
+    if before == "assistant" and not messages[-1].get("prefix"):
+        return Problem(MESSAGE_ORDER, None, "The last role must be user or tool, or a prefix")
+    return None
+
+
+_FOLLOWING = {
+    None: {"system", "user", "assistant"},
+    "assistant": {"assistant", "user", "tool"},
+    "tool": {"assistant", "tool"},
+}
+"""Who may speak after whom; None is for all others and the beginning."""
+
+
+def _top_p(name: str, value: Any) -> Problem | None:
+    problem = number(0, 1)(name, value)
+    if problem is None and value == 0:
+        return Problem("decimal_below_min_value", name, "Input should be greater than 0")
+    return problem
 
 
 def _stop(name: str, value: Any) -> Problem | None:
@@ -66,7 +100,7 @@ _FIELDS: Mapping[str, Check] = {
     "model": text(1),
     "messages": conversation(_MESSAGE_FIELDS, _chunk, silent={"user", "assistant", "tool"}),
     "temperature": number(0, 1.5),
-    "top_p": number(0, 1),
+    "top_p": _top_p,
     "max_tokens": whole(0, 2**31 - 1),
     "stop": _stop,
     "random_seed": whole(0, 2**63 - 1),
@@ -76,9 +110,26 @@ _FIELDS: Mapping[str, Check] = {
     "stream": flag,
     "safe_prompt": flag,
     "parallel_tool_calls": flag,
-    "reasoning_effort": one_of("none", "low", "medium", "high", "xhigh"),
+    "reasoning_effort": one_of("none", "minimal", "low", "medium", "high", "xhigh"),
     "prompt_mode": one_of("reasoning"),
     "prompt_cache_key": text(),
 }
 
-_OTHERS = frozenset(("guardrails", "metadata", "prediction", "response_format", "tool_choice", "tools"))
+_OTHERS = frozenset(
+    (
+        "guardrails",
+        "logprobs",
+        "metadata",
+        "min_tokens",
+        "prediction",
+        "prompt_logprobs",
+        "repetition_penalty",
+        "response_format",
+        "service_tier",
+        "tool_choice",
+        "tools",
+        "top_k",
+        "top_logprobs",
+        "top_prompt_logprobs",
+    )
+)

@@ -11,9 +11,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pomelo.testing.answer import COUNTED, JSON, TextAnswer
+from pomelo.testing.answer import COUNTED, JSON, TextAnswer, wording
+from pomelo.testing.broken import BODY
 from pomelo.testing.checks import Problem, turned_away
-from pomelo.testing.mistral_checks import check
+from pomelo.testing.mistral_checks import MESSAGE_ORDER, check
 from pomelo.testing.reply import Received, Reply, Wire
 
 PREFIX = "/mistral"
@@ -148,10 +149,9 @@ def refused(received: Received, api_key: str | None) -> Reply | None:
     if away is not None:
         return gateway_reply(away.status, away.message)
     problem = check(received.body)
+    if problem is not None and problem.code == MESSAGE_ORDER:
+        return error_reply(400, "invalid_request_message_order", "3230", problem.message)
     return None if problem is None else fields_reply(_place(problem), _kind(problem), problem.message)
-
-
-WIRE = Wire("mistral", lambda received: received.path.startswith(PREFIX + "/"), refused, Answer())
 
 
 def _reply(status: int, body: Mapping[str, Any], headers: Mapping[str, str] | None = None) -> Reply:
@@ -173,3 +173,35 @@ def _place(problem: Problem) -> list[str | int]:
 def _kind(problem: Problem) -> str:
     kinds = {"unknown_parameter": "extra_forbidden", "missing_required_parameter": "missing"}
     return kinds.get(problem.code, "value_error")
+
+
+_TEXT = wording(
+    Answer(),
+    lambda prompt, completion: {
+        "prompt_tokens": prompt,
+        "completion_tokens": completion,
+        "total_tokens": prompt + completion,
+    },
+    error_event("rate_limited", "1300", message=BODY),
+    error_event("strange", message=BODY),
+    {
+        "out of money": error_reply(402, message=BODY),
+        "too many at once": error_reply(429, "rate_limited", "1300", message=BODY),
+        "unknown key": gateway_reply(401, f"Unauthorized {BODY}"),
+        "unknown model": error_reply(400, "invalid_model", "1500", message=BODY),
+        "too long": error_reply(
+            400, message=f"Prompt contains 40000 tokens, too large for model with 32768. {BODY}"
+        ),
+        "a value not taken": fields_reply(("temperature",), "less_than_equal", BODY),
+    },
+    {"against the policy": "no such refusal of the vendor's is documented"},
+)
+
+WIRE = Wire(
+    "mistral",
+    lambda received: received.path.startswith(PREFIX + "/"),
+    refused,
+    Answer(),
+    lambda status, message: error_reply(status, message=message),
+    {"text": _TEXT},
+)

@@ -9,7 +9,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from pomelo.testing.answer import COUNTED, JSON, TextAnswer
+from pomelo.testing.answer import COUNTED, JSON, TextAnswer, wording
+from pomelo.testing.broken import BODY
 from pomelo.testing.checks import turned_away
 from pomelo.testing.openai_checks import check
 from pomelo.testing.reply import Received, Reply, Wire
@@ -179,7 +180,9 @@ def refused(received: Received, api_key: str | None) -> Reply | None:
     return None
 
 
-WIRE = Wire("openai", lambda received: received.path == PATH, refused, Answer())
+def counts(prompt: int, completion: int) -> dict[str, int]:
+    """A usage with these counts, as chat completions have it."""
+    return {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion}
 
 
 def _error(message: str, kind: str, param: str | None, code: str | None) -> dict[str, Any]:
@@ -188,3 +191,29 @@ def _error(message: str, kind: str, param: str | None, code: str | None) -> dict
 
 def _options(received: Received) -> Mapping[str, Any]:
     return received.body.get("stream_options") or {}
+
+
+_TEXT = wording(
+    Answer(),
+    counts,
+    error_event("server_error", message=BODY),
+    error_event("strange", message=BODY),
+    {
+        "out of money": error_reply(429, "insufficient_quota", "credit_balance_exhausted", message=BODY),
+        "too many at once": error_reply(429, "requests", "rate_limit_exceeded", message=BODY),
+        "unknown key": error_reply(401, code="invalid_api_key", message=BODY),
+        "unknown model": error_reply(404, code="model_not_found", param="model", message=BODY),
+        "against the policy": error_reply(400, code="content_policy_violation", message=BODY),
+        "too long": error_reply(400, code="context_length_exceeded", param="messages", message=BODY),
+        "a value not taken": error_reply(400, code="unsupported_value", param="temperature", message=BODY),
+    },
+)
+
+WIRE = Wire(
+    "openai",
+    lambda received: received.path == PATH,
+    refused,
+    Answer(),
+    lambda status, message: error_reply(status, message=message),
+    {"text": _TEXT},
+)

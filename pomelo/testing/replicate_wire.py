@@ -6,15 +6,17 @@ refused, and so is a key that is sent along to the delivery.
 """
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import count
 from typing import Any
 
-from pomelo.testing.bfl_wire import delivered
+from pomelo.testing.bfl_wire import UNDELIVERED, delivered
+from pomelo.testing.broken import BODY, astray
 from pomelo.testing.checks import Check, flag, one_of, text, whole
 from pomelo.testing.pictures import CONTENT_TYPES, picture
-from pomelo.testing.reply import Received, Reply, Script, Wire
+from pomelo.testing.reply import Received, Reply, Script, Wire, Wording
 
 PREFIX = "/replicate"
 MODEL = "black-forest-labs/flux-schnell"
@@ -22,6 +24,7 @@ ORDERS = f"{PREFIX}/v1/models/{MODEL}/predictions"
 PREDICTIONS = PREFIX + "/v1/predictions/"
 DELIVERY = PREFIX + "/delivery/"
 
+_PREFER = re.compile(r"wait(=([1-9]|[1-5][0-9]|60))?")
 _ids = count(1)
 
 
@@ -106,6 +109,8 @@ def refused(received: Received, api_key: str | None) -> Reply | None:
         return error_reply(405, "Method not allowed")
     if received.headers.get("Content-Type", "").partition(";")[0].strip() != "application/json":
         return error_reply(415, "Send JSON")
+    if not _PREFER.fullmatch(received.headers.get("Prefer", "wait")):
+        return error_reply(422, "Prefer is wait, or wait=n for at most 60 seconds")
     if not isinstance(received.body, dict) or not isinstance(received.body.get("input"), dict):
         return error_reply(422, "input is required", ("",))
     if set(received.body) - {"input", "webhook", "webhook_events_filter", "stream"}:
@@ -155,4 +160,39 @@ _FIELDS: Mapping[str, Check] = {
     "megapixels": one_of("1", "0.25"),
 }
 
-WIRE = Wire("replicate", lambda received: received.path.startswith(PREFIX + "/"), refused, Prediction())
+
+def _asked_astray(received: Received) -> Reply:
+    urls = {"get": astray(received)}
+    return Prediction(polls=(prediction("starting"),), order={"urls": urls})(received)
+
+
+_IMAGE = Wording(
+    {
+        "an error with 200": prediction("failed", error=BODY),
+        "out of money": error_reply(402, f"Insufficient credit. {BODY}"),
+        "too many at once": error_reply(429, f"Request was throttled. {BODY}"),
+        "unknown key": error_reply(401, f"Unauthenticated. {BODY}"),
+        "unknown model": error_reply(404, f"The requested resource could not be found. {BODY}"),
+        "against the policy": Prediction(
+            polls=(prediction("failed", error=f"NSFW content detected. {BODY}"),), done=False
+        ),
+        "a value not taken": error_reply(422, BODY, ("seed",)),
+        "failed afterwards": Prediction(polls=(prediction("failed", error=BODY),), done=False),
+        "lost": Prediction(polls=(error_reply(404, f"Not found. {BODY}"),), done=False),
+        "questions that fail": Prediction(polls=(error_reply(500, BODY),), done=False),
+        "a link astray": lambda received: Prediction(output=[astray(received)])(received),
+        "a link with our key astray": _asked_astray,
+        "a link that is none": Prediction(output=[7]),
+        **{name: Prediction(delivery=(reply,)) for name, reply in UNDELIVERED.items()},
+    },
+    {"too long": "the vendor names no longest prompt"},
+)
+
+WIRE = Wire(
+    "replicate",
+    lambda received: received.path.startswith(PREFIX + "/"),
+    refused,
+    Prediction(),
+    error_reply,
+    {"image": _IMAGE},
+)

@@ -4,6 +4,7 @@ The server plays it, a wire's file composes it. Neither a vendor nor a socket is
 """
 
 import asyncio
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
@@ -40,6 +41,8 @@ class Stop(Enum):
     """The connection is closed (FIN) without the body's end."""
     RESET = "reset"
     """The connection is reset (RST)."""
+    SILENCE = "silence"
+    """Nothing more comes, and the connection stays until the client leaves."""
 
 
 class Token(bytes):
@@ -97,23 +100,52 @@ class Received:
 
     @property
     def prompt(self) -> str:
-        """The text of the last message of a conversation, or what a picture is to show; else empty."""
-        if isinstance(self.body, dict):
-            wanted = self.body.get("input")
-            subject = (wanted if isinstance(wanted, dict) else self.body).get("prompt")
-            if isinstance(subject, str):
-                return subject
-        messages = self.body.get("messages") if isinstance(self.body, dict) else None
+        """What is asked for: the text of the last message of a conversation, else the field `prompt` or
+        `text` of the body or of its `input`. Of a form such a field, else the SHA-256 of its file in
+        hexadecimal digits, as a sound has no words: `when(sha256(sound).hexdigest(), …)`. Else empty."""
+        if self.form is not None:
+            return _asked({part.name: part.text for part in self.form}) or next(
+                (part.sha256 for part in self.form if part.text is None), ""
+            )
+        if not isinstance(self.body, dict):
+            return ""
+        messages = self.body.get("messages")
         last = messages[-1] if isinstance(messages, list) and messages else None
-        content = last.get("content") if isinstance(last, dict) else None
+        if not isinstance(last, dict):
+            wanted = self.body.get("input")
+            return _asked(wanted if isinstance(wanted, dict) else self.body)
+        content = last.get("content")
         if isinstance(content, list):
             texts = [part.get("text") for part in content if isinstance(part, dict)]
             return " ".join(text for text in texts if isinstance(text, str))
         return content if isinstance(content, str) else ""
 
 
+def _asked(fields: Mapping[str, Any]) -> str:
+    found = (fields.get(name) for name in ("prompt", "text"))
+    return next((text for text in found if isinstance(text, str)), "")
+
+
 Script = Reply | Callable[[Received], Reply]
 """A reply, or what makes one for a request."""
+
+
+def plain_refusal(status: int, message: str) -> Reply:
+    """A refusal in nobody's own words: a JSON object with a message alone."""
+    body = json.dumps({"message": message}).encode()
+    return Reply(status, {"Content-Type": "application/json"}, (body,))
+
+
+@dataclass(frozen=True, slots=True)
+class Wording:
+    """How a vendor words its own faults at one kind of task.
+
+    `said` plays a fault, by its name in `pomelo.testing.faults`; `lacks` tells of one that this vendor can't
+    have why it can't.
+    """
+
+    said: "Mapping[str, Script]" = field(default_factory=dict)
+    lacks: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,9 +154,14 @@ class Wire:
 
     `serves` tells a vendor's requests by their method and path; `refused` gives the vendor's refusal of a
     request that it would not take (with None any key will do), `default` answers one that it would.
+
+    The rest is for `pomelo.testing.faults` alone: `refusal` makes the vendor's error body of a status and a
+    message that tells nothing else; `wordings` has the vendor's own faults by the kind of task.
     """
 
     name: str
     serves: Callable[[Received], bool]
     refused: Callable[[Received, str | None], Reply | None]
     default: Script
+    refusal: Callable[[int, str], Reply] = plain_refusal
+    wordings: Mapping[str, Wording] = field(default_factory=dict)

@@ -10,9 +10,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from pomelo.testing.checks import Check, flag, number, one_of, text, whole
+from pomelo.testing.broken import BODY
+from pomelo.testing.checks import Check, Problem, flag, number, one_of, text, whole
 from pomelo.testing.pictures import picture
-from pomelo.testing.reply import Received, Reply, Step, Wire
+from pomelo.testing.reply import Received, Reply, Step, Wire, Wording
 
 PREFIX = "/together"
 PATH = PREFIX + "/v1/images/generations"
@@ -89,6 +90,10 @@ def refused(received: Received, api_key: str | None) -> Reply | None:
     return None
 
 
+def _listed(name: str, value: Any) -> Problem | None:
+    return None if isinstance(value, list) else Problem("invalid_type", name, f"{name} must be a list")
+
+
 _FIELDS: Mapping[str, Check] = {
     "model": text(1),
     "prompt": text(1),
@@ -103,6 +108,41 @@ _FIELDS: Mapping[str, Check] = {
     "output_format": one_of("jpeg", "png"),
     "disable_safety_checker": flag,
     "image_url": text(1),
+    "image_loras": _listed,
+    "reference_images": _listed,
 }
 
-WIRE = Wire("together", lambda received: received.path.startswith(PREFIX + "/"), refused, Drawn())
+_AT_ONCE = "the picture is in the answer: nothing is ordered, asked about or fetched"
+_IMAGE = Wording(
+    {
+        "an error with 200": error_reply(200, "strange", message=BODY),
+        "out of money": error_reply(402, code="insufficient_credits", message=BODY),
+        "too many at once": error_reply(429, code="rate_limit", message=BODY),
+        "unknown key": error_reply(401, code="invalid_api_key", message=BODY),
+        "unknown model": error_reply(404, code="model_not_available", message=BODY),
+        "against the policy": error_reply(400, code="content_policy_violation", message=BODY),
+        "a value not taken": error_reply(400, param="steps", message=BODY),
+        "no picture": Drawn(f"<html>{BODY}</html>".encode()),
+    },
+    {
+        "too long": "the vendor names no longest prompt",
+        "failed afterwards": _AT_ONCE,
+        "lost": _AT_ONCE,
+        "questions that fail": _AT_ONCE,
+        "a link astray": _AT_ONCE,
+        "a link with our key astray": _AT_ONCE,
+        "a link that is none": _AT_ONCE,
+        "not delivered": _AT_ONCE,
+        "delivered in part": _AT_ONCE,
+        "delivered oversize": _AT_ONCE,
+    },
+)
+
+WIRE = Wire(
+    "together",
+    lambda received: received.path.startswith(PREFIX + "/"),
+    refused,
+    Drawn(),
+    lambda status, message: error_reply(status, message=message),
+    {"image": _IMAGE},
+)

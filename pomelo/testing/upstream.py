@@ -10,7 +10,7 @@ import json
 import socket
 import struct
 from collections import deque
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Iterable
 from contextlib import aclosing
 from types import TracebackType
 from typing import Self
@@ -39,7 +39,7 @@ WIRES: tuple[Wire, ...] = (
     together_wire.WIRE,
     replicate_wire.WIRE,
 )
-"""The vendors that the server can play."""
+"""The vendors that the server plays by itself."""
 
 BODY_MOST = 64 * 1024 * 1024
 """Bytes of a request that the server takes."""
@@ -50,7 +50,8 @@ class FaultUpstream:
 
     A valid request gets, in this order: the script of the first `when` that applies to it; what an earlier
     reply says shall `follow`; the next of the queue that `script` fills; `default`, or its wire's. An invalid
-    one is refused as the vendor would, and uses up nothing. With `api_key` any other key is refused.
+    one is refused as the vendor would, and uses up nothing. With `api_key` any other key is refused. `wires`
+    are further vendors to play; where they serve a request, they do it in place of the built-in ones.
     """
 
     def __init__(
@@ -59,11 +60,17 @@ class FaultUpstream:
         host: str = "127.0.0.1",
         port: int = 0,
         api_key: str | None = None,
+        wires: Iterable[Wire] = (),
     ) -> None:
         self.requests: list[Received] = []
         """Every request, valid or not, in order of arrival."""
         self.default: Script | None = None
         """Where set, in place of the wires' defaults."""
+        self.serving = 0
+        """Requests that are being answered now."""
+        self._idle = asyncio.Event()
+        self._idle.set()
+        self._wires = (*wires, *WIRES)
         self._host = host
         self._port = port
         self._api_key = api_key
@@ -77,6 +84,12 @@ class FaultUpstream:
     def url(self) -> str:
         """Where the server is, without a slash at the end."""
         return f"http://{self._host}:{self._port}"
+
+    @property
+    def connections(self) -> int:
+        """Connections that are open now, those that clients keep for later included."""
+        server = None if self._runner is None else self._runner.server
+        return 0 if server is None else len(server.connections)
 
     @property
     def openai_base_url(self) -> str:
@@ -133,6 +146,10 @@ class FaultUpstream:
         """The next request that nobody has asked for here yet; waits for it."""
         return await self._waiting.get()
 
+    async def idle(self) -> None:
+        """Waits until no request is being answered."""
+        await self._idle.wait()
+
     async def __aenter__(self) -> Self:
         app = web.Application(client_max_size=BODY_MOST)
         app.router.add_route("*", "/{path:.*}", self._serve)
@@ -151,6 +168,16 @@ class FaultUpstream:
             self._runner = None
 
     async def _serve(self, request: web.Request) -> web.StreamResponse:
+        self.serving += 1
+        self._idle.clear()
+        try:
+            return await self._answer(request)
+        finally:
+            self.serving -= 1
+            if not self.serving:
+                self._idle.set()
+
+    async def _answer(self, request: web.Request) -> web.StreamResponse:
         raw, body, form = b"", None, None
         if request.content_type == "multipart/form-data":
             with contextlib.suppress(ValueError):
@@ -186,7 +213,7 @@ class FaultUpstream:
 
     def _reply(self, received: Received) -> Reply:
         # A path that no vendor has is refused in the first one's words.
-        wire = next((wire for wire in WIRES if wire.serves(received)), WIRES[0])
+        wire = next((wire for wire in self._wires if wire.serves(received)), WIRES[0])
         script: Script | None = wire.refused(received, self._api_key)
         if script is None:
             prompt = received.prompt
@@ -234,6 +261,8 @@ async def _steps(
             received.tokens_sent += isinstance(step, Token)
         elif isinstance(step, Gate):
             await step.pass_through()
+        elif step is Stop.SILENCE:
+            await asyncio.get_running_loop().create_future()
         elif isinstance(step, Stop):
             _stop(step, transport)
             return

@@ -145,6 +145,18 @@ async def test_no_row_of_the_catalogue_makes_a_request_that_the_vendor_would_ref
                 assert received.body["model"] == route.model
 
 
+@BOTH
+async def test_a_begun_answer_is_the_callers_fault_where_the_model_goes_on_with_none(
+    provider: Any, stream: bool
+) -> None:
+    begun = Message(role=Role.ROLE_ASSISTANT, content="The answer is")
+    given = TextInput(messages=[*hi().messages, begun])
+    assert (await deltas(provider, ANTHROPIC.job(given, stream=stream)))[-1].finish_reason
+    route = Route("anthropic", "claude-opus-4-6")
+    error, _ = await failure(provider, ANTHROPIC.job(given, stream=stream, route=route))
+    assert (error.code, error.field) == ("invalid_parameter", "messages")
+
+
 async def test_a_link_to_a_picture_is_sent_as_a_link(upstream: FaultUpstream) -> None:
     url = "https://example.com/a.png"
     parts = ContentParts(parts=[ContentPart(image_url=ImageUrl(url=url)), ContentPart(text=" ")])
@@ -308,6 +320,12 @@ STATUSES = [
     (said(400, INVALID, message="stop_sequences: too many"), "invalid_parameter", None, "stop"),
     (said(400, INVALID, message="metadata.user_id: it is a name"), "invalid_parameter", None, "user"),
     (said(400, INVALID, message="max_tokens: 99 > 64"), "invalid_parameter", None, "max_tokens"),
+    (
+        said(400, INVALID, message="This model does not support assistant message prefill. The conversation must end"),
+        "invalid_parameter",
+        None,
+        "messages",
+    ),
     (said(400, INVALID, message="thinking.type: no"), "provider_failed", None, None),
     (said(400, INVALID, message="Your credit balance is too low"), "provider_failed", None, None),
     (said(401, "authentication_error"), "provider_failed", None, None),

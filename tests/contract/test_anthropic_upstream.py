@@ -110,7 +110,7 @@ PICTURE = {"type": "base64", "media_type": "image/png", "data": "AAAA"}
     [
         ({"model": None}, "model"),
         ({"max_tokens": None}, "max_tokens"),
-        ({"max_tokens": 0}, "max_tokens"),
+        ({"max_tokens": -1}, "max_tokens"),
         ({"messages": []}, "messages"),
         ({"messages": [{"role": "system", "content": "x"}]}, "messages.0.role"),
         ({"messages": [{"role": "user", "content": " "}]}, "messages.0.content"),
@@ -129,11 +129,12 @@ PICTURE = {"type": "base64", "media_type": "image/png", "data": "AAAA"}
         ({"model": "claude-sonnet-5-5", "top_p": 1}, "top_p"),
         ({"metadata": {"user": "x"}}, "metadata.user"),
         ({"metadata": {"user_id": "a@b.c"}}, "metadata.user_id"),
+        ({"metadata": {"user_id": "a" * 513}}, "metadata.user_id"),
         ({"system": [{"type": "image"}]}, "system.0.type"),
         ({"temperature": 1, "top_p": 1}, "temperature and top_p exclude each other"),
         (
             {"model": "claude-sonnet-4-6", "messages": [*GOOD["messages"], {"role": "assistant", "content": "So"}]},
-            "The conversation must end with a user message",
+            "This model does not support assistant message prefill",
         ),
     ],
 )  # fmt: skip

@@ -149,7 +149,21 @@ async def test_a_picture_is_what_its_bytes_are_and_not_what_it_is_called(
 
 
 async def test_a_stream_tells_progress_that_never_falls(vendor: FaultUpstream, provider: Any) -> None:
-    told = (None, 0.25, 0.1, 0.25, 0.5, -3, 0.75, "much", True, float("nan"), 7)
+    told = (
+        None,
+        0.25,
+        0.1,
+        0.25,
+        0.5,
+        -3,
+        0.75,
+        "much",
+        True,
+        float("nan"),
+        float("inf"),
+        -(10**400),
+        10**400,
+    )
     polls = tuple(status("Pending", progress=value) for value in told)  # type: ignore[arg-type]
     vendor.script(Drawing(polls=polls))
     answer = await events(provider, job(DEV, stream=True))

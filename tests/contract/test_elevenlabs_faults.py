@@ -88,9 +88,7 @@ STATUSES = [
     (said(403, "a_new_one", kind="authorization_error"), "provider_failed", None, None),
     (said(404, "voice_not_found", kind="not_found", param="voice_id"), "invalid_parameter", None, "voice"),
     (said(404, "model_not_found", kind="not_found"), "provider_failed", None, None),
-    (said(408), "provider_unavailable", 5, None),
     (said(409, "x", kind="conflict"), "provider_unavailable", 5, None),
-    (said(413), "payload_too_large", None, None),
     (validation_reply(problem("missing", "body", "text", value=SECRETS)), "invalid_parameter", None, "text"),
     (validation_reply(problem("x", "body", "voice_settings", "style")), "invalid_parameter", None,
      "voice_settings.style"),
@@ -118,12 +116,10 @@ STATUSES = [
     (said(429, shape="text"), "provider_unavailable", 5, None),
     (said(500, "internal_error", kind="internal_error"), "provider_unavailable", 5, None),
     (said(503, kind="service_unavailable"), "provider_unavailable", 5, None),
-    (page(503), "provider_unavailable", 5, None),
     (page(403), "provider_failed", None, None),
     (Reply(500, steps=(b"x" * 200_000,)), "provider_unavailable", 5, None),
     (Reply(429, {"Retry-After": "3"}, steps=(b'{"det', Stop.CLOSE)), "provider_unavailable", 3, None),
     (redirect("/elevenlabs/v1/text-to-speech/x", 307), "provider_failed", None, None),
-    (redirect("https://elsewhere.example/", 302), "provider_failed", None, None),
 ]  # fmt: skip
 
 
@@ -141,10 +137,8 @@ async def test_a_status_becomes_a_row_of_the_table(
 
 AUDIO = {"Content-Type": "audio/mpeg"}
 NO_SOUND: list[tuple[Script, str]] = [
-    (Reply(headers=AUDIO), "provider_failed"),
     (Reply(headers={**AUDIO, "Content-Length": "0"}), "provider_failed"),
     (Reply(204, headers=AUDIO), "provider_failed"),
-    (page(), "provider_failed"),
     (Reply(headers=AUDIO, steps=(b"<!doctype html>",)), "provider_failed"),
     (Reply(headers=AUDIO, steps=(b"\n\n <", b"html>")), "provider_failed"),
     (Reply(headers=AUDIO, steps=(b'{"detail": "%s"}' % SECRETS.encode(),)), "provider_failed"),
@@ -155,11 +149,6 @@ NO_SOUND: list[tuple[Script, str]] = [
      "provider_failed"),
     (Reply(before=(b"HTTP/1.0 200 OK\r\nContent-Type: audio/mpeg\r\n\r\nID3.....", Stop.CLOSE)),
      "provider_failed"),
-    (Reply(before=(b"SSH-2.0-OpenSSH_9\r\n\r\n", Stop.CLOSE)), "provider_failed"),
-    (Reply(before=(Stop.CLOSE,)), "provider_unavailable"),
-    (Reply(before=(Stop.RESET,)), "provider_unavailable"),
-    (Speech(at={0: Stop.CLOSE}), "provider_failed"),
-    (Speech(at={0: Stop.RESET}), "provider_failed"),
     (Speech(at={0: Stop.END}), "provider_failed"),
 ]  # fmt: skip
 
@@ -205,10 +194,7 @@ async def test_a_sound_that_is_shorter_than_its_length_never_looks_complete(
 
 
 NO_TRANSCRIPT: list[tuple[Script, str]] = [
-    (Reply(), "provider_failed"),
     (Reply(204), "provider_failed"),
-    (page(), "provider_failed"),
-    (Reply(steps=(b"{}",)), "provider_failed"),
     (Reply(steps=(b"[]",)), "provider_failed"),
     (Reply(steps=(b"null",)), "provider_failed"),
     (Reply(steps=(b'"text"',)), "provider_failed"),
@@ -230,12 +216,6 @@ NO_TRANSCRIPT: list[tuple[Script, str]] = [
      "provider_unavailable"),
     (Reply(headers={"Content-Encoding": "gzip"}, steps=(gzip.compress(b'{"text":"x"}'),)), "provider_failed"),
     (Reply(headers={"Content-Length": "99000000"}, steps=(b"{", Gate())), "provider_failed"),
-    (Reply(before=(Stop.CLOSE,)), "provider_unavailable"),
-    (Reply(before=(Stop.RESET,)), "provider_unavailable"),
-    (Transcript(at={0: Stop.CLOSE}), "provider_failed"),
-    (Transcript(at={1: Stop.CLOSE}), "provider_failed"),
-    (Transcript(at={1: Stop.RESET}), "provider_failed"),
-    (Transcript(at={1: Stop.END}), "provider_failed"),
 ]  # fmt: skip
 
 
@@ -248,24 +228,6 @@ async def test_what_is_no_transcript_becomes_a_row_of_the_table(
     assert error.code == code
     check_discreet(error)
     assert len(vendor.requests) == 1, "it was sent twice"
-
-
-@ALL
-async def test_silence_before_the_answer_passes_the_deadline(vendor: FaultUpstream, asked: Any) -> None:
-    vendor.script(Reply(before=(Gate(),)))
-    async with opened(vendor.elevenlabs_base_url, silence=0.05, whole=0.05) as provider:
-        error, _ = await failure(provider, asked)
-    assert error.code == "deadline_exceeded"
-    check_discreet(error)
-
-
-@SPEAKING
-async def test_silence_within_a_sound_passes_the_deadline(vendor: FaultUpstream, asked: Any) -> None:
-    vendor.script(Speech(size=50_000, at={1: Gate()}))
-    async with opened(vendor.elevenlabs_base_url, silence=0.05, whole=0.05) as provider:
-        error, heard = await failure(provider, asked)
-    assert error.code == "deadline_exceeded"
-    assert heard
 
 
 @pytest.mark.parametrize("name", ["tts", "sts", "stt"])
@@ -337,48 +299,6 @@ async def collect(provider: Any, asked: Any) -> None:
     async with aclosing(events(provider, asked)) as answer:
         async for _ in answer:
             pass
-
-
-@ALL
-@pytest.mark.parametrize("place", ["before the head", "after the head", "in the middle"])
-async def test_a_cancelled_task_closes_the_connection_at_once(
-    vendor: FaultUpstream, provider: Any, asked: Any, place: str
-) -> None:
-    gate = Gate()
-    script = Transcript if asked is JOBS["stt"] else Speech
-    vendor.script(
-        {
-            "before the head": script(before=(gate,)),
-            "after the head": script(at={0: gate}),
-            "in the middle": script(at={1: gate}),
-        }[place]
-    )
-    tasks = asyncio.all_tasks()
-    task = asyncio.create_task(collect(provider, asked))
-    await gate.reached.wait()
-    since = asyncio.get_running_loop().time()
-    task.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await task
-    await check_left(vendor.requests[0], since)
-    await vendor.requests[0].done.wait()
-    await asyncio.sleep(0)
-    left = {one.get_coro().__qualname__ for one in asyncio.all_tasks() - tasks}  # type: ignore[union-attr]
-    assert not {name for name in left if "provider" in name.lower() or "write" in name.lower()}
-
-
-@SPEAKING
-async def test_a_closed_generator_closes_the_connection_at_once(
-    vendor: FaultUpstream, provider: Any, asked: Any
-) -> None:
-    gate = Gate()
-    vendor.script(Speech(size=50_000, at={1: gate}))
-    answer = events(provider, asked)
-    assert (await anext(answer)).audio_chunk.data
-    await gate.reached.wait()
-    since = asyncio.get_running_loop().time()
-    await answer.aclose()
-    await check_left(vendor.requests[0], since)
 
 
 async def test_leaving_while_the_vendor_speaks_as_fast_as_it_can_stops_it(

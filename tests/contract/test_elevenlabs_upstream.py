@@ -189,6 +189,11 @@ async def test_what_the_vendor_would_refuse_is_refused_by_name_and_before_the_ke
         ({"model_id": "scribe_v2", "diarize": "yes"}, ["body", "diarize"]),
         ({"model_id": "scribe_v2", "num_speakers": "2"}, ["body", "num_speakers"]),
         ({"model_id": "scribe_v2", "language": "en"}, ["body", "language"]),
+        (
+            {"model_id": "scribe_v2", "diarize": "true", "diarization_threshold": "0.5"},
+            ["body", "diarization_threshold"],
+        ),
+        ({"model_id": "scribe_v2", "diarization_threshold": "0.2"}, ["body", "diarization_threshold"]),
         ({"model_id": "scribe_v2", "timestamps_granularity": "line"}, ["body", "timestamps_granularity"]),
         ({"model_id": "scribe_v2", "file": None}, ["body", "file"]),
         ({"model_id": "scribe_v2", "file": b""}, ["body", "file"]),
@@ -206,6 +211,21 @@ async def test_a_form_is_checked_field_by_field(
     status, body = await post(vendor, "/v1/speech-to-text", data=form, headers={})
     assert status == 422
     assert where in [problem["loc"] for problem in body["detail"]]
+
+
+@pytest.mark.parametrize(
+    ("path", "taken"),
+    [
+        ("/v1/voices?show_legacy=true", True),
+        ("/v1/voices?page_size=10", False),
+        ("/v2/voices?page_size=100&gender=female", True),
+        ("/v2/voices?page_size=101", False),
+        ("/v2/voices?show_legacy=true", False),
+        ("/v2/voices?enable_logging=true", False),
+    ],
+)
+async def test_each_list_of_voices_has_its_own_query(vendor: FaultUpstream, path: str, taken: bool) -> None:
+    assert (await post(vendor, path, method="GET"))[0] == (200 if taken else 422)
 
 
 async def test_a_wrong_key_path_method_or_body_is_refused(vendor: FaultUpstream) -> None:
@@ -239,3 +259,18 @@ def test_the_sounds_play(wanted: str) -> None:
         seconds = sum(frame.samples / frame.sample_rate for frame in container.decode(audio=0))
         assert container.streams.audio[0].rate == int(rate)
     assert 1.9 < seconds < 3.2
+
+
+async def test_a_script_is_picked_by_the_text_or_by_the_digest_of_the_sound(
+    vendor: FaultUpstream, client: Any
+) -> None:
+    vendor.when("this very text", Speech(size=7000))
+    vendor.when(sha256(MP3).hexdigest(), Transcript("that very sound"))
+    await post(vendor, SAY, json={"text": "Say this very text", "model_id": "eleven_flash_v2_5"})
+    said = await client.speech_to_text.convert(model_id="scribe_v2", file=MP3, tag_audio_events=False)
+    assert said.text == "that very sound"
+    assert [received.prompt for received in vendor.requests] == [
+        "Say this very text",
+        sha256(MP3).hexdigest(),
+    ]
+    assert vendor.requests[0].bytes_sent >= 7000

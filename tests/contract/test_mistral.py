@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from pomelo.catalog import Catalog, Route
+from pomelo.gen.v1.text_pb2 import Message, Role, TextInput
 from pomelo.testing import FaultUpstream, Reply
 from pomelo.testing.mistral_wire import (
     DONE,
@@ -56,6 +57,7 @@ async def test_the_richest_request_is_exactly_this(upstream: FaultUpstream) -> N
         "model": "mistral-small-latest",
         "messages": [
             {"role": "system", "content": "Be brief. Ünïcödé 🍊"},
+            {"role": "system", "content": [{"type": "text", "text": "Be kind."}]},
             {
                 "role": "user",
                 "content": [
@@ -63,9 +65,7 @@ async def test_the_richest_request_is_exactly_this(upstream: FaultUpstream) -> N
                     {"type": "image_url", "image_url": {"url": PNG}},
                 ],
             },
-            {"role": "assistant", "content": ""},
             {"role": "assistant", "content": [{"type": "text", "text": "A dot."}]},
-            {"role": "system", "content": [{"type": "text", "text": "Be kind."}]},
             {"role": "user", "content": "Sure?"},
         ],
         "max_tokens": 100,
@@ -84,6 +84,28 @@ async def test_the_richest_request_is_exactly_this(upstream: FaultUpstream) -> N
 async def test_the_barest_request_has_no_field_that_the_caller_did_not_give(upstream: FaultUpstream) -> None:
     received = await sent(MISTRAL, upstream, hi())
     assert received.body == {"model": "mistral-small-latest", "messages": [{"role": "user", "content": "Hi"}]}
+
+
+@pytest.mark.parametrize(
+    ("given", "sends"), [(0.0, 1e-6), (1e-9, 1e-6), (1e-6, 1e-6), (0.5, 0.5), (1.0, 1.0)]
+)
+async def test_a_top_p_of_zero_which_the_vendor_refuses_is_the_least_that_it_takes(
+    upstream: FaultUpstream, given: float, sends: float
+) -> None:
+    assert (await sent(MISTRAL, upstream, hi(top_p=given))).body["top_p"] == sends
+
+
+@BOTH
+@pytest.mark.parametrize(
+    "roles",
+    [[Role.ROLE_USER, Role.ROLE_ASSISTANT], [Role.ROLE_ASSISTANT], [Role.ROLE_SYSTEM, Role.ROLE_ASSISTANT]],
+)
+async def test_a_begun_answer_is_the_callers_fault(
+    upstream: FaultUpstream, provider: Any, roles: list[Any], stream: bool
+) -> None:
+    given = TextInput(messages=[Message(role=role, content="The answer is") for role in roles])
+    error, _ = await failure(provider, MISTRAL.job(given, stream=stream))
+    assert (error.code, error.field) == ("invalid_parameter", "messages")
 
 
 @pytest.mark.parametrize("name", [model.name for model in Catalog.load().models.values()])
@@ -175,6 +197,7 @@ STATUSES = [
     (Reply(401, steps=(b'{"detail":"Unauthorized"}',)), "provider_failed", None, None),
     (gateway_reply(401, SECRETS), "provider_failed", None, None),
     (gateway_reply(429, SECRETS), "provider_unavailable", 5, None),
+    (said(400, "invalid_request_message_order", "3230"), "invalid_parameter", None, "messages"),
     (said(403), "provider_failed", None, None),
     (said(404), "provider_failed", None, None),
     (said(429, "rate_limited", "1300", **{"Retry-After": "7"}), "provider_unavailable", 7, None),

@@ -96,6 +96,7 @@ async def test_the_official_client_sees_refusals_as_the_vendors(
         ({"stream": True, "stream_options": {}}, "extra_forbidden", ["stream_options"]),
         ({"max_completion_tokens": 1}, "extra_forbidden", ["max_completion_tokens"]),
         ({"temperature": 1.6}, "value_error", ["temperature"]),
+        ({"top_p": 0}, "value_error", ["top_p"]),
         ({"random_seed": -1}, "value_error", ["random_seed"]),
         ({"stop": [1]}, "value_error", ["stop"]),
         (
@@ -121,3 +122,37 @@ async def test_what_the_vendor_would_refuse_is_refused_by_its_place(
         body = await answer.json()
     assert answer.status == 422
     assert (body["detail"][0]["type"], body["detail"][0]["loc"]) == (kind, ["body", *place])
+
+
+@pytest.mark.parametrize(
+    ("roles", "status"),
+    [
+        ("user", 200),
+        ("system system user user assistant user system", 200),
+        ("assistant user", 200),
+        ("user assistant", 400),
+        ("assistant", 400),
+        ("user assistant system user", 400),
+    ],
+)
+async def test_who_speaks_when_is_checked(vendor: FaultUpstream, roles: str, status: int) -> None:
+    assert await ordered(vendor, [{"role": role, "content": "x"} for role in roles.split()]) == status
+
+
+async def test_a_begun_answer_is_taken_with_its_prefix_and_an_empty_one_is_not(vendor: FaultUpstream) -> None:
+    user = {"role": "user", "content": "x"}
+    assert await ordered(vendor, [user, {"role": "assistant", "content": "So", "prefix": True}]) == 200
+    assert await ordered(vendor, [{"role": "assistant", "content": ""}, user]) == 400
+
+
+async def ordered(vendor: FaultUpstream, messages: list[dict[str, Any]]) -> int:
+    """The status of a request with these messages; a refusal is one for their order."""
+    url = vendor.mistral_base_url + "/v1/chat/completions"
+    async with (
+        aiohttp.ClientSession(headers={"Authorization": "Bearer sk-right"}) as session,
+        session.post(url, json=GOOD | {"messages": messages}) as answer,
+    ):
+        body = await answer.json()
+    if answer.status != 200:
+        assert (body["type"], body["code"]) == ("invalid_request_message_order", "3230")
+    return answer.status

@@ -2,7 +2,6 @@
 
 import gzip
 import json
-import socket
 import traceback
 from collections.abc import AsyncIterator
 from typing import Any
@@ -68,13 +67,8 @@ STATUSES = [
     (said(400, param="reasoning_effort", code="unsupported_value"), "provider_failed", None),
     (said(400, param="stream_options", code="unknown_parameter"), "provider_failed", None),
     (said(401, code="invalid_api_key"), "provider_failed", None),
-    (said(402), "provider_failed", None),
     (said(403, code="unsupported_country_region_territory"), "provider_failed", None),
     (said(404, param="model", code="model_not_found"), "provider_failed", None),
-    (said(404), "provider_failed", None),
-    (said(408), "provider_unavailable", 5),
-    (said(409), "provider_unavailable", 5),
-    (said(413), "payload_too_large", None),
     (said(422, param="max_completion_tokens"), "invalid_parameter", None),
     (said(429, kind="requests", code="rate_limit_exceeded"), "provider_unavailable", 5),
     (
@@ -90,16 +84,13 @@ STATUSES = [
     (said(429, code="project_spend_limit_exceeded"), "provider_failed", None),
     (said(429, code="organization_usage_limit_exceeded"), "provider_failed", None),
     (said(500, kind="server_error"), "provider_unavailable", 5),
-    (said(502), "provider_unavailable", 5),
     (said(503, kind="service_unavailable_error", code="server_is_overloaded"), "provider_unavailable", 5),
-    (page(503), "provider_unavailable", 5),
     (page(403), "provider_failed", None),
     (Reply(429, {"Retry-After": "3"}), "provider_unavailable", 3),
     (Reply(500, steps=(b"x" * 200_000,)), "provider_unavailable", 5),
     (Reply(429, {"Retry-After": "3"}, steps=(b'{"err', Stop.CLOSE)), "provider_unavailable", 3),
     (Reply(400, steps=(b'{"error": "as text"}',)), "provider_failed", None),
     (Reply(400, steps=(b'{"error": {"code": 7, "param": ["stop"]}}',)), "provider_failed", None),
-    (redirect("https://elsewhere.example/v1/chat/completions"), "provider_failed", None),
     (redirect("/v1/chat/completions", 302), "provider_failed", None),
 ]
 
@@ -130,13 +121,7 @@ async def test_a_blamed_parameter_has_the_contracts_name(vendor: FaultUpstream, 
 
 
 NO_ANSWER: list[tuple[Script, str]] = [
-    (Reply(before=(Stop.CLOSE,)), "provider_unavailable"),
-    (Reply(before=(Stop.RESET,)), "provider_unavailable"),
-    (Answer(before=(b"SSH-2.0-OpenSSH_9\r\n\r\n", Stop.CLOSE)), "provider_failed"),
-    (page(), "provider_failed"),
-    (Reply(), "provider_failed"),
     (Reply(204), "provider_failed"),
-    (Reply(steps=(b"{}",)), "provider_failed"),
     (Reply(steps=(b"[]",)), "provider_failed"),
     (Reply(steps=(b"null",)), "provider_failed"),
     (Reply(steps=(b'"text"',)), "provider_failed"),
@@ -150,8 +135,6 @@ NO_ANSWER: list[tuple[Script, str]] = [
     (Reply(steps=(b'data: {"choices":{"a":1}}\n\n',)), "provider_failed"),
     (Reply(steps=(b'data: {"choices":[{"delta":{"content":["x"]}}]}\n\n',)), "provider_failed"),
     (Reply(steps=(b'{"choices":[],"usage":{"prompt_tokens":1,"completion_tokens":1}}',)), "provider_failed"),
-    (Answer(at={0: Stop.CLOSE}, text="x"), "provider_failed"),
-    (Answer(at={0: Stop.RESET}, text="x"), "provider_failed"),
     (Answer(at={0: Stop.END}, text="x"), "provider_failed"),
     (Answer(finish_reason=None, text=""), "provider_failed"),
     (Answer(finish_reason="error", text=""), "provider_failed"),
@@ -226,15 +209,6 @@ async def test_a_stream_without_a_proper_end_never_looks_complete(
     assert text == answer.text
 
 
-@pytest.mark.parametrize("stop", [Stop.CLOSE, Stop.RESET, Stop.END])
-async def test_a_whole_answer_that_is_cut_half_way_is_no_answer(
-    vendor: FaultUpstream, provider: Any, stop: Stop
-) -> None:
-    vendor.script(Answer(at={1: stop}))
-    error, _ = await failure(provider, job(stream=False))
-    assert error.code == "provider_failed"
-
-
 async def test_an_error_in_place_of_a_whole_answer_has_its_own_meaning(
     vendor: FaultUpstream, provider: Any
 ) -> None:
@@ -266,14 +240,6 @@ async def test_an_answer_that_is_compressed_unasked_is_not_unpacked(
     assert error.code == "provider_failed"
 
 
-async def test_a_redirect_is_not_followed(vendor: FaultUpstream, provider: Any) -> None:
-    async with FaultUpstream() as elsewhere:
-        vendor.script(redirect(elsewhere.openai_base_url + "/chat/completions", 308))
-        error, _ = await failure(provider, job(stream=True))
-        assert error.code == "provider_failed"
-        assert elsewhere.requests == []
-
-
 async def test_a_proxy_in_the_environment_is_not_used(
     vendor: FaultUpstream, provider: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -289,68 +255,10 @@ async def test_a_cookie_is_not_sent_back(vendor: FaultUpstream, provider: Any) -
     assert "Cookie" not in vendor.requests[-1].headers
 
 
-@BOTH
-async def test_silence_before_the_answer_passes_the_deadline(vendor: FaultUpstream, stream: bool) -> None:
-    vendor.script(Answer(before=(Gate(),)))
-    async with opened(vendor.openai_base_url, silence=0.05, whole=0.05) as provider:
-        error, _ = await failure(provider, job(stream=stream))
-    assert error.code == "deadline_exceeded"
-    check_discreet(error)
-
-
-@BOTH
-@pytest.mark.parametrize("place", [0, 1])
-async def test_silence_within_the_answer_passes_the_deadline(
-    vendor: FaultUpstream, stream: bool, place: int
-) -> None:
-    vendor.script(Answer(at={place: Gate()}))
-    async with opened(vendor.openai_base_url, silence=0.05, whole=0.05) as provider:
-        error, text = await failure(provider, job(stream=stream))
-    assert error.code == "deadline_exceeded"
-    assert text == ("Hello" if stream and place else "")
-
-
 async def test_whole_answers_may_take_longer_than_a_stream_may_be_silent(vendor: FaultUpstream) -> None:
     vendor.script(Answer(before=(0.2,)))
     async with opened(vendor.openai_base_url, silence=0.05, whole=5) as provider:
         assert (await deltas(provider, job(stream=False)))[-1].finish_reason
-
-
-@BOTH
-async def test_nobody_at_the_address_is_an_unavailable_provider(stream: bool) -> None:
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))  # bound and not listening: connections are refused
-        async with opened(f"http://127.0.0.1:{taken.getsockname()[1]}/v1") as provider:
-            error, _ = await failure(provider, job(stream=stream))
-    assert error.code == "provider_unavailable"
-    assert error.retry_after
-    check_discreet(error)
-
-
-async def test_a_host_that_takes_no_connection_is_unavailable() -> None:
-    with socket.socket() as full:
-        full.bind(("127.0.0.1", 0))
-        full.listen(0)
-        fillers = []
-        try:
-            for _ in range(4):  # a full backlog drops what comes after it
-                filler = socket.socket()
-                filler.setblocking(False)
-                filler.connect_ex(full.getsockname())
-                fillers.append(filler)
-            async with opened(f"http://127.0.0.1:{full.getsockname()[1]}/v1", connect=0.1) as provider:
-                error, _ = await failure(provider, job(stream=False))
-        finally:
-            for filler in fillers:
-                filler.close()
-    assert error.code == "provider_unavailable"
-
-
-async def test_a_port_without_tls_is_a_failed_provider(vendor: FaultUpstream) -> None:
-    async with opened(vendor.openai_base_url.replace("http:", "https:")) as provider:
-        error, _ = await failure(provider, job(stream=False))
-    assert error.code == "provider_failed"
-    check_discreet(error)
 
 
 @pytest.mark.parametrize("url", ["ftp://127.0.0.1/v1", "nonsense"])

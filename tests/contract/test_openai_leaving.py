@@ -41,27 +41,6 @@ async def check_left(received: Received, since: float) -> None:
     assert received.left_at - since < AT_ONCE
 
 
-@pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
-@pytest.mark.parametrize("place", ["before the head", "after the head", "in the middle"])
-async def test_a_cancelled_task_closes_the_connection_at_once(
-    vendor: FaultUpstream, provider: Any, stream: bool, place: str
-) -> None:
-    gate = Gate()
-    answer = {
-        "before the head": Answer(before=(gate,)),
-        "after the head": Answer(at={0: gate}),
-        "in the middle": Answer(at={2: gate}),
-    }[place]
-    vendor.script(answer)
-    task = asyncio.create_task(collect(provider, stream))
-    await gate.reached.wait()
-    since = asyncio.get_running_loop().time()
-    task.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await task
-    await check_left(vendor.requests[0], since)
-
-
 async def test_a_closed_generator_closes_the_connection_at_once(vendor: FaultUpstream, provider: Any) -> None:
     gate = Gate()
     vendor.script(Answer("one two three", at={1: gate}))

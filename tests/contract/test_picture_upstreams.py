@@ -103,6 +103,7 @@ async def test_bfl_turns_away_what_has_no_place_or_no_key(vendor: FaultUpstream)
         ("POST", "/v1/flux-dev", {"x-key": "wrong"}, 403),
         ("POST", "/v1/flux-dev", {"Authorization": f"Bearer {KEY}"}, 403),
         ("GET", "/v1/get_result?id=1", {}, 403),
+        ("GET", "/v1/get_result", BFL, 422),
         ("POST", "/v1/flux-schnell", BFL, 404),
         ("GET", "/v1/flux-dev", BFL, 405),
         ("POST", "/v1/get_result", BFL, 405),
@@ -133,6 +134,7 @@ SCHNELL = {"model": "black-forest-labs/FLUX.1-schnell", "prompt": "a red kite"}
         ({"output_format": "webp"}, "output_format"),
         ({"response_format": "b64_json"}, "response_format"),
         ({"num_inference_steps": 4}, "num_inference_steps"),
+        ({"reference_images": "x"}, "reference_images"),
     ],
 )
 async def test_together_names_the_field_that_it_does_not_take(
@@ -214,6 +216,8 @@ async def test_replicate_turns_away_what_has_no_place_or_no_key(vendor: FaultUps
     assert (await call("GET", url, headers=REPLICATE))[0] == 405
     assert (await call("POST", url, data=b"{}", headers=REPLICATE))[0] == 415
     assert (await call("POST", url, json={"prompt": "x"}, headers=REPLICATE))[0] == 422
+    for prefer, expected in (("wait", 201), ("wait=60", 201), ("wait=61", 422), ("respond-async", 422)):
+        assert (await call("POST", url, headers=REPLICATE | {"Prefer": prefer}, **good))[0] == expected
     assert (await call("POST", url, json=good["json"] | {"more": 1}, headers=REPLICATE))[0] == 422
     assert (await call("POST", url.replace("schnell", "other"), headers=REPLICATE, **good))[0] == 404
     assert (await call("GET", base + "/v1/predictions/other", headers=REPLICATE))[0] == 404

@@ -20,7 +20,6 @@ from tests.contract.picture_rig import (
     PROMPT,
     SECRETS,
     check_discreet,
-    connections_to,
     drawn,
     events,
     failure,
@@ -314,16 +313,6 @@ async def test_leaving_ends_everything_at_once(vendor: FaultUpstream, provider: 
     assert left_at - since < 0.05
     await drawn(provider, job(SCHNELL))
     assert len(vendor.requests) == seen + 2
-
-
-async def test_nothing_is_left_open(vendor: FaultUpstream) -> None:
-    port = int(vendor.url.rpartition(":")[2])
-    async with opened(Replicate, vendor.replicate_base_url, **NOW) as provider:
-        for script in (Prediction(), Prediction(output=["https://[::1]/"]), page()):
-            vendor.script(script)
-            await asyncio.gather(drawn(provider, job(SCHNELL)), return_exceptions=True)
-        assert connections_to(port) == 1, "the one that is kept for later"
-    assert connections_to(port) == 0
 
 
 @pytest.mark.parametrize(("key", "configured"), [(None, False), (" ", False), ("k", True)])

@@ -5,17 +5,20 @@ import sqlite3
 import stat
 import subprocess
 import sys
-from collections.abc import AsyncIterator
-from contextlib import closing
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, closing
+from functools import partial
 from pathlib import Path
 
 import pytest
+from redis import Redis
 
 from pomelo.errors import PomeloError
 from pomelo.stores import open_store
 from pomelo.stores.base import KeyRecord, Store, StoreError, UnknownAccountError
 from pomelo.stores.schema import MIGRATIONS
 from pomelo.stores.sqlite import open_sqlite
+from tests.redis_server import any_server
 
 
 def record(key_id: str = "a" * 12, **changes) -> KeyRecord:
@@ -27,14 +30,22 @@ def sqlite_url(folder: Path) -> str:
     return f"sqlite:{folder / 'pomelo.db'}"
 
 
-@pytest.fixture(params=[sqlite_url], ids=["sqlite"])
-def url(request, tmp_path) -> str:
-    return request.param(tmp_path)
+def redis_url(folder: Path) -> str:
+    url = any_server()
+    with Redis.from_url(url) as server:
+        server.flushdb()
+    return f"{url}?persistence=none"
+
+
+@pytest.fixture(params=[sqlite_url, redis_url], ids=["sqlite", "redis"])
+def opening(request, tmp_path) -> Callable[[], AbstractAsyncContextManager[Store]]:
+    """Opens one and the same store, whenever it is called."""
+    return partial(open_store, request.param(tmp_path), archive=f"sqlite:{tmp_path / 'usage.db'}")
 
 
 @pytest.fixture
-async def store(url) -> AsyncIterator[Store]:
-    async with open_store(url) as opened:
+async def store(opening) -> AsyncIterator[Store]:
+    async with opening() as opened:
         yield opened
 
 
@@ -63,10 +74,10 @@ async def test_an_unknown_key_is_none(store):
     assert await store.revoke_key("nothing", 1.0) is None
 
 
-async def test_what_was_kept_is_there_when_the_store_is_opened_again(url):
-    async with open_store(url) as store:
+async def test_what_was_kept_is_there_when_the_store_is_opened_again(opening):
+    async with opening() as store:
         await store.add_key(record())
-    async with open_store(url) as store:
+    async with opening() as store:
         assert await store.get_key("a" * 12) == record()
 
 
@@ -122,8 +133,8 @@ async def test_many_callers_at_once_are_all_served(store):
     assert [key.key_id for key in found] == [f"key{n}" for n in range(100)]
 
 
-async def test_a_closed_store_is_unavailable(url):
-    async with open_store(url) as store:
+async def test_a_closed_store_is_unavailable(opening):
+    async with opening() as store:
         pass
     with pytest.raises(PomeloError) as caught:
         await store.get_key("a")
@@ -131,7 +142,7 @@ async def test_a_closed_store_is_unavailable(url):
 
 
 async def test_a_kind_of_store_that_is_not_built_in_is_refused():
-    for url in ("redis://127.0.0.1", "sqlite:", ""):
+    for url in ("postgresql://127.0.0.1", "redis:", "sqlite:", ""):
         with pytest.raises(StoreError, match="kind"):
             open_store(url)
 

@@ -1,9 +1,7 @@
 """What the Together provider sends, and what it makes of answers and of everything that can go wrong."""
 
-import asyncio
 from base64 import b64encode
 from collections.abc import AsyncIterator
-from contextlib import aclosing
 from typing import Any
 
 import pytest
@@ -11,9 +9,8 @@ import pytest
 from pomelo.catalog import Route
 from pomelo.errors import Replay
 from pomelo.gen.v1.image_pb2 import ImageFormat, ImageInput
-from pomelo.providers.http import Timeouts
 from pomelo.providers.together import Together
-from pomelo.testing import FaultUpstream, Gate, Reply, Script, Stop, page, redirect
+from pomelo.testing import FaultUpstream, Reply, Script, Stop, page, redirect
 from pomelo.testing.pictures import picture
 from pomelo.testing.together_wire import Drawn, error_reply
 from tests.contract.picture_rig import (
@@ -178,35 +175,6 @@ async def test_a_blamed_parameter_has_the_contracts_name(vendor: FaultUpstream, 
     vendor.script(error_reply(400, param="steps"))
     error = await failure(provider, job(SCHNELL))
     assert error.field == "num_inference_steps"
-
-
-async def test_silence_passes_the_deadline(vendor: FaultUpstream) -> None:
-    for script in (Drawn(before=(Gate(),)), Drawn(middle=(Gate(),))):
-        vendor.script(script)
-        async with opened(Together, vendor.together_base_url, limits=Timeouts(whole=0.05)) as provider:
-            assert (await failure(provider, job(SCHNELL))).code == "deadline_exceeded"
-
-
-async def test_leaving_closes_the_connection_at_once(vendor: FaultUpstream, provider: Any) -> None:
-    gate = Gate()
-    vendor.script(Drawn(middle=(gate,)))
-
-    async def collect() -> None:
-        async with aclosing(provider.image(job(SCHNELL))) as answer:
-            async for _ in answer:
-                pass
-
-    task = asyncio.create_task(collect())
-    await gate.reached.wait()
-    since = asyncio.get_running_loop().time()
-    task.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await task
-    async with asyncio.timeout(5):
-        await vendor.requests[0].left.wait()
-    left_at = vendor.requests[0].left_at
-    assert left_at is not None
-    assert left_at - since < 0.05
 
 
 async def test_the_base_url_may_end_with_v1(vendor: FaultUpstream) -> None:

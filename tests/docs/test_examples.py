@@ -29,6 +29,10 @@ SHAPES = {
     "speech.generation": ({"id", "object", "created", "model", "audio"}, "speech_"),
     "speech.transcription": ({"id", "object", "created", "model", "text", "language", "words"}, "speech_"),
 }
+TOLD = {
+    "account": {"id", "object", "mode", "plan", "limits", "credits"},
+    "list": {"object", "data", "next_page_token"},
+}
 
 
 @pytest.fixture(scope="module")
@@ -94,6 +98,9 @@ async def test_an_example_runs_as_it_stands(language: str, code: str, served: Se
 
 async def check(found: dict[str, object], code: str, served: Served) -> None:
     """An answer has its documented shape; a medium's link and its bytes are the same, and decode."""
+    if found["object"] in TOLD:
+        assert set(found) == TOLD[str(found["object"])]
+        return
     fields, prefix = SHAPES[str(found["object"])]
     assert set(found) == fields
     assert str(found["id"]).startswith(prefix)

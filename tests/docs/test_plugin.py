@@ -84,13 +84,20 @@ async def vendor() -> AsyncIterator[Vendor]:
 
 
 @pytest.fixture(scope="module")
-def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder that the package is installed into, by pip."""
-    source, target = tmp_path_factory.mktemp("pomelo-acme"), tmp_path_factory.mktemp("site")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The package's folder, as the page has its files."""
+    folder = tmp_path_factory.mktemp("pomelo-acme")
     for name, text in FILES.items():
-        path = source / name
+        path = folder / name
         path.parent.mkdir(exist_ok=True)
         path.write_text(text)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def site(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder that the package is installed into, by pip."""
+    target = tmp_path_factory.mktemp("site")
     offline = ("--no-deps", "--no-index", "--no-build-isolation", "--disable-pip-version-check")
     subprocess.run(
         [sys.executable, "-m", "pip", "install", "--quiet", *offline, "--target", target, source], check=True
@@ -194,6 +201,22 @@ async def test_a_model_of_the_operators_catalogue_is_answered_by_a_host_without_
     assert (sent["model"], sent["temperature"]) == ("mistralai/Mixtral-8x7B-Instruct-v0.1", 1.5)
     assert "acme-large" in listed
     assert "house-mixtral" in listed
+
+
+def test_the_packages_own_tests_run_it_through_the_suite(source: Path, site: Path) -> None:
+    ended = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "test_acme.py"],
+        cwd=source,
+        env=os.environ | {"PYTHONPATH": str(site)},
+        capture_output=True,
+        text=True,
+        timeout=110,
+    )
+    assert ended.returncode == 0, ended.stdout[-4000:]
+    passed = re.search(r"(\d+) passed", ended.stdout)
+    assert passed is not None
+    assert int(passed[1]) > 50
+    assert "skipped" not in ended.stdout
 
 
 async def test_doctor_tells_of_the_plug_in_and_of_the_hosts(

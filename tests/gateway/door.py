@@ -4,6 +4,7 @@ So a test decides when a provider speaks, fails or falls silent, and sees when i
 """
 
 import asyncio
+import io
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -50,17 +51,22 @@ def words(*texts: str) -> list[Event]:
 
 
 class Player:
-    """A provider that plays `script`; `closed` is set each time a play ends, however it does."""
+    """A provider that plays `script`; `closed` is set each time a play ends, however it does. `heard` has the
+    beginnings of the sounds that jobs came with, read while they were there."""
 
     configured = True
 
     def __init__(self) -> None:
         self.script: Callable[[Job], AsyncIterator[Event]] | None = None
         self.jobs: list[Job] = []
+        self.heard: list[bytes] = []
         self.closed = asyncio.Event()
 
     async def _play(self, job: Job) -> AsyncIterator[Event]:
         self.jobs.append(job)
+        if job.audio is not None:
+            with job.audio.path.open("rb") if job.audio.path else io.BytesIO(job.audio.data) as sound:
+                self.heard.append(sound.read(64 * 1024))
         self.closed.clear()
         try:
             if self.script is not None:

@@ -51,7 +51,7 @@ async def test_a_file_is_stored_as_it_is_and_given_to_the_task(door: Door) -> No
         job = door.player.jobs[-1]
         assert job.audio is not None
         assert job.audio.path is not None
-        assert (job.audio.path.read_bytes(), job.audio.content_type) == (SOUND, "audio/mpeg")
+        assert (door.player.heard[-1], job.audio.content_type) == (SOUND, "audio/mpeg")
         assert job.input.voice_settings.stability == 0.5
 
 

@@ -310,7 +310,7 @@ def _usage(usage: Any) -> tuple[int, ...]:
 
 
 def _form(body: dict[str, Any]) -> aiohttp.FormData:
-    form = aiohttp.FormData()
+    form = aiohttp.FormData(default_to_multipart=True)
     for name, value in body.items():
         if name == "audio":
             form.add_field(name, base64.b64decode(value), filename="a.bin", content_type="audio/mpeg")

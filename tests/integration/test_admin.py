@@ -10,8 +10,12 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from pomelo.admission.keys import parse
 from pomelo.app import App
 from pomelo.gen.v1 import admin_service_pb2 as pb
+from pomelo.gen.v1.account_service_pb2 import USAGE_GROUP_ACCOUNT, Balance, ListUsageRequest
 from pomelo.gen.v1.admin_service_pb2_grpc import AdminServiceStub
+from pomelo.gen.v1.task_service_pb2 import RunTaskRequest
+from pomelo.gen.v1.task_service_pb2_grpc import TaskServiceStub
 from pomelo.wire import from_rpc_error
+from tests.integration.asking import bearer, text_task
 
 
 @pytest.fixture
@@ -77,6 +81,28 @@ async def test_a_list_and_a_revocation_show_no_secret(admin):
         ("RotateKey", pb.RotateKeyRequest(key_id="nothing"), "not_found", "key_id"),
         ("RevokeKey", pb.RevokeKeyRequest(), "missing_parameter", "key_id"),
         ("RevokeKey", pb.RevokeKeyRequest(key_id="\x00'--"), "not_found", "key_id"),
+        ("CreateAccount", pb.CreateAccountRequest(), "missing_parameter", "name"),
+        ("CreateAccount", pb.CreateAccountRequest(name="default"), "invalid_parameter", "name"),
+        ("CreateAccount", pb.CreateAccountRequest(name="x", plan="none"), "invalid_parameter", "plan"),
+        ("ShowAccount", pb.ShowAccountRequest(name="nobody"), "not_found", "name"),
+        ("GrantCredits", pb.GrantCreditsRequest(name="nobody", amount_micros=1), "not_found", "name"),
+        ("GrantCredits", pb.GrantCreditsRequest(name="default"), "invalid_parameter", "amount_micros"),
+        (
+            "GrantCredits",
+            pb.GrantCreditsRequest(name="default", amount_micros=1, mode=9),
+            "invalid_parameter",
+            "mode",
+        ),
+        ("SetPlan", pb.SetPlanRequest(name="nobody", plan="pro"), "not_found", "name"),
+        ("SetPlan", pb.SetPlanRequest(name="default", plan="none"), "invalid_parameter", "plan"),
+        ("QueryUsage", pb.QueryUsageRequest(account="nobody"), "not_found", "account"),
+        ("QueryUsage", pb.QueryUsageRequest(mode=9), "invalid_parameter", "mode"),
+        (
+            "QueryUsage",
+            pb.QueryUsageRequest(query=ListUsageRequest(page_size=1001)),
+            "invalid_parameter",
+            "page_size",
+        ),
     ],
 )
 async def test_a_refusal_names_the_field_in_a_rich_error(admin, method, request_, code, field):
@@ -84,3 +110,50 @@ async def test_a_refusal_names_the_field_in_a_rich_error(admin, method, request_
         await getattr(admin, method)(request_)
     error = from_rpc_error(caught.value)
     assert (error.code, error.field) == (code, field)
+
+
+# --- accounts
+
+
+async def test_a_key_is_made_for_an_account_once_there_is_one(admin):
+    with pytest.raises(grpc.aio.AioRpcError):
+        await admin.CreateKey(pb.CreateKeyRequest(account="keyed"))
+    await admin.CreateAccount(pb.CreateAccountRequest(name="keyed"))
+    assert (await admin.CreateKey(pb.CreateKeyRequest(account="keyed"))).key.account == "keyed"
+
+
+async def test_credits_are_live_ones_unless_asked_otherwise_and_given_once(admin):
+    made = await admin.CreateAccount(pb.CreateAccountRequest(name="endowed", live_micros=5))
+    assert made.account.live == Balance(granted_micros=5, available_micros=5)
+    request = pb.GrantCreditsRequest(name="endowed", amount_micros=7, grant_id="endowed-1")
+    for _ in range(2):
+        assert (await admin.GrantCredits(request)).account.live.granted_micros == 12
+    request = pb.GrantCreditsRequest(name="endowed", amount_micros=7, mode=pb.KEY_MODE_TEST)
+    after = (await admin.GrantCredits(request)).account
+    assert (after.live.granted_micros, after.test.granted_micros) == (12, 100_000_007)
+    listed = (await admin.ListAccounts(pb.ListAccountsRequest())).accounts
+    assert after in listed
+    assert [account.name for account in listed] == sorted(account.name for account in listed)
+    moved = (await admin.SetPlan(pb.SetPlanRequest(name="endowed", plan="unlimited"))).account
+    assert moved.limits.requests_per_minute == 0
+    assert (await admin.ShowAccount(pb.ShowAccountRequest(name="endowed"))).account == moved
+
+
+async def test_usage_is_of_all_accounts_or_of_one_side_of_one(admin, app, channel):
+    await admin.CreateAccount(pb.CreateAccountRequest(name="busy", plan="pro"))
+    key = (await admin.CreateKey(pb.CreateKeyRequest(account="busy"))).secret
+    request = RunTaskRequest(task=text_task())
+    ran = await TaskServiceStub(channel).RunTask(request, metadata=bearer(key))
+    found = await admin.QueryUsage(pb.QueryUsageRequest(account="busy"))
+    assert [record.id for record in found.usage.records] == [ran.result.id]
+    live = pb.QueryUsageRequest(account="busy", mode=pb.KEY_MODE_LIVE)
+    assert not (await admin.QueryUsage(live)).usage.records
+    by_account = pb.QueryUsageRequest(query=ListUsageRequest(group_by=USAGE_GROUP_ACCOUNT))
+    totals = (await admin.QueryUsage(by_account)).usage.totals
+    assert [total.tasks for total in totals if total.group == "busy"] == [1]
+
+
+async def test_the_audit_of_the_running_app_finds_nothing(admin):
+    found = await admin.Audit(pb.AuditRequest())
+    assert not found.findings
+    assert found.wallets >= 2

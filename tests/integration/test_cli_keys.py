@@ -160,6 +160,7 @@ async def test_doctor_finds_a_running_server_well(served):
         "settings",
         "data",
         "store",
+        "plans",
         "gRPC",
         "REST",
     }

@@ -9,9 +9,12 @@ import grpc
 import pytest
 
 from pomelo.app import App, open_app, open_gateway
+from pomelo.errors import PomeloError
+from pomelo.gen.v1.account_service_pb2 import ListUsageRequest
 from pomelo.gen.v1.media_service_pb2 import UploadMediaRequest
 from pomelo.gen.v1.media_service_pb2_grpc import MediaServiceStub
 from pomelo.settings import Settings
+from tests.integration.asking import call_of
 from tests.parity.wires import Ask, Grpc, Rest
 
 
@@ -123,3 +126,19 @@ async def test_an_upload_may_end_within_the_grace_and_no_new_one_begins(tmp_path
             asyncio.get_running_loop().call_soon(ending.set)
             app.draining.drain()
             assert await finished == (400, grpc.StatusCode.UNAVAILABLE)
+
+
+async def test_an_account_is_told_until_the_end_begins(tmp_path: Path) -> None:
+    settings = Settings(rest="127.0.0.1:0", grpc="127.0.0.1:0", data=tmp_path / "data", grace=1.0)
+    async with open_app(settings) as app:
+        _, key = await app.keyring.create()
+        accounts = app.services.accounts
+        await accounts.get_account(call_of(key))
+        app.draining.drain()
+        for asked in (
+            accounts.get_account(call_of(key)),
+            accounts.list_usage(ListUsageRequest(), call_of(key)),
+        ):
+            with pytest.raises(PomeloError) as caught:
+                await asked
+            assert caught.value.code == "shutting_down"

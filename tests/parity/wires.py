@@ -52,6 +52,8 @@ class Outcome:
     message: str = ""
     output: dict[str, Any] = field(default_factory=dict)
     pieces: int = 0
+    status: str = "OK"
+    """The HTTP status, or the name of the gRPC status."""
     retry_after: int | None = None
     headers: dict[str, str] = field(default_factory=dict)
 
@@ -230,6 +232,7 @@ def _ending(text: text_pb2.TextOutput | text_pb2.TextDelta) -> dict[str, Any]:
 
 def _failed(outcome: Outcome, error: grpc.aio.AioRpcError) -> None:
     outcome.message = error.details() or ""
+    outcome.status = error.code().name
     if error.code() == grpc.StatusCode.DEADLINE_EXCEEDED:
         outcome.code = "deadline_exceeded"  # by the client's own clock or by the server's: the same to a user
         return
@@ -273,6 +276,7 @@ class Rest:
         async with self.session.post(
             f"{self.base}/api/v1/task", json=body, headers=self.headers(ask)
         ) as answer:
+            outcome.status = str(answer.status)
             outcome.headers = {k.lower(): v for k, v in answer.headers.items()}
             if "Retry-After" in answer.headers:
                 outcome.retry_after = int(answer.headers["Retry-After"])

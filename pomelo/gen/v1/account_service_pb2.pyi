@@ -64,7 +64,7 @@ class _UsageGroupEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_UsageGroup
     USAGE_GROUP_DAY: _UsageGroup.ValueType  # 3
     """By the day, in UTC."""
     USAGE_GROUP_ACCOUNT: _UsageGroup.ValueType  # 4
-    """By the account."""
+    """By the account; for the operator alone."""
 
 class UsageGroup(_UsageGroup, metaclass=_UsageGroupEnumTypeWrapper):
     """By what records are summed."""
@@ -78,7 +78,7 @@ USAGE_GROUP_KEY: UsageGroup.ValueType  # 2
 USAGE_GROUP_DAY: UsageGroup.ValueType  # 3
 """By the day, in UTC."""
 USAGE_GROUP_ACCOUNT: UsageGroup.ValueType  # 4
-"""By the account."""
+"""By the account; for the operator alone."""
 Global___UsageGroup: _TypeAlias = UsageGroup  # noqa: Y015
 
 @_typing.final

@@ -29,13 +29,16 @@ RECOVERED = "recovered"
 
 _STATE = """
     SELECT w.granted, w.spent, w.held, w.slots, w.window_start, w.window_requests, t.start, t.tokens,
-        h.amount, h.window_start, h.token_start, h.tokens, h.repeat_key
+        h.amount, h.window_start, h.token_start, h.tokens, h.repeat_key{}
     FROM (SELECT ?1 AS account, ?2 AS live, ?3 AS model, ?4 AS task_id) AS q
     LEFT JOIN wallets AS w ON w.account = q.account AND w.live = q.live
     LEFT JOIN token_windows AS t ON t.account = q.account AND t.live = q.live AND t.model = q.model
     LEFT JOIN holds AS h ON h.task_id = q.task_id AND h.account = q.account AND h.live = q.live
 """
 
+
+_STATE_OF_HELD = _STATE.format("")
+_STATE_OF_NEW = _STATE.format(", EXISTS (SELECT 1 FROM usage AS u WHERE u.task_id = q.task_id)")
 
 _TOKENS = """
     INSERT INTO token_windows (account, live, model, start, tokens) VALUES (?, ?, ?, ?, ?)
@@ -54,16 +57,23 @@ class _Hold(NamedTuple):
 class _State:
     """A wallet, its tokens of one model, and the hold of one of its tasks, at a moment.
 
-    `start` and `token_start` are None, and the counts 0, where no window is open.
+    `start` and `token_start` are None, and the counts 0, where no window is open. `ended` (the task has its
+    record) is told of _STATE_OF_NEW alone.
     """
 
-    __slots__ = ("granted", "held", "hold", "known", "model", "now", "requests", "slots", "spent", "start",
-                 "token_start", "tokens", "wallet")  # fmt: skip
+    __slots__ = ("ended", "granted", "held", "hold", "known", "model", "now", "requests", "slots", "spent",
+                 "start", "token_start", "tokens", "wallet")  # fmt: skip
 
     def __init__(
-        self, connection: sqlite3.Connection, now: float, wallet: Wallet, model: str, task_id: str = ""
+        self,
+        connection: sqlite3.Connection,
+        now: float,
+        wallet: Wallet,
+        model: str,
+        task_id: str = "",
+        sql: str = _STATE_OF_HELD,
     ) -> None:
-        row = connection.execute(_STATE, (wallet.account, wallet.live, model, task_id)).fetchone()
+        row = connection.execute(sql, (wallet.account, wallet.live, model, task_id)).fetchone()
         self.wallet, self.model, self.now = wallet, model, now
         self.known = row[0] is not None
         self.granted: int = row[0] or 0
@@ -78,7 +88,8 @@ class _State:
         self.tokens = 0
         if _is_open(row[6], now):
             self.token_start, self.tokens = row[6], row[7]
-        self.hold = None if row[8] is None else _Hold(*row[8:])
+        self.hold = None if row[8] is None else _Hold(*row[8:13])
+        self.ended = sql is _STATE_OF_NEW and bool(row[13])
 
     @property
     def available(self) -> int:
@@ -115,17 +126,19 @@ def take(connection: sqlite3.Connection, now: float, asked: Take) -> Taken | Ref
         LostHoldError: the task has its record; it ended.
     """
     draft, repeatable = asked.draft, asked.repeatable
-    state = _State(connection, now, draft.wallet, draft.model, draft.task_id)
+    state = _State(connection, now, draft.wallet, draft.model, draft.task_id, _STATE_OF_NEW)
     if state.hold is not None:
         return Taken(state.standing(), state.hold.amount)
     if repeatable is not None and (answered := _repeat(connection, state, asked)) is not None:
         return answered
-    if connection.execute("SELECT 1 FROM usage WHERE task_id = ?", (draft.task_id,)).fetchone():
+    if state.ended:
         raise LostHoldError(draft.task_id)
     if code := _refusal(state, asked):
         return Refused(state.standing(), code)
     held = min(asked.most, state.available)
-    _count(connection, state, asked, held)
+    # Without tokens and a limit of them it is in no window, though one may be open.
+    of_tokens = bool(asked.tokens) or asked.tokens_limit is not None
+    _count(connection, state, asked, held, of_tokens)
     connection.execute(
         "INSERT INTO holds (task_id, account, live, amount, window_start, model, token_start, tokens,"
         " repeat_key, record) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
@@ -136,7 +149,7 @@ def take(connection: sqlite3.Connection, now: float, asked: Take) -> Taken | Ref
             held,
             state.start,
             draft.model,
-            state.token_start,
+            state.token_start if of_tokens else None,
             asked.tokens,
             None if repeatable is None else repeatable.key,
             records.written(draft),
@@ -187,7 +200,7 @@ def _refusal(state: _State, asked: Take) -> str | None:
     return None
 
 
-def _count(connection: sqlite3.Connection, state: _State, asked: Take, held: int) -> None:
+def _count(connection: sqlite3.Connection, state: _State, asked: Take, held: int, of_tokens: bool) -> None:
     """Counts one more task, in the tables and in the state."""
     account, live = state.wallet.account, state.wallet.live
     if state.start is None:
@@ -208,7 +221,7 @@ def _count(connection: sqlite3.Connection, state: _State, asked: Take, held: int
             " VALUES (?, ?, ?, ?, ?, ?)",
             counted,
         )
-    if asked.tokens or asked.tokens_limit is not None:
+    if of_tokens:
         if state.token_start is None:
             state.token_start = state.now
         state.tokens += asked.tokens

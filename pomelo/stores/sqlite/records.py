@@ -11,7 +11,8 @@ from pydantic_core import from_json, to_json
 from pomelo.stores.ledger import UsageRecord
 
 _NAMES = tuple(field.name for field in fields(UsageRecord))
-_values = attrgetter(*_NAMES)
+values = attrgetter(*_NAMES)
+"""The values of a record, in the order of COLUMNS."""
 
 COLUMNS = ", ".join(_NAMES)
 """Those that `from_row` takes, in its order."""
@@ -22,7 +23,12 @@ _SELECT = f"SELECT {COLUMNS} FROM usage WHERE task_id = ?"  # noqa: S608
 
 def keep(connection: sqlite3.Connection, record: UsageRecord) -> None:
     """Keeps a task's record; there is none yet."""
-    connection.execute(_INSERT, _values(record))
+    connection.execute(_INSERT, values(record))
+
+
+def keep_once(connection: sqlite3.Connection, record: UsageRecord) -> None:
+    """Keeps a task's record, if there is none yet."""
+    connection.execute(f"{_INSERT} ON CONFLICT (task_id) DO NOTHING", values(record))
 
 
 def kept(connection: sqlite3.Connection, task_id: str) -> UsageRecord | None:

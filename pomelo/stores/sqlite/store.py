@@ -65,11 +65,12 @@ async def open_sqlite(
     try:
         with ThreadPoolExecutor(1, thread_name_prefix="sqlite-reports") as reader:
             loop = asyncio.get_running_loop()
-            reading = await loop.run_in_executor(reader, open_reading, path)
+            opening = loop.run_in_executor(reader, open_reading, path)
             try:
-                yield SqliteStore(writer, clock, reader, reading)
+                yield SqliteStore(writer, clock, reader, await asyncio.shield(opening))
             finally:
                 # Before the writer, whose closing then empties the log; a report under way ends early.
+                reading = await opening
                 reading.interrupt()
                 await asyncio.shield(loop.run_in_executor(reader, reading.close))
     finally:
@@ -140,7 +141,8 @@ class SqliteStore:
 
     async def note(self, records: Sequence[UsageRecord]) -> list[str]:
         """See LedgerStore."""
-        return await self._writer.do(lambda c: ledger.note(c, records))
+        noted = tuple(records)
+        return await self._writer.do(lambda c: ledger.note(c, noted))
 
     async def standing(self, wallet: Wallet, model: str = "") -> Standing:
         """See LedgerStore."""
@@ -194,6 +196,10 @@ class SqliteStore:
     async def held(self) -> list[UsageRecord]:
         """See UsageStore."""
         return await self._report(usage.held)
+
+    async def holding(self, wallet: Wallet) -> tuple[int, int]:
+        """See UsageStore."""
+        return await self._report(lambda c: usage.holding(c, wallet))
 
     async def wallets(self) -> list[Wallet]:
         """See UsageStore."""

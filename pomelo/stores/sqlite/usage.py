@@ -10,7 +10,7 @@ from pomelo.stores.sqlite import records
 _EXPRESSIONS = {"model": "model", "key": "key_id", "day": "date(at, 'unixepoch')", "account": "account"}
 assert tuple(_EXPRESSIONS) == GROUPS
 
-_PLACE = struct.Struct(">dq")
+PLACE = struct.Struct(">dq")
 """Where a page ended: the time and the row of its last record."""
 
 
@@ -18,10 +18,10 @@ def list_usage(
     connection: sqlite3.Connection, query: UsageQuery, limit: int, after: str
 ) -> tuple[list[UsageRecord], str]:
     """See UsageStore."""
-    conditions, values = _where(query)
+    conditions, values = where(query)
     if after:
         conditions.append("(at, rowid) < (?, ?)")
-        values.extend(_place(after))
+        values.extend(read_place(after))
     # One more than asked for tells whether that is the end.
     rows = connection.execute(
         f"SELECT rowid, {records.COLUMNS} FROM usage WHERE {' AND '.join(conditions)}"  # noqa: S608
@@ -31,15 +31,20 @@ def list_usage(
     found = [records.from_row(row[1:]) for row in rows[:limit]]
     if len(rows) <= limit or not found:
         return found, ""
-    return found, _PLACE.pack(found[-1].at, rows[limit - 1][0]).hex()
+    return found, PLACE.pack(found[-1].at, rows[limit - 1][0]).hex()
 
 
-def _place(after: str) -> tuple[float, int]:
+def read_place(after: str) -> tuple[float, int]:
+    """The place that PLACE wrote.
+
+    Raises:
+        ValueError: it wrote none such.
+    """
     try:
         packed = bytes.fromhex(after)
         if packed.hex() != after:
             raise ValueError(after)
-        at, row = _PLACE.unpack(packed)
+        at, row = PLACE.unpack(packed)
     except (ValueError, struct.error) as error:
         raise ValueError("after is none that was given") from error
     if at != at:
@@ -49,7 +54,7 @@ def _place(after: str) -> tuple[float, int]:
 
 def sum_usage(connection: sqlite3.Connection, query: UsageQuery, by: str) -> list[UsageTotal]:
     """See UsageStore."""
-    conditions, values = _where(query)
+    conditions, values = where(query)
     rows = connection.execute(
         f"SELECT {_EXPRESSIONS[by]} AS part, count(*), sum(input_tokens), sum(output_tokens),"  # noqa: S608
         " sum(characters), sum(images), sum(audio_ms), sum(output_bytes), sum(cost), sum(uncollected)"
@@ -64,13 +69,24 @@ def held(connection: sqlite3.Connection) -> list[UsageRecord]:
     return [records.read(text) for (text,) in connection.execute("SELECT record FROM holds ORDER BY task_id")]
 
 
+def holding(connection: sqlite3.Connection, wallet: Wallet) -> tuple[int, int]:
+    """See UsageStore."""
+    kept, tasks = connection.execute(
+        "SELECT coalesce((SELECT held FROM wallets WHERE account = ?1 AND live = ?2), 0),"
+        " coalesce((SELECT sum(amount) FROM holds WHERE account = ?1 AND live = ?2), 0)",
+        (wallet.account, wallet.live),
+    ).fetchone()
+    return kept, tasks
+
+
 def wallets(connection: sqlite3.Connection) -> list[Wallet]:
     """See UsageStore."""
     rows = connection.execute("SELECT account, live FROM wallets ORDER BY account, live")
     return [Wallet(account, bool(live)) for account, live in rows]
 
 
-def _where(query: UsageQuery) -> tuple[list[str], list[Any]]:
+def where(query: UsageQuery) -> tuple[list[str], list[Any]]:
+    """The conditions of a query, and the values of their question marks."""
     given = {
         "account = ?": query.account,
         "live = ?": query.live,

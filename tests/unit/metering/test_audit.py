@@ -153,6 +153,16 @@ async def test_damage_is_found(kind, path):
     assert all(one.detail for one in found.findings)
 
 
+@pytest.mark.parametrize("change", [1, -1])
+async def test_a_balance_that_holds_more_or_less_than_its_tasks_is_found(path, change):
+    async with open_store(f"sqlite:{path}") as store:
+        await hold(store, "task_running")
+        await hold(store, "task_running_too", ACME_TEST)
+        # Beside the store, as only something that is none of ours can.
+        spoil(path, f"UPDATE wallets SET held = held + {change} WHERE account = 'acme' AND live = 0")
+        assert told(await audit(store)) == [("held", "acme/test", change)]
+
+
 async def test_a_task_with_two_records_is_found(path):
     spoil(
         path,

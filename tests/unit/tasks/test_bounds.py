@@ -271,3 +271,21 @@ def test_slow_speech_costs_what_was_said_of_it(speed: float) -> None:
     size = round(spoken * 0.06 / speed * 32_000)
     part = kind.partly(asked, bound, Delivered(size, 1)).characters
     assert 0.7 * spoken <= part <= spoken + 1
+
+
+@pytest.mark.parametrize(
+    ("answered", "billed"), [(900, 1_000), (1_000, 1_000), (2_900, 1_000), (60_000, 60_000)]
+)
+def test_a_sound_that_claims_to_be_shorter_than_it_is_costs_what_it_is(
+    tmp_path: Path, answered: int, billed: int
+) -> None:
+    kind = TASK_TYPES[TaskType.TASK_TYPE_SPEECH_TO_SPEECH]
+    asked = speech_pb2.SpeechToSpeechInput(voice="adam", output_format="pcm_16000")
+    bound = Bound(Used(audio_ms=1_000), Used(audio_ms=1_000), exact=True)
+    store = MediaStore(tmp_path, b"x" * 32)
+    fold = kind.fold(Folding(asked, bound, True, lambda kind_of: store.writer("a", kind_of)))
+    event = StreamTaskResponse()
+    event.audio_chunk.data = bytes(answered * 32)
+    fold.add(event)
+    fold.finish(TaskResult())
+    assert fold.used() == (Used(audio_ms=billed), billed == 1_000)

@@ -1,0 +1,160 @@
+"""Where usage records stay when they have left Redis. An archive keeps one record of each task."""
+
+import asyncio
+import os
+import sqlite3
+from collections.abc import AsyncIterator, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from pathlib import Path
+from typing import Protocol, TypeVar
+
+from pomelo.errors import PomeloError
+from pomelo.stores.base import StoreError
+from pomelo.stores.ledger import UsageQuery, UsageRecord, UsageTotal
+from pomelo.stores.schema import USAGE
+from pomelo.stores.sqlite import records, usage
+
+_APPLICATION_ID = 0x504D4C41
+"""Marks a file as an archive of ours."""
+
+_BUSY = 5.0
+"""Seconds to wait for another process that writes."""
+
+T = TypeVar("T")
+
+
+class Archive(Protocol):
+    """Keeps usage records. Every method raises PomeloError store_unavailable when it can't be reached."""
+
+    async def add(self, found: Sequence[UsageRecord]) -> None:
+        """Keeps records, in their order, but those of tasks of which it has one. What it kept is durable."""
+        ...
+
+    async def get(self, task_id: str) -> UsageRecord | None:
+        """A task's record."""
+        ...
+
+    async def list_usage(self, query: UsageQuery, limit: int, after: str) -> tuple[list[UsageRecord], str]:
+        """See UsageStore."""
+        ...
+
+    async def sum_usage(self, query: UsageQuery, by: str) -> list[UsageTotal]:
+        """See UsageStore."""
+        ...
+
+
+def open_archive(url: str) -> AbstractAsyncContextManager[Archive]:
+    """An archive, opened on entering and closed on leaving: `sqlite:PATH` or `postgresql://…`.
+
+    Raises:
+        StoreError: there is no such kind of archive; on entering: it can't be opened.
+    """
+    kind, _, rest = url.partition(":")
+    if kind == "sqlite" and rest:
+        return open_file_archive(Path(rest))
+    if kind in ("postgresql", "postgres"):
+        try:
+            from pomelo.stores.redis.postgres import open_postgres_archive
+        except ModuleNotFoundError as error:
+            raise StoreError(
+                "An archive in Postgres needs another package: pip install 'pomelo[postgres]'"
+            ) from error
+        return open_postgres_archive(url)
+    raise StoreError(f"There is no archive of the kind {kind!r}. Use sqlite:PATH or postgresql://…")
+
+
+@asynccontextmanager
+async def open_file_archive(path: Path) -> AsyncIterator[Archive]:
+    """An archive in a SQLite file, which several processes of one machine may have open.
+
+    Raises:
+        StoreError: it isn't ours, or can't be opened.
+    """
+    loop = asyncio.get_running_loop()
+    with ThreadPoolExecutor(1, thread_name_prefix="archive") as worker:
+        connection = await loop.run_in_executor(worker, _open, path)
+        try:
+            yield FileArchive(connection, worker)
+        finally:
+            await asyncio.shield(loop.run_in_executor(worker, connection.close))
+
+
+class FileArchive:
+    """See `open_file_archive`. One connection, in one thread."""
+
+    def __init__(self, connection: sqlite3.Connection, worker: ThreadPoolExecutor) -> None:
+        self._connection = connection
+        self._worker = worker
+
+    async def add(self, found: Sequence[UsageRecord]) -> None:
+        """See Archive."""
+
+        def write(connection: sqlite3.Connection) -> None:
+            connection.execute("BEGIN IMMEDIATE")
+            try:
+                for record in found:
+                    records.keep_once(connection, record)
+                connection.execute("COMMIT")
+            except BaseException:
+                if connection.in_transaction:
+                    connection.execute("ROLLBACK")
+                raise
+
+        await self._do(write)
+
+    async def get(self, task_id: str) -> UsageRecord | None:
+        """See Archive."""
+        return await self._do(lambda connection: records.kept(connection, task_id))
+
+    async def list_usage(self, query: UsageQuery, limit: int, after: str) -> tuple[list[UsageRecord], str]:
+        """See UsageStore."""
+        return await self._do(lambda connection: usage.list_usage(connection, query, limit, after))
+
+    async def sum_usage(self, query: UsageQuery, by: str) -> list[UsageTotal]:
+        """See UsageStore."""
+        return await self._do(lambda connection: usage.sum_usage(connection, query, by))
+
+    async def _do(self, work: Callable[[sqlite3.Connection], T]) -> T:
+        loop = asyncio.get_running_loop()
+        try:
+            return await loop.run_in_executor(self._worker, work, self._connection)
+        except (sqlite3.Error, RuntimeError) as error:  # RuntimeError: the thread was closed.
+            raise PomeloError("store_unavailable") from error
+
+
+def _open(path: Path) -> sqlite3.Connection:
+    try:
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        # SQLite gives its journal the mode of this one.
+        os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
+    except OSError as error:
+        raise StoreError(f"The archive {path} can't be opened: {error.strerror}") from error
+    try:
+        connection = sqlite3.connect(path, timeout=_BUSY, isolation_level=None)
+        try:
+            _prepare(connection, path)
+        except BaseException:
+            connection.close()
+            raise
+    except sqlite3.Error as error:
+        raise StoreError(f"The archive {path} can't be used: {error}. Restore it") from error
+    return connection
+
+
+def _prepare(connection: sqlite3.Connection, path: Path) -> None:
+    # Not a write-ahead log: SQLite before 3.51.3 can corrupt one that several processes write.
+    connection.execute("PRAGMA journal_mode = DELETE")
+    connection.execute("PRAGMA synchronous = FULL")
+    connection.execute("PRAGMA trusted_schema = OFF")
+    # The table names the wallets' one, which is in Redis.
+    connection.execute("PRAGMA foreign_keys = OFF")
+    connection.execute("BEGIN IMMEDIATE")
+    marked = connection.execute("PRAGMA application_id").fetchone()[0]
+    if marked != _APPLICATION_ID:
+        if marked != 0 or connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]:
+            raise StoreError(f"{path} is no archive of Pomelo. Set POMELO_ARCHIVE to another file")
+        for statement in USAGE:
+            connection.execute(statement)
+        connection.execute(f"PRAGMA application_id = {_APPLICATION_ID}")
+    connection.execute("COMMIT")

@@ -1,0 +1,108 @@
+"""redis-py as the store uses it: without retries of its own, and many callers' commands in one go."""
+
+import asyncio
+from collections import deque
+from typing import Any
+
+from redis import exceptions as errors
+from redis.asyncio import Redis
+from redis.asyncio.cluster import RedisCluster
+
+from pomelo.stores.redis.link import Part
+
+_LANES = 2
+"""Connections of one server: while one waits for its answers, the next commands gather for the other."""
+
+_AT_ONCE = 64
+"""Commands that are sent in one go at most; of a cluster: that are under way at once."""
+
+
+class OneServer:
+    """A server, or the one that Sentinels name. Commands of callers who come at once share a round trip."""
+
+    def __init__(self, redis: Redis) -> None:
+        self._redis = redis
+        self._waiting: deque[tuple[tuple[Part, ...], asyncio.Future[Any]]] = deque()
+        self._lanes: set[asyncio.Task[None]] = set()
+        self._busy = 0
+
+    async def execute_command(self, *command: Part) -> Any:
+        """See Client."""
+        answer: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        self._waiting.append((command, answer))
+        if self._busy < _LANES:
+            self._busy += 1
+            lane = asyncio.create_task(self._send())
+            self._lanes.add(lane)
+            lane.add_done_callback(self._lanes.discard)
+        return await answer
+
+    async def info(self) -> list[dict[str, Any]]:
+        """What the server says of itself."""
+        return [await self._redis.info()]
+
+    async def aclose(self) -> None:
+        """See Client."""
+        for lane in list(self._lanes):
+            lane.cancel()
+        for _, answer in self._waiting:
+            answer.cancel()
+        await self._redis.aclose()
+
+    async def _send(self) -> None:
+        try:
+            while self._waiting:
+                await self._send_batch()
+        finally:
+            # At once, not when the task is seen to be done: a command that came in between would wait.
+            self._busy -= 1
+
+    async def _send_batch(self) -> None:
+        batch = [self._waiting.popleft() for _ in range(min(_AT_ONCE, len(self._waiting)))]
+        # Who left, because its time was over, needs no answer; what it asks for may be repeated anyhow.
+        batch = [(command, answer) for command, answer in batch if not answer.done()]
+        if not batch:
+            return
+        try:
+            pipeline = self._redis.pipeline(transaction=False)
+            for command, _ in batch:
+                pipeline.execute_command(*command)
+            answers = await pipeline.execute(raise_on_error=False)
+        except Exception as error:
+            answers = [error] * len(batch)
+        except BaseException:
+            for _, answer in batch:
+                answer.cancel()
+            raise
+        for (_, answer), found in zip(batch, answers, strict=True):
+            if answer.done():
+                continue
+            if isinstance(found, Exception):
+                answer.set_exception(found)
+            else:
+                answer.set_result(found)
+        if any(isinstance(found, errors.ReadOnlyError) for found in answers):
+            # It is a replica by now; a name may lead elsewhere.
+            await self._redis.connection_pool.disconnect(inuse_connections=False)
+
+
+class Cluster:
+    """The servers of a cluster. Each command goes to the one that has its key."""
+
+    def __init__(self, redis: RedisCluster) -> None:
+        self._redis = redis
+        self._gate = asyncio.Semaphore(_AT_ONCE)
+
+    async def execute_command(self, *command: Part) -> Any:
+        """See Client."""
+        async with self._gate:
+            return await self._redis.execute_command(*command)
+
+    async def info(self) -> list[dict[str, Any]]:
+        """What the servers that take writes say of themselves."""
+        found = await self._redis.info(target_nodes=RedisCluster.PRIMARIES)
+        return [found] if "redis_version" in found else list(found.values())
+
+    async def aclose(self) -> None:
+        """See Client."""
+        await self._redis.aclose()

@@ -1,0 +1,226 @@
+"""The ledger's role: each method is one script of the wallet."""
+
+import asyncio
+import hashlib
+from collections.abc import Awaitable, Sequence
+from dataclasses import replace
+from typing import Any
+
+from pomelo.errors import PomeloError
+from pomelo.ids import new_id
+from pomelo.stores.ledger import (
+    LostHoldError,
+    Refused,
+    Repeated,
+    Settled,
+    Settlement,
+    Standing,
+    Take,
+    Taken,
+    UsageRecord,
+    Wallet,
+)
+from pomelo.stores.redis.link import Link, Part, UnknownOutcomeError, one_call
+from pomelo.stores.redis.names import names
+from pomelo.stores.redis.owners import Owner
+from pomelo.stores.redis.places import Places
+from pomelo.stores.redis.scripts import NOTE, SETTLE, STANDING, TAKE, VOID
+from pomelo.stores.redis.started import Running
+from pomelo.stores.redis.usage import Usage
+from pomelo.stores.sqlite import records
+from pomelo.stores.sqlite.ledger import RECOVERED
+
+_NOTED_AT_ONCE = 100
+_SHUT = 0.2
+
+
+class Ledger:
+    """See LedgerStore."""
+
+    def __init__(self, link: Link, owner: Owner, places: Places, usage: Usage) -> None:
+        self._link = link
+        self._owner = owner
+        self._places = places
+        self._usage = usage
+        self._running = Running(link.timing.limit)
+        self._keys: dict[str, str] = {}
+        """The Idempotency-Keys of this process's tasks, as holds have them. A missing one is asked for."""
+        self._shut: dict[Wallet, float] = {}
+        """Wallets whose last take had an unknown outcome, and until when no other is tried."""
+        self._span = round(link.timing.window * 1e6)
+        self._remember = round(link.timing.remember)
+
+    async def finish(self) -> None:
+        """Waits for what is under way; what comes later is refused."""
+        await self._running.close(self._link.timing.close)
+
+    def take(self, take: Take) -> Awaitable[Taken | Refused | Repeated]:
+        """See LedgerStore."""
+        task_id, wallet, call = take.draft.task_id, take.draft.wallet, new_id("")
+        # Whether it was taken is unknown, and nobody will use it: it must not stay, or come later.
+        return self._running.start(
+            task_id,
+            lambda: self._take(take, call),
+            undo=lambda: self._void(wallet, task_id, True, call),
+        )
+
+    def settle(self, settlement: Settlement) -> Awaitable[Settled]:
+        """See LedgerStore."""
+        return self._running.start(settlement.record.task_id, lambda: self._settle(settlement), lasting=True)
+
+    def void(self, wallet: Wallet, task_id: str, *, refund: bool = False) -> Awaitable[None]:
+        """See LedgerStore."""
+        return self._running.start(task_id, lambda: self._void(wallet, task_id, refund), lasting=True)
+
+    async def note(self, noted: Sequence[UsageRecord]) -> list[str]:
+        """See LedgerStore."""
+        by_wallet: dict[Wallet, list[UsageRecord]] = {}
+        for record in noted:
+            by_wallet.setdefault(record.wallet, []).append(record)
+        gone: set[tuple[Wallet, str]] = set()
+        for wallet, its in by_wallet.items():
+            of = names(wallet)
+            for at in range(0, len(its), _NOTED_AT_ONCE):
+                args: list[Part] = []
+                for record in its[at : at + _NOTED_AT_ONCE]:
+                    args += [record.task_id, record.cost, records.written(record)]
+                found = await self._link.run(NOTE, [of.wallet, of.holds, of.drafts], args)
+                gone.update((wallet, task_id.decode()) for task_id in found)
+        for _, task_id in gone:
+            self._keys.pop(task_id, None)
+        return [record.task_id for record in noted if (record.wallet, record.task_id) in gone]
+
+    async def standing(self, wallet: Wallet, model: str = "") -> Standing:
+        """See LedgerStore."""
+        of = names(wallet)
+        return _standing(await self._link.run(STANDING, [of.wallet, of.holds], [model, self._span]))
+
+    @one_call
+    async def _take(self, take: Take, call: str) -> Taken | Refused | Repeated:
+        draft, repeatable = take.draft, take.repeatable
+        self._knock(draft.wallet)
+        await self._places.note(draft.wallet)
+        owner = await self._owner.current()
+        of = names(draft.wallet)
+        mark = of.mark(draft.task_id)
+        key = "" if repeatable is None else "=" + repeatable.key
+        try:
+            reply = await self._link.run(
+                TAKE,
+                [of.wallet, of.holds, of.drafts, mark, of.answer(key[1:]) if key else mark],
+                [
+                    draft.task_id,
+                    owner,
+                    take.least,
+                    take.most,
+                    _limit(take.requests_limit),
+                    _limit(take.slots_limit),
+                    take.tokens,
+                    _limit(take.tokens_limit),
+                    draft.model,
+                    records.written(draft),
+                    self._span,
+                    key,
+                    b"" if repeatable is None else repeatable.fingerprint,
+                    call,
+                ],
+            )
+        except UnknownOutcomeError:
+            self._shut[draft.wallet] = asyncio.get_running_loop().time() + _SHUT
+            raise
+        self._shut.pop(draft.wallet, None)
+        match reply:
+            case [b"taken", standing, held]:
+                if key:
+                    self._keys[draft.task_id] = key
+                return Taken(_standing(standing), held)
+            case [b"refused", standing, code]:
+                return Refused(_standing(standing), code.decode())
+            case [b"repeated", standing, text, cost, uncollected, answer]:
+                record = replace(records.read(text), cost=int(cost), uncollected=int(uncollected))
+                return Repeated(_standing(standing), record, answer)
+        raise LostHoldError(draft.task_id)
+
+    def _knock(self, wallet: Wallet) -> None:
+        """Lets one take at a time look whether the store does again what it is asked: each that it may have
+        done is one to be undone later.
+
+        Raises:
+            PomeloError: store_unavailable.
+        """
+        until = self._shut.get(wallet)
+        if until is not None:
+            now = asyncio.get_running_loop().time()
+            if now < until:
+                raise PomeloError("store_unavailable")
+            self._shut[wallet] = now + self._link.timing.limit
+
+    @one_call
+    async def _settle(self, settlement: Settlement) -> Settled:
+        record, answer = settlement.record, settlement.answer
+        of = names(record.wallet)
+        mark = of.mark(record.task_id)
+        text = records.written(record)
+        digest = hashlib.blake2b(text, digest_size=8).hexdigest()
+
+        async def run(key: str) -> Any:
+            return await self._link.run(
+                SETTLE,
+                [of.wallet, of.holds, of.drafts, mark, of.usage, of.answer(key[1:]) if key else mark],
+                [
+                    record.task_id,
+                    record.cost,
+                    settlement.tokens,
+                    record.model,
+                    text,
+                    digest,
+                    "" if answer is None else "1",
+                    answer or b"",
+                    key,
+                    self._span,
+                    self._remember,
+                    round(self._link.timing.replay),
+                ],
+            )
+
+        reply = await run(self._keys.get(record.task_id, ""))
+        if reply[0] == b"key":
+            reply = await run(reply[1].decode())
+        self._keys.pop(record.task_id, None)
+        self._shut.pop(record.wallet, None)
+        self._usage.expect(record.wallet)
+        if reply[0] == b"settled" and reply[4].decode() == digest:
+            kept = replace(record, cost=int(reply[2]), uncollected=int(reply[3]))
+            return Settled(_standing(reply[1]), kept)
+        # It ended otherwise, or so long ago that its mark is gone.
+        first = await self._usage.get(record.wallet, record.task_id)
+        if first is None or first.source == RECOVERED:
+            raise LostHoldError(record.task_id)
+        return Settled(await self.standing(record.wallet, record.model), first)
+
+    @one_call
+    async def _void(self, wallet: Wallet, task_id: str, refund: bool, call: str = "") -> None:
+        of = names(wallet)
+        mark = of.mark(task_id)
+
+        async def run(key: str) -> Any:
+            return await self._link.run(
+                VOID,
+                [of.wallet, of.holds, of.drafts, mark, of.answer(key[1:]) if key else mark],
+                [task_id, "1" if refund else "", key, self._span, call, self._remember],
+            )
+
+        reply = await run(self._keys.get(task_id, ""))
+        if reply[0] == b"key":
+            await run(reply[1].decode())
+        self._keys.pop(task_id, None)
+        self._shut.pop(wallet, None)
+
+
+def _limit(limit: int | None) -> Part:
+    return "" if limit is None else limit
+
+
+def _standing(reply: Any) -> Standing:
+    available, requests, requests_left, slots, tokens, tokens_left = reply
+    return Standing(available, requests, requests_left / 1e6, slots, tokens, tokens_left / 1e6)

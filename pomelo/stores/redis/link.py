@@ -1,0 +1,189 @@
+"""The way to the server: commands with our own limits and retries, and scripts by their digests.
+
+A command whose outcome is unknown is sent again: all that are sent here may be repeated. Who sends them is
+for the store's other modules; none of them knows how a connection is made or lost.
+"""
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from functools import wraps
+from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
+
+from redis import exceptions as errors
+
+from pomelo.errors import PomeloError
+from pomelo.stores.ledger import REPLAY_SECONDS, WINDOW
+from pomelo.stores.redis.scripts import Script
+
+log = logging.getLogger("pomelo.stores")
+
+Part = str | bytes | int
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Timing:
+    """All intervals of the store, in seconds. `limit` is for all attempts of one call, `attempt` for each;
+    an owner beats every `beat` and is taken for dead after standing still for `dead`; usage goes to the
+    archive every `drain`; closing waits `close` for what is under way; a task's end is remembered for
+    `remember`, an answer for `replay`."""
+
+    limit: float = 0.9
+    attempt: float = 0.3
+    beat: float = 3.0
+    dead: float = 20.0
+    drain: float = 1.0
+    close: float = 5.0
+    window: float = WINDOW
+    replay: float = REPLAY_SECONDS
+    remember: float = 24 * 3600.0
+
+
+class UnknownOutcomeError(PomeloError):
+    """store_unavailable, and what was asked may have been done."""
+
+
+_end: ContextVar[float] = ContextVar("_end", default=0.0)
+"""When the limit of the call is over, of which this is a part."""
+
+
+class Client(Protocol):
+    """What is used of redis-py, of one server or of a cluster."""
+
+    async def execute_command(self, *command: Part) -> Any:
+        """Sends a command and gives its answer."""
+        ...
+
+    async def aclose(self) -> None:
+        """Closes all connections."""
+        ...
+
+
+_PASSING = (
+    errors.ConnectionError,
+    errors.TimeoutError,
+    errors.BusyLoadingError,
+    errors.ReadOnlyError,
+    errors.ClusterDownError,
+    errors.TryAgainError,
+    errors.MasterDownError,
+    errors.RedisClusterException,
+    TimeoutError,
+    OSError,
+)
+"""What may be over in a moment."""
+
+_PAUSE = 0.02
+_LONGEST_PAUSE = 0.15
+_TELL = 5.0
+
+
+class Link:
+    """See the module. `client` is closed with it. `server_time` stands for the server's clock in tests."""
+
+    def __init__(
+        self, client: Client, timing: Timing, server_time: Callable[[], float] | None = None
+    ) -> None:
+        self._client = client
+        self._server_time = server_time
+        self.timing = timing
+        self.closed = False
+        self._told = -_TELL
+
+    @contextmanager
+    def one_call(self) -> Iterator[None]:
+        """All that is sent inside, one after another, is of one call and within its limit."""
+        token = _end.set(_end.get() or asyncio.get_running_loop().time() + self.timing.limit)
+        try:
+            yield
+        finally:
+            _end.reset(token)
+
+    async def run(self, script: Script, keys: Sequence[str], args: Sequence[Part]) -> Any:
+        """Runs a script. It is sent whole where the server doesn't know it (any more).
+
+        Raises:
+            PomeloError: store_unavailable; UnknownOutcomeError where it may have been run.
+        """
+        tail: tuple[Part, ...] = (len(keys), *keys, *args)
+        if script.timed:
+            tail += ("" if self._server_time is None else round(self._server_time() * 1e6),)
+        return await self._try(("EVALSHA", script.digest, *tail), ("EVAL", script.text, *tail))
+
+    async def send(self, *command: Part) -> Any:
+        """Sends a command, of one key in a cluster.
+
+        Raises:
+            PomeloError: store_unavailable; UnknownOutcomeError where it may have been done.
+        """
+        return await self._try(command, command)
+
+    async def _try(self, command: Sequence[Part], whole: Sequence[Part]) -> Any:
+        loop = asyncio.get_running_loop()
+        end = _end.get() or loop.time() + self.timing.limit
+        pause = _PAUSE
+        unknown = False
+        while not self.closed:
+            try:
+                # Each attempt's own limit is the sockets'; what waits to be sent is none yet.
+                async with asyncio.timeout_at(end):
+                    return await self._client.execute_command(*command)
+            except errors.NoScriptError:
+                command = whole
+                continue
+            except _PASSING as error:
+                unknown = unknown or _may_be_done(error)
+                reason: Exception = error
+            except errors.RedisError as error:
+                log.warning("Redis refused a command: %s", error)
+                raise PomeloError("store_unavailable") from error
+            if loop.time() + pause >= end:
+                self._tell(reason, loop.time())
+                raise (UnknownOutcomeError if unknown else PomeloError)("store_unavailable") from reason
+            await asyncio.sleep(pause)
+            pause = min(2 * pause, _LONGEST_PAUSE)
+        raise (UnknownOutcomeError if unknown else PomeloError)("store_unavailable")
+
+    def _tell(self, reason: Exception, now: float) -> None:
+        # All callers hear of it; the log needs it once.
+        if now - self._told > _TELL:
+            self._told = now
+            log.warning("Redis can't be reached: %s", str(reason) or type(reason).__name__)
+
+    async def close(self) -> None:
+        """Closes all connections; what comes later is refused."""
+        self.closed = True
+        await self._client.aclose()
+
+
+class _Linked(Protocol):
+    _link: Link
+
+
+L = TypeVar("L", bound=_Linked)
+
+
+def one_call(
+    method: Callable[Concatenate[L, P], Awaitable[T]],
+) -> Callable[Concatenate[L, P], Coroutine[Any, Any, T]]:
+    """A method that sends several things, all within the limit of one call."""
+
+    @wraps(method)
+    async def limited(self: L, /, *args: P.args, **kwargs: P.kwargs) -> T:
+        with self._link.one_call():
+            return await method(self, *args, **kwargs)
+
+    return limited
+
+
+def _may_be_done(error: Exception) -> bool:
+    """Whether the server may have done what failed so. Where in doubt, it may."""
+    if isinstance(error, (errors.BusyLoadingError, errors.ResponseError)):
+        return False
+    return "connecting to" not in str(error)

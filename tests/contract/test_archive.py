@@ -1,0 +1,172 @@
+"""What every archive of usage keeps to, a file or Postgres, alone and behind the store on Redis."""
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator
+
+import pytest
+from redis import Redis
+
+from pomelo.errors import PomeloError
+from pomelo.stores.base import StoreError
+from pomelo.stores.ledger import Grant, UsageQuery, Wallet
+from pomelo.stores.redis import Timing, open_redis
+from pomelo.stores.redis.archive import Archive, open_archive
+from tests.contract.ledger_rig import WALLET, ending, record, taking
+from tests.ports import free_port
+from tests.postgres_server import PostgresServer, programs, user
+from tests.redis_server import any_server
+
+ALL = UsageQuery()
+KINDS = ["sqlite", "postgres"]
+
+
+@pytest.fixture(scope="module")
+def postgres() -> Iterator[PostgresServer]:
+    if programs() is None or user() is None:
+        pytest.skip("there is no Postgres: apt-get install postgresql")
+    server = PostgresServer()
+    server.start()
+    yield server
+    server.close()
+
+
+@pytest.fixture(params=KINDS)
+async def url(request: pytest.FixtureRequest, tmp_path) -> str:
+    if request.param == "sqlite":
+        return f"sqlite:{tmp_path / 'usage.db'}"
+    server: PostgresServer = request.getfixturevalue("postgres")
+    import asyncpg
+
+    connection = await asyncpg.connect(server.url)
+    await connection.execute("DROP TABLE IF EXISTS pomelo_usage")
+    await connection.close()
+    return server.url
+
+
+@pytest.fixture
+async def archive(url: str) -> AsyncIterator[Archive]:
+    async with open_archive(url) as opened:
+        yield opened
+
+
+async def test_a_record_comes_back_as_it_was_given(archive):
+    given = record(
+        "a", cost=2**53, uncollected=1, input_tokens=7, output_tokens=2**40, characters=3, images=4, pixels=5,
+        audio_ms=6, processing_ms=8, first_byte_ms=9, output_bytes=10, prices="image=5", price_version="2026-11",
+        provider="ünï", provider_model='"', source="recovered", complete=False, at=1_800_000_000.123456,
+    )  # fmt: skip
+    await archive.add([given])
+    assert await archive.get("a") == given
+    assert await archive.list_usage(ALL, 9, "") == ([given], "")
+    assert await archive.get("b") is None
+
+
+async def test_a_task_has_one_record_whoever_brings_it_and_however_often(url):
+    async with open_archive(url) as one, open_archive(url) as two:
+        batches = [[record(f"t{n}", cost=n) for n in range(k, k + 50)] for k in range(0, 100, 10)]
+        await asyncio.gather(*[(one, two)[n % 2].add(batch) for n, batch in enumerate(batches)])
+        await one.add([record("t0", cost=99)])
+        await one.add([])
+        kept, _ = await two.list_usage(ALL, 1_000, "")
+        assert sorted((found.task_id, found.cost) for found in kept) == sorted(
+            (f"t{n}", n) for n in range(140)
+        )
+
+
+async def test_pages_are_newest_first_and_hold_still(archive):
+    await archive.add([record(f"t{n}", at=float(n // 2)) for n in range(10)])
+    found, after = [], ""
+    for turn in range(4):
+        page, after = await archive.list_usage(ALL, 3, after)
+        found += [each.task_id for each in page]
+        await archive.add([record(f"new{turn}", at=100.0)])
+    assert after == ""
+    assert found == [f"t{n}" for n in reversed(range(10))]
+    for wrong in ("zz", "00", "ff" * 16):
+        with pytest.raises(ValueError, match="after"):
+            await archive.list_usage(ALL, 3, wrong)
+
+
+async def test_records_are_found_by_all_that_is_asked(archive):
+    await archive.add([
+        record("a", at=10.0),
+        record("b", at=20.0, live=False),
+        record("c", at=30.0, model="claude"),
+        record("d", at=40.0, account="other", key_id="key"),
+    ])  # fmt: skip
+    for query, expected in (
+        (UsageQuery(account="acme"), "cba"),
+        (UsageQuery(live=False), "b"),
+        (UsageQuery(live=True, account="acme", model="claude"), "c"),
+        (UsageQuery(key_id="key"), "d"),
+        (UsageQuery(since=20.0, until=40.0), "cb"),
+        (UsageQuery(account="' OR 1=1 --"), ""),
+    ):
+        found, _ = await archive.list_usage(query, 9, "")
+        assert "".join(each.task_id for each in found) == expected
+
+
+async def test_sums_are_by_model_key_day_or_account(archive):
+    day = 86_400.0
+    await archive.add([
+        record("a", at=day - 0.001, cost=1, input_tokens=2, output_bytes=3),
+        record("b", at=day, cost=10, model="Claude", audio_ms=5),
+        record("c", at=day + 1, cost=100, account="other", uncollected=7),
+    ])  # fmt: skip
+
+    async def costs(by: str) -> dict[str, int]:
+        return {total.group: total.cost for total in await archive.sum_usage(ALL, by)}
+
+    assert await costs("day") == {"1970-01-01": 1, "1970-01-02": 110}
+    assert list((await costs("model")).items()) == [("Claude", 10), ("gpt-4", 101)]
+    assert await costs("account") == {"acme": 11, "other": 100}
+    [total] = await archive.sum_usage(UsageQuery(until=day), "key")
+    assert (total.tasks, total.input_tokens, total.output_bytes, total.cost) == (1, 2, 3, 1)
+    assert await archive.sum_usage(UsageQuery(account="nobody"), "day") == []
+
+
+async def test_what_redis_settled_is_in_the_archive_once_and_no_longer_in_redis(url):
+    with Redis.from_url(any_server()) as server:
+        server.flushdb()
+        async with open_redis(f"{any_server()}?persistence=none", url, timing=Timing(drain=0.01)) as store:
+            await store.add_account(WALLET.account, "pro", 1.0)
+            await store.grant(Grant("g", WALLET, 1_000, 1.0))
+            for n in range(20):
+                await store.take(taking(f"t{n}", 10))
+                await store.settle(ending(f"t{n}", 10))
+                assert len((await store.list_usage(ALL, limit=99))[0]) == n + 1
+            assert (await store.sum_usage(ALL, "account"))[0].cost == 200
+            assert await store.wallets() == [WALLET, Wallet("default", False)]
+        assert [key for key in server.scan_iter() if b":usage" in key and server.xlen(key)] == []
+
+
+async def test_a_database_that_is_down_stops_no_settlement(postgres, url):
+    if url != postgres.url:
+        pytest.skip("this one is about Postgres")
+    with Redis.from_url(any_server()) as server:
+        server.flushdb()
+    async with open_redis(f"{any_server()}?persistence=none", url, timing=Timing(drain=0.01)) as store:
+        await store.add_account(WALLET.account, "pro", 1.0)
+        await store.grant(Grant("g", WALLET, 1_000, 1.0))
+        postgres.stop()
+        for n in range(20):
+            await store.take(taking(f"t{n}", 10))
+            await store.settle(ending(f"t{n}", 10))
+        with pytest.raises(PomeloError) as caught:
+            await store.list_usage(ALL, limit=1)
+        assert caught.value.code == "store_unavailable"
+        postgres.start()
+        kept, _ = await store.list_usage(ALL, limit=99)
+        assert sorted(found.task_id for found in kept) == sorted(f"t{n}" for n in range(20))
+
+
+async def test_an_archive_that_can_not_be_used_is_refused_without_its_password(tmp_path):
+    for wrong in (f"postgresql://ada:secret@127.0.0.1:{free_port()}/none", "postgresql://[", "mysql://x", ""):
+        with pytest.raises(StoreError) as caught:
+            async with open_archive(wrong):
+                pass
+        assert "secret" not in str(caught.value)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(StoreError, match="can't be opened"):
+        async with open_archive(f"sqlite:{tmp_path / 'file' / 'usage.db'}"):
+            pass

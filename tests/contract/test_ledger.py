@@ -1,0 +1,395 @@
+"""What every store's ledger keeps to: takes, settlements, voids, and all of them again after a crash."""
+
+import asyncio
+import gc
+from dataclasses import replace
+
+import pytest
+
+from pomelo.stores.ledger import (
+    WINDOW,
+    Balance,
+    Grant,
+    Repeatable,
+    Settled,
+    Standing,
+    Taken,
+    UsageQuery,
+    Wallet,
+)
+from tests.contract.ledger_rig import (
+    MODEL,
+    WALLET,
+    clock,
+    ending,
+    fails,
+    lost,
+    ran,
+    record,
+    refused,
+    rig,
+    taking,
+)
+
+__all__ = ["clock", "rig"]
+
+KEY = Repeatable("order-7", b"\x00digest")
+ALL = UsageQuery()
+
+
+async def balance(rig, wallet=WALLET) -> tuple[int, int, int]:
+    found = await rig.store.balance(wallet)
+    assert found.granted == found.spent + found.held + found.available
+    return found.spent, found.held, found.available
+
+
+# --- taking
+
+
+async def test_a_take_takes_a_request_a_slot_tokens_and_a_hold(rig):
+    taken = await rig.store.take(
+        taking("a", 100, 300, tokens=50, requests_limit=5, tokens_limit=90, slots_limit=3)
+    )
+    assert taken.held == 300
+    standing = taken.standing
+    assert (standing.available, standing.requests, standing.slots, standing.tokens) == (700, 1, 1, 50)
+    assert 0 < standing.requests_reset <= WINDOW
+    assert 0 < standing.tokens_reset <= WINDOW
+    assert await balance(rig) == (0, 300, 700)
+
+
+async def test_it_holds_all_that_is_available_if_that_is_at_least_the_least(rig):
+    assert (await rig.store.take(taking("a", 1_000, 5_000))).held == 1_000
+    assert await refused(rig.store.take(taking("b", 1))) == "insufficient_credits"
+
+
+@pytest.mark.parametrize(("least", "held"), [(999, 1_000), (1_000, 1_000), (1_001, None)])
+async def test_one_microcredit_too_few_is_refused(rig, least, held):
+    answer = await rig.store.take(taking("a", least, 2_000))
+    assert getattr(answer, "held", None) == held
+
+
+async def test_a_task_that_is_free_runs_without_credits(rig):
+    empty = Wallet("acme", False)
+    taken = await rig.store.take(taking("a", 0, live=False))
+    assert isinstance(taken, Taken)
+    assert taken.held == 0
+    assert await rig.store.balance(empty) == Balance()
+    assert (await rig.store.settle(ending("a", 0, live=False))).record.cost == 0
+    assert empty in await rig.store.wallets()
+
+
+async def test_live_and_test_and_accounts_have_nothing_in_common(rig):
+    await rig.store.add_account("other", "pro", 1.0)
+    for number, wallet in enumerate((Wallet("acme", False), Wallet("other", True))):
+        await rig.store.grant(Grant(f"g{number}", wallet, 50, 1.0))
+    for number, who in enumerate(({}, {"live": False}, {"account": "other"})):
+        asked = taking(f"t{number}", 50, requests_limit=1, slots_limit=1, tokens=5, tokens_limit=5, **who)
+        assert isinstance(await rig.store.take(asked), Taken)
+    assert await balance(rig) == (0, 50, 950)
+
+
+# --- settling
+
+
+async def test_a_settlement_charges_frees_the_rest_and_keeps_the_record(rig):
+    await rig.store.take(taking("a", 10, 300))
+    whole = ending(
+        "a", 120, provider="openai", provider_model="gpt-4-0613", input_tokens=7, output_tokens=2**40, characters=3,
+        images=4, pixels=5, audio_ms=6, processing_ms=8, first_byte_ms=9, output_bytes=10, prices="image=5,x=1",
+        price_version="2026-11", source="estimated", complete=False, at=1234.5,
+    )  # fmt: skip
+    settled = await rig.store.settle(whole)
+    assert settled.record == whole.record
+    assert (settled.standing.available, settled.standing.slots) == (880, 0)
+    assert await balance(rig) == (120, 0, 880)
+    assert await rig.store.held() == []
+    assert await rig.store.list_usage(ALL, limit=9) == ([whole.record], "")
+
+
+async def test_a_cost_above_the_hold_comes_out_of_what_is_available(rig):
+    await rig.store.take(taking("a", 100))
+    settled = await rig.store.settle(ending("a", 1_000))
+    assert (settled.record.cost, settled.record.uncollected) == (1_000, 0)
+    assert await balance(rig) == (1_000, 0, 0)
+
+
+async def test_what_was_not_enough_is_uncollected_and_what_others_hold_stays_theirs(rig):
+    await rig.store.take(taking("other", 500))
+    await rig.store.take(taking("a", 100))
+    settled = await rig.store.settle(ending("a", 701))
+    assert (settled.record.cost, settled.record.uncollected) == (500, 201)
+    assert await balance(rig) == (500, 500, 0)
+    [kept], _ = await rig.store.list_usage(ALL, limit=9)
+    assert kept == settled.record
+
+
+async def test_tokens_of_the_settlement_count_in_place_of_the_takes(rig):
+    await rig.store.take(taking("a", tokens=100))
+    await rig.store.take(taking("b", tokens=100))
+    assert (await rig.store.settle(ending("a", tokens=30))).standing.tokens == 130
+    assert (await rig.store.settle(ending("b", tokens=400))).standing.tokens == 430
+
+
+async def test_a_task_that_took_no_tokens_and_has_no_limit_of_them_counts_none(rig):
+    await rig.store.take(taking("a", tokens=100))
+    await rig.store.take(taking("b"))
+    assert (await rig.store.settle(ending("b", tokens=30))).standing.tokens == 100
+    await rig.store.take(taking("c", tokens_limit=100))
+    assert (await rig.store.settle(ending("c", tokens=30))).standing.tokens == 130
+
+
+async def test_tokens_of_a_window_that_is_over_change_nothing(rig, clock):
+    await rig.store.take(taking("a", tokens=100))
+    clock.passes(60)
+    await rig.store.take(taking("b", tokens=5))
+    assert (await rig.store.settle(ending("a", tokens=30))).standing.tokens == 5
+    clock.passes(60)
+    assert (await rig.store.settle(ending("b", tokens=30))).standing.tokens == 0
+
+
+async def test_a_settlement_gives_no_request_back(rig):
+    await ran(rig.store, "a")
+    assert await refused(rig.store.take(taking("b", requests_limit=1))) == "rate_limit_exceeded"
+
+
+async def test_a_task_without_a_hold_can_not_be_settled(rig):
+    assert await lost(rig.store.settle(ending("a")))
+    await rig.store.take(taking("b"))
+    assert await lost(rig.store.settle(ending("b", live=False)))
+    assert (await rig.store.list_usage(ALL, limit=9))[0] == []
+    assert await balance(rig) == (0, 10, 990)
+
+
+# --- voiding
+
+
+async def test_a_voided_task_costs_nothing_and_its_request_counts(rig):
+    await rig.store.take(taking("a", 10, tokens=40))
+    await rig.store.void(WALLET, "a")
+    standing = await rig.store.standing(WALLET, MODEL)
+    assert (standing.requests, standing.slots, standing.tokens, standing.available) == (1, 0, 40, 1_000)
+    assert await balance(rig) == (0, 0, 1_000)
+    assert await lost(rig.store.settle(ending("a")))
+
+
+async def test_a_refund_gives_the_request_and_the_tokens_back(rig):
+    await rig.store.take(taking("a", tokens=40))
+    await rig.store.take(taking("b", tokens=2))
+    await rig.store.void(WALLET, "a", refund=True)
+    standing = await rig.store.standing(WALLET, MODEL)
+    assert (standing.requests, standing.slots, standing.tokens, standing.available) == (1, 1, 2, 990)
+    assert isinstance(await rig.store.take(taking("c", requests_limit=2, tokens=1, tokens_limit=3)), Taken)
+
+
+async def test_a_refund_for_a_window_that_is_over_gives_nothing_of_the_next(rig, clock):
+    await rig.store.take(taking("a", tokens=40))
+    clock.passes(60)
+    await rig.store.take(taking("b", tokens=2))
+    await rig.store.void(WALLET, "a", refund=True)
+    standing = await rig.store.standing(WALLET, MODEL)
+    assert (standing.requests, standing.tokens, standing.slots) == (1, 2, 1)
+
+
+async def test_voiding_without_a_hold_does_nothing(rig):
+    await ran(rig.store, "done")
+    await rig.store.take(taking("a"))
+    before = await rig.store.standing(WALLET, MODEL)
+    for refund in (False, True):
+        await rig.store.void(WALLET, "nothing", refund=refund)
+        await rig.store.void(WALLET, "done", refund=refund)
+        await rig.store.void(Wallet("acme", False), "a", refund=refund)
+    after = await rig.store.standing(WALLET, MODEL)
+    assert replace(after, requests_reset=0) == replace(before, requests_reset=0)
+
+
+# --- again, after an unknown outcome
+
+
+async def test_a_take_again_takes_nothing_more(rig):
+    asked = taking("a", 10, 300, tokens=5, requests_limit=1, slots_limit=1, tokens_limit=5, repeatable=KEY)
+    first = await rig.store.take(asked)
+    again = await rig.store.take(asked)
+    assert isinstance(again, Taken)
+    assert again.held == first.held == 300
+    assert (again.standing.requests, again.standing.slots, again.standing.tokens) == (1, 1, 5)
+    assert await balance(rig) == (0, 300, 700)
+
+
+async def test_a_settlement_again_gives_the_first_outcome(rig):
+    await rig.store.take(taking("a", 10))
+    first = await rig.store.settle(ending("a", 1_200))
+    for again in (ending("a", 1_200), ending("a", 5)):
+        answer = await rig.store.settle(again)
+        assert isinstance(answer, Settled)
+        assert answer.record == first.record
+    assert await balance(rig) == (1_000, 0, 0)
+    assert len((await rig.store.list_usage(ALL, limit=9))[0]) == 1
+
+
+async def test_voiding_again_frees_nothing_twice(rig):
+    await rig.store.take(taking("a", 10, tokens=3))
+    await rig.store.take(taking("b", 10, tokens=4))
+    for _ in range(3):
+        await rig.store.void(WALLET, "a", refund=True)
+    standing = await rig.store.standing(WALLET, MODEL)
+    assert (standing.requests, standing.slots, standing.tokens, standing.available) == (1, 1, 4, 990)
+
+
+async def test_a_settlement_and_a_void_of_one_task_at_once_end_it_once(rig):
+    for number, turned in enumerate((False, True)):
+        task = f"t{number}"
+        await rig.store.take(taking(task, 100))
+        both = [rig.store.settle(ending(task, 60)), rig.store.void(WALLET, task)]
+        await asyncio.gather(*(reversed(both) if turned else both), return_exceptions=True)
+    kept, _ = await rig.store.list_usage(ALL, limit=9)
+    assert await balance(rig) == (60 * len(kept), 0, 1_000 - 60 * len(kept))
+    assert (await rig.store.standing(WALLET)).slots == 0
+
+
+# --- a process that dies
+
+
+async def test_a_task_of_a_dead_process_is_charged_what_was_last_noted(rig):
+    await rig.store.take(taking("a", 300, tokens=40, repeatable=KEY))
+    await rig.store.take(taking("b", 300))
+    for cost in (10, 25):
+        assert await rig.store.note([record("a", cost=cost, output_tokens=cost, prices="x=1")]) == []
+    assert await balance(rig) == (0, 600, 400)
+    await rig.crash()
+    assert await balance(rig) == (25, 0, 975)
+    [kept], _ = await rig.store.list_usage(ALL, limit=9)
+    noted = record("a", cost=25, output_tokens=25, prices="x=1", source="recovered", complete=False)
+    assert replace(kept, at=0.0) == noted
+    assert kept.at > 0
+    assert (await rig.store.standing(WALLET)).slots == 0
+    assert await rig.store.held() == []
+    assert isinstance(await rig.store.take(taking("c", repeatable=KEY)), Taken)
+
+
+async def test_who_was_taken_for_dead_may_end_nothing(rig):
+    for task in ("a", "b"):
+        await rig.store.take(taking(task, 300))
+    await rig.store.note([record("a", cost=25)])
+    await rig.crash()
+    assert await rig.store.note([record("a", cost=30), record("b", cost=1)]) == ["a", "b"]
+    assert await lost(rig.store.settle(ending("a", 30)))
+    assert await lost(rig.store.settle(ending("b", 30)))
+    await rig.store.void(WALLET, "a", refund=True)
+    assert await balance(rig) == (25, 0, 975)
+
+
+async def test_a_note_above_the_hold_is_charged_as_a_settlement_is(rig):
+    await rig.store.take(taking("other", 500))
+    await rig.store.take(taking("a", 100))
+    await rig.store.note([record("a", cost=701), record("other", cost=1)])
+    await rig.crash()
+    kept, _ = await rig.store.list_usage(ALL, limit=9)
+    assert sum(r.cost + r.uncollected for r in kept) == 702
+    spent, held, available = await balance(rig)
+    assert (spent, held) == (sum(r.cost for r in kept), 0)
+    assert available >= 0
+
+
+async def test_what_was_settled_before_the_crash_stays_settled(rig):
+    first = await ran(rig.store, "a", 70)
+    await rig.crash()
+    assert (await rig.store.settle(ending("a", 70))).record == first.record
+    assert await balance(rig) == (70, 0, 930)
+
+
+async def test_notes_of_tasks_that_never_were_are_told(rig):
+    await rig.store.take(taking("a"))
+    asked = [record("x"), record("a", cost=3), record("a", cost=5, live=False), record("y")]
+    assert await rig.store.note(asked) == ["x", "a", "y"]
+    assert [held.cost for held in await rig.store.held()] == [3]
+    assert await rig.store.note([]) == []
+
+
+# --- standing
+
+
+async def test_a_wallet_that_did_nothing_stands_at_nothing(rig):
+    assert await rig.store.standing(Wallet("nobody", True), MODEL) == Standing(0)
+    assert await rig.store.standing(WALLET, MODEL) == Standing(1_000)
+
+
+async def test_the_standing_is_that_after_the_call(rig):
+    await rig.store.take(taking("a", 100, tokens=7))
+    settled = (await rig.store.settle(ending("a", 40, tokens=9))).standing
+    now = await rig.store.standing(WALLET, MODEL)
+    assert replace(settled, requests_reset=0, tokens_reset=0) == Standing(960, 1, 0, 0, 9)
+    assert replace(now, requests_reset=0, tokens_reset=0) == Standing(960, 1, 0, 0, 9)
+    assert now.requests_reset <= settled.requests_reset <= WINDOW
+
+
+# --- callers who leave
+
+
+async def _comes(rig, expected) -> bool:
+    """Whether the balance comes to that."""
+    async with asyncio.timeout(10):
+        while await balance(rig) != expected:
+            pass  # Each look is a call that gives others their turn.
+    return True
+
+
+async def test_a_caller_who_leaves_stops_nothing(rig):
+    async def leave(asked) -> None:
+        waiter = asyncio.ensure_future(asked)
+        waiter.cancel()
+        await asyncio.gather(waiter, return_exceptions=True)
+
+    await leave(rig.store.take(taking("a", 100)))
+    await leave(rig.store.take(taking("b", 100)))
+    await leave(rig.store.settle(ending("a", 60)))
+    await leave(rig.store.void(WALLET, "b"))
+    assert await _comes(rig, (60, 0, 940))
+
+
+async def test_what_nobody_awaits_is_done_and_nothing_is_said(rig):
+    said: list[object] = []
+    loop = asyncio.get_running_loop()
+    loop.set_exception_handler(lambda loop, context: said.append(context))
+    try:
+        rig.store.take(taking("a", 100))
+        rig.store.settle(ending("a", 60))
+        rig.store.settle(ending("nothing"))
+        rig.store.void(WALLET, "a")
+        assert await _comes(rig, (60, 0, 940))
+        gc.collect()
+        await asyncio.sleep(0)
+    finally:
+        loop.set_exception_handler(None)
+    assert said == []
+
+
+async def test_what_is_queued_when_the_store_is_closed_is_done(rig):
+    asked = [rig.store.take(taking(f"t{n}", 1)) for n in range(600)]
+    await rig.close()
+    answers = await asyncio.gather(*asked)
+    assert all(isinstance(answer, Taken) for answer in answers)
+    await rig.open()
+    # Their process is gone.
+    assert (await rig.store.standing(WALLET)).requests == 600
+
+
+async def test_a_closed_store_is_unavailable(rig):
+    store = rig.store
+    await rig.close()
+    for asked in (
+        store.take(taking("a")),
+        store.settle(ending("a")),
+        store.void(WALLET, "a"),
+        store.note([record("a")]),
+        store.standing(WALLET),
+        store.balance(WALLET),
+        store.grant(Grant("g", WALLET, 5, 1.0)),
+        store.get_account("acme"),
+        store.list_usage(ALL, limit=1),
+        store.sum_usage(ALL, "day"),
+        store.held(),
+        store.wallets(),
+    ):
+        assert await fails(asked) == "store_unavailable"
+    await rig.open()

@@ -1,0 +1,457 @@
+"""Every store's ledger against a small model of it, over histories that hypothesis makes up.
+
+A few thousand steps by default; POMELO_LEDGER_STEPS says how many for a full run.
+"""
+
+import asyncio
+import os
+import tempfile
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+import pytest
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
+
+from pomelo.stores.ledger import (
+    REPLAY_SECONDS,
+    WINDOW,
+    Balance,
+    Grant,
+    LostHoldError,
+    Refused,
+    Repeatable,
+    Repeated,
+    Settlement,
+    Standing,
+    Take,
+    Taken,
+    UsageQuery,
+    UsageRecord,
+    Wallet,
+)
+from tests.contract.ledger_rig import STORES, Rig, record
+
+STEPS = int(os.environ.get("POMELO_LEDGER_STEPS", "2500"))
+MEMORY = "/dev/shm" if Path("/dev/shm").is_dir() else None
+"""Where no disk is waited for."""
+
+WALLETS = (Wallet("acme", True), Wallet("acme", False))
+MODELS = ("gpt-4", "claude")
+ALL = UsageQuery()
+
+T = TypeVar("T")
+
+
+TAKES: dict[str, Any] = {
+    "wallet": st.sampled_from((*WALLETS, WALLETS[0])),
+    "model": st.sampled_from(MODELS),
+    "least": st.integers(0, 60),
+    "more": st.integers(0, 100),
+    "requests": st.sampled_from([None, None, None, 0, 1, 3, 5]),
+    "slots": st.sampled_from([None, None, None, 1, 2, 4]),
+    "tokens": st.integers(0, 40),
+    "limit": st.sampled_from([None, None, 40, 100]),
+    "repeatable": st.sampled_from([None, None, None, ("k", b"1"), ("k", b"2"), ("l", b"1")]),
+}
+
+# --- the model
+
+
+@dataclass
+class Window:
+    """What was counted since a moment."""
+
+    start: float
+    count: int = 0
+
+
+@dataclass
+class Running:
+    """A task that runs."""
+
+    asked: Take
+    held: int
+    requests: Window
+    tokens: Window | None
+    noted: UsageRecord
+
+
+@dataclass
+class Side:
+    """A wallet."""
+
+    granted: int = 0
+    requests: Window | None = None
+    tokens: dict[str, Window] = field(default_factory=dict)
+    running: dict[str, Running] = field(default_factory=dict)
+    records: dict[str, UsageRecord] = field(default_factory=dict)
+    answers: dict[str, tuple[bytes, str, bytes, float]] = field(default_factory=dict)
+    touched: bool = False
+
+    @property
+    def spent(self) -> int:
+        return sum(kept.cost for kept in self.records.values())
+
+    @property
+    def held(self) -> int:
+        return sum(task.held for task in self.running.values())
+
+    @property
+    def available(self) -> int:
+        return self.granted - self.spent - self.held
+
+
+def opened(window: Window | None, now: float) -> Window | None:
+    return window if window is not None and 0 <= now - window.start < WINDOW else None
+
+
+class LedgerMachine(RuleBasedStateMachine):
+    """Does the same to a store and to the model, and compares."""
+
+    make: Callable[[Path], Rig]
+    steps = 0
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.loop = asyncio.new_event_loop()
+        self.folder = tempfile.TemporaryDirectory(dir=MEMORY)
+        self.sides = {wallet: Side() for wallet in WALLETS}
+        self.grants: dict[str, Grant] = {}
+        self.number = 0
+        self.now = self.ahead = 0.0
+
+    def do(self, asked: Awaitable[T]) -> T:
+        return self.loop.run_until_complete(_awaited(asked))
+
+    def count(self) -> None:
+        type(self).steps += 1
+
+    @property
+    def store(self) -> Any:
+        return self.rig.store
+
+    def some_task(self) -> st.SearchStrategy[str]:
+        """Mostly one that runs, else one that ended or never was."""
+        running = [task for side in self.sides.values() for task in side.running]
+        ended = [task for side in self.sides.values() for task in side.records]
+        others = st.sampled_from([*ended, "none"])
+        return st.one_of(st.sampled_from(running), st.sampled_from(running), others) if running else others
+
+    @initialize()
+    def start(self) -> None:
+        self.rig = type(self).make(Path(self.folder.name))
+        self.do(self.rig.open())
+        self.do(self.store.add_account("acme", "pro", 1.0))
+        for wallet in WALLETS:
+            self.grant(wallet, 500, 9)
+
+    def teardown(self) -> None:
+        try:
+            if hasattr(self, "rig"):
+                self.do(self.rig.close())
+        finally:
+            self.loop.close()
+            self.folder.cleanup()
+
+    def side(self, wallet: Wallet) -> Side:
+        """The model's wallet; what is over is forgotten."""
+        side = self.sides[wallet]
+        side.requests = opened(side.requests, self.now)
+        side.tokens = {m: w for m, w in side.tokens.items() if opened(w, self.now)}
+        side.answers = {key: a for key, a in side.answers.items() if a[3] > self.now}
+        return side
+
+    def standing(self, wallet: Wallet, model: str) -> Standing:
+        side = self.side(wallet)
+        requests, tokens = side.requests, side.tokens.get(model)
+        return Standing(
+            side.available,
+            requests.count if requests else 0,
+            requests.start + WINDOW - self.now if requests else 0.0,
+            len(side.running),
+            tokens.count if tokens else 0,
+            tokens.start + WINDOW - self.now if tokens else 0.0,
+        )
+
+    def compare(self, found: Standing, wallet: Wallet, model: str) -> None:
+        expected = self.standing(wallet, model)
+        if self.rig.clock is None:
+            expected = replace(expected, requests_reset=found.requests_reset, tokens_reset=found.tokens_reset)
+        assert found == expected
+
+    # --- rules
+
+    @rule(wallet=st.sampled_from(WALLETS), amount=st.integers(1, 200), again=st.integers(0, 9))
+    def grant(self, wallet: Wallet, amount: int, again: int) -> None:
+        self.count()
+        grant_id = f"g{len(self.grants) if again > 2 else again}"
+        given = Grant(grant_id, wallet, amount, float(len(self.grants)))
+        if grant_id not in self.grants:
+            self.grants[grant_id] = given
+            self.sides[wallet].granted += amount
+            self.sides[wallet].touched = True
+        side = self.side(wallet)
+        assert self.do(self.store.grant(given)) == Balance(side.granted, side.spent, side.held)
+
+    def asks(self, wallet, model, least, more, requests, slots, tokens, limit, repeatable) -> None:  # type: ignore[no-untyped-def]
+        self.count()
+        self.number += 1
+        draft = record(f"t{self.number:04}", account=wallet.account, live=wallet.live, model=model)
+        key = Repeatable(*repeatable) if repeatable else None
+        asked = Take(draft, least, least + more, requests, slots, tokens, limit, key)
+        answer = self.do(self.store.take(asked))
+        side = self.side(wallet)
+        expected = self.predicted(side, asked)
+        if expected == "repeated":
+            assert isinstance(answer, Repeated)
+            assert key is not None
+            _, first, kept, _ = side.answers[key.key]
+            assert (answer.record, answer.answer) == (side.records[first], kept)
+        elif expected is not None:
+            assert isinstance(answer, Refused)
+            assert answer.code == expected
+        else:
+            assert isinstance(answer, Taken)
+            assert answer.held == min(asked.most, side.available)
+            assert asked.least <= answer.held
+            side.requests = side.requests or Window(self.now)
+            side.requests.count += 1
+            if requests is not None:
+                assert side.requests.count <= requests
+            window = None
+            if tokens or limit is not None:
+                window = side.tokens.setdefault(model, Window(self.now))
+                window.count += tokens
+            side.running[draft.task_id] = Running(asked, answer.held, side.requests, window, draft)
+            side.touched = True
+        self.compare(answer.standing, wallet, model)
+
+    @rule(**TAKES)
+    def take(self, **asked: Any) -> None:
+        self.asks(**asked)
+
+    # Takes come up more often than other steps, since many are refused.
+    @rule(**TAKES)
+    def take_too(self, **asked: Any) -> None:
+        self.asks(**asked)
+
+    @rule(**TAKES)
+    def one_more_take(self, **asked: Any) -> None:
+        self.asks(**asked)
+
+    def predicted(self, side: Side, asked: Take) -> str | None:
+        """What the port says comes of it; None: it is taken."""
+        if asked.repeatable is not None:
+            key, print_ = asked.repeatable.key, asked.repeatable.fingerprint
+            runs = [t.asked.repeatable for t in side.running.values() if t.asked.repeatable is not None]
+            known = {r.key: r.fingerprint for r in runs} | {k: a[0] for k, a in side.answers.items()}
+            if key in known:
+                if known[key] != print_:
+                    return "idempotency_mismatch"
+                return "repeated" if key in side.answers else "idempotency_conflict"
+        if (
+            asked.requests_limit is not None
+            and (side.requests.count if side.requests else 0) >= asked.requests_limit
+        ):
+            return "rate_limit_exceeded"
+        if asked.slots_limit is not None and len(side.running) >= asked.slots_limit:
+            return "concurrency_limit_exceeded"
+        window = side.tokens.get(asked.draft.model, Window(0.0))
+        if asked.tokens_limit is not None and window.count + asked.tokens > asked.tokens_limit:
+            return "token_limit_exceeded"
+        return "insufficient_credits" if side.available < asked.least else None
+
+    @rule(data=st.data())
+    def take_again(self, data: st.DataObject) -> None:
+        self.count()
+        running = [task for side in self.sides.values() for task in side.running.values()]
+        if not running:
+            return
+        task = data.draw(st.sampled_from(running))
+        answer = self.do(self.store.take(task.asked))
+        assert isinstance(answer, Taken)
+        assert answer.held == task.held
+        self.compare(answer.standing, task.asked.draft.wallet, task.asked.draft.model)
+
+    @rule(data=st.data(), used=st.integers(0, 90))
+    def note(self, data: st.DataObject, used: int) -> None:
+        self.count()
+        noted, gone = [], []
+        for task_id in data.draw(st.lists(self.some_task(), min_size=1, max_size=4, unique=True)):
+            wallet, task = self.found(task_id)
+            if task is None:
+                gone.append(task_id)
+            drawn = replace(
+                record(task_id, account=wallet.account, live=wallet.live), cost=used, output_tokens=used
+            )
+            if task is not None:
+                drawn = replace(task.asked.draft, cost=used, output_tokens=used)
+                task.noted = drawn
+            noted.append(drawn)
+        assert self.do(self.store.note(noted)) == gone
+
+    def found(self, task_id: str) -> tuple[Wallet, Running | None]:
+        for wallet, side in self.sides.items():
+            if task_id in side.running or task_id in side.records:
+                return wallet, side.running.get(task_id)
+        return WALLETS[0], None
+
+    @rule(
+        data=st.data(),
+        cost=st.one_of(st.integers(0, 100), st.integers(0, 1_000)),
+        tokens=st.integers(0, 90),
+        answer=st.sampled_from([None, b"", b"answer"]),
+    )
+    def settle(self, data: st.DataObject, cost: int, tokens: int, answer: bytes | None) -> None:
+        self.count()
+        task_id = data.draw(self.some_task())
+        wallet, task = self.found(task_id)
+        side = self.side(wallet)
+        first = side.records.get(task_id)
+        model = task.asked.draft.model if task else first.model if first else MODELS[0]
+        ended = record(
+            task_id,
+            account=wallet.account,
+            live=wallet.live,
+            model=model,
+            cost=cost,
+            output_tokens=tokens,
+            at=self.now,
+        )
+        asked = self.store.settle(Settlement(ended, tokens, answer))
+        if task is None and (first is None or first.source == "recovered"):
+            with pytest.raises(LostHoldError):
+                self.do(asked)
+            return
+        settled = self.do(asked)
+        if task is None:
+            assert settled.record == first
+        else:
+            charged = min(cost, task.held + side.available)
+            assert settled.record == replace(ended, cost=charged, uncollected=cost - charged)
+            del side.running[task_id]
+            side.records[task_id] = settled.record
+            if task.tokens is not None and opened(task.tokens, self.now):
+                task.tokens.count += tokens - task.asked.tokens
+            if task.asked.repeatable is not None and answer is not None:
+                key = task.asked.repeatable
+                side.answers[key.key] = (key.fingerprint, task_id, answer, self.now + REPLAY_SECONDS)
+        self.compare(settled.standing, wallet, model)
+
+    @rule(data=st.data(), refund=st.booleans())
+    def void(self, data: st.DataObject, refund: bool) -> None:
+        self.count()
+        task_id = data.draw(self.some_task())
+        wallet, task = self.found(task_id)
+        for _ in range(2):  # Again, it changes nothing.
+            self.do(self.store.void(wallet, task_id, refund=refund))
+        if task is None:
+            return
+        del self.sides[wallet].running[task_id]
+        if refund:
+            task.requests.count -= 1
+            if task.tokens is not None:
+                task.tokens.count -= task.asked.tokens
+
+    @precondition(lambda self: self.rig.clock is not None)
+    @rule(seconds=st.sampled_from([0.5, 10.0, 29.5, 59.5, 60.0, REPLAY_SECONDS]))
+    def time_passes(self, seconds: float) -> None:
+        self.count()
+        self.rig.clock.passes(seconds)
+        self.now += seconds
+
+    @precondition(lambda self: self.rig.clock is not None)
+    @rule(seconds=st.sampled_from([-100_000.0, -60.0, -0.5, 30.0, 100_000.0]))
+    def the_clock_jumps(self, seconds: float) -> None:
+        self.count()
+        self.rig.clock.jumps(seconds)
+        if self.rig.clock.jumping:
+            self.ahead += seconds
+
+    @rule(now=st.sampled_from([False, False, False, False, True]))
+    def crash(self, now: bool) -> None:
+        if not now:  # After a crash there is little to be seen for a while.
+            return
+        self.count()
+        self.do(self.rig.crash())
+        self.now, self.ahead = self.now + self.ahead, 0.0
+        kept = {found.task_id: found for found in self.do(self.store.list_usage(ALL, limit=10_000))[0]}
+        for side in self.sides.values():
+            for task_id, task in side.running.items():
+                if task.noted.cost == 0:
+                    assert task_id not in kept
+                    continue
+                # Which of several that noted too much got what was available, is not told.
+                found = kept[task_id]
+                whole = replace(task.noted, source="recovered", complete=False, at=found.at)
+                assert replace(found, cost=found.cost + found.uncollected, uncollected=0) == whole
+                assert found.cost >= min(task.noted.cost, task.held)
+                side.records[task_id] = found
+            side.running.clear()
+
+    @rule(data=st.data())
+    def look(self, data: st.DataObject) -> None:
+        self.count()
+        wallet, model = data.draw(st.sampled_from(WALLETS)), data.draw(st.sampled_from(MODELS))
+        self.compare(self.do(self.store.standing(wallet, model)), wallet, model)
+
+    # --- what always holds
+
+    @invariant()
+    def the_books_balance(self) -> None:
+        if not hasattr(self, "rig"):
+            return
+        for wallet, side in self.sides.items():
+            found = self.do(self.store.balance(wallet))
+            assert found == Balance(side.granted, side.spent, side.held)
+            assert min(found.granted, found.spent, found.held, found.available) >= 0
+            given = self.do(self.store.list_grants(wallet))
+            assert given == [g for g in self.grants.values() if g.wallet == wallet]
+            assert sum(g.amount for g in given) == found.granted
+
+    @invariant()
+    def every_task_ends_once(self) -> None:
+        if not hasattr(self, "rig"):
+            return
+        kept, after = self.do(self.store.list_usage(ALL, limit=10_000))
+        expected = {task: r for side in self.sides.values() for task, r in side.records.items()}
+        assert after == ""
+        assert len(kept) == len(expected)
+        assert {found.task_id: found for found in kept} == expected
+        held = {found.task_id: found for found in self.do(self.store.held())}
+        assert held == {task: r.noted for side in self.sides.values() for task, r in side.running.items()}
+        touched = {wallet for wallet, side in self.sides.items() if side.touched}
+        assert touched == {wallet for wallet in self.do(self.store.wallets()) if wallet.account == "acme"}
+
+
+async def _awaited(asked: Awaitable[T]) -> T:
+    return await asked
+
+
+@pytest.mark.timeout(0 if STEPS > 10_000 else 120)
+@pytest.mark.parametrize("kind", STORES)
+def test_the_store_does_what_the_model_does(kind: str) -> None:
+    machine = type("Machine", (LedgerMachine,), {"make": staticmethod(STORES[kind]), "steps": 0})
+    while machine.steps < STEPS:
+        run_state_machine_as_test(
+            machine,
+            settings=settings(
+                max_examples=min(200, max(1, STEPS // 50)),
+                stateful_step_count=50,
+                deadline=None,
+                database=None,
+                suppress_health_check=list(HealthCheck),
+            ),
+        )
+    print(f"{kind}: {machine.steps} steps")  # noqa: T201

@@ -1,0 +1,7 @@
+"""The page of faults is the table of faults."""
+
+from tests.faults.page import PLACE, page
+
+
+def test_the_page_of_faults_is_made_of_the_table() -> None:
+    assert PLACE.read_text() == page(), "write it anew: python -m tests.faults.page"

@@ -1,0 +1,154 @@
+"""A disk that is full, and a process that is killed: nothing that was acknowledged is lost, nothing is half done.
+
+Each store runs in a process of its own, whose files may not grow beyond a limit, or which is killed.
+"""
+
+import asyncio
+import json
+import re
+import shutil
+import sqlite3
+import subprocess
+import sys
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from pomelo.stores.ledger import UsageQuery, Wallet
+from pomelo.stores.sqlite import open_sqlite
+
+WALLET = Wallet("default", False)
+
+PROGRAM = """
+import asyncio, json, resource, signal, sys
+from pathlib import Path
+from pomelo.errors import PomeloError
+from pomelo.stores.ledger import Settlement, Take, Taken, UsageQuery, UsageRecord, Wallet
+from pomelo.stores.sqlite import open_sqlite
+
+WALLET = Wallet("default", False)
+
+def record(task, **changes):
+    return UsageRecord(task, "r" * 400, "default", False, "k", "rest", "gpt-4", "text", **changes)
+
+def say(**what):
+    print(json.dumps(what), flush=True)
+
+async def pair(store, task):
+    try:
+        await store.take(Take(record(task), 1, 10, tokens=5))
+        await store.settle(Settlement(record(task, cost=3), 4))
+    except PomeloError as error:
+        return error.code
+    say(kept=task)
+    return None
+
+async def fill(store):
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    hard = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
+    resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[3]), hard))
+    codes, number = [], 0
+    while len(codes) < 5:
+        asked = [pair(store, f"full-{number + n}") for n in range(20)]
+        codes += [code for code in await asyncio.gather(*asked) if code]
+        number += 20
+    # What only reads goes on.
+    await store.balance(WALLET)
+    await store.standing(WALLET)
+    await store.list_usage(UsageQuery(), limit=5)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
+    after = [code for n in range(20) if (code := await pair(store, f"well-{n}"))]
+    balance = await store.balance(WALLET)
+    say(codes=sorted(set(codes)), after=after, spent=balance.spent, held=balance.held)
+
+async def run(store):
+    async def one(worker):
+        number = 0
+        while True:
+            await pair(store, f"{worker}-{number}")
+            number += 1
+    await asyncio.gather(*(one(worker) for worker in range(20)))
+
+async def few(store):
+    for number in range(20):
+        await pair(store, f"t{number}")
+
+async def main():
+    async with open_sqlite(Path(sys.argv[1])) as store:
+        await {"fill": fill, "run": run, "few": few}[sys.argv[2]](store)
+
+asyncio.run(main())
+"""
+
+
+def command(path: Path, what: str, *more: object) -> list[str]:
+    return [sys.executable, "-c", PROGRAM, str(path), what, *map(str, more)]
+
+
+async def kept_and_sound(path: Path) -> set[str]:
+    """The tasks that have a record, in a file in which all is right."""
+    async with open_sqlite(path) as store:
+        balance = await store.balance(WALLET)
+        found, _ = await store.list_usage(UsageQuery(), limit=10**6)
+        assert balance.held == 0
+        assert balance.spent == sum(record.cost for record in found) == 3 * len(found)
+        assert (await store.standing(WALLET)).slots == 0
+    with closing(sqlite3.connect(path)) as connection:
+        assert connection.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+    return {record.task_id for record in found}
+
+
+@pytest.mark.parametrize("limit", [150_000, 1_000_000, 3_000_000])
+async def test_a_full_disk_is_told_loses_nothing_and_is_over_when_there_is_room(tmp_path, limit):
+    path = tmp_path / "pomelo.db"
+    ran = await asyncio.to_thread(
+        subprocess.run, command(path, "fill", limit), capture_output=True, text=True, timeout=100, check=False
+    )
+    assert ran.returncode == 0, ran.stderr
+    *lines, last = map(json.loads, ran.stdout.splitlines())
+    acknowledged = {line["kept"] for line in lines}
+    assert last["codes"] == ["store_unavailable"]
+    assert last["after"] == []
+    kept = await kept_and_sound(path)
+    assert acknowledged <= kept
+    assert {f"well-{n}" for n in range(20)} <= acknowledged
+
+
+@pytest.mark.parametrize("lines", [1, 200, 1_000])
+async def test_a_process_that_is_killed_loses_nothing_that_it_acknowledged(tmp_path, lines):
+    path = tmp_path / "pomelo.db"
+    process = await asyncio.create_subprocess_exec(*command(path, "run"), stdout=subprocess.PIPE)
+    assert process.stdout is not None
+    said = [await process.stdout.readline() for _ in range(lines)]
+    process.kill()
+    said += (await process.stdout.read()).splitlines(keepends=True)
+    await process.wait()
+    acknowledged = {json.loads(line)["kept"] for line in said if line.endswith(b"\n")}
+    assert len(acknowledged) >= lines
+    assert acknowledged <= await kept_and_sound(path)
+
+
+@pytest.mark.skipif(shutil.which("strace") is None, reason="strace is not installed")
+async def test_the_disk_has_what_is_told_before_it_is_told(tmp_path):
+    trace = tmp_path / "trace"
+    tracing = ["strace", "-f", "-o", str(trace), "-e", "trace=fdatasync,fsync,write"]
+    ran = await asyncio.to_thread(
+        subprocess.run,
+        [*tracing, *command(tmp_path / "pomelo.db", "few")],
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+    )
+    if ran.returncode != 0 and "PTRACE" in ran.stderr.upper():
+        pytest.skip("strace may not trace here")
+    assert ran.returncode == 0, ran.stderr
+    synced, told = 0, 0
+    for line in trace.read_text().splitlines():
+        if re.search(r"(fdatasync|fsync)(\(| resumed).*= 0$", line):
+            synced += 1
+        elif 'write(1, "{\\"kept\\"' in line:
+            assert synced >= 2, line  # One for the take, one for the settlement, or more.
+            synced, told = 0, told + 1
+    assert told == 20

@@ -1,0 +1,183 @@
+"""What a vendor sends is passed on when it comes: whoever listens has each packet before the next is sent.
+
+Nothing here looks at a clock. The vendor waits at a gate behind each of the first packets; the gate is opened
+when the listener has heard all of what was sent, and not before. How long it takes is measured by
+`bench/first_byte.py`.
+"""
+
+import asyncio
+import base64
+import json
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
+from contextlib import aclosing
+from types import ModuleType
+from typing import Any
+
+import aiohttp
+import grpc
+import pytest
+
+from pomelo.app import open_app, open_gateway
+from pomelo.gen.v1.task_service_pb2 import StreamTaskRequest
+from pomelo.gen.v1.task_service_pb2_grpc import TaskServiceStub
+from pomelo.settings import Settings
+from pomelo.testing import FaultUpstream, Gate, Speech, anthropic_wire, mistral_wire, openai_wire
+from tests.integration.asking import bearer
+from tests.parity.wires import to_task
+
+GATES = 3
+WITHIN = 20.0
+"""Seconds after which a listener that waits for what will never come gives up."""
+
+SOUND = base64.b64encode(b"OggS" + b"a sound " * 1000).decode()
+TTS = {"model": "eleven-labs-tts", "text": "Hello, world, as it comes.", "voice": "adam"}
+STS = {"model": "eleven-labs-sts", "audio": SOUND, "voice": "adam"}
+
+Pieces = AsyncGenerator[bytes, None]
+Way = Callable[[Mapping[str, Any]], Pieces]
+
+
+class Ways:
+    """A caller by every way in; each gives the pieces of an answer as they come."""
+
+    def __init__(
+        self, session: aiohttp.ClientSession, channel: grpc.aio.Channel, key: str, rest: str, remote: str
+    ) -> None:
+        self._session = session
+        self._tasks = TaskServiceStub(channel)
+        self._key = key
+        self.events: Mapping[str, Way] = {
+            "rest": lambda body: self._events(rest, body),
+            "remote": lambda body: self._events(remote, body),
+            "grpc": self._grpc,
+        }
+        self.raw: Mapping[str, Way] = {
+            "rest raw": lambda body: self._raw(rest, body),
+            "remote raw": lambda body: self._raw(remote, body),
+        }
+
+    async def _events(self, url: str, body: Mapping[str, Any]) -> Pieces:
+        async with self._post(url, {**body, "stream": True}) as answer:
+            assert answer.status == 200, await answer.text()
+            async for line in answer.content:
+                if line.startswith(b"data: {"):
+                    event = json.loads(line[6:])
+                    if "choices" in event:
+                        yield event["choices"][0]["delta"].get("content", "").encode()
+                    else:
+                        yield base64.b64decode(event["audio"].get("b64_json", ""))
+
+    async def _raw(self, url: str, body: Mapping[str, Any]) -> Pieces:
+        async with self._post(url, body, Accept="audio/*") as answer:
+            assert answer.status == 200, await answer.text()
+            async for piece in answer.content.iter_any():
+                yield piece
+
+    async def _grpc(self, body: Mapping[str, Any]) -> Pieces:
+        request = StreamTaskRequest(task=to_task(body))
+        async for event in self._tasks.StreamTask(request, metadata=bearer(self._key)):
+            yield event.audio_chunk.data or event.text_delta.content.encode()
+
+    def _post(self, url: str, body: Mapping[str, Any], **headers: str) -> Any:
+        headers = {"Authorization": f"Bearer {self._key}", **headers}
+        return self._session.post(f"{url}/api/v1/task", json=body, headers=headers)
+
+
+@pytest.fixture(scope="module")
+async def vendor() -> AsyncIterator[FaultUpstream]:
+    """The vendors of this module."""
+    async with FaultUpstream() as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+async def ways(tmp_path_factory: pytest.TempPathFactory, vendor: FaultUpstream) -> AsyncIterator[Ways]:
+    """An app, and a gateway before it."""
+    folder = tmp_path_factory.mktemp("first")
+    settings = Settings(
+        rest="127.0.0.1:0",
+        grpc="127.0.0.1:0",
+        data=folder / "data",
+        openai_api_key="upstream",
+        openai_base_url=vendor.openai_base_url,
+        anthropic_api_key="upstream",
+        anthropic_base_url=vendor.anthropic_base_url,
+        mistral_api_key="upstream",
+        mistral_base_url=vendor.mistral_base_url,
+        elevenlabs_api_key="upstream",
+        elevenlabs_base_url=vendor.elevenlabs_base_url,
+    )
+    async with open_app(settings) as app, aiohttp.ClientSession() as session:
+        assert app.rest is not None
+        assert app.grpc is not None
+        _, key = await app.keyring.create(live=True)
+        before = Settings(rest="127.0.0.1:0", data=folder / "gateway")
+        async with (
+            open_gateway(before, app.grpc) as (host, port),
+            grpc.aio.insecure_channel(app.grpc) as channel,
+        ):
+            rest = "http://{}:{}".format(*app.rest)
+            yield Ways(session, channel, key, rest, f"http://{host}:{port}")
+
+
+async def follow(pieces: Pieces, sent: list[bytes], gates: list[Gate]) -> bytes:
+    """Listens, opening each gate once all that was sent ahead of it is here; gives all that was heard.
+
+    Raises:
+        TimeoutError: something is held back.
+    """
+    heard, opened = b"", 0
+    async with asyncio.timeout(WITHIN), aclosing(pieces):
+        async for piece in pieces:
+            heard += piece
+            while opened < len(gates) and heard == b"".join(sent[: opened + 1]):
+                assert not gates[opened].passed, "nothing was sent ahead of time"
+                gates[opened].open()
+                opened += 1
+    assert opened == len(gates)
+    return heard
+
+
+class Watched(Gate):
+    """A gate that tells whether anybody has passed it."""
+
+    passed = False
+
+    async def pass_through(self) -> None:
+        """See Gate."""
+        await super().pass_through()
+        self.passed = True
+
+
+@pytest.mark.parametrize("wanted", ["mp3_44100_128", "wav_44100", "opus_48000_64", "pcm_16000", "ulaw_8000"])
+@pytest.mark.parametrize("body", [TTS, STS], ids=["text-to-speech", "speech-to-speech"])
+@pytest.mark.parametrize("way", ["rest", "remote", "grpc", "rest raw", "remote raw"])
+async def test_each_packet_of_a_sound_is_heard_before_the_next_is_sent(
+    way: str, body: Mapping[str, Any], wanted: str, ways: Ways, vendor: FaultUpstream
+) -> None:
+    vendor.reset()
+    gates = [Watched() for _ in range(GATES)]
+    speech = Speech(size=100_000, at=dict(enumerate(gates, 1)))
+    vendor.script(speech)
+    pieces = {**ways.events, **ways.raw}[way]({**body, "output_format": wanted})
+    whole = asyncio.create_task(follow(pieces, sent := [], gates))
+    request = await vendor.received()
+    sent += speech.sound(request)
+    assert await whole == b"".join(sent)
+
+
+@pytest.mark.parametrize(
+    ("model", "wire"),
+    [("gpt-4", openai_wire), ("claude-3-haiku", anthropic_wire), ("mixtral-8x7b", mistral_wire)],
+)
+@pytest.mark.parametrize("way", ["rest", "remote", "grpc"])
+async def test_each_word_is_read_before_the_next_is_sent(
+    way: str, model: str, wire: ModuleType, ways: Ways, vendor: FaultUpstream
+) -> None:
+    vendor.reset()
+    gates = [Watched() for _ in range(GATES)]
+    vendor.script(wire.Answer("one two three four", at=dict(enumerate(gates, 1))))
+    pieces = ways.events[way](
+        {"model": model, "messages": [{"role": "user", "content": "Count"}], "max_tokens": 9}
+    )
+    assert await follow(pieces, [b"one", b" two", b" three"], gates) == b"one two three four"
