@@ -27,7 +27,7 @@ proto: .venv/.dev
 unit: .venv/.dev
 	pytest
 
-# The full size of what `unit` does small: about 400 crashes, for some 20 minutes.
+# The full size of what `unit` does small: about 450 crashes, for some 30 minutes.
 crash: .venv/.dev
 	CRASH=full pytest tests/faults/test_crash.py --log-cli-level=INFO
 
