@@ -293,7 +293,7 @@ def kills(request: pytest.FixtureRequest) -> Iterator[tuple[int, dict[str, str]]
 async def resolved(process: Process, since: float) -> Books:
     """The books, once nothing is held any more; how long that may take is the caller's to say."""
     async with asyncio.timeout(2 * RESOLVED_WITHIN):
-        while (await read_books(process, since)).held:
+        while (await read_books(process, since)).held:  # noqa: ASYNC110 (it tells no event of it)
             await asyncio.sleep(0.1)
     return await read_books(process, since)
 
