@@ -27,12 +27,12 @@ proto: .venv/.dev
 unit: .venv/.dev
 	pytest
 
-load: .venv/.dev
-	LOAD_CALLS=100 pytest -s tests/load
-
-# The full size of what `unit` does small: about 400 crashes, for some 20 minutes.
+# The full size of what `unit` does small: about 450 crashes, for some 30 minutes.
 crash: .venv/.dev
 	CRASH=full pytest tests/faults/test_crash.py --log-cli-level=INFO
+
+load: .venv/.dev
+	LOAD_CALLS=100 pytest -s tests/load
 
 gen: .venv/.dev
 	python proto/generate.py

@@ -302,7 +302,7 @@ class Admission:
         taking = asyncio.ensure_future(self.store.take(take))
         try:
             outcome = await asyncio.shield(taking)
-        except asyncio.CancelledError:
+        except (PomeloError, asyncio.CancelledError):
             self._take_back(taking, draft)
             raise
         now = self.now()
@@ -346,10 +346,10 @@ class Admission:
                 hold.lost = True
                 hold.on_lost()
 
-    def see_to(self, work: Callable[[], Awaitable[T]]) -> "asyncio.Future[T]":
+    def see_to(self, work: Callable[[], Awaitable[T]], *, once: bool = False) -> "asyncio.Future[T]":
         """Has the store do something that must be done, whoever waits for it, and that may be done twice.
 
-        It begins at once. Where the store can't be reached it is tried again until it can.
+        It begins at once. Where the store can't be reached it is tried again until it can, unless `once`.
         """
         doing = asyncio.ensure_future(work())
         self._doing.add(doing)
@@ -358,16 +358,17 @@ class Admission:
             self._doing.discard(future)
             error = None if future.cancelled() else future.exception()
             if isinstance(error, PomeloError):
-                self._owed.append(work)
+                if not once:
+                    self._owed.append(work)
             elif error is not None and not isinstance(error, LostHoldError):
                 log.error("the store failed to end a task", exc_info=error)
 
         doing.add_done_callback(done)
         return doing
 
-    def give_back(self, draft: UsageRecord) -> "asyncio.Future[None]":
+    def give_back(self, draft: UsageRecord, *, once: bool = False) -> "asyncio.Future[None]":
         """Gives back all that a task took which never ran."""
-        return self.see_to(partial(self.store.void, draft.wallet, draft.task_id, refund=True))
+        return self.see_to(partial(self.store.void, draft.wallet, draft.task_id, refund=True), once=once)
 
     async def idle(self) -> None:
         """Returns when nothing is left to the store; what it still can't do is left to its next opening."""
@@ -394,12 +395,16 @@ class Admission:
             del self._owed[0]
 
     def _take_back(self, taking: "asyncio.Future[Taken | Refused | Repeated]", draft: UsageRecord) -> None:
-        """Gives back what was taken for a caller who had left by then."""
+        """Gives back what was taken for a caller who had left by then, or may have been taken.
+
+        In doubt the store is asked once: a long outage must not leave something to do for each refused call.
+        """
 
         def taken(future: "asyncio.Future[Taken | Refused | Repeated]") -> None:
             self._doing.discard(future)
-            # One that failed has taken nothing: a long outage must not leave something to do for each call.
-            if future.cancelled() or (future.exception() is None and isinstance(future.result(), Taken)):
+            if not future.cancelled() and future.exception() is not None:
+                self.give_back(draft, once=True)
+            elif future.cancelled() or isinstance(future.result(), Taken):
                 self.give_back(draft)
 
         self._doing.add(taking)

@@ -198,8 +198,7 @@ class LedgerStore(Protocol):
     """
 
     def take(self, take: Take) -> Awaitable[Taken | Refused | Repeated]:
-        """Takes all that a task needs, or nothing. Where it raises, nothing stays taken: what it may have
-        taken after all the store gives back by itself."""
+        """Takes all that a task needs, or nothing."""
         ...
 
     def settle(self, settlement: Settlement) -> Awaitable[Settled]:

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any, Self
 
 from pomelo.admission.keys import Keyring
+from pomelo.app import store_of
 from pomelo.settings import load
-from pomelo.stores import open_store
 from pomelo.stores.ledger import Grant
 from pomelo.testing import FaultUpstream
 from tests.faults.books import LIVE, Books, state
@@ -87,7 +87,7 @@ class House:
         """Makes a live key and gives its account so much; no server runs meanwhile."""
         settings = load(None, self._variables)
         secret = settings.root_secret()
-        async with open_store(settings.store_url()) as store:
+        async with store_of(settings) as store:
             _, self.key = await Keyring(store, secret).create("default", live=True)
             await store.set_plan("default", plan)
             await store.grant(Grant(f"first {time.time()}", LIVE, micros, time.time()))
@@ -128,7 +128,7 @@ class House:
 
     async def books(self) -> Books:
         """What the store holds; no server runs meanwhile."""
-        async with open_store(load(None, self._variables).store_url()) as store:
+        async with store_of(load(None, self._variables)) as store:
             return Books(await state(store))
 
     async def running(self) -> Process:

@@ -15,9 +15,9 @@ from pomelo.testing import FaultUpstream, Gate, Received, Reply, Speech
 from tests.faults.books import Books
 from tests.faults.callers import Grpc, Rest, Told, callers
 from tests.faults.house import SERVE, House, Process
+from tests.redis_server import RedisServer
 
-STORES: Mapping[str, Mapping[str, str]] = {"sqlite": {}}
-"""The variables that choose a store, and how many workers there are: all that a further one adds here."""
+STORES = ("one process on SQLite", "two workers on Redis")
 
 TASKS = 1000
 PRICE = 10_000
@@ -40,9 +40,13 @@ def speech(name: str) -> dict[str, Any]:
 
 
 @pytest.fixture(params=STORES)
-def store(request: pytest.FixtureRequest) -> Mapping[str, str]:
-    """The variables of each store."""
-    return STORES[request.param]
+def store(request: pytest.FixtureRequest) -> Iterator[Mapping[str, str]]:
+    """The variables of each store, and of as many workers as it can have."""
+    if request.param == STORES[0]:
+        yield {}
+        return
+    with RedisServer() as server:
+        yield {"POMELO_STORE": server.url, "POMELO_WORKERS": "2"}
 
 
 @pytest.fixture

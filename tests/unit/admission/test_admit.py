@@ -58,14 +58,17 @@ async def enter(admission: Admission, task_id: str) -> Any:
     return await admission.enter(call, BUILTIN["unlimited"], draft, PRICES, used, used)
 
 
-async def test_a_take_that_failed_leaves_nothing_to_do_again() -> None:
-    store = TroubledStore("take")
+async def test_a_long_outage_leaves_nothing_to_do_for_each_call_that_it_refused() -> None:
+    store = TroubledStore("take", "void")
     admission = Admission(store, BUILTIN)  # type: ignore[arg-type]
     for number in range(100):
         with pytest.raises(PomeloError):
             await enter(admission, f"img_{number}")
     await admission.idle()
-    assert store.asked == ["take"] * 100
+    store.asked.clear()
+    store.failing.clear()
+    await admission.idle()
+    assert store.asked == []
 
 
 async def test_running_tasks_are_noted_also_while_something_can_not_be_done() -> None:
