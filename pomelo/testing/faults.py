@@ -34,7 +34,8 @@ class Fault:
     `whole` and `stream` are the codes in which a task ends. `breaks` makes the script of it; without, the
     vendor's wire has it in its own words, unless `address` leads away from the vendor. `stalls` is for those
     that the provider's limits end, `endless` for those that only the caller's deadline does. `keeps`: what a
-    stream said before it stands. `wait` is the one in seconds that is proposed to the caller.
+    stream said before it stands. `uncounted`: a good stream ends without a count of tokens, as the vendor's
+    can't be true. `wait` is the one in seconds that is proposed to the caller.
     `lacks` says why it can't be, by the kind of task or by "whole" and "stream".
     """
 
@@ -47,6 +48,7 @@ class Fault:
     stalls: bool = False
     endless: bool = False
     keeps: bool = False
+    uncounted: bool = False
     wait: int | None = None
     lacks: Mapping[str, str] = field(default_factory=dict)
 
@@ -176,9 +178,10 @@ FAULTS: tuple[Fault, ...] = (
     Fault("an unknown error half way", "an error within a stream, with a code that nobody knows",
           lacks=_PIECEMEAL),
     Fault("no finish reason", "an answer that doesn't say why it ends", lacks=_COUNTED),
-    Fault("no usage", "an answer without a count of tokens", stream=OK, lacks=_COUNTED),
-    Fault("usage below 0", "a count of -1 tokens", stream=OK, lacks=_COUNTED),
-    Fault("usage of 2^63", "a count that no integer of ours could hold", stream=OK, lacks=_COUNTED),
+    Fault("no usage", "an answer without a count of tokens", stream=OK, uncounted=True, lacks=_COUNTED),
+    Fault("usage below 0", "a count of -1 tokens", stream=OK, uncounted=True, lacks=_COUNTED),
+    Fault("usage of 2^63", "a count that no integer of ours could hold", stream=OK, uncounted=True,
+          lacks=_COUNTED),
     # In the vendor's own words: refusals.
     Fault("an error with 200", "an error object in place of the answer"),
     Fault("out of money", "our account with the vendor is empty"),

@@ -10,11 +10,13 @@ PIECE_MOST = 64 * 1024
 
 
 class Reading:
-    """One answer of a kind of task, whole or streamed, as far as it has come."""
+    """One answer of a kind of task, whole or streamed, as far as it has come. With `counted` False its
+    vendor's count of tokens can't be true, and must not be passed on."""
 
-    def __init__(self, kind: str, *, stream: bool) -> None:
+    def __init__(self, kind: str, *, stream: bool, counted: bool = True) -> None:
         self._kind = kind
         self._stream = stream
+        self._counted = counted
         self._progress = -1.0
         self.events = 0
         self.complete = False
@@ -64,7 +66,10 @@ class Reading:
         if delta.finish_reason:
             self.complete = True
             usage = delta.usage
-            if not delta.HasField("usage"):
+            if not self._counted:
+                if delta.HasField("usage"):
+                    self._blame("a count that can't be true is passed on")
+            elif not delta.HasField("usage"):
                 self._blame("the last delta has no usage")
             elif usage.total_tokens != usage.prompt_tokens + usage.completion_tokens:
                 self._blame("the usage does not add up")

@@ -222,7 +222,8 @@ class _Run:
         self._case = case
         self._upstream = upstream
         self._problems = problems
-        self._reading = Reading(case.kind, stream=case.stream)
+        counted = case.fault is None or not case.fault.uncounted
+        self._reading = Reading(case.kind, stream=case.stream, counted=counted)
         self._gate = Gate()
         self.late: list[str] = []
         """What is wrong with its times, apart from all other problems."""
