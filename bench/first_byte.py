@@ -29,7 +29,7 @@ from aiohttp import web
 from pomelo.gen.v1.task_pb2 import Task
 from pomelo.gen.v1.task_service_pb2 import StreamTaskRequest
 from pomelo.gen.v1.task_service_pb2_grpc import TaskServiceStub
-from tests.integration.commands import pomelo
+from tests.integration.commands import live_key
 from tests.serving import serve
 
 WARM = 50
@@ -203,7 +203,7 @@ async def run(calls: int, at_once: int) -> None:
         served = await stack.enter_async_context(
             serve(folder, ELEVENLABS_API_KEY="any", ELEVENLABS_BASE_URL=vendor)
         )
-        key = (await pomelo(folder, "keys", "create", "--live")).out.split()[-1]
+        key = await live_key(folder)
         connector = aiohttp.TCPConnector(limit=0)
         session = await stack.enter_async_context(aiohttp.ClientSession(connector=connector))
         channel = await stack.enter_async_context(grpc.aio.insecure_channel(f"127.0.0.1:{served.grpc_port}"))

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from gateway import described_account
+from gateway.described_headers import IDEMPOTENCY_KEY
 from gateway.fields import FIELDS
 from gateway.schema import ANY, JSON, NUMBER, Schema, object_of, one_of, ranged, ref, responses, text
 from pomelo.errors import TABLE
@@ -269,6 +270,7 @@ def _task_operation() -> Schema:
                 "in": "header",
                 "schema": {"type": "string", "pattern": "^[!-~]{1,128}$"},
             },
+            IDEMPOTENCY_KEY,
             {
                 "name": "X-Request-Timeout",
                 "in": "header",

@@ -6,6 +6,7 @@ Used by `gateway.openapi` and `gateway.described_account`.
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from gateway.described_headers import HEADERS
 from pomelo.errors import TABLE
 
 Schema = dict[str, Any]
@@ -39,7 +40,6 @@ def object_of(properties: Schema, required: Iterable[str] = (), **more: Any) -> 
     return {"type": "object", "properties": properties, "required": list(required), **more}
 
 
-HEADERS = {"X-Request-Id": {"schema": {"type": "string"}, "description": "Name it when you report a fault."}}
 JSON = "application/json"
 
 

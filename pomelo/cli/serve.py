@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 
     from pomelo.settings import Settings
 
+SWITCH_INTERVAL = 0.0005
+"""Seconds after which a thread that waits for the interpreter gets it."""
+
 _BODY = '{"model": "gpt-4", "messages": [{"role": "user", "content": "Hello, world!"}]}'
 
 
@@ -153,6 +156,8 @@ def run(
             loop.add_signal_handler(number, first, number)
         await main(stop)
 
+    # SQLite's thread gives the interpreter up at every statement, and a busy loop would keep it for 5 ms.
+    sys.setswitchinterval(SWITCH_INTERVAL)
     try:
         import uvloop
     except ImportError:  # not made for this system

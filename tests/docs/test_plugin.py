@@ -19,7 +19,7 @@ from pomelo.gen.v1.task_pb2 import Task
 from pomelo.gen.v1.task_service_pb2 import RunTaskRequest, StreamTaskRequest
 from pomelo.gen.v1.task_service_pb2_grpc import TaskServiceStub
 from pomelo.gen.v1.text_pb2 import Message, Role, TextInput
-from tests.integration.commands import pomelo
+from tests.integration.commands import live_key, pomelo
 from tests.serving import Served, serve
 
 PAGE = Path(__file__).parents[2] / "docs" / "adding-a-provider.md"
@@ -130,8 +130,7 @@ def variables(site: Path, vendor: Vendor) -> dict[str, str]:
 @pytest.fixture(scope="module")
 async def live(site: Path, vendor: Vendor, served: Served) -> str:
     """A live key."""
-    made = await pomelo(served.data.parent, "keys", "create", "--live", **variables(site, vendor))
-    return made.out.splitlines()[-1]
+    return await live_key(served.data.parent, **variables(site, vendor))
 
 
 @pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])

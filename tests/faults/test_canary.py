@@ -32,8 +32,9 @@ from pomelo.providers.base import Event, Job
 from pomelo.routing import TRIPS_AT
 from pomelo.settings import Settings
 from pomelo.testing import FaultUpstream, Gate, Reply
+from tests.conftest import endow
 from tests.faults.canaries import CANARY, FAULTS, NAMED, SOUND, TASKS, VENDORS, Fault, answers, found, keys
-from tests.integration.commands import pomelo
+from tests.integration.commands import live_key
 from tests.parity.wires import to_task
 from tests.serving import serve
 
@@ -302,7 +303,7 @@ async def test_a_server_tells_nobody(tmp_path: Path, own_upstream: FaultUpstream
         "PYTHONASYNCIODEBUG": "1",
     }
     async with serve(tmp_path, **variables) as served, aiohttp.ClientSession() as session:
-        key = (await pomelo(tmp_path, "keys", "create", "--live")).out.split()[-1]
+        key = await live_key(tmp_path)
         async with grpc.aio.insecure_channel(f"127.0.0.1:{served.grpc_port}") as channel:
             driver = Driver(served.url, channel, session, key, own_upstream)
             for mode in MODES:
@@ -362,6 +363,7 @@ async def test_no_logger_tells(
     async with open_app(settings) as app, aiohttp.ClientSession() as session:
         assert app.rest is not None
         assert app.grpc is not None
+        await endow(app.store)
         _, key = await app.keyring.create(live=True)
         async with grpc.aio.insecure_channel(app.grpc) as channel:
             driver = Driver("http://{}:{}".format(*app.rest), channel, session, key, own_upstream)
@@ -413,6 +415,7 @@ async def test_what_nobody_foresaw_is_logged_without_what_it_says(
     ):
         assert app.rest is not None
         assert app.grpc is not None
+        await endow(app.store)
         _, key = await app.keyring.create(live=True)
         async with grpc.aio.insecure_channel(app.grpc) as channel:
             driver = Driver("http://{}:{}".format(*app.rest), channel, session, key, own_upstream)

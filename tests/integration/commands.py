@@ -56,6 +56,14 @@ async def pomelo(folder: Path, *arguments: str, stdin: bytes = b"", **variables:
     return Ended(process.returncode, out, error.decode())
 
 
+async def live_key(folder: Path, **variables: str) -> str:
+    """A live key of the account default, which is freed of limits and gets more than any test can spend."""
+    for arguments in (("plan", "default", "unlimited"), ("grant", "default", "1000000")):
+        ended = await pomelo(folder, "accounts", *arguments, **variables)
+        assert ended.status == 0, ended.error
+    return (await pomelo(folder, "keys", "create", "--live", **variables)).out.split()[-1]
+
+
 class Running:
     """A command that stays, and the lines that it prints."""
 

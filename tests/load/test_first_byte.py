@@ -22,6 +22,7 @@ from pomelo.gen.v1.task_service_pb2 import StreamTaskRequest
 from pomelo.gen.v1.task_service_pb2_grpc import TaskServiceStub
 from pomelo.settings import Settings
 from pomelo.testing import FaultUpstream, Gate, Speech, anthropic_wire, mistral_wire, openai_wire
+from tests.conftest import endow
 from tests.integration.asking import bearer
 from tests.parity.wires import to_task
 
@@ -110,6 +111,7 @@ async def ways(tmp_path_factory: pytest.TempPathFactory, vendor: FaultUpstream) 
     async with open_app(settings) as app, aiohttp.ClientSession() as session:
         assert app.rest is not None
         assert app.grpc is not None
+        await endow(app.store)
         _, key = await app.keyring.create(live=True)
         before = Settings(rest="127.0.0.1:0", data=folder / "gateway")
         async with (

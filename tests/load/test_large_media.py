@@ -39,7 +39,7 @@ from pomelo.gen.v1.task_pb2 import Task
 from pomelo.gen.v1.task_service_pb2 import RunTaskRequest, StreamTaskRequest
 from pomelo.gen.v1.task_service_pb2_grpc import TaskServiceStub
 from pomelo.testing.sound import packets
-from tests.integration.commands import pomelo
+from tests.integration.commands import live_key
 from tests.load.memory import MIB, resident, watched
 from tests.load.vendor import PACKET, SIZE, vendor
 from tests.serving import Served, serve
@@ -260,7 +260,7 @@ async def house(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[House
         served = await stack.enter_async_context(
             serve(folder, ELEVENLABS_API_KEY="elevenlabs-upstream", ELEVENLABS_BASE_URL=base)
         )
-        made = await pomelo(folder, "keys", "create", "--live")
+        key = await live_key(folder)
         connector = aiohttp.TCPConnector(limit=0)
         session = await stack.enter_async_context(
             aiohttp.ClientSession(
@@ -275,7 +275,7 @@ async def house(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[House
             )
             for _ in range(4)
         ]
-        warm = House(served, made.out.split()[-1], session, channels)
+        warm = House(served, key, session, channels)
         for number, one in enumerate(LOADS.values()):
             await load(warm, one, f"warm{number}", WARM)
         yield warm

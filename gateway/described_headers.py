@@ -1,0 +1,36 @@
+"""The headers of answers in the OpenAPI description. Used by `gateway.openapi`."""
+
+from typing import Any
+
+
+def _whole(description: str) -> dict[str, Any]:
+    return {"schema": {"type": "integer", "minimum": 0}, "description": description}
+
+
+def _credits(description: str) -> dict[str, Any]:
+    return {"schema": {"type": "string", "pattern": r"^\d+(\.\d{1,6})?$"}, "description": description}
+
+
+HEADERS: dict[str, Any] = {
+    "X-Request-Id": {"schema": {"type": "string"}, "description": "Name it when you report a fault."},
+    "X-Pomelo-Mode": {"schema": {"enum": ["live", "test"]}, "description": "The key's."},
+    "X-RateLimit-Limit": _whole("Requests a minute."),
+    "X-RateLimit-Remaining": _whole("Requests that are left of the window."),
+    "X-RateLimit-Reset": _whole("Unix seconds when the window ends."),
+    "X-RateLimit-Limit-Tokens": _whole("Tokens a minute of the text model."),
+    "X-RateLimit-Remaining-Tokens": _whole("Tokens that are left of the window."),
+    "X-RateLimit-Reset-Tokens": _whole("Unix seconds when that window ends."),
+    "X-RateLimit-Limit-Concurrent": _whole("Tasks at once."),
+    "X-RateLimit-Remaining-Concurrent": _whole("Tasks that may be begun now beside those that run."),
+    "X-Credits-Remaining": _credits("Credits that are left, without what running tasks hold."),
+    "X-Credits-Charged": _credits("What the task cost, where that is known when the headers go out."),
+    "Retry-After": _whole("Seconds to wait; with 409 of a running request, 429 and 503."),
+}
+"""By name. Limits are there where the plan has them, and nothing but the first for a key that is unknown."""
+
+IDEMPOTENCY_KEY: dict[str, Any] = {
+    "name": "Idempotency-Key",
+    "in": "header",
+    "schema": {"type": "string", "pattern": "^[!-~]{1,255}$"},
+    "description": "Your name of the request: sent again within 24 hours, it gets the first one's answer.",
+}

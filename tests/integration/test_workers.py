@@ -1,0 +1,95 @@
+"""`pomelo serve --workers`: processes that share addresses, limits and credits, and end together."""
+
+import asyncio
+import json
+import os
+import signal
+from pathlib import Path
+
+import aiohttp
+import psutil
+import pytest
+
+from tests.integration.commands import addresses, pomelo
+from tests.redis_server import RedisServer
+from tests.serving import Served, serve
+
+TASK = {"model": "gpt-4", "messages": [{"role": "user", "content": "Hi"}], "max_tokens": 5}
+
+
+def workers(served: Served) -> list[psutil.Process]:
+    """The processes that serve."""
+    return [p for p in psutil.Process(served.pid).children() if "spawn_main" in " ".join(p.cmdline())]
+
+
+async def ask(served: Served, count: int) -> list[aiohttp.ClientResponse]:
+    """Answers to as many tasks at once, each on a connection of its own."""
+
+    async def one() -> aiohttp.ClientResponse:
+        async with (
+            aiohttp.ClientSession(headers=served.headers) as session,
+            session.post(f"{served.url}/api/v1/task", json=TASK) as answer,
+        ):
+            await answer.read()
+            return answer
+
+    return await asyncio.gather(*[one() for _ in range(count)])
+
+
+async def test_workers_share_limits_and_credits_and_one_that_dies_comes_back(tmp_path: Path) -> None:
+    with RedisServer() as redis:
+        async with serve(tmp_path, POMELO_STORE=redis.url, POMELO_WORKERS="2") as served:
+            first = workers(served)
+            assert len(first) == 2
+            answers = [answer for _ in range(3) for answer in await ask(served, 18)]
+            assert {answer.status for answer in answers} == {200}
+            left = sorted(int(answer.headers["X-RateLimit-Remaining"]) for answer in answers)
+            assert left[0] == 300 - len(answers)
+            first[0].send_signal(signal.SIGKILL)
+            async with asyncio.timeout(30):
+                while first[0].is_running() or len(workers(served)) < 2:  # noqa: ASYNC110 (no event of ours)
+                    await asyncio.sleep(0.05)
+            assert [answer.status for answer in await ask(served, 5)] == [200] * 5
+            store = {"POMELO_STORE": redis.url}
+            audited = await pomelo(tmp_path, "audit", "--json", **store)
+            assert audited.status == 0, audited.out
+            usage = json.loads((await pomelo(tmp_path, "usage", "--format", "json", **store)).out)
+            assert len(usage) == len(answers) + 5
+            last = [p.pid for p in workers(served)]
+        assert not [pid for pid in last if psutil.pid_exists(pid)]
+        assert "died with status -9" in served.log()
+
+
+async def test_workers_end_when_the_process_that_watches_them_is_killed(tmp_path: Path) -> None:
+    with RedisServer() as redis:
+        async with serve(tmp_path, POMELO_STORE=redis.url, POMELO_WORKERS="2", POMELO_GRACE="1") as served:
+            orphans = workers(served)
+            os.kill(served.pid, signal.SIGKILL)
+            await asyncio.to_thread(psutil.wait_procs, orphans, 20)
+            assert not [p for p in orphans if p.is_running()]
+
+
+async def test_sqlite_serves_one_process_and_says_so(tmp_path: Path) -> None:
+    ended = await pomelo(tmp_path, "serve", "--workers", "2", **addresses())
+    assert ended.status == 1
+    assert ended.error == (
+        "pomelo: POMELO_WORKERS: SQLite serves one process. For more set POMELO_STORE to a Redis server, "
+        "such as redis://127.0.0.1:6379\n"
+    )
+
+
+@pytest.mark.parametrize("name", ["POMELO_REST", "POMELO_GRPC"])
+async def test_workers_do_not_share_an_address_with_another_program(tmp_path: Path, name: str) -> None:
+    with RedisServer() as redis:
+        async with serve(tmp_path) as other:
+            mine = tmp_path / "mine"
+            mine.mkdir()
+            port = other.port if name == "POMELO_REST" else other.grpc_port
+            given = addresses() | {
+                name: f"127.0.0.1:{port}",
+                "POMELO_STORE": redis.url,
+                "POMELO_WORKERS": "2",
+            }
+            ended = await pomelo(mine, "serve", **given)
+    assert ended.status == 1
+    assert ended.error.startswith(f"pomelo: {name}: 127.0.0.1:{port}: ")
