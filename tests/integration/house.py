@@ -276,6 +276,7 @@ class House:
                 told.links = (medium["url"],)
                 async with self.session.get(medium["url"]) as answer:
                     got = await answer.read()
+                    assert answer.status == 200, got
                 assert not data or data == got
                 data = got
             told.content = digest(data)

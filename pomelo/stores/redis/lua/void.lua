@@ -11,6 +11,8 @@ if not hold then
   if ARGV[5] ~= '' and not mark then redis.call('SET', KEYS[4], 'void ' .. ARGV[5], 'EX', ARGV[6]) end
   return {'void'}
 end
+-- What another take of the task took, and was told, is not to be undone.
+if ARGV[5] ~= '' and hold.call ~= ARGV[5] then return {'void'} end
 if hold.key ~= key then return {'key', hold.key} end
 local wallet = read_wallet(hold.model, span, clock())
 local waiting = answers(KEYS[5], task, key)
