@@ -83,13 +83,14 @@ class Vendor:
         self.asked[request_id] += 1
         script = self.scripts.get(request_id)
         if script is None:
-            script = Answer(WORDS) if received.prompt else Speech()
+            script = Answer(WORDS) if "messages" in received.body else Speech()
         return script if isinstance(script, Reply) else script(received)
 
 
 def id_in(received: Received) -> str:
     """The request id of Pomelo's caller: the first word of what it sent."""
-    return str(received.prompt or received.body["text"]).split()[0]
+    said = received.prompt if "messages" in received.body else received.body["text"]
+    return str(said).split()[0]
 
 
 def text(request_id: str) -> dict[str, Any]:

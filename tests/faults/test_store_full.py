@@ -135,8 +135,10 @@ class Vendor:
 
     def __call__(self, received: Received) -> Reply:
         """The reply to a request."""
-        self.asked[str(received.prompt or received.body["text"]).split()[0]] += 1
-        if received.prompt:
+        is_text = "messages" in received.body
+        said = received.prompt if is_text else received.body["text"]
+        self.asked[str(said).split()[0]] += 1
+        if is_text:
             return Answer(WORDS, at={6: self.gate})(received)
         return Speech(at={1: self.gate})(received)
 
