@@ -24,8 +24,10 @@ from pomelo.call import Call, Principal
 from pomelo.catalog import Catalog
 from pomelo.draining import Draining
 from pomelo.engine import Engine
+from pomelo.intake import Intake
 from pomelo.media import MediaDesk, MediaStore
 from pomelo.metering.usage import UsageDesk
+from pomelo.models import ModelDesk
 from pomelo.providers import SANDBOX, Credentials, open_providers
 from pomelo.providers.base import Provider
 from pomelo.providers.http import Timeouts
@@ -110,9 +112,10 @@ async def open_app(
 
         media = MediaStore(settings.data / "media", secret, public_url=settings.public_url, now=now)
         await stack.enter_async_context(_sweeping(media))
-        engine = Engine(
+        router = make_router(providers)
+        intake = Intake(
             catalog=catalog,
-            router=make_router(providers),
+            router=router,
             authenticate=keyring.authenticate,
             admission=admission,
             media=media,
@@ -124,7 +127,14 @@ async def open_app(
         accounts = AccountDesk(store, usage, admission.plan, identify)
         office = AccountOffice(store, plans, plan_changed=keyring.forget_account)
         draining = Draining()
-        services = draining.guard(Services(tasks=engine, models=engine, media=desk, accounts=accounts))
+        services = draining.guard(
+            Services(
+                tasks=Engine(intake, router, media),
+                models=ModelDesk(catalog, router, intake),
+                media=desk,
+                accounts=accounts,
+            )
+        )
         admin = AdminServicer(store, keyring, office, usage, catalog.models)
         if not worker:
             await stack.enter_async_context(open_admin(admin, settings.admin_socket))

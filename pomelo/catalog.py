@@ -16,10 +16,9 @@ from pomelo.errors import PomeloError
 from pomelo.gen.v1.model_service_pb2 import PriceUnit
 from pomelo.gen.v1.speech_pb2 import VoiceSettings
 from pomelo.gen.v1.task_pb2 import Task, TaskType
+from pomelo.money import MICROS
 
 BUILTIN = Path(__file__).with_name("catalog.toml")
-MICROS = 1_000_000
-"""Microcredits in a credit."""
 
 
 Number = TypeVar("Number", int, float)

@@ -16,7 +16,7 @@ from pomelo.gen.v1.task_pb2 import Task, TaskResult
 from pomelo.gen.v1.task_service_pb2 import StreamTaskResponse, TaskStarted
 from pomelo.media import MediaStore
 from pomelo.providers.base import AudioSource
-from pomelo.stores.ledger import REPLAY_SECONDS
+from pomelo.stores.ledger import REPLAY_SECONDS, Repeatable
 from pomelo.tasks.base import inline_most
 
 CHUNK = 64 * 1024
@@ -24,6 +24,15 @@ CHUNK = 64 * 1024
 
 LONGER = 60.0
 """Seconds that a medium outlives the answer that it belongs to, which is settled a little later."""
+
+
+async def repeatable(key: str, task: Task, audio: AudioSource | None) -> Repeatable:
+    """A task with an Idempotency-Key, as a store keeps it: of the key itself only a digest stays.
+
+    Raises:
+        PomeloError: store_unavailable.
+    """
+    return Repeatable(hashlib.sha256(key.encode()).hexdigest(), await fingerprint(task, audio))
 
 
 async def fingerprint(task: Task, audio: AudioSource | None) -> bytes:

@@ -14,8 +14,9 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from pomelo import money
 from pomelo.admission.plans import Plan
-from pomelo.admission.told import headers, in_credits, refusal
+from pomelo.admission.told import headers, refusal
 from pomelo.call import Call, Principal
 from pomelo.catalog import Prices
 from pomelo.errors import PomeloError
@@ -188,7 +189,7 @@ class Hold:
         """Tells the caller of limits and credits; `cost` None: it is unknown or there is none."""
         told = headers(self._plan, standing, self._admission.now(), tokens=self._draft.task_type == "text")
         if cost is not None:
-            told["X-Credits-Charged"] = in_credits(cost)
+            told["X-Credits-Charged"] = money.written(cost)
         self._call.reply |= told
         self._call.trailer |= told
 
@@ -310,10 +311,10 @@ class Admission:
         if isinstance(outcome, Refused):
             raise refusal(outcome, take, now)
         if isinstance(outcome, Repeated):
-            call.reply["X-Credits-Charged"] = in_credits(0)
+            call.reply["X-Credits-Charged"] = money.written(0)
             return outcome
         if exact:
-            call.reply["X-Credits-Charged"] = in_credits(take.most)
+            call.reply["X-Credits-Charged"] = money.written(take.most)
         hold = Hold(self, call, plan, draft, prices, outcome)
         self.running[draft.task_id] = hold
         return hold

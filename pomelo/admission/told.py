@@ -3,8 +3,8 @@
 from datetime import UTC, datetime
 from math import ceil
 
+from pomelo import money
 from pomelo.admission.plans import Plan
-from pomelo.catalog import MICROS
 from pomelo.errors import PomeloError
 from pomelo.stores.ledger import Refused, Standing, Take
 
@@ -23,7 +23,7 @@ def headers(plan: Plan, standing: Standing, now: float, *, tokens: bool) -> dict
     if plan.concurrent is not None:
         told["X-RateLimit-Limit-Concurrent"] = str(plan.concurrent)
         told["X-RateLimit-Remaining-Concurrent"] = str(max(0, plan.concurrent - standing.slots))
-    told["X-Credits-Remaining"] = in_credits(standing.available)
+    told["X-Credits-Remaining"] = money.written(standing.available)
     return told
 
 
@@ -59,10 +59,3 @@ def _too_many_tokens(standing: Standing, take: Take, now: float) -> PomeloError:
 def _at(moment: float) -> str:
     """A time, rounded up: then it is over for sure."""
     return datetime.fromtimestamp(ceil(moment), UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-
-
-def in_credits(micros: int) -> str:
-    """Microcredits as credits, exact, without needless zeros."""
-    whole, rest = divmod(abs(micros), MICROS)
-    sign = "-" if micros < 0 else ""
-    return f"{sign}{whole}.{rest:06}".rstrip("0").rstrip(".") if rest else f"{sign}{whole}"

@@ -20,7 +20,6 @@ from pomelo.gen.v1.text_pb2 import FinishReason, ImageUrl, Message, Role, TextDe
 from pomelo.providers import Credentials
 from pomelo.providers.base import Event, Job, Probe
 from pomelo.providers.failures import Complaint, Dialect, complained, nonsense
-from pomelo.providers.fit import fitted
 from pomelo.providers.http import Http
 from pomelo.providers.text import Answer, counted, streamed
 
@@ -188,11 +187,11 @@ def request(job: Job, *, stream: bool) -> dict[str, Any]:
     if system:
         body["system"] = "\n\n".join(system)
     if given.HasField("temperature"):
-        temperature = fitted(route, "temperature", given.temperature)
+        temperature = route.fit("temperature", given.temperature)
         if temperature is not None:
             body["temperature"] = temperature
     if given.HasField("top_p") and ("temperature" not in body or route.options.get("sampling") == "both"):
-        top_p = fitted(route, "top_p", given.top_p)
+        top_p = route.fit("top_p", given.top_p)
         if top_p is not None:
             body["top_p"] = top_p
     stop = [text for text in given.stop if text.strip()] if "stop" not in route.drop else None
@@ -213,7 +212,7 @@ def _most(job: Job) -> int:
     given: TextInput = job.input
     limit = job.model.limits.max_output_tokens
     if given.HasField("max_tokens"):
-        most = fitted(job.route, "max_tokens", given.max_tokens)
+        most = job.route.fit("max_tokens", given.max_tokens)
         if most is not None:
             return min(most, limit) if limit else most
     return limit or _OUTPUT_MOST

@@ -20,7 +20,6 @@ from pomelo.providers.base import Event, Job
 from pomelo.providers.chat_answers import ChatAnswer, whole
 from pomelo.providers.chat_failures import MEANINGS, read_complaint
 from pomelo.providers.failures import Dialect
-from pomelo.providers.fit import fitted
 from pomelo.providers.http import Http
 from pomelo.providers.text import streamed
 
@@ -116,14 +115,14 @@ def request(job: Job, profile: Profile) -> dict[str, Any]:
         "messages": _messages(given, profile),
     }
     if given.HasField("max_tokens") and "max_tokens" not in dropped:
-        most = fitted(route, "max_tokens", given.max_tokens)
+        most = route.fit("max_tokens", given.max_tokens)
         if most is not None:
             limit = job.model.limits.max_output_tokens
             theirs = options.get("max_tokens_field", profile.max_tokens_field)
             body[theirs] = min(most, limit) if limit else most
     for name in ("temperature", "top_p", "seed", "presence_penalty", "frequency_penalty"):
         if given.HasField(name) and name not in dropped:
-            value = fitted(route, name, getattr(given, name))
+            value = route.fit(name, getattr(given, name))
             theirs = name if name != "seed" else options.get("seed_field", profile.seed_field)
             if value is not None and theirs != "none":
                 least = profile.least.get(name)

@@ -29,7 +29,6 @@ from pomelo.providers.base import AudioSource, Event, Job, Probe
 from pomelo.providers.elevenlabs_answers import SOUND_MOST, Sound, transcription
 from pomelo.providers.elevenlabs_forms import form
 from pomelo.providers.failures import Complaint, Dialect, nonsense
-from pomelo.providers.fit import fitted
 from pomelo.providers.http import Body, Http
 from pomelo.providers.voices import Voices
 
@@ -288,7 +287,7 @@ def text_to_speech_request(job: Job) -> dict[str, Any]:
     settings = _settings(given, route)
     if settings:
         body["voice_settings"] = settings
-    seed = fitted(route, "seed", given.seed) if given.HasField("seed") else None
+    seed = route.fit("seed", given.seed) if given.HasField("seed") else None
     if seed is not None:
         body["seed"] = seed
     return body
@@ -301,7 +300,7 @@ def speech_to_speech_fields(job: Job) -> dict[str, str]:
     settings = _settings(given, job.route)
     if settings:
         fields["voice_settings"] = to_json(settings).decode()
-    seed = fitted(job.route, "seed", given.seed) if given.HasField("seed") else None
+    seed = job.route.fit("seed", given.seed) if given.HasField("seed") else None
     if seed is not None:
         fields["seed"] = str(seed)
     return fields
@@ -317,7 +316,7 @@ def speech_to_text_fields(job: Job) -> dict[str, str]:
         fields["language_code"] = given.language_code.lower()
     if given.diarize and "diarize" not in drop:
         fields["diarize"] = "true"
-        most = fitted(job.route, "num_speakers", given.num_speakers) if given.num_speakers else None
+        most = job.route.fit("num_speakers", given.num_speakers) if given.num_speakers else None
         if most is not None:
             fields["num_speakers"] = str(most)
     fields["timestamps_granularity"] = _GRANULARITIES[given.timestamps]
@@ -332,7 +331,7 @@ def _settings(given: TextToSpeechInput | SpeechToSpeechInput, route: Route) -> d
     taken: dict[str, Any] = {}
     for name in ("stability", "similarity_boost", "style", "speed"):
         if settings.HasField(name):
-            value = fitted(route, name, getattr(settings, name))
+            value = route.fit(name, getattr(settings, name))
             if value is not None:
                 taken[name] = value
     if settings.HasField("use_speaker_boost") and "use_speaker_boost" not in route.drop:

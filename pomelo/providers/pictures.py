@@ -12,7 +12,6 @@ from pomelo.gen.v1.image_pb2 import GeneratedImage, ImageFormat, ImageInput, Ima
 from pomelo.gen.v1.task_pb2 import TaskResult
 from pomelo.providers.base import Event
 from pomelo.providers.failures import nonsense
-from pomelo.providers.fit import fitted
 
 SIDE = 1024
 """Pixels of a side that the caller leaves open."""
@@ -50,7 +49,7 @@ def sides(given: ImageInput, route: Route) -> dict[str, int]:
     """Width and height in pixels, as the route's model takes them."""
     found = {}
     for name in ("width", "height"):
-        side = fitted(route, name, getattr(given, name) if given.HasField(name) else SIDE)
+        side = route.fit(name, getattr(given, name) if given.HasField(name) else SIDE)
         if side is not None:
             found[name] = side
     return found
@@ -62,7 +61,7 @@ def numbers(given: ImageInput, route: Route, names: Mapping[str, str]) -> dict[s
     found: dict[str, Any] = {}
     for name in ("num_inference_steps", "guidance_scale", "seed"):
         if given.HasField(name):
-            value = fitted(route, name, getattr(given, name))
+            value = route.fit(name, getattr(given, name))
             if value is not None:
                 found[names[name]] = value
     return found

@@ -31,7 +31,7 @@ from pomelo.gen.v1.task_service_pb2_grpc import TaskServiceStub
 from pomelo.providers.base import Event, Job
 from pomelo.routing import TRIPS_AT
 from pomelo.settings import Settings
-from pomelo.testing import FaultUpstream, Gate, Reply
+from pomelo.testing import Answer, FaultUpstream, Gate, Reply
 from tests.conftest import endow
 from tests.faults.canaries import CANARY, FAULTS, NAMED, SOUND, TASKS, VENDORS, Fault, answers, found, keys
 from tests.integration.commands import live_key
@@ -225,8 +225,11 @@ class Driver:
             metadata = [("authorization", f"Bearer {secret.encode('ascii', 'ignore').decode()}")]
             request = RunTaskRequest(task=to_task(hello))
             await self.note(self._tasks.RunTask(request, metadata=metadata), stream=False)
-        for name in ("Authorization", "X-Request-Timeout", "traceparent", "Accept", "Idempotency-Key"):
+        for name in ("Authorization", "X-Request-Timeout", "traceparent", "Accept"):
             await self.post(json=hello, headers={name: word})
+        # Its answer is kept for a day, on purpose; the key itself is not, and this answer says nothing.
+        self.upstream.script(Answer("Nothing to see."))
+        await self.post(json=hello, headers={"Idempotency-Key": word})
         await self.post(json=hello, headers={"X-Large": word * 2000})
         await self.post(json=hello, params={word: word})
         for model, body in (("eleven-labs-tts", {"text": word, "voice": word}), ("gpt-4", {"prompt": word})):

@@ -26,8 +26,10 @@ from pomelo.errors import PomeloError
 from pomelo.gen.v1 import image_pb2, speech_pb2, text_pb2
 from pomelo.gen.v1.task_pb2 import TaskResult
 from pomelo.gen.v1.task_service_pb2 import StreamTaskResponse as Event
+from pomelo.intake import Intake
 from pomelo.media import MediaDesk, MediaStore
 from pomelo.metering.usage import UsageDesk
+from pomelo.models import ModelDesk
 from pomelo.providers.base import Job
 from pomelo.routing import Router
 from pomelo.service import Services
@@ -156,16 +158,17 @@ async def open_door(folder: Path, **options: Any) -> AsyncIterator[Door]:
         store = await stack.enter_async_context(open_store(f"sqlite:{folder}.db"))
         await endow(store)
         admission = Admission(store, BUILTIN)
-        engine = Engine(
-            catalog=Catalog.load(),
-            router=Router({"sandbox": player}),
+        catalog, router = Catalog.load(), Router({"sandbox": player})
+        intake = Intake(
+            catalog=catalog,
+            router=router,
             authenticate=authenticate,
             admission=admission,
             media=media,
         )
         services = Services(
-            tasks=engine,
-            models=engine,
+            tasks=Engine(intake, router, media),
+            models=ModelDesk(catalog, router, intake),
             media=MediaDesk(media, authenticate),
             accounts=AccountDesk(store, UsageDesk(store, b"s" * 32), admission.plan, authenticate),
         )

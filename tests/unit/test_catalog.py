@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from pomelo.catalog import Catalog
+from pomelo.catalog import Catalog, Route
 from pomelo.errors import PomeloError
 from pomelo.gen.v1.model_service_pb2 import PriceUnit
 from pomelo.gen.v1.task_pb2 import TaskType
@@ -136,3 +136,33 @@ def test_a_setting_of_a_voice_is_a_parameter(tmp_path: Path) -> None:
     path = tmp_path / "catalog.toml"
     path.write_text(entry("x", "text_to_speech", 'drop = ["style", "voice_settings"]'))
     assert Catalog.load(path).models["x"].routes[0].drop == {"style", "voice_settings"}
+
+
+FITTING = Route(
+    "acme",
+    "acme-1",
+    drop=frozenset(("seed",)),
+    clamp={"temperature": (0, 1, 0), "width": (256, 1440, 32), "max_tokens": (1.0, 4096.0, 0)},
+)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "expected"),
+    [
+        ("seed", 7, None),
+        ("top_p", 0.3, 0.3),
+        ("temperature", 1.7, 1.0),
+        ("temperature", 0.5, 0.5),
+        ("width", 1000, 992),
+        ("width", 1010, 1024),
+        ("width", 10, 256),
+        ("width", 9000, 1440),
+        ("max_tokens", 9000, 4096),
+    ],
+)
+def test_a_value_is_dropped_or_brought_into_range_and_keeps_its_type(
+    name: str, value: float, expected: float | None
+) -> None:
+    got = FITTING.fit(name, value)
+    assert got == expected
+    assert expected is None or type(got) is type(value)

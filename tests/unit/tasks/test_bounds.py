@@ -10,10 +10,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from pomelo.catalog import Catalog, Limits, Model, Route
-from pomelo.engine import _heard
 from pomelo.gen.v1 import image_pb2, speech_pb2, text_pb2
 from pomelo.gen.v1.task_pb2 import TaskResult, TaskType
 from pomelo.gen.v1.task_service_pb2 import StreamTaskResponse
+from pomelo.intake import heard_of
 from pomelo.media import MediaStore
 from pomelo.pricing import Used
 from pomelo.providers.base import AudioSource, Job
@@ -191,7 +191,7 @@ async def test_a_sound_that_is_heard_uses_no_more_than_its_bound(
     )
     asked.audio.data = sound
     audio = AudioSource(content_type, len(sound), data=sound)
-    heard = await _heard(audio)
+    heard = await heard_of(audio)
     async for bound, delivered, used in answer(
         kind, model, asked, tmp_path, stream=stream, audio=audio, heard=heard
     ):

@@ -1,0 +1,319 @@
+"""What becomes of a task before a provider is asked: who asks, for what, may it be, and what does it take.
+
+The engine calls `Intake.take_in` for every task, and runs the `Run` that it gives. Whatever is refused is
+refused here, on both wires alike and in one order. It knows no transport and no vendor.
+"""
+
+import asyncio
+import time
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
+from io import BytesIO
+from math import ceil
+from pathlib import Path
+from typing import Any
+
+from pomelo import audio as sounds
+from pomelo import repeats
+from pomelo.admission.admit import Admission, Hold
+from pomelo.call import Call, Principal
+from pomelo.catalog import Catalog, Model
+from pomelo.errors import PomeloError, invalid
+from pomelo.gen.v1.media_pb2 import ResponseFormat
+from pomelo.gen.v1.speech_pb2 import AudioInput
+from pomelo.gen.v1.task_pb2 import Task
+from pomelo.gen.v1.task_service_pb2 import StreamTaskResponse
+from pomelo.ids import new_id
+from pomelo.media import MediaStore, sniff
+from pomelo.pricing import affordable
+from pomelo.providers.base import AudioSource, Job
+from pomelo.routing import Candidate, Router
+from pomelo.stores.ledger import Repeatable, Repeated, UsageRecord
+from pomelo.tasks import TASK_TYPES
+from pomelo.tasks.base import Bound, Fold, Folding, Heard, TaskKind
+
+INLINE_LIMIT = 4 * 1024 * 1024
+"""Bytes of sound that may ride in a task."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """A task that can be run, if its account may."""
+
+    model: Model
+    kind: TaskKind
+    given: Any
+    audio: AudioSource | None
+    heard: Heard
+    repeatable: Repeatable | None
+    spent: Path | None
+    """An upload that is of no use once the task has ended."""
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """A task that was taken in."""
+
+    kind: TaskKind
+    job: Job
+    candidates: list[Candidate]
+    fold: Fold
+    hold: Hold
+    bound: Bound
+    created: int
+    keep: bool
+    """Whether its answer is kept for its Idempotency-Key."""
+    spent: Path | None
+    """An upload that is of no use once the task has ended."""
+
+    def drop(self) -> None:
+        """Deletes what is of no use any more."""
+        _drop(self.spent)
+
+
+class Replay:
+    """The answer to a request that was answered before."""
+
+    def __init__(self, answer: bytes, given: Any, account: str, media: MediaStore, *, stream: bool) -> None:
+        self._answer = answer
+        self._account = account
+        self._media = media
+        self.result = repeats.again(answer, wanted(given), account, media, stream=stream)
+
+    async def events(self) -> AsyncGenerator[StreamTaskResponse, None]:
+        """It as a stream."""
+        for event in repeats.replayed(self._answer, self.result, self._account, self._media):
+            yield event
+
+
+class Intake:
+    """Takes tasks in.
+
+    `router` knows who serves a model; `authenticate` tells whose key a call bears; `admission` lets tasks in;
+    `now` is Unix time in seconds.
+    """
+
+    def __init__(
+        self,
+        *,
+        catalog: Catalog,
+        router: Router,
+        authenticate: Callable[[Call], Awaitable[Principal]],
+        admission: Admission,
+        media: MediaStore,
+        inline_limit: int = INLINE_LIMIT,
+        now: Callable[[], float] = time.time,
+        ids: Callable[[str], str] = new_id,
+    ) -> None:
+        self._catalog = catalog
+        self._router = router
+        self._authenticate = authenticate
+        self._admission = admission
+        self._media = media
+        self._inline_limit = inline_limit
+        self._now = now
+        self._ids = ids
+
+    async def enter(self, call: Call, model: Model | None = None) -> Principal:
+        """Whose call it is, if it may come in; for what takes nothing, and so is told its limits here.
+
+        Raises:
+            PomeloError: invalid_api_key, invalid_parameter (of a header), store_unavailable.
+        """
+        principal = await self._authenticate(call)
+        await self._admission.tell(call, principal, model)
+        if call.fault is not None:
+            raise call.fault
+        return principal
+
+    def may(self, principal: Principal, name: str) -> bool:
+        """Whether a key may use the model of that name.
+
+        Raises:
+            PomeloError: model_not_allowed; the account's plan is none any more.
+        """
+        plan = self._admission.plan(principal)
+        return (principal.models is None or name in principal.models) and (
+            plan.models is None or name in plan.models
+        )
+
+    def allowed(self, name: str, principal: Principal) -> Model:
+        """The model of that name, if the key may use it.
+
+        Raises:
+            PomeloError: unsupported_model, model_not_allowed.
+        """
+        model = self._catalog.resolve(name)
+        if not self.may(principal, name):
+            raise PomeloError("model_not_allowed", field="model")
+        return model
+
+    async def take_in(self, task: Task, call: Call, *, stream: bool) -> "Run | Replay":
+        """Everything that can be refused before a provider is called: in this order the key, the model, the
+        fields, the limits, the credits, the provider.
+
+        Raises:
+            PomeloError: any row of the table but those of a provider that was asked.
+        """
+        principal = await self._authenticate(call)
+        try:
+            asked = await self._checked(task, call, principal)
+        except PomeloError:
+            await self._admission.tell(call, principal, self._catalog.models.get(task.model))
+            raise
+        try:
+            run = await self._admit(asked, call, principal, stream)
+        except BaseException:
+            _drop(asked.spent)
+            raise
+        if isinstance(run, Replay):
+            _drop(asked.spent)
+        return run
+
+    async def _admit(self, asked: _Asked, call: Call, principal: Principal, stream: bool) -> "Run | Replay":
+        """Takes what a task needs, and makes it ready to run."""
+        model, kind, given = asked.model, asked.kind, asked.given
+        candidates, failure = self._candidates(model, kind, principal)
+        route = candidates[0].route if candidates else model.routes[0]
+        bound = kind.bound(given, model, route, asked.heard)
+        # A test key pays what the first route costs.
+        prices, price_version = model.priced(route if principal.live else model.routes[0])
+        task_id = self._ids(kind.id_prefix)
+        draft = UsageRecord(
+            task_id=task_id,
+            request_id=call.request_id,
+            account=principal.account,
+            live=principal.live,
+            key_id=principal.key_id,
+            wire=call.wire,
+            model=model.name,
+            task_type=kind.name,
+            price_version=price_version,
+        )
+        hold = await self._admission.enter(
+            call,
+            self._admission.plan(principal),
+            draft,
+            prices,
+            bound.least,
+            bound.most,
+            tokens=bound.tokens,
+            exact=bound.exact,
+            repeatable=asked.repeatable,
+        )
+        if isinstance(hold, Repeated):
+            return Replay(hold.answer, given, principal.account, self._media, stream=stream)
+        if failure is not None:
+            await hold.refuse()
+            raise failure
+        job = Job(
+            task_id=task_id,
+            model=model,
+            route=route,
+            input=_cut(given, bound, affordable(hold.amount, bound.most.input_tokens, prices))
+            if kind.name == "text"
+            else given,
+            stream=stream,
+            deadline=call.deadline,
+            audio=asked.audio,
+        )
+        writer = partial(self._media.writer, principal.account)
+        keep = asked.repeatable is not None
+        fold = kind.fold(Folding(given, bound, stream, writer, keep))
+        return Run(kind, job, candidates, fold, hold, bound, int(self._now()), keep, asked.spent)
+
+    async def _checked(self, task: Task, call: Call, principal: Principal) -> _Asked:
+        """What is asked for, if it can be.
+
+        Raises:
+            PomeloError: what is wrong with headers, model or fields; store_unavailable.
+        """
+        if call.fault is not None:
+            raise call.fault
+        if not task.model:
+            raise PomeloError("missing_parameter", "Missing required field: model", field="model")
+        model = self.allowed(task.model, principal)
+        kind = TASK_TYPES[model.task_type]
+        # An input of another kind is an empty one of this kind: its required fields are missing.
+        given = getattr(task, kind.name)
+        kind.check(given, model)
+        audio = self._audio(given.audio, principal) if kind.audio else None
+        repeatable = None
+        if call.repeat_key is not None:
+            repeatable = await repeats.repeatable(call.repeat_key, task, audio)
+        # What came with a REST request has no name that its caller knows: no other task can want it.
+        spent = audio.path if audio is not None and call.wire == "rest" else None
+        return _Asked(model, kind, given, audio, await heard_of(audio), repeatable, spent)
+
+    def _candidates(
+        self, model: Model, kind: TaskKind, principal: Principal
+    ) -> tuple[list[Candidate], PomeloError | None]:
+        """The routes that can serve a task; or why there is none, to be told after the limits."""
+        try:
+            return self._router.candidates(model, kind.name, live=principal.live), None
+        except PomeloError as error:
+            return [], error
+
+    def _audio(self, audio: AudioInput, principal: Principal) -> AudioSource:
+        if audio.media_id:
+            try:
+                path, media = self._media.find(audio.media_id, principal.account)
+            except PomeloError as error:
+                raise invalid("audio", "a medium that this account uploaded within the last hour") from error
+            return AudioSource(media.content_type, media.size_bytes, path=path)
+        size = len(audio.data)
+        if size > self._inline_limit:
+            raise PomeloError(
+                "payload_too_large",
+                f"audio is larger than the {self._inline_limit:,} bytes that may be inline. Upload it",
+                field="audio",
+            )
+        return AudioSource(sniff(audio.content_type, audio.data[:16]), size, data=audio.data)
+
+
+def _drop(spent: Path | None) -> None:
+    """Deletes an upload that nobody can want any more."""
+    if spent is not None:
+        with suppress(OSError):  # it expires soon
+            spent.unlink(missing_ok=True)
+
+
+def wanted(given: Any) -> "ResponseFormat.ValueType":
+    """How the caller wants a medium back."""
+    return getattr(given, "response_format", ResponseFormat.RESPONSE_FORMAT_UNSPECIFIED)
+
+
+async def heard_of(audio: AudioSource | None) -> Heard:
+    """How long a sound is.
+
+    Raises:
+        PomeloError: store_unavailable.
+    """
+    if audio is None:
+        return Heard()
+    try:
+        seconds = await asyncio.to_thread(_seconds, audio)
+    except OSError as error:
+        raise PomeloError("store_unavailable") from error
+    return Heard(audio.size, ceil((seconds or 0) * 1000))
+
+
+def _seconds(audio: AudioSource) -> float | None:
+    with audio.path.open("rb") if audio.path is not None else BytesIO(audio.data) as file:
+        return sounds.seconds(file, audio.size, audio.content_type)
+
+
+def _cut(given: Any, bound: Bound, affordable_tokens: int) -> Any:
+    """A text input whose answer is not longer than what was held for it; the given one where it can't be."""
+    most = min(bound.most.output_tokens, affordable_tokens)
+    if given.HasField("max_tokens"):
+        if given.max_tokens == most:
+            return given
+    elif most >= bound.most.output_tokens:
+        return given  # the model's own maximum, whatever it is, is paid for
+    cut = type(given)()
+    cut.CopyFrom(given)
+    cut.max_tokens = most
+    return cut
