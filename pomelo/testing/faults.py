@@ -34,8 +34,8 @@ class Fault:
     `whole` and `stream` are the codes in which a task ends. `breaks` makes the script of it; without, the
     vendor's wire has it in its own words, unless `address` leads away from the vendor. `stalls` is for those
     that the provider's limits end, `endless` for those that only the caller's deadline does. `keeps`: what a
-    stream said before it stands. `uncounted`: a good stream ends without a count of tokens, as the vendor's
-    can't be true. `wait` is the one in seconds that is proposed to the caller.
+    stream said before it stands. `uncounted`: a good stream may end without a count of tokens, as that of the
+    vendor can't be true. `wait` is the one in seconds that is proposed to the caller.
     `lacks` says why it can't be, by the kind of task or by "whole" and "stream".
     """
 

@@ -7,11 +7,12 @@ from pomelo.gen.v1.text_pb2 import TextDelta
 from pomelo.providers.base import Event
 
 PIECE_MOST = 64 * 1024
+TOKENS_MOST = 10**9
 
 
 class Reading:
     """One answer of a kind of task, whole or streamed, as far as it has come. With `counted` False its
-    vendor's count of tokens can't be true, and must not be passed on."""
+    vendor's count of tokens can't be true: it may end without one."""
 
     def __init__(self, kind: str, *, stream: bool, counted: bool = True) -> None:
         self._kind = kind
@@ -66,11 +67,13 @@ class Reading:
         if delta.finish_reason:
             self.complete = True
             usage = delta.usage
-            if not self._counted:
-                if delta.HasField("usage"):
-                    self._blame("a count that can't be true is passed on")
-            elif not delta.HasField("usage"):
-                self._blame("the last delta has no usage")
+            if not delta.HasField("usage"):
+                if self._counted:
+                    self._blame("the last delta has no usage")
+            elif not (
+                0 <= usage.prompt_tokens <= TOKENS_MOST and 0 <= usage.completion_tokens <= TOKENS_MOST
+            ):
+                self._blame("a count that can't be true is passed on")
             elif usage.total_tokens != usage.prompt_tokens + usage.completion_tokens:
                 self._blame("the usage does not add up")
         elif delta.HasField("usage"):
