@@ -159,7 +159,7 @@ async def test_what_is_no_answer_becomes_a_row_of_the_table(
     [
         {"finish_reason": None},
         {"finish_reason": 7},
-        *({"at": {0: stop}} for stop in Stop),
+        *({"at": {0: stop}} for stop in (Stop.END, Stop.CLOSE, Stop.RESET)),
         {"at": {0: b"data: \xff\n\n"}},
     ],
 )

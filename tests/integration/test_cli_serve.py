@@ -120,7 +120,7 @@ async def test_another_secret_than_the_one_of_the_keys_is_refused(tmp_path):
     [
         (("serve",), {"POMELO_GPRC": "x"}, "Unknown variable POMELO_GPRC. Did you mean POMELO_GRPC?"),
         (("serve",), {"POMELO_REST": "0.0.0.0:8080"}, "without TLS"),
-        (("gateway", "--target", "127.0.0.1:1"), {"POMELO_STORE": "redis://127.0.0.1"}, "POMELO_STORE: "),
+        (("gateway", "--target", "127.0.0.1:1"), {"POMELO_STORE": "mysql://127.0.0.1"}, "POMELO_STORE: "),
         (("gateway", "--target", "127.0.0.1:1"), {"POMELO_REST": ""}, "REST is off"),
         (("keys", "list"), {"POMELO_CONFIG": "none.toml"}, "none.toml: there is no such file"),
         (("run", "x"), {"POMELO_GRACE": "long"}, "POMELO_GRACE: "),

@@ -135,7 +135,10 @@ def test_an_empty_variable_turns_a_door_off_and_counts_as_absent_elsewhere():
         ("POMELO_REST", "8080"),
         ("POMELO_REST", "localhost:99999"),
         ("POMELO_GRPC", "::1:80"),
-        ("POMELO_STORE", "redis://127.0.0.1"),
+        ("POMELO_STORE", "mysql://127.0.0.1"),
+        ("POMELO_ARCHIVE", "/somewhere"),
+        ("POMELO_WORKERS", "0"),
+        ("POMELO_WORKERS", "2"),
         ("POMELO_PUBLIC_URL", "pomelo.example"),
         ("POMELO_JSON_LIMIT", "much"),
         ("POMELO_UPLOAD_LIMIT", "0"),
@@ -261,6 +264,8 @@ def test_every_variable_of_the_contract_has_a_setting():
         "POMELO_INLINE_LIMIT",
         "POMELO_GRACE",
         "POMELO_CATALOG",
+        "POMELO_ARCHIVE",
+        "POMELO_WORKERS",
         "POMELO_DELIVERY_ORIGINS",
     }
 
