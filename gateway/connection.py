@@ -63,16 +63,25 @@ class Connection(web.RequestHandler):
 
     def data_received(self, data: bytes) -> None:
         """Takes in bytes, and watches that a head which has begun comes to its end."""
+        request = self._current_request
+        ahead = request is not None and request.content.is_eof()  # of the answer to the last request
         super().data_received(data)
-        waiter = self._waiter
-        if waiter is not None and not waiter.done():
+        if self._waits() or (ahead and not self._messages):
             if self._head_timer is None and data:
                 self._head_timer = self._loop.call_later(self._head, self._head_late)
         elif self._head_timer is not None and self._request_count:
             self._head_timer.cancel()
             self._head_timer = None
 
+    def _waits(self) -> bool:
+        """Whether the client's next request is waited for."""
+        return self._waiter is not None and not self._waiter.done()
+
     def _head_late(self) -> None:
+        if self._request_count and not self._waits():
+            # It came while the last request was still being answered; that is not the client's delay.
+            self._head_timer = self._loop.call_later(self._head, self._head_late)
+            return
         self._head_timer = None
         self.force_close()
 
