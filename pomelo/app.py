@@ -8,10 +8,11 @@ import asyncio
 import contextlib
 import ssl
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from gateway.app import open_rest
 from gateway.remote import Tls, open_remote
@@ -111,7 +112,7 @@ async def open_app(
             return principal
 
         media = MediaStore(settings.data / "media", secret, public_url=settings.public_url, now=now)
-        await stack.enter_async_context(_sweeping(media))
+        await stack.enter_async_context(_beside(_sweep(media)))
         router = make_router(providers)
         intake = Intake(
             catalog=catalog,
@@ -305,25 +306,25 @@ def _server_options(settings: Settings, shared: bool) -> ServerOptions:
 @asynccontextmanager
 async def _noting(admission: Admission) -> AsyncIterator[None]:
     """Notes what running tasks use; on leaving, waits for what was left to the store."""
-    task = asyncio.create_task(admission.keep_notes())
     try:
-        yield
+        async with _beside(admission.keep_notes()):
+            yield
     finally:
-        task.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await task
         await admission.idle()
 
 
-@asynccontextmanager
-async def _sweeping(media: MediaStore) -> AsyncIterator[None]:
-    async def sweep() -> None:
-        while True:
-            with contextlib.suppress(OSError):  # a disk in trouble may be well again at the next time
-                await asyncio.to_thread(media.sweep)
-            await asyncio.sleep(SWEEP_EVERY)
+async def _sweep(media: MediaStore) -> None:
+    """Deletes expired media, again and again, until it is cancelled."""
+    while True:
+        with contextlib.suppress(OSError):  # a disk in trouble may be well again at the next time
+            await asyncio.to_thread(media.sweep)
+        await asyncio.sleep(SWEEP_EVERY)
 
-    task = asyncio.create_task(sweep())
+
+@asynccontextmanager
+async def _beside(work: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
+    """Does `work` beside the body, and ends it on leaving."""
+    task = asyncio.create_task(work)
     try:
         yield
     finally:
