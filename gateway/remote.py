@@ -313,6 +313,7 @@ async def _unary(rpc: Any, call: Call, ends: Iterable[Any] = ()) -> Any:
         except grpc.aio.AioRpcError as last:
             error = next((end for end in ends if end.details() != FAILED_WRITE), last)
             _fill(call, error.initial_metadata())
+            _fill(call, error.trailing_metadata())
             raise error from None
         _fill(call, await rpc.initial_metadata())
         return response

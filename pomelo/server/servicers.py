@@ -109,6 +109,8 @@ class Rpc:
         if not self._sent:
             retry = error.retry_after is not None and error.row.http in _RETRY
             await self._send(("retry-after", str(error.retry_after)) if retry else None)
+            # Once more at the end: where both come at once, a busy client may lose what came first.
+            self.call.trailer |= self.call.reply
         status = to_status(error)
         details = (*trailing(status), *self._trailer())
         await self._context.abort(status_code(error), status.message, details)

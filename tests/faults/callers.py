@@ -176,7 +176,8 @@ class Grpc:
         except grpc.aio.AioRpcError as error:
             told.status, told.code = error.code(), _code(error)
         with suppress(grpc.aio.AioRpcError):
-            told.headers = {str(k): str(v) for k, v in await call.initial_metadata() or ()}
+            for pairs in (await call.initial_metadata(), await call.trailing_metadata()):
+                told.headers |= {str(k): str(v) for k, v in pairs or ()}
         return told
 
     def _event(self, event: Any, told: Told, piece: Callable[[], None]) -> None:

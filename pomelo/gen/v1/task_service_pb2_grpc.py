@@ -26,9 +26,14 @@ if _version_not_supported:
 
 
 class TaskServiceStub:
-    """Runs tasks. Metadata in: `authorization: Bearer KEY` (required), `x-request-id`, `traceparent`.
-    Metadata out, on answers to a known key: `x-request-id`, `x-pomelo-mode` (live or test). A call's
-    deadline bounds the whole task; cancelling a call closes it at the provider too.
+    """Runs tasks. Metadata in: `authorization: Bearer KEY` (required), `x-request-id`, `traceparent`,
+    `idempotency-key` (the same key and task within 24 hours gets the stored answer, and is charged once).
+    Initial metadata out, on answers to a known key: `x-request-id`, `x-pomelo-mode` (live or test);
+    `x-ratelimit-limit`, `-remaining`, `-reset` (Unix seconds), each also with `-tokens` where the model counts
+    them, and `-limit-concurrent`, `-remaining-concurrent`, where the plan has such limits;
+    `x-credits-remaining`, and `x-credits-charged` where the cost is known by then; `retry-after` (seconds).
+    What is known at a stream's end alone, its cost among it, is trailing metadata; a refusal has all of it
+    there, too. A call's deadline bounds the whole task; cancelling a call closes it at the provider too.
     """
 
     def __init__(self, channel):
@@ -50,9 +55,14 @@ class TaskServiceStub:
 
 
 class TaskServiceServicer:
-    """Runs tasks. Metadata in: `authorization: Bearer KEY` (required), `x-request-id`, `traceparent`.
-    Metadata out, on answers to a known key: `x-request-id`, `x-pomelo-mode` (live or test). A call's
-    deadline bounds the whole task; cancelling a call closes it at the provider too.
+    """Runs tasks. Metadata in: `authorization: Bearer KEY` (required), `x-request-id`, `traceparent`,
+    `idempotency-key` (the same key and task within 24 hours gets the stored answer, and is charged once).
+    Initial metadata out, on answers to a known key: `x-request-id`, `x-pomelo-mode` (live or test);
+    `x-ratelimit-limit`, `-remaining`, `-reset` (Unix seconds), each also with `-tokens` where the model counts
+    them, and `-limit-concurrent`, `-remaining-concurrent`, where the plan has such limits;
+    `x-credits-remaining`, and `x-credits-charged` where the cost is known by then; `retry-after` (seconds).
+    What is known at a stream's end alone, its cost among it, is trailing metadata; a refusal has all of it
+    there, too. A call's deadline bounds the whole task; cancelling a call closes it at the provider too.
     """
 
     def RunTask(self, request, context):
@@ -91,9 +101,14 @@ def add_TaskServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class TaskService:
-    """Runs tasks. Metadata in: `authorization: Bearer KEY` (required), `x-request-id`, `traceparent`.
-    Metadata out, on answers to a known key: `x-request-id`, `x-pomelo-mode` (live or test). A call's
-    deadline bounds the whole task; cancelling a call closes it at the provider too.
+    """Runs tasks. Metadata in: `authorization: Bearer KEY` (required), `x-request-id`, `traceparent`,
+    `idempotency-key` (the same key and task within 24 hours gets the stored answer, and is charged once).
+    Initial metadata out, on answers to a known key: `x-request-id`, `x-pomelo-mode` (live or test);
+    `x-ratelimit-limit`, `-remaining`, `-reset` (Unix seconds), each also with `-tokens` where the model counts
+    them, and `-limit-concurrent`, `-remaining-concurrent`, where the plan has such limits;
+    `x-credits-remaining`, and `x-credits-charged` where the cost is known by then; `retry-after` (seconds).
+    What is known at a stream's end alone, its cost among it, is trailing metadata; a refusal has all of it
+    there, too. A call's deadline bounds the whole task; cancelling a call closes it at the provider too.
     """
 
     @staticmethod

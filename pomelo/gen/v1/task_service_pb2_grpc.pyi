@@ -27,9 +27,14 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class TaskServiceStub:
-    """Runs tasks. Metadata in: `authorization: Bearer KEY` (required), `x-request-id`, `traceparent`.
-    Metadata out, on answers to a known key: `x-request-id`, `x-pomelo-mode` (live or test). A call's
-    deadline bounds the whole task; cancelling a call closes it at the provider too.
+    """Runs tasks. Metadata in: `authorization: Bearer KEY` (required), `x-request-id`, `traceparent`,
+    `idempotency-key` (the same key and task within 24 hours gets the stored answer, and is charged once).
+    Initial metadata out, on answers to a known key: `x-request-id`, `x-pomelo-mode` (live or test);
+    `x-ratelimit-limit`, `-remaining`, `-reset` (Unix seconds), each also with `-tokens` where the model counts
+    them, and `-limit-concurrent`, `-remaining-concurrent`, where the plan has such limits;
+    `x-credits-remaining`, and `x-credits-charged` where the cost is known by then; `retry-after` (seconds).
+    What is known at a stream's end alone, its cost among it, is trailing metadata; a refusal has all of it
+    there, too. A call's deadline bounds the whole task; cancelling a call closes it at the provider too.
     """
 
     @_typing.overload
@@ -43,9 +48,14 @@ class TaskServiceStub:
 
 @_typing.type_check_only
 class TaskServiceAsyncStub(TaskServiceStub):
-    """Runs tasks. Metadata in: `authorization: Bearer KEY` (required), `x-request-id`, `traceparent`.
-    Metadata out, on answers to a known key: `x-request-id`, `x-pomelo-mode` (live or test). A call's
-    deadline bounds the whole task; cancelling a call closes it at the provider too.
+    """Runs tasks. Metadata in: `authorization: Bearer KEY` (required), `x-request-id`, `traceparent`,
+    `idempotency-key` (the same key and task within 24 hours gets the stored answer, and is charged once).
+    Initial metadata out, on answers to a known key: `x-request-id`, `x-pomelo-mode` (live or test);
+    `x-ratelimit-limit`, `-remaining`, `-reset` (Unix seconds), each also with `-tokens` where the model counts
+    them, and `-limit-concurrent`, `-remaining-concurrent`, where the plan has such limits;
+    `x-credits-remaining`, and `x-credits-charged` where the cost is known by then; `retry-after` (seconds).
+    What is known at a stream's end alone, its cost among it, is trailing metadata; a refusal has all of it
+    there, too. A call's deadline bounds the whole task; cancelling a call closes it at the provider too.
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
@@ -55,9 +65,14 @@ class TaskServiceAsyncStub(TaskServiceStub):
     """Runs a task and answers piece by piece. Only a stream that ends with OK is complete."""
 
 class TaskServiceServicer(metaclass=_abc_1.ABCMeta):
-    """Runs tasks. Metadata in: `authorization: Bearer KEY` (required), `x-request-id`, `traceparent`.
-    Metadata out, on answers to a known key: `x-request-id`, `x-pomelo-mode` (live or test). A call's
-    deadline bounds the whole task; cancelling a call closes it at the provider too.
+    """Runs tasks. Metadata in: `authorization: Bearer KEY` (required), `x-request-id`, `traceparent`,
+    `idempotency-key` (the same key and task within 24 hours gets the stored answer, and is charged once).
+    Initial metadata out, on answers to a known key: `x-request-id`, `x-pomelo-mode` (live or test);
+    `x-ratelimit-limit`, `-remaining`, `-reset` (Unix seconds), each also with `-tokens` where the model counts
+    them, and `-limit-concurrent`, `-remaining-concurrent`, where the plan has such limits;
+    `x-credits-remaining`, and `x-credits-charged` where the cost is known by then; `retry-after` (seconds).
+    What is known at a stream's end alone, its cost among it, is trailing metadata; a refusal has all of it
+    there, too. A call's deadline bounds the whole task; cancelling a call closes it at the provider too.
     """
 
     @_abc_1.abstractmethod
