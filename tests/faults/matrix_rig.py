@@ -2,6 +2,7 @@
 
 import asyncio
 import base64
+import itertools
 import time
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -21,6 +22,7 @@ from pomelo.providers.base import Job, Provider
 from pomelo.providers.http import Http, Timeouts
 from pomelo.routing import RETRIES, Router
 from pomelo.settings import Settings
+from pomelo.stores.ledger import UsageQuery, UsageRecord
 from pomelo.testing import FaultUpstream
 from pomelo.testing.addresses import Unresolving
 from pomelo.testing.faults import FAULTS, LATE, OK, UNAVAILABLE, Fault
@@ -63,7 +65,7 @@ BODIES: Mapping[str, dict[str, Any]] = {
 
 @dataclass(frozen=True)
 class Row:
-    """What came of one run."""
+    """What came of one run. `billed` are the bytes of its usage record, 0 where it left none."""
 
     vendor: str
     kind: str
@@ -74,16 +76,20 @@ class Row:
     status: str
     seconds: float
     delivered: int
+    request_id: str
+    billed: int = 0
 
     def __str__(self) -> str:
         how = "stream" if self.stream else "whole"
         return (
             f"{self.vendor:10} {self.kind:16} {self.fault:28} {self.wire:4} {how:6} {self.code:24} "
-            f"{self.status:18} {self.seconds:5.2f} {self.delivered:9}"
+            f"{self.status:18} {self.seconds:5.2f} {self.delivered:9} {self.billed:9}"
         )
 
 
-HEAD = f"{'vendor':10} {'kind':16} {'fault':28} {'wire':4} {'how':6} {'outcome':24} {'status':18} {'s':>5} {'bytes':>9}"
+HEAD = f"{'vendor':10} {'kind':16} {'fault':28} {'wire':4} {'how':6} {'outcome':24} {'status':18} {'s':>5} {'delivered':>9} {'billed':>9}"
+
+_numbers = itertools.count()
 
 
 @dataclass(frozen=True)
@@ -142,8 +148,13 @@ async def run_block(block: Block, folder: Path) -> tuple[list[Row], list[str]]:
                     problems.append(f"{block} {fault and fault.name}: the vendor still serves a request")
                 if all(row.code != OK for row, _ in found) and (more := _files(folder / "media") - kept):
                     problems.append(f"{block} {fault and fault.name}: media are left: {sorted(more)}")
+                records, _ = await app.store.list_usage(UsageQuery(), limit=100)
+                billed = {record.request_id: record for record in records}
                 for row, outcome in found:
+                    record = billed.get(row.request_id)
+                    row = replace(row, billed=record.output_bytes if record else 0)
                     rows.append(row)
+                    problems += [f"{row}: {problem}" for problem in _misbilled(row, record)]
                     problems += [f"{row}: {problem}" for problem in _wrong(row, fault, outcome)]
         if not await closed(upstream, within=0.5):
             problems.append(f"{block}: {upstream.connections} connections to the vendor are open")
@@ -160,12 +171,15 @@ async def _runs(
 
     async def one(wire: str, stream: bool) -> tuple[Row, Outcome]:
         began = time.perf_counter()
-        outcome = await wires[wire](Ask(body, wires["key"], stream, timeout=timeout))
+        request_id = f"run-{next(_numbers)}"
+        asked = Ask(body, wires["key"], stream, request_id=request_id, timeout=timeout)
+        outcome = await wires[wire](asked)
         seconds = time.perf_counter() - began
         name = "a good answer" if fault is None else fault.name
         delivered = _bytes(outcome)
+        code, status = outcome.code, outcome.status
         return Row(
-            block.vendor, block.kind, name, wire, stream, outcome.code, outcome.status, seconds, delivered
+            block.vendor, block.kind, name, wire, stream, code, status, seconds, delivered, request_id
         ), outcome
 
     hows = [False, True] if fault is None else block.hows(fault)
@@ -198,6 +212,18 @@ def _wrong(row: Row, fault: Fault | None, outcome: Outcome) -> list[str]:
     if late := _late(row, fault):
         problems.append(late)
     return problems
+
+
+def _misbilled(row: Row, record: UsageRecord | None) -> list[str]:
+    """A good answer is billed whole, a cut one what was delivered, and any other is not."""
+    if row.code == OK:
+        return [] if record is not None and record.complete else ["it has no complete usage record"]
+    if not row.stream or not row.delivered:
+        # What the vendor's end overtook was passed on, and is not the vendor's to take back.
+        return ["it is billed"] if record is not None and (not row.stream or record.complete) else []
+    if record is None or record.complete or record.output_bytes < row.delivered or not record.cost:
+        return ["what was delivered is not what is billed"]
+    return []
 
 
 def _late(row: Row, fault: Fault | None) -> str:

@@ -23,9 +23,9 @@ It is checked twice:
 * **Through the running app**, with a live key: {runs:,} runs, {faults} faults and a good answer at
   {blocks} pairs of a vendor and a kind of task, whole and streamed, over gRPC and REST. Each has the code and
   the status of its row in `pomelo/errors.py`; a stream that is cut has no `[DONE]`, or a status that is not OK;
-  a failed whole task delivers nothing, a stream what came before; nothing is left of either.
+  a failed whole task delivers and costs nothing, a stream what came before; nothing is left of either.
   `pytest tests/faults/test_matrix.py -s` prints every run with its outcome, its time and the bytes that were
-  delivered; `POMELO_MATRIX=FILE` writes them to a file.
+  delivered and billed; `POMELO_MATRIX=FILE` writes them to a file.
 
 `ok` is a good answer in spite of the fault. The codes are those after all retries: each request meets the same
 fault. A dash: it can't be.
