@@ -20,6 +20,12 @@ from pomelo.money import MICROS
 
 BUILTIN = Path(__file__).with_name("catalog.toml")
 
+SIDE = 1024
+"""Pixels of a picture's side that the caller leaves open: what is drawn, and what is billed."""
+
+DEFAULT_FORMAT = "mp3_44100_128"
+"""The output_format of a sound where the caller leaves it open."""
+
 
 Number = TypeVar("Number", int, float)
 

@@ -36,6 +36,7 @@ from pomelo.stores.ledger import (
     UsageRecord,
     Wallet,
 )
+from pomelo.traces import trace
 
 if TYPE_CHECKING:
     from pomelo.catalog import Model, Route
@@ -329,8 +330,8 @@ class Admission:
                 await self._pay()
             except PomeloError:
                 pass  # the store is in trouble: the next notes say it all
-            except Exception:
-                log.exception("notes of running tasks were not kept")
+            except Exception as error:
+                log.error("notes of running tasks were not kept\n%s", trace(error))
 
     async def note(self) -> None:
         """Notes what running tasks have used.
@@ -362,7 +363,7 @@ class Admission:
                 if not once:
                     self._owed.append(work)
             elif error is not None and not isinstance(error, LostHoldError):
-                log.error("the store failed to end a task", exc_info=error)
+                log.error("the store failed to end a task\n%s", trace(error))
 
         doing.add_done_callback(done)
         return doing
@@ -391,8 +392,8 @@ class Admission:
                 raise
             except LostHoldError:
                 pass
-            except Exception:
-                log.exception("the store failed to end a task")
+            except Exception as error:
+                log.error("the store failed to end a task\n%s", trace(error))
             del self._owed[0]
 
     def _take_back(self, taking: "asyncio.Future[Taken | Refused | Repeated]", draft: UsageRecord) -> None:

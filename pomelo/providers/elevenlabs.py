@@ -15,7 +15,7 @@ from typing import Any
 from pydantic_core import to_json
 from yarl import URL
 
-from pomelo.catalog import Route
+from pomelo.catalog import DEFAULT_FORMAT, Route
 from pomelo.errors import PomeloError
 from pomelo.gen.v1.speech_pb2 import (
     SpeechToSpeechInput,
@@ -31,8 +31,6 @@ from pomelo.providers.elevenlabs_forms import form
 from pomelo.providers.failures import Complaint, Dialect, nonsense
 from pomelo.providers.http import Body, Http
 from pomelo.providers.voices import Voices
-
-DEFAULT_FORMAT = "mp3_44100_128"
 
 TRANSCRIPT_MOST = 64 * 1024 * 1024
 """Bytes of a transcript: ten hours of speech, each character timed."""

@@ -7,14 +7,11 @@ from collections.abc import Mapping
 from math import isfinite
 from typing import Any
 
-from pomelo.catalog import Route
+from pomelo.catalog import SIDE, Route
 from pomelo.gen.v1.image_pb2 import GeneratedImage, ImageFormat, ImageInput, ImageOutput, ImageProgress
 from pomelo.gen.v1.task_pb2 import TaskResult
 from pomelo.providers.base import Event
 from pomelo.providers.failures import nonsense
-
-SIDE = 1024
-"""Pixels of a side that the caller leaves open."""
 
 FORMATS: "Mapping[ImageFormat.ValueType, str]" = {
     ImageFormat.IMAGE_FORMAT_UNSPECIFIED: "png",

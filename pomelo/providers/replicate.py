@@ -13,6 +13,7 @@ from typing import Any
 from pydantic_core import to_json
 from yarl import URL
 
+from pomelo.catalog import SIDE
 from pomelo.errors import PomeloError, Replay
 from pomelo.gen.v1.image_pb2 import ImageInput
 from pomelo.providers import Credentials
@@ -20,7 +21,7 @@ from pomelo.providers.base import Event, Job, Probe
 from pomelo.providers.failures import Complaint, Dialect, complained, nonsense
 from pomelo.providers.http import Http
 from pomelo.providers.links import Links
-from pomelo.providers.pictures import FORMATS, SIDE, Progress, numbers, result, sides
+from pomelo.providers.pictures import FORMATS, Progress, numbers, result, sides
 from pomelo.providers.polling import polled
 
 DOMAIN = "replicate.com"

@@ -1,6 +1,6 @@
 """Image tasks: the check of a prompt, its price's measure, and the folding of progress and picture."""
 
-from pomelo.catalog import Model, Route
+from pomelo.catalog import SIDE, Model, Route
 from pomelo.errors import PomeloError
 from pomelo.gen.v1.image_pb2 import GeneratedImage, ImageFormat, ImageInput
 from pomelo.gen.v1.media_pb2 import ResponseFormat
@@ -11,8 +11,6 @@ from pomelo.tasks.base import Bound, Folding, Heard, TaskKind, inline_most, noth
 from pomelo.tasks.ranges import SEED_MOST, filled, known, within
 
 SIDE_LEAST, SIDE_MOST = 64, 2048
-SIDE = 1024
-"""Pixels of a side that the caller leaves open."""
 
 
 def check(given: ImageInput, model: Model) -> None:

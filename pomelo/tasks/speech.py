@@ -3,7 +3,7 @@
 import re
 from math import ceil
 
-from pomelo.catalog import Model, Route
+from pomelo.catalog import DEFAULT_FORMAT, Model, Route
 from pomelo.errors import PomeloError, invalid, missing
 from pomelo.gen.v1.media_pb2 import ResponseFormat
 from pomelo.gen.v1.speech_pb2 import AudioInput, SpeechToSpeechInput, TextToSpeechInput, VoiceSettings
@@ -22,8 +22,6 @@ FORMATS = frozenset(
     + [f"opus_48000_{kbits}" for kbits in (32, 64, 96, 128, 192)]
 )
 """Every output_format: codec, samples a second, kbit/s."""
-
-DEFAULT_FORMAT = "mp3_44100_128"
 
 SPOKEN_CHARACTERS = 15
 """Characters that are spoken in a second: what was delivered of a text is told by its length in time."""

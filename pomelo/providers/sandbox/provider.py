@@ -10,6 +10,7 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
 from contextlib import aclosing
 from typing import TypeVar
 
+from pomelo.catalog import SIDE
 from pomelo.errors import PomeloError
 from pomelo.gen.v1.image_pb2 import GeneratedImage, ImageFormat, ImageOutput, ImageProgress
 from pomelo.gen.v1.speech_pb2 import AudioChunk
@@ -23,9 +24,6 @@ from pomelo.providers.sandbox.picture import CONTENT_TYPES, draw
 from pomelo.providers.sandbox.sound import Sound
 from pomelo.providers.sandbox.transcript import transcribe
 from pomelo.providers.sandbox.triggers import NONE, Script, failure, find
-
-SIDE = 1024
-"""Pixels of a side that the caller does not give."""
 
 _FORMATS = {
     ImageFormat.IMAGE_FORMAT_UNSPECIFIED: "png",

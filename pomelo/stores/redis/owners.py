@@ -17,6 +17,7 @@ from pomelo.stores.redis.link import Link
 from pomelo.stores.redis.names import OWNERS, names
 from pomelo.stores.redis.places import Held, Places
 from pomelo.stores.redis.scripts import BEAT, BURY, RECOVER
+from pomelo.traces import trace
 
 log = logging.getLogger("pomelo.stores")
 
@@ -90,8 +91,8 @@ class Owner:
                 await self._look()
             except PomeloError:
                 pass  # It was logged where it was met. What is dead stays dead until the next look.
-            except Exception:
-                log.exception("Watching the other processes failed")
+            except Exception as error:
+                log.error("Watching the other processes failed\n%s", trace(error))
 
     async def _beat(self) -> None:
         at = self._monotonic()

@@ -21,6 +21,7 @@ from pomelo.stores.redis.places import Places, each
 from pomelo.stores.redis.scripts import HOLDING
 from pomelo.stores.sqlite import records
 from pomelo.stores.sqlite.ledger import RECOVERED
+from pomelo.traces import trace
 
 log = logging.getLogger("pomelo.stores")
 
@@ -140,8 +141,8 @@ class Usage:
                 self._expected |= wallets
                 if isinstance(error, asyncio.CancelledError):
                     raise
-            except Exception:
-                log.exception("Usage could not be brought to the archive")
+            except Exception as error:
+                log.error("Usage could not be brought to the archive\n%s", trace(error))
                 self._expected |= wallets
             rounds += 1
             await asyncio.sleep(self._link.timing.drain)
