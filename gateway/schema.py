@@ -58,4 +58,12 @@ def responses(ok: Mapping[str, Any], *codes: str, status: int = 200) -> Schema:
     return answers
 
 
-ANY = ("invalid_api_key", "invalid_parameter", "store_unavailable", "shutting_down", "internal_error")
+ANY = (
+    "invalid_api_key",
+    "invalid_parameter",
+    "overloaded",
+    "store_unavailable",
+    "shutting_down",
+    "server_unavailable",
+    "internal_error",
+)

@@ -76,6 +76,10 @@ _ROWS = (
              "Storage can't be reached. Retry later", 5),
     ErrorRow("shutting_down", 503, "UNAVAILABLE", "api_error",
              "The server is shutting down. Retry, another one will answer", 1),
+    ErrorRow("overloaded", 503, "UNAVAILABLE", "api_error",
+             "The server has more requests than it can take. Retry later", 1),
+    ErrorRow("server_unavailable", 503, "UNAVAILABLE", "api_error",
+             "The gateway can't reach the server. Retry later", 1),
     ErrorRow("internal_error", 500, "INTERNAL", "api_error",
              "Something went wrong on our side. Tell us the request id"),
 )  # fmt: skip

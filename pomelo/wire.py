@@ -45,9 +45,6 @@ HEADER_NAMES = {
 }
 """The headers of `call.reply`: metadata's lower-case name -> the name as the documentation writes it."""
 
-UNREACHABLE = "The server can't be reached. Retry later"
-BUSY = "The server has too many calls at once. Retry later"
-
 _LONGEST = 1024
 """UTF-8 bytes of a message: it travels three times in the trailing metadata, where clients take 8 KiB."""
 
@@ -126,7 +123,7 @@ def _plain(status: Any, details: str) -> PomeloError:
     """What a status without our details means; `details` is only looked at, never passed on."""
     match status:
         case grpc.StatusCode.UNAVAILABLE:
-            return PomeloError("shutting_down", UNREACHABLE)
+            return PomeloError("server_unavailable")
         case grpc.StatusCode.CANCELLED:  # not by us: that is a CancelledError
             return PomeloError("shutting_down")
         case grpc.StatusCode.DEADLINE_EXCEEDED:
@@ -138,7 +135,7 @@ def _plain(status: Any, details: str) -> PomeloError:
         case grpc.StatusCode.RESOURCE_EXHAUSTED if "larger than max" in details or "metadata size" in details:
             return PomeloError("payload_too_large")
         case grpc.StatusCode.RESOURCE_EXHAUSTED:
-            return PomeloError("shutting_down", BUSY)
+            return PomeloError("overloaded")
     return PomeloError("internal_error")
 
 

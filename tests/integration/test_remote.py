@@ -21,7 +21,6 @@ from pomelo.providers.sandbox.triggers import ERRORS
 from pomelo.server.main import ServerOptions, open_server
 from pomelo.service import Services, TaskService
 from pomelo.testing import Answer, FaultUpstream, Gate
-from pomelo.wire import UNREACHABLE
 from tests.conftest import Keys
 from tests.integration.asking import KINDS, call_of, output_of, task_of, text_task
 
@@ -301,8 +300,8 @@ async def test_a_deadline_that_has_passed_is_told_at_once(remote: Services, keys
 
 async def test_a_server_that_is_not_there_is_an_error_that_says_so() -> None:
     async with open_remote("127.0.0.1:1") as remote:
-        wanted = parts(PomeloError("shutting_down", UNREACHABLE))
-        assert TABLE["shutting_down"].http == 503
+        wanted = parts(PomeloError("server_unavailable"))
+        assert TABLE["server_unavailable"].http == 503
         assert parts(await refusal(remote.tasks.run_task(text_task(), call_of("any")))) == wanted
         assert parts(await refusal(events_of(remote.tasks, text_task(), call_of("any")))) == wanted
         assert parts(await refusal(remote.models.list_models(call_of("any")))) == wanted
@@ -317,7 +316,7 @@ async def test_a_server_that_goes_away_and_comes_back_is_found_again(app: App, k
         opened = open_remote(address)
         remote = await opened.__aenter__()
         assert await remote.models.list_models(call_of(keys.test))
-    assert (await refusal(remote.models.list_models(call_of(keys.test)))).code == "shutting_down"
+    assert (await refusal(remote.models.list_models(call_of(keys.test)))).code == "server_unavailable"
     async with asyncio.timeout(10), open_server(app.services, ServerOptions(address)):
         while True:
             try:
@@ -342,7 +341,7 @@ async def test_a_server_that_dies_under_a_stream_never_makes_it_look_complete(
                 assert (await anext(events)).WhichOneof("event") == "started"
                 assert (await anext(events)).text_delta.content == "one"
                 await opened.__aexit__(None, None, None)
-                assert (await refusal(anext(events))).code == "shutting_down"
+                assert (await refusal(anext(events))).code == "server_unavailable"
 
 
 async def test_a_channel_that_is_closed_under_a_call_is_an_error_and_no_cancellation(

@@ -36,6 +36,8 @@ deadline_exceeded           504 DEADLINE_EXCEEDED   timeout_error
 store_unavailable           503 UNAVAILABLE         api_error
 shutting_down               503 UNAVAILABLE         api_error
 internal_error              500 INTERNAL            api_error
+overloaded                  503 UNAVAILABLE         api_error
+server_unavailable          503 UNAVAILABLE         api_error
 """
 
 

@@ -11,10 +11,8 @@ from hypothesis import strategies as st
 
 from pomelo.errors import TABLE, PomeloError
 from pomelo.wire import (
-    BUSY,
     DETAILS_KEY,
     HEADER_NAMES,
-    UNREACHABLE,
     from_rpc_error,
     status_code,
     to_status,
@@ -128,8 +126,8 @@ def test_a_huge_message_is_cut_so_that_it_fits_into_metadata(letter: str) -> Non
 @pytest.mark.parametrize(
     ("status", "words", "code", "message"),
     [
-        ("UNAVAILABLE", "failed to connect to all addresses", "shutting_down", UNREACHABLE),
-        ("UNAVAILABLE", "Socket closed", "shutting_down", UNREACHABLE),
+        ("UNAVAILABLE", "failed to connect to all addresses", "server_unavailable", None),
+        ("UNAVAILABLE", "Socket closed", "server_unavailable", None),
         ("CANCELLED", "Cancelled on the server side", "shutting_down", None),
         ("DEADLINE_EXCEEDED", "Deadline Exceeded", "deadline_exceeded", None),
         ("UNIMPLEMENTED", "Method not found!", "not_found", None),
@@ -146,7 +144,7 @@ def test_a_huge_message_is_cut_so_that_it_fits_into_metadata(letter: str) -> Non
             None,
         ),
         ("RESOURCE_EXHAUSTED", "received metadata size exceeds hard limit", "payload_too_large", None),
-        ("RESOURCE_EXHAUSTED", "Concurrent RPC limit exceeded!", "shutting_down", BUSY),
+        ("RESOURCE_EXHAUSTED", "Concurrent RPC limit exceeded!", "overloaded", None),
         ("INTERNAL", "secret words", "internal_error", None),
         ("UNKNOWN", "secret words", "internal_error", None),
         ("UNAUTHENTICATED", "a proxy's words", "internal_error", None),
@@ -171,7 +169,7 @@ def test_details_of_another_domain_or_an_unknown_reason_are_not_ours() -> None:
         status.details.add().Pack(error_details_pb2.ErrorInfo(reason=reason, domain=domain))
         metadata = grpc.aio.Metadata((DETAILS_KEY, status.SerializeToString()))
         error = grpc.aio.AioRpcError(grpc.StatusCode.UNAVAILABLE, NO_METADATA, metadata, details="theirs")
-        assert parts(from_rpc_error(error)) == parts(PomeloError("shutting_down", UNREACHABLE))
+        assert parts(from_rpc_error(error)) == parts(PomeloError("server_unavailable"))
 
 
 @given(st.binary(max_size=200))

@@ -124,6 +124,14 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """A fault of ours. INTERNAL, HTTP 500; the log has the details under the request id.
     Example: none that we know of, or it would be mended.
     """
+    ERROR_REASON_OVERLOADED: _ErrorReason.ValueType  # 26
+    """More calls, connections or bytes at once than the server takes. UNAVAILABLE, HTTP 503, with RetryInfo.
+    Example: the 2,001st call while 2,000 are running.
+    """
+    ERROR_REASON_SERVER_UNAVAILABLE: _ErrorReason.ValueType  # 27
+    """A gateway can't reach the server behind it. UNAVAILABLE, HTTP 503, with RetryInfo.
+    Example: the server is being restarted.
+    """
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """Why a call was refused or failed. On gRPC the value, without its ERROR_REASON_ prefix, is the
@@ -232,5 +240,13 @@ Example: a call that arrives after SIGTERM.
 ERROR_REASON_INTERNAL_ERROR: ErrorReason.ValueType  # 25
 """A fault of ours. INTERNAL, HTTP 500; the log has the details under the request id.
 Example: none that we know of, or it would be mended.
+"""
+ERROR_REASON_OVERLOADED: ErrorReason.ValueType  # 26
+"""More calls, connections or bytes at once than the server takes. UNAVAILABLE, HTTP 503, with RetryInfo.
+Example: the 2,001st call while 2,000 are running.
+"""
+ERROR_REASON_SERVER_UNAVAILABLE: ErrorReason.ValueType  # 27
+"""A gateway can't reach the server behind it. UNAVAILABLE, HTTP 503, with RetryInfo.
+Example: the server is being restarted.
 """
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015
