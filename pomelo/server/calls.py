@@ -196,6 +196,11 @@ class NewestFirst:
             self._scopes.pop(scope, None)
 
 
+Late = tuple[str, str]
+"""The code and message of the error of a call whose time is over; no message: the row's."""
+
+_DEADLINE: Late = ("deadline_exceeded", "")
+
 Refusal = tuple[Any, str, tuple[tuple[str, str | bytes], ...]]
 """What `abort` takes: status, message, trailing metadata."""
 
@@ -219,7 +224,7 @@ class FrontEnd:
         self.reads = Turns(limits.reads)
         self.uploads = Turns(limits.uploads)
 
-    def handlers(self, service: ServiceDescriptor, servicer: object) -> Any:
+    def handlers(self, service: ServiceDescriptor, servicer: object) -> dict[str, Any]:
         """The methods of a service as grpc takes them: those of `servicer`, by their names in the contract.
 
         A method gets the request and the `Rpc`; the `Rpc` alone where requests are a stream, or where it is
@@ -236,7 +241,7 @@ class FrontEnd:
             else:
                 handler = grpc.stream_unary_rpc_method_handler(self._handler(serve))
             methods[method.name] = handler
-        return grpc.method_handlers_generic_handler(service.full_name, methods)
+        return methods
 
     def unknown(self) -> Any:
         """A handler of every method that no other one has."""
@@ -286,7 +291,7 @@ class FrontEnd:
             error = bare(refusal)
         except TimeoutError as fault:
             if rpc.scope.expired():
-                raise PomeloError("deadline_exceeded", rpc.late) from None
+                raise PomeloError(*rpc.late) from None
             raise _unforeseen(rpc.call, fault) from None
         except asyncio.CancelledError:
             task = asyncio.current_task()
@@ -418,10 +423,12 @@ class Rpc:
         """The model that the message names, once it was read."""
         self.visit: Visit | None = None
         """None until the call was admitted."""
+        self.late: Late = _DEADLINE
+        """What the call ends with when its time is over."""
         seconds = front.limits.unauthenticated_time
-        when, self.late = self._bound(
-            self._began + seconds, f"A call without a key ends after {seconds:g} seconds. Send a key"
-        )
+        when = min(self.call.deadline, self._began + seconds)
+        if when < self.call.deadline:
+            self.late = _late(f"A call without a key ends after {seconds:g} seconds. Send a key")
         self.scope = asyncio.timeout_at(when)
 
     # --- who calls
@@ -474,17 +481,27 @@ class Rpc:
 
     def unlimit(self) -> None:
         """Leaves the call's time to its own deadline, and to the services that keep it."""
-        self._until(self.call.deadline + _SLACK)
-
-    def _until(self, when: float, late: str = "") -> None:
-        """Ends the call at that time, with that message."""
         if not self.scope.expired():
-            self.late = late
-            self.scope.reschedule(when)
+            self.late = _DEADLINE
+            self.scope.reschedule(self.call.deadline + _SLACK)
 
-    def _bound(self, when: float, late: str) -> tuple[float, str]:
-        """That time and message, or the call's own deadline where it is earlier."""
-        return (when, late) if when < self.call.deadline else (self.call.deadline, "")
+    def _until(self, when: float, late: "Late") -> None:
+        """Ends the call at that time, or at its deadline where that is earlier."""
+        if self.scope.expired():
+            return
+        if when < self.call.deadline:
+            self.late = late
+        else:
+            when, self.late = self.call.deadline, _DEADLINE
+        self.scope.reschedule(when)
+
+    async def _in_turn(self, turns: Turns, until: float, late: "Late") -> None:
+        """Waits for a turn of the account, until that time; from then on the call is `late` at that time."""
+        self._until(
+            until, ("overloaded", "This account sends too many large messages at a time. Retry later")
+        )
+        await turns.enter(self._owner)
+        self._until(until, late)
 
     @property
     def _owner(self) -> str:
@@ -502,10 +519,9 @@ class Rpc:
         assert self.visit is not None
         front = self._front
         limits = front.limits
-        late = f"The message did not come within {limits.read_time:g} seconds. Send it faster"
-        self._until(*self._bound(self._began + limits.read_time, late))
-        owner = self._owner
-        await front.reads.enter(owner)
+        seconds = limits.read_time
+        late = _late(f"The message did not come within {seconds:g} seconds. Send it faster")
+        await self._in_turn(front.reads, self._began + seconds, late)
         try:
             data = await self._receive()
             if data is None:
@@ -514,7 +530,7 @@ class Rpc:
             _fitting(data, limits.message)
             await self._end_of_messages()
         finally:
-            front.reads.leave(owner)
+            front.reads.leave(self._owner)
         self.unlimit()
         message = _parse(data, kind)
         self._served = True
@@ -562,19 +578,20 @@ class Rpc:
         if self.visit is None:
             async with front.unauthenticated_reads.place():
                 return await self._receive()
-        owner = self._owner
-        waits = not self.trusted  # a gateway's uploads are as slow as its callers', and its pieces small
-        if waits:
-            await front.uploads.enter(owner)
-        try:
-            seconds = front.limits.piece_time
-            late = f"No message came for {seconds:g} seconds. Send without such pauses"
-            self._until(*self._bound(self._loop.time() + seconds, late))
-            return await self._receive()
-        finally:
-            if waits:
-                front.uploads.leave(owner)
-            self.unlimit()
+        seconds = front.limits.piece_time
+        late = _late(f"No message came for {seconds:g} seconds. Send without such pauses")
+        until = self._loop.time() + seconds
+        if self.trusted:  # a gateway's uploads are as slow as its callers', and its pieces are small
+            self._until(until, late)
+            data = await self._receive()
+        else:
+            await self._in_turn(front.uploads, until, late)
+            try:
+                data = await self._receive()
+            finally:
+                front.uploads.leave(self._owner)
+        self.unlimit()
+        return data
 
     async def _receive(self) -> bytes | None:
         """The next message, or None at the end of all, which is also where a caller seems to be who left."""
@@ -665,6 +682,10 @@ class Rpc:
 
     def _trailer(self) -> list[tuple[str, str]]:
         return [(name.lower(), value) for name, value in self.call.trailer.items()]
+
+
+def _late(message: str) -> Late:
+    return "deadline_exceeded", message
 
 
 def _no_message() -> PomeloError:

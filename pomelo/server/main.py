@@ -44,6 +44,7 @@ from pomelo.service import Services
 
 log = logging.getLogger("pomelo.server")
 
+_PENDING = 4_000
 _AFTER_GRACE = 10.0
 """Seconds that handlers get to clean up once they were cancelled."""
 
@@ -77,6 +78,9 @@ class ServerOptions:
             ("grpc.so_reuseport", int(self.reuse_port)),
             ("grpc.max_receive_message_length", self.limits.transport),
             ("grpc.max_concurrent_streams", self.connection_streams),
+            # Calls wait here for a moment until we see them; above it grpc refuses them without details.
+            ("grpc.server.max_pending_requests", _PENDING),
+            ("grpc.server.max_pending_requests_hard_limit", _PENDING),
             ("grpc.max_metadata_size", 8 * 1024),
             ("grpc.absolute_max_metadata_size", 16 * 1024),
             # Windows of 64 KiB, not of 4 MiB: what a slow peer makes us hold is small.
@@ -162,16 +166,17 @@ async def open_server(
         health_pb2.DESCRIPTOR: healthy,
         reflection_pb2.DESCRIPTOR: ReflectionServicer([*names, health.SERVICE, reflection.SERVICE_NAME]),
     }
-    server.add_generic_rpc_handlers(
-        [
-            *[
-                front.handlers(service, servicer)
-                for file, servicer in known.items()
-                for service in file.services_by_name.values()
-            ],
-            front.unknown(),
-        ]
-    )
+    for file, servicer in known.items():
+        for service in file.services_by_name.values():
+            handlers = front.handlers(service, servicer)
+            if servicer is healthy:
+                # A queue of its own for each method: grpc hands over one new call of a queue at a time, so a
+                # health check would otherwise wait behind all other calls.
+                server.add_registered_method_handlers(service.full_name, handlers)
+            else:
+                generic = grpc.method_handlers_generic_handler(service.full_name, handlers)
+                server.add_generic_rpc_handlers((generic,))
+    server.add_generic_rpc_handlers((front.unknown(),))
     credentials = options.credentials()
     given = (options.address,) if isinstance(options.address, str) else options.address
     addresses = tuple([_bind(server, address, credentials) for address in given])

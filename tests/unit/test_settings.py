@@ -263,6 +263,7 @@ def test_every_variable_of_the_contract_has_a_setting():
         "POMELO_UPLOAD_LIMIT",
         "POMELO_INLINE_LIMIT",
         "POMELO_GRACE",
+        "POMELO_MAX_CALLS",
         "POMELO_CATALOG",
         "POMELO_ARCHIVE",
         "POMELO_WORKERS",
