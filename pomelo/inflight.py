@@ -125,6 +125,11 @@ class Turns:
         self.limit = limit
         self._owners: dict[str, _Queue] = {}
 
+    def full(self, owner: str) -> bool:
+        """Whether `enter` would have to wait."""
+        queue = self._owners.get(owner)
+        return queue is not None and queue.count >= self.limit
+
     async def enter(self, owner: str) -> None:
         """Returns when it is one's turn, which `leave` ends. Cancelling gives up the place in the queue."""
         queue = self._owners.get(owner)

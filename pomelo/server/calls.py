@@ -200,6 +200,10 @@ Late = tuple[str, str]
 """The code and message of the error of a call whose time is over; no message: the row's."""
 
 _DEADLINE: Late = ("deadline_exceeded", "")
+_CROWDED: Late = (
+    "overloaded",
+    "The account sends more messages at a time than the server takes. Retry later",
+)
 
 Refusal = tuple[Any, str, tuple[tuple[str, str | bytes], ...]]
 """What `abort` takes: status, message, trailing metadata."""
@@ -267,47 +271,46 @@ class FrontEnd:
         """The answer to a call, or what to abort it with."""
         rpc = Rpc(self, context)
         try:
-            return await self._attempt(rpc, serve)
-        except PomeloError as refusal:
-            error = bare(refusal)
-        except (asyncio.CancelledError, grpc.aio.BaseError):
-            raise  # the caller has left; grpc.aio knows
+            error = await self._attempt(rpc, serve)
+            if error is None:
+                rpc.close()
+                return rpc.answer
+            if rpc.visit is not None and rpc.refuses_body(error):
+                error = bare(await rpc.visit.refuse(error, rpc.model))
+            return rpc.refusal(error)
+        except asyncio.CancelledError:
+            rpc.left()
+            raise
         finally:
             rpc.end()
-        return rpc.refusal(error)
 
-    async def _attempt(self, rpc: "Rpc", serve: Method) -> bytes | None:
-        """The answer to a call.
+    async def _attempt(self, rpc: "Rpc", serve: Method) -> PomeloError | None:
+        """Serves a call; what it failed with, any row of the table.
 
         Raises:
-            PomeloError: any row of the table.
+            asyncio.CancelledError, grpc.aio.BaseError: the caller has left, and grpc.aio knows.
         """
         try:
             async with rpc.scope:
-                answer = await serve(rpc)
-            rpc.close()
-            return answer
-        except PomeloError as refusal:
-            error = bare(refusal)
+                rpc.answer = await serve(rpc)
+        except PomeloError as error:
+            return bare(error)
         except TimeoutError as fault:
             if rpc.scope.expired():
-                raise PomeloError(*rpc.late) from None
-            raise _unforeseen(rpc.call, fault) from None
+                return PomeloError(*rpc.late)
+            return _unforeseen(rpc.call, fault)
         except asyncio.CancelledError:
             task = asyncio.current_task()
             if task is None or task.cancelling():
-                rpc.left()
                 raise
             # Something inside was cancelled, not this call: left alone, the caller would wait for ever.
             log.error("request %s failed: something that it waited for was cancelled", rpc.call.request_id)
-            raise PomeloError("internal_error") from None
+            return PomeloError("internal_error")
         except grpc.aio.BaseError:
             raise
         except Exception as fault:
-            raise _unforeseen(rpc.call, fault) from None
-        if rpc.visit is not None and rpc.refuses_body(error):
-            error = await rpc.visit.refuse(error, rpc.model)
-        raise error
+            return _unforeseen(rpc.call, fault)
+        return None
 
 
 class _Unknown(grpc.GenericRpcHandler):  # type: ignore[misc]
@@ -392,7 +395,7 @@ class Rpc:
 
     __slots__ = (
         "_accepted", "_began", "_context", "_front", "_loop", "_peer", "_read", "_served", "_size",
-        "call", "gateway", "late", "model", "refused_body", "scope", "trusted", "visit",
+        "answer", "call", "gateway", "late", "model", "refused_body", "scope", "trusted", "visit",
     )  # fmt: skip
 
     def __init__(self, front: FrontEnd, context: Any) -> None:
@@ -419,6 +422,8 @@ class Rpc:
         )
         self.refused_body: str = given.get(REFUSED_KEY, "") if self.trusted else ""
         """What a gateway says of a body that it refused itself; see `REFUSED_KEY`."""
+        self.answer: bytes | None = None
+        """What the method gave."""
         self.model = ""
         """The model that the message names, once it was read."""
         self.visit: Visit | None = None
@@ -444,7 +449,6 @@ class Rpc:
         with self._front.lookups.place():
             self.visit = await access.admit(self.call)
         self._front.connections.authenticated(self._peer)
-        self.unlimit()
 
     async def admit_if_known(self) -> PomeloError | None:
         """As `admit`, for a call that needs no key; what is wrong with one that has a bad key.
@@ -460,6 +464,7 @@ class Rpc:
             if error.code != "invalid_api_key":
                 raise
             return bare(error)
+        self.unlimit()
         return None
 
     @contextmanager
@@ -497,10 +502,10 @@ class Rpc:
 
     async def _in_turn(self, turns: Turns, until: float, late: "Late") -> None:
         """Waits for a turn of the account, until that time; from then on the call is `late` at that time."""
-        self._until(
-            until, ("overloaded", "This account sends too many large messages at a time. Retry later")
-        )
-        await turns.enter(self._owner)
+        owner = self._owner
+        if turns.full(owner):
+            self._until(until, _CROWDED)
+        await turns.enter(owner)
         self._until(until, late)
 
     @property
@@ -550,14 +555,16 @@ class Rpc:
             await self._end_of_messages()
         return _parse(_fitting(data), kind)
 
-    async def next_message(self, kind: Any, most: int = budget.SMALL) -> Any:
-        """The next message of a stream, parsed, or None at its end. More than `most` bytes are refused.
+    async def next_message(self, kind: Any) -> Any:
+        """The next message of a stream, parsed, or None at its end. Without a key it must be small.
 
         Raises:
             PomeloError: invalid_body, payload_too_large, overloaded, deadline_exceeded.
         """
         data = await self._next()
-        return None if data is None else _parse(_fitting(data, most), kind)
+        if data is None:
+            return None
+        return _parse(_fitting(data) if self.visit is None else data, kind)
 
     async def linger(self) -> None:
         """Drops what a refused uploader still sends, for a moment.

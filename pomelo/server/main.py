@@ -166,16 +166,11 @@ async def open_server(
         health_pb2.DESCRIPTOR: healthy,
         reflection_pb2.DESCRIPTOR: ReflectionServicer([*names, health.SERVICE, reflection.SERVICE_NAME]),
     }
+    # A queue for each method: grpc hands over one new call of a queue at a time, so that a health check, or a
+    # caller, would otherwise wait behind a flood of calls of other methods.
     for file, servicer in known.items():
         for service in file.services_by_name.values():
-            handlers = front.handlers(service, servicer)
-            if servicer is healthy:
-                # A queue of its own for each method: grpc hands over one new call of a queue at a time, so a
-                # health check would otherwise wait behind all other calls.
-                server.add_registered_method_handlers(service.full_name, handlers)
-            else:
-                generic = grpc.method_handlers_generic_handler(service.full_name, handlers)
-                server.add_generic_rpc_handlers((generic,))
+            server.add_registered_method_handlers(service.full_name, front.handlers(service, servicer))
     server.add_generic_rpc_handlers((front.unknown(),))
     credentials = options.credentials()
     given = (options.address,) if isinstance(options.address, str) else options.address

@@ -27,9 +27,6 @@ from pomelo.service import AccountService, MediaService, ModelService, TaskServi
 MAX_CHUNK = 1024 * 1024
 """Bytes that a piece of an upload may have."""
 
-_MAX_PIECE = MAX_CHUNK + 1024
-"""Bytes of a message with such a piece."""
-
 
 class TaskServicer:
     """pomelo.v1.TaskService over a `TaskService`."""
@@ -97,7 +94,7 @@ class MediaServicer:
         """See the contract."""
         if rpc.call.fault is not None:
             raise rpc.call.fault
-        first = await rpc.next_message(media_pb.UploadMediaRequest, _MAX_PIECE)
+        first = await rpc.next_message(media_pb.UploadMediaRequest)
         content_type, begun = "", []
         if first is not None:
             content_type = first.content_type
@@ -153,7 +150,7 @@ async def _chunks(begun: list[media_pb.UploadMediaRequest], rpc: Rpc) -> AsyncIt
     while begun:
         yield _chunk(begun.pop())
     while True:
-        piece = await rpc.next_message(media_pb.UploadMediaRequest, _MAX_PIECE)
+        piece = await rpc.next_message(media_pb.UploadMediaRequest)
         if piece is None:
             break
         chunk = _chunk(piece)
