@@ -80,7 +80,7 @@ class Connections(Protocol):
     """What is told of the calls on each connection. `peer` is grpc's name for a caller's address."""
 
     def authenticated(self, peer: str) -> None:
-        """A call with a good key has come; once for each."""
+        """A call with a good key or a signed link has come; once for each."""
 
     def received(self, peer: str, size: int) -> None:
         """A message of `size` bytes was read."""
@@ -89,7 +89,7 @@ class Connections(Protocol):
         """A call was cancelled before its message was read, or moments after it came."""
 
     def ended(self, peer: str) -> None:
-        """A call with a good key has ended; once for each."""
+        """Such a call has ended; once for each."""
 
 
 class AnyConnections:
@@ -448,7 +448,7 @@ class Rpc:
 
     __slots__ = (
         "_accepted", "_began", "_context", "_front", "_loop", "_peer", "_read", "_served", "_size",
-        "answer", "call", "gateway", "late", "model", "refused_body", "scope", "trusted", "visit",
+        "_vouched", "answer", "call", "gateway", "late", "model", "refused_body", "scope", "trusted", "visit",
     )  # fmt: skip
 
     def __init__(self, front: FrontEnd, context: Any) -> None:
@@ -463,6 +463,7 @@ class Rpc:
         self._read = False
         self._served = False
         self._size = 0
+        self._vouched = False
         self.gateway = WIRE_KEY in given
         self.trusted = self.gateway
         # A gateway's own deadline is a little later than its caller's, which it sends in a header: so a
@@ -501,7 +502,13 @@ class Rpc:
         assert access is not None
         with self._front.lookups.place():
             self.visit = await access.admit(self.call)
-        self._front.connections.authenticated(self._peer)
+        self.vouch()
+
+    def vouch(self) -> None:
+        """Notes that the call came with a good key, or with a signed link."""
+        if not self._vouched:
+            self._vouched = True
+            self._front.connections.authenticated(self._peer)
 
     async def admit_if_known(self) -> PomeloError | None:
         """As `admit`, for a call that needs no key; what is wrong with one that has a bad key.
@@ -729,6 +736,7 @@ class Rpc:
         """The call is over but for its answer."""
         if self.visit is not None:
             self.visit.close()
+        if self._vouched:
             self._front.connections.ended(self._peer)
 
     def left(self) -> None:

@@ -116,6 +116,7 @@ class MediaServicer:
                 media,
                 chunks,
             ):
+                rpc.vouch()
                 await rpc.open()
                 await rpc.write(media_pb.DownloadMediaResponse(media=media))
                 async for chunk in chunks:
