@@ -32,6 +32,7 @@ from pomelo.metering.usage import UsageDesk
 from pomelo.models import ModelDesk
 from pomelo.providers import SANDBOX, Credentials, open_providers
 from pomelo.providers.base import Provider
+from pomelo.providers.connections import ConnectionLimiter
 from pomelo.providers.http import Timeouts
 from pomelo.providers.registry import Registry
 from pomelo.providers.registry import read as read_registry
@@ -53,13 +54,14 @@ SWEEP_EVERY = 300.0
 @dataclass(frozen=True, slots=True)
 class App:
     """A running Pomelo. An address is None where its door is off; `configured` are the names of the providers
-    that can be asked with a live key."""
+    that can be asked with a live key; `connections` are those to vendors."""
 
     settings: Settings
     configured: frozenset[str]
     store: Store
     keyring: Keyring
     draining: Draining
+    connections: ConnectionLimiter
     services: Services
     rest: tuple[str, int] | None
     grpc: str | None
@@ -93,6 +95,7 @@ async def open_app(
         store = wrap_store(await stack.enter_async_context(store_of(settings)))
         keyring = Keyring(store, secret)
         registry = find_providers(settings)
+        connections = ConnectionLimiter(settings.upstream_connections)
         if providers is None:
             providers = await stack.enter_async_context(
                 open_providers(
@@ -100,6 +103,7 @@ async def open_app(
                     credentials(settings, registry),
                     timeouts=timeouts,
                     origins=settings.delivery_origins,
+                    connections=connections,
                 )
             )
         catalog = catalog or registry.catalog
@@ -156,6 +160,7 @@ async def open_app(
                 store=store,
                 keyring=keyring,
                 draining=draining,
+                connections=connections,
                 services=services,
                 rest=rest,
                 grpc=server.address if server else None,

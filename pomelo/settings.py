@@ -187,6 +187,8 @@ class Settings(BaseModel):
     json_limit: Annotated[ByteSize, Field(gt=0)] = ByteSize(8 * _MIB)
     upload_limit: Annotated[ByteSize, Field(gt=0)] = ByteSize(50 * _MIB)
     inline_limit: Annotated[ByteSize, Field(gt=0)] = ByteSize(4 * _MIB)
+    upstream_connections: int = Field(default=256, ge=1, le=65536)
+    """Connections that one process may use to each vendor's host at a time."""
     plans: Mapping[PlanName, PlanSettings] = Field(default_factory=dict)
     """Added to the built-in ones; one of the same name replaces it."""
     grace: float = Field(default=10.0, ge=0, le=3600)

@@ -16,6 +16,7 @@ import grpc
 import pytest
 
 from pomelo.app import App, open_app, open_gateway
+from pomelo.breaker import CircuitBreaker
 from pomelo.routing import Router
 from pomelo.settings import Settings
 from pomelo.stores.base import Store
@@ -71,7 +72,7 @@ def settings(tmp_path_factory: pytest.TempPathFactory, upstream: FaultUpstream) 
 @pytest.fixture(scope="session")
 async def app(settings: Settings) -> AsyncIterator[App]:
     """A running Pomelo with both doors open. Its routes are asked however often they failed."""
-    patient = partial(Router, trips_at=10**9)
+    patient = partial(Router, breaker=partial(CircuitBreaker, minimum_calls=10**9))
     async with open_app(settings, make_router=patient) as running:
         await endow(running.store)
         yield running

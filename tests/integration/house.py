@@ -17,6 +17,7 @@ import grpc
 
 from pomelo.admission.plans import Plan
 from pomelo.app import App, open_app, open_gateway
+from pomelo.breaker import CircuitBreaker
 from pomelo.gen.v1.media_service_pb2 import DownloadMediaRequest
 from pomelo.gen.v1.media_service_pb2_grpc import MediaServiceStub
 from pomelo.gen.v1.model_service_pb2 import ListModelsRequest
@@ -346,7 +347,7 @@ async def open_house(
             elevenlabs_base_url=upstream.elevenlabs_base_url,
             grace=1.0,
         )
-        router = partial(Router, trips_at=10**9)
+        router = partial(Router, breaker=partial(CircuitBreaker, minimum_calls=10**9))
         async with (
             open_app(settings, plans=plans, make_router=router, wrap_store=wrap_store, **more) as app,
             aiohttp.ClientSession() as session,
