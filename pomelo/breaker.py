@@ -245,7 +245,7 @@ class CircuitBreaker:
 
     def release(self, attempt: Attempt, now: float) -> None:
         """The call is over. A probe without an outcome makes room for another account's at once: its caller
-        has left, the caller's deadline has passed, or the failure says nothing about the vendor. Idempotent."""
+        has left, its deadline has passed, or its failure says nothing about the vendor. Idempotent."""
         if attempt.probe:
             own = self._accounts.get(attempt.account) or self._track(attempt.account, now)
             self._end_probe(attempt, own, now, None)

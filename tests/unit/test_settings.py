@@ -267,6 +267,7 @@ def test_every_variable_of_the_contract_has_a_setting():
         "POMELO_ARCHIVE",
         "POMELO_WORKERS",
         "POMELO_DELIVERY_ORIGINS",
+        "POMELO_UPSTREAM_CONNECTIONS",
     }
 
 
