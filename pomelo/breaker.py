@@ -75,8 +75,8 @@ class Attempt:
 
 
 class _Window:
-    """Counts of two consecutive buckets. What is counted as `good` and `bad` is its owner's choice; `calls`
-    decide when a bucket is complete. `number` is the current bucket's."""
+    """Counts of two consecutive buckets, the current one and the one before it: calls, and what is `good` and
+    `bad` of whatever its owner counts. `number` is the current bucket's."""
 
     __slots__ = ("bad", "calls", "good", "number", "old_bad", "old_calls", "old_good", "since")
 
@@ -86,7 +86,7 @@ class _Window:
 
     def clear(self, now: float) -> None:
         """Forgets everything."""
-        self.number += 2  # what was counted in the buckets so far can't be taken back from the new ones
+        self.number += 2  # what was counted so far can't be taken back from the new buckets
         self.calls = self.good = self.bad = 0
         self.old_calls = self.old_good = self.old_bad = 0
         self.since = now
@@ -107,9 +107,16 @@ class _Window:
 
 
 class _Account:
-    """An account's own circuit on a route, and its vote about the route."""
+    """An account's own circuit on a route, and its vote about the route.
 
-    __slots__ = ("probe", "probe_at", "served", "state", "vote", "vote_bucket", "wait", "window")
+    `window` decides about its own circuit: it holds the account's last calls, however far apart. The vote
+    counts its calls in the route's two buckets alone, so that it is as fresh as those of busier accounts.
+    """
+
+    __slots__ = (
+        "bad", "bucket", "good", "old_bad", "old_good", "probe", "probe_at", "served", "state", "vote",
+        "wait", "window",
+    )  # fmt: skip
 
     def __init__(self, now: float, wait: float) -> None:
         self.window = _Window(now)
@@ -121,10 +128,11 @@ class _Account:
         """Seconds to wait after its next failed probe."""
         self.served = False
         """Whether a call has succeeded since its circuit was last closed on the route's account."""
+        self.bucket = -1
+        """The route's bucket that `good`, `bad` and the vote belong to; `old_…` are of the one before."""
+        self.good = self.bad = self.old_good = self.old_bad = 0
         self.vote = 0
         """_WEIGHT: it is served; below 0: so many of its failures count."""
-        self.vote_bucket = -1
-        """The route's bucket in which the vote is."""
 
 
 class CircuitBreaker:
@@ -303,31 +311,34 @@ class CircuitBreaker:
         votes.roll(now, self._minimum_calls, self._window)
         window.calls += 1
         votes.calls += 1
+        self._retract(own)
+        if own.bucket != votes.number:
+            follows = own.bucket == votes.number - 1
+            own.old_good, own.old_bad = (own.good, own.bad) if follows else (0, 0)
+            own.good = own.bad = 0
+            own.bucket = votes.number
         if failed:
             window.bad += 1
+            own.bad += 1
         else:
-            window.good += 1
-            if own.vote > 0 and own.vote_bucket == votes.number and not window.bad and not window.old_bad:
-                return  # it votes so already
-        self._retract(own)
-        bad = window.bad + window.old_bad
-        if bad and bad >= self._failure_rate * (bad + window.good + window.old_good):
+            own.good += 1
+        bad = own.bad + own.old_bad
+        if bad and bad >= self._failure_rate * (bad + own.good + own.old_good):
             weight = min(bad, _WEIGHT)
             votes.bad += weight
             own.vote = -weight
         else:
             votes.good += _WEIGHT
             own.vote = _WEIGHT
-        own.vote_bucket = votes.number
 
     def _retract(self, own: _Account) -> None:
         """Takes an account's vote back, where it still counts."""
         votes = self._votes
         good, bad = max(own.vote, 0), max(-own.vote, 0)
-        if own.vote_bucket == votes.number:
+        if own.bucket == votes.number:
             votes.good -= good
             votes.bad -= bad
-        elif own.vote_bucket == votes.number - 1:
+        elif own.bucket == votes.number - 1:
             votes.old_good -= good
             votes.old_bad -= bad
         own.vote = 0
@@ -377,15 +388,13 @@ class CircuitBreaker:
         """Begins to track an account; where there are too many, it drops one that has not called for long."""
         accounts = self._accounts
         if len(accounts) >= self._max_accounts:
-            for _ in range(_EVICTION_TRIES):
+            for tried in range(_EVICTION_TRIES):
                 name, own = next(iter(accounts.items()))
                 del accounts[name]
-                if own.state is State.CLOSED and own.vote_bucket < self._votes.number - 1:
+                idle = own.bucket < self._votes.number - 1 or 2 * tried >= _EVICTION_TRIES
+                if (own.state is State.CLOSED and idle) or tried == _EVICTION_TRIES - 1:
+                    self._retract(own)
                     break
-                accounts[name] = own  # it has called of late: the next one
-            else:
-                name, own = next(iter(accounts.items()))
-                del accounts[name]
-                self._retract(own)
+                accounts[name] = own  # to the end: the next one
         own = accounts[account] = _Account(now, self._probe_wait)
         return own
