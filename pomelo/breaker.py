@@ -311,6 +311,9 @@ class CircuitBreaker:
         votes.roll(now, self._minimum_calls, self._window)
         window.calls += 1
         votes.calls += 1
+        if not failed and own.vote > 0 and own.bucket == votes.number:
+            own.good += 1
+            return  # it votes so already
         self._retract(own)
         if own.bucket != votes.number:
             follows = own.bucket == votes.number - 1

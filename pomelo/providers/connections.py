@@ -1,10 +1,12 @@
 """How many connections to a vendor's host may be in use, and a fair share of them for each account.
 
 `pomelo.providers.http` takes a connection here before it sends anything, and gives it back when the answer is
-read or left. An account may have at most SHARE times as many connections as stay free: one account alone gets
-about four fifths, several get equal parts, and there is always room for one more account at once. Calls that
-must wait are queued: first come, first served within an account, and in turn between accounts. The wait is
-short and the queue bounded; after it the call is refused with `overloaded`, before anything was sent.
+read or left. A tenth of the connections is a reserve for accounts that have next to none. Of the others an
+account may have at most SHARE times as many as stay free. So one account alone gets about four fifths of all,
+several share them, and however much they take, there is room for the next account at once.
+
+Calls that must wait are queued: first come, first served within an account, and in turn between accounts. The
+wait is short and the queue bounded; after it the call is refused with `overloaded`, before anything was sent.
 
 It knows neither HTTP nor a vendor.
 """
@@ -28,8 +30,8 @@ MAX_WAIT = 2.0
 MAX_WAITING, MAX_ACCOUNT_WAITING = 1024, 256
 """Calls that may wait for a host, in all and of one account."""
 
-SHARE = 4
-"""An account may have so many times the connections that stay free."""
+SHARE = 8
+"""An account may have so many times the connections that stay free beside the reserve."""
 
 WARN_EVERY = 10.0
 """Seconds between two log lines about calls that wait or are refused."""
@@ -73,6 +75,9 @@ class ConnectionLimiter:
         self._max_waiting = max_waiting
         self._max_account_waiting = max_account_waiting
         self._clock = clock
+        self._reserve = max(1, limit // 10)
+        self._few = max(1, self._reserve // 8)
+        """Connections of one account that may come out of the reserve: it lasts for eight accounts or more."""
         self._hosts: dict[str, _Host] = {}
         self._warn_at = -WARN_EVERY
         self._reported = (0, 0)
@@ -131,7 +136,7 @@ class ConnectionLimiter:
         """Whether an account may have one more connection now."""
         free = self.limit - host.in_use
         used = host.used.get(account, 0)
-        return free > 0 and (not used or used < SHARE * (free - 1))
+        return free > 0 and (used < self._few or used < SHARE * (free - self._reserve))
 
     def _take(self, host: _Host, account: str) -> None:
         self.in_use += 1

@@ -24,6 +24,7 @@ from pomelo.gen.v1.model_service_pb2 import ListModelsRequest
 from pomelo.gen.v1.model_service_pb2_grpc import ModelServiceStub
 from pomelo.gen.v1.task_service_pb2 import RunTaskRequest, StreamTaskRequest
 from pomelo.gen.v1.task_service_pb2_grpc import TaskServiceStub
+from pomelo.providers.base import Provider
 from pomelo.routing import Router
 from pomelo.settings import Settings
 from pomelo.stores.base import Store
@@ -321,12 +322,18 @@ def _form(body: dict[str, Any]) -> aiohttp.FormData:
     return form
 
 
+PATIENT = partial(Router, breaker=partial(CircuitBreaker, minimum_calls=10**9))
+"""Makes a router that asks its routes however often they failed."""
+
+
 @asynccontextmanager
 async def open_house(
     folder: Path,
     *,
     plans: Mapping[str, Plan] = PLANS,
     wrap_store: Callable[[Store], Store] = lambda store: store,
+    make_router: Callable[[Mapping[str, Provider]], Router] = PATIENT,
+    upstream_connections: int = 256,
     **more: Any,
 ) -> AsyncIterator[House]:
     """A house on free ports, with a live key of every vendor but Anthropic."""
@@ -345,11 +352,11 @@ async def open_house(
             together_base_url=upstream.together_base_url,
             elevenlabs_api_key="e-x",
             elevenlabs_base_url=upstream.elevenlabs_base_url,
+            upstream_connections=upstream_connections,
             grace=1.0,
         )
-        router = partial(Router, breaker=partial(CircuitBreaker, minimum_calls=10**9))
         async with (
-            open_app(settings, plans=plans, make_router=router, wrap_store=wrap_store, **more) as app,
+            open_app(settings, plans=plans, make_router=make_router, wrap_store=wrap_store, **more) as app,
             aiohttp.ClientSession() as session,
         ):
             assert app.rest is not None
