@@ -77,7 +77,7 @@ class ConnectionLimiter:
         self._clock = clock
         self._reserve = max(1, limit // 10)
         self._few = max(1, self._reserve // 8)
-        """Connections of one account that may come out of the reserve: it lasts for eight accounts or more."""
+        """Connections that an account may have out of the reserve; it lasts for eight accounts."""
         self._hosts: dict[str, _Host] = {}
         self._warn_at = -WARN_EVERY
         self._reported = (0, 0)
