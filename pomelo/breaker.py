@@ -33,7 +33,8 @@ WINDOW = 60.0
 """Seconds after which outcomes no longer count."""
 
 PROBE_WAIT, PROBE_WAIT_MAX = 1.0, 5.0
-"""Seconds from a circuit's opening to its first probe; each failed probe doubles them, up to the maximum."""
+"""Seconds from a circuit's opening or a failed probe to the next one. Those of one account are doubled by
+each of its probes without success, up to the maximum: others have their turns in between."""
 
 PROBE_TIMEOUT = 8.0
 """Seconds after which a probe without an outcome no longer bars the next one."""
@@ -175,7 +176,6 @@ class CircuitBreaker:
         self._lease = 0.0
         self._since = 0.0
         """When the route's circuit opened or its last probe failed."""
-        self._wait = probe_wait
 
     def account_state(self, account: str) -> State:
         """The state of an account's own circuit."""
@@ -199,7 +199,6 @@ class CircuitBreaker:
         own = own or self._track(account, now)
         timeout = now + self._probe_timeout
         if self.state is not State.CLOSED:
-            self._lapse(self._probe, now)
             attempt.probes_route = True
             self._probe = attempt
             self._lease = timeout
@@ -208,7 +207,7 @@ class CircuitBreaker:
             attempt.probes_account = True
             own.probe = attempt
             own.state = State.HALF_OPEN
-        own.probe_at = timeout + own.wait  # should it never end, others have a turn first
+        own.probe_at = timeout + self._probe_wait_max  # should it never end, others have a turn first
         return attempt
 
     def retry_after(self, account: str, now: float) -> float:
@@ -224,10 +223,11 @@ class CircuitBreaker:
             self._close_account(attempt.account, own, now)
         attempt.probes_route = attempt.probes_account = False
         own.served = True
-        own.wait = self._probe_wait
-        own.probe_at = 0.0
-        if self.state is State.CLOSED and own.state is State.CLOSED:
-            self._count(own, now, failed=False)
+        if own.state is State.CLOSED:
+            own.wait = self._probe_wait
+            own.probe_at = 0.0
+            if self.state is State.CLOSED:
+                self._count(own, now, failed=False)
 
     def failed(self, attempt: Attempt, now: float, reason: str) -> None:
         """The vendor is in trouble, or refuses what this account sends; `reason` is the error's code."""
@@ -266,9 +266,7 @@ class CircuitBreaker:
         if self.state is State.HALF_OPEN:
             at = self._lease
         elif self.state is State.OPEN:
-            # An account without a failed probe need not wait longer because others' probes failed.
-            clean = own is None or own.wait <= self._probe_wait
-            at = self._since + (self._probe_wait if clean else self._wait)
+            at = self._since + self._probe_wait
         if own is not None and (self.state is not State.CLOSED or own.state is not State.CLOSED):
             at = max(at, own.probe_at)
         return at
@@ -282,7 +280,6 @@ class CircuitBreaker:
             and votes.calls + votes.old_calls >= self._minimum_calls
         ):
             self._since = now
-            self._wait = self._probe_wait
             self._change(State.OPEN, logging.WARNING, f"nearly all accounts fail, the last with {reason}")
 
     def _close(self, now: float) -> None:
@@ -349,8 +346,6 @@ class CircuitBreaker:
     def _close_account(self, name: str, own: _Account, now: float) -> None:
         own.state = State.CLOSED
         own.probe = None
-        own.wait = self._probe_wait
-        own.probe_at = 0.0
         own.window.clear(now)
         log.info("circuit closed: %s, model %s, for account %s", self.provider, self.model, name)
 
@@ -367,11 +362,10 @@ class CircuitBreaker:
         if of_route:
             self._probe = None
             if reason is None:
-                self._since = now - self._wait
+                self._since = now - self._probe_wait
                 told = "the probe was left"
             else:
                 self._since = now
-                self._wait = min(2 * self._wait, self._probe_wait_max)
                 told = f"the probe failed with {reason}"
             self._change(State.OPEN, logging.INFO, told)
         if of_account:
@@ -381,21 +375,14 @@ class CircuitBreaker:
             self._postpone(own, now)
         return of_route or of_account
 
-    def _lapse(self, probe: Attempt | None, now: float) -> None:
-        """A probe that does not end is not waited for any longer."""
-        own = None if probe is None else self._accounts.get(probe.account)
-        if own is not None:
-            self._postpone(own, now)
-
     def _track(self, account: str, now: float) -> _Account:
-        """Begins to track an account; where there are too many, it drops one that has not called for long."""
+        """Begins to track an account; where there are too many, it drops an old one with a closed circuit."""
         accounts = self._accounts
         if len(accounts) >= self._max_accounts:
             for tried in range(_EVICTION_TRIES):
                 name, own = next(iter(accounts.items()))
                 del accounts[name]
-                idle = own.bucket < self._votes.number - 1 or 2 * tried >= _EVICTION_TRIES
-                if (own.state is State.CLOSED and idle) or tried == _EVICTION_TRIES - 1:
+                if own.state is State.CLOSED or tried == _EVICTION_TRIES - 1:
                     self._retract(own)
                     break
                 accounts[name] = own  # to the end: the next one

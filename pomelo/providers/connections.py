@@ -93,10 +93,10 @@ class ConnectionLimiter:
         found = self._hosts.get(host)
         if found is None:
             found = self._hosts[host] = _Host()
-        queue = found.queues.get(account)
-        if queue is None and self._may(found, account):
+        if self._may(found, account):
             self._take(found, account)
             return
+        queue = found.queues.get(account)
         if found.waiting >= self._max_waiting or (queue and len(queue) >= self._max_account_waiting):
             raise self._refusal(host, account)
         turn = asyncio.get_running_loop().create_future()

@@ -134,6 +134,14 @@ def test_one_call_in_ten_that_fails_opens_nothing() -> None:
     assert not traffic.refused
 
 
+def test_every_second_call_that_fails_opens_nothing() -> None:
+    traffic = Traffic()
+    numbers = {f"account {n}": iter(range(10**6)) for n in range(3)}
+    traffic.healthy = lambda account: next(numbers[account]) % 2 == 0
+    traffic.run(30, dict.fromkeys(numbers, 50.0))
+    assert not traffic.refused
+
+
 def test_several_poisoned_accounts_do_not_outvote_those_that_are_served() -> None:
     traffic = Traffic(healthy=lambda account: account.startswith("good"))
     good = {f"good {n}": 5.0 for n in range(2)}
@@ -150,6 +158,114 @@ def test_accounts_that_open_the_route_do_not_keep_it_open() -> None:
     traffic.forget()
     traffic.run(60, {"poison 1": 50.0, "poison 2": 50.0, "good": 2.0})
     assert traffic.share("good") == 1.0
+
+
+def vote(rate: float, gap: int) -> State:
+    """The state of a route after two accounts failed once each, and again `gap` buckets of good calls later."""
+    traffic = Traffic(CircuitBreaker(failure_rate=rate), lambda account: account == "good")
+    for _ in range(2):
+        traffic.call("a")
+        traffic.call("b")
+        for _ in range(gap if traffic.passed.get("good", 0) == 0 else 0):
+            for _ in range(3):
+                traffic.call("good")
+            traffic.now += 0.6
+    return traffic.breaker.state
+
+
+def test_a_vote_counts_failures_of_this_bucket_and_the_one_before_and_no_older_ones() -> None:
+    assert vote(0.6, gap=1) is State.OPEN
+    assert vote(0.7, gap=1) is State.CLOSED
+    assert vote(0.6, gap=3) is State.CLOSED
+
+
+def test_an_account_that_was_dropped_does_not_vote_twice() -> None:
+    traffic = Traffic(CircuitBreaker(max_accounts=1, failure_rate=0.5), lambda account: account == "good")
+    for account in ("poison", "poison", "good") * 10:
+        traffic.call(account)
+    assert traffic.breaker.state is State.CLOSED
+
+
+def test_accounts_that_were_served_before_are_let_in_with_the_first_probe_and_others_are_not() -> None:
+    traffic = Traffic()
+    traffic.call("served")
+    traffic.now += 120
+    traffic.call("good")
+    traffic.healthy = lambda account: False
+    for account in ("served", "never served"):
+        for _ in range(MINIMUM_CALLS):
+            traffic.call(account)
+        assert traffic.breaker.account_state(account) is State.OPEN
+    assert traffic.breaker.state is State.CLOSED, "two of three accounts are not enough"
+    for account in ("third", "fourth"):
+        traffic.call(account)
+        traffic.call(account)
+    assert traffic.breaker.state is State.OPEN
+    traffic.now += PROBE_WAIT_MAX
+    traffic.healthy = lambda account: account == "prober"
+    assert traffic.call("prober")
+    assert traffic.breaker.account_state("served") is State.CLOSED
+    assert traffic.breaker.account_state("never served") is State.OPEN
+
+    # It was let in once on credit; not served since, it has to prove itself the next time.
+    for account in ("served", "third", "fourth", "fifth"):
+        for _ in range(MINIMUM_CALLS):
+            traffic.call(account)
+    assert traffic.breaker.account_state("served") is State.OPEN
+    assert traffic.breaker.state is State.OPEN
+    traffic.now += PROBE_WAIT_MAX
+    assert traffic.call("prober")
+    assert traffic.breaker.account_state("served") is State.OPEN
+
+
+def test_a_route_that_was_found_again_starts_with_a_clean_record() -> None:
+    traffic = opened_by("a", "b")
+    traffic.now += PROBE_WAIT
+    traffic.healthy = lambda account: account == "c"
+    assert traffic.call("c")
+    for account in ("a", "b"):
+        traffic.call(account)
+        assert traffic.breaker.state is State.CLOSED
+        assert traffic.breaker.account_state(account) is State.CLOSED
+
+
+def test_a_probe_that_succeeds_gives_its_account_its_first_wait_back() -> None:
+    traffic = Traffic(healthy=lambda account: False)
+    traffic.run(30, {"only": 100.0})
+    assert traffic.breaker.retry_after("only", traffic.last_call) == PROBE_WAIT_MAX
+    traffic.healthy = lambda account: True
+    traffic.run(PROBE_WAIT_MAX + 0.1, {"only": 100.0})
+    traffic.now += 120
+    traffic.healthy = lambda account: False
+    for _ in range(MINIMUM_CALLS):
+        traffic.call("only")
+    assert traffic.breaker.retry_after("only", traffic.now) == PROBE_WAIT
+    assert not traffic.call("only")
+
+
+def test_an_account_whose_probe_succeeded_may_probe_again_when_the_route_opens_anew() -> None:
+    traffic = opened_by("a", "b")
+    traffic.now += PROBE_WAIT
+    traffic.healthy = lambda account: account == "c"
+    assert traffic.call("c")
+    for account in ("a", "b", "d", "e"):
+        traffic.call(account)
+        traffic.call(account)
+    assert traffic.breaker.state is State.OPEN
+    assert traffic.breaker.retry_after("c", traffic.now) == PROBE_WAIT
+
+
+def test_calls_that_were_under_way_when_an_accounts_circuit_opened_change_nothing(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    traffic = Traffic(healthy=lambda account: False)
+    attempts = [traffic.breaker.acquire("a", traffic.now) for _ in range(100)]
+    for attempt in attempts:
+        assert attempt is not None
+        traffic.breaker.failed(attempt, traffic.now, DOWN)
+        traffic.breaker.release(attempt, traffic.now)
+    assert len(caplog.records) == 1
+    assert traffic.breaker.retry_after("a", traffic.now) == PROBE_WAIT
 
 
 def test_of_an_open_route_one_call_at_a_time_is_a_probe() -> None:
@@ -221,6 +337,15 @@ def test_a_probe_that_never_ends_does_not_bar_others_for_ever(accounts: tuple[st
     assert not traffic.refused, "a probe that was given up changes nothing"
 
 
+def test_an_account_whose_probe_hangs_leaves_the_next_one_to_others() -> None:
+    traffic = opened_by("a", "b")
+    traffic.now += PROBE_WAIT_MAX
+    assert traffic.breaker.acquire("hanging", traffic.now) is not None
+    traffic.now += PROBE_TIMEOUT
+    assert traffic.breaker.acquire("hanging", traffic.now) is None
+    assert traffic.breaker.acquire("other", traffic.now) is not None
+
+
 def test_a_hanging_probe_that_succeeds_late_closes_the_route() -> None:
     traffic = opened_by("a", "b")
     traffic.now += PROBE_WAIT_MAX
@@ -246,6 +371,7 @@ def test_failures_of_calls_that_began_before_are_no_news_to_an_open_route() -> N
     for attempt in before:
         assert attempt is not None
         traffic.breaker.failed(attempt, traffic.now, DOWN)
+    assert traffic.breaker.state is State.HALF_OPEN
     traffic.breaker.succeeded(probe, traffic.now)
     assert traffic.breaker.state is State.CLOSED
     assert traffic.call("a")
@@ -284,11 +410,10 @@ def test_fewer_calls_than_the_minimum_open_nothing() -> None:
     assert traffic.breaker.state is State.OPEN
 
 
-def test_the_accounts_of_a_route_are_bounded_and_busy_ones_are_kept() -> None:
+def test_the_accounts_of_a_route_are_bounded_and_open_circuits_are_kept() -> None:
     traffic = Traffic(CircuitBreaker(max_accounts=100), lambda account: account != "poison")
     for number in range(5000):
         traffic.call(f"account {number}")
-        traffic.call("steady")
         if number % 10 == 0:
             traffic.call("poison")
         traffic.now += 0.01

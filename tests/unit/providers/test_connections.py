@@ -29,6 +29,15 @@ async def at_once(work: Awaitable[Any]) -> bool:
     return False
 
 
+async def refused_at_once(limiter: ConnectionLimiter, account: str) -> bool:
+    """Whether a call is refused without waiting for anything."""
+    try:
+        await at_once(limiter.acquire(HOST, account))
+    except PomeloError:
+        return True
+    return False
+
+
 async def fill(limiter: ConnectionLimiter, account: str, host: str = HOST) -> int:
     """An account takes all that it can; how many that is."""
     number = 0
@@ -182,16 +191,14 @@ async def test_the_queue_is_bounded_in_all_and_for_each_account() -> None:
     calls = [queued(limiter, account, order, account) for account in ("a", "a", "b", "b", "c")]
     await wait_until(limiter, 5)
     for account in ("a", "c", "d"):
-        with pytest.raises(PomeloError, match="Too many calls"):
-            await limiter.acquire(HOST, account)
+        assert await refused_at_once(limiter, account)
     for call in calls:
         call.cancel()
     await asyncio.gather(*calls, return_exceptions=True)
     assert limiter.waiting == 0
     again = [queued(limiter, "a", order, "a") for _ in range(2)]
     await wait_until(limiter, 2)
-    with pytest.raises(PomeloError, match="Too many calls"):
-        await limiter.acquire(HOST, "a")
+    assert await refused_at_once(limiter, "a")
     for call in again:
         call.cancel()
     await asyncio.gather(*again, return_exceptions=True)
