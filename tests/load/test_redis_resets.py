@@ -1,0 +1,158 @@
+"""Connections to Redis that are reset under load: nobody is answered 500, nothing stays held, and every answer
+of a vendor is on the record once.
+
+The server is `pomelo serve` in a process of its own, on uvloop, which raises other errors on a closed connection
+than asyncio does. `make load` resets 500 connections; an ordinary run of the tests a few.
+"""
+
+import asyncio
+import json
+import logging
+import os
+import random
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from redis import Redis
+
+from pomelo.stores.ledger import Wallet
+from pomelo.stores.redis.names import names
+from pomelo.testing import Answer, FaultUpstream, Received
+from tests.faults.callers import GONE, Grpc, Rest, Told, callers
+from tests.faults.tcp_proxy import Cut, TcpProxy
+from tests.integration.commands import live_key, pomelo
+from tests.redis_server import RedisServer
+from tests.serving import Served, serve
+
+log = logging.getLogger("tests.resets")
+
+RESETS = int(os.environ.get("LOAD_RESETS", "60"))
+CALLERS = 20
+FREED_WITHIN = 1.0
+"""Seconds from the last reset until nothing is held any more."""
+
+LIVE = Wallet("default", True)
+WORDS = "one two three four five six"
+
+
+def answer(received: Received) -> Any:
+    """What the vendor says: a few words, so fast that a task is mostly a matter of the store."""
+    return Answer(WORDS, at=dict.fromkeys(range(6), 0.005))(received)
+
+
+async def calling(wire: Rest | Grpc, name: str, stop: asyncio.Event, chance: random.Random) -> list[Told]:
+    """One task after another, whole and streamed, of which some are left half way, until `stop`."""
+    told: list[Told] = []
+    while not stop.is_set():
+        request_id = f"{name}.{len(told)}"
+        body = {"model": "gpt-4", "messages": [{"role": "user", "content": f"{request_id} Go on."}]}
+        stream = chance.random() < 0.5
+        asking = asyncio.ensure_future(wire(body, request_id, stream=stream))
+        done, _ = await asyncio.wait({asking}, timeout=0.02 if chance.random() < 0.1 else 60)
+        if done:
+            told.append(asking.result())
+        else:
+            asking.cancel()
+            await asyncio.gather(asking, return_exceptions=True)
+            told.append(Told(request_id, body, code="left"))
+        if told[-1].code not in ("ok", "left"):
+            await asyncio.sleep(0.05)  # it was refused
+    return told
+
+
+async def resetting(proxy: TcpProxy, chance: random.Random) -> float:
+    """Resets connections, until there were enough; when the last one was."""
+    while proxy.cuts < RESETS:
+        before = proxy.cuts
+        proxy.cut(chance.choice(list(Cut)))
+        async with asyncio.timeout(20):
+            while proxy.cuts == before:  # noqa: ASYNC110 (nothing tells when)
+                await asyncio.sleep(0.002)
+        await asyncio.sleep(chance.random() * 0.06)
+    return time.monotonic()
+
+
+def taken(redis: RedisServer) -> tuple[int, int]:
+    """Microcredits that are held, and tasks that hold them, as Redis has them."""
+    with Redis(port=redis.port, protocol=2) as server:
+        return int(server.hget(names(LIVE).wallet, "held") or 0), int(server.hlen(names(LIVE).holds))
+
+
+async def freed(redis: RedisServer, since: float) -> float:
+    """Waits until nothing is held; how long that took since a moment."""
+    async with asyncio.timeout(FREED_WITHIN + 5):
+        while taken(redis) != (0, 0):  # noqa: ASYNC110 (nothing tells when)
+            await asyncio.sleep(0.05)
+    return time.monotonic() - since
+
+
+def on_uvloop(served: Served, workers: int) -> bool:
+    """Whether the processes that serve have loaded uvloop."""
+    process = psutil.Process(served.pid)
+    serving = [process] if workers == 1 else process.children()
+    found = ["uvloop" in " ".join(m.path for m in one.memory_maps()) for one in serving]
+    return sum(found) >= workers
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("workers", [1, 2])
+async def test_resets_under_load_leave_nothing_held_and_every_answer_on_the_record_once(
+    tmp_path: Path, workers: int
+) -> None:
+    chance = random.Random(20261125)
+    with RedisServer() as redis:
+        async with FaultUpstream() as upstream, TcpProxy(redis.port) as proxy:
+            upstream.default = answer
+            variables = {
+                "OPENAI_API_KEY": "sk-upstream",
+                "OPENAI_BASE_URL": upstream.openai_base_url,
+                "POMELO_STORE": f"redis://127.0.0.1:{proxy.port}",
+                "POMELO_WORKERS": str(workers),
+            }
+            async with serve(tmp_path, **variables) as served:
+                assert on_uvloop(served, workers)
+                key = await live_key(tmp_path, **variables)
+                grpc = f"127.0.0.1:{served.grpc_port}"
+                async with callers(served.url, grpc, key) as wires:
+                    stop = asyncio.Event()
+                    running = [
+                        asyncio.create_task(calling(wires[n % 2], f"caller.{n}", stop, chance))
+                        for n in range(CALLERS)
+                    ]
+                    began = time.monotonic()
+                    last = await resetting(proxy, chance)
+                    stop.set()
+                    told = [one for many in await asyncio.gather(*running) for one in many]
+                print(served.log()[-6000:])
+                waited = await freed(redis, last)
+                audited = await pomelo(tmp_path, "audit", "--json", **variables)
+                shown = await pomelo(tmp_path, "usage", "--format", "json", **variables)
+            codes = Counter(one.code for one in told)
+            summary = (
+                f"{workers} workers: {proxy.cuts} resets in {last - began:.1f} s, {len(told)} calls: {dict(codes)}; "
+                f"nothing held {waited:.1f} s after the last"
+            )
+            log.info(summary)
+            print(summary)  # noqa: T201
+            assert waited < FREED_WITHIN
+            assert set(codes) <= {"ok", "left", "store_unavailable"}, served.log()
+            assert codes["ok"] > len(told) / 2
+            assert "Traceback" not in served.log()
+            assert audited.status == 0, audited.out
+            check_records(upstream, told, json.loads(shown.out))
+
+
+def check_records(upstream: FaultUpstream, told: list[Told], records: list[dict[str, Any]]) -> None:
+    """Every answer of the vendor is on the record once, and nothing else is."""
+    count = Counter(record["request_id"] for record in records)
+    asked = Counter(received.prompt.split()[0] for received in upstream.requests)
+    assert set(asked.values()) == {1}
+    assert set(count.values()) == {1}
+    assert set(count) <= set(asked)
+    left = {one.request_id for one in told if one.code in ("left", GONE)}
+    # Who left before the first word pays nothing.
+    assert set(asked) - left <= set(count)
