@@ -80,9 +80,11 @@ class Engine:
             await hold.fail()
             raise
         finally:
-            run.fold.close()
-            hold.leave()
-            run.drop()
+            try:
+                run.fold.close()
+            finally:
+                hold.leave()
+                run.drop()
 
     def _events(self, run: Run) -> AsyncGenerator[StreamTaskResponse, None]:
         return self._router.events(run.job, run.candidates, run.hold.answered_by)

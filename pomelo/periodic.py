@@ -17,8 +17,8 @@ async def periodically(
 ) -> None:
     """Does `work` every so many seconds, until the task that this runs in is cancelled.
 
-    Nothing that `work` raises ends it. A PomeloError was logged where it was met; what nobody foresaw is logged
-    here under `what`. The next round tries again. `immediately`: the first round does not wait.
+    Nothing that `work` raises ends it. A PomeloError was logged where it was met; what nobody foresaw is
+    logged here under `what`. The next round tries again. `immediately`: the first round does not wait.
     """
     if not immediately:
         await asyncio.sleep(seconds)

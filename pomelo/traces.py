@@ -16,8 +16,8 @@ _KINDS = 1_000
 
 
 class Unforeseen:
-    """Logs failures that nobody foresaw. Each kind of them (its type, and the line that raised it) is logged once
-    in `every` seconds, so that one that repeats itself does not fill the log."""
+    """Logs failures that nobody foresaw. Each kind of them (its type, and the line that raised it) is logged
+    once in `every` seconds, so that one that repeats itself does not fill the log."""
 
     def __init__(
         self, log: logging.Logger, *, every: float = 60.0, clock: Callable[[], float] = time.monotonic

@@ -173,8 +173,9 @@ class UnknownOutcomeError(PomeloError):
 
 @dataclass(frozen=True, slots=True)
 class Reservation:
-    """What a task that has not ended holds: `amount` microcredits, and a slot. `record` is its record so far, whose
-    cost is what was last noted; its `at` is when it was taken or last noted. `own`: this process took it."""
+    """What a task that has not ended holds: `amount` microcredits, and a slot. `record` is its record so far,
+    whose cost is what was last noted; its `at` is when it was taken or last noted. `own`: this process took
+    it."""
 
     record: UsageRecord
     amount: int
@@ -208,7 +209,8 @@ class Balance:
 
 class LedgerStore(Protocol):
     """Keeps count. Every method raises PomeloError store_unavailable when the store can't be reached, and for
-    whatever else goes wrong inside; UnknownOutcomeError where what was asked for may have been done all the same.
+    whatever else goes wrong inside; UnknownOutcomeError where what was asked for may have been done all the
+    same.
 
     `take`, `settle` and `void` begin at once, and are done even when nobody awaits what they return or its
     awaiter is cancelled: a caller who leaves must not stop them. Each may be repeated after an unknown
@@ -246,8 +248,8 @@ class LedgerStore(Protocol):
         ...
 
     async def recover(self, wallet: Wallet, task_id: str) -> None:
-        """Ends a task that this process took and does not run, as if the process had died: it is charged what was
-        last noted, or nothing, and all that it held is free. Without a hold nothing happens."""
+        """Ends a task that this process took and does not run, as if the process had died: it is charged what
+        was last noted, or nothing, and all that it held is free. Without a hold nothing happens."""
         ...
 
 

@@ -100,8 +100,8 @@ class OneServer:
 
 
 def _is_suspect(error: Exception) -> bool:
-    """Whether no connection that is idle is to be used after this error: the server is a replica by now, and a name
-    may lead elsewhere; or nobody foresaw it, and who knows what is left in a connection."""
+    """Whether no connection that is idle is to be used after this error: the server is a replica by now, and
+    a name may lead elsewhere; or nobody foresaw it, and who knows what is left in a connection."""
     return isinstance(error, errors.ReadOnlyError) or not isinstance(error, (errors.RedisError, OSError))
 
 

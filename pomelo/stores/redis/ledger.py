@@ -36,8 +36,8 @@ _NOTED_AT_ONCE = 100
 _SHUT = 0.2
 _LOOKS = 3
 _MANY_LOOKS = 30
-"""How often a wallet is looked at for holds of this process after its last take, when nothing is found; the second
-after one whose outcome is unknown, which the network may bring late."""
+"""How often a wallet is looked at for holds of this process after its last take, when nothing is found; the
+second after one whose outcome is unknown, which the network may bring late."""
 
 
 class Ledger:
@@ -109,19 +109,29 @@ class Ledger:
     @contained
     async def reservations(self, *, own: bool = False) -> list[Reservation]:
         """See LedgerStore."""
-        owner = self._owner.id
         looked = dict(self._looks)
-        found = await self._places.reservations(looked if own else await self._places.all(), owner)
+        found = await self._places.running(looked if own else await self._places.all())
         if own:
-            held = {one.record.wallet for one in found if one.own}
-            for wallet in looked.keys() - held:
-                # Unless something was taken meanwhile.
-                if self._looks.get(wallet) == looked[wallet]:
-                    self._looks[wallet] -= 1
-                    if not self._looks[wallet]:
-                        del self._looks[wallet]
-            found = [one for one in found if one.own and not self._running.works_on(one.record.task_id)]
-        return sorted(found, key=lambda one: one.record.task_id)
+            found = [(hold, record) for hold, record in found if hold.owner == self._owner.id]
+            self._looked_at(looked, {hold.wallet for hold, _ in found})
+        reservations = [
+            Reservation(
+                record,
+                hold.amount,
+                own=hold.owner == self._owner.id and not self._running.works_on(hold.task_id),
+            )
+            for hold, record in found
+        ]
+        return sorted((one for one in reservations if one.own or not own), key=lambda one: one.record.task_id)
+
+    def _looked_at(self, looked: dict[Wallet, int], held: set[Wallet]) -> None:
+        """Wallets were looked at, and these of them have holds of this process."""
+        for wallet in looked.keys() - held:
+            if self._looks.get(wallet) != looked[wallet]:
+                continue  # A take of unknown outcome came meanwhile.
+            self._looks[wallet] -= 1
+            if not self._looks[wallet]:
+                del self._looks[wallet]
 
     @one_call
     async def recover(self, wallet: Wallet, task_id: str) -> None:

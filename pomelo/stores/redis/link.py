@@ -1,8 +1,8 @@
 """The way to the server: commands with our own limits and retries, and scripts by their digests.
 
-A command whose outcome is unknown is sent again: all that are sent here may be repeated. So is one that failed in
-a way that nobody foresaw; the store's callers never see such an error as it is. Who sends commands is for the
-store's other modules; none of them knows how a connection is made or lost.
+A command whose outcome is unknown is sent again: all that are sent here may be repeated. So is one that
+failed in a way that nobody foresaw; the store's callers never see such an error as it is. Who sends commands
+is for the store's other modules; none of them knows how a connection is made or lost.
 """
 
 import asyncio

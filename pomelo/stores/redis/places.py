@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Iterable
 from typing import NamedTuple, TypeVar
 
-from pomelo.stores.ledger import Reservation, Wallet
+from pomelo.stores.ledger import UsageRecord, Wallet
 from pomelo.stores.redis.link import Link, RefusedError
 from pomelo.stores.redis.names import WALLETS, member, names, wallet_of
 from pomelo.stores.sqlite import records
@@ -62,17 +62,17 @@ class Places:
         text = await self._link.send("HGET", names(wallet).holds, task_id)
         return None if text is None else _hold(wallet, task_id, text.decode())
 
-    async def reservations(self, wallets: Iterable[Wallet], owner: str) -> list[Reservation]:
-        """What the tasks of these wallets hold, and which of them are this owner's."""
+    async def running(self, wallets: Iterable[Wallet]) -> list[tuple[Held, UsageRecord]]:
+        """The holds of these wallets, and the records so far of their tasks."""
 
-        async def of_wallet(wallet: Wallet) -> list[Reservation]:
+        async def of_wallet(wallet: Wallet) -> list[tuple[Held, UsageRecord]]:
             holds = await self._holds(wallet)
             if not holds:
                 return []
             ids = [hold.task_id for hold in holds]
             drafts = await self._link.send("HMGET", names(wallet).drafts, *ids)
             return [
-                Reservation(records.read(draft), hold.amount, hold.owner == owner)
+                (hold, records.read(draft))
                 for hold, draft in zip(holds, drafts, strict=True)
                 if draft is not None  # It has ended meanwhile.
             ]

@@ -14,8 +14,8 @@ T = TypeVar("T")
 _PAUSE = 0.05
 _LONGEST_PAUSE = 1.0
 _UNDO_FOR = 30.0
-"""Seconds for which a take of unknown outcome is tried to be undone. A long outage must not leave something to do
-for each of them; what such a take left is found by `Ledger.reservations`."""
+"""Seconds for which a take of unknown outcome is tried to be undone. A long outage must not leave something
+to do for each of them; what such a take left is found by `Ledger.reservations`."""
 
 
 class Started(Generic[T]):
@@ -60,9 +60,10 @@ class Running:
         lasting: bool = False,
         undo: Callable[[], Awaitable[None]] | None = None,
     ) -> Started[T]:
-        """Starts `work`. `lasting` work ends its task: whatever it fails of, it is done again until its outcome
-        is known; its awaiter gets store_unavailable after the first time. Other work that is to end the same task
-        meanwhile is given up: one end is enough. `undo` is done where it is unknown whether `work` was."""
+        """Starts `work`. `lasting` work ends its task: whatever it fails of, it is done again until its
+        outcome is known; its awaiter gets store_unavailable after the first time. Other work that is to end
+        the same task meanwhile is given up: one end is enough. `undo` is done where it is unknown whether
+        `work` was."""
         outcome: asyncio.Future[T] = self._loop.create_future()
         if self._closed:
             _fail(outcome, PomeloError("store_unavailable"))

@@ -181,7 +181,7 @@ class _CommitError(Exception):
 def _commit(connection: sqlite3.Connection, batch: list[_Work]) -> list[_Outcome]:
     """Does all of the batch that can be done, in one transaction."""
     if connection.in_transaction:
-        _undo(connection)  # that of a batch before, which could not be rolled back then
+        connection.execute("ROLLBACK")  # of a batch before, where that failed
     if all(work.reads for work in batch):
         return [_read(connection, work) for work in batch]
     unknown = False
@@ -201,10 +201,12 @@ def _commit(connection: sqlite3.Connection, batch: list[_Work]) -> list[_Outcome
         cause = _cause(error)
         log.warning("%d operations were not kept: %s", len(batch), _reason(cause))
         _undo(connection)
-        told = _unavailable(cause, unknown=unknown) if isinstance(cause, sqlite3.Error) else cause
         # What was read may have been of this transaction: it is read again.
         return [
-            _read(connection, work) if work.reads else _Outcome(work.future, None, told) for work in batch
+            _read(connection, work)
+            if work.reads and not connection.in_transaction
+            else _Outcome(work.future, None, _told(cause, unknown=unknown))
+            for work in batch
         ]
 
 
@@ -259,8 +261,8 @@ def _undo(connection: sqlite3.Connection) -> None:
         log.warning("A transaction could not be rolled back: %s", _reason(error))
 
 
-def _told(error: Exception) -> Exception:
-    return _unavailable(error) if isinstance(error, sqlite3.Error) else error
+def _told(error: Exception, *, unknown: bool = False) -> Exception:
+    return _unavailable(error, unknown=unknown) if isinstance(error, sqlite3.Error) else error
 
 
 def _unavailable(cause: Exception, *, unknown: bool = False) -> PomeloError:
