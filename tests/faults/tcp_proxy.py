@@ -37,11 +37,11 @@ class TcpProxy:
         self._clients: deque[asyncio.StreamWriter] = deque()
 
     def cut(self, when: Cut) -> None:
-        """Resets one connection, once; the one that was reset longest ago, or the one that something comes on."""
-        if when is not Cut.NOW:
-            self._armed[when] += 1
-        elif self._clients:
+        """Resets one connection, once: the oldest, as soon as there is one, or the one that something comes on."""
+        if when is Cut.NOW and self._clients:
             self._reset(self._clients[0])
+        else:
+            self._armed[when] += 1
 
     async def __aenter__(self) -> "TcpProxy":
         self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
@@ -62,6 +62,9 @@ class TcpProxy:
         self._open.add(task)
         task.add_done_callback(self._open.discard)
         self._clients.append(writer)
+        if self._falls(Cut.NOW):
+            self._reset(writer)
+            return
         with suppress(OSError):
             there, back = await asyncio.open_connection("127.0.0.1", self._to)
             asking = asyncio.create_task(self._ask(reader, back, writer))
