@@ -6,29 +6,29 @@ than asyncio does. `make load` resets 500 connections; an ordinary run of the te
 """
 
 import asyncio
-import json
-import logging
 import os
 import random
+import signal
 import time
 from collections import Counter
+from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
+from grpc.aio import insecure_channel
 from redis import Redis
 
-from pomelo.stores.ledger import Wallet
+from pomelo.gen.v1.admin_service_pb2 import AuditRequest
+from pomelo.gen.v1.admin_service_pb2_grpc import AdminServiceStub
 from pomelo.stores.redis.names import names
 from pomelo.testing import Answer, FaultUpstream, Received
-from tests.faults.callers import GONE, Grpc, Rest, Told, callers
+from tests.faults.books import LIVE, Books
+from tests.faults.callers import Grpc, Rest, Told, callers
+from tests.faults.house import SERVE, House, Process
 from tests.faults.tcp_proxy import Cut, TcpProxy
-from tests.integration.commands import live_key, pomelo
 from tests.redis_server import RedisServer
-from tests.serving import Served, serve
-
-log = logging.getLogger("tests.resets")
 
 RESETS = int(os.environ.get("LOAD_RESETS", "60"))
 CALLERS = 20
@@ -37,7 +37,7 @@ STORM = 20
 FREED_WITHIN = 35.0
 """Seconds from the last reset until nothing is held any more."""
 
-LIVE = Wallet("default", True)
+CREDITS = 10**12
 WORDS = "one two three four five six"
 
 
@@ -94,14 +94,14 @@ async def freed(redis: RedisServer, since: float) -> float:
     return time.monotonic() - since
 
 
-async def on_uvloop(served: Served, workers: int) -> None:
+async def on_uvloop(server: Process, workers: int) -> None:
     """Returns once so many processes serve, all on uvloop."""
     async with asyncio.timeout(60):
         while True:
-            process = psutil.Process(served.pid)
+            process = psutil.Process(server.process.pid)
             serving = [process] if workers == 1 else process.children()
             maps = [" ".join(found.path for found in one.memory_maps()) for one in serving]
-            if sum("uvloop" in found for found in maps) == workers and "REST" in served.log():
+            if sum("uvloop" in found for found in maps) == workers:
                 return
             await asyncio.sleep(0.05)
 
@@ -112,54 +112,57 @@ async def test_resets_under_load_leave_nothing_held_and_every_answer_on_the_reco
     tmp_path: Path, workers: int
 ) -> None:
     chance = random.Random(20261125)
-    with RedisServer() as redis:
-        async with FaultUpstream() as upstream, TcpProxy(redis.port) as proxy:
-            upstream.default = answer
-            variables = {
-                "OPENAI_API_KEY": "sk-upstream",
-                "OPENAI_BASE_URL": upstream.openai_base_url,
-                "POMELO_STORE": f"redis://127.0.0.1:{proxy.port}",
-                "POMELO_WORKERS": str(workers),
-            }
-            async with serve(tmp_path, **variables) as served:
-                await on_uvloop(served, workers)
-                key = await live_key(tmp_path, **variables)
-                grpc = f"127.0.0.1:{served.grpc_port}"
-                async with callers(served.url, grpc, key, at_once=400) as wires:
-                    stop = asyncio.Event()
-                    running = [
-                        asyncio.create_task(calling(wires[n % 2], f"caller.{n}", stop, chance))
-                        for n in range(CALLERS)
-                    ]
-                    began = time.monotonic()
-                    last = await resetting(proxy, chance)
-                    stop.set()
-                    told = [one for many in await asyncio.gather(*running) for one in many]
-                waited = await freed(redis, last)
-                audited = await pomelo(tmp_path, "audit", "--json", **variables)
-                shown = await pomelo(tmp_path, "usage", "--format", "json", **variables)
-            codes = Counter(one.code for one in told)
-            summary = (
-                f"{workers} workers: {proxy.cuts} resets in {last - began:.1f} s, {len(told)} calls: {dict(codes)}; "
-                f"nothing held {waited:.1f} s after the last"
-            )
-            log.info(summary)
-            print(summary)  # noqa: T201
-            assert waited < FREED_WITHIN
-            assert set(codes) <= {"ok", "left", "store_unavailable"}, served.log()
-            assert codes["ok"] > len(told) / 2
-            assert "Traceback" not in served.log()
-            assert audited.status == 0, audited.out
-            check_records(upstream, told, json.loads(shown.out))
+    async with AsyncExitStack() as stack:
+        redis = stack.enter_context(RedisServer())
+        upstream = await stack.enter_async_context(FaultUpstream())
+        upstream.default = answer
+        proxy = await stack.enter_async_context(TcpProxy(redis.port))
+        variables = {"POMELO_STORE": f"redis://127.0.0.1:{proxy.port}", "POMELO_WORKERS": str(workers)}
+        house = await stack.enter_async_context(House(tmp_path, upstream, SERVE, **variables))
+        await house.prepare(CREDITS)
+        server = await house.start()
+        await on_uvloop(server, workers)
+        wires = await stack.enter_async_context(callers(server.rest, server.grpc, house.key, at_once=400))
+        stop = asyncio.Event()
+        running = [
+            asyncio.create_task(calling(wires[n % 2], f"caller.{n}", stop, chance)) for n in range(CALLERS)
+        ]
+        began = time.monotonic()
+        last = await resetting(proxy, chance)
+        stop.set()
+        told = [one for many in await asyncio.gather(*running) for one in many]
+        waited = await freed(redis, last)
+        async with insecure_channel(f"unix:{house.data / 'admin.sock'}") as channel:
+            audited = await AdminServiceStub(channel).Audit(AuditRequest())
+        server.process.send_signal(signal.SIGTERM)
+        assert await server.ended() == 0
+        books = await house.books()
+        codes = Counter(one.code for one in told)
+        print(  # noqa: T201
+            f"{workers} workers: {proxy.cuts} resets in {last - began:.1f} s, {len(told)} calls: {dict(codes)}; "
+            f"nothing held {waited:.1f} s after the last"
+        )
+        assert waited < FREED_WITHIN
+        log = house.errors.read_text()
+        assert set(codes) <= {"ok", "left", "store_unavailable"}, log
+        assert codes["ok"] > len(told) / 2
+        assert "Traceback" not in log
+        assert "failed unexpectedly" not in log
+        assert not audited.findings, audited
+        assert audited.holds == 0
+        books.check_idle()
+        check_records(upstream, told, books)
 
 
-def check_records(upstream: FaultUpstream, told: list[Told], records: list[dict[str, Any]]) -> None:
+def check_records(upstream: FaultUpstream, told: list[Told], books: Books) -> None:
     """Every answer of the vendor is on the record once, and nothing else is."""
-    count = Counter(record["request_id"] for record in records)
+    count = Counter({request_id: len(records) for request_id, records in books.records.items()})
     asked = Counter(received.prompt.split()[0] for received in upstream.requests)
     assert set(asked.values()) == {1}
     assert set(count.values()) == {1}
     assert set(count) <= set(asked)
-    left = {one.request_id for one in told if one.code in ("left", GONE)}
-    # Who left before the first word pays nothing.
-    assert set(asked) - left <= set(count)
+    for one in told:
+        if one.code == "left":
+            continue  # Who left before the first word pays nothing.
+        assert (one.request_id in count) == (one.request_id in asked), one
+        assert one.code != "ok" or books.records[one.request_id][0]["complete"]
