@@ -259,6 +259,29 @@ async def test_the_background_loops_outlive_any_error(server, tmp_path, caplog):
         assert "builtins.KeyError" in told[0]
 
 
+async def test_an_archive_that_fails_of_anything_gets_the_records_later(server, tmp_path, monkeypatch):
+    async with AsyncExitStack() as stack:
+        store = await open_with_credits(stack, server, tmp_path, drain=0.02)
+        archive = store._usage._archive
+        asked = asyncio.Semaphore(0)
+
+        async def fail(found: Any) -> None:
+            asked.release()
+            raise KeyError("row")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(archive, "add", fail)
+            await store.take(taking("a"))
+            await store.settle(ending("a"))
+            for _ in range(5):
+                await asked.acquire()
+            with pytest.raises(PomeloError) as caught:
+                await store.list_usage(UsageQuery(), limit=9)
+            assert caught.value.code == "store_unavailable"
+        await until(lambda: server.do("XLEN", names(WALLET).usage) == 0)
+        assert [one.task_id for one in (await store.list_usage(UsageQuery(), limit=9))[0]] == ["a"]
+
+
 async def test_a_hold_that_can_not_be_ended_keeps_no_other_from_it(server, tmp_path, caplog):
     async with AsyncExitStack() as stack:
         quick = {"beat": 0.02, "dead": 0.2}

@@ -162,7 +162,7 @@ class Link:
                 raise (_failure(unknown) if unknown else RefusedError("store_unavailable")) from error
             except Exception as error:
                 # Nobody knows what state the connection is in; on another one the same may work.
-                if not _is_closed_transport(error):
+                if not is_closed_transport(error):
                     self.unforeseen.tell("The client of Redis failed", error)
                 reason = error
             unknown = unknown or _may_be_done(reason)
@@ -222,7 +222,7 @@ def _failure(unknown: bool) -> PomeloError:
     return (UnknownOutcomeError if unknown else PomeloError)("store_unavailable")
 
 
-def _is_closed_transport(error: Exception) -> bool:
+def is_closed_transport(error: BaseException) -> bool:
     """Whether a connection was closed under redis-py, which uvloop calls a RuntimeError."""
     return isinstance(error, RuntimeError) and "closed" in str(error)
 
