@@ -108,13 +108,15 @@ async def test_whatever_a_statement_raises_is_store_unavailable_and_the_thread_g
 async def test_a_rollback_that_fails_is_made_up_for(failing):
     def work(connection: sqlite3.Connection) -> None:
         connection.execute("INSERT INTO accounts (name) VALUES ('half')")
-        Failing.fails = ("ROLLBACK", 2)
+        Failing.fails = ("ROLLBACK", 3)
         raise KeyError
 
     with pytest.raises(PomeloError):
         await failing._writer.do(work)
     # The transaction is still open; what comes next must not be part of it.
-    assert Failing.fails == ("ROLLBACK", 0)
+    assert Failing.fails == ("ROLLBACK", 1)
+    with pytest.raises(PomeloError):
+        await failing.get_account("half")
     assert await failing.get_account("half") is None
     assert isinstance(await failing.take(ours("a", least=0)), Taken)
     assert await failing.get_account("half") is None
