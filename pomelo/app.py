@@ -6,6 +6,7 @@ is global; two apps can live in one process. Keyword seams let a test put anothe
 
 import asyncio
 import contextlib
+import logging
 import ssl
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
@@ -19,7 +20,7 @@ from gateway.remote import Tls, open_remote
 from gateway.state import GatewayOptions
 from pomelo.access import Access
 from pomelo.accounts import AccountDesk, AccountOffice
-from pomelo.admission.admit import Admission
+from pomelo.admission.admit import RECONCILE_EVERY, Admission
 from pomelo.admission.keys import Keyring
 from pomelo.admission.plans import BUILTIN, Plan
 from pomelo.call import Call, Principal
@@ -30,6 +31,7 @@ from pomelo.intake import Intake
 from pomelo.media import MediaDesk, MediaStore
 from pomelo.metering.usage import UsageDesk
 from pomelo.models import ModelDesk
+from pomelo.periodic import periodically
 from pomelo.providers import SANDBOX, Credentials, open_providers
 from pomelo.providers.base import Provider
 from pomelo.providers.connections import ConnectionLimiter
@@ -43,6 +45,9 @@ from pomelo.service import Services
 from pomelo.settings import Settings, SettingsError, is_loopback
 from pomelo.stores import open_store
 from pomelo.stores.base import Store
+from pomelo.traces import Unforeseen
+
+log = logging.getLogger("pomelo.app")
 
 ANSWERS_OUT = 2.0
 """Seconds that the doors get to send what is left, once the tasks have ended or were ended."""
@@ -78,13 +83,14 @@ async def open_app(
     wrap_store: Callable[[Store], Store] = lambda store: store,
     make_router: Callable[[Mapping[str, Provider]], Router] = Router,
     now: Callable[[], float] = time.time,
+    reconcile_every: float = RECONCILE_EVERY,
     worker: int | None = None,
 ) -> AsyncIterator[App]:
     """Builds and serves everything; leaving drains: what runs may end within the grace, nothing new comes in.
 
-    `now` is Unix time, for media, answers and what is told of limits; a store has its own. `worker` is the
-    number of this process among several that share the addresses, None where it is alone; the first one
-    serves the operator.
+    `now` is Unix time, for media, answers and what is told of limits; a store has its own. Each
+    `reconcile_every` seconds reservations that nobody runs are looked for. `worker` is the number of this
+    process among several that share the addresses, None where it is alone; the first one serves the operator.
 
     Raises:
         OSError: an address is taken.
@@ -108,7 +114,7 @@ async def open_app(
             )
         catalog = catalog or registry.catalog
         plans = plans or find_plans(settings, catalog)
-        admission = Admission(store, plans, now=now)
+        admission = Admission(store, plans, now=now, reconcile_every=reconcile_every)
         await stack.enter_async_context(_noting(admission))
 
         async def identify(call: Call) -> Principal:
@@ -142,7 +148,7 @@ async def open_app(
                 access=Access(keyring.authenticate, admission, catalog, intake.allowed),
             )
         )
-        admin = AdminServicer(store, keyring, office, usage, catalog.models)
+        admin = AdminServicer(store, keyring, office, usage, catalog.models, runs=admission.runs)
         if not worker:
             await stack.enter_async_context(open_admin(admin, settings.admin_socket))
         shared = worker is not None
@@ -312,9 +318,10 @@ def _server_options(settings: Settings, shared: bool) -> ServerOptions:
 
 @asynccontextmanager
 async def _noting(admission: Admission) -> AsyncIterator[None]:
-    """Notes what running tasks use; on leaving, waits for what was left to the store."""
+    """Notes what running tasks use, and ends what nobody runs; on leaving, waits for what was left to the
+    store."""
     try:
-        async with _beside(admission.keep_notes()):
+        async with _beside(admission.keep_notes()), _beside(admission.keep_reconciled()):
             yield
     finally:
         await admission.idle()
@@ -322,10 +329,14 @@ async def _noting(admission: Admission) -> AsyncIterator[None]:
 
 async def _sweep(media: MediaStore) -> None:
     """Deletes expired media, again and again, until it is cancelled."""
-    while True:
+
+    async def sweep() -> None:
         with contextlib.suppress(OSError):  # a disk in trouble may be well again at the next time
             await asyncio.to_thread(media.sweep)
-        await asyncio.sleep(SWEEP_EVERY)
+
+    await periodically(
+        sweep, SWEEP_EVERY, "Expired media were not deleted", Unforeseen(log), immediately=True
+    )
 
 
 @asynccontextmanager

@@ -83,9 +83,11 @@ class Engine:
                 await hold.fail()
             raise
         finally:
-            run.fold.close()
-            hold.leave()
-            run.drop()
+            try:
+                run.fold.close()
+            finally:
+                hold.leave()
+                run.drop()
 
     def _events(self, run: Run) -> AsyncGenerator[StreamTaskResponse, None]:
         account = run.hold.wallet.account

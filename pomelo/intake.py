@@ -208,21 +208,25 @@ class Intake:
         if failure is not None:
             await hold.refuse()
             raise failure
-        job = Job(
-            task_id=task_id,
-            model=model,
-            route=route,
-            input=_cut(given, bound, affordable(hold.amount, bound.most.input_tokens, prices))
-            if kind.name == "text"
-            else given,
-            stream=stream,
-            deadline=call.deadline,
-            audio=asked.audio,
-        )
-        writer = partial(self._media.writer, principal.account)
-        keep = asked.repeatable is not None
-        fold = kind.fold(Folding(given, bound, stream, writer, keep))
-        return Run(kind, job, candidates, fold, hold, bound, int(self._now()), keep, asked.spent)
+        try:
+            job = Job(
+                task_id=task_id,
+                model=model,
+                route=route,
+                input=_cut(given, bound, affordable(hold.amount, bound.most.input_tokens, prices))
+                if kind.name == "text"
+                else given,
+                stream=stream,
+                deadline=call.deadline,
+                audio=asked.audio,
+            )
+            writer = partial(self._media.writer, principal.account)
+            keep = asked.repeatable is not None
+            fold = kind.fold(Folding(given, bound, stream, writer, keep))
+            return Run(kind, job, candidates, fold, hold, bound, int(self._now()), keep, asked.spent)
+        except BaseException:
+            hold.leave()  # nobody will run it
+            raise
 
     async def _checked(self, task: Task, call: Call, principal: Principal) -> _Asked:
         """What is asked for, if it can be.

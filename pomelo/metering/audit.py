@@ -7,15 +7,29 @@ and keeps eight bytes of each record.
 
 import hashlib
 from array import array
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass, field
 from operator import attrgetter
 from typing import Protocol
 
+from pomelo.call import DEFAULT_TIMEOUT
 from pomelo.catalog import Prices
 from pomelo.gen.v1.admin_service_pb2 import AuditResponse
 from pomelo.pricing import Used, cost, read
-from pomelo.stores.ledger import AccountStore, Balance, UsageQuery, UsageRecord, UsageStore, Wallet
+from pomelo.stores.ledger import (
+    AccountStore,
+    Balance,
+    LedgerStore,
+    Reservation,
+    UsageQuery,
+    UsageRecord,
+    UsageStore,
+    Wallet,
+)
+
+OVERDUE = DEFAULT_TIMEOUT + 60.0
+"""Seconds after which no process runs a task any more: its deadline has passed, what was left of it has been
+ended, and the lease of its process, if that died, is over."""
 
 MOST_FINDINGS = 1_000
 """Findings that are told one by one; beyond, only their differences are summed."""
@@ -25,7 +39,7 @@ _BUCKETS = 256
 _counts = attrgetter(*Used.__slots__)
 
 
-class AuditedStore(AccountStore, UsageStore, Protocol):
+class AuditedStore(AccountStore, LedgerStore, UsageStore, Protocol):
     """The roles that are looked at."""
 
 
@@ -43,8 +57,18 @@ class _Findings:
             self.told.findings.add(check=check, subject=subject, difference_micros=difference, detail=detail)
 
 
-async def audit(store: AuditedStore, *, page: int = _PAGE, most: int = MOST_FINDINGS) -> AuditResponse:
+async def audit(
+    store: AuditedStore,
+    *,
+    page: int = _PAGE,
+    most: int = MOST_FINDINGS,
+    runs: Callable[[str], bool] | None = None,
+    now: Callable[[], float] | None = None,
+) -> AuditResponse:
     """Looks at everything; `page` records are read at a time, and at most `most` findings are told.
+
+    What tasks hold is looked at as far as it is known who runs them: `runs` says of those that this process
+    took whether it does; `now` is Unix time, to tell how old the others are.
 
     Raises:
         PomeloError: store_unavailable.
@@ -65,6 +89,7 @@ async def audit(store: AuditedStore, *, page: int = _PAGE, most: int = MOST_FIND
     holds = await store.held()
     found.told.holds = len(holds)
     await _check_tasks(found, store, page, seen, holds)
+    await _check_running(found, store, runs, now)
     known = {account.name for account in await store.list_accounts()}
     wallets = set(await store.wallets())
     for wallet in sorted(wallets | spent.keys(), key=lambda one: (one.account, one.live)):
@@ -155,6 +180,32 @@ async def _check_tasks(
             found.add("task", task_id, 0, f"It has {count} records")
         if task_id in held:
             found.add("task", task_id, 0, "It has a record, and still holds something")
+
+
+async def _check_running(
+    found: _Findings,
+    store: LedgerStore,
+    runs: Callable[[str], bool] | None,
+    now: Callable[[], float] | None,
+) -> None:
+    """What a task holds is held for a process that runs it."""
+
+    def why(one: Reservation) -> str:
+        """Why it is held for nobody; empty: it may be held for somebody."""
+        if runs is not None and one.own and not runs(one.record.task_id):
+            return "no process runs it"
+        age = 0.0 if now is None else now() - one.record.at
+        return f"nothing was heard of it for more than {OVERDUE:g} s" if age > OVERDUE else ""
+
+    suspects = {one.record.task_id for one in await store.reservations() if why(one)}
+    if not suspects:
+        return
+    # Looked at again: one that ended while it was read is gone by now.
+    for one in await store.reservations():
+        task_id = one.record.task_id
+        if task_id in suspects and (reason := why(one)):
+            detail = f"{one.amount} microcredits of {_name(one.record.wallet)} are held by it, and {reason}"
+            found.add("running", task_id, one.amount, detail)
 
 
 # --- wallets

@@ -21,7 +21,8 @@ from pomelo.stores.base import DEFAULT_ACCOUNT, KeyRecord, Store, UnknownAccount
 
 
 class AdminServicer(AdminServiceServicer):
-    """pomelo.v1.AdminService. `models` are the names that a key may be confined to; `now` is Unix time."""
+    """pomelo.v1.AdminService. `models` are the names that a key may be confined to; `now` is Unix time;
+    `runs` says whether this process runs a task of that id."""
 
     def __init__(
         self,
@@ -31,6 +32,8 @@ class AdminServicer(AdminServiceServicer):
         usage: UsageDesk,
         models: Collection[str],
         now: Callable[[], float] = time.time,
+        *,
+        runs: Callable[[str], bool] = lambda task_id: False,
     ) -> None:
         self._store = store
         self._keyring = keyring
@@ -38,6 +41,7 @@ class AdminServicer(AdminServiceServicer):
         self._usage = usage
         self._models = models
         self._now = now
+        self._runs = runs
         self.running = Running()
 
     async def create_key(self, request: pb.CreateKeyRequest) -> pb.CreateKeyResponse:
@@ -156,7 +160,7 @@ class AdminServicer(AdminServiceServicer):
         Raises:
             PomeloError: store_unavailable.
         """
-        return await audit(self._store)
+        return await audit(self._store, runs=self._runs, now=self._now)
 
     # --- the same over gRPC
 

@@ -13,6 +13,8 @@ from collections.abc import Awaitable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from pomelo.errors import PomeloError
+
 WINDOW = 60.0
 """Seconds of a window; it begins with the first request in it."""
 
@@ -164,6 +166,22 @@ class LostHoldError(Exception):
     It may deliver nothing more."""
 
 
+class UnknownOutcomeError(PomeloError):
+    """store_unavailable, and what was asked for may have been done, or may be done later. Only the same again
+    tells: a take is then to be voided, a settlement to be repeated."""
+
+
+@dataclass(frozen=True, slots=True)
+class Reservation:
+    """What a task that has not ended holds: `amount` microcredits, and a slot. `record` is its record so far,
+    whose cost is what was last noted; its `at` is when it was taken or last noted. `own`: this process took
+    it."""
+
+    record: UsageRecord
+    amount: int
+    own: bool
+
+
 @dataclass(frozen=True, slots=True)
 class Grant:
     """Credits given to a wallet; `amount` is above 0. The id makes it happen once."""
@@ -190,7 +208,9 @@ class Balance:
 
 
 class LedgerStore(Protocol):
-    """Keeps count. Every method raises PomeloError store_unavailable when the store can't be reached.
+    """Keeps count. Every method raises PomeloError store_unavailable when the store can't be reached, and for
+    whatever else goes wrong inside; UnknownOutcomeError where what was asked for may have been done all the
+    same.
 
     `take`, `settle` and `void` begin at once, and are done even when nobody awaits what they return or its
     awaiter is cancelled: a caller who leaves must not stop them. Each may be repeated after an unknown
@@ -220,6 +240,16 @@ class LedgerStore(Protocol):
 
     async def standing(self, wallet: Wallet, model: str = "") -> Standing:
         """A wallet's limits and money now; its tokens of `model`."""
+        ...
+
+    async def reservations(self, *, own: bool = False) -> list[Reservation]:
+        """What tasks hold, by task id. With `own`: those that this process took, but for those that the store
+        itself is about to end."""
+        ...
+
+    async def recover(self, wallet: Wallet, task_id: str) -> None:
+        """Ends a task that this process took and does not run, as if the process had died: it is charged what
+        was last noted, or nothing, and all that it held is free. Without a hold nothing happens."""
         ...
 
 

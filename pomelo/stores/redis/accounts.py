@@ -6,7 +6,7 @@ from pomelo.errors import invalid
 from pomelo.ids import new_id
 from pomelo.stores.base import UnknownAccountError
 from pomelo.stores.ledger import AccountRecord, Balance, Grant, Wallet
-from pomelo.stores.redis.link import Link, one_call
+from pomelo.stores.redis.link import Link, contained, one_call
 from pomelo.stores.redis.names import ACCOUNTS, GRANTED, PLANS, member, names
 from pomelo.stores.redis.places import Places
 from pomelo.stores.redis.scripts import ADD_ACCOUNT, GRANT, SET_PLAN
@@ -19,6 +19,7 @@ class Accounts:
         self._link = link
         self._places = places
 
+    @contained
     async def add_account(self, name: str, plan: str, at: float) -> bool:
         """See AccountStore."""
         made = await self._link.run(ADD_ACCOUNT, [ACCOUNTS, PLANS], [name, plan, f"{at!r} {new_id('')}"])
@@ -39,6 +40,7 @@ class Accounts:
         plans = await self._link.send("HGETALL", PLANS)
         return [_account(name.decode(), plans[name], created[name]) for name in sorted(created)]
 
+    @contained
     async def set_plan(self, name: str, plan: str) -> bool:
         """See AccountStore."""
         return bool(await self._link.run(SET_PLAN, [ACCOUNTS, PLANS], [name, plan]))
@@ -63,6 +65,7 @@ class Accounts:
             raise invalid("credits", "few enough that all that were given stay below 9,007,199,254")
         return Balance(*reply[1:])
 
+    @contained
     async def list_grants(self, wallet: Wallet) -> list[Grant]:
         """See AccountStore."""
         found = []
@@ -72,6 +75,7 @@ class Accounts:
             found.append((given.at, int(place), given))
         return [given for *_, given in sorted(found, key=lambda each: each[:2])]
 
+    @contained
     async def balance(self, wallet: Wallet) -> Balance:
         """See AccountStore."""
         found = await self._link.send("HMGET", names(wallet).wallet, "granted", "spent", "held")

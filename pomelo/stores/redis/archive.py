@@ -91,6 +91,8 @@ class FileArchive:
         """See Archive."""
 
         def write(connection: sqlite3.Connection) -> None:
+            if connection.in_transaction:  # that of a time before could not be rolled back
+                connection.execute("ROLLBACK")
             connection.execute("BEGIN IMMEDIATE")
             try:
                 for record in found:

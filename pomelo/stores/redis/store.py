@@ -22,6 +22,7 @@ from pomelo.stores.redis.opening import connect, read_url
 from pomelo.stores.redis.owners import Owner
 from pomelo.stores.redis.places import Places
 from pomelo.stores.redis.usage import Usage
+from pomelo.stores.sqlite.usage import read_place
 
 _FORMAT = b"1"
 _FIRST_PLAN = "pro"
@@ -89,6 +90,8 @@ class RedisStore(Keys, Accounts, Ledger):
         self, query: UsageQuery, *, limit: int, after: str = ""
     ) -> tuple[list[UsageRecord], str]:
         """See UsageStore."""
+        if after:
+            read_place(after)  # raises where nobody gave it
         return await self._usage.list_usage(query, limit=limit, after=after)
 
     async def sum_usage(self, query: UsageQuery, by: str) -> list[UsageTotal]:

@@ -13,15 +13,15 @@ from dataclasses import replace
 from typing import Any
 
 from pomelo.errors import PomeloError
+from pomelo.periodic import periodically
 from pomelo.stores.ledger import UsageQuery, UsageRecord, UsageTotal, Wallet
 from pomelo.stores.redis.archive import Archive
-from pomelo.stores.redis.link import Link
+from pomelo.stores.redis.link import Link, contained
 from pomelo.stores.redis.names import names
 from pomelo.stores.redis.places import Places, each
 from pomelo.stores.redis.scripts import HOLDING
 from pomelo.stores.sqlite import records
 from pomelo.stores.sqlite.ledger import RECOVERED
-from pomelo.traces import trace
 
 log = logging.getLogger("pomelo.stores")
 
@@ -38,11 +38,20 @@ class Usage:
         self._places = places
         self._archive = archive
         self._expected: set[Wallet] = set()
+        self._rounds = 0
         self._task: asyncio.Task[None] | None = None
 
     def open(self) -> None:
         """Begins to bring records to the archive."""
-        self._task = asyncio.create_task(self._bring())
+        self._task = asyncio.create_task(
+            periodically(
+                self._bring,
+                self._link.timing.drain,
+                "Usage could not be brought to the archive",
+                self._link.unforeseen,
+                immediately=True,
+            )
+        )
 
     async def close(self) -> None:
         """Brings what is there, if it can, and ends."""
@@ -50,13 +59,14 @@ class Usage:
             self._task.cancel()
             with suppress(asyncio.CancelledError):
                 await self._task
-        with suppress(PomeloError):
+        with suppress(PomeloError), self._link.contained():
             await self.drain(self._expected)
 
     def expect(self, wallet: Wallet) -> None:
         """Tells that a wallet has a new record."""
         self._expected.add(wallet)
 
+    @contained
     async def list_usage(
         self, query: UsageQuery, *, limit: int, after: str = ""
     ) -> tuple[list[UsageRecord], str]:
@@ -64,6 +74,7 @@ class Usage:
         await self.drain(await self._asked(query))
         return await self._archive.list_usage(query, limit, after)
 
+    @contained
     async def sum_usage(self, query: UsageQuery, by: str) -> list[UsageTotal]:
         """See UsageStore."""
         await self.drain(await self._asked(query))
@@ -75,6 +86,7 @@ class Usage:
         found = await self._archive.get(task_id)
         return found if found is not None and found.wallet == wallet else None
 
+    @contained
     async def held(self) -> list[UsageRecord]:
         """See UsageStore."""
         wallets = await self._places.all()
@@ -82,12 +94,14 @@ class Usage:
         found = [records.read(text) for table in tables for text in table]
         return sorted(found, key=lambda record: record.task_id)
 
+    @contained
     async def holding(self, wallet: Wallet) -> tuple[int, int]:
         """See UsageStore."""
         of = names(wallet)
         kept, tasks = await self._link.run(HOLDING, [of.wallet, of.holds, of.drafts], [])
         return kept, tasks
 
+    @contained
     async def wallets(self) -> list[Wallet]:
         """See UsageStore."""
         return await self._places.used()
@@ -132,20 +146,14 @@ class Usage:
         ]
 
     async def _bring(self) -> None:
-        rounds = 0
-        while True:
-            wallets, self._expected = self._expected, set()
-            try:
-                await self.drain(wallets if rounds % _ROUND else await self._places.all())
-            except (PomeloError, asyncio.CancelledError) as error:
-                self._expected |= wallets
-                if isinstance(error, asyncio.CancelledError):
-                    raise
-            except Exception as error:
-                log.error("Usage could not be brought to the archive\n%s", trace(error))
-                self._expected |= wallets
-            rounds += 1
-            await asyncio.sleep(self._link.timing.drain)
+        """Brings what this process settled, and from time to time what anybody did."""
+        rounds, self._rounds = self._rounds, self._rounds + 1
+        wallets, self._expected = self._expected, set()
+        try:
+            await self.drain(wallets if rounds % _ROUND else await self._places.all())
+        except BaseException:
+            self._expected |= wallets
+            raise
 
 
 def _order(entry: bytes) -> tuple[int, int]:

@@ -23,6 +23,7 @@ from pomelo.stores.ledger import (
     Grant,
     Refused,
     Repeated,
+    Reservation,
     Settled,
     Settlement,
     Standing,
@@ -84,7 +85,7 @@ def _steady(now: Callable[[], float], monotonic: Callable[[], float]) -> Callabl
 
 
 def _recover(connection: sqlite3.Connection, *, now: float) -> None:
-    if count := ledger.recover(connection, now):
+    if count := ledger.recover_all(connection, now):
         log.warning("%d tasks of a process that died were charged what was last noted of them", count)
 
 
@@ -148,6 +149,14 @@ class SqliteStore:
         """See LedgerStore."""
         return await self._writer.do(lambda c: ledger.standing(c, self._clock(), wallet, model), reads=True)
 
+    async def reservations(self, *, own: bool = False) -> list[Reservation]:
+        """See LedgerStore."""
+        return await self._writer.do(ledger.reservations, reads=True)
+
+    async def recover(self, wallet: Wallet, task_id: str) -> None:
+        """See LedgerStore."""
+        await self._writer.do(lambda c: ledger.recover(c, self._clock(), wallet, task_id))
+
     # --- AccountStore
 
     async def add_account(self, name: str, plan: str, at: float) -> bool:
@@ -185,6 +194,8 @@ class SqliteStore:
         self, query: UsageQuery, *, limit: int, after: str = ""
     ) -> tuple[list[UsageRecord], str]:
         """See UsageStore."""
+        if after:
+            usage.read_place(after)  # raises where nobody gave it
         return await self._report(lambda c: usage.list_usage(c, query, limit, after))
 
     async def sum_usage(self, query: UsageQuery, by: str) -> list[UsageTotal]:
@@ -213,4 +224,7 @@ class SqliteStore:
             return await done
         except (sqlite3.Error, RuntimeError) as error:
             # RuntimeError: the store was closed while a caller was on its way.
+            raise PomeloError("store_unavailable") from error
+        except Exception as error:
+            self._writer.unforeseen.tell("Reading the store failed", error)
             raise PomeloError("store_unavailable") from error

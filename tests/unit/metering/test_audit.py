@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from pomelo.gen.v1.admin_service_pb2 import AuditResponse
-from pomelo.metering.audit import audit
+from pomelo.metering.audit import OVERDUE, audit
 from pomelo.pricing import Used, cost
 from pomelo.stores import open_store
 from pomelo.stores.base import Store
@@ -55,6 +55,53 @@ async def test_running_tasks_are_told_and_differ_in_nothing(path):
         await hold(store, "task_running_too", ACME_TEST)
         found = await audit(store)
         assert (found.holds, list(found.findings)) == (2, [])
+
+
+async def test_what_is_held_and_run_by_nobody_differs_by_all_that_is_held(path):
+    async with open_store(f"sqlite:{path}") as store:
+        await hold(store, "task_running")
+        await hold(store, "task_lost", ACME_TEST, most=400)
+        found = await audit(store, runs=lambda task_id: task_id == "task_running")
+        assert told(found) == [("running", "task_lost", 400)]
+        assert found.difference_micros == 400
+        assert (
+            "400 microcredits of acme/test are held by it, and no process runs it" in found.findings[0].detail
+        )
+        assert not (await audit(store, runs=lambda task_id: True)).findings
+        await store.recover(ACME_TEST, "task_lost")
+        assert not (await audit(store, runs=lambda task_id: task_id == "task_running")).findings
+
+
+async def test_what_is_held_longer_than_a_task_may_take_differs_whoever_took_it(path):
+    async with open_store(f"sqlite:{path}") as store:
+        await hold(store, "task_old", most=300)  # at 1,000 s
+        for at, found in (
+            (1000.0, []),
+            (1000.0 + OVERDUE, []),
+            (1001.0 + OVERDUE, [("running", "task_old", 300)]),
+        ):
+            assert told(await audit(store, runs=lambda task_id: True, now=lambda at=at: at)) == found
+        await store.note([draft("task_old", at=1500.0)])
+        assert told(await audit(store, now=lambda: 1001.0 + OVERDUE)) == []
+        assert told(await audit(store, now=lambda: 1501.0 + OVERDUE)) == [("running", "task_old", 300)]
+
+
+async def test_a_task_that_ends_while_it_is_looked_at_is_no_difference(path):
+    async with open_store(f"sqlite:{path}") as store:
+        await hold(store, "task_ending")
+
+        class Ending:
+            """The same store, whose task ends once it was read."""
+
+            def __getattr__(self, name):
+                return getattr(store, name)
+
+            async def reservations(self, *, own=False):
+                found = await store.reservations(own=own)
+                await store.void(ACME, "task_ending")
+                return found
+
+        assert not (await audit(Ending(), runs=lambda task_id: False)).findings
 
 
 async def test_what_could_not_be_collected_is_no_difference(path):
