@@ -10,6 +10,7 @@ from types import TracebackType
 from typing import Any
 
 import grpc
+from google.protobuf.message import Message
 
 from pomelo.call import Call
 from pomelo.errors import PomeloError, invalid, missing
@@ -21,7 +22,8 @@ from pomelo.gen.v1.media_service_pb2_grpc import MediaServiceServicer
 from pomelo.gen.v1.model_service_pb2_grpc import ModelServiceServicer
 from pomelo.gen.v1.task_service_pb2 import RunTaskRequest, RunTaskResponse, StreamTaskRequest
 from pomelo.gen.v1.task_service_pb2_grpc import TaskServiceServicer
-from pomelo.service import AccountService, MediaService, ModelService, TaskService
+from pomelo.server.connections import ConnectionGuard
+from pomelo.service import AccessService, AccountService, MediaService, ModelService, TaskService
 from pomelo.traces import trace
 from pomelo.wire import OPEN_KEY, WIRE_KEY, status_code, to_status, trailing
 
@@ -42,9 +44,13 @@ class Running:
     server waits here as well.
     """
 
-    __slots__ = ("_idle", "count")
+    __slots__ = ("_idle", "access", "connections", "count")
 
-    def __init__(self) -> None:
+    def __init__(
+        self, access: AccessService | None = None, connections: ConnectionGuard | None = None
+    ) -> None:
+        self.access = access
+        self.connections = connections
         self.count = 0
         self._idle = asyncio.Event()
 
@@ -129,11 +135,23 @@ def answering(method: Callable[[Any, Any, Rpc], Awaitable[Any]]) -> Callable[[An
     async def handler(self: Any, request: Any, context: Any) -> Any:
         with self.running:
             rpc = Rpc(context)
+            access, connections = self.running.access, self.running.connections
+            peer = context.peer()
+            visit = None
             try:
+                if access is not None:
+                    visit = await access.admit(rpc.call)
+                    connections.authenticated(peer)
+                    if isinstance(request, Message):
+                        connections.received(peer, request.ByteSize())
+                    else:
+                        request = _told(request, connections, peer)
                 return await method(self, request, rpc)
             except asyncio.CancelledError:
                 task = asyncio.current_task()
                 if task is None or task.cancelling():
+                    if visit is None and connections is not None:
+                        connections.reset(peer)
                     raise
                 # Something inside was cancelled, not this call: left alone, the caller would wait for ever.
                 log.error(
@@ -147,9 +165,20 @@ def answering(method: Callable[[Any, Any, Rpc], Awaitable[Any]]) -> Callable[[An
             except Exception as fault:
                 log.error("request %s failed unexpectedly\n%s", rpc.call.request_id, trace(fault))
                 error = PomeloError("internal_error")
+            finally:
+                if visit is not None:
+                    visit.close()
+                    connections.ended(peer)
             return await rpc.refuse(error)
 
     return handler
+
+
+async def _told(pieces: AsyncIterator[Any], connections: ConnectionGuard, peer: str) -> AsyncIterator[Any]:
+    async for piece in pieces:
+        connections.received(peer, piece.ByteSize())
+        yield piece
+        del piece
 
 
 class TaskServicer(TaskServiceServicer):
