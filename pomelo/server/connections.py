@@ -146,8 +146,10 @@ class _Connection:
             explained = size + size // 8 + messages * 256 + begun * limits.call_bytes + sent // 8
             self.unexplained += received - explained
             self.resets += resets
-        self.unexplained = max(self.unexplained - elapsed * limits.unexplained_rate, 0.0)
-        self.resets = max(self.resets - elapsed * limits.resets / limits.reset_window, 0.0)
+        if self.unexplained:
+            self.unexplained = max(self.unexplained - elapsed * limits.unexplained_rate, 0.0)
+        if self.resets:
+            self.resets = max(self.resets - elapsed * limits.resets / limits.reset_window, 0.0)
 
 
 class ConnectionGuard:
@@ -158,6 +160,8 @@ class ConnectionGuard:
     """
 
     def __init__(self, limits: ConnectionLimits, message_limit: int) -> None:
+        self.count = 0
+        """Open connections, as of the last scan."""
         self.limits = limits
         self._message_limit = message_limit
         self._watching = False
@@ -167,6 +171,7 @@ class ConnectionGuard:
         self._floods: dict[str, tuple[int, float]] = {}
         """Address -> its connections that were closed for flooding, and when the first of them was."""
         self._scanned = 0.0
+        self._clock = 0.0
         self._wake = asyncio.Event()
         self._closed: Counter[str] = Counter()
         self._closed_addresses: Counter[str] = Counter()
@@ -239,20 +244,22 @@ class ConnectionGuard:
             task.cancel()
             with suppress(asyncio.CancelledError):
                 await task
+            if self._closed:
+                self._report()
             self._calls.clear()
 
     async def _run(self) -> None:
         while True:
             started = time.perf_counter()
-            closed = 0
+            alert = False
             try:
-                closed = self.scan(time.monotonic())
+                alert = self.scan(time.monotonic())
             except OSError:
                 pass  # no descriptor is free: soon one may be
             except Exception as fault:
                 log.error("the guard of gRPC connections failed once\n%s", trace(fault))
             pause = min(max((time.perf_counter() - started) / _SCAN_SHARE, _LEAST_PAUSE), _MOST_PAUSE)
-            if closed or len(self._connections) > self.limits.connections // 2:
+            if alert:
                 pause = _LEAST_PAUSE
             await asyncio.sleep(_WAKE_PAUSE)
             with suppress(TimeoutError):
@@ -260,18 +267,21 @@ class ConnectionGuard:
                     await self._wake.wait()
             self._wake.clear()
 
-    def scan(self, now: float) -> int:
-        """Looks at every connection, and closes offenders; gives their number.
+    def scan(self, now: float) -> bool:
+        """Looks at every connection, and closes offenders. Whether to look again soon: some were closed, or
+        there are many unauthenticated ones.
 
         Raises:
             OSError: no descriptor is free.
         """
         limits = self.limits
         elapsed, self._scanned = now - self._scanned, now
+        # The time by which a connection's age is told stands still with the event loop, which heard nobody.
+        self._clock = now = self._clock + min(elapsed, 2 * _MOST_PAUSE)
         before, connections = self._connections, {}
         new: defaultdict[str, list[_Connection]] = defaultdict(list)
         known: defaultdict[str, list[_Connection]] = defaultdict(list)
-        count = closed = 0
+        count, closed = 0, False
         for socket in self._sockets.list():
             connection = before.get(socket)
             if connection is None:
@@ -283,7 +293,7 @@ class ConnectionGuard:
             connection.update(now, elapsed, limits)
             if reason := self._offence(connection, now):
                 self._close(connection, reason)
-                closed += 1
+                closed = True
                 continue
             count += 1
             if connection.calls.total or connection.exempt:
@@ -293,13 +303,14 @@ class ConnectionGuard:
         self._connections = connections
         self._calls = {socket.peer: connection.calls for socket, connection in connections.items()}
         victims = self._above_share(new, now)
-        if excess := max(count - len(victims) - limits.connections, 0):
+        if (excess := count - len(victims) - limits.connections) > 0:
             victims |= self._above_total(new, known, victims, excess)
         for connection, reason in victims.items():
             self._close(connection, reason)
-        if self._closed and now - self._logged >= _LOG_EVERY:
-            self._report(now)
-        return closed + len(victims)
+        self.count = count - len(victims)
+        if self._closed and self._scanned - self._logged >= _LOG_EVERY:
+            self._report()
+        return bool(closed or victims) or sum(map(len, new.values())) > limits.per_address
 
     def _offence(self, connection: _Connection, now: float) -> str:
         """Why a connection is closed whatever others do; empty if it isn't."""
@@ -388,7 +399,7 @@ class ConnectionGuard:
         address = ip_address(host)
         return any(address in network for network in self.limits.trusted)
 
-    def _report(self, now: float) -> None:
+    def _report(self) -> None:
         """One line about all that were closed since the last one."""
         (address, most), *_ = self._closed_addresses.most_common(1)
         log.warning(
@@ -400,7 +411,7 @@ class ConnectionGuard:
         )
         self._closed.clear()
         self._closed_addresses.clear()
-        self._logged = now
+        self._logged = self._scanned
 
 
 def _address(host: str) -> str:

@@ -13,10 +13,11 @@ from collections.abc import Collection, Iterator
 from contextlib import suppress
 
 _SO_COOKIE = 57
+_TCP, _TCP_INFO = socket.IPPROTO_TCP, 11
+_COUNTS = struct.Struct("=QQ")
 _COUNTS_AT = 120
 _INFO = 136
 """Where `struct tcp_info` has the bytes that the peer acknowledged and those received, and where they end."""
-_LISTENING = 10
 _UNSPECIFIED = struct.pack("=H14x", socket.AF_UNSPEC)
 
 
@@ -56,10 +57,13 @@ class AcceptedSockets:
         self._ports = frozenset(ports)
         self._known: dict[int, tuple[int, AcceptedSocket | None]] = {}
         """Descriptor -> the cookie of its socket, and the connection if it is one of ours."""
+        self._size = ctypes.c_uint32()
         self._cookie = ctypes.c_uint64()
         self._info = ctypes.create_string_buffer(_INFO)
+        self._size_at, self._cookie_at = ctypes.byref(self._size), ctypes.byref(self._cookie)
         # The library that holds the interpreter's lock: these calls are too short to be worth handing it on.
         self._libc = ctypes.PyDLL(None)
+        self._getsockopt = self._libc.getsockopt
         with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
             if not self._cookie_of(probe.fileno()) or not self._read_info(probe.fileno()):
                 raise OSError("this kernel tells too little about connections")
@@ -83,7 +87,7 @@ class AcceptedSockets:
             known[descriptor] = found
             if found[1] is not None and self._read_info(descriptor):
                 one = found[1]
-                one.sent, one.received = struct.unpack_from("=QQ", self._info, _COUNTS_AT)
+                one.sent, one.received = _COUNTS.unpack_from(self._info, _COUNTS_AT)
                 yield one
         self._known = known
 
@@ -109,21 +113,16 @@ class AcceptedSockets:
 
     def _cookie_of(self, descriptor: int) -> int:
         """A number that no other socket ever has; 0 for what is not a socket."""
-        size = ctypes.c_uint32(8)
-        if self._libc.getsockopt(
-            descriptor, socket.SOL_SOCKET, _SO_COOKIE, ctypes.byref(self._cookie), ctypes.byref(size)
-        ):
+        self._size.value = 8
+        if self._getsockopt(descriptor, socket.SOL_SOCKET, _SO_COOKIE, self._cookie_at, self._size_at):
             return 0
         return self._cookie.value
 
     def _read_info(self, descriptor: int) -> bool:
-        size = ctypes.c_uint32(_INFO)
-        return (
-            not self._libc.getsockopt(
-                descriptor, socket.IPPROTO_TCP, socket.TCP_INFO, self._info, ctypes.byref(size)
-            )
-            and size.value == _INFO
-        )
+        """Reads the `tcp_info` of a connection; False if there is none, or too little."""
+        self._size.value = _INFO
+        failed = self._getsockopt(descriptor, _TCP, _TCP_INFO, self._info, self._size_at)
+        return not failed and self._size.value == _INFO
 
     def _examine(self, descriptor: int) -> AcceptedSocket | None:
         """The connection behind a descriptor, None if it is none of ours."""
