@@ -74,10 +74,13 @@ class Running:
 class Rpc:
     """One gRPC call as a servicer sees it: its `Call`, and the headers and errors that go back."""
 
-    __slots__ = ("_context", "_sent", "call", "gateway")
+    __slots__ = ("_authenticated", "_context", "_peer", "_sent", "call", "connections", "gateway")
 
     def __init__(self, context: Any) -> None:
         given = dict(context.invocation_metadata() or ())
+        self.connections: ConnectionGuard | None = None
+        self._peer = context.peer()
+        self._authenticated = False
         self._context = context
         self._sent = False
         self.gateway = WIRE_KEY in given
@@ -88,6 +91,27 @@ class Rpc:
             wire="rest" if given.get(WIRE_KEY) == "rest" else "grpc",
             timeout=None if self.gateway else context.time_remaining(),
         )
+
+    def authenticated(self) -> None:
+        """The call has shown a good key, or a good signature. Later calls do nothing."""
+        if self.connections is not None and not self._authenticated:
+            self._authenticated = True
+            self.connections.authenticated(self._peer)
+
+    def received(self, message: Message) -> None:
+        """A message was read."""
+        if self.connections is not None:
+            self.connections.received(self._peer, message.ByteSize())
+
+    def left(self) -> None:
+        """The caller has cancelled the call."""
+        if self.connections is not None and not self._authenticated:
+            self.connections.reset(self._peer)
+
+    def ended(self) -> None:
+        """The call has ended."""
+        if self.connections is not None and self._authenticated:
+            self.connections.ended(self._peer)
 
     async def open(self) -> None:
         """Sends `call.reply`, once: the call was taken in and will be answered. Later calls do nothing."""
@@ -135,23 +159,22 @@ def answering(method: Callable[[Any, Any, Rpc], Awaitable[Any]]) -> Callable[[An
     async def handler(self: Any, request: Any, context: Any) -> Any:
         with self.running:
             rpc = Rpc(context)
-            access, connections = self.running.access, self.running.connections
-            peer = context.peer()
+            rpc.connections = self.running.connections
+            access = self.running.access
             visit = None
             try:
-                if access is not None:
+                if access is not None and rpc.call.secret is not None:
                     visit = await access.admit(rpc.call)
-                    connections.authenticated(peer)
-                    if isinstance(request, Message):
-                        connections.received(peer, request.ByteSize())
-                    else:
-                        request = _told(request, connections, peer)
+                    rpc.authenticated()
+                if isinstance(request, Message):
+                    rpc.received(request)
+                else:
+                    request = _told(request, rpc)
                 return await method(self, request, rpc)
             except asyncio.CancelledError:
                 task = asyncio.current_task()
                 if task is None or task.cancelling():
-                    if visit is None and connections is not None:
-                        connections.reset(peer)
+                    rpc.left()
                     raise
                 # Something inside was cancelled, not this call: left alone, the caller would wait for ever.
                 log.error(
@@ -168,15 +191,15 @@ def answering(method: Callable[[Any, Any, Rpc], Awaitable[Any]]) -> Callable[[An
             finally:
                 if visit is not None:
                     visit.close()
-                    connections.ended(peer)
+                rpc.ended()
             return await rpc.refuse(error)
 
     return handler
 
 
-async def _told(pieces: AsyncIterator[Any], connections: ConnectionGuard, peer: str) -> AsyncIterator[Any]:
+async def _told(pieces: AsyncIterator[Any], rpc: Rpc) -> AsyncIterator[Any]:
     async for piece in pieces:
-        connections.received(peer, piece.ByteSize())
+        rpc.received(piece)
         yield piece
         del piece
 
@@ -289,6 +312,7 @@ class MediaServicer(MediaServiceServicer):
             media,
             chunks,
         ):
+            rpc.authenticated()
             await rpc.open()
             await rpc.write(media_pb.DownloadMediaResponse(media=media))
             async for chunk in chunks:

@@ -20,6 +20,8 @@ import pytest
 
 from gateway.remote import Tls
 from pomelo.app import App
+from pomelo.gen.v1.media_service_pb2 import DownloadMediaRequest, UploadMediaRequest
+from pomelo.gen.v1.media_service_pb2_grpc import MediaServiceStub
 from pomelo.server.connections import ConnectionGuard, ConnectionLimits
 from pomelo.server.main import ServerOptions, open_server
 from tests.conftest import Keys
@@ -263,6 +265,28 @@ async def test_over_tls_a_good_key_counts_as_well(app: App, keys: Keys, certific
         await stranger.closed()
         assert channel.get_state() == grpc.ChannelConnectivity.READY
         assert await ask(b"", metadata=metadata)
+
+
+async def test_a_download_by_a_signed_link_needs_no_key_to_go_on(app: App, keys: Keys) -> None:
+    size = 2 * 1024 * 1024
+
+    async def pieces() -> AsyncIterator[UploadMediaRequest]:
+        yield UploadMediaRequest(content_type="audio/wav")
+        for _ in range(2):
+            yield UploadMediaRequest(chunk=bytes(size // 2))
+
+    async with serve(app, QUICK) as port, connected(port) as stranger:
+        async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+            metadata = [("authorization", f"Bearer {keys.test}")]
+            media = (await MediaServiceStub(channel).UploadMedia(pieces(), metadata=metadata)).media
+        alone = [("grpc.use_local_subchannel_pool", 1)]
+        async with grpc.aio.insecure_channel(f"127.0.0.1:{port}", options=alone) as channel:
+            link = DownloadMediaRequest(media_id=media.media_id, signature=media.url.partition("?")[2])
+            call = aiter(MediaServiceStub(channel).DownloadMedia(link))
+            assert (await anext(call)).media.media_id == media.media_id
+            await stranger.closed()
+            await asyncio.sleep(QUICK.key_timeout)  # it began before the download did
+            assert sum([len(part.chunk) async for part in call]) == size
 
 
 async def test_above_all_connections_the_unused_go_and_newcomers_are_served(app: App, keys: Keys) -> None:
