@@ -12,6 +12,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
+from ipaddress import ip_network
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,7 @@ from pomelo.providers.registry import Registry
 from pomelo.providers.registry import read as read_registry
 from pomelo.routing import Router
 from pomelo.server.admin import AdminServicer
+from pomelo.server.connections import ConnectionLimits
 from pomelo.server.main import ServerOptions, open_admin, open_server
 from pomelo.service import Services
 from pomelo.settings import Settings, SettingsError, is_loopback
@@ -313,6 +315,7 @@ def _server_options(settings: Settings, shared: bool) -> ServerOptions:
         tls_key=settings.tls_key,
         tls_client_ca=settings.tls_client_ca,
         reuse_port=shared,
+        connections=ConnectionLimits(trusted=tuple(map(ip_network, settings.trusted_proxies))),
     )
 
 

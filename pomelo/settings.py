@@ -116,6 +116,14 @@ def _split(text: Any) -> Any:
     return [part.strip() for part in text.split(",") if part.strip()] if isinstance(text, str) else text
 
 
+def _network(text: str) -> str:
+    try:
+        ipaddress.ip_network(text)
+    except ValueError as error:
+        raise ValueError("must be an IP address or a network, such as 10.0.0.0/8") from error
+    return text
+
+
 def _plan(name: str) -> str:
     if not _PLAN.fullmatch(name):
         raise ValueError("a name has 1 to 64 letters, digits, dots, dashes or underscores")
@@ -126,6 +134,7 @@ Address = Annotated[str, AfterValidator(_address)]
 PlanName = Annotated[str, AfterValidator(_plan)]
 Most = Annotated[int, Field(strict=True, gt=0, lt=2**53)]
 Url = Annotated[str, AfterValidator(_url)]
+Network = Annotated[str, AfterValidator(_network)]
 File = Annotated[Path | None, AfterValidator(_file)]
 
 
@@ -180,6 +189,9 @@ class Settings(BaseModel):
     """A catalogue of the operator's own, whose entries are added to the built-in ones or replace them."""
     delivery_origins: Annotated[tuple[Url, ...], BeforeValidator(_split)] = ()
     """Where vendors may have put a file besides public addresses, such as http://10.0.0.5:9000."""
+    trusted_proxies: Annotated[tuple[Network, ...], BeforeValidator(_split)] = ()
+    """Addresses and networks of proxies in front, such as 10.0.0.0/8, whose gRPC connections carry the calls
+    of many callers: what one of these does does not close them."""
     providers: Mapping[str, ProviderSettings] = Field(default_factory=dict, repr=False)
     """By name; `acme_api_key` and `acme_base_url` are short for those of the provider acme."""
     variables: Mapping[str, str] = Field(default_factory=dict, repr=False)

@@ -138,6 +138,9 @@ def run(
     import asyncio
     import logging
 
+    from pomelo import descriptors
+
+    descriptors.raise_limit()
     logging.basicConfig(
         level=logging.WARNING, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
     )

@@ -12,7 +12,7 @@ import socket
 import stat
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -21,6 +21,7 @@ import grpc
 from grpc_health.v1 import health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
+from pomelo import descriptors
 from pomelo.gen.v1 import (
     account_service_pb2,
     admin_service_pb2,
@@ -34,6 +35,7 @@ from pomelo.gen.v1.media_service_pb2_grpc import add_MediaServiceServicer_to_ser
 from pomelo.gen.v1.model_service_pb2_grpc import add_ModelServiceServicer_to_server
 from pomelo.gen.v1.task_service_pb2_grpc import add_TaskServiceServicer_to_server
 from pomelo.server import health
+from pomelo.server.connections import ConnectionGuard, ConnectionLimits
 from pomelo.server.servicers import AccountServicer, MediaServicer, ModelServicer, Running, TaskServicer
 from pomelo.service import Services
 
@@ -66,6 +68,7 @@ class ServerOptions:
     connection_streams: int = 100
     calls: int = 1000
     reuse_port: bool = False
+    connections: ConnectionLimits = field(default_factory=ConnectionLimits)
 
     def channel_args(self) -> list[tuple[str, Any]]:
         """The options in grpc's own words. Times there are in milliseconds."""
@@ -79,6 +82,7 @@ class ServerOptions:
             # Windows of 64 KiB, not of 4 MiB: what a slow peer makes us hold is small.
             ("grpc.http2.bdp_probe", 0),
             ("grpc.http2.lookahead_bytes", 64 * 1024),
+            ("grpc.max_allowed_incoming_connections", self.connections.hard_connections),
             ("grpc.server_handshake_timeout_ms", 10_000),
             ("grpc.max_connection_idle_ms", 300_000),
             ("grpc.max_connection_age_ms", 1_800_000),
@@ -140,7 +144,9 @@ async def open_server(
     Raises:
         OSError: an address can't be listened on, or a TLS file can't be read.
     """
-    running = Running()
+    options = replace(options, connections=options.connections.within(descriptors.limit()))
+    guard = ConnectionGuard(options.connections, options.message_limit)
+    running = Running(services.access, guard)
     server = grpc.aio.server(options=options.channel_args(), maximum_concurrent_rpcs=options.calls)
     add_TaskServiceServicer_to_server(TaskServicer(services.tasks, running), server)
     add_ModelServiceServicer_to_server(ModelServicer(services.models, running), server)
@@ -160,16 +166,17 @@ async def open_server(
     given = (options.address,) if isinstance(options.address, str) else options.address
     addresses = tuple([_bind(server, address, credentials) for address in given])
     await server.start()
-    try:
-        yield Server(addresses, running, healthy)
-    finally:
-        healthy.drain()
-        await server.stop(options.grace)
+    async with guard.watch([port for address in addresses if (port := _port(address))]):
         try:
-            async with asyncio.timeout(_AFTER_GRACE):
-                await running.idle()
-        except TimeoutError:
-            log.error("%d calls did not end within %s s of being cancelled", running.count, _AFTER_GRACE)
+            yield Server(addresses, running, healthy)
+        finally:
+            healthy.drain()
+            await server.stop(options.grace)
+            try:
+                async with asyncio.timeout(_AFTER_GRACE):
+                    await running.idle()
+            except TimeoutError:
+                log.error("%d calls did not end within %s s of being cancelled", running.count, _AFTER_GRACE)
 
 
 @asynccontextmanager
@@ -216,6 +223,11 @@ def _bind(server: Any, address: str, credentials: Any) -> str:
     if address.startswith("unix:"):
         return address
     return f"{address.rpartition(':')[0]}:{port}"
+
+
+def _port(address: str) -> int:
+    """The port of an address, 0 for a unix socket."""
+    return 0 if address.startswith("unix:") else int(address.rpartition(":")[2])
 
 
 def _socket_address(path: Path) -> str:

@@ -10,6 +10,7 @@ from types import TracebackType
 from typing import Any
 
 import grpc
+from google.protobuf.message import Message
 
 from pomelo.call import Call
 from pomelo.errors import PomeloError, invalid, missing
@@ -21,7 +22,8 @@ from pomelo.gen.v1.media_service_pb2_grpc import MediaServiceServicer
 from pomelo.gen.v1.model_service_pb2_grpc import ModelServiceServicer
 from pomelo.gen.v1.task_service_pb2 import RunTaskRequest, RunTaskResponse, StreamTaskRequest
 from pomelo.gen.v1.task_service_pb2_grpc import TaskServiceServicer
-from pomelo.service import AccountService, MediaService, ModelService, TaskService
+from pomelo.server.connections import ConnectionGuard
+from pomelo.service import AccessService, AccountService, MediaService, ModelService, TaskService
 from pomelo.traces import trace
 from pomelo.wire import OPEN_KEY, WIRE_KEY, status_code, to_status, trailing
 
@@ -42,9 +44,13 @@ class Running:
     server waits here as well.
     """
 
-    __slots__ = ("_idle", "count")
+    __slots__ = ("_idle", "access", "connections", "count")
 
-    def __init__(self) -> None:
+    def __init__(
+        self, access: AccessService | None = None, connections: ConnectionGuard | None = None
+    ) -> None:
+        self.access = access
+        self.connections = connections
         self.count = 0
         self._idle = asyncio.Event()
 
@@ -68,10 +74,13 @@ class Running:
 class Rpc:
     """One gRPC call as a servicer sees it: its `Call`, and the headers and errors that go back."""
 
-    __slots__ = ("_context", "_sent", "call", "gateway")
+    __slots__ = ("_authenticated", "_context", "_peer", "_sent", "call", "connections", "gateway")
 
     def __init__(self, context: Any) -> None:
         given = dict(context.invocation_metadata() or ())
+        self.connections: ConnectionGuard | None = None
+        self._peer = context.peer()
+        self._authenticated = False
         self._context = context
         self._sent = False
         self.gateway = WIRE_KEY in given
@@ -82,6 +91,27 @@ class Rpc:
             wire="rest" if given.get(WIRE_KEY) == "rest" else "grpc",
             timeout=None if self.gateway else context.time_remaining(),
         )
+
+    def authenticated(self) -> None:
+        """The call has shown a good key, or a good signature. Later calls do nothing."""
+        if self.connections is not None and not self._authenticated:
+            self._authenticated = True
+            self.connections.authenticated(self._peer)
+
+    def received(self, message: Message) -> None:
+        """A message was read."""
+        if self.connections is not None:
+            self.connections.received(self._peer, message.ByteSize())
+
+    def left(self) -> None:
+        """The caller has cancelled the call."""
+        if self.connections is not None and not self._authenticated:
+            self.connections.reset(self._peer)
+
+    def ended(self) -> None:
+        """The call has ended."""
+        if self.connections is not None and self._authenticated:
+            self.connections.ended(self._peer)
 
     async def open(self) -> None:
         """Sends `call.reply`, once: the call was taken in and will be answered. Later calls do nothing."""
@@ -129,11 +159,22 @@ def answering(method: Callable[[Any, Any, Rpc], Awaitable[Any]]) -> Callable[[An
     async def handler(self: Any, request: Any, context: Any) -> Any:
         with self.running:
             rpc = Rpc(context)
+            rpc.connections = self.running.connections
+            access = self.running.access
+            visit = None
             try:
+                if access is not None and rpc.call.secret is not None:
+                    visit = await access.admit(rpc.call)
+                    rpc.authenticated()
+                if isinstance(request, Message):
+                    rpc.received(request)
+                else:
+                    request = _told(request, rpc)
                 return await method(self, request, rpc)
             except asyncio.CancelledError:
                 task = asyncio.current_task()
                 if task is None or task.cancelling():
+                    rpc.left()
                     raise
                 # Something inside was cancelled, not this call: left alone, the caller would wait for ever.
                 log.error(
@@ -147,9 +188,20 @@ def answering(method: Callable[[Any, Any, Rpc], Awaitable[Any]]) -> Callable[[An
             except Exception as fault:
                 log.error("request %s failed unexpectedly\n%s", rpc.call.request_id, trace(fault))
                 error = PomeloError("internal_error")
+            finally:
+                if visit is not None:
+                    visit.close()
+                rpc.ended()
             return await rpc.refuse(error)
 
     return handler
+
+
+async def _told(pieces: AsyncIterator[Any], rpc: Rpc) -> AsyncIterator[Any]:
+    async for piece in pieces:
+        rpc.received(piece)
+        yield piece
+        del piece
 
 
 class TaskServicer(TaskServiceServicer):
@@ -260,6 +312,7 @@ class MediaServicer(MediaServiceServicer):
             media,
             chunks,
         ):
+            rpc.authenticated()
             await rpc.open()
             await rpc.write(media_pb.DownloadMediaResponse(media=media))
             async for chunk in chunks:

@@ -77,6 +77,14 @@ def test_origins_are_a_list_in_a_file_and_split_at_commas_in_a_variable(tmp_path
     assert refusal({"POMELO_DELIVERY_ORIGINS": "10.0.0.5"}).startswith("POMELO_DELIVERY_ORIGINS: ")
 
 
+def test_trusted_proxies_are_addresses_and_networks():
+    given = {"POMELO_TRUSTED_PROXIES": "10.0.0.0/8, 192.0.2.7,2001:db8::/32"}
+    assert load(None, given).trusted_proxies == ("10.0.0.0/8", "192.0.2.7", "2001:db8::/32")
+    for wrong in ("proxy.example", "10.0.0.1/8", "10.0.0.0/40"):
+        said = refusal({"POMELO_TRUSTED_PROXIES": wrong})
+        assert said.startswith("POMELO_TRUSTED_PROXIES: must be an IP address or a network")
+
+
 def test_pomelo_toml_of_the_working_directory_is_found(tmp_path, monkeypatch):
     (tmp_path / "pomelo.toml").write_text("grace = 3\n")
     monkeypatch.chdir(tmp_path)
@@ -268,6 +276,7 @@ def test_every_variable_of_the_contract_has_a_setting():
         "POMELO_WORKERS",
         "POMELO_DELIVERY_ORIGINS",
         "POMELO_UPSTREAM_CONNECTIONS",
+        "POMELO_TRUSTED_PROXIES",
     }
 
 
