@@ -6,6 +6,7 @@ is global; two apps can live in one process. Keyword seams let a test put anothe
 
 import asyncio
 import contextlib
+import logging
 import ssl
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
@@ -28,6 +29,7 @@ from pomelo.draining import Draining
 from pomelo.engine import Engine
 from pomelo.intake import Intake
 from pomelo.media import MediaDesk, MediaStore
+from pomelo.media_quota import MediaLimits
 from pomelo.metering.usage import UsageDesk
 from pomelo.models import ModelDesk
 from pomelo.providers import SANDBOX, Credentials, open_providers
@@ -42,12 +44,19 @@ from pomelo.service import Services
 from pomelo.settings import Settings, SettingsError, is_loopback
 from pomelo.stores import open_store
 from pomelo.stores.base import Store
+from pomelo.traces import trace
 
 ANSWERS_OUT = 2.0
 """Seconds that the doors get to send what is left, once the tasks have ended or were ended."""
 
-SWEEP_EVERY = 300.0
-"""Seconds between deletions of expired media."""
+SWEEP_EVERY = 10.0
+"""Seconds between two scans of the media: they delete what has expired, and find what other processes stored."""
+
+SWEEP_SHARE = 0.05
+"""The most of the time that scans take: with very many media they are rarer."""
+
+
+log = logging.getLogger("pomelo.app")
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +121,16 @@ async def open_app(
             await admission.tell(call, principal)
             return principal
 
-        media = MediaStore(settings.data / "media", secret, public_url=settings.public_url, now=now)
+        media = MediaStore(
+            settings.data / "media",
+            secret,
+            public_url=settings.public_url,
+            limits=MediaLimits(
+                settings.media_limit, settings.media_account_limit, reserve=settings.disk_reserve
+            ),
+            now=now,
+        )
+        await media.refresh()
         await stack.enter_async_context(_beside(_sweep(media)))
         router = make_router(providers)
         intake = Intake(
@@ -316,11 +334,16 @@ async def _noting(admission: Admission) -> AsyncIterator[None]:
 
 
 async def _sweep(media: MediaStore) -> None:
-    """Deletes expired media, again and again, until it is cancelled."""
+    """Deletes expired media and counts the others, again and again, until it is cancelled."""
+    took = 0.0
     while True:
-        with contextlib.suppress(OSError):  # a disk in trouble may be well again at the next time
-            await asyncio.to_thread(media.sweep)
-        await asyncio.sleep(SWEEP_EVERY)
+        await asyncio.sleep(max(SWEEP_EVERY, took / SWEEP_SHARE))
+        started = time.monotonic()
+        try:
+            await media.refresh()
+        except Exception as error:  # a disk in trouble may be well again at the next time
+            log.error("expired media were not deleted\n%s", trace(error))
+        took = time.monotonic() - started
 
 
 @asynccontextmanager

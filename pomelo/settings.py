@@ -187,6 +187,11 @@ class Settings(BaseModel):
     json_limit: Annotated[ByteSize, Field(gt=0)] = ByteSize(8 * _MIB)
     upload_limit: Annotated[ByteSize, Field(gt=0)] = ByteSize(50 * _MIB)
     inline_limit: Annotated[ByteSize, Field(gt=0)] = ByteSize(4 * _MIB)
+    media_limit: Annotated[ByteSize, Field(gt=0)] = ByteSize(10 * 1024 * _MIB)
+    """The most of all media; those of one account and mode have `media_account_limit`."""
+    media_account_limit: Annotated[ByteSize, Field(gt=0)] = ByteSize(1024 * _MIB)
+    disk_reserve: Annotated[ByteSize, Field(ge=0)] | None = None
+    """What media leave free on their disk for the ledger; None: 512 MiB, or a tenth of a smaller disk."""
     plans: Mapping[PlanName, PlanSettings] = Field(default_factory=dict)
     """Added to the built-in ones; one of the same name replaces it."""
     grace: float = Field(default=10.0, ge=0, le=3600)
