@@ -50,7 +50,7 @@ ANSWERS_OUT = 2.0
 """Seconds that the doors get to send what is left, once the tasks have ended or were ended."""
 
 SWEEP_EVERY = 10.0
-"""Seconds between two scans of the media: they delete what has expired, and find what other processes stored."""
+"""Seconds between scans of the media, which delete what has expired and find what other processes stored."""
 
 SWEEP_SHARE = 0.05
 """The most of the time that scans take: with very many media they are rarer."""

@@ -101,13 +101,13 @@ class Quota:
         """
         used, limits = self.stored(owner), self._limits
         # An estimate above a small limit must not refuse every answer.
-        if used + min(size, limits.account // 4) > limits.account:
+        if used + min(size, max(limits.account // 4, BLOCK)) > limits.account:
             raise _full(
                 used,
                 limits.account,
                 "Wait until some expire, or ask for response_format b64_json without an Idempotency-Key",
             )
-        if self._total + min(size, limits.total // 4) > limits.total:
+        if self._total + min(size, max(limits.total // 4, BLOCK)) > limits.total:
             raise self._no_room(
                 f"media take up {self._total:,} bytes, and POMELO_MEDIA_LIMIT is {limits.total:,}"
             )

@@ -254,6 +254,19 @@ async def test_a_stalled_upload_ends_at_the_deadline(store: MediaStore) -> None:
     assert list(store.folder.iterdir()) == []
 
 
+async def test_the_upload_of_one_request_lives_no_longer_than_that_may(tmp_path: Path) -> None:
+    store = MediaStore(tmp_path / "media", b"s" * 32)
+    for wire, least, most in (("rest", 20, 51), ("grpc", 3590, 3601)):
+        call = Call.from_headers({"x-request-timeout": "20"}.get, wire=wire)
+        media = await MediaDesk(store, _whose).upload_media("audio/mpeg", _three(10), call)
+        assert least < media.expire_time.seconds - time.time() + 1 <= most + 1
+        path, found = store.find(media.media_id, "ann/test")
+        assert found.expire_time.seconds == media.expire_time.seconds
+        call.end()
+        assert path.exists() == (wire == "grpc")
+        call.end()
+
+
 async def test_a_stalled_download_ends_at_the_deadline(store: MediaStore) -> None:
     desk = MediaDesk(store, _whose)
     media_id = put(store, "ann/test", PNG * 10_000)
