@@ -27,6 +27,9 @@ class Written(Protocol):
 
     connection: sqlite3.Connection
 
+    def failed(self, error: BaseException) -> None:
+        """Something was not done, for what may be the file's fault."""
+
     def close(self) -> None:
         """Gives it up."""
         ...
@@ -110,7 +113,11 @@ class Writer:
         failed: Exception | None = None
         while not self._ending:
             if batch := self._gather():
-                self._report(_commit(target.connection, batch))
+                outcomes = _commit(target.connection, batch)
+                for outcome in outcomes:
+                    if outcome.error is not None:
+                        target.failed(outcome.error)
+                self._report(outcomes)
         try:
             target.close()
         except (sqlite3.Error, OSError) as error:
