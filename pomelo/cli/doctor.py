@@ -1,5 +1,6 @@
 """`pomelo doctor`: what is configured, what can be reached, what is missing."""
 
+import logging
 import os
 import stat
 import sys
@@ -36,6 +37,7 @@ def doctor(config: Config = None, as_json: Json = False) -> None:
 
     Status 1 when something that is needed is broken.
     """
+    logging.getLogger("pomelo.settings").setLevel(logging.ERROR)  # what it warns of is among the findings
     findings = []
     for finding in _look(config):
         findings.append(finding)

@@ -151,9 +151,10 @@ def _open(path: Path) -> sqlite3.Connection:
     except UnicodeDecodeError as error:  # what SQLite says of some damage
         raise damage.refused(path, "a text in it can't be read") from error
     except sqlite3.Error as error:
-        raise StoreError(
-            f"The archive {path} can't be used: {damage.said(error)}. {damage.REMEDY}"
-        ) from error
+        detail = f"{error}. Free or mend the disk"
+        if damage.tells(error):
+            detail = f"it is damaged: {damage.said(error)}. {damage.REMEDY}"
+        raise StoreError(f"The archive {path} can't be used: {detail}") from error
     return connection
 
 

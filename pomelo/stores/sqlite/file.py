@@ -68,9 +68,8 @@ class WritingFile:
             os.close(self._lock)
             if getattr(error, "sqlite_errorcode", 0) & 0xFF in _DISK:
                 raise StoreError(f"{path} can't be used: {error}. Free or mend the disk") from error
-            raise StoreError(
-                f"{path} is damaged or no Pomelo database: {damage.said(error)}. {damage.REMEDY}"
-            ) from error
+            detail = f"damaged or no Pomelo database: {damage.said(error)}"
+            raise StoreError(f"{path} is {detail}. {damage.REMEDY}") from error
         except BaseException:
             os.close(self._lock)
             raise
