@@ -78,3 +78,5 @@ async def guard(
         if request.writer.output_size:
             raise cut(request) from None
         return problem(fault, call)
+    finally:
+        call.end()

@@ -10,7 +10,8 @@ import re
 import time
 from collections.abc import AsyncIterator, Iterable, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar
@@ -44,6 +45,9 @@ that were cancelled until it has cleaned up after them."""
 _KNOWN_KEYS = 10_000
 _KNOWN_SECONDS = 30.0
 """How many accepted keys are remembered, and for how long."""
+
+_DROP_WITHIN = 5.0
+"""Seconds that the deletion of a refused upload may take."""
 
 _SLACK = 0.25
 """Seconds that the server gets after the deadline to say itself that it passed."""
@@ -249,6 +253,7 @@ class RemoteTasks:
     async def run_task(self, task: Task, call: Call) -> TaskResult:
         """See the port."""
         await self._models.refuse_fault(call)
+        _hand_over(task, call)
         with self._lines.pick() as line:
             response = await _unary(line.tasks.RunTask(RunTaskRequest(task=task), **_given(call)), call)
         result: TaskResult = response.result
@@ -258,6 +263,7 @@ class RemoteTasks:
     async def stream_task(self, task: Task, call: Call) -> AsyncIterator[AsyncIterator[StreamTaskResponse]]:
         """See the port."""
         await self._models.refuse_fault(call)
+        _hand_over(task, call)
         with self._lines.pick() as line:
             rpc = line.tasks.StreamTask(StreamTaskRequest(task=task), **_given(call))
             events: _Messages[StreamTaskResponse] = _Messages(rpc, call)
@@ -267,6 +273,13 @@ class RemoteTasks:
                     yield events
             finally:
                 rpc.cancel()
+
+
+def _hand_over(task: Task, call: Call) -> None:
+    """Leaves the upload of a task to the server, which deletes it when the task ends or is refused."""
+    given = getattr(task, task.WhichOneof("input") or "text")
+    if "audio" in given.DESCRIPTOR.fields_by_name and given.audio.media_id:
+        call.at_end.clear()
 
 
 class RemoteAccounts:
@@ -297,6 +310,7 @@ class RemoteMedia:
 
     def __init__(self, lines: _Lines) -> None:
         self._lines = lines
+        self._dropping: set[asyncio.Task[None]] = set()
 
     async def upload_media(self, content_type: str, chunks: AsyncIterator[bytes], call: Call) -> Media:
         """See the port. A refusal ends the upload at once, also while the next chunk is waited for."""
@@ -315,7 +329,23 @@ class RemoteMedia:
                     with suppress(asyncio.CancelledError):
                         await rpc
         media: Media = response.media
+        call.at_end.append(partial(self._drop, media.media_id, call))
         return media
+
+    def _drop(self, media_id: str, call: Call) -> None:
+        """Lets the server delete the upload of a request that was refused here."""
+        task = asyncio.create_task(self._refused(media_id, call))
+        self._dropping.add(task)
+        task.add_done_callback(self._dropping.discard)
+
+    async def _refused(self, media_id: str, call: Call) -> None:
+        # A task without a model is refused, and the server deletes what a refused task of REST brought. Where
+        # that fails the upload expires with the request's deadline.
+        task = Task()
+        task.speech_to_text.audio.media_id = media_id
+        again = replace(call, deadline=time.monotonic() + _DROP_WITHIN, reply={}, trailer={}, at_end=[])
+        with suppress(PomeloError), self._lines.pick() as line:
+            await _unary(line.tasks.RunTask(RunTaskRequest(task=task), **_given(again)), again)
 
     @asynccontextmanager
     async def download_media(

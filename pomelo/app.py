@@ -30,9 +30,9 @@ from pomelo.draining import Draining
 from pomelo.engine import Engine
 from pomelo.intake import Intake
 from pomelo.media import MediaDesk, MediaStore
+from pomelo.media_quota import MediaLimits
 from pomelo.metering.usage import UsageDesk
 from pomelo.models import ModelDesk
-from pomelo.periodic import periodically
 from pomelo.providers import SANDBOX, Credentials, open_providers
 from pomelo.providers.base import Provider
 from pomelo.providers.connections import ConnectionLimiter
@@ -47,15 +47,21 @@ from pomelo.service import Services
 from pomelo.settings import Settings, SettingsError, is_loopback
 from pomelo.stores import open_store
 from pomelo.stores.base import Store
-from pomelo.traces import Unforeseen
+from pomelo.traces import trace
 
 log = logging.getLogger("pomelo.app")
 
 ANSWERS_OUT = 2.0
 """Seconds that the doors get to send what is left, once the tasks have ended or were ended."""
 
-SWEEP_EVERY = 300.0
-"""Seconds between deletions of expired media."""
+SWEEP_EVERY = 10.0
+"""Seconds between scans of the media, which delete what has expired and find what other processes stored."""
+
+SWEEP_SHARE = 0.05
+"""The most of the time that scans take: with very many media they are rarer."""
+
+
+log = logging.getLogger("pomelo.app")
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,7 +130,16 @@ async def open_app(
             await admission.tell(call, principal)
             return principal
 
-        media = MediaStore(settings.data / "media", secret, public_url=settings.public_url, now=now)
+        media = MediaStore(
+            settings.data / "media",
+            secret,
+            public_url=settings.public_url,
+            limits=MediaLimits(
+                settings.media_limit, settings.media_account_limit, reserve=settings.disk_reserve
+            ),
+            now=now,
+        )
+        await media.refresh()
         await stack.enter_async_context(_beside(_sweep(media)))
         router = make_router(providers)
         intake = Intake(
@@ -331,15 +346,16 @@ async def _noting(admission: Admission) -> AsyncIterator[None]:
 
 
 async def _sweep(media: MediaStore) -> None:
-    """Deletes expired media, again and again, until it is cancelled."""
-
-    async def sweep() -> None:
-        with contextlib.suppress(OSError):  # a disk in trouble may be well again at the next time
-            await asyncio.to_thread(media.sweep)
-
-    await periodically(
-        sweep, SWEEP_EVERY, "Expired media were not deleted", Unforeseen(log), immediately=True
-    )
+    """Deletes expired media and counts the others, again and again, until it is cancelled."""
+    took = 0.0
+    while True:
+        await asyncio.sleep(max(SWEEP_EVERY, took / SWEEP_SHARE))
+        started = time.monotonic()
+        try:
+            await media.refresh()
+        except Exception as error:  # a disk in trouble may be well again at the next time
+            log.error("expired media were not deleted\n%s", trace(error))
+        took = time.monotonic() - started
 
 
 @asynccontextmanager

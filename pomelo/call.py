@@ -36,6 +36,11 @@ class Principal:
         """`live` or `test`."""
         return "live" if self.live else "test"
 
+    @property
+    def owner(self) -> str:
+        """The account and the mode, as one name: what one of them stores, no other can read."""
+        return f"{self.account}/{self.mode}"
+
 
 @dataclass(slots=True)
 class Call:
@@ -46,7 +51,7 @@ class Call:
     once the key is known to be good. `principal` is set once the key was checked. `repeat_key` is the
     Idempotency-Key. `reply` holds the headers that go back, by their names as the documentation writes them;
     it is complete when a task's first event is, and on every error. `trailer` holds those that are known at a
-    stream's end alone.
+    stream's end alone. `at_end` is what the REST front end does by `end` when the request has ended, however.
     """
 
     secret: str | None
@@ -59,6 +64,12 @@ class Call:
     principal: Principal | None = None
     reply: dict[str, str] = field(default_factory=dict)
     trailer: dict[str, str] = field(default_factory=dict)
+    at_end: list[Callable[[], None]] = field(default_factory=list)
+
+    def end(self) -> None:
+        """Deletes what came with the call for its task alone. Idempotent."""
+        while self.at_end:
+            self.at_end.pop()()
 
     @classmethod
     def from_headers(

@@ -8,9 +8,11 @@ import difflib
 import hashlib
 import hmac
 import ipaddress
+import logging
 import os
 import re
 import secrets
+import stat
 import tempfile
 import tomllib
 from collections.abc import Collection, Mapping
@@ -47,11 +49,17 @@ _PLAN = re.compile(r"[A-Za-z0-9._-]{1,64}")
 STORES = ("redis://", "rediss://", "redis+cluster://", "redis+sentinel://")
 """How the address of a store begins that several processes may share."""
 
+_OURS = frozenset({"secret", "secret-check", "pomelo.db", "usage.db"})
+"""Files by which a data folder of ours is known."""
+
 _MIB = 1024 * 1024
 _SECRET_LENGTH = 32
 _CHECK = b"pomelo secret check"
 _CREDENTIAL = re.compile(r"([a-z][a-z0-9_-]*)_(api_key|base_url)")
 """The settings of a provider. Their variables bear the vendor's own names, which its own tools read, too."""
+
+
+log = logging.getLogger("pomelo.settings")
 
 
 class SettingsError(Exception):
@@ -201,6 +209,11 @@ class Settings(BaseModel):
     inline_limit: Annotated[ByteSize, Field(gt=0)] = ByteSize(4 * _MIB)
     upstream_connections: int = Field(default=256, ge=1, le=65536)
     """Connections that one process may use to each vendor's host at a time."""
+    media_limit: Annotated[ByteSize, Field(gt=0)] = ByteSize(10 * 1024 * _MIB)
+    """The most of all media; those of one account and mode have `media_account_limit`."""
+    media_account_limit: Annotated[ByteSize, Field(gt=0)] = ByteSize(1024 * _MIB)
+    disk_reserve: Annotated[ByteSize, Field(ge=0)] | None = None
+    """What media leave free on their disk for the ledger; None: 512 MiB, or a tenth of a smaller disk."""
     plans: Mapping[PlanName, PlanSettings] = Field(default_factory=dict)
     """Added to the built-in ones; one of the same name replaces it."""
     grace: float = Field(default=10.0, ge=0, le=3600)
@@ -306,6 +319,7 @@ class Settings(BaseModel):
         """
         try:
             self.data.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self._make_private()
             if self.secret:
                 self._check(self.secret.encode(), "POMELO_SECRET")
                 return self.secret.encode()
@@ -323,6 +337,36 @@ class Settings(BaseModel):
         except (OSError, UnicodeDecodeError) as error:
             raise SettingsError(f"POMELO_DATA: {self.data} can't be used: {_reason(error)}") from error
         return secret.encode()
+
+    def _make_private(self) -> None:
+        """Closes the data folder to other users, who could read or replace what is in it.
+
+        Raises:
+            SettingsError: another user owns it, or it is not ours to close; OSError: it can't be closed.
+        """
+        found = self.data.stat()
+        mode = stat.S_IMODE(found.st_mode)
+        own = f"Set POMELO_DATA to a folder of its own, such as {self.data / 'pomelo'}"
+        if found.st_uid != os.geteuid():
+            raise SettingsError(
+                f"POMELO_DATA: {self.data} belongs to another user (uid {found.st_uid}). {own}, "
+                f"or run: chown -R {os.geteuid()} {self.data}"
+            )
+        if not mode & 0o077:
+            return
+        names = {path.name for path in self.data.iterdir()} - {"lost+found"}
+        if names and names.isdisjoint(_OURS):
+            raise SettingsError(
+                f"POMELO_DATA: {self.data} is open to other users (mode {mode:04o}) and has files of others. "
+                f"{own}, or run: chmod 700 {self.data}"
+            )
+        self.data.chmod(0o700)
+        if stat.S_IMODE(self.data.stat().st_mode) & 0o077:
+            raise SettingsError(
+                f"POMELO_DATA: {self.data} is open to other users, and its file system can't close it. "
+                "Set POMELO_DATA to a folder on another one"
+            )
+        log.warning("POMELO_DATA: %s was open to other users (mode %04o) and is closed now", self.data, mode)
 
     def _check(self, secret: bytes, named: str) -> None:
         """Refuses a secret under which the folder's keys are worth nothing.

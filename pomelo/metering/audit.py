@@ -74,6 +74,35 @@ async def audit(
         PomeloError: store_unavailable.
     """
     found = _Findings(most)
+    damaged = await _check_files(found, store)
+    try:
+        await _recompute(found, store, page, runs, now)
+    except Exception:
+        # Cut short by damage, of the kind that is found by whoever reads the record alone.
+        if not damaged and not await _check_files(found, store):
+            raise
+    return found.told
+
+
+async def _check_files(found: _Findings, store: UsageStore) -> bool:
+    damage = await store.damage()
+    for subject, detail in damage:
+        found.add("database", subject, 0, detail)
+    return bool(damage)
+
+
+async def _recompute(
+    found: _Findings,
+    store: AuditedStore,
+    page: int,
+    runs: Callable[[str], bool] | None,
+    now: Callable[[], float] | None,
+) -> None:
+    """Looks at every record, hold and wallet.
+
+    Raises:
+        PomeloError: store_unavailable.
+    """
     before = {wallet: await store.balance(wallet) for wallet in await store.wallets()}
     spent: dict[Wallet, int] = {}
     prices: dict[str, Prices] = {}
@@ -100,7 +129,6 @@ async def audit(
         await _check_grants(found, store, wallet, earlier)
         await _check_spent(found, store, wallet, earlier, spent.get(wallet, 0))
         await _check_held(found, store, wallet)
-    return found.told
 
 
 async def _records(store: UsageStore, page: int) -> AsyncIterator[UsageRecord]:

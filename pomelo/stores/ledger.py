@@ -360,3 +360,8 @@ class UsageStore(Protocol):
     async def wallets(self) -> list[Wallet]:
         """Every wallet that ever had a grant or a hold."""
         ...
+
+    async def damage(self) -> list[tuple[str, str]]:
+        """What is wrong with the files that it keeps records in, each with the file's name, and what to do
+        first. It looks at all of them, which may take long. Empty: nothing, or it keeps them in none."""
+        ...

@@ -334,29 +334,32 @@ async def open_house(
     wrap_store: Callable[[Store], Store] = lambda store: store,
     make_router: Callable[[Mapping[str, Provider]], Router] = PATIENT,
     upstream_connections: int = 256,
+    settings: Mapping[str, Any] | None = None,
     **more: Any,
 ) -> AsyncIterator[House]:
-    """A house on free ports, with a live key of every vendor but Anthropic."""
+    """A house on free ports, with a live key of every vendor but Anthropic. `settings` are added to its own or
+    replace them."""
     async with FaultUpstream() as upstream:
-        settings = Settings(
-            rest="127.0.0.1:0",
-            grpc="127.0.0.1:0",
-            data=folder / "data",
-            openai_api_key="sk-x",
-            openai_base_url=upstream.openai_base_url,
-            mistral_api_key="m-x",
-            mistral_base_url=upstream.mistral_base_url,
-            bfl_api_key="b-x",
-            bfl_base_url=upstream.bfl_base_url,
-            together_api_key="t-x",
-            together_base_url=upstream.together_base_url,
-            elevenlabs_api_key="e-x",
-            elevenlabs_base_url=upstream.elevenlabs_base_url,
-            upstream_connections=upstream_connections,
-            grace=1.0,
-        )
+        given: dict[str, Any] = {
+            "rest": "127.0.0.1:0",
+            "grpc": "127.0.0.1:0",
+            "data": folder / "data",
+            "openai_api_key": "sk-x",
+            "openai_base_url": upstream.openai_base_url,
+            "mistral_api_key": "m-x",
+            "mistral_base_url": upstream.mistral_base_url,
+            "bfl_api_key": "b-x",
+            "bfl_base_url": upstream.bfl_base_url,
+            "together_api_key": "t-x",
+            "together_base_url": upstream.together_base_url,
+            "elevenlabs_api_key": "e-x",
+            "elevenlabs_base_url": upstream.elevenlabs_base_url,
+            "upstream_connections": upstream_connections,
+            "grace": 1.0,
+        }
+        opened = Settings(**{**given, **(settings or {})})
         async with (
-            open_app(settings, plans=plans, make_router=make_router, wrap_store=wrap_store, **more) as app,
+            open_app(opened, plans=plans, make_router=make_router, wrap_store=wrap_store, **more) as app,
             aiohttp.ClientSession() as session,
         ):
             assert app.rest is not None

@@ -1,5 +1,6 @@
 """Settings: files and variables, what is refused, and the root secret."""
 
+import os
 import stat
 from pathlib import Path
 
@@ -270,6 +271,9 @@ def test_every_variable_of_the_contract_has_a_setting():
         "POMELO_JSON_LIMIT",
         "POMELO_UPLOAD_LIMIT",
         "POMELO_INLINE_LIMIT",
+        "POMELO_MEDIA_LIMIT",
+        "POMELO_MEDIA_ACCOUNT_LIMIT",
+        "POMELO_DISK_RESERVE",
         "POMELO_GRACE",
         "POMELO_CATALOG",
         "POMELO_ARCHIVE",
@@ -278,6 +282,49 @@ def test_every_variable_of_the_contract_has_a_setting():
         "POMELO_UPSTREAM_CONNECTIONS",
         "POMELO_TRUSTED_PROXIES",
     }
+
+
+@pytest.mark.parametrize("mode", [0o755, 0o777, 0o750, 0o701])
+@pytest.mark.parametrize("used", [False, True])
+def test_a_data_folder_that_is_open_to_others_is_closed_with_a_word(tmp_path, caplog, mode, used):
+    data = tmp_path / "data"
+    settings = Settings(data=data)
+    secret = None
+    if used:
+        secret = settings.root_secret()
+    else:
+        data.mkdir()
+        (data / "lost+found").mkdir()  # what a new file system has
+    data.chmod(mode)
+    caplog.clear()
+    assert settings.root_secret() == secret or not used
+    assert stat.S_IMODE(data.stat().st_mode) == 0o700
+    (line,) = [record.getMessage() for record in caplog.records]
+    assert str(data) in line
+    assert f"{mode:04o}" in line
+    caplog.clear()
+    settings.root_secret()
+    assert caplog.records == []
+
+
+def test_a_folder_of_others_files_is_neither_closed_nor_used(tmp_path):
+    (tmp_path / "diary").write_text("")
+    tmp_path.chmod(0o755)
+    with pytest.raises(SettingsError, match=f"chmod 700 {tmp_path}"):
+        Settings(data=tmp_path).root_secret()
+    assert stat.S_IMODE(tmp_path.stat().st_mode) == 0o755
+    assert [path.name for path in tmp_path.iterdir()] == ["diary"]
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a folder away")
+@pytest.mark.parametrize("mode", [0o700, 0o777])
+def test_a_data_folder_of_another_user_is_refused(tmp_path, mode):
+    tmp_path.chmod(mode)
+    os.chown(tmp_path, 12345, -1)
+    with pytest.raises(SettingsError, match=r"another user \(uid 12345\).* chown -R 0 ") as caught:
+        Settings(data=tmp_path).root_secret()
+    assert str(tmp_path) in str(caught.value)
+    assert list(tmp_path.iterdir()) == []
 
 
 # --- plans

@@ -163,6 +163,10 @@ class PostgresArchive:
         rows = await self._do(lambda connection: connection.fetch(statement, *values))
         return [UsageTotal(*row) for row in rows]
 
+    async def damage(self) -> list[tuple[str, str]]:
+        """See UsageStore: there is no file of ours."""
+        return []
+
     async def _do(self, work: Callable[[Any], Awaitable[T]]) -> T:
         try:
             async with self._pool.acquire(timeout=_SECONDS) as connection:

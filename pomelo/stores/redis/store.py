@@ -112,6 +112,10 @@ class RedisStore(Keys, Accounts, Ledger):
         """See UsageStore."""
         return await self._usage.wallets()
 
+    async def damage(self) -> list[tuple[str, str]]:
+        """See UsageStore."""
+        return await self._usage.damage()
+
     async def begin(self, at: float) -> None:
         """Makes what every store has from the first.
 

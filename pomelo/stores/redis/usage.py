@@ -106,6 +106,10 @@ class Usage:
         """See UsageStore."""
         return await self._places.used()
 
+    async def damage(self) -> list[tuple[str, str]]:
+        """See UsageStore."""
+        return await self._archive.damage()
+
     async def drain(self, wallets: Iterable[Wallet]) -> None:
         """Brings all that is in the streams of these wallets.
 

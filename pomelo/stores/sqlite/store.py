@@ -35,6 +35,7 @@ from pomelo.stores.ledger import (
     Wallet,
 )
 from pomelo.stores.sqlite import accounts, keys, ledger, usage
+from pomelo.stores.sqlite.damage import Watch, looked_over
 from pomelo.stores.sqlite.file import WritingFile, open_reading
 from pomelo.stores.sqlite.writer import Writer
 
@@ -62,13 +63,14 @@ async def open_sqlite(
         StoreError: another process has it; it isn't ours, is damaged, or is of a newer version.
     """
     clock = _steady(now, monotonic)
-    writer = await Writer.start(lambda: WritingFile(path, lock_wait, partial(_recover, now=clock())))
+    watch = Watch(path)
+    writer = await Writer.start(lambda: WritingFile(path, lock_wait, partial(_recover, now=clock()), watch))
     try:
         with ThreadPoolExecutor(1, thread_name_prefix="sqlite-reports") as reader:
             loop = asyncio.get_running_loop()
             opening = loop.run_in_executor(reader, open_reading, path)
             try:
-                yield SqliteStore(writer, clock, reader, await asyncio.shield(opening))
+                yield SqliteStore(writer, clock, reader, await asyncio.shield(opening), path, watch)
             finally:
                 # Before the writer, whose closing then empties the log; a report under way ends early.
                 reading = await opening
@@ -98,7 +100,11 @@ class SqliteStore:
         clock: Callable[[], float],
         reader: ThreadPoolExecutor,
         reading: sqlite3.Connection,
+        path: Path,
+        watch: Watch,
     ) -> None:
+        self._path = path
+        self._watch = watch
         self._writer = writer
         self._clock = clock
         self._reader = reader
@@ -216,6 +222,11 @@ class SqliteStore:
         """See UsageStore."""
         return await self._report(usage.wallets)
 
+    async def damage(self) -> list[tuple[str, str]]:
+        """See UsageStore."""
+        found = await self._report(lambda _: looked_over(self._path, open_reading, references=True))
+        return self._watch.reported(found)
+
     async def _report(self, work: Callable[[sqlite3.Connection], T]) -> T:
         """Reads in the thread of reports, however long that takes."""
         loop = asyncio.get_running_loop()
@@ -224,6 +235,7 @@ class SqliteStore:
             return await done
         except (sqlite3.Error, RuntimeError) as error:
             # RuntimeError: the store was closed while a caller was on its way.
+            self._watch.see(error)
             raise PomeloError("store_unavailable") from error
         except Exception as error:
             self._writer.unforeseen.tell("Reading the store failed", error)

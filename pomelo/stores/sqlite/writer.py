@@ -33,6 +33,9 @@ class Written(Protocol):
 
     connection: sqlite3.Connection
 
+    def failed(self, error: BaseException) -> None:
+        """Something was not done, for what may be the file's fault."""
+
     def close(self) -> None:
         """Gives it up."""
         ...
@@ -118,19 +121,22 @@ class Writer:
         failed: Exception | None = None
         while not self._ending:
             if batch := self._gather():
-                self._report(self._done(target.connection, batch))
+                self._report(self._done(target, batch))
         try:
             target.close()
         except (sqlite3.Error, OSError) as error:
             failed = error
         self._report([_Outcome(self._ended, None, failed)])
 
-    def _done(self, connection: sqlite3.Connection, batch: list[_Work]) -> list[_Outcome]:
+    def _done(self, target: Written, batch: list[_Work]) -> list[_Outcome]:
         """Does a batch, and says what became of each. Whatever is raised, the thread goes on."""
         try:
-            outcomes = _commit(connection, batch)
+            outcomes = _commit(target.connection, batch)
         except Exception as error:
             outcomes = [_Outcome(work.future, None, error) for work in batch]
+        for outcome in outcomes:
+            if outcome.error is not None:
+                target.failed(outcome.error)
         return [
             outcome
             if outcome.error is None or isinstance(outcome.error, _MEANT)
