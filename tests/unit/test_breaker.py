@@ -219,10 +219,13 @@ def test_accounts_that_were_served_before_are_let_in_with_the_first_probe_and_ot
 
 
 def test_a_route_that_was_found_again_starts_with_a_clean_record() -> None:
-    traffic = opened_by("a", "b")
+    traffic = Traffic(healthy=lambda account: account == "good")
+    for account, calls in {"good": 1, "a": MINIMUM_CALLS - 1, "b": 2, "c": 2, "d": 2}.items():
+        for _ in range(calls):
+            traffic.call(account)
+    assert traffic.breaker.state is State.OPEN
     traffic.now += PROBE_WAIT
-    traffic.healthy = lambda account: account == "c"
-    assert traffic.call("c")
+    assert traffic.call("good")
     for account in ("a", "b"):
         traffic.call(account)
         assert traffic.breaker.state is State.CLOSED
@@ -233,6 +236,7 @@ def test_a_probe_that_succeeds_gives_its_account_its_first_wait_back() -> None:
     traffic = Traffic(healthy=lambda account: False)
     traffic.run(30, {"only": 100.0})
     assert traffic.breaker.retry_after("only", traffic.last_call) == PROBE_WAIT_MAX
+    assert traffic.breaker.account_state("only") is State.OPEN
     traffic.healthy = lambda account: True
     traffic.run(PROBE_WAIT_MAX + 0.1, {"only": 100.0})
     traffic.now += 120
@@ -423,6 +427,14 @@ def test_the_accounts_of_a_route_are_bounded_and_open_circuits_are_kept() -> Non
     traffic.healthy = lambda account: False
     traffic.run(2, {f"account {number}": 2.0 for number in range(200)})
     assert traffic.breaker.state is not State.CLOSED, "what was dropped left no vote behind"
+
+
+def test_accounts_are_bounded_even_where_all_their_circuits_are_open() -> None:
+    traffic = Traffic(CircuitBreaker(max_accounts=20, minimum_accounts=10**6), lambda account: False)
+    for number in range(100):
+        for _ in range(MINIMUM_CALLS):
+            traffic.call(f"account {number}")
+    assert traffic.breaker.accounts == 20
 
 
 def test_each_change_of_state_is_one_line_that_names_provider_and_model(
