@@ -122,13 +122,15 @@ async def test_a_rollback_that_fails_is_made_up_for(failing):
     assert await failing.get_account("half") is None
 
 
-async def test_only_a_commit_that_fails_leaves_the_outcome_unknown(failing):
-    Failing.error = lambda: sqlite3.OperationalError("disk I/O error")
-    for start, unknown in (("INSERT INTO holds", False), ("COMMIT", True)):
-        Failing.fails = (start, 2)
-        with pytest.raises(PomeloError) as caught:
-            await failing.take(ours("a", least=0))
-        assert isinstance(caught.value, UnknownOutcomeError) == unknown
+async def test_what_sqlite_fails_of_was_not_done_and_of_all_else_that_is_unknown(failing):
+    kinds = ((lambda: sqlite3.OperationalError("disk I/O error"), False), (RuntimeError, True))
+    for start in ("INSERT INTO holds", "COMMIT"):
+        for error, unknown in kinds:
+            Failing.error, Failing.fails = error, (start, 2)
+            with pytest.raises(PomeloError) as caught:
+                await failing.take(ours("a", least=0))
+            assert isinstance(caught.value, UnknownOutcomeError) == unknown
+            assert (await failing.standing(WALLET)).slots == 0
 
 
 async def test_what_a_role_raises_comes_out_and_all_else_is_store_unavailable(rig, caplog):

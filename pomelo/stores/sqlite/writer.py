@@ -90,8 +90,8 @@ class Writer:
         """Queues `work` at once, to be done wholly or not at all, and in the order of the calls.
 
         Cancelling the future stops nothing; nobody need await it. It raises what `work` raises and a role may
-        raise, and PomeloError store_unavailable for all else: UnknownOutcomeError where the commit itself
-        failed. With `reads` it changes nothing.
+        raise, and PomeloError store_unavailable for all else: UnknownOutcomeError for what nobody foresaw.
+        With `reads` it changes nothing.
         """
         future: asyncio.Future[T] = self._loop.create_future()
         if self._closed:
@@ -146,7 +146,7 @@ class Writer:
 
     def _contained(self, error: Exception) -> PomeloError:
         self.unforeseen.tell("The store failed", error)
-        return _unavailable(error, unknown=True)
+        return _unavailable(error, UnknownOutcomeError)
 
     def _gather(self) -> list[_Work]:
         """Waits for something to do, and takes what is there."""
@@ -180,38 +180,30 @@ def _fail(future: "asyncio.Future[Any]", error: Exception) -> None:
     future.exception()
 
 
-class _CommitError(Exception):
-    """All was done, and what became of it is unknown."""
-
-
 def _commit(connection: sqlite3.Connection, batch: list[_Work]) -> list[_Outcome]:
     """Does all of the batch that can be done, in one transaction."""
     if connection.in_transaction:
         connection.execute("ROLLBACK")  # of a batch before, where that failed
     if all(work.reads for work in batch):
         return [_read(connection, work) for work in batch]
-    unknown = False
     try:
         # Nearly always nothing fails, and savepoints are a third of the work. Each statement has to win the
         # interpreter's lock back from the loop's thread, so under load their number is what counts.
         outcomes = _transact(connection, batch, _plainly)
-    except Exception as error:
-        unknown = isinstance(error, _CommitError)
+    except Exception:
         _undo(connection)
     else:
         return outcomes
     try:
         return _transact(connection, batch, _apart)
     except Exception as error:
-        unknown = unknown or isinstance(error, _CommitError)
-        cause = _cause(error)
-        log.warning("%d operations were not kept: %s", len(batch), _reason(cause))
+        log.warning("%d operations were not kept: %s", len(batch), _reason(error))
         _undo(connection)
         # What was read may have been of this transaction: it is read again.
         return [
             _read(connection, work)
             if work.reads and not connection.in_transaction
-            else _Outcome(work.future, None, _told(cause, unknown=unknown))
+            else _Outcome(work.future, None, _told(error))
             for work in batch
         ]
 
@@ -221,10 +213,7 @@ def _transact(
 ) -> list[_Outcome]:
     connection.execute("BEGIN IMMEDIATE")
     outcomes = [way(connection, work) for work in batch]
-    try:
-        connection.execute("COMMIT")
-    except Exception as error:
-        raise _CommitError from error
+    connection.execute("COMMIT")
     return outcomes
 
 
@@ -267,20 +256,14 @@ def _undo(connection: sqlite3.Connection) -> None:
         log.warning("A transaction could not be rolled back: %s", _reason(error))
 
 
-def _told(error: Exception, *, unknown: bool = False) -> Exception:
-    return _unavailable(error, unknown=unknown) if isinstance(error, sqlite3.Error) else error
+def _told(error: Exception) -> Exception:
+    """What SQLite fails of was not done: a commit that fails is none."""
+    return _unavailable(error, PomeloError) if isinstance(error, sqlite3.Error) else error
 
 
-def _unavailable(cause: Exception, *, unknown: bool = False) -> PomeloError:
-    error = (UnknownOutcomeError if unknown else PomeloError)("store_unavailable")
+def _unavailable(cause: Exception, kind: type[PomeloError]) -> PomeloError:
+    error = kind("store_unavailable")
     error.__cause__ = cause
-    return error
-
-
-def _cause(error: Exception) -> Exception:
-    """What was really raised."""
-    if isinstance(error, _CommitError) and isinstance(error.__cause__, Exception):
-        return error.__cause__
     return error
 
 
