@@ -387,3 +387,22 @@ async def test_damage_of_an_open_archive_is_told_too(archived: bytes, tmp_path: 
         assert {name for name, _ in found} == {str(path)}
         assert damage.REMEDY in found[0][1]
         assert len(found) > 1
+
+
+async def test_a_backup_that_is_made_while_tasks_run_is_whole(tmp_path: Path) -> None:
+    path, backup = tmp_path / "pomelo.db", tmp_path / "backup" / "pomelo.db"
+    backup.parent.mkdir(mode=0o700)
+
+    def copy() -> None:
+        with closing(sqlite3.connect(path)) as source, closing(sqlite3.connect(backup)) as target:
+            source.backup(target, pages=3, sleep=0.001)
+
+    async with open_sqlite(path) as store:
+        await endow(store, micros=10**9)
+        copying = asyncio.gather(*[asyncio.to_thread(copy)])
+        count = 0
+        while not copying.done() or count < 50:
+            await run(store, f"task_{count}")
+            count += 1
+        await copying
+    assert await store_says(backup) == ""
