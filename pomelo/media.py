@@ -140,7 +140,7 @@ class MediaWriter:
             with suppress(OSError):
                 os.close(self._descriptor)
             self._descriptor = None
-            self._store.parts.pop(self._temporary.name, None)
+        self._store.parts.pop(self._temporary.name, None)
         self._store.quota.remove(self.tag, self.counted)
         self.counted = 0
 
@@ -159,6 +159,7 @@ class MediaWriter:
         more = blocks(size) - self.counted
         self._store.quota.add(self.tag, more)
         self.counted += more
+        self._store.parts[self._temporary.name] = self
         if len(self._head) < 16:
             self._head += data[:16]
         if len(data) >= _GATHERED:
@@ -231,8 +232,6 @@ class MediaWriter:
                 self._flushed += written
                 rest = rest[written:]
         except OSError as error:
-            if self._descriptor is None:
-                self._store.parts.pop(self._temporary.name, None)
             raise no_room() from error
 
 
@@ -272,7 +271,7 @@ class MediaStore:
         self.now = now
         self.quota = Quota(folder, limits or MediaLimits())
         self.parts: dict[str, MediaWriter] = {}
-        """The files that this process is writing, by their temporary names."""
+        """What this process is writing, by the names of the files."""
         self._changes: list[tuple[str, bytes, int]] | None = None
         """What was published (bytes above 0) and deleted (below) since the running scan began."""
         self._owner_key = derive(secret, "media owner")

@@ -145,15 +145,13 @@ class SpeechFold:
     stored.
     """
 
-    __slots__ = ("_chunks", "_content_type", "_error", "_folding", "_most", "_size", "_writer")
+    __slots__ = ("_chunks", "_content_type", "_folding", "_most", "_size", "_writer")
 
     def __init__(self, folding: Folding) -> None:
         self._folding = folding
         self._content_type = ""
         self._size = 0
         self._writer: MediaWriter | None = None
-        self._error: PomeloError | None = None
-        """Why the sound can't be stored."""
         self._chunks: list[bytes] = []
         self._most = 0 if folding.stream else inline_most(folding.input.response_format)
 
@@ -176,10 +174,8 @@ class SpeechFold:
             return event
         if self._size <= self._most:
             self._chunks.append(data)
-        elif self._error is not None:
-            raise self._error
         elif self._writer is None:
-            # Too much to be inline: kept after all.
+            # Too much to be inline: kept after all, if it can be.
             self._writer = self._folding.writer(self._content_type)
             self._writer.write(b"".join(self._chunks))
             self._writer.write(data)
@@ -215,7 +211,7 @@ class SpeechFold:
             self._chunks = [writer.contents()[:before], last]
             self._most = INLINE_INSTEAD
         writer.close()
-        self._writer, self._error = None, error
+        self._writer = None
 
     def used(self) -> tuple[Used, bool]:
         """See Fold."""

@@ -207,6 +207,21 @@ async def test_a_file_that_is_made_is_whole_or_absent(
     assert await store_says(tmp_path / "pomelo.db") == ""
 
 
+@pytest.mark.parametrize("change", ["sql = replace(sql, 'request_id', 'request_ib')", "name = 'usaga'"])
+@pytest.mark.parametrize("which", ["database", "archived"])
+async def test_a_table_that_is_not_what_it_was_made_as_is_refused(
+    which: str, change: str, database: bytes, archived: bytes, tmp_path: Path
+) -> None:
+    path = tmp_path / "pomelo.db"
+    path.write_bytes(database if which == "database" else archived)
+    with closing(sqlite3.connect(path, isolation_level=None)) as connection:
+        connection.execute("PRAGMA writable_schema = ON")
+        connection.execute(f"UPDATE sqlite_schema SET {change} WHERE name = 'usage'")
+    said = await (store_says if which == "database" else archive_says)(path)
+    assert f"{path} is damaged" in said or "it is damaged" in said
+    assert damage.REMEDY in said
+
+
 # --- the log that a crash leaves
 
 
@@ -360,3 +375,34 @@ async def test_a_task_that_runs_is_not_in_the_way_of_the_check(database: bytes, 
     async with open_sqlite(path) as store:
         await hold(store, "running")
         assert not (await audit(store)).findings
+
+
+async def test_damage_of_an_open_archive_is_told_too(archived: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "usage.db"
+    path.write_bytes(archived)
+    async with open_archive(f"sqlite:{path}") as archive:
+        assert await archive.damage() == []
+        path.write_bytes(archived[:PAGE] + b"\xff" * (len(archived) - PAGE))
+        found = await archive.damage()
+        assert {name for name, _ in found} == {str(path)}
+        assert damage.REMEDY in found[0][1]
+        assert len(found) > 1
+
+
+async def test_a_backup_that_is_made_while_tasks_run_is_whole(tmp_path: Path) -> None:
+    path, backup = tmp_path / "pomelo.db", tmp_path / "backup" / "pomelo.db"
+    backup.parent.mkdir(mode=0o700)
+
+    def copy() -> None:
+        with closing(sqlite3.connect(path)) as source, closing(sqlite3.connect(backup)) as target:
+            source.backup(target, pages=3, sleep=0.001)
+
+    async with open_sqlite(path) as store:
+        await endow(store, micros=10**9)
+        copying = asyncio.gather(*[asyncio.to_thread(copy)])
+        count = 0
+        while not copying.done() or count < 50:
+            await run(store, f"task_{count}")
+            count += 1
+        await copying
+    assert await store_says(backup) == ""

@@ -381,6 +381,16 @@ async def test_what_is_stored_is_known_again_after_a_restart(tmp_path: Path) -> 
         assert spool(again, "ann", 224 * KIB)
 
 
+async def test_a_scan_counts_what_is_being_written(tmp_path: Path) -> None:
+    store = limited(tmp_path, account=MIB)
+    with store.writer("ann", "audio/mpeg") as writer:
+        for size in (10_000, 300_000, 300_000):  # gathered, and on the disk
+            writer.write(b"x" * size)
+            await store.refresh()
+            assert store.quota.stored(store._tag("ann")) == -(-writer.size // 4096) * 4096
+    assert store.quota.stored(store._tag("ann")) == 0
+
+
 async def test_what_expires_or_is_deleted_makes_room(tmp_path: Path) -> None:
     clock = Clock()
     store = limited(tmp_path, clock, account=MIB)

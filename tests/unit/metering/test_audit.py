@@ -221,6 +221,7 @@ async def test_a_task_with_two_records_is_found(path):
         )
         spoil(path, "INSERT INTO usage SELECT * FROM usage WHERE task_id = 'task_3'")
         found = await audit(store)
+    assert told(found)[0] == ("database", str(path), 0)
     others = [one for one in told(found) if one[0] != "database"]
     assert others == [("spent", "acme/live", -COST), ("task", "task_3", 0)]
 
