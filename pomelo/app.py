@@ -41,6 +41,7 @@ from pomelo.service import Services
 from pomelo.settings import Settings, SettingsError, is_loopback
 from pomelo.stores import open_store
 from pomelo.stores.base import Store
+from pomelo.turns import Turns
 
 ANSWERS_OUT = 2.0
 """Seconds that the doors get to send what is left, once the tasks have ended or were ended."""
@@ -92,6 +93,7 @@ async def open_app(
         store = wrap_store(await stack.enter_async_context(store_of(settings)))
         keyring = Keyring(store, secret)
         registry = find_providers(settings)
+        turns = Turns()
         if providers is None:
             providers = await stack.enter_async_context(
                 open_providers(
@@ -99,6 +101,7 @@ async def open_app(
                     credentials(settings, registry),
                     timeouts=timeouts,
                     origins=settings.delivery_origins,
+                    turns=turns,
                 )
             )
         catalog = catalog or registry.catalog
@@ -123,14 +126,14 @@ async def open_app(
             inline_limit=settings.inline_limit,
             now=now,
         )
-        desk = MediaDesk(media, identify, settings.upload_limit)
+        desk = MediaDesk(media, identify, settings.upload_limit, turns=turns)
         usage = UsageDesk(store, secret)
         accounts = AccountDesk(store, usage, admission.plan, identify)
         office = AccountOffice(store, plans, plan_changed=keyring.forget_account)
         draining = Draining()
         services = draining.guard(
             Services(
-                tasks=Engine(intake, router, media),
+                tasks=Engine(intake, router, media, turns),
                 models=ModelDesk(catalog, router, intake),
                 media=desk,
                 accounts=accounts,

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from pomelo.providers.base import Provider
     from pomelo.providers.http import Timeouts
     from pomelo.providers.registry import Entry
+    from pomelo.turns import Turns
 
 __all__ = ["BUILTIN", "GROUP", "SANDBOX", "Credentials", "open_providers"]
 
@@ -50,17 +51,18 @@ async def open_providers(
     *,
     timeouts: "Timeouts | None" = None,
     origins: Collection[str] = (),
+    turns: "Turns | None" = None,
 ) -> "AsyncIterator[dict[str, Provider]]":
     """The providers by name: the sandbox, and each of `entries` with its credentials. Leaving closes all.
 
-    They share one `Http`; `timeouts` are its, where the defaults don't do, and `origins` those that may
-    deliver files whatever their addresses.
+    They share one `Http`; `timeouts` are its, where the defaults don't do, `origins` those that may deliver
+    files whatever their addresses, and `turns` the event loop's.
     """
     from pomelo.providers.http import Http
     from pomelo.providers.sandbox import Sandbox
 
     async with AsyncExitStack() as stack:
-        http = await stack.enter_async_context(Http(timeouts, origins=origins))
+        http = await stack.enter_async_context(Http(timeouts, origins=origins, turns=turns))
         providers: dict[str, Provider] = {SANDBOX: Sandbox()}
         for entry in entries:
             providers[entry.name] = entry.make(entry.located(credentials), http)

@@ -27,6 +27,7 @@ from yarl import URL
 import pomelo
 from pomelo.providers.failures import Dialect, cut, nonsense, not_answered, refused
 from pomelo.providers.sse import SseEvent, SseParser
+from pomelo.turns import Turns
 
 BODY_MOST = 8 * 1024 * 1024
 """Bytes of a whole answer."""
@@ -63,6 +64,7 @@ class Http:
     """The shared client session; an async context manager, to be entered in the running loop.
 
     `origins`, such as "http://10.0.0.5:9000", may deliver files whatever their addresses: see `links`.
+    `turns` are the event loop's, for providers that read a stream to its end themselves.
     """
 
     def __init__(
@@ -73,9 +75,11 @@ class Http:
         now: Callable[[], float] = time.time,
         resolver: AbstractResolver | None = None,
         origins: Collection[str] = (),
+        turns: Turns | None = None,
     ) -> None:
         timeouts = timeouts or Timeouts()
         self.origins = origins
+        self._turns = turns
         self._timeouts = timeouts
         self._resolver = resolver
         self._now = now
@@ -111,6 +115,13 @@ class Http:
         fetches is not thought about, so silence ends a whole answer as it does a stream."""
         timeouts = replace(self._timeouts, whole=min(self._timeouts.whole, self._timeouts.silence))
         return Http(timeouts, per_host=self._per_host, now=self._now, resolver=resolver)
+
+    @property
+    def turns(self) -> Turns:
+        """The turns of the event loop."""
+        if self._turns is None:
+            self._turns = Turns()
+        return self._turns
 
     async def whole(
         self, url: URL, headers: Mapping[str, str], body: Body, dialect: Dialect, *, most: int = BODY_MOST

@@ -150,15 +150,16 @@ def _counted(given: TextInput) -> int:
 
 
 class TextFold:
-    """Joins deltas; the last one, which bears finish_reason and usage, is held until the task is settled."""
+    """Joins deltas, where anybody will ask for the whole of them; else it counts them alone. The last one,
+    which bears finish_reason and usage, is held until the task is settled."""
 
-    __slots__ = ("_counted", "_delivered", "_folding", "_gathers", "_last", "_pieces", "_stream")
+    __slots__ = ("_counted", "_delivered", "_folding", "_gathers", "_last", "_stream", "_text")
 
     def __init__(self, folding: Folding) -> None:
         self._folding = folding
         self._stream = folding.stream
         self._gathers = not folding.stream or folding.keep
-        self._pieces: list[str] = []
+        self._text = bytearray()  # of a list each piece would take sixty bytes more
         self._delivered = Delivered()
         self._counted = True
         self._last: StreamTaskResponse | None = None
@@ -172,7 +173,7 @@ class TextFold:
         self._delivered.size += _size(delta.content)
         self._delivered.pieces += bool(delta.content)
         if self._gathers:
-            self._pieces.append(delta.content)
+            self._text += delta.content.encode()
         return event if self._stream else None
 
     def finish(self, result: TaskResult) -> StreamTaskResponse | None:
@@ -192,7 +193,7 @@ class TextFold:
             delta.usage.total_tokens = used.input_tokens + used.output_tokens
         if self._gathers:
             output = result.text
-            output.content = "".join((*self._pieces, delta.content)) if self._pieces else delta.content
+            output.content = self._text.decode() + delta.content
             output.finish_reason = delta.finish_reason
             output.usage.CopyFrom(delta.usage)
         return last

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from pomelo.call import Call, Principal
 from pomelo.errors import PomeloError
 from pomelo.media import MediaDesk, MediaStore, sniff
+from pomelo.turns import Turns
 
 PNG = b"\x89PNG\r\n\x1a\n" + b"\x00" * 64
 
@@ -160,7 +161,7 @@ def _call() -> Call:
 
 
 async def test_an_upload_above_the_limit_is_refused_and_leaves_nothing(store: MediaStore) -> None:
-    desk = MediaDesk(store, _whose, upload_limit=2_500_000)
+    desk = MediaDesk(store, _whose, upload_limit=2_500_000, turns=Turns())
     with pytest.raises(PomeloError) as error:
         await desk.upload_media("audio/mpeg", _three(1_000_000), _call())
     assert refusal(error) == "payload_too_large"
@@ -172,7 +173,7 @@ async def test_an_upload_above_the_limit_is_refused_and_leaves_nothing(store: Me
 
 
 async def test_a_stalled_upload_ends_at_the_deadline(store: MediaStore) -> None:
-    desk = MediaDesk(store, _whose)
+    desk = MediaDesk(store, _whose, turns=Turns())
 
     async def stalled() -> AsyncIterator[bytes]:
         yield b"x"
