@@ -23,7 +23,10 @@ from pomelo.turns import Turns, in_turns
 
 
 class Engine:
-    """Runs the tasks that `intake` lets in on the providers that `router` knows, in `turns` of the event loop."""
+    """Runs the tasks that `intake` lets in on the providers that `router` knows.
+
+    `turns` are those of the event loop.
+    """
 
     def __init__(self, intake: Intake, router: Router, media: MediaStore, turns: Turns) -> None:
         self._intake = intake

@@ -13,7 +13,7 @@ from functools import partial
 from io import BytesIO
 from math import ceil
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from pomelo import audio as sounds
 from pomelo import repeats
@@ -34,8 +34,14 @@ from pomelo.stores.ledger import Repeatable, Repeated, UsageRecord
 from pomelo.tasks import TASK_TYPES
 from pomelo.tasks.base import Bound, Fold, Folding, Heard, TaskKind
 
+T = TypeVar("T")
+
 INLINE_LIMIT = 4 * 1024 * 1024
 """Bytes of sound that may ride in a task."""
+
+
+LARGE = 256 * 1024
+"""Bytes of a task that is looked at in a thread, so that the event loop goes on."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +54,7 @@ class _Asked:
     audio: AudioSource | None
     heard: Heard
     repeatable: Repeatable | None
+    large: bool
     spent: Path | None
     """An upload that is of no use once the task has ended."""
 
@@ -177,7 +184,7 @@ class Intake:
         model, kind, given = asked.model, asked.kind, asked.given
         candidates, failure = self._candidates(model, kind, principal)
         route = candidates[0].route if candidates else model.routes[0]
-        bound = kind.bound(given, model, route, asked.heard)
+        bound = await _beside(asked.large, kind.bound, given, model, route, asked.heard)
         # A test key pays what the first route costs.
         prices, price_version = model.priced(route if principal.live else model.routes[0])
         task_id = self._ids(kind.id_prefix)
@@ -238,14 +245,15 @@ class Intake:
         kind = TASK_TYPES[model.task_type]
         # An input of another kind is an empty one of this kind: its required fields are missing.
         given = getattr(task, kind.name)
-        kind.check(given, model)
+        large = task.ByteSize() > LARGE
+        await _beside(large, kind.check, given, model)
         audio = self._audio(given.audio, principal) if kind.audio else None
         repeatable = None
         if call.repeat_key is not None:
             repeatable = await repeats.repeatable(call.repeat_key, task, audio)
         # What came with a REST request has no name that its caller knows: no other task can want it.
         spent = audio.path if audio is not None and call.wire == "rest" else None
-        return _Asked(model, kind, given, audio, await heard_of(audio), repeatable, spent)
+        return _Asked(model, kind, given, audio, await heard_of(audio), repeatable, large, spent)
 
     def _candidates(
         self, model: Model, kind: TaskKind, principal: Principal
@@ -271,6 +279,11 @@ class Intake:
                 field="audio",
             )
         return AudioSource(sniff(audio.content_type, audio.data[:16]), size, data=audio.data)
+
+
+async def _beside(large: bool, look: Callable[..., T], *given: Any) -> T:
+    """Looks at a task: a large one in a thread."""
+    return await asyncio.to_thread(look, *given) if large else look(*given)
 
 
 def _drop(spent: Path | None) -> None:
