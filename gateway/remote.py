@@ -33,6 +33,7 @@ from pomelo.gen.v1.task_service_pb2 import RunTaskRequest, StreamTaskRequest, St
 from pomelo.gen.v1.task_service_pb2_grpc import TaskServiceStub
 from pomelo.inflight import InFlight, InFlightLimits, Ticket
 from pomelo.service import Services
+from pomelo.turns import Turn, Turns
 from pomelo.wire import HEADER_NAMES, OPEN_KEY, REFUSED_KEY, WIRE_KEY, from_rpc_error
 
 MAX_ANSWER = 64 * 1024 * 1024
@@ -104,10 +105,11 @@ async def open_remote(target: str, *, tls: Tls | None = None) -> AsyncIterator[S
     async with AsyncExitStack() as stack:
         lines = _Lines(target, tls.credentials() if tls else None, stack)
         models = RemoteModels(lines)
+        turns = Turns()
         yield Services(
-            tasks=RemoteTasks(lines, models),
+            tasks=RemoteTasks(lines, models, turns),
             models=models,
-            media=RemoteMedia(lines),
+            media=RemoteMedia(lines, turns),
             accounts=RemoteAccounts(lines, models),
             access=RemoteAccess(lines, models),
         )
@@ -246,9 +248,10 @@ class RemoteVisit:
 class RemoteTasks:
     """The port `TaskService` over a channel."""
 
-    def __init__(self, lines: _Lines, models: RemoteModels) -> None:
+    def __init__(self, lines: _Lines, models: RemoteModels, turns: Turns) -> None:
         self._lines = lines
         self._models = models
+        self._turns = turns
 
     async def run_task(self, task: Task, call: Call) -> TaskResult:
         """See the port."""
@@ -266,7 +269,7 @@ class RemoteTasks:
         _hand_over(task, call)
         with self._lines.pick() as line:
             rpc = line.tasks.StreamTask(StreamTaskRequest(task=task), **_given(call))
-            events: _Messages[StreamTaskResponse] = _Messages(rpc, call)
+            events: _Messages[StreamTaskResponse] = _Messages(rpc, call, self._turns.stream())
             try:
                 async with _until_deadline(call):
                     await _opened(rpc, events, call)
@@ -308,9 +311,10 @@ class RemoteAccounts:
 class RemoteMedia:
     """The port `MediaService` over a channel."""
 
-    def __init__(self, lines: _Lines) -> None:
+    def __init__(self, lines: _Lines, turns: Turns) -> None:
         self._lines = lines
         self._dropping: set[asyncio.Task[None]] = set()
+        self._turns = turns
 
     async def upload_media(self, content_type: str, chunks: AsyncIterator[bytes], call: Call) -> Media:
         """See the port. A refusal ends the upload at once, also while the next chunk is waited for."""
@@ -355,7 +359,7 @@ class RemoteMedia:
         request = DownloadMediaRequest(media_id=media_id, signature=signature)
         with self._lines.pick() as line:
             rpc = line.media.DownloadMedia(request, **_given(call))
-            messages: _Messages[DownloadMediaResponse] = _Messages(rpc, call)
+            messages: _Messages[DownloadMediaResponse] = _Messages(rpc, call, self._turns.stream())
             try:
                 async with _until_deadline(call):
                     await _opened(rpc, messages, call)
@@ -458,17 +462,22 @@ class _Messages(AsyncIterator[M]):
     """The messages of a server's stream; what ends it badly is raised as a PomeloError, and what its end
     tells is filled into the call's reply."""
 
-    __slots__ = ("_call", "_next", "_rpc")
+    __slots__ = ("_begun", "_call", "_next", "_rpc", "_turn")
 
-    def __init__(self, rpc: Any, call: Call) -> None:
+    def __init__(self, rpc: Any, call: Call, turn: Turn) -> None:
+        self._begun = False
         self._call = call
         self._rpc = rpc
+        self._turn = turn
         self._next = aiter(rpc).__anext__
 
     def __aiter__(self) -> "_Messages[M]":
         return self
 
     async def __anext__(self) -> M:
+        if self._begun and self._turn.over():
+            await self._turn.next()
+        self._begun = True
         try:
             message: M = await self._next()
         except StopAsyncIteration:

@@ -48,6 +48,7 @@ from pomelo.settings import Settings, SettingsError, is_loopback
 from pomelo.stores import open_store
 from pomelo.stores.base import Store
 from pomelo.traces import trace
+from pomelo.turns import Turns
 
 log = logging.getLogger("pomelo.app")
 
@@ -110,6 +111,7 @@ async def open_app(
         keyring = Keyring(store, secret)
         registry = find_providers(settings)
         connections = ConnectionLimiter(settings.upstream_connections)
+        turns = Turns()
         if providers is None:
             providers = await stack.enter_async_context(
                 open_providers(
@@ -118,6 +120,7 @@ async def open_app(
                     timeouts=timeouts,
                     origins=settings.delivery_origins,
                     connections=connections,
+                    turns=turns,
                 )
             )
         catalog = catalog or registry.catalog
@@ -151,14 +154,14 @@ async def open_app(
             inline_limit=settings.inline_limit,
             now=now,
         )
-        desk = MediaDesk(media, identify, settings.upload_limit)
+        desk = MediaDesk(media, identify, settings.upload_limit, turns=turns)
         usage = UsageDesk(store, secret)
         accounts = AccountDesk(store, usage, admission.plan, identify)
         office = AccountOffice(store, plans, plan_changed=keyring.forget_account)
         draining = Draining()
         services = draining.guard(
             Services(
-                tasks=Engine(intake, router, media),
+                tasks=Engine(intake, router, media, turns),
                 models=ModelDesk(catalog, router, intake),
                 media=desk,
                 accounts=accounts,

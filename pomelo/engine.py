@@ -19,15 +19,20 @@ from pomelo.intake import Intake, Replay, Run, wanted
 from pomelo.media import MediaStore
 from pomelo.routing import Router
 from pomelo.tasks.base import Delivered
+from pomelo.turns import Turns, in_turns
 
 
 class Engine:
-    """Runs the tasks that `intake` lets in on the providers that `router` knows."""
+    """Runs the tasks that `intake` lets in on the providers that `router` knows.
 
-    def __init__(self, intake: Intake, router: Router, media: MediaStore) -> None:
+    `turns` are those of the event loop.
+    """
+
+    def __init__(self, intake: Intake, router: Router, media: MediaStore, turns: Turns) -> None:
         self._intake = intake
         self._router = router
         self._media = media
+        self._turns = turns
 
     async def run_task(self, task: Task, call: Call) -> TaskResult:
         """See the port."""
@@ -35,9 +40,15 @@ class Engine:
         if isinstance(run, Replay):
             return run.result
         result = _result(task, run)
+        turn = self._turns.stream()
+        begun = False
         async with self._life(run) as deadline:
             async with aclosing(self._events(run)) as events:
                 async for event in events:
+                    # An answer that comes as one event, as most do, waits for no turn.
+                    if begun and turn.over():
+                        await turn.next()
+                    begun = True
                     run.fold.add(event)
             run.fold.finish(result)
             await self._settle(run, result, deadline)
@@ -48,7 +59,7 @@ class Engine:
         """See the port."""
         run = await self._intake.take_in(task, call, stream=True)
         if isinstance(run, Replay):
-            async with aclosing(run.events()) as events:
+            async with aclosing(in_turns(run.events(), self._turns.stream())) as events:
                 yield events
             return
         async with self._life(run) as deadline, aclosing(self._stream(task, run, deadline)) as events:
@@ -101,6 +112,7 @@ class Engine:
         delivered = Delivered()
         hold.delivering(lambda: run.kind.partly(run.job.input, run.bound, delivered))
         started = False
+        turn = self._turns.stream()
         async with aclosing(self._events(run)) as events:
             async for event in events:
                 passed = fold.add(event)
@@ -114,6 +126,9 @@ class Engine:
                         started = True
                         yield _started(task, run)
                     yield passed
+                    # Only now: what has come is passed on at once, what comes next may have to wait.
+                    if turn.over():
+                        await turn.next()
         result = _result(task, run)
         last = fold.finish(result)
         await self._settle(run, result, deadline)

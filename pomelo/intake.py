@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import partial
 from io import BytesIO
 from math import ceil
-from typing import Any
+from typing import Any, TypeVar
 
 from pomelo import audio as sounds
 from pomelo import repeats
@@ -32,8 +32,14 @@ from pomelo.stores.ledger import Repeatable, Repeated, UsageRecord
 from pomelo.tasks import TASK_TYPES
 from pomelo.tasks.base import Bound, Fold, Folding, Heard, TaskKind
 
+T = TypeVar("T")
+
 INLINE_LIMIT = 4 * 1024 * 1024
 """Bytes of sound that may ride in a task."""
+
+
+LARGE = 256 * 1024
+"""Bytes of a task that is looked at in a thread, so that the event loop goes on."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +52,7 @@ class _Asked:
     audio: AudioSource | None
     heard: Heard
     repeatable: Repeatable | None
+    large: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,7 +179,7 @@ class Intake:
         model, kind, given = asked.model, asked.kind, asked.given
         candidates, failure = self._candidates(model, kind, principal)
         route = candidates[0].route if candidates else model.routes[0]
-        bound = kind.bound(given, model, route, asked.heard)
+        bound = await _beside(asked.large, kind.bound, given, model, route, asked.heard)
         # A test key pays what the first route costs.
         prices, price_version = model.priced(route if principal.live else model.routes[0])
         task_id = self._ids(kind.id_prefix)
@@ -239,12 +246,13 @@ class Intake:
         kind = TASK_TYPES[model.task_type]
         # An input of another kind is an empty one of this kind: its required fields are missing.
         given = getattr(task, kind.name)
-        kind.check(given, model)
+        large = task.ByteSize() > LARGE
+        await _beside(large, kind.check, given, model)
         audio = self._audio(given.audio, principal) if kind.audio else None
         repeatable = None
         if call.repeat_key is not None:
             repeatable = await repeats.repeatable(call.repeat_key, task, audio)
-        return _Asked(model, kind, given, audio, await heard_of(audio), repeatable)
+        return _Asked(model, kind, given, audio, await heard_of(audio), repeatable, large)
 
     def _spent(self, task: Task, call: Call, principal: Principal) -> Callable[[], None]:
         """Deletes the upload of a task that nobody can want once it has ended or is refused: what came with a
@@ -297,6 +305,11 @@ class Intake:
 
 def _nothing() -> None:
     """There is nothing to delete."""
+
+
+async def _beside(large: bool, look: Callable[..., T], *given: Any) -> T:
+    """Looks at a task: a large one in a thread."""
+    return await asyncio.to_thread(look, *given) if large else look(*given)
 
 
 def wanted(given: Any) -> "ResponseFormat.ValueType":

@@ -12,8 +12,8 @@ import hmac
 import os
 import re
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from contextlib import aclosing, asynccontextmanager, suppress
 from functools import partial
 from pathlib import Path
 from types import TracebackType
@@ -25,6 +25,7 @@ from pomelo.gen.v1.media_pb2 import Media
 from pomelo.ids import new_id
 from pomelo.media_quota import MediaLimits, Quota, blocks, no_room
 from pomelo.subkeys import derive
+from pomelo.turns import Turns, in_turns
 
 PIECE = 256 * 1024
 """Bytes of a download's piece."""
@@ -452,7 +453,7 @@ class MediaStore:
 class MediaDesk:
     """The port `MediaService` over a `MediaStore`.
 
-    `authenticate` tells whose key a call bears; `upload_limit` is in bytes.
+    `authenticate` tells whose key a call bears; `upload_limit` is in bytes; `turns` are the event loop's.
     """
 
     def __init__(
@@ -460,19 +461,25 @@ class MediaDesk:
         store: MediaStore,
         authenticate: Callable[[Call], Awaitable[Principal]],
         upload_limit: int = 50 * 1024 * 1024,
+        *,
+        turns: Turns,
     ) -> None:
         self._store = store
+        self._turns = turns
         self._authenticate = authenticate
         self._upload_limit = upload_limit
 
     async def upload_media(self, content_type: str, chunks: AsyncIterator[bytes], call: Call) -> Media:
         """See the port."""
         owner = (await self._authenticate(call)).owner
+        turn = self._turns.stream()
         with self._store.writer(owner, content_type, self._upload_limit) as writer:
             async with _deadline(call):
                 async for chunk in chunks:
                     writer.write(chunk)
                     del chunk  # else it is held while the next one is waited for
+                    if turn.over():
+                        await turn.next()
             if not writer.size:
                 raise invalid("audio", "a file of at least one byte")
             if call.wire != "rest":
@@ -500,8 +507,9 @@ class MediaDesk:
         except OSError as error:
             raise PomeloError("store_unavailable") from error
         with file:
-            async with _deadline(call):
-                yield media, _pieces(file)
+            pieces = in_turns(_pieces(file), self._turns.stream())
+            async with _deadline(call), aclosing(pieces):
+                yield media, pieces
 
 
 @asynccontextmanager
@@ -513,7 +521,7 @@ async def _deadline(call: Call) -> AsyncIterator[None]:
         raise PomeloError("deadline_exceeded") from error
 
 
-async def _pieces(file: BinaryIO) -> AsyncIterator[bytes]:
+async def _pieces(file: BinaryIO) -> AsyncGenerator[bytes, None]:
     try:
         while piece := file.read(PIECE):
             yield piece

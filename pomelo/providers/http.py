@@ -30,6 +30,7 @@ from pomelo.providers.base import CALLER
 from pomelo.providers.connections import ConnectionLimiter
 from pomelo.providers.failures import Dialect, cut, nonsense, not_answered, refused
 from pomelo.providers.sse import SseEvent, SseParser
+from pomelo.turns import Turns
 
 BODY_MOST = 8 * 1024 * 1024
 """Bytes of a whole answer."""
@@ -64,6 +65,7 @@ class Http:
 
     `origins`, such as "http://10.0.0.5:9000", may deliver files whatever their addresses: see `links`.
     `connections` are shared with whoever else is given them.
+    `turns` are the event loop's, for providers that read a stream to its end themselves.
     """
 
     def __init__(
@@ -74,9 +76,11 @@ class Http:
         now: Callable[[], float] = time.time,
         resolver: AbstractResolver | None = None,
         origins: Collection[str] = (),
+        turns: Turns | None = None,
     ) -> None:
         timeouts = timeouts or Timeouts()
         self.origins = origins
+        self._turns = turns
         self._timeouts = timeouts
         self._resolver = resolver
         self._now = now
@@ -116,6 +120,13 @@ class Http:
         fetches is not thought about, so silence ends a whole answer as it does a stream."""
         timeouts = replace(self._timeouts, whole=min(self._timeouts.whole, self._timeouts.silence))
         return Http(timeouts, connections=self._connections, now=self._now, resolver=resolver)
+
+    @property
+    def turns(self) -> Turns:
+        """The turns of the event loop."""
+        if self._turns is None:
+            self._turns = Turns()
+        return self._turns
 
     async def whole(
         self, url: URL, headers: Mapping[str, str], body: Body, dialect: Dialect, *, most: int = BODY_MOST

@@ -55,12 +55,14 @@ SPEECH_BYTES = 750
 @dataclass(frozen=True, slots=True)
 class Bound:
     """What a task uses at the least and at the most. They differ where its output may be cut to what can be
-    paid. `tokens` is what is likely, for a limit of tokens a minute. `exact`: it is what it will use."""
+    paid. `tokens` is what is likely, for a limit of tokens a minute. `exact`: it is what it will use.
+    `input_tokens` is our own count of a text's, where the vendor's is missing in the end."""
 
     least: Used
     most: Used
     tokens: int = 0
     exact: bool = False
+    input_tokens: int = 0
 
 
 @dataclass(slots=True)

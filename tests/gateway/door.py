@@ -35,6 +35,7 @@ from pomelo.providers.base import Job
 from pomelo.routing import Router
 from pomelo.service import Services
 from pomelo.stores import open_store
+from pomelo.turns import Turns
 from tests.conftest import endow
 
 KEY = "pml_test_open"
@@ -159,7 +160,7 @@ async def open_door(folder: Path, **options: Any) -> AsyncIterator[Door]:
         store = await stack.enter_async_context(open_store(f"sqlite:{folder}.db"))
         await endow(store)
         admission = Admission(store, BUILTIN)
-        catalog, router = Catalog.load(), Router({"sandbox": player})
+        catalog, router, turns = Catalog.load(), Router({"sandbox": player}), Turns()
         intake = Intake(
             catalog=catalog,
             router=router,
@@ -168,9 +169,9 @@ async def open_door(folder: Path, **options: Any) -> AsyncIterator[Door]:
             media=media,
         )
         services = Services(
-            tasks=Engine(intake, router, media),
+            tasks=Engine(intake, router, media, turns),
             models=ModelDesk(catalog, router, intake),
-            media=MediaDesk(media, authenticate),
+            media=MediaDesk(media, authenticate, turns=turns),
             accounts=AccountDesk(store, UsageDesk(store, b"s" * 32), admission.plan, authenticate),
             access=Access(authenticate, admission, catalog, intake.allowed),
         )

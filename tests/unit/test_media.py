@@ -20,6 +20,7 @@ from pomelo.call import Call, Principal
 from pomelo.errors import PomeloError
 from pomelo.media import MediaDesk, MediaStore, sniff
 from pomelo.media_quota import MediaLimits
+from pomelo.turns import Turns
 
 log = logging.getLogger(__name__)
 
@@ -225,7 +226,7 @@ def _call() -> Call:
 
 
 async def test_an_upload_above_the_limit_is_refused_and_leaves_nothing(store: MediaStore) -> None:
-    desk = MediaDesk(store, _whose, upload_limit=2_500_000)
+    desk = MediaDesk(store, _whose, upload_limit=2_500_000, turns=Turns())
     with pytest.raises(PomeloError) as error:
         await desk.upload_media("audio/mpeg", _three(1_000_000), _call())
     assert refusal(error) == "payload_too_large"
@@ -241,7 +242,7 @@ async def test_an_upload_above_the_limit_is_refused_and_leaves_nothing(store: Me
 
 
 async def test_a_stalled_upload_ends_at_the_deadline(store: MediaStore) -> None:
-    desk = MediaDesk(store, _whose)
+    desk = MediaDesk(store, _whose, turns=Turns())
 
     async def stalled() -> AsyncIterator[bytes]:
         yield b"x"
