@@ -39,9 +39,9 @@ from pomelo.wire import HEADER_NAMES, OPEN_KEY, REFUSED_KEY, WIRE_KEY, from_rpc_
 MAX_ANSWER = 64 * 1024 * 1024
 """Bytes of one message from the server: a picture or a sound may ride in one."""
 
-_PER_CHANNEL = 50
-"""Calls at once on one connection: half of what a server takes by default. It refuses more, and counts those
-that were cancelled until it has cleaned up after them."""
+_PER_CHANNEL = 200
+"""Concurrent calls on one connection: a fifth of what a server takes by default. It counts those that were
+cancelled until it has cleaned up after them; and it takes few connections from one address."""
 
 _KNOWN_KEYS = 10_000
 _KNOWN_SECONDS = 30.0
@@ -96,8 +96,11 @@ class Tls:
 
 
 @asynccontextmanager
-async def open_remote(target: str, *, tls: Tls | None = None) -> AsyncIterator[Services]:
+async def open_remote(
+    target: str, *, tls: Tls | None = None, limits: InFlightLimits | None = None
+) -> AsyncIterator[Services]:
     """The services of the gRPC server at `target`, such as host:port or unix:/path. It need not be up yet.
+    `limits` bound what is in flight here.
 
     Raises:
         OSError: a TLS file can't be read.
@@ -111,7 +114,7 @@ async def open_remote(target: str, *, tls: Tls | None = None) -> AsyncIterator[S
             models=models,
             media=RemoteMedia(lines, turns),
             accounts=RemoteAccounts(lines, models),
-            access=RemoteAccess(lines, models),
+            access=RemoteAccess(lines, models, limits),
         )
 
 
@@ -407,7 +410,7 @@ async def _unary(rpc: Any, call: Call, ends: Iterable[Any] = ()) -> Any:
             _fill(call, error.initial_metadata())
             _fill(call, error.trailing_metadata())
             raise error from None
-        _fill(call, await rpc.initial_metadata())
+        _fill(call, await rpc.trailing_metadata())
         return response
 
 

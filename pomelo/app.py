@@ -28,6 +28,7 @@ from pomelo.call import Call, Principal
 from pomelo.catalog import Catalog
 from pomelo.draining import Draining
 from pomelo.engine import Engine
+from pomelo.inflight import InFlightLimits
 from pomelo.intake import Intake
 from pomelo.media import MediaDesk, MediaStore
 from pomelo.media_quota import MediaLimits
@@ -41,6 +42,7 @@ from pomelo.providers.registry import Registry
 from pomelo.providers.registry import read as read_registry
 from pomelo.routing import Router
 from pomelo.server.admin import AdminServicer
+from pomelo.server.calls import CallLimits
 from pomelo.server.connections import ConnectionLimits
 from pomelo.server.main import ServerOptions, open_admin, open_server
 from pomelo.service import Services
@@ -165,7 +167,7 @@ async def open_app(
                 models=ModelDesk(catalog, router, intake),
                 media=desk,
                 accounts=accounts,
-                access=Access(keyring.authenticate, admission, catalog, intake.allowed),
+                access=Access(keyring.authenticate, admission, catalog, intake.allowed, _in_flight(settings)),
             )
         )
         admin = AdminServicer(store, keyring, office, usage, catalog.models, runs=admission.runs)
@@ -270,7 +272,7 @@ async def open_gateway(
     shown = Tls(ca=ca, cert=settings.tls_cert, key=settings.tls_key)
     draining = Draining()
     async with (
-        open_remote(target, tls=shown if tls else None) as services,
+        open_remote(target, tls=shown if tls else None, limits=_in_flight(settings)) as services,
         _rest(draining.guard(services), settings) as rest,
     ):
         try:
@@ -323,12 +325,17 @@ def _tls(settings: Settings) -> ssl.SSLContext | None:
     return context
 
 
+def _in_flight(settings: Settings) -> InFlightLimits:
+    """How many calls may be in flight; one account has at most half of them."""
+    return InFlightLimits(calls=settings.max_calls, account_calls=max(1, settings.max_calls // 2))
+
+
 def _server_options(settings: Settings, shared: bool) -> ServerOptions:
     return ServerOptions(
         address=settings.grpc,
         grace=ANSWERS_OUT,
         # Any body that REST takes, and inline sound, with room for what is around them.
-        message_limit=max(settings.json_limit, settings.inline_limit) + 1024 * 1024,
+        limits=CallLimits(message=max(settings.json_limit, settings.inline_limit) + 1024 * 1024),
         tls_cert=settings.tls_cert,
         tls_key=settings.tls_key,
         tls_client_ca=settings.tls_client_ca,

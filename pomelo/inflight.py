@@ -3,6 +3,9 @@
 An owner is an account, or a key where the account is not known. Transport-free; one `InFlight` a process.
 """
 
+import asyncio
+from collections import deque
+from contextlib import suppress
 from dataclasses import dataclass
 
 from pomelo.errors import PomeloError
@@ -103,3 +106,58 @@ class Ticket:
         if self._open:
             self._open = False
             self._in_flight._leave(self._owner, self._used, self.size)
+
+
+class _Queue:
+    """How many turns one owner has, and who waits for one."""
+
+    __slots__ = ("count", "waiting")
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.waiting: deque[asyncio.Future[None]] = deque()
+
+
+class Turns:
+    """At most `limit` at a time of each owner, in the order in which they came."""
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        self._owners: dict[str, _Queue] = {}
+
+    def full(self, owner: str) -> bool:
+        """Whether `enter` would have to wait."""
+        queue = self._owners.get(owner)
+        return queue is not None and queue.count >= self.limit
+
+    async def enter(self, owner: str) -> None:
+        """Returns when it is one's turn, which `leave` ends. Cancelling gives up the place in the queue."""
+        queue = self._owners.get(owner)
+        if queue is None:
+            queue = self._owners[owner] = _Queue()
+        if queue.count < self.limit:
+            queue.count += 1
+            return
+        turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        queue.waiting.append(turn)
+        try:
+            await turn
+        except asyncio.CancelledError:
+            if turn.cancelled():
+                with suppress(ValueError):  # `leave` may have passed over it
+                    queue.waiting.remove(turn)
+            else:
+                self.leave(owner)  # it came at the same moment
+            raise
+
+    def leave(self, owner: str) -> None:
+        """Ends a turn; the next in the queue has it."""
+        queue = self._owners[owner]
+        while queue.waiting:
+            turn = queue.waiting.popleft()
+            if not turn.done():
+                turn.set_result(None)
+                return
+        queue.count -= 1
+        if not queue.count:
+            del self._owners[owner]

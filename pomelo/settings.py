@@ -216,6 +216,8 @@ class Settings(BaseModel):
     """What media leave free on their disk for the ledger; None: 512 MiB, or a tenth of a smaller disk."""
     plans: Mapping[PlanName, PlanSettings] = Field(default_factory=dict)
     """Added to the built-in ones; one of the same name replaces it."""
+    max_calls: int = Field(default=2000, ge=1, le=1_000_000)
+    """Calls in flight, of both protocols; one account has at most half of them."""
     grace: float = Field(default=10.0, ge=0, le=3600)
     """Seconds that running tasks get to end when the server shuts down."""
 

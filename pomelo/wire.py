@@ -49,6 +49,9 @@ HEADER_NAMES = {
 }
 """The headers of `call.reply`: metadata's lower-case name -> the name as the documentation writes it."""
 
+_RETRY = frozenset({409, 429, 503})
+"""HTTP statuses of the errors that a retry may mend, where a wait is known."""
+
 _LONGEST = 1024
 """UTF-8 bytes of a message: it travels three times in the trailing metadata, where clients take 8 KiB."""
 
@@ -89,6 +92,15 @@ def to_status(error: PomeloError) -> status_pb2.Status:
 def trailing(status: status_pb2.Status) -> tuple[tuple[str, bytes], ...]:
     """The trailing metadata that carries a rich status."""
     return ((DETAILS_KEY, status.SerializeToString()),)
+
+
+def retry(error: PomeloError) -> list[tuple[str, str]]:
+    """The metadata that says whether and when to ask again: `retry-after` in seconds as over REST, and the
+    pushback in milliseconds that gRPC's own retry policies follow, which is -1 where a retry is pointless."""
+    wait = error.retry_after if error.row.http in _RETRY else None
+    if wait is None:
+        return [("grpc-retry-pushback-ms", "-1")]
+    return [("retry-after", str(wait)), ("grpc-retry-pushback-ms", str(wait * 1000))]
 
 
 def from_rpc_error(error: Any) -> PomeloError:

@@ -115,7 +115,7 @@ class Keyring:
             return call.principal
         key = call.secret
         if key is None:
-            raise PomeloError("invalid_api_key", f"Missing API key. {_HOW}")
+            raise PomeloError("invalid_api_key", f"{call.key_fault or 'Missing API key.'} {_HOW}")
         # A slice of the wrong thing is no id that is known; the digest is over the whole key anyway.
         known = self._known.get(key[_PREFIX : _PREFIX + _ID])
         if known is None or known.until <= self._monotonic():

@@ -194,8 +194,8 @@ class House:
                 await self._result((await call).result, told)
         except grpc.aio.AioRpcError as error:
             told.code, told.message = reason_of(error) or error.code().name.lower(), error.details() or ""
-        told.headers = _plain(await call.initial_metadata())
         told.trailer = _plain(await call.trailing_metadata())
+        told.headers = _plain(await call.initial_metadata()) or told.trailer
         return told
 
     async def _messages(self, call: Any, told: Told) -> None:
@@ -290,7 +290,7 @@ class House:
                 ListModelsRequest(), metadata=[("authorization", f"Bearer {key}")]
             )
             await call
-            return Told(headers=_plain(await call.initial_metadata()))
+            return Told(headers=_plain(await call.trailing_metadata()))
         given = {"Authorization": f"Bearer {key}"} | headers
         async with self.session.get(self.urls[way] + path, headers=given) as answer:
             told = Told(status=answer.status, headers={k.lower(): v for k, v in answer.headers.items()})

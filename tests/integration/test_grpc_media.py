@@ -204,7 +204,7 @@ async def test_an_upload_without_a_good_key_is_refused(size: int, media: Any, ke
     before = stored(app)
     error = await refused(media, keys.revoked, pieces(b"x" * size, "audio/mpeg"))
     assert (error.code(), reason_of(error)) == (grpc.StatusCode.UNAUTHENTICATED, "invalid_api_key")
-    assert text_of(error.initial_metadata())["x-request-id"].startswith("req_")
+    assert text_of(error.trailing_metadata())["x-request-id"].startswith("req_")
     assert stored(app) == before
 
 

@@ -1,9 +1,11 @@
 """Calls and buffered bytes are bounded, of each owner and of all together."""
 
+import asyncio
+
 import pytest
 
 from pomelo.errors import PomeloError
-from pomelo.inflight import InFlight, InFlightLimits
+from pomelo.inflight import InFlight, InFlightLimits, Turns
 
 SMALL = InFlightLimits(calls=5, account_calls=3, bytes=100, account_bytes=60)
 
@@ -58,3 +60,50 @@ def test_buffered_bytes_are_bounded_and_given_back() -> None:
     assert (flight.bytes, flight.calls) == (40, 2)
     second.reserve(60)
     assert flight.bytes == 100
+
+
+async def settle() -> None:
+    """Lets everything run that can."""
+    for _ in range(5):
+        await asyncio.sleep(0)
+
+
+async def test_turns_come_in_the_order_of_arrival_and_each_owner_has_its_own() -> None:
+    turns = Turns(2)
+    order: list[int] = []
+
+    async def wait(number: int) -> None:
+        await turns.enter("a")
+        order.append(number)
+
+    waiting = [asyncio.ensure_future(wait(number)) for number in range(5)]
+    await settle()
+    assert order == [0, 1]
+    assert turns.full("a")
+    assert not turns.full("b")
+    await turns.enter("b")
+    turns.leave("b")
+    for number in range(2, 5):
+        turns.leave("a")
+        await settle()
+        assert order[-1] == number
+    await asyncio.gather(*waiting)
+    turns.leave("a")
+    turns.leave("a")
+    assert turns._owners == {}
+
+
+async def test_who_stops_waiting_for_a_turn_holds_up_nobody() -> None:
+    turns = Turns(1)
+    await turns.enter("a")
+    waiting = [asyncio.ensure_future(turns.enter("a")) for _ in range(3)]
+    await settle()
+    waiting[0].cancel()
+    await settle()
+    turns.leave("a")
+    waiting[1].cancel()  # its turn has come in this very moment
+    await settle()
+    assert [future.cancelled() for future in waiting[:2]] == [True, True]
+    await waiting[2]
+    turns.leave("a")
+    assert turns._owners == {}

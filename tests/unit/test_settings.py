@@ -275,6 +275,7 @@ def test_every_variable_of_the_contract_has_a_setting():
         "POMELO_MEDIA_ACCOUNT_LIMIT",
         "POMELO_DISK_RESERVE",
         "POMELO_GRACE",
+        "POMELO_MAX_CALLS",
         "POMELO_CATALOG",
         "POMELO_ARCHIVE",
         "POMELO_WORKERS",
