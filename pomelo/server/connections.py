@@ -26,7 +26,8 @@ _LEAST_PAUSE = 0.25
 _MOST_PAUSE = 1.0
 _SCAN_SHARE = 0.01
 """Seconds between two scans, and the share of a core that they may take while nothing is wrong."""
-_WAKE_PAUSE = 0.05
+_URGENT_PAUSE = 0.05
+"""Seconds between two scans where a quarter of a second lets too much happen."""
 _WAKE_EVERY = 64
 """After how many resets on one connection the next scan comes early."""
 
@@ -251,25 +252,23 @@ class ConnectionGuard:
     async def _run(self) -> None:
         while True:
             started = time.perf_counter()
-            alert = False
+            most = _MOST_PAUSE
             try:
-                alert = self.scan(time.monotonic())
+                most = self.scan(time.monotonic())
             except OSError:
                 pass  # no descriptor is free: soon one may be
             except Exception as fault:
                 log.error("the guard of gRPC connections failed once\n%s", trace(fault))
-            pause = min(max((time.perf_counter() - started) / _SCAN_SHARE, _LEAST_PAUSE), _MOST_PAUSE)
-            if alert:
-                pause = _LEAST_PAUSE
-            await asyncio.sleep(_WAKE_PAUSE)
+            pause = min(max((time.perf_counter() - started) / _SCAN_SHARE, _LEAST_PAUSE), most)
+            await asyncio.sleep(_URGENT_PAUSE)
             with suppress(TimeoutError):
-                async with asyncio.timeout(pause - _WAKE_PAUSE):
+                async with asyncio.timeout(pause - _URGENT_PAUSE):
                     await self._wake.wait()
             self._wake.clear()
 
-    def scan(self, now: float) -> bool:
-        """Looks at every connection, and closes offenders. Whether to look again soon: some were closed, or
-        there are many unauthenticated ones.
+    def scan(self, now: float) -> float:
+        """Looks at every connection, and closes offenders. Returns the seconds after which to look again: few
+        when some were closed, fewer still when there were too many in all.
 
         Raises:
             OSError: no descriptor is free.
@@ -303,14 +302,18 @@ class ConnectionGuard:
         self._connections = connections
         self._calls = {socket.peer: connection.calls for socket, connection in connections.items()}
         victims = self._above_share(new, now)
+        pause = _MOST_PAUSE
+        if closed or victims or sum(map(len, new.values())) > limits.per_address:
+            pause = _LEAST_PAUSE
         if (excess := count - len(victims) - limits.connections) > 0:
             victims |= self._above_total(new, known, victims, excess)
+            pause = _URGENT_PAUSE
         for connection, reason in victims.items():
             self._close(connection, reason)
         self.count = count - len(victims)
         if self._closed and self._scanned - self._logged >= _LOG_EVERY:
             self._report()
-        return bool(closed or victims) or sum(map(len, new.values())) > limits.per_address
+        return pause
 
     def _offence(self, connection: _Connection, now: float) -> str:
         """Why a connection is closed whatever others do; empty if it isn't."""

@@ -207,3 +207,22 @@ async def test_of_1500_silent_connections_64_stay_and_callers_from_their_address
                 while await asyncio.to_thread(connections, served.pid, served.grpc_port) > most:  # noqa: ASYNC110
                     await asyncio.sleep(0.1)
         callers.check()
+
+
+async def test_connections_that_come_without_end_leave_room_for_newcomers_with_a_key(served: Served) -> None:
+    def come_and_stay(until: float) -> int:
+        with ExitStack() as stack:
+            count = 0
+            while time.monotonic() < until:
+                with suppress(ConnectionError):
+                    one = socket.create_connection(("127.0.0.1", served.grpc_port), 10, ("127.0.0.2", 0))
+                    stack.enter_context(one) if count % 2 else one.close()
+                    count += 1
+                time.sleep(0.0002)  # else this process has no time for the good callers
+        return count
+
+    assert descriptors.raise_limit() > 8_000
+    async with good_callers(served) as callers:
+        came = await asyncio.to_thread(come_and_stay, time.monotonic() + 1.5)
+    callers.check()
+    assert came > 1_500
