@@ -6,6 +6,7 @@ is global; two apps can live in one process. Keyword seams let a test put anothe
 
 import asyncio
 import contextlib
+import logging
 import ssl
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
@@ -29,6 +30,7 @@ from pomelo.intake import Intake
 from pomelo.media import MediaDesk, MediaStore
 from pomelo.metering.usage import UsageDesk
 from pomelo.models import ModelDesk
+from pomelo.origin import GatewayProof
 from pomelo.providers import SANDBOX, Credentials, open_providers
 from pomelo.providers.base import Provider
 from pomelo.providers.http import Timeouts
@@ -41,6 +43,9 @@ from pomelo.service import Services
 from pomelo.settings import Settings, SettingsError, is_loopback
 from pomelo.stores import open_store
 from pomelo.stores.base import Store
+from pomelo.subkeys import derive
+
+log = logging.getLogger("pomelo.gateway")
 
 ANSWERS_OUT = 2.0
 """Seconds that the doors get to send what is left, once the tasks have ended or were ended."""
@@ -142,7 +147,9 @@ async def open_app(
         shared = worker is not None
         server = None
         if settings.grpc:
-            server = await stack.enter_async_context(open_server(services, _server_options(settings, shared)))
+            server = await stack.enter_async_context(
+                open_server(services, _server_options(settings, shared), proof=gateway_proof(secret))
+            )
         rest = None
         if settings.rest:
             rest = await stack.enter_async_context(_rest(services, settings, shared))
@@ -226,24 +233,36 @@ async def open_gateway(
 
     `tls` None: a server on another machine is spoken to by TLS, unless the settings allow to do without.
     `ca` is the authority to trust (None: the well-known ones); a server that asks for a certificate is shown
-    the settings' own.
+    the settings' own. With the server's root secret the gateway proves to it that it is one.
 
     Raises:
         OSError: the address is taken, or a TLS file can't be read.
+        pomelo.settings.SettingsError: the root secret in the data folder can't be used.
     """
     if tls is None:
         near = target.startswith("unix:") or is_loopback(target.rpartition(":")[0].strip("[]"))
         tls = not near and not settings.insecure
     shown = Tls(ca=ca, cert=settings.tls_cert, key=settings.tls_key)
+    secret = settings.shared_secret()
+    if secret is None:
+        log.warning(
+            "POMELO_SECRET is not set: the server can't recognise this gateway, and usage records will say "
+            "grpc instead of rest. Set it to the server's root secret"
+        )
     draining = Draining()
     async with (
-        open_remote(target, tls=shown if tls else None) as services,
+        open_remote(target, tls=shown if tls else None, proof=gateway_proof(secret)) as services,
         _rest(draining.guard(services), settings) as rest,
     ):
         try:
             yield rest
         finally:
             await _end(draining, settings.grace)
+
+
+def gateway_proof(secret: bytes | None) -> GatewayProof:
+    """How gateways with this root secret and servers with it recognise each other."""
+    return GatewayProof(derive(secret, "gateway") if secret is not None else None)
 
 
 async def _end(draining: Draining, grace: float) -> None:

@@ -109,7 +109,11 @@ def rest_url(app: App) -> str:
 async def gateway_url(app: App, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[str]:
     """Where a gateway answers that reaches the app over gRPC."""
     assert app.grpc is not None
-    settings = Settings(rest="127.0.0.1:0", data=tmp_path_factory.mktemp("gateway"))
+    settings = Settings(
+        rest="127.0.0.1:0",
+        data=tmp_path_factory.mktemp("gateway"),
+        secret=app.settings.root_secret().decode(),
+    )
     async with open_gateway(settings, app.grpc) as (host, port):
         yield f"http://{host}:{port}"
 

@@ -33,6 +33,7 @@ from pomelo.gen.v1.admin_service_pb2_grpc import AdminServiceServicer, add_Admin
 from pomelo.gen.v1.media_service_pb2_grpc import add_MediaServiceServicer_to_server
 from pomelo.gen.v1.model_service_pb2_grpc import add_ModelServiceServicer_to_server
 from pomelo.gen.v1.task_service_pb2_grpc import add_TaskServiceServicer_to_server
+from pomelo.origin import GatewayProof
 from pomelo.server import health
 from pomelo.server.servicers import AccountServicer, MediaServicer, ModelServicer, Running, TaskServicer
 from pomelo.service import Services
@@ -129,18 +130,20 @@ async def open_server(
     services: Services,
     options: ServerOptions,
     *,
+    proof: GatewayProof | None = None,
     register: Callable[[Any], Sequence[str]] | None = None,
 ) -> AsyncIterator[Server]:
     """Serves `services`, with health and reflection.
 
-    `register` may add servicers to the grpc.aio server before it starts, and gives their full names. Leaving
-    drains: health is NOT_SERVING, no new call is taken, running ones may end within the grace and are then
-    cancelled; it returns when their handlers have cleaned up.
+    `proof` recognises gateways; without it they are callers like others. `register` may add servicers to
+    the grpc.aio server before it starts, and gives their full names. Leaving drains: health is NOT_SERVING,
+    no new call is taken, running ones may end within the grace and are then cancelled; it returns when their
+    handlers have cleaned up.
 
     Raises:
         OSError: an address can't be listened on, or a TLS file can't be read.
     """
-    running = Running()
+    running = Running(proof)
     server = grpc.aio.server(options=options.channel_args(), maximum_concurrent_rpcs=options.calls)
     add_TaskServiceServicer_to_server(TaskServicer(services.tasks, running), server)
     add_ModelServiceServicer_to_server(ModelServicer(services.models, running), server)

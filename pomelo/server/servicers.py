@@ -21,9 +21,10 @@ from pomelo.gen.v1.media_service_pb2_grpc import MediaServiceServicer
 from pomelo.gen.v1.model_service_pb2_grpc import ModelServiceServicer
 from pomelo.gen.v1.task_service_pb2 import RunTaskRequest, RunTaskResponse, StreamTaskRequest
 from pomelo.gen.v1.task_service_pb2_grpc import TaskServiceServicer
+from pomelo.origin import GatewayProof
 from pomelo.service import AccountService, MediaService, ModelService, TaskService
 from pomelo.traces import trace
-from pomelo.wire import OPEN_KEY, WIRE_KEY, status_code, to_status, trailing
+from pomelo.wire import OPEN_KEY, status_code, to_status, trailing
 
 MAX_CHUNK = 1024 * 1024
 """Bytes that a piece of an upload may have."""
@@ -36,15 +37,16 @@ _LINGER = 1.0
 
 
 class Running:
-    """Counts the calls whose handlers have not ended.
+    """Counts the calls whose handlers have not ended, and knows which `proof` gateways show.
 
     grpc.aio's own stop returns before the handlers that it cancelled have cleaned up, so whoever stops a
     server waits here as well.
     """
 
-    __slots__ = ("_idle", "count")
+    __slots__ = ("_idle", "count", "proof")
 
-    def __init__(self) -> None:
+    def __init__(self, proof: GatewayProof | None = None) -> None:
+        self.proof = proof or GatewayProof()
         self.count = 0
         self._idle = asyncio.Event()
 
@@ -70,17 +72,19 @@ class Rpc:
 
     __slots__ = ("_context", "_sent", "call", "gateway")
 
-    def __init__(self, context: Any) -> None:
+    def __init__(self, context: Any, proof: GatewayProof) -> None:
         given = dict(context.invocation_metadata() or ())
         self._context = context
         self._sent = False
-        self.gateway = WIRE_KEY in given
+        origin = proof.origin(given, context.peer())
+        self.gateway = origin.gateway
         # A gateway's own deadline is a little later than its caller's, which it sends in a header: so a
         # late task is answered from here, with all that an answer bears.
         self.call = Call.from_headers(
             given.get,
-            wire="rest" if given.get(WIRE_KEY) == "rest" else "grpc",
-            timeout=None if self.gateway else context.time_remaining(),
+            wire=origin.wire,
+            address=origin.address,
+            timeout=None if origin.proven else context.time_remaining(),
         )
 
     async def open(self) -> None:
@@ -128,7 +132,7 @@ def answering(method: Callable[[Any, Any, Rpc], Awaitable[Any]]) -> Callable[[An
 
     async def handler(self: Any, request: Any, context: Any) -> Any:
         with self.running:
-            rpc = Rpc(context)
+            rpc = Rpc(context, self.running.proof)
             try:
                 return await method(self, request, rpc)
             except asyncio.CancelledError:
