@@ -5,6 +5,7 @@ the server checks the key, the limits and the task.
 """
 
 import asyncio
+import hashlib
 import re
 import time
 from collections.abc import AsyncIterator, Iterable, Iterator
@@ -29,9 +30,10 @@ from pomelo.gen.v1.model_service_pb2_grpc import ModelServiceStub
 from pomelo.gen.v1.task_pb2 import Task, TaskResult
 from pomelo.gen.v1.task_service_pb2 import RunTaskRequest, StreamTaskRequest, StreamTaskResponse
 from pomelo.gen.v1.task_service_pb2_grpc import TaskServiceStub
+from pomelo.inflight import InFlight, InFlightLimits, Ticket
 from pomelo.origin import GatewayProof
 from pomelo.service import Services
-from pomelo.wire import HEADER_NAMES, OPEN_KEY, from_rpc_error
+from pomelo.wire import HEADER_NAMES, OPEN_KEY, REFUSED_KEY, from_rpc_error
 
 MAX_ANSWER = 64 * 1024 * 1024
 """Bytes of one message from the server: a picture or a sound may ride in one."""
@@ -39,6 +41,10 @@ MAX_ANSWER = 64 * 1024 * 1024
 _PER_CHANNEL = 50
 """Calls at once on one connection: half of what a server takes by default. It refuses more, and counts those
 that were cancelled until it has cleaned up after them."""
+
+_KNOWN_KEYS = 10_000
+_KNOWN_SECONDS = 30.0
+"""How many accepted keys are remembered, and for how long."""
 
 _SLACK = 0.25
 """Seconds that the server gets after the deadline to say itself that it passed."""
@@ -104,6 +110,7 @@ async def open_remote(
             models=models,
             media=RemoteMedia(lines),
             accounts=RemoteAccounts(lines, models),
+            access=RemoteAccess(lines, models),
         )
 
 
@@ -192,6 +199,57 @@ class RemoteModels:
         """
         if call.fault is not None:
             await self.list_models(call)
+
+
+class RemoteAccess:
+    """The port `AccessService` over a channel.
+
+    A key that the server accepted is trusted for a while, which saves most calls a round trip; the server
+    checks it again with what the call asks for.
+    """
+
+    def __init__(self, lines: _Lines, models: RemoteModels, limits: InFlightLimits | None = None) -> None:
+        self._lines = lines
+        self._models = models
+        self._in_flight = InFlight(limits)
+        self._known: dict[str, float] = {}
+        """Digest of a key -> until when it is believed, on the clock of `time.monotonic`."""
+
+    async def admit(self, call: Call) -> "RemoteVisit":
+        """See the port."""
+        digest = hashlib.blake2b((call.secret or "").encode("utf-8", "replace"), digest_size=16).hexdigest()
+        now = time.monotonic()
+        if self._known.get(digest, 0.0) <= now:
+            self._known.pop(digest, None)
+            await self._models.list_models(call)
+            if len(self._known) >= _KNOWN_KEYS:
+                del self._known[next(iter(self._known))]
+            self._known[digest] = now + _KNOWN_SECONDS
+        return RemoteVisit(self._lines, call, self._in_flight.enter(digest))
+
+
+class RemoteVisit:
+    """A call that was admitted. The limits are the server's to count and to report."""
+
+    __slots__ = ("_call", "_lines", "_ticket", "close", "reserve")
+
+    def __init__(self, lines: _Lines, call: Call, ticket: Ticket) -> None:
+        self._lines = lines
+        self._call = call
+        self._ticket = ticket
+        self.reserve = ticket.reserve
+        self.close = ticket.close
+
+    async def refuse(self, error: PomeloError, model: str = "") -> PomeloError:
+        """See the port."""
+        try:
+            with self._lines.pick() as line:
+                given = line.given(self._call)
+                given["metadata"].append((REFUSED_KEY, f"{error.code} {self._ticket.size}"))
+                await _unary(line.tasks.RunTask(RunTaskRequest(task=Task(model=model)), **given), self._call)
+        except PomeloError as refusal:
+            return error if refusal.code == error.code else refusal
+        return error
 
 
 class RemoteTasks:

@@ -18,6 +18,7 @@ from typing import Any
 from gateway.app import open_rest
 from gateway.remote import Tls, open_remote
 from gateway.state import GatewayOptions
+from pomelo.access import Access
 from pomelo.accounts import AccountDesk, AccountOffice
 from pomelo.admission.admit import Admission
 from pomelo.admission.keys import Keyring
@@ -139,6 +140,7 @@ async def open_app(
                 models=ModelDesk(catalog, router, intake),
                 media=desk,
                 accounts=accounts,
+                access=Access(keyring.authenticate, admission, catalog, intake.allowed),
             )
         )
         admin = AdminServicer(store, keyring, office, usage, catalog.models)

@@ -43,10 +43,10 @@ class Call:
 
     `secret` is the caller's key as it came (never logged); `address` is the caller's IP address, empty over
     a unix socket; `deadline` is absolute, on the clock of `time.monotonic` (which is the event loop's too);
-    `fault` is what was wrong with the headers, raised once the key is known to be good. `repeat_key` is the
-    Idempotency-Key. `reply` holds the headers that go back, by their names as the documentation writes them;
-    it is complete when a task's first event is, and on every error. `trailer` holds those that are known at
-    a stream's end alone.
+    `fault` is what was wrong with the headers, raised once the key is known to be good. `principal` is set
+    once the key was checked. `repeat_key` is the Idempotency-Key. `reply` holds the headers that go back, by
+    their names as the documentation writes them; it is complete when a task's first event is, and on every
+    error. `trailer` holds those that are known at a stream's end alone.
     """
 
     secret: str | None
@@ -57,6 +57,7 @@ class Call:
     traceparent: str | None = None
     repeat_key: str | None = None
     fault: PomeloError | None = None
+    principal: Principal | None = None
     reply: dict[str, str] = field(default_factory=dict)
     trailer: dict[str, str] = field(default_factory=dict)
 

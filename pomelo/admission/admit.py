@@ -21,6 +21,7 @@ from pomelo.call import Call, Principal
 from pomelo.catalog import Prices
 from pomelo.errors import PomeloError
 from pomelo.gen.v1.task_pb2 import TaskType
+from pomelo.ids import new_id
 from pomelo.pricing import Used, cost, written
 from pomelo.stores.ledger import (
     LedgerStore,
@@ -265,6 +266,35 @@ class Admission:
         name = model.name if model is not None and model.task_type == TaskType.TASK_TYPE_TEXT else ""
         standing = await self.store.standing(Wallet(principal.account, principal.live), name)
         call.reply |= headers(plan, standing, self.now(), tokens=bool(name))
+
+    def concurrent(self, principal: Principal) -> int | None:
+        """How many tasks the account's plan allows at a time; None: no limit."""
+        return self._plans.get(principal.plan, _NO_PLAN).concurrent
+
+    async def count_request(self, call: Call, principal: Principal) -> None:
+        """Counts a request of this minute that takes nothing else: one whose body was refused.
+
+        Raises:
+            PomeloError: rate_limit_exceeded, store_unavailable.
+        """
+        plan = self._plans.get(principal.plan, _NO_PLAN)
+        draft = UsageRecord(
+            task_id=new_id("refused_"),
+            request_id=call.request_id,
+            account=principal.account,
+            live=principal.live,
+            key_id=principal.key_id,
+            wire=call.wire,
+            model="",
+            task_type="",
+        )
+        take = Take(draft, least=0, most=0, requests_limit=plan.requests)
+        outcome = await self.store.take(take)
+        if isinstance(outcome, Refused):
+            now = self.now()
+            call.reply |= headers(plan, outcome.standing, now, tokens=False)
+            raise refusal(outcome, take, now)
+        await asyncio.shield(self.see_to(partial(self.store.void, draft.wallet, draft.task_id)))
 
     async def enter(
         self,

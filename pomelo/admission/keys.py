@@ -111,6 +111,8 @@ class Keyring:
             PomeloError: invalid_api_key, one and the same for a bad, revoked or expired key;
                 store_unavailable.
         """
+        if call.principal is not None:
+            return call.principal
         key = call.secret
         if key is None:
             raise PomeloError("invalid_api_key", f"Missing API key. {_HOW}")

@@ -16,6 +16,7 @@ import aiohttp
 
 from gateway.app import open_rest
 from gateway.state import GatewayOptions
+from pomelo.access import Access
 from pomelo.accounts import AccountDesk
 from pomelo.admission.admit import Admission
 from pomelo.admission.plans import BUILTIN
@@ -171,6 +172,7 @@ async def open_door(folder: Path, **options: Any) -> AsyncIterator[Door]:
             models=ModelDesk(catalog, router, intake),
             media=MediaDesk(media, authenticate),
             accounts=AccountDesk(store, UsageDesk(store, b"s" * 32), admission.plan, authenticate),
+            access=Access(authenticate, admission, catalog, intake.allowed),
         )
         host, port = await stack.enter_async_context(
             open_rest(services, GatewayOptions(**options), "127.0.0.1", 0)
