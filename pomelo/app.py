@@ -21,6 +21,7 @@ from gateway.state import GatewayOptions
 from pomelo.access import Access
 from pomelo.accounts import AccountDesk, AccountOffice
 from pomelo.admission.admit import Admission
+from pomelo.admission.failed_keys import FailedKeys
 from pomelo.admission.keys import Keyring
 from pomelo.admission.plans import BUILTIN, Plan
 from pomelo.call import Call, Principal
@@ -80,6 +81,7 @@ async def open_app(
     plans: Mapping[str, Plan] | None = None,
     wrap_store: Callable[[Store], Store] = lambda store: store,
     make_router: Callable[[Mapping[str, Provider]], Router] = Router,
+    failed_keys: FailedKeys | None = None,
     now: Callable[[], float] = time.time,
     worker: int | None = None,
 ) -> AsyncIterator[App]:
@@ -96,7 +98,7 @@ async def open_app(
     async with AsyncExitStack() as stack:
         secret = settings.root_secret()
         store = wrap_store(await stack.enter_async_context(store_of(settings)))
-        keyring = Keyring(store, secret)
+        keyring = Keyring(store, secret, failed_keys=failed_keys)
         registry = find_providers(settings)
         if providers is None:
             providers = await stack.enter_async_context(

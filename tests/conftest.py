@@ -15,6 +15,7 @@ import aiohttp
 import grpc
 import pytest
 
+from pomelo.admission.failed_keys import FailedKeys
 from pomelo.app import App, open_app, open_gateway
 from pomelo.routing import Router
 from pomelo.settings import Settings
@@ -70,9 +71,11 @@ def settings(tmp_path_factory: pytest.TempPathFactory, upstream: FaultUpstream) 
 
 @pytest.fixture(scope="session")
 async def app(settings: Settings) -> AsyncIterator[App]:
-    """A running Pomelo with both doors open. Its routes are asked however often they failed."""
+    """A running Pomelo with both doors open. Its routes are asked however often they failed, and every bad
+    key is told so."""
     patient = partial(Router, trips_at=10**9)
-    async with open_app(settings, make_router=patient) as running:
+    failed_keys = FailedKeys(limit=10**9)
+    async with open_app(settings, make_router=patient, failed_keys=failed_keys) as running:
         await endow(running.store)
         yield running
 
