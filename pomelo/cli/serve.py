@@ -138,9 +138,14 @@ def run(
     import asyncio
     import logging
 
+    from pomelo.log_limit import LimitedHandler
+
     logging.basicConfig(
-        level=logging.WARNING, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
+        level=logging.WARNING,
+        handlers=[LimitedHandler(logging.StreamHandler(sys.stderr))],
+        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
     )
+    logging.getLogger("pomelo").setLevel(logging.INFO)
 
     async def running() -> None:
         loop = asyncio.get_running_loop()
