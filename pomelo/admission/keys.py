@@ -20,7 +20,7 @@ from pomelo.admission.failed_keys import FailedKeys
 from pomelo.call import Call, Principal
 from pomelo.errors import PomeloError, invalid
 from pomelo.stores.base import DEFAULT_ACCOUNT, KeyRecord, KeyStore
-from pomelo.stores.ledger import AccountStore
+from pomelo.stores.ledger import PAGE, AccountStore
 from pomelo.subkeys import derive
 
 CACHE_SECONDS = 30.0
@@ -191,13 +191,16 @@ class Keyring:
             raise _unknown(key_id)
         return record
 
-    async def list(self, account: str | None = None) -> list[KeyRecord]:
-        """The keys of an account, or all; oldest first.
+    async def list(
+        self, account: str | None = None, *, limit: int = PAGE, after: tuple[float, str] | None = None
+    ) -> list[KeyRecord]:
+        """At most `limit` keys of an account, or of all; oldest first. `after` is the time and the id of the
+        key after which to begin.
 
         Raises:
             PomeloError: store_unavailable.
         """
-        return await self._store.list_keys(account)
+        return await self._store.list_keys(account, limit=limit, after=after)
 
     def forget_account(self, account: str) -> None:
         """Asks the store again for the keys of an account whose plan has changed."""

@@ -181,7 +181,7 @@ async def development_key(settings: "Settings") -> str | None:
     secret = settings.root_secret()
     async with store_of(settings) as store:
         keyring = Keyring(store, secret)
-        if await keyring.list():
+        if await keyring.list(limit=1):
             return None
         _, key = await keyring.create()
         write_private(settings.key_file, key, replace=True)

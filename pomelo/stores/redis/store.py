@@ -11,7 +11,7 @@ from contextlib import asynccontextmanager
 
 from pomelo.errors import PomeloError
 from pomelo.stores.base import DEFAULT_ACCOUNT, Store, StoreError
-from pomelo.stores.ledger import GROUPS, Grant, UsageQuery, UsageRecord, UsageTotal, Wallet
+from pomelo.stores.ledger import GROUPS, Grant, UsageQuery, UsageRecord, UsageTotal, Wallet, WalletState
 from pomelo.stores.redis.accounts import Accounts
 from pomelo.stores.redis.archive import open_archive
 from pomelo.stores.redis.keys import Keys
@@ -91,11 +91,13 @@ class RedisStore(Keys, Accounts, Ledger):
         """See UsageStore."""
         return await self._usage.list_usage(query, limit=limit, after=after)
 
-    async def sum_usage(self, query: UsageQuery, by: str) -> list[UsageTotal]:
+    async def sum_usage(
+        self, query: UsageQuery, by: str, *, limit: int | None = None, after: str = ""
+    ) -> list[UsageTotal]:
         """See UsageStore."""
         if by not in GROUPS:
             raise ValueError(f"by must be one of {', '.join(GROUPS)}")
-        return await self._usage.sum_usage(query, by)
+        return await self._usage.sum_usage(query, by, limit=limit, after=after)
 
     async def held(self) -> list[UsageRecord]:
         """See UsageStore."""
@@ -108,6 +110,10 @@ class RedisStore(Keys, Accounts, Ledger):
     async def wallets(self) -> list[Wallet]:
         """See UsageStore."""
         return await self._usage.wallets()
+
+    def wallet_states(self) -> AsyncIterator[list[WalletState]]:
+        """See UsageStore."""
+        return self._usage.wallet_states()
 
     async def begin(self, at: float) -> None:
         """Makes what every store has from the first.

@@ -7,18 +7,18 @@ streams.
 
 import asyncio
 import logging
-from collections.abc import Iterable
+from collections.abc import AsyncIterator, Iterable
 from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
 from pomelo.errors import PomeloError
-from pomelo.stores.ledger import UsageQuery, UsageRecord, UsageTotal, Wallet
+from pomelo.stores.ledger import Balance, UsageQuery, UsageRecord, UsageTotal, Wallet, WalletState
 from pomelo.stores.redis.archive import Archive
 from pomelo.stores.redis.link import Link
-from pomelo.stores.redis.names import names
+from pomelo.stores.redis.names import key, names
 from pomelo.stores.redis.places import Places, each
-from pomelo.stores.redis.scripts import HOLDING
+from pomelo.stores.redis.scripts import HOLDING, STATES
 from pomelo.stores.sqlite import records
 from pomelo.stores.sqlite.ledger import RECOVERED
 from pomelo.traces import trace
@@ -61,13 +61,18 @@ class Usage:
         self, query: UsageQuery, *, limit: int, after: str = ""
     ) -> tuple[list[UsageRecord], str]:
         """See UsageStore."""
-        await self.drain(await self._asked(query))
+        # What comes after a page is older, and was brought for the first page.
+        if not after:
+            await self.drain(await self._asked(query))
         return await self._archive.list_usage(query, limit, after)
 
-    async def sum_usage(self, query: UsageQuery, by: str) -> list[UsageTotal]:
+    async def sum_usage(
+        self, query: UsageQuery, by: str, *, limit: int | None = None, after: str = ""
+    ) -> list[UsageTotal]:
         """See UsageStore."""
-        await self.drain(await self._asked(query))
-        return await self._archive.sum_usage(query, by)
+        if not after:
+            await self.drain(await self._asked(query))
+        return await self._archive.sum_usage(query, by, limit=limit, after=after)
 
     async def get(self, wallet: Wallet, task_id: str) -> UsageRecord | None:
         """A task's record."""
@@ -77,7 +82,7 @@ class Usage:
 
     async def held(self) -> list[UsageRecord]:
         """See UsageStore."""
-        wallets = await self._places.all()
+        wallets = await self._places.having("drafts")
         tables = await each(wallets, lambda w: self._link.send("HVALS", names(w).drafts))
         found = [records.read(text) for table in tables for text in table]
         return sorted(found, key=lambda record: record.task_id)
@@ -90,7 +95,20 @@ class Usage:
 
     async def wallets(self) -> list[Wallet]:
         """See UsageStore."""
-        return await self._places.used()
+        found = {state.wallet async for page in self.wallet_states() for state in page}
+        return sorted(found, key=lambda w: (w.account, w.live))
+
+    async def wallet_states(self) -> AsyncIterator[list[WalletState]]:
+        """See UsageStore."""
+        async for wallets in self._places.pages():
+            states = []
+            for some, answer in await self._places.ask(STATES, wallets, _state_keys):
+                for wallet, start in zip(some, range(0, len(answer), 6), strict=True):
+                    there, granted, spent, held, given, holding = answer[start : start + 6]
+                    if there:
+                        balance = Balance(granted, spent, held)
+                        states.append(WalletState(wallet, balance, given, holding))
+            yield states
 
     async def drain(self, wallets: Iterable[Wallet]) -> None:
         """Brings all that is in the streams of these wallets.
@@ -125,18 +143,16 @@ class Usage:
         await each(entries, lambda w: self._link.send("XDEL", names(w).usage, *entries[w]))
 
     async def _asked(self, query: UsageQuery) -> list[Wallet]:
-        return [
-            wallet
-            for wallet in await self._places.all()
-            if query.account in (None, wallet.account) and query.live in (None, wallet.live)
-        ]
+        if query.account is not None:
+            return [Wallet(query.account, live) for live in (False, True) if query.live in (None, live)]
+        return [w for w in await self._places.having("usage") if query.live in (None, w.live)]
 
     async def _bring(self) -> None:
         rounds = 0
         while True:
             wallets, self._expected = self._expected, set()
             try:
-                await self.drain(wallets if rounds % _ROUND else await self._places.all())
+                await self.drain(wallets if rounds % _ROUND else await self._places.having("usage"))
             except (PomeloError, asyncio.CancelledError) as error:
                 self._expected |= wallets
                 if isinstance(error, asyncio.CancelledError):
@@ -146,6 +162,10 @@ class Usage:
                 self._expected |= wallets
             rounds += 1
             await asyncio.sleep(self._link.timing.drain)
+
+
+def _state_keys(wallet: Wallet) -> list[str]:
+    return [key(wallet, table) for table in ("wallet", "holds", "grants")]
 
 
 def _order(entry: bytes) -> tuple[int, int]:
