@@ -53,7 +53,7 @@ async def guard(
 
     What goes wrong once an answer has begun breaks the connection: it can't be told any more.
     """
-    call = request[CALL] = Call.from_headers(request.headers.get, wire="rest")
+    call = request[CALL] = Call.from_headers(request.headers.get, wire="rest", address=request.remote or "")
     try:
         return await handler(request)
     except PomeloError as error:

@@ -32,9 +32,10 @@ from pomelo.gen.v1.task_pb2 import Task, TaskResult
 from pomelo.gen.v1.task_service_pb2 import RunTaskRequest, StreamTaskRequest, StreamTaskResponse
 from pomelo.gen.v1.task_service_pb2_grpc import TaskServiceStub
 from pomelo.inflight import InFlight, InFlightLimits, Ticket
+from pomelo.origin import GatewayProof
 from pomelo.service import Services
 from pomelo.turns import Turn, Turns
-from pomelo.wire import HEADER_NAMES, OPEN_KEY, REFUSED_KEY, WIRE_KEY, from_rpc_error
+from pomelo.wire import HEADER_NAMES, OPEN_KEY, REFUSED_KEY, from_rpc_error
 
 MAX_ANSWER = 64 * 1024 * 1024
 """Bytes of one message from the server: a picture or a sound may ride in one."""
@@ -97,16 +98,22 @@ class Tls:
 
 @asynccontextmanager
 async def open_remote(
-    target: str, *, tls: Tls | None = None, limits: InFlightLimits | None = None
+    target: str,
+    *,
+    tls: Tls | None = None,
+    limits: InFlightLimits | None = None,
+    proof: GatewayProof | None = None,
 ) -> AsyncIterator[Services]:
     """The services of the gRPC server at `target`, such as host:port or unix:/path. It need not be up yet.
     `limits` bound what is in flight here.
+
+    Without a `proof` that the server recognises, every call counts as a gRPC call from this address.
 
     Raises:
         OSError: a TLS file can't be read.
     """
     async with AsyncExitStack() as stack:
-        lines = _Lines(target, tls.credentials() if tls else None, stack)
+        lines = _Lines(target, tls.credentials() if tls else None, stack, proof or GatewayProof())
         models = RemoteModels(lines)
         turns = Turns()
         yield Services(
@@ -121,10 +128,11 @@ async def open_remote(
 class _Line:
     """One connection, its stubs, and how many calls are on it; a context manager that counts one."""
 
-    __slots__ = ("accounts", "busy", "media", "models", "tasks")
+    __slots__ = ("_proof", "accounts", "busy", "media", "models", "tasks")
 
-    def __init__(self, channel: Any) -> None:
+    def __init__(self, channel: Any, proof: GatewayProof) -> None:
         self.busy = 0
+        self._proof = proof
         self.tasks = TaskServiceStub(channel)
         self.models = ModelServiceStub(channel)
         self.media = MediaServiceStub(channel)
@@ -139,12 +147,17 @@ class _Line:
     ) -> None:
         self.busy -= 1
 
+    def given(self, call: Call) -> dict[str, Any]:
+        """The metadata and the timeout of the gRPC call that stands for `call`."""
+        return _given(call, self._proof)
+
 
 class _Lines:
     """The connections to one server: one, and another whenever all are full."""
 
-    def __init__(self, target: str, credentials: Any, stack: AsyncExitStack) -> None:
+    def __init__(self, target: str, credentials: Any, stack: AsyncExitStack, proof: GatewayProof) -> None:
         self._target = target
+        self._proof = proof
         self._credentials = credentials
         self._stack = stack
         self._lines: list[_Line] = []
@@ -159,7 +172,7 @@ class _Lines:
         else:
             channel = grpc.aio.secure_channel(self._target, self._credentials, options=_ARGS)
         self._stack.push_async_callback(channel.close)
-        line = _Line(channel)
+        line = _Line(channel, self._proof)
         self._lines.append(line)
         return line
 
@@ -173,7 +186,7 @@ class RemoteModels:
     async def list_models(self, call: Call) -> list[Model]:
         """See the port."""
         with self._lines.pick() as line:
-            response = await _unary(line.models.ListModels(ListModelsRequest(), **_given(call)), call)
+            response = await _unary(line.models.ListModels(ListModelsRequest(), **line.given(call)), call)
         if call.fault is not None:
             raise call.fault
         return list(response.models)
@@ -182,7 +195,9 @@ class RemoteModels:
         """See the port."""
         await self.refuse_fault(call)
         with self._lines.pick() as line:
-            response = await _unary(line.models.GetModel(GetModelRequest(name=name), **_given(call)), call)
+            response = await _unary(
+                line.models.GetModel(GetModelRequest(name=name), **line.given(call)), call
+            )
         model: Model = response.model
         return model
 
@@ -238,10 +253,10 @@ class RemoteVisit:
 
     async def refuse(self, error: PomeloError, model: str = "") -> PomeloError:
         """See the port."""
-        given = _given(self._call)
-        given["metadata"].append((REFUSED_KEY, f"{error.code} {self._ticket.size}"))
         try:
             with self._lines.pick() as line:
+                given = line.given(self._call)
+                given["metadata"].append((REFUSED_KEY, f"{error.code} {self._ticket.size}"))
                 await _unary(line.tasks.RunTask(RunTaskRequest(task=Task(model=model)), **given), self._call)
         except PomeloError as refusal:
             return error if refusal.code == error.code else refusal
@@ -261,7 +276,7 @@ class RemoteTasks:
         await self._models.refuse_fault(call)
         _hand_over(task, call)
         with self._lines.pick() as line:
-            response = await _unary(line.tasks.RunTask(RunTaskRequest(task=task), **_given(call)), call)
+            response = await _unary(line.tasks.RunTask(RunTaskRequest(task=task), **line.given(call)), call)
         result: TaskResult = response.result
         return result
 
@@ -271,7 +286,7 @@ class RemoteTasks:
         await self._models.refuse_fault(call)
         _hand_over(task, call)
         with self._lines.pick() as line:
-            rpc = line.tasks.StreamTask(StreamTaskRequest(task=task), **_given(call))
+            rpc = line.tasks.StreamTask(StreamTaskRequest(task=task), **line.given(call))
             events: _Messages[StreamTaskResponse] = _Messages(rpc, call, self._turns.stream())
             try:
                 async with _until_deadline(call):
@@ -299,7 +314,7 @@ class RemoteAccounts:
         """See the port."""
         await self._models.refuse_fault(call)
         with self._lines.pick() as line:
-            response = await _unary(line.accounts.GetAccount(GetAccountRequest(), **_given(call)), call)
+            response = await _unary(line.accounts.GetAccount(GetAccountRequest(), **line.given(call)), call)
         account: Account = response.account
         return account
 
@@ -307,7 +322,9 @@ class RemoteAccounts:
         """See the port."""
         await self._models.refuse_fault(call)
         with self._lines.pick() as line:
-            response: ListUsageResponse = await _unary(line.accounts.ListUsage(request, **_given(call)), call)
+            response: ListUsageResponse = await _unary(
+                line.accounts.ListUsage(request, **line.given(call)), call
+            )
         return response
 
 
@@ -323,8 +340,8 @@ class RemoteMedia:
         """See the port. A refusal ends the upload at once, also while the next chunk is waited for."""
         with self._lines.pick() as line:
             # Asks for something small: the key must be known to be good before the first chunk is taken.
-            await _unary(line.models.ListModels(ListModelsRequest(), **_given(call)), call)
-            rpc = line.media.UploadMedia(**_given(call))
+            await _unary(line.models.ListModels(ListModelsRequest(), **line.given(call)), call)
+            rpc = line.media.UploadMedia(**line.given(call))
             try:
                 async with _until_deadline(call):
                     ends = await send(rpc, content_type, chunks)
@@ -352,7 +369,7 @@ class RemoteMedia:
         task.speech_to_text.audio.media_id = media_id
         again = replace(call, deadline=time.monotonic() + _DROP_WITHIN, reply={}, trailer={}, at_end=[])
         with suppress(PomeloError), self._lines.pick() as line:
-            await _unary(line.tasks.RunTask(RunTaskRequest(task=task), **_given(again)), again)
+            await _unary(line.tasks.RunTask(RunTaskRequest(task=task), **line.given(again)), again)
 
     @asynccontextmanager
     async def download_media(
@@ -361,7 +378,7 @@ class RemoteMedia:
         """See the port."""
         request = DownloadMediaRequest(media_id=media_id, signature=signature)
         with self._lines.pick() as line:
-            rpc = line.media.DownloadMedia(request, **_given(call))
+            rpc = line.media.DownloadMedia(request, **line.given(call))
             messages: _Messages[DownloadMediaResponse] = _Messages(rpc, call, self._turns.stream())
             try:
                 async with _until_deadline(call):
@@ -375,17 +392,19 @@ class RemoteMedia:
 # --- one call
 
 
-def _given(call: Call) -> dict[str, Any]:
-    """The metadata and the timeout of the gRPC call that stands for `call`."""
+def _given(call: Call, proof: GatewayProof) -> dict[str, Any]:
     left = max(call.deadline - time.monotonic(), 0.001)
+    authorization = ""
+    if call.secret is not None:
+        # What can't be a key may not fit into metadata; any other wrong one is refused just the same.
+        authorization = f"Bearer {call.secret if _PLAIN.fullmatch(call.secret) else '-'}"
     metadata = [
-        (WIRE_KEY, call.wire),
+        *proof.metadata(call.wire, call.address, authorization),
         ("x-request-id", call.request_id),
         ("x-request-timeout", f"{left:.6f}"),
     ]
-    if call.secret is not None:
-        # What can't be a key may not fit into metadata; any other wrong one is refused just the same.
-        metadata.append(("authorization", f"Bearer {call.secret if _PLAIN.fullmatch(call.secret) else '-'}"))
+    if authorization:
+        metadata.append(("authorization", authorization))
     if call.repeat_key is not None and call.fault is None:
         metadata.append(("idempotency-key", call.repeat_key))
     if call.traceparent is not None and _PLAIN.fullmatch(call.traceparent):

@@ -22,6 +22,7 @@ from gateway.state import GatewayOptions
 from pomelo.access import Access
 from pomelo.accounts import AccountDesk, AccountOffice
 from pomelo.admission.admit import RECONCILE_EVERY, Admission
+from pomelo.admission.failed_keys import FailedKeys
 from pomelo.admission.keys import Keyring
 from pomelo.admission.plans import BUILTIN, Plan
 from pomelo.call import Call, Principal
@@ -34,6 +35,7 @@ from pomelo.media import MediaDesk, MediaStore
 from pomelo.media_quota import MediaLimits
 from pomelo.metering.usage import UsageDesk
 from pomelo.models import ModelDesk
+from pomelo.origin import GatewayProof
 from pomelo.providers import SANDBOX, Credentials, open_providers
 from pomelo.providers.base import Provider
 from pomelo.providers.connections import ConnectionLimiter
@@ -49,6 +51,7 @@ from pomelo.service import Services
 from pomelo.settings import Settings, SettingsError, is_loopback
 from pomelo.stores import open_store
 from pomelo.stores.base import Store
+from pomelo.subkeys import derive
 from pomelo.traces import trace
 from pomelo.turns import Turns
 
@@ -93,6 +96,7 @@ async def open_app(
     plans: Mapping[str, Plan] | None = None,
     wrap_store: Callable[[Store], Store] = lambda store: store,
     make_router: Callable[[Mapping[str, Provider]], Router] = Router,
+    failed_keys: FailedKeys | None = None,
     now: Callable[[], float] = time.time,
     reconcile_every: float = RECONCILE_EVERY,
     worker: int | None = None,
@@ -110,7 +114,7 @@ async def open_app(
     async with AsyncExitStack() as stack:
         secret = settings.root_secret()
         store = wrap_store(await stack.enter_async_context(store_of(settings)))
-        keyring = Keyring(store, secret)
+        keyring = Keyring(store, secret, failed_keys=failed_keys)
         registry = find_providers(settings)
         connections = ConnectionLimiter(settings.upstream_connections)
         turns = Turns()
@@ -176,7 +180,9 @@ async def open_app(
         shared = worker is not None
         server = None
         if settings.grpc:
-            server = await stack.enter_async_context(open_server(services, _server_options(settings, shared)))
+            server = await stack.enter_async_context(
+                open_server(services, _server_options(settings, shared), proof=gateway_proof(secret))
+            )
         rest = None
         if settings.rest:
             rest = await stack.enter_async_context(_rest(services, settings, shared))
@@ -261,24 +267,41 @@ async def open_gateway(
 
     `tls` None: a server on another machine is spoken to by TLS, unless the settings allow to do without.
     `ca` is the authority to trust (None: the well-known ones); a server that asks for a certificate is shown
-    the settings' own.
+    the settings' own. With the server's root secret the gateway proves to it that it is one.
 
     Raises:
         OSError: the address is taken, or a TLS file can't be read.
+        pomelo.settings.SettingsError: the root secret in the data folder can't be used.
     """
     if tls is None:
         near = target.startswith("unix:") or is_loopback(target.rpartition(":")[0].strip("[]"))
         tls = not near and not settings.insecure
     shown = Tls(ca=ca, cert=settings.tls_cert, key=settings.tls_key)
+    secret = settings.shared_secret()
+    if secret is None:
+        log.warning(
+            "POMELO_SECRET is not set: the server can't recognise this gateway, and usage records will say "
+            "grpc instead of rest. Set it to the server's root secret"
+        )
     draining = Draining()
     async with (
-        open_remote(target, tls=shown if tls else None, limits=_in_flight(settings)) as services,
+        open_remote(
+            target,
+            tls=shown if tls else None,
+            limits=_in_flight(settings),
+            proof=gateway_proof(secret),
+        ) as services,
         _rest(draining.guard(services), settings) as rest,
     ):
         try:
             yield rest
         finally:
             await _end(draining, settings.grace)
+
+
+def gateway_proof(secret: bytes | None) -> GatewayProof:
+    """How gateways with this root secret and servers with it recognise each other."""
+    return GatewayProof(derive(secret, "gateway") if secret is not None else None)
 
 
 async def _end(draining: Draining, grace: float) -> None:

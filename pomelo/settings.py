@@ -370,6 +370,20 @@ class Settings(BaseModel):
             )
         log.warning("POMELO_DATA: %s was open to other users (mode %04o) and is closed now", self.data, mode)
 
+    def shared_secret(self) -> bytes | None:
+        """The root secret for a gateway to prove itself with, None where it is not here. Makes nothing.
+
+        Raises:
+            SettingsError: there is one in the data folder that can't be used.
+        """
+        if self.secret:
+            return self.secret.encode()
+        try:
+            kept = (self.data / "secret").exists()
+        except OSError:  # another user's data folder
+            kept = False
+        return self.root_secret() if kept else None
+
     def _check(self, secret: bytes, named: str) -> None:
         """Refuses a secret under which the folder's keys are worth nothing.
 

@@ -102,7 +102,7 @@ def _data(settings: "Settings") -> Finding:
 
 def _store(settings: "Settings", served: bool) -> Iterator[Finding]:
     from pomelo.cli.keys import state
-    from pomelo.cli.operator import ask
+    from pomelo.cli.operator import pages
     from pomelo.gen.v1 import admin_service_pb2 as pb
 
     kept_here = settings.store_url().startswith("sqlite:")
@@ -110,8 +110,9 @@ def _store(settings: "Settings", served: bool) -> Iterator[Finding]:
         yield Finding("store", "off", "empty: no keys yet")
         return
     try:
-        keys = ask(settings, "ListKeys", pb.ListKeysRequest()).keys
-        accounts = ask(settings, "ListAccounts", pb.ListAccountsRequest()).accounts
+        keys = [key for page in pages(settings, "ListKeys", pb.ListKeysRequest()) for key in page.keys]
+        found = pages(settings, "ListAccounts", pb.ListAccountsRequest())
+        accounts = [account for page in found for account in page.accounts]
     except Exception as error:
         line = explain(error)
         if line is None:

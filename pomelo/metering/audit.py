@@ -2,7 +2,7 @@
 
 The operator's service runs it, also while tasks run: a wallet is looked at before and after its records are
 read, and what they say must lie between the two. It reads through the roles of the store alone, in pages,
-and keeps eight bytes of each record.
+and keeps eight bytes of each record and some hundred of each wallet.
 """
 
 import hashlib
@@ -25,6 +25,7 @@ from pomelo.stores.ledger import (
     UsageRecord,
     UsageStore,
     Wallet,
+    WalletState,
 )
 
 OVERDUE = DEFAULT_TIMEOUT + 60.0
@@ -55,6 +56,12 @@ class _Findings:
         self.told.difference_micros += abs(difference)
         if len(self.told.findings) < self.most:
             self.told.findings.add(check=check, subject=subject, difference_micros=difference, detail=detail)
+
+    def sort(self, start: int) -> None:
+        """Puts the findings from `start` on in the order of their subjects, which no store promises."""
+        ordered = sorted(list(self.told.findings)[start:], key=lambda one: one.subject)
+        del self.told.findings[start:]
+        self.told.findings.extend(ordered)
 
 
 async def audit(
@@ -103,12 +110,16 @@ async def _recompute(
     Raises:
         PomeloError: store_unavailable.
     """
-    before = {wallet: await store.balance(wallet) for wallet in await store.wallets()}
-    spent: dict[Wallet, int] = {}
+    # By names of wallets: hundreds of thousands of records as keys would keep the garbage collector busy.
+    before = {
+        _name(state.wallet): state.balance.spent async for states in store.wallet_states() for state in states
+    }
+    spent: dict[str, int] = {}
     prices: dict[str, Prices] = {}
     seen = _Seen()
     async for record in _records(store, page):
-        spent[record.wallet] = spent.get(record.wallet, 0) + record.cost
+        name = _name(record.wallet)
+        spent[name] = spent.get(name, 0) + record.cost
         seen.add(record.task_id)
         found.told.records += 1
         found.told.cost_micros += record.cost
@@ -119,16 +130,23 @@ async def _recompute(
     found.told.holds = len(holds)
     await _check_tasks(found, store, page, seen, holds)
     await _check_running(found, store, runs, now)
-    known = {account.name for account in await store.list_accounts()}
-    wallets = set(await store.wallets())
-    for wallet in sorted(wallets | spent.keys(), key=lambda one: (one.account, one.live)):
-        found.told.wallets += 1
-        if wallet.account not in known:
-            found.add("account", _name(wallet), 0, "It is a side of an account that there is not")
-        earlier = before.get(wallet, Balance())
-        await _check_grants(found, store, wallet, earlier)
-        await _check_spent(found, store, wallet, earlier, spent.get(wallet, 0))
-        await _check_held(found, store, wallet)
+    start = len(found.told.findings)
+    looked: set[str] = set()
+    async for states in store.wallet_states():
+        for state in states:
+            name = _name(state.wallet)
+            if name not in looked:
+                looked.add(name)
+                await _check_wallet(found, store, state, before.get(name, 0), spent.get(name, 0))
+    for name in spent.keys() - looked:  # those that are gone
+        looked.add(name)
+        wallet = _wallet(name)
+        given = sum(grant.amount for grant in await store.list_grants(wallet))
+        state = WalletState(wallet, Balance(), given, 0)
+        await _check_wallet(found, store, state, before.get(name, 0), spent[name])
+    found.told.wallets = len(looked)
+    await _check_accounts(found, store, looked)
+    found.sort(start)
 
 
 async def _records(store: UsageStore, page: int) -> AsyncIterator[UsageRecord]:
@@ -239,38 +257,52 @@ async def _check_running(
 # --- wallets
 
 
-async def _check_grants(found: _Findings, store: AccountStore, wallet: Wallet, earlier: Balance) -> None:
-    given = sum(grant.amount for grant in await store.list_grants(wallet))
-    later = await store.balance(wallet)
-    difference = _outside(given, earlier.granted, later.granted)
-    if difference:
+async def _check_wallet(
+    found: _Findings,
+    store: AuditedStore,
+    state: WalletState,
+    before: int,
+    spent: int,
+) -> None:
+    """A wallet's balance is what its grants, its records and its tasks say. `before` is what it had spent
+    before the records were read, `spent` what they sum up to."""
+    wallet, balance = state.wallet, state.balance
+    if balance.granted != state.given:
         found.add(
             "granted",
             _name(wallet),
-            difference,
-            f"{given + difference} microcredits are granted, and its grants say {given}",
+            balance.granted - state.given,
+            f"{balance.granted} microcredits are granted, and its grants say {state.given}",
         )
-    least = min(later.granted, later.spent, later.held, later.available)
+    least = min(balance.granted, balance.spent, balance.held, balance.available)
     if least < 0:
         found.add(
             "balance",
             _name(wallet),
             least,
-            f"Of {later.granted} microcredits {later.spent} are spent and {later.held} held, "
-            f"so {later.available} are left",
+            f"Of {balance.granted} microcredits {balance.spent} are spent and {balance.held} held, "
+            f"so {balance.available} are left",
         )
+    if balance.held != state.holding:
+        found.add(
+            "held",
+            _name(wallet),
+            balance.held - state.holding,
+            f"{balance.held} microcredits are held, and its tasks hold {state.holding}",
+        )
+    await _check_spent(found, store, state, before, spent)
 
 
 async def _check_spent(
-    found: _Findings, store: AuditedStore, wallet: Wallet, earlier: Balance, spent: int
+    found: _Findings, store: AuditedStore, state: WalletState, earlier: int, spent: int
 ) -> None:
-    later = await store.balance(wallet)
-    if earlier.spent != later.spent:  # tasks ended meanwhile: the whole wallet is summed at one moment
+    wallet, later = state.wallet, state.balance.spent
+    if earlier != later:  # tasks ended meanwhile: the whole wallet is summed at one moment
         earlier = later
         sums = await store.sum_usage(UsageQuery(account=wallet.account, live=wallet.live), "account")
         spent = sum(total.cost for total in sums)
-        later = await store.balance(wallet)
-    difference = _outside(spent, earlier.spent, later.spent)
+        later = (await store.balance(wallet)).spent
+    difference = _outside(spent, earlier, later)
     if difference:
         found.add(
             "spent",
@@ -280,13 +312,15 @@ async def _check_spent(
         )
 
 
-async def _check_held(found: _Findings, store: UsageStore, wallet: Wallet) -> None:
-    """What is held is what tasks hold."""
-    kept, tasks = await store.holding(wallet)
-    if kept != tasks:
-        found.add(
-            "held", _name(wallet), kept - tasks, f"{kept} microcredits are held, and its tasks hold {tasks}"
-        )
+async def _check_accounts(found: _Findings, store: AccountStore, wallets: set[str]) -> None:
+    """Every wallet is a side of an account. Takes those that are out of `wallets`."""
+    after = ""
+    while page := await store.list_accounts(after=after):
+        after = page[-1].name
+        for account in page:
+            wallets -= {_name(Wallet(account.name, live)) for live in (False, True)}
+    for name in sorted(wallets):
+        found.add("account", name, 0, "It is a side of an account that there is not")
 
 
 def _outside(recomputed: int, least: int, most: int) -> int:
@@ -298,3 +332,9 @@ def _outside(recomputed: int, least: int, most: int) -> int:
 
 def _name(wallet: Wallet) -> str:
     return f"{wallet.account}/{'live' if wallet.live else 'test'}"
+
+
+def _wallet(name: str) -> Wallet:
+    """The wallet that `_name` named."""
+    account, _, mode = name.rpartition("/")
+    return Wallet(account, mode == "live")

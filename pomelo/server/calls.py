@@ -20,11 +20,12 @@ from google.protobuf.message_factory import GetMessageClass
 
 from pomelo.call import Call
 from pomelo.errors import TABLE, PomeloError
-from pomelo.inflight import Turns
+from pomelo.inflight import FairPermits
+from pomelo.origin import GatewayProof
 from pomelo.server import budget
 from pomelo.service import AccessService, Visit
 from pomelo.traces import trace
-from pomelo.wire import OPEN_KEY, REFUSED_KEY, WIRE_KEY, retry, status_code, to_status, trailing
+from pomelo.wire import OPEN_KEY, REFUSED_KEY, retry, status_code, to_status, trailing
 
 log = logging.getLogger("pomelo.server")
 
@@ -87,6 +88,9 @@ class Connections(Protocol):
     def ended(self, peer: str) -> None:
         """A call with a good key has ended; once for each."""
 
+    def trust(self, peer: str) -> None:
+        """A gateway of ours speaks: the connection carries the calls of many callers."""
+
 
 class AnyConnections:
     """Takes all connections as they are. Implements `Connections`."""
@@ -101,6 +105,9 @@ class AnyConnections:
         """See the protocol."""
 
     def ended(self, peer: str) -> None:
+        """See the protocol."""
+
+    def trust(self, peer: str) -> None:
         """See the protocol."""
 
 
@@ -215,8 +222,15 @@ Method = Callable[["Rpc"], Awaitable[bytes | None]]
 class FrontEnd:
     """What the calls of one gRPC server share."""
 
-    def __init__(self, access: AccessService | None, limits: CallLimits, connections: Connections) -> None:
+    def __init__(
+        self,
+        access: AccessService | None,
+        limits: CallLimits,
+        connections: Connections,
+        proof: GatewayProof | None = None,
+    ) -> None:
         self.access = access
+        self.proof = proof or GatewayProof()
         self.limits = limits
         self.connections = connections
         self.running = Running()
@@ -225,8 +239,8 @@ class FrontEnd:
         self.health_reads = NewestFirst(limits.health_reads)
         self.forwarded = Pool(limits.forwarded)
         self.lookups = Pool(limits.lookups)
-        self.reads = Turns(limits.reads)
-        self.uploads = Turns(limits.uploads)
+        self.reads = FairPermits(limits.reads)
+        self.uploads = FairPermits(limits.uploads)
 
     def handlers(self, service: ServiceDescriptor, servicer: object) -> dict[str, Any]:
         """The methods of a service as grpc takes them: those of `servicer`, by their names in the contract.
@@ -411,13 +425,15 @@ class Rpc:
         self._served = False
         self._signed = False
         self._size = 0
-        self.gateway = WIRE_KEY in given
-        self.trusted = self.gateway
+        origin = front.proof.origin(given, self._peer)
+        self.gateway = origin.gateway
+        self.trusted = origin.proven
         # A gateway's own deadline is a little later than its caller's, which it sends in a header: so a
         # late task is answered from here, with all that an answer has.
         self.call = Call.from_headers(
             given.get,
-            wire="rest" if given.get(WIRE_KEY) == "rest" else "grpc",
+            wire=origin.wire,
+            address=origin.address,
             timeout=None if self.trusted else context.time_remaining(),
             names=[name for name, _ in pairs] if len(given) < len(pairs) else (),
         )
@@ -450,6 +466,8 @@ class Rpc:
         with self._front.lookups.place():
             self.visit = await access.admit(self.call)
         self._front.connections.authenticated(self._peer)
+        if self.trusted:
+            self._front.connections.trust(self._peer)
 
     async def admit_if_known(self) -> PomeloError | None:
         """As `admit`, for a call that needs no key; what is wrong with one that has a bad key.
@@ -508,7 +526,7 @@ class Rpc:
             when, self.late = self.call.deadline, _DEADLINE
         self.scope.reschedule(when)
 
-    async def _in_turn(self, turns: Turns, until: float, late: "Late") -> None:
+    async def _in_turn(self, turns: FairPermits, until: float, late: "Late") -> None:
         """Waits for a turn of the account, until that time; from then on the call is `late` at that time."""
         owner = self._owner
         if turns.full(owner):

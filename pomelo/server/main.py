@@ -30,6 +30,7 @@ from pomelo.gen.v1 import (
     task_service_pb2,
 )
 from pomelo.gen.v1.admin_service_pb2_grpc import AdminServiceServicer, add_AdminServiceServicer_to_server
+from pomelo.origin import GatewayProof
 from pomelo.server import health
 from pomelo.server.calls import CallLimits, FrontEnd, Running
 from pomelo.server.connections import ConnectionGuard, ConnectionLimits
@@ -140,20 +141,22 @@ async def open_server(
     services: Services,
     options: ServerOptions,
     *,
+    proof: GatewayProof | None = None,
     register: Callable[[Any], Sequence[str]] | None = None,
 ) -> AsyncIterator[Server]:
     """Serves `services`, with health and reflection.
 
-    `register` may add servicers to the grpc.aio server before it starts, and gives their full names. Leaving
-    drains: health is NOT_SERVING, no new call is taken, running ones may end within the grace and are then
-    cancelled; it returns when their handlers have cleaned up.
+    `proof` recognises gateways; without it they are callers like others. `register` may add servicers to
+    the grpc.aio server before it starts, and gives their full names. Leaving drains: health is NOT_SERVING,
+    no new call is taken, running ones may end within the grace and are then cancelled; it returns when their
+    handlers have cleaned up.
 
     Raises:
         OSError: an address can't be listened on, or a TLS file can't be read.
     """
     options = replace(options, connections=options.connections.within(descriptors.limit()))
     guard = ConnectionGuard(options.connections, options.limits.message)
-    front = FrontEnd(services.access, options.limits, guard)
+    front = FrontEnd(services.access, options.limits, guard, proof)
     server = grpc.aio.server(options=options.channel_args())
     ours = {
         task_service_pb2.DESCRIPTOR: TaskServicer(services.tasks),

@@ -388,3 +388,20 @@ def test_a_plan_of_a_model_that_there_is_not_is_named(tmp_path):
 def test_plans_have_no_variable():
     with pytest.raises(SettingsError, match="Unknown variable POMELO_PLANS"):
         load(None, {"POMELO_PLANS": "x"})
+
+
+def test_a_gateway_shares_a_secret_that_is_there_and_makes_none(tmp_path):
+    data = tmp_path / "data"
+    assert Settings(data=data).shared_secret() is None
+    assert Settings(data=data, secret="s" * 40).shared_secret() == b"s" * 40
+    assert not data.exists()
+    made = Settings(data=data).root_secret()
+    assert Settings(data=data).shared_secret() == made
+    assert Settings(data=data, secret="s" * 40).shared_secret() == b"s" * 40
+
+
+def test_a_gateway_refuses_a_secret_of_its_data_folder_that_others_can_read(tmp_path):
+    Settings(data=tmp_path).root_secret()
+    (tmp_path / "secret").chmod(0o644)
+    with pytest.raises(SettingsError, match="chmod 600"):
+        Settings(data=tmp_path).shared_secret()

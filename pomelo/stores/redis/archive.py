@@ -38,7 +38,9 @@ class Archive(Protocol):
         """See UsageStore."""
         ...
 
-    async def sum_usage(self, query: UsageQuery, by: str) -> list[UsageTotal]:
+    async def sum_usage(
+        self, query: UsageQuery, by: str, *, limit: int | None = None, after: str = ""
+    ) -> list[UsageTotal]:
         """See UsageStore."""
         ...
 
@@ -116,11 +118,19 @@ class FileArchive:
 
     async def list_usage(self, query: UsageQuery, limit: int, after: str) -> tuple[list[UsageRecord], str]:
         """See UsageStore."""
-        return await self._do(lambda connection: usage.list_usage(connection, query, limit, after))
+        page = usage.UsagePage(query, limit, after)
+        while (found := await self._do(page.step)) is None:
+            pass
+        return found
 
-    async def sum_usage(self, query: UsageQuery, by: str) -> list[UsageTotal]:
+    async def sum_usage(
+        self, query: UsageQuery, by: str, *, limit: int | None = None, after: str = ""
+    ) -> list[UsageTotal]:
         """See UsageStore."""
-        return await self._do(lambda connection: usage.sum_usage(connection, query, by))
+        sums = usage.UsageSum(query, by, limit, after)
+        while (found := await self._do(sums.step)) is None:
+            pass
+        return found
 
     async def damage(self) -> list[tuple[str, str]]:
         """See UsageStore."""

@@ -21,6 +21,8 @@ _AT_ONCE = 64
 class OneServer:
     """A server, or the one that Sentinels name. Commands of callers who come at once share a round trip."""
 
+    cluster = False
+
     def __init__(self, redis: Redis) -> None:
         self._redis = redis
         self._waiting: deque[tuple[tuple[Part, ...], asyncio.Future[Any]]] = deque()
@@ -114,6 +116,8 @@ def _fail(answers: list[asyncio.Future[Any]]) -> None:
 
 class Cluster:
     """The servers of a cluster. Each command goes to the one that has its key."""
+
+    cluster = True
 
     def __init__(self, redis: RedisCluster) -> None:
         self._redis = redis

@@ -110,7 +110,7 @@ class Ledger:
     async def reservations(self, *, own: bool = False) -> list[Reservation]:
         """See LedgerStore."""
         looked = dict(self._looks)
-        found = await self._places.running(looked if own else await self._places.all())
+        found = await self._places.running(looked if own else await self._places.having("holds"))
         if own:
             found = [(hold, record) for hold, record in found if hold.owner == self._owner.id]
             self._looked_at(looked, {hold.wallet for hold, _ in found})

@@ -7,7 +7,7 @@ is for the store's other modules; none of them knows how a connection is made or
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ from redis import exceptions as errors
 
 from pomelo.errors import PomeloError
 from pomelo.stores.base import UnknownAccountError
-from pomelo.stores.ledger import REPLAY_SECONDS, WINDOW, LostHoldError, UnknownOutcomeError
+from pomelo.stores.ledger import PAGE, REPLAY_SECONDS, WINDOW, LostHoldError, UnknownOutcomeError
 from pomelo.stores.redis.scripts import Script
 from pomelo.traces import Unforeseen
 
@@ -57,7 +57,9 @@ _end: ContextVar[float] = ContextVar("_end", default=0.0)
 
 
 class Client(Protocol):
-    """What is used of redis-py, of one server or of a cluster."""
+    """What is used of redis-py, of one server or of a cluster: there, all keys of a command have one tag."""
+
+    cluster: bool
 
     async def execute_command(self, *command: Part) -> Any:
         """Sends a command and gives its answer."""
@@ -85,6 +87,10 @@ _PASSING = (
 _MEANT = (PomeloError, LostHoldError, UnknownAccountError)
 """What the roles say that they raise."""
 
+PATIENCE = 10.0
+"""Seconds that a step of a report may take after the first, which has shown that the server is there: it is
+one of very many, and the server may be busy."""
+
 _PAUSE = 0.02
 _LONGEST_PAUSE = 0.15
 _TELL = 5.0
@@ -100,13 +106,15 @@ class Link:
         self._server_time = server_time
         self.timing = timing
         self.unforeseen = Unforeseen(log)
+        self.cluster = client.cluster
         self.closed = False
         self._told = -_TELL
 
     @contextmanager
-    def one_call(self) -> Iterator[None]:
-        """All that is sent inside, one after another, is of one call and within its limit."""
-        token = _end.set(_end.get() or asyncio.get_running_loop().time() + self.timing.limit)
+    def one_call(self, limit: float = 0.0) -> Iterator[None]:
+        """All that is sent inside, one after another, is of one call and within its limit, or within `limit`
+        seconds."""
+        token = _end.set(_end.get() or asyncio.get_running_loop().time() + (limit or self.timing.limit))
         try:
             yield
         finally:
@@ -183,6 +191,18 @@ class Link:
         """Closes all connections; what comes later is refused."""
         self.closed = True
         await self._client.aclose()
+
+
+async def scanned(link: Link, table: str) -> AsyncIterator[dict[bytes, bytes]]:
+    """A hash in parts; of what changes meanwhile some may be missing or come twice."""
+    cursor = 0
+    while True:
+        with link.one_call(PATIENCE if cursor else 0.0):
+            cursor, part = await link.send("HSCAN", table, cursor, "COUNT", PAGE)
+        if part:
+            yield part
+        if not cursor:
+            return
 
 
 class _Linked(Protocol):

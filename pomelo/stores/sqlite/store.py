@@ -12,13 +12,14 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 from pomelo.errors import PomeloError
 from pomelo.stores.base import KeyRecord, Store
 from pomelo.stores.ledger import (
-    GROUPS,
+    PAGE,
     AccountRecord,
+    AccountSummary,
     Balance,
     Grant,
     Refused,
@@ -33,6 +34,7 @@ from pomelo.stores.ledger import (
     UsageRecord,
     UsageTotal,
     Wallet,
+    WalletState,
 )
 from pomelo.stores.sqlite import accounts, keys, ledger, usage
 from pomelo.stores.sqlite.damage import Watch, looked_over
@@ -45,6 +47,15 @@ LOCK_WAIT = 2.0
 log = logging.getLogger("pomelo.stores")
 
 T = TypeVar("T")
+T_co = TypeVar("T_co", covariant=True)
+
+
+class Reading(Protocol[T_co]):
+    """Something that is read step by step."""
+
+    def step(self, connection: sqlite3.Connection) -> T_co | None:
+        """Reads on; None: there is more to be read."""
+        ...
 
 
 @asynccontextmanager
@@ -120,9 +131,11 @@ class SqliteStore:
         """See KeyStore."""
         await self._writer.do(lambda c: keys.add_key(c, record))
 
-    async def list_keys(self, account: str | None = None) -> list[KeyRecord]:
+    async def list_keys(
+        self, account: str | None = None, *, limit: int = PAGE, after: tuple[float, str] | None = None
+    ) -> list[KeyRecord]:
         """See KeyStore."""
-        return await self._writer.do(lambda c: keys.list_keys(c, account), reads=True)
+        return await self._report(lambda c: keys.list_keys(c, account, limit, after))
 
     async def revoke_key(self, key_id: str, at: float) -> KeyRecord | None:
         """See KeyStore."""
@@ -174,9 +187,9 @@ class SqliteStore:
         """See AccountStore."""
         return await self._writer.do(lambda c: accounts.get_account(c, name), reads=True)
 
-    async def list_accounts(self) -> list[AccountRecord]:
+    async def list_accounts(self, *, limit: int = PAGE, after: str = "") -> list[AccountSummary]:
         """See AccountStore."""
-        return await self._writer.do(accounts.list_accounts, reads=True)
+        return await self._report(lambda c: accounts.list_accounts(c, limit, after))
 
     async def set_plan(self, name: str, plan: str) -> bool:
         """See AccountStore."""
@@ -185,6 +198,10 @@ class SqliteStore:
     async def grant(self, grant: Grant) -> Balance:
         """See AccountStore."""
         return await self._writer.do(lambda c: accounts.grant(c, grant))
+
+    async def get_grant(self, wallet: Wallet, grant_id: str) -> Grant | None:
+        """See AccountStore."""
+        return await self._writer.do(lambda c: accounts.get_grant(c, wallet, grant_id), reads=True)
 
     async def list_grants(self, wallet: Wallet) -> list[Grant]:
         """See AccountStore."""
@@ -202,13 +219,13 @@ class SqliteStore:
         """See UsageStore."""
         if after:
             usage.read_place(after)  # raises where nobody gave it
-        return await self._report(lambda c: usage.list_usage(c, query, limit, after))
+        return await self._read(usage.UsagePage(query, limit, after))
 
-    async def sum_usage(self, query: UsageQuery, by: str) -> list[UsageTotal]:
+    async def sum_usage(
+        self, query: UsageQuery, by: str, *, limit: int | None = None, after: str = ""
+    ) -> list[UsageTotal]:
         """See UsageStore."""
-        if by not in GROUPS:
-            raise ValueError(f"by must be one of {', '.join(GROUPS)}")
-        return await self._report(lambda c: usage.sum_usage(c, query, by))
+        return await self._read(usage.UsageSum(query, by, limit, after))
 
     async def held(self) -> list[UsageRecord]:
         """See UsageStore."""
@@ -220,7 +237,20 @@ class SqliteStore:
 
     async def wallets(self) -> list[Wallet]:
         """See UsageStore."""
-        return await self._report(usage.wallets)
+        return [state.wallet async for page in self.wallet_states() for state in page]
+
+    async def wallet_states(self) -> AsyncIterator[list[WalletState]]:
+        """See UsageStore."""
+        after: Wallet | None = None
+        while page := await self._report(partial(usage.wallet_states, after=after, limit=PAGE)):
+            yield page
+            after = page[-1].wallet
+
+    async def _read(self, reading: Reading[T]) -> T:
+        """Reads to the end. Others may read between two steps."""
+        while (found := await self._report(reading.step)) is None:
+            pass
+        return found
 
     async def damage(self) -> list[tuple[str, str]]:
         """See UsageStore."""
