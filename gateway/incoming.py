@@ -1,16 +1,17 @@
-"""A request's body as it comes in: bounded in size, and in the time between two pieces.
+"""A request's body as it comes in: bounded in size, in the time between two pieces, and in its slowness.
 
 Read by `body` (JSON) and `multipart`. aiohttp itself waits for a body for ever.
 """
 
 import asyncio
-from typing import Any
+from dataclasses import dataclass
 
 from aiohttp import web
 from aiohttp.http_exceptions import HttpProcessingError
 
 from pomelo.call import Call
 from pomelo.errors import PomeloError
+from pomelo.service import Visit
 
 
 def too_large(what: str, limit: int) -> PomeloError:
@@ -18,74 +19,87 @@ def too_large(what: str, limit: int) -> PomeloError:
     return PomeloError("payload_too_large", f"{what} is larger than {limit:,} bytes. Send less")
 
 
-class Incoming:
-    """A body, read piece by piece.
+@dataclass(frozen=True, slots=True)
+class Pace:
+    """How slowly a body may come. Every `rate` bytes allow one more second of waiting, beside `grace` seconds
+    that each body has; no wait is longer than `silence` seconds, however much has come before it."""
 
-    `limit` is the most bytes that may come in all; `wait` the most seconds between two pieces; `length` is
-    what the head says, None where it doesn't. Has the methods of aiohttp's stream that its multipart
-    reader uses.
+    rate: int
+    grace: float
+    silence: float
+
+
+class Incoming:
+    """A body, read piece by piece, of a call that was admitted.
+
+    `limit` is the most bytes that may come in all; `length` is what the head says, None where it doesn't.
+
+    Raises:
+        PomeloError: payload_too_large, by what the head says.
     """
 
-    __slots__ = ("_call", "_content", "_limit", "_request", "_waits", "length", "wait")
+    __slots__ = ("_call", "_content", "_credit", "_limit", "_pace", "_request", "_visit", "_waits", "length")
 
-    def __init__(self, request: web.Request, call: Call, limit: int, wait: float) -> None:
+    def __init__(self, request: web.Request, call: Call, visit: Visit, limit: int, pace: Pace) -> None:
         length = request.content_length
         if length is not None and length > limit:
             raise too_large("The body", limit)
         self._request = request
         self._content = request.content
         self._call = call
+        self._visit = visit
         self._limit = limit
+        self._pace = pace
+        self._credit = min(pace.grace, pace.silence)
         self._waits = "Expect" in request.headers
         self.length = length
-        self.wait = wait
 
-    def here(self) -> bytes | None:
-        """The whole body when it has come in already, else None."""
-        if self._content.is_eof():
-            try:
-                return self._content.read_nowait()
-            except (web.RequestPayloadError, HttpProcessingError) as error:
-                raise _malformed() from error
-        return None
+    def hold(self, size: int) -> None:
+        """Counts `size` bytes that are kept until the call ends.
 
-    async def readany(self) -> bytes:
-        """The next bytes, as many as have come; none at the end."""
-        return await self._next(self._content.readany)
+        Raises:
+            PomeloError: overloaded.
+        """
+        self._visit.reserve(size)
 
-    async def read(self, size: int = -1) -> bytes:
-        """The next bytes, at most `size`; none at the end."""
-        return await self._next(self._content.read, size)
+    async def piece(self) -> bytes:
+        """The next bytes, as many as have come; none at the end.
 
-    async def readline(self, *, max_line_length: int | None = None) -> bytes:
-        """The next line with its end."""
-        return await self._next(self._content.readline, max_line_length=max_line_length)
+        Raises:
+            PomeloError: invalid_body (malformed framing, too slow), payload_too_large, deadline_exceeded.
+        """
+        content = self._content
+        try:
+            data = content.read_nowait()
+            if not data and not content.at_eof():
+                data = await self._wait()
+        except (web.RequestPayloadError, HttpProcessingError) as error:
+            raise PomeloError(
+                "invalid_body", "The body's framing is malformed. Check Content-Length or chunks"
+            ) from error
+        if content.total_bytes > self._limit:
+            raise too_large("The body", self._limit)
+        return data
 
-    def at_eof(self) -> bool:
-        """Whether all has been read."""
-        return self._content.at_eof()
-
-    def unread_data(self, data: bytes) -> None:
-        """Puts `data` back."""
-        self._content.unread_data(data)
-
-    async def _next(self, read: Any, *args: Any, **kwargs: Any) -> bytes:
+    async def _wait(self) -> bytes:
         if self._waits:
             await self._go_on()
-        left = self._call.deadline - asyncio.get_running_loop().time()
+        pace = self._pace
+        loop = asyncio.get_running_loop()
+        begin = loop.time()
+        left = self._call.deadline - begin
         try:
-            async with asyncio.timeout(min(self.wait, max(left, 0.0))):
-                data: bytes = await read(*args, **kwargs)
+            async with asyncio.timeout(max(min(self._credit, left), 0.0)):
+                data = await self._content.readany()
         except TimeoutError:
-            if left <= self.wait:
+            if left <= self._credit:
                 raise PomeloError("deadline_exceeded") from None
             raise PomeloError(
-                "invalid_body", f"The body stopped coming for {self.wait:g} seconds. Send it whole"
+                "invalid_body",
+                f"The body came too slowly. Send it whole, at {pace.rate:,} bytes a second or more",
             ) from None
-        except (web.RequestPayloadError, HttpProcessingError) as error:
-            raise _malformed() from error
-        if self._content.total_bytes > self._limit:
-            raise too_large("The body", self._limit)
+        waited = loop.time() - begin
+        self._credit = min(self._credit - waited + len(data) / pace.rate, pace.silence)
         return data
 
     async def _go_on(self) -> None:
@@ -95,7 +109,3 @@ class Incoming:
             writer = self._request.writer
             await writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
             writer.output_size = 0
-
-
-def _malformed() -> PomeloError:
-    return PomeloError("invalid_body", "The body's framing is malformed. Check Content-Length or chunks")
