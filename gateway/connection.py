@@ -5,7 +5,6 @@ Made by `gateway.listener` for every connection. Knows bytes and clocks, and not
 
 import asyncio
 import logging
-import re
 from collections.abc import Awaitable, Callable, Coroutine, Hashable
 from dataclasses import dataclass
 from http import HTTPStatus
@@ -18,7 +17,7 @@ from multidict import CIMultiDict
 from gateway import problems, reply
 from gateway.connections import Connections, Slot
 from gateway.turns import Turnstile
-from pomelo.errors import PomeloError
+from pomelo.errors import PomeloError, invalid
 from pomelo.ids import new_id
 from pomelo.traces import trace
 
@@ -43,11 +42,11 @@ _AHEAD = 2
 _LINGER = 1.0
 """Seconds in which a client may take the answer with which its connection is ended."""
 
-_LINGERING = 128
-"""Connections that do so at a time; others are closed at once."""
+_LINGERING = 1 / 8
+"""How many do so at a time, as a part of all connections; others are closed at once."""
 
-_TWICE = re.compile(r"Duplicate '([\w-]{1,40})' header")
-"""aiohttp's own words; it refuses headers that it needs, such as Content-Type, before a route sees them."""
+_TYPE_TWICE = "Duplicate 'Content-Type' header"
+"""aiohttp's own words; it refuses that before a route sees it."""
 
 _UNREADABLE = "The HTTP request can't be read. Check its request line, headers and framing"
 
@@ -82,11 +81,14 @@ class Connection(web.RequestHandler):
 
     __slots__ = (
         "_connections",
-        "_dismissed",
+        "_discards",
+        "_drops",
+        "_finished",
         "_head_size",
         "_head_timer",
         "_known",
         "_linger_timer",
+        "_lingers",
         "_patience",
         "_stall_timer",
         "_strange",
@@ -127,12 +129,15 @@ class Connection(web.RequestHandler):
         self._turns = turns
         self._patience = patience
         self._known = False
+        self._finished = 0
         self._strange = 0
         self._head_size = 0
         self._head_timer: asyncio.TimerHandle | None = None
         self._stall_timer: asyncio.TimerHandle | None = None
         self._linger_timer: asyncio.TimerHandle | None = None
-        self._dismissed = False
+        self._discards = False
+        self._drops = False
+        self._lingers = False
         self._wire: asyncio.Transport | None = None
 
     # --- its place
@@ -140,6 +145,7 @@ class Connection(web.RequestHandler):
     def trust(self, owner: Hashable) -> None:
         """The request that runs carried a good key of `owner`."""
         self._known = True
+        self.slot.waiting = False
         slot = self.slot
         if slot.owner != owner:
             self._connections.trust(slot, owner)
@@ -150,32 +156,47 @@ class Connection(web.RequestHandler):
         if wire is None:
             return
         request = self._current_request
-        waits = self._head_timer is not None if request is None else not request.writer.output_size
-        if told and waits:
+        due = self._head_timer is not None or self._request_count > self._finished
+        if told and due and (request is None or not request.writer.output_size):
             self._dismiss(overloaded())
         else:
             wire.abort()
 
     def _dismiss(self, answer: bytes) -> None:
-        """Sends a last answer of ours, past aiohttp, and closes once the client has had time to take it.
-
-        Closing at once would be a reset where the client still sends, which takes the answer back.
-        """
+        """Sends a last answer of ours, past aiohttp, and closes once the client has had time to take it."""
         wire = self._wire
         assert wire is not None
-        self._connections.close(self.slot)
-        self._stop_timers()
-        self._dismissed = True
-        self.transport = None  # aiohttp neither writes nor closes any more
+        connections = self._connections
+        connections.close(self.slot)
+        wire.write(answer)
         if self._task_handler is not None:
             self._task_handler.cancel()
-        wire.write(answer)
-        if wire.can_write_eof() and self._connections.lingering < _LINGERING:
-            self._connections.lingering += 1
-            self._linger_timer = self._loop.call_later(_LINGER, wire.abort)
-            wire.write_eof()
+        if connections.lingering < _LINGERING * connections.limits.most:
+            connections.lingering += 1
+            self._lingers = True
+            self._discard(_LINGER)
+        else:
+            self._discard(0.0)
+
+    def _discard(self, seconds: float) -> None:
+        """Takes no more requests; throws away what still comes, unparsed, until the client closes.
+
+        Closing at once would be a reset where the client still sends, which takes the last answer back; to
+        close our half alone ends some clients' requests before they have read it.
+        """
+        wire = self._wire
+        if wire is None:
+            return
+        self._discards = True
+        self._force_close = True
+        self.transport = None  # aiohttp neither writes nor closes any more
+        self._stop_timers()
+        if seconds:
+            self._linger_timer = self._loop.call_later(seconds, wire.abort)
         else:
             wire.close()
+        if wire.get_write_buffer_size():
+            self._watch(wire.get_write_buffer_size())
 
     # --- bytes
 
@@ -199,6 +220,8 @@ class Connection(web.RequestHandler):
         if self._linger_timer is not None:
             self._linger_timer.cancel()
             self._linger_timer = None
+        if self._lingers:
+            self._lingers = False
             self._connections.lingering -= 1
         self._wire = None
         self._connections.close(self.slot)
@@ -212,7 +235,7 @@ class Connection(web.RequestHandler):
 
     def data_received(self, data: bytes) -> None:
         """Takes in bytes, and watches that a head which has begun comes to its end."""
-        if self._dismissed:
+        if self._discards:
             return
         request = self._current_request
         ahead = request is not None and request.content.is_eof()  # of the answer to the last request
@@ -222,12 +245,15 @@ class Connection(web.RequestHandler):
                 self._head_size += len(data)
                 if self._head_size > MAX_HEAD:
                     self._dismiss(_raw_answer(PomeloError("invalid_body", _UNREADABLE)))
-                elif self._head_timer is None:
+                    return
+                self._connections.hears(self.slot)
+                if self._head_timer is None:
                     self._head_timer = self._loop.call_later(self._patience.head, self._head_late)
         elif self._head_timer is not None and self._request_count:
             self._head_timer.cancel()
             self._head_timer = None
             self._head_size = 0
+            self.slot.heard = None
 
     def _waits(self) -> bool:
         """Whether the client's next request is waited for."""
@@ -276,11 +302,11 @@ class Connection(web.RequestHandler):
         request_handler: Callable[[web.BaseRequest], Awaitable[web.StreamResponse]],
     ) -> tuple[web.StreamResponse, bool]:
         slot = self.slot
-        slot.busy = True
+        slot.busy = slot.waiting = True
         health = request.path == HEALTH
         turns = self._turns
         turn = (turns.health if health else turns.untrusted if slot.owner is None else turns.trusted).enter()
-        self._known = False
+        self._known = self._drops = False
         try:
             if turn is not None:
                 self._current_request = request
@@ -290,7 +316,10 @@ class Connection(web.RequestHandler):
             return await super()._handle_request(request, start_time, request_handler)
         finally:
             self._current_request = None
-            slot.busy = False
+            if self._drops and not request.content.is_eof():
+                self._discard(self._patience.linger)
+            slot.busy = slot.waiting = False
+            self._finished += 1
             slot.idle_since = self._loop.time()
             if not self._known and slot.owner is not None and not health:
                 self._connections.distrust(slot)
@@ -299,12 +328,17 @@ class Connection(web.RequestHandler):
         self, request: web.BaseRequest, resp: web.StreamResponse, start_time: float | None
     ) -> Coroutine[Any, Any, tuple[web.StreamResponse, bool]]:
         """Sends an answer, which is the connection's last when too many had no good key."""
+        self.slot.waiting = False
         if self._known:
             self._strange = 0
         else:
             self._strange += 1
             if self._strange >= MAX_STRANGE or self.slot.surplus:
                 resp.force_close()
+        # aiohttp would parse the rest of a body to drop it, which costs most where it is in chunks.
+        self._drops = not request.content.is_eof() and (not self._known or request.content_length is None)
+        if self._drops:
+            resp.force_close()
         return super().finish_response(request, resp, start_time)
 
     def log_exception(self, *args: Any, **kwargs: Any) -> None:
@@ -323,8 +357,11 @@ class Connection(web.RequestHandler):
             raise ConnectionError("an answer has begun already")
         if status == 400:
             log.warning("a malformed request was refused: %s", type(exc).__name__)
-            twice = _TWICE.search(str(exc))
-            error = PomeloError("invalid_body", problems.given_twice(twice[1]) if twice else _UNREADABLE)
+            error = (
+                invalid("Content-Type", "given once")
+                if _TYPE_TWICE in str(exc)
+                else PomeloError("invalid_body", _UNREADABLE)
+            )
         else:
             log.error("a request failed outside its route\n%s", trace(exc) if exc else "")
             error = PomeloError("internal_error")

@@ -1,9 +1,9 @@
 """Which connections may stay: a cap on all of them, and little for those that have not carried a good key.
 
 Bytes and sockets are for `listener` and `connection`; here are only places and times. A connection is
-*trusted* while its requests carry good keys. An untrusted one lives a few seconds, and each address has few.
-Callers with good keys may share an address with an attacker (a proxy, a carrier's NAT), so no connection is
-refused at its accept for its address: it has `grace` seconds to show a key before it counts.
+*trusted* while its requests carry good keys. An untrusted one lives a few seconds, and each address has few
+of them that are slow. Callers with good keys may share an address with an attacker (a proxy, a carrier's
+NAT), and may come by the thousand, so no connection is refused at its accept for its address.
 """
 
 import asyncio
@@ -23,24 +23,39 @@ End = Callable[[bool], None]
 
 @dataclass(frozen=True, slots=True)
 class ConnectionLimits:
-    """`most` connections in all, and `reserve` beyond them that are only told so; `address` untrusted ones of
-    an address that are older than `grace` seconds; `life` seconds for an untrusted one."""
+    """`most` connections in all, and `reserve` beyond them that are only told so. An untrusted one ends after
+    `life` seconds. Of those of one address `address` stay; others end when a request has begun to arrive and
+    is not whole `grace` seconds later, or, once 7/8 of all places are taken, `grace` seconds after it began.
+    """
 
     most: int = 4096
     reserve: int = 64
     address: int = 64
-    grace: float = 3.0
-    life: float = 9.0
+    grace: float = 1.0
+    life: float = 8.0
 
 
 class Slot:
     """One connection's place, from its accept to its end.
 
-    `busy` and `idle_since` are kept by the connection; `surplus` tells that it came when there was no room:
-    it gets a refusal and nothing else.
+    `busy`, `waiting` (for us to look at its request) and `idle_since` are kept by the connection; `heard` is
+    when a request began to arrive that is not whole. `surplus` tells that it came when there was no room: it
+    gets a refusal and nothing else.
     """
 
-    __slots__ = ("address", "busy", "end", "group", "idle_since", "open", "owner", "since", "surplus")
+    __slots__ = (
+        "address",
+        "busy",
+        "end",
+        "group",
+        "heard",
+        "idle_since",
+        "open",
+        "owner",
+        "since",
+        "surplus",
+        "waiting",
+    )
 
     def __init__(self, address: str, group: Hashable, end: End) -> None:
         self.address = address
@@ -48,8 +63,10 @@ class Slot:
         self.end = end
         self.owner: Hashable = None
         self.since = 0.0
+        self.heard: float | None = None
         self.idle_since = 0.0
         self.busy = False
+        self.waiting = False
         self.surplus = False
         self.open = True
 
@@ -62,14 +79,13 @@ class Groups:
         self._by_size: dict[int, dict[Hashable, None]] = {}
         self._most = 0
 
-    def add(self, slot: Slot) -> int:
-        """Adds a slot as the youngest of its group; the size of the group now."""
+    def add(self, slot: Slot) -> None:
+        """Adds a slot as the youngest of its group."""
         group = self._groups.setdefault(slot.group, {})
         group[slot] = None
         size = len(group)
         self._resized(slot.group, size - 1, size)
         self._most = max(self._most, size)
-        return size
 
     def discard(self, slot: Slot) -> None:
         """Removes a slot, if it is there."""
@@ -93,8 +109,12 @@ class Groups:
         if now:
             self._by_size.setdefault(now, {})[name] = None
 
+    def size(self, name: Hashable) -> int:
+        """How many a group has."""
+        return len(self._groups.get(name, ()))
+
     def excess(self, name: Hashable, most: int) -> list[Slot]:
-        """The oldest of a group beyond its youngest `most`."""
+        """The oldest of a group beyond its youngest `most`, in the order in which they came."""
         group = self._groups.get(name, {})
         return list(group)[: max(0, len(group) - most)]
 
@@ -115,6 +135,7 @@ class Connections:
         """Connections beside the slots that only wait for their client to take the last answer."""
         self._loop = asyncio.get_running_loop()
         self._trusted: dict[Slot, None] = {}
+        self._accepted: dict[Slot, None] = {}  # and not begun
         self._untrusted: dict[Slot, None] = {}  # by `since`
         self._addresses = Groups()
         self._crowded: set[Hashable] = set()
@@ -124,12 +145,7 @@ class Connections:
         self._timer: asyncio.TimerHandle | None = None
 
     def __len__(self) -> int:
-        return len(self._trusted) + len(self._untrusted) - len(self._surplus)
-
-    @property
-    def untrusted(self) -> int:
-        """How many have not carried a good key."""
-        return len(self._untrusted)
+        return len(self._trusted) + len(self._untrusted) + len(self._accepted) - len(self._surplus)
 
     def open(self, address: str, end: End) -> Slot:
         """A place for a new connection, which may end others; `end` may be replaced while it is open."""
@@ -139,8 +155,15 @@ class Connections:
             self._surplus[slot] = None
             if len(self._surplus) > self.limits.reserve:
                 self._end(next(iter(self._surplus)), told=True)
-        self._add_untrusted(slot)
+        else:
+            self._addresses.add(slot)
+        self._accepted[slot] = None
         return slot
+
+    def begin(self, slot: Slot) -> None:
+        """The client is heard from now on; its time begins."""
+        if self._accepted.pop(slot, self) is None:
+            self._add_untrusted(slot)
 
     def close(self, slot: Slot) -> None:
         """The connection has ended. Idempotent."""
@@ -148,9 +171,15 @@ class Connections:
             return
         slot.open = False
         self._trusted.pop(slot, None)
+        self._accepted.pop(slot, None)
         self._untrusted.pop(slot, None)
         self._surplus.pop(slot, None)
         self._addresses.discard(slot)
+
+    def hears(self, slot: Slot) -> None:
+        """A request has begun to arrive on the connection, and is not whole."""
+        if slot.heard is None:
+            slot.heard = self._now()
 
     def trust(self, slot: Slot, owner: Hashable) -> None:
         """A request on the connection carried a good key of `owner`."""
@@ -165,6 +194,7 @@ class Connections:
         if slot.owner is not None and slot.open:
             slot.owner = None
             self._trusted.pop(slot, None)
+            self._addresses.add(slot)
             self._add_untrusted(slot)
 
     def make_room(self) -> bool:
@@ -196,7 +226,7 @@ class Connections:
     def _add_untrusted(self, slot: Slot) -> None:
         slot.since = self._now()
         self._untrusted[slot] = None
-        if not slot.surplus and self._addresses.add(slot) > self.limits.address:
+        if self._addresses.size(slot.group) > self.limits.address:
             self._crowded.add(slot.group)
         if self._timer is None:
             self._timer = self._loop.call_later(_TICK, self._look)
@@ -210,19 +240,22 @@ class Connections:
     def _look(self) -> None:
         now = self._now()
         limits = self.limits
+        full = len(self) >= limits.most * 7 // 8
         for name in list(self._crowded):
             excess = self._addresses.excess(name, limits.address)
             if not excess:
                 self._crowded.discard(name)
             for slot in excess:
-                if now - slot.since < limits.grace:
-                    break
-                self._end(slot, told=True)
+                begin = slot.since if full else slot.heard
+                if begin is None or slot.waiting or slot not in self._untrusted:
+                    continue
+                if now - begin >= limits.grace:
+                    self._end(slot, told=True)
         while self._untrusted:
             slot = next(iter(self._untrusted))
             if now - slot.since < limits.life:
                 break
-            self._end(slot, told=False)
+            self._end(slot, told=slot.waiting)  # the store that knows its key is slow, or we are
         self._timer = self._loop.call_later(_TICK, self._look) if self._untrusted else None
 
     def _end(self, slot: Slot, *, told: bool) -> None:

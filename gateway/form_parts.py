@@ -11,7 +11,7 @@ from typing import Protocol
 from pomelo.errors import PomeloError
 
 PIECE = 64 * 1024
-"""Bytes of a part that are given out together; the last piece has fewer."""
+"""Bytes of a part that are given out together by default; the last piece has fewer."""
 
 MAX_PARTS = 32
 MAX_PART_HEADERS = 16
@@ -93,8 +93,8 @@ class FormParts:
         self._inside = True
         return part
 
-    async def read(self) -> bytes:
-        """The next bytes of the part, none at its end.
+    async def read(self, most: int = PIECE) -> bytes:
+        """The next bytes of the part: `most`, or all that are left of it; none at its end.
 
         Raises:
             PomeloError: invalid_body: the body ends within the part; what the source raises.
@@ -107,11 +107,11 @@ class FormParts:
             if self._found < 0:
                 # The rest may be the beginning of a boundary.
                 self._searched = max(0, len(buffer) - len(mark) + 1)
-                if self._searched >= PIECE:
-                    return self._take(PIECE)
+                if self._searched >= most:
+                    return self._take(most)
                 await self._more()
         if self._found > 0:
-            return self._take(min(self._found, PIECE))
+            return self._take(min(self._found, most))
         del buffer[: len(mark)]
         self._forget()
         return b""

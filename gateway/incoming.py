@@ -13,6 +13,12 @@ from pomelo.call import Call
 from pomelo.errors import PomeloError
 from pomelo.service import Visit
 
+_CHUNKS = 4096
+"""Chunks (of chunked encoding) that a body may have, however small they are."""
+
+_CHUNK = 64
+"""Bytes that each further one must have on average."""
+
 
 def too_large(what: str, limit: int) -> PomeloError:
     """The refusal of something above `limit` bytes."""
@@ -38,7 +44,18 @@ class Incoming:
         PomeloError: payload_too_large, by what the head says.
     """
 
-    __slots__ = ("_call", "_content", "_credit", "_limit", "_pace", "_request", "_visit", "_waits", "length")
+    __slots__ = (
+        "_call",
+        "_chunks",
+        "_content",
+        "_credit",
+        "_limit",
+        "_pace",
+        "_request",
+        "_visit",
+        "_waits",
+        "length",
+    )
 
     def __init__(self, request: web.Request, call: Call, visit: Visit, limit: int, pace: Pace) -> None:
         length = request.content_length
@@ -49,6 +66,7 @@ class Incoming:
         self._call = call
         self._visit = visit
         self._limit = limit
+        self._chunks = 0
         self._pace = pace
         self._credit = min(pace.grace, pace.silence)
         self._waits = "Expect" in request.headers
@@ -69,6 +87,7 @@ class Incoming:
             PomeloError: invalid_body (malformed framing, too slow), payload_too_large, deadline_exceeded.
         """
         content = self._content
+        self._count_chunks()
         try:
             data = content.read_nowait()
             if not data and not content.at_eof():
@@ -80,6 +99,16 @@ class Incoming:
         if content.total_bytes > self._limit:
             raise too_large("The body", self._limit)
         return data
+
+    def _count_chunks(self) -> None:
+        """Refuses a body in tiny chunks: each takes aiohttp longer than a hundred bytes do."""
+        splits = getattr(self._content, "_http_chunk_splits", None)
+        if splits:
+            self._chunks += len(splits)
+            if self._chunks > _CHUNKS + self._content.total_bytes // _CHUNK:
+                raise PomeloError(
+                    "invalid_body", f"The body comes in too small chunks. Send {_CHUNK} bytes or more in each"
+                )
 
     async def _wait(self) -> bytes:
         if self._waits:

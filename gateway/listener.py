@@ -156,6 +156,7 @@ class Listener:
             self._loop.call_soon(self._begin_some)
 
     def _begin(self, arrival: "_Arrival") -> None:
+        self._connections.begin(arrival.slot)
         task = self._loop.create_task(self._open(arrival))
         self._beginning.add(task)
 
@@ -180,6 +181,7 @@ class Listener:
                 arrival.socket,
                 ssl=tls,
                 ssl_handshake_timeout=None if tls is None else self._handshake,
+                ssl_shutdown_timeout=None if tls is None else self._handshake,
             )
         except OSError:  # no TLS, or none in time; or the client has left
             self._connections.close(slot)

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 from gateway.body import HEARS
 from gateway.fields import JSON_TEXTS, KNOWN, unknown
-from gateway.form_parts import FormParts, Part
+from gateway.form_parts import PIECE, FormParts, Part
 from gateway.incoming import Incoming, too_large
 from gateway.json_scan import JsonScan
 from pomelo.call import Call
@@ -65,7 +65,7 @@ async def read_form(
             continue
         scan = JsonScan() if name in JSON_TEXTS else None
         pieces = []
-        while piece := await parts.read():
+        while piece := await parts.read(min(PIECE, text_limit - text_size + 1)):
             text_size += len(piece)
             if text_size > text_limit:
                 raise too_large("The form without its file", text_limit)

@@ -13,7 +13,7 @@ from pydantic_core import to_json
 
 from gateway.reply import cut, json_reply
 from pomelo.call import Call
-from pomelo.errors import PomeloError
+from pomelo.errors import PomeloError, invalid
 from pomelo.traces import trace
 
 CALL = web.RequestKey("call", Call)
@@ -67,16 +67,10 @@ def read_call(headers: "CIMultiDictProxy[str]") -> Call:
     if not twice:
         return Call.from_headers(headers.get, wire="rest")
     call = Call.from_headers(lambda name: None if name in twice else headers.get(name), wire="rest")
-    named = next((name for name in twice if name != "authorization"), None)
-    if named is not None:
-        shown = _ONCE[named]
-        call.fault = PomeloError("invalid_parameter", given_twice(shown), field=shown)
+    for name in twice:
+        if name != "authorization":
+            call.fault = invalid(_ONCE[name], "given once")
     return call
-
-
-def given_twice(header: str) -> str:
-    """What to say of a header that came twice."""
-    return f"{header} is given twice. Send it once"
 
 
 @web.middleware

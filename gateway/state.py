@@ -31,9 +31,9 @@ class GatewayOptions:
     is what running requests get when the gateway closes.
 
     `max_connections` is of all clients together (lowered to half of the files that the process may open),
-    `max_untrusted` of those of one address that have not carried a good key within `untrusted_grace`; without
-    one a connection ends after `untrusted_timeout`. `max_links` are downloads by signed links at once, half
-    of them from one address.
+    `max_untrusted` of slow ones of one address that have not carried a good key; without one a connection
+    ends after `untrusted_timeout`. See `ConnectionLimits`. `max_links` are downloads by signed links at once,
+    half of them from one address.
     """
 
     public_url: str = ""
@@ -49,8 +49,8 @@ class GatewayOptions:
     idle_timeout: float = 75.0
     max_connections: int = 4096
     max_untrusted: int = 64
-    untrusted_grace: float = 3.0
-    untrusted_timeout: float = 9.0
+    untrusted_grace: float = 1.0
+    untrusted_timeout: float = 8.0
     max_links: int = 512
     linger_timeout: float = 10.0
     drain_timeout: float = 2.0

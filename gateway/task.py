@@ -94,7 +94,7 @@ async def _in_turn(gateway: Gateway, call: Call, size: int, work: Callable[[], T
     """The result of `work` on a body of `size` bytes, for which a large one waits for its turn."""
     if size <= body.LARGE:
         return work()
-    async with gateway.parsing.turn(owner_of(call)):
+    async with gateway.parsing.turn(owner_of(call), size):
         return work()
 
 

@@ -46,19 +46,20 @@ class Turnstile:
 class ParseQueue:
     """Lets one large body be parsed at a time: one of each account, then one of all.
 
-    An account whose body took `t` seconds waits `REST * t` for its next one, so that it leaves most of the
-    event loop to others.
+    After each an account waits for its next one, so that it leaves most of the event loop to others: three times
+    as long as the parsing took, and as long as its bytes take at `RATE`, for what else is done with them.
     """
 
-    REST = 3.0
+    RATE = 32 * 1024 * 1024
+    """Bytes a second."""
 
     def __init__(self) -> None:
         self._accounts: WeakValueDictionary[Hashable, asyncio.Lock] = WeakValueDictionary()
         self._all = asyncio.Lock()
 
     @asynccontextmanager
-    async def turn(self, account: Hashable) -> AsyncIterator[None]:
-        """It is the body's turn. Whatever runs inside must not wait for anything else."""
+    async def turn(self, account: Hashable, size: int) -> AsyncIterator[None]:
+        """The turn of a body of `size` bytes. What runs inside must not wait for anything else."""
         lock = self._accounts.get(account)
         if lock is None:
             lock = self._accounts[account] = asyncio.Lock()
@@ -73,4 +74,4 @@ class ParseQueue:
                 finally:
                     took = loop.time() - begin
         finally:
-            loop.call_later(self.REST * took, lock.release)
+            loop.call_later(max(3 * took, size / self.RATE), lock.release)

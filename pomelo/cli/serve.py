@@ -3,7 +3,7 @@
 import signal
 import sys
 from collections.abc import Callable, Collection, Coroutine
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -156,6 +156,7 @@ def run(
             loop.add_signal_handler(number, first, number)
         await main(stop)
 
+    _raise_file_limit()
     # SQLite's thread gives the interpreter up at every statement, and a busy loop would keep it for 5 ms.
     sys.setswitchinterval(SWITCH_INTERVAL)
     try:
@@ -165,6 +166,16 @@ def run(
     else:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             runner.run(running())
+
+
+def _raise_file_limit() -> None:
+    """Lets this process open as many files as the system allows it: each connection is one."""
+    import resource
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        with suppress(ValueError, OSError):  # some systems name a limit that they don't grant
+            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 async def development_key(settings: "Settings") -> str | None:
