@@ -193,6 +193,7 @@ class Connection(web.RequestHandler):
         self._stop_timers()
         if seconds:
             self._linger_timer = self._loop.call_later(seconds, wire.abort)
+            wire.resume_reading()  # aiohttp may have paused it
         else:
             wire.close()
         if wire.get_write_buffer_size():

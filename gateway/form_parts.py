@@ -22,7 +22,7 @@ MAX_AROUND = 1024
 """Bytes before the first part, and after the last."""
 
 _BOUNDARY = re.compile(
-    r""";\s*boundary=(?:"([!#-\[\]-~ ]{0,69}[!#-\[\]-~])"|([!#-\[\]-~]{1,70}))\s*(?:;|$)""", re.IGNORECASE
+    r""";\s*boundary=(?:"([!#-\[\]-~ ]{0,69}[!#-\[\]-~])"|([!#-:<-\[\]-~]{1,70}))\s*(?:;|$)""", re.IGNORECASE
 )
 _DISPOSITION = re.compile(r"\s*form-data\s*(?=;|$)", re.IGNORECASE)
 _PARAMETER = re.compile(r';\s*([\w!#$&+.^`|~-]+\*?)\s*=\s*("(?:[^"\\]|\\.)*"|[^;"\s]*)', re.ASCII)
@@ -157,7 +157,7 @@ class FormParts:
         return head
 
     async def _end(self) -> None:
-        size = len(self._buffer)
+        size = len(self._buffer) - 2  # without the dashes that mark the end
         self._buffer.clear()
         while size <= MAX_AROUND:
             data = await self._source.piece()

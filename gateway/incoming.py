@@ -87,11 +87,14 @@ class Incoming:
             PomeloError: invalid_body (malformed framing, too slow), payload_too_large, deadline_exceeded.
         """
         content = self._content
-        self._count_chunks()
         try:
+            self._count_chunks()
             data = content.read_nowait()
             if not data and not content.at_eof():
-                data = await self._wait()
+                first = await self._wait()
+                self._count_chunks()
+                data = first + content.read_nowait()
+                self._credit = min(self._credit + len(data) / self._pace.rate, self._pace.silence)
         except (web.RequestPayloadError, HttpProcessingError) as error:
             raise PomeloError(
                 "invalid_body", "The body's framing is malformed. Check Content-Length or chunks"
@@ -111,6 +114,7 @@ class Incoming:
                 )
 
     async def _wait(self) -> bytes:
+        """The next byte, once it is there. One alone: aiohttp forgets the chunks of what is read."""
         if self._waits:
             await self._go_on()
         pace = self._pace
@@ -119,7 +123,7 @@ class Incoming:
         left = self._call.deadline - begin
         try:
             async with asyncio.timeout(max(min(self._credit, left), 0.0)):
-                data = await self._content.readany()
+                first = await self._content.read(1)
         except TimeoutError:
             if left <= self._credit:
                 raise PomeloError("deadline_exceeded") from None
@@ -127,9 +131,8 @@ class Incoming:
                 "invalid_body",
                 f"The body came too slowly. Send it whole, at {pace.rate:,} bytes a second or more",
             ) from None
-        waited = loop.time() - begin
-        self._credit = min(self._credit - waited + len(data) / pace.rate, pace.silence)
-        return data
+        self._credit -= loop.time() - begin
+        return first
 
     async def _go_on(self) -> None:
         # Said only once the body is wanted, so that a refusal comes before the upload and not after it.

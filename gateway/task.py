@@ -4,9 +4,9 @@ A row of `gateway.routes`. Translates: what a key may do and what a task takes i
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Mapping
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any
 
 from aiohttp import web
 
@@ -19,8 +19,6 @@ from pomelo.call import Call
 from pomelo.errors import PomeloError, invalid
 from pomelo.gen.v1.task_pb2 import Task
 from pomelo.service import Visit
-
-T = TypeVar("T")
 
 _MOST_KINDS = 1024
 
@@ -61,20 +59,26 @@ async def _take_in(
         if is_form:
             incoming = await _read_form(gateway, request, call, visit, form)
             values = form.texts
+            data: bytes | bytearray = b""
             size = sum(map(len, values.values()))
         else:
             incoming = Incoming(request, call, visit, gateway.options.json_limit, gateway.pace)
             data = await body.read_json(incoming)
             size = len(data)
-            values = await _in_turn(gateway, call, size, partial(body.parse, data))
-            del data
-        name = body.model_of(values)
-        kind = gateway.kinds.get(name)
-        if kind is None:
-            kind = await _kind_of(gateway, name, call)
-        task, target, stream = await _in_turn(
-            gateway, call, size, partial(body.make_task, name, kind, values, form=is_form)
-        )
+        if size <= body.LARGE:
+            if not is_form:
+                values = body.parse(data)
+            kind = await _kind_of(gateway, values, call)
+            task, target, stream = body.make_task(values["model"], kind, values, form=is_form)
+        else:
+            async with gateway.parsing.body(owner_of(call), size) as steps:
+                if not is_form:
+                    values = await steps.run(partial(body.parse, data))
+                kind = await _kind_of(gateway, values, call)
+                make = partial(body.make_task, values["model"], kind, values, form=is_form)
+                task, target, stream = await steps.run(make)
+            await asyncio.sleep(0)  # what follows takes its time, too
+        del data
         if kind in body.HEARS:
             if form.audio is not None:
                 if not form.audio.media_id:
@@ -88,14 +92,6 @@ async def _take_in(
         # What goes ahead of it: a fault of the model goes ahead of one of a field.
         raise await visit.refuse(fault, model if type(model) is str else "") from None
     return task, target, kind, stream
-
-
-async def _in_turn(gateway: Gateway, call: Call, size: int, work: Callable[[], T]) -> T:
-    """The result of `work` on a body of `size` bytes, for which a large one waits for its turn."""
-    if size <= body.LARGE:
-        return work()
-    async with gateway.parsing.turn(owner_of(call), size):
-        return work()
 
 
 def _is_form(request: web.Request) -> bool:
@@ -120,7 +116,8 @@ async def _read_form(
     incoming = Incoming(request, call, visit, options.upload_limit + options.json_limit, gateway.pace)
 
     async def kind_of(name: str) -> int:
-        return await _kind_of(gateway, name, call)
+        # Asked anew for each form, so that no file is taken for a model that the key may not use.
+        return await _ask_kind(gateway, name, call)
 
     await multipart.read_form(
         form,
@@ -135,7 +132,14 @@ async def _read_form(
     return incoming
 
 
-async def _kind_of(gateway: Gateway, name: str, call: Call) -> int:
+async def _kind_of(gateway: Gateway, values: Mapping[str, Any], call: Call) -> int:
+    """The kind of the model that a body names."""
+    name = body.model_of(values)
+    known = gateway.kinds.get(name)
+    return known if known is not None else await _ask_kind(gateway, name, call)
+
+
+async def _ask_kind(gateway: Gateway, name: str, call: Call) -> int:
     # Asked of the service and not of a catalogue: a remote server may know models that nobody here does.
     model = await gateway.services.models.get_model(name, call)
     kinds = gateway.kinds

@@ -1,10 +1,14 @@
 """Taking turns: what keeps many requests, or a few large ones, from holding the event loop for long."""
 
 import asyncio
+import time
 from collections import deque
-from collections.abc import AsyncIterator, Hashable
+from collections.abc import AsyncIterator, Callable, Hashable
 from contextlib import asynccontextmanager
+from typing import TypeVar
 from weakref import WeakValueDictionary
+
+T = TypeVar("T")
 
 
 class Turnstile:
@@ -44,10 +48,10 @@ class Turnstile:
 
 
 class ParseQueue:
-    """Lets one large body be parsed at a time: one of each account, then one of all.
+    """Lets large bodies be parsed one at a time: one of each account, and one step of all.
 
-    After each an account waits for its next one, so that it leaves most of the event loop to others: three times
-    as long as the parsing took, and as long as its bytes take at `RATE`, for what else is done with them.
+    After each an account waits for its next one, so that it leaves most of the event loop to others: three
+    times as long as the steps took, and as long as the bytes take at `RATE`, for what else is done with them.
     """
 
     RATE = 32 * 1024 * 1024
@@ -58,20 +62,33 @@ class ParseQueue:
         self._all = asyncio.Lock()
 
     @asynccontextmanager
-    async def turn(self, account: Hashable, size: int) -> AsyncIterator[None]:
-        """The turn of a body of `size` bytes. What runs inside must not wait for anything else."""
+    async def body(self, account: Hashable, size: int) -> AsyncIterator["ParseSteps"]:
+        """The time of one body of `size` bytes; gives what runs its steps."""
         lock = self._accounts.get(account)
         if lock is None:
             lock = self._accounts[account] = asyncio.Lock()
-        loop = asyncio.get_running_loop()
         await lock.acquire()
-        took = 0.0
+        steps = ParseSteps(self._all)
         try:
-            async with self._all:
-                begin = loop.time()
-                try:
-                    yield
-                finally:
-                    took = loop.time() - begin
+            yield steps
         finally:
-            loop.call_later(max(3 * took, size / self.RATE), lock.release)
+            asyncio.get_running_loop().call_later(max(3 * steps.took, size / self.RATE), lock.release)
+
+
+class ParseSteps:
+    """Runs the steps of one body, each in a turn of the event loop that no other large body has."""
+
+    __slots__ = ("_all", "took")
+
+    def __init__(self, everybody: asyncio.Lock) -> None:
+        self._all = everybody
+        self.took = 0.0
+
+    async def run(self, step: Callable[[], T]) -> T:
+        """The result of `step`."""
+        async with self._all:
+            begin = time.monotonic()
+            try:
+                return step()
+            finally:
+                self.took += time.monotonic() - begin

@@ -178,17 +178,14 @@ async def main(host: str, port: int, count: int, key: str) -> None:
             for attack in attacks
         )
     )
-    print(
-        json.dumps(
-            {
-                attack.__name__: {
-                    "longest": max(seconds for seconds, _ in one),
-                    "statuses": collections.Counter(s for _, statuses in one for s in statuses),
-                }
-                for attack, one in zip(attacks, found, strict=True)
-            }
-        )
-    )
+    report = {
+        attack.__name__: {
+            "longest": max(seconds for seconds, _ in one),
+            "statuses": collections.Counter(status for _, statuses in one for status in statuses),
+        }
+        for attack, one in zip(attacks, found, strict=True)
+    }
+    sys.stdout.write(json.dumps(report))
 
 
 if __name__ == "__main__":
