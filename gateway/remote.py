@@ -232,7 +232,12 @@ class RemoteAccess:
         now = time.monotonic()
         if self._known.get(digest, 0.0) <= now:
             self._known.pop(digest, None)
-            await self._models.list_models(call)
+            try:
+                await self._models.list_models(call)
+            except PomeloError as error:
+                # The key is good; what else is wrong is reported with what the call asks for.
+                if error is not call.fault and error.code != "model_not_allowed":
+                    raise
             if len(self._known) >= _KNOWN_KEYS:
                 del self._known[next(iter(self._known))]
             self._known[digest] = now + _KNOWN_SECONDS

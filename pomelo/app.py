@@ -185,7 +185,7 @@ async def open_app(
             )
         rest = None
         if settings.rest:
-            rest = await stack.enter_async_context(_rest(services, settings, shared))
+            rest = await stack.enter_async_context(_rest(services, settings, draining, shared))
             media.public_url = media.public_url or _url(settings, rest)
         try:
             yield App(
@@ -291,7 +291,7 @@ async def open_gateway(
             limits=_in_flight(settings),
             proof=gateway_proof(secret),
         ) as services,
-        _rest(draining.guard(services), settings) as rest,
+        _rest(draining.guard(services), settings, draining) as rest,
     ):
         try:
             yield rest
@@ -320,17 +320,26 @@ async def _within(seconds: float, done: Awaitable[None]) -> None:
 
 @asynccontextmanager
 async def _rest(
-    services: Services, settings: Settings, shared: bool = False
+    services: Services, settings: Settings, draining: Draining, shared: bool = False
 ) -> AsyncIterator[tuple[str, int]]:
     host, port = settings.rest_address()
     options = GatewayOptions(
         public_url=settings.public_url,
         json_limit=settings.json_limit,
         upload_limit=settings.upload_limit,
+        max_connections=settings.max_connections,
+        idle_timeout=settings.idle_timeout,
         drain_timeout=ANSWERS_OUT,
     )
-    tls = _tls(settings)
-    async with open_rest(services, options, host, port, ssl_context=tls, reuse_port=shared) as address:
+    async with open_rest(
+        services,
+        options,
+        host,
+        port,
+        ssl_context=_tls(settings),
+        reuse_port=shared,
+        healthy=lambda: not draining.draining,
+    ) as address:
         yield address
 
 

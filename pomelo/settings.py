@@ -218,6 +218,10 @@ class Settings(BaseModel):
     """Added to the built-in ones; one of the same name replaces it."""
     max_calls: int = Field(default=2000, ge=1, le=1_000_000)
     """Calls in flight, of both protocols; one account has at most half of them."""
+    max_connections: int = Field(default=4096, ge=8, le=1_000_000)
+    """REST connections of all callers together, in each process."""
+    idle_timeout: float = Field(default=75.0, gt=0, le=86_400)
+    """Seconds that a caller's connection may be idle; behind a balancer more than the balancer's own."""
     grace: float = Field(default=10.0, ge=0, le=3600)
     """Seconds that running tasks get to end when the server shuts down."""
 

@@ -267,6 +267,8 @@ def test_every_variable_of_the_contract_has_a_setting():
         "POMELO_TLS_CERT",
         "POMELO_TLS_KEY",
         "POMELO_TLS_CLIENT_CA",
+        "POMELO_MAX_CONNECTIONS",
+        "POMELO_IDLE_TIMEOUT",
         "POMELO_INSECURE",
         "POMELO_JSON_LIMIT",
         "POMELO_UPLOAD_LIMIT",
