@@ -63,7 +63,8 @@ It is an async generator. What it yields, by kind:
 
 Closing or cancelling it closes the upstream connection at once. It raises `PomeloError` alone, with the
 codes of the provider rows of the table (provider_unavailable, provider_failed, content_policy_violation,
-context_length_exceeded, invalid_parameter, payload_too_large, deadline_exceeded).
+context_length_exceeded, invalid_parameter, payload_too_large, deadline_exceeded), and with overloaded where
+`Http` had no connection for it.
 """
 
 

@@ -8,8 +8,8 @@ import resource
 import stat
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import suppress
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -473,22 +473,22 @@ def test_a_reserve_of_the_disk_stays_free(tmp_path: Path) -> None:
     assert refusal(error) == "store_unavailable"
 
 
-@pytest.fixture
-def no_file_grows() -> Iterator[Callable[[int], None]]:
-    """Limits how large a file may be; lifted at the end."""
+@contextmanager
+def no_file_grows(most: int) -> Iterator[None]:
+    """Limits how large any file of this process may be, that of the test's own report too."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    yield lambda size: resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
-    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (most, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 @pytest.mark.parametrize("most", [0, 70_000, 200_000])
-def test_a_full_disk_is_the_stores_failure_and_leaves_nothing(
-    tmp_path: Path, no_file_grows: Callable[[int], None], most: int
-) -> None:
+def test_a_full_disk_is_the_stores_failure_and_leaves_nothing(tmp_path: Path, most: int) -> None:
     store = limited(tmp_path, account=MIB)
-    no_file_grows(most)
     for piece in (1_000, 60_000, 100_000, 300_000):
-        with pytest.raises(PomeloError) as error:
+        with pytest.raises(PomeloError) as error, no_file_grows(most):
             spool(store, "ann", 300_000, piece)
         assert refusal(error) == "store_unavailable"
         assert isinstance(error.value.__cause__, OSError)
@@ -498,16 +498,13 @@ def test_a_full_disk_is_the_stores_failure_and_leaves_nothing(
 
 
 @pytest.mark.parametrize("most", [0, 70_000, 200_000])
-def test_what_was_taken_before_a_disk_was_full_can_be_had_back(
-    tmp_path: Path, no_file_grows: Callable[[int], None], most: int
-) -> None:
+def test_what_was_taken_before_a_disk_was_full_can_be_had_back(tmp_path: Path, most: int) -> None:
     store = limited(tmp_path)
-    no_file_grows(most)
     for piece in (1_000, 60_000, 100_000):
         pieces = [bytes([number % 251]) * piece for number in range(300)]
         taken = 0
         with store.writer("ann", "audio/mpeg") as writer:
-            with suppress(PomeloError):
+            with suppress(PomeloError), no_file_grows(most):
                 for data in pieces:
                     writer.write(data)
                     taken += 1
