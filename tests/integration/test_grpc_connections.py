@@ -268,24 +268,29 @@ async def test_over_tls_a_good_key_counts_as_well(app: App, keys: Keys, certific
 
 
 async def test_a_download_by_a_signed_link_needs_no_key_to_go_on(app: App, keys: Keys) -> None:
-    size = 2 * 1024 * 1024
+    size = 8 * 1024 * 1024
 
     async def pieces() -> AsyncIterator[UploadMediaRequest]:
         yield UploadMediaRequest(content_type="audio/wav")
-        for _ in range(2):
-            yield UploadMediaRequest(chunk=bytes(size // 2))
+        for _ in range(8):
+            yield UploadMediaRequest(chunk=bytes(size // 8))
 
-    async with serve(app, QUICK) as port, connected(port) as stranger:
+    async with serve(app, QUICK) as port:
         async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
             metadata = [("authorization", f"Bearer {keys.test}")]
             media = (await MediaServiceStub(channel).UploadMedia(pieces(), metadata=metadata)).media
-        alone = [("grpc.use_local_subchannel_pool", 1)]
-        async with grpc.aio.insecure_channel(f"127.0.0.1:{port}", options=alone) as channel:
+        # A connection of its own, and little that comes before it is read.
+        slow = [
+            ("grpc.use_local_subchannel_pool", 1),
+            ("grpc.http2.bdp_probe", 0),
+            ("grpc.http2.lookahead_bytes", 65536),
+        ]
+        async with grpc.aio.insecure_channel(f"127.0.0.1:{port}", options=slow) as channel:
             link = DownloadMediaRequest(media_id=media.media_id, signature=media.url.partition("?")[2])
             call = aiter(MediaServiceStub(channel).DownloadMedia(link))
             assert (await anext(call)).media.media_id == media.media_id
-            await stranger.closed()
-            await asyncio.sleep(QUICK.key_timeout)  # it began before the download did
+            async with connected(port) as later:
+                await later.closed()
             assert sum([len(part.chunk) async for part in call]) == size
 
 
