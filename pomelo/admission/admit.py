@@ -55,7 +55,7 @@ RECONCILE_EVERY = 10.0
 """Seconds between looks for reservations of this process that it does not run. One is ended at the second
 look."""
 
-_PAUSE = 1.0
+_PAUSE = 0.5
 _LONGEST_PAUSE = 8.0
 """Seconds until a task's end that failed is tried again: at first, and at most."""
 
@@ -148,7 +148,7 @@ class Hold:
             record.task_id, partial(self._admission.store.settle, settlement), instead=self._let_go
         )
         try:
-            settled = await asyncio.shield(settling)
+            settled = await self._admission.outcome(lambda: asyncio.shield(settling))
         except LostHoldError as error:
             raise PomeloError("store_unavailable") from error
         self._tell(settled.standing, settled.record.cost)
@@ -171,7 +171,7 @@ class Hold:
         ending = self._let_go()
         try:
             async with asyncio.timeout(TOLD_WITHIN):
-                settled = await asyncio.shield(ending)
+                settled = await self._admission.outcome(lambda: asyncio.shield(ending))
                 if settled is not None:
                     self._tell(settled.standing, settled.record.cost)
                 else:
@@ -188,7 +188,8 @@ class Hold:
         """
         self._end()
         self._call.reply.pop("X-Credits-Charged", None)
-        await asyncio.shield(self._admission.give_back(self._draft))
+        giving = self._admission.give_back(self._draft)
+        await self._admission.outcome(lambda: asyncio.shield(giving))
         self._tell(await self._admission.standing(self.wallet, self._draft.model), None)
 
     def _let_go(self) -> "asyncio.Future[Settled | None]":
@@ -368,7 +369,7 @@ class Admission:
         Raises:
             PomeloError: store_unavailable.
         """
-        return await self._outcome(partial(self.store.standing, wallet, model))
+        return await self.outcome(partial(self.store.standing, wallet, model))
 
     def runs(self, task_id: str) -> bool:
         """Whether a task is run here: it is taken in, it runs, or its end is under way or is to be tried
@@ -431,7 +432,7 @@ class Admission:
     async def _take(self, take: Take) -> Taken | Refused | Repeated:
         taking = self._begin(partial(self.store.take, take))
         try:
-            return await asyncio.shield(taking)
+            return await self.outcome(lambda: asyncio.shield(taking))
         except LostHoldError as error:
             raise PomeloError("store_unavailable") from error  # It was voided before it came there.
         except (PomeloError, asyncio.CancelledError):
@@ -476,11 +477,11 @@ class Admission:
                 records.append(record)
         if not records:
             return
-        for task_id in await self._outcome(partial(self.store.note, records)):
-            hold_lost = self.running.get(task_id)
-            if hold_lost is not None:
-                hold_lost.lost = True
-                hold_lost.on_lost()
+        for task_id in await self.outcome(partial(self.store.note, records)):
+            gone = self.running.get(task_id)
+            if gone is not None:
+                gone.lost = True
+                gone.on_lost()
 
     async def reconcile(self) -> None:
         """Ends what this process holds and does not run, as if the process had died: a take that came late,
@@ -489,7 +490,7 @@ class Admission:
         Raises:
             PomeloError: store_unavailable.
         """
-        found = await self._outcome(partial(self.store.reservations, own=True))
+        found = await self.outcome(partial(self.store.reservations, own=True))
         orphans = {one.record.task_id: one.record for one in found if not self.runs(one.record.task_id)}
         lost = [orphans[task_id] for task_id in orphans if task_id in self._orphans][:_RECOVERED_MOST]
         self._orphans = set(orphans)
@@ -550,9 +551,8 @@ class Admission:
 
         def done(future: "asyncio.Future[Any]") -> None:
             try:
-                if future.cancelled():
-                    self._failed(ending, UnknownOutcomeError("store_unavailable"))
-                elif (error := future.exception()) is not None and not isinstance(error, LostHoldError):
+                error = asyncio.CancelledError() if future.cancelled() else future.exception()
+                if error is not None and not isinstance(error, LostHoldError):
                     self._failed(ending, error)
             finally:
                 self._done_with(ending.task_id)
@@ -562,6 +562,8 @@ class Admission:
 
     def _failed(self, ending: _Ending, error: BaseException) -> None:
         """An end was not made, or may not have been."""
+        if not isinstance(error, PomeloError):
+            error = self._unknown(error)
         if isinstance(error, UnknownOutcomeError):
             ending.instead = None  # It may be on the record: only the same again tells.
         if ending.instead is not None:
@@ -596,13 +598,18 @@ class Admission:
             begun = work()
         except Exception as error:
             begun = _raise(error)
-        doing = asyncio.ensure_future(self._outcome(lambda: begun))
+        doing = asyncio.ensure_future(begun)
         self._doing.add(doing)
         doing.add_done_callback(self._doing.discard)
         return doing
 
-    async def _outcome(self, work: Callable[[], Awaitable[T]]) -> T:
-        """What the store gives. Whatever it raises that it should not, this raises UnknownOutcomeError."""
+    async def outcome(self, work: Callable[[], Awaitable[T]]) -> T:
+        """What the store gives.
+
+        Raises:
+            PomeloError: store_unavailable; UnknownOutcomeError whatever the store raises that it should not.
+            LostHoldError: the store says so.
+        """
         try:
             return await work()
         except (PomeloError, LostHoldError):
@@ -611,11 +618,14 @@ class Admission:
             task = asyncio.current_task()
             if task is None or task.cancelling():
                 raise
-            fault: BaseException = error  # Something inside was cancelled.
+            raise self._unknown(error) from error  # Something inside was cancelled, not this task.
         except Exception as error:
-            fault = error
-        self.unforeseen.tell("The store failed", fault)
-        raise UnknownOutcomeError("store_unavailable") from fault
+            raise self._unknown(error) from error
+
+    def _unknown(self, error: BaseException) -> UnknownOutcomeError:
+        """What an error of the store that nobody foresaw amounts to."""
+        self.unforeseen.tell("The store failed", error)
+        return UnknownOutcomeError("store_unavailable")
 
     def _done_with(self, task_id: str) -> None:
         self._busy[task_id] -= 1
