@@ -36,6 +36,10 @@ _SLACK = 5.0
 _LINGER = 1.0
 """Seconds for which what a refused uploader still sends is taken and dropped."""
 
+_MOST_WAITING = 200
+_TICK = 0.001
+"""Seconds by which a timer of the event loop may be early."""
+
 _MOMENTS = 0.25
 """Seconds within which a call that its caller cancels is one that was never meant."""
 
@@ -47,17 +51,17 @@ class CallLimits:
     """What calls may cost. Sizes are in bytes, times in seconds.
 
     A caller without a key gets `unauthenticated_time` for a call; there are at most `unauthenticated` such
-    calls at a time, and `unauthenticated_reads` of them may be receiving a message: one more ends the oldest.
-    Health checks have `health_reads` apart. An account receives `reads` messages at a time, each within
-    `read_time` of the call's beginning, and pieces of `uploads` uploads, each within `piece_time` of the one
-    before. `lookups` are keys that are being looked up.
+    calls at a time, and `unauthenticated_reads` of them may be receiving a message, which comes at once or
+    makes room for the next one. Health checks have `health_reads` apart. An account receives `reads` messages
+    at a time, each within `read_time` of the call's beginning, and pieces of `uploads` uploads, each within
+    `piece_time` of the one before. `lookups` are keys that are being looked up.
     """
 
     message: int = 9 * _MIB
     unauthenticated: int = 200
-    unauthenticated_reads: int = 3
+    unauthenticated_reads: int = 2
     unauthenticated_time: float = 10.0
-    health_reads: int = 2
+    health_reads: int = 1
     lookups: int = 500
     forwarded: int = 1_000
     """Downloads by a signed link that gateways pass on: without a key, but with the gateway's own bounds."""
@@ -167,16 +171,19 @@ class Pool:
 
 
 class NewestFirst:
-    """At most `limit` at a time; whoever comes above that ends the oldest.
-
-    For work that takes a moment where it is honest: who is slow can't keep others out.
+    """At most `limit` at a time. While others wait, nobody keeps a place for more than `patience` seconds, and
+    the newest is next: for work that takes a moment where it is honest, so that the slow keep nobody out.
     """
 
-    __slots__ = ("_limit", "_scopes")
+    __slots__ = ("_free", "_holders", "_patience", "_timer", "_waiting")
 
-    def __init__(self, limit: int) -> None:
-        self._limit = limit
-        self._scopes: dict[asyncio.Timeout, None] = {}
+    def __init__(self, limit: int, patience: float = 0.2) -> None:
+        self._free = limit
+        self._patience = patience
+        self._holders: dict[asyncio.Timeout, float] = {}
+        """Since when each has its place."""
+        self._waiting: list[asyncio.Future[bool]] = []
+        self._timer: asyncio.TimerHandle | None = None
 
     @asynccontextmanager
     async def place(self) -> AsyncIterator[None]:
@@ -185,13 +192,13 @@ class NewestFirst:
         Raises:
             PomeloError: overloaded; a newer one has the place.
         """
-        if len(self._scopes) >= self._limit:
-            oldest = next(iter(self._scopes))
-            del self._scopes[oldest]
-            with suppress(RuntimeError):  # it is ending anyway
-                oldest.reschedule(0)
+        if self._free:
+            self._free -= 1
+        elif not await self._wait():
+            raise PomeloError("overloaded")
         scope = asyncio.timeout(None)
-        self._scopes[scope] = None
+        self._holders[scope] = asyncio.get_running_loop().time()
+        self._watch()
         try:
             async with scope:
                 yield
@@ -200,7 +207,53 @@ class NewestFirst:
                 raise PomeloError("overloaded") from None
             raise
         finally:
-            self._scopes.pop(scope, None)
+            if self._holders.pop(scope, None) is not None:
+                self._give()
+
+    async def _wait(self) -> bool:
+        """Waits for a place; False when too many newer ones do."""
+        turn: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+        self._waiting.append(turn)
+        if len(self._waiting) > _MOST_WAITING:
+            oldest = self._waiting.pop(0)
+            if not oldest.done():
+                oldest.set_result(False)
+        self._watch()
+        try:
+            return await turn
+        except asyncio.CancelledError:
+            if turn.cancelled():
+                with suppress(ValueError):
+                    self._waiting.remove(turn)
+            elif turn.result():
+                self._give()  # it came at the same moment
+            raise
+
+    def _give(self) -> None:
+        """Gives a place that is free to the newest."""
+        while self._waiting:
+            turn = self._waiting.pop()
+            if not turn.done():
+                turn.set_result(True)
+                return
+        self._free += 1
+
+    def _watch(self) -> None:
+        """Sees to it that the oldest holder ends in time where somebody waits."""
+        if self._timer is None and self._waiting and self._holders:
+            since = next(iter(self._holders.values()))
+            self._timer = asyncio.get_running_loop().call_at(since + self._patience, self._end_oldest)
+
+    def _end_oldest(self) -> None:
+        self._timer = None
+        if self._waiting and self._holders:
+            oldest, since = next(iter(self._holders.items()))
+            if since + self._patience <= asyncio.get_running_loop().time() + _TICK:
+                del self._holders[oldest]
+                with suppress(RuntimeError):  # it is ending anyway
+                    oldest.reschedule(0)
+                self._give()
+        self._watch()
 
 
 Late = tuple[str, str]

@@ -127,6 +127,13 @@ class Attack:
         for connection, call in self.calls:
             await connection.over(call)
 
+    async def sent(self, count: int) -> None:
+        """Returns when all that so many calls should send has gone out."""
+        while sum(one.done() for one in self._sending) < count:
+            await asyncio.wait(
+                [one for one in self._sending if not one.done()], return_when="FIRST_COMPLETED"
+            )
+
     def longest(self) -> float:
         """Seconds that the longest call took."""
         return max(call.lasted for _, call in self.calls)

@@ -105,7 +105,7 @@ async def test_a_free_key_costs_its_share_and_others_do_not_notice(served: Serve
                 await attacking.over()
                 assert attacking.longest() < 62
             else:
-                await asyncio.sleep(2)  # much longer than it takes to send all that is taken
+                await attacking.sent(8 + 8 + 6)  # the rest waits for its turn
     grown = peak.most - before
     log.info("%d MiB, waits %s", grown / MIB, good.waits)
     assert grown < 160 * MIB
