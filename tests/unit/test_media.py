@@ -234,7 +234,7 @@ async def test_an_upload_above_the_limit_is_refused_and_leaves_nothing(store: Me
     with pytest.raises(PomeloError) as error:
         await desk.upload_media("audio/mpeg", _three(833_334), _call())  # two bytes too many
     assert refusal(error) == "payload_too_large"
-    exact = MediaDesk(store, _whose, upload_limit=2_400_000)
+    exact = MediaDesk(store, _whose, upload_limit=2_400_000, turns=Turns())
     media = await exact.upload_media("audio/mpeg", _three(800_000), _call())
     assert media.size_bytes == 2_400_000
     async with desk.download_media(media.media_id, "", _call()) as (found, pieces):
@@ -259,7 +259,7 @@ async def test_the_upload_of_one_request_lives_no_longer_than_that_may(tmp_path:
     store = MediaStore(tmp_path / "media", b"s" * 32)
     for wire, least, most in (("rest", 20, 51), ("grpc", 3590, 3601)):
         call = Call.from_headers({"x-request-timeout": "20"}.get, wire=wire)
-        media = await MediaDesk(store, _whose).upload_media("audio/mpeg", _three(10), call)
+        media = await MediaDesk(store, _whose, turns=Turns()).upload_media("audio/mpeg", _three(10), call)
         assert least < media.expire_time.seconds - time.time() + 1 <= most + 1
         path, found = store.find(media.media_id, "ann/test")
         assert found.expire_time.seconds == media.expire_time.seconds
@@ -269,7 +269,7 @@ async def test_the_upload_of_one_request_lives_no_longer_than_that_may(tmp_path:
 
 
 async def test_a_stalled_download_ends_at_the_deadline(store: MediaStore) -> None:
-    desk = MediaDesk(store, _whose)
+    desk = MediaDesk(store, _whose, turns=Turns())
     media_id = put(store, "ann/test", PNG * 10_000)
     call = Call.from_headers({"x-request-timeout": "0.05"}.get, wire="grpc")
 
