@@ -489,10 +489,9 @@ class _Messages(AsyncIterator[M]):
     """The messages of a server's stream; what ends it badly is raised as a PomeloError, and what its end
     tells is filled into the call's reply."""
 
-    __slots__ = ("_begun", "_call", "_next", "_rpc", "_turn")
+    __slots__ = ("_call", "_next", "_rpc", "_turn")
 
     def __init__(self, rpc: Any, call: Call, turn: Turn) -> None:
-        self._begun = False
         self._call = call
         self._rpc = rpc
         self._turn = turn
@@ -502,9 +501,6 @@ class _Messages(AsyncIterator[M]):
         return self
 
     async def __anext__(self) -> M:
-        if self._begun and self._turn.over():
-            await self._turn.next()
-        self._begun = True
         try:
             message: M = await self._next()
         except StopAsyncIteration:
@@ -517,6 +513,8 @@ class _Messages(AsyncIterator[M]):
             if (lost := _lost()) is not None:
                 raise lost from None
             raise
+        if self._turn.over():
+            await self._turn.next()
         return message
 
 

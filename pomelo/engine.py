@@ -41,14 +41,11 @@ class Engine:
             return run.result
         result = _result(task, run)
         turn = self._turns.stream()
-        begun = False
         async with self._life(run) as deadline:
             async with aclosing(self._events(run)) as events:
                 async for event in events:
-                    # An answer that comes as one event, as most do, waits for no turn.
-                    if begun and turn.over():
+                    if turn.over():
                         await turn.next()
-                    begun = True
                     run.fold.add(event)
             run.fold.finish(result)
             await self._settle(run, result, deadline)
@@ -115,6 +112,8 @@ class Engine:
         turn = self._turns.stream()
         async with aclosing(self._events(run)) as events:
             async for event in events:
+                if turn.over():
+                    await turn.next()
                 passed = fold.add(event)
                 if passed is not None:
                     size = _size(passed)
@@ -126,9 +125,6 @@ class Engine:
                         started = True
                         yield _started(task, run)
                     yield passed
-                    # Only now: what has come is passed on at once, what comes next may have to wait.
-                    if turn.over():
-                        await turn.next()
         result = _result(task, run)
         last = fold.finish(result)
         await self._settle(run, result, deadline)

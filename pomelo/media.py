@@ -476,10 +476,10 @@ class MediaDesk:
         with self._store.writer(owner, content_type, self._upload_limit) as writer:
             async with _deadline(call):
                 async for chunk in chunks:
-                    writer.write(chunk)
-                    del chunk  # else it is held while the next one is waited for
                     if turn.over():
                         await turn.next()
+                    writer.write(chunk)
+                    del chunk  # else it is held while the next one is waited for
             if not writer.size:
                 raise invalid("audio", "a file of at least one byte")
             if call.wire != "rest":

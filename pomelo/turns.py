@@ -1,8 +1,9 @@
 """Turns of the event loop: what all streams do in one iteration of it is bounded, however many there are.
 
 A stream whose data have come already never waits for anything: its source has the next piece, its caller's
-connection takes it. So each stream asks after every piece whether its turn is over, and waits for the next
-one if it is. One `Turns` belongs to one event loop; `pomelo.app` makes it. It knows no task and no protocol.
+connection takes it. So each stream asks before every piece whether its turn is over, and waits for the next
+one if it is; its first piece waits for nobody. One `Turns` belongs to one event loop; `pomelo.app` makes it.
+It knows no task and no protocol.
 """
 
 import asyncio
@@ -19,6 +20,9 @@ BUDGET_MOST = 0.004
 
 QUANTUM = 0.00025
 """Seconds of a turn where several streams wait."""
+
+COST_LEAST = 0.00002
+"""Seconds that a turn costs at least, to wake its stream."""
 
 T = TypeVar("T")
 
@@ -99,7 +103,8 @@ class Turns:
         spent = 0.0
         if self._began is not None:
             spent = now - self._began
-            self._cost = spent / self._granted
+            # One cheap round, of streams that only went on to wait, must not bring a crowd of dear turns.
+            self._cost = max(spent / self._granted, self._cost / 2, COST_LEAST)
         all_else = now - self._last - spent
         self._last = now
         self._began = None
@@ -112,8 +117,8 @@ class Turns:
         self._ends = now + BUDGET
         self._budget = min(max(BUDGET, all_else), BUDGET_MOST)
         self._length = BUDGET if len(fresh) + len(tired) == 1 else QUANTUM
-        affordable = self._budget / self._cost if self._cost > 0 else 1
-        while (fresh or tired) and (self._granted < affordable or not self._granted):
+        affordable = max(1, round(self._budget / self._cost))
+        while (fresh or tired) and self._granted < affordable:
             first, second = (tired, fresh) if self._granted % 2 else (fresh, tired)
             (first or second).popleft().set_result(None)
             self._granted += 1
@@ -129,19 +134,25 @@ def _clean(waiting: "deque[asyncio.Future[None]]") -> "deque[asyncio.Future[None
 
 
 class Turn:
-    """The turns of one stream, which after each piece does `if turn.over(): await turn.next()`."""
+    """The turns of one stream, which does `if turn.over(): await turn.next()` with each piece in hand, before
+    it passes it on."""
 
-    __slots__ = ("_clock", "_ends", "_iteration", "_turns")
+    __slots__ = ("_begun", "_clock", "_ends", "_iteration", "_turns")
 
     def __init__(self, turns: Turns, clock: Callable[[], float]) -> None:
         self._turns = turns
         self._clock = clock
+        self._begun = False
         self._ends = 0.0
-        self._iteration = -1
+        self._iteration = 0
 
     def over(self) -> bool:
-        """Whether others are to have theirs."""
-        return self._clock() >= self._ends
+        """Whether it took its time, or gave way by itself since it began; not before the first piece."""
+        if self._begun:
+            return self._iteration != self._turns.iteration or self._clock() >= self._ends
+        self._begun = True
+        self._iteration = self._turns.iteration
+        return False
 
     async def next(self) -> None:
         """Returns when the next turn has come, often at once."""
@@ -154,6 +165,6 @@ async def in_turns(pieces: AsyncGenerator[T, None], turn: Turn) -> AsyncGenerato
     """The pieces of a stream that gives way between them; closing it closes the stream."""
     async with aclosing(pieces):
         async for piece in pieces:
-            yield piece
             if turn.over():
                 await turn.next()
+            yield piece

@@ -152,10 +152,10 @@ class Anthropic:
         turn = self._http.turns.stream()
         async with aclosing(self._streamed(job, answer)) as events:
             async for event in events:
-                text += event.text_delta.content.encode()
-                last = event
                 if turn.over():
                     await turn.next()
+                text += event.text_delta.content.encode()
+                last = event
         if answer.usage is None:
             raise nonsense("a whole answer without a count")
         last.text_delta.content = text.decode()
