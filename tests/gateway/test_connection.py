@@ -197,7 +197,7 @@ async def closed_after(door: Door, *pieces: bytes) -> float:
 
 
 async def test_a_head_that_does_not_come_to_its_end_is_given_up(opened: OpenDoor) -> None:
-    async with opened(head_timeout=0.2, idle_timeout=60) as door:
+    async with opened(head_timeout=0.2, untrusted_timeout=0.2, idle_timeout=60) as door:
         for pieces in ([], [b"GET / HT"], [bytes([b]) for b in b"GET /openapi.json HTTP/1.1\r\nA: b"]):
             assert 0.15 < await closed_after(door, *pieces) < 2
         second = request(json.dumps(HI).encode(), close=False)
