@@ -13,6 +13,7 @@ from pathlib import Path
 
 from pomelo.stores.base import StoreError
 from pomelo.stores.schema import APPLICATION_ID, MIGRATIONS
+from pomelo.stores.sqlite.log_size import LogSize
 
 _MINIMUM = (3, 37, 0)
 
@@ -25,12 +26,19 @@ _DISK = frozenset(
 class WritingFile:
     """The file, open for writing, and the lock on it."""
 
-    def __init__(self, path: Path, lock_wait: float, begin: Callable[[sqlite3.Connection], None]) -> None:
+    def __init__(
+        self,
+        path: Path,
+        lock_wait: float,
+        begin: Callable[[sqlite3.Connection], None],
+        log_size: LogSize | None = None,
+    ) -> None:
         """Opens the file and makes or migrates it; `begin` is done in the same transaction.
 
         Raises:
             StoreError: another process has it; it isn't ours, is damaged, or is of a newer version.
         """
+        self._log_size = log_size or LogSize(path)
         if sqlite3.sqlite_version_info < _MINIMUM:
             raise StoreError(f"SQLite {sqlite3.sqlite_version} is too old; Pomelo needs 3.37 or later")
         try:
@@ -55,6 +63,10 @@ class WritingFile:
         except BaseException:
             os.close(self._lock)
             raise
+
+    def between(self) -> None:
+        """Keeps the log small; to be called between two transactions."""
+        self._log_size.keep_small(self.connection)
 
     def close(self) -> None:
         """Closes the file and lets others in."""
@@ -102,6 +114,7 @@ def _prepare(connection: sqlite3.Connection, path: Path, begin: Callable[[sqlite
         raise StoreError(f"{path} is the database of another program. Set POMELO_DATA to another folder")
     connection.execute("PRAGMA journal_mode = WAL")
     connection.execute("PRAGMA synchronous = FULL")
+    connection.execute("PRAGMA wal_autocheckpoint = 0")  # `between` does it, between commits.
     connection.execute("PRAGMA foreign_keys = ON")
     connection.execute("PRAGMA trusted_schema = OFF")
     connection.execute("BEGIN IMMEDIATE")

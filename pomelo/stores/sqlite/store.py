@@ -37,6 +37,7 @@ from pomelo.stores.ledger import (
 )
 from pomelo.stores.sqlite import accounts, keys, ledger, usage
 from pomelo.stores.sqlite.file import WritingFile, open_reading
+from pomelo.stores.sqlite.log_size import LogSize
 from pomelo.stores.sqlite.writer import Writer
 
 LOCK_WAIT = 2.0
@@ -72,13 +73,16 @@ async def open_sqlite(
         StoreError: another process has it; it isn't ours, is damaged, or is of a newer version.
     """
     clock = _steady(now, monotonic)
-    writer = await Writer.start(lambda: WritingFile(path, lock_wait, partial(_recover, now=clock())))
+    log_size = LogSize(path)
+    writer = await Writer.start(
+        lambda: WritingFile(path, lock_wait, partial(_recover, now=clock()), log_size)
+    )
     try:
         with ThreadPoolExecutor(1, thread_name_prefix="sqlite-reports") as reader:
             loop = asyncio.get_running_loop()
             opening = loop.run_in_executor(reader, open_reading, path)
             try:
-                yield SqliteStore(writer, clock, reader, await asyncio.shield(opening))
+                yield SqliteStore(writer, clock, reader, await asyncio.shield(opening), log_size)
             finally:
                 # Before the writer, whose closing then empties the log; a report under way ends early.
                 reading = await opening
@@ -108,11 +112,13 @@ class SqliteStore:
         clock: Callable[[], float],
         reader: ThreadPoolExecutor,
         reading: sqlite3.Connection,
+        log_size: LogSize,
     ) -> None:
         self._writer = writer
         self._clock = clock
         self._reader = reader
         self._reading = reading
+        self._log_size = log_size
 
     # --- KeyStore
 
@@ -236,11 +242,15 @@ class SqliteStore:
         return found
 
     async def _report(self, work: Callable[[sqlite3.Connection], T]) -> T:
-        """Reads in the thread of reports, however long that takes."""
+        """Reads in the thread of reports. What may take long is done in steps, see `_read`."""
+
+        def step() -> T:
+            with self._log_size.reading():
+                return work(self._reading)
+
         loop = asyncio.get_running_loop()
         try:
-            done = loop.run_in_executor(self._reader, work, self._reading)
-            return await done
+            return await loop.run_in_executor(self._reader, step)
         except (sqlite3.Error, RuntimeError) as error:
             # RuntimeError: the store was closed while a caller was on its way.
             raise PomeloError("store_unavailable") from error

@@ -27,6 +27,10 @@ class Written(Protocol):
 
     connection: sqlite3.Connection
 
+    def between(self) -> None:
+        """Does what is to be done between two batches. Raises nothing."""
+        ...
+
     def close(self) -> None:
         """Gives it up."""
         ...
@@ -111,6 +115,7 @@ class Writer:
         while not self._ending:
             if batch := self._gather():
                 self._report(_commit(target.connection, batch))
+                target.between()
         try:
             target.close()
         except (sqlite3.Error, OSError) as error:
