@@ -171,8 +171,8 @@ class Pool:
 
 
 class NewestFirst:
-    """At most `limit` at a time. While others wait, nobody keeps a place for more than `patience` seconds, and
-    the newest is next: for work that takes a moment where it is honest, so that the slow keep nobody out.
+    """At most `limit` at a time. While others wait, nobody keeps a place for more than `patience` seconds,
+    and the newest is next: for work that takes a moment where it is honest, so that the slow keep nobody out.
     """
 
     __slots__ = ("_free", "_holders", "_patience", "_timer", "_waiting")
