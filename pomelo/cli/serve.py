@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from pomelo.settings import Settings
 
-SWITCH_INTERVAL = 0.0005
+SWITCH_INTERVAL = 0.0001
 """Seconds after which a thread that waits for the interpreter gets it."""
 
 _BODY = '{"model": "gpt-4", "messages": [{"role": "user", "content": "Hello, world!"}]}'

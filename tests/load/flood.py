@@ -3,13 +3,14 @@
 Run as `python -m tests.load.flood ROLE …`: a process says on stdout when it is ready, and ends with its stdin.
 Both do as little as possible for each event, so that the server between them is what is busy.
 
-The vendor speaks OpenAI's chat completions. A stream is endless unless the prompt has `events=N`; with
-`pace=S` each event waits so many seconds, and its text is the time of its sending. A request that is no
-stream is answered at once.
+The vendor speaks OpenAI's chat completions. A stream is endless unless the prompt has `events=N`; `size=N` are
+the characters of an event. With `pace=S` each event waits so many seconds, and its text is the time of its
+sending. A request that is no stream is answered at once.
 """
 
 import argparse
 import asyncio
+import contextlib
 import json
 import re
 import struct
@@ -85,6 +86,8 @@ async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> 
         pass  # it has left, or we are ending
     finally:
         writer.transport.abort()
+        with contextlib.suppress(ConnectionError, asyncio.CancelledError):
+            await writer.wait_closed()
 
 
 async def _stream(body: bytes, writer: asyncio.StreamWriter) -> None:
@@ -97,8 +100,9 @@ async def _stream(body: bytes, writer: asyncio.StreamWriter) -> None:
             await asyncio.sleep(float(pace[1]))
             writer.write(event(f" {time.monotonic_ns()}"))
         left = 0
-    one = event()
-    count = BLOCK // len(one)
+    size = re.search(rb"size=(\d+)", body)
+    one = event("x" * int(size[1])) if size else event()
+    count = max(1, BLOCK // len(one))
     block = one * count
     while left > 0:
         writer.write(block if left >= count else one * left)
