@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 
 import grpc
 
+from gateway.server_watch import ServerWatch
 from gateway.uploading import FAILED_WRITE, send
 from pomelo.call import Call
 from pomelo.errors import PomeloError
@@ -128,11 +129,12 @@ async def open_remote(
 class _Line:
     """One connection, its stubs, and how many calls are on it; a context manager that counts one."""
 
-    __slots__ = ("_proof", "accounts", "busy", "media", "models", "tasks")
+    __slots__ = ("_proof", "_watch", "accounts", "busy", "media", "models", "tasks")
 
-    def __init__(self, channel: Any, proof: GatewayProof) -> None:
+    def __init__(self, channel: Any, proof: GatewayProof, watch: ServerWatch) -> None:
         self.busy = 0
         self._proof = proof
+        self._watch = watch
         self.tasks = TaskServiceStub(channel)
         self.models = ModelServiceStub(channel)
         self.media = MediaServiceStub(channel)
@@ -146,6 +148,7 @@ class _Line:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.busy -= 1
+        self._watch.ended(error)
 
     def given(self, call: Call) -> dict[str, Any]:
         """The metadata and the timeout of the gRPC call that stands for `call`."""
@@ -158,6 +161,7 @@ class _Lines:
     def __init__(self, target: str, credentials: Any, stack: AsyncExitStack, proof: GatewayProof) -> None:
         self._target = target
         self._proof = proof
+        self._watch = ServerWatch(target)
         self._credentials = credentials
         self._stack = stack
         self._lines: list[_Line] = []
@@ -172,7 +176,7 @@ class _Lines:
         else:
             channel = grpc.aio.secure_channel(self._target, self._credentials, options=_ARGS)
         self._stack.push_async_callback(channel.close)
-        line = _Line(channel, self._proof)
+        line = _Line(channel, self._proof, self._watch)
         self._lines.append(line)
         return line
 
