@@ -111,7 +111,7 @@ async def books_are_right(house: House, *callers: Caller) -> None:
     """Nothing is held once the server has seen that its callers left, and the audit finds no difference."""
     async with asyncio.timeout(5):
         for caller in callers:
-            while (await house.balance(caller, live=True)).held or await house.slots(caller, live=True):
+            while (await house.balance(caller, live=True)).held or await house.slots(caller, live=True):  # noqa: ASYNC110
                 await asyncio.sleep(0.005)
     found = await audit(house.app.store)
     assert not found.findings
