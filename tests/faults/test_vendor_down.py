@@ -17,7 +17,9 @@ from pomelo.routing import Router
 from pomelo.testing import Answer, FaultUpstream, Gate, Stop, error_reply
 from tests.integration.house import WAYS, Caller, House, open_house, say
 
-LEFT_ALONE_WITHIN = 2.0
+LEFT_ALONE_WITHIN = 4.0
+"""Twice the promise, for a busy machine; tests/unit/test_breaker.py holds it to 2 s on a clock of its own."""
+
 FOUND_WITHIN = 15.0
 PACE = 0.02
 """Seconds between two calls of one caller."""
