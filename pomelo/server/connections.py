@@ -53,7 +53,8 @@ class ConnectionLimits:
     """Unauthenticated ones of one address that are older than `grace`."""
     per_flooding_address: int = 8
     """The same for an address of which `floods` connections were closed for flooding within `penalty`."""
-    grace: float = 1.0
+    grace: float = 3.0
+    """A key takes its time: a TLS handshake from far away, a server that has much to do."""
     key_timeout: float = 9.0
     """How long one may be unauthenticated. With the time between two scans it is gone within 10 s."""
     unauthenticated_bytes: int = 256 * _KIB
