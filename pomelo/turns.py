@@ -13,12 +13,12 @@ from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from typing import TypeVar
 
-BUDGET = 0.0005
+BUDGET = 0.0003
 """Seconds of one iteration that all streams get together, and"""
 BUDGET_MOST = 0.004
 """the most that they get where all else takes as long: a busy loop must not starve the streams in turn."""
 
-QUANTUM = 0.00025
+QUANTUM = 0.00015
 """Seconds of a turn where several streams wait."""
 
 COST_LEAST = 0.00002
