@@ -379,10 +379,10 @@ class ConnectionGuard:
         return {one: "too many in all" for _, _, one in ranked[:excess]}
 
     def _close(self, connection: _Connection, reason: str) -> None:
-        connection.closed = True
         if self._sockets.disconnect(connection.socket):
             self._closed[reason] += 1
             self._closed_addresses[connection.address] += 1
+        connection.closed = True
 
     def _flood(self, connection: _Connection, now: float) -> str:
         """Remembers the address of a connection that floods."""
