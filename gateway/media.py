@@ -91,12 +91,12 @@ async def _send(
             response.headers["Content-Range"] = f"bytes {start}-{end - 1}/{size}"
         await response.prepare(request)
         if request.method != "HEAD":
-            at = 0
+            if start:
+                chunks.skip(start)
+            at = start
             async for chunk in chunks:
-                piece = chunk[max(start - at, 0) : end - at]
+                await response.write(chunk[: end - at])
                 at += len(chunk)
-                if piece:
-                    await response.write(piece)
                 if at >= end:
                     break
             if at < end:

@@ -34,7 +34,7 @@ from pomelo.gen.v1.task_service_pb2 import RunTaskRequest, StreamTaskRequest, St
 from pomelo.gen.v1.task_service_pb2_grpc import TaskServiceStub
 from pomelo.inflight import InFlight, InFlightLimits, Ticket
 from pomelo.origin import GatewayProof
-from pomelo.service import Services
+from pomelo.service import MediaBytes, Services
 from pomelo.turns import Turn, Turns
 from pomelo.wire import HEADER_NAMES, OPEN_KEY, REFUSED_KEY, from_rpc_error
 
@@ -383,7 +383,7 @@ class RemoteMedia:
     @asynccontextmanager
     async def download_media(
         self, media_id: str, signature: str, call: Call
-    ) -> AsyncIterator[tuple[Media, AsyncIterator[bytes]]]:
+    ) -> AsyncIterator[tuple[Media, MediaBytes]]:
         """See the port."""
         request = DownloadMediaRequest(media_id=media_id, signature=signature)
         with self._lines.pick() as line:
@@ -393,7 +393,7 @@ class RemoteMedia:
                 async with _until_deadline(call):
                     await _opened(rpc, messages, call)
                     first = await anext(messages)
-                    yield first.media, _bytes(messages)
+                    yield first.media, _Bytes(messages)
             finally:
                 rpc.cancel()
 
@@ -522,6 +522,22 @@ class _Messages(AsyncIterator[M]):
         return message
 
 
-async def _bytes(messages: "_Messages[DownloadMediaResponse]") -> AsyncIterator[bytes]:
-    async for message in messages:
-        yield message.chunk
+class _Bytes(AsyncIterator[bytes]):
+    """The bytes of a medium. Implements `pomelo.service.MediaBytes`."""
+
+    def __init__(self, messages: "_Messages[DownloadMediaResponse]") -> None:
+        self._messages = messages
+        self._unwanted = 0
+
+    def skip(self, size: int) -> None:
+        """See the port."""
+        self._unwanted += size
+
+    async def __anext__(self) -> bytes:
+        while True:
+            chunk: bytes = (await anext(self._messages)).chunk
+            if self._unwanted < len(chunk):
+                break
+            self._unwanted -= len(chunk)
+        unwanted, self._unwanted = self._unwanted, 0
+        return chunk[unwanted:]

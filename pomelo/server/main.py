@@ -157,7 +157,7 @@ async def open_server(
         OSError: an address can't be listened on, or a TLS file can't be read.
     """
     options = replace(options, connections=options.connections.within(descriptors.limit()))
-    guard = ConnectionGuard(options.connections, options.limits.message)
+    guard = ConnectionGuard(options.connections, options.limits.transport)
     front = FrontEnd(services.access, options.limits, connections or guard, proof)
     server = grpc.aio.server(options=options.channel_args())
     ours = {
