@@ -34,6 +34,9 @@ MAX_HEAD = 32 * 1024
 MAX_STRANGE = 4
 """Answers without a good key that an untrusted connection gets before it is closed."""
 
+LEAST_RATE = 1024
+"""Bytes a second that a client must take of an answer, over the time in which it must take something."""
+
 _LINE = 8190
 _HEADERS = 128
 _AHEAD = 2
@@ -56,7 +59,7 @@ class Patience:
     """How long a client is waited for, in seconds.
 
     `head` is what a request's head may take from its first byte (or from connecting); `stall` the time in
-    which a client that we write to must take at least something; `idle` the time between two requests;
+    which a client that we write to must take its share of an answer, at `LEAST_RATE`; `idle` the time between two requests;
     `linger` how long the rest of a refused body is thrown away.
     """
 
@@ -289,7 +292,7 @@ class Connection(web.RequestHandler):
         if self._wire is None:
             return
         left = self._wire.get_write_buffer_size()
-        if left < before:
+        if before - left >= min(before, self._patience.stall * LEAST_RATE):
             self._watch(left)
         else:
             self._wire.abort()
