@@ -59,8 +59,8 @@ class Patience:
     """How long a client is waited for, in seconds.
 
     `head` is what a request's head may take from its first byte (or from connecting); `stall` the time in
-    which a client that we write to must take its share of an answer, at `LEAST_RATE`; `idle` the time between two requests;
-    `linger` how long the rest of a refused body is thrown away.
+    which a client that we write to must take its share of an answer, at `LEAST_RATE`; `idle` the time between
+    two requests; `linger` how long the rest of a refused body is thrown away.
     """
 
     head: float
