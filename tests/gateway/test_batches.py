@@ -3,14 +3,21 @@
 import asyncio
 import json
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Any
 
+import aiohttp
 import pytest
 from door import Door, words
 
+from gateway.app import open_rest
+from pomelo.call import Call
 from pomelo.errors import PomeloError
+from pomelo.gen.v1.model_service_pb2 import Model
+from pomelo.gen.v1.task_pb2 import Task, TaskType
 from pomelo.gen.v1.task_service_pb2 import StreamTaskResponse as Event
 from pomelo.providers.base import Job
+from pomelo.service import Services
 
 ASKED = {"model": "gpt-4", "messages": [{"role": "user", "content": "Hi"}], "stream": True}
 MANY = [f"word{number} " for number in range(500)]
@@ -131,3 +138,40 @@ async def test_a_client_that_does_not_read_stops_the_stream(door: Door) -> None:
     finally:
         writer.transport.abort()
     await asyncio.wait_for(door.player.closed.wait(), 5)
+
+
+class Ready:
+    """Services whose streams are there from their first event to their end, or to a failure."""
+
+    def __init__(self, failure: PomeloError | None) -> None:
+        self._failure = failure
+
+    async def get_model(self, name: str, call: Call) -> Model:
+        """See ModelService."""
+        return Model(name=name, task_type=TaskType.TASK_TYPE_TEXT)
+
+    @asynccontextmanager
+    async def stream_task(self, task: Task, call: Call) -> AsyncIterator[AsyncIterator[Event]]:
+        """See TaskService."""
+
+        async def events() -> AsyncIterator[Event]:
+            *pieces, last = words(*MANY)
+            for event in pieces:
+                yield event
+            if self._failure is not None:
+                raise self._failure
+            yield last
+
+        yield events()
+
+
+@pytest.mark.parametrize("failure", [None, "provider_failed"])
+async def test_a_stream_that_ends_at_once_is_heard_whole(failure: str | None) -> None:
+    ready: Any = Ready(PomeloError(failure) if failure else None)
+    services = Services(tasks=ready, models=ready, media=ready, accounts=ready)
+    async with (
+        open_rest(services, None, "127.0.0.1", 0) as (host, port),
+        aiohttp.ClientSession() as session,
+        session.post(f"http://{host}:{port}/api/v1/task", json=ASKED) as answer,
+    ):
+        assert text(await answer.read()) == [*MANY, failure or "[DONE]"]
