@@ -60,7 +60,7 @@ class CallLimits:
     message: int = 9 * _MIB
     unauthenticated: int = 200
     unauthenticated_reads: int = 2
-    unauthenticated_time: float = 10.0
+    unauthenticated_time: float = 9.0
     health_reads: int = 1
     lookups: int = 500
     forwarded: int = 1_000
