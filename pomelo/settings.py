@@ -187,12 +187,12 @@ class Settings(BaseModel):
     json_limit: Annotated[ByteSize, Field(gt=0)] = ByteSize(8 * _MIB)
     upload_limit: Annotated[ByteSize, Field(gt=0)] = ByteSize(50 * _MIB)
     inline_limit: Annotated[ByteSize, Field(gt=0)] = ByteSize(4 * _MIB)
-    plans: Mapping[PlanName, PlanSettings] = Field(default_factory=dict)
-    """Added to the built-in ones; one of the same name replaces it."""
     max_connections: int = Field(default=4096, ge=8, le=1_000_000)
     """REST connections of all callers together, in each process."""
     idle_timeout: float = Field(default=75.0, gt=0, le=86_400)
     """Seconds that a caller's connection may be idle; behind a balancer more than the balancer's own."""
+    plans: Mapping[PlanName, PlanSettings] = Field(default_factory=dict)
+    """Added to the built-in ones; one of the same name replaces it."""
     grace: float = Field(default=10.0, ge=0, le=3600)
     """Seconds that running tasks get to end when the server shuts down."""
 
