@@ -6,7 +6,7 @@ import json
 import re
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pomelo.cli.safe_text import csv_cell, visible, visible_json, visible_lines
@@ -45,6 +45,7 @@ def test_a_text_keeps_its_lines_and_what_its_script_needs():
     assert visible_lines("a\x1b]0;title\x07b\r\x9b") == "a\\x1b]0;title\\x07b\\r\\x9b"
 
 
+@settings(max_examples=30)
 @given(st.recursive(st.text(), lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner)))
 def test_json_means_the_same(value):
     text = visible_json(json.dumps(value, ensure_ascii=False))
