@@ -253,7 +253,7 @@ async def test_more_streams_than_one_connection_takes_run_at_once(
 ) -> None:
     gate = Gate()
     upstream.when("one of many", Answer("one two", at={1: gate}))
-    count = 130  # a server takes 100 on a connection
+    count = 230  # a gateway puts 200 on a connection
     opened = asyncio.Semaphore(0)
 
     async def one() -> int:
