@@ -158,6 +158,9 @@ class Connection(web.RequestHandler):
         wire = self._wire
         if wire is None:
             return
+        if self.slot.owner is not None:
+            self.force_close()  # once what was written has gone out
+            return
         request = self._current_request
         due = self._head_timer is not None or self._request_count > self._finished
         if told and due and (request is None or not request.writer.output_size):
@@ -201,6 +204,12 @@ class Connection(web.RequestHandler):
             wire.close()
         if wire.get_write_buffer_size():
             self._watch(wire.get_write_buffer_size())
+
+    async def shutdown(self, timeout: float | None = 15.0) -> None:  # noqa: ASYNC109 - it is aiohttp's
+        """Ends the connection in good order; see aiohttp."""
+        if self._discards and self._wire is not None:
+            self._wire.abort()
+        await super().shutdown(timeout)
 
     # --- bytes
 
@@ -248,7 +257,7 @@ class Connection(web.RequestHandler):
             if data:
                 self._head_size += len(data)
                 if self._head_size > MAX_HEAD:
-                    self._dismiss(_raw_answer(PomeloError("invalid_body", _UNREADABLE)))
+                    self._refuse_head()
                     return
                 self._connections.hears(self.slot)
                 if self._head_timer is None:
@@ -258,6 +267,13 @@ class Connection(web.RequestHandler):
             self._head_timer = None
             self._head_size = 0
             self.slot.heard = None
+
+    def _refuse_head(self) -> None:
+        if self._request_count > self._finished:
+            assert self._wire is not None
+            self._wire.abort()  # an answer is on its way, which another one would break
+        else:
+            self._dismiss(_raw_answer(PomeloError("invalid_body", _UNREADABLE)))
 
     def _waits(self) -> bool:
         """Whether the client's next request is waited for."""

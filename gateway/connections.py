@@ -44,7 +44,6 @@ class Slot:
     """
 
     __slots__ = (
-        "address",
         "busy",
         "end",
         "group",
@@ -57,8 +56,7 @@ class Slot:
         "waiting",
     )
 
-    def __init__(self, address: str, group: Hashable, end: End) -> None:
-        self.address = address
+    def __init__(self, group: Hashable, end: End) -> None:
         self.group = group
         self.end = end
         self.owner: Hashable = None
@@ -148,7 +146,7 @@ class Connections:
 
     def open(self, address: str, end: End) -> Slot:
         """A place for a new connection, which may end others; `end` may be replaced while it is open."""
-        slot = Slot(address, group_of(address), end)
+        slot = Slot(group_of(address), end)
         if len(self) >= self.limits.most and not self.make_room():
             slot.surplus = True
             self._surplus[slot] = None

@@ -46,7 +46,7 @@ def test_groups_know_their_largest_and_its_oldest_whatever_comes_and_goes() -> N
             groups.discard(gone)
             groups.discard(gone)
         else:
-            slot = Slot("", f"a{chance.randrange(12)}", lambda _: None)
+            slot = Slot(f"a{chance.randrange(12)}", lambda _: None)
             groups.add(slot)
             kept.append(slot)
         sizes = {name: sum(slot.group == name for slot in kept) for name in {s.group for s in kept}}

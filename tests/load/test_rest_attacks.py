@@ -212,5 +212,6 @@ async def test_each_of_many_requests_at_once_gets_an_answer_of_the_table_and_hea
     assert codes.keys() <= TABLE.keys() | {"ok"}
     assert codes["ok"] > 0
     assert await probe.wait() == -15  # and not by a refusal
+    assert "Traceback" not in served.log()
     assert waits[len(waits) // 2] < 0.25
     assert waits[-1] < 2.5
