@@ -88,6 +88,10 @@ class Noted:
         """See the protocol."""
         self._note("reset", peer)
 
+    def trust(self, peer: str) -> None:
+        """See the protocol."""
+        self._note("trust", peer)
+
     def ended(self, peer: str) -> None:
         """See the protocol."""
         self._note("ended", peer)
