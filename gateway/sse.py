@@ -5,6 +5,8 @@ Called by `gateway.task`. An error before the first event is an ordinary error a
 """
 
 import asyncio
+from contextlib import suppress
+from typing import Any
 
 from aiohttp import web
 
@@ -19,14 +21,21 @@ from pomelo.service import TaskService
 _DONE = b"\n\ndata: [DONE]\n\n"
 _KEEP_ALIVE = b": keep-alive\n\n"
 
+_BATCH = 16 * 1024
+"""Bytes of events that are joined into one write."""
+
 
 class EventStream:
     """The answer's way out: its head when there is something to say, and comments in silence.
 
-    The head goes out with the first event, or after `keep_alive` seconds without one.
+    The head goes out with the first event, or after `keep_alive` seconds without one. An event goes out at
+    once; those that come right behind it, in the same iteration of the event loop, are joined into one write.
     """
 
-    __slots__ = ("_beat", "_call", "_every", "_last", "_loop", "_request", "_timer", "response")
+    __slots__ = (
+        "_batch", "_beat", "_call", "_every", "_flushing", "_last", "_loop", "_request", "_size", "_timer",
+        "response",
+    )  # fmt: skip
 
     def __init__(self, request: web.Request, call: Call, keep_alive: float) -> None:
         self.response: web.StreamResponse | None = None
@@ -37,6 +46,9 @@ class EventStream:
         self._last = 0.0
         self._timer: asyncio.TimerHandle | None = None
         self._beat: asyncio.Task[None] | None = None
+        self._batch: list[bytes] = []
+        self._size = 0  # bytes in _batch
+        self._flushing: asyncio.Handle | None = None
 
     def start(self) -> None:
         """From now on silence is filled; `call.reply` must be complete."""
@@ -44,13 +56,16 @@ class EventStream:
         self._timer = self._loop.call_at(self._last + self._every, self._tick)
 
     def stop(self) -> None:
-        """Silence is no longer filled; idempotent."""
+        """Silence is no longer filled, and what is gathered waits for the end; idempotent."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
         if self._beat is not None:
             self._beat.cancel()
             self._beat = None
+        if self._flushing is not None:
+            self._flushing.cancel()
+            self._flushing = None
 
     async def _open(self) -> web.StreamResponse:
         response = self.response = web.StreamResponse(
@@ -60,15 +75,38 @@ class EventStream:
         return response
 
     async def send(self, data: bytes) -> None:
-        """Sends events, opening the answer before the first."""
+        """Sends an event, opening the answer before the first; waits while the client does not read."""
         self._last = self._loop.time()
         response = await self._open() if self.response is None else self.response
-        await response.write(data)
+        if self._flushing is None:
+            self._flushing = self._loop.call_soon(self._flush)
+            await response.write(data)
+            return
+        self._batch.append(data)
+        self._size += len(data)
+        if self._size >= _BATCH:
+            await response.write(self._gathered())
+
+    def _gathered(self) -> bytes:
+        data = b"".join(self._batch)
+        self._batch.clear()
+        self._size = 0
+        return data
+
+    def _flush(self) -> None:
+        """Sends what has come since the first event of the last iteration."""
+        self._flushing = None
+        if self._batch:
+            writer: Any = self._request.writer
+            # It can't be waited for here, and needn't be: the next event's write waits for this one, too.
+            writing = writer.write(self._gathered(), drain=False)
+            with suppress(ConnectionError, StopIteration):  # The client has left, or all is written.
+                writing.send(None)
 
     async def finish(self, data: bytes) -> web.StreamResponse:
         """Sends the last events and ends the answer."""
         response = await self._open() if self.response is None else self.response
-        await response.write_eof(data)
+        await response.write_eof(self._gathered() + data)
         return response
 
     async def fail(self, error: PomeloError) -> web.StreamResponse:
@@ -77,7 +115,7 @@ class EventStream:
         The connection stays: its head has promised so, and the client may have taken it up again.
         """
         response = await self._open() if self.response is None else self.response
-        await response.write_eof(b"event: error\ndata: " + problems.body(error) + b"\n\n")
+        await response.write_eof(self._gathered() + b"event: error\ndata: " + problems.body(error) + b"\n\n")
         return response
 
     def _tick(self) -> None:

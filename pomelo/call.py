@@ -51,23 +51,31 @@ class Principal:
         """`live` or `test`."""
         return "live" if self.live else "test"
 
+    @property
+    def owner(self) -> str:
+        """The account and the mode, as one name: what one of them stores, no other can read."""
+        return f"{self.account}/{self.mode}"
+
 
 @dataclass(slots=True)
 class Call:
     """One call of a caller.
 
-    `secret` is the caller's key as it came (never logged); `deadline` is absolute, on the clock of
-    `time.monotonic` (which is the event loop's too); `fault` is what was wrong with the headers, raised
-    once the key is known to be good; `key_fault` is what was wrong with the one that carries the key, as a
-    sentence. `principal` is set once the key was checked. `repeat_key` is the Idempotency-Key. `reply` holds
-    the headers that go back, by their names as the documentation writes them; it is complete when a task's
-    first event is, and on every error. `trailer` holds those that are known at a stream's end alone.
+    `secret` is the caller's key as it came (never logged); `address` is the caller's IP address, empty over
+    a unix socket; `deadline` is absolute, on the clock of `time.monotonic` (which is the event loop's too);
+    `fault` is what was wrong with the headers, raised once the key is known to be good; `key_fault` is what
+    was wrong with the one that carries the key, as a sentence. `principal` is set once the key was checked.
+    `repeat_key` is the Idempotency-Key. `reply` holds the headers that go back, by their names as the
+    documentation writes them; it is complete when a task's first event is, and on every error. `trailer`
+    holds those that are known at a stream's end alone. `at_end` is what the REST front end does by `end`
+    when the request has ended, however.
     """
 
     secret: str | None
     request_id: str
     wire: str
     deadline: float
+    address: str = ""
     traceparent: str | None = None
     repeat_key: str | None = None
     fault: PomeloError | None = None
@@ -75,6 +83,12 @@ class Call:
     principal: Principal | None = None
     reply: dict[str, str] = field(default_factory=dict)
     trailer: dict[str, str] = field(default_factory=dict)
+    at_end: list[Callable[[], None]] = field(default_factory=list)
+
+    def end(self) -> None:
+        """Deletes what came with the call for its task alone. Idempotent."""
+        while self.at_end:
+            self.at_end.pop()()
 
     @classmethod
     def from_headers(
@@ -82,6 +96,7 @@ class Call:
         get: Callable[[str], str | None],
         *,
         wire: str,
+        address: str = "",
         timeout: float | None = None,
         names: Iterable[str] = (),
         clock: Callable[[], float] = time.monotonic,
@@ -119,6 +134,7 @@ class Call:
             secret=secret,
             request_id=request_id,
             wire=wire,
+            address=address,
             deadline=clock() + timeout,
             traceparent=get("traceparent"),
             repeat_key=repeat_key,

@@ -19,15 +19,20 @@ from pomelo.intake import Intake, Replay, Run, wanted
 from pomelo.media import MediaStore
 from pomelo.routing import Router
 from pomelo.tasks.base import Delivered
+from pomelo.turns import Turns, in_turns
 
 
 class Engine:
-    """Runs the tasks that `intake` lets in on the providers that `router` knows."""
+    """Runs the tasks that `intake` lets in on the providers that `router` knows.
 
-    def __init__(self, intake: Intake, router: Router, media: MediaStore) -> None:
+    `turns` are those of the event loop.
+    """
+
+    def __init__(self, intake: Intake, router: Router, media: MediaStore, turns: Turns) -> None:
         self._intake = intake
         self._router = router
         self._media = media
+        self._turns = turns
 
     async def run_task(self, task: Task, call: Call) -> TaskResult:
         """See the port."""
@@ -35,9 +40,12 @@ class Engine:
         if isinstance(run, Replay):
             return run.result
         result = _result(task, run)
+        turn = self._turns.stream()
         async with self._life(run) as deadline:
             async with aclosing(self._events(run)) as events:
                 async for event in events:
+                    if turn.over():
+                        await turn.next()
                     run.fold.add(event)
             run.fold.finish(result)
             await self._settle(run, result, deadline)
@@ -48,7 +56,7 @@ class Engine:
         """See the port."""
         run = await self._intake.take_in(task, call, stream=True)
         if isinstance(run, Replay):
-            async with aclosing(run.events()) as events:
+            async with aclosing(in_turns(run.events(), self._turns.stream())) as events:
                 yield events
             return
         async with self._life(run) as deadline, aclosing(self._stream(task, run, deadline)) as events:
@@ -75,17 +83,23 @@ class Engine:
             if not deadline.expired():
                 raise  # a fault that bears the same name
             raise PomeloError("store_unavailable" if hold.lost else "deadline_exceeded") from error
-        except Exception:
+        except Exception as error:
             run.fold.close()
-            await hold.fail()
+            if _not_begun(error) and not hold.size:
+                await hold.refuse()
+            else:
+                await hold.fail()
             raise
         finally:
-            run.fold.close()
-            hold.leave()
-            run.drop()
+            try:
+                run.fold.close()
+            finally:
+                hold.leave()
+                run.drop()
 
     def _events(self, run: Run) -> AsyncGenerator[StreamTaskResponse, None]:
-        return self._router.events(run.job, run.candidates, run.hold.answered_by)
+        account = run.hold.wallet.account
+        return self._router.events(run.job, run.candidates, run.hold.answered_by, account=account)
 
     async def _stream(
         self, task: Task, run: Run, deadline: asyncio.Timeout
@@ -95,8 +109,11 @@ class Engine:
         delivered = Delivered()
         hold.delivering(lambda: run.kind.partly(run.job.input, run.bound, delivered))
         started = False
+        turn = self._turns.stream()
         async with aclosing(self._events(run)) as events:
             async for event in events:
+                if turn.over():
+                    await turn.next()
                 passed = fold.add(event)
                 if passed is not None:
                     size = _size(passed)
@@ -133,6 +150,11 @@ class Engine:
             answer = repeats.kept(result, wanted(run.job.input), self._media, stream=run.job.stream)
         used, counted = run.fold.used()
         await hold.settle(used, counted=counted, answer=answer)
+
+
+def _not_begun(error: Exception) -> bool:
+    """Whether a task failed because there was no connection to send it on."""
+    return isinstance(error, PomeloError) and error.code == "overloaded" and bool(error.replay)
 
 
 def _end_now(deadline: asyncio.Timeout) -> None:

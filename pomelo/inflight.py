@@ -118,7 +118,7 @@ class _Queue:
         self.waiting: deque[asyncio.Future[None]] = deque()
 
 
-class Turns:
+class FairPermits:
     """At most `limit` at a time of each owner, in the order in which they came."""
 
     def __init__(self, limit: int) -> None:

@@ -19,16 +19,13 @@ DOMAIN = "pomelo"
 DETAILS_KEY = "grpc-status-details-bin"
 """The trailing metadata in which gRPC carries a google.rpc.Status."""
 
-WIRE_KEY = "x-pomelo-wire"
-"""Metadata in, from a gateway alone: the wire that the caller used, which is what records name. With it
-comes `x-request-timeout`, the seconds that the caller's deadline leaves."""
-
 REFUSED_KEY = "x-pomelo-refused"
 """Metadata in, from a gateway alone, with RunTask: the body was refused there. The value is the error's code
 and the bytes that were read; the answer is that error, or what goes ahead of it, with the limits."""
 
 OPEN_KEY = "x-pomelo-open"
-"""Metadata out, to a gateway alone: what can be refused was checked; what fails now is part of the answer."""
+"""Metadata out, to a gateway alone: what can be refused was checked; what fails now is part of the answer.
+It says nothing that a caller may not know, so a gateway need not prove itself to get it."""
 
 HEADER_NAMES = {
     name.lower(): name

@@ -5,8 +5,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from pomelo.cli import times
-from pomelo.cli.operator import asked
-from pomelo.cli.terminal import Config, Json, print_json, print_table
+from pomelo.cli.operator import asked, pages
+from pomelo.cli.terminal import Config, Json, print_json, print_json_list, print_table, say
 
 if TYPE_CHECKING:
     from pomelo.gen.v1.account_service_pb2 import Balance
@@ -54,22 +54,24 @@ def list_accounts(config: Config = None, as_json: Json = False) -> None:
     """List accounts by name, with the credits that are left."""
     from pomelo.gen.v1 import admin_service_pb2 as pb
     from pomelo.money import written
+    from pomelo.settings import load
 
-    accounts = asked(config, "ListAccounts", pb.ListAccountsRequest()).accounts
+    found = pages(load(config), "ListAccounts", pb.ListAccountsRequest())
     if as_json:
-        print_json([_json(account) for account in accounts])
+        print_json_list(_json(account) for page in found for account in page.accounts)
         return
-    rows = [
-        (
-            account.name,
-            _plan(account),
-            written(account.live.available_micros),
-            written(account.test.available_micros),
-            times.shown(account, "create_time") or "",
-        )
-        for account in accounts
-    ]
-    print_table(("NAME", "PLAN", "CREDITS", "TEST_CREDITS", "CREATED"), rows)
+    for page in found:
+        rows = [
+            (
+                account.name,
+                _plan(account),
+                written(account.live.available_micros),
+                written(account.test.available_micros),
+                times.shown(account, "create_time") or "",
+            )
+            for account in page.accounts
+        ]
+        print_table(("NAME", "PLAN", "CREDITS", "TEST_CREDITS", "CREATED"), rows)
 
 
 def show(name: Name, config: Config = None, as_json: Json = False) -> None:
@@ -140,10 +142,10 @@ def _tell(account: "AccountDetail", as_json: bool) -> None:
     if as_json:
         print_json(_json(account))
         return
-    typer.echo(f"account  {account.name}, made {times.shown(account, 'create_time')}")
-    typer.echo(f"plan     {_plan(account)}{_told_limits(account)}")
+    say(f"account  {account.name}, made {times.shown(account, 'create_time')}")
+    say(f"plan     {_plan(account)}{_told_limits(account)}")
     for name, balance in (("live", account.live), ("test", account.test)):
-        typer.echo(
+        say(
             f"{name:<8} {written(balance.available_micros)} credits left of "
             f"{written(balance.granted_micros)}: {written(balance.spent_micros)} spent, "
             f"{written(balance.held_micros)} held"

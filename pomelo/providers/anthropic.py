@@ -148,12 +148,17 @@ class Anthropic:
 
     async def _folded(self, job: Job) -> AsyncGenerator[Event, None]:
         answer = _Answer()
+        text = bytearray()  # of a list each piece would take sixty bytes more
+        turn = self._http.turns.stream()
         async with aclosing(self._streamed(job, answer)) as events:
             async for event in events:
+                if turn.over():
+                    await turn.next()
+                text += event.text_delta.content.encode()
                 last = event
         if answer.usage is None:
             raise nonsense("a whole answer without a count")
-        last.text_delta.content = "".join(answer.pieces)
+        last.text_delta.content = text.decode()
         yield last
 
 
@@ -305,10 +310,10 @@ class _Answer(Answer):
             kind = event.get("type")
             if kind == "content_block_delta":
                 delta = event["delta"]
-                return self._add(delta["text"]) if delta["type"] == "text_delta" else ""
+                return _text(delta["text"]) if delta["type"] == "text_delta" else ""
             if kind == "content_block_start":
                 block = event["content_block"]
-                return self._add(block.get("text") or "") if block["type"] == "text" else ""
+                return _text(block.get("text") or "") if block["type"] == "text" else ""
             if kind == "message_start":
                 self._count(event["message"].get("usage"))
             elif kind == "message_delta":
@@ -325,13 +330,6 @@ class _Answer(Answer):
             pass
         raise nonsense("an event that can't be read")
 
-    def _add(self, text: Any) -> str:
-        if type(text) is not str:
-            raise TypeError
-        if text:
-            self.pieces.append(text)
-        return text
-
     def _count(self, usage: Any) -> None:
         """Counts grow as the answer does: later ones replace earlier ones, each for itself. That of the
         output is worth nothing until it is told again."""
@@ -340,3 +338,9 @@ class _Answer(Answer):
             self._counts |= {name: count for name, count in usage.items() if count is not None}
             self._counts["output_tokens"] = usage.get("output_tokens")
             self.usage = _usage(self._counts)
+
+
+def _text(text: Any) -> str:
+    if type(text) is not str:
+        raise TypeError
+    return text

@@ -97,7 +97,6 @@ class ChatAnswer(Answer):
             if type(content) is list:
                 content = _joined(content)
             if type(content) is str:
-                self.pieces.append(content)
                 return content
         except (AttributeError, IndexError, KeyError, TypeError, ValueError):
             pass

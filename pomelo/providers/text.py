@@ -17,9 +17,10 @@ _TOKENS_MOST = 10**9
 
 
 class Answer:
-    """A stream's state: what has come of an answer so far. A wire's own kind of it reads the events."""
+    """A stream's state: what its last event will tell; the text is not kept. A wire's own kind of it reads
+    the events."""
 
-    __slots__ = ("ended", "finish", "pieces", "usage")
+    __slots__ = ("ended", "finish", "usage")
 
     def __init__(self) -> None:
         self.ended = False
@@ -27,8 +28,6 @@ class Answer:
         self.finish: FinishReason.ValueType | None = None
         self.usage: TokenUsage | None = None
         """The vendor's count, where a credible one has come."""
-        self.pieces: list[str] = []
-        """The text so far."""
 
     def take(self, data: bytes) -> str:
         """The text that an event adds; often empty at the beginning and the end.

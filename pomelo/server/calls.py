@@ -20,11 +20,12 @@ from google.protobuf.message_factory import GetMessageClass
 
 from pomelo.call import Call
 from pomelo.errors import TABLE, PomeloError
-from pomelo.inflight import Turns
+from pomelo.inflight import FairPermits
+from pomelo.origin import GatewayProof
 from pomelo.server import budget
 from pomelo.service import AccessService, Visit
 from pomelo.traces import trace
-from pomelo.wire import OPEN_KEY, REFUSED_KEY, WIRE_KEY, retry, status_code, to_status, trailing
+from pomelo.wire import OPEN_KEY, REFUSED_KEY, retry, status_code, to_status, trailing
 
 log = logging.getLogger("pomelo.server")
 
@@ -80,7 +81,7 @@ class Connections(Protocol):
     """What is told of the calls on each connection. `peer` is grpc's name for a caller's address."""
 
     def authenticated(self, peer: str) -> None:
-        """A call with a good key or a signed link has come; once for each."""
+        """A call with a good key has come; once for each."""
 
     def received(self, peer: str, size: int) -> None:
         """A message of `size` bytes was read."""
@@ -89,7 +90,10 @@ class Connections(Protocol):
         """A call was cancelled before its message was read, or moments after it came."""
 
     def ended(self, peer: str) -> None:
-        """Such a call has ended; once for each."""
+        """A call with a good key has ended; once for each."""
+
+    def trust(self, peer: str) -> None:
+        """A gateway of ours speaks: the connection carries the calls of many callers."""
 
 
 class AnyConnections:
@@ -105,6 +109,9 @@ class AnyConnections:
         """See the protocol."""
 
     def ended(self, peer: str) -> None:
+        """See the protocol."""
+
+    def trust(self, peer: str) -> None:
         """See the protocol."""
 
 
@@ -268,8 +275,15 @@ Method = Callable[["Rpc"], Awaitable[bytes | None]]
 class FrontEnd:
     """What the calls of one gRPC server share."""
 
-    def __init__(self, access: AccessService | None, limits: CallLimits, connections: Connections) -> None:
+    def __init__(
+        self,
+        access: AccessService | None,
+        limits: CallLimits,
+        connections: Connections,
+        proof: GatewayProof | None = None,
+    ) -> None:
         self.access = access
+        self.proof = proof or GatewayProof()
         self.limits = limits
         self.connections = connections
         self.running = Running()
@@ -278,8 +292,8 @@ class FrontEnd:
         self.health_reads = NewestFirst(limits.health_reads)
         self.forwarded = Pool(limits.forwarded)
         self.lookups = Pool(limits.lookups)
-        self.reads = Turns(limits.reads)
-        self.uploads = Turns(limits.uploads)
+        self.reads = FairPermits(limits.reads)
+        self.uploads = FairPermits(limits.uploads)
 
     def handlers(self, service: ServiceDescriptor, servicer: object) -> dict[str, Any]:
         """The methods of a service as grpc takes them: those of `servicer`, by their names in the contract.
@@ -447,8 +461,9 @@ class Rpc:
     """One gRPC call as its method sees it: its `Call`, its messages, and what goes back."""
 
     __slots__ = (
-        "_accepted", "_began", "_context", "_front", "_loop", "_peer", "_read", "_served", "_size",
-        "_vouched", "answer", "call", "gateway", "late", "model", "refused_body", "scope", "trusted", "visit",
+        "_accepted", "_authenticated", "_began", "_context", "_front", "_loop", "_peer", "_read", "_served",
+        "_size",
+        "answer", "call", "gateway", "late", "model", "refused_body", "scope", "trusted", "visit",
     )  # fmt: skip
 
     def __init__(self, front: FrontEnd, context: Any) -> None:
@@ -460,17 +475,19 @@ class Rpc:
         self._loop = asyncio.get_running_loop()
         self._began = self._loop.time()
         self._accepted = False
+        self._authenticated = False
         self._read = False
         self._served = False
         self._size = 0
-        self._vouched = False
-        self.gateway = WIRE_KEY in given
-        self.trusted = self.gateway
+        origin = front.proof.origin(given, self._peer)
+        self.gateway = origin.gateway
+        self.trusted = origin.proven
         # A gateway's own deadline is a little later than its caller's, which it sends in a header: so a
         # late task is answered from here, with all that an answer has.
         self.call = Call.from_headers(
             given.get,
-            wire="rest" if given.get(WIRE_KEY) == "rest" else "grpc",
+            wire=origin.wire,
+            address=origin.address,
             timeout=None if self.trusted else context.time_remaining(),
             names=[name for name, _ in pairs] if len(given) < len(pairs) else (),
         )
@@ -500,15 +517,20 @@ class Rpc:
         """
         access = self._front.access
         assert access is not None
-        with self._front.lookups.place():
-            self.visit = await access.admit(self.call)
-        self.vouch()
+        try:
+            with self._front.lookups.place():
+                self.visit = await access.admit(self.call)
+        finally:
+            if self.call.principal is not None:  # the key is good, also where the account has too many calls
+                self._authenticate()
 
-    def vouch(self) -> None:
-        """Notes that the call came with a good key, or with a signed link."""
-        if not self._vouched:
-            self._vouched = True
+    def _authenticate(self) -> None:
+        """The call has shown a good key or a good signature, so its connection may stay. Idempotent."""
+        if not self._authenticated:
+            self._authenticated = True
             self._front.connections.authenticated(self._peer)
+            if self.trusted:
+                self._front.connections.trust(self._peer)
 
     async def admit_if_known(self) -> PomeloError | None:
         """As `admit`, for a call that needs no key; what is wrong with one that has a bad key.
@@ -544,6 +566,12 @@ class Rpc:
             with self._front.unauthenticated.place():
                 yield
 
+    def signed(self) -> None:
+        """A good signature stands for the key: the call has its own deadline, its connection stays."""
+        if self.visit is None:
+            self._authenticate()
+            self.unlimit()
+
     def unlimit(self) -> None:
         """Leaves the call's time to its own deadline, and to the services that keep it."""
         if not self.scope.expired():
@@ -560,7 +588,7 @@ class Rpc:
             when, self.late = self.call.deadline, _DEADLINE
         self.scope.reschedule(when)
 
-    async def _in_turn(self, turns: Turns, until: float, late: "Late") -> None:
+    async def _in_turn(self, turns: FairPermits, until: float, late: "Late") -> None:
         """Waits for a turn of the account, until that time; from then on the call is `late` at that time."""
         owner = self._owner
         if turns.full(owner):
@@ -736,7 +764,7 @@ class Rpc:
         """The call is over but for its answer."""
         if self.visit is not None:
             self.visit.close()
-        if self._vouched:
+        if self._authenticated:
             self._front.connections.ended(self._peer)
 
     def left(self) -> None:

@@ -12,7 +12,7 @@ import socket
 import stat
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -21,6 +21,7 @@ import grpc
 from grpc_health.v1 import health_pb2
 from grpc_reflection.v1alpha import reflection, reflection_pb2
 
+from pomelo import descriptors
 from pomelo.gen.v1 import (
     account_service_pb2,
     admin_service_pb2,
@@ -29,12 +30,12 @@ from pomelo.gen.v1 import (
     task_service_pb2,
 )
 from pomelo.gen.v1.admin_service_pb2_grpc import AdminServiceServicer, add_AdminServiceServicer_to_server
+from pomelo.origin import GatewayProof
 from pomelo.server import health
-from pomelo.server.calls import CallLimits, FrontEnd, Running
+from pomelo.server.calls import CallLimits, Connections, FrontEnd, Running
+from pomelo.server.connections import ConnectionGuard, ConnectionLimits
 from pomelo.server.servicers import (
     AccountServicer,
-    AnyConnections,
-    Connections,
     MediaServicer,
     ModelServicer,
     ReflectionServicer,
@@ -70,6 +71,7 @@ class ServerOptions:
     limits: CallLimits = field(default_factory=CallLimits)
     connection_streams: int = 1000
     reuse_port: bool = False
+    connections: ConnectionLimits = field(default_factory=ConnectionLimits)
 
     def channel_args(self) -> list[tuple[str, Any]]:
         """The options in grpc's own words. Times there are in milliseconds."""
@@ -86,6 +88,7 @@ class ServerOptions:
             # Windows of 64 KiB, not of 4 MiB: what a slow peer makes us hold is small.
             ("grpc.http2.bdp_probe", 0),
             ("grpc.http2.lookahead_bytes", 64 * 1024),
+            ("grpc.max_allowed_incoming_connections", self.connections.hard_connections),
             ("grpc.server_handshake_timeout_ms", 10_000),
             ("grpc.max_connection_idle_ms", 300_000),
             ("grpc.max_connection_age_ms", 1_800_000),
@@ -138,19 +141,24 @@ async def open_server(
     services: Services,
     options: ServerOptions,
     *,
+    proof: GatewayProof | None = None,
     register: Callable[[Any], Sequence[str]] | None = None,
     connections: Connections | None = None,
 ) -> AsyncIterator[Server]:
-    """Serves `services`, with health and reflection. `connections` is told of the calls on each connection.
+    """Serves `services`, with health and reflection.
 
-    `register` may add servicers to the grpc.aio server before it starts, and gives their full names. Leaving
-    drains: health is NOT_SERVING, no new call is taken, running ones may end within the grace and are then
-    cancelled; it returns when their handlers have cleaned up.
+    `proof` recognises gateways; without it they are callers like others. `connections` is told of the calls
+    on each connection, in place of the guard. `register` may add servicers to the grpc.aio server before it
+    starts, and gives their full names. Leaving drains: health is NOT_SERVING,
+    no new call is taken, running ones may end within the grace and are then cancelled; it returns when their
+    handlers have cleaned up.
 
     Raises:
         OSError: an address can't be listened on, or a TLS file can't be read.
     """
-    front = FrontEnd(services.access, options.limits, connections or AnyConnections())
+    options = replace(options, connections=options.connections.within(descriptors.limit()))
+    guard = ConnectionGuard(options.connections, options.limits.transport)
+    front = FrontEnd(services.access, options.limits, connections or guard, proof)
     server = grpc.aio.server(options=options.channel_args())
     ours = {
         task_service_pb2.DESCRIPTOR: TaskServicer(services.tasks),
@@ -176,18 +184,20 @@ async def open_server(
     given = (options.address,) if isinstance(options.address, str) else options.address
     addresses = tuple([_bind(server, address, credentials) for address in given])
     await server.start()
-    try:
-        yield Server(addresses, front.running, healthy)
-    finally:
-        healthy.drain()
-        await server.stop(options.grace)
+    watched = () if connections else [port for address in addresses if (port := _port(address))]
+    async with guard.watch(watched):
         try:
-            async with asyncio.timeout(_AFTER_GRACE):
-                await front.running.idle()
-        except TimeoutError:
-            log.error(
-                "%d calls did not end within %s s of being cancelled", front.running.count, _AFTER_GRACE
-            )
+            yield Server(addresses, front.running, healthy)
+        finally:
+            healthy.drain()
+            await server.stop(options.grace)
+            try:
+                async with asyncio.timeout(_AFTER_GRACE):
+                    await front.running.idle()
+            except TimeoutError:
+                log.error(
+                    "%d calls did not end within %s s of being cancelled", front.running.count, _AFTER_GRACE
+                )
 
 
 @asynccontextmanager
@@ -234,6 +244,11 @@ def _bind(server: Any, address: str, credentials: Any) -> str:
     if address.startswith("unix:"):
         return address
     return f"{address.rpartition(':')[0]}:{port}"
+
+
+def _port(address: str) -> int:
+    """The port of an address, 0 for a unix socket."""
+    return 0 if address.startswith("unix:") else int(address.rpartition(":")[2])
 
 
 def _socket_address(path: Path) -> str:

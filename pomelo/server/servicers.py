@@ -116,7 +116,7 @@ class MediaServicer:
                 media,
                 chunks,
             ):
-                rpc.vouch()
+                rpc.signed()
                 await rpc.open()
                 await rpc.write(media_pb.DownloadMediaResponse(media=media))
                 async for chunk in chunks:

@@ -2,16 +2,17 @@
 
 import asyncio
 import gc
+import logging
 import time
 from collections.abc import AsyncIterator, Callable
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pytest
 
 from gateway.remote import open_remote
-from pomelo.app import App
+from pomelo.app import App, gateway_proof
 from pomelo.call import Call
 from pomelo.errors import TABLE, PomeloError
 from pomelo.gen.v1.account_service_pb2 import ListUsageRequest
@@ -31,7 +32,7 @@ PIECE = 1024 * 1024
 async def remote(app: App) -> AsyncIterator[Services]:
     """The app's services over a channel."""
     assert app.grpc is not None
-    async with open_remote(app.grpc) as services:
+    async with open_remote(app.grpc, proof=gateway_proof(app.settings.root_secret())) as services:
         yield services
 
 
@@ -179,17 +180,19 @@ async def test_the_server_sees_the_call_as_the_gateway_does(app: App, keys: Keys
     noting = Noting(app.services.tasks)
     services = replace(app.services, tasks=noting)
     trace = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+    proof = gateway_proof(b"a secret of both")
     async with (
-        open_server(services, ServerOptions("127.0.0.1:0")) as server,
-        open_remote(server.address) as remote,
+        open_server(services, ServerOptions("127.0.0.1:0"), proof=proof) as server,
+        open_remote(server.address, proof=proof) as remote,
     ):
         for wire in ("rest", "grpc"):
             call = call_of(keys.test, 7.0, x_request_id="mine", traceparent=trace)
-            call.wire = wire
+            call.wire, call.address = wire, "203.0.113.9"
             await remote.tasks.run_task(text_task(), call)
             await events_of(remote.tasks, text_task(), call)
             for seen in noting.calls:
                 assert (seen.secret, seen.request_id, seen.wire) == (keys.test, "mine", wire)
+                assert seen.address == "203.0.113.9"
                 assert seen.traceparent == trace
                 assert seen.fault is None
                 assert abs(seen.deadline - call.deadline) < 0.5
@@ -325,6 +328,33 @@ async def test_a_server_that_goes_away_and_comes_back_is_found_again(app: App, k
                 continue
             break
         await opened.__aexit__(None, None, None)
+
+
+async def test_a_server_that_goes_and_comes_is_in_the_log_once_each_time(
+    app: App, keys: Keys, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "pomelo.gateway")
+
+    def lines() -> list[tuple[str, str]]:
+        return [(r.levelname, r.getMessage()) for r in caplog.records if r.name == "pomelo.gateway"]
+
+    async with open_server(app.services, ServerOptions("127.0.0.1:0")) as server:
+        address = server.address
+    async with open_remote(address) as remote:
+        for _ in range(3):
+            assert (await refusal(remote.models.list_models(call_of(keys.test)))).code == "server_unavailable"
+            assert (await refusal(events_of(remote.tasks, text_task(), call_of(keys.test)))).code
+        (lost,) = lines()
+        assert lost[0] == "WARNING"
+        assert f"The server at {address} is lost: it refuses connections" in lost[1]
+        async with asyncio.timeout(20), open_server(app.services, ServerOptions(address)):
+            while len(lines()) < 2:
+                with suppress(PomeloError):
+                    await remote.models.list_models(call_of(keys.test))
+                await asyncio.sleep(0.01)
+        assert lines()[1][0] == "INFO"
+        assert f"The server at {address} is back after " in lines()[1][1]
+        assert keys.test not in caplog.text
 
 
 async def test_a_server_that_dies_under_a_stream_never_makes_it_look_complete(

@@ -5,7 +5,7 @@ import asyncio
 import pytest
 
 from pomelo.errors import PomeloError
-from pomelo.inflight import InFlight, InFlightLimits, Turns
+from pomelo.inflight import FairPermits, InFlight, InFlightLimits
 
 SMALL = InFlightLimits(calls=5, account_calls=3, bytes=100, account_bytes=60)
 
@@ -69,7 +69,7 @@ async def settle() -> None:
 
 
 async def test_turns_come_in_the_order_of_arrival_and_each_owner_has_its_own() -> None:
-    turns = Turns(2)
+    turns = FairPermits(2)
     order: list[int] = []
 
     async def wait(number: int) -> None:
@@ -94,7 +94,7 @@ async def test_turns_come_in_the_order_of_arrival_and_each_owner_has_its_own() -
 
 
 async def test_who_stops_waiting_for_a_turn_holds_up_nobody() -> None:
-    turns = Turns(1)
+    turns = FairPermits(1)
     await turns.enter("a")
     waiting = [asyncio.ensure_future(turns.enter("a")) for _ in range(3)]
     await settle()

@@ -1,0 +1,177 @@
+"""Server-sent events that come faster than they can be sent: they share writes, and nothing waits for more."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import aiohttp
+import pytest
+from door import Door, words
+
+from gateway.app import open_rest
+from pomelo.call import Call
+from pomelo.errors import PomeloError
+from pomelo.gen.v1.model_service_pb2 import Model
+from pomelo.gen.v1.task_pb2 import Task, TaskType
+from pomelo.gen.v1.task_service_pb2 import StreamTaskResponse as Event
+from pomelo.providers.base import Job
+from pomelo.service import Services
+
+ASKED = {"model": "gpt-4", "messages": [{"role": "user", "content": "Hi"}], "stream": True}
+MANY = [f"word{number} " for number in range(500)]
+
+
+def request(door: Door, protocol: str = "HTTP/1.1") -> bytes:
+    """A request of a stream, after which the connection is closed."""
+    body = json.dumps(ASKED)
+    return (
+        f"POST /api/v1/task {protocol}\r\nHost: {door.host}\r\nAuthorization: {door.headers['Authorization']}\r\n"
+        f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\nConnection: close\r\n\r\n{body}"
+    ).encode()
+
+
+def chunks(body: bytes) -> list[bytes]:
+    """What was sent in one write each: the chunks of HTTP."""
+    found = []
+    while body:
+        size, _, body = body.partition(b"\r\n")
+        found.append(body[: int(size, 16)])
+        body = body[int(size, 16) + 2 :]
+    return found
+
+
+def text(body: bytes) -> list[str]:
+    """The texts of a stream's events, whose last are `[DONE]`, or the code of the error."""
+    found = []
+    for block in body.decode().split("\n\n")[:-1]:
+        data = block.rpartition("data: ")[2]
+        value: Any = {} if data == "[DONE]" else json.loads(data)
+        if "error" in value:
+            found.append(value["error"]["code"])
+        elif not value:
+            found.append("[DONE]")
+        elif (content := value["choices"][0]["delta"].get("content")) is not None:
+            found.append(content)
+    return found
+
+
+async def test_events_that_come_together_share_writes_and_stay_in_order(door: Door) -> None:
+    async def script(job: Job) -> AsyncIterator[Event]:
+        for event in words(*MANY):
+            yield event
+
+    door.player.script = script
+    head, _, body = (await door.raw(request(door))).partition(b"\r\n\r\n")
+    assert b"Transfer-Encoding: chunked" in head
+    sent = chunks(body)
+    assert text(b"".join(sent)) == [*MANY, "[DONE]"]
+    assert len(sent) < len(MANY) / 3
+    assert text(sent[0]) == MANY[:1]
+
+
+async def test_a_client_without_chunks_gets_the_same_events(door: Door) -> None:
+    async def script(job: Job) -> AsyncIterator[Event]:
+        for event in words(*MANY):
+            yield event
+
+    door.player.script = script
+    _, _, body = (await door.raw(request(door, "HTTP/1.0"))).partition(b"\r\n\r\n")
+    assert text(body) == [*MANY, "[DONE]"]
+
+
+async def test_events_that_came_together_are_all_heard_before_the_next_one_comes(door: Door) -> None:
+    gate = asyncio.Event()
+
+    async def script(job: Job) -> AsyncIterator[Event]:
+        *pieces, last = words("one", "two", "three", "four", "five")
+        for event in pieces[:4]:
+            yield event
+        await gate.wait()
+        yield pieces[4]
+        yield last
+
+    door.player.script = script
+    async with asyncio.timeout(10), door.ask(ASKED) as answer:
+        heard = [await answer.content.readuntil(b"\n\n") for _ in range(4)]
+        assert text(b"".join(heard)) == ["one", "two", "three", "four"]
+        gate.set()
+        assert text(await answer.read()) == ["five", "[DONE]"]
+
+
+@pytest.mark.parametrize("pieces", [0, 1, 2, 3, 50])
+async def test_what_came_before_a_failure_is_heard_before_the_error(door: Door, pieces: int) -> None:
+    async def script(job: Job) -> AsyncIterator[Event]:
+        yield words("first")[0]
+        for event in words(*MANY)[:pieces]:
+            yield event
+        raise PomeloError("provider_failed")
+
+    door.player.script = script
+    async with asyncio.timeout(10), door.ask(ASKED) as answer:
+        assert text(await answer.read()) == ["first", *MANY[:pieces], "provider_failed"]
+
+
+async def test_a_client_that_does_not_read_stops_the_stream(door: Door) -> None:
+    made = 0
+    begun = asyncio.Event()
+
+    async def script(job: Job) -> AsyncIterator[Event]:
+        nonlocal made
+        while True:
+            yield words("x" * 1000)[0]
+            made += 1
+            begun.set()
+
+    door.player.script = script
+    _, writer = await asyncio.open_connection(door.host, door.port, limit=1)
+    try:
+        writer.write(request(door))
+        async with asyncio.timeout(20):
+            await begun.wait()
+            before = 0
+            while before < made:
+                before = made
+                await asyncio.sleep(0.5)
+        assert made < 20_000
+    finally:
+        writer.transport.abort()
+    await asyncio.wait_for(door.player.closed.wait(), 5)
+
+
+class Ready:
+    """Services whose streams are there from their first event to their end, or to a failure."""
+
+    def __init__(self, failure: PomeloError | None) -> None:
+        self._failure = failure
+
+    async def get_model(self, name: str, call: Call) -> Model:
+        """See ModelService."""
+        return Model(name=name, task_type=TaskType.TASK_TYPE_TEXT)
+
+    @asynccontextmanager
+    async def stream_task(self, task: Task, call: Call) -> AsyncIterator[AsyncIterator[Event]]:
+        """See TaskService."""
+
+        async def events() -> AsyncIterator[Event]:
+            *pieces, last = words(*MANY)
+            for event in pieces:
+                yield event
+            if self._failure is not None:
+                raise self._failure
+            yield last
+
+        yield events()
+
+
+@pytest.mark.parametrize("failure", [None, "provider_failed"])
+async def test_a_stream_that_ends_at_once_is_heard_whole(failure: str | None) -> None:
+    ready: Any = Ready(PomeloError(failure) if failure else None)
+    services = Services(tasks=ready, models=ready, media=ready, accounts=ready)
+    async with (
+        open_rest(services, None, "127.0.0.1", 0) as (host, port),
+        aiohttp.ClientSession() as session,
+        session.post(f"http://{host}:{port}/api/v1/task", json=ASKED) as answer,
+    ):
+        assert text(await answer.read()) == [*MANY, failure or "[DONE]"]

@@ -1,0 +1,89 @@
+"""Long conversations: their words are counted as Python counts them, and their parts are bounded."""
+
+import tracemalloc
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pomelo.catalog import Limits, Model, Route
+from pomelo.errors import PomeloError
+from pomelo.gen.v1 import text_pb2
+from pomelo.gen.v1.task_pb2 import TaskResult, TaskType
+from pomelo.gen.v1.task_service_pb2 import StreamTaskResponse
+from pomelo.tasks import text
+from pomelo.tasks.base import Delivered, Folding, Heard
+
+MODEL = Model("m", TaskType.TASK_TYPE_TEXT, (), Limits(max_input_tokens=10**6), {}, "")
+ROUTE = Route("p", "m")
+BLANKS = " \t\n\x0b\x0c\r\x1c\x1d\x1e\x1f\x85\xa0\u1680\u2003\u2028\u2029\u202f\u205f\u3000"
+
+said = st.text(st.one_of(st.sampled_from(BLANKS), st.characters(exclude_categories=["Cs"])), max_size=60)
+
+
+def asked(*contents: str) -> text_pb2.TextInput:
+    """A conversation."""
+    return text_pb2.TextInput(
+        messages=[text_pb2.Message(role=text_pb2.ROLE_USER, content=content) for content in contents]
+    )
+
+
+@given(st.lists(said, min_size=1, max_size=3), st.integers(1, 7))
+def test_words_are_counted_alike_whole_and_in_slices(contents: list[str], size: int) -> None:
+    conversation = asked(*contents)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("pomelo.tasks.text._SLICE", size)
+        bound = text.bound(conversation, MODEL, ROUTE, Heard())
+    words = sum(len(content.split()) for content in contents)
+    assert bound.input_tokens == max(words, sum(len(content.encode()) for content in contents) // 8)
+
+
+def test_what_is_left_of_a_long_prompt_is_told_without_looking_at_it_again() -> None:
+    conversation = asked("word " * 500_000)
+    bound = text.bound(conversation, MODEL, ROUTE, Heard())
+    tracemalloc.start()
+    try:
+        used = text.partly(conversation, bound, Delivered(10, 2))
+        assert tracemalloc.get_traced_memory()[1] < 10_000
+    finally:
+        tracemalloc.stop()
+    assert (used.input_tokens, used.output_tokens) == (500_000, 2)
+
+
+def test_parts_of_all_messages_together_are_bounded() -> None:
+    conversation = text_pb2.TextInput()
+    for _ in range(100):
+        message = conversation.messages.add(role=text_pb2.ROLE_USER)
+        for _ in range(100):
+            message.parts.parts.add(text="a")
+    text.check(conversation, MODEL)
+    conversation.messages.add(role=text_pb2.ROLE_USER).parts.parts.add(text="a")
+    with pytest.raises(PomeloError) as refusal:
+        text.check(conversation, MODEL)
+    assert (refusal.value.code, refusal.value.field) == ("invalid_parameter", "messages")
+    assert "10,000 parts" in refusal.value.message
+
+
+@pytest.mark.parametrize("keep", [False, True])
+def test_the_text_of_a_stream_is_kept_only_where_somebody_may_ask_for_it_again(keep: bool) -> None:
+    conversation = asked("Go")
+    bound = text.bound(conversation, MODEL, ROUTE, Heard())
+    fold = text.TextFold(Folding(conversation, bound, True, None, keep))  # type: ignore[arg-type]
+    tracemalloc.start()
+    try:
+        for _ in range(100_000):
+            event = StreamTaskResponse()
+            event.text_delta.content = "four"
+            assert fold.add(event) is event
+        held = tracemalloc.get_traced_memory()[0]
+    finally:
+        tracemalloc.stop()
+    last = StreamTaskResponse()
+    last.text_delta.finish_reason = text_pb2.FINISH_REASON_STOP
+    fold.add(last)
+    result = TaskResult()
+    fold.finish(result)
+    assert result.text.content == ("four" * 100_000 if keep else "")
+    # Kept it takes about its own bytes, not those of a hundred thousand pieces.
+    assert held < (1_000_000 if keep else 20_000)
+    assert fold.used()[0].output_tokens == 100_000

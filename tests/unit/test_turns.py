@@ -1,0 +1,256 @@
+"""Turns of the event loop, by a clock that only the work of the tests moves."""
+
+import asyncio
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+
+import pytest
+
+from pomelo.turns import BUDGET, BUDGET_MOST, QUANTUM, Turns, in_turns
+
+PIECE = 0.00002
+"""Seconds that a piece takes, where a test does not say."""
+
+
+class Loop:
+    """The running event loop: whose work took how long in which of its iterations.
+
+    `busy` is how long all else takes in each iteration.
+    """
+
+    def __init__(self, busy: float) -> None:
+        self.now = 0.0
+        self.iteration = 0
+        self.took: Counter[int] = Counter()
+        self.pieces: Counter[str] = Counter()
+        """By stream."""
+        self.order: list[str] = []
+        self._busy = busy
+        self._over = False
+
+    def start(self) -> None:
+        """Counts iterations from now on."""
+        if not self._over:
+            self.iteration += 1
+            self.now += self._busy
+            asyncio.get_running_loop().call_soon(self.start)
+
+    def stop(self) -> None:
+        """Counts no more."""
+        self._over = True
+
+    def work(self, name: str, seconds: float) -> None:
+        """A stream makes a piece."""
+        self.now += seconds
+        self.took[self.iteration] += round(seconds * 1e9)
+        self.pieces[name] += 1
+        self.order.append(name)
+
+    def longest(self, but: int = 0) -> float:
+        """The most seconds of streams' work in one iteration, but for the first ones that had any."""
+        return max([took for _, took in sorted(self.took.items())[but:]], default=0) / 1e9
+
+
+@asynccontextmanager
+async def running(busy: float = 0.0) -> AsyncIterator[tuple[Loop, Turns]]:
+    """A loop that is watched, and its turns."""
+    loop = Loop(busy)
+    loop.start()
+    try:
+        yield loop, Turns(clock=lambda: loop.now)
+    finally:
+        loop.stop()
+
+
+async def stream(
+    loop: Loop,
+    turns: Turns,
+    name: str,
+    pieces: int,
+    piece: float = PIECE,
+    between: Callable[[], Awaitable[object]] | None = None,
+) -> None:
+    """A stream whose data are there already, unless it waits `between` two pieces."""
+    turn = turns.stream()
+    for number in range(pieces):
+        if between is not None and number:
+            await between()
+        if turn.over():
+            await turn.next()
+        loop.work(name, piece)
+
+
+async def iterations(count: int) -> None:
+    """Lets the loop go round so often."""
+    for _ in range(count):
+        await asyncio.sleep(0)
+
+
+@pytest.mark.parametrize("count", [2, 20, 500])
+@pytest.mark.parametrize("piece", [PIECE, QUANTUM / 2, BUDGET])
+async def test_streams_together_take_no_longer_than_the_budget_in_each_iteration(
+    count: int, piece: float
+) -> None:
+    async with running() as (loop, turns):
+        await asyncio.gather(*[stream(loop, turns, str(n), 20, piece) for n in range(count)])
+        # In the first one each of them makes the piece that waits for nobody, for which the next has more room.
+        assert loop.longest(but=2) <= BUDGET + 2 * piece
+        assert loop.iteration <= 4 + count * 20 * max(piece, QUANTUM) / BUDGET * 2
+
+
+async def test_streams_that_never_end_share_alike() -> None:
+    async with running() as (loop, turns):
+        tasks = [asyncio.create_task(stream(loop, turns, str(n), 10**9)) for n in range(50)]
+        await iterations(10)  # the first of them had some more
+        loop.pieces.clear()
+        await iterations(500)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        least, most = min(loop.pieces.values()), max(loop.pieces.values())
+        assert len(loop.pieces) == 50
+        assert most - least <= 2 * QUANTUM / PIECE
+
+
+async def test_a_stream_that_is_alone_has_the_loop_but_for_a_moment_each_budget() -> None:
+    async with running() as (loop, turns):
+        await stream(loop, turns, "alone", 10_000)
+        assert loop.longest() <= BUDGET + 2 * PIECE
+        assert loop.iteration <= 2.5 * 10_000 * PIECE / BUDGET
+
+
+async def test_a_stream_that_waits_for_its_source_never_waits_for_a_turn() -> None:
+    async with running() as (loop, turns):
+        waits = 0
+
+        async def source() -> None:
+            nonlocal waits
+            assert turns.waiting == 0
+            waits += 1
+            await iterations(3)
+
+        await stream(loop, turns, "paced", 200, between=source)
+        assert (waits, loop.iteration) == (199, 1 + 3 * 199)
+
+
+async def test_a_paced_stream_passes_those_that_use_up_their_turns() -> None:
+    async with running() as (loop, turns):
+        others = [asyncio.create_task(stream(loop, turns, str(n), 10**9)) for n in range(100)]
+        await iterations(100)
+        began = loop.iteration
+        await stream(loop, turns, "paced", 20, between=lambda: iterations(5))
+        took = loop.iteration - began
+        for task in others:
+            task.cancel()
+        await asyncio.gather(*others, return_exceptions=True)
+        assert took <= 20 * (5 + 5)
+
+
+async def test_a_stream_that_uses_up_its_turns_is_not_starved_by_those_that_give_way() -> None:
+    async with running() as (loop, turns):
+        others = [
+            asyncio.create_task(stream(loop, turns, str(n), 10**9, between=lambda: iterations(1)))
+            for n in range(200)
+        ]
+        await iterations(50)
+        began = loop.iteration
+        await stream(loop, turns, "hungry", 500)
+        took = loop.iteration - began
+        for task in others:
+            task.cancel()
+        await asyncio.gather(*others, return_exceptions=True)
+        assert took <= 4 * 500 * PIECE / QUANTUM
+
+
+async def test_streams_wait_in_the_order_in_which_they_came() -> None:
+    async with running() as (loop, turns):
+        await asyncio.gather(*[stream(loop, turns, str(n), 3, BUDGET) for n in range(10)])
+        # The first one goes on while nobody waits.
+        others = [str(n) for n in range(1, 10)]
+        assert loop.order == ["0", "0", *others, "0", *others, *others]
+
+
+@pytest.mark.parametrize("busy", [BUDGET * 2, BUDGET * 4, BUDGET_MOST * 10])
+async def test_where_all_else_takes_long_streams_get_as_much_up_to_a_limit(busy: float) -> None:
+    async with running(busy) as (loop, turns):
+        await asyncio.gather(*[stream(loop, turns, str(n), 100) for n in range(100)])
+        longest = loop.longest(but=2)
+        assert longest <= min(busy, BUDGET_MOST) + BUDGET + 2 * PIECE
+        assert longest >= min(busy, BUDGET_MOST) / 2
+
+
+async def test_one_that_leaves_while_it_waits_is_forgotten_and_the_others_go_on() -> None:
+    async with running() as (loop, turns):
+        tasks = [asyncio.create_task(stream(loop, turns, str(n), 200, QUANTUM)) for n in range(20)]
+        await iterations(3)
+        assert turns.waiting >= 15
+        for task in tasks[::2]:
+            task.cancel()
+        await iterations(1)
+        assert turns.waiting <= 10
+        ends = await asyncio.gather(*tasks, return_exceptions=True)
+        assert [type(end) for end in ends[::2]] == [asyncio.CancelledError] * 10
+        assert [loop.pieces[str(n)] for n in range(1, 20, 2)] == [200] * 10
+
+
+async def test_one_that_leaves_at_the_moment_of_its_turn_takes_nobody_elses() -> None:
+    async with running() as (loop, turns):
+        leaving = [asyncio.create_task(stream(loop, turns, "left", 10**6, QUANTUM)) for _ in range(6)]
+        staying = asyncio.create_task(stream(loop, turns, "stayed", 100, QUANTUM))
+        await iterations(2)
+
+        def leave() -> None:
+            for task in leaving:
+                task.cancel()
+
+        # Whatever the order in which the loop calls them, one of these comes between a grant and its turn.
+        for _ in range(3):
+            asyncio.get_running_loop().call_soon(leave)
+            await iterations(1)
+        await asyncio.wait_for(staying, 5)
+        assert loop.pieces["stayed"] == 100
+        assert turns.waiting == 0
+
+
+async def test_where_nobody_has_turns_the_loop_may_sleep() -> None:
+    async with running() as (loop, turns):
+        await stream(loop, turns, "alone", 100, QUANTUM)
+        await iterations(2)
+        last = turns.iteration
+        await iterations(20)
+        assert turns.iteration == last
+
+
+async def test_pieces_in_turns_are_the_same_pieces_and_their_source_is_closed() -> None:
+    async with running() as (loop, turns):
+        closed = []
+
+        async def source() -> AsyncIterator[int]:
+            try:
+                for number in range(100):
+                    loop.work("source", QUANTUM)
+                    yield number
+            finally:
+                closed.append(True)
+
+        assert [piece async for piece in in_turns(source(), turns.stream())] == list(range(100))
+        left = in_turns(source(), turns.stream())
+        assert await anext(left) == 0
+        await left.aclose()
+        assert closed == [True, True]
+        assert loop.longest() <= 2 * BUDGET
+
+
+async def test_the_first_piece_waits_for_nobody() -> None:
+    async with running() as (loop, turns):
+        others = [asyncio.create_task(stream(loop, turns, str(n), 10**9)) for n in range(100)]
+        await iterations(20)
+        turn, late = turns.stream(), turns.stream()
+        assert not turn.over()
+        assert turn.over()
+        await iterations(20)
+        assert not late.over()
+        for task in others:
+            task.cancel()
+        await asyncio.gather(*others, return_exceptions=True)
