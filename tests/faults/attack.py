@@ -1,17 +1,10 @@
-"""Calls that are begun and never finished, and how two good callers fare meanwhile."""
+"""Calls that are begun and never finished."""
 
 import asyncio
 import gzip
-import time
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
 
-import aiohttp
-import grpc
-
-from pomelo.gen.v1.model_service_pb2 import ListModelsRequest
-from pomelo.gen.v1.model_service_pb2_grpc import ModelServiceStub
 from tests.faults import http2
 from tests.serving import Served
 
@@ -42,59 +35,6 @@ def _nested(inner: bytes, field_number: int) -> bytes:
 
 BOMB = http2.prefixed(gzip.compress(flood(9_400_000)), compressed=True)
 """4.7 million empty messages in 9 KB."""
-
-
-@dataclass
-class Good:
-    """What good callers saw: the longest wait of each, and what was refused."""
-
-    waits: dict[str, float] = field(default_factory=lambda: {"rest": 0.0, "grpc": 0.0})
-    count: int = 0
-    refused: list[str] = field(default_factory=list)
-
-
-@asynccontextmanager
-async def good_callers(served: Served, key: str) -> AsyncIterator[Good]:
-    """One caller of each protocol who asks for the models, again and again."""
-    good = Good()
-    over = asyncio.Event()
-
-    async def rest() -> None:
-        headers = {"Authorization": f"Bearer {key}"}
-        async with aiohttp.ClientSession(headers=headers) as session:
-            while not over.is_set():
-                began = time.monotonic()
-                async with session.get(f"{served.url}/api/v1/models") as answer:
-                    await answer.read()
-                    note("rest", began, "" if answer.status == 200 else str(answer.status))
-                await asyncio.sleep(0.02)
-
-    async def over_grpc() -> None:
-        async with grpc.aio.insecure_channel(
-            f"{served.host}:{served.grpc_port}", [("grpc.use_local_subchannel_pool", 1)]
-        ) as channel:
-            stub, metadata = ModelServiceStub(channel), [("authorization", f"Bearer {key}")]
-            while not over.is_set():
-                began = time.monotonic()
-                call = stub.ListModels(ListModelsRequest(), metadata=metadata, timeout=20)
-                status = await call.code()
-                note(
-                    "grpc", began, "" if status == grpc.StatusCode.OK else f"{status} {await call.details()}"
-                )
-                await asyncio.sleep(0.02)
-
-    def note(protocol: str, began: float, refused: str) -> None:
-        good.waits[protocol] = max(good.waits[protocol], time.monotonic() - began)
-        good.count += 1
-        if refused:
-            good.refused.append(refused)
-
-    callers = [asyncio.ensure_future(rest()), asyncio.ensure_future(over_grpc())]
-    try:
-        yield good
-    finally:
-        over.set()
-        await asyncio.gather(*callers)
 
 
 class Attack:

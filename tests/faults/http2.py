@@ -10,45 +10,25 @@ from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
-DATA, HEADERS, RST_STREAM, SETTINGS, PING, GOAWAY, WINDOW_UPDATE = 0, 1, 3, 4, 6, 7, 8
-END_STREAM, END_HEADERS, ACK = 1, 4, 1
+from tests.faults.frames import (
+    ACK,
+    DATA,
+    END_HEADERS,
+    END_STREAM,
+    HEADERS,
+    PING,
+    PREFACE,
+    RST_STREAM,
+    SETTINGS,
+    WINDOW_UPDATE,
+    block,
+    frame,
+    request,
+)
 
-_PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 _WINDOW = 65_535
 _MOST = 2**31 - 1
 _FRAME = 16_384
-
-
-def frame(kind: int, flags: int, stream: int, payload: bytes = b"") -> bytes:
-    """One frame."""
-    return len(payload).to_bytes(3, "big") + bytes((kind, flags)) + struct.pack(">I", stream) + payload
-
-
-def header_block(path: str, metadata: Iterable[tuple[str, str]] = ()) -> bytes:
-    """The headers of a gRPC call, each as a literal that is not indexed."""
-    pairs = [
-        (":method", "POST"),
-        (":scheme", "http"),
-        (":path", path),
-        (":authority", "localhost"),
-        ("te", "trailers"),
-        ("content-type", "application/grpc"),
-        *metadata,
-    ]
-    return b"".join(b"\x00" + _text(name) + _text(value) for name, value in pairs)
-
-
-def _text(text: str) -> bytes:
-    data = text.encode()
-    size = len(data)
-    if size < 127:
-        return bytes((size,)) + data
-    size -= 127
-    head = [127]
-    while size >= 128:
-        head.append(size % 128 + 128)
-        size //= 128
-    return bytes((*head, size)) + data
 
 
 def prefixed(message: bytes, *, compressed: bool = False, size: int | None = None) -> bytes:
@@ -92,7 +72,7 @@ class Connection:
         self._next += 2
         self.streams[stream.number] = stream
         flags = END_HEADERS | (END_STREAM if end else 0)
-        self._writer.write(frame(HEADERS, flags, stream.number, header_block(path, metadata)))
+        self._writer.write(frame(HEADERS, flags, stream.number, block(request(path, *metadata))))
         return stream
 
     async def send(self, stream: Stream, data: bytes, *, end: bool = False) -> int:
@@ -175,7 +155,7 @@ class Connection:
 async def connect(host: str, port: int) -> AsyncIterator[Connection]:
     """A connection that takes whatever the server sends."""
     reader, writer = await asyncio.open_connection(host, port)
-    writer.write(_PREFACE + frame(SETTINGS, 0, 0, struct.pack(">HI", 4, _MOST)))
+    writer.write(PREFACE + frame(SETTINGS, 0, 0, struct.pack(">HI", 4, _MOST)))
     writer.write(frame(WINDOW_UPDATE, 0, 0, struct.pack(">I", _MOST - _WINDOW)))
     connection = Connection(reader, writer)
     reading = asyncio.ensure_future(connection.read())

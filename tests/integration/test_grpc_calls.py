@@ -42,7 +42,7 @@ from pomelo.server.limits import CallLimits
 from pomelo.server.main import Server, ServerOptions, open_server
 from pomelo.testing import Answer, FaultUpstream, Gate
 from tests.conftest import Keys
-from tests.faults import http2
+from tests.faults import frames, http2
 from tests.integration.asking import bearer, reason_of, text_of, text_task
 
 MIB = 1024 * 1024
@@ -239,8 +239,8 @@ async def test_a_call_without_a_good_key_is_over_before_anything_of_it_was_read(
     if path != UPLOAD:  # an uploader gets a moment to end
         assert call.lasted < 0.5
     # One frame of headers that is the end of the stream, and nothing before it: trailers only.
-    assert call.frames[0] == (http2.HEADERS, http2.END_STREAM | http2.END_HEADERS)
-    assert (http2.DATA, 0) not in call.frames
+    assert call.frames[0] == (frames.HEADERS, frames.END_STREAM | frames.END_HEADERS)
+    assert (frames.DATA, 0) not in call.frames
     assert plain.noted.names() == []
 
 
@@ -262,7 +262,7 @@ async def test_a_refusal_of_a_known_caller_is_trailers_only_on_the_wire(
             await connection.send(call, http2.prefixed(request.SerializeToString()), end=True)
             async with asyncio.timeout(5):
                 await connection.over(call)
-        assert call.frames == [(http2.HEADERS, http2.END_STREAM | http2.END_HEADERS)]
+        assert call.frames == [(frames.HEADERS, frames.END_STREAM | frames.END_HEADERS)]
 
 
 @pytest.mark.parametrize("kind", ["unary_unary", "unary_stream", "stream_unary"])
@@ -427,7 +427,7 @@ async def test_a_call_that_needs_no_key_is_over_in_time(path: str, message: bool
         async with asyncio.timeout(5):
             await connection.over(call)
         assert 0.15 < call.lasted < 2
-        assert (http2.HEADERS, http2.END_STREAM | http2.END_HEADERS) in call.frames
+        assert (frames.HEADERS, frames.END_STREAM | frames.END_HEADERS) in call.frames
 
 
 async def test_a_watch_without_a_key_ends_with_a_reason_and_one_with_a_key_stays(
