@@ -27,6 +27,7 @@ from pomelo.catalog import Catalog
 from pomelo.draining import Draining
 from pomelo.engine import Engine
 from pomelo.intake import Intake
+from pomelo.measure import Measurer
 from pomelo.media import MediaDesk, MediaStore
 from pomelo.metering.usage import UsageDesk
 from pomelo.models import ModelDesk
@@ -114,6 +115,8 @@ async def open_app(
 
         media = MediaStore(settings.data / "media", secret, public_url=settings.public_url, now=now)
         await stack.enter_async_context(_beside(_sweep(media)))
+        measurer = Measurer()
+        stack.push_async_callback(measurer.aclose)
         router = make_router(providers)
         intake = Intake(
             catalog=catalog,
@@ -121,6 +124,7 @@ async def open_app(
             authenticate=keyring.authenticate,
             admission=admission,
             media=media,
+            measurer=measurer,
             inline_limit=settings.inline_limit,
             now=now,
         )

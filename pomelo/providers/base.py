@@ -18,12 +18,16 @@ __all__ = ["AudioSource", "Event", "Job", "Probe", "Provider"]
 
 @dataclass(frozen=True, slots=True)
 class AudioSource:
-    """Input sound: a file of the media store, or bytes that came inline. Exactly one of the two is set."""
+    """Input audio: a file of the media store, or bytes that came inline. Exactly one of the two is set.
+
+    `ms` is its length in milliseconds as measured; 0: it can't be measured.
+    """
 
     content_type: str
     size: int
     path: Path | None = None
     data: bytes = b""
+    ms: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -28,6 +28,7 @@ from pomelo.gen.v1 import image_pb2, speech_pb2, text_pb2
 from pomelo.gen.v1.task_pb2 import TaskResult
 from pomelo.gen.v1.task_service_pb2 import StreamTaskResponse as Event
 from pomelo.intake import Intake
+from pomelo.measure import Measurer
 from pomelo.media import MediaDesk, MediaStore
 from pomelo.metering.usage import UsageDesk
 from pomelo.models import ModelDesk
@@ -160,12 +161,15 @@ async def open_door(folder: Path, **options: Any) -> AsyncIterator[Door]:
         await endow(store)
         admission = Admission(store, BUILTIN)
         catalog, router = Catalog.load(), Router({"sandbox": player})
+        measurer = Measurer()
+        stack.push_async_callback(measurer.aclose)
         intake = Intake(
             catalog=catalog,
             router=router,
             authenticate=authenticate,
             admission=admission,
             media=media,
+            measurer=measurer,
         )
         services = Services(
             tasks=Engine(intake, router, media),
