@@ -5,6 +5,7 @@ How long an audio file is, `pomelo.measure` counts; nothing here decodes anythin
 
 import re
 import struct
+from array import array
 from dataclasses import dataclass
 from typing import BinaryIO
 
@@ -20,6 +21,8 @@ FRAME_STARTS = (b"ID3", b"\xff\xfb", b"\xff\xfa", b"\xff\xf3", b"\xff\xf2", b"\x
 _RATE = 16_000
 """Samples a second of bare samples whose type doesn't say."""
 
+_PCM = "audio/pcm"
+_BIG_ENDIAN = "audio/l16"
 _ONE_BYTE = {"audio/basic": 8000, "audio/x-alaw-basic": 8000}
 _PARAMETER = re.compile(r";([a-z]+)=([a-z0-9]{1,12})")
 _TYPE = re.compile(r"audio/[a-z0-9-]+((?:;[a-z]+=[a-z0-9]{1,12})*)")
@@ -39,7 +42,7 @@ class WavData:
 def raw(content_type: str) -> tuple[int, int] | None:
     """Samples a second and bytes a sample, where the media type says that audio is bare samples."""
     kind, _, rate = content_type.partition(";rate=")
-    if kind == "audio/pcm":
+    if kind == _PCM:
         return (int(rate) if rate.isdecimal() and 0 < len(rate) < 7 and int(rate) else _RATE), 2
     width = _ONE_BYTE.get(kind)
     return None if width is None else (width, 1)
@@ -48,24 +51,42 @@ def raw(content_type: str) -> tuple[int, int] | None:
 def raw_type(named: str) -> str | None:
     """The one spelling of a media type of bare samples; None where it is of something else.
 
-    `named` is in lower case and without spaces. Parameters come in any order; one channel is understood.
+    `named` is in lower case and without spaces. Parameters come in any order; one channel is understood. The
+    big-endian samples of audio/L16 become audio/pcm: `Swapper` swaps their bytes.
 
     Raises:
         PomeloError: invalid_parameter; samples that no provider takes.
     """
     kind = named.partition(";")[0]
-    if kind in ("audio/l16", "audio/l24"):
-        raise invalid("audio", "little-endian samples: swap the bytes of each and send audio/pcm;rate=16000")
-    if kind != "audio/pcm" and kind not in _ONE_BYTE:
+    if kind not in (_PCM, _BIG_ENDIAN) and kind not in _ONE_BYTE:
         return None
     match = _TYPE.fullmatch(named)
     given = dict(_PARAMETER.findall(match[1])) if match is not None else {}
     if match is None or given.pop("channels", "1") != "1" or set(given) - {"rate"}:
         raise invalid("audio", f"one channel of samples, such as {kind};rate=16000, or a file with a header")
     rate = given.pop("rate", str(_ONE_BYTE.get(kind, _RATE)))
-    if rate not in map(str, RATES if kind == "audio/pcm" else (8000,)):
+    if rate not in map(str, (8000,) if kind in _ONE_BYTE else RATES):
         raise invalid("audio", f"bare samples of a known rate: {', '.join(map(str, RATES))}")
-    return f"audio/pcm;rate={rate}" if kind == "audio/pcm" else kind
+    return kind if kind in _ONE_BYTE else f"{_PCM};rate={rate}"
+
+
+class Swapper:
+    """Swaps the bytes of 16-bit samples, piece by piece, where their media type is audio/L16 (RFC 2586)."""
+
+    def __init__(self, named: str) -> None:
+        self._swaps = named.partition(";")[0].strip().lower() == _BIG_ENDIAN
+        self._rest = b""
+
+    def swap(self, data: bytes) -> bytes:
+        """The samples that are whole by now."""
+        if not self._swaps:
+            return data
+        data = self._rest + data
+        whole = len(data) & ~1
+        self._rest = data[whole:]
+        samples = array("H", data[:whole])
+        samples.byteswap()
+        return samples.tobytes()
 
 
 def wav_data(file: BinaryIO, size: int) -> WavData | None:

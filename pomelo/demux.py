@@ -1,8 +1,8 @@
 """Measures audio in a process of its own: `python -m pomelo.demux`. Started and killed by `pomelo.measure`.
 
 Callers' bytes reach a native demuxer here and nowhere else, under limits of memory and time. The length
-comes from what is there (frames, packets, samples), not from what a header says. It reads one request at a time
-from stdin, and answers each with a line of JSON on stdout:
+comes from what is there (frames, packets, samples), not from what a header says. It reads one request after
+another from stdin, and answers each with a line of JSON on stdout:
 
     {"path": "/media/x", "raw": false}        a file
     {"size": 4096, "raw": true}               followed by that many bytes; raw: labelled as bare samples
@@ -73,7 +73,7 @@ def measure(file: BinaryIO, size: int, raw: bool) -> tuple[int, str]:
 
 def _lengths(container: Any, name: str) -> tuple[list[float], int]:
     """The seconds of each audio stream, and the bytes of all their packets."""
-    streams = {stream.index: _Stream(stream, name in _CLAIMING) for stream in container.streams.audio}
+    streams = {stream.index: _Stream(stream, name) for stream in container.streams.audio}
     covered = 0
     if not streams:
         return [], 0
@@ -90,8 +90,10 @@ def _lengths(container: Any, name: str) -> tuple[list[float], int]:
 class _Stream:
     """One audio stream as its packets come."""
 
-    def __init__(self, stream: Any, claiming: bool) -> None:
+    def __init__(self, stream: Any, name: str) -> None:
         codec = stream.codec_context
+        self._ogg = name == "ogg"
+        claiming = name in _CLAIMING
         self._codec = codec
         self._name: str = codec.name
         self._rate: int = codec.sample_rate or 0
@@ -144,13 +146,14 @@ class _Stream:
         if not self._rate:
             return claimed
         if self._name.endswith("opus"):
-            return self._samples / _OPUS_RATE
+            # In Ogg, times are those of the packets; elsewhere packets may be left out for silence.
+            return max(self._samples / _OPUS_RATE, 0.0 if self._ogg else claimed)
         if not self._claiming:
             return claimed
         if self._name.startswith("pcm_") and self._width:
-            return self._bytes / (self._width * self._rate)
+            return max(self._bytes / (self._width * self._rate), claimed)
         if self._frame:
-            return self._packets * self._frame / self._rate
+            return max(self._packets * self._frame / self._rate, claimed)
         if not self._decoded:
             return claimed
         counted = self._decoded / self._rate

@@ -14,6 +14,7 @@ from typing import Any
 
 from pomelo import repeats
 from pomelo.admission.admit import Admission, Hold
+from pomelo.audio import Swapper
 from pomelo.call import Call, Principal
 from pomelo.catalog import Catalog, Model
 from pomelo.errors import PomeloError, invalid
@@ -277,7 +278,8 @@ class Intake:
                 f"audio is larger than the {self._inline_limit:,} bytes that may be inline. Upload it",
                 field="audio",
             )
-        return AudioSource(sniff(audio.content_type, audio.data[:16]), size, data=audio.data)
+        data = Swapper(audio.content_type).swap(audio.data)
+        return AudioSource(sniff(audio.content_type, data[:16]), len(data), data=data)
 
 
 def _drop(spent: Path | None) -> None:

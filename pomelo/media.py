@@ -17,7 +17,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO
 
-from pomelo.audio import RATES, raw_type
+from pomelo.audio import RATES, Swapper, raw_type
 from pomelo.call import Call, Principal
 from pomelo.errors import PomeloError, invalid
 from pomelo.gen.v1.media_pb2 import Media
@@ -103,6 +103,7 @@ class MediaWriter:
         self._content_type = content_type
         self._limit = limit
         self._head = b""
+        self._swapper = Swapper(content_type)
         self._temporary = store.folder / new_id(".part_")
         self._file: BinaryIO | None = None
         self.size = 0
@@ -133,6 +134,7 @@ class MediaWriter:
             raise PomeloError(
                 "payload_too_large", f"The file is larger than {self._limit:,} bytes. Send less"
             )
+        data = self._swapper.swap(data)
         if len(self._head) < 16:
             self._head += data[:16]
         try:

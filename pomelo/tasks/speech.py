@@ -27,7 +27,7 @@ SPOKEN_CHARACTERS = 15
 """Characters that are spoken in a second: what was delivered of a text is told by its length in time."""
 
 SLACK_MS = 1000
-"""Milliseconds by which any answer may be longer than the audio that was heard."""
+"""Milliseconds by which any answer may be longer or shorter than the audio that was heard."""
 
 _VOICE = re.compile(r"[A-Za-z0-9][A-Za-z0-9 ._-]{0,63}")
 _LANGUAGE = re.compile(r"[A-Za-z]{2,3}")
@@ -182,7 +182,7 @@ class SpeechFold:
         answered = _ms(self._folding.input, self._size)
         if not heard:
             return Used(audio_ms=min(answered, most)), False
-        if answered > 2 * heard + SLACK_MS:
+        if answered > 2 * heard + SLACK_MS or heard > 2 * answered + SLACK_MS:
             return Used(audio_ms=answered), False  # the vendor heard something else than was measured
         return Used(audio_ms=min(heard, most)), True
 

@@ -13,7 +13,7 @@ import pytest
 
 from pomelo.errors import PomeloError
 from pomelo.measure import Measured, Measurer
-from pomelo.media import sniff
+from pomelo.media import MediaStore, sniff
 from pomelo.providers.base import AudioSource
 from tests.unit import corpus
 
@@ -117,6 +117,7 @@ async def test_what_is_no_audio_cannot_be_measured(measurer: Measurer, data: byt
         ("Audio/PCM;rate=16000;channels=1", 2000),
         ("audio/pcm;rate=8000", 4000),
         ("audio/basic", 8000),
+        ("audio/L16;rate=16000;channels=1", 2000),
         ("audio/x-alaw-basic", 8000),
     ],
 )
@@ -130,7 +131,7 @@ async def test_bare_samples_are_counted_by_their_type(measurer: Measurer, named:
 @pytest.mark.parametrize(
     "named",
     [
-        "audio/L16;rate=16000",
+        "audio/L16;rate=11025",
         "audio/pcm;channels=2",
         "audio/pcm;rate=7",
         "audio/pcm;endian=big",
@@ -179,3 +180,16 @@ async def test_an_account_with_slow_audio_keeps_no_other_waiting(tmp_path: Path)
         await asyncio.gather(*slow, return_exceptions=True)
     finally:
         await measurer.aclose()
+
+
+def test_big_endian_samples_are_swapped_whatever_the_pieces(tmp_path: Path) -> None:
+    samples = random.Random(3).randbytes(10_000)
+    swapped = b"".join(samples[i + 1 : i + 2] + samples[i : i + 1] for i in range(0, len(samples), 2))
+    store = MediaStore(tmp_path, b"s" * 32)
+    for size in (1, 2, 3, 777, 20_000):
+        with store.writer("ann", "audio/L16; rate=16000") as writer:
+            for at in range(0, len(samples), size):
+                writer.write(samples[at : at + size])
+            media = writer.commit()
+        assert media.content_type == "audio/pcm;rate=16000"
+        assert (tmp_path / media.media_id).read_bytes() == swapped
