@@ -30,6 +30,7 @@ from pomelo.gen.v1.task_pb2 import TaskResult
 from pomelo.gen.v1.task_service_pb2 import StreamTaskResponse as Event
 from pomelo.inflight import InFlightLimits
 from pomelo.intake import Intake
+from pomelo.measure import Measurer
 from pomelo.media import MediaDesk, MediaStore
 from pomelo.metering.usage import UsageDesk
 from pomelo.models import ModelDesk
@@ -182,12 +183,15 @@ async def open_door(
         await endow(store)
         admission = Admission(store, BUILTIN)
         catalog, router, turns = Catalog.load(), Router({"sandbox": player}), Turns()
+        measurer = Measurer()
+        stack.push_async_callback(measurer.aclose)
         intake = Intake(
             catalog=catalog,
             router=router,
             authenticate=authenticate,
             admission=admission,
             media=media,
+            measurer=measurer,
         )
         services = Services(
             tasks=Engine(intake, router, media, turns),
