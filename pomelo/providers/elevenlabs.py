@@ -10,6 +10,7 @@ import asyncio
 from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import aclosing
 from dataclasses import replace
+from datetime import date
 from typing import Any
 
 from pydantic_core import to_json
@@ -30,7 +31,7 @@ from pomelo.providers.elevenlabs_answers import SOUND_MOST, Sound, transcription
 from pomelo.providers.elevenlabs_forms import form
 from pomelo.providers.failures import Complaint, Dialect, nonsense
 from pomelo.providers.http import Body, Http
-from pomelo.providers.voices import Voices
+from pomelo.providers.voices import Voices, today_utc
 
 TRANSCRIPT_MOST = 64 * 1024 * 1024
 """Bytes of a transcript: ten hours of speech, each character timed."""
@@ -148,13 +149,20 @@ class _Absence:
 class ElevenLabs:
     """ElevenLabs as a provider of speech and of transcripts.
 
-    `sound_most` are the bytes that a sound may have.
+    `sound_most` are the bytes that a sound may have; `today` is the date in UTC.
     """
 
     base_url = "https://api.elevenlabs.io"
     probe = Probe("/v1/models", "xi-api-key", "")
 
-    def __init__(self, credentials: Credentials, http: Http, *, sound_most: int = SOUND_MOST) -> None:
+    def __init__(
+        self,
+        credentials: Credentials,
+        http: Http,
+        *,
+        sound_most: int = SOUND_MOST,
+        today: Callable[[], date] = today_utc,
+    ) -> None:
         key = (credentials.api_key or "").strip()
         self.configured = bool(key)
         self._http = http
@@ -162,7 +170,7 @@ class ElevenLabs:
         self._base = credentials.base_url.rstrip("/")
         self._headers = {"xi-api-key": key}
         self._json_headers = {"xi-api-key": key, "Content-Type": "application/json"}
-        self._voices = Voices(self._listed)
+        self._voices = Voices(self._listed, today=today)
         self._moved: set[str] = set()
         """Paths of speech to speech that were found empty while the other one answered."""
 

@@ -75,6 +75,11 @@ Listed = Callable[[], Awaitable[Iterable[tuple[str, str]]]]
 """Reads the account's list: (name, id) in the vendor's order. It raises PomeloError alone."""
 
 
+def today_utc() -> date:
+    """The date in UTC."""
+    return datetime.now(UTC).date()
+
+
 class Voices:
     """The ids of voices by their names.
 
@@ -88,7 +93,7 @@ class Voices:
         listed: Listed,
         *,
         now: Callable[[], float] = time.monotonic,
-        today: Callable[[], date] = lambda: datetime.now(UTC).date(),
+        today: Callable[[], date] = today_utc,
     ) -> None:
         self._listed = listed
         self._now = now
