@@ -32,7 +32,7 @@ crash: .venv/.dev
 	CRASH=full pytest tests/faults/test_crash.py --log-cli-level=INFO
 
 load: .venv/.dev
-	LOAD_CALLS=100 LOAD_TASKS=10000 pytest -s tests/load
+	LOAD_CALLS=100 LOAD_TASKS=10000 LOAD_STREAMS=100 pytest -s tests/load
 
 gen: .venv/.dev
 	python proto/generate.py
