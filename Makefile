@@ -27,12 +27,12 @@ proto: .venv/.dev
 unit: .venv/.dev
 	pytest
 
-# The full size of what `unit` does small: about 450 crashes, for some 30 minutes.
+# The full size of what `unit` does small: about 450 crashes, for some 30 minutes, and errors at every call of a store.
 crash: .venv/.dev
-	CRASH=full pytest tests/faults/test_crash.py --log-cli-level=INFO
+	CRASH=full pytest tests/faults/test_crash.py tests/faults/test_store_faults.py --log-cli-level=INFO
 
 load: .venv/.dev
-	LOAD_CALLS=100 LOAD_TASKS=10000 LOAD_STREAMS=100 pytest -s tests/load
+	LOAD_CALLS=100 LOAD_TASKS=10000 LOAD_STREAMS=100 LOAD_RESETS=500 LOAD_ACCOUNTS=100000 pytest -s tests/load
 
 gen: .venv/.dev
 	python proto/generate.py

@@ -19,6 +19,7 @@ from pomelo import money
 from pomelo.call import Call
 from pomelo.errors import PomeloError, invalid
 from pomelo.gen.v1 import account_service_pb2 as pb
+from pomelo.service import Visit
 
 _PAGE = re.compile(r"[0-9]{1,4}")
 _MOST = 1_000
@@ -37,29 +38,22 @@ _SOURCES = {
 }
 
 
-async def get_account(gateway: Gateway, request: web.Request, call: Call) -> web.StreamResponse:
+async def get_account(gateway: Gateway, request: web.Request, call: Call, visit: Visit) -> web.StreamResponse:
     """The account of the key."""
     try:
         _read(request.query, {})
-    except PomeloError:
-        await _check_key(gateway, call)
-        raise
+    except PomeloError as error:
+        raise await visit.refuse(error) from None
     return json_reply(call, account(await gateway.services.accounts.get_account(call)))
 
 
-async def list_usage(gateway: Gateway, request: web.Request, call: Call) -> web.StreamResponse:
+async def list_usage(gateway: Gateway, request: web.Request, call: Call, visit: Visit) -> web.StreamResponse:
     """A page of usage records, or sums of them."""
     try:
         asked = query(request.query)
-    except PomeloError:
-        await _check_key(gateway, call)
-        raise
+    except PomeloError as error:
+        raise await visit.refuse(error) from None
     return json_reply(call, usage(await gateway.services.accounts.list_usage(asked, call)))
-
-
-async def _check_key(gateway: Gateway, call: Call) -> None:
-    """Returns when the key is good: it is refused before anything else. What is asked for is small."""
-    await gateway.services.accounts.list_usage(pb.ListUsageRequest(page_size=1), call)
 
 
 # --- in

@@ -3,7 +3,7 @@
 Opened by the composition root with the engine behind it, or with a remote server: it can't tell which.
 """
 
-import asyncio
+import logging
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -11,36 +11,70 @@ from contextlib import asynccontextmanager
 from aiohttp import web
 
 from gateway import render, routes
-from gateway.connection import Connection
+from gateway.access import admit
+from gateway.connection import Connection, Patience, StartQueues
+from gateway.connections import ConnectionLimits, Connections, Slot
+from gateway.incoming import Pace
+from gateway.listener import Listener, bind
 from gateway.problems import CALL, guard
 from gateway.state import Gateway, GatewayOptions
+from gateway.turns import ParseQueue
+from pomelo import descriptors
+from pomelo.inflight import InFlight, InFlightLimits
 from pomelo.service import Services
 
 GATEWAY = web.AppKey("gateway", Gateway)
 
-READ_AHEAD = 64 * 1024
-"""About the bytes of a body that are taken in before anybody asks for them."""
+log = logging.getLogger("pomelo.gateway")
 
 
-def make_app(services: Services, options: GatewayOptions | None = None) -> web.Application:
-    """The application with every route of the table, before `services`."""
-    options = options or GatewayOptions()
+def _always() -> bool:
+    return True
+
+
+def make_app(services: Services, options: GatewayOptions, healthy: Callable[[], bool]) -> web.Application:
+    """The application with every route, before `services`. To be made in the running event loop."""
     gateway = Gateway(
-        services, options, render.link_to(options.public_url), routes.describe(options.public_url)
+        services=services,
+        options=options,
+        link=render.link_to(options.public_url),
+        description=routes.describe(options.public_url),
+        pace=Pace(options.read_rate, options.read_grace, options.read_timeout),
+        parsing=ParseQueue(),
+        links=InFlight(InFlightLimits(calls=options.max_links, account_calls=max(1, options.max_links // 2))),
+        healthy=healthy,
     )
     app = web.Application(middlewares=[guard])
     app[GATEWAY] = gateway
     for route in routes.ROUTES:
-        handler = _bind(gateway, route.handler)
-        app.router.add_route(route.method, route.path, handler, expect_handler=_expect)
-        if route.method == "GET":
-            app.router.add_route("HEAD", route.path, handler, expect_handler=_expect)
+        _add(app, route.method, route.path, _with_key(gateway, route.handler))
+    for open_route in routes.OPEN_ROUTES:
+        _add(app, open_route.method, open_route.path, _without_key(gateway, open_route.handler))
     return app
 
 
-def _bind(
-    gateway: Gateway, handler: routes.Handler
-) -> Callable[[web.Request], Awaitable[web.StreamResponse]]:
+_Handle = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+
+def _add(app: web.Application, method: str, path: str, handler: _Handle) -> None:
+    app.router.add_route(method, path, handler, expect_handler=_expect)
+    if method == "GET":
+        app.router.add_route("HEAD", path, handler, expect_handler=_expect)
+
+
+def _with_key(gateway: Gateway, handler: routes.Handler) -> _Handle:
+    async def handle(request: web.Request) -> web.StreamResponse:
+        call = request[CALL]
+        visit = await admit(gateway, request, call)
+        try:
+            return await handler(gateway, request, call, visit)
+        finally:
+            visit.close()
+
+    return handle
+
+
+def _without_key(gateway: Gateway, handler: routes.OpenHandler) -> _Handle:
     async def handle(request: web.Request) -> web.StreamResponse:
         return await handler(gateway, request, request[CALL])
 
@@ -60,9 +94,10 @@ async def open_rest(
     ssl_context: ssl.SSLContext | None = None,
     *,
     reuse_port: bool = False,
+    healthy: Callable[[], bool] = _always,
 ) -> AsyncIterator[tuple[str, int]]:
     """Serves REST while the body runs; yields the host and the port that it listens on (port 0: a free one).
-    With `reuse_port` other processes may listen there, too.
+    With `reuse_port` other processes may listen there, too. `healthy` decides what a health check gets.
 
     On leaving it stops listening, lets running requests end for `drain_timeout`, then cancels them.
 
@@ -70,48 +105,58 @@ async def open_rest(
         OSError: the address can't be used.
     """
     options = options or GatewayOptions()
-    app = make_app(services, options)
+    app = make_app(services, options, healthy)
     runner = web.AppRunner(app, handler_cancellation=True, shutdown_timeout=options.drain_timeout)
     await runner.setup()
     try:
         server = runner.server
         assert server is not None
-
-        def connect() -> Connection:
-            return Connection(
-                server,
-                head=options.head_timeout,
-                stall=options.write_timeout,
-                most=options.max_connections,
-                keepalive_timeout=options.idle_timeout,
-                lingering_time=options.linger_timeout,
-                access_log=None,
-                auto_decompress=False,
-                read_bufsize=READ_AHEAD,
-                max_line_size=8190,
-                max_field_size=8190,
-                max_headers=128,
+        connections = Connections(
+            ConnectionLimits(
+                most=fit(options.max_connections),
+                address=options.max_untrusted,
+                grace=options.untrusted_grace,
+                life=options.untrusted_timeout,
             )
+        )
+        turns = StartQueues()
+        patience = Patience(
+            head=options.head_timeout,
+            stall=options.write_timeout,
+            idle=options.idle_timeout,
+            linger=options.linger_timeout,
+        )
 
-        loop = asyncio.get_running_loop()
-        listener = await loop.create_server(
-            connect,
-            host,
-            port,
-            ssl=ssl_context,
-            backlog=1024,
-            start_serving=False,
-            reuse_port=reuse_port or None,
+        def connect(slot: Slot) -> Connection:
+            return Connection(server, slot, connections, turns, patience)
+
+        sockets = await bind(host, port, reuse_port=reuse_port)
+        listener = Listener(
+            sockets, connect, connections, tls=ssl_context, handshake=options.untrusted_timeout
         )
         try:
-            bound: tuple[str, int] = listener.sockets[0].getsockname()[:2]
+            bound: tuple[str, int] = sockets[0].getsockname()[:2]
             if not options.public_url:
                 scheme = "http" if ssl_context is None else "https"
                 name = f"[{bound[0]}]" if ":" in bound[0] else bound[0]
                 app[GATEWAY].link = render.link_to(f"{scheme}://{name}:{bound[1]}")
-            await listener.start_serving()
+            listener.start()
             yield bound
         finally:
             listener.close()
     finally:
         await runner.cleanup()
+
+
+def fit(most: int) -> int:
+    """`most` connections, or half of the files that this process may have open, which leaves the others to
+    gRPC, the providers, the store and media."""
+    files = descriptors.limit()
+    if most <= files // 2:
+        return most
+    log.warning(
+        "POMELO_MAX_CONNECTIONS is %d, but this process may have %d files open: it takes %d connections. "
+        "Raise the limit (ulimit -n, LimitNOFILE)",
+        *(most, files, files // 2),
+    )
+    return files // 2

@@ -6,13 +6,14 @@ engine to say.
 
 import binascii
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from pydantic_core import from_json
 
 from gateway.fields import FIELDS, KNOWN, check_flag, check_text, unknown
-from gateway.incoming import Incoming, too_large
+from gateway.incoming import Incoming
+from gateway.json_scan import JsonScan
 from pomelo.errors import PomeloError, invalid, missing
 from pomelo.gen.v1.media_pb2 import ResponseFormat
 from pomelo.gen.v1.task_pb2 import Task, TaskType
@@ -39,27 +40,38 @@ MAKES_MEDIA = frozenset(
 """The kinds with a response_format."""
 
 _DATA_URI = re.compile(r"data:([\w.+-]+/[\w.+-]+(?:;[\w.+-]+=[\w.+-]+)*)?;base64,", re.ASCII | re.IGNORECASE)
-_SPACE = re.compile(r"[ \t\r\n]+")
+_STEP = 1024 * 1024
+"""Characters of base64 that are decoded at a time."""
+
+LARGE = 64 * 1024
+"""Bytes of a body that may be parsed without looking at it first, and without waiting for others' turn."""
 
 
-async def read_json(incoming: Incoming, limit: int) -> dict[str, Any]:
-    """The object that the body holds.
+async def read_json(incoming: Incoming) -> bytes | bytearray:
+    """The body whole, small enough in what it holds to be parsed by `parse`.
 
     Raises:
-        PomeloError: invalid_body, payload_too_large.
+        PomeloError: invalid_body, payload_too_large, overloaded, deadline_exceeded.
     """
-    data = incoming.here()
-    if data is None:
-        pieces = []
-        while piece := await incoming.readany():
-            pieces.append(piece)
-        data = b"".join(pieces)
-    if len(data) > limit:
-        raise too_large("The body", limit)
-    return parse(data)
+    piece = await incoming.piece()
+    incoming.hold(len(piece))
+    if len(piece) == incoming.length and len(piece) <= LARGE:
+        return piece
+    data = bytearray()  # and not a list of pieces, each of which may be one byte
+    scan: JsonScan | None = None
+    while piece:
+        data += piece
+        if scan is not None:
+            scan.feed(piece)
+        elif len(data) > LARGE:  # what is smaller can't take long
+            scan = JsonScan()
+            scan.feed(bytes(data))
+        piece = await incoming.piece()
+        incoming.hold(len(piece))
+    return data
 
 
-def parse(data: bytes) -> dict[str, Any]:
+def parse(data: bytes | bytearray) -> dict[str, Any]:
     """The object that JSON text holds. Deeper than 200 levels is refused.
 
     Raises:
@@ -120,28 +132,65 @@ def make_task(
     return task, target, check_flag("stream", stream)
 
 
+def read_audio(value: Any) -> tuple[str, str]:
+    """The media type (empty when it isn't said) and the base64 text of audio given as base64 or a data: URI.
+
+    Raises:
+        PomeloError: invalid_parameter.
+    """
+    text = check_text("audio", value)
+    if text[:5].lower() != "data:":
+        return "", text
+    start = _DATA_URI.match(text[:200])
+    if start is None:
+        raise _no_audio()
+    return (start[1] or "").lower(), text[start.end() :]
+
+
+def decode_base64(text: str) -> Iterator[bytes]:
+    """The bytes of base64 text, which may have line breaks (as base64(1) makes them), in pieces that take a
+    few milliseconds each.
+
+    Raises:
+        PomeloError: invalid_parameter.
+    """
+    rest = b""
+    padded = False
+    try:
+        for at in range(0, len(text), _STEP):
+            data = rest + text[at : at + _STEP].encode("ascii").translate(None, b" \t\r\n")
+            whole = len(data) - len(data) % 4
+            data, rest = data[:whole], data[whole:]
+            if padded and data:
+                raise _no_audio()
+            padded = data.endswith(b"=")
+            yield binascii.a2b_base64(data, strict_mode=True)
+    except ValueError:
+        raise _no_audio() from None
+    if rest:
+        raise _no_audio()
+
+
 def decode_audio(value: Any) -> tuple[str, bytes]:
     """The media type (empty when it isn't said) and the bytes of audio given as base64 or a data: URI.
 
     Raises:
         PomeloError: invalid_parameter.
     """
-    text = check_text("audio", value)
-    content_type = ""
-    if text[:5].lower() == "data:":
-        start = _DATA_URI.match(text[:200])
-        if start is None:
-            raise invalid("audio", "base64, or a data: URI with ;base64")
-        content_type = (start[1] or "").lower()
-        text = text[start.end() :]
-    try:
-        try:
-            data = binascii.a2b_base64(text, strict_mode=True)
-        except ValueError:
-            # Line breaks, as base64(1) makes them.
-            data = binascii.a2b_base64(_SPACE.sub("", text), strict_mode=True)
-    except ValueError:
-        raise invalid("audio", "base64, or a data: URI with ;base64") from None
+    content_type, text = read_audio(value)
+    return content_type, check_audio(b"".join(decode_base64(text)))
+
+
+def check_audio(data: bytes) -> bytes:
+    """`data`, unless it is empty.
+
+    Raises:
+        PomeloError: invalid_parameter.
+    """
     if not data:
         raise invalid("audio", "base64 of at least one byte")
-    return content_type, data
+    return data
+
+
+def _no_audio() -> PomeloError:
+    return invalid("audio", "base64, or a data: URI with ;base64")

@@ -1,49 +1,210 @@
 """One client's connection: what aiohttp leaves open for ever, closed in time, and its noise kept quiet.
 
-Made by `gateway.app` for every connection. Knows bytes and clocks, and nothing of tasks.
+Made by `gateway.listener` for every connection. Knows bytes and clocks, and nothing of tasks.
 """
 
 import asyncio
 import logging
+from collections.abc import Awaitable, Callable, Coroutine, Hashable
+from dataclasses import dataclass
+from http import HTTPStatus
 from typing import Any, cast
 
 from aiohttp import web
+from aiohttp.http import HttpRequestParser
 from multidict import CIMultiDict
 
 from gateway import problems, reply
-from pomelo.errors import PomeloError
+from gateway.connections import Connections, Slot
+from gateway.turns import Turnstile
+from pomelo.errors import PomeloError, invalid
 from pomelo.ids import new_id
 from pomelo.traces import trace
 
 log = logging.getLogger("pomelo.gateway")
 
+HEALTH = "/healthz"
+
+READ_AHEAD = 32 * 1024
+"""Twice as many bytes of a body are taken in at most before anybody asks for them."""
+
+MAX_HEAD = 32 * 1024
+"""Bytes of a request's head that may come before its end."""
+
+MAX_STRANGE = 4
+"""Answers without a good key that an untrusted connection gets before it is closed."""
+
+_LINE = 8190
+_HEADERS = 128
+_AHEAD = 2
+"""Requests that are parsed before the one that runs has its answer."""
+
+_LINGER = 1.0
+"""Seconds in which a client may take the answer with which its connection is ended."""
+
+_LINGERING = 1 / 8
+"""How many do so at a time, as a part of all connections; others are closed at once."""
+
+_TYPE_TWICE = "Duplicate 'Content-Type' header"
+"""aiohttp's own words; it refuses that before a route sees it."""
+
 _UNREADABLE = "The HTTP request can't be read. Check its request line, headers and framing"
 
 
-class Connection(web.RequestHandler):
-    """aiohttp's protocol with deadlines.
+@dataclass(frozen=True, slots=True)
+class Patience:
+    """How long a client is waited for, in seconds.
 
-    `head` is the seconds that a request's head may take from its first byte (or from connecting); `stall`
-    the seconds in which a client that we write to must take at least something; `most` the connections
-    of the server at once: one more is closed unanswered.
+    `head` is what a request's head may take from its first byte (or from connecting); `stall` the time in
+    which a client that we write to must take at least something; `idle` the time between two requests;
+    `linger` how long the rest of a refused body is thrown away.
     """
 
-    __slots__ = ("_head", "_head_timer", "_most", "_stall", "_stall_timer", "_wire")
+    head: float
+    stall: float
+    idle: float
+    linger: float
 
-    def __init__(self, server: web.Server, *, head: float, stall: float, most: int, **options: Any) -> None:
-        super().__init__(server, loop=asyncio.get_running_loop(), **options)
-        self._head = head
-        self._stall = stall
-        self._most = most
+
+class StartQueues:
+    """Who may begin in a turn of the event loop: health checks, trusted and other connections each have their
+    own queue, so that none waits behind another's crowd."""
+
+    def __init__(self) -> None:
+        self.health = Turnstile(8)
+        self.trusted = Turnstile(16)
+        self.untrusted = Turnstile(16)
+
+
+class Connection(web.RequestHandler):
+    """aiohttp's protocol with deadlines, and with a `slot` among the server's `connections`."""
+
+    __slots__ = (
+        "_connections",
+        "_discards",
+        "_drops",
+        "_finished",
+        "_head_size",
+        "_head_timer",
+        "_known",
+        "_linger_timer",
+        "_lingers",
+        "_patience",
+        "_stall_timer",
+        "_strange",
+        "_turns",
+        "_wire",
+        "slot",
+    )
+
+    def __init__(
+        self, server: web.Server, slot: Slot, connections: Connections, turns: StartQueues, patience: Patience
+    ) -> None:
+        loop = asyncio.get_running_loop()
+        super().__init__(
+            server,
+            loop=loop,
+            keepalive_timeout=patience.idle,
+            lingering_time=patience.linger,
+            access_log=None,  # type: ignore[arg-type]
+            auto_decompress=False,
+            read_bufsize=READ_AHEAD,
+        )
+        # aiohttp's own parses 32 requests ahead.
+        self._max_msg_queue_size = _AHEAD
+        self._msg_queue_resume_size = _AHEAD // 2
+        self._parser = HttpRequestParser(
+            self,
+            loop,
+            READ_AHEAD,
+            max_line_size=_LINE,
+            max_field_size=_LINE,
+            max_headers=_HEADERS,
+            payload_exception=web.RequestPayloadError,
+            auto_decompress=False,
+            max_msg_queue_size=_AHEAD,
+        )
+        self.slot = slot
+        self._connections = connections
+        self._turns = turns
+        self._patience = patience
+        self._known = False
+        self._finished = 0
+        self._strange = 0
+        self._head_size = 0
         self._head_timer: asyncio.TimerHandle | None = None
         self._stall_timer: asyncio.TimerHandle | None = None
+        self._linger_timer: asyncio.TimerHandle | None = None
+        self._discards = False
+        self._drops = False
+        self._lingers = False
         self._wire: asyncio.Transport | None = None
 
+    # --- its place
+
+    def trust(self, owner: Hashable) -> None:
+        """The request that runs carried a good key of `owner`."""
+        self._known = True
+        self.slot.waiting = False
+        slot = self.slot
+        if slot.owner != owner:
+            self._connections.trust(slot, owner)
+
+    def end(self, told: bool) -> None:
+        """Ends the connection; `told`: after saying that the server is overloaded, if an answer is due."""
+        wire = self._wire
+        if wire is None:
+            return
+        request = self._current_request
+        due = self._head_timer is not None or self._request_count > self._finished
+        if told and due and (request is None or not request.writer.output_size):
+            self._dismiss(overloaded())
+        else:
+            wire.abort()
+
+    def _dismiss(self, answer: bytes) -> None:
+        """Sends a last answer of ours, past aiohttp, and closes once the client has had time to take it."""
+        wire = self._wire
+        assert wire is not None
+        connections = self._connections
+        connections.close(self.slot)
+        wire.write(answer)
+        if self._task_handler is not None:
+            self._task_handler.cancel()
+        if connections.lingering < _LINGERING * connections.limits.most:
+            connections.lingering += 1
+            self._lingers = True
+            self._discard(_LINGER)
+        else:
+            self._discard(0.0)
+
+    def _discard(self, seconds: float) -> None:
+        """Takes no more requests; throws away what still comes, unparsed, until the client closes.
+
+        Closing at once would be a reset where the client still sends, which takes the last answer back; to
+        close our half alone ends some clients' requests before they have read it.
+        """
+        wire = self._wire
+        if wire is None:
+            return
+        self._discards = True
+        self._force_close = True
+        self.transport = None  # aiohttp neither writes nor closes any more
+        self._stop_timers()
+        if seconds:
+            self._linger_timer = self._loop.call_later(seconds, wire.abort)
+            wire.resume_reading()  # aiohttp may have paused it
+        else:
+            wire.close()
+        if wire.get_write_buffer_size():
+            self._watch(wire.get_write_buffer_size())
+
+    # --- bytes
+
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Takes the connection in, or closes it when there are too many."""
+        """Takes the connection in."""
         wire = cast(asyncio.Transport, transport)
-        if self._manager is None or len(self._manager.connections) >= self._most:
-            log.warning("a connection was refused: %d are open", self._most)
+        if self._manager is None or not self.slot.open:
             wire.abort()
             return
         super().connection_made(transport)
@@ -51,27 +212,49 @@ class Connection(web.RequestHandler):
         # one after the connection was told to close.
         wire.set_write_buffer_limits(high=1, low=0)
         self._wire = wire
-        self._head_timer = self._loop.call_later(self._head, self._head_late)
+        self.slot.end = self.end
+        self._head_timer = self._loop.call_later(self._patience.head, self._head_late)
 
     def connection_lost(self, exc: BaseException | None) -> None:
         """Ends the timers; aiohttp cancels the request that was being handled."""
+        self._stop_timers()
+        if self._linger_timer is not None:
+            self._linger_timer.cancel()
+            self._linger_timer = None
+        if self._lingers:
+            self._lingers = False
+            self._connections.lingering -= 1
+        self._wire = None
+        self._connections.close(self.slot)
+        super().connection_lost(exc)
+
+    def _stop_timers(self) -> None:
         for timer in (self._head_timer, self._stall_timer):
             if timer is not None:
                 timer.cancel()
-        self._head_timer = self._stall_timer = self._wire = None
-        super().connection_lost(exc)
+        self._head_timer = self._stall_timer = None
 
     def data_received(self, data: bytes) -> None:
         """Takes in bytes, and watches that a head which has begun comes to its end."""
+        if self._discards:
+            return
         request = self._current_request
         ahead = request is not None and request.content.is_eof()  # of the answer to the last request
         super().data_received(data)
         if self._waits() or (ahead and not self._messages):
-            if self._head_timer is None and data:
-                self._head_timer = self._loop.call_later(self._head, self._head_late)
+            if data:
+                self._head_size += len(data)
+                if self._head_size > MAX_HEAD:
+                    self._dismiss(_raw_answer(PomeloError("invalid_body", _UNREADABLE)))
+                    return
+                self._connections.hears(self.slot)
+                if self._head_timer is None:
+                    self._head_timer = self._loop.call_later(self._patience.head, self._head_late)
         elif self._head_timer is not None and self._request_count:
             self._head_timer.cancel()
             self._head_timer = None
+            self._head_size = 0
+            self.slot.heard = None
 
     def _waits(self) -> bool:
         """Whether the client's next request is waited for."""
@@ -80,7 +263,7 @@ class Connection(web.RequestHandler):
     def _head_late(self) -> None:
         if self._request_count and not self._waits():
             # It came while the last request was still being answered; that is not the client's delay.
-            self._head_timer = self._loop.call_later(self._head, self._head_late)
+            self._head_timer = self._loop.call_later(self._patience.head, self._head_late)
             return
         self._head_timer = None
         self.force_close()
@@ -99,7 +282,7 @@ class Connection(web.RequestHandler):
         super().resume_writing()
 
     def _watch(self, size: int) -> None:
-        self._stall_timer = self._loop.call_later(self._stall, self._check, size)
+        self._stall_timer = self._loop.call_later(self._patience.stall, self._check, size)
 
     def _check(self, before: int) -> None:
         self._stall_timer = None
@@ -110,6 +293,54 @@ class Connection(web.RequestHandler):
             self._watch(left)
         else:
             self._wire.abort()
+
+    # --- requests
+
+    async def _handle_request(
+        self,
+        request: web.BaseRequest,
+        start_time: float | None,
+        request_handler: Callable[[web.BaseRequest], Awaitable[web.StreamResponse]],
+    ) -> tuple[web.StreamResponse, bool]:
+        slot = self.slot
+        slot.busy = slot.waiting = True
+        health = request.path == HEALTH
+        turns = self._turns
+        turn = (turns.health if health else turns.untrusted if slot.owner is None else turns.trusted).enter()
+        self._known = self._drops = False
+        try:
+            if turn is not None:
+                self._current_request = request
+                await turn
+            if slot.surplus and not health:
+                request_handler = _refuse
+            return await super()._handle_request(request, start_time, request_handler)
+        finally:
+            self._current_request = None
+            if self._drops and not request.content.is_eof():
+                self._discard(self._patience.linger)
+            slot.busy = slot.waiting = False
+            self._finished += 1
+            slot.idle_since = self._loop.time()
+            if not self._known and slot.owner is not None and not health:
+                self._connections.distrust(slot)
+
+    def finish_response(
+        self, request: web.BaseRequest, resp: web.StreamResponse, start_time: float | None
+    ) -> Coroutine[Any, Any, tuple[web.StreamResponse, bool]]:
+        """Sends an answer, which is the connection's last when too many had no good key."""
+        self.slot.waiting = False
+        if self._known:
+            self._strange = 0
+        else:
+            self._strange += 1
+            if self._strange >= MAX_STRANGE or self.slot.surplus:
+                resp.force_close()
+        # aiohttp would parse the rest of a body to drop it, which costs most where it is in chunks.
+        self._drops = not request.content.is_eof() and (not self._known or request.content_length is None)
+        if self._drops:
+            resp.force_close()
+        return super().finish_response(request, resp, start_time)
 
     def log_exception(self, *args: Any, **kwargs: Any) -> None:
         """One line without the request's content; a trace of a malformed request helps nobody."""
@@ -127,13 +358,47 @@ class Connection(web.RequestHandler):
             raise ConnectionError("an answer has begun already")
         if status == 400:
             log.warning("a malformed request was refused: %s", type(exc).__name__)
-            error = PomeloError("invalid_body", _UNREADABLE)
+            error = (
+                invalid("Content-Type", "given once")
+                if _TYPE_TWICE in str(exc)
+                else PomeloError("invalid_body", _UNREADABLE)
+            )
         else:
             log.error("a request failed outside its route\n%s", trace(exc) if exc else "")
             error = PomeloError("internal_error")
-        made = CIMultiDict(reply.SAFE)
-        made["Content-Type"] = "application/json"
-        made["X-Request-Id"] = new_id("req_")
-        response = web.Response(body=problems.body(error), status=error.row.http, headers=made)
-        response.force_close()
-        return response
+        return _last_answer(error)
+
+
+async def _refuse(request: web.BaseRequest) -> web.StreamResponse:
+    """Answers whatever comes on a connection for which there is no room."""
+    return _last_answer(PomeloError("overloaded"))
+
+
+def _last_answer(error: PomeloError) -> web.Response:
+    response = web.Response(body=problems.body(error), status=error.row.http, headers=_headers(error))
+    response.force_close()
+    return response
+
+
+def _headers(error: PomeloError) -> "CIMultiDict[str]":
+    made = CIMultiDict(reply.SAFE)
+    made["Content-Type"] = "application/json"
+    made["X-Request-Id"] = new_id("req_")
+    if error.retry_after is not None:
+        made["Retry-After"] = str(error.retry_after)
+    return made
+
+
+def overloaded() -> bytes:
+    """The answer to a client for which there is no room, whole."""
+    return _raw_answer(PomeloError("overloaded"))
+
+
+def _raw_answer(error: PomeloError) -> bytes:
+    body = problems.body(error)
+    status = HTTPStatus(error.row.http)
+    headers = _headers(error)
+    headers["Content-Length"] = str(len(body))
+    headers["Connection"] = "close"
+    lines = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
+    return f"HTTP/1.1 {status.value} {status.phrase}\r\n{lines}\r\n".encode() + body

@@ -99,7 +99,9 @@ def paths() -> Schema:
                 "summary": "What was used, newest first; with group_by, sums of it.",
                 "parameters": [
                     _parameter(
-                        "page_size", {"type": "integer", "minimum": 1, "maximum": 1000, "default": 100}
+                        "page_size",
+                        {"type": "integer", "minimum": 1, "maximum": 1000},
+                        "Absent: 100 records, or 10,000 sums.",
                     ),
                     _parameter("page_token", {"type": "string"}, "next_page_token of the page before."),
                     _parameter("from", _WHEN, "Tasks that ended then or later."),

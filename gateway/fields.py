@@ -22,6 +22,9 @@ Put = Callable[[Any, Any], None]
 """Puts a value, as JSON gives it, into a message; raises invalid_parameter or missing_parameter."""
 
 _TEXT = "text"
+_LONGEST_NUMBER = 400
+"""Characters; a float in full has some 330."""
+
 _ROLES = {"system": Role.ROLE_SYSTEM, "user": Role.ROLE_USER, "assistant": Role.ROLE_ASSISTANT}
 
 
@@ -35,6 +38,11 @@ class Field:
 
 def _as_is(text: str) -> Any:
     return text
+
+
+def _as_number(text: str) -> Any:
+    # Longer than any number that is taken; parsing a very long one would take long.
+    return text if len(text) > _LONGEST_NUMBER else _as_json(text)
 
 
 def _as_json(text: str) -> Any:
@@ -81,7 +89,7 @@ def _whole(name: str, bits: int = 64) -> Field:
             raise invalid(name, "a whole number in its range")
         setattr(target, name, value)
 
-    return Field(put, _as_json)
+    return Field(put, _as_number)
 
 
 def _number(name: str, label: str = "") -> Field:
@@ -95,7 +103,7 @@ def _number(name: str, label: str = "") -> Field:
             raise invalid(label, "a number in its range") from None
         setattr(target, name, value)
 
-    return Field(put, _as_json)
+    return Field(put, _as_number)
 
 
 def _flag(name: str, label: str = "") -> Field:
@@ -308,3 +316,11 @@ EVERY_TASK = frozenset({"model", "stream", "audio"})
 
 KNOWN = EVERY_TASK.union(*FIELDS.values())
 """Every field that some kind knows."""
+
+JSON_TEXTS = frozenset(
+    name
+    for fields in FIELDS.values()
+    for name, field in fields.items()
+    if field.read in (_as_json, _as_texts)
+)
+"""The fields whose text in a form is parsed as JSON."""

@@ -1,16 +1,23 @@
-"""A request's body as it comes in: bounded in size, and in the time between two pieces.
+"""A request's body as it comes in: bounded in size, in the time between two pieces, and in its slowness.
 
 Read by `body` (JSON) and `multipart`. aiohttp itself waits for a body for ever.
 """
 
 import asyncio
-from typing import Any
+from dataclasses import dataclass
 
 from aiohttp import web
 from aiohttp.http_exceptions import HttpProcessingError
 
 from pomelo.call import Call
 from pomelo.errors import PomeloError
+from pomelo.service import Visit
+
+_CHUNKS = 4096
+"""Chunks (of chunked encoding) that a body may have, however small they are."""
+
+_CHUNK = 64
+"""Bytes that each further one must have on average."""
 
 
 def too_large(what: str, limit: int) -> PomeloError:
@@ -18,75 +25,114 @@ def too_large(what: str, limit: int) -> PomeloError:
     return PomeloError("payload_too_large", f"{what} is larger than {limit:,} bytes. Send less")
 
 
-class Incoming:
-    """A body, read piece by piece.
+@dataclass(frozen=True, slots=True)
+class Pace:
+    """How slowly a body may come. Every `rate` bytes allow one more second of waiting, beside `grace` seconds
+    that each body has; no wait is longer than `silence` seconds, however much has come before it."""
 
-    `limit` is the most bytes that may come in all; `wait` the most seconds between two pieces; `length` is
-    what the head says, None where it doesn't. Has the methods of aiohttp's stream that its multipart
-    reader uses.
+    rate: int
+    grace: float
+    silence: float
+
+
+class Incoming:
+    """A body, read piece by piece, of a call that was admitted.
+
+    `limit` is the most bytes that may come in all; `length` is what the head says, None where it doesn't.
+
+    Raises:
+        PomeloError: payload_too_large, by what the head says.
     """
 
-    __slots__ = ("_call", "_content", "_limit", "_request", "_waits", "length", "wait")
+    __slots__ = (
+        "_call",
+        "_chunks",
+        "_content",
+        "_credit",
+        "_limit",
+        "_pace",
+        "_request",
+        "_visit",
+        "_waits",
+        "length",
+    )
 
-    def __init__(self, request: web.Request, call: Call, limit: int, wait: float) -> None:
+    def __init__(self, request: web.Request, call: Call, visit: Visit, limit: int, pace: Pace) -> None:
         length = request.content_length
         if length is not None and length > limit:
             raise too_large("The body", limit)
         self._request = request
         self._content = request.content
         self._call = call
+        self._visit = visit
         self._limit = limit
+        self._chunks = 0
+        self._pace = pace
+        self._credit = min(pace.grace, pace.silence)
         self._waits = "Expect" in request.headers
         self.length = length
-        self.wait = wait
 
-    def here(self) -> bytes | None:
-        """The whole body when it has come in already, else None."""
-        if self._content.is_eof():
-            try:
-                return self._content.read_nowait()
-            except (web.RequestPayloadError, HttpProcessingError) as error:
-                raise _malformed() from error
-        return None
+    def hold(self, size: int) -> None:
+        """Counts `size` bytes that are kept until the call ends.
 
-    async def readany(self) -> bytes:
-        """The next bytes, as many as have come; none at the end."""
-        return await self._next(self._content.readany)
+        Raises:
+            PomeloError: overloaded.
+        """
+        self._visit.reserve(size)
 
-    async def read(self, size: int = -1) -> bytes:
-        """The next bytes, at most `size`; none at the end."""
-        return await self._next(self._content.read, size)
+    async def piece(self) -> bytes:
+        """The next bytes, as many as have come; none at the end.
 
-    async def readline(self, *, max_line_length: int | None = None) -> bytes:
-        """The next line with its end."""
-        return await self._next(self._content.readline, max_line_length=max_line_length)
-
-    def at_eof(self) -> bool:
-        """Whether all has been read."""
-        return self._content.at_eof()
-
-    def unread_data(self, data: bytes) -> None:
-        """Puts `data` back."""
-        self._content.unread_data(data)
-
-    async def _next(self, read: Any, *args: Any, **kwargs: Any) -> bytes:
-        if self._waits:
-            await self._go_on()
-        left = self._call.deadline - asyncio.get_running_loop().time()
+        Raises:
+            PomeloError: invalid_body (malformed framing, too slow), payload_too_large, deadline_exceeded.
+        """
+        content = self._content
         try:
-            async with asyncio.timeout(min(self.wait, max(left, 0.0))):
-                data: bytes = await read(*args, **kwargs)
-        except TimeoutError:
-            if left <= self.wait:
-                raise PomeloError("deadline_exceeded") from None
-            raise PomeloError(
-                "invalid_body", f"The body stopped coming for {self.wait:g} seconds. Send it whole"
-            ) from None
+            self._count_chunks()
+            data = content.read_nowait()
+            if not data and not content.at_eof():
+                first = await self._wait()
+                self._count_chunks()
+                data = first + content.read_nowait()
+                self._credit = min(self._credit + len(data) / self._pace.rate, self._pace.silence)
         except (web.RequestPayloadError, HttpProcessingError) as error:
-            raise _malformed() from error
-        if self._content.total_bytes > self._limit:
+            raise PomeloError(
+                "invalid_body", "The body's framing is malformed. Check Content-Length or chunks"
+            ) from error
+        if content.total_bytes > self._limit:
             raise too_large("The body", self._limit)
         return data
+
+    def _count_chunks(self) -> None:
+        """Refuses a body in tiny chunks: each takes aiohttp longer than a hundred bytes do."""
+        splits = getattr(self._content, "_http_chunk_splits", None)
+        if splits:
+            self._chunks += len(splits)
+            if self._chunks > _CHUNKS + self._content.total_bytes // _CHUNK:
+                raise PomeloError(
+                    "invalid_body", f"The body comes in too small chunks. Send {_CHUNK} bytes or more in each"
+                )
+
+    async def _wait(self) -> bytes:
+        """The next byte, once it is there. One alone: aiohttp forgets the chunks of what is read."""
+        if self._waits:
+            await self._go_on()
+        pace = self._pace
+        loop = asyncio.get_running_loop()
+        begin = loop.time()
+        left = self._call.deadline - begin
+        try:
+            async with asyncio.timeout(max(min(self._credit, left), 0.0)):
+                first = await self._content.read(1)
+        except TimeoutError:
+            if left <= self._credit:
+                raise PomeloError("deadline_exceeded") from None
+            raise PomeloError(
+                "invalid_body",
+                f"The body came too slowly. Send it whole, at {pace.rate:,} bytes a second or more",
+            ) from None
+        self._credit -= loop.time() - begin
+        return first
 
     async def _go_on(self) -> None:
         # Said only once the body is wanted, so that a refusal comes before the upload and not after it.
@@ -95,7 +141,3 @@ class Incoming:
             writer = self._request.writer
             await writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
             writer.output_size = 0
-
-
-def _malformed() -> PomeloError:
-    return PomeloError("invalid_body", "The body's framing is malformed. Check Content-Length or chunks")

@@ -4,13 +4,16 @@ A row of `gateway.routes`. Whether a link is good is for the media service to sa
 """
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from aiohttp import web
 
+from gateway.access import address_of, admit, trust
 from gateway.reply import headers
+from gateway.state import Gateway
 from pomelo.call import Call
 from pomelo.errors import PomeloError
-from pomelo.service import MediaService
 
 _ID = re.compile(r"[\w.-]{1,200}", re.ASCII)
 _RANGE = re.compile(r"bytes=(\d{0,18})-(\d{0,18})", re.ASCII)
@@ -32,17 +35,43 @@ def part_of(given: str | None, size: int) -> tuple[int, int] | None:
     return (start, end) if start < end else None
 
 
-async def download(service: MediaService, request: web.Request, call: Call) -> web.StreamResponse:
+async def download(gateway: Gateway, request: web.Request, call: Call) -> web.StreamResponse:
     """Sends a medium, whole or the part that a `Range` asks for.
 
     Raises:
-        PomeloError: invalid_api_key, not_found, store_unavailable; after the first byte, what cut the medium.
+        PomeloError: invalid_api_key, not_found, overloaded, store_unavailable; after the first byte, what cut
+            the medium.
     """
     media_id = request.match_info["media_id"]
     if not _ID.fullmatch(media_id):
         raise PomeloError("not_found")
     query = request.rel_url.raw_query_string
-    async with service.download_media(media_id, query, call) as (media, chunks):
+    if not query:
+        visit = await admit(gateway, request, call)
+        try:
+            return await _send(gateway, request, call, media_id, query)
+        finally:
+            visit.close()
+    with _counted(gateway, request) as address:
+        return await _send(gateway, request, call, media_id, query, address)
+
+
+@contextmanager
+def _counted(gateway: Gateway, request: web.Request) -> Iterator[str]:
+    address = address_of(request)
+    ticket = gateway.links.enter(address)
+    try:
+        yield address
+    finally:
+        ticket.close()
+
+
+async def _send(
+    gateway: Gateway, request: web.Request, call: Call, media_id: str, query: str, address: str = ""
+) -> web.StreamResponse:
+    async with gateway.services.media.download_media(media_id, query, call) as (media, chunks):
+        if query:
+            trust(request, ("link", address))
         size = media.size_bytes
         wanted = None if "If-Range" in request.headers else part_of(request.headers.get("Range"), size)
         start, end = wanted or (0, size)

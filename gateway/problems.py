@@ -8,11 +8,12 @@ import sys
 from collections.abc import Awaitable, Callable
 
 from aiohttp import web
+from multidict import CIMultiDictProxy
 from pydantic_core import to_json
 
 from gateway.reply import cut, json_reply
 from pomelo.call import Call
-from pomelo.errors import PomeloError
+from pomelo.errors import PomeloError, invalid
 from pomelo.traces import trace
 
 CALL = web.RequestKey("call", Call)
@@ -21,6 +22,20 @@ CALL = web.RequestKey("call", Call)
 log = logging.getLogger("pomelo.gateway")
 
 _RETRY = frozenset({409, 429, 503})
+
+_ONCE = {
+    name.lower(): name
+    for name in (
+        "Authorization",
+        "Idempotency-Key",
+        "X-Request-Id",
+        "X-Request-Timeout",
+        "traceparent",
+        "Prefer",
+        "Accept",
+    )
+}
+"""The headers that may come once."""
 
 
 def body(error: PomeloError) -> bytes:
@@ -45,6 +60,21 @@ def unexpected(call: Call) -> PomeloError:
     return PomeloError("internal_error")
 
 
+def read_call(headers: "CIMultiDictProxy[str]", address: str = "") -> Call:
+    """The call that a request's headers describe. Of a header that comes twice none is read: a proxy on the
+    way may have read the other one."""
+    twice = [name for name in _ONCE if name in headers and len(headers.getall(name)) > 1]
+    if not twice:
+        return Call.from_headers(headers.get, wire="rest", address=address)
+    call = Call.from_headers(
+        lambda name: None if name in twice else headers.get(name), wire="rest", address=address
+    )
+    for name in twice:
+        if name != "authorization":
+            call.fault = invalid(_ONCE[name], "given once")
+    return call
+
+
 @web.middleware
 async def guard(
     request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -53,7 +83,7 @@ async def guard(
 
     What goes wrong once an answer has begun breaks the connection: it can't be told any more.
     """
-    call = request[CALL] = Call.from_headers(request.headers.get, wire="rest")
+    call = request[CALL] = read_call(request.headers, request.remote or "")
     try:
         return await handler(request)
     except PomeloError as error:
@@ -78,3 +108,5 @@ async def guard(
         if request.writer.output_size:
             raise cut(request) from None
         return problem(fault, call)
+    finally:
+        call.end()

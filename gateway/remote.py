@@ -5,11 +5,13 @@ the server checks the key, the limits and the task.
 """
 
 import asyncio
+import hashlib
 import re
 import time
 from collections.abc import AsyncIterator, Iterable, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar
@@ -29,16 +31,25 @@ from pomelo.gen.v1.model_service_pb2_grpc import ModelServiceStub
 from pomelo.gen.v1.task_pb2 import Task, TaskResult
 from pomelo.gen.v1.task_service_pb2 import RunTaskRequest, StreamTaskRequest, StreamTaskResponse
 from pomelo.gen.v1.task_service_pb2_grpc import TaskServiceStub
+from pomelo.inflight import InFlight, InFlightLimits, Ticket
+from pomelo.origin import GatewayProof
 from pomelo.service import Services
 from pomelo.turns import Turn, Turns
-from pomelo.wire import HEADER_NAMES, OPEN_KEY, WIRE_KEY, from_rpc_error
+from pomelo.wire import HEADER_NAMES, OPEN_KEY, REFUSED_KEY, from_rpc_error
 
 MAX_ANSWER = 64 * 1024 * 1024
 """Bytes of one message from the server: a picture or a sound may ride in one."""
 
-_PER_CHANNEL = 50
-"""Calls at once on one connection: half of what a server takes by default. It refuses more, and counts those
-that were cancelled until it has cleaned up after them."""
+_PER_CHANNEL = 200
+"""Concurrent calls on one connection: a fifth of what a server takes by default. It counts those that were
+cancelled until it has cleaned up after them; and it takes few connections from one address."""
+
+_KNOWN_KEYS = 10_000
+_KNOWN_SECONDS = 30.0
+"""How many accepted keys are remembered, and for how long."""
+
+_DROP_WITHIN = 5.0
+"""Seconds that the deletion of a refused upload may take."""
 
 _SLACK = 0.25
 """Seconds that the server gets after the deadline to say itself that it passed."""
@@ -86,14 +97,23 @@ class Tls:
 
 
 @asynccontextmanager
-async def open_remote(target: str, *, tls: Tls | None = None) -> AsyncIterator[Services]:
+async def open_remote(
+    target: str,
+    *,
+    tls: Tls | None = None,
+    limits: InFlightLimits | None = None,
+    proof: GatewayProof | None = None,
+) -> AsyncIterator[Services]:
     """The services of the gRPC server at `target`, such as host:port or unix:/path. It need not be up yet.
+    `limits` bound what is in flight here.
+
+    Without a `proof` that the server recognises, every call counts as a gRPC call from this address.
 
     Raises:
         OSError: a TLS file can't be read.
     """
     async with AsyncExitStack() as stack:
-        lines = _Lines(target, tls.credentials() if tls else None, stack)
+        lines = _Lines(target, tls.credentials() if tls else None, stack, proof or GatewayProof())
         models = RemoteModels(lines)
         turns = Turns()
         yield Services(
@@ -101,16 +121,18 @@ async def open_remote(target: str, *, tls: Tls | None = None) -> AsyncIterator[S
             models=models,
             media=RemoteMedia(lines, turns),
             accounts=RemoteAccounts(lines, models),
+            access=RemoteAccess(lines, models, limits),
         )
 
 
 class _Line:
     """One connection, its stubs, and how many calls are on it; a context manager that counts one."""
 
-    __slots__ = ("accounts", "busy", "media", "models", "tasks")
+    __slots__ = ("_proof", "accounts", "busy", "media", "models", "tasks")
 
-    def __init__(self, channel: Any) -> None:
+    def __init__(self, channel: Any, proof: GatewayProof) -> None:
         self.busy = 0
+        self._proof = proof
         self.tasks = TaskServiceStub(channel)
         self.models = ModelServiceStub(channel)
         self.media = MediaServiceStub(channel)
@@ -125,12 +147,17 @@ class _Line:
     ) -> None:
         self.busy -= 1
 
+    def given(self, call: Call) -> dict[str, Any]:
+        """The metadata and the timeout of the gRPC call that stands for `call`."""
+        return _given(call, self._proof)
+
 
 class _Lines:
     """The connections to one server: one, and another whenever all are full."""
 
-    def __init__(self, target: str, credentials: Any, stack: AsyncExitStack) -> None:
+    def __init__(self, target: str, credentials: Any, stack: AsyncExitStack, proof: GatewayProof) -> None:
         self._target = target
+        self._proof = proof
         self._credentials = credentials
         self._stack = stack
         self._lines: list[_Line] = []
@@ -145,7 +172,7 @@ class _Lines:
         else:
             channel = grpc.aio.secure_channel(self._target, self._credentials, options=_ARGS)
         self._stack.push_async_callback(channel.close)
-        line = _Line(channel)
+        line = _Line(channel, self._proof)
         self._lines.append(line)
         return line
 
@@ -159,7 +186,7 @@ class RemoteModels:
     async def list_models(self, call: Call) -> list[Model]:
         """See the port."""
         with self._lines.pick() as line:
-            response = await _unary(line.models.ListModels(ListModelsRequest(), **_given(call)), call)
+            response = await _unary(line.models.ListModels(ListModelsRequest(), **line.given(call)), call)
         if call.fault is not None:
             raise call.fault
         return list(response.models)
@@ -168,7 +195,9 @@ class RemoteModels:
         """See the port."""
         await self.refuse_fault(call)
         with self._lines.pick() as line:
-            response = await _unary(line.models.GetModel(GetModelRequest(name=name), **_given(call)), call)
+            response = await _unary(
+                line.models.GetModel(GetModelRequest(name=name), **line.given(call)), call
+            )
         model: Model = response.model
         return model
 
@@ -183,6 +212,62 @@ class RemoteModels:
             await self.list_models(call)
 
 
+class RemoteAccess:
+    """The port `AccessService` over a channel.
+
+    A key that the server accepted is trusted for a while, which saves most calls a round trip; the server
+    checks it again with what the call asks for.
+    """
+
+    def __init__(self, lines: _Lines, models: RemoteModels, limits: InFlightLimits | None = None) -> None:
+        self._lines = lines
+        self._models = models
+        self._in_flight = InFlight(limits)
+        self._known: dict[str, float] = {}
+        """Digest of a key -> until when it is believed, on the clock of `time.monotonic`."""
+
+    async def admit(self, call: Call) -> "RemoteVisit":
+        """See the port."""
+        digest = hashlib.blake2b((call.secret or "").encode("utf-8", "replace"), digest_size=16).hexdigest()
+        now = time.monotonic()
+        if self._known.get(digest, 0.0) <= now:
+            self._known.pop(digest, None)
+            try:
+                await self._models.list_models(call)
+            except PomeloError as error:
+                # The key is good; what else is wrong is reported with what the call asks for.
+                if error is not call.fault and error.code != "model_not_allowed":
+                    raise
+            if len(self._known) >= _KNOWN_KEYS:
+                del self._known[next(iter(self._known))]
+            self._known[digest] = now + _KNOWN_SECONDS
+        return RemoteVisit(self._lines, call, self._in_flight.enter(digest))
+
+
+class RemoteVisit:
+    """A call that was admitted. The limits are the server's to count and to report."""
+
+    __slots__ = ("_call", "_lines", "_ticket", "close", "reserve")
+
+    def __init__(self, lines: _Lines, call: Call, ticket: Ticket) -> None:
+        self._lines = lines
+        self._call = call
+        self._ticket = ticket
+        self.reserve = ticket.reserve
+        self.close = ticket.close
+
+    async def refuse(self, error: PomeloError, model: str = "") -> PomeloError:
+        """See the port."""
+        try:
+            with self._lines.pick() as line:
+                given = line.given(self._call)
+                given["metadata"].append((REFUSED_KEY, f"{error.code} {self._ticket.size}"))
+                await _unary(line.tasks.RunTask(RunTaskRequest(task=Task(model=model)), **given), self._call)
+        except PomeloError as refusal:
+            return error if refusal.code == error.code else refusal
+        return error
+
+
 class RemoteTasks:
     """The port `TaskService` over a channel."""
 
@@ -194,8 +279,9 @@ class RemoteTasks:
     async def run_task(self, task: Task, call: Call) -> TaskResult:
         """See the port."""
         await self._models.refuse_fault(call)
+        _hand_over(task, call)
         with self._lines.pick() as line:
-            response = await _unary(line.tasks.RunTask(RunTaskRequest(task=task), **_given(call)), call)
+            response = await _unary(line.tasks.RunTask(RunTaskRequest(task=task), **line.given(call)), call)
         result: TaskResult = response.result
         return result
 
@@ -203,8 +289,9 @@ class RemoteTasks:
     async def stream_task(self, task: Task, call: Call) -> AsyncIterator[AsyncIterator[StreamTaskResponse]]:
         """See the port."""
         await self._models.refuse_fault(call)
+        _hand_over(task, call)
         with self._lines.pick() as line:
-            rpc = line.tasks.StreamTask(StreamTaskRequest(task=task), **_given(call))
+            rpc = line.tasks.StreamTask(StreamTaskRequest(task=task), **line.given(call))
             events: _Messages[StreamTaskResponse] = _Messages(rpc, call, self._turns.stream())
             try:
                 async with _until_deadline(call):
@@ -212,6 +299,13 @@ class RemoteTasks:
                     yield events
             finally:
                 rpc.cancel()
+
+
+def _hand_over(task: Task, call: Call) -> None:
+    """Leaves the upload of a task to the server, which deletes it when the task ends or is refused."""
+    given = getattr(task, task.WhichOneof("input") or "text")
+    if "audio" in given.DESCRIPTOR.fields_by_name and given.audio.media_id:
+        call.at_end.clear()
 
 
 class RemoteAccounts:
@@ -225,7 +319,7 @@ class RemoteAccounts:
         """See the port."""
         await self._models.refuse_fault(call)
         with self._lines.pick() as line:
-            response = await _unary(line.accounts.GetAccount(GetAccountRequest(), **_given(call)), call)
+            response = await _unary(line.accounts.GetAccount(GetAccountRequest(), **line.given(call)), call)
         account: Account = response.account
         return account
 
@@ -233,7 +327,9 @@ class RemoteAccounts:
         """See the port."""
         await self._models.refuse_fault(call)
         with self._lines.pick() as line:
-            response: ListUsageResponse = await _unary(line.accounts.ListUsage(request, **_given(call)), call)
+            response: ListUsageResponse = await _unary(
+                line.accounts.ListUsage(request, **line.given(call)), call
+            )
         return response
 
 
@@ -242,14 +338,15 @@ class RemoteMedia:
 
     def __init__(self, lines: _Lines, turns: Turns) -> None:
         self._lines = lines
+        self._dropping: set[asyncio.Task[None]] = set()
         self._turns = turns
 
     async def upload_media(self, content_type: str, chunks: AsyncIterator[bytes], call: Call) -> Media:
         """See the port. A refusal ends the upload at once, also while the next chunk is waited for."""
         with self._lines.pick() as line:
             # Asks for something small: the key must be known to be good before the first chunk is taken.
-            await _unary(line.models.ListModels(ListModelsRequest(), **_given(call)), call)
-            rpc = line.media.UploadMedia(**_given(call))
+            await _unary(line.models.ListModels(ListModelsRequest(), **line.given(call)), call)
+            rpc = line.media.UploadMedia(**line.given(call))
             try:
                 async with _until_deadline(call):
                     ends = await send(rpc, content_type, chunks)
@@ -261,7 +358,23 @@ class RemoteMedia:
                     with suppress(asyncio.CancelledError):
                         await rpc
         media: Media = response.media
+        call.at_end.append(partial(self._drop, media.media_id, call))
         return media
+
+    def _drop(self, media_id: str, call: Call) -> None:
+        """Lets the server delete the upload of a request that was refused here."""
+        task = asyncio.create_task(self._refused(media_id, call))
+        self._dropping.add(task)
+        task.add_done_callback(self._dropping.discard)
+
+    async def _refused(self, media_id: str, call: Call) -> None:
+        # A task without a model is refused, and the server deletes what a refused task of REST brought. Where
+        # that fails the upload expires with the request's deadline.
+        task = Task()
+        task.speech_to_text.audio.media_id = media_id
+        again = replace(call, deadline=time.monotonic() + _DROP_WITHIN, reply={}, trailer={}, at_end=[])
+        with suppress(PomeloError), self._lines.pick() as line:
+            await _unary(line.tasks.RunTask(RunTaskRequest(task=task), **line.given(again)), again)
 
     @asynccontextmanager
     async def download_media(
@@ -270,7 +383,7 @@ class RemoteMedia:
         """See the port."""
         request = DownloadMediaRequest(media_id=media_id, signature=signature)
         with self._lines.pick() as line:
-            rpc = line.media.DownloadMedia(request, **_given(call))
+            rpc = line.media.DownloadMedia(request, **line.given(call))
             messages: _Messages[DownloadMediaResponse] = _Messages(rpc, call, self._turns.stream())
             try:
                 async with _until_deadline(call):
@@ -284,17 +397,19 @@ class RemoteMedia:
 # --- one call
 
 
-def _given(call: Call) -> dict[str, Any]:
-    """The metadata and the timeout of the gRPC call that stands for `call`."""
+def _given(call: Call, proof: GatewayProof) -> dict[str, Any]:
     left = max(call.deadline - time.monotonic(), 0.001)
+    authorization = ""
+    if call.secret is not None:
+        # What can't be a key may not fit into metadata; any other wrong one is refused just the same.
+        authorization = f"Bearer {call.secret if _PLAIN.fullmatch(call.secret) else '-'}"
     metadata = [
-        (WIRE_KEY, call.wire),
+        *proof.metadata(call.wire, call.address, authorization),
         ("x-request-id", call.request_id),
         ("x-request-timeout", f"{left:.6f}"),
     ]
-    if call.secret is not None:
-        # What can't be a key may not fit into metadata; any other wrong one is refused just the same.
-        metadata.append(("authorization", f"Bearer {call.secret if _PLAIN.fullmatch(call.secret) else '-'}"))
+    if authorization:
+        metadata.append(("authorization", authorization))
     if call.repeat_key is not None and call.fault is None:
         metadata.append(("idempotency-key", call.repeat_key))
     if call.traceparent is not None and _PLAIN.fullmatch(call.traceparent):
@@ -319,7 +434,7 @@ async def _unary(rpc: Any, call: Call, ends: Iterable[Any] = ()) -> Any:
             _fill(call, error.initial_metadata())
             _fill(call, error.trailing_metadata())
             raise error from None
-        _fill(call, await rpc.initial_metadata())
+        _fill(call, await rpc.trailing_metadata())
         return response
 
 

@@ -5,32 +5,31 @@ A row of `gateway.routes`. Translates: what a key may do and what a task takes i
 
 import asyncio
 from collections.abc import AsyncIterator, Mapping
+from functools import partial
 from typing import Any
 
 from aiohttp import web
 
-from gateway import body, multipart, raw, render, sse
+from gateway import body, form_parts, multipart, raw, render, sse
+from gateway.access import owner_of
 from gateway.incoming import Incoming
 from gateway.reply import json_reply
 from gateway.state import Gateway
 from pomelo.call import Call
 from pomelo.errors import PomeloError, invalid
 from pomelo.gen.v1.task_pb2 import Task
+from pomelo.service import Visit
 
-_UNREAD = 64 * 1024
-"""Bytes of a body that are taken in before the key is looked at."""
-
-_WHOLE_BODY = frozenset({"invalid_body", "payload_too_large", "unsupported_media_type"})
 _MOST_KINDS = 1024
 
 
-async def run(gateway: Gateway, request: web.Request, call: Call) -> web.StreamResponse:
+async def run(gateway: Gateway, request: web.Request, call: Call, visit: Visit) -> web.StreamResponse:
     """Answers a task: JSON, server-sent events, or the bytes themselves.
 
     Raises:
         PomeloError: any row of the table.
     """
-    task, target, kind, stream = await _take_in(gateway, request, call)
+    task, target, kind, stream = await _take_in(gateway, request, call, visit)
     tasks = gateway.services.tasks
     if stream:
         return await sse.stream(
@@ -48,23 +47,38 @@ async def run(gateway: Gateway, request: web.Request, call: Call) -> web.StreamR
     return json_reply(call, render.result(await tasks.run_task(task, call), gateway.link))
 
 
-async def _take_in(gateway: Gateway, request: web.Request, call: Call) -> tuple[Task, Any, int, bool]:
-    # A fault of the body is told only after the key, and one of a field only after the model, was looked
-    # at: by the services, which raise if they have something against it.
+async def _take_in(
+    gateway: Gateway, request: web.Request, call: Call, visit: Visit
+) -> tuple[Task, Any, int, bool]:
+    if call.fault is not None:
+        raise await visit.refuse(call.fault)
     values: Mapping[str, Any] = {}
     form = multipart.Form()
     try:
         is_form = _is_form(request)
         if is_form:
-            await _read_form(gateway, request, call, form)
+            incoming = await _read_form(gateway, request, call, visit, form)
             values = form.texts
+            data: bytes | bytearray = b""
+            size = sum(map(len, values.values()))
         else:
-            values = await _read_json(gateway, request, call)
-        name = body.model_of(values)
-        kind = gateway.kinds.get(name)
-        if kind is None:
-            kind = await _kind_of(gateway, name, call)
-        task, target, stream = body.make_task(name, kind, values, form=is_form)
+            incoming = Incoming(request, call, visit, gateway.options.json_limit, gateway.pace)
+            data = await body.read_json(incoming)
+            size = len(data)
+        if size <= body.LARGE:
+            if not is_form:
+                values = body.parse(data)
+            kind = await _kind_of(gateway, values, call)
+            task, target, stream = body.make_task(values["model"], kind, values, form=is_form)
+        else:
+            async with gateway.parsing.body(owner_of(call), size) as steps:
+                if not is_form:
+                    values = await steps.run(partial(body.parse, data))
+                kind = await _kind_of(gateway, values, call)
+                make = partial(body.make_task, values["model"], kind, values, form=is_form)
+                task, target, stream = await steps.run(make)
+            await asyncio.sleep(0)  # what follows takes its time, too
+        del data
         if kind in body.HEARS:
             if form.audio is not None:
                 if not form.audio.media_id:
@@ -72,14 +86,11 @@ async def _take_in(gateway: Gateway, request: web.Request, call: Call) -> tuple[
                 target.audio.media_id = form.audio.media_id
                 target.audio.content_type = form.audio.content_type
             elif values.get("audio") is not None:
-                await _put_audio(gateway, target, values["audio"], call)
+                await _put_audio(gateway, incoming, target, values["audio"], call)
     except PomeloError as fault:
         model = (values or form.texts).get("model")
-        if type(model) is str and model and fault.code not in _WHOLE_BODY:
-            await gateway.services.models.get_model(model, call)
-        else:
-            await gateway.services.models.list_models(call)
-        raise fault
+        # What goes ahead of it: a fault of the model goes ahead of one of a field.
+        raise await visit.refuse(fault, model if type(model) is str else "") from None
     return task, target, kind, stream
 
 
@@ -98,28 +109,15 @@ def _is_form(request: web.Request) -> bool:
     return False
 
 
-async def _read_json(gateway: Gateway, request: web.Request, call: Call) -> dict[str, Any]:
+async def _read_form(
+    gateway: Gateway, request: web.Request, call: Call, visit: Visit, form: multipart.Form
+) -> Incoming:
     options = gateway.options
-    incoming = Incoming(request, call, options.json_limit, options.read_timeout)
-    await _refuse_strangers(gateway, incoming.length, call)
-    return await body.read_json(incoming, options.json_limit)
-
-
-async def _refuse_strangers(gateway: Gateway, length: int | None, call: Call) -> None:
-    """Looks at the key ahead of a body of `length` bytes, unless it is small: strangers don't get megabytes
-    held and parsed."""
-    if length is None or length > _UNREAD:
-        await gateway.services.models.list_models(call)
-
-
-async def _read_form(gateway: Gateway, request: web.Request, call: Call, form: multipart.Form) -> None:
-    options = gateway.options
-    limit = options.upload_limit + options.json_limit
-    incoming = Incoming(request, call, limit, options.read_timeout)
-    await _refuse_strangers(gateway, incoming.length, call)
+    incoming = Incoming(request, call, visit, options.upload_limit + options.json_limit, gateway.pace)
 
     async def kind_of(name: str) -> int:
-        return await _kind_of(gateway, name, call)
+        # Asked anew for each form, so that no file is taken for a model that the key may not use.
+        return await _ask_kind(gateway, name, call)
 
     await multipart.read_form(
         form,
@@ -131,9 +129,17 @@ async def _read_form(gateway: Gateway, request: web.Request, call: Call, form: m
         text_limit=options.json_limit,
         upload_limit=options.upload_limit,
     )
+    return incoming
 
 
-async def _kind_of(gateway: Gateway, name: str, call: Call) -> int:
+async def _kind_of(gateway: Gateway, values: Mapping[str, Any], call: Call) -> int:
+    """The kind of the model that a body names."""
+    name = body.model_of(values)
+    known = gateway.kinds.get(name)
+    return known if known is not None else await _ask_kind(gateway, name, call)
+
+
+async def _ask_kind(gateway: Gateway, name: str, call: Call) -> int:
     # Asked of the service and not of a catalogue: a remote server may know models that nobody here does.
     model = await gateway.services.models.get_model(name, call)
     kinds = gateway.kinds
@@ -143,8 +149,15 @@ async def _kind_of(gateway: Gateway, name: str, call: Call) -> int:
     return model.task_type
 
 
-async def _put_audio(gateway: Gateway, target: Any, value: Any, call: Call) -> None:
-    content_type, data = body.decode_audio(value)
+async def _put_audio(gateway: Gateway, incoming: Incoming, target: Any, value: Any, call: Call) -> None:
+    content_type, text = body.read_audio(value)
+    pieces = []
+    for piece in body.decode_base64(text):
+        incoming.hold(len(piece))
+        pieces.append(piece)
+        if len(text) > body.LARGE:
+            await asyncio.sleep(0)
+    data = body.check_audio(b"".join(pieces))
     if len(data) <= gateway.options.inline_limit:
         target.audio.data = data
     else:
@@ -155,6 +168,6 @@ async def _put_audio(gateway: Gateway, target: Any, value: Any, call: Call) -> N
 
 
 async def _split(data: bytes) -> AsyncIterator[bytes]:
-    for at in range(0, len(data), multipart.PIECE):
-        yield data[at : at + multipart.PIECE]
+    for at in range(0, len(data), form_parts.PIECE):
+        yield data[at : at + form_parts.PIECE]
         await asyncio.sleep(0)

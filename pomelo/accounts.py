@@ -8,7 +8,7 @@ import re
 import time
 from collections.abc import Awaitable, Callable, Mapping
 
-from pomelo import times
+from pomelo import pages, times
 from pomelo.admission.plans import NEW_ACCOUNTS, TEST_CREDITS, Plan
 from pomelo.call import Call, Principal
 from pomelo.errors import PomeloError, invalid, missing
@@ -110,13 +110,21 @@ class AccountOffice:
             await self._give(f"live:{name}", Wallet(name, live=True), live_micros, "to begin with")
         return await self.show(name)
 
-    async def list(self) -> list[AccountDetail]:
-        """All accounts, by name.
+    async def list(self, size: int, token: str) -> tuple[list[AccountDetail], str]:
+        """A page of accounts, by name, and the token of the next one; see `pomelo.pages`.
 
         Raises:
-            PomeloError: store_unavailable.
+            PomeloError: invalid_parameter, store_unavailable.
         """
-        return [await self._detail(record) for record in await self._store.list_accounts()]
+        size = pages.page_size(size)
+        (after,) = pages.read_token(token, "accounts", str) if token else ("",)
+        found = [
+            self._detail(record, record.live, record.test)
+            for record in await self._store.list_accounts(limit=size + 1, after=after)
+        ]
+        page = found[: min(size, pages.fitting(found))]
+        more = len(page) < len(found)
+        return page, pages.make_token("accounts", page[-1].name) if more else ""
 
     async def show(self, name: str) -> AccountDetail:
         """One account.
@@ -124,7 +132,9 @@ class AccountOffice:
         Raises:
             PomeloError: missing_parameter, not_found, store_unavailable.
         """
-        return await self._detail(await self._found(name))
+        record = await self._found(name)
+        live, test = [await self._store.balance(Wallet(name, live)) for live in (True, False)]
+        return self._detail(record, live, test)
 
     async def grant(
         self, name: str, amount: int, *, live: bool, note: str = "", grant_id: str = ""
@@ -176,22 +186,22 @@ class AccountOffice:
         except UnknownAccountError as error:
             raise unknown_account(wallet.account) from error
         # An id that was used before gives nothing. That is right for the same grant alone.
-        given = [grant for grant in await self._store.list_grants(wallet) if grant.grant_id == grant_id]
-        if [grant.amount for grant in given] != [amount]:
+        given = await self._store.get_grant(wallet, grant_id)
+        if given is None or given.amount != amount:
             raise invalid("grant_id", "one that was not used for another grant")
 
     def _check_plan(self, plan: str) -> None:
         if plan not in self._plans:
             raise invalid("plan", f"one of {', '.join(sorted(self._plans))}")
 
-    async def _detail(self, record: AccountRecord) -> AccountDetail:
+    def _detail(self, record: AccountRecord, live: Balance, test: Balance) -> AccountDetail:
         plan = self._plans.get(record.plan)
         return AccountDetail(
             name=record.name,
             plan=record.plan,
             limits=_limits(plan) if plan is not None else None,
-            live=_balance(await self._store.balance(Wallet(record.name, live=True))),
-            test=_balance(await self._store.balance(Wallet(record.name, live=False))),
+            live=_balance(live),
+            test=_balance(test),
             create_time=times.written(record.created),
         )
 

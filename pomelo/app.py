@@ -6,60 +6,81 @@ is global; two apps can live in one process. Keyword seams let a test put anothe
 
 import asyncio
 import contextlib
+import logging
 import ssl
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
+from ipaddress import ip_network
 from pathlib import Path
 from typing import Any
 
 from gateway.app import open_rest
 from gateway.remote import Tls, open_remote
 from gateway.state import GatewayOptions
+from pomelo.access import Access
 from pomelo.accounts import AccountDesk, AccountOffice
-from pomelo.admission.admit import Admission
+from pomelo.admission.admit import RECONCILE_EVERY, Admission
+from pomelo.admission.failed_keys import FailedKeys
 from pomelo.admission.keys import Keyring
 from pomelo.admission.plans import BUILTIN, Plan
 from pomelo.call import Call, Principal
 from pomelo.catalog import Catalog
 from pomelo.draining import Draining
 from pomelo.engine import Engine
+from pomelo.inflight import InFlightLimits
 from pomelo.intake import Intake
 from pomelo.media import MediaDesk, MediaStore
+from pomelo.media_quota import MediaLimits
 from pomelo.metering.usage import UsageDesk
 from pomelo.models import ModelDesk
+from pomelo.origin import GatewayProof
 from pomelo.providers import SANDBOX, Credentials, open_providers
 from pomelo.providers.base import Provider
+from pomelo.providers.connections import ConnectionLimiter
 from pomelo.providers.http import Timeouts
 from pomelo.providers.registry import Registry
 from pomelo.providers.registry import read as read_registry
 from pomelo.routing import Router
 from pomelo.server.admin import AdminServicer
+from pomelo.server.calls import CallLimits
+from pomelo.server.connections import ConnectionLimits
 from pomelo.server.main import ServerOptions, open_admin, open_server
 from pomelo.service import Services
 from pomelo.settings import Settings, SettingsError, is_loopback
 from pomelo.stores import open_store
 from pomelo.stores.base import Store
+from pomelo.subkeys import derive
+from pomelo.traces import trace
 from pomelo.turns import Turns
+
+log = logging.getLogger("pomelo.app")
 
 ANSWERS_OUT = 2.0
 """Seconds that the doors get to send what is left, once the tasks have ended or were ended."""
 
-SWEEP_EVERY = 300.0
-"""Seconds between deletions of expired media."""
+SWEEP_EVERY = 10.0
+"""Seconds between scans of the media, which delete what has expired and find what other processes stored."""
+
+SWEEP_SHARE = 0.05
+"""The most of the time that scans take: with very many media they are rarer."""
+
+
+log = logging.getLogger("pomelo.app")
 
 
 @dataclass(frozen=True, slots=True)
 class App:
     """A running Pomelo. An address is None where its door is off; `configured` are the names of the providers
-    that can be asked with a live key."""
+    that can be asked with a live key; `connections` are those to vendors."""
 
     settings: Settings
     configured: frozenset[str]
     store: Store
     keyring: Keyring
     draining: Draining
+    connections: ConnectionLimiter
     services: Services
     rest: tuple[str, int] | None
     grpc: str | None
@@ -75,14 +96,16 @@ async def open_app(
     plans: Mapping[str, Plan] | None = None,
     wrap_store: Callable[[Store], Store] = lambda store: store,
     make_router: Callable[[Mapping[str, Provider]], Router] = Router,
+    failed_keys: FailedKeys | None = None,
     now: Callable[[], float] = time.time,
+    reconcile_every: float = RECONCILE_EVERY,
     worker: int | None = None,
 ) -> AsyncIterator[App]:
     """Builds and serves everything; leaving drains: what runs may end within the grace, nothing new comes in.
 
-    `now` is Unix time, for media, answers and what is told of limits; a store has its own. `worker` is the
-    number of this process among several that share the addresses, None where it is alone; the first one
-    serves the operator.
+    `now` is Unix time, for media, answers and what is told of limits; a store has its own. Each
+    `reconcile_every` seconds reservations that nobody runs are looked for. `worker` is the number of this
+    process among several that share the addresses, None where it is alone; the first one serves the operator.
 
     Raises:
         OSError: an address is taken.
@@ -91,8 +114,9 @@ async def open_app(
     async with AsyncExitStack() as stack:
         secret = settings.root_secret()
         store = wrap_store(await stack.enter_async_context(store_of(settings)))
-        keyring = Keyring(store, secret)
+        keyring = Keyring(store, secret, failed_keys=failed_keys)
         registry = find_providers(settings)
+        connections = ConnectionLimiter(settings.upstream_connections)
         turns = Turns()
         if providers is None:
             providers = await stack.enter_async_context(
@@ -101,12 +125,13 @@ async def open_app(
                     credentials(settings, registry),
                     timeouts=timeouts,
                     origins=settings.delivery_origins,
+                    connections=connections,
                     turns=turns,
                 )
             )
         catalog = catalog or registry.catalog
         plans = plans or find_plans(settings, catalog)
-        admission = Admission(store, plans, now=now)
+        admission = Admission(store, plans, now=now, reconcile_every=reconcile_every)
         await stack.enter_async_context(_noting(admission))
 
         async def identify(call: Call) -> Principal:
@@ -114,7 +139,16 @@ async def open_app(
             await admission.tell(call, principal)
             return principal
 
-        media = MediaStore(settings.data / "media", secret, public_url=settings.public_url, now=now)
+        media = MediaStore(
+            settings.data / "media",
+            secret,
+            public_url=settings.public_url,
+            limits=MediaLimits(
+                settings.media_limit, settings.media_account_limit, reserve=settings.disk_reserve
+            ),
+            now=now,
+        )
+        await media.refresh()
         await stack.enter_async_context(_beside(_sweep(media)))
         router = make_router(providers)
         intake = Intake(
@@ -137,18 +171,21 @@ async def open_app(
                 models=ModelDesk(catalog, router, intake),
                 media=desk,
                 accounts=accounts,
+                access=Access(keyring.authenticate, admission, catalog, intake.allowed, _in_flight(settings)),
             )
         )
-        admin = AdminServicer(store, keyring, office, usage, catalog.models)
+        admin = AdminServicer(store, keyring, office, usage, catalog.models, runs=admission.runs)
         if not worker:
             await stack.enter_async_context(open_admin(admin, settings.admin_socket))
         shared = worker is not None
         server = None
         if settings.grpc:
-            server = await stack.enter_async_context(open_server(services, _server_options(settings, shared)))
+            server = await stack.enter_async_context(
+                open_server(services, _server_options(settings, shared), proof=gateway_proof(secret))
+            )
         rest = None
         if settings.rest:
-            rest = await stack.enter_async_context(_rest(services, settings, shared))
+            rest = await stack.enter_async_context(_rest(services, settings, draining, shared))
             media.public_url = media.public_url or _url(settings, rest)
         try:
             yield App(
@@ -157,6 +194,7 @@ async def open_app(
                 store=store,
                 keyring=keyring,
                 draining=draining,
+                connections=connections,
                 services=services,
                 rest=rest,
                 grpc=server.address if server else None,
@@ -229,24 +267,41 @@ async def open_gateway(
 
     `tls` None: a server on another machine is spoken to by TLS, unless the settings allow to do without.
     `ca` is the authority to trust (None: the well-known ones); a server that asks for a certificate is shown
-    the settings' own.
+    the settings' own. With the server's root secret the gateway proves to it that it is one.
 
     Raises:
         OSError: the address is taken, or a TLS file can't be read.
+        pomelo.settings.SettingsError: the root secret in the data folder can't be used.
     """
     if tls is None:
         near = target.startswith("unix:") or is_loopback(target.rpartition(":")[0].strip("[]"))
         tls = not near and not settings.insecure
     shown = Tls(ca=ca, cert=settings.tls_cert, key=settings.tls_key)
+    secret = settings.shared_secret()
+    if secret is None:
+        log.warning(
+            "POMELO_SECRET is not set: the server can't recognise this gateway, and usage records will say "
+            "grpc instead of rest. Set it to the server's root secret"
+        )
     draining = Draining()
     async with (
-        open_remote(target, tls=shown if tls else None) as services,
-        _rest(draining.guard(services), settings) as rest,
+        open_remote(
+            target,
+            tls=shown if tls else None,
+            limits=_in_flight(settings),
+            proof=gateway_proof(secret),
+        ) as services,
+        _rest(draining.guard(services), settings, draining) as rest,
     ):
         try:
             yield rest
         finally:
             await _end(draining, settings.grace)
+
+
+def gateway_proof(secret: bytes | None) -> GatewayProof:
+    """How gateways with this root secret and servers with it recognise each other."""
+    return GatewayProof(derive(secret, "gateway") if secret is not None else None)
 
 
 async def _end(draining: Draining, grace: float) -> None:
@@ -265,17 +320,26 @@ async def _within(seconds: float, done: Awaitable[None]) -> None:
 
 @asynccontextmanager
 async def _rest(
-    services: Services, settings: Settings, shared: bool = False
+    services: Services, settings: Settings, draining: Draining, shared: bool = False
 ) -> AsyncIterator[tuple[str, int]]:
     host, port = settings.rest_address()
     options = GatewayOptions(
         public_url=settings.public_url,
         json_limit=settings.json_limit,
         upload_limit=settings.upload_limit,
+        max_connections=settings.max_connections,
+        idle_timeout=settings.idle_timeout,
         drain_timeout=ANSWERS_OUT,
     )
-    tls = _tls(settings)
-    async with open_rest(services, options, host, port, ssl_context=tls, reuse_port=shared) as address:
+    async with open_rest(
+        services,
+        options,
+        host,
+        port,
+        ssl_context=_tls(settings),
+        reuse_port=shared,
+        healthy=lambda: not draining.draining,
+    ) as address:
         yield address
 
 
@@ -293,35 +357,47 @@ def _tls(settings: Settings) -> ssl.SSLContext | None:
     return context
 
 
+def _in_flight(settings: Settings) -> InFlightLimits:
+    """How many calls may be in flight; one account has at most half of them."""
+    return InFlightLimits(calls=settings.max_calls, account_calls=max(1, settings.max_calls // 2))
+
+
 def _server_options(settings: Settings, shared: bool) -> ServerOptions:
     return ServerOptions(
         address=settings.grpc,
         grace=ANSWERS_OUT,
         # Any body that REST takes, and inline sound, with room for what is around them.
-        message_limit=max(settings.json_limit, settings.inline_limit) + 1024 * 1024,
+        limits=CallLimits(message=max(settings.json_limit, settings.inline_limit) + 1024 * 1024),
         tls_cert=settings.tls_cert,
         tls_key=settings.tls_key,
         tls_client_ca=settings.tls_client_ca,
         reuse_port=shared,
+        connections=ConnectionLimits(trusted=tuple(map(ip_network, settings.trusted_proxies))),
     )
 
 
 @asynccontextmanager
 async def _noting(admission: Admission) -> AsyncIterator[None]:
-    """Notes what running tasks use; on leaving, waits for what was left to the store."""
+    """Notes what running tasks use, and ends what nobody runs; on leaving, waits for what was left to the
+    store."""
     try:
-        async with _beside(admission.keep_notes()):
+        async with _beside(admission.keep_notes()), _beside(admission.keep_reconciled()):
             yield
     finally:
         await admission.idle()
 
 
 async def _sweep(media: MediaStore) -> None:
-    """Deletes expired media, again and again, until it is cancelled."""
+    """Deletes expired media and counts the others, again and again, until it is cancelled."""
+    took = 0.0
     while True:
-        with contextlib.suppress(OSError):  # a disk in trouble may be well again at the next time
-            await asyncio.to_thread(media.sweep)
-        await asyncio.sleep(SWEEP_EVERY)
+        await asyncio.sleep(max(SWEEP_EVERY, took / SWEEP_SHARE))
+        started = time.monotonic()
+        try:
+            await media.refresh()
+        except Exception as error:  # a disk in trouble may be well again at the next time
+            log.error("expired media were not deleted\n%s", trace(error))
+        took = time.monotonic() - started
 
 
 @asynccontextmanager

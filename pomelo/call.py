@@ -7,7 +7,8 @@ knows no transport.
 import math
 import re
 import time
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 from pomelo.errors import PomeloError, invalid
@@ -19,6 +20,20 @@ DEFAULT_TIMEOUT = 600.0
 _REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
 _REPEAT_KEY = re.compile(r"[\x21-\x7e]{1,255}")
 _BEARER = re.compile(r"bearer +(\S+) *", re.IGNORECASE)
+
+_ONCE = {
+    name.lower(): name
+    for name in (
+        "Authorization",
+        "Idempotency-Key",
+        "X-Request-Id",
+        "X-Request-Timeout",
+        "traceparent",
+        "Prefer",
+        "Accept",
+    )
+}
+"""The headers that may be given once: a proxy on the way may read another one of several than we do."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,27 +51,44 @@ class Principal:
         """`live` or `test`."""
         return "live" if self.live else "test"
 
+    @property
+    def owner(self) -> str:
+        """The account and the mode, as one name: what one of them stores, no other can read."""
+        return f"{self.account}/{self.mode}"
+
 
 @dataclass(slots=True)
 class Call:
     """One call of a caller.
 
-    `secret` is the caller's key as it came (never logged); `deadline` is absolute, on the clock of
-    `time.monotonic` (which is the event loop's too); `fault` is what was wrong with the headers, raised
-    once the key is known to be good. `repeat_key` is the Idempotency-Key. `reply` holds the headers that go
-    back, by their names as the documentation writes them; it is complete when a task's first event is, and on
-    every error. `trailer` holds those that are known at a stream's end alone.
+    `secret` is the caller's key as it came (never logged); `address` is the caller's IP address, empty over
+    a unix socket; `deadline` is absolute, on the clock of `time.monotonic` (which is the event loop's too);
+    `fault` is what was wrong with the headers, raised once the key is known to be good; `key_fault` is what
+    was wrong with the one that carries the key, as a sentence. `principal` is set once the key was checked.
+    `repeat_key` is the Idempotency-Key. `reply` holds the headers that go back, by their names as the
+    documentation writes them; it is complete when a task's first event is, and on every error. `trailer`
+    holds those that are known at a stream's end alone. `at_end` is what the REST front end does by `end`
+    when the request has ended, however.
     """
 
     secret: str | None
     request_id: str
     wire: str
     deadline: float
+    address: str = ""
     traceparent: str | None = None
     repeat_key: str | None = None
     fault: PomeloError | None = None
+    key_fault: str = ""
+    principal: Principal | None = None
     reply: dict[str, str] = field(default_factory=dict)
     trailer: dict[str, str] = field(default_factory=dict)
+    at_end: list[Callable[[], None]] = field(default_factory=list)
+
+    def end(self) -> None:
+        """Deletes what came with the call for its task alone. Idempotent."""
+        while self.at_end:
+            self.at_end.pop()()
 
     @classmethod
     def from_headers(
@@ -64,15 +96,19 @@ class Call:
         get: Callable[[str], str | None],
         *,
         wire: str,
+        address: str = "",
         timeout: float | None = None,
+        names: Iterable[str] = (),
         clock: Callable[[], float] = time.monotonic,
     ) -> "Call":
         """Reads a call from headers or metadata; `get` looks one up by its lower-case name.
 
         `timeout` is the seconds left on a deadline that the transport itself carries (gRPC); without it,
-        `x-request-timeout` counts. Never raises: what is wrong is kept in `fault`.
+        `x-request-timeout` counts. `names` are the headers' names as they came, in any case, once for each
+        time that one was given. Never raises: what is wrong is kept in `fault` and `key_fault`.
         """
         fault = None
+        twice = _given_twice(names)
         if timeout is None:
             given = get("x-request-timeout")
             if given is not None:
@@ -87,17 +123,31 @@ class Call:
         repeat_key = get("idempotency-key")
         if repeat_key is not None and not _REPEAT_KEY.fullmatch(repeat_key):
             fault = invalid("Idempotency-Key", "1 to 255 visible ASCII characters")
-        bearer = _BEARER.fullmatch(get("authorization") or "")
+        for name in twice - {"authorization"}:
+            fault = invalid(_ONCE[name], "given once")
+        secret, key_fault = None, ""
+        if "authorization" in twice:
+            key_fault = "Authorization was given twice."
+        elif bearer := _BEARER.fullmatch(get("authorization") or ""):
+            secret = bearer[1]
         return cls(
-            secret=bearer[1] if bearer else None,
+            secret=secret,
             request_id=request_id,
             wire=wire,
+            address=address,
             deadline=clock() + timeout,
             traceparent=get("traceparent"),
             repeat_key=repeat_key,
             fault=fault,
+            key_fault=key_fault,
             reply={"X-Request-Id": request_id},
         )
+
+
+def _given_twice(names: Iterable[str]) -> set[str]:
+    """Which headers of `_ONCE` were given more than once."""
+    counts = Counter(lower for name in names if (lower := name.lower()) in _ONCE)
+    return {name for name, count in counts.items() if count > 1}
 
 
 def _seconds(text: str) -> float | None:

@@ -16,7 +16,15 @@ from pomelo.gen.v1.media_pb2 import Media
 from pomelo.gen.v1.model_service_pb2 import Model
 from pomelo.gen.v1.task_pb2 import Task, TaskResult
 from pomelo.gen.v1.task_service_pb2 import StreamTaskResponse
-from pomelo.service import AccountService, MediaService, ModelService, Services, TaskService
+from pomelo.service import (
+    AccessService,
+    AccountService,
+    MediaService,
+    ModelService,
+    Services,
+    TaskService,
+    Visit,
+)
 
 
 class Draining:
@@ -34,6 +42,7 @@ class Draining:
             models=_Models(services.models, self),
             media=_Media(services.media, self),
             accounts=_Accounts(services.accounts, self),
+            access=_Access(services.access, self),
         )
 
     @property
@@ -93,6 +102,20 @@ class _Counted:
             await self._scope.__aexit__(kind, error, trace)
         except TimeoutError:
             raise PomeloError("shutting_down") from error
+
+
+class _Access:
+    """AccessService; refuses while the server drains."""
+
+    def __init__(self, inner: AccessService, draining: Draining) -> None:
+        self._inner = inner
+        self._draining = draining
+
+    async def admit(self, call: Call) -> Visit:
+        """See the port."""
+        if self._draining.draining:
+            raise PomeloError("shutting_down")
+        return await self._inner.admit(call)
 
 
 class _Tasks:

@@ -83,17 +83,23 @@ class Engine:
             if not deadline.expired():
                 raise  # a fault that bears the same name
             raise PomeloError("store_unavailable" if hold.lost else "deadline_exceeded") from error
-        except Exception:
+        except Exception as error:
             run.fold.close()
-            await hold.fail()
+            if isinstance(error, PomeloError) and error.code == "overloaded" and error.replay:
+                await hold.refuse()  # nothing was sent to a provider
+            else:
+                await hold.fail()
             raise
         finally:
-            run.fold.close()
-            hold.leave()
-            run.drop()
+            try:
+                run.fold.close()
+            finally:
+                hold.leave()
+                run.drop()
 
     def _events(self, run: Run) -> AsyncGenerator[StreamTaskResponse, None]:
-        return self._router.events(run.job, run.candidates, run.hold.answered_by)
+        account = run.hold.wallet.account
+        return self._router.events(run.job, run.candidates, run.hold.answered_by, account=account)
 
     async def _stream(
         self, task: Task, run: Run, deadline: asyncio.Timeout

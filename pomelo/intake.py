@@ -7,12 +7,10 @@ refused here, on both wires alike and in one order. It knows no transport and no
 import asyncio
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from io import BytesIO
 from math import ceil
-from pathlib import Path
 from typing import Any, TypeVar
 
 from pomelo import audio as sounds
@@ -55,8 +53,6 @@ class _Asked:
     heard: Heard
     repeatable: Repeatable | None
     large: bool
-    spent: Path | None
-    """An upload that is of no use once the task has ended."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,26 +68,22 @@ class Run:
     created: int
     keep: bool
     """Whether its answer is kept for its Idempotency-Key."""
-    spent: Path | None
-    """An upload that is of no use once the task has ended."""
-
-    def drop(self) -> None:
-        """Deletes what is of no use any more."""
-        _drop(self.spent)
+    drop: Callable[[], None]
+    """Deletes what is of no use once the task has ended."""
 
 
 class Replay:
     """The answer to a request that was answered before."""
 
-    def __init__(self, answer: bytes, given: Any, account: str, media: MediaStore, *, stream: bool) -> None:
+    def __init__(self, answer: bytes, given: Any, owner: str, media: MediaStore, *, stream: bool) -> None:
         self._answer = answer
-        self._account = account
+        self._owner = owner
         self._media = media
-        self.result = repeats.again(answer, wanted(given), account, media, stream=stream)
+        self.result = repeats.again(answer, wanted(given), owner, media, stream=stream)
 
     async def events(self) -> AsyncGenerator[StreamTaskResponse, None]:
         """It as a stream."""
-        for event in repeats.replayed(self._answer, self.result, self._account, self._media):
+        for event in repeats.replayed(self._answer, self.result, self._owner, self._media):
             yield event
 
 
@@ -165,21 +157,24 @@ class Intake:
             PomeloError: any row of the table but those of a provider that was asked.
         """
         principal = await self._authenticate(call)
+        drop = self._spent(task, call, principal)
         try:
-            asked = await self._checked(task, call, principal)
-        except PomeloError:
-            await self._admission.tell(call, principal, self._catalog.models.get(task.model))
-            raise
-        try:
-            run = await self._admit(asked, call, principal, stream)
+            try:
+                asked = await self._checked(task, call, principal)
+            except PomeloError:
+                await self._admission.tell(call, principal, self._catalog.models.get(task.model))
+                raise
+            run = await self._admit(asked, call, principal, stream, drop)
         except BaseException:
-            _drop(asked.spent)
+            drop()
             raise
         if isinstance(run, Replay):
-            _drop(asked.spent)
+            drop()
         return run
 
-    async def _admit(self, asked: _Asked, call: Call, principal: Principal, stream: bool) -> "Run | Replay":
+    async def _admit(
+        self, asked: _Asked, call: Call, principal: Principal, stream: bool, drop: Callable[[], None]
+    ) -> "Run | Replay":
         """Takes what a task needs, and makes it ready to run."""
         model, kind, given = asked.model, asked.kind, asked.given
         candidates, failure = self._candidates(model, kind, principal)
@@ -211,25 +206,31 @@ class Intake:
             repeatable=asked.repeatable,
         )
         if isinstance(hold, Repeated):
-            return Replay(hold.answer, given, principal.account, self._media, stream=stream)
+            return Replay(hold.answer, given, principal.owner, self._media, stream=stream)
+        if failure is None:
+            failure = self._no_room(asked, bound, principal)
         if failure is not None:
             await hold.refuse()
             raise failure
-        job = Job(
-            task_id=task_id,
-            model=model,
-            route=route,
-            input=_cut(given, bound, affordable(hold.amount, bound.most.input_tokens, prices))
-            if kind.name == "text"
-            else given,
-            stream=stream,
-            deadline=call.deadline,
-            audio=asked.audio,
-        )
-        writer = partial(self._media.writer, principal.account)
-        keep = asked.repeatable is not None
-        fold = kind.fold(Folding(given, bound, stream, writer, keep))
-        return Run(kind, job, candidates, fold, hold, bound, int(self._now()), keep, asked.spent)
+        try:
+            job = Job(
+                task_id=task_id,
+                model=model,
+                route=route,
+                input=_cut(given, bound, affordable(hold.amount, bound.most.input_tokens, prices))
+                if kind.name == "text"
+                else given,
+                stream=stream,
+                deadline=call.deadline,
+                audio=asked.audio,
+            )
+            writer = partial(self._media.writer, principal.owner)
+            keep = asked.repeatable is not None
+            fold = kind.fold(Folding(given, bound, stream, writer, keep))
+            return Run(kind, job, candidates, fold, hold, bound, int(self._now()), keep, drop)
+        except BaseException:
+            hold.leave()  # nobody will run it
+            raise
 
     async def _checked(self, task: Task, call: Call, principal: Principal) -> _Asked:
         """What is asked for, if it can be.
@@ -251,9 +252,26 @@ class Intake:
         repeatable = None
         if call.repeat_key is not None:
             repeatable = await repeats.repeatable(call.repeat_key, task, audio)
-        # What came with a REST request has no name that its caller knows: no other task can want it.
-        spent = audio.path if audio is not None and call.wire == "rest" else None
-        return _Asked(model, kind, given, audio, await heard_of(audio), repeatable, large, spent)
+        return _Asked(model, kind, given, audio, await heard_of(audio), repeatable, large)
+
+    def _spent(self, task: Task, call: Call, principal: Principal) -> Callable[[], None]:
+        """Deletes the upload of a task that nobody can want once it has ended or is refused: what came with a
+        REST request has no name that its caller knows."""
+        given = getattr(task, task.WhichOneof("input") or "text")
+        if call.wire != "rest" or "audio" not in given.DESCRIPTOR.fields_by_name or not given.audio.media_id:
+            return _nothing
+        return partial(self._media.delete, given.audio.media_id, principal.owner)
+
+    def _no_room(self, asked: _Asked, bound: Bound, principal: Principal) -> PomeloError | None:
+        """Why an answer can't be stored that has to be: as a link, or for its Idempotency-Key."""
+        size = asked.kind.media_size(asked.given, bound)
+        as_link = wanted(asked.given) == ResponseFormat.RESPONSE_FORMAT_URL
+        if size and (as_link or asked.repeatable is not None):
+            try:
+                self._media.check_answer(principal.owner, size)
+            except PomeloError as error:
+                return error
+        return None
 
     def _candidates(
         self, model: Model, kind: TaskKind, principal: Principal
@@ -267,9 +285,13 @@ class Intake:
     def _audio(self, audio: AudioInput, principal: Principal) -> AudioSource:
         if audio.media_id:
             try:
-                path, media = self._media.find(audio.media_id, principal.account)
+                path, media = self._media.find(audio.media_id, principal.owner)
             except PomeloError as error:
-                raise invalid("audio", "a medium that this account uploaded within the last hour") from error
+                if error.code != "not_found":
+                    raise
+                raise invalid(
+                    "audio", "a medium that this account uploaded in the same mode within the last hour"
+                ) from error
             return AudioSource(media.content_type, media.size_bytes, path=path)
         size = len(audio.data)
         if size > self._inline_limit:
@@ -281,16 +303,13 @@ class Intake:
         return AudioSource(sniff(audio.content_type, audio.data[:16]), size, data=audio.data)
 
 
+def _nothing() -> None:
+    """There is nothing to delete."""
+
+
 async def _beside(large: bool, look: Callable[..., T], *given: Any) -> T:
     """Looks at a task: a large one in a thread."""
     return await asyncio.to_thread(look, *given) if large else look(*given)
-
-
-def _drop(spent: Path | None) -> None:
-    """Deletes an upload that nobody can want any more."""
-    if spent is not None:
-        with suppress(OSError):  # it expires soon
-            spent.unlink(missing_ok=True)
 
 
 def wanted(given: Any) -> "ResponseFormat.ValueType":

@@ -1,7 +1,8 @@
 """Pictures and sounds on the local disk: spooled as they come, owned, expiring, given out by signed links.
 
-The engine and the gRPC and REST doors (through the port `MediaService`) use it. A medium's id binds its
-owner by a MAC, so that no index is needed; a file's age is its expiry.
+The engine and the gRPC and REST doors (through the port `MediaService`) use it. A medium's id holds its
+owner's tag, encrypted, so that no index is needed; a file's age is its expiry. What each owner stores is
+bounded by `pomelo.media_quota`.
 """
 
 import asyncio
@@ -13,6 +14,7 @@ import re
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import aclosing, asynccontextmanager, suppress
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO
@@ -21,11 +23,15 @@ from pomelo.call import Call, Principal
 from pomelo.errors import PomeloError, invalid
 from pomelo.gen.v1.media_pb2 import Media
 from pomelo.ids import new_id
+from pomelo.media_quota import MediaLimits, Quota, blocks, no_room
 from pomelo.subkeys import derive
 from pomelo.turns import Turns, in_turns
 
 PIECE = 256 * 1024
 """Bytes of a download's piece."""
+
+_LATE = 30.0
+"""Seconds that the upload of a request outlives its deadline."""
 
 _GATHERED = 64 * 1024
 """Bytes that are gathered before they are written; a hundred uploads at once are nothing unusual."""
@@ -56,7 +62,16 @@ _ALIASES = {
     "audio/opus": "audio/ogg",
     "image/jpg": "image/jpeg",
 }
+_NAME = "media_"
+_PART = ".part_"
+_TAG = 10
+"""Bytes of an owner's tag."""
+
+_PART_LIFETIME = 900
+"""Seconds without a write after which a part has no writer any more: longer than any call may last."""
+
 _ID = re.compile(r"media_([0-9a-z]{26})([0-9a-z]{16})\.([0-9a-z]{1,8})")
+_STEM = re.compile(r"(?:media_|\.part_)([0-9a-z]{26})([0-9a-z]{16})")
 _QUERY = re.compile(r"exp=([0-9]{1,12})&sig=([A-Za-z0-9_-]{43})")
 
 
@@ -90,18 +105,23 @@ def sniff(content_type: str, head: bytes) -> str:
 
 
 class MediaWriter:
-    """One medium as it is written; a context manager that leaves nothing behind unless committed."""
+    """One medium as it is written; a context manager that leaves nothing behind unless committed.
 
-    def __init__(
-        self, store: "MediaStore", account: str, content_type: str, limit: int | None = None
-    ) -> None:
+    `owner` is an account and a mode, as `Principal.owner` names them; `limit` is the most bytes it may have.
+    """
+
+    def __init__(self, store: "MediaStore", owner: str, content_type: str, limit: int | None = None) -> None:
         self._store = store
-        self._account = account
         self._content_type = content_type
         self._limit = limit
         self._head = b""
-        self._temporary = store.folder / new_id(".part_")
-        self._file: BinaryIO | None = None
+        self._stem, self.tag = store.new_stem(owner)
+        self._temporary = store.folder / f"{_PART}{self._stem}"
+        self._descriptor: int | None = None
+        self._gathered = bytearray()
+        self._flushed = 0
+        self.counted = 0
+        """Bytes that the quota counts for it until it is committed or closed."""
         self.size = 0
 
     def __enter__(self) -> "MediaWriter":
@@ -113,61 +133,127 @@ class MediaWriter:
         self.close()
 
     def close(self) -> None:
-        """Drops what was written and not committed; idempotent."""
-        if self._file is not None:
-            self._file.close()
+        """Drops what was written and not committed. Idempotent; raises nothing."""
+        self._gathered.clear()
+        if self._descriptor is not None:
             with suppress(OSError):
                 self._temporary.unlink(missing_ok=True)
+            with suppress(OSError):
+                os.close(self._descriptor)
+            self._descriptor = None
+        self._store.parts.pop(self._temporary.name, None)
+        self._store.quota.remove(self.tag, self.counted)
+        self.counted = 0
 
     def write(self, data: bytes) -> None:
-        """Appends bytes, through a buffer.
+        """Appends bytes, through a buffer. They are counted for the owner first.
 
         Raises:
-            PomeloError: payload_too_large, store_unavailable.
+            PomeloError: payload_too_large (the file, or all that the owner stores), store_unavailable. The
+                medium can't be completed then.
         """
-        self.size += len(data)
-        if self._limit is not None and self.size > self._limit:
+        size = self.size + len(data)
+        if self._limit is not None and size > self._limit:
             raise PomeloError(
                 "payload_too_large", f"The file is larger than {self._limit:,} bytes. Send less"
             )
+        more = blocks(size) - self.counted
+        self._store.quota.add(self.tag, more)
+        self.counted += more
+        self._store.parts[self._temporary.name] = self
         if len(self._head) < 16:
             self._head += data[:16]
-        try:
-            if self._file is None:
-                self._file = self._create()
-            self._file.write(data)
-        except OSError as error:
-            raise PomeloError("store_unavailable") from error
+        if len(data) >= _GATHERED:
+            self._flush(data)
+        else:
+            self._gathered += data
+            if len(self._gathered) >= _GATHERED:
+                self._flush()
+        self.size = size
 
-    def _create(self) -> BinaryIO:
-        descriptor = os.open(self._temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-        return os.fdopen(descriptor, "wb", buffering=_GATHERED)
-
-    def commit(self) -> Media:
-        """Closes the file and gives the medium, linked.
+    def contents(self) -> bytes:
+        """What was written so far: all that `write` took before it failed.
 
         Raises:
             PomeloError: store_unavailable.
         """
-        content_type = sniff(self._content_type, self._head)
-        media_id = self._store.name(self._account, content_type)
+        pieces = []
+        at = 0
         try:
-            if self._file is None:
-                self._file = self._create()
-            self._file.close()
-            os.replace(self._temporary, self._store.folder / media_id)  # noqa: PTH105 (one call, no new path)
+            while at < self._flushed and self._descriptor is not None:
+                piece = os.pread(self._descriptor, self._flushed - at, at)
+                if not piece:
+                    raise PomeloError("store_unavailable")
+                pieces.append(piece)
+                at += len(piece)
         except OSError as error:
             raise PomeloError("store_unavailable") from error
-        self._file = None
-        return self._store.describe(
-            media_id, content_type, self.size, self._store.now() + self._store.lifetime
-        )
+        return b"".join((*pieces, self._gathered))[: self.size]
+
+    def commit(self, lifetime: float | None = None) -> Media:
+        """Closes the file and gives the medium, linked. It lives for `lifetime` seconds, if that is less than
+        what all media live.
+
+        Raises:
+            PomeloError: store_unavailable.
+        """
+        store = self._store
+        content_type = sniff(self._content_type, self._head)
+        media_id = f"{_NAME}{self._stem}.{_ENDINGS.get(content_type, 'bin')}"
+        life = store.lifetime if lifetime is None else min(lifetime, store.lifetime)
+        self._flush()
+        now = store.now()
+        try:
+            assert self._descriptor is not None
+            os.utime(self._descriptor, (now, now + life - store.lifetime))
+            store.publish(self._temporary, media_id, self.tag, self.counted)
+        except OSError as error:
+            raise no_room() from error
+        with suppress(OSError):
+            os.close(self._descriptor)
+        self._descriptor = None
+        self.counted = 0  # the store's now
+        return store.describe(media_id, content_type, self.size, now + life)
+
+    def _flush(self, more: bytes = b"") -> None:
+        """Writes what was gathered, and `more`; makes the file where there is none yet."""
+        self._store.quota.check_disk(len(self._gathered) + len(more))
+        try:
+            if self._descriptor is None:
+                self._store.parts[self._temporary.name] = self
+                flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+                self._descriptor = os.open(self._temporary, flags, 0o600)
+            while self._gathered:
+                written = os.write(self._descriptor, self._gathered)
+                self._flushed += written
+                del self._gathered[:written]
+            rest = memoryview(more)
+            while rest:
+                written = os.write(self._descriptor, rest)
+                self._flushed += written
+                rest = rest[written:]
+        except OSError as error:
+            raise no_room() from error
+
+
+class _Scan:
+    """What a scan of the folder found: names, and bytes by owner."""
+
+    def __init__(self) -> None:
+        self.names: set[str] = set()
+        self.stored: dict[bytes, int] = {}
+        self.deleted = 0
+
+    def count(self, name: str, owner: bytes, size: int) -> None:
+        self.names.add(name)
+        self.stored[owner] = self.stored.get(owner, 0) + size
 
 
 class MediaStore:
     """The folder of media. `lifetime` is in seconds, for the file and for its links.
 
-    `public_url` is where links point, without a slash at its end; it may be set once the door is open.
+    `public_url` is where links point, without a slash at its end; it may be set once the door is open. An
+    owner is an account and a mode, as `Principal.owner` names them. All but the scan belongs to one thread.
     """
 
     def __init__(
@@ -177,38 +263,52 @@ class MediaStore:
         *,
         public_url: str = "",
         lifetime: int = 3600,
+        limits: MediaLimits | None = None,
         now: Callable[[], float] = time.time,
     ) -> None:
         self.folder = folder
         self.public_url = public_url
         self.lifetime = lifetime
         self.now = now
+        self.quota = Quota(folder, limits or MediaLimits())
+        self.parts: dict[str, MediaWriter] = {}
+        """What this process is writing, by the names of the files."""
+        self._changes: list[tuple[str, bytes, int]] | None = None
+        """What was published (bytes above 0) and deleted (below) since the running scan began."""
         self._owner_key = derive(secret, "media owner")
         self._link_key = derive(secret, "media link")
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
 
-    def writer(self, account: str, content_type: str, limit: int | None = None) -> MediaWriter:
-        """A new medium of `account`; at most `limit` bytes."""
-        return MediaWriter(self, account, content_type, limit)
+    def writer(self, owner: str, content_type: str, limit: int | None = None) -> MediaWriter:
+        """A new medium of `owner`; at most `limit` bytes."""
+        return MediaWriter(self, owner, content_type, limit)
 
-    def name(self, account: str, content_type: str) -> str:
-        """A new id for a medium of `account`."""
-        unique = new_id("")
-        return f"media_{unique}{self._owner(unique, account)}.{_ENDINGS.get(content_type, 'bin')}"
-
-    def find(self, media_id: str, account: str | None) -> tuple[Path, Media]:
-        """The file of a medium, if it is there, fresh, and `account` owns it (None: don't ask).
+    def check_answer(self, owner: str, size: int) -> None:
+        """Refuses a task whose answer of about `size` bytes has to be stored and can't be.
 
         Raises:
-            PomeloError: not_found.
+            PomeloError: payload_too_large (the owner's media), store_unavailable (all media, or the disk).
+        """
+        self.quota.check_answer(self._tag(owner), size)
+
+    def find(self, media_id: str, owner: str | None) -> tuple[Path, Media]:
+        """The file of a medium, if it is there, fresh, and `owner` has it (None: don't ask).
+
+        Raises:
+            PomeloError: not_found, store_unavailable.
         """
         match = _ID.fullmatch(media_id)
         if match is not None and match[3] in _TYPES:
-            unique, owner, ending = match.groups()
-            if account is None or hmac.compare_digest(owner, self._owner(unique, account)):
+            unique, sealed, ending = match.groups()
+            if owner is None or hmac.compare_digest(sealed, self._seal(unique, self._tag(owner))):
                 path = self.folder / media_id
-                with suppress(FileNotFoundError):
+                try:
                     stat = path.stat()
+                except FileNotFoundError:
+                    pass
+                except OSError as error:
+                    raise PomeloError("store_unavailable") from error
+                else:
                     expires = stat.st_mtime + self.lifetime
                     if expires > self.now():
                         return path, self.describe(media_id, _TYPES[ending], stat.st_size, expires)
@@ -220,11 +320,21 @@ class MediaStore:
         Raises:
             PomeloError: store_unavailable.
         """
-        until = self.now() + max(0.0, seconds - self.lifetime)
+        path = self.folder / media_id
+        until = self.now() + seconds - self.lifetime
         try:
-            os.utime(self.folder / media_id, (until, until))
+            if until > path.stat().st_mtime:
+                os.utime(path, (until, until))
         except OSError as error:
             raise PomeloError("store_unavailable") from error
+
+    def delete(self, media_id: str, owner: str) -> None:
+        """Deletes a medium of `owner`, if it is there. Raises nothing: what can't be deleted expires."""
+        with suppress(PomeloError, OSError):
+            path, media = self.find(media_id, owner)
+            path.unlink()
+            self._note(media_id, self._tag(owner), -blocks(media.size_bytes))
+            self.quota.remove(self._tag(owner), blocks(media.size_bytes))
 
     def check(self, media_id: str, signature: str) -> None:
         """Checks the query string of a link.
@@ -252,20 +362,88 @@ class MediaStore:
         media.expire_time.seconds = int(expires)
         return media
 
-    def sweep(self) -> int:
-        """Deletes what has expired, and parts whose writers are gone; tells how many files."""
-        oldest = self.now() - self.lifetime
-        count = 0
-        for entry in os.scandir(self.folder):
-            with suppress(FileNotFoundError):
-                if entry.stat().st_mtime <= oldest:
-                    Path(entry.path).unlink()
-                    count += 1
-        return count
+    def new_stem(self, owner: str) -> tuple[str, bytes]:
+        """The part of a new id that is unique and names its owner to us alone; and the owner's tag."""
+        unique, tag = new_id(""), self._tag(owner)
+        return unique + self._seal(unique, tag), tag
 
-    def _owner(self, unique: str, account: str) -> str:
-        tag = hmac.digest(self._owner_key, f"{unique} {account}".encode(), hashlib.sha256)
-        return base64.b32encode(tag[:10]).decode().lower()
+    def publish(self, part: Path, media_id: str, owner: bytes, size: int) -> None:
+        """Gives a file that was written its name. `size` is what the quota counts for it.
+
+        Raises:
+            OSError: it can't be renamed.
+        """
+        os.replace(part, self.folder / media_id)  # noqa: PTH105 (one call, no new path)
+        self.parts.pop(part.name, None)
+        self._note(media_id, owner, size)
+
+    async def refresh(self) -> int:
+        """Deletes what has expired and parts whose writers are gone, counts the rest anew, and gives the
+        number of files that it deleted. In a thread; one at a time.
+
+        Raises:
+            OSError: the folder can't be read.
+        """
+        changes = self._changes = []
+        try:
+            scan = await asyncio.to_thread(self._scan)
+        finally:
+            self._changes = None
+        for name, owner, size in changes:
+            if size > 0 and name not in scan.names:
+                scan.count(name, owner, size)
+            elif size < 0 and name in scan.names:
+                scan.names.discard(name)
+                scan.stored[owner] += size
+        for writer in self.parts.values():
+            scan.stored[writer.tag] = scan.stored.get(writer.tag, 0) + writer.counted
+        self.quota.load(scan.stored)
+        return scan.deleted
+
+    def _scan(self) -> _Scan:
+        """Looks at every file of ours. A file that can't be looked at or deleted does not stop it."""
+        now = self.now()
+        scan = _Scan()
+        with os.scandir(self.folder) as entries:
+            for entry in entries:
+                name = entry.name
+                is_part = name.startswith(_PART)
+                if name in self.parts or not (is_part or name.startswith(_NAME)):
+                    continue
+                # What was published since its name was read is gone under it, and is in the changes.
+                with suppress(OSError):
+                    stat = entry.stat(follow_symlinks=False)
+                    if stat.st_mtime + (_PART_LIFETIME if is_part else self.lifetime) <= now:
+                        with suppress(OSError):
+                            os.unlink(entry.path)  # noqa: PTH108 (a hundred thousand of them)
+                            scan.deleted += 1
+                            continue
+                    scan.count(name, self._owner_of(name), blocks(stat.st_size))
+        return scan
+
+    def _note(self, media_id: str, owner: bytes, size: int) -> None:
+        if self._changes is not None:
+            self._changes.append((media_id, owner, size))
+
+    def _tag(self, owner: str) -> bytes:
+        return hmac.digest(self._owner_key, f"owner {owner}".encode(), hashlib.sha256)[:_TAG]
+
+    def _seal(self, unique: str, tag: bytes) -> str:
+        """An owner's tag, as an id has it: no two ids show that they have one owner. Nobody but us can make a
+        file of a name, so that an id that was altered leads nowhere."""
+        return base64.b32encode(self._masked(unique, tag)).decode().lower()
+
+    def _owner_of(self, name: str) -> bytes:
+        """The tag of the owner of a file, by its name; empty where it has none."""
+        match = _STEM.match(name)
+        try:
+            return self._masked(match[1], base64.b32decode(match[2].upper())) if match is not None else b""
+        except ValueError:
+            return b""
+
+    def _masked(self, unique: str, tag: bytes) -> bytes:
+        mask = hmac.digest(self._owner_key, f"id {unique}".encode(), hashlib.sha256)
+        return bytes(a ^ b for a, b in zip(tag, mask[:_TAG], strict=True))
 
     def _sign(self, media_id: str, until: str) -> str:
         tag = hmac.digest(self._link_key, f"{media_id} {until}".encode(), hashlib.sha256)
@@ -293,9 +471,9 @@ class MediaDesk:
 
     async def upload_media(self, content_type: str, chunks: AsyncIterator[bytes], call: Call) -> Media:
         """See the port."""
-        principal = await self._authenticate(call)
+        owner = (await self._authenticate(call)).owner
         turn = self._turns.stream()
-        with self._store.writer(principal.account, content_type, self._upload_limit) as writer:
+        with self._store.writer(owner, content_type, self._upload_limit) as writer:
             async with _deadline(call):
                 async for chunk in chunks:
                     if turn.over():
@@ -304,7 +482,12 @@ class MediaDesk:
                     del chunk  # else it is held while the next one is waited for
             if not writer.size:
                 raise invalid("audio", "a file of at least one byte")
-            return writer.commit()
+            if call.wire != "rest":
+                return writer.commit()
+            # It belongs to one request: nobody else can name it, and nobody can once its deadline has passed.
+            media = writer.commit(max(0.0, call.deadline - time.monotonic()) + _LATE)
+            call.at_end.append(partial(self._store.delete, media.media_id, owner))
+            return media
 
     @asynccontextmanager
     async def download_media(
@@ -313,12 +496,14 @@ class MediaDesk:
         """See the port."""
         if signature:
             self._store.check(media_id, signature)
-            account = None
+            owner = None
         else:
-            account = (await self._authenticate(call)).account
-        path, media = self._store.find(media_id, account)
+            owner = (await self._authenticate(call)).owner
+        path, media = self._store.find(media_id, owner)
         try:
             file = path.open("rb")
+        except FileNotFoundError as error:  # it expired just now
+            raise PomeloError("not_found", "No such medium, or it has expired") from error
         except OSError as error:
             raise PomeloError("store_unavailable") from error
         with file:

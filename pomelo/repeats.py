@@ -72,7 +72,7 @@ def kept(result: TaskResult, wanted: "ResponseFormat.ValueType", media: MediaSto
 
 
 def again(
-    answer: bytes, wanted: "ResponseFormat.ValueType", account: str, media: MediaStore, *, stream: bool
+    answer: bytes, wanted: "ResponseFormat.ValueType", owner: str, media: MediaStore, *, stream: bool
 ) -> TaskResult:
     """The result of a kept answer, with fresh links, and with its bytes where they go back within it.
 
@@ -82,7 +82,7 @@ def again(
     result = TaskResult.FromString(answer)
     for part in _media(result):
         try:
-            path, medium = media.find(part.media.media_id, account)
+            path, medium = media.find(part.media.media_id, owner)
             part.media.CopyFrom(medium)
             # The bytes of a sound that is streamed ride in its chunks.
             inline = medium.size_bytes <= inline_most(wanted) and not (stream and result.HasField("speech"))
@@ -96,7 +96,7 @@ def again(
 
 
 def replayed(
-    answer: bytes, result: TaskResult, account: str, media: MediaStore
+    answer: bytes, result: TaskResult, owner: str, media: MediaStore
 ) -> Iterator[StreamTaskResponse]:
     """The events of a stream that gives a kept answer: `result` is what `again` made of it.
 
@@ -119,7 +119,7 @@ def replayed(
     if result.HasField("speech"):
         media_id = TaskResult.FromString(answer).speech.media.media_id
         content_type = result.speech.content_type
-        path, _ = media.find(media_id, account)
+        path, _ = media.find(media_id, owner)
         try:
             with path.open("rb") as file:
                 while piece := file.read(CHUNK):

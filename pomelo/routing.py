@@ -1,7 +1,8 @@
 """Routes in practice: who may be asked now, and what happens when one of them fails.
 
 The engine makes one `Router` and asks it for a task's events. Until the first event nothing was delivered,
-so a failure may be mended: the same route again after a wait, or the next one. After it, never.
+so a failure may be mended: the same route again after a wait, or the next one. After it, never. The circuit
+breaker of a route says whether an account may ask it now.
 """
 
 import asyncio
@@ -10,11 +11,12 @@ import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass, replace
-from math import ceil
+from math import ceil, inf
 
+from pomelo.breaker import CircuitBreaker
 from pomelo.catalog import Model, Route
 from pomelo.errors import PomeloError, Replay
-from pomelo.providers.base import Event, Job, JobMethod, Provider, method
+from pomelo.providers.base import CALLER, Event, Job, JobMethod, Provider, method
 
 RETRIES = 2
 """How often one route is asked again."""
@@ -23,47 +25,8 @@ WAIT_LEAST, WAIT_MOST = 0.25, 5.0
 """Seconds before the first retry (each later one waits twice as long), and the longest wait, also for a
 vendor that asks for more: its caller is told to come back instead."""
 
-TRIPS_AT = 5
-"""Failures in a row after which a route is left alone, and"""
-RESTS_FOR = 10.0
-"""seconds until one task may try it again."""
-
 _TROUBLE = frozenset({"provider_unavailable", "deadline_exceeded"})
-
-
-class Breaker:
-    """Whether a route may be asked. Open after `trips_at` failures in a row; then one probe at a time."""
-
-    __slots__ = ("_failures", "_rests_until", "_trips_at")
-
-    def __init__(self, trips_at: int = TRIPS_AT) -> None:
-        self._trips_at = trips_at
-        self._failures = 0
-        self._rests_until = 0.0
-
-    def allows(self, now: float) -> bool:
-        """Whether a task may ask now. Of an open breaker the first to hear yes after the rest is the probe:
-        for others it rests on."""
-        if self._failures < self._trips_at:
-            return True
-        if now < self._rests_until:
-            return False
-        self._rests_until = now + RESTS_FOR
-        return True
-
-    def rests(self, now: float) -> float:
-        """Seconds until a task may ask; 0 when one may."""
-        return max(0.0, self._rests_until - now) if self._failures >= self._trips_at else 0.0
-
-    def succeeded(self) -> None:
-        """The route answers."""
-        self._failures = 0
-
-    def failed(self, now: float) -> None:
-        """The route is in trouble."""
-        self._failures += 1
-        if self._failures >= self._trips_at:
-            self._rests_until = now + RESTS_FOR
+"""What says that the vendor is in trouble. The caller's own deadline is none of it: it cancels the call."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +35,7 @@ class Candidate:
 
     route: Route
     method: JobMethod
-    breaker: Breaker | None
+    breaker: CircuitBreaker | None
     """None for the sandbox, whose troubles are made to order."""
 
 
@@ -80,7 +43,7 @@ class Router:
     """Asks the routes of a model in order.
 
     `providers` are by name. `clock` is monotonic, as deadlines are; `sleep` and `chance` (0 to 1) time the
-    retries; `trips_at` is the breakers'.
+    retries; `breaker` makes the circuit breaker of a provider's model.
     """
 
     def __init__(
@@ -90,14 +53,14 @@ class Router:
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
         chance: Callable[[], float] = random.random,
-        trips_at: int = TRIPS_AT,
+        breaker: Callable[[str, str], CircuitBreaker] = CircuitBreaker,
     ) -> None:
-        self._trips_at = trips_at
         self._providers = providers
         self._clock = clock
         self._sleep = sleep
         self._chance = chance
-        self._breakers: dict[tuple[str, str], Breaker] = {}
+        self._make_breaker = breaker
+        self._breakers: dict[tuple[str, str], CircuitBreaker] = {}
 
     def candidates(self, model: Model, kind: str, *, live: bool) -> list[Candidate]:
         """The routes that can serve a model, in order: for a test key the sandbox alone.
@@ -116,14 +79,24 @@ class Router:
             raise PomeloError("provider_not_configured", field="model")
         return found
 
-    def _breaker(self, route: Route) -> Breaker:
-        return self._breakers.setdefault((route.provider, route.model), Breaker(self._trips_at))
+    def _breaker(self, route: Route) -> CircuitBreaker:
+        key = (route.provider, route.model)
+        breaker = self._breakers.get(key)
+        if breaker is None:
+            breaker = self._breakers[key] = self._make_breaker(*key)
+        return breaker
 
     def events(
-        self, job: Job, candidates: list[Candidate], asked: Callable[[Route], None] = lambda route: None
+        self,
+        job: Job,
+        candidates: list[Candidate],
+        asked: Callable[[Route], None] = lambda route: None,
+        *,
+        account: str = "",
     ) -> AsyncGenerator[Event, None]:
         """The events of a task, from the first candidate that gives any; to be closed by the caller. `asked`
-        hears of each route before it is asked.
+        hears of each route before it is asked. `account` is whose task it is: breakers and connections are
+        shared fairly by it.
 
         Raises:
             PomeloError: what the last candidate that was asked failed with; provider_unavailable when all
@@ -133,46 +106,51 @@ class Router:
         if first.breaker is None:
             asked(first.route)
             return first.method(job)
-        return self._asked(job, candidates, asked)
+        return self._asked(job, candidates, asked, account)
 
     async def _asked(
-        self, job: Job, candidates: list[Candidate], asked: Callable[[Route], None]
+        self, job: Job, candidates: list[Candidate], asked: Callable[[Route], None], account: str
     ) -> AsyncGenerator[Event, None]:
         failure: PomeloError | None = None
-        rest = RESTS_FOR
+        left_alone = inf
+        clock = self._clock
         for candidate in candidates:
-            breaker = candidate.breaker or Breaker()
-            if not breaker.allows(self._clock()):
-                rest = min(rest, breaker.rests(self._clock()))
-                continue
-            asked(candidate.route)
+            breaker = candidate.breaker or CircuitBreaker()
             routed = job if candidate.route is job.route else replace(job, route=candidate.route)
             for retry in range(RETRIES + 1):
+                attempt = breaker.acquire(account, clock())
+                if attempt is None:
+                    left_alone = min(left_alone, breaker.retry_after(account, clock()))
+                    break
+                if not retry:
+                    asked(candidate.route)
                 begun = False
                 try:
+                    CALLER.set(account)
                     async with aclosing(candidate.method(routed)) as events:
                         async for event in events:
                             if not begun:
                                 begun = True
-                                breaker.succeeded()
+                                breaker.succeeded(attempt, clock())
                             yield event
+                            CALLER.set(account)  # whoever asks for the next event may be another asyncio task
                     return
                 except PomeloError as error:
                     failure = error
-                if failure.code in _TROUBLE:
-                    breaker.failed(self._clock())
+                    if error.code in _TROUBLE:
+                        breaker.failed(attempt, clock(), error.code)
+                finally:
+                    breaker.release(attempt, clock())
                 if begun or failure.replay == Replay.NEVER:
                     raise failure
                 if failure.replay == Replay.ELSEWHERE or retry == RETRIES:
                     break
                 wait = self._wait(failure, retry)
-                if wait > WAIT_MOST or self._clock() + wait >= job.deadline:
+                if wait > WAIT_MOST or clock() + wait >= job.deadline:
                     break
                 await self._sleep(wait)
-                if not breaker.allows(self._clock()):
-                    break
         if failure is None:
-            failure = PomeloError("provider_unavailable", retry_after=max(1, ceil(rest)))
+            failure = PomeloError("provider_unavailable", retry_after=max(1, ceil(left_alone)))
         raise failure
 
     def _wait(self, failure: PomeloError, retry: int) -> float:

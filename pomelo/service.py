@@ -10,11 +10,49 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from pomelo.call import Call
+from pomelo.errors import PomeloError
 from pomelo.gen.v1.account_service_pb2 import Account, ListUsageRequest, ListUsageResponse
 from pomelo.gen.v1.media_pb2 import Media
 from pomelo.gen.v1.model_service_pb2 import Model
 from pomelo.gen.v1.task_pb2 import Task, TaskResult
 from pomelo.gen.v1.task_service_pb2 import StreamTaskResponse
+
+
+class Visit(Protocol):
+    """A call that was admitted. Close it when the call ends."""
+
+    def reserve(self, size: int) -> None:
+        """Counts `size` more bytes of the call's body or message as buffered, until it is closed.
+
+        Raises:
+            PomeloError: overloaded; nothing was counted.
+        """
+        ...
+
+    async def refuse(self, error: PomeloError, model: str = "") -> PomeloError:
+        """What to answer when the body or message is refused with `error`: `error` itself, or what goes ahead
+        of it (a header, the model, the minute's limit). Fills `call.reply`.
+
+        An unreadable or too large body, and a refused one above 64 KiB, counts as a request. `model` is the
+        model that the body names, empty where it can't be read.
+        """
+        ...
+
+    def close(self) -> None:
+        """The call has ended. Idempotent."""
+        ...
+
+
+class AccessService(Protocol):
+    """Checks a call's key from its headers, before its body or message is read."""
+
+    async def admit(self, call: Call) -> Visit:
+        """Checks the key, and counts the call as in flight for its account until the visit is closed.
+
+        Raises:
+            PomeloError: invalid_api_key, concurrency_limit_exceeded, overloaded, store_unavailable.
+        """
+        ...
 
 
 class TaskService(Protocol):
@@ -121,3 +159,4 @@ class Services:
     models: ModelService
     media: MediaService
     accounts: AccountService
+    access: AccessService

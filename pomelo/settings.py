@@ -8,9 +8,11 @@ import difflib
 import hashlib
 import hmac
 import ipaddress
+import logging
 import os
 import re
 import secrets
+import stat
 import tempfile
 import tomllib
 from collections.abc import Collection, Mapping
@@ -47,11 +49,17 @@ _PLAN = re.compile(r"[A-Za-z0-9._-]{1,64}")
 STORES = ("redis://", "rediss://", "redis+cluster://", "redis+sentinel://")
 """How the address of a store begins that several processes may share."""
 
+_OURS = frozenset({"secret", "secret-check", "pomelo.db", "usage.db"})
+"""Files by which a data folder of ours is known."""
+
 _MIB = 1024 * 1024
 _SECRET_LENGTH = 32
 _CHECK = b"pomelo secret check"
 _CREDENTIAL = re.compile(r"([a-z][a-z0-9_-]*)_(api_key|base_url)")
 """The settings of a provider. Their variables bear the vendor's own names, which its own tools read, too."""
+
+
+log = logging.getLogger("pomelo.settings")
 
 
 class SettingsError(Exception):
@@ -116,6 +124,14 @@ def _split(text: Any) -> Any:
     return [part.strip() for part in text.split(",") if part.strip()] if isinstance(text, str) else text
 
 
+def _network(text: str) -> str:
+    try:
+        ipaddress.ip_network(text)
+    except ValueError as error:
+        raise ValueError("must be an IP address or a network, such as 10.0.0.0/8") from error
+    return text
+
+
 def _plan(name: str) -> str:
     if not _PLAN.fullmatch(name):
         raise ValueError("a name has 1 to 64 letters, digits, dots, dashes or underscores")
@@ -126,6 +142,7 @@ Address = Annotated[str, AfterValidator(_address)]
 PlanName = Annotated[str, AfterValidator(_plan)]
 Most = Annotated[int, Field(strict=True, gt=0, lt=2**53)]
 Url = Annotated[str, AfterValidator(_url)]
+Network = Annotated[str, AfterValidator(_network)]
 File = Annotated[Path | None, AfterValidator(_file)]
 
 
@@ -180,6 +197,9 @@ class Settings(BaseModel):
     """A catalogue of the operator's own, whose entries are added to the built-in ones or replace them."""
     delivery_origins: Annotated[tuple[Url, ...], BeforeValidator(_split)] = ()
     """Where vendors may have put a file besides public addresses, such as http://10.0.0.5:9000."""
+    trusted_proxies: Annotated[tuple[Network, ...], BeforeValidator(_split)] = ()
+    """Addresses and networks of proxies in front, such as 10.0.0.0/8, whose gRPC connections carry the calls
+    of many callers: what one of these does does not close them."""
     providers: Mapping[str, ProviderSettings] = Field(default_factory=dict, repr=False)
     """By name; `acme_api_key` and `acme_base_url` are short for those of the provider acme."""
     variables: Mapping[str, str] = Field(default_factory=dict, repr=False)
@@ -187,8 +207,21 @@ class Settings(BaseModel):
     json_limit: Annotated[ByteSize, Field(gt=0)] = ByteSize(8 * _MIB)
     upload_limit: Annotated[ByteSize, Field(gt=0)] = ByteSize(50 * _MIB)
     inline_limit: Annotated[ByteSize, Field(gt=0)] = ByteSize(4 * _MIB)
+    upstream_connections: int = Field(default=256, ge=1, le=65536)
+    """Connections that one process may use to each vendor's host at a time."""
+    media_limit: Annotated[ByteSize, Field(gt=0)] = ByteSize(10 * 1024 * _MIB)
+    """The most of all media; those of one account and mode have `media_account_limit`."""
+    media_account_limit: Annotated[ByteSize, Field(gt=0)] = ByteSize(1024 * _MIB)
+    disk_reserve: Annotated[ByteSize, Field(ge=0)] | None = None
+    """What media leave free on their disk for the ledger; None: 512 MiB, or a tenth of a smaller disk."""
     plans: Mapping[PlanName, PlanSettings] = Field(default_factory=dict)
     """Added to the built-in ones; one of the same name replaces it."""
+    max_calls: int = Field(default=2000, ge=1, le=1_000_000)
+    """Calls in flight, of both protocols; one account has at most half of them."""
+    max_connections: int = Field(default=4096, ge=8, le=1_000_000)
+    """REST connections of all callers together, in each process."""
+    idle_timeout: float = Field(default=75.0, gt=0, le=86_400)
+    """Seconds that a caller's connection may be idle; behind a balancer more than the balancer's own."""
     grace: float = Field(default=10.0, ge=0, le=3600)
     """Seconds that running tasks get to end when the server shuts down."""
 
@@ -292,6 +325,7 @@ class Settings(BaseModel):
         """
         try:
             self.data.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self._make_private()
             if self.secret:
                 self._check(self.secret.encode(), "POMELO_SECRET")
                 return self.secret.encode()
@@ -309,6 +343,50 @@ class Settings(BaseModel):
         except (OSError, UnicodeDecodeError) as error:
             raise SettingsError(f"POMELO_DATA: {self.data} can't be used: {_reason(error)}") from error
         return secret.encode()
+
+    def _make_private(self) -> None:
+        """Closes the data folder to other users, who could read or replace what is in it.
+
+        Raises:
+            SettingsError: another user owns it, or it is not ours to close; OSError: it can't be closed.
+        """
+        found = self.data.stat()
+        mode = stat.S_IMODE(found.st_mode)
+        own = f"Set POMELO_DATA to a folder of its own, such as {self.data / 'pomelo'}"
+        if found.st_uid != os.geteuid():
+            raise SettingsError(
+                f"POMELO_DATA: {self.data} belongs to another user (uid {found.st_uid}). {own}, "
+                f"or run: chown -R {os.geteuid()} {self.data}"
+            )
+        if not mode & 0o077:
+            return
+        names = {path.name for path in self.data.iterdir()} - {"lost+found"}
+        if names and names.isdisjoint(_OURS):
+            raise SettingsError(
+                f"POMELO_DATA: {self.data} is open to other users (mode {mode:04o}) and has files of others. "
+                f"{own}, or run: chmod 700 {self.data}"
+            )
+        self.data.chmod(0o700)
+        if stat.S_IMODE(self.data.stat().st_mode) & 0o077:
+            raise SettingsError(
+                f"POMELO_DATA: {self.data} is open to other users, and its file system can't close it. "
+                "Set POMELO_DATA to a folder on another one"
+            )
+        log.warning("POMELO_DATA: %s was open to other users (mode %04o) and is closed now", self.data, mode)
+
+    def shared_secret(self) -> bytes | None:
+        """The root secret for a gateway to prove itself with, None where it is not here. Makes nothing.
+
+        Raises:
+            SettingsError: there is one in the data folder that can't be used.
+        """
+        if self.secret:
+            return self.secret.encode()
+        try:
+            kept = (self.data / "secret").exists()
+        except OSError:  # another user's data folder
+            kept = False
+        return self.root_secret() if kept else None
 
     def _check(self, secret: bytes, named: str) -> None:
         """Refuses a secret under which the folder's keys are worth nothing.

@@ -4,9 +4,47 @@ Both doors log with it. What an exception says may be a caller's words, a vendor
 key in it, whoever wrote the code that raised it; files, lines and types are enough to find the fault.
 """
 
+import logging
+import time
 import traceback
+from collections.abc import Callable
 
 from pomelo.errors import PomeloError
+
+_KINDS = 1_000
+"""Kinds of failure that are remembered at most."""
+
+
+class Unforeseen:
+    """Logs failures that nobody foresaw. Each kind of them (its type, and the line that raised it) is logged
+    once in `every` seconds, so that one that repeats itself does not fill the log."""
+
+    def __init__(
+        self, log: logging.Logger, *, every: float = 60.0, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._log = log
+        self._every = every
+        self._clock = clock
+        self._told: dict[tuple[type[BaseException], str, int], float] = {}
+
+    def tell(self, what: str, error: BaseException) -> None:
+        """Logs that `what` failed, with its trace, unless the same was logged a moment ago."""
+        kind = (type(error), *_raised_at(error))
+        now = self._clock()
+        if kind in self._told and now < self._told[kind] + self._every:
+            return
+        if len(self._told) >= _KINDS:
+            self._told.clear()
+        self._told[kind] = now
+        self._log.error("%s\n%s", what, trace(error))
+
+
+def _raised_at(error: BaseException) -> tuple[str, int]:
+    """The file and the line of the innermost frame; of an error that was not raised here, nothing."""
+    frame = error.__traceback__
+    while frame is not None and frame.tb_next is not None:
+        frame = frame.tb_next
+    return ("", 0) if frame is None else (frame.tb_frame.f_code.co_filename, frame.tb_lineno)
 
 
 def trace(error: BaseException) -> str:

@@ -19,12 +19,13 @@ DOMAIN = "pomelo"
 DETAILS_KEY = "grpc-status-details-bin"
 """The trailing metadata in which gRPC carries a google.rpc.Status."""
 
-WIRE_KEY = "x-pomelo-wire"
-"""Metadata in, from a gateway alone: the wire that the caller used, which is what records name. With it
-comes `x-request-timeout`, the seconds that the caller's deadline leaves."""
+REFUSED_KEY = "x-pomelo-refused"
+"""Metadata in, from a gateway alone, with RunTask: the body was refused there. The value is the error's code
+and the bytes that were read; the answer is that error, or what goes ahead of it, with the limits."""
 
 OPEN_KEY = "x-pomelo-open"
-"""Metadata out, to a gateway alone: what can be refused was checked; what fails now is part of the answer."""
+"""Metadata out, to a gateway alone: what can be refused was checked; what fails now is part of the answer.
+It says nothing that a caller may not know, so a gateway need not prove itself to get it."""
 
 HEADER_NAMES = {
     name.lower(): name
@@ -44,6 +45,9 @@ HEADER_NAMES = {
     )
 }
 """The headers of `call.reply`: metadata's lower-case name -> the name as the documentation writes it."""
+
+_RETRY = frozenset({409, 429, 503})
+"""HTTP statuses of the errors that a retry may mend, where a wait is known."""
 
 _LONGEST = 1024
 """UTF-8 bytes of a message: it travels three times in the trailing metadata, where clients take 8 KiB."""
@@ -85,6 +89,15 @@ def to_status(error: PomeloError) -> status_pb2.Status:
 def trailing(status: status_pb2.Status) -> tuple[tuple[str, bytes], ...]:
     """The trailing metadata that carries a rich status."""
     return ((DETAILS_KEY, status.SerializeToString()),)
+
+
+def retry(error: PomeloError) -> list[tuple[str, str]]:
+    """The metadata that says whether and when to ask again: `retry-after` in seconds as over REST, and the
+    pushback in milliseconds that gRPC's own retry policies follow, which is -1 where a retry is pointless."""
+    wait = error.retry_after if error.row.http in _RETRY else None
+    if wait is None:
+        return [("grpc-retry-pushback-ms", "-1")]
+    return [("retry-after", str(wait)), ("grpc-retry-pushback-ms", str(wait * 1000))]
 
 
 def from_rpc_error(error: Any) -> PomeloError:

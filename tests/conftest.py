@@ -15,7 +15,9 @@ import aiohttp
 import grpc
 import pytest
 
+from pomelo.admission.failed_keys import FailedKeys
 from pomelo.app import App, open_app, open_gateway
+from pomelo.breaker import CircuitBreaker
 from pomelo.routing import Router
 from pomelo.settings import Settings
 from pomelo.stores.base import Store
@@ -70,9 +72,11 @@ def settings(tmp_path_factory: pytest.TempPathFactory, upstream: FaultUpstream) 
 
 @pytest.fixture(scope="session")
 async def app(settings: Settings) -> AsyncIterator[App]:
-    """A running Pomelo with both doors open. Its routes are asked however often they failed."""
-    patient = partial(Router, trips_at=10**9)
-    async with open_app(settings, make_router=patient) as running:
+    """A running Pomelo with both doors open. Its routes are asked however often they failed, and every bad
+    key is told so."""
+    patient = partial(Router, breaker=partial(CircuitBreaker, minimum_calls=10**9))
+    failed_keys = FailedKeys(limit=10**9)
+    async with open_app(settings, make_router=patient, failed_keys=failed_keys) as running:
         await endow(running.store)
         yield running
 
@@ -109,7 +113,11 @@ def rest_url(app: App) -> str:
 async def gateway_url(app: App, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[str]:
     """Where a gateway answers that reaches the app over gRPC."""
     assert app.grpc is not None
-    settings = Settings(rest="127.0.0.1:0", data=tmp_path_factory.mktemp("gateway"))
+    settings = Settings(
+        rest="127.0.0.1:0",
+        data=tmp_path_factory.mktemp("gateway"),
+        secret=app.settings.root_secret().decode(),
+    )
     async with open_gateway(settings, app.grpc) as (host, port):
         yield f"http://{host}:{port}"
 

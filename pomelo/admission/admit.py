@@ -6,12 +6,13 @@ callers are told of it, on both wires, is written by `told`.
 """
 
 import asyncio
-import contextlib
 import logging
 import time
+from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import replace
 from functools import partial
+from itertools import islice
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from pomelo import money
@@ -21,6 +22,8 @@ from pomelo.call import Call, Principal
 from pomelo.catalog import Prices
 from pomelo.errors import PomeloError
 from pomelo.gen.v1.task_pb2 import TaskType
+from pomelo.ids import new_id
+from pomelo.periodic import periodically
 from pomelo.pricing import Used, cost, written
 from pomelo.stores.ledger import (
     LedgerStore,
@@ -33,10 +36,11 @@ from pomelo.stores.ledger import (
     Standing,
     Take,
     Taken,
+    UnknownOutcomeError,
     UsageRecord,
     Wallet,
 )
-from pomelo.traces import trace
+from pomelo.traces import Unforeseen
 
 if TYPE_CHECKING:
     from pomelo.catalog import Model, Route
@@ -46,6 +50,20 @@ NOTE_EVERY = 1.0
 
 TOLD_WITHIN = 0.2
 """Seconds that the answer to a failed task waits for the store to tell its credits."""
+
+RECONCILE_EVERY = 10.0
+"""Seconds between looks for reservations of this process that it does not run. One is ended at the second
+look."""
+
+_PAUSE = 0.5
+_LONGEST_PAUSE = 8.0
+"""Seconds until a task's end that failed is tried again: at first, and at most."""
+
+_AT_ONCE = 64
+"""Ends of tasks that are tried again at a time."""
+
+_RECOVERED_MOST = 1_024
+"""Reservations that are ended in one look."""
 
 log = logging.getLogger("pomelo.admission")
 
@@ -117,22 +135,22 @@ class Hold:
     async def settle(self, used: Used, *, counted: bool, answer: bytes | None = None) -> None:
         """The task is done: charges it, keeps its record, frees the rest, and tells the caller what it cost.
 
-        Where that can't be awaited to its end, the caller gets no answer, and the task is left as by `leave`.
+        Where that fails, the caller gets no answer. If it was not done, the task is left as by `leave`; if
+        that is unknown, it is tried again until it is known, since it may be on the record.
 
         Raises:
-            PomeloError: store_unavailable; the outcome is unknown, or the hold was lost.
+            PomeloError: store_unavailable; it failed, or the hold was lost.
         """
-        self._end()
         record = self._record(used, "provider" if counted else "estimated", complete=True)
+        settlement = Settlement(record, tokens=used.input_tokens + used.output_tokens, answer=answer)
+        self._end()
+        settling = self._admission.see_to(
+            record.task_id, partial(self._admission.store.settle, settlement), instead=self._let_go
+        )
         try:
-            settled = await self._admission.store.settle(
-                Settlement(record, tokens=used.input_tokens + used.output_tokens, answer=answer)
-            )
+            settled = await self._admission.outcome(lambda: asyncio.shield(settling))
         except LostHoldError as error:
             raise PomeloError("store_unavailable") from error
-        except (PomeloError, asyncio.CancelledError):
-            self._let_go()
-            raise
         self._tell(settled.standing, settled.record.cost)
 
     def leave(self) -> None:
@@ -151,15 +169,16 @@ class Hold:
             return
         self._end()
         ending = self._let_go()
-        # A store in trouble: what the caller was told at the beginning must do.
-        with contextlib.suppress(PomeloError, TimeoutError):
+        try:
             async with asyncio.timeout(TOLD_WITHIN):
-                settled = await asyncio.shield(ending)
+                settled = await self._admission.outcome(lambda: asyncio.shield(ending))
                 if settled is not None:
                     self._tell(settled.standing, settled.record.cost)
                 else:
-                    standing = await self._admission.store.standing(self.wallet, self._draft.model)
+                    standing = await self._admission.standing(self.wallet, self._draft.model)
                     self._tell(standing, None if self.lost else 0)
+        except (PomeloError, LostHoldError, TimeoutError):
+            pass  # A store in trouble: what the caller was told at the beginning must do.
 
     async def refuse(self) -> None:
         """The task was not begun after all: everything is given back, its request of this minute, too.
@@ -169,22 +188,30 @@ class Hold:
         """
         self._end()
         self._call.reply.pop("X-Credits-Charged", None)
-        await asyncio.shield(self._admission.give_back(self._draft))
-        self._tell(await self._admission.store.standing(self.wallet, self._draft.model), None)
+        giving = self._admission.give_back(self._draft)
+        await self._admission.outcome(lambda: asyncio.shield(giving))
+        self._tell(await self._admission.standing(self.wallet, self._draft.model), None)
 
     def _let_go(self) -> "asyncio.Future[Settled | None]":
         """Charges what was delivered, or frees all; begins at once."""
-        store = self._admission.store
         if self.lost:
             done: asyncio.Future[Settled | None] = asyncio.get_running_loop().create_future()
             done.set_result(None)
             return done
+        return self._admission.see_to(self._draft.task_id, self._letting_go())
+
+    def _letting_go(self) -> Callable[[], Awaitable[Settled | None]]:
+        """What the store is to do for a task that did not come to its end."""
+        store, task_id = self._admission.store, self._draft.task_id
         if self._used is None or not self.size:
-            return self._admission.see_to(partial(store.void, self.wallet, self._draft.task_id))
-        used = self._used()
-        record = self._record(used, "estimated", complete=False)
-        settlement = Settlement(record, tokens=used.input_tokens + used.output_tokens)
-        return self._admission.see_to(partial(store.settle, settlement))
+            return partial(store.void, self.wallet, task_id)
+        try:
+            used = self._used()
+            record = self._record(used, "estimated", complete=False)
+        except Exception as error:
+            self._admission.unforeseen.tell("What a task used could not be counted", error)
+            return partial(store.recover, self.wallet, task_id)
+        return partial(store.settle, Settlement(record, tokens=used.input_tokens + used.output_tokens))
 
     def _tell(self, standing: Standing, cost: int | None) -> None:
         """Tells the caller of limits and credits; `cost` None: it is unknown or there is none."""
@@ -220,8 +247,34 @@ class Hold:
         )
 
 
+class _Ending:
+    """Something that the store must do for a task, and that may be done twice. `instead`: what is to be done
+    where it is known that it was not done; with `once` it is not tried again. `due` is monotonic."""
+
+    __slots__ = ("due", "instead", "once", "pause", "task_id", "work")
+
+    def __init__(
+        self,
+        task_id: str,
+        work: Callable[[], Awaitable[Any]],
+        once: bool,
+        instead: Callable[[], object] | None,
+    ) -> None:
+        self.task_id = task_id
+        self.work = work
+        self.once = once
+        self.instead = instead
+        self.pause = _PAUSE / 2
+        self.due = 0.0
+
+
 class Admission:
-    """Lets tasks in and out. `now` is Unix time, `monotonic` times tasks; both in seconds."""
+    """Lets tasks in and out. `now` is Unix time, `monotonic` times tasks; both in seconds, as is how often
+    reservations that nobody runs are looked for.
+
+    Every task that was let in is ended: no error of the store, known or not, drops one. Each end is tried
+    until its outcome is known, and what none of that reaches is found by `reconcile`.
+    """
 
     def __init__(
         self,
@@ -230,15 +283,24 @@ class Admission:
         *,
         now: Callable[[], float] = time.time,
         monotonic: Callable[[], float] = time.monotonic,
+        reconcile_every: float = RECONCILE_EVERY,
     ) -> None:
         self.store = store
         self.now = now
         self.monotonic = monotonic
+        self.unforeseen = Unforeseen(log)
         self.running: dict[str, Hold] = {}
         """By task id."""
         self._plans = plans
+        self._reconcile_every = reconcile_every
         self._doing: set[asyncio.Future[Any]] = set()
-        self._owed: list[Callable[[], Awaitable[Any]]] = []
+        self._busy: Counter[str] = Counter()
+        """Tasks for which the store is asked for something now."""
+        self._pending: dict[str, _Ending] = {}
+        """Ends that failed and are to be tried again, by task id; those that wait longest are first."""
+        self._retrying = 0
+        self._orphans: set[str] = set()
+        """Tasks that hold something and that nothing here runs, as of the last look."""
 
     def plan(self, principal: Principal) -> Plan:
         """What the account may do.
@@ -263,8 +325,56 @@ class Admission:
         """
         plan = self._plans.get(principal.plan, _NO_PLAN)
         name = model.name if model is not None and model.task_type == TaskType.TASK_TYPE_TEXT else ""
-        standing = await self.store.standing(Wallet(principal.account, principal.live), name)
+        standing = await self.standing(Wallet(principal.account, principal.live), name)
         call.reply |= headers(plan, standing, self.now(), tokens=bool(name))
+
+    def concurrent(self, principal: Principal) -> int | None:
+        """How many tasks the account's plan allows at a time; None: no limit."""
+        return self._plans.get(principal.plan, _NO_PLAN).concurrent
+
+    async def count_request(self, call: Call, principal: Principal) -> None:
+        """Counts a request of this minute that takes nothing else: one whose body was refused.
+
+        Raises:
+            PomeloError: rate_limit_exceeded, store_unavailable.
+        """
+        plan = self._plans.get(principal.plan, _NO_PLAN)
+        draft = UsageRecord(
+            task_id=new_id("refused_"),
+            request_id=call.request_id,
+            account=principal.account,
+            live=principal.live,
+            key_id=principal.key_id,
+            wire=call.wire,
+            model="",
+            task_type="",
+            at=self.now(),
+        )
+        take = Take(draft, least=0, most=0, requests_limit=plan.requests)
+        self._busy[draft.task_id] += 1
+        try:
+            outcome = await self._take(take)
+            if isinstance(outcome, Refused):
+                now = self.now()
+                call.reply |= headers(plan, outcome.standing, now, tokens=False)
+                raise refusal(outcome, take, now)
+            void = partial(self.store.void, draft.wallet, draft.task_id)
+            await asyncio.shield(self.see_to(draft.task_id, void))
+        finally:
+            self._done_with(draft.task_id)
+
+    async def standing(self, wallet: Wallet, model: str) -> Standing:
+        """A wallet's limits and money now.
+
+        Raises:
+            PomeloError: store_unavailable.
+        """
+        return await self.outcome(partial(self.store.standing, wallet, model))
+
+    def runs(self, task_id: str) -> bool:
+        """Whether a task is run here: it is taken in, it runs, or its end is under way or is to be tried
+        again."""
+        return task_id in self.running or task_id in self._busy or task_id in self._pending
 
     async def enter(
         self,
@@ -289,7 +399,7 @@ class Admission:
             PomeloError: rate_limit_exceeded, concurrency_limit_exceeded, token_limit_exceeded,
                 insufficient_credits, idempotency_conflict, idempotency_mismatch, store_unavailable.
         """
-        draft = replace(draft, prices=written(prices))
+        draft = replace(draft, prices=written(prices), at=self.now())
         is_text = draft.task_type == "text"
         take = Take(
             draft,
@@ -301,37 +411,54 @@ class Admission:
             tokens_limit=plan.tokens if is_text else None,
             repeatable=repeatable,
         )
-        taking = asyncio.ensure_future(self.store.take(take))
+        self._busy[draft.task_id] += 1
         try:
-            outcome = await asyncio.shield(taking)
+            outcome = await self._take(take)
+            now = self.now()
+            call.reply |= headers(plan, outcome.standing, now, tokens=is_text)
+            if isinstance(outcome, Refused):
+                raise refusal(outcome, take, now)
+            if isinstance(outcome, Repeated):
+                call.reply["X-Credits-Charged"] = money.written(0)
+                return outcome
+            if exact:
+                call.reply["X-Credits-Charged"] = money.written(take.most)
+            hold = Hold(self, call, plan, draft, prices, outcome)
+            self.running[draft.task_id] = hold
+            return hold
+        finally:
+            self._done_with(draft.task_id)
+
+    async def _take(self, take: Take) -> Taken | Refused | Repeated:
+        taking = self._begin(partial(self.store.take, take))
+        try:
+            return await self.outcome(lambda: asyncio.shield(taking))
+        except LostHoldError as error:
+            raise PomeloError("store_unavailable") from error  # It was voided before it came there.
         except (PomeloError, asyncio.CancelledError):
-            self._take_back(taking, draft)
+            self._take_back(taking, take.draft)
             raise
-        now = self.now()
-        call.reply |= headers(plan, outcome.standing, now, tokens=is_text)
-        if isinstance(outcome, Refused):
-            raise refusal(outcome, take, now)
-        if isinstance(outcome, Repeated):
-            call.reply["X-Credits-Charged"] = money.written(0)
-            return outcome
-        if exact:
-            call.reply["X-Credits-Charged"] = money.written(take.most)
-        hold = Hold(self, call, plan, draft, prices, outcome)
-        self.running[draft.task_id] = hold
-        return hold
+
+    # --- while tasks run
 
     async def keep_notes(self) -> None:
         """Notes what running tasks have used, again and again, until it is cancelled; ends those whose hold
-        is lost, and does what the store could not do before."""
-        while True:
-            await asyncio.sleep(NOTE_EVERY)
-            try:
-                await self.note()  # first: what can't be done holds up nothing else
-                await self._pay()
-            except PomeloError:
-                pass  # the store is in trouble: the next notes say it all
-            except Exception as error:
-                log.error("notes of running tasks were not kept\n%s", trace(error))
+        is lost, and has the store do what it could not do before."""
+
+        async def keep() -> None:
+            self._retry()
+            await self.note()
+
+        await periodically(keep, NOTE_EVERY, "Notes of running tasks were not kept", self.unforeseen)
+
+    async def keep_reconciled(self) -> None:
+        """Ends reservations that nobody runs, again and again, until it is cancelled."""
+        await periodically(
+            self.reconcile,
+            self._reconcile_every,
+            "Reservations that nobody runs could not be looked for",
+            self.unforeseen,
+        )
 
     async def note(self) -> None:
         """Notes what running tasks have used.
@@ -339,78 +466,196 @@ class Admission:
         Raises:
             PomeloError: store_unavailable.
         """
-        records = [record for hold in self.running.values() if (record := hold.note()) is not None]
+        records = []
+        for hold in self.running.values():
+            try:
+                record = hold.note()
+            except Exception as error:  # the others' notes are kept all the same
+                self.unforeseen.tell("What a task used could not be counted", error)
+                continue
+            if record is not None:
+                records.append(record)
         if not records:
             return
-        for task_id in await self.store.note(records):
-            hold = self.running.get(task_id)
-            if hold is not None:
-                hold.lost = True
-                hold.on_lost()
+        for task_id in await self.outcome(partial(self.store.note, records)):
+            gone = self.running.get(task_id)
+            if gone is not None:
+                gone.lost = True
+                gone.on_lost()
 
-    def see_to(self, work: Callable[[], Awaitable[T]], *, once: bool = False) -> "asyncio.Future[T]":
-        """Has the store do something that must be done, whoever waits for it, and that may be done twice.
+    async def reconcile(self) -> None:
+        """Ends what this process holds and does not run, as if the process had died: a take that came late,
+        or an end that was lost by a fault of ours. One that is so at one look is ended at the next.
 
-        It begins at once. Where the store can't be reached it is tried again until it can, unless `once`.
+        Raises:
+            PomeloError: store_unavailable.
         """
-        doing = asyncio.ensure_future(work())
-        self._doing.add(doing)
+        found = await self.outcome(partial(self.store.reservations, own=True))
+        orphans = {one.record.task_id: one.record for one in found if not self.runs(one.record.task_id)}
+        lost = [orphans[task_id] for task_id in orphans if task_id in self._orphans][:_RECOVERED_MOST]
+        self._orphans = set(orphans)
+        if lost:
+            log.warning(
+                "%d reservations that nobody ran are ended, such as that of %s", len(lost), lost[0].task_id
+            )
+        for at in range(0, len(lost), _AT_ONCE):
+            await asyncio.wait(
+                [
+                    self.see_to(one.task_id, partial(self.store.recover, one.wallet, one.task_id), once=True)
+                    for one in lost[at : at + _AT_ONCE]
+                ]
+            )
 
-        def done(future: "asyncio.Future[T]") -> None:
-            self._doing.discard(future)
-            error = None if future.cancelled() else future.exception()
-            if isinstance(error, PomeloError):
-                if not once:
-                    self._owed.append(work)
-            elif error is not None and not isinstance(error, LostHoldError):
-                log.error("the store failed to end a task\n%s", trace(error))
+    # --- what the store must do
+
+    def see_to(
+        self,
+        task_id: str,
+        work: Callable[[], Awaitable[T]],
+        *,
+        once: bool = False,
+        instead: Callable[[], object] | None = None,
+    ) -> "asyncio.Future[T]":
+        """Has the store do something for a task that must be done, whoever waits for it, and that may be done
+        twice.
+
+        It begins at once. Whatever it fails of, it is tried again until its outcome is known, unless `once`.
+        `instead` is done in its place where it is known that it was not done.
+        """
+        return self._end(_Ending(task_id, work, once, instead))
+
+    def give_back(self, draft: UsageRecord, *, once: bool = False) -> "asyncio.Future[None]":
+        """Gives back all that a task took which never ran."""
+        work = partial(self.store.void, draft.wallet, draft.task_id, refund=True)
+        return self.see_to(draft.task_id, work, once=once)
+
+    async def idle(self) -> None:
+        """Returns when nothing is left to the store; what it still can't do is left to its next opening."""
+        await self._quiet()
+        left = list(self._pending.values())
+        for at in range(0, len(left), _AT_ONCE):
+            batch = [ending for ending in left[at : at + _AT_ONCE] if ending.task_id in self._pending]
+            for ending in batch:
+                self._try_again(ending)
+            await self._quiet()
+            if batch and all(ending.task_id in self._pending for ending in batch):
+                return
+
+    async def _quiet(self) -> None:
+        while self._doing:
+            await asyncio.wait(self._doing)
+
+    def _end(self, ending: _Ending) -> "asyncio.Future[Any]":
+        doing = self._begin(ending.work)
+        self._busy[ending.task_id] += 1
+
+        def done(future: "asyncio.Future[Any]") -> None:
+            try:
+                error = asyncio.CancelledError() if future.cancelled() else future.exception()
+                if error is not None and not isinstance(error, LostHoldError):
+                    self._failed(ending, error)
+            finally:
+                self._done_with(ending.task_id)
 
         doing.add_done_callback(done)
         return doing
 
-    def give_back(self, draft: UsageRecord, *, once: bool = False) -> "asyncio.Future[None]":
-        """Gives back all that a task took which never ran."""
-        return self.see_to(partial(self.store.void, draft.wallet, draft.task_id, refund=True), once=once)
+    def _failed(self, ending: _Ending, error: BaseException) -> None:
+        """An end was not made, or may not have been."""
+        if not isinstance(error, PomeloError):
+            error = self._unknown(error)
+        if isinstance(error, UnknownOutcomeError):
+            ending.instead = None  # It may be on the record: only the same again tells.
+        if ending.instead is not None:
+            ending.instead()
+        elif not ending.once:
+            ending.pause = min(2 * ending.pause, _LONGEST_PAUSE)
+            ending.due = self.monotonic() + ending.pause
+            self._pending[ending.task_id] = ending
 
-    async def idle(self) -> None:
-        """Returns when nothing is left to the store; what it still can't do is left to its next opening."""
-        while self._doing:
-            await asyncio.wait(self._doing)
-        with contextlib.suppress(PomeloError):
-            await self._pay()
+    def _retry(self) -> None:
+        """Tries again what is due: a few at a time, and others only as long as the store does what it is
+        asked. So one that fails for ever holds up no other, and a store in trouble is not overrun."""
+        now = self.monotonic()
+        due = (ending for ending in self._pending.values() if ending.due <= now)
+        for ending in list(islice(due, max(0, _AT_ONCE - self._retrying))):
+            self._try_again(ending)
 
-    async def _pay(self) -> None:
-        """Does what the store could not do before.
+    def _try_again(self, ending: _Ending) -> None:
+        del self._pending[ending.task_id]
+        self._retrying += 1
+
+        def done(future: "asyncio.Future[Any]") -> None:
+            self._retrying -= 1
+            if ending.task_id not in self._pending:
+                self._retry()
+
+        self._end(ending).add_done_callback(done)
+
+    def _begin(self, work: Callable[[], Awaitable[T]]) -> "asyncio.Future[T]":
+        """Begins something at once, and has `idle` wait for it."""
+        try:
+            begun = work()
+        except Exception as error:
+            begun = _raise(error)
+        doing = asyncio.ensure_future(begun)
+        self._doing.add(doing)
+        doing.add_done_callback(self._doing.discard)
+        return doing
+
+    async def outcome(self, work: Callable[[], Awaitable[T]]) -> T:
+        """What the store gives.
 
         Raises:
-            PomeloError: store_unavailable, still.
+            PomeloError: store_unavailable; UnknownOutcomeError whatever the store raises that it should not.
+            LostHoldError: the store says so.
         """
-        while self._owed:
-            try:
-                await self._owed[0]()
-            except (PomeloError, asyncio.CancelledError):
+        try:
+            return await work()
+        except (PomeloError, LostHoldError):
+            raise
+        except asyncio.CancelledError as error:
+            task = asyncio.current_task()
+            if task is None or task.cancelling():
                 raise
-            except LostHoldError:
-                pass
-            except Exception as error:
-                log.error("the store failed to end a task\n%s", trace(error))
-            del self._owed[0]
+            raise self._unknown(error) from error  # Something inside was cancelled, not this task.
+        except Exception as error:
+            raise self._unknown(error) from error
+
+    def _unknown(self, error: BaseException) -> UnknownOutcomeError:
+        """What an error of the store that nobody foresaw amounts to."""
+        self.unforeseen.tell("The store failed", error)
+        return UnknownOutcomeError("store_unavailable")
+
+    def _done_with(self, task_id: str) -> None:
+        self._busy[task_id] -= 1
+        if not self._busy[task_id]:
+            del self._busy[task_id]
 
     def _take_back(self, taking: "asyncio.Future[Taken | Refused | Repeated]", draft: UsageRecord) -> None:
         """Gives back what was taken for a caller who had left by then, or may have been taken.
 
         In doubt the store is asked once: a long outage must not leave something to do for each refused call.
+        What is left all the same, `reconcile` finds.
         """
+        self._busy[draft.task_id] += 1
+        self._doing.add(taking)
 
         def taken(future: "asyncio.Future[Taken | Refused | Repeated]") -> None:
-            self._doing.discard(future)
-            if not future.cancelled() and future.exception() is not None:
-                self.give_back(draft, once=True)
-            elif future.cancelled() or isinstance(future.result(), Taken):
+            self._doing.discard(taking)
+            if future.cancelled():
                 self.give_back(draft)
+            elif future.exception() is not None:
+                self.give_back(draft, once=True)
+            elif isinstance(future.result(), Taken):
+                self.give_back(draft)
+            self._done_with(draft.task_id)
 
-        self._doing.add(taking)
         taking.add_done_callback(taken)
+
+
+async def _raise(error: Exception) -> Any:
+    raise error
 
 
 _NO_PLAN = Plan("")

@@ -16,10 +16,11 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Protocol
 
+from pomelo.admission.failed_keys import FailedKeys
 from pomelo.call import Call, Principal
 from pomelo.errors import PomeloError, invalid
 from pomelo.stores.base import DEFAULT_ACCOUNT, KeyRecord, KeyStore
-from pomelo.stores.ledger import AccountStore
+from pomelo.stores.ledger import PAGE, AccountStore
 from pomelo.subkeys import derive
 
 CACHE_SECONDS = 30.0
@@ -85,7 +86,8 @@ class _Known:
 class Keyring:
     """Makes, checks and ends keys.
 
-    `clock` is Unix time, for what is kept; `monotonic` times the cache, whose entries live `ttl` seconds.
+    `clock` is Unix time, for what is kept; `monotonic` times the cache, whose entries live `ttl` seconds;
+    `failed_keys` limits the failures of an address.
     """
 
     def __init__(
@@ -95,12 +97,14 @@ class Keyring:
         clock: Callable[[], float] = time.time,
         monotonic: Callable[[], float] = time.monotonic,
         ttl: float = CACHE_SECONDS,
+        failed_keys: FailedKeys | None = None,
     ) -> None:
         self._store = store
         self._pepper = derive(root_secret, "key-pepper")
         self._clock = clock
         self._monotonic = monotonic
         self._ttl = ttl
+        self._failed_keys = failed_keys or FailedKeys(monotonic=monotonic)
         self._known: dict[str, _Known] = {}
         self._epoch = 0
 
@@ -109,22 +113,35 @@ class Keyring:
 
         Raises:
             PomeloError: invalid_api_key, one and the same for a bad, revoked or expired key;
-                store_unavailable.
+                rate_limit_exceeded instead, where too many came from the call's address; store_unavailable.
         """
+        if call.principal is not None:
+            return call.principal
         key = call.secret
         if key is None:
-            raise PomeloError("invalid_api_key", f"Missing API key. {_HOW}")
+            raise self._failure(call, f"{call.key_fault or 'Missing API key.'} {_HOW}")
         # A slice of the wrong thing is no id that is known; the digest is over the whole key anyway.
         known = self._known.get(key[_PREFIX : _PREFIX + _ID])
         if known is None or known.until <= self._monotonic():
-            known = await self._look_up(key)
+            known = None if self._failed_keys.is_repeated(call.address, key) else await self._look_up(key)
         if known is not None:
             digest = hmac.digest(self._pepper, key.encode("utf-8", "replace"), "sha256")
             if hmac.compare_digest(digest, known.digest) and self._clock() < known.ends:
                 principal = known.principal
                 call.reply["X-Pomelo-Mode"] = principal.mode
                 return principal
-        raise PomeloError("invalid_api_key", f"Invalid API key. {_HOW}")
+        raise self._failure(call, f"Invalid API key. {_HOW}")
+
+    def _failure(self, call: Call, message: str) -> PomeloError:
+        """Counts a failed key of an address; the refusal that it gets."""
+        wait = self._failed_keys.count(call.address, call.secret)
+        if wait is None:
+            return PomeloError("invalid_api_key", message)
+        return PomeloError(
+            "rate_limit_exceeded",
+            f"{message}. Too many requests without a valid key came from your address: retry in {wait} s",
+            retry_after=wait,
+        )
 
     async def create(
         self,
@@ -174,13 +191,16 @@ class Keyring:
             raise _unknown(key_id)
         return record
 
-    async def list(self, account: str | None = None) -> list[KeyRecord]:
-        """The keys of an account, or all; oldest first.
+    async def list(
+        self, account: str | None = None, *, limit: int = PAGE, after: tuple[float, str] | None = None
+    ) -> list[KeyRecord]:
+        """At most `limit` keys of an account, or of all; oldest first. `after` is the time and the id of the
+        key after which to begin.
 
         Raises:
             PomeloError: store_unavailable.
         """
-        return await self._store.list_keys(account)
+        return await self._store.list_keys(account, limit=limit, after=after)
 
     def forget_account(self, account: str) -> None:
         """Asks the store again for the keys of an account whose plan has changed."""

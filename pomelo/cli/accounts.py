@@ -5,8 +5,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from pomelo.cli import times
-from pomelo.cli.operator import asked
-from pomelo.cli.terminal import Config, Json, print_json, print_table
+from pomelo.cli.operator import asked, pages
+from pomelo.cli.terminal import Config, Json, print_json, print_json_list, print_table
 
 if TYPE_CHECKING:
     from pomelo.gen.v1.account_service_pb2 import Balance
@@ -54,22 +54,24 @@ def list_accounts(config: Config = None, as_json: Json = False) -> None:
     """List accounts by name, with the credits that are left."""
     from pomelo.gen.v1 import admin_service_pb2 as pb
     from pomelo.money import written
+    from pomelo.settings import load
 
-    accounts = asked(config, "ListAccounts", pb.ListAccountsRequest()).accounts
+    found = pages(load(config), "ListAccounts", pb.ListAccountsRequest())
     if as_json:
-        print_json([_json(account) for account in accounts])
+        print_json_list(_json(account) for page in found for account in page.accounts)
         return
-    rows = [
-        (
-            account.name,
-            _plan(account),
-            written(account.live.available_micros),
-            written(account.test.available_micros),
-            times.shown(account, "create_time") or "",
-        )
-        for account in accounts
-    ]
-    print_table(("NAME", "PLAN", "CREDITS", "TEST_CREDITS", "CREATED"), rows)
+    for page in found:
+        rows = [
+            (
+                account.name,
+                _plan(account),
+                written(account.live.available_micros),
+                written(account.test.available_micros),
+                times.shown(account, "create_time") or "",
+            )
+            for account in page.accounts
+        ]
+        print_table(("NAME", "PLAN", "CREDITS", "TEST_CREDITS", "CREATED"), rows)
 
 
 def show(name: Name, config: Config = None, as_json: Json = False) -> None:

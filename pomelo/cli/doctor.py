@@ -1,5 +1,6 @@
 """`pomelo doctor`: what is configured, what can be reached, what is missing."""
 
+import logging
 import os
 import stat
 import sys
@@ -36,6 +37,7 @@ def doctor(config: Config = None, as_json: Json = False) -> None:
 
     Status 1 when something that is needed is broken.
     """
+    logging.getLogger("pomelo.settings").setLevel(logging.ERROR)  # what it warns of is among the findings
     findings = []
     for finding in _look(config):
         findings.append(finding)
@@ -87,6 +89,8 @@ def _data(settings: "Settings") -> Finding:
         return Finding("data", "off", f"{folder} does not exist yet. Make it with: pomelo serve")
     if not folder.is_dir() or not os.access(folder, os.R_OK | os.W_OK | os.X_OK):
         return Finding("data", "broken", f"{folder} is no folder that this user can write to")
+    if stat.S_IMODE(folder.stat().st_mode) & 0o077:
+        return Finding("data", "broken", f"{folder} is open to other users. Run: chmod 700 {folder}")
     for name in ("secret", "secret-check", "test-key", "pomelo.db"):
         path = folder / name
         if path.exists() and stat.S_IMODE(path.stat().st_mode) & 0o077:
@@ -98,7 +102,7 @@ def _data(settings: "Settings") -> Finding:
 
 def _store(settings: "Settings", served: bool) -> Iterator[Finding]:
     from pomelo.cli.keys import state
-    from pomelo.cli.operator import ask
+    from pomelo.cli.operator import pages
     from pomelo.gen.v1 import admin_service_pb2 as pb
 
     kept_here = settings.store_url().startswith("sqlite:")
@@ -106,8 +110,9 @@ def _store(settings: "Settings", served: bool) -> Iterator[Finding]:
         yield Finding("store", "off", "empty: no keys yet")
         return
     try:
-        keys = ask(settings, "ListKeys", pb.ListKeysRequest()).keys
-        accounts = ask(settings, "ListAccounts", pb.ListAccountsRequest()).accounts
+        keys = [key for page in pages(settings, "ListKeys", pb.ListKeysRequest()) for key in page.keys]
+        found = pages(settings, "ListAccounts", pb.ListAccountsRequest())
+        accounts = [account for page in found for account in page.accounts]
     except Exception as error:
         line = explain(error)
         if line is None:

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from pomelo.cli import times
-from pomelo.cli.operator import asked
-from pomelo.cli.terminal import Config, Json, print_json, print_table
+from pomelo.cli.operator import asked, pages
+from pomelo.cli.terminal import Config, Json, print_json, print_json_list, print_table
 
 if TYPE_CHECKING:
     from pomelo.gen.v1.admin_service_pb2 import Key
@@ -65,24 +65,26 @@ def list_keys(
 ) -> None:
     """List keys, oldest first; never their secrets."""
     from pomelo.gen.v1 import admin_service_pb2 as pb
+    from pomelo.settings import load
 
-    keys = asked(config, "ListKeys", pb.ListKeysRequest(account=account)).keys
+    found = pages(load(config), "ListKeys", pb.ListKeysRequest(account=account))
     if as_json:
-        print_json([_json(key) for key in keys])
+        print_json_list(_json(key) for page in found for key in page.keys)
         return
-    rows = [
-        (
-            key.key_id,
-            key.account,
-            _mode(key),
-            ",".join(key.models) or "all",
-            times.shown(key, "create_time") or "",
-            times.shown(key, "expire_time") or "never",
-            state(key),
-        )
-        for key in keys
-    ]
-    print_table(("KEY_ID", "ACCOUNT", "MODE", "MODELS", "CREATED", "EXPIRES", "STATE"), rows)
+    for page in found:
+        rows = [
+            (
+                key.key_id,
+                key.account,
+                _mode(key),
+                ",".join(key.models) or "all",
+                times.shown(key, "create_time") or "",
+                times.shown(key, "expire_time") or "never",
+                state(key),
+            )
+            for key in page.keys
+        ]
+        print_table(("KEY_ID", "ACCOUNT", "MODE", "MODELS", "CREATED", "EXPIRES", "STATE"), rows)
 
 
 def rotate(key_id: KeyId, config: Config = None, as_json: Json = False) -> None:

@@ -138,9 +138,16 @@ def run(
     import asyncio
     import logging
 
+    from pomelo import descriptors
+    from pomelo.log_limit import LimitedHandler
+
+    descriptors.raise_limit()
     logging.basicConfig(
-        level=logging.WARNING, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
+        level=logging.WARNING,
+        handlers=[LimitedHandler(logging.StreamHandler(sys.stderr))],
+        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
     )
+    logging.getLogger("pomelo").setLevel(logging.INFO)
 
     async def running() -> None:
         loop = asyncio.get_running_loop()
@@ -176,7 +183,7 @@ async def development_key(settings: "Settings") -> str | None:
     secret = settings.root_secret()
     async with store_of(settings) as store:
         keyring = Keyring(store, secret)
-        if await keyring.list():
+        if await keyring.list(limit=1):
             return None
         _, key = await keyring.create()
         write_private(settings.key_file, key, replace=True)

@@ -5,7 +5,7 @@ Imports nothing heavy: it is loaded for `pomelo --help`.
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -79,6 +79,15 @@ def explain(error: Exception) -> str | None:
 def print_json(value: Any) -> None:
     """Prints a value as indented JSON."""
     typer.echo(json.dumps(value, indent=2, ensure_ascii=False))
+
+
+def print_json_list(values: Iterable[Any]) -> None:
+    """Prints values as a JSON array, each on a line of its own as it comes."""
+    before = "[\n  "
+    for value in values:
+        sys.stdout.write(before + json.dumps(value, ensure_ascii=False))
+        before = ",\n  "
+    sys.stdout.write("[]\n" if before.startswith("[") else "\n]\n")
 
 
 def print_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:

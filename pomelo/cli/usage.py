@@ -3,7 +3,6 @@
 Pages are printed as they come, so that a long list needs no memory.
 """
 
-import json
 import sys
 from collections.abc import Iterator, Sequence
 from enum import StrEnum
@@ -13,12 +12,14 @@ import typer
 
 from pomelo.cli import times
 from pomelo.cli.operator import ask
-from pomelo.cli.terminal import Config, Json, print_table
+from pomelo.cli.terminal import Config, Json, print_json_list, print_table
 
 if TYPE_CHECKING:
     from pomelo.gen.v1.account_service_pb2 import UsageRecord, UsageTotal
 
 _PAGE = 1_000
+_TIMEOUT = 600.0
+"""Seconds: every record there is may be read."""
 
 
 class By(StrEnum):
@@ -92,7 +93,7 @@ def _pages(config: Any, request: Any, by: str | None) -> Iterator[list[dict[str,
 
     settings = load(config)
     while True:
-        found = ask(settings, "QueryUsage", request).usage
+        found = ask(settings, "QueryUsage", request, _TIMEOUT).usage
         if by is not None:
             yield [_total(row, by) for row in found.totals]
         else:
@@ -184,12 +185,7 @@ def _cell(value: Any) -> str:
 
 
 def _print_json(pages: Iterator[list[dict[str, Any]]]) -> None:
-    before = "[\n  "
-    for rows in pages:
-        for row in rows:
-            sys.stdout.write(before + json.dumps(row, ensure_ascii=False))
-            before = ",\n  "
-    sys.stdout.write("[]\n" if before.startswith("[") else "\n]\n")
+    print_json_list(row for rows in pages for row in rows)
 
 
 def _print_csv(pages: Iterator[list[dict[str, Any]]]) -> None:

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 from pomelo.cli.serve import development_key, greet, run, taken, until
 from pomelo.cli.terminal import FailureError, explain
 from pomelo.settings import Settings, split_address
+from pomelo.traces import trace
 
 START_WAIT = 60.0
 """Seconds that a worker may take to serve."""
@@ -98,8 +99,9 @@ class _Worker:
         # Spawned, not forked: gRPC and the event loop do not survive a fork.
         context = multiprocessing.get_context("spawn")
         self._line, theirs = context.Pipe()
-        self._process = context.Process(target=_work, args=(self._settings, self._number, theirs))
-        self._process.start()
+        process = context.Process(target=_work, args=(self._settings, self._number, theirs))
+        process.start()
+        self._process = process
         theirs.close()
         told = await asyncio.to_thread(self._told)
         if isinstance(told, Ready):
@@ -126,6 +128,8 @@ class _Worker:
                 await self.start()
             except FailureError as error:
                 log.error("worker %d can't be started again: %s", self._number, error)
+            except Exception as error:  # no more processes or descriptors, say: the next time will tell
+                log.error("worker %d can't be started again\n%s", self._number, trace(error))
 
     async def end(self, wait: float) -> None:
         """Lets it end, and kills it when it does not."""

@@ -2,20 +2,35 @@
 
 The operator's service runs it, also while tasks run: a wallet is looked at before and after its records are
 read, and what they say must lie between the two. It reads through the roles of the store alone, in pages,
-and keeps eight bytes of each record.
+and keeps eight bytes of each record and some hundred of each wallet.
 """
 
 import hashlib
 from array import array
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass, field
 from operator import attrgetter
 from typing import Protocol
 
+from pomelo.call import DEFAULT_TIMEOUT
 from pomelo.catalog import Prices
 from pomelo.gen.v1.admin_service_pb2 import AuditResponse
 from pomelo.pricing import Used, cost, read
-from pomelo.stores.ledger import AccountStore, Balance, UsageQuery, UsageRecord, UsageStore, Wallet
+from pomelo.stores.ledger import (
+    AccountStore,
+    Balance,
+    LedgerStore,
+    Reservation,
+    UsageQuery,
+    UsageRecord,
+    UsageStore,
+    Wallet,
+    WalletState,
+)
+
+OVERDUE = DEFAULT_TIMEOUT + 60.0
+"""Seconds after which no process runs a task any more: its deadline has passed, what was left of it has been
+ended, and the lease of its process, if that died, is over."""
 
 MOST_FINDINGS = 1_000
 """Findings that are told one by one; beyond, only their differences are summed."""
@@ -25,7 +40,7 @@ _BUCKETS = 256
 _counts = attrgetter(*Used.__slots__)
 
 
-class AuditedStore(AccountStore, UsageStore, Protocol):
+class AuditedStore(AccountStore, LedgerStore, UsageStore, Protocol):
     """The roles that are looked at."""
 
 
@@ -42,20 +57,69 @@ class _Findings:
         if len(self.told.findings) < self.most:
             self.told.findings.add(check=check, subject=subject, difference_micros=difference, detail=detail)
 
+    def sort(self, start: int) -> None:
+        """Puts the findings from `start` on in the order of their subjects, which no store promises."""
+        ordered = sorted(list(self.told.findings)[start:], key=lambda one: one.subject)
+        del self.told.findings[start:]
+        self.told.findings.extend(ordered)
 
-async def audit(store: AuditedStore, *, page: int = _PAGE, most: int = MOST_FINDINGS) -> AuditResponse:
+
+async def audit(
+    store: AuditedStore,
+    *,
+    page: int = _PAGE,
+    most: int = MOST_FINDINGS,
+    runs: Callable[[str], bool] | None = None,
+    now: Callable[[], float] | None = None,
+) -> AuditResponse:
     """Looks at everything; `page` records are read at a time, and at most `most` findings are told.
+
+    What tasks hold is looked at as far as it is known who runs them: `runs` says of those that this process
+    took whether it does; `now` is Unix time, to tell how old the others are.
 
     Raises:
         PomeloError: store_unavailable.
     """
     found = _Findings(most)
-    before = {wallet: await store.balance(wallet) for wallet in await store.wallets()}
-    spent: dict[Wallet, int] = {}
+    damaged = await _check_files(found, store)
+    try:
+        await _recompute(found, store, page, runs, now)
+    except Exception:
+        # Cut short by damage, of the kind that is found by whoever reads the record alone.
+        if not damaged and not await _check_files(found, store):
+            raise
+    return found.told
+
+
+async def _check_files(found: _Findings, store: UsageStore) -> bool:
+    damage = await store.damage()
+    for subject, detail in damage:
+        found.add("database", subject, 0, detail)
+    return bool(damage)
+
+
+async def _recompute(
+    found: _Findings,
+    store: AuditedStore,
+    page: int,
+    runs: Callable[[str], bool] | None,
+    now: Callable[[], float] | None,
+) -> None:
+    """Looks at every record, hold and wallet.
+
+    Raises:
+        PomeloError: store_unavailable.
+    """
+    # By names of wallets: hundreds of thousands of records as keys would keep the garbage collector busy.
+    before = {
+        _name(state.wallet): state.balance.spent async for states in store.wallet_states() for state in states
+    }
+    spent: dict[str, int] = {}
     prices: dict[str, Prices] = {}
     seen = _Seen()
     async for record in _records(store, page):
-        spent[record.wallet] = spent.get(record.wallet, 0) + record.cost
+        name = _name(record.wallet)
+        spent[name] = spent.get(name, 0) + record.cost
         seen.add(record.task_id)
         found.told.records += 1
         found.told.cost_micros += record.cost
@@ -65,17 +129,24 @@ async def audit(store: AuditedStore, *, page: int = _PAGE, most: int = MOST_FIND
     holds = await store.held()
     found.told.holds = len(holds)
     await _check_tasks(found, store, page, seen, holds)
-    known = {account.name for account in await store.list_accounts()}
-    wallets = set(await store.wallets())
-    for wallet in sorted(wallets | spent.keys(), key=lambda one: (one.account, one.live)):
-        found.told.wallets += 1
-        if wallet.account not in known:
-            found.add("account", _name(wallet), 0, "It is a side of an account that there is not")
-        earlier = before.get(wallet, Balance())
-        await _check_grants(found, store, wallet, earlier)
-        await _check_spent(found, store, wallet, earlier, spent.get(wallet, 0))
-        await _check_held(found, store, wallet)
-    return found.told
+    await _check_running(found, store, runs, now)
+    start = len(found.told.findings)
+    looked: set[str] = set()
+    async for states in store.wallet_states():
+        for state in states:
+            name = _name(state.wallet)
+            if name not in looked:
+                looked.add(name)
+                await _check_wallet(found, store, state, before.get(name, 0), spent.get(name, 0))
+    for name in spent.keys() - looked:  # those that are gone
+        looked.add(name)
+        wallet = _wallet(name)
+        given = sum(grant.amount for grant in await store.list_grants(wallet))
+        state = WalletState(wallet, Balance(), given, 0)
+        await _check_wallet(found, store, state, before.get(name, 0), spent[name])
+    found.told.wallets = len(looked)
+    await _check_accounts(found, store, looked)
+    found.sort(start)
 
 
 async def _records(store: UsageStore, page: int) -> AsyncIterator[UsageRecord]:
@@ -157,41 +228,81 @@ async def _check_tasks(
             found.add("task", task_id, 0, "It has a record, and still holds something")
 
 
+async def _check_running(
+    found: _Findings,
+    store: LedgerStore,
+    runs: Callable[[str], bool] | None,
+    now: Callable[[], float] | None,
+) -> None:
+    """What a task holds is held for a process that runs it."""
+
+    def why(one: Reservation) -> str:
+        """Why it is held for nobody; empty: it may be held for somebody."""
+        if runs is not None and one.own and not runs(one.record.task_id):
+            return "no process runs it"
+        age = 0.0 if now is None else now() - one.record.at
+        return f"nothing was heard of it for more than {OVERDUE:g} s" if age > OVERDUE else ""
+
+    suspects = {one.record.task_id for one in await store.reservations() if why(one)}
+    if not suspects:
+        return
+    # Looked at again: one that ended while it was read is gone by now.
+    for one in await store.reservations():
+        task_id = one.record.task_id
+        if task_id in suspects and (reason := why(one)):
+            detail = f"{one.amount} microcredits of {_name(one.record.wallet)} are held by it, and {reason}"
+            found.add("running", task_id, one.amount, detail)
+
+
 # --- wallets
 
 
-async def _check_grants(found: _Findings, store: AccountStore, wallet: Wallet, earlier: Balance) -> None:
-    given = sum(grant.amount for grant in await store.list_grants(wallet))
-    later = await store.balance(wallet)
-    difference = _outside(given, earlier.granted, later.granted)
-    if difference:
+async def _check_wallet(
+    found: _Findings,
+    store: AuditedStore,
+    state: WalletState,
+    before: int,
+    spent: int,
+) -> None:
+    """A wallet's balance is what its grants, its records and its tasks say. `before` is what it had spent
+    before the records were read, `spent` what they sum up to."""
+    wallet, balance = state.wallet, state.balance
+    if balance.granted != state.given:
         found.add(
             "granted",
             _name(wallet),
-            difference,
-            f"{given + difference} microcredits are granted, and its grants say {given}",
+            balance.granted - state.given,
+            f"{balance.granted} microcredits are granted, and its grants say {state.given}",
         )
-    least = min(later.granted, later.spent, later.held, later.available)
+    least = min(balance.granted, balance.spent, balance.held, balance.available)
     if least < 0:
         found.add(
             "balance",
             _name(wallet),
             least,
-            f"Of {later.granted} microcredits {later.spent} are spent and {later.held} held, "
-            f"so {later.available} are left",
+            f"Of {balance.granted} microcredits {balance.spent} are spent and {balance.held} held, "
+            f"so {balance.available} are left",
         )
+    if balance.held != state.holding:
+        found.add(
+            "held",
+            _name(wallet),
+            balance.held - state.holding,
+            f"{balance.held} microcredits are held, and its tasks hold {state.holding}",
+        )
+    await _check_spent(found, store, state, before, spent)
 
 
 async def _check_spent(
-    found: _Findings, store: AuditedStore, wallet: Wallet, earlier: Balance, spent: int
+    found: _Findings, store: AuditedStore, state: WalletState, earlier: int, spent: int
 ) -> None:
-    later = await store.balance(wallet)
-    if earlier.spent != later.spent:  # tasks ended meanwhile: the whole wallet is summed at one moment
+    wallet, later = state.wallet, state.balance.spent
+    if earlier != later:  # tasks ended meanwhile: the whole wallet is summed at one moment
         earlier = later
         sums = await store.sum_usage(UsageQuery(account=wallet.account, live=wallet.live), "account")
         spent = sum(total.cost for total in sums)
-        later = await store.balance(wallet)
-    difference = _outside(spent, earlier.spent, later.spent)
+        later = (await store.balance(wallet)).spent
+    difference = _outside(spent, earlier, later)
     if difference:
         found.add(
             "spent",
@@ -201,13 +312,15 @@ async def _check_spent(
         )
 
 
-async def _check_held(found: _Findings, store: UsageStore, wallet: Wallet) -> None:
-    """What is held is what tasks hold."""
-    kept, tasks = await store.holding(wallet)
-    if kept != tasks:
-        found.add(
-            "held", _name(wallet), kept - tasks, f"{kept} microcredits are held, and its tasks hold {tasks}"
-        )
+async def _check_accounts(found: _Findings, store: AccountStore, wallets: set[str]) -> None:
+    """Every wallet is a side of an account. Takes those that are out of `wallets`."""
+    after = ""
+    while page := await store.list_accounts(after=after):
+        after = page[-1].name
+        for account in page:
+            wallets -= {_name(Wallet(account.name, live)) for live in (False, True)}
+    for name in sorted(wallets):
+        found.add("account", name, 0, "It is a side of an account that there is not")
 
 
 def _outside(recomputed: int, least: int, most: int) -> int:
@@ -219,3 +332,9 @@ def _outside(recomputed: int, least: int, most: int) -> int:
 
 def _name(wallet: Wallet) -> str:
     return f"{wallet.account}/{'live' if wallet.live else 'test'}"
+
+
+def _wallet(name: str) -> Wallet:
+    """The wallet that `_name` named."""
+    account, _, mode = name.rpartition("/")
+    return Wallet(account, mode == "live")

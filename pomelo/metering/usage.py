@@ -20,7 +20,10 @@ PAGE = 100
 """Records of a page where none is asked for."""
 
 MOST = 1_000
-"""The most records of a page."""
+"""The most records or sums of a page that can be asked for."""
+
+SUMS = 10_000
+"""Sums of a page where none is asked for: what fits into a message of 4 MiB, and more than most have."""
 
 _SEAL = 16
 """Bytes of a page token that vouch for the rest."""
@@ -69,9 +72,16 @@ class UsageDesk:
         by = _GROUPS.get(request.group_by)
         if by is None:
             raise invalid("group_by", "model, key, day or account")
-        if request.page_token:
-            raise invalid("page_token", "absent with group_by: sums have no pages")
-        return pb.ListUsageResponse(totals=[_total(row) for row in await self._store.sum_usage(query, by)])
+        return await self._sums(query, by, request.page_size or SUMS, request.page_token)
+
+    async def _sums(self, query: UsageQuery, by: str, size: int, token: str) -> pb.ListUsageResponse:
+        after = self._opened(token, query, by) if token else ""
+        totals = await self._store.sum_usage(query, by, limit=size + 1, after=after)
+        more = len(totals) > size
+        return pb.ListUsageResponse(
+            totals=[_total(row) for row in totals[:size]],
+            next_page_token=self._sealed(totals[size - 1].group, query, by) if more else "",
+        )
 
     async def _page(self, query: UsageQuery, size: int, token: str) -> pb.ListUsageResponse:
         after = self._opened(token, query) if token else ""
@@ -84,23 +94,24 @@ class UsageDesk:
             next_page_token=self._sealed(following, query) if following else "",
         )
 
-    def _sealed(self, after: str, query: UsageQuery) -> str:
+    def _sealed(self, after: str, query: UsageQuery, by: str = "") -> str:
         """A token that is good for this query alone."""
         place = after.encode()
-        return base64.urlsafe_b64encode(self._seal(place, query) + place).rstrip(b"=").decode()
+        return base64.urlsafe_b64encode(self._seal(place, query, by) + place).rstrip(b"=").decode()
 
-    def _opened(self, token: str, query: UsageQuery) -> str:
+    def _opened(self, token: str, query: UsageQuery, by: str = "") -> str:
         try:
             data = base64.b64decode(token + "=" * (-len(token) % 4), altchars=b"-_", validate=True)
         except (binascii.Error, ValueError):
             raise _wrong_token() from None
         seal, place = data[:_SEAL], data[_SEAL:]
-        if not hmac.compare_digest(seal, self._seal(place, query)):
+        if not hmac.compare_digest(seal, self._seal(place, query, by)):
             raise _wrong_token()
         return place.decode()
 
-    def _seal(self, place: bytes, query: UsageQuery) -> bytes:
-        return hmac.digest(self._key, repr(query).encode() + b"\0" + place, "sha256")[:_SEAL]
+    def _seal(self, place: bytes, query: UsageQuery, by: str) -> bytes:
+        asked = repr(query) + (f" by {by}" if by else "")
+        return hmac.digest(self._key, asked.encode() + b"\0" + place, "sha256")[:_SEAL]
 
 
 def written(record: UsageRecord) -> pb.UsageRecord:

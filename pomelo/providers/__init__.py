@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from pomelo.providers.base import Provider
+    from pomelo.providers.connections import ConnectionLimiter
     from pomelo.providers.http import Timeouts
     from pomelo.providers.registry import Entry
     from pomelo.turns import Turns
@@ -51,18 +52,21 @@ async def open_providers(
     *,
     timeouts: "Timeouts | None" = None,
     origins: Collection[str] = (),
+    connections: "ConnectionLimiter | None" = None,
     turns: "Turns | None" = None,
 ) -> "AsyncIterator[dict[str, Provider]]":
     """The providers by name: the sandbox, and each of `entries` with its credentials. Leaving closes all.
 
-    They share one `Http`; `timeouts` are its, where the defaults don't do, `origins` those that may deliver
-    files whatever their addresses, and `turns` the event loop's.
+    They share one `Http`; `timeouts`, `connections` and `turns` (those of the event loop) are its, where the
+    defaults don't do, and `origins` those that may deliver files whatever their addresses.
     """
     from pomelo.providers.http import Http
     from pomelo.providers.sandbox import Sandbox
 
     async with AsyncExitStack() as stack:
-        http = await stack.enter_async_context(Http(timeouts, origins=origins, turns=turns))
+        http = await stack.enter_async_context(
+            Http(timeouts, origins=origins, connections=connections, turns=turns)
+        )
         providers: dict[str, Provider] = {SANDBOX: Sandbox()}
         for entry in entries:
             providers[entry.name] = entry.make(entry.located(credentials), http)

@@ -6,6 +6,7 @@ no limit, no price.
 """
 
 from collections.abc import AsyncGenerator, Callable, Mapping
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -13,7 +14,11 @@ from typing import Any, Protocol
 from pomelo.catalog import Model, Route
 from pomelo.gen.v1.task_service_pb2 import StreamTaskResponse as Event
 
-__all__ = ["AudioSource", "Event", "Job", "Probe", "Provider"]
+__all__ = ["CALLER", "AudioSource", "Event", "Job", "Probe", "Provider"]
+
+CALLER: ContextVar[str] = ContextVar("caller", default="")
+"""The account for which a provider is called now; empty where it is for none. Connections are shared fairly
+between accounts. The router sets it; a context variable, so that no provider has to pass it on."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +63,8 @@ It is an async generator. What it yields, by kind:
 
 Closing or cancelling it closes the upstream connection at once. It raises `PomeloError` alone, with the
 codes of the provider rows of the table (provider_unavailable, provider_failed, content_policy_violation,
-context_length_exceeded, invalid_parameter, payload_too_large, deadline_exceeded).
+context_length_exceeded, invalid_parameter, payload_too_large, deadline_exceeded), and with overloaded where
+`Http` had no connection for it.
 """
 
 

@@ -4,7 +4,8 @@ Providers call `Http.whole` (JSON), `Http.events` (server-sent events), `Http.pi
 and `Http.fetch` (a whole file); what can go wrong comes out as a `PomeloError` by the map in
 `pomelo.providers.failures`. It knows no vendor. It follows no redirect, keeps no cookie, heeds no proxy
 variable and asks for no compression. No POST is ever sent twice; a GET may be, when a kept connection
-turns out to be dead.
+turns out to be dead. Connections are limited by `pomelo.providers.connections`, before anything is sent, and
+not by aiohttp.
 """
 
 import asyncio
@@ -25,15 +26,14 @@ from pydantic_core import from_json
 from yarl import URL
 
 import pomelo
+from pomelo.providers.base import CALLER
+from pomelo.providers.connections import ConnectionLimiter
 from pomelo.providers.failures import Dialect, cut, nonsense, not_answered, refused
 from pomelo.providers.sse import SseEvent, SseParser
 from pomelo.turns import Turns
 
 BODY_MOST = 8 * 1024 * 1024
 """Bytes of a whole answer."""
-
-PER_HOST = 256
-"""Connections to one host; further calls wait for one until their deadline."""
 
 PIECE = 64 * 1024
 """Bytes of a sound that are read at once, and about what is read ahead of an answer: what a slow caller makes
@@ -64,6 +64,7 @@ class Http:
     """The shared client session; an async context manager, to be entered in the running loop.
 
     `origins`, such as "http://10.0.0.5:9000", may deliver files whatever their addresses: see `links`.
+    `connections` are shared with whoever else is given them.
     `turns` are the event loop's, for providers that read a stream to its end themselves.
     """
 
@@ -71,7 +72,7 @@ class Http:
         self,
         timeouts: Timeouts | None = None,
         *,
-        per_host: int = PER_HOST,
+        connections: ConnectionLimiter | None = None,
         now: Callable[[], float] = time.time,
         resolver: AbstractResolver | None = None,
         origins: Collection[str] = (),
@@ -83,7 +84,7 @@ class Http:
         self._timeouts = timeouts
         self._resolver = resolver
         self._now = now
-        self._per_host = per_host
+        self._connections = connections or ConnectionLimiter()
         self._stream_limits = _limits(timeouts.connect, timeouts.silence)
         self._whole_limits = _limits(timeouts.connect, timeouts.whole)
         self._session: aiohttp.ClientSession | None = None
@@ -91,7 +92,11 @@ class Http:
     async def __aenter__(self) -> Self:
         self._session = aiohttp.ClientSession(
             connector=_Connector(
-                limit=0, limit_per_host=self._per_host, keepalive_timeout=15, resolver=self._resolver
+                self._connections.limit,
+                limit=0,
+                limit_per_host=0,
+                keepalive_timeout=15,
+                resolver=self._resolver,
             ),
             cookie_jar=aiohttp.DummyCookieJar(),
             headers={"Accept-Encoding": "identity", "User-Agent": f"pomelo/{pomelo.__version__}"},
@@ -114,7 +119,7 @@ class Http:
         """Another one with the same limits, whose names are looked up by `resolver`; to be entered. What it
         fetches is not thought about, so silence ends a whole answer as it does a stream."""
         timeouts = replace(self._timeouts, whole=min(self._timeouts.whole, self._timeouts.silence))
-        return Http(timeouts, per_host=self._per_host, now=self._now, resolver=resolver)
+        return Http(timeouts, connections=self._connections, now=self._now, resolver=resolver)
 
     @property
     def turns(self) -> Turns:
@@ -130,7 +135,7 @@ class Http:
         Cancelling closes the connection at once.
 
         Raises:
-            PomeloError: by the map.
+            PomeloError: by the map; overloaded.
         """
         answer, _ = await self.fetch(url, headers, body, dialect, most=most)
         try:
@@ -201,26 +206,31 @@ class Http:
         if isinstance(body, bytes) and len(body) > _AT_ONCE:
             # A large body is written in pieces, so that other calls have their turn in between.
             data = io.BytesIO(body)
+        host, account = f"{url.raw_host}:{url.port}", CALLER.get()
+        await self._connections.acquire(host, account)
         try:
-            response = await session.request(
-                "GET" if body is None else "POST",
-                url,
-                data=data,
-                headers=headers,
-                timeout=limits,
-                allow_redirects=False,
-            )
-        except _FAULTS as error:
-            failure = not_answered(error, dialect)
-        else:
             try:
-                if response.status >= 300:
-                    raise await self._refusal(response, dialect, limits)
-                yield response
-            finally:
-                # Not release(), which would wait for the rest; no effect on what was read to its end.
-                response.close()
-            return
+                response = await session.request(
+                    "GET" if body is None else "POST",
+                    url,
+                    data=data,
+                    headers=headers,
+                    timeout=limits,
+                    allow_redirects=False,
+                )
+            except _FAULTS as error:
+                failure = not_answered(error, dialect)
+            else:
+                try:
+                    if response.status >= 300:
+                        raise await self._refusal(response, dialect, limits)
+                    yield response
+                finally:
+                    # Not release(), which would wait for the rest; no effect on what was read to its end.
+                    response.close()
+                return
+        finally:
+            self._connections.release(host, account)
         # Outside of the except block: what aiohttp raises holds the request's headers.
         raise failure
 
@@ -349,7 +359,12 @@ class ByteStream:
 
 class _Connector(aiohttp.TCPConnector):
     """Keeps connections for later, but for those on which something came that nobody had asked for: it would
-    be taken for the answer to the next request, which may be another caller's."""
+    be taken for the answer to the next request, which may be another caller's. At most `kept` are kept for a
+    host."""
+
+    def __init__(self, kept: int, **options: Any) -> None:
+        super().__init__(**options)
+        self._kept = kept
 
     async def connect(
         self,
@@ -362,7 +377,7 @@ class _Connector(aiohttp.TCPConnector):
         Raises:
             aiohttp.ClientConnectionError: there is none.
         """
-        for _ in range(self.limit_per_host + 1):  # however many are kept
+        for _ in range(self._kept + 1):
             connection = await super().connect(req, traces, timeout)
             if connection.protocol is not None and not connection.protocol.should_close:
                 return connection

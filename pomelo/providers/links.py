@@ -81,7 +81,7 @@ class Links:
 
     async def fetch(self, link: object, dialect: Dialect) -> bytes:
         """The file behind a link, at most FILE_MOST bytes; it is asked for without any key, and again where
-        the host is in trouble.
+        the host is in trouble or no connection came free.
 
         Raises:
             PomeloError: by the map; provider_failed where the link is none or leads to a private address.
@@ -97,7 +97,7 @@ class Links:
             try:
                 return (await http.fetch(url, {}, None, dialect, most=FILE_MOST))[0]
             except PomeloError as error:
-                if error.code != "provider_unavailable":
+                if error.code not in ("provider_unavailable", "overloaded"):
                     raise
             await asyncio.sleep(wait)
         return (await http.fetch(url, {}, None, dialect, most=FILE_MOST))[0]

@@ -40,7 +40,8 @@ async def polled(
 
     The first comes `interval` seconds after the start, later ones up to twice as far apart. The work goes
     on meanwhile and may be paid for, so GLITCHES failures in a row are passed over, with growing waits or
-    those that the vendor asks for; a refusal is not. Closing it closes the connection at once.
+    those that the vendor asks for; a refusal is not. A question that got no connection is asked later.
+    Closing it closes the connection at once.
 
     Raises:
         PomeloError: by the map.
@@ -63,6 +64,8 @@ async def polled(
             continue
         if failure.code == "not_found":
             yield UNKNOWN
+            continue
+        if failure.code == "overloaded":
             continue
         failed += 1
         if failed > GLITCHES or failure.code not in _PASSING or failure.replay == Replay.ELSEWHERE:

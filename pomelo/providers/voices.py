@@ -9,6 +9,7 @@ import time
 from collections.abc import Awaitable, Callable, Iterable
 
 from pomelo.errors import PomeloError, invalid
+from pomelo.providers.base import CALLER
 
 FRESH = 300.0
 """Seconds for which the account's list is believed."""
@@ -117,12 +118,16 @@ class Voices:
         async with self._reading:
             if self._attempts == attempts:
                 failure = None
+                caller = CALLER.get()
+                CALLER.set("")  # for all that wait, whatever the share of the one who asks
                 try:
                     self._names = _index(await self._listed())
                     self._read_at = self._now()
                 except PomeloError as error:
                     failure = error
                     self._spared_until = self._now() + ASKED_AGAIN
+                finally:
+                    CALLER.set(caller)
                 self._failure = failure
                 self._attempts += 1
             failure = self._failure

@@ -8,7 +8,7 @@ how keys, accounts and records are made and kept is for those to say who keep th
 import time
 from collections.abc import Callable, Collection
 
-from pomelo import times
+from pomelo import pages, times
 from pomelo.accounts import AccountOffice, unknown_account
 from pomelo.admission.keys import Keyring
 from pomelo.errors import invalid, missing
@@ -21,7 +21,8 @@ from pomelo.stores.base import DEFAULT_ACCOUNT, KeyRecord, Store, UnknownAccount
 
 
 class AdminServicer(AdminServiceServicer):
-    """pomelo.v1.AdminService. `models` are the names that a key may be confined to; `now` is Unix time."""
+    """pomelo.v1.AdminService. `models` are the names that a key may be confined to; `now` is Unix time;
+    `runs` says whether this process runs a task of that id."""
 
     def __init__(
         self,
@@ -31,6 +32,8 @@ class AdminServicer(AdminServiceServicer):
         usage: UsageDesk,
         models: Collection[str],
         now: Callable[[], float] = time.time,
+        *,
+        runs: Callable[[str], bool] = lambda task_id: False,
     ) -> None:
         self._store = store
         self._keyring = keyring
@@ -38,6 +41,7 @@ class AdminServicer(AdminServiceServicer):
         self._usage = usage
         self._models = models
         self._now = now
+        self._runs = runs
         self.running = Running()
 
     async def create_key(self, request: pb.CreateKeyRequest) -> pb.CreateKeyResponse:
@@ -63,13 +67,23 @@ class AdminServicer(AdminServiceServicer):
         return pb.CreateKeyResponse(key=_key(record), secret=secret)
 
     async def list_keys(self, request: pb.ListKeysRequest) -> pb.ListKeysResponse:
-        """The keys of an account, or all.
+        """A page of the keys of an account, or of all.
 
         Raises:
-            PomeloError: store_unavailable.
+            PomeloError: invalid_parameter, store_unavailable.
         """
-        records = await self._keyring.list(request.account or None)
-        return pb.ListKeysResponse(keys=[_key(record) for record in records])
+        size, what = pages.page_size(request.page_size), f"keys of {request.account}"
+        after: tuple[float, str] | None = None
+        if request.page_token:
+            created, key_id = pages.read_token(request.page_token, what, float, str)
+            after = (created, key_id)
+        records = await self._keyring.list(request.account or None, limit=size + 1, after=after)
+        keys = [_key(record) for record in records]
+        count = min(size, pages.fitting(keys))
+        token = ""
+        if count < len(keys):
+            token = pages.make_token(what, records[count - 1].created, records[count - 1].key_id)
+        return pb.ListKeysResponse(keys=keys[:count], next_page_token=token)
 
     async def rotate_key(self, request: pb.RotateKeyRequest) -> pb.RotateKeyResponse:
         """Makes a key like another one, and ends the other.
@@ -98,12 +112,13 @@ class AdminServicer(AdminServiceServicer):
         return pb.CreateAccountResponse(account=account)
 
     async def list_accounts(self, request: pb.ListAccountsRequest) -> pb.ListAccountsResponse:
-        """All accounts.
+        """A page of accounts.
 
         Raises:
-            PomeloError: store_unavailable.
+            PomeloError: invalid_parameter, store_unavailable.
         """
-        return pb.ListAccountsResponse(accounts=await self._accounts.list())
+        accounts, token = await self._accounts.list(request.page_size, request.page_token)
+        return pb.ListAccountsResponse(accounts=accounts, next_page_token=token)
 
     async def show_account(self, request: pb.ShowAccountRequest) -> pb.ShowAccountResponse:
         """One account.
@@ -156,7 +171,7 @@ class AdminServicer(AdminServiceServicer):
         Raises:
             PomeloError: store_unavailable.
         """
-        return await audit(self._store)
+        return await audit(self._store, runs=self._runs, now=self._now)
 
     # --- the same over gRPC
 

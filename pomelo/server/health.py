@@ -1,15 +1,17 @@
 """grpc.health.v1: tells balancers and probes whether to send calls here.
 
-Made by `pomelo.server.main`. Unlike grpcio's own servicer it ends its watches when the server drains, so
-that a watcher does not hold up the shutdown.
+Made by `pomelo.server.main`. It asks for no key and no other part of Pomelo, so it answers also when callers
+are refused. Its watches end when the server drains, so that a watcher does not hold up the shutdown.
 """
 
 import asyncio
 from collections.abc import Iterable
 from typing import Any
 
-import grpc
 from grpc_health.v1 import health_pb2
+
+from pomelo.errors import PomeloError
+from pomelo.server.calls import Rpc, keyless
 
 SERVICE = "grpc.health.v1.Health"
 
@@ -30,23 +32,31 @@ class HealthServicer:
     def _response(self) -> Any:
         return _Status(status=_Status.NOT_SERVING if self._draining.is_set() else _Status.SERVING)
 
-    async def Check(self, request: Any, context: Any) -> Any:
+    @keyless
+    async def Check(self, rpc: Rpc) -> Any:
         """The health of one service."""
+        request = await rpc.small_message(health_pb2.HealthCheckRequest, health=True)
         if request.service not in self._services:
-            await context.abort(grpc.StatusCode.NOT_FOUND, "No such service")
+            raise PomeloError("not_found", "There is no such service. Check its name")
         return self._response()
 
-    async def List(self, request: Any, context: Any) -> Any:
+    @keyless
+    async def List(self, rpc: Rpc) -> Any:
         """The health of all services."""
+        await rpc.small_message(health_pb2.HealthListRequest, health=True)
         return health_pb2.HealthListResponse(statuses=dict.fromkeys(self._services, self._response()))
 
-    async def Watch(self, request: Any, context: Any) -> None:
-        """The health of one service, now and when it changes."""
-        if request.service not in self._services:
-            await context.write(_Status(status=_Status.SERVICE_UNKNOWN))
-            await self._draining.wait()
-            return
-        await context.write(self._response())
-        if not self._draining.is_set():
-            await self._draining.wait()
-            await context.write(self._response())
+    @keyless
+    async def Watch(self, rpc: Rpc) -> None:
+        """The health of one service, now and when it changes. Without a key it ends after a while."""
+        await rpc.admit_if_known()
+        with rpc.without_key():
+            request = await rpc.small_message(health_pb2.HealthCheckRequest)
+            if request.service not in self._services:
+                await rpc.write(_Status(status=_Status.SERVICE_UNKNOWN))
+                await self._draining.wait()
+                return
+            await rpc.write(self._response())
+            if not self._draining.is_set():
+                await self._draining.wait()
+                await rpc.write(self._response())

@@ -12,15 +12,16 @@ import socket
 import stat
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
 import grpc
-from grpc_health.v1 import health_pb2_grpc
-from grpc_reflection.v1alpha import reflection
+from grpc_health.v1 import health_pb2
+from grpc_reflection.v1alpha import reflection, reflection_pb2
 
+from pomelo import descriptors
 from pomelo.gen.v1 import (
     account_service_pb2,
     admin_service_pb2,
@@ -28,18 +29,23 @@ from pomelo.gen.v1 import (
     model_service_pb2,
     task_service_pb2,
 )
-from pomelo.gen.v1.account_service_pb2_grpc import add_AccountServiceServicer_to_server
 from pomelo.gen.v1.admin_service_pb2_grpc import AdminServiceServicer, add_AdminServiceServicer_to_server
-from pomelo.gen.v1.media_service_pb2_grpc import add_MediaServiceServicer_to_server
-from pomelo.gen.v1.model_service_pb2_grpc import add_ModelServiceServicer_to_server
-from pomelo.gen.v1.task_service_pb2_grpc import add_TaskServiceServicer_to_server
+from pomelo.origin import GatewayProof
 from pomelo.server import health
-from pomelo.server.servicers import AccountServicer, MediaServicer, ModelServicer, Running, TaskServicer
+from pomelo.server.calls import CallLimits, FrontEnd, Running
+from pomelo.server.connections import ConnectionGuard, ConnectionLimits
+from pomelo.server.servicers import (
+    AccountServicer,
+    MediaServicer,
+    ModelServicer,
+    ReflectionServicer,
+    TaskServicer,
+)
 from pomelo.service import Services
 
 log = logging.getLogger("pomelo.server")
 
-_MIB = 1024 * 1024
+_PENDING = 4_000
 _AFTER_GRACE = 10.0
 """Seconds that handlers get to clean up once they were cancelled."""
 
@@ -52,9 +58,9 @@ class ServerOptions:
     key every address speaks TLS, and with `tls_client_ca` a caller must show a certificate of that
     authority. `grace` is in seconds: how long running calls may go on once the server stops.
 
-    `message_limit` is in bytes of one message from a caller; the default takes any JSON body that REST takes
-    (8 MiB), so that both wires take the same. The defaults of the rest are for a server that strangers
-    can reach: `connection_streams` are calls at once on one connection, `calls` on all of them.
+    `connection_streams` are concurrent calls on one connection: more than the largest limited plan has, since
+    a client holds back the next one without a word. `limits` bound what calls may cost; by default a message
+    may be as large as any JSON body that REST takes (8 MiB), so that both protocols take the same.
     """
 
     address: str | tuple[str, ...] = "127.0.0.1:50051"
@@ -62,30 +68,36 @@ class ServerOptions:
     tls_cert: Path | None = None
     tls_key: Path | None = None
     tls_client_ca: Path | None = None
-    message_limit: int = 9 * _MIB
-    connection_streams: int = 100
-    calls: int = 1000
+    limits: CallLimits = field(default_factory=CallLimits)
+    connection_streams: int = 1000
     reuse_port: bool = False
+    connections: ConnectionLimits = field(default_factory=ConnectionLimits)
 
     def channel_args(self) -> list[tuple[str, Any]]:
         """The options in grpc's own words. Times there are in milliseconds."""
         return [
             # Without it a second server would share the port, and callers, with no error.
             ("grpc.so_reuseport", int(self.reuse_port)),
-            ("grpc.max_receive_message_length", self.message_limit),
+            ("grpc.max_receive_message_length", self.limits.transport),
             ("grpc.max_concurrent_streams", self.connection_streams),
+            # Calls wait here for a moment until we see them; above it grpc refuses them without details.
+            ("grpc.server.max_pending_requests", _PENDING),
+            ("grpc.server.max_pending_requests_hard_limit", _PENDING),
             ("grpc.max_metadata_size", 8 * 1024),
             ("grpc.absolute_max_metadata_size", 16 * 1024),
             # Windows of 64 KiB, not of 4 MiB: what a slow peer makes us hold is small.
             ("grpc.http2.bdp_probe", 0),
             ("grpc.http2.lookahead_bytes", 64 * 1024),
+            ("grpc.max_allowed_incoming_connections", self.connections.hard_connections),
             ("grpc.server_handshake_timeout_ms", 10_000),
             ("grpc.max_connection_idle_ms", 300_000),
             ("grpc.max_connection_age_ms", 1_800_000),
             ("grpc.max_connection_age_grace_ms", 600_000),
             ("grpc.keepalive_time_ms", 60_000),
             ("grpc.keepalive_timeout_ms", 20_000),
-            ("grpc.http2.min_ping_interval_without_data_ms", 30_000),
+            # Clients ping every 10 s where a balancer's guide says so, also between calls.
+            ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
+            ("grpc.keepalive_permit_without_calls", 1),
             ("grpc.http2.max_ping_strikes", 2),
         ]
 
@@ -129,47 +141,60 @@ async def open_server(
     services: Services,
     options: ServerOptions,
     *,
+    proof: GatewayProof | None = None,
     register: Callable[[Any], Sequence[str]] | None = None,
 ) -> AsyncIterator[Server]:
     """Serves `services`, with health and reflection.
 
-    `register` may add servicers to the grpc.aio server before it starts, and gives their full names. Leaving
-    drains: health is NOT_SERVING, no new call is taken, running ones may end within the grace and are then
-    cancelled; it returns when their handlers have cleaned up.
+    `proof` recognises gateways; without it they are callers like others. `register` may add servicers to
+    the grpc.aio server before it starts, and gives their full names. Leaving drains: health is NOT_SERVING,
+    no new call is taken, running ones may end within the grace and are then cancelled; it returns when their
+    handlers have cleaned up.
 
     Raises:
         OSError: an address can't be listened on, or a TLS file can't be read.
     """
-    running = Running()
-    server = grpc.aio.server(options=options.channel_args(), maximum_concurrent_rpcs=options.calls)
-    add_TaskServiceServicer_to_server(TaskServicer(services.tasks, running), server)
-    add_ModelServiceServicer_to_server(ModelServicer(services.models, running), server)
-    add_MediaServiceServicer_to_server(MediaServicer(services.media, running), server)
-    add_AccountServiceServicer_to_server(AccountServicer(services.accounts, running), server)
-    names = [
-        _name(task_service_pb2, "TaskService"),
-        _name(model_service_pb2, "ModelService"),
-        _name(media_service_pb2, "MediaService"),
-        _name(account_service_pb2, "AccountService"),
-        *(register(server) if register else ()),
-    ]
+    options = replace(options, connections=options.connections.within(descriptors.limit()))
+    guard = ConnectionGuard(options.connections, options.limits.message)
+    front = FrontEnd(services.access, options.limits, guard, proof)
+    server = grpc.aio.server(options=options.channel_args())
+    ours = {
+        task_service_pb2.DESCRIPTOR: TaskServicer(services.tasks),
+        model_service_pb2.DESCRIPTOR: ModelServicer(services.models),
+        media_service_pb2.DESCRIPTOR: MediaServicer(services.media),
+        account_service_pb2.DESCRIPTOR: AccountServicer(services.accounts),
+    }
+    names = [*[service.full_name for file in ours for service in file.services_by_name.values()]]
+    names += register(server) if register else ()
     healthy = health.HealthServicer(names)
-    health_pb2_grpc.add_HealthServicer_to_server(healthy, server)
-    reflection.enable_server_reflection([*names, health.SERVICE, reflection.SERVICE_NAME], server)
+    known = {
+        **ours,
+        health_pb2.DESCRIPTOR: healthy,
+        reflection_pb2.DESCRIPTOR: ReflectionServicer([*names, health.SERVICE, reflection.SERVICE_NAME]),
+    }
+    # A queue for each method: grpc hands over one new call of a queue at a time, so that a health check, or a
+    # caller, would otherwise wait behind a flood of calls of other methods.
+    for file, servicer in known.items():
+        for service in file.services_by_name.values():
+            server.add_registered_method_handlers(service.full_name, front.handlers(service, servicer))
+    server.add_generic_rpc_handlers((front.unknown(),))
     credentials = options.credentials()
     given = (options.address,) if isinstance(options.address, str) else options.address
     addresses = tuple([_bind(server, address, credentials) for address in given])
     await server.start()
-    try:
-        yield Server(addresses, running, healthy)
-    finally:
-        healthy.drain()
-        await server.stop(options.grace)
+    async with guard.watch([port for address in addresses if (port := _port(address))]):
         try:
-            async with asyncio.timeout(_AFTER_GRACE):
-                await running.idle()
-        except TimeoutError:
-            log.error("%d calls did not end within %s s of being cancelled", running.count, _AFTER_GRACE)
+            yield Server(addresses, front.running, healthy)
+        finally:
+            healthy.drain()
+            await server.stop(options.grace)
+            try:
+                async with asyncio.timeout(_AFTER_GRACE):
+                    await front.running.idle()
+            except TimeoutError:
+                log.error(
+                    "%d calls did not end within %s s of being cancelled", front.running.count, _AFTER_GRACE
+                )
 
 
 @asynccontextmanager
@@ -216,6 +241,11 @@ def _bind(server: Any, address: str, credentials: Any) -> str:
     if address.startswith("unix:"):
         return address
     return f"{address.rpartition(':')[0]}:{port}"
+
+
+def _port(address: str) -> int:
+    """The port of an address, 0 for a unix socket."""
+    return 0 if address.startswith("unix:") else int(address.rpartition(":")[2])
 
 
 def _socket_address(path: Path) -> str:

@@ -7,7 +7,7 @@ role knows how a key is checked or a task is run.
 from dataclasses import dataclass
 from typing import Protocol
 
-from pomelo.stores.ledger import AccountStore, LedgerStore, UsageStore
+from pomelo.stores.ledger import PAGE, AccountStore, LedgerStore, UsageStore
 
 DEFAULT_ACCOUNT = "default"
 """The account that every new store has."""
@@ -50,8 +50,11 @@ class KeyStore(Protocol):
         """
         ...
 
-    async def list_keys(self, account: str | None = None) -> list[KeyRecord]:
-        """The keys of an account, or all; oldest first."""
+    async def list_keys(
+        self, account: str | None = None, *, limit: int = PAGE, after: tuple[float, str] | None = None
+    ) -> list[KeyRecord]:
+        """At most `limit` keys of an account, or of all; oldest first, those of one moment by id. `after` is
+        the time and the id of the key after which to begin."""
         ...
 
     async def revoke_key(self, key_id: str, at: float) -> KeyRecord | None:

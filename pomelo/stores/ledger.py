@@ -9,12 +9,17 @@ what was last *noted* of them.
 What a task costs and which limits there are is for `pomelo.admission` to say; a store only keeps count.
 """
 
-from collections.abc import Awaitable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from pomelo.errors import PomeloError
+
 WINDOW = 60.0
 """Seconds of a window; it begins with the first request in it."""
+
+PAGE = 1_000
+"""Entries of a list that are read in one go where nothing else is said."""
 
 REPLAY_SECONDS = 24 * 3600.0
 """How long an answer is kept for its Idempotency-Key."""
@@ -164,6 +169,22 @@ class LostHoldError(Exception):
     It may deliver nothing more."""
 
 
+class UnknownOutcomeError(PomeloError):
+    """store_unavailable, and what was asked for may have been done, or may be done later. Only the same again
+    tells: a take is then to be voided, a settlement to be repeated."""
+
+
+@dataclass(frozen=True, slots=True)
+class Reservation:
+    """What a task that has not ended holds: `amount` microcredits, and a slot. `record` is its record so far,
+    whose cost is what was last noted; its `at` is when it was taken or last noted. `own`: this process took
+    it."""
+
+    record: UsageRecord
+    amount: int
+    own: bool
+
+
 @dataclass(frozen=True, slots=True)
 class Grant:
     """Credits given to a wallet; `amount` is above 0. The id makes it happen once."""
@@ -190,7 +211,9 @@ class Balance:
 
 
 class LedgerStore(Protocol):
-    """Keeps count. Every method raises PomeloError store_unavailable when the store can't be reached.
+    """Keeps count. Every method raises PomeloError store_unavailable when the store can't be reached, and for
+    whatever else goes wrong inside; UnknownOutcomeError where what was asked for may have been done all the
+    same.
 
     `take`, `settle` and `void` begin at once, and are done even when nobody awaits what they return or its
     awaiter is cancelled: a caller who leaves must not stop them. Each may be repeated after an unknown
@@ -222,6 +245,16 @@ class LedgerStore(Protocol):
         """A wallet's limits and money now; its tokens of `model`."""
         ...
 
+    async def reservations(self, *, own: bool = False) -> list[Reservation]:
+        """What tasks hold, by task id. With `own`: those that this process took, but for those that the store
+        itself is about to end."""
+        ...
+
+    async def recover(self, wallet: Wallet, task_id: str) -> None:
+        """Ends a task that this process took and does not run, as if the process had died: it is charged what
+        was last noted, or nothing, and all that it held is free. Without a hold nothing happens."""
+        ...
+
 
 class AccountStore(Protocol):
     """Keeps accounts and grants. Every method raises PomeloError store_unavailable as above."""
@@ -234,8 +267,8 @@ class AccountStore(Protocol):
         """The account of that name."""
         ...
 
-    async def list_accounts(self) -> "list[AccountRecord]":
-        """All accounts, by name."""
+    async def list_accounts(self, *, limit: int = PAGE, after: str = "") -> "list[AccountSummary]":
+        """At most `limit` accounts, by name: those whose names come after `after`."""
         ...
 
     async def set_plan(self, name: str, plan: str) -> bool:
@@ -248,6 +281,10 @@ class AccountStore(Protocol):
         Raises:
             UnknownAccountError: there is no such account.
         """
+        ...
+
+    async def get_grant(self, wallet: Wallet, grant_id: str) -> Grant | None:
+        """The grant of that id to that wallet."""
         ...
 
     async def list_grants(self, wallet: Wallet) -> list[Grant]:
@@ -266,6 +303,26 @@ class AccountRecord:
     name: str
     plan: str
     created: float
+
+
+@dataclass(frozen=True, slots=True)
+class AccountSummary(AccountRecord):
+    """An account with the money of both its sides."""
+
+    live: Balance = Balance()
+    test: Balance = Balance()
+
+
+@dataclass(frozen=True, slots=True)
+class WalletState:
+    """What a wallet's balance says, and what it has to say: all of one moment. `given` is the sum of its
+    grants, `holding` the sum of what its tasks hold. A store that is well has given == balance.granted and
+    holding == balance.held."""
+
+    wallet: Wallet
+    balance: Balance
+    given: int
+    holding: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -314,8 +371,11 @@ class UsageStore(Protocol):
         """
         ...
 
-    async def sum_usage(self, query: UsageQuery, by: str) -> list[UsageTotal]:
-        """The sums by one of GROUPS, by name."""
+    async def sum_usage(
+        self, query: UsageQuery, by: str, *, limit: int | None = None, after: str = ""
+    ) -> list[UsageTotal]:
+        """The sums by one of GROUPS, by name; at most `limit` (None: all) of those whose names come after
+        `after`. They are all of one moment."""
         ...
 
     async def held(self) -> list[UsageRecord]:
@@ -329,4 +389,14 @@ class UsageStore(Protocol):
 
     async def wallets(self) -> list[Wallet]:
         """Every wallet that ever had a grant or a hold."""
+        ...
+
+    async def damage(self) -> list[tuple[str, str]]:
+        """What is wrong with the files that it keeps records in, each with the file's name, and what to do
+        first. It looks at all of them, which may take long. Empty: nothing, or it keeps them in none."""
+        ...
+
+    def wallet_states(self) -> AsyncIterator[list[WalletState]]:
+        """The states of all wallets that ever had a grant or a hold, page by page in any order. A wallet may
+        come twice, and one that is made meanwhile need not come."""
         ...

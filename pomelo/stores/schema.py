@@ -144,5 +144,9 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
         FROM accounts WHERE name = 'default'
         """,
     ),
+    (
+        "CREATE INDEX keys_by_time ON keys (created, key_id)",
+        "CREATE INDEX keys_of_account ON keys (account, created, key_id)",
+    ),
 )
 """Step n, counted from 1, makes version n."""

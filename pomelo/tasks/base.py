@@ -22,6 +22,11 @@ INLINE_MOST = 16 * 1024 * 1024
 """Bytes of a medium that ride in an answer at all; above it there is a link alone, whatever was asked for."""
 
 
+INLINE_INSTEAD = UNASKED_MOST
+"""Bytes of a medium that ride in an answer when it can't be stored, in place of its link: what any client
+takes."""
+
+
 def inline_most(wanted: "ResponseFormat.ValueType") -> int:
     """Bytes of a medium that ride in an answer when `wanted` was asked for."""
     if wanted == ResponseFormat.RESPONSE_FORMAT_URL:
@@ -75,7 +80,8 @@ class Fold(Protocol):
         """Takes in an event; gives back what a stream passes on now, None where it is held until the end.
 
         Raises:
-            PomeloError: provider_failed, store_unavailable.
+            PomeloError: provider_failed, store_unavailable; payload_too_large: the caller's media take up all
+                that they may.
         """
         ...
 
@@ -85,7 +91,8 @@ class Fold(Protocol):
         For other kinds it gives None, and the stream ends with `result`.
 
         Raises:
-            PomeloError: provider_failed when the output is not complete; store_unavailable.
+            PomeloError: provider_failed when the output is not complete; store_unavailable,
+                payload_too_large as above.
         """
         ...
 
@@ -110,6 +117,11 @@ class Folding:
     keep: bool = False
 
 
+def no_media(given: Any, bound: Bound) -> int:
+    """Of an answer that has none."""
+    return 0
+
+
 @dataclass(frozen=True, slots=True)
 class TaskKind:
     """One row of the table of kinds.
@@ -117,7 +129,7 @@ class TaskKind:
     `name` is the field of Task.input and the name of the providers' method. `check` raises `PomeloError`
     for an input that the model can't be asked; `bound` tells what a checked one can use on a route; `partly`
     what an answer used of which so much was delivered and no more comes. `audio` tells whether the input has
-    a sound.
+    a sound. `media_size` is about how many bytes of media the answer has at the most, 0 where it has none.
     """
 
     name: str
@@ -127,6 +139,7 @@ class TaskKind:
     bound: Callable[[Any, Model, Route, Heard], Bound]
     partly: Callable[[Any, Bound, Delivered], Used]
     audio: bool = False
+    media_size: Callable[[Any, Bound], int] = no_media
 
 
 def nothing(given: Any, bound: Bound, delivered: Delivered) -> Used:

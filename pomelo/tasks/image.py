@@ -7,7 +7,7 @@ from pomelo.gen.v1.media_pb2 import ResponseFormat
 from pomelo.gen.v1.task_pb2 import TaskResult
 from pomelo.gen.v1.task_service_pb2 import StreamTaskResponse
 from pomelo.pricing import Used
-from pomelo.tasks.base import Bound, Folding, Heard, TaskKind, inline_most, nothing
+from pomelo.tasks.base import INLINE_INSTEAD, Bound, Folding, Heard, TaskKind, inline_most, nothing
 from pomelo.tasks.ranges import SEED_MOST, filled, known, within
 
 SIDE_LEAST, SIDE_MOST = 64, 2048
@@ -67,9 +67,15 @@ class ImageFold:
         if inline:
             image.data = picture.data
         if wanted != ResponseFormat.RESPONSE_FORMAT_B64_JSON or not inline or self._folding.keep:
-            with self._folding.writer(picture.content_type) as writer:
-                writer.write(picture.data)
-                image.media.CopyFrom(writer.commit())
+            try:
+                with self._folding.writer(picture.content_type) as writer:
+                    writer.write(picture.data)
+                    image.media.CopyFrom(writer.commit())
+            except PomeloError:
+                # It was paid for: without room for a link it goes back inline, where its caller can take it.
+                if self._folding.keep or len(picture.data) > INLINE_INSTEAD:
+                    raise
+                image.data = picture.data
         return None
 
     def used(self) -> tuple[Used, bool]:
@@ -80,4 +86,9 @@ class ImageFold:
         """See Fold."""
 
 
-KIND = TaskKind("image", "img_", check, ImageFold, bound, nothing)
+def media_size(given: ImageInput, bound: Bound) -> int:
+    """That of a picture which can't be compressed."""
+    return 4 * bound.most.pixels
+
+
+KIND = TaskKind("image", "img_", check, ImageFold, bound, nothing, media_size=media_size)

@@ -11,7 +11,7 @@ from pomelo.gen.v1.task_pb2 import TaskResult
 from pomelo.gen.v1.task_service_pb2 import StreamTaskResponse
 from pomelo.media import MediaWriter
 from pomelo.pricing import Used
-from pomelo.tasks.base import Bound, Delivered, Folding, Heard, TaskKind, inline_most
+from pomelo.tasks.base import INLINE_INSTEAD, Bound, Delivered, Folding, Heard, TaskKind, inline_most
 from pomelo.tasks.ranges import filled, known, within
 
 RATES = (8000, 16000, 22050, 24000, 32000, 44100, 48000)
@@ -117,14 +117,33 @@ def partly_sound(given: SpeechToSpeechInput, bound: Bound, delivered: Delivered)
 
 def _ms(given: TextToSpeechInput | SpeechToSpeechInput, size: int) -> int:
     """Milliseconds of so many bytes in the output format that is asked for."""
+    return ceil(size * 1000 / _per_second(given))
+
+
+def _per_second(given: TextToSpeechInput | SpeechToSpeechInput) -> int:
+    """Bytes of a second in the output format that is asked for."""
     codec, rate, *kbits = (given.output_format or DEFAULT_FORMAT).split("_")
     width = 1 if codec in ("ulaw", "alaw") else 2
-    per_second = int(kbits[0]) * 125 if kbits else int(rate) * width
-    return ceil(size * 1000 / per_second)
+    return int(kbits[0]) * 125 if kbits else int(rate) * width
+
+
+def media_size_of_text(given: TextToSpeechInput, bound: Bound) -> int:
+    """That of a text that is spoken rather slowly."""
+    return 2 * bound.most.characters * _per_second(given) // SPOKEN_CHARACTERS
+
+
+def media_size_of_sound(given: SpeechToSpeechInput, bound: Bound) -> int:
+    """That of a sound as long as the one that is heard."""
+    return (bound.most.audio_ms + SLACK_MS) * _per_second(given) // 1000
 
 
 class SpeechFold:
-    """Spools the sound to the media store as it comes, and gathers it where it goes back inline."""
+    """Spools the sound to the media store as it comes, and gathers it where it goes back inline.
+
+    Where the store has no room, the sound goes on without a link: a stream delivers it anyway, and a whole
+    answer bears it inline as far as any client takes that. What is kept for an Idempotency-Key must be
+    stored.
+    """
 
     __slots__ = ("_chunks", "_content_type", "_folding", "_most", "_size", "_writer")
 
@@ -145,17 +164,20 @@ class SpeechFold:
             if wanted != ResponseFormat.RESPONSE_FORMAT_B64_JSON or self._folding.keep:
                 self._writer = self._folding.writer(self._content_type)
         self._size += len(data)
-        if self._folding.stream:
-            if self._writer is not None:
+        if self._writer is not None:
+            try:
                 self._writer.write(data)
+            except PomeloError as error:
+                self._unstored(error, data)
+                data = b""
+        if self._folding.stream:
             return event
         if self._size <= self._most:
             self._chunks.append(data)
         elif self._writer is None:
-            # Too much to be inline: kept after all.
+            # Too much to be inline: kept after all, if it can be.
             self._writer = self._folding.writer(self._content_type)
             self._writer.write(b"".join(self._chunks))
-        if self._writer is not None:
             self._writer.write(data)
         return None
 
@@ -166,10 +188,30 @@ class SpeechFold:
         output = result.speech
         output.content_type = self._content_type
         if self._writer is not None:
-            output.media.CopyFrom(self._writer.commit())
+            try:
+                output.media.CopyFrom(self._writer.commit())
+            except PomeloError as error:
+                self._unstored(error)
         if self._size <= self._most:
             output.data = b"".join(self._chunks)
         return None
+
+    def _unstored(self, error: PomeloError, last: bytes = b"") -> None:
+        """Goes on without the store, with all that came so far, of which it did not take `last`.
+
+        Raises:
+            PomeloError: `error`: the answer can't do without.
+        """
+        writer = self._writer
+        assert writer is not None
+        if self._folding.keep or (not self._folding.stream and self._size > INLINE_INSTEAD):
+            raise error
+        if not self._folding.stream:
+            before = self._size - len(last)
+            self._chunks = [writer.contents()[:before], last]
+            self._most = INLINE_INSTEAD
+        writer.close()
+        self._writer = None
 
     def used(self) -> tuple[Used, bool]:
         """See Fold."""
@@ -188,7 +230,13 @@ class SpeechFold:
 
 
 TEXT_TO_SPEECH = TaskKind(
-    "text_to_speech", "speech_", check_text_to_speech, SpeechFold, bound_text, partly_text
+    "text_to_speech",
+    "speech_",
+    check_text_to_speech,
+    SpeechFold,
+    bound_text,
+    partly_text,
+    media_size=media_size_of_text,
 )
 SPEECH_TO_SPEECH = TaskKind(
     "speech_to_speech",
@@ -198,4 +246,5 @@ SPEECH_TO_SPEECH = TaskKind(
     bound_sound,
     partly_sound,
     audio=True,
+    media_size=media_size_of_sound,
 )

@@ -120,6 +120,11 @@ async def test_sums_are_by_model_key_day_or_account(archive):
     assert await costs("day") == {"1970-01-01": 1, "1970-01-02": 110}
     assert list((await costs("model")).items()) == [("Claude", 10), ("gpt-4", 101)]
     assert await costs("account") == {"acme": 11, "other": 100}
+    found, after = [], ""
+    while page := await archive.sum_usage(ALL, "account", limit=1, after=after):
+        assert len(page) == 1
+        found, after = found + page, page[-1].group
+    assert found == await archive.sum_usage(ALL, "account")
     [total] = await archive.sum_usage(UsageQuery(until=day), "key")
     assert (total.tasks, total.input_tokens, total.output_bytes, total.cost) == (1, 2, 3, 1)
     assert await archive.sum_usage(UsageQuery(account="nobody"), "day") == []

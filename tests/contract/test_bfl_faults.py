@@ -8,10 +8,12 @@ from typing import Any
 
 import pytest
 
-from pomelo.errors import Replay
-from pomelo.providers.bfl import BFL
-from pomelo.providers.http import Timeouts
-from pomelo.providers.links import FILE_MOST
+from pomelo.errors import PomeloError, Replay
+from pomelo.providers import Credentials
+from pomelo.providers.bfl import BFL, DELIVERY
+from pomelo.providers.connections import ConnectionLimiter
+from pomelo.providers.http import Http, Timeouts
+from pomelo.providers.links import FILE_MOST, Links
 from pomelo.testing import FaultUpstream, Gate, Reply, Script, Stop, page, redirect
 from pomelo.testing.bfl_wire import Drawing, delivered, error_reply, invalid, moderated, status
 from pomelo.testing.pictures import picture
@@ -404,3 +406,47 @@ async def test_nothing_is_left_open(vendor: FaultUpstream) -> None:
             await asyncio.gather(drawn(provider, job(DEV)), return_exceptions=True)
         assert connections_to(port) == 1, "the one that is kept for later"
     assert connections_to(port) == 0
+
+
+@BOTH
+async def test_a_picture_that_was_ordered_is_not_lost_while_all_connections_are_taken(
+    vendor: FaultUpstream, stream: bool
+) -> None:
+    limiter = ConnectionLimiter(1, max_wait=0.01)
+    host = vendor.url.removeprefix("http://")
+    async with Http(connections=limiter) as http:
+        provider = BFL(Credentials(KEY, vendor.bfl_base_url), http, **NOW)
+        drawing = asyncio.create_task(drawn(provider, job(DEV, stream=stream)))
+        await vendor.received()
+        refused = limiter.refused
+        await limiter.acquire(host, "other")
+        while limiter.refused < refused + 6:  # noqa: ASYNC110 - more questions than may fail
+            await asyncio.sleep(0.001)
+        limiter.release(host, "other")
+        assert (await drawing)[1] == "image/png"
+        await provider.aclose()
+    assert orders(vendor) == 1
+    assert limiter.in_use == 0
+
+
+async def test_a_picture_that_gets_no_connection_for_its_delivery_is_asked_for_again(
+    vendor: FaultUpstream,
+) -> None:
+    limiter = ConnectionLimiter(1, max_wait=0.01)
+    host = vendor.url.removeprefix("http://")
+    async with Http(connections=limiter) as http:
+        links = Links(http, vendor.bfl_base_url, "bfl.ai", waits=(0.01, 0.01))
+        await limiter.acquire(host, "other")
+        fetching = asyncio.create_task(links.fetch(f"{vendor.url}/bfl/x", DELIVERY))
+        while limiter.refused < 2:  # noqa: ASYNC110 - a count has no event
+            await asyncio.sleep(0.001)
+        limiter.release(host, "other")
+        with pytest.raises(PomeloError) as raised:
+            await fetching
+        assert raised.value.code != "overloaded", "the vendor was asked in the end"
+        await limiter.acquire(host, "other")
+        with pytest.raises(PomeloError) as raised:
+            await links.fetch(f"{vendor.url}/bfl/x", DELIVERY)
+        assert raised.value.code == "overloaded"
+        limiter.release(host, "other")
+        await links.aclose()

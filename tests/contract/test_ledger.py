@@ -306,6 +306,65 @@ async def test_notes_of_tasks_that_never_were_are_told(rig):
     assert await rig.store.note([]) == []
 
 
+# --- what nobody runs
+
+
+async def test_reservations_are_what_tasks_hold_and_what_was_last_noted(rig):
+    assert await rig.store.reservations() == []
+    for task, amount in (("b", 70), ("a", 300)):
+        await rig.store.take(taking(task, amount, at=5.0))
+    await ran(rig.store, "done")
+    noted = record("b", cost=25, output_tokens=3, at=7.0)
+    await rig.store.note([noted])
+    for own in (False, True):
+        found = await rig.store.reservations(own=own)
+        assert [(one.record, one.amount, one.own) for one in found] == [
+            (record("a", at=5.0), 300, True),
+            (noted, 70, True),
+        ]
+
+
+async def test_a_task_that_is_recovered_is_charged_what_was_last_noted(rig):
+    await rig.store.take(taking("a", 300, tokens=40, repeatable=KEY))
+    await rig.store.take(taking("b", 300))
+    await rig.store.note([record("a", cost=25, output_tokens=25, prices="x=1")])
+    for _ in range(2):  # Again, it changes nothing.
+        await rig.store.recover(WALLET, "a")
+    assert await balance(rig) == (25, 300, 675)
+    [kept], _ = await rig.store.list_usage(ALL, limit=9)
+    noted = record("a", cost=25, output_tokens=25, prices="x=1", source="recovered", complete=False)
+    assert replace(kept, at=0.0) == noted
+    assert kept.at > 0
+    assert (await rig.store.standing(WALLET, MODEL)).slots == 1
+    assert (await rig.store.standing(WALLET, MODEL)).tokens == 40
+    assert [one.record.task_id for one in await rig.store.reservations(own=True)] == ["b"]
+    # Whoever ran it after all may end nothing any more, and its Idempotency-Key is free.
+    assert await rig.store.note([record("a", cost=30)]) == ["a"]
+    assert await lost(rig.store.settle(ending("a", 30)))
+    await rig.store.void(WALLET, "a", refund=True)
+    assert await balance(rig) == (25, 300, 675)
+    assert isinstance(await rig.store.take(taking("c", repeatable=KEY)), Taken)
+
+
+async def test_a_task_of_which_nothing_was_noted_is_voided_when_it_is_recovered(rig):
+    await rig.store.take(taking("a", 300))
+    await rig.store.recover(WALLET, "a")
+    assert await balance(rig) == (0, 0, 1_000)
+    assert (await rig.store.list_usage(ALL, limit=9))[0] == []
+    assert await lost(rig.store.settle(ending("a", 30)))
+
+
+async def test_recovering_without_a_hold_does_nothing(rig):
+    await ran(rig.store, "done", 70)
+    await rig.store.take(taking("a"))
+    await rig.store.recover(WALLET, "nothing")
+    await rig.store.recover(WALLET, "done")
+    await rig.store.recover(Wallet("acme", False), "a")
+    assert await balance(rig) == (70, 10, 920)
+    assert (await rig.store.settle(ending("done", 70))).record.cost == 70
+    assert (await rig.store.settle(ending("a", 10))).record.cost == 10
+
+
 # --- standing
 
 
@@ -390,6 +449,8 @@ async def test_a_closed_store_is_unavailable(rig):
         store.sum_usage(ALL, "day"),
         store.held(),
         store.wallets(),
+        store.reservations(),
+        store.recover(WALLET, "a"),
     ):
         assert await fails(asked) == "store_unavailable"
     await rig.open()

@@ -6,12 +6,14 @@ import pytest
 
 from pomelo.stores.base import DEFAULT_ACCOUNT, UnknownAccountError
 from pomelo.stores.ledger import (
+    GROUPS,
     AccountRecord,
     Balance,
     Grant,
     UsageQuery,
     UsageTotal,
     Wallet,
+    WalletState,
 )
 from tests.contract.ledger_rig import WALLET, ending, ran, record, rig, taking
 
@@ -39,6 +41,26 @@ async def test_accounts_are_listed_by_name(rig):
         await rig.store.add_account(name, "free", 2.0)
     names = [account.name for account in await rig.store.list_accounts()]
     assert names == ["Ann", "acme", "bee", "default", "zoe"]
+
+
+async def test_accounts_are_listed_page_by_page_with_their_money(rig):
+    for name in ("zoe", "bee", "Ann", "{b}", "be", "bee-2"):
+        await rig.store.add_account(name, "free", 2.0)
+    await rig.store.grant(Grant("bee", Wallet("bee", False), 70, 2.0))
+    await rig.store.take(taking("a", 100))
+    await rig.store.settle(ending("a", 30))
+    await rig.store.take(taking("b", 100))
+    for limit in range(1, 10):
+        found, after = [], ""
+        while page := await rig.store.list_accounts(limit=limit, after=after):
+            assert len(page) <= limit
+            found += page
+            after = page[-1].name
+        assert [one.name for one in found] == ["Ann", "acme", "be", "bee", "bee-2", "default", "zoe", "{b}"]
+        by_name = {one.name: one for one in found}
+        assert (by_name["acme"].live, by_name["acme"].test) == (Balance(1_000, 30, 100), Balance())
+        assert (by_name["bee"].live, by_name["bee"].test) == (Balance(), Balance(70))
+        assert (by_name["acme"].plan, by_name["acme"].created) == ("pro", 1.0)
 
 
 async def test_of_many_who_make_one_account_one_does(rig):
@@ -97,6 +119,14 @@ async def test_grants_are_listed_oldest_first_with_all_that_they_say(rig):
     for grant in given:
         await rig.store.grant(grant)
     assert await rig.store.list_grants(TEST) == [given[1], given[2], given[0]]
+
+
+async def test_a_grant_is_found_by_its_id_and_wallet(rig):
+    given = Grant("g", TEST, 7, 2.5, "ünï 1 {2}")
+    await rig.store.grant(given)
+    assert await rig.store.get_grant(TEST, "g") == given
+    assert await rig.store.get_grant(WALLET, "g") is None
+    assert await rig.store.get_grant(TEST, "nothing") is None
 
 
 async def test_what_is_large_stays_exact(rig):
@@ -231,6 +261,19 @@ async def test_sums_are_by_group_and_in_order(used, by, tasks, cost):
     assert {total.group: total.cost for total in totals} == cost
 
 
+@pytest.mark.parametrize("by", GROUPS)
+async def test_sums_are_given_page_by_page(used, by):
+    for query in (ALL, UsageQuery(account="acme"), UsageQuery(account="acme", live=True, model="gpt-4")):
+        whole = await used.sum_usage(query, by)
+        for limit in range(1, 5):
+            found, after = [], ""
+            while page := await used.sum_usage(query, by, limit=limit, after=after):
+                assert len(page) <= limit
+                found += page
+                after = page[-1].group
+            assert found == whole
+
+
 async def test_a_sum_has_every_count(rig):
     await rig.store.take(taking("a", 900))
     counts = {"input_tokens": 1, "output_tokens": 2, "characters": 3, "images": 4, "audio_ms": 5}
@@ -280,6 +323,21 @@ async def test_what_is_held_is_what_tasks_hold(rig):
     assert await rig.store.holding(WALLET) == (11, 11)
     await rig.store.void(WALLET, "b")
     assert await rig.store.holding(WALLET) == (0, 0)
+
+
+async def test_the_state_of_a_wallet_is_its_balance_and_what_it_follows_from(rig):
+    await rig.store.add_account("bee", "pro", 1.0)
+    await rig.store.grant(Grant("more", WALLET, 5, 1.0, '{"amount": 9}'))
+    await rig.store.grant(Grant("test", TEST, 7, 1.0))
+    await rig.store.take(taking("a", 300))
+    await rig.store.take(taking("b", 11))
+    await rig.store.settle(ending("a", 100))
+    found = {state.wallet: state async for page in rig.store.wallet_states() for state in page}
+    assert found.pop(Wallet(DEFAULT_ACCOUNT, False)).given == 100_000_000
+    assert found == {
+        WALLET: WalletState(WALLET, Balance(1_005, 100, 11), given=1_005, holding=11),
+        TEST: WalletState(TEST, Balance(7), given=7, holding=0),
+    }
 
 
 async def test_every_wallet_that_had_a_grant_or_a_hold_is_told_once(rig):

@@ -370,6 +370,32 @@ class LedgerMachine(RuleBasedStateMachine):
         if refund and task.tokens is not None and opened(task.tokens, self.now):
             task.tokens.count -= task.asked.tokens
 
+    @rule(data=st.data(), now=st.sampled_from([False, False, True]))
+    def recover(self, data: st.DataObject, now: bool) -> None:
+        if not now:  # Else few tasks would be left to be settled.
+            return
+        self.count()
+        task_id = data.draw(self.some_task())
+        wallet, task = self.found(task_id)
+        for _ in range(2):  # Again, it changes nothing.
+            self.do(self.store.recover(wallet, task_id))
+        if task is None:
+            return
+        side = self.side(wallet)
+        noted, available = task.noted, side.available
+        del side.running[task_id]
+        if noted.cost > 0:
+            kept = {found.task_id: found for found in self.do(self.store.list_usage(ALL, limit=10_000))[0]}
+            charged = min(noted.cost, task.held + available)
+            side.records[task_id] = replace(
+                noted,
+                cost=charged,
+                uncollected=noted.cost - charged,
+                source="recovered",
+                complete=False,
+                at=kept[task_id].at,
+            )
+
     @precondition(lambda self: self.rig.clock is not None)
     @rule(seconds=st.sampled_from([0.5, 10.0, 29.5, 59.5, 60.0, REPLAY_SECONDS]))
     def time_passes(self, seconds: float) -> None:
@@ -439,7 +465,11 @@ class LedgerMachine(RuleBasedStateMachine):
         assert len(kept) == len(expected)
         assert {found.task_id: found for found in kept} == expected
         held = {found.task_id: found for found in self.do(self.store.held())}
-        assert held == {task: r.noted for side in self.sides.values() for task, r in side.running.items()}
+        running = {task: r for side in self.sides.values() for task, r in side.running.items()}
+        assert held == {task: r.noted for task, r in running.items()}
+        reserved = self.do(self.store.reservations(own=True))
+        assert [one.record.task_id for one in reserved] == sorted(running)
+        assert all(one.amount == running[one.record.task_id].held and one.own for one in reserved)
         touched = {wallet for wallet, side in self.sides.items() if side.touched}
         assert touched == {wallet for wallet in self.do(self.store.wallets()) if wallet.account == "acme"}
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from redis.cluster import key_slot
 
+from pomelo.stores.base import KeyRecord
 from pomelo.stores.ledger import (
     Grant,
     LostHoldError,
@@ -52,6 +53,21 @@ async def test_a_script_touches_no_key_that_it_was_not_given(server, tmp_path):
     for script in folder.glob("*.lua"):
         for command, key in calls.findall(script.read_text()):
             assert command == "TIME" or key.startswith("KEYS[") or key == "place", (script.name, command, key)
+
+
+async def test_accounts_and_keys_of_a_pomelo_that_kept_no_order_are_put_in_order(server, tmp_path):
+    async with AsyncExitStack() as stack:
+        store = await open_with_credits(stack, server, tmp_path)
+        for n in range(5):
+            await store.add_account(f"acct{n}", "free", 1.0)
+            await store.add_key(KeyRecord(f"key{n}", f"acct{n % 2}", False, b"x", (), 9.0 - n))
+        accounts, keys = await store.list_accounts(), await store.list_keys()
+        assert [key.key_id for key in keys] == ["key4", "key3", "key2", "key1", "key0"]
+        for lost in await asyncio.to_thread(server.do, "KEYS", "*:order*"):
+            server.do("DEL", lost)
+        assert await store.list_keys("acct1") == [key for key in keys if key.account == "acct1"]
+        assert await store.list_keys() == keys
+        assert await store.list_accounts() == accounts
 
 
 # --- several processes

@@ -103,6 +103,26 @@ async def test_keys_are_listed_oldest_first_by_account(store):
     assert await store.list_keys("nobody") == []
 
 
+async def test_keys_are_listed_page_by_page(store):
+    await store.add_account("other", "pro", 1.0)
+    made = [record(f"k{n}", account=("default", "other")[n % 2], created=float(n // 3)) for n in range(10)]
+    for key in reversed(made):
+        await store.add_key(key)
+    await store.revoke_key("k4", 9.0)
+    assert await store.replace_key("k5", record("k99", account="other", created=1.0), 9.0)
+    expected = ["k0", "k1", "k2", "k3", "k4", "k5", "k99", "k6", "k7", "k8", "k9"]
+    for limit in range(1, 13):
+        for account in (None, "default", "other"):
+            found, after = [], None
+            while page := await store.list_keys(account, limit=limit, after=after):
+                assert len(page) <= limit
+                found += page
+                after = (page[-1].created, page[-1].key_id)
+            assert [key.key_id for key in found if account is None] in ([], expected)
+            assert found == [key for key in await store.list_keys() if account in (None, key.account)]
+    assert {key.key_id for key in await store.list_keys() if key.revoked} == {"k4", "k5"}
+
+
 async def test_a_revocation_stands_from_its_first_time_on(store):
     await store.add_key(record())
     assert (await store.revoke_key("a" * 12, 7.0)).revoked == 7.0

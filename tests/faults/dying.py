@@ -24,6 +24,7 @@ from typing import Any, TypeVar
 import uvloop
 
 from pomelo.app import App, open_app
+from pomelo.breaker import CircuitBreaker
 from pomelo.providers.base import Event, Job, JobMethod, Provider
 from pomelo.routing import Router
 from pomelo.settings import load
@@ -181,7 +182,8 @@ async def main() -> None:
     sqlite3.connect = partial(sqlite3.connect, factory=DyingConnection)  # type: ignore[assignment]
 
     def router(providers: Mapping[str, Provider]) -> Router:
-        return Router({name: DyingProvider(one, fate) for name, one in providers.items()}, trips_at=10**9)
+        dying = {name: DyingProvider(one, fate) for name, one in providers.items()}
+        return Router(dying, breaker=partial(CircuitBreaker, minimum_calls=10**9))
 
     def wrapped(store: Store) -> Store:
         return DyingStore(store, fate)  # type: ignore[return-value]

@@ -15,6 +15,7 @@ import aiohttp
 import grpc
 
 from pomelo.app import App, open_app
+from pomelo.breaker import CircuitBreaker
 from pomelo.catalog import Catalog
 from pomelo.errors import TABLE
 from pomelo.providers import Credentials
@@ -265,7 +266,7 @@ async def _opened(
     base = block.subject.base_url(upstream)
     limits = Timeouts(connect=LIMIT, silence=LIMIT, whole=LIMIT)
     settings = Settings(rest="127.0.0.1:0", grpc="127.0.0.1:0", data=folder, grace=2.0)
-    router = partial(Router, sleep=_no_time, trips_at=10**9)
+    router = partial(Router, sleep=_no_time, breaker=partial(CircuitBreaker, minimum_calls=10**9))
     async with AsyncExitStack() as stack:
         http = await stack.enter_async_context(Http(limits, resolver=Unresolving()))
         providers: dict[str, Provider] = {}

@@ -1,24 +1,47 @@
-"""A proxy between the store and its server that loses answers: what was asked is done, and nobody hears of it."""
+"""A proxy between the store and its server that resets connections: at any moment, before a command is done, or
+after it was done and before anybody hears of it."""
 
 import asyncio
 import socket
 import struct
+from collections import deque
 from contextlib import suppress
+from enum import Enum
 from types import TracebackType
 
 _CHUNK = 1 << 16
 
 
+class Cut(Enum):
+    """When a connection is reset."""
+
+    NOW = "now"
+    """Immediately, whatever is on its way."""
+    ASKED = "asked"
+    """As the next commands come, which are lost."""
+    ANSWERED = "answered"
+    """As the next answers come, which are lost; their commands were done."""
+
+
 class TcpProxy:
     """Passes bytes on, to a port of loopback. `every`: each so many answers, in place of one the connection is
-    reset; 0: none. `cuts` counts those."""
+    reset; 0: none. `cuts` counts all connections that were reset."""
 
     def __init__(self, port: int) -> None:
         self.every = 0
         self.cuts = 0
         self._to = port
         self._answers = 0
+        self._armed: dict[Cut, int] = dict.fromkeys(Cut, 0)
         self._open: set[asyncio.Task[None]] = set()
+        self._clients: deque[asyncio.StreamWriter] = deque()
+
+    def cut(self, when: Cut) -> None:
+        """Resets one connection, once: the oldest, as soon as there is one, or the one that something comes on."""
+        if when is Cut.NOW and self._clients:
+            self._reset(self._clients[0])
+        else:
+            self._armed[when] += 1
 
     async def __aenter__(self) -> "TcpProxy":
         self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
@@ -38,19 +61,29 @@ class TcpProxy:
         assert task is not None
         self._open.add(task)
         task.add_done_callback(self._open.discard)
+        self._clients.append(writer)
+        if self._falls(Cut.NOW):
+            self._reset(writer)
+            return
         with suppress(OSError):
             there, back = await asyncio.open_connection("127.0.0.1", self._to)
-            asking = asyncio.create_task(self._ask(reader, back))
+            asking = asyncio.create_task(self._ask(reader, back, writer))
             try:
                 await self._answer(there, writer)
             finally:
                 asking.cancel()
                 back.close()
+                self._gone(writer)
                 writer.close()
 
-    async def _ask(self, reader: asyncio.StreamReader, back: asyncio.StreamWriter) -> None:
+    async def _ask(
+        self, reader: asyncio.StreamReader, back: asyncio.StreamWriter, writer: asyncio.StreamWriter
+    ) -> None:
         with suppress(OSError):
             while chunk := await reader.read(_CHUNK):
+                if self._falls(Cut.ASKED):
+                    self._reset(writer)
+                    break
                 back.write(chunk)
                 await back.drain()
         back.close()
@@ -58,16 +91,27 @@ class TcpProxy:
     async def _answer(self, there: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         while chunk := await there.read(_CHUNK):
             self._answers += 1
-            if self.every and self._answers % self.every == 0:
-                self.cuts += 1
-                _reset(writer)
+            if (self.every and self._answers % self.every == 0) or self._falls(Cut.ANSWERED):
+                self._reset(writer)
                 return
             writer.write(chunk)
             await writer.drain()
 
+    def _falls(self, when: Cut) -> bool:
+        """Whether it is time for one that was asked for."""
+        if not self._armed[when]:
+            return False
+        self._armed[when] -= 1
+        return True
 
-def _reset(writer: asyncio.StreamWriter) -> None:
-    raw = writer.get_extra_info("socket")
-    # Closed with nothing lingering, a socket says RST.
-    raw.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-    writer.transport.abort()
+    def _reset(self, writer: asyncio.StreamWriter) -> None:
+        self.cuts += 1
+        self._gone(writer)
+        raw = writer.get_extra_info("socket")
+        # Closed with nothing lingering, a socket says RST.
+        raw.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        writer.transport.abort()
+
+    def _gone(self, writer: asyncio.StreamWriter) -> None:
+        with suppress(ValueError):
+            self._clients.remove(writer)

@@ -29,7 +29,6 @@ from pomelo.gen.v1.media_service_pb2_grpc import MediaServiceStub
 from pomelo.gen.v1.task_service_pb2 import RunTaskRequest, StreamTaskRequest
 from pomelo.gen.v1.task_service_pb2_grpc import TaskServiceStub
 from pomelo.providers.base import Event, Job
-from pomelo.routing import TRIPS_AT
 from pomelo.settings import Settings
 from pomelo.testing import Answer, FaultUpstream, Gate, Reply
 from tests.conftest import endow
@@ -151,13 +150,19 @@ class Driver:
         """Every kind of call, while the vendors fail so; none is refused because of those before it."""
         failed = 0
         for mode in MODES if fault.tries < 2 else ("whole", "raw", "grpc stream"):
-            if failed + fault.tries >= TRIPS_AT:
-                await self.good("whole")
+            if failed + fault.tries > 3:
+                await self.recover()
                 failed = 0
             self.upstream.default = fault.script
             await asyncio.gather(*self.asks(mode, fault.timeout))
             failed += fault.tries
         if failed:
+            await self.recover()
+
+    async def recover(self) -> None:
+        """So many good calls that no circuit opens: of three failures and these, less than FAILURE_RATE are
+        failures, wherever a window begins."""
+        for _ in range(2):
             await self.good("whole")
 
     async def good(self, mode: str) -> None:

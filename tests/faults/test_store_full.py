@@ -13,12 +13,17 @@ from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
+import aiohttp
+import grpc
 import pytest
 
-from pomelo.testing import Answer, FaultUpstream, Gate, Received, Reply, Speech
+from pomelo.gen.v1.media_service_pb2 import UploadMediaRequest
+from pomelo.gen.v1.media_service_pb2_grpc import MediaServiceStub
+from pomelo.testing import Answer, FaultUpstream, Gate, Received, Reply, Speech, Transcript
 from tests.faults.books import Books
 from tests.faults.callers import Grpc, Rest, Told, Watch, callers
 from tests.faults.house import House, Process, read_books
+from tests.integration.asking import bearer, reason_of
 
 CREDITS = 10**12
 WORDS = "one two three four five six"
@@ -135,6 +140,8 @@ class Vendor:
 
     def __call__(self, received: Received) -> Reply:
         """The reply to a request."""
+        if received.form is not None:
+            return Transcript()(received)
         is_text = "messages" in received.body
         said = received.prompt if is_text else received.body["text"]
         self.asked[str(said).split()[0]] += 1
@@ -160,14 +167,17 @@ def body(name: str) -> dict[str, Any]:
     return {"model": "gpt-4", "messages": [{"role": "user", "content": f"{name} Count."}]}
 
 
-def all_kinds(wires: tuple[Rest, Grpc], watch: Watch) -> dict[str, "asyncio.Task[Told]"]:
-    """A task of each kind on each wire, by its name, which is its Idempotency-Key, too."""
+def all_kinds(
+    wires: tuple[Rest, Grpc], watch: Watch, *, repeatable: bool = True
+) -> dict[str, "asyncio.Task[Told]"]:
+    """A task of each kind on each wire, by its name, which is its Idempotency-Key, too, if `repeatable`."""
     tasks = {}
     for kind in ("text", "speech"):
         for wire in wires:
             for stream in (False, True):
                 name = f"{kind}.{type(wire).__name__}.{'stream' if stream else 'whole'}"
-                asking = wire(body(name), name, stream=stream, repeat_key=name, piece=watch.came)
+                repeat_key = name if repeatable else None
+                asking = wire(body(name), name, stream=stream, repeat_key=repeat_key, piece=watch.came)
                 tasks[name] = asyncio.create_task(asking)
     return tasks
 
@@ -271,6 +281,95 @@ async def test_what_a_server_held_that_died_on_a_full_disk_is_free_at_its_next_s
     check(books, told)
     async with callers(process.rest, process.grpc, house.key) as wires:
         await ask_again(wires, process, told, vendor, books)
+
+
+async def test_uploads_to_a_disk_in_trouble_are_unavailable_and_leave_nothing(
+    trouble: Trouble, house: House, vendor: Vendor
+) -> None:
+    process = await house.start(errors=subprocess.DEVNULL, POMELO_DISK_RESERVE="0")
+    async with aiohttp.ClientSession() as session, grpc.aio.insecure_channel(process.grpc) as channel:
+        await trouble.begin(process)
+        for size in (10, 100_000, 3_000_000):
+            assert await form(session, process, house, size) == (503, "store_unavailable")
+            assert await upload(channel, house, size) == "UNAVAILABLE store_unavailable"
+        assert await stored(house) == []
+        await trouble.end(process)
+        vendor.gate.open()
+        assert await upload(channel, house, 100_000) == ""
+        assert await form(session, process, house, 100_000) == (200, "")
+        assert len(await stored(house)) == 1
+    (await read_books(process)).check_idle()
+
+
+async def test_media_leave_the_ledger_its_share_of_the_disk(
+    house: House, trouble: Trouble, upstream: FaultUpstream, vendor: Vendor
+) -> None:
+    if not isinstance(trouble, FullDisk):
+        pytest.skip("this one is about a small disk")
+    reserve = 6 * 1024 * 1024
+    process = await house.start(errors=subprocess.DEVNULL, POMELO_DISK_RESERVE=str(reserve))
+    async with (
+        aiohttp.ClientSession() as session,
+        grpc.aio.insecure_channel(process.grpc) as channel,
+        callers(process.rest, process.grpc, house.key) as wires,
+    ):
+        watch = Watch()
+        running = all_kinds(wires, watch, repeatable=False)
+        for _ in running:
+            await upstream.received()
+        outcomes = [await upload(channel, house, 1_000_000) for _ in range(16)]
+        assert outcomes[0] == ""
+        assert outcomes[-1] == "UNAVAILABLE store_unavailable"
+        assert await form(session, process, house, 1_000_000) == (503, "store_unavailable")
+        assert reserve - 500_000 < await free_of(house) < reserve + 1_000_000
+        vendor.gate.open()
+        told = {name: await task for name, task in running.items()}
+        assert {name: one.code for name, one in told.items() if not one.whole} == {}
+        for number in range(200):
+            assert (await wires[number % 2](body("text"), f"more-{number}")).whole
+    books = await read_books(process)
+    books.check_idle()
+    assert all(record["complete"] for name in told for record in books.records[name])
+    assert {f"more-{number}" for number in range(200)} <= set(books.records)
+
+
+async def form(session: aiohttp.ClientSession, process: Process, house: House, size: int) -> tuple[int, str]:
+    """The status and the error's code of a form with a sound."""
+    data = aiohttp.FormData({"model": "eleven-labs-stt"})
+    data.add_field("audio", b"OggS" + bytes(size), filename="a.ogg", content_type="audio/ogg")
+    headers = {"Authorization": f"Bearer {house.key}"}
+    async with session.post(f"{process.rest}/api/v1/task", data=data, headers=headers) as answer:
+        return answer.status, (await answer.json()).get("error", {}).get("code", "")
+
+
+async def upload(channel: grpc.aio.Channel, house: House, size: int) -> str:
+    """The status and the error's reason of an upload; empty when it was stored."""
+    pieces = [UploadMediaRequest(content_type="audio/ogg")]
+    pieces += [UploadMediaRequest(chunk=bytes(min(250_000, size - at))) for at in range(0, size, 250_000)]
+    try:
+        await MediaServiceStub(channel).UploadMedia(iter(pieces), metadata=bearer(house.key))
+    except grpc.aio.AioRpcError as error:
+        return f"{error.code().name} {reason_of(error)}"
+    return ""
+
+
+async def stored(house: House) -> list[str]:
+    """The names of the files in the media folder."""
+    return (await inside(house, "ls", "-A", str(house.data / "media"))).split()
+
+
+async def free_of(house: House) -> int:
+    """Bytes that are free on the disk."""
+    blocks, size = (await inside(house, "stat", "-f", "-c", "%a %S", str(house.data))).split()
+    return int(blocks) * int(size)
+
+
+async def inside(house: House, *command: str) -> str:
+    """What a program says where the house is."""
+    process = await asyncio.create_subprocess_exec(*house.inside, *command, stdout=subprocess.PIPE)
+    said, _ = await process.communicate()
+    assert process.returncode == 0
+    return said.decode()
 
 
 async def acknowledged(wire: Rest, vendor: Vendor) -> None:

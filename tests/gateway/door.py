@@ -5,6 +5,7 @@ So a test decides when a provider speaks, fails or falls silent, and sees when i
 
 import asyncio
 import io
+import ssl
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -16,6 +17,7 @@ import aiohttp
 
 from gateway.app import open_rest
 from gateway.state import GatewayOptions
+from pomelo.access import Access
 from pomelo.accounts import AccountDesk
 from pomelo.admission.admit import Admission
 from pomelo.admission.plans import BUILTIN
@@ -26,6 +28,7 @@ from pomelo.errors import PomeloError
 from pomelo.gen.v1 import image_pb2, speech_pb2, text_pb2
 from pomelo.gen.v1.task_pb2 import TaskResult
 from pomelo.gen.v1.task_service_pb2 import StreamTaskResponse as Event
+from pomelo.inflight import InFlightLimits
 from pomelo.intake import Intake
 from pomelo.media import MediaDesk, MediaStore
 from pomelo.metering.usage import UsageDesk
@@ -138,6 +141,18 @@ class Door:
             more["json"] = body
         return self.http.post(f"{self.url}/api/v1/task", headers=headers, **more)
 
+    @asynccontextmanager
+    async def talk(self, data: bytes) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
+        """A connection of its own, on which bytes were sent."""
+        reader, writer = await asyncio.open_connection(self.host, self.port)
+        try:
+            writer.write(data)
+            await writer.drain()
+            async with asyncio.timeout(20):
+                yield reader, writer
+        finally:
+            writer.transport.abort()
+
     async def raw(self, data: bytes) -> bytes:
         """Sends bytes on a connection of their own; everything that comes back until it is closed."""
         reader, writer = await asyncio.open_connection(self.host, self.port)
@@ -151,7 +166,14 @@ class Door:
 
 
 @asynccontextmanager
-async def open_door(folder: Path, **options: Any) -> AsyncIterator[Door]:
+async def open_door(
+    folder: Path,
+    *,
+    tls: ssl.SSLContext | None = None,
+    healthy: Callable[[], bool] = lambda: True,
+    in_flight: InFlightLimits | None = None,
+    **options: Any,
+) -> AsyncIterator[Door]:
     """Opens a gateway with options of a test's own; media go to `folder`."""
     media = MediaStore(folder, b"s" * 32, now=time.time)
     player = Player()
@@ -172,9 +194,10 @@ async def open_door(folder: Path, **options: Any) -> AsyncIterator[Door]:
             models=ModelDesk(catalog, router, intake),
             media=MediaDesk(media, authenticate, turns=turns),
             accounts=AccountDesk(store, UsageDesk(store, b"s" * 32), admission.plan, authenticate),
+            access=Access(authenticate, admission, catalog, intake.allowed, in_flight),
         )
         host, port = await stack.enter_async_context(
-            open_rest(services, GatewayOptions(**options), "127.0.0.1", 0)
+            open_rest(services, GatewayOptions(**options), "127.0.0.1", 0, tls, healthy=healthy)
         )
         http = await stack.enter_async_context(aiohttp.ClientSession())
         yield Door(host, port, player, media, http)

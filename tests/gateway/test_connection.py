@@ -6,7 +6,10 @@ import gc
 import json
 import logging
 import random
+import resource
 import socket
+import ssl
+import subprocess
 import tracemalloc
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AbstractAsyncContextManager
@@ -15,6 +18,7 @@ import aiohttp
 import pytest
 from door import KEY, SOUND, Door, words
 
+from gateway.app import fit
 from pomelo.gen.v1 import speech_pb2
 from pomelo.gen.v1.task_service_pb2 import StreamTaskResponse as Event
 from pomelo.providers.base import Job
@@ -248,20 +252,319 @@ async def test_a_client_that_takes_slowly_gets_everything(opened: OpenDoor) -> N
         assert size > count * len(SOUND)
 
 
-async def test_one_connection_too_many_is_closed_and_the_others_stay(opened: OpenDoor) -> None:
-    async with opened(max_connections=2) as door:
-        first = await asyncio.open_connection(door.host, door.port)
-        second = await asyncio.open_connection(door.host, door.port)
-        for _, writer in (first, second):
-            writer.write(b"GET /openapi.json HTTP/1.1\r\nHost: x\r\n\r\n")
-        for reader, _ in (first, second):
+ACCOUNT = f"GET /api/v1/account HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {KEY}\r\n\r\n".encode()
+BAD = request(b"{}", close=False, Authorization="Bearer bad")
+HEALTH = b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n"
+
+
+@contextlib.asynccontextmanager
+async def client(door: Door) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
+    """A connection."""
+    reader, writer = await asyncio.open_connection(door.host, door.port)
+    try:
+        yield reader, writer
+    finally:
+        writer.transport.abort()
+
+
+async def answer(reader: asyncio.StreamReader) -> tuple[int, dict[str, str], bytes]:
+    """The next answer: status, headers by lower-case name, body."""
+    async with asyncio.timeout(10):
+        head = (await reader.readuntil(b"\r\n\r\n")).decode()
+        first, *lines = head.strip().split("\r\n")
+        headers = {name.lower(): value for name, _, value in (line.partition(": ") for line in lines)}
+        return int(first.split()[1]), headers, await reader.readexactly(int(headers["content-length"]))
+
+
+async def gone(reader: asyncio.StreamReader) -> bytes:
+    """What comes until the server has closed."""
+    got = b""
+    async with asyncio.timeout(10):
+        with contextlib.suppress(ConnectionError):  # a reset says the same
+            while piece := await reader.read(65_536):
+                got += piece
+    return got
+
+
+def is_overloaded(status: int, headers: dict[str, str], body: bytes) -> bool:
+    """Whether an answer is the row of the table."""
+    assert (headers["content-type"], headers["retry-after"]) == ("application/json", "1")
+    assert headers["x-request-id"].startswith("req_")
+    return (status, json.loads(body)["error"]["code"]) == (503, "overloaded")
+
+
+async def test_a_stranger_makes_room_and_callers_with_a_key_stay(opened: OpenDoor) -> None:
+    async with (
+        opened(max_connections=2) as door,
+        client(door) as (caller, calls),
+        client(door) as (stranger, _),
+    ):
+        calls.write(ACCOUNT)
+        assert (await answer(caller))[0] == 200
+        async with client(door) as (new, news):
+            assert is_overloaded(*await answer(stranger))
+            assert await gone(stranger) == b""
+            for reader, writer in ((new, news), (caller, calls)):
+                writer.write(ACCOUNT)
+                assert (await answer(reader))[0] == 200
+
+
+async def test_an_idle_caller_makes_room_and_a_busy_one_does_not(opened: OpenDoor) -> None:
+    begun = asyncio.Event()
+
+    async def script(job: Job) -> AsyncIterator[Event]:
+        begun.set()
+        await asyncio.Event().wait()
+        yield words("late")[0]
+
+    async with opened(max_connections=2) as door, client(door) as (_, calls), client(door) as (idle, others):
+        door.player.script = script
+        calls.write(request(json.dumps(HI).encode(), close=False))
+        await asyncio.wait_for(begun.wait(), 5)
+        others.write(ACCOUNT)
+        assert (await answer(idle))[0] == 200
+        async with client(door) as (new, news):
+            news.write(ACCOUNT)
+            assert (await answer(new))[0] == 200
+            assert await gone(idle) == b""
+        assert not door.player.closed.is_set()
+
+
+async def test_when_all_are_busy_a_new_one_gets_a_row_of_the_table_and_health_is_answered(
+    opened: OpenDoor,
+) -> None:
+    begun = asyncio.Event()
+
+    async def script(job: Job) -> AsyncIterator[Event]:
+        begun.set()
+        await asyncio.Event().wait()
+        yield words("late")[0]
+
+    async with opened(max_connections=1, linger_timeout=5.0) as door, client(door) as (_, calls):
+        door.player.script = script
+        calls.write(request(json.dumps(HI).encode(), close=False))
+        await asyncio.wait_for(begun.wait(), 5)
+        for asked in (GOOD, ACCOUNT, BAD, request(b"x", Content_Length="1000000"), b"GET / HTTP/1.1\r\n\r\n"):
+            async with client(door) as (reader, writer):
+                writer.write(asked)
+                assert is_overloaded(*await answer(reader))
+                writer.write(b"x" * 100_000)  # what comes after it does not take it back
+        for _ in range(3):
+            async with client(door) as (reader, writer):
+                writer.write(HEALTH)
+                status, _, body = await answer(reader)
+                assert (status, body) == (200, b'{"status":"ok"}')
+
+
+async def test_health_needs_no_key_and_tells_of_draining(opened: OpenDoor) -> None:
+    healthy = True
+    async with opened(healthy=lambda: healthy) as door:
+        async with door.http.get(f"{door.url}/healthz") as answered:
+            assert (answered.status, await answered.json()) == (200, {"status": "ok"})
+        async with door.http.head(f"{door.url}/healthz") as answered:
+            assert answered.status == 200
+        healthy = False
+        async with door.http.get(f"{door.url}/healthz") as answered:
+            assert (answered.status, (await answered.json())["error"]["code"]) == (503, "shutting_down")
+
+
+@pytest.mark.parametrize(
+    "pieces",
+    [[], [b"GET / HT"], [BAD], [GOOD[:-1].replace(KEY.encode(), b"bad")], [ACCOUNT.replace(b"GET", b"PUT")]],
+    ids=["silent", "in a head", "idle", "in a body", "another method"],
+)
+async def test_a_connection_without_a_good_key_ends_soon_whatever_it_does(
+    opened: OpenDoor, pieces: list[bytes]
+) -> None:
+    async with opened(untrusted_timeout=0.5, idle_timeout=60, head_timeout=60, linger_timeout=60) as door:
+        assert 0.4 < await closed_after(door, *pieces) < 4
+
+
+async def test_a_good_key_keeps_a_connection_and_a_bad_one_ends_that(opened: OpenDoor) -> None:
+    async with opened(untrusted_timeout=0.5) as door, client(door) as (reader, writer):
+        loop = asyncio.get_running_loop()
+        begin = loop.time()
+        while loop.time() - begin < 1.2:
+            writer.write(ACCOUNT)
+            assert (await answer(reader))[0] == 200
+            await asyncio.sleep(0.2)  # an idle caller
+        writer.write(BAD)
+        assert (await answer(reader))[0] == 401
+        assert await gone(reader) == b""
+
+
+async def test_a_link_keeps_a_connection_while_it_is_downloaded(opened: OpenDoor) -> None:
+    async with opened(untrusted_timeout=0.5) as door:
+        async with door.ask({**TTS, "response_format": "url"}) as answered:
+            url = (await answered.json())["audio"]["url"]
+        path = url.removeprefix(door.url).encode()
+        async with client(door) as (reader, writer):
+            loop = asyncio.get_running_loop()
+            begin = loop.time()
+            while loop.time() - begin < 1.2:
+                writer.write(b"GET " + path + b" HTTP/1.1\r\nHost: x\r\n\r\n")
+                assert (await answer(reader))[2] == SOUND
+                await asyncio.sleep(0.2)  # an idle downloader
+
+
+async def test_downloads_by_links_are_bounded(opened: OpenDoor) -> None:
+    async with opened(max_links=2) as door:
+        async with door.ask({**TTS, "response_format": "url"}) as answered:
+            url = (await answered.json())["audio"]["url"]
+        name = url.rpartition("/")[2].partition("?")[0]
+        (file,) = door.media.folder.glob(f"*{name.partition('.')[0]}*")
+        file.write_bytes(bytes(20_000_000))
+        reader, writer = await asyncio.open_connection(door.host, door.port, limit=4096)
+        try:
+            writer.write(f"GET {url.removeprefix(door.url)} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
             assert await reader.readline() == b"HTTP/1.1 200 OK\r\n"
-        third, writer = await asyncio.open_connection(door.host, door.port)
-        with contextlib.suppress(ConnectionError):  # A reset says the same.
-            assert await asyncio.wait_for(third.read(), 5) == b""
-        for _, each in (first, second):
-            each.close()
-        writer.close()
+            async with door.http.get(url) as answered:
+                assert answered.status == 503
+                assert (await answered.json())["error"]["code"] == "overloaded"
+            async with door.http.get(url.partition("?")[0], headers=door.headers) as own:
+                assert own.status == 200
+                own.close()
+        finally:
+            writer.transport.abort()
+        async with asyncio.timeout(5):
+            while (await door.http.head(url)).status != 200:
+                pass
+
+
+async def test_a_stranger_gets_few_answers_on_a_connection(door: Door) -> None:
+    for asked, status in ((BAD, 401), (b"GET /nowhere HTTP/1.1\r\nHost: x\r\n\r\n", 404)):
+        async with client(door) as (reader, writer):
+            writer.write(asked * 50)
+            got = await gone(reader)
+            assert got.count(b"HTTP/1.1 %d " % status) == got.count(b"HTTP/1.1 ") == 4
+            assert got.count(b"Connection: close") == 1
+
+
+async def test_a_head_is_bounded_in_all_its_lines(door: Door) -> None:
+    async with client(door) as (reader, writer):
+        writer.write(b"GET / HTTP/1.1\r\nHost: x\r\n")
+        for i in range(40):
+            writer.write(b"A%d: " % i + b"x" * 1000 + b"\r\n")
+            await writer.drain()
+            await asyncio.sleep(0)
+        status, _, body = await answer(reader)
+        assert (status, json.loads(body)["error"]["code"]) == (400, "invalid_body")
+        assert await gone(reader) == b""
+
+
+async def test_slow_heads_of_one_address_are_few_and_callers_from_there_are_served(opened: OpenDoor) -> None:
+    async with opened(max_untrusted=3, untrusted_grace=0.2) as door, contextlib.AsyncExitStack() as stack:
+        slow = [await stack.enter_async_context(client(door)) for _ in range(8)]
+        for _, writer in slow:
+            writer.write(b"GET /nowhere HTTP/1.1\r\nHost: x")
+        for reader, _ in slow[:5]:
+            assert is_overloaded(*await answer(reader))
+        caller, calls = await stack.enter_async_context(client(door))
+        calls.write(ACCOUNT)
+        assert (await answer(caller))[0] == 200
+        for reader, writer in slow[5:]:
+            writer.write(b"\r\n\r\n")
+            assert (await answer(reader))[0] == 404
+
+
+async def test_a_crowd_that_comes_at_once_from_one_address_is_answered_whole(opened: OpenDoor) -> None:
+    async with opened(max_untrusted=5, untrusted_grace=0.1) as door:
+
+        async def ask() -> int:
+            async with client(door) as (reader, writer):
+                await asyncio.sleep(0.5)  # a client that is slow to begin
+                writer.write(ACCOUNT)
+                return (await answer(reader))[0]
+
+        assert set(await asyncio.gather(*[ask() for _ in range(300)])) == {200}
+
+
+@pytest.fixture(scope="module")
+def certificate(tmp_path_factory: pytest.TempPathFactory) -> ssl.SSLContext:
+    """The context of a server at loopback."""
+    made = tmp_path_factory.mktemp("certificate")
+    command = "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 1 -subj /CN=x"
+    subprocess.run(
+        [*command.split(), "-keyout", "key", "-out", "pem"], cwd=made, check=True, capture_output=True
+    )
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.load_cert_chain(made / "pem", made / "key")
+    return context
+
+
+async def test_a_handshake_that_does_not_end_is_ended(opened: OpenDoor, certificate: ssl.SSLContext) -> None:
+    async with opened(tls=certificate, untrusted_timeout=0.5) as door:
+        for pieces in ([], [b"\x16\x03\x01\x02\x00\x01"], [b"GET / HTTP/1.1\r\n\r\n"]):
+            assert await closed_after(door, *pieces) < 4
+        trusting = ssl.create_default_context()
+        trusting.check_hostname, trusting.verify_mode = False, ssl.CERT_NONE
+        url = f"https://{door.host}:{door.port}/api/v1/account"
+        async with door.http.get(url, headers=door.headers, ssl=trusting) as answered:
+            assert answered.status == 200
+        reader, writer = await asyncio.open_connection(door.host, door.port, ssl=trusting)
+        assert await gone(reader) == b""
+        writer.transport.abort()
+
+
+async def test_connections_in_a_handshake_count_and_make_room(
+    opened: OpenDoor, certificate: ssl.SSLContext
+) -> None:
+    async with (
+        opened(tls=certificate, max_connections=3) as door,
+        contextlib.AsyncExitStack() as stack,
+    ):
+        silent = [await stack.enter_async_context(client(door)) for _ in range(4)]
+        assert await gone(silent[0][0]) == b""
+        trusting = ssl.create_default_context()
+        trusting.check_hostname, trusting.verify_mode = False, ssl.CERT_NONE
+        url = f"https://{door.host}:{door.port}/api/v1/account"
+        async with door.http.get(url, headers=door.headers, ssl=trusting) as answered:
+            assert answered.status == 200
+        assert await gone(silent[1][0]) == b""
+
+
+async def test_the_number_of_connections_fits_the_files_that_may_be_open(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    assert fit(files // 2) == files // 2
+    assert not caplog.records
+    assert fit(files) == files // 2
+    assert "POMELO_MAX_CONNECTIONS" in caplog.text
+
+
+async def test_without_descriptors_a_stranger_makes_room_and_accepting_goes_on(
+    door: Door, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with client(door) as (stranger, _):
+        while not await answers(door, HEALTH):
+            pass
+        before = resource.getrlimit(resource.RLIMIT_NOFILE)
+        waiting = socket.create_connection((door.host, door.port))
+        taken: list[socket.socket] = []
+        try:
+            number = waiting.fileno()
+            resource.setrlimit(resource.RLIMIT_NOFILE, (number + 1, before[1]))
+            with contextlib.suppress(OSError):
+                while True:
+                    taken.append(socket.socket())
+            async with asyncio.timeout(5):
+                while "Raise the limit of open files" not in caplog.text:  # noqa: ASYNC110
+                    await asyncio.sleep(0.01)
+            assert is_overloaded(*await answer(stranger))
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, before)
+            for each in taken:
+                each.close()
+            waiting.close()
+    assert await answers(door, HEALTH)
+
+
+async def answers(door: Door, asked: bytes) -> bool:
+    """Whether a request on a new connection is answered with 200."""
+    async with client(door) as (reader, writer):
+        writer.write(asked)
+        return (await answer(reader))[0] == 200
 
 
 async def test_closing_the_gateway_ends_what_runs_and_frees_the_port(opened: OpenDoor) -> None:

@@ -14,6 +14,7 @@ from door import HAIKU_ONLY, KEY, PNG, SOUND, Door, words
 from pomelo.errors import PomeloError
 from pomelo.gen.v1 import image_pb2, speech_pb2
 from pomelo.gen.v1.task_service_pb2 import StreamTaskResponse as Event
+from pomelo.inflight import InFlightLimits
 from pomelo.providers.base import Job
 
 OpenDoor = Callable[..., AbstractAsyncContextManager[Door]]
@@ -403,6 +404,155 @@ async def test_a_body_that_stops_coming_is_given_up(opened: OpenDoor) -> None:
             "Content-Type: application/json\r\nContent-Length: 100\r\nConnection: close\r\n\r\n{"
         )
         assert b'"code":"invalid_body"' in await door.raw(head.encode())
+
+
+def head(key: str, length: int, *more: str) -> bytes:
+    """The head of a task's request."""
+    lines = ["POST /api/v1/task HTTP/1.1", "Host: x", f"Authorization: Bearer {key}", *more]
+    return "\r\n".join([*lines, f"Content-Length: {length}", "Connection: close", "", ""]).encode()
+
+
+JSON = "Content-Type: application/json"
+FORM = "Content-Type: multipart/form-data; boundary=B"
+
+
+async def test_no_byte_of_a_strangers_body_is_waited_for(door: Door) -> None:
+    for more in ((JSON,), (FORM,), (JSON, "Expect: 100-continue"), (FORM, "Expect: 100-continue"), ()):
+        for length in (1, 60_000, 50_000_000, 10**12):
+            async with door.talk(head("bad", length, *more)) as (reader, _):
+                assert await reader.readline() == b"HTTP/1.1 401 Unauthorized\r\n"
+
+
+async def test_a_wrong_header_is_told_before_a_byte_of_the_body_is_waited_for(door: Door) -> None:
+    async with door.talk(head(KEY, 10, JSON, "X-Request-Timeout: soon")) as (reader, _):
+        assert await reader.readline() == b"HTTP/1.1 400 Bad Request\r\n"
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "Idempotency-Key",
+        "X-Request-Id",
+        "X-Request-Timeout",
+        "traceparent",
+        "Prefer",
+        "Accept",
+        "content-type",
+    ],
+)
+async def test_a_header_that_comes_twice_is_refused_by_its_name(door: Door, name: str) -> None:
+    body = json.dumps(HI).encode()
+    for one, other in (("5", "5"), ("5", "x")):
+        twice = (f"{name}: {one}", f"{name.upper()}: {other}")
+        got = await door.raw(
+            head(KEY, len(body), *(() if name == "content-type" else (JSON,)), *twice) + body
+        )
+        first, _, rest = got.partition(b"\r\n")
+        assert first.endswith(b" 400 Bad Request")
+        error = json.loads(rest.partition(b"\r\n\r\n")[2])["error"]
+        assert error["code"] == "invalid_parameter"
+        assert name.lower() in error["message"].lower()
+        if name != "content-type":  # which aiohttp refuses before anything is read
+            assert (await door.raw(head("bad", len(body), JSON, *twice) + body)).startswith(b"HTTP/1.1 401 ")
+
+
+async def test_a_key_beside_another_is_none(door: Door) -> None:
+    body = json.dumps(HI).encode()
+    for first, second in ((KEY, "bad"), ("bad", KEY), (KEY, KEY)):
+        got = await door.raw(head(first, len(body), JSON, f"authorization: Bearer {second}") + body)
+        assert got.startswith(b"HTTP/1.1 401 ")
+
+
+async def test_a_body_that_comes_too_slowly_is_refused_and_one_at_the_least_rate_is_taken(
+    opened: OpenDoor,
+) -> None:
+    body = json.dumps({**HI, "user": "x" * 200}).encode()
+    async with opened(read_rate=200, read_grace=0.2, linger_timeout=0.1) as door:
+
+        async def send(step: int) -> bytes:
+            async with door.talk(head(KEY, len(body), JSON)) as (reader, writer):
+                asking = asyncio.create_task(reader.readline())
+                for at in range(0, len(body), step):
+                    writer.write(body[at : at + step])
+                    await asyncio.wait([asking], timeout=0.02)
+                return await asyncio.wait_for(asking, 5)
+
+        slow, steady = await asyncio.gather(send(1), send(20))
+        assert slow == b"HTTP/1.1 400 Bad Request\r\n"
+        assert steady == b"HTTP/1.1 200 OK\r\n"
+        got = await door.raw(head(KEY, len(body), JSON) + body[:-1])
+        assert b'"code":"invalid_body"' in got
+        assert b"200 bytes a second" in got
+
+
+async def test_a_body_in_tiny_chunks_is_refused_and_one_in_small_chunks_is_taken(door: Door) -> None:
+    start = head(KEY, 0, JSON).replace(b"Content-Length: 0", b"Transfer-Encoding: chunked")
+    body = json.dumps({**HI, "user": "x" * 200}).encode()
+    small = b"".join(b"3\r\n%b\r\n" % body[at : at + 3].ljust(3) for at in range(0, len(body), 3))
+    assert (await door.raw(start + small + b"0\r\n\r\n")).startswith(b"HTTP/1.1 200 ")
+    async with door.talk(start) as (reader, writer):
+        answered = asyncio.create_task(reader.readline())
+        sent = 0
+        while not answered.done() and sent < 8 * 1024 * 1024:
+            writer.write(b"1\r\n \r\n" * 1000)
+            sent += 1000
+            await writer.drain()
+            await asyncio.sleep(0)
+        assert await answered == b"HTTP/1.1 400 Bad Request\r\n"
+        assert sent < 2_000_000
+        assert b"too small chunks" in await asyncio.wait_for(reader.readuntil(b"}}"), 5)
+
+
+async def test_json_of_too_many_values_is_refused_and_the_same_bytes_in_a_text_are_taken(door: Door) -> None:
+    lists = b"[]," * 100_000
+    for kind, body in (
+        (JSON, b'{"model":"gpt-4","messages":[' + lists + b"[]]}"),
+        (
+            FORM,
+            b'--B\r\nContent-Disposition: form-data; name="messages"\r\n\r\n[' + lists + b"[]]\r\n--B--\r\n",
+        ),
+    ):
+        got = await door.raw(head(KEY, len(body), kind) + body)
+        assert b'"code":"invalid_body"' in got
+        assert b"65,536 values" in got
+    async with door.ask(
+        {"model": "gpt-4", "messages": [{"role": "user", "content": lists.decode()}]}
+    ) as answer:
+        assert answer.status == 200
+
+
+async def test_a_form_that_begins_with_empty_lines_is_refused_at_its_beginning(door: Door) -> None:
+    async with door.talk(head(KEY, 7_800_000, FORM) + b"\r\n" * 1000) as (reader, _):
+        assert await reader.readline() == b"HTTP/1.1 400 Bad Request\r\n"
+
+
+async def test_a_call_whose_body_is_being_read_is_in_flight(opened: OpenDoor) -> None:
+    async with opened(in_flight=InFlightLimits(account_calls=1)) as door:
+        body = json.dumps(HI).encode()
+        async with door.talk(head(KEY, len(body), JSON) + body[:5]) as (reader, writer):
+            async with asyncio.timeout(5):
+                while await code_or_ok(door.ask(HI)) != (503, "overloaded"):
+                    pass
+            writer.write(body[5:])
+            assert await reader.readline() == b"HTTP/1.1 200 OK\r\n"
+            await reader.read()
+        assert await code_or_ok(door.ask(HI)) == (200, "")
+
+
+async def test_the_bytes_of_bodies_that_are_kept_are_bounded(opened: OpenDoor) -> None:
+    async with opened(in_flight=InFlightLimits(account_bytes=100_000)) as door:
+        large = {"model": "gpt-4", "messages": [{"role": "user", "content": "x" * 120_000}]}
+        assert await code_of(door.ask(large)) == (503, "overloaded")
+        form = b'--B\r\nContent-Disposition: form-data; name="prompt"\r\n\r\n%b\r\n--B--' % (b"x" * 120_000)
+        assert b'"code":"overloaded"' in await door.raw(head(KEY, len(form), FORM) + form)
+        assert await code_or_ok(door.ask(HI)) == (200, "")
+
+
+async def code_or_ok(response: Any) -> tuple[int, str]:
+    """Status and code of an answer; the code is empty when it is good."""
+    async with response as answer:
+        value = await answer.json()
+        return answer.status, value["error"]["code"] if "error" in value else ""
 
 
 async def test_wrong_paths_and_methods_are_told_in_json(door: Door) -> None:

@@ -17,12 +17,14 @@ import grpc
 
 from pomelo.admission.plans import Plan
 from pomelo.app import App, open_app, open_gateway
+from pomelo.breaker import CircuitBreaker
 from pomelo.gen.v1.media_service_pb2 import DownloadMediaRequest
 from pomelo.gen.v1.media_service_pb2_grpc import MediaServiceStub
 from pomelo.gen.v1.model_service_pb2 import ListModelsRequest
 from pomelo.gen.v1.model_service_pb2_grpc import ModelServiceStub
 from pomelo.gen.v1.task_service_pb2 import RunTaskRequest, StreamTaskRequest
 from pomelo.gen.v1.task_service_pb2_grpc import TaskServiceStub
+from pomelo.providers.base import Provider
 from pomelo.routing import Router
 from pomelo.settings import Settings
 from pomelo.stores.base import Store
@@ -192,8 +194,8 @@ class House:
                 await self._result((await call).result, told)
         except grpc.aio.AioRpcError as error:
             told.code, told.message = reason_of(error) or error.code().name.lower(), error.details() or ""
-        told.headers = _plain(await call.initial_metadata())
         told.trailer = _plain(await call.trailing_metadata())
+        told.headers = _plain(await call.initial_metadata()) or told.trailer
         return told
 
     async def _messages(self, call: Any, told: Told) -> None:
@@ -288,7 +290,7 @@ class House:
                 ListModelsRequest(), metadata=[("authorization", f"Bearer {key}")]
             )
             await call
-            return Told(headers=_plain(await call.initial_metadata()))
+            return Told(headers=_plain(await call.trailing_metadata()))
         given = {"Authorization": f"Bearer {key}"} | headers
         async with self.session.get(self.urls[way] + path, headers=given) as answer:
             told = Told(status=answer.status, headers={k.lower(): v for k, v in answer.headers.items()})
@@ -320,40 +322,50 @@ def _form(body: dict[str, Any]) -> aiohttp.FormData:
     return form
 
 
+PATIENT = partial(Router, breaker=partial(CircuitBreaker, minimum_calls=10**9))
+"""Makes a router that asks its routes however often they failed."""
+
+
 @asynccontextmanager
 async def open_house(
     folder: Path,
     *,
     plans: Mapping[str, Plan] = PLANS,
     wrap_store: Callable[[Store], Store] = lambda store: store,
+    make_router: Callable[[Mapping[str, Provider]], Router] = PATIENT,
+    upstream_connections: int = 256,
+    settings: Mapping[str, Any] | None = None,
     **more: Any,
 ) -> AsyncIterator[House]:
-    """A house on free ports, with a live key of every vendor but Anthropic."""
+    """A house on free ports, with a live key of every vendor but Anthropic. `settings` are added to its own or
+    replace them."""
     async with FaultUpstream() as upstream:
-        settings = Settings(
-            rest="127.0.0.1:0",
-            grpc="127.0.0.1:0",
-            data=folder / "data",
-            openai_api_key="sk-x",
-            openai_base_url=upstream.openai_base_url,
-            mistral_api_key="m-x",
-            mistral_base_url=upstream.mistral_base_url,
-            bfl_api_key="b-x",
-            bfl_base_url=upstream.bfl_base_url,
-            together_api_key="t-x",
-            together_base_url=upstream.together_base_url,
-            elevenlabs_api_key="e-x",
-            elevenlabs_base_url=upstream.elevenlabs_base_url,
-            grace=1.0,
-        )
-        router = partial(Router, trips_at=10**9)
+        given: dict[str, Any] = {
+            "rest": "127.0.0.1:0",
+            "grpc": "127.0.0.1:0",
+            "data": folder / "data",
+            "openai_api_key": "sk-x",
+            "openai_base_url": upstream.openai_base_url,
+            "mistral_api_key": "m-x",
+            "mistral_base_url": upstream.mistral_base_url,
+            "bfl_api_key": "b-x",
+            "bfl_base_url": upstream.bfl_base_url,
+            "together_api_key": "t-x",
+            "together_base_url": upstream.together_base_url,
+            "elevenlabs_api_key": "e-x",
+            "elevenlabs_base_url": upstream.elevenlabs_base_url,
+            "upstream_connections": upstream_connections,
+            "grace": 1.0,
+        }
+        opened = Settings(**{**given, **(settings or {})})
         async with (
-            open_app(settings, plans=plans, make_router=router, wrap_store=wrap_store, **more) as app,
+            open_app(opened, plans=plans, make_router=make_router, wrap_store=wrap_store, **more) as app,
             aiohttp.ClientSession() as session,
         ):
             assert app.rest is not None
             assert app.grpc is not None
-            away = Settings(rest="127.0.0.1:0", data=folder / "gateway", grace=1.0)
+            secret = settings.root_secret().decode()
+            away = Settings(rest="127.0.0.1:0", data=folder / "gateway", secret=secret, grace=1.0)
             async with (
                 open_gateway(away, app.grpc) as (host, port),
                 grpc.aio.insecure_channel(

@@ -53,7 +53,7 @@ async def test_an_end_comes_back_to_the_millisecond(admin):
 
 async def test_a_list_and_a_revocation_show_no_secret(admin):
     made = await admin.CreateKey(pb.CreateKeyRequest())
-    listed = await admin.ListKeys(pb.ListKeysRequest())
+    listed = await admin.ListKeys(pb.ListKeysRequest(page_size=1_000))
     revoked = await admin.RevokeKey(pb.RevokeKeyRequest(key_id=made.key.key_id))
     assert made.key in listed.keys
     assert revoked.key.HasField("revoke_time")
@@ -97,6 +97,10 @@ async def test_a_list_and_a_revocation_show_no_secret(admin):
         ("SetPlan", pb.SetPlanRequest(name="default", plan="none"), "invalid_parameter", "plan"),
         ("QueryUsage", pb.QueryUsageRequest(account="nobody"), "not_found", "account"),
         ("QueryUsage", pb.QueryUsageRequest(mode=9), "invalid_parameter", "mode"),
+        ("ListKeys", pb.ListKeysRequest(page_size=-1), "invalid_parameter", "page_size"),
+        ("ListKeys", pb.ListKeysRequest(page_token="x"), "invalid_parameter", "page_token"),
+        ("ListAccounts", pb.ListAccountsRequest(page_size=-1), "invalid_parameter", "page_size"),
+        ("ListAccounts", pb.ListAccountsRequest(page_token="x"), "invalid_parameter", "page_token"),
         (
             "QueryUsage",
             pb.QueryUsageRequest(query=ListUsageRequest(page_size=1001)),

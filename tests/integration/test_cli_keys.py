@@ -226,6 +226,16 @@ async def test_doctor_finds_a_damaged_store(tmp_path):
     status, found = await findings(tmp_path, POMELO_SECRET="s" * 40, **free_addresses())
     assert status == 1
     assert found["store"][0] == "broken"
+    assert "restore a backup" in found["store"][1]
+
+
+async def test_doctor_finds_a_data_folder_that_is_open_to_others(tmp_path):
+    data = tmp_path / "data"
+    assert (await pomelo(tmp_path, "keys", "create")).status == 0
+    data.chmod(0o755)
+    status, found = await findings(tmp_path, **free_addresses())
+    assert status == 1
+    assert found["data"] == ("broken", f"{data} is open to other users. Run: chmod 700 {data}")
 
 
 async def test_doctor_tells_whether_openai_takes_the_key_and_never_shows_it(tmp_path, upstream):

@@ -14,11 +14,12 @@ from pomelo.app import App
 from pomelo.gen.v1.media_pb2 import Media
 from pomelo.gen.v1.media_service_pb2 import DownloadMediaRequest, UploadMediaRequest
 from pomelo.gen.v1.media_service_pb2_grpc import MediaServiceStub
-from pomelo.gen.v1.speech_pb2 import AudioInput, SpeechToTextInput
+from pomelo.gen.v1.speech_pb2 import AudioInput, SpeechToSpeechInput, SpeechToTextInput, TextToSpeechInput
 from pomelo.gen.v1.task_pb2 import Task
 from pomelo.gen.v1.task_service_pb2 import RunTaskRequest
 from pomelo.gen.v1.task_service_pb2_grpc import TaskServiceStub
 from pomelo.server.main import ServerOptions, open_server
+from pomelo.stores.ledger import Grant, Wallet
 from tests.conftest import Keys
 from tests.integration.asking import bearer, reason_of, text_of
 
@@ -94,6 +95,52 @@ async def test_what_was_uploaded_can_be_downloaded_and_used(
     assert response.result.transcription.audio_seconds == pytest.approx(40, abs=0.1)
 
 
+@pytest.mark.parametrize("whose", ["another account", "the other mode"])
+@pytest.mark.parametrize("live", [True, False], ids=["live", "test"])
+async def test_nobody_reads_or_uses_what_another_account_or_mode_uploaded(
+    whose: str, live: bool, media: Any, channel: grpc.aio.Channel, keys: Keys, app: App
+) -> None:
+    owner = keys.live if live else keys.test
+    if whose == "another account":
+        account = f"other-{live}"
+        await app.store.add_account(account, "unlimited", 1.0)
+        await app.store.grant(Grant(f"for {account}", Wallet(account, live), 10**9, 1.0))
+        _, other = await app.keyring.create(account, live=live)
+    else:
+        other = keys.test if live else keys.live
+    given = await upload(media, owner, pieces(a_wave(), "audio/wav"))
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await download(media, DownloadMediaRequest(media_id=given.media_id), metadata=bearer(other))
+    assert reason_of(caught.value) == "not_found"
+    sound = AudioInput(media_id=given.media_id)
+    tasks = TaskServiceStub(channel)
+    for task in (
+        Task(model="eleven-labs-stt", speech_to_text=SpeechToTextInput(audio=sound)),
+        Task(model="eleven-labs-sts", speech_to_speech=SpeechToSpeechInput(audio=sound, voice="adam")),
+    ):
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await tasks.RunTask(RunTaskRequest(task=task), metadata=bearer(other))
+        assert reason_of(caught.value) == "invalid_parameter"
+        assert "audio" in (caught.value.details() or "")
+        assert given.media_id in stored(app)
+        assert await tasks.RunTask(RunTaskRequest(task=task), metadata=bearer(owner))
+
+
+@pytest.mark.parametrize("live", [True, False], ids=["live", "test"])
+async def test_the_other_mode_does_not_read_what_a_task_made(
+    live: bool, media: Any, channel: grpc.aio.Channel, keys: Keys
+) -> None:
+    owner, other = (keys.live, keys.test) if live else (keys.test, keys.live)
+    task = Task(model="eleven-labs-tts", text_to_speech=TextToSpeechInput(text="Hello.", voice="adam"))
+    response = await TaskServiceStub(channel).RunTask(RunTaskRequest(task=task), metadata=bearer(owner))
+    request = DownloadMediaRequest(media_id=response.result.speech.media.media_id)
+    _, chunks = await download(media, request, metadata=bearer(owner))
+    assert chunks
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await download(media, request, metadata=bearer(other))
+    assert reason_of(caught.value) == "not_found"
+
+
 async def test_a_signed_link_needs_no_key(media: Any, keys: Keys) -> None:
     given = await upload(media, keys.test, pieces(a_wave()))
     query = given.url.partition("?")[2]
@@ -157,7 +204,7 @@ async def test_an_upload_without_a_good_key_is_refused(size: int, media: Any, ke
     before = stored(app)
     error = await refused(media, keys.revoked, pieces(b"x" * size, "audio/mpeg"))
     assert (error.code(), reason_of(error)) == (grpc.StatusCode.UNAUTHENTICATED, "invalid_api_key")
-    assert text_of(error.initial_metadata())["x-request-id"].startswith("req_")
+    assert text_of(error.trailing_metadata())["x-request-id"].startswith("req_")
     assert stored(app) == before
 
 

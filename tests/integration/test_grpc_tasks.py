@@ -86,14 +86,24 @@ async def test_a_task_of_each_kind_streams_in_the_order_of_the_contract(
         assert not events[-1].result.speech.data
 
 
-@METHODS
-async def test_what_goes_back_is_initial_metadata(method: str, tasks: Any, keys: Keys) -> None:
-    call = start(tasks, method, text_task(), metadata=bearer(keys.test, x_request_id="my-id.7"))
+async def test_a_stream_has_its_headers_in_initial_metadata(tasks: Any, keys: Keys) -> None:
+    call = start(tasks, "StreamTask", text_task(), metadata=bearer(keys.test, x_request_id="my-id.7"))
     metadata = text_of(await call.initial_metadata())
     assert metadata["x-request-id"] == "my-id.7"
     assert metadata["x-pomelo-mode"] == "test"
     assert "x-pomelo-open" not in metadata, "a sign between a gateway and a server alone"
     await end(call)
+    assert "x-credits-charged" in text_of(await call.trailing_metadata())
+
+
+async def test_a_unary_answer_has_its_headers_in_trailing_metadata_alone(tasks: Any, keys: Keys) -> None:
+    call = start(tasks, "RunTask", text_task(), metadata=bearer(keys.test, x_request_id="my-id.7"))
+    await end(call)
+    assert not [name for name in text_of(await call.initial_metadata()) if name.startswith("x-")]
+    metadata = text_of(await call.trailing_metadata())
+    assert metadata["x-request-id"] == "my-id.7"
+    assert metadata["x-pomelo-mode"] == "test"
+    assert metadata["x-credits-charged"]
 
 
 @METHODS
@@ -103,8 +113,9 @@ async def test_a_request_id_is_made_where_none_is_given_that_is_good(
 ) -> None:
     more = {} if given is None else {"x_request_id": given}
     call = start(tasks, method, text_task(), metadata=bearer(keys.test, **more))
-    assert text_of(await call.initial_metadata())["x-request-id"].startswith("req_")
     await end(call)
+    told = text_of(await call.initial_metadata()) | text_of(await call.trailing_metadata())
+    assert told["x-request-id"].startswith("req_")
 
 
 @METHODS
@@ -114,7 +125,7 @@ async def test_an_error_bears_metadata_status_and_details(method: str, tasks: An
     assert error.code() == grpc.StatusCode.UNAVAILABLE
     assert error.details() == TABLE["provider_unavailable"].message
     assert reason_of(error) == "provider_unavailable"
-    metadata = text_of(error.initial_metadata())
+    metadata = {**text_of(error.initial_metadata()), **text_of(error.trailing_metadata())}
     assert metadata["x-request-id"] == "it"
     assert metadata["x-pomelo-mode"] == "test"
 
@@ -123,7 +134,16 @@ async def test_a_refusal_that_may_be_retried_says_when_in_metadata_too(tasks: An
     task = text_task("[[error:rate_limit_exceeded]]")
     error = await failure(start(tasks, "RunTask", task, metadata=bearer(keys.test)))
     assert error.code() == grpc.StatusCode.RESOURCE_EXHAUSTED
-    assert text_of(error.initial_metadata())["retry-after"] == "60"
+    metadata = text_of(error.trailing_metadata())
+    assert (metadata["retry-after"], metadata["grpc-retry-pushback-ms"]) == ("60", "60000")
+
+
+async def test_a_refusal_that_a_retry_can_t_mend_says_so_to_retry_policies(tasks: Any, keys: Keys) -> None:
+    for task, key in ((text_task(model="nope"), keys.test), (text_task(), keys.revoked)):
+        error = await failure(start(tasks, "RunTask", task, metadata=bearer(key)))
+        metadata = text_of(error.trailing_metadata())
+        assert metadata["grpc-retry-pushback-ms"] == "-1"
+        assert "retry-after" not in metadata
 
 
 @METHODS
@@ -131,7 +151,7 @@ async def test_a_caller_without_a_key_is_refused_with_a_request_id(method: str, 
     error = await failure(start(tasks, method, text_task()))
     assert error.code() == grpc.StatusCode.UNAUTHENTICATED
     assert reason_of(error) == "invalid_api_key"
-    assert text_of(error.initial_metadata())["x-request-id"].startswith("req_")
+    assert text_of(error.trailing_metadata())["x-request-id"].startswith("req_")
 
 
 @METHODS
@@ -205,7 +225,7 @@ async def test_models_are_listed_and_told_of(channel: grpc.aio.Channel, keys: Ke
     assert (error.code(), reason_of(error)) == (grpc.StatusCode.INVALID_ARGUMENT, "unsupported_model")
     error = await failure(models.ListModels(ListModelsRequest(), metadata=bearer("junk")))
     assert reason_of(error) == "invalid_api_key"
-    assert text_of(error.initial_metadata())["x-request-id"].startswith("req_")
+    assert text_of(error.trailing_metadata())["x-request-id"].startswith("req_")
 
 
 # --- what must not happen

@@ -168,7 +168,7 @@ async def test_an_upload_bears_every_header(house: House) -> None:
     metadata = [("authorization", f"Bearer {caller.test}")]
     call = MediaServiceStub(house.channel).UploadMedia(pieces(), metadata=metadata)
     await call
-    check(Told(headers={str(k): str(v) for k, v in await call.initial_metadata()}), tokens=False)
+    check(Told(headers={str(k): str(v) for k, v in await call.trailing_metadata()}), tokens=False)
 
 
 @WAY

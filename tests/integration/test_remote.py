@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from gateway.remote import open_remote
-from pomelo.app import App
+from pomelo.app import App, gateway_proof
 from pomelo.call import Call
 from pomelo.errors import TABLE, PomeloError
 from pomelo.gen.v1.account_service_pb2 import ListUsageRequest
@@ -31,7 +31,7 @@ PIECE = 1024 * 1024
 async def remote(app: App) -> AsyncIterator[Services]:
     """The app's services over a channel."""
     assert app.grpc is not None
-    async with open_remote(app.grpc) as services:
+    async with open_remote(app.grpc, proof=gateway_proof(app.settings.root_secret())) as services:
         yield services
 
 
@@ -179,17 +179,19 @@ async def test_the_server_sees_the_call_as_the_gateway_does(app: App, keys: Keys
     noting = Noting(app.services.tasks)
     services = replace(app.services, tasks=noting)
     trace = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+    proof = gateway_proof(b"a secret of both")
     async with (
-        open_server(services, ServerOptions("127.0.0.1:0")) as server,
-        open_remote(server.address) as remote,
+        open_server(services, ServerOptions("127.0.0.1:0"), proof=proof) as server,
+        open_remote(server.address, proof=proof) as remote,
     ):
         for wire in ("rest", "grpc"):
             call = call_of(keys.test, 7.0, x_request_id="mine", traceparent=trace)
-            call.wire = wire
+            call.wire, call.address = wire, "203.0.113.9"
             await remote.tasks.run_task(text_task(), call)
             await events_of(remote.tasks, text_task(), call)
             for seen in noting.calls:
                 assert (seen.secret, seen.request_id, seen.wire) == (keys.test, "mine", wire)
+                assert seen.address == "203.0.113.9"
                 assert seen.traceparent == trace
                 assert seen.fault is None
                 assert abs(seen.deadline - call.deadline) < 0.5

@@ -205,6 +205,21 @@ async def test_an_error_is_told_soon_though_the_store_hangs(house: House, store:
     await freed(house, caller)
 
 
+async def test_a_task_that_can_not_be_begun_after_it_was_taken_in_holds_nothing(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    caller = await house.caller()
+
+    def broken(*args: Any) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr("pomelo.intake.Folding", broken)
+    for way in WAYS:
+        told = await house.ask(way, caller.test, say())
+        assert told.code == "internal_error"
+    await freed(house, caller)
+
+
 # --- the hour on the headers of a late failure
 
 

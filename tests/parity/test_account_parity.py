@@ -73,8 +73,8 @@ class Ways:
             answer = await rpc
         except grpc.aio.AioRpcError as failed:
             error = from_rpc_error(failed)
-            return Outcome(error.code, error.message, headers=dict(failed.initial_metadata() or ()))
-        headers = dict(await rpc.initial_metadata())
+            return Outcome(error.code, error.message, headers=dict(failed.trailing_metadata() or ()))
+        headers = dict(await rpc.trailing_metadata())
         found = _account(answer.account) if path == "account" else _usage(answer)
         return Outcome(found=found, headers=headers)
 

@@ -152,7 +152,11 @@ class Grpc:
                 await self._result((await call).result, outcome, whole=True)
             except grpc.aio.AioRpcError as error:
                 _failed(outcome, error)
-        outcome.headers = {str(k): str(v) for k, v in await call.initial_metadata()}
+        # A stream that was accepted has its headers in the initial metadata, all else in the trailing one.
+        told = await call.initial_metadata()
+        if "x-request-id" not in told:
+            told = await call.trailing_metadata()
+        outcome.headers = {str(k): str(v) for k, v in told or ()}
         return outcome
 
     async def _stream(self, call: Any, outcome: Outcome) -> None:

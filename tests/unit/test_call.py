@@ -51,3 +51,22 @@ def test_a_request_id_comes_back_or_is_replaced_by_one_that_can(text: str) -> No
     assert made.request_id.isprintable()
     assert 0 < len(made.request_id) <= 128
     assert made.request_id == text or made.request_id.startswith("req_")
+
+
+@pytest.mark.parametrize(
+    "name", ["Idempotency-Key", "X-Request-Id", "X-Request-Timeout", "traceparent", "Prefer", "Accept"]
+)
+def test_a_header_that_is_given_twice_is_a_fault_that_names_it(name: str) -> None:
+    names = ["authorization", name.lower(), "cookie", "cookie", name.upper()]
+    made = Call.from_headers({"authorization": "Bearer k"}.get, wire="grpc", names=names)
+    assert made.fault is not None
+    assert (made.fault.code, made.fault.field) == ("invalid_parameter", name)
+    assert made.secret == "k"
+    assert not Call.from_headers({}.get, wire="grpc", names=names[:-1]).fault
+
+
+def test_a_key_that_is_given_twice_is_none() -> None:
+    given = {"authorization": "Bearer k"}
+    made = Call.from_headers(given.get, wire="grpc", names=["Authorization", "authorization"])
+    assert (made.secret, made.fault) == (None, None)
+    assert "twice" in made.key_fault

@@ -1,5 +1,6 @@
 """Settings: files and variables, what is refused, and the root secret."""
 
+import os
 import stat
 from pathlib import Path
 
@@ -75,6 +76,14 @@ def test_origins_are_a_list_in_a_file_and_split_at_commas_in_a_variable(tmp_path
     given = {"POMELO_DELIVERY_ORIGINS": "http://10.0.0.5:9000, https://files.example"}
     assert load(None, given).delivery_origins == ("http://10.0.0.5:9000", "https://files.example")
     assert refusal({"POMELO_DELIVERY_ORIGINS": "10.0.0.5"}).startswith("POMELO_DELIVERY_ORIGINS: ")
+
+
+def test_trusted_proxies_are_addresses_and_networks():
+    given = {"POMELO_TRUSTED_PROXIES": "10.0.0.0/8, 192.0.2.7,2001:db8::/32"}
+    assert load(None, given).trusted_proxies == ("10.0.0.0/8", "192.0.2.7", "2001:db8::/32")
+    for wrong in ("proxy.example", "10.0.0.1/8", "10.0.0.0/40"):
+        said = refusal({"POMELO_TRUSTED_PROXIES": wrong})
+        assert said.startswith("POMELO_TRUSTED_PROXIES: must be an IP address or a network")
 
 
 def test_pomelo_toml_of_the_working_directory_is_found(tmp_path, monkeypatch):
@@ -258,16 +267,67 @@ def test_every_variable_of_the_contract_has_a_setting():
         "POMELO_TLS_CERT",
         "POMELO_TLS_KEY",
         "POMELO_TLS_CLIENT_CA",
+        "POMELO_MAX_CONNECTIONS",
+        "POMELO_IDLE_TIMEOUT",
         "POMELO_INSECURE",
         "POMELO_JSON_LIMIT",
         "POMELO_UPLOAD_LIMIT",
         "POMELO_INLINE_LIMIT",
+        "POMELO_MEDIA_LIMIT",
+        "POMELO_MEDIA_ACCOUNT_LIMIT",
+        "POMELO_DISK_RESERVE",
         "POMELO_GRACE",
+        "POMELO_MAX_CALLS",
         "POMELO_CATALOG",
         "POMELO_ARCHIVE",
         "POMELO_WORKERS",
         "POMELO_DELIVERY_ORIGINS",
+        "POMELO_UPSTREAM_CONNECTIONS",
+        "POMELO_TRUSTED_PROXIES",
     }
+
+
+@pytest.mark.parametrize("mode", [0o755, 0o777, 0o750, 0o701])
+@pytest.mark.parametrize("used", [False, True])
+def test_a_data_folder_that_is_open_to_others_is_closed_with_a_word(tmp_path, caplog, mode, used):
+    data = tmp_path / "data"
+    settings = Settings(data=data)
+    secret = None
+    if used:
+        secret = settings.root_secret()
+    else:
+        data.mkdir()
+        (data / "lost+found").mkdir()  # what a new file system has
+    data.chmod(mode)
+    caplog.clear()
+    assert settings.root_secret() == secret or not used
+    assert stat.S_IMODE(data.stat().st_mode) == 0o700
+    (line,) = [record.getMessage() for record in caplog.records]
+    assert str(data) in line
+    assert f"{mode:04o}" in line
+    caplog.clear()
+    settings.root_secret()
+    assert caplog.records == []
+
+
+def test_a_folder_of_others_files_is_neither_closed_nor_used(tmp_path):
+    (tmp_path / "diary").write_text("")
+    tmp_path.chmod(0o755)
+    with pytest.raises(SettingsError, match=f"chmod 700 {tmp_path}"):
+        Settings(data=tmp_path).root_secret()
+    assert stat.S_IMODE(tmp_path.stat().st_mode) == 0o755
+    assert [path.name for path in tmp_path.iterdir()] == ["diary"]
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a folder away")
+@pytest.mark.parametrize("mode", [0o700, 0o777])
+def test_a_data_folder_of_another_user_is_refused(tmp_path, mode):
+    tmp_path.chmod(mode)
+    os.chown(tmp_path, 12345, -1)
+    with pytest.raises(SettingsError, match=r"another user \(uid 12345\).* chown -R 0 ") as caught:
+        Settings(data=tmp_path).root_secret()
+    assert str(tmp_path) in str(caught.value)
+    assert list(tmp_path.iterdir()) == []
 
 
 # --- plans
@@ -330,3 +390,20 @@ def test_a_plan_of_a_model_that_there_is_not_is_named(tmp_path):
 def test_plans_have_no_variable():
     with pytest.raises(SettingsError, match="Unknown variable POMELO_PLANS"):
         load(None, {"POMELO_PLANS": "x"})
+
+
+def test_a_gateway_shares_a_secret_that_is_there_and_makes_none(tmp_path):
+    data = tmp_path / "data"
+    assert Settings(data=data).shared_secret() is None
+    assert Settings(data=data, secret="s" * 40).shared_secret() == b"s" * 40
+    assert not data.exists()
+    made = Settings(data=data).root_secret()
+    assert Settings(data=data).shared_secret() == made
+    assert Settings(data=data, secret="s" * 40).shared_secret() == b"s" * 40
+
+
+def test_a_gateway_refuses_a_secret_of_its_data_folder_that_others_can_read(tmp_path):
+    Settings(data=tmp_path).root_secret()
+    (tmp_path / "secret").chmod(0o644)
+    with pytest.raises(SettingsError, match="chmod 600"):
+        Settings(data=tmp_path).shared_secret()

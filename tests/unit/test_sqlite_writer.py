@@ -3,13 +3,25 @@
 import asyncio
 import logging
 import sqlite3
+from collections.abc import Callable
 from contextlib import closing
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from pomelo.errors import PomeloError
-from pomelo.stores.ledger import LostHoldError, Repeatable, Settlement, Taken, UsageQuery, Wallet
+from pomelo.stores.base import UnknownAccountError
+from pomelo.stores.ledger import (
+    LostHoldError,
+    Repeatable,
+    Settlement,
+    Taken,
+    UnknownOutcomeError,
+    UsageQuery,
+    Wallet,
+)
 from pomelo.stores.sqlite import open_sqlite
 from tests.contract.ledger_rig import SqliteRig, ending, record, taking
 
@@ -51,6 +63,98 @@ async def test_of_a_batch_what_fails_fails_alone_and_wholly(rig):
     assert isinstance(outcomes[3], Taken)
     assert outcomes[4] is None
     assert (await rig.store.standing(WALLET)).slots == 2
+
+
+class Failing(sqlite3.Connection):
+    """A connection whose statements that begin so fail, as often as said."""
+
+    fails: tuple[str, int] = ("", 0)
+    error: Callable[[], Exception] = RuntimeError
+
+    def execute(self, sql: str, parameters: Any = (), /) -> sqlite3.Cursor:
+        start, times = Failing.fails
+        if times and sql.startswith(start):
+            Failing.fails = (start, times - 1)
+            raise Failing.error()
+        return super().execute(sql, parameters)
+
+
+@pytest.fixture
+async def failing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """A store on such connections."""
+    monkeypatch.setattr(sqlite3, "connect", partial(sqlite3.connect, factory=Failing))
+    Failing.fails, Failing.error = ("", 0), RuntimeError
+    async with open_sqlite(tmp_path / "own.db") as store:
+        yield store
+
+
+@pytest.mark.parametrize("error", [RuntimeError, KeyError, MemoryError, sqlite3.OperationalError])
+@pytest.mark.parametrize(
+    "start", ["BEGIN", "SAVEPOINT", "SELECT w.granted", "INSERT INTO holds", "RELEASE", "COMMIT"]
+)
+async def test_whatever_a_statement_raises_is_store_unavailable_and_the_thread_goes_on(failing, start, error):
+    Failing.error = error
+    Failing.fails = (start, 3)
+    outcomes = await asyncio.gather(
+        failing.take(ours("a", least=0)), failing.take(ours("b", least=0)), return_exceptions=True
+    )
+    assert all(isinstance(one, Taken) or one.code == "store_unavailable" for one in outcomes)
+    Failing.fails = ("", 0)
+    for task_id in ("a", "b"):
+        assert isinstance(await failing.take(ours(task_id, least=0)), Taken)
+    assert (await failing.standing(WALLET)).slots == 2
+
+
+async def test_a_rollback_that_fails_is_made_up_for(failing):
+    def work(connection: sqlite3.Connection) -> None:
+        connection.execute("INSERT INTO accounts (name) VALUES ('half')")
+        Failing.fails = ("ROLLBACK", 3)
+        raise KeyError
+
+    with pytest.raises(PomeloError):
+        await failing._writer.do(work)
+    # The transaction is still open; what comes next must not be part of it.
+    assert Failing.fails == ("ROLLBACK", 1)
+    with pytest.raises(PomeloError):
+        await failing.get_account("half")
+    assert await failing.get_account("half") is None
+    assert isinstance(await failing.take(ours("a", least=0)), Taken)
+    assert await failing.get_account("half") is None
+
+
+async def test_what_sqlite_fails_of_was_not_done_and_of_all_else_that_is_unknown(failing):
+    kinds = ((lambda: sqlite3.OperationalError("disk I/O error"), False), (RuntimeError, True))
+    for start in ("INSERT INTO holds", "COMMIT"):
+        for error, unknown in kinds:
+            Failing.error, Failing.fails = error, (start, 2)
+            with pytest.raises(PomeloError) as caught:
+                await failing.take(ours("a", least=0))
+            assert isinstance(caught.value, UnknownOutcomeError) == unknown
+            assert (await failing.standing(WALLET)).slots == 0
+
+
+async def test_what_a_role_raises_comes_out_and_all_else_is_store_unavailable(rig, caplog):
+    def raising(error: Exception) -> Callable[[sqlite3.Connection], None]:
+        def work(connection: sqlite3.Connection) -> None:
+            raise error
+
+        return work
+
+    for meant in (LostHoldError("a"), UnknownAccountError("b"), PomeloError("invalid_parameter")):
+        for reads in (False, True):
+            with pytest.raises(type(meant)):
+                await rig.store._writer.do(raising(meant), reads=reads)
+    with caplog.at_level(logging.ERROR, "pomelo.stores"):
+        for _ in range(5):
+            for reads in (False, True):
+                with pytest.raises(UnknownOutcomeError):
+                    await rig.store._writer.do(raising(KeyError("secret")), reads=reads)
+            with pytest.raises(PomeloError):
+                await rig.store._report(raising(KeyError("secret")))
+    told = [one.getMessage() for one in caplog.records]
+    assert len(told) == 1, "once, however often it happened"
+    assert "builtins.KeyError" in told[0]
+    assert "secret" not in told[0]
 
 
 async def test_a_task_that_has_its_record_can_not_take_again(rig):

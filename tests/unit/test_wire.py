@@ -14,6 +14,7 @@ from pomelo.wire import (
     DETAILS_KEY,
     HEADER_NAMES,
     from_rpc_error,
+    retry,
     status_code,
     to_status,
     trailing,
@@ -99,6 +100,18 @@ def test_an_error_without_a_field_has_neither_a_bad_request_nor_metadata() -> No
     found = details(PomeloError("invalid_body"))
     assert set(found) == {"ErrorInfo"}
     assert not found["ErrorInfo"].metadata
+
+
+@pytest.mark.parametrize("code", CODES)
+def test_a_retry_policy_is_told_when_to_ask_again_or_that_it_is_pointless(code: str) -> None:
+    row, told = TABLE[code], dict(retry(PomeloError(code, retry_after=None)))
+    if row.http in (409, 429, 503):
+        assert told == {
+            "retry-after": str(row.retry_after),
+            "grpc-retry-pushback-ms": f"{row.retry_after}000",
+        }
+    else:
+        assert told == {"grpc-retry-pushback-ms": "-1"}
 
 
 @given(message=st.text(max_size=250), field=st.none() | st.text(max_size=30))

@@ -416,7 +416,7 @@ class ListUsageRequest(_message.Message):
     KEY_ID_FIELD_NUMBER: _builtins.int
     GROUP_BY_FIELD_NUMBER: _builtins.int
     page_size: _builtins.int
-    """Records of a page, 1 to 1,000. Default: 100."""
+    """Records or sums of a page, 1 to 1,000. Default: 100 records, or 10,000 sums."""
     page_token: _builtins.str
     """The next_page_token of the page before. Default: the first page."""
     model: _builtins.str
@@ -424,7 +424,9 @@ class ListUsageRequest(_message.Message):
     key_id: _builtins.str
     """Only tasks of this key of the account. Default: all."""
     group_by: Global___UsageGroup.ValueType
-    """Sums instead of records; there are no pages of them. Default: records."""
+    """Sums instead of records. The sums of a page are of one moment; those of another page, of another. Default:
+    records.
+    """
     @_builtins.property
     def from_time(self) -> _timestamp_pb2.Timestamp:
         """Only tasks that ended at this time or later. Default: from the first one."""

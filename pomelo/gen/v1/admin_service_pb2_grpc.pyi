@@ -38,7 +38,7 @@ class AdminServiceStub:
     CreateKey: _grpc.UnaryUnaryMultiCallable[_admin_service_pb2.CreateKeyRequest, _admin_service_pb2.CreateKeyResponse]
     """Makes a key. NOT_FOUND when there is no such account."""
     ListKeys: _grpc.UnaryUnaryMultiCallable[_admin_service_pb2.ListKeysRequest, _admin_service_pb2.ListKeysResponse]
-    """Lists keys, oldest first; never their secrets."""
+    """Lists keys, oldest first, page by page; never their secrets."""
     RotateKey: _grpc.UnaryUnaryMultiCallable[_admin_service_pb2.RotateKeyRequest, _admin_service_pb2.RotateKeyResponse]
     """Makes a key like another one, and revokes the other."""
     RevokeKey: _grpc.UnaryUnaryMultiCallable[_admin_service_pb2.RevokeKeyRequest, _admin_service_pb2.RevokeKeyResponse]
@@ -46,7 +46,7 @@ class AdminServiceStub:
     CreateAccount: _grpc.UnaryUnaryMultiCallable[_admin_service_pb2.CreateAccountRequest, _admin_service_pb2.CreateAccountResponse]
     """Makes an account, with test credits to begin with. INVALID_ARGUMENT when there is one of that name."""
     ListAccounts: _grpc.UnaryUnaryMultiCallable[_admin_service_pb2.ListAccountsRequest, _admin_service_pb2.ListAccountsResponse]
-    """Lists accounts, by name."""
+    """Lists accounts, by name, page by page."""
     ShowAccount: _grpc.UnaryUnaryMultiCallable[_admin_service_pb2.ShowAccountRequest, _admin_service_pb2.ShowAccountResponse]
     """Tells of one account. NOT_FOUND when there is none of that name."""
     GrantCredits: _grpc.UnaryUnaryMultiCallable[_admin_service_pb2.GrantCreditsRequest, _admin_service_pb2.GrantCreditsResponse]
@@ -68,7 +68,7 @@ class AdminServiceAsyncStub(AdminServiceStub):
     CreateKey: _aio.UnaryUnaryMultiCallable[_admin_service_pb2.CreateKeyRequest, _admin_service_pb2.CreateKeyResponse]  # type: ignore[assignment]
     """Makes a key. NOT_FOUND when there is no such account."""
     ListKeys: _aio.UnaryUnaryMultiCallable[_admin_service_pb2.ListKeysRequest, _admin_service_pb2.ListKeysResponse]  # type: ignore[assignment]
-    """Lists keys, oldest first; never their secrets."""
+    """Lists keys, oldest first, page by page; never their secrets."""
     RotateKey: _aio.UnaryUnaryMultiCallable[_admin_service_pb2.RotateKeyRequest, _admin_service_pb2.RotateKeyResponse]  # type: ignore[assignment]
     """Makes a key like another one, and revokes the other."""
     RevokeKey: _aio.UnaryUnaryMultiCallable[_admin_service_pb2.RevokeKeyRequest, _admin_service_pb2.RevokeKeyResponse]  # type: ignore[assignment]
@@ -76,7 +76,7 @@ class AdminServiceAsyncStub(AdminServiceStub):
     CreateAccount: _aio.UnaryUnaryMultiCallable[_admin_service_pb2.CreateAccountRequest, _admin_service_pb2.CreateAccountResponse]  # type: ignore[assignment]
     """Makes an account, with test credits to begin with. INVALID_ARGUMENT when there is one of that name."""
     ListAccounts: _aio.UnaryUnaryMultiCallable[_admin_service_pb2.ListAccountsRequest, _admin_service_pb2.ListAccountsResponse]  # type: ignore[assignment]
-    """Lists accounts, by name."""
+    """Lists accounts, by name, page by page."""
     ShowAccount: _aio.UnaryUnaryMultiCallable[_admin_service_pb2.ShowAccountRequest, _admin_service_pb2.ShowAccountResponse]  # type: ignore[assignment]
     """Tells of one account. NOT_FOUND when there is none of that name."""
     GrantCredits: _aio.UnaryUnaryMultiCallable[_admin_service_pb2.GrantCreditsRequest, _admin_service_pb2.GrantCreditsResponse]  # type: ignore[assignment]
@@ -107,7 +107,7 @@ class AdminServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _admin_service_pb2.ListKeysRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_admin_service_pb2.ListKeysResponse, _abc.Awaitable[_admin_service_pb2.ListKeysResponse]]:
-        """Lists keys, oldest first; never their secrets."""
+        """Lists keys, oldest first, page by page; never their secrets."""
 
     @_abc_1.abstractmethod
     def RotateKey(
@@ -139,7 +139,7 @@ class AdminServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _admin_service_pb2.ListAccountsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_admin_service_pb2.ListAccountsResponse, _abc.Awaitable[_admin_service_pb2.ListAccountsResponse]]:
-        """Lists accounts, by name."""
+        """Lists accounts, by name, page by page."""
 
     @_abc_1.abstractmethod
     def ShowAccount(

@@ -1,12 +1,14 @@
 """The sandbox provider: walks the replies, pictures, sounds and transcripts of its neighbours as events.
 
 The engine calls it, by the port of `pomelo.providers.base`, for the tasks of test keys. What takes real
-work runs in a worker thread, slice by slice, so that the event loop goes on and closing stops it.
+work runs in worker threads of its own, slice by slice, so that the event loop goes on and closing stops it;
+test tasks never hold up the threads that live tasks need.
 """
 
 import asyncio
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
 from typing import TypeVar
 
@@ -32,6 +34,8 @@ _FORMATS = {
     ImageFormat.IMAGE_FORMAT_WEBP: "webp",
 }
 
+_THREADS = 2
+
 _Step = TypeVar("_Step")
 
 
@@ -50,6 +54,7 @@ class Sandbox:
     ) -> None:
         self._sleep = sleep
         self._now = now
+        self._threads = ThreadPoolExecutor(_THREADS, "sandbox")
 
     @property
     def configured(self) -> bool:
@@ -57,7 +62,8 @@ class Sandbox:
         return True
 
     async def aclose(self) -> None:
-        """It holds nothing."""
+        """Ends its threads."""
+        self._threads.shutdown(wait=False, cancel_futures=True)
 
     async def text(self, job: Job) -> AsyncGenerator[Event, None]:
         """Replies to the last message of a user, word by word when streamed.
@@ -104,7 +110,7 @@ class Sandbox:
         )
         if job.stream:
             yield Event(image_progress=ImageProgress(progress=0))
-        async with aclosing(_in_thread(steps)) as drawn:
+        async with aclosing(self._in_thread(steps)) as drawn:
             async for step in drawn:
                 if script.pace:
                     await self._sleep(script.pace)
@@ -139,7 +145,7 @@ class Sandbox:
             PomeloError: invalid_parameter for a sound that is empty or too long; store_unavailable; what a
                 trigger asks for.
         """
-        heard = await _listen(job)
+        heard = await self._listen(job)
         script = await self._begin(heard.text, job, "audio")
         sound = Sound.of(job.input.output_format, heard.text, _tone(job), heard.seconds)
         async with aclosing(self._play(sound, script)) as events:
@@ -152,7 +158,7 @@ class Sandbox:
         Raises:
             PomeloError: as speech_to_speech.
         """
-        heard = await _listen(job)
+        heard = await self._listen(job)
         script = await self._begin(heard.text, job, "audio")
         if script.halves:
             await self._break_off(script)
@@ -185,7 +191,7 @@ class Sandbox:
 
     async def _play(self, sound: Sound, script: Script) -> AsyncGenerator[Event, None]:
         content_type = sound.content_type
-        async with aclosing(_in_thread(sound.pieces(half=script.halves))) as pieces:
+        async with aclosing(self._in_thread(sound.pieces(half=script.halves))) as pieces:
             async for piece in pieces:
                 yield Event(audio_chunk=AudioChunk(data=piece, content_type=content_type))
                 content_type = ""
@@ -194,16 +200,16 @@ class Sandbox:
         if script.halves:
             await self._break_off(script)
 
+    async def _in_thread(self, steps: Iterator[_Step]) -> AsyncGenerator[_Step, None]:
+        """Walks an iterator whose steps take work, each in a thread; left early, it goes no further."""
+        loop = asyncio.get_running_loop()
+        while (step := await loop.run_in_executor(self._threads, next, steps, None)) is not None:
+            yield step
 
-async def _in_thread(steps: Iterator[_Step]) -> AsyncGenerator[_Step, None]:
-    """Walks an iterator whose steps take work, each in a worker thread; left early, it goes no further."""
-    while (step := await asyncio.to_thread(next, steps, None)) is not None:
-        yield step
-
-
-async def _listen(job: Job) -> Heard:
-    audio = job.audio or AudioSource("", 0)
-    return await asyncio.to_thread(listen, audio, job.model.limits.max_audio_seconds)
+    async def _listen(self, job: Job) -> Heard:
+        audio = job.audio or AudioSource("", 0)
+        longest = job.model.limits.max_audio_seconds
+        return await asyncio.get_running_loop().run_in_executor(self._threads, listen, audio, longest)
 
 
 def _last_delta(content: str, finish: "FinishReason.ValueType", prompt: int, completion: int) -> Event:

@@ -5,11 +5,11 @@ from pydantic_core import from_json, to_json
 from pomelo.errors import invalid
 from pomelo.ids import new_id
 from pomelo.stores.base import UnknownAccountError
-from pomelo.stores.ledger import AccountRecord, Balance, Grant, Wallet
-from pomelo.stores.redis.link import Link, one_call
-from pomelo.stores.redis.names import ACCOUNTS, GRANTED, PLANS, member, names
+from pomelo.stores.ledger import PAGE, AccountRecord, AccountSummary, Balance, Grant, Wallet
+from pomelo.stores.redis.link import PATIENCE, Link, contained, one_call, scanned
+from pomelo.stores.redis.names import ACCOUNT_ORDER, ACCOUNTS, GRANTED, PLANS, key, member, names
 from pomelo.stores.redis.places import Places
-from pomelo.stores.redis.scripts import ADD_ACCOUNT, GRANT, SET_PLAN
+from pomelo.stores.redis.scripts import ADD_ACCOUNT, BALANCES, GRANT, SET_PLAN
 
 
 class Accounts:
@@ -19,9 +19,12 @@ class Accounts:
         self._link = link
         self._places = places
 
+    @contained
     async def add_account(self, name: str, plan: str, at: float) -> bool:
         """See AccountStore."""
-        made = await self._link.run(ADD_ACCOUNT, [ACCOUNTS, PLANS], [name, plan, f"{at!r} {new_id('')}"])
+        made = await self._link.run(
+            ADD_ACCOUNT, [ACCOUNTS, PLANS, ACCOUNT_ORDER], [name, plan, f"{at!r} {new_id('')}"]
+        )
         return bool(made)
 
     @one_call
@@ -32,13 +35,41 @@ class Accounts:
             return None
         return _account(name, await self._link.send("HGET", PLANS, name), created)
 
-    @one_call
-    async def list_accounts(self) -> list[AccountRecord]:
+    @contained
+    async def list_accounts(self, *, limit: int = PAGE, after: str = "") -> list[AccountSummary]:
         """See AccountStore."""
-        created = await self._link.send("HGETALL", ACCOUNTS)
-        plans = await self._link.send("HGETALL", PLANS)
-        return [_account(name.decode(), plans[name], created[name]) for name in sorted(created)]
+        if not after:
+            await self._complete_account_order()
+        start = f"({after}" if after else "-"
+        found = await self._link.send("ZRANGEBYLEX", ACCOUNT_ORDER, start, "+", "LIMIT", 0, limit)
+        if not found:
+            return []
+        with self._link.one_call(PATIENCE):
+            created = await self._link.send("HMGET", ACCOUNTS, *found)
+            plans = await self._link.send("HMGET", PLANS, *found)
+        wallets = [Wallet(name.decode(), live) for name in found for live in (True, False)]
+        balances = [
+            Balance(*map(int, amounts[n : n + 3]))
+            for _, amounts in await self._places.ask(BALANCES, wallets, lambda w: [key(w, "wallet")])
+            for n in range(0, len(amounts), 3)
+        ]
+        return [
+            _summary(_account(name.decode(), plan, at), live, test)
+            for name, plan, at, live, test in zip(
+                found, plans, created, balances[::2], balances[1::2], strict=True
+            )
+        ]
 
+    async def _complete_account_order(self) -> None:
+        """Puts the accounts of an earlier Pomelo, which kept no order, into it."""
+        known = await self._link.send("ZCARD", ACCOUNT_ORDER)
+        if known >= await self._link.send("HLEN", ACCOUNTS):
+            return
+        async for page in scanned(self._link, ACCOUNTS):
+            with self._link.one_call(PATIENCE):
+                await self._link.send("ZADD", ACCOUNT_ORDER, *[part for name in page for part in (0, name)])
+
+    @contained
     async def set_plan(self, name: str, plan: str) -> bool:
         """See AccountStore."""
         return bool(await self._link.run(SET_PLAN, [ACCOUNTS, PLANS], [name, plan]))
@@ -63,19 +94,36 @@ class Accounts:
             raise invalid("credits", "few enough that all that were given stay below 9,007,199,254")
         return Balance(*reply[1:])
 
+    @contained
+    async def get_grant(self, wallet: Wallet, grant_id: str) -> Grant | None:
+        """See AccountStore."""
+        text = await self._link.send("HGET", names(wallet).grants, grant_id)
+        return None if text is None else _grant(wallet, grant_id, text)[1]
+
+    @contained
     async def list_grants(self, wallet: Wallet) -> list[Grant]:
         """See AccountStore."""
         found = []
         for grant_id, text in (await self._link.send("HGETALL", names(wallet).grants)).items():
-            place, _, values = text.partition(b" ")
-            given = Grant(grant_id=grant_id.decode(), wallet=wallet, **from_json(values))
-            found.append((given.at, int(place), given))
+            place, given = _grant(wallet, grant_id.decode(), text)
+            found.append((given.at, place, given))
         return [given for *_, given in sorted(found, key=lambda each: each[:2])]
 
+    @contained
     async def balance(self, wallet: Wallet) -> Balance:
         """See AccountStore."""
         found = await self._link.send("HMGET", names(wallet).wallet, "granted", "spent", "held")
         return Balance(*[int(value or 0) for value in found])
+
+
+def _grant(wallet: Wallet, grant_id: str, text: bytes) -> tuple[int, Grant]:
+    """The grant of a text, and how many there were before it."""
+    place, _, values = text.partition(b" ")
+    return int(place), Grant(grant_id=grant_id, wallet=wallet, **from_json(values))
+
+
+def _summary(account: AccountRecord, live: Balance, test: Balance) -> AccountSummary:
+    return AccountSummary(account.name, account.plan, account.created, live=live, test=test)
 
 
 def _account(name: str, plan: bytes, created: bytes) -> AccountRecord:

@@ -1,7 +1,6 @@
 """Where usage records stay when they have left Redis. An archive keeps one record of each task."""
 
 import asyncio
-import os
 import sqlite3
 from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -13,7 +12,7 @@ from pomelo.errors import PomeloError
 from pomelo.stores.base import StoreError
 from pomelo.stores.ledger import UsageQuery, UsageRecord, UsageTotal
 from pomelo.stores.schema import USAGE
-from pomelo.stores.sqlite import records, usage
+from pomelo.stores.sqlite import damage, records, usage
 
 _APPLICATION_ID = 0x504D4C41
 """Marks a file as an archive of ours."""
@@ -39,7 +38,13 @@ class Archive(Protocol):
         """See UsageStore."""
         ...
 
-    async def sum_usage(self, query: UsageQuery, by: str) -> list[UsageTotal]:
+    async def sum_usage(
+        self, query: UsageQuery, by: str, *, limit: int | None = None, after: str = ""
+    ) -> list[UsageTotal]:
+        """See UsageStore."""
+        ...
+
+    async def damage(self) -> list[tuple[str, str]]:
         """See UsageStore."""
         ...
 
@@ -75,7 +80,7 @@ async def open_file_archive(path: Path) -> AsyncIterator[Archive]:
     with ThreadPoolExecutor(1, thread_name_prefix="archive") as worker:
         connection = await loop.run_in_executor(worker, _open, path)
         try:
-            yield FileArchive(connection, worker)
+            yield FileArchive(connection, worker, path)
         finally:
             await asyncio.shield(loop.run_in_executor(worker, connection.close))
 
@@ -83,14 +88,18 @@ async def open_file_archive(path: Path) -> AsyncIterator[Archive]:
 class FileArchive:
     """See `open_file_archive`. One connection, in one thread."""
 
-    def __init__(self, connection: sqlite3.Connection, worker: ThreadPoolExecutor) -> None:
+    def __init__(self, connection: sqlite3.Connection, worker: ThreadPoolExecutor, path: Path) -> None:
         self._connection = connection
         self._worker = worker
+        self._path = path
+        self._watch = damage.Watch(path)
 
     async def add(self, found: Sequence[UsageRecord]) -> None:
         """See Archive."""
 
         def write(connection: sqlite3.Connection) -> None:
+            if connection.in_transaction:  # that of a time before could not be rolled back
+                connection.execute("ROLLBACK")
             connection.execute("BEGIN IMMEDIATE")
             try:
                 for record in found:
@@ -109,52 +118,81 @@ class FileArchive:
 
     async def list_usage(self, query: UsageQuery, limit: int, after: str) -> tuple[list[UsageRecord], str]:
         """See UsageStore."""
-        return await self._do(lambda connection: usage.list_usage(connection, query, limit, after))
+        page = usage.UsagePage(query, limit, after)
+        while (found := await self._do(page.step)) is None:
+            pass
+        return found
 
-    async def sum_usage(self, query: UsageQuery, by: str) -> list[UsageTotal]:
+    async def sum_usage(
+        self, query: UsageQuery, by: str, *, limit: int | None = None, after: str = ""
+    ) -> list[UsageTotal]:
         """See UsageStore."""
-        return await self._do(lambda connection: usage.sum_usage(connection, query, by))
+        sums = usage.UsageSum(query, by, limit, after)
+        while (found := await self._do(sums.step)) is None:
+            pass
+        return found
+
+    async def damage(self) -> list[tuple[str, str]]:
+        """See UsageStore."""
+        found = await self._do(lambda _: damage.looked_over(self._path, _connect, references=False))
+        return self._watch.reported(found)
 
     async def _do(self, work: Callable[[sqlite3.Connection], T]) -> T:
         loop = asyncio.get_running_loop()
         try:
             return await loop.run_in_executor(self._worker, work, self._connection)
         except (sqlite3.Error, RuntimeError) as error:  # RuntimeError: the thread was closed.
+            self._watch.see(error)
             raise PomeloError("store_unavailable") from error
 
 
 def _open(path: Path) -> sqlite3.Connection:
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        # SQLite gives its journal the mode of this one.
-        os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
-    except OSError as error:
-        raise StoreError(f"The archive {path} can't be opened: {error.strerror}") from error
-    try:
-        connection = sqlite3.connect(path, timeout=_BUSY, isolation_level=None)
+        damage.check_there(path)
+        # SQLite gives its journal the mode of this one, which is 0600.
+        damage.create(path, _fill)
+        connection = _connect(path)
         try:
             _prepare(connection, path)
         except BaseException:
             connection.close()
             raise
+    except OSError as error:
+        raise StoreError(f"The archive {path} can't be opened: {error.strerror}") from error
+    except UnicodeDecodeError as error:  # what SQLite says of some damage
+        raise damage.refused(path, "a text in it can't be read") from error
     except sqlite3.Error as error:
-        raise StoreError(f"The archive {path} can't be used: {error}. Restore it") from error
+        detail = f"{error}. Free or mend the disk"
+        if damage.tells(error):
+            detail = f"it is damaged: {damage.said(error)}. {damage.REMEDY}"
+        raise StoreError(f"The archive {path} can't be used: {detail}") from error
     return connection
 
 
+def _connect(path: Path) -> sqlite3.Connection:
+    return sqlite3.connect(path, timeout=_BUSY, isolation_level=None)
+
+
+def _fill(connection: sqlite3.Connection) -> None:
+    connection.execute("BEGIN IMMEDIATE")
+    for statement in USAGE:
+        connection.execute(statement)
+    connection.execute(f"PRAGMA application_id = {_APPLICATION_ID}")
+    connection.execute("COMMIT")
+
+
 def _prepare(connection: sqlite3.Connection, path: Path) -> None:
+    if connection.execute("PRAGMA application_id").fetchone()[0] != _APPLICATION_ID:
+        raise StoreError(
+            f"{path} is no archive of Pomelo, or damaged. Set POMELO_ARCHIVE to another file, or restore a "
+            "backup: docs/operations.md, Backups"
+        )
+    connection.execute("PRAGMA cell_size_check = ON")
+    connection.execute("PRAGMA trusted_schema = OFF")
+    damage.check(connection, path, USAGE)
     # Not a write-ahead log: SQLite before 3.51.3 can corrupt one that several processes write.
     connection.execute("PRAGMA journal_mode = DELETE")
     connection.execute("PRAGMA synchronous = FULL")
-    connection.execute("PRAGMA trusted_schema = OFF")
     # The table names the wallets' one, which is in Redis.
     connection.execute("PRAGMA foreign_keys = OFF")
-    connection.execute("BEGIN IMMEDIATE")
-    marked = connection.execute("PRAGMA application_id").fetchone()[0]
-    if marked != _APPLICATION_ID:
-        if marked != 0 or connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]:
-            raise StoreError(f"{path} is no archive of Pomelo. Set POMELO_ARCHIVE to another file")
-        for statement in USAGE:
-            connection.execute(statement)
-        connection.execute(f"PRAGMA application_id = {_APPLICATION_ID}")
-    connection.execute("COMMIT")

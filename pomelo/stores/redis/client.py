@@ -2,6 +2,7 @@
 
 import asyncio
 from collections import deque
+from contextlib import suppress
 from typing import Any
 
 from redis import exceptions as errors
@@ -20,21 +21,20 @@ _AT_ONCE = 64
 class OneServer:
     """A server, or the one that Sentinels name. Commands of callers who come at once share a round trip."""
 
+    cluster = False
+
     def __init__(self, redis: Redis) -> None:
         self._redis = redis
         self._waiting: deque[tuple[tuple[Part, ...], asyncio.Future[Any]]] = deque()
         self._lanes: set[asyncio.Task[None]] = set()
         self._busy = 0
+        self._closed = False
 
     async def execute_command(self, *command: Part) -> Any:
         """See Client."""
         answer: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
         self._waiting.append((command, answer))
-        if self._busy < _LANES:
-            self._busy += 1
-            lane = asyncio.create_task(self._send())
-            self._lanes.add(lane)
-            lane.add_done_callback(self._lanes.discard)
+        self._begin()
         return await answer
 
     async def info(self) -> list[dict[str, Any]]:
@@ -43,10 +43,19 @@ class OneServer:
 
     async def aclose(self) -> None:
         """See Client."""
+        self._closed = True
         for lane in list(self._lanes):
             lane.cancel()
         _fail([answer for _, answer in self._waiting])
         await self._redis.aclose()
+
+    def _begin(self) -> None:
+        """Begins to send what waits, where it is not being sent."""
+        if self._waiting and self._busy < _LANES and not self._closed:
+            self._busy += 1
+            lane = asyncio.create_task(self._send())
+            self._lanes.add(lane)
+            lane.add_done_callback(self._lanes.discard)
 
     async def _send(self) -> None:
         try:
@@ -55,6 +64,7 @@ class OneServer:
         finally:
             # At once, not when the task is seen to be done: a command that came in between would wait.
             self._busy -= 1
+            self._begin()  # However the lane ended, what is left must not wait for the next command.
 
     async def _send_batch(self) -> None:
         batch = [self._waiting.popleft() for _ in range(min(_AT_ONCE, len(self._waiting)))]
@@ -63,10 +73,7 @@ class OneServer:
         if not batch:
             return
         try:
-            pipeline = self._redis.pipeline(transaction=False)
-            for command, _ in batch:
-                pipeline.execute_command(*command)
-            answers = await pipeline.execute(raise_on_error=False)
+            answers = await self._answers([command for command, _ in batch])
         except Exception as error:
             answers = [error] * len(batch)
         except BaseException:
@@ -79,9 +86,25 @@ class OneServer:
                 answer.set_exception(found)
             else:
                 answer.set_result(found)
-        if any(isinstance(found, errors.ReadOnlyError) for found in answers):
-            # It is a replica by now; a name may lead elsewhere.
-            await self._redis.connection_pool.disconnect(inuse_connections=False)
+        if any(isinstance(found, Exception) and _is_suspect(found) for found in answers):
+            with suppress(Exception):  # the next commands will tell
+                await self._redis.connection_pool.disconnect(inuse_connections=False)
+
+    async def _answers(self, commands: list[tuple[Part, ...]]) -> list[Any]:
+        """The answers to commands, or the error of each, in their order."""
+        pipeline = self._redis.pipeline(transaction=False)
+        for command in commands:
+            pipeline.execute_command(*command)
+        found: list[Any] = await pipeline.execute(raise_on_error=False)
+        if len(found) != len(commands):
+            raise errors.InvalidResponse(f"{len(found)} answers to {len(commands)} commands")
+        return found
+
+
+def _is_suspect(error: Exception) -> bool:
+    """Whether no connection that is idle is to be used after this error: the server is a replica by now, and
+    a name may lead elsewhere; or nobody foresaw it, and who knows what is left in a connection."""
+    return isinstance(error, errors.ReadOnlyError) or not isinstance(error, (errors.RedisError, OSError))
 
 
 def _fail(answers: list[asyncio.Future[Any]]) -> None:
@@ -93,6 +116,8 @@ def _fail(answers: list[asyncio.Future[Any]]) -> None:
 
 class Cluster:
     """The servers of a cluster. Each command goes to the one that has its key."""
+
+    cluster = True
 
     def __init__(self, redis: RedisCluster) -> None:
         self._redis = redis

@@ -6,8 +6,10 @@ from pydantic_core import from_json, to_json
 
 from pomelo.errors import PomeloError
 from pomelo.stores.base import KeyRecord, UnknownAccountError
-from pomelo.stores.redis.link import Link, one_call
-from pomelo.stores.redis.names import ACCOUNTS, KEYS, REVOKED
+from pomelo.stores.ledger import PAGE
+from pomelo.stores.redis.link import PATIENCE, Link, Part, one_call, scanned
+from pomelo.stores.redis.names import ACCOUNTS, KEY_ORDER, KEYS, REVOKED, key_order, key_place
+from pomelo.stores.redis.places import each
 from pomelo.stores.redis.scripts import ADD_KEY, REPLACE_KEY, REVOKE_KEY
 
 _NAMES = ("key_id", "account", "live", "models", "created", "expires")
@@ -32,21 +34,42 @@ class Keys:
         """See KeyStore."""
         await self._check(record)
         added = await self._link.run(
-            ADD_KEY, [KEYS, REVOKED], [record.key_id, _written(record), _time(record.revoked)]
+            ADD_KEY,
+            [KEYS, REVOKED, KEY_ORDER, key_order(record.account)],
+            [record.key_id, _written(record), _time(record.revoked), _place(record)],
         )
         if not added:
             raise PomeloError("store_unavailable")
 
-    @one_call
-    async def list_keys(self, account: str | None = None) -> list[KeyRecord]:
+    async def list_keys(
+        self, account: str | None = None, *, limit: int = PAGE, after: tuple[float, str] | None = None
+    ) -> list[KeyRecord]:
         """See KeyStore."""
-        kept = await self._link.send("HGETALL", KEYS)
-        revoked = await self._link.send("HGETALL", REVOKED)
-        found = [_read(text, revoked.get(key_id)) for key_id, text in kept.items()]
-        return sorted(
-            (key for key in found if account in (None, key.account)),
-            key=lambda key: (key.created, key.key_id),
-        )
+        if after is None:
+            await self._complete_key_order()
+        order = KEY_ORDER if account is None else key_order(account)
+        start = f"({key_place(*after)}" if after is not None else "-"
+        places = await self._link.send("ZRANGEBYLEX", order, start, "+", "LIMIT", 0, limit)
+        if not places:
+            return []
+        ids = [place.partition(b":")[2] for place in places]
+        with self._link.one_call(PATIENCE):
+            kept = await self._link.send("HMGET", KEYS, *ids)
+            revoked = await self._link.send("HMGET", REVOKED, *ids)
+        return [_read(text, at) for text, at in zip(kept, revoked, strict=True)]
+
+    async def _complete_key_order(self) -> None:
+        """Puts the keys of an earlier Pomelo, which kept no order, into it."""
+        known = await self._link.send("ZCARD", KEY_ORDER)
+        if known >= await self._link.send("HLEN", KEYS):
+            return
+        async for page in scanned(self._link, KEYS):
+            records = [_read(text, None) for text in page.values()]
+            places: list[Part] = [part for record in records for part in (0, _place(record))]
+            with self._link.one_call(PATIENCE):
+                await each(records, lambda r: self._link.send("ZADD", key_order(r.account), 0, _place(r)))
+                # That of all is last: it tells whether the others are complete.
+                await self._link.send("ZADD", KEY_ORDER, *places)
 
     @one_call
     async def revoke_key(self, key_id: str, at: float) -> KeyRecord | None:
@@ -60,8 +83,15 @@ class Keys:
         await self._check(successor)
         replaced = await self._link.run(
             REPLACE_KEY,
-            [KEYS, REVOKED],
-            [key_id, repr(at), successor.key_id, _written(successor), _time(successor.revoked)],
+            [KEYS, REVOKED, KEY_ORDER, key_order(successor.account)],
+            [
+                key_id,
+                repr(at),
+                successor.key_id,
+                _written(successor),
+                _time(successor.revoked),
+                _place(successor),
+            ],
         )
         if replaced < 0:
             raise PomeloError("store_unavailable")
@@ -71,6 +101,10 @@ class Keys:
         # No account is ever taken away, so this needs no step of its own.
         if not await self._link.send("HEXISTS", ACCOUNTS, record.account):
             raise UnknownAccountError(record.account)
+
+
+def _place(record: KeyRecord) -> str:
+    return key_place(record.created, record.key_id)
 
 
 def _time(at: float | None) -> str:

@@ -12,15 +12,17 @@ from pomelo.stores.ledger import (
     LostHoldError,
     Refused,
     Repeated,
+    Reservation,
     Settled,
     Settlement,
     Standing,
     Take,
     Taken,
+    UnknownOutcomeError,
     UsageRecord,
     Wallet,
 )
-from pomelo.stores.redis.link import Link, Part, UnknownOutcomeError, one_call
+from pomelo.stores.redis.link import Link, Part, contained, one_call
 from pomelo.stores.redis.names import names
 from pomelo.stores.redis.owners import Owner
 from pomelo.stores.redis.places import Places
@@ -32,6 +34,10 @@ from pomelo.stores.sqlite.ledger import RECOVERED
 
 _NOTED_AT_ONCE = 100
 _SHUT = 0.2
+_LOOKS = 3
+_MANY_LOOKS = 30
+"""How often a wallet is looked at for holds of this process after its last take, when nothing is found; the
+second after one whose outcome is unknown, which the network may bring late."""
 
 
 class Ledger:
@@ -42,11 +48,13 @@ class Ledger:
         self._owner = owner
         self._places = places
         self._usage = usage
-        self._running = Running(link.timing.limit)
+        self._running = Running(link.timing.limit, link.unforeseen)
         self._keys: dict[str, str] = {}
         """The Idempotency-Keys of this process's tasks, as holds have them. A missing one is asked for."""
         self._shut: dict[Wallet, float] = {}
         """Wallets whose last take had an unknown outcome, and until when no other is tried."""
+        self._looks: dict[Wallet, int] = {}
+        """Wallets that may have holds of this process, and how often each is still to be looked at."""
         self._span = round(link.timing.window * 1e6)
         self._remember = round(link.timing.remember)
 
@@ -57,6 +65,7 @@ class Ledger:
     def take(self, take: Take) -> Awaitable[Taken | Refused | Repeated]:
         """See LedgerStore."""
         task_id, wallet, call = take.draft.task_id, take.draft.wallet, new_id("")
+        self._looks[wallet] = max(_LOOKS, self._looks.get(wallet, 0))
         # Whether it was taken is unknown, and nobody will use it: it must not stay, or come later.
         return self._running.start(
             task_id,
@@ -72,6 +81,7 @@ class Ledger:
         """See LedgerStore."""
         return self._running.start(task_id, lambda: self._void(wallet, task_id, refund), lasting=True)
 
+    @contained
     async def note(self, noted: Sequence[UsageRecord]) -> list[str]:
         """See LedgerStore."""
         by_wallet: dict[Wallet, list[UsageRecord]] = {}
@@ -90,10 +100,45 @@ class Ledger:
             self._keys.pop(task_id, None)
         return [record.task_id for record in noted if (record.wallet, record.task_id) in gone]
 
+    @contained
     async def standing(self, wallet: Wallet, model: str = "") -> Standing:
         """See LedgerStore."""
         of = names(wallet)
         return _standing(await self._link.run(STANDING, [of.wallet, of.holds], [model, self._span]))
+
+    @contained
+    async def reservations(self, *, own: bool = False) -> list[Reservation]:
+        """See LedgerStore."""
+        looked = dict(self._looks)
+        found = await self._places.running(looked if own else await self._places.having("holds"))
+        if own:
+            found = [(hold, record) for hold, record in found if hold.owner == self._owner.id]
+            self._looked_at(looked, {hold.wallet for hold, _ in found})
+        reservations = [
+            Reservation(
+                record,
+                hold.amount,
+                own=hold.owner == self._owner.id and not self._running.works_on(hold.task_id),
+            )
+            for hold, record in found
+        ]
+        return sorted((one for one in reservations if one.own or not own), key=lambda one: one.record.task_id)
+
+    def _looked_at(self, looked: dict[Wallet, int], held: set[Wallet]) -> None:
+        """Wallets were looked at, and these of them have holds of this process."""
+        for wallet in looked.keys() - held:
+            if self._looks.get(wallet) != looked[wallet]:
+                continue  # A take of unknown outcome came meanwhile.
+            self._looks[wallet] -= 1
+            if not self._looks[wallet]:
+                del self._looks[wallet]
+
+    @one_call
+    async def recover(self, wallet: Wallet, task_id: str) -> None:
+        """See LedgerStore."""
+        await self._owner.recover(wallet, task_id)
+        self._keys.pop(task_id, None)
+        self._usage.expect(wallet)
 
     @one_call
     async def _take(self, take: Take, call: str) -> Taken | Refused | Repeated:
@@ -126,6 +171,7 @@ class Ledger:
                 ],
             )
         except UnknownOutcomeError:
+            self._looks[draft.wallet] = _MANY_LOOKS
             self._shut[draft.wallet] = asyncio.get_running_loop().time() + _SHUT
             raise
         self._shut.pop(draft.wallet, None)

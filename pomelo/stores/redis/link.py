@@ -1,12 +1,13 @@
 """The way to the server: commands with our own limits and retries, and scripts by their digests.
 
-A command whose outcome is unknown is sent again: all that are sent here may be repeated. Who sends them is
-for the store's other modules; none of them knows how a connection is made or lost.
+A command whose outcome is unknown is sent again: all that are sent here may be repeated. So is one that
+failed in a way that nobody foresaw; the store's callers never see such an error as it is. Who sends commands
+is for the store's other modules; none of them knows how a connection is made or lost.
 """
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -16,8 +17,10 @@ from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
 from redis import exceptions as errors
 
 from pomelo.errors import PomeloError
-from pomelo.stores.ledger import REPLAY_SECONDS, WINDOW
+from pomelo.stores.base import UnknownAccountError
+from pomelo.stores.ledger import PAGE, REPLAY_SECONDS, WINDOW, LostHoldError, UnknownOutcomeError
 from pomelo.stores.redis.scripts import Script
+from pomelo.traces import Unforeseen
 
 log = logging.getLogger("pomelo.stores")
 
@@ -45,8 +48,8 @@ class Timing:
     remember: float = 24 * 3600.0
 
 
-class UnknownOutcomeError(PomeloError):
-    """store_unavailable, and what was asked may have been done."""
+class RefusedError(PomeloError):
+    """store_unavailable: the server answers, and refused a command, which it would do again."""
 
 
 _end: ContextVar[float] = ContextVar("_end", default=0.0)
@@ -54,7 +57,9 @@ _end: ContextVar[float] = ContextVar("_end", default=0.0)
 
 
 class Client(Protocol):
-    """What is used of redis-py, of one server or of a cluster."""
+    """What is used of redis-py, of one server or of a cluster: there, all keys of a command have one tag."""
+
+    cluster: bool
 
     async def execute_command(self, *command: Part) -> Any:
         """Sends a command and gives its answer."""
@@ -77,7 +82,14 @@ _PASSING = (
     TimeoutError,
     OSError,
 )
-"""What may be over in a moment."""
+"""What may be over in a moment, and is well known."""
+
+_MEANT = (PomeloError, LostHoldError, UnknownAccountError)
+"""What the roles say that they raise."""
+
+PATIENCE = 10.0
+"""Seconds that a step of a report may take after the first, which has shown that the server is there: it is
+one of very many, and the server may be busy."""
 
 _PAUSE = 0.02
 _LONGEST_PAUSE = 0.15
@@ -93,17 +105,31 @@ class Link:
         self._client = client
         self._server_time = server_time
         self.timing = timing
+        self.unforeseen = Unforeseen(log)
+        self.cluster = client.cluster
         self.closed = False
         self._told = -_TELL
 
     @contextmanager
-    def one_call(self) -> Iterator[None]:
-        """All that is sent inside, one after another, is of one call and within its limit."""
-        token = _end.set(_end.get() or asyncio.get_running_loop().time() + self.timing.limit)
+    def one_call(self, limit: float = 0.0) -> Iterator[None]:
+        """All that is sent inside, one after another, is of one call and within its limit, or within `limit`
+        seconds."""
+        token = _end.set(_end.get() or asyncio.get_running_loop().time() + (limit or self.timing.limit))
         try:
             yield
         finally:
             _end.reset(token)
+
+    @contextmanager
+    def contained(self) -> Iterator[None]:
+        """What nobody foresaw leaves the block as UnknownOutcomeError, and is logged with its trace."""
+        try:
+            yield
+        except _MEANT:
+            raise
+        except Exception as error:
+            self.unforeseen.tell("The store on Redis failed", error)
+            raise UnknownOutcomeError("store_unavailable") from error
 
     async def run(self, script: Script, keys: Sequence[str], args: Sequence[Part]) -> Any:
         """Runs a script. It is sent whole where the server doesn't know it (any more).
@@ -138,17 +164,22 @@ class Link:
                 command = whole
                 continue
             except _PASSING as error:
-                unknown = unknown or _may_be_done(error)
                 reason: Exception = error
-            except errors.RedisError as error:
+            except errors.ResponseError as error:
                 log.warning("Redis refused a command: %s", error)
-                raise PomeloError("store_unavailable") from error
+                raise (_failure(unknown) if unknown else RefusedError("store_unavailable")) from error
+            except Exception as error:
+                # Nobody knows what state the connection is in; on another one the same may work.
+                if not is_closed_transport(error):
+                    self.unforeseen.tell("The client of Redis failed", error)
+                reason = error
+            unknown = unknown or _may_be_done(reason)
             if loop.time() + pause >= end:
                 self._tell(reason, loop.time())
-                raise (UnknownOutcomeError if unknown else PomeloError)("store_unavailable") from reason
+                raise _failure(unknown) from reason
             await asyncio.sleep(pause)
             pause = min(2 * pause, _LONGEST_PAUSE)
-        raise (UnknownOutcomeError if unknown else PomeloError)("store_unavailable")
+        raise _failure(unknown)
 
     def _tell(self, reason: Exception, now: float) -> None:
         # All callers hear of it; the log needs it once.
@@ -162,6 +193,18 @@ class Link:
         await self._client.aclose()
 
 
+async def scanned(link: Link, table: str) -> AsyncIterator[dict[bytes, bytes]]:
+    """A hash in parts; of what changes meanwhile some may be missing or come twice."""
+    cursor = 0
+    while True:
+        with link.one_call(PATIENCE if cursor else 0.0):
+            cursor, part = await link.send("HSCAN", table, cursor, "COUNT", PAGE)
+        if part:
+            yield part
+        if not cursor:
+            return
+
+
 class _Linked(Protocol):
     _link: Link
 
@@ -172,14 +215,36 @@ L = TypeVar("L", bound=_Linked)
 def one_call(
     method: Callable[Concatenate[L, P], Awaitable[T]],
 ) -> Callable[Concatenate[L, P], Coroutine[Any, Any, T]]:
-    """A method that sends several things, all within the limit of one call."""
+    """A method that sends several things, all within the limit of one call; it is `contained`, too."""
 
     @wraps(method)
     async def limited(self: L, /, *args: P.args, **kwargs: P.kwargs) -> T:
-        with self._link.one_call():
+        with self._link.one_call(), self._link.contained():
             return await method(self, *args, **kwargs)
 
     return limited
+
+
+def contained(
+    method: Callable[Concatenate[L, P], Awaitable[T]],
+) -> Callable[Concatenate[L, P], Coroutine[Any, Any, T]]:
+    """A method of a role: it raises what the role says, and for all else store_unavailable."""
+
+    @wraps(method)
+    async def inside(self: L, /, *args: P.args, **kwargs: P.kwargs) -> T:
+        with self._link.contained():
+            return await method(self, *args, **kwargs)
+
+    return inside
+
+
+def _failure(unknown: bool) -> PomeloError:
+    return (UnknownOutcomeError if unknown else PomeloError)("store_unavailable")
+
+
+def is_closed_transport(error: BaseException) -> bool:
+    """Whether a connection was closed under redis-py, which uvloop calls a RuntimeError."""
+    return isinstance(error, RuntimeError) and "closed" in str(error)
 
 
 def _may_be_done(error: Exception) -> bool:

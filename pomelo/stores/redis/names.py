@@ -1,5 +1,6 @@
 """The names of all keys. Those of a wallet share a hash tag, so that a cluster keeps them on one node."""
 
+import struct
 from functools import lru_cache
 from typing import NamedTuple
 from urllib.parse import quote
@@ -11,8 +12,14 @@ FORMAT = "pomelo:format"
 
 ACCOUNTS = "pomelo:{accounts}:created"
 PLANS = "pomelo:{accounts}:plans"
+ACCOUNT_ORDER = "pomelo:{accounts}:order"
+"""The names of all accounts, in their order."""
+
 KEYS = "pomelo:{keys}:records"
 REVOKED = "pomelo:{keys}:revoked"
+KEY_ORDER = "pomelo:{keys}:order"
+"""The places of all keys (see `key_place`), in their order."""
+
 OWNERS = "pomelo:owners"
 """Who may have holds, and how often each has beaten."""
 
@@ -45,9 +52,24 @@ class Names(NamedTuple):
 @lru_cache(10_000)
 def names(wallet: Wallet) -> Names:
     """The keys of a wallet."""
-    # Quoted, so that the first closing brace is ours, whatever the account's name.
-    prefix = f"pomelo:{{{quote(wallet.account, safe='')}/{'live' if wallet.live else 'test'}}}:"
+    prefix = key(wallet, "")
     return Names(prefix, *[prefix + name for name in ("wallet", "holds", "drafts", "grants", "usage")])
+
+
+def key(wallet: Wallet, table: str) -> str:
+    """The key of one of a wallet's tables: wallet, holds, drafts, grants or usage."""
+    # Quoted, so that the first closing brace is ours, whatever the account's name.
+    return f"pomelo:{{{quote(wallet.account, safe='')}/{'live' if wallet.live else 'test'}}}:{table}"
+
+
+def key_order(account: str) -> str:
+    """The places of an account's keys, in their order."""
+    return f"{KEY_ORDER}:{quote(account, safe='')}"
+
+
+def key_place(created: float, key_id: str) -> str:
+    """A text that sorts as keys are listed: by time, then by id. Times are from 1970 on."""
+    return f"{struct.pack('>d', max(created, 0.0)).hex()}:{key_id}"
 
 
 def member(wallet: Wallet) -> str:

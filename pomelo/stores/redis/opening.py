@@ -14,7 +14,7 @@ from redis.backoff import NoBackoff
 
 from pomelo.stores.base import StoreError
 from pomelo.stores.redis.client import Cluster, OneServer
-from pomelo.stores.redis.link import Timing
+from pomelo.stores.redis.link import Timing, is_closed_transport
 
 SCHEMES = ("redis", "rediss", "redis+cluster", "rediss+cluster", "redis+sentinel", "rediss+sentinel")
 
@@ -111,7 +111,7 @@ async def connect(place: Place, timing: Timing) -> OneServer | Cluster:
     except BaseException as error:
         if client is not None:
             await client.aclose()
-        if isinstance(error, StoreError) or not isinstance(error, _FAILURES):
+        if isinstance(error, StoreError) or not (isinstance(error, _FAILURES) or is_closed_transport(error)):
             raise
         raise _refused(place, where, error) from error
     return client

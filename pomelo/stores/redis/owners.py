@@ -13,11 +13,12 @@ from contextlib import suppress
 
 from pomelo.errors import PomeloError
 from pomelo.ids import new_id
-from pomelo.stores.redis.link import Link
+from pomelo.periodic import periodically
+from pomelo.stores.ledger import Wallet
+from pomelo.stores.redis.link import Link, RefusedError
 from pomelo.stores.redis.names import OWNERS, names
 from pomelo.stores.redis.places import Held, Places
 from pomelo.stores.redis.scripts import BEAT, BURY, RECOVER
-from pomelo.traces import trace
 
 log = logging.getLogger("pomelo.stores")
 
@@ -36,7 +37,9 @@ class Owner:
         self._places = places
         self._timing = link.timing
         self._monotonic = monotonic
-        self._id = new_id("own_")
+        self.id = new_id("own_")
+        """Under which it takes; another one after it was taken for dead."""
+        self._rounds = 0
         self._beaten = 0.0
         self._seen: dict[str, tuple[bytes, float]] = {}
         self._looked = 0.0
@@ -51,7 +54,11 @@ class Owner:
         await self._beat()
         await self._adopt()
         await self._look()
-        self._task = asyncio.create_task(self._watch())
+        self._task = asyncio.create_task(
+            periodically(
+                self._round, self._timing.beat, "Watching the other processes failed", self._link.unforeseen
+            )
+        )
 
     async def current(self) -> str:
         """The owner's id. One that has not beaten for long beats first: it may have been taken for dead, and
@@ -62,7 +69,7 @@ class Owner:
         """
         if self._monotonic() - self._beaten > self._timing.dead * _FRESH:
             await self._beat()
-        return self._id
+        return self.id
 
     async def stop(self) -> None:
         """Ends beating and watching, and nothing else: as if the process had died."""
@@ -74,32 +81,38 @@ class Owner:
     async def close(self) -> None:
         """Stops, and ends what this owner still holds."""
         await self.stop()
-        with suppress(PomeloError):
-            await self._link.send("HSET", OWNERS, self._id, "dead")
-            await self._end({self._id})
+        try:
+            await self._link.send("HSET", OWNERS, self.id, "dead")
+            await self._end({self.id})
+        except PomeloError:
+            pass  # Another process ends it, or the next one.
+        except Exception as error:
+            self._link.unforeseen.tell("What this process held could not be ended", error)
 
-    async def _watch(self) -> None:
-        rounds = 0
-        while True:
-            await asyncio.sleep(self._timing.beat)
-            rounds += 1
-            try:
-                await self._beat()
-                if rounds % _ROUND == 0:
-                    await self._places.note_again()
-                    await self._adopt()
-                await self._look()
-            except PomeloError:
-                pass  # It was logged where it was met. What is dead stays dead until the next look.
-            except Exception as error:
-                log.error("Watching the other processes failed\n%s", trace(error))
+    async def recover(self, wallet: Wallet, task_id: str) -> None:
+        """Ends a task of this owner as if the owner had died; without a hold nothing happens.
+
+        Raises:
+            PomeloError: store_unavailable.
+        """
+        held = await self._places.hold(wallet, task_id)
+        if held is not None and held.owner == self.id:
+            await self._recover(held)
+
+    async def _round(self) -> None:
+        self._rounds += 1
+        await self._beat()
+        if self._rounds % _ROUND == 0:
+            await self._places.note_again()
+            await self._adopt()
+        await self._look()
 
     async def _beat(self) -> None:
         at = self._monotonic()
-        if not await self._link.run(BEAT, [OWNERS], [self._id]):
+        if not await self._link.run(BEAT, [OWNERS], [self.id]):
             log.warning("This process was taken for dead; its tasks were ended")
-            self._id = new_id("own_")
-            await self._link.run(BEAT, [OWNERS], [self._id])
+            self.id = new_id("own_")
+            await self._link.run(BEAT, [OWNERS], [self.id])
         self._beaten = at
 
     async def _adopt(self) -> None:
@@ -125,7 +138,7 @@ class Owner:
             before = self._seen.get(owner)
             since = now if before is None or before[0] != count or blind else before[1]
             seen[owner] = (count, since)
-            still = now - since >= self._timing.dead and owner != self._id
+            still = now - since >= self._timing.dead and owner != self.id
             if still and await self._link.run(BURY, [OWNERS], [owner, count]):
                 dead.add(owner)
         self._seen = seen
@@ -135,10 +148,17 @@ class Owner:
     async def _end(self, owners: set[str]) -> None:
         """Ends all that these owners hold, one script for each, and then the owners."""
         orphans = [held for held in await self._places.held() if held.owner in owners]
+        failed: RefusedError | None = None
         for orphan in orphans:
-            await self._recover(orphan)
+            await self.current()  # However many they are, this process must not be taken for dead meanwhile.
+            try:
+                await self._recover(orphan)
+            except RefusedError as error:
+                failed = error  # The others must not wait until that is mended.
         if orphans:
             log.warning("%d tasks of processes that ended were ended", len(orphans))
+        if failed is not None:
+            raise failed
         for owner in owners:
             await self._link.send("HDEL", OWNERS, owner)
 

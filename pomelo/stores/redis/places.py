@@ -1,24 +1,30 @@
 """Which wallets there are, and what all of them hold."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterable
-from typing import NamedTuple, TypeVar
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from typing import Any, NamedTuple, TypeVar
 
-from pomelo.stores.ledger import Wallet
-from pomelo.stores.redis.link import Link
-from pomelo.stores.redis.names import WALLETS, member, names, wallet_of
+from pomelo.stores.ledger import PAGE, UsageRecord, Wallet
+from pomelo.stores.redis.link import PATIENCE, Link, RefusedError
+from pomelo.stores.redis.names import WALLETS, key, member, names, wallet_of
+from pomelo.stores.redis.scripts import FILLED, Script
+from pomelo.stores.sqlite import records
 
 _AT_ONCE = 32
+_TOGETHER = 100
+"""Wallets that one script is asked about, where they are all on one server: a millisecond or so."""
 
+S = TypeVar("S")
 T = TypeVar("T")
 
 
 class Held(NamedTuple):
-    """A hold, as far as its owner and its Idempotency-Key go. `key` has '=' before it, or is empty."""
+    """A hold, as far as it is of interest here. `key` is its Idempotency-Key with '=' before it, or empty."""
 
     wallet: Wallet
     task_id: str
     owner: str
+    amount: int
     key: str
 
 
@@ -40,41 +46,101 @@ class Places:
         if self._known:
             await self._link.send("SADD", WALLETS, *[member(wallet) for wallet in self._known])
 
-    async def all(self) -> list[Wallet]:
-        """Every wallet, by account and mode."""
-        found = await self._link.send("SMEMBERS", WALLETS)
-        return sorted((wallet_of(text) for text in found), key=lambda w: (w.account, w.live))
+    async def pages(self) -> AsyncIterator[list[Wallet]]:
+        """Every wallet that is there from the first page to the last, in any order; one may come twice."""
+        cursor = 0
+        while True:
+            with self._link.one_call(PATIENCE if cursor else 0.0):
+                cursor, found = await self._link.send("SSCAN", WALLETS, cursor, "COUNT", PAGE)
+            if found:
+                yield [wallet_of(text) for text in found]
+            if not cursor:
+                return
 
-    async def used(self) -> list[Wallet]:
-        """Every wallet that ever had a grant or a hold."""
-        wallets = await self.all()
-        there = await each(wallets, lambda w: self._link.send("EXISTS", names(w).wallet))
-        return [wallet for wallet, found in zip(wallets, there, strict=True) if found]
+    async def having(self, table: str) -> list[Wallet]:
+        """The wallets that have something in a table of theirs: `holds`, `drafts` or `usage`."""
+        having: dict[Wallet, None] = {}
+        async for wallets in self.pages():
+            for some, filled in await self.ask(FILLED, wallets, lambda w: [key(w, table)], table):
+                having |= dict.fromkeys(some[number - 1] for number in filled)
+        return sorted(having, key=lambda w: (w.account, w.live))
+
+    async def ask(
+        self,
+        script: Script,
+        wallets: Sequence[Wallet],
+        keys: Callable[[Wallet], Sequence[str]],
+        *args: str,
+    ) -> list[tuple[Sequence[Wallet], Any]]:
+        """What a script answers that is asked about several wallets, as many at a time as may be; in their
+        order. `keys` are those of one wallet that it takes."""
+        size = 1 if self._link.cluster else _TOGETHER
+        parts = [wallets[start : start + size] for start in range(0, len(wallets), size)]
+        with self._link.one_call(PATIENCE):
+            answers = await each(
+                parts,
+                lambda part: self._link.run(script, [key for wallet in part for key in keys(wallet)], args),
+            )
+        return list(zip(parts, answers, strict=True))
 
     async def held(self) -> list[Held]:
         """All holds."""
-        wallets = await self.all()
-        tables = await each(wallets, lambda w: self._link.send("HGETALL", names(w).holds))
-        return [
-            _hold(wallet, task_id.decode(), text.decode())
-            for wallet, table in zip(wallets, tables, strict=True)
-            for task_id, text in table.items()
-        ]
+        return [one for found in await each(await self.having("holds"), self._holds) for one in found]
+
+    async def hold(self, wallet: Wallet, task_id: str) -> Held | None:
+        """A task's hold."""
+        text = await self._link.send("HGET", names(wallet).holds, task_id)
+        return None if text is None else _hold(wallet, task_id, text.decode())
+
+    async def running(self, wallets: Iterable[Wallet]) -> list[tuple[Held, UsageRecord]]:
+        """The holds of these wallets, and the records so far of their tasks."""
+
+        async def of_wallet(wallet: Wallet) -> list[tuple[Held, UsageRecord]]:
+            holds = await self._holds(wallet)
+            if not holds:
+                return []
+            ids = [hold.task_id for hold in holds]
+            drafts = await self._link.send("HMGET", names(wallet).drafts, *ids)
+            return [
+                (hold, records.read(draft))
+                for hold, draft in zip(holds, drafts, strict=True)
+                if draft is not None  # It has ended meanwhile.
+            ]
+
+        return [one for found in await each(wallets, of_wallet) for one in found]
+
+    async def _holds(self, wallet: Wallet) -> list[Held]:
+        """The holds of a wallet. What can't be read must not keep others from being ended; it is logged."""
+        found = []
+        try:
+            for task_id, text in (await self._link.send("HGETALL", names(wallet).holds)).items():
+                try:
+                    found.append(_hold(wallet, task_id.decode(), text.decode()))
+                except ValueError as error:
+                    self._link.unforeseen.tell(f"A hold of {member(wallet)} can't be read", error)
+        except RefusedError as error:
+            self._link.unforeseen.tell(f"The holds of {member(wallet)} can't be read", error)
+        return found
 
 
 def _hold(wallet: Wallet, task_id: str, text: str) -> Held:
-    owner, *_, length, rest = text.split(" ", 8)
+    """The hold that wallet.lua wrote.
+
+    Raises:
+        ValueError: it did not write it.
+    """
+    owner, _, amount, *_, length, rest = text.split(" ", 8)
     # The length is of bytes, as Lua counts.
     key = rest.encode()[int(length) :].decode()
-    return Held(wallet, task_id, owner, key)
+    return Held(wallet, task_id, owner, int(amount), key)
 
 
-async def each(of: Iterable[Wallet], do: Callable[[Wallet], Awaitable[T]]) -> list[T]:
-    """What `do` gives for each wallet, some at once."""
+async def each(of: Iterable[S], do: Callable[[S], Awaitable[T]]) -> list[T]:
+    """What `do` gives for each wallet, or each few of them; some at once."""
     gate = asyncio.Semaphore(_AT_ONCE)
 
-    async def one(wallet: Wallet) -> T:
+    async def one(part: S) -> T:
         async with gate:
-            return await do(wallet)
+            return await do(part)
 
-    return list(await asyncio.gather(*[one(wallet) for wallet in of]))
+    return list(await asyncio.gather(*[one(part) for part in of]))

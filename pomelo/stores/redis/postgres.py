@@ -70,6 +70,9 @@ _CONNECTIONS = 4
 _SECONDS = 5.0
 """How long a connection, or an answer, is waited for."""
 
+_REPORT = 600.0
+"""The same of a report, which may look at every record."""
+
 _FAILURES = (asyncpg.PostgresError, asyncpg.InterfaceError, OSError, TimeoutError)
 
 T = TypeVar("T")
@@ -146,22 +149,33 @@ class PostgresArchive:
             f"SELECT place, {records.COLUMNS} FROM pomelo_usage WHERE {_marked(conditions)}"  # noqa: S608
             f" ORDER BY at DESC, place DESC LIMIT {limit + 1}"
         )
-        rows = await self._do(lambda connection: connection.fetch(statement, *values))
+        rows = await self._do(lambda connection: connection.fetch(statement, *values, timeout=_REPORT))
         found = [records.from_row(tuple(row)[1:]) for row in rows[:limit]]
         if len(rows) <= limit or not found:
             return found, ""
         return found, usage.PLACE.pack(found[-1].at, rows[limit - 1][0]).hex()
 
-    async def sum_usage(self, query: UsageQuery, by: str) -> list[UsageTotal]:
+    async def sum_usage(
+        self, query: UsageQuery, by: str, *, limit: int | None = None, after: str = ""
+    ) -> list[UsageTotal]:
         """See UsageStore."""
         conditions, values = usage.where(query)
+        part = f'{_GROUPS[by]} COLLATE "C"'
+        if after:
+            conditions.append(f"{part} > ?")
+            values.append(after)
         sums = ", ".join(f"sum({name})::bigint" for name in _SUMMED)
         statement = (
-            f'SELECT {_GROUPS[by]} COLLATE "C" AS part, count(*), {sums} FROM pomelo_usage'  # noqa: S608
+            f"SELECT {part} AS part, count(*), {sums} FROM pomelo_usage"  # noqa: S608
             f" WHERE {_marked(conditions)} GROUP BY part ORDER BY part"
+            f" LIMIT {'ALL' if limit is None else limit}"
         )
-        rows = await self._do(lambda connection: connection.fetch(statement, *values))
+        rows = await self._do(lambda connection: connection.fetch(statement, *values, timeout=_REPORT))
         return [UsageTotal(*row) for row in rows]
+
+    async def damage(self) -> list[tuple[str, str]]:
+        """See UsageStore: there is no file of ours."""
+        return []
 
     async def _do(self, work: Callable[[Any], Awaitable[T]]) -> T:
         try:

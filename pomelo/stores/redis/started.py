@@ -1,16 +1,21 @@
 """Work that begins at once and ends without its awaiter; in order where it is of one task."""
 
 import asyncio
+import math
 from collections.abc import Awaitable, Callable, Generator
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 
 from pomelo.errors import PomeloError
-from pomelo.stores.redis.link import UnknownOutcomeError
+from pomelo.stores.ledger import LostHoldError, UnknownOutcomeError
+from pomelo.traces import Unforeseen
 
 T = TypeVar("T")
 
 _PAUSE = 0.05
 _LONGEST_PAUSE = 1.0
+_UNDO_FOR = 30.0
+"""Seconds for which a take of unknown outcome is tried to be undone. A long outage must not leave something
+to do for each of them; what such a take left is found by `Ledger.reservations`."""
 
 
 class Started(Generic[T]):
@@ -23,6 +28,11 @@ class Started(Generic[T]):
         return asyncio.shield(self._outcome).__await__()
 
 
+class _Started(NamedTuple):
+    task: "asyncio.Task[None]"
+    lasting: bool
+
+
 class Running:
     """All work that was started. Each task's is done in the order in which it was started.
 
@@ -30,12 +40,17 @@ class Running:
     loop that does the work.
     """
 
-    def __init__(self, limit: float) -> None:
+    def __init__(self, limit: float, unforeseen: Unforeseen) -> None:
         self._limit = limit
+        self._unforeseen = unforeseen
         self._loop = asyncio.get_running_loop()
-        self._last: dict[str, asyncio.Task[None]] = {}
+        self._last: dict[str, _Started] = {}
         self._all: set[asyncio.Task[None]] = set()
         self._closed = False
+
+    def works_on(self, task_id: str) -> bool:
+        """Whether something is being done, or to be done, for a task."""
+        return task_id in self._last
 
     def start(
         self,
@@ -45,15 +60,18 @@ class Running:
         lasting: bool = False,
         undo: Callable[[], Awaitable[None]] | None = None,
     ) -> Started[T]:
-        """Starts `work`. If it is `lasting`, it is done again until the store can be reached; its awaiter
-        gets store_unavailable after the first time. `undo` is done where it is unknown whether `work` was."""
+        """Starts `work`. `lasting` work ends its task: whatever it fails of, it is done again until its
+        outcome is known; its awaiter gets store_unavailable after the first time. Other work that is to end
+        the same task meanwhile is given up: one end is enough. `undo` is done where it is unknown whether
+        `work` was."""
         outcome: asyncio.Future[T] = self._loop.create_future()
         if self._closed:
             _fail(outcome, PomeloError("store_unavailable"))
             return Started(outcome)
         before = self._last.get(task_id)
         task = self._loop.create_task(self._do(before, work, outcome, lasting, undo))
-        self._last[task_id] = task
+        if before is None or not before.lasting:
+            self._last[task_id] = _Started(task, lasting)
         self._all.add(task)
         task.add_done_callback(self._all.discard)
         task.add_done_callback(lambda done: self._forget(task_id, done))
@@ -70,12 +88,13 @@ class Running:
             await asyncio.wait(self._all)
 
     def _forget(self, task_id: str, task: "asyncio.Task[None]") -> None:
-        if self._last.get(task_id) is task:
+        last = self._last.get(task_id)
+        if last is not None and last.task is task:
             del self._last[task_id]
 
     async def _do(
         self,
-        before: "asyncio.Task[None] | None",
+        before: _Started | None,
         work: Callable[[], Awaitable[T]],
         outcome: "asyncio.Future[T]",
         lasting: bool,
@@ -83,43 +102,53 @@ class Running:
     ) -> None:
         try:
             if before is not None:
-                done, _ = await asyncio.wait({before}, timeout=self._limit)
+                done, _ = await asyncio.wait({before.task}, timeout=self._limit)
                 if not done:
-                    _fail(outcome, PomeloError("store_unavailable"))
-                    await asyncio.wait({before})
-                    if undo is not None:
-                        return  # Nobody waits for a take any more.
-            try:
-                value = await work()
-            except UnknownOutcomeError as error:
-                _fail(outcome, error)
-                again = work if lasting else undo
-            except PomeloError as error:
-                _fail(outcome, error)
-                again = work if lasting else None
-            else:
-                if not outcome.done():
-                    outcome.set_result(value)
+                    _fail(outcome, UnknownOutcomeError("store_unavailable"))
+                    if before.lasting or not lasting:
+                        return  # The task will have its end; and nobody waits for a take any more.
+                    await asyncio.wait({before.task})
+            error = await self._try(work, outcome)
+            if error is None:
                 return
-            if again is not None:
-                await _until_done(again)
+            if lasting:
+                await self._until_done(work)
+            elif undo is not None and isinstance(error, UnknownOutcomeError):
+                await self._until_done(undo, self._loop.time() + _UNDO_FOR)
         except asyncio.CancelledError:
             _fail(outcome, PomeloError("store_unavailable"))
             raise
-        except Exception as error:
-            _fail(outcome, error)
 
-
-async def _until_done(work: Callable[[], Awaitable[object]]) -> None:
-    pause = _PAUSE
-    while True:
-        await asyncio.sleep(pause)
+    async def _try(
+        self, work: Callable[[], Awaitable[T]], outcome: "asyncio.Future[T]"
+    ) -> PomeloError | None:
+        """Does work once; why its outcome is not known, or None where it is."""
         try:
-            await work()
-        except PomeloError:
-            pause = min(2 * pause, _LONGEST_PAUSE)
+            value = await work()
+        except PomeloError as error:
+            _fail(outcome, error)
+            return error
+        except LostHoldError as error:
+            _fail(outcome, error)
+        except Exception as error:
+            self._unforeseen.tell("The store failed at a task", error)
+            unknown = UnknownOutcomeError("store_unavailable")
+            unknown.__cause__ = error
+            _fail(outcome, unknown)
+            return unknown
         else:
-            return
+            if not outcome.done():
+                outcome.set_result(value)
+        return None
+
+    async def _until_done(self, work: Callable[[], Awaitable[object]], end: float = math.inf) -> None:
+        """Does work again until its outcome is known, or it is time to give up."""
+        pause = _PAUSE
+        while self._loop.time() < end:
+            await asyncio.sleep(pause)
+            if await self._try(work, self._loop.create_future()) is None:
+                return
+            pause = min(2 * pause, _LONGEST_PAUSE)
 
 
 def _fail(outcome: "asyncio.Future[Any]", error: Exception) -> None:

@@ -11,7 +11,7 @@ from contextlib import asynccontextmanager
 
 from pomelo.errors import PomeloError
 from pomelo.stores.base import DEFAULT_ACCOUNT, Store, StoreError
-from pomelo.stores.ledger import GROUPS, Grant, UsageQuery, UsageRecord, UsageTotal, Wallet
+from pomelo.stores.ledger import GROUPS, Grant, UsageQuery, UsageRecord, UsageTotal, Wallet, WalletState
 from pomelo.stores.redis.accounts import Accounts
 from pomelo.stores.redis.archive import open_archive
 from pomelo.stores.redis.keys import Keys
@@ -22,6 +22,7 @@ from pomelo.stores.redis.opening import connect, read_url
 from pomelo.stores.redis.owners import Owner
 from pomelo.stores.redis.places import Places
 from pomelo.stores.redis.usage import Usage
+from pomelo.stores.sqlite.usage import read_place
 
 _FORMAT = b"1"
 _FIRST_PLAN = "pro"
@@ -89,13 +90,17 @@ class RedisStore(Keys, Accounts, Ledger):
         self, query: UsageQuery, *, limit: int, after: str = ""
     ) -> tuple[list[UsageRecord], str]:
         """See UsageStore."""
+        if after:
+            read_place(after)  # raises where nobody gave it
         return await self._usage.list_usage(query, limit=limit, after=after)
 
-    async def sum_usage(self, query: UsageQuery, by: str) -> list[UsageTotal]:
+    async def sum_usage(
+        self, query: UsageQuery, by: str, *, limit: int | None = None, after: str = ""
+    ) -> list[UsageTotal]:
         """See UsageStore."""
         if by not in GROUPS:
             raise ValueError(f"by must be one of {', '.join(GROUPS)}")
-        return await self._usage.sum_usage(query, by)
+        return await self._usage.sum_usage(query, by, limit=limit, after=after)
 
     async def held(self) -> list[UsageRecord]:
         """See UsageStore."""
@@ -108,6 +113,14 @@ class RedisStore(Keys, Accounts, Ledger):
     async def wallets(self) -> list[Wallet]:
         """See UsageStore."""
         return await self._usage.wallets()
+
+    async def damage(self) -> list[tuple[str, str]]:
+        """See UsageStore."""
+        return await self._usage.damage()
+
+    def wallet_states(self) -> AsyncIterator[list[WalletState]]:
+        """See UsageStore."""
+        return self._usage.wallet_states()
 
     async def begin(self, at: float) -> None:
         """Makes what every store has from the first.

@@ -7,21 +7,21 @@ streams.
 
 import asyncio
 import logging
-from collections.abc import Iterable
+from collections.abc import AsyncIterator, Iterable
 from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
 from pomelo.errors import PomeloError
-from pomelo.stores.ledger import UsageQuery, UsageRecord, UsageTotal, Wallet
+from pomelo.periodic import periodically
+from pomelo.stores.ledger import Balance, UsageQuery, UsageRecord, UsageTotal, Wallet, WalletState
 from pomelo.stores.redis.archive import Archive
-from pomelo.stores.redis.link import Link
-from pomelo.stores.redis.names import names
+from pomelo.stores.redis.link import Link, contained
+from pomelo.stores.redis.names import key, names
 from pomelo.stores.redis.places import Places, each
-from pomelo.stores.redis.scripts import HOLDING
+from pomelo.stores.redis.scripts import HOLDING, STATES
 from pomelo.stores.sqlite import records
 from pomelo.stores.sqlite.ledger import RECOVERED
-from pomelo.traces import trace
 
 log = logging.getLogger("pomelo.stores")
 
@@ -38,11 +38,20 @@ class Usage:
         self._places = places
         self._archive = archive
         self._expected: set[Wallet] = set()
+        self._rounds = 0
         self._task: asyncio.Task[None] | None = None
 
     def open(self) -> None:
         """Begins to bring records to the archive."""
-        self._task = asyncio.create_task(self._bring())
+        self._task = asyncio.create_task(
+            periodically(
+                self._bring,
+                self._link.timing.drain,
+                "Usage could not be brought to the archive",
+                self._link.unforeseen,
+                immediately=True,
+            )
+        )
 
     async def close(self) -> None:
         """Brings what is there, if it can, and ends."""
@@ -50,24 +59,31 @@ class Usage:
             self._task.cancel()
             with suppress(asyncio.CancelledError):
                 await self._task
-        with suppress(PomeloError):
+        with suppress(PomeloError), self._link.contained():
             await self.drain(self._expected)
 
     def expect(self, wallet: Wallet) -> None:
         """Tells that a wallet has a new record."""
         self._expected.add(wallet)
 
+    @contained
     async def list_usage(
         self, query: UsageQuery, *, limit: int, after: str = ""
     ) -> tuple[list[UsageRecord], str]:
         """See UsageStore."""
-        await self.drain(await self._asked(query))
+        # What comes after a page is older, and was brought for the first page.
+        if not after:
+            await self.drain(await self._asked(query))
         return await self._archive.list_usage(query, limit, after)
 
-    async def sum_usage(self, query: UsageQuery, by: str) -> list[UsageTotal]:
+    @contained
+    async def sum_usage(
+        self, query: UsageQuery, by: str, *, limit: int | None = None, after: str = ""
+    ) -> list[UsageTotal]:
         """See UsageStore."""
-        await self.drain(await self._asked(query))
-        return await self._archive.sum_usage(query, by)
+        if not after:
+            await self.drain(await self._asked(query))
+        return await self._archive.sum_usage(query, by, limit=limit, after=after)
 
     async def get(self, wallet: Wallet, task_id: str) -> UsageRecord | None:
         """A task's record."""
@@ -75,22 +91,42 @@ class Usage:
         found = await self._archive.get(task_id)
         return found if found is not None and found.wallet == wallet else None
 
+    @contained
     async def held(self) -> list[UsageRecord]:
         """See UsageStore."""
-        wallets = await self._places.all()
+        wallets = await self._places.having("drafts")
         tables = await each(wallets, lambda w: self._link.send("HVALS", names(w).drafts))
         found = [records.read(text) for table in tables for text in table]
         return sorted(found, key=lambda record: record.task_id)
 
+    @contained
     async def holding(self, wallet: Wallet) -> tuple[int, int]:
         """See UsageStore."""
         of = names(wallet)
         kept, tasks = await self._link.run(HOLDING, [of.wallet, of.holds, of.drafts], [])
         return kept, tasks
 
+    @contained
     async def wallets(self) -> list[Wallet]:
         """See UsageStore."""
-        return await self._places.used()
+        found = {state.wallet async for page in self.wallet_states() for state in page}
+        return sorted(found, key=lambda w: (w.account, w.live))
+
+    async def wallet_states(self) -> AsyncIterator[list[WalletState]]:
+        """See UsageStore."""
+        async for wallets in self._places.pages():
+            states = []
+            for some, answer in await self._places.ask(STATES, wallets, _state_keys):
+                for wallet, start in zip(some, range(0, len(answer), 6), strict=True):
+                    there, granted, spent, held, given, holding = answer[start : start + 6]
+                    if there:
+                        balance = Balance(granted, spent, held)
+                        states.append(WalletState(wallet, balance, given, holding))
+            yield states
+
+    async def damage(self) -> list[tuple[str, str]]:
+        """See UsageStore."""
+        return await self._archive.damage()
 
     async def drain(self, wallets: Iterable[Wallet]) -> None:
         """Brings all that is in the streams of these wallets.
@@ -125,27 +161,23 @@ class Usage:
         await each(entries, lambda w: self._link.send("XDEL", names(w).usage, *entries[w]))
 
     async def _asked(self, query: UsageQuery) -> list[Wallet]:
-        return [
-            wallet
-            for wallet in await self._places.all()
-            if query.account in (None, wallet.account) and query.live in (None, wallet.live)
-        ]
+        if query.account is not None:
+            return [Wallet(query.account, live) for live in (False, True) if query.live in (None, live)]
+        return [w for w in await self._places.having("usage") if query.live in (None, w.live)]
 
     async def _bring(self) -> None:
-        rounds = 0
-        while True:
-            wallets, self._expected = self._expected, set()
-            try:
-                await self.drain(wallets if rounds % _ROUND else await self._places.all())
-            except (PomeloError, asyncio.CancelledError) as error:
-                self._expected |= wallets
-                if isinstance(error, asyncio.CancelledError):
-                    raise
-            except Exception as error:
-                log.error("Usage could not be brought to the archive\n%s", trace(error))
-                self._expected |= wallets
-            rounds += 1
-            await asyncio.sleep(self._link.timing.drain)
+        """Brings what this process settled, and from time to time what anybody did."""
+        rounds, self._rounds = self._rounds, self._rounds + 1
+        wallets, self._expected = self._expected, set()
+        try:
+            await self.drain(wallets if rounds % _ROUND else await self._places.having("usage"))
+        except BaseException:
+            self._expected |= wallets
+            raise
+
+
+def _state_keys(wallet: Wallet) -> list[str]:
+    return [key(wallet, table) for table in ("wallet", "holds", "grants")]
 
 
 def _order(entry: bytes) -> tuple[int, int]:

@@ -3,7 +3,7 @@
 import sqlite3
 
 from pomelo.stores.base import UnknownAccountError
-from pomelo.stores.ledger import AccountRecord, Balance, Grant, Wallet
+from pomelo.stores.ledger import AccountRecord, AccountSummary, Balance, Grant, Wallet
 
 
 def add_account(connection: sqlite3.Connection, account: AccountRecord) -> bool:
@@ -21,10 +21,23 @@ def get_account(connection: sqlite3.Connection, name: str) -> AccountRecord | No
     return None if row is None else AccountRecord(*row)
 
 
-def list_accounts(connection: sqlite3.Connection) -> list[AccountRecord]:
+_LIST = """
+    SELECT a.name, a.plan, a.created, coalesce(l.granted, 0), coalesce(l.spent, 0), coalesce(l.held, 0),
+        coalesce(t.granted, 0), coalesce(t.spent, 0), coalesce(t.held, 0)
+    FROM accounts AS a
+    LEFT JOIN wallets AS l ON l.account = a.name AND l.live = 1
+    LEFT JOIN wallets AS t ON t.account = a.name AND t.live = 0
+    WHERE a.name > ? ORDER BY a.name LIMIT ?
+"""
+
+
+def list_accounts(connection: sqlite3.Connection, limit: int, after: str) -> list[AccountSummary]:
     """See AccountStore."""
-    rows = connection.execute("SELECT name, plan, created FROM accounts ORDER BY name")
-    return [AccountRecord(*row) for row in rows]
+    rows = connection.execute(_LIST, (after, limit)).fetchall()
+    return [
+        AccountSummary(name, plan, created, live=Balance(*amounts[:3]), test=Balance(*amounts[3:]))
+        for name, plan, created, *amounts in rows
+    ]
 
 
 def set_plan(connection: sqlite3.Connection, name: str, plan: str) -> bool:
@@ -49,6 +62,15 @@ def grant(connection: sqlite3.Connection, given: Grant) -> Balance:
             (given.grant_id, wallet.account, wallet.live, given.amount, given.at, given.note),
         )
     return balance(connection, wallet)
+
+
+def get_grant(connection: sqlite3.Connection, wallet: Wallet, grant_id: str) -> Grant | None:
+    """See AccountStore."""
+    row = connection.execute(
+        "SELECT amount, at, note FROM grants WHERE grant_id = ? AND account = ? AND live = ?",
+        (grant_id, wallet.account, wallet.live),
+    ).fetchone()
+    return None if row is None else Grant(grant_id, wallet, *row)
 
 
 def list_grants(connection: sqlite3.Connection, wallet: Wallet) -> list[Grant]:

@@ -9,10 +9,12 @@ import os
 import sqlite3
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from pomelo.stores.base import StoreError
 from pomelo.stores.schema import APPLICATION_ID, MIGRATIONS
+from pomelo.stores.sqlite import damage
 
 _MINIMUM = (3, 37, 0)
 
@@ -25,8 +27,15 @@ _DISK = frozenset(
 class WritingFile:
     """The file, open for writing, and the lock on it."""
 
-    def __init__(self, path: Path, lock_wait: float, begin: Callable[[sqlite3.Connection], None]) -> None:
-        """Opens the file and makes or migrates it; `begin` is done in the same transaction.
+    def __init__(
+        self,
+        path: Path,
+        lock_wait: float,
+        begin: Callable[[sqlite3.Connection], None],
+        watch: damage.Watch,
+    ) -> None:
+        """Opens the file and makes or migrates it; `begin` is done in the same transaction. `watch` is shown
+        what fails later.
 
         Raises:
             StoreError: another process has it; it isn't ours, is damaged, or is of a newer version.
@@ -36,25 +45,39 @@ class WritingFile:
         try:
             path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             self._lock = _lock(path, lock_wait)
-            # SQLite gives its -wal and -shm files the mode of this one.
-            os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
         except OSError as error:
             raise StoreError(f"{path} can't be opened: {error.strerror}") from error
         try:
+            damage.check_there(path)
+            # SQLite gives its -wal and -shm files the mode of this one, which is 0600.
+            damage.create(path, partial(_migrated, path=path))
+            commits = damage.last_commits(path)
             self.connection = sqlite3.connect(path, isolation_level=None)
             try:
-                _prepare(self.connection, path, begin)
+                _prepare(self.connection, path, commits, begin)
             except BaseException:
                 self.connection.close()
                 raise
+        except OSError as error:
+            os.close(self._lock)
+            raise StoreError(f"{path} can't be opened: {error.strerror}") from error
+        except UnicodeDecodeError as error:  # what SQLite says of some damage
+            os.close(self._lock)
+            raise damage.refused(path, "a text in it can't be read") from error
         except sqlite3.DatabaseError as error:
             os.close(self._lock)
             if getattr(error, "sqlite_errorcode", 0) & 0xFF in _DISK:
                 raise StoreError(f"{path} can't be used: {error}. Free or mend the disk") from error
-            raise StoreError(f"{path} is damaged or no Pomelo database: {error}. Restore it") from error
+            detail = f"damaged or no Pomelo database: {damage.said(error)}"
+            raise StoreError(f"{path} is {detail}. {damage.REMEDY}") from error
         except BaseException:
             os.close(self._lock)
             raise
+        self._watch = watch
+
+    def failed(self, error: BaseException) -> None:
+        """See Written: damage is logged."""
+        self._watch.see(error)
 
     def close(self) -> None:
         """Closes the file and lets others in."""
@@ -68,6 +91,7 @@ def open_reading(path: Path) -> sqlite3.Connection:
     """A connection that can only read. The file must be open for writing as long."""
     connection = sqlite3.connect(path, isolation_level=None)
     connection.execute("PRAGMA query_only = ON")
+    connection.execute("PRAGMA cell_size_check = ON")
     connection.execute("PRAGMA wal_autocheckpoint = 0")
     connection.execute("PRAGMA trusted_schema = OFF")
     return connection
@@ -95,24 +119,59 @@ def _lock(path: Path, wait: float) -> int:
         return lock
 
 
-def _prepare(connection: sqlite3.Connection, path: Path, begin: Callable[[sqlite3.Connection], None]) -> None:
-    marked = connection.execute("PRAGMA application_id").fetchone()[0]
-    empty = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0] == 0
-    if marked != APPLICATION_ID and not (empty and marked == 0):
-        raise StoreError(f"{path} is the database of another program. Set POMELO_DATA to another folder")
+def _prepare(
+    connection: sqlite3.Connection,
+    path: Path,
+    commits: list[int] | None,
+    begin: Callable[[sqlite3.Connection], None],
+) -> None:
+    if connection.execute("PRAGMA application_id").fetchone()[0] != APPLICATION_ID:
+        raise StoreError(
+            f"{path} is the database of another program, or damaged. Set POMELO_DATA to another folder, or "
+            "restore a backup: docs/operations.md, Backups"
+        )
+    connection.execute("PRAGMA cell_size_check = ON")
+    connection.execute("PRAGMA trusted_schema = OFF")
+    version = _version(connection, path)
+    made = [statement for statements in MIGRATIONS[:version] for statement in statements]
+    damage.check(connection, path, made)
     connection.execute("PRAGMA journal_mode = WAL")
     connection.execute("PRAGMA synchronous = FULL")
     connection.execute("PRAGMA foreign_keys = ON")
-    connection.execute("PRAGMA trusted_schema = OFF")
+    damage.check_log(connection, path, commits)
+    _migrated(connection, path, begin)
+
+
+def _migrated(
+    connection: sqlite3.Connection,
+    path: Path,
+    begin: Callable[[sqlite3.Connection], None] = lambda connection: None,
+) -> None:
+    """Takes the steps to today's tables, and does `begin`, all or nothing."""
     connection.execute("BEGIN IMMEDIATE")
     try:
         _migrate(connection, path)
-        begin(connection)
+        try:
+            begin(connection)
+        except (ValueError, TypeError, LookupError, AssertionError) as error:
+            raise damage.refused(path, "what it says of running tasks can't be read") from error
         connection.execute("COMMIT")
     except BaseException:
         if connection.in_transaction:
             connection.execute("ROLLBACK")
         raise
+
+
+def _version(connection: sqlite3.Connection, path: Path) -> int:
+    """How many steps were taken.
+
+    Raises:
+        StoreError: more than this Pomelo knows.
+    """
+    version: int = connection.execute("SELECT coalesce(max(version), 0) FROM migrations").fetchone()[0]
+    if version > len(MIGRATIONS):
+        raise StoreError(f"{path} was written by a newer Pomelo (version {version}). Upgrade Pomelo")
+    return version
 
 
 def _migrate(connection: sqlite3.Connection, path: Path) -> None:
@@ -121,9 +180,7 @@ def _migrate(connection: sqlite3.Connection, path: Path) -> None:
         "CREATE TABLE IF NOT EXISTS migrations"
         " (version INTEGER NOT NULL PRIMARY KEY, applied REAL NOT NULL) STRICT"
     )
-    version = connection.execute("SELECT coalesce(max(version), 0) FROM migrations").fetchone()[0]
-    if version > len(MIGRATIONS):
-        raise StoreError(f"{path} was written by a newer Pomelo (version {version}). Upgrade Pomelo")
+    version = _version(connection, path)
     for number, statements in enumerate(MIGRATIONS[version:], version + 1):
         for statement in statements:
             connection.execute(statement)

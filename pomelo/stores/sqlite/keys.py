@@ -37,12 +37,22 @@ def add_key(connection: sqlite3.Connection, record: KeyRecord) -> None:
         raise
 
 
-def list_keys(connection: sqlite3.Connection, account: str | None) -> list[KeyRecord]:
+def list_keys(
+    connection: sqlite3.Connection, account: str | None, limit: int, after: tuple[float, str] | None
+) -> list[KeyRecord]:
     """See KeyStore."""
+    conditions, values = ["1"], list[Any]()
+    if account is not None:
+        conditions.append("account = ?")
+        values.append(account)
+    if after is not None:
+        conditions.append("(created, key_id) > (?, ?)")
+        values.extend(after)
     found = connection.execute(
-        f"SELECT {_COLUMNS} FROM keys WHERE ?1 IS NULL OR account = ?1 ORDER BY created, key_id",  # noqa: S608
-        (account,),
-    )
+        f"SELECT {_COLUMNS} FROM keys WHERE {' AND '.join(conditions)}"  # noqa: S608
+        " ORDER BY created, key_id LIMIT ?",
+        (*values, limit),
+    ).fetchall()
     return [_key(row) for row in found]
 
 

@@ -14,6 +14,7 @@ from pomelo.stores.ledger import (
     LostHoldError,
     Refused,
     Repeated,
+    Reservation,
     Settled,
     Settlement,
     Standing,
@@ -348,26 +349,44 @@ def note(connection: sqlite3.Connection, noted: Sequence[UsageRecord]) -> list[s
     return gone
 
 
-def recover(connection: sqlite3.Connection, now: float) -> int:
-    """Charges the tasks of a process that died what was last noted of them, and frees all that they took.
+def reservations(connection: sqlite3.Connection) -> list[Reservation]:
+    """See LedgerStore. Whatever is held, this process took: the file is its alone."""
+    rows = connection.execute("SELECT record, amount FROM holds ORDER BY task_id")
+    return [Reservation(records.read(text), amount, own=True) for text, amount in rows]
+
+
+def recover(connection: sqlite3.Connection, now: float, wallet: Wallet, task_id: str) -> None:
+    """See LedgerStore."""
+    row = connection.execute(
+        "SELECT model, record FROM holds WHERE task_id = ? AND account = ? AND live = ?",
+        (task_id, wallet.account, wallet.live),
+    ).fetchone()
+    if row is None:
+        return
+    model, text = row
+    record = records.read(text)
+    state = _State(connection, now, wallet, model, task_id)
+    assert state.hold is not None
+    if record.cost == 0:
+        release(connection, state, state.hold, task_id)
+        return
+    charge(
+        connection,
+        state,
+        state.hold,
+        replace(record, uncollected=0, source=RECOVERED, complete=False, at=now),
+    )
+    if state.hold.repeat_key is not None:
+        _answer(connection, state, state.hold.repeat_key, None)
+
+
+def recover_all(connection: sqlite3.Connection, now: float) -> int:
+    """Recovers the tasks of a process that died.
 
     To be done before the store is used: every hold is an orphan then. Gives how many there were.
     """
     connection.execute("DELETE FROM repeats WHERE expires <= ?", (now,))
-    orphans = connection.execute("SELECT task_id, model, record FROM holds ORDER BY task_id").fetchall()
-    for task_id, model, text in orphans:
-        record = records.read(text)
-        state = _State(connection, now, record.wallet, model, task_id)
-        assert state.hold is not None
-        if record.cost > 0:
-            charge(
-                connection,
-                state,
-                state.hold,
-                replace(record, uncollected=0, source=RECOVERED, complete=False, at=now),
-            )
-            if state.hold.repeat_key is not None:
-                _answer(connection, state, state.hold.repeat_key, None)
-        else:
-            release(connection, state, state.hold, task_id)
+    orphans = connection.execute("SELECT task_id, account, live FROM holds ORDER BY task_id").fetchall()
+    for task_id, account, live in orphans:
+        recover(connection, now, Wallet(account, bool(live)), task_id)
     return len(orphans)

@@ -12,17 +12,19 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 from pomelo.errors import PomeloError
 from pomelo.stores.base import KeyRecord, Store
 from pomelo.stores.ledger import (
-    GROUPS,
+    PAGE,
     AccountRecord,
+    AccountSummary,
     Balance,
     Grant,
     Refused,
     Repeated,
+    Reservation,
     Settled,
     Settlement,
     Standing,
@@ -32,8 +34,10 @@ from pomelo.stores.ledger import (
     UsageRecord,
     UsageTotal,
     Wallet,
+    WalletState,
 )
 from pomelo.stores.sqlite import accounts, keys, ledger, usage
+from pomelo.stores.sqlite.damage import Watch, looked_over
 from pomelo.stores.sqlite.file import WritingFile, open_reading
 from pomelo.stores.sqlite.writer import Writer
 
@@ -43,6 +47,15 @@ LOCK_WAIT = 2.0
 log = logging.getLogger("pomelo.stores")
 
 T = TypeVar("T")
+T_co = TypeVar("T_co", covariant=True)
+
+
+class Reading(Protocol[T_co]):
+    """Something that is read step by step."""
+
+    def step(self, connection: sqlite3.Connection) -> T_co | None:
+        """Reads on; None: there is more to be read."""
+        ...
 
 
 @asynccontextmanager
@@ -61,13 +74,14 @@ async def open_sqlite(
         StoreError: another process has it; it isn't ours, is damaged, or is of a newer version.
     """
     clock = _steady(now, monotonic)
-    writer = await Writer.start(lambda: WritingFile(path, lock_wait, partial(_recover, now=clock())))
+    watch = Watch(path)
+    writer = await Writer.start(lambda: WritingFile(path, lock_wait, partial(_recover, now=clock()), watch))
     try:
         with ThreadPoolExecutor(1, thread_name_prefix="sqlite-reports") as reader:
             loop = asyncio.get_running_loop()
             opening = loop.run_in_executor(reader, open_reading, path)
             try:
-                yield SqliteStore(writer, clock, reader, await asyncio.shield(opening))
+                yield SqliteStore(writer, clock, reader, await asyncio.shield(opening), path, watch)
             finally:
                 # Before the writer, whose closing then empties the log; a report under way ends early.
                 reading = await opening
@@ -84,7 +98,7 @@ def _steady(now: Callable[[], float], monotonic: Callable[[], float]) -> Callabl
 
 
 def _recover(connection: sqlite3.Connection, *, now: float) -> None:
-    if count := ledger.recover(connection, now):
+    if count := ledger.recover_all(connection, now):
         log.warning("%d tasks of a process that died were charged what was last noted of them", count)
 
 
@@ -97,7 +111,11 @@ class SqliteStore:
         clock: Callable[[], float],
         reader: ThreadPoolExecutor,
         reading: sqlite3.Connection,
+        path: Path,
+        watch: Watch,
     ) -> None:
+        self._path = path
+        self._watch = watch
         self._writer = writer
         self._clock = clock
         self._reader = reader
@@ -113,9 +131,11 @@ class SqliteStore:
         """See KeyStore."""
         await self._writer.do(lambda c: keys.add_key(c, record))
 
-    async def list_keys(self, account: str | None = None) -> list[KeyRecord]:
+    async def list_keys(
+        self, account: str | None = None, *, limit: int = PAGE, after: tuple[float, str] | None = None
+    ) -> list[KeyRecord]:
         """See KeyStore."""
-        return await self._writer.do(lambda c: keys.list_keys(c, account), reads=True)
+        return await self._report(lambda c: keys.list_keys(c, account, limit, after))
 
     async def revoke_key(self, key_id: str, at: float) -> KeyRecord | None:
         """See KeyStore."""
@@ -148,6 +168,14 @@ class SqliteStore:
         """See LedgerStore."""
         return await self._writer.do(lambda c: ledger.standing(c, self._clock(), wallet, model), reads=True)
 
+    async def reservations(self, *, own: bool = False) -> list[Reservation]:
+        """See LedgerStore."""
+        return await self._writer.do(ledger.reservations, reads=True)
+
+    async def recover(self, wallet: Wallet, task_id: str) -> None:
+        """See LedgerStore."""
+        await self._writer.do(lambda c: ledger.recover(c, self._clock(), wallet, task_id))
+
     # --- AccountStore
 
     async def add_account(self, name: str, plan: str, at: float) -> bool:
@@ -159,9 +187,9 @@ class SqliteStore:
         """See AccountStore."""
         return await self._writer.do(lambda c: accounts.get_account(c, name), reads=True)
 
-    async def list_accounts(self) -> list[AccountRecord]:
+    async def list_accounts(self, *, limit: int = PAGE, after: str = "") -> list[AccountSummary]:
         """See AccountStore."""
-        return await self._writer.do(accounts.list_accounts, reads=True)
+        return await self._report(lambda c: accounts.list_accounts(c, limit, after))
 
     async def set_plan(self, name: str, plan: str) -> bool:
         """See AccountStore."""
@@ -170,6 +198,10 @@ class SqliteStore:
     async def grant(self, grant: Grant) -> Balance:
         """See AccountStore."""
         return await self._writer.do(lambda c: accounts.grant(c, grant))
+
+    async def get_grant(self, wallet: Wallet, grant_id: str) -> Grant | None:
+        """See AccountStore."""
+        return await self._writer.do(lambda c: accounts.get_grant(c, wallet, grant_id), reads=True)
 
     async def list_grants(self, wallet: Wallet) -> list[Grant]:
         """See AccountStore."""
@@ -185,13 +217,15 @@ class SqliteStore:
         self, query: UsageQuery, *, limit: int, after: str = ""
     ) -> tuple[list[UsageRecord], str]:
         """See UsageStore."""
-        return await self._report(lambda c: usage.list_usage(c, query, limit, after))
+        if after:
+            usage.read_place(after)  # raises where nobody gave it
+        return await self._read(usage.UsagePage(query, limit, after))
 
-    async def sum_usage(self, query: UsageQuery, by: str) -> list[UsageTotal]:
+    async def sum_usage(
+        self, query: UsageQuery, by: str, *, limit: int | None = None, after: str = ""
+    ) -> list[UsageTotal]:
         """See UsageStore."""
-        if by not in GROUPS:
-            raise ValueError(f"by must be one of {', '.join(GROUPS)}")
-        return await self._report(lambda c: usage.sum_usage(c, query, by))
+        return await self._read(usage.UsageSum(query, by, limit, after))
 
     async def held(self) -> list[UsageRecord]:
         """See UsageStore."""
@@ -203,7 +237,25 @@ class SqliteStore:
 
     async def wallets(self) -> list[Wallet]:
         """See UsageStore."""
-        return await self._report(usage.wallets)
+        return [state.wallet async for page in self.wallet_states() for state in page]
+
+    async def wallet_states(self) -> AsyncIterator[list[WalletState]]:
+        """See UsageStore."""
+        after: Wallet | None = None
+        while page := await self._report(partial(usage.wallet_states, after=after, limit=PAGE)):
+            yield page
+            after = page[-1].wallet
+
+    async def _read(self, reading: Reading[T]) -> T:
+        """Reads to the end. Others may read between two steps."""
+        while (found := await self._report(reading.step)) is None:
+            pass
+        return found
+
+    async def damage(self) -> list[tuple[str, str]]:
+        """See UsageStore."""
+        found = await self._report(lambda _: looked_over(self._path, open_reading, references=True))
+        return self._watch.reported(found)
 
     async def _report(self, work: Callable[[sqlite3.Connection], T]) -> T:
         """Reads in the thread of reports, however long that takes."""
@@ -213,4 +265,8 @@ class SqliteStore:
             return await done
         except (sqlite3.Error, RuntimeError) as error:
             # RuntimeError: the store was closed while a caller was on its way.
+            self._watch.see(error)
+            raise PomeloError("store_unavailable") from error
+        except Exception as error:
+            self._writer.unforeseen.tell("Reading the store failed", error)
             raise PomeloError("store_unavailable") from error

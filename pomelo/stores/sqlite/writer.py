@@ -13,9 +13,15 @@ from queue import SimpleQueue
 from typing import Any, NamedTuple, Protocol, TypeVar
 
 from pomelo.errors import PomeloError
+from pomelo.stores.base import UnknownAccountError
+from pomelo.stores.ledger import LostHoldError, UnknownOutcomeError
+from pomelo.traces import Unforeseen
 
 BATCH = 256
 """At most so much is committed at once."""
+
+_MEANT = (PomeloError, LostHoldError, UnknownAccountError)
+"""What the roles say that they raise."""
 
 log = logging.getLogger("pomelo.stores")
 
@@ -26,6 +32,9 @@ class Written(Protocol):
     """What the thread writes to; made, used and closed in it."""
 
     connection: sqlite3.Connection
+
+    def failed(self, error: BaseException) -> None:
+        """Something was not done, for what may be the file's fault."""
 
     def close(self) -> None:
         """Gives it up."""
@@ -50,6 +59,7 @@ class Writer:
     """See the module. Made by `start`; all methods belong to the loop that called that."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self.unforeseen = Unforeseen(log)
         self._loop = loop
         self._queue: SimpleQueue[_Work | None] = SimpleQueue()
         self._closed = False
@@ -79,8 +89,9 @@ class Writer:
     def do(self, work: Callable[[sqlite3.Connection], T], *, reads: bool = False) -> "asyncio.Future[T]":
         """Queues `work` at once, to be done wholly or not at all, and in the order of the calls.
 
-        Cancelling the future stops nothing; nobody need await it. It raises what `work` raises, and
-        PomeloError store_unavailable for all that SQLite does. With `reads` it changes nothing.
+        Cancelling the future stops nothing; nobody need await it. It raises what `work` raises and a role may
+        raise, and PomeloError store_unavailable for all else: UnknownOutcomeError for what nobody foresaw.
+        With `reads` it changes nothing.
         """
         future: asyncio.Future[T] = self._loop.create_future()
         if self._closed:
@@ -110,12 +121,32 @@ class Writer:
         failed: Exception | None = None
         while not self._ending:
             if batch := self._gather():
-                self._report(_commit(target.connection, batch))
+                self._report(self._done(target, batch))
         try:
             target.close()
         except (sqlite3.Error, OSError) as error:
             failed = error
         self._report([_Outcome(self._ended, None, failed)])
+
+    def _done(self, target: Written, batch: list[_Work]) -> list[_Outcome]:
+        """Does a batch, and says what became of each. Whatever is raised, the thread goes on."""
+        try:
+            outcomes = _commit(target.connection, batch)
+        except Exception as error:
+            outcomes = [_Outcome(work.future, None, error) for work in batch]
+        for outcome in outcomes:
+            if outcome.error is not None:
+                target.failed(outcome.error)
+        return [
+            outcome
+            if outcome.error is None or isinstance(outcome.error, _MEANT)
+            else outcome._replace(error=self._contained(outcome.error))
+            for outcome in outcomes
+        ]
+
+    def _contained(self, error: Exception) -> PomeloError:
+        self.unforeseen.tell("The store failed", error)
+        return _unavailable(error, UnknownOutcomeError)
 
     def _gather(self) -> list[_Work]:
         """Waits for something to do, and takes what is there."""
@@ -151,6 +182,8 @@ def _fail(future: "asyncio.Future[Any]", error: Exception) -> None:
 
 def _commit(connection: sqlite3.Connection, batch: list[_Work]) -> list[_Outcome]:
     """Does all of the batch that can be done, in one transaction."""
+    if connection.in_transaction:
+        connection.execute("ROLLBACK")  # of a batch before, where that failed
     if all(work.reads for work in batch):
         return [_read(connection, work) for work in batch]
     try:
@@ -164,11 +197,13 @@ def _commit(connection: sqlite3.Connection, batch: list[_Work]) -> list[_Outcome
     try:
         return _transact(connection, batch, _apart)
     except Exception as error:
-        log.warning("%d operations were not kept: %s", len(batch), error)
+        log.warning("%d operations were not kept: %s", len(batch), _reason(error))
         _undo(connection)
         # What was read may have been of this transaction: it is read again.
         return [
-            _read(connection, work) if work.reads else _Outcome(work.future, None, _unavailable(error))
+            _read(connection, work)
+            if work.reads and not connection.in_transaction
+            else _Outcome(work.future, None, _told(error))
             for work in batch
         ]
 
@@ -217,15 +252,21 @@ def _undo(connection: sqlite3.Connection) -> None:
     try:
         if connection.in_transaction:
             connection.execute("ROLLBACK")
-    except sqlite3.Error as error:
-        log.warning("A transaction could not be rolled back: %s", error)
+    except Exception as error:
+        log.warning("A transaction could not be rolled back: %s", _reason(error))
 
 
 def _told(error: Exception) -> Exception:
-    return _unavailable(error) if isinstance(error, sqlite3.Error) else error
+    """What SQLite fails of was not done: a commit that fails is none."""
+    return _unavailable(error, PomeloError) if isinstance(error, sqlite3.Error) else error
 
 
-def _unavailable(cause: Exception) -> PomeloError:
-    error = PomeloError("store_unavailable")
+def _unavailable(cause: Exception, kind: type[PomeloError]) -> PomeloError:
+    error = kind("store_unavailable")
     error.__cause__ = cause
     return error
+
+
+def _reason(error: Exception) -> str:
+    """What SQLite says; of what nobody foresaw, its kind alone."""
+    return str(error) if isinstance(error, sqlite3.Error) else type(error).__name__

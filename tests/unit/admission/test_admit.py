@@ -1,53 +1,123 @@
-"""Admission before a store in trouble: what it does again, and what it leaves to the store."""
+"""Admission before a store in trouble: what it does again, what it finds, and what it leaves to the store."""
 
 import asyncio
-from collections.abc import Awaitable, Sequence
+import logging
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 import pytest
 
+from pomelo.admission import admit
 from pomelo.admission.admit import Admission
 from pomelo.admission.plans import BUILTIN
 from pomelo.call import Call
 from pomelo.errors import PomeloError
 from pomelo.gen.v1.model_service_pb2 import PriceUnit
 from pomelo.pricing import Used
-from pomelo.stores.ledger import Standing, Take, Taken, UsageRecord, Wallet
+from pomelo.stores.ledger import (
+    LostHoldError,
+    Reservation,
+    Settled,
+    Settlement,
+    Standing,
+    Take,
+    Taken,
+    UnknownOutcomeError,
+    UsageRecord,
+    Wallet,
+)
 
 PRICES = {PriceUnit.PRICE_UNIT_IMAGE: 40_000}
 
 
 class TroubledStore:
-    """A ledger that fails at what it is told to fail at, and tells what it was asked for."""
+    """A ledger that fails at what it is told to fail at, and tells what it was asked for. `failing`: by the name of
+    a method, or that and a task's id, what it raises; a name alone raises store_unavailable. `held` are the tasks
+    that hold something; `waits` is what a method waits for before it does anything."""
 
     def __init__(self, *failing: str) -> None:
-        self.failing = set(failing)
+        self.failing: dict[str, BaseException] = {name: PomeloError("store_unavailable") for name in failing}
         self.asked: list[str] = []
         self.noted = asyncio.Event()
+        self.held: dict[str, UsageRecord] = {}
+        self.waits: dict[str, asyncio.Event] = {}
+        self.done_first = False
+        """Whether it does what it is asked before it fails."""
+        self.at_once = self.most_at_once = 0
 
-    async def _do(self, name: str, value: Any) -> Any:
-        if name in self.failing:
-            raise PomeloError("store_unavailable")
-        return value
+    async def _do(self, name: str, task_id: str, value: Any, work: Callable[[], Any]) -> Any:
+        self.at_once += 1
+        self.most_at_once = max(self.most_at_once, self.at_once)
+        try:
+            if name in self.waits:
+                await self.waits[name].wait()
+            await asyncio.sleep(0)
+            error = self.failing.get(f"{name} {task_id}") or self.failing.get(name)
+            if error is None or self.done_first:
+                work()
+            if error is not None:
+                raise error
+            return value
+        finally:
+            self.at_once -= 1
+
+    def _end(self, task_id: str) -> None:
+        if self.held.pop(task_id, None) is None:
+            raise LostHoldError(task_id)
 
     def take(self, take: Take) -> Awaitable[Any]:
         """See LedgerStore."""
         self.asked.append("take")
-        return self._do("take", Taken(Standing(0), take.most))
+        draft = take.draft
+        work = lambda: self.held.__setitem__(draft.task_id, draft)  # noqa: E731
+        return self._do("take", draft.task_id, Taken(Standing(0), take.most), work)
+
+    def settle(self, settlement: Settlement) -> Awaitable[Any]:
+        """See LedgerStore."""
+        record = settlement.record
+        self.asked.append(f"settle {record.task_id}")
+        settled = Settled(Standing(0), record)
+        return self._do("settle", record.task_id, settled, lambda: self._end(record.task_id))
 
     def void(self, wallet: Wallet, task_id: str, *, refund: bool = False) -> Awaitable[None]:
         """See LedgerStore."""
         self.asked.append(f"void {task_id}")
-        return self._do("void", None)
+        return self._do("void", task_id, None, lambda: self.held.pop(task_id, None))
+
+    async def recover(self, wallet: Wallet, task_id: str) -> None:
+        """See LedgerStore."""
+        self.asked.append(f"recover {task_id}")
+        await self._do("recover", task_id, None, lambda: self.held.pop(task_id, None))
+
+    async def reservations(self, *, own: bool = False) -> list[Reservation]:
+        """See LedgerStore."""
+        assert own
+        found = [Reservation(record, 1, own=True) for record in self.held.values()]
+        return await self._do("reservations", "", found, lambda: None)
 
     async def note(self, records: Sequence[UsageRecord]) -> list[str]:
         """See LedgerStore."""
         self.noted.set()
-        return []
+        return await self._do("note", "", [], lambda: None)
 
     async def standing(self, wallet: Wallet, model: str = "") -> Standing:
         """See LedgerStore."""
-        return Standing(0)
+        return await self._do("standing", "", Standing(0), lambda: None)
+
+
+class Clock:
+    """Monotonic time, in the test's hand."""
+
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def admitted(store: TroubledStore, **more: Any) -> Admission:
+    """An admission before the store."""
+    return Admission(store, BUILTIN, **more)  # type: ignore[arg-type]
 
 
 async def enter(admission: Admission, task_id: str) -> Any:
@@ -58,9 +128,29 @@ async def enter(admission: Admission, task_id: str) -> Any:
     return await admission.enter(call, BUILTIN["unlimited"], draft, PRICES, used, used)
 
 
+async def until(there: Callable[[], bool]) -> None:
+    """Waits for a condition."""
+    async with asyncio.timeout(10):
+        while not there():  # noqa: ASYNC110 (nothing tells when)
+            await asyncio.sleep(0)
+
+
+UNFORESEEN: dict[str, Callable[[], BaseException]] = {
+    "uvloop's closed transport": lambda: RuntimeError(
+        "unable to perform operation on <TCPTransport closed=True reading=False 0x5>; the handler is closed"
+    ),
+    "a reset": lambda: ConnectionResetError(104, "Connection reset by peer"),
+    "a fault of ours": lambda: KeyError("reply"),
+    "a stray cancellation": asyncio.CancelledError,
+    "an outcome that is unknown": lambda: UnknownOutcomeError("store_unavailable"),
+}
+ANY_ERROR = pytest.mark.parametrize("error", UNFORESEEN)
+DONE = pytest.mark.parametrize("done", [False, True], ids=["not done", "done"])
+
+
 async def test_a_long_outage_leaves_nothing_to_do_for_each_call_that_it_refused() -> None:
     store = TroubledStore("take", "void")
-    admission = Admission(store, BUILTIN)  # type: ignore[arg-type]
+    admission = admitted(store)
     for number in range(100):
         with pytest.raises(PomeloError):
             await enter(admission, f"img_{number}")
@@ -73,7 +163,7 @@ async def test_a_long_outage_leaves_nothing_to_do_for_each_call_that_it_refused(
 
 async def test_running_tasks_are_noted_also_while_something_can_not_be_done() -> None:
     store = TroubledStore("void")
-    admission = Admission(store, BUILTIN)  # type: ignore[arg-type]
+    admission = admitted(store)
     (await enter(admission, "img_left")).leave()
     running = await enter(admission, "img_running")
     running.delivering(lambda: Used(images=1))
@@ -84,12 +174,274 @@ async def test_running_tasks_are_noted_also_while_something_can_not_be_done() ->
     noting.cancel()
 
 
+async def test_a_task_whose_use_can_not_be_counted_holds_up_no_other_note_and_is_recovered() -> None:
+    store = TroubledStore()
+    admission = admitted(store)
+
+    def broken() -> Used:
+        raise ZeroDivisionError
+
+    for name, used in (("img_broken", broken), ("img_sound", lambda: Used(images=1))):
+        hold = await enter(admission, name)
+        hold.delivering(used)
+        hold.came(1)
+    await admission.note()
+    assert store.noted.is_set()
+    admission.running["img_broken"].leave()
+    await admission.idle()
+    assert store.asked[-1] == "recover img_broken"
+
+
 async def test_what_could_not_be_done_is_done_when_the_store_is_there_again() -> None:
     store = TroubledStore("void")
-    admission = Admission(store, BUILTIN)  # type: ignore[arg-type]
+    admission = admitted(store)
     (await enter(admission, "img_left")).leave()
     await admission.idle()
     store.failing.clear()
     await admission.idle()
     await admission.idle()
     assert store.asked == ["take", "void img_left", "void img_left", "void img_left"]
+
+
+# --- no error drops a task
+
+
+@ANY_ERROR
+@DONE
+async def test_a_take_that_fails_of_anything_is_store_unavailable_and_given_back(
+    error: str, done: bool
+) -> None:
+    store = TroubledStore()
+    store.failing["take"], store.done_first = UNFORESEEN[error](), done
+    admission = admitted(store)
+    with pytest.raises(PomeloError) as raised:
+        await enter(admission, "img_1")
+    assert raised.value.code == "store_unavailable"
+    await admission.idle()
+    assert store.held == {}
+    assert not admission.runs("img_1")
+
+
+@ANY_ERROR
+@DONE
+async def test_a_settlement_that_fails_of_anything_is_tried_until_its_outcome_is_known(
+    error: str, done: bool
+) -> None:
+    store = TroubledStore()
+    admission = admitted(store)
+    hold = await enter(admission, "img_1")
+    store.failing["settle"], store.done_first = UNFORESEEN[error](), done
+    with pytest.raises(PomeloError) as raised:
+        await hold.settle(Used(images=1), counted=True)
+    assert raised.value.code == "store_unavailable"
+    hold.leave()
+    for _ in range(3):
+        await admission.idle()
+        assert admission.runs("img_1") != done
+    store.failing.clear()
+    await admission.idle()
+    assert store.held == {}
+    assert not admission.runs("img_1")
+    assert set(store.asked) == {"take", "settle img_1"}, "it may be on the record: nothing else may end it"
+
+
+async def test_a_settlement_that_was_not_done_leaves_the_task_unpaid() -> None:
+    store = TroubledStore("settle")
+    admission = admitted(store)
+    hold = await enter(admission, "img_1")
+    with pytest.raises(PomeloError):
+        await hold.settle(Used(images=1), counted=True)
+    await admission.idle()
+    assert store.asked == ["take", "settle img_1", "void img_1"]
+    assert store.held == {}
+
+
+@ANY_ERROR
+@DONE
+async def test_an_end_that_fails_of_anything_is_tried_until_its_outcome_is_known(
+    error: str, done: bool
+) -> None:
+    store = TroubledStore()
+    admission = admitted(store)
+    hold = await enter(admission, "img_1")
+    store.failing["void"], store.done_first = UNFORESEEN[error](), done
+    await hold.fail()
+    for _ in range(3):
+        await admission.idle()
+        assert admission.runs("img_1")
+    store.failing.clear()
+    await admission.idle()
+    assert store.held == {}
+    assert not admission.runs("img_1")
+
+
+@ANY_ERROR
+async def test_limits_that_can_not_be_told_of_any_error_are_store_unavailable(error: str) -> None:
+    store = TroubledStore()
+    store.failing["standing"] = UNFORESEEN[error]()
+    with pytest.raises(PomeloError) as raised:
+        await admitted(store).standing(Wallet("default", True), "")
+    assert raised.value.code == "store_unavailable"
+
+
+async def test_what_nobody_foresaw_is_logged_once_with_its_trace(caplog: pytest.LogCaptureFixture) -> None:
+    store = TroubledStore()
+    admission = admitted(store)
+    store.failing["void"] = KeyError("secret")
+    with caplog.at_level(logging.ERROR, "pomelo.admission"):
+        for number in range(20):
+            (await enter(admission, f"img_{number}")).leave()
+        await admission.idle()
+    (told,) = [found.getMessage() for found in caplog.records]
+    assert "builtins.KeyError" in told
+    assert "secret" not in told
+
+
+async def test_one_end_that_always_fails_holds_up_no_other() -> None:
+    store, clock = TroubledStore(), Clock()
+    admission = admitted(store, monotonic=clock)
+    store.failing |= {f"void img_{number}": KeyError() for number in range(70)}
+    store.failing["void"] = PomeloError("store_unavailable")
+    for number in range(300):
+        (await enter(admission, f"img_{number}")).leave()
+    await until(lambda: not admission._busy)
+    assert len(admission._pending) == 300
+    del store.failing["void"]
+    rounds = 0
+    while len(store.held) > 70:
+        clock.now += 1.0
+        admission._retry()
+        await until(lambda: not admission._busy)
+        rounds += 1
+        assert rounds < 20
+    assert set(store.held) == {f"img_{number}" for number in range(70)}
+
+
+async def test_a_store_in_trouble_is_asked_a_few_at_a_time_and_ever_more_rarely() -> None:
+    store, clock = TroubledStore("void"), Clock()
+    admission = admitted(store, monotonic=clock)
+    for number in range(500):
+        (await enter(admission, f"img_{number}")).leave()
+    await until(lambda: not admission._busy)
+    store.asked.clear()
+    store.most_at_once = 0
+    for second in range(60):
+        clock.now += 1.0
+        admission._retry()
+        await until(lambda: not admission._busy)
+        assert len(store.asked) <= (second + 1) * admit._AT_ONCE
+    assert store.most_at_once <= admit._AT_ONCE
+    one = TroubledStore("void")
+    admission = admitted(one, monotonic=clock)
+    (await enter(admission, "img_1")).leave()
+    for _ in range(60):
+        clock.now += 1.0
+        await until(lambda: not admission._busy)
+        admission._retry()
+    await until(lambda: not admission._busy)
+    assert 8 <= len(one.asked) - 2 <= 12
+
+
+# --- what nobody runs
+
+
+async def found_by(admission: Admission, looks: int) -> None:
+    for _ in range(looks):
+        await admission.reconcile()
+
+
+async def test_what_is_held_and_not_run_is_ended_at_the_second_look() -> None:
+    store = TroubledStore()
+    admission = admitted(store)
+    await enter(admission, "img_running")
+    lost = UsageRecord("img_lost", "r", "default", True, "k", "rest", "flux-1-pro", "image")
+    store.held["img_lost"] = lost
+    await found_by(admission, 1)
+    assert store.asked == ["take"]
+    await found_by(admission, 1)
+    assert store.asked == ["take", "recover img_lost"]
+    assert set(store.held) == {"img_running"}
+    await found_by(admission, 5)
+    assert store.asked == ["take", "recover img_lost"]
+
+
+@ANY_ERROR
+async def test_what_can_not_be_recovered_is_tried_at_every_look(error: str) -> None:
+    store = TroubledStore()
+    admission = admitted(store)
+    for name in ("img_a", "img_b"):
+        store.held[name] = UsageRecord(name, "r", "default", True, "k", "rest", "flux-1-pro", "image")
+    store.failing["recover img_a"] = UNFORESEEN[error]()
+    await found_by(admission, 4)
+    assert set(store.held) == {"img_a"}
+    store.failing.clear()
+    await found_by(admission, 1)
+    assert store.held == {}
+
+
+async def test_what_is_under_way_or_to_be_tried_again_is_left_alone() -> None:
+    store = TroubledStore()
+    admission = admitted(store)
+    settling = await enter(admission, "img_settling")
+    leaving = await enter(admission, "img_leaving")
+    store.waits |= {"settle": asyncio.Event(), "take": asyncio.Event()}
+    store.failing["void"] = KeyError()
+    leaving.leave()
+    asked = [
+        asyncio.create_task(settling.settle(Used(images=1), counted=True)),
+        asyncio.create_task(enter(admission, "img_entering")),
+    ]
+    await until(lambda: len(store.asked) == 5)
+    store.held["img_entering"] = UsageRecord(
+        "img_entering", "r", "default", True, "k", "rest", "flux-1-pro", "image"
+    )
+    asked[1].cancel()  # Its caller leaves; what it takes is given back when it is known.
+    await found_by(admission, 4)
+    assert not [one for one in store.asked if "recover" in one]
+    store.failing.clear()
+    for event in store.waits.values():
+        event.set()
+    await asyncio.gather(*asked, return_exceptions=True)
+    await admission.idle()
+    assert store.held == {}
+
+
+async def test_a_take_that_comes_late_is_found() -> None:
+    store = TroubledStore()
+    admission = admitted(store)
+    store.failing["take"] = ConnectionResetError()
+    with pytest.raises(PomeloError):
+        await enter(admission, "img_1")
+    await admission.idle()
+    await found_by(admission, 1)
+    store.held["img_1"] = UsageRecord("img_1", "r", "default", True, "k", "rest", "flux-1-pro", "image")
+    await found_by(admission, 2)
+    assert store.held == {}
+
+
+@pytest.mark.parametrize("error", [*UNFORESEEN, "store_unavailable"])
+async def test_the_background_loops_outlive_any_error(error: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(admit, "NOTE_EVERY", 0.001)
+    store = TroubledStore()
+    admission = admitted(store, reconcile_every=0.001)
+    running = await enter(admission, "img_running")
+    running.delivering(lambda: Used(images=1))
+    for name in ("note", "reservations"):
+        store.failing[name] = (
+            PomeloError("store_unavailable") if error == "store_unavailable" else UNFORESEEN[error]()
+        )
+    lost = UsageRecord("img_lost", "r", "default", True, "k", "rest", "flux-1-pro", "image")
+    store.held["img_lost"] = lost
+    loops = [asyncio.create_task(admission.keep_notes()), asyncio.create_task(admission.keep_reconciled())]
+    for size in range(5):
+        store.noted.clear()
+        running.came(size + 1)
+        async with asyncio.timeout(10):
+            await store.noted.wait()
+    assert not any(loop.done() for loop in loops)
+    store.failing.clear()
+    await until(lambda: "img_lost" not in store.held)
+    for loop in loops:
+        loop.cancel()
+    await asyncio.wait(loops)
+    assert all(loop.cancelled() for loop in loops)

@@ -260,3 +260,58 @@ async def test_the_cache_does_not_grow_without_end(clock):
     for _ in range(CACHE_SIZE + 50):
         await refused(keyring, make_key(False)[0])
     assert len(keyring._known) == CACHE_SIZE
+
+
+# --- failed keys of an address
+
+
+async def refusal(keyring: Keyring, key: str | None, address: str = "192.0.2.1") -> PomeloError:
+    bad = call(key)
+    bad.address = address
+    with pytest.raises(PomeloError) as caught:
+        await keyring.authenticate(bad)
+    return caught.value
+
+
+async def test_too_many_failed_keys_of_an_address_are_told_to_wait(keyring, clock):
+    record, revoked = await keyring.create()
+    await keyring.revoke(record.key_id)
+    bad = [None, "junk", revoked, make_key(False)[0]]
+    assert {(await refusal(keyring, bad[n % 4])).code for n in range(20)} == {"invalid_api_key"}
+    clock.now += 15
+    for key in bad:
+        error = await refusal(keyring, key)
+        assert (error.code, error.retry_after) == ("rate_limit_exceeded", 45)
+        assert "API key" in error.message
+        assert key is None or key not in error.message
+        assert (await refusal(keyring, key, "192.0.2.2")).code == "invalid_api_key"
+    clock.now += 45
+    assert (await refusal(keyring, "junk")).code == "invalid_api_key"
+
+
+async def test_a_good_key_is_never_refused_for_its_address(keyring, clock):
+    _, known = await keyring.create()
+    await keyring.authenticate(call(known))
+    for number in range(100):
+        await refusal(keyring, "junk" if number % 2 else make_key(False)[0])
+    _, new = await keyring.create()
+    for key in (known, new):
+        good = call(key)
+        good.address = "192.0.2.1"
+        assert (await keyring.authenticate(good)).account == "default"
+    clock.now += 31
+    good = call(known)
+    good.address = "192.0.2.1"
+    await keyring.authenticate(good)
+
+
+async def test_an_address_above_the_limit_costs_no_look_up_for_junk_or_the_same_key_again(keyring, store):
+    unknown, _ = make_key(False)
+    for _ in range(20):
+        await refusal(keyring, unknown)
+    asked = len(store.asked)
+    for _ in range(50):
+        assert (await refusal(keyring, unknown)).code == "rate_limit_exceeded"
+    for _ in range(50):
+        await refusal(keyring, "junk")
+    assert len(store.asked) == asked

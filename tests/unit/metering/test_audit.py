@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from pomelo.gen.v1.admin_service_pb2 import AuditResponse
-from pomelo.metering.audit import audit
+from pomelo.metering.audit import OVERDUE, audit
 from pomelo.pricing import Used, cost
 from pomelo.stores import open_store
 from pomelo.stores.base import Store
@@ -55,6 +55,53 @@ async def test_running_tasks_are_told_and_differ_in_nothing(path):
         await hold(store, "task_running_too", ACME_TEST)
         found = await audit(store)
         assert (found.holds, list(found.findings)) == (2, [])
+
+
+async def test_what_is_held_and_run_by_nobody_differs_by_all_that_is_held(path):
+    async with open_store(f"sqlite:{path}") as store:
+        await hold(store, "task_running")
+        await hold(store, "task_lost", ACME_TEST, most=400)
+        found = await audit(store, runs=lambda task_id: task_id == "task_running")
+        assert told(found) == [("running", "task_lost", 400)]
+        assert found.difference_micros == 400
+        assert (
+            "400 microcredits of acme/test are held by it, and no process runs it" in found.findings[0].detail
+        )
+        assert not (await audit(store, runs=lambda task_id: True)).findings
+        await store.recover(ACME_TEST, "task_lost")
+        assert not (await audit(store, runs=lambda task_id: task_id == "task_running")).findings
+
+
+async def test_what_is_held_longer_than_a_task_may_take_differs_whoever_took_it(path):
+    async with open_store(f"sqlite:{path}") as store:
+        await hold(store, "task_old", most=300)  # at 1,000 s
+        for at, found in (
+            (1000.0, []),
+            (1000.0 + OVERDUE, []),
+            (1001.0 + OVERDUE, [("running", "task_old", 300)]),
+        ):
+            assert told(await audit(store, runs=lambda task_id: True, now=lambda at=at: at)) == found
+        await store.note([draft("task_old", at=1500.0)])
+        assert told(await audit(store, now=lambda: 1001.0 + OVERDUE)) == []
+        assert told(await audit(store, now=lambda: 1501.0 + OVERDUE)) == [("running", "task_old", 300)]
+
+
+async def test_a_task_that_ends_while_it_is_looked_at_is_no_difference(path):
+    async with open_store(f"sqlite:{path}") as store:
+        await hold(store, "task_ending")
+
+        class Ending:
+            """The same store, whose task ends once it was read."""
+
+            def __getattr__(self, name):
+                return getattr(store, name)
+
+            async def reservations(self, *, own=False):
+                found = await store.reservations(own=own)
+                await store.void(ACME, "task_ending")
+                return found
+
+        assert not (await audit(Ending(), runs=lambda task_id: False)).findings
 
 
 async def test_what_could_not_be_collected_is_no_difference(path):
@@ -164,15 +211,19 @@ async def test_a_balance_that_holds_more_or_less_than_its_tasks_is_found(path, c
 
 
 async def test_a_task_with_two_records_is_found(path):
-    spoil(
-        path,
-        "PRAGMA writable_schema = ON",
-        "UPDATE sqlite_schema SET sql = replace(sql, 'task_id TEXT NOT NULL UNIQUE', 'task_id TEXT NOT NULL')"
-        " WHERE name = 'usage'",
-        "DELETE FROM sqlite_schema WHERE name = 'sqlite_autoindex_usage_1'",
-    )
-    spoil(path, "INSERT INTO usage SELECT * FROM usage WHERE task_id = 'task_3'")
-    assert told(await audited(path)) == [("spent", "acme/live", -COST), ("task", "task_3", 0)]
+    async with open_store(f"sqlite:{path}") as store:  # which no longer opens such a file
+        spoil(
+            path,
+            "PRAGMA writable_schema = ON",
+            "UPDATE sqlite_schema SET sql = replace(sql, 'task_id TEXT NOT NULL UNIQUE', 'task_id TEXT NOT NULL')"
+            " WHERE name = 'usage'",
+            "DELETE FROM sqlite_schema WHERE name = 'sqlite_autoindex_usage_1'",
+        )
+        spoil(path, "INSERT INTO usage SELECT * FROM usage WHERE task_id = 'task_3'")
+        found = await audit(store)
+    assert told(found)[0] == ("database", str(path), 0)
+    others = [one for one in told(found) if one[0] != "database"]
+    assert others == [("spent", "acme/live", -COST), ("task", "task_3", 0)]
 
 
 async def test_a_task_with_a_record_that_still_holds_something_is_found(path):
@@ -202,21 +253,23 @@ async def test_findings_beyond_the_most_are_summed_and_not_told(path):
 
 async def test_tasks_that_come_and_go_meanwhile_are_no_difference(path):
     async with open_store(f"sqlite:{path}") as store:
-        going = True
+        going, ended, audits = True, 0, 0
 
-        async def traffic(name: str) -> int:
+        async def traffic(name: str) -> None:
+            nonlocal ended
             count = 0
             while going:
                 await run(store, f"task_{name}_{count}", (ACME, ACME_TEST)[count % 2])
                 count += 1
-            return count
+                ended += 1
 
         running = [asyncio.create_task(traffic(name)) for name in "abc"]
-        for _ in range(20):
+        while ended < 100 or audits < 20:
             found = await audit(store, page=50)
             assert not found.findings, found
+            audits += 1
         going = False
-        assert sum(await asyncio.gather(*running)) > 100
+        await asyncio.gather(*running)
         found = await audit(store)
         assert not found.findings
 

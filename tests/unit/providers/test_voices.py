@@ -3,6 +3,7 @@
 import pytest
 
 from pomelo.errors import PomeloError
+from pomelo.providers.base import CALLER
 from pomelo.providers.voices import ASKED_AGAIN, FRESH, NAMES_MOST, Voices
 
 OTTO = "B" * 20
@@ -39,6 +40,19 @@ async def test_a_list_is_read_again_when_it_is_old() -> None:
     account.time += 1
     assert await voices.find("otto") == "C" * 20
     assert account.readings == 2
+
+
+async def test_the_list_is_read_for_nobody_in_particular() -> None:
+    callers = []
+
+    async def listed() -> list[tuple[str, str]]:
+        callers.append(CALLER.get())
+        return [("Otto", OTTO)]
+
+    CALLER.set("acme")
+    assert await Voices(listed).find("otto") == OTTO
+    assert callers == [""], "else the share of one account would decide for all that wait"
+    assert CALLER.get() == "acme"
 
 
 async def test_a_new_voice_is_found_soon_and_unknown_names_do_not_hammer_the_vendor() -> None:

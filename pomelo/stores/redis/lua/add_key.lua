@@ -1,8 +1,13 @@
--- Keeps a new key; repeated, it changes nothing. KEYS: keys, revocations.
--- ARGV: id, record, its time of revocation or ''.
+-- Keeps a new key; repeated, it changes nothing.
+-- KEYS: keys, revocations, places in order, those of the account.
+-- ARGV: id, record, its time of revocation or '', its place.
 local kept = redis.call('HGET', KEYS[1], ARGV[1])
 if kept then return kept == ARGV[2] and 1 or 0 end
 redis.call('HLEN', KEYS[2])
+redis.call('ZCARD', KEYS[3])
+redis.call('ZCARD', KEYS[4])
 redis.call('HSET', KEYS[1], ARGV[1], ARGV[2])
 if ARGV[3] ~= '' then redis.call('HSET', KEYS[2], ARGV[1], ARGV[3]) end
+redis.call('ZADD', KEYS[3], 0, ARGV[4])
+redis.call('ZADD', KEYS[4], 0, ARGV[4])
 return 1

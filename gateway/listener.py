@@ -1,0 +1,233 @@
+"""The way in for connections: accepted at once, counted from then on, begun a few at a time.
+
+Made by `gateway.app`. A connection is counted before its TLS handshake, and has its end whatever it does.
+What is accepted waits here and not in the kernel's queue, where a health check would wait behind all others.
+"""
+
+import asyncio
+import errno
+import logging
+import socket
+import ssl
+from collections import deque
+from collections.abc import Callable
+from contextlib import suppress
+
+from gateway.connection import Connection, overloaded
+from gateway.connections import Connections, Slot
+
+log = logging.getLogger("pomelo.gateway")
+
+BACKLOG = 4096
+"""Connections that the kernel keeps for us while the event loop is busy."""
+
+HEALTH = b"GET /healthz "
+
+_ACCEPTS = 256
+"""Connections that are accepted in one turn of the event loop: some 10 µs each."""
+
+_BEGINS = 16
+"""Connections that are begun in one turn: some 100 µs each."""
+
+_ACCEPTED = 64 * 1024
+"""About the bytes that the kernel takes in for a connection before anybody reads."""
+
+_CHECKS = 8
+"""Health checks that are begun ahead of them."""
+
+_EXHAUSTED = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
+
+_PAUSE = 0.1
+"""Seconds without accepting when no descriptor is left."""
+
+_TOLD_EVERY = 60.0
+"""Seconds between two lines in the log about that."""
+
+
+async def bind(host: str, port: int, *, reuse_port: bool) -> list[socket.socket]:
+    """Sockets that listen at each address of `host`, at one port (0: a free one).
+
+    Raises:
+        OSError: an address can't be used.
+    """
+    loop = asyncio.get_running_loop()
+    found = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    sockets: list[socket.socket] = []
+    try:
+        for family, kind, protocol, _, address in dict.fromkeys(found):
+            try:
+                listening = socket.socket(family, kind, protocol)
+            except OSError:
+                continue  # a family that this system does not have
+            sockets.append(listening)
+            listening.setblocking(False)
+            listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            if reuse_port:
+                listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+            if family == socket.AF_INET6:
+                listening.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+            listening.bind((address[0], port, *address[2:]))
+            port = listening.getsockname()[1]
+            listening.listen(BACKLOG)
+    except OSError:
+        for listening in sockets:
+            listening.close()
+        raise
+    if not sockets:
+        raise OSError(errno.EADDRNOTAVAIL, f"{host} is no address of this machine")
+    return sockets
+
+
+class Listener:
+    """Accepts connections at `sockets`, which it closes; `connect` makes the protocol of one.
+
+    With `tls` a connection begins with a handshake, for `handshake` seconds at most.
+    """
+
+    def __init__(
+        self,
+        sockets: list[socket.socket],
+        connect: Callable[[Slot], Connection],
+        connections: Connections,
+        *,
+        tls: ssl.SSLContext | None,
+        handshake: float,
+    ) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._sockets = sockets
+        self._connect = connect
+        self._connections = connections
+        self._tls = tls
+        self._handshake = handshake
+        self._arrived: deque[_Arrival] = deque()
+        self._beginning: set[asyncio.Task[None]] = set()
+        self._scheduled = False
+        self._checks = _CHECKS
+        self._told = -_TOLD_EVERY
+
+    def start(self) -> None:
+        """From now on connections are accepted."""
+        for listening in self._sockets:
+            self._loop.add_reader(listening, self._accept, listening)
+
+    def close(self) -> None:
+        """Accepts no more; what has not begun is dropped."""
+        for listening in self._sockets:
+            self._loop.remove_reader(listening)
+            listening.close()
+        self._sockets = []
+        for arrival in self._arrived:
+            arrival.drop(False)
+        for task in self._beginning:
+            task.cancel()
+        self._connections.stop()
+
+    def _accept(self, listening: socket.socket) -> None:
+        for _ in range(_ACCEPTS):
+            try:
+                accepted, address = listening.accept()
+            except OSError as error:
+                if error.errno in _EXHAUSTED:
+                    self._exhausted(listening, error)
+                break  # else none is left, or the next one has left again
+            accepted.setblocking(False)
+            arrival = _Arrival(accepted, plain=self._tls is None)
+            arrival.slot = self._connections.open(address[0], arrival.drop)
+            if self._checks and arrival.asks_health():
+                self._checks -= 1
+                self._begin(arrival)
+            else:
+                self._arrived.append(arrival)
+        if not self._scheduled:
+            self._scheduled = True
+            self._loop.call_soon(self._begin_some)
+
+    def _begin_some(self) -> None:
+        self._checks = _CHECKS
+        arrived = self._arrived
+        begun = 0
+        while arrived and begun < _BEGINS:
+            arrival = arrived.popleft()
+            if arrival.slot.open:
+                self._begin(arrival)
+                begun += 1
+        self._scheduled = bool(arrived)
+        if arrived:
+            self._loop.call_soon(self._begin_some)
+
+    def _begin(self, arrival: "_Arrival") -> None:
+        self._connections.begin(arrival.slot)
+        task = self._loop.create_task(self._open(arrival))
+        self._beginning.add(task)
+
+        def end(told: bool) -> None:  # until the connection is made
+            task.cancel()
+
+        def begun(_: "asyncio.Task[None]") -> None:
+            self._beginning.discard(task)
+            if not arrival.opened:  # cancelled before its first step
+                arrival.drop(False)
+
+        arrival.slot.end = end
+        task.add_done_callback(begun)
+
+    async def _open(self, arrival: "_Arrival") -> None:
+        arrival.opened = True
+        slot = arrival.slot
+        tls = self._tls
+        try:
+            await self._loop.connect_accepted_socket(
+                lambda: self._connect(slot),
+                arrival.socket,
+                ssl=tls,
+                ssl_handshake_timeout=None if tls is None else self._handshake,
+                ssl_shutdown_timeout=None if tls is None else self._handshake,
+            )
+        except OSError:  # no TLS, or none in time; or the client has left
+            self._connections.close(slot)
+        except asyncio.CancelledError:
+            self._connections.close(slot)
+            raise
+
+    def _exhausted(self, listening: socket.socket, error: OSError) -> None:
+        """No descriptor is left: ends a connection that can be spared, and waits a little."""
+        now = self._loop.time()
+        if now - self._told >= _TOLD_EVERY:
+            self._told = now
+            log.error("a connection can't be accepted: %s. Raise the limit of open files", error.strerror)
+        self._connections.make_room()
+        self._loop.remove_reader(listening)
+        self._loop.call_later(_PAUSE, self._resume, listening)
+
+    def _resume(self, listening: socket.socket) -> None:
+        if listening in self._sockets:
+            self._loop.add_reader(listening, self._accept, listening)
+
+
+class _Arrival:
+    """A connection that was accepted and has not begun."""
+
+    __slots__ = ("_plain", "opened", "slot", "socket")
+
+    slot: Slot
+
+    def __init__(self, accepted: socket.socket, *, plain: bool) -> None:
+        self.socket = accepted
+        self.opened = False
+        self._plain = plain
+
+    def asks_health(self) -> bool:
+        """Whether its first bytes are a health check."""
+        try:
+            return self._plain and self.socket.recv(len(HEALTH), socket.MSG_PEEK) == HEALTH
+        except OSError:
+            return False
+
+    def drop(self, told: bool) -> None:
+        """Ends it before it began."""
+        if told and self._plain:
+            with suppress(OSError):
+                self.socket.send(overloaded())
+                self.socket.shutdown(socket.SHUT_WR)
+                self.socket.recv(_ACCEPTED)  # closing with unread bytes would take the answer back
+        self.socket.close()

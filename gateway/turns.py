@@ -1,0 +1,94 @@
+"""Taking turns: what keeps many requests, or a few large ones, from holding the event loop for long."""
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Hashable
+from contextlib import asynccontextmanager
+from typing import TypeVar
+from weakref import WeakValueDictionary
+
+T = TypeVar("T")
+
+
+class Turnstile:
+    """Lets at most `rate` requests begin in one turn of the event loop, in the order in which they came."""
+
+    __slots__ = ("_counting", "_left", "_loop", "_rate", "_waiting")
+
+    def __init__(self, rate: int) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._rate = self._left = rate
+        self._waiting: deque[asyncio.Future[None]] = deque()
+        self._counting = False
+
+    def enter(self) -> "asyncio.Future[None] | None":
+        """None: go on at once; else what to wait for."""
+        if not self._counting:
+            self._counting = True
+            self._loop.call_soon(self._turn)
+        if self._left:
+            self._left -= 1
+            return None
+        turn: asyncio.Future[None] = self._loop.create_future()
+        self._waiting.append(turn)
+        return turn
+
+    def _turn(self) -> None:
+        left = self._rate
+        while left and self._waiting:
+            turn = self._waiting.popleft()
+            if not turn.done():
+                turn.set_result(None)
+                left -= 1
+        self._left = left
+        self._counting = left < self._rate
+        if self._counting:
+            self._loop.call_soon(self._turn)
+
+
+class ParseQueue:
+    """Lets large bodies be parsed one at a time: one of each account, and one step of all.
+
+    After each an account waits for its next one, so that it leaves most of the event loop to others: three
+    times as long as the steps took, and as long as the bytes take at `RATE`, for what else is done with them.
+    """
+
+    RATE = 32 * 1024 * 1024
+    """Bytes a second."""
+
+    def __init__(self) -> None:
+        self._accounts: WeakValueDictionary[Hashable, asyncio.Lock] = WeakValueDictionary()
+        self._all = asyncio.Lock()
+
+    @asynccontextmanager
+    async def body(self, account: Hashable, size: int) -> AsyncIterator["ParseSteps"]:
+        """The time of one body of `size` bytes; gives what runs its steps."""
+        lock = self._accounts.get(account)
+        if lock is None:
+            lock = self._accounts[account] = asyncio.Lock()
+        await lock.acquire()
+        steps = ParseSteps(self._all)
+        try:
+            yield steps
+        finally:
+            asyncio.get_running_loop().call_later(max(3 * steps.took, size / self.RATE), lock.release)
+
+
+class ParseSteps:
+    """Runs the steps of one body, each in a turn of the event loop that no other large body has."""
+
+    __slots__ = ("_all", "took")
+
+    def __init__(self, everybody: asyncio.Lock) -> None:
+        self._all = everybody
+        self.took = 0.0
+
+    async def run(self, step: Callable[[], T]) -> T:
+        """The result of `step`."""
+        async with self._all:
+            begin = time.monotonic()
+            try:
+                return step()
+            finally:
+                self.took += time.monotonic() - begin

@@ -1,0 +1,92 @@
+"""Access: whose call it is, before its body or message is read, and how much an account may have in flight.
+
+Both front ends admit every call here first. A call without a good key is refused from its headers alone. A
+known account is bounded in calls and in buffered bytes, so that no account takes the server from the others.
+"""
+
+from collections.abc import Awaitable, Callable
+
+from pomelo.admission.admit import Admission
+from pomelo.call import Call, Principal
+from pomelo.catalog import Catalog
+from pomelo.errors import PomeloError
+from pomelo.inflight import InFlight, InFlightLimits, Ticket
+
+LARGE_BODY = 64 * 1024
+"""Bytes above which a refused body counts as a request: reading and parsing it was the work."""
+
+_COUNTED = frozenset({"invalid_body", "payload_too_large"})
+_BODY_FAULTS = frozenset({"invalid_body", "payload_too_large", "unsupported_media_type"})
+
+
+class Visit:
+    """A call that was admitted; to be closed when it ends. Implements `pomelo.service.Visit`."""
+
+    __slots__ = ("_access", "_call", "_principal", "_ticket", "close", "reserve")
+
+    def __init__(self, access: "Access", call: Call, principal: Principal, ticket: Ticket) -> None:
+        self._access = access
+        self._call = call
+        self._principal = principal
+        self._ticket = ticket
+        self.reserve = ticket.reserve
+        self.close = ticket.close
+
+    async def refuse(self, error: PomeloError, model: str = "") -> PomeloError:
+        """See the port."""
+        counted = error.code in _COUNTED or (self._ticket.size > LARGE_BODY and error.row.http in (400, 413))
+        try:
+            await self._access.refused(self._call, self._principal, error, model, counted=counted)
+        except PomeloError as refusal:
+            return refusal
+        return error
+
+
+class Access:
+    """Admits calls in this process.
+
+    `authenticate` says whose key a call carries; `allowed` refuses a model that the key may not use.
+    """
+
+    def __init__(
+        self,
+        authenticate: Callable[[Call], Awaitable[Principal]],
+        admission: Admission,
+        catalog: Catalog,
+        allowed: Callable[[str, Principal], object],
+        limits: InFlightLimits | None = None,
+    ) -> None:
+        self.in_flight = InFlight(limits)
+        self._authenticate = authenticate
+        self._admission = admission
+        self._catalog = catalog
+        self._allowed = allowed
+
+    async def admit(self, call: Call) -> Visit:
+        """See the port."""
+        principal = call.principal
+        if principal is None:
+            principal = call.principal = await self._authenticate(call)
+        try:
+            ticket = self.in_flight.enter(principal.account, self._admission.concurrent(principal))
+        except PomeloError:
+            await self._admission.tell(call, principal)
+            raise
+        return Visit(self, call, principal, ticket)
+
+    async def refused(
+        self, call: Call, principal: Principal, error: PomeloError, model: str, *, counted: bool
+    ) -> None:
+        """Writes the limits into the answer to a call whose body is refused, and counts it as a request.
+
+        Raises:
+            PomeloError: what is refused ahead of `error`: a header, the model, the minute's limit.
+        """
+        if counted:
+            await self._admission.count_request(call, principal)
+        known = self._catalog.models.get(model) if error.code not in _BODY_FAULTS else None
+        await self._admission.tell(call, principal, known)
+        if call.fault is not None:
+            raise call.fault
+        if model and error.code not in _BODY_FAULTS:
+            self._allowed(model, principal)

@@ -1,0 +1,390 @@
+"""The circuit breaker of a route: whether a call of an account may ask the vendor now.
+
+It works on two levels. Each account has a circuit of its own on the route: where its calls fail, it alone is
+kept away. The route's circuit is for all: it opens where nearly all accounts that call fail, and at least two
+of them do. So inputs of one account that make the vendor answer 500 never close the route to others, and a
+vendor that is down is left alone by everyone.
+
+    closed     calls pass, and their outcomes are counted
+    open       nothing passes until a wait is over
+    half-open  one call passes as a probe; its success closes the circuit, its failure opens it again
+
+Outcomes are counted over a sliding window of two buckets. A bucket is complete when it is BUCKET seconds old
+and holds its part of `minimum_calls`, or half a window old: under load a window is a second long, on a quiet
+route as long as it must be. Nothing here waits, locks or reads a clock. Every method is O(1), except that
+closing the route's circuit walks the accounts that are tracked.
+"""
+
+import logging
+from enum import Enum
+
+log = logging.getLogger("pomelo.routing")
+
+FAILURE_RATE = 0.8
+"""The share of failures at which a circuit opens: of an account's calls, or of the accounts that call."""
+
+MINIMUM_CALLS = 5
+"""Calls in a window without which no circuit opens."""
+
+MINIMUM_ACCOUNTS = 2
+"""Accounts that must fail before the route's circuit opens."""
+
+WINDOW = 60.0
+"""Seconds after which outcomes no longer count."""
+
+PROBE_WAIT, PROBE_WAIT_MAX = 1.0, 5.0
+"""Seconds from a circuit's opening or a failed probe to the next one. Those of one account are doubled by
+each of its probes without success, up to the maximum: others have their turns in between."""
+
+PROBE_TIMEOUT = 8.0
+"""Seconds after which a probe without an outcome no longer bars the next one."""
+
+MAX_ACCOUNTS = 1000
+"""Accounts that are tracked on a route."""
+
+BUCKET = 0.5
+"""Seconds that a bucket covers at least."""
+
+_WEIGHT = 2
+"""The most failures of one account that count for the route; a single failure of an account may be chance."""
+
+_EVICTION_TRIES = 8
+
+
+class State(Enum):
+    """The state of a circuit."""
+
+    CLOSED = "closed"
+    OPEN = "open"
+    HALF_OPEN = "half-open"
+
+
+class Attempt:
+    """One call that may ask the vendor. Its outcome is reported to the breaker that gave it."""
+
+    __slots__ = ("account", "probes_account", "probes_route")
+
+    def __init__(self, account: str) -> None:
+        self.account = account
+        self.probes_account = False
+        self.probes_route = False
+
+    @property
+    def probe(self) -> bool:
+        """Whether an open circuit waits for its outcome."""
+        return self.probes_account or self.probes_route
+
+
+class _Window:
+    """Counts of two consecutive buckets, the current one and the one before it: calls, and what is `good` and
+    `bad` of whatever its owner counts. `number` is the current bucket's."""
+
+    __slots__ = ("bad", "calls", "good", "number", "old_bad", "old_calls", "old_good", "since")
+
+    def __init__(self, now: float) -> None:
+        self.number = 0
+        self.clear(now)
+
+    def clear(self, now: float) -> None:
+        """Forgets everything."""
+        self.number += 2  # what was counted so far can't be taken back from the new buckets
+        self.calls = self.good = self.bad = 0
+        self.old_calls = self.old_good = self.old_bad = 0
+        self.since = now
+
+    def roll(self, now: float, minimum_calls: int, longest: float) -> None:
+        """Begins a new bucket where the current one is complete; both together cover at most about `longest`
+        seconds."""
+        age = now - self.since
+        if age < BUCKET or (2 * self.calls < minimum_calls and age < longest / 2):
+            return
+        if age >= longest:
+            self.clear(now)
+            return
+        self.old_calls, self.old_good, self.old_bad = self.calls, self.good, self.bad
+        self.calls = self.good = self.bad = 0
+        self.number += 1
+        self.since = now
+
+
+class _Account:
+    """An account's own circuit on a route, and its vote about the route.
+
+    `window` decides about its own circuit: it holds the account's last calls, however far apart. The vote
+    counts its calls in the route's two buckets alone, so that it is as fresh as those of busier accounts.
+    """
+
+    __slots__ = (
+        "bad", "bucket", "good", "old_bad", "old_good", "probe", "probe_at", "served", "state", "vote",
+        "wait", "window",
+    )  # fmt: skip
+
+    def __init__(self, now: float, wait: float) -> None:
+        self.window = _Window(now)
+        self.state = State.CLOSED
+        self.probe: Attempt | None = None
+        self.probe_at = 0.0
+        """When the account may probe next, its own circuit or the route's."""
+        self.wait = wait
+        """Seconds to wait after its next failed probe."""
+        self.served = False
+        """Whether a call has succeeded since its circuit was last closed on the route's account."""
+        self.bucket = -1
+        """The route's bucket that `good`, `bad` and the vote belong to; `old_…` are of the one before."""
+        self.good = self.bad = self.old_good = self.old_bad = 0
+        self.vote = 0
+        """_WEIGHT: it is served; below 0: so many of its failures count."""
+
+
+class CircuitBreaker:
+    """The circuits of one route. All times are of one monotonic clock, which the caller reads.
+
+    `acquire` is asked before every call of the vendor, also before a retry. What becomes of an attempt is
+    reported to `succeeded` or `failed`, if it says something about the vendor, and its end to `release`.
+    """
+
+    def __init__(
+        self,
+        provider: str = "",
+        model: str = "",
+        *,
+        failure_rate: float = FAILURE_RATE,
+        minimum_calls: int = MINIMUM_CALLS,
+        minimum_accounts: int = MINIMUM_ACCOUNTS,
+        window: float = WINDOW,
+        probe_wait: float = PROBE_WAIT,
+        probe_wait_max: float = PROBE_WAIT_MAX,
+        probe_timeout: float = PROBE_TIMEOUT,
+        max_accounts: int = MAX_ACCOUNTS,
+    ) -> None:
+        self.provider = provider
+        self.model = model
+        self.state = State.CLOSED
+        """The state of the route's circuit."""
+        self._failure_rate = failure_rate
+        self._minimum_calls = minimum_calls
+        self._minimum_accounts = minimum_accounts
+        self._window = window
+        self._probe_wait = probe_wait
+        self._probe_wait_max = probe_wait_max
+        self._probe_timeout = probe_timeout
+        self._max_accounts = max_accounts
+        self._accounts: dict[str, _Account] = {}
+        self._votes = _Window(0.0)
+        """Votes of the accounts, each in the bucket of the account's last call."""
+        self._probe: Attempt | None = None
+        self._lease = 0.0
+        self._since = 0.0
+        """When the route's circuit opened or its last probe failed."""
+
+    def account_state(self, account: str) -> State:
+        """The state of an account's own circuit."""
+        own = self._accounts.get(account)
+        return State.CLOSED if own is None else own.state
+
+    @property
+    def accounts(self) -> int:
+        """How many accounts are tracked."""
+        return len(self._accounts)
+
+    def acquire(self, account: str, now: float) -> Attempt | None:
+        """A call of an account that may ask the vendor now; None where it must not. Of an open circuit whose
+        wait is over, the first to ask gets the probe."""
+        own = self._accounts.get(account)
+        if self.state is State.CLOSED and (own is None or own.state is State.CLOSED):
+            return Attempt(account)
+        if self._ready_at(own) > now:
+            return None
+        attempt = Attempt(account)
+        own = own or self._track(account, now)
+        timeout = now + self._probe_timeout
+        if self.state is not State.CLOSED:
+            attempt.probes_route = True
+            self._probe = attempt
+            self._lease = timeout
+            self._change(State.HALF_OPEN, logging.INFO, "one call probes it")
+        if own.state is not State.CLOSED:
+            attempt.probes_account = True
+            own.probe = attempt
+            own.state = State.HALF_OPEN
+        own.probe_at = timeout + self._probe_wait_max  # should it never end, others have a turn first
+        return attempt
+
+    def retry_after(self, account: str, now: float) -> float:
+        """Seconds until a call of the account may ask the vendor; 0 where it may now."""
+        return max(0.0, self._ready_at(self._accounts.get(account)) - now)
+
+    def succeeded(self, attempt: Attempt, now: float) -> None:
+        """The vendor serves the call: its first event has come."""
+        own = self._accounts.get(attempt.account) or self._track(attempt.account, now)
+        if attempt.probes_route and self.state is not State.CLOSED:
+            self._close(now)
+        if attempt.probes_account and own.state is not State.CLOSED:
+            self._close_account(attempt.account, own, now)
+        attempt.probes_route = attempt.probes_account = False
+        own.served = True
+        if own.state is State.CLOSED:
+            own.wait = self._probe_wait
+            own.probe_at = 0.0
+            if self.state is State.CLOSED:
+                self._count(own, now, failed=False)
+
+    def failed(self, attempt: Attempt, now: float, reason: str) -> None:
+        """The vendor is in trouble, or refuses what this account sends; `reason` is the error's code."""
+        own = self._accounts.get(attempt.account) or self._track(attempt.account, now)
+        if attempt.probe:
+            if self._end_probe(attempt, own, now, reason) and self.state is State.CLOSED:
+                self._count(own, now, failed=True)
+        elif self.state is State.CLOSED and own.state is State.CLOSED:
+            # Failures of calls that began before the circuit opened are no news.
+            self._count(own, now, failed=True)
+            window = own.window
+            calls, bad = window.calls + window.old_calls, window.bad + window.old_bad
+            if calls >= self._minimum_calls and bad >= self._failure_rate * calls:
+                own.state = State.OPEN
+                self._postpone(own, now)
+                log.warning(
+                    "circuit open: %s, model %s, for account %s alone: %d of its last %d calls failed, "
+                    "the last with %s",
+                    self.provider, self.model, attempt.account, bad, calls, reason,
+                )  # fmt: skip
+        if self.state is State.CLOSED:
+            self._open_if_due(now, reason)
+
+    def release(self, attempt: Attempt, now: float) -> None:
+        """The call is over. A probe without an outcome makes room for another account's at once: its caller
+        has left, its deadline has passed, or its failure says nothing about the vendor. Idempotent."""
+        if attempt.probe:
+            own = self._accounts.get(attempt.account) or self._track(attempt.account, now)
+            self._end_probe(attempt, own, now, None)
+
+    # --- the route
+
+    def _ready_at(self, own: _Account | None) -> float:
+        """When a call of an account may pass; in the past where it may now."""
+        at = 0.0
+        if self.state is State.HALF_OPEN:
+            at = self._lease
+        elif self.state is State.OPEN:
+            at = self._since + self._probe_wait
+        if own is not None and (self.state is not State.CLOSED or own.state is not State.CLOSED):
+            at = max(at, own.probe_at)
+        return at
+
+    def _open_if_due(self, now: float, reason: str) -> None:
+        votes = self._votes
+        bad, good = votes.bad + votes.old_bad, votes.good + votes.old_good
+        if (
+            bad >= _WEIGHT * self._minimum_accounts
+            and bad >= self._failure_rate * (bad + good)
+            and votes.calls + votes.old_calls >= self._minimum_calls
+        ):
+            self._since = now
+            self._change(State.OPEN, logging.WARNING, f"nearly all accounts fail, the last with {reason}")
+
+    def _close(self, now: float) -> None:
+        self._probe = None
+        self._votes.clear(now)
+        for name, own in self._accounts.items():
+            # What failed meanwhile was the vendor's fault; but an account that was never served in between
+            # could have caused it, and has to prove itself.
+            if own.state is not State.CLOSED and own.served:
+                self._close_account(name, own, now)
+                own.served = False
+            own.window.clear(now)
+        self._change(State.CLOSED, logging.WARNING, "the vendor answers")
+
+    def _change(self, state: State, level: int, reason: str) -> None:
+        if state is not self.state:
+            self.state = state
+            log.log(level, "circuit %s: %s, model %s: %s", state.value, self.provider, self.model, reason)
+
+    # --- accounts
+
+    def _count(self, own: _Account, now: float, *, failed: bool) -> None:
+        """Counts an outcome for the account, and renews its vote about the route."""
+        window, votes = own.window, self._votes
+        window.roll(now, self._minimum_calls, self._window)
+        votes.roll(now, self._minimum_calls, self._window)
+        window.calls += 1
+        votes.calls += 1
+        if not failed and own.vote > 0 and own.bucket == votes.number:
+            own.good += 1
+            return  # it votes so already
+        self._retract(own)
+        if own.bucket != votes.number:
+            follows = own.bucket == votes.number - 1
+            own.old_good, own.old_bad = (own.good, own.bad) if follows else (0, 0)
+            own.good = own.bad = 0
+            own.bucket = votes.number
+        if failed:
+            window.bad += 1
+            own.bad += 1
+        else:
+            own.good += 1
+        bad = own.bad + own.old_bad
+        if bad and bad >= self._failure_rate * (bad + own.good + own.old_good):
+            weight = min(bad, _WEIGHT)
+            votes.bad += weight
+            own.vote = -weight
+        else:
+            votes.good += _WEIGHT
+            own.vote = _WEIGHT
+
+    def _retract(self, own: _Account) -> None:
+        """Takes an account's vote back, where it still counts."""
+        votes = self._votes
+        good, bad = max(own.vote, 0), max(-own.vote, 0)
+        if own.bucket == votes.number:
+            votes.good -= good
+            votes.bad -= bad
+        elif own.bucket == votes.number - 1:
+            votes.old_good -= good
+            votes.old_bad -= bad
+        own.vote = 0
+
+    def _close_account(self, name: str, own: _Account, now: float) -> None:
+        own.state = State.CLOSED
+        own.probe = None
+        own.window.clear(now)
+        log.info("circuit closed: %s, model %s, for account %s", self.provider, self.model, name)
+
+    def _postpone(self, own: _Account, now: float) -> None:
+        """The account's next probe has to wait, each time longer."""
+        own.probe_at = now + own.wait
+        own.wait = min(2 * own.wait, self._probe_wait_max)
+
+    def _end_probe(self, attempt: Attempt, own: _Account, now: float, reason: str | None) -> bool:
+        """Opens the circuits again that a probe was for; whether there are any: one that had lapsed changes
+        nothing. `reason` None: it has no outcome."""
+        of_route, of_account = self._probe is attempt, own.probe is attempt
+        attempt.probes_route = attempt.probes_account = False
+        if of_route:
+            self._probe = None
+            if reason is None:
+                self._since = now - self._probe_wait
+                told = "the probe was left"
+            else:
+                self._since = now
+                told = f"the probe failed with {reason}"
+            self._change(State.OPEN, logging.INFO, told)
+        if of_account:
+            own.probe = None
+            own.state = State.OPEN
+        if of_route or of_account:
+            self._postpone(own, now)
+        return of_route or of_account
+
+    def _track(self, account: str, now: float) -> _Account:
+        """Begins to track an account; where there are too many, it drops an old one with a closed circuit."""
+        accounts = self._accounts
+        if len(accounts) >= self._max_accounts:
+            for tried in range(_EVICTION_TRIES):
+                name, own = next(iter(accounts.items()))
+                del accounts[name]
+                if own.state is State.CLOSED or tried == _EVICTION_TRIES - 1:
+                    self._retract(own)
+                    break
+                accounts[name] = own  # to the end: the next one
+        own = accounts[account] = _Account(now, self._probe_wait)
+        return own

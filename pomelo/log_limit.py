@@ -1,0 +1,132 @@
+"""A limit on log lines: whoever can cause one can cause millions, and must not fill the disk with them.
+
+It knows nothing of what is logged. The command line puts it before the handler that writes.
+"""
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+
+LINES = 10
+"""Lines of a kind that are written in a window."""
+
+WINDOW = 60.0
+"""Seconds from the first line of a kind to the end of its window."""
+
+MAX_KINDS = 1_000
+"""Kinds that are told apart; there are no more in Pomelo, whatever its libraries do."""
+
+_TEXT = 200
+"""Characters of a suppressed line that are shown beside their number."""
+
+_Kind = tuple[str, int, str]
+
+
+class _Lines:
+    """The lines of one kind in a window; `ends` is on the monotonic clock."""
+
+    __slots__ = ("count", "ends", "suppressed", "text", "timer")
+
+    def __init__(self, ends: float) -> None:
+        self.ends = ends
+        self.count = 0
+        self.suppressed = 0
+        self.text = ""
+        self.timer: threading.Timer | None = None
+
+
+class LimitedHandler(logging.Handler):
+    """Hands records on to `inner`: of each kind the first of a window, then one line that says how many more
+    there were.
+
+    A kind of Pomelo's own is a message without its values; of a library, whose messages may be all
+    different, it is its logger and level.
+    """
+
+    def __init__(
+        self,
+        inner: logging.Handler,
+        lines: int = LINES,
+        window: float = WINDOW,
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:
+        super().__init__()
+        self._inner = inner
+        self._limit = lines
+        self._window = window
+        self._monotonic = monotonic
+        self._kinds: dict[_Kind, _Lines] = {}
+
+    def setFormatter(self, fmt: logging.Formatter | None) -> None:
+        """Sets how the inner handler writes a record."""
+        self._inner.setFormatter(fmt)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Hands the record on, or counts it."""
+        kind = _kind(record)
+        if kind not in self._kinds and len(self._kinds) >= MAX_KINDS:
+            kind = ("", record.levelno, "")
+        now = self._monotonic()
+        lines = self._kinds.get(kind)
+        if lines is None or lines.ends <= now:
+            if lines is not None:
+                self._report(kind, lines)
+            lines = self._kinds[kind] = _Lines(now + self._window)
+        lines.count += 1
+        if lines.count <= self._limit:
+            self._inner.handle(record)
+            return
+        lines.suppressed += 1
+        if lines.timer is None:
+            lines.text = record.getMessage().partition("\n")[0][:_TEXT]
+            lines.timer = threading.Timer(self._window, self._late, (kind, lines))
+            lines.timer.daemon = True
+            lines.timer.start()
+
+    def flush(self) -> None:
+        """Flushes the inner handler."""
+        self._inner.flush()
+
+    def close(self) -> None:
+        """Says what was suppressed so far, and closes the inner handler."""
+        self.acquire()
+        try:
+            for kind, lines in self._kinds.items():
+                self._report(kind, lines)
+            self._kinds.clear()
+        finally:
+            self.release()
+        self._inner.close()
+        super().close()
+
+    def _late(self, kind: _Kind, lines: _Lines) -> None:
+        self.acquire()
+        try:
+            self._report(kind, lines)
+        finally:
+            self.release()
+
+    def _report(self, kind: _Kind, lines: _Lines) -> None:
+        """Says how many lines were suppressed, once."""
+        if lines.timer is not None:
+            lines.timer.cancel()
+        count, lines.suppressed = lines.suppressed, 0
+        if count:
+            name, level, _ = kind
+            self._inner.handle(
+                logging.LogRecord(
+                    name or "pomelo",
+                    level,
+                    __file__,
+                    0,
+                    "%s … %s similar lines suppressed",
+                    (lines.text, f"{count:,}"),
+                    None,
+                )
+            )
+
+
+def _kind(record: logging.LogRecord) -> _Kind:
+    own = record.name == "pomelo" or record.name.startswith("pomelo.")
+    return record.name, record.levelno, str(record.msg) if own else ""

@@ -1,0 +1,8 @@
+-- What wallets have: granted, spent and held of each. KEYS: the wallets.
+local balances = {}
+for i = 1, #KEYS do
+  for _, amount in ipairs(redis.call('HMGET', KEYS[i], 'granted', 'spent', 'held')) do
+    table.insert(balances, amount or '0')
+  end
+end
+return balances

@@ -1,0 +1,304 @@
+"""What a process finds that it holds in Redis, and what becomes of takes, ends and records that fail of anything."""
+
+import asyncio
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import AsyncExitStack
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from pomelo.errors import PomeloError
+from pomelo.stores.ledger import LostHoldError, Taken, UnknownOutcomeError, UsageQuery, Wallet
+from pomelo.stores.redis import started
+from pomelo.stores.redis.names import OWNERS, names
+from tests.contract.ledger_rig import WALLET, ending, record, taking
+from tests.contract.redis_rig import emptied, open_with_credits
+from tests.redis_server import RedisServer
+
+__all__ = ["emptied"]
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[RedisServer]:
+    """One kind will do: what fails here is the client."""
+    with RedisServer() as started_:
+        yield started_
+
+
+class Faulty:
+    """The client of a store, which raises what `error` makes instead of answering, or behind that (`after`),
+    whenever `hits` says so of a command. A call is given up after `limit` seconds."""
+
+    def __init__(self, store: Any, limit: float = 0.9) -> None:
+        self._client = store._link._client
+        store._link._client = self
+        # Not when it was opened: a busy machine may take longer for an answer.
+        store._link.timing = replace(store._link.timing, limit=limit)
+        store._running._limit = limit
+        self.error: Callable[[], Exception] = lambda: RuntimeError("the handler is closed")
+        self.hits: Callable[[tuple[Any, ...]], bool] = lambda command: False
+        self.after = False
+        self.failed: list[tuple[Any, ...]] = []
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._client, name)
+
+    async def execute_command(self, *command: Any) -> Any:
+        if not self.hits(command):
+            return await self._client.execute_command(*command)
+        self.failed.append(command)
+        if self.after:
+            await self._client.execute_command(*command)
+        raise self.error()
+
+
+def touching(place: str) -> Callable[[tuple[Any, ...]], bool]:
+    """Whether a command names a key that ends so."""
+    return lambda command: any(isinstance(part, str) and part.endswith(place) for part in command)
+
+
+async def own(store: Any) -> list[str]:
+    return [one.record.task_id for one in await store.reservations(own=True)]
+
+
+async def until(there: Callable[[], Any]) -> None:
+    """Waits for a condition, of a store or of ours."""
+    async with asyncio.timeout(20):
+        while True:
+            found = there()
+            if found is True or (not isinstance(found, bool) and await found):
+                return
+            await asyncio.sleep(0.01)
+
+
+async def test_each_process_finds_what_it_took_itself(server, tmp_path):
+    async with AsyncExitStack() as stack:
+        stores = [await open_with_credits(stack, server, tmp_path) for _ in range(2)]
+        for number in range(4):
+            await stores[number % 2].take(taking(f"t{number}", 10 + number))
+        assert [await own(store) for store in stores] == [["t0", "t2"], ["t1", "t3"]]
+        found = await stores[0].reservations()
+        assert [(one.record.task_id, one.amount, one.own) for one in found] == [
+            ("t0", 10, True),
+            ("t1", 11, False),
+            ("t2", 12, True),
+            ("t3", 13, False),
+        ]
+        await stores[0].recover(WALLET, "t1")  # another's is left alone
+        await stores[0].recover(WALLET, "t2")
+        assert [await own(store) for store in stores] == [["t0"], ["t1", "t3"]]
+        assert (await stores[1].settle(ending("t1", 5))).record.cost == 5
+        with pytest.raises(LostHoldError):
+            await stores[0].settle(ending("t2", 5))
+
+
+async def test_wallets_that_are_at_rest_are_not_looked_at_for_ever(server, tmp_path):
+    async with AsyncExitStack() as stack:
+        store = await open_with_credits(stack, server, tmp_path)
+        await store.take(taking("a"))
+        for _ in range(5):
+            assert await own(store) == ["a"]
+        await store.settle(ending("a"))
+        for _ in range(5):
+            assert await own(store) == []
+        assert store._looks == {}
+        await store.take(taking("b"))
+        assert await own(store) == ["b"]
+
+
+async def test_a_take_that_comes_late_is_found_though_its_wallet_was_at_rest(server, tmp_path, monkeypatch):
+    monkeypatch.setattr(started, "_UNDO_FOR", 0.1)
+    async with AsyncExitStack() as stack:
+        store = await open_with_credits(stack, server, tmp_path)
+        await store.take(taking("before"))
+        await store.void(WALLET, "before")
+        faults = Faulty(store, 0.1)
+        faults.hits = touching(names(WALLET).wallet)
+        with pytest.raises(UnknownOutcomeError):
+            await store.take(taking("late"))
+        await until(lambda: not store._running.works_on("late"))
+        faults.hits = lambda command: False
+        for _ in range(10):
+            assert await own(store) == []
+        # What was on its way all the time is done only now.
+        await store._link.send(*faults.failed[0])
+        assert await own(store) == ["late"]
+        await store.recover(WALLET, "late")
+        assert (await store.balance(WALLET)).held == 0
+
+
+async def test_what_the_store_is_about_to_end_is_not_found(server, tmp_path):
+    async with AsyncExitStack() as stack:
+        store = await open_with_credits(stack, server, tmp_path)
+        await store.take(taking("a"))
+        faults = Faulty(store, 0.1)
+        faults.hits = touching(names(WALLET).usage)
+        with pytest.raises(UnknownOutcomeError):
+            await store.settle(ending("a"))
+        assert await own(store) == []
+        assert [(one.record.task_id, one.own) for one in await store.reservations()] == [("a", False)]
+        faults.hits = lambda command: False
+        await until(lambda: not store._running.works_on("a"))
+        assert (await store.settle(ending("a"))).record.cost == 10
+
+
+# --- errors that nobody foresaw
+
+ERRORS: dict[str, Callable[[], Exception]] = {
+    "uvloop's closed transport": lambda: RuntimeError("unable to perform operation; the handler is closed"),
+    "a reset": lambda: ConnectionResetError(104, "Connection reset by peer"),
+    "another": lambda: KeyError("reply"),
+}
+ANY = pytest.mark.parametrize("error", ERRORS)
+AFTER = pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
+
+
+@ANY
+@AFTER
+async def test_any_error_of_the_client_is_store_unavailable_for_every_method(server, tmp_path, error, after):
+    async with AsyncExitStack() as stack:
+        store = await open_with_credits(stack, server, tmp_path)
+        faults = Faulty(store, 0.05)
+        faults.error, faults.after, faults.hits = ERRORS[error], after, lambda command: True
+        calls = [
+            store.take(taking("a")),
+            store.settle(ending("b")),
+            store.void(WALLET, "c"),
+            store.note([record("a")]),
+            store.standing(WALLET),
+            store.reservations(),
+            store.recover(WALLET, "a"),
+            store.balance(WALLET),
+            store.list_grants(WALLET),
+            store.get_account("acme"),
+            store.list_accounts(),
+            store.set_plan("acme", "pro"),
+            store.add_account("other", "pro", 1.0),
+            store.get_key("k"),
+            store.list_keys(),
+            store.revoke_key("k", 1.0),
+            store.list_usage(UsageQuery(), limit=1),
+            store.sum_usage(UsageQuery(), "day"),
+            store.held(),
+            store.holding(WALLET),
+            store.wallets(),
+        ]
+        found = await asyncio.gather(*calls, return_exceptions=True)
+        assert {getattr(one, "code", one) for one in found} == {"store_unavailable"}
+        faults.hits = lambda command: False
+        await until(lambda: not store._running._all)
+        assert (await store.balance(WALLET)).held == 0
+
+
+@ANY
+@AFTER
+async def test_a_single_error_at_any_command_is_not_even_noticed(server, tmp_path, error, after):
+    async with AsyncExitStack() as stack:
+        store = await open_with_credits(stack, server, tmp_path)
+        faults = Faulty(store)
+        faults.error, faults.after = ERRORS[error], after
+        for number in range(8):
+            commands = iter(range(100))
+            faults.hits = lambda command, at=number, commands=commands: next(commands) == at
+            assert isinstance(await store.take(taking(f"t{number}", 20)), Taken)
+            assert await store.note([record(f"t{number}", cost=3)]) == []
+            assert (await store.settle(ending(f"t{number}", 7))).record.cost == 7
+            assert (await store.balance(WALLET)).held == 0
+        assert (await store.balance(WALLET)).spent == 8 * 7
+
+
+async def test_ends_that_are_asked_for_again_and_again_do_not_pile_up(server, tmp_path):
+    async with AsyncExitStack() as stack:
+        store = await open_with_credits(stack, server, tmp_path)
+        await store.take(taking("a"))
+        faults = Faulty(store, 0.02)
+        faults.hits = lambda command: True
+        for _ in range(20):
+            with pytest.raises(PomeloError):
+                await store.settle(ending("a"))
+        assert len(store._running._all) <= 2
+        faults.hits = lambda command: False
+        await until(lambda: not store._running._all)
+        assert (await store.settle(ending("a"))).record.cost == 10
+
+
+async def test_takes_of_unknown_outcome_leave_nothing_to_do_for_ever(server, tmp_path, monkeypatch):
+    monkeypatch.setattr(started, "_UNDO_FOR", 0.2)
+    async with AsyncExitStack() as stack:
+        store = await open_with_credits(stack, server, tmp_path)
+        faults = Faulty(store, 0.02)
+        faults.hits = lambda command: True
+        for number in range(20):
+            with pytest.raises(PomeloError):
+                await store.take(taking(f"t{number}"))
+        await until(lambda: not store._running._all)
+
+
+async def test_the_background_loops_outlive_any_error(server, tmp_path, caplog):
+    caplog.set_level(logging.ERROR)
+    async with AsyncExitStack() as stack:
+        quick = {"beat": 0.02, "dead": 2.0, "drain": 0.02}
+        store = await open_with_credits(stack, server, tmp_path, **quick)
+        other = await open_with_credits(stack, server, tmp_path, **quick)
+        faults = Faulty(store, 0.05)
+        faults.error = lambda: KeyError("reply")
+        faults.hits = lambda command: True
+        await until(lambda: len(faults.failed) > 40)
+        faults.hits = lambda command: False
+        beaten = server.do("HGETALL", OWNERS)[store._owner.id.encode()]
+        await until(lambda: server.do("HGETALL", OWNERS)[store._owner.id.encode()] != beaten)
+        # It is still an owner, and its records still go to the archive.
+        await store.take(taking("a"))
+        await store.settle(ending("a"))
+        await until(lambda: server.do("XLEN", names(WALLET).usage) == 0)
+        assert (await other.list_usage(UsageQuery(), limit=9))[0][0].task_id == "a"
+        told = [one.getMessage() for one in caplog.records]
+        assert len(told) == 1, "once, however often it happened"
+        assert "builtins.KeyError" in told[0]
+
+
+async def test_an_archive_that_fails_of_anything_gets_the_records_later(server, tmp_path, monkeypatch):
+    async with AsyncExitStack() as stack:
+        store = await open_with_credits(stack, server, tmp_path, drain=0.02)
+        archive = store._usage._archive
+        asked = asyncio.Semaphore(0)
+
+        async def fail(found: Any) -> None:
+            asked.release()
+            raise KeyError("row")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(archive, "add", fail)
+            await store.take(taking("a"))
+            await store.settle(ending("a"))
+            for _ in range(5):
+                await asked.acquire()
+            with pytest.raises(PomeloError) as caught:
+                await store.list_usage(UsageQuery(), limit=9)
+            assert caught.value.code == "store_unavailable"
+        await until(lambda: server.do("XLEN", names(WALLET).usage) == 0)
+        assert [one.task_id for one in (await store.list_usage(UsageQuery(), limit=9))[0]] == ["a"]
+
+
+async def test_a_hold_that_can_not_be_ended_keeps_no_other_from_it(server, tmp_path, caplog):
+    async with AsyncExitStack() as stack:
+        quick = {"beat": 0.02, "dead": 0.2}
+        dying = await open_with_credits(stack, server, tmp_path, **quick)
+        other = Wallet("acme", False)
+        for number in range(3):
+            await dying.take(taking(f"t{number}"))
+        await dying.take(taking("t3", 0, live=False))
+        await dying.take(taking("t4", 0, live=False, account="default"))
+        await dying.abandon()
+        # Two wallets that something else has damaged.
+        server.do("SET", names(other).usage, "not a stream")
+        server.do("HSET", names(Wallet("default", False)).holds, "junk", "not a hold")
+        watching = await open_with_credits(stack, server, tmp_path, **quick)
+        await until(lambda: server.do("HLEN", names(WALLET).holds) == 0)
+        await until(lambda: server.do("HKEYS", names(Wallet("default", False)).holds) == [b"junk"])
+        assert server.do("HKEYS", names(other).holds) == [b"t3"]
+        server.do("DEL", names(other).usage)
+        await until(lambda: server.do("HLEN", names(other).holds) == 0)
+        assert await own(watching) == []

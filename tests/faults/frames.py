@@ -1,0 +1,53 @@
+"""HTTP/2 frames made by hand, so that a test can send what no client library would."""
+
+import struct
+
+PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
+
+DATA, HEADERS, PRIORITY, RST_STREAM, SETTINGS, PUSH, PING, GOAWAY, WINDOW_UPDATE, CONTINUATION = range(10)
+
+ACK = END_STREAM = 0x1
+END_HEADERS = 0x4
+
+Headers = list[tuple[str, str]]
+
+
+def frame(kind: int, flags: int = 0, stream: int = 0, payload: bytes = b"") -> bytes:
+    """One frame."""
+    return struct.pack(">I", len(payload))[1:] + bytes((kind, flags)) + struct.pack(">I", stream) + payload
+
+
+def block(headers: Headers) -> bytes:
+    """A header block: literal fields that no table remembers. Names and values have at most 126 bytes."""
+    parts = []
+    for name, value in headers:
+        parts.append(b"\x00" + bytes((len(name),)) + name.encode() + bytes((len(value),)) + value.encode())
+    return b"".join(parts)
+
+
+def request(path: str, *more: tuple[str, str]) -> Headers:
+    """The headers of a gRPC call."""
+    return [
+        (":method", "POST"),
+        (":scheme", "http"),
+        (":path", path),
+        (":authority", "localhost"),
+        ("te", "trailers"),
+        ("content-type", "application/grpc"),
+        *more,
+    ]
+
+
+def hello() -> bytes:
+    """What a client sends first."""
+    return PREFACE + frame(SETTINGS) + frame(SETTINGS, ACK)
+
+
+def headers(stream: int, path: str, *more: tuple[str, str], flags: int = END_HEADERS) -> bytes:
+    """A HEADERS frame that begins a call."""
+    return frame(HEADERS, flags, stream, block(request(path, *more)))
+
+
+def message(stream: int, payload: bytes, *, end: bool = True) -> bytes:
+    """A DATA frame with one gRPC message."""
+    return frame(DATA, END_STREAM if end else 0, stream, struct.pack(">BI", 0, len(payload)) + payload)

@@ -1,0 +1,194 @@
+"""Attacks on REST by callers without a good key, as a process of its own.
+
+    python -m tests.faults.rest_attacks HOST PORT COUNT [KEY]
+
+Every kind of attack is made over COUNT connections at the same time. Prints, as JSON, how many seconds the
+connections of each kind lived, from connecting to the server's end of them, and the statuses that they got. With
+a key the attacks are those of its holder.
+"""
+
+import asyncio
+import collections
+import contextlib
+import json
+import socket
+import sys
+from collections.abc import AsyncIterator, Awaitable, Callable
+
+LONGEST = 25.0
+"""Seconds after which an attack is given up: the server has not ended it."""
+
+Reader, Writer = asyncio.StreamReader, asyncio.StreamWriter
+Attack = Callable[[Writer, str], Awaitable[None]]
+"""Sends what it likes, with a key, until it is cancelled or can't send."""
+
+
+def head(key: str, length: int | None, kind: str = "application/json", **more: str) -> bytes:
+    """The head of a task's request; chunked where it has no length."""
+    framing = "Transfer-Encoding: chunked" if length is None else f"Content-Length: {length}"
+    lines = [f"{name}: {value}\r\n" for name, value in more.items()]
+    return (
+        f"POST /api/v1/task HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {key}\r\nContent-Type: {kind}\r\n"
+        f"{framing}\r\n{''.join(lines)}\r\n"
+    ).encode()
+
+
+async def pieces(writer: Writer, every: float, *parts: bytes) -> None:
+    """Sends parts one after the other, the last of them again and again."""
+    for part in parts:
+        writer.write(part)
+        await writer.drain()
+    while True:
+        await asyncio.sleep(every)
+        writer.write(parts[-1])
+        await writer.drain()
+
+
+async def silence(writer: Writer, key: str) -> None:
+    """Says nothing."""
+
+
+async def slow_head(writer: Writer, key: str) -> None:
+    """A head that does not end, a byte at a time."""
+    await pieces(writer, 0.5, b"POST /api/v1/task HTTP/1.1\r\nHost: x\r\nA: b", b"b")
+
+
+async def long_head(writer: Writer, key: str) -> None:
+    """A head that does not end, as fast as it can."""
+    await pieces(writer, 0.0, b"POST / HTTP/1.1\r\n", b"A: " + b"x" * 8000 + b"\r\n")
+
+
+async def slow_body(writer: Writer, key: str) -> None:
+    """A body of which a byte comes now and then."""
+    await pieces(writer, 1.0, head(key, 1_000_000), b"{")
+
+
+async def tiny_chunks(writer: Writer, key: str) -> None:
+    """A body of chunks of one byte."""
+    await pieces(writer, 0.0, head(key, None), b"1\r\n{\r\n" * 500)
+
+
+async def expecting(writer: Writer, key: str) -> None:
+    """A body that is announced and never sent."""
+    await pieces(writer, 60.0, head(key, 1_000_000, Expect="100-continue"))
+
+
+async def preamble(writer: Writer, key: str) -> None:
+    """A form that begins with empty lines."""
+    await pieces(writer, 0.1, head(key, 7_800_000, "multipart/form-data; boundary=B"), b"\r\n" * 16_384)
+
+
+async def values(writer: Writer, key: str) -> None:
+    """A large body of empty lists."""
+    body = b'{"model":"gpt-4","messages":[' + b"[]," * 2_600_000 + b"[]]}"
+    writer.write(head(key, len(body)) + body)
+    await writer.drain()
+
+
+async def unread_answers(writer: Writer, key: str) -> None:
+    """Requests, whose answers are not read."""
+    peer = writer.get_extra_info("socket")
+    peer.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    writer.transport.pause_reading()
+    await pieces(writer, 0.2, b"GET /openapi.json HTTP/1.1\r\nHost: x\r\n\r\n" * 20)
+
+
+async def pipeline(writer: Writer, key: str) -> None:
+    """Requests without end, ahead of their answers."""
+    await pieces(writer, 0.0, b"GET /nowhere HTTP/1.1\r\nHost: x\r\n\r\n" * 1000)
+
+
+async def refused_then_idle(writer: Writer, key: str) -> None:
+    """One request, and then nothing."""
+    await pieces(writer, 60.0, head("bad", 2) + b"{}")
+
+
+async def refused_again(writer: Writer, key: str) -> None:
+    """A request now and then."""
+    await pieces(writer, 0.7, head("bad", 2) + b"{}")
+
+
+async def upgrade(writer: Writer, key: str) -> None:
+    """Another protocol, and bytes of it."""
+    start = b"GET / HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n"
+    await pieces(writer, 0.05, start, b"\0" * 1000)
+
+
+STRANGERS: tuple[Attack, ...] = (
+    silence,
+    slow_head,
+    long_head,
+    slow_body,
+    tiny_chunks,
+    expecting,
+    preamble,
+    values,
+    unread_answers,
+    pipeline,
+    refused_then_idle,
+    refused_again,
+    upgrade,
+)
+HOLDERS: tuple[Attack, ...] = (slow_body, tiny_chunks, expecting, preamble, values)
+
+
+@contextlib.asynccontextmanager
+async def connected(host: str, port: int) -> AsyncIterator[tuple[Reader, Writer]]:
+    """A connection."""
+    reader, writer = await asyncio.open_connection(host, port)
+    try:
+        yield reader, writer
+    finally:
+        writer.transport.abort()
+
+
+async def lived(attack: Attack, host: str, port: int, key: str) -> tuple[float, list[str]]:
+    """The seconds that an attack's connection lived, and the statuses of its answers."""
+    loop = asyncio.get_running_loop()
+    got = bytearray()
+    async with connected(host, port) as (reader, writer):
+        begin = loop.time()
+        sending = asyncio.ensure_future(attack(writer, key))
+        try:
+            async with asyncio.timeout(LONGEST):
+                if attack is unread_answers:
+                    with contextlib.suppress(OSError):
+                        await sending
+                else:
+                    while data := await reader.read(65_536):
+                        got += data[:2000]
+        except (OSError, TimeoutError):
+            pass
+        finally:
+            sending.cancel()
+            await asyncio.wait([sending])
+            if not sending.cancelled():
+                sending.exception()
+        end = loop.time()
+    answers = bytes(got).split(b"HTTP/1.1 ")[1:]
+    return end - begin, [answer[:3].decode() for answer in answers]
+
+
+async def main(host: str, port: int, count: int, key: str) -> None:
+    """Makes all attacks at the same time."""
+    attacks = HOLDERS if key else STRANGERS
+    found = await asyncio.gather(
+        *(
+            asyncio.gather(*(lived(attack, host, port, key or "bad") for _ in range(count)))
+            for attack in attacks
+        )
+    )
+    report = {
+        attack.__name__: {
+            "longest": max(seconds for seconds, _ in one),
+            "statuses": collections.Counter(status for _, statuses in one for status in statuses),
+        }
+        for attack, one in zip(attacks, found, strict=True)
+    }
+    sys.stdout.write(json.dumps(report))
+
+
+if __name__ == "__main__":
+    asyncio.run(
+        main(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), sys.argv[4] if len(sys.argv) > 4 else "")
+    )

@@ -1,0 +1,407 @@
+"""Errors that nobody foresaw, raised by the client of the store at each of its calls over the whole life of a task:
+its caller hears of nothing worse than a store that can't be reached, and nothing is held or left out afterwards.
+
+The everyday size takes the errors in turn; with CRASH=full each call fails of each error, before and after it was
+done.
+"""
+
+import asyncio
+import itertools
+import os
+import sqlite3
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+from redis import exceptions as errors
+
+from pomelo.admission import admit
+from pomelo.app import App, open_app
+from pomelo.gen.v1 import admin_service_pb2 as pb
+from pomelo.gen.v1.admin_service_pb2_grpc import AdminServiceStub
+from pomelo.routing import Router
+from pomelo.settings import Settings
+from pomelo.stores.base import Store
+from pomelo.stores.ledger import Grant, Take, UsageQuery, UsageRecord
+from pomelo.stores.redis import scripts
+from pomelo.testing import Answer, FaultUpstream, Gate, Received, Reply, error_reply
+from tests.faults.books import LIVE
+from tests.faults.callers import Grpc, Rest, Told, callers
+from tests.redis_server import RedisServer
+
+FULL = os.environ.get("CRASH") == "full"
+
+CREDITS = 10**12
+WORDS = "one two three four five six"
+FREED_WITHIN = 10.0
+LIMIT = 0.05
+"""Seconds after which a call of Redis that always fails is given up."""
+PATIENT = 10.0
+"""The same for all others, however busy the machine is."""
+
+
+class UnheardOfError(Exception):
+    """What no code of ours knows."""
+
+
+ERRORS: dict[str, Callable[[], Exception]] = {
+    "uvloop": lambda: RuntimeError(
+        "unable to perform operation on <TCPTransport closed=True reading=False 0x5>; the handler is closed"
+    ),
+    "reset": lambda: ConnectionResetError(104, "Connection reset by peer"),
+    "unheard of": UnheardOfError,
+}
+KNOWN: dict[str, Callable[[], Exception]] = {
+    "sqlite": lambda: sqlite3.OperationalError("disk I/O error"),
+    "redis": lambda: errors.ConnectionError("Connection closed by server."),
+}
+
+
+class Faults:
+    """What the client of a store is to fail of: `times` calls from the one numbered `at` on, of those that are made
+    after `arm`; before they are done, or `after`."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.hits = 0
+        self._first = self._last = -1
+        self._after = False
+        self._error: Callable[[], Exception] = UnheardOfError
+
+    def arm(self, at: int, times: int, error: Callable[[], Exception], *, after: bool) -> None:
+        """Begins to count."""
+        self.count = self.hits = 0
+        self._first, self._last = at, at + times
+        self._error, self._after = error, after
+
+    def disarm(self) -> None:
+        """Lets all calls pass."""
+        self._first = self._last = -1
+
+    def falls(self) -> tuple[bool, bool]:
+        """Counts a call; whether it fails before it is done, and whether after."""
+        hit = self._first <= self.count < self._last
+        self.count += 1
+        self.hits += hit
+        return hit and not self._after, hit and self._after
+
+    def error(self) -> Exception:
+        """What a call raises."""
+        return self._error()
+
+
+_OURS = {one.digest for one in (scripts.TAKE, scripts.SETTLE, scripts.VOID, scripts.NOTE, scripts.STANDING)}
+"""Scripts of a task's life."""
+
+
+class FaultyClient:
+    """The client of Redis, whose calls of a task's life fail."""
+
+    def __init__(self, client: Any, faults: Faults) -> None:
+        self._client = client
+        self._faults = faults
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._client, name)
+
+    async def execute_command(self, *command: Any) -> Any:
+        """See Client."""
+        ours = command[0] in ("HGET", "SADD", "EVAL") or command[1] in _OURS
+        before, after = self._faults.falls() if ours else (False, False)
+        if before:
+            raise self._faults.error()
+        found = await self._client.execute_command(*command)
+        if after:
+            raise self._faults.error()
+        return found
+
+
+class FaultyConnection(sqlite3.Connection):
+    """A connection to a file, whose statements fail; of the one that writes."""
+
+    faults: Faults
+    reads = False
+
+    def execute(self, sql: str, parameters: Any = (), /) -> sqlite3.Cursor:
+        """Executes it, and fails before or after it."""
+        if sql == "PRAGMA query_only = ON":
+            self.reads = True
+        before, after = (False, False) if self.reads else self.faults.falls()
+        if before:
+            raise self.faults.error()
+        cursor = super().execute(sql, parameters)
+        if after:
+            raise self.faults.error()
+        return cursor
+
+
+# --- lives
+
+
+@dataclass
+class Life:
+    """One task: how it goes on, and what its caller was told. `words` have come to its caller. `retried`: the store
+    gets over what befalls it, and nobody notices."""
+
+    ending: str
+    stream: bool
+    request_id: str
+    gate: Gate = field(default_factory=Gate)
+    told: Told | None = None
+    words: int = 0
+    retried: bool = False
+
+    def body(self) -> dict[str, Any]:
+        """What its caller asks for."""
+        return {"model": "gpt-4", "messages": [{"role": "user", "content": f"{self.request_id} Go on."}]}
+
+    def answer(self, received: Received) -> Reply:
+        """What its vendor says."""
+        if self.ending == "failed":
+            return error_reply(400)
+        return Answer(WORDS, at={2: self.gate} if self.ending == "left" else {})(received)
+
+    def came(self) -> None:
+        """A word has come."""
+        self.words += 1
+
+    async def ask(self, wire: Rest | Grpc) -> None:
+        """From its first byte to its last, or until its caller leaves."""
+        asking = asyncio.create_task(wire(self.body(), self.request_id, stream=self.stream, piece=self.came))
+        if self.ending == "left":
+            half_way = asyncio.create_task(self.gate.reached.wait())
+            await asyncio.wait({asking, half_way}, return_when=asyncio.FIRST_COMPLETED)
+            while self.stream and self.words < 2 and not asking.done():  # noqa: ASYNC110 (nothing tells when)
+                await asyncio.sleep(0.001)
+            half_way.cancel()
+            if not asking.done():
+                asking.cancel()
+        (found,) = await asyncio.gather(asking, return_exceptions=True)
+        if isinstance(found, Told):
+            self.told = found
+        else:
+            assert isinstance(found, asyncio.CancelledError), found
+
+
+@dataclass
+class House:
+    """A running app whose store can be made to fail, on one kind of store."""
+
+    app: App
+    upstream: FaultUpstream
+    wires: tuple[Rest, Grpc]
+    faults: Faults
+    lives: dict[str, Life]
+
+    async def run(
+        self,
+        life: Life,
+        wire: Rest | Grpc,
+        at: int,
+        times: int,
+        error: Callable[[], Exception],
+        *,
+        after: bool,
+    ) -> None:
+        """Lives a life under a fault, and waits until nothing of it is held."""
+        self.lives[life.request_id] = life
+        store: Any = self.app.store
+        self.app.keyring._known.clear()  # so that the key is looked up
+        if hasattr(store, "_places"):
+            store._places._known.clear()
+            life.retried = times == 1
+            store._link.timing = replace(store._link.timing, limit=LIMIT if times > 1 else PATIENT)
+        self.faults.arm(at, times, error, after=after)
+        await life.ask(wire)
+        await self.app.draining.idle()
+        self.faults.disarm()
+        if hasattr(store, "_places"):
+            store._link.timing = replace(store._link.timing, limit=PATIENT)
+        async with asyncio.timeout(FREED_WITHIN):
+            while (await store.balance(LIVE)).held or (await store.standing(LIVE)).slots:  # noqa: ASYNC110
+                await asyncio.sleep(0.002)
+
+    async def audited(self) -> pb.AuditResponse:
+        """What the running server says of its books."""
+        async with grpc.aio.insecure_channel(f"unix:{self.app.settings.admin_socket}") as channel:
+            return await AdminServiceStub(channel).Audit(pb.AuditRequest())
+
+    async def records(self) -> dict[str, list[UsageRecord]]:
+        """All records, by request id."""
+        found: dict[str, list[UsageRecord]] = {}
+        after = ""
+        while True:
+            page, after = await self.app.store.list_usage(UsageQuery(), limit=500, after=after)
+            for record in page:
+                found.setdefault(record.request_id, []).append(record)
+            if not after:
+                return found
+
+
+@asynccontextmanager
+async def open_faulty(kind: str, url: str, folder: Path, patch: pytest.MonkeyPatch) -> AsyncIterator[House]:
+    """A house on a store of that kind."""
+    faults = Faults()
+    patch.setattr(admit, "NOTE_EVERY", 0.02)
+    patch.setattr(admit, "_PAUSE", 0.02)
+
+    def wrap(store: Any) -> Any:
+        if kind == "redis":
+            store._link._client = FaultyClient(store._link._client, faults)
+            store._link.timing = replace(store._link.timing, limit=PATIENT)
+        return store
+
+    if kind == "sqlite":
+        FaultyConnection.faults = faults
+        patch.setattr(sqlite3, "connect", partial(sqlite3.connect, factory=FaultyConnection))
+    lives: dict[str, Life] = {}
+    async with FaultUpstream() as upstream:
+        upstream.default = lambda received: lives[received.prompt.split()[0]].answer(received)
+        settings = Settings(
+            rest="127.0.0.1:0",
+            grpc="127.0.0.1:0",
+            data=folder / "data",
+            store=url,
+            openai_api_key="sk-x",
+            openai_base_url=upstream.openai_base_url,
+            grace=1.0,
+        )
+        patient = partial(Router, trips_at=10**9)
+        async with open_app(settings, wrap_store=wrap, make_router=patient, reconcile_every=0.05) as app:
+            await app.store.set_plan("default", "unlimited")
+            await app.store.grant(Grant("first", LIVE, CREDITS, time.time()))
+            _, key = await app.keyring.create("default", live=True)
+            assert app.rest is not None
+            assert app.grpc is not None
+            async with callers("http://{}:{}".format(*app.rest), app.grpc, key) as wires:
+                yield House(app, upstream, wires, faults, lives)
+
+
+@pytest.fixture(params=["sqlite", "redis"])
+def kind(request: pytest.FixtureRequest) -> Iterator[tuple[str, str]]:
+    """A kind of store, and where it is."""
+    if request.param == "sqlite":
+        yield "sqlite", ""
+        return
+    with RedisServer() as server:
+        yield "redis", server.url
+
+
+LIVES = list(itertools.product(("finished", "failed", "left"), (False, True)))
+STEPS = {"sqlite": 1 if FULL else 3, "redis": 1}
+"""From one call that fails to the next one that does: a file sees some thirty statements of a task."""
+
+
+@pytest.mark.timeout(1800 if FULL else 120)
+async def test_whatever_the_store_fails_of_at_whatever_call_nothing_is_held_and_all_is_on_the_record_once(
+    kind: tuple[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    store, url = kind
+    said: list[dict[str, Any]] = []
+    asyncio.get_running_loop().set_exception_handler(lambda loop, context: said.append(context))
+    found = {**ERRORS, "known": KNOWN[store]}
+    ways = list(itertools.product(found, (False, True)))
+    turn = itertools.cycle(ways)
+    try:
+        async with open_faulty(store, url, tmp_path, monkeypatch) as house:
+            number = 0
+            for (ending, stream), times in itertools.product(LIVES, (1, 10**6)):
+                for at in itertools.count(0, STEPS[store]):
+                    hits = 0
+                    for error, after in ways if FULL else [next(turn)]:
+                        number += 1
+                        life = Life(
+                            ending,
+                            stream,
+                            f"{ending}-{stream}-{times > 1}-{error.replace(' ', '-')}-{number}",
+                        )
+                        wire = house.wires[number % 2]
+                        await house.run(life, wire, at, times, found[error], after=after)
+                        hits += house.faults.hits
+                    if not hits:
+                        break  # It ended before so many calls were made.
+            await check(house)
+            print(f"{store}: {number} lives, {Counter(told(one) for one in house.lives.values())}")  # noqa: T201
+    finally:
+        asyncio.get_running_loop().set_exception_handler(None)
+    assert said == []
+    assert "failed unexpectedly" not in caplog.text
+
+
+def told(life: Life) -> str:
+    """What a life's caller was told in the end."""
+    return "left" if life.told is None else life.told.code
+
+
+async def check(house: House) -> None:
+    """Nothing worse was told than it may be, and every answer of the vendor is on the record once."""
+    records = await house.records()
+    asked = Counter(received.prompt.split()[0] for received in house.upstream.requests)
+    assert set(asked.values()) == {1}
+    assert set(records) <= set(asked)
+    for request_id, life in house.lives.items():
+        mine = records.get(request_id, [])
+        may = {"finished": "ok", "failed": "provider_failed", "left": "left"}[life.ending]
+        assert told(life) in ((may,) if life.retried else (may, "store_unavailable")), (request_id, life.told)
+        if told(life) == "ok":
+            assert [record.complete for record in mine] == [True], request_id
+        elif life.ending == "failed" or request_id not in asked:
+            assert mine == [], request_id
+        elif life.ending == "left":
+            assert [record.complete for record in mine] == ([False] if life.stream else []), request_id
+        elif "known" in request_id:
+            # A file that is known not to have kept it leaves the task unpaid, or pays what was delivered.
+            assert len(mine) <= 1, request_id
+        else:
+            assert len(mine) == 1, request_id
+    audited = await house.audited()
+    assert not audited.findings, audited
+    assert (audited.holds, audited.difference_micros) == (0, 0)
+
+
+# --- what nobody runs
+
+
+async def test_what_a_running_server_holds_and_does_not_run_is_a_difference_and_is_ended(
+    kind: tuple[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, url = kind
+    async with open_faulty(store, url, tmp_path, monkeypatch) as house:
+        looks = asyncio.Event()
+        inner: Store = house.app.store
+        reservations = inner.reservations
+
+        async def waiting(*, own: bool = False) -> Any:
+            if own:
+                await looks.wait()
+            return await reservations(own=own)
+
+        monkeypatch.setattr(inner, "reservations", waiting)
+        life = Life("left", True, "running-1")
+        house.lives[life.request_id] = life
+        running = asyncio.create_task(life.ask(house.wires[0]))
+        await life.gate.reached.wait()
+        draft = UsageRecord("task_lost", "r", "default", True, "k", "rest", "gpt-4", "text", at=time.time())
+        await inner.take(Take(draft, least=1, most=2_740_000))
+        found = await house.audited()
+        assert [(one.check, one.subject, one.difference_micros) for one in found.findings] == [
+            ("running", "task_lost", 2_740_000)
+        ]
+        looks.set()
+        async with asyncio.timeout(FREED_WITHIN):
+            while (await house.audited()).findings:
+                pass
+        await running
+        await house.app.draining.idle()
+        async with asyncio.timeout(FREED_WITHIN):
+            while (await inner.balance(LIVE)).held:
+                pass
+        assert not (await house.audited()).findings
+        assert list(await house.records()) == ["running-1"]

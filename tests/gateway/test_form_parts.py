@@ -1,0 +1,158 @@
+"""Parts of forms: found in any pieces, and bounded around the parts."""
+
+import asyncio
+import time
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gateway.form_parts import MAX_AROUND, MAX_PART_HEAD, MAX_PARTS, PIECE, FormParts
+from pomelo.errors import PomeloError
+
+
+class Cut:
+    """A body in pieces; `taken` is how many bytes were asked for."""
+
+    def __init__(self, data: bytes, *steps: int) -> None:
+        self.data = data
+        self.steps = list(steps)
+        self.taken = 0
+
+    async def piece(self) -> bytes:
+        """See Source."""
+        step = self.steps[0] if len(self.steps) == 1 else self.steps.pop(0)
+        piece = self.data[self.taken : self.taken + step]
+        self.taken += len(piece)
+        return piece
+
+
+async def read(content_type: str, source: Cut, most: int = PIECE) -> list[tuple[str, bytes]]:
+    """The names and contents of all parts."""
+    parts = FormParts(content_type, source)
+    found = []
+    while (part := await parts.next()) is not None:
+        content = b""
+        while piece := await parts.read(most):
+            assert len(piece) <= most
+            content += piece
+        found.append((part.name, content))
+    return found
+
+
+def form(boundary: bytes, contents: list[bytes], before: bytes = b"", after: bytes = b"\r\n") -> bytes:
+    """A form of parts a0, a1, …"""
+    parts = b"".join(
+        b"--%b\r\nContent-Disposition: form-data; name=a%d\r\n\r\n%b\r\n" % (boundary, i, content)
+        for i, content in enumerate(contents)
+    )
+    return before + parts + b"--" + boundary + b"--" + after
+
+
+BOUNDARIES = st.sampled_from([b"B", b"a" * 70, b"--", b"-", b"aaab", b"x'()+_,./:=?"])
+CONTENTS = st.lists(
+    st.lists(
+        st.sampled_from(
+            [b"\r", b"\n", b"\r\n", b"-", b"--", b"a", b"aaa", b"B", b"\r\n-", b"\r\n--a", b"\0"]
+        ),
+        max_size=12,
+    ).map(b"".join),
+    min_size=1,
+    max_size=4,
+)
+
+
+@given(BOUNDARIES, CONTENTS, st.lists(st.integers(1, 40), min_size=1, max_size=30), st.integers(1, 50))
+def test_parts_are_the_same_however_the_body_is_cut(
+    boundary: bytes, contents: list[bytes], steps: list[int], most: int
+) -> None:
+    contents = [content for content in contents if b"\r\n--" + boundary not in b"\r\n" + content + b"\r\n"]
+    if not contents:
+        return
+    source = Cut(form(boundary, contents), *steps)
+    found = asyncio.run(read(f'multipart/form-data; boundary="{boundary.decode()}"', source, most))
+    assert found == [(f"a{i}", content) for i, content in enumerate(contents)]
+
+
+async def refused(
+    data: bytes, content_type: str = "multipart/form-data; boundary=B", step: int = 1000
+) -> int:
+    """How many bytes were read of a body that is refused."""
+    source = Cut(data, step)
+    with pytest.raises(PomeloError) as caught:
+        await read(content_type, source)
+    assert caught.value.code == "invalid_body"
+    return source.taken
+
+
+async def test_little_may_come_before_the_first_part_and_after_the_last() -> None:
+    for line in (b"\r\n", b"\n", b"x", b"--b\r\n", b"\r\n-"):
+        around = line * (MAX_AROUND // len(line))
+        source = Cut(form(b"B", [b"x"], around[:-2] + b"\r\n", b"\r\n" + around[:-2]), 100)
+        assert await read("multipart/form-data; boundary=B", source) == [("a0", b"x")]
+        flood = line * (8_000_000 // len(line))
+        assert await refused(flood) <= MAX_AROUND + 1000 + 5
+        assert await refused(form(b"B", [b"x"], after=flood)) <= 2 * MAX_AROUND + 1000
+
+
+async def test_parts_and_their_headers_are_bounded() -> None:
+    assert await refused(form(b"B", [b""] * (MAX_PARTS + 1))) > 0
+    start = b"--B\r\nContent-Disposition: form-data; name=a"
+    assert await refused(start + b"\r\nA: " + b"x" * 10_000_000) <= MAX_PART_HEAD + 1000
+    assert await refused(start + b"\r\n" + b"A:\r\n" * 2_000_000) <= MAX_PART_HEAD + 1000
+    assert await refused(start + b"\r\n" + b"A:\r\n" * 16 + b"\r\nx\r\n--B--\r\n") > 0
+    for line in (b"no colon", b"A b: c", b": c", b"A\0: b", b"A: b\nC: d", b" folded: x"):
+        assert await refused(start + b"\r\n" + line + b"\r\n\r\nx\r\n--B--\r\n") > 0
+
+
+@pytest.mark.parametrize(
+    ("given", "boundary"),
+    [
+        ("multipart/form-data; boundary=B", b"B"),
+        ('Multipart/Form-Data; charset=utf-8; BOUNDARY="a b"', b"a b"),
+        ("multipart/form-data;boundary=----WebKitFormBoundaryx;charset=utf-8", b"----WebKitFormBoundaryx"),
+        ("multipart/form-data; boundary=B ; a=b", b"B"),
+        ("multipart/form-data; boundary=" + "x" * 71, None),
+        ('multipart/form-data; boundary="a "', None),
+        ("multipart/form-data; boundary=", None),
+        ("multipart/form-data; boundary=\u00e9", None),
+        ("multipart/form-data; xboundary=B", None),
+    ],
+)
+async def test_a_boundary_is_a_token_or_quoted(given: str, boundary: bytes | None) -> None:
+    if boundary is None:
+        await refused(form(b"B", [b"x"]), given)
+    else:
+        assert await read(given, Cut(form(boundary, [b"x"]), 7)) == [("a0", b"x")]
+
+
+async def test_what_is_not_read_of_a_part_is_skipped() -> None:
+    parts = FormParts("multipart/form-data; boundary=B", Cut(form(b"B", [b"x" * 300_000, b"y"]), 5000))
+    assert (await parts.next()).name == "a0"  # type: ignore[union-attr]
+    assert len(await parts.read(10)) == 10
+    assert (await parts.next()).name == "a1"  # type: ignore[union-attr]
+    assert await parts.read() == b"y"
+    assert await parts.read() == b""
+    assert await parts.read() == b""
+    assert await parts.next() is None
+
+
+@pytest.mark.parametrize(
+    "unit",
+    [b"\r\n--" + b"a" * 69 + b"b", b"a", b"\r\n", b"\r", b"\r\n--", b"--" + b"a" * 69],
+    ids=["almost the boundary", "its letter", "lines", "returns", "its beginning", "no line"],
+)
+@pytest.mark.parametrize("step", [65_536, 20_000, 333])
+async def test_content_that_is_like_a_boundary_takes_no_longer_than_other_content(
+    unit: bytes, step: int
+) -> None:
+    async def seconds(content: bytes) -> float:
+        source: Any = Cut(form(b"a" * 70, [content]), step)
+        begin = time.perf_counter()
+        ((_, found),) = await read("multipart/form-data; boundary=" + "a" * 70, source)
+        assert found == content
+        return time.perf_counter() - begin
+
+    # Quadratic time would be minutes; the measured is a hundredth of a second.
+    assert await seconds(unit * (4_000_000 // len(unit))) < 2.0

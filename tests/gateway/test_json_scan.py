@@ -1,0 +1,97 @@
+"""Counting what JSON text holds before it is parsed."""
+
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gateway.json_scan import MAX_ESCAPES, MAX_OUTSIDE, MAX_VALUES, JsonScan
+from pomelo.errors import PomeloError
+
+TEXTS = st.text(st.sampled_from('ab"\\[]{},:\n\u00e9\u4e2d\U0001f600'), max_size=12)
+JSON: Any = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | TEXTS,
+    lambda inner: st.lists(inner, max_size=5) | st.dictionaries(TEXTS, inner, max_size=5),
+    max_leaves=25,
+)
+
+
+def values_in(value: Any) -> int:
+    """How many values there are in one, itself included."""
+    if isinstance(value, dict):
+        return 1 + sum(map(values_in, value.values()))
+    return 1 + (sum(map(values_in, value)) if isinstance(value, list) else 0)
+
+
+def scanned(data: bytes, cuts: list[int]) -> JsonScan:
+    """A scan that was fed pieces."""
+    scan = JsonScan()
+    at = 0
+    for cut in sorted(cut % (len(data) + 1) for cut in cuts):
+        scan.feed(data[at:cut])
+        at = cut
+    scan.feed(data[at:])
+    return scan
+
+
+@given(JSON, st.booleans(), st.lists(st.integers(0, 10_000), max_size=8))
+def test_values_are_counted_outside_texts_alone_however_the_text_is_cut(
+    value: Any, ascii_only: bool, cuts: list[int]
+) -> None:
+    data = json.dumps(value, ensure_ascii=ascii_only).encode()
+    empty = sum(data.count(pair) for pair in (b"[]", b"{}"))  # at most: they may be in texts, too
+    counted = scanned(data, cuts)._values
+    assert values_in(value) - 1 <= counted <= values_in(value) - 1 + empty + 1
+
+
+def fed(data: bytes, step: int = 65_536) -> None:
+    """Feeds all of it."""
+    scan = JsonScan()
+    for at in range(0, len(data), step):
+        scan.feed(data[at : at + step])
+
+
+@pytest.mark.parametrize(
+    ("data", "said"),
+    [
+        (b'{"messages":[' + b"[]," * MAX_VALUES + b"1]}", "values"),
+        (b'{"messages":[' + b'"",' * (2 * MAX_VALUES) + b"1]}", "values"),
+        (b'"' * (4 * MAX_VALUES + 2), "values"),
+        (b'{"a":"' + b"\\n" * (MAX_ESCAPES + 1) + b'"}', "backslashes"),
+        (b'{"a":' + b"9" * (MAX_OUTSIDE + 1) + b"}", "outside"),
+        (b" " * (MAX_OUTSIDE + 1), "outside"),
+    ],
+    ids=["lists", "empty texts", "quotes", "escapes", "digits", "spaces"],
+)
+def test_what_would_take_long_to_parse_is_refused_in_any_pieces(data: bytes, said: str) -> None:
+    for step in (len(data), 65_536, 1009):
+        with pytest.raises(PomeloError, match=said) as caught:
+            fed(data, step)
+        assert caught.value.code == "invalid_body"
+
+
+def test_the_refusal_comes_with_the_piece_that_is_too_much() -> None:
+    scan = JsonScan()
+    scan.feed(b'{"messages":[')
+    pieces = 0
+    with pytest.raises(PomeloError):  # noqa: PT012 - how many there were is what is tested
+        while True:
+            pieces += 1
+            scan.feed(b"[]," * 20_000)
+    assert pieces == MAX_VALUES // 40_000 + 1
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        {"messages": [{"role": "user", "content": 'Hi, [you] {there}: "friend"\n' * 200_000}]},
+        {"messages": [{"role": "user", "content": [{"type": "text", "text": "x"}]}] * 10_000},
+        {"messages": [{"role": "user", "content": "中" * 1_390_000}]},
+        {"audio": "A" * 8_000_000},
+    ],
+    ids=["prose", "ten thousand messages", "escaped chinese", "audio"],
+)
+def test_bodies_that_callers_send_pass(value: Any) -> None:
+    fed(json.dumps(value).encode())

@@ -1,0 +1,92 @@
+"""Failed keys of one address over both protocols: the 21st of a minute is told to wait, good keys are not."""
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import grpc
+import pytest
+
+from gateway.remote import open_remote
+from pomelo.app import App, gateway_proof, open_app
+from pomelo.errors import PomeloError
+from pomelo.gen.v1.model_service_pb2 import ListModelsRequest
+from pomelo.gen.v1.model_service_pb2_grpc import ModelServiceStub
+from pomelo.origin import GatewayProof
+from pomelo.settings import Settings
+from tests.integration.asking import bearer, call_of, reason_of
+
+
+@pytest.fixture
+async def fresh(tmp_path: Path) -> AsyncIterator[App]:
+    """An app to which no bad key has come yet."""
+    settings = Settings(rest="127.0.0.1:0", grpc="127.0.0.1:0", data=tmp_path / "data", grace=0.5)
+    async with open_app(settings) as app:
+        yield app
+
+
+async def by_rest(app: App, http: aiohttp.ClientSession, key: str) -> tuple[int, str, Any]:
+    """Status, code and headers of a list of the models with a key."""
+    assert app.rest is not None
+    url = "http://{}:{}/api/v1/models".format(*app.rest)
+    async with http.get(url, headers={"Authorization": f"Bearer {key}"}) as answer:
+        body = await answer.json()
+        return answer.status, body.get("error", {}).get("code", "ok"), answer.headers
+
+
+async def by_grpc(app: App, key: str) -> grpc.aio.AioRpcError | None:
+    """How a call with a key fails; None when it doesn't."""
+    assert app.grpc is not None
+    async with grpc.aio.insecure_channel(app.grpc) as channel:
+        try:
+            await ModelServiceStub(channel).ListModels(ListModelsRequest(), metadata=bearer(key))
+        except grpc.aio.AioRpcError as error:
+            return error
+    return None
+
+
+async def test_both_protocols_share_the_limit_of_an_address(fresh: App, http: aiohttp.ClientSession) -> None:
+    _, good = await fresh.keyring.create()
+    for _ in range(10):
+        assert (await by_rest(fresh, http, "pml_test_bad"))[:2] == (401, "invalid_api_key")
+        error = await by_grpc(fresh, "pml_test_bad")
+        assert error is not None
+        assert error.code() == grpc.StatusCode.UNAUTHENTICATED
+    status, code, headers = await by_rest(fresh, http, "pml_test_bad")
+    assert (status, code) == (429, "rate_limit_exceeded")
+    assert 1 <= int(headers["Retry-After"]) <= 60
+    error = await by_grpc(fresh, "pml_test_bad")
+    assert error is not None
+    assert error.code() == grpc.StatusCode.RESOURCE_EXHAUSTED
+    assert reason_of(error) == "rate_limit_exceeded"
+    assert (await by_rest(fresh, http, good))[:2] == (200, "ok")
+    assert await by_grpc(fresh, good) is None
+
+
+async def code_of(remote: Any, key: str, address: str) -> str:
+    """The code of a call through a gateway whose caller has an address."""
+    call = call_of(key)
+    call.address = address
+    with pytest.raises(PomeloError) as caught:
+        await remote.models.list_models(call)
+    return caught.value.code
+
+
+async def test_callers_of_a_proven_gateway_are_counted_by_their_own_addresses(fresh: App) -> None:
+    assert fresh.grpc is not None
+    proof = gateway_proof(fresh.settings.root_secret())
+    async with open_remote(fresh.grpc, proof=proof) as remote:
+        assert {await code_of(remote, "bad", "203.0.113.1") for _ in range(20)} == {"invalid_api_key"}
+        assert await code_of(remote, "bad", "203.0.113.1") == "rate_limit_exceeded"
+        assert await code_of(remote, "bad", "203.0.113.2") == "invalid_api_key"
+
+
+async def test_an_unproven_gateway_can_not_choose_the_address_that_is_counted(fresh: App) -> None:
+    assert fresh.grpc is not None
+    _, good = await fresh.keyring.create()
+    for proof in (None, GatewayProof(b"another secret" * 4)):
+        async with open_remote(fresh.grpc, proof=proof) as remote:
+            codes = [await code_of(remote, "bad", f"203.0.113.{number}") for number in range(25)]
+            assert codes[20:] == ["rate_limit_exceeded"] * 5
+            assert await remote.models.list_models(call_of(good))

@@ -1,0 +1,772 @@
+"""What a gRPC call may cost before it is answered, and how it is refused."""
+
+import asyncio
+import gc
+import gzip
+import time
+import tracemalloc
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import grpc
+import pytest
+from google.protobuf.message_factory import GetMessageClass
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha.reflection_pb2 import ServerReflectionRequest
+from grpc_reflection.v1alpha.reflection_pb2_grpc import ServerReflectionStub
+
+from pomelo.access import Access
+from pomelo.app import App
+from pomelo.errors import TABLE
+from pomelo.gen.v1 import (
+    account_service_pb2,
+    media_service_pb2,
+    model_service_pb2,
+    task_service_pb2,
+    text_pb2,
+)
+from pomelo.gen.v1.account_service_pb2 import GetAccountRequest
+from pomelo.gen.v1.account_service_pb2_grpc import AccountServiceStub
+from pomelo.gen.v1.media_service_pb2 import DownloadMediaRequest, UploadMediaRequest
+from pomelo.gen.v1.media_service_pb2_grpc import MediaServiceStub
+from pomelo.gen.v1.model_service_pb2 import ListModelsRequest
+from pomelo.gen.v1.model_service_pb2_grpc import ModelServiceStub
+from pomelo.gen.v1.task_pb2 import Task
+from pomelo.gen.v1.task_service_pb2 import RunTaskRequest, StreamTaskRequest
+from pomelo.gen.v1.task_service_pb2_grpc import TaskServiceStub
+from pomelo.inflight import InFlight, InFlightLimits
+from pomelo.server.calls import CallLimits
+from pomelo.server.main import Server, ServerOptions, open_server
+from pomelo.testing import Answer, FaultUpstream, Gate
+from tests.conftest import Keys
+from tests.faults import http2
+from tests.integration.asking import bearer, reason_of, text_of, text_task
+
+MIB = 1024 * 1024
+RUN_TASK = "/pomelo.v1.TaskService/RunTask"
+UPLOAD = "/pomelo.v1.MediaService/UploadMedia"
+LIST_MODELS = "/pomelo.v1.ModelService/ListModels"
+CHECK = "/grpc.health.v1.Health/Check"
+WATCH = "/grpc.health.v1.Health/Watch"
+REFLECTION = "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo"
+DOWNLOAD = "/pomelo.v1.MediaService/DownloadMedia"
+SERVICES = [
+    file.DESCRIPTOR.services_by_name[name]
+    for file, name in (
+        (task_service_pb2, "TaskService"),
+        (model_service_pb2, "ModelService"),
+        (media_service_pb2, "MediaService"),
+        (account_service_pb2, "AccountService"),
+        (health_pb2, "Health"),
+    )
+]
+
+
+@dataclass
+class Noted:
+    """Notes what is told of connections. Implements `Connections`."""
+
+    told: list[tuple[str, Any]] = field(default_factory=list)
+    _more: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def _note(self, name: str, what: Any) -> None:
+        self.told.append((name, what))
+        self._more.set()
+
+    def authenticated(self, peer: str) -> None:
+        """See the protocol."""
+        self._note("authenticated", peer)
+
+    def received(self, peer: str, size: int) -> None:
+        """See the protocol."""
+        self._note("received", size)
+
+    def reset(self, peer: str) -> None:
+        """See the protocol."""
+        self._note("reset", peer)
+
+    def ended(self, peer: str) -> None:
+        """See the protocol."""
+        self._note("ended", peer)
+
+    async def until(self, name: str, count: int = 1) -> None:
+        """Returns when something was told so often."""
+        while self.names().count(name) < count:
+            self._more.clear()
+            await self._more.wait()
+
+    def names(self) -> list[str]:
+        """What was told, without the rest."""
+        return [name for name, _ in self.told]
+
+
+@dataclass
+class Rig:
+    """A server of its own before the app's services, with limits of a test's own."""
+
+    server: Server
+    noted: Noted
+    channel: grpc.aio.Channel
+    in_flight: InFlight
+
+    @asynccontextmanager
+    async def raw(self) -> AsyncIterator[http2.Connection]:
+        """A connection that sends what no gRPC client would."""
+        host, _, port = self.server.address.rpartition(":")
+        async with http2.connect(host, int(port)) as connection:
+            yield connection
+
+
+@asynccontextmanager
+async def rig(app: App, in_flight: InFlightLimits | None = None, **limits: Any) -> AsyncIterator[Rig]:
+    """Opens one."""
+    inner = app.services.access._inner  # type: ignore[attr-defined]
+    access = Access(inner._authenticate, inner._admission, inner._catalog, inner._allowed, in_flight)
+    noted = Noted()
+    services = replace(app.services, access=access)
+    options = ServerOptions("127.0.0.1:0", limits=CallLimits(**limits))
+    async with (
+        open_server(services, options, connections=noted) as server,
+        grpc.aio.insecure_channel(
+            server.address,
+            options=[("grpc.max_send_message_length", -1), ("grpc.use_local_subchannel_pool", 1)],
+        ) as channel,
+    ):
+        yield Rig(server, noted, channel, access.in_flight)
+
+
+@pytest.fixture(scope="module")
+async def plain(app: App) -> AsyncIterator[Rig]:
+    """A server with the usual limits."""
+    async with rig(app) as opened:
+        yield opened
+
+
+async def failure(call: Any) -> grpc.aio.AioRpcError:
+    """How a call ends that must fail."""
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await end(call)
+    return caught.value
+
+
+async def end(call: Any) -> None:
+    """Takes all that a call gives."""
+    if hasattr(call, "__aiter__"):
+        async for _ in call:
+            pass
+    else:
+        await call
+
+
+async def list_models(channel: grpc.aio.Channel, key: str) -> Any:
+    """Asks for the models, which costs nothing."""
+    return await ModelServiceStub(channel).ListModels(ListModelsRequest(), metadata=bearer(key))
+
+
+def raw_call(channel: grpc.aio.Channel, path: str, data: bytes, key: str | None, **more: Any) -> Any:
+    """A unary call of bytes that need not be a message."""
+    metadata = bearer(key) if key else []
+    return channel.unary_unary(path)(data, metadata=metadata, **more)
+
+
+# --- the methods
+
+
+@pytest.mark.parametrize(
+    "method", [method for service in SERVICES for method in service.methods], ids=lambda m: m.full_name
+)
+async def test_every_method_of_the_contract_is_served_as_its_clients_call_it(
+    method: Any, plain: Rig, keys: Keys
+) -> None:
+    kind = {
+        (False, False): "unary_unary",
+        (False, True): "unary_stream",
+        (True, False): "stream_unary",
+        (True, True): "stream_stream",
+    }[method.client_streaming, method.server_streaming]
+    path = f"/{method.containing_service.full_name}/{method.name}"
+    request, answer = GetMessageClass(method.input_type), GetMessageClass(method.output_type)
+    callable_ = getattr(plain.channel, kind)(
+        path, request_serializer=request.SerializeToString, response_deserializer=answer.FromString
+    )
+    given = iter([request()]) if method.client_streaming else request()
+    call = callable_(given, metadata=bearer(keys.test), timeout=5)
+    if method.name == "Watch":
+        assert (await call.read()).status
+        call.cancel()
+        return
+    error = None
+    try:
+        await end(call)
+    except grpc.aio.AioRpcError as failed:
+        error = failed
+    # Where something is asked for, it is empty here; who answers so has read it.
+    codes = ("missing_parameter", "invalid_parameter", "unsupported_model", "not_found")
+    assert error is None or reason_of(error) in codes
+
+
+async def test_a_method_that_there_is_not_is_a_row_of_the_table(plain: Rig, keys: Keys) -> None:
+    for path in ("/pomelo.v1.TaskService/Nope", "/nope.Nope/Nope"):
+        error = await failure(raw_call(plain.channel, path, b"", keys.test))
+        assert (error.code(), reason_of(error)) == (grpc.StatusCode.UNIMPLEMENTED, "method_not_allowed")
+
+
+# --- refusals
+
+
+@pytest.mark.parametrize(
+    ("metadata", "path"),
+    [([], RUN_TASK), ([("authorization", "Bearer nope")], RUN_TASK), ([], LIST_MODELS), ([], UPLOAD)],
+)
+async def test_a_call_without_a_good_key_is_over_before_anything_of_it_was_read(
+    metadata: list[tuple[str, str]], path: str, plain: Rig
+) -> None:
+    plain.noted.told.clear()
+    async with plain.raw() as connection:
+        call = connection.begin(path, metadata)
+        async with asyncio.timeout(5):
+            await connection.over(call)
+    if path != UPLOAD:  # an uploader gets a moment to end
+        assert call.lasted < 0.5
+    # One frame of headers that is the end of the stream, and nothing before it: trailers only.
+    assert call.frames[0] == (http2.HEADERS, http2.END_STREAM | http2.END_HEADERS)
+    assert (http2.DATA, 0) not in call.frames
+    assert plain.noted.names() == []
+
+
+@pytest.mark.parametrize(
+    ("task", "code"),
+    [(text_task(model="nope"), "unsupported_model"), (text_task("[[error:insufficient_credits]]"), "insufficient_credits")],
+)  # fmt: skip
+async def test_a_refusal_of_a_known_caller_is_trailers_only_on_the_wire(
+    task: Task, code: str, plain: Rig, keys: Keys
+) -> None:
+    for path, request in (
+        (RUN_TASK, RunTaskRequest(task=task)),
+        ("/pomelo.v1.TaskService/StreamTask", StreamTaskRequest(task=task)),
+    ):
+        if code == "insufficient_credits" and "Stream" in path:
+            continue  # the sandbox plays it once the stream is open
+        async with plain.raw() as connection:
+            call = connection.begin(path, bearer(keys.test))
+            await connection.send(call, http2.prefixed(request.SerializeToString()), end=True)
+            async with asyncio.timeout(5):
+                await connection.over(call)
+        assert call.frames == [(http2.HEADERS, http2.END_STREAM | http2.END_HEADERS)]
+
+
+@pytest.mark.parametrize("kind", ["unary_unary", "unary_stream", "stream_unary"])
+async def test_a_client_that_still_sends_megabytes_sees_why_it_was_refused(
+    kind: str, plain: Rig, keys: Keys
+) -> None:
+    big = UploadMediaRequest(chunk=b"x" * MIB).SerializeToString()
+    path = UPLOAD if kind == "stream_unary" else RUN_TASK
+
+    async def one() -> str:
+        given: Any = iter([big] * 8) if kind == "stream_unary" else b"x" * (8 * MIB)
+        call = getattr(plain.channel, kind)(path)(given, metadata=bearer(keys.revoked))
+        return reason_of(await failure(call))
+
+    for _ in range(5):
+        assert await one() == "invalid_api_key"
+    # Of uploads without a key two at a time get the moment that grpc.aio's client needs.
+    count = 2 if kind == "stream_unary" else 5
+    assert set(await asyncio.gather(*[one() for _ in range(count)])) == {"invalid_api_key"}
+
+
+def blocking(address: str, key: str) -> list[str]:
+    """What a client without asyncio sees of the same."""
+    found = []
+    with grpc.insecure_channel(address, [("grpc.max_send_message_length", -1)]) as channel:
+        for ask in (
+            lambda: channel.unary_unary(RUN_TASK)(b"x" * (8 * MIB), metadata=bearer(key)),
+            lambda: list(channel.unary_stream(RUN_TASK)(b"x" * (8 * MIB), metadata=bearer(key))),
+            lambda: channel.stream_unary(UPLOAD)(iter([b"x" * MIB] * 8), metadata=bearer(key)),
+        ):
+            with pytest.raises(grpc.RpcError) as caught:
+                ask()
+            found.append(reason_of(caught.value))
+    return found
+
+
+async def test_a_client_without_asyncio_sees_it_too(plain: Rig, keys: Keys) -> None:
+    assert await asyncio.to_thread(blocking, plain.server.address, keys.revoked) == ["invalid_api_key"] * 3
+
+
+async def test_one_message_and_no_other_number_is_a_request(plain: Rig, keys: Keys) -> None:
+    one = RunTaskRequest(task=text_task()).SerializeToString()
+    for messages in ([], [one, one]):
+        call = plain.channel.stream_unary(RUN_TASK)(iter(messages), metadata=bearer(keys.test))
+        error = await failure(call)
+        assert (error.code(), reason_of(error)) == (grpc.StatusCode.INVALID_ARGUMENT, "invalid_body")
+        assert text_of(error.trailing_metadata())["x-credits-remaining"]
+    call = plain.channel.stream_unary(RUN_TASK)(iter([one]), metadata=bearer(keys.test))
+    assert await call
+
+
+@pytest.mark.parametrize("path", [RUN_TASK, LIST_MODELS, CHECK, DOWNLOAD])
+@pytest.mark.parametrize("data", [b"\xff", b"\x0a\x05gpt", b"\x0a\x02\x0a\xff"])
+async def test_a_message_that_can_t_be_decoded_is_a_row_of_the_table(
+    path: str, data: bytes, plain: Rig, keys: Keys
+) -> None:
+    if (path, data) == (LIST_MODELS, b"\x0a\x02\x0a\xff"):
+        return  # there it is an unknown field
+    error = await failure(raw_call(plain.channel, path, data, keys.test))
+    assert (error.code(), reason_of(error)) == (grpc.StatusCode.INVALID_ARGUMENT, "invalid_body")
+
+
+def flood(size: int) -> bytes:
+    """A RunTask of that many bytes, all of them empty messages."""
+    text = text_pb2.TextInput.DESCRIPTOR.fields_by_name["messages"]
+    messages = bytes((text.number << 3 | 2, 0)) * (size // 2)
+    head = RunTaskRequest(task=Task(model="gpt-4", text=text_pb2.TextInput())).SerializeToString()
+    assert head.endswith(b"\x12\x00")
+
+    def nested(tag: int, inner: bytes) -> bytes:
+        length, count = [], len(inner)
+        while count >= 0x80:
+            length.append(count & 0x7F | 0x80)
+            count >>= 7
+        return bytes((tag, *length, count)) + inner
+
+    return nested(0x0A, b"\x0a\x05gpt-4" + nested(0x12, messages))
+
+
+@pytest.mark.parametrize("compression", [grpc.Compression.NoCompression, grpc.Compression.Gzip])
+async def test_a_message_of_millions_of_fields_is_refused_before_it_is_parsed(
+    compression: grpc.Compression, plain: Rig, keys: Keys
+) -> None:
+    data = flood(9_400_000)
+    error = await failure(raw_call(plain.channel, RUN_TASK, data, keys.test, compression=compression))
+    assert (error.code(), reason_of(error)) == (grpc.StatusCode.INVALID_ARGUMENT, "invalid_parameter")
+    assert "Too many messages" in (error.details() or "")
+
+
+@pytest.mark.parametrize("compression", [grpc.Compression.NoCompression, grpc.Compression.Gzip])
+async def test_a_message_above_the_limit_says_so(
+    compression: grpc.Compression, plain: Rig, keys: Keys
+) -> None:
+    for size in (9 * MIB + 1, 12 * MIB, 17 * MIB):
+        data = RunTaskRequest(task=text_task("x" * size)).SerializeToString()
+        error = await failure(raw_call(plain.channel, RUN_TASK, data, keys.test, compression=compression))
+        assert (error.code(), reason_of(error)) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "payload_too_large")
+        metadata = text_of(error.trailing_metadata())
+        assert metadata["grpc-retry-pushback-ms"] == "-1"
+        assert metadata["x-credits-remaining"]
+
+
+async def test_what_grpc_refuses_itself_does_no_harm(
+    plain: Rig, keys: Keys, caplog: pytest.LogCaptureFixture
+) -> None:
+    zeros = gzip.compress(b"\0" * (200 * MIB), 1)
+    async with plain.raw() as connection:
+        for metadata, data in (
+            ([], http2.prefixed(b"x" * 70_000, size=2**31)),
+            ([("grpc-encoding", "gzip")], http2.prefixed(zeros, compressed=True)),
+            ([("grpc-encoding", "gzip")], http2.prefixed(b"junk", compressed=True)),
+        ):
+            call = connection.begin(RUN_TASK, [*bearer(keys.test), *metadata])
+            await connection.send(call, data, end=True)
+            async with asyncio.timeout(10):
+                await connection.over(call)
+    await plain.server.running.idle()
+    assert not [record.getMessage() for record in caplog.records]
+    assert (await list_models(plain.channel, keys.test)).models
+
+
+@pytest.mark.parametrize(
+    # Of two traceparents grpc itself leaves one.
+    "name",
+    ["idempotency-key", "x-request-id", "x-request-timeout", "prefer", "accept"],
+)
+async def test_metadata_that_is_given_twice_is_refused_and_named(name: str, plain: Rig, keys: Keys) -> None:
+    metadata = [*bearer(keys.test), (name, "5"), (name, "6")]
+    stub = TaskServiceStub(plain.channel)
+    for call in (
+        stub.RunTask(RunTaskRequest(task=text_task()), metadata=metadata),
+        stub.StreamTask(StreamTaskRequest(task=text_task()), metadata=metadata),
+        MediaServiceStub(plain.channel).UploadMedia(
+            iter([UploadMediaRequest(chunk=b"x")]), metadata=metadata
+        ),
+        AccountServiceStub(plain.channel).GetAccount(GetAccountRequest(), metadata=metadata),
+    ):
+        error = await failure(call)
+        assert (error.code(), reason_of(error)) == (grpc.StatusCode.INVALID_ARGUMENT, "invalid_parameter")
+        assert name in (error.details() or "").lower()
+
+
+async def test_a_key_that_is_given_twice_is_refused_whichever_is_good(plain: Rig, keys: Keys) -> None:
+    good, bad = bearer(keys.test), bearer(keys.revoked)
+    for metadata in (good + bad, bad + good, good + good):
+        call = TaskServiceStub(plain.channel).RunTask(RunTaskRequest(task=text_task()), metadata=metadata)
+        error = await failure(call)
+        assert (error.code(), reason_of(error)) == (grpc.StatusCode.UNAUTHENTICATED, "invalid_api_key")
+        assert "twice" in (error.details() or "")
+
+
+# --- callers without a key
+
+
+@pytest.mark.parametrize("path", [CHECK, WATCH, REFLECTION, DOWNLOAD])
+@pytest.mark.parametrize("message", [False, True])
+async def test_a_call_that_needs_no_key_is_over_in_time(path: str, message: bool, app: App) -> None:
+    async with rig(app, unauthenticated_time=0.2) as opened, opened.raw() as connection:
+        call = connection.begin(path)
+        if message:
+            await connection.send(call, http2.prefixed(b""))
+        async with asyncio.timeout(5):
+            await connection.over(call)
+        assert 0.15 < call.lasted < 2
+        assert (http2.HEADERS, http2.END_STREAM | http2.END_HEADERS) in call.frames
+
+
+async def test_a_watch_without_a_key_ends_with_a_reason_and_one_with_a_key_stays(
+    app: App, keys: Keys
+) -> None:
+    async with rig(app, unauthenticated_time=0.3) as opened:
+        health = health_pb2_grpc.HealthStub(opened.channel)
+        stays = health.Watch(health_pb2.HealthCheckRequest(), metadata=bearer(keys.test))
+        assert (await stays.read()).status
+        for metadata in ([], bearer(keys.revoked)):
+            error = await failure(health.Watch(health_pb2.HealthCheckRequest(), metadata=metadata))
+            assert (error.code(), reason_of(error)) == (
+                grpc.StatusCode.DEADLINE_EXCEEDED,
+                "deadline_exceeded",
+            )
+            assert "0.3 seconds" in (error.details() or "")
+        assert opened.in_flight.calls == 1
+        opened.server.drain()
+        assert (await stays.read()).status == health_pb2.HealthCheckResponse.NOT_SERVING
+        assert await stays.read() is grpc.aio.EOF
+        await opened.server.running.idle()
+        assert opened.in_flight.calls == 0
+
+
+async def test_calls_without_a_key_have_few_places_and_take_none_of_callers(app: App, keys: Keys) -> None:
+    async with rig(app, unauthenticated=3) as opened:
+        health = health_pb2_grpc.HealthStub(opened.channel)
+        watches = [health.Watch(health_pb2.HealthCheckRequest()) for _ in range(3)]
+        for watch in watches:
+            assert (await watch.read()).status
+        for call in (
+            health.Watch(health_pb2.HealthCheckRequest()),
+            ServerReflectionStub(opened.channel).ServerReflectionInfo(
+                iter([ServerReflectionRequest(list_services="")])
+            ),
+            MediaServiceStub(opened.channel).DownloadMedia(DownloadMediaRequest(signature="x")),
+        ):
+            error = await failure(call)
+            assert (error.code(), reason_of(error)) == (grpc.StatusCode.UNAVAILABLE, "overloaded")
+            assert text_of(error.trailing_metadata())["grpc-retry-pushback-ms"] == "1000"
+        assert (await health.Check(health_pb2.HealthCheckRequest())).status
+        assert (await list_models(opened.channel, keys.test)).models
+        with_key = health.Watch(health_pb2.HealthCheckRequest(), metadata=bearer(keys.test))
+        assert (await with_key.read()).status
+        for watch in (*watches, with_key):
+            watch.cancel()
+
+
+async def test_who_sends_half_a_message_without_a_key_makes_room_for_the_next(app: App) -> None:
+    half = http2.prefixed(b"\x0a" * MIB, size=2 * MIB)
+    async with asyncio.timeout(20), rig(app) as opened, opened.raw() as connection:
+        calls = [connection.begin(path) for path in (CHECK, WATCH, DOWNLOAD, REFLECTION) * 3]
+        sending = [asyncio.ensure_future(connection.send(call, half)) for call in calls]
+        health = health_pb2_grpc.HealthStub(opened.channel)
+        assert (await health.Check(health_pb2.HealthCheckRequest())).status
+        began = time.monotonic()
+        checks = [health.Check(health_pb2.HealthCheckRequest()) for _ in range(20)]
+        assert all([(await check).status for check in checks])
+        assert time.monotonic() - began < 1.0
+        for task in sending:
+            task.cancel()
+
+
+async def test_a_large_message_without_a_key_is_refused(plain: Rig) -> None:
+    for path in (CHECK, DOWNLOAD):
+        error = await failure(raw_call(plain.channel, path, b"\x0a\x80\x80\x08" + b"x" * (128 * 1024), None))
+        assert reason_of(error) == "payload_too_large"
+
+
+# --- callers with a key
+
+
+async def test_a_message_that_does_not_come_ends_the_call(app: App, keys: Keys) -> None:
+    async with rig(app, read_time=0.3, piece_time=0.3) as opened, opened.raw() as connection:
+        head = http2.prefixed(b"", size=9 * MIB)
+        for path, data in ((RUN_TASK, b""), (RUN_TASK, head), (UPLOAD, b""), (UPLOAD, head)):
+            call = connection.begin(path, bearer(keys.test))
+            await connection.send(call, data)
+            async with asyncio.timeout(5):
+                await connection.over(call)
+            assert 0.25 < call.lasted < 2.5
+        call = opened.channel.stream_unary(RUN_TASK)(metadata=bearer(keys.test))
+        error = await failure(call)
+        assert (error.code(), reason_of(error)) == (grpc.StatusCode.DEADLINE_EXCEEDED, "deadline_exceeded")
+        assert "0.3 seconds" in (error.details() or "")
+        assert text_of(error.trailing_metadata())["x-credits-remaining"]
+        await opened.server.running.idle()
+        assert opened.in_flight.calls == 0
+
+
+async def test_an_upload_may_take_long_as_long_as_pieces_come(app: App, keys: Keys) -> None:
+    async with rig(app, piece_time=0.6, read_time=0.6) as opened:
+        call = MediaServiceStub(opened.channel).UploadMedia(metadata=bearer(keys.test))
+        for _ in range(6):
+            await call.write(UploadMediaRequest(chunk=b"x" * 1000))
+            await asyncio.sleep(0.15)
+        await call.done_writing()
+        assert (await call).media.size_bytes == 6000
+
+
+async def test_an_account_receives_a_few_messages_at_a_time_and_others_do_not_notice(
+    app: App, keys: Keys
+) -> None:
+    other = f"other-{time.time_ns()}"
+    await app.store.add_account(other, "unlimited", time.time())
+    _, key = await app.keyring.create(other)
+    half = http2.prefixed(b"\x0a" * MIB, size=2 * MIB)
+    async with (
+        asyncio.timeout(20),
+        rig(app, reads=2, read_time=1.0) as opened,
+        opened.raw() as connection,
+    ):
+        calls = [connection.begin(RUN_TASK, bearer(keys.test)) for _ in range(6)]
+        sending = [asyncio.ensure_future(connection.send(call, half)) for call in calls]
+        await opened.noted.until("authenticated", 6)
+        began = time.monotonic()
+        assert (await list_models(opened.channel, key)).models
+        assert time.monotonic() - began < 1.0
+        if time.monotonic() - calls[0].began < 0.9:
+            assert sum(one.done() for one in sending) <= 2, "a window is opened when the turn has come"
+        for call in calls:
+            await connection.over(call)
+            assert call.lasted < 4, "the time to wait for a turn is part of the time to read"
+        assert len(half) in await asyncio.gather(*sending)
+        assert (await list_models(opened.channel, keys.test)).models
+
+
+async def test_bytes_of_messages_are_counted_until_their_calls_end(
+    app: App, keys: Keys, upstream: FaultUpstream
+) -> None:
+    gate = Gate()
+    prompt = "counted bytes " + "x" * 200_000
+    upstream.when(prompt, Answer("one two", at={1: gate}))
+    limits = InFlightLimits(account_bytes=300_000)
+    async with asyncio.timeout(20), rig(app, limits) as opened:
+        stub, request = TaskServiceStub(opened.channel), RunTaskRequest(task=text_task(prompt))
+        first = stub.RunTask(request, metadata=bearer(keys.live))
+        await gate.reached.wait()
+        assert opened.in_flight.bytes == request.ByteSize()
+        error = await failure(stub.RunTask(request, metadata=bearer(keys.live)))
+        assert (error.code(), reason_of(error)) == (grpc.StatusCode.UNAVAILABLE, "overloaded")
+        gate.open()
+        assert (await first).result.text.content == "one two"
+        await opened.server.running.idle()
+        assert (opened.in_flight.calls, opened.in_flight.bytes) == (0, 0)
+
+
+async def test_a_call_above_the_limit_of_calls_is_refused_and_the_others_go_on(
+    app: App, keys: Keys, upstream: FaultUpstream
+) -> None:
+    gate = Gate()
+    upstream.when("the only call", Answer("one two", at={1: gate}))
+    async with asyncio.timeout(20), rig(app, InFlightLimits(calls=1)) as opened:
+        request = RunTaskRequest(task=text_task("the only call"))
+        first = TaskServiceStub(opened.channel).RunTask(request, metadata=bearer(keys.live))
+        await gate.reached.wait()
+        for call in (
+            TaskServiceStub(opened.channel).StreamTask(
+                StreamTaskRequest(task=text_task()), metadata=bearer(keys.test)
+            ),
+            ModelServiceStub(opened.channel).ListModels(ListModelsRequest(), metadata=bearer(keys.test)),
+            MediaServiceStub(opened.channel).UploadMedia(
+                iter([UploadMediaRequest(chunk=b"x")]), metadata=bearer(keys.test)
+            ),
+        ):
+            error = await failure(call)
+            assert (error.code(), reason_of(error)) == (grpc.StatusCode.UNAVAILABLE, "overloaded")
+            metadata = text_of(error.trailing_metadata())
+            assert (metadata["retry-after"], metadata["grpc-retry-pushback-ms"]) == ("1", "1000")
+            assert metadata["x-credits-remaining"]
+        health = health_pb2_grpc.HealthStub(opened.channel)
+        assert (await health.Check(health_pb2.HealthCheckRequest())).status
+        gate.open()
+        assert (await first).result.text.content == "one two"
+
+
+async def test_the_101st_call_on_a_connection_does_not_wait(app: App, keys: Keys) -> None:
+    async with asyncio.timeout(30), AsyncExitStack() as stack:
+        opened = await stack.enter_async_context(rig(app))
+        streams = [
+            TaskServiceStub(opened.channel).StreamTask(
+                StreamTaskRequest(task=text_task("[[stall]]")), metadata=bearer(keys.test)
+            )
+            for _ in range(150)
+        ]
+        for stream in streams:
+            stack.callback(stream.cancel)
+            assert await stream.initial_metadata()
+        assert (await list_models(opened.channel, keys.test)).models
+
+
+async def test_refused_messages_count_as_requests(app: App) -> None:
+    name = f"refused-{time.time_ns()}"
+    await app.store.add_account(name, "free", time.time())
+    _, key = await app.keyring.create(name)
+    large = text_task("x" * 100_000, model="gpt-4")
+    large.text.temperature = 9.0
+    small = text_task()
+    small.text.temperature = 9.0
+    async with rig(app, message=200_000) as opened:
+        left = 20
+        for data, code, counts in (
+            (b"\xff", "invalid_body", True),
+            (RunTaskRequest(task=text_task("x" * 250_000)).SerializeToString(), "payload_too_large", True),
+            (flood(150_000), "invalid_parameter", True),
+            (RunTaskRequest(task=large).SerializeToString(), "invalid_parameter", True),
+            (RunTaskRequest(task=small).SerializeToString(), "invalid_parameter", False),
+        ):
+            error = await failure(raw_call(opened.channel, RUN_TASK, data, key))
+            assert reason_of(error) == code
+            left -= counts
+            assert text_of(error.trailing_metadata())["x-ratelimit-remaining"] == str(left), code
+        for _ in range(left):
+            assert (
+                reason_of(await failure(raw_call(opened.channel, RUN_TASK, b"\xff", key))) == "invalid_body"
+            )
+        error = await failure(raw_call(opened.channel, RUN_TASK, b"\xff", key))
+        assert (error.code(), reason_of(error)) == (
+            grpc.StatusCode.RESOURCE_EXHAUSTED,
+            "rate_limit_exceeded",
+        )
+
+
+async def test_a_body_that_a_gateway_refused_is_counted_and_told_here(app: App) -> None:
+    name = f"forwarded-{time.time_ns()}"
+    await app.store.add_account(name, "free", time.time())
+    _, key = await app.keyring.create(name)
+    async with rig(app) as opened:
+        stub = TaskServiceStub(opened.channel)
+
+        async def ask(refused: str, model: str = "", **more: str) -> tuple[str, str]:
+            metadata = [*bearer(key, **more), ("x-pomelo-refused", refused)]
+            request = RunTaskRequest(task=Task(model=model))
+            error = await failure(stub.RunTask(request, metadata=metadata))
+            return reason_of(error), text_of(error.trailing_metadata())["x-ratelimit-remaining"]
+
+        gateway = {"x_pomelo_wire": "rest"}
+        assert await ask("invalid_body 3", **gateway) == ("invalid_body", "19")
+        assert await ask("payload_too_large 9000000", **gateway) == ("payload_too_large", "18")
+        assert await ask("invalid_parameter 70000", "gpt-4", **gateway) == ("invalid_parameter", "17")
+        assert await ask("invalid_parameter 7", "gpt-4", **gateway) == ("invalid_parameter", "17")
+        assert await ask("unsupported_media_type 7", **gateway) == ("unsupported_media_type", "17")
+        assert await ask("invalid_parameter 7", "nope", **gateway) == ("unsupported_model", "17")
+        assert (await ask("nonsense x", **gateway))[0] == "invalid_body"
+        assert (await ask("invalid_body 3"))[0] == "missing_parameter", "only a gateway may say so"
+
+
+# --- what is told of connections
+
+
+async def test_connections_are_told_of_keys_messages_and_resets(app: App, keys: Keys) -> None:
+    async with asyncio.timeout(20), rig(app) as opened:
+        noted = opened.noted
+        request = ListModelsRequest()
+        await list_models(opened.channel, keys.test)
+        assert noted.names() == ["authenticated", "received", "ended"]
+        assert len({peer for name, peer in noted.told if name != "received"}) == 1
+        assert noted.told[0][1].startswith("ipv4:127.0.0.1:")
+        assert ("received", request.ByteSize()) in noted.told
+        noted.told.clear()
+        async with opened.raw() as connection:
+            call = connection.begin(RUN_TASK, bearer(keys.test))
+            await noted.until("authenticated")
+            connection.reset(call)
+            await noted.until("reset")
+            await noted.until("ended")
+        assert noted.names() == ["authenticated", "reset", "ended"]
+        noted.told.clear()
+        late = TaskServiceStub(opened.channel).RunTask(
+            RunTaskRequest(task=text_task("[[delay:9]]")), metadata=bearer(keys.test), timeout=0.1
+        )
+        assert (await failure(late)).code() == grpc.StatusCode.DEADLINE_EXCEEDED
+        await opened.server.running.idle()
+        assert "reset" not in noted.names(), "a deadline is none"
+
+
+# --- memory
+
+
+async def test_nothing_of_a_refused_message_is_kept(plain: Rig, keys: Keys) -> None:
+    size = 2 * MIB
+    async with plain.raw() as connection:
+        gc.collect()
+        gc.disable()  # what is kept by a circle of references must show
+        tracemalloc.start(1)
+        try:
+            for data in (flood(size), b"\xff" * size, b"\x0a" * size):
+                for path in (RUN_TASK, UPLOAD, LIST_MODELS):
+                    for _ in range(2):
+                        call = connection.begin(path, bearer(keys.test))
+                        await connection.send(call, http2.prefixed(data), end=True)
+                        async with asyncio.timeout(10):
+                            await connection.over(call)
+            await plain.server.running.idle()
+            del data
+            await asyncio.sleep(0.05)
+            kept, peak = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+            gc.enable()
+    assert peak > size, "they were received"
+    assert kept < size, f"{kept:,} bytes of 36 MiB are kept"
+
+
+# --- clients that retry
+
+
+async def test_a_client_with_a_retry_policy_asks_again_when_it_was_told_to(
+    app: App, keys: Keys, upstream: FaultUpstream
+) -> None:
+    policy = """{"methodConfig": [{"name": [{}], "retryPolicy": {"maxAttempts": 4, "initialBackoff": "30s",
+        "maxBackoff": "30s", "backoffMultiplier": 1, "retryableStatusCodes": ["UNAVAILABLE",
+        "RESOURCE_EXHAUSTED", "FAILED_PRECONDITION", "UNAUTHENTICATED", "INVALID_ARGUMENT"]}}]}"""
+    gate = Gate()
+    upstream.when("holds the only place", Answer("one two", at={1: gate}))
+    async with asyncio.timeout(30), rig(app, InFlightLimits(calls=1)) as opened:
+        request = RunTaskRequest(task=text_task("holds the only place"))
+        first = TaskServiceStub(opened.channel).RunTask(request, metadata=bearer(keys.live))
+        await gate.reached.wait()
+        async with grpc.aio.insecure_channel(
+            opened.server.address, options=[("grpc.service_config", policy)]
+        ) as channel:
+            stub = TaskServiceStub(channel)
+            began = time.monotonic()
+            opened.noted.told.clear()
+            retried = asyncio.ensure_future(
+                _content(stub.RunTask(RunTaskRequest(task=text_task()), metadata=bearer(keys.test)))
+            )
+            await asyncio.sleep(0.3)
+            gate.open()
+            assert (await first).result.text.content == "one two"
+            assert await retried
+            assert 0.9 < time.monotonic() - began < 10, "after the pushback, not after the policy's own 30 s"
+            for task, key, code in (
+                (text_task(), keys.revoked, "invalid_api_key"),
+                (text_task("[[error:insufficient_credits]]"), keys.test, "insufficient_credits"),
+                (text_task(model="nope"), keys.test, "unsupported_model"),
+                (text_task("[[error:provider_failed]]"), keys.test, "provider_failed"),
+            ):
+                began = time.monotonic()
+                call = stub.RunTask(RunTaskRequest(task=task), metadata=bearer(key))
+                error = await failure(call)
+                assert reason_of(error) == code
+                assert "grpc-previous-rpc-attempts" not in text_of(error.trailing_metadata())
+                assert time.monotonic() - began < 5, "it was not tried again"
+    assert TABLE["provider_failed"].status == "UNAVAILABLE"
+
+
+async def _content(call: Any) -> str:
+    return str((await call).result.text.content)

@@ -1,0 +1,415 @@
+"""Connections of the gRPC port: who may stay, for how long, and who is closed for the others.
+
+The server is real, its limits are short. What a whole server does under floods is in tests/faults/test_floods.py.
+"""
+
+import asyncio
+import logging
+import ssl
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import replace
+from ipaddress import ip_network
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+
+from gateway.remote import Tls
+from pomelo.app import App
+from pomelo.gen.v1.media_service_pb2 import DownloadMediaRequest, UploadMediaRequest
+from pomelo.gen.v1.media_service_pb2_grpc import MediaServiceStub
+from pomelo.server.connections import ConnectionGuard, ConnectionLimits
+from pomelo.server.main import ServerOptions, open_server
+from tests.conftest import Keys
+from tests.faults import frames
+
+MODELS = "/pomelo.v1.ModelService/ListModels"
+SOON = 5.0
+"""Seconds within which what should happen in about one has happened."""
+
+QUICK = ConnectionLimits(key_timeout=0.6, grace=0.3)
+
+
+@pytest.fixture(scope="module")
+def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A certificate for localhost, and its key beside it."""
+    made = tmp_path_factory.mktemp("tls")
+    command = [
+        "openssl",
+        "req",
+        "-x509",
+        "-newkey",
+        "ec",
+        "-pkeyopt",
+        "ec_paramgen_curve:prime256v1",
+        "-nodes",
+    ]
+    command += ["-keyout", "key.pem", "-out", "cert.pem", "-subj", "/CN=localhost"]
+    subprocess.run(command, cwd=made, check=True, capture_output=True)
+    return made / "cert.pem"
+
+
+@asynccontextmanager
+async def serve(
+    app: App, limits: ConnectionLimits, address: str = "127.0.0.1:0", **options: Any
+) -> AsyncIterator[int]:
+    """A server with these limits; gives its port."""
+    async with open_server(app.services, ServerOptions(address, connections=limits, **options)) as server:
+        yield int(server.address.rpartition(":")[2])
+
+
+class Client:
+    """One connection."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._reader = reader
+        self._writer = writer
+
+    def send(self, data: bytes) -> None:
+        """Sends bytes."""
+        self._writer.write(data)
+
+    def call(self, key: str, stream: int = 1) -> None:
+        """Asks for the models."""
+        authorization = ("authorization", f"Bearer {key}")
+        self.send(frames.headers(stream, MODELS, authorization) + frames.message(stream, b""))
+
+    async def answered(self, stream: int = 1) -> None:
+        """Returns when that call was answered well."""
+        async with asyncio.timeout(SOON):
+            while True:
+                kind, flags, number, payload = await self._frame()
+                if kind == frames.HEADERS and number == stream and flags & frames.END_STREAM:
+                    assert b"grpc-status" in payload or flags & frames.END_STREAM
+                    return
+
+    async def closed(self, within: float = SOON) -> None:
+        """Returns when the server has closed the connection."""
+        async with asyncio.timeout(within):
+            try:
+                while await self._reader.read(65536):
+                    pass
+            except (ConnectionError, ssl.SSLError):
+                pass
+
+    @property
+    def open(self) -> bool:
+        """Whether nothing of an end has been seen."""
+        return not self._reader.at_eof() and self._reader.exception() is None
+
+    def close(self) -> None:
+        """Leaves."""
+        self._writer.transport.abort()
+
+    async def _frame(self) -> tuple[int, int, int, bytes]:
+        head = await self._reader.readexactly(9)
+        payload = await self._reader.readexactly(int.from_bytes(head[:3], "big"))
+        return head[3], head[4], int.from_bytes(head[5:], "big"), payload
+
+
+@asynccontextmanager
+async def connected(port: int, host: str = "127.0.0.1", source: str | None = None) -> AsyncIterator[Client]:
+    """A connection on which nothing was sent."""
+    local = (source, 0) if source else None
+    client = Client(*await asyncio.open_connection(host, port, local_addr=local))
+    try:
+        yield client
+    finally:
+        client.close()
+
+
+@asynccontextmanager
+async def many(port: int, count: int, **where: str) -> AsyncIterator[list[Client]]:
+    """Several connections, in the order in which they came; each was seen before the next one came."""
+    async with AsyncExitStack() as stack:
+        yield [await stack.enter_async_context(connected(port, **where)) for _ in range(count)]
+
+
+async def until(true: Callable[[], bool]) -> None:
+    """Returns when something is true."""
+    async with asyncio.timeout(SOON):
+        while not true():  # noqa: ASYNC110 (what it asks has no event)
+            await asyncio.sleep(0.02)
+
+
+def half_a_hello() -> bytes:
+    """The beginning of a TLS handshake."""
+    incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+    tls = ssl.create_default_context().wrap_bio(incoming, outgoing, server_hostname="localhost")
+    with pytest.raises(ssl.SSLWantReadError):
+        tls.do_handshake()
+    return outgoing.read()
+
+
+# --- without a key
+
+
+@pytest.mark.parametrize(
+    ("tls", "sent"),
+    [
+        (False, b""),
+        (False, frames.PREFACE[:10]),
+        (False, frames.hello()),
+        (False, frames.hello() + frames.headers(1, "/grpc.health.v1.Health/Watch") + frames.message(1, b"")),
+        (
+            False,
+            frames.hello()
+            + frames.headers(1, MODELS, ("authorization", "Bearer no"))
+            + frames.message(1, b""),
+        ),
+        (True, b""),
+        (True, half_a_hello()[:60]),
+        (True, half_a_hello()),
+    ],
+    ids=[
+        "silent",
+        "half a preface",
+        "preface",
+        "watch",
+        "bad key",
+        "TLS silent",
+        "TLS half a hello",
+        "TLS hello",
+    ],
+)
+async def test_a_connection_without_a_good_key_is_closed_in_time(
+    app: App, certificate: Path, tls: bool, sent: bytes
+) -> None:
+    options = {"tls_cert": certificate, "tls_key": certificate.with_name("key.pem")} if tls else {}
+    async with serve(app, QUICK, **options) as port, connected(port) as client:
+        client.send(sent)
+        await client.closed()
+
+
+async def test_by_default_a_connection_without_a_key_has_less_than_ten_seconds() -> None:
+    # What is asserted of short limits above holds for the default ones: two scans are a second apart at most.
+    assert ConnectionLimits().key_timeout + 1.0 <= 10.0
+
+
+async def test_the_calls_of_a_closed_connection_are_cancelled(app: App) -> None:
+    ended = asyncio.Event()
+
+    async def wait(_: Any, context: Any) -> None:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            ended.set()
+
+    def register(server: Any) -> list[str]:
+        handler = grpc.unary_stream_rpc_method_handler(wait)
+        server.add_generic_rpc_handlers(
+            [grpc.method_handlers_generic_handler("test.Waiting", {"Wait": handler})]
+        )
+        return []
+
+    options = ServerOptions("127.0.0.1:0", connections=QUICK)
+    async with open_server(app.services, options, register=register) as server:
+        async with grpc.aio.insecure_channel(server.address) as channel:
+            with pytest.raises(grpc.aio.AioRpcError) as caught:
+                await channel.unary_stream("/test.Waiting/Wait")(b"").read()
+            assert caught.value.code() == grpc.StatusCode.UNAVAILABLE
+        async with asyncio.timeout(SOON):
+            await ended.wait()
+
+
+async def test_of_one_address_only_its_share_stays_without_a_key_and_the_oldest_go(app: App) -> None:
+    limits = ConnectionLimits(per_address=4, grace=0.3)
+    async with (
+        serve(app, limits) as port,
+        many(port, 4, source="127.0.0.9") as others,
+        many(port, 3) as first,
+    ):
+        await asyncio.sleep(1.5)  # so that they are the older ones, by a scan at least
+        async with many(port, 4) as second:
+            for client in first:
+                await client.closed()
+            assert all(client.open for client in (*others, *second))
+
+
+# --- with one
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
+async def test_a_connection_that_has_shown_a_good_key_stays(app: App, keys: Keys, host: str) -> None:
+    address = f"[{host}]:0" if ":" in host else f"{host}:0"
+    async with (
+        serve(app, replace(QUICK, per_address=2), address) as port,
+        connected(port, host) as stranger,
+        many(port, 5, host=host) as clients,
+    ):
+        for client in clients:
+            client.send(frames.hello())
+            client.call(keys.test)
+            await client.answered()
+        await stranger.closed()
+        for client in clients:
+            client.call(keys.test, 3)
+            await client.answered(3)
+
+
+async def test_over_tls_a_good_key_counts_as_well(app: App, keys: Keys, certificate: Path) -> None:
+    tls = Tls(ca=certificate).credentials()
+    options = {"tls_cert": certificate, "tls_key": certificate.with_name("key.pem")}
+    async with (
+        serve(app, QUICK, **options) as port,
+        connected(port) as stranger,
+        grpc.aio.secure_channel(f"localhost:{port}", tls) as channel,
+    ):
+        ask = channel.unary_unary(MODELS)
+        metadata = [("authorization", f"Bearer {keys.test}")]
+        assert await ask(b"", metadata=metadata)
+        await stranger.closed()
+        assert channel.get_state() == grpc.ChannelConnectivity.READY
+        assert await ask(b"", metadata=metadata)
+
+
+async def test_a_download_by_a_signed_link_needs_no_key_to_go_on(app: App, keys: Keys) -> None:
+    size = 8 * 1024 * 1024
+
+    async def pieces() -> AsyncIterator[UploadMediaRequest]:
+        yield UploadMediaRequest(content_type="audio/wav")
+        for _ in range(8):
+            yield UploadMediaRequest(chunk=bytes(size // 8))
+
+    async with serve(app, QUICK) as port:
+        async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+            metadata = [("authorization", f"Bearer {keys.test}")]
+            media = (await MediaServiceStub(channel).UploadMedia(pieces(), metadata=metadata)).media
+        # A connection of its own, and little that comes before it is read.
+        slow = [
+            ("grpc.use_local_subchannel_pool", 1),
+            ("grpc.http2.bdp_probe", 0),
+            ("grpc.http2.lookahead_bytes", 65536),
+        ]
+        async with grpc.aio.insecure_channel(f"127.0.0.1:{port}", options=slow) as channel:
+            link = DownloadMediaRequest(media_id=media.media_id, signature=media.url.partition("?")[2])
+            call = aiter(MediaServiceStub(channel).DownloadMedia(link))
+            assert (await anext(call)).media.media_id == media.media_id
+            async with connected(port) as later:
+                await later.closed()
+            assert sum([len(part.chunk) async for part in call]) == size
+
+
+async def test_above_all_connections_the_unused_go_and_newcomers_are_served(app: App, keys: Keys) -> None:
+    async with serve(app, ConnectionLimits(connections=8)) as port, many(port, 8) as clients:
+        for client in clients:
+            client.send(frames.hello())
+            client.call(keys.test)
+            await client.answered()
+        async with many(port, 2) as newcomers:
+            for client in newcomers:
+                client.send(frames.hello())
+                client.call(keys.test)
+                await client.answered()
+            for client in clients[:2]:
+                await client.closed()
+            for client in (*clients[2:], *newcomers):
+                client.call(keys.test, 3)
+                await client.answered(3)
+
+
+async def test_grpc_itself_refuses_what_comes_above_the_hard_limit_and_goes_on(app: App, keys: Keys) -> None:
+    limits = ConnectionLimits(connections=4, hard_connections=4)
+    async with serve(app, limits) as port, many(port, 4) as clients:
+        for client in clients:
+            client.send(frames.hello())
+            client.call(keys.test)
+            await client.answered()
+        async with connected(port) as one_more:
+            await one_more.closed()
+        clients[0].close()
+        async with asyncio.timeout(SOON):
+            while True:
+                try:
+                    async with connected(port) as next_one:
+                        next_one.send(frames.hello())
+                        next_one.call(keys.test)
+                        await next_one.answered()
+                        break
+                except (asyncio.IncompleteReadError, ConnectionError):
+                    await asyncio.sleep(0.05)
+
+
+async def test_what_comes_from_a_trusted_proxy_is_left_alone(app: App) -> None:
+    limits = replace(QUICK, per_address=2, trusted=(ip_network("127.0.0.9/32"), ip_network("::1")))
+    async with (
+        serve(app, limits) as port,
+        many(port, 5, source="127.0.0.9") as proxy,
+        connected(port) as stranger,
+    ):
+        await stranger.closed()
+        assert all(client.open for client in proxy)
+
+
+# --- the guard itself
+
+
+async def test_nothing_is_kept_of_connections_and_calls_that_have_ended() -> None:
+    guard = ConnectionGuard(ConnectionLimits(), 1000)
+
+    async def take(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read()
+        writer.close()
+
+    async with await asyncio.start_server(take, "127.0.0.1", 0) as server:
+        port = server.sockets[0].getsockname()[1]
+        async with guard.watch([port]):
+            async with many(port, 20):
+                await until(lambda: guard.count == 20)
+                for number in range(1000):
+                    guard.authenticated(f"ipv4:127.0.0.1:{number}")  # calls of those that were never seen
+            await until(lambda: guard.count == 0)
+            await until(lambda: not guard._calls and not guard._connections)
+        guard.authenticated("ipv4:127.0.0.1:1")
+        guard.reset("ipv4:127.0.0.1:1")
+        assert not guard._calls
+
+
+async def test_what_was_closed_is_said_in_one_line(app: App, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING, "pomelo.server"):
+        async with serve(app, QUICK) as port, many(port, 6) as clients:
+            for client in clients:
+                await client.closed()
+    said = [record.getMessage() for record in caplog.records if "gRPC connections" in record.getMessage()]
+    assert len(said) <= 2  # the first at once, the rest at the end
+    assert "without a key in time" in said[0]
+    assert "from 127.0.0.1" in said[0]
+
+
+async def test_where_the_system_shows_no_connections_one_line_says_so_and_calls_are_served(
+    app: App, keys: Keys, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "platform", "other")
+        guard = ConnectionGuard(ConnectionLimits(), 1000)
+        async with guard.watch([1]):
+            guard.authenticated("ipv4:127.0.0.1:1")
+            guard.received("ipv4:127.0.0.1:1", 5)
+            guard.reset("ipv4:127.0.0.1:1")
+            guard.ended("ipv4:127.0.0.1:1")
+            assert not guard._calls
+    assert sum("not guarded" in record.getMessage() for record in caplog.records) == 1
+
+
+def test_the_limits_of_a_process_with_few_descriptors_are_smaller() -> None:
+    assert ConnectionLimits().within(1 << 20) == ConnectionLimits()
+    small = ConnectionLimits().within(256)
+    assert (small.connections, small.hard_connections) == (32, 64)
+
+
+def test_a_program_may_raise_its_limit_of_descriptors_to_what_the_system_allows() -> None:
+    code = """
+import resource
+hard = min(resource.getrlimit(resource.RLIMIT_NOFILE)[1], 4000)
+resource.setrlimit(resource.RLIMIT_NOFILE, (256, hard))
+from pomelo import descriptors
+assert descriptors.limit() == 256
+assert descriptors.raise_limit() == hard == descriptors.limit()
+assert resource.getrlimit(resource.RLIMIT_NOFILE) == (hard, hard)
+assert descriptors.raise_limit() == hard
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -1,0 +1,74 @@
+"""Connections that nobody uses, at their full number and for their full time; the small size is in tests/faults."""
+
+import asyncio
+import socket
+import subprocess
+import time
+from contextlib import ExitStack, suppress
+from pathlib import Path
+
+import pytest
+
+from pomelo import descriptors
+from tests.faults import frames
+from tests.faults.bystanders import connections, good_callers
+from tests.integration.commands import staying
+from tests.ports import free_port
+from tests.serving import serve
+
+COUNT = 1_500
+
+
+@pytest.mark.parametrize("sent", [b"", frames.hello(), frames.PREFACE[:5]], ids=["silent", "preface", "half"])
+async def test_connections_without_a_key_are_gone_within_ten_seconds(folder: Path, sent: bytes) -> None:
+    assert descriptors.raise_limit() > COUNT
+    async with serve(folder) as served:
+        with ExitStack() as stack:
+            async with good_callers(served) as callers:
+                for number in range(COUNT):
+                    with suppress(ConnectionError):
+                        silent = stack.enter_context(
+                            socket.create_connection(("127.0.0.1", served.grpc_port))
+                        )
+                        silent.sendall(sent)
+                    if number % 25 == 0:
+                        await asyncio.sleep(0)
+                opened = time.monotonic()
+                while (
+                    await asyncio.to_thread(connections, served.pid, served.grpc_port) > 3
+                ):  # the good callers'
+                    assert time.monotonic() - opened < 12
+                    await asyncio.sleep(0.2)
+            callers.check()
+
+
+async def test_tls_handshakes_that_never_end_are_gone_within_ten_seconds(folder: Path) -> None:
+    command = [
+        "openssl",
+        "req",
+        "-x509",
+        "-newkey",
+        "ec",
+        "-pkeyopt",
+        "ec_paramgen_curve:prime256v1",
+        "-nodes",
+    ]
+    command += ["-keyout", "key.pem", "-out", "cert.pem", "-subj", "/CN=localhost"]
+    await asyncio.to_thread(subprocess.run, command, cwd=folder, check=True, capture_output=True)
+    assert descriptors.raise_limit() > COUNT
+    port = free_port()
+    variables = {"POMELO_TLS_CERT": str(folder / "cert.pem"), "POMELO_TLS_KEY": str(folder / "key.pem")}
+    variables |= {"POMELO_REST": "", "POMELO_GRPC": f"127.0.0.1:{port}"}
+    async with staying(folder, "serve", **variables) as running:
+        await running.until("gRPC")
+        with ExitStack() as stack:
+            for number in range(COUNT):
+                with suppress(ConnectionError):
+                    half = stack.enter_context(socket.create_connection(("127.0.0.1", port)))
+                    half.sendall(b"\x16\x03\x01\x02\x00\x01" if number % 2 else b"")
+                if number % 25 == 0:
+                    await asyncio.sleep(0)
+            opened = time.monotonic()
+            while await asyncio.to_thread(connections, running.process.pid, port):
+                assert time.monotonic() - opened < 12
+                await asyncio.sleep(0.2)

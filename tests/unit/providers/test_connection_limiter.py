@@ -1,0 +1,290 @@
+"""Connections to a vendor's host: shares, queues, waits."""
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable
+from typing import Any
+
+import pytest
+
+from pomelo.errors import PomeloError, Replay
+from pomelo.providers.connections import LIMIT, MAX_WAIT, ConnectionLimiter
+
+HOST = "vendor:443"
+PATIENT = 5.0
+"""A wait that no test comes to the end of."""
+
+
+async def at_once(work: Awaitable[Any]) -> bool:
+    """Whether it is done without waiting for anything."""
+    task = asyncio.ensure_future(work)
+    for _ in range(3):
+        await asyncio.sleep(0)
+    if task.done():
+        await task
+        return True
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+    return False
+
+
+async def refused_at_once(limiter: ConnectionLimiter, account: str) -> bool:
+    """Whether a call is refused without waiting for anything."""
+    try:
+        await at_once(limiter.acquire(HOST, account))
+    except PomeloError:
+        return True
+    return False
+
+
+async def fill(limiter: ConnectionLimiter, account: str, host: str = HOST) -> int:
+    """An account takes all that it can; how many that is."""
+    number = 0
+    while await at_once(limiter.acquire(host, account)):
+        number += 1
+    return number
+
+
+async def wait_until(limiter: ConnectionLimiter, waiting: int) -> None:
+    """Returns when so many calls wait."""
+    async with asyncio.timeout(PATIENT):
+        while limiter.waiting != waiting:  # noqa: ASYNC110 - a count has no event
+            await asyncio.sleep(0)
+
+
+def queued(limiter: ConnectionLimiter, account: str, order: list[str], name: str) -> "asyncio.Task[None]":
+    """A call that writes its name into `order` when it has its connection."""
+
+    async def call() -> None:
+        await limiter.acquire(HOST, account)
+        order.append(name)
+
+    return asyncio.create_task(call())
+
+
+def idle(limiter: ConnectionLimiter) -> bool:
+    """Whether nothing is held."""
+    return not limiter.in_use and not limiter.waiting and not limiter._hosts
+
+
+@pytest.mark.parametrize("limit", [2, 3, 4, 8, 16, LIMIT])
+async def test_one_account_leaves_room_for_another_and_no_account_takes_the_last_connection(
+    limit: int,
+) -> None:
+    limiter = ConnectionLimiter(limit, max_wait=PATIENT)
+    alone = await fill(limiter, "a")
+    assert alone < limit
+    assert alone >= limit * 3 // 4 or limit < 4
+    assert await at_once(limiter.acquire(HOST, "b"))
+    assert not await at_once(limiter.acquire(HOST, "a"))
+
+
+async def test_the_largest_plan_fits_into_one_accounts_share() -> None:
+    assert await fill(ConnectionLimiter(), "a") >= 200
+
+
+async def test_several_accounts_leave_room_for_one_more() -> None:
+    limiter = ConnectionLimiter(LIMIT, max_wait=PATIENT)
+    taken = [await fill(limiter, f"account {number}") for number in range(8)]
+    assert min(taken) >= 2
+    assert taken[1] > 20, "a second large account need not wait for the first"
+    assert limiter.in_use < LIMIT
+    assert await at_once(limiter.acquire(HOST, "one more"))
+
+
+async def test_the_only_connection_is_taken_in_turn() -> None:
+    limiter = ConnectionLimiter(1, max_wait=PATIENT)
+    await limiter.acquire(HOST, "a")
+    order: list[str] = []
+    calls = [queued(limiter, account, order, account) for account in ("a", "b")]
+    await wait_until(limiter, 2)
+    limiter.release(HOST, "a")
+    await calls[0]
+    limiter.release(HOST, "a")
+    await calls[1]
+    limiter.release(HOST, "b")
+    assert order == ["a", "b"]
+    assert idle(limiter)
+
+
+async def test_hosts_do_not_share_connections() -> None:
+    limiter = ConnectionLimiter(4, max_wait=PATIENT)
+    assert await fill(limiter, "a", "one:443") == await fill(limiter, "a", "two:443")
+
+
+async def test_a_call_waits_for_a_connection_of_its_own_account() -> None:
+    limiter = ConnectionLimiter(4, max_wait=PATIENT)
+    number = await fill(limiter, "a")
+    limiter_waited = limiter.waited
+    order: list[str] = []
+    call = queued(limiter, "a", order, "next")
+    await wait_until(limiter, 1)
+    limiter.release(HOST, "a")
+    await call
+    assert limiter.in_use == number
+    assert limiter.waited == limiter_waited + 1
+    assert limiter.refused == 0
+
+
+async def test_calls_of_one_account_are_served_in_order_and_accounts_in_turn() -> None:
+    limiter = ConnectionLimiter(3, max_wait=PATIENT)
+    for account in ("x", "y", "z"):
+        await limiter.acquire(HOST, account)
+    order: list[str] = []
+    calls = []
+    for name in ("a1", "a2", "a3", "b1", "b2", "c1"):
+        calls.append(queued(limiter, name[0], order, name))
+        await wait_until(limiter, len(calls))
+    holders = ["x", "y", "z"]
+    while len(order) < 6:
+        before = len(order)
+        limiter.release(HOST, holders.pop(0))
+        for _ in range(3):
+            await asyncio.sleep(0)
+        holders += [name[0] for name in order[before:]]
+    assert [name for name in order if name[0] == "a"] == ["a1", "a2", "a3"]
+    assert order[:3] == ["a1", "b1", "c1"]
+    for holder in holders:
+        limiter.release(HOST, holder)
+    assert idle(limiter)
+
+
+async def test_a_later_call_does_not_overtake_those_that_wait() -> None:
+    limiter = ConnectionLimiter(4, max_wait=PATIENT)
+    await fill(limiter, "a")
+    order: list[str] = []
+    first = queued(limiter, "a", order, "first")
+    await wait_until(limiter, 1)
+    limiter.release(HOST, "a")
+    second = queued(limiter, "a", order, "second")
+    await first
+    await wait_until(limiter, 1)
+    assert order == ["first"]
+    limiter.release(HOST, "a")
+    await second
+
+
+async def test_the_wait_is_bounded_and_ends_in_overloaded_before_anything_is_held() -> None:
+    limiter = ConnectionLimiter(1, max_wait=0.05)
+    await limiter.acquire(HOST, "a")
+    began = time.monotonic()
+    with pytest.raises(PomeloError) as raised:
+        await limiter.acquire(HOST, "b")
+    assert 0.04 <= time.monotonic() - began < 0.5
+    error = raised.value
+    assert (error.code, error.retry_after, error.replay) == ("overloaded", 1, Replay.ELSEWHERE)
+    assert error.row.http == 503
+    assert (limiter.in_use, limiter.waiting, limiter.waited, limiter.refused) == (1, 0, 1, 1)
+    limiter.release(HOST, "a")
+    assert idle(limiter)
+
+
+def test_the_default_wait_is_two_seconds_at_most() -> None:
+    assert MAX_WAIT <= 2.0
+
+
+async def test_the_queue_is_bounded_in_all_and_for_each_account() -> None:
+    limiter = ConnectionLimiter(1, max_wait=PATIENT, max_waiting=5, max_account_waiting=2)
+    await limiter.acquire(HOST, "holder")
+    order: list[str] = []
+    calls = [queued(limiter, account, order, account) for account in ("a", "a", "b", "b", "c")]
+    await wait_until(limiter, 5)
+    for account in ("a", "c", "d"):
+        assert await refused_at_once(limiter, account)
+    for call in calls:
+        call.cancel()
+    await asyncio.gather(*calls, return_exceptions=True)
+    assert limiter.waiting == 0
+    again = [queued(limiter, "a", order, "a") for _ in range(2)]
+    await wait_until(limiter, 2)
+    assert await refused_at_once(limiter, "a")
+    for call in again:
+        call.cancel()
+    await asyncio.gather(*again, return_exceptions=True)
+    limiter.release(HOST, "holder")
+    assert idle(limiter)
+
+
+async def test_a_caller_who_leaves_is_out_of_the_queue_at_once_and_the_next_is_served() -> None:
+    limiter = ConnectionLimiter(1, max_wait=PATIENT)
+    await limiter.acquire(HOST, "a")
+    order: list[str] = []
+    leaving, staying = queued(limiter, "b", order, "leaving"), queued(limiter, "b", order, "staying")
+    await wait_until(limiter, 2)
+    leaving.cancel()
+    await asyncio.gather(leaving, return_exceptions=True)
+    assert limiter.waiting == 1
+    limiter.release(HOST, "a")
+    await staying
+    assert order == ["staying"]
+    limiter.release(HOST, "b")
+    assert idle(limiter)
+
+
+@pytest.mark.parametrize("first", ["leave", "grant"])
+async def test_who_leaves_in_the_moment_of_its_turn_holds_nothing(first: str) -> None:
+    limiter = ConnectionLimiter(1, max_wait=PATIENT)
+    await limiter.acquire(HOST, "a")
+    order: list[str] = []
+    leaving, staying = queued(limiter, "b", order, "leaving"), queued(limiter, "c", order, "staying")
+    await wait_until(limiter, 2)
+    if first == "leave":
+        leaving.cancel()
+        limiter.release(HOST, "a")
+    else:
+        limiter.release(HOST, "a")
+        leaving.cancel()
+    await asyncio.gather(leaving, return_exceptions=True)
+    await asyncio.wait_for(staying, PATIENT)
+    assert order == ["staying"]
+    limiter.release(HOST, "c")
+    assert idle(limiter)
+
+
+async def test_many_calls_of_many_accounts_leave_nothing_behind() -> None:
+    limiter = ConnectionLimiter(5, max_wait=0.02)
+    most = 0
+
+    async def call(account: str, number: int) -> str:
+        nonlocal most
+        try:
+            async with asyncio.timeout(0.01 if number % 7 == 0 else PATIENT):
+                await limiter.acquire(HOST, account)
+                most = max(most, limiter.in_use)
+                try:
+                    await asyncio.sleep(0.001 * (number % 5))
+                finally:
+                    limiter.release(HOST, account)
+        except TimeoutError:
+            return "left"
+        except PomeloError as error:
+            return error.code
+        return "ok"
+
+    told = await asyncio.gather(*[call(f"account {n % 6}", n) for n in range(300)])
+    assert set(told) <= {"ok", "left", "overloaded"}
+    assert told.count("ok") > 5
+    assert most <= 5
+    assert limiter.refused == told.count("overloaded") > 0
+    assert idle(limiter)
+
+
+async def test_waits_and_refusals_are_one_log_line_in_a_while(caplog: pytest.LogCaptureFixture) -> None:
+    now = 100.0
+    limiter = ConnectionLimiter(1, max_wait=0.001, clock=lambda: now)
+    await limiter.acquire(HOST, "holder")
+    for _ in range(20):
+        with pytest.raises(PomeloError):
+            await limiter.acquire(HOST, "acme")
+    assert len(caplog.records) == 1
+    now += 11
+    with pytest.raises(PomeloError):
+        await limiter.acquire(HOST, "acme")
+    assert len(caplog.records) == 2
+    line = caplog.records[1].getMessage()
+    assert caplog.records[1].levelno == logging.WARNING
+    assert all(
+        part in line for part in (HOST, "1 of 1 in use", "account acme", "POMELO_UPSTREAM_CONNECTIONS")
+    )
+    assert "20 waited and 20 were refused" in line

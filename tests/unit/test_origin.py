@@ -1,0 +1,91 @@
+"""Where a gRPC call comes from: what a gateway says counts only with its proof."""
+
+import logging
+
+import pytest
+
+from pomelo.origin import ADDRESS_KEY, PROOF_KEY, WIRE_KEY, GatewayProof, Origin, peer_address
+
+PEER = "ipv4:192.0.2.7:5000"
+OURS = GatewayProof(b"k" * 32)
+BEARER = "Bearer pml_test_x"
+
+
+def sent(wire: str = "rest", address: str = "203.0.113.9", key: str = BEARER) -> dict[str, str]:
+    """The metadata of a call through a gateway."""
+    return {**dict(OURS.metadata(wire, address, key)), **({"authorization": key} if key else {})}
+
+
+def test_a_proven_gateway_speaks_for_its_caller() -> None:
+    for wire in ("rest", "grpc"):
+        for address in ("203.0.113.9", "2001:db8::1", "fe80::1%eth0", ""):
+            for key in (BEARER, ""):
+                assert OURS.origin(sent(wire, address, key), PEER) == Origin(True, True, wire, address)
+
+
+def test_a_caller_is_no_gateway() -> None:
+    assert OURS.origin({"authorization": BEARER}, PEER) == Origin(False, False, "grpc", "192.0.2.7")
+    alone = {PROOF_KEY: sent()[PROOF_KEY], ADDRESS_KEY: "203.0.113.9"}
+    assert OURS.origin(alone, PEER) == Origin(False, False, "grpc", "192.0.2.7")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {PROOF_KEY: "0" * 64},
+        {PROOF_KEY: ""},
+        {PROOF_KEY: "é"},
+        {ADDRESS_KEY: "198.51.100.1"},
+        {WIRE_KEY: "grpc"},
+        {WIRE_KEY: "rest\n203"},
+        {"authorization": "Bearer another"},
+    ],
+)
+def test_metadata_that_differs_from_what_was_proven_is_not_believed(change: dict[str, str]) -> None:
+    assert OURS.origin(sent() | change, PEER) == Origin(True, False, "grpc", "192.0.2.7")
+
+
+@pytest.mark.parametrize("missing", [PROOF_KEY, ADDRESS_KEY, "authorization"])
+def test_metadata_of_which_something_was_left_out_is_not_believed(missing: str) -> None:
+    left = {name: value for name, value in sent().items() if name != missing}
+    assert OURS.origin(left, PEER) == Origin(True, False, "grpc", "192.0.2.7")
+
+
+def test_another_secret_proves_nothing_and_is_logged_without_the_key(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    for server in (GatewayProof(b"x" * 32), GatewayProof()):
+        caplog.clear()
+        assert server.origin(sent(), PEER) == Origin(True, False, "grpc", "192.0.2.7")
+        (record,) = caplog.records
+        assert (record.name, record.levelno) == ("pomelo.server", logging.WARNING)
+        assert "POMELO_SECRET" in record.getMessage()
+        assert "192.0.2.7" in record.getMessage()
+        assert "pml_" not in record.getMessage()
+
+
+def test_a_gateway_without_the_secret_claims_no_address_and_is_not_logged(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    metadata = GatewayProof().metadata("rest", "203.0.113.9", BEARER)
+    assert metadata == [(WIRE_KEY, "rest")]
+    assert OURS.origin(dict(metadata), PEER) == Origin(True, False, "grpc", "192.0.2.7")
+    assert not caplog.records
+
+
+@pytest.mark.parametrize(
+    ("peer", "address"),
+    [
+        ("ipv4:192.0.2.7:5000", "192.0.2.7"),
+        ("ipv6:[2001:db8::1]:5000", "2001:db8::1"),
+        ("ipv6:%5B2001:db8::1%5D:5000", "2001:db8::1"),
+        ("ipv6:%5Bfe80::1%25eth0%5D:5000", "fe80::1%eth0"),
+        ("ipv6:%5B::ffff:192.0.2.7%5D:5000", "::ffff:192.0.2.7"),
+        ("unix:", ""),
+        ("unix:/run/pomelo.sock", ""),
+        ("", ""),
+        ("unknown", ""),
+    ],
+)
+def test_the_address_of_a_peer_is_read_as_grpc_writes_it(peer: str, address: str) -> None:
+    assert peer_address(peer) == address

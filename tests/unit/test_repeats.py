@@ -1,0 +1,45 @@
+"""The answers that are kept for an Idempotency-Key, and the media that belong to them."""
+
+import time
+from pathlib import Path
+
+import pytest
+
+from pomelo import repeats
+from pomelo.errors import PomeloError
+from pomelo.gen.v1.media_pb2 import ResponseFormat
+from pomelo.gen.v1.task_pb2 import TaskResult
+from pomelo.media import MediaStore
+from pomelo.stores.ledger import REPLAY_SECONDS
+
+UNASKED = ResponseFormat.RESPONSE_FORMAT_UNSPECIFIED
+
+
+def answer(media: MediaStore, data: bytes = b"ID3 a sound") -> TaskResult:
+    """The result of a speech task whose sound was stored."""
+    result = TaskResult(id="speech_1", model="eleven-labs-tts")
+    with media.writer("ann/live", "audio/mpeg") as writer:
+        writer.write(data)
+        result.speech.media.CopyFrom(writer.commit())
+    result.speech.data = data
+    return result
+
+
+def test_a_medium_outlives_the_answer_that_it_belongs_to(tmp_path: Path) -> None:
+    media = MediaStore(tmp_path / "media", b"s" * 32)
+    result = answer(media)
+    repeats.kept(result, UNASKED, media, stream=False)
+    # The answer lives from its settlement on, a little later than it is kept here.
+    path, _ = media.find(result.speech.media.media_id, "ann/live")
+    lives = path.stat().st_mtime + media.lifetime - time.time()
+    assert REPLAY_SECONDS + 30 < lives <= REPLAY_SECONDS + 60
+
+
+def test_a_kept_answer_comes_back_to_its_owner_alone(tmp_path: Path) -> None:
+    media = MediaStore(tmp_path / "media", b"s" * 32)
+    kept = repeats.kept(answer(media), UNASKED, media, stream=False)
+    assert repeats.again(kept, UNASKED, "ann/live", media, stream=False).speech.data == b"ID3 a sound"
+    for other in ("ann/test", "bob/live"):
+        with pytest.raises(PomeloError) as error:
+            repeats.again(kept, UNASKED, other, media, stream=False)
+        assert error.value.code == "store_unavailable"
