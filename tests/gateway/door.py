@@ -128,6 +128,7 @@ class Door:
     player: Player
     media: MediaStore
     http: aiohttp.ClientSession
+    services: Services
     headers: dict[str, str] = field(default_factory=lambda: {"Authorization": f"Bearer {KEY}"})
 
     @property
@@ -204,4 +205,4 @@ async def open_door(
             open_rest(services, GatewayOptions(**options), "127.0.0.1", 0, tls, healthy=healthy)
         )
         http = await stack.enter_async_context(aiohttp.ClientSession())
-        yield Door(host, port, player, media, http)
+        yield Door(host, port, player, media, http, services)
