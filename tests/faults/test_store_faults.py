@@ -24,6 +24,7 @@ from redis import exceptions as errors
 
 from pomelo.admission import admit
 from pomelo.app import App, open_app
+from pomelo.breaker import CircuitBreaker
 from pomelo.gen.v1 import admin_service_pb2 as pb
 from pomelo.gen.v1.admin_service_pb2_grpc import AdminServiceStub
 from pomelo.routing import Router
