@@ -45,8 +45,8 @@ from pomelo.providers.registry import Registry
 from pomelo.providers.registry import read as read_registry
 from pomelo.routing import Router
 from pomelo.server.admin import AdminServicer
-from pomelo.server.calls import CallLimits
 from pomelo.server.connections import ConnectionLimits
+from pomelo.server.limits import CallLimits
 from pomelo.server.main import ServerOptions, open_admin, open_server
 from pomelo.service import Services
 from pomelo.settings import Settings, SettingsError, is_loopback

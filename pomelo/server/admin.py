@@ -16,7 +16,9 @@ from pomelo.gen.v1 import admin_service_pb2 as pb
 from pomelo.gen.v1.admin_service_pb2_grpc import AdminServiceServicer
 from pomelo.metering.audit import audit
 from pomelo.metering.usage import UsageDesk
-from pomelo.server.servicers import Rpc, Running, answering
+from pomelo.server.calls import answering
+from pomelo.server.limits import Running
+from pomelo.server.rpc import Rpc
 from pomelo.stores.base import DEFAULT_ACCOUNT, KeyRecord, Store, UnknownAccountError
 
 

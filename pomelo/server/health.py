@@ -11,7 +11,8 @@ from typing import Any
 from grpc_health.v1 import health_pb2
 
 from pomelo.errors import PomeloError
-from pomelo.server.calls import Rpc, keyless
+from pomelo.server.calls import keyless
+from pomelo.server.rpc import Rpc
 
 SERVICE = "grpc.health.v1.Health"
 

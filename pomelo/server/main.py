@@ -32,8 +32,9 @@ from pomelo.gen.v1 import (
 from pomelo.gen.v1.admin_service_pb2_grpc import AdminServiceServicer, add_AdminServiceServicer_to_server
 from pomelo.origin import GatewayProof
 from pomelo.server import health
-from pomelo.server.calls import CallLimits, Connections, FrontEnd, Running
+from pomelo.server.calls import FrontEnd
 from pomelo.server.connections import ConnectionGuard, ConnectionLimits
+from pomelo.server.limits import CallLimits, Connections, Running
 from pomelo.server.servicers import (
     AccountServicer,
     MediaServicer,

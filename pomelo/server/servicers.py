@@ -16,12 +16,8 @@ from pomelo.gen.v1 import account_service_pb2 as account_pb
 from pomelo.gen.v1 import media_service_pb2 as media_pb
 from pomelo.gen.v1 import model_service_pb2 as model_pb
 from pomelo.gen.v1.task_service_pb2 import RunTaskRequest, RunTaskResponse, StreamTaskRequest
-from pomelo.server.calls import AnyConnections as AnyConnections
-from pomelo.server.calls import Connections as Connections
-from pomelo.server.calls import Rpc as Rpc
-from pomelo.server.calls import Running as Running
-from pomelo.server.calls import answering as answering
 from pomelo.server.calls import keyless
+from pomelo.server.rpc import Rpc
 from pomelo.service import AccountService, MediaService, ModelService, TaskService
 
 MAX_CHUNK = 1024 * 1024

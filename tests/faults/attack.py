@@ -19,6 +19,7 @@ MIB = 1024 * 1024
 CHECK = "/grpc.health.v1.Health/Check"
 WATCH = "/grpc.health.v1.Health/Watch"
 REFLECTION = "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo"
+LIST_MODELS = "/pomelo.v1.ModelService/ListModels"
 RUN_TASK = "/pomelo.v1.TaskService/RunTask"
 UPLOAD = "/pomelo.v1.MediaService/UploadMedia"
 DOWNLOAD = "/pomelo.v1.MediaService/DownloadMedia"
@@ -121,6 +122,14 @@ class Attack:
             self.calls.append((connection, call))
             if data:
                 self._sending.append(asyncio.ensure_future(connection.send(call, data, end=end)))
+
+    async def show(self, key: str) -> None:
+        """Shows a good key on each connection, by a call that is answered: the guard of connections leaves
+        them to the limits of calls then."""
+        for connection in self._connections:
+            call = connection.begin(LIST_MODELS, [("authorization", f"Bearer {key}")])
+            await connection.send(call, http2.prefixed(b""), end=True)
+            await connection.over(call)
 
     async def over(self) -> None:
         """Returns when every call is over."""

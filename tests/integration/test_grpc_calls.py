@@ -38,7 +38,7 @@ from pomelo.gen.v1.task_service_pb2 import RunTaskRequest, StreamTaskRequest
 from pomelo.gen.v1.task_service_pb2_grpc import TaskServiceStub
 from pomelo.inflight import InFlight, InFlightLimits
 from pomelo.origin import GatewayProof
-from pomelo.server.calls import CallLimits
+from pomelo.server.limits import CallLimits
 from pomelo.server.main import Server, ServerOptions, open_server
 from pomelo.testing import Answer, FaultUpstream, Gate
 from tests.conftest import Keys

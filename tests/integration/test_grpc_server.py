@@ -28,7 +28,7 @@ from pomelo.gen.v1.task_service_pb2 import RunTaskRequest, StreamTaskRequest
 from pomelo.gen.v1.task_service_pb2_grpc import TaskServiceStub
 from pomelo.metering.usage import UsageDesk
 from pomelo.server.admin import AdminServicer
-from pomelo.server.calls import CallLimits
+from pomelo.server.limits import CallLimits
 from pomelo.server.main import ServerOptions, open_admin, open_server
 from pomelo.testing import Answer, FaultUpstream, Gate
 from tests.conftest import Keys

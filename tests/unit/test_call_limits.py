@@ -1,0 +1,88 @@
+"""Places for calls without a key: few, and nobody keeps one from the others."""
+
+import asyncio
+import time
+
+import pytest
+
+from pomelo.errors import PomeloError
+from pomelo.server.limits import NewestFirst, Pool
+
+
+async def settle() -> None:
+    """Lets everything run that can."""
+    for _ in range(5):
+        await asyncio.sleep(0)
+
+
+def test_a_pool_refuses_who_comes_above_its_limit() -> None:
+    pool = Pool(1)
+    with pool.place():
+        with pytest.raises(PomeloError, match="more requests") as caught, pool.place():
+            pass
+        assert caught.value.code == "overloaded"
+    with pool.place():
+        assert pool.count == 1
+
+
+async def test_who_is_slow_keeps_a_place_until_somebody_waits() -> None:
+    places = NewestFirst(1, patience=0.1)
+    ended: list[str] = []
+
+    async def slow(name: str) -> None:
+        try:
+            async with places.place():
+                await asyncio.Event().wait()
+        except PomeloError as error:
+            ended.append(f"{name} {error.code}")
+
+    first = asyncio.ensure_future(slow("first"))
+    await asyncio.sleep(0.2)
+    assert not ended, "nobody waits"
+    second = asyncio.ensure_future(slow("second"))
+    await first
+    assert ended == ["first overloaded"]
+    began = time.monotonic()
+    async with places.place():
+        assert ended == ["first overloaded", "second overloaded"]
+        assert time.monotonic() - began < 1.0
+    await second
+
+
+async def test_the_newest_is_next_and_who_stops_waiting_holds_up_nobody() -> None:
+    places = NewestFirst(1, patience=10)
+    order: list[int] = []
+
+    async def quick(number: int) -> None:
+        async with places.place():
+            order.append(number)
+
+    async with places.place():
+        waiting = []
+        for number in range(4):
+            waiting.append(asyncio.ensure_future(quick(number)))
+            await settle()
+        waiting[3].cancel()
+        await settle()
+    await asyncio.gather(*waiting, return_exceptions=True)
+    assert order == [2, 1, 0]
+    async with places.place():
+        pass  # the place is free again
+
+
+async def test_beyond_two_hundred_the_oldest_stops_waiting() -> None:
+    places = NewestFirst(1, patience=10)
+
+    async def wait() -> str:
+        try:
+            async with places.place():
+                return "ok"
+        except PomeloError as error:
+            return error.code
+
+    async with places.place():
+        waiting = [asyncio.ensure_future(wait()) for _ in range(203)]
+        await settle()
+    results = await asyncio.gather(*waiting)
+    assert results[:3] == ["overloaded"] * 3
+    assert set(results[3:]) == {"ok"}
