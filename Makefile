@@ -1,12 +1,16 @@
 # `make serve` runs Pomelo, `make test` checks everything that CI checks. Both need Python 3.11 or later
-# and make, install the rest into .venv, and use uv where it is there.
+# and make, and install the rest into .venv: what uv.lock pins, by its hashes, with uv where it is there.
 
 PYTHON ?= python3
 BIN := .venv/bin
+# Only what is pinned, and only if its hash is right; then Pomelo itself, built with what was installed.
+PIP = $(BIN)/pip install --quiet --disable-pip-version-check --no-deps
+INSTALL = $(PYTHON) -m venv .venv && $(PIP) --require-hashes --requirement $(1) && \
+	$(PIP) --no-build-isolation --editable .
 BASE ?= main
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: serve test lint proto unit load crash gen clean
+.PHONY: serve test lint proto unit load crash gen lock clean
 
 serve: .venv/.serve
 	@exec pomelo serve
@@ -37,16 +41,20 @@ load: .venv/.dev
 gen: .venv/.dev
 	python proto/generate.py
 
+# After a change of dependencies in pyproject.toml. Without uv, only the files for pip are made anew.
+lock:
+	@if command -v uv >/dev/null; then uv lock; fi
+	$(PYTHON) deploy/export.py
+
 clean:
 	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache .schemathesis
 
-.venv/.serve: pyproject.toml uv.lock
+.venv/.serve: pyproject.toml uv.lock deploy/requirements.txt
 	@if command -v uv >/dev/null; then uv sync --quiet --frozen --no-dev --inexact; else \
-	  $(PYTHON) -m venv .venv && $(BIN)/pip install --quiet --disable-pip-version-check --editable .; fi
+	  $(call INSTALL,deploy/requirements.txt); fi
 	@touch $@
 
-.venv/.dev: pyproject.toml uv.lock
+.venv/.dev: pyproject.toml uv.lock deploy/requirements-dev.txt
 	@if command -v uv >/dev/null; then uv sync --quiet --frozen; else \
-	  $(PYTHON) -m venv .venv && $(BIN)/pip install --quiet --disable-pip-version-check 'pip>=25.1' && \
-	  $(BIN)/pip install --quiet --editable . --group dev; fi
+	  $(call INSTALL,deploy/requirements-dev.txt); fi
 	@touch $@ .venv/.serve

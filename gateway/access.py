@@ -38,6 +38,6 @@ def trust(request: web.Request, owner: Hashable) -> None:
 
 
 def address_of(request: web.Request) -> str:
-    """The address that a request came from."""
+    """What counts as the address that a request came from."""
     connection = request.protocol
-    return connection.slot.address if isinstance(connection, Connection) else ""
+    return str(connection.slot.group) if isinstance(connection, Connection) else ""

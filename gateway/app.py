@@ -115,7 +115,7 @@ async def open_rest(
             ConnectionLimits(
                 most=fit(options.max_connections),
                 address=options.max_untrusted,
-                grace=options.untrusted_grace,
+                grace=options.untrusted_grace * (1 if ssl_context is None else 3),
                 life=options.untrusted_timeout,
             )
         )

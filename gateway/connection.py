@@ -34,6 +34,9 @@ MAX_HEAD = 32 * 1024
 MAX_STRANGE = 4
 """Answers without a good key that an untrusted connection gets before it is closed."""
 
+LEAST_RATE = 1024
+"""Bytes a second that a client must take of an answer, over the time in which it must take something."""
+
 _LINE = 8190
 _HEADERS = 128
 _AHEAD = 2
@@ -56,8 +59,8 @@ class Patience:
     """How long a client is waited for, in seconds.
 
     `head` is what a request's head may take from its first byte (or from connecting); `stall` the time in
-    which a client that we write to must take at least something; `idle` the time between two requests;
-    `linger` how long the rest of a refused body is thrown away.
+    which a client that we write to must take its share of an answer, at `LEAST_RATE`; `idle` the time between
+    two requests; `linger` how long the rest of a refused body is thrown away.
     """
 
     head: float
@@ -155,6 +158,9 @@ class Connection(web.RequestHandler):
         wire = self._wire
         if wire is None:
             return
+        if self.slot.owner is not None:
+            self.force_close()  # once what was written has gone out
+            return
         request = self._current_request
         due = self._head_timer is not None or self._request_count > self._finished
         if told and due and (request is None or not request.writer.output_size):
@@ -198,6 +204,12 @@ class Connection(web.RequestHandler):
             wire.close()
         if wire.get_write_buffer_size():
             self._watch(wire.get_write_buffer_size())
+
+    async def shutdown(self, timeout: float | None = 15.0) -> None:  # noqa: ASYNC109 - it is aiohttp's
+        """Ends the connection in good order; see aiohttp."""
+        if self._discards and self._wire is not None:
+            self._wire.abort()
+        await super().shutdown(timeout)
 
     # --- bytes
 
@@ -245,7 +257,7 @@ class Connection(web.RequestHandler):
             if data:
                 self._head_size += len(data)
                 if self._head_size > MAX_HEAD:
-                    self._dismiss(_raw_answer(PomeloError("invalid_body", _UNREADABLE)))
+                    self._refuse_head()
                     return
                 self._connections.hears(self.slot)
                 if self._head_timer is None:
@@ -255,6 +267,13 @@ class Connection(web.RequestHandler):
             self._head_timer = None
             self._head_size = 0
             self.slot.heard = None
+
+    def _refuse_head(self) -> None:
+        if self._request_count > self._finished:
+            assert self._wire is not None
+            self._wire.abort()  # an answer is on its way, which another one would break
+        else:
+            self._dismiss(_raw_answer(PomeloError("invalid_body", _UNREADABLE)))
 
     def _waits(self) -> bool:
         """Whether the client's next request is waited for."""
@@ -289,7 +308,7 @@ class Connection(web.RequestHandler):
         if self._wire is None:
             return
         left = self._wire.get_write_buffer_size()
-        if left < before:
+        if before - left >= min(before, self._patience.stall * LEAST_RATE):
             self._watch(left)
         else:
             self._wire.abort()

@@ -25,7 +25,7 @@ End = Callable[[bool], None]
 class ConnectionLimits:
     """`most` connections in all, and `reserve` beyond them that are only told so. An untrusted one ends after
     `life` seconds. Of those of one address `address` stay; others end when a request has begun to arrive and
-    is not whole `grace` seconds later, or, once 7/8 of all places are taken, `grace` seconds after it began.
+    is not whole `grace` seconds later, or, once 7/8 of all places are taken, `grace` seconds after they came.
     """
 
     most: int = 4096
@@ -44,7 +44,6 @@ class Slot:
     """
 
     __slots__ = (
-        "address",
         "busy",
         "end",
         "group",
@@ -57,8 +56,7 @@ class Slot:
         "waiting",
     )
 
-    def __init__(self, address: str, group: Hashable, end: End) -> None:
-        self.address = address
+    def __init__(self, group: Hashable, end: End) -> None:
         self.group = group
         self.end = end
         self.owner: Hashable = None
@@ -135,7 +133,6 @@ class Connections:
         """Connections beside the slots that only wait for their client to take the last answer."""
         self._loop = asyncio.get_running_loop()
         self._trusted: dict[Slot, None] = {}
-        self._accepted: dict[Slot, None] = {}  # and not begun
         self._untrusted: dict[Slot, None] = {}  # by `since`
         self._addresses = Groups()
         self._crowded: set[Hashable] = set()
@@ -145,11 +142,11 @@ class Connections:
         self._timer: asyncio.TimerHandle | None = None
 
     def __len__(self) -> int:
-        return len(self._trusted) + len(self._untrusted) + len(self._accepted) - len(self._surplus)
+        return len(self._trusted) + len(self._untrusted) - len(self._surplus)
 
     def open(self, address: str, end: End) -> Slot:
         """A place for a new connection, which may end others; `end` may be replaced while it is open."""
-        slot = Slot(address, group_of(address), end)
+        slot = Slot(group_of(address), end)
         if len(self) >= self.limits.most and not self.make_room():
             slot.surplus = True
             self._surplus[slot] = None
@@ -157,13 +154,8 @@ class Connections:
                 self._end(next(iter(self._surplus)), told=True)
         else:
             self._addresses.add(slot)
-        self._accepted[slot] = None
+        self._add_untrusted(slot)
         return slot
-
-    def begin(self, slot: Slot) -> None:
-        """The client is heard from now on; its time begins."""
-        if self._accepted.pop(slot, self) is None:
-            self._add_untrusted(slot)
 
     def close(self, slot: Slot) -> None:
         """The connection has ended. Idempotent."""
@@ -171,7 +163,6 @@ class Connections:
             return
         slot.open = False
         self._trusted.pop(slot, None)
-        self._accepted.pop(slot, None)
         self._untrusted.pop(slot, None)
         self._surplus.pop(slot, None)
         self._addresses.discard(slot)
@@ -251,8 +242,7 @@ class Connections:
                     continue
                 if now - begin >= limits.grace:
                     self._end(slot, told=True)
-        while self._untrusted:
-            slot = next(iter(self._untrusted))
+        for slot in list(self._untrusted):
             if now - slot.since < limits.life:
                 break
             self._end(slot, told=slot.waiting)  # the store that knows its key is slow, or we are

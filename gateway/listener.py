@@ -1,7 +1,9 @@
 """The way in for connections: accepted at once, counted from then on, begun a few at a time.
 
-Made by `gateway.app`. A connection is counted before its TLS handshake, and has its end whatever it does.
-What is accepted waits here and not in the kernel's queue, where a health check would wait behind all others.
+Made by `gateway.app`. A connection is counted before its TLS handshake, and has its end whatever it does. It
+begins once its client has sent something: until then it is a socket and a slot, and costs little else. What
+waits for its beginning waits here and not in the kernel's queue, where a health check would be behind all
+others.
 """
 
 import asyncio
@@ -99,6 +101,7 @@ class Listener:
         self._connections = connections
         self._tls = tls
         self._handshake = handshake
+        self._silent: set[_Arrival] = set()
         self._arrived: deque[_Arrival] = deque()
         self._beginning: set[asyncio.Task[None]] = set()
         self._scheduled = False
@@ -116,7 +119,8 @@ class Listener:
             self._loop.remove_reader(listening)
             listening.close()
         self._sockets = []
-        for arrival in self._arrived:
+        for arrival in (*self._arrived, *self._silent):
+            self._connections.close(arrival.slot)
             arrival.drop(False)
         for task in self._beginning:
             task.cancel()
@@ -131,16 +135,34 @@ class Listener:
                     self._exhausted(listening, error)
                 break  # else none is left, or the next one has left again
             accepted.setblocking(False)
-            arrival = _Arrival(accepted, plain=self._tls is None)
-            arrival.slot = self._connections.open(address[0], arrival.drop)
-            if self._checks and arrival.asks_health():
-                self._checks -= 1
-                self._begin(arrival)
-            else:
-                self._arrived.append(arrival)
+            arrival = _Arrival(self._loop, accepted, plain=self._tls is None)
+            slot = arrival.slot = self._connections.open(address[0], arrival.drop)
+            if slot.open and not self._look(arrival):
+                arrival.watch(self._silent, self._look)
+
+    def _look(self, arrival: "_Arrival") -> bool:
+        """Lets a connection on which something has come begin, when it is its turn."""
+        try:
+            first = arrival.socket.recv(len(HEALTH), socket.MSG_PEEK)
+        except BlockingIOError:
+            return False
+        except OSError:
+            first = b""
+        arrival.forget()
+        if not first:
+            self._connections.close(arrival.slot)
+            arrival.drop(False)
+            return True
+        if first == HEALTH and self._checks:
+            self._checks -= 1
+            self._begin(arrival)
+        else:
+            arrival.slot.waiting = True
+            self._arrived.append(arrival)
         if not self._scheduled:
             self._scheduled = True
             self._loop.call_soon(self._begin_some)
+        return True
 
     def _begin_some(self) -> None:
         self._checks = _CHECKS
@@ -156,7 +178,9 @@ class Listener:
             self._loop.call_soon(self._begin_some)
 
     def _begin(self, arrival: "_Arrival") -> None:
-        self._connections.begin(arrival.slot)
+        slot = arrival.slot
+        slot.waiting = False
+        self._connections.hears(slot)
         task = self._loop.create_task(self._open(arrival))
         self._beginning.add(task)
 
@@ -168,7 +192,7 @@ class Listener:
             if not arrival.opened:  # cancelled before its first step
                 arrival.drop(False)
 
-        arrival.slot.end = end
+        slot.end = end
         task.add_done_callback(begun)
 
     async def _open(self, arrival: "_Arrival") -> None:
@@ -207,24 +231,33 @@ class Listener:
 class _Arrival:
     """A connection that was accepted and has not begun."""
 
-    __slots__ = ("_plain", "opened", "slot", "socket")
+    __slots__ = ("_loop", "_plain", "opened", "silent", "slot", "socket")
 
     slot: Slot
 
-    def __init__(self, accepted: socket.socket, *, plain: bool) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop, accepted: socket.socket, *, plain: bool) -> None:
+        self._loop = loop
+        self._plain = plain
         self.socket = accepted
         self.opened = False
-        self._plain = plain
+        self.silent: set[_Arrival] | None = None
 
-    def asks_health(self) -> bool:
-        """Whether its first bytes are a health check."""
-        try:
-            return self._plain and self.socket.recv(len(HEALTH), socket.MSG_PEEK) == HEALTH
-        except OSError:
-            return False
+    def watch(self, silent: "set[_Arrival]", heard: "Callable[[_Arrival], object]") -> None:
+        """Is among the `silent` until its first byte has come; then `heard` is called."""
+        silent.add(self)
+        self.silent = silent
+        self._loop.add_reader(self.socket, heard, self)
+
+    def forget(self) -> None:
+        """Its first byte is waited for no more."""
+        if self.silent is not None:
+            self.silent.discard(self)
+            self.silent = None
+            self._loop.remove_reader(self.socket)
 
     def drop(self, told: bool) -> None:
         """Ends it before it began."""
+        self.forget()
         if told and self._plain:
             with suppress(OSError):
                 self.socket.send(overloaded())

@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 
 import grpc
 
+from gateway.server_watch import ServerWatch
 from gateway.uploading import FAILED_WRITE, send
 from pomelo.call import Call
 from pomelo.errors import PomeloError
@@ -33,7 +34,7 @@ from pomelo.gen.v1.task_service_pb2 import RunTaskRequest, StreamTaskRequest, St
 from pomelo.gen.v1.task_service_pb2_grpc import TaskServiceStub
 from pomelo.inflight import InFlight, InFlightLimits, Ticket
 from pomelo.origin import GatewayProof
-from pomelo.service import Services
+from pomelo.service import MediaBytes, Services
 from pomelo.turns import Turn, Turns
 from pomelo.wire import HEADER_NAMES, OPEN_KEY, REFUSED_KEY, from_rpc_error
 
@@ -128,11 +129,12 @@ async def open_remote(
 class _Line:
     """One connection, its stubs, and how many calls are on it; a context manager that counts one."""
 
-    __slots__ = ("_proof", "accounts", "busy", "media", "models", "tasks")
+    __slots__ = ("_proof", "_watch", "accounts", "busy", "media", "models", "tasks")
 
-    def __init__(self, channel: Any, proof: GatewayProof) -> None:
+    def __init__(self, channel: Any, proof: GatewayProof, watch: ServerWatch) -> None:
         self.busy = 0
         self._proof = proof
+        self._watch = watch
         self.tasks = TaskServiceStub(channel)
         self.models = ModelServiceStub(channel)
         self.media = MediaServiceStub(channel)
@@ -146,6 +148,7 @@ class _Line:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.busy -= 1
+        self._watch.ended(error)
 
     def given(self, call: Call) -> dict[str, Any]:
         """The metadata and the timeout of the gRPC call that stands for `call`."""
@@ -158,6 +161,7 @@ class _Lines:
     def __init__(self, target: str, credentials: Any, stack: AsyncExitStack, proof: GatewayProof) -> None:
         self._target = target
         self._proof = proof
+        self._watch = ServerWatch(target)
         self._credentials = credentials
         self._stack = stack
         self._lines: list[_Line] = []
@@ -172,7 +176,7 @@ class _Lines:
         else:
             channel = grpc.aio.secure_channel(self._target, self._credentials, options=_ARGS)
         self._stack.push_async_callback(channel.close)
-        line = _Line(channel, self._proof)
+        line = _Line(channel, self._proof, self._watch)
         self._lines.append(line)
         return line
 
@@ -379,7 +383,7 @@ class RemoteMedia:
     @asynccontextmanager
     async def download_media(
         self, media_id: str, signature: str, call: Call
-    ) -> AsyncIterator[tuple[Media, AsyncIterator[bytes]]]:
+    ) -> AsyncIterator[tuple[Media, MediaBytes]]:
         """See the port."""
         request = DownloadMediaRequest(media_id=media_id, signature=signature)
         with self._lines.pick() as line:
@@ -389,7 +393,7 @@ class RemoteMedia:
                 async with _until_deadline(call):
                     await _opened(rpc, messages, call)
                     first = await anext(messages)
-                    yield first.media, _bytes(messages)
+                    yield first.media, _Bytes(messages)
             finally:
                 rpc.cancel()
 
@@ -518,6 +522,22 @@ class _Messages(AsyncIterator[M]):
         return message
 
 
-async def _bytes(messages: "_Messages[DownloadMediaResponse]") -> AsyncIterator[bytes]:
-    async for message in messages:
-        yield message.chunk
+class _Bytes(AsyncIterator[bytes]):
+    """The bytes of a medium. Implements `pomelo.service.MediaBytes`."""
+
+    def __init__(self, messages: "_Messages[DownloadMediaResponse]") -> None:
+        self._messages = messages
+        self._unwanted = 0
+
+    def skip(self, size: int) -> None:
+        """See the port."""
+        self._unwanted += size
+
+    async def __anext__(self) -> bytes:
+        while True:
+            chunk: bytes = (await anext(self._messages)).chunk
+            if self._unwanted < len(chunk):
+                break
+            self._unwanted -= len(chunk)
+        unwanted, self._unwanted = self._unwanted, 0
+        return chunk[unwanted:]

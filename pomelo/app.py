@@ -174,7 +174,7 @@ async def open_app(
                 access=Access(keyring.authenticate, admission, catalog, intake.allowed, _in_flight(settings)),
             )
         )
-        admin = AdminServicer(store, keyring, office, usage, catalog.models, runs=admission.runs)
+        admin = AdminServicer(store, keyring, office, usage, catalog.models, now, runs=admission.runs)
         if not worker:
             await stack.enter_async_context(open_admin(admin, settings.admin_socket))
         shared = worker is not None

@@ -19,6 +19,7 @@ from pomelo.gen.v1.task_service_pb2 import StreamTaskResponse
 from pomelo.service import (
     AccessService,
     AccountService,
+    MediaBytes,
     MediaService,
     ModelService,
     Services,
@@ -170,7 +171,7 @@ class _Media:
     @asynccontextmanager
     async def download_media(
         self, media_id: str, signature: str, call: Call
-    ) -> AsyncIterator[tuple[Media, AsyncIterator[bytes]]]:
+    ) -> AsyncIterator[tuple[Media, MediaBytes]]:
         """See the port."""
         async with _Counted(self._draining), self._inner.download_media(media_id, signature, call) as medium:
             yield medium

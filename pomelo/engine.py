@@ -85,8 +85,8 @@ class Engine:
             raise PomeloError("store_unavailable" if hold.lost else "deadline_exceeded") from error
         except Exception as error:
             run.fold.close()
-            if isinstance(error, PomeloError) and error.code == "overloaded" and error.replay:
-                await hold.refuse()  # nothing was sent to a provider
+            if _not_begun(error) and not hold.size:
+                await hold.refuse()
             else:
                 await hold.fail()
             raise
@@ -150,6 +150,11 @@ class Engine:
             answer = repeats.kept(result, wanted(run.job.input), self._media, stream=run.job.stream)
         used, counted = run.fold.used()
         await hold.settle(used, counted=counted, answer=answer)
+
+
+def _not_begun(error: Exception) -> bool:
+    """Whether a task failed because there was no connection to send it on."""
+    return isinstance(error, PomeloError) and error.code == "overloaded" and bool(error.replay)
 
 
 def _end_now(deadline: asyncio.Timeout) -> None:

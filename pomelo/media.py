@@ -12,8 +12,8 @@ import hmac
 import os
 import re
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
-from contextlib import aclosing, asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager, suppress
 from functools import partial
 from pathlib import Path
 from types import TracebackType
@@ -25,7 +25,7 @@ from pomelo.gen.v1.media_pb2 import Media
 from pomelo.ids import new_id
 from pomelo.media_quota import MediaLimits, Quota, blocks, no_room
 from pomelo.subkeys import derive
-from pomelo.turns import Turns, in_turns
+from pomelo.turns import Turn, Turns
 
 PIECE = 256 * 1024
 """Bytes of a download's piece."""
@@ -492,7 +492,7 @@ class MediaDesk:
     @asynccontextmanager
     async def download_media(
         self, media_id: str, signature: str, call: Call
-    ) -> AsyncIterator[tuple[Media, AsyncIterator[bytes]]]:
+    ) -> AsyncIterator[tuple[Media, "_Pieces"]]:
         """See the port."""
         if signature:
             self._store.check(media_id, signature)
@@ -507,9 +507,8 @@ class MediaDesk:
         except OSError as error:
             raise PomeloError("store_unavailable") from error
         with file:
-            pieces = in_turns(_pieces(file), self._turns.stream())
-            async with _deadline(call), aclosing(pieces):
-                yield media, pieces
+            async with _deadline(call):
+                yield media, _Pieces(file, self._turns.stream())
 
 
 @asynccontextmanager
@@ -521,9 +520,27 @@ async def _deadline(call: Call) -> AsyncIterator[None]:
         raise PomeloError("deadline_exceeded") from error
 
 
-async def _pieces(file: BinaryIO) -> AsyncGenerator[bytes, None]:
-    try:
-        while piece := file.read(PIECE):
-            yield piece
-    except OSError as error:
-        raise PomeloError("store_unavailable") from error
+class _Pieces(AsyncIterator[bytes]):
+    """The bytes of a file. Implements `pomelo.service.MediaBytes`."""
+
+    def __init__(self, file: BinaryIO, turn: Turn) -> None:
+        self._file = file
+        self._turn = turn
+
+    def skip(self, size: int) -> None:
+        """See the port."""
+        try:
+            self._file.seek(size, os.SEEK_CUR)
+        except OSError as error:
+            raise PomeloError("store_unavailable") from error
+
+    async def __anext__(self) -> bytes:
+        try:
+            piece = self._file.read(PIECE)
+        except OSError as error:
+            raise PomeloError("store_unavailable") from error
+        if not piece:
+            raise StopAsyncIteration
+        if self._turn.over():
+            await self._turn.next()
+        return piece

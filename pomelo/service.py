@@ -103,6 +103,18 @@ class ModelService(Protocol):
         ...
 
 
+class MediaBytes(Protocol):
+    """The bytes of a medium in pieces of at most 256 KiB."""
+
+    def skip(self, size: int) -> None:
+        """Leaves out the first `size` bytes; to be called before the first piece is taken."""
+        ...
+
+    def __aiter__(self) -> AsyncIterator[bytes]: ...
+
+    async def __anext__(self) -> bytes: ...
+
+
 class MediaService(Protocol):
     """Takes in and gives out sounds and pictures."""
 
@@ -119,8 +131,8 @@ class MediaService(Protocol):
 
     def download_media(
         self, media_id: str, signature: str, call: Call
-    ) -> AbstractAsyncContextManager[tuple[Media, AsyncIterator[bytes]]]:
-        """Opens a medium: what it is, and its bytes in pieces of at most 256 KiB.
+    ) -> AbstractAsyncContextManager[tuple[Media, MediaBytes]]:
+        """Opens a medium: what it is, and its bytes.
 
         `signature` is the query string of a signed link, which stands for the key; or empty.
 

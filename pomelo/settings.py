@@ -214,14 +214,14 @@ class Settings(BaseModel):
     media_account_limit: Annotated[ByteSize, Field(gt=0)] = ByteSize(1024 * _MIB)
     disk_reserve: Annotated[ByteSize, Field(ge=0)] | None = None
     """What media leave free on their disk for the ledger; None: 512 MiB, or a tenth of a smaller disk."""
-    plans: Mapping[PlanName, PlanSettings] = Field(default_factory=dict)
-    """Added to the built-in ones; one of the same name replaces it."""
     max_calls: int = Field(default=2000, ge=1, le=1_000_000)
     """Calls in flight, of both protocols; one account has at most half of them."""
     max_connections: int = Field(default=4096, ge=8, le=1_000_000)
     """REST connections of all callers together, in each process."""
     idle_timeout: float = Field(default=75.0, gt=0, le=86_400)
     """Seconds that a caller's connection may be idle; behind a balancer more than the balancer's own."""
+    plans: Mapping[PlanName, PlanSettings] = Field(default_factory=dict)
+    """Added to the built-in ones; one of the same name replaces it."""
     grace: float = Field(default=10.0, ge=0, le=3600)
     """Seconds that running tasks get to end when the server shuts down."""
 

@@ -49,8 +49,9 @@ HEADER_NAMES = {
 _RETRY = frozenset({409, 429, 503})
 """HTTP statuses of the errors that a retry may mend, where a wait is known."""
 
-_LONGEST = 1024
-"""UTF-8 bytes of a message: it travels three times in the trailing metadata, where clients take 8 KiB."""
+_LONGEST = 768
+"""UTF-8 bytes of a message: with its details it travels up to four times in the trailing metadata, beside the
+headers, and clients take 8 KiB of that."""
 
 _LONGEST_FIELD = 128
 

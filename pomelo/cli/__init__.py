@@ -11,7 +11,7 @@ import typer
 
 import pomelo
 from pomelo.cli import accounts, audit, doctor, keys, models, run, serve, usage
-from pomelo.cli.terminal import explain
+from pomelo.cli.terminal import explain, say
 
 __all__ = ["main", "program"]
 
@@ -55,7 +55,7 @@ def main() -> None:
         line = explain(error)
         if line is None:
             raise
-        typer.echo(f"pomelo: {line}", err=True)
+        say(f"pomelo: {line}", err=True)
         sys.exit(1)
 
 

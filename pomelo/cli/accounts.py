@@ -6,7 +6,7 @@ import typer
 
 from pomelo.cli import times
 from pomelo.cli.operator import asked, pages
-from pomelo.cli.terminal import Config, Json, print_json, print_json_list, print_table
+from pomelo.cli.terminal import Config, Json, print_json, print_json_list, print_table, say
 
 if TYPE_CHECKING:
     from pomelo.gen.v1.account_service_pb2 import Balance
@@ -142,10 +142,10 @@ def _tell(account: "AccountDetail", as_json: bool) -> None:
     if as_json:
         print_json(_json(account))
         return
-    typer.echo(f"account  {account.name}, made {times.shown(account, 'create_time')}")
-    typer.echo(f"plan     {_plan(account)}{_told_limits(account)}")
+    say(f"account  {account.name}, made {times.shown(account, 'create_time')}")
+    say(f"plan     {_plan(account)}{_told_limits(account)}")
     for name, balance in (("live", account.live), ("test", account.test)):
-        typer.echo(
+        say(
             f"{name:<8} {written(balance.available_micros)} credits left of "
             f"{written(balance.granted_micros)}: {written(balance.spent_micros)} spent, "
             f"{written(balance.held_micros)} held"

@@ -3,7 +3,7 @@
 import typer
 
 from pomelo.cli.operator import asked
-from pomelo.cli.terminal import Config, Json, print_json, print_table
+from pomelo.cli.terminal import Config, Json, print_json, print_table, say
 
 _TIMEOUT = 3600.0
 """Seconds: every record there is is read."""
@@ -39,7 +39,7 @@ def audit(config: Config = None, as_json: Json = False) -> None:
             }
         )
     else:
-        typer.echo(
+        say(
             f"{found.wallets} sides of accounts, {found.records} records, {found.holds} running tasks; "
             f"{written(found.cost_micros)} credits charged, {written(found.uncollected_micros)} uncollected"
         )
@@ -52,6 +52,6 @@ def audit(config: Config = None, as_json: Json = False) -> None:
                 ],
             )
         differs = f"{written(found.difference_micros)} credits" if found.findings else "none"
-        typer.echo(f"Difference: {differs}")
+        say(f"Difference: {differs}")
     if found.findings:
         raise typer.Exit(1)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import typer
 
 import pomelo
-from pomelo.cli.terminal import Config, FailureError, Json, explain, print_json
+from pomelo.cli.terminal import Config, FailureError, Json, explain, print_json, say
 
 if TYPE_CHECKING:
     from ssl import SSLContext
@@ -42,7 +42,7 @@ def doctor(config: Config = None, as_json: Json = False) -> None:
     for finding in _look(config):
         findings.append(finding)
         if not as_json:
-            typer.echo(f"{finding.state:<7} {finding.name:<13} {finding.detail}")
+            say(f"{finding.state:<7} {finding.name:<13} {finding.detail}")
     if as_json:
         print_json([finding._asdict() for finding in findings])
     if any(finding.state == "broken" for finding in findings):

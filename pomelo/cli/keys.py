@@ -11,7 +11,7 @@ import typer
 
 from pomelo.cli import times
 from pomelo.cli.operator import asked, pages
-from pomelo.cli.terminal import Config, Json, print_json, print_json_list, print_table
+from pomelo.cli.terminal import Config, Json, print_json, print_json_list, print_table, say
 
 if TYPE_CHECKING:
     from pomelo.gen.v1.admin_service_pb2 import Key
@@ -102,7 +102,7 @@ def revoke(key_id: KeyId, config: Config = None, as_json: Json = False) -> None:
     if as_json:
         print_json(_json(key))
     else:
-        typer.echo(f"Revoked {key.key_id} of {key.account}")
+        say(f"Revoked {key.key_id} of {key.account}")
 
 
 def when(text: str, now: float) -> float:
@@ -128,9 +128,9 @@ def _show_new(answer: Any, as_json: bool) -> None:
     key = answer.key
     models = ", ".join(key.models) or "all models"
     ends = times.shown(key, "expire_time") or "never"
-    typer.echo(f"A {_mode(key)} key of {key.account} for {models}; it ends: {ends}.")
-    typer.echo("Keep it: it can't be shown again.")
-    typer.echo(answer.secret)
+    say(f"A {_mode(key)} key of {key.account} for {models}; it ends: {ends}.")
+    say("Keep it: it can't be shown again.")
+    say(answer.secret)
 
 
 def _json(key: "Key") -> dict[str, Any]:

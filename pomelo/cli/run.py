@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any, BinaryIO
 
 import typer
 
-from pomelo.cli.terminal import Ca, Config, FailureError, Key, Progress, Target
+from pomelo.cli.safe_text import visible_lines
+from pomelo.cli.terminal import Ca, Config, FailureError, Key, Progress, Target, say
 
 if TYPE_CHECKING:
     from pomelo.gen.v1.task_pb2 import Task, TaskResult
@@ -234,7 +235,7 @@ def _stream(events: Iterable[Any], out: str | None, progress: Progress) -> None:
                     if sink is None:
                         progress.clear()
                         sink = _text_sink(out)
-                    sink.write(event.text_delta.content.encode())
+                    sink.write_text(event.text_delta.content)
                     finish_reason = event.text_delta.finish_reason
                 case "audio_chunk":
                     if sink is None:
@@ -260,10 +261,10 @@ def _finish(result: "TaskResult", out: str | None, progress: Progress) -> None:
     progress.clear()
     match result.WhichOneof("output"):
         case "text":
-            _put(result.text.content.encode(), _text_sink(out))
+            _put(result.text.content, _text_sink(out))
             _note(result.text.finish_reason)
         case "transcription":
-            _put(result.transcription.text.encode(), _text_sink(out))
+            _put(result.transcription.text, _text_sink(out))
         case "image":
             _medium(result.image.images[0], result.id, out)
         case "speech":
@@ -272,19 +273,23 @@ def _finish(result: "TaskResult", out: str | None, progress: Progress) -> None:
 
 def _medium(output: Any, task_id: str, out: str | None) -> None:
     if output.media.url:
-        typer.echo(output.media.url)
+        say(output.media.url)
     if output.data:
         _put(output.data, _Sink(_place(out, task_id, output.content_type)))
 
 
 def _text_sink(out: str | None) -> "_Sink":
-    """Where a text goes: a file byte for byte, or stdout with an end of line."""
+    """Where a text goes: a file or a pipe byte for byte; a terminal, without what it would obey. To stdout
+    an end of line is added."""
     return _Sink(None, line=True) if out in (None, "-") else _Sink(Path(out or ""))
 
 
-def _put(data: bytes, sink: "_Sink") -> None:
+def _put(data: bytes | str, sink: "_Sink") -> None:
     try:
-        sink.write(data)
+        if isinstance(data, str):
+            sink.write_text(data)
+        else:
+            sink.write(data)
     except BaseException:
         sink.drop()
         raise
@@ -329,6 +334,10 @@ class _Sink:
         self._last = b""
         self.size = 0
 
+    def write_text(self, text: str) -> None:
+        """Writes text at once."""
+        self.write((visible_lines(text) if self._file.isatty() else text).encode())
+
     def write(self, data: bytes) -> None:
         """Writes at once: what has come is seen."""
         with self._named():
@@ -350,7 +359,7 @@ class _Sink:
         except OSError:
             self.drop()
             raise
-        typer.echo(str(self._path))
+        say(str(self._path))
 
     def drop(self) -> None:
         """It was cut: no file is left that looks whole."""

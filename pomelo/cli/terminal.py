@@ -11,6 +11,8 @@ from typing import Annotated, Any
 
 import typer
 
+from pomelo.cli.safe_text import visible, visible_json
+
 Config = Annotated[
     Path | None,
     typer.Option(
@@ -76,22 +78,28 @@ def explain(error: Exception) -> str | None:
     return None
 
 
+def say(line: str, *, err: bool = False) -> None:
+    """Prints a line, whatever the names in it are."""
+    typer.echo(visible(line), err=err)
+
+
 def print_json(value: Any) -> None:
     """Prints a value as indented JSON."""
-    typer.echo(json.dumps(value, indent=2, ensure_ascii=False))
+    typer.echo(visible_json(json.dumps(value, indent=2, ensure_ascii=False)))
 
 
 def print_json_list(values: Iterable[Any]) -> None:
     """Prints values as a JSON array, each on a line of its own as it comes."""
     before = "[\n  "
     for value in values:
-        sys.stdout.write(before + json.dumps(value, ensure_ascii=False))
+        sys.stdout.write(before + visible_json(json.dumps(value, ensure_ascii=False)))
         before = ",\n  "
     sys.stdout.write("[]\n" if before.startswith("[") else "\n]\n")
 
 
 def print_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """Prints columns that are as wide as they need to be."""
+    rows = [[visible(cell) for cell in row] for row in rows]
     widths = [max(len(row[n]) for row in (header, *rows)) for n in range(len(header))]
     for row in (header, *rows):
         typer.echo("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())

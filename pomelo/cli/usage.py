@@ -12,6 +12,7 @@ import typer
 
 from pomelo.cli import times
 from pomelo.cli.operator import ask
+from pomelo.cli.safe_text import csv_cell
 from pomelo.cli.terminal import Config, Json, print_json_list, print_table
 
 if TYPE_CHECKING:
@@ -195,9 +196,4 @@ def _print_csv(pages: Iterator[list[dict[str, Any]]]) -> None:
     for number, rows in enumerate(pages):
         if rows and not number:
             writer.writerow(rows[0])
-        writer.writerows([_plain(value) for value in row.values()] for row in rows)
-
-
-def _plain(value: Any) -> Any:
-    """As JSON has it."""
-    return str(value).lower() if isinstance(value, bool) else value
+        writer.writerows([csv_cell(value) for value in row.values()] for row in rows)

@@ -60,7 +60,7 @@ class CallLimits:
     message: int = 9 * _MIB
     unauthenticated: int = 200
     unauthenticated_reads: int = 2
-    unauthenticated_time: float = 10.0
+    unauthenticated_time: float = 9.0
     health_reads: int = 1
     lookups: int = 500
     forwarded: int = 1_000
@@ -171,8 +171,8 @@ class Pool:
 
 
 class NewestFirst:
-    """At most `limit` at a time. While others wait, nobody keeps a place for more than `patience` seconds, and
-    the newest is next: for work that takes a moment where it is honest, so that the slow keep nobody out.
+    """At most `limit` at a time. While others wait, nobody keeps a place for more than `patience` seconds,
+    and the newest is next: for work that takes a moment where it is honest, so that the slow keep nobody out.
     """
 
     __slots__ = ("_free", "_holders", "_patience", "_timer", "_waiting")
@@ -461,7 +461,8 @@ class Rpc:
     """One gRPC call as its method sees it: its `Call`, its messages, and what goes back."""
 
     __slots__ = (
-        "_accepted", "_began", "_context", "_front", "_loop", "_peer", "_read", "_served", "_signed", "_size",
+        "_accepted", "_authenticated", "_began", "_context", "_front", "_loop", "_peer", "_read", "_served",
+        "_size",
         "answer", "call", "gateway", "late", "model", "refused_body", "scope", "trusted", "visit",
     )  # fmt: skip
 
@@ -474,9 +475,9 @@ class Rpc:
         self._loop = asyncio.get_running_loop()
         self._began = self._loop.time()
         self._accepted = False
+        self._authenticated = False
         self._read = False
         self._served = False
-        self._signed = False
         self._size = 0
         origin = front.proof.origin(given, self._peer)
         self.gateway = origin.gateway
@@ -516,11 +517,20 @@ class Rpc:
         """
         access = self._front.access
         assert access is not None
-        with self._front.lookups.place():
-            self.visit = await access.admit(self.call)
-        self._front.connections.authenticated(self._peer)
-        if self.trusted:
-            self._front.connections.trust(self._peer)
+        try:
+            with self._front.lookups.place():
+                self.visit = await access.admit(self.call)
+        finally:
+            if self.call.principal is not None:  # the key is good, also where the account has too many calls
+                self._authenticate()
+
+    def _authenticate(self) -> None:
+        """The call has shown a good key or a good signature, so its connection may stay. Idempotent."""
+        if not self._authenticated:
+            self._authenticated = True
+            self._front.connections.authenticated(self._peer)
+            if self.trusted:
+                self._front.connections.trust(self._peer)
 
     async def admit_if_known(self) -> PomeloError | None:
         """As `admit`, for a call that needs no key; what is wrong with one that has a bad key.
@@ -559,8 +569,7 @@ class Rpc:
     def signed(self) -> None:
         """A good signature stands for the key: the call has its own deadline, its connection stays."""
         if self.visit is None:
-            self._signed = True
-            self._front.connections.authenticated(self._peer)
+            self._authenticate()
             self.unlimit()
 
     def unlimit(self) -> None:
@@ -755,7 +764,7 @@ class Rpc:
         """The call is over but for its answer."""
         if self.visit is not None:
             self.visit.close()
-        if self.visit is not None or self._signed:
+        if self._authenticated:
             self._front.connections.ended(self._peer)
 
     def left(self) -> None:

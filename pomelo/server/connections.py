@@ -53,7 +53,8 @@ class ConnectionLimits:
     """Unauthenticated ones of one address that are older than `grace`."""
     per_flooding_address: int = 8
     """The same for an address of which `floods` connections were closed for flooding within `penalty`."""
-    grace: float = 1.0
+    grace: float = 3.0
+    """A key takes its time: a TLS handshake from far away, a server that has much to do."""
     key_timeout: float = 9.0
     """How long one may be unauthenticated. With the time between two scans it is gone within 10 s."""
     unauthenticated_bytes: int = 256 * _KIB
@@ -378,10 +379,10 @@ class ConnectionGuard:
         return {one: "too many in all" for _, _, one in ranked[:excess]}
 
     def _close(self, connection: _Connection, reason: str) -> None:
-        connection.closed = True
         if self._sockets.disconnect(connection.socket):
             self._closed[reason] += 1
             self._closed_addresses[connection.address] += 1
+        connection.closed = True
 
     def _flood(self, connection: _Connection, now: float) -> str:
         """Remembers the address of a connection that floods."""

@@ -32,7 +32,7 @@ from pomelo.gen.v1 import (
 from pomelo.gen.v1.admin_service_pb2_grpc import AdminServiceServicer, add_AdminServiceServicer_to_server
 from pomelo.origin import GatewayProof
 from pomelo.server import health
-from pomelo.server.calls import CallLimits, FrontEnd, Running
+from pomelo.server.calls import CallLimits, Connections, FrontEnd, Running
 from pomelo.server.connections import ConnectionGuard, ConnectionLimits
 from pomelo.server.servicers import (
     AccountServicer,
@@ -143,11 +143,13 @@ async def open_server(
     *,
     proof: GatewayProof | None = None,
     register: Callable[[Any], Sequence[str]] | None = None,
+    connections: Connections | None = None,
 ) -> AsyncIterator[Server]:
     """Serves `services`, with health and reflection.
 
-    `proof` recognises gateways; without it they are callers like others. `register` may add servicers to
-    the grpc.aio server before it starts, and gives their full names. Leaving drains: health is NOT_SERVING,
+    `proof` recognises gateways; without it they are callers like others. `connections` is told of the calls
+    on each connection, in place of the guard. `register` may add servicers to the grpc.aio server before it
+    starts, and gives their full names. Leaving drains: health is NOT_SERVING,
     no new call is taken, running ones may end within the grace and are then cancelled; it returns when their
     handlers have cleaned up.
 
@@ -155,8 +157,8 @@ async def open_server(
         OSError: an address can't be listened on, or a TLS file can't be read.
     """
     options = replace(options, connections=options.connections.within(descriptors.limit()))
-    guard = ConnectionGuard(options.connections, options.limits.message)
-    front = FrontEnd(services.access, options.limits, guard, proof)
+    guard = ConnectionGuard(options.connections, options.limits.transport)
+    front = FrontEnd(services.access, options.limits, connections or guard, proof)
     server = grpc.aio.server(options=options.channel_args())
     ours = {
         task_service_pb2.DESCRIPTOR: TaskServicer(services.tasks),
@@ -182,7 +184,8 @@ async def open_server(
     given = (options.address,) if isinstance(options.address, str) else options.address
     addresses = tuple([_bind(server, address, credentials) for address in given])
     await server.start()
-    async with guard.watch([port for address in addresses if (port := _port(address))]):
+    watched = () if connections else [port for address in addresses if (port := _port(address))]
+    async with guard.watch(watched):
         try:
             yield Server(addresses, front.running, healthy)
         finally:

@@ -5,6 +5,7 @@ process can be asked whether it is such a connection, what went over it, and be 
 """
 
 import ctypes
+import errno
 import os
 import socket
 import struct
@@ -95,10 +96,12 @@ class AcceptedSockets:
         """Ends a connection as if the peer had reset it, and drops what it had sent. False if it has ended.
 
         Its owner still has to close the descriptor, and does so when it sees the end.
+
+        Raises:
+            OSError: no descriptor is free.
         """
-        try:
-            copy = socket.socket(fileno=os.dup(one.descriptor))
-        except OSError:
+        copy = _copy(one.descriptor)
+        if copy is None:
             return False
         with copy:
             # The descriptor may be another's by now. The copy stays what it is.
@@ -126,9 +129,8 @@ class AcceptedSockets:
 
     def _examine(self, descriptor: int) -> AcceptedSocket | None:
         """The connection behind a descriptor, None if it is none of ours."""
-        try:
-            copy = socket.socket(fileno=os.dup(descriptor))
-        except OSError:
+        copy = _copy(descriptor)
+        if copy is None:
             return None
         with copy:
             try:
@@ -146,3 +148,22 @@ class AcceptedSockets:
 def _descriptors() -> Iterator[int]:
     """Every descriptor that this process has open, as of now."""
     return map(int, os.listdir("/proc/self/fd"))  # noqa: PTH208 (paths would cost as much as all the rest)
+
+
+def _copy(descriptor: int) -> socket.socket | None:
+    """The socket behind a descriptor as one of our own, None if there is none any more.
+
+    Raises:
+        OSError: no descriptor is free.
+    """
+    try:
+        copy = os.dup(descriptor)
+    except OSError as error:
+        if error.errno == errno.EBADF:
+            return None
+        raise
+    try:
+        return socket.socket(fileno=copy)
+    except OSError:
+        os.close(copy)
+        return None

@@ -32,7 +32,8 @@ from tests.serving import Served, serve
 log = logging.getLogger(__name__)
 
 LARGE = "LOAD_CALLS" in os.environ
-CALLS = 1_000 if LARGE else 150
+CALLS = 300 if LARGE else 170
+"""Of each of six methods."""
 GZIP = [("grpc-encoding", "gzip")]
 
 
@@ -83,7 +84,7 @@ async def test_calls_without_a_key_are_over_in_10_s_and_good_callers_do_not_noti
     assert not good.refused
     assert good.count > 100
     assert max(good.waits.values()) < 1.0
-    assert longest < 11.0
+    assert longest < 11.0  # 10 on a machine that is not busy
 
 
 async def test_a_free_key_costs_its_share_and_others_do_not_notice(served: Served) -> None:

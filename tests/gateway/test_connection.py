@@ -197,7 +197,7 @@ async def closed_after(door: Door, *pieces: bytes) -> float:
 
 
 async def test_a_head_that_does_not_come_to_its_end_is_given_up(opened: OpenDoor) -> None:
-    async with opened(head_timeout=0.2, idle_timeout=60) as door:
+    async with opened(head_timeout=0.2, untrusted_timeout=0.2, idle_timeout=60) as door:
         for pieces in ([], [b"GET / HT"], [bytes([b]) for b in b"GET /openapi.json HTTP/1.1\r\nA: b"]):
             assert 0.15 < await closed_after(door, *pieces) < 2
         second = request(json.dumps(HI).encode(), close=False)
@@ -450,6 +450,27 @@ async def test_a_head_is_bounded_in_all_its_lines(door: Door) -> None:
         status, _, body = await answer(reader)
         assert (status, json.loads(body)["error"]["code"]) == (400, "invalid_body")
         assert await gone(reader) == b""
+
+
+async def test_a_head_beyond_its_bound_does_not_break_into_an_answer(door: Door) -> None:
+    begun = asyncio.Event()
+
+    async def script(job: Job) -> AsyncIterator[Event]:
+        yield words("one")[0]
+        begun.set()
+        await asyncio.Event().wait()
+
+    door.player.script = script
+    async with client(door) as (reader, writer):
+        writer.write(request(json.dumps({**HI, "stream": True}).encode(), close=False))
+        await asyncio.wait_for(begun.wait(), 5)
+        with contextlib.suppress(ConnectionError):
+            for i in range(40):
+                writer.write(b"GET / HTTP/1.1\r\n" * (i == 0) + b"A%d: " % i + b"x" * 1000 + b"\r\n")
+                await writer.drain()
+                await asyncio.sleep(0)
+        assert b"400 Bad Request" not in await gone(reader)
+        await asyncio.wait_for(door.player.closed.wait(), 5)
 
 
 async def test_slow_heads_of_one_address_are_few_and_callers_from_there_are_served(opened: OpenDoor) -> None:

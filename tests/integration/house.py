@@ -364,7 +364,7 @@ async def open_house(
         ):
             assert app.rest is not None
             assert app.grpc is not None
-            secret = settings.root_secret().decode()
+            secret = opened.root_secret().decode()
             away = Settings(rest="127.0.0.1:0", data=folder / "gateway", secret=secret, grace=1.0)
             async with (
                 open_gateway(away, app.grpc) as (host, port),

@@ -203,6 +203,38 @@ async def test_usage_is_told_of_whom_and_when_it_is_asked_for(served):
         assert (await pomelo(folder, "usage", "--format", "csv", *nothing)).out == ""
 
 
+async def test_a_request_id_that_is_a_formula_is_none_in_csv(served):
+    folder = served.data.parent
+    assert (await pomelo(folder, "accounts", "create", "formula")).status == 0
+    key = (await pomelo(folder, "keys", "create", "formula")).out.splitlines()[-1]
+    formula = '=HYPERLINK("http://evil.example","usage")'
+    headers = {"Authorization": f"Bearer {key}", "X-Request-Id": formula}
+    body = {"model": "gpt-4", "messages": [{"role": "user", "content": "Hi"}]}
+    async with (
+        aiohttp.ClientSession() as session,
+        session.post(f"{served.url}/api/v1/task", json=body, headers=headers) as answer,
+    ):
+        assert answer.status == 200
+    (record,) = await printed(folder, "usage", "--account", "formula")
+    assert record["request_id"] == formula
+    out = (await pomelo(folder, "usage", "--account", "formula", "--format", "csv")).out
+    (row,) = csv.DictReader(io.StringIO(out))
+    assert row["request_id"] == "'" + formula
+    assert (row["cost"], row["output_tokens"]) == (record["cost"], str(record["output_tokens"]))
+
+
+async def test_control_characters_of_a_name_do_not_reach_the_terminal(served):
+    folder = served.data.parent
+    for arguments in (
+        ("accounts", "show", "\x1b[31mred"),
+        ("keys", "revoke", "\x9b2J"),
+        ("run", "-m", "\x1b]0;x\x07"),
+    ):
+        ended = await pomelo(folder, *arguments)
+        assert ended.status == 1
+        assert not set(ended.error + ended.out) & set("\x1b\x07\x9b")
+
+
 async def test_a_change_of_plan_is_seen_by_the_server_at_once(served):
     folder = served.data.parent
     await pomelo(folder, "accounts", "create", "moving")

@@ -2,10 +2,12 @@
 
 import asyncio
 import json
+import resource
 import signal
 import stat
 
 import aiohttp
+import psutil
 import pytest
 
 from tests.integration.commands import addresses, pomelo, staying
@@ -49,6 +51,36 @@ async def test_the_first_start_makes_one_key_and_prints_a_line_that_works_and_la
     assert len(json.loads((await pomelo(tmp_path, "keys", "list", "--json")).out)) == 1
 
 
+async def test_serve_opens_as_many_files_as_it_may(tmp_path):
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(256, before[0] // 2), before[1]))
+    try:
+        async with staying(tmp_path, "serve", **addresses()) as server:
+            await server.until("curl ")
+            assert psutil.Process(server.process.pid).rlimit(psutil.RLIMIT_NOFILE)[0] == before[1]
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+
+
+async def test_settings_of_connections_reach_the_server(tmp_path):
+    variables = addresses() | {"POMELO_MAX_CONNECTIONS": "8", "POMELO_IDLE_TIMEOUT": "0.3"}
+    async with staying(tmp_path, "serve", **variables) as server:
+        await server.until("curl ")
+        key = (tmp_path / "data" / "test-key").read_text().strip()
+        host, _, port = variables["POMELO_REST"].rpartition(":")
+        reader, writer = await asyncio.open_connection(host, int(port))
+        writer.write(
+            f"GET /api/v1/account HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {key}\r\n\r\n".encode()
+        )
+        async with asyncio.timeout(5):
+            assert (await reader.read()).startswith(b"HTTP/1.1 200 ")
+            writer.close()
+            silent = [await asyncio.open_connection(host, int(port)) for _ in range(9)]
+            assert (await silent[0][0].read()).startswith(b"HTTP/1.1 503 ")
+        for _, each in silent:
+            each.close()
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 async def test_a_signal_lets_running_tasks_end_and_takes_the_socket_away(tmp_path, number):
     places = addresses()
@@ -60,6 +92,10 @@ async def test_a_signal_lets_running_tasks_end_and_takes_the_socket_away(tmp_pat
             await answer.content.readline()
             server.process.send_signal(number)
             await server.until("Ending")
+            async with asyncio.timeout(1.5), session.get(f"http://{places['POMELO_REST']}/healthz") as health:
+                while health.status == 200:  # the signal is a moment ahead
+                    health = await session.get(health.url)
+                assert (health.status, (await health.json())["error"]["code"]) == (503, "shutting_down")
             assert (await answer.text()).endswith("data: [DONE]\n\n")
         assert await server.ends() == 0
         assert not (tmp_path / "data" / "admin.sock").exists()

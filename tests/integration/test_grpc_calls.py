@@ -37,6 +37,7 @@ from pomelo.gen.v1.task_pb2 import Task
 from pomelo.gen.v1.task_service_pb2 import RunTaskRequest, StreamTaskRequest
 from pomelo.gen.v1.task_service_pb2_grpc import TaskServiceStub
 from pomelo.inflight import InFlight, InFlightLimits
+from pomelo.origin import GatewayProof
 from pomelo.server.calls import CallLimits
 from pomelo.server.main import Server, ServerOptions, open_server
 from pomelo.testing import Answer, FaultUpstream, Gate
@@ -87,6 +88,10 @@ class Noted:
         """See the protocol."""
         self._note("reset", peer)
 
+    def trust(self, peer: str) -> None:
+        """See the protocol."""
+        self._note("trust", peer)
+
     def ended(self, peer: str) -> None:
         """See the protocol."""
         self._note("ended", peer)
@@ -100,6 +105,9 @@ class Noted:
     def names(self) -> list[str]:
         """What was told, without the rest."""
         return [name for name, _ in self.told]
+
+
+PROOF = GatewayProof(b"p" * 32)
 
 
 @dataclass
@@ -128,7 +136,7 @@ async def rig(app: App, in_flight: InFlightLimits | None = None, **limits: Any) 
     services = replace(app.services, access=access)
     options = ServerOptions("127.0.0.1:0", limits=CallLimits(**limits))
     async with (
-        open_server(services, options, connections=noted) as server,
+        open_server(services, options, proof=PROOF, connections=noted) as server,
         grpc.aio.insecure_channel(
             server.address,
             options=[("grpc.max_send_message_length", -1), ("grpc.use_local_subchannel_pool", 1)],
@@ -650,20 +658,20 @@ async def test_a_body_that_a_gateway_refused_is_counted_and_told_here(app: App) 
     async with rig(app) as opened:
         stub = TaskServiceStub(opened.channel)
 
-        async def ask(refused: str, model: str = "", **more: str) -> tuple[str, str]:
-            metadata = [*bearer(key, **more), ("x-pomelo-refused", refused)]
+        async def ask(refused: str, *more: tuple[str, str], model: str = "") -> tuple[str, str]:
+            metadata = [*bearer(key), *more, ("x-pomelo-refused", refused)]
             request = RunTaskRequest(task=Task(model=model))
             error = await failure(stub.RunTask(request, metadata=metadata))
             return reason_of(error), text_of(error.trailing_metadata())["x-ratelimit-remaining"]
 
-        gateway = {"x_pomelo_wire": "rest"}
-        assert await ask("invalid_body 3", **gateway) == ("invalid_body", "19")
-        assert await ask("payload_too_large 9000000", **gateway) == ("payload_too_large", "18")
-        assert await ask("invalid_parameter 70000", "gpt-4", **gateway) == ("invalid_parameter", "17")
-        assert await ask("invalid_parameter 7", "gpt-4", **gateway) == ("invalid_parameter", "17")
-        assert await ask("unsupported_media_type 7", **gateway) == ("unsupported_media_type", "17")
-        assert await ask("invalid_parameter 7", "nope", **gateway) == ("unsupported_model", "17")
-        assert (await ask("nonsense x", **gateway))[0] == "invalid_body"
+        gateway = PROOF.metadata("rest", "", f"Bearer {key}")
+        assert await ask("invalid_body 3", *gateway) == ("invalid_body", "19")
+        assert await ask("payload_too_large 9000000", *gateway) == ("payload_too_large", "18")
+        assert await ask("invalid_parameter 70000", *gateway, model="gpt-4") == ("invalid_parameter", "17")
+        assert await ask("invalid_parameter 7", *gateway, model="gpt-4") == ("invalid_parameter", "17")
+        assert await ask("unsupported_media_type 7", *gateway) == ("unsupported_media_type", "17")
+        assert await ask("invalid_parameter 7", *gateway, model="nope") == ("unsupported_model", "17")
+        assert (await ask("nonsense x", *gateway))[0] == "invalid_body"
         assert (await ask("invalid_body 3"))[0] == "missing_parameter", "only a gateway may say so"
 
 

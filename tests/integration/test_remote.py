@@ -2,9 +2,10 @@
 
 import asyncio
 import gc
+import logging
 import time
 from collections.abc import AsyncIterator, Callable
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -252,7 +253,7 @@ async def test_more_streams_than_one_connection_takes_run_at_once(
 ) -> None:
     gate = Gate()
     upstream.when("one of many", Answer("one two", at={1: gate}))
-    count = 130  # a server takes 100 on a connection
+    count = 230  # a gateway puts 200 on a connection
     opened = asyncio.Semaphore(0)
 
     async def one() -> int:
@@ -327,6 +328,33 @@ async def test_a_server_that_goes_away_and_comes_back_is_found_again(app: App, k
                 continue
             break
         await opened.__aexit__(None, None, None)
+
+
+async def test_a_server_that_goes_and_comes_is_in_the_log_once_each_time(
+    app: App, keys: Keys, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "pomelo.gateway")
+
+    def lines() -> list[tuple[str, str]]:
+        return [(r.levelname, r.getMessage()) for r in caplog.records if r.name == "pomelo.gateway"]
+
+    async with open_server(app.services, ServerOptions("127.0.0.1:0")) as server:
+        address = server.address
+    async with open_remote(address) as remote:
+        for _ in range(3):
+            assert (await refusal(remote.models.list_models(call_of(keys.test)))).code == "server_unavailable"
+            assert (await refusal(events_of(remote.tasks, text_task(), call_of(keys.test)))).code
+        (lost,) = lines()
+        assert lost[0] == "WARNING"
+        assert f"The server at {address} is lost: it refuses connections" in lost[1]
+        async with asyncio.timeout(20), open_server(app.services, ServerOptions(address)):
+            while len(lines()) < 2:
+                with suppress(PomeloError):
+                    await remote.models.list_models(call_of(keys.test))
+                await asyncio.sleep(0.01)
+        assert lines()[1][0] == "INFO"
+        assert f"The server at {address} is back after " in lines()[1][1]
+        assert keys.test not in caplog.text
 
 
 async def test_a_server_that_dies_under_a_stream_never_makes_it_look_complete(

@@ -26,7 +26,7 @@ async def _house(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Hous
 
 async def until(happened: Callable[[], bool]) -> None:
     """Returns when something has happened."""
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(20):
         while not happened():  # noqa: ASYNC110 - counts have no event
             await asyncio.sleep(0.005)
 
@@ -62,7 +62,7 @@ async def test_the_surplus_of_one_account_is_refused_and_another_is_served_at_on
     told = await asyncio.gather(*surplus)
     assert {code for code, *_ in told} == {"overloaded"}
     assert {(status, wait) for _, status, _, wait in told[2:]} == {(503, "1")}
-    assert max(seconds for _, _, seconds, _ in told) < 4
+    assert max(seconds for _, _, seconds, _ in told) < 6
     assert connections.refused - refused_before == len(surplus)
     assert not [request for request in house.upstream.requests if "surplus" in request.prompt]
 
@@ -96,7 +96,7 @@ async def test_a_caller_who_leaves_while_it_waits_leaves_the_queue_at_once(house
         for _ in range(SHARE)
     ]
     await until(lambda: connections.in_use == SHARE)
-    began = time.monotonic()
+    refused = connections.refused
     waiting = [
         asyncio.create_task(house.ask(way, caller.live, say(f"left {way}", max_tokens=20), stream=stream))
         for stream in (False, True)
@@ -105,7 +105,7 @@ async def test_a_caller_who_leaves_while_it_waits_leaves_the_queue_at_once(house
     for call in waiting:
         call.cancel()
     await until(lambda: not connections.waiting)
-    assert time.monotonic() - began < 1.5, "they left, and were not refused"
+    assert connections.refused == refused, "they left, and were not refused"
     await asyncio.gather(*waiting, return_exceptions=True)
     gate.open()
     await asyncio.gather(*streams)

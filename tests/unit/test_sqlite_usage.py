@@ -2,6 +2,7 @@
 
 import asyncio
 import random
+import shutil
 import sqlite3
 from collections.abc import AsyncIterator
 from contextlib import closing
@@ -30,12 +31,13 @@ QUERIES = [
 ]
 
 
-@pytest.fixture
-async def records(tmp_path: Path) -> list[UsageRecord]:
-    """The records of a file, as they were settled: many of one moment, and in no order of time."""
+@pytest.fixture(scope="module")
+async def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[UsageRecord]]:
+    """A file, and the records in it as they were settled: many of one moment, and in no order of time."""
     chance = random.Random(7)
     found = []
-    async with open_sqlite(tmp_path / "pomelo.db") as store:
+    path = tmp_path_factory.mktemp("made") / "pomelo.db"
+    async with open_sqlite(path) as store:
         for account in ("acme", "bee"):
             await endow(store, account, micros=10**9)
         for n in range(300):
@@ -50,11 +52,17 @@ async def records(tmp_path: Path) -> list[UsageRecord]:
                     at=float(chance.randrange(10)),
                 )
             )
-    return found
+    return path, found
 
 
 @pytest.fixture
-async def store(records: list[UsageRecord], tmp_path: Path) -> AsyncIterator[Store]:
+def records(made: tuple[Path, list[UsageRecord]]) -> list[UsageRecord]:
+    return made[1]
+
+
+@pytest.fixture
+async def store(made: tuple[Path, list[UsageRecord]], tmp_path: Path) -> AsyncIterator[Store]:
+    shutil.copyfile(made[0], tmp_path / "pomelo.db")
     async with open_sqlite(tmp_path / "pomelo.db") as opened:
         yield opened
 

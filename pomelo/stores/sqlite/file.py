@@ -15,6 +15,7 @@ from pathlib import Path
 from pomelo.stores.base import StoreError
 from pomelo.stores.schema import APPLICATION_ID, MIGRATIONS
 from pomelo.stores.sqlite import damage
+from pomelo.stores.sqlite.log_size import LogSize
 
 _MINIMUM = (3, 37, 0)
 
@@ -33,6 +34,7 @@ class WritingFile:
         lock_wait: float,
         begin: Callable[[sqlite3.Connection], None],
         watch: damage.Watch,
+        log_size: LogSize | None = None,
     ) -> None:
         """Opens the file and makes or migrates it; `begin` is done in the same transaction. `watch` is shown
         what fails later.
@@ -40,6 +42,7 @@ class WritingFile:
         Raises:
             StoreError: another process has it; it isn't ours, is damaged, or is of a newer version.
         """
+        self._log_size = log_size or LogSize(path)
         if sqlite3.sqlite_version_info < _MINIMUM:
             raise StoreError(f"SQLite {sqlite3.sqlite_version} is too old; Pomelo needs 3.37 or later")
         try:
@@ -78,6 +81,10 @@ class WritingFile:
     def failed(self, error: BaseException) -> None:
         """See Written: damage is logged."""
         self._watch.see(error)
+
+    def between(self) -> None:
+        """Keeps the log small; to be called between two transactions."""
+        self._log_size.keep_small(self.connection)
 
     def close(self) -> None:
         """Closes the file and lets others in."""
@@ -137,6 +144,7 @@ def _prepare(
     damage.check(connection, path, made)
     connection.execute("PRAGMA journal_mode = WAL")
     connection.execute("PRAGMA synchronous = FULL")
+    connection.execute("PRAGMA wal_autocheckpoint = 0")  # `between` does it, between commits.
     connection.execute("PRAGMA foreign_keys = ON")
     damage.check_log(connection, path, commits)
     _migrated(connection, path, begin)

@@ -39,6 +39,7 @@ from pomelo.stores.ledger import (
 from pomelo.stores.sqlite import accounts, keys, ledger, usage
 from pomelo.stores.sqlite.damage import Watch, looked_over
 from pomelo.stores.sqlite.file import WritingFile, open_reading
+from pomelo.stores.sqlite.log_size import LogSize
 from pomelo.stores.sqlite.writer import Writer
 
 LOCK_WAIT = 2.0
@@ -75,13 +76,17 @@ async def open_sqlite(
     """
     clock = _steady(now, monotonic)
     watch = Watch(path)
-    writer = await Writer.start(lambda: WritingFile(path, lock_wait, partial(_recover, now=clock()), watch))
+    log_size = LogSize(path)
+    writer = await Writer.start(
+        lambda: WritingFile(path, lock_wait, partial(_recover, now=clock()), watch, log_size)
+    )
     try:
         with ThreadPoolExecutor(1, thread_name_prefix="sqlite-reports") as reader:
             loop = asyncio.get_running_loop()
             opening = loop.run_in_executor(reader, open_reading, path)
             try:
-                yield SqliteStore(writer, clock, reader, await asyncio.shield(opening), path, watch)
+                reading = await asyncio.shield(opening)
+                yield SqliteStore(writer, clock, reader, reading, path, watch, log_size)
             finally:
                 # Before the writer, whose closing then empties the log; a report under way ends early.
                 reading = await opening
@@ -113,6 +118,7 @@ class SqliteStore:
         reading: sqlite3.Connection,
         path: Path,
         watch: Watch,
+        log_size: LogSize,
     ) -> None:
         self._path = path
         self._watch = watch
@@ -120,6 +126,7 @@ class SqliteStore:
         self._clock = clock
         self._reader = reader
         self._reading = reading
+        self._log_size = log_size
 
     # --- KeyStore
 
@@ -258,11 +265,15 @@ class SqliteStore:
         return self._watch.reported(found)
 
     async def _report(self, work: Callable[[sqlite3.Connection], T]) -> T:
-        """Reads in the thread of reports, however long that takes."""
+        """Reads in the thread of reports. What may take long is done in steps, see `_read`."""
+
+        def step() -> T:
+            with self._log_size.reading():
+                return work(self._reading)
+
         loop = asyncio.get_running_loop()
         try:
-            done = loop.run_in_executor(self._reader, work, self._reading)
-            return await done
+            return await loop.run_in_executor(self._reader, step)
         except (sqlite3.Error, RuntimeError) as error:
             # RuntimeError: the store was closed while a caller was on its way.
             self._watch.see(error)

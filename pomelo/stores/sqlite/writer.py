@@ -35,6 +35,11 @@ class Written(Protocol):
 
     def failed(self, error: BaseException) -> None:
         """Something was not done, for what may be the file's fault."""
+        ...
+
+    def between(self) -> None:
+        """Does what is to be done between two batches. Raises nothing."""
+        ...
 
     def close(self) -> None:
         """Gives it up."""
@@ -122,6 +127,7 @@ class Writer:
         while not self._ending:
             if batch := self._gather():
                 self._report(self._done(target, batch))
+                target.between()
         try:
             target.close()
         except (sqlite3.Error, OSError) as error:

@@ -9,7 +9,12 @@ from typing import Any
 import pytest
 
 from pomelo.errors import PomeloError, Replay
+from pomelo.providers import Credentials
 from pomelo.providers.connections import LIMIT, MAX_WAIT, ConnectionLimiter
+from pomelo.providers.http import Http
+from pomelo.providers.openai import OpenAI
+from pomelo.testing import Answer, FaultUpstream, Gate, Script, Stop, error_reply
+from tests.contract.openai_rig import deltas, job
 
 HOST = "vendor:443"
 PATIENT = 5.0
@@ -268,6 +273,37 @@ async def test_many_calls_of_many_accounts_leave_nothing_behind() -> None:
     assert most <= 5
     assert limiter.refused == told.count("overloaded") > 0
     assert idle(limiter)
+
+
+async def test_nothing_but_the_limiter_limits_connections() -> None:
+    gate = Gate()
+    limiter = ConnectionLimiter(400)
+    async with FaultUpstream() as upstream, Http(connections=limiter) as http:
+        upstream.default = Answer(at={1: gate})
+        provider = OpenAI(Credentials("sk-x", upstream.openai_base_url), http)
+
+        calls = [asyncio.create_task(deltas(provider, job(stream=True))) for _ in range(300)]
+        async with asyncio.timeout(PATIENT):
+            for _ in calls:
+                await upstream.received()
+        assert limiter.in_use == upstream.serving == len(calls)
+        gate.open()
+        assert all(await asyncio.gather(*calls))
+        assert idle(limiter)
+
+
+@pytest.mark.parametrize(
+    "reply", [error_reply(500), Answer(before=(Stop.RESET,)), Answer(at={1: Stop.CLOSE})]
+)
+async def test_a_call_that_fails_gives_its_connection_back(reply: Script) -> None:
+    limiter = ConnectionLimiter(1, max_wait=PATIENT)
+    async with FaultUpstream() as upstream, Http(connections=limiter) as http:
+        provider = OpenAI(Credentials("sk-x", upstream.openai_base_url), http)
+        for _ in range(3):
+            upstream.script(reply)
+            with pytest.raises(PomeloError):
+                await deltas(provider, job(stream=True))
+            assert idle(limiter)
 
 
 async def test_waits_and_refusals_are_one_log_line_in_a_while(caplog: pytest.LogCaptureFixture) -> None:

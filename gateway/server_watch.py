@@ -1,0 +1,68 @@
+"""Whether a gateway's server is there, told from how its calls end; said in the log when that changes."""
+
+import logging
+import time
+from collections.abc import Callable
+from typing import Any
+
+from pomelo.errors import PomeloError
+
+log = logging.getLogger("pomelo.gateway")
+
+SETTLE = 1.0
+"""Seconds without a failure after which a call that succeeds means that the server is back."""
+
+_SILENT = frozenset({"deadline_exceeded", "shutting_down"})
+"""Errors that may be this end's own, and say nothing of the server."""
+
+_REASONS = (
+    (("refused",), "it refuses connections"),
+    (("resolution", "resolve", "dns"), "its name can't be resolved"),
+    (("handshake", "ssl", "tls", "certificate"), "the TLS handshake fails"),
+    (("timed out", "timeout", "keepalive", "ping"), "it does not answer"),
+    (("reset", "closed", "goaway", "eof", "broken pipe"), "it closed the connection"),
+    (("unreachable", "no route"), "there is no way to it"),
+)
+"""Words of gRPC, and what they mean here. Its own sentences may have addresses and more in them."""
+
+
+class ServerWatch:
+    """Notes how calls to the server at `target` end."""
+
+    def __init__(self, target: str, monotonic: Callable[[], float] = time.monotonic) -> None:
+        self._target = target
+        self._monotonic = monotonic
+        self._lost_at: float | None = None
+        self._failed_at = 0.0
+
+    def ended(self, error: BaseException | None) -> None:
+        """A call has ended, with an error or (None) well."""
+        if isinstance(error, PomeloError) and error.code == "server_unavailable":
+            self._failed(error)
+        elif error is None or (isinstance(error, PomeloError) and error.code not in _SILENT):
+            self._answered()
+
+    def _failed(self, error: PomeloError) -> None:
+        now = self._failed_at = self._monotonic()
+        if self._lost_at is None:
+            self._lost_at = now
+            log.warning(
+                "The server at %s is lost: %s. Until it is back, calls get server_unavailable",
+                self._target,
+                _reason(error.__context__),
+            )
+
+    def _answered(self) -> None:
+        if self._lost_at is None:
+            return
+        now = self._monotonic()
+        if now - self._failed_at >= SETTLE:
+            log.info("The server at %s is back after %.0f s", self._target, now - self._lost_at)
+            self._lost_at = None
+
+
+def _reason(cause: Any) -> str:
+    """Why the server is lost, in words of our own; `cause` is gRPC's error."""
+    details = cause.details() if hasattr(cause, "details") else None
+    said = (details or "").lower()
+    return next((reason for words, reason in _REASONS if any(word in said for word in words)), "unavailable")

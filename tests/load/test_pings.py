@@ -1,0 +1,51 @@
+"""Clients that ping every 10 s, as guides of balancers advise, keep their connections. For a minute."""
+
+import asyncio
+import os
+import time
+from pathlib import Path
+
+import grpc
+import pytest
+
+from pomelo.gen.v1.model_service_pb2 import ListModelsRequest
+from pomelo.gen.v1.model_service_pb2_grpc import ModelServiceStub
+from pomelo.gen.v1.task_service_pb2 import RunTaskRequest
+from pomelo.gen.v1.task_service_pb2_grpc import TaskServiceStub
+from tests.integration.asking import bearer, text_task
+from tests.serving import serve
+
+pytestmark = pytest.mark.skipif("LOAD_CALLS" not in os.environ, reason="takes a minute; make load")
+
+PINGING = [
+    ("grpc.keepalive_time_ms", 10_000),
+    ("grpc.keepalive_timeout_ms", 5_000),
+    ("grpc.http2.max_pings_without_data", 0),
+    ("grpc.keepalive_permit_without_calls", 1),
+    ("grpc.use_local_subchannel_pool", 1),
+]
+
+
+async def test_pings_every_10_s_end_neither_a_long_call_nor_an_idle_connection(tmp_path: Path) -> None:
+    async with serve(tmp_path) as served:
+        address = f"{served.host}:{served.grpc_port}"
+        async with (
+            grpc.aio.insecure_channel(address, PINGING) as busy,
+            grpc.aio.insecure_channel(address, PINGING) as idle,
+        ):
+            await idle.channel_ready()
+            began = time.monotonic()
+            lost: list[float] = []
+
+            async def watch() -> None:
+                await idle.wait_for_state_change(grpc.ChannelConnectivity.READY)
+                lost.append(time.monotonic() - began)
+
+            watching = asyncio.ensure_future(watch())
+            request = RunTaskRequest(task=text_task("[[delay:55]] Hello"))
+            answer = await TaskServiceStub(busy).RunTask(request, metadata=bearer(served.key), timeout=100)
+            assert answer.result.text.content
+            watching.cancel()
+            assert not lost
+            models = ModelServiceStub(idle).ListModels(ListModelsRequest(), metadata=bearer(served.key))
+            assert (await models).models

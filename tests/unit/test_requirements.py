@@ -1,0 +1,131 @@
+"""What pip installs is what uv.lock pins, and nothing that has another hash."""
+
+import subprocess
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+from packaging.markers import Marker
+from packaging.requirements import Requirement
+
+from deploy.export import BUILD, FILES, PROJECT, ROOT, export
+
+LOCK = tomllib.loads((ROOT / "uv.lock").read_text())
+PACKAGES = {(package["name"], package["version"]): package for package in LOCK["package"]}
+ENVIRONMENTS = [
+    {
+        "python_full_version": python,
+        "python_version": python.rpartition(".")[0],
+        "sys_platform": platform,
+        "platform_python_implementation": "CPython",
+        "implementation_name": "cpython",
+    }
+    for python in ("3.11.1", "3.11.7", "3.12.4", "3.13.0", "3.15.0")
+    for platform in ("linux", "darwin", "win32")
+]
+
+
+def pinned(name: str) -> list[tuple[Requirement, set[str]]]:
+    """The requirements of a file, and their hashes."""
+    found = []
+    for block in (ROOT / "deploy" / name).read_text().replace(" \\\n", "\n").split("\n"):
+        if block.startswith("    --hash="):
+            found[-1][1].add(block.removeprefix("    --hash="))
+        elif block and not block.startswith("#"):
+            found.append((Requirement(block), set[str]()))
+    return found
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_the_files_are_made_from_the_lock(name: str) -> None:
+    written = (ROOT / "deploy" / name).read_text()
+    assert written == export(LOCK, dev=FILES[name]), "run: make lock"
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_every_requirement_is_pinned_to_the_files_of_the_lock(name: str) -> None:
+    for requirement, hashes in pinned(name):
+        (specifier,) = requirement.specifier
+        assert specifier.operator == "=="
+        package = PACKAGES[requirement.name, specifier.version]
+        files = [*package.get("wheels", ()), *([package["sdist"]] if "sdist" in package else [])]
+        assert hashes == {file["hash"] for file in files} != set()
+        assert all(digest.startswith("sha256:") and len(digest) == 71 for digest in hashes)
+
+
+def needed(environment: Mapping[str, str], *, dev: bool) -> set[tuple[str, str]]:
+    """What the lock says is needed in an environment, followed step by step."""
+    (project,) = [package for package in LOCK["package"] if package["name"] == PROJECT]
+    left: list[Any] = [*project["dependencies"], BUILD]
+    if dev:
+        left += project["dev-dependencies"]["dev"]
+    found: set[tuple[str, str]] = set()
+    followed: set[tuple[str, str, str]] = set()
+    while left:
+        dependency = left.pop()
+        if "marker" in dependency and not Marker(dependency["marker"]).evaluate(dict(environment)):
+            continue
+        versions = [version for name, version in PACKAGES if name == dependency["name"]]
+        version = dependency.get("version", versions[0])
+        found.add((dependency["name"], version))
+        package = PACKAGES[dependency["name"], version]
+        for extra in ("", *dependency.get("extra", ())):
+            if (place := (dependency["name"], version, extra)) not in followed:
+                followed.add(place)
+                left += package["optional-dependencies"][extra] if extra else package.get("dependencies", ())
+    return found
+
+
+@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize(
+    "environment", ENVIRONMENTS, ids=lambda e: f"{e['python_full_version']} {e['sys_platform']}"
+)
+def test_in_every_environment_pip_installs_what_uv_does(name: str, environment: dict[str, str]) -> None:
+    installed = {
+        (requirement.name, next(iter(requirement.specifier)).version)
+        for requirement, _ in pinned(name)
+        if requirement.marker is None or requirement.marker.evaluate(environment)
+    }
+    assert installed == needed(environment, dev=FILES[name])
+    assert len({name for name, _ in installed}) == len(installed), "one version of each"
+
+
+def test_the_lock_is_of_what_the_project_asks_for() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    (locked,) = [package for package in LOCK["package"] if package["name"] == PROJECT]
+
+    def asked(texts: list[str]) -> set[tuple[str, str, str]]:
+        found = [Requirement(text) for text in texts]
+        return {(one.name, str(one.specifier), ",".join(sorted(one.extras))) for one in found}
+
+    def kept(entries: list[dict[str, Any]]) -> set[tuple[str, str, str]]:
+        return {
+            (e["name"], e.get("specifier", ""), ",".join(sorted(e.get("extras", e.get("extra", ())))))
+            for e in entries
+            if "extra ==" not in e.get("marker", "")
+        }
+
+    assert kept(locked["metadata"]["requires-dist"]) == asked(project["project"]["dependencies"]), (
+        "run: make lock"
+    )
+    assert kept(locked["metadata"]["requires-dev"]["dev"]) == asked(project["dependency-groups"]["dev"])
+
+
+@pytest.mark.parametrize(
+    ("target", "name"), [(".venv/.serve", "requirements.txt"), (".venv/.dev", "requirements-dev.txt")]
+)
+def test_make_installs_without_uv_by_hashes_alone(target: str, name: str, tmp_path: Path) -> None:
+    # Neither uv nor pip is run: make says what it would do.
+    commands = subprocess.run(
+        ["make", "--dry-run", "--always-make", target], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout
+    installing = [
+        part
+        for part in commands.replace("\\\n", " ").replace("; fi", "").split("&&")
+        if "pip install" in part
+    ]
+    assert len(installing) == 2
+    assert f"--no-deps --require-hashes --requirement deploy/{name}" in " ".join(installing[0].split())
+    assert "--no-deps --no-build-isolation --editable ." in " ".join(installing[1].split())
