@@ -36,7 +36,8 @@ crash: .venv/.dev
 	CRASH=full pytest tests/faults/test_crash.py tests/faults/test_store_faults.py --log-cli-level=INFO
 
 load: .venv/.dev
-	LOAD_CALLS=100 LOAD_TASKS=10000 LOAD_RESETS=500 LOAD_ACCOUNTS=100000 pytest -s tests/load tests/faults/test_unauthenticated.py
+	LOAD_CALLS=100 LOAD_TASKS=10000 LOAD_STREAMS=100 LOAD_RESETS=500 LOAD_ACCOUNTS=100000 pytest -s tests/load \
+	  tests/faults/test_unauthenticated.py
 
 gen: .venv/.dev
 	python proto/generate.py

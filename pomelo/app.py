@@ -31,6 +31,7 @@ from pomelo.draining import Draining
 from pomelo.engine import Engine
 from pomelo.inflight import InFlightLimits
 from pomelo.intake import Intake
+from pomelo.measure import Measurer
 from pomelo.media import MediaDesk, MediaStore
 from pomelo.media_quota import MediaLimits
 from pomelo.metering.usage import UsageDesk
@@ -150,6 +151,8 @@ async def open_app(
         )
         await media.refresh()
         await stack.enter_async_context(_beside(_sweep(media)))
+        measurer = Measurer()
+        stack.push_async_callback(measurer.aclose)
         router = make_router(providers)
         intake = Intake(
             catalog=catalog,
@@ -157,6 +160,7 @@ async def open_app(
             authenticate=keyring.authenticate,
             admission=admission,
             media=media,
+            measurer=measurer,
             inline_limit=settings.inline_limit,
             now=now,
         )

@@ -1,25 +1,32 @@
-"""How long a sound is, told from its headers.
+"""What media types say of bare samples, and where the samples of a WAV file are.
 
-The engine asks before a task is priced, and the sandbox. Bytes of callers are only ever measured here, in
-plain Python, never decoded: a native demuxer in the server's process is no place for hostile bytes.
+How long an audio file is, `pomelo.measure` counts; nothing here decodes anything.
 """
 
-import math
+import re
 import struct
+from array import array
 from dataclasses import dataclass
 from typing import BinaryIO
 
-_RAW = {"audio/basic": (8000, 1), "audio/x-alaw-basic": (8000, 1)}
+from pomelo.errors import invalid
+
+RATES = (8000, 16000, 22050, 24000, 32000, 44100, 48000)
+"""Samples a second that bare samples may have."""
+
+FRAME_STARTS = (b"ID3", b"\xff\xfb", b"\xff\xfa", b"\xff\xf3", b"\xff\xf2", b"\xff\xe3", b"\xff\xe2",
+                b"\xff\xf1", b"\xff\xf9", b"\x0b\x77", b"#!AMR", b"\x7f\xfe\x80\x01")  # fmt: skip
+"""How files of MP3, ADTS, AC-3, AMR and DTS begin. Samples may by chance begin so: frames decide."""
+
 _RATE = 16_000
-"""Samples a second of a raw sound whose type doesn't say."""
+"""Samples a second of bare samples whose type doesn't say."""
 
-_OPUS_RATE = 48_000
-"""Granule positions of Opus count samples at this rate, whatever the sound's own."""
-
-_PAGE = struct.Struct("<4sBBqIIIB")
-_TAIL = 128 * 1024
+_PCM = "audio/pcm"
+_BIG_ENDIAN = "audio/l16"
+_ONE_BYTE = {"audio/basic": 8000, "audio/x-alaw-basic": 8000}
+_PARAMETER = re.compile(r";([a-z]+)=([a-z0-9]{1,12})")
+_TYPE = re.compile(r"audio/[a-z0-9-]+((?:;[a-z]+=[a-z0-9]{1,12})*)")
 _CHUNKS = 1000
-_LOOKS = 20_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,36 +39,54 @@ class WavData:
     width: int
 
 
-def seconds(file: BinaryIO, size: int, content_type: str) -> float | None:
-    """The length in seconds of a sound of `size` bytes, above 0; None where it can't be told. Blocks on the
-    disk.
+def raw(content_type: str) -> tuple[int, int] | None:
+    """Samples a second and bytes a sample, where the media type says that audio is bare samples."""
+    kind, _, rate = content_type.partition(";rate=")
+    if kind == _PCM:
+        return (int(rate) if rate.isdecimal() and 0 < len(rate) < 7 and int(rate) else _RATE), 2
+    width = _ONE_BYTE.get(kind)
+    return None if width is None else (width, 1)
+
+
+def raw_type(named: str) -> str | None:
+    """The one spelling of a media type of bare samples; None where it is of something else.
+
+    `named` is in lower case and without spaces. Parameters come in any order; one channel is understood. The
+    big-endian samples of audio/L16 become audio/pcm: `Swapper` swaps their bytes.
 
     Raises:
-        OSError: it can't be read.
+        PomeloError: invalid_parameter; samples that no provider takes.
     """
-    return _seconds(file, size, content_type) or None
+    kind = named.partition(";")[0]
+    if kind not in (_PCM, _BIG_ENDIAN) and kind not in _ONE_BYTE:
+        return None
+    match = _TYPE.fullmatch(named)
+    given = dict(_PARAMETER.findall(match[1])) if match is not None else {}
+    if match is None or given.pop("channels", "1") != "1" or set(given) - {"rate"}:
+        raise invalid("audio", f"one channel of samples, such as {kind};rate=16000, or a file with a header")
+    rate = given.pop("rate", str(_ONE_BYTE.get(kind, _RATE)))
+    if rate not in map(str, (8000,) if kind in _ONE_BYTE else RATES):
+        raise invalid("audio", f"bare samples of a known rate: {', '.join(map(str, RATES))}")
+    return kind if kind in _ONE_BYTE else f"{_PCM};rate={rate}"
 
 
-def _seconds(file: BinaryIO, size: int, content_type: str) -> float | None:
-    file.seek(0)
-    head = file.read(16)
-    if head[:4] == b"RIFF" and head[8:12] == b"WAVE":
-        data = wav_data(file, size)
-        return data.length / data.per_second if data is not None and data.per_second else None
-    if head.startswith(b"OggS"):
-        return _ogg_seconds(file, size)
-    samples = raw(content_type)
-    if samples is not None:
-        return size / (samples[0] * samples[1])
-    return _tagged_seconds(file)
+class Swapper:
+    """Swaps the bytes of 16-bit samples, piece by piece, where their media type is audio/L16 (RFC 2586)."""
 
+    def __init__(self, named: str) -> None:
+        self._swaps = named.partition(";")[0].strip().lower() == _BIG_ENDIAN
+        self._rest = b""
 
-def raw(content_type: str) -> tuple[int, int] | None:
-    """Samples a second and bytes a sample, where the media type says that a sound is raw."""
-    kind, _, rate = content_type.partition(";rate=")
-    if kind == "audio/pcm":
-        return (int(rate) if rate.isdecimal() and 0 < len(rate) < 7 and int(rate) else _RATE), 2
-    return _RAW.get(kind)
+    def swap(self, data: bytes) -> bytes:
+        """The samples that are whole by now."""
+        if not self._swaps:
+            return data
+        data = self._rest + data
+        whole = len(data) & ~1
+        self._rest = data[whole:]
+        samples = array("H", data[:whole])
+        samples.byteswap()
+        return samples.tobytes()
 
 
 def wav_data(file: BinaryIO, size: int) -> WavData | None:
@@ -81,64 +106,3 @@ def wav_data(file: BinaryIO, size: int) -> WavData | None:
             return WavData(place, min(length, size - place), per_second, width)
         place += length + length % 2
     return None
-
-
-def _ogg_seconds(file: BinaryIO, size: int) -> float | None:
-    """The length of an Opus or Vorbis file of `size` bytes, from its first and its last page; else None."""
-    file.seek(0)
-    first = file.read(128)
-    if len(first) < _PAGE.size or not first.startswith(b"OggS"):
-        return None
-    serial = _PAGE.unpack_from(first)[4]
-    body = first[_PAGE.size + first[_PAGE.size - 1] :]
-    if body.startswith(b"OpusHead") and len(body) >= 12:
-        rate, skip = _OPUS_RATE, int.from_bytes(body[10:12], "little")
-    elif body.startswith(b"\x01vorbis") and len(body) >= 16:
-        rate, skip = int.from_bytes(body[12:16], "little"), 0
-    else:
-        return None
-    file.seek(max(0, size - _TAIL))
-    tail = file.read(_TAIL)
-    place = len(tail)
-    while (place := tail.rfind(b"OggS", 0, place)) >= 0:
-        if len(tail) - place >= _PAGE.size:
-            page = _PAGE.unpack_from(tail, place)
-            granule = page[3]
-            if page[4] == serial and granule >= 0 and rate:
-                return float(max(0, granule - skip)) / rate
-    return None
-
-
-def _tagged_seconds(file: BinaryIO) -> float | None:
-    """The length of a file that tinytag knows: MP3, FLAC, MP4 and some more."""
-    from tinytag import TinyTag, TinyTagException
-
-    file.seek(0)
-    try:
-        seconds = TinyTag.get(file_obj=_Bounded(file), tags=False).duration  # type: ignore[arg-type]
-    except TinyTagException:
-        return None
-    return seconds if seconds is not None and math.isfinite(seconds) and seconds > 0 else None
-
-
-class _Bounded:
-    """A file that can be looked at so often and not more: garbage can make a parser crawl through it."""
-
-    def __init__(self, file: BinaryIO) -> None:
-        self._file = file
-        self._left = _LOOKS
-
-    def read(self, size: int = -1) -> bytes:
-        """As of a file."""
-        self._left -= 1
-        if self._left < 0:
-            raise ValueError("too many looks")
-        return self._file.read(size)
-
-    def seek(self, offset: int, whence: int = 0) -> int:
-        """As of a file."""
-        return self._file.seek(offset, whence)
-
-    def tell(self) -> int:
-        """As of a file."""
-        return self._file.tell()

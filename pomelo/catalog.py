@@ -5,9 +5,10 @@ Adding a model, a price or a host that speaks a known wire is a row there and no
 host mean is for `pomelo.providers.compatible` to say.
 """
 
+import re
 import tomllib
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from decimal import Decimal
 from pathlib import Path
 from typing import Any, TypeVar
@@ -26,6 +27,9 @@ SIDE = 1024
 DEFAULT_FORMAT = "mp3_44100_128"
 """The output_format of a sound where the caller leaves it open."""
 
+
+_VOICE_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
+_SPEAKING = (TaskType.TASK_TYPE_TEXT_TO_SPEECH, TaskType.TASK_TYPE_SPEECH_TO_SPEECH)
 
 Number = TypeVar("Number", int, float)
 
@@ -110,11 +114,13 @@ class Catalog:
         """
         models: dict[str, Model] = {}
         hosts: dict[str, Mapping[str, Any]] = {}
+        voices: dict[str, str] = {}
         for path in paths or (BUILTIN,):
-            file = _table(tomllib.loads(path.read_text()), {"models", "hosts"}, str(path))
+            file = _table(tomllib.loads(path.read_text()), {"models", "hosts", "voices"}, str(path))
             models |= {name: _model(name, row) for name, row in file.get("models", {}).items()}
             hosts |= file.get("hosts", {})
-        return cls(models.values(), hosts)
+            voices |= _voices(file.get("voices", {}))
+        return cls([_voiced(model, voices) for model in models.values()], hosts)
 
     def resolve(self, name: str) -> Model:
         """The model of that name.
@@ -127,6 +133,30 @@ class Catalog:
             shown = name if len(name) <= 100 else name[:100] + "…"
             raise PomeloError("unsupported_model", f"Unsupported task type: {shown}", field="model")
         return model
+
+
+def _voices(table: Any) -> dict[str, str]:
+    """The operator's voices: name in lower case -> the vendor's id.
+
+    Raises:
+        ValueError: a row is wrong.
+    """
+    if not isinstance(table, dict):
+        raise ValueError("[voices] must be a table of names and ids")
+    found = {}
+    for name, voice_id in table.items():
+        if not isinstance(voice_id, str) or not _VOICE_ID.fullmatch(voice_id):
+            raise ValueError(f"[voices]: {name} must be a voice's id, such as pNInz6obpgDQGcFmaJgB")
+        found[" ".join(name.split()).casefold()] = voice_id
+    return found
+
+
+def _voiced(model: Model, voices: Mapping[str, str]) -> Model:
+    """The model with the operator's voices in its routes, where it speaks."""
+    if not voices or model.task_type not in _SPEAKING:
+        return model
+    routes = tuple(replace(route, options={**route.options, "voices": voices}) for route in model.routes)
+    return replace(model, routes=routes)
 
 
 def _model(name: str, row: dict[str, Any]) -> Model:

@@ -7,15 +7,13 @@ refused here, on both wires alike and in one order. It knows no transport and no
 import asyncio
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
-from io import BytesIO
-from math import ceil
 from typing import Any, TypeVar
 
-from pomelo import audio as sounds
 from pomelo import repeats
 from pomelo.admission.admit import Admission, Hold
+from pomelo.audio import Swapper
 from pomelo.call import Call, Principal
 from pomelo.catalog import Catalog, Model
 from pomelo.errors import PomeloError, invalid
@@ -24,6 +22,7 @@ from pomelo.gen.v1.speech_pb2 import AudioInput
 from pomelo.gen.v1.task_pb2 import Task
 from pomelo.gen.v1.task_service_pb2 import StreamTaskResponse
 from pomelo.ids import new_id
+from pomelo.measure import Measurer
 from pomelo.media import MediaStore, sniff
 from pomelo.pricing import affordable
 from pomelo.providers.base import AudioSource, Job
@@ -91,7 +90,7 @@ class Intake:
     """Takes tasks in.
 
     `router` knows who serves a model; `authenticate` tells whose key a call bears; `admission` lets tasks in;
-    `now` is Unix time in seconds.
+    `measurer` says how long audio is; `now` is Unix time in seconds.
     """
 
     def __init__(
@@ -102,6 +101,7 @@ class Intake:
         authenticate: Callable[[Call], Awaitable[Principal]],
         admission: Admission,
         media: MediaStore,
+        measurer: Measurer,
         inline_limit: int = INLINE_LIMIT,
         now: Callable[[], float] = time.time,
         ids: Callable[[str], str] = new_id,
@@ -111,6 +111,7 @@ class Intake:
         self._authenticate = authenticate
         self._admission = admission
         self._media = media
+        self._measurer = measurer
         self._inline_limit = inline_limit
         self._now = now
         self._ids = ids
@@ -252,7 +253,15 @@ class Intake:
         repeatable = None
         if call.repeat_key is not None:
             repeatable = await repeats.repeatable(call.repeat_key, task, audio)
-        return _Asked(model, kind, given, audio, await heard_of(audio), repeatable, large)
+        heard = Heard()
+        if audio is not None:
+            measured = await self._measurer.measure(audio, principal.account)
+            audio = replace(audio, ms=measured.ms, content_type=measured.content_type)
+            heard = Heard(audio.size, audio.ms)
+            longest = model.limits.max_audio_seconds
+            if audio.ms > longest * 1000 > 0:
+                raise invalid("audio", f"audio of at most {longest} seconds")
+        return _Asked(model, kind, given, audio, heard, repeatable, large)
 
     def _spent(self, task: Task, call: Call, principal: Principal) -> Callable[[], None]:
         """Deletes the upload of a task that nobody can want once it has ended or is refused: what came with a
@@ -300,7 +309,8 @@ class Intake:
                 f"audio is larger than the {self._inline_limit:,} bytes that may be inline. Upload it",
                 field="audio",
             )
-        return AudioSource(sniff(audio.content_type, audio.data[:16]), size, data=audio.data)
+        data = Swapper(audio.content_type).swap(audio.data)
+        return AudioSource(sniff(audio.content_type, data[:16]), len(data), data=data)
 
 
 def _nothing() -> None:
@@ -315,26 +325,6 @@ async def _beside(large: bool, look: Callable[..., T], *given: Any) -> T:
 def wanted(given: Any) -> "ResponseFormat.ValueType":
     """How the caller wants a medium back."""
     return getattr(given, "response_format", ResponseFormat.RESPONSE_FORMAT_UNSPECIFIED)
-
-
-async def heard_of(audio: AudioSource | None) -> Heard:
-    """How long a sound is.
-
-    Raises:
-        PomeloError: store_unavailable.
-    """
-    if audio is None:
-        return Heard()
-    try:
-        seconds = await asyncio.to_thread(_seconds, audio)
-    except OSError as error:
-        raise PomeloError("store_unavailable") from error
-    return Heard(audio.size, ceil((seconds or 0) * 1000))
-
-
-def _seconds(audio: AudioSource) -> float | None:
-    with audio.path.open("rb") if audio.path is not None else BytesIO(audio.data) as file:
-        return sounds.seconds(file, audio.size, audio.content_type)
 
 
 def _cut(given: Any, bound: Bound, affordable_tokens: int) -> Any:

@@ -19,6 +19,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO
 
+from pomelo.audio import RATES, Swapper, raw_type
 from pomelo.call import Call, Principal
 from pomelo.errors import PomeloError, invalid
 from pomelo.gen.v1.media_pb2 import Media
@@ -49,8 +50,7 @@ _ENDINGS = {
     "audio/basic": "ulaw",
     "audio/x-alaw-basic": "alaw",
     "application/octet-stream": "bin",
-} | {f"audio/pcm;rate={r}": f"pcm{r}" for r in (8000, 16000, 22050, 24000, 32000, 44100, 48000)}
-_RAW = {t for t in _ENDINGS if t.startswith(("audio/pcm", "audio/basic", "audio/x-alaw"))}
+} | {f"audio/pcm;rate={r}": f"pcm{r}" for r in RATES}
 _LAYER_3 = (b"\xfb", b"\xfa", b"\xf3", b"\xf2", b"\xe3", b"\xe2")
 _TYPES = {ending: content_type for content_type, ending in _ENDINGS.items()}
 _ALIASES = {
@@ -76,23 +76,23 @@ _QUERY = re.compile(r"exp=([0-9]{1,12})&sig=([A-Za-z0-9_-]{43})")
 
 
 def sniff(content_type: str, head: bytes) -> str:
-    """The type that a medium is kept under: told from its first 16 bytes, else the named one if it is known.
+    """The type that media are kept under: that of their first 16 bytes, else the named one if it is known.
 
-    Raw samples have no mark, so their named type is believed. What is neither told nor known is
-    application/octet-stream: a type that a caller made up never comes back from us.
+    A label never outweighs bytes that are plainly something else. Bare samples have no mark, so their type is
+    believed; they may begin as a frame of an encoding does, and `pomelo.measure` looks further. What has no
+    known type is application/octet-stream: a type that a caller made up never comes back from us.
+
+    Raises:
+        PomeloError: invalid_parameter; bare samples that no provider takes.
     """
-    named = content_type.replace(" ", "").lower()
+    named = "".join(content_type.split()).lower()
     named = _ALIASES.get(named, named)
-    if named in _RAW:
-        return named
     if head.startswith(b"\x89PNG\r\n\x1a\n"):
         return "image/png"
     if head.startswith(b"\xff\xd8\xff"):
         return "image/jpeg"
     if head[:4] == b"RIFF":
         return {b"WEBP": "image/webp", b"WAVE": "audio/wav"}.get(head[8:12], "application/octet-stream")
-    if head.startswith(b"ID3") or (head[:1] == b"\xff" and head[1:2] in _LAYER_3):
-        return "audio/mpeg"
     if head.startswith(b"OggS"):
         return "audio/ogg"
     if head.startswith(b"fLaC"):
@@ -101,6 +101,10 @@ def sniff(content_type: str, head: bytes) -> str:
         return "audio/mp4"
     if head.startswith(b"\x1aE\xdf\xa3"):
         return "audio/webm"
+    if (samples := raw_type(named)) is not None:
+        return samples
+    if head.startswith(b"ID3") or (head[:1] == b"\xff" and head[1:2] in _LAYER_3):
+        return "audio/mpeg"
     return named if named in _ENDINGS else "application/octet-stream"
 
 
@@ -115,6 +119,7 @@ class MediaWriter:
         self._content_type = content_type
         self._limit = limit
         self._head = b""
+        self._swapper = Swapper(content_type)
         self._stem, self.tag = store.new_stem(owner)
         self._temporary = store.folder / f"{_PART}{self._stem}"
         self._descriptor: int | None = None
@@ -152,6 +157,7 @@ class MediaWriter:
             PomeloError: payload_too_large (the file, or all that the owner stores), store_unavailable. The
                 medium can't be completed then.
         """
+        data = self._swapper.swap(data)
         size = self.size + len(data)
         if self._limit is not None and size > self._limit:
             raise PomeloError(

@@ -122,7 +122,8 @@ class Turns:
             first, second = (tired, fresh) if self._granted % 2 else (fresh, tired)
             (first or second).popleft().set_result(None)
             self._granted += 1
-            _clean(fresh), _clean(tired)
+            _clean(fresh)
+            _clean(tired)
         self._tick_soon()
 
 

@@ -66,6 +66,7 @@ def settings(tmp_path_factory: pytest.TempPathFactory, upstream: FaultUpstream) 
         together_base_url=upstream.together_base_url,
         elevenlabs_api_key="elevenlabs-upstream",
         elevenlabs_base_url=upstream.elevenlabs_base_url,
+        upstream_connections=1024,  # an account may use most of them, and tests use one for hundreds of streams
         grace=2.0,
     )
 

@@ -23,12 +23,16 @@ between accounts. The router sets it; a context variable, so that no provider ha
 
 @dataclass(frozen=True, slots=True)
 class AudioSource:
-    """Input sound: a file of the media store, or bytes that came inline. Exactly one of the two is set."""
+    """Input audio: a file of the media store, or bytes that came inline. Exactly one of the two is set.
+
+    `ms` is its length in milliseconds as measured; 0: it can't be measured.
+    """
 
     content_type: str
     size: int
     path: Path | None = None
     data: bytes = b""
+    ms: int = 0
 
 
 @dataclass(frozen=True, slots=True)

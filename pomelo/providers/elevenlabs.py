@@ -7,9 +7,10 @@ is nothing). Voices' names are found in `voices`, forms and answers are made in 
 """
 
 import asyncio
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import aclosing
 from dataclasses import replace
+from datetime import date
 from typing import Any
 
 from pydantic_core import to_json
@@ -30,7 +31,7 @@ from pomelo.providers.elevenlabs_answers import SOUND_MOST, Sound, transcription
 from pomelo.providers.elevenlabs_forms import form
 from pomelo.providers.failures import Complaint, Dialect, nonsense
 from pomelo.providers.http import Body, Http
-from pomelo.providers.voices import Voices
+from pomelo.providers.voices import Voices, today_utc
 
 TRANSCRIPT_MOST = 64 * 1024 * 1024
 """Bytes of a transcript: ten hours of speech, each character timed."""
@@ -148,13 +149,20 @@ class _Absence:
 class ElevenLabs:
     """ElevenLabs as a provider of speech and of transcripts.
 
-    `sound_most` are the bytes that a sound may have.
+    `sound_most` are the bytes that a sound may have; `today` is the date in UTC.
     """
 
     base_url = "https://api.elevenlabs.io"
     probe = Probe("/v1/models", "xi-api-key", "")
 
-    def __init__(self, credentials: Credentials, http: Http, *, sound_most: int = SOUND_MOST) -> None:
+    def __init__(
+        self,
+        credentials: Credentials,
+        http: Http,
+        *,
+        sound_most: int = SOUND_MOST,
+        today: Callable[[], date] = today_utc,
+    ) -> None:
         key = (credentials.api_key or "").strip()
         self.configured = bool(key)
         self._http = http
@@ -162,7 +170,7 @@ class ElevenLabs:
         self._base = credentials.base_url.rstrip("/")
         self._headers = {"xi-api-key": key}
         self._json_headers = {"xi-api-key": key, "Content-Type": "application/json"}
-        self._voices = Voices(self._listed)
+        self._voices = Voices(self._listed, today=today)
         self._moved: set[str] = set()
         """Paths of speech to speech that were found empty while the other one answered."""
 
@@ -175,8 +183,12 @@ class ElevenLabs:
         Raises:
             PomeloError: by the map in `failures`.
         """
+        async with aclosing(self._in_a_voice(job, self._speak)) as events:
+            async for event in events:
+                yield event
+
+    async def _speak(self, job: Job, voice: str) -> AsyncGenerator[Event, None]:
         given: TextToSpeechInput = job.input
-        voice = await self._voices.find(given.voice)
         wanted = given.output_format or DEFAULT_FORMAT
         live = _live(job, wanted)
         url = self._sound_url("text-to-speech", voice, wanted, live)
@@ -185,14 +197,40 @@ class ElevenLabs:
             async for event in events:
                 yield event
 
+    async def _in_a_voice(
+        self, job: Job, speak: Callable[[Job, str], AsyncGenerator[Event, None]]
+    ) -> AsyncGenerator[Event, None]:
+        """What `speak` gives for the first voice of the wanted name that the vendor still has."""
+        wanted: str = job.input.voice
+        gone: set[str] = set()
+        while True:
+            voice = await self._voices.find(wanted, job.route.options.get("voices"), gone)
+            begun = False
+            try:
+                async with aclosing(speak(job, voice)) as events:
+                    async for event in events:
+                        begun = True
+                        yield event
+            except PomeloError as error:
+                # The vendor doesn't have it: nothing was done, and nothing is billed.
+                if begun or error.field != "voice" or voice in (wanted, *gone):
+                    raise
+                gone.add(voice)
+            else:
+                return
+
     async def speech_to_speech(self, job: Job) -> AsyncGenerator[Event, None]:
         """Says what was said in another voice; see JobMethod. The upload is read from its file as it is sent.
 
         Raises:
             PomeloError: by the map in `failures`.
         """
+        async with aclosing(self._in_a_voice(job, self._respeak)) as events:
+            async for event in events:
+                yield event
+
+    async def _respeak(self, job: Job, voice: str) -> AsyncGenerator[Event, None]:
         given: SpeechToSpeechInput = job.input
-        voice = await self._voices.find(given.voice)
         wanted = given.output_format or DEFAULT_FORMAT
         live = _live(job, wanted)
         first = str(job.route.options.get("sts_path", _STS_PATH))
@@ -228,10 +266,11 @@ class ElevenLabs:
         url = URL(f"{self._base}/v1/speech-to-text")
         with form("file", _heard(job), speech_to_text_fields(job)) as body:
             answer, _ = await self._http.fetch(url, self._headers, body, _PAID, most=TRANSCRIPT_MOST)
+        sent_ms = _heard(job).ms
         if len(answer) < _IN_A_THREAD:
-            said = transcription(answer, given, DIALECT)
+            said = transcription(answer, given, DIALECT, sent_ms)
         else:
-            said = await asyncio.to_thread(transcription, answer, given, DIALECT)
+            said = await asyncio.to_thread(transcription, answer, given, DIALECT, sent_ms)
         event = Event()
         event.result.transcription.CopyFrom(said)
         yield event

@@ -113,10 +113,13 @@ class Sound:
         return iter(())
 
 
-def transcription(answer: bytes, given: SpeechToTextInput, dialect: Dialect) -> Transcription:
+def transcription(
+    answer: bytes, given: SpeechToTextInput, dialect: Dialect, sent_ms: int = 0
+) -> Transcription:
     """The transcript of an answer.
 
     Words and characters alone: no spaces, no noises. A time that is missing is that of the word before.
+    `sent_ms` is the length of what was sent, 0 where it is unknown.
 
     Raises:
         PomeloError: provider_failed where it is unusable; what an error object in its place means.
@@ -130,7 +133,9 @@ def transcription(answer: bytes, given: SpeechToTextInput, dialect: Dialect) -> 
         said.text = body["text"]
         end = _add_words(said, body.get("words") or (), given)
         length = body.get("audio_duration_secs")
-        said.audio_seconds = end if length is None else _seconds(length, end)
+        # Where it is missing, as for silence, what was sent counts: words may end long before it.
+        otherwise = sent_ms / 1000 or end
+        said.audio_seconds = otherwise if length is None else _seconds(length, otherwise)
         return said
     except (AttributeError, KeyError, TypeError, ValueError):
         pass

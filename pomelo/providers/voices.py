@@ -1,15 +1,19 @@
-"""Voices by name: a table of the vendor's default ones, and the account's own list, kept for a while.
+"""Voices by name: the operator's table, the account's own list, and the vendor's default voices.
 
 `elevenlabs` asks for an id and gives the way to read the account's list. Nothing here knows a wire.
 """
 
 import asyncio
+import logging
 import re
 import time
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
+from datetime import UTC, date, datetime
 
 from pomelo.errors import PomeloError, invalid
 from pomelo.providers.base import CALLER
+
+log = logging.getLogger("pomelo.providers")
 
 FRESH = 300.0
 """Seconds for which the account's list is believed."""
@@ -62,50 +66,91 @@ DEFAULTS = {
 }
 """The vendor's default voices, by their names in lower case."""
 
+LAST_DAY = date(2026, 12, 31)
+"""The last day of the vendor's default voices. Accounts made since March 2026 have none of them."""
+
+NAMES_SHOWN = 10
+
 Listed = Callable[[], Awaitable[Iterable[tuple[str, str]]]]
 """Reads the account's list: (name, id) in the vendor's order. It raises PomeloError alone."""
 
 
-class Voices:
-    """The ids of voices by their names. An id, a default name or a name that is kept is found at once;
-    only another one waits for the list, which is read once for all that wait for it."""
+def today_utc() -> date:
+    """The date in UTC."""
+    return datetime.now(UTC).date()
 
-    def __init__(self, listed: Listed, *, now: Callable[[], float] = time.monotonic) -> None:
+
+class Voices:
+    """The ids of voices by their names.
+
+    A name is looked up in the operator's table, then in the account's list, then among the vendor's default
+    voices while it has them. The list is read once for all that wait for it. `now` is monotonic, `today` is
+    the date in UTC.
+    """
+
+    def __init__(
+        self,
+        listed: Listed,
+        *,
+        now: Callable[[], float] = time.monotonic,
+        today: Callable[[], date] = today_utc,
+    ) -> None:
         self._listed = listed
         self._now = now
+        self._today = today
         self._names: dict[str, str] = {}
         self._read_at: float | None = None
         self._reading = asyncio.Lock()
         self._attempts = 0
         self._failure: PomeloError | None = None
         self._spared_until = 0.0
-        """Until when an old list is believed, because it could not be read again."""
+        """Until when the list is not asked for again, because it could not be read."""
 
-    async def find(self, voice: str) -> str:
+    async def find(
+        self, voice: str, table: Mapping[str, str] | None = None, gone: Collection[str] = ()
+    ) -> str:
         """The id of a voice by its name or its id, in any case; a name's first word is enough.
 
+        `table` is the operator's, names in lower case. `gone` are ids that the vendor has just refused: the
+        next one of the same name is given, if there is one.
+
         Raises:
-            PomeloError: invalid_parameter, there is none; what reading the list raises.
+            PomeloError: invalid_parameter, no voice of that name is left; what reading the list raises.
         """
         if _ID.fullmatch(voice):
             return voice
         name = _plain(voice)
-        found = DEFAULTS.get(name)
-        if found is None and (self._age() < FRESH or self._now() < self._spared_until):
-            found = self._names.get(name)
-        if found is not None:
-            return found
-        if self._age() >= ASKED_AGAIN:
-            try:
-                await self._read()
-            except PomeloError:
-                # An old list is better than none: a voice keeps its id.
-                if name not in self._names:
-                    raise
-        found = self._names.get(name)
-        if found is None:
-            raise invalid("voice", "the name of a voice of the provider, such as adam, or a voice's id")
-        return found
+        chosen = (table or {}).get(name)
+        if chosen is not None and chosen not in gone:
+            return chosen
+        default = DEFAULTS.get(name) if self._today() <= LAST_DAY else None
+        if default in gone:
+            default = None
+        age = self._age()
+        known = self._names.get(name)
+        if age >= FRESH or ((known is None or known in gone) and default is None and age >= ASKED_AGAIN):
+            await self._refresh(known or default)
+        for found in (self._names.get(name), default):
+            if found is not None and found not in gone:
+                return found
+        log.warning("no voice of a requested name is left. Set it in [voices] of POMELO_CATALOG")
+        names = [name for name in (*(table or {}), *self._names) if name.isalpha() and name != _plain(voice)]
+        shown = f", such as {', '.join(dict.fromkeys(names[:NAMES_SHOWN]))}," if names else ""
+        raise invalid("voice", f"the name of a voice of the provider{shown} or a voice's id")
+
+    async def _refresh(self, otherwise: str | None) -> None:
+        """Reads the list again. Where it can't be read, an old list or a default voice is better than none.
+
+        Raises:
+            PomeloError: it can't be read, and there is no `otherwise`.
+        """
+        if otherwise is not None and self._now() < self._spared_until:
+            return
+        try:
+            await self._read()
+        except PomeloError:
+            if otherwise is None:
+                raise
 
     def _age(self) -> float:
         if self._read_at is None:

@@ -34,35 +34,43 @@ def inline_most(wanted: "ResponseFormat.ValueType") -> int:
     return INLINE_MOST if wanted else UNASKED_MOST
 
 
+DENSEST_BYTES = 125
+"""Bytes of a second of audio in the densest encoding in use (1 kbit/s: silence in FLAC, Opus with DTX)."""
+
+
 @dataclass(frozen=True, slots=True)
 class Heard:
-    """An input sound: its bytes, and its length in milliseconds, 0 where that can't be told."""
+    """Input audio: its bytes, and its length in milliseconds as measured, 0 where it can't be measured."""
 
     size: int = 0
     ms: int = 0
 
     def most(self, model: Model) -> int:
-        """The most milliseconds that it can have: what is told, or what the smallest encoding makes of it."""
+        """The most milliseconds that it can have.
+
+        A vendor may count up to 2 % more than was measured. What can't be measured is as long as the densest
+        encoding makes it.
+        """
         limit = model.limits.max_audio_seconds * 1000
-        most = self.ms or -(-self.size * 1000 // SPEECH_BYTES)
+        most = -(-self.ms * 102 // 100) if self.ms else -(-self.size * 1000 // DENSEST_BYTES)
         return min(most, limit) if limit else most
-
-
-SPEECH_BYTES = 750
-"""Bytes of a second of speech in the smallest encoding that is in use (6 kbit/s)."""
 
 
 @dataclass(frozen=True, slots=True)
 class Bound:
     """What a task uses at the least and at the most. They differ where its output may be cut to what can be
     paid. `tokens` is what is likely, for a limit of tokens a minute. `exact`: it is what it will use.
-    `input_tokens` is our own count of a text's, where the vendor's is missing in the end."""
+    `input_tokens` is our own count of a text's, where the vendor's is missing in the end; `heard_ms` is the
+    measured length of input audio (0: unknown), `speed` that of speech as the vendor gets it.
+    """
 
     least: Used
     most: Used
     tokens: int = 0
     exact: bool = False
     input_tokens: int = 0
+    heard_ms: int = 0
+    speed: float = 1.0
 
 
 @dataclass(slots=True)

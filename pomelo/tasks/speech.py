@@ -27,7 +27,7 @@ SPOKEN_CHARACTERS = 15
 """Characters that are spoken in a second: what was delivered of a text is told by its length in time."""
 
 SLACK_MS = 1000
-"""Milliseconds by which any answer may be longer than the sound that was heard."""
+"""Milliseconds by which any answer may be longer or shorter than the audio that was heard."""
 
 _VOICE = re.compile(r"[A-Za-z0-9][A-Za-z0-9 ._-]{0,63}")
 _LANGUAGE = re.compile(r"[A-Za-z]{2,3}")
@@ -93,20 +93,22 @@ def _check_voice(given: TextToSpeechInput | SpeechToSpeechInput) -> None:
 def bound_text(given: TextToSpeechInput, model: Model, route: Route, heard: Heard) -> Bound:
     """The characters of the text."""
     used = Used(characters=len(given.text))
-    return Bound(used, used, exact=True)
+    speed = 1.0
+    if given.voice_settings.HasField("speed"):
+        fitted = route.fit("speed", given.voice_settings.speed)
+        speed = 1.0 if fitted is None else float(fitted)
+    return Bound(used, used, exact=True, speed=speed)
 
 
 def bound_sound(given: SpeechToSpeechInput, model: Model, route: Route, heard: Heard) -> Bound:
-    """The length of the sound that is heard; that of the answer, which is as long, where it can't be told."""
+    """The length of the audio that is heard, or that of the answer, which is as long."""
     used = Used(audio_ms=heard.most(model))
-    return Bound(used, used, exact=heard.ms > 0)
+    return Bound(used, used, heard_ms=heard.ms)
 
 
 def partly_text(given: TextToSpeechInput, bound: Bound, delivered: Delivered) -> Used:
-    """As many characters as were spoken in the time that was delivered; of slow speech they are fewer."""
-    settings = given.voice_settings
-    speed = min(settings.speed, 1.0) if settings.HasField("speed") else 1.0
-    spoken = ceil(_ms(given, delivered.size) * SPOKEN_CHARACTERS * speed / 1000)
+    """As many characters as were spoken in the time that was delivered, at the speed that the vendor got."""
+    spoken = ceil(_ms(given, delivered.size) * SPOKEN_CHARACTERS * min(bound.speed, 1.0) / 1000)
     return Used(characters=min(spoken, bound.most.characters))
 
 
@@ -215,13 +217,16 @@ class SpeechFold:
 
     def used(self) -> tuple[Used, bool]:
         """See Fold."""
-        most = self._folding.bound.most
+        bound = self._folding.bound
+        if bound.exact:
+            return bound.most, True  # a text's characters
+        most, heard = bound.most.audio_ms, bound.heard_ms
         answered = _ms(self._folding.input, self._size)
-        if not self._folding.bound.exact:
-            return Used(audio_ms=min(answered, most.audio_ms)), False
-        if most.audio_ms and answered > 2 * most.audio_ms + SLACK_MS:
-            return Used(audio_ms=answered), False  # what was sent claimed to be shorter than it is
-        return most, True
+        if not heard:
+            return Used(audio_ms=min(answered, most)), False
+        if answered > 2 * heard + SLACK_MS or heard > 2 * answered + SLACK_MS:
+            return Used(audio_ms=answered), False  # the vendor heard something else than was measured
+        return Used(audio_ms=min(heard, most)), True
 
     def close(self) -> None:
         """See Fold."""

@@ -1,5 +1,6 @@
 """Speech-to-text tasks: their check, their length, and the folding of a transcript."""
 
+import logging
 from math import ceil
 
 from pomelo.catalog import Model, Route
@@ -13,6 +14,8 @@ from pomelo.tasks.ranges import known, within
 from pomelo.tasks.speech import check_audio, check_language
 
 SPEAKERS_MOST = 32
+
+log = logging.getLogger("pomelo.tasks")
 
 
 def check(given: SpeechToTextInput, model: Model) -> None:
@@ -28,9 +31,9 @@ def check(given: SpeechToTextInput, model: Model) -> None:
 
 
 def bound(given: SpeechToTextInput, model: Model, route: Route, heard: Heard) -> Bound:
-    """The length of the sound; in the end the provider tells it."""
+    """The length of the audio; in the end the provider reports it."""
     used = Used(audio_ms=heard.most(model))
-    return Bound(used, used)
+    return Bound(used, used, heard_ms=heard.ms)
 
 
 class TranscriptionFold:
@@ -57,10 +60,15 @@ class TranscriptionFold:
 
     def used(self) -> tuple[Used, bool]:
         """See Fold."""
+        bound = self._folding.bound
         seconds = self._transcription.audio_seconds if self._transcription is not None else 0.0
-        if seconds <= 0:
-            return self._folding.bound.most, False
-        return Used(audio_ms=ceil(seconds * 1000)), True
+        ms = ceil(seconds * 1000)
+        if 0 < ms <= bound.most.audio_ms:
+            return Used(audio_ms=ms), True
+        # The provider reported none, as for silence, or more than there can be.
+        if ms > bound.most.audio_ms:
+            log.warning("a provider reported %d ms of audio that has at most %d", ms, bound.most.audio_ms)
+        return Used(audio_ms=min(bound.heard_ms, bound.most.audio_ms) or bound.most.audio_ms), False
 
     def close(self) -> None:
         """See Fold."""

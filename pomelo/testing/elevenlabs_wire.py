@@ -239,6 +239,14 @@ def refused(received: Received, api_key: str | None) -> Reply | None:
     return None
 
 
+def aside(received: Received) -> Reply | None:
+    """The list of voices, to a good request for it; None for all others."""
+    path = _PATHS.fullmatch(received.path.removeprefix(PREFIX))
+    if path is None or not path["voices"] or refused(received, None) is not None:
+        return None
+    return VoiceList()(received)
+
+
 def _default(received: Received) -> Reply:
     if received.path.endswith("/voices"):
         return VoiceList()(received)

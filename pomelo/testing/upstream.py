@@ -10,7 +10,7 @@ import json
 import socket
 import struct
 from collections import deque
-from collections.abc import AsyncGenerator, Iterable
+from collections.abc import AsyncGenerator, Callable, Iterable
 from contextlib import aclosing
 from types import TracebackType
 from typing import Self
@@ -66,6 +66,9 @@ class FaultUpstream:
         """Every request, valid or not, in order of arrival."""
         self.default: Script | None = None
         """Where set, in place of the wires' defaults."""
+        self.aside: Callable[[Received], Reply | None] | None = elevenlabs_wire.aside
+        """Answers requests that belong to no task, such as for a list of voices: they are not in `requests`,
+        and use up no script. None: they are like all others."""
         self.serving = 0
         """Requests that are being answered now."""
         self._idle = asyncio.Event()
@@ -140,6 +143,7 @@ class FaultUpstream:
         self._cases.clear()
         self._following.clear()
         self.requests.clear()
+        self.aside = elevenlabs_wire.aside
         self._waiting = asyncio.Queue()
 
     async def received(self) -> Received:
@@ -199,6 +203,8 @@ class FaultUpstream:
             target=request.path_qs,
             form=form,
         )
+        if self.aside is not None and (reply := self.aside(received)) is not None:
+            return await _play(reply, request, received)
         self.requests.append(received)
         self._waiting.put_nowait(received)
         try:

@@ -19,6 +19,7 @@ from pomelo.providers import Credentials
 from pomelo.providers.base import AudioSource, Job
 from pomelo.providers.elevenlabs import ElevenLabs
 from pomelo.providers.http import Http, Timeouts
+from pomelo.providers.voices import LAST_DAY
 
 KEY = "xi-canary-2718"
 TEXT = "my canary text"
@@ -70,7 +71,7 @@ def stored(path: Path, content_type: str = "audio/mpeg") -> AudioSource:
 async def opened(base_url: str, *, key: str | None = KEY, **timeouts: float) -> AsyncIterator[ElevenLabs]:
     """The provider, called at `base_url`."""
     async with Http(Timeouts(**timeouts)) as http:
-        provider = ElevenLabs(Credentials(key, base_url), http)
+        provider = ElevenLabs(Credentials(key, base_url), http, today=lambda: LAST_DAY)
         yield provider
         await provider.aclose()
 

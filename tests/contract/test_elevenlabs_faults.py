@@ -316,6 +316,7 @@ async def test_leaving_while_the_list_of_voices_is_awaited_closes_that_connectio
     vendor: FaultUpstream, provider: Any
 ) -> None:
     gate = Gate()
+    vendor.aside = None
     vendor.script(Reply(before=(gate,)))
     task = asyncio.create_task(collect(provider, job(TextToSpeechInput(text="x", voice="otto"))))
     await gate.reached.wait()

@@ -116,6 +116,7 @@ async def test_an_uploads_size_and_digest_are_told(vendor: FaultUpstream, client
 
 
 async def test_the_official_client_reads_the_list_of_voices(vendor: FaultUpstream, client: Any) -> None:
+    vendor.aside = None
     names = tuple((f"Nr{number}", f"{number:020d}") for number in range(15))
     vendor.script(*[VoiceList(names)] * 3)
     first = await client.voices.search(request_options=QUIET)

@@ -24,6 +24,7 @@ from redis import exceptions as errors
 
 from pomelo.admission import admit
 from pomelo.app import App, open_app
+from pomelo.breaker import CircuitBreaker
 from pomelo.gen.v1 import admin_service_pb2 as pb
 from pomelo.gen.v1.admin_service_pb2_grpc import AdminServiceStub
 from pomelo.routing import Router
@@ -273,7 +274,7 @@ async def open_faulty(kind: str, url: str, folder: Path, patch: pytest.MonkeyPat
             openai_base_url=upstream.openai_base_url,
             grace=1.0,
         )
-        patient = partial(Router, trips_at=10**9)
+        patient = partial(Router, breaker=partial(CircuitBreaker, minimum_calls=10**9))
         async with open_app(settings, wrap_store=wrap, make_router=patient, reconcile_every=0.05) as app:
             await app.store.set_plan("default", "unlimited")
             await app.store.grant(Grant("first", LIVE, CREDITS, time.time()))

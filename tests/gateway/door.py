@@ -30,6 +30,7 @@ from pomelo.gen.v1.task_pb2 import TaskResult
 from pomelo.gen.v1.task_service_pb2 import StreamTaskResponse as Event
 from pomelo.inflight import InFlightLimits
 from pomelo.intake import Intake
+from pomelo.measure import Measurer
 from pomelo.media import MediaDesk, MediaStore
 from pomelo.metering.usage import UsageDesk
 from pomelo.models import ModelDesk
@@ -127,6 +128,7 @@ class Door:
     player: Player
     media: MediaStore
     http: aiohttp.ClientSession
+    services: Services
     headers: dict[str, str] = field(default_factory=lambda: {"Authorization": f"Bearer {KEY}"})
 
     @property
@@ -182,12 +184,15 @@ async def open_door(
         await endow(store)
         admission = Admission(store, BUILTIN)
         catalog, router, turns = Catalog.load(), Router({"sandbox": player}), Turns()
+        measurer = Measurer()
+        stack.push_async_callback(measurer.aclose)
         intake = Intake(
             catalog=catalog,
             router=router,
             authenticate=authenticate,
             admission=admission,
             media=media,
+            measurer=measurer,
         )
         services = Services(
             tasks=Engine(intake, router, media, turns),
@@ -200,4 +205,4 @@ async def open_door(
             open_rest(services, GatewayOptions(**options), "127.0.0.1", 0, tls, healthy=healthy)
         )
         http = await stack.enter_async_context(aiohttp.ClientSession())
-        yield Door(host, port, player, media, http)
+        yield Door(host, port, player, media, http, services)

@@ -4,20 +4,18 @@ import asyncio
 import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from typing import Any
 
-import aiohttp
 import pytest
 from door import Door, words
 
 from gateway.app import open_rest
 from pomelo.call import Call
 from pomelo.errors import PomeloError
-from pomelo.gen.v1.model_service_pb2 import Model
-from pomelo.gen.v1.task_pb2 import Task, TaskType
+from pomelo.gen.v1.task_pb2 import Task
 from pomelo.gen.v1.task_service_pb2 import StreamTaskResponse as Event
 from pomelo.providers.base import Job
-from pomelo.service import Services
 
 ASKED = {"model": "gpt-4", "messages": [{"role": "user", "content": "Hi"}], "stream": True}
 MANY = [f"word{number} " for number in range(500)]
@@ -141,14 +139,10 @@ async def test_a_client_that_does_not_read_stops_the_stream(door: Door) -> None:
 
 
 class Ready:
-    """Services whose streams are there from their first event to their end, or to a failure."""
+    """Tasks whose streams are there from their first event to their end, or to a failure."""
 
     def __init__(self, failure: PomeloError | None) -> None:
         self._failure = failure
-
-    async def get_model(self, name: str, call: Call) -> Model:
-        """See ModelService."""
-        return Model(name=name, task_type=TaskType.TASK_TYPE_TEXT)
 
     @asynccontextmanager
     async def stream_task(self, task: Task, call: Call) -> AsyncIterator[AsyncIterator[Event]]:
@@ -166,12 +160,11 @@ class Ready:
 
 
 @pytest.mark.parametrize("failure", [None, "provider_failed"])
-async def test_a_stream_that_ends_at_once_is_heard_whole(failure: str | None) -> None:
+async def test_a_stream_that_ends_at_once_is_heard_whole(door: Door, failure: str | None) -> None:
     ready: Any = Ready(PomeloError(failure) if failure else None)
-    services = Services(tasks=ready, models=ready, media=ready, accounts=ready)
+    services = replace(door.services, tasks=ready)
     async with (
         open_rest(services, None, "127.0.0.1", 0) as (host, port),
-        aiohttp.ClientSession() as session,
-        session.post(f"http://{host}:{port}/api/v1/task", json=ASKED) as answer,
+        door.http.post(f"http://{host}:{port}/api/v1/task", json=ASKED, headers=door.headers) as answer,
     ):
         assert text(await answer.read()) == [*MANY, failure or "[DONE]"]

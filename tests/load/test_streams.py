@@ -164,31 +164,24 @@ async def test_streams_as_fast_as_they_can_hardly_delay_other_callers(house: Hou
     assert flowed["least"] > flowed["most"] / 5  # they share alike
 
 
+async def read(house: House, size: int) -> None:
+    """Reads a text of so many bytes to its end."""
+    prompt = f"size=500 events={size // 500}"
+    heard, tail = 0, b""
+    async with house.ask(house.served.url, prompt, stream=True) as answer:
+        assert answer.status == 200, await answer.text()
+        async for part in answer.content.iter_any():
+            heard += len(part)
+            tail = part
+    assert heard > size
+    assert tail.endswith(b"data: [DONE]\n\n")
+
+
 async def test_a_text_that_nobody_asks_for_again_is_not_kept(house: House) -> None:
-    events = LONG_SIZE // 500
-    gate = asyncio.Barrier(LONG)
-
-    async def read(run: Callable[[], AsyncIterator[int]]) -> None:
-        size = sum([part async for part in run()])
-        assert size > LONG_SIZE
-
-    async def long() -> AsyncIterator[int]:
-        async with house.ask(house.served.url, f"size=500 events={events}", stream=True) as answer:
-            assert answer.status == 200, await answer.text()
-            async with asyncio.timeout(60):
-                await gate.wait()
-            async for part in answer.content.iter_any():
-                yield len(part)
-                tail = part
-            assert tail.endswith(b"data: [DONE]\n\n")
-
-    async def all_at_once() -> None:
-        await asyncio.gather(*[read(long) for _ in range(LONG)])
-
-    await all_at_once()
+    await asyncio.gather(*[read(house, MIB) for _ in range(LONG)])
     before = resident(house.served.pid)
     with watched(house.served.pid) as peak:
-        await all_at_once()
+        await asyncio.gather(*[read(house, LONG_SIZE) for _ in range(LONG)])
     grown = peak.most - before
     sys.stdout.write(
         f"\n{LONG} texts of {LONG_SIZE / MIB:.0f} MiB: {before / MIB:.1f} + {grown / MIB:.1f} MiB\n"

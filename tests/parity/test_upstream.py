@@ -99,7 +99,7 @@ LIVE: dict[str, dict[str, Any]] = {
     "flux-1-dev": {"prompt": "A kite", "guidance_scale": 9, "output_format": "jpeg"},
     "flux-1-schnell": {"prompt": "A kite", "num_inference_steps": 50},
     "eleven-labs-tts": {"text": "Hello there.", "voice": "adam", "voice_settings": {"speed": 3}},
-    "eleven-labs-sts": {"audio": SOUND, "voice": "rachel", "output_format": "pcm_16000"},
+    "eleven-labs-sts": {"audio": SOUND, "voice": "adam", "output_format": "pcm_16000"},
     "eleven-labs-stt": {"audio": SOUND, "diarize": True},
 }
 

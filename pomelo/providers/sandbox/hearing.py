@@ -1,7 +1,7 @@
 """What the sandbox hears in a sound that it is given: what it says, and how long it is.
 
-`provider.py` calls `listen` in a worker thread. Nothing is decoded: `pomelo.audio` measures, and what a sound
-of the sandbox says stands in it as text.
+`provider.py` calls `listen` in a worker thread. Nothing is decoded: the length was measured before, and what
+audio of the sandbox says is in it as text.
 """
 
 import hashlib
@@ -45,7 +45,7 @@ def listen(source: AudioSource, most: int) -> Heard:
         raise invalid("audio", "a sound that is not empty")
     try:
         with source.path.open("rb") if source.path is not None else BytesIO(source.data) as file:
-            text, seconds = _hear(file, source.size, source.content_type)
+            text, seconds = _hear(file, source.size, source.content_type, source.ms)
             if seconds > most > 0:
                 raise invalid("audio", f"a sound of at most {most} seconds")
             return Heard(text or _invent(file, seconds), seconds)
@@ -58,14 +58,13 @@ def spoken_seconds(text: str, speed: float = 1) -> float:
     return max(0.3, len(text) * CHARACTER_SECONDS / speed)
 
 
-def _hear(file: BinaryIO, size: int, content_type: str) -> tuple[str | None, float]:
+def _hear(file: BinaryIO, size: int, content_type: str, ms: int) -> tuple[str | None, float]:
     head = file.read(samples.MOST + 4096)
     script = _script(head, size)
     if script is not None:
         return script, spoken_seconds(script)
     text, rate, width = _text(file, head, size, content_type)
-    length = audio.seconds(file, size, content_type)
-    return text, length if length is not None else size / (rate * width)
+    return text, ms / 1000 if ms else size / (rate * width)
 
 
 def _text(file: BinaryIO, head: bytes, size: int, content_type: str) -> tuple[str | None, int, int]:

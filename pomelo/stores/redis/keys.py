@@ -7,7 +7,7 @@ from pydantic_core import from_json, to_json
 from pomelo.errors import PomeloError
 from pomelo.stores.base import KeyRecord, UnknownAccountError
 from pomelo.stores.ledger import PAGE
-from pomelo.stores.redis.link import PATIENCE, Link, Part, one_call, scanned
+from pomelo.stores.redis.link import PATIENCE, Link, Part, contained, one_call, scanned
 from pomelo.stores.redis.names import ACCOUNTS, KEY_ORDER, KEYS, REVOKED, key_order, key_place
 from pomelo.stores.redis.places import each
 from pomelo.stores.redis.scripts import ADD_KEY, REPLACE_KEY, REVOKE_KEY
@@ -41,6 +41,7 @@ class Keys:
         if not added:
             raise PomeloError("store_unavailable")
 
+    @contained
     async def list_keys(
         self, account: str | None = None, *, limit: int = PAGE, after: tuple[float, str] | None = None
     ) -> list[KeyRecord]:

@@ -116,7 +116,9 @@ class Usage:
         """See UsageStore."""
         async for wallets in self._places.pages():
             states = []
-            for some, answer in await self._places.ask(STATES, wallets, _state_keys):
+            with self._link.contained():
+                answers = await self._places.ask(STATES, wallets, _state_keys)
+            for some, answer in answers:
                 for wallet, start in zip(some, range(0, len(answer), 6), strict=True):
                     there, granted, spent, held, given, holding = answer[start : start + 6]
                     if there:

@@ -1,10 +1,12 @@
 """How long a list of voices is believed, and what is done when it can't be read again."""
 
+from datetime import timedelta
+
 import pytest
 
 from pomelo.errors import PomeloError
 from pomelo.providers.base import CALLER
-from pomelo.providers.voices import ASKED_AGAIN, FRESH, NAMES_MOST, Voices
+from pomelo.providers.voices import ASKED_AGAIN, DEFAULTS, FRESH, LAST_DAY, NAMES_MOST, Voices
 
 OTTO = "B" * 20
 
@@ -89,3 +91,30 @@ async def test_a_list_without_measure_is_cut() -> None:
     assert await voices.find("nr1") == f"{1:020d}"
     with pytest.raises(PomeloError, match="voice"):
         await voices.find(f"nr{NAMES_MOST - 1}")
+
+
+async def test_a_default_voice_is_the_last_choice_and_ends_with_its_last_day() -> None:
+    account = Account()
+    account.voices = []
+    day = LAST_DAY
+    voices = Voices(account.listed, now=lambda: account.time, today=lambda: day)
+    assert await voices.find("adam") == DEFAULTS["adam"]
+    with pytest.raises(PomeloError, match="voice"):
+        await voices.find("adam", gone={DEFAULTS["adam"]})
+    day += timedelta(days=1)
+    with pytest.raises(PomeloError, match="voice"):
+        await voices.find("adam")
+    account.time += FRESH
+    account.voices = [("Adam", OTTO)]
+    assert await voices.find("adam") == OTTO
+    assert await voices.find("adam", {"adam": "E" * 20}) == "E" * 20
+    assert await voices.find("adam", {"adam": "E" * 20}, gone={"E" * 20}) == OTTO
+
+
+async def test_a_default_voice_serves_while_the_list_can_not_be_read() -> None:
+    account = Account()
+    account.voices = PomeloError("provider_unavailable")
+    voices = Voices(account.listed, now=lambda: account.time, today=lambda: LAST_DAY)
+    for _ in range(5):
+        assert await voices.find("adam") == DEFAULTS["adam"]
+    assert account.readings == 1

@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncIterator
 from contextlib import aclosing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from pomelo.catalog import Catalog, Limits, Model, Route
 from pomelo.gen.v1 import image_pb2, speech_pb2, text_pb2
 from pomelo.gen.v1.task_pb2 import TaskResult, TaskType
 from pomelo.gen.v1.task_service_pb2 import StreamTaskResponse
-from pomelo.intake import heard_of
+from pomelo.measure import Measurer
 from pomelo.media import MediaStore
 from pomelo.pricing import Used
 from pomelo.providers.base import AudioSource, Job
@@ -28,6 +29,15 @@ FIELDS = ("input_tokens", "output_tokens", "characters", "images", "pixels", "au
 PIXEL = "data:image/png;base64,iVBORw0KGgo="
 UNHEARD = Heard()
 USER, ASSISTANT = text_pb2.ROLE_USER, text_pb2.ROLE_ASSISTANT
+
+
+@pytest.fixture(scope="module")
+async def measurer() -> AsyncIterator[Measurer]:
+    """The measurer of the engine."""
+    made = Measurer()
+    yield made
+    await made.aclose()
+
 
 words = st.text(st.characters(exclude_categories=["Cs"]), max_size=120).filter(lambda s: "[[" not in s)
 spoken = words.filter(bool)
@@ -180,7 +190,7 @@ async def test_speech_uses_exactly_its_characters_and_a_part_no_more_than_was_sp
     stream=st.booleans(),
 )
 async def test_a_sound_that_is_heard_uses_no_more_than_its_bound(
-    tmp_path: Path, name: str, sound: bytes, content_type: str, stream: bool
+    tmp_path: Path, measurer: Measurer, name: str, sound: bytes, content_type: str, stream: bool
 ) -> None:
     (model,) = [model for model in MODELS if model.name == name]
     kind = TASK_TYPES[model.task_type]
@@ -191,7 +201,9 @@ async def test_a_sound_that_is_heard_uses_no_more_than_its_bound(
     )
     asked.audio.data = sound
     audio = AudioSource(content_type, len(sound), data=sound)
-    heard = await heard_of(audio)
+    measured = await measurer.measure(audio)
+    audio = replace(audio, ms=measured.ms, content_type=measured.content_type)
+    heard = Heard(audio.size, audio.ms)
     async for bound, delivered, used in answer(
         kind, model, asked, tmp_path, stream=stream, audio=audio, heard=heard
     ):
@@ -265,7 +277,7 @@ def test_slow_speech_costs_what_was_said_of_it(speed: float) -> None:
     kind = TASK_TYPES[TaskType.TASK_TYPE_TEXT_TO_SPEECH]
     asked = speech_pb2.TextToSpeechInput(text="x" * 1000, voice="adam", output_format="pcm_16000")
     asked.voice_settings.speed = speed
-    bound = Bound(Used(characters=1000), Used(characters=1000), exact=True)
+    bound = Bound(Used(characters=1000), Used(characters=1000), exact=True, speed=speed)
     # The sandbox takes 60 ms for a character at speed 1.
     spoken = 100
     size = round(spoken * 0.06 / speed * 32_000)
@@ -273,15 +285,28 @@ def test_slow_speech_costs_what_was_said_of_it(speed: float) -> None:
     assert 0.7 * spoken <= part <= spoken + 1
 
 
+def test_left_speech_is_billed_at_the_speed_that_the_vendor_got() -> None:
+    kind = TASK_TYPES[TaskType.TASK_TYPE_TEXT_TO_SPEECH]
+    asked = speech_pb2.TextToSpeechInput(text="x" * 1000, voice="adam", output_format="pcm_16000")
+    asked.voice_settings.speed = 0.25
+    (model,) = [model for model in MODELS if model.name == "eleven-labs-tts"]
+    slow = Route("p", "m", clamp={"speed": (0.7, 1.2, None)})
+    bound = kind.bound(asked, model, slow, Heard())
+    size = round(100 * 0.06 / 0.7 * 32_000)
+    assert kind.partly(asked, bound, Delivered(size, 1)).characters >= 70
+    dropped = kind.bound(asked, model, Route("p", "m", drop=frozenset({"speed"})), Heard())
+    assert kind.partly(asked, dropped, Delivered(round(100 * 0.06 * 32_000), 1)).characters >= 70
+
+
 @pytest.mark.parametrize(
-    ("answered", "billed"), [(900, 1_000), (1_000, 1_000), (2_900, 1_000), (60_000, 60_000)]
+    ("answered", "billed"), [(100, 1_000), (900, 1_000), (1_000, 1_000), (2_900, 1_000), (60_000, 60_000)]
 )
 def test_a_sound_that_claims_to_be_shorter_than_it_is_costs_what_it_is(
     tmp_path: Path, answered: int, billed: int
 ) -> None:
     kind = TASK_TYPES[TaskType.TASK_TYPE_SPEECH_TO_SPEECH]
     asked = speech_pb2.SpeechToSpeechInput(voice="adam", output_format="pcm_16000")
-    bound = Bound(Used(audio_ms=1_000), Used(audio_ms=1_000), exact=True)
+    bound = Bound(Used(audio_ms=1_000), Used(audio_ms=1_000), heard_ms=1_000)
     store = MediaStore(tmp_path, b"x" * 32)
     fold = kind.fold(Folding(asked, bound, True, lambda kind_of: store.writer("a", kind_of)))
     event = StreamTaskResponse()

@@ -8,6 +8,8 @@ from typing import Any
 
 import av
 
+from pomelo import audio as samples
+from pomelo import demux
 from pomelo.catalog import Catalog, Model, Route
 from pomelo.gen.v1.image_pb2 import ImageInput
 from pomelo.gen.v1.speech_pb2 import SpeechToSpeechInput, SpeechToTextInput, TextToSpeechInput, Transcription
@@ -57,7 +59,7 @@ class Made:
     @property
     def source(self) -> AudioSource:
         """The sound as an input."""
-        return AudioSource(self.content_type, len(self.data), data=self.data)
+        return source(self.data, self.content_type)
 
 
 def made(events: list[Event]) -> Made:
@@ -89,8 +91,14 @@ async def hear(sandbox: Any, audio: AudioSource, **given: Any) -> Transcription:
 
 
 def source(data: bytes, content_type: str = "") -> AudioSource:
-    """Bytes as an input."""
-    return AudioSource(content_type, len(data), data=data)
+    """Bytes as an input, measured as the engine does."""
+    bare = samples.raw(content_type)
+    ms = (
+        -(-len(data) * 1000 // (bare[0] * bare[1]))
+        if bare
+        else demux.measure(io.BytesIO(data), len(data), raw=False)[0]
+    )
+    return AudioSource(content_type, len(data), data=data, ms=ms)
 
 
 @dataclass(frozen=True)

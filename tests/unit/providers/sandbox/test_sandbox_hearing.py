@@ -4,6 +4,7 @@ import io
 import struct
 import time
 import wave
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from pomelo.gen.v1.speech_pb2 import Timestamps, Transcription
 from pomelo.providers.base import AudioSource
 from pomelo.providers.sandbox import Sandbox
 from pomelo.tasks.speech import FORMATS
+from tests.unit import corpus
 
 FAMILIES = [
     "mp3_44100_128",
@@ -59,17 +61,6 @@ def foreign(container: str, codec: str, seconds: float, rate: int = 44_100) -> b
     return file.getvalue()
 
 
-def vorbis(seconds: float, rate: int = 44_100) -> bytes:
-    """The first and the last page of a Vorbis file, with packets of another stream after them."""
-    head = b"\x01vorbis" + struct.pack("<IBIiiiBB", 0, 1, rate, 0, 96_000, 0, 0xB8, 1)
-
-    def page(kind: int, granule: int, serial: int, packet: bytes) -> bytes:
-        return struct.pack("<4sBBqIIIBB", b"OggS", 0, kind, granule, serial, 0, 0, 1, len(packet)) + packet
-
-    last = page(4, int(seconds * rate), 7, bytes(100))
-    return page(2, 0, 7, head) + page(0, 999, 7, bytes(100)) + last + page(4, 10**9, 8, bytes(50))
-
-
 @pytest.mark.parametrize("output_format", sorted(FORMATS))
 async def test_the_text_of_a_sound_comes_back(sandbox: Sandbox, output_format: str) -> None:
     sound = await speak(sandbox, TEXT, output_format)
@@ -94,7 +85,7 @@ async def test_a_sound_in_a_file_is_heard_as_one_in_memory(
     sound = await speak(sandbox, TEXT, output_format)
     path = tmp_path / "sound"
     path.write_bytes(sound.data)
-    on_disk = AudioSource(sound.content_type, len(sound.data), path=path)
+    on_disk = replace(sound.source, data=b"", path=path)
     assert await hear(sandbox, on_disk) == await hear(sandbox, sound.source)
 
 
@@ -189,7 +180,7 @@ async def test_the_language_is_english_or_the_asked_one(sandbox: Sandbox) -> Non
         (foreign_wav(1.5, 44_100, 2), 1.5),
         (foreign("mp3", "libmp3lame", 3), 3),
         (foreign("ogg", "libopus", 3, 48_000), 3),
-        (vorbis(2), 2),
+        (corpus.make("ogg vorbis", 2), 2),
         (foreign("flac", "flac", 2), 2),
         (foreign("mp4", "aac", 4), 4),
     ],

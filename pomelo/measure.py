@@ -1,0 +1,212 @@
+"""How long a caller's audio is, measured by a demuxer in processes of its own (`pomelo.demux`).
+
+A task's price and hold depend on it, so it counts what is there and believes no header. A process that takes
+too long or too much memory is killed; what can't be measured is charged by its bytes.
+"""
+
+import asyncio
+import json
+import logging
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pomelo import audio as samples
+from pomelo.errors import PomeloError
+from pomelo.providers.base import AudioSource
+
+log = logging.getLogger("pomelo.measure")
+
+WORKERS = 2
+"""Demuxer processes at most; started when the first audio comes."""
+
+TIMEOUT = 5.0
+"""Seconds that one audio may take; then its process is killed."""
+
+START_TIMEOUT = 20.0
+
+_RECYCLE = 2_000
+"""Audio files after which a process is replaced: a leak in native code stays small."""
+
+_TYPES = {"mp3": "audio/mpeg"}
+_ANY = "application/octet-stream"
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """Milliseconds, 0 where they can't be measured; and the media type that the bytes have."""
+
+    ms: int
+    content_type: str
+
+
+class Measurer:
+    """Measures audio. `timeout` is in seconds. To be made and closed in the running event loop."""
+
+    def __init__(self, *, workers: int = WORKERS, timeout: float = TIMEOUT) -> None:
+        self._timeout = timeout
+        self._idle: list[_Worker] = []
+        self._places = asyncio.Semaphore(workers)
+        self._turns: dict[str, _Turn] = {}
+        self._missing = False
+
+    async def measure(self, audio: AudioSource, account: str = "") -> Measured:
+        """How long `audio` is.
+
+        An account's own are measured one after another: slow ones keep no other account waiting.
+
+        Raises:
+            PomeloError: store_unavailable, the file can't be read.
+        """
+        content_type = audio.content_type
+        bare = samples.raw(content_type)
+        if bare is not None:
+            by_size = Measured(-(-audio.size * 1000 // (bare[0] * bare[1])), content_type)
+            if not (await self._head(audio)).startswith(samples.FRAME_STARTS):
+                return by_size
+        if self._missing or not audio.size:
+            ms, name = 0, ""
+        else:
+            ms, name = await self._in_turn(audio, account, bare is not None)
+        if bare is None:
+            return Measured(ms, content_type)
+        return Measured(ms, _TYPES.get(name, _ANY)) if ms else by_size
+
+    async def aclose(self) -> None:
+        """Ends the processes."""
+        for worker in self._idle:
+            await worker.end()
+        self._idle.clear()
+
+    async def _head(self, audio: AudioSource) -> bytes:
+        return audio.data[:16] if audio.path is None else await asyncio.to_thread(_read_head, audio.path)
+
+    async def _in_turn(self, audio: AudioSource, account: str, raw: bool) -> tuple[int, str]:
+        turn = self._turns.setdefault(account, _Turn())
+        turn.waiting += 1
+        try:
+            async with turn.lock, self._places:
+                return await self._ask(audio, raw)
+        finally:
+            turn.waiting -= 1
+            if not turn.waiting:
+                del self._turns[account]
+
+    async def _ask(self, audio: AudioSource, raw: bool) -> tuple[int, str]:
+        worker = self._idle.pop() if self._idle else None
+        try:
+            if worker is None or not worker.alive:
+                worker = await _Worker.start()
+            async with asyncio.timeout(self._timeout):
+                answer = await worker.ask(audio, raw)
+        except TimeoutError:
+            log.warning("audio of %d bytes could not be measured within %g s", audio.size, self._timeout)
+        except (EOFError, OSError, ValueError) as error:
+            log.warning("audio of %d bytes could not be measured: %s", audio.size, type(error).__name__)
+        except _MissingError:
+            self._missing = True
+            log.warning("PyAV is not installed: audio is charged by its bytes. Install pomelo with it")
+        else:
+            if worker.served < _RECYCLE:
+                self._idle.append(worker)
+                worker = None
+            return answer
+        finally:
+            if worker is not None:
+                await asyncio.shield(worker.end())
+        return 0, ""
+
+
+class _Turn:
+    """An account's audio: one at a time."""
+
+    __slots__ = ("lock", "waiting")
+
+    def __init__(self) -> None:
+        self.lock = asyncio.Lock()
+        self.waiting = 0
+
+
+class _MissingError(Exception):
+    """The demuxer is not installed."""
+
+
+class _Worker:
+    """One demuxer process."""
+
+    def __init__(self, process: asyncio.subprocess.Process) -> None:
+        self._process = process
+        self.served = 0
+
+    @classmethod
+    async def start(cls) -> "_Worker":
+        """Starts one; returns when it is ready.
+
+        Raises:
+            _MissingError: the demuxer is not installed; OSError, EOFError, TimeoutError: it does not start.
+        """
+        process = await asyncio.create_subprocess_exec(
+            sys.executable,
+            "-m",
+            "pomelo.demux",
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.DEVNULL,
+            start_new_session=True,  # Ctrl-C in a terminal is for the server alone
+        )
+        worker = cls(process)
+        try:
+            async with asyncio.timeout(START_TIMEOUT):
+                if not (await worker._line()).get("ready"):
+                    raise _MissingError
+        except BaseException:
+            await worker.end()
+            raise
+        return worker
+
+    @property
+    def alive(self) -> bool:
+        """Whether it can be asked."""
+        return self._process.returncode is None
+
+    async def ask(self, audio: AudioSource, raw: bool) -> tuple[int, str]:
+        """The length in milliseconds and the format's name.
+
+        Raises:
+            OSError, EOFError, ValueError: it died.
+        """
+        self.served += 1
+        stdin = self._process.stdin
+        assert stdin is not None
+        if audio.path is not None:
+            stdin.write(json.dumps({"path": str(audio.path.absolute()), "raw": raw}).encode() + b"\n")
+        else:
+            stdin.write(json.dumps({"size": audio.size, "raw": raw}).encode() + b"\n")
+            stdin.write(audio.data)
+        await stdin.drain()
+        answer = await self._line()
+        return int(answer["ms"]), str(answer["format"])
+
+    async def end(self) -> None:
+        """Kills it, and waits for its end."""
+        if self._process.returncode is None:
+            self._process.kill()
+        await self._process.wait()
+
+    async def _line(self) -> dict[str, Any]:
+        stdout = self._process.stdout
+        assert stdout is not None
+        line = await stdout.readline()
+        if not line:
+            raise EOFError
+        found: dict[str, Any] = json.loads(line)
+        return found
+
+
+def _read_head(path: Path) -> bytes:
+    try:
+        with path.open("rb") as file:
+            return file.read(16)
+    except OSError as error:
+        raise PomeloError("store_unavailable") from error

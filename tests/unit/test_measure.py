@@ -1,0 +1,195 @@
+"""The length of audio is counted from what is there: every container in use, and headers that lie."""
+
+import asyncio
+import os
+import random
+import struct
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from pomelo.errors import PomeloError
+from pomelo.measure import Measured, Measurer
+from pomelo.media import MediaStore, sniff
+from pomelo.providers.base import AudioSource
+from tests.unit import corpus
+
+
+@pytest.fixture(scope="module")
+async def measurer() -> AsyncIterator[Measurer]:
+    """A measurer whose processes are shared by these tests."""
+    made = Measurer()
+    yield made
+    await made.aclose()
+
+
+async def measure(measurer: Measurer, data: bytes, named: str = "") -> Measured:
+    """What is measured of audio that came inline under a label."""
+    return await measurer.measure(AudioSource(sniff(named, data[:16]), len(data), data=data))
+
+
+@pytest.mark.parametrize("name", corpus.CASES)
+async def test_the_length_of_every_container_in_use_is_within_3_percent(
+    measurer: Measurer, tmp_path: Path, name: str
+) -> None:
+    data = corpus.make(name)
+    wanted = pytest.approx(1000 * corpus.SECONDS, rel=0.03)
+    assert (await measure(measurer, data)).ms == wanted
+    path = tmp_path / "file"
+    path.write_bytes(data)
+    assert (await measurer.measure(AudioSource("", len(data), path=path))).ms == wanted
+
+
+@pytest.mark.parametrize(
+    "name", ["mp3", "wav", "flac", "ogg opus", "webm opus", "adts", "fragmented mp4", "mpeg-ts"]
+)
+async def test_a_cut_file_has_the_length_of_what_is_left(measurer: Measurer, name: str) -> None:
+    data = corpus.make(name)
+    half = (await measure(measurer, data[: len(data) // 2])).ms
+    # Of Ogg a page that is not whole is lost: a second here.
+    assert 300 * corpus.SECONDS < half < 550 * corpus.SECONDS
+
+
+@pytest.mark.parametrize(
+    "named", ["audio/pcm;rate=16000", "audio/basic", "audio/pcm", "audio/pcm;rate=8000;channels=1"]
+)
+@pytest.mark.parametrize("name", ["mp3", "wav", "flac", "ogg opus", "adts"])
+async def test_a_label_never_outweighs_the_bytes(measurer: Measurer, named: str, name: str) -> None:
+    measured = await measure(measurer, corpus.make(name), named)
+    assert measured.ms == pytest.approx(1000 * corpus.SECONDS, rel=0.03)
+    assert not measured.content_type.startswith(("audio/pcm", "audio/basic"))
+
+
+@pytest.mark.parametrize(
+    ("data", "seconds"),
+    [
+        (corpus.wav(6, per_second=0xFFFFFFFF), 6),
+        (corpus.wav(6, per_second=1), 6),
+        (corpus.wav(6, per_second=0), 6),
+        (corpus.wav(6, data=0xFFFFFFFF), 6),
+        (corpus.wav(6, data=0), 6),
+        (
+            corpus.mp3(26)
+            + b"APETAGEX"
+            + struct.pack("<IIII", 2000, 500_032, 1, 0xA0000000)
+            + bytes(500_016),
+            26,
+        ),
+        (corpus.mp3(26) + b"TAG" + bytes(125), 26),
+        (b"ID3\4\0\0\0\0\x7f\x76" + bytes(16_374) + corpus.mp3(26), 26),
+    ],
+)
+async def test_what_a_header_or_a_tag_claims_changes_nothing(
+    measurer: Measurer, data: bytes, seconds: float
+) -> None:
+    assert (await measure(measurer, data)).ms == pytest.approx(1000 * seconds, rel=0.02, abs=60)
+
+
+async def test_a_xing_header_is_not_believed(measurer: Measurer) -> None:
+    for frames in (1, 10**8):
+        head = bytearray(corpus.FRAME)
+        head[36:52] = b"Xing" + struct.pack(">III", 3, frames, 417_000)
+        assert (await measure(measurer, bytes(head) + corpus.mp3(26))).ms == pytest.approx(26_000, rel=0.01)
+
+
+async def test_chained_streams_are_added_up(measurer: Measurer) -> None:
+    for name in ("ogg opus", "ogg vorbis"):
+        data = corpus.make(name)
+        assert (await measure(measurer, data * 3)).ms == pytest.approx(3000 * corpus.SECONDS, rel=0.03), name
+
+
+@pytest.mark.parametrize(
+    "data", [b"", b"x", bytes(100_000), random.Random(1).randbytes(300_000), b"text " * 9_000]
+)
+async def test_what_is_no_audio_cannot_be_measured(measurer: Measurer, data: bytes) -> None:
+    assert (await measure(measurer, data)).ms == 0
+
+
+@pytest.mark.parametrize(
+    ("named", "ms"),
+    [
+        ("audio/pcm", 2000),
+        ("audio/pcm;rate=16000", 2000),
+        ("audio/pcm; channels=1; rate=16000", 2000),
+        ("Audio/PCM;rate=16000;channels=1", 2000),
+        ("audio/pcm;rate=8000", 4000),
+        ("audio/basic", 8000),
+        ("audio/L16;rate=16000;channels=1", 2000),
+        ("audio/x-alaw-basic", 8000),
+    ],
+)
+async def test_bare_samples_are_counted_by_their_type(measurer: Measurer, named: str, ms: int) -> None:
+    assert (await measure(measurer, bytes(64_000), named)).ms == ms
+    # A first sample that looks like the start of a frame makes no MP3 of them.
+    noise = b"\xff\xfb" + random.Random(2).randbytes(63_998)
+    assert await measure(measurer, noise, named) == Measured(ms, sniff(named, b""))
+
+
+@pytest.mark.parametrize(
+    "named",
+    [
+        "audio/L16;rate=11025",
+        "audio/pcm;channels=2",
+        "audio/pcm;rate=7",
+        "audio/pcm;endian=big",
+        "audio/pcm;rate",
+    ],
+)
+def test_bare_samples_that_no_provider_takes_are_refused(named: str) -> None:
+    with pytest.raises(PomeloError) as caught:
+        sniff(named, bytes(16))
+    assert (caught.value.code, caught.value.field) == ("invalid_parameter", "audio")
+
+
+async def test_a_demuxer_that_hangs_or_dies_is_replaced(tmp_path: Path) -> None:
+    measurer = Measurer(workers=1, timeout=0.3)
+    try:
+        fifo = tmp_path / "fifo"
+        os.mkfifo(fifo)
+        assert (await measurer.measure(AudioSource("", 9, path=fifo))).ms == 0
+        assert (await measure(measurer, corpus.mp3(5))).ms == pytest.approx(5000, rel=0.02)
+        (worker,) = [p for p in psutil.Process().children() if "pomelo.demux" in " ".join(p.cmdline())][-1:]
+        worker.kill()
+        worker.wait(5)
+        assert (await measure(measurer, corpus.mp3(5))).ms in (0, pytest.approx(5000, rel=0.02))
+        assert (await measure(measurer, corpus.mp3(5))).ms == pytest.approx(5000, rel=0.02)
+    finally:
+        await measurer.aclose()
+
+
+async def test_an_account_with_slow_audio_keeps_no_other_waiting(tmp_path: Path) -> None:
+    measurer = Measurer(workers=2, timeout=1.0)
+    try:
+        await measure(measurer, corpus.mp3(1))
+        fifo = tmp_path / "fifo"
+        os.mkfifo(fifo)
+        slow = [
+            asyncio.ensure_future(measurer.measure(AudioSource("", 9, path=fifo), "slow")) for _ in range(5)
+        ]
+        await asyncio.sleep(0)
+        began = time.monotonic()
+        data = corpus.mp3(5)
+        measured = await measurer.measure(AudioSource("audio/mpeg", len(data), data=data), "other")
+        assert measured.ms == pytest.approx(5000, rel=0.02)
+        assert sum(task.done() for task in slow) <= 1, time.monotonic() - began
+        for task in slow:
+            task.cancel()
+        await asyncio.gather(*slow, return_exceptions=True)
+    finally:
+        await measurer.aclose()
+
+
+def test_big_endian_samples_are_swapped_whatever_the_pieces(tmp_path: Path) -> None:
+    samples = random.Random(3).randbytes(10_000)
+    swapped = b"".join(samples[i + 1 : i + 2] + samples[i : i + 1] for i in range(0, len(samples), 2))
+    store = MediaStore(tmp_path, b"s" * 32)
+    for size in (1, 2, 3, 777, 20_000):
+        with store.writer("ann", "audio/L16; rate=16000") as writer:
+            for at in range(0, len(samples), size):
+                writer.write(samples[at : at + size])
+            media = writer.commit()
+        assert media.content_type == "audio/pcm;rate=16000"
+        assert (tmp_path / media.media_id).read_bytes() == swapped
