@@ -8,12 +8,11 @@ import sys
 from collections.abc import Awaitable, Callable
 
 from aiohttp import web
-from multidict import CIMultiDictProxy
 from pydantic_core import to_json
 
 from gateway.reply import cut, json_reply
 from pomelo.call import Call
-from pomelo.errors import PomeloError, invalid
+from pomelo.errors import PomeloError
 from pomelo.traces import trace
 
 CALL = web.RequestKey("call", Call)
@@ -22,20 +21,6 @@ CALL = web.RequestKey("call", Call)
 log = logging.getLogger("pomelo.gateway")
 
 _RETRY = frozenset({409, 429, 503})
-
-_ONCE = {
-    name.lower(): name
-    for name in (
-        "Authorization",
-        "Idempotency-Key",
-        "X-Request-Id",
-        "X-Request-Timeout",
-        "traceparent",
-        "Prefer",
-        "Accept",
-    )
-}
-"""The headers that may come once."""
 
 
 def body(error: PomeloError) -> bytes:
@@ -60,21 +45,6 @@ def unexpected(call: Call) -> PomeloError:
     return PomeloError("internal_error")
 
 
-def read_call(headers: "CIMultiDictProxy[str]", address: str = "") -> Call:
-    """The call that a request's headers describe. Of a header that comes twice none is read: a proxy on the
-    way may have read the other one."""
-    twice = [name for name in _ONCE if name in headers and len(headers.getall(name)) > 1]
-    if not twice:
-        return Call.from_headers(headers.get, wire="rest", address=address)
-    call = Call.from_headers(
-        lambda name: None if name in twice else headers.get(name), wire="rest", address=address
-    )
-    for name in twice:
-        if name != "authorization":
-            call.fault = invalid(_ONCE[name], "given once")
-    return call
-
-
 @web.middleware
 async def guard(
     request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -83,7 +53,11 @@ async def guard(
 
     What goes wrong once an answer has begun breaks the connection: it can't be told any more.
     """
-    call = request[CALL] = read_call(request.headers, request.remote or "")
+    headers = request.headers
+    given = [name for name, _ in headers.items()] if len(set(headers)) < len(headers) else ()
+    call = request[CALL] = Call.from_headers(
+        headers.get, wire="rest", address=request.remote or "", names=given
+    )
     try:
         return await handler(request)
     except PomeloError as error:
