@@ -12,6 +12,7 @@ from typing import Any, cast
 
 from aiohttp import web
 from aiohttp.http import HttpRequestParser
+from aiohttp.streams import StreamReader
 from multidict import CIMultiDict
 
 from gateway import problems, reply
@@ -30,6 +31,12 @@ READ_AHEAD = 32 * 1024
 
 MAX_HEAD = 32 * 1024
 """Bytes of a request's head that may come before its end."""
+
+MAX_FRAMING = 512 * 1024
+"""Bytes that may come with a body besides as many as the body has: of chunks, and of requests after it."""
+
+MAX_DISCARDED = 64 * 1024 * 1024
+"""Bytes of a refused body that are thrown away so that its sender reads the refusal; any upload has fewer."""
 
 MAX_STRANGE = 4
 """Answers without a good key that an untrusted connection gets before it is closed."""
@@ -84,9 +91,11 @@ class Connection(web.RequestHandler):
 
     __slots__ = (
         "_connections",
+        "_discarded",
         "_discards",
         "_drops",
         "_finished",
+        "_framing",
         "_head_size",
         "_head_timer",
         "_known",
@@ -133,6 +142,8 @@ class Connection(web.RequestHandler):
         self._patience = patience
         self._known = False
         self._finished = 0
+        self._framing = 0
+        self._discarded = 0
         self._strange = 0
         self._head_size = 0
         self._head_timer: asyncio.TimerHandle | None = None
@@ -249,10 +260,16 @@ class Connection(web.RequestHandler):
     def data_received(self, data: bytes) -> None:
         """Takes in bytes, and watches that a head which has begun comes to its end."""
         if self._discards:
+            self._discarded += len(data)
+            if self._discarded > MAX_DISCARDED and self._wire is not None:
+                self._wire.abort()
             return
         request = self._current_request
         ahead = request is not None and request.content.is_eof()  # of the answer to the last request
+        before = 0 if request is None else request.content.total_bytes
         super().data_received(data)
+        if request is not None and not ahead:
+            self._count_framing(request.content, len(data), before)
         if self._waits() or (ahead and not self._messages):
             if data:
                 self._head_size += len(data)
@@ -267,6 +284,12 @@ class Connection(web.RequestHandler):
             self._head_timer = None
             self._head_size = 0
             self.slot.heard = None
+
+    def _count_framing(self, content: StreamReader, size: int, before: int) -> None:
+        """Ends a body of which much more arrives than it has: aiohttp takes chunk extensions without end."""
+        self._framing += size - (content.total_bytes - before)
+        if self._framing > MAX_FRAMING + content.total_bytes and content.exception() is None:
+            content.set_exception(web.RequestPayloadError("too much besides the body"))
 
     def _refuse_head(self) -> None:
         if self._request_count > self._finished:
@@ -327,6 +350,7 @@ class Connection(web.RequestHandler):
         turns = self._turns
         turn = (turns.health if health else turns.untrusted if slot.owner is None else turns.trusted).enter()
         self._known = self._drops = False
+        self._framing = 0
         try:
             if turn is not None:
                 self._current_request = request

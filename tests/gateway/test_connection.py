@@ -605,3 +605,25 @@ async def test_closing_the_gateway_ends_what_runs_and_frees_the_port(opened: Ope
     async with aiohttp.ClientSession() as late:
         with pytest.raises(aiohttp.ClientConnectorError):
             await late.get(door.url)
+
+
+@pytest.mark.parametrize("start", [b"1;", b"1\r\na\r\n0\r\nX: ", b'1\r\na\r\n1;a="'])
+async def test_what_comes_with_a_body_beside_it_is_bounded(door: Door, start: bytes) -> None:
+    reader, writer = await asyncio.open_connection(door.host, door.port)
+    try:
+        writer.write(
+            b"POST /api/v1/task HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer " + KEY.encode() + b"\r\n"
+            b"Content-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n" + start
+        )
+        sent = 0
+        async with asyncio.timeout(30):
+            with contextlib.suppress(ConnectionError):
+                while sent < 512 * 2**20:
+                    writer.write(b"a" * 65_536)
+                    sent += 65_536
+                    await writer.drain()
+            with contextlib.suppress(ConnectionError):
+                assert (await reader.readline()).split()[1] == b"400"
+        assert sent < 128 * 2**20
+    finally:
+        writer.close()
