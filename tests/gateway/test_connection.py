@@ -9,7 +9,6 @@ import random
 import resource
 import socket
 import ssl
-import subprocess
 import tracemalloc
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AbstractAsyncContextManager
@@ -22,6 +21,7 @@ from gateway.app import fit
 from pomelo.gen.v1 import speech_pb2
 from pomelo.gen.v1.task_service_pb2 import StreamTaskResponse as Event
 from pomelo.providers.base import Job
+from tests.certificates import make_certificate
 
 OpenDoor = Callable[..., AbstractAsyncContextManager[Door]]
 HI = {"model": "gpt-4", "messages": [{"role": "user", "content": "Hi"}]}
@@ -504,12 +504,9 @@ async def test_a_crowd_that_comes_at_once_from_one_address_is_answered_whole(ope
 def certificate(tmp_path_factory: pytest.TempPathFactory) -> ssl.SSLContext:
     """The context of a server at loopback."""
     made = tmp_path_factory.mktemp("certificate")
-    command = "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 1 -subj /CN=x"
-    subprocess.run(
-        [*command.split(), "-keyout", "key", "-out", "pem"], cwd=made, check=True, capture_output=True
-    )
+    make_certificate(made, "cert", "localhost")
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-    context.load_cert_chain(made / "pem", made / "key")
+    context.load_cert_chain(made / "cert.pem", made / "cert.key")
     return context
 
 

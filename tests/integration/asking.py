@@ -4,6 +4,8 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
+import grpc
+import pytest
 from google.rpc import error_details_pb2, status_pb2
 
 from pomelo.call import Call
@@ -67,6 +69,22 @@ def reason_of(error: Any) -> str:
         if detail.Unpack(info):
             assert info.domain == "pomelo"
     return info.reason.lower()
+
+
+async def failure(call: Any) -> grpc.aio.AioRpcError:
+    """The error that ends a call; an assertion fails when it succeeds."""
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await end(call)
+    return caught.value
+
+
+async def end(call: Any) -> None:
+    """Read a unary or streaming call to its end."""
+    if hasattr(call, "__aiter__"):
+        async for _ in call:
+            pass
+    else:
+        await call
 
 
 def text_of(metadata: Any) -> Mapping[str, str]:

@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-import subprocess
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -10,33 +9,25 @@ from pathlib import Path
 import aiohttp
 import pytest
 
+from tests.certificates import make_certificate
 from tests.integration.commands import Running, addresses, pomelo, staying
 from tests.ports import free_port
-
-_KEY = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "2")
 
 
 @pytest.fixture(scope="module")
 def pairs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Self-signed pairs: `named` for another name, `here` for localhost; and `issued` by an authority, `ca`."""
     made = tmp_path_factory.mktemp("pairs")
-
-    def openssl(name: str, subject: str, *arguments: str) -> None:
-        command = ("openssl", "req", "-x509", *_KEY, "-keyout", f"{name}.key", "-out", f"{name}.pem")
-        subprocess.run(
-            (*command, "-subj", f"/CN={subject}", *arguments), cwd=made, check=True, capture_output=True
-        )
-
-    openssl("named", "pomelo.example")
-    openssl("here", "localhost", "-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1")
-    openssl("ca", "Test authority")
+    make_certificate(made, "named", "pomelo.example")
+    make_certificate(made, "here", "localhost", "-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1")
+    make_certificate(made, "ca", "Test authority")
     issued = (
         "-addext",
         "subjectAltName=DNS:*.pomelo.example",
         "-addext",
         "basicConstraints=critical,CA:FALSE",
     )
-    openssl("issued", "pomelo.example", "-CA", "ca.pem", "-CAkey", "ca.key", *issued)
+    make_certificate(made, "issued", "pomelo.example", "-CA", "ca.pem", "-CAkey", "ca.key", *issued)
     return made
 
 

@@ -43,7 +43,7 @@ from pomelo.server.main import Server, ServerOptions, open_server
 from pomelo.testing import Answer, FaultUpstream, Gate
 from tests.conftest import Keys
 from tests.faults import frames, http2
-from tests.integration.asking import bearer, reason_of, text_of, text_task
+from tests.integration.asking import bearer, end, failure, reason_of, text_of, text_task
 
 MIB = 1024 * 1024
 RUN_TASK = "/pomelo.v1.TaskService/RunTask"
@@ -67,7 +67,7 @@ SERVICES = [
 
 @dataclass
 class Noted:
-    """Notes what is told of connections. Implements `Connections`."""
+    """Records what is reported about connections. Implements `Connections`."""
 
     told: list[tuple[str, Any]] = field(default_factory=list)
     _more: asyncio.Event = field(default_factory=asyncio.Event)
@@ -97,13 +97,13 @@ class Noted:
         self._note("ended", peer)
 
     async def until(self, name: str, count: int = 1) -> None:
-        """Returns when something was told so often."""
+        """Returns when something was reported that many times."""
         while self.names().count(name) < count:
             self._more.clear()
             await self._more.wait()
 
     def names(self) -> list[str]:
-        """What was told, without the rest."""
+        """The names of the reports, without their arguments."""
         return [name for name, _ in self.told]
 
 
@@ -150,22 +150,6 @@ async def plain(app: App) -> AsyncIterator[Rig]:
     """A server with the usual limits."""
     async with rig(app) as opened:
         yield opened
-
-
-async def failure(call: Any) -> grpc.aio.AioRpcError:
-    """How a call ends that must fail."""
-    with pytest.raises(grpc.aio.AioRpcError) as caught:
-        await end(call)
-    return caught.value
-
-
-async def end(call: Any) -> None:
-    """Takes all that a call gives."""
-    if hasattr(call, "__aiter__"):
-        async for _ in call:
-            pass
-    else:
-        await call
 
 
 async def list_models(channel: grpc.aio.Channel, key: str) -> Any:
@@ -215,7 +199,7 @@ async def test_every_method_of_the_contract_is_served_as_its_clients_call_it(
     assert error is None or reason_of(error) in codes
 
 
-async def test_a_method_that_there_is_not_is_a_row_of_the_table(plain: Rig, keys: Keys) -> None:
+async def test_an_unknown_method_gets_the_documented_error(plain: Rig, keys: Keys) -> None:
     for path in ("/pomelo.v1.TaskService/Nope", "/nope.Nope/Nope"):
         error = await failure(raw_call(plain.channel, path, b"", keys.test))
         assert (error.code(), reason_of(error)) == (grpc.StatusCode.UNIMPLEMENTED, "method_not_allowed")
@@ -248,7 +232,7 @@ async def test_a_call_without_a_good_key_is_over_before_anything_of_it_was_read(
     ("task", "code"),
     [(text_task(model="nope"), "unsupported_model"), (text_task("[[error:insufficient_credits]]"), "insufficient_credits")],
 )  # fmt: skip
-async def test_a_refusal_of_a_known_caller_is_trailers_only_on_the_wire(
+async def test_a_refusal_of_a_known_caller_is_a_trailers_only_response(
     task: Task, code: str, plain: Rig, keys: Keys
 ) -> None:
     for path, request in (
@@ -303,7 +287,7 @@ async def test_a_client_without_asyncio_sees_it_too(plain: Rig, keys: Keys) -> N
     assert await asyncio.to_thread(blocking, plain.server.address, keys.revoked) == ["invalid_api_key"] * 3
 
 
-async def test_one_message_and_no_other_number_is_a_request(plain: Rig, keys: Keys) -> None:
+async def test_a_request_must_have_exactly_one_message(plain: Rig, keys: Keys) -> None:
     one = RunTaskRequest(task=text_task()).SerializeToString()
     for messages in ([], [one, one]):
         call = plain.channel.stream_unary(RUN_TASK)(iter(messages), metadata=bearer(keys.test))
@@ -316,7 +300,7 @@ async def test_one_message_and_no_other_number_is_a_request(plain: Rig, keys: Ke
 
 @pytest.mark.parametrize("path", [RUN_TASK, LIST_MODELS, CHECK, DOWNLOAD])
 @pytest.mark.parametrize("data", [b"\xff", b"\x0a\x05gpt", b"\x0a\x02\x0a\xff"])
-async def test_a_message_that_can_t_be_decoded_is_a_row_of_the_table(
+async def test_a_message_that_can_t_be_decoded_gets_the_documented_error(
     path: str, data: bytes, plain: Rig, keys: Keys
 ) -> None:
     if (path, data) == (LIST_MODELS, b"\x0a\x02\x0a\xff"):
@@ -476,7 +460,7 @@ async def test_calls_without_a_key_have_few_places_and_take_none_of_callers(app:
             watch.cancel()
 
 
-async def test_who_sends_half_a_message_without_a_key_makes_room_for_the_next(app: App) -> None:
+async def test_a_call_without_a_key_that_sends_half_a_message_makes_room_for_the_next(app: App) -> None:
     half = http2.prefixed(b"\x0a" * MIB, size=2 * MIB)
     async with asyncio.timeout(20), rig(app) as opened, opened.raw() as connection:
         calls = [connection.begin(path) for path in (CHECK, WATCH, DOWNLOAD, REFLECTION) * 3]
@@ -675,10 +659,10 @@ async def test_a_body_that_a_gateway_refused_is_counted_and_told_here(app: App) 
         assert (await ask("invalid_body 3"))[0] == "missing_parameter", "only a gateway may say so"
 
 
-# --- what is told of connections
+# --- what is reported about connections
 
 
-async def test_connections_are_told_of_keys_messages_and_resets(app: App, keys: Keys) -> None:
+async def test_keys_messages_and_resets_are_reported_per_connection(app: App, keys: Keys) -> None:
     async with asyncio.timeout(20), rig(app) as opened:
         noted = opened.noted
         request = ListModelsRequest()

@@ -24,6 +24,7 @@ from pomelo.gen.v1.media_service_pb2 import DownloadMediaRequest, UploadMediaReq
 from pomelo.gen.v1.media_service_pb2_grpc import MediaServiceStub
 from pomelo.server.connections import ConnectionGuard, ConnectionLimits
 from pomelo.server.main import ServerOptions, open_server
+from tests.certificates import make_certificate
 from tests.conftest import Keys
 from tests.faults import frames
 
@@ -38,18 +39,7 @@ QUICK = ConnectionLimits(key_timeout=0.6, grace=0.3)
 def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A certificate for localhost, and its key beside it."""
     made = tmp_path_factory.mktemp("tls")
-    command = [
-        "openssl",
-        "req",
-        "-x509",
-        "-newkey",
-        "ec",
-        "-pkeyopt",
-        "ec_paramgen_curve:prime256v1",
-        "-nodes",
-    ]
-    command += ["-keyout", "key.pem", "-out", "cert.pem", "-subj", "/CN=localhost"]
-    subprocess.run(command, cwd=made, check=True, capture_output=True)
+    make_certificate(made, "cert", "localhost")
     return made / "cert.pem"
 
 
@@ -179,7 +169,7 @@ def half_a_hello() -> bytes:
 async def test_a_connection_without_a_good_key_is_closed_in_time(
     app: App, certificate: Path, tls: bool, sent: bytes
 ) -> None:
-    options = {"tls_cert": certificate, "tls_key": certificate.with_name("key.pem")} if tls else {}
+    options = {"tls_cert": certificate, "tls_key": certificate.with_suffix(".key")} if tls else {}
     async with serve(app, QUICK, **options) as port, connected(port) as client:
         client.send(sent)
         await client.closed()
@@ -253,7 +243,7 @@ async def test_a_connection_that_has_shown_a_good_key_stays(app: App, keys: Keys
 
 async def test_over_tls_a_good_key_counts_as_well(app: App, keys: Keys, certificate: Path) -> None:
     tls = Tls(ca=certificate).credentials()
-    options = {"tls_cert": certificate, "tls_key": certificate.with_name("key.pem")}
+    options = {"tls_cert": certificate, "tls_key": certificate.with_suffix(".key")}
     async with (
         serve(app, QUICK, **options) as port,
         connected(port) as stranger,
@@ -375,7 +365,7 @@ async def test_what_was_closed_is_said_in_one_line(app: App, caplog: pytest.LogC
             for client in clients:
                 await client.closed()
     said = [record.getMessage() for record in caplog.records if "gRPC connections" in record.getMessage()]
-    assert len(said) <= 2  # the first at once, the rest at the end
+    assert len(said) <= 2  # the first immediately, the rest at the end
     assert "without a key in time" in said[0]
     assert "from 127.0.0.1" in said[0]
 

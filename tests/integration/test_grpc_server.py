@@ -31,6 +31,7 @@ from pomelo.server.admin import AdminServicer
 from pomelo.server.limits import CallLimits
 from pomelo.server.main import ServerOptions, open_admin, open_server
 from pomelo.testing import Answer, FaultUpstream, Gate
+from tests.certificates import make_certificate
 from tests.conftest import Keys
 from tests.integration.asking import bearer, call_of, reason_of, text_task
 
@@ -284,15 +285,10 @@ async def test_after_the_grace_calls_are_cancelled_and_their_handlers_have_ended
 def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An authority, and a certificate for localhost and for a client, made by openssl."""
     made = tmp_path_factory.mktemp("tls")
-    key = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "2"]
-
-    def openssl(*arguments: str) -> None:
-        subprocess.run(["openssl", *arguments], cwd=made, check=True, capture_output=True)
-
-    openssl("req", "-x509", *key, "-keyout", "ca.key", "-out", "ca.pem", "-subj", "/CN=Test authority")
+    make_certificate(made, "ca", "Test authority")
+    issued = ("-addext", "subjectAltName=DNS:localhost", "-CA", "ca.pem", "-CAkey", "ca.key")
     for name in ("server", "client"):
-        openssl("req", "-x509", *key, "-keyout", f"{name}.key", "-out", f"{name}.pem", "-subj", f"/CN={name}",
-                "-addext", "subjectAltName=DNS:localhost", "-CA", "ca.pem", "-CAkey", "ca.key")  # fmt: skip
+        make_certificate(made, name, name, *issued)
     return made
 
 

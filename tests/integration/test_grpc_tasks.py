@@ -21,29 +21,23 @@ from pomelo.providers.base import Job
 from pomelo.settings import Settings
 from pomelo.testing import Answer, FaultUpstream, Gate
 from tests.conftest import Keys
-from tests.integration.asking import KINDS, bearer, output_of, reason_of, task_of, text_of, text_task
+from tests.integration.asking import (
+    KINDS,
+    bearer,
+    end,
+    failure,
+    output_of,
+    reason_of,
+    task_of,
+    text_of,
+    text_task,
+)
 
 
 @pytest.fixture(scope="module")
 def tasks(channel: grpc.aio.Channel) -> Any:
     """The generated stub."""
     return TaskServiceStub(channel)
-
-
-async def failure(call: Any) -> grpc.aio.AioRpcError:
-    """How a call ends that must fail."""
-    with pytest.raises(grpc.aio.AioRpcError) as caught:
-        await end(call)
-    return caught.value
-
-
-async def end(call: Any) -> None:
-    """Takes all that a call gives."""
-    if hasattr(call, "__aiter__"):
-        async for _ in call:
-            pass
-    else:
-        await call
 
 
 def start(tasks: Any, method: str, task: Task, **more: Any) -> Any:

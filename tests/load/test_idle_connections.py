@@ -2,7 +2,6 @@
 
 import asyncio
 import socket
-import subprocess
 import time
 from contextlib import ExitStack, suppress
 from pathlib import Path
@@ -10,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from pomelo import descriptors
+from tests.certificates import make_certificate
 from tests.faults import frames
 from tests.faults.bystanders import connections, good_callers
 from tests.integration.commands import staying
@@ -43,21 +43,10 @@ async def test_connections_without_a_key_are_gone_within_ten_seconds(folder: Pat
 
 
 async def test_tls_handshakes_that_never_end_are_gone_within_ten_seconds(folder: Path) -> None:
-    command = [
-        "openssl",
-        "req",
-        "-x509",
-        "-newkey",
-        "ec",
-        "-pkeyopt",
-        "ec_paramgen_curve:prime256v1",
-        "-nodes",
-    ]
-    command += ["-keyout", "key.pem", "-out", "cert.pem", "-subj", "/CN=localhost"]
-    await asyncio.to_thread(subprocess.run, command, cwd=folder, check=True, capture_output=True)
+    await asyncio.to_thread(make_certificate, folder, "cert", "localhost")
     assert descriptors.raise_limit() > COUNT
     port = free_port()
-    variables = {"POMELO_TLS_CERT": str(folder / "cert.pem"), "POMELO_TLS_KEY": str(folder / "key.pem")}
+    variables = {"POMELO_TLS_CERT": str(folder / "cert.pem"), "POMELO_TLS_KEY": str(folder / "cert.key")}
     variables |= {"POMELO_REST": "", "POMELO_GRPC": f"127.0.0.1:{port}"}
     async with staying(folder, "serve", **variables) as running:
         await running.until("gRPC")

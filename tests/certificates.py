@@ -1,0 +1,28 @@
+"""TLS certificates for the servers and clients of tests, made by openssl."""
+
+import subprocess
+from pathlib import Path
+
+
+def make_certificate(folder: Path, name: str, subject: str, *options: str) -> None:
+    """Write `name`.pem and its private key `name`.key. The certificate is valid for two days and is
+    self-signed, unless `options`, which go to `openssl req`, name an authority."""
+    subprocess.run(
+        (
+            *(
+                "openssl",
+                "req",
+                "-x509",
+                "-newkey",
+                "ec",
+                "-pkeyopt",
+                "ec_paramgen_curve:prime256v1",
+                "-nodes",
+            ),
+            *("-days", "2", "-keyout", f"{name}.key", "-out", f"{name}.pem", "-subj", f"/CN={subject}"),
+            *options,
+        ),
+        cwd=folder,
+        check=True,
+        capture_output=True,
+    )
