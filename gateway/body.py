@@ -171,16 +171,6 @@ def decode_base64(text: str) -> Iterator[bytes]:
         raise _no_audio()
 
 
-def decode_audio(value: Any) -> tuple[str, bytes]:
-    """The media type (empty when it isn't said) and the bytes of audio given as base64 or a data: URI.
-
-    Raises:
-        PomeloError: invalid_parameter.
-    """
-    content_type, text = read_audio(value)
-    return content_type, check_audio(b"".join(decode_base64(text)))
-
-
 def check_audio(data: bytes) -> bytes:
     """`data`, unless it is empty.
 

@@ -7,9 +7,10 @@ NAT), and may come by the thousand, so no connection is refused at its accept fo
 """
 
 import asyncio
-import socket
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
+
+from pomelo.origin import network
 
 _TICK = 0.25
 """Seconds between two looks at the untrusted connections."""
@@ -146,7 +147,7 @@ class Connections:
 
     def open(self, address: str, end: End) -> Slot:
         """A place for a new connection, which may end others; `end` may be replaced while it is open."""
-        slot = Slot(group_of(address), end)
+        slot = Slot(network(address), end)
         if len(self) >= self.limits.most and not self.make_room():
             slot.surplus = True
             self._surplus[slot] = None
@@ -251,12 +252,3 @@ class Connections:
     def _end(self, slot: Slot, *, told: bool) -> None:
         self.close(slot)
         slot.end(told)
-
-
-def group_of(address: str) -> Hashable:
-    """What counts as one address: an IPv4 address, or the /64 of an IPv6 one, which its owner has whole."""
-    if ":" not in address:
-        return address
-    if address.startswith("::ffff:") and "." in address:
-        return address[7:]
-    return socket.inet_pton(socket.AF_INET6, address.partition("%")[0])[:8]

@@ -21,6 +21,7 @@ import grpc
 from gateway.server_watch import ServerWatch
 from gateway.uploading import FAILED_WRITE, send
 from pomelo.call import Call
+from pomelo.cancellation import is_cancelled
 from pomelo.errors import PomeloError
 from pomelo.gen.v1.account_service_pb2 import Account, GetAccountRequest, ListUsageRequest, ListUsageResponse
 from pomelo.gen.v1.account_service_pb2_grpc import AccountServiceStub
@@ -458,8 +459,7 @@ async def _opened(rpc: Any, messages: "_Messages[Any]", call: Call) -> None:
 
 def _lost() -> PomeloError | None:
     """What a CancelledError means: None when we were cancelled, else that the channel was closed under us."""
-    task = asyncio.current_task()
-    return None if task is None or task.cancelling() else PomeloError("shutting_down")
+    return None if is_cancelled() else PomeloError("shutting_down")
 
 
 @contextmanager

@@ -9,14 +9,13 @@ from collections.abc import Awaitable, Callable
 from pomelo.admission.admit import Admission
 from pomelo.call import Call, Principal
 from pomelo.catalog import Catalog
-from pomelo.errors import PomeloError
+from pomelo.errors import BODY_ERRORS, PomeloError
 from pomelo.inflight import InFlight, InFlightLimits, Ticket
 
 LARGE_BODY = 64 * 1024
 """Bytes above which a refused body counts as a request: reading and parsing it was the work."""
 
 _COUNTED = frozenset({"invalid_body", "payload_too_large"})
-_BODY_FAULTS = frozenset({"invalid_body", "payload_too_large", "unsupported_media_type"})
 
 
 class Visit:
@@ -84,9 +83,9 @@ class Access:
         """
         if counted:
             await self._admission.count_request(call, principal)
-        known = self._catalog.models.get(model) if error.code not in _BODY_FAULTS else None
+        known = self._catalog.models.get(model) if error.code not in BODY_ERRORS else None
         await self._admission.tell(call, principal, known)
         if call.fault is not None:
             raise call.fault
-        if model and error.code not in _BODY_FAULTS:
+        if model and error.code not in BODY_ERRORS:
             self._allowed(model, principal)

@@ -68,9 +68,6 @@ SWEEP_SHARE = 0.05
 """The most of the time that scans take: with very many media they are rarer."""
 
 
-log = logging.getLogger("pomelo.app")
-
-
 @dataclass(frozen=True, slots=True)
 class App:
     """A running Pomelo. An address is None where its door is off; `configured` are the names of the providers

@@ -87,6 +87,9 @@ _ROWS = (
 TABLE: dict[str, ErrorRow] = {row.code: row for row in _ROWS}
 """Every error by its code. Each has a value in error_reason.proto; a test holds them together."""
 
+BODY_ERRORS = frozenset({"invalid_body", "payload_too_large", "unsupported_media_type"})
+"""Codes of a body or message that was not read, so nothing is known of the task in it."""
+
 
 class Replay(IntEnum):
     """What may be done about a failure before anything was delivered, without doing the work twice."""

@@ -9,6 +9,7 @@ import hmac
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
+from ipaddress import IPv6Address, IPv6Network, ip_address
 from urllib.parse import unquote
 
 WIRE_KEY = "x-pomelo-wire"
@@ -87,6 +88,19 @@ def peer_address(peer: str) -> str:
     if family == "ipv6":
         return unquote(rest).rpartition(":")[0].strip("[]")
     return ""
+
+
+def network(address: str) -> str:
+    """What counts as one address: an IPv4 address, or the /64 of an IPv6 one, which one host gets whole."""
+    try:
+        parsed = ip_address(address.partition("%")[0])
+    except ValueError:
+        return address[:64]
+    if not isinstance(parsed, IPv6Address):
+        return str(parsed)
+    if parsed.ipv4_mapped is not None:
+        return str(parsed.ipv4_mapped)
+    return str(IPv6Network((int(parsed), 64), strict=False))
 
 
 def _proof(key: bytes, wire: str, address: str, authorization: str) -> str:

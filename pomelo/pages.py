@@ -62,8 +62,9 @@ def read_token(token: str, what: str, *kinds: type) -> list[Any]:
             return found[1:]
     except (ValueError, binascii.Error, IndexError):
         pass
-    raise _wrong_token()
+    raise wrong_token()
 
 
-def _wrong_token() -> PomeloError:
+def wrong_token() -> PomeloError:
+    """The error for a page token that is not the one of the page before."""
     return invalid("page_token", "the next_page_token of the page before, asked for with the same filters")

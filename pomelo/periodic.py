@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Awaitable, Callable
 
+from pomelo.cancellation import is_cancelled
 from pomelo.errors import PomeloError
 from pomelo.traces import Unforeseen
 
@@ -28,8 +29,7 @@ async def periodically(
         except PomeloError:
             pass
         except asyncio.CancelledError as error:
-            task = asyncio.current_task()
-            if task is None or task.cancelling():
+            if is_cancelled():
                 raise
             # Something that it waited for was cancelled, not this task.
             unforeseen.tell(what, error)

@@ -19,6 +19,7 @@ from pomelo import money
 from pomelo.admission.plans import Plan
 from pomelo.admission.told import headers, refusal
 from pomelo.call import Call, Principal
+from pomelo.cancellation import is_cancelled
 from pomelo.catalog import Prices
 from pomelo.errors import PomeloError
 from pomelo.gen.v1.task_pb2 import TaskType
@@ -615,8 +616,7 @@ class Admission:
         except (PomeloError, LostHoldError):
             raise
         except asyncio.CancelledError as error:
-            task = asyncio.current_task()
-            if task is None or task.cancelling():
+            if is_cancelled():
                 raise
             raise self._unknown(error) from error  # Something inside was cancelled, not this task.
         except Exception as error:

@@ -5,11 +5,12 @@ one. What changes is the answer to a bad one, from invalid_api_key to rate_limit
 """
 
 import hashlib
-import ipaddress
 import time
 from collections import OrderedDict
 from collections.abc import Callable
 from math import ceil
+
+from pomelo.origin import network
 
 LIMIT = 20
 """Failures of one address in a window that are answered as what they are."""
@@ -82,19 +83,6 @@ class FailedKeys:
         if found.count >= self._limit:
             found.last = _digest(key) if key is not None else b""
         return wait
-
-
-def network(address: str) -> str:
-    """What counts as one address: an IPv4 address, or the /64 of an IPv6 one, which is what one host gets."""
-    try:
-        parsed = ipaddress.ip_address(address.partition("%")[0])
-    except ValueError:
-        return address[:64]
-    if isinstance(parsed, ipaddress.IPv6Address):
-        if parsed.ipv4_mapped is not None:
-            return str(parsed.ipv4_mapped)
-        return f"{int(parsed) >> 64:x}::/64"
-    return str(parsed)
 
 
 def _digest(key: str) -> bytes:

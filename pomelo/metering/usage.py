@@ -10,9 +10,10 @@ import hmac
 from typing import Any
 
 from pomelo import times
-from pomelo.errors import PomeloError, invalid
+from pomelo.errors import invalid
 from pomelo.gen.v1 import account_service_pb2 as pb
 from pomelo.gen.v1.task_pb2 import TaskType
+from pomelo.pages import wrong_token
 from pomelo.stores.ledger import UsageQuery, UsageRecord, UsageStore, UsageTotal
 from pomelo.subkeys import derive
 
@@ -88,7 +89,7 @@ class UsageDesk:
         try:
             records, following = await self._store.list_usage(query, limit=size, after=after)
         except ValueError as error:
-            raise _wrong_token() from error
+            raise wrong_token() from error
         return pb.ListUsageResponse(
             records=[written(record) for record in records],
             next_page_token=self._sealed(following, query) if following else "",
@@ -103,10 +104,10 @@ class UsageDesk:
         try:
             data = base64.b64decode(token + "=" * (-len(token) % 4), altchars=b"-_", validate=True)
         except (binascii.Error, ValueError):
-            raise _wrong_token() from None
+            raise wrong_token() from None
         seal, place = data[:_SEAL], data[_SEAL:]
         if not hmac.compare_digest(seal, self._seal(place, query, by)):
-            raise _wrong_token()
+            raise wrong_token()
         return place.decode()
 
     def _seal(self, place: bytes, query: UsageQuery, by: str) -> bytes:
@@ -169,7 +170,3 @@ def _moment(request: pb.ListUsageRequest, name: Any) -> float | None:
         return times.read(getattr(request, name))
     except ValueError as error:
         raise invalid(name, str(error)) from None
-
-
-def _wrong_token() -> PomeloError:
-    return invalid("page_token", "the next_page_token of the page before, asked for with the same filters")

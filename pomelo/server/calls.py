@@ -15,8 +15,9 @@ from google.protobuf.descriptor import MethodDescriptor, ServiceDescriptor
 from google.protobuf.message_factory import GetMessageClass
 
 from pomelo.call import Call
+from pomelo.cancellation import is_cancelled
 from pomelo.errors import PomeloError
-from pomelo.server.limits import AnyConnections, CallLimits, ServerState
+from pomelo.server.limits import CallLimits, Connections, ServerState
 from pomelo.server.rpc import Refusal, Rpc, bare
 from pomelo.traces import trace
 
@@ -101,8 +102,7 @@ class FrontEnd(ServerState):
                 return PomeloError(*rpc.late)
             return _unforeseen(rpc.call, fault)
         except asyncio.CancelledError:
-            task = asyncio.current_task()
-            if task is None or task.cancelling():
+            if is_cancelled():
                 raise
             # Something inside was cancelled, not this call: left alone, the caller would wait for ever.
             log.error("request %s failed: something that it waited for was cancelled", rpc.call.request_id)
@@ -134,7 +134,7 @@ def answering(method: Callable[[Any, Any, "Rpc"], Awaitable[Any]]) -> Callable[[
     answers what is raised, and bounds nothing."""
 
     async def handler(self: Any, request: Any, context: Any) -> Any:
-        front = FrontEnd(None, CallLimits(), AnyConnections())
+        front = FrontEnd(None, CallLimits(), Connections())
 
         async def serve(rpc: Rpc) -> Any:
             rpc.scope.reschedule(None)

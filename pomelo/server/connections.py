@@ -12,8 +12,10 @@ from collections import Counter, defaultdict
 from collections.abc import AsyncIterator, Collection
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, replace
-from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
+from ipaddress import IPv4Network, IPv6Network, ip_address
 
+from pomelo.origin import network
+from pomelo.server.limits import Connections
 from pomelo.server.sockets import AcceptedSocket, AcceptedSockets
 from pomelo.traces import trace
 
@@ -120,7 +122,7 @@ class _Connection:
     def __init__(self, socket: AcceptedSocket, calls: _Calls, now: float) -> None:
         self.socket = socket
         self.calls = calls
-        self.address = _address(socket.host)
+        self.address = network(socket.host)
         self.since = self.used = now
         self.trusted = self.closed = self.large = False
         self.unexplained = self.resets = 0.0
@@ -154,7 +156,7 @@ class _Connection:
             self.resets = max(self.resets - elapsed * limits.resets / limits.reset_window, 0.0)
 
 
-class ConnectionGuard:
+class ConnectionGuard(Connections):
     """Watches the connections of a gRPC server that takes messages of up to `message_limit` bytes.
 
     The server tells what the calls of a `peer` do, in gRPC's own words for one (`context.peer()`); each
@@ -345,7 +347,7 @@ class ConnectionGuard:
         limits = self.limits
         victims = {}
         for address, those in new.items():
-            flooding = bool(self._floods) and self._is_flooding(address, now)
+            flooding = self._is_flooding(address, now)
             share = limits.per_flooding_address if flooding else limits.per_address
             if len(those) <= share:
                 continue
@@ -401,7 +403,7 @@ class ConnectionGuard:
 
     def _is_trusted(self, host: str) -> bool:
         address = ip_address(host)
-        return any(address in network for network in self.limits.trusted)
+        return any(address in trusted for trusted in self.limits.trusted)
 
     def _report(self) -> None:
         """One line about all that were closed since the last one."""
@@ -416,10 +418,3 @@ class ConnectionGuard:
         self._closed.clear()
         self._closed_addresses.clear()
         self._logged = self._scanned
-
-
-def _address(host: str) -> str:
-    """What counts as one address: an IPv4 address, or the /64 network of an IPv6 one."""
-    if ":" not in host:
-        return host
-    return str(ip_network((host.partition("%")[0], 64), strict=False))

@@ -8,7 +8,6 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Protocol
 
 from pomelo.errors import PomeloError
 from pomelo.inflight import FairPermits
@@ -52,7 +51,7 @@ class CallLimits:
         return 2 * self.message
 
 
-class Connections(Protocol):
+class Connections:
     """What is told of the calls on each connection. `peer` is grpc's name for a caller's address."""
 
     def authenticated(self, peer: str) -> None:
@@ -69,25 +68,6 @@ class Connections(Protocol):
 
     def trust(self, peer: str) -> None:
         """A gateway of ours speaks: the connection carries the calls of many callers."""
-
-
-class AnyConnections:
-    """Takes all connections as they are. Implements `Connections`."""
-
-    def authenticated(self, peer: str) -> None:
-        """See the protocol."""
-
-    def received(self, peer: str, size: int) -> None:
-        """See the protocol."""
-
-    def reset(self, peer: str) -> None:
-        """See the protocol."""
-
-    def ended(self, peer: str) -> None:
-        """See the protocol."""
-
-    def trust(self, peer: str) -> None:
-        """See the protocol."""
 
 
 class Running:

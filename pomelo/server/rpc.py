@@ -9,7 +9,7 @@ import grpc
 from google.protobuf.message import DecodeError
 
 from pomelo.call import Call
-from pomelo.errors import TABLE, PomeloError
+from pomelo.errors import BODY_ERRORS, TABLE, PomeloError
 from pomelo.inflight import FairPermits
 from pomelo.server import budget
 from pomelo.server.limits import ServerState
@@ -26,7 +26,6 @@ _LINGER = 1.0
 _MOMENTS = 0.25
 """Seconds within which a call that its caller cancels is one that was never meant."""
 
-_BODY_FAULTS = frozenset({"invalid_body", "payload_too_large", "unsupported_media_type"})
 
 Late = tuple[str, str]
 """The code and message of the error of a call whose time is over; no message: the row's."""
@@ -347,7 +346,7 @@ class Rpc:
         that refuses a message which was large."""
         if self._accepted or "X-Credits-Charged" in self.call.reply:
             return False  # the task was taken in, and counted as such
-        if not self._served or error.code in _BODY_FAULTS:
+        if not self._served or error.code in BODY_ERRORS:
             return True
         return self._size > budget.SMALL and error.row.http == 400
 

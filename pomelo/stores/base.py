@@ -7,7 +7,8 @@ role knows how a key is checked or a task is run.
 from dataclasses import dataclass
 from typing import Protocol
 
-from pomelo.stores.ledger import PAGE, AccountStore, LedgerStore, UsageStore
+from pomelo.errors import PomeloError
+from pomelo.stores.ledger import PAGE, AccountStore, LedgerStore, LostHoldError, UsageStore
 
 DEFAULT_ACCOUNT = "default"
 """The account that every new store has."""
@@ -19,6 +20,10 @@ class StoreError(Exception):
 
 class UnknownAccountError(LookupError):
     """There is no account of that name."""
+
+
+DECLARED_ERRORS = (PomeloError, LostHoldError, UnknownAccountError)
+"""The errors that the roles below declare; a store turns all others into these."""
 
 
 @dataclass(frozen=True, slots=True)

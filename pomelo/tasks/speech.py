@@ -3,6 +3,7 @@
 import re
 from math import ceil
 
+from pomelo.audio import RATES
 from pomelo.catalog import DEFAULT_FORMAT, Model, Route
 from pomelo.errors import PomeloError, invalid, missing
 from pomelo.gen.v1.media_pb2 import ResponseFormat
@@ -14,7 +15,6 @@ from pomelo.pricing import Used
 from pomelo.tasks.base import INLINE_INSTEAD, Bound, Delivered, Folding, Heard, TaskKind, inline_most
 from pomelo.tasks.ranges import filled, known, within
 
-RATES = (8000, 16000, 22050, 24000, 32000, 44100, 48000)
 FORMATS = frozenset(
     [f"mp3_44100_{kbits}" for kbits in (32, 64, 96, 128, 192)]
     + ["mp3_22050_32", "mp3_24000_48", "ulaw_8000", "alaw_8000"]

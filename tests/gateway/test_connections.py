@@ -6,7 +6,8 @@ from collections.abc import Callable
 
 import pytest
 
-from gateway.connections import ConnectionLimits, Connections, Groups, Slot, group_of
+from gateway.connections import ConnectionLimits, Connections, Groups, Slot
+from pomelo.origin import network
 
 ROOMY = ConnectionLimits(most=1000, life=60.0)
 
@@ -153,4 +154,4 @@ async def test_time_in_which_the_event_loop_stood_still_is_not_the_clients() -> 
     ],
 )
 def test_an_address_is_one_of_ipv4_or_a_64_of_ipv6(one: str, other: str, same: bool) -> None:
-    assert (group_of(one) == group_of(other)) is same
+    assert (network(one) == network(other)) is same

@@ -38,7 +38,7 @@ from pomelo.gen.v1.task_service_pb2 import RunTaskRequest, StreamTaskRequest
 from pomelo.gen.v1.task_service_pb2_grpc import TaskServiceStub
 from pomelo.inflight import InFlight, InFlightLimits
 from pomelo.origin import GatewayProof
-from pomelo.server.limits import CallLimits
+from pomelo.server.limits import CallLimits, Connections
 from pomelo.server.main import Server, ServerOptions, open_server
 from pomelo.testing import Answer, FaultUpstream, Gate
 from tests.conftest import Keys
@@ -66,8 +66,8 @@ SERVICES = [
 
 
 @dataclass
-class Noted:
-    """Records what is reported about connections. Implements `Connections`."""
+class Noted(Connections):
+    """Records what is reported about connections."""
 
     told: list[tuple[str, Any]] = field(default_factory=list)
     _more: asyncio.Event = field(default_factory=asyncio.Event)
@@ -194,7 +194,7 @@ async def test_every_method_of_the_contract_is_served_as_its_clients_call_it(
         await end(call)
     except grpc.aio.AioRpcError as failed:
         error = failed
-    # Where something is asked for, it is empty here; who answers so has read it.
+    # The requests are empty; an error about a missing field proves that the method has read it.
     codes = ("missing_parameter", "invalid_parameter", "unsupported_model", "not_found")
     assert error is None or reason_of(error) in codes
 
@@ -222,7 +222,7 @@ async def test_a_call_without_a_good_key_is_over_before_anything_of_it_was_read(
             await connection.over(call)
     if path != UPLOAD:  # an uploader gets a moment to end
         assert call.lasted < 0.5
-    # One frame of headers that is the end of the stream, and nothing before it: trailers only.
+    # A single HEADERS frame that ends the stream is a trailers-only response.
     assert call.frames[0] == (frames.HEADERS, frames.END_STREAM | frames.END_HEADERS)
     assert (frames.DATA, 0) not in call.frames
     assert plain.noted.names() == []
@@ -263,7 +263,7 @@ async def test_a_client_that_still_sends_megabytes_sees_why_it_was_refused(
 
     for _ in range(5):
         assert await one() == "invalid_api_key"
-    # Of uploads without a key two at a time get the moment that grpc.aio's client needs.
+    # Only two uploads without a key at a time get the grace period that grpc.aio's client needs.
     count = 2 if kind == "stream_unary" else 5
     assert set(await asyncio.gather(*[one() for _ in range(count)])) == {"invalid_api_key"}
 
@@ -310,7 +310,7 @@ async def test_a_message_that_can_t_be_decoded_gets_the_documented_error(
 
 
 def flood(size: int) -> bytes:
-    """A RunTask of that many bytes, all of them empty messages."""
+    """A RunTask request of that many bytes, made up of empty messages."""
     text = text_pb2.TextInput.DESCRIPTOR.fields_by_name["messages"]
     messages = bytes((text.number << 3 | 2, 0)) * (size // 2)
     head = RunTaskRequest(task=Task(model="gpt-4", text=text_pb2.TextInput())).SerializeToString()
@@ -369,7 +369,7 @@ async def test_what_grpc_refuses_itself_does_no_harm(
 
 
 @pytest.mark.parametrize(
-    # Of two traceparents grpc itself leaves one.
+    # Of two traceparents grpc itself keeps only one.
     "name",
     ["idempotency-key", "x-request-id", "x-request-timeout", "prefer", "accept"],
 )
@@ -436,7 +436,7 @@ async def test_a_watch_without_a_key_ends_with_a_reason_and_one_with_a_key_stays
         assert opened.in_flight.calls == 0
 
 
-async def test_calls_without_a_key_have_few_places_and_take_none_of_callers(app: App, keys: Keys) -> None:
+async def test_calls_without_a_key_have_a_small_limit_of_their_own(app: App, keys: Keys) -> None:
     async with rig(app, unauthenticated=3) as opened:
         health = health_pb2_grpc.HealthStub(opened.channel)
         watches = [health.Watch(health_pb2.HealthCheckRequest()) for _ in range(3)]
@@ -484,7 +484,7 @@ async def test_a_large_message_without_a_key_is_refused(plain: Rig) -> None:
 # --- callers with a key
 
 
-async def test_a_message_that_does_not_come_ends_the_call(app: App, keys: Keys) -> None:
+async def test_a_message_that_does_not_arrive_in_time_ends_the_call(app: App, keys: Keys) -> None:
     async with rig(app, read_time=0.3, piece_time=0.3) as opened, opened.raw() as connection:
         head = http2.prefixed(b"", size=9 * MIB)
         for path, data in ((RUN_TASK, b""), (RUN_TASK, head), (UPLOAD, b""), (UPLOAD, head)):
@@ -635,7 +635,7 @@ async def test_refused_messages_count_as_requests(app: App) -> None:
         )
 
 
-async def test_a_body_that_a_gateway_refused_is_counted_and_told_here(app: App) -> None:
+async def test_the_server_counts_and_reports_a_body_that_a_gateway_refused(app: App) -> None:
     name = f"forwarded-{time.time_ns()}"
     await app.store.add_account(name, "free", time.time())
     _, key = await app.keyring.create(name)
@@ -691,11 +691,11 @@ async def test_keys_messages_and_resets_are_reported_per_connection(app: App, ke
 # --- memory
 
 
-async def test_nothing_of_a_refused_message_is_kept(plain: Rig, keys: Keys) -> None:
+async def test_a_refused_message_is_freed(plain: Rig, keys: Keys) -> None:
     size = 2 * MIB
     async with plain.raw() as connection:
         gc.collect()
-        gc.disable()  # what is kept by a circle of references must show
+        gc.disable()  # a leak through a reference cycle must show
         tracemalloc.start(1)
         try:
             for data in (flood(size), b"\xff" * size, b"\x0a" * size):
@@ -719,7 +719,7 @@ async def test_nothing_of_a_refused_message_is_kept(plain: Rig, keys: Keys) -> N
 # --- clients that retry
 
 
-async def test_a_client_with_a_retry_policy_asks_again_when_it_was_told_to(
+async def test_a_client_with_a_retry_policy_retries_after_the_pushback(
     app: App, keys: Keys, upstream: FaultUpstream
 ) -> None:
     policy = """{"methodConfig": [{"name": [{}], "retryPolicy": {"maxAttempts": 4, "initialBackoff": "30s",

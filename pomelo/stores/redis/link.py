@@ -17,8 +17,8 @@ from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
 from redis import exceptions as errors
 
 from pomelo.errors import PomeloError
-from pomelo.stores.base import UnknownAccountError
-from pomelo.stores.ledger import PAGE, REPLAY_SECONDS, WINDOW, LostHoldError, UnknownOutcomeError
+from pomelo.stores.base import DECLARED_ERRORS
+from pomelo.stores.ledger import PAGE, REPLAY_SECONDS, WINDOW, UnknownOutcomeError
 from pomelo.stores.redis.scripts import Script
 from pomelo.traces import Unforeseen
 
@@ -84,9 +84,6 @@ _PASSING = (
 )
 """What may be over in a moment, and is well known."""
 
-_MEANT = (PomeloError, LostHoldError, UnknownAccountError)
-"""What the roles say that they raise."""
-
 PATIENCE = 10.0
 """Seconds that a step of a report may take after the first, which has shown that the server is there: it is
 one of very many, and the server may be busy."""
@@ -125,7 +122,7 @@ class Link:
         """What nobody foresaw leaves the block as UnknownOutcomeError, and is logged with its trace."""
         try:
             yield
-        except _MEANT:
+        except DECLARED_ERRORS:
             raise
         except Exception as error:
             self.unforeseen.tell("The store on Redis failed", error)

@@ -13,15 +13,12 @@ from queue import SimpleQueue
 from typing import Any, NamedTuple, Protocol, TypeVar
 
 from pomelo.errors import PomeloError
-from pomelo.stores.base import UnknownAccountError
-from pomelo.stores.ledger import LostHoldError, UnknownOutcomeError
+from pomelo.stores.base import DECLARED_ERRORS
+from pomelo.stores.ledger import UnknownOutcomeError
 from pomelo.traces import Unforeseen
 
 BATCH = 256
 """At most so much is committed at once."""
-
-_MEANT = (PomeloError, LostHoldError, UnknownAccountError)
-"""What the roles say that they raise."""
 
 log = logging.getLogger("pomelo.stores")
 
@@ -145,7 +142,7 @@ class Writer:
                 target.failed(outcome.error)
         return [
             outcome
-            if outcome.error is None or isinstance(outcome.error, _MEANT)
+            if outcome.error is None or isinstance(outcome.error, DECLARED_ERRORS)
             else outcome._replace(error=self._contained(outcome.error))
             for outcome in outcomes
         ]

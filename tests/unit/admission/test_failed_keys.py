@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pomelo.admission.failed_keys import LIMIT, MAX_ADDRESSES, WINDOW, FailedKeys, network
+from pomelo.admission.failed_keys import LIMIT, MAX_ADDRESSES, WINDOW, FailedKeys
+from pomelo.origin import network
 
 
 class Clock:
