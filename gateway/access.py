@@ -1,6 +1,7 @@
-"""The way in for a call: its key is looked at before anything else of its request.
+"""Admits calls: the API key is checked before the rest of the request.
 
-`gateway.app` admits the call of every route that needs a key, `media` that of a download without a signature.
+`gateway.app` admits the calls of every route that needs a key, `media` those of downloads without a
+signature.
 """
 
 from collections.abc import Hashable
@@ -14,7 +15,8 @@ from pomelo.service import Visit
 
 
 async def admit(gateway: Gateway, request: web.Request, call: Call) -> Visit:
-    """Admits the call, whose connection is trusted from then on. Close what it returns.
+    """Admits the call, and trusts its connection from then on. The caller must close the returned
+    visit.
 
     Raises:
         PomeloError: what `AccessService.admit` raises.
@@ -25,7 +27,8 @@ async def admit(gateway: Gateway, request: web.Request, call: Call) -> Visit:
 
 
 def owner_of(call: Call) -> Hashable:
-    """Who shares what one account may have: the account, or the key where only a remote server knows it."""
+    """The owner that calls are counted by: the account, or a hash of the key if only the remote
+    server knows the account."""
     principal = call.principal
     return principal.account if principal is not None else hash(call.secret)
 
@@ -38,6 +41,6 @@ def trust(request: web.Request, owner: Hashable) -> None:
 
 
 def address_of(request: web.Request) -> str:
-    """What counts as the address that a request came from."""
+    """The client's IPv4 address, or its IPv6 /64, as text by which requests are counted."""
     connection = request.protocol
     return str(connection.slot.group) if isinstance(connection, Connection) else ""

@@ -33,7 +33,7 @@ def _always() -> bool:
 
 
 def make_app(services: Services, options: GatewayOptions, healthy: Callable[[], bool]) -> web.Application:
-    """The application with every route, before `services`. To be made in the running event loop."""
+    """The application with every route, backed by `services`. Requires a running event loop."""
     gateway = Gateway(
         services=services,
         options=options,
@@ -96,8 +96,9 @@ async def open_rest(
     reuse_port: bool = False,
     healthy: Callable[[], bool] = _always,
 ) -> AsyncIterator[tuple[str, int]]:
-    """Serves REST while the body runs; yields the host and the port that it listens on (port 0: a free one).
-    With `reuse_port` other processes may listen there, too. `healthy` decides what a health check gets.
+    """Serves REST while the body runs; yields the host and the port that it listens on (port 0: a
+    free one). With `reuse_port` other processes may listen there, too. `healthy` decides what a
+    health check returns.
 
     On leaving it stops listening, lets running requests end for `drain_timeout`, then cancels them.
 
@@ -149,8 +150,8 @@ async def open_rest(
 
 
 def fit(most: int) -> int:
-    """`most` connections, or half of the files that this process may have open, which leaves the others to
-    gRPC, the providers, the store and media."""
+    """Returns `most`, lowered to half of the files that this process may have open. The other half
+    is left to gRPC, the providers, the store and media."""
     files = descriptors.limit()
     if most <= files // 2:
         return most

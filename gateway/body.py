@@ -44,11 +44,12 @@ _STEP = 1024 * 1024
 """Characters of base64 that are decoded at a time."""
 
 LARGE = 64 * 1024
-"""Bytes of a body that may be parsed without looking at it first, and without waiting for others' turn."""
+"""Bytes up to which a body is parsed without a `JsonScan` and without waiting in the
+`ParseQueue`."""
 
 
 async def read_json(incoming: Incoming) -> bytes | bytearray:
-    """The body whole, small enough in what it holds to be parsed by `parse`.
+    """Reads the complete body, and refuses one that would take `parse` too long.
 
     Raises:
         PomeloError: invalid_body, payload_too_large, overloaded, deadline_exceeded.
@@ -57,13 +58,13 @@ async def read_json(incoming: Incoming) -> bytes | bytearray:
     incoming.hold(len(piece))
     if len(piece) == incoming.length and len(piece) <= LARGE:
         return piece
-    data = bytearray()  # and not a list of pieces, each of which may be one byte
+    data = bytearray()  # not a list of pieces, because a piece may be a single byte
     scan: JsonScan | None = None
     while piece:
         data += piece
         if scan is not None:
             scan.feed(piece)
-        elif len(data) > LARGE:  # what is smaller can't take long
+        elif len(data) > LARGE:  # a smaller body can't take long to parse
             scan = JsonScan()
             scan.feed(bytes(data))
         piece = await incoming.piece()
@@ -133,7 +134,7 @@ def make_task(
 
 
 def read_audio(value: Any) -> tuple[str, str]:
-    """The media type (empty when it isn't said) and the base64 text of audio given as base64 or a data: URI.
+    """The media type (empty if absent) and the base64 text of audio given as base64 or a data: URI.
 
     Raises:
         PomeloError: invalid_parameter.
@@ -148,8 +149,8 @@ def read_audio(value: Any) -> tuple[str, str]:
 
 
 def decode_base64(text: str) -> Iterator[bytes]:
-    """The bytes of base64 text, which may have line breaks (as base64(1) makes them), in pieces that take a
-    few milliseconds each.
+    """Decodes base64 text, which may have line breaks (as base64(1) makes them), in pieces that
+    take a few milliseconds each.
 
     Raises:
         PomeloError: invalid_parameter.
@@ -172,7 +173,7 @@ def decode_base64(text: str) -> Iterator[bytes]:
 
 
 def check_audio(data: bytes) -> bytes:
-    """`data`, unless it is empty.
+    """Returns `data`; refuses it if it is empty.
 
     Raises:
         PomeloError: invalid_parameter.

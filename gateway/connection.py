@@ -1,6 +1,6 @@
 """One client's connection: what aiohttp leaves open for ever, closed in time, and its noise kept quiet.
 
-Made by `gateway.listener` for every connection. Knows bytes and clocks, and nothing of tasks.
+Made by `gateway.listener` for every connection. Handles bytes and timers, not tasks.
 """
 
 import asyncio
@@ -27,47 +27,50 @@ log = logging.getLogger("pomelo.gateway")
 HEALTH = "/healthz"
 
 READ_AHEAD = 32 * 1024
-"""Twice as many bytes of a body are taken in at most before anybody asks for them."""
+"""aiohttp buffers at most twice as many bytes of a body before a handler reads them."""
 
 MAX_HEAD = 32 * 1024
-"""Bytes of a request's head that may come before its end."""
+"""Bytes of a request's head that may arrive before it is complete."""
 
 MAX_FRAMING = 512 * 1024
-"""Bytes that may come with a body besides as many as the body has: of chunks, and of requests after it."""
+"""A body of n bytes may arrive with n + MAX_FRAMING bytes of overhead: chunk framing, and pipelined
+requests after it."""
 
 MAX_DISCARDED = 64 * 1024 * 1024
-"""Bytes of a refused body that are thrown away so that its sender reads the refusal; any upload has fewer."""
+"""Bytes of a refused body that are discarded so that its sender can read the error response. Every
+upload within the limits is smaller."""
 
 MAX_STRANGE = 4
-"""Answers without a good key that an untrusted connection gets before it is closed."""
+"""Consecutive requests without a valid key after which a connection is closed."""
 
 LEAST_RATE = 1024
-"""Bytes a second that a client must take of an answer, over the time in which it must take something."""
+"""The minimum rate, in bytes a second, at which a client must read an answer; measured over
+`Patience.stall`."""
 
 _LINE = 8190
 _HEADERS = 128
 _AHEAD = 2
-"""Requests that are parsed before the one that runs has its answer."""
+"""Pipelined requests that are parsed while the current one is still being answered."""
 
 _LINGER = 1.0
-"""Seconds in which a client may take the answer with which its connection is ended."""
+"""Seconds that a client has to read the last answer before its connection is closed."""
 
 _LINGERING = 1 / 8
-"""How many do so at a time, as a part of all connections; others are closed at once."""
+"""The share of all connections that may linger at the same time; others are closed immediately."""
 
 _TYPE_TWICE = "Duplicate 'Content-Type' header"
-"""aiohttp's own words; it refuses that before a route sees it."""
+"""The error text of aiohttp, which refuses such a request before a route sees it."""
 
 _UNREADABLE = "The HTTP request can't be read. Check its request line, headers and framing"
 
 
 @dataclass(frozen=True, slots=True)
 class Patience:
-    """How long a client is waited for, in seconds.
+    """The timeouts of a client's connection, in seconds.
 
-    `head` is what a request's head may take from its first byte (or from connecting); `stall` the time in
-    which a client that we write to must take its share of an answer, at `LEAST_RATE`; `idle` the time between
-    two requests; `linger` how long the rest of a refused body is thrown away.
+    `head` is the time for a complete request head, from its first byte (or from connecting).
+    `stall` is the period over which a client must read an answer at `LEAST_RATE` or faster. `idle`
+    is the time between two requests. `linger` is how long the rest of a refused body is discarded.
     """
 
     head: float
@@ -77,8 +80,9 @@ class Patience:
 
 
 class StartQueues:
-    """Who may begin in a turn of the event loop: health checks, trusted and other connections each have their
-    own queue, so that none waits behind another's crowd."""
+    """Limits how many requests start in one iteration of the event loop. Health checks, trusted and
+    untrusted connections have one queue each, so that none of them waits behind a crowd of the
+    others."""
 
     def __init__(self) -> None:
         self.health = Turnstile(8)
@@ -122,7 +126,7 @@ class Connection(web.RequestHandler):
             auto_decompress=False,
             read_bufsize=READ_AHEAD,
         )
-        # aiohttp's own parses 32 requests ahead.
+        # aiohttp's default parser parses 32 requests ahead.
         self._max_msg_queue_size = _AHEAD
         self._msg_queue_resume_size = _AHEAD // 2
         self._parser = HttpRequestParser(
@@ -154,10 +158,10 @@ class Connection(web.RequestHandler):
         self._lingers = False
         self._wire: asyncio.Transport | None = None
 
-    # --- its place
+    # --- its slot
 
     def trust(self, owner: Hashable) -> None:
-        """The request that runs carried a good key of `owner`."""
+        """Records that the current request carried a valid key of `owner`."""
         self._known = True
         self.slot.waiting = False
         slot = self.slot
@@ -165,12 +169,13 @@ class Connection(web.RequestHandler):
             self._connections.trust(slot, owner)
 
     def end(self, told: bool) -> None:
-        """Ends the connection; `told`: after saying that the server is overloaded, if an answer is due."""
+        """Ends the connection. With `told`, an untrusted client that waits for an answer gets
+        `overloaded` first."""
         wire = self._wire
         if wire is None:
             return
         if self.slot.owner is not None:
-            self.force_close()  # once what was written has gone out
+            self.force_close()  # closes after the buffered data has been sent
             return
         request = self._current_request
         due = self._head_timer is not None or self._request_count > self._finished
@@ -180,7 +185,7 @@ class Connection(web.RequestHandler):
             wire.abort()
 
     def _dismiss(self, answer: bytes) -> None:
-        """Sends a last answer of ours, past aiohttp, and closes once the client has had time to take it."""
+        """Sends a last answer, bypassing aiohttp; closes once the client had time to read it."""
         wire = self._wire
         assert wire is not None
         connections = self._connections
@@ -196,17 +201,19 @@ class Connection(web.RequestHandler):
             self._discard(0.0)
 
     def _discard(self, seconds: float) -> None:
-        """Takes no more requests; throws away what still comes, unparsed, until the client closes.
+        """Stops reading requests; discards what still arrives, unparsed, for `seconds` or until the
+        client closes.
 
-        Closing at once would be a reset where the client still sends, which takes the last answer back; to
-        close our half alone ends some clients' requests before they have read it.
+        An immediate close while the client still sends would reset the connection, and the client
+        would lose the last answer. After a half-close, some clients end their request before they
+        have read it.
         """
         wire = self._wire
         if wire is None:
             return
         self._discards = True
         self._force_close = True
-        self.transport = None  # aiohttp neither writes nor closes any more
+        self.transport = None  # so that aiohttp neither writes nor closes any more
         self._stop_timers()
         if seconds:
             self._linger_timer = self._loop.call_later(seconds, wire.abort)
@@ -225,7 +232,7 @@ class Connection(web.RequestHandler):
     # --- bytes
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Takes the connection in."""
+        """Starts the head timeout, or aborts a connection that has been ended already."""
         wire = cast(asyncio.Transport, transport)
         if self._manager is None or not self.slot.open:
             wire.abort()
@@ -286,7 +293,7 @@ class Connection(web.RequestHandler):
             self.slot.heard = None
 
     def _count_framing(self, content: StreamReader, size: int, before: int) -> None:
-        """Ends a body of which much more arrives than it has: aiohttp takes chunk extensions without end."""
+        """Fails a body with too much overhead: aiohttp does not limit chunk extensions."""
         self._framing += size - (content.total_bytes - before)
         if self._framing > MAX_FRAMING + content.total_bytes and content.exception() is None:
             content.set_exception(web.RequestPayloadError("too much besides the body"))
@@ -294,7 +301,7 @@ class Connection(web.RequestHandler):
     def _refuse_head(self) -> None:
         if self._request_count > self._finished:
             assert self._wire is not None
-            self._wire.abort()  # an answer is on its way, which another one would break
+            self._wire.abort()  # a second answer would corrupt the one in progress
         else:
             self._dismiss(_raw_answer(PomeloError("invalid_body", _UNREADABLE)))
 
@@ -371,7 +378,7 @@ class Connection(web.RequestHandler):
     def finish_response(
         self, request: web.BaseRequest, resp: web.StreamResponse, start_time: float | None
     ) -> Coroutine[Any, Any, tuple[web.StreamResponse, bool]]:
-        """Sends an answer, which is the connection's last when too many had no good key."""
+        """Sends an answer, and closes the connection after `MAX_STRANGE` without a valid key."""
         self.slot.waiting = False
         if self._known:
             self._strange = 0
@@ -379,7 +386,7 @@ class Connection(web.RequestHandler):
             self._strange += 1
             if self._strange >= MAX_STRANGE or self.slot.surplus:
                 resp.force_close()
-        # aiohttp would parse the rest of a body to drop it, which costs most where it is in chunks.
+        # aiohttp would parse the rest of a body to discard it; that is expensive with chunks.
         self._drops = not request.content.is_eof() and (not self._known or request.content_length is None)
         if self._drops:
             resp.force_close()
@@ -413,7 +420,7 @@ class Connection(web.RequestHandler):
 
 
 async def _refuse(request: web.BaseRequest) -> web.StreamResponse:
-    """Answers whatever comes on a connection for which there is no room."""
+    """Answers every request on a surplus connection with `overloaded`."""
     return _last_answer(PomeloError("overloaded"))
 
 
@@ -433,7 +440,7 @@ def _headers(error: PomeloError) -> "CIMultiDict[str]":
 
 
 def overloaded() -> bytes:
-    """The answer to a client for which there is no room, whole."""
+    """The complete HTTP response to a client that exceeds the connection limit."""
     return _raw_answer(PomeloError("overloaded"))
 
 

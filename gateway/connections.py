@@ -1,9 +1,10 @@
-"""Which connections may stay: a cap on all of them, and little for those that have not carried a good key.
+"""Limits connections: a maximum for all of them, and stricter limits for those without a valid key.
 
-Bytes and sockets are for `listener` and `connection`; here are only places and times. A connection is
-*trusted* while its requests carry good keys. An untrusted one lives a few seconds, and each address has few
-of them that are slow. Callers with good keys may share an address with an attacker (a proxy, a carrier's
-NAT), and may come by the thousand, so no connection is refused at its accept for its address.
+`listener` and `connection` handle bytes and sockets; this module only counts slots and times. A
+connection is *trusted* while its requests carry valid keys. An untrusted one is closed after a few
+seconds, and each address may have only a few slow ones. Callers with valid keys may share an
+address with an attacker (a proxy, a carrier's NAT), and may connect by the thousand, so no
+connection is refused at its accept because of its address.
 """
 
 import asyncio
@@ -13,20 +14,25 @@ from dataclasses import dataclass
 from pomelo.origin import network
 
 _TICK = 0.25
-"""Seconds between two looks at the untrusted connections."""
+"""Seconds between two checks of the untrusted connections."""
 
 _STALL = 2 * _TICK
-"""Seconds by which an age may grow at once: while the event loop stood still no client was heard."""
+"""The most seconds that the clock advances between two readings: while the event loop is blocked,
+no client can be heard."""
 
 End = Callable[[bool], None]
-"""Ends a connection; True: after telling that the server is overloaded, where that can still be told."""
+"""Ends a connection. True: sends `overloaded` first, if an answer can still be sent."""
 
 
 @dataclass(frozen=True, slots=True)
 class ConnectionLimits:
-    """`most` connections in all, and `reserve` beyond them that are only told so. An untrusted one ends after
-    `life` seconds. Of those of one address `address` stay; others end when a request has begun to arrive and
-    is not whole `grace` seconds later, or, once 7/8 of all places are taken, `grace` seconds after they came.
+    """The maximum number of connections, and the lifetime of untrusted ones.
+
+    `most` connections are served; `reserve` more are accepted only to be refused with `overloaded`.
+    An untrusted connection ends after `life` seconds. Each address keeps its `address` youngest
+    untrusted connections. Its older ones end if a request is still incomplete `grace` seconds after
+    it began to arrive, or, once 7/8 of `most` are in use, `grace` seconds after they became
+    untrusted.
     """
 
     most: int = 4096
@@ -37,11 +43,11 @@ class ConnectionLimits:
 
 
 class Slot:
-    """One connection's place, from its accept to its end.
+    """One connection's entry, from its accept to its end.
 
-    `busy`, `waiting` (for us to look at its request) and `idle_since` are kept by the connection; `heard` is
-    when a request began to arrive that is not whole. `surplus` tells that it came when there was no room: it
-    gets a refusal and nothing else.
+    The connection updates `busy`, `waiting` (for us to process its request) and `idle_since`.
+    `heard` is when a still incomplete request began to arrive. `surplus` marks a connection that
+    exceeded the limit: its requests are refused, except for health checks.
     """
 
     __slots__ = (
@@ -71,7 +77,8 @@ class Slot:
 
 
 class Groups:
-    """Slots by group, each group in the order in which they came; knows the largest group. O(1)."""
+    """Slots by group, each group oldest first. Adding, removing and finding the largest group are
+    O(1)."""
 
     def __init__(self) -> None:
         self._groups: dict[Hashable, dict[Slot, None]] = {}
@@ -109,16 +116,16 @@ class Groups:
             self._by_size.setdefault(now, {})[name] = None
 
     def size(self, name: Hashable) -> int:
-        """How many a group has."""
+        """The number of slots in a group."""
         return len(self._groups.get(name, ()))
 
     def excess(self, name: Hashable, most: int) -> list[Slot]:
-        """The oldest of a group beyond its youngest `most`, in the order in which they came."""
+        """All slots of a group except its `most` youngest, oldest first."""
         group = self._groups.get(name, {})
         return list(group)[: max(0, len(group) - most)]
 
     def oldest(self) -> Slot | None:
-        """The oldest of the largest group."""
+        """The oldest slot of the largest group; None without slots."""
         if not self._most:
             return None
         name = next(iter(self._by_size[self._most]))
@@ -126,19 +133,19 @@ class Groups:
 
 
 class Connections:
-    """The connections of one server. To be made in the running event loop."""
+    """The connections of one server. Requires a running event loop."""
 
     def __init__(self, limits: ConnectionLimits) -> None:
         self.limits = limits
         self.lingering = 0
-        """Connections beside the slots that only wait for their client to take the last answer."""
+        """Connections without a slot that only wait for their client to read the last answer."""
         self._loop = asyncio.get_running_loop()
         self._trusted: dict[Slot, None] = {}
-        self._untrusted: dict[Slot, None] = {}  # by `since`
+        self._untrusted: dict[Slot, None] = {}  # ordered by `since`
         self._addresses = Groups()
         self._crowded: set[Hashable] = set()
         self._surplus: dict[Slot, None] = {}
-        self._clock = 0.0  # stands still with the event loop
+        self._clock = 0.0  # does not advance while the event loop is blocked
         self._seen = self._loop.time()
         self._timer: asyncio.TimerHandle | None = None
 
@@ -146,7 +153,8 @@ class Connections:
         return len(self._trusted) + len(self._untrusted) - len(self._surplus)
 
     def open(self, address: str, end: End) -> Slot:
-        """A place for a new connection, which may end others; `end` may be replaced while it is open."""
+        """Adds a new connection, which may end others. The slot's `end` may be replaced while it is
+        open."""
         slot = Slot(network(address), end)
         if len(self) >= self.limits.most and not self.make_room():
             slot.surplus = True
@@ -159,7 +167,7 @@ class Connections:
         return slot
 
     def close(self, slot: Slot) -> None:
-        """The connection has ended. Idempotent."""
+        """Frees the slot of a connection that has ended. Idempotent."""
         if not slot.open:
             return
         slot.open = False
@@ -169,12 +177,12 @@ class Connections:
         self._addresses.discard(slot)
 
     def hears(self, slot: Slot) -> None:
-        """A request has begun to arrive on the connection, and is not whole."""
+        """Records that a request has begun to arrive on the connection and is incomplete."""
         if slot.heard is None:
             slot.heard = self._now()
 
     def trust(self, slot: Slot, owner: Hashable) -> None:
-        """A request on the connection carried a good key of `owner`."""
+        """Marks the connection as trusted: a request carried a valid key of `owner`."""
         if slot.owner is None and slot.open:
             self._untrusted.pop(slot, None)
             self._addresses.discard(slot)
@@ -182,7 +190,7 @@ class Connections:
         slot.owner = owner
 
     def distrust(self, slot: Slot) -> None:
-        """A request on the connection carried no good key; its untrusted life begins anew, if it has not."""
+        """Marks the connection as untrusted. If it was trusted, its lifetime starts now."""
         if slot.owner is not None and slot.open:
             slot.owner = None
             self._trusted.pop(slot, None)
@@ -190,8 +198,9 @@ class Connections:
             self._add_untrusted(slot)
 
     def make_room(self) -> bool:
-        """Ends the oldest untrusted connection of the address that has most of them; without any, the trusted
-        ones that have been idle for longest, of the owner that has most of those. False: all are busy."""
+        """Ends the oldest untrusted connection of the address that has the most of them. If none is
+        untrusted, ends the trusted ones that have been idle the longest, of the owner that has the
+        most idle ones. Returns False if all are busy."""
         oldest = self._addresses.oldest()
         if oldest is not None:
             self._end(oldest, told=True)
@@ -204,13 +213,13 @@ class Connections:
             return False
         owner = max(idle, key=lambda name: len(idle[name]))
         most = sorted(idle[owner], key=lambda slot: slot.idle_since)
-        # A few at a time: looking through all of them for each new connection would take long.
+        # Several at a time: a search through all of them for each new connection would be slow.
         for slot in most[: max(1, len(most) // 64)]:
             self._end(slot, told=False)
         return True
 
     def stop(self) -> None:
-        """Looks no more."""
+        """Stops the periodic check of untrusted connections."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
@@ -246,7 +255,7 @@ class Connections:
         for slot in list(self._untrusted):
             if now - slot.since < limits.life:
                 break
-            self._end(slot, told=slot.waiting)  # the store that knows its key is slow, or we are
+            self._end(slot, told=slot.waiting)  # waiting: the store or we are slow
         self._timer = self._loop.call_later(_TICK, self._look) if self._untrusted else None
 
     def _end(self, slot: Slot, *, told: bool) -> None:

@@ -23,7 +23,7 @@ Put = Callable[[Any, Any], None]
 
 _TEXT = "text"
 _LONGEST_NUMBER = 400
-"""Characters; a float in full has some 330."""
+"""Characters; a float written out in full has some 330."""
 
 _ROLES = {"system": Role.ROLE_SYSTEM, "user": Role.ROLE_USER, "assistant": Role.ROLE_ASSISTANT}
 
@@ -41,7 +41,7 @@ def _as_is(text: str) -> Any:
 
 
 def _as_number(text: str) -> Any:
-    # Longer than any number that is taken; parsing a very long one would take long.
+    # No accepted number is longer than that, and parsing a very long one would be slow.
     return text if len(text) > _LONGEST_NUMBER else _as_json(text)
 
 

@@ -1,7 +1,8 @@
 """The parts of a multipart/form-data body (RFC 7578), read as they arrive.
 
-Every byte is looked at a bounded number of times, however the body is cut into pieces and whatever is in it,
-and no more than two pieces are held. `multipart` makes a form of the parts.
+Every byte is scanned a bounded number of times, whatever the body contains and however it is split
+into pieces, and no more than two pieces are buffered. `multipart` assembles the form from the
+parts.
 """
 
 import re
@@ -11,7 +12,7 @@ from typing import Protocol
 from pomelo.errors import PomeloError
 
 PIECE = 64 * 1024
-"""Bytes of a part that are given out together by default; the last piece has fewer."""
+"""The default size, in bytes, of the pieces of a part; the last piece may be smaller."""
 
 MAX_PARTS = 32
 MAX_PART_HEADERS = 16
@@ -31,16 +32,16 @@ _PLAIN = frozenset({"", "7bit", "8bit", "binary"})
 
 
 class Source(Protocol):
-    """Where the body comes from."""
+    """The source of a body's bytes."""
 
     async def piece(self) -> bytes:
-        """The next bytes, as many as have come; none at the end."""
+        """Returns the next bytes, as many as have arrived; empty at the end."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """What a part's headers say. `filename` is None where there is none, `content_type` then empty."""
+    """The headers of a part. If absent, `filename` is None and `content_type` is empty."""
 
     name: str
     filename: str | None
@@ -48,7 +49,7 @@ class Part:
 
 
 class FormParts:
-    """The parts of a body with `content_type`, one after the other.
+    """Reads the parts of a body with `content_type`, one after the other.
 
     Raises:
         PomeloError: invalid_body: there is no usable boundary.
@@ -61,7 +62,7 @@ class FormParts:
         if match is None:
             raise malformed()
         self._mark = b"\r\n--" + (match[1] or match[2]).encode()
-        # As if a line had ended before the body: then every boundary looks the same.
+        # A line end before the body, so that the first boundary looks like every other.
         self._buffer = bytearray(b"\r\n")
         self._source = source
         self._searched = 0
@@ -70,7 +71,7 @@ class FormParts:
         self._count = 0
 
     async def next(self) -> Part | None:
-        """The next part, None after the last. What was not read of the one before is skipped.
+        """Returns the next part, None after the last. Skips the unread rest of the previous part.
 
         Raises:
             PomeloError: invalid_body; what the source raises.
@@ -94,7 +95,7 @@ class FormParts:
         return part
 
     async def read(self, most: int = PIECE) -> bytes:
-        """The next bytes of the part: `most`, or all that are left of it; none at its end.
+        """Returns the next bytes of the part: `most`, or fewer if the part ends; empty at its end.
 
         Raises:
             PomeloError: invalid_body: the body ends within the part; what the source raises.
@@ -105,7 +106,7 @@ class FormParts:
         while self._found < 0:
             self._found = buffer.find(mark, self._searched)
             if self._found < 0:
-                # The rest may be the beginning of a boundary.
+                # The last bytes may be the beginning of a boundary.
                 self._searched = max(0, len(buffer) - len(mark) + 1)
                 if self._searched >= most:
                     return self._take(most)
@@ -144,7 +145,7 @@ class FormParts:
         del buffer[: at + len(mark)]
 
     async def _head(self) -> bytes:
-        """The headers of the part that begins; what precedes them is the end of the boundary's line."""
+        """Returns the headers of the next part, preceded by the rest of the boundary's line."""
         buffer = self._buffer
         searched = 0
         while (at := buffer.find(b"\r\n\r\n", searched, MAX_PART_HEAD)) < 0:
@@ -196,7 +197,7 @@ def _read_head(head: bytes) -> Part:
 
 
 def malformed() -> PomeloError:
-    """The refusal of what is no form."""
+    """The error for a malformed form."""
     return PomeloError(
         "invalid_body", "The form is malformed. Send multipart/form-data with a boundary, to its end"
     )

@@ -1,4 +1,5 @@
-"""A request's body as it comes in: bounded in size, in the time between two pieces, and in its slowness.
+"""A request's body as it arrives, with limits on its size, its rate and the time between two
+pieces.
 
 Read by `body` (JSON) and `multipart`. aiohttp itself waits for a body for ever.
 """
@@ -14,10 +15,10 @@ from pomelo.errors import PomeloError
 from pomelo.service import Visit
 
 _CHUNKS = 4096
-"""Chunks (of chunked encoding) that a body may have, however small they are."""
+"""Chunks (of chunked encoding) that a body may have, whatever their size."""
 
 _CHUNK = 64
-"""Bytes that each further one must have on average."""
+"""Bytes that further chunks must have on average."""
 
 
 def too_large(what: str, limit: int) -> PomeloError:
@@ -27,8 +28,9 @@ def too_large(what: str, limit: int) -> PomeloError:
 
 @dataclass(frozen=True, slots=True)
 class Pace:
-    """How slowly a body may come. Every `rate` bytes allow one more second of waiting, beside `grace` seconds
-    that each body has; no wait is longer than `silence` seconds, however much has come before it."""
+    """How slowly a body may arrive. We wait for it `grace` seconds in total, and one second more
+    for every `rate` bytes received. No single wait is longer than `silence` seconds, however many
+    bytes preceded it."""
 
     rate: int
     grace: float
@@ -36,12 +38,12 @@ class Pace:
 
 
 class Incoming:
-    """A body, read piece by piece, of a call that was admitted.
+    """The body of an admitted call, read piece by piece.
 
-    `limit` is the most bytes that may come in all; `length` is what the head says, None where it doesn't.
+    `limit` is the maximum size in bytes; `length` is the Content-Length, None if absent.
 
     Raises:
-        PomeloError: payload_too_large, by what the head says.
+        PomeloError: payload_too_large: the Content-Length exceeds `limit`.
     """
 
     __slots__ = (
@@ -73,7 +75,7 @@ class Incoming:
         self.length = length
 
     def hold(self, size: int) -> None:
-        """Counts `size` bytes that are kept until the call ends.
+        """Counts `size` bytes that are held in memory until the call ends.
 
         Raises:
             PomeloError: overloaded.
@@ -81,7 +83,7 @@ class Incoming:
         self._visit.reserve(size)
 
     async def piece(self) -> bytes:
-        """The next bytes, as many as have come; none at the end.
+        """Returns the next bytes, as many as have arrived; empty at the end.
 
         Raises:
             PomeloError: invalid_body (malformed framing, too slow), payload_too_large, deadline_exceeded.
@@ -104,7 +106,7 @@ class Incoming:
         return data
 
     def _count_chunks(self) -> None:
-        """Refuses a body in tiny chunks: each takes aiohttp longer than a hundred bytes do."""
+        """Refuses a body in tiny chunks: one chunk takes aiohttp longer than a hundred bytes do."""
         splits = getattr(self._content, "_http_chunk_splits", None)
         if splits:
             self._chunks += len(splits)
@@ -114,7 +116,8 @@ class Incoming:
                 )
 
     async def _wait(self) -> bytes:
-        """The next byte, once it is there. One alone: aiohttp forgets the chunks of what is read."""
+        """Waits for the next byte. Reads only one, because aiohttp discards the chunk boundaries of
+        what is read."""
         if self._waits:
             await self._go_on()
         pace = self._pace

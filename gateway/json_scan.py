@@ -1,29 +1,29 @@
-"""How much work JSON text is to parse, counted as it arrives and before it is parsed.
+"""Limits the cost of parsing JSON text: counts its values as it arrives, before it is parsed.
 
-Parsing holds the interpreter, in a thread too, so what it may cost is bounded beforehand: a text of 8 MiB
-parses in 5 ms, the same size of `[],[],[],…` in half a second. `body` and `multipart` use it.
+Parsing holds the interpreter (GIL), in a thread too, so its cost is limited beforehand: a string of
+8 MiB parses in 5 ms, 8 MiB of `[],[],[],…` in half a second.
 """
 
 from pomelo.errors import PomeloError
 
 MAX_VALUES = 65_536
-"""Values of one text: objects, lists, texts, numbers. The most messages that a model takes, each with a part,
-have 60,000."""
+"""Values of one JSON text: objects, arrays, strings, numbers. The longest list of messages that a
+model accepts, each with one part, has 60,000."""
 
 MAX_ESCAPES = 1_500_000
 """Backslashes; 8 MiB of `\\u4e2d`, as JSON libraries write Chinese, have 1.4 million."""
 
 MAX_OUTSIDE = 1024 * 1024
-"""Bytes outside texts: brackets, numbers, white space."""
+"""Bytes outside strings: brackets, numbers, white space."""
 
 _STEP = 64 * 1024
 
 
 class JsonScan:
-    """Counts what is in one JSON text, in time that grows with its bytes alone.
+    """Counts the values, escapes and bytes of one JSON text, in time linear in its bytes.
 
-    It need not know whether the text is JSON: the parser stops at the first fault, and up to there the counts
-    are right.
+    It does not validate the text: the parser stops at the first syntax error, and up to there the
+    counts are correct.
     """
 
     __slots__ = ("_escapes", "_in_text", "_outside", "_quotes", "_rest", "_values")
@@ -37,7 +37,7 @@ class JsonScan:
         """Counts the next piece.
 
         Raises:
-            PomeloError: invalid_body: it is more than will be parsed.
+            PomeloError: invalid_body: the text exceeds a limit.
         """
         for at in range(0, len(data), _STEP):
             self._count(data[at : at + _STEP])
@@ -48,7 +48,7 @@ class JsonScan:
             self._rest = b""
         if b"\\" in data:
             if (len(data) - len(data.rstrip(b"\\"))) % 2:
-                data, self._rest = data[:-1], b"\\"  # what it escapes is in the next piece
+                data, self._rest = data[:-1], b"\\"  # the escaped character is in the next piece
             self._escapes += data.count(b"\\")
             data = data.replace(b"\\\\", b"").replace(b'\\"', b"")
             if self._escapes > MAX_ESCAPES:

@@ -1,8 +1,8 @@
-"""The way in for connections: accepted at once, counted from then on, begun a few at a time.
+"""Accepts connections immediately, counts them from then on, and starts a few at a time.
 
-Made by `gateway.app`. A connection is counted before its TLS handshake, and has its end whatever it does. It
-begins once its client has sent something: until then it is a socket and a slot, and costs little else. What
-waits for its beginning waits here and not in the kernel's queue, where a health check would be behind all
+A connection is counted before its TLS handshake, and its time is limited whatever its client does.
+It starts once its client has sent something; until then it costs little more than a socket and a
+slot. Connections wait here and not in the kernel's queue, where a health check would be behind all
 others.
 """
 
@@ -21,33 +21,33 @@ from gateway.connections import Connections, Slot
 log = logging.getLogger("pomelo.gateway")
 
 BACKLOG = 4096
-"""Connections that the kernel keeps for us while the event loop is busy."""
+"""Connections that the kernel queues while the event loop is busy."""
 
 HEALTH = b"GET /healthz "
 
 _ACCEPTS = 256
-"""Connections that are accepted in one turn of the event loop: some 10 µs each."""
+"""Connections that are accepted in one iteration of the event loop, in some 10 µs each."""
 
 _BEGINS = 16
-"""Connections that are begun in one turn: some 100 µs each."""
+"""Connections that are started in one iteration, in some 100 µs each."""
 
 _ACCEPTED = 64 * 1024
-"""About the bytes that the kernel takes in for a connection before anybody reads."""
+"""Approximately the bytes that the kernel buffers for a connection before it is read."""
 
 _CHECKS = 8
-"""Health checks that are begun ahead of them."""
+"""Health checks that are started ahead of other connections in one iteration."""
 
 _EXHAUSTED = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 
 _PAUSE = 0.1
-"""Seconds without accepting when no descriptor is left."""
+"""Seconds for which accepting pauses when the process has no file descriptor left."""
 
 _TOLD_EVERY = 60.0
-"""Seconds between two lines in the log about that."""
+"""The minimum seconds between two log lines about that."""
 
 
 async def bind(host: str, port: int, *, reuse_port: bool) -> list[socket.socket]:
-    """Sockets that listen at each address of `host`, at one port (0: a free one).
+    """Returns sockets that listen on each address of `host`, all on one port (0: a free one).
 
     Raises:
         OSError: an address can't be used.
@@ -81,9 +81,10 @@ async def bind(host: str, port: int, *, reuse_port: bool) -> list[socket.socket]
 
 
 class Listener:
-    """Accepts connections at `sockets`, which it closes; `connect` makes the protocol of one.
+    """Accepts connections on `sockets`, and closes these at the end. `connect` makes the protocol
+    of a connection.
 
-    With `tls` a connection begins with a handshake, for `handshake` seconds at most.
+    With `tls`, a connection starts with a TLS handshake of at most `handshake` seconds.
     """
 
     def __init__(
@@ -109,12 +110,12 @@ class Listener:
         self._told = -_TOLD_EVERY
 
     def start(self) -> None:
-        """From now on connections are accepted."""
+        """Starts to accept connections."""
         for listening in self._sockets:
             self._loop.add_reader(listening, self._accept, listening)
 
     def close(self) -> None:
-        """Accepts no more; what has not begun is dropped."""
+        """Stops accepting, and drops connections that have not started."""
         for listening in self._sockets:
             self._loop.remove_reader(listening)
             listening.close()
@@ -133,7 +134,7 @@ class Listener:
             except OSError as error:
                 if error.errno in _EXHAUSTED:
                     self._exhausted(listening, error)
-                break  # else none is left, or the next one has left again
+                break  # otherwise the queue is empty, or the next client has disconnected
             accepted.setblocking(False)
             arrival = _Arrival(self._loop, accepted, plain=self._tls is None)
             slot = arrival.slot = self._connections.open(address[0], arrival.drop)
@@ -141,7 +142,8 @@ class Listener:
                 arrival.watch(self._silent, self._look)
 
     def _look(self, arrival: "_Arrival") -> bool:
-        """Lets a connection on which something has come begin, when it is its turn."""
+        """Starts or queues a connection that has sent something. Returns False if nothing has
+        arrived."""
         try:
             first = arrival.socket.recv(len(HEALTH), socket.MSG_PEEK)
         except BlockingIOError:
@@ -207,14 +209,14 @@ class Listener:
                 ssl_handshake_timeout=None if tls is None else self._handshake,
                 ssl_shutdown_timeout=None if tls is None else self._handshake,
             )
-        except OSError:  # no TLS, or none in time; or the client has left
+        except OSError:  # the TLS handshake failed or timed out, or the client has left
             self._connections.close(slot)
         except asyncio.CancelledError:
             self._connections.close(slot)
             raise
 
     def _exhausted(self, listening: socket.socket, error: OSError) -> None:
-        """No descriptor is left: ends a connection that can be spared, and waits a little."""
+        """Ends a connection that can be spared and pauses accepting: no file descriptor is left."""
         now = self._loop.time()
         if now - self._told >= _TOLD_EVERY:
             self._told = now
@@ -229,7 +231,7 @@ class Listener:
 
 
 class _Arrival:
-    """A connection that was accepted and has not begun."""
+    """A connection that was accepted and has not started."""
 
     __slots__ = ("_loop", "_plain", "opened", "silent", "slot", "socket")
 
@@ -243,24 +245,26 @@ class _Arrival:
         self.silent: set[_Arrival] | None = None
 
     def watch(self, silent: "set[_Arrival]", heard: "Callable[[_Arrival], object]") -> None:
-        """Is among the `silent` until its first byte has come; then `heard` is called."""
+        """Adds itself to `silent` until `forget`; `heard` is called once the first byte has
+        arrived."""
         silent.add(self)
         self.silent = silent
         self._loop.add_reader(self.socket, heard, self)
 
     def forget(self) -> None:
-        """Its first byte is waited for no more."""
+        """Stops waiting for the first byte."""
         if self.silent is not None:
             self.silent.discard(self)
             self.silent = None
             self._loop.remove_reader(self.socket)
 
     def drop(self, told: bool) -> None:
-        """Ends it before it began."""
+        """Closes a connection that has not started. With `told` and without TLS, sends `overloaded`
+        first."""
         self.forget()
         if told and self._plain:
             with suppress(OSError):
                 self.socket.send(overloaded())
                 self.socket.shutdown(socket.SHUT_WR)
-                self.socket.recv(_ACCEPTED)  # closing with unread bytes would take the answer back
+                self.socket.recv(_ACCEPTED)  # else the close would be a reset and lose the answer
         self.socket.close()

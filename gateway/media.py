@@ -17,7 +17,7 @@ from pomelo.call import Call
 from pomelo.errors import PomeloError
 
 _SEND_BUFFER = 256 * 1024
-"""Bytes of a download by a signed link that the kernel holds."""
+"""Bytes that the kernel may buffer of a download by a signed link."""
 
 _ID = re.compile(r"[\w.-]{1,200}", re.ASCII)
 _RANGE = re.compile(r"bytes=(\d{0,18})-(\d{0,18})", re.ASCII)
@@ -43,8 +43,8 @@ async def download(gateway: Gateway, request: web.Request, call: Call) -> web.St
     """Sends a medium, whole or the part that a `Range` asks for.
 
     Raises:
-        PomeloError: invalid_api_key, not_found, overloaded, store_unavailable; after the first byte, what cut
-            the medium.
+        PomeloError: invalid_api_key, not_found, overloaded, store_unavailable; after the first
+            byte, what interrupted the download.
     """
     media_id = request.match_info["media_id"]
     if not _ID.fullmatch(media_id):
@@ -71,7 +71,8 @@ def _counted(gateway: Gateway, request: web.Request) -> Iterator[str]:
 
 
 def _bound_send_buffer(request: web.Request) -> None:
-    """Keeps the kernel from buffering megabytes for a reader without a key who may not read."""
+    """Keeps the kernel from buffering megabytes for a caller without a key that may not read
+    them."""
     peer = request.transport.get_extra_info("socket") if request.transport is not None else None
     if peer is not None:
         peer.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER)

@@ -43,8 +43,8 @@ async def read_form(
     """Fills `form` from a body, part by part; what came before a failure stays in it.
 
     A part `audio` with a file name or a media type is a file: it is stored by `media` as it comes, unless the
-    model came before it and, as `kind_of` tells, has no use for sound. `text_limit` is the most bytes of all
-    texts together, `upload_limit` of a file.
+    model came before it and `kind_of` returns a task type without audio input. `text_limit` is the
+    maximum size of all texts together, `upload_limit` that of a file, in bytes.
 
     Raises:
         PomeloError: invalid_body, invalid_parameter, payload_too_large, overloaded; what `media` and

@@ -43,8 +43,9 @@ MAX_ANSWER = 64 * 1024 * 1024
 """Bytes of one message from the server: a picture or a sound may ride in one."""
 
 _PER_CHANNEL = 200
-"""Concurrent calls on one connection: a fifth of what a server takes by default. It counts those that were
-cancelled until it has cleaned up after them; and it takes few connections from one address."""
+"""Concurrent calls on one connection: a fifth of what a server accepts by default. The server
+counts a cancelled call until it has cleaned up after it, and accepts few connections from one
+address."""
 
 _KNOWN_KEYS = 10_000
 _KNOWN_SECONDS = 30.0
@@ -107,7 +108,7 @@ async def open_remote(
     proof: GatewayProof | None = None,
 ) -> AsyncIterator[Services]:
     """The services of the gRPC server at `target`, such as host:port or unix:/path. It need not be up yet.
-    `limits` bound what is in flight here.
+    `limits` bound the calls in flight in this gateway.
 
     Without a `proof` that the server recognises, every call counts as a gRPC call from this address.
 
@@ -220,8 +221,8 @@ class RemoteModels:
 class RemoteAccess:
     """The port `AccessService` over a channel.
 
-    A key that the server accepted is trusted for a while, which saves most calls a round trip; the server
-    checks it again with what the call asks for.
+    A key that the server accepted is trusted for a while, which saves most calls a round trip. The
+    server checks it again when it receives the call itself.
     """
 
     def __init__(self, lines: _Lines, models: RemoteModels, limits: InFlightLimits | None = None) -> None:
@@ -229,7 +230,7 @@ class RemoteAccess:
         self._models = models
         self._in_flight = InFlight(limits)
         self._known: dict[str, float] = {}
-        """Digest of a key -> until when it is believed, on the clock of `time.monotonic`."""
+        """Digest of a key -> when its trust expires, on the clock of `time.monotonic`."""
 
     async def admit(self, call: Call) -> "RemoteVisit":
         """See the port."""
@@ -240,7 +241,7 @@ class RemoteAccess:
             try:
                 await self._models.list_models(call)
             except PomeloError as error:
-                # The key is good; what else is wrong is reported with what the call asks for.
+                # The key is valid; the call itself reports any other error.
                 if error is not call.fault and error.code != "model_not_allowed":
                     raise
             if len(self._known) >= _KNOWN_KEYS:
@@ -250,7 +251,7 @@ class RemoteAccess:
 
 
 class RemoteVisit:
-    """A call that was admitted. The limits are the server's to count and to report."""
+    """An admitted call. The server counts and reports its limits."""
 
     __slots__ = ("_call", "_lines", "_ticket", "close", "reserve")
 
@@ -367,14 +368,14 @@ class RemoteMedia:
         return media
 
     def _drop(self, media_id: str, call: Call) -> None:
-        """Lets the server delete the upload of a request that was refused here."""
+        """Asks the server to delete the upload of a request that this gateway refused."""
         task = asyncio.create_task(self._refused(media_id, call))
         self._dropping.add(task)
         task.add_done_callback(self._dropping.discard)
 
     async def _refused(self, media_id: str, call: Call) -> None:
-        # A task without a model is refused, and the server deletes what a refused task of REST brought. Where
-        # that fails the upload expires with the request's deadline.
+        # The server refuses a task without a model, and deletes the upload of a refused REST task.
+        # If that fails, the upload expires with the request's deadline.
         task = Task()
         task.speech_to_text.audio.media_id = media_id
         again = replace(call, deadline=time.monotonic() + _DROP_WITHIN, reply={}, trailer={}, at_end=[])
@@ -523,7 +524,7 @@ class _Messages(AsyncIterator[M]):
 
 
 class _Bytes(AsyncIterator[bytes]):
-    """The bytes of a medium. Implements `pomelo.service.MediaBytes`."""
+    """The bytes of a media file. Implements `pomelo.service.MediaBytes`."""
 
     def __init__(self, messages: "_Messages[DownloadMediaResponse]") -> None:
         self._messages = messages

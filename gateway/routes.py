@@ -24,7 +24,7 @@ OpenHandler = Callable[[Gateway, web.Request, Call], Awaitable[web.StreamRespons
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """One way in for callers with a key. A GET answers HEAD, too."""
+    """A route for callers with a key. GET also answers HEAD."""
 
     method: str
     path: str
@@ -33,7 +33,8 @@ class Route:
 
 @dataclass(frozen=True, slots=True)
 class OpenRoute:
-    """One way in that needs no key: what it does costs next to nothing. A GET answers HEAD, too."""
+    """A route that needs no key: it is cheap, or checks its caller itself. GET also answers
+    HEAD."""
 
     method: str
     path: str
@@ -67,7 +68,7 @@ async def get_openapi(gateway: Gateway, request: web.Request, call: Call) -> web
 
 
 async def get_health(gateway: Gateway, request: web.Request, call: Call) -> web.StreamResponse:
-    """Whether a balancer should send requests here."""
+    """Reports whether a load balancer should send requests here."""
     if not gateway.healthy():
         raise PomeloError("shutting_down")
     return json_reply(call, b'{"status":"ok"}')
@@ -87,7 +88,7 @@ OPEN_ROUTES = (
     OpenRoute("GET", "/openapi.json", get_openapi),
     OpenRoute("GET", HEALTH, get_health),
 )
-"""Those that don't; all others are not_found."""
+"""The paths that need no key. All other paths are not_found."""
 
 
 def describe(public_url: str) -> bytes:

@@ -1,4 +1,5 @@
-"""Whether a gateway's server is there, told from how its calls end; said in the log when that changes."""
+"""Detects from the ends of calls whether a gateway's server is available, and logs when that
+changes."""
 
 import logging
 import time
@@ -10,10 +11,10 @@ from pomelo.errors import PomeloError
 log = logging.getLogger("pomelo.gateway")
 
 SETTLE = 1.0
-"""Seconds without a failure after which a call that succeeds means that the server is back."""
+"""Seconds without a failure after which a successful call means that the server is back."""
 
 _SILENT = frozenset({"deadline_exceeded", "shutting_down"})
-"""Errors that may be this end's own, and say nothing of the server."""
+"""Errors that may come from this gateway, and so do not show whether the server is available."""
 
 _REASONS = (
     (("refused",), "it refuses connections"),
@@ -23,11 +24,12 @@ _REASONS = (
     (("reset", "closed", "goaway", "eof", "broken pipe"), "it closed the connection"),
     (("unreachable", "no route"), "there is no way to it"),
 )
-"""Words of gRPC, and what they mean here. Its own sentences may have addresses and more in them."""
+"""Words in gRPC's error details, and the reason to log for them. The details themselves are not
+logged, because they may contain addresses and more."""
 
 
 class ServerWatch:
-    """Notes how calls to the server at `target` end."""
+    """Tracks from the ends of calls whether the server at `target` is available."""
 
     def __init__(self, target: str, monotonic: Callable[[], float] = time.monotonic) -> None:
         self._target = target
@@ -36,7 +38,7 @@ class ServerWatch:
         self._failed_at = 0.0
 
     def ended(self, error: BaseException | None) -> None:
-        """A call has ended, with an error or (None) well."""
+        """Records that a call has ended: with an error, or successfully (None)."""
         if isinstance(error, PomeloError) and error.code == "server_unavailable":
             self._failed(error)
         elif error is None or (isinstance(error, PomeloError) and error.code not in _SILENT):
@@ -62,7 +64,7 @@ class ServerWatch:
 
 
 def _reason(cause: Any) -> str:
-    """Why the server is lost, in words of our own; `cause` is gRPC's error."""
+    """Returns why the server is lost, without gRPC's own text; `cause` is gRPC's error."""
     details = cause.details() if hasattr(cause, "details") else None
     said = (details or "").lower()
     return next((reason for words, reason in _REASONS if any(word in said for word in words)), "unavailable")

@@ -28,8 +28,9 @@ _BATCH = 16 * 1024
 class EventStream:
     """The answer's way out: its head when there is something to say, and comments in silence.
 
-    The head goes out with the first event, or after `keep_alive` seconds without one. An event goes out at
-    once; those that come right behind it, in the same iteration of the event loop, are joined into one write.
+    The head goes out with the first event, or after `keep_alive` seconds without one. An event is
+    sent immediately; events that follow it in the same iteration of the event loop are joined into
+    one write.
     """
 
     __slots__ = (
@@ -56,7 +57,7 @@ class EventStream:
         self._timer = self._loop.call_at(self._last + self._every, self._tick)
 
     def stop(self) -> None:
-        """Silence is no longer filled, and what is gathered waits for the end; idempotent."""
+        """Stops comments and flushing; buffered events are sent with the end. Idempotent."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
@@ -94,11 +95,11 @@ class EventStream:
         return data
 
     def _flush(self) -> None:
-        """Sends what has come since the first event of the last iteration."""
+        """Sends the events that were buffered after the first one of the last iteration."""
         self._flushing = None
         if self._batch:
             writer: Any = self._request.writer
-            # It can't be waited for here, and needn't be: the next event's write waits for this one, too.
+            # A callback can't await the write, and needn't: the next event's write waits for it.
             writing = writer.write(self._gathered(), drain=False)
             with suppress(ConnectionError, StopIteration):  # The client has left, or all is written.
                 writing.send(None)

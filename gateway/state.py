@@ -24,16 +24,18 @@ class GatewayOptions:
     base64 is passed inline up to `inline_limit` and stored beyond it. `keep_alive` is the silence after
     which a stream sends a comment.
 
-    `head_timeout` bounds a request's head, `read_timeout` the time between two pieces of its body, whose
-    `read_rate` in bytes a second is the least after `read_grace`; `write_timeout` is the time in which a
-    client must take something of an answer, `idle_timeout` the time between two requests. `linger_timeout` is
-    how long the rest of a refused body is thrown away, so that its sender reads the refusal; `drain_timeout`
-    is what running requests get when the gateway closes.
+    All times are in seconds. `head_timeout` limits the time for a request's head, `read_timeout`
+    the time between two pieces of its body. `read_rate` is the minimum rate of the body, in bytes a
+    second, after `read_grace`. `write_timeout` is the period over which a client must read part of
+    an answer, `idle_timeout` the time between two requests. `linger_timeout` is how long the rest
+    of a refused body is discarded, so that its sender can read the error response. `drain_timeout`
+    is how long running requests may continue when the gateway closes.
 
-    `max_connections` is of all clients together (lowered to half of the files that the process may open),
-    `max_untrusted` of slow ones of one address that have not carried a good key; without one a connection
-    ends after `untrusted_timeout`. See `ConnectionLimits`. `max_links` are downloads by signed links at once,
-    half of them from one address.
+    `max_connections` limits the connections of all clients together (lowered to half of the files
+    that the process may open). Each address keeps `max_untrusted` connections without a valid key;
+    of its older ones, slow ones end after `untrusted_grace`. Every connection without a valid key
+    ends after `untrusted_timeout`. `max_links` limits the concurrent downloads by signed links; one
+    address may have half of them.
     """
 
     public_url: str = ""
@@ -61,8 +63,8 @@ class Gateway:
     """What the handlers share.
 
     `link` puts media links where callers reach this gateway; `kinds` remembers which kind of task a model
-    serves; `parsing` is where large bodies wait for their turn, `links` counts the downloads by signed links.
-    `healthy` tells whether new requests are welcome.
+    serves; `parsing` is the queue of large bodies, `links` counts the downloads by signed links.
+    `healthy` returns whether a load balancer should send requests here.
     """
 
     services: Services

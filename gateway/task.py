@@ -77,7 +77,7 @@ async def _take_in(
                 kind = await _kind_of(gateway, values, call)
                 make = partial(body.make_task, values["model"], kind, values, form=is_form)
                 task, target, stream = await steps.run(make)
-            await asyncio.sleep(0)  # what follows takes its time, too
+            await asyncio.sleep(0)  # yields to other requests: the next steps take time, too
         del data
         if kind in body.HEARS:
             if form.audio is not None:
@@ -89,7 +89,7 @@ async def _take_in(
                 await _put_audio(gateway, incoming, target, values["audio"], call)
     except PomeloError as fault:
         model = (values or form.texts).get("model")
-        # What goes ahead of it: a fault of the model goes ahead of one of a field.
+        # `refuse` returns the error to report: one of the model precedes one of a field.
         raise await visit.refuse(fault, model if type(model) is str else "") from None
     return task, target, kind, stream
 
@@ -116,7 +116,7 @@ async def _read_form(
     incoming = Incoming(request, call, visit, options.upload_limit + options.json_limit, gateway.pace)
 
     async def kind_of(name: str) -> int:
-        # Asked anew for each form, so that no file is taken for a model that the key may not use.
+        # Not from the cache, so that no file is accepted for a model that the key may not use.
         return await _ask_kind(gateway, name, call)
 
     await multipart.read_form(
@@ -133,7 +133,7 @@ async def _read_form(
 
 
 async def _kind_of(gateway: Gateway, values: Mapping[str, Any], call: Call) -> int:
-    """The kind of the model that a body names."""
+    """Returns the task type of the model that a body names."""
     name = body.model_of(values)
     known = gateway.kinds.get(name)
     return known if known is not None else await _ask_kind(gateway, name, call)

@@ -1,4 +1,4 @@
-"""Taking turns: what keeps many requests, or a few large ones, from holding the event loop for long."""
+"""Keeps many requests, or a few large ones, from blocking the event loop for long."""
 
 import asyncio
 import time
@@ -12,7 +12,7 @@ T = TypeVar("T")
 
 
 class Turnstile:
-    """Lets at most `rate` requests begin in one turn of the event loop, in the order in which they came."""
+    """Lets at most `rate` requests start in an iteration of the event loop, oldest first."""
 
     __slots__ = ("_counting", "_left", "_loop", "_rate", "_waiting")
 
@@ -23,7 +23,7 @@ class Turnstile:
         self._counting = False
 
     def enter(self) -> "asyncio.Future[None] | None":
-        """None: go on at once; else what to wait for."""
+        """Returns None if the request may start immediately, else a future to await first."""
         if not self._counting:
             self._counting = True
             self._loop.call_soon(self._turn)
@@ -48,10 +48,12 @@ class Turnstile:
 
 
 class ParseQueue:
-    """Lets large bodies be parsed one at a time: one of each account, and one step of all.
+    """Queues the parsing of large bodies: one body at a time per account, and one step at a time
+    overall.
 
-    After each an account waits for its next one, so that it leaves most of the event loop to others: three
-    times as long as the steps took, and as long as the bytes take at `RATE`, for what else is done with them.
+    After each body its account waits before the next one, so that most of the event loop's time is
+    left to others. The wait is three times as long as the steps took, and at least as long as the
+    bytes take at `RATE`, to allow for the other work that is done with them.
     """
 
     RATE = 32 * 1024 * 1024
@@ -63,7 +65,7 @@ class ParseQueue:
 
     @asynccontextmanager
     async def body(self, account: Hashable, size: int) -> AsyncIterator["ParseSteps"]:
-        """The time of one body of `size` bytes; gives what runs its steps."""
+        """Holds the account's turn for one body of `size` bytes; yields the runner of its steps."""
         lock = self._accounts.get(account)
         if lock is None:
             lock = self._accounts[account] = asyncio.Lock()
@@ -76,7 +78,7 @@ class ParseQueue:
 
 
 class ParseSteps:
-    """Runs the steps of one body, each in a turn of the event loop that no other large body has."""
+    """Runs the steps of one body, one at a time among all large bodies."""
 
     __slots__ = ("_all", "took")
 
@@ -85,7 +87,7 @@ class ParseSteps:
         self.took = 0.0
 
     async def run(self, step: Callable[[], T]) -> T:
-        """The result of `step`."""
+        """Waits until no other step runs, then runs `step` and returns its result."""
         async with self._all:
             begin = time.monotonic()
             try:

@@ -1,7 +1,7 @@
-"""Access: whose call it is, before its body or message is read, and how much an account may have in flight.
+"""Access: authenticates a call before its body or message is read, and limits calls in flight by account.
 
 Both front ends admit every call here first. A call without a good key is refused from its headers alone. A
-known account is bounded in calls and in buffered bytes, so that no account takes the server from the others.
+known account is limited in calls and in buffered bytes, so that no single account can exhaust the server.
 """
 
 from collections.abc import Awaitable, Callable
@@ -13,13 +13,13 @@ from pomelo.errors import BODY_ERRORS, PomeloError
 from pomelo.inflight import InFlight, InFlightLimits, Ticket
 
 LARGE_BODY = 64 * 1024
-"""Bytes above which a refused body counts as a request: reading and parsing it was the work."""
+"""Bytes above which a refused body counts as a request, because parsing it is most of the work."""
 
 _COUNTED = frozenset({"invalid_body", "payload_too_large"})
 
 
 class Visit:
-    """A call that was admitted; to be closed when it ends. Implements `pomelo.service.Visit`."""
+    """An admitted call. Close it when the call ends. Implements `pomelo.service.Visit`."""
 
     __slots__ = ("_access", "_call", "_principal", "_ticket", "close", "reserve")
 
@@ -44,7 +44,7 @@ class Visit:
 class Access:
     """Admits calls in this process.
 
-    `authenticate` says whose key a call carries; `allowed` refuses a model that the key may not use.
+    `authenticate` returns the principal of a call's key; `allowed` refuses a model that the key may not use.
     """
 
     def __init__(
@@ -79,7 +79,7 @@ class Access:
         """Writes the limits into the answer to a call whose body is refused, and counts it as a request.
 
         Raises:
-            PomeloError: what is refused ahead of `error`: a header, the model, the minute's limit.
+            PomeloError: an error that takes precedence over `error`: a header, the model, the minute's limit.
         """
         if counted:
             await self._admission.count_request(call, principal)

@@ -65,7 +65,7 @@ SWEEP_EVERY = 10.0
 """Seconds between scans of the media, which delete what has expired and find what other processes stored."""
 
 SWEEP_SHARE = 0.05
-"""The most of the time that scans take: with very many media they are rarer."""
+"""The largest share of the time that scans take: with very many media they are rarer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,9 +101,9 @@ async def open_app(
 ) -> AsyncIterator[App]:
     """Builds and serves everything; leaving drains: what runs may end within the grace, nothing new comes in.
 
-    `now` is Unix time, for media, answers and what is told of limits; a store has its own. Each
-    `reconcile_every` seconds reservations that nobody runs are looked for. `worker` is the number of this
-    process among several that share the addresses, None where it is alone; the first one serves the operator.
+    `now` is Unix time, for media, answers and reported limits; a store has its own. Every
+    `reconcile_every` seconds, it looks for reservations whose task no process runs. `worker` is the number of
+    this process among several that share the addresses, None if it is alone; the first serves the operator.
 
     Raises:
         OSError: an address is taken.
@@ -266,9 +266,9 @@ async def open_gateway(
 ) -> AsyncIterator[tuple[str, int]]:
     """Serves REST alone, before the gRPC server at `target`; gives the bound address. Leaving drains.
 
-    `tls` None: a server on another machine is spoken to by TLS, unless the settings allow to do without.
-    `ca` is the authority to trust (None: the well-known ones); a server that asks for a certificate is shown
-    the settings' own. With the server's root secret the gateway proves to it that it is one.
+    `tls` None: connects to a server on another machine with TLS, unless the settings allow plaintext.
+    `ca` is the authority to trust (None: the well-known ones); a server that asks for a certificate gets
+    the settings' own. With the server's root secret the gateway proves that it is a gateway.
 
     Raises:
         OSError: the address is taken, or a TLS file can't be read.
@@ -301,7 +301,7 @@ async def open_gateway(
 
 
 def gateway_proof(secret: bytes | None) -> GatewayProof:
-    """How gateways with this root secret and servers with it recognise each other."""
+    """Derives the proof by which a server recognises gateways that have the same root secret."""
     return GatewayProof(derive(secret, "gateway") if secret is not None else None)
 
 
@@ -379,8 +379,8 @@ def _server_options(settings: Settings, shared: bool) -> ServerOptions:
 
 @asynccontextmanager
 async def _noting(admission: Admission) -> AsyncIterator[None]:
-    """Notes what running tasks use, and ends what nobody runs; on leaving, waits for what was left to the
-    store."""
+    """Records what running tasks use, and ends reservations whose task no process runs. On leaving, waits
+    for unfinished store operations."""
     try:
         async with _beside(admission.keep_notes()), _beside(admission.keep_reconciled()):
             yield
@@ -396,7 +396,7 @@ async def _sweep(media: MediaStore) -> None:
         started = time.monotonic()
         try:
             await media.refresh()
-        except Exception as error:  # a disk in trouble may be well again at the next time
+        except Exception as error:  # a disk error may be gone at the next scan
             log.error("expired media were not deleted\n%s", trace(error))
         took = time.monotonic() - started
 

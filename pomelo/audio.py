@@ -1,6 +1,6 @@
-"""What media types say of bare samples, and where the samples of a WAV file are.
+"""Parses media types of bare samples, and finds the samples of a WAV file.
 
-How long an audio file is, `pomelo.measure` counts; nothing here decodes anything.
+`pomelo.measure` measures the length of audio files; nothing here decodes audio.
 """
 
 import re
@@ -16,7 +16,7 @@ RATES = (8000, 16000, 22050, 24000, 32000, 44100, 48000)
 
 FRAME_STARTS = (b"ID3", b"\xff\xfb", b"\xff\xfa", b"\xff\xf3", b"\xff\xf2", b"\xff\xe3", b"\xff\xe2",
                 b"\xff\xf1", b"\xff\xf9", b"\x0b\x77", b"#!AMR", b"\x7f\xfe\x80\x01")  # fmt: skip
-"""How files of MP3, ADTS, AC-3, AMR and DTS begin. Samples may by chance begin so: frames decide."""
+"""First bytes of MP3, ADTS, AC-3, AMR and DTS files. Samples may match by chance: frames decide."""
 
 _RATE = 16_000
 """Samples a second of bare samples whose type doesn't say."""
@@ -49,7 +49,7 @@ def raw(content_type: str) -> tuple[int, int] | None:
 
 
 def raw_type(named: str) -> str | None:
-    """The one spelling of a media type of bare samples; None where it is of something else.
+    """The canonical media type of bare samples; None for other media types.
 
     `named` is in lower case and without spaces. Parameters come in any order; one channel is understood. The
     big-endian samples of audio/L16 become audio/pcm: `Swapper` swaps their bytes.
@@ -78,7 +78,7 @@ class Swapper:
         self._rest = b""
 
     def swap(self, data: bytes) -> bytes:
-        """The samples that are whole by now."""
+        """The samples that are complete so far."""
         if not self._swaps:
             return data
         data = self._rest + data

@@ -1,9 +1,9 @@
 """The circuit breaker of a route: whether a call of an account may ask the vendor now.
 
-It works on two levels. Each account has a circuit of its own on the route: where its calls fail, it alone is
-kept away. The route's circuit is for all: it opens where nearly all accounts that call fail, and at least two
-of them do. So inputs of one account that make the vendor answer 500 never close the route to others, and a
-vendor that is down is left alone by everyone.
+It works on two levels. Each account has its own circuit on the route: if its calls fail, only this account
+is blocked. The route's circuit blocks all accounts: it opens when nearly all accounts that call fail, and at
+least two do. So inputs of one account that make the vendor answer 500 never block other accounts, and a
+vendor that is down gets only probes.
 
     closed     calls pass, and their outcomes are counted
     open       nothing passes until a wait is over
@@ -24,7 +24,7 @@ FAILURE_RATE = 0.8
 """The share of failures at which a circuit opens: of an account's calls, or of the accounts that call."""
 
 MINIMUM_CALLS = 5
-"""Calls in a window without which no circuit opens."""
+"""The fewest calls in a window at which a circuit can open."""
 
 MINIMUM_ACCOUNTS = 2
 """Accounts that must fail before the route's circuit opens."""
@@ -76,8 +76,8 @@ class Attempt:
 
 
 class _Window:
-    """Counts of two consecutive buckets, the current one and the one before it: calls, and what is `good` and
-    `bad` of whatever its owner counts. `number` is the current bucket's."""
+    """Counts of two consecutive buckets, the current and the previous one: calls, and the `good` and `bad`
+    units that the owner counts. `number` is the current bucket's."""
 
     __slots__ = ("bad", "calls", "good", "number", "old_bad", "old_calls", "old_good", "since")
 
@@ -87,7 +87,7 @@ class _Window:
 
     def clear(self, now: float) -> None:
         """Forgets everything."""
-        self.number += 2  # what was counted so far can't be taken back from the new buckets
+        self.number += 2  # earlier counts can't be subtracted from the new buckets
         self.calls = self.good = self.bad = 0
         self.old_calls = self.old_good = self.old_bad = 0
         self.since = now
@@ -133,14 +133,14 @@ class _Account:
         """The route's bucket that `good`, `bad` and the vote belong to; `old_…` are of the one before."""
         self.good = self.bad = self.old_good = self.old_bad = 0
         self.vote = 0
-        """_WEIGHT: it is served; below 0: so many of its failures count."""
+        """_WEIGHT: its calls succeed; below 0: minus the number of its failures that count."""
 
 
 class CircuitBreaker:
     """The circuits of one route. All times are of one monotonic clock, which the caller reads.
 
-    `acquire` is asked before every call of the vendor, also before a retry. What becomes of an attempt is
-    reported to `succeeded` or `failed`, if it says something about the vendor, and its end to `release`.
+    Call `acquire` before every call of the vendor, also before a retry. Report the outcome of an attempt to
+    `succeeded` or `failed`, if it says something about the vendor, and its end to `release`.
     """
 
     def __init__(
@@ -207,7 +207,7 @@ class CircuitBreaker:
             attempt.probes_account = True
             own.probe = attempt
             own.state = State.HALF_OPEN
-        own.probe_at = timeout + self._probe_wait_max  # should it never end, others have a turn first
+        own.probe_at = timeout + self._probe_wait_max  # if it never ends, others probe first
         return attempt
 
     def retry_after(self, account: str, now: float) -> float:
@@ -236,7 +236,7 @@ class CircuitBreaker:
             if self._end_probe(attempt, own, now, reason) and self.state is State.CLOSED:
                 self._count(own, now, failed=True)
         elif self.state is State.CLOSED and own.state is State.CLOSED:
-            # Failures of calls that began before the circuit opened are no news.
+            # Failures of calls that began before the circuit opened add no information.
             self._count(own, now, failed=True)
             window = own.window
             calls, bad = window.calls + window.old_calls, window.bad + window.old_bad
@@ -252,7 +252,7 @@ class CircuitBreaker:
             self._open_if_due(now, reason)
 
     def release(self, attempt: Attempt, now: float) -> None:
-        """The call is over. A probe without an outcome makes room for another account's at once: its caller
+        """The call is over. A probe without an outcome immediately allows another account's probe: its caller
         has left, its deadline has passed, or its failure says nothing about the vendor. Idempotent."""
         if attempt.probe:
             own = self._accounts.get(attempt.account) or self._track(attempt.account, now)
@@ -286,8 +286,8 @@ class CircuitBreaker:
         self._probe = None
         self._votes.clear(now)
         for name, own in self._accounts.items():
-            # What failed meanwhile was the vendor's fault; but an account that was never served in between
-            # could have caused it, and has to prove itself.
+            # Failures in the meantime were the vendor's fault. But an account without a success in between
+            # could have caused them, so its own circuit stays as it is.
             if own.state is not State.CLOSED and own.served:
                 self._close_account(name, own, now)
                 own.served = False
@@ -310,7 +310,7 @@ class CircuitBreaker:
         votes.calls += 1
         if not failed and own.vote > 0 and own.bucket == votes.number:
             own.good += 1
-            return  # it votes so already
+            return  # its vote is the same already
         self._retract(own)
         if own.bucket != votes.number:
             follows = own.bucket == votes.number - 1
@@ -350,13 +350,13 @@ class CircuitBreaker:
         log.info("circuit closed: %s, model %s, for account %s", self.provider, self.model, name)
 
     def _postpone(self, own: _Account, now: float) -> None:
-        """The account's next probe has to wait, each time longer."""
+        """Delays the account's next probe, longer each time."""
         own.probe_at = now + own.wait
         own.wait = min(2 * own.wait, self._probe_wait_max)
 
     def _end_probe(self, attempt: Attempt, own: _Account, now: float, reason: str | None) -> bool:
-        """Opens the circuits again that a probe was for; whether there are any: one that had lapsed changes
-        nothing. `reason` None: it has no outcome."""
+        """Opens the circuits that a probe was for again, and returns whether it opened any: a lapsed probe
+        changes nothing. `reason` is None for a probe without an outcome."""
         of_route, of_account = self._probe is attempt, own.probe is attempt
         attempt.probes_route = attempt.probes_account = False
         if of_route:
@@ -385,6 +385,6 @@ class CircuitBreaker:
                 if own.state is State.CLOSED or tried == _EVICTION_TRIES - 1:
                     self._retract(own)
                     break
-                accounts[name] = own  # to the end: the next one
+                accounts[name] = own  # move it to the end and try the next one
         own = accounts[account] = _Account(now, self._probe_wait)
         return own

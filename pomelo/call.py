@@ -33,7 +33,7 @@ _ONCE = {
         "Accept",
     )
 }
-"""The headers that may be given once: a proxy on the way may read another one of several than we do."""
+"""The headers that may be given only once: if one is repeated, a proxy may read a different value than we."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +53,7 @@ class Principal:
 
     @property
     def owner(self) -> str:
-        """The account and the mode, as one name: what one of them stores, no other can read."""
+        """The account and the mode, as one name. No other owner can read what this owner stores."""
         return f"{self.account}/{self.mode}"
 
 
@@ -67,8 +67,8 @@ class Call:
     was wrong with the one that carries the key, as a sentence. `principal` is set once the key was checked.
     `repeat_key` is the Idempotency-Key. `reply` holds the headers that go back, by their names as the
     documentation writes them; it is complete when a task's first event is, and on every error. `trailer`
-    holds those that are known at a stream's end alone. `at_end` is what the REST front end does by `end`
-    when the request has ended, however.
+    holds those that are known only at a stream's end. `at_end` is what `end` runs for the REST front end
+    when the request has ended, whatever the outcome.
     """
 
     secret: str | None
@@ -86,7 +86,7 @@ class Call:
     at_end: list[Callable[[], None]] = field(default_factory=list)
 
     def end(self) -> None:
-        """Deletes what came with the call for its task alone. Idempotent."""
+        """Deletes what the call brought only for its own task. Idempotent."""
         while self.at_end:
             self.at_end.pop()()
 
@@ -105,7 +105,7 @@ class Call:
 
         `timeout` is the seconds left on a deadline that the transport itself carries (gRPC); without it,
         `x-request-timeout` counts. `names` are the headers' names as they came, in any case, once for each
-        time that one was given. Never raises: what is wrong is kept in `fault` and `key_fault`.
+        time that one was given. Never raises: errors are kept in `fault` and `key_fault`.
         """
         fault = None
         twice = _given_twice(names)

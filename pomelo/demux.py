@@ -1,7 +1,7 @@
 """Measures audio in a process of its own: `python -m pomelo.demux`. Started and killed by `pomelo.measure`.
 
-Callers' bytes reach a native demuxer here and nowhere else, under limits of memory and time. The length
-comes from what is there (frames, packets, samples), not from what a header says. It reads one request after
+Only this process passes callers' bytes to a native demuxer, with limits of memory and time. The length is
+counted from the frames, packets and samples in the file, not taken from a header. It reads one request after
 another from stdin, and answers each with a line of JSON on stdout:
 
     {"path": "/media/x", "raw": false}        a file
@@ -83,12 +83,12 @@ def _lengths(container: Any, name: str) -> tuple[list[float], int]:
                 covered += packet.size
                 streams[packet.stream.index].add(packet)
     except (ValueError, OSError):
-        pass  # cut short: what came until then is there
+        pass  # truncated: the packets so far are counted
     return [stream.seconds() for stream in streams.values()], covered
 
 
 class _Stream:
-    """One audio stream as its packets come."""
+    """Counts the packets of one audio stream."""
 
     def __init__(self, stream: Any, name: str) -> None:
         codec = stream.codec_context
@@ -136,10 +136,10 @@ class _Stream:
             for frame in self._codec.decode(packet):
                 self._decoded += frame.samples
         except (ValueError, OSError):
-            pass  # a broken packet has no sound
+            pass  # a broken packet has no audio
 
     def seconds(self) -> float:
-        """Its length."""
+        """The length of the stream."""
         claimed: float = self._base * max(
             self._ticks, self._end - (self._first or 0) if self._claiming else 0
         )
@@ -164,7 +164,7 @@ class _Stream:
 
 
 def _opus_samples(head: bytes) -> int:
-    """Samples at 48,000 Hz of an Opus packet that begins so (RFC 6716, section 3.1)."""
+    """Samples at 48,000 Hz of an Opus packet, from its first bytes (RFC 6716, section 3.1)."""
     if not head:
         return 0
     frames = (1, 2, 2, head[1] & 0x3F if len(head) > 1 else 0)[head[0] & 3]
@@ -172,7 +172,7 @@ def _opus_samples(head: bytes) -> int:
 
 
 def _limit() -> None:
-    """Bounds what a hostile file can make of this process; it never writes, forks or dumps."""
+    """Limits what a hostile file can do: bounded memory, low priority, no file writes, no core dumps."""
     os.nice(5)
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
     resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))

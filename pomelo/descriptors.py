@@ -21,12 +21,12 @@ def limit() -> int:
 def raise_limit() -> int:
     """Raises the limit as far as the system lets this process, up to a million, and returns it.
 
-    It holds for the whole process and its children: to be called by a program at its start.
+    The limit applies to the whole process and its children: call this at the start of a program.
     """
     if resource is not None:
         _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
         wanted = _MOST if hard == resource.RLIM_INFINITY else min(hard, _MOST)
         if wanted > limit():
-            with suppress(ValueError, OSError):  # macOS allows less than it says
+            with suppress(ValueError, OSError):  # macOS allows less than it reports
                 resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
     return limit()

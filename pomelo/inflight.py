@@ -1,4 +1,4 @@
-"""What is in flight: calls, and the bytes of their bodies that are buffered, of each owner and in all.
+"""Counts and limits calls in flight and the buffered bytes of their bodies, of each owner and in total.
 
 An owner is an account, or a key where the account is not known. Transport-free; one `InFlight` a process.
 """
@@ -15,8 +15,8 @@ MIB = 1024 * 1024
 
 @dataclass(frozen=True, slots=True)
 class InFlightLimits:
-    """What may be in flight: calls from their admission to their end, and bytes of bodies and messages that
-    are buffered. `account_*` bound one owner."""
+    """Limits of calls in flight, from their admission to their end, and of buffered bytes of bodies and
+    messages. `account_*` bound one owner."""
 
     calls: int = 2_000
     account_calls: int = 1_000
@@ -25,7 +25,7 @@ class InFlightLimits:
 
 
 class _Usage:
-    """What one owner has in flight."""
+    """The calls and buffered bytes of one owner."""
 
     __slots__ = ("bytes", "calls")
 
@@ -109,7 +109,7 @@ class Ticket:
 
 
 class _Queue:
-    """How many turns one owner has, and who waits for one."""
+    """The turns in use by one owner, and the queue for the next ones."""
 
     __slots__ = ("count", "waiting")
 
@@ -131,7 +131,7 @@ class FairPermits:
         return queue is not None and queue.count >= self.limit
 
     async def enter(self, owner: str) -> None:
-        """Returns when it is one's turn, which `leave` ends. Cancelling gives up the place in the queue."""
+        """Waits for a turn of `owner`, which `leave` ends. Cancelling gives up the place in the queue."""
         queue = self._owners.get(owner)
         if queue is None:
             queue = self._owners[owner] = _Queue()
@@ -147,11 +147,11 @@ class FairPermits:
                 with suppress(ValueError):  # `leave` may have passed over it
                     queue.waiting.remove(turn)
             else:
-                self.leave(owner)  # it came at the same moment
+                self.leave(owner)  # the turn was given in the same moment
             raise
 
     def leave(self, owner: str) -> None:
-        """Ends a turn; the next in the queue has it."""
+        """Ends a turn and gives it to the next in the queue."""
         queue = self._owners[owner]
         while queue.waiting:
             turn = queue.waiting.popleft()

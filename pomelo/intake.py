@@ -38,7 +38,7 @@ INLINE_LIMIT = 4 * 1024 * 1024
 
 
 LARGE = 256 * 1024
-"""Bytes of a task that is looked at in a thread, so that the event loop goes on."""
+"""Bytes above which a task is examined in a thread, so that it does not block the event loop."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +68,7 @@ class Run:
     keep: bool
     """Whether its answer is kept for its Idempotency-Key."""
     drop: Callable[[], None]
-    """Deletes what is of no use once the task has ended."""
+    """Deletes what is not needed after the task has ended."""
 
 
 class Replay:
@@ -230,7 +230,7 @@ class Intake:
             fold = kind.fold(Folding(given, bound, stream, writer, keep))
             return Run(kind, job, candidates, fold, hold, bound, int(self._now()), keep, drop)
         except BaseException:
-            hold.leave()  # nobody will run it
+            hold.leave()  # the task will not run
             raise
 
     async def _checked(self, task: Task, call: Call, principal: Principal) -> _Asked:
@@ -264,15 +264,15 @@ class Intake:
         return _Asked(model, kind, given, audio, heard, repeatable, large)
 
     def _spent(self, task: Task, call: Call, principal: Principal) -> Callable[[], None]:
-        """Deletes the upload of a task that nobody can want once it has ended or is refused: what came with a
-        REST request has no name that its caller knows."""
+        """Returns a function that deletes a task's upload once the task has ended or is refused. The caller
+        doesn't know the id of an upload that came inside a REST request, so nobody can use it again."""
         given = getattr(task, task.WhichOneof("input") or "text")
         if call.wire != "rest" or "audio" not in given.DESCRIPTOR.fields_by_name or not given.audio.media_id:
             return _nothing
         return partial(self._media.delete, given.audio.media_id, principal.owner)
 
     def _no_room(self, asked: _Asked, bound: Bound, principal: Principal) -> PomeloError | None:
-        """Why an answer can't be stored that has to be: as a link, or for its Idempotency-Key."""
+        """Why an answer that must be stored (as a link, or for its Idempotency-Key) can't be."""
         size = asked.kind.media_size(asked.given, bound)
         as_link = wanted(asked.given) == ResponseFormat.RESPONSE_FORMAT_URL
         if size and (as_link or asked.repeatable is not None):
@@ -314,11 +314,11 @@ class Intake:
 
 
 def _nothing() -> None:
-    """There is nothing to delete."""
+    """Deletes nothing."""
 
 
 async def _beside(large: bool, look: Callable[..., T], *given: Any) -> T:
-    """Looks at a task: a large one in a thread."""
+    """Examines a task: a large one in a thread."""
     return await asyncio.to_thread(look, *given) if large else look(*given)
 
 

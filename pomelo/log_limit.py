@@ -1,6 +1,6 @@
-"""A limit on log lines: whoever can cause one can cause millions, and must not fill the disk with them.
+"""A limit on log lines: a caller who can cause one can cause millions, and must not fill the disk.
 
-It knows nothing of what is logged. The command line puts it before the handler that writes.
+It does not depend on what is logged. The command line wraps the handler that writes with it.
 """
 
 import logging
@@ -15,7 +15,7 @@ WINDOW = 60.0
 """Seconds from the first line of a kind to the end of its window."""
 
 MAX_KINDS = 1_000
-"""Kinds that are told apart; there are no more in Pomelo, whatever its libraries do."""
+"""The most kinds that are counted separately; Pomelo itself has fewer, whatever its libraries log."""
 
 _TEXT = 200
 """Characters of a suppressed line that are shown beside their number."""
@@ -37,8 +37,8 @@ class _Lines:
 
 
 class LimitedHandler(logging.Handler):
-    """Hands records on to `inner`: of each kind the first of a window, then one line that says how many more
-    there were.
+    """Passes records to `inner`: the first lines of each kind in a window, then one line with the number
+    of suppressed ones.
 
     A kind of Pomelo's own is a message without its values; of a library, whose messages may be all
     different, it is its logger and level.
@@ -63,7 +63,7 @@ class LimitedHandler(logging.Handler):
         self._inner.setFormatter(fmt)
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Hands the record on, or counts it."""
+        """Passes the record on, or counts it."""
         kind = _kind(record)
         if kind not in self._kinds and len(self._kinds) >= MAX_KINDS:
             kind = ("", record.levelno, "")
@@ -89,7 +89,7 @@ class LimitedHandler(logging.Handler):
         self._inner.flush()
 
     def close(self) -> None:
-        """Says what was suppressed so far, and closes the inner handler."""
+        """Logs what was suppressed so far, and closes the inner handler."""
         self.acquire()
         try:
             for kind, lines in self._kinds.items():
@@ -108,7 +108,7 @@ class LimitedHandler(logging.Handler):
             self.release()
 
     def _report(self, kind: _Kind, lines: _Lines) -> None:
-        """Says how many lines were suppressed, once."""
+        """Logs once how many lines were suppressed."""
         if lines.timer is not None:
             lines.timer.cancel()
         count, lines.suppressed = lines.suppressed, 0

@@ -1,7 +1,8 @@
 """How long a caller's audio is, measured by a demuxer in processes of its own (`pomelo.demux`).
 
-A task's price and hold depend on it, so it counts what is there and believes no header. A process that takes
-too long or too much memory is killed; what can't be measured is charged by its bytes.
+A task's price and hold depend on it, so it measures the audio data and trusts no header. A process
+that takes too long or too much memory is killed; audio that can't be measured is charged by its
+bytes.
 """
 
 import asyncio
@@ -19,10 +20,10 @@ from pomelo.providers.base import AudioSource
 log = logging.getLogger("pomelo.measure")
 
 WORKERS = 2
-"""Demuxer processes at most; started when the first audio comes."""
+"""The most demuxer processes; each is started when audio first needs it."""
 
 TIMEOUT = 5.0
-"""Seconds that one audio may take; then its process is killed."""
+"""Seconds that measuring one audio file may take; then its process is killed."""
 
 START_TIMEOUT = 20.0
 
@@ -35,14 +36,14 @@ _ANY = "application/octet-stream"
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """Milliseconds, 0 where they can't be measured; and the media type that the bytes have."""
+    """The length in milliseconds (0: it can't be measured), and the media type of the bytes."""
 
     ms: int
     content_type: str
 
 
 class Measurer:
-    """Measures audio. `timeout` is in seconds. To be made and closed in the running event loop."""
+    """Measures audio. `timeout` is in seconds. Create and close it in the running event loop."""
 
     def __init__(self, *, workers: int = WORKERS, timeout: float = TIMEOUT) -> None:
         self._timeout = timeout
@@ -54,7 +55,8 @@ class Measurer:
     async def measure(self, audio: AudioSource, account: str = "") -> Measured:
         """How long `audio` is.
 
-        An account's own are measured one after another: slow ones keep no other account waiting.
+        One account's files are measured one after another, so slow ones do not delay other
+        accounts.
 
         Raises:
             PomeloError: store_unavailable, the file can't be read.
@@ -141,10 +143,10 @@ class _Worker:
 
     @classmethod
     async def start(cls) -> "_Worker":
-        """Starts one; returns when it is ready.
+        """Starts a process; returns when it is ready.
 
         Raises:
-            _MissingError: the demuxer is not installed; OSError, EOFError, TimeoutError: it does not start.
+            _MissingError: the demuxer is not installed; OSError, EOFError, TimeoutError: no start.
         """
         process = await asyncio.create_subprocess_exec(
             sys.executable,
@@ -153,7 +155,7 @@ class _Worker:
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.DEVNULL,
-            start_new_session=True,  # Ctrl-C in a terminal is for the server alone
+            start_new_session=True,  # only the server handles Ctrl-C in a terminal
         )
         worker = cls(process)
         try:
@@ -167,14 +169,14 @@ class _Worker:
 
     @property
     def alive(self) -> bool:
-        """Whether it can be asked."""
+        """Whether the process is running."""
         return self._process.returncode is None
 
     async def ask(self, audio: AudioSource, raw: bool) -> tuple[int, str]:
         """The length in milliseconds and the format's name.
 
         Raises:
-            OSError, EOFError, ValueError: it died.
+            OSError, EOFError, ValueError: the process died.
         """
         self.served += 1
         stdin = self._process.stdin

@@ -1,8 +1,7 @@
 """Pictures and sounds on the local disk: spooled as they come, owned, expiring, given out by signed links.
 
-The engine and the gRPC and REST doors (through the port `MediaService`) use it. A medium's id holds its
-owner's tag, encrypted, so that no index is needed; a file's age is its expiry. What each owner stores is
-bounded by `pomelo.media_quota`.
+A file's id contains its owner's tag, encrypted, so that no index is needed; a file expires by its
+age. `pomelo.media_quota` limits what each owner stores.
 """
 
 import asyncio
@@ -32,7 +31,7 @@ PIECE = 256 * 1024
 """Bytes of a download's piece."""
 
 _LATE = 30.0
-"""Seconds that the upload of a request outlives its deadline."""
+"""Seconds that a request's upload is kept after the request's deadline."""
 
 _GATHERED = 64 * 1024
 """Bytes that are gathered before they are written; a hundred uploads at once are nothing unusual."""
@@ -68,7 +67,8 @@ _TAG = 10
 """Bytes of an owner's tag."""
 
 _PART_LIFETIME = 900
-"""Seconds without a write after which a part has no writer any more: longer than any call may last."""
+"""Seconds without a write after which a partial file has no writer: longer than any call may
+last."""
 
 _ID = re.compile(r"media_([0-9a-z]{26})([0-9a-z]{16})\.([0-9a-z]{1,8})")
 _STEM = re.compile(r"(?:media_|\.part_)([0-9a-z]{26})([0-9a-z]{16})")
@@ -76,14 +76,16 @@ _QUERY = re.compile(r"exp=([0-9]{1,12})&sig=([A-Za-z0-9_-]{43})")
 
 
 def sniff(content_type: str, head: bytes) -> str:
-    """The type that media are kept under: that of their first 16 bytes, else the named one if it is known.
+    """The content type to store media with: that of the first 16 bytes, else `content_type` if
+    known.
 
-    A label never outweighs bytes that are plainly something else. Bare samples have no mark, so their type is
-    believed; they may begin as a frame of an encoding does, and `pomelo.measure` looks further. What has no
-    known type is application/octet-stream: a type that a caller made up never comes back from us.
+    Recognized bytes override the given type. Raw samples have no signature, so their type is
+    trusted here; they may begin like a frame of an encoding, which `pomelo.measure` checks. Any
+    other type becomes application/octet-stream: an arbitrary type that a caller sent is never
+    served back.
 
     Raises:
-        PomeloError: invalid_parameter; bare samples that no provider takes.
+        PomeloError: invalid_parameter; raw samples that no provider takes.
     """
     named = "".join(content_type.split()).lower()
     named = _ALIASES.get(named, named)
@@ -109,7 +111,7 @@ def sniff(content_type: str, head: bytes) -> str:
 
 
 class MediaWriter:
-    """One medium as it is written; a context manager that leaves nothing behind unless committed.
+    """A media file being written; a context manager that deletes the file unless it is committed.
 
     `owner` is an account and a mode, as `Principal.owner` names them; `limit` is the most bytes it may have.
     """
@@ -126,7 +128,7 @@ class MediaWriter:
         self._gathered = bytearray()
         self._flushed = 0
         self.counted = 0
-        """Bytes that the quota counts for it until it is committed or closed."""
+        """Bytes that the quota counts for this file until it is committed or closed."""
         self.size = 0
 
     def __enter__(self) -> "MediaWriter":
@@ -138,7 +140,7 @@ class MediaWriter:
         self.close()
 
     def close(self) -> None:
-        """Drops what was written and not committed. Idempotent; raises nothing."""
+        """Discards the file unless it was committed. Idempotent; raises nothing."""
         self._gathered.clear()
         if self._descriptor is not None:
             with suppress(OSError):
@@ -151,11 +153,11 @@ class MediaWriter:
         self.counted = 0
 
     def write(self, data: bytes) -> None:
-        """Appends bytes, through a buffer. They are counted for the owner first.
+        """Appends bytes, through a buffer. They are first counted toward the owner's quota.
 
         Raises:
             PomeloError: payload_too_large (the file, or all that the owner stores), store_unavailable. The
-                medium can't be completed then.
+                file can't be completed then.
         """
         data = self._swapper.swap(data)
         size = self.size + len(data)
@@ -178,7 +180,7 @@ class MediaWriter:
         self.size = size
 
     def contents(self) -> bytes:
-        """What was written so far: all that `write` took before it failed.
+        """The bytes written so far: all that `write` accepted before it failed.
 
         Raises:
             PomeloError: store_unavailable.
@@ -197,8 +199,8 @@ class MediaWriter:
         return b"".join((*pieces, self._gathered))[: self.size]
 
     def commit(self, lifetime: float | None = None) -> Media:
-        """Closes the file and gives the medium, linked. It lives for `lifetime` seconds, if that is less than
-        what all media live.
+        """Closes and publishes the file; returns it with its link. It expires after `lifetime`
+        seconds, if that is less than the store's lifetime.
 
         Raises:
             PomeloError: store_unavailable.
@@ -218,11 +220,11 @@ class MediaWriter:
         with suppress(OSError):
             os.close(self._descriptor)
         self._descriptor = None
-        self.counted = 0  # the store's now
+        self.counted = 0  # the store counts it now
         return store.describe(media_id, content_type, self.size, now + life)
 
     def _flush(self, more: bytes = b"") -> None:
-        """Writes what was gathered, and `more`; makes the file where there is none yet."""
+        """Writes the buffer and `more`; creates the file if there is none yet."""
         self._store.quota.check_disk(len(self._gathered) + len(more))
         try:
             if self._descriptor is None:
@@ -258,8 +260,9 @@ class _Scan:
 class MediaStore:
     """The folder of media. `lifetime` is in seconds, for the file and for its links.
 
-    `public_url` is where links point, without a slash at its end; it may be set once the door is open. An
-    owner is an account and a mode, as `Principal.owner` names them. All but the scan belongs to one thread.
+    `public_url` is where links point, without a slash at its end; it may be set once the server
+    listens. An owner is an account and a mode, as in `Principal.owner`. Only the scan may run in
+    another thread.
     """
 
     def __init__(
@@ -278,19 +281,19 @@ class MediaStore:
         self.now = now
         self.quota = Quota(folder, limits or MediaLimits())
         self.parts: dict[str, MediaWriter] = {}
-        """What this process is writing, by the names of the files."""
+        """The files that this process is writing, by name."""
         self._changes: list[tuple[str, bytes, int]] | None = None
-        """What was published (bytes above 0) and deleted (below) since the running scan began."""
+        """Files published (bytes above 0) and deleted (below 0) since the running scan began."""
         self._owner_key = derive(secret, "media owner")
         self._link_key = derive(secret, "media link")
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
 
     def writer(self, owner: str, content_type: str, limit: int | None = None) -> MediaWriter:
-        """A new medium of `owner`; at most `limit` bytes."""
+        """Starts a new file of `owner`, of at most `limit` bytes."""
         return MediaWriter(self, owner, content_type, limit)
 
     def check_answer(self, owner: str, size: int) -> None:
-        """Refuses a task whose answer of about `size` bytes has to be stored and can't be.
+        """Refuses a task whose answer, about `size` bytes, must be stored when there is no room.
 
         Raises:
             PomeloError: payload_too_large (the owner's media), store_unavailable (all media, or the disk).
@@ -298,7 +301,7 @@ class MediaStore:
         self.quota.check_answer(self._tag(owner), size)
 
     def find(self, media_id: str, owner: str | None) -> tuple[Path, Media]:
-        """The file of a medium, if it is there, fresh, and `owner` has it (None: don't ask).
+        """The file with this id, if it exists, has not expired, and is `owner`'s (None: anyone's).
 
         Raises:
             PomeloError: not_found, store_unavailable.
@@ -335,7 +338,7 @@ class MediaStore:
             raise PomeloError("store_unavailable") from error
 
     def delete(self, media_id: str, owner: str) -> None:
-        """Deletes a medium of `owner`, if it is there. Raises nothing: what can't be deleted expires."""
+        """Deletes a file of `owner`, if it exists. Raises nothing: a file that stays expires."""
         with suppress(PomeloError, OSError):
             path, media = self.find(media_id, owner)
             path.unlink()
@@ -369,12 +372,12 @@ class MediaStore:
         return media
 
     def new_stem(self, owner: str) -> tuple[str, bytes]:
-        """The part of a new id that is unique and names its owner to us alone; and the owner's tag."""
+        """The unique part of a new id, with its owner encrypted; and the owner's tag."""
         unique, tag = new_id(""), self._tag(owner)
         return unique + self._seal(unique, tag), tag
 
     def publish(self, part: Path, media_id: str, owner: bytes, size: int) -> None:
-        """Gives a file that was written its name. `size` is what the quota counts for it.
+        """Renames a finished file to its id. `size` is what the quota counts for it.
 
         Raises:
             OSError: it can't be renamed.
@@ -384,8 +387,8 @@ class MediaStore:
         self._note(media_id, owner, size)
 
     async def refresh(self) -> int:
-        """Deletes what has expired and parts whose writers are gone, counts the rest anew, and gives the
-        number of files that it deleted. In a thread; one at a time.
+        """Deletes expired files and partial files without a writer, recounts the rest, and returns
+        the number of files deleted. Runs in a thread; one scan at a time.
 
         Raises:
             OSError: the folder can't be read.
@@ -407,7 +410,7 @@ class MediaStore:
         return scan.deleted
 
     def _scan(self) -> _Scan:
-        """Looks at every file of ours. A file that can't be looked at or deleted does not stop it."""
+        """Scans all media files. A file that can't be read or deleted does not stop the scan."""
         now = self.now()
         scan = _Scan()
         with os.scandir(self.folder) as entries:
@@ -416,7 +419,7 @@ class MediaStore:
                 is_part = name.startswith(_PART)
                 if name in self.parts or not (is_part or name.startswith(_NAME)):
                     continue
-                # What was published since its name was read is gone under it, and is in the changes.
+                # A part published since its name was read is missing, and is in the changes.
                 with suppress(OSError):
                     stat = entry.stat(follow_symlinks=False)
                     if stat.st_mtime + (_PART_LIFETIME if is_part else self.lifetime) <= now:
@@ -435,12 +438,12 @@ class MediaStore:
         return hmac.digest(self._owner_key, f"owner {owner}".encode(), hashlib.sha256)[:_TAG]
 
     def _seal(self, unique: str, tag: bytes) -> str:
-        """An owner's tag, as an id has it: no two ids show that they have one owner. Nobody but us can make a
-        file of a name, so that an id that was altered leads nowhere."""
+        """An owner's tag, encrypted for an id: ids do not reveal that they have the same owner.
+        Only Pomelo creates files, so an altered id names no file."""
         return base64.b32encode(self._masked(unique, tag)).decode().lower()
 
     def _owner_of(self, name: str) -> bytes:
-        """The tag of the owner of a file, by its name; empty where it has none."""
+        """The owner's tag of a file, from its name; empty if the name has none."""
         match = _STEM.match(name)
         try:
             return self._masked(match[1], base64.b32decode(match[2].upper())) if match is not None else b""
@@ -459,7 +462,8 @@ class MediaStore:
 class MediaDesk:
     """The port `MediaService` over a `MediaStore`.
 
-    `authenticate` tells whose key a call bears; `upload_limit` is in bytes; `turns` are the event loop's.
+    `authenticate` returns whose key a call carries; `upload_limit` is in bytes; `turns` are those
+    of the event loop.
     """
 
     def __init__(
@@ -490,7 +494,7 @@ class MediaDesk:
                 raise invalid("audio", "a file of at least one byte")
             if call.wire != "rest":
                 return writer.commit()
-            # It belongs to one request: nobody else can name it, and nobody can once its deadline has passed.
+            # It belongs to one request: no other can refer to it, and none can after its deadline.
             media = writer.commit(max(0.0, call.deadline - time.monotonic()) + _LATE)
             call.at_end.append(partial(self._store.delete, media.media_id, owner))
             return media

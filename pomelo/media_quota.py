@@ -1,8 +1,9 @@
-"""How many bytes of media may be stored: of one owner, of all together, and beside what the ledger needs.
+"""Limits the bytes of media: of one owner, of all owners, and by the disk space that the ledger
+needs.
 
 `pomelo.media` counts every byte here before it is written. A process counts exactly what it stores and
-deletes itself; what others did in the same folder is known from the last scan of it. The space that is free
-on the disk is asked of the system, and so is exact for all of them.
+deletes itself; what other processes did in the same folder is known from the last scan. The free
+disk space is read from the operating system, so it is exact for all processes.
 """
 
 import logging
@@ -15,13 +16,13 @@ from pathlib import Path
 from pomelo.errors import PomeloError
 
 BLOCK = 4096
-"""Bytes in which files are counted, as most file systems store them: a file of one byte takes a block."""
+"""The block size in bytes by which files are counted, as most file systems allocate them."""
 
 _MIB = 1024 * 1024
 _GIB = 1024 * _MIB
 
 RESERVE = 512 * _MIB
-"""Bytes of the disk that media leave free where nothing is set; a tenth of the disk where that is less."""
+"""The default of the disk bytes that media leave free; a tenth of the disk if that is less."""
 
 _LEAST_FILES = 1024
 """Files that media leave free on a file system that can run out of them."""
@@ -33,8 +34,8 @@ log = logging.getLogger("pomelo.media")
 
 @dataclass(frozen=True, slots=True)
 class MediaLimits:
-    """Bytes: of all media, of the media of one account and mode, and of the disk that stay free for the
-    ledger (None: RESERVE)."""
+    """Limits in bytes: `total` for all media, `account` for those of one account and mode;
+    `reserve` stays free on the disk for the ledger (None: RESERVE)."""
 
     total: int = 10 * _GIB
     account: int = _GIB
@@ -47,7 +48,7 @@ def blocks(size: int) -> int:
 
 
 class Quota:
-    """The bytes that are stored in `folder`, by owner. To be used by one thread."""
+    """Counts the bytes stored in `folder`, by owner. Not thread-safe."""
 
     def __init__(self, folder: Path, limits: MediaLimits) -> None:
         self._folder = folder
@@ -61,11 +62,11 @@ class Quota:
         return self._stored.get(owner, 0)
 
     def add(self, owner: bytes, size: int) -> None:
-        """Counts `size` bytes more that are about to be stored.
+        """Adds `size` bytes that are about to be stored.
 
         Raises:
-            PomeloError: payload_too_large (the owner's bytes), store_unavailable (those of all); nothing was
-                counted.
+            PomeloError: payload_too_large (the owner's bytes), store_unavailable (all media);
+                nothing was counted.
         """
         if size <= 0:
             return
@@ -80,7 +81,7 @@ class Quota:
         self._total += size
 
     def remove(self, owner: bytes, size: int) -> None:
-        """Counts `size` bytes less."""
+        """Subtracts `size` bytes that are no longer stored."""
         left = self.stored(owner) - size
         if left > 0:
             self._stored[owner] = left
@@ -89,15 +90,16 @@ class Quota:
         self._total = max(0, self._total - size)
 
     def load(self, stored: Mapping[bytes, int]) -> None:
-        """Takes over what a scan of the folder found."""
+        """Replaces the counts with those that a scan of the folder found."""
         self._stored = {owner: size for owner, size in stored.items() if size > 0}
         self._total = sum(self._stored.values())
 
     def check_answer(self, owner: bytes, size: int) -> None:
-        """Refuses a task whose answer of about `size` bytes has to be stored, before a provider is paid.
+        """Refuses a task whose answer, about `size` bytes, has no room, before a provider is paid.
 
         Raises:
-            PomeloError: payload_too_large (the owner's bytes), store_unavailable (those of all, or the disk).
+            PomeloError: payload_too_large (the owner's bytes), store_unavailable (all media, or the
+                disk).
         """
         used, limits = self.stored(owner), self._limits
         # An estimate above a small limit must not refuse every answer.
@@ -114,7 +116,7 @@ class Quota:
         self.check_disk(size)
 
     def check_disk(self, size: int) -> None:
-        """Refuses to write `size` bytes that the disk has not free beside its reserve.
+        """Refuses `size` bytes if the disk's free space would fall below the reserve.
 
         Raises:
             PomeloError: store_unavailable.
@@ -136,7 +138,7 @@ class Quota:
             raise self._no_room(f"the disk of {self._folder} can hold only {disk.f_favail:,} files more")
 
     def _no_room(self, reason: str) -> PomeloError:
-        """Logs why, at most once a minute, and gives the error."""
+        """Logs the reason, at most once a minute, and returns the error."""
         now = time.monotonic()
         if now - self._logged >= _LOG_EVERY:
             self._logged = now

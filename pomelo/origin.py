@@ -17,10 +17,10 @@ WIRE_KEY = "x-pomelo-wire"
 comes `x-request-timeout`, the seconds that the caller's deadline leaves."""
 
 ADDRESS_KEY = "x-pomelo-address"
-"""Metadata in, from a gateway: the IP address of the caller, empty where it has none."""
+"""Metadata in, from a gateway: the IP address of the caller, empty if it has none."""
 
 PROOF_KEY = "x-pomelo-proof"
-"""Metadata in, from a gateway: the proof of the two above, for the caller's key."""
+"""Metadata in, from a gateway: the proof of the two values above, bound to the caller's key."""
 
 log = logging.getLogger("pomelo.server")
 
@@ -29,8 +29,9 @@ log = logging.getLogger("pomelo.server")
 class Origin:
     """Where a call comes from.
 
-    `gateway` is what the call says of itself, `proven` whether it has shown so. A gateway's word for `wire`
-    and `address` counts only when it is proven; else they are those of the connection.
+    `gateway` is whether the call claims to come from a gateway, `proven` whether its proof is
+    valid. Only with a valid proof are `wire` and `address` the gateway's; else they are those of
+    the connection.
     """
 
     gateway: bool
@@ -81,7 +82,7 @@ class GatewayProof:
 
 
 def peer_address(peer: str) -> str:
-    """The IP address in a peer of gRPC, such as ipv4:127.0.0.1:5000; empty where there is none."""
+    """The IP address in a gRPC peer, such as ipv4:127.0.0.1:5000; empty if there is none."""
     family, _, rest = peer.partition(":")
     if family == "ipv4":
         return rest.rpartition(":")[0]
@@ -104,6 +105,6 @@ def network(address: str) -> str:
 
 
 def _proof(key: bytes, wire: str, address: str, authorization: str) -> str:
-    # Bound to the caller's key: whoever reads it off a connection can speak for nobody else with it.
+    # Bound to the caller's key: a proof intercepted on a connection is useless with any other key.
     signed = "\n".join((wire, address, authorization))
     return hmac.digest(key, signed.encode(), "sha256").hex()

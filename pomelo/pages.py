@@ -1,7 +1,7 @@
 """Pages of the operator's lists: how many entries one has, and what its token says.
 
-A page ends where its entries or its bytes do, so that every answer is a message that any client takes. What a
-list is of, and in which order, is for those to say who read it.
+A page is limited in entries and in bytes, so that every client accepts the message. The callers
+define what a list contains and in which order.
 """
 
 import base64
@@ -15,13 +15,13 @@ from pydantic_core import from_json, to_json
 from pomelo.errors import PomeloError, invalid
 
 PAGE_SIZE = 100
-"""Entries of a page where none is asked for."""
+"""Entries in a page by default."""
 
 MAX_PAGE_SIZE = 1_000
-"""The most entries of a page; who asks for more gets so many (AIP-158)."""
+"""The most entries in a page; a larger page_size is reduced to it (AIP-158)."""
 
 MAX_PAGE_BYTES = 1024 * 1024
-"""A page takes no more entries once it has so many bytes."""
+"""The most bytes in a page, unless its first entry alone is larger."""
 
 
 def page_size(asked: int) -> int:
@@ -36,7 +36,7 @@ def page_size(asked: int) -> int:
 
 
 def fitting(entries: Sequence[Message]) -> int:
-    """How many of these entries fit into a page: at least one, if there is one."""
+    """How many of these entries fit into a page: at least one, unless there are none."""
     size = 0
     for count, entry in enumerate(entries):
         size += entry.ByteSize()
@@ -46,12 +46,13 @@ def fitting(entries: Sequence[Message]) -> int:
 
 
 def make_token(what: str, *place: Any) -> str:
-    """The token of the page that begins after `place`; `what` is the list, with its filters."""
+    """The token of the page that begins after `place`; `what` identifies the list and its
+    filters."""
     return base64.urlsafe_b64encode(to_json([what, *place])).rstrip(b"=").decode()
 
 
 def read_token(token: str, what: str, *kinds: type) -> list[Any]:
-    """The place that `make_token` was given for the same list, of values of these types.
+    """The place that `make_token` encoded for the same list; its values have the types `kinds`.
 
     Raises:
         PomeloError: invalid_parameter.

@@ -1,4 +1,4 @@
-"""Background work that is done again and again, and that no failure ends."""
+"""Periodic background work that continues after failures."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
@@ -16,10 +16,11 @@ async def periodically(
     *,
     immediately: bool = False,
 ) -> None:
-    """Does `work` every so many seconds, until the task that this runs in is cancelled.
+    """Runs `work`, then waits `seconds`, until the current asyncio task is cancelled.
 
-    Nothing that `work` raises ends it. A PomeloError was logged where it was met; what nobody foresaw is
-    logged here under `what`. The next round tries again. `immediately`: the first round does not wait.
+    No exception of `work` ends it. A PomeloError was logged where it was raised; any other
+    exception is logged here under `what`. The next round tries again. `immediately`: the first
+    round does not wait.
     """
     if not immediately:
         await asyncio.sleep(seconds)
@@ -31,7 +32,7 @@ async def periodically(
         except asyncio.CancelledError as error:
             if is_cancelled():
                 raise
-            # Something that it waited for was cancelled, not this task.
+            # Something that `work` awaited was cancelled, not this task.
             unforeseen.tell(what, error)
         except Exception as error:
             unforeseen.tell(what, error)

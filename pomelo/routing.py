@@ -1,8 +1,9 @@
 """Routes in practice: who may be asked now, and what happens when one of them fails.
 
-The engine makes one `Router` and asks it for a task's events. Until the first event nothing was delivered,
-so a failure may be mended: the same route again after a wait, or the next one. After it, never. The circuit
-breaker of a route says whether an account may ask it now.
+The engine makes one `Router` and asks it for a task's events. Before the first event nothing has
+been delivered, so after a failure the same route is retried after a wait, or the next route is
+tried; after the first event, never. A route's circuit breaker decides whether an account may use it
+now.
 """
 
 import asyncio
@@ -26,7 +27,8 @@ WAIT_LEAST, WAIT_MOST = 0.25, 5.0
 vendor that asks for more: its caller is told to come back instead."""
 
 _TROUBLE = frozenset({"provider_unavailable", "deadline_exceeded"})
-"""What says that the vendor is in trouble. The caller's own deadline is none of it: it cancels the call."""
+"""Codes that mean the vendor is failing. The caller's own deadline is not among them: it cancels
+the call."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,12 +97,12 @@ class Router:
         account: str = "",
     ) -> AsyncGenerator[Event, None]:
         """The events of a task, from the first candidate that gives any; to be closed by the caller. `asked`
-        hears of each route before it is asked. `account` is whose task it is: breakers and connections are
-        shared fairly by it.
+        is called with each route before the provider is. `account` owns the task: breakers and
+        connections are shared fairly between accounts.
 
         Raises:
-            PomeloError: what the last candidate that was asked failed with; provider_unavailable when all
-                of them are left alone for now.
+            PomeloError: the failure of the last candidate that was tried; provider_unavailable when
+                the circuit breakers skip all of them.
         """
         first = candidates[0]
         if first.breaker is None:
@@ -133,7 +135,7 @@ class Router:
                                 begun = True
                                 breaker.succeeded(attempt, clock())
                             yield event
-                            CALLER.set(account)  # whoever asks for the next event may be another asyncio task
+                            CALLER.set(account)  # another asyncio task may read the next event
                     return
                 except PomeloError as error:
                     failure = error

@@ -30,11 +30,11 @@ class Visit(Protocol):
         ...
 
     async def refuse(self, error: PomeloError, model: str = "") -> PomeloError:
-        """What to answer when the body or message is refused with `error`: `error` itself, or what goes ahead
-        of it (a header, the model, the minute's limit). Fills `call.reply`.
+        """The error to return when the body or message is refused with `error`: `error` itself, or
+        one that takes precedence (a header, the model, the minute's limit). Fills `call.reply`.
 
         An unreadable or too large body, and a refused one above 64 KiB, counts as a request. `model` is the
-        model that the body names, empty where it can't be read.
+        model that the body names, empty if it can't be read.
         """
         ...
 
@@ -104,10 +104,10 @@ class ModelService(Protocol):
 
 
 class MediaBytes(Protocol):
-    """The bytes of a medium in pieces of at most 256 KiB."""
+    """The bytes of a media file in pieces of at most 256 KiB."""
 
     def skip(self, size: int) -> None:
-        """Leaves out the first `size` bytes; to be called before the first piece is taken."""
+        """Skips the first `size` bytes; call it before the first piece is read."""
         ...
 
     def __aiter__(self) -> AsyncIterator[bytes]: ...
@@ -132,13 +132,13 @@ class MediaService(Protocol):
     def download_media(
         self, media_id: str, signature: str, call: Call
     ) -> AbstractAsyncContextManager[tuple[Media, MediaBytes]]:
-        """Opens a medium: what it is, and its bytes.
+        """Opens a media file; gives its metadata and its bytes.
 
         `signature` is the query string of a signed link, which stands for the key; or empty.
 
         Raises:
             PomeloError: on entering: invalid_api_key (no signature, no good key), not_found,
-                store_unavailable; later: provider_unavailable when the medium is cut.
+                store_unavailable; later: provider_unavailable when the file is cut short.
         """
         ...
 

@@ -50,7 +50,7 @@ STORES = ("redis://", "rediss://", "redis+cluster://", "redis+sentinel://")
 """How the address of a store begins that several processes may share."""
 
 _OURS = frozenset({"secret", "secret-check", "pomelo.db", "usage.db"})
-"""Files by which a data folder of ours is known."""
+"""Files that identify a folder as a Pomelo data folder."""
 
 _MIB = 1024 * 1024
 _SECRET_LENGTH = 32
@@ -199,7 +199,7 @@ class Settings(BaseModel):
     """Where vendors may have put a file besides public addresses, such as http://10.0.0.5:9000."""
     trusted_proxies: Annotated[tuple[Network, ...], BeforeValidator(_split)] = ()
     """Addresses and networks of proxies in front, such as 10.0.0.0/8, whose gRPC connections carry the calls
-    of many callers: what one of these does does not close them."""
+    of many callers and are not closed for what one caller does."""
     providers: Mapping[str, ProviderSettings] = Field(default_factory=dict, repr=False)
     """By name; `acme_api_key` and `acme_base_url` are short for those of the provider acme."""
     variables: Mapping[str, str] = Field(default_factory=dict, repr=False)
@@ -210,10 +210,11 @@ class Settings(BaseModel):
     upstream_connections: int = Field(default=256, ge=1, le=65536)
     """Connections that one process may use to each vendor's host at a time."""
     media_limit: Annotated[ByteSize, Field(gt=0)] = ByteSize(10 * 1024 * _MIB)
-    """The most of all media; those of one account and mode have `media_account_limit`."""
+    """The most bytes of all media; `media_account_limit` applies to one account and mode."""
     media_account_limit: Annotated[ByteSize, Field(gt=0)] = ByteSize(1024 * _MIB)
     disk_reserve: Annotated[ByteSize, Field(ge=0)] | None = None
-    """What media leave free on their disk for the ledger; None: 512 MiB, or a tenth of a smaller disk."""
+    """Disk bytes that media leave free for the ledger; None: 512 MiB, or a tenth of a smaller
+    disk."""
     max_calls: int = Field(default=2000, ge=1, le=1_000_000)
     """Calls in flight, of both protocols; one account has at most half of them."""
     max_connections: int = Field(default=4096, ge=8, le=1_000_000)
@@ -345,10 +346,11 @@ class Settings(BaseModel):
         return secret.encode()
 
     def _make_private(self) -> None:
-        """Closes the data folder to other users, who could read or replace what is in it.
+        """Denies other users access to the data folder, where they could read or replace files.
 
         Raises:
-            SettingsError: another user owns it, or it is not ours to close; OSError: it can't be closed.
+            SettingsError: another user owns it, or it is not a Pomelo data folder; OSError: chmod
+                failed.
         """
         found = self.data.stat()
         mode = stat.S_IMODE(found.st_mode)
@@ -375,10 +377,10 @@ class Settings(BaseModel):
         log.warning("POMELO_DATA: %s was open to other users (mode %04o) and is closed now", self.data, mode)
 
     def shared_secret(self) -> bytes | None:
-        """The root secret for a gateway to prove itself with, None where it is not here. Makes nothing.
+        """The root secret for a gateway's proofs, None if this host has none. Creates nothing.
 
         Raises:
-            SettingsError: there is one in the data folder that can't be used.
+            SettingsError: the data folder contains one that can't be used.
         """
         if self.secret:
             return self.secret.encode()

@@ -12,12 +12,12 @@ from collections.abc import Callable
 from pomelo.errors import PomeloError
 
 _KINDS = 1_000
-"""Kinds of failure that are remembered at most."""
+"""The most kinds of failure that are remembered."""
 
 
 class Unforeseen:
-    """Logs failures that nobody foresaw. Each kind of them (its type, and the line that raised it) is logged
-    once in `every` seconds, so that one that repeats itself does not fill the log."""
+    """Logs unexpected failures. Each kind (exception type and the line that raised it) is logged at
+    most once in `every` seconds, so that a repeated failure does not fill the log."""
 
     def __init__(
         self, log: logging.Logger, *, every: float = 60.0, clock: Callable[[], float] = time.monotonic
@@ -28,7 +28,7 @@ class Unforeseen:
         self._told: dict[tuple[type[BaseException], str, int], float] = {}
 
     def tell(self, what: str, error: BaseException) -> None:
-        """Logs that `what` failed, with its trace, unless the same was logged a moment ago."""
+        """Logs `what` with the trace of `error`, unless the same kind was logged recently."""
         kind = (type(error), *_raised_at(error))
         now = self._clock()
         if kind in self._told and now < self._told[kind] + self._every:
@@ -40,7 +40,7 @@ class Unforeseen:
 
 
 def _raised_at(error: BaseException) -> tuple[str, int]:
-    """The file and the line of the innermost frame; of an error that was not raised here, nothing."""
+    """The file and line of the innermost frame; empty and 0 if the error has no traceback."""
     frame = error.__traceback__
     while frame is not None and frame.tb_next is not None:
         frame = frame.tb_next

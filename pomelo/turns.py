@@ -1,9 +1,9 @@
-"""Turns of the event loop: what all streams do in one iteration of it is bounded, however many there are.
+"""Turns of the event loop: limits the time of all streams in one iteration, however many there are.
 
-A stream whose data have come already never waits for anything: its source has the next piece, its caller's
-connection takes it. So each stream asks before every piece whether its turn is over, and waits for the next
-one if it is; its first piece waits for nobody. One `Turns` belongs to one event loop; `pomelo.app` makes it.
-It knows no task and no protocol.
+A stream whose data have already arrived never yields to the event loop: its source has the next
+piece, and its caller's connection accepts it. So before every piece each stream checks whether its
+turn is over, and if so waits for the next turn; its first piece never waits. One `Turns` belongs to
+one event loop.
 """
 
 import asyncio
@@ -14,26 +14,27 @@ from contextlib import aclosing
 from typing import TypeVar
 
 BUDGET = 0.0003
-"""Seconds of one iteration that all streams get together, and"""
+"""Seconds of one iteration that all streams share."""
 BUDGET_MOST = 0.004
-"""the most that they get where all else takes as long: a busy loop must not starve the streams in turn."""
+"""The most of them when all else takes as long: a busy loop must not starve the streams."""
 
 QUANTUM = 0.00015
-"""Seconds of a turn where several streams wait."""
+"""Seconds of a turn when several streams wait."""
 
 COST_LEAST = 0.00002
-"""Seconds that a turn costs at least, to wake its stream."""
+"""The least that a turn costs, in seconds: waking its stream."""
 
 T = TypeVar("T")
 
 
 class Turns:
-    """Gives turns; to be made in the running event loop. `clock` is in seconds.
+    """Grants turns; create it in the running event loop. `clock` is in seconds.
 
-    While nobody waits a stream goes on at once, within the budget of the iteration. Otherwise it waits, and
-    each iteration grants as many turns as its budget affords: alternately to streams that gave way by
-    themselves before their last turn was over, as paced ones do, and to those that used it up; in each of the
-    two queues first come, first served. A turn is one piece at least.
+    While no stream waits, a stream continues immediately, within the budget of the iteration.
+    Otherwise it waits, and each iteration grants as many turns as its budget affords, alternately
+    from two queues: streams that yielded by themselves before their last turn was over, as paced
+    ones do, and streams that used their turn up. Each queue is first come, first served. A turn is
+    at least one piece.
     """
 
     __slots__ = (
@@ -43,25 +44,25 @@ class Turns:
 
     def __init__(self, *, clock: Callable[[], float] = time.perf_counter) -> None:
         self.iteration = 0
-        """A number of this iteration of the loop; it grows only while there are turns."""
+        """The number of this iteration of the loop; it grows only while turns are used."""
         self._loop = asyncio.get_running_loop()
         self._clock = clock
         self._fresh: deque[asyncio.Future[None]] = deque()
         self._tired: deque[asyncio.Future[None]] = deque()
         self._ticking = False
-        """Whether `_tick` will be called in the next iteration. It will whenever somebody waits."""
+        """Whether `_tick` is scheduled for the next iteration, as it is whenever a stream waits."""
         self._last = 0.0
         """When it was called last."""
         self._ends = 0.0
-        """Until when streams go on at once."""
+        """When streams stop continuing immediately."""
         self._granted = 0
-        """Turns of the round that is running, the"""
+        """Turns granted in the current round."""
         self._budget = BUDGET
-        """seconds for all of them, the"""
+        """Seconds for all turns of the round."""
         self._length = QUANTUM
-        """seconds for each, and"""
+        """Seconds for each turn of the round."""
         self._began: float | None = None
-        """when the first of them began."""
+        """When the first turn of the round began; None: none has."""
         self._cost = QUANTUM
         """Seconds that a turn took in the last round."""
 
@@ -75,8 +76,8 @@ class Turns:
         return Turn(self, self._clock)
 
     async def next(self, *, fresh: bool) -> float:
-        """Waits for a turn, unless there is room for one now; gives the time at which it is over. `fresh`
-        tells whether the stream gave way by itself since its last one."""
+        """Waits for a turn, unless the budget allows one now; returns the time at which it ends.
+        `fresh` is whether the stream has yielded by itself since its last turn."""
         now = self._clock()
         if not self._ticking:
             self._tick_soon()
@@ -97,13 +98,13 @@ class Turns:
         self._loop.call_soon(self._tick)
 
     def _tick(self) -> None:
-        """Grants the turns of the next iteration. The loop calls it right behind those of this one, so that
-        their cost is known."""
+        """Grants the turns of the next iteration. The loop calls it directly after the turns of
+        this one, so that their cost is known."""
         now = self._clock()
         spent = 0.0
         if self._began is not None:
             spent = now - self._began
-            # One cheap round, of streams that only went on to wait, must not bring a crowd of dear turns.
+            # One cheap round of streams that soon waited again must not grant many expensive turns.
             self._cost = max(spent / self._granted, self._cost / 2, COST_LEAST)
         all_else = now - self._last - spent
         self._last = now
@@ -128,7 +129,7 @@ class Turns:
 
 
 def _clean(waiting: "deque[asyncio.Future[None]]") -> "deque[asyncio.Future[None]]":
-    """Drops those at the head who have left meanwhile."""
+    """Removes cancelled waiters from the head of the queue."""
     while waiting and waiting[0].done():
         waiting.popleft()
     return waiting
@@ -148,7 +149,8 @@ class Turn:
         self._iteration = 0
 
     def over(self) -> bool:
-        """Whether it took its time, or gave way by itself since it began; not before the first piece."""
+        """Whether its time is used up, or the stream yielded since it began; False for the first
+        piece."""
         if self._begun:
             return self._iteration != self._turns.iteration or self._clock() >= self._ends
         self._begun = True
@@ -156,14 +158,15 @@ class Turn:
         return False
 
     async def next(self) -> None:
-        """Returns when the next turn has come, often at once."""
+        """Returns when the next turn begins, often immediately."""
         turns = self._turns
         self._ends = await turns.next(fresh=self._iteration != turns.iteration)
         self._iteration = turns.iteration
 
 
 async def in_turns(pieces: AsyncGenerator[T, None], turn: Turn) -> AsyncGenerator[T, None]:
-    """The pieces of a stream that gives way between them; closing it closes the stream."""
+    """Yields the pieces of a stream, and waits for turns between them; closing it closes the
+    stream."""
     async with aclosing(pieces):
         async for piece in pieces:
             if turn.over():

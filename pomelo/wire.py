@@ -20,12 +20,13 @@ DETAILS_KEY = "grpc-status-details-bin"
 """The trailing metadata in which gRPC carries a google.rpc.Status."""
 
 REFUSED_KEY = "x-pomelo-refused"
-"""Metadata in, from a gateway alone, with RunTask: the body was refused there. The value is the error's code
-and the bytes that were read; the answer is that error, or what goes ahead of it, with the limits."""
+"""Metadata in, from a gateway alone, with RunTask: the gateway refused the body. The value is the
+error's code and the number of bytes read; the answer is that error, or one that takes precedence,
+with the limits."""
 
 OPEN_KEY = "x-pomelo-open"
-"""Metadata out, to a gateway alone: what can be refused was checked; what fails now is part of the answer.
-It says nothing that a caller may not know, so a gateway need not prove itself to get it."""
+"""Metadata out, to a gateway alone: all checks that can refuse the task are done, and a later
+failure is part of the answer. It reveals nothing secret, so a gateway needs no proof to get it."""
 
 HEADER_NAMES = {
     name.lower(): name
@@ -47,11 +48,11 @@ HEADER_NAMES = {
 """The headers of `call.reply`: metadata's lower-case name -> the name as the documentation writes it."""
 
 _RETRY = frozenset({409, 429, 503})
-"""HTTP statuses of the errors that a retry may mend, where a wait is known."""
+"""HTTP statuses of errors for which a retry may succeed, if the wait is known."""
 
 _LONGEST = 768
-"""UTF-8 bytes of a message: with its details it travels up to four times in the trailing metadata, beside the
-headers, and clients take 8 KiB of that."""
+"""The most UTF-8 bytes of a message: with its details the trailing metadata repeat it up to four
+times, beside the headers, and clients accept 8 KiB."""
 
 _LONGEST_FIELD = 128
 
@@ -93,8 +94,9 @@ def trailing(status: status_pb2.Status) -> tuple[tuple[str, bytes], ...]:
 
 
 def retry(error: PomeloError) -> list[tuple[str, str]]:
-    """The metadata that says whether and when to ask again: `retry-after` in seconds as over REST, and the
-    pushback in milliseconds that gRPC's own retry policies follow, which is -1 where a retry is pointless."""
+    """The metadata that says whether and when to retry: `retry-after` in seconds as over REST, and
+    the pushback in milliseconds that gRPC's own retry policies follow, which is -1 where a retry is
+    pointless."""
     wait = error.retry_after if error.row.http in _RETRY else None
     if wait is None:
         return [("grpc-retry-pushback-ms", "-1")]

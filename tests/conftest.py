@@ -73,8 +73,8 @@ def settings(tmp_path_factory: pytest.TempPathFactory, upstream: FaultUpstream) 
 
 @pytest.fixture(scope="session")
 async def app(settings: Settings) -> AsyncIterator[App]:
-    """A running Pomelo with both doors open. Its routes are asked however often they failed, and every bad
-    key is told so."""
+    """A running Pomelo with the gRPC server and the REST gateway. Its circuit breakers never open,
+    and the failed keys of an address are not limited."""
     patient = partial(Router, breaker=partial(CircuitBreaker, minimum_calls=10**9))
     failed_keys = FailedKeys(limit=10**9)
     async with open_app(settings, make_router=patient, failed_keys=failed_keys) as running:

@@ -1,4 +1,4 @@
-"""Stores with very many accounts and keys, filled in bulk: through the store it would take minutes."""
+"""Fills stores with many accounts and keys in bulk; through the store API it would take minutes."""
 
 import sqlite3
 from contextlib import closing
@@ -8,12 +8,12 @@ from pydantic_core import to_json
 from redis import Redis
 
 CREDITS = 5_000_000
-"""Microcredits of each side of an account."""
+"""Microcredits of each mode of an account."""
 
 
 def fill_sqlite(path: Path, count: int, records: int = 0) -> None:
-    """Adds accounts acct-0000000 and so on, with a grant of each side and a key, to a file that is not open;
-    and for each so many usage records of a task that cost 3 microcredits."""
+    """Adds accounts acct-0000000 and so on to a file that is not open. Each has a grant per mode,
+    a key, and `records` usage records of tasks that cost 3 microcredits."""
     with closing(sqlite3.connect(path)) as file, file:
         numbers = "WITH RECURSIVE n(i) AS (SELECT 0 UNION ALL SELECT i + 1 FROM n WHERE i < ? - 1)"
         name = "printf('acct-%07d', i)"
@@ -47,7 +47,7 @@ def fill_sqlite(path: Path, count: int, records: int = 0) -> None:
 
 
 def fill_redis(url: str, count: int) -> None:
-    """The same, in a server that no process of Pomelo has open."""
+    """Adds the same to a Redis server that no Pomelo process uses."""
     with closing(Redis.from_url(url)) as server:
         for start in range(0, count, 2_000):
             pipeline = server.pipeline(transaction=False)

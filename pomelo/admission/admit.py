@@ -53,18 +53,18 @@ TOLD_WITHIN = 0.2
 """Seconds that the answer to a failed task waits for the store to tell its credits."""
 
 RECONCILE_EVERY = 10.0
-"""Seconds between looks for reservations of this process that it does not run. One is ended at the second
-look."""
+"""Seconds between looks for reservations of this process whose tasks it does not run. A reservation
+that two successive looks find is ended."""
 
 _PAUSE = 0.5
 _LONGEST_PAUSE = 8.0
-"""Seconds until a task's end that failed is tried again: at first, and at most."""
+"""Seconds before ending a task is retried after a failure: the first wait, and the longest."""
 
 _AT_ONCE = 64
-"""Ends of tasks that are tried again at a time."""
+"""The most task ends that are retried concurrently."""
 
 _RECOVERED_MOST = 1_024
-"""Reservations that are ended in one look."""
+"""The most reservations that one look ends."""
 
 log = logging.getLogger("pomelo.admission")
 
@@ -136,11 +136,12 @@ class Hold:
     async def settle(self, used: Used, *, counted: bool, answer: bytes | None = None) -> None:
         """The task is done: charges it, keeps its record, frees the rest, and tells the caller what it cost.
 
-        Where that fails, the caller gets no answer. If it was not done, the task is left as by `leave`; if
-        that is unknown, it is tried again until it is known, since it may be on the record.
+        If the settlement fails, the caller gets no answer. If it is known that nothing was written,
+        the task ends as by `leave`. If the outcome is unknown, the settlement is retried until it
+        is known, since the record may have been written.
 
         Raises:
-            PomeloError: store_unavailable; it failed, or the hold was lost.
+            PomeloError: store_unavailable; the settlement failed, or the hold was lost.
         """
         record = self._record(used, "provider" if counted else "estimated", complete=True)
         settlement = Settlement(record, tokens=used.input_tokens + used.output_tokens, answer=answer)
@@ -179,7 +180,7 @@ class Hold:
                     standing = await self._admission.standing(self.wallet, self._draft.model)
                     self._tell(standing, None if self.lost else 0)
         except (PomeloError, LostHoldError, TimeoutError):
-            pass  # A store in trouble: what the caller was told at the beginning must do.
+            pass  # The store is failing: the caller keeps the headers written at the start.
 
     async def refuse(self) -> None:
         """The task was not begun after all: everything is given back, its request of this minute, too.
@@ -202,7 +203,7 @@ class Hold:
         return self._admission.see_to(self._draft.task_id, self._letting_go())
 
     def _letting_go(self) -> Callable[[], Awaitable[Settled | None]]:
-        """What the store is to do for a task that did not come to its end."""
+        """The store operation that ends a task which did not complete."""
         store, task_id = self._admission.store, self._draft.task_id
         if self._used is None or not self.size:
             return partial(store.void, self.wallet, task_id)
@@ -249,8 +250,8 @@ class Hold:
 
 
 class _Ending:
-    """Something that the store must do for a task, and that may be done twice. `instead`: what is to be done
-    where it is known that it was not done; with `once` it is not tried again. `due` is monotonic."""
+    """An idempotent store operation that ends a task. `instead` replaces its retries if it is known
+    to have failed without effect; with `once` it is not retried. `due` is monotonic."""
 
     __slots__ = ("due", "instead", "once", "pause", "task_id", "work")
 
@@ -270,11 +271,12 @@ class _Ending:
 
 
 class Admission:
-    """Lets tasks in and out. `now` is Unix time, `monotonic` times tasks; both in seconds, as is how often
-    reservations that nobody runs are looked for.
+    """Admits tasks and ends them. `now` is Unix time, `monotonic` times tasks, and
+    `reconcile_every` is the interval between looks for reservations whose tasks are not running;
+    all are in seconds.
 
-    Every task that was let in is ended: no error of the store, known or not, drops one. Each end is tried
-    until its outcome is known, and what none of that reaches is found by `reconcile`.
+    Every admitted task is ended: no store error, expected or not, drops one. Each end is retried
+    until its outcome is known; `reconcile` ends what is left.
     """
 
     def __init__(
@@ -296,12 +298,13 @@ class Admission:
         self._reconcile_every = reconcile_every
         self._doing: set[asyncio.Future[Any]] = set()
         self._busy: Counter[str] = Counter()
-        """Tasks for which the store is asked for something now."""
+        """Store operations in progress, by task id."""
         self._pending: dict[str, _Ending] = {}
-        """Ends that failed and are to be tried again, by task id; those that wait longest are first."""
+        """Failed ends that wait for a retry, by task id; those that have waited longest are
+        first."""
         self._retrying = 0
         self._orphans: set[str] = set()
-        """Tasks that hold something and that nothing here runs, as of the last look."""
+        """Tasks with a reservation that this process does not run, as of the last look."""
 
     def plan(self, principal: Principal) -> Plan:
         """What the account may do.
@@ -334,7 +337,7 @@ class Admission:
         return self._plans.get(principal.plan, _NO_PLAN).concurrent
 
     async def count_request(self, call: Call, principal: Principal) -> None:
-        """Counts a request of this minute that takes nothing else: one whose body was refused.
+        """Counts a request toward the minute's limit when its body was refused; reserves nothing.
 
         Raises:
             PomeloError: rate_limit_exceeded, store_unavailable.
@@ -365,7 +368,7 @@ class Admission:
             self._done_with(draft.task_id)
 
     async def standing(self, wallet: Wallet, model: str) -> Standing:
-        """A wallet's limits and money now.
+        """A wallet's current limits and credits.
 
         Raises:
             PomeloError: store_unavailable.
@@ -373,8 +376,8 @@ class Admission:
         return await self.outcome(partial(self.store.standing, wallet, model))
 
     def runs(self, task_id: str) -> bool:
-        """Whether a task is run here: it is taken in, it runs, or its end is under way or is to be tried
-        again."""
+        """Whether this process runs a task: it is being admitted, it runs, or its end is in
+        progress or waits for a retry."""
         return task_id in self.running or task_id in self._busy or task_id in self._pending
 
     async def enter(
@@ -435,7 +438,7 @@ class Admission:
         try:
             return await self.outcome(lambda: asyncio.shield(taking))
         except LostHoldError as error:
-            raise PomeloError("store_unavailable") from error  # It was voided before it came there.
+            raise PomeloError("store_unavailable") from error  # It was voided before.
         except (PomeloError, asyncio.CancelledError):
             self._take_back(taking, take.draft)
             raise
@@ -443,8 +446,8 @@ class Admission:
     # --- while tasks run
 
     async def keep_notes(self) -> None:
-        """Notes what running tasks have used, again and again, until it is cancelled; ends those whose hold
-        is lost, and has the store do what it could not do before."""
+        """Until cancelled, periodically notes what running tasks have used, ends those whose hold
+        is lost, and retries store operations that failed."""
 
         async def keep() -> None:
             self._retry()
@@ -453,7 +456,7 @@ class Admission:
         await periodically(keep, NOTE_EVERY, "Notes of running tasks were not kept", self.unforeseen)
 
     async def keep_reconciled(self) -> None:
-        """Ends reservations that nobody runs, again and again, until it is cancelled."""
+        """Until cancelled, periodically ends reservations whose tasks are not running."""
         await periodically(
             self.reconcile,
             self._reconcile_every,
@@ -471,7 +474,7 @@ class Admission:
         for hold in self.running.values():
             try:
                 record = hold.note()
-            except Exception as error:  # the others' notes are kept all the same
+            except Exception as error:  # the other tasks' notes are still kept
                 self.unforeseen.tell("What a task used could not be counted", error)
                 continue
             if record is not None:
@@ -485,8 +488,9 @@ class Admission:
                 gone.on_lost()
 
     async def reconcile(self) -> None:
-        """Ends what this process holds and does not run, as if the process had died: a take that came late,
-        or an end that was lost by a fault of ours. One that is so at one look is ended at the next.
+        """Ends reservations of this process whose tasks it does not run, as if the process had
+        died: a take that the store executed late, or an end that a bug lost. A reservation found by
+        one look is ended by the next.
 
         Raises:
             PomeloError: store_unavailable.
@@ -507,7 +511,7 @@ class Admission:
                 ]
             )
 
-    # --- what the store must do
+    # --- store operations that must succeed
 
     def see_to(
         self,
@@ -517,11 +521,12 @@ class Admission:
         once: bool = False,
         instead: Callable[[], object] | None = None,
     ) -> "asyncio.Future[T]":
-        """Has the store do something for a task that must be done, whoever waits for it, and that may be done
-        twice.
+        """Runs an idempotent store operation for a task in the background, whether or not its
+        future is awaited.
 
-        It begins at once. Whatever it fails of, it is tried again until its outcome is known, unless `once`.
-        `instead` is done in its place where it is known that it was not done.
+        It starts immediately. After any error but LostHoldError it is retried until its outcome
+        is known, unless `once`. If `instead` is given, it is called in place of the retries when
+        the operation is known to have failed without effect.
         """
         return self._end(_Ending(task_id, work, once, instead))
 
@@ -562,11 +567,11 @@ class Admission:
         return doing
 
     def _failed(self, ending: _Ending, error: BaseException) -> None:
-        """An end was not made, or may not have been."""
+        """Handles an end that failed or whose outcome is unknown."""
         if not isinstance(error, PomeloError):
             error = self._unknown(error)
         if isinstance(error, UnknownOutcomeError):
-            ending.instead = None  # It may be on the record: only the same again tells.
+            ending.instead = None  # It may be recorded: only repeating it shows the outcome.
         if ending.instead is not None:
             ending.instead()
         elif not ending.once:
@@ -575,8 +580,9 @@ class Admission:
             self._pending[ending.task_id] = ending
 
     def _retry(self) -> None:
-        """Tries again what is due: a few at a time, and others only as long as the store does what it is
-        asked. So one that fails for ever holds up no other, and a store in trouble is not overrun."""
+        """Retries ends that are due, at most _AT_ONCE concurrently; a retry that succeeds starts
+        the next. So one that always fails delays no other, and a failing store is not
+        overloaded."""
         now = self.monotonic()
         due = (ending for ending in self._pending.values() if ending.due <= now)
         for ending in list(islice(due, max(0, _AT_ONCE - self._retrying))):
@@ -594,7 +600,7 @@ class Admission:
         self._end(ending).add_done_callback(done)
 
     def _begin(self, work: Callable[[], Awaitable[T]]) -> "asyncio.Future[T]":
-        """Begins something at once, and has `idle` wait for it."""
+        """Starts `work` immediately; `idle` waits for it."""
         try:
             begun = work()
         except Exception as error:
@@ -605,11 +611,12 @@ class Admission:
         return doing
 
     async def outcome(self, work: Callable[[], Awaitable[T]]) -> T:
-        """What the store gives.
+        """Returns the result of a store operation.
 
         Raises:
-            PomeloError: store_unavailable; UnknownOutcomeError whatever the store raises that it should not.
-            LostHoldError: the store says so.
+            PomeloError: store_unavailable; UnknownOutcomeError for any error that the store's
+                contract does not list.
+            LostHoldError: the store raised it.
         """
         try:
             return await work()
@@ -623,7 +630,7 @@ class Admission:
             raise self._unknown(error) from error
 
     def _unknown(self, error: BaseException) -> UnknownOutcomeError:
-        """What an error of the store that nobody foresaw amounts to."""
+        """Logs an unexpected error of the store, and returns it as an UnknownOutcomeError."""
         self.unforeseen.tell("The store failed", error)
         return UnknownOutcomeError("store_unavailable")
 
@@ -635,8 +642,8 @@ class Admission:
     def _take_back(self, taking: "asyncio.Future[Taken | Refused | Repeated]", draft: UsageRecord) -> None:
         """Gives back what was taken for a caller who had left by then, or may have been taken.
 
-        In doubt the store is asked once: a long outage must not leave something to do for each refused call.
-        What is left all the same, `reconcile` finds.
+        If the outcome is unknown, the store is asked once: a long outage must not queue work for
+        each refused call. `reconcile` ends what is left.
         """
         self._busy[draft.task_id] += 1
         self._doing.add(taking)

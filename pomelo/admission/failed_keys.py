@@ -1,7 +1,9 @@
-"""The limit on failed keys: an address that sends one bad key after another is told to wait, at little cost.
+"""The limit on failed keys: an address that sends one bad key after another gets
+rate_limit_exceeded.
 
-`Keyring` counts here. A good key is never refused because of its address: behind a proxy all callers have
-one. What changes is the answer to a bad one, from invalid_api_key to rate_limit_exceeded.
+`Keyring` counts here. A good key is never refused because of its address: behind a proxy all
+callers share one address. Only the answer to a bad key changes, from invalid_api_key to
+rate_limit_exceeded.
 """
 
 import hashlib
@@ -13,13 +15,13 @@ from math import ceil
 from pomelo.origin import network
 
 LIMIT = 20
-"""Failures of one address in a window that are answered as what they are."""
+"""Failures of one address in a window that are answered with invalid_api_key."""
 
 WINDOW = 60.0
 """Seconds from the first failure of an address to the end of its window."""
 
 MAX_ADDRESSES = 10_000
-"""Addresses that are remembered; of more, those that failed longest ago are forgotten."""
+"""The most addresses remembered; beyond it, those that failed longest ago are forgotten."""
 
 
 class _Failures:
@@ -53,7 +55,7 @@ class FailedKeys:
         return len(self._failures)
 
     def is_repeated(self, address: str, key: str) -> bool:
-        """Whether an address above the limit sends the key again that it failed with last."""
+        """Whether an address that has reached the limit sends its last failed key again."""
         found = self._failures.get(network(address))
         return (
             found is not None
@@ -63,8 +65,8 @@ class FailedKeys:
         )
 
     def count(self, address: str, key: str | None) -> int | None:
-        """Counts a failed key, or a missing one. None: the address is within the limit; else the whole
-        seconds until its next window. The empty address (a unix socket) has no limit."""
+        """Counts a failed or missing key. Returns None while the address is within the limit, else
+        the whole seconds until its window ends. The empty address (a unix socket) has no limit."""
         if not address:
             return None
         name = network(address)

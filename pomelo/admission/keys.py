@@ -113,7 +113,8 @@ class Keyring:
 
         Raises:
             PomeloError: invalid_api_key, one and the same for a bad, revoked or expired key;
-                rate_limit_exceeded instead, where too many came from the call's address; store_unavailable.
+                rate_limit_exceeded instead, after too many from the call's address;
+                store_unavailable.
         """
         if call.principal is not None:
             return call.principal
@@ -133,7 +134,7 @@ class Keyring:
         raise self._failure(call, f"Invalid API key. {_HOW}")
 
     def _failure(self, call: Call, message: str) -> PomeloError:
-        """Counts a failed key of an address; the refusal that it gets."""
+        """Counts a failed key of the call's address, and returns the error to raise."""
         wait = self._failed_keys.count(call.address, call.secret)
         if wait is None:
             return PomeloError("invalid_api_key", message)
@@ -194,8 +195,8 @@ class Keyring:
     async def list(
         self, account: str | None = None, *, limit: int = PAGE, after: tuple[float, str] | None = None
     ) -> list[KeyRecord]:
-        """At most `limit` keys of an account, or of all; oldest first. `after` is the time and the id of the
-        key after which to begin.
+        """At most `limit` keys of an account, or of all; oldest first. `after` is the time and
+        the id of the last key of the previous page.
 
         Raises:
             PomeloError: store_unavailable.

@@ -37,7 +37,7 @@ def doctor(config: Config = None, as_json: Json = False) -> None:
 
     Status 1 when something that is needed is broken.
     """
-    logging.getLogger("pomelo.settings").setLevel(logging.ERROR)  # what it warns of is among the findings
+    logging.getLogger("pomelo.settings").setLevel(logging.ERROR)  # the findings include its warnings
     findings = []
     for finding in _look(config):
         findings.append(finding)

@@ -53,7 +53,7 @@ def ask(settings: "Settings", method: str, request: Any, timeout: float = TIMEOU
 
 
 def pages(settings: "Settings", method: str, request: Any) -> Iterator[Any]:
-    """What AdminService answers to the request for a list, page by page: at least one, which may be empty.
+    """Yields the pages that AdminService returns for a list request: at least one, which may be empty.
 
     Raises:
         PomeloError, SettingsError, StoreError: as `ask`.
@@ -74,7 +74,7 @@ def pages(settings: "Settings", method: str, request: Any) -> Iterator[Any]:
     _check_folder(settings, method)
     import asyncio
 
-    # All of them before the first: a store is not held open while somebody reads what is printed.
+    # Read all pages before printing, so that the store is not held open while somebody reads the output.
     yield from asyncio.run(_pages_here(settings, method, request))
 
 

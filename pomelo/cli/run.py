@@ -279,7 +279,7 @@ def _medium(output: Any, task_id: str, out: str | None) -> None:
 
 
 def _text_sink(out: str | None) -> "_Sink":
-    """Where a text goes: a file or a pipe byte for byte; a terminal, without what it would obey. To stdout
+    """Writes a text: to a file or a pipe byte for byte; to a terminal, without control characters. On stdout
     an end of line is added."""
     return _Sink(None, line=True) if out in (None, "-") else _Sink(Path(out or ""))
 
@@ -335,7 +335,7 @@ class _Sink:
         self.size = 0
 
     def write_text(self, text: str) -> None:
-        """Writes text at once."""
+        """Writes text immediately."""
         self.write((visible_lines(text) if self._file.isatty() else text).encode())
 
     def write(self, data: bytes) -> None:

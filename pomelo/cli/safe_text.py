@@ -1,6 +1,6 @@
-"""Text that somebody else chose, such as a name, an id or an answer, made harmless for where it is shown.
+"""Escapes untrusted text, such as a name, an id or an answer, for the place where it is shown.
 
-A terminal obeys control characters, and a spreadsheet runs a cell that begins as a formula does.
+A terminal obeys control characters, and a spreadsheet runs a cell that begins like a formula.
 """
 
 import re
@@ -9,7 +9,7 @@ from typing import Any
 _CONTROLS = re.compile("[\0-\x1f\x7f-\x9f\ud800-\udfff]")
 _LINE_CONTROLS = re.compile("[\0-\x08\x0b-\x1f\x7f-\x9f]")
 _FORMATS = re.compile("[\u061c\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb]")
-"""Characters without a shape, which turn the order of others around or hide between them."""
+"""Invisible characters, which reverse the order of others or hide between them."""
 
 _JSON_CONTROLS = re.compile("[\x7f-\x9f\u061c\u200b\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff]")
 
@@ -20,7 +20,7 @@ some spreadsheet takes for the border of a cell."""
 
 
 def visible(text: str) -> str:
-    """A name or an id, on one line, with escapes such as \\x1b for all that has no shape."""
+    """A name or an id, on one line, with escapes such as \\x1b for invisible characters."""
     return _FORMATS.sub(_escape, _CONTROLS.sub(_escape, text))
 
 

@@ -89,7 +89,7 @@ def print_json(value: Any) -> None:
 
 
 def print_json_list(values: Iterable[Any]) -> None:
-    """Prints values as a JSON array, each on a line of its own as it comes."""
+    """Prints values as a JSON array, each on its own line as soon as it arrives."""
     before = "[\n  "
     for value in values:
         sys.stdout.write(before + visible_json(json.dumps(value, ensure_ascii=False)))

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 _PAGE = 1_000
 _TIMEOUT = 600.0
-"""Seconds: every record there is may be read."""
+"""Seconds: the command may read every record."""
 
 
 class By(StrEnum):

@@ -128,7 +128,7 @@ class _Worker:
                 await self.start()
             except FailureError as error:
                 log.error("worker %d can't be started again: %s", self._number, error)
-            except Exception as error:  # no more processes or descriptors, say: the next time will tell
+            except Exception as error:  # e.g. no free process or descriptor; the next try may succeed
                 log.error("worker %d can't be started again\n%s", self._number, trace(error))
 
     async def end(self, wait: float) -> None:

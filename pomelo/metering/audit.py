@@ -29,8 +29,8 @@ from pomelo.stores.ledger import (
 )
 
 OVERDUE = DEFAULT_TIMEOUT + 60.0
-"""Seconds after which no process runs a task any more: its deadline has passed, what was left of it has been
-ended, and the lease of its process, if that died, is over."""
+"""Seconds after which no process can still run a task: its deadline has passed, reconciliation has
+ended what was left of it, and the lease of its process has expired if that process died."""
 
 MOST_FINDINGS = 1_000
 """Findings that are told one by one; beyond, only their differences are summed."""
@@ -72,10 +72,12 @@ async def audit(
     runs: Callable[[str], bool] | None = None,
     now: Callable[[], float] | None = None,
 ) -> AuditResponse:
-    """Looks at everything; `page` records are read at a time, and at most `most` findings are told.
+    """Looks at everything; `page` records are read at a time, and at most `most` findings are
+    returned.
 
-    What tasks hold is looked at as far as it is known who runs them: `runs` says of those that this process
-    took whether it does; `now` is Unix time, to tell how old the others are.
+    Reservations are checked as far as it is known which process runs their tasks: `runs` says
+    whether this process still runs a task that it admitted; `now` is Unix time, from which the
+    others' ages are computed.
 
     Raises:
         PomeloError: store_unavailable.
@@ -85,7 +87,7 @@ async def audit(
     try:
         await _recompute(found, store, page, runs, now)
     except Exception:
-        # Cut short by damage, of the kind that is found by whoever reads the record alone.
+        # Damage may have ended the audit, and the check may find it only once a record was read.
         if not damaged and not await _check_files(found, store):
             raise
     return found.told
@@ -105,7 +107,7 @@ async def _recompute(
     runs: Callable[[str], bool] | None,
     now: Callable[[], float] | None,
 ) -> None:
-    """Looks at every record, hold and wallet.
+    """Checks every record, hold and wallet.
 
     Raises:
         PomeloError: store_unavailable.
@@ -138,7 +140,7 @@ async def _recompute(
             if name not in looked:
                 looked.add(name)
                 await _check_wallet(found, store, state, before.get(name, 0), spent.get(name, 0))
-    for name in spent.keys() - looked:  # those that are gone
+    for name in spent.keys() - looked:  # wallets that no longer exist
         looked.add(name)
         wallet = _wallet(name)
         given = sum(grant.amount for grant in await store.list_grants(wallet))
@@ -234,10 +236,10 @@ async def _check_running(
     runs: Callable[[str], bool] | None,
     now: Callable[[], float] | None,
 ) -> None:
-    """What a task holds is held for a process that runs it."""
+    """Checks that every reservation belongs to a task that a process runs."""
 
     def why(one: Reservation) -> str:
-        """Why it is held for nobody; empty: it may be held for somebody."""
+        """Why no process can be running the task; empty if one may be."""
         if runs is not None and one.own and not runs(one.record.task_id):
             return "no process runs it"
         age = 0.0 if now is None else now() - one.record.at
@@ -246,7 +248,7 @@ async def _check_running(
     suspects = {one.record.task_id for one in await store.reservations() if why(one)}
     if not suspects:
         return
-    # Looked at again: one that ended while it was read is gone by now.
+    # Read again: a task that ended during the first read has no reservation now.
     for one in await store.reservations():
         task_id = one.record.task_id
         if task_id in suspects and (reason := why(one)):
@@ -264,8 +266,8 @@ async def _check_wallet(
     before: int,
     spent: int,
 ) -> None:
-    """A wallet's balance is what its grants, its records and its tasks say. `before` is what it had spent
-    before the records were read, `spent` what they sum up to."""
+    """Checks a wallet's balance against its grants, records and tasks. `before` is what it had
+    spent before the records were read, `spent` the sum of the records."""
     wallet, balance = state.wallet, state.balance
     if balance.granted != state.given:
         found.add(
@@ -313,7 +315,7 @@ async def _check_spent(
 
 
 async def _check_accounts(found: _Findings, store: AccountStore, wallets: set[str]) -> None:
-    """Every wallet is a side of an account. Takes those that are out of `wallets`."""
+    """Checks that every wallet belongs to an account. Removes those that do from `wallets`."""
     after = ""
     while page := await store.list_accounts(after=after):
         after = page[-1].name

@@ -24,7 +24,8 @@ MOST = 1_000
 """The most records or sums of a page that can be asked for."""
 
 SUMS = 10_000
-"""Sums of a page where none is asked for: what fits into a message of 4 MiB, and more than most have."""
+"""Sums in a page by default: as many as fit into a message of 4 MiB, more than most accounts
+have."""
 
 _SEAL = 16
 """Bytes of a page token that vouch for the rest."""

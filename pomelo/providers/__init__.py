@@ -57,8 +57,8 @@ async def open_providers(
 ) -> "AsyncIterator[dict[str, Provider]]":
     """The providers by name: the sandbox, and each of `entries` with its credentials. Leaving closes all.
 
-    They share one `Http`; `timeouts`, `connections` and `turns` (those of the event loop) are its, where the
-    defaults don't do, and `origins` those that may deliver files whatever their addresses.
+    They share one `Http`; `timeouts`, `connections` and `turns` (those of the event loop) replace
+    its defaults; `origins` may deliver files whatever their addresses.
     """
     from pomelo.providers.http import Http
     from pomelo.providers.sandbox import Sandbox

@@ -148,7 +148,7 @@ class Anthropic:
 
     async def _folded(self, job: Job) -> AsyncGenerator[Event, None]:
         answer = _Answer()
-        text = bytearray()  # of a list each piece would take sixty bytes more
+        text = bytearray()  # in a list each piece would take sixty bytes more
         turn = self._http.turns.stream()
         async with aclosing(self._streamed(job, answer)) as events:
             async for event in events:

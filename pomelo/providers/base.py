@@ -17,15 +17,16 @@ from pomelo.gen.v1.task_service_pb2 import StreamTaskResponse as Event
 __all__ = ["CALLER", "AudioSource", "Event", "Job", "Probe", "Provider"]
 
 CALLER: ContextVar[str] = ContextVar("caller", default="")
-"""The account for which a provider is called now; empty where it is for none. Connections are shared fairly
-between accounts. The router sets it; a context variable, so that no provider has to pass it on."""
+"""The account for which a provider is called now; empty if it is for none. Connections are shared
+fairly between accounts. The router sets it; it is a context variable so that providers need not
+pass it on."""
 
 
 @dataclass(frozen=True, slots=True)
 class AudioSource:
     """Input audio: a file of the media store, or bytes that came inline. Exactly one of the two is set.
 
-    `ms` is its length in milliseconds as measured; 0: it can't be measured.
+    `ms` is its measured length in milliseconds, 0 if it can't be measured.
     """
 
     content_type: str

@@ -1,14 +1,15 @@
 """How many connections to a vendor's host may be in use, and a fair share of them for each account.
 
-`pomelo.providers.http` takes a connection here before it sends anything, and gives it back when the answer is
-read or left. A tenth of the connections is a reserve for accounts that have next to none. Of the others an
-account may have at most SHARE times as many as stay free. So one account alone gets about four fifths of all,
-several share them, and however much they take, there is room for the next account at once.
+`pomelo.providers.http` takes a connection here before it sends anything, and returns it when the
+answer is read or abandoned. A tenth of the connections is a reserve for accounts that have almost
+none. Of the others, an account may have at most SHARE times as many as stay free. So one account
+alone gets about four fifths of all, several accounts share them, and a new account immediately gets
+a connection whatever the others use.
 
 Calls that must wait are queued: first come, first served within an account, and in turn between accounts. The
 wait is short and the queue bounded; after it the call is refused with `overloaded`, before anything was sent.
 
-It knows neither HTTP nor a vendor.
+This module knows neither HTTP nor any vendor.
 """
 
 import asyncio
@@ -25,20 +26,20 @@ LIMIT = 256
 """Connections to one host."""
 
 MAX_WAIT = 2.0
-"""Seconds that a call waits for one at the most."""
+"""The longest that a call waits for a connection, in seconds."""
 
 MAX_WAITING, MAX_ACCOUNT_WAITING = 1024, 256
-"""Calls that may wait for a host, in all and of one account."""
+"""The most calls that may wait for a host, in total and of one account."""
 
 SHARE = 8
-"""An account may have so many times the connections that stay free beside the reserve."""
+"""The most connections of an account, as a multiple of those that stay free outside the reserve."""
 
 WARN_EVERY = 10.0
 """Seconds between two log lines about calls that wait or are refused."""
 
 
 class _Host:
-    """The connections to one host that are in use, and who waits for one."""
+    """The connections in use to one host, and the calls that wait for one."""
 
     __slots__ = ("in_use", "queues", "used", "waiting")
 
@@ -48,13 +49,13 @@ class _Host:
         self.used: dict[str, int] = {}
         """By account."""
         self.queues: dict[str, deque[asyncio.Future[None]]] = {}
-        """By account; the accounts are in the order in which it is their turn."""
+        """By account, in the order in which the accounts are served."""
 
 
 class ConnectionLimiter:
     """The connections of one process, by host and account.
 
-    `in_use` and `waiting` are what is so now; `waited` and `refused` count calls since the start.
+    `in_use` and `waiting` are current numbers; `waited` and `refused` count calls since the start.
     """
 
     def __init__(
@@ -77,18 +78,18 @@ class ConnectionLimiter:
         self._clock = clock
         self._reserve = max(1, limit // 10)
         self._few = max(1, self._reserve // 8)
-        """Connections that an account may have out of the reserve; it lasts for eight accounts."""
+        """Connections of the reserve that an account may have; it suffices for eight accounts."""
         self._hosts: dict[str, _Host] = {}
         self._warn_at = -WARN_EVERY
         self._reported = (0, 0)
 
     async def acquire(self, host: str, account: str) -> None:
-        """Takes a connection to `host` for a call of `account`, to be given back by `release`. A caller who
-        leaves meanwhile leaves the queue at once.
+        """Takes a connection to `host` for a call of `account`, to be returned by `release`. A call
+        that is cancelled while it waits leaves the queue immediately.
 
         Raises:
-            PomeloError: overloaded; none came free in time, or too many calls wait already. Another route may
-                be asked.
+            PomeloError: overloaded; none became free in time, or too many calls wait already.
+                Another route may be tried.
         """
         found = self._hosts.get(host)
         if found is None:
@@ -120,7 +121,7 @@ class ConnectionLimiter:
             raise
 
     def release(self, host: str, account: str) -> None:
-        """Gives a connection back, to the next whose turn it is."""
+        """Returns a connection, and hands it to the next call in turn."""
         found = self._hosts[host]
         self.in_use -= 1
         found.in_use -= 1
@@ -144,15 +145,15 @@ class ConnectionLimiter:
         host.used[account] = host.used.get(account, 0) + 1
 
     def _grant(self, host: _Host) -> None:
-        """Gives what is free to those who wait, one account after the other."""
+        """Hands free connections to waiting calls, in turn between accounts."""
         while (account := next((name for name in host.queues if self._may(host, name)), None)) is not None:
             queue = host.queues.pop(account)
             turn = queue.popleft()
             host.waiting -= 1
             self.waiting -= 1
             if queue:
-                host.queues[account] = queue  # behind the others
-            if not turn.done():  # else its caller has just left
+                host.queues[account] = queue  # after the other accounts
+            if not turn.done():  # else its call was just cancelled
                 self._take(host, account)
                 turn.set_result(None)
 
@@ -176,7 +177,7 @@ class ConnectionLimiter:
         return error
 
     def _warn(self, host: str, account: str) -> None:
-        """Writes a log line, unless there was one a moment ago."""
+        """Logs waiting and refused calls, unless it did so less than WARN_EVERY seconds ago."""
         now = self._clock()
         if now < self._warn_at + WARN_EVERY:
             return

@@ -149,7 +149,7 @@ class _Absence:
 class ElevenLabs:
     """ElevenLabs as a provider of speech and of transcripts.
 
-    `sound_most` are the bytes that a sound may have; `today` is the date in UTC.
+    `sound_most` is the most bytes of an audio file; `today` returns the date in UTC.
     """
 
     base_url = "https://api.elevenlabs.io"
@@ -200,7 +200,8 @@ class ElevenLabs:
     async def _in_a_voice(
         self, job: Job, speak: Callable[[Job, str], AsyncGenerator[Event, None]]
     ) -> AsyncGenerator[Event, None]:
-        """What `speak` gives for the first voice of the wanted name that the vendor still has."""
+        """The events of `speak`, with the first voice of the wanted name that the vendor still
+        has."""
         wanted: str = job.input.voice
         gone: set[str] = set()
         while True:

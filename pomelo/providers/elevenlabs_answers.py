@@ -119,7 +119,7 @@ def transcription(
     """The transcript of an answer.
 
     Words and characters alone: no spaces, no noises. A time that is missing is that of the word before.
-    `sent_ms` is the length of what was sent, 0 where it is unknown.
+    `sent_ms` is the length of the audio that was sent, 0 if it is unknown.
 
     Raises:
         PomeloError: provider_failed where it is unusable; what an error object in its place means.
@@ -133,7 +133,7 @@ def transcription(
         said.text = body["text"]
         end = _add_words(said, body.get("words") or (), given)
         length = body.get("audio_duration_secs")
-        # Where it is missing, as for silence, what was sent counts: words may end long before it.
+        # If it is missing, as for silence, use the sent length: words may end long before it.
         otherwise = sent_ms / 1000 or end
         said.audio_seconds = otherwise if length is None else _seconds(length, otherwise)
         return said

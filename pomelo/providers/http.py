@@ -64,7 +64,7 @@ class Http:
     """The shared client session; an async context manager, to be entered in the running loop.
 
     `origins`, such as "http://10.0.0.5:9000", may deliver files whatever their addresses: see `links`.
-    `connections` are shared with whoever else is given them.
+    `connections` may be shared with other sessions.
     `turns` are the event loop's, for providers that read a stream to its end themselves.
     """
 
@@ -135,7 +135,7 @@ class Http:
         Cancelling closes the connection at once.
 
         Raises:
-            PomeloError: by the map; overloaded.
+            PomeloError: by the map; overloaded, no connection became free.
         """
         answer, _ = await self.fetch(url, headers, body, dialect, most=most)
         try:
@@ -226,7 +226,7 @@ class Http:
                         raise await self._refusal(response, dialect, limits)
                     yield response
                 finally:
-                    # Not release(), which would wait for the rest; no effect on what was read to its end.
+                    # Not release(), which waits for the rest; no effect on a fully read answer.
                     response.close()
                 return
         finally:

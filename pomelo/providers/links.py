@@ -80,8 +80,8 @@ class Links:
         raise nonsense("a link of the API that leads elsewhere")
 
     async def fetch(self, link: object, dialect: Dialect) -> bytes:
-        """The file behind a link, at most FILE_MOST bytes; it is asked for without any key, and again where
-        the host is in trouble or no connection came free.
+        """The file behind a link, at most FILE_MOST bytes; it is requested without any key, and
+        again if the host fails or no connection became free.
 
         Raises:
             PomeloError: by the map; provider_failed where the link is none or leads to a private address.

@@ -40,8 +40,8 @@ async def polled(
 
     The first comes `interval` seconds after the start, later ones up to twice as far apart. The work goes
     on meanwhile and may be paid for, so GLITCHES failures in a row are passed over, with growing waits or
-    those that the vendor asks for; a refusal is not. A question that got no connection is asked later.
-    Closing it closes the connection at once.
+    those that the vendor asks for; a refusal is not. A poll that got no connection is retried
+    later. Closing it closes the connection immediately.
 
     Raises:
         PomeloError: by the map.

@@ -17,8 +17,8 @@ _TOKENS_MOST = 10**9
 
 
 class Answer:
-    """A stream's state: what its last event will tell; the text is not kept. A wire's own kind of it reads
-    the events."""
+    """A stream's state: the content of its last event; the text is not kept. A subclass for each
+    vendor protocol reads the events."""
 
     __slots__ = ("ended", "finish", "usage")
 

@@ -67,7 +67,8 @@ DEFAULTS = {
 """The vendor's default voices, by their names in lower case."""
 
 LAST_DAY = date(2026, 12, 31)
-"""The last day of the vendor's default voices. Accounts made since March 2026 have none of them."""
+"""The last day of the vendor's default voices. Accounts created since March 2026 don't have
+them."""
 
 NAMES_SHOWN = 10
 
@@ -84,8 +85,8 @@ class Voices:
     """The ids of voices by their names.
 
     A name is looked up in the operator's table, then in the account's list, then among the vendor's default
-    voices while it has them. The list is read once for all that wait for it. `now` is monotonic, `today` is
-    the date in UTC.
+    voices until LAST_DAY. The list is read once for all calls that wait for it. `now` is monotonic,
+    `today` returns the date in UTC.
     """
 
     def __init__(
@@ -104,15 +105,15 @@ class Voices:
         self._attempts = 0
         self._failure: PomeloError | None = None
         self._spared_until = 0.0
-        """Until when the list is not asked for again, because it could not be read."""
+        """After a failure, when the list is read again for a name that has a fallback."""
 
     async def find(
         self, voice: str, table: Mapping[str, str] | None = None, gone: Collection[str] = ()
     ) -> str:
         """The id of a voice by its name or its id, in any case; a name's first word is enough.
 
-        `table` is the operator's, names in lower case. `gone` are ids that the vendor has just refused: the
-        next one of the same name is given, if there is one.
+        `table` is the operator's, names in lower case. `gone` are ids that the vendor has just
+        refused: the next id of the same name is returned, if there is one.
 
         Raises:
             PomeloError: invalid_parameter, no voice of that name is left; what reading the list raises.
@@ -164,7 +165,7 @@ class Voices:
             if self._attempts == attempts:
                 failure = None
                 caller = CALLER.get()
-                CALLER.set("")  # for all that wait, whatever the share of the one who asks
+                CALLER.set("")  # the read serves all waiting calls: no account's share
                 try:
                     self._names = _index(await self._listed())
                     self._read_at = self._now()

@@ -24,7 +24,7 @@ from pomelo.stores.base import DEFAULT_ACCOUNT, KeyRecord, Store, UnknownAccount
 
 class AdminServicer(AdminServiceServicer):
     """pomelo.v1.AdminService. `models` are the names that a key may be confined to; `now` is Unix time;
-    `runs` says whether this process runs a task of that id."""
+    `runs` returns whether this process runs the task with that id."""
 
     def __init__(
         self,

@@ -1,7 +1,7 @@
-"""How many fields a message has, counted on its bytes before anything is made of them.
+"""Counts the fields of a serialized message before it is parsed.
 
 A field of two bytes becomes an object of fifty: 9 MiB of empty messages take hundreds of megabytes and half a
-second of the event loop to parse. Counting stops at the budget, so it costs milliseconds at the most.
+second of the event loop to parse. Counting stops at the budget, so it takes a few milliseconds at most.
 """
 
 from collections.abc import Mapping
@@ -13,7 +13,7 @@ from google.protobuf.descriptor import Descriptor, FieldDescriptor
 from pomelo.errors import PomeloError
 
 MAX_FIELDS = 20_000
-"""Fields of a message, all that are nested in it included."""
+"""Fields of a message, including all nested ones."""
 
 SMALL = 64 * 1024
 """Bytes of a message that may be parsed without being counted."""
@@ -31,7 +31,7 @@ _FIXED_WIDTHS = {
 
 
 def check(data: bytes, message: Descriptor) -> None:
-    """Refuses a message that has too many fields; what can't be read as one is left to the parser.
+    """Refuses a message that has too many fields; malformed bytes are left to the parser.
 
     Raises:
         PomeloError: invalid_parameter, which names the field that is repeated too often; invalid_body.
@@ -79,10 +79,10 @@ def _fields(message: Descriptor) -> Mapping[int, _Field]:
 
 
 def excess(data: bytes, message: Descriptor, most: int) -> str | None:
-    """None where `data` has at most `most` fields, or stops being a message before it has more. Otherwise the
-    name of the repeated field in which the budget ends, empty where there is none.
+    """None where `data` has at most `most` fields, or is malformed before it has more. Otherwise the name of
+    the repeated field in which the budget ends; empty if it does not end in a repeated field.
 
-    Goes through the bytes in the order in which a parser does, so what it has not counted is never parsed.
+    Goes through the bytes in the same order as a parser, so bytes that it has not counted are never parsed.
     """
     try:
         return _excess(data, message, most)

@@ -50,7 +50,7 @@ class FrontEnd(ServerState):
         return methods
 
     def unknown(self) -> Any:
-        """A handler of every method that no other one has."""
+        """A handler for every method that has no other handler."""
         return _Unknown(grpc.stream_stream_rpc_method_handler(self._handler(_no_method)))
 
     def _handler(self, serve: Method) -> Callable[[Any, Any], Awaitable[bytes | None]]:
@@ -62,8 +62,8 @@ class FrontEnd(ServerState):
                 try:
                     await context.abort(*outcome)
                 finally:
-                    # The call keeps the error that `abort` raises, and that keeps this frame: a circle that
-                    # only the garbage collector would open, unless the frame keeps nothing.
+                    # The call references the error that `abort` raises, which references this frame: a cycle
+                    # that only the garbage collector would free, unless the frame is emptied.
                     del messages, context, outcome
             raise AssertionError
 
@@ -87,7 +87,7 @@ class FrontEnd(ServerState):
             rpc.end()
 
     async def _attempt(self, rpc: "Rpc", serve: Method) -> PomeloError | None:
-        """Serves a call; what it failed with, any row of the table.
+        """Serves a call. Returns the error it failed with, None if it succeeded.
 
         Raises:
             asyncio.CancelledError, grpc.aio.BaseError: the caller has left, and grpc.aio knows.
@@ -104,7 +104,7 @@ class FrontEnd(ServerState):
         except asyncio.CancelledError:
             if is_cancelled():
                 raise
-            # Something inside was cancelled, not this call: left alone, the caller would wait for ever.
+            # Something inside was cancelled, not this call. Without an answer the caller would wait forever.
             log.error("request %s failed: something that it waited for was cancelled", rpc.call.request_id)
             return PomeloError("internal_error")
         except grpc.aio.BaseError:
@@ -115,7 +115,7 @@ class FrontEnd(ServerState):
 
 
 class _Unknown(grpc.GenericRpcHandler):  # type: ignore[misc]
-    """Has one handler for whatever is asked."""
+    """Has one handler for every method."""
 
     def __init__(self, handler: Any) -> None:
         self._handler = handler
@@ -130,8 +130,8 @@ async def _no_method(rpc: "Rpc") -> None:
 
 
 def answering(method: Callable[[Any, Any, "Rpc"], Awaitable[Any]]) -> Callable[[Any, Any, Any], Any]:
-    """Makes a handler of grpc's usual kind of a method, for a server that only its operator can reach: it
-    answers what is raised, and bounds nothing."""
+    """Makes an ordinary grpc handler of a method, for a server that only its operator can reach: it answers
+    errors that the method raises, and applies no limits."""
 
     async def handler(self: Any, request: Any, context: Any) -> Any:
         front = FrontEnd(None, CallLimits(), Connections())
@@ -150,13 +150,13 @@ def answering(method: Callable[[Any, Any, "Rpc"], Awaitable[Any]]) -> Callable[[
 
 
 def keyless(method: Callable[..., Any]) -> Callable[..., Any]:
-    """Marks a method that may be called without a key, and sees to its callers itself."""
+    """Marks a method that may be called without a key, and checks its callers itself."""
     method.keyless = True  # type: ignore[attr-defined]
     return method
 
 
 def _serve(method: MethodDescriptor, function: Callable[..., Awaitable[Any]]) -> Method:
-    """What is done with a call of a method."""
+    """Adapts a servicer's method to `Method`."""
     request_type = GetMessageClass(method.input_type)
     is_keyless = getattr(function, "keyless", False)
     takes_stream = method.client_streaming

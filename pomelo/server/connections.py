@@ -1,8 +1,8 @@
-"""The guard of the gRPC port: bounds what connections cost, and closes those that cost others.
+"""The guard of the gRPC port: bounds the cost of connections, and closes those that exceed the limits.
 
-gRPC accepts connections and reads frames in its own threads. It knows one limit, the connections in all: no
-share per address, no deadline for showing a key, no end of most floods of frames. So a task beside the server
-looks at the connections from outside, a few times a second, and closes offenders. No byte passes through it.
+gRPC accepts connections and reads frames in its own threads. It has one limit, on the connections in total:
+no share per address, no deadline for sending a key, and no protection from most floods of frames. So a task
+beside the server scans the connections a few times a second and closes offenders. It proxies no data.
 """
 
 import asyncio
@@ -48,13 +48,13 @@ class ConnectionLimits:
     """
 
     connections: int = 1024
-    """Open at once. Above it unauthenticated ones are closed, then authenticated ones without a call."""
+    """Open at a time. Above it unauthenticated ones are closed, then authenticated ones without a call."""
     hard_connections: int = 2048
-    """Where gRPC closes every new one itself: there may be so many between two scans."""
+    """Above it gRPC closes every new one itself: this many may be open between two scans."""
     per_address: int = 64
     """Unauthenticated ones of one address that are older than `grace`."""
     per_flooding_address: int = 8
-    """The same for an address of which `floods` connections were closed for flooding within `penalty`."""
+    """The same for an address that had `floods` connections closed for flooding within `penalty`."""
     grace: float = 3.0
     """A key takes its time: a TLS handshake from far away, a server that has much to do."""
     key_timeout: float = 9.0
@@ -67,7 +67,7 @@ class ConnectionLimits:
     """Calls that may be cancelled within `reset_window` before their message was read."""
     unexplained: int = 16 * _MIB
     unexplained_rate: int = _MIB
-    """Received on an authenticated one beyond what its calls explain, at once and per second. Bodies of
+    """Received on an authenticated one beyond what its calls explain, as a burst and per second. Bodies of
     cancelled and refused calls are unexplained; so are frames that belong to no call."""
     call_bytes: int = 72 * _KIB
     """What explains a call besides its messages: headers, and a window of data that nobody read."""
@@ -88,7 +88,7 @@ class ConnectionLimits:
 
 
 class _Calls:
-    """What was told of the calls of one peer."""
+    """What the server reported about the calls of one peer."""
 
     __slots__ = ("messages", "open", "resets", "size", "total", "trusted")
 
@@ -131,11 +131,11 @@ class _Connection:
 
     @property
     def exempt(self) -> bool:
-        """Whether it is left alone: it comes from a trusted network, or a gateway of ours speaks on it."""
+        """Whether it is left alone: it comes from a trusted network, or it is one of our gateways'."""
         return self.trusted or self.calls.trusted
 
     def update(self, now: float, elapsed: float, limits: ConnectionLimits) -> None:
-        """Takes in what has happened in the `elapsed` seconds since the last time."""
+        """Updates it with what happened in the `elapsed` seconds since the last time."""
         calls, socket = self.calls, self.socket
         seen = (calls.total, calls.messages, calls.size, calls.resets, socket.received, socket.sent)
         if seen != self.seen:
@@ -159,8 +159,8 @@ class _Connection:
 class ConnectionGuard(Connections):
     """Watches the connections of a gRPC server that takes messages of up to `message_limit` bytes.
 
-    The server tells what the calls of a `peer` do, in gRPC's own words for one (`context.peer()`); each
-    of these methods is a dictionary's access. Before `watch` and after it they do nothing.
+    The server reports what the calls of a `peer` do, which gRPC names by `context.peer()`; each of these
+    methods costs one dictionary access. Before `watch` and after it they do nothing.
     """
 
     def __init__(self, limits: ConnectionLimits, message_limit: int) -> None:
@@ -181,7 +181,7 @@ class ConnectionGuard(Connections):
         self._closed_addresses: Counter[str] = Counter()
         self._logged = -_LOG_EVERY
 
-    # --- what the server tells
+    # --- what the server reports
 
     def authenticated(self, peer: str) -> None:
         """A call with a good key has begun. `ended` must follow."""
@@ -218,7 +218,7 @@ class ConnectionGuard(Connections):
             calls.open -= 1
 
     def trust(self, peer: str) -> None:
-        """A gateway of ours speaks: its connection carries the calls of many callers, and is left alone."""
+        """The peer is one of our gateways: its connection carries many callers' calls, and is left alone."""
         calls = self._calls.get(peer)
         if calls is not None:
             calls.trusted = True
@@ -259,7 +259,7 @@ class ConnectionGuard(Connections):
             try:
                 most = self.scan(time.monotonic())
             except OSError:
-                pass  # no descriptor is free: soon one may be
+                pass  # no descriptor is free; one may be soon
             except Exception as fault:
                 log.error("the guard of gRPC connections failed once\n%s", trace(fault))
             pause = min(max((time.perf_counter() - started) / _SCAN_SHARE, _LEAST_PAUSE), most)
@@ -278,7 +278,7 @@ class ConnectionGuard(Connections):
         """
         limits = self.limits
         elapsed, self._scanned = now - self._scanned, now
-        # The time by which a connection's age is told stands still with the event loop, which heard nobody.
+        # Connections do not age while the event loop is blocked, because it could not read their keys.
         self._clock = now = self._clock + min(elapsed, 2 * _MOST_PAUSE)
         before, connections = self._connections, {}
         new: defaultdict[str, list[_Connection]] = defaultdict(list)
@@ -319,7 +319,7 @@ class ConnectionGuard(Connections):
         return pause
 
     def _offence(self, connection: _Connection, now: float) -> str:
-        """Why a connection is closed whatever others do; empty if it isn't."""
+        """Why a connection is closed regardless of other connections; empty if it isn't."""
         limits, calls, size = self.limits, connection.calls, connection.socket.received
         if connection.exempt:
             return ""
@@ -406,7 +406,7 @@ class ConnectionGuard(Connections):
         return any(address in trusted for trusted in self.limits.trusted)
 
     def _report(self) -> None:
-        """One line about all that were closed since the last one."""
+        """Logs one line about all connections that were closed since the last line."""
         (address, most), *_ = self._closed_addresses.most_common(1)
         log.warning(
             "%d gRPC connections were closed: %s. The most from one address, %d, from %s",

@@ -1,6 +1,6 @@
 """grpc.health.v1: tells balancers and probes whether to send calls here.
 
-Made by `pomelo.server.main`. It asks for no key and no other part of Pomelo, so it answers also when callers
+Made by `pomelo.server.main`. It needs no key and no other part of Pomelo, so it also answers when callers
 are refused. Its watches end when the server drains, so that a watcher does not hold up the shutdown.
 """
 

@@ -1,6 +1,6 @@
-"""What gRPC calls may cost, and how it is counted: of callers without a key, of accounts, and in all.
+"""Limits of gRPC calls and their counters: for callers without a key, for accounts, and in total.
 
-`pomelo.server.rpc` keeps to it.
+`pomelo.server.rpc` applies them.
 """
 
 import asyncio
@@ -25,10 +25,11 @@ class CallLimits:
     """What calls may cost. Sizes are in bytes, times in seconds.
 
     A caller without a key gets `unauthenticated_time` for a call; there are at most `unauthenticated` such
-    calls at a time, and `unauthenticated_reads` of them may be receiving a message, which comes at once or
-    makes room for the next one. Health checks have `health_reads` apart. An account receives `reads` messages
-    at a time, each within `read_time` of the call's beginning, and pieces of `uploads` uploads, each within
-    `piece_time` of the one before. `lookups` are keys that are being looked up.
+    calls at a time, and `unauthenticated_reads` of them may be receiving a message, which must arrive
+    immediately or gives up its place to the next one. Health checks have a separate limit, `health_reads`.
+    An account receives `reads` messages at a time, each within `read_time` of the call's beginning, and
+    pieces of `uploads` uploads, each within `piece_time` of the previous one. `lookups` bounds concurrent
+    key look-ups.
     """
 
     message: int = 9 * _MIB
@@ -47,12 +48,13 @@ class CallLimits:
     @property
     def transport(self) -> int:
         """Bytes above which grpc itself refuses a message, compressed or not. Its refusal has no details, so
-        it is above ours; but what is between the two is received before it is refused."""
+        this limit is above ours; a message between the two limits is received before it is refused."""
         return 2 * self.message
 
 
 class Connections:
-    """What is told of the calls on each connection. `peer` is grpc's name for a caller's address."""
+    """Receives reports of the calls on each connection; this class ignores them, a subclass may limit
+    connections by them. `peer` is grpc's name for a caller's address."""
 
     def authenticated(self, peer: str) -> None:
         """A call with a good key has come; once for each."""
@@ -67,7 +69,7 @@ class Connections:
         """A call with a good key has ended; once for each."""
 
     def trust(self, peer: str) -> None:
-        """A gateway of ours speaks: the connection carries the calls of many callers."""
+        """The peer is one of our gateways: the connection carries the calls of many callers."""
 
 
 class Running:
@@ -101,7 +103,7 @@ class Running:
 
 
 class Pool:
-    """At most `limit` at a time; whoever comes above that is refused."""
+    """At most `limit` at a time; anything above that is refused."""
 
     __slots__ = ("_limit", "count")
 
@@ -127,7 +129,7 @@ class Pool:
 
 class NewestFirst:
     """At most `limit` at a time. While others wait, nobody keeps a place for more than `patience` seconds,
-    and the newest is next: for work that takes a moment where it is honest, so that the slow keep nobody out.
+    and the newest is next. For work that is short for honest callers, so that slow ones can't block others.
     """
 
     __slots__ = ("_free", "_holders", "_patience", "_timer", "_waiting")
@@ -181,11 +183,11 @@ class NewestFirst:
                 with suppress(ValueError):
                     self._waiting.remove(turn)
             elif turn.result():
-                self._give()  # it came at the same moment
+                self._give()  # the place was given in the same moment
             raise
 
     def _give(self) -> None:
-        """Gives a place that is free to the newest."""
+        """Gives a free place to the newest."""
         while self._waiting:
             turn = self._waiting.pop()
             if not turn.done():
@@ -194,7 +196,7 @@ class NewestFirst:
         self._free += 1
 
     def _watch(self) -> None:
-        """Sees to it that the oldest holder ends in time where somebody waits."""
+        """Sets a timer that ends the oldest holder in time while somebody waits."""
         if self._timer is None and self._waiting and self._holders:
             since = next(iter(self._holders.values()))
             self._timer = asyncio.get_running_loop().call_at(since + self._patience, self._end_oldest)

@@ -60,8 +60,8 @@ class ServerOptions:
     authority. `grace` is in seconds: how long running calls may go on once the server stops.
 
     `connection_streams` are concurrent calls on one connection: more than the largest limited plan has, since
-    a client holds back the next one without a word. `limits` bound what calls may cost; by default a message
-    may be as large as any JSON body that REST takes (8 MiB), so that both protocols take the same.
+    a client silently delays further ones. `limits` bound what calls may cost; by default a message
+    may be as large as the largest JSON body of REST (8 MiB), so that both protocols accept the same.
     """
 
     address: str | tuple[str, ...] = "127.0.0.1:50051"
@@ -81,7 +81,7 @@ class ServerOptions:
             ("grpc.so_reuseport", int(self.reuse_port)),
             ("grpc.max_receive_message_length", self.limits.transport),
             ("grpc.max_concurrent_streams", self.connection_streams),
-            # Calls wait here for a moment until we see them; above it grpc refuses them without details.
+            # Calls wait here for a moment until we see them; above this grpc refuses them without details.
             ("grpc.server.max_pending_requests", _PENDING),
             ("grpc.server.max_pending_requests_hard_limit", _PENDING),
             ("grpc.max_metadata_size", 8 * 1024),
@@ -148,10 +148,10 @@ async def open_server(
 ) -> AsyncIterator[Server]:
     """Serves `services`, with health and reflection.
 
-    `proof` recognises gateways; without it they are callers like others. `connections` is told of the calls
-    on each connection, in place of the guard. `register` may add servicers to the grpc.aio server before it
-    starts, and gives their full names. Leaving drains: health is NOT_SERVING,
-    no new call is taken, running ones may end within the grace and are then cancelled; it returns when their
+    `proof` recognises gateways; without it they are treated as ordinary callers. `connections` receives
+    reports of the calls on each connection, in place of the guard. `register` may add servicers to the
+    grpc.aio server before it starts, and returns their full names. Leaving drains: health is NOT_SERVING, no
+    new call is taken, running ones may end within the grace and are then cancelled; it returns when their
     handlers have cleaned up.
 
     Raises:

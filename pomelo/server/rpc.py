@@ -1,4 +1,4 @@
-"""One gRPC call as its method sees it: who calls, what comes, within which limits, and what goes back."""
+"""One gRPC call as its method sees it: its caller, its messages, its limits and its answer."""
 
 import asyncio
 from collections.abc import Iterator
@@ -21,14 +21,14 @@ _SLACK = 5.0
 """Seconds after a call's deadline in which the services end it themselves, with all that an answer has."""
 
 _LINGER = 1.0
-"""Seconds for which what a refused uploader still sends is taken and dropped."""
+"""Seconds for which messages of a refused uploader are still received and dropped."""
 
 _MOMENTS = 0.25
-"""Seconds within which a call that its caller cancels is one that was never meant."""
+"""A call that is cancelled within so many seconds counts as a reset: its caller never wanted the answer."""
 
 
 Late = tuple[str, str]
-"""The code and message of the error of a call whose time is over; no message: the row's."""
+"""Error code and message of a call whose time is over; an empty message stands for the row's."""
 
 _DEADLINE: Late = ("deadline_exceeded", "")
 _CROWDED: Late = (
@@ -41,8 +41,8 @@ Refusal = tuple[Any, str, tuple[tuple[str, str | bytes], ...]]
 
 
 def bare(error: PomeloError) -> PomeloError:
-    """The error without what led to it: an exception that is kept keeps every frame that it went through,
-    and all that is in them, such as a message of megabytes."""
+    """The error without traceback and cause: a stored exception references every frame that it passed, and
+    everything in them, such as a message of megabytes."""
     error.__traceback__ = error.__cause__ = error.__context__ = None
     return error
 
@@ -84,11 +84,11 @@ class Rpc:
         self.refused_body: str = given.get(REFUSED_KEY, "") if self.trusted else ""
         """What a gateway says of a body that it refused itself; see `REFUSED_KEY`."""
         self.answer: bytes | None = None
-        """What the method gave."""
+        """What the method returned."""
         self.model = ""
         """The model that the message names, once it was read."""
         self.visit: Visit | None = None
-        """None until the call was admitted."""
+        """None until the call is admitted."""
         self.late: Late = _DEADLINE
         """What the call ends with when its time is over."""
         seconds = front.limits.unauthenticated_time
@@ -123,7 +123,7 @@ class Rpc:
                 self._front.connections.trust(self._peer)
 
     async def admit_if_known(self) -> PomeloError | None:
-        """As `admit`, for a call that needs no key; what is wrong with one that has a bad key.
+        """As `admit`, for a call that needs no key. Returns the error of a bad key instead of raising it.
 
         Raises:
             PomeloError: concurrency_limit_exceeded, overloaded, store_unavailable.
@@ -157,13 +157,13 @@ class Rpc:
                 yield
 
     def signed(self) -> None:
-        """A good signature stands for the key: the call has its own deadline, its connection stays."""
+        """A good signature replaces the key: the call keeps its own deadline, and its connection stays."""
         if self.visit is None:
             self._authenticate()
             self.unlimit()
 
     def unlimit(self) -> None:
-        """Leaves the call's time to its own deadline, and to the services that keep it."""
+        """Limits the call only by its own deadline, which the services enforce."""
         if not self.scope.expired():
             self.late = _DEADLINE
             self.scope.reschedule(self.call.deadline + _SLACK)
@@ -179,7 +179,8 @@ class Rpc:
         self.scope.reschedule(when)
 
     async def _in_turn(self, turns: FairPermits, until: float, late: "Late") -> None:
-        """Waits for a turn of the account, until that time; from then on the call is `late` at that time."""
+        """Waits for a turn of the account. At `until` the call ends: as overloaded while it waits, as `late`
+        once it has its turn."""
         owner = self._owner
         if turns.full(owner):
             self._until(until, _CROWDED)
@@ -220,7 +221,7 @@ class Rpc:
         return message
 
     async def small_message(self, kind: Any, *, health: bool = False) -> Any:
-        """The one message of a call that needs no key, parsed; `health`: in the places of health checks.
+        """The one message of a call that needs no key, parsed; `health` uses the limit of health checks.
 
         Raises:
             PomeloError: invalid_body, payload_too_large, overloaded, deadline_exceeded.
@@ -245,10 +246,10 @@ class Rpc:
         return _parse(_fitting(data) if self.visit is None else data, kind)
 
     async def linger(self) -> None:
-        """Drops what a refused uploader still sends, for a moment.
+        """Receives and drops what a refused uploader still sends, for a moment.
 
         grpc.aio's client forgets the status that it got when one of its writes fails, so an uploader that is
-        about to end gets the chance to. A gateway knows how to do without.
+        about to end gets the time to. A gateway does not need this.
         """
         if self.trusted or self.scope.expired():
             return
@@ -258,7 +259,7 @@ class Rpc:
                     pass
 
     async def _next(self) -> bytes | None:
-        """The next message of a stream, or None at its end; in its turn, and in time."""
+        """The next message of a stream, or None at its end. Enforces the turns and time limits of uploads."""
         front = self._front
         if self.visit is None:
             async with front.unauthenticated_reads.place():
@@ -279,7 +280,7 @@ class Rpc:
         return data
 
     async def _receive(self) -> bytes | None:
-        """The next message, or None at the end of all, which is also where a caller seems to be who left."""
+        """The next message, or None at the end of the stream or if the caller has left."""
         data = await self._context.read()
         if data is grpc.aio.EOF:
             return None
@@ -304,7 +305,7 @@ class Rpc:
             await self._context.send_initial_metadata(pairs)
 
     async def probe(self) -> None:
-        """Sends initial metadata that says nothing.
+        """Sends empty initial metadata.
 
         Raises:
             grpc.aio.BaseError: the caller has left.
@@ -316,42 +317,42 @@ class Rpc:
         await self._context.write(message)
 
     def close(self) -> None:
-        """Says in the trailing metadata what was not said before; to be called before the call ends well."""
+        """Sets the trailing metadata to what was not sent before. Call it before the call succeeds."""
         pairs = self._trailer() if self._accepted else self._reply()
         if pairs:
             self._context.set_trailing_metadata(pairs)
 
     def refusal(self, error: PomeloError) -> Refusal:
-        """What ends the call with an error. All of it is trailing metadata, unless the stream was accepted:
-        a client retries only what is refused before anything else was sent."""
+        """The arguments of `abort` for an error. Unless the stream was accepted, all headers are trailing
+        metadata: a client retries only a call that is refused before anything else was sent."""
         pairs = self._trailer() if self._accepted else [*self._reply(), *retry(error)]
         status = to_status(error)
         return status_code(error), status.message, (*trailing(status), *pairs)
 
     def forwarded_refusal(self) -> PomeloError:
-        """The error of the body that the gateway refused.
+        """The error for a body that the gateway refused.
 
         Raises:
             PomeloError: overloaded.
         """
         assert self.visit is not None
         code, _, size = self.refused_body.partition(" ")
-        # Nothing of it is buffered here; what counts is whether it was large.
+        # Nothing of the body is buffered here; only its size matters.
         self.visit.reserve(min(int(size), _MIB) if size.isascii() and size.isdigit() else 0)
         self._served = False
         return PomeloError(code if code in TABLE else "invalid_body")
 
     def refuses_body(self, error: PomeloError) -> bool:
-        """Whether an error is for `Visit.refuse` to answer and to count: one that no service has seen, or one
-        that refuses a message which was large."""
+        """Whether `Visit.refuse` answers and counts an error: one that no service has seen, or one that
+        refuses a large message."""
         if self._accepted or "X-Credits-Charged" in self.call.reply:
-            return False  # the task was taken in, and counted as such
+            return False  # the task was accepted and counted already
         if not self._served or error.code in BODY_ERRORS:
             return True
         return self._size > budget.SMALL and error.row.http == 400
 
     def end(self) -> None:
-        """The call is over but for its answer."""
+        """The call has ended, apart from sending its answer."""
         if self.visit is not None:
             self.visit.close()
         if self._authenticated:

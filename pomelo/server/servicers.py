@@ -1,4 +1,4 @@
-"""The gRPC services of callers: each method asks a port, and sends back what comes.
+"""The gRPC services of callers: each method calls a port and sends back the result.
 
 Served by `pomelo.server.main`, called by `pomelo.server.calls`. They translate and decide nothing: no key
 check, limit or price.
@@ -120,7 +120,7 @@ class MediaServicer:
 
 
 class ReflectionServicer:
-    """grpc.reflection.v1alpha.ServerReflection: describes the services of those names to anybody."""
+    """grpc.reflection.v1alpha.ServerReflection: describes the services in `names`; needs no key."""
 
     def __init__(self, names: list[str]) -> None:
         self._inner = reflection.ReflectionServicer(names)

@@ -1,7 +1,7 @@
-"""The TCP connections that this process has accepted on a port, and how to end one, whoever owns it.
+"""Lists the TCP connections that this process has accepted on a port, and ends them, whoever owns them.
 
-gRPC accepts connections in its own threads and shows them to nobody. Linux does: every descriptor of the
-process can be asked whether it is such a connection, what went over it, and be disconnected.
+gRPC accepts connections in its own threads and does not expose them. Linux does: for every descriptor of the
+process it reports whether it is such a connection and how much was transferred, and can disconnect it.
 """
 
 import ctypes
@@ -62,7 +62,7 @@ class AcceptedSockets:
         self._cookie = ctypes.c_uint64()
         self._info = ctypes.create_string_buffer(_INFO)
         self._size_at, self._cookie_at = ctypes.byref(self._size), ctypes.byref(self._cookie)
-        # The library that holds the interpreter's lock: these calls are too short to be worth handing it on.
+        # PyDLL keeps the interpreter's lock: these calls are too short to be worth releasing it.
         self._libc = ctypes.PyDLL(None)
         self._getsockopt = self._libc.getsockopt
         with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
@@ -104,31 +104,31 @@ class AcceptedSockets:
         if copy is None:
             return False
         with copy:
-            # The descriptor may be another's by now. The copy stays what it is.
+            # The descriptor may have been reused by now. The copy still refers to the same socket.
             if self._cookie_of(copy.fileno()) != one.cookie:
                 return False
-            # To connect to nowhere is to disconnect. Unlike shutdown it drops what is queued, which would
-            # cost its owner time, and leaves no peer waiting.
+            # Connecting to AF_UNSPEC disconnects. Unlike shutdown it drops queued data, which would cost its
+            # owner time, and leaves no peer waiting.
             if self._libc.connect(copy.fileno(), _UNSPECIFIED, len(_UNSPECIFIED)):
                 with suppress(OSError):
                     copy.shutdown(socket.SHUT_RDWR)
             return True
 
     def _cookie_of(self, descriptor: int) -> int:
-        """A number that no other socket ever has; 0 for what is not a socket."""
+        """A number that no other socket ever has; 0 if it is not a socket."""
         self._size.value = 8
         if self._getsockopt(descriptor, socket.SOL_SOCKET, _SO_COOKIE, self._cookie_at, self._size_at):
             return 0
         return self._cookie.value
 
     def _read_info(self, descriptor: int) -> bool:
-        """Reads the `tcp_info` of a connection; False if there is none, or too little."""
+        """Reads the `tcp_info` of a connection; False if the kernel returns too little or nothing."""
         self._size.value = _INFO
         failed = self._getsockopt(descriptor, _TCP, _TCP_INFO, self._info, self._size_at)
         return not failed and self._size.value == _INFO
 
     def _examine(self, descriptor: int) -> AcceptedSocket | None:
-        """The connection behind a descriptor, None if it is none of ours."""
+        """The connection behind a descriptor, None if it was not accepted on one of `ports`."""
         copy = _copy(descriptor)
         if copy is None:
             return None
@@ -151,7 +151,7 @@ def _descriptors() -> Iterator[int]:
 
 
 def _copy(descriptor: int) -> socket.socket | None:
-    """The socket behind a descriptor as one of our own, None if there is none any more.
+    """A copy of the socket behind a descriptor, None if it is closed or no socket.
 
     Raises:
         OSError: no descriptor is free.

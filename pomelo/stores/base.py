@@ -58,8 +58,8 @@ class KeyStore(Protocol):
     async def list_keys(
         self, account: str | None = None, *, limit: int = PAGE, after: tuple[float, str] | None = None
     ) -> list[KeyRecord]:
-        """At most `limit` keys of an account, or of all; oldest first, those of one moment by id. `after` is
-        the time and the id of the key after which to begin."""
+        """At most `limit` keys of one account, or of all; oldest first, equal times by id. The list
+        begins after the key with the time and id `after`."""
         ...
 
     async def revoke_key(self, key_id: str, at: float) -> KeyRecord | None:

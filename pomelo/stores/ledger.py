@@ -19,7 +19,7 @@ WINDOW = 60.0
 """Seconds of a window; it begins with the first request in it."""
 
 PAGE = 1_000
-"""Entries of a list that are read in one go where nothing else is said."""
+"""The default number of entries in one page of a list."""
 
 REPLAY_SECONDS = 24 * 3600.0
 """How long an answer is kept for its Idempotency-Key."""
@@ -170,15 +170,15 @@ class LostHoldError(Exception):
 
 
 class UnknownOutcomeError(PomeloError):
-    """store_unavailable, and what was asked for may have been done, or may be done later. Only the same again
-    tells: a take is then to be voided, a settlement to be repeated."""
+    """store_unavailable, where the operation may have been done or may still be done later. Only a
+    further call shows the outcome: void the task after a take, repeat a settlement."""
 
 
 @dataclass(frozen=True, slots=True)
 class Reservation:
-    """What a task that has not ended holds: `amount` microcredits, and a slot. `record` is its record so far,
-    whose cost is what was last noted; its `at` is when it was taken or last noted. `own`: this process took
-    it."""
+    """What a task that has not ended holds: `amount` microcredits and one slot. `record` is its
+    record so far: its cost is the last noted cost, its `at` the time of the take or of the last
+    note. `own`: this process took it."""
 
     record: UsageRecord
     amount: int
@@ -211,9 +211,8 @@ class Balance:
 
 
 class LedgerStore(Protocol):
-    """Keeps count. Every method raises PomeloError store_unavailable when the store can't be reached, and for
-    whatever else goes wrong inside; UnknownOutcomeError where what was asked for may have been done all the
-    same.
+    """Keeps count. Every method raises PomeloError store_unavailable if the store can't be reached
+    or fails in any other way; it is UnknownOutcomeError if the operation may have been done.
 
     `take`, `settle` and `void` begin at once, and are done even when nobody awaits what they return or its
     awaiter is cancelled: a caller who leaves must not stop them. Each may be repeated after an unknown
@@ -246,13 +245,14 @@ class LedgerStore(Protocol):
         ...
 
     async def reservations(self, *, own: bool = False) -> list[Reservation]:
-        """What tasks hold, by task id. With `own`: those that this process took, but for those that the store
-        itself is about to end."""
+        """What tasks hold, in order of task id. With `own`: only tasks that this process took,
+        without those that the store itself is about to end."""
         ...
 
     async def recover(self, wallet: Wallet, task_id: str) -> None:
-        """Ends a task that this process took and does not run, as if the process had died: it is charged what
-        was last noted, or nothing, and all that it held is free. Without a hold nothing happens."""
+        """Ends a task that this process took but does not run, as if the process had died. The task
+        is charged the last noted cost, or nothing, and its hold is released. Without a hold, does
+        nothing."""
         ...
 
 
@@ -268,7 +268,7 @@ class AccountStore(Protocol):
         ...
 
     async def list_accounts(self, *, limit: int = PAGE, after: str = "") -> "list[AccountSummary]":
-        """At most `limit` accounts, by name: those whose names come after `after`."""
+        """At most `limit` accounts, in order of name, beginning after the name `after`."""
         ...
 
     async def set_plan(self, name: str, plan: str) -> bool:
@@ -284,7 +284,7 @@ class AccountStore(Protocol):
         ...
 
     async def get_grant(self, wallet: Wallet, grant_id: str) -> Grant | None:
-        """The grant of that id to that wallet."""
+        """The grant with that id to that wallet, or None."""
         ...
 
     async def list_grants(self, wallet: Wallet) -> list[Grant]:
@@ -307,7 +307,7 @@ class AccountRecord:
 
 @dataclass(frozen=True, slots=True)
 class AccountSummary(AccountRecord):
-    """An account with the money of both its sides."""
+    """An account with its balances in live and test mode."""
 
     live: Balance = Balance()
     test: Balance = Balance()
@@ -315,9 +315,9 @@ class AccountSummary(AccountRecord):
 
 @dataclass(frozen=True, slots=True)
 class WalletState:
-    """What a wallet's balance says, and what it has to say: all of one moment. `given` is the sum of its
-    grants, `holding` the sum of what its tasks hold. A store that is well has given == balance.granted and
-    holding == balance.held."""
+    """A wallet's stored balance and the sums that it must equal, read at one moment. `given` is the
+    sum of its grants, `holding` the sum of what its tasks hold. In a consistent store,
+    given == balance.granted and holding == balance.held."""
 
     wallet: Wallet
     balance: Balance
@@ -374,8 +374,8 @@ class UsageStore(Protocol):
     async def sum_usage(
         self, query: UsageQuery, by: str, *, limit: int | None = None, after: str = ""
     ) -> list[UsageTotal]:
-        """The sums by one of GROUPS, by name; at most `limit` (None: all) of those whose names come after
-        `after`. They are all of one moment."""
+        """The sums by one of GROUPS, in order of name: at most `limit` (None: all), beginning after
+        the name `after`. All sums are of the same moment."""
         ...
 
     async def held(self) -> list[UsageRecord]:
@@ -392,11 +392,12 @@ class UsageStore(Protocol):
         ...
 
     async def damage(self) -> list[tuple[str, str]]:
-        """What is wrong with the files that it keeps records in, each with the file's name, and what to do
-        first. It looks at all of them, which may take long. Empty: nothing, or it keeps them in none."""
+        """Checks all of the files that the store keeps records in, which may take long. Returns
+        pairs of a file's name and a finding; the first says what to do. Empty: no damage, or no
+        files."""
         ...
 
     def wallet_states(self) -> AsyncIterator[list[WalletState]]:
-        """The states of all wallets that ever had a grant or a hold, page by page in any order. A wallet may
-        come twice, and one that is made meanwhile need not come."""
+        """Yields the states of all wallets that ever had a grant or a hold, in pages and in any
+        order. A wallet may come twice; one that is created meanwhile may be missing."""
         ...

@@ -23,8 +23,8 @@ INLINE_MOST = 16 * 1024 * 1024
 
 
 INLINE_INSTEAD = UNASKED_MOST
-"""Bytes of a medium that ride in an answer when it can't be stored, in place of its link: what any client
-takes."""
+"""The most bytes of a media file that an answer contains inline, in place of a link, when the file
+can't be stored: every client accepts an answer of that size."""
 
 
 def inline_most(wanted: "ResponseFormat.ValueType") -> int:
@@ -40,16 +40,17 @@ DENSEST_BYTES = 125
 
 @dataclass(frozen=True, slots=True)
 class Heard:
-    """Input audio: its bytes, and its length in milliseconds as measured, 0 where it can't be measured."""
+    """Input audio: its size in bytes and its measured length in milliseconds (0: it can't be
+    measured)."""
 
     size: int = 0
     ms: int = 0
 
     def most(self, model: Model) -> int:
-        """The most milliseconds that it can have.
+        """The longest that the audio can be, in milliseconds.
 
-        A vendor may count up to 2 % more than was measured. What can't be measured is as long as the densest
-        encoding makes it.
+        A vendor may count up to 2 % more than was measured. Audio that can't be measured is assumed
+        to have the densest encoding.
         """
         limit = model.limits.max_audio_seconds * 1000
         most = -(-self.ms * 102 // 100) if self.ms else -(-self.size * 1000 // DENSEST_BYTES)
@@ -58,10 +59,11 @@ class Heard:
 
 @dataclass(frozen=True, slots=True)
 class Bound:
-    """What a task uses at the least and at the most. They differ where its output may be cut to what can be
-    paid. `tokens` is what is likely, for a limit of tokens a minute. `exact`: it is what it will use.
-    `input_tokens` is our own count of a text's, where the vendor's is missing in the end; `heard_ms` is the
-    measured length of input audio (0: unknown), `speed` that of speech as the vendor gets it.
+    """The least and the most that a task can use. They differ if its output may be cut to what the
+    account can pay. `tokens` is the likely use, for the tokens-per-minute limit. `exact`: the task
+    uses exactly this. `input_tokens` is Pomelo's own count for a text, used if the vendor reports
+    none; `heard_ms` is the measured length of input audio (0: unknown); `speed` is the speech speed
+    that the vendor receives.
     """
 
     least: Used
@@ -88,8 +90,8 @@ class Fold(Protocol):
         """Takes in an event; gives back what a stream passes on now, None where it is held until the end.
 
         Raises:
-            PomeloError: provider_failed, store_unavailable; payload_too_large: the caller's media take up all
-                that they may.
+            PomeloError: provider_failed, store_unavailable; payload_too_large: the caller's media
+                have reached their limit.
         """
         ...
 
@@ -126,7 +128,7 @@ class Folding:
 
 
 def no_media(given: Any, bound: Bound) -> int:
-    """Of an answer that has none."""
+    """The media size of an answer without media."""
     return 0
 
 
@@ -135,9 +137,10 @@ class TaskKind:
     """One row of the table of kinds.
 
     `name` is the field of Task.input and the name of the providers' method. `check` raises `PomeloError`
-    for an input that the model can't be asked; `bound` tells what a checked one can use on a route; `partly`
-    what an answer used of which so much was delivered and no more comes. `audio` tells whether the input has
-    a sound. `media_size` is about how many bytes of media the answer has at the most, 0 where it has none.
+    for an input that the model can't be asked; `bound` returns what a checked input can use on a
+    route; `partly` returns what was used by an answer that ended early, from what was delivered.
+    `audio` is whether the input contains audio. `media_size` estimates the most bytes of media in
+    the answer, 0 if it has none.
     """
 
     name: str

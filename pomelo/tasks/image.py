@@ -72,7 +72,7 @@ class ImageFold:
                     writer.write(picture.data)
                     image.media.CopyFrom(writer.commit())
             except PomeloError:
-                # It was paid for: without room for a link it goes back inline, where its caller can take it.
+                # It was paid for: without room for a link, return it inline if it is small enough.
                 if self._folding.keep or len(picture.data) > INLINE_INSTEAD:
                     raise
                 image.data = picture.data
@@ -87,7 +87,7 @@ class ImageFold:
 
 
 def media_size(given: ImageInput, bound: Bound) -> int:
-    """That of a picture which can't be compressed."""
+    """The media size of images that can't be compressed."""
     return 4 * bound.most.pixels
 
 

@@ -27,7 +27,7 @@ SPOKEN_CHARACTERS = 15
 """Characters that are spoken in a second: what was delivered of a text is told by its length in time."""
 
 SLACK_MS = 1000
-"""Milliseconds by which any answer may be longer or shorter than the audio that was heard."""
+"""Milliseconds by which any answer may be longer or shorter than the input audio."""
 
 _VOICE = re.compile(r"[A-Za-z0-9][A-Za-z0-9 ._-]{0,63}")
 _LANGUAGE = re.compile(r"[A-Za-z]{2,3}")
@@ -101,13 +101,13 @@ def bound_text(given: TextToSpeechInput, model: Model, route: Route, heard: Hear
 
 
 def bound_sound(given: SpeechToSpeechInput, model: Model, route: Route, heard: Heard) -> Bound:
-    """The length of the audio that is heard, or that of the answer, which is as long."""
+    """The length of the input audio; the answer is about as long."""
     used = Used(audio_ms=heard.most(model))
     return Bound(used, used, heard_ms=heard.ms)
 
 
 def partly_text(given: TextToSpeechInput, bound: Bound, delivered: Delivered) -> Used:
-    """As many characters as were spoken in the time that was delivered, at the speed that the vendor got."""
+    """The characters spoken in the delivered time, at the speed that the vendor received."""
     spoken = ceil(_ms(given, delivered.size) * SPOKEN_CHARACTERS * min(bound.speed, 1.0) / 1000)
     return Used(characters=min(spoken, bound.most.characters))
 
@@ -123,28 +123,28 @@ def _ms(given: TextToSpeechInput | SpeechToSpeechInput, size: int) -> int:
 
 
 def _per_second(given: TextToSpeechInput | SpeechToSpeechInput) -> int:
-    """Bytes of a second in the output format that is asked for."""
+    """Bytes per second of the requested output format."""
     codec, rate, *kbits = (given.output_format or DEFAULT_FORMAT).split("_")
     width = 1 if codec in ("ulaw", "alaw") else 2
     return int(kbits[0]) * 125 if kbits else int(rate) * width
 
 
 def media_size_of_text(given: TextToSpeechInput, bound: Bound) -> int:
-    """That of a text that is spoken rather slowly."""
+    """The media size of a text that is spoken at half the usual speed."""
     return 2 * bound.most.characters * _per_second(given) // SPOKEN_CHARACTERS
 
 
 def media_size_of_sound(given: SpeechToSpeechInput, bound: Bound) -> int:
-    """That of a sound as long as the one that is heard."""
+    """The media size of audio as long as the input audio."""
     return (bound.most.audio_ms + SLACK_MS) * _per_second(given) // 1000
 
 
 class SpeechFold:
-    """Spools the sound to the media store as it comes, and gathers it where it goes back inline.
+    """Writes the audio to the media store as it arrives, and collects it if it is returned inline.
 
-    Where the store has no room, the sound goes on without a link: a stream delivers it anyway, and a whole
-    answer bears it inline as far as any client takes that. What is kept for an Idempotency-Key must be
-    stored.
+    If the store has no room, the answer has no link: a stream delivers the audio anyway, and a
+    whole answer contains it inline, up to the size that every client accepts. Audio kept for an
+    Idempotency-Key must be stored.
     """
 
     __slots__ = ("_chunks", "_content_type", "_folding", "_most", "_size", "_writer")
@@ -177,7 +177,7 @@ class SpeechFold:
         if self._size <= self._most:
             self._chunks.append(data)
         elif self._writer is None:
-            # Too much to be inline: kept after all, if it can be.
+            # Too large to be returned inline: store it, if there is room.
             self._writer = self._folding.writer(self._content_type)
             self._writer.write(b"".join(self._chunks))
             self._writer.write(data)
@@ -199,10 +199,11 @@ class SpeechFold:
         return None
 
     def _unstored(self, error: PomeloError, last: bytes = b"") -> None:
-        """Goes on without the store, with all that came so far, of which it did not take `last`.
+        """Continues without the store, with all audio so far; the store refused its last bytes,
+        `last`.
 
         Raises:
-            PomeloError: `error`: the answer can't do without.
+            PomeloError: `error`, if the answer needs the store.
         """
         writer = self._writer
         assert writer is not None
@@ -225,7 +226,7 @@ class SpeechFold:
         if not heard:
             return Used(audio_ms=min(answered, most)), False
         if answered > 2 * heard + SLACK_MS or heard > 2 * answered + SLACK_MS:
-            return Used(audio_ms=answered), False  # the vendor heard something else than was measured
+            return Used(audio_ms=answered), False  # the vendor used other audio than was measured
         return Used(audio_ms=min(heard, most)), True
 
     def close(self) -> None:

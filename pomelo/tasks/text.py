@@ -14,7 +14,8 @@ from pomelo.tasks.ranges import SEED_MOST, within
 MESSAGES_MOST = 10_000
 PARTS_MOST = 100
 ALL_PARTS_MOST = 10_000
-"""Parts of all messages together: each costs as much to look at as a short message."""
+"""The most parts in all messages together: checking one costs as much as checking a short
+message."""
 STOPS_MOST = 4
 USER_MOST = 256
 
@@ -31,7 +32,7 @@ BYTES_OF_TOKEN = 8
 """More bytes than a token has on average, in any language: our own counts are never too high."""
 
 _SLICE = 16 * 1024
-"""Characters of a text that are looked at in one go, in which no other thread can run."""
+"""Characters of a text that are processed in one step, during which no other thread can run."""
 
 _DATA_URI = re.compile(r"data:image/(?:png|jpeg|webp|gif);base64,[A-Za-z0-9+/]+={0,2}")
 _ROLES = frozenset((Role.ROLE_SYSTEM, Role.ROLE_USER, Role.ROLE_ASSISTANT))
@@ -114,13 +115,13 @@ def _words(given: TextInput) -> int:
 
 
 def _words_of(text: str) -> int:
-    """As len(text.split()), which makes a hundred megabytes of words out of eight."""
+    """Same as len(text.split()), which would turn 8 MB of text into 100 MB of words."""
     count = 0
     for start in range(0, len(text), _SLICE):
         piece = text[start : start + _SLICE]
         count += len(piece.split())
         if start and not text[start - 1].isspace() and not piece[0].isspace():
-            count -= 1  # it goes through a word
+            count -= 1  # the cut is inside a word
     return count
 
 
@@ -161,8 +162,8 @@ def _size(text: str) -> int:
 
 
 class TextFold:
-    """Joins deltas, where anybody will ask for the whole of them; else it counts them alone. The last one,
-    which bears finish_reason and usage, is held until the task is settled."""
+    """Joins deltas if the whole text is needed; else it only counts them. The last delta, which has
+    finish_reason and usage, is held until the task is settled."""
 
     __slots__ = ("_counted", "_delivered", "_folding", "_gathers", "_last", "_stream", "_text")
 
@@ -170,7 +171,7 @@ class TextFold:
         self._folding = folding
         self._stream = folding.stream
         self._gathers = not folding.stream or folding.keep
-        self._text = bytearray()  # of a list each piece would take sixty bytes more
+        self._text = bytearray()  # in a list each piece would take sixty bytes more
         self._delivered = Delivered()
         self._counted = True
         self._last: StreamTaskResponse | None = None

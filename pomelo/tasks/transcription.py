@@ -65,7 +65,7 @@ class TranscriptionFold:
         ms = ceil(seconds * 1000)
         if 0 < ms <= bound.most.audio_ms:
             return Used(audio_ms=ms), True
-        # The provider reported none, as for silence, or more than there can be.
+        # The provider reported no length, as for silence, or more than is possible.
         if ms > bound.most.audio_ms:
             log.warning("a provider reported %d ms of audio that has at most %d", ms, bound.most.audio_ms)
         return Used(audio_ms=min(bound.heard_ms, bound.most.audio_ms) or bound.most.audio_ms), False

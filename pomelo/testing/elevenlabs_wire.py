@@ -240,7 +240,7 @@ def refused(received: Received, api_key: str | None) -> Reply | None:
 
 
 def aside(received: Received) -> Reply | None:
-    """The list of voices, to a good request for it; None for all others."""
+    """The answer to a valid request for the list of voices; None for any other request."""
     path = _PATHS.fullmatch(received.path.removeprefix(PREFIX))
     if path is None or not path["voices"] or refused(received, None) is not None:
         return None

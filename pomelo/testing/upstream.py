@@ -67,8 +67,8 @@ class FaultUpstream:
         self.default: Script | None = None
         """Where set, in place of the wires' defaults."""
         self.aside: Callable[[Received], Reply | None] | None = elevenlabs_wire.aside
-        """Answers requests that belong to no task, such as for a list of voices: they are not in `requests`,
-        and use up no script. None: they are like all others."""
+        """Answers requests that belong to no task, such as for a list of voices; they are not added
+        to `requests` and use no script. None: the request is handled like any other."""
         self.serving = 0
         """Requests that are being answered now."""
         self._idle = asyncio.Event()

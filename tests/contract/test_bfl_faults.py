@@ -409,7 +409,7 @@ async def test_nothing_is_left_open(vendor: FaultUpstream) -> None:
 
 
 @BOTH
-async def test_a_picture_that_was_ordered_is_not_lost_while_all_connections_are_taken(
+async def test_an_ordered_image_is_not_lost_while_all_connections_of_the_host_are_taken(
     vendor: FaultUpstream, stream: bool
 ) -> None:
     limiter = ConnectionLimiter(1, max_wait=0.01)
@@ -420,7 +420,7 @@ async def test_a_picture_that_was_ordered_is_not_lost_while_all_connections_are_
         await vendor.received()
         refused = limiter.refused
         await limiter.acquire(host, "other")
-        while limiter.refused < refused + 6:  # noqa: ASYNC110 - more questions than may fail
+        while limiter.refused < refused + 6:  # noqa: ASYNC110 - more polls than may fail
             await asyncio.sleep(0.001)
         limiter.release(host, "other")
         assert (await drawing)[1] == "image/png"
@@ -429,7 +429,7 @@ async def test_a_picture_that_was_ordered_is_not_lost_while_all_connections_are_
     assert limiter.in_use == 0
 
 
-async def test_a_picture_that_gets_no_connection_for_its_delivery_is_asked_for_again(
+async def test_an_image_that_gets_no_connection_for_its_delivery_is_requested_again(
     vendor: FaultUpstream,
 ) -> None:
     limiter = ConnectionLimiter(1, max_wait=0.01)

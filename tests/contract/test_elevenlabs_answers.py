@@ -397,7 +397,7 @@ async def test_calls_that_wait_for_the_list_share_one_reading(vendor: FaultUpstr
     vendor.default = lambda received: (listed if _lists(received) else Speech())(received)
     asking = [asyncio.create_task(sound(provider, speak("otto"))) for _ in range(10)]
     await gate.reached.wait()
-    await sound(provider, speak("A" * 20))  # an id waits for nobody
+    await sound(provider, speak("A" * 20))  # a voice id does not wait
     asking.pop(0).cancel()
     gate.open()
     await asyncio.gather(*asking)

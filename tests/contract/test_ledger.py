@@ -306,7 +306,7 @@ async def test_notes_of_tasks_that_never_were_are_told(rig):
     assert await rig.store.note([]) == []
 
 
-# --- what nobody runs
+# --- tasks that no process runs
 
 
 async def test_reservations_are_what_tasks_hold_and_what_was_last_noted(rig):
@@ -328,7 +328,7 @@ async def test_a_task_that_is_recovered_is_charged_what_was_last_noted(rig):
     await rig.store.take(taking("a", 300, tokens=40, repeatable=KEY))
     await rig.store.take(taking("b", 300))
     await rig.store.note([record("a", cost=25, output_tokens=25, prices="x=1")])
-    for _ in range(2):  # Again, it changes nothing.
+    for _ in range(2):  # The second call changes nothing.
         await rig.store.recover(WALLET, "a")
     assert await balance(rig) == (25, 300, 675)
     [kept], _ = await rig.store.list_usage(ALL, limit=9)
@@ -338,7 +338,7 @@ async def test_a_task_that_is_recovered_is_charged_what_was_last_noted(rig):
     assert (await rig.store.standing(WALLET, MODEL)).slots == 1
     assert (await rig.store.standing(WALLET, MODEL)).tokens == 40
     assert [one.record.task_id for one in await rig.store.reservations(own=True)] == ["b"]
-    # Whoever ran it after all may end nothing any more, and its Idempotency-Key is free.
+    # A process that still runs it can no longer end it, and its Idempotency-Key is free.
     assert await rig.store.note([record("a", cost=30)]) == ["a"]
     assert await lost(rig.store.settle(ending("a", 30)))
     await rig.store.void(WALLET, "a", refund=True)
@@ -346,7 +346,7 @@ async def test_a_task_that_is_recovered_is_charged_what_was_last_noted(rig):
     assert isinstance(await rig.store.take(taking("c", repeatable=KEY)), Taken)
 
 
-async def test_a_task_of_which_nothing_was_noted_is_voided_when_it_is_recovered(rig):
+async def test_a_task_without_a_noted_cost_is_voided_when_it_is_recovered(rig):
     await rig.store.take(taking("a", 300))
     await rig.store.recover(WALLET, "a")
     assert await balance(rig) == (0, 0, 1_000)

@@ -43,7 +43,7 @@ async def test_accounts_are_listed_by_name(rig):
     assert names == ["Ann", "acme", "bee", "default", "zoe"]
 
 
-async def test_accounts_are_listed_page_by_page_with_their_money(rig):
+async def test_accounts_are_listed_page_by_page_with_their_balances(rig):
     for name in ("zoe", "bee", "Ann", "{b}", "be", "bee-2"):
         await rig.store.add_account(name, "free", 2.0)
     await rig.store.grant(Grant("bee", Wallet("bee", False), 70, 2.0))
@@ -325,7 +325,7 @@ async def test_what_is_held_is_what_tasks_hold(rig):
     assert await rig.store.holding(WALLET) == (0, 0)
 
 
-async def test_the_state_of_a_wallet_is_its_balance_and_what_it_follows_from(rig):
+async def test_the_state_of_a_wallet_has_its_balance_and_the_sums_of_grants_and_holds(rig):
     await rig.store.add_account("bee", "pro", 1.0)
     await rig.store.grant(Grant("more", WALLET, 5, 1.0, '{"amount": 9}'))
     await rig.store.grant(Grant("test", TEST, 7, 1.0))

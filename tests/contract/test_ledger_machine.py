@@ -360,7 +360,7 @@ class LedgerMachine(RuleBasedStateMachine):
         self.count()
         task_id = data.draw(self.some_task())
         wallet, task = self.found(task_id)
-        for _ in range(2):  # Again, it changes nothing.
+        for _ in range(2):  # The second call changes nothing.
             self.do(self.store.void(wallet, task_id, refund=refund))
         if task is None:
             return
@@ -372,12 +372,12 @@ class LedgerMachine(RuleBasedStateMachine):
 
     @rule(data=st.data(), now=st.sampled_from([False, False, True]))
     def recover(self, data: st.DataObject, now: bool) -> None:
-        if not now:  # Else few tasks would be left to be settled.
+        if not now:  # Otherwise few tasks would be left to settle.
             return
         self.count()
         task_id = data.draw(self.some_task())
         wallet, task = self.found(task_id)
-        for _ in range(2):  # Again, it changes nothing.
+        for _ in range(2):  # The second call changes nothing.
             self.do(self.store.recover(wallet, task_id))
         if task is None:
             return

@@ -1,4 +1,5 @@
-"""What a process finds that it holds in Redis, and what becomes of takes, ends and records that fail of anything."""
+"""Which holds in Redis a process finds as its own, and how takes, ends and records survive any
+error."""
 
 import asyncio
 import logging
@@ -22,19 +23,20 @@ __all__ = ["emptied"]
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[RedisServer]:
-    """One kind will do: what fails here is the client."""
+    """One server type is enough: it is the client that fails here."""
     with RedisServer() as started_:
         yield started_
 
 
 class Faulty:
-    """The client of a store, which raises what `error` makes instead of answering, or behind that (`after`),
-    whenever `hits` says so of a command. A call is given up after `limit` seconds."""
+    """The client of a store. It raises the error that `error` makes for each command that `hits`
+    selects, instead of sending the command or, with `after`, after it. A call is given up after
+    `limit` seconds."""
 
     def __init__(self, store: Any, limit: float = 0.9) -> None:
         self._client = store._link._client
         store._link._client = self
-        # Not when it was opened: a busy machine may take longer for an answer.
+        # Only now: on a busy machine, opening the store may take longer.
         store._link.timing = replace(store._link.timing, limit=limit)
         store._running._limit = limit
         self.error: Callable[[], Exception] = lambda: RuntimeError("the handler is closed")
@@ -55,7 +57,7 @@ class Faulty:
 
 
 def touching(place: str) -> Callable[[tuple[Any, ...]], bool]:
-    """Whether a command names a key that ends so."""
+    """Whether a command names a key that ends with `place`."""
     return lambda command: any(isinstance(part, str) and part.endswith(place) for part in command)
 
 
@@ -64,7 +66,7 @@ async def own(store: Any) -> list[str]:
 
 
 async def until(there: Callable[[], Any]) -> None:
-    """Waits for a condition, of a store or of ours."""
+    """Waits for a condition, which may be asynchronous."""
     async with asyncio.timeout(20):
         while True:
             found = there()
@@ -86,7 +88,7 @@ async def test_each_process_finds_what_it_took_itself(server, tmp_path):
             ("t2", 12, True),
             ("t3", 13, False),
         ]
-        await stores[0].recover(WALLET, "t1")  # another's is left alone
+        await stores[0].recover(WALLET, "t1")  # another process's task is left alone
         await stores[0].recover(WALLET, "t2")
         assert [await own(store) for store in stores] == [["t0"], ["t1", "t3"]]
         assert (await stores[1].settle(ending("t1", 5))).record.cost == 5
@@ -94,7 +96,7 @@ async def test_each_process_finds_what_it_took_itself(server, tmp_path):
             await stores[0].settle(ending("t2", 5))
 
 
-async def test_wallets_that_are_at_rest_are_not_looked_at_for_ever(server, tmp_path):
+async def test_idle_wallets_are_not_checked_for_ever(server, tmp_path):
     async with AsyncExitStack() as stack:
         store = await open_with_credits(stack, server, tmp_path)
         await store.take(taking("a"))
@@ -108,7 +110,7 @@ async def test_wallets_that_are_at_rest_are_not_looked_at_for_ever(server, tmp_p
         assert await own(store) == ["b"]
 
 
-async def test_a_take_that_comes_late_is_found_though_its_wallet_was_at_rest(server, tmp_path, monkeypatch):
+async def test_a_take_that_arrives_late_is_found_though_its_wallet_was_idle(server, tmp_path, monkeypatch):
     monkeypatch.setattr(started, "_UNDO_FOR", 0.1)
     async with AsyncExitStack() as stack:
         store = await open_with_credits(stack, server, tmp_path)
@@ -122,7 +124,7 @@ async def test_a_take_that_comes_late_is_found_though_its_wallet_was_at_rest(ser
         faults.hits = lambda command: False
         for _ in range(10):
             assert await own(store) == []
-        # What was on its way all the time is done only now.
+        # The delayed command reaches the server only now.
         await store._link.send(*faults.failed[0])
         assert await own(store) == ["late"]
         await store.recover(WALLET, "late")
@@ -144,7 +146,7 @@ async def test_what_the_store_is_about_to_end_is_not_found(server, tmp_path):
         assert (await store.settle(ending("a"))).record.cost == 10
 
 
-# --- errors that nobody foresaw
+# --- unexpected errors
 
 ERRORS: dict[str, Callable[[], Exception]] = {
     "uvloop's closed transport": lambda: RuntimeError("unable to perform operation; the handler is closed"),
@@ -259,7 +261,7 @@ async def test_the_background_loops_outlive_any_error(server, tmp_path, caplog):
         assert "builtins.KeyError" in told[0]
 
 
-async def test_an_archive_that_fails_of_anything_gets_the_records_later(server, tmp_path, monkeypatch):
+async def test_an_archive_that_fails_with_any_error_gets_the_records_later(server, tmp_path, monkeypatch):
     async with AsyncExitStack() as stack:
         store = await open_with_credits(stack, server, tmp_path, drain=0.02)
         archive = store._usage._archive
@@ -282,7 +284,7 @@ async def test_an_archive_that_fails_of_anything_gets_the_records_later(server, 
         assert [one.task_id for one in (await store.list_usage(UsageQuery(), limit=9))[0]] == ["a"]
 
 
-async def test_a_hold_that_can_not_be_ended_keeps_no_other_from_it(server, tmp_path, caplog):
+async def test_a_hold_that_can_not_be_ended_does_not_keep_others_from_being_ended(server, tmp_path, caplog):
     async with AsyncExitStack() as stack:
         quick = {"beat": 0.02, "dead": 0.2}
         dying = await open_with_credits(stack, server, tmp_path, **quick)

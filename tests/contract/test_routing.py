@@ -215,7 +215,9 @@ async def test_one_accounts_failures_leave_the_route_to_others(house: House) -> 
 
 
 @pytest.mark.parametrize("vendors", [1, 2])
-async def test_when_all_routes_rest_nobody_is_asked_and_the_wait_is_told(house: House, vendors: int) -> None:
+async def test_when_all_circuits_are_open_no_vendor_is_asked_and_the_wait_is_returned(
+    house: House, vendors: int
+) -> None:
     router = house.router()
     house.one.default = house.two.default = BUSY
     if vendors == 1:
@@ -241,9 +243,7 @@ async def test_when_all_routes_rest_nobody_is_asked_and_the_wait_is_told(house: 
     ],
     ids=["too long", "policy", "a value", "too large"],
 )
-async def test_requests_that_are_at_fault_themselves_close_a_route_to_nobody(
-    house: House, reply: Any
-) -> None:
+async def test_invalid_requests_open_no_circuit(house: House, reply: Any) -> None:
     router = house.router()
     house.one.default = reply
     for account in ("a", "b", "c") * MINIMUM_CALLS:
@@ -292,7 +292,7 @@ async def test_a_vendor_that_stays_silent_is_left_alone(house: House, stream: bo
         assert await house.ask(router, "c", stream=stream) == "well again"
 
 
-async def test_a_probe_that_is_left_lets_another_account_probe_at_once(house: House) -> None:
+async def test_a_cancelled_probe_lets_another_account_probe_immediately(house: House) -> None:
     router = house.router()
     await house.open_route(router, "a", "b")
     house.now += PROBE_WAIT_MAX
@@ -322,8 +322,8 @@ async def test_a_provider_that_breaks_leaves_no_probe_behind(house: House) -> No
 
 
 class Breaking:
-    """A provider that says `words` and then raises `error`; `calls` counts, `callers` has the accounts that a
-    call was made for."""
+    """A provider that yields `words` and then raises `error`. `calls` is the number of calls;
+    `callers` has the account of each word."""
 
     configured = True
 
@@ -347,7 +347,7 @@ class Breaking:
 
 @pytest.mark.parametrize("replay", [Replay.AGAIN, Replay.ELSEWHERE], ids=["again", "elsewhere"])
 @pytest.mark.parametrize("code", ["provider_unavailable", "provider_failed", "overloaded"])
-async def test_what_fails_after_its_first_event_is_never_asked_again(
+async def test_a_call_that_fails_after_its_first_event_is_never_repeated(
     house: House, code: str, replay: Replay
 ) -> None:
     error = PomeloError(code)
@@ -360,7 +360,7 @@ async def test_what_fails_after_its_first_event_is_never_asked_again(
 
 
 @pytest.mark.parametrize("replay", list(Replay), ids=["never", "elsewhere", "again"])
-async def test_what_fails_before_its_first_event_is_asked_again_as_it_allows(
+async def test_a_call_that_fails_before_its_first_event_is_repeated_as_its_error_allows(
     house: House, replay: Replay
 ) -> None:
     error = PomeloError("provider_unavailable")
@@ -374,7 +374,7 @@ async def test_what_fails_before_its_first_event_is_asked_again_as_it_allows(
     assert house.asked() == (0, 0 if replay == Replay.NEVER else 1)
 
 
-async def test_a_provider_is_called_for_the_account_whose_task_it_is_whoever_asks_for_the_next_event(
+async def test_a_provider_is_called_for_the_account_of_the_task_whoever_reads_the_next_event(
     house: House,
 ) -> None:
     broken = house.providers["one"] = Breaking(PomeloError("provider_failed"), "one ", "two ", "three")

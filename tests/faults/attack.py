@@ -1,4 +1,4 @@
-"""Calls that are begun and never finished."""
+"""Calls that are started and never finished."""
 
 import asyncio
 import gzip
@@ -21,7 +21,7 @@ HALF = http2.prefixed(b"\x0a" * (9 * MIB - 100_000), size=9 * MIB)
 
 
 def flood(size: int) -> bytes:
-    """A RunTask of about so many bytes, all of them empty messages."""
+    """A RunTask request of about that many bytes, made up of empty messages."""
     return _nested(_nested(b"\x0a\x00" * (size // 2), 2), 1)
 
 
@@ -55,7 +55,7 @@ class Attack:
         *,
         end: bool = False,
     ) -> None:
-        """Begins so many calls; of each `data` goes out as the windows allow, and no more unless `end`."""
+        """Starts that many calls; each sends `data` as the windows allow, and half-closes only with `end`."""
         for number in range(count):
             connection = self._connections[number % len(self._connections)]
             call = connection.begin(path, metadata)
@@ -64,8 +64,8 @@ class Attack:
                 self._sending.append(asyncio.ensure_future(connection.send(call, data, end=end)))
 
     async def show(self, key: str) -> None:
-        """Shows a good key on each connection, by a call that is answered: the guard of connections leaves
-        them to the limits of calls then."""
+        """Authenticates each connection with one successful call: after that the connection guard no longer
+        closes it, and only the limits on calls apply."""
         for connection in self._connections:
             call = connection.begin(LIST_MODELS, [("authorization", f"Bearer {key}")])
             await connection.send(call, http2.prefixed(b""), end=True)
@@ -77,7 +77,7 @@ class Attack:
             await connection.over(call)
 
     async def sent(self, count: int) -> None:
-        """Returns when all that so many calls should send has gone out."""
+        """Returns when that many calls have sent all their data."""
         while sum(one.done() for one in self._sending) < count:
             await asyncio.wait(
                 [one for one in self._sending if not one.done()], return_when="FIRST_COMPLETED"
@@ -95,7 +95,7 @@ class Attack:
 
 @asynccontextmanager
 async def attack(served: Served, connections: int = 10) -> AsyncIterator[Attack]:
-    """Opens so many connections."""
+    """Opens that many connections."""
     opened = [http2.connect(served.host, served.grpc_port) for _ in range(connections)]
     entered = [await one.__aenter__() for one in opened]
     attacking = Attack(served, entered)

@@ -17,20 +17,20 @@ from tests.integration.asking import bearer
 from tests.serving import Served
 
 ANSWERED_WITHIN = 1.0
-"""Seconds; what callers were promised. A machine that does other things as well has twice as much for one call."""
+"""Seconds; the promised maximum. On a busy machine a single call may take twice as long."""
 
 
 @dataclass
 class Callers:
-    """Good callers, who ask again and again for what costs nothing; the seconds that each answer took."""
+    """Good callers that repeat a free request, and the seconds that each answer took."""
 
     rest: list[float] = field(default_factory=list)
     grpc: list[float] = field(default_factory=list)
     newcomers: list[float] = field(default_factory=list)
-    """Of those who open a connection for each call."""
+    """The same for callers that open a connection for each call."""
 
     def check(self) -> None:
-        """They were all answered, in time and at their usual pace."""
+        """Asserts that all were answered, in time and at their usual pace."""
         for times in (self.rest, self.grpc, self.newcomers):
             assert len(times) > 3
             assert max(times) < 2 * ANSWERED_WITHIN

@@ -18,7 +18,7 @@ def frame(kind: int, flags: int = 0, stream: int = 0, payload: bytes = b"") -> b
 
 
 def block(headers: Headers) -> bytes:
-    """A header block: literal fields that no table remembers. Names and values have at most 126 bytes."""
+    """A header block of literal fields without indexing. Names and values have at most 126 bytes."""
     parts = []
     for name, value in headers:
         parts.append(b"\x00" + bytes((len(name),)) + name.encode() + bytes((len(value),)) + value.encode())
@@ -39,7 +39,7 @@ def request(path: str, *more: tuple[str, str]) -> Headers:
 
 
 def hello() -> bytes:
-    """What a client sends first."""
+    """The client's connection preface and SETTINGS frames."""
     return PREFACE + frame(SETTINGS) + frame(SETTINGS, ACK)
 
 

@@ -1,7 +1,7 @@
-"""Two good callers in a process of their own, so that a busy attacker is not taken for a busy server.
+"""Two good callers in a process of their own, so that a busy attacker does not look like a busy server.
 
-Run as `python -m tests.faults.good_callers URL ADDRESS KEY`: asks for the models over both protocols, again and
-again, until its stdin ends; then prints what they saw.
+Run as `python -m tests.faults.good_callers URL ADDRESS KEY`: lists the models over both protocols, repeatedly,
+until its stdin ends; then prints what they saw.
 """
 
 import asyncio
@@ -57,7 +57,7 @@ async def call(url: str, address: str, key: str) -> Good:
     answered = asyncio.Barrier(3)
 
     async def repeat(protocol: str, ask: Callable[[], Awaitable[str]]) -> None:
-        await ask()  # what is done once, such as connecting, is no wait
+        await ask()  # one-time work, such as connecting, does not count as a wait
         await answered.wait()
         while not over.done():
             began = time.monotonic()

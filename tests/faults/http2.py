@@ -1,6 +1,6 @@
-"""A client of HTTP/2 that does what no gRPC client does: it sends half of a message, or none, and waits.
+"""An HTTP/2 client that does what no gRPC client does: it sends half a message, or no message, and waits.
 
-It knows just enough for that: headers as literals, the windows of flow control, which frames came and when.
+It implements only what that needs: literal headers, flow-control windows, and a log of received frames.
 """
 
 import asyncio
@@ -32,7 +32,7 @@ _FRAME = 16_384
 
 
 def prefixed(message: bytes, *, compressed: bool = False, size: int | None = None) -> bytes:
-    """A message as gRPC frames it; `size` is what the prefix says."""
+    """A message with gRPC's length prefix; `size` overrides the length in the prefix."""
     return struct.pack(">BI", compressed, len(message) if size is None else size) + message
 
 
@@ -55,7 +55,7 @@ class Stream:
 
 
 class Connection:
-    """One connection, on which calls are begun and not always finished."""
+    """One connection, on which calls are started and not always finished."""
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._reader = reader
@@ -76,7 +76,7 @@ class Connection:
         return stream
 
     async def send(self, stream: Stream, data: bytes, *, end: bool = False) -> int:
-        """Sends bytes of a call as the windows allow, until the call is over; tells how many went out."""
+        """Sends bytes of a call as the windows allow, until the call is over; returns how many were sent."""
         at = 0
         while at < len(data):
             async with self._changed:

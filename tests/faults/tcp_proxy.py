@@ -1,5 +1,5 @@
 """A proxy between the store and its server that resets connections: at any moment, before a command is done, or
-after it was done and before anybody hears of it."""
+after it was done and before its answer is delivered."""
 
 import asyncio
 import socket
@@ -16,16 +16,16 @@ class Cut(Enum):
     """When a connection is reset."""
 
     NOW = "now"
-    """Immediately, whatever is on its way."""
+    """Immediately, whatever is in transit."""
     ASKED = "asked"
-    """As the next commands come, which are lost."""
+    """When the next commands arrive, which are lost."""
     ANSWERED = "answered"
-    """As the next answers come, which are lost; their commands were done."""
+    """When the next answers arrive, which are lost; their commands were executed."""
 
 
 class TcpProxy:
-    """Passes bytes on, to a port of loopback. `every`: each so many answers, in place of one the connection is
-    reset; 0: none. `cuts` counts all connections that were reset."""
+    """Passes bytes on, to a port of loopback. `every`: resets the connection in place of each
+    `every`th answer; 0: never. `cuts` counts all connections that were reset."""
 
     def __init__(self, port: int) -> None:
         self.every = 0
@@ -37,7 +37,7 @@ class TcpProxy:
         self._clients: deque[asyncio.StreamWriter] = deque()
 
     def cut(self, when: Cut) -> None:
-        """Resets one connection, once: the oldest, as soon as there is one, or the one that something comes on."""
+        """Resets one connection, once: the oldest, as soon as there is one, or the next one with traffic."""
         if when is Cut.NOW and self._clients:
             self._reset(self._clients[0])
         else:
@@ -98,7 +98,7 @@ class TcpProxy:
             await writer.drain()
 
     def _falls(self, when: Cut) -> bool:
-        """Whether it is time for one that was asked for."""
+        """Whether a requested reset is due; uses it up."""
         if not self._armed[when]:
             return False
         self._armed[when] -= 1
@@ -108,7 +108,7 @@ class TcpProxy:
         self.cuts += 1
         self._gone(writer)
         raw = writer.get_extra_info("socket")
-        # Closed with nothing lingering, a socket says RST.
+        # With a linger time of zero, closing a socket sends RST.
         raw.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         writer.transport.abort()
 

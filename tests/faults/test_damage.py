@@ -1,4 +1,4 @@
-"""A damaged file of a store: it is refused at the start, or named by the audit, with what to do about it."""
+"""A damaged store file is refused at startup or reported by the audit, with what to do about it."""
 
 import asyncio
 import logging
@@ -68,11 +68,11 @@ async def archived(tmp_path_factory: pytest.TempPathFactory) -> bytes:
     return path.read_bytes()
 
 
-# --- what may become of a file
+# --- kinds of damage
 
 
 def bad_pages(whole: bytes) -> Iterator[tuple[str, bytes]]:
-    """Each page in turn without its contents, or with those of another one."""
+    """Each page in turn, replaced by zeros, random bytes or the contents of another page."""
     chance = random.Random(SEED)
     count = len(whole) // PAGE
     for number in range(count):
@@ -86,7 +86,7 @@ def bad_pages(whole: bytes) -> Iterator[tuple[str, bytes]]:
 
 
 def bad_heads(whole: bytes) -> Iterator[tuple[str, bytes]]:
-    """The head of each page of a tree, and that of the file, with bytes that are not its own."""
+    """The header of each page, and that of the file, overwritten with random bytes."""
     chance = random.Random(SEED)
     for number in range(len(whole) // PAGE):
         at = number * PAGE + (0 if number else 100)
@@ -105,7 +105,7 @@ def cut(whole: bytes) -> Iterator[tuple[str, bytes]]:
 
 
 def flipped(whole: bytes) -> Iterator[tuple[str, bytes]]:
-    """Bits that flipped here and there, in 20 files."""
+    """Random bit flips, in 20 files."""
     chance = random.Random(SEED)
     for number in range(20):
         bent = bytearray(whole)
@@ -115,7 +115,7 @@ def flipped(whole: bytes) -> Iterator[tuple[str, bytes]]:
 
 
 async def store_says(path: Path) -> str:
-    """What is said of a store's file when it is opened, or by the audit; nothing if all is well."""
+    """The error from opening a store's file or from the audit; empty if the file is intact."""
     try:
         async with open_sqlite(path) as store:
             found = (await audit(store)).findings
@@ -167,7 +167,7 @@ async def test_no_damage_is_silent(
 
 
 @pytest.mark.parametrize("which", ["pomelo.db", "usage.db"])
-async def test_an_empty_file_is_none_to_start_anew_with(which: str, tmp_path: Path) -> None:
+async def test_an_empty_file_is_refused_and_not_initialised(which: str, tmp_path: Path) -> None:
     path = tmp_path / which
     path.write_bytes(b"")
     says = store_says if which == "pomelo.db" else archive_says
@@ -181,7 +181,7 @@ async def test_an_empty_file_is_none_to_start_anew_with(which: str, tmp_path: Pa
     assert await says(path) == ""
 
 
-async def test_a_log_without_its_file_is_none_to_start_anew_with(tmp_path: Path) -> None:
+async def test_a_log_without_its_file_is_refused_and_not_initialised(tmp_path: Path) -> None:
     path = tmp_path / "pomelo.db"
     (tmp_path / "pomelo.db-wal").write_bytes(b"what was committed last")
     said = await store_says(path)
@@ -190,9 +190,7 @@ async def test_a_log_without_its_file_is_none_to_start_anew_with(tmp_path: Path)
     assert await store_says(path) == ""
 
 
-async def test_a_file_that_is_made_is_whole_or_absent(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_new_file_is_complete_or_absent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     class DiskFullError(sqlite3.OperationalError):
         sqlite_errorcode = sqlite3.SQLITE_FULL
 
@@ -209,7 +207,7 @@ async def test_a_file_that_is_made_is_whole_or_absent(
 
 @pytest.mark.parametrize("change", ["sql = replace(sql, 'request_id', 'request_ib')", "name = 'usaga'"])
 @pytest.mark.parametrize("which", ["database", "archived"])
-async def test_a_table_that_is_not_what_it_was_made_as_is_refused(
+async def test_a_table_with_an_altered_definition_is_refused(
     which: str, change: str, database: bytes, archived: bytes, tmp_path: Path
 ) -> None:
     path = tmp_path / "pomelo.db"
@@ -227,7 +225,7 @@ async def test_a_table_that_is_not_what_it_was_made_as_is_refused(
 
 @pytest.fixture
 async def crashed(tmp_path: Path) -> Path:
-    """A store's file and log as a process leaves them that dies after it has settled 20 tasks."""
+    """A store's file and log as left by a process that dies after it has settled 20 tasks."""
     path, copy = tmp_path / "pomelo.db", tmp_path / "crashed"
     async with open_sqlite(path):
         pass
@@ -241,7 +239,7 @@ async def crashed(tmp_path: Path) -> Path:
     return copy / "pomelo.db"
 
 
-async def test_a_sound_log_of_a_crash_is_taken_over(crashed: Path) -> None:
+async def test_an_intact_log_of_a_crash_is_recovered(crashed: Path) -> None:
     commits = damage.last_commits(crashed)
     assert commits is not None
     assert len(commits) >= 40
@@ -277,7 +275,7 @@ async def test_what_a_crash_cut_off_was_never_acknowledged(crashed: Path) -> Non
 # --- damage while the store is open
 
 
-async def test_damage_that_a_statement_meets_is_logged_once_and_told_by_the_audit(
+async def test_damage_that_a_statement_meets_is_logged_once_and_reported_by_the_audit(
     database: bytes, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     path = tmp_path / "pomelo.db"
@@ -317,7 +315,7 @@ async def test_damage_that_a_write_meets_is_logged_too(
         assert await store.list_accounts() != []
 
 
-async def test_a_large_file_is_looked_over_for_a_bounded_time(
+async def test_a_large_file_is_checked_for_a_bounded_time(
     database: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     path = tmp_path / "pomelo.db"
@@ -339,10 +337,10 @@ async def test_a_large_file_is_looked_over_for_a_bounded_time(
     assert any("looked over in part" in record.getMessage() for record in caplog.records)
 
 
-# --- as the operator sees it
+# --- what the operator sees
 
 
-async def test_the_operator_is_told_by_serve_and_by_the_audit(database: bytes, tmp_path: Path) -> None:
+async def test_serve_and_the_audit_report_damage_to_the_operator(database: bytes, tmp_path: Path) -> None:
     data = tmp_path / "data"
     made = await pomelo(tmp_path, "keys", "create")
     assert made.status == 0, made.error
@@ -369,7 +367,7 @@ async def test_the_operator_is_told_by_serve_and_by_the_audit(database: bytes, t
         assert damage.REMEDY in ended.out
 
 
-async def test_a_task_that_runs_is_not_in_the_way_of_the_check(database: bytes, tmp_path: Path) -> None:
+async def test_a_running_task_does_not_fail_the_check(database: bytes, tmp_path: Path) -> None:
     path = tmp_path / "pomelo.db"
     path.write_bytes(database)
     async with open_sqlite(path) as store:
@@ -377,7 +375,7 @@ async def test_a_task_that_runs_is_not_in_the_way_of_the_check(database: bytes, 
         assert not (await audit(store)).findings
 
 
-async def test_damage_of_an_open_archive_is_told_too(archived: bytes, tmp_path: Path) -> None:
+async def test_damage_of_an_open_archive_is_reported_too(archived: bytes, tmp_path: Path) -> None:
     path = tmp_path / "usage.db"
     path.write_bytes(archived)
     async with open_archive(f"sqlite:{path}") as archive:
@@ -389,7 +387,7 @@ async def test_damage_of_an_open_archive_is_told_too(archived: bytes, tmp_path: 
         assert len(found) > 1
 
 
-async def test_a_backup_that_is_made_while_tasks_run_is_whole(tmp_path: Path) -> None:
+async def test_a_backup_that_is_made_while_tasks_run_is_complete(tmp_path: Path) -> None:
     path, backup = tmp_path / "pomelo.db", tmp_path / "backup" / "pomelo.db"
     backup.parent.mkdir(mode=0o700)
 

@@ -1,4 +1,4 @@
-"""Floods of frames and of connections on the gRPC port: they are cut, and other callers do not notice.
+"""Floods of frames and of connections on the gRPC port are cut off without delaying other callers.
 
 A server process as `pomelo serve` starts it. Attackers come from 127.0.0.2 where the test is not about callers
 who share their address.
@@ -48,8 +48,8 @@ async def served(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Serv
 
 
 async def test_a_caller_with_many_connections_and_calls_is_left_alone(served: Served) -> None:
-    """200 connections with a key each, an upload of 50 MiB, 100 calls with bodies at once, 20 cancelled streams
-    a second: nothing of it is a flood."""
+    """200 connections with a key each, an upload of 50 MiB, 100 concurrent calls with bodies, 20 cancelled
+    streams a second: none of these counts as a flood."""
     metadata = bearer(served.key)
     authorization = ("authorization", f"Bearer {served.key}")
     with ExitStack() as stack:
@@ -87,7 +87,7 @@ async def test_a_caller_with_many_connections_and_calls_is_left_alone(served: Se
             one.setblocking(False)
             assert one.recv(65536)
             with pytest.raises(BlockingIOError):
-                one.recv(65536)  # an end would be b"", or an error of another kind
+                one.recv(65536)  # a closed connection would give b"" or a different error
     assert "connections were closed" not in served.log()
 
 
@@ -122,7 +122,7 @@ def flood(kind: str, authorization: list[tuple[str, str]]) -> Iterator[bytes]:
             yield begin()
             one = frames.frame(frames.DATA, 0, stream)
         case "RST_STREAM" | "reset by the server":
-            # A window that grows by nothing is an error, for which the server resets the call itself.
+            # A window increment of zero is an error, so the server resets the call itself.
             end = (frames.RST_STREAM, 8) if kind == "RST_STREAM" else (frames.WINDOW_UPDATE, 0)
             while True:
                 one = b""
@@ -135,7 +135,7 @@ def flood(kind: str, authorization: list[tuple[str, str]]) -> Iterator[bytes]:
 
 
 def attack(served: Served, kind: str, *, keyed: bool) -> None:
-    """Floods the server until it cuts the connection, which it does in time."""
+    """Floods the server until it cuts the connection; fails if that takes too long."""
     authorization = bearer(served.key) if keyed else []
     source = ("127.0.0.2", 0)
     with socket.create_connection(("127.0.0.1", served.grpc_port), 10, source) as connection:
@@ -216,7 +216,7 @@ async def test_connections_that_come_without_end_leave_room_for_newcomers_with_a
                 with suppress(ConnectionError):
                     one = socket.create_connection(("127.0.0.1", served.grpc_port), 10, ("127.0.0.2", 0))
                     stack.enter_context(one) if number % 2 else one.close()
-                time.sleep(0.0002)  # else this process has no time for the good callers
+                time.sleep(0.0002)  # otherwise this process has no time for the good callers
 
     assert descriptors.raise_limit() > 4_000
     async with good_callers(served) as callers:

@@ -1,8 +1,8 @@
-"""Errors that nobody foresaw, raised by the client of the store at each of its calls over the whole life of a task:
-its caller hears of nothing worse than a store that can't be reached, and nothing is held or left out afterwards.
+"""Unexpected errors, raised by the store's client at each of its calls over the whole life of a task: the
+caller receives at worst `store_unavailable`, no reservation is left, and no record is missing.
 
-The everyday size takes the errors in turn; with CRASH=full each call fails of each error, before and after it was
-done.
+By default the errors are used in turn; with CRASH=full each call fails with each error, before and after
+it was executed.
 """
 
 import asyncio
@@ -49,7 +49,7 @@ PATIENT = 10.0
 
 
 class UnheardOfError(Exception):
-    """What no code of ours knows."""
+    """An exception type that no code of ours handles."""
 
 
 ERRORS: dict[str, Callable[[], Exception]] = {
@@ -66,8 +66,8 @@ KNOWN: dict[str, Callable[[], Exception]] = {
 
 
 class Faults:
-    """What the client of a store is to fail of: `times` calls from the one numbered `at` on, of those that are made
-    after `arm`; before they are done, or `after`."""
+    """A fault of the store's client: of the calls made after `arm`, `times` calls from number `at` on fail,
+    before they are executed, or `after`."""
 
     def __init__(self) -> None:
         self.count = 0
@@ -87,7 +87,7 @@ class Faults:
         self._first = self._last = -1
 
     def falls(self) -> tuple[bool, bool]:
-        """Counts a call; whether it fails before it is done, and whether after."""
+        """Counts a call; returns whether it fails before it is executed, and whether after."""
         hit = self._first <= self.count < self._last
         self.count += 1
         self.hits += hit
@@ -103,7 +103,7 @@ _OURS = {one.digest for one in (scripts.TAKE, scripts.SETTLE, scripts.VOID, scri
 
 
 class FaultyClient:
-    """The client of Redis, whose calls of a task's life fail."""
+    """The Redis client; the calls that a task makes can fail."""
 
     def __init__(self, client: Any, faults: Faults) -> None:
         self._client = client
@@ -113,7 +113,7 @@ class FaultyClient:
         return getattr(self._client, name)
 
     async def execute_command(self, *command: Any) -> Any:
-        """See Client."""
+        """Executes a command, and fails before or after it."""
         ours = command[0] in ("HGET", "SADD", "EVAL") or command[1] in _OURS
         before, after = self._faults.falls() if ours else (False, False)
         if before:
@@ -125,13 +125,13 @@ class FaultyClient:
 
 
 class FaultyConnection(sqlite3.Connection):
-    """A connection to a file, whose statements fail; of the one that writes."""
+    """A connection to a file whose statements fail, unless it is read-only."""
 
     faults: Faults
     reads = False
 
     def execute(self, sql: str, parameters: Any = (), /) -> sqlite3.Cursor:
-        """Executes it, and fails before or after it."""
+        """Executes a statement, and fails before or after it."""
         if sql == "PRAGMA query_only = ON":
             self.reads = True
         before, after = (False, False) if self.reads else self.faults.falls()
@@ -148,8 +148,8 @@ class FaultyConnection(sqlite3.Connection):
 
 @dataclass
 class Life:
-    """One task: how it goes on, and what its caller was told. `words` have come to its caller. `retried`: the store
-    gets over what befalls it, and nobody notices."""
+    """One task: how it is run, and the answer its caller received. `words`: how many its caller has
+    received. `retried`: the store recovers from the fault by a retry, so the caller sees no error."""
 
     ending: str
     stream: bool
@@ -170,16 +170,16 @@ class Life:
         return Answer(WORDS, at={2: self.gate} if self.ending == "left" else {})(received)
 
     def came(self) -> None:
-        """A word has come."""
+        """Counts a received word."""
         self.words += 1
 
     async def ask(self, wire: Rest | Grpc) -> None:
-        """From its first byte to its last, or until its caller leaves."""
+        """Runs the task to its last byte, or until its caller leaves."""
         asking = asyncio.create_task(wire(self.body(), self.request_id, stream=self.stream, piece=self.came))
         if self.ending == "left":
             half_way = asyncio.create_task(self.gate.reached.wait())
             await asyncio.wait({asking, half_way}, return_when=asyncio.FIRST_COMPLETED)
-            while self.stream and self.words < 2 and not asking.done():  # noqa: ASYNC110 (nothing tells when)
+            while self.stream and self.words < 2 and not asking.done():  # noqa: ASYNC110 (no event to wait for)
                 await asyncio.sleep(0.001)
             half_way.cancel()
             if not asking.done():
@@ -211,7 +211,7 @@ class House:
         *,
         after: bool,
     ) -> None:
-        """Lives a life under a fault, and waits until nothing of it is held."""
+        """Runs one task under a fault, and waits until no reservation of it is left."""
         self.lives[life.request_id] = life
         store: Any = self.app.store
         self.app.keyring._known.clear()  # so that the key is looked up
@@ -230,7 +230,7 @@ class House:
                 await asyncio.sleep(0.002)
 
     async def audited(self) -> pb.AuditResponse:
-        """What the running server says of its books."""
+        """The audit of the running server."""
         async with grpc.aio.insecure_channel(f"unix:{self.app.settings.admin_socket}") as channel:
             return await AdminServiceStub(channel).Audit(pb.AuditRequest())
 
@@ -301,7 +301,7 @@ STEPS = {"sqlite": 1 if FULL else 3, "redis": 1}
 
 
 @pytest.mark.timeout(1800 if FULL else 120)
-async def test_whatever_the_store_fails_of_at_whatever_call_nothing_is_held_and_all_is_on_the_record_once(
+async def test_any_store_error_at_any_call_leaves_no_reservation_and_one_record_per_answer(
     kind: tuple[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     store, url = kind
@@ -337,12 +337,12 @@ async def test_whatever_the_store_fails_of_at_whatever_call_nothing_is_held_and_
 
 
 def told(life: Life) -> str:
-    """What a life's caller was told in the end."""
+    """The code that a task's caller received at the end."""
     return "left" if life.told is None else life.told.code
 
 
 async def check(house: House) -> None:
-    """Nothing worse was told than it may be, and every answer of the vendor is on the record once."""
+    """Callers received only the allowed codes, and every vendor answer has exactly one usage record."""
     records = await house.records()
     asked = Counter(received.prompt.split()[0] for received in house.upstream.requests)
     assert set(asked.values()) == {1}
@@ -367,10 +367,10 @@ async def check(house: House) -> None:
     assert (audited.holds, audited.difference_micros) == (0, 0)
 
 
-# --- what nobody runs
+# --- reservations whose task no process runs
 
 
-async def test_what_a_running_server_holds_and_does_not_run_is_a_difference_and_is_ended(
+async def test_a_reservation_without_a_running_task_is_an_audit_difference_and_is_ended(
     kind: tuple[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store, url = kind

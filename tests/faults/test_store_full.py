@@ -170,7 +170,7 @@ def body(name: str) -> dict[str, Any]:
 def all_kinds(
     wires: tuple[Rest, Grpc], watch: Watch, *, repeatable: bool = True
 ) -> dict[str, "asyncio.Task[Told]"]:
-    """A task of each kind on each wire, by its name, which is its Idempotency-Key, too, if `repeatable`."""
+    """A task of each type over each protocol, by name; with `repeatable` also its Idempotency-Key."""
     tasks = {}
     for kind in ("text", "speech"):
         for wire in wires:
@@ -301,7 +301,7 @@ async def test_uploads_to_a_disk_in_trouble_are_unavailable_and_leave_nothing(
     (await read_books(process)).check_idle()
 
 
-async def test_media_leave_the_ledger_its_share_of_the_disk(
+async def test_media_leave_disk_space_for_the_ledger(
     house: House, trouble: Trouble, upstream: FaultUpstream, vendor: Vendor
 ) -> None:
     if not isinstance(trouble, FullDisk):
@@ -334,7 +334,7 @@ async def test_media_leave_the_ledger_its_share_of_the_disk(
 
 
 async def form(session: aiohttp.ClientSession, process: Process, house: House, size: int) -> tuple[int, str]:
-    """The status and the error's code of a form with a sound."""
+    """The status and the error's code of a form with an audio file."""
     data = aiohttp.FormData({"model": "eleven-labs-stt"})
     data.add_field("audio", b"OggS" + bytes(size), filename="a.ogg", content_type="audio/ogg")
     headers = {"Authorization": f"Bearer {house.key}"}
@@ -365,7 +365,7 @@ async def free_of(house: House) -> int:
 
 
 async def inside(house: House, *command: str) -> str:
-    """What a program says where the house is."""
+    """The output of a program that is run where the house's files are."""
     process = await asyncio.create_subprocess_exec(*house.inside, *command, stdout=subprocess.PIPE)
     said, _ = await process.communicate()
     assert process.returncode == 0

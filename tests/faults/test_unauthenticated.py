@@ -33,7 +33,7 @@ log = logging.getLogger(__name__)
 
 LARGE = "LOAD_CALLS" in os.environ
 CALLS = 300 if LARGE else 170
-"""Of each of six methods."""
+"""Calls of each of six methods."""
 GZIP = [("grpc-encoding", "gzip")]
 
 
@@ -42,7 +42,7 @@ async def served(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Serv
     """`pomelo serve`, with a key of an account on the plan free beside the usual one."""
     async with serve(tmp_path_factory.mktemp("served")) as process:
         await command(process, "accounts", "plan", "default", "unlimited")
-        # What is loaded at the first call of each kind is no growth.
+        # Memory loaded by the first call of each kind does not count as growth.
         async with good_callers(process, process.key) as good, attack(process, 1) as attacking:
             attacking.begin(2, RUN_TASK, [("authorization", f"Bearer {process.key}"), *GZIP], BOMB, end=True)
             await attacking.over()
@@ -89,7 +89,7 @@ async def test_calls_without_a_key_are_over_in_10_s_and_good_callers_do_not_noti
     assert not good.refused
     assert good.count > 10
     assert max(good.waits.values()) < 1.0
-    assert longest < 11.0  # 10 on a machine that is not busy
+    assert longest < 11.0  # 10 on an idle machine
 
 
 async def test_a_free_key_costs_its_share_and_others_do_not_notice(served: Served) -> None:

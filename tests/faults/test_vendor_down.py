@@ -35,7 +35,7 @@ class Counting(CircuitBreaker):
     attempts = running = most_running = 0
 
     def acquire(self, account: str, now: float) -> Attempt | None:
-        """See CircuitBreaker."""
+        """Counts the attempt if it is let through."""
         attempt = super().acquire(account, now)
         if attempt is not None:
             self.attempts += 1
@@ -44,7 +44,7 @@ class Counting(CircuitBreaker):
         return attempt
 
     def release(self, attempt: Attempt, now: float) -> None:
-        """See CircuitBreaker."""
+        """Counts the attempt as ended."""
         super().release(attempt, now)
         self.running -= 1
 
@@ -68,7 +68,7 @@ async def _house(tmp_path: Path, breakers: list[Counting]) -> AsyncIterator[Hous
 
 
 class Traffic:
-    """Callers who ask again and again; `outcomes` counts codes by account."""
+    """Callers that send requests repeatedly; `outcomes` counts codes by account."""
 
     def __init__(self, house: House) -> None:
         self.house = house
@@ -76,7 +76,7 @@ class Traffic:
         self._tasks: list[asyncio.Task[None]] = []
 
     def begin(self, caller: Caller, prompt: str, *, at_once: int = 1, pace: float = PACE) -> None:
-        """A caller begins: so many callers of one account, each with one call at a time."""
+        """Starts callers of one account, each with one call at a time."""
         for number in range(at_once):
             way, stream = WAYS[number % 3], number % 2 == 0
             self._tasks.append(asyncio.create_task(self._ask(caller, way, prompt, stream, pace)))
@@ -90,13 +90,13 @@ class Traffic:
             await asyncio.sleep(pace)
 
     async def end(self) -> None:
-        """All stop."""
+        """Stops all callers."""
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
     def count(self, code: str) -> int:
-        """How many calls ended so."""
+        """How many calls ended with a code."""
         return sum(outcomes[code] for outcomes in self.outcomes.values())
 
 
@@ -110,7 +110,7 @@ async def until(happened: Callable[[], bool], within: float) -> float:
 
 
 async def books_are_right(house: House, *callers: Caller) -> None:
-    """Nothing is held once the server has seen that its callers left, and the audit finds no difference."""
+    """Waits until no reservation of these callers is left; the audit then finds no difference."""
     async with asyncio.timeout(5):
         for caller in callers:
             while (await house.balance(caller, live=True)).held or await house.slots(caller, live=True):  # noqa: ASYNC110
@@ -141,7 +141,7 @@ async def test_poison_of_one_account_fails_that_account_alone(house: House, pois
 
 @asynccontextmanager
 async def down(upstream: FaultUpstream, how: str) -> AsyncIterator[None]:
-    """A vendor is down for as long as it is entered."""
+    """A context during which a vendor is down."""
     good = upstream.default
     if how == "no connection":
         await upstream.__aexit__(None, None, None)
@@ -172,7 +172,7 @@ async def test_a_vendor_that_is_down_is_left_alone_and_found_again(
         limit = LEFT_ALONE_WITHIN + (SILENCE if how == "silence" else 0)  # from the first failure
         seconds = await until(lambda: breaker.state is not State.CLOSED, limit)
         assert seconds < limit
-        await until(lambda: breaker.running == 0, 5)  # what was under way
+        await until(lambda: breaker.running == 0, 5)  # calls that were running
         breaker.attempts = breaker.most_running = 0
         seconds = await until(lambda: breaker.attempts > 0, PROBE_WAIT_MAX + 1)
         assert breaker.attempts <= 1 + seconds / PROBE_WAIT, "probes alone"
@@ -202,7 +202,7 @@ async def test_an_account_alone_at_a_vendor_that_is_down_does_not_hammer_it(hous
     await books_are_right(house, caller)
 
 
-async def test_a_callers_own_short_deadline_opens_nothing(house: House) -> None:
+async def test_a_callers_own_short_deadline_opens_no_circuit_breaker(house: House) -> None:
     house.upstream.when("slow", Answer(before=(Gate(),)))
     house.upstream.default = Answer("All is well.")
     callers = [await house.caller() for _ in range(2)]

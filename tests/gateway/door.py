@@ -145,7 +145,7 @@ class Door:
 
     @asynccontextmanager
     async def talk(self, data: bytes) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
-        """A connection of its own, on which bytes were sent."""
+        """Opens a new connection and sends bytes on it."""
         reader, writer = await asyncio.open_connection(self.host, self.port)
         try:
             writer.write(data)

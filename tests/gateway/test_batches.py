@@ -1,4 +1,4 @@
-"""Server-sent events that come faster than they can be sent: they share writes, and nothing waits for more."""
+"""Batching of server-sent events: ready events share a write, and none waits for a later one."""
 
 import asyncio
 import json
@@ -22,7 +22,7 @@ MANY = [f"word{number} " for number in range(500)]
 
 
 def request(door: Door, protocol: str = "HTTP/1.1") -> bytes:
-    """A request of a stream, after which the connection is closed."""
+    """A request for a stream, with `Connection: close`."""
     body = json.dumps(ASKED)
     return (
         f"POST /api/v1/task {protocol}\r\nHost: {door.host}\r\nAuthorization: {door.headers['Authorization']}\r\n"
@@ -31,7 +31,7 @@ def request(door: Door, protocol: str = "HTTP/1.1") -> bytes:
 
 
 def chunks(body: bytes) -> list[bytes]:
-    """What was sent in one write each: the chunks of HTTP."""
+    """The HTTP chunks of a body; the server sends each in one write."""
     found = []
     while body:
         size, _, body = body.partition(b"\r\n")
@@ -41,7 +41,7 @@ def chunks(body: bytes) -> list[bytes]:
 
 
 def text(body: bytes) -> list[str]:
-    """The texts of a stream's events, whose last are `[DONE]`, or the code of the error."""
+    """The texts of a stream's events; the last entry is `[DONE]` or the error code."""
     found = []
     for block in body.decode().split("\n\n")[:-1]:
         data = block.rpartition("data: ")[2]
@@ -55,7 +55,7 @@ def text(body: bytes) -> list[str]:
     return found
 
 
-async def test_events_that_come_together_share_writes_and_stay_in_order(door: Door) -> None:
+async def test_events_that_are_ready_together_share_writes_and_stay_in_order(door: Door) -> None:
     async def script(job: Job) -> AsyncIterator[Event]:
         for event in words(*MANY):
             yield event
@@ -79,7 +79,7 @@ async def test_a_client_without_chunks_gets_the_same_events(door: Door) -> None:
     assert text(body) == [*MANY, "[DONE]"]
 
 
-async def test_events_that_came_together_are_all_heard_before_the_next_one_comes(door: Door) -> None:
+async def test_ready_events_are_sent_before_the_next_event_arrives(door: Door) -> None:
     gate = asyncio.Event()
 
     async def script(job: Job) -> AsyncIterator[Event]:
@@ -99,7 +99,7 @@ async def test_events_that_came_together_are_all_heard_before_the_next_one_comes
 
 
 @pytest.mark.parametrize("pieces", [0, 1, 2, 3, 50])
-async def test_what_came_before_a_failure_is_heard_before_the_error(door: Door, pieces: int) -> None:
+async def test_events_before_a_failure_are_sent_before_the_error(door: Door, pieces: int) -> None:
     async def script(job: Job) -> AsyncIterator[Event]:
         yield words("first")[0]
         for event in words(*MANY)[:pieces]:
@@ -139,14 +139,14 @@ async def test_a_client_that_does_not_read_stops_the_stream(door: Door) -> None:
 
 
 class Ready:
-    """Tasks whose streams are there from their first event to their end, or to a failure."""
+    """Tasks whose streams yield every event, or fail, without waiting."""
 
     def __init__(self, failure: PomeloError | None) -> None:
         self._failure = failure
 
     @asynccontextmanager
     async def stream_task(self, task: Task, call: Call) -> AsyncIterator[AsyncIterator[Event]]:
-        """See TaskService."""
+        """Streams the events of a task."""
 
         async def events() -> AsyncIterator[Event]:
             *pieces, last = words(*MANY)
@@ -160,7 +160,7 @@ class Ready:
 
 
 @pytest.mark.parametrize("failure", [None, "provider_failed"])
-async def test_a_stream_that_ends_at_once_is_heard_whole(door: Door, failure: str | None) -> None:
+async def test_a_stream_that_never_waits_is_sent_completely(door: Door, failure: str | None) -> None:
     ready: Any = Ready(PomeloError(failure) if failure else None)
     services = replace(door.services, tasks=ready)
     async with (

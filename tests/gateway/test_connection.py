@@ -259,7 +259,7 @@ HEALTH = b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n"
 
 @contextlib.asynccontextmanager
 async def client(door: Door) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
-    """A connection."""
+    """Opens a connection and aborts it at the end."""
     reader, writer = await asyncio.open_connection(door.host, door.port)
     try:
         yield reader, writer
@@ -268,7 +268,7 @@ async def client(door: Door) -> AsyncIterator[tuple[asyncio.StreamReader, asynci
 
 
 async def answer(reader: asyncio.StreamReader) -> tuple[int, dict[str, str], bytes]:
-    """The next answer: status, headers by lower-case name, body."""
+    """Reads the next response: status, headers by lower-case name, body."""
     async with asyncio.timeout(10):
         head = (await reader.readuntil(b"\r\n\r\n")).decode()
         first, *lines = head.strip().split("\r\n")
@@ -277,23 +277,23 @@ async def answer(reader: asyncio.StreamReader) -> tuple[int, dict[str, str], byt
 
 
 async def gone(reader: asyncio.StreamReader) -> bytes:
-    """What comes until the server has closed."""
+    """Reads until the server closes the connection."""
     got = b""
     async with asyncio.timeout(10):
-        with contextlib.suppress(ConnectionError):  # a reset says the same
+        with contextlib.suppress(ConnectionError):  # a reset also means closed
             while piece := await reader.read(65_536):
                 got += piece
     return got
 
 
 def is_overloaded(status: int, headers: dict[str, str], body: bytes) -> bool:
-    """Whether an answer is the row of the table."""
+    """Whether a response is the `overloaded` error of the error table."""
     assert (headers["content-type"], headers["retry-after"]) == ("application/json", "1")
     assert headers["x-request-id"].startswith("req_")
     return (status, json.loads(body)["error"]["code"]) == (503, "overloaded")
 
 
-async def test_a_stranger_makes_room_and_callers_with_a_key_stay(opened: OpenDoor) -> None:
+async def test_connections_without_a_key_are_evicted_before_callers(opened: OpenDoor) -> None:
     async with (
         opened(max_connections=2) as door,
         client(door) as (caller, calls),
@@ -309,7 +309,7 @@ async def test_a_stranger_makes_room_and_callers_with_a_key_stay(opened: OpenDoo
                 assert (await answer(reader))[0] == 200
 
 
-async def test_an_idle_caller_makes_room_and_a_busy_one_does_not(opened: OpenDoor) -> None:
+async def test_an_idle_connection_is_evicted_and_a_busy_one_is_not(opened: OpenDoor) -> None:
     begun = asyncio.Event()
 
     async def script(job: Job) -> AsyncIterator[Event]:
@@ -330,7 +330,7 @@ async def test_an_idle_caller_makes_room_and_a_busy_one_does_not(opened: OpenDoo
         assert not door.player.closed.is_set()
 
 
-async def test_when_all_are_busy_a_new_one_gets_a_row_of_the_table_and_health_is_answered(
+async def test_when_all_connections_are_busy_a_new_one_gets_overloaded_and_health_is_answered(
     opened: OpenDoor,
 ) -> None:
     begun = asyncio.Event()
@@ -348,7 +348,7 @@ async def test_when_all_are_busy_a_new_one_gets_a_row_of_the_table_and_health_is
             async with client(door) as (reader, writer):
                 writer.write(asked)
                 assert is_overloaded(*await answer(reader))
-                writer.write(b"x" * 100_000)  # what comes after it does not take it back
+                writer.write(b"x" * 100_000)  # later bytes do not discard the response
         for _ in range(3):
             async with client(door) as (reader, writer):
                 writer.write(HEALTH)
@@ -356,7 +356,7 @@ async def test_when_all_are_busy_a_new_one_gets_a_row_of_the_table_and_health_is
                 assert (status, body) == (200, b'{"status":"ok"}')
 
 
-async def test_health_needs_no_key_and_tells_of_draining(opened: OpenDoor) -> None:
+async def test_health_needs_no_key_and_reports_draining(opened: OpenDoor) -> None:
     healthy = True
     async with opened(healthy=lambda: healthy) as door:
         async with door.http.get(f"{door.url}/healthz") as answered:
@@ -380,7 +380,7 @@ async def test_a_connection_without_a_good_key_ends_soon_whatever_it_does(
         assert 0.4 < await closed_after(door, *pieces) < 4
 
 
-async def test_a_good_key_keeps_a_connection_and_a_bad_one_ends_that(opened: OpenDoor) -> None:
+async def test_a_valid_key_keeps_a_connection_and_an_invalid_one_closes_it(opened: OpenDoor) -> None:
     async with opened(untrusted_timeout=0.5) as door, client(door) as (reader, writer):
         loop = asyncio.get_running_loop()
         begin = loop.time()
@@ -431,7 +431,7 @@ async def test_downloads_by_links_are_bounded(opened: OpenDoor) -> None:
                 pass
 
 
-async def test_a_stranger_gets_few_answers_on_a_connection(door: Door) -> None:
+async def test_an_unauthenticated_caller_gets_few_responses_on_a_connection(door: Door) -> None:
     for asked, status in ((BAD, 401), (b"GET /nowhere HTTP/1.1\r\nHost: x\r\n\r\n", 404)):
         async with client(door) as (reader, writer):
             writer.write(asked * 50)
@@ -488,12 +488,12 @@ async def test_slow_heads_of_one_address_are_few_and_callers_from_there_are_serv
             assert (await answer(reader))[0] == 404
 
 
-async def test_a_crowd_that_comes_at_once_from_one_address_is_answered_whole(opened: OpenDoor) -> None:
+async def test_concurrent_connections_of_one_address_are_all_answered(opened: OpenDoor) -> None:
     async with opened(max_untrusted=5, untrusted_grace=0.1) as door:
 
         async def ask() -> int:
             async with client(door) as (reader, writer):
-                await asyncio.sleep(0.5)  # a client that is slow to begin
+                await asyncio.sleep(0.5)  # the client is slow to send its request
                 writer.write(ACCOUNT)
                 return (await answer(reader))[0]
 
@@ -502,7 +502,7 @@ async def test_a_crowd_that_comes_at_once_from_one_address_is_answered_whole(ope
 
 @pytest.fixture(scope="module")
 def certificate(tmp_path_factory: pytest.TempPathFactory) -> ssl.SSLContext:
-    """The context of a server at loopback."""
+    """A TLS server context for loopback."""
     made = tmp_path_factory.mktemp("certificate")
     make_certificate(made, "cert", "localhost")
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
@@ -551,7 +551,7 @@ async def test_the_number_of_connections_fits_the_files_that_may_be_open(
     assert "POMELO_MAX_CONNECTIONS" in caplog.text
 
 
-async def test_without_descriptors_a_stranger_makes_room_and_accepting_goes_on(
+async def test_without_descriptors_an_unauthenticated_connection_is_evicted_and_accepting_continues(
     door: Door, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with client(door) as (stranger, _):
@@ -605,7 +605,7 @@ async def test_closing_the_gateway_ends_what_runs_and_frees_the_port(opened: Ope
 
 
 @pytest.mark.parametrize("start", [b"1;", b"1\r\na\r\n0\r\nX: ", b'1\r\na\r\n1;a="'])
-async def test_what_comes_with_a_body_beside_it_is_bounded(door: Door, start: bytes) -> None:
+async def test_chunk_extensions_and_trailers_are_bounded(door: Door, start: bytes) -> None:
     reader, writer = await asyncio.open_connection(door.host, door.port)
     try:
         writer.write(

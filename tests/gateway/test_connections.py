@@ -1,4 +1,4 @@
-"""Places of connections: the cap, what an address may have without a key, and who makes room for whom."""
+"""Connection limits: the cap, the share of an address, and which connection is evicted first."""
 
 import asyncio
 import random
@@ -13,14 +13,14 @@ ROOMY = ConnectionLimits(most=1000, life=60.0)
 
 
 class Visitors:
-    """Connections of a test, and how they were ended: True after being told."""
+    """Connections of a test, and how each was ended: True if a 503 was sent first."""
 
     def __init__(self, limits: ConnectionLimits) -> None:
         self.connections = Connections(limits)
         self.ended: dict[Slot, bool] = {}
 
     def open(self, address: str = "192.0.2.1", owner: str | None = None, *, busy: bool = False) -> Slot:
-        """A connection that has begun; of a caller with a key if there is an `owner`."""
+        """Opens a connection; with an `owner`, it is authenticated."""
 
         def end(told: bool) -> None:
             self.ended[slot] = told
@@ -32,7 +32,7 @@ class Visitors:
         return slot
 
     async def until(self, condition: Callable[[], bool]) -> None:
-        """Returns when it holds; the looks of `Connections` are a quarter of a second apart."""
+        """Returns when the condition holds; `Connections` checks every quarter of a second."""
         async with asyncio.timeout(5):
             while not condition():  # noqa: ASYNC110
                 await asyncio.sleep(0.02)
@@ -61,7 +61,7 @@ def test_groups_know_their_largest_and_its_oldest_whatever_comes_and_goes() -> N
         assert groups.size(oldest.group) == sizes[oldest.group]
 
 
-async def test_at_the_cap_the_oldest_stranger_of_the_fullest_address_makes_room() -> None:
+async def test_at_the_cap_the_oldest_keyless_connection_of_the_fullest_address_is_evicted() -> None:
     visitors = Visitors(ConnectionLimits(most=6))
     lone = visitors.open("192.0.2.9")
     crowd = [visitors.open("192.0.2.1") for _ in range(4)]
@@ -75,7 +75,7 @@ async def test_at_the_cap_the_oldest_stranger_of_the_fullest_address_makes_room(
     assert len(visitors.connections) == 6
 
 
-async def test_without_strangers_the_longest_idle_of_the_owner_with_most_of_them_makes_room() -> None:
+async def test_with_only_callers_the_longest_idle_one_of_the_largest_owner_is_evicted() -> None:
     visitors = Visitors(ConnectionLimits(most=5))
     visitors.open(owner="small")
     many = [visitors.open(owner="large") for _ in range(3)]
@@ -87,7 +87,7 @@ async def test_without_strangers_the_longest_idle_of_the_owner_with_most_of_them
     assert not new.surplus
 
 
-async def test_when_all_are_busy_a_new_one_is_told_so_and_the_oldest_such_goes_first() -> None:
+async def test_when_all_are_busy_new_ones_are_surplus_and_the_oldest_one_is_evicted() -> None:
     visitors = Visitors(ConnectionLimits(most=2, reserve=2))
     for _ in range(2):
         visitors.open(owner="acme", busy=True)
@@ -97,7 +97,7 @@ async def test_when_all_are_busy_a_new_one_is_told_so_and_the_oldest_such_goes_f
     assert len(visitors.connections) == 2
 
 
-async def test_a_stranger_has_its_time_from_its_beginning_and_a_caller_stays() -> None:
+async def test_a_connection_without_a_key_is_closed_after_its_lifetime_and_a_caller_stays() -> None:
     visitors = Visitors(ConnectionLimits(life=0.3))
     early, caller = visitors.open(), visitors.open(owner="acme")
     await visitors.until(lambda: early in visitors.ended)
@@ -116,7 +116,7 @@ async def test_slow_requests_of_one_address_beyond_its_share_are_ended_and_silen
     for slot in slow:
         visitors.connections.hears(slot)
     waits = slow[1]
-    waits.waiting = True  # for us
+    waits.waiting = True  # the client waits for the server
     await visitors.until(lambda: len(visitors.ended) == 2)
     assert set(visitors.ended) == {slow[0], slow[2]}
     others = [visitors.open(f"198.51.100.{i}") for i in range(85)]

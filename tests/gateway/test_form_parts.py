@@ -1,4 +1,4 @@
-"""Parts of forms: found in any pieces, and bounded around the parts."""
+"""Parts of forms: parsed from pieces of any size; the bytes around the parts are bounded."""
 
 import asyncio
 import time
@@ -13,7 +13,7 @@ from pomelo.errors import PomeloError
 
 
 class Cut:
-    """A body in pieces; `taken` is how many bytes were asked for."""
+    """A body in pieces; `taken` counts the bytes that were read."""
 
     def __init__(self, data: bytes, *steps: int) -> None:
         self.data = data
@@ -21,7 +21,7 @@ class Cut:
         self.taken = 0
 
     async def piece(self) -> bytes:
-        """See Source."""
+        """Returns the next piece."""
         step = self.steps[0] if len(self.steps) == 1 else self.steps.pop(0)
         piece = self.data[self.taken : self.taken + step]
         self.taken += len(piece)
@@ -78,7 +78,7 @@ def test_parts_are_the_same_however_the_body_is_cut(
 async def refused(
     data: bytes, content_type: str = "multipart/form-data; boundary=B", step: int = 1000
 ) -> int:
-    """How many bytes were read of a body that is refused."""
+    """The number of bytes read of a refused body."""
     source = Cut(data, step)
     with pytest.raises(PomeloError) as caught:
         await read(content_type, source)
@@ -127,7 +127,7 @@ async def test_a_boundary_is_a_token_or_quoted(given: str, boundary: bytes | Non
         assert await read(given, Cut(form(boundary, [b"x"]), 7)) == [("a0", b"x")]
 
 
-async def test_what_is_not_read_of_a_part_is_skipped() -> None:
+async def test_the_unread_rest_of_a_part_is_skipped() -> None:
     parts = FormParts("multipart/form-data; boundary=B", Cut(form(b"B", [b"x" * 300_000, b"y"]), 5000))
     assert (await parts.next()).name == "a0"  # type: ignore[union-attr]
     assert len(await parts.read(10)) == 10
@@ -154,5 +154,5 @@ async def test_content_that_is_like_a_boundary_takes_no_longer_than_other_conten
         assert found == content
         return time.perf_counter() - begin
 
-    # Quadratic time would be minutes; the measured is a hundredth of a second.
+    # Quadratic time would take minutes; measured: a hundredth of a second.
     assert await seconds(unit * (4_000_000 // len(unit))) < 2.0

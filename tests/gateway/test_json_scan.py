@@ -1,4 +1,4 @@
-"""Counting what JSON text holds before it is parsed."""
+"""Counting the values of a JSON text before it is parsed."""
 
 import json
 from typing import Any
@@ -19,14 +19,14 @@ JSON: Any = st.recursive(
 
 
 def values_in(value: Any) -> int:
-    """How many values there are in one, itself included."""
+    """The number of values in a value, itself included."""
     if isinstance(value, dict):
         return 1 + sum(map(values_in, value.values()))
     return 1 + (sum(map(values_in, value)) if isinstance(value, list) else 0)
 
 
 def scanned(data: bytes, cuts: list[int]) -> JsonScan:
-    """A scan that was fed pieces."""
+    """A scan after these pieces were fed."""
     scan = JsonScan()
     at = 0
     for cut in sorted(cut % (len(data) + 1) for cut in cuts):
@@ -47,7 +47,7 @@ def test_values_are_counted_outside_texts_alone_however_the_text_is_cut(
 
 
 def fed(data: bytes, step: int = 65_536) -> None:
-    """Feeds all of it."""
+    """Feeds all pieces."""
     scan = JsonScan()
     for at in range(0, len(data), step):
         scan.feed(data[at : at + step])
@@ -65,18 +65,18 @@ def fed(data: bytes, step: int = 65_536) -> None:
     ],
     ids=["lists", "empty texts", "quotes", "escapes", "digits", "spaces"],
 )
-def test_what_would_take_long_to_parse_is_refused_in_any_pieces(data: bytes, said: str) -> None:
+def test_json_that_is_slow_to_parse_is_refused_in_any_pieces(data: bytes, said: str) -> None:
     for step in (len(data), 65_536, 1009):
         with pytest.raises(PomeloError, match=said) as caught:
             fed(data, step)
         assert caught.value.code == "invalid_body"
 
 
-def test_the_refusal_comes_with_the_piece_that_is_too_much() -> None:
+def test_the_first_piece_above_the_limit_is_refused() -> None:
     scan = JsonScan()
     scan.feed(b'{"messages":[')
     pieces = 0
-    with pytest.raises(PomeloError):  # noqa: PT012 - how many there were is what is tested
+    with pytest.raises(PomeloError):  # noqa: PT012 - the test counts the pieces
         while True:
             pieces += 1
             scan.feed(b"[]," * 20_000)

@@ -30,7 +30,7 @@ async def test_a_turnstile_lets_so_many_through_in_each_turn_in_their_order() ->
         assert sum(turn == each for _, turn in began) <= 3
 
 
-async def test_who_has_left_the_queue_takes_nobodys_turn() -> None:
+async def test_a_cancelled_waiter_does_not_use_up_a_turn() -> None:
     turnstile = Turnstile(1)
     assert turnstile.enter() is None
     gone, next_one = turnstile.enter(), turnstile.enter()

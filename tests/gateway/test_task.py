@@ -407,7 +407,7 @@ async def test_a_body_that_stops_coming_is_given_up(opened: OpenDoor) -> None:
 
 
 def head(key: str, length: int, *more: str) -> bytes:
-    """The head of a task's request."""
+    """The request line and headers of a task request."""
     lines = ["POST /api/v1/task HTTP/1.1", "Host: x", f"Authorization: Bearer {key}", *more]
     return "\r\n".join([*lines, f"Content-Length: {length}", "Connection: close", "", ""]).encode()
 
@@ -416,14 +416,14 @@ JSON = "Content-Type: application/json"
 FORM = "Content-Type: multipart/form-data; boundary=B"
 
 
-async def test_no_byte_of_a_strangers_body_is_waited_for(door: Door) -> None:
+async def test_unauthenticated_requests_are_refused_before_their_body_is_read(door: Door) -> None:
     for more in ((JSON,), (FORM,), (JSON, "Expect: 100-continue"), (FORM, "Expect: 100-continue"), ()):
         for length in (1, 60_000, 50_000_000, 10**12):
             async with door.talk(head("bad", length, *more)) as (reader, _):
                 assert await reader.readline() == b"HTTP/1.1 401 Unauthorized\r\n"
 
 
-async def test_a_wrong_header_is_told_before_a_byte_of_the_body_is_waited_for(door: Door) -> None:
+async def test_an_invalid_header_is_refused_before_the_body_is_read(door: Door) -> None:
     async with door.talk(head(KEY, 10, JSON, "X-Request-Timeout: soon")) as (reader, _):
         assert await reader.readline() == b"HTTP/1.1 400 Bad Request\r\n"
 
@@ -440,7 +440,7 @@ async def test_a_wrong_header_is_told_before_a_byte_of_the_body_is_waited_for(do
         "content-type",
     ],
 )
-async def test_a_header_that_comes_twice_is_refused_by_its_name(door: Door, name: str) -> None:
+async def test_a_repeated_header_is_refused_and_named(door: Door, name: str) -> None:
     body = json.dumps(HI).encode()
     for one, other in (("5", "5"), ("5", "x")):
         twice = (f"{name}: {one}", f"{name.upper()}: {other}")
@@ -452,11 +452,11 @@ async def test_a_header_that_comes_twice_is_refused_by_its_name(door: Door, name
         error = json.loads(rest.partition(b"\r\n\r\n")[2])["error"]
         assert error["code"] == "invalid_parameter"
         assert name.lower() in error["message"].lower()
-        if name != "content-type":  # which aiohttp refuses before anything is read
+        if name != "content-type":  # aiohttp refuses it before the key is checked
             assert (await door.raw(head("bad", len(body), JSON, *twice) + body)).startswith(b"HTTP/1.1 401 ")
 
 
-async def test_a_key_beside_another_is_none(door: Door) -> None:
+async def test_two_authorization_headers_are_refused(door: Door) -> None:
     body = json.dumps(HI).encode()
     for first, second in ((KEY, "bad"), ("bad", KEY), (KEY, KEY)):
         got = await door.raw(head(first, len(body), JSON, f"authorization: Bearer {second}") + body)
@@ -549,7 +549,7 @@ async def test_the_bytes_of_bodies_that_are_kept_are_bounded(opened: OpenDoor) -
 
 
 async def code_or_ok(response: Any) -> tuple[int, str]:
-    """Status and code of an answer; the code is empty when it is good."""
+    """Status and error code of a response; the code is empty on success."""
     async with response as answer:
         value = await answer.json()
         return answer.status, value["error"]["code"] if "error" in value else ""

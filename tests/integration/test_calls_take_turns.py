@@ -1,7 +1,7 @@
-"""What never waits for anything takes turns: work is counted in loop iterations, so no clock is looked at.
+"""Calls that never suspend yield to others: work is counted in loop iterations, so no clock is needed.
 
-Sources and listeners are in this process and never suspend. Without turns each call would run from its
-beginning to its end in one iteration.
+Sources and listeners are in this process and never suspend. Without yielding, each call would run from
+start to finish in one iteration.
 """
 
 import asyncio
@@ -23,7 +23,7 @@ from tests.conftest import endow
 AT_ONCE = 10
 PIECES = 3000
 MOST = AT_ONCE * PIECES // 10
-"""Pieces of all calls in one iteration; some hundred is what the budget affords."""
+"""Pieces of all calls in one iteration; the budget allows about a hundred."""
 
 
 class Work:
@@ -51,7 +51,7 @@ class Work:
 
 
 class Flood:
-    """A provider whose answers are there already."""
+    """A provider whose answers are available immediately."""
 
     configured = True
 
@@ -71,7 +71,7 @@ class Flood:
         yield last
 
     async def aclose(self) -> None:
-        """It holds nothing."""
+        """There is nothing to close."""
 
 
 def task() -> Task:
@@ -93,7 +93,7 @@ async def streams(app: App, key: str, work: Work) -> None:
 
 
 async def gathers(app: App, key: str, work: Work) -> None:
-    """A whole answer of a provider that gives it in pieces."""
+    """A unary answer of a provider that returns it in pieces."""
     result = await app.services.tasks.run_task(task(), call(key))
     assert result.text.content == "word " * PIECES
 
@@ -148,7 +148,7 @@ async def test_calls_that_never_wait_leave_the_loop_to_others(
         assert work.most < MOST
 
 
-async def test_a_long_sound_that_is_given_again_takes_turns(tmp_path: Path) -> None:
+async def test_replaying_long_audio_takes_turns(tmp_path: Path) -> None:
     settings = Settings(rest="", grpc="127.0.0.1:0", data=tmp_path)
     async with open_app(settings) as app:
         await endow(app.store)

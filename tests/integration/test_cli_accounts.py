@@ -203,7 +203,7 @@ async def test_usage_is_told_of_whom_and_when_it_is_asked_for(served):
         assert (await pomelo(folder, "usage", "--format", "csv", *nothing)).out == ""
 
 
-async def test_a_request_id_that_is_a_formula_is_none_in_csv(served):
+async def test_a_request_id_that_looks_like_a_formula_is_not_a_formula_in_csv(served):
     folder = served.data.parent
     assert (await pomelo(folder, "accounts", "create", "formula")).status == 0
     key = (await pomelo(folder, "keys", "create", "formula")).out.splitlines()[-1]

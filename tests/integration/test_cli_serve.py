@@ -51,7 +51,7 @@ async def test_the_first_start_makes_one_key_and_prints_a_line_that_works_and_la
     assert len(json.loads((await pomelo(tmp_path, "keys", "list", "--json")).out)) == 1
 
 
-async def test_serve_opens_as_many_files_as_it_may(tmp_path):
+async def test_serve_raises_its_limit_of_open_files_to_the_maximum(tmp_path):
     before = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (max(256, before[0] // 2), before[1]))
     try:

@@ -1,4 +1,4 @@
-"""Failed keys of one address over both protocols: the 21st of a minute is told to wait, good keys are not."""
+"""Failed keys of one address over both protocols: the 21st in a minute is refused with a wait, good keys are not."""
 
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -20,7 +20,7 @@ from tests.integration.asking import bearer, call_of, reason_of
 
 @pytest.fixture
 async def fresh(tmp_path: Path) -> AsyncIterator[App]:
-    """An app to which no bad key has come yet."""
+    """An app that has received no bad key yet."""
     settings = Settings(rest="127.0.0.1:0", grpc="127.0.0.1:0", data=tmp_path / "data", grace=0.5)
     async with open_app(settings) as app:
         yield app

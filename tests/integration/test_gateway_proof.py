@@ -96,7 +96,7 @@ async def test_a_gateway_with_the_root_secret_leaves_the_records_of_one_process(
 async def unproven(
     request: pytest.FixtureRequest, app: App, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> AsyncIterator[str]:
-    """Where a gateway answers that can't prove itself."""
+    """The URL of a gateway that can't prove itself."""
     secret = "" if request.param == "without a secret" else "x" * 40
     settings = Settings(rest="127.0.0.1:0", data=tmp_path / "none", secret=secret)
     assert app.grpc is not None

@@ -1,4 +1,4 @@
-"""Connections of the gRPC port: who may stay, for how long, and who is closed for the others.
+"""Connections of the gRPC port: which may stay, for how long, and which are closed to make room.
 
 The server is real, its limits are short. What a whole server does under floods is in tests/faults/test_floods.py.
 """
@@ -30,7 +30,7 @@ from tests.faults import frames
 
 MODELS = "/pomelo.v1.ModelService/ListModels"
 SOON = 5.0
-"""Seconds within which what should happen in about one has happened."""
+"""Seconds allowed for an event that should take about one second."""
 
 QUICK = ConnectionLimits(key_timeout=0.6, grace=0.3)
 
@@ -88,7 +88,7 @@ class Client:
 
     @property
     def open(self) -> bool:
-        """Whether nothing of an end has been seen."""
+        """Whether the connection is still open, as far as this end has seen."""
         return not self._reader.at_eof() and self._reader.exception() is None
 
     def close(self) -> None:
@@ -176,7 +176,7 @@ async def test_a_connection_without_a_good_key_is_closed_in_time(
 
 
 async def test_by_default_a_connection_without_a_key_has_less_than_ten_seconds() -> None:
-    # What is asserted of short limits above holds for the default ones: two scans are a second apart at most.
+    # The tests above use short limits; the defaults behave alike, as scans are at most a second apart.
     assert ConnectionLimits().key_timeout + 1.0 <= 10.0
 
 
@@ -206,21 +206,21 @@ async def test_the_calls_of_a_closed_connection_are_cancelled(app: App) -> None:
             await ended.wait()
 
 
-async def test_of_one_address_only_its_share_stays_without_a_key_and_the_oldest_go(app: App) -> None:
+async def test_one_address_keeps_only_its_share_without_a_key_and_the_oldest_are_closed(app: App) -> None:
     limits = ConnectionLimits(per_address=4, grace=0.3)
     async with (
         serve(app, limits) as port,
         many(port, 4, source="127.0.0.9") as others,
         many(port, 3) as first,
     ):
-        await asyncio.sleep(1.5)  # so that they are the older ones, by a scan at least
+        await asyncio.sleep(1.5)  # so that they are older by at least one scan
         async with many(port, 4) as second:
             for client in first:
                 await client.closed()
             assert all(client.open for client in (*others, *second))
 
 
-# --- with one
+# --- with a key
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
@@ -284,7 +284,7 @@ async def test_a_download_by_a_signed_link_needs_no_key_to_go_on(app: App, keys:
             assert sum([len(part.chunk) async for part in call]) == size
 
 
-async def test_above_all_connections_the_unused_go_and_newcomers_are_served(app: App, keys: Keys) -> None:
+async def test_above_the_limit_idle_connections_are_closed_for_new_ones(app: App, keys: Keys) -> None:
     async with serve(app, ConnectionLimits(connections=8)) as port, many(port, 8) as clients:
         for client in clients:
             client.send(frames.hello())
@@ -302,7 +302,7 @@ async def test_above_all_connections_the_unused_go_and_newcomers_are_served(app:
                 await client.answered(3)
 
 
-async def test_grpc_itself_refuses_what_comes_above_the_hard_limit_and_goes_on(app: App, keys: Keys) -> None:
+async def test_grpc_refuses_connections_above_the_hard_limit_and_goes_on(app: App, keys: Keys) -> None:
     limits = ConnectionLimits(connections=4, hard_connections=4)
     async with serve(app, limits) as port, many(port, 4) as clients:
         for client in clients:
@@ -324,7 +324,7 @@ async def test_grpc_itself_refuses_what_comes_above_the_hard_limit_and_goes_on(a
                     await asyncio.sleep(0.05)
 
 
-async def test_what_comes_from_a_trusted_proxy_is_left_alone(app: App) -> None:
+async def test_connections_from_a_trusted_proxy_are_not_limited(app: App) -> None:
     limits = replace(QUICK, per_address=2, trusted=(ip_network("127.0.0.9/32"), ip_network("::1")))
     async with (
         serve(app, limits) as port,
@@ -338,7 +338,7 @@ async def test_what_comes_from_a_trusted_proxy_is_left_alone(app: App) -> None:
 # --- the guard itself
 
 
-async def test_nothing_is_kept_of_connections_and_calls_that_have_ended() -> None:
+async def test_no_state_is_kept_of_ended_connections_and_calls() -> None:
     guard = ConnectionGuard(ConnectionLimits(), 1000)
 
     async def take(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -359,7 +359,7 @@ async def test_nothing_is_kept_of_connections_and_calls_that_have_ended() -> Non
         assert not guard._calls
 
 
-async def test_what_was_closed_is_said_in_one_line(app: App, caplog: pytest.LogCaptureFixture) -> None:
+async def test_closed_connections_are_logged_in_one_line(app: App, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING, "pomelo.server"):
         async with serve(app, QUICK) as port, many(port, 6) as clients:
             for client in clients:
@@ -370,7 +370,7 @@ async def test_what_was_closed_is_said_in_one_line(app: App, caplog: pytest.LogC
     assert "from 127.0.0.1" in said[0]
 
 
-async def test_where_the_system_shows_no_connections_one_line_says_so_and_calls_are_served(
+async def test_a_system_that_shows_no_connections_is_logged_once_and_calls_are_served(
     app: App, keys: Keys, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patch:

@@ -127,7 +127,7 @@ async def test_nobody_reads_or_uses_what_another_account_or_mode_uploaded(
 
 
 @pytest.mark.parametrize("live", [True, False], ids=["live", "test"])
-async def test_the_other_mode_does_not_read_what_a_task_made(
+async def test_the_other_mode_can_not_read_media_that_a_task_made(
     live: bool, media: Any, channel: grpc.aio.Channel, keys: Keys
 ) -> None:
     owner, other = (keys.live, keys.test) if live else (keys.test, keys.live)

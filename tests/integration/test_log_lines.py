@@ -14,7 +14,7 @@ JUNK = [MALFORMED, b"\x16\x03\x01" + b"\0" * 40, b"\0" * 100, b"PRI * HTTP/2.0\r
 
 
 async def send(port: int, data: bytes) -> None:
-    """Sends bytes to a port, takes what comes, and leaves with a reset."""
+    """Sends bytes to a port, reads what comes, and closes with a reset."""
     try:
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
     except ConnectionError:

@@ -1,4 +1,4 @@
-"""What an account and all accounts may store: uploads and answers that have no room, over every way."""
+"""Media storage limits, per account and in total: uploads and answers over the limit, by every protocol."""
 
 import base64
 import os
@@ -46,7 +46,7 @@ def media_of(house: House) -> set[Path]:
 
 
 async def free(house: House, caller: Caller) -> None:
-    """Nothing of the account's is held or running."""
+    """Asserts that the account has no reservation and no running task."""
     for live in (False, True):
         assert (await house.balance(caller, live=live)).held == 0
         assert await house.slots(caller, live=live) == 0
@@ -118,7 +118,7 @@ async def test_an_answer_that_need_not_be_stored_goes_back_inline(
 @WAY
 @pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
 @pytest.mark.parametrize("asked", [URL, {}], ids=["url", "unasked"])
-async def test_a_sound_that_outgrows_its_room_is_delivered_all_the_same(
+async def test_audio_that_outgrows_its_room_is_still_delivered(
     way: str, stream: bool, asked: dict[str, str], house: House
 ) -> None:
     caller = await house.caller()
@@ -138,7 +138,7 @@ async def test_a_sound_that_outgrows_its_room_is_delivered_all_the_same(
 
 
 @WAY
-async def test_a_sound_that_can_neither_be_stored_nor_ride_in_the_answer_costs_nothing(
+async def test_audio_that_can_neither_be_stored_nor_returned_inline_costs_nothing(
     way: str, house: House
 ) -> None:
     caller = await house.caller()

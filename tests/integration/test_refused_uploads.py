@@ -1,4 +1,4 @@
-"""What a refused request brought is deleted with it, whatever refuses it and wherever the gateway is."""
+"""Uploads of a refused request are deleted, whatever refuses it and wherever the gateway runs."""
 
 import asyncio
 import base64
@@ -42,19 +42,19 @@ def media_of(house: House) -> list[str]:
 
 
 async def emptied(house: House) -> None:
-    """Returns once there is no file any more."""
+    """Returns once no file is left."""
     await until(lambda: not media_of(house))
 
 
 async def until(condition: Callable[[], bool]) -> None:
-    """Returns once it is so."""
+    """Returns once the condition holds."""
     async with asyncio.timeout(5):
         while not condition():  # noqa: ASYNC110 (a folder has no event)
             await asyncio.sleep(0.01)
 
 
 def form(*parts: tuple[str, Any]) -> aiohttp.FormData:
-    """A form with the sound first, and then these parts."""
+    """A form with the audio file first, and then these parts."""
     made = aiohttp.FormData()
     made.add_field("audio", SOUND, filename="a.ogg", content_type="audio/ogg")
     for name, value in parts:
@@ -154,7 +154,7 @@ async def test_base64_that_was_stored_does_not_stay(way: str, live: int, house: 
     assert media_of(house) == []
 
 
-# --- what ends before its end
+# --- requests that break off
 
 
 def raw(key: str, *parts: bytes) -> bytes:
@@ -195,7 +195,7 @@ async def test_a_caller_who_leaves_leaves_no_upload(way: str, whole: bool, house
     await emptied(house)
 
 
-async def test_a_server_that_shuts_down_meanwhile_keeps_no_upload(tmp_path: Path) -> None:
+async def test_a_server_that_shuts_down_during_an_upload_does_not_keep_it(tmp_path: Path) -> None:
     async with open_house(tmp_path) as house:
         caller = await house.caller()
         reader, writer = await connect(house, "rest")

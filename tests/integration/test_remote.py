@@ -248,7 +248,7 @@ async def test_a_consumer_that_is_cancelled_in_the_middle_closes_the_stream(
         await next(r for r in upstream.requests if r.prompt == "cancelled in the middle").left.wait()
 
 
-async def test_more_streams_than_one_connection_takes_run_at_once(app: App, keys: Keys) -> None:
+async def test_more_streams_than_one_connection_takes_run_concurrently(app: App, keys: Keys) -> None:
     options = ServerOptions("127.0.0.1:0", connection_streams=210)  # a gateway puts 200 on a connection
     async with (
         asyncio.timeout(30),
@@ -321,7 +321,7 @@ async def test_a_server_that_goes_away_and_comes_back_is_found_again(app: App, k
         await opened.__aexit__(None, None, None)
 
 
-async def test_a_server_that_goes_and_comes_is_in_the_log_once_each_time(
+async def test_a_server_that_stops_and_returns_is_logged_once_each_time(
     app: App, keys: Keys, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO, "pomelo.gateway")

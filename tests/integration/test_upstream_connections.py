@@ -1,4 +1,4 @@
-"""Connections to a vendor, with a small limit: what one account can take, and what becomes of its surplus."""
+"""Connections to a vendor, with a small limit: how many one account can use, and how its surplus is refused."""
 
 import asyncio
 import time
@@ -31,7 +31,7 @@ async def until(happened: Callable[[], bool]) -> None:
             await asyncio.sleep(0.005)
 
 
-async def test_the_surplus_of_one_account_is_refused_and_another_is_served_at_once(house: House) -> None:
+async def test_the_surplus_of_one_account_is_refused_and_another_is_served_immediately(house: House) -> None:
     connections = house.app.connections
     hog, other = await house.caller("all"), await house.caller("all")
     refused_before = connections.refused
@@ -86,7 +86,7 @@ async def test_the_surplus_of_one_account_is_refused_and_another_is_served_at_on
 
 
 @pytest.mark.parametrize("way", WAYS)
-async def test_a_caller_who_leaves_while_it_waits_leaves_the_queue_at_once(house: House, way: str) -> None:
+async def test_a_caller_who_leaves_while_waiting_leaves_the_queue_immediately(house: House, way: str) -> None:
     connections = house.app.connections
     caller = await house.caller()
     gate = Gate()

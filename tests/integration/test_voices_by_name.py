@@ -1,4 +1,4 @@
-"""`voice: "adam"` on live keys of a vendor that has none of its default voices, over every protocol."""
+"""`voice: "adam"` on live keys of a vendor account without the default voices, over every protocol."""
 
 from pathlib import Path
 
@@ -13,7 +13,7 @@ SPOKEN = [KINDS["tts"], KINDS["sts"]]
 
 
 def without_defaults(upstream: FaultUpstream, *listed: tuple[str, str]) -> None:
-    """Lets the vendor list these voices, speak with them and `TABLE`, and know no other."""
+    """Makes the vendor list these voices, accept them and `TABLE`, and reject all others."""
     voices = {TABLE, *(voice_id for _, voice_id in listed)}
 
     def answer(received: Received) -> Reply:
@@ -40,7 +40,7 @@ async def test_a_voice_is_found_in_the_operators_table_or_the_accounts_list(tmp_
 
 
 @pytest.mark.parametrize("way", WAYS)
-async def test_a_voice_that_is_gone_is_the_next_one_of_its_name_or_a_refusal(
+async def test_a_deleted_voice_is_replaced_by_the_next_of_its_name_or_refused(
     tmp_path: Path, way: str
 ) -> None:
     catalog = tmp_path / "catalog.toml"

@@ -5,7 +5,7 @@ Both do as little as possible for each event, so that the server between them is
 
 The vendor speaks OpenAI's chat completions. A stream is endless unless the prompt has `events=N`; `size=N` are
 the characters of an event. With `pace=S` each event waits so many seconds, and its text is the time of its
-sending. A request that is no stream is answered at once.
+sending. A request without streaming is answered immediately.
 """
 
 import argparse
@@ -131,16 +131,16 @@ class Reader(asyncio.BufferedProtocol):
         self.begun = asyncio.Event()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """See asyncio."""
+        """Sends the request."""
         assert isinstance(transport, asyncio.WriteTransport)
         transport.write(self._request)
 
     def get_buffer(self, sizehint: int) -> bytearray:
-        """See asyncio."""
+        """Returns the one buffer, which is overwritten each time."""
         return self._buffer
 
     def buffer_updated(self, nbytes: int) -> None:
-        """See asyncio."""
+        """Counts the bytes."""
         self.size += nbytes
         if self.size > 1000:
             self.begun.set()
@@ -198,7 +198,7 @@ def _hpack(headers: dict[str, str]) -> bytes:
 
 
 async def readers(wire: str, port: int, key: str, streams: int) -> None:
-    """Opens streams, says when all of them flow, and at the end how many bytes came."""
+    """Opens streams, prints when all of them flow, and at the end how many bytes were received."""
     loop = asyncio.get_running_loop()
     requests = (by_rest if wire == "rest" else by_grpc)(port, key, streams)
     opened = [await loop.create_connection(lambda r=r: Reader(r), "127.0.0.1", port) for r in requests]

@@ -2,9 +2,9 @@
 
     python -m tests.load.rest_attacks HOST PORT COUNT [KEY]
 
-Every kind of attack is made over COUNT connections at the same time. Prints, as JSON, how many seconds the
-connections of each kind lived at most, from connecting to the server's end of them, and the statuses that they
-got. With a key the attacks are those of its holder, and last until the first answer.
+Every kind of attack is made over COUNT connections at the same time. Prints, as JSON, the longest time in
+seconds that a connection of each kind lived, from connecting until the server closed it, and the statuses
+received. With a key the attacks are those of its holder, and last until the first answer.
 """
 
 import asyncio
@@ -49,17 +49,17 @@ async def silence(writer: Writer, key: str) -> None:
 
 
 async def slow_head(writer: Writer, key: str) -> None:
-    """A head that does not end, a byte at a time."""
+    """An endless request head, one byte at a time."""
     await pieces(writer, 0.5, b"POST /api/v1/task HTTP/1.1\r\nHost: x\r\nA: b", b"b")
 
 
 async def long_head(writer: Writer, key: str) -> None:
-    """A head that does not end, as fast as it can."""
+    """An endless request head, at full speed."""
     await pieces(writer, 0.0, b"POST / HTTP/1.1\r\n", b"A: " + b"x" * 8000 + b"\r\n")
 
 
 async def slow_body(writer: Writer, key: str) -> None:
-    """A body of which a byte comes now and then."""
+    """A body sent one byte at a time, with pauses."""
     await pieces(writer, 1.0, head(key, 1_000_000), b"{")
 
 
@@ -86,7 +86,7 @@ async def values(writer: Writer, key: str) -> None:
 
 
 async def unread_answers(writer: Writer, key: str) -> None:
-    """Requests, whose answers are not read."""
+    """Requests whose answers are never read."""
     peer = writer.get_extra_info("socket")
     peer.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
     writer.transport.pause_reading()
@@ -94,22 +94,22 @@ async def unread_answers(writer: Writer, key: str) -> None:
 
 
 async def pipeline(writer: Writer, key: str) -> None:
-    """Requests without end, ahead of their answers."""
+    """Endless pipelined requests."""
     await pieces(writer, 0.0, b"GET /nowhere HTTP/1.1\r\nHost: x\r\n\r\n" * 1000)
 
 
 async def refused_then_idle(writer: Writer, key: str) -> None:
-    """One request, and then nothing."""
+    """One refused request, and then nothing."""
     await pieces(writer, 60.0, head("bad", 2) + b"{}")
 
 
 async def refused_again(writer: Writer, key: str) -> None:
-    """A request now and then."""
+    """A refused request every 0.7 s."""
     await pieces(writer, 0.7, head("bad", 2) + b"{}")
 
 
 async def upgrade(writer: Writer, key: str) -> None:
-    """Another protocol, and bytes of it."""
+    """An upgrade to WebSocket, and bytes of that protocol."""
     start = b"GET / HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n"
     await pieces(writer, 0.05, start, b"\0" * 1000)
 

@@ -1,4 +1,4 @@
-"""An operator's lists, sums and audit with very many accounts: whole, bounded, and at nobody's expense.
+"""An operator's lists, sums and audit with very many accounts: complete, bounded, and without delaying other callers.
 
 `make load` has 100,000 accounts; an ordinary run of the tests fewer.
 """
@@ -36,7 +36,7 @@ LONGEST = 1.0
 
 @pytest.fixture(params=["sqlite", "redis"])
 async def filled(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[tuple[App, int]]:
-    """An app with many accounts, each with a key and a grant of either side; and how many."""
+    """An app with many accounts, each with a key and a grant in each mode; and how many there are."""
     count = ACCOUNTS or {"sqlite": 20_000, "redis": 3_000}[request.param]
     settings = Settings(rest="127.0.0.1:0", grpc="127.0.0.1:0", data=tmp_path / "data", grace=0.5)
     if request.param == "redis":
@@ -60,7 +60,7 @@ async def make(settings: Settings) -> None:
 
 
 async def paged(method: Callable[[Any], Awaitable[Any]], request: Any, entries: str) -> list[Any]:
-    """All entries of a list. A client with gRPC's own limits takes every page."""
+    """All entries of a list. Every page fits gRPC's default message limit."""
     found: list[Any] = []
     while True:
         page = await method(request)

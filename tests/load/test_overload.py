@@ -1,4 +1,4 @@
-"""More gRPC calls at once than the server takes: each gets an answer of the table, and health answers throughout."""
+"""More concurrent gRPC calls than the server takes: each gets a documented answer, health keeps answering."""
 
 import asyncio
 import json
@@ -34,10 +34,10 @@ while True:
     print(json.dumps(waits[-1]), flush=True)
     time.sleep(0.01)
 """
-"""A process of its own, so that a busy client is not taken for a busy server."""
+"""A process of its own, so that a busy client does not look like a busy server."""
 
 
-async def test_every_call_gets_an_answer_of_the_table_and_health_answers_throughout(tmp_path: Path) -> None:
+async def test_every_call_gets_a_documented_answer_and_health_answers_throughout(tmp_path: Path) -> None:
     async with serve(tmp_path, POMELO_MAX_CALLS=str(MOST)) as served:
         await command(served, "accounts", "plan", "default", "unlimited")
         await command(served, "accounts", "grant", "default", "1000", "--test")

@@ -1,4 +1,4 @@
-"""Clients that ping every 10 s, as guides of balancers advise, keep their connections. For a minute."""
+"""Clients that ping every 10 s, as load-balancer guides advise, keep their connections. Runs for a minute."""
 
 import asyncio
 import os

@@ -1,5 +1,5 @@
-"""Connections to Redis that are reset under load: nobody is answered 500, nothing stays held, and every answer
-of a vendor is on the record once.
+"""Connections to Redis that are reset under load: no caller receives a 500, no reservation is left, and every
+vendor answer has exactly one usage record.
 
 The server is `pomelo serve` in a process of its own, on uvloop, which raises other errors on a closed connection
 than asyncio does. `make load` resets 500 connections; an ordinary run of the tests a few.
@@ -33,7 +33,7 @@ from tests.redis_server import RedisServer
 RESETS = int(os.environ.get("LOAD_RESETS", "60"))
 CALLERS = 20
 STORM = 20
-"""Resets one after another, of which some calls fail."""
+"""Consecutive resets, enough to make some calls fail."""
 FREED_WITHIN = 35.0
 """Seconds from the last reset until nothing is held any more."""
 
@@ -47,7 +47,7 @@ def answer(received: Received) -> Any:
 
 
 async def calling(wire: Rest | Grpc, name: str, stop: asyncio.Event, chance: random.Random) -> list[Told]:
-    """One task after another, whole and streamed, of which some are left half way, until `stop`."""
+    """Runs tasks one after another, unary and streamed, and abandons some half way, until `stop`."""
     told: list[Told] = []
     while not stop.is_set():
         request_id = f"{name}.{len(told)}"
@@ -67,14 +67,14 @@ async def calling(wire: Rest | Grpc, name: str, stop: asyncio.Event, chance: ran
 
 
 async def resetting(proxy: TcpProxy, chance: random.Random) -> float:
-    """Resets connections, until there were enough; when the last one was. Most come alone, and the store's own
-    retries see to them; sometimes there are so many in a row that a call fails."""
+    """Resets connections until there were enough; returns the time of the last reset. The store's own retries
+    handle single resets; sometimes there are so many in a row that a call fails."""
     while proxy.cuts < RESETS:
         enough = proxy.cuts + chance.choice([1, 1, 1, 1, 1, 1, 1, 1, 1, STORM])
         for _ in range(enough - proxy.cuts):
             proxy.cut(chance.choice(list(Cut)))
         async with asyncio.timeout(20):
-            while proxy.cuts < enough:  # noqa: ASYNC110 (nothing tells when)
+            while proxy.cuts < enough:  # noqa: ASYNC110 (no event to wait for)
                 await asyncio.sleep(0.002)
         await asyncio.sleep(chance.random() * 0.06)
     return time.monotonic()
@@ -87,9 +87,9 @@ def taken(redis: RedisServer) -> tuple[int, int]:
 
 
 async def freed(redis: RedisServer, since: float) -> float:
-    """Waits until nothing is held; how long that took since a moment."""
+    """Waits until nothing is held; returns the seconds since a given moment."""
     async with asyncio.timeout(FREED_WITHIN + 5):
-        while taken(redis) != (0, 0):  # noqa: ASYNC110 (nothing tells when)
+        while taken(redis) != (0, 0):  # noqa: ASYNC110 (no event to wait for)
             await asyncio.sleep(0.05)
     return time.monotonic() - since
 
@@ -155,7 +155,7 @@ async def test_resets_under_load_leave_nothing_held_and_every_answer_on_the_reco
 
 
 def check_records(upstream: FaultUpstream, told: list[Told], books: Books) -> None:
-    """Every answer of the vendor is on the record once, and nothing else is."""
+    """Every vendor answer has exactly one usage record, and there are no other records."""
     count = Counter({request_id: len(records) for request_id, records in books.records.items()})
     asked = Counter(received.prompt.split()[0] for received in upstream.requests)
     assert set(asked.values()) == {1}
@@ -163,6 +163,6 @@ def check_records(upstream: FaultUpstream, told: list[Told], books: Books) -> No
     assert set(count) <= set(asked)
     for one in told:
         if one.code == "left":
-            continue  # Who left before the first word pays nothing.
+            continue  # A caller that leaves before the first word pays nothing.
         assert (one.request_id in count) == (one.request_id in asked), one
         assert one.code != "ok" or books.records[one.request_id][0]["complete"]

@@ -1,8 +1,8 @@
-"""REST under attack: by callers without a key, by the holder of a free key, and by a crowd that comes at once.
+"""REST under attack: by callers without a key, by the holder of a free key, and by concurrent requests.
 
 The server is `pomelo serve`, the attackers are processes of their own, and the callers who should not notice are
-here. `make load` runs them at full size (1,300 connections of strangers, 3,000 requests at once), `make test` a
-fifth of that. Times are those of a machine that does other things, too: what is measured on an idle one is a tenth.
+here. `make load` runs them at full size (1,300 unauthenticated connections, 3,000 concurrent requests), `make test`
+a fifth of that. Time limits allow for a busy machine: an idle one needs a tenth.
 """
 
 import asyncio
@@ -27,7 +27,7 @@ from tests.load.memory import MIB, resident, watched
 from tests.serving import Served, serve
 
 CALLS = int(os.environ.get("LOAD_CALLS", "20"))
-"""Connections of each kind of attack; thirty times as many requests come at once."""
+"""Connections of each kind of attack; thirty times as many requests are sent concurrently."""
 
 HOLDERS = max(8, CALLS // 4)
 """Connections of each kind of attack with the free key, whose plan has 20 requests a minute."""
@@ -150,7 +150,7 @@ def say(seen: Seen) -> None:
     print("", *lines, f"memory: {seen.growth / MIB:+.0f} MiB", sep="\n")  # noqa: T201
 
 
-def test_every_connection_of_a_stranger_is_gone_in_ten_seconds_and_got_nothing(seen: Seen) -> None:
+def test_every_unauthenticated_connection_is_closed_in_ten_seconds_and_got_nothing(seen: Seen) -> None:
     for name, report in seen.strangers.items():
         assert report["longest"] < 12.0, (name, report)  # 8 s and some; 2 s for a busy machine
         assert set(report["statuses"]) <= {"400", "401", "404", "429", "503"}, (name, report)
@@ -178,7 +178,7 @@ def test_the_holder_of_a_free_key_is_refused_soon_and_by_its_limits(seen: Seen) 
     assert seen.guest == (429 if refusals >= 20 else 200)
 
 
-async def test_each_of_many_requests_at_once_gets_an_answer_of_the_table_and_health_is_told(
+async def test_each_of_many_concurrent_requests_gets_a_documented_answer_and_health_answers(
     served: Served, seen: Seen
 ) -> None:
     request = (
@@ -211,7 +211,7 @@ async def test_each_of_many_requests_at_once_gets_an_answer_of_the_table_and_hea
     assert sum(codes.values()) == 30 * CALLS
     assert codes.keys() <= TABLE.keys() | {"ok"}
     assert codes["ok"] > 0
-    assert await probe.wait() == -15  # and not by a refusal
+    assert await probe.wait() == -15  # ended by our SIGTERM, not by a failed assertion
     assert "Traceback" not in served.log()
     assert waits[len(waits) // 2] < 0.25
     assert waits[-1] < 2.5

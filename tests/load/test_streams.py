@@ -1,8 +1,8 @@
-"""Streams that come as fast as they can, many at once: other callers hardly notice, and the server keeps none.
+"""Many concurrent streams at full speed: other callers are hardly delayed, and the server stores none.
 
-The server is `pomelo serve`, before it `pomelo gateway` where the gateway is looked at; the vendor and the
-readers of the streams are processes of their own, see `flood`. What is compared is the median time of small
-tasks while streams run with that before they run.
+The server is `pomelo serve`, with `pomelo gateway` in front of it in gateway tests; the vendor and the
+readers of the streams are processes of their own, see `flood`. The tests compare the median time of
+small tasks while streams run with that before they run.
 
 `make load` runs a hundred streams, as the goal is worded: less than 20 times the idle time. `make test` runs
 a fifth of that and leaves room for a busy machine: before streams took turns it was a thousand times.
@@ -34,7 +34,7 @@ from tests.ports import free_port
 from tests.serving import Served, serve
 
 STREAMS = int(os.environ.get("LOAD_STREAMS", "20"))
-"""How many at once."""
+"""How many run concurrently."""
 
 FULL = STREAMS >= 100
 RATIO_MOST = 20 if FULL else 60
@@ -43,7 +43,7 @@ PACE = 0.01
 """Seconds between the events of a stream that is paced."""
 
 LONG = 5
-"""Long texts at once, each of"""
+"""Concurrent long texts, each of"""
 LONG_SIZE = 7 * MIB
 """bytes: below the most that a text may have."""
 
@@ -52,7 +52,7 @@ pytestmark = pytest.mark.timeout(300)
 
 @dataclass(frozen=True)
 class House:
-    """The server under load, and its callers by every way."""
+    """The server under load, and its callers over every protocol."""
 
     served: Served
     gateway: str
@@ -161,7 +161,7 @@ async def test_streams_as_fast_as_they_can_hardly_delay_other_callers(house: Hou
     )
     assert max(ratios.values()) < RATIO_MOST
     assert late < (RATIO_MOST / 2) * PACE
-    assert flowed["least"] > flowed["most"] / 5  # they share alike
+    assert flowed["least"] > flowed["most"] / 5  # they get similar shares
 
 
 async def read(house: House, size: int) -> None:

@@ -152,7 +152,7 @@ class Grpc:
                 await self._result((await call).result, outcome, whole=True)
             except grpc.aio.AioRpcError as error:
                 _failed(outcome, error)
-        # A stream that was accepted has its headers in the initial metadata, all else in the trailing one.
+        # An accepted stream sends its headers as initial metadata; other calls as trailing metadata.
         told = await call.initial_metadata()
         if "x-request-id" not in told:
             told = await call.trailing_metadata()

@@ -1,4 +1,4 @@
-"""The circuit breaker of a route, on a clock of the test's own."""
+"""The circuit breaker of a route, on a clock that the test sets."""
 
 import logging
 from collections.abc import Callable
@@ -46,7 +46,7 @@ class Traffic:
         return served
 
     def run(self, seconds: float, rates: dict[str, float]) -> None:
-        """Calls of each account at so many a second."""
+        """Makes calls of each account at its rate per second."""
         steps = round(seconds * 100)
         for step in range(steps):
             for account, rate in rates.items():
@@ -60,7 +60,7 @@ class Traffic:
         return passed / (passed + refused)
 
     def forget(self) -> None:
-        """Counts anew."""
+        """Resets the counts."""
         self.passed, self.refused = {}, {}
 
 
@@ -207,7 +207,7 @@ def test_accounts_that_were_served_before_are_let_in_with_the_first_probe_and_ot
     assert traffic.breaker.account_state("served") is State.CLOSED
     assert traffic.breaker.account_state("never served") is State.OPEN
 
-    # It was let in once on credit; not served since, it has to prove itself the next time.
+    # It was admitted once without a probe; not served since, it needs its own probe next time.
     for account in ("served", "third", "fourth", "fifth"):
         for _ in range(MINIMUM_CALLS):
             traffic.call(account)
@@ -232,7 +232,7 @@ def test_a_route_that_was_found_again_starts_with_a_clean_record() -> None:
         assert traffic.breaker.account_state(account) is State.CLOSED
 
 
-def test_a_probe_that_succeeds_gives_its_account_its_first_wait_back() -> None:
+def test_a_probe_that_succeeds_resets_the_wait_of_its_account() -> None:
     traffic = Traffic(healthy=lambda account: False)
     traffic.run(30, {"only": 100.0})
     assert traffic.breaker.retry_after("only", traffic.last_call) == PROBE_WAIT_MAX
@@ -272,7 +272,7 @@ def test_calls_that_were_under_way_when_an_accounts_circuit_opened_change_nothin
     assert traffic.breaker.retry_after("a", traffic.now) == PROBE_WAIT
 
 
-def test_of_an_open_route_one_call_at_a_time_is_a_probe() -> None:
+def test_an_open_route_admits_one_probe_at_a_time() -> None:
     traffic = opened_by("a", "b")
     traffic.now += PROBE_WAIT_MAX
     first = traffic.breaker.acquire("c", traffic.now)
@@ -361,7 +361,7 @@ def test_a_hanging_probe_that_succeeds_late_closes_the_route() -> None:
     assert traffic.breaker.state is State.CLOSED
 
 
-def test_failures_of_calls_that_began_before_are_no_news_to_an_open_route() -> None:
+def test_failures_of_calls_that_began_earlier_do_not_change_an_open_route() -> None:
     traffic = Traffic()
     traffic.run(5, {"a": 20.0, "b": 20.0})
     before = [traffic.breaker.acquire(account, traffic.now) for account in ("a", "b") * 20]

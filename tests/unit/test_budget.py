@@ -1,4 +1,4 @@
-"""The fields of a message are counted on its bytes, and come out as its parser finds them."""
+"""Fields are counted in the serialized bytes, and the count is that of the parsed message."""
 
 import time
 from typing import Any
@@ -42,7 +42,7 @@ TYPES = [RunTaskRequest, StreamTaskRequest, ListUsageRequest, UploadMediaRequest
 
 
 def fields_of(message: Message) -> int:
-    """How many fields a parsed message has, as they are written; those that it does not know left out."""
+    """The number of fields of a parsed message as serialized, without unknown fields."""
     total = 0
     for field, value in message.ListFields():
         if field.message_type is not None and field.message_type.GetOptions().map_entry:
@@ -60,7 +60,7 @@ def fields_of(message: Message) -> int:
 
 
 def scalar(draw: Any, field: FieldDescriptor) -> Any:
-    """A value of a field that is no message."""
+    """A value of a non-message field."""
     match field.cpp_type:
         case FieldDescriptor.CPPTYPE_STRING:
             return draw(st.binary(max_size=9) if field.type == field.TYPE_BYTES else st.text(max_size=9))
@@ -103,7 +103,7 @@ def messages(draw: Any) -> Any:
 
 
 @given(messages())
-def test_the_count_is_that_of_the_descriptor(message: Any) -> None:
+def test_the_count_is_that_of_the_parsed_message(message: Any) -> None:
     data, fields = message.SerializePartialToString(), fields_of(message)
     assert excess(data, message.DESCRIPTOR, fields) is None
     if fields:
@@ -111,7 +111,7 @@ def test_the_count_is_that_of_the_descriptor(message: Any) -> None:
 
 
 @given(messages(), st.integers(0, 30), st.integers(0, 400), st.integers(0, 3), st.binary(max_size=12))
-def test_what_was_not_counted_is_not_parsed(message: Any, most: int, at: int, cut: int, junk: bytes) -> None:
+def test_uncounted_fields_are_not_parsed(message: Any, most: int, at: int, cut: int, junk: bytes) -> None:
     data = message.SerializePartialToString()
     at = min(at, len(data))
     damaged = data[:at] + junk + data[at + cut :]
@@ -125,7 +125,7 @@ def test_what_was_not_counted_is_not_parsed(message: Any, most: int, at: int, cu
 
 
 def grouped(number: int, inner: bytes) -> bytes:
-    """A group, which no message of ours has."""
+    """A protobuf group; no message of Pomelo has one."""
     return bytes((number << 3 | 3,)) + inner + bytes((number << 3 | 4,))
 
 
@@ -142,7 +142,7 @@ def test_junk_is_left_to_the_parser(data: bytes, kind: Any, most: int) -> None:
 
 def test_fields_inside_a_group_hide_nothing_behind_it() -> None:
     many = Task(text=text_pb2.TextInput(messages=[text_pb2.Message()] * 50)).SerializeToString()
-    # Inside the group a field that is a message elsewhere holds what is none.
+    # Inside the group, the number of a message field carries bytes that are not a message.
     data = grouped(9, b"\x12\x03\xff\xff\xff" + grouped(2, b"\x08\x01")) + many
     assert fields_of(Task.FromString(data)) == 51
     assert excess(data, Task.DESCRIPTOR, 51 + 6) is None
@@ -150,7 +150,7 @@ def test_fields_inside_a_group_hide_nothing_behind_it() -> None:
 
 
 def flood(count: int) -> bytes:
-    """A request of so many empty messages."""
+    """A request with `count` empty messages."""
     task = Task(model="gpt-4", text=text_pb2.TextInput(messages=[text_pb2.Message()] * 1000))
     task.text.MergeFromString(b"\x0a\x00" * (count - 1000))
     return RunTaskRequest(task=task).SerializeToString()

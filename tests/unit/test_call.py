@@ -65,7 +65,7 @@ def test_a_header_that_is_given_twice_is_a_fault_that_names_it(name: str) -> Non
     assert not Call.from_headers({}.get, wire="grpc", names=names[:-1]).fault
 
 
-def test_a_key_that_is_given_twice_is_none() -> None:
+def test_a_repeated_authorization_header_is_no_key() -> None:
     given = {"authorization": "Bearer k"}
     made = Call.from_headers(given.get, wire="grpc", names=["Authorization", "authorization"])
     assert (made.secret, made.fault) == (None, None)

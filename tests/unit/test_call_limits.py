@@ -1,4 +1,4 @@
-"""Places for calls without a key: few, and nobody keeps one from the others."""
+"""Concurrency limits for unauthenticated calls: no caller can keep a place from the others."""
 
 import asyncio
 import time
@@ -10,12 +10,12 @@ from pomelo.server.limits import NewestFirst, Pool
 
 
 async def settle() -> None:
-    """Lets everything run that can."""
+    """Runs the event loop until ready tasks have run."""
     for _ in range(5):
         await asyncio.sleep(0)
 
 
-def test_a_pool_refuses_who_comes_above_its_limit() -> None:
+def test_a_pool_refuses_calls_above_its_limit() -> None:
     pool = Pool(1)
     with pool.place():
         with pytest.raises(PomeloError, match="more requests") as caught, pool.place():
@@ -25,7 +25,7 @@ def test_a_pool_refuses_who_comes_above_its_limit() -> None:
         assert pool.count == 1
 
 
-async def test_who_is_slow_keeps_a_place_until_somebody_waits() -> None:
+async def test_a_slow_call_keeps_its_place_until_another_call_waits() -> None:
     places = NewestFirst(1, patience=0.1)
     ended: list[str] = []
 
@@ -49,7 +49,7 @@ async def test_who_is_slow_keeps_a_place_until_somebody_waits() -> None:
     assert ended == ["first overloaded", "second overloaded"]
 
 
-async def test_the_newest_is_next_and_who_stops_waiting_holds_up_nobody() -> None:
+async def test_the_newest_is_next_and_a_cancelled_waiter_holds_up_no_other() -> None:
     places = NewestFirst(1, patience=10)
     order: list[int] = []
 

@@ -63,7 +63,7 @@ def test_buffered_bytes_are_bounded_and_given_back() -> None:
 
 
 async def settle() -> None:
-    """Lets everything run that can."""
+    """Runs the event loop until ready tasks have run."""
     for _ in range(5):
         await asyncio.sleep(0)
 
@@ -93,7 +93,7 @@ async def test_turns_come_in_the_order_of_arrival_and_each_owner_has_its_own() -
     assert turns._owners == {}
 
 
-async def test_who_stops_waiting_for_a_turn_holds_up_nobody() -> None:
+async def test_a_cancelled_waiter_holds_up_no_other() -> None:
     turns = FairPermits(1)
     await turns.enter("a")
     waiting = [asyncio.ensure_future(turns.enter("a")) for _ in range(3)]
@@ -101,7 +101,7 @@ async def test_who_stops_waiting_for_a_turn_holds_up_nobody() -> None:
     waiting[0].cancel()
     await settle()
     turns.leave("a")
-    waiting[1].cancel()  # its turn has come in this very moment
+    waiting[1].cancel()  # its turn came at this moment
     await settle()
     assert [future.cancelled() for future in waiting[:2]] == [True, True]
     await waiting[2]

@@ -1,4 +1,4 @@
-"""Log lines are limited by kind, and what was left out is counted."""
+"""Log lines are limited by kind, and suppressed lines are counted."""
 
 import logging
 import threading
@@ -20,7 +20,7 @@ class Clock:
 
 
 class Kept(logging.Handler):
-    """Keeps the lines that it gets; `came` is set by each."""
+    """Stores the lines that it receives; each sets `came`."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -69,7 +69,7 @@ def test_the_first_lines_of_a_kind_are_written_and_the_others_counted(handler, k
     ]
 
 
-def test_kinds_are_limited_apart(handler, kept):
+def test_kinds_are_limited_separately(handler, kept):
     for _ in range(5):
         log(handler, "one")
         log(handler, "another")
@@ -87,7 +87,7 @@ def test_a_library_s_lines_are_one_kind_though_all_differ(handler, kept):
     assert kept.lines[3:] == ["asyncio: Exception in callback <0x3> … 97 similar lines suppressed"]
 
 
-def test_what_was_suppressed_is_told_when_nothing_more_comes(kept):
+def test_suppressed_lines_are_reported_even_if_no_line_follows(kept):
     handler = LimitedHandler(kept, lines=1, window=0.05)
     log(handler, "one")
     log(handler, "one")
@@ -98,7 +98,7 @@ def test_what_was_suppressed_is_told_when_nothing_more_comes(kept):
     assert len(kept.lines) == 2
 
 
-def test_nothing_is_told_where_nothing_was_suppressed(handler, kept, clock):
+def test_nothing_is_reported_if_nothing_was_suppressed(handler, kept, clock):
     for _ in range(3):
         for _ in range(3):
             log(handler, "one")

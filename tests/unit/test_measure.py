@@ -1,4 +1,4 @@
-"""The length of audio is counted from what is there: every container in use, and headers that lie."""
+"""The length of audio is measured in every common container, whatever the headers claim."""
 
 import asyncio
 import os
@@ -27,7 +27,7 @@ async def measurer() -> AsyncIterator[Measurer]:
 
 
 async def measure(measurer: Measurer, data: bytes, named: str = "") -> Measured:
-    """What is measured of audio that came inline under a label."""
+    """Measures inline audio with a content type."""
     return await measurer.measure(AudioSource(sniff(named, data[:16]), len(data), data=data))
 
 
@@ -49,7 +49,7 @@ async def test_the_length_of_every_container_in_use_is_within_3_percent(
 async def test_a_cut_file_has_the_length_of_what_is_left(measurer: Measurer, name: str) -> None:
     data = corpus.make(name)
     half = (await measure(measurer, data[: len(data) // 2])).ms
-    # Of Ogg a page that is not whole is lost: a second here.
+    # An incomplete Ogg page is lost: one second here.
     assert 300 * corpus.SECONDS < half < 550 * corpus.SECONDS
 
 
@@ -57,7 +57,7 @@ async def test_a_cut_file_has_the_length_of_what_is_left(measurer: Measurer, nam
     "named", ["audio/pcm;rate=16000", "audio/basic", "audio/pcm", "audio/pcm;rate=8000;channels=1"]
 )
 @pytest.mark.parametrize("name", ["mp3", "wav", "flac", "ogg opus", "adts"])
-async def test_a_label_never_outweighs_the_bytes(measurer: Measurer, named: str, name: str) -> None:
+async def test_the_bytes_outweigh_the_content_type(measurer: Measurer, named: str, name: str) -> None:
     measured = await measure(measurer, corpus.make(name), named)
     assert measured.ms == pytest.approx(1000 * corpus.SECONDS, rel=0.03)
     assert not measured.content_type.startswith(("audio/pcm", "audio/basic"))
@@ -82,13 +82,13 @@ async def test_a_label_never_outweighs_the_bytes(measurer: Measurer, named: str,
         (b"ID3\4\0\0\0\0\x7f\x76" + bytes(16_374) + corpus.mp3(26), 26),
     ],
 )
-async def test_what_a_header_or_a_tag_claims_changes_nothing(
+async def test_claims_of_a_header_or_a_tag_change_nothing(
     measurer: Measurer, data: bytes, seconds: float
 ) -> None:
     assert (await measure(measurer, data)).ms == pytest.approx(1000 * seconds, rel=0.02, abs=60)
 
 
-async def test_a_xing_header_is_not_believed(measurer: Measurer) -> None:
+async def test_a_xing_header_is_not_trusted(measurer: Measurer) -> None:
     for frames in (1, 10**8):
         head = bytearray(corpus.FRAME)
         head[36:52] = b"Xing" + struct.pack(">III", 3, frames, 417_000)
@@ -104,7 +104,7 @@ async def test_chained_streams_are_added_up(measurer: Measurer) -> None:
 @pytest.mark.parametrize(
     "data", [b"", b"x", bytes(100_000), random.Random(1).randbytes(300_000), b"text " * 9_000]
 )
-async def test_what_is_no_audio_cannot_be_measured(measurer: Measurer, data: bytes) -> None:
+async def test_data_without_audio_cannot_be_measured(measurer: Measurer, data: bytes) -> None:
     assert (await measure(measurer, data)).ms == 0
 
 
@@ -123,7 +123,7 @@ async def test_what_is_no_audio_cannot_be_measured(measurer: Measurer, data: byt
 )
 async def test_bare_samples_are_counted_by_their_type(measurer: Measurer, named: str, ms: int) -> None:
     assert (await measure(measurer, bytes(64_000), named)).ms == ms
-    # A first sample that looks like the start of a frame makes no MP3 of them.
+    # Samples that begin like an MP3 frame are still read as bare samples.
     noise = b"\xff\xfb" + random.Random(2).randbytes(63_998)
     assert await measure(measurer, noise, named) == Measured(ms, sniff(named, b""))
 

@@ -58,7 +58,7 @@ def put(store: MediaStore, account: str = "ann", data: bytes = PNG) -> str:
 
 
 def files(store: MediaStore) -> list[str]:
-    """The names of all files that are stored."""
+    """The names of all stored files."""
     return sorted(path.name for path in store.folder.iterdir())
 
 
@@ -98,7 +98,7 @@ def test_a_link_needs_no_owner_and_no_other_medium_takes_it(store: MediaStore) -
             store.check(media_id, bent)
 
 
-async def test_a_medium_and_its_link_expire_together_and_are_swept(store: MediaStore, clock: Clock) -> None:
+async def test_media_and_its_link_expire_together_and_are_swept(store: MediaStore, clock: Clock) -> None:
     media_id = put(store)
     query = store.find(media_id, "ann")[1].url.partition("?")[2]
     clock.ahead = 58
@@ -185,7 +185,7 @@ def test_ids_do_not_show_that_they_have_one_owner(store: MediaStore) -> None:
     assert {store._owner_of(media_id) for media_id in ids} == {store._tag("ann")}
 
 
-def test_nobody_else_can_read_the_files_or_list_the_folder(store: MediaStore) -> None:
+def test_other_users_cannot_read_the_files_or_list_the_folder(store: MediaStore) -> None:
     put(store)
     with store.writer("ann", "audio/mpeg") as writer:
         writer.write(b"ID3" * 100_000)
@@ -194,7 +194,7 @@ def test_nobody_else_can_read_the_files_or_list_the_folder(store: MediaStore) ->
     assert stat.S_IMODE(store.folder.stat().st_mode) == 0o700
 
 
-def test_a_medium_is_kept_longer_and_never_shorter(store: MediaStore, clock: Clock) -> None:
+def test_the_lifetime_of_media_is_extended_and_never_shortened(store: MediaStore, clock: Clock) -> None:
     media_id = put(store)
 
     def left() -> float:
@@ -255,7 +255,7 @@ async def test_a_stalled_upload_ends_at_the_deadline(store: MediaStore) -> None:
     assert list(store.folder.iterdir()) == []
 
 
-async def test_the_upload_of_one_request_lives_no_longer_than_that_may(tmp_path: Path) -> None:
+async def test_a_rest_upload_ends_with_its_request_and_a_grpc_upload_does_not(tmp_path: Path) -> None:
     store = MediaStore(tmp_path / "media", b"s" * 32)
     for wire, least, most in (("rest", 20, 51), ("grpc", 3590, 3601)):
         call = Call.from_headers({"x-request-timeout": "20"}.get, wire=wire)
@@ -276,7 +276,7 @@ async def test_a_stalled_download_ends_at_the_deadline(store: MediaStore) -> Non
     async def stalled() -> None:
         async with desk.download_media(media_id, "", call) as (_, pieces):
             async for _ in pieces:
-                await asyncio.Event().wait()  # a reader that takes nothing more
+                await asyncio.Event().wait()  # the reader stalls
 
     with pytest.raises(PomeloError) as error:
         await asyncio.wait_for(stalled(), 10)
@@ -300,7 +300,7 @@ def limited(folder: Path, clock: Clock | None = None, **limits: int) -> MediaSto
 
 
 def spool(store: MediaStore, owner: str, size: int, piece: int = 10_000) -> str:
-    """Stores a medium of `size` bytes, piece by piece."""
+    """Stores a media file of `size` bytes, piece by piece."""
     with store.writer(owner, "audio/mpeg") as writer:
         for at in range(0, size, piece):
             writer.write(b"x" * min(piece, size - at))
@@ -308,7 +308,7 @@ def spool(store: MediaStore, owner: str, size: int, piece: int = 10_000) -> str:
 
 
 def on_disk(store: MediaStore) -> int:
-    """Bytes of all files."""
+    """The total size of all files in bytes."""
     return sum(path.stat().st_size for path in store.folder.iterdir())
 
 
@@ -337,10 +337,10 @@ def test_bytes_are_refused_before_they_are_written(tmp_path: Path) -> None:
     with pytest.raises(PomeloError):
         fill()
     assert files(store) == []
-    assert spool(store, "ann", MIB)  # what was refused uses up nothing
+    assert spool(store, "ann", MIB)  # refused bytes do not count
 
 
-def test_what_is_being_written_counts(tmp_path: Path) -> None:
+def test_bytes_being_written_count(tmp_path: Path) -> None:
     store = limited(tmp_path, account=MIB)
     with store.writer("ann", "audio/mpeg") as writer:
         writer.write(b"x" * (MIB - 4 * KIB))
@@ -367,13 +367,13 @@ def test_all_owners_together_store_up_to_the_total_and_the_caller_may_try_again(
     assert spool(store, "bob", 324 * KIB)
 
 
-async def test_what_is_stored_is_known_again_after_a_restart(tmp_path: Path) -> None:
+async def test_stored_bytes_are_counted_again_after_a_restart(tmp_path: Path) -> None:
     store = limited(tmp_path, account=MIB)
     spool(store, "ann", 600 * KIB)
     spool(store, "bob", 100 * KIB)
     with store.writer("ann", "audio/mpeg") as left:
         left.write(b"x" * 200 * KIB)
-        again = limited(tmp_path, account=MIB)  # the first one died with a part half written
+        again = limited(tmp_path, account=MIB)  # the first process died while it wrote a part
         await again.refresh()
         assert again.quota.stored(again._tag("ann")) == 800 * KIB
         assert again.quota.stored(again._tag("bob")) == 100 * KIB
@@ -385,14 +385,14 @@ async def test_what_is_stored_is_known_again_after_a_restart(tmp_path: Path) -> 
 async def test_a_scan_counts_what_is_being_written(tmp_path: Path) -> None:
     store = limited(tmp_path, account=MIB)
     with store.writer("ann", "audio/mpeg") as writer:
-        for size in (10_000, 300_000, 300_000):  # gathered, and on the disk
+        for size in (10_000, 300_000, 300_000):  # in the buffer, and on the disk
             writer.write(b"x" * size)
             await store.refresh()
             assert store.quota.stored(store._tag("ann")) == -(-writer.size // 4096) * 4096
     assert store.quota.stored(store._tag("ann")) == 0
 
 
-async def test_what_expires_or_is_deleted_makes_room(tmp_path: Path) -> None:
+async def test_expired_and_deleted_files_free_their_bytes(tmp_path: Path) -> None:
     clock = Clock()
     store = limited(tmp_path, clock, account=MIB)
     media_id = spool(store, "ann", MIB)
@@ -449,11 +449,11 @@ async def test_parts_are_deleted_once_their_writer_must_be_gone(tmp_path: Path) 
         assert writer.commit().media_id in files(store)
 
 
-async def test_a_file_that_can_not_be_deleted_stops_no_sweep(tmp_path: Path) -> None:
+async def test_a_file_that_cannot_be_deleted_does_not_stop_the_sweep(tmp_path: Path) -> None:
     clock = Clock()
     store = limited(tmp_path, clock)
     stuck = store.folder / f"media_{'0' * 42}.png"
-    stuck.mkdir()  # what no unlink deletes
+    stuck.mkdir()  # unlink cannot delete a folder
     ids = [spool(store, "ann", 1) for _ in range(20)]
     clock.ahead = 61
     assert await store.refresh() == len(ids)
@@ -498,7 +498,7 @@ def test_a_full_disk_is_the_stores_failure_and_leaves_nothing(tmp_path: Path, mo
 
 
 @pytest.mark.parametrize("most", [0, 70_000, 200_000])
-def test_what_was_taken_before_a_disk_was_full_can_be_had_back(tmp_path: Path, most: int) -> None:
+def test_media_stored_before_the_disk_was_full_can_be_read(tmp_path: Path, most: int) -> None:
     store = limited(tmp_path)
     for piece in (1_000, 60_000, 100_000):
         pieces = [bytes([number % 251]) * piece for number in range(300)]

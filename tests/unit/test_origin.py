@@ -1,4 +1,4 @@
-"""Where a gRPC call comes from: what a gateway says counts only with its proof."""
+"""The origin of a gRPC call: the metadata of a gateway counts only with its proof."""
 
 import logging
 
@@ -41,12 +41,12 @@ def test_a_caller_is_no_gateway() -> None:
         {"authorization": "Bearer another"},
     ],
 )
-def test_metadata_that_differs_from_what_was_proven_is_not_believed(change: dict[str, str]) -> None:
+def test_metadata_that_differs_from_its_proof_is_not_trusted(change: dict[str, str]) -> None:
     assert OURS.origin(sent() | change, PEER) == Origin(True, False, "grpc", "192.0.2.7")
 
 
 @pytest.mark.parametrize("missing", [PROOF_KEY, ADDRESS_KEY, "authorization"])
-def test_metadata_of_which_something_was_left_out_is_not_believed(missing: str) -> None:
+def test_metadata_with_a_missing_entry_is_not_trusted(missing: str) -> None:
     left = {name: value for name, value in sent().items() if name != missing}
     assert OURS.origin(left, PEER) == Origin(True, False, "grpc", "192.0.2.7")
 

@@ -1,4 +1,4 @@
-"""Work that is done again and again: nothing that it raises ends it, and being cancelled does."""
+"""Periodic work: no exception ends it, and cancellation does."""
 
 import asyncio
 import logging

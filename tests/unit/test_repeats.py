@@ -1,4 +1,4 @@
-"""The answers that are kept for an Idempotency-Key, and the media that belong to them."""
+"""The answers stored for an Idempotency-Key, and their media."""
 
 import time
 from pathlib import Path
@@ -16,7 +16,7 @@ UNASKED = ResponseFormat.RESPONSE_FORMAT_UNSPECIFIED
 
 
 def answer(media: MediaStore, data: bytes = b"ID3 a sound") -> TaskResult:
-    """The result of a speech task whose sound was stored."""
+    """The result of a speech task whose audio was stored."""
     result = TaskResult(id="speech_1", model="eleven-labs-tts")
     with media.writer("ann/live", "audio/mpeg") as writer:
         writer.write(data)
@@ -25,11 +25,11 @@ def answer(media: MediaStore, data: bytes = b"ID3 a sound") -> TaskResult:
     return result
 
 
-def test_a_medium_outlives_the_answer_that_it_belongs_to(tmp_path: Path) -> None:
+def test_media_outlives_the_answer_that_it_belongs_to(tmp_path: Path) -> None:
     media = MediaStore(tmp_path / "media", b"s" * 32)
     result = answer(media)
     repeats.kept(result, UNASKED, media, stream=False)
-    # The answer lives from its settlement on, a little later than it is kept here.
+    # The lifetime of the answer starts at its settlement, a little after this point.
     path, _ = media.find(result.speech.media.media_id, "ann/live")
     lives = path.stat().st_mtime + media.lifetime - time.time()
     assert REPLAY_SECONDS + 30 < lives <= REPLAY_SECONDS + 60

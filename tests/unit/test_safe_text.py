@@ -1,4 +1,4 @@
-"""Names and ids that a terminal would obey or a spreadsheet would run are shown and stay what they are."""
+"""Escaping of names and ids: no terminal obeys them, no spreadsheet runs them."""
 
 import csv
 import io

@@ -1,4 +1,4 @@
-"""The lines of a gateway whose server goes and comes."""
+"""The log lines of a gateway whose server is lost and comes back."""
 
 import logging
 
@@ -63,7 +63,7 @@ def test_one_line_when_the_server_is_lost_and_one_when_it_is_back(watch, clock, 
     assert second == "The server at server.example:50051 is back after 12 s"
 
 
-def test_calls_of_which_some_fail_do_not_fill_the_log(watch, clock, caplog):
+def test_intermittent_failures_do_not_fill_the_log(watch, clock, caplog):
     for _ in range(500):
         watch.ended(lost(REFUSED))
         watch.ended(None)
@@ -81,7 +81,7 @@ def test_a_server_that_refuses_a_call_is_there_unless_the_error_may_be_the_gatew
     assert (len(caplog.records) == 2) == (code not in ("deadline_exceeded", "shutting_down"))
 
 
-def test_a_caller_who_leaves_says_nothing_of_the_server(watch, clock, caplog):
+def test_a_caller_who_leaves_does_not_change_the_state_of_the_server(watch, clock, caplog):
     watch.ended(lost(REFUSED))
     clock.now += 5.0
     watch.ended(KeyboardInterrupt())
@@ -102,7 +102,7 @@ def test_a_caller_who_leaves_says_nothing_of_the_server(watch, clock, caplog):
         ("", "unavailable"),
     ],
 )
-def test_the_reason_is_in_words_of_our_own(details, reason, watch, caplog):
+def test_the_reason_does_not_quote_the_error(details, reason, watch, caplog):
     watch.ended(lost(details))
     (record,) = caplog.records
     assert f"is lost: {reason}. " in record.getMessage()

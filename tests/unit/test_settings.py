@@ -289,7 +289,7 @@ def test_every_variable_of_the_contract_has_a_setting():
 
 @pytest.mark.parametrize("mode", [0o755, 0o777, 0o750, 0o701])
 @pytest.mark.parametrize("used", [False, True])
-def test_a_data_folder_that_is_open_to_others_is_closed_with_a_word(tmp_path, caplog, mode, used):
+def test_a_data_folder_that_is_open_to_others_is_closed_and_logged(tmp_path, caplog, mode, used):
     data = tmp_path / "data"
     settings = Settings(data=data)
     secret = None
@@ -297,7 +297,7 @@ def test_a_data_folder_that_is_open_to_others_is_closed_with_a_word(tmp_path, ca
         secret = settings.root_secret()
     else:
         data.mkdir()
-        (data / "lost+found").mkdir()  # what a new file system has
+        (data / "lost+found").mkdir()  # a new file system has this folder
     data.chmod(mode)
     caplog.clear()
     assert settings.root_secret() == secret or not used

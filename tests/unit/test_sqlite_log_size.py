@@ -1,4 +1,4 @@
-"""The write-ahead log stays small under reports without end, and nobody waits long for it."""
+"""The write-ahead log stays small under continuous reports, and no commit waits long for it."""
 
 import asyncio
 import itertools
@@ -43,7 +43,7 @@ def size(path: Path) -> int:
 
 
 async def task(store: Store, number: int) -> float:
-    """Runs a task whose answer is kept; the longest that a step of it took, in seconds."""
+    """Runs a task whose answer is stored; returns the duration of its longest step in seconds."""
     began = time.perf_counter()
     await store.take(
         Take(draft(f"t{number}"), least=1, most=5_000, repeatable=Repeatable(f"k{number}", b"digest"))

@@ -1,4 +1,4 @@
-"""Reports on usage are made step by step, and give what one long read would."""
+"""Usage reports are read step by step, and equal one long read."""
 
 import asyncio
 import random
@@ -33,7 +33,7 @@ QUERIES = [
 
 @pytest.fixture(scope="module")
 async def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[UsageRecord]]:
-    """A file, and the records in it as they were settled: many of one moment, and in no order of time."""
+    """A file, and its records as settled: many share a time, and times are unordered."""
     chance = random.Random(7)
     found = []
     path = tmp_path_factory.mktemp("made") / "pomelo.db"
@@ -112,7 +112,7 @@ async def test_a_sum_is_of_one_moment_though_tasks_end_meanwhile(store, records,
         sums = usage.UsageSum(UsageQuery(), "account")
         steps = 0
         while (totals := sums.step(reading)) is None:
-            # Old and new ones: neither what was passed already nor what is still to come counts.
+            # Tasks with old and new times: none settled during the read counts.
             await run(store, f"late {steps}", at=float(steps % 12))
             steps += 1
     assert steps > 20

@@ -66,7 +66,7 @@ async def test_of_a_batch_what_fails_fails_alone_and_wholly(rig):
 
 
 class Failing(sqlite3.Connection):
-    """A connection whose statements that begin so fail, as often as said."""
+    """A connection on which statements with a prefix fail a given number of times."""
 
     fails: tuple[str, int] = ("", 0)
     error: Callable[[], Exception] = RuntimeError
@@ -122,7 +122,7 @@ async def test_a_rollback_that_fails_is_made_up_for(failing):
     assert await failing.get_account("half") is None
 
 
-async def test_what_sqlite_fails_of_was_not_done_and_of_all_else_that_is_unknown(failing):
+async def test_after_an_sqlite_error_nothing_was_done_and_after_others_that_is_unknown(failing):
     kinds = ((lambda: sqlite3.OperationalError("disk I/O error"), False), (RuntimeError, True))
     for start in ("INSERT INTO holds", "COMMIT"):
         for error, unknown in kinds:
@@ -133,7 +133,7 @@ async def test_what_sqlite_fails_of_was_not_done_and_of_all_else_that_is_unknown
             assert (await failing.standing(WALLET)).slots == 0
 
 
-async def test_what_a_role_raises_comes_out_and_all_else_is_store_unavailable(rig, caplog):
+async def test_errors_of_a_role_are_raised_and_all_others_are_store_unavailable(rig, caplog):
     def raising(error: Exception) -> Callable[[sqlite3.Connection], None]:
         def work(connection: sqlite3.Connection) -> None:
             raise error

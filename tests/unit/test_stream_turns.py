@@ -1,4 +1,4 @@
-"""Turns of the event loop, by a clock that only the work of the tests moves."""
+"""Turns of streams on the event loop, measured by a clock that only the tests' work advances."""
 
 import asyncio
 from collections import Counter
@@ -10,13 +10,13 @@ import pytest
 from pomelo.turns import BUDGET, BUDGET_MOST, QUANTUM, Turns, in_turns
 
 PIECE = 0.00002
-"""Seconds that a piece takes, where a test does not say."""
+"""Seconds that a piece takes by default."""
 
 
 class Loop:
-    """The running event loop: whose work took how long in which of its iterations.
+    """Records how long each stream's work took in each iteration of the running event loop.
 
-    `busy` is how long all else takes in each iteration.
+    `busy` is how long other work takes in each iteration.
     """
 
     def __init__(self, busy: float) -> None:
@@ -37,24 +37,24 @@ class Loop:
             asyncio.get_running_loop().call_soon(self.start)
 
     def stop(self) -> None:
-        """Counts no more."""
+        """Stops counting."""
         self._over = True
 
     def work(self, name: str, seconds: float) -> None:
-        """A stream makes a piece."""
+        """Records that a stream made a piece."""
         self.now += seconds
         self.took[self.iteration] += round(seconds * 1e9)
         self.pieces[name] += 1
         self.order.append(name)
 
     def longest(self, but: int = 0) -> float:
-        """The most seconds of streams' work in one iteration, but for the first ones that had any."""
+        """The most seconds of streams' work in one iteration, without the first `but` with work."""
         return max([took for _, took in sorted(self.took.items())[but:]], default=0) / 1e9
 
 
 @asynccontextmanager
 async def running(busy: float = 0.0) -> AsyncIterator[tuple[Loop, Turns]]:
-    """A loop that is watched, and its turns."""
+    """A recorded loop, and its turns."""
     loop = Loop(busy)
     loop.start()
     try:
@@ -71,7 +71,7 @@ async def stream(
     piece: float = PIECE,
     between: Callable[[], Awaitable[object]] | None = None,
 ) -> None:
-    """A stream whose data are there already, unless it waits `between` two pieces."""
+    """A stream whose data is ready, unless it waits `between` two pieces."""
     turn = turns.stream()
     for number in range(pieces):
         if between is not None and number:
@@ -82,7 +82,7 @@ async def stream(
 
 
 async def iterations(count: int) -> None:
-    """Lets the loop go round so often."""
+    """Runs `count` iterations of the loop."""
     for _ in range(count):
         await asyncio.sleep(0)
 
@@ -94,7 +94,7 @@ async def test_streams_together_take_no_longer_than_the_budget_in_each_iteration
 ) -> None:
     async with running() as (loop, turns):
         await asyncio.gather(*[stream(loop, turns, str(n), 20, piece) for n in range(count)])
-        # In the first one each of them makes the piece that waits for nobody, for which the next has more room.
+        # In the first iteration no stream waits for its first piece; the next has a larger budget.
         assert loop.longest(but=2) <= BUDGET + 2 * piece
         assert loop.iteration <= 4 + count * 20 * max(piece, QUANTUM) / BUDGET * 2
 
@@ -102,7 +102,7 @@ async def test_streams_together_take_no_longer_than_the_budget_in_each_iteration
 async def test_streams_that_never_end_share_alike() -> None:
     async with running() as (loop, turns):
         tasks = [asyncio.create_task(stream(loop, turns, str(n), 10**9)) for n in range(50)]
-        await iterations(10)  # the first of them had some more
+        await iterations(10)  # the first streams made more pieces
         loop.pieces.clear()
         await iterations(500)
         for task in tasks:
@@ -166,7 +166,7 @@ async def test_a_stream_that_uses_up_its_turns_is_not_starved_by_those_that_give
 async def test_streams_wait_in_the_order_in_which_they_came() -> None:
     async with running() as (loop, turns):
         await asyncio.gather(*[stream(loop, turns, str(n), 3, BUDGET) for n in range(10)])
-        # The first one goes on while nobody waits.
+        # The first stream continues while no other waits.
         others = [str(n) for n in range(1, 10)]
         assert loop.order == ["0", "0", *others, "0", *others, *others]
 
@@ -180,7 +180,7 @@ async def test_where_all_else_takes_long_streams_get_as_much_up_to_a_limit(busy:
         assert longest >= min(busy, BUDGET_MOST) / 2
 
 
-async def test_one_that_leaves_while_it_waits_is_forgotten_and_the_others_go_on() -> None:
+async def test_a_stream_that_leaves_while_it_waits_is_forgotten_and_the_others_continue() -> None:
     async with running() as (loop, turns):
         tasks = [asyncio.create_task(stream(loop, turns, str(n), 200, QUANTUM)) for n in range(20)]
         await iterations(3)
@@ -194,7 +194,7 @@ async def test_one_that_leaves_while_it_waits_is_forgotten_and_the_others_go_on(
         assert [loop.pieces[str(n)] for n in range(1, 20, 2)] == [200] * 10
 
 
-async def test_one_that_leaves_at_the_moment_of_its_turn_takes_nobody_elses() -> None:
+async def test_a_stream_that_leaves_at_its_turn_does_not_take_the_turn_of_another() -> None:
     async with running() as (loop, turns):
         leaving = [asyncio.create_task(stream(loop, turns, "left", 10**6, QUANTUM)) for _ in range(6)]
         staying = asyncio.create_task(stream(loop, turns, "stayed", 100, QUANTUM))
@@ -204,7 +204,7 @@ async def test_one_that_leaves_at_the_moment_of_its_turn_takes_nobody_elses() ->
             for task in leaving:
                 task.cancel()
 
-        # Whatever the order in which the loop calls them, one of these comes between a grant and its turn.
+        # In any order of callbacks, one of these runs between a grant and its turn.
         for _ in range(3):
             asyncio.get_running_loop().call_soon(leave)
             await iterations(1)
@@ -213,7 +213,7 @@ async def test_one_that_leaves_at_the_moment_of_its_turn_takes_nobody_elses() ->
         assert turns.waiting == 0
 
 
-async def test_where_nobody_has_turns_the_loop_may_sleep() -> None:
+async def test_without_streams_the_loop_may_sleep() -> None:
     async with running() as (loop, turns):
         await stream(loop, turns, "alone", 100, QUANTUM)
         await iterations(2)
@@ -242,7 +242,7 @@ async def test_pieces_in_turns_are_the_same_pieces_and_their_source_is_closed() 
         assert loop.longest() <= 2 * BUDGET
 
 
-async def test_the_first_piece_waits_for_nobody() -> None:
+async def test_the_first_piece_does_not_wait() -> None:
     async with running() as (loop, turns):
         others = [asyncio.create_task(stream(loop, turns, str(n), 10**9)) for n in range(100)]
         await iterations(20)

@@ -103,7 +103,7 @@ def test_an_error_without_a_field_has_neither_a_bad_request_nor_metadata() -> No
 
 
 @pytest.mark.parametrize("code", CODES)
-def test_a_retry_policy_is_told_when_to_ask_again_or_that_it_is_pointless(code: str) -> None:
+def test_a_retry_policy_receives_the_delay_or_that_a_retry_is_pointless(code: str) -> None:
     row, told = TABLE[code], dict(retry(PomeloError(code, retry_after=None)))
     if row.http in (409, 429, 503):
         assert told == {

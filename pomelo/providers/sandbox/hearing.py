@@ -1,7 +1,7 @@
 """What the sandbox hears in a sound that it is given: what it says, and how long it is.
 
-`provider.py` calls `listen` in a worker thread. Nothing is decoded: the length was measured before, and what
-audio of the sandbox says is in it as text.
+`provider.py` calls `listen` in a worker thread. Nothing is decoded: the length was measured before,
+and audio made by the sandbox contains its words as text.
 """
 
 import hashlib

@@ -2,7 +2,7 @@
 
 The engine calls it, by the port of `pomelo.providers.base`, for the tasks of test keys. What takes real
 work runs in worker threads of its own, slice by slice, so that the event loop goes on and closing stops it;
-test tasks never hold up the threads that live tasks need.
+test tasks never block the threads that live tasks need.
 """
 
 import asyncio

@@ -61,7 +61,7 @@ class Accounts:
         ]
 
     async def _complete_account_order(self) -> None:
-        """Puts the accounts of an earlier Pomelo, which kept no order, into it."""
+        """Adds the accounts of an earlier Pomelo, which kept no order, to ACCOUNT_ORDER."""
         known = await self._link.send("ZCARD", ACCOUNT_ORDER)
         if known >= await self._link.send("HLEN", ACCOUNTS):
             return
@@ -117,7 +117,7 @@ class Accounts:
 
 
 def _grant(wallet: Wallet, grant_id: str, text: bytes) -> tuple[int, Grant]:
-    """The grant of a text, and how many there were before it."""
+    """Parses a stored grant. Also returns the number of grants before it."""
     place, _, values = text.partition(b" ")
     return int(place), Grant(grant_id=grant_id, wallet=wallet, **from_json(values))
 

@@ -98,7 +98,7 @@ class FileArchive:
         """See Archive."""
 
         def write(connection: sqlite3.Connection) -> None:
-            if connection.in_transaction:  # that of a time before could not be rolled back
+            if connection.in_transaction:  # an earlier one could not be rolled back
                 connection.execute("ROLLBACK")
             connection.execute("BEGIN IMMEDIATE")
             try:
@@ -160,7 +160,7 @@ def _open(path: Path) -> sqlite3.Connection:
             raise
     except OSError as error:
         raise StoreError(f"The archive {path} can't be opened: {error.strerror}") from error
-    except UnicodeDecodeError as error:  # what SQLite says of some damage
+    except UnicodeDecodeError as error:  # SQLite raises it for some damage
         raise damage.refused(path, "a text in it can't be read") from error
     except sqlite3.Error as error:
         detail = f"{error}. Free or mend the disk"

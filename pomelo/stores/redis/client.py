@@ -50,7 +50,7 @@ class OneServer:
         await self._redis.aclose()
 
     def _begin(self) -> None:
-        """Begins to send what waits, where it is not being sent."""
+        """Starts a lane if commands are waiting and fewer than _LANES are busy."""
         if self._waiting and self._busy < _LANES and not self._closed:
             self._busy += 1
             lane = asyncio.create_task(self._send())
@@ -87,7 +87,7 @@ class OneServer:
             else:
                 answer.set_result(found)
         if any(isinstance(found, Exception) and _is_suspect(found) for found in answers):
-            with suppress(Exception):  # the next commands will tell
+            with suppress(Exception):  # the next commands will report it
                 await self._redis.connection_pool.disconnect(inuse_connections=False)
 
     async def _answers(self, commands: list[tuple[Part, ...]]) -> list[Any]:
@@ -102,8 +102,9 @@ class OneServer:
 
 
 def _is_suspect(error: Exception) -> bool:
-    """Whether no connection that is idle is to be used after this error: the server is a replica by now, and
-    a name may lead elsewhere; or nobody foresaw it, and who knows what is left in a connection."""
+    """Whether idle connections must be closed after this error. Either the server has become a
+    replica and its name may now lead to another server, or the error is unexpected and connections
+    may hold leftover data."""
     return isinstance(error, errors.ReadOnlyError) or not isinstance(error, (errors.RedisError, OSError))
 
 

@@ -60,7 +60,7 @@ class Keys:
         return [_read(text, at) for text, at in zip(kept, revoked, strict=True)]
 
     async def _complete_key_order(self) -> None:
-        """Puts the keys of an earlier Pomelo, which kept no order, into it."""
+        """Adds the keys of an earlier Pomelo, which kept no order, to KEY_ORDER and `key_order`."""
         known = await self._link.send("ZCARD", KEY_ORDER)
         if known >= await self._link.send("HLEN", KEYS):
             return
@@ -69,7 +69,7 @@ class Keys:
             places: list[Part] = [part for record in records for part in (0, _place(record))]
             with self._link.one_call(PATIENCE):
                 await each(records, lambda r: self._link.send("ZADD", key_order(r.account), 0, _place(r)))
-                # That of all is last: it tells whether the others are complete.
+                # KEY_ORDER is last: its size shows whether the accounts' orders are complete.
                 await self._link.send("ZADD", KEY_ORDER, *places)
 
     @one_call

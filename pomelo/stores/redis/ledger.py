@@ -36,8 +36,8 @@ _NOTED_AT_ONCE = 100
 _SHUT = 0.2
 _LOOKS = 3
 _MANY_LOOKS = 30
-"""How often a wallet is looked at for holds of this process after its last take, when nothing is found; the
-second after one whose outcome is unknown, which the network may bring late."""
+"""How often a wallet is checked for holds of this process after its last take, while none is found.
+The second applies after a take with unknown outcome, which may reach the server late."""
 
 
 class Ledger:
@@ -54,7 +54,7 @@ class Ledger:
         self._shut: dict[Wallet, float] = {}
         """Wallets whose last take had an unknown outcome, and until when no other is tried."""
         self._looks: dict[Wallet, int] = {}
-        """Wallets that may have holds of this process, and how often each is still to be looked at."""
+        """Wallets that may have holds of this process, and how many checks each has left."""
         self._span = round(link.timing.window * 1e6)
         self._remember = round(link.timing.remember)
 
@@ -125,10 +125,10 @@ class Ledger:
         return sorted((one for one in reservations if one.own or not own), key=lambda one: one.record.task_id)
 
     def _looked_at(self, looked: dict[Wallet, int], held: set[Wallet]) -> None:
-        """Wallets were looked at, and these of them have holds of this process."""
+        """Counts a check of the wallets `looked`. Those in `held` have holds of this process."""
         for wallet in looked.keys() - held:
             if self._looks.get(wallet) != looked[wallet]:
-                continue  # A take of unknown outcome came meanwhile.
+                continue  # There was a take with unknown outcome meanwhile.
             self._looks[wallet] -= 1
             if not self._looks[wallet]:
                 del self._looks[wallet]

@@ -1,8 +1,9 @@
 """The way to the server: commands with our own limits and retries, and scripts by their digests.
 
-A command whose outcome is unknown is sent again: all that are sent here may be repeated. So is one that
-failed in a way that nobody foresaw; the store's callers never see such an error as it is. Who sends commands
-is for the store's other modules; none of them knows how a connection is made or lost.
+A command whose outcome is unknown is sent again: all commands sent here may be repeated. A command
+that failed with an unexpected error is sent again, too; the store's callers never see such an error
+as it is. The store's other modules send the commands; none of them knows how a connection is made
+or lost.
 """
 
 import asyncio
@@ -49,7 +50,7 @@ class Timing:
 
 
 class RefusedError(PomeloError):
-    """store_unavailable: the server answers, and refused a command, which it would do again."""
+    """store_unavailable: the server refused a command, and would refuse it again."""
 
 
 _end: ContextVar[float] = ContextVar("_end", default=0.0)
@@ -57,7 +58,8 @@ _end: ContextVar[float] = ContextVar("_end", default=0.0)
 
 
 class Client(Protocol):
-    """What is used of redis-py, of one server or of a cluster: there, all keys of a command have one tag."""
+    """The part of redis-py that is used, for one server or a cluster. In a cluster, all keys of a
+    command have the same hash tag."""
 
     cluster: bool
 
@@ -82,11 +84,11 @@ _PASSING = (
     TimeoutError,
     OSError,
 )
-"""What may be over in a moment, and is well known."""
+"""Expected errors that may be over in a moment."""
 
 PATIENCE = 10.0
-"""Seconds that a step of a report may take after the first, which has shown that the server is there: it is
-one of very many, and the server may be busy."""
+"""Seconds that a step of a report may take after the first, which has shown that the server is
+reachable. There are very many steps, and the server may be busy."""
 
 _PAUSE = 0.02
 _LONGEST_PAUSE = 0.15
@@ -109,8 +111,8 @@ class Link:
 
     @contextmanager
     def one_call(self, limit: float = 0.0) -> Iterator[None]:
-        """All that is sent inside, one after another, is of one call and within its limit, or within `limit`
-        seconds."""
+        """Commands that are sent inside share one deadline: that of the enclosing call, or else
+        `limit` seconds from now (0: the usual limit)."""
         token = _end.set(_end.get() or asyncio.get_running_loop().time() + (limit or self.timing.limit))
         try:
             yield
@@ -119,7 +121,7 @@ class Link:
 
     @contextmanager
     def contained(self) -> Iterator[None]:
-        """What nobody foresaw leaves the block as UnknownOutcomeError, and is logged with its trace."""
+        """Turns an unexpected error into UnknownOutcomeError, and logs it with its trace."""
         try:
             yield
         except DECLARED_ERRORS:
@@ -166,7 +168,7 @@ class Link:
                 log.warning("Redis refused a command: %s", error)
                 raise (_failure(unknown) if unknown else RefusedError("store_unavailable")) from error
             except Exception as error:
-                # Nobody knows what state the connection is in; on another one the same may work.
+                # The connection is in an unknown state; the same may work on another connection.
                 if not is_closed_transport(error):
                     self.unforeseen.tell("The client of Redis failed", error)
                 reason = error
@@ -191,7 +193,7 @@ class Link:
 
 
 async def scanned(link: Link, table: str) -> AsyncIterator[dict[bytes, bytes]]:
-    """A hash in parts; of what changes meanwhile some may be missing or come twice."""
+    """Yields a hash in parts. Fields that change meanwhile may be missing or come twice."""
     cursor = 0
     while True:
         with link.one_call(PATIENCE if cursor else 0.0):
@@ -212,7 +214,7 @@ L = TypeVar("L", bound=_Linked)
 def one_call(
     method: Callable[Concatenate[L, P], Awaitable[T]],
 ) -> Callable[Concatenate[L, P], Coroutine[Any, Any, T]]:
-    """A method that sends several things, all within the limit of one call; it is `contained`, too."""
+    """Makes a method send all its commands within the time limit of one call, and `contained`."""
 
     @wraps(method)
     async def limited(self: L, /, *args: P.args, **kwargs: P.kwargs) -> T:
@@ -225,7 +227,8 @@ def one_call(
 def contained(
     method: Callable[Concatenate[L, P], Awaitable[T]],
 ) -> Callable[Concatenate[L, P], Coroutine[Any, Any, T]]:
-    """A method of a role: it raises what the role says, and for all else store_unavailable."""
+    """Makes a method raise what its protocol declares, and store_unavailable for any other
+    error."""
 
     @wraps(method)
     async def inside(self: L, /, *args: P.args, **kwargs: P.kwargs) -> T:
@@ -240,7 +243,7 @@ def _failure(unknown: bool) -> PomeloError:
 
 
 def is_closed_transport(error: BaseException) -> bool:
-    """Whether a connection was closed under redis-py, which uvloop calls a RuntimeError."""
+    """Whether a connection was closed while redis-py used it: uvloop raises RuntimeError then."""
     return isinstance(error, RuntimeError) and "closed" in str(error)
 
 

@@ -13,12 +13,12 @@ FORMAT = "pomelo:format"
 ACCOUNTS = "pomelo:{accounts}:created"
 PLANS = "pomelo:{accounts}:plans"
 ACCOUNT_ORDER = "pomelo:{accounts}:order"
-"""The names of all accounts, in their order."""
+"""The names of all accounts, sorted."""
 
 KEYS = "pomelo:{keys}:records"
 REVOKED = "pomelo:{keys}:revoked"
 KEY_ORDER = "pomelo:{keys}:order"
-"""The places of all keys (see `key_place`), in their order."""
+"""The places of all keys (see `key_place`), sorted."""
 
 OWNERS = "pomelo:owners"
 """Who may have holds, and how often each has beaten."""
@@ -63,12 +63,12 @@ def key(wallet: Wallet, table: str) -> str:
 
 
 def key_order(account: str) -> str:
-    """The places of an account's keys, in their order."""
+    """The places of an account's keys, sorted."""
     return f"{KEY_ORDER}:{quote(account, safe='')}"
 
 
 def key_place(created: float, key_id: str) -> str:
-    """A text that sorts as keys are listed: by time, then by id. Times are from 1970 on."""
+    """A text that sorts in the order of key lists: by time, then by id. Times begin in 1970."""
     return f"{struct.pack('>d', max(created, 0.0)).hex()}:{key_id}"
 
 

@@ -38,7 +38,7 @@ class Owner:
         self._timing = link.timing
         self._monotonic = monotonic
         self.id = new_id("own_")
-        """Under which it takes; another one after it was taken for dead."""
+        """The id of this owner's holds. It is replaced after this process was taken for dead."""
         self._rounds = 0
         self._beaten = 0.0
         self._seen: dict[str, tuple[bytes, float]] = {}
@@ -85,12 +85,12 @@ class Owner:
             await self._link.send("HSET", OWNERS, self.id, "dead")
             await self._end({self.id})
         except PomeloError:
-            pass  # Another process ends it, or the next one.
+            pass  # Another process ends the tasks, or the next one that starts.
         except Exception as error:
             self._link.unforeseen.tell("What this process held could not be ended", error)
 
     async def recover(self, wallet: Wallet, task_id: str) -> None:
-        """Ends a task of this owner as if the owner had died; without a hold nothing happens.
+        """Ends a task of this owner as if the owner had died. Without a hold, does nothing.
 
         Raises:
             PomeloError: store_unavailable.

@@ -12,14 +12,14 @@ from pomelo.stores.sqlite import records
 
 _AT_ONCE = 32
 _TOGETHER = 100
-"""Wallets that one script is asked about, where they are all on one server: a millisecond or so."""
+"""Wallets per call of a script, where all are on one server. A call takes about a millisecond."""
 
 S = TypeVar("S")
 T = TypeVar("T")
 
 
 class Held(NamedTuple):
-    """A hold, as far as it is of interest here. `key` is its Idempotency-Key with '=' before it, or empty."""
+    """The fields of a hold that are used here. `key` is its Idempotency-Key after '=', or empty."""
 
     wallet: Wallet
     task_id: str
@@ -47,7 +47,7 @@ class Places:
             await self._link.send("SADD", WALLETS, *[member(wallet) for wallet in self._known])
 
     async def pages(self) -> AsyncIterator[list[Wallet]]:
-        """Every wallet that is there from the first page to the last, in any order; one may come twice."""
+        """Yields all wallets that exist during the whole scan, in any order. One may come twice."""
         cursor = 0
         while True:
             with self._link.one_call(PATIENCE if cursor else 0.0):
@@ -58,7 +58,7 @@ class Places:
                 return
 
     async def having(self, table: str) -> list[Wallet]:
-        """The wallets that have something in a table of theirs: `holds`, `drafts` or `usage`."""
+        """The wallets whose table is not empty. `table`: `holds`, `drafts` or `usage`."""
         having: dict[Wallet, None] = {}
         async for wallets in self.pages():
             for some, filled in await self.ask(FILLED, wallets, lambda w: [key(w, table)], table):
@@ -72,8 +72,9 @@ class Places:
         keys: Callable[[Wallet], Sequence[str]],
         *args: str,
     ) -> list[tuple[Sequence[Wallet], Any]]:
-        """What a script answers that is asked about several wallets, as many at a time as may be; in their
-        order. `keys` are those of one wallet that it takes."""
+        """Runs a script on wallets, as many per call as possible. Returns the wallets and the
+        answer of each call, in order. `keys` returns the keys of one wallet that the script
+        takes."""
         size = 1 if self._link.cluster else _TOGETHER
         parts = [wallets[start : start + size] for start in range(0, len(wallets), size)]
         with self._link.one_call(PATIENCE):
@@ -93,7 +94,7 @@ class Places:
         return None if text is None else _hold(wallet, task_id, text.decode())
 
     async def running(self, wallets: Iterable[Wallet]) -> list[tuple[Held, UsageRecord]]:
-        """The holds of these wallets, and the records so far of their tasks."""
+        """The holds of these wallets, with their tasks' records so far."""
 
         async def of_wallet(wallet: Wallet) -> list[tuple[Held, UsageRecord]]:
             holds = await self._holds(wallet)
@@ -110,7 +111,7 @@ class Places:
         return [one for found in await each(wallets, of_wallet) for one in found]
 
     async def _holds(self, wallet: Wallet) -> list[Held]:
-        """The holds of a wallet. What can't be read must not keep others from being ended; it is logged."""
+        """The holds of a wallet. An unreadable one is logged: others must still be ended."""
         found = []
         try:
             for task_id, text in (await self._link.send("HGETALL", names(wallet).holds)).items():
@@ -124,10 +125,10 @@ class Places:
 
 
 def _hold(wallet: Wallet, task_id: str, text: str) -> Held:
-    """The hold that wallet.lua wrote.
+    """Parses a hold that wallet.lua wrote.
 
     Raises:
-        ValueError: it did not write it.
+        ValueError: wallet.lua did not write this text.
     """
     owner, _, amount, *_, length, rest = text.split(" ", 8)
     # The length is of bytes, as Lua counts.
@@ -136,7 +137,7 @@ def _hold(wallet: Wallet, task_id: str, text: str) -> Held:
 
 
 async def each(of: Iterable[S], do: Callable[[S], Awaitable[T]]) -> list[T]:
-    """What `do` gives for each wallet, or each few of them; some at once."""
+    """The result of `do` for each item, in order; at most _AT_ONCE of them run concurrently."""
     gate = asyncio.Semaphore(_AT_ONCE)
 
     async def one(part: S) -> T:

@@ -71,7 +71,7 @@ _SECONDS = 5.0
 """How long a connection, or an answer, is waited for."""
 
 _REPORT = 600.0
-"""The same of a report, which may look at every record."""
+"""How long a report is waited for, which may look at every record."""
 
 _FAILURES = (asyncpg.PostgresError, asyncpg.InterfaceError, OSError, TimeoutError)
 
@@ -174,7 +174,7 @@ class PostgresArchive:
         return [UsageTotal(*row) for row in rows]
 
     async def damage(self) -> list[tuple[str, str]]:
-        """See UsageStore: there is no file of ours."""
+        """See UsageStore. Pomelo keeps no file here."""
         return []
 
     async def _do(self, work: Callable[[Any], Awaitable[T]]) -> T:

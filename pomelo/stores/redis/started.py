@@ -14,8 +14,8 @@ T = TypeVar("T")
 _PAUSE = 0.05
 _LONGEST_PAUSE = 1.0
 _UNDO_FOR = 30.0
-"""Seconds for which a take of unknown outcome is tried to be undone. A long outage must not leave something
-to do for each of them; what such a take left is found by `Ledger.reservations`."""
+"""Seconds for which undoing a take of unknown outcome is retried. A long outage must not leave a
+retry running for each take. `Ledger.reservations` finds what such a take left."""
 
 
 class Started(Generic[T]):
@@ -49,7 +49,7 @@ class Running:
         self._closed = False
 
     def works_on(self, task_id: str) -> bool:
-        """Whether something is being done, or to be done, for a task."""
+        """Whether work for a task is running or waiting to run."""
         return task_id in self._last
 
     def start(
@@ -60,10 +60,10 @@ class Running:
         lasting: bool = False,
         undo: Callable[[], Awaitable[None]] | None = None,
     ) -> Started[T]:
-        """Starts `work`. `lasting` work ends its task: whatever it fails of, it is done again until its
-        outcome is known; its awaiter gets store_unavailable after the first time. Other work that is to end
-        the same task meanwhile is given up: one end is enough. `undo` is done where it is unknown whether
-        `work` was."""
+        """Starts `work`. `lasting` work ends its task: it is retried after any error until its
+        outcome is known, and its awaiter gets store_unavailable after the first attempt. Other work
+        that would end the same task meanwhile is dropped: one end is enough. `undo` runs if it is
+        unknown whether `work` was done."""
         outcome: asyncio.Future[T] = self._loop.create_future()
         if self._closed:
             _fail(outcome, PomeloError("store_unavailable"))
@@ -106,7 +106,7 @@ class Running:
                 if not done:
                     _fail(outcome, UnknownOutcomeError("store_unavailable"))
                     if before.lasting or not lasting:
-                        return  # The task will have its end; and nobody waits for a take any more.
+                        return  # The task will be ended, and nobody waits for a take any more.
                     await asyncio.wait({before.task})
             error = await self._try(work, outcome)
             if error is None:
@@ -122,7 +122,7 @@ class Running:
     async def _try(
         self, work: Callable[[], Awaitable[T]], outcome: "asyncio.Future[T]"
     ) -> PomeloError | None:
-        """Does work once; why its outcome is not known, or None where it is."""
+        """Does work once. Returns why its outcome is unknown, or None if it is known."""
         try:
             value = await work()
         except PomeloError as error:
@@ -142,7 +142,7 @@ class Running:
         return None
 
     async def _until_done(self, work: Callable[[], Awaitable[object]], end: float = math.inf) -> None:
-        """Does work again until its outcome is known, or it is time to give up."""
+        """Repeats work until its outcome is known, or until the time `end`."""
         pause = _PAUSE
         while self._loop.time() < end:
             await asyncio.sleep(pause)

@@ -91,7 +91,7 @@ class RedisStore(Keys, Accounts, Ledger):
     ) -> tuple[list[UsageRecord], str]:
         """See UsageStore."""
         if after:
-            read_place(after)  # raises where nobody gave it
+            read_place(after)  # raises if it is invalid
         return await self._usage.list_usage(query, limit=limit, after=after)
 
     async def sum_usage(

@@ -71,7 +71,7 @@ class Usage:
         self, query: UsageQuery, *, limit: int, after: str = ""
     ) -> tuple[list[UsageRecord], str]:
         """See UsageStore."""
-        # What comes after a page is older, and was brought for the first page.
+        # Later pages are older, and were drained to the archive for the first page.
         if not after:
             await self.drain(await self._asked(query))
         return await self._archive.list_usage(query, limit, after)
@@ -168,7 +168,7 @@ class Usage:
         return [w for w in await self._places.having("usage") if query.live in (None, w.live)]
 
     async def _bring(self) -> None:
-        """Brings what this process settled, and from time to time what anybody did."""
+        """Drains the records of this process, and from time to time those of all processes."""
         rounds, self._rounds = self._rounds, self._rounds + 1
         wallets, self._expected = self._expected, set()
         try:

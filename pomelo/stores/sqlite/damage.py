@@ -1,7 +1,7 @@
 """Damage of a SQLite file: found when it is opened, when a statement meets it, and by the audit.
 
-SQLite notices a bad page when it reads it, and not before; so every file is looked over when it is opened,
-for a bounded time, and wholly by the audit. The remedy is the same each time: a backup.
+SQLite notices a bad page only when it reads it. So every file is checked when it is opened, for a
+bounded time, and completely by the audit. The remedy is always to restore a backup.
 """
 
 import contextlib
@@ -17,14 +17,14 @@ from pathlib import Path
 from pomelo.stores.base import StoreError
 
 CHECK_SECONDS = 2.0
-"""How long a file is looked over when it is opened, at the most."""
+"""Seconds for which a file is checked at most when it is opened."""
 
 REMEDY = "Stop Pomelo, keep a copy of the file, and restore a backup: docs/operations.md, Backups"
 
 _MOST_FINDINGS = 20
 _REFERRING = ("keys", "holds", "token_windows")
 _AUDITED = frozenset(f"CHECK constraint failed in {table}" for table in ("wallets", "grants", "usage"))
-"""What the audit tells better: the numbers of tables that it recomputes."""
+"""Left to the audit, which recomputes the numbers in these tables."""
 
 _DAMAGED = frozenset({sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB})
 _WAL_HEADER = struct.Struct(">8I")
@@ -36,18 +36,18 @@ log = logging.getLogger("pomelo.stores")
 
 
 def said(error: object) -> str:
-    """What SQLite says, in a line that has none of the file's contents but names."""
+    """SQLite's message in one line. It has no contents of the file except names."""
     text = " ".join(str(error).split())
     return "a text in it can't be read" if text.startswith("Could not decode") else text[:200]
 
 
 def refused(path: Path, detail: object) -> StoreError:
-    """What is said of a file that can't be used as it is."""
+    """The error for a file that can't be used as it is."""
     return StoreError(f"{path} is damaged: {detail}. {REMEDY}")
 
 
 def tells(error: BaseException | None) -> bool:
-    """Whether an error of SQLite says that the file is damaged."""
+    """Whether an error of SQLite reports that the file is damaged."""
     if not isinstance(error, sqlite3.Error):
         return False
     undecodable = isinstance(error, sqlite3.OperationalError) and str(error).startswith("Could not decode")
@@ -55,23 +55,24 @@ def tells(error: BaseException | None) -> bool:
 
 
 class Watch:
-    """Sees the errors of an open file, from any thread, and logs the first that tells of damage."""
+    """Receives the errors of an open file, from any thread, and logs the first that reports
+    damage."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self.seen = ""
-        """What the first one said."""
+        """The message of the first one."""
 
     def see(self, error: BaseException | None) -> None:
-        """Looks at an error, or at what caused it."""
+        """Checks an error and its cause."""
         for one in (error, error.__cause__ if error is not None else None):
             if not self.seen and tells(one):
                 self.seen = said(one)
                 log.error("%s is damaged: %s. %s", self._path, self.seen, REMEDY)
 
     def reported(self, found: list[str]) -> list[tuple[str, str]]:
-        """Each finding with the file's name, and the remedy first; also of damage that was met and not found
-        again. Empty: nothing is wrong."""
+        """Pairs of the file's name and a finding, the remedy first. Without findings, reports
+        damage that a statement met earlier. Empty: nothing is wrong."""
         if not found and self.seen:
             found = [self.seen]
         if not found:
@@ -83,7 +84,7 @@ class Watch:
 
 
 def check_there(path: Path) -> None:
-    """Refuses a file that has lost all it had.
+    """Refuses a file that has lost all its contents.
 
     Raises:
         StoreError: it has no bytes, or is gone while its log is there.
@@ -104,7 +105,7 @@ def check_there(path: Path) -> None:
 
 
 def create(path: Path, fill: Callable[[sqlite3.Connection], None]) -> None:
-    """Makes a file that is whole or absent, unless there is one: an empty one is always a damaged one.
+    """Creates a file, complete or not at all, unless it exists: so an empty file is always damaged.
 
     Raises:
         OSError, sqlite3.Error: it can't be made.
@@ -130,9 +131,9 @@ def create(path: Path, fill: Callable[[sqlite3.Connection], None]) -> None:
 
 
 def check(connection: sqlite3.Connection, path: Path, tables: Iterable[str]) -> None:
-    """Looks a file over that was just opened, as far as CHECK_SECONDS reach.
+    """Checks a file that was just opened, for at most CHECK_SECONDS.
 
-    `tables` are the statements that made what must be in it.
+    `tables` are the statements that created the tables it must have.
 
     Raises:
         StoreError: it is damaged; sqlite3.Error: SQLite itself says so.
@@ -141,7 +142,7 @@ def check(connection: sqlite3.Connection, path: Path, tables: Iterable[str]) -> 
     timer.daemon = True
     timer.start()
     try:
-        # A number that no rule allows is for the audit to tell.
+        # Numbers that violate a CHECK constraint are left to the audit.
         connection.execute("PRAGMA ignore_check_constraints = ON")
         found = _integrity(connection, 1)
     except sqlite3.OperationalError as error:
@@ -159,7 +160,7 @@ def check(connection: sqlite3.Connection, path: Path, tables: Iterable[str]) -> 
 
 
 def _check_schema(connection: sqlite3.Connection, path: Path, tables: Iterable[str]) -> None:
-    """A table of another name or shape is no error of SQLite's until a statement needs it."""
+    """Compares names and definitions: SQLite reports a wrong one only when a statement needs it."""
     with contextlib.closing(sqlite3.connect(":memory:", isolation_level=None)) as model:
         for statement in tables:
             model.execute(statement)
@@ -179,9 +180,10 @@ def _schema(connection: sqlite3.Connection) -> dict[str, str]:
 
 
 def last_commits(path: Path) -> list[int] | None:
-    """The numbers of the frames with which transactions end in a file's log, of those that can be its own.
+    """The numbers of the frames that end a transaction in a file's log and have the salts of its
+    header.
 
-    None: the log's head is damaged. To be read before the file is opened.
+    None: the log's header is damaged. Call it before the file is opened.
 
     Raises:
         OSError: the log can't be read.
@@ -209,13 +211,13 @@ def last_commits(path: Path) -> list[int] | None:
 
 
 def check_log(connection: sqlite3.Connection, path: Path, commits: list[int] | None) -> None:
-    """Refuses a file whose log has committed transactions that SQLite passed over, because of a frame that is
-    damaged. One at the end may be of a crash: it was not acknowledged.
+    """Refuses a file whose log has committed transactions that SQLite skipped because of a damaged
+    frame. A single one at the end may come from a crash: it was not acknowledged.
 
     `commits` is what `last_commits` gave before the file was opened.
 
     Raises:
-        StoreError: there are some.
+        StoreError: there are such transactions, or the log's header is damaged.
     """
     name = f"{path.name}-wal"
     if commits is None:
@@ -239,14 +241,15 @@ def _checksum(data: bytes, *, big: bool) -> tuple[int, int]:
 
 
 def looked_over(path: Path, opening: Callable[[Path], sqlite3.Connection], *, references: bool) -> list[str]:
-    """All that is wrong with a file, however long that takes. `references`: rows must have what they name.
+    """All findings about a file, however long the check takes. `references`: also check foreign
+    keys.
 
     Raises:
-        sqlite3.Error: it can't be looked at.
+        sqlite3.Error: it can't be checked.
     """
     found = []
     try:
-        # A connection of its own: another one has pages in its memory, of before the damage.
+        # A new connection: an open one may have cached pages from before the damage.
         with contextlib.closing(opening(path)) as connection:
             found += _integrity(connection, _MOST_FINDINGS)
             if references:

@@ -36,8 +36,8 @@ class WritingFile:
         watch: damage.Watch,
         log_size: LogSize | None = None,
     ) -> None:
-        """Opens the file and makes or migrates it; `begin` is done in the same transaction. `watch` is shown
-        what fails later.
+        """Opens the file, creates or migrates it, and runs `begin` in the same transaction. `watch`
+        receives later errors.
 
         Raises:
             StoreError: another process has it; it isn't ours, is damaged, or is of a newer version.
@@ -64,7 +64,7 @@ class WritingFile:
         except OSError as error:
             os.close(self._lock)
             raise StoreError(f"{path} can't be opened: {error.strerror}") from error
-        except UnicodeDecodeError as error:  # what SQLite says of some damage
+        except UnicodeDecodeError as error:  # SQLite raises it for some damage
             os.close(self._lock)
             raise damage.refused(path, "a text in it can't be read") from error
         except sqlite3.DatabaseError as error:
@@ -83,7 +83,7 @@ class WritingFile:
         self._watch.see(error)
 
     def between(self) -> None:
-        """Keeps the log small; to be called between two transactions."""
+        """Keeps the log small. Call it between two transactions."""
         self._log_size.keep_small(self.connection)
 
     def close(self) -> None:
@@ -155,7 +155,7 @@ def _migrated(
     path: Path,
     begin: Callable[[sqlite3.Connection], None] = lambda connection: None,
 ) -> None:
-    """Takes the steps to today's tables, and does `begin`, all or nothing."""
+    """Runs the missing migrations and `begin` in one transaction."""
     connection.execute("BEGIN IMMEDIATE")
     try:
         _migrate(connection, path)
@@ -171,10 +171,10 @@ def _migrated(
 
 
 def _version(connection: sqlite3.Connection, path: Path) -> int:
-    """How many steps were taken.
+    """The number of migrations that were run.
 
     Raises:
-        StoreError: more than this Pomelo knows.
+        StoreError: it is higher than this Pomelo knows.
     """
     version: int = connection.execute("SELECT coalesce(max(version), 0) FROM migrations").fetchone()[0]
     if version > len(MIGRATIONS):

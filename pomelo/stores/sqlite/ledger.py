@@ -350,7 +350,7 @@ def note(connection: sqlite3.Connection, noted: Sequence[UsageRecord]) -> list[s
 
 
 def reservations(connection: sqlite3.Connection) -> list[Reservation]:
-    """See LedgerStore. Whatever is held, this process took: the file is its alone."""
+    """See LedgerStore. This process took every hold: it alone uses the file."""
     rows = connection.execute("SELECT record, amount FROM holds ORDER BY task_id")
     return [Reservation(records.read(text), amount, own=True) for text, amount in rows]
 

@@ -1,8 +1,8 @@
 """The size of the write-ahead log: it is emptied between two commits once it is large.
 
-SQLite begins the log anew only at a moment when nobody reads it; with one report after another that moment
-never comes, and the log grows. So a report reads in steps, and waits before a step while the log is being
-emptied. The writer's connection is the only one that ever does that.
+SQLite restarts the log only while nobody reads it. With one report after another that never
+happens, and the log grows. So a report reads in steps, and waits before a step while the log is
+being emptied. Only the writer's connection empties it.
 """
 
 import logging
@@ -14,16 +14,16 @@ from contextlib import contextmanager
 from pathlib import Path
 
 LARGE = 4 * 1024 * 1024
-"""Bytes of the log from which on it is to be emptied."""
+"""Size of the log, in bytes, from which it is emptied."""
 
 STEP_WAIT = 0.05
-"""Seconds that commits wait for the end of a step that is being read."""
+"""Seconds that commits wait for the current step of a report to end."""
 
 STEP_PAUSE = 0.25
-"""Seconds until the next try, where a step took longer than that."""
+"""Seconds until the next try after a step took longer than STEP_WAIT."""
 
 BUSY_PAUSE = 1.0
-"""Seconds until the next try, where another program has the file open and reads it."""
+"""Seconds until the next try after another program's read prevented it."""
 
 log = logging.getLogger("pomelo.stores")
 
@@ -35,21 +35,21 @@ class LogSize:
         self._path = path.with_name(path.name + "-wal")
         self._monotonic = monotonic
         self._turnstile = threading.Lock()
-        """Held while the log is being emptied or that is waited for: no step begins."""
+        """Held while the log is being emptied or about to be: no step begins."""
         self._step = threading.Lock()
         """Held while a step is read."""
         self._not_before = 0.0
 
     @contextmanager
     def reading(self) -> Iterator[None]:
-        """A step of a report. What is read inside is read to its end there."""
+        """Runs a step of a report. Fetch all rows inside the block."""
         with self._turnstile:
             pass
         with self._step:
             yield
 
     def keep_small(self, connection: sqlite3.Connection) -> None:
-        """Empties the log if it is large and nobody reads it. To be called between two transactions."""
+        """Empties the log if it is large and nobody reads it. Call it between two transactions."""
         if self._size() < LARGE or self._monotonic() < self._not_before:
             return
         with self._turnstile:
@@ -69,12 +69,12 @@ class LogSize:
     def _size(self) -> int:
         try:
             return self._path.stat().st_size
-        except OSError:  # There is none before the first commit.
+        except OSError:  # It does not exist before the first commit.
             return 0
 
 
 def _empty(connection: sqlite3.Connection) -> bool:
-    """Puts the log into the file and empties it. True: another program reads, and kept it from that."""
+    """Copies the log into the file and empties it. True: another program's read prevented that."""
     (wait,) = connection.execute("PRAGMA busy_timeout").fetchone()
     connection.execute("PRAGMA busy_timeout = 0")  # Commits don't wait for other programs.
     try:

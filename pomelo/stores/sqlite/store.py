@@ -55,7 +55,7 @@ class Reading(Protocol[T_co]):
     """Something that is read step by step."""
 
     def step(self, connection: sqlite3.Connection) -> T_co | None:
-        """Reads on; None: there is more to be read."""
+        """Reads the next step. None: there is more to read."""
         ...
 
 
@@ -252,7 +252,7 @@ class SqliteStore:
             after = page[-1].wallet
 
     async def _read(self, reading: Reading[T]) -> T:
-        """Reads to the end. Others may read between two steps."""
+        """Reads to the end. Other reports may run between two steps."""
         while (found := await self._report(reading.step)) is None:
             pass
         return found

@@ -1,9 +1,9 @@
 """The statements about usage records, for the connection that only reads.
 
-A report may look at every record there is, and must not be one long read: while it lasts, a write-ahead log
-can't be emptied, and a file without one can't be written. So reports are made step by step. A record is
-never changed or taken away, so those that were there when the first step was made are of one moment, however
-many steps are made later.
+A report may look at every record, and must not be one long read: during a read, a write-ahead log
+can't be emptied, and a file without one can't be written. So reports read in steps. Records are
+never changed or deleted, so those that exist at the first step are of one moment, however many
+steps follow.
 """
 
 import math
@@ -47,7 +47,7 @@ class UsagePage:
 
     def __init__(self, query: UsageQuery, limit: int, after: str) -> None:
         """Raises:
-        ValueError: `after` is none that was given.
+        ValueError: `after` is invalid.
         """
         self._limit = limit
         start = (math.inf if query.until is None else query.until, -1)
@@ -57,7 +57,7 @@ class UsagePage:
         self._found: list[list[tuple[_Place, UsageRecord]]] = [[] for _ in self._walks]
 
     def step(self, connection: sqlite3.Connection) -> tuple[list[UsageRecord], str] | None:
-        """Reads on; None: there is more to be read."""
+        """Reads the next step. None: there is more to read."""
         left = [each for each in zip(self._walks, self._found, strict=True) if self._is_left(*each)]
         if left:
             walk, found = left[0]
@@ -75,7 +75,7 @@ class UsagePage:
         return self._page()
 
     def _is_left(self, walk: "_Walk", found: list[tuple[_Place, UsageRecord]]) -> bool:
-        # One more than asked for tells whether that is the end.
+        # One record more than asked for shows whether the page is the last.
         return len(found) <= self._limit and not walk.ended
 
     def _page(self) -> tuple[list[UsageRecord], str]:
@@ -103,10 +103,11 @@ class UsageSum:
         ]
         self._totals: dict[str, list[int]] = {}
         self._bound: str | None = None
-        """Of the groups of names up to this one, which is the last of the page, all was counted."""
+        """The last name that can be on the page, once known. Groups with later names are
+        skipped."""
 
     def step(self, connection: sqlite3.Connection) -> list[UsageTotal] | None:
-        """Reads on; None: there is more to be read."""
+        """Reads the next step. None: there is more to read."""
         if self._last_row is None:
             row = connection.execute("SELECT coalesce(max(rowid), 0) FROM usage").fetchone()
             self._last_row = int(row[0])
@@ -137,14 +138,15 @@ class UsageSum:
 
 
 def _sides(query: UsageQuery) -> list[bool | None]:
-    """The sides of an account that an index has in the order of time; all records at once without one."""
+    """The modes to read separately: an index has an account's records of each mode in order of
+    time. Without an account, all records are read together."""
     if query.account is None:
         return [None]
     return [False, True] if query.live is None else [query.live]
 
 
 class _Walk:
-    """Goes through the records of a side, or of all, in the order of (at, rowid), STEP at a time."""
+    """Goes through records of one mode, or all, in the order of (at, rowid), STEP at a time."""
 
     def __init__(self, query: UsageQuery, side: bool | None, start: _Place, *, newest_first: bool) -> None:
         self.ended = False
@@ -161,7 +163,7 @@ class _Walk:
         self._filters = {condition: value for condition, value in filters.items() if value is not None}
 
     def advance(self, connection: sqlite3.Connection) -> tuple[str, list[Any]]:
-        """The conditions of the next STEP records, and their values."""
+        """The conditions that select the next STEP records, and their values."""
         direction = "DESC" if self._newest_first else "ASC"
         conditions = [*self._scope, f"(at, rowid) {'<' if self._newest_first else '>'} (?, ?)"]
         values = [*self._scope_values, *self._start]
@@ -169,7 +171,7 @@ class _Walk:
         limits: list[Any] = []
         if self._limit is not None:
             limit, limits = [f"at {'>=' if self._newest_first else '<'} ?"], [self._limit]
-        # Found in the index alone, whatever else is asked of the records.
+        # The index alone answers this, whatever the other filters are.
         end = connection.execute(
             f"SELECT at, rowid FROM usage WHERE {' AND '.join([*conditions, *limit])}"  # noqa: S608
             f" ORDER BY at {direction}, rowid {direction} LIMIT 1 OFFSET ?",
@@ -232,7 +234,7 @@ _STATES = """
 
 
 def wallet_states(connection: sqlite3.Connection, after: Wallet | None, limit: int) -> list[WalletState]:
-    """The states of at most `limit` wallets, by account and side, of those that come after `after`."""
+    """The states of at most `limit` wallets, by account and mode, beginning after `after`."""
     place = ("", -1) if after is None else (after.account, after.live)
     rows = connection.execute(_STATES, (*place, limit)).fetchall()
     return [

@@ -31,11 +31,11 @@ class Written(Protocol):
     connection: sqlite3.Connection
 
     def failed(self, error: BaseException) -> None:
-        """Something was not done, for what may be the file's fault."""
+        """Receives the error of an operation that failed, possibly because of the file."""
         ...
 
     def between(self) -> None:
-        """Does what is to be done between two batches. Raises nothing."""
+        """Runs between two batches. Raises nothing."""
         ...
 
     def close(self) -> None:
@@ -91,9 +91,9 @@ class Writer:
     def do(self, work: Callable[[sqlite3.Connection], T], *, reads: bool = False) -> "asyncio.Future[T]":
         """Queues `work` at once, to be done wholly or not at all, and in the order of the calls.
 
-        Cancelling the future stops nothing; nobody need await it. It raises what `work` raises and a role may
-        raise, and PomeloError store_unavailable for all else: UnknownOutcomeError for what nobody foresaw.
-        With `reads` it changes nothing.
+        Cancelling the future stops nothing; nobody need await it. It raises those errors of `work`
+        that the store's protocols declare, and PomeloError store_unavailable for all others:
+        UnknownOutcomeError for unexpected ones. With `reads` it changes nothing.
         """
         future: asyncio.Future[T] = self._loop.create_future()
         if self._closed:
@@ -132,7 +132,8 @@ class Writer:
         self._report([_Outcome(self._ended, None, failed)])
 
     def _done(self, target: Written, batch: list[_Work]) -> list[_Outcome]:
-        """Does a batch, and says what became of each. Whatever is raised, the thread goes on."""
+        """Runs a batch and returns the outcome of each work. Contains any error: the thread goes
+        on."""
         try:
             outcomes = _commit(target.connection, batch)
         except Exception as error:
@@ -186,7 +187,7 @@ def _fail(future: "asyncio.Future[Any]", error: Exception) -> None:
 def _commit(connection: sqlite3.Connection, batch: list[_Work]) -> list[_Outcome]:
     """Does all of the batch that can be done, in one transaction."""
     if connection.in_transaction:
-        connection.execute("ROLLBACK")  # of a batch before, where that failed
+        connection.execute("ROLLBACK")  # an earlier batch that could not be rolled back
     if all(work.reads for work in batch):
         return [_read(connection, work) for work in batch]
     try:
@@ -260,7 +261,7 @@ def _undo(connection: sqlite3.Connection) -> None:
 
 
 def _told(error: Exception) -> Exception:
-    """What SQLite fails of was not done: a commit that fails is none."""
+    """An error of SQLite means that nothing was done: a failed commit changes nothing."""
     return _unavailable(error, PomeloError) if isinstance(error, sqlite3.Error) else error
 
 
@@ -271,5 +272,5 @@ def _unavailable(cause: Exception, kind: type[PomeloError]) -> PomeloError:
 
 
 def _reason(error: Exception) -> str:
-    """What SQLite says; of what nobody foresaw, its kind alone."""
+    """The message of a SQLite error; of an unexpected error only its type."""
     return str(error) if isinstance(error, sqlite3.Error) else type(error).__name__

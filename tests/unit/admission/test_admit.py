@@ -1,4 +1,4 @@
-"""Admission before a store in trouble: what it does again, what it finds, and what it leaves to the store."""
+"""Admission with a failing store: what it retries, recovers, and leaves to the store."""
 
 import asyncio
 import logging
@@ -31,9 +31,10 @@ PRICES = {PriceUnit.PRICE_UNIT_IMAGE: 40_000}
 
 
 class TroubledStore:
-    """A ledger that fails at what it is told to fail at, and tells what it was asked for. `failing`: by the name of
-    a method, or that and a task's id, what it raises; a name alone raises store_unavailable. `held` are the tasks
-    that hold something; `waits` is what a method waits for before it does anything."""
+    """A ledger that fails on request and records its calls in `asked`. `failing` maps the name of a
+    method, or the name and a task's id, to the error that it raises; names passed to the constructor
+    raise store_unavailable. `held` are the reserved tasks; a method first waits for its event in
+    `waits`."""
 
     def __init__(self, *failing: str) -> None:
         self.failing: dict[str, BaseException] = {name: PomeloError("store_unavailable") for name in failing}
@@ -42,7 +43,7 @@ class TroubledStore:
         self.held: dict[str, UsageRecord] = {}
         self.waits: dict[str, asyncio.Event] = {}
         self.done_first = False
-        """Whether it does what it is asked before it fails."""
+        """Whether a call takes effect before it fails."""
         self.at_once = self.most_at_once = 0
 
     async def _do(self, name: str, task_id: str, value: Any, work: Callable[[], Any]) -> Any:
@@ -106,7 +107,7 @@ class TroubledStore:
 
 
 class Clock:
-    """Monotonic time, in the test's hand."""
+    """A monotonic clock that the test sets."""
 
     def __init__(self) -> None:
         self.now = 100.0
@@ -116,12 +117,12 @@ class Clock:
 
 
 def admitted(store: TroubledStore, **more: Any) -> Admission:
-    """An admission before the store."""
+    """An admission that uses the store."""
     return Admission(store, BUILTIN, **more)  # type: ignore[arg-type]
 
 
 async def enter(admission: Admission, task_id: str) -> Any:
-    """Lets a picture in."""
+    """Admits an image task."""
     draft = UsageRecord(task_id, "req_1", "default", True, "key", "rest", "flux-1-pro", "image")
     call = Call.from_headers({}.get, wire="rest")
     used = Used(images=1)
@@ -131,7 +132,7 @@ async def enter(admission: Admission, task_id: str) -> Any:
 async def until(there: Callable[[], bool]) -> None:
     """Waits for a condition."""
     async with asyncio.timeout(10):
-        while not there():  # noqa: ASYNC110 (nothing tells when)
+        while not there():  # noqa: ASYNC110 (no event to wait for)
             await asyncio.sleep(0)
 
 
@@ -208,7 +209,7 @@ async def test_what_could_not_be_done_is_done_when_the_store_is_there_again() ->
 
 @ANY_ERROR
 @DONE
-async def test_a_take_that_fails_of_anything_is_store_unavailable_and_given_back(
+async def test_any_error_of_take_is_store_unavailable_and_the_reservation_is_returned(
     error: str, done: bool
 ) -> None:
     store = TroubledStore()
@@ -224,7 +225,7 @@ async def test_a_take_that_fails_of_anything_is_store_unavailable_and_given_back
 
 @ANY_ERROR
 @DONE
-async def test_a_settlement_that_fails_of_anything_is_tried_until_its_outcome_is_known(
+async def test_a_settlement_that_fails_with_any_error_is_retried_until_its_outcome_is_known(
     error: str, done: bool
 ) -> None:
     store = TroubledStore()
@@ -258,7 +259,7 @@ async def test_a_settlement_that_was_not_done_leaves_the_task_unpaid() -> None:
 
 @ANY_ERROR
 @DONE
-async def test_an_end_that_fails_of_anything_is_tried_until_its_outcome_is_known(
+async def test_a_void_that_fails_with_any_error_is_retried_until_its_outcome_is_known(
     error: str, done: bool
 ) -> None:
     store = TroubledStore()
@@ -276,7 +277,7 @@ async def test_an_end_that_fails_of_anything_is_tried_until_its_outcome_is_known
 
 
 @ANY_ERROR
-async def test_limits_that_can_not_be_told_of_any_error_are_store_unavailable(error: str) -> None:
+async def test_any_error_of_reading_limits_is_store_unavailable(error: str) -> None:
     store = TroubledStore()
     store.failing["standing"] = UNFORESEEN[error]()
     with pytest.raises(PomeloError) as raised:
@@ -284,7 +285,7 @@ async def test_limits_that_can_not_be_told_of_any_error_are_store_unavailable(er
     assert raised.value.code == "store_unavailable"
 
 
-async def test_what_nobody_foresaw_is_logged_once_with_its_trace(caplog: pytest.LogCaptureFixture) -> None:
+async def test_an_unexpected_error_is_logged_once_with_its_trace(caplog: pytest.LogCaptureFixture) -> None:
     store = TroubledStore()
     admission = admitted(store)
     store.failing["void"] = KeyError("secret")
@@ -342,7 +343,7 @@ async def test_a_store_in_trouble_is_asked_a_few_at_a_time_and_ever_more_rarely(
     assert 8 <= len(one.asked) - 2 <= 12
 
 
-# --- what nobody runs
+# --- reservations that no task runs
 
 
 async def found_by(admission: Admission, looks: int) -> None:
@@ -350,7 +351,7 @@ async def found_by(admission: Admission, looks: int) -> None:
         await admission.reconcile()
 
 
-async def test_what_is_held_and_not_run_is_ended_at_the_second_look() -> None:
+async def test_a_reservation_without_a_running_task_is_ended_at_the_second_check() -> None:
     store = TroubledStore()
     admission = admitted(store)
     await enter(admission, "img_running")
@@ -366,7 +367,7 @@ async def test_what_is_held_and_not_run_is_ended_at_the_second_look() -> None:
 
 
 @ANY_ERROR
-async def test_what_can_not_be_recovered_is_tried_at_every_look(error: str) -> None:
+async def test_a_failed_recovery_is_retried_at_every_check(error: str) -> None:
     store = TroubledStore()
     admission = admitted(store)
     for name in ("img_a", "img_b"):
@@ -379,7 +380,7 @@ async def test_what_can_not_be_recovered_is_tried_at_every_look(error: str) -> N
     assert store.held == {}
 
 
-async def test_what_is_under_way_or_to_be_tried_again_is_left_alone() -> None:
+async def test_tasks_in_progress_or_awaiting_a_retry_are_not_recovered() -> None:
     store = TroubledStore()
     admission = admitted(store)
     settling = await enter(admission, "img_settling")
@@ -395,7 +396,7 @@ async def test_what_is_under_way_or_to_be_tried_again_is_left_alone() -> None:
     store.held["img_entering"] = UsageRecord(
         "img_entering", "r", "default", True, "k", "rest", "flux-1-pro", "image"
     )
-    asked[1].cancel()  # Its caller leaves; what it takes is given back when it is known.
+    asked[1].cancel()  # The caller leaves; the reservation is returned once its outcome is known.
     await found_by(admission, 4)
     assert not [one for one in store.asked if "recover" in one]
     store.failing.clear()
@@ -406,7 +407,7 @@ async def test_what_is_under_way_or_to_be_tried_again_is_left_alone() -> None:
     assert store.held == {}
 
 
-async def test_a_take_that_comes_late_is_found() -> None:
+async def test_a_late_reservation_is_found() -> None:
     store = TroubledStore()
     admission = admitted(store)
     store.failing["take"] = ConnectionResetError()

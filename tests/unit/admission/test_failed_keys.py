@@ -43,7 +43,7 @@ def test_failures_above_the_limit_do_not_make_the_wait_longer():
     assert failed.count("192.0.2.1", "bad") is None
 
 
-def test_addresses_are_counted_apart():
+def test_addresses_are_counted_separately():
     failed = FailedKeys(limit=1)
     assert failed.count("192.0.2.1", "bad") is None
     assert failed.count("192.0.2.1", "bad")
@@ -108,7 +108,7 @@ def test_an_address_that_keeps_failing_is_not_forgotten_for_new_ones():
 
 
 @given(st.text(max_size=200), st.text(max_size=200))
-def test_no_address_and_no_key_is_too_strange(address: str, key: str):
+def test_any_address_and_any_key_is_accepted(address: str, key: str):
     failed = FailedKeys(limit=0)
     assert (failed.count(address, key) is None) == (address == "")
     assert failed.is_repeated(address, key) == (address != "")

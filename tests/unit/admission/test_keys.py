@@ -273,7 +273,7 @@ async def refusal(keyring: Keyring, key: str | None, address: str = "192.0.2.1")
     return caught.value
 
 
-async def test_too_many_failed_keys_of_an_address_are_told_to_wait(keyring, clock):
+async def test_too_many_failed_keys_of_an_address_get_rate_limit_exceeded(keyring, clock):
     record, revoked = await keyring.create()
     await keyring.revoke(record.key_id)
     bad = [None, "junk", revoked, make_key(False)[0]]

@@ -57,7 +57,7 @@ async def test_running_tasks_are_told_and_differ_in_nothing(path):
         assert (found.holds, list(found.findings)) == (2, [])
 
 
-async def test_what_is_held_and_run_by_nobody_differs_by_all_that_is_held(path):
+async def test_a_reservation_that_no_process_runs_differs_by_its_whole_amount(path):
     async with open_store(f"sqlite:{path}") as store:
         await hold(store, "task_running")
         await hold(store, "task_lost", ACME_TEST, most=400)
@@ -72,7 +72,7 @@ async def test_what_is_held_and_run_by_nobody_differs_by_all_that_is_held(path):
         assert not (await audit(store, runs=lambda task_id: task_id == "task_running")).findings
 
 
-async def test_what_is_held_longer_than_a_task_may_take_differs_whoever_took_it(path):
+async def test_an_overdue_reservation_differs_even_if_a_process_runs_it(path):
     async with open_store(f"sqlite:{path}") as store:
         await hold(store, "task_old", most=300)  # at 1,000 s
         for at, found in (
@@ -91,7 +91,7 @@ async def test_a_task_that_ends_while_it_is_looked_at_is_no_difference(path):
         await hold(store, "task_ending")
 
         class Ending:
-            """The same store, whose task ends once it was read."""
+            """The same store; its task ends after the reservations were read."""
 
             def __getattr__(self, name):
                 return getattr(store, name)
@@ -211,7 +211,7 @@ async def test_a_balance_that_holds_more_or_less_than_its_tasks_is_found(path, c
 
 
 async def test_a_task_with_two_records_is_found(path):
-    async with open_store(f"sqlite:{path}") as store:  # which no longer opens such a file
+    async with open_store(f"sqlite:{path}") as store:  # the store no longer opens such a file
         spoil(
             path,
             "PRAGMA writable_schema = ON",

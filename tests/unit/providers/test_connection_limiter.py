@@ -22,7 +22,7 @@ PATIENT = 5.0
 
 
 async def at_once(work: Awaitable[Any]) -> bool:
-    """Whether it is done without waiting for anything."""
+    """Whether the work completes without waiting."""
     task = asyncio.ensure_future(work)
     for _ in range(3):
         await asyncio.sleep(0)
@@ -35,7 +35,7 @@ async def at_once(work: Awaitable[Any]) -> bool:
 
 
 async def refused_at_once(limiter: ConnectionLimiter, account: str) -> bool:
-    """Whether a call is refused without waiting for anything."""
+    """Whether a call is refused without waiting."""
     try:
         await at_once(limiter.acquire(HOST, account))
     except PomeloError:
@@ -44,7 +44,7 @@ async def refused_at_once(limiter: ConnectionLimiter, account: str) -> bool:
 
 
 async def fill(limiter: ConnectionLimiter, account: str, host: str = HOST) -> int:
-    """An account takes all that it can; how many that is."""
+    """Acquires connections until one would have to wait; returns their number."""
     number = 0
     while await at_once(limiter.acquire(host, account)):
         number += 1
@@ -52,7 +52,7 @@ async def fill(limiter: ConnectionLimiter, account: str, host: str = HOST) -> in
 
 
 async def wait_until(limiter: ConnectionLimiter, waiting: int) -> None:
-    """Returns when so many calls wait."""
+    """Returns when `waiting` calls wait."""
     async with asyncio.timeout(PATIENT):
         while limiter.waiting != waiting:  # noqa: ASYNC110 - a count has no event
             await asyncio.sleep(0)
@@ -69,7 +69,7 @@ def queued(limiter: ConnectionLimiter, account: str, order: list[str], name: str
 
 
 def idle(limiter: ConnectionLimiter) -> bool:
-    """Whether nothing is held."""
+    """Whether no connection is in use and no call waits."""
     return not limiter.in_use and not limiter.waiting and not limiter._hosts
 
 
@@ -211,7 +211,7 @@ async def test_the_queue_is_bounded_in_all_and_for_each_account() -> None:
     assert idle(limiter)
 
 
-async def test_a_caller_who_leaves_is_out_of_the_queue_at_once_and_the_next_is_served() -> None:
+async def test_a_caller_who_leaves_is_dequeued_immediately_and_the_next_is_served() -> None:
     limiter = ConnectionLimiter(1, max_wait=PATIENT)
     await limiter.acquire(HOST, "a")
     order: list[str] = []
@@ -228,7 +228,7 @@ async def test_a_caller_who_leaves_is_out_of_the_queue_at_once_and_the_next_is_s
 
 
 @pytest.mark.parametrize("first", ["leave", "grant"])
-async def test_who_leaves_in_the_moment_of_its_turn_holds_nothing(first: str) -> None:
+async def test_a_caller_who_leaves_as_its_turn_comes_holds_nothing(first: str) -> None:
     limiter = ConnectionLimiter(1, max_wait=PATIENT)
     await limiter.acquire(HOST, "a")
     order: list[str] = []

@@ -44,7 +44,7 @@ async def test_a_list_is_read_again_when_it_is_old() -> None:
     assert account.readings == 2
 
 
-async def test_the_list_is_read_for_nobody_in_particular() -> None:
+async def test_the_list_is_read_without_an_account() -> None:
     callers = []
 
     async def listed() -> list[tuple[str, str]]:

@@ -33,7 +33,7 @@ USER, ASSISTANT = text_pb2.ROLE_USER, text_pb2.ROLE_ASSISTANT
 
 @pytest.fixture(scope="module")
 async def measurer() -> AsyncIterator[Measurer]:
-    """The measurer of the engine."""
+    """A measurer as the engine uses it."""
     made = Measurer()
     yield made
     await made.aclose()

@@ -38,7 +38,7 @@ def test_words_are_counted_alike_whole_and_in_slices(contents: list[str], size: 
     assert bound.input_tokens == max(words, sum(len(content.encode()) for content in contents) // 8)
 
 
-def test_what_is_left_of_a_long_prompt_is_told_without_looking_at_it_again() -> None:
+def test_partial_usage_does_not_count_a_long_prompt_again() -> None:
     conversation = asked("word " * 500_000)
     bound = text.bound(conversation, MODEL, ROUTE, Heard())
     tracemalloc.start()
@@ -84,6 +84,6 @@ def test_the_text_of_a_stream_is_kept_only_where_somebody_may_ask_for_it_again(k
     result = TaskResult()
     fold.finish(result)
     assert result.text.content == ("four" * 100_000 if keep else "")
-    # Kept it takes about its own bytes, not those of a hundred thousand pieces.
+    # A stored text takes about its own bytes, not those of 100,000 pieces.
     assert held < (1_000_000 if keep else 20_000)
     assert fold.used()[0].output_tokens == 100_000

@@ -1,5 +1,5 @@
 -- Makes an account; repeated by the same caller, it changes nothing.
--- KEYS: accounts, plans, names in order. ARGV: name, plan, time and caller.
+-- KEYS: accounts, plans, sorted names. ARGV: name, plan, time and caller.
 local kept = redis.call('HGET', KEYS[1], ARGV[1])
 redis.call('HLEN', KEYS[2])
 redis.call('ZCARD', KEYS[3])

@@ -1,6 +1,6 @@
--- Keeps a new key; repeated, it changes nothing.
--- KEYS: keys, revocations, places in order, those of the account.
--- ARGV: id, record, its time of revocation or '', its place.
+-- Stores a new key. A repeated call changes nothing.
+-- KEYS: keys, revocations, sorted places of all keys, sorted places of the account's keys.
+-- ARGV: id, record, its revocation time or '', its place.
 local kept = redis.call('HGET', KEYS[1], ARGV[1])
 if kept then return kept == ARGV[2] and 1 or 0 end
 redis.call('HLEN', KEYS[2])

@@ -1,4 +1,4 @@
--- What wallets have: granted, spent and held of each. KEYS: the wallets.
+-- Returns granted, spent and held of each wallet. KEYS: the wallets.
 local balances = {}
 for i = 1, #KEYS do
   for _, amount in ipairs(redis.call('HMGET', KEYS[i], 'granted', 'spent', 'held')) do

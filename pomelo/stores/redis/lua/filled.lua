@@ -1,4 +1,4 @@
--- Which of some keys have something in them: their numbers, from 1. A stream stays when it is empty.
+-- Returns the positions, from 1, of the keys that are not empty. An empty stream still exists.
 local filled = {}
 for i = 1, #KEYS do
   local count = 0

@@ -1,6 +1,6 @@
 -- Keeps a successor and revokes a key, both or neither; repeated, it changes nothing.
--- KEYS: keys, revocations, places in order, those of the account.
--- ARGV: id, time, the successor's id, its record, its time of revocation or '', its place.
+-- KEYS: keys, revocations, sorted places of all keys, sorted places of the account's keys.
+-- ARGV: id, time, the successor's id, its record, its revocation time or '', its place.
 local known = redis.call('HEXISTS', KEYS[1], ARGV[1]) == 1
 local revoked = redis.call('HGET', KEYS[2], ARGV[1])
 local kept = redis.call('HGET', KEYS[1], ARGV[3])

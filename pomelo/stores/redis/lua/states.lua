@@ -1,6 +1,6 @@
--- What wallets say they have, and what their grants and holds add up to; of each wallet at one moment.
--- KEYS, of each: the wallet, its holds, its grants. Six numbers of each: whether it is there, granted, spent,
--- held, the sum of its grants, the sum of what its tasks hold.
+-- Returns the stored balances of wallets and the sums of their grants and holds, all at one moment.
+-- KEYS, for each wallet: the wallet, its holds, its grants. Six numbers for each wallet: whether it
+-- exists, granted, spent, held, the sum of its grants, the sum of what its tasks hold.
 local states = {}
 for i = 1, #KEYS, 3 do
   local found = redis.call('HMGET', KEYS[i], 'granted', 'spent', 'held')
