@@ -1,4 +1,4 @@
-"""grpc.health.v1: tells balancers and probes whether to send calls here.
+"""grpc.health.v1: reports to load balancers and probes whether to send calls here.
 
 Made by `pomelo.server.main`. It needs no key and no other part of Pomelo, so it also answers when callers
 are refused. Its watches end when the server drains, so that a watcher does not hold up the shutdown.
@@ -27,7 +27,7 @@ class HealthServicer:
         self._draining = asyncio.Event()
 
     def drain(self) -> None:
-        """From now on everything is NOT_SERVING; watchers are told, and their calls end."""
+        """From now on everything is NOT_SERVING; watchers receive that, and their calls end."""
         self._draining.set()
 
     def _response(self) -> Any:
@@ -57,7 +57,8 @@ class HealthServicer:
                 await rpc.write(_Status(status=_Status.SERVICE_UNKNOWN))
                 await self._draining.wait()
                 return
-            await rpc.write(self._response())
-            if not self._draining.is_set():
+            first = self._response()
+            await rpc.write(first)
+            if first.status == _Status.SERVING:  # a drain may have begun during the write
                 await self._draining.wait()
                 await rpc.write(self._response())

@@ -30,6 +30,7 @@ from pomelo.metering.usage import UsageDesk
 from pomelo.server.admin import AdminServicer
 from pomelo.server.limits import CallLimits
 from pomelo.server.main import ServerOptions, open_admin, open_server
+from pomelo.server.rpc import Rpc
 from pomelo.testing import Answer, FaultUpstream, Gate
 from tests.certificates import make_certificate
 from tests.conftest import Keys
@@ -109,6 +110,25 @@ async def test_a_watcher_is_told_of_the_drain_and_does_not_hold_it_up(app: App, 
             await open_watch.read()
             began = loop.time()
         assert loop.time() - began < 2
+
+
+async def test_a_watcher_learns_of_a_drain_that_begins_during_its_first_message(
+    app: App, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with (
+        asyncio.timeout(10),
+        open_server(app.services, ServerOptions("127.0.0.1:0", grace=30)) as server,
+        grpc.aio.insecure_channel(server.address) as channel,
+    ):
+        write = Rpc.write
+
+        async def drain_behind(rpc: Rpc, message: Any) -> None:
+            await write(rpc, message)
+            server.drain()
+
+        monkeypatch.setattr(Rpc, "write", drain_behind)
+        watch = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest())
+        assert [response.status async for response in watch] == [SERVING, NOT_SERVING]
 
 
 # --- reflection
