@@ -60,7 +60,8 @@ class ConnectionLimits:
     key_timeout: float = 9.0
     """How long one may be unauthenticated. With the time between two scans it is gone within 10 s."""
     unauthenticated_bytes: int = 256 * _KIB
-    """Received on an unauthenticated one, in two scans: keys may still be checked at the first one."""
+    """Received on an unauthenticated one, in two scans. Neither this nor `unauthenticated_resets` applies
+    within `grace` while a key is being looked up."""
     unauthenticated_resets: int = 50
     resets: int = 200
     reset_window: float = 10.0
@@ -90,10 +91,10 @@ class ConnectionLimits:
 class _Calls:
     """What the server reported about the calls of one peer."""
 
-    __slots__ = ("messages", "open", "resets", "size", "total", "trusted")
+    __slots__ = ("checking", "messages", "open", "resets", "size", "total", "trusted")
 
     def __init__(self) -> None:
-        self.total = self.open = self.messages = self.size = self.resets = 0
+        self.checking = self.total = self.open = self.messages = self.size = self.resets = 0
         self.trusted = False
 
 
@@ -182,6 +183,21 @@ class ConnectionGuard(Connections):
         self._logged = -_LOG_EVERY
 
     # --- what the server reports
+
+    def checking(self, peer: str) -> None:
+        """The key of a call is about to be looked up. `checked` must follow."""
+        calls = self._calls.get(peer)
+        if calls is None:
+            if not self._watching:
+                return
+            calls = self._calls[peer] = _Calls()
+        calls.checking += 1
+
+    def checked(self, peer: str) -> None:
+        """The key of a call was looked up."""
+        calls = self._calls.get(peer)
+        if calls is not None and calls.checking:
+            calls.checking -= 1
 
     def authenticated(self, peer: str) -> None:
         """A call with a good key has begun. `ended` must follow."""
@@ -326,8 +342,11 @@ class ConnectionGuard(Connections):
         if not calls.total:
             if now - connection.since > limits.key_timeout:
                 return "without a key in time"
+            flooding = self._is_flooding(connection.address, now)
+            if calls.checking and now - connection.since <= limits.grace and not flooding:
+                return ""  # the look-up of a key may be slow, and its caller did nothing wrong
             if size > limits.unauthenticated_bytes:
-                if connection.large or self._is_flooding(connection.address, now):
+                if connection.large or flooding:
                     return self._flood(connection, now)
                 connection.large = True
             if connection.resets > limits.unauthenticated_resets:

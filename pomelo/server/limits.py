@@ -56,6 +56,12 @@ class Connections:
     """Receives reports of the calls on each connection; this class ignores them, a subclass may limit
     connections by them. `peer` is grpc's name for a caller's address."""
 
+    def checking(self, peer: str) -> None:
+        """The key of a call is about to be looked up. `checked` must follow."""
+
+    def checked(self, peer: str) -> None:
+        """The key of a call was looked up."""
+
     def authenticated(self, peer: str) -> None:
         """A call with a good key has come; once for each."""
 

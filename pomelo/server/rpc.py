@@ -107,10 +107,13 @@ class Rpc:
         """
         access = self._front.access
         assert access is not None
+        connections = self._front.connections
+        connections.checking(self._peer)
         try:
             with self._front.lookups.place():
                 self.visit = await access.admit(self.call)
         finally:
+            connections.checked(self._peer)
             if self.call.principal is not None:  # the key is good, also where the account has too many calls
                 self._authenticate()
 

@@ -375,11 +375,11 @@ async def test_a_failover_by_sentinel_goes_on_with_what_the_replica_had(server, 
 
 @contextmanager
 def sentinel(primary: RedisServer, folder: Path) -> Iterator[RedisServer]:
-    """A Sentinel that takes the primary for dead after half a second."""
+    """A Sentinel that takes the primary for dead after two seconds: later than a task gives up on it."""
     config = folder / "sentinel.conf"
     config.write_text(
         f"sentinel monitor main 127.0.0.1 {primary.port} 1\n"
-        "sentinel down-after-milliseconds main 500\n"
+        "sentinel down-after-milliseconds main 2000\n"
         "sentinel failover-timeout main 5000\n"
     )
     with RedisServer.sentinel(config) as started:

@@ -20,10 +20,12 @@ import pytest
 
 from gateway.remote import Tls
 from pomelo.app import App
+from pomelo.call import Call
 from pomelo.gen.v1.media_service_pb2 import DownloadMediaRequest, UploadMediaRequest
 from pomelo.gen.v1.media_service_pb2_grpc import MediaServiceStub
 from pomelo.server.connections import ConnectionGuard, ConnectionLimits
 from pomelo.server.main import ServerOptions, open_server
+from pomelo.service import AccessService, Visit
 from tests.certificates import make_certificate
 from tests.conftest import Keys
 from tests.faults import frames
@@ -48,7 +50,8 @@ async def serve(
     app: App, limits: ConnectionLimits, address: str = "127.0.0.1:0", **options: Any
 ) -> AsyncIterator[int]:
     """A server with these limits; gives its port."""
-    async with open_server(app.services, ServerOptions(address, connections=limits, **options)) as server:
+    services = replace(app.services, access=options.pop("access", app.services.access))
+    async with open_server(services, ServerOptions(address, connections=limits, **options)) as server:
         yield int(server.address.rpartition(":")[2])
 
 
@@ -221,6 +224,47 @@ async def test_one_address_keeps_only_its_share_without_a_key_and_the_oldest_are
 
 
 # --- with a key
+
+
+class SlowAccess:
+    """Admits calls as `access` does, after a look-up of that many seconds."""
+
+    def __init__(self, access: AccessService, seconds: float) -> None:
+        self._access = access
+        self._seconds = seconds
+
+    async def admit(self, call: Call) -> Visit:
+        """Admits a call."""
+        await asyncio.sleep(self._seconds)
+        return await self._access.admit(call)
+
+
+BURST = b"".join(
+    frames.headers(stream, MODELS, ("authorization", "Bearer wrong"))
+    + frames.frame(frames.RST_STREAM, 0, stream, bytes(4))
+    for stream in range(101, 401, 2)
+)
+"""More calls that are cancelled at once than a connection without a key may have, each with a key."""
+
+
+async def test_a_caller_whose_key_is_still_looked_up_is_not_taken_for_a_flood(app: App, keys: Keys) -> None:
+    slow = SlowAccess(app.services.access, 1.5)
+    async with serve(app, ConnectionLimits(), access=slow) as port, connected(port) as client:
+        client.send(frames.hello())
+        client.call(keys.test)
+        client.send(BURST)
+        await client.answered()
+        assert client.open
+
+
+async def test_a_flood_is_one_however_many_keys_are_looked_up(app: App) -> None:
+    slow = SlowAccess(app.services.access, 30)
+    limits = ConnectionLimits(grace=0.5)
+    async with serve(app, limits, access=slow) as port, connected(port) as client:
+        client.send(frames.hello())
+        client.call("wrong")
+        client.send(BURST)
+        await client.closed(within=3)
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
