@@ -198,6 +198,7 @@ def _record(row: pb.UsageRecord) -> bytes:
         "provider": row.provider,
         "provider_model": row.provider_model,
         "input_tokens": row.input_tokens,
+        "prompt_tokens_details": _details(row),
         "output_tokens": row.output_tokens,
         "characters": row.characters,
         "images": row.images,
@@ -218,6 +219,7 @@ def _total(row: pb.UsageTotal) -> bytes:
         "group": row.group,
         "tasks": row.tasks,
         "input_tokens": row.input_tokens,
+        "prompt_tokens_details": _details(row),
         "output_tokens": row.output_tokens,
         "characters": row.characters,
         "images": row.images,
@@ -225,6 +227,10 @@ def _total(row: pb.UsageTotal) -> bytes:
         "output_bytes": row.output_bytes,
     }
     return _with_cost(fields, row.cost_micros)
+
+
+def _details(row: pb.UsageRecord | pb.UsageTotal) -> dict[str, int]:
+    return {"cached_tokens": row.cached_input_tokens, "cache_write_tokens": row.cache_write_input_tokens}
 
 
 def _with_cost(fields: dict[str, Any], micros: int) -> bytes:

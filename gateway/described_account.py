@@ -13,6 +13,7 @@ _LIMIT: Schema = {"type": ["integer", "null"], "minimum": 1, "description": "Nul
 _SECONDS: Schema = {"type": "number", "minimum": 0}
 _USED: dict[str, Schema] = {
     "input_tokens": _COUNT,
+    "prompt_tokens_details": ref("PromptTokensDetails"),
     "output_tokens": _COUNT,
     "characters": _COUNT,
     "images": _COUNT,

@@ -130,6 +130,11 @@ def _schemas() -> dict[str, Schema]:
             "b64_json": {"type": "string", "contentEncoding": "base64"},
         }
     )
+    price = object_of(
+        {},
+        additionalProperties={"type": "string", "pattern": r"^\d+(\.\d+)?$"},
+        description="Credits for one unit.",
+    )
     usage = dict.fromkeys(("prompt_tokens", "completion_tokens", "total_tokens"), count)
     message = object_of({"role": {"const": "assistant"}, "content": {"type": "string"}}, ("role", "content"))
     choice = object_of(
@@ -198,24 +203,32 @@ def _schemas() -> dict[str, Schema]:
             "task.completion",
             "task",
             choices={"type": "array", "items": choice, "minItems": 1, "maxItems": 1},
-            usage=object_of(dict(usage), usage),
+            usage=object_of({**usage, "prompt_tokens_details": ref("PromptTokensDetails")}, usage),
         ),
         "ImageGeneration": _result(
             "image.generation", "img", data={"type": "array", "items": medium, "minItems": 1}
         ),
         "SpeechGeneration": _result("speech.generation", "speech", audio=medium),
         "SpeechTranscription": _transcription(word),
+        "PromptTokensDetails": object_of(
+            {"cached_tokens": count, "cache_write_tokens": count},
+            ("cached_tokens", "cache_write_tokens"),
+            description="Of the input, what the provider read from its cache and wrote to it.",
+        ),
         "Model": object_of(
             {
                 "id": {"type": "string"},
                 "object": {"const": "model"},
                 "type": {"enum": ["text", "image", "text-to-speech", "speech-to-speech", "speech-to-text"]},
                 "limits": object_of({}, additionalProperties={"type": "integer"}),
-                "price": object_of(
-                    {},
-                    additionalProperties={"type": "string", "pattern": r"^\d+(\.\d+)?$"},
-                    description="Credits for one unit.",
-                ),
+                "price": price,
+                "price_tiers": {
+                    "type": "array",
+                    "items": object_of(
+                        {"from_input_tokens": count, "price": price}, ("from_input_tokens", "price")
+                    ),
+                    "description": "What a task costs from that many tokens of input on.",
+                },
                 "price_version": {"type": "string"},
                 "available": {"type": "boolean"},
             },

@@ -100,12 +100,17 @@ def _medium(url: str, data: bytes) -> bytes:
     return b"{" + b",".join(members) + b"}"
 
 
-def _usage(usage: TokenUsage) -> dict[str, int]:
-    return {
+def _usage(usage: TokenUsage) -> dict[str, Any]:
+    """Counts of tokens; those of the vendor's cache only where it had a part in it."""
+    counts: dict[str, Any] = {
         "prompt_tokens": usage.prompt_tokens,
         "completion_tokens": usage.completion_tokens,
         "total_tokens": usage.total_tokens,
     }
+    cached, written = usage.cached_prompt_tokens, usage.cache_write_prompt_tokens
+    if cached or written:
+        counts["prompt_tokens_details"] = {"cached_tokens": cached, "cache_write_tokens": written}
+    return counts
 
 
 def _transcription(made: TaskResult, script: Transcription) -> dict[str, Any]:
@@ -176,15 +181,26 @@ class Pieces:
 def model(entry: Model) -> dict[str, Any]:
     """A model, its price in credits as decimal text."""
     limits = {f.name: value for f, value in entry.limits.ListFields()}
-    return {
+    fields = {
         "id": entry.name,
         "object": "model",
         "type": TYPES.get(entry.task_type, "unknown"),
         "limits": limits,
-        "price": {_unit(price.unit): money.written(price.amount_micros) for price in entry.prices},
+        "price": _price(entry.prices),
         "price_version": entry.price_version,
         "available": entry.available,
     }
+    if entry.price_tiers:
+        fields["price_tiers"] = [
+            {"from_input_tokens": tier.from_input_tokens, "price": _price(tier.prices)}
+            for tier in entry.price_tiers
+        ]
+    return fields
+
+
+def _price(lines: Any) -> dict[str, str]:
+    """Credits for each unit, as decimal text."""
+    return {_unit(price.unit): money.written(price.amount_micros) for price in lines}
 
 
 def _unit(unit: int) -> str:

@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from pomelo.errors import PomeloError
-from pomelo.gen.v1.model_service_pb2 import PriceUnit
 from pomelo.gen.v1.speech_pb2 import VoiceSettings
 from pomelo.gen.v1.task_pb2 import Task, TaskType
 from pomelo.money import MICROS
+from pomelo.pricing import Prices, UnitPrices, unit_named
 
 BUILTIN = Path(__file__).with_name("catalog.toml")
 
@@ -28,13 +28,28 @@ DEFAULT_FORMAT = "mp3_44100_128"
 """The output_format of a sound where the caller leaves it open."""
 
 
+_UNITS: Mapping[str, Collection[str]] = {
+    "text": (
+        "million_input_tokens",
+        "million_output_tokens",
+        "million_cached_input_tokens",
+        "million_cache_write_input_tokens",
+        "million_cache_write_1h_input_tokens",
+    ),
+    "image": ("image", "megapixel"),
+    "text_to_speech": ("thousand_characters",),
+    "speech_to_speech": ("audio_minute",),
+    "speech_to_text": ("audio_minute",),
+}
+"""Task type -> the units that its tasks are counted in. A price in another one would never be charged."""
+
+_NEEDED_UNITS: Mapping[str, Collection[str]] = {"text": ("million_input_tokens", "million_output_tokens")}
+"""Those that a price must have; of other types any one."""
+
 _VOICE_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _SPEAKING = (TaskType.TASK_TYPE_TEXT_TO_SPEECH, TaskType.TASK_TYPE_SPEECH_TO_SPEECH)
 
 Number = TypeVar("Number", int, float)
-
-Prices = Mapping["PriceUnit.ValueType", int]
-"""Microcredits for one unit."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +67,7 @@ class Route:
     drop: frozenset[str] = frozenset()
     clamp: Mapping[str, tuple[float, float, float]] = field(default_factory=dict)
     options: Mapping[str, Any] = field(default_factory=dict)
-    prices: Prices = field(default_factory=dict)
+    prices: Prices = Prices()  # noqa: RUF009 - it is immutable.
     price_version: str = ""
 
     def fit(self, name: str, value: Number) -> Number | None:
@@ -161,16 +176,16 @@ def _voiced(model: Model, voices: Mapping[str, str]) -> Model:
 
 def _model(name: str, row: dict[str, Any]) -> Model:
     try:
-        _table(row, {"type", "routes", "limits", "price", "price_version"}, "it")
+        _table(row, {"type", "routes", "limits", "price", "price_tiers", "price_version"}, "it")
         parameters = _parameters(row["type"])
         if not row["routes"]:
             raise ValueError("it has no route")
         return Model(
             name=name,
             task_type=TaskType.Value(f"TASK_TYPE_{row['type'].upper()}"),
-            routes=tuple(_route(dict(route), parameters) for route in row["routes"]),
+            routes=tuple(_route(dict(route), row["type"], parameters) for route in row["routes"]),
             limits=Limits(**row.get("limits", {})),
-            prices=_prices(row["price"]),
+            prices=_prices(row["price"], row.get("price_tiers", []), row["type"]),
             price_version=row["price_version"],
         )
     except (ArithmeticError, AttributeError, KeyError, TypeError, ValueError) as error:
@@ -178,16 +193,18 @@ def _model(name: str, row: dict[str, Any]) -> Model:
         raise ValueError(f"catalogue entry {name}: {said}") from error
 
 
-def _route(row: dict[str, Any], parameters: Collection[str]) -> Route:
+def _route(row: dict[str, Any], kind: str, parameters: Collection[str]) -> Route:
     provider, model = row.pop("provider"), row.pop("model")
     drop, clamp = frozenset(row.pop("drop", ())), row.pop("clamp", {})
     unknown = sorted((drop | clamp.keys()) - set(parameters))
     if unknown:
         raise ValueError(f"no parameter of its kind is called {', '.join(unknown)}")
-    prices: Prices = {}
-    version = ""
+    prices, version = Prices(), ""
     if "price" in row:
-        prices, version = _prices(row.pop("price")), row.pop("price_version")
+        prices, version = (
+            _prices(row.pop("price"), row.pop("price_tiers", []), kind),
+            row.pop("price_version"),
+        )
     return Route(
         provider=provider,
         model=model,
@@ -215,11 +232,36 @@ def _table(row: dict[str, Any], known: Collection[str], named: str) -> dict[str,
     return row
 
 
-def _prices(row: Mapping[str, str]) -> Prices:
-    prices = {PriceUnit.Value(f"PRICE_UNIT_{unit.upper()}"): _micros(amount) for unit, amount in row.items()}
-    if not any(prices.values()):
+def _prices(row: Mapping[str, Any], tiers: Iterable[Mapping[str, Any]], kind: str) -> Prices:
+    """The prices of a table `price` and of the tables `price_tiers`, for a type of task. Prices that a tier
+    does not name are those of the one before it."""
+    needed = _NEEDED_UNITS.get(kind, ())
+    missing = [unit for unit in needed if unit not in row]
+    if missing:
+        raise ValueError(f"price: {', '.join(missing)} is missing")
+    units = _unit_prices(row, kind)
+    if not any(units[unit_named(unit)] for unit in needed or row):
         raise ValueError("it has no price")
-    return prices
+    found: list[tuple[int, UnitPrices]] = []
+    last, latest = 0, units
+    for tier in tiers:
+        named = dict(tier)
+        least = named.pop("from_input_tokens")
+        if kind != "text" or type(least) is not int or least <= last:
+            raise ValueError("price_tiers: from_input_tokens must be whole numbers, each above the last")
+        latest = {**latest, **_unit_prices(named, kind)}
+        last = least
+        found.append((least, latest))
+    return Prices(units, tuple(found))
+
+
+def _unit_prices(row: Mapping[str, Any], kind: str) -> UnitPrices:
+    for unit in row:
+        if unit not in _UNITS[kind]:
+            raise ValueError(
+                f"price: tasks of type {kind} are not counted by {unit}. Use {', '.join(_UNITS[kind])}"
+            )
+    return {unit_named(unit): _micros(amount) for unit, amount in row.items()}
 
 
 def _micros(amount: str) -> int:

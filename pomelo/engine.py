@@ -18,7 +18,6 @@ from pomelo.gen.v1.task_service_pb2 import StreamTaskResponse, TaskStarted
 from pomelo.intake import Intake, Replay, Run, wanted
 from pomelo.media import MediaStore
 from pomelo.routing import Router
-from pomelo.tasks.base import Delivered
 from pomelo.turns import Turns, in_turns
 
 
@@ -105,8 +104,7 @@ class Engine:
         self, task: Task, run: Run, deadline: asyncio.Timeout
     ) -> AsyncGenerator[StreamTaskResponse, None]:
         """The contract's order of events: `started` with the first one, the held one or the result last."""
-        fold, hold = run.fold, run.hold
-        delivered = Delivered()
+        fold, hold, delivered = run.fold, run.hold, run.delivered
         hold.delivering(lambda: run.kind.partly(run.job.input, run.bound, delivered))
         started = False
         turn = self._turns.stream()

@@ -29,7 +29,7 @@ from pomelo.providers.base import AudioSource, Job
 from pomelo.routing import Candidate, Router
 from pomelo.stores.ledger import Repeatable, Repeated, UsageRecord
 from pomelo.tasks import TASK_TYPES
-from pomelo.tasks.base import Bound, Fold, Folding, Heard, TaskKind
+from pomelo.tasks.base import Bound, Delivered, Fold, Folding, Heard, TaskKind
 
 T = TypeVar("T")
 
@@ -62,6 +62,7 @@ class Run:
     job: Job
     candidates: list[Candidate]
     fold: Fold
+    delivered: Delivered
     hold: Hold
     bound: Bound
     created: int
@@ -202,6 +203,7 @@ class Intake:
             prices,
             bound.least,
             bound.most,
+            enough=bound.enough,
             tokens=bound.tokens,
             exact=bound.exact,
             repeatable=asked.repeatable,
@@ -227,8 +229,11 @@ class Intake:
             )
             writer = partial(self._media.writer, principal.owner)
             keep = asked.repeatable is not None
-            fold = kind.fold(Folding(given, bound, stream, writer, keep))
-            return Run(kind, job, candidates, fold, hold, bound, int(self._now()), keep, drop)
+            folding = Folding(given, model, bound, stream, writer, keep)
+            fold = kind.fold(folding)
+            return Run(
+                kind, job, candidates, fold, folding.delivered, hold, bound, int(self._now()), keep, drop
+            )
         except BaseException:
             hold.leave()  # the task will not run
             raise

@@ -8,6 +8,7 @@ from pomelo.catalog import Catalog, Model
 from pomelo.errors import PomeloError
 from pomelo.gen.v1 import model_service_pb2 as model_pb
 from pomelo.intake import Intake
+from pomelo.pricing import UnitPrices
 from pomelo.routing import Router
 from pomelo.tasks import TASK_TYPES
 
@@ -54,7 +55,15 @@ class ModelDesk:
                 max_characters=limits.max_characters,
                 max_audio_seconds=limits.max_audio_seconds,
             ),
-            prices=[model_pb.Price(unit=unit, amount_micros=micros) for unit, micros in prices.items()],
+            prices=_lines(prices.units),
             price_version=price_version,
             available=available,
+            price_tiers=[
+                model_pb.PriceTier(from_input_tokens=least, prices=_lines(units))
+                for least, units in prices.tiers
+            ],
         )
+
+
+def _lines(units: UnitPrices) -> list[model_pb.Price]:
+    return [model_pb.Price(unit=unit, amount_micros=micros) for unit, micros in units.items()]

@@ -1,33 +1,51 @@
 """What a task costs: counts of what it used, times the prices of its model, in whole microcredits.
 
-Admission asks for the worst case with it, the engine for the real cost, the audit for both again. The same
-counts and prices always cost the same, and more of anything never costs less.
+Admission computes the worst case with it, the engine the real cost, the audit the cost of every record again.
+The same counts and prices always cost the same, and more of anything never costs less.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from itertools import accumulate
 
-from pomelo.catalog import Prices
 from pomelo.gen.v1.model_service_pb2 import PriceUnit
 
+UnitPrices = Mapping["PriceUnit.ValueType", int]
+"""Microcredits for one of each unit."""
+
+_INPUT = PriceUnit.PRICE_UNIT_MILLION_INPUT_TOKENS
+_CACHED = PriceUnit.PRICE_UNIT_MILLION_CACHED_INPUT_TOKENS
+_WRITTEN = PriceUnit.PRICE_UNIT_MILLION_CACHE_WRITE_INPUT_TOKENS
+_WRITTEN_1H = PriceUnit.PRICE_UNIT_MILLION_CACHE_WRITE_1H_INPUT_TOKENS
+_OUTPUT = PriceUnit.PRICE_UNIT_MILLION_OUTPUT_TOKENS
+
 _SCALE: "Mapping[PriceUnit.ValueType, tuple[str, int]]" = {
-    PriceUnit.PRICE_UNIT_MILLION_INPUT_TOKENS: ("input_tokens", 1_000_000),
-    PriceUnit.PRICE_UNIT_MILLION_OUTPUT_TOKENS: ("output_tokens", 1_000_000),
+    _INPUT: ("input_tokens", 1_000_000),
+    _CACHED: ("cached_input_tokens", 1_000_000),
+    _WRITTEN: ("cache_write_input_tokens", 1_000_000),
+    _WRITTEN_1H: ("cache_write_1h_input_tokens", 1_000_000),
+    _OUTPUT: ("output_tokens", 1_000_000),
     PriceUnit.PRICE_UNIT_IMAGE: ("images", 1),
     PriceUnit.PRICE_UNIT_MEGAPIXEL: ("pixels", 1_000_000),
     PriceUnit.PRICE_UNIT_THOUSAND_CHARACTERS: ("characters", 1_000),
     PriceUnit.PRICE_UNIT_AUDIO_MINUTE: ("audio_ms", 60_000),
 }
-"""What each unit counts, and how many of it make one unit."""
+"""The count in `Used` that each unit prices, and how many of it make one unit."""
 
 _PREFIX = "PRICE_UNIT_"
 _COMMON = 3_000_000
 """A multiple of every scale: sums are exact in fractions of it."""
 
+TOKENS_MOST = 2**31 - 1
+
 
 @dataclass(frozen=True, slots=True)
 class Used:
-    """What a task used, from 0. Names as in UsageRecord."""
+    """What a task used, from 0. Names as in UsageRecord.
+
+    `input_tokens` are all tokens of the input. Of these, `cached_input_tokens` were read from the vendor's
+    cache and `cache_write_input_tokens` written to it; of those, `cache_write_1h_input_tokens` for an hour.
+    """
 
     input_tokens: int = 0
     output_tokens: int = 0
@@ -35,40 +53,140 @@ class Used:
     images: int = 0
     pixels: int = 0
     audio_ms: int = 0
+    cached_input_tokens: int = 0
+    cache_write_input_tokens: int = 0
+    cache_write_1h_input_tokens: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Prices:
+    """The prices of a model. `units` apply to every task; a task whose input has at least the tokens of one
+    of `tiers` (tokens -> prices, ascending) pays that tier's prices for all that it used."""
+
+    units: UnitPrices = field(default_factory=dict)
+    tiers: tuple[tuple[int, UnitPrices], ...] = ()
+    _dearest: tuple[UnitPrices, ...] = field(init=False, repr=False, compare=False)
+    """The dearest price of each unit below the first tier, and from each tier on."""
+
+    def __post_init__(self) -> None:
+        tables = [self.units, *(units for _, units in self.tiers)]
+        dearest = accumulate(map(_flat, tables), _dearer)
+        object.__setattr__(self, "_dearest", tuple(dearest))
+
+    def __bool__(self) -> bool:
+        return bool(self.units)
+
+    def at(self, input_tokens: int) -> UnitPrices:
+        """The prices of a task whose input has so many tokens."""
+        units = self.units
+        for least, tier in self.tiers:
+            if input_tokens >= least:
+                units = tier
+        return units
+
+    def dearest(self, input_tokens: int) -> UnitPrices:
+        """The dearest price of each unit that a task can reach whose input has at most so many tokens.
+        Every token of the input may turn out to be the dearest kind of it."""
+        return self._dearest[sum(input_tokens >= least for least, _ in self.tiers)]
+
+
+def _flat(units: UnitPrices) -> UnitPrices:
+    """Prices without those of the cache: all input at the dearest of them."""
+    kinds = (_INPUT, _CACHED, _WRITTEN, _WRITTEN_1H)
+    flat = {unit: micros for unit, micros in units.items() if unit not in kinds}
+    dearest = max((units.get(unit, 0) for unit in kinds), default=0)
+    return {_INPUT: dearest, **flat} if dearest else flat
+
+
+def _dearer(one: UnitPrices, other: UnitPrices) -> UnitPrices:
+    return {unit: max(one.get(unit, 0), other.get(unit, 0)) for unit in {**one, **other}}
 
 
 def cost(used: Used, prices: Prices) -> int:
     """Microcredits, rounded up once: what was used is never free, unless its price is 0."""
+    units = prices.at(used.input_tokens)
+    if used.cached_input_tokens or used.cache_write_input_tokens:
+        used = _by_price(used, units)
+    return _sum(used, units)
+
+
+def worst(used: Used, prices: Prices) -> int:
+    """The most microcredits that a task can cost that uses at most `used`."""
+    return _sum(used, prices.dearest(used.input_tokens))
+
+
+def _sum(used: Used, units: UnitPrices) -> int:
     parts = 0
-    for unit, micros in prices.items():
+    for unit, micros in units.items():
         name, scale = _SCALE[unit]
         parts += getattr(used, name) * micros * (_COMMON // scale)
     return -(-parts // _COMMON)
 
 
-def affordable(micros: int, input_tokens: int, prices: Prices) -> int:
-    """The most output tokens such that a text task of so many input tokens costs at most `micros`.
+def _by_price(used: Used, units: UnitPrices) -> Used:
+    """The counts with each token of the input in just one of them: that of the price it has. Tokens of the
+    cache that have no price of their own cost what other input does."""
+    cached = used.cached_input_tokens if _CACHED in units else 0
+    written_1h = used.cache_write_1h_input_tokens if _WRITTEN_1H in units else 0
+    written = used.cache_write_input_tokens - written_1h if _WRITTEN in units else 0
+    return replace(
+        used,
+        input_tokens=max(used.input_tokens - cached - written - written_1h, 0),
+        cached_input_tokens=cached,
+        cache_write_input_tokens=written,
+        cache_write_1h_input_tokens=written_1h,
+    )
 
-    Below 0 where the input alone costs more. Without a price for output: any number.
+
+def affordable(micros: int, input_tokens: int, prices: Prices) -> int:
+    """The most output tokens such that a text task of at most so many input tokens costs at most `micros`.
+
+    Below 0 where the input alone may cost more. Without a price for output: any number.
     """
-    rate = prices.get(PriceUnit.PRICE_UNIT_MILLION_OUTPUT_TOKENS, 0)
-    spare = micros * 1_000_000 - input_tokens * prices.get(PriceUnit.PRICE_UNIT_MILLION_INPUT_TOKENS, 0)
+    units = prices.dearest(input_tokens)
+    rate = units.get(_OUTPUT, 0)
+    spare = micros * 1_000_000 - input_tokens * units.get(_INPUT, 0)
     if spare < 0:
         return -1
-    return spare // rate if rate else 2**31 - 1
+    return spare // rate if rate else TOKENS_MOST
 
 
 def written(prices: Prices) -> str:
-    """Prices as a usage record keeps them: `unit=micros` with commas between."""
-    pairs = sorted(prices.items())
-    return ",".join(f"{PriceUnit.Name(unit).removeprefix(_PREFIX).lower()}={n}" for unit, n in pairs)
+    """Prices as a usage record keeps them: `unit=micros` with commas between; for each tier `;` and
+    `tokens:` go before its prices."""
+    tiers = [f";{least}:{_written(units)}" for least, units in prices.tiers]
+    return _written(prices.units) + "".join(tiers)
+
+
+def _written(units: UnitPrices) -> str:
+    return ",".join(f"{unit_name(unit)}={micros}" for unit, micros in sorted(units.items()))
 
 
 def read(text: str) -> Prices:
     """The prices that `written` wrote.
 
     Raises:
-        ValueError: it is none of its texts.
+        ValueError: it did not write this.
     """
+    units, *tiers = text.split(";")
+    split = [tier.split(":") for tier in tiers]
+    return Prices(_read(units), tuple((int(least), _read(units)) for least, units in split))
+
+
+def _read(text: str) -> UnitPrices:
     pairs = [pair.split("=") for pair in text.split(",")] if text else []
     return {PriceUnit.Value(_PREFIX + name.upper()): int(micros) for name, micros in pairs}
+
+
+def unit_name(unit: "PriceUnit.ValueType") -> str:
+    """The name of a unit in the catalogue, such as million_input_tokens."""
+    return PriceUnit.Name(unit).removeprefix(_PREFIX).lower()
+
+
+def unit_named(name: str) -> "PriceUnit.ValueType":
+    """The unit of that name.
+
+    Raises:
+        ValueError: there is none.
+    """
+    return PriceUnit.Value(_PREFIX + name.upper())

@@ -20,12 +20,11 @@ from pomelo.admission.plans import Plan
 from pomelo.admission.told import headers, refusal
 from pomelo.call import Call, Principal
 from pomelo.cancellation import is_cancelled
-from pomelo.catalog import Prices
 from pomelo.errors import PomeloError
 from pomelo.gen.v1.task_pb2 import TaskType
 from pomelo.ids import new_id
 from pomelo.periodic import periodically
-from pomelo.pricing import Used, cost, written
+from pomelo.pricing import Prices, Used, cost, worst, written
 from pomelo.stores.ledger import (
     LedgerStore,
     LostHoldError,
@@ -234,6 +233,9 @@ class Hold:
         return replace(
             self._draft,
             input_tokens=used.input_tokens,
+            cached_input_tokens=used.cached_input_tokens,
+            cache_write_input_tokens=used.cache_write_input_tokens,
+            cache_write_1h_input_tokens=used.cache_write_1h_input_tokens,
             output_tokens=used.output_tokens,
             characters=used.characters,
             images=used.images,
@@ -389,15 +391,16 @@ class Admission:
         least: Used,
         most: Used,
         *,
+        enough: Used | None = None,
         tokens: int = 0,
         exact: bool = False,
         repeatable: Repeatable | None = None,
     ) -> Hold | Repeated:
         """Takes all that a task needs; where its Idempotency-Key was answered before, that answer.
 
-        `draft` says whose task it is and what is asked for; `least` and `most` what it can use, `exact`
-        whether that is what it will use; `tokens` what is likely of a minute's. A caller who leaves meanwhile
-        leaves nothing taken.
+        `draft` says whose task it is and what is asked for; `least` and `most` what it can use, `enough`
+        what it may use where others need the rest, `exact` whether `most` is what it will use; `tokens` what
+        is likely of a minute's. A caller who leaves meanwhile leaves nothing taken.
 
         Raises:
             PomeloError: rate_limit_exceeded, concurrency_limit_exceeded, token_limit_exceeded,
@@ -407,8 +410,9 @@ class Admission:
         is_text = draft.task_type == "text"
         take = Take(
             draft,
-            least=cost(least, prices),
-            most=cost(most, prices),
+            least=worst(least, prices),
+            most=worst(most, prices),
+            enough=0 if enough is None else worst(enough, prices),
             requests_limit=plan.requests,
             slots_limit=plan.concurrent,
             tokens=tokens,

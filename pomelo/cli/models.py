@@ -11,6 +11,9 @@ if TYPE_CHECKING:
 
 _UNITS = {
     "million_input_tokens": "1M input tokens",
+    "million_cached_input_tokens": "1M cached",
+    "million_cache_write_input_tokens": "1M cached anew",
+    "million_cache_write_1h_input_tokens": "1M cached anew for 1 h",
     "million_output_tokens": "1M output tokens",
     "image": "image",
     "megapixel": "megapixel",
@@ -40,7 +43,7 @@ def models(
             (
                 model.name,
                 _kind(model),
-                " + ".join(_price(price) for price in model.prices),
+                _prices(model),
                 _yes(model.available),
             )
             for model in answer.models
@@ -55,11 +58,15 @@ def _json(model: "Model") -> dict[str, Any]:
 
     value: dict[str, Any] = MessageToDict(model, preserving_proto_field_name=True)
     limits = {field.name: amount for field, amount in model.limits.ListFields()}
-    prices = [{"unit": _unit(price), "amount_micros": price.amount_micros} for price in model.prices]
+    tiers = [
+        {"from_input_tokens": tier.from_input_tokens, "prices": _lines(tier.prices)}
+        for tier in model.price_tiers
+    ]
     return value | {
         "task_type": _kind(model),
         "limits": limits,
-        "prices": prices,
+        "prices": _lines(model.prices),
+        "price_tiers": tiers,
         "available": model.available,
     }
 
@@ -68,6 +75,19 @@ def _kind(model: "Model") -> str:
     from pomelo.gen.v1.task_pb2 import TaskType
 
     return TaskType.Name(model.task_type).removeprefix("TASK_TYPE_").lower().replace("_", "-")
+
+
+def _lines(prices: Any) -> list[dict[str, Any]]:
+    return [{"unit": _unit(price), "amount_micros": price.amount_micros} for price in prices]
+
+
+def _prices(model: "Model") -> str:
+    """All prices of a model in a line; those of a tier after the tokens from which they apply."""
+    tiers = [
+        f"; from {tier.from_input_tokens:,} input tokens: " + " + ".join(map(_price, tier.prices))
+        for tier in model.price_tiers
+    ]
+    return " + ".join(map(_price, model.prices)) + "".join(tiers)
 
 
 def _unit(price: Any) -> str:

@@ -140,6 +140,8 @@ def _total(row: "UsageTotal", by: str) -> dict[str, Any]:
 def _counts(row: Any) -> dict[str, Any]:
     return {
         "input_tokens": row.input_tokens,
+        "cached_input_tokens": row.cached_input_tokens,
+        "cache_write_input_tokens": row.cache_write_input_tokens,
         "output_tokens": row.output_tokens,
         "characters": row.characters,
         "images": row.images,
@@ -157,6 +159,7 @@ _COLUMNS = (
     ("MODEL", "model"),
     ("PROVIDER", "provider"),
     ("INPUT", "input_tokens"),
+    ("CACHED", "cached_input_tokens"),
     ("OUTPUT", "output_tokens"),
     ("CHARS", "characters"),
     ("IMAGES", "images"),

@@ -13,9 +13,8 @@ from operator import attrgetter
 from typing import Protocol
 
 from pomelo.call import DEFAULT_TIMEOUT
-from pomelo.catalog import Prices
 from pomelo.gen.v1.admin_service_pb2 import AuditResponse
-from pomelo.pricing import Used, cost, read
+from pomelo.pricing import Prices, Used, cost, read
 from pomelo.stores.ledger import (
     AccountStore,
     Balance,

@@ -142,6 +142,9 @@ def written(record: UsageRecord) -> pb.UsageRecord:
         source=_SOURCES.get(record.source, pb.USAGE_SOURCE_UNSPECIFIED),
         complete=record.complete,
         time=times.written(record.at),
+        cached_input_tokens=record.cached_input_tokens,
+        cache_write_input_tokens=record.cache_write_input_tokens,
+        cache_write_1h_input_tokens=record.cache_write_1h_input_tokens,
     )
 
 
@@ -161,6 +164,8 @@ def _total(row: UsageTotal) -> pb.UsageTotal:
         audio_seconds=row.audio_ms / 1000,
         output_bytes=row.output_bytes,
         cost_micros=row.cost,
+        cached_input_tokens=row.cached_input_tokens,
+        cache_write_input_tokens=row.cache_write_input_tokens,
     )
 
 

@@ -21,7 +21,7 @@ from pomelo.providers import Credentials
 from pomelo.providers.base import Event, Job, Probe
 from pomelo.providers.failures import Complaint, Dialect, complained, nonsense
 from pomelo.providers.http import Http
-from pomelo.providers.text import Answer, counted, streamed
+from pomelo.providers.text import Answer, counted, credible, streamed
 
 _VERSION = "2023-06-01"
 """The later one refuses temperature and top_p for every model."""
@@ -124,9 +124,8 @@ class Anthropic:
     def text(self, job: Job) -> AsyncGenerator[Event, None]:
         """Answers a conversation; see JobMethod.
 
-        A whole answer that may become very long is asked for as a stream and put together here. A stream
-        that is complete but lacks a credible count of tokens ends without one; a whole answer that lacks
-        it has failed.
+        A whole answer that may become very long is asked for as a stream and put together here. An answer
+        that is complete but lacks a credible count of tokens has none.
 
         Raises:
             PomeloError: by the map in `failures`; invalid_parameter where nothing is said but by the system.
@@ -156,8 +155,6 @@ class Anthropic:
                     await turn.next()
                 text += event.text_delta.content.encode()
                 last = event
-        if answer.usage is None:
-            raise nonsense("a whole answer without a count")
         last.text_delta.content = text.decode()
         yield last
 
@@ -259,10 +256,8 @@ def _whole(answer: Any) -> TextDelta:
         if answer.get("error"):
             raise complained(answer, DIALECT)
         texts = [block["text"] for block in answer["content"] if block["type"] == "text"]
-        usage = _usage(answer.get("usage") or {})
-        if usage is not None:
-            finish = _finish(answer["stop_reason"])
-            return TextDelta(content="".join(texts), finish_reason=finish, usage=usage)
+        finish = _finish(answer["stop_reason"])
+        return TextDelta(content="".join(texts), finish_reason=finish, usage=_usage(answer.get("usage")))
     except (AttributeError, KeyError, TypeError):
         pass
     raise nonsense("an answer of another shape")
@@ -275,17 +270,22 @@ def _finish(reason: Any) -> "FinishReason.ValueType":
 
 
 def _usage(usage: Any) -> TokenUsage | None:
-    """The vendor's count, what was read from and written to its cache included."""
-    prompt = usage.get("input_tokens")
-    if type(prompt) is not int:
+    """The vendor's count. What was read from its cache and written to it is beside its `input_tokens`."""
+    if not isinstance(usage, dict):
         return None
-    for name in ("cache_creation_input_tokens", "cache_read_input_tokens"):
-        tokens = usage.get(name)
-        if tokens is not None:
-            if type(tokens) is not int or tokens < 0:
-                return None
-            prompt += tokens
-    return counted(prompt, usage.get("output_tokens"))
+    prompt = credible(usage.get("input_tokens"))
+    cached = credible(usage.get("cache_read_input_tokens") or 0)
+    written = credible(usage.get("cache_creation_input_tokens") or 0)
+    if prompt is None or cached is None or written is None:
+        return None
+    parts = usage.get("cache_creation")
+    return counted(
+        prompt + cached + written,
+        usage.get("output_tokens"),
+        cached=cached,
+        written=written,
+        written_1h=parts.get("ephemeral_1h_input_tokens") if isinstance(parts, dict) else 0,
+    )
 
 
 class _Answer(Answer):
@@ -315,7 +315,10 @@ class _Answer(Answer):
                 block = event["content_block"]
                 return _text(block.get("text") or "") if block["type"] == "text" else ""
             if kind == "message_start":
-                self._count(event["message"].get("usage"))
+                usage = event["message"].get("usage")
+                if isinstance(usage, dict):  # that of the output is worth nothing yet
+                    self._counts = usage
+                    self.prompt = _usage(usage | {"output_tokens": 0})
             elif kind == "message_delta":
                 self._count(event.get("usage"))
                 reason = event["delta"].get("stop_reason")
@@ -331,13 +334,10 @@ class _Answer(Answer):
         raise nonsense("an event that can't be read")
 
     def _count(self, usage: Any) -> None:
-        """Counts grow as the answer does: later ones replace earlier ones, each for itself. That of the
-        output is worth nothing until it is told again."""
-        self.usage = None
+        """Counts grow as the answer does: later ones replace earlier ones, each for itself."""
         if isinstance(usage, dict):
-            self._counts |= {name: count for name, count in usage.items() if count is not None}
-            self._counts["output_tokens"] = usage.get("output_tokens")
-            self.usage = _usage(self._counts)
+            self._counts = self._counts | {name: count for name, count in usage.items() if count is not None}
+            self.usage = _usage(self._counts | {"output_tokens": usage.get("output_tokens")})
 
 
 def _text(text: Any) -> str:

@@ -38,11 +38,9 @@ def whole(answer: Any, dialect: Dialect) -> TextDelta:
         if content is None:
             content = message.get("refusal") or ""
         finish = _finish(choice, dialect)
-        usage = _usage(answer.get("usage"))
-        if usage is not None:
-            if type(content) is list:
-                content = _joined(content)
-            return TextDelta(content=content, finish_reason=finish, usage=usage)
+        if type(content) is list:
+            content = _joined(content)
+        return TextDelta(content=content, finish_reason=finish, usage=_usage(answer.get("usage")))
     except (AttributeError, IndexError, KeyError, TypeError):
         pass
     raise nonsense("an answer of another shape")
@@ -79,7 +77,7 @@ class ChatAnswer(Answer):
                     raise complained(aside, self._dialect)
                 usage = usage or aside.get("usage")
             if usage is not None:
-                self.usage = _usage(usage)
+                self.usage = self.prompt = _usage(usage)
             choices = chunk.get("choices")
             if not choices:
                 if chunk.get("object") == "error":
@@ -120,4 +118,12 @@ def _finish(choice: dict[str, Any], dialect: Dialect) -> "FinishReason.ValueType
 def _usage(usage: Any) -> TokenUsage | None:
     if not isinstance(usage, dict):
         return None
-    return counted(usage.get("prompt_tokens"), usage.get("completion_tokens"))
+    details = usage.get("prompt_tokens_details")
+    if not isinstance(details, dict):
+        details = {}
+    return counted(
+        usage.get("prompt_tokens"),
+        usage.get("completion_tokens"),
+        cached=details.get("cached_tokens") or usage.get("num_cached_tokens"),  # the latter is Mistral's
+        written=details.get("cache_write_tokens"),
+    )

@@ -20,7 +20,7 @@ class Answer:
     """A stream's state: the content of its last event; the text is not kept. A subclass for each
     vendor protocol reads the events."""
 
-    __slots__ = ("ended", "finish", "usage")
+    __slots__ = ("ended", "finish", "prompt", "usage")
 
     def __init__(self) -> None:
         self.ended = False
@@ -28,6 +28,8 @@ class Answer:
         self.finish: FinishReason.ValueType | None = None
         self.usage: TokenUsage | None = None
         """The vendor's count, where a credible one has come."""
+        self.prompt: TokenUsage | None = None
+        """Its count of the input, where one has come: it is good for an answer that ends early."""
 
     def take(self, data: bytes) -> str:
         """The text that an event adds; often empty at the beginning and the end.
@@ -73,16 +75,38 @@ async def streamed(
                         raise nonsense("a text above the limit")
                     event = Event()
                     event.text_delta.content = content  # a sixth of the cost of the constructors
+                    if answer.prompt is not None:
+                        event.text_delta.usage.CopyFrom(answer.prompt)
+                        answer.prompt = None
                     yield event
         await stream.goodbye()
     yield Event(text_delta=answer.last())
 
 
-def counted(prompt: Any, completion: Any) -> TokenUsage | None:
-    """A vendor's two counts as usage; None where one is absent or can't be true."""
+def counted(
+    prompt: Any, completion: Any, *, cached: Any = None, written: Any = None, written_1h: Any = None
+) -> TokenUsage | None:
+    """A vendor's counts as usage; None where one of the two is absent or can't be true.
+
+    `prompt` includes those that were `cached` and `written`, and `written` those `written_1h`. These are 0
+    where they are absent; where they can't be true, all of the prompt counts as ordinary input.
+    """
+    prompt, completion = credible(prompt), credible(completion)
+    if prompt is None or completion is None:
+        return None
+    usage = TokenUsage(prompt_tokens=prompt, completion_tokens=completion, total_tokens=prompt + completion)
+    if cached or written or written_1h:
+        parts = [credible(part or 0) for part in (cached, written, written_1h)]
+        if None not in parts and parts[0] + parts[1] <= prompt and parts[2] <= parts[1]:
+            usage.cached_prompt_tokens = parts[0]
+            usage.cache_write_prompt_tokens = parts[1]
+            usage.cache_write_1h_prompt_tokens = parts[2]
+    return usage
+
+
+def credible(value: Any) -> Any:
+    """A vendor's count as a whole number; None where it is none or can't be true."""
     # type() and not isinstance: true and false are ints, too.
-    if type(prompt) is not int or type(completion) is not int:
-        return None
-    if not (0 <= prompt <= _TOKENS_MOST and 0 <= completion <= _TOKENS_MOST):
-        return None
-    return TokenUsage(prompt_tokens=prompt, completion_tokens=completion, total_tokens=prompt + completion)
+    if type(value) is float and value.is_integer():
+        value = int(value)
+    return value if type(value) is int and 0 <= value <= _TOKENS_MOST else None

@@ -25,6 +25,10 @@ REPLAY_SECONDS = 24 * 3600.0
 """How long an answer is kept for its Idempotency-Key."""
 
 
+SHARES = 20
+"""Among how many tasks a wallet is shared whose plan does not limit concurrent ones."""
+
+
 @dataclass(frozen=True, slots=True)
 class Wallet:
     """One side of an account."""
@@ -37,10 +41,11 @@ class Wallet:
 class UsageRecord:
     """What one task used and cost. A task that failed before anything was delivered leaves none.
 
-    Counts are 0 where they don't apply. `cost` is what was charged; `uncollected` what it should have been
-    beyond that, 0 unless a vendor used more than the task could hold. `prices` are those that it was counted
-    by, as `pomelo.pricing` writes them: with the counts they give cost + uncollected. `source` says who
-    counted: "provider", "estimated" (by us), or "recovered" (last noted before the process died). `complete`
+    Counts are 0 where they don't apply. Those of the cache are parts of `input_tokens`, the one of an hour is
+    part of what was written. `cost` is what was charged; `uncollected` what it should have been beyond that,
+    0 unless a vendor used more than the task could hold. `prices` are those that it was counted by, as
+    `pomelo.pricing` writes them: with the counts they give cost + uncollected. `source` says who counted:
+    "provider", "estimated" (by us), or "recovered" (last noted before the process died). `complete`
     is False for an answer that was cut or left. `at` is Unix seconds, when it was settled.
     """
 
@@ -55,6 +60,9 @@ class UsageRecord:
     provider: str = ""
     provider_model: str = ""
     input_tokens: int = 0
+    cached_input_tokens: int = 0
+    cache_write_input_tokens: int = 0
+    cache_write_1h_input_tokens: int = 0
     output_tokens: int = 0
     characters: int = 0
     images: int = 0
@@ -89,13 +97,16 @@ class Repeatable:
 class Take:
     """What a task asks for. `draft` is its record so far, of cost 0.
 
-    It holds `most` microcredits, or all that is available if that is at least `least`. A limit that is None
-    does not apply. `tokens` count against `tokens_limit`, of `draft.model` in this wallet.
+    It holds `most` microcredits, or all that is available if that is at least `least`. With `enough` it
+    leaves something to other tasks: it holds its share, which is what is available divided by the free slots
+    (by SHARES where slots are not limited), but no less than `enough` if that is available. A limit that is
+    None does not apply. `tokens` count against `tokens_limit`, of `draft.model` in this wallet.
     """
 
     draft: UsageRecord
     least: int
     most: int
+    enough: int = 0
     requests_limit: int | None = None
     slots_limit: int | None = None
     tokens: int = 0
@@ -351,6 +362,8 @@ class UsageTotal:
     output_bytes: int
     cost: int
     uncollected: int
+    cached_input_tokens: int = 0
+    cache_write_input_tokens: int = 0
 
 
 GROUPS = ("model", "key", "day", "account")

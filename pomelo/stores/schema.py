@@ -42,7 +42,16 @@ USAGE = (
     "CREATE INDEX usage_of_wallet ON usage (account, live, at)",
     "CREATE INDEX usage_by_time ON usage (at)",
 )
-"""The table of usage records, of which an archive has nothing but this."""
+"""The table of usage records, of which an archive has nothing but this and the columns below."""
+
+USAGE_OF_CACHES = (
+    "ALTER TABLE usage ADD COLUMN cached_input_tokens INTEGER NOT NULL DEFAULT 0",
+    "ALTER TABLE usage ADD COLUMN cache_write_input_tokens INTEGER NOT NULL DEFAULT 0",
+    "ALTER TABLE usage ADD COLUMN cache_write_1h_input_tokens INTEGER NOT NULL DEFAULT 0",
+)
+
+ARCHIVE_MIGRATIONS = (USAGE, USAGE_OF_CACHES)
+"""Step n, counted from 0, makes version n of an archive: the first archives had no number."""
 
 MIGRATIONS: tuple[tuple[str, ...], ...] = (
     (
@@ -148,5 +157,6 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
         "CREATE INDEX keys_by_time ON keys (created, key_id)",
         "CREATE INDEX keys_of_account ON keys (account, created, key_id)",
     ),
+    USAGE_OF_CACHES,
 )
 """Step n, counted from 1, makes version n."""

@@ -5,7 +5,7 @@ provider's count or ours; and for an answer that was cut or left, from what was 
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from pomelo.catalog import Model, Route
@@ -60,14 +60,15 @@ class Heard:
 @dataclass(frozen=True, slots=True)
 class Bound:
     """The least and the most that a task can use. They differ if its output may be cut to what the
-    account can pay. `tokens` is the likely use, for the tokens-per-minute limit. `exact`: the task
-    uses exactly this. `input_tokens` is Pomelo's own count for a text, used if the vendor reports
-    none; `heard_ms` is the measured length of input audio (0: unknown); `speed` is the speech speed
-    that the vendor receives.
+    account can pay; `enough` is what it should be able to use even if other tasks then can't run.
+    `tokens` is the likely use, for the tokens-per-minute limit. `exact`: the task uses exactly this.
+    `input_tokens` is Pomelo's own count for a text, used if the vendor reports none; `heard_ms` is the
+    measured length of input audio (0: unknown); `speed` is the speech speed that the vendor receives.
     """
 
     least: Used
     most: Used
+    enough: Used | None = None
     tokens: int = 0
     exact: bool = False
     input_tokens: int = 0
@@ -77,10 +78,12 @@ class Bound:
 
 @dataclass(slots=True)
 class Delivered:
-    """What has gone out of an answer: bytes, and pieces that had any."""
+    """What has gone out of an answer: bytes, and pieces that had any. `reported` is what the provider has
+    said so far that the input was, None before it has."""
 
     size: int = 0
     pieces: int = 0
+    reported: Used | None = None
 
 
 class Fold(Protocol):
@@ -117,14 +120,17 @@ class Fold(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Folding:
-    """What a fold is made for: the task's input and its bound, whether a stream is wanted, where media go,
-    and whether media are kept even when the caller wants no link."""
+    """What a fold is made for: the task's input, model and bound, whether a stream is wanted, where media go,
+    and whether media are kept even when the caller wants no link. Whoever passes a stream on counts in
+    `delivered` what has gone out."""
 
     input: Any
+    model: Model
     bound: Bound
     stream: bool
     writer: Callable[[str], MediaWriter]
     keep: bool = False
+    delivered: Delivered = field(default_factory=Delivered)
 
 
 def no_media(given: Any, bound: Bound) -> int:

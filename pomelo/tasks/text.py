@@ -1,15 +1,19 @@
 """Text tasks: the check of a conversation, its tokens, and the folding of deltas."""
 
+import logging
 import re
+from dataclasses import replace
 
 from pomelo.catalog import Model, Route
 from pomelo.errors import PomeloError, invalid, missing
 from pomelo.gen.v1.task_pb2 import TaskResult
 from pomelo.gen.v1.task_service_pb2 import StreamTaskResponse
 from pomelo.gen.v1.text_pb2 import Message, Role, TextInput, TokenUsage
-from pomelo.pricing import Used
+from pomelo.pricing import TOKENS_MOST, Used
 from pomelo.tasks.base import Bound, Delivered, Folding, Heard, TaskKind
 from pomelo.tasks.ranges import SEED_MOST, within
+
+log = logging.getLogger("pomelo.tasks")
 
 MESSAGES_MOST = 10_000
 PARTS_MOST = 100
@@ -24,6 +28,13 @@ MESSAGE_TOKENS = 16
 
 PICTURE_TOKENS = 6_000
 """More than any model takes for a picture."""
+
+ORDINARY_PICTURE_TOKENS = 1_100
+"""What models take for a picture of about a megapixel. It is assumed of every picture whose tokens the
+provider has not counted: the size that a picture claims could be a lie."""
+
+OUTPUT_ENOUGH = 1_024
+"""Tokens that an answer without max_tokens should be able to have, if the balance covers them at all."""
 
 OUTPUT_MOST = 128_000
 """The most tokens of an answer of a model whose entry doesn't say."""
@@ -143,17 +154,18 @@ def bound(given: TextInput, model: Model, route: Route, heard: Heard) -> Bound:
     return Bound(
         least=Used(input_tokens=tokens, output_tokens=asked or 1),
         most=Used(input_tokens=tokens, output_tokens=asked or most),
+        enough=None if asked else Used(input_tokens=tokens, output_tokens=min(OUTPUT_ENOUGH, most)),
         tokens=size // 4 + asked,
-        input_tokens=max(_words(given), size // BYTES_OF_TOKEN),
+        input_tokens=max(_words(given), size // BYTES_OF_TOKEN) + ORDINARY_PICTURE_TOKENS * pictures,
     )
 
 
 def partly(given: TextInput, bound: Bound, delivered: Delivered) -> Used:
-    """Our own count: fewer than the tokens of any tokenizer, so that nobody pays too much."""
-    return Used(
-        input_tokens=min(bound.input_tokens, bound.most.input_tokens),
-        output_tokens=min(max(delivered.pieces, delivered.size // BYTES_OF_TOKEN), bound.most.output_tokens),
-    )
+    """The provider's count of the input if it has reported one, else our own, which of text is lower than
+    that of any tokenizer, so that nobody pays too much."""
+    reported = delivered.reported or Used(input_tokens=min(bound.input_tokens, bound.most.input_tokens))
+    tokens = min(max(delivered.pieces, delivered.size // BYTES_OF_TOKEN), bound.most.output_tokens)
+    return replace(reported, output_tokens=tokens)
 
 
 def _size(text: str) -> int:
@@ -163,7 +175,8 @@ def _size(text: str) -> int:
 
 class TextFold:
     """Joins deltas if the whole text is needed; else it only counts them. The last delta, which has
-    finish_reason and usage, is held until the task is settled."""
+    finish_reason and usage, is held until the task is settled. An earlier one may have the provider's count
+    of the input, for an answer that has no later one."""
 
     __slots__ = ("_counted", "_delivered", "_folding", "_gathers", "_last", "_stream", "_text")
 
@@ -182,6 +195,11 @@ class TextFold:
         if delta.finish_reason:
             self._last = event
             return None
+        if delta.HasField("usage"):
+            if self._is_credible(delta.usage):
+                reported = replace(_used(delta.usage), output_tokens=0)
+                self._delivered.reported = self._folding.delivered.reported = reported
+            delta.ClearField("usage")
         self._delivered.size += _size(delta.content)
         self._delivered.pieces += bool(delta.content)
         if self._gathers:
@@ -194,15 +212,12 @@ class TextFold:
         if last is None:
             raise PomeloError("provider_failed")
         delta = last.text_delta
-        if not delta.HasField("usage"):
+        if not delta.HasField("usage") or not self._is_credible(delta.usage):
             self._counted = False
             self._delivered.size += _size(delta.content)
             # The whole answer may be one piece.
             self._delivered.pieces += 0 if self._stream else len(delta.content.split())
-            used = partly(self._folding.input, self._folding.bound, self._delivered)
-            delta.usage.prompt_tokens = used.input_tokens
-            delta.usage.completion_tokens = used.output_tokens
-            delta.usage.total_tokens = used.input_tokens + used.output_tokens
+            delta.usage.CopyFrom(_usage(partly(self._folding.input, self._folding.bound, self._delivered)))
         if self._gathers:
             output = result.text
             output.content = self._text.decode() + delta.content
@@ -210,13 +225,57 @@ class TextFold:
             output.usage.CopyFrom(delta.usage)
         return last
 
+    def _is_credible(self, usage: TokenUsage) -> bool:
+        """Whether a provider's counts are possible; logs those that are not."""
+        limits = self._folding.model.limits
+        cached, written = usage.cached_prompt_tokens, usage.cache_write_prompt_tokens
+        if (
+            0 <= usage.prompt_tokens <= (limits.max_input_tokens or TOKENS_MOST)
+            and 0 <= usage.completion_tokens <= (limits.max_output_tokens or TOKENS_MOST)
+            and min(cached, written) >= 0
+            and cached + written <= usage.prompt_tokens
+            and 0 <= usage.cache_write_1h_prompt_tokens <= written
+        ):
+            return True
+        log.warning(
+            "a provider of %s reported impossible counts, so they are estimated: %d tokens of input "
+            "(%d cached, %d cached anew) and %d of output",
+            self._folding.model.name,
+            usage.prompt_tokens,
+            cached,
+            written,
+            usage.completion_tokens,
+        )
+        return False
+
     def used(self) -> tuple[Used, bool]:
         """See Fold."""
         usage = self._last.text_delta.usage if self._last is not None else TokenUsage()
-        return Used(input_tokens=usage.prompt_tokens, output_tokens=usage.completion_tokens), self._counted
+        return _used(usage), self._counted
 
     def close(self) -> None:
         """See Fold."""
+
+
+def _used(usage: TokenUsage) -> Used:
+    return Used(
+        input_tokens=usage.prompt_tokens,
+        output_tokens=usage.completion_tokens,
+        cached_input_tokens=usage.cached_prompt_tokens,
+        cache_write_input_tokens=usage.cache_write_prompt_tokens,
+        cache_write_1h_input_tokens=usage.cache_write_1h_prompt_tokens,
+    )
+
+
+def _usage(used: Used) -> TokenUsage:
+    return TokenUsage(
+        prompt_tokens=used.input_tokens,
+        completion_tokens=used.output_tokens,
+        total_tokens=used.input_tokens + used.output_tokens,
+        cached_prompt_tokens=used.cached_input_tokens,
+        cache_write_prompt_tokens=used.cache_write_input_tokens,
+        cache_write_1h_prompt_tokens=used.cache_write_1h_input_tokens,
+    )
 
 
 KIND = TaskKind("text", "task_", check, TextFold, bound, partly)

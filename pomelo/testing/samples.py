@@ -12,6 +12,7 @@ from pomelo.gen.v1.model_service_pb2 import PriceUnit
 from pomelo.gen.v1.speech_pb2 import SpeechToSpeechInput, SpeechToTextInput, TextToSpeechInput
 from pomelo.gen.v1.task_pb2 import TaskType
 from pomelo.gen.v1.text_pb2 import Message, Role, TextInput
+from pomelo.pricing import Prices
 from pomelo.providers.base import AudioSource, Job
 
 PROMPT = "my canary prompt"
@@ -33,7 +34,7 @@ def sample(kind: str, route: Route, given: Any = None, *, limits: Limits | None 
         task_type=TaskType.Value(f"TASK_TYPE_{kind.upper()}"),
         routes=(route,),
         limits=limits or Limits(),
-        prices={PriceUnit.PRICE_UNIT_IMAGE: 1},
+        prices=Prices({PriceUnit.PRICE_UNIT_IMAGE: 1}),
         price_version="test",
     )
     heard = kind in ("speech_to_speech", "speech_to_text")

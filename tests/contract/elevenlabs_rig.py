@@ -15,6 +15,7 @@ from pomelo.gen.v1.speech_pb2 import (
     Transcription,
 )
 from pomelo.gen.v1.task_pb2 import TaskType
+from pomelo.pricing import Prices
 from pomelo.providers import Credentials
 from pomelo.providers.base import AudioSource, Job
 from pomelo.providers.elevenlabs import ElevenLabs
@@ -49,7 +50,7 @@ def job(
         task_type=kind,
         routes=(route or usual,),
         limits=Limits(),
-        prices={PriceUnit.PRICE_UNIT_AUDIO_MINUTE: 1},
+        prices=Prices({PriceUnit.PRICE_UNIT_AUDIO_MINUTE: 1}),
         price_version="test",
     )
     if audio is None and not isinstance(given, TextToSpeechInput):

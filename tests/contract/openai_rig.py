@@ -9,6 +9,7 @@ from pomelo.errors import PomeloError
 from pomelo.gen.v1.model_service_pb2 import PriceUnit
 from pomelo.gen.v1.task_pb2 import TaskType
 from pomelo.gen.v1.text_pb2 import Message, Role, TextDelta, TextInput
+from pomelo.pricing import Prices
 from pomelo.providers import Credentials
 from pomelo.providers.base import Job
 from pomelo.providers.http import Http, Timeouts
@@ -26,7 +27,7 @@ def job(given: TextInput | None = None, *, stream: bool, route: Route = CLASSIC,
         task_type=TaskType.TASK_TYPE_TEXT,
         routes=(route,),
         limits=Limits(max_output_tokens=most),
-        prices={PriceUnit.PRICE_UNIT_MILLION_OUTPUT_TOKENS: 1},
+        prices=Prices({PriceUnit.PRICE_UNIT_MILLION_OUTPUT_TOKENS: 1}),
         price_version="test",
     )
     if given is None:

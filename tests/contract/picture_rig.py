@@ -13,6 +13,7 @@ from pomelo.errors import PomeloError
 from pomelo.gen.v1.image_pb2 import ImageFormat, ImageInput
 from pomelo.gen.v1.model_service_pb2 import PriceUnit
 from pomelo.gen.v1.task_pb2 import TaskType
+from pomelo.pricing import Prices
 from pomelo.providers import Credentials
 from pomelo.providers.base import Event, Job
 from pomelo.providers.http import Http, Timeouts
@@ -30,7 +31,7 @@ def job(route: Route, given: ImageInput | None = None, *, stream: bool = False) 
         task_type=TaskType.TASK_TYPE_IMAGE,
         routes=(route,),
         limits=Limits(max_characters=10_000),
-        prices={PriceUnit.PRICE_UNIT_IMAGE: 1},
+        prices=Prices({PriceUnit.PRICE_UNIT_IMAGE: 1}),
         price_version="test",
     )
     return Job("img_1", model, route, given or ImageInput(prompt=PROMPT), stream, deadline=1e12)

@@ -25,6 +25,7 @@ from typing_extensions import TypedDict
 from pomelo.catalog import Catalog, Limits, Model, Route
 from pomelo.errors import PomeloError
 from pomelo.gen.v1.task_pb2 import TaskType
+from pomelo.pricing import Prices
 from pomelo.providers import Credentials
 from pomelo.providers.anthropic import Anthropic
 from pomelo.providers.base import AudioSource, Job
@@ -65,7 +66,7 @@ class Case:
 def _case(provider: str, name: str, kind: "TaskType.ValueType", clamp: Any = None) -> Case:
     route = Route(provider, name, clamp=clamp or {})
     limits = Limits(max_input_tokens=1_000_000, max_characters=10_000)
-    return Case(Model(name, kind, (route,), limits, {}, "test"), route)
+    return Case(Model(name, kind, (route,), limits, Prices(), "test"), route)
 
 
 CASES = (

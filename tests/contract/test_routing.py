@@ -14,6 +14,7 @@ from pomelo.errors import PomeloError, Replay
 from pomelo.gen.v1.model_service_pb2 import PriceUnit
 from pomelo.gen.v1.task_pb2 import TaskType
 from pomelo.gen.v1.text_pb2 import Message, Role, TextDelta, TextInput
+from pomelo.pricing import Prices
 from pomelo.providers import Credentials
 from pomelo.providers.base import CALLER, Event, Job
 from pomelo.providers.connections import ConnectionLimiter
@@ -28,7 +29,7 @@ MODEL = Model(
     task_type=TaskType.TASK_TYPE_TEXT,
     routes=(Route("one", "a"), Route("two", "b")),
     limits=Limits(),
-    prices={PriceUnit.PRICE_UNIT_MILLION_OUTPUT_TOKENS: 1},
+    prices=Prices({PriceUnit.PRICE_UNIT_MILLION_OUTPUT_TOKENS: 1}),
     price_version="test",
 )
 

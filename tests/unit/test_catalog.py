@@ -9,6 +9,7 @@ from pomelo.catalog import Catalog, Route
 from pomelo.errors import PomeloError
 from pomelo.gen.v1.model_service_pb2 import PriceUnit
 from pomelo.gen.v1.task_pb2 import TaskType
+from pomelo.pricing import Prices
 from pomelo.tasks import TASK_TYPES
 
 TEXT = ["gpt-4", "gpt-4-turbo", "gpt-3.5-turbo", "claude-3-opus", "claude-3-sonnet", "claude-3-haiku"]
@@ -29,13 +30,13 @@ def test_all_fourteen_models_are_there_with_a_kind_a_route_and_a_dated_price() -
     for model in models.values():
         assert model.task_type in TASK_TYPES
         assert model.routes
-        assert all(micros > 0 for micros in model.prices.values())
+        assert all(micros > 0 for micros in model.prices.units.values())
         assert len(model.price_version) == len("2026-11-22")
 
 
 def test_prices_are_whole_microcredits() -> None:
     model = Catalog.load().resolve("flux-1-dev")
-    assert dict(model.prices) == {PriceUnit.PRICE_UNIT_IMAGE: 25_000}
+    assert model.prices.units == {PriceUnit.PRICE_UNIT_IMAGE: 25_000}
 
 
 def test_an_unknown_model_is_told_by_its_name() -> None:
@@ -78,7 +79,7 @@ def test_a_model_that_can_not_be_billed_is_refused_by_name(tmp_path: Path, price
     with pytest.raises(ValueError, match="catalogue entry x"):
         Catalog.load(path)
     path.write_text(ROW.format(price='image = "0.000001"', more=""))
-    assert Catalog.load(path).resolve("x").prices == {PriceUnit.PRICE_UNIT_IMAGE: 1}
+    assert Catalog.load(path).resolve("x").prices == Prices({PriceUnit.PRICE_UNIT_IMAGE: 1})
 
 
 def entry(name: str, kind: str = "text", route: str = "") -> str:
@@ -109,8 +110,11 @@ def test_a_route_may_cost_something_else_than_its_model(tmp_path: Path) -> None:
     path = tmp_path / "catalog.toml"
     path.write_text(entry("x", route='price = { image = "2" }\nprice_version = "2026-11-23"'))
     (route,) = (model := Catalog.load(path).models["x"]).routes
-    assert model.priced(route) == ({PriceUnit.PRICE_UNIT_IMAGE: 2_000_000}, "2026-11-23")
-    assert model.priced(replace(route, prices={})) == ({PriceUnit.PRICE_UNIT_IMAGE: 1_000_000}, "2026-11-22")
+    assert model.priced(route) == (Prices({PriceUnit.PRICE_UNIT_IMAGE: 2_000_000}), "2026-11-23")
+    assert model.priced(replace(route, prices=Prices())) == (
+        Prices({PriceUnit.PRICE_UNIT_IMAGE: 1_000_000}),
+        "2026-11-22",
+    )
 
 
 @pytest.mark.parametrize(

@@ -265,6 +265,9 @@ class UsageRecord(_message.Message):
     SOURCE_FIELD_NUMBER: _builtins.int
     COMPLETE_FIELD_NUMBER: _builtins.int
     TIME_FIELD_NUMBER: _builtins.int
+    CACHED_INPUT_TOKENS_FIELD_NUMBER: _builtins.int
+    CACHE_WRITE_INPUT_TOKENS_FIELD_NUMBER: _builtins.int
+    CACHE_WRITE_1H_INPUT_TOKENS_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """The task's id, as in its answer."""
     request_id: _builtins.str
@@ -309,6 +312,12 @@ class UsageRecord(_message.Message):
     """Who counted."""
     complete: _builtins.bool
     """False for an answer that was cut or left half way; it costs what was delivered."""
+    cached_input_tokens: _builtins.int
+    """Of input_tokens, those that the provider read from its cache."""
+    cache_write_input_tokens: _builtins.int
+    """Of input_tokens, those that the provider wrote to its cache."""
+    cache_write_1h_input_tokens: _builtins.int
+    """Of cache_write_input_tokens, those that it keeps for an hour."""
     @_builtins.property
     def time(self) -> _timestamp_pb2.Timestamp:
         """When the task ended."""
@@ -339,10 +348,13 @@ class UsageRecord(_message.Message):
         source: Global___UsageSource.ValueType = ...,
         complete: _builtins.bool = ...,
         time: _timestamp_pb2.Timestamp | None = ...,
+        cached_input_tokens: _builtins.int = ...,
+        cache_write_input_tokens: _builtins.int = ...,
+        cache_write_1h_input_tokens: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["time", b"time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["account", b"account", "audio_seconds", b"audio_seconds", "characters", b"characters", "complete", b"complete", "cost_micros", b"cost_micros", "first_byte_ms", b"first_byte_ms", "id", b"id", "images", b"images", "input_tokens", b"input_tokens", "key_id", b"key_id", "live", b"live", "model", b"model", "output_bytes", b"output_bytes", "output_tokens", b"output_tokens", "price_version", b"price_version", "processing_ms", b"processing_ms", "provider", b"provider", "provider_model", b"provider_model", "request_id", b"request_id", "source", b"source", "task_type", b"task_type", "time", b"time", "wire", b"wire"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["account", b"account", "audio_seconds", b"audio_seconds", "cache_write_1h_input_tokens", b"cache_write_1h_input_tokens", "cache_write_input_tokens", b"cache_write_input_tokens", "cached_input_tokens", b"cached_input_tokens", "characters", b"characters", "complete", b"complete", "cost_micros", b"cost_micros", "first_byte_ms", b"first_byte_ms", "id", b"id", "images", b"images", "input_tokens", b"input_tokens", "key_id", b"key_id", "live", b"live", "model", b"model", "output_bytes", b"output_bytes", "output_tokens", b"output_tokens", "price_version", b"price_version", "processing_ms", b"processing_ms", "provider", b"provider", "provider_model", b"provider_model", "request_id", b"request_id", "source", b"source", "task_type", b"task_type", "time", b"time", "wire", b"wire"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -363,6 +375,8 @@ class UsageTotal(_message.Message):
     AUDIO_SECONDS_FIELD_NUMBER: _builtins.int
     OUTPUT_BYTES_FIELD_NUMBER: _builtins.int
     COST_MICROS_FIELD_NUMBER: _builtins.int
+    CACHED_INPUT_TOKENS_FIELD_NUMBER: _builtins.int
+    CACHE_WRITE_INPUT_TOKENS_FIELD_NUMBER: _builtins.int
     group: _builtins.str
     """The model, key id, day (2026-11-24) or account."""
     tasks: _builtins.int
@@ -381,6 +395,10 @@ class UsageTotal(_message.Message):
     """Bytes that were delivered."""
     cost_micros: _builtins.int
     """What was charged, in millionths of a credit."""
+    cached_input_tokens: _builtins.int
+    """Of input_tokens, those that providers read from their caches."""
+    cache_write_input_tokens: _builtins.int
+    """Of input_tokens, those that providers wrote to their caches."""
     def __init__(
         self,
         *,
@@ -393,10 +411,12 @@ class UsageTotal(_message.Message):
         audio_seconds: _builtins.float = ...,
         output_bytes: _builtins.int = ...,
         cost_micros: _builtins.int = ...,
+        cached_input_tokens: _builtins.int = ...,
+        cache_write_input_tokens: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["audio_seconds", b"audio_seconds", "characters", b"characters", "cost_micros", b"cost_micros", "group", b"group", "images", b"images", "input_tokens", b"input_tokens", "output_bytes", b"output_bytes", "output_tokens", b"output_tokens", "tasks", b"tasks"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["audio_seconds", b"audio_seconds", "cache_write_input_tokens", b"cache_write_input_tokens", "cached_input_tokens", b"cached_input_tokens", "characters", b"characters", "cost_micros", b"cost_micros", "group", b"group", "images", b"images", "input_tokens", b"input_tokens", "output_bytes", b"output_bytes", "output_tokens", b"output_tokens", "tasks", b"tasks"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

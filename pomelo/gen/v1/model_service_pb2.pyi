@@ -40,6 +40,18 @@ class _PriceUnitEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_PriceUnit.V
     """A thousand characters of text."""
     PRICE_UNIT_AUDIO_MINUTE: _PriceUnit.ValueType  # 6
     """A minute of sound."""
+    PRICE_UNIT_MILLION_CACHED_INPUT_TOKENS: _PriceUnit.ValueType  # 7
+    """A million tokens of input that the provider read from its cache. Where a model has no such price, they
+    cost what other input does.
+    """
+    PRICE_UNIT_MILLION_CACHE_WRITE_INPUT_TOKENS: _PriceUnit.ValueType  # 8
+    """A million tokens of input that the provider wrote to its cache. Where a model has no such price, they cost
+    what other input does.
+    """
+    PRICE_UNIT_MILLION_CACHE_WRITE_1H_INPUT_TOKENS: _PriceUnit.ValueType  # 9
+    """A million tokens of input that the provider wrote to its cache for an hour. Where a model has no such
+    price, they cost what others that are written do.
+    """
 
 class PriceUnit(_PriceUnit, metaclass=_PriceUnitEnumTypeWrapper):
     """What a price is counted by."""
@@ -58,6 +70,18 @@ PRICE_UNIT_THOUSAND_CHARACTERS: PriceUnit.ValueType  # 5
 """A thousand characters of text."""
 PRICE_UNIT_AUDIO_MINUTE: PriceUnit.ValueType  # 6
 """A minute of sound."""
+PRICE_UNIT_MILLION_CACHED_INPUT_TOKENS: PriceUnit.ValueType  # 7
+"""A million tokens of input that the provider read from its cache. Where a model has no such price, they
+cost what other input does.
+"""
+PRICE_UNIT_MILLION_CACHE_WRITE_INPUT_TOKENS: PriceUnit.ValueType  # 8
+"""A million tokens of input that the provider wrote to its cache. Where a model has no such price, they cost
+what other input does.
+"""
+PRICE_UNIT_MILLION_CACHE_WRITE_1H_INPUT_TOKENS: PriceUnit.ValueType  # 9
+"""A million tokens of input that the provider wrote to its cache for an hour. Where a model has no such
+price, they cost what others that are written do.
+"""
 Global___PriceUnit: _TypeAlias = PriceUnit  # noqa: Y015
 
 @_typing.final
@@ -85,6 +109,34 @@ class Price(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Price: _TypeAlias = Price  # noqa: Y015
+
+@_typing.final
+class PriceTier(_message.Message):
+    """Prices of tasks with a long input."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FROM_INPUT_TOKENS_FIELD_NUMBER: _builtins.int
+    PRICES_FIELD_NUMBER: _builtins.int
+    from_input_tokens: _builtins.int
+    """From how many tokens of input they apply, to all that a task uses."""
+    @_builtins.property
+    def prices(self) -> _containers.RepeatedCompositeFieldContainer[Global___Price]:
+        """What a task costs then: every line applies, and none of the model's other prices."""
+
+    def __init__(
+        self,
+        *,
+        from_input_tokens: _builtins.int = ...,
+        prices: _abc.Iterable[Global___Price] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["from_input_tokens", b"from_input_tokens", "prices", b"prices"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PriceTier: _TypeAlias = PriceTier  # noqa: Y015
 
 @_typing.final
 class ModelLimits(_message.Message):
@@ -132,6 +184,7 @@ class Model(_message.Message):
     PRICES_FIELD_NUMBER: _builtins.int
     PRICE_VERSION_FIELD_NUMBER: _builtins.int
     AVAILABLE_FIELD_NUMBER: _builtins.int
+    PRICE_TIERS_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Its public name, such as gpt-4."""
     task_type: _task_pb2.TaskType.ValueType
@@ -148,7 +201,11 @@ class Model(_message.Message):
 
     @_builtins.property
     def prices(self) -> _containers.RepeatedCompositeFieldContainer[Global___Price]:
-        """What it costs: every line applies."""
+        """What it costs: every line applies, unless one of price_tiers does."""
+
+    @_builtins.property
+    def price_tiers(self) -> _containers.RepeatedCompositeFieldContainer[Global___PriceTier]:
+        """What tasks with a long input cost, by the tokens from which it applies; empty where they cost the same."""
 
     def __init__(
         self,
@@ -159,10 +216,11 @@ class Model(_message.Message):
         prices: _abc.Iterable[Global___Price] | None = ...,
         price_version: _builtins.str = ...,
         available: _builtins.bool = ...,
+        price_tiers: _abc.Iterable[Global___PriceTier] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["limits", b"limits"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["available", b"available", "limits", b"limits", "name", b"name", "price_version", b"price_version", "prices", b"prices", "task_type", b"task_type"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["available", b"available", "limits", b"limits", "name", b"name", "price_tiers", b"price_tiers", "price_version", b"price_version", "prices", b"prices", "task_type", b"task_type"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -11,7 +11,7 @@ from typing import Protocol, TypeVar
 from pomelo.errors import PomeloError
 from pomelo.stores.base import StoreError
 from pomelo.stores.ledger import UsageQuery, UsageRecord, UsageTotal
-from pomelo.stores.schema import USAGE
+from pomelo.stores.schema import ARCHIVE_MIGRATIONS
 from pomelo.stores.sqlite import damage, records, usage
 
 _APPLICATION_ID = 0x504D4C41
@@ -176,10 +176,39 @@ def _connect(path: Path) -> sqlite3.Connection:
 
 def _fill(connection: sqlite3.Connection) -> None:
     connection.execute("BEGIN IMMEDIATE")
-    for statement in USAGE:
-        connection.execute(statement)
+    for statements in ARCHIVE_MIGRATIONS:
+        for statement in statements:
+            connection.execute(statement)
     connection.execute(f"PRAGMA application_id = {_APPLICATION_ID}")
+    connection.execute(f"PRAGMA user_version = {len(ARCHIVE_MIGRATIONS) - 1}")
     connection.execute("COMMIT")
+
+
+def _version(connection: sqlite3.Connection, path: Path) -> int:
+    """The number of the last migration that was run.
+
+    Raises:
+        StoreError: it is higher than this Pomelo knows.
+    """
+    version: int = connection.execute("PRAGMA user_version").fetchone()[0]
+    if version >= len(ARCHIVE_MIGRATIONS):
+        raise StoreError(f"{path} was written by a newer Pomelo (version {version}). Upgrade Pomelo")
+    return version
+
+
+def _migrate(connection: sqlite3.Connection, path: Path) -> None:
+    """Runs the missing migrations in one transaction; another process may be faster."""
+    connection.execute("BEGIN IMMEDIATE")
+    try:
+        for number in range(_version(connection, path) + 1, len(ARCHIVE_MIGRATIONS)):
+            for statement in ARCHIVE_MIGRATIONS[number]:
+                connection.execute(statement)
+            connection.execute(f"PRAGMA user_version = {number}")
+        connection.execute("COMMIT")
+    except BaseException:
+        if connection.in_transaction:
+            connection.execute("ROLLBACK")
+        raise
 
 
 def _prepare(connection: sqlite3.Connection, path: Path) -> None:
@@ -190,9 +219,12 @@ def _prepare(connection: sqlite3.Connection, path: Path) -> None:
         )
     connection.execute("PRAGMA cell_size_check = ON")
     connection.execute("PRAGMA trusted_schema = OFF")
-    damage.check(connection, path, USAGE)
+    made = ARCHIVE_MIGRATIONS[: _version(connection, path) + 1]
+    damage.check(connection, path, [statement for statements in made for statement in statements])
     # Not a write-ahead log: SQLite before 3.51.3 can corrupt one that several processes write.
     connection.execute("PRAGMA journal_mode = DELETE")
     connection.execute("PRAGMA synchronous = FULL")
     # The table names the wallets' one, which is in Redis.
     connection.execute("PRAGMA foreign_keys = OFF")
+    if len(made) < len(ARCHIVE_MIGRATIONS):
+        _migrate(connection, path)

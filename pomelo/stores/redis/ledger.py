@@ -9,6 +9,7 @@ from typing import Any
 from pomelo.errors import PomeloError
 from pomelo.ids import new_id
 from pomelo.stores.ledger import (
+    SHARES,
     LostHoldError,
     Refused,
     Repeated,
@@ -168,6 +169,8 @@ class Ledger:
                     key,
                     b"" if repeatable is None else repeatable.fingerprint,
                     call,
+                    take.enough,
+                    SHARES,
                 ],
             )
         except UnknownOutcomeError:

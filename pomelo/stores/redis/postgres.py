@@ -44,6 +44,10 @@ _TABLE = """
         complete BOOLEAN NOT NULL,
         at DOUBLE PRECISION NOT NULL
     );
+    ALTER TABLE pomelo_usage
+        ADD COLUMN IF NOT EXISTS cached_input_tokens BIGINT NOT NULL DEFAULT 0,
+        ADD COLUMN IF NOT EXISTS cache_write_input_tokens BIGINT NOT NULL DEFAULT 0,
+        ADD COLUMN IF NOT EXISTS cache_write_1h_input_tokens BIGINT NOT NULL DEFAULT 0;
     CREATE INDEX IF NOT EXISTS pomelo_usage_of_wallet ON pomelo_usage (account, live, at);
     CREATE INDEX IF NOT EXISTS pomelo_usage_by_time ON pomelo_usage (at);
 """
@@ -65,6 +69,8 @@ _SUMMED = (
     "output_bytes",
     "cost",
     "uncollected",
+    "cached_input_tokens",
+    "cache_write_input_tokens",
 )
 _CONNECTIONS = 4
 _SECONDS = 5.0

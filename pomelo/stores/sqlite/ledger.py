@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 from pomelo.stores.ledger import (
     REPLAY_SECONDS,
+    SHARES,
     WINDOW,
     LostHoldError,
     Refused,
@@ -137,6 +138,9 @@ def take(connection: sqlite3.Connection, now: float, asked: Take) -> Taken | Ref
     if code := _refusal(state, asked):
         return Refused(state.standing(), code)
     held = min(asked.most, state.available)
+    if asked.enough:
+        free = SHARES if asked.slots_limit is None else asked.slots_limit - state.slots
+        held = min(held, max(state.available // free, asked.enough, asked.least))
     # Without tokens and a limit of them it is in no window, though one may be open.
     of_tokens = bool(asked.tokens) or asked.tokens_limit is not None
     _count(connection, state, asked, held, of_tokens)

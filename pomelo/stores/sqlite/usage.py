@@ -33,7 +33,7 @@ assert tuple(_EXPRESSIONS) == GROUPS
 
 _SUMS = (
     "count(*), sum(input_tokens), sum(output_tokens), sum(characters), sum(images), sum(audio_ms),"
-    " sum(output_bytes), sum(cost), sum(uncollected)"
+    " sum(output_bytes), sum(cost), sum(uncollected), sum(cached_input_tokens), sum(cache_write_input_tokens)"
 )
 
 PLACE = struct.Struct(">dq")

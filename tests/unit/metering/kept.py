@@ -6,16 +6,17 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from pomelo.catalog import Prices
 from pomelo.gen.v1.model_service_pb2 import PriceUnit
-from pomelo.pricing import Used, cost, written
+from pomelo.pricing import Prices, Used, cost, written
 from pomelo.stores.base import Store
 from pomelo.stores.ledger import Grant, Settlement, Take, UsageRecord, Wallet
 
-PRICES: Prices = {
-    PriceUnit.PRICE_UNIT_MILLION_INPUT_TOKENS: 2_500_000,
-    PriceUnit.PRICE_UNIT_MILLION_OUTPUT_TOKENS: 10_000_000,
-}
+PRICES = Prices(
+    {
+        PriceUnit.PRICE_UNIT_MILLION_INPUT_TOKENS: 2_500_000,
+        PriceUnit.PRICE_UNIT_MILLION_OUTPUT_TOKENS: 10_000_000,
+    }
+)
 ACME, ACME_TEST = Wallet("acme", True), Wallet("acme", False)
 """Sides of an account that `endow` makes."""
 

@@ -16,7 +16,7 @@ from pomelo.gen.v1.task_pb2 import TaskResult, TaskType
 from pomelo.gen.v1.task_service_pb2 import StreamTaskResponse
 from pomelo.measure import Measurer
 from pomelo.media import MediaStore
-from pomelo.pricing import Used
+from pomelo.pricing import Prices, Used
 from pomelo.providers.base import AudioSource, Job
 from pomelo.providers.sandbox import Sandbox
 from pomelo.tasks import TASK_TYPES, text
@@ -80,7 +80,7 @@ async def answer(
     bound = kind.bound(asked, model, route, heard)
     assert at_most(bound.least, bound.most)
     store = MediaStore(folder, b"x" * 32)
-    fold = kind.fold(Folding(asked, bound, stream, lambda kind_of: store.writer("a", kind_of)))
+    fold = kind.fold(Folding(asked, model, bound, stream, lambda kind_of: store.writer("a", kind_of)))
     delivered = Delivered()
     job = Job("task_1", model, route, asked, stream, 1e12, audio=audio)
     async with aclosing(getattr(Sandbox(), kind.name)(job)) as events:
@@ -220,10 +220,10 @@ async def test_a_sound_that_is_heard_uses_no_more_than_its_bound(
 def text_fold(*, stream: bool, keep: bool = False) -> tuple[TextFold, text_pb2.TextInput, Bound]:
     """A fold of a conversation of three words."""
     asked = text_pb2.TextInput(messages=[text_pb2.Message(role=USER, content="one two three")])
-    model = Model("m", TaskType.TASK_TYPE_TEXT, (), Limits(), {}, "")
+    model = Model("m", TaskType.TASK_TYPE_TEXT, (), Limits(), Prices(), "")
     bound = text.bound(asked, model, Route("p", "m"), Heard())
     store: Any = None
-    return TextFold(Folding(asked, bound, stream, store, keep)), asked, bound
+    return TextFold(Folding(asked, model, bound, stream, store, keep)), asked, bound
 
 
 def delta(content: str, *, last: bool = False) -> StreamTaskResponse:
@@ -308,7 +308,8 @@ def test_a_sound_that_claims_to_be_shorter_than_it_is_costs_what_it_is(
     asked = speech_pb2.SpeechToSpeechInput(voice="adam", output_format="pcm_16000")
     bound = Bound(Used(audio_ms=1_000), Used(audio_ms=1_000), heard_ms=1_000)
     store = MediaStore(tmp_path, b"x" * 32)
-    fold = kind.fold(Folding(asked, bound, True, lambda kind_of: store.writer("a", kind_of)))
+    model = next(model for model in MODELS if model.name == "eleven-labs-sts")
+    fold = kind.fold(Folding(asked, model, bound, True, lambda kind_of: store.writer("a", kind_of)))
     event = StreamTaskResponse()
     event.audio_chunk.data = bytes(answered * 32)
     fold.add(event)

@@ -11,10 +11,11 @@ from pomelo.errors import PomeloError
 from pomelo.gen.v1 import text_pb2
 from pomelo.gen.v1.task_pb2 import TaskResult, TaskType
 from pomelo.gen.v1.task_service_pb2 import StreamTaskResponse
+from pomelo.pricing import Prices
 from pomelo.tasks import text
 from pomelo.tasks.base import Delivered, Folding, Heard
 
-MODEL = Model("m", TaskType.TASK_TYPE_TEXT, (), Limits(max_input_tokens=10**6), {}, "")
+MODEL = Model("m", TaskType.TASK_TYPE_TEXT, (), Limits(max_input_tokens=10**6), Prices(), "")
 ROUTE = Route("p", "m")
 BLANKS = " \t\n\x0b\x0c\r\x1c\x1d\x1e\x1f\x85\xa0\u1680\u2003\u2028\u2029\u202f\u205f\u3000"
 
@@ -68,7 +69,7 @@ def test_parts_of_all_messages_together_are_bounded() -> None:
 def test_the_text_of_a_stream_is_kept_only_where_somebody_may_ask_for_it_again(keep: bool) -> None:
     conversation = asked("Go")
     bound = text.bound(conversation, MODEL, ROUTE, Heard())
-    fold = text.TextFold(Folding(conversation, bound, True, None, keep))  # type: ignore[arg-type]
+    fold = text.TextFold(Folding(conversation, MODEL, bound, True, None, keep))  # type: ignore[arg-type]
     tracemalloc.start()
     try:
         for _ in range(100_000):

@@ -1,11 +1,12 @@
 -- Takes all that a task needs, or nothing.
 -- KEYS: wallet, holds, drafts, the task's mark, the answer of its Idempotency-Key (or the mark again).
 -- ARGV: task, owner, least, most, requests limit, slots limit, tokens, tokens limit (limits: '' is none),
---       model, draft, window in microseconds, '=' and Idempotency-Key or '', fingerprint, call
+--       model, draft, window in microseconds, '=' and Idempotency-Key or '', fingerprint, call, enough, shares
 local task, owner, least, most = ARGV[1], ARGV[2], whole(ARGV[3]), whole(ARGV[4])
 local requests_limit, slots_limit = tonumber(ARGV[5]), tonumber(ARGV[6])
 local tokens, tokens_limit, model, draft = whole(ARGV[7]), tonumber(ARGV[8]), ARGV[9], ARGV[10]
 local span, key, fingerprint, call = whole(ARGV[11]), ARGV[12], ARGV[13], ARGV[14]
+local enough, shares = whole(ARGV[15]), whole(ARGV[16])
 
 local now = clock()
 local wallet = read_wallet(model, span, now)
@@ -35,6 +36,10 @@ if tokens_limit and wallet.tokens + tokens > tokens_limit then
 end
 if wallet.available < least then return {'refused', standing(wallet), 'insufficient_credits'} end
 local held = math.min(most, wallet.available)
+if enough > 0 then
+  local free = slots_limit and slots_limit - wallet.slots or shares
+  held = math.min(held, math.max(math.floor(wallet.available / free), enough, least))
+end
 
 local changed = {}
 if wallet.requests_left == 0 then
