@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from pomelo.errors import PomeloError
+from pomelo.gen.v1.model_service_pb2 import PriceUnit
 from pomelo.gen.v1.speech_pb2 import VoiceSettings
 from pomelo.gen.v1.task_pb2 import Task, TaskType
 from pomelo.money import MICROS
@@ -42,9 +43,6 @@ _UNITS: Mapping[str, Collection[str]] = {
     "speech_to_text": ("audio_minute",),
 }
 """Task type -> the units that its tasks are counted in. A price in another one would never be charged."""
-
-_NEEDED_UNITS: Mapping[str, Collection[str]] = {"text": ("million_input_tokens", "million_output_tokens")}
-"""Those that a price must have; of other types any one."""
 
 _VOICE_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _SPEAKING = (TaskType.TASK_TYPE_TEXT_TO_SPEECH, TaskType.TASK_TYPE_SPEECH_TO_SPEECH)
@@ -235,12 +233,8 @@ def _table(row: dict[str, Any], known: Collection[str], named: str) -> dict[str,
 def _prices(row: Mapping[str, Any], tiers: Iterable[Mapping[str, Any]], kind: str) -> Prices:
     """The prices of a table `price` and of the tables `price_tiers`, for a type of task. Prices that a tier
     does not name are those of the one before it."""
-    needed = _NEEDED_UNITS.get(kind, ())
-    missing = [unit for unit in needed if unit not in row]
-    if missing:
-        raise ValueError(f"price: {', '.join(missing)} is missing")
     units = _unit_prices(row, kind)
-    if not any(units[unit_named(unit)] for unit in needed or row):
+    if not any(micros for unit, micros in units.items() if "CACHE" not in PriceUnit.Name(unit)):
         raise ValueError("it has no price")
     found: list[tuple[int, UnitPrices]] = []
     last, latest = 0, units

@@ -73,12 +73,14 @@ def measure(file: BinaryIO, size: int, raw: bool) -> tuple[int, str]:
 
 def _lengths(container: Any, name: str) -> tuple[list[float], int]:
     """The seconds of each audio stream, and the bytes of all their packets."""
-    streams = {stream.index: _Stream(stream, name) for stream in container.streams.audio}
+    # A stream of a codec that FFmpeg has not has no context, and no length that could be relied on.
+    known = [stream for stream in container.streams.audio if stream.codec_context is not None]
+    streams = {stream.index: _Stream(stream, name) for stream in known}
     covered = 0
     if not streams:
         return [], 0
     try:
-        for packet in container.demux(*container.streams.audio):
+        for packet in container.demux(*known):
             if packet.size:
                 covered += packet.size
                 streams[packet.stream.index].add(packet)

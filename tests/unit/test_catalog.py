@@ -8,7 +8,6 @@ import pytest
 from pomelo.catalog import Catalog, Route
 from pomelo.errors import PomeloError
 from pomelo.gen.v1.model_service_pb2 import PriceUnit
-from pomelo.gen.v1.task_pb2 import TaskType
 from pomelo.pricing import Prices
 from pomelo.tasks import TASK_TYPES
 
@@ -50,7 +49,7 @@ def test_an_unknown_model_is_told_by_its_name() -> None:
 
 ROW = """
 [models.x]
-type = "text"
+type = "image"
 price = {{ {price} }}
 price_version = "2026-11-22"
 {more}
@@ -82,12 +81,12 @@ def test_a_model_that_can_not_be_billed_is_refused_by_name(tmp_path: Path, price
     assert Catalog.load(path).resolve("x").prices == Prices({PriceUnit.PRICE_UNIT_IMAGE: 1})
 
 
-def entry(name: str, kind: str = "text", route: str = "") -> str:
+def entry(name: str, kind: str = "image", route: str = "", unit: str = "image") -> str:
     """A row with one route."""
     return f'''
 [models.{name}]
 type = "{kind}"
-price = {{ image = "1" }}
+price = {{ {unit} = "1" }}
 price_version = "2026-11-22"
 [[models.{name}.routes]]
 provider = "p"
@@ -99,10 +98,12 @@ model = "m"
 def test_a_later_file_adds_entries_and_replaces_those_of_the_same_name(tmp_path: Path) -> None:
     one, two = tmp_path / "one.toml", tmp_path / "two.toml"
     one.write_text(entry("x") + entry("y") + "[hosts.h]\nkey_needed = true\n")
-    two.write_text(entry("y", "image") + entry("z") + "[hosts.h]\nkey_needed = false\n[hosts.i]\n")
+    two.write_text(
+        entry("y", "image").replace('"p"', '"q"') + entry("z") + "[hosts.h]\nkey_needed = false\n[hosts.i]\n"
+    )
     catalog = Catalog.load(one, two)
     assert list(catalog.models) == ["x", "y", "z"]
-    assert catalog.models["y"].task_type == TaskType.TASK_TYPE_IMAGE
+    assert catalog.models["y"].routes[0].provider == "q"
     assert catalog.hosts == {"h": {"key_needed": False}, "i": {}}
 
 
@@ -138,8 +139,54 @@ def test_a_row_that_would_have_no_effect_is_refused(tmp_path: Path, text: str, s
 
 def test_a_setting_of_a_voice_is_a_parameter(tmp_path: Path) -> None:
     path = tmp_path / "catalog.toml"
-    path.write_text(entry("x", "text_to_speech", 'drop = ["style", "voice_settings"]'))
+    path.write_text(entry("x", "text_to_speech", 'drop = ["style", "voice_settings"]', "thousand_characters"))
     assert Catalog.load(path).models["x"].routes[0].drop == {"style", "voice_settings"}
+
+
+TEXT_ROW = entry("x", "text", unit="million_output_tokens")
+TIERED = TEXT_ROW.replace("price_version", "price_tiers = {}\nprice_version", 1)
+
+
+def test_prices_of_long_input_are_those_of_the_tier_below_where_a_tier_has_none(tmp_path: Path) -> None:
+    path = tmp_path / "catalog.toml"
+    tiers = (
+        '[{ from_input_tokens = 100, million_output_tokens = "2", million_input_tokens = "0.5" },'
+        ' { from_input_tokens = 200, million_output_tokens = "3" }]'
+    )
+    path.write_text(TIERED.replace("{}", tiers, 1))
+    prices = Catalog.load(path).models["x"].prices
+    given, output = PriceUnit.PRICE_UNIT_MILLION_INPUT_TOKENS, PriceUnit.PRICE_UNIT_MILLION_OUTPUT_TOKENS
+    assert prices.units == {output: 1_000_000}
+    assert prices.tiers == (
+        (100, {output: 2_000_000, given: 500_000}),
+        (200, {output: 3_000_000, given: 500_000}),
+    )
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        entry("x", "text", unit="image"),
+        entry("x", "text", unit="thousand_characters"),
+        entry("x", "text", unit="million_cached_input_tokens"),
+        entry("x", "image", unit="million_output_tokens"),
+        entry("x", "text_to_speech", unit="audio_minute"),
+        entry("x", "speech_to_speech", unit="thousand_characters"),
+        entry("x", "speech_to_text", unit="image"),
+        entry("x", "image", 'price = { audio_minute = "1" }\nprice_version = "1"'),
+        TIERED.replace("{}", '[{ from_input_tokens = 0, million_output_tokens = "2" }]', 1),
+        TIERED.replace("{}", '[{ from_input_tokens = "9", million_output_tokens = "2" }]', 1),
+        TIERED.replace("{}", '[{ million_output_tokens = "2" }]', 1),
+        TIERED.replace("{}", '[{ from_input_tokens = 9, image = "2" }]', 1),
+        TIERED.replace("{}", "[{ from_input_tokens = 9 }, { from_input_tokens = 9 }]", 1),
+        entry("x").replace("price_version", "price_tiers = [{ from_input_tokens = 9 }]\nprice_version", 1),
+    ],
+)
+def test_a_price_that_would_never_be_charged_is_refused(tmp_path: Path, row: str) -> None:
+    path = tmp_path / "catalog.toml"
+    path.write_text(row)
+    with pytest.raises(ValueError, match="catalogue entry x"):
+        Catalog.load(path)
 
 
 FITTING = Route(

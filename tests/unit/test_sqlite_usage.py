@@ -147,13 +147,13 @@ def test_only_so_many_groups_are_kept_as_a_page_has(tmp_path, monkeypatch):
     with closing(sqlite3.connect(":memory:")) as file:
         file.execute(
             "CREATE TABLE usage (account, live, model, key_id, at, input_tokens, output_tokens, characters,"
-            " images, audio_ms, output_bytes, cost, uncollected)"
+            " images, audio_ms, output_bytes, cost, uncollected, cached_input_tokens, cache_write_input_tokens)"
         )
         file.execute("CREATE INDEX usage_by_time ON usage (at)")
         order = list(range(2_000)) * 3
         random.Random(3).shuffle(order)
         file.executemany(
-            "INSERT INTO usage VALUES (printf('a%05d', ?), 1, 'm', 'k', ?, 1, 1, 0, 0, 0, 0, 5, 0)",
+            "INSERT INTO usage VALUES (printf('a%05d', ?), 1, 'm', 'k', ?, 1, 1, 0, 0, 0, 0, 5, 0, 0, 0)",
             [(n, float(place)) for place, n in enumerate(order)],
         )
         sums = usage.UsageSum(UsageQuery(), "account", limit=20, after="a00099")

@@ -13,7 +13,7 @@ from pomelo.admission.plans import BUILTIN
 from pomelo.call import Call
 from pomelo.errors import PomeloError
 from pomelo.gen.v1.model_service_pb2 import PriceUnit
-from pomelo.pricing import Used
+from pomelo.pricing import Prices, Used
 from pomelo.stores.ledger import (
     LostHoldError,
     Reservation,
@@ -27,7 +27,7 @@ from pomelo.stores.ledger import (
     Wallet,
 )
 
-PRICES = {PriceUnit.PRICE_UNIT_IMAGE: 40_000}
+PRICES = Prices({PriceUnit.PRICE_UNIT_IMAGE: 40_000})
 
 
 class TroubledStore:
