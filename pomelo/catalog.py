@@ -67,6 +67,7 @@ class Route:
     options: Mapping[str, Any] = field(default_factory=dict)
     prices: Prices = Prices()  # noqa: RUF009 - it is immutable.
     price_version: str = ""
+    price_note: str = ""
 
     def fit(self, name: str, value: Number) -> Number | None:
         """`value` as the model takes it: in its range and on its grid; None where it takes no `name`.
@@ -97,7 +98,7 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class Model:
-    """One entry. `prices` are never empty."""
+    """One entry. `prices` are never empty; `price_note` says why they differ from a published list."""
 
     name: str
     task_type: "TaskType.ValueType"
@@ -105,6 +106,7 @@ class Model:
     limits: Limits
     prices: Prices
     price_version: str
+    price_note: str = ""
 
     def priced(self, route: Route) -> tuple[Prices, str]:
         """What a task costs that is asked of `route` first, and the version of that price."""
@@ -174,7 +176,7 @@ def _voiced(model: Model, voices: Mapping[str, str]) -> Model:
 
 def _model(name: str, row: dict[str, Any]) -> Model:
     try:
-        _table(row, {"type", "routes", "limits", "price", "price_tiers", "price_version"}, "it")
+        _table(row, {"type", "routes", "limits", "price", "price_tiers", "price_version", "price_note"}, "it")
         parameters = _parameters(row["type"])
         if not row["routes"]:
             raise ValueError("it has no route")
@@ -185,6 +187,7 @@ def _model(name: str, row: dict[str, Any]) -> Model:
             limits=Limits(**row.get("limits", {})),
             prices=_prices(row["price"], row.get("price_tiers", []), row["type"]),
             price_version=row["price_version"],
+            price_note=row.get("price_note", ""),
         )
     except (ArithmeticError, AttributeError, KeyError, TypeError, ValueError) as error:
         said = f"{error} is missing" if isinstance(error, KeyError) else str(error)
@@ -197,12 +200,10 @@ def _route(row: dict[str, Any], kind: str, parameters: Collection[str]) -> Route
     unknown = sorted((drop | clamp.keys()) - set(parameters))
     if unknown:
         raise ValueError(f"no parameter of its kind is called {', '.join(unknown)}")
-    prices, version = Prices(), ""
+    prices, version, note = Prices(), "", ""
     if "price" in row:
-        prices, version = (
-            _prices(row.pop("price"), row.pop("price_tiers", []), kind),
-            row.pop("price_version"),
-        )
+        prices = _prices(row.pop("price"), row.pop("price_tiers", []), kind)
+        version, note = row.pop("price_version"), row.pop("price_note", "")
     return Route(
         provider=provider,
         model=model,
@@ -211,6 +212,7 @@ def _route(row: dict[str, Any], kind: str, parameters: Collection[str]) -> Route
         options=row,
         prices=prices,
         price_version=version,
+        price_note=note,
     )
 
 

@@ -216,13 +216,13 @@ class Intake:
             await hold.refuse()
             raise failure
         try:
+            if kind.name == "text":
+                given = _cut(given, bound, affordable(hold.amount, bound.most.input_tokens, prices))
             job = Job(
                 task_id=task_id,
                 model=model,
                 route=route,
-                input=_cut(given, bound, affordable(hold.amount, bound.most.input_tokens, prices))
-                if kind.name == "text"
-                else given,
+                input=given,
                 stream=stream,
                 deadline=call.deadline,
                 audio=asked.audio,

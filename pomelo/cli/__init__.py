@@ -10,7 +10,7 @@ import sys
 import typer
 
 import pomelo
-from pomelo.cli import accounts, audit, doctor, keys, models, run, serve, usage
+from pomelo.cli import accounts, audit, doctor, keys, models, prices, run, serve, usage
 from pomelo.cli.terminal import explain, say
 
 __all__ = ["main", "program"]
@@ -33,6 +33,7 @@ def program() -> typer.Typer:
     app.command("gateway")(serve.gateway)
     app.command("run")(run.run)
     app.command("models")(models.models)
+    app.add_typer(prices.commands(), name="prices")
     app.add_typer(accounts.commands(), name="accounts")
     app.add_typer(keys.commands(), name="keys")
     app.command("usage")(usage.usage)

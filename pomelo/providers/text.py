@@ -3,6 +3,7 @@
 The vendors' modules call it, each with its own way to read an event. It knows no vendor.
 """
 
+import logging
 from collections.abc import AsyncGenerator, Callable
 from contextlib import AbstractAsyncContextManager
 from typing import Any
@@ -11,6 +12,8 @@ from pomelo.gen.v1.text_pb2 import FinishReason, TextDelta, TokenUsage
 from pomelo.providers.base import Event
 from pomelo.providers.failures import nonsense
 from pomelo.providers.http import BODY_MOST, EventStream
+
+log = logging.getLogger("pomelo.providers")
 
 _TOKENS_MOST = 10**9
 """More tokens than any model takes: a count above it is a fault."""
@@ -91,8 +94,11 @@ def counted(
     `prompt` includes those that were `cached` and `written`, and `written` those `written_1h`. These are 0
     where they are absent; where they can't be true, all of the prompt counts as ordinary input.
     """
+    told = prompt, completion
     prompt, completion = credible(prompt), credible(completion)
     if prompt is None or completion is None:
+        if told != (None, None):
+            log.warning("a provider reported impossible counts of tokens, so they are estimated")
         return None
     usage = TokenUsage(prompt_tokens=prompt, completion_tokens=completion, total_tokens=prompt + completion)
     if cached or written or written_1h:

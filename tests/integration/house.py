@@ -346,6 +346,7 @@ async def open_house(
             "data": folder / "data",
             "openai_api_key": "sk-x",
             "openai_base_url": upstream.openai_base_url,
+            "anthropic_base_url": upstream.anthropic_base_url,
             "mistral_api_key": "m-x",
             "mistral_base_url": upstream.mistral_base_url,
             "bfl_api_key": "b-x",

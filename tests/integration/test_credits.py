@@ -39,6 +39,9 @@ def counted(record: UsageRecord) -> int:
         record.images,
         record.pixels,
         record.audio_ms,
+        record.cached_input_tokens,
+        record.cache_write_input_tokens,
+        record.cache_write_1h_input_tokens,
     )
     return cost(used, read(record.prices))
 
@@ -62,8 +65,8 @@ async def test_without_max_tokens_the_vendor_is_asked_for_what_can_be_paid(
     assert told.code == "ok"
     (request,) = sent(house, prompt)
     asked = request.body["max_completion_tokens"]
-    # At most bytes + 32 tokens in, at 4 credits a million; the rest at 20.
-    assert asked == (3_000 - 4 * (len(prompt) + 32)) // 20
+    # At most bytes + 32 tokens in, at 5 credits a million where they go to the cache; the rest at 20.
+    assert asked == (3_000 - 5 * (len(prompt) + 32)) // 20
     assert asked > 100
     balance = await house.balance(caller, live=True)
     assert (balance.held, balance.available) == (0, 3_000 - balance.spent)
@@ -87,7 +90,7 @@ async def test_max_tokens_that_cannot_be_paid_are_refused_before_any_call(
 ) -> None:
     caller = await house.caller(live=3_000, test=3_000)
     prompt = f"poor {way} {stream}"
-    most = (3_000 - 4 * (len(prompt) + 32)) // 20
+    most = (3_000 - 5 * (len(prompt) + 32)) // 20
     for key in (caller.live, caller.test):
         told = await house.ask(way, key, say(prompt, max_tokens=most + 1), stream=stream)
         assert (told.code, told.message) == (
