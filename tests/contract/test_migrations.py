@@ -4,12 +4,25 @@ import sqlite3
 from collections.abc import AsyncIterator
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from pomelo.metering.audit import audit
 from pomelo.stores.base import KeyRecord, Store, StoreError
-from pomelo.stores.ledger import AccountRecord, Balance, Wallet
-from pomelo.stores.schema import MIGRATIONS
+from pomelo.stores.ledger import (
+    AccountRecord,
+    Balance,
+    Repeatable,
+    Repeated,
+    Settlement,
+    Take,
+    UsageQuery,
+    UsageRecord,
+    Wallet,
+)
+from pomelo.stores.redis.archive import open_archive
+from pomelo.stores.schema import ARCHIVE_MIGRATIONS, MIGRATIONS
 from pomelo.stores.sqlite import open_sqlite
 
 # Recorded from version 1, not made of MIGRATIONS: those of a release stay as they are.
@@ -101,3 +114,74 @@ async def test_it_ends_up_with_the_tables_of_a_new_file(path, tmp_path):
             assert opened.execute("PRAGMA foreign_key_check").fetchall() == []
             assert opened.execute("PRAGMA integrity_check").fetchone() == ("ok",)
     assert [t for t in tables[0] if t[0] != "migrations"] == [t for t in tables[1] if t[0] != "migrations"]
+
+
+# --- version 3: records of it have no counts of caches, and their prices no tiers
+
+
+ACME = Wallet("acme", True)
+
+
+@pytest.fixture
+def version_3(tmp_path: Path) -> Path:
+    """A file as version 3 wrote it: two bills, one of which could not be collected in whole."""
+    path = tmp_path / "three" / "pomelo.db"
+    path.parent.mkdir()
+    with closing(sqlite3.connect(path)) as old:
+        old.execute("PRAGMA journal_mode = WAL")
+        old.executescript(Path(__file__).with_name("version_3.sql").read_text())
+    return path
+
+
+def record(task_id: str, **changes: Any) -> UsageRecord:
+    """A record of the account."""
+    return UsageRecord(task_id, "req", "acme", True, "k1", "rest", "gpt-4", "text", **changes)
+
+
+async def test_bills_of_version_3_are_recomputed_with_the_prices_that_they_were_made_with(version_3):
+    for _ in range(2):
+        async with open_sqlite(version_3) as store:
+            found = await audit(store)
+            assert not found.findings
+            assert (found.records, found.cost_micros, found.uncollected_micros) == (2, 1_000_000, 1_060_200)
+            (second, first), _ = await store.list_usage(UsageQuery(account="acme"), limit=9)
+            assert (first.input_tokens, first.cached_input_tokens, first.cost) == (10_000, 0, 40_200)
+            assert second.prices == "million_input_tokens=4000000,million_output_tokens=20000000"
+            (total,) = await store.sum_usage(UsageQuery(), "model")
+            assert (total.input_tokens, total.cached_input_tokens) == (510_000, 0)
+
+
+async def test_a_file_of_version_3_keeps_answers_and_new_counts(version_3):
+    async with open_sqlite(version_3) as store:
+        again = Take(record("task_9"), 0, 0, repeatable=Repeatable("again", b"f"))
+        assert isinstance(await store.take(again), Repeated)
+        ended = record("task_2", input_tokens=9, cached_input_tokens=5, cache_write_input_tokens=3)
+        await store.take(Take(ended, 0, 0))
+        await store.settle(Settlement(ended))
+        (newest, *_), _ = await store.list_usage(UsageQuery(), limit=9)
+        assert newest.task_id == "task_1"
+        (total,) = await store.sum_usage(UsageQuery(), "model")
+        assert (total.cached_input_tokens, total.cache_write_input_tokens) == (5, 3)
+
+
+async def test_the_first_archives_are_read_and_go_on(tmp_path):
+    path = tmp_path / "usage.db"
+    with closing(sqlite3.connect(path)) as old, old:
+        for statement in ARCHIVE_MIGRATIONS[0]:
+            old.execute(statement)
+        old.execute("PRAGMA application_id = 1347243073")
+        old.execute(
+            "INSERT INTO usage VALUES ('task_0', 'r', 'acme', 1, 'k', 'grpc', 'gpt-4', 'text', 'openai', 'm', 7, 3, 0,"
+            " 0, 0, 0, 1, 1, 1, 5, 0, 'image=5', '2026-11', 'provider', 1, 10.0)"
+        )
+    for number in (1, 2):
+        async with open_archive(f"sqlite:{path}") as one, open_archive(f"sqlite:{path}") as two:
+            await one.add([record(f"task_{number}", cached_input_tokens=2, at=20.0 + number)])
+            kept, _ = await two.list_usage(UsageQuery(), 9, "")
+            assert [each.cached_input_tokens for each in kept] == [2] * number + [0]
+            assert await one.damage() == []
+    with closing(sqlite3.connect(path)) as newer:
+        newer.execute(f"PRAGMA user_version = {len(ARCHIVE_MIGRATIONS)}")
+    with pytest.raises(StoreError, match="newer Pomelo"):
+        async with open_archive(f"sqlite:{path}"):
+            pass
