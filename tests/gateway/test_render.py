@@ -123,6 +123,9 @@ def test_every_kind_of_task_and_every_price_unit_has_a_public_name() -> None:
     assert price["million_input_tokens"] == "3"
     assert set(price) == {
         "million_input_tokens",
+        "million_cached_input_tokens",
+        "million_cache_write_input_tokens",
+        "million_cache_write_1h_input_tokens",
         "million_output_tokens",
         "image",
         "megapixel",

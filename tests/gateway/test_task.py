@@ -609,8 +609,14 @@ async def test_models_are_listed_with_limits_and_prices(door: Door) -> None:
     assert len(by_name) == 14
     assert by_name["gpt-3.5-turbo"]["price"] == {
         "million_input_tokens": "0.1",
+        "million_cached_input_tokens": "0.01",
+        "million_cache_write_input_tokens": "0.125",
         "million_output_tokens": "0.5",
     }
+    (tier,) = by_name["gpt-3.5-turbo"]["price_tiers"]
+    assert tier["from_input_tokens"] == 272_001
+    assert tier["price"]["million_cached_input_tokens"] == "0.02"
+    assert "price_tiers" not in by_name["claude-3-opus"]
     assert {m["type"] for m in listed["data"]} == {
         "text",
         "image",
