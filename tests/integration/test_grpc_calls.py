@@ -239,14 +239,19 @@ async def test_a_refusal_of_a_known_caller_is_a_trailers_only_response(
         (RUN_TASK, RunTaskRequest(task=task)),
         ("/pomelo.v1.TaskService/StreamTask", StreamTaskRequest(task=task)),
     ):
-        if code == "insufficient_credits" and "Stream" in path:
-            continue  # the sandbox plays it once the stream is open
         async with plain.raw() as connection:
             call = connection.begin(path, bearer(keys.test))
             await connection.send(call, http2.prefixed(request.SerializeToString()), end=True)
             async with asyncio.timeout(5):
                 await connection.over(call)
         assert call.frames == [(frames.HEADERS, frames.END_STREAM | frames.END_HEADERS)]
+
+
+async def test_an_empty_upload_gets_a_trailers_only_response(plain: Rig, keys: Keys) -> None:
+    async with plain.raw() as connection, asyncio.timeout(5):
+        call = connection.begin(UPLOAD, bearer(keys.test), end=True)
+        await connection.over(call)
+    assert call.frames == [(frames.HEADERS, frames.END_STREAM | frames.END_HEADERS)]
 
 
 @pytest.mark.parametrize("kind", ["unary_unary", "unary_stream", "stream_unary"])
