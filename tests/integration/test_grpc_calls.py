@@ -608,6 +608,24 @@ async def test_the_101st_call_on_a_connection_does_not_wait(app: App, keys: Keys
         assert (await list_models(opened.channel, keys.test)).models
 
 
+@pytest.mark.parametrize(("interval", "stays"), [(0.1, True), (ServerOptions().ping_interval, False)])
+async def test_pings_end_a_connection_only_when_they_are_more_frequent_than_allowed(
+    interval: float, stays: bool, app: App, keys: Keys
+) -> None:
+    options = ServerOptions("127.0.0.1:0", ping_interval=interval)
+    async with open_server(app.services, options, connections=Connections()) as server:
+        host, _, port = server.address.rpartition(":")
+        async with http2.connect(host, int(port)) as connection, asyncio.timeout(10):
+            call = connection.begin(RUN_TASK, bearer(keys.test))
+            task = RunTaskRequest(task=text_task("[[delay:2]] Hello")).SerializeToString()
+            await connection.send(call, http2.prefixed(task), end=True)
+            while call.ended is None and not connection.closed:
+                connection.ping()
+                await asyncio.sleep(0.2)
+            assert connection.closed == (not stays)
+    assert ServerOptions().ping_interval < 10
+
+
 async def test_refused_messages_count_as_requests(app: App) -> None:
     name = f"refused-{time.time_ns()}"
     await app.store.add_account(name, "free", time.time())
