@@ -44,7 +44,7 @@ _FIELD_SCHEMAS: Mapping[str, Schema] = {
     "text": text(1, description="What to say."),
     "voice": text(1, description="A voice's name, such as adam, or its id."),
     "voice_settings": {"anyOf": [ref("VoiceSettings"), {"type": "null"}]},
-    "language_code": text(description="ISO 639-1 or 639-3, such as en."),
+    "language_code": text(description="A code of ISO 639 or a BCP 47 tag, such as en, eng or en-US."),
     "diarize": {"type": ["boolean", "null"], "description": "Tell speakers apart."},
     "num_speakers": ranged("integer", 1, 32),
     "timestamps": one_of("none", "word", "character"),

@@ -12,15 +12,13 @@ from pydantic_core import to_json
 
 from gateway.reply import cut, json_reply
 from pomelo.call import Call
-from pomelo.errors import PomeloError
+from pomelo.errors import RETRY_AFTER, PomeloError
 from pomelo.traces import trace
 
 CALL = web.RequestKey("call", Call)
 """Where the guard keeps a request's `Call`."""
 
 log = logging.getLogger("pomelo.gateway")
-
-_RETRY = frozenset({409, 429, 503})
 
 
 def body(error: PomeloError) -> bytes:
@@ -33,7 +31,7 @@ def body(error: PomeloError) -> bytes:
 def problem(error: PomeloError, call: Call) -> web.Response:
     """The answer for an error, with what the call gives back and, where it applies, Retry-After."""
     response = json_reply(call, body(error), error.row.http)
-    if error.retry_after is not None and error.row.http in _RETRY:
+    if error.retry_after is not None and error.row.http in RETRY_AFTER:
         response.headers["Retry-After"] = str(error.retry_after)
     return response
 

@@ -16,7 +16,8 @@ class ErrorRow:
 
     `status` is the name of the gRPC status; `message` is used where the raiser has nothing better;
     `retry_after` is the wait in whole seconds that is proposed where the raiser knows none (None: don't
-    propose a retry).
+    propose a retry). `permanent`: the operator has to act before a retry can succeed, so clients must not
+    retry by themselves, whatever wait is proposed to their users.
     """
 
     code: str
@@ -25,6 +26,7 @@ class ErrorRow:
     type: str
     message: str
     retry_after: int | None = None
+    permanent: bool = False
 
     @property
     def reason(self) -> str:
@@ -65,7 +67,7 @@ _ROWS = (
     ErrorRow("idempotency_mismatch", 422, "FAILED_PRECONDITION", _REQUEST,
              "This Idempotency-Key was used for another request. Use a new one"),
     ErrorRow("provider_not_configured", 503, "UNAVAILABLE", "provider_error",
-             "No provider of the model is configured. Use a test key, or ask the operator", 60),
+             "No provider of the model is configured. Use a test key, or ask the operator", 60, True),
     ErrorRow("provider_unavailable", 503, "UNAVAILABLE", "provider_error",
              "The provider is overloaded or down. Retry later", 5),
     ErrorRow("provider_failed", 502, "UNAVAILABLE", "provider_error",
@@ -86,6 +88,9 @@ _ROWS = (
 
 TABLE: dict[str, ErrorRow] = {row.code: row for row in _ROWS}
 """Every error by its code. Each has a value in error_reason.proto; a test holds them together."""
+
+RETRY_AFTER = frozenset({409, 429, 503})
+"""HTTP statuses whose errors say when to retry; a wait that is known for another error is not reported."""
 
 BODY_ERRORS = frozenset({"invalid_body", "payload_too_large", "unsupported_media_type"})
 """Codes of a body or message that was not read, so nothing is known of the task in it."""

@@ -11,7 +11,7 @@ import grpc
 from google.protobuf.message import DecodeError
 from google.rpc import error_details_pb2, status_pb2
 
-from pomelo.errors import TABLE, PomeloError
+from pomelo.errors import RETRY_AFTER, TABLE, PomeloError
 
 DOMAIN = "pomelo"
 """The `domain` of google.rpc.ErrorInfo."""
@@ -46,9 +46,6 @@ HEADER_NAMES = {
     )
 }
 """The headers of `call.reply`: metadata's lower-case name -> the name as the documentation writes it."""
-
-_RETRY = frozenset({409, 429, 503})
-"""HTTP statuses of errors for which a retry may succeed, if the wait is known."""
 
 _LONGEST = 768
 """The most UTF-8 bytes of a message: with its details the trailing metadata repeat it up to four
@@ -96,11 +93,12 @@ def trailing(status: status_pb2.Status) -> tuple[tuple[str, bytes], ...]:
 def retry(error: PomeloError) -> list[tuple[str, str]]:
     """The metadata that says whether and when to retry: `retry-after` in seconds as over REST, and
     the pushback in milliseconds that gRPC's own retry policies follow, which is -1 where a retry is
-    pointless."""
-    wait = error.retry_after if error.row.http in _RETRY else None
+    pointless or somebody has to act first."""
+    wait = error.retry_after if error.row.http in RETRY_AFTER else None
     if wait is None:
         return [("grpc-retry-pushback-ms", "-1")]
-    return [("retry-after", str(wait)), ("grpc-retry-pushback-ms", str(wait * 1000))]
+    pushback = -1 if error.row.permanent else wait * 1000
+    return [("retry-after", str(wait)), ("grpc-retry-pushback-ms", str(pushback))]
 
 
 def from_rpc_error(error: Any) -> PomeloError:

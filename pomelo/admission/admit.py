@@ -562,7 +562,9 @@ class Admission:
         def done(future: "asyncio.Future[Any]") -> None:
             try:
                 error = asyncio.CancelledError() if future.cancelled() else future.exception()
-                if error is not None and not isinstance(error, LostHoldError):
+                if error is None:
+                    _report_uncollected(future.result())
+                elif not isinstance(error, LostHoldError):
                     self._failed(ending, error)
             finally:
                 self._done_with(ending.task_id)
@@ -663,6 +665,20 @@ class Admission:
             self._done_with(draft.task_id)
 
         taking.add_done_callback(taken)
+
+
+def _report_uncollected(ended: object) -> None:
+    """Logs what a task cost beyond its reservation and the balance: the operator's loss."""
+    if isinstance(ended, Settled) and ended.record.uncollected:
+        record = ended.record
+        log.error(
+            "account %s (%s) could not pay all of task %s: %s credits are uncollected. "
+            "The provider counted more than was reserved",
+            record.account,
+            "live" if record.live else "test",
+            record.task_id,
+            money.written(record.uncollected),
+        )
 
 
 async def _raise(error: Exception) -> Any:

@@ -25,6 +25,7 @@ from pomelo.gen.v1.speech_pb2 import (
     Timestamps,
     VoiceSettings,
 )
+from pomelo.languages import iso_language
 from pomelo.providers import Credentials
 from pomelo.providers.base import AudioSource, Event, Job, Probe
 from pomelo.providers.elevenlabs_answers import SOUND_MOST, Sound, transcription
@@ -320,8 +321,9 @@ def text_to_speech_request(job: Job) -> dict[str, Any]:
     route = job.route
     body: dict[str, Any] = {"text": given.text, "model_id": route.model}
     # The vendor takes ISO 639-1 here, which has two letters; it tells the language from the text, too.
-    if len(given.language_code) == 2 and "language_code" not in route.drop:
-        body["language_code"] = given.language_code.lower()
+    language = iso_language(given.language_code)
+    if len(language) == 2 and "language_code" not in route.drop:
+        body["language_code"] = language
     settings = _settings(given, route)
     if settings:
         body["voice_settings"] = settings
@@ -350,8 +352,9 @@ def speech_to_text_fields(job: Job) -> dict[str, str]:
     drop = job.route.drop
     # Without it, noises stand among the words: "(laughter)".
     fields = {"model_id": job.route.model, "tag_audio_events": "false"}
-    if given.language_code and "language_code" not in drop:
-        fields["language_code"] = given.language_code.lower()
+    language = iso_language(given.language_code)
+    if language and "language_code" not in drop:
+        fields["language_code"] = language
     if given.diarize and "diarize" not in drop:
         fields["diarize"] = "true"
         most = job.route.fit("num_speakers", given.num_speakers) if given.num_speakers else None

@@ -62,6 +62,7 @@ class ServerOptions:
     `connection_streams` are concurrent calls on one connection: more than the largest limited plan has, since
     a client silently delays further ones. `limits` bound what calls may cost; by default a message
     may be as large as the largest JSON body of REST (8 MiB), so that both protocols accept the same.
+    `ping_interval`: a connection that pings more often, in seconds, is closed at the third such ping.
     """
 
     address: str | tuple[str, ...] = "127.0.0.1:50051"
@@ -71,6 +72,8 @@ class ServerOptions:
     tls_client_ca: Path | None = None
     limits: CallLimits = field(default_factory=CallLimits)
     connection_streams: int = 1000
+    # Clients ping every 10 s where a balancer's guide says so, also between calls.
+    ping_interval: float = 5.0
     reuse_port: bool = False
     connections: ConnectionLimits = field(default_factory=ConnectionLimits)
 
@@ -96,8 +99,7 @@ class ServerOptions:
             ("grpc.max_connection_age_grace_ms", 600_000),
             ("grpc.keepalive_time_ms", 60_000),
             ("grpc.keepalive_timeout_ms", 20_000),
-            # Clients ping every 10 s where a balancer's guide says so, also between calls.
-            ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
+            ("grpc.http2.min_ping_interval_without_data_ms", round(self.ping_interval * 1000)),
             ("grpc.keepalive_permit_without_calls", 1),
             ("grpc.http2.max_ping_strikes", 2),
         ]

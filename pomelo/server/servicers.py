@@ -43,8 +43,11 @@ class TaskServicer:
         """See the contract."""
         rpc.model = request.task.model
         async with self._tasks.stream_task(request.task, rpc.call) as events:
-            await rpc.open()
+            if rpc.gateway:
+                await rpc.open()
             async for event in events:
+                # Not before the first event: clients retry only what was refused without initial metadata.
+                await rpc.open()
                 await rpc.write(event)
 
 
@@ -144,16 +147,21 @@ async def _chunks(begun: list[media_pb.UploadMediaRequest], rpc: Rpc) -> AsyncIt
     Raises:
         PomeloError: missing_parameter, invalid_parameter, payload_too_large, deadline_exceeded.
     """
+    empty = True
     while begun:
+        empty = False
         yield _chunk(begun.pop())
     while True:
         piece = await rpc.next_message(media_pb.UploadMediaRequest)
         if piece is None:
             break
+        empty = False
         chunk = _chunk(piece)
         del piece
         yield chunk
         del chunk
+    if empty:
+        return  # refused, whether or not the caller is gone
     try:
         # grpc.aio shows a caller who left as one who is done, and cancels us a moment later. Sending
         # something brings that moment about.

@@ -10,6 +10,7 @@ from pomelo.gen.v1.media_pb2 import ResponseFormat
 from pomelo.gen.v1.speech_pb2 import AudioInput, SpeechToSpeechInput, TextToSpeechInput, VoiceSettings
 from pomelo.gen.v1.task_pb2 import TaskResult
 from pomelo.gen.v1.task_service_pb2 import StreamTaskResponse
+from pomelo.languages import iso_language
 from pomelo.media import MediaWriter
 from pomelo.pricing import Used
 from pomelo.tasks.base import INLINE_INSTEAD, Bound, Delivered, Folding, Heard, TaskKind, inline_most
@@ -30,7 +31,6 @@ SLACK_MS = 1000
 """Milliseconds by which any answer may be longer or shorter than the input audio."""
 
 _VOICE = re.compile(r"[A-Za-z0-9][A-Za-z0-9 ._-]{0,63}")
-_LANGUAGE = re.compile(r"[A-Za-z]{2,3}")
 
 
 def check_text_to_speech(given: TextToSpeechInput, model: Model) -> None:
@@ -65,13 +65,15 @@ def check_audio(audio: AudioInput) -> None:
 
 
 def check_language(code: str) -> None:
-    """A language, when given, must look like one.
+    """A language, when given, must be one.
 
     Raises:
         PomeloError: invalid_parameter.
     """
-    if code and not _LANGUAGE.fullmatch(code):
-        raise invalid("language_code", "an ISO 639 code of two or three letters, such as en")
+    if code and not iso_language(code):
+        raise invalid(
+            "language_code", "an ISO 639 code, such as en, eng or haw, or a language tag, such as en-US"
+        )
 
 
 def _check_voice(given: TextToSpeechInput | SpeechToSpeechInput) -> None:

@@ -8,6 +8,7 @@ from pomelo.errors import PomeloError
 from pomelo.gen.v1.speech_pb2 import SpeechToTextInput, Timestamps, Transcription
 from pomelo.gen.v1.task_pb2 import TaskResult
 from pomelo.gen.v1.task_service_pb2 import StreamTaskResponse
+from pomelo.languages import iso_language
 from pomelo.pricing import Used
 from pomelo.tasks.base import Bound, Folding, Heard, TaskKind, nothing
 from pomelo.tasks.ranges import known, within
@@ -56,6 +57,7 @@ class TranscriptionFold:
         if self._transcription is None:
             raise PomeloError("provider_failed")
         result.transcription.CopyFrom(self._transcription)
+        result.transcription.language = iso_language(self._transcription.language)
         return None
 
     def used(self) -> tuple[Used, bool]:

@@ -121,7 +121,7 @@ _VOICES = st.one_of(
     st.sampled_from(sorted(DEFAULTS.values())),
     st.sampled_from(["ADAM", MINE]),
 )
-_LANGUAGES = st.sampled_from(["", "en", "DE", "deu", "ENG", "zz"])
+_LANGUAGES = st.sampled_from(["", "en", "DE", "deu", "ENG", "en-US", "haw"])
 _SPEECH: dict[str, Any] = {
     "voice_settings": _SETTINGS,
     "output_format": st.sampled_from(["", *sorted(FORMATS)]),

@@ -147,13 +147,17 @@ async def test_what_a_route_drops_is_not_sent(vendor: FaultUpstream, provider: A
     assert (await vendor.received()).body == {"text": "x", "model_id": "eleven_multilingual_v2", "seed": 1}
 
 
-async def test_a_language_of_three_letters_is_not_sent_where_the_vendor_takes_two(
-    vendor: FaultUpstream, provider: Any
+@pytest.mark.parametrize(
+    ("given", "text_to_speech", "speech_to_text"),
+    [("DEU", "de", "de"), ("ger", "de", "de"), ("de-AT", "de", "de"), ("haw", None, "haw"), ("", None, None)],
+)
+async def test_a_language_is_sent_by_the_code_that_the_endpoint_takes(
+    vendor: FaultUpstream, provider: Any, given: str, text_to_speech: str | None, speech_to_text: str | None
 ) -> None:
-    await sound(provider, job(TextToSpeechInput(text="x", voice="adam", language_code="deu")))
-    assert "language_code" not in (await vendor.received()).body
-    await transcript(provider, job(SpeechToTextInput(language_code="DEU")))
-    assert fields(await vendor.received())["language_code"] == "deu"
+    await sound(provider, job(TextToSpeechInput(text="x", voice="adam", language_code=given)))
+    assert (await vendor.received()).body.get("language_code") == text_to_speech
+    await transcript(provider, job(SpeechToTextInput(language_code=given)))
+    assert fields(await vendor.received()).get("language_code") == speech_to_text
 
 
 def test_the_vendors_formats_are_the_contracts() -> None:

@@ -292,7 +292,7 @@ async def test_what_the_vendor_does_not_count_is_estimated_and_marked(house: Hou
 @WAY
 @HOW
 async def test_a_vendor_that_counts_more_than_was_held_makes_no_balance_negative(
-    house: House, way: str, stream: bool
+    house: House, way: str, stream: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
     caller = await house.caller(live=5_000)
     prompt = f"overrun {way} {stream}"
@@ -303,6 +303,10 @@ async def test_a_vendor_that_counts_more_than_was_held_makes_no_balance_negative
     (record,) = await house.records(caller)
     assert (record.cost, record.uncollected) == (5_000, 100 * 4 + 1_000 * 20 - 5_000)
     assert record.cost + record.uncollected == counted(record)
+    (line,) = [entry for entry in caplog.records if "uncollected" in entry.getMessage()]
+    assert line.levelname == "ERROR"
+    for named in (caller.account, record.task_id, "0.0154 credits"):
+        assert named in line.getMessage()
     balance = await house.balance(caller, live=True)
     assert (balance.available, balance.held) == (0, 0)
     assert told.last["x-credits-remaining"] == "0" or (stream and way != "grpc")

@@ -239,14 +239,19 @@ async def test_a_refusal_of_a_known_caller_is_a_trailers_only_response(
         (RUN_TASK, RunTaskRequest(task=task)),
         ("/pomelo.v1.TaskService/StreamTask", StreamTaskRequest(task=task)),
     ):
-        if code == "insufficient_credits" and "Stream" in path:
-            continue  # the sandbox plays it once the stream is open
         async with plain.raw() as connection:
             call = connection.begin(path, bearer(keys.test))
             await connection.send(call, http2.prefixed(request.SerializeToString()), end=True)
             async with asyncio.timeout(5):
                 await connection.over(call)
         assert call.frames == [(frames.HEADERS, frames.END_STREAM | frames.END_HEADERS)]
+
+
+async def test_an_empty_upload_gets_a_trailers_only_response(plain: Rig, keys: Keys) -> None:
+    async with plain.raw() as connection, asyncio.timeout(5):
+        call = connection.begin(UPLOAD, bearer(keys.test), end=True)
+        await connection.over(call)
+    assert call.frames == [(frames.HEADERS, frames.END_STREAM | frames.END_HEADERS)]
 
 
 @pytest.mark.parametrize("kind", ["unary_unary", "unary_stream", "stream_unary"])
@@ -601,6 +606,24 @@ async def test_the_101st_call_on_a_connection_does_not_wait(app: App, keys: Keys
             stack.callback(stream.cancel)
             assert await stream.initial_metadata()
         assert (await list_models(opened.channel, keys.test)).models
+
+
+@pytest.mark.parametrize(("interval", "stays"), [(0.1, True), (ServerOptions().ping_interval, False)])
+async def test_pings_end_a_connection_only_when_they_are_more_frequent_than_allowed(
+    interval: float, stays: bool, app: App, keys: Keys
+) -> None:
+    options = ServerOptions("127.0.0.1:0", ping_interval=interval)
+    async with open_server(app.services, options, connections=Connections()) as server:
+        host, _, port = server.address.rpartition(":")
+        async with http2.connect(host, int(port)) as connection, asyncio.timeout(10):
+            call = connection.begin(RUN_TASK, bearer(keys.test))
+            task = RunTaskRequest(task=text_task("[[delay:2]] Hello")).SerializeToString()
+            await connection.send(call, http2.prefixed(task), end=True)
+            while call.ended is None and not connection.closed:
+                connection.ping()
+                await asyncio.sleep(0.2)
+            assert connection.closed == (not stays)
+    assert ServerOptions().ping_interval < 10
 
 
 async def test_refused_messages_count_as_requests(app: App) -> None:

@@ -159,7 +159,7 @@ class TextToSpeechInput(_message.Message):
     opus_48000_64. Default: mp3_44100_128.
     """
     language_code: _builtins.str
-    """ISO 639-1 or 639-3, such as en. Default: told from the text."""
+    """A code of ISO 639 or a BCP 47 tag, such as en, eng or en-US. Default: told from the text."""
     seed: _builtins.int
     """For repeatable output, best effort, 0 to 4,294,967,295. Default: none."""
     response_format: _media_pb2.ResponseFormat.ValueType
@@ -249,7 +249,7 @@ class SpeechToTextInput(_message.Message):
     NUM_SPEAKERS_FIELD_NUMBER: _builtins.int
     TIMESTAMPS_FIELD_NUMBER: _builtins.int
     language_code: _builtins.str
-    """ISO 639-1 or 639-3, such as en. Default: told from the sound."""
+    """A code of ISO 639 or a BCP 47 tag, such as en, eng or en-US. Default: told from the sound."""
     diarize: _builtins.bool
     """Tell speakers apart. Default: false."""
     num_speakers: _builtins.int
@@ -386,7 +386,9 @@ class Transcription(_message.Message):
     text: _builtins.str
     """Everything that was said."""
     language: _builtins.str
-    """The language found, ISO 639-1 or 639-3, such as en."""
+    """The language found: its ISO 639-1 code, such as en, or its ISO 639-3 code if it has none, such as haw; empty
+    if it is unknown.
+    """
     audio_seconds: _builtins.float
     """Length of the sound in seconds."""
     @_builtins.property

@@ -32,8 +32,10 @@ class TaskServiceStub:
     `x-ratelimit-limit`, `-remaining`, `-reset` (Unix seconds), each also with `-tokens` where the model counts
     them, and `-limit-concurrent`, `-remaining-concurrent`, where the plan has such limits;
     `x-credits-remaining`, and `x-credits-charged` where the cost is known by then; `retry-after` (seconds).
-    What is known at a stream's end alone, its cost among it, is trailing metadata; a refusal has all of it
-    there, too. A call's deadline bounds the whole task; cancelling a call closes it at the provider too.
+    A stream's initial metadata comes with its first message. What is known at a stream's end alone, its cost
+    among it, is trailing metadata; a refusal has all of it there, too, with `grpc-retry-pushback-ms`, which is
+    -1 where a retry is pointless. A call's deadline bounds the whole task; cancelling a call closes it at the
+    provider too.
     """
 
     def __init__(self, channel):
@@ -61,8 +63,10 @@ class TaskServiceServicer:
     `x-ratelimit-limit`, `-remaining`, `-reset` (Unix seconds), each also with `-tokens` where the model counts
     them, and `-limit-concurrent`, `-remaining-concurrent`, where the plan has such limits;
     `x-credits-remaining`, and `x-credits-charged` where the cost is known by then; `retry-after` (seconds).
-    What is known at a stream's end alone, its cost among it, is trailing metadata; a refusal has all of it
-    there, too. A call's deadline bounds the whole task; cancelling a call closes it at the provider too.
+    A stream's initial metadata comes with its first message. What is known at a stream's end alone, its cost
+    among it, is trailing metadata; a refusal has all of it there, too, with `grpc-retry-pushback-ms`, which is
+    -1 where a retry is pointless. A call's deadline bounds the whole task; cancelling a call closes it at the
+    provider too.
     """
 
     def RunTask(self, request, context):
@@ -107,8 +111,10 @@ class TaskService:
     `x-ratelimit-limit`, `-remaining`, `-reset` (Unix seconds), each also with `-tokens` where the model counts
     them, and `-limit-concurrent`, `-remaining-concurrent`, where the plan has such limits;
     `x-credits-remaining`, and `x-credits-charged` where the cost is known by then; `retry-after` (seconds).
-    What is known at a stream's end alone, its cost among it, is trailing metadata; a refusal has all of it
-    there, too. A call's deadline bounds the whole task; cancelling a call closes it at the provider too.
+    A stream's initial metadata comes with its first message. What is known at a stream's end alone, its cost
+    among it, is trailing metadata; a refusal has all of it there, too, with `grpc-retry-pushback-ms`, which is
+    -1 where a retry is pointless. A call's deadline bounds the whole task; cancelling a call closes it at the
+    provider too.
     """
 
     @staticmethod

@@ -33,8 +33,10 @@ class TaskServiceStub:
     `x-ratelimit-limit`, `-remaining`, `-reset` (Unix seconds), each also with `-tokens` where the model counts
     them, and `-limit-concurrent`, `-remaining-concurrent`, where the plan has such limits;
     `x-credits-remaining`, and `x-credits-charged` where the cost is known by then; `retry-after` (seconds).
-    What is known at a stream's end alone, its cost among it, is trailing metadata; a refusal has all of it
-    there, too. A call's deadline bounds the whole task; cancelling a call closes it at the provider too.
+    A stream's initial metadata comes with its first message. What is known at a stream's end alone, its cost
+    among it, is trailing metadata; a refusal has all of it there, too, with `grpc-retry-pushback-ms`, which is
+    -1 where a retry is pointless. A call's deadline bounds the whole task; cancelling a call closes it at the
+    provider too.
     """
 
     @_typing.overload
@@ -54,8 +56,10 @@ class TaskServiceAsyncStub(TaskServiceStub):
     `x-ratelimit-limit`, `-remaining`, `-reset` (Unix seconds), each also with `-tokens` where the model counts
     them, and `-limit-concurrent`, `-remaining-concurrent`, where the plan has such limits;
     `x-credits-remaining`, and `x-credits-charged` where the cost is known by then; `retry-after` (seconds).
-    What is known at a stream's end alone, its cost among it, is trailing metadata; a refusal has all of it
-    there, too. A call's deadline bounds the whole task; cancelling a call closes it at the provider too.
+    A stream's initial metadata comes with its first message. What is known at a stream's end alone, its cost
+    among it, is trailing metadata; a refusal has all of it there, too, with `grpc-retry-pushback-ms`, which is
+    -1 where a retry is pointless. A call's deadline bounds the whole task; cancelling a call closes it at the
+    provider too.
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
@@ -71,8 +75,10 @@ class TaskServiceServicer(metaclass=_abc_1.ABCMeta):
     `x-ratelimit-limit`, `-remaining`, `-reset` (Unix seconds), each also with `-tokens` where the model counts
     them, and `-limit-concurrent`, `-remaining-concurrent`, where the plan has such limits;
     `x-credits-remaining`, and `x-credits-charged` where the cost is known by then; `retry-after` (seconds).
-    What is known at a stream's end alone, its cost among it, is trailing metadata; a refusal has all of it
-    there, too. A call's deadline bounds the whole task; cancelling a call closes it at the provider too.
+    A stream's initial metadata comes with its first message. What is known at a stream's end alone, its cost
+    among it, is trailing metadata; a refusal has all of it there, too, with `grpc-retry-pushback-ms`, which is
+    -1 where a retry is pointless. A call's deadline bounds the whole task; cancelling a call closes it at the
+    provider too.
     """
 
     @_abc_1.abstractmethod
