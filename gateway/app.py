@@ -124,7 +124,9 @@ async def open_rest(
         patience = Patience(
             head=options.head_timeout,
             stall=options.write_timeout,
-            idle=options.idle_timeout,
+            idle=options.idle_timeout + options.idle_slack,
+            proxy_idle=options.proxy_idle_timeout + options.idle_slack,
+            proxies=options.trusted_proxies,
             linger=options.linger_timeout,
         )
 

@@ -8,6 +8,7 @@ import logging
 from collections.abc import Awaitable, Callable, Coroutine, Hashable
 from dataclasses import dataclass
 from http import HTTPStatus
+from ipaddress import IPv4Network, IPv6Network
 from typing import Any, cast
 
 from aiohttp import web
@@ -20,6 +21,7 @@ from gateway.connections import Connections, Slot
 from gateway.turns import Turnstile
 from pomelo.errors import PomeloError, invalid
 from pomelo.ids import new_id
+from pomelo.origin import is_within
 from pomelo.traces import trace
 
 log = logging.getLogger("pomelo.gateway")
@@ -70,13 +72,16 @@ class Patience:
 
     `head` is the time for a complete request head, from its first byte (or from connecting).
     `stall` is the period over which a client must read an answer at `LEAST_RATE` or faster. `idle`
-    is the time between two requests. `linger` is how long the rest of a refused body is discarded.
+    is the time between two requests, `proxy_idle` the same on connections from the networks
+    `proxies`. `linger` is how long the rest of a refused body is discarded.
     """
 
     head: float
     stall: float
     idle: float
     linger: float
+    proxy_idle: float
+    proxies: tuple[IPv4Network | IPv6Network, ...]
 
 
 class StartQueues:
@@ -237,6 +242,9 @@ class Connection(web.RequestHandler):
         if self._manager is None or not self.slot.open:
             wire.abort()
             return
+        peer = wire.get_extra_info("peername") if self._patience.proxies else None
+        if peer and is_within(peer[0], self._patience.proxies):
+            self._keepalive_timeout = self._patience.proxy_idle
         super().connection_made(transport)
         # Any byte that the client has not taken pauses the writer, so that every stall is seen, also
         # one after the connection was told to close.

@@ -198,8 +198,9 @@ class Settings(BaseModel):
     delivery_origins: Annotated[tuple[Url, ...], BeforeValidator(_split)] = ()
     """Where vendors may have put a file besides public addresses, such as http://10.0.0.5:9000."""
     trusted_proxies: Annotated[tuple[Network, ...], BeforeValidator(_split)] = ()
-    """Addresses and networks of proxies in front, such as 10.0.0.0/8, whose gRPC connections carry the calls
-    of many callers and are not closed for what one caller does."""
+    """Addresses and networks of proxies in front, such as 10.0.0.0/8. Their gRPC connections carry the calls
+    of many callers and are not closed for what one caller does; for their REST connections see
+    `idle_timeout`."""
     providers: Mapping[str, ProviderSettings] = Field(default_factory=dict, repr=False)
     """By name; `acme_api_key` and `acme_base_url` are short for those of the provider acme."""
     variables: Mapping[str, str] = Field(default_factory=dict, repr=False)
@@ -219,8 +220,8 @@ class Settings(BaseModel):
     """Calls in flight, of both protocols; one account has at most half of them."""
     max_connections: int = Field(default=4096, ge=8, le=1_000_000)
     """REST connections of all callers together, in each process."""
-    idle_timeout: float = Field(default=75.0, gt=0, le=86_400)
-    """Seconds that a caller's connection may be idle; behind a balancer more than the balancer's own."""
+    idle_timeout: float | None = Field(default=None, ge=1, le=86_400)
+    """Seconds that a caller's REST connection may be idle; None: 75, and 650 from `trusted_proxies`."""
     plans: Mapping[PlanName, PlanSettings] = Field(default_factory=dict)
     """Added to the built-in ones; one of the same name replaces it."""
     grace: float = Field(default=10.0, ge=0, le=3600)

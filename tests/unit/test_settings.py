@@ -78,6 +78,13 @@ def test_origins_are_a_list_in_a_file_and_split_at_commas_in_a_variable(tmp_path
     assert refusal({"POMELO_DELIVERY_ORIGINS": "10.0.0.5"}).startswith("POMELO_DELIVERY_ORIGINS: ")
 
 
+def test_an_idle_timeout_is_of_seconds_within_a_day():
+    assert load(None, {}).idle_timeout is None
+    assert load(None, {"POMELO_IDLE_TIMEOUT": "620.5"}).idle_timeout == 620.5
+    for wrong in ("0", "0.5", "-1", "nan", "inf", "86401", "a minute"):
+        assert refusal({"POMELO_IDLE_TIMEOUT": wrong}).startswith("POMELO_IDLE_TIMEOUT: ")
+
+
 def test_trusted_proxies_are_addresses_and_networks():
     given = {"POMELO_TRUSTED_PROXIES": "10.0.0.0/8, 192.0.2.7,2001:db8::/32"}
     assert load(None, given).trusted_proxies == ("10.0.0.0/8", "192.0.2.7", "2001:db8::/32")
