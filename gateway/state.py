@@ -29,7 +29,7 @@ class GatewayOptions:
     `public_url` is where callers reach this gateway; media links lead there (empty: where it listens).
     `json_limit` bounds a JSON body and a form without its file, `upload_limit` a file; audio given as
     base64 is passed inline up to `inline_limit` and stored beyond it. `keep_alive` is the silence after
-    which a stream sends a comment.
+    which a stream sends a comment. `cors_origins` are the origins whose pages may call, or `*` alone.
 
     All times are in seconds. `head_timeout` limits the time for a request's head, `read_timeout`
     the time between two pieces of its body. `read_rate` is the minimum rate of the body, in bytes a
@@ -48,6 +48,7 @@ class GatewayOptions:
     """
 
     public_url: str = ""
+    cors_origins: tuple[str, ...] = ()
     json_limit: int = 8 * MIB
     upload_limit: int = 50 * MIB
     inline_limit: int = MIB

@@ -329,6 +329,7 @@ async def _rest(
         json_limit=settings.json_limit,
         upload_limit=settings.upload_limit,
         max_connections=settings.max_connections,
+        cors_origins=settings.cors_origins,
         idle_timeout=settings.idle_timeout or IDLE_TIMEOUT,
         proxy_idle_timeout=settings.idle_timeout or PROXY_IDLE_TIMEOUT,
         trusted_proxies=_trusted_proxies(settings),

@@ -30,6 +30,7 @@ from pydantic import (
     ValidationError,
     model_validator,
 )
+from yarl import URL
 
 PREFIX = "POMELO_"
 CONFIG = Path("pomelo.toml")
@@ -132,6 +133,27 @@ def _network(text: str) -> str:
     return text
 
 
+def _origin(text: str) -> str:
+    """The origin as browsers write it: in lower case, in ASCII, without a default port."""
+    if text == "*":
+        return text
+    try:
+        if text.count("/") != 2 or set("?#@*\\ ") & set(text) or not text.isprintable():
+            raise ValueError(text)
+        return str(URL(text).origin())
+    except ValueError:
+        raise ValueError(
+            "must be * or origins, such as https://app.example or http://localhost:3000: scheme, host and "
+            "port, without a path or a slash at the end"
+        ) from None
+
+
+def _origins(origins: tuple[str, ...]) -> tuple[str, ...]:
+    if "*" in origins and len(origins) > 1:
+        raise ValueError("* allows every origin: give it alone, or leave it out")
+    return origins
+
+
 def _plan(name: str) -> str:
     if not _PLAN.fullmatch(name):
         raise ValueError("a name has 1 to 64 letters, digits, dots, dashes or underscores")
@@ -142,6 +164,7 @@ Address = Annotated[str, AfterValidator(_address)]
 PlanName = Annotated[str, AfterValidator(_plan)]
 Most = Annotated[int, Field(strict=True, gt=0, lt=2**53)]
 Url = Annotated[str, AfterValidator(_url)]
+Origin = Annotated[str, AfterValidator(_origin)]
 Network = Annotated[str, AfterValidator(_network)]
 File = Annotated[Path | None, AfterValidator(_file)]
 
@@ -187,6 +210,8 @@ class Settings(BaseModel):
     """How many processes serve; more than 1 needs a store that they can share."""
     public_url: Url = ""
     """Where callers reach REST; empty: its address."""
+    cors_origins: Annotated[tuple[Origin, ...], BeforeValidator(_split), AfterValidator(_origins)] = ()
+    """Origins whose pages may call REST from a browser, such as https://app.example; `*` alone: all."""
     secret: Annotated[str, AfterValidator(_secret)] = Field(default="", repr=False)
     """The root of key peppers and link signatures; empty: the one kept in the data folder."""
     tls_cert: File = None
