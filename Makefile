@@ -10,7 +10,7 @@ INSTALL = $(PYTHON) -m venv .venv && $(PIP) --require-hashes --requirement $(1) 
 BASE ?= main
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: serve test lint proto unit load crash gen lock clean
+.PHONY: serve test lint proto unit browser load crash gen lock clean
 
 serve: .venv/.serve
 	@exec pomelo serve
@@ -28,8 +28,12 @@ proto: .venv/.dev
 	buf format --diff --exit-code
 	@if git cat-file -e "$(BASE):buf.yaml" 2>/dev/null; then buf breaking --against '.git#ref=$(BASE)'; fi
 
-unit: .venv/.dev
+unit: .venv/.dev browser
 	pytest
+
+# Installs Chromium where there is no browser and this user is root.
+browser:
+	@tests/browser/install.sh
 
 # The full size of what `unit` does small: about 450 crashes, for some 30 minutes, and errors at every call of a store.
 crash: .venv/.dev

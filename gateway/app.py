@@ -14,6 +14,7 @@ from gateway import render, routes
 from gateway.access import admit
 from gateway.connection import Connection, Patience, StartQueues
 from gateway.connections import ConnectionLimits, Connections, Slot
+from gateway.cors import Cors
 from gateway.incoming import Pace
 from gateway.listener import Listener, bind
 from gateway.problems import CALL, guard
@@ -32,7 +33,9 @@ def _always() -> bool:
     return True
 
 
-def make_app(services: Services, options: GatewayOptions, healthy: Callable[[], bool]) -> web.Application:
+def make_app(
+    services: Services, options: GatewayOptions, healthy: Callable[[], bool], cors: Cors | None = None
+) -> web.Application:
     """The application with every route, backed by `services`. Requires a running event loop."""
     gateway = Gateway(
         services=services,
@@ -44,7 +47,9 @@ def make_app(services: Services, options: GatewayOptions, healthy: Callable[[], 
         links=InFlight(InFlightLimits(calls=options.max_links, account_calls=max(1, options.max_links // 2))),
         healthy=healthy,
     )
-    app = web.Application(middlewares=[guard])
+    app = web.Application(middlewares=[guard] if cors is None else [cors.preflight, guard])
+    if cors is not None:
+        app.on_response_prepare.append(cors.add_headers)
     app[GATEWAY] = gateway
     for route in routes.ROUTES:
         _add(app, route.method, route.path, _with_key(gateway, route.handler))
@@ -106,7 +111,8 @@ async def open_rest(
         OSError: the address can't be used.
     """
     options = options or GatewayOptions()
-    app = make_app(services, options, healthy)
+    cors = Cors(options.cors_origins) if options.cors_origins else None
+    app = make_app(services, options, healthy, cors)
     runner = web.AppRunner(app, handler_cancellation=True, shutdown_timeout=options.drain_timeout)
     await runner.setup()
     try:
@@ -124,16 +130,18 @@ async def open_rest(
         patience = Patience(
             head=options.head_timeout,
             stall=options.write_timeout,
-            idle=options.idle_timeout,
+            idle=options.idle_timeout + options.idle_slack,
+            proxy_idle=options.proxy_idle_timeout + options.idle_slack,
+            proxies=options.trusted_proxies,
             linger=options.linger_timeout,
         )
 
         def connect(slot: Slot) -> Connection:
-            return Connection(server, slot, connections, turns, patience)
+            return Connection(server, slot, connections, turns, patience, cors)
 
         sockets = await bind(host, port, reuse_port=reuse_port)
         listener = Listener(
-            sockets, connect, connections, tls=ssl_context, handshake=options.untrusted_timeout
+            sockets, connect, connections, tls=ssl_context, handshake=options.untrusted_timeout, cors=cors
         )
         try:
             bound: tuple[str, int] = sockets[0].getsockname()[:2]

@@ -5,21 +5,24 @@ Made by `gateway.listener` for every connection. Handles bytes and timers, not t
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Coroutine, Hashable
+from collections.abc import Awaitable, Callable, Coroutine, Hashable, Mapping
 from dataclasses import dataclass
 from http import HTTPStatus
+from ipaddress import IPv4Network, IPv6Network
 from typing import Any, cast
 
-from aiohttp import web
+from aiohttp import hdrs, web
 from aiohttp.http import HttpRequestParser
 from aiohttp.streams import StreamReader
 from multidict import CIMultiDict
 
 from gateway import problems, reply
 from gateway.connections import Connections, Slot
+from gateway.cors import Cors, is_preflight
 from gateway.turns import Turnstile
 from pomelo.errors import PomeloError, invalid
 from pomelo.ids import new_id
+from pomelo.origin import is_within
 from pomelo.traces import trace
 
 log = logging.getLogger("pomelo.gateway")
@@ -70,13 +73,16 @@ class Patience:
 
     `head` is the time for a complete request head, from its first byte (or from connecting).
     `stall` is the period over which a client must read an answer at `LEAST_RATE` or faster. `idle`
-    is the time between two requests. `linger` is how long the rest of a refused body is discarded.
+    is the time between two requests, `proxy_idle` the same on connections from the networks
+    `proxies`. `linger` is how long the rest of a refused body is discarded.
     """
 
     head: float
     stall: float
     idle: float
     linger: float
+    proxy_idle: float
+    proxies: tuple[IPv4Network | IPv6Network, ...]
 
 
 class StartQueues:
@@ -91,10 +97,12 @@ class StartQueues:
 
 
 class Connection(web.RequestHandler):
-    """aiohttp's protocol with deadlines, and with a `slot` among the server's `connections`."""
+    """aiohttp's protocol with deadlines, and with a `slot` among the server's `connections`. `cors` None: no
+    answer has CORS headers."""
 
     __slots__ = (
         "_connections",
+        "_cors",
         "_discarded",
         "_discards",
         "_drops",
@@ -114,7 +122,13 @@ class Connection(web.RequestHandler):
     )
 
     def __init__(
-        self, server: web.Server, slot: Slot, connections: Connections, turns: StartQueues, patience: Patience
+        self,
+        server: web.Server,
+        slot: Slot,
+        connections: Connections,
+        turns: StartQueues,
+        patience: Patience,
+        cors: Cors | None = None,
     ) -> None:
         loop = asyncio.get_running_loop()
         super().__init__(
@@ -142,6 +156,7 @@ class Connection(web.RequestHandler):
         )
         self.slot = slot
         self._connections = connections
+        self._cors = cors
         self._turns = turns
         self._patience = patience
         self._known = False
@@ -180,7 +195,7 @@ class Connection(web.RequestHandler):
         request = self._current_request
         due = self._head_timer is not None or self._request_count > self._finished
         if told and due and (request is None or not request.writer.output_size):
-            self._dismiss(overloaded())
+            self._dismiss(overloaded(self._cors_headers(request)))
         else:
             wire.abort()
 
@@ -237,6 +252,9 @@ class Connection(web.RequestHandler):
         if self._manager is None or not self.slot.open:
             wire.abort()
             return
+        peer = wire.get_extra_info("peername") if self._patience.proxies else None
+        if peer and is_within(peer[0], self._patience.proxies):
+            self._keepalive_timeout = self._patience.proxy_idle
         super().connection_made(transport)
         # Any byte that the client has not taken pauses the writer, so that every stall is seen, also
         # one after the connection was told to close.
@@ -303,7 +321,7 @@ class Connection(web.RequestHandler):
             assert self._wire is not None
             self._wire.abort()  # a second answer would corrupt the one in progress
         else:
-            self._dismiss(_raw_answer(PomeloError("invalid_body", _UNREADABLE)))
+            self._dismiss(_raw_answer(PomeloError("invalid_body", _UNREADABLE), self._cors_headers(None)))
 
     def _waits(self) -> bool:
         """Whether the client's next request is waited for."""
@@ -363,7 +381,7 @@ class Connection(web.RequestHandler):
                 self._current_request = request
                 await turn
             if slot.surplus and not health:
-                request_handler = _refuse
+                request_handler = self._refuse
             return await super()._handle_request(request, start_time, request_handler)
         finally:
             self._current_request = None
@@ -372,7 +390,9 @@ class Connection(web.RequestHandler):
             slot.busy = slot.waiting = False
             self._finished += 1
             slot.idle_since = self._loop.time()
-            if not self._known and slot.owner is not None and not health:
+            # Health checks and preflights have no key, but arrive between requests that have one.
+            keyless = health or (self._cors is not None and is_preflight(request))
+            if not self._known and slot.owner is not None and not keyless:
                 self._connections.distrust(slot)
 
     def finish_response(
@@ -416,18 +436,24 @@ class Connection(web.RequestHandler):
         else:
             log.error("a request failed outside its route\n%s", trace(exc) if exc else "")
             error = PomeloError("internal_error")
-        return _last_answer(error)
+        return self._last_answer(error, request)
 
+    async def _refuse(self, request: web.BaseRequest) -> web.StreamResponse:
+        """Answers every request on a surplus connection with `overloaded`."""
+        return self._last_answer(PomeloError("overloaded"), request)
 
-async def _refuse(request: web.BaseRequest) -> web.StreamResponse:
-    """Answers every request on a surplus connection with `overloaded`."""
-    return _last_answer(PomeloError("overloaded"))
+    def _last_answer(self, error: PomeloError, request: web.BaseRequest) -> web.Response:
+        headers = _headers(error)
+        headers.update(self._cors_headers(request))
+        response = web.Response(body=problems.body(error), status=error.row.http, headers=headers)
+        response.force_close()
+        return response
 
-
-def _last_answer(error: PomeloError) -> web.Response:
-    response = web.Response(body=problems.body(error), status=error.row.http, headers=_headers(error))
-    response.force_close()
-    return response
+    def _cors_headers(self, request: web.BaseRequest | None) -> Mapping[str, str]:
+        """The CORS headers of an answer that does not come from the application."""
+        if self._cors is None:
+            return {}
+        return self._cors.headers(request.headers.get(hdrs.ORIGIN) if request is not None else None)
 
 
 def _headers(error: PomeloError) -> "CIMultiDict[str]":
@@ -439,15 +465,17 @@ def _headers(error: PomeloError) -> "CIMultiDict[str]":
     return made
 
 
-def overloaded() -> bytes:
-    """The complete HTTP response to a client that exceeds the connection limit."""
-    return _raw_answer(PomeloError("overloaded"))
+def overloaded(cors: Mapping[str, str]) -> bytes:
+    """The complete HTTP response to a client that exceeds the connection limit; `cors` are its CORS
+    headers."""
+    return _raw_answer(PomeloError("overloaded"), cors)
 
 
-def _raw_answer(error: PomeloError) -> bytes:
+def _raw_answer(error: PomeloError, cors: Mapping[str, str]) -> bytes:
     body = problems.body(error)
     status = HTTPStatus(error.row.http)
     headers = _headers(error)
+    headers.update(cors)
     headers["Content-Length"] = str(len(body))
     headers["Connection"] = "close"
     lines = "".join(f"{name}: {value}\r\n" for name, value in headers.items())

@@ -17,6 +17,7 @@ from contextlib import suppress
 
 from gateway.connection import Connection, overloaded
 from gateway.connections import Connections, Slot
+from gateway.cors import Cors
 
 log = logging.getLogger("pomelo.gateway")
 
@@ -84,7 +85,8 @@ class Listener:
     """Accepts connections on `sockets`, and closes these at the end. `connect` makes the protocol
     of a connection.
 
-    With `tls`, a connection starts with a TLS handshake of at most `handshake` seconds.
+    With `tls`, a connection starts with a TLS handshake of at most `handshake` seconds. With `cors`,
+    refusals have CORS headers.
     """
 
     def __init__(
@@ -95,6 +97,7 @@ class Listener:
         *,
         tls: ssl.SSLContext | None,
         handshake: float,
+        cors: Cors | None = None,
     ) -> None:
         self._loop = asyncio.get_running_loop()
         self._sockets = sockets
@@ -102,6 +105,7 @@ class Listener:
         self._connections = connections
         self._tls = tls
         self._handshake = handshake
+        self._cors = cors
         self._silent: set[_Arrival] = set()
         self._arrived: deque[_Arrival] = deque()
         self._beginning: set[asyncio.Task[None]] = set()
@@ -136,7 +140,7 @@ class Listener:
                     self._exhausted(listening, error)
                 break  # otherwise the queue is empty, or the next client has disconnected
             accepted.setblocking(False)
-            arrival = _Arrival(self._loop, accepted, plain=self._tls is None)
+            arrival = _Arrival(self._loop, accepted, refusal=self._refusal if self._tls is None else None)
             slot = arrival.slot = self._connections.open(address[0], arrival.drop)
             if slot.open and not self._look(arrival):
                 arrival.watch(self._silent, self._look)
@@ -165,6 +169,10 @@ class Listener:
             self._scheduled = True
             self._loop.call_soon(self._begin_some)
         return True
+
+    def _refusal(self, received: bytes) -> bytes:
+        """The answer to a client whose connection does not start; `received` has come from it."""
+        return overloaded(self._cors.unparsed_headers(received) if self._cors is not None else {})
 
     def _begin_some(self) -> None:
         self._checks = _CHECKS
@@ -233,13 +241,19 @@ class Listener:
 class _Arrival:
     """A connection that was accepted and has not started."""
 
-    __slots__ = ("_loop", "_plain", "opened", "silent", "slot", "socket")
+    __slots__ = ("_loop", "_refusal", "opened", "silent", "slot", "socket")
 
     slot: Slot
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, accepted: socket.socket, *, plain: bool) -> None:
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        accepted: socket.socket,
+        *,
+        refusal: Callable[[bytes], bytes] | None,
+    ) -> None:
         self._loop = loop
-        self._plain = plain
+        self._refusal = refusal
         self.socket = accepted
         self.opened = False
         self.silent: set[_Arrival] | None = None
@@ -262,9 +276,11 @@ class _Arrival:
         """Closes a connection that has not started. With `told` and without TLS, sends `overloaded`
         first."""
         self.forget()
-        if told and self._plain:
+        if told and self._refusal is not None:
+            received = b""
             with suppress(OSError):
-                self.socket.send(overloaded())
+                received = self.socket.recv(_ACCEPTED)  # else the close would be a reset and lose the answer
+            with suppress(OSError):
+                self.socket.send(self._refusal(received))
                 self.socket.shutdown(socket.SHUT_WR)
-                self.socket.recv(_ACCEPTED)  # else the close would be a reset and lose the answer
         self.socket.close()

@@ -5,6 +5,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from ipaddress import IPv4Network, IPv6Network
 
 from gateway.incoming import Pace
 from gateway.render import Link
@@ -14,6 +15,12 @@ from pomelo.service import Services
 
 MIB = 1024 * 1024
 
+IDLE_TIMEOUT = 75.0
+
+PROXY_IDLE_TIMEOUT = 650.0
+"""Longer than the idle timeouts that load balancers have by default: 600 s at Google, 60 s at AWS and
+nginx."""
+
 
 @dataclass(frozen=True, slots=True)
 class GatewayOptions:
@@ -22,12 +29,14 @@ class GatewayOptions:
     `public_url` is where callers reach this gateway; media links lead there (empty: where it listens).
     `json_limit` bounds a JSON body and a form without its file, `upload_limit` a file; audio given as
     base64 is passed inline up to `inline_limit` and stored beyond it. `keep_alive` is the silence after
-    which a stream sends a comment.
+    which a stream sends a comment. `cors_origins` are the origins whose pages may call, or `*` alone.
 
     All times are in seconds. `head_timeout` limits the time for a request's head, `read_timeout`
     the time between two pieces of its body. `read_rate` is the minimum rate of the body, in bytes a
     second, after `read_grace`. `write_timeout` is the period over which a client must read part of
-    an answer, `idle_timeout` the time between two requests. `linger_timeout` is how long the rest
+    an answer, `idle_timeout` the time between two requests, `proxy_idle_timeout` the same on
+    connections from `trusted_proxies`. An idle connection is closed `idle_slack` after that time,
+    so that a client with the same timeout closes it first. `linger_timeout` is how long the rest
     of a refused body is discarded, so that its sender can read the error response. `drain_timeout`
     is how long running requests may continue when the gateway closes.
 
@@ -39,6 +48,7 @@ class GatewayOptions:
     """
 
     public_url: str = ""
+    cors_origins: tuple[str, ...] = ()
     json_limit: int = 8 * MIB
     upload_limit: int = 50 * MIB
     inline_limit: int = MIB
@@ -48,7 +58,10 @@ class GatewayOptions:
     read_rate: int = 1024
     read_grace: float = 10.0
     write_timeout: float = 30.0
-    idle_timeout: float = 75.0
+    idle_timeout: float = IDLE_TIMEOUT
+    proxy_idle_timeout: float = PROXY_IDLE_TIMEOUT
+    idle_slack: float = 5.0
+    trusted_proxies: tuple[IPv4Network | IPv6Network, ...] = ()
     max_connections: int = 4096
     max_untrusted: int = 64
     untrusted_grace: float = 1.0

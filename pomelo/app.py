@@ -12,13 +12,13 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
-from ipaddress import ip_network
+from ipaddress import IPv4Network, IPv6Network, ip_network
 from pathlib import Path
 from typing import Any
 
 from gateway.app import open_rest
 from gateway.remote import Tls, open_remote
-from gateway.state import GatewayOptions
+from gateway.state import IDLE_TIMEOUT, PROXY_IDLE_TIMEOUT, GatewayOptions
 from pomelo.access import Access
 from pomelo.accounts import AccountDesk, AccountOffice
 from pomelo.admission.admit import RECONCILE_EVERY, Admission
@@ -329,7 +329,10 @@ async def _rest(
         json_limit=settings.json_limit,
         upload_limit=settings.upload_limit,
         max_connections=settings.max_connections,
-        idle_timeout=settings.idle_timeout,
+        cors_origins=settings.cors_origins,
+        idle_timeout=settings.idle_timeout or IDLE_TIMEOUT,
+        proxy_idle_timeout=settings.idle_timeout or PROXY_IDLE_TIMEOUT,
+        trusted_proxies=_trusted_proxies(settings),
         drain_timeout=ANSWERS_OUT,
     )
     async with open_rest(
@@ -373,8 +376,12 @@ def _server_options(settings: Settings, shared: bool) -> ServerOptions:
         tls_key=settings.tls_key,
         tls_client_ca=settings.tls_client_ca,
         reuse_port=shared,
-        connections=ConnectionLimits(trusted=tuple(map(ip_network, settings.trusted_proxies))),
+        connections=ConnectionLimits(trusted=_trusted_proxies(settings)),
     )
+
+
+def _trusted_proxies(settings: Settings) -> tuple[IPv4Network | IPv6Network, ...]:
+    return tuple(map(ip_network, settings.trusted_proxies))
 
 
 @asynccontextmanager

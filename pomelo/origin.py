@@ -7,9 +7,9 @@ root secret, which gateways and servers share and callers don't have.
 
 import hmac
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from ipaddress import IPv6Address, IPv6Network, ip_address
+from ipaddress import IPv4Network, IPv6Address, IPv6Network, ip_address
 from urllib.parse import unquote
 
 WIRE_KEY = "x-pomelo-wire"
@@ -102,6 +102,12 @@ def network(address: str) -> str:
     if parsed.ipv4_mapped is not None:
         return str(parsed.ipv4_mapped)
     return str(IPv6Network((int(parsed), 64), strict=False))
+
+
+def is_within(address: str, networks: Iterable[IPv4Network | IPv6Network]) -> bool:
+    """Whether an IP address belongs to one of the networks."""
+    parsed = ip_address(address)
+    return any(parsed in each for each in networks)
 
 
 def _proof(key: bytes, wire: str, address: str, authorization: str) -> str:

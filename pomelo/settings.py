@@ -30,6 +30,7 @@ from pydantic import (
     ValidationError,
     model_validator,
 )
+from yarl import URL
 
 PREFIX = "POMELO_"
 CONFIG = Path("pomelo.toml")
@@ -132,6 +133,27 @@ def _network(text: str) -> str:
     return text
 
 
+def _origin(text: str) -> str:
+    """The origin as browsers write it: in lower case, in ASCII, without a default port."""
+    if text == "*":
+        return text
+    try:
+        if text.count("/") != 2 or set("?#@*\\ ") & set(text) or not text.isprintable():
+            raise ValueError(text)
+        return str(URL(text).origin())
+    except ValueError:
+        raise ValueError(
+            "must be * or origins, such as https://app.example or http://localhost:3000: scheme, host and "
+            "port, without a path or a slash at the end"
+        ) from None
+
+
+def _origins(origins: tuple[str, ...]) -> tuple[str, ...]:
+    if "*" in origins and len(origins) > 1:
+        raise ValueError("* allows every origin: give it alone, or leave it out")
+    return origins
+
+
 def _plan(name: str) -> str:
     if not _PLAN.fullmatch(name):
         raise ValueError("a name has 1 to 64 letters, digits, dots, dashes or underscores")
@@ -142,6 +164,7 @@ Address = Annotated[str, AfterValidator(_address)]
 PlanName = Annotated[str, AfterValidator(_plan)]
 Most = Annotated[int, Field(strict=True, gt=0, lt=2**53)]
 Url = Annotated[str, AfterValidator(_url)]
+Origin = Annotated[str, AfterValidator(_origin)]
 Network = Annotated[str, AfterValidator(_network)]
 File = Annotated[Path | None, AfterValidator(_file)]
 
@@ -187,6 +210,8 @@ class Settings(BaseModel):
     """How many processes serve; more than 1 needs a store that they can share."""
     public_url: Url = ""
     """Where callers reach REST; empty: its address."""
+    cors_origins: Annotated[tuple[Origin, ...], BeforeValidator(_split), AfterValidator(_origins)] = ()
+    """Origins whose pages may call REST from a browser, such as https://app.example; `*` alone: all."""
     secret: Annotated[str, AfterValidator(_secret)] = Field(default="", repr=False)
     """The root of key peppers and link signatures; empty: the one kept in the data folder."""
     tls_cert: File = None
@@ -198,8 +223,9 @@ class Settings(BaseModel):
     delivery_origins: Annotated[tuple[Url, ...], BeforeValidator(_split)] = ()
     """Where vendors may have put a file besides public addresses, such as http://10.0.0.5:9000."""
     trusted_proxies: Annotated[tuple[Network, ...], BeforeValidator(_split)] = ()
-    """Addresses and networks of proxies in front, such as 10.0.0.0/8, whose gRPC connections carry the calls
-    of many callers and are not closed for what one caller does."""
+    """Addresses and networks of proxies in front, such as 10.0.0.0/8. Their gRPC connections carry the calls
+    of many callers and are not closed for what one caller does; for their REST connections see
+    `idle_timeout`."""
     providers: Mapping[str, ProviderSettings] = Field(default_factory=dict, repr=False)
     """By name; `acme_api_key` and `acme_base_url` are short for those of the provider acme."""
     variables: Mapping[str, str] = Field(default_factory=dict, repr=False)
@@ -219,8 +245,8 @@ class Settings(BaseModel):
     """Calls in flight, of both protocols; one account has at most half of them."""
     max_connections: int = Field(default=4096, ge=8, le=1_000_000)
     """REST connections of all callers together, in each process."""
-    idle_timeout: float = Field(default=75.0, gt=0, le=86_400)
-    """Seconds that a caller's connection may be idle; behind a balancer more than the balancer's own."""
+    idle_timeout: float | None = Field(default=None, ge=1, le=86_400)
+    """Seconds that a caller's REST connection may be idle; None: 75, and 650 from `trusted_proxies`."""
     plans: Mapping[PlanName, PlanSettings] = Field(default_factory=dict)
     """Added to the built-in ones; one of the same name replaces it."""
     grace: float = Field(default=10.0, ge=0, le=3600)

@@ -12,9 +12,9 @@ from collections import Counter, defaultdict
 from collections.abc import AsyncIterator, Collection
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, replace
-from ipaddress import IPv4Network, IPv6Network, ip_address
+from ipaddress import IPv4Network, IPv6Network
 
-from pomelo.origin import network
+from pomelo.origin import is_within, network
 from pomelo.server.limits import Connections
 from pomelo.server.sockets import AcceptedSocket, AcceptedSockets
 from pomelo.traces import trace
@@ -304,7 +304,7 @@ class ConnectionGuard(Connections):
             connection = before.get(socket)
             if connection is None:
                 connection = _Connection(socket, self._calls.setdefault(socket.peer, _Calls()), now)
-                connection.trusted = bool(limits.trusted) and self._is_trusted(socket.host)
+                connection.trusted = bool(limits.trusted) and is_within(socket.host, limits.trusted)
             connections[socket] = connection
             if connection.closed:
                 continue
@@ -419,10 +419,6 @@ class ConnectionGuard(Connections):
         """Whether an address has flooded repeatedly, not long ago."""
         count, since = self._floods.get(address, (0, now))
         return count >= self.limits.floods and now - since <= self.limits.penalty
-
-    def _is_trusted(self, host: str) -> bool:
-        address = ip_address(host)
-        return any(address in trusted for trusted in self.limits.trusted)
 
     def _report(self) -> None:
         """Logs one line about all connections that were closed since the last line."""

@@ -7,7 +7,7 @@ import asyncio
 import io
 import ssl
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -174,6 +174,7 @@ async def open_door(
     tls: ssl.SSLContext | None = None,
     healthy: Callable[[], bool] = lambda: True,
     in_flight: InFlightLimits | None = None,
+    authenticate: Callable[[Call], Awaitable[Principal]] = authenticate,
     **options: Any,
 ) -> AsyncIterator[Door]:
     """Opens a gateway with options of a test's own; media go to `folder`."""

@@ -12,6 +12,7 @@ import ssl
 import tracemalloc
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AbstractAsyncContextManager
+from ipaddress import ip_network
 
 import aiohttp
 import pytest
@@ -205,8 +206,35 @@ async def test_a_head_that_does_not_come_to_its_end_is_given_up(opened: OpenDoor
 
 
 async def test_an_idle_connection_is_closed_later_than_an_unfinished_head(opened: OpenDoor) -> None:
-    async with opened(head_timeout=0.1, idle_timeout=0.5) as door:
+    async with opened(head_timeout=0.1, idle_timeout=0.5, idle_slack=0) as door:
         assert 0.4 < await closed_after(door, request(json.dumps(HI).encode(), close=False)) < 3
+
+
+async def test_an_idle_connection_stays_a_little_longer_so_that_a_client_with_the_same_timeout_closes_first(
+    opened: OpenDoor,
+) -> None:
+    async with opened(idle_timeout=0.5, idle_slack=1.0) as door, client(door) as (reader, writer):
+        for _ in range(2):
+            writer.write(ACCOUNT)
+            assert (await answer(reader))[0] == 200
+            await asyncio.sleep(0.7)
+        begin = asyncio.get_running_loop().time()
+        assert await gone(reader) == b""
+        assert 0.5 < asyncio.get_running_loop().time() - begin < 3
+
+
+@pytest.mark.parametrize(
+    ("networks", "kept"), [(["10.0.0.0/8", "127.0.0.0/8"], True), (["10.0.0.0/8"], False)]
+)
+async def test_an_idle_connection_from_a_trusted_proxy_stays_longer(
+    opened: OpenDoor, networks: list[str], kept: bool
+) -> None:
+    times = {"idle_timeout": 0.3, "proxy_idle_timeout": 1.5, "idle_slack": 0, "untrusted_timeout": 0.2}
+    async with opened(trusted_proxies=tuple(map(ip_network, networks)), **times) as door:
+        good = request(json.dumps(HI).encode(), close=False)
+        took = await closed_after(door, good)
+        assert (1.3 if kept else 0.25) < took < (4 if kept else 1.3)
+        assert await closed_after(door, BAD) < 1.3  # without a good key it is closed soon, also here
 
 
 async def test_a_client_that_takes_nothing_is_cut_and_its_task_closed(opened: OpenDoor) -> None:

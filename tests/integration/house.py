@@ -335,10 +335,11 @@ async def open_house(
     make_router: Callable[[Mapping[str, Provider]], Router] = PATIENT,
     upstream_connections: int = 256,
     settings: Mapping[str, Any] | None = None,
+    gateway_settings: Mapping[str, Any] | None = None,
     **more: Any,
 ) -> AsyncIterator[House]:
     """A house on free ports, with a live key of every vendor but Anthropic. `settings` are added to its own or
-    replace them."""
+    replace them; `gateway_settings` are those of the remote gateway."""
     async with FaultUpstream() as upstream:
         given: dict[str, Any] = {
             "rest": "127.0.0.1:0",
@@ -366,7 +367,13 @@ async def open_house(
             assert app.rest is not None
             assert app.grpc is not None
             secret = opened.root_secret().decode()
-            away = Settings(rest="127.0.0.1:0", data=folder / "gateway", secret=secret, grace=1.0)
+            away = Settings(
+                rest="127.0.0.1:0",
+                data=folder / "gateway",
+                secret=secret,
+                grace=1.0,
+                **(gateway_settings or {}),
+            )
             async with (
                 open_gateway(away, app.grpc) as (host, port),
                 grpc.aio.insecure_channel(

@@ -1,6 +1,7 @@
 """Connections that nobody uses, at their full number and for their full time; the small size is in tests/faults."""
 
 import asyncio
+import os
 import socket
 import time
 from contextlib import ExitStack, suppress
@@ -14,7 +15,7 @@ from tests.faults import frames
 from tests.faults.bystanders import connections, good_callers
 from tests.integration.commands import staying
 from tests.ports import free_port
-from tests.serving import serve
+from tests.serving import Served, serve
 
 COUNT = 1_500
 
@@ -61,3 +62,40 @@ async def test_tls_handshakes_that_never_end_are_gone_within_ten_seconds(folder:
             while await asyncio.to_thread(connections, running.process.pid, port):
                 assert time.monotonic() - opened < 12
                 await asyncio.sleep(0.2)
+
+
+@pytest.mark.skipif("LOAD_CALLS" not in os.environ, reason="takes a minute and a half; make load")
+@pytest.mark.timeout(240)
+async def test_a_rest_connection_stays_for_its_idle_timeout_and_little_longer(tmp_path: Path) -> None:
+    async def idle(served: Served, pause: float, most: float) -> float:
+        """Uses a connection again after an idle pause, and returns how long it stays then; `most` at most."""
+        reader, writer = await asyncio.open_connection(served.host, served.port)
+        key = served.headers["Authorization"]
+        request = f"GET /api/v1/account HTTP/1.1\r\nHost: x\r\nAuthorization: {key}\r\n\r\n".encode()
+        for seconds in (0, pause):
+            await asyncio.sleep(seconds)
+            writer.write(request)
+            head = await reader.readuntil(b"\r\n\r\n")
+            assert head.startswith(b"HTTP/1.1 200 ")
+            await reader.readexactly(int(head.lower().split(b"content-length: ")[1].split()[0]))
+        began = time.monotonic()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(most):
+                assert await reader.read() == b""
+        writer.close()
+        return time.monotonic() - began
+
+    for name in ("default", "proxy", "set"):
+        (tmp_path / name).mkdir()
+    proxy = {"POMELO_TRUSTED_PROXIES": "127.0.0.0/8"}
+    async with (
+        serve(tmp_path / "default") as default,
+        serve(tmp_path / "proxy", **proxy) as trusted,
+        serve(tmp_path / "set", **proxy, POMELO_IDLE_TIMEOUT="1") as explicit,
+    ):
+        _, closed, kept, soon = await asyncio.gather(
+            idle(default, 75.5, 1), idle(default, 0, 90), idle(trusted, 90, 10), idle(explicit, 1.5, 20)
+        )
+    assert 75 < closed < 86
+    assert kept >= 10
+    assert 1 < soon < 12

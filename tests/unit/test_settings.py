@@ -78,6 +78,60 @@ def test_origins_are_a_list_in_a_file_and_split_at_commas_in_a_variable(tmp_path
     assert refusal({"POMELO_DELIVERY_ORIGINS": "10.0.0.5"}).startswith("POMELO_DELIVERY_ORIGINS: ")
 
 
+@pytest.mark.parametrize(
+    ("given", "origins"),
+    [
+        ("https://app.example", ("https://app.example",)),
+        ("https://App.Example:443, http://LOCALHOST:3000", ("https://app.example", "http://localhost:3000")),
+        ("http://[0:0::1]:80", ("http://[::1]",)),
+        ("https://bücher.example", ("https://xn--bcher-kva.example",)),
+        (
+            "chrome-extension://abcdef,capacitor://localhost",
+            ("chrome-extension://abcdef", "capacitor://localhost"),
+        ),
+        ("*", ("*",)),
+    ],
+)
+def test_cors_origins_are_kept_as_browsers_write_them(given, origins):
+    assert load(None, {"POMELO_CORS_ORIGINS": given}).cors_origins == origins
+
+
+def test_cors_origins_may_be_a_list_in_a_file(tmp_path):
+    config = tmp_path / "p.toml"
+    config.write_text('cors_origins = ["https://app.example", "http://localhost:3000"]\n')
+    assert load(config, {}).cors_origins == ("https://app.example", "http://localhost:3000")
+    config.write_text('cors_origins = "*"\n')
+    assert load(config, {}).cors_origins == ("*",)
+    assert load(None, {}).cors_origins == ()
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        *("https://app.example/", "https://app.example/path", "app.example", "localhost:3000", "null"),
+        *("https://", "https://*.example", "https://me:pw@app.example", "https://app.example?x"),
+        *("https://app.example:99999", "https://app.example#x", "https:app.example", "http://[::1"),
+        *("https://a b", "https://app.example\x7f", "https://ok.example, nonsense"),
+    ],
+)
+def test_a_wrong_cors_origin_is_refused_with_a_remedy(wrong):
+    said = refusal({"POMELO_CORS_ORIGINS": wrong})
+    assert said.startswith("POMELO_CORS_ORIGINS: must be * or origins, such as https://app.example or ")
+    assert said.endswith("without a path or a slash at the end")
+
+
+def test_a_star_beside_other_cors_origins_is_refused():
+    said = refusal({"POMELO_CORS_ORIGINS": "*, https://app.example"})
+    assert said == "POMELO_CORS_ORIGINS: * allows every origin: give it alone, or leave it out"
+
+
+def test_an_idle_timeout_is_of_seconds_within_a_day():
+    assert load(None, {}).idle_timeout is None
+    assert load(None, {"POMELO_IDLE_TIMEOUT": "620.5"}).idle_timeout == 620.5
+    for wrong in ("0", "0.5", "-1", "nan", "inf", "86401", "a minute"):
+        assert refusal({"POMELO_IDLE_TIMEOUT": wrong}).startswith("POMELO_IDLE_TIMEOUT: ")
+
+
 def test_trusted_proxies_are_addresses_and_networks():
     given = {"POMELO_TRUSTED_PROXIES": "10.0.0.0/8, 192.0.2.7,2001:db8::/32"}
     assert load(None, given).trusted_proxies == ("10.0.0.0/8", "192.0.2.7", "2001:db8::/32")
@@ -263,6 +317,7 @@ def test_every_variable_of_the_contract_has_a_setting():
         "POMELO_DATA",
         "POMELO_STORE",
         "POMELO_PUBLIC_URL",
+        "POMELO_CORS_ORIGINS",
         "POMELO_SECRET",
         "POMELO_TLS_CERT",
         "POMELO_TLS_KEY",

@@ -1,0 +1,87 @@
+"""A real browser: Chromium without a window, driven by its DevTools protocol."""
+
+import asyncio
+import os
+import shutil
+import signal
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import quote
+
+import aiohttp
+
+NAMES = ("chromium", "chromium-browser", "google-chrome")
+
+_OPTIONS = (
+    "--headless=new",
+    "--no-sandbox",  # which root can't have
+    "--disable-gpu",
+    "--disable-dev-shm-usage",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-breakpad",
+    "--no-first-run",
+    "--remote-debugging-port=0",
+)
+
+
+def program() -> str | None:
+    """The browser of this machine."""
+    return next((found for name in NAMES if (found := shutil.which(name))), None)
+
+
+@dataclass(frozen=True)
+class Browser:
+    """A running browser. `address` is where its DevTools are."""
+
+    address: str
+    session: aiohttp.ClientSession
+
+    async def read(self, url: str, element: str, until: str) -> str:
+        """Opens a page, and returns the text of the element with this id once it contains `until`."""
+        async with self.session.put(f"{self.address}/json/new?{quote(url, safe='')}") as answer:
+            page = await answer.json()
+        text = ""
+        try:
+            async with asyncio.timeout(30), self.session.ws_connect(page["webSocketDebuggerUrl"]) as tools:
+                while until not in text:
+                    await asyncio.sleep(0.05)
+                    expression = f"document.getElementById({element!r})?.textContent ?? ''"
+                    await tools.send_json(
+                        {"id": 1, "method": "Runtime.evaluate", "params": {"expression": expression}}
+                    )
+                    text = (await tools.receive_json())["result"]["result"].get("value", "")
+        except TimeoutError:
+            raise AssertionError(f"the page says no {until!r}, but: {text}") from None
+        finally:
+            await self.session.get(f"{self.address}/json/close/{page['id']}")
+        return text
+
+
+@asynccontextmanager
+async def open_browser(folder: Path) -> AsyncIterator[Browser]:
+    """Starts the browser of this machine, with an empty profile in `folder`, and ends it."""
+    name = program()
+    assert name is not None
+    with (folder / "log").open("wb") as log:
+        process = await asyncio.create_subprocess_exec(
+            *(name, *_OPTIONS, f"--user-data-dir={folder / 'profile'}", "about:blank"),
+            stdout=log,
+            stderr=log,
+            env=os.environ | {"HOME": str(folder)},
+            start_new_session=True,
+        )
+    try:
+        place = folder / "profile" / "DevToolsActivePort"
+        async with asyncio.timeout(30):
+            while not place.exists() or not place.read_text().strip():
+                assert process.returncode is None, (folder / "log").read_text()
+                await asyncio.sleep(0.05)
+        async with aiohttp.ClientSession() as session:
+            yield Browser(f"http://127.0.0.1:{place.read_text().split()[0]}", session)
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        await process.wait()

@@ -1,0 +1,185 @@
+"""Pages of other origins call the REST API from a real browser."""
+
+import json
+import re
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from aiohttp import web
+
+from tests.browser.chromium import NAMES, Browser, open_browser, program
+from tests.integration.house import House, open_house
+
+DOCUMENTATION = Path(__file__).parents[2] / "docs" / "rest-api.md"
+(EXAMPLE,) = re.findall(r"```javascript\n(.*?)```", DOCUMENTATION.read_text(), re.DOTALL)
+WAY = pytest.mark.parametrize("way", ["rest", "remote"])
+
+PAGE = """<!doctype html><meta charset="utf-8"><pre id="printed"></pre>
+<script>
+const printed = document.getElementById("printed");
+console.log = (text) => { printed.textContent += text + "\\n"; };
+addEventListener("error", (event) => console.log("failed: " + event.error));
+addEventListener("unhandledrejection", (event) => console.log("failed: " + event.reason));
+</script>
+<script type="module">
+%s
+console.log("finished");
+</script>
+"""
+
+STREAM = """
+const response = await fetch('URL/api/v1/task', {
+  method: 'POST',
+  headers: {'Authorization': 'Bearer KEY', 'Content-Type': 'application/json', 'Idempotency-Key': 'page-1',
+            'X-Request-Id': 'page-1', 'X-Request-Timeout': '30', 'Prefer': 'handling=lenient',
+            'traceparent': '00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01'},
+  body: JSON.stringify({model: 'gpt-4', stream: true, messages: [{role: 'user', content: 'Count to ten.'}]})
+});
+console.log(JSON.stringify(Object.fromEntries(response.headers)));
+const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
+for (let part; !(part = await reader.read()).done;) console.log(part.value);
+"""
+
+SPEECH = """
+const headers = {'Authorization': 'Bearer KEY', 'Content-Type': 'application/json'};
+const asked = {model: 'eleven-labs-tts', text: 'Good morning', voice: 'adam'};
+const post = (more) => fetch('URL/api/v1/task', {method: 'POST', body: JSON.stringify(asked), headers: {...headers, ...more}});
+const raw = await (await post({'Accept': 'audio/*'})).arrayBuffer();
+const {audio} = await (await post({})).json();
+const linked = await fetch(audio.url);
+const part = await fetch(audio.url, {headers: {'Range': 'bytes=10-19'}});
+console.log(JSON.stringify({
+  raw: raw.byteLength, whole: (await linked.arrayBuffer()).byteLength, inline: atob(audio.b64_json).length,
+  part: (await part.arrayBuffer()).byteLength, range: part.headers.get('Content-Range')
+}));
+"""
+
+REFUSED = """
+const body = JSON.stringify({model: 'gpt-4', messages: [{role: 'user', content: 'Hi'}]});
+const ask = async (path, key, body) => {
+  const headers = {'Authorization': 'Bearer ' + key, 'Content-Type': 'application/json'};
+  const response = await fetch('URL' + path, {method: 'POST', headers, body});
+  const {error} = await response.json();
+  return [response.status, error?.code, response.headers.get('Retry-After') !== null,
+          response.headers.get('X-RateLimit-Remaining'), response.headers.get('X-Request-Id').startsWith('req_')];
+};
+const answers = [await ask('/api/v1/task', 'wrong', body), await ask('/nowhere', 'KEY', body),
+                 await ask('/api/v1/models', 'KEY', body), await ask('/api/v1/task', 'KEY', '{')];
+for (let i = 0; i < 6; i++) answers.push(await ask('/api/v1/task', 'KEY', body));
+console.log(JSON.stringify(answers));
+"""
+
+
+@dataclass
+class Pages:
+    """A server of pages, on two origins. `script` is what its page runs."""
+
+    allowed: str
+    foreign: str
+    script: str = ""
+
+
+@pytest.fixture(scope="module")
+async def browser(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Browser]:
+    """The browser of this machine."""
+    if program() is None:
+        pytest.skip(f"there is no browser: install {' or '.join(NAMES)} (`make browser` does it as root)")
+    async with open_browser(tmp_path_factory.mktemp("browser")) as opened:
+        yield opened
+
+
+@pytest.fixture(scope="module")
+async def pages() -> AsyncIterator[Pages]:
+    """Serves pages."""
+
+    async def page(request: web.Request) -> web.Response:
+        return web.Response(text=PAGE % served.script, content_type="text/html")
+
+    app = web.Application()
+    app.router.add_get("/", page)
+    runner = web.AppRunner(app)
+    await runner.setup()
+    try:
+        for _ in range(2):
+            await web.TCPSite(runner, "127.0.0.1", 0).start()
+        served = Pages(*(f"http://{host}:{port}" for host, port in runner.addresses))
+        yield served
+    finally:
+        await runner.cleanup()
+
+
+@pytest.fixture(scope="module", name="house")
+async def _house(pages: Pages, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[House]:
+    given = {"cors_origins": (pages.allowed,)}
+    async with open_house(tmp_path_factory.mktemp("cors"), settings=given, gateway_settings=given) as opened:
+        yield opened
+
+
+@WAY
+async def test_a_page_of_an_allowed_origin_runs_the_example_of_the_documentation(
+    browser: Browser, pages: Pages, house: House, way: str
+) -> None:
+    caller = await house.caller("all")
+    pages.script = EXAMPLE.replace("https://your-domain.com", house.urls[way]).replace(
+        "YOUR_API_KEY", caller.test
+    )
+    printed = await browser.read(pages.allowed, "printed", "finished")
+    assert "What is the capital of France?" in printed
+    assert "Pomelo sandbox" in printed
+    assert len(await house.records(caller)) == 1
+
+
+@WAY
+async def test_the_browser_refuses_the_page_of_another_origin_before_it_costs_anything(
+    browser: Browser, pages: Pages, house: House, way: str
+) -> None:
+    caller = await house.caller("all")
+    pages.script = EXAMPLE.replace("https://your-domain.com", house.urls[way]).replace(
+        "YOUR_API_KEY", caller.test
+    )
+    printed = await browser.read(pages.foreign, "printed", "failed")
+    assert printed.strip() == "failed: TypeError: Failed to fetch"
+    assert await house.records(caller) == []
+
+
+@WAY
+async def test_a_page_reads_a_stream_and_the_headers_of_limits(
+    browser: Browser, pages: Pages, house: House, way: str
+) -> None:
+    caller = await house.caller("all")
+    pages.script = STREAM.replace("URL", house.urls[way]).replace("KEY", caller.test)
+    printed = await browser.read(pages.allowed, "printed", "finished")
+    headers = json.loads(printed.splitlines()[0])
+    assert headers["content-type"] == "text/event-stream"
+    assert headers["x-request-id"] == "page-1"
+    assert headers["x-pomelo-mode"] == "test"
+    assert (headers["x-ratelimit-limit"], headers["x-ratelimit-remaining"]) == ("1000", "999")
+    assert {"x-ratelimit-reset", "x-ratelimit-limit-tokens", "x-credits-remaining"} <= set(headers)
+    assert printed.count("task.completion.chunk") > 5
+    assert "data: [DONE]" in printed
+
+
+@WAY
+async def test_a_page_reads_audio_raw_and_by_its_link(
+    browser: Browser, pages: Pages, house: House, way: str
+) -> None:
+    caller = await house.caller("all")
+    pages.script = SPEECH.replace("URL", house.urls[way]).replace("KEY", caller.test)
+    found = json.loads((await browser.read(pages.allowed, "printed", "finished")).splitlines()[0])
+    assert found["raw"] == found["whole"] == found["inline"] > 1000
+    assert (found["part"], found["range"]) == (10, f"bytes 10-19/{found['whole']}")
+
+
+@WAY
+async def test_a_page_reads_errors(browser: Browser, pages: Pages, house: House, way: str) -> None:
+    caller = await house.caller("five")
+    pages.script = REFUSED.replace("URL", house.urls[way]).replace("KEY", caller.test)
+    answers = json.loads((await browser.read(pages.allowed, "printed", "finished")).splitlines()[0])
+    assert [answer[:2] for answer in answers[:4]] == [
+        *([401, "invalid_api_key"], [404, "not_found"], [405, "method_not_allowed"], [400, "invalid_body"])
+    ]
+    assert answers[-1] == [429, "rate_limit_exceeded", True, "0", True]
+    assert answers[4][:2] == [200, None]
+    assert all(answer[4] for answer in answers)
