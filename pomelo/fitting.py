@@ -110,6 +110,9 @@ class Fitting:
             return
         parameter = self._known[name]
         self._message(parameter).ClearField(name)
+        if parameter.descriptor.message_type is not None:  # what was changed inside it is gone with it
+            within = parameter.label + "."
+            self._changes = {k: v for k, v in self._changes.items() if not k.startswith(within)}
         self._note(parameter, None, takes)
 
     def drop_items(self, name: str, unwanted: Callable[[Any], bool], takes: str) -> None:
