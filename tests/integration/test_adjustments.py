@@ -22,6 +22,7 @@ IMAGE = {"model": "flux-1-pro", "prompt": "A kite"}
 ADJUSTED: list[tuple[dict[str, Any], str, dict[str, Any]]] = [
     (say(stop=["END"]), "stop", {"stop": None}),
     (say(stop="END", presence_penalty=0.5, top_p=0.5), "stop; presence_penalty", {"top_p": 0.5}),
+    (say("word " * 60_000, stop=["END"]), "stop", {"stop": None}),  # examined in a thread
     (say(max_tokens=200_000), "max_tokens=128000", {"max_completion_tokens": 128_000}),
     (say(model="claude-3-haiku", temperature=1.5, seed=1), "seed; temperature=1", {"temperature": 1}),
     (say(model="claude-3-haiku", temperature=0.5, top_p=0.5), "top_p", {"temperature": 0.5, "top_p": None}),
