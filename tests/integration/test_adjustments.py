@@ -22,7 +22,6 @@ IMAGE = {"model": "flux-1-pro", "prompt": "A kite"}
 ADJUSTED: list[tuple[dict[str, Any], str, dict[str, Any]]] = [
     (say(stop=["END"]), "stop", {"stop": None}),
     (say(stop="END", presence_penalty=0.5, top_p=0.5), "stop; presence_penalty", {"top_p": 0.5}),
-    (say("word " * 60_000, stop=["END"]), "stop", {"stop": None}),  # examined in a thread
     (say(max_tokens=200_000), "max_tokens=128000", {"max_completion_tokens": 128_000}),
     (say(model="claude-3-haiku", temperature=1.5, seed=1), "seed; temperature=1", {"temperature": 1}),
     (say(model="claude-3-haiku", temperature=0.5, top_p=0.5), "top_p", {"temperature": 0.5, "top_p": None}),
@@ -170,6 +169,18 @@ async def test_what_the_vendor_gets_otherwise_is_reported(
     fields = order.body or {part.name: part.text for part in order.form or ()}
     for name, value in sent.items():
         assert fields.get(name) == value
+
+
+@WAY
+async def test_a_long_conversation_is_adjusted_too(rig: Rig, way: str) -> None:
+    caller = await rig.house.caller()
+    body = say("word " * 60_000, stop=["END"])
+    told = await rig.house.ask(way, caller.live, body)
+    assert (told.code, adjusted(told)) == ("ok", "stop")
+    assert "stop" not in rig.requests[0].body
+    assert rig.requests[0].body["messages"] == body["messages"]
+    refused = await rig.house.ask(way, caller.live, body, headers=STRICT)
+    assert (refused.code, len(rig.requests)) == ("invalid_parameter", 1)
 
 
 @WAY
