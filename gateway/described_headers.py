@@ -24,6 +24,15 @@ HEADERS: dict[str, Any] = {
     "X-RateLimit-Remaining-Concurrent": _whole("Tasks that may be begun now beside those that run."),
     "X-Credits-Remaining": _credits("Credits that are left, without what running tasks hold."),
     "X-Credits-Charged": _credits("What the task cost, where that is known when the headers go out."),
+    "X-Pomelo-Adjusted": {
+        "schema": {"type": "string"},
+        "description": "Fields that the model does not take as given: the name alone where it was left out, "
+        "name=value where another value was used; such as stop; temperature=1.",
+    },
+    "Preference-Applied": {
+        "schema": {"const": "handling=strict"},
+        "description": "The task was handled strictly, as Prefer asked for.",
+    },
     "Retry-After": _whole("Seconds to wait; with 409 of a running request, 429 and 503."),
 }
 """By name. Limits are there where the plan has them, and nothing but the first for a key that is unknown."""
@@ -33,4 +42,13 @@ IDEMPOTENCY_KEY: dict[str, Any] = {
     "in": "header",
     "schema": {"type": "string", "pattern": "^[!-~]{1,255}$"},
     "description": "Your name of the request: sent again within 24 hours, it gets the first one's answer.",
+}
+
+PREFER: dict[str, Any] = {
+    "name": "Prefer",
+    "in": "header",
+    "schema": {"type": "string"},
+    "example": "handling=strict",
+    "description": "handling=strict (RFC 7240): a field that the model does not take as given is refused "
+    "with invalid_parameter. By default it is adjusted, and listed in X-Pomelo-Adjusted.",
 }

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from gateway import described_account
-from gateway.described_headers import IDEMPOTENCY_KEY
+from gateway.described_headers import IDEMPOTENCY_KEY, PREFER
 from gateway.fields import FIELDS
 from gateway.schema import ANY, JSON, NUMBER, Schema, object_of, one_of, ranged, ref, responses, text
 from pomelo.errors import TABLE
@@ -284,6 +284,7 @@ def _task_operation() -> Schema:
                 "schema": {"type": "string", "pattern": "^[!-~]{1,128}$"},
             },
             IDEMPOTENCY_KEY,
+            PREFER,
             {
                 "name": "X-Request-Timeout",
                 "in": "header",

@@ -20,7 +20,7 @@ import grpc
 
 from gateway.server_watch import ServerWatch
 from gateway.uploading import FAILED_WRITE, send
-from pomelo.call import Call
+from pomelo.call import STRICT, Call
 from pomelo.cancellation import is_cancelled
 from pomelo.errors import PomeloError
 from pomelo.gen.v1.account_service_pb2 import Account, GetAccountRequest, ListUsageRequest, ListUsageResponse
@@ -418,6 +418,8 @@ def _given(call: Call, proof: GatewayProof) -> dict[str, Any]:
         metadata.append(("authorization", authorization))
     if call.repeat_key is not None and call.fault is None:
         metadata.append(("idempotency-key", call.repeat_key))
+    if call.strict:
+        metadata.append(("prefer", STRICT))
     if call.traceparent is not None and _PLAIN.fullmatch(call.traceparent):
         metadata.append(("traceparent", call.traceparent))
     return {"metadata": metadata, "timeout": left + _SLACK}

@@ -20,6 +20,14 @@ DEFAULT_TIMEOUT = 600.0
 _REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
 _REPEAT_KEY = re.compile(r"[\x21-\x7e]{1,255}")
 _BEARER = re.compile(r"bearer +(\S+) *", re.IGNORECASE)
+_PREFERENCES = re.compile(r'(?:[^,"]++|"(?:[^"\\]|\\.)*+"?)++')
+_HANDLING = re.compile(
+    r'\s*+handling\s*+(?:=\s*+(?:"([^"]*+)"|([^\s;"]*+))\s*+)?(?:;.*)?', re.IGNORECASE | re.DOTALL
+)
+"""Possessive quantifiers: no header makes them backtrack."""
+
+STRICT = "handling=strict"
+"""The preference that a field is refused rather than adjusted (RFC 7240), as we write it."""
 
 _ONCE = {
     name.lower(): name
@@ -65,7 +73,8 @@ class Call:
     a unix socket; `deadline` is absolute, on the clock of `time.monotonic` (which is the event loop's too);
     `fault` is what was wrong with the headers, raised once the key is known to be good; `key_fault` is what
     was wrong with the one that carries the key, as a sentence. `principal` is set once the key was checked.
-    `repeat_key` is the Idempotency-Key. `reply` holds the headers that go back, by their names as the
+    `repeat_key` is the Idempotency-Key. `strict` is whether a field that the model can't take is refused, not
+    adjusted. `reply` holds the headers that go back, by their names as the
     documentation writes them; it is complete when a task's first event is, and on every error. `trailer`
     holds those that are known only at a stream's end. `at_end` is what `end` runs for the REST front end
     when the request has ended, whatever the outcome.
@@ -78,6 +87,7 @@ class Call:
     address: str = ""
     traceparent: str | None = None
     repeat_key: str | None = None
+    strict: bool = False
     fault: PomeloError | None = None
     key_fault: str = ""
     principal: Principal | None = None
@@ -138,6 +148,7 @@ class Call:
             deadline=clock() + timeout,
             traceparent=get("traceparent"),
             repeat_key=repeat_key,
+            strict=_is_strict(get("prefer")),
             fault=fault,
             key_fault=key_fault,
             reply={"X-Request-Id": request_id},
@@ -148,6 +159,15 @@ def _given_twice(names: Iterable[str]) -> set[str]:
     """Which headers of `_ONCE` were given more than once."""
     counts = Counter(lower for name in names if (lower := name.lower()) in _ONCE)
     return {name for name, count in counts.items() if count > 1}
+
+
+def _is_strict(prefer: str | None) -> bool:
+    """Whether a Prefer header asks for strict handling. Of several `handling` the first one counts; what is
+    not understood is ignored, as RFC 7240 wants it."""
+    for preference in _PREFERENCES.findall(prefer) if prefer else ():
+        if (handling := _HANDLING.fullmatch(preference)) is not None:
+            return (handling[1] or handling[2] or "").lower() == "strict"
+    return False
 
 
 def _seconds(text: str) -> float | None:

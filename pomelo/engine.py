@@ -15,7 +15,7 @@ from pomelo.call import Call
 from pomelo.errors import PomeloError
 from pomelo.gen.v1.task_pb2 import Task, TaskResult
 from pomelo.gen.v1.task_service_pb2 import StreamTaskResponse, TaskStarted
-from pomelo.intake import Intake, Replay, Run, wanted
+from pomelo.intake import Intake, Replay, Run, report, wanted
 from pomelo.media import MediaStore
 from pomelo.routing import Router
 from pomelo.turns import Turns, in_turns
@@ -38,7 +38,6 @@ class Engine:
         run = await self._intake.take_in(task, call, stream=False)
         if isinstance(run, Replay):
             return run.result
-        result = _result(task, run)
         turn = self._turns.stream()
         async with self._life(run) as deadline:
             async with aclosing(self._events(run)) as events:
@@ -46,6 +45,8 @@ class Engine:
                     if turn.over():
                         await turn.next()
                     run.fold.add(event)
+            result = _result(task, run)
+            report(call, result.adjustments)  # another route than the first may have answered
             run.fold.finish(result)
             await self._settle(run, result, deadline)
         return result
@@ -98,7 +99,7 @@ class Engine:
 
     def _events(self, run: Run) -> AsyncGenerator[StreamTaskResponse, None]:
         account = run.hold.wallet.account
-        return self._router.events(run.job, run.candidates, run.hold.answered_by, account=account)
+        return self._router.events(run.job, run.candidates, run.asked, account=account)
 
     async def _stream(
         self, task: Task, run: Run, deadline: asyncio.Timeout
@@ -182,12 +183,12 @@ def _result_size(result: TaskResult) -> int:
 
 
 def _started(task: Task, run: Run) -> StreamTaskResponse:
-    started = TaskStarted(id=run.job.task_id, model=task.model)
+    started = TaskStarted(id=run.job.task_id, model=task.model, adjustments=run.job.adjustments)
     started.created.seconds = run.created
     return StreamTaskResponse(started=started)
 
 
 def _result(task: Task, run: Run) -> TaskResult:
-    result = TaskResult(id=run.job.task_id, model=task.model)
+    result = TaskResult(id=run.job.task_id, model=task.model, adjustments=run.job.adjustments)
     result.created.seconds = run.created
     return result

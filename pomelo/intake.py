@@ -6,7 +6,7 @@ refused here, on both wires alike and in one order. It knows no transport and no
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, TypeVar
@@ -14,12 +14,13 @@ from typing import Any, TypeVar
 from pomelo import repeats
 from pomelo.admission.admit import Admission, Hold
 from pomelo.audio import Swapper
-from pomelo.call import Call, Principal
+from pomelo.call import STRICT, Call, Principal
 from pomelo.catalog import Catalog, Model
 from pomelo.errors import PomeloError, invalid
+from pomelo.fitting import HEADER, Fitting, header
 from pomelo.gen.v1.media_pb2 import ResponseFormat
 from pomelo.gen.v1.speech_pb2 import AudioInput
-from pomelo.gen.v1.task_pb2 import Task
+from pomelo.gen.v1.task_pb2 import Adjustment, Task
 from pomelo.gen.v1.task_service_pb2 import StreamTaskResponse
 from pomelo.ids import new_id
 from pomelo.measure import Measurer
@@ -42,24 +43,38 @@ LARGE = 256 * 1024
 
 
 @dataclass(frozen=True, slots=True)
+class _Routing:
+    """The routes that can serve a task, and its input as the first of them takes it. `failure` is why there
+    is no route; then the input is as the model's first one would take it."""
+
+    candidates: list[Candidate]
+    failure: PomeloError | None
+    fitted: Fitting
+    reported: Fitting
+    """Whose adjustments the caller gets: for a test key those of the model's first route."""
+
+
+@dataclass(frozen=True, slots=True)
 class _Asked:
     """A task that can be run, if its account may."""
 
     model: Model
     kind: TaskKind
     given: Any
+    routing: "_Routing"
     audio: AudioSource | None
     heard: Heard
     repeatable: Repeatable | None
     large: bool
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Run:
     """A task that was taken in."""
 
     kind: TaskKind
     job: Job
+    """That of the route that is asked now."""
     candidates: list[Candidate]
     fold: Fold
     delivered: Delivered
@@ -70,6 +85,11 @@ class Run:
     """Whether its answer is kept for its Idempotency-Key."""
     drop: Callable[[], None]
     """Deletes what is not needed after the task has ended."""
+
+    def asked(self, job: Job) -> None:
+        """A route is asked, with a job of its own."""
+        self.job = job
+        self.hold.answered_by(job.route)
 
 
 class Replay:
@@ -172,15 +192,18 @@ class Intake:
             raise
         if isinstance(run, Replay):
             drop()
+            report(call, run.result.adjustments)
+        else:
+            report(call, run.job.adjustments)
         return run
 
     async def _admit(
         self, asked: _Asked, call: Call, principal: Principal, stream: bool, drop: Callable[[], None]
     ) -> "Run | Replay":
         """Takes what a task needs, and makes it ready to run."""
-        model, kind, given = asked.model, asked.kind, asked.given
-        candidates, failure = self._candidates(model, kind, principal)
-        route = candidates[0].route if candidates else model.routes[0]
+        model, kind, routing = asked.model, asked.kind, asked.routing
+        candidates, failure, given = routing.candidates, routing.failure, routing.fitted.input
+        route = routing.fitted.route
         bound = await _beside(asked.large, kind.bound, given, model, route, asked.heard)
         # A test key pays what the first route costs.
         prices, price_version = model.priced(route if principal.live else model.routes[0])
@@ -211,13 +234,16 @@ class Intake:
         if isinstance(hold, Repeated):
             return Replay(hold.answer, given, principal.owner, self._media, stream=stream)
         if failure is None:
-            failure = self._no_room(asked, bound, principal)
+            failure = self._no_room(asked, given, bound, principal)
         if failure is not None:
             await hold.refuse()
             raise failure
         try:
+            most_tokens = None
             if kind.name == "text":
-                given = _cut(given, bound, affordable(hold.amount, bound.most.input_tokens, prices))
+                most_tokens = _paid(given, bound, affordable(hold.amount, bound.most.input_tokens, prices))
+                if most_tokens is not None and given.max_tokens != most_tokens:
+                    given = candidates[0].fit(asked.given, model, most_tokens).input
             job = Job(
                 task_id=task_id,
                 model=model,
@@ -226,6 +252,9 @@ class Intake:
                 stream=stream,
                 deadline=call.deadline,
                 audio=asked.audio,
+                adjustments=routing.reported.adjustments,
+                given=asked.given,
+                most_tokens=most_tokens,
             )
             writer = partial(self._media.writer, principal.owner)
             keep = asked.repeatable is not None
@@ -254,6 +283,11 @@ class Intake:
         given = getattr(task, kind.name)
         large = task.ByteSize() > LARGE
         await _beside(large, kind.check, given, model)
+        routing = await self._route(given, model, kind, live=principal.live, strict=call.strict, large=large)
+        if call.strict:
+            call.reply["Preference-Applied"] = STRICT
+            if routing.reported.adjustments:
+                raise routing.reported.refusal()
         audio = self._audio(given.audio, principal) if kind.audio else None
         repeatable = None
         if call.repeat_key is not None:
@@ -266,7 +300,7 @@ class Intake:
             longest = model.limits.max_audio_seconds
             if audio.ms > longest * 1000 > 0:
                 raise invalid("audio", f"audio of at most {longest} seconds")
-        return _Asked(model, kind, given, audio, heard, repeatable, large)
+        return _Asked(model, kind, given, routing, audio, heard, repeatable, large)
 
     def _spent(self, task: Task, call: Call, principal: Principal) -> Callable[[], None]:
         """Returns a function that deletes a task's upload once the task has ended or is refused. The caller
@@ -276,10 +310,10 @@ class Intake:
             return _nothing
         return partial(self._media.delete, given.audio.media_id, principal.owner)
 
-    def _no_room(self, asked: _Asked, bound: Bound, principal: Principal) -> PomeloError | None:
+    def _no_room(self, asked: _Asked, given: Any, bound: Bound, principal: Principal) -> PomeloError | None:
         """Why an answer that must be stored (as a link, or for its Idempotency-Key) can't be."""
-        size = asked.kind.media_size(asked.given, bound)
-        as_link = wanted(asked.given) == ResponseFormat.RESPONSE_FORMAT_URL
+        size = asked.kind.media_size(given, bound)
+        as_link = wanted(given) == ResponseFormat.RESPONSE_FORMAT_URL
         if size and (as_link or asked.repeatable is not None):
             try:
                 self._media.check_answer(principal.owner, size)
@@ -287,14 +321,27 @@ class Intake:
                 return error
         return None
 
-    def _candidates(
-        self, model: Model, kind: TaskKind, principal: Principal
-    ) -> tuple[list[Candidate], PomeloError | None]:
-        """The routes that can serve a task; or why there is none, to be told after the limits."""
+    async def _route(
+        self, given: Any, model: Model, kind: TaskKind, *, live: bool, strict: bool, large: bool
+    ) -> _Routing:
+        """Which routes can serve a task, and as what. With `strict` only those that adjust nothing may take
+        over from the first one. That there is no route is raised later, after the limits."""
+        candidates: list[Candidate] = []
+        failure = None
         try:
-            return self._router.candidates(model, kind.name, live=principal.live), None
+            candidates = self._router.candidates(model, kind.name, live=live)
         except PomeloError as error:
-            return [], error
+            failure = error
+        if not (live and candidates):
+            first = await _beside(large, self._router.preview, model, kind.name, given)
+            fitted = await _beside(large, candidates[0].fit, given, model) if candidates else first
+            return _Routing(candidates, failure, fitted, first)
+        fitted = await _beside(large, candidates[0].fit, given, model)
+        if strict:
+            for other in candidates[1:]:
+                if (await _beside(large, other.fit, given, model)).adjustments:
+                    candidates.remove(other)
+        return _Routing(candidates, failure, fitted, fitted)
 
     def _audio(self, audio: AudioInput, principal: Principal) -> AudioSource:
         if audio.media_id:
@@ -332,15 +379,16 @@ def wanted(given: Any) -> "ResponseFormat.ValueType":
     return getattr(given, "response_format", ResponseFormat.RESPONSE_FORMAT_UNSPECIFIED)
 
 
-def _cut(given: Any, bound: Bound, affordable_tokens: int) -> Any:
-    """A text input whose answer is not longer than what was held for it; the given one where it can't be."""
+def report(call: Call, adjustments: Sequence[Adjustment]) -> None:
+    """Puts what was adjusted into the headers of the answer."""
+    if adjustments:
+        call.reply[HEADER] = header(adjustments)
+    else:
+        call.reply.pop(HEADER, None)
+
+
+def _paid(given: Any, bound: Bound, affordable_tokens: int) -> int | None:
+    """The tokens of output that a text task has paid for; None where the model's own maximum is, and no
+    max_tokens need be sent."""
     most = min(bound.most.output_tokens, affordable_tokens)
-    if given.HasField("max_tokens"):
-        if given.max_tokens == most:
-            return given
-    elif most >= bound.most.output_tokens:
-        return given  # the model's own maximum, whatever it is, is paid for
-    cut = type(given)()
-    cut.CopyFrom(given)
-    cut.max_tokens = most
-    return cut
+    return None if most >= bound.most.output_tokens and not given.HasField("max_tokens") else most

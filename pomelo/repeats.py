@@ -103,7 +103,7 @@ def replayed(
     Raises:
         PomeloError: store_unavailable.
     """
-    started = TaskStarted(id=result.id, model=result.model)
+    started = TaskStarted(id=result.id, model=result.model, adjustments=result.adjustments)
     started.created.CopyFrom(result.created)
     yield StreamTaskResponse(started=started)
     if result.HasField("text"):

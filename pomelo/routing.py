@@ -13,11 +13,13 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass, replace
 from math import ceil, inf
+from typing import Any
 
 from pomelo.breaker import CircuitBreaker
 from pomelo.catalog import Model, Route
 from pomelo.errors import PomeloError, Replay
-from pomelo.providers.base import CALLER, Event, Job, JobMethod, Provider, method
+from pomelo.fitting import Fitting, Hook, fit
+from pomelo.providers.base import CALLER, Event, Job, JobMethod, Provider, fit_hook, fitted, method
 
 RETRIES = 2
 """How often one route is asked again."""
@@ -39,6 +41,15 @@ class Candidate:
     method: JobMethod
     breaker: CircuitBreaker | None
     """None for the sandbox, whose troubles are made to order."""
+    hook: Hook | None = None
+
+    def fit(self, given: Any, model: Model, most_tokens: int | None = None) -> Fitting:
+        """A valid input as the route takes it; see `pomelo.fitting.fit`."""
+        return fit(given, model, self.route, self.hook, most_tokens)
+
+    def take_over(self, job: Job) -> Job:
+        """A job of another route, as this one takes it."""
+        return fitted(replace(job, route=self.route), self.hook)
 
 
 class Router:
@@ -76,10 +87,16 @@ class Router:
             if provider is not None and provider.configured:
                 provider_method = method(provider, kind)
                 if provider_method is not None:
-                    found.append(Candidate(route, provider_method, self._breaker(route) if live else None))
+                    breaker = self._breaker(route) if live else None
+                    found.append(Candidate(route, provider_method, breaker, fit_hook(provider, kind)))
         if not found:
             raise PomeloError("provider_not_configured", field="model")
         return found
+
+    def preview(self, model: Model, kind: str, given: Any) -> Fitting:
+        """A valid input as the first route of a model takes it, configured or not."""
+        route = model.routes[0]
+        return fit(given, model, route, fit_hook(self._providers.get(route.provider), kind))
 
     def _breaker(self, route: Route) -> CircuitBreaker:
         key = (route.provider, route.model)
@@ -92,13 +109,13 @@ class Router:
         self,
         job: Job,
         candidates: list[Candidate],
-        asked: Callable[[Route], None] = lambda route: None,
+        asked: Callable[[Job], None] = lambda job: None,
         *,
         account: str = "",
     ) -> AsyncGenerator[Event, None]:
-        """The events of a task, from the first candidate that gives any; to be closed by the caller. `asked`
-        is called with each route before the provider is. `account` owns the task: breakers and
-        connections are shared fairly between accounts.
+        """The events of a task, from the first candidate that gives any; to be closed by the caller. `job` is
+        the first candidate's. `asked` is called with each route's job before the provider is. `account` owns
+        the task: breakers and connections are shared fairly between accounts.
 
         Raises:
             PomeloError: the failure of the last candidate that was tried; provider_unavailable when
@@ -106,26 +123,26 @@ class Router:
         """
         first = candidates[0]
         if first.breaker is None:
-            asked(first.route)
+            asked(job)
             return first.method(job)
         return self._asked(job, candidates, asked, account)
 
     async def _asked(
-        self, job: Job, candidates: list[Candidate], asked: Callable[[Route], None], account: str
+        self, job: Job, candidates: list[Candidate], asked: Callable[[Job], None], account: str
     ) -> AsyncGenerator[Event, None]:
         failure: PomeloError | None = None
         left_alone = inf
         clock = self._clock
         for candidate in candidates:
             breaker = candidate.breaker or CircuitBreaker()
-            routed = job if candidate.route is job.route else replace(job, route=candidate.route)
+            routed = job if candidate.route is job.route else candidate.take_over(job)
             for retry in range(RETRIES + 1):
                 attempt = breaker.acquire(account, clock())
                 if attempt is None:
                     left_alone = min(left_alone, breaker.retry_after(account, clock()))
                     break
                 if not retry:
-                    asked(candidate.route)
+                    asked(routed)
                 begun = False
                 try:
                     CALLER.set(account)

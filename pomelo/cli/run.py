@@ -254,6 +254,7 @@ def _stream(events: Iterable[Any], out: str | None, progress: Progress) -> None:
         progress.clear()
         sink.keep()
         _note(finish_reason)
+        _note_adjusted(first.adjustments)
 
 
 def _finish(result: "TaskResult", out: str | None, progress: Progress) -> None:
@@ -269,6 +270,7 @@ def _finish(result: "TaskResult", out: str | None, progress: Progress) -> None:
             _medium(result.image.images[0], result.id, out)
         case "speech":
             _medium(result.speech, result.id, out)
+    _note_adjusted(result.adjustments)
 
 
 def _medium(output: Any, task_id: str, out: str | None) -> None:
@@ -313,6 +315,11 @@ def _note(finish_reason: int) -> None:
         typer.echo("(The text was cut at max_tokens.)", err=True)
     elif finish_reason == FINISH_REASON_CONTENT_FILTER:
         typer.echo("(The provider's filter ended the text.)", err=True)
+
+
+def _note_adjusted(adjustments: Iterable[Any]) -> None:
+    if made := ", ".join(f"{one.field}={one.used}" if one.used else f"no {one.field}" for one in adjustments):
+        typer.echo(f"(Adjusted to what the model takes: {made}.)", err=True)
 
 
 class _Sink:

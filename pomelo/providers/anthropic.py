@@ -16,6 +16,7 @@ from pydantic_core import from_json, to_json
 from yarl import URL
 
 from pomelo.errors import PomeloError
+from pomelo.fitting import Fitting
 from pomelo.gen.v1.text_pb2 import FinishReason, ImageUrl, Message, Role, TextDelta, TextInput, TokenUsage
 from pomelo.providers import Credentials
 from pomelo.providers.base import Event, Job, Probe
@@ -79,6 +80,15 @@ _FIELDS = {
 }
 """The vendor's name of a parameter -> the contract's."""
 
+_NAMES = {
+    "max_tokens": "max_tokens",
+    "temperature": "temperature",
+    "top_p": "top_p",
+    "stop": "stop_sequences",
+    "user": "metadata",
+}
+"""The contract's name of a parameter -> the vendor's."""
+
 _BLAMED = pattern(r"([a-z_]+)[.\w]*: ")
 
 
@@ -121,6 +131,10 @@ class Anthropic:
     async def aclose(self) -> None:
         """Nothing to free: the session is shared."""
 
+    def fit_text(self, fitting: Fitting) -> None:
+        """Adjusts an input to what the API takes, whatever the model."""
+        fit(fitting)
+
     def text(self, job: Job) -> AsyncGenerator[Event, None]:
         """Answers a conversation; see JobMethod.
 
@@ -159,11 +173,22 @@ class Anthropic:
         yield last
 
 
+def fit(fitting: Fitting) -> None:
+    """Adjusts an input to what the API takes, and to the fields that the operator has fixed."""
+    for name in ("seed", "presence_penalty", "frequency_penalty"):
+        fitting.drop(name)
+    options = fitting.route.options
+    if fitting.get("temperature") is not None and options.get("sampling") != "both":
+        fitting.drop("top_p", "left out beside temperature: the model takes one of the two")
+    fitting.drop_items("stop", lambda text: not text.strip(), "strings that are not blank")
+    fitting.override(_NAMES, options.get("extra"))
+
+
 def request(job: Job, *, stream: bool) -> dict[str, Any]:
     """The request body for a text job.
 
     What the system says goes ahead of the conversation, wherever it stood. Texts of blanks alone, which the
-    vendor refuses, are left out, as are such stop strings.
+    vendor refuses, are left out.
 
     Raises:
         PomeloError: invalid_parameter; nothing is left of the messages.
@@ -188,18 +213,12 @@ def request(job: Job, *, stream: bool) -> dict[str, Any]:
     body: dict[str, Any] = {"model": route.model, "max_tokens": _most(job), "messages": turns}
     if system:
         body["system"] = "\n\n".join(system)
-    if given.HasField("temperature"):
-        temperature = route.fit("temperature", given.temperature)
-        if temperature is not None:
-            body["temperature"] = temperature
-    if given.HasField("top_p") and ("temperature" not in body or route.options.get("sampling") == "both"):
-        top_p = route.fit("top_p", given.top_p)
-        if top_p is not None:
-            body["top_p"] = top_p
-    stop = [text for text in given.stop if text.strip()] if "stop" not in route.drop else None
-    if stop:
-        body["stop_sequences"] = stop
-    if given.user and "user" not in route.drop:
+    for name in ("temperature", "top_p"):
+        if given.HasField(name):
+            body[name] = getattr(given, name)
+    if given.stop:
+        body["stop_sequences"] = list(given.stop)
+    if given.user:
         # The vendor wants an opaque id, and refuses what looks like an address or a number.
         body["metadata"] = {"user_id": sha256(given.user.encode()).hexdigest()}
     if stream:
@@ -210,14 +229,12 @@ def request(job: Job, *, stream: bool) -> dict[str, Any]:
 
 
 def _most(job: Job) -> int:
-    """The most tokens to ask for: the caller's number, within the model's own."""
+    """The most tokens to ask for: the caller's number, else the model's own maximum."""
     given: TextInput = job.input
-    limit = job.model.limits.max_output_tokens
     if given.HasField("max_tokens"):
-        most = job.route.fit("max_tokens", given.max_tokens)
-        if most is not None:
-            return min(most, limit) if limit else most
-    return limit or _OUTPUT_MOST
+        return given.max_tokens
+    limit = job.model.limits.max_output_tokens or _OUTPUT_MOST
+    return job.route.fit("max_tokens", limit) or limit
 
 
 def _texts(message: Message) -> list[str]:

@@ -5,16 +5,18 @@ provider translates between the contract and one vendor's wire; it decides nothi
 no limit, no price.
 """
 
-from collections.abc import AsyncGenerator, Callable, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextvars import ContextVar
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
 from pomelo.catalog import Model, Route
+from pomelo.fitting import Fitting, Hook, fit
+from pomelo.gen.v1.task_pb2 import Adjustment
 from pomelo.gen.v1.task_service_pb2 import StreamTaskResponse as Event
 
-__all__ = ["CALLER", "AudioSource", "Event", "Job", "Probe", "Provider"]
+__all__ = ["CALLER", "AudioSource", "Event", "Fitting", "Job", "Probe", "Provider"]
 
 CALLER: ContextVar[str] = ContextVar("caller", default="")
 """The account for which a provider is called now; empty if it is for none. Connections are shared
@@ -40,9 +42,15 @@ class AudioSource:
 class Job:
     """One task for one provider.
 
-    `input` is the contract's input message of the task's kind, valid, not to be changed. `stream` tells
-    whether the caller wants pieces as they come; when False the provider makes one whole upstream call
-    and yields it as one event. `deadline` is absolute, on the event loop's clock; the engine enforces it.
+    `input` is the contract's input message of the task's kind, valid, not to be changed. It is as the route
+    takes it: what the model or the provider can't take is clamped or dropped already, and listed in
+    `adjustments`. `stream` tells whether the caller wants pieces as they come; when False the provider makes
+    one whole upstream call and yields it as one event. `deadline` is absolute, on the event loop's clock; the
+    engine enforces it.
+
+    `given` and `most_tokens` are for the router, which fits the input to the next route from them: the
+    caller's own input (None: `input` is it), and the tokens of output that are paid for (None: the model's
+    maximum is).
     """
 
     task_id: str
@@ -52,6 +60,9 @@ class Job:
     stream: bool
     deadline: float
     audio: AudioSource | None = None
+    adjustments: Sequence[Adjustment] = ()
+    given: Any = None
+    most_tokens: int | None = None
 
 
 JobMethod = Callable[[Job], AsyncGenerator[Event, None]]
@@ -87,6 +98,10 @@ class Probe:
 class Provider(Protocol):
     """A vendor, or the sandbox. It has a `JobMethod` for each kind of task that it can do.
 
+    For a kind of which its API can't take every valid input, it has a `Hook` called fit_KIND (fit_text,
+    fit_image, …), which changes such inputs before JobMethod gets them. It is called whether or not the
+    provider is configured.
+
     Its class is called with (credentials, http). It may have, as class attributes: `base_url`, where the
     vendor's API begins unless the operator says otherwise; `probe`, a Probe; and, in a plug-in, `catalog`,
     the path of a catalogue file with the models that it brings.
@@ -105,3 +120,15 @@ class Provider(Protocol):
 def method(provider: Provider, kind: str) -> JobMethod | None:
     """The provider's method for a kind of task, or None when it has none."""
     return getattr(provider, kind, None)
+
+
+def fit_hook(provider: Provider | None, kind: str) -> Hook | None:
+    """What the provider changes of the inputs of a kind of task, or None when it takes them all."""
+    return getattr(provider, f"fit_{kind}", None)
+
+
+def fitted(job: Job, hook: Hook | None) -> Job:
+    """The job with its input as its route and the provider of `hook` take it."""
+    given = job.input if job.given is None else job.given
+    fitting = fit(given, job.model, job.route, hook, job.most_tokens)
+    return replace(job, input=fitting.input, adjustments=fitting.adjustments)

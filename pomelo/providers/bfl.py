@@ -176,7 +176,7 @@ def request(job: Job) -> dict[str, Any]:
     given: ImageInput = job.input
     route = job.route
     body: dict[str, Any] = {"prompt": given.prompt, **sides(given, route)}
-    body |= numbers(given, route, _NUMBERS)
+    body |= numbers(given, _NUMBERS)
     body["safety_tolerance"] = route.options.get("safety_tolerance", SAFETY_TOLERANCE)
     body["output_format"] = FORMATS[given.output_format]
     return body

@@ -15,6 +15,8 @@ from typing import Any
 from pydantic_core import to_json
 from yarl import URL
 
+from pomelo.catalog import Route
+from pomelo.fitting import Fitting
 from pomelo.gen.v1.text_pb2 import Message, Role, TextInput
 from pomelo.providers.base import Event, Job
 from pomelo.providers.chat_answers import ChatAnswer, whole
@@ -78,6 +80,10 @@ class Chat:
     async def aclose(self) -> None:
         """Nothing to free: the session is shared."""
 
+    def fit_text(self, fitting: Fitting) -> None:
+        """Adjusts an input to what the host takes, whatever the model."""
+        fit(fitting, self._profile)
+
     def text(self, job: Job) -> AsyncGenerator[Event, None]:
         """Answers a conversation; see JobMethod.
 
@@ -104,35 +110,35 @@ class Chat:
         return to_json(request(job, self._profile))
 
 
+def fit(fitting: Fitting, profile: Profile) -> None:
+    """Adjusts an input to what no model of a host takes, and to the fields that the operator has fixed."""
+    names = _names(fitting.route, profile)
+    for name, theirs in names.items():
+        if theirs == "none" or name in profile.drop:
+            fitting.drop(name)
+    for name, least in profile.least.items():
+        given = fitting.get(name)
+        if given is not None and given < least:
+            fitting.replace(name, least, f"at least {least:g}")
+    fitting.override(names, {**profile.extra, **fitting.route.options.get("extra", {})})
+
+
 def request(job: Job, profile: Profile) -> dict[str, Any]:
     """The request body for a text job on a host."""
     given: TextInput = job.input
-    route = job.route
-    options = route.options
-    dropped = profile.drop
+    options = job.route.options
     body: dict[str, Any] = {
-        "model": route.model,
+        "model": job.route.model,
         "messages": _messages(given, profile),
     }
-    if given.HasField("max_tokens") and "max_tokens" not in dropped:
-        most = route.fit("max_tokens", given.max_tokens)
-        if most is not None:
-            limit = job.model.limits.max_output_tokens
-            theirs = options.get("max_tokens_field", profile.max_tokens_field)
-            body[theirs] = min(most, limit) if limit else most
-    for name in ("temperature", "top_p", "seed", "presence_penalty", "frequency_penalty"):
-        if given.HasField(name) and name not in dropped:
-            value = route.fit(name, getattr(given, name))
-            theirs = name if name != "seed" else options.get("seed_field", profile.seed_field)
-            if value is not None and theirs != "none":
-                least = profile.least.get(name)
-                body[theirs] = value if least is None else max(value, least)
-    if given.stop and "stop" not in route.drop and "stop" not in dropped:
+    names = _names(job.route, profile)
+    for name in ("max_tokens", "temperature", "top_p", "seed", "presence_penalty", "frequency_penalty"):
+        if given.HasField(name):
+            body[names[name]] = getattr(given, name)
+    if given.stop:
         body["stop"] = list(given.stop)
-    if given.user and "user" not in route.drop and "user" not in dropped:
-        theirs = options.get("user_field", profile.user_field)
-        if theirs != "none":
-            body[theirs] = _user(given.user, profile.user_most)
+    if given.user:
+        body[names["user"]] = _user(given.user, profile.user_most)
     effort = options.get("reasoning_effort")
     if effort is not None:
         body["reasoning_effort"] = effort
@@ -145,6 +151,21 @@ def request(job: Job, profile: Profile) -> dict[str, Any]:
     if "extra" in options:
         body.update(options["extra"])
     return body
+
+
+def _names(route: Route, profile: Profile) -> dict[str, str]:
+    """The contract's name of each parameter -> the host's, "none" where it has none."""
+    options = route.options
+    return {
+        "max_tokens": options.get("max_tokens_field", profile.max_tokens_field),
+        "temperature": "temperature",
+        "top_p": "top_p",
+        "stop": "stop",
+        "seed": options.get("seed_field", profile.seed_field),
+        "presence_penalty": "presence_penalty",
+        "frequency_penalty": "frequency_penalty",
+        "user": options.get("user_field", profile.user_field),
+    }
 
 
 def _user(user: str, most: int) -> str:

@@ -16,14 +16,14 @@ from typing import Any
 from pydantic_core import to_json
 from yarl import URL
 
-from pomelo.catalog import DEFAULT_FORMAT, Route
+from pomelo.catalog import DEFAULT_FORMAT
 from pomelo.errors import PomeloError
+from pomelo.fitting import Fitting
 from pomelo.gen.v1.speech_pb2 import (
     SpeechToSpeechInput,
     SpeechToTextInput,
     TextToSpeechInput,
     Timestamps,
-    VoiceSettings,
 )
 from pomelo.languages import iso_language
 from pomelo.providers import Credentials
@@ -178,6 +178,16 @@ class ElevenLabs:
     async def aclose(self) -> None:
         """Nothing to free: the session is shared."""
 
+    def fit_text_to_speech(self, fitting: Fitting) -> None:
+        """Drops a language that the API does not take, which also tells it from the text."""
+        if len(iso_language(fitting.get("language_code") or "en")) != 2:
+            fitting.drop("language_code", "a language that has an ISO 639-1 code, such as en")
+
+    def fit_speech_to_text(self, fitting: Fitting) -> None:
+        """Drops a number of speakers that the API takes only where speakers are told apart."""
+        if not fitting.get("diarize"):
+            fitting.drop("num_speakers", "left out, unless diarize is true")
+
     async def text_to_speech(self, job: Job) -> AsyncGenerator[Event, None]:
         """Speaks a text; see JobMethod. The sound is passed on as it comes, streamed or whole.
 
@@ -318,18 +328,14 @@ class ElevenLabs:
 def text_to_speech_request(job: Job) -> dict[str, Any]:
     """The request body for a text-to-speech job."""
     given: TextToSpeechInput = job.input
-    route = job.route
-    body: dict[str, Any] = {"text": given.text, "model_id": route.model}
-    # The vendor takes ISO 639-1 here, which has two letters; it tells the language from the text, too.
-    language = iso_language(given.language_code)
-    if len(language) == 2 and "language_code" not in route.drop:
-        body["language_code"] = language
-    settings = _settings(given, route)
+    body: dict[str, Any] = {"text": given.text, "model_id": job.route.model}
+    if given.language_code:
+        body["language_code"] = iso_language(given.language_code)
+    settings = _settings(given)
     if settings:
         body["voice_settings"] = settings
-    seed = route.fit("seed", given.seed) if given.HasField("seed") else None
-    if seed is not None:
-        body["seed"] = seed
+    if given.HasField("seed"):
+        body["seed"] = given.seed
     return body
 
 
@@ -337,47 +343,32 @@ def speech_to_speech_fields(job: Job) -> dict[str, str]:
     """The form's fields for a speech-to-speech job, but for the sound."""
     given: SpeechToSpeechInput = job.input
     fields = {"model_id": job.route.model}
-    settings = _settings(given, job.route)
+    settings = _settings(given)
     if settings:
         fields["voice_settings"] = to_json(settings).decode()
-    seed = job.route.fit("seed", given.seed) if given.HasField("seed") else None
-    if seed is not None:
-        fields["seed"] = str(seed)
+    if given.HasField("seed"):
+        fields["seed"] = str(given.seed)
     return fields
 
 
 def speech_to_text_fields(job: Job) -> dict[str, str]:
     """The form's fields for a speech-to-text job, but for the sound."""
     given: SpeechToTextInput = job.input
-    drop = job.route.drop
     # Without it, noises stand among the words: "(laughter)".
     fields = {"model_id": job.route.model, "tag_audio_events": "false"}
-    language = iso_language(given.language_code)
-    if language and "language_code" not in drop:
-        fields["language_code"] = language
-    if given.diarize and "diarize" not in drop:
+    if given.language_code:
+        fields["language_code"] = iso_language(given.language_code)
+    if given.diarize:
         fields["diarize"] = "true"
-        most = job.route.fit("num_speakers", given.num_speakers) if given.num_speakers else None
-        if most is not None:
-            fields["num_speakers"] = str(most)
+    if given.HasField("num_speakers"):
+        fields["num_speakers"] = str(given.num_speakers)
     fields["timestamps_granularity"] = _GRANULARITIES[given.timestamps]
     return fields
 
 
-def _settings(given: TextToSpeechInput | SpeechToSpeechInput, route: Route) -> dict[str, Any]:
-    """The voice's settings as the route's model takes them; empty where the caller gave none."""
-    if not given.HasField("voice_settings") or "voice_settings" in route.drop:
-        return {}
-    settings: VoiceSettings = given.voice_settings
-    taken: dict[str, Any] = {}
-    for name in ("stability", "similarity_boost", "style", "speed"):
-        if settings.HasField(name):
-            value = route.fit(name, getattr(settings, name))
-            if value is not None:
-                taken[name] = value
-    if settings.HasField("use_speaker_boost") and "use_speaker_boost" not in route.drop:
-        taken["use_speaker_boost"] = settings.use_speaker_boost
-    return taken
+def _settings(given: TextToSpeechInput | SpeechToSpeechInput) -> dict[str, Any]:
+    """The voice's settings by the vendor's names, which are ours; empty where there are none."""
+    return {field.name: value for field, value in given.voice_settings.ListFields()}
 
 
 def _live(job: Job, wanted: str) -> bool:

@@ -43,25 +43,19 @@ class Progress:
 
 
 def sides(given: ImageInput, route: Route) -> dict[str, int]:
-    """Width and height in pixels, as the route's model takes them."""
+    """Width and height in pixels; a side that the caller left open is the default in the route's range."""
     found = {}
     for name in ("width", "height"):
-        side = route.fit(name, getattr(given, name) if given.HasField(name) else SIDE)
+        side = getattr(given, name) if given.HasField(name) else route.fit(name, SIDE)
         if side is not None:
             found[name] = side
     return found
 
 
-def numbers(given: ImageInput, route: Route, names: Mapping[str, str]) -> dict[str, Any]:
-    """What the caller gave of steps, guidance and seed, as the route's model takes them, by the vendor's
-    `names` for the contract's."""
-    found: dict[str, Any] = {}
-    for name in ("num_inference_steps", "guidance_scale", "seed"):
-        if given.HasField(name):
-            value = route.fit(name, getattr(given, name))
-            if value is not None:
-                found[names[name]] = value
-    return found
+def numbers(given: ImageInput, names: Mapping[str, str]) -> dict[str, Any]:
+    """Steps, guidance and seed where there are any, by the vendor's `names` for the contract's."""
+    values = {field.name: value for field, value in given.ListFields()}
+    return {theirs: values[name] for name, theirs in names.items() if name in values}
 
 
 def result(data: bytes) -> Event:

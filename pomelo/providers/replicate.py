@@ -5,16 +5,17 @@ knows no key of a caller, no limit and no price. The models of the FLUX family t
 shape and a number of megapixels, so the nearest ones are asked for.
 """
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
 from math import log
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic_core import to_json
 from yarl import URL
 
 from pomelo.catalog import SIDE
 from pomelo.errors import PomeloError, Replay
+from pomelo.fitting import Fitting
 from pomelo.gen.v1.image_pb2 import ImageInput
 from pomelo.providers import Credentials
 from pomelo.providers.base import Event, Job, Probe
@@ -24,14 +25,36 @@ from pomelo.providers.links import Links
 from pomelo.providers.pictures import FORMATS, Progress, numbers, result, sides
 from pomelo.providers.polling import polled
 
+_Choice = TypeVar("_Choice")
+
 DOMAIN = "replicate.com"
 """Hosts below it are the vendor's; pictures are delivered from others."""
 
-_ASPECTS = {
-    text: int(text.partition(":")[0]) / int(text.partition(":")[2])
-    for text in ("1:1", "16:9", "21:9", "3:2", "2:3", "4:5", "5:4", "3:4", "4:3", "9:16", "9:21")
+_SHAPES = {
+    "1:1": (1024, 1024),
+    "16:9": (1344, 768),
+    "21:9": (1536, 640),
+    "3:2": (1216, 832),
+    "2:3": (832, 1216),
+    "4:5": (896, 1088),
+    "5:4": (1088, 896),
+    "3:4": (896, 1152),
+    "4:3": (1152, 896),
+    "9:16": (768, 1344),
+    "9:21": (640, 1536),
 }
-_MEGAPIXELS = {"1": 1.0, "0.25": 0.25}
+"""Pixels of the vendor's aspect ratios, at one megapixel."""
+
+_SIZES = {size: (text, "1") for text, size in _SHAPES.items()} | {
+    (width // 2, height // 2): (text, "0.25") for text, (width, height) in _SHAPES.items()
+}
+"""Every size in pixels that the models make -> aspect ratio and megapixels, which is how it is asked for."""
+
+_ASPECTS = {text: int(text.partition(":")[0]) / int(text.partition(":")[2]) for text in _SHAPES}
+_AREAS = {1: 1.0, 2: 0.25}
+"""What the sides are divided by -> megapixels."""
+
+_TAKES = "one side of " + ", ".join(f"{width}x{height}" for width, height in _SIZES)
 
 _MODERATED = "moderated"
 _MEANINGS = {
@@ -103,6 +126,14 @@ class Replicate:
         """Closes the connections to where pictures are fetched from."""
         await self._links.aclose()
 
+    def fit_image(self, fitting: Fitting) -> None:
+        """Replaces a size that the models don't make by the one with the nearest shape and area."""
+        size = sides(fitting.input, fitting.route)
+        width, height = _nearest_size(size.get("width", SIDE), size.get("height", SIDE))
+        if fitting.get("width") is not None or fitting.get("height") is not None:
+            fitting.replace("width", width, _TAKES)
+            fitting.replace("height", height, _TAKES)
+
     async def image(self, job: Job) -> AsyncGenerator[Event, None]:
         """Draws a picture; see JobMethod. The vendor tells of no progress but its begin and its end.
 
@@ -145,26 +176,35 @@ class Replicate:
 def request(job: Job) -> dict[str, Any]:
     """The model's input for an image job."""
     given: ImageInput = job.input
-    route = job.route
-    size = sides(given, route)
-    width, height = size.get("width", SIDE), size.get("height", SIDE)
+    size = sides(given, job.route)
+    width, height = _nearest_size(size.get("width", SIDE), size.get("height", SIDE))
+    aspect, megapixels = _SIZES[width, height]
     wanted = FORMATS[given.output_format]
     body: dict[str, Any] = {
         "prompt": given.prompt,
-        "aspect_ratio": _nearest(_ASPECTS, width / height),
-        "megapixels": _nearest(_MEGAPIXELS, width * height / 1_000_000),
+        "aspect_ratio": aspect,
+        "megapixels": megapixels,
         "num_outputs": 1,
         "output_format": "jpg" if wanted == "jpeg" else wanted,
     }
-    body |= numbers(given, route, _NUMBERS)
+    body |= numbers(given, _NUMBERS)
     if "seed" in body:
         body["go_fast"] = False  # with it a seed gives another picture each time
     return body
 
 
-def _nearest(choices: dict[str, float], value: float) -> str:
-    """The name of the choice that is the fewest times larger or smaller than `value`."""
-    return min(choices, key=lambda name: abs(log(choices[name] / value)))
+def _nearest_size(width: int, height: int) -> tuple[int, int]:
+    """The size that the models make whose shape and area are the fewest times larger or smaller."""
+    if (width, height) in _SIZES:
+        return width, height
+    aspect = _nearest(_ASPECTS, width / height)
+    divisor = _nearest(_AREAS, width * height / 1_000_000)
+    return _SHAPES[aspect][0] // divisor, _SHAPES[aspect][1] // divisor
+
+
+def _nearest(choices: Mapping[_Choice, float], value: float) -> _Choice:
+    """The choice that is the fewest times larger or smaller than `value`."""
+    return min(choices, key=lambda choice: abs(log(choices[choice] / value)))
 
 
 def _links(prediction: Any) -> Any:

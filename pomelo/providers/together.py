@@ -11,7 +11,8 @@ from typing import Any
 from pydantic_core import to_json
 from yarl import URL
 
-from pomelo.gen.v1.image_pb2 import ImageInput
+from pomelo.fitting import Fitting
+from pomelo.gen.v1.image_pb2 import ImageFormat, ImageInput
 from pomelo.providers import Credentials
 from pomelo.providers.base import Event, Job, Probe
 from pomelo.providers.failures import Complaint, Dialect, complained, nonsense
@@ -21,9 +22,6 @@ from pomelo.providers.pictures import FORMATS, Progress, numbers, result, sides
 
 ANSWER_MOST = FILE_MOST * 4 // 3 + 64 * 1024
 """Bytes of an answer: the largest picture as base64, and what surrounds it."""
-
-_FORMATS = frozenset(("png", "jpeg"))
-"""What the vendor can write. Asked for another one it writes a PNG: nothing is lost by it."""
 
 _NUMBERS = {"num_inference_steps": "steps", "guidance_scale": "guidance_scale", "seed": "seed"}
 """The contract's name of a parameter -> the vendor's."""
@@ -78,6 +76,11 @@ class Together:
     async def aclose(self) -> None:
         """Nothing to free: the session is shared."""
 
+    def fit_image(self, fitting: Fitting) -> None:
+        """Asks for a PNG where the API can't write the format: nothing is lost by it."""
+        if fitting.get("output_format") == ImageFormat.IMAGE_FORMAT_WEBP:
+            fitting.replace("output_format", ImageFormat.IMAGE_FORMAT_PNG, "png or jpeg")
+
     async def image(self, job: Job) -> AsyncGenerator[Event, None]:
         """Draws a picture; see JobMethod. The vendor tells of no progress but the end.
 
@@ -97,11 +100,10 @@ def request(job: Job) -> dict[str, Any]:
     given: ImageInput = job.input
     route = job.route
     body: dict[str, Any] = {"model": route.model, "prompt": given.prompt, **sides(given, route)}
-    body |= numbers(given, route, _NUMBERS)
-    wanted = FORMATS[given.output_format]
+    body |= numbers(given, _NUMBERS)
     body["n"] = 1
     body["response_format"] = "base64"
-    body["output_format"] = wanted if wanted in _FORMATS else "png"
+    body["output_format"] = FORMATS[given.output_format]
     return body
 
 

@@ -143,8 +143,8 @@ class TaskKind:
     """One row of the table of kinds.
 
     `name` is the field of Task.input and the name of the providers' method. `check` raises `PomeloError`
-    for an input that the model can't be asked; `bound` returns what a checked input can use on a
-    route; `partly` returns what was used by an answer that ended early, from what was delivered.
+    for an input that the model can't be asked; `bound` returns what an input can use on a route that
+    it is fitted to; `partly` returns what was used by an answer that ended early, from what was delivered.
     `audio` is whether the input contains audio. `media_size` estimates the most bytes of media in
     the answer, 0 if it has none.
     """

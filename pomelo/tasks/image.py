@@ -33,8 +33,7 @@ def bound(given: ImageInput, model: Model, route: Route, heard: Heard) -> Bound:
     """One picture, of the size that the route's model makes of what is asked for."""
     pixels = 1
     for name in ("width", "height"):
-        side = getattr(given, name) if given.HasField(name) else SIDE
-        pixels *= route.fit(name, side) or side
+        pixels *= getattr(given, name) if given.HasField(name) else route.fit(name, SIDE) or SIDE
     used = Used(images=1, pixels=pixels)
     return Bound(used, used, exact=True)
 

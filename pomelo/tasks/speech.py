@@ -95,10 +95,7 @@ def _check_voice(given: TextToSpeechInput | SpeechToSpeechInput) -> None:
 def bound_text(given: TextToSpeechInput, model: Model, route: Route, heard: Heard) -> Bound:
     """The characters of the text."""
     used = Used(characters=len(given.text))
-    speed = 1.0
-    if given.voice_settings.HasField("speed"):
-        fitted = route.fit("speed", given.voice_settings.speed)
-        speed = 1.0 if fitted is None else float(fitted)
+    speed = given.voice_settings.speed if given.voice_settings.HasField("speed") else 1.0
     return Bound(used, used, exact=True, speed=speed)
 
 

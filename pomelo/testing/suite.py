@@ -21,7 +21,7 @@ from typing import Any
 
 from pomelo.errors import PomeloError
 from pomelo.providers import Credentials
-from pomelo.providers.base import Job, method
+from pomelo.providers.base import Job, fit_hook, fitted, method
 from pomelo.providers.http import Http, Timeouts
 from pomelo.testing.addresses import Unresolving
 from pomelo.testing.broken import ASTRAY, BODY, Breaking, ahead, first, held
@@ -375,7 +375,8 @@ class _Run:
         fault = self._case.fault
         seconds = DEADLINE if fault is not None and fault.endless else _LONGEST
         deadline = asyncio.get_running_loop().time() + seconds
-        return ask, replace(self._case.job, stream=self._case.stream, deadline=deadline)
+        job = fitted(self._case.job, fit_hook(provider, self._case.kind))
+        return ask, replace(job, stream=self._case.stream, deadline=deadline)
 
     def _failed(self, error: PomeloError) -> None:
         self._reading.fail()

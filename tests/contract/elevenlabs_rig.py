@@ -17,7 +17,7 @@ from pomelo.gen.v1.speech_pb2 import (
 from pomelo.gen.v1.task_pb2 import TaskType
 from pomelo.pricing import Prices
 from pomelo.providers import Credentials
-from pomelo.providers.base import AudioSource, Job
+from pomelo.providers.base import AudioSource, Job, fit_hook, fitted
 from pomelo.providers.elevenlabs import ElevenLabs
 from pomelo.providers.http import Http, Timeouts
 from pomelo.providers.voices import LAST_DAY
@@ -79,11 +79,8 @@ async def opened(base_url: str, *, key: str | None = KEY, **timeouts: float) -> 
 
 def events(provider: ElevenLabs, asked: Job) -> Any:
     """The provider's answer to a job of any kind."""
-    if asked.model.task_type == TaskType.TASK_TYPE_TEXT_TO_SPEECH:
-        return provider.text_to_speech(asked)
-    if asked.model.task_type == TaskType.TASK_TYPE_SPEECH_TO_SPEECH:
-        return provider.speech_to_speech(asked)
-    return provider.speech_to_text(asked)
+    kind = TaskType.Name(asked.model.task_type).removeprefix("TASK_TYPE_").lower()
+    return getattr(provider, kind)(fitted(asked, fit_hook(provider, kind)))
 
 
 async def sound(provider: ElevenLabs, asked: Job) -> tuple[bytes, str]:

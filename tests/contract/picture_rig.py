@@ -15,7 +15,7 @@ from pomelo.gen.v1.model_service_pb2 import PriceUnit
 from pomelo.gen.v1.task_pb2 import TaskType
 from pomelo.pricing import Prices
 from pomelo.providers import Credentials
-from pomelo.providers.base import Event, Job
+from pomelo.providers.base import Event, Job, fit_hook, fitted
 from pomelo.providers.http import Http, Timeouts
 
 KEY = "key-canary-2718"
@@ -71,7 +71,7 @@ async def opened(
 
 async def events(provider: Any, asked: Job) -> list[Event]:
     """Everything that the provider answers."""
-    async with aclosing(provider.image(asked)) as answer:
+    async with aclosing(provider.image(fitted(asked, fit_hook(provider, "image")))) as answer:
         return [event async for event in answer]
 
 
@@ -87,7 +87,7 @@ async def drawn(provider: Any, asked: Job) -> tuple[bytes, str]:
 async def failure(provider: Any, asked: Job) -> PomeloError:
     """The error that the job ends with; nothing looked like a picture before."""
     try:
-        async with aclosing(provider.image(asked)) as answer:
+        async with aclosing(provider.image(fitted(asked, fit_hook(provider, "image")))) as answer:
             async for event in answer:
                 assert event.HasField("image_progress"), "a failed task had a picture"
     except PomeloError as error:

@@ -28,7 +28,7 @@ from pomelo.gen.v1.task_pb2 import TaskType
 from pomelo.pricing import Prices
 from pomelo.providers import Credentials
 from pomelo.providers.anthropic import Anthropic
-from pomelo.providers.base import AudioSource, Job
+from pomelo.providers.base import AudioSource, Job, fit_hook, fitted
 from pomelo.providers.bfl import BFL
 from pomelo.providers.compatible import Compatible, host
 from pomelo.providers.elevenlabs import ElevenLabs
@@ -122,7 +122,9 @@ async def sent(
     heard = audio if TASK_TYPES[case.model.task_type].audio else None
     job = Job("task_1", case.model, case.route, given, stream, 1e12, heard)
     try:
-        async with aclosing(getattr(house.providers[case.route.provider], case.kind)(job)) as events:
+        provider = house.providers[case.route.provider]
+        job = fitted(job, fit_hook(provider, case.kind))
+        async with aclosing(getattr(provider, case.kind)(job)) as events:
             async for _ in events:
                 pass
     except PomeloError as error:

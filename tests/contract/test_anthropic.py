@@ -123,6 +123,11 @@ async def test_what_a_route_drops_is_not_sent_and_what_it_adds_is(upstream: Faul
     assert body["thinking"] == {"type": "disabled"}
 
 
+async def test_max_tokens_that_are_left_open_are_in_the_routes_range(upstream: FaultUpstream) -> None:
+    route = Route("anthropic", "claude-haiku-4-5", clamp={"max_tokens": (1, 1000, 0)})
+    assert (await sent(ANTHROPIC, upstream, hi(), route=route)).body["max_tokens"] == 1000
+
+
 @pytest.mark.parametrize(("given", "most"), [(None, 64_000), (100, 100), (10**9, 64_000)])
 async def test_max_tokens_are_the_callers_within_the_models(
     upstream: FaultUpstream, given: int | None, most: int

@@ -85,6 +85,8 @@ class Told:
     done: bool = False
     """Whether it was a stream that came to its end."""
     links: tuple[str, ...] = ()
+    adjustments: tuple[str, ...] = ()
+    """As gRPC messages have them, in the header's form."""
 
     @property
     def last(self) -> dict[str, str]:
@@ -204,6 +206,7 @@ class House:
             which = event.WhichOneof("event")
             if which == "started":
                 told.id = event.started.id
+                told.adjustments = _adjustments(event.started)
             elif which == "text_delta":
                 told.content += event.text_delta.content
                 if event.text_delta.finish_reason:
@@ -218,6 +221,7 @@ class House:
 
     async def _result(self, result: Any, told: Told) -> None:
         told.id = result.id
+        told.adjustments = _adjustments(result)
         which = result.WhichOneof("output")
         if which == "text":
             told.content, told.usage = result.text.content, _usage(result.text.usage)
@@ -306,6 +310,13 @@ def digest(data: bytes) -> str:
 
 def _plain(metadata: Any) -> dict[str, str]:
     return {str(k): str(v) for k, v in metadata or () if not str(k).endswith("-bin")}
+
+
+def _adjustments(message: Any) -> tuple[str, ...]:
+    return tuple(
+        f"{made.field}={made.used}" if made.kind == made.KIND_CLAMPED else made.field
+        for made in message.adjustments
+    )
 
 
 def _usage(usage: Any) -> tuple[int, ...]:

@@ -239,3 +239,21 @@ def _read_all(terminal: int) -> str:
             break
         pieces.append(piece)
     return b"".join(pieces).decode()
+
+
+@pytest.mark.parametrize("how", ["--stream", "--no-stream"])
+@pytest.mark.parametrize(
+    ("model", "field", "note"),
+    [
+        ("gpt-4", "stop=END", "(Adjusted to what the model takes: no stop.)\n"),
+        ("flux-1-pro", "width=200", "(Adjusted to what the model takes: width=256.)\n"),
+        (
+            "eleven-labs-tts",
+            'voice_settings={"speed": 4}',
+            "(Adjusted to what the model takes: voice_settings.speed=1.2.)\n",
+        ),
+    ],
+)
+async def test_adjusted_fields_are_noted_on_stderr(served, tmp_path, model, field, note, how):
+    ended = await ask(served, tmp_path, "run", "Hi", "-m", model, "-p", field, how)
+    assert (ended.status, ended.error) == (0, note)

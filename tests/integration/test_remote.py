@@ -26,6 +26,8 @@ from tests.conftest import Keys
 from tests.integration.asking import KINDS, call_of, output_of, task_of, text_task
 
 PIECE = 1024 * 1024
+ADJUSTED = {"image": "width=256; height=256"}
+"""What live models would adjust of the tasks of `task_of`."""
 
 
 @pytest.fixture(scope="module")
@@ -64,6 +66,7 @@ async def test_a_task_of_each_kind_runs_and_fills_the_reply(kind: str, remote: S
     assert result.WhichOneof("output") == output_of(kind)
     assert call.reply.pop("X-Credits-Remaining")
     call.reply.pop("X-Credits-Charged", None)
+    assert call.reply.pop("X-Pomelo-Adjusted", "") == ADJUSTED.get(kind, "")
     assert call.reply == {"X-Request-Id": "mine", "X-Pomelo-Mode": "test"}
 
 
@@ -75,6 +78,7 @@ async def test_a_task_of_each_kind_streams_and_the_reply_is_complete_before_the_
     async with remote.tasks.stream_task(task_of(kind), call) as events:
         assert call.reply.pop("X-Credits-Remaining")
         call.reply.pop("X-Credits-Charged", None)
+        assert call.reply.pop("X-Pomelo-Adjusted", "") == ADJUSTED.get(kind, "")
         assert call.reply == {"X-Request-Id": "mine", "X-Pomelo-Mode": "test"}
         there = [event.WhichOneof("event") async for event in events]
     here = [

@@ -1,5 +1,7 @@
 """What a call says of itself, whatever its headers are."""
 
+import time
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -70,3 +72,63 @@ def test_a_repeated_authorization_header_is_no_key() -> None:
     made = Call.from_headers(given.get, wire="grpc", names=["Authorization", "authorization"])
     assert (made.secret, made.fault) == (None, None)
     assert "twice" in made.key_fault
+
+
+@pytest.mark.parametrize(
+    "prefer",
+    [
+        "handling=strict",
+        "Handling=Strict",
+        'handling="strict"',
+        "  handling = strict  ",
+        "handling=strict; because=I-say-so",
+        'respond-async, wait=10, handling=strict;x="a, b"',
+        ', ,handling\t=\t"STRICT" ;y,',
+        'return=minimal; foo="a,b;handling=lenient", handling=strict',
+        'foo="a \\", handling=lenient, b", handling=strict',
+        "handling=strict, handling=lenient",
+    ],
+)
+def test_strict_handling_is_read_from_a_list_of_preferences(prefer: str) -> None:
+    assert call(prefer=prefer).strict
+
+
+@pytest.mark.parametrize(
+    "prefer",
+    [
+        "",
+        ",",
+        "strict",
+        "handling",
+        "handling=lenient",
+        "handling=lenient, handling=strict",
+        "handling=maybe, handling=strict",
+        "handling=stricter",
+        "handling=strict lenient",
+        "x-handling=strict",
+        "respond-async; handling=strict",
+        'foo="handling=strict"',
+        'foo="a, handling=strict, b"',
+        'foo="a, handling=strict',
+        'handling="strict',
+        'handling=""',
+    ],
+)
+def test_anything_else_is_lenient(prefer: str) -> None:
+    made = call(prefer=prefer)
+    assert (made.strict, made.fault) == (False, None)
+
+
+@given(st.text(st.sampled_from('handling=strict",;\\ \t'), max_size=60))
+def test_no_preference_is_a_fault(prefer: str) -> None:
+    assert call(prefer=prefer).fault is None
+
+
+@pytest.mark.parametrize(
+    "prefer",
+    ["handling=" + " " * 30_000 + "x y", "handling" + " " * 30_000 + "?", '"' * 30_000, "a\\" * 15_000],
+)
+def test_a_hostile_preference_is_read_in_linear_time(prefer: str) -> None:
+    began = time.process_time()
+    assert not call(prefer=prefer).strict
+    assert time.process_time() - began < 0.1

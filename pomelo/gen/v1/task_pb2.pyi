@@ -3,9 +3,11 @@
 isort:skip_file
 """
 
+from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
+from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from pomelo.gen.v1 import image_pb2 as _image_pb2
 from pomelo.gen.v1 import speech_pb2 as _speech_pb2
@@ -14,10 +16,10 @@ import builtins as _builtins
 import sys
 import typing as _typing
 
-if sys.version_info >= (3, 10):
-    from typing import TypeAlias as _TypeAlias
+if sys.version_info >= (3, 11):
+    from typing import TypeAlias as _TypeAlias, Never as _Never
 else:
-    from typing_extensions import TypeAlias as _TypeAlias
+    from typing_extensions import TypeAlias as _TypeAlias, Never as _Never
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
@@ -112,6 +114,61 @@ class Task(_message.Message):
 Global___Task: _TypeAlias = Task  # noqa: Y015
 
 @_typing.final
+class Adjustment(_message.Message):
+    """A field that the caller gave, and that the model behind the name does not take as it was given."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    class _Kind:
+        ValueType = _typing.NewType("ValueType", _builtins.int)
+        V: _TypeAlias = ValueType  # noqa: Y015
+
+    class _KindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[Adjustment._Kind.ValueType], _builtins.type):
+        DESCRIPTOR: _descriptor.EnumDescriptor
+        KIND_UNSPECIFIED: Adjustment._Kind.ValueType  # 0
+        """Never sent."""
+        KIND_CLAMPED: Adjustment._Kind.ValueType  # 1
+        """Another value was sent to the provider."""
+        KIND_DROPPED: Adjustment._Kind.ValueType  # 2
+        """The field was not sent to the provider."""
+
+    class Kind(_Kind, metaclass=_KindEnumTypeWrapper):
+        """What was done with the value."""
+
+    KIND_UNSPECIFIED: Adjustment.Kind.ValueType  # 0
+    """Never sent."""
+    KIND_CLAMPED: Adjustment.Kind.ValueType  # 1
+    """Another value was sent to the provider."""
+    KIND_DROPPED: Adjustment.Kind.ValueType  # 2
+    """The field was not sent to the provider."""
+
+    FIELD_FIELD_NUMBER: _builtins.int
+    KIND_FIELD_NUMBER: _builtins.int
+    USED_FIELD_NUMBER: _builtins.int
+    field: _builtins.str
+    """The field's name, such as temperature, voice_settings.speed or stop[1]."""
+    kind: Global___Adjustment.Kind.ValueType
+    """What was done with it."""
+    used: _builtins.str
+    """The value that the provider got, as text: a number, or the short name of an enum value, such as png.
+    Empty for KIND_DROPPED.
+    """
+    def __init__(
+        self,
+        *,
+        field: _builtins.str = ...,
+        kind: Global___Adjustment.Kind.ValueType = ...,
+        used: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["field", b"field", "kind", b"kind", "used", b"used"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Adjustment: _TypeAlias = Adjustment  # noqa: Y015
+
+@_typing.final
 class TaskResult(_message.Message):
     """What came of it."""
 
@@ -124,6 +181,7 @@ class TaskResult(_message.Message):
     IMAGE_FIELD_NUMBER: _builtins.int
     SPEECH_FIELD_NUMBER: _builtins.int
     TRANSCRIPTION_FIELD_NUMBER: _builtins.int
+    ADJUSTMENTS_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """`task_…` for text, `img_…` for images, `speech_…` for the rest: unguessable, sorted by time."""
     model: _builtins.str
@@ -148,6 +206,12 @@ class TaskResult(_message.Message):
     def transcription(self) -> _speech_pb2.Transcription:
         """Of speech-to-text models."""
 
+    @_builtins.property
+    def adjustments(self) -> _containers.RepeatedCompositeFieldContainer[Global___Adjustment]:
+        """What was changed or left out of the input for the provider that answered; empty where nothing was. For a
+        test key: what the model's first provider would not take.
+        """
+
     def __init__(
         self,
         *,
@@ -158,10 +222,11 @@ class TaskResult(_message.Message):
         image: _image_pb2.ImageOutput | None = ...,
         speech: _speech_pb2.SpeechOutput | None = ...,
         transcription: _speech_pb2.Transcription | None = ...,
+        adjustments: _abc.Iterable[Global___Adjustment] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["created", b"created", "image", b"image", "output", b"output", "speech", b"speech", "text", b"text", "transcription", b"transcription"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["created", b"created", "id", b"id", "image", b"image", "model", b"model", "output", b"output", "speech", b"speech", "text", b"text", "transcription", b"transcription"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["adjustments", b"adjustments", "created", b"created", "id", b"id", "image", b"image", "model", b"model", "output", b"output", "speech", b"speech", "text", b"text", "transcription", b"transcription"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_output: _TypeAlias = _typing.Literal["text", "image", "speech", "transcription"]  # noqa: Y015
     _WhichOneofArgType_output: _TypeAlias = _typing.Literal["output", b"output"]  # noqa: Y015

@@ -29,7 +29,7 @@ from pomelo.gen.v1 import task_pb2 as pomelo_dot_v1_dot_task__pb2
 from pomelo.gen.v1 import text_pb2 as pomelo_dot_v1_dot_text__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1cpomelo/v1/task_service.proto\x12\tpomelo.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x15pomelo/v1/image.proto\x1a\x16pomelo/v1/speech.proto\x1a\x14pomelo/v1/task.proto\x1a\x14pomelo/v1/text.proto\"/\n\x0eRunTaskRequest\x12\x1d\n\x04task\x18\x01 \x01(\x0b\x32\x0f.pomelo.v1.Task\"8\n\x0fRunTaskResponse\x12%\n\x06result\x18\x01 \x01(\x0b\x32\x15.pomelo.v1.TaskResult\"2\n\x11StreamTaskRequest\x12\x1d\n\x04task\x18\x01 \x01(\x0b\x32\x0f.pomelo.v1.Task\"U\n\x0bTaskStarted\x12\n\n\x02id\x18\x01 \x01(\t\x12+\n\x07\x63reated\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\r\n\x05model\x18\x03 \x01(\t\"\xff\x01\n\x12StreamTaskResponse\x12)\n\x07started\x18\x01 \x01(\x0b\x32\x16.pomelo.v1.TaskStartedH\x00\x12*\n\ntext_delta\x18\x02 \x01(\x0b\x32\x14.pomelo.v1.TextDeltaH\x00\x12,\n\x0b\x61udio_chunk\x18\x03 \x01(\x0b\x32\x15.pomelo.v1.AudioChunkH\x00\x12\x32\n\x0eimage_progress\x18\x04 \x01(\x0b\x32\x18.pomelo.v1.ImageProgressH\x00\x12\'\n\x06result\x18\x05 \x01(\x0b\x32\x15.pomelo.v1.TaskResultH\x00\x42\x07\n\x05\x65vent2\x9c\x01\n\x0bTaskService\x12@\n\x07RunTask\x12\x19.pomelo.v1.RunTaskRequest\x1a\x1a.pomelo.v1.RunTaskResponse\x12K\n\nStreamTask\x12\x1c.pomelo.v1.StreamTaskRequest\x1a\x1d.pomelo.v1.StreamTaskResponse0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1cpomelo/v1/task_service.proto\x12\tpomelo.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x15pomelo/v1/image.proto\x1a\x16pomelo/v1/speech.proto\x1a\x14pomelo/v1/task.proto\x1a\x14pomelo/v1/text.proto\"/\n\x0eRunTaskRequest\x12\x1d\n\x04task\x18\x01 \x01(\x0b\x32\x0f.pomelo.v1.Task\"8\n\x0fRunTaskResponse\x12%\n\x06result\x18\x01 \x01(\x0b\x32\x15.pomelo.v1.TaskResult\"2\n\x11StreamTaskRequest\x12\x1d\n\x04task\x18\x01 \x01(\x0b\x32\x0f.pomelo.v1.Task\"\x81\x01\n\x0bTaskStarted\x12\n\n\x02id\x18\x01 \x01(\t\x12+\n\x07\x63reated\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\r\n\x05model\x18\x03 \x01(\t\x12*\n\x0b\x61\x64justments\x18\x04 \x03(\x0b\x32\x15.pomelo.v1.Adjustment\"\xff\x01\n\x12StreamTaskResponse\x12)\n\x07started\x18\x01 \x01(\x0b\x32\x16.pomelo.v1.TaskStartedH\x00\x12*\n\ntext_delta\x18\x02 \x01(\x0b\x32\x14.pomelo.v1.TextDeltaH\x00\x12,\n\x0b\x61udio_chunk\x18\x03 \x01(\x0b\x32\x15.pomelo.v1.AudioChunkH\x00\x12\x32\n\x0eimage_progress\x18\x04 \x01(\x0b\x32\x18.pomelo.v1.ImageProgressH\x00\x12\'\n\x06result\x18\x05 \x01(\x0b\x32\x15.pomelo.v1.TaskResultH\x00\x42\x07\n\x05\x65vent2\x9c\x01\n\x0bTaskService\x12@\n\x07RunTask\x12\x19.pomelo.v1.RunTaskRequest\x1a\x1a.pomelo.v1.RunTaskResponse\x12K\n\nStreamTask\x12\x1c.pomelo.v1.StreamTaskRequest\x1a\x1d.pomelo.v1.StreamTaskResponse0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -42,10 +42,10 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_RUNTASKRESPONSE']._serialized_end=272
   _globals['_STREAMTASKREQUEST']._serialized_start=274
   _globals['_STREAMTASKREQUEST']._serialized_end=324
-  _globals['_TASKSTARTED']._serialized_start=326
-  _globals['_TASKSTARTED']._serialized_end=411
-  _globals['_STREAMTASKRESPONSE']._serialized_start=414
-  _globals['_STREAMTASKRESPONSE']._serialized_end=669
-  _globals['_TASKSERVICE']._serialized_start=672
-  _globals['_TASKSERVICE']._serialized_end=828
+  _globals['_TASKSTARTED']._serialized_start=327
+  _globals['_TASKSTARTED']._serialized_end=456
+  _globals['_STREAMTASKRESPONSE']._serialized_start=459
+  _globals['_STREAMTASKRESPONSE']._serialized_end=714
+  _globals['_TASKSERVICE']._serialized_start=717
+  _globals['_TASKSERVICE']._serialized_end=873
 # @@protoc_insertion_point(module_scope)

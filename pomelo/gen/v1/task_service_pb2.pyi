@@ -3,9 +3,11 @@
 isort:skip_file
 """
 
+from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
+from google.protobuf.internal import containers as _containers
 from pomelo.gen.v1 import image_pb2 as _image_pb2
 from pomelo.gen.v1 import speech_pb2 as _speech_pb2
 from pomelo.gen.v1 import task_pb2 as _task_pb2
@@ -102,6 +104,7 @@ class TaskStarted(_message.Message):
     ID_FIELD_NUMBER: _builtins.int
     CREATED_FIELD_NUMBER: _builtins.int
     MODEL_FIELD_NUMBER: _builtins.int
+    ADJUSTMENTS_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """As in TaskResult."""
     model: _builtins.str
@@ -110,16 +113,21 @@ class TaskStarted(_message.Message):
     def created(self) -> _timestamp_pb2.Timestamp:
         """As in TaskResult."""
 
+    @_builtins.property
+    def adjustments(self) -> _containers.RepeatedCompositeFieldContainer[_task_pb2.Adjustment]:
+        """As in TaskResult."""
+
     def __init__(
         self,
         *,
         id: _builtins.str = ...,
         created: _timestamp_pb2.Timestamp | None = ...,
         model: _builtins.str = ...,
+        adjustments: _abc.Iterable[_task_pb2.Adjustment] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["created", b"created"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["created", b"created", "id", b"id", "model", b"model"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["adjustments", b"adjustments", "created", b"created", "id", b"id", "model", b"model"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

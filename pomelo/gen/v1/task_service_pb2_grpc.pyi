@@ -28,11 +28,14 @@ GRPC_VERSION: str
 
 class TaskServiceStub:
     """Runs tasks. Metadata in: `authorization: Bearer KEY` (required), `x-request-id`, `traceparent`,
-    `idempotency-key` (the same key and task within 24 hours gets the stored answer, and is charged once).
+    `idempotency-key` (the same key and task within 24 hours gets the stored answer, and is charged once),
+    `prefer: handling=strict` (RFC 7240: a field that would be adjusted is refused with INVALID_ARGUMENT).
     Initial metadata out, on answers to a known key: `x-request-id`, `x-pomelo-mode` (live or test);
     `x-ratelimit-limit`, `-remaining`, `-reset` (Unix seconds), each also with `-tokens` where the model counts
     them, and `-limit-concurrent`, `-remaining-concurrent`, where the plan has such limits;
-    `x-credits-remaining`, and `x-credits-charged` where the cost is known by then; `retry-after` (seconds).
+    `x-credits-remaining`, and `x-credits-charged` where the cost is known by then; `retry-after` (seconds);
+    `x-pomelo-adjusted` (fields that were adjusted, as in `Adjustment`: `stop; temperature=1`), and
+    `preference-applied: handling=strict`.
     A stream's initial metadata comes with its first message. What is known at a stream's end alone, its cost
     among it, is trailing metadata; a refusal has all of it there, too, with `grpc-retry-pushback-ms`, which is
     -1 where a retry is pointless. A call's deadline bounds the whole task; cancelling a call closes it at the
@@ -51,11 +54,14 @@ class TaskServiceStub:
 @_typing.type_check_only
 class TaskServiceAsyncStub(TaskServiceStub):
     """Runs tasks. Metadata in: `authorization: Bearer KEY` (required), `x-request-id`, `traceparent`,
-    `idempotency-key` (the same key and task within 24 hours gets the stored answer, and is charged once).
+    `idempotency-key` (the same key and task within 24 hours gets the stored answer, and is charged once),
+    `prefer: handling=strict` (RFC 7240: a field that would be adjusted is refused with INVALID_ARGUMENT).
     Initial metadata out, on answers to a known key: `x-request-id`, `x-pomelo-mode` (live or test);
     `x-ratelimit-limit`, `-remaining`, `-reset` (Unix seconds), each also with `-tokens` where the model counts
     them, and `-limit-concurrent`, `-remaining-concurrent`, where the plan has such limits;
-    `x-credits-remaining`, and `x-credits-charged` where the cost is known by then; `retry-after` (seconds).
+    `x-credits-remaining`, and `x-credits-charged` where the cost is known by then; `retry-after` (seconds);
+    `x-pomelo-adjusted` (fields that were adjusted, as in `Adjustment`: `stop; temperature=1`), and
+    `preference-applied: handling=strict`.
     A stream's initial metadata comes with its first message. What is known at a stream's end alone, its cost
     among it, is trailing metadata; a refusal has all of it there, too, with `grpc-retry-pushback-ms`, which is
     -1 where a retry is pointless. A call's deadline bounds the whole task; cancelling a call closes it at the
@@ -70,11 +76,14 @@ class TaskServiceAsyncStub(TaskServiceStub):
 
 class TaskServiceServicer(metaclass=_abc_1.ABCMeta):
     """Runs tasks. Metadata in: `authorization: Bearer KEY` (required), `x-request-id`, `traceparent`,
-    `idempotency-key` (the same key and task within 24 hours gets the stored answer, and is charged once).
+    `idempotency-key` (the same key and task within 24 hours gets the stored answer, and is charged once),
+    `prefer: handling=strict` (RFC 7240: a field that would be adjusted is refused with INVALID_ARGUMENT).
     Initial metadata out, on answers to a known key: `x-request-id`, `x-pomelo-mode` (live or test);
     `x-ratelimit-limit`, `-remaining`, `-reset` (Unix seconds), each also with `-tokens` where the model counts
     them, and `-limit-concurrent`, `-remaining-concurrent`, where the plan has such limits;
-    `x-credits-remaining`, and `x-credits-charged` where the cost is known by then; `retry-after` (seconds).
+    `x-credits-remaining`, and `x-credits-charged` where the cost is known by then; `retry-after` (seconds);
+    `x-pomelo-adjusted` (fields that were adjusted, as in `Adjustment`: `stop; temperature=1`), and
+    `preference-applied: handling=strict`.
     A stream's initial metadata comes with its first message. What is known at a stream's end alone, its cost
     among it, is trailing metadata; a refusal has all of it there, too, with `grpc-retry-pushback-ms`, which is
     -1 where a retry is pointless. A call's deadline bounds the whole task; cancelling a call closes it at the

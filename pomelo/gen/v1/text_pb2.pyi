@@ -190,7 +190,7 @@ Global___Message: _TypeAlias = Message  # noqa: Y015
 @_typing.final
 class TextInput(_message.Message):
     """A text task. A parameter that the model behind the name can't take is clamped or dropped as the
-    catalogue says.
+    catalogue says, and reported in `adjustments`.
     """
 
     DESCRIPTOR: _descriptor.Descriptor

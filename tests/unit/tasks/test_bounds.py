@@ -11,6 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from pomelo.catalog import Catalog, Limits, Model, Route
+from pomelo.fitting import fit
 from pomelo.gen.v1 import image_pb2, speech_pb2, text_pb2
 from pomelo.gen.v1.task_pb2 import TaskResult, TaskType
 from pomelo.gen.v1.task_service_pb2 import StreamTaskResponse
@@ -291,10 +292,11 @@ def test_left_speech_is_billed_at_the_speed_that_the_vendor_got() -> None:
     asked.voice_settings.speed = 0.25
     (model,) = [model for model in MODELS if model.name == "eleven-labs-tts"]
     slow = Route("p", "m", clamp={"speed": (0.7, 1.2, None)})
-    bound = kind.bound(asked, model, slow, Heard())
+    bound = kind.bound(fit(asked, model, slow).input, model, slow, Heard())
     size = round(100 * 0.06 / 0.7 * 32_000)
     assert kind.partly(asked, bound, Delivered(size, 1)).characters >= 70
-    dropped = kind.bound(asked, model, Route("p", "m", drop=frozenset({"speed"})), Heard())
+    without = Route("p", "m", drop=frozenset({"speed"}))
+    dropped = kind.bound(fit(asked, model, without).input, model, without, Heard())
     assert kind.partly(asked, dropped, Delivered(round(100 * 0.06 * 32_000), 1)).characters >= 70
 
 
