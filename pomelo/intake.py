@@ -245,7 +245,13 @@ class Intake:
             raise PomeloError("missing_parameter", "Missing required field: model", field="model")
         model = self.allowed(task.model, principal)
         kind = TASK_TYPES[model.task_type]
-        # An input of another kind is an empty one of this kind: its required fields are missing.
+        which = task.WhichOneof("input")
+        if which is not None and which != kind.name:
+            raise PomeloError(
+                "invalid_parameter",
+                f"Invalid input: {task.model} takes {kind.name}, not {which}",
+                field=which,
+            )
         given = getattr(task, kind.name)
         large = task.ByteSize() > LARGE
         await _beside(large, kind.check, given, model)
