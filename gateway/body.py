@@ -4,31 +4,25 @@ Called by `gateway.task`. Checks types and names, as `fields` says them; what a 
 engine to say.
 """
 
-import binascii
-import re
-from collections.abc import Iterator, Mapping
+from codecs import BOM_UTF8
+from collections.abc import Mapping
 from typing import Any
 
 from pydantic_core import from_json
 
-from gateway.fields import FIELDS, KNOWN, check_flag, check_text, unknown
+from gateway.fields import EVERY_TASK, FIELDS, INPUTS, Field, check_flag, check_text, unknown
 from gateway.incoming import Incoming
+from gateway.json_faults import unreadable
 from gateway.json_scan import JsonScan
 from pomelo.errors import PomeloError, invalid, missing
 from pomelo.gen.v1.media_pb2 import ResponseFormat
 from pomelo.gen.v1.task_pb2 import Task, TaskType
 
-INPUTS: Mapping[int, str] = {
-    TaskType.TASK_TYPE_TEXT: "text",
-    TaskType.TASK_TYPE_IMAGE: "image",
-    TaskType.TASK_TYPE_TEXT_TO_SPEECH: "text_to_speech",
-    TaskType.TASK_TYPE_SPEECH_TO_SPEECH: "speech_to_speech",
-    TaskType.TASK_TYPE_SPEECH_TO_TEXT: "speech_to_text",
-}
-"""The input of each kind in `Task`."""
-
 HEARS = frozenset({TaskType.TASK_TYPE_SPEECH_TO_SPEECH, TaskType.TASK_TYPE_SPEECH_TO_TEXT})
 """The kinds that take audio."""
+
+TAKES_FILE = HEARS | {TaskType.TASK_TYPE_TEXT_TO_SPEECH}
+"""The kinds beside which a form may have a file `audio`. Text-to-speech ignores it, as documented."""
 
 MAKES_MEDIA = frozenset(
     {
@@ -38,10 +32,6 @@ MAKES_MEDIA = frozenset(
     }
 )
 """The kinds with a response_format."""
-
-_DATA_URI = re.compile(r"data:([\w.+-]+/[\w.+-]+(?:;[\w.+-]+=[\w.+-]+)*)?;base64,", re.ASCII | re.IGNORECASE)
-_STEP = 1024 * 1024
-"""Characters of base64 that are decoded at a time."""
 
 LARGE = 64 * 1024
 """Bytes up to which a body is parsed without a `JsonScan` and without waiting in the
@@ -73,15 +63,18 @@ async def read_json(incoming: Incoming) -> bytes | bytearray:
 
 
 def parse(data: bytes | bytearray) -> dict[str, Any]:
-    """The object that JSON text holds. Deeper than 200 levels is refused.
+    """The object that JSON text in UTF-8 holds, with or without a byte-order mark. Deeper than 200 levels is
+    refused.
 
     Raises:
-        PomeloError: invalid_body.
+        PomeloError: invalid_body; invalid_parameter: a text has half a surrogate pair.
     """
+    if data.startswith(BOM_UTF8):
+        data = data[len(BOM_UTF8) :]
     try:
         value = from_json(data, allow_inf_nan=False)
     except ValueError as error:
-        raise PomeloError("invalid_body", f"The body is not JSON: {error}") from None
+        raise unreadable(data, str(error)) from None
     if type(value) is not dict:
         raise PomeloError("invalid_body", "The body must be a JSON object with model and the task's fields")
     return value
@@ -120,11 +113,11 @@ def make_task(
         target.response_format = ResponseFormat.RESPONSE_FORMAT_BOTH
     for key, value in values.items():
         field = fields.get(key)
+        if value is None or key in EVERY_TASK or (key == "audio" and kind in HEARS):
+            continue
         if field is None:
-            if key not in KNOWN:
-                raise unknown(key)
-        elif value is not None:
-            field.put(target, field.read(value) if form else value)
+            raise unknown(key, kind)
+        field.put(target, _read(key, field, value) if form else value)
     stream = values.get("stream")
     if stream is None:
         return task, target, False
@@ -133,55 +126,9 @@ def make_task(
     return task, target, check_flag("stream", stream)
 
 
-def read_audio(value: Any) -> tuple[str, str]:
-    """The media type (empty if absent) and the base64 text of audio given as base64 or a data: URI.
-
-    Raises:
-        PomeloError: invalid_parameter.
-    """
-    text = check_text("audio", value)
-    if text[:5].lower() != "data:":
-        return "", text
-    start = _DATA_URI.match(text[:200])
-    if start is None:
-        raise _no_audio()
-    return (start[1] or "").lower(), text[start.end() :]
-
-
-def decode_base64(text: str) -> Iterator[bytes]:
-    """Decodes base64 text, which may have line breaks (as base64(1) makes them), in pieces that
-    take a few milliseconds each.
-
-    Raises:
-        PomeloError: invalid_parameter.
-    """
-    rest = b""
-    padded = False
+def _read(name: str, field: Field, text: str) -> Any:
+    """The value that the text of a form's field means."""
     try:
-        for at in range(0, len(text), _STEP):
-            data = rest + text[at : at + _STEP].encode("ascii").translate(None, b" \t\r\n")
-            whole = len(data) - len(data) % 4
-            data, rest = data[:whole], data[whole:]
-            if padded and data:
-                raise _no_audio()
-            padded = data.endswith(b"=")
-            yield binascii.a2b_base64(data, strict_mode=True)
-    except ValueError:
-        raise _no_audio() from None
-    if rest:
-        raise _no_audio()
-
-
-def check_audio(data: bytes) -> bytes:
-    """Returns `data`; refuses it if it is empty.
-
-    Raises:
-        PomeloError: invalid_parameter.
-    """
-    if not data:
-        raise invalid("audio", "base64 of at least one byte")
-    return data
-
-
-def _no_audio() -> PomeloError:
-    return invalid("audio", "base64, or a data: URI with ;base64")
+        return field.read(text)
+    except ValueError as error:
+        raise invalid(name, f"JSON text ({error})") from None

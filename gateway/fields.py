@@ -4,7 +4,7 @@ One table a kind of task, built once. `body` walks it. Types are checked here; r
 required, by the engine for both wires alike.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from math import isfinite
 from typing import Any
@@ -25,12 +25,22 @@ _TEXT = "text"
 _LONGEST_NUMBER = 400
 """Characters; a float written out in full has some 330."""
 
+INPUTS: Mapping[int, str] = {
+    TaskType.TASK_TYPE_TEXT: "text",
+    TaskType.TASK_TYPE_IMAGE: "image",
+    TaskType.TASK_TYPE_TEXT_TO_SPEECH: "text_to_speech",
+    TaskType.TASK_TYPE_SPEECH_TO_SPEECH: "speech_to_speech",
+    TaskType.TASK_TYPE_SPEECH_TO_TEXT: "speech_to_text",
+}
+"""The input of each kind in `Task`."""
+
 _ROLES = {"system": Role.ROLE_SYSTEM, "user": Role.ROLE_USER, "assistant": Role.ROLE_ASSISTANT}
 
 
 @dataclass(frozen=True, slots=True)
 class Field:
-    """One field: how its value goes into the message, and how the text of a form becomes that value."""
+    """One field: how its value goes into the message, and how the text of a form becomes that value. `read`
+    raises ValueError for a text that is not the JSON that it must be."""
 
     put: Put
     read: Callable[[str], Any]
@@ -42,14 +52,16 @@ def _as_is(text: str) -> Any:
 
 def _as_number(text: str) -> Any:
     # No accepted number is longer than that, and parsing a very long one would be slow.
-    return text if len(text) > _LONGEST_NUMBER else _as_json(text)
+    if len(text) > _LONGEST_NUMBER:
+        return text
+    try:
+        return _as_json(text)
+    except ValueError:
+        return text  # `put` says what it must be.
 
 
 def _as_json(text: str) -> Any:
-    try:
-        return from_json(text, allow_inf_nan=False)
-    except ValueError:
-        return text  # `put` says what it must be.
+    return from_json(text, allow_inf_nan=False)
 
 
 def _as_flag(text: str) -> Any:
@@ -57,8 +69,8 @@ def _as_flag(text: str) -> Any:
 
 
 def _as_texts(text: str) -> Any:
-    value = _as_json(text) if text.startswith("[") else text
-    return value if isinstance(value, list) else text
+    # A text such as [END] is no list.
+    return _as_json(text) if text.startswith(('["', "[]")) else text
 
 
 def check_text(label: str, value: Any) -> str:
@@ -150,11 +162,12 @@ def _put_voice_settings(target: Any, value: Any) -> None:
     settings = target.voice_settings
     settings.SetInParent()
     for name, given in value.items():
+        if given is None:
+            continue
         field = _VOICE_SETTINGS.get(name)
         if field is None:
             raise unknown(f"voice_settings.{name}")
-        if given is not None:
-            field.put(settings, given)
+        field.put(settings, given)
 
 
 def _put_messages(target: Any, value: Any) -> None:
@@ -175,9 +188,7 @@ def _put_messages(target: Any, value: Any) -> None:
 def _put_message(message: Message, label: str, item: Any) -> None:
     if type(item) is not dict:
         raise invalid(label, "an object with role and content")
-    for name in item:
-        if name not in ("role", "content"):
-            raise unknown(f"{label}.{name}")
+    check_names(item, ("role", "content"), label)
     role, content = item.get("role"), item.get("content")
     if role is None:
         raise missing(f"{label}.role")
@@ -206,9 +217,7 @@ def _put_parts(parts: ContentParts, label: str, items: list[Any]) -> None:
             raise missing(f"{here}.type")
         if kind not in ("text", "image_url"):
             raise invalid(f"{here}.type", "one of text, image_url")
-        for name in item:
-            if name not in ("type", kind):
-                raise unknown(f"{here}.{name}")
+        check_names(item, ("type", kind), here)
         given = item.get(kind)
         if given is None:
             raise missing(f"{here}.{kind}")
@@ -221,18 +230,35 @@ def _put_parts(parts: ContentParts, label: str, items: list[Any]) -> None:
 def _url(label: str, given: Any) -> str:
     if type(given) is not dict:
         return check_text(label, given)
-    for name in given:
-        if name != "url":
-            raise unknown(f"{label}.{name}")
+    check_names(given, ("url",), label)
     if given.get("url") is None:
         raise missing(f"{label}.url")
     return check_text(f"{label}.url", given["url"])
 
 
-def unknown(name: str) -> PomeloError:
-    """The refusal of a field that no kind of task knows."""
-    shown = name if len(name) <= 100 else name[:100] + "…"
-    return PomeloError("invalid_parameter", f"Unknown field: {shown}. Leave it out", field=shown)
+def check_names(given: Mapping[str, Any], known: Collection[str], label: str) -> None:
+    """Refuses an object with a field that is not `known`, unless its value is null; `label` is the object's
+    own name.
+
+    Raises:
+        PomeloError: invalid_parameter, naming the field.
+    """
+    for name, value in given.items():
+        if name not in known and value is not None:
+            raise unknown(f"{label}.{name}")
+
+
+def unknown(name: str, task_type: int = 0) -> PomeloError:
+    """The refusal of a field that a task of `task_type`, a key of INPUTS, does not have; 0: that no task
+    has."""
+    shown = shorten(name)
+    where = f" for {INPUTS[task_type].replace('_', '-')} models" if task_type else ""
+    return PomeloError("invalid_parameter", f"Unknown field{where}: {shown}. Leave it out", field=shown)
+
+
+def shorten(name: str) -> str:
+    """The name of a field as messages show it."""
+    return name if len(name) <= 100 else name[:100] + "…"
 
 
 _VOICE_SETTINGS = {
@@ -311,10 +337,10 @@ FIELDS: Mapping[int, Mapping[str, Field]] = {
 }
 """The fields of each kind, by name; `audio` and the fields of every task are `body`'s."""
 
-EVERY_TASK = frozenset({"model", "stream", "audio"})
-"""The fields that are not put into a message by a table."""
+EVERY_TASK = frozenset({"model", "stream"})
+"""The fields that every kind of task has."""
 
-KNOWN = EVERY_TASK.union(*FIELDS.values())
+KNOWN = EVERY_TASK.union({"audio"}, *FIELDS.values())
 """Every field that some kind knows."""
 
 JSON_TEXTS = frozenset(

@@ -8,8 +8,9 @@ from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import aclosing
 from dataclasses import dataclass, field
 
-from gateway.body import HEARS
-from gateway.fields import JSON_TEXTS, KNOWN, unknown
+from gateway.body import HEARS, TAKES_FILE
+from gateway.charset import UTF_8, charset_of
+from gateway.fields import INPUTS, JSON_TEXTS, KNOWN, unknown
 from gateway.form_parts import PIECE, FormParts, Part
 from gateway.incoming import Incoming, too_large
 from gateway.json_scan import JsonScan
@@ -42,9 +43,9 @@ async def read_form(
 ) -> None:
     """Fills `form` from a body, part by part; what came before a failure stays in it.
 
-    A part `audio` with a file name or a media type is a file: it is stored by `media` as it comes, unless the
-    model came before it and `kind_of` returns a task type without audio input. `text_limit` is the
-    maximum size of all texts together, `upload_limit` that of a file, in bytes.
+    A part `audio` with a file name, or a media type that is not text, is a file: it is stored by `media` as
+    it comes. If the model came before it, `kind_of` returns its task type: text-to-speech drops the file,
+    types without audio refuse it. In bytes, `text_limit` bounds all texts together, `upload_limit` a file.
 
     Raises:
         PomeloError: invalid_body, invalid_parameter, payload_too_large, overloaded; what `media` and
@@ -58,7 +59,7 @@ async def read_form(
             raise unknown(name)
         if name in form.texts or (name == "audio" and form.audio is not None):
             raise invalid(name, "given once")
-        if name == "audio" and (part.filename is not None or part.content_type):
+        if name == "audio" and _is_file(part):
             form.audio = await _take_file(
                 parts, part, form.texts.get("model"), call, media, kind_of, upload_limit
             )
@@ -73,12 +74,25 @@ async def read_form(
             if scan is not None:
                 scan.feed(piece)
             pieces.append(piece)
-        try:
-            form.texts[name] = b"".join(pieces).decode()
-        except UnicodeDecodeError:
-            raise invalid(name, "UTF-8 text") from None
+        form.texts[name] = _decode(name, b"".join(pieces), part.content_type)
     if not form.texts and form.audio is None:
         raise PomeloError("invalid_body", "The form is empty. Send at least a part named model")
+
+
+def _is_file(part: Part) -> bool:
+    # Some HTTP libraries give every text the media type text/plain.
+    return part.filename is not None or not (part.content_type or "text/").startswith("text/")
+
+
+def _decode(name: str, data: bytes, content_type: str) -> str:
+    # ASCII is the same in many charsets, and HTTP libraries name one that the text does not need.
+    charset = charset_of(content_type)
+    if charset in UTF_8 or (data.isascii() and b"\0" not in data):
+        try:
+            return data.decode("utf-8-sig")
+        except UnicodeDecodeError:
+            pass
+    raise invalid(name, "UTF-8 text")
 
 
 async def _take_file(
@@ -91,7 +105,10 @@ async def _take_file(
     limit: int,
 ) -> Media:
     async with aclosing(_pieces(parts, limit)) as pieces:
-        if model is not None and await kind_of(model) not in HEARS:
+        kind = await kind_of(model) if model is not None else 0
+        if kind in INPUTS and kind not in TAKES_FILE:
+            raise unknown("audio", kind)
+        if kind and kind not in HEARS:
             async for _ in pieces:
                 pass
             return Media()

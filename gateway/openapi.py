@@ -68,10 +68,13 @@ _KINDS: tuple[tuple[int, str, str, tuple[str, ...]], ...] = (
     (TaskType.TASK_TYPE_SPEECH_TO_SPEECH, "SpeechToSpeechTask", "eleven-labs-sts", ("audio", "voice")),
     (TaskType.TASK_TYPE_SPEECH_TO_TEXT, "SpeechToTextTask", "eleven-labs-stt", ("audio",)),
 )
+_NULL = {"type": "null"}
+"""Any other field is refused, unless it is null."""
+
 _AUDIO = {
     "type": "string",
-    "minLength": 4,
-    "description": "Sound as base64, or as a data: URI; in a form, as a file.",
+    "minLength": 2,
+    "description": "Audio as base64, or as a data: URI; in a form, also as a file.",
 }
 
 
@@ -89,7 +92,7 @@ def _tasks() -> dict[str, Schema]:
             properties[field] = schema
         if "audio" in required:
             properties["audio"] = _AUDIO
-        schemas[name] = object_of(properties, ("model", *required))
+        schemas[name] = object_of(properties, ("model", *required), additionalProperties=_NULL)
     return schemas
 
 
@@ -102,7 +105,12 @@ def _form() -> Schema:
         "stream": {"type": "string", "enum": ["true", "false"]},
         "audio": {"type": "string", "contentMediaType": "application/octet-stream"},
     }
-    return object_of(properties, ["model"])
+    return object_of(
+        properties,
+        ["model"],
+        additionalProperties=False,
+        description="Fields of the model's task type; others are refused.",
+    )
 
 
 def _result(kind: str, prefix: str, **own: Any) -> Schema:
@@ -168,24 +176,26 @@ def _schemas() -> dict[str, Schema]:
                 },
             },
             ("role", "content"),
-            additionalProperties=False,
+            additionalProperties=_NULL,
         ),
         "Part": {
             "oneOf": [
                 object_of(
                     {"type": {"const": "text"}, "text": {"type": "string"}},
                     ("type", "text"),
-                    additionalProperties=False,
+                    additionalProperties=_NULL,
                 ),
                 object_of(
                     {
                         "type": {"const": "image_url"},
                         "image_url": object_of(
-                            {"url": {"type": "string"}}, ("url",), additionalProperties=False
+                            {"url": {"type": "string", "description": "A data: URI with a base64 image."}},
+                            ("url",),
+                            additionalProperties=_NULL,
                         ),
                     },
                     ("type", "image_url"),
-                    additionalProperties=False,
+                    additionalProperties=_NULL,
                 ),
             ]
         },
@@ -197,7 +207,7 @@ def _schemas() -> dict[str, Schema]:
                 "use_speaker_boost": {"type": ["boolean", "null"]},
                 "speed": ranged("number", 0.25, 4),
             },
-            additionalProperties=False,
+            additionalProperties=_NULL,
         ),
         "TaskCompletion": _result(
             "task.completion",

@@ -14,6 +14,8 @@ from pomelo.inflight import InFlight
 from pomelo.service import Services
 
 MIB = 1024 * 1024
+INLINE_LIMIT = MIB
+"""Bytes of audio up to which a gateway passes it inline."""
 
 IDLE_TIMEOUT = 75.0
 
@@ -51,7 +53,7 @@ class GatewayOptions:
     cors_origins: tuple[str, ...] = ()
     json_limit: int = 8 * MIB
     upload_limit: int = 50 * MIB
-    inline_limit: int = MIB
+    inline_limit: int = INLINE_LIMIT
     keep_alive: float = 15.0
     head_timeout: float = 10.0
     read_timeout: float = 30.0

@@ -4,17 +4,20 @@ A row of `gateway.routes`. Translates: what a key may do and what a task takes i
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping
 from functools import partial
 from typing import Any
 
 from aiohttp import web
 
-from gateway import body, form_parts, multipart, raw, render, sse
+from gateway import body, multipart, raw, render, sse
 from gateway.access import owner_of
+from gateway.charset import UTF_8, charset_of
+from gateway.fields import check_text, unknown
 from gateway.incoming import Incoming
 from gateway.reply import json_reply
 from gateway.state import Gateway
+from pomelo import data_uris
 from pomelo.call import Call
 from pomelo.errors import PomeloError, invalid
 from pomelo.gen.v1.task_pb2 import Task
@@ -79,6 +82,8 @@ async def _take_in(
                 task, target, stream = await steps.run(make)
             await asyncio.sleep(0)  # yields to other requests: the next steps take time, too
         del data
+        if form.audio is not None and kind not in body.TAKES_FILE:
+            raise unknown("audio", kind)
         if kind in body.HEARS:
             if form.audio is not None:
                 if not form.audio.media_id:
@@ -102,11 +107,11 @@ def _is_form(request: web.Request) -> bool:
     if given == "application/json":
         return False
     name = given.split(";", 1)[0].strip().lower()
-    if name == "multipart/form-data":
-        return True
-    if name != "application/json":
+    if name not in ("application/json", "multipart/form-data"):
         raise PomeloError("unsupported_media_type")
-    return False
+    if charset_of(given) not in UTF_8:
+        raise PomeloError("unsupported_media_type", "Send the body in UTF-8, and with no other charset")
+    return name == "multipart/form-data"
 
 
 async def _read_form(
@@ -150,24 +155,27 @@ async def _ask_kind(gateway: Gateway, name: str, call: Call) -> int:
 
 
 async def _put_audio(gateway: Gateway, incoming: Incoming, target: Any, value: Any, call: Call) -> None:
-    content_type, text = body.read_audio(value)
-    pieces = []
-    for piece in body.decode_base64(text):
-        incoming.hold(len(piece))
-        pieces.append(piece)
-        if len(text) > body.LARGE:
-            await asyncio.sleep(0)
-    data = body.check_audio(b"".join(pieces))
-    if len(data) <= gateway.options.inline_limit:
-        target.audio.data = data
+    """Puts audio from base64 into the input: inline if it is small, else as an upload."""
+    text = check_text("audio", value)
+    content_type, start = data_uris.head(text, "audio")
+    pieces = data_uris.decode(text, start, "audio")
+    size = (len(text) - start) * 3 // 4
+    if size <= gateway.options.inline_limit:
+        incoming.hold(size)
+        target.audio.data = b"".join(pieces)
     else:
-        stored = await gateway.services.media.upload_media(content_type, _split(data), call)
-        target.audio.media_id = stored.media_id
-        content_type = stored.content_type
+        first = next(pieces, b"")
+        if first:
+            stored = await gateway.services.media.upload_media(content_type, _paced(first, pieces), call)
+            target.audio.media_id, content_type = stored.media_id, stored.content_type
+    if not target.audio.data and not target.audio.media_id:
+        raise invalid("audio", "base64 of at least one byte")
     target.audio.content_type = content_type
 
 
-async def _split(data: bytes) -> AsyncIterator[bytes]:
-    for at in range(0, len(data), form_parts.PIECE):
-        yield data[at : at + form_parts.PIECE]
+async def _paced(first: bytes, rest: Iterator[bytes]) -> AsyncIterator[bytes]:
+    """Decodes piece by piece, with other requests between."""
+    yield first
+    for piece in rest:
+        yield piece
         await asyncio.sleep(0)

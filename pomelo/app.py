@@ -18,7 +18,7 @@ from typing import Any
 
 from gateway.app import open_rest
 from gateway.remote import Tls, open_remote
-from gateway.state import IDLE_TIMEOUT, PROXY_IDLE_TIMEOUT, GatewayOptions
+from gateway.state import IDLE_TIMEOUT, INLINE_LIMIT, PROXY_IDLE_TIMEOUT, GatewayOptions
 from pomelo.access import Access
 from pomelo.accounts import AccountDesk, AccountOffice
 from pomelo.admission.admit import RECONCILE_EVERY, Admission
@@ -292,7 +292,10 @@ async def open_gateway(
             limits=_in_flight(settings),
             proof=gateway_proof(secret),
         ) as services,
-        _rest(draining.guard(services), settings, draining) as rest,
+        # A server that does not recognise the gateway applies its inline limit, whatever that is.
+        _rest(
+            draining.guard(services), settings, draining, inline_limit=INLINE_LIMIT if secret else 0
+        ) as rest,
     ):
         try:
             yield rest
@@ -321,13 +324,18 @@ async def _within(seconds: float, done: Awaitable[None]) -> None:
 
 @asynccontextmanager
 async def _rest(
-    services: Services, settings: Settings, draining: Draining, shared: bool = False
+    services: Services,
+    settings: Settings,
+    draining: Draining,
+    shared: bool = False,
+    inline_limit: int = INLINE_LIMIT,
 ) -> AsyncIterator[tuple[str, int]]:
     host, port = settings.rest_address()
     options = GatewayOptions(
         public_url=settings.public_url,
         json_limit=settings.json_limit,
         upload_limit=settings.upload_limit,
+        inline_limit=inline_limit,
         max_connections=settings.max_connections,
         cors_origins=settings.cors_origins,
         idle_timeout=settings.idle_timeout or IDLE_TIMEOUT,

@@ -35,7 +35,7 @@ from pomelo.tasks.base import Bound, Delivered, Fold, Folding, Heard, TaskKind
 T = TypeVar("T")
 
 INLINE_LIMIT = 4 * 1024 * 1024
-"""Bytes of sound that may ride in a task."""
+"""Bytes of audio that a gRPC caller may send inline in a task."""
 
 
 LARGE = 256 * 1024
@@ -279,7 +279,13 @@ class Intake:
             raise PomeloError("missing_parameter", "Missing required field: model", field="model")
         model = self.allowed(task.model, principal)
         kind = TASK_TYPES[model.task_type]
-        # An input of another kind is an empty one of this kind: its required fields are missing.
+        which = task.WhichOneof("input")
+        if which is not None and which != kind.name:
+            raise PomeloError(
+                "invalid_parameter",
+                f"Invalid input: {task.model} takes {kind.name}, not {which}",
+                field=which,
+            )
         given = getattr(task, kind.name)
         large = task.ByteSize() > LARGE
         await _beside(large, kind.check, given, model)
@@ -288,7 +294,7 @@ class Intake:
             call.reply["Preference-Applied"] = STRICT
             if routing.reported.adjustments:
                 raise routing.reported.refusal()
-        audio = self._audio(given.audio, principal) if kind.audio else None
+        audio = self._audio(given.audio, call, principal) if kind.audio else None
         repeatable = None
         if call.repeat_key is not None:
             repeatable = await repeats.repeatable(call.repeat_key, task, audio)
@@ -343,7 +349,7 @@ class Intake:
                     candidates.remove(other)
         return _Routing(candidates, failure, fitted, fitted)
 
-    def _audio(self, audio: AudioInput, principal: Principal) -> AudioSource:
+    def _audio(self, audio: AudioInput, call: Call, principal: Principal) -> AudioSource:
         if audio.media_id:
             try:
                 path, media = self._media.find(audio.media_id, principal.owner)
@@ -355,7 +361,8 @@ class Intake:
                 ) from error
             return AudioSource(media.content_type, media.size_bytes, path=path)
         size = len(audio.data)
-        if size > self._inline_limit:
+        # A REST caller can't upload: the gateway decides what goes inline, within the limits of its bodies.
+        if size > self._inline_limit and call.wire != "rest":
             raise PomeloError(
                 "payload_too_large",
                 f"audio is larger than the {self._inline_limit:,} bytes that may be inline. Upload it",

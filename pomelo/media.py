@@ -23,6 +23,7 @@ from pomelo.call import Call, Principal
 from pomelo.errors import PomeloError, invalid
 from pomelo.gen.v1.media_pb2 import Media
 from pomelo.ids import new_id
+from pomelo.images import image_type
 from pomelo.media_quota import MediaLimits, Quota, blocks, no_room
 from pomelo.subkeys import derive
 from pomelo.turns import Turn, Turns
@@ -89,12 +90,11 @@ def sniff(content_type: str, head: bytes) -> str:
     """
     named = "".join(content_type.split()).lower()
     named = _ALIASES.get(named, named)
-    if head.startswith(b"\x89PNG\r\n\x1a\n"):
-        return "image/png"
-    if head.startswith(b"\xff\xd8\xff"):
-        return "image/jpeg"
+    image = image_type(head)
+    if image is not None and image in _ENDINGS:
+        return image
     if head[:4] == b"RIFF":
-        return {b"WEBP": "image/webp", b"WAVE": "audio/wav"}.get(head[8:12], "application/octet-stream")
+        return "audio/wav" if head[8:12] == b"WAVE" else "application/octet-stream"
     if head.startswith(b"OggS"):
         return "audio/ogg"
     if head.startswith(b"fLaC"):

@@ -10,6 +10,7 @@ from typing import Any
 from pomelo.catalog import SIDE, Route
 from pomelo.gen.v1.image_pb2 import GeneratedImage, ImageFormat, ImageInput, ImageOutput, ImageProgress
 from pomelo.gen.v1.task_pb2 import TaskResult
+from pomelo.images import image_type
 from pomelo.providers.base import Event
 from pomelo.providers.failures import nonsense
 
@@ -70,10 +71,7 @@ def result(data: bytes) -> Event:
 
 def _content_type(data: bytes) -> str:
     """By the file's first bytes, whatever it was called."""
-    if data.startswith(b"\x89PNG\r\n\x1a\n"):
-        return "image/png"
-    if data.startswith(b"\xff\xd8\xff"):
-        return "image/jpeg"
-    if data.startswith(b"RIFF") and data[8:12] == b"WEBP":
-        return "image/webp"
-    raise nonsense("a picture that is none")
+    found = image_type(data)
+    if found is None or found == "image/gif":
+        raise nonsense("a picture that is none")
+    return found

@@ -1,14 +1,15 @@
 """Text tasks: the check of a conversation, its tokens, and the folding of deltas."""
 
 import logging
-import re
 from dataclasses import replace
 
+from pomelo import data_uris
 from pomelo.catalog import Model, Route
 from pomelo.errors import PomeloError, invalid, missing
 from pomelo.gen.v1.task_pb2 import TaskResult
 from pomelo.gen.v1.task_service_pb2 import StreamTaskResponse
 from pomelo.gen.v1.text_pb2 import Message, Role, TextInput, TokenUsage
+from pomelo.images import image_type
 from pomelo.pricing import TOKENS_MOST, Used
 from pomelo.tasks.base import Bound, Delivered, Folding, Heard, TaskKind
 from pomelo.tasks.ranges import SEED_MOST, within
@@ -45,12 +46,12 @@ BYTES_OF_TOKEN = 8
 _SLICE = 16 * 1024
 """Characters of a text that are processed in one step, during which no other thread can run."""
 
-_DATA_URI = re.compile(r"data:image/(?:png|jpeg|webp|gif);base64,[A-Za-z0-9+/]+={0,2}")
 _ROLES = frozenset((Role.ROLE_SYSTEM, Role.ROLE_USER, Role.ROLE_ASSISTANT))
 
 
 def check(given: TextInput, model: Model) -> None:
-    """Refuses a conversation or a parameter that no model could take.
+    """Refuses a conversation or a parameter that no model could take. Replaces the `data:` URI of each image
+    with its canonical form, which every vendor takes.
 
     Raises:
         PomeloError: missing_parameter, invalid_parameter, context_length_exceeded.
@@ -108,12 +109,23 @@ def _check_parts(message: Message, name: str) -> int:
             characters += len(part.text)
         elif message.role != Role.ROLE_USER:
             raise invalid(f"{name}[{index}]", "a text; only a message of the user's bears pictures")
-        elif not _DATA_URI.fullmatch(part.image_url.url):
-            raise invalid(
-                f"{name}[{index}].image_url",
-                "a data: URI with a base64 PNG, JPEG, WebP or GIF; remote URLs are off",
-            )
+        else:
+            url = part.image_url.url
+            canonical = _image(url, f"{name}[{index}].image_url")
+            if canonical is not url:
+                part.image_url.url = canonical
     return characters
+
+
+def _image(url: str, name: str) -> str:
+    """The canonical `data:` URI of an image, with the media type of its bytes: vendors refuse another one."""
+    _, start = data_uris.head(url, name)
+    if not start:
+        raise invalid(name, "a data: URI with a base64 PNG, JPEG, WebP or GIF; remote URLs are off")
+    media_type = image_type(next(data_uris.decode(url, start, name), b""))
+    if media_type is None:
+        raise invalid(name, "a PNG, JPEG, WebP or GIF image. The bytes decide, not the media type")
+    return data_uris.canonical(url, start, media_type, name)
 
 
 def _words(given: TextInput) -> int:

@@ -31,7 +31,12 @@ from pomelo.tasks.transcription import SPEAKERS_MOST
 
 PICTURES = tuple(
     f"data:image/{kind};base64,{data}"
-    for kind, data in (("png", "iVBORw0KGgo="), ("jpeg", "/9j/"), ("webp", "UklGRg=="), ("gif", "R0lGODlh"))
+    for kind, data in (
+        ("png", "iVBORw0KGgo="),
+        ("jpeg", "/9j/"),
+        ("webp", "UklGRgQAAABXRUJQ"),
+        ("gif", "R0lGODlh"),
+    )
 )
 MINE = "abcdefghijklmnopqrst"
 """The id of a voice of the account's own. The names of such voices are not among the inputs, as they are those

@@ -49,7 +49,8 @@ _MESSAGES = [
     {"role": "system", "content": f"{CANARY}-system"},
     {"role": "user", "content": f"{CANARY}-prompt"},
 ]
-_DATA_URI = "data:image/png;base64," + base64.b64encode(f"\x89PNG {CANARY}-picture".encode()).decode()
+_PICTURE = b"\x89PNG\r\n\x1a\n" + f"{CANARY}-picture".encode()
+_DATA_URI = "data:image/png;base64," + base64.b64encode(_PICTURE).decode()
 _SEEN = [
     {
         "role": "user",

@@ -107,7 +107,9 @@ class Driver:
 
     async def form(self, model: str, mode: str, seconds: float) -> None:
         """A task with a sound, as a form with a file."""
-        form = aiohttp.FormData({"model": model, "voice": "adam", "stream": str(mode == "stream").lower()})
+        form = aiohttp.FormData({"model": model, "stream": str(mode == "stream").lower()})
+        if model == "eleven-labs-sts":
+            form.add_field("voice", "adam")
         form.add_field("audio", SOUND, filename=f"{CANARY}-file.ogg", content_type="audio/ogg")
         await self.post(data=form, headers={"X-Request-Timeout": str(seconds)})
 

@@ -1,6 +1,5 @@
 """JSON bodies and form fields as tasks."""
 
-import base64
 import math
 from typing import Any
 
@@ -93,15 +92,26 @@ def test_null_is_absence() -> None:
     assert [f.name for f, _ in task.text.ListFields()] == ["messages"]
 
 
-def test_a_field_of_another_kind_is_ignored_whatever_its_value() -> None:
-    task = make(IMAGE, {"prompt": "p", "messages": 7, "voice": [], "audio": {}, "max_tokens": "many"})
-    assert task.image.prompt == "p"
+@pytest.mark.parametrize("form", [False, True], ids=["json", "form"])
+@pytest.mark.parametrize("kind", FIELDS)
+def test_a_field_that_the_task_type_does_not_have_is_refused_and_named(kind: int, form: bool) -> None:
+    others = KNOWN - FIELDS[kind].keys() - {"model", "stream", "audio"}
+    for name in [*others, "max_token", *(() if kind in body.HEARS else ("audio",))]:
+        error = fault(kind, {name: "x"}, form=form)
+        assert (error.code, error.field) == ("invalid_parameter", name)
+        assert name in error.message
+        assert body.INPUTS[kind].replace("_", "-") in error.message
 
 
-def test_a_field_that_no_kind_knows_is_named() -> None:
-    error = fault(TEXT, {"messages": HI, "max_token": 1})
-    assert (error.code, error.field) == ("invalid_parameter", "max_token")
-    assert "max_token" in error.message
+def test_null_is_ignored_whatever_its_field() -> None:
+    nulls = dict.fromkeys([*KNOWN, "tools"])
+    assert make(IMAGE, {**nulls, "prompt": "p"}) == make(IMAGE, {"prompt": "p"})
+    part = {"type": "image_url", "text": None, "image_url": {"url": "data:", "detail": None}}
+    answer = {"role": "assistant", "content": "Hello", "refusal": None, "tool_calls": None}
+    task = make(TEXT, {"messages": [answer, {"role": "user", "name": None, "content": [part]}]})
+    assert [len(message.parts.parts) for message in task.text.messages] == [0, 1]
+    settings = make(TTS, {"voice_settings": {"pitch": None, "speed": 1}}).text_to_speech.voice_settings
+    assert [f.name for f, _ in settings.ListFields()] == ["speed"]
 
 
 @pytest.mark.parametrize(
@@ -194,7 +204,6 @@ def test_the_texts_of_a_form_mean_what_the_same_json_means() -> None:
         "temperature": "0.7",
         "stop": '["a","b"]',
         "user": "42",
-        "width": "x",
     }
     values = {"messages": HI, "max_tokens": 100, "temperature": 0.7, "stop": ["a", "b"], "user": "42"}
     assert make(TEXT, texts, form=True) == make(TEXT, values)
@@ -216,6 +225,9 @@ def test_the_texts_of_a_form_mean_what_the_same_json_means() -> None:
         (TEXT, {"stream": "1"}, "stream"),
         (STT, {"diarize": "on"}, "diarize"),
         (TTS, {"voice_settings": "{"}, "voice_settings"),
+        (TEXT, {"messages": '[{"role":"user","content":"\\ud83d"}]'}, "messages"),
+        (TEXT, {"stop": '["\\ud83d"]'}, "stop"),
+        (TEXT, {"stop": '["a"'}, "stop"),
     ],
 )
 def test_the_text_of_a_form_that_is_no_such_value_is_refused(
@@ -234,7 +246,6 @@ def test_the_text_of_a_form_that_is_no_such_value_is_refused(
         b"null",
         b'{"a":NaN}',
         b'{"a":"\xff"}',
-        b'{"a":"\\ud800"}',
         b'{"a":1}x',
         b"[" * 100_000,
         b'{"a":' * 300 + b"1" + b"}" * 300,
@@ -277,27 +288,67 @@ def test_any_json_makes_a_task_or_a_refusal_and_nothing_else(
     assert status in (200, 400)
 
 
-def decode_audio(value: Any) -> tuple[str, bytes]:
-    """The media type and the bytes of audio, read by the steps of the request path."""
-    content_type, text = body.read_audio(value)
-    return content_type, body.check_audio(b"".join(body.decode_base64(text)))
-
-
-def test_audio_is_base64_plain_or_wrapped_or_a_data_uri() -> None:
-    sound = bytes(range(256))
-    plain = base64.b64encode(sound).decode()
-    assert decode_audio(plain) == ("", sound)
-    assert decode_audio(base64.encodebytes(sound).decode()) == ("", sound)
-    assert decode_audio(f"data:audio/mpeg;base64,{plain}") == ("audio/mpeg", sound)
-    assert decode_audio(f"data:audio/pcm;rate=16000;base64,{plain}") == ("audio/pcm;rate=16000", sound)
-    assert decode_audio(f"data:;base64,{plain}") == ("", sound)
-
-
-@pytest.mark.parametrize("value", ["", "!", "AAA", "A===", "data:audio/mpeg,AAAA", "data:", 7, ["AAAA"], "é"])
-def test_audio_that_is_no_base64_is_refused(value: Any) -> None:
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        ('{"a":"é"}'.encode("latin-1"), "UTF-8"),
+        ('{"a":1}'.encode("utf-16"), "UTF-16"),
+        ('{"a":1}'.encode("utf-16-be"), "UTF-16"),
+        ('{"a":1}'.encode("utf-32"), "UTF-32"),
+        (b'{"a":"\\u12"}', "not JSON"),
+        (b'{"\\ud800":1}', "hex escape"),
+        (b'{"model":"gpt-4","\\ud800":1}', "hex escape"),
+    ],
+)
+def test_a_body_that_is_not_utf_8_or_not_json_is_refused_with_the_reason(data: bytes, words: str) -> None:
     with pytest.raises(PomeloError) as caught:
-        decode_audio(value)
-    assert (caught.value.code, caught.value.field) == ("invalid_parameter", "audio")
+        body.parse(data)
+    assert caught.value.code == "invalid_body"
+    assert words in caught.value.message
+
+
+def test_a_byte_order_mark_before_the_json_is_skipped() -> None:
+    for data in (b"\xef\xbb\xbf{}", bytearray(b"\xef\xbb\xbf{}")):
+        assert body.parse(data) == {}
+    with pytest.raises(PomeloError):
+        body.parse(b"\xef\xbb\xbf\xef\xbb\xbf{}")
+
+
+HALVES = (
+    "\\ud83d",
+    "\\uDE00",
+    "\\ud83dx",
+    "\\ud83d\\n",
+    "\\ud83d\\u0041",
+    "\\ud83d\\ud83d\\ude00",
+    "\\ud83d\\\\",
+)
+
+
+@pytest.mark.parametrize("half", HALVES)
+@pytest.mark.parametrize(
+    ("text", "field"),
+    [
+        ('{"prompt":"HALF"}', "prompt"),
+        ('{"é":[1],"user":"é\\\\u \\ud83d\\ude00 HALF","x":1}', "user"),
+        ('{"messages":[{"role":"user","content":"a"},\r\n\n {"role":"user",\n"content":"bHALFb"}]}', "messages[1].content"),
+        ('{"messages":[{"content":[{"type":"text","text":"HALF"}]}]}', "messages[0].content[0].text"),
+        ('{"stop":["a", "HALF"]}', "stop[1]"),
+        ('{"text":"\\\\ud83dHALF"}', "text"),
+        ('{"text":"\\\\\\\\HALF"}', "text"),
+        ('{"voice_settings":{"x":"HALF"}}', "voice_settings.x"),
+    ],
+)  # fmt: skip
+def test_half_a_surrogate_pair_is_refused_and_its_field_is_named(text: str, field: str, half: str) -> None:
+    with pytest.raises(PomeloError) as caught:
+        body.parse(text.replace("HALF", half).encode())
+    assert (caught.value.code, caught.value.field) == ("invalid_parameter", field)
+    assert field in caught.value.message
+    assert half[:6] in caught.value.message
+
+
+def test_a_whole_surrogate_pair_is_one_character() -> None:
+    assert body.parse(b'{"a":"\\ud83d\\ude00"}') == {"a": "\U0001f600"}
 
 
 def test_a_model_must_be_named_by_a_text() -> None:

@@ -99,6 +99,46 @@ async def test_audio_may_be_a_text_of_base64_in_a_form_too(door: Door) -> None:
     assert door.player.jobs[-1].audio.data == b"ID3\0"  # type: ignore[union-attr]
 
 
+@pytest.mark.parametrize("audio", [b"SUQzAA==", b"data:audio/mpeg;base64,SUQzAA", b"SUQz\r\nAA"])
+async def test_base64_with_a_text_media_type_is_no_file(door: Door, audio: bytes) -> None:
+    part = ('name="audio"\r\nContent-Type: text/plain; charset=utf-8', audio)
+    status, _ = await send(door, form(model("eleven-labs-stt"), part))
+    assert status == 200
+    assert door.player.jobs[-1].audio.data == b"ID3\0"  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize(
+    ("content_type", "text", "expected"),
+    [
+        ("text/plain; charset=utf-8", "Löwe".encode(), "Löwe"),
+        ("text/plain; charset=UTF8", b"\xef\xbb\xbfLion", "Lion"),
+        ("text/plain; charset=ISO-8859-1", b"Lion", "Lion"),
+        ('text/plain;charset="us-ascii"', b"Lion", "Lion"),
+        ("text/plain; charset=ISO-8859-1", "Löwe".encode("latin-1"), None),
+        ("text/plain; charset=ISO-8859-1", "Löwe".encode(), None),
+        ("text/plain; charset=utf-16le", "Lion".encode("utf-16-le"), None),
+        ("text/plain", "Löwe".encode("latin-1"), None),
+    ],
+)
+async def test_the_texts_of_a_form_are_utf_8(
+    door: Door, content_type: str, text: bytes, expected: str | None
+) -> None:
+    part = (f'name="prompt"\r\nContent-Type: {content_type}', text)
+    status, value = await send(door, form(model("flux-1-pro"), part))
+    if expected is None:
+        assert (status, value["error"]["code"]) == (400, "invalid_parameter")
+        assert "prompt" in value["error"]["message"]
+        assert "UTF-8" in value["error"]["message"]
+    else:
+        assert (status, door.player.jobs[-1].input.prompt) == (200, expected)
+
+
+async def test_a_form_in_another_charset_is_a_415(door: Door) -> None:
+    headers = {"Content-Type": f"{TYPE['Content-Type']}; charset=utf-16"}
+    status, value = await send(door, form(model("flux-1-pro"), ('name="prompt"', b"Lion")), headers)
+    assert (status, value["error"]["code"]) == (415, "unsupported_media_type")
+
+
 async def test_text_in_a_file_part_is_the_fields_text(door: Door) -> None:
     part = ('name="prompt"; filename="p.txt"\r\nContent-Type: text/plain', "ein Löwe".encode())
     status, _ = await send(door, form(model("flux-1-pro"), part))

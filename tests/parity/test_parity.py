@@ -139,8 +139,8 @@ def _cases() -> list[Case]:
         for code in ("content_policy_violation", "provider_unavailable", "insufficient_credits"):
             add(f"image ends in {code} {how}", draw(f"[[error:{code}]]"), code, stream=stream)
             add(f"speech ends in {code} {how}", SPEECH | {"text": f"[[error:{code}]]"}, code, stream=stream)
-            for model in ("eleven-labs-sts", "eleven-labs-stt"):
-                body = {"model": model, "audio": sound(f"[[error:{code}]]"), "voice": "adam"}
+            for model, more in (("eleven-labs-sts", {"voice": "adam"}), ("eleven-labs-stt", {})):
+                body = {"model": model, "audio": sound(f"[[error:{code}]]"), **more}
                 add(f"{model} ends in {code} {how}", body, code, stream=stream)
         add(
             f"live without a provider {how}",

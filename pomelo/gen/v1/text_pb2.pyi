@@ -83,8 +83,9 @@ class ImageUrl(_message.Message):
 
     URL_FIELD_NUMBER: _builtins.int
     url: _builtins.str
-    """A `data:` URI with base64 (image/png, image/jpeg, image/webp or image/gif). A remote URL is refused
-    unless the operator allows it. Required.
+    """A `data:` URI with a base64 PNG, JPEG, WebP or GIF image. The bytes decide what it is, not the media type.
+    White space, missing padding, the URL-safe alphabet and percent-encoding are accepted. A remote URL is
+    refused unless the operator allows it. Required.
     """
     def __init__(
         self,
