@@ -12,7 +12,7 @@ from hashlib import sha256
 from re import compile as pattern
 from typing import Any
 
-from pydantic_core import from_json, to_json
+from pydantic_core import to_json
 from yarl import URL
 
 from pomelo.errors import PomeloError
@@ -21,7 +21,8 @@ from pomelo.providers import Credentials
 from pomelo.providers.base import Event, Job, Probe
 from pomelo.providers.failures import Complaint, Dialect, complained, nonsense
 from pomelo.providers.http import Http
-from pomelo.providers.text import Answer, counted, streamed
+from pomelo.providers.parsing import parse, well_formed
+from pomelo.providers.text import Answer, counted, streamed, whole_number
 
 _VERSION = "2023-06-01"
 """The later one refuses temperature and top_p for every model."""
@@ -137,7 +138,7 @@ class Anthropic:
 
     async def _whole(self, job: Job) -> AsyncGenerator[Event, None]:
         body = to_json(request(job, stream=False))
-        answer = await self._http.whole(self._url, self._headers, body, DIALECT)
+        answer = await self._http.whole(self._url, self._headers, body, DIALECT, surrogates=True)
         yield Event(text_delta=_whole(answer))
 
     def _streamed(self, job: Job, answer: "_Answer") -> AsyncGenerator[Event, None]:
@@ -262,7 +263,7 @@ def _whole(answer: Any) -> TextDelta:
         usage = _usage(answer.get("usage") or {})
         if usage is not None:
             finish = _finish(answer["stop_reason"])
-            return TextDelta(content="".join(texts), finish_reason=finish, usage=usage)
+            return TextDelta(content=well_formed("".join(texts)), finish_reason=finish, usage=usage)
     except (AttributeError, KeyError, TypeError):
         pass
     raise nonsense("an answer of another shape")
@@ -276,13 +277,13 @@ def _finish(reason: Any) -> "FinishReason.ValueType":
 
 def _usage(usage: Any) -> TokenUsage | None:
     """The vendor's count, what was read from and written to its cache included."""
-    prompt = usage.get("input_tokens")
-    if type(prompt) is not int:
+    prompt = whole_number(usage.get("input_tokens"))
+    if prompt is None:
         return None
     for name in ("cache_creation_input_tokens", "cache_read_input_tokens"):
-        tokens = usage.get(name)
-        if tokens is not None:
-            if type(tokens) is not int or tokens < 0:
+        if usage.get(name) is not None:
+            tokens = whole_number(usage[name])
+            if tokens is None or tokens < 0:
                 return None
             prompt += tokens
     return counted(prompt, usage.get("output_tokens"))
@@ -306,7 +307,7 @@ class _Answer(Answer):
         if self.ended:
             return ""
         try:
-            event = from_json(data)
+            event = parse(data, surrogates=True)
             kind = event.get("type")
             if kind == "content_block_delta":
                 delta = event["delta"]
@@ -316,6 +317,9 @@ class _Answer(Answer):
                 return _text(block.get("text") or "") if block["type"] == "text" else ""
             if kind == "message_start":
                 self._count(event["message"].get("usage"))
+                # That of the output is worth nothing until it is told again.
+                self._counts.pop("output_tokens", None)
+                self.usage = None
             elif kind == "message_delta":
                 self._count(event.get("usage"))
                 reason = event["delta"].get("stop_reason")
@@ -331,13 +335,11 @@ class _Answer(Answer):
         raise nonsense("an event that can't be read")
 
     def _count(self, usage: Any) -> None:
-        """Counts grow as the answer does: later ones replace earlier ones, each for itself. That of the
-        output is worth nothing until it is told again."""
-        self.usage = None
+        """Counts grow as the answer does: later ones replace earlier ones, each for itself. Null replaces
+        none."""
         if isinstance(usage, dict):
             self._counts |= {name: count for name, count in usage.items() if count is not None}
-            self._counts["output_tokens"] = usage.get("output_tokens")
-            self.usage = _usage(self._counts)
+            self.usage = _usage(self._counts) or self.usage
 
 
 def _text(text: Any) -> str:

@@ -22,13 +22,13 @@ import aiohttp
 from aiohttp.abc import AbstractResolver
 from aiohttp.connector import Connection
 from aiohttp.tracing import Trace
-from pydantic_core import from_json
 from yarl import URL
 
 import pomelo
 from pomelo.providers.base import CALLER
 from pomelo.providers.connections import ConnectionLimiter
 from pomelo.providers.failures import Dialect, cut, nonsense, not_answered, refused
+from pomelo.providers.parsing import parse
 from pomelo.providers.sse import SseEvent, SseParser
 from pomelo.turns import Turns
 
@@ -129,17 +129,24 @@ class Http:
         return self._turns
 
     async def whole(
-        self, url: URL, headers: Mapping[str, str], body: Body, dialect: Dialect, *, most: int = BODY_MOST
+        self,
+        url: URL,
+        headers: Mapping[str, str],
+        body: Body,
+        dialect: Dialect,
+        *,
+        most: int = BODY_MOST,
+        surrogates: bool = False,
     ) -> Any:
         """Posts `body` (None: gets) and gives the parsed JSON of the answer, which has at most `most` bytes.
-        Cancelling closes the connection at once.
+        `surrogates`: see `pomelo.providers.parsing`. Cancelling closes the connection at once.
 
         Raises:
             PomeloError: by the map; overloaded, no connection became free.
         """
         answer, _ = await self.fetch(url, headers, body, dialect, most=most)
         try:
-            return from_json(answer)
+            return parse(answer, surrogates=surrogates)
         except ValueError:
             pass
         raise nonsense("no JSON")
@@ -315,12 +322,16 @@ class EventStream:
                 failure = cut(error)
             else:
                 if not packet:
-                    return []
+                    return self._parser.end()
                 events = self._parser.feed(packet)
                 if events:
                     return events
                 continue
             raise failure
+
+    def rest(self) -> list[SseEvent]:
+        """The event whose end did not come, when `read` has failed; often none, or only a part of one."""
+        return self._parser.end()
 
     async def goodbye(self) -> None:
         """Waits a moment for the answer's end, so that the connection can serve another call.

@@ -4,13 +4,15 @@ The vendors' modules call it, each with its own way to read an event. It knows n
 """
 
 from collections.abc import AsyncGenerator, Callable
-from contextlib import AbstractAsyncContextManager
+from contextlib import AbstractAsyncContextManager, suppress
 from typing import Any
 
+from pomelo.errors import PomeloError
 from pomelo.gen.v1.text_pb2 import FinishReason, TextDelta, TokenUsage
 from pomelo.providers.base import Event
 from pomelo.providers.failures import nonsense
 from pomelo.providers.http import BODY_MOST, EventStream
+from pomelo.providers.parsing import split_half, well_formed
 
 _TOKENS_MOST = 10**9
 """More tokens than any model takes: a count above it is a fault."""
@@ -30,7 +32,8 @@ class Answer:
         """The vendor's count, where a credible one has come."""
 
     def take(self, data: bytes) -> str:
-        """The text that an event adds; often empty at the beginning and the end.
+        """The text that an event adds; often empty at the beginning and the end. It may begin or end with
+        half a surrogate pair.
 
         Raises:
             PomeloError: provider_failed; what an error in place of an event means.
@@ -60,29 +63,61 @@ async def streamed(
         PomeloError: by the map in `failures`.
     """
     left = BODY_MOST
+    half = ""  # of a surrogate pair whose other half is to come
     async with ask() as stream:
         while not answer.ended:
-            events = await stream.read()
+            try:
+                events = await stream.read()
+            except PomeloError:
+                # The connection may have been cut behind an end marker that lacks its line end.
+                for _, data in stream.rest():
+                    with suppress(PomeloError):
+                        answer.take(data.strip())
+                if not answer.ended:
+                    raise
+                break
             if not events:
                 raise nonsense("a stream without its end marker")
             for _, data in events:
+                data = data.strip()
+                if not data:
+                    continue  # it keeps the connection alive
                 content = answer.take(data)
                 if content:
                     left -= len(content)
                     if left < 0:
                         raise nonsense("a text above the limit")
                     event = Event()
-                    event.text_delta.content = content  # a sixth of the cost of the constructors
+                    try:
+                        event.text_delta.content = half + content  # a sixth of the cost of the constructors
+                        half = ""
+                    except UnicodeEncodeError:
+                        content, half = split_half(half + content)
+                        if not content:
+                            continue
+                        event.text_delta.content = well_formed(content)
                     yield event
         await stream.goodbye()
+    if half:
+        event = Event()
+        event.text_delta.content = well_formed(half)
+        yield event
     yield Event(text_delta=answer.last())
 
 
 def counted(prompt: Any, completion: Any) -> TokenUsage | None:
     """A vendor's two counts as usage; None where one is absent or can't be true."""
-    # type() and not isinstance: true and false are ints, too.
-    if type(prompt) is not int or type(completion) is not int:
+    prompt, completion = whole_number(prompt), whole_number(completion)
+    if prompt is None or completion is None:
         return None
     if not (0 <= prompt <= _TOKENS_MOST and 0 <= completion <= _TOKENS_MOST):
         return None
     return TokenUsage(prompt_tokens=prompt, completion_tokens=completion, total_tokens=prompt + completion)
+
+
+def whole_number(value: Any) -> int | None:
+    """A count as vendors write it, 5 or 5.0; None where it is no whole number."""
+    # type() and not isinstance: true and false are ints, too.
+    if type(value) is float and value.is_integer():
+        return int(value)
+    return value if type(value) is int else None
