@@ -30,8 +30,7 @@ from pomelo.providers.base import AudioSource, Event, Job, Probe
 from pomelo.providers.elevenlabs_answers import SOUND_MOST, Sound, transcription
 from pomelo.providers.elevenlabs_forms import form
 from pomelo.providers.failures import Complaint, Dialect, nonsense
-from pomelo.providers.http import Http
-from pomelo.providers.sessions import Body
+from pomelo.providers.http import Body, Http
 from pomelo.providers.voices import Voices, today_utc
 
 TRANSCRIPT_MOST = 64 * 1024 * 1024

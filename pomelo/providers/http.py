@@ -25,7 +25,8 @@ from pomelo.providers.base import CALLER
 from pomelo.providers.connections import ConnectionLimiter
 from pomelo.providers.failures import Dialect, cut, nonsense, not_answered, refused
 from pomelo.providers.parsing import parse
-from pomelo.providers.sessions import Body, Sessions
+from pomelo.providers.sessions import Body as Body  # providers import it from here
+from pomelo.providers.sessions import Sessions
 from pomelo.providers.sse import SseEvent, SseParser
 from pomelo.turns import Turns
 
