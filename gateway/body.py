@@ -109,8 +109,6 @@ def make_task(
         raise PomeloError("unsupported_model", f"Unsupported task type: {name}", field="model")
     target = getattr(task, INPUTS[kind])
     target.SetInParent()
-    if kind in MAKES_MEDIA:
-        target.response_format = ResponseFormat.RESPONSE_FORMAT_BOTH
     for key, value in values.items():
         field = fields.get(key)
         if value is None or key in EVERY_TASK or (key == "audio" and kind in HEARS):
@@ -119,11 +117,13 @@ def make_task(
             raise unknown(key, kind)
         field.put(target, _read(key, field, value) if form else value)
     stream = values.get("stream")
-    if stream is None:
-        return task, target, False
-    if form:
+    if form and stream is not None:
         stream = {"true": True, "false": False}.get(stream.lower(), stream)
-    return task, target, check_flag("stream", stream)
+    stream = stream is not None and check_flag("stream", stream)
+    if kind in MAKES_MEDIA and not stream and not target.response_format:
+        # A stream keeps the default of the API, which makes its lines short enough for every client.
+        target.response_format = ResponseFormat.RESPONSE_FORMAT_BOTH
+    return task, target, stream
 
 
 def _read(name: str, field: Field, text: str) -> Any:

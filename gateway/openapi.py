@@ -48,7 +48,9 @@ _FIELD_SCHEMAS: Mapping[str, Schema] = {
     "diarize": {"type": ["boolean", "null"], "description": "Tell speakers apart."},
     "num_speakers": ranged("integer", 1, 32),
     "timestamps": one_of("none", "word", "character"),
-    "response_format": one_of("url", "b64_json", description="A link or the bytes; both when absent."),
+    "response_format": one_of(
+        "url", "b64_json", description="A link or the bytes; both when absent, if they fit a stream's line."
+    ),
 }
 
 _SOUND_FORMAT = text(description="Codec, rate and kbit/s, such as mp3_44100_128.")

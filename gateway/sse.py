@@ -5,6 +5,7 @@ Called by `gateway.task`. An error before the first event is an ordinary error a
 """
 
 import asyncio
+import re
 from contextlib import suppress
 from typing import Any
 
@@ -18,11 +19,26 @@ from pomelo.gen.v1.task_pb2 import Task
 from pomelo.gen.v1.task_service_pb2 import TaskStarted
 from pomelo.service import TaskService
 
-_DONE = b"\n\ndata: [DONE]\n\n"
+_DONE = b"data: [DONE]\n\n"
 _KEEP_ALIVE = b": keep-alive\n\n"
 
 _BATCH = 16 * 1024
 """Bytes of events that are joined into one write."""
+
+_AUDIO_MAX = 45 * 1024
+"""Bytes of audio in one event: its line stays below 64 KiB, and a multiple of three needs no padding."""
+
+_LINE_BREAKS = re.compile(b"\xe2\x80[\xa8\xa9]|\xc2\x85")
+_ESCAPES = {b"\xe2\x80\xa8": b"\\u2028", b"\xe2\x80\xa9": b"\\u2029", b"\xc2\x85": b"\\u0085"}
+"""U+2028, U+2029 and U+0085 in UTF-8. JSON may contain them unescaped, within strings alone, but many clients
+end a line at them, as str.splitlines does. The other line breaks are always escaped in JSON."""
+
+
+def message(data: bytes) -> bytes:
+    """The event whose data is `data`, a JSON text in UTF-8, on one line for every client."""
+    if not data.isascii():
+        data = _LINE_BREAKS.sub(lambda found: _ESCAPES[found[0]], data)
+    return b"data: " + data + b"\n\n"
 
 
 class EventStream:
@@ -116,7 +132,7 @@ class EventStream:
         The connection stays: its head has promised so, and the client may have taken it up again.
         """
         response = await self._open() if self.response is None else self.response
-        await response.write_eof(self._gathered() + b"event: error\ndata: " + problems.body(error) + b"\n\n")
+        await response.write_eof(self._gathered() + b"event: error\n" + message(problems.body(error)))
         return response
 
     def _tick(self) -> None:
@@ -168,11 +184,13 @@ async def stream(
                     if delta.finish_reason:
                         last = pieces.last_text(delta)
                     else:
-                        await out.send(b"data: " + pieces.text(delta.content) + b"\n\n")
+                        await out.send(message(pieces.text(delta.content)))
                 elif which == "audio_chunk":
-                    await out.send(b"data: " + pieces.sound(event.audio_chunk.data) + b"\n\n")
+                    data = event.audio_chunk.data
+                    for at in range(0, len(data), _AUDIO_MAX):
+                        await out.send(message(pieces.sound(data[at : at + _AUDIO_MAX])))
                 elif which == "image_progress":
-                    await out.send(b"data: " + pieces.progress(event.image_progress.progress) + b"\n\n")
+                    await out.send(message(pieces.progress(event.image_progress.progress)))
                 elif which == "result":
                     last = render.result(event.result, link)
                 elif which == "started":
@@ -188,7 +206,7 @@ async def stream(
     finally:
         out.stop()
     if fault is None:
-        return await out.finish(b"data: " + last + _DONE)
+        return await out.finish(message(last) + _DONE)
     if out.response is None:
         raise fault
     return await out.fail(fault)

@@ -85,7 +85,8 @@ def again(
             path, medium = media.find(part.media.media_id, owner)
             part.media.CopyFrom(medium)
             # The bytes of a sound that is streamed ride in its chunks.
-            inline = medium.size_bytes <= inline_most(wanted) and not (stream and result.HasField("speech"))
+            most = inline_most(wanted, stream=stream)
+            inline = medium.size_bytes <= most and not (stream and result.HasField("speech"))
             if inline:
                 part.data = path.read_bytes()
         except (OSError, PomeloError) as error:

@@ -12,7 +12,7 @@ from hashlib import sha256
 from re import compile as pattern
 from typing import Any
 
-from pydantic_core import from_json, to_json
+from pydantic_core import to_json
 from yarl import URL
 
 from pomelo.errors import PomeloError
@@ -22,6 +22,7 @@ from pomelo.providers import Credentials
 from pomelo.providers.base import Event, Job, Probe
 from pomelo.providers.failures import Complaint, Dialect, complained, nonsense
 from pomelo.providers.http import Http
+from pomelo.providers.parsing import parse, well_formed
 from pomelo.providers.text import Answer, counted, credible, streamed
 
 _VERSION = "2023-06-01"
@@ -150,7 +151,7 @@ class Anthropic:
 
     async def _whole(self, job: Job) -> AsyncGenerator[Event, None]:
         body = to_json(request(job, stream=False))
-        answer = await self._http.whole(self._url, self._headers, body, DIALECT)
+        answer = await self._http.whole(self._url, self._headers, body, DIALECT, surrogates=True)
         yield Event(text_delta=_whole(answer))
 
     def _streamed(self, job: Job, answer: "_Answer") -> AsyncGenerator[Event, None]:
@@ -273,8 +274,9 @@ def _whole(answer: Any) -> TextDelta:
         if answer.get("error"):
             raise complained(answer, DIALECT)
         texts = [block["text"] for block in answer["content"] if block["type"] == "text"]
+        content = well_formed("".join(texts))
         finish = _finish(answer["stop_reason"])
-        return TextDelta(content="".join(texts), finish_reason=finish, usage=_usage(answer.get("usage")))
+        return TextDelta(content=content, finish_reason=finish, usage=_usage(answer.get("usage")))
     except (AttributeError, KeyError, TypeError):
         pass
     raise nonsense("an answer of another shape")
@@ -323,7 +325,7 @@ class _Answer(Answer):
         if self.ended:
             return ""
         try:
-            event = from_json(data)
+            event = parse(data, surrogates=True)
             kind = event.get("type")
             if kind == "content_block_delta":
                 delta = event["delta"]
@@ -333,9 +335,10 @@ class _Answer(Answer):
                 return _text(block.get("text") or "") if block["type"] == "text" else ""
             if kind == "message_start":
                 usage = event["message"].get("usage")
-                if isinstance(usage, dict):  # that of the output is worth nothing yet
-                    self._counts = usage
-                    self.prompt = _usage(usage | {"output_tokens": 0})
+                if isinstance(usage, dict):
+                    # The count of the output is worth nothing until it is told again.
+                    self._counts = {name: count for name, count in usage.items() if name != "output_tokens"}
+                    self.prompt = _usage(self._counts | {"output_tokens": 0})
             elif kind == "message_delta":
                 self._count(event.get("usage"))
                 reason = event["delta"].get("stop_reason")
@@ -351,10 +354,11 @@ class _Answer(Answer):
         raise nonsense("an event that can't be read")
 
     def _count(self, usage: Any) -> None:
-        """Counts grow as the answer does: later ones replace earlier ones, each for itself."""
+        """Counts grow as the answer does: later ones replace earlier ones, each for itself. Null replaces
+        none."""
         if isinstance(usage, dict):
-            self._counts = self._counts | {name: count for name, count in usage.items() if count is not None}
-            self.usage = _usage(self._counts | {"output_tokens": usage.get("output_tokens")})
+            self._counts |= {name: count for name, count in usage.items() if count is not None}
+            self.usage = _usage(self._counts) or self.usage
 
 
 def _text(text: Any) -> str:

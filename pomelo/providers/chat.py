@@ -103,7 +103,9 @@ class Chat:
         )
 
     async def _whole(self, job: Job) -> AsyncGenerator[Event, None]:
-        answer = await self._http.whole(self._url, self._headers, self._body(job), self._dialect)
+        answer = await self._http.whole(
+            self._url, self._headers, self._body(job), self._dialect, surrogates=True
+        )
         yield Event(text_delta=whole(answer, self._dialect))
 
     def _body(self, job: Job) -> bytes:

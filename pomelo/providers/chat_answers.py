@@ -6,10 +6,9 @@ string or as chunks, the count of tokens in any place, an error in place of an a
 
 from typing import Any
 
-from pydantic_core import from_json
-
 from pomelo.gen.v1.text_pb2 import FinishReason, TextDelta, TokenUsage
 from pomelo.providers.failures import Dialect, complained, nonsense
+from pomelo.providers.parsing import parse, well_formed
 from pomelo.providers.text import Answer, counted
 
 _FINISHES = {
@@ -40,7 +39,8 @@ def whole(answer: Any, dialect: Dialect) -> TextDelta:
         finish = _finish(choice, dialect)
         if type(content) is list:
             content = _joined(content)
-        return TextDelta(content=content, finish_reason=finish, usage=_usage(answer.get("usage")))
+        usage = _usage(answer.get("usage"))
+        return TextDelta(content=well_formed(content), finish_reason=finish, usage=usage)
     except (AttributeError, IndexError, KeyError, TypeError):
         pass
     raise nonsense("an answer of another shape")
@@ -67,7 +67,7 @@ class ChatAnswer(Answer):
             self.ended = True
             return ""
         try:
-            chunk = from_json(data)
+            chunk = parse(data, surrogates=True)
             if chunk.get("error"):
                 raise complained(chunk, self._dialect)
             usage = chunk.get("usage")
@@ -77,7 +77,8 @@ class ChatAnswer(Answer):
                     raise complained(aside, self._dialect)
                 usage = usage or aside.get("usage")
             if usage is not None:
-                self.usage = self.prompt = _usage(usage)
+                # An empty one at the end takes nothing back.
+                self.usage = self.prompt = _usage(usage) or self.usage
             choices = chunk.get("choices")
             if not choices:
                 if chunk.get("object") == "error":

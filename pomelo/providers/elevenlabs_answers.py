@@ -7,11 +7,10 @@ from collections.abc import Iterator, Mapping
 from math import isfinite
 from typing import Any
 
-from pydantic_core import from_json
-
 from pomelo.gen.v1.speech_pb2 import SpeechToTextInput, Timestamps, Transcription
 from pomelo.providers.base import Event
 from pomelo.providers.failures import Dialect, complained, nonsense
+from pomelo.providers.parsing import parse
 
 PIECE = 64 * 1024
 """The most bytes of a piece of sound."""
@@ -125,7 +124,7 @@ def transcription(
         PomeloError: provider_failed where it is unusable; what an error object in its place means.
     """
     try:
-        body = from_json(answer)
+        body = parse(answer)
         if "text" not in body and "detail" in body:
             raise complained(body, dialect)
         # Set apart, because the constructor takes None for a text that is not there.

@@ -35,9 +35,9 @@ from math import ceil, isfinite
 from typing import Any
 
 import aiohttp
-from pydantic_core import from_json
 
 from pomelo.errors import PomeloError, Replay
+from pomelo.providers.parsing import parse
 
 WAIT_MOST = 60
 """The longest wait in seconds that is passed on from a vendor."""
@@ -121,7 +121,7 @@ def refused(
     complaint = NOTHING_SAID
     if status >= 400:
         try:
-            complaint = dialect.read(from_json(body))
+            complaint = dialect.read(parse(body))
         except ValueError:
             complaint = NOTHING_SAID
     request_id = headers.get("x-request-id") or headers.get("request-id") or ""

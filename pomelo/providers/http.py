@@ -3,14 +3,13 @@
 Providers call `Http.whole` (JSON), `Http.events` (server-sent events), `Http.pieces` (raw bytes as they come)
 and `Http.fetch` (a whole file); what can go wrong comes out as a `PomeloError` by the map in
 `pomelo.providers.failures`. It knows no vendor. It follows no redirect, keeps no cookie, heeds no proxy
-variable and asks for no compression. No POST is ever sent twice; a GET may be, when a kept connection
-turns out to be dead. Connections are limited by `pomelo.providers.connections`, before anything is sent, and
-not by aiohttp.
+variable and asks for no compression. A request is sent a second time only where a kept connection turns out
+to be dead, and never if it is paid for each time: see `pomelo.providers.sessions`. Connections are limited by
+`pomelo.providers.connections`, before anything is sent, and not by aiohttp.
 """
 
 import asyncio
 import contextlib
-import io
 import time
 from collections.abc import AsyncGenerator, Callable, Collection, Mapping
 from contextlib import asynccontextmanager
@@ -20,15 +19,14 @@ from typing import Any, Self
 
 import aiohttp
 from aiohttp.abc import AbstractResolver
-from aiohttp.connector import Connection
-from aiohttp.tracing import Trace
-from pydantic_core import from_json
 from yarl import URL
 
-import pomelo
 from pomelo.providers.base import CALLER
 from pomelo.providers.connections import ConnectionLimiter
 from pomelo.providers.failures import Dialect, cut, nonsense, not_answered, refused
+from pomelo.providers.parsing import parse
+from pomelo.providers.sessions import Body as Body  # providers import it from here
+from pomelo.providers.sessions import Sessions
 from pomelo.providers.sse import SseEvent, SseParser
 from pomelo.turns import Turns
 
@@ -42,12 +40,8 @@ us hold is small."""
 _COMPLAINT_MOST = 64 * 1024  # bytes of an error body that are read, and
 _COMPLAINT_WAIT = 5.0  # seconds that are spent on it
 _GOODBYE_WAIT = 0.05  # seconds between a stream's last event and its end, for the connection to be kept
-_AT_ONCE = 1024 * 1024  # bytes of a request that are written in one go
 
 _FAULTS = (aiohttp.ClientError, OSError, ValueError)
-
-Body = bytes | aiohttp.MultipartWriter | None
-"""What is sent: bytes, or a form whose parts are read as they are sent; None makes a GET of the call."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,33 +81,20 @@ class Http:
         self._connections = connections or ConnectionLimiter()
         self._stream_limits = _limits(timeouts.connect, timeouts.silence)
         self._whole_limits = _limits(timeouts.connect, timeouts.whole)
-        self._session: aiohttp.ClientSession | None = None
+        self._sessions: Sessions | None = None
 
     async def __aenter__(self) -> Self:
-        self._session = aiohttp.ClientSession(
-            connector=_Connector(
-                self._connections.limit,
-                limit=0,
-                limit_per_host=0,
-                keepalive_timeout=15,
-                resolver=self._resolver,
-            ),
-            cookie_jar=aiohttp.DummyCookieJar(),
-            headers={"Accept-Encoding": "identity", "User-Agent": f"pomelo/{pomelo.__version__}"},
-            auto_decompress=False,
-            trust_env=False,
-            read_bufsize=PIECE,
-        )
+        self._sessions = Sessions(self._connections.limit, self._resolver, read_bufsize=PIECE)
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._session is not None:
-            await self._session.close()
-            self._session = None
+        if self._sessions is not None:
+            await self._sessions.close()
+            self._sessions = None
             if self._resolver is not None:
-                await self._resolver.close()  # the session closes its own alone
+                await self._resolver.close()  # the sessions close their own alone
 
     def apart(self, resolver: AbstractResolver) -> "Http":
         """Another one with the same limits, whose names are looked up by `resolver`; to be entered. What it
@@ -129,17 +110,24 @@ class Http:
         return self._turns
 
     async def whole(
-        self, url: URL, headers: Mapping[str, str], body: Body, dialect: Dialect, *, most: int = BODY_MOST
+        self,
+        url: URL,
+        headers: Mapping[str, str],
+        body: Body,
+        dialect: Dialect,
+        *,
+        most: int = BODY_MOST,
+        surrogates: bool = False,
     ) -> Any:
         """Posts `body` (None: gets) and gives the parsed JSON of the answer, which has at most `most` bytes.
-        Cancelling closes the connection at once.
+        `surrogates`: see `pomelo.providers.parsing`. Cancelling closes the connection at once.
 
         Raises:
             PomeloError: by the map; overloaded, no connection became free.
         """
         answer, _ = await self.fetch(url, headers, body, dialect, most=most)
         try:
-            return from_json(answer)
+            return parse(answer, surrogates=surrogates)
         except ValueError:
             pass
         raise nonsense("no JSON")
@@ -199,25 +187,14 @@ class Http:
         dialect: Dialect,
         limits: aiohttp.ClientTimeout,
     ) -> AsyncGenerator[aiohttp.ClientResponse, None]:
-        session = self._session
-        if session is None:
+        sessions = self._sessions
+        if sessions is None:
             raise RuntimeError("Http is used outside of its context")
-        data: Any = body
-        if isinstance(body, bytes) and len(body) > _AT_ONCE:
-            # A large body is written in pieces, so that other calls have their turn in between.
-            data = io.BytesIO(body)
         host, account = f"{url.raw_host}:{url.port}", CALLER.get()
         await self._connections.acquire(host, account)
         try:
             try:
-                response = await session.request(
-                    "GET" if body is None else "POST",
-                    url,
-                    data=data,
-                    headers=headers,
-                    timeout=limits,
-                    allow_redirects=False,
-                )
+                response = await sessions.request(url, headers, body, limits, replays=dialect.replays)
             except _FAULTS as error:
                 failure = not_answered(error, dialect)
             else:
@@ -315,12 +292,16 @@ class EventStream:
                 failure = cut(error)
             else:
                 if not packet:
-                    return []
+                    return self._parser.end()
                 events = self._parser.feed(packet)
                 if events:
                     return events
                 continue
             raise failure
+
+    def rest(self) -> list[SseEvent]:
+        """The event whose end did not come, when `read` has failed; often none, or only a part of one."""
+        return self._parser.end()
 
     async def goodbye(self) -> None:
         """Waits a moment for the answer's end, so that the connection can serve another call.
@@ -355,34 +336,6 @@ class ByteStream:
         except _FAULTS as error:
             failure = cut(error)
         raise failure
-
-
-class _Connector(aiohttp.TCPConnector):
-    """Keeps connections for later, but for those on which something came that nobody had asked for: it would
-    be taken for the answer to the next request, which may be another caller's. At most `kept` are kept for a
-    host."""
-
-    def __init__(self, kept: int, **options: Any) -> None:
-        super().__init__(**options)
-        self._kept = kept
-
-    async def connect(
-        self,
-        req: aiohttp.ClientRequest,
-        traces: list[Trace],
-        timeout: aiohttp.ClientTimeout,  # noqa: ASYNC109 - it is aiohttp's own name
-    ) -> Connection:
-        """A connection on which nothing has come yet.
-
-        Raises:
-            aiohttp.ClientConnectionError: there is none.
-        """
-        for _ in range(self._kept + 1):
-            connection = await super().connect(req, traces, timeout)
-            if connection.protocol is not None and not connection.protocol.should_close:
-                return connection
-            connection.close()
-        raise aiohttp.ClientConnectionError("answers come without a request")
 
 
 def _limits(connect: float, silence: float) -> aiohttp.ClientTimeout:

@@ -18,7 +18,7 @@ class SseParser:
     Works on bytes: a line end is never inside a UTF-8 sequence, so a character that two packets share needs
     no care, and whoever reads an event's data finds out whether it is UTF-8. Lines may end with LF, CRLF or
     CR; comments, ids, retry times and unknown fields are skipped; an event without an empty line behind it
-    never comes out.
+    comes out at the end.
     """
 
     __slots__ = ("_after_cr", "_begun", "_between", "_data", "_line", "_name", "_size")
@@ -43,6 +43,16 @@ class SseParser:
                 return [("", packet[6:-2])]
             return self._whole(packet)
         return self._lines(packet)
+
+    def end(self) -> list[SseEvent]:
+        """The event that lacks only its empty line, or its last line end, when the stream has ended in good
+        order; often none. The standard drops it, but vendors leave out what follows their end marker.
+
+        Raises:
+            PomeloError: provider_failed; it is larger than EVENT_MOST.
+        """
+        self._after_cr = False
+        return [] if self._between else self._lines(b"\n\n")
 
     def _whole(self, packet: bytes) -> list[SseEvent]:
         """Several events, or an unusual one, in a packet that begins and ends where an event does."""

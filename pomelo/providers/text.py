@@ -5,13 +5,15 @@ The vendors' modules call it, each with its own way to read an event. It knows n
 
 import logging
 from collections.abc import AsyncGenerator, Callable
-from contextlib import AbstractAsyncContextManager
+from contextlib import AbstractAsyncContextManager, suppress
 from typing import Any
 
+from pomelo.errors import PomeloError
 from pomelo.gen.v1.text_pb2 import FinishReason, TextDelta, TokenUsage
 from pomelo.providers.base import Event
 from pomelo.providers.failures import nonsense
 from pomelo.providers.http import BODY_MOST, EventStream
+from pomelo.providers.parsing import split_half, well_formed
 
 log = logging.getLogger("pomelo.providers")
 
@@ -35,7 +37,8 @@ class Answer:
         """Its count of the input, where one has come: it is good for an answer that ends early."""
 
     def take(self, data: bytes) -> str:
-        """The text that an event adds; often empty at the beginning and the end.
+        """The text that an event adds; often empty at the beginning and the end. It may begin or end with
+        half a surrogate pair.
 
         Raises:
             PomeloError: provider_failed; what an error in place of an event means.
@@ -65,24 +68,48 @@ async def streamed(
         PomeloError: by the map in `failures`.
     """
     left = BODY_MOST
+    half = ""  # of a surrogate pair whose other half is to come
     async with ask() as stream:
         while not answer.ended:
-            events = await stream.read()
+            try:
+                events = await stream.read()
+            except PomeloError:
+                # The connection may have been cut behind an end marker that lacks its line end.
+                for _, data in stream.rest():
+                    with suppress(PomeloError):
+                        answer.take(data.strip())
+                if not answer.ended:
+                    raise
+                break
             if not events:
                 raise nonsense("a stream without its end marker")
             for _, data in events:
+                data = data.strip()
+                if not data:
+                    continue  # it keeps the connection alive
                 content = answer.take(data)
                 if content:
                     left -= len(content)
                     if left < 0:
                         raise nonsense("a text above the limit")
                     event = Event()
-                    event.text_delta.content = content  # a sixth of the cost of the constructors
+                    try:
+                        event.text_delta.content = half + content  # a sixth of the cost of the constructors
+                        half = ""
+                    except UnicodeEncodeError:
+                        content, half = split_half(half + content)
+                        if not content:
+                            continue
+                        event.text_delta.content = well_formed(content)
                     if answer.prompt is not None:
                         event.text_delta.usage.CopyFrom(answer.prompt)
                         answer.prompt = None
                     yield event
         await stream.goodbye()
+    if half:
+        event = Event()
+        event.text_delta.content = well_formed(half)
+        yield event
     yield Event(text_delta=answer.last())
 
 

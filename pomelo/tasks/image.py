@@ -62,7 +62,7 @@ class ImageFold:
             raise PomeloError("provider_failed")
         wanted = self._folding.input.response_format
         image = result.image.images.add(content_type=picture.content_type)
-        inline = len(picture.data) <= inline_most(wanted)
+        inline = len(picture.data) <= inline_most(wanted, stream=self._folding.stream)
         if inline:
             image.data = picture.data
         if wanted != ResponseFormat.RESPONSE_FORMAT_B64_JSON or not inline or self._folding.keep:

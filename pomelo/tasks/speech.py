@@ -154,7 +154,7 @@ class SpeechFold:
         self._size = 0
         self._writer: MediaWriter | None = None
         self._chunks: list[bytes] = []
-        self._most = 0 if folding.stream else inline_most(folding.input.response_format)
+        self._most = 0 if folding.stream else inline_most(folding.input.response_format, stream=False)
 
     def add(self, event: StreamTaskResponse) -> StreamTaskResponse | None:
         """See Fold."""

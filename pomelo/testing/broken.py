@@ -119,6 +119,16 @@ def half_character() -> Breaking:
     return _changed(change)
 
 
+def unfinished_event() -> Breaking:
+    """A good answer whose last event lacks its line ends."""
+
+    def change(reply: Reply) -> Reply:
+        data = b"".join(step for step in reply.steps if isinstance(step, bytes))
+        return replace(reply, headers=_unmeasured(reply), steps=(data.rstrip(b"\n"),))
+
+    return _changed(change)
+
+
 def broken_json() -> Breaking:
     """JSON that ends within a text, in a body or an event that ends in good order."""
     return body(lambda events: b'data: {"id": "\n\n' if events else b'{"id": "')

@@ -160,6 +160,8 @@ FAULTS: tuple[Fault, ...] = (
     Fault("broken JSON", "JSON that ends within a text", breaks=broken.broken_json()),
     Fault("half a character", "a text that is no UTF-8, in otherwise sound JSON",
           breaks=broken.half_character(), lacks=_LINES),
+    Fault("an unfinished event", "the last event lacks its line ends", stream=OK,
+          breaks=broken.unfinished_event(), lacks=_PIECEMEAL),
     Fault("a huge line", "1 MB without a line's end", breaks=broken.huge_line(), lacks=_LINES),
     Fault("oversize", "72 MiB of JSON", breaks=broken.oversize()),
     Fault("a sound without end", "a sound goes on for 1 GiB", breaks=broken.flooding(), lacks=_HEARD),

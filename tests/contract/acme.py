@@ -89,7 +89,7 @@ class Acme:
                 for _, data in events:
                     line = self.line(data)
                     if "end" in line:
-                        yield Event(text_delta=self.last(line, "", needed=False))
+                        yield Event(text_delta=self.last(line, ""))
                         return
                     yield Event(text_delta=TextDelta(content=line["said"]))
         raise nonsense("no end")
@@ -104,12 +104,12 @@ class Acme:
             pass
         raise nonsense("no line")
 
-    def last(self, said: Any, content: Any, *, needed: bool = True) -> TextDelta:
-        """The last delta."""
+    def last(self, said: Any, content: Any) -> TextDelta:
+        """The last delta; without usage where the vendor gave none."""
         try:
-            words = said["words"] if needed or said["words"] else (0, 0)
+            words = said["words"]
             if isinstance(content, str):
-                usage = TokenUsage(
+                usage = words and TokenUsage(
                     prompt_tokens=words[0], completion_tokens=words[1], total_tokens=sum(words)
                 )
                 stop = FinishReason.FINISH_REASON_STOP
@@ -163,7 +163,7 @@ class LeaksAConnection(Acme):
             for _, data in events:
                 line = self.line(data)
                 if "end" in line:
-                    yield Event(text_delta=self.last(line, "", needed=False))
+                    yield Event(text_delta=self.last(line, ""))
                     return
                 yield Event(text_delta=TextDelta(content=line["said"]))
         raise nonsense("no end")

@@ -168,7 +168,9 @@ _CALLS: Mapping[tuple[str, str], Call] = {
     ("elevenlabs", "speech_to_text"): Call("/elevenlabs/v1/speech-to-text", _XI),
 }
 _FORM = re.compile(r"multipart/form-data; boundary=\S+")
-_TRANSPORT = {"host", "user-agent", "accept", "accept-encoding", "content-length", "transfer-encoding"}
+_TRANSPORT = {
+    "host", "user-agent", "accept", "accept-encoding", "connection", "content-length", "transfer-encoding",
+}  # fmt: skip
 
 
 async def check(house: House, case: Case, received: Received, stream: bool) -> None:

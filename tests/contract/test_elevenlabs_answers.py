@@ -148,13 +148,14 @@ async def test_a_reader_that_is_slow_slows_the_vendor_down(vendor: FaultUpstream
 
 
 @BOTH
-async def test_a_connection_serves_one_sound_after_another(
+async def test_each_paid_request_has_a_connection_of_its_own(
     vendor: FaultUpstream, provider: Any, stream: bool
 ) -> None:
+    """A kept connection may break, and nobody could tell whether the vendor has done the work."""
     for _ in range(3):
         await sound(provider, job(stream=stream))
         await transcript(provider, job(SpeechToTextInput()))
-    assert len({received.connection for received in vendor.requests}) == 1
+    assert len({received.connection for received in vendor.requests}) == len(vendor.requests) == 6
 
 
 async def test_many_at_once_do_not_mix(vendor: FaultUpstream, provider: Any) -> None:
@@ -451,3 +452,23 @@ async def test_a_list_without_an_end_is_read_for_a_while_only(vendor: FaultUpstr
     error, _ = await failure(provider, speak("otto"))
     assert error.field == "voice"
     assert lists(vendor) == 50
+
+
+@pytest.mark.parametrize("timestamps", ["word", "character"])
+async def test_half_a_surrogate_pair_in_a_transcript_is_replaced(
+    vendor: FaultUpstream, provider: Any, timestamps: str
+) -> None:
+    def reply(received: Received) -> Reply:
+        body = json.loads(
+            b"".join(step for step in Transcript(text="Hi there?")(received).steps if isinstance(step, bytes))
+        )
+        text = json.dumps(body).replace("?", "\\ud83d").replace("Hi", "H\\ud83d\\ude00")
+        return Reply(steps=(text.encode(),))
+
+    vendor.script(reply)
+    given = SpeechToTextInput(timestamps=Timestamps.Value(f"TIMESTAMPS_{timestamps.upper()}"))
+    heard = await transcript(provider, job(given))
+    assert heard.text == "H😀 there\ufffd"
+    assert "".join(word.text for word in heard.words) == (
+        "H😀there\ufffd" if timestamps == "word" else "Hithere\ufffd"
+    )

@@ -102,7 +102,7 @@ async def test_an_empty_answer_is_an_answer(
 @pytest.mark.parametrize(
     "counts", [None, {}, (-1, 2), (1, 10**9 + 1), (1.5, 2), (True, 2), ("1", 2), (1, None), [1, 2], 10**30]
 )
-async def test_without_a_credible_count_a_stream_ends_without_one_and_a_whole_answer_fails(
+async def test_without_a_credible_count_an_answer_ends_without_one(
     vendor: Vendor, upstream: FaultUpstream, provider: Any, counts: Any
 ) -> None:
     usage = vendor.usage(*counts) if isinstance(counts, tuple) else counts
@@ -112,8 +112,9 @@ async def test_without_a_credible_count_a_stream_ends_without_one_and_a_whole_an
     said = await deltas(provider, vendor.job(given, stream=True))
     assert text(said) == "one two three"
     check_uncounted(said)
-    error, begun = await failure(provider, vendor.job(given, stream=False))
-    assert (error.code, begun) == ("provider_failed", "")
+    said = await deltas(provider, vendor.job(given, stream=False))
+    assert text(said) == "one two three"
+    check_uncounted(said)
 
 
 @BOTH

@@ -13,6 +13,7 @@ from door import HAIKU_ONLY, KEY, PNG, SOUND, Door, words
 
 from pomelo.errors import PomeloError
 from pomelo.gen.v1 import image_pb2, speech_pb2
+from pomelo.gen.v1.task_pb2 import TaskResult
 from pomelo.gen.v1.task_service_pb2 import StreamTaskResponse as Event
 from pomelo.inflight import InFlightLimits
 from pomelo.providers.base import Job
@@ -194,6 +195,99 @@ async def test_a_picture_stream_is_progress_then_the_picture(door: Door) -> None
     ]
     assert final["object"] == "image.generation"
     assert base64.b64decode(final["data"][0]["b64_json"]) == PNG
+
+
+SEPARATORS = "a\u2028b\u2029c\x85d\ve\ff\x1cg\x1dh\x1ei\r\nj\u2027k\u00a0l😀"
+"""Every character at which some client ends a line, and some beside them."""
+
+
+@pytest.mark.parametrize("last", [False, True], ids=["chunks", "with the last chunk"])
+async def test_text_with_line_separators_is_one_line_for_every_client(door: Door, last: bool) -> None:
+    async def script(job: Job) -> AsyncIterator[Event]:
+        *deltas, end = words("one", SEPARATORS)
+        for event in deltas:
+            yield event
+        if last:
+            end.text_delta.content = SEPARATORS
+        yield end
+
+    door.player.script = script
+    async with door.ask({**HI, "stream": True}) as answer:
+        body = await answer.read()
+    for lines in (body.decode().splitlines(), [line.decode() for line in body.splitlines()]):
+        *chunks, done = [json.loads(line[6:]) if "{" in line else line for line in lines if line]
+        assert done == "data: [DONE]"
+        text = "".join(chunk["choices"][0]["delta"].get("content", "") for chunk in chunks)
+        assert text == "one" + SEPARATORS * (1 + last)
+
+
+async def test_transcripts_and_errors_in_streams_are_one_line_for_every_client(door: Door) -> None:
+    async def transcript(job: Job) -> AsyncIterator[Event]:
+        script = speech_pb2.Transcription(text=SEPARATORS, language="en", audio_seconds=1)
+        script.words.add(text=SEPARATORS)
+        yield Event(result=TaskResult(transcription=script))
+
+    async def failure(job: Job) -> AsyncIterator[Event]:
+        yield words("one")[0]
+        raise PomeloError("invalid_parameter", f"Invalid messages: {SEPARATORS}")
+
+    door.player.script = transcript
+    ask = {"model": "eleven-labs-stt", "audio": base64.b64encode(SOUND).decode(), "stream": True}
+    async with door.ask(ask) as answer:
+        final, done = [line for line in (await answer.read()).decode().splitlines() if line]
+    assert done == "data: [DONE]"
+    found = json.loads(final.removeprefix("data: "))
+    assert (found["text"], found["words"][0]["text"]) == (SEPARATORS, SEPARATORS)
+
+    door.player.script = failure
+    async with door.ask({**HI, "stream": True}) as answer:
+        _, name, data = [line for line in (await answer.read()).decode().splitlines() if line]
+    assert name == "event: error"
+    assert json.loads(data.removeprefix("data: "))["error"]["message"].endswith(SEPARATORS)
+
+
+async def test_sound_in_large_pieces_comes_in_lines_that_every_client_can_read(door: Door) -> None:
+    made = bytes(range(256)) * 1000
+
+    async def script(job: Job) -> AsyncIterator[Event]:
+        yield Event(audio_chunk=speech_pb2.AudioChunk(data=made, content_type="audio/mpeg"))
+        yield Event(audio_chunk=speech_pb2.AudioChunk(data=b"end"))
+
+    door.player.script = script
+    sound = b""
+    async with door.ask({**TTS, "stream": True}) as answer:
+        async for line in answer.content:  # aiohttp's own reader of lines
+            assert len(line) < 64 * 1024
+            if b"b64_json" in line:
+                sound += base64.b64decode(json.loads(line[6:])["audio"]["b64_json"])
+    assert sound == made + b"end"
+
+
+@pytest.mark.parametrize("size", [45 * 1024, 45 * 1024 + 1, 3_000_000])
+async def test_a_large_picture_in_a_stream_is_a_link_unless_its_bytes_are_asked_for(
+    door: Door, size: int
+) -> None:
+    picture = PNG[:8] + bytes(size - 8)
+
+    async def script(job: Job) -> AsyncIterator[Event]:
+        result = TaskResult()
+        result.image.images.add(data=picture, content_type="image/png")
+        yield Event(result=result)
+
+    door.player.script = script
+    async with door.ask({**FLUX, "stream": True}) as answer:
+        lines = [line async for line in answer.content]  # aiohttp's own reader of lines
+    assert max(map(len, lines)) < 64 * 1024
+    (medium,) = json.loads(lines[0][6:])["data"]
+    assert set(medium) == ({"url", "b64_json"} if size <= 45 * 1024 else {"url"})
+    async with door.http.get(medium["url"]) as link:
+        assert await link.read() == picture
+    async with door.ask({**FLUX, "stream": True, "response_format": "b64_json"}) as answer:
+        ((_, final), _) = events(await answer.read())
+    assert set(final["data"][0]) == {"b64_json"}
+    assert base64.b64decode(final["data"][0]["b64_json"]) == picture
+    async with door.ask(FLUX) as answer:
+        assert set((await answer.json())["data"][0]) == {"url", "b64_json"}
 
 
 async def test_a_transcript_stream_is_the_transcript(door: Door) -> None:

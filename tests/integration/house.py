@@ -183,7 +183,7 @@ class House:
     ) -> Told:
         tasks = TaskServiceStub(self.channel)
         metadata = [("authorization", f"Bearer {key}"), *((k.lower(), v) for k, v in headers.items())]
-        task = to_task(body)
+        task = to_task(body, stream=stream)
         told = Told()
         if stream:
             call = tasks.StreamTask(StreamTaskRequest(task=task), metadata=metadata, timeout=within)

@@ -2,6 +2,7 @@
 
 import asyncio
 import base64
+import json
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -199,3 +200,95 @@ async def test_a_test_key_never_reaches_a_provider(
         outcomes = await all_ways(wires, Ask(say(prompt), keys.test, stream))
         assert all("sandbox" in o.output["text"] for o in outcomes.values())
     assert not [r for r in upstream.requests if prompt in r.prompt]
+
+
+def escaped(*texts: str) -> tuple[bytes, ...]:
+    """Chunks of a chat completion whose texts are written as JSON escapes."""
+    chunks = [{"choices": [{"delta": {"content": text}}]} for text in texts]
+    return tuple(b"data: " + json.dumps(chunk).encode() + b"\n\n" for chunk in chunks)
+
+
+def whole(content: str) -> Script:
+    """A whole chat completion whose text is written as JSON escapes."""
+    choice = {"message": {"content": content}, "finish_reason": "stop"}
+    body = {"choices": [choice], "usage": {"prompt_tokens": 5.0, "completion_tokens": 2}}
+    return Reply(steps=(json.dumps(body).encode(),))
+
+
+FINISH = b'data: {"choices":[{"delta":{},"finish_reason":"stop"}]}\n\n'
+COUNT = b'data: {"choices":[],"usage":{"prompt_tokens":5.0,"completion_tokens":2.0}}\n\n'
+ODD: dict[str, tuple[Script, str]] = {
+    "a split pair": (Reply(steps=(*escaped("Hi \ud83d", "\ude00!"), FINISH, COUNT, b"data: [DONE]\n\n")), "Hi 😀!"),
+    "a lone half": (Reply(steps=(*escaped("Hi \ud83d", "!"), FINISH, COUNT, b"data: [DONE]\n\n")), "Hi \ufffd!"),
+    "a half at the end": (Reply(steps=(*escaped("Hi \ud83d"), FINISH, COUNT, b"data: [DONE]\n\n")), "Hi \ufffd"),
+    "line separators": (
+        Reply(steps=(*escaped("a\u2028b\u2029c\x85d"), FINISH, COUNT, b"data: [DONE]\n\n")),
+        "a\u2028b\u2029c\x85d",
+    ),
+    "no end of the last line": (Reply(steps=(*escaped("Hi"), FINISH, COUNT, b"data: [DONE]")), "Hi"),
+    "no count at the end": (
+        Reply(steps=(*escaped("Hi"), COUNT, FINISH, b'data: {"choices":[],"usage":null}\n\ndata: [DONE]\n')),
+        "Hi",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ODD)
+async def test_an_odd_stream_is_read_and_counted_the_same_three_ways(
+    name: str, wires: Mapping[str, Any], keys: Keys, upstream: FaultUpstream
+) -> None:
+    script, text = ODD[name]
+    prompt = f"odd stream: {name}"
+    upstream.when(prompt, script)
+    ask = Ask(say(prompt), keys.live, stream=True)
+    outcomes = await all_ways(wires, ask)
+    for way, outcome in outcomes.items():
+        assert outcome.code == "ok", f"{way}: {outcome}"
+        assert outcome.output["text"] == text, way
+        assert outcome.output["usage"] == [5, 2, 7], way
+    assert_same(outcomes, ask)
+
+
+async def test_half_a_surrogate_pair_in_a_whole_answer_is_replaced_three_ways(
+    wires: Mapping[str, Any], keys: Keys, upstream: FaultUpstream
+) -> None:
+    prompt = "odd whole answer"
+    upstream.when(prompt, whole("Hi \ud83d and \ud83d\ude00"))
+    ask = Ask(say(prompt), keys.live)
+    outcomes = await all_ways(wires, ask)
+    assert_same(outcomes, ask)
+    for outcome in outcomes.values():
+        assert outcome.output["text"] == "Hi \ufffd and 😀"
+        assert outcome.output["usage"] == [5, 2, 7]
+
+
+@pytest.mark.parametrize("way", ["rest", "remote"])
+async def test_no_client_ends_a_line_within_an_event(
+    way: str, wires: Mapping[str, Any], keys: Keys, upstream: FaultUpstream, session: aiohttp.ClientSession
+) -> None:
+    prompt = f"line separators, {way}"
+    upstream.when(prompt, ODD["line separators"][0])
+    url, headers = f"{wires[way].base}/api/v1/task", {"Authorization": f"Bearer {keys.live}"}
+    async with session.post(url, json={**say(prompt), "stream": True}, headers=headers) as answer:
+        lines = [line for line in (await answer.text()).splitlines() if line]
+    assert all(line.startswith("data: ") for line in lines)
+    assert lines[-1] == "data: [DONE]"
+    texts = [json.loads(line[6:])["choices"][0]["delta"].get("content", "") for line in lines[:-1]]
+    assert "".join(texts) == ODD["line separators"][1]
+
+
+@pytest.mark.parametrize("wanted", [None, "b64_json", "url"])
+async def test_a_large_picture_in_a_stream_is_a_link_unless_its_bytes_are_asked_for_three_ways(
+    wanted: str | None, wires: Mapping[str, Any], keys: Keys
+) -> None:
+    body = {"model": "flux-1-pro", "prompt": "A kite", "width": 2048, "height": 2048}
+    ask = Ask({**body, **({"response_format": wanted} if wanted else {})}, keys.test, stream=True)
+    outcomes = await all_ways(wires, ask)
+    assert_same(outcomes, ask)
+    for outcome in outcomes.values():
+        size = int(outcome.output["inline" if wanted == "b64_json" else "linked"].split()[0])
+        assert size > 48 * 1024
+        assert ("inline" in outcome.output, "linked" in outcome.output) == (
+            wanted == "b64_json",
+            wanted != "b64_json",
+        )

@@ -71,7 +71,7 @@ def digest(data: bytes) -> str:
 # --- gRPC
 
 
-def to_task(body: Mapping[str, Any]) -> Task:
+def to_task(body: Mapping[str, Any], *, stream: bool = False) -> Task:
     """The message that says what a REST body says; written by hand, not by the gateway's code."""
     kind = kind_of(body.get("model"))
     task = Task(model=body.get("model", ""))
@@ -105,7 +105,7 @@ def to_task(body: Mapping[str, Any]) -> Task:
         timestamps = rest.pop("timestamps", None)
         if timestamps is not None:
             given.timestamps = speech_pb2.Timestamps.Value(f"TIMESTAMPS_{timestamps.upper()}")
-        wanted = rest.pop("response_format", "both")
+        wanted = rest.pop("response_format", "unspecified" if stream else "both")
         if kind != "speech_to_text":
             given.response_format = media_pb2.ResponseFormat.Value(f"RESPONSE_FORMAT_{wanted.upper()}")
         if kind == "image" and "output_format" in rest:
@@ -137,7 +137,7 @@ class Grpc:
 
     async def __call__(self, ask: Ask) -> Outcome:
         """Asks, and waits for the end."""
-        task = to_task(ask.body)
+        task = to_task(ask.body, stream=ask.stream)
         outcome = Outcome()
         given: dict[str, Any] = {"metadata": self.metadata(ask), "timeout": ask.timeout}
         if ask.stream:

@@ -43,3 +43,21 @@ def test_a_kept_answer_comes_back_to_its_owner_alone(tmp_path: Path) -> None:
         with pytest.raises(PomeloError) as error:
             repeats.again(kept, UNASKED, other, media, stream=False)
         assert error.value.code == "store_unavailable"
+
+
+@pytest.mark.parametrize(
+    ("size", "stream", "inline"),
+    [(45 * 1024, True, True), (45 * 1024 + 1, True, False), (45 * 1024 + 1, False, True)],
+)
+def test_a_large_image_comes_back_in_a_stream_as_a_link(
+    tmp_path: Path, size: int, stream: bool, inline: bool
+) -> None:
+    media = MediaStore(tmp_path / "media", b"s" * 32)
+    result = TaskResult(id="img_1", model="flux-1-pro")
+    image = result.image.images.add(content_type="image/png", data=bytes(size))
+    with media.writer("ann/live", "image/png") as writer:
+        writer.write(image.data)
+        image.media.CopyFrom(writer.commit())
+    kept = repeats.kept(result, UNASKED, media, stream=stream)
+    (found,) = repeats.again(kept, UNASKED, "ann/live", media, stream=stream).image.images
+    assert (len(found.data), bool(found.media.url)) == (size if inline else 0, True)

@@ -25,25 +25,29 @@ class _ResponseFormat:
 class _ResponseFormatEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ResponseFormat.ValueType], _builtins.type):
     DESCRIPTOR: _descriptor.EnumDescriptor
     RESPONSE_FORMAT_UNSPECIFIED: _ResponseFormat.ValueType  # 0
-    """A link, and the bytes too unless they are above 3 MiB (a gRPC client takes 4 MiB by default)."""
+    """A link, and the bytes too unless they are above 3 MiB (a gRPC client takes 4 MiB by default) or, at the end of a
+    stream, above 45 KiB. The default of streams over REST.
+    """
     RESPONSE_FORMAT_URL: _ResponseFormat.ValueType  # 1
     """A signed link alone."""
     RESPONSE_FORMAT_B64_JSON: _ResponseFormat.ValueType  # 2
     """The bytes alone (over REST as base64), and nothing is kept; above 16 MiB a link instead."""
     RESPONSE_FORMAT_BOTH: _ResponseFormat.ValueType  # 3
-    """A link, and the bytes unless they are above 16 MiB. The default over REST."""
+    """A link, and the bytes unless they are above 16 MiB. The default of whole answers over REST."""
 
 class ResponseFormat(_ResponseFormat, metaclass=_ResponseFormatEnumTypeWrapper):
     """How a generated medium comes back."""
 
 RESPONSE_FORMAT_UNSPECIFIED: ResponseFormat.ValueType  # 0
-"""A link, and the bytes too unless they are above 3 MiB (a gRPC client takes 4 MiB by default)."""
+"""A link, and the bytes too unless they are above 3 MiB (a gRPC client takes 4 MiB by default) or, at the end of a
+stream, above 45 KiB. The default of streams over REST.
+"""
 RESPONSE_FORMAT_URL: ResponseFormat.ValueType  # 1
 """A signed link alone."""
 RESPONSE_FORMAT_B64_JSON: ResponseFormat.ValueType  # 2
 """The bytes alone (over REST as base64), and nothing is kept; above 16 MiB a link instead."""
 RESPONSE_FORMAT_BOTH: ResponseFormat.ValueType  # 3
-"""A link, and the bytes unless they are above 16 MiB. The default over REST."""
+"""A link, and the bytes unless they are above 16 MiB. The default of whole answers over REST."""
 Global___ResponseFormat: _TypeAlias = ResponseFormat  # noqa: Y015
 
 @_typing.final

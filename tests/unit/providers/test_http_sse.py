@@ -72,8 +72,43 @@ def test_an_event_without_data_does_not_come_out_and_leaves_no_name_behind() -> 
     assert parse(b"event: ping\n\n", b"data: x\n\n") == [("", b"x")]
 
 
-def test_an_event_without_an_empty_line_behind_it_does_not_come_out() -> None:
-    assert parse(b"data: one\n\ndata: [DONE]\n") == [("", b"one")]
+@pytest.mark.parametrize("end", [b"", b"\n", b"\r\n", b"\r"], ids=["none", "lf", "crlf", "cr"])
+def test_an_event_without_an_empty_line_behind_it_comes_out_at_the_end(end: bytes) -> None:
+    for packets in (
+        [b"data: one\n\nevent: x\ndata: [DONE]" + end],
+        [b"data: one\n\nevent: x\nda", b"ta: [DONE]" + end],
+    ):
+        parser = SseParser()
+        assert [event for packet in packets for event in parser.feed(packet)] == [("", b"one")]
+        assert parser.end() == [("x", b"[DONE]")]
+        assert parser.end() == []
+
+
+@pytest.mark.parametrize(
+    "stream", [b"", b"data: x\n\n", b"data: x\r\n\r\n", b"data: x\r\r", b": bye", b"event: x", b"id: 7\n"]
+)
+def test_nothing_comes_out_at_the_end_of_a_stream_without_an_unfinished_event(stream: bytes) -> None:
+    parser = SseParser()
+    parser.feed(stream)
+    assert parser.end() == []
+
+
+def test_an_unfinished_event_above_the_limit_fails_at_the_end() -> None:
+    parser = SseParser()
+    for _ in range(2):
+        assert parser.feed(b"data: " + b"x" * (EVENT_MOST // 2 - 7) + b"\n") == []
+    parser.feed(b"data: " + b"x" * 100)
+    with pytest.raises(PomeloError):
+        parser.end()
+
+
+def test_line_separators_within_data_do_not_end_a_line() -> None:
+    for separator in ("\u2028", "\u2029", "\x85", "\x0b", "\x0c", "\x1c", "\x1d", "\x1e"):
+        data = f"a{separator}b".encode()
+        assert parse(b"data: " + data + b"\n\n", b"data: y\ndata: " + data + b"\n\n") == [
+            ("", data),
+            ("", b"y\n" + data),
+        ]
 
 
 def test_a_line_above_the_limit_fails_whether_it_ends_or_not() -> None:

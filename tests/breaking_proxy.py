@@ -1,0 +1,74 @@
+"""A TCP proxy before a vendor that breaks each connection when a second request arrives on it.
+
+To the client it is a vendor that keeps connections, as its answers say, and closes them on reuse.
+"""
+
+import asyncio
+import socket
+import struct
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
+from urllib.parse import urlsplit
+
+
+@dataclass
+class BreakingProxy:
+    """An open proxy. `url` is where it listens, without a slash at the end."""
+
+    url: str
+    connections: int = 0
+    """Connections that clients have made."""
+    broken: int = 0
+    """Connections that were broken because a second request arrived on them."""
+    resets: bool = True
+    """Whether a connection is broken by RST; else by FIN."""
+    forwards: bool = False
+    """Whether the vendor still gets the second request, of which the client gets no answer."""
+
+
+@asynccontextmanager
+async def breaking_proxy(vendor_url: str) -> AsyncIterator[BreakingProxy]:
+    """Opens a proxy before the vendor at `vendor_url`."""
+    vendor = urlsplit(vendor_url)
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        proxy.connections += 1
+        back, forth = await asyncio.open_connection(vendor.hostname, vendor.port)
+        answering = asyncio.create_task(pass_answer(back, writer, answered := asyncio.Event()))
+        try:
+            while data := await reader.read(64 * 1024):
+                if answered.is_set():
+                    proxy.broken += 1
+                    if proxy.forwards:
+                        answering.cancel()
+                        await asyncio.wait([answering])
+                        forth.write(data)
+                        await back.read(1)  # the vendor has processed it
+                    break
+                forth.write(data)
+        except ConnectionError:
+            pass
+        finally:
+            answering.cancel()
+            await asyncio.wait([answering])
+            forth.transport.abort()
+            if proxy.resets:
+                linger = struct.pack("ii", 1, 0)
+                writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+                writer.transport.abort()
+            writer.close()
+
+    async def pass_answer(
+        back: asyncio.StreamReader, writer: asyncio.StreamWriter, answered: asyncio.Event
+    ) -> None:
+        with suppress(ConnectionError):
+            while data := await back.read(64 * 1024):
+                answered.set()
+                writer.write(data)
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    async with server:
+        host, port = server.sockets[0].getsockname()
+        proxy = BreakingProxy(f"http://{host}:{port}")
+        yield proxy

@@ -1,0 +1,171 @@
+"""On which connection a request goes out, and which requests are sent again."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import aiohttp
+import pytest
+from aiohttp import web
+from yarl import URL
+
+from pomelo.errors import PomeloError, Replay
+from pomelo.providers import sessions
+from pomelo.providers.failures import Complaint, Dialect
+from pomelo.providers.http import Http, Timeouts
+from tests.breaking_proxy import BreakingProxy, breaking_proxy
+
+CHAT = Dialect("acme", lambda body: Complaint())
+PAID = Dialect("acme", lambda body: Complaint(), replays=False)
+
+
+@dataclass
+class Server:
+    """An HTTP server: where it is, and what it got: method, size of the body, number of the connection."""
+
+    url: str = ""
+    received: list[tuple[str, int, int]] = field(default_factory=list)
+    headers: list[Any] = field(default_factory=list)
+
+
+@pytest.fixture(name="server")
+async def _server() -> AsyncIterator[Server]:
+    server, connections = Server(), []
+
+    async def answer(request: web.Request) -> web.Response:
+        body = await request.read()
+        if request.transport not in connections:
+            connections.append(request.transport)
+        server.received.append((request.method, len(body), connections.index(request.transport)))
+        server.headers.append(request.headers)
+        return web.json_response({})
+
+    app = web.Application(client_max_size=2**30)
+    app.router.add_route("*", "/", answer)
+    runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    server.url = "http://{}:{}/".format(*runner.addresses[0])
+    yield server
+    await runner.cleanup()
+
+
+@pytest.fixture(name="proxy")
+async def _proxy(server: Server) -> AsyncIterator[BreakingProxy]:
+    async with breaking_proxy(server.url) as opened:
+        yield opened
+
+
+@pytest.fixture(name="http")
+async def _http() -> AsyncIterator[Http]:
+    async with Http(Timeouts(connect=1, silence=2, whole=2)) as opened:
+        yield opened
+
+
+def form() -> aiohttp.MultipartWriter:
+    """A form of one field."""
+    writer = aiohttp.MultipartWriter("form-data")
+    writer.append(b"x" * 1000).set_content_disposition("form-data", name="file")
+    return writer
+
+
+async def test_requests_that_may_be_repeated_share_a_connection(server: Server, http: Http) -> None:
+    for body in (b"{}", None, b"{}"):
+        await http.whole(URL(server.url), {}, body, CHAT)
+    assert {connection for _, _, connection in server.received} == {0}
+
+
+@pytest.mark.parametrize(("make", "dialect"), [(lambda: b"{}", PAID), (form, PAID), (form, CHAT)])
+async def test_a_request_that_must_not_be_repeated_has_a_connection_of_its_own(
+    server: Server, http: Http, make: Any, dialect: Dialect
+) -> None:
+    await http.whole(URL(server.url), {}, b"{}", CHAT)
+    for _ in range(3):
+        await http.whole(URL(server.url), {}, make(), dialect)
+    assert [connection for _, _, connection in server.received] == [0, 1, 2, 3]
+    assert [headers.get("Connection") for headers in server.headers] == [None, "close", "close", "close"]
+
+
+@pytest.mark.parametrize("resets", [True, False], ids=["reset", "closed"])
+@pytest.mark.parametrize("size", [2, 3_000_000])
+async def test_a_request_on_a_connection_that_breaks_is_sent_again_on_a_new_one(
+    server: Server, proxy: BreakingProxy, http: Http, size: int, resets: bool
+) -> None:
+    proxy.resets = resets
+    for _ in range(4):
+        await http.whole(URL(proxy.url), {}, b"x" * size, CHAT)
+    assert [(method, got) for method, got, _ in server.received] == [("POST", size)] * 4
+    assert proxy.broken == 2
+
+
+async def test_several_broken_connections_cost_a_request_one_more_attempt_alone(
+    proxy: BreakingProxy, http: Http
+) -> None:
+    asked = (http.whole(URL(proxy.url), {}, b"{}", CHAT) for _ in range(5))
+    await asyncio.gather(*asked)
+    assert proxy.connections == 5, "all are kept now"
+    await http.whole(URL(proxy.url), {}, b"{}", CHAT)
+    assert (proxy.connections, proxy.broken) == (6, 1)
+
+
+async def test_a_paid_request_is_never_sent_twice_and_works_beside_broken_connections(
+    server: Server, proxy: BreakingProxy, http: Http
+) -> None:
+    proxy.forwards = True
+    for _ in range(2):
+        await http.whole(URL(proxy.url), {}, b"{}", PAID)
+        await http.whole(URL(proxy.url), {}, None, PAID)
+    assert [method for method, _, _ in server.received if method == "POST"] == ["POST"] * 2
+
+
+async def test_a_new_connection_that_breaks_is_not_tried_again(http: Http) -> None:
+    connections = 0
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal connections
+        connections += 1
+        await reader.read(1)
+        writer.transport.abort()
+
+    async with await asyncio.start_server(serve, "127.0.0.1", 0) as listener:
+        url = URL("http://{}:{}/".format(*listener.sockets[0].getsockname()))
+        for dialect, replay in ((CHAT, Replay.AGAIN), (PAID, Replay.NEVER)):
+            with pytest.raises(PomeloError) as failure:
+                await http.whole(url, {}, b"{}", dialect)
+            assert (failure.value.code, failure.value.replay) == ("provider_unavailable", replay)
+    assert connections == 2
+
+
+async def test_an_answer_that_breaks_off_on_a_kept_connection_is_not_asked_for_again(http: Http) -> None:
+    requests = 0
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal requests
+        while await reader.readuntil(b"{}"):
+            requests += 1
+            body = b"{}" if requests == 1 else b"{"
+            writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n" + body)
+            if requests == 2:
+                writer.close()
+                return
+
+    async with await asyncio.start_server(serve, "127.0.0.1", 0) as listener:
+        url = URL("http://{}:{}/".format(*listener.sockets[0].getsockname()))
+        await http.whole(url, {}, b"{}", CHAT)
+        with pytest.raises(PomeloError) as failure:
+            await http.whole(url, {}, b"{}", CHAT)
+    assert failure.value.code == "provider_failed"
+    assert requests == 2
+
+
+async def test_an_idle_connection_is_closed_before_common_servers_close_it(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert sessions.KEEP < 5
+    monkeypatch.setattr(sessions, "KEEP", 0.05)
+    async with Http() as http:
+        for _ in range(2):
+            await http.whole(URL(server.url), {}, b"{}", CHAT)
+            await asyncio.sleep(0.1)
+    assert [connection for _, _, connection in server.received] == [0, 1]
