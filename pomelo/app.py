@@ -117,16 +117,18 @@ async def open_app(
         connections = ConnectionLimiter(settings.upstream_connections)
         turns = Turns()
         if providers is None:
-            providers = await stack.enter_async_context(
-                open_providers(
-                    registry.entries.values(),
-                    credentials(settings, registry),
-                    timeouts=timeouts,
-                    origins=settings.delivery_origins,
-                    connections=connections,
-                    turns=turns,
-                )
+            opening = open_providers(
+                registry.entries.values(),
+                credentials(settings, registry),
+                timeouts=timeouts,
+                origins=settings.delivery_origins,
+                connections=connections,
+                turns=turns,
             )
+            try:
+                providers = await stack.enter_async_context(opening)
+            except ValueError as error:
+                raise SettingsError(str(error)) from error
         catalog = catalog or registry.catalog
         plans = plans or find_plans(settings, catalog)
         admission = Admission(store, plans, now=now, reconcile_every=reconcile_every)

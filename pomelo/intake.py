@@ -224,6 +224,7 @@ class Intake:
                 stream=stream,
                 deadline=call.deadline,
                 audio=asked.audio,
+                request_id=call.request_id,
             )
             writer = partial(self._media.writer, principal.owner)
             keep = asked.repeatable is not None

@@ -18,6 +18,7 @@ from pomelo.breaker import CircuitBreaker
 from pomelo.catalog import Model, Route
 from pomelo.errors import PomeloError, Replay
 from pomelo.providers.base import CALLER, Event, Job, JobMethod, Provider, method
+from pomelo.providers.guard import GuardedEvents
 
 RETRIES = 2
 """How often one route is asked again."""
@@ -37,6 +38,8 @@ class Candidate:
 
     route: Route
     method: JobMethod
+    kind: str
+    """The task type."""
     breaker: CircuitBreaker | None
     """None for the sandbox, whose troubles are made to order."""
 
@@ -76,7 +79,8 @@ class Router:
             if provider is not None and provider.configured:
                 provider_method = method(provider, kind)
                 if provider_method is not None:
-                    found.append(Candidate(route, provider_method, self._breaker(route) if live else None))
+                    breaker = self._breaker(route) if live else None
+                    found.append(Candidate(route, provider_method, kind, breaker))
         if not found:
             raise PomeloError("provider_not_configured", field="model")
         return found
@@ -129,7 +133,7 @@ class Router:
                 begun = False
                 try:
                     CALLER.set(account)
-                    async with aclosing(candidate.method(routed)) as events:
+                    async with aclosing(GuardedEvents(candidate.method, candidate.kind, routed)) as events:
                         async for event in events:
                             if not begun:
                                 begun = True

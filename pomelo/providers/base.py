@@ -14,12 +14,26 @@ from typing import Any, Protocol
 from pomelo.catalog import Model, Route
 from pomelo.gen.v1.task_service_pb2 import StreamTaskResponse as Event
 
-__all__ = ["CALLER", "AudioSource", "Event", "Job", "Probe", "Provider"]
+__all__ = ["CALLER", "CODES", "AudioSource", "Event", "Job", "Probe", "Provider"]
 
 CALLER: ContextVar[str] = ContextVar("caller", default="")
 """The account for which a provider is called now; empty if it is for none. Connections are shared
 fairly between accounts. The router sets it; it is a context variable so that providers need not
 pass it on."""
+
+CODES = frozenset(
+    (
+        "provider_unavailable",
+        "provider_failed",
+        "content_policy_violation",
+        "context_length_exceeded",
+        "invalid_parameter",
+        "payload_too_large",
+        "deadline_exceeded",
+    )
+)
+"""The codes that a provider may raise. With any other one, which only Pomelo itself may give, the task fails
+with provider_failed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +57,7 @@ class Job:
     `input` is the contract's input message of the task's kind, valid, not to be changed. `stream` tells
     whether the caller wants pieces as they come; when False the provider makes one whole upstream call
     and yields it as one event. `deadline` is absolute, on the event loop's clock; the engine enforces it.
+    `request_id` is the caller's name of the request, for log lines.
     """
 
     task_id: str
@@ -52,6 +67,7 @@ class Job:
     stream: bool
     deadline: float
     audio: AudioSource | None = None
+    request_id: str = ""
 
 
 JobMethod = Callable[[Job], AsyncGenerator[Event, None]]
@@ -66,10 +82,9 @@ It is an async generator. What it yields, by kind:
 * text_to_speech, speech_to_speech: `audio_chunk` events of at most 64 KiB; the first bears content_type.
 * speech_to_text: one `result` with `transcription`.
 
-Closing or cancelling it closes the upstream connection at once. It raises `PomeloError` alone, with the
-codes of the provider rows of the table (provider_unavailable, provider_failed, content_policy_violation,
-context_length_exceeded, invalid_parameter, payload_too_large, deadline_exceeded), and with overloaded where
-`Http` had no connection for it.
+Closing or cancelling it closes the upstream connection at once. It raises `PomeloError` alone, with one of
+CODES, and what `Http` raises. Whatever else it raises or yields (None, an event of another task type, one
+after the last) is logged, and the task fails with provider_failed.
 """
 
 

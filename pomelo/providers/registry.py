@@ -85,7 +85,9 @@ def read(own: Path | None = None, plugged: Collection[EntryPoint] | None = None)
 def _plugged(point: EntryPoint) -> Any:
     try:
         return point.load()
-    except Exception as error:  # whatever a stranger's module does when it is imported
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # whatever a stranger's module does when it is imported
         failure = ValueError(f"the plug-in {point.name} ({point.value}) can't be loaded: {error!r}")
         raise failure from error
 

@@ -179,7 +179,7 @@ class Voices:
             failure = self._failure
         if failure is not None:
             # A copy: one exception can't be raised in several tasks.
-            copy = PomeloError(failure.code, failure.message, field=failure.field, retry_after=failure.wait)
+            copy = type(failure)(failure.code, failure.message, field=failure.field, retry_after=failure.wait)
             copy.replay = failure.replay
             raise copy
 

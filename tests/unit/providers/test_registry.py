@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from pomelo.providers import BUILTIN, GROUP, Credentials
+from pomelo.providers import BUILTIN, GROUP, Credentials, open_providers
 from pomelo.providers.base import Probe
 from pomelo.providers.compatible import Compatible
 from pomelo.providers.http import Http
@@ -135,3 +135,28 @@ def test_a_plug_in_that_can_not_be_loaded_is_named() -> None:
 def test_a_catalogue_that_leads_nowhere_is_refused(tmp_path: Path, text: str, said: str) -> None:
     with pytest.raises(ValueError, match=said):
         read(catalogue(tmp_path, text), plugged=[])
+
+
+class Exiting:
+    """A provider that can't be made."""
+
+    def __init__(self, credentials: Credentials, http: Http) -> None:
+        raise SystemExit(credentials.api_key)
+
+
+async def test_a_plug_in_that_can_not_be_made_is_named_without_what_it_says(tmp_path: Path) -> None:
+    entry = read(plugged=[point("acme", "Exiting")]).entries["acme"]
+    with pytest.raises(ValueError, match=r"^the provider acme can't be opened: SystemExit$"):
+        async with open_providers([entry], {"acme": Credentials("secret")}):
+            pass
+
+
+def test_a_plug_in_that_exits_when_it_is_imported_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "exiting_plug_in.py").write_text("raise SystemExit(0)\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(
+        ValueError, match=r"^the plug-in acme \(exiting_plug_in:A\) can't be loaded: SystemExit"
+    ):
+        read(plugged=[EntryPoint("acme", "exiting_plug_in:A", GROUP)])
