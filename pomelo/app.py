@@ -227,6 +227,10 @@ def find_providers(settings: Settings) -> Registry:
         registry = read_registry(settings.catalog)
     except ValueError as error:
         raise SettingsError(str(error)) from error
+    except OSError as error:
+        raise SettingsError(
+            f"{error.filename}: can't be read: {error.strerror}. Set POMELO_CATALOG"
+        ) from error
     settings.check_providers(registry.entries)
     return registry
 

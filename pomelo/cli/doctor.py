@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 
     from pomelo.gen.v1.admin_service_pb2 import AccountDetail
     from pomelo.providers import Credentials
-    from pomelo.providers.registry import Entry
-    from pomelo.settings import Settings
+    from pomelo.providers.registry import Entry, Registry
+    from pomelo.settings import Settings, SettingsError
 
 _TIMEOUT = 5.0
 """Seconds that one thing may take to answer."""
@@ -42,7 +42,10 @@ def doctor(config: Config = None, as_json: Json = False) -> None:
     for finding in _look(config):
         findings.append(finding)
         if not as_json:
-            say(f"{finding.state:<7} {finding.name:<13} {finding.detail}")
+            first, *more = finding.detail.split("\n")
+            say(f"{finding.state:<7} {finding.name:<13} {first}")
+            for line in more:
+                say(f"{'':<21} {line}")
     if as_json:
         print_json([finding._asdict() for finding in findings])
     if any(finding.state == "broken" for finding in findings):
@@ -64,10 +67,11 @@ def _look(config: Any) -> Iterator[Finding]:
     from pomelo.cli.client import is_served
 
     served = is_served(settings.admin_socket)
-    yield from _store(settings, served)
+    registry = _registry(settings)
+    yield from _store(settings, served, registry)
     yield _grpc(settings, served)
     yield _rest(settings, served)
-    yield from _providers(settings)
+    yield from _providers(settings, registry)
 
 
 def _program() -> Finding:
@@ -100,7 +104,18 @@ def _data(settings: "Settings") -> Finding:
     return Finding("data", "ok", str(folder))
 
 
-def _store(settings: "Settings", served: bool) -> Iterator[Finding]:
+def _registry(settings: "Settings") -> "Registry | SettingsError":
+    """The models and providers, or why they can't be had."""
+    from pomelo.app import find_providers
+    from pomelo.settings import SettingsError
+
+    try:
+        return find_providers(settings)
+    except SettingsError as error:
+        return error
+
+
+def _store(settings: "Settings", served: bool, registry: "Registry | SettingsError") -> Iterator[Finding]:
     from pomelo.cli.keys import state
     from pomelo.cli.operator import pages
     from pomelo.gen.v1 import admin_service_pb2 as pb
@@ -117,6 +132,8 @@ def _store(settings: "Settings", served: bool) -> Iterator[Finding]:
         line = explain(error)
         if line is None:
             raise
+        if line == str(registry):
+            line = "can't be opened without the providers, see below"
         yield Finding("store", "broken", line)
         return
     usable = [key for key in keys if state(key) == "active"]
@@ -218,12 +235,13 @@ def _silent(name: str, address: str, served: bool) -> Finding:
     return Finding(name, "off", f"nobody serves at {address}. Start with: pomelo serve")
 
 
-def _providers(settings: "Settings") -> Iterator[Finding]:
-    from pomelo.app import credentials, find_providers
+def _providers(settings: "Settings", registry: "Registry | SettingsError") -> Iterator[Finding]:
+    from pomelo.app import credentials
     from pomelo.settings import SettingsError
 
     try:
-        registry = find_providers(settings)
+        if isinstance(registry, SettingsError):
+            raise registry
         given = credentials(settings, registry)
     except SettingsError as error:
         yield Finding("providers", "broken", str(error))

@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from pomelo.catalog import Model, Route
+from pomelo.catalog_rows import Row
 from pomelo.gen.v1.task_service_pb2 import StreamTaskResponse as Event
 
-__all__ = ["CALLER", "CODES", "AudioSource", "Event", "Job", "Probe", "Provider"]
+__all__ = ["CALLER", "CODES", "AudioSource", "Event", "Job", "Options", "Probe", "Provider"]
 
 CALLER: ContextVar[str] = ContextVar("caller", default="")
 """The account for which a provider is called now; empty if it is for none. Connections are shared
@@ -99,12 +100,18 @@ class Probe:
     headers: Mapping[str, str] = field(default_factory=dict)
 
 
+class Options(Row):
+    """What a provider reads of a route beside the common keys. Subclass it with a field for each key, with
+    its type and a default; by itself it has none. A route with another key or type is refused at start."""
+
+
 class Provider(Protocol):
     """A vendor, or the sandbox. It has a `JobMethod` for each kind of task that it can do.
 
     Its class is called with (credentials, http). It may have, as class attributes: `base_url`, where the
-    vendor's API begins unless the operator says otherwise; `probe`, a Probe; and, in a plug-in, `catalog`,
-    the path of a catalogue file with the models that it brings.
+    vendor's API begins unless the operator says otherwise; `probe`, a Probe; `options`, Options or a subclass
+    (without it, routes may have any keys); and, in a plug-in, `catalog`, the path of a catalogue file with
+    the models that it brings.
     """
 
     @property

@@ -17,7 +17,7 @@ from pomelo.catalog import SIDE
 from pomelo.errors import PomeloError, Replay
 from pomelo.gen.v1.image_pb2 import ImageInput
 from pomelo.providers import Credentials
-from pomelo.providers.base import Event, Job, Probe
+from pomelo.providers.base import Event, Job, Options, Probe
 from pomelo.providers.failures import Complaint, Dialect, complained, nonsense
 from pomelo.providers.http import Http
 from pomelo.providers.links import Links
@@ -88,6 +88,7 @@ class Replicate:
     """
 
     base_url = "https://api.replicate.com"
+    options = Options
     probe = Probe("/v1/account")
 
     def __init__(self, credentials: Credentials, http: Http, *, interval: float = 0.5) -> None:

@@ -49,7 +49,7 @@ def test_an_unknown_model_is_told_by_its_name() -> None:
 
 ROW = """
 [models.x]
-type = "text"
+type = "image"
 price = {{ {price} }}
 price_version = "2026-11-22"
 {more}
@@ -60,32 +60,24 @@ model = "m"
 
 
 @pytest.mark.parametrize(
-    ("price", "more"),
-    [
-        ("", ""),
-        ('image = "0"', ""),
-        ('image = "0.0000001"', ""),
-        ('image = "-1"', ""),
-        ('banana = "1"', ""),
-        ('image = "x"', ""),
-        ('image = "1"', "limits = { max_bananas = 1 }"),
-        ('image = "1"', "banana = 1"),
-    ],
+    "price", ["", 'image = "0"', 'image = "0.0000001"', 'image = "-1"', 'banana = "1"', 'image = "x"']
 )
-def test_a_model_that_can_not_be_billed_is_refused_by_name(tmp_path: Path, price: str, more: str) -> None:
+def test_a_model_that_can_not_be_billed_is_refused_by_name(tmp_path: Path, price: str) -> None:
     path = tmp_path / "catalog.toml"
-    path.write_text(ROW.format(price=price, more=more))
-    with pytest.raises(ValueError, match="catalogue entry x"):
+    limits = "limits = { max_characters = 100 }"
+    path.write_text(ROW.format(price=price, more=limits))
+    with pytest.raises(ValueError, match=r"catalog.toml:4: models\.x\.price: "):
         Catalog.load(path)
-    path.write_text(ROW.format(price='image = "0.000001"', more=""))
+    path.write_text(ROW.format(price='image = "0.000001"', more=limits))
     assert Catalog.load(path).resolve("x").prices == {PriceUnit.PRICE_UNIT_IMAGE: 1}
 
 
-def entry(name: str, kind: str = "text", route: str = "") -> str:
+def entry(name: str, kind: str = "image", route: str = "") -> str:
     """A row with one route."""
     return f'''
 [models.{name}]
 type = "{kind}"
+limits = {{ max_characters = 100 }}
 price = {{ image = "1" }}
 price_version = "2026-11-22"
 [[models.{name}.routes]]
@@ -98,10 +90,10 @@ model = "m"
 def test_a_later_file_adds_entries_and_replaces_those_of_the_same_name(tmp_path: Path) -> None:
     one, two = tmp_path / "one.toml", tmp_path / "two.toml"
     one.write_text(entry("x") + entry("y") + "[hosts.h]\nkey_needed = true\n")
-    two.write_text(entry("y", "image") + entry("z") + "[hosts.h]\nkey_needed = false\n[hosts.i]\n")
+    two.write_text(entry("y", "text_to_speech") + entry("z") + "[hosts.h]\nkey_needed = false\n[hosts.i]\n")
     catalog = Catalog.load(one, two)
     assert list(catalog.models) == ["x", "y", "z"]
-    assert catalog.models["y"].task_type == TaskType.TASK_TYPE_IMAGE
+    assert catalog.models["y"].task_type == TaskType.TASK_TYPE_TEXT_TO_SPEECH
     assert catalog.hosts == {"h": {"key_needed": False}, "i": {}}
 
 
@@ -111,25 +103,6 @@ def test_a_route_may_cost_something_else_than_its_model(tmp_path: Path) -> None:
     (route,) = (model := Catalog.load(path).models["x"]).routes
     assert model.priced(route) == ({PriceUnit.PRICE_UNIT_IMAGE: 2_000_000}, "2026-11-23")
     assert model.priced(replace(route, prices={})) == ({PriceUnit.PRICE_UNIT_IMAGE: 1_000_000}, "2026-11-22")
-
-
-@pytest.mark.parametrize(
-    ("text", "said"),
-    [
-        (entry("x", "song"), "no kind of task is called song"),
-        (entry("x", "model"), "no kind of task is called model"),
-        (entry("x", route='drop = ["temprature"]'), "no parameter of its kind is called temprature"),
-        (entry("x", "image", "clamp = { steps = [1, 4] }"), "no parameter of its kind is called steps"),
-        (entry("x", route='price = { image = "2" }'), "'price_version' is missing"),
-        (entry("x", route='price = { image = "0" }\nprice_version = "1"'), "it has no price"),
-        ("[model.x]\n", "unknown key: model"),
-    ],
-)
-def test_a_row_that_would_have_no_effect_is_refused(tmp_path: Path, text: str, said: str) -> None:
-    path = tmp_path / "catalog.toml"
-    path.write_text(text)
-    with pytest.raises(ValueError, match=said):
-        Catalog.load(path)
 
 
 def test_a_setting_of_a_voice_is_a_parameter(tmp_path: Path) -> None:
