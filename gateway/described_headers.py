@@ -24,6 +24,14 @@ HEADERS: dict[str, Any] = {
     "X-RateLimit-Remaining-Concurrent": _whole("Tasks that may be begun now beside those that run."),
     "X-Credits-Remaining": _credits("Credits that are left, without what running tasks hold."),
     "X-Credits-Charged": _credits("What the task cost, where that is known when the headers go out."),
+    "Deprecation": {
+        "schema": {"type": "string", "pattern": r"^@\d+$"},
+        "description": "Since when the end of the model is announced: `@` and Unix seconds (RFC 9745).",
+    },
+    "Sunset": {
+        "schema": {"type": "string"},
+        "description": "The first moment at which the model may be gone, an HTTP date (RFC 8594).",
+    },
     "Retry-After": _whole("Seconds to wait; with 409 of a running request, 429 and 503."),
 }
 """By name. Limits are there where the plan has them, and nothing but the first for a key that is unknown."""

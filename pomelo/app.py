@@ -12,6 +12,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from ipaddress import ip_network
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from typing import Any
 from gateway.app import open_rest
 from gateway.remote import Tls, open_remote
 from gateway.state import GatewayOptions
+from pomelo import retirement
 from pomelo.access import Access
 from pomelo.accounts import AccountDesk, AccountOffice
 from pomelo.admission.admit import RECONCILE_EVERY, Admission
@@ -130,6 +132,10 @@ async def open_app(
             except ValueError as error:
                 raise SettingsError(str(error)) from error
         catalog = catalog or registry.catalog
+        if not worker:
+            for notice in retirement.notices(catalog, datetime.fromtimestamp(now(), UTC).date()):
+                if notice.is_past:
+                    log.warning("%s. It is still called where no other route is left", notice)
         plans = plans or find_plans(settings, catalog)
         admission = Admission(store, plans, now=now, reconcile_every=reconcile_every)
         await stack.enter_async_context(_noting(admission))

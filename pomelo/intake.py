@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, TypeVar
 
-from pomelo import repeats
+from pomelo import repeats, retirement
 from pomelo.admission.admit import Admission, Hold
 from pomelo.audio import Swapper
 from pomelo.call import Call, Principal
@@ -245,6 +245,7 @@ class Intake:
         if not task.model:
             raise PomeloError("missing_parameter", "Missing required field: model", field="model")
         model = self.allowed(task.model, principal)
+        call.reply |= retirement.headers(model)
         kind = TASK_TYPES[model.task_type]
         # An input of another kind is an empty one of this kind: its required fields are missing.
         given = getattr(task, kind.name)

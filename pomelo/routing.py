@@ -12,6 +12,7 @@ import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass, replace
+from datetime import date
 from math import ceil, inf
 
 from pomelo.breaker import CircuitBreaker
@@ -19,6 +20,8 @@ from pomelo.catalog import Model, Route
 from pomelo.errors import PomeloError, Replay
 from pomelo.providers.base import CALLER, Event, Job, JobMethod, Provider, method
 from pomelo.providers.guard import GuardedEvents
+from pomelo.retirement import is_past
+from pomelo.times import today_utc
 
 RETRIES = 2
 """How often one route is asked again."""
@@ -48,7 +51,7 @@ class Router:
     """Asks the routes of a model in order.
 
     `providers` are by name. `clock` is monotonic, as deadlines are; `sleep` and `chance` (0 to 1) time the
-    retries; `breaker` makes the circuit breaker of a provider's model.
+    retries; `breaker` makes the circuit breaker of a provider's model; `today` is the date in UTC.
     """
 
     def __init__(
@@ -59,16 +62,19 @@ class Router:
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
         chance: Callable[[], float] = random.random,
         breaker: Callable[[str, str], CircuitBreaker] = CircuitBreaker,
+        today: Callable[[], date] = today_utc,
     ) -> None:
         self._providers = providers
         self._clock = clock
         self._sleep = sleep
         self._chance = chance
         self._make_breaker = breaker
+        self._today = today
         self._breakers: dict[tuple[str, str], CircuitBreaker] = {}
 
     def candidates(self, model: Model, kind: str, *, live: bool) -> list[Candidate]:
-        """The routes that can serve a model, in order: for a test key the sandbox alone.
+        """The routes that can serve a model, in order: for a test key the sandbox alone. A route that has
+        ended is left out, unless no other one is there: its date may be wrong.
 
         Raises:
             PomeloError: provider_not_configured; there is none.
@@ -83,6 +89,9 @@ class Router:
                     found.append(Candidate(route, provider_method, kind, breaker))
         if not found:
             raise PomeloError("provider_not_configured", field="model")
+        if len(found) > 1 and any(candidate.route.retires for candidate in found):
+            today = self._today()
+            found = [one for one in found if not is_past(one.route.retires, today)] or found
         return found
 
     def _breaker(self, route: Route) -> CircuitBreaker:

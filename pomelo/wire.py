@@ -43,6 +43,8 @@ HEADER_NAMES = {
         "X-RateLimit-Remaining-Concurrent",
         "X-Credits-Remaining",
         "X-Credits-Charged",
+        "Deprecation",
+        "Sunset",
     )
 }
 """The headers of `call.reply`: metadata's lower-case name -> the name as the documentation writes it."""

@@ -13,6 +13,7 @@ import pomelo
 from pomelo.cli.terminal import Config, FailureError, Json, explain, print_json, say
 
 if TYPE_CHECKING:
+    from datetime import date
     from ssl import SSLContext
 
     from pomelo.gen.v1.admin_service_pb2 import AccountDetail
@@ -25,7 +26,8 @@ _TIMEOUT = 5.0
 
 
 class Finding(NamedTuple):
-    """One thing that was looked at. `state`: ok; off (not set up, and nobody needs it to be); broken."""
+    """One thing that was looked at. `state`: ok; off (not set up, and nobody needs it); warning (it works,
+    and soon will not); broken."""
 
     name: str
     state: str
@@ -238,6 +240,7 @@ def _silent(name: str, address: str, served: bool) -> Finding:
 def _providers(settings: "Settings", registry: "Registry | SettingsError") -> Iterator[Finding]:
     from pomelo.app import credentials
     from pomelo.settings import SettingsError
+    from pomelo.times import today_utc
 
     try:
         if isinstance(registry, SettingsError):
@@ -246,9 +249,32 @@ def _providers(settings: "Settings", registry: "Registry | SettingsError") -> It
     except SettingsError as error:
         yield Finding("providers", "broken", str(error))
         return
+    yield from _endings(registry, given, today_utc())
     for entry in registry.entries.values():
         if not entry.account:  # what another one's key opens is told there
             yield _vendor(entry, given)
+
+
+def _endings(registry: "Registry", given: "Mapping[str, Credentials]", today: "date") -> Iterator[Finding]:
+    """What ends within 60 days or has ended: models, routes, and the default voices if they are in use."""
+    from pomelo.catalog import NOTICE
+    from pomelo.providers.voices import LAST_DAY
+    from pomelo.retirement import notices
+
+    found = list(notices(registry.catalog, today))
+    if found:
+        state = "broken" if any(notice.is_past for notice in found) else "warning"
+        yield Finding("retirement", state, "\n".join(map(str, found)))
+    models = registry.catalog.models.values()
+    own = any("voices" in route.options for model in models for route in model.routes)
+    if given["elevenlabs"].api_key and not own and today >= LAST_DAY - NOTICE:
+        state, verb = ("broken", "ended") if today > LAST_DAY else ("warning", "end")
+        yield Finding(
+            "voices",
+            state,
+            f"ElevenLabs' default voices, such as adam, {verb} on {LAST_DAY}. Set the names that callers use "
+            "in [voices] of POMELO_CATALOG",
+        )
 
 
 def _vendor(entry: "Entry", given: "Mapping[str, Credentials]") -> Finding:

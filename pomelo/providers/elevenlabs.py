@@ -31,7 +31,8 @@ from pomelo.providers.elevenlabs_answers import SOUND_MOST, Sound, transcription
 from pomelo.providers.elevenlabs_forms import form
 from pomelo.providers.failures import Complaint, Dialect, nonsense
 from pomelo.providers.http import Body, Http
-from pomelo.providers.voices import Voices, today_utc
+from pomelo.providers.voices import Voices
+from pomelo.times import today_utc
 
 TRANSCRIPT_MOST = 64 * 1024 * 1024
 """Bytes of a transcript: ten hours of speech, each character timed."""
