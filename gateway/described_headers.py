@@ -33,6 +33,14 @@ HEADERS: dict[str, Any] = {
         "schema": {"const": "handling=strict"},
         "description": "The task was handled strictly, as Prefer asked for.",
     },
+    "Deprecation": {
+        "schema": {"type": "string", "pattern": r"^@\d+$"},
+        "description": "Since when the end of the model is announced: `@` and Unix seconds (RFC 9745).",
+    },
+    "Sunset": {
+        "schema": {"type": "string"},
+        "description": "The first moment at which the model may be gone, an HTTP date (RFC 8594).",
+    },
     "Retry-After": _whole("Seconds to wait; with 409 of a running request, 429 and 503."),
 }
 """By name. Limits are there where the plan has them, and nothing but the first for a key that is unknown."""

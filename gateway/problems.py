@@ -3,6 +3,7 @@
 The one table of errors is `pomelo.errors`; nothing here decides what is an error.
 """
 
+import asyncio
 import logging
 import sys
 from collections.abc import Awaitable, Callable
@@ -12,6 +13,7 @@ from pydantic_core import to_json
 
 from gateway.reply import cut, json_reply
 from pomelo.call import Call
+from pomelo.cancellation import is_cancelled
 from pomelo.errors import RETRY_AFTER, PomeloError
 from pomelo.traces import trace
 
@@ -71,7 +73,9 @@ async def guard(
         return response
     except web.HTTPException:
         return problem(PomeloError("not_found"), call)
-    except Exception as error:
+    except (Exception, asyncio.CancelledError) as error:
+        if isinstance(error, asyncio.CancelledError) and is_cancelled():
+            raise
         if isinstance(error, ConnectionError) and (
             request.transport is None or request.transport.is_closing()
         ):

@@ -8,6 +8,7 @@ import binascii
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from google.protobuf.timestamp_pb2 import Timestamp
 from pydantic_core import to_json
 
 from pomelo import money
@@ -189,6 +190,8 @@ def model(entry: Model) -> dict[str, Any]:
         "price": _price(entry.prices),
         "price_version": entry.price_version,
         "available": entry.available,
+        "deprecated": _day(entry.deprecate_time),
+        "retires": _day(entry.retire_time),
     }
     if entry.price_tiers:
         fields["price_tiers"] = [
@@ -201,6 +204,11 @@ def model(entry: Model) -> dict[str, Any]:
 def _price(lines: Any) -> dict[str, str]:
     """Credits for each unit, as decimal text."""
     return {_unit(price.unit): money.written(price.amount_micros) for price in lines}
+
+
+def _day(time: Timestamp) -> str | None:
+    """A date such as 2026-12-31; None for no time."""
+    return time.ToDatetime().date().isoformat() if time.seconds else None
 
 
 def _unit(unit: int) -> str:

@@ -6,6 +6,7 @@ known account is limited in calls and in buffered bytes, so that no single accou
 
 from collections.abc import Awaitable, Callable
 
+from pomelo import retirement
 from pomelo.admission.admit import Admission
 from pomelo.call import Call, Principal
 from pomelo.catalog import Catalog
@@ -89,3 +90,5 @@ class Access:
             raise call.fault
         if model and error.code not in BODY_ERRORS:
             self._allowed(model, principal)
+            if known is not None:
+                call.reply |= retirement.headers(known)

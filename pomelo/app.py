@@ -12,6 +12,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from ipaddress import IPv4Network, IPv6Network, ip_network
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from typing import Any
 from gateway.app import open_rest
 from gateway.remote import Tls, open_remote
 from gateway.state import IDLE_TIMEOUT, INLINE_LIMIT, PROXY_IDLE_TIMEOUT, GatewayOptions
+from pomelo import retirement
 from pomelo.access import Access
 from pomelo.accounts import AccountDesk, AccountOffice
 from pomelo.admission.admit import RECONCILE_EVERY, Admission
@@ -117,17 +119,23 @@ async def open_app(
         connections = ConnectionLimiter(settings.upstream_connections)
         turns = Turns()
         if providers is None:
-            providers = await stack.enter_async_context(
-                open_providers(
-                    registry.entries.values(),
-                    credentials(settings, registry),
-                    timeouts=timeouts,
-                    origins=settings.delivery_origins,
-                    connections=connections,
-                    turns=turns,
-                )
+            opening = open_providers(
+                registry.entries.values(),
+                credentials(settings, registry),
+                timeouts=timeouts,
+                origins=settings.delivery_origins,
+                connections=connections,
+                turns=turns,
             )
+            try:
+                providers = await stack.enter_async_context(opening)
+            except ValueError as error:
+                raise SettingsError(str(error)) from error
         catalog = catalog or registry.catalog
+        if not worker:
+            for notice in retirement.notices(catalog, datetime.fromtimestamp(now(), UTC).date()):
+                if notice.is_past:
+                    log.warning("%s. It is still called where no other route is left", notice)
         plans = plans or find_plans(settings, catalog)
         admission = Admission(store, plans, now=now, reconcile_every=reconcile_every)
         await stack.enter_async_context(_noting(admission))
@@ -225,6 +233,10 @@ def find_providers(settings: Settings) -> Registry:
         registry = read_registry(settings.catalog)
     except ValueError as error:
         raise SettingsError(str(error)) from error
+    except OSError as error:
+        raise SettingsError(
+            f"{error.filename}: can't be read: {error.strerror}. Set POMELO_CATALOG"
+        ) from error
     settings.check_providers(registry.entries)
     return registry
 

@@ -5,20 +5,21 @@ Adding a model, a price or a host that speaks a known wire is a row there and no
 host mean is for `pomelo.providers.compatible` to say.
 """
 
-import re
-import tomllib
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from datetime import date, timedelta
 from decimal import Decimal
 from pathlib import Path
 from typing import Any, TypeVar
 
+from pomelo import catalog_check
+from pomelo.catalog_rows import day
 from pomelo.errors import PomeloError
 from pomelo.gen.v1.model_service_pb2 import PriceUnit
-from pomelo.gen.v1.speech_pb2 import VoiceSettings
-from pomelo.gen.v1.task_pb2 import Task, TaskType
+from pomelo.gen.v1.task_pb2 import TaskType
 from pomelo.money import MICROS
 from pomelo.pricing import Prices, UnitPrices, unit_named
+from pomelo.toml_file import Fault, TomlFile
 
 BUILTIN = Path(__file__).with_name("catalog.toml")
 
@@ -44,7 +45,10 @@ _UNITS: Mapping[str, Collection[str]] = {
 }
 """Task type -> the units that its tasks are counted in. A price in another one would never be charged."""
 
-_VOICE_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
+NOTICE = timedelta(days=60)
+"""How long before its end a model is deprecated where its entry doesn't say since when; from then on the
+operator is warned."""
+
 _SPEAKING = (TaskType.TASK_TYPE_TEXT_TO_SPEECH, TaskType.TASK_TYPE_SPEECH_TO_SPEECH)
 
 Number = TypeVar("Number", int, float)
@@ -57,7 +61,8 @@ class Route:
     `drop` names the parameters that it can't take. `clamp` gives the range of those that it takes in a
     narrower range than the contract: name -> (least, most, multiple of; 0 for none). `prices` and
     `price_version` are set where this way costs something else than the model's entry says. `options` is
-    the rest of the row, for the provider alone.
+    the rest of the row, for the provider alone. `retires` is the day on which the vendor ends it, None if no
+    day is known.
     """
 
     provider: str
@@ -68,6 +73,7 @@ class Route:
     prices: Prices = Prices()  # noqa: RUF009 - it is immutable.
     price_version: str = ""
     price_note: str = ""
+    retires: date | None = None
 
     def fit(self, name: str, value: Number) -> Number | None:
         """`value` as the model takes it: in its range and on its grid; None where it takes no `name`.
@@ -98,7 +104,11 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class Model:
-    """One entry. `prices` are never empty; `price_note` says why they differ from a published list."""
+    """One entry. `prices` are never empty; `price_note` says why they differ from a published list.
+
+    `retires` is the day on which the model ends: the entry's own, or that of its last route where every route
+    has one. `deprecated` is the day since which its end is announced. None where there is none.
+    """
 
     name: str
     task_type: "TaskType.ValueType"
@@ -107,10 +117,21 @@ class Model:
     prices: Prices
     price_version: str
     price_note: str = ""
+    retires: date | None = None
+    deprecated: date | None = None
 
     def priced(self, route: Route) -> tuple[Prices, str]:
         """What a task costs that is asked of `route` first, and the version of that price."""
         return (route.prices, route.price_version) if route.prices else (self.prices, self.price_version)
+
+
+class CatalogError(ValueError):
+    """Rows of a catalogue are wrong. The message has a line for each: file, line, key, what is wrong, and
+    what to write instead."""
+
+    def __init__(self, faults: Sequence[Fault]) -> None:
+        self.faults = faults
+        super().__init__("\n".join(dict.fromkeys(map(str, faults))))
 
 
 class Catalog:
@@ -121,20 +142,38 @@ class Catalog:
         self.hosts: Mapping[str, Mapping[str, Any]] = hosts or {}
 
     @classmethod
-    def load(cls, *paths: Path) -> "Catalog":
+    def load(
+        cls, *paths: Path, check: Callable[[Sequence[TomlFile]], Iterable[Fault]] = lambda files: ()
+    ) -> "Catalog":
         """Reads catalogue files; without any, the built-in one. An entry replaces one of an earlier file.
 
+        `check` finds what is wrong in the files beyond what they say of themselves.
+
         Raises:
-            ValueError: a row is wrong; the message names it. OSError: a file can't be read.
+            CatalogError: rows are wrong; it names them all. OSError: a file can't be read.
         """
+        files = [TomlFile.read(path) for path in paths or (BUILTIN,)]
+        faults = [fault for file in files for fault in catalog_check.check(file, _prices)]
+        faults += check(files)
+        wrong = {(fault.file.path, fault.keys[:2]) for fault in faults}
         models: dict[str, Model] = {}
         hosts: dict[str, Mapping[str, Any]] = {}
         voices: dict[str, str] = {}
-        for path in paths or (BUILTIN,):
-            file = _table(tomllib.loads(path.read_text()), {"models", "hosts", "voices"}, str(path))
-            models |= {name: _model(name, row) for name, row in file.get("models", {}).items()}
-            hosts |= file.get("hosts", {})
-            voices |= _voices(file.get("voices", {}))
+        for file in files:
+            for name, row in catalog_check.tables(file, "models"):
+                keys = ("models", name)
+                if (file.path, keys) not in wrong:
+                    try:
+                        models[name] = _model(name, row)
+                    except ValueError as error:
+                        said = str(error).removeprefix(f"catalogue entry {name}: ")
+                        faults.append(file.fault(keys, said))
+            hosts |= catalog_check.tables(file, "hosts")
+            if not faults:
+                named = file.table.get("voices", {})
+                voices |= {catalog_check.voice_name(name): voice_id for name, voice_id in named.items()}
+        if faults:
+            raise CatalogError(sorted(faults, key=lambda fault: (files.index(fault.file), fault.line)))
         return cls([_voiced(model, voices) for model in models.values()], hosts)
 
     def resolve(self, name: str) -> Model:
@@ -150,22 +189,6 @@ class Catalog:
         return model
 
 
-def _voices(table: Any) -> dict[str, str]:
-    """The operator's voices: name in lower case -> the vendor's id.
-
-    Raises:
-        ValueError: a row is wrong.
-    """
-    if not isinstance(table, dict):
-        raise ValueError("[voices] must be a table of names and ids")
-    found = {}
-    for name, voice_id in table.items():
-        if not isinstance(voice_id, str) or not _VOICE_ID.fullmatch(voice_id):
-            raise ValueError(f"[voices]: {name} must be a voice's id, such as pNInz6obpgDQGcFmaJgB")
-        found[" ".join(name.split()).casefold()] = voice_id
-    return found
-
-
 def _voiced(model: Model, voices: Mapping[str, str]) -> Model:
     """The model with the operator's voices in its routes, where it speaks."""
     if not voices or model.task_type not in _SPEAKING:
@@ -176,30 +199,27 @@ def _voiced(model: Model, voices: Mapping[str, str]) -> Model:
 
 def _model(name: str, row: dict[str, Any]) -> Model:
     try:
-        _table(row, {"type", "routes", "limits", "price", "price_tiers", "price_version", "price_note"}, "it")
-        parameters = _parameters(row["type"])
-        if not row["routes"]:
-            raise ValueError("it has no route")
+        kind = row["type"]
+        routes = tuple(_route(dict(route), kind) for route in row["routes"])
         return Model(
             name=name,
-            task_type=TaskType.Value(f"TASK_TYPE_{row['type'].upper()}"),
-            routes=tuple(_route(dict(route), row["type"], parameters) for route in row["routes"]),
+            task_type=TaskType.Value(f"TASK_TYPE_{kind.upper()}"),
+            routes=routes,
             limits=Limits(**row.get("limits", {})),
-            prices=_prices(row["price"], row.get("price_tiers", []), row["type"]),
+            prices=_prices(row["price"], row.get("price_tiers", []), kind),
             price_version=row["price_version"],
             price_note=row.get("price_note", ""),
+            **_dates(row, routes),
         )
     except (ArithmeticError, AttributeError, KeyError, TypeError, ValueError) as error:
         said = f"{error} is missing" if isinstance(error, KeyError) else str(error)
         raise ValueError(f"catalogue entry {name}: {said}") from error
 
 
-def _route(row: dict[str, Any], kind: str, parameters: Collection[str]) -> Route:
+def _route(row: dict[str, Any], kind: str) -> Route:
     provider, model = row.pop("provider"), row.pop("model")
     drop, clamp = frozenset(row.pop("drop", ())), row.pop("clamp", {})
-    unknown = sorted((drop | clamp.keys()) - set(parameters))
-    if unknown:
-        raise ValueError(f"no parameter of its kind is called {', '.join(unknown)}")
+    retires = row.pop("retires", None)
     prices, version, note = Prices(), "", ""
     if "price" in row:
         prices = _prices(row.pop("price"), row.pop("price_tiers", []), kind)
@@ -213,23 +233,19 @@ def _route(row: dict[str, Any], kind: str, parameters: Collection[str]) -> Route
         prices=prices,
         price_version=version,
         price_note=note,
+        retires=None if retires is None else day(retires),
     )
 
 
-def _parameters(kind: str) -> set[str]:
-    """The names of what a caller may give to a task of a kind, those within voice_settings among them."""
-    given = Task.DESCRIPTOR.fields_by_name.get(kind)
-    if given is None or given.message_type is None:
-        raise ValueError(f"no kind of task is called {kind}")
-    names = set(given.message_type.fields_by_name)
-    return names | set(VoiceSettings.DESCRIPTOR.fields_by_name) if "voice_settings" in names else names
-
-
-def _table(row: dict[str, Any], known: Collection[str], named: str) -> dict[str, Any]:
-    unknown = sorted(row.keys() - set(known))
-    if unknown:
-        raise ValueError(f"{named} has an unknown key: {', '.join(unknown)}")
-    return row
+def _dates(row: Mapping[str, Any], routes: Sequence[Route]) -> dict[str, date | None]:
+    """When a model ends, and since when that is announced."""
+    dates = {key: day(row[key]) for key in ("retires", "deprecated") if key in row}
+    ends = [route.retires for route in routes if route.retires is not None]
+    retires = dates.get("retires") or (max(ends) if len(ends) == len(routes) else None)
+    return {
+        "retires": retires,
+        "deprecated": dates.get("deprecated") or (None if retires is None else retires - NOTICE),
+    }
 
 
 def _prices(row: Mapping[str, Any], tiers: Iterable[Mapping[str, Any]], kind: str) -> Prices:
@@ -242,9 +258,9 @@ def _prices(row: Mapping[str, Any], tiers: Iterable[Mapping[str, Any]], kind: st
     last, latest = 0, units
     for tier in tiers:
         named = dict(tier)
-        least = named.pop("from_input_tokens")
+        least = named.pop("from_input_tokens", None)
         if kind != "text" or type(least) is not int or least <= last:
-            raise ValueError("price_tiers: from_input_tokens must be whole numbers, each above the last")
+            raise ValueError("from_input_tokens must be whole numbers, each above the last")
         latest = {**latest, **_unit_prices(named, kind)}
         last = least
         found.append((least, latest))
@@ -255,7 +271,7 @@ def _unit_prices(row: Mapping[str, Any], kind: str) -> UnitPrices:
     for unit in row:
         if unit not in _UNITS[kind]:
             raise ValueError(
-                f"price: tasks of type {kind} are not counted by {unit}. Use {', '.join(_UNITS[kind])}"
+                f"tasks of type {kind} are not counted by {unit}, but by {', '.join(_UNITS[kind])}"
             )
     return {unit_named(unit): _micros(amount) for unit, amount in row.items()}
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, TypeVar
 
-from pomelo import repeats
+from pomelo import repeats, retirement
 from pomelo.admission.admit import Admission, Hold
 from pomelo.audio import Swapper
 from pomelo.call import STRICT, Call, Principal
@@ -255,6 +255,7 @@ class Intake:
                 adjustments=routing.reported.adjustments,
                 given=asked.given,
                 most_tokens=most_tokens,
+                request_id=call.request_id,
             )
             writer = partial(self._media.writer, principal.owner)
             keep = asked.repeatable is not None
@@ -278,6 +279,7 @@ class Intake:
         if not task.model:
             raise PomeloError("missing_parameter", "Missing required field: model", field="model")
         model = self.allowed(task.model, principal)
+        call.reply |= retirement.headers(model)
         kind = TASK_TYPES[model.task_type]
         which = task.WhichOneof("input")
         if which is not None and which != kind.name:

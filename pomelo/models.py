@@ -3,12 +3,17 @@
 It knows no transport; whose key it is and what it may use is for `pomelo.intake` to say.
 """
 
+from datetime import date
+
+from google.protobuf.timestamp_pb2 import Timestamp
+
 from pomelo.call import Call, Principal
 from pomelo.catalog import Catalog, Model
 from pomelo.errors import PomeloError
 from pomelo.gen.v1 import model_service_pb2 as model_pb
 from pomelo.intake import Intake
 from pomelo.pricing import UnitPrices
+from pomelo.retirement import start_of
 from pomelo.routing import Router
 from pomelo.tasks import TASK_TYPES
 
@@ -62,8 +67,14 @@ class ModelDesk:
                 model_pb.PriceTier(from_input_tokens=least, prices=_lines(units))
                 for least, units in prices.tiers
             ],
+            deprecate_time=_time(model.deprecated),
+            retire_time=_time(model.retires),
         )
 
 
 def _lines(units: UnitPrices) -> list[model_pb.Price]:
     return [model_pb.Price(unit=unit, amount_micros=micros) for unit, micros in units.items()]
+
+
+def _time(day: date | None) -> Timestamp | None:
+    return None if day is None else Timestamp(seconds=int(start_of(day).timestamp()))

@@ -12,6 +12,7 @@ import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass, replace
+from datetime import date
 from math import ceil, inf
 from typing import Any
 
@@ -20,6 +21,9 @@ from pomelo.catalog import Model, Route
 from pomelo.errors import PomeloError, Replay
 from pomelo.fitting import Fitting, Hook, fit
 from pomelo.providers.base import CALLER, Event, Job, JobMethod, Provider, fit_hook, fitted, method
+from pomelo.providers.guard import GuardedEvents
+from pomelo.retirement import is_past
+from pomelo.times import today_utc
 
 RETRIES = 2
 """How often one route is asked again."""
@@ -39,6 +43,8 @@ class Candidate:
 
     route: Route
     method: JobMethod
+    kind: str
+    """The task type."""
     breaker: CircuitBreaker | None
     """None for the sandbox, whose troubles are made to order."""
     hook: Hook | None = None
@@ -56,7 +62,7 @@ class Router:
     """Asks the routes of a model in order.
 
     `providers` are by name. `clock` is monotonic, as deadlines are; `sleep` and `chance` (0 to 1) time the
-    retries; `breaker` makes the circuit breaker of a provider's model.
+    retries; `breaker` makes the circuit breaker of a provider's model; `today` is the date in UTC.
     """
 
     def __init__(
@@ -67,16 +73,19 @@ class Router:
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
         chance: Callable[[], float] = random.random,
         breaker: Callable[[str, str], CircuitBreaker] = CircuitBreaker,
+        today: Callable[[], date] = today_utc,
     ) -> None:
         self._providers = providers
         self._clock = clock
         self._sleep = sleep
         self._chance = chance
         self._make_breaker = breaker
+        self._today = today
         self._breakers: dict[tuple[str, str], CircuitBreaker] = {}
 
     def candidates(self, model: Model, kind: str, *, live: bool) -> list[Candidate]:
-        """The routes that can serve a model, in order: for a test key the sandbox alone.
+        """The routes that can serve a model, in order: for a test key the sandbox alone. A route that has
+        ended is left out, unless no other one is there: its date may be wrong.
 
         Raises:
             PomeloError: provider_not_configured; there is none.
@@ -88,9 +97,13 @@ class Router:
                 provider_method = method(provider, kind)
                 if provider_method is not None:
                     breaker = self._breaker(route) if live else None
-                    found.append(Candidate(route, provider_method, breaker, fit_hook(provider, kind)))
+                    hook = fit_hook(provider, kind)
+                    found.append(Candidate(route, provider_method, kind, breaker, hook))
         if not found:
             raise PomeloError("provider_not_configured", field="model")
+        if len(found) > 1 and any(candidate.route.retires for candidate in found):
+            today = self._today()
+            found = [one for one in found if not is_past(one.route.retires, today)] or found
         return found
 
     def preview(self, model: Model, kind: str, given: Any) -> Fitting:
@@ -146,7 +159,7 @@ class Router:
                 begun = False
                 try:
                     CALLER.set(account)
-                    async with aclosing(candidate.method(routed)) as events:
+                    async with aclosing(GuardedEvents(candidate.method, candidate.kind, routed)) as events:
                         async for event in events:
                             if not begun:
                                 begun = True

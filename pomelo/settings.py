@@ -64,7 +64,8 @@ log = logging.getLogger("pomelo.settings")
 
 
 class SettingsError(Exception):
-    """The settings can't be used; the message is one line that says which, and what to do."""
+    """The settings can't be used; the message says which, and what to do: one line, and of a catalogue one
+    for each wrong row."""
 
 
 def split_address(text: str) -> tuple[str, int]:

@@ -1,11 +1,17 @@
 """Times as they are kept (Unix seconds, a double) and as they travel (google.protobuf.Timestamp)."""
 
 import math
+from datetime import UTC, date, datetime
 
 from google.protobuf.timestamp_pb2 import Timestamp
 
 FIRST, LAST = -62_135_596_800, 253_402_300_799
 """Unix seconds of the years 1 to 9999, which a Timestamp can tell."""
+
+
+def today_utc() -> date:
+    """The date in UTC."""
+    return datetime.now(UTC).date()
 
 
 def written(at: float) -> Timestamp:

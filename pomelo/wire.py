@@ -45,6 +45,8 @@ HEADER_NAMES = {
         "X-Credits-Charged",
         "X-Pomelo-Adjusted",
         "Preference-Applied",
+        "Deprecation",
+        "Sunset",
     )
 }
 """The headers of `call.reply`: metadata's lower-case name -> the name as the documentation writes it."""

@@ -56,7 +56,11 @@ def main() -> None:
         line = explain(error)
         if line is None:
             raise
-        say(f"pomelo: {line}", err=True)
+        settings = sys.modules.get("pomelo.settings")
+        # Only settings have errors of several lines; text from elsewhere stays on one.
+        own = settings is not None and isinstance(error, settings.SettingsError)
+        for each in line.split("\n") if own else [line]:
+            say(f"pomelo: {each}", err=True)
         sys.exit(1)
 
 

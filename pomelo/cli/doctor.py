@@ -13,19 +13,21 @@ import pomelo
 from pomelo.cli.terminal import Config, FailureError, Json, explain, print_json, say
 
 if TYPE_CHECKING:
+    from datetime import date
     from ssl import SSLContext
 
     from pomelo.gen.v1.admin_service_pb2 import AccountDetail
     from pomelo.providers import Credentials
-    from pomelo.providers.registry import Entry
-    from pomelo.settings import Settings
+    from pomelo.providers.registry import Entry, Registry
+    from pomelo.settings import Settings, SettingsError
 
 _TIMEOUT = 5.0
 """Seconds that one thing may take to answer."""
 
 
 class Finding(NamedTuple):
-    """One thing that was looked at. `state`: ok; off (not set up, and nobody needs it to be); broken."""
+    """One thing that was looked at. `state`: ok; off (not set up, and nobody needs it); warning (it works,
+    and soon will not); broken."""
 
     name: str
     state: str
@@ -42,7 +44,10 @@ def doctor(config: Config = None, as_json: Json = False) -> None:
     for finding in _look(config):
         findings.append(finding)
         if not as_json:
-            say(f"{finding.state:<7} {finding.name:<13} {finding.detail}")
+            first, *more = finding.detail.split("\n")
+            say(f"{finding.state:<7} {finding.name:<13} {first}")
+            for line in more:
+                say(f"{'':<21} {line}")
     if as_json:
         print_json([finding._asdict() for finding in findings])
     if any(finding.state == "broken" for finding in findings):
@@ -64,10 +69,11 @@ def _look(config: Any) -> Iterator[Finding]:
     from pomelo.cli.client import is_served
 
     served = is_served(settings.admin_socket)
-    yield from _store(settings, served)
+    registry = _registry(settings)
+    yield from _store(settings, served, registry)
     yield _grpc(settings, served)
     yield _rest(settings, served)
-    yield from _providers(settings)
+    yield from _providers(settings, registry)
 
 
 def _program() -> Finding:
@@ -100,7 +106,18 @@ def _data(settings: "Settings") -> Finding:
     return Finding("data", "ok", str(folder))
 
 
-def _store(settings: "Settings", served: bool) -> Iterator[Finding]:
+def _registry(settings: "Settings") -> "Registry | SettingsError":
+    """The models and providers, or why they can't be had."""
+    from pomelo.app import find_providers
+    from pomelo.settings import SettingsError
+
+    try:
+        return find_providers(settings)
+    except SettingsError as error:
+        return error
+
+
+def _store(settings: "Settings", served: bool, registry: "Registry | SettingsError") -> Iterator[Finding]:
     from pomelo.cli.keys import state
     from pomelo.cli.operator import pages
     from pomelo.gen.v1 import admin_service_pb2 as pb
@@ -117,6 +134,8 @@ def _store(settings: "Settings", served: bool) -> Iterator[Finding]:
         line = explain(error)
         if line is None:
             raise
+        if line == str(registry):
+            line = "can't be opened without the providers, see below"
         yield Finding("store", "broken", line)
         return
     usable = [key for key in keys if state(key) == "active"]
@@ -218,19 +237,44 @@ def _silent(name: str, address: str, served: bool) -> Finding:
     return Finding(name, "off", f"nobody serves at {address}. Start with: pomelo serve")
 
 
-def _providers(settings: "Settings") -> Iterator[Finding]:
-    from pomelo.app import credentials, find_providers
+def _providers(settings: "Settings", registry: "Registry | SettingsError") -> Iterator[Finding]:
+    from pomelo.app import credentials
     from pomelo.settings import SettingsError
+    from pomelo.times import today_utc
 
     try:
-        registry = find_providers(settings)
+        if isinstance(registry, SettingsError):
+            raise registry
         given = credentials(settings, registry)
     except SettingsError as error:
         yield Finding("providers", "broken", str(error))
         return
+    yield from _endings(registry, given, today_utc())
     for entry in registry.entries.values():
         if not entry.account:  # what another one's key opens is told there
             yield _vendor(entry, given)
+
+
+def _endings(registry: "Registry", given: "Mapping[str, Credentials]", today: "date") -> Iterator[Finding]:
+    """What ends within 60 days or has ended: models, routes, and the default voices if they are in use."""
+    from pomelo.catalog import NOTICE
+    from pomelo.providers.voices import LAST_DAY
+    from pomelo.retirement import notices
+
+    found = list(notices(registry.catalog, today))
+    if found:
+        state = "broken" if any(notice.is_past for notice in found) else "warning"
+        yield Finding("retirement", state, "\n".join(map(str, found)))
+    models = registry.catalog.models.values()
+    own = any("voices" in route.options for model in models for route in model.routes)
+    if given["elevenlabs"].api_key and not own and today >= LAST_DAY - NOTICE:
+        state, verb = ("broken", "ended") if today > LAST_DAY else ("warning", "end")
+        yield Finding(
+            "voices",
+            state,
+            f"ElevenLabs' default voices, such as adam, {verb} on {LAST_DAY}. Set the names that callers use "
+            "in [voices] of POMELO_CATALOG",
+        )
 
 
 def _vendor(entry: "Entry", given: "Mapping[str, Credentials]") -> Finding:

@@ -37,18 +37,21 @@ def models(
     if as_json:
         print_json([_json(model) for model in answer.models])
         return
-    print_table(
-        ("MODEL", "TYPE", "PRICE", "AVAILABLE"),
+    header = ["MODEL", "TYPE", "PRICE", "AVAILABLE"]
+    rows = [
         [
-            (
-                model.name,
-                _kind(model),
-                _prices(model),
-                _yes(model.available),
-            )
-            for model in answer.models
-        ],
-    )
+            model.name,
+            _kind(model),
+            _prices(model),
+            _yes(model.available),
+        ]
+        for model in answer.models
+    ]
+    if any(model.HasField("retire_time") for model in answer.models):
+        header.append("RETIRES")
+        for row, model in zip(rows, answer.models, strict=True):
+            row.append(_day(model.retire_time) or "")
+    print_table(header, rows)
     if not all(model.available for model in answer.models):
         typer.echo("Not available: no provider of the model is configured. See: pomelo doctor", err=True)
 
@@ -57,6 +60,8 @@ def _json(model: "Model") -> dict[str, Any]:
     from google.protobuf.json_format import MessageToDict
 
     value: dict[str, Any] = MessageToDict(model, preserving_proto_field_name=True)
+    for field in ("deprecate_time", "retire_time"):  # said as days below
+        value.pop(field, None)
     limits = {field.name: amount for field, amount in model.limits.ListFields()}
     tiers = [
         {"from_input_tokens": tier.from_input_tokens, "prices": _lines(tier.prices)}
@@ -68,7 +73,13 @@ def _json(model: "Model") -> dict[str, Any]:
         "prices": _lines(model.prices),
         "price_tiers": tiers,
         "available": model.available,
+        "deprecated": _day(model.deprecate_time),
+        "retires": _day(model.retire_time),
     }
+
+
+def _day(time: Any) -> str | None:
+    return time.ToDatetime().date().isoformat() if time.seconds else None
 
 
 def _kind(model: "Model") -> str:

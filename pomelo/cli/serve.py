@@ -140,6 +140,7 @@ def run(
 
     from pomelo import descriptors
     from pomelo.log_limit import LimitedHandler
+    from pomelo.traces import trace
 
     descriptors.raise_limit()
     logging.basicConfig(
@@ -168,10 +169,16 @@ def run(
     try:
         import uvloop
     except ImportError:  # not made for this system
-        asyncio.run(running())
+        make_loop = None
     else:
-        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        make_loop = uvloop.new_event_loop
+    try:
+        with asyncio.Runner(loop_factory=make_loop) as runner:
             runner.run(running())
+    except (KeyboardInterrupt, SystemExit) as error:
+        # Signals end it otherwise: this came from a task, such as one that a plug-in has started.
+        logging.getLogger("pomelo").critical("The server was ended by an exception\n%s", trace(error))
+        raise
 
 
 async def development_key(settings: "Settings") -> str | None:

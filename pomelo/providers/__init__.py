@@ -59,6 +59,9 @@ async def open_providers(
 
     They share one `Http`; `timeouts`, `connections` and `turns` (those of the event loop) replace
     its defaults; `origins` may deliver files whatever their addresses.
+
+    Raises:
+        ValueError: a provider can't be made; the message is one line that names it.
     """
     from pomelo.providers.http import Http
     from pomelo.providers.sandbox import Sandbox
@@ -69,7 +72,13 @@ async def open_providers(
         )
         providers: dict[str, Provider] = {SANDBOX: Sandbox()}
         for entry in entries:
-            providers[entry.name] = entry.make(entry.located(credentials), http)
+            try:
+                providers[entry.name] = entry.make(entry.located(credentials), http)
+            except KeyboardInterrupt:
+                raise
+            except BaseException as error:  # whatever a plug-in does
+                fault = type(error).__name__  # its message may hold the key
+                raise ValueError(f"the provider {entry.name} can't be opened: {fault}") from error
         for provider in providers.values():
             stack.push_async_callback(provider.aclose)
         yield providers

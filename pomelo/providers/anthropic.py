@@ -10,7 +10,7 @@ from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from hashlib import sha256
 from re import compile as pattern
-from typing import Any
+from typing import Any, Literal
 
 from pydantic_core import to_json
 from yarl import URL
@@ -19,7 +19,7 @@ from pomelo.errors import PomeloError
 from pomelo.fitting import Fitting
 from pomelo.gen.v1.text_pb2 import FinishReason, ImageUrl, Message, Role, TextDelta, TextInput, TokenUsage
 from pomelo.providers import Credentials
-from pomelo.providers.base import Event, Job, Probe
+from pomelo.providers.base import Event, Job, Options, Probe
 from pomelo.providers.failures import Complaint, Dialect, complained, nonsense
 from pomelo.providers.http import Http
 from pomelo.providers.parsing import parse, well_formed
@@ -112,10 +112,18 @@ def _read_complaint(body: Any) -> Complaint:
 DIALECT = Dialect("anthropic", _read_complaint, _MEANINGS)
 
 
+class AnthropicOptions(Options):
+    """What a route may say."""
+
+    sampling: Literal["both"] | None = None
+    extra: dict[str, Any] | None = None
+
+
 class Anthropic:
     """Anthropic as a provider of text."""
 
     base_url = "https://api.anthropic.com"
+    options = AnthropicOptions
     probe = Probe("/v1/models", "x-api-key", "", {"anthropic-version": _VERSION})
 
     def __init__(self, credentials: Credentials, http: Http) -> None:

@@ -12,16 +12,31 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from pomelo.catalog import Model, Route
+from pomelo.catalog_rows import Row
 from pomelo.fitting import Fitting, Hook, fit
 from pomelo.gen.v1.task_pb2 import Adjustment
 from pomelo.gen.v1.task_service_pb2 import StreamTaskResponse as Event
 
-__all__ = ["CALLER", "AudioSource", "Event", "Fitting", "Job", "Probe", "Provider"]
+__all__ = ["CALLER", "CODES", "AudioSource", "Event", "Fitting", "Job", "Options", "Probe", "Provider"]
 
 CALLER: ContextVar[str] = ContextVar("caller", default="")
 """The account for which a provider is called now; empty if it is for none. Connections are shared
 fairly between accounts. The router sets it; it is a context variable so that providers need not
 pass it on."""
+
+CODES = frozenset(
+    (
+        "provider_unavailable",
+        "provider_failed",
+        "content_policy_violation",
+        "context_length_exceeded",
+        "invalid_parameter",
+        "payload_too_large",
+        "deadline_exceeded",
+    )
+)
+"""The codes that a provider may raise. With any other one, which only Pomelo itself may give, the task fails
+with provider_failed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +61,7 @@ class Job:
     takes it: what the model or the provider can't take is clamped or dropped already, and listed in
     `adjustments`. `stream` tells whether the caller wants pieces as they come; when False the provider makes
     one whole upstream call and yields it as one event. `deadline` is absolute, on the event loop's clock; the
-    engine enforces it.
+    engine enforces it. `request_id` is the caller's name of the request, for log lines.
 
     `given` and `most_tokens` are for the router, which fits the input to the next route from them: the
     caller's own input (None: `input` is it), and the tokens of output that are paid for (None: the model's
@@ -63,6 +78,7 @@ class Job:
     adjustments: Sequence[Adjustment] = ()
     given: Any = None
     most_tokens: int | None = None
+    request_id: str = ""
 
 
 JobMethod = Callable[[Job], AsyncGenerator[Event, None]]
@@ -77,10 +93,9 @@ It is an async generator. What it yields, by kind:
 * text_to_speech, speech_to_speech: `audio_chunk` events of at most 64 KiB; the first bears content_type.
 * speech_to_text: one `result` with `transcription`.
 
-Closing or cancelling it closes the upstream connection at once. It raises `PomeloError` alone, with the
-codes of the provider rows of the table (provider_unavailable, provider_failed, content_policy_violation,
-context_length_exceeded, invalid_parameter, payload_too_large, deadline_exceeded), and with overloaded where
-`Http` had no connection for it.
+Closing or cancelling it closes the upstream connection at once. It raises `PomeloError` alone, with one of
+CODES, and what `Http` raises. Whatever else it raises or yields (None, an event of another task type, one
+after the last) is logged, and the task fails with provider_failed.
 """
 
 
@@ -95,6 +110,11 @@ class Probe:
     headers: Mapping[str, str] = field(default_factory=dict)
 
 
+class Options(Row):
+    """What a provider reads of a route beside the common keys. Subclass it with a field for each key, with
+    its type and a default; by itself it has none. A route with another key or type is refused at start."""
+
+
 class Provider(Protocol):
     """A vendor, or the sandbox. It has a `JobMethod` for each kind of task that it can do.
 
@@ -103,8 +123,9 @@ class Provider(Protocol):
     provider is configured.
 
     Its class is called with (credentials, http). It may have, as class attributes: `base_url`, where the
-    vendor's API begins unless the operator says otherwise; `probe`, a Probe; and, in a plug-in, `catalog`,
-    the path of a catalogue file with the models that it brings.
+    vendor's API begins unless the operator says otherwise; `probe`, a Probe; `options`, Options or a subclass
+    (without it, routes may have any keys); and, in a plug-in, `catalog`, the path of a catalogue file with
+    the models that it brings.
     """
 
     @property

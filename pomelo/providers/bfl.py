@@ -7,15 +7,16 @@ the common ones (sent as it is; default 2). It knows no key of a caller, no limi
 import asyncio
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
-from typing import Any
+from typing import Annotated, Any
 
+from pydantic import Field
 from pydantic_core import to_json
 from yarl import URL
 
 from pomelo.errors import PomeloError, Replay
 from pomelo.gen.v1.image_pb2 import ImageInput
 from pomelo.providers import Credentials
-from pomelo.providers.base import Event, Job, Probe
+from pomelo.providers.base import Event, Job, Options, Probe
 from pomelo.providers.failures import Complaint, Dialect, complained, nonsense
 from pomelo.providers.http import Http
 from pomelo.providers.links import Links
@@ -80,6 +81,12 @@ POLL = Dialect("bfl", _read_complaint, _MEANINGS)
 DELIVERY = Dialect("bfl delivery", lambda body: Complaint())
 
 
+class BFLOptions(Options):
+    """What a route may say."""
+
+    safety_tolerance: Annotated[int, Field(ge=0, le=6)] = SAFETY_TOLERANCE
+
+
 class BFL:
     """Black Forest Labs as a provider of pictures.
 
@@ -88,6 +95,7 @@ class BFL:
     """
 
     base_url = "https://api.bfl.ai"
+    options = BFLOptions
     probe = Probe("/v1/credits", "x-key", "")
 
     def __init__(

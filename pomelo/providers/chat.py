@@ -10,15 +10,16 @@ It knows no key of a caller, no limit and no price.
 from collections.abc import AsyncGenerator, Mapping
 from dataclasses import dataclass, field
 from hashlib import sha256
-from typing import Any
+from typing import Any, Literal
 
 from pydantic_core import to_json
 from yarl import URL
 
 from pomelo.catalog import Route
+from pomelo.catalog_rows import Name
 from pomelo.fitting import Fitting
 from pomelo.gen.v1.text_pb2 import Message, Role, TextInput
-from pomelo.providers.base import Event, Job
+from pomelo.providers.base import Event, Job, Options
 from pomelo.providers.chat_answers import ChatAnswer, whole
 from pomelo.providers.chat_failures import MEANINGS, read_complaint
 from pomelo.providers.failures import Dialect
@@ -27,7 +28,18 @@ from pomelo.providers.text import streamed
 
 _ROLES = {Role.ROLE_SYSTEM: "system", Role.ROLE_USER: "user", Role.ROLE_ASSISTANT: "assistant"}
 
-STREAM_USAGES = ("option", "always", "none")
+StreamUsage = Literal["option", "always", "none"]
+
+
+class ChatOptions(Options):
+    """What a route may say to a host of chat completions."""
+
+    max_tokens_field: Name | None = None
+    seed_field: Name | None = None
+    user_field: Name | None = None
+    stream_usage: StreamUsage | None = None
+    reasoning_effort: Name | None = None
+    extra: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +76,8 @@ class Profile:
 
 class Chat:
     """A host of chat completions as a provider of text."""
+
+    options = ChatOptions
 
     def __init__(self, key: str | None, url: str, profile: Profile, http: Http) -> None:
         """`url` is where requests go, whole; empty where the host isn't known."""

@@ -4,34 +4,76 @@ Whoever opens the providers calls `host` with a row, and `Compatible` with the r
 `text`. A new host is a row and no code. No host is known here by name.
 """
 
+import re
 from collections.abc import Mapping
 from dataclasses import fields
-from typing import Any
+from typing import Annotated, Any
 
+from pydantic import AfterValidator, Field
+
+from pomelo.catalog_rows import Name, Row, meant, wrong_values
 from pomelo.providers import Credentials
-from pomelo.providers.chat import STREAM_USAGES, Chat, Profile
+from pomelo.providers.base import CODES
+from pomelo.providers.chat import Chat, Profile, StreamUsage
 from pomelo.providers.http import Http
+from pomelo.toml_file import dotted
 
 PARAMETERS = frozenset(
     ("max_tokens", "temperature", "top_p", "stop", "seed", "presence_penalty", "frequency_penalty", "user")
 )
 """What a caller may give beside the messages; `allow` and `drop` of a row name some of them."""
 
-_KNOBS: Mapping[str, type] = {
-    "max_tokens_field": str,
-    "seed_field": str,
-    "user_field": str,
-    "user_most": int,
-    "stream_usage": str,
-    "stream_options": dict,
-    "key_needed": bool,
-    "drop": list,
-    "allow": list,
-    "extra": dict,
-    "headers": dict,
-    "meanings": dict,
-    "patient": bool,
-}
+_URL = re.compile(r"https?://[!-~]+")
+_HEADER = re.compile(r"[A-Za-z0-9-]+")
+_VALUE = re.compile(r"[ -~]*")
+
+
+def _parameter(name: str) -> str:
+    if name not in PARAMETERS:
+        raise ValueError(f"no parameter is called {name[:100]}. {meant(name, sorted(PARAMETERS))}")
+    return name
+
+
+def _code(code: str) -> str:
+    if code not in CODES:
+        raise ValueError(f"must be an error that a provider may raise. {meant(code, sorted(CODES))}")
+    return code
+
+
+def _url(text: str) -> str:
+    if not _URL.fullmatch(text):
+        raise ValueError("must begin with http:// or https://")
+    return text
+
+
+def _headers(headers: dict[str, str]) -> dict[str, str]:
+    if not all(_HEADER.fullmatch(name) and _VALUE.fullmatch(value) for name, value in headers.items()):
+        raise ValueError("must have names and values that HTTP headers can have")
+    return headers
+
+
+_Parameters = list[Annotated[str, AfterValidator(_parameter)]]
+
+
+class HostRow(Row):
+    """A host: where it is, and how it differs, as `Profile` says. `allow` are the only parameters that it
+    takes."""
+
+    base_url: Annotated[str, AfterValidator(_url)] | None = None
+    credentials: Name | None = None
+    max_tokens_field: Name | None = None
+    seed_field: Name | None = None
+    user_field: Name | None = None
+    user_most: Annotated[int, Field(ge=1, le=2**31 - 1)] | None = None
+    stream_usage: StreamUsage | None = None
+    stream_options: dict[str, Any] | None = None
+    key_needed: bool | None = None
+    drop: _Parameters | None = None
+    allow: _Parameters | None = None
+    extra: dict[str, Any] | None = None
+    headers: Annotated[dict[str, str], AfterValidator(_headers)] | None = None
+    meanings: dict[str, Annotated[str, AfterValidator(_code)]] | None = None
+    patient: bool | None = None
 
 
 class Compatible(Chat):
@@ -43,24 +85,13 @@ class Compatible(Chat):
 
 
 def host(name: str, row: Mapping[str, Any]) -> Profile:
-    """The profile of the host `name` from its row, whose keys are those of `Profile`, each with the type
-    that the profile has, and `allow`: the only parameters that the host takes.
+    """The profile of the host `name` from its row, whose keys are those of `HostRow`.
 
     Raises:
         ValueError: the row has an unknown key or a wrong value; the message names it.
     """
-    for knob, value in row.items():
-        if knob not in _KNOBS:
-            raise ValueError(f"host {name}: nothing is called {knob}; there are {', '.join(_KNOBS)}")
-        if type(value) is not _KNOBS[knob]:
-            raise ValueError(f"host {name}: {knob} must be of type {_KNOBS[knob].__name__}")
-    usage = row.get("stream_usage", "option")
-    if usage not in STREAM_USAGES:
-        raise ValueError(f"host {name}: stream_usage must be one of {', '.join(STREAM_USAGES)}")
-    drop = frozenset(row.get("drop", ()))
-    allow = frozenset(row.get("allow", PARAMETERS))
-    unknown = sorted((drop | allow) - PARAMETERS)
-    if unknown:
-        raise ValueError(f"host {name}: no parameter is called {', '.join(unknown)}")
+    for place, said in wrong_values(HostRow, row):
+        raise ValueError(f"host {name}: {dotted(place)}: {said}")
+    drop, allow = frozenset(row.get("drop", ())), frozenset(row.get("allow", PARAMETERS))
     knobs = {knob.name: row[knob.name] for knob in fields(Profile) if knob.name in row}
     return Profile(name, **{**knobs, "drop": drop | (PARAMETERS - allow)})

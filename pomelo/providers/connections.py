@@ -38,6 +38,10 @@ WARN_EVERY = 10.0
 """Seconds between two log lines about calls that wait or are refused."""
 
 
+class NoConnectionError(PomeloError):
+    """`overloaded`: no connection to a vendor became free, and nothing was sent."""
+
+
 class _Host:
     """The connections in use to one host, and the calls that wait for one."""
 
@@ -170,7 +174,7 @@ class ConnectionLimiter:
     def _refusal(self, host: str, account: str) -> PomeloError:
         self.refused += 1
         self._warn(host, account)
-        error = PomeloError(
+        error = NoConnectionError(
             "overloaded", "Too many calls to the provider at once. Retry later, or run fewer tasks at a time"
         )
         error.replay = Replay.ELSEWHERE

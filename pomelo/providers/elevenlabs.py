@@ -11,7 +11,7 @@ from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import aclosing
 from dataclasses import replace
 from datetime import date
-from typing import Any
+from typing import Any, Literal
 
 from pydantic_core import to_json
 from yarl import URL
@@ -27,12 +27,13 @@ from pomelo.gen.v1.speech_pb2 import (
 )
 from pomelo.languages import iso_language
 from pomelo.providers import Credentials
-from pomelo.providers.base import AudioSource, Event, Job, Probe
+from pomelo.providers.base import AudioSource, Event, Job, Options, Probe
 from pomelo.providers.elevenlabs_answers import SOUND_MOST, Sound, transcription
 from pomelo.providers.elevenlabs_forms import form
 from pomelo.providers.failures import Complaint, Dialect, nonsense
 from pomelo.providers.http import Body, Http
-from pomelo.providers.voices import Voices, today_utc
+from pomelo.providers.voices import Voices
+from pomelo.times import today_utc
 
 TRANSCRIPT_MOST = 64 * 1024 * 1024
 """Bytes of a transcript: ten hours of speech, each character timed."""
@@ -147,6 +148,12 @@ class _Absence:
         return complaint
 
 
+class ElevenLabsOptions(Options):
+    """What a route may say."""
+
+    sts_path: Literal["speech-to-speech", "voice-changer"] = "speech-to-speech"
+
+
 class ElevenLabs:
     """ElevenLabs as a provider of speech and of transcripts.
 
@@ -154,6 +161,7 @@ class ElevenLabs:
     """
 
     base_url = "https://api.elevenlabs.io"
+    options = ElevenLabsOptions
     probe = Probe("/v1/models", "xi-api-key", "")
 
     def __init__(

@@ -18,7 +18,7 @@ from pomelo.errors import PomeloError, Replay
 from pomelo.fitting import Fitting
 from pomelo.gen.v1.image_pb2 import ImageInput
 from pomelo.providers import Credentials
-from pomelo.providers.base import Event, Job, Probe
+from pomelo.providers.base import Event, Job, Options, Probe
 from pomelo.providers.failures import Complaint, Dialect, complained, nonsense
 from pomelo.providers.http import Http
 from pomelo.providers.links import Links
@@ -111,6 +111,7 @@ class Replicate:
     """
 
     base_url = "https://api.replicate.com"
+    options = Options
     probe = Probe("/v1/account")
 
     def __init__(self, credentials: Credentials, http: Http, *, interval: float = 0.5) -> None:

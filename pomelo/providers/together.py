@@ -14,7 +14,7 @@ from yarl import URL
 from pomelo.fitting import Fitting
 from pomelo.gen.v1.image_pb2 import ImageFormat, ImageInput
 from pomelo.providers import Credentials
-from pomelo.providers.base import Event, Job, Probe
+from pomelo.providers.base import Event, Job, Options, Probe
 from pomelo.providers.failures import Complaint, Dialect, complained, nonsense
 from pomelo.providers.http import Http
 from pomelo.providers.links import FILE_MOST
@@ -63,6 +63,7 @@ class Together:
     """Together as a provider of pictures."""
 
     base_url = "https://api.together.ai/v1"
+    options = Options
     probe = Probe("/models")
 
     def __init__(self, credentials: Credentials, http: Http) -> None:

@@ -8,10 +8,11 @@ import logging
 import re
 import time
 from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
-from datetime import UTC, date, datetime
+from datetime import date
 
 from pomelo.errors import PomeloError, invalid
 from pomelo.providers.base import CALLER
+from pomelo.times import today_utc
 
 log = logging.getLogger("pomelo.providers")
 
@@ -74,11 +75,6 @@ NAMES_SHOWN = 10
 
 Listed = Callable[[], Awaitable[Iterable[tuple[str, str]]]]
 """Reads the account's list: (name, id) in the vendor's order. It raises PomeloError alone."""
-
-
-def today_utc() -> date:
-    """The date in UTC."""
-    return datetime.now(UTC).date()
 
 
 class Voices:
@@ -179,7 +175,7 @@ class Voices:
             failure = self._failure
         if failure is not None:
             # A copy: one exception can't be raised in several tasks.
-            copy = PomeloError(failure.code, failure.message, field=failure.field, retry_after=failure.wait)
+            copy = type(failure)(failure.code, failure.message, field=failure.field, retry_after=failure.wait)
             copy.replay = failure.replay
             raise copy
 

@@ -21,7 +21,7 @@ from typing import Any
 
 from pomelo.errors import PomeloError
 from pomelo.providers import Credentials
-from pomelo.providers.base import Job, fit_hook, fitted, method
+from pomelo.providers.base import CODES, Job, fit_hook, fitted, method
 from pomelo.providers.http import Http, Timeouts
 from pomelo.testing.addresses import Unresolving
 from pomelo.testing.broken import ASTRAY, BODY, Breaking, ahead, first, held
@@ -56,19 +56,6 @@ __all__ = [
 KEY = "key-canary-2718"
 SECRETS = (KEY, PROMPT, BODY.split()[0], "a canary sound")
 """The key, the caller's input and the vendor's body; none of it may be in what a failure shows."""
-
-CODES = frozenset(
-    (
-        "provider_unavailable",
-        "provider_failed",
-        "content_policy_violation",
-        "context_length_exceeded",
-        "invalid_parameter",
-        "payload_too_large",
-        "deadline_exceeded",
-    )
-)
-"""The codes that a provider may raise."""
 
 LIMIT = 0.15
 """Seconds of the limits of silence that the provider's `Http` has, and of a connection where none is made."""

@@ -60,25 +60,25 @@ model = "m"
 
 
 @pytest.mark.parametrize(
-    ("price", "more"),
-    [
-        ("", ""),
-        ('image = "0"', ""),
-        ('image = "0.0000001"', ""),
-        ('image = "-1"', ""),
-        ('banana = "1"', ""),
-        ('image = "x"', ""),
-        ('image = "1"', "limits = { max_bananas = 1 }"),
-        ('image = "1"', "banana = 1"),
-    ],
+    "price", ["", 'image = "0"', 'image = "0.0000001"', 'image = "-1"', 'banana = "1"', 'image = "x"']
 )
-def test_a_model_that_can_not_be_billed_is_refused_by_name(tmp_path: Path, price: str, more: str) -> None:
+def test_a_model_that_can_not_be_billed_is_refused_by_name(tmp_path: Path, price: str) -> None:
     path = tmp_path / "catalog.toml"
-    path.write_text(ROW.format(price=price, more=more))
-    with pytest.raises(ValueError, match="catalogue entry x"):
+    limits = "limits = { max_characters = 100 }"
+    path.write_text(ROW.format(price=price, more=limits))
+    with pytest.raises(ValueError, match=r"catalog.toml:4: models\.x\.price: "):
         Catalog.load(path)
-    path.write_text(ROW.format(price='image = "0.000001"', more=""))
+    path.write_text(ROW.format(price='image = "0.000001"', more=limits))
     assert Catalog.load(path).resolve("x").prices == Prices({PriceUnit.PRICE_UNIT_IMAGE: 1})
+
+
+LIMITS = {
+    "text": "max_input_tokens = 100, max_output_tokens = 100",
+    "image": "max_characters = 100",
+    "text_to_speech": "max_characters = 100",
+    "speech_to_speech": "max_audio_seconds = 100",
+    "speech_to_text": "max_audio_seconds = 100",
+}
 
 
 def entry(name: str, kind: str = "image", route: str = "", unit: str = "image") -> str:
@@ -86,6 +86,7 @@ def entry(name: str, kind: str = "image", route: str = "", unit: str = "image") 
     return f'''
 [models.{name}]
 type = "{kind}"
+limits = {{ {LIMITS[kind]} }}
 price = {{ {unit} = "1" }}
 price_version = "2026-11-22"
 [[models.{name}.routes]]
@@ -116,25 +117,6 @@ def test_a_route_may_cost_something_else_than_its_model(tmp_path: Path) -> None:
         Prices({PriceUnit.PRICE_UNIT_IMAGE: 1_000_000}),
         "2026-11-22",
     )
-
-
-@pytest.mark.parametrize(
-    ("text", "said"),
-    [
-        (entry("x", "song"), "no kind of task is called song"),
-        (entry("x", "model"), "no kind of task is called model"),
-        (entry("x", route='drop = ["temprature"]'), "no parameter of its kind is called temprature"),
-        (entry("x", "image", "clamp = { steps = [1, 4] }"), "no parameter of its kind is called steps"),
-        (entry("x", route='price = { image = "2" }'), "'price_version' is missing"),
-        (entry("x", route='price = { image = "0" }\nprice_version = "1"'), "it has no price"),
-        ("[model.x]\n", "unknown key: model"),
-    ],
-)
-def test_a_row_that_would_have_no_effect_is_refused(tmp_path: Path, text: str, said: str) -> None:
-    path = tmp_path / "catalog.toml"
-    path.write_text(text)
-    with pytest.raises(ValueError, match=said):
-        Catalog.load(path)
 
 
 def test_a_setting_of_a_voice_is_a_parameter(tmp_path: Path) -> None:
@@ -173,7 +155,7 @@ def test_prices_of_long_input_are_those_of_the_tier_below_where_a_tier_has_none(
         entry("x", "text_to_speech", unit="audio_minute"),
         entry("x", "speech_to_speech", unit="thousand_characters"),
         entry("x", "speech_to_text", unit="image"),
-        entry("x", "image", 'price = { audio_minute = "1" }\nprice_version = "1"'),
+        entry("x", "image", route='price = { audio_minute = "1" }\nprice_version = "1"'),
         TIERED.replace("{}", '[{ from_input_tokens = 0, million_output_tokens = "2" }]', 1),
         TIERED.replace("{}", '[{ from_input_tokens = "9", million_output_tokens = "2" }]', 1),
         TIERED.replace("{}", '[{ million_output_tokens = "2" }]', 1),
@@ -185,7 +167,7 @@ def test_prices_of_long_input_are_those_of_the_tier_below_where_a_tier_has_none(
 def test_a_price_that_would_never_be_charged_is_refused(tmp_path: Path, row: str) -> None:
     path = tmp_path / "catalog.toml"
     path.write_text(row)
-    with pytest.raises(ValueError, match="catalogue entry x"):
+    with pytest.raises(ValueError, match=r"catalog.toml:\d+: models\.x\.(routes\[0\]\.)?price"):
         Catalog.load(path)
 
 

@@ -6,6 +6,7 @@ isort:skip_file
 from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
+from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from pomelo.gen.v1 import task_pb2 as _task_pb2
@@ -185,6 +186,8 @@ class Model(_message.Message):
     PRICE_VERSION_FIELD_NUMBER: _builtins.int
     AVAILABLE_FIELD_NUMBER: _builtins.int
     PRICE_TIERS_FIELD_NUMBER: _builtins.int
+    DEPRECATE_TIME_FIELD_NUMBER: _builtins.int
+    RETIRE_TIME_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Its public name, such as gpt-4."""
     task_type: _task_pb2.TaskType.ValueType
@@ -207,6 +210,18 @@ class Model(_message.Message):
     def price_tiers(self) -> _containers.RepeatedCompositeFieldContainer[Global___PriceTier]:
         """What tasks with a long input cost, by the tokens from which it applies; empty where they cost the same."""
 
+    @_builtins.property
+    def deprecate_time(self) -> _timestamp_pb2.Timestamp:
+        """The day from which the model is deprecated, its first moment in UTC. Absent: it is not. Also the `deprecation`
+        metadata of answers to its tasks (RFC 9745).
+        """
+
+    @_builtins.property
+    def retire_time(self) -> _timestamp_pb2.Timestamp:
+        """The day on which the model ends, its first moment in UTC. Absent: no such day is known. Also the `sunset`
+        metadata of answers to its tasks (RFC 8594).
+        """
+
     def __init__(
         self,
         *,
@@ -217,10 +232,12 @@ class Model(_message.Message):
         price_version: _builtins.str = ...,
         available: _builtins.bool = ...,
         price_tiers: _abc.Iterable[Global___PriceTier] | None = ...,
+        deprecate_time: _timestamp_pb2.Timestamp | None = ...,
+        retire_time: _timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["limits", b"limits"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["deprecate_time", b"deprecate_time", "limits", b"limits", "retire_time", b"retire_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["available", b"available", "limits", b"limits", "name", b"name", "price_tiers", b"price_tiers", "price_version", b"price_version", "prices", b"prices", "task_type", b"task_type"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["available", b"available", "deprecate_time", b"deprecate_time", "limits", b"limits", "name", b"name", "price_tiers", b"price_tiers", "price_version", b"price_version", "prices", b"prices", "retire_time", b"retire_time", "task_type", b"task_type"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

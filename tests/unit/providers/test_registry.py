@@ -1,12 +1,13 @@
 """Which providers there are: built-in ones, plug-ins, hosts; and what is refused at start."""
 
+import re
 from collections.abc import Mapping
 from importlib.metadata import EntryPoint
 from pathlib import Path
 
 import pytest
 
-from pomelo.providers import BUILTIN, GROUP, Credentials
+from pomelo.providers import BUILTIN, GROUP, Credentials, open_providers
 from pomelo.providers.base import Probe
 from pomelo.providers.compatible import Compatible
 from pomelo.providers.http import Http
@@ -15,6 +16,7 @@ from pomelo.providers.registry import read
 MODEL = """
 [models.{name}]
 type = "text"
+limits = {{ max_input_tokens = 1000, max_output_tokens = 100 }}
 price = {{ million_output_tokens = "1" }}
 price_version = "2026-11-22"
 [[models.{name}.routes]]
@@ -124,14 +126,42 @@ def test_a_plug_in_that_can_not_be_loaded_is_named() -> None:
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        (MODEL.format(name="x", provider="nobody"), "catalogue entry x: no provider is called nobody"),
-        ("[hosts.openai]\n", "host openai: a provider has that name"),
-        ("[hosts.sandbox]\n", "host sandbox: a provider has that name"),
-        ('[hosts.h]\nbanana = "x"\n', "host h: nothing is called banana"),
-        ("[hosts.h]\nbase_url = 1\n", "host h: base_url must be"),
-        ('[hosts.h]\ncredentials = "nobody"\n', "host h: no provider is called nobody"),
+        (
+            MODEL.format(name="x", provider="nobody"),
+            "8: models.x.routes[0].provider: no provider is called nobody",
+        ),
+        ("[hosts.openai]\n", "1: hosts.openai: a provider has that name"),
+        ("[hosts.sandbox]\n", "1: hosts.sandbox: a provider has that name"),
+        ('[hosts.h]\nbanana = "x"\n', "2: hosts.h.banana: is an unknown key"),
+        ("[hosts.h]\nbase_url = 1\n", "2: hosts.h.base_url: must be text"),
+        ('[hosts.h]\ncredentials = "nobody"\n', "2: hosts.h.credentials: no provider is called nobody"),
     ],
 )
 def test_a_catalogue_that_leads_nowhere_is_refused(tmp_path: Path, text: str, said: str) -> None:
-    with pytest.raises(ValueError, match=said):
+    with pytest.raises(ValueError, match=re.escape(f"catalog.toml:{said}")):
         read(catalogue(tmp_path, text), plugged=[])
+
+
+class Exiting:
+    """A provider that can't be made."""
+
+    def __init__(self, credentials: Credentials, http: Http) -> None:
+        raise SystemExit(credentials.api_key)
+
+
+async def test_a_plug_in_that_can_not_be_made_is_named_without_what_it_says(tmp_path: Path) -> None:
+    entry = read(plugged=[point("acme", "Exiting")]).entries["acme"]
+    with pytest.raises(ValueError, match=r"^the provider acme can't be opened: SystemExit$"):
+        async with open_providers([entry], {"acme": Credentials("secret")}):
+            pass
+
+
+def test_a_plug_in_that_exits_when_it_is_imported_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "exiting_plug_in.py").write_text("raise SystemExit(0)\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(
+        ValueError, match=r"^the plug-in acme \(exiting_plug_in:A\) can't be loaded: SystemExit"
+    ):
+        read(plugged=[EntryPoint("acme", "exiting_plug_in:A", GROUP)])

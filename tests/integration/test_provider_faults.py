@@ -1,0 +1,245 @@
+"""Whatever a provider raises or yields, callers of every protocol get an error, and the server goes on."""
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pomelo.errors import TABLE, PomeloError
+from pomelo.gen.v1.image_pb2 import ImageProgress
+from pomelo.gen.v1.speech_pb2 import AudioChunk
+from pomelo.gen.v1.task_pb2 import TaskResult
+from pomelo.gen.v1.text_pb2 import FinishReason, TextDelta, TokenUsage
+from pomelo.providers.base import CODES, Event, Job
+from pomelo.providers.sandbox import Sandbox
+from tests.integration.house import KINDS, WAYS, House, open_house, say
+
+WORD = Event(text_delta=TextDelta(content="Hello"))
+LAST = Event(
+    text_delta=TextDelta(
+        finish_reason=FinishReason.FINISH_REASON_STOP,
+        usage=TokenUsage(prompt_tokens=1, completion_tokens=1, total_tokens=2),
+    )
+)
+PROGRESS = Event(image_progress=ImageProgress(progress=0.5))
+SOUND = Event(audio_chunk=AudioChunk(data=b"sound", content_type="audio/mpeg"))
+
+
+class StrangeError(PomeloError):
+    """An error whose message is no text."""
+
+    def __init__(self) -> None:
+        super().__init__("provider_failed")
+        self.message = b"bytes"  # type: ignore[assignment]
+
+
+RAISED: dict[str, Callable[[], BaseException]] = {
+    "CancelledError": asyncio.CancelledError,
+    "KeyboardInterrupt": KeyboardInterrupt,
+    "SystemExit": SystemExit,
+    "GeneratorExit": GeneratorExit,
+    "TimeoutError": TimeoutError,
+    "ConnectionResetError": ConnectionResetError,
+    "ValueError": lambda: ValueError("secret words"),
+    "an unknown code": lambda: PomeloError("no_such_code"),
+    "a message of bytes": StrangeError,
+    "a field that is no text": lambda: PomeloError("invalid_parameter", field=7),  # type: ignore[arg-type]
+    **{code: partial(PomeloError, code) for code in sorted(TABLE.keys() - CODES)},
+}
+
+YIELDED: dict[str, tuple[Any, ...]] = {
+    "None": (WORD, None, LAST),
+    "text": ("Hello", LAST),
+    "a dict": ({"text_delta": {"content": "Hello"}}, LAST),
+    "an empty event": (WORD, Event(), LAST),
+    "audio": (WORD, SOUND, LAST),
+    "progress of an image": (PROGRESS, LAST),
+    "a result": (WORD, Event(result=TaskResult()), LAST),
+    "an event after the last": (WORD, LAST, WORD),
+    "two last events": (WORD, LAST, LAST),
+    "an unknown finish_reason": (WORD, Event(text_delta=TextDelta(finish_reason=77))),  # type: ignore[arg-type]
+    "nothing": (),
+    "no last event": (WORD,),
+}
+
+RESULTS: dict[str, list[tuple[Any, ...]]] = {
+    "image": [(PROGRESS, WORD), (SOUND,), (Event(result=TaskResult()),), (None,)],
+    "tts": [(SOUND, WORD), (SOUND, None), (LAST,), (Event(result=TaskResult()),)],
+    "stt": [(WORD,), (SOUND,), (Event(result=TaskResult()),), (None,)],
+}
+
+
+class Rogue:
+    """A provider that does what `act` says."""
+
+    configured = True
+    act: Callable[[Job], Any]
+
+    def __init__(self) -> None:
+        self.text = self.image = self.text_to_speech = self.speech_to_text = self._act
+
+    def _act(self, job: Job) -> Any:
+        return self.act(job)
+
+    async def aclose(self) -> None:
+        """See Provider."""
+
+
+ROGUE = Rogue()
+
+
+def yielding(*events: Any, then: Callable[[], BaseException] | None = None) -> Callable[[Job], Any]:
+    """What yields these events and then raises."""
+
+    async def act(job: Job) -> AsyncIterator[Any]:
+        for event in events:
+            yield event
+        if then is not None:
+            raise then()
+
+    return act
+
+
+@pytest.fixture(scope="module")
+async def house(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[House]:
+    """A server whose vendors are all the rogue provider."""
+    providers = dict.fromkeys(("openai", "bfl", "elevenlabs"), ROGUE)
+    folder: Path = tmp_path_factory.mktemp("rogue")
+    async with open_house(folder, providers={"sandbox": Sandbox(), **providers}) as opened:
+        yield opened
+
+
+async def check(
+    house: House, caplog: pytest.LogCaptureFixture, body: dict[str, Any], *, stream: bool, logged: bool = True
+) -> None:
+    """Asks every way: provider_failed, one line in the log, nothing charged or held."""
+    for way in WAYS:
+        caller = await house.caller()
+        caplog.clear()
+        request_id = f"id-{way}"
+        async with asyncio.timeout(10):
+            told = await house.ask(
+                way, caller.live, body, stream=stream, headers={"X-Request-Id": request_id}
+            )
+        assert (told.code, told.done) == ("provider_failed", False), (way, told)
+        assert "secret" not in told.message
+        lines = [r.getMessage() for r in caplog.records if r.levelno >= logging.ERROR]
+        assert len(lines) == logged, (way, lines)
+        assert all(f"request {request_id}: the provider " in line for line in lines)
+        assert "secret" not in caplog.text
+        for _ in range(100):
+            if not await house.slots(caller, live=True):
+                break
+            await asyncio.sleep(0.01)
+        assert (await house.balance(caller, live=True)).held == 0
+        if not stream:
+            assert await house.records(caller) == []
+
+
+@pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
+@pytest.mark.parametrize("begun", [(), (WORD,)], ids=["before", "after"])
+@pytest.mark.parametrize("raised", RAISED)
+async def test_what_a_provider_may_not_raise_is_provider_failed_and_logged(
+    house: House, caplog: pytest.LogCaptureFixture, raised: str, begun: tuple[Event, ...], stream: bool
+) -> None:
+    ROGUE.act = yielding(*begun, then=RAISED[raised])
+    await check(house, caplog, say(), stream=stream)
+
+
+@pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
+@pytest.mark.parametrize("yielded", YIELDED)
+async def test_what_a_provider_may_not_yield_is_provider_failed_and_logged(
+    house: House, caplog: pytest.LogCaptureFixture, yielded: str, stream: bool
+) -> None:
+    ROGUE.act = yielding(*YIELDED[yielded])
+    # That an answer has no end is known to the task type, which knows no fault of the provider's code.
+    await check(house, caplog, say(), stream=stream, logged=yielded not in ("nothing", "no last event"))
+
+
+@pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
+@pytest.mark.parametrize("kind", RESULTS)
+async def test_events_of_another_task_type_are_provider_failed(
+    house: House, caplog: pytest.LogCaptureFixture, kind: str, stream: bool
+) -> None:
+    for events in RESULTS[kind]:
+        ROGUE.act = yielding(*events)
+        await check(house, caplog, KINDS[kind], stream=stream)
+
+
+@pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
+async def test_a_method_that_fails_when_it_is_called_or_is_no_generator_is_provider_failed(
+    house: House, caplog: pytest.LogCaptureFixture, stream: bool
+) -> None:
+    def exits(job: Job) -> None:
+        raise SystemExit(3)
+
+    for act in (exits, lambda job: None, lambda job: [WORD, LAST]):
+        ROGUE.act = act
+        await check(house, caplog, say(), stream=stream)
+
+
+@pytest.mark.parametrize("way", WAYS)
+async def test_what_a_provider_raises_while_it_is_closed_is_logged_and_changes_nothing(
+    house: House, caplog: pytest.LogCaptureFixture, way: str
+) -> None:
+    async def act(job: Job) -> AsyncIterator[Any]:
+        try:
+            yield WORD
+            yield None
+        finally:
+            raise SystemExit(3)
+
+    ROGUE.act = act
+    caller = await house.caller()
+    told = await house.ask(way, caller.live, say(), stream=True)
+    assert told.code == "provider_failed"
+    assert "failed unexpectedly while it was closed" in caplog.text
+    ROGUE.act = yielding(WORD, LAST)
+    told = await house.ask(way, caller.live, say(), stream=True)
+    assert (told.code, told.content, told.done) == ("ok", "Hello", True)
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("code", sorted(CODES))
+async def test_the_errors_that_a_provider_may_raise_reach_the_caller(
+    house: House, way: str, code: str
+) -> None:
+    def failure() -> PomeloError:
+        return PomeloError(code, "Said by the provider", retry_after=-1)
+
+    ROGUE.act = yielding(then=failure)
+    caller = await house.caller()
+    told = await house.ask(way, caller.live, say())
+    assert (told.code, told.message) == (code, "Said by the provider")
+    assert told.last.get("retry-after") in (None, "5")
+
+
+@pytest.mark.parametrize("way", WAYS)
+async def test_a_call_that_its_caller_leaves_or_that_is_late_is_still_cancelled(
+    house: House, caplog: pytest.LogCaptureFixture, way: str
+) -> None:
+    ended = asyncio.Event()
+
+    async def act(job: Job) -> AsyncIterator[Any]:
+        try:
+            await asyncio.sleep(60)
+            yield LAST
+        except asyncio.CancelledError:
+            ended.set()
+            raise
+
+    ROGUE.act = act
+    caller = await house.caller()
+    told = await house.ask(way, caller.live, say(), within=0.2)
+    assert told.code == "deadline_exceeded"
+    await asyncio.wait_for(ended.wait(), 5)
+    ended.clear()
+    asking = asyncio.create_task(house.ask(way, caller.live, say()))
+    await asyncio.sleep(0.2)
+    asking.cancel()
+    await asyncio.wait_for(ended.wait(), 5)
+    assert "the provider" not in caplog.text
