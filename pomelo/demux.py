@@ -39,6 +39,16 @@ _BARE = ("mp3", "aac", "ac3", "eac3", "dts", "amr", "amrnb", "amrwb", "gsm")
 _COVERED = 0.1
 """The share of a bare format's bytes that must be frames."""
 
+_HEADERS = 16 * 1024
+"""Bytes of headers, padding and indexes that a file may have, besides those of its packets."""
+
+_PACKET_HEADER = {"mpegts": 300}
+_ANY_PACKET_HEADER = 20
+"""Bytes that a container adds to a packet, by its format."""
+
+_PADDED = {"asf": 0.1}
+"""The share of a format's bytes that is padding."""
+
 _RAW_COVERED = 0.95
 """That share where the caller says that the bytes are bare samples."""
 
@@ -55,38 +65,48 @@ def measure(file: BinaryIO, size: int, raw: bool) -> tuple[int, str]:
     """The length in milliseconds and the demuxer's name of the format; (0, "") where it can't be measured."""
     import av
 
-    options = {"format_whitelist": FORMATS}
+    # An edit list may claim that most of a file is not to be played.
+    options = {"format_whitelist": FORMATS, "ignore_editlist": "1"}
     try:
         with av.open(file, options=options, metadata_errors="replace") as container:
             name = container.format.name.partition(",")[0]
             if raw and name not in _BARE:
                 return 0, ""
-            lengths, covered = _lengths(container, name)
+            lengths, packets, covered = _lengths(container, name)
     except (av.FFmpegError, ValueError, OSError, OverflowError):
         return 0, ""
     if name in _BARE and covered < size * (_RAW_COVERED if raw else _COVERED):
         return 0, ""
     # Chained streams follow each other; tracks lie beside each other.
     seconds = sum(lengths) if name == "ogg" else max(lengths, default=0.0)
+    if covered and name not in _BARE:
+        # Bytes in no packet may be audio that the headers hide, for a vendor that reads them in another way.
+        hidden = size * (1 - _PADDED.get(name, 0.0)) - covered - _HEADERS
+        hidden -= packets * _PACKET_HEADER.get(name, _ANY_PACKET_HEADER)
+        seconds *= 1 + max(hidden, 0.0) / covered
     return (round(seconds * 1000), name) if seconds > 0 else (0, "")
 
 
-def _lengths(container: Any, name: str) -> tuple[list[float], int]:
-    """The seconds of each audio stream, and the bytes of all their packets."""
+def _lengths(container: Any, name: str) -> tuple[list[float], int, int]:
+    """The seconds of each audio stream, and the number and the bytes of all packets, also those of video and
+    pictures."""
     # A stream of a codec that FFmpeg has not has no context, and no length that could be relied on.
     known = [stream for stream in container.streams.audio if stream.codec_context is not None]
     streams = {stream.index: _Stream(stream, name) for stream in known}
-    covered = 0
+    packets = covered = 0
     if not streams:
-        return [], 0
+        return [], 0, 0
     try:
-        for packet in container.demux(*known):
+        for packet in container.demux():
             if packet.size:
+                packets += 1
                 covered += packet.size
-                streams[packet.stream.index].add(packet)
+                stream = streams.get(packet.stream.index)
+                if stream is not None:
+                    stream.add(packet)
     except (ValueError, OSError):
         pass  # truncated: the packets so far are counted
-    return [stream.seconds() for stream in streams.values()], covered
+    return [stream.seconds() for stream in streams.values()], packets, covered
 
 
 class _Stream:
