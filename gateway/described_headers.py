@@ -24,6 +24,10 @@ HEADERS: dict[str, Any] = {
     "X-RateLimit-Remaining-Concurrent": _whole("Tasks that may be begun now beside those that run."),
     "X-Credits-Remaining": _credits("Credits that are left, without what running tasks hold."),
     "X-Credits-Charged": _credits("What the task cost, where that is known when the headers go out."),
+    "Idempotent-Replayed": {
+        "schema": {"const": "true"},
+        "description": "The answer is that of an earlier request with the same Idempotency-Key.",
+    },
     "X-Pomelo-Adjusted": {
         "schema": {"type": "string"},
         "description": "Fields that the model does not take as given: the name alone where it was left out, "

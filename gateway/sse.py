@@ -13,6 +13,7 @@ from aiohttp import web
 
 from gateway import problems, render
 from gateway.reply import headers
+from pomelo.adjustments import report
 from pomelo.call import Call
 from pomelo.errors import PomeloError
 from pomelo.gen.v1.task_pb2 import Task
@@ -195,6 +196,7 @@ async def stream(
                     last = render.result(event.result, link)
                 elif which == "started":
                     pieces = render.Pieces(event.started)
+                    report(call, event.started.adjustments)
         if not last:
             raise ValueError("the stream ended without its last event")
     except PomeloError as error:

@@ -49,6 +49,9 @@ NOTICE = timedelta(days=60)
 """How long before its end a model is deprecated where its entry doesn't say since when; from then on the
 operator is warned."""
 
+_MICROS_MOST = 10**12
+"""More than anything costs; counts times prices stay far below what the stores can keep."""
+
 _SPEAKING = (TaskType.TASK_TYPE_TEXT_TO_SPEECH, TaskType.TASK_TYPE_SPEECH_TO_SPEECH)
 
 Number = TypeVar("Number", int, float)
@@ -252,18 +255,15 @@ def _prices(row: Mapping[str, Any], tiers: Iterable[Mapping[str, Any]], kind: st
     """The prices of a table `price` and of the tables `price_tiers`, for a type of task. Prices that a tier
     does not name are those of the one before it."""
     units = _unit_prices(row, kind)
-    if not any(micros for unit, micros in units.items() if "CACHE" not in PriceUnit.Name(unit)):
-        raise ValueError("it has no price")
     found: list[tuple[int, UnitPrices]] = []
-    last, latest = 0, units
+    last, latest = 0, dict(row)
     for tier in tiers:
-        named = dict(tier)
-        least = named.pop("from_input_tokens", None)
+        latest.update(tier)
+        least = latest.pop("from_input_tokens", None)
         if kind != "text" or type(least) is not int or least <= last:
             raise ValueError("from_input_tokens must be whole numbers, each above the last")
-        latest = {**latest, **_unit_prices(named, kind)}
         last = least
-        found.append((least, latest))
+        found.append((least, _unit_prices(latest, kind)))
     return Prices(units, tuple(found))
 
 
@@ -273,11 +273,14 @@ def _unit_prices(row: Mapping[str, Any], kind: str) -> UnitPrices:
             raise ValueError(
                 f"tasks of type {kind} are not counted by {unit}, but by {', '.join(_UNITS[kind])}"
             )
-    return {unit_named(unit): _micros(amount) for unit, amount in row.items()}
+    units = {unit_named(unit): _micros(amount) for unit, amount in row.items()}
+    if not any(micros for unit, micros in units.items() if "CACHE" not in PriceUnit.Name(unit)):
+        raise ValueError("it has no price")
+    return units
 
 
 def _micros(amount: str) -> int:
     micros = Decimal(amount) * MICROS
-    if micros != int(micros) or micros < 0:
-        raise ValueError(f"price {amount} is not a whole number of microcredits")
+    if not 0 <= micros <= _MICROS_MOST or micros != int(micros):
+        raise ValueError(f"price {amount} is not a whole number of microcredits, from 0 to a million credits")
     return int(micros)

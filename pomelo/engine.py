@@ -11,11 +11,12 @@ from contextlib import aclosing, asynccontextmanager, suppress
 from functools import partial
 
 from pomelo import repeats
+from pomelo.adjustments import report
 from pomelo.call import Call
 from pomelo.errors import PomeloError
 from pomelo.gen.v1.task_pb2 import Task, TaskResult
 from pomelo.gen.v1.task_service_pb2 import StreamTaskResponse, TaskStarted
-from pomelo.intake import Intake, Replay, Run, report, wanted
+from pomelo.intake import Intake, Replay, Run, wanted
 from pomelo.media import MediaStore
 from pomelo.routing import Router
 from pomelo.turns import Turns, in_turns
@@ -59,7 +60,7 @@ class Engine:
             async with aclosing(in_turns(run.events(), self._turns.stream())) as events:
                 yield events
             return
-        async with self._life(run) as deadline, aclosing(self._stream(task, run, deadline)) as events:
+        async with self._life(run) as deadline, aclosing(self._stream(task, call, run, deadline)) as events:
             yield events
 
     # --- running
@@ -102,7 +103,7 @@ class Engine:
         return self._router.events(run.job, run.candidates, run.asked, account=account)
 
     async def _stream(
-        self, task: Task, run: Run, deadline: asyncio.Timeout
+        self, task: Task, call: Call, run: Run, deadline: asyncio.Timeout
     ) -> AsyncGenerator[StreamTaskResponse, None]:
         """The contract's order of events: `started` with the first one, the held one or the result last."""
         fold, hold, delivered = run.fold, run.hold, run.delivered
@@ -122,12 +123,14 @@ class Engine:
                         delivered.pieces += 1
                     if not started:
                         started = True
+                        report(call, run.job.adjustments)  # another route may have taken over
                         yield _started(task, run)
                     yield passed
         result = _result(task, run)
         last = fold.finish(result)
         await self._settle(run, result, deadline)
         if not started:
+            report(call, run.job.adjustments)
             yield _started(task, run)
         yield StreamTaskResponse(result=result) if last is None else last
 

@@ -5,7 +5,7 @@ maximum of tokens) and then what the provider's own hook knows of its API. Adapt
 so what is reported to the caller can't differ from what the vendor gets.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -15,9 +15,6 @@ from google.protobuf.descriptor import Descriptor, FieldDescriptor
 from pomelo.catalog import Model, Route
 from pomelo.errors import PomeloError, invalid
 from pomelo.gen.v1.task_pb2 import Adjustment
-
-HEADER = "X-Pomelo-Adjusted"
-"""The header, and in lower case the metadata, that lists adjustments."""
 
 _CONTENT = frozenset(("messages", "prompt", "text", "voice", "audio", "response_format"))
 """Fields that are no parameters of a model: never dropped or clamped."""
@@ -135,8 +132,8 @@ class Fitting:
     def replace(self, name: str, value: Any, takes: str) -> None:
         """Sends another value than the one that was given. A parameter that was not given is set, too, but
         that is no adjustment."""
-        if self.get(name) != value:
-            parameter = self._known[name]
+        parameter = self._known.get(name)
+        if parameter is not None and parameter.read(self.input) != value:
             setattr(self._message(parameter), name, value)
             self._note(parameter, value, takes)
 
@@ -208,18 +205,15 @@ def fit(
     the model's own maximum is."""
     fitting = Fitting(given, route)
     _limit_tokens(fitting, model.limits.max_output_tokens, most_tokens)
-    for name in route.clamp:
-        fitting.clamp(name)
     for name in route.drop:
         fitting.drop(name)
+    for name in route.clamp:
+        fitting.clamp(name)
+    if most_tokens is not None and (fitting.get("max_tokens") or 0) > most_tokens:
+        _limit_tokens(fitting, 0, most_tokens)  # a clamp may have raised it above what is paid for
     if hook is not None:
         hook(fitting)
     return fitting
-
-
-def header(adjustments: Iterable[Adjustment]) -> str:
-    """Adjustments as the header has them, such as `stop; temperature=1`."""
-    return "; ".join(f"{made.field}={made.used}" if made.used else made.field for made in adjustments)
 
 
 def _limit_tokens(fitting: Fitting, limit: int, paid: int | None) -> None:

@@ -6,18 +6,19 @@ refused here, on both wires alike and in one order. It knows no transport and no
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, TypeVar
 
 from pomelo import repeats, retirement
+from pomelo.adjustments import report
 from pomelo.admission.admit import Admission, Hold
 from pomelo.audio import Swapper
 from pomelo.call import STRICT, Call, Principal
 from pomelo.catalog import Catalog, Model
 from pomelo.errors import PomeloError, invalid
-from pomelo.fitting import HEADER, Fitting, header
+from pomelo.fitting import Fitting
 from pomelo.gen.v1.media_pb2 import ResponseFormat
 from pomelo.gen.v1.speech_pb2 import AudioInput
 from pomelo.gen.v1.task_pb2 import Adjustment, Task
@@ -193,6 +194,8 @@ class Intake:
         if isinstance(run, Replay):
             drop()
             report(call, run.result.adjustments)
+            if call.strict and run.result.adjustments:  # those of a route that took over from the first one
+                raise _refused_replay(run.result.adjustments[0])
         else:
             report(call, run.job.adjustments)
         return run
@@ -388,12 +391,8 @@ def wanted(given: Any) -> "ResponseFormat.ValueType":
     return getattr(given, "response_format", ResponseFormat.RESPONSE_FORMAT_UNSPECIFIED)
 
 
-def report(call: Call, adjustments: Sequence[Adjustment]) -> None:
-    """Puts what was adjusted into the headers of the answer."""
-    if adjustments:
-        call.reply[HEADER] = header(adjustments)
-    else:
-        call.reply.pop(HEADER, None)
+def _refused_replay(made: Adjustment) -> PomeloError:
+    return invalid(made.field, "left out or changed: the answer to repeat was made without it as given")
 
 
 def _paid(given: Any, bound: Bound, affordable_tokens: int) -> int | None:

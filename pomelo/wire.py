@@ -43,6 +43,7 @@ HEADER_NAMES = {
         "X-RateLimit-Remaining-Concurrent",
         "X-Credits-Remaining",
         "X-Credits-Charged",
+        "Idempotent-Replayed",
         "X-Pomelo-Adjusted",
         "Preference-Applied",
         "Deprecation",

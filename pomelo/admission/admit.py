@@ -428,6 +428,7 @@ class Admission:
                 raise refusal(outcome, take, now)
             if isinstance(outcome, Repeated):
                 call.reply["X-Credits-Charged"] = money.written(0)
+                call.reply["Idempotent-Replayed"] = "true"
                 return outcome
             if exact:
                 call.reply["X-Credits-Charged"] = money.written(take.most)

@@ -12,8 +12,8 @@ if TYPE_CHECKING:
 _UNITS = {
     "million_input_tokens": "1M input tokens",
     "million_cached_input_tokens": "1M cached",
-    "million_cache_write_input_tokens": "1M cached anew",
-    "million_cache_write_1h_input_tokens": "1M cached anew for 1 h",
+    "million_cache_write_input_tokens": "1M cache write",
+    "million_cache_write_1h_input_tokens": "1M cache write for 1 h",
     "million_output_tokens": "1M output tokens",
     "image": "image",
     "megapixel": "megapixel",

@@ -74,8 +74,8 @@ class GuardedEvents:
             raise refusal from None
         # A plug-in may raise SystemExit or CancelledError, which would end the server or the connection.
         except BaseException as error:
-            if isinstance(error, _ENDS) and is_cancelled():
-                raise
+            if is_cancelled():
+                raise asyncio.CancelledError from error
             raise self._failed("failed unexpectedly", error) from None
         if type(event) is not Event:
             raise self._failed(f"yielded a {type(event).__name__} instead of an Event")

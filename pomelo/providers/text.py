@@ -125,7 +125,7 @@ def counted(
     prompt, completion = credible(prompt), credible(completion)
     if prompt is None or completion is None:
         if told != (None, None):
-            log.warning("a provider reported impossible counts of tokens, so they are estimated")
+            log.warning("a provider reported impossible counts of tokens, which are estimated")
         return None
     usage = TokenUsage(prompt_tokens=prompt, completion_tokens=completion, total_tokens=prompt + completion)
     if cached or written or written_1h:

@@ -208,7 +208,7 @@ class TextFold:
             self._last = event
             return None
         if delta.HasField("usage"):
-            if self._is_credible(delta.usage):
+            if self._are_credible(delta.usage)[0]:
                 reported = replace(_used(delta.usage), output_tokens=0)
                 self._delivered.reported = self._folding.delivered.reported = reported
             delta.ClearField("usage")
@@ -224,12 +224,20 @@ class TextFold:
         if last is None:
             raise PomeloError("provider_failed")
         delta = last.text_delta
-        if not delta.HasField("usage") or not self._is_credible(delta.usage):
+        good_input, good_output = (
+            self._are_credible(delta.usage) if delta.HasField("usage") else (False, False)
+        )
+        if not (good_input and good_output):
             self._counted = False
             self._delivered.size += _size(delta.content)
             # The whole answer may be one piece.
             self._delivered.pieces += 0 if self._stream else len(delta.content.split())
-            delta.usage.CopyFrom(_usage(partly(self._folding.input, self._folding.bound, self._delivered)))
+            used = partly(self._folding.input, self._folding.bound, self._delivered)
+            if good_input:
+                used = replace(_used(delta.usage), output_tokens=used.output_tokens)
+            elif good_output:
+                used = replace(used, output_tokens=delta.usage.completion_tokens)
+            delta.usage.CopyFrom(_usage(used))
         if self._gathers:
             output = result.text
             output.content = self._text.decode() + delta.content
@@ -237,28 +245,28 @@ class TextFold:
             output.usage.CopyFrom(delta.usage)
         return last
 
-    def _is_credible(self, usage: TokenUsage) -> bool:
-        """Whether a provider's counts are possible; logs those that are not."""
+    def _are_credible(self, usage: TokenUsage) -> tuple[bool, bool]:
+        """Whether a provider's counts of input and of output are possible; logs those that are not."""
         limits = self._folding.model.limits
         cached, written = usage.cached_prompt_tokens, usage.cache_write_prompt_tokens
-        if (
+        good_input = (
             0 <= usage.prompt_tokens <= (limits.max_input_tokens or TOKENS_MOST)
-            and 0 <= usage.completion_tokens <= (limits.max_output_tokens or TOKENS_MOST)
             and min(cached, written) >= 0
             and cached + written <= usage.prompt_tokens
             and 0 <= usage.cache_write_1h_prompt_tokens <= written
-        ):
-            return True
-        log.warning(
-            "a provider of %s reported impossible counts, so they are estimated: %d tokens of input "
-            "(%d cached, %d cached anew) and %d of output",
-            self._folding.model.name,
-            usage.prompt_tokens,
-            cached,
-            written,
-            usage.completion_tokens,
         )
-        return False
+        good_output = 0 <= usage.completion_tokens <= (limits.max_output_tokens or TOKENS_MOST)
+        if not (good_input and good_output):
+            log.warning(
+                "a provider of %s reported impossible counts, which are estimated: %d tokens of input "
+                "(%d read from a cache, %d written to it), %d of output",
+                self._folding.model.name,
+                usage.prompt_tokens,
+                cached,
+                written,
+                usage.completion_tokens,
+            )
+        return good_input, good_output
 
     def used(self) -> tuple[Used, bool]:
         """See Fold."""

@@ -41,7 +41,12 @@ async def printed(folder: Path, *arguments: str, **variables: str):
 
 
 async def task(served: Served, key: str, **changes) -> dict:
-    body = {"model": "gpt-4", "messages": [{"role": "user", "content": "Hi"}], "max_tokens": 20} | changes
+    body = (
+        changes
+        if "prompt" in changes
+        else {"messages": [{"role": "user", "content": "Hi"}], "max_tokens": 20}
+    )
+    body = {"model": "gpt-4"} | body | changes
     async with (
         aiohttp.ClientSession(headers={"Authorization": f"Bearer {key}"}) as session,
         session.post(f"{served.url}/api/v1/task", json=body) as answer,

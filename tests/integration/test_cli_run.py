@@ -191,7 +191,7 @@ async def test_a_key_of_the_environment_goes_before_the_development_key(served, 
 async def test_models_are_listed_with_their_prices(served, tmp_path):
     table = await ask(served, tmp_path, "models")
     assert "gpt-4-turbo" in table.out
-    assert "4/1M input tokens + 20/1M output tokens" in table.out
+    assert "4/1M input tokens + 0.4/1M cached + 5/1M cache write + 20/1M output tokens" in table.out
     listed = json.loads((await ask(served, tmp_path, "models", "--json")).out)
     assert len(listed) == 14
     assert {model["task_type"] for model in listed} == {

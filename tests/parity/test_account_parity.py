@@ -117,6 +117,11 @@ def _usage(answer: pb.ListUsageResponse) -> dict[str, Any]:
 
 def _plain(row: Any, *but: str) -> dict[str, Any]:
     fields = {f.name: getattr(row, f.name) for f in row.DESCRIPTOR.fields if f.name not in but}
+    fields["prompt_tokens_details"] = {
+        "cached_tokens": fields.pop("cached_input_tokens"),
+        "cache_write_tokens": fields.pop("cache_write_input_tokens"),
+    }
+    fields.pop("cache_write_1h_input_tokens", None)
     fields["audio_seconds"] = Decimal(str(fields["audio_seconds"]))
     return fields | {"cost": Decimal(fields.pop("cost_micros")) / 10**6}
 

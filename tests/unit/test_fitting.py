@@ -4,8 +4,9 @@ from typing import Any
 
 import pytest
 
+from pomelo.adjustments import header
 from pomelo.catalog import Limits, Model, Route
-from pomelo.fitting import Fitting, Hook, fit, header
+from pomelo.fitting import Fitting, Hook, fit
 from pomelo.gen.v1.image_pb2 import ImageFormat, ImageInput
 from pomelo.gen.v1.speech_pb2 import SpeechToTextInput, TextToSpeechInput, VoiceSettings
 from pomelo.gen.v1.task_pb2 import TaskType
@@ -64,6 +65,18 @@ def test_a_cap_that_the_caller_did_not_give_is_not_reported_when_it_is_adjusted(
     assert (made.get("max_tokens"), made.adjustments) == (20, [])
     made = fitted(given, most=50, limit=100, drop=["max_tokens"])
     assert (made.get("max_tokens"), made.adjustments) == (None, [])
+
+
+def test_no_clamp_raises_a_cap_above_what_is_paid_for() -> None:
+    made = fitted(TextInput(messages=MESSAGES), most=50, limit=1000, clamp={"max_tokens": (100, 500, 0)})
+    assert (made.get("max_tokens"), made.adjustments) == (50, [])
+
+
+def test_a_parameter_that_is_dropped_and_clamped_is_dropped() -> None:
+    given = TextInput(messages=MESSAGES, temperature=1.5)
+    made = fitted(given, drop=["temperature"], clamp={"temperature": (0, 1, 0)})
+    assert header(made.adjustments) == "temperature"
+    assert not made.input.HasField("temperature")
 
 
 def test_settings_of_a_voice_are_named_with_their_message() -> None:

@@ -219,12 +219,26 @@ def _prepare(connection: sqlite3.Connection, path: Path) -> None:
         )
     connection.execute("PRAGMA cell_size_check = ON")
     connection.execute("PRAGMA trusted_schema = OFF")
-    made = ARCHIVE_MIGRATIONS[: _version(connection, path) + 1]
-    damage.check(connection, path, [statement for statements in made for statement in statements])
+    version = _check(connection, path)
     # Not a write-ahead log: SQLite before 3.51.3 can corrupt one that several processes write.
     connection.execute("PRAGMA journal_mode = DELETE")
     connection.execute("PRAGMA synchronous = FULL")
     # The table names the wallets' one, which is in Redis.
     connection.execute("PRAGMA foreign_keys = OFF")
-    if len(made) < len(ARCHIVE_MIGRATIONS):
+    if version < len(ARCHIVE_MIGRATIONS) - 1:
         _migrate(connection, path)
+
+
+def _check(connection: sqlite3.Connection, path: Path) -> int:
+    """Looks for damage. Returns the number of the last migration that was run."""
+    while True:
+        version = _version(connection, path)
+        made = ARCHIVE_MIGRATIONS[: version + 1]
+        try:
+            damage.check(connection, path, [statement for statements in made for statement in statements])
+        except StoreError:
+            if _version(connection, path) == version:
+                raise
+            # Another process ran migrations meanwhile.
+        else:
+            return version
