@@ -273,6 +273,10 @@ class RemoteVisit:
             return error if refusal.code == error.code else refusal
         return error
 
+    async def refuse_task(self, error: PomeloError) -> PomeloError:
+        """See the port. The server has counted it."""
+        return error
+
 
 class RemoteTasks:
     """The port `TaskService` over a channel."""

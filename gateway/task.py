@@ -34,20 +34,23 @@ async def run(gateway: Gateway, request: web.Request, call: Call, visit: Visit) 
     """
     task, target, kind, stream = await _take_in(gateway, request, call, visit)
     tasks = gateway.services.tasks
-    if stream:
-        return await sse.stream(
-            request,
-            call,
-            tasks,
-            task,
-            link=gateway.link,
-            keep_alive=gateway.options.keep_alive,
-        )
-    accept = request.headers.get("Accept")
-    accepted = raw.wanted(accept, kind) if accept is not None else None
-    if accepted is not None:
-        return await raw.send(request, call, tasks, task, target, accepted)
-    return json_reply(call, render.result(await tasks.run_task(task, call), gateway.link))
+    try:
+        if stream:
+            return await sse.stream(
+                request,
+                call,
+                tasks,
+                task,
+                link=gateway.link,
+                keep_alive=gateway.options.keep_alive,
+            )
+        accept = request.headers.get("Accept")
+        accepted = raw.wanted(accept, kind) if accept is not None else None
+        if accepted is not None:
+            return await raw.send(request, call, tasks, task, target, accepted)
+        return json_reply(call, render.result(await tasks.run_task(task, call), gateway.link))
+    except PomeloError as error:
+        raise await visit.refuse_task(error) from None
 
 
 async def _take_in(

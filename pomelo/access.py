@@ -41,6 +41,13 @@ class Visit:
             return refusal
         return error
 
+    async def refuse_task(self, error: PomeloError) -> PomeloError:
+        """See the port."""
+        begun = "X-Credits-Charged" in self._call.reply  # it was admitted, and counted then
+        if begun or self._ticket.size <= LARGE_BODY or error.row.http != 400:
+            return error
+        return await self.refuse(error)
+
 
 class Access:
     """Admits calls in this process.

@@ -207,8 +207,9 @@ class Intake:
         model, kind, routing = asked.model, asked.kind, asked.routing
         candidates, failure, given = routing.candidates, routing.failure, routing.fitted.input
         route = routing.fitted.route
-        bound = await _beside(asked.large, kind.bound, given, model, route, asked.heard)
-        # A test key pays what the first route costs.
+        # A test key pays what a live one would on the model's first route.
+        paid = routing.reported
+        bound = await _beside(asked.large, kind.bound, paid.input, model, paid.route, asked.heard)
         prices, price_version = model.priced(route if principal.live else model.routes[0])
         task_id = self._ids(kind.id_prefix)
         draft = UsageRecord(

@@ -38,6 +38,11 @@ class Visit(Protocol):
         """
         ...
 
+    async def refuse_task(self, error: PomeloError) -> PomeloError:
+        """The error to return when a task is refused whose body was good so far: as `refuse`, if the task is
+        invalid and its body is above 64 KiB; else `error` itself."""
+        ...
+
     def close(self) -> None:
         """The call has ended. Idempotent."""
         ...

@@ -268,10 +268,10 @@ def _endings(registry: "Registry", given: "Mapping[str, Credentials]", today: "d
     models = registry.catalog.models.values()
     own = any("voices" in route.options for model in models for route in model.routes)
     if given["elevenlabs"].api_key and not own and today >= LAST_DAY - NOTICE:
-        state, verb = ("broken", "ended") if today > LAST_DAY else ("warning", "end")
+        verb = "ended" if today > LAST_DAY else "end"
         yield Finding(
             "voices",
-            state,
+            "warning",  # the account may have voices of these names
             f"ElevenLabs' default voices, such as adam, {verb} on {LAST_DAY}. Set the names that callers use "
             "in [voices] of POMELO_CATALOG",
         )

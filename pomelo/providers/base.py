@@ -5,19 +5,25 @@ provider translates between the contract and one vendor's wire; it decides nothi
 no limit, no price.
 """
 
+import logging
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
 from pomelo.catalog import Model, Route
 from pomelo.catalog_rows import Row
+from pomelo.errors import PomeloError
 from pomelo.fitting import Fitting, Hook, fit
 from pomelo.gen.v1.task_pb2 import Adjustment
 from pomelo.gen.v1.task_service_pb2 import StreamTaskResponse as Event
+from pomelo.traces import trace
 
 __all__ = ["CALLER", "CODES", "AudioSource", "Event", "Fitting", "Job", "Options", "Probe", "Provider"]
+
+log = logging.getLogger("pomelo.providers")
 
 CALLER: ContextVar[str] = ContextVar("caller", default="")
 """The account for which a provider is called now; empty if it is for none. Connections are shared
@@ -144,8 +150,18 @@ def method(provider: Provider, kind: str) -> JobMethod | None:
 
 
 def fit_hook(provider: Provider | None, kind: str) -> Hook | None:
-    """What the provider changes of the inputs of a kind of task, or None when it takes them all."""
-    return getattr(provider, f"fit_{kind}", None)
+    """What the provider changes of the inputs of a kind of task, or None when it takes them all. Whatever a
+    plug-in's method raises is `provider_failed`, with a line in the log."""
+    hook = getattr(provider, f"fit_{kind}", None)
+    return None if hook is None else partial(_guarded, hook)
+
+
+def _guarded(hook: Hook, fitting: Fitting) -> None:
+    try:
+        hook(fitting)
+    except BaseException as error:
+        log.error("the provider %s failed to fit an input\n%s", fitting.route.provider, trace(error))
+        raise PomeloError("provider_failed") from None
 
 
 def fitted(job: Job, hook: Hook | None) -> Job:

@@ -417,3 +417,20 @@ class Pacer:
             # Others on the way may not be counted in it yet.
             allowed = (int(told.headers[f"x-ratelimit-remaining{of}"]) for of in ("", "-concurrent"))
             self.left = max(0, min(allowed) - self.running)
+
+
+@WAY
+@pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
+async def test_a_large_invalid_task_counts_as_a_request_and_a_small_one_does_not(
+    house: House, way: str, stream: bool
+) -> None:
+    caller = await house.caller("five")
+    large = say("word " * 20_000, temperature=9)
+    for left in ("4", "3"):
+        told = await house.ask(way, caller.test, large, stream=stream)
+        assert (told.code, told.headers["x-ratelimit-remaining"]) == ("invalid_parameter", left)
+    told = await house.ask(way, caller.test, say("word", temperature=9), stream=stream)
+    assert (told.code, told.headers["x-ratelimit-remaining"]) == ("invalid_parameter", "3")
+    for _ in range(3):
+        await house.ask(way, caller.test, large, stream=stream)
+    assert (await house.ask(way, caller.test, large, stream=stream)).code == "rate_limit_exceeded"

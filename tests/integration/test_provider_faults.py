@@ -243,3 +243,33 @@ async def test_a_call_that_its_caller_leaves_or_that_is_late_is_still_cancelled(
     asking.cancel()
     await asyncio.wait_for(ended.wait(), 5)
     assert "the provider" not in caplog.text
+
+
+class Misfit(Rogue):
+    """A provider that fails while it fits an input."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fit_text = self._fit
+        self.raises: Callable[[], BaseException] = ValueError
+
+    def _fit(self, fitting: Any) -> None:
+        raise self.raises()
+
+
+@pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
+@pytest.mark.parametrize("raised", ["SystemExit", "ValueError", "CancelledError", "invalid_api_key"])
+async def test_a_provider_that_can_not_fit_an_input_is_provider_failed_and_logged(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, raised: str, stream: bool
+) -> None:
+    misfit = Misfit()
+    misfit.raises = RAISED[raised]
+    async with open_house(tmp_path, providers={"sandbox": Sandbox(), "openai": misfit}) as house:
+        for way in WAYS:
+            caller = await house.caller()
+            caplog.clear()
+            told = await house.ask(way, caller.live, say(), stream=stream)
+            assert told.code == "provider_failed", way
+            assert caplog.text.count("the provider openai failed to fit an input") == 1
+            assert "secret words" not in told.message
+            assert (await house.balance(caller, live=True)).held == 0
