@@ -107,7 +107,7 @@ def day(value: Any) -> date:
         try:
             value = date.fromisoformat(value)
         except ValueError:
-            raise ValueError(f"must be a date that there is, not {value}") from None
+            raise ValueError(f"is not a valid date: {value}") from None
     if type(value) is not date or value.year not in _YEARS:
         raise ValueError(f"must be a date from 2000 to 2999, such as 2026-12-31, not {described(value)}")
     return value

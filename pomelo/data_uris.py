@@ -2,7 +2,7 @@
 
 Accepted: white space and line breaks anywhere, missing padding, the URL-safe alphabet, percent-encoding,
 capitals and parameters in any order. Refused: everything else that is not base64. Reading takes time linear
-in the text and works in small steps, which hold no second copy of it.
+in the text and works in small steps.
 """
 
 import re

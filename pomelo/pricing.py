@@ -1,7 +1,7 @@
 """What a task costs: counts of what it used, times the prices of its model, in whole microcredits.
 
 Admission computes the worst case with it, the engine the real cost, the audit the cost of every record again.
-The same counts and prices always cost the same, and more of anything never costs less.
+The same counts and prices always cost the same.
 """
 
 from collections.abc import Mapping
@@ -166,7 +166,7 @@ def read(text: str) -> Prices:
     """The prices that `written` wrote.
 
     Raises:
-        ValueError: it did not write this.
+        ValueError: it is no table of prices.
     """
     units, *tiers = text.split(";")
     split = [tier.split(":") for tier in tiers]

@@ -101,8 +101,7 @@ class Chat:
     def text(self, job: Job) -> AsyncGenerator[Event, None]:
         """Answers a conversation; see JobMethod.
 
-        A stream that is complete but lacks a credible count of tokens ends without one; a whole answer
-        that lacks it has failed.
+        An answer that is complete but lacks a credible count of tokens has none.
 
         Raises:
             PomeloError: by the map in `failures`.

@@ -173,8 +173,8 @@ def bound(given: TextInput, model: Model, route: Route, heard: Heard) -> Bound:
 
 
 def partly(given: TextInput, bound: Bound, delivered: Delivered) -> Used:
-    """The provider's count of the input if it has reported one, else our own, which of text is lower than
-    that of any tokenizer, so that nobody pays too much."""
+    """The provider's count of the input if it has reported one, else our own: for text lower than that of any
+    tokenizer, for an image an ordinary one."""
     reported = delivered.reported or Used(input_tokens=min(bound.input_tokens, bound.most.input_tokens))
     tokens = min(max(delivered.pieces, delivered.size // BYTES_OF_TOKEN), bound.most.output_tokens)
     return replace(reported, output_tokens=tokens)

@@ -156,7 +156,7 @@ ROWS: dict[str, tuple[str, str, str]] = {
         "routes[0].price_version",
         "is missing beside price. Add price_version",
     ),
-    "a date that is none": (model(retires='retires = "2026-02-30"  # HERE'), "retires", "must be a date that there is, not 2026-02-30. Write"),
+    "an invalid date": (model(retires='retires = "2026-02-30"  # HERE'), "retires", "is not a valid date: 2026-02-30. Write"),
     "a date in other words": (model(retires='retires = "soon"  # HERE'), "retires", "must be a date from 2000 to 2999, such as 2026-12-31, not text"),
     "a date with a time": (model(retires="retires = 2026-12-31T00:00:00Z  # HERE"), "retires", "not a date with a time"),
     "a route's date as a number": (model(route="retires = 20261231  # HERE"), "routes[0].retires", "must be a date from 2000"),

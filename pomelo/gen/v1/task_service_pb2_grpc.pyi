@@ -30,16 +30,16 @@ class TaskServiceStub:
     """Runs tasks. Metadata in: `authorization: Bearer KEY` (required), `x-request-id`, `traceparent`,
     `idempotency-key` (the same key and task within 24 hours gets the stored answer, and is charged once),
     `prefer: handling=strict` (RFC 7240: a field that would be adjusted is refused with INVALID_ARGUMENT).
-    Initial metadata out, on answers to a known key: `x-request-id`, `x-pomelo-mode` (live or test);
+    Metadata out, on answers to a known key: `x-request-id`, `x-pomelo-mode` (live or test);
     `x-ratelimit-limit`, `-remaining`, `-reset` (Unix seconds), each also with `-tokens` where the model counts
     them, and `-limit-concurrent`, `-remaining-concurrent`, where the plan has such limits;
     `x-credits-remaining`, and `x-credits-charged` where the cost is known by then; `retry-after` (seconds);
     `x-pomelo-adjusted` (fields that were adjusted, as in `Adjustment`: `stop; temperature=1`), and
-    `preference-applied: handling=strict`.
-    A stream's initial metadata comes with its first message. What is known at a stream's end alone, its cost
-    among it, is trailing metadata; a refusal has all of it there, too, with `grpc-retry-pushback-ms`, which is
-    -1 where a retry is pointless. A call's deadline bounds the whole task; cancelling a call closes it at the
-    provider too.
+    `preference-applied: handling=strict`; `idempotent-replayed: true`; `deprecation` and `sunset` of a model that
+    ends. All of it is trailing metadata of a unary answer and of every refusal, which also has
+    `grpc-retry-pushback-ms`: -1 where a retry is pointless. It is initial metadata of a stream, sent with the first
+    message; what is known at a stream's end alone, such as its cost, is trailing metadata.
+    A call's deadline bounds the whole task; cancelling a call closes it at the provider too.
     """
 
     @_typing.overload
@@ -56,16 +56,16 @@ class TaskServiceAsyncStub(TaskServiceStub):
     """Runs tasks. Metadata in: `authorization: Bearer KEY` (required), `x-request-id`, `traceparent`,
     `idempotency-key` (the same key and task within 24 hours gets the stored answer, and is charged once),
     `prefer: handling=strict` (RFC 7240: a field that would be adjusted is refused with INVALID_ARGUMENT).
-    Initial metadata out, on answers to a known key: `x-request-id`, `x-pomelo-mode` (live or test);
+    Metadata out, on answers to a known key: `x-request-id`, `x-pomelo-mode` (live or test);
     `x-ratelimit-limit`, `-remaining`, `-reset` (Unix seconds), each also with `-tokens` where the model counts
     them, and `-limit-concurrent`, `-remaining-concurrent`, where the plan has such limits;
     `x-credits-remaining`, and `x-credits-charged` where the cost is known by then; `retry-after` (seconds);
     `x-pomelo-adjusted` (fields that were adjusted, as in `Adjustment`: `stop; temperature=1`), and
-    `preference-applied: handling=strict`.
-    A stream's initial metadata comes with its first message. What is known at a stream's end alone, its cost
-    among it, is trailing metadata; a refusal has all of it there, too, with `grpc-retry-pushback-ms`, which is
-    -1 where a retry is pointless. A call's deadline bounds the whole task; cancelling a call closes it at the
-    provider too.
+    `preference-applied: handling=strict`; `idempotent-replayed: true`; `deprecation` and `sunset` of a model that
+    ends. All of it is trailing metadata of a unary answer and of every refusal, which also has
+    `grpc-retry-pushback-ms`: -1 where a retry is pointless. It is initial metadata of a stream, sent with the first
+    message; what is known at a stream's end alone, such as its cost, is trailing metadata.
+    A call's deadline bounds the whole task; cancelling a call closes it at the provider too.
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
@@ -78,16 +78,16 @@ class TaskServiceServicer(metaclass=_abc_1.ABCMeta):
     """Runs tasks. Metadata in: `authorization: Bearer KEY` (required), `x-request-id`, `traceparent`,
     `idempotency-key` (the same key and task within 24 hours gets the stored answer, and is charged once),
     `prefer: handling=strict` (RFC 7240: a field that would be adjusted is refused with INVALID_ARGUMENT).
-    Initial metadata out, on answers to a known key: `x-request-id`, `x-pomelo-mode` (live or test);
+    Metadata out, on answers to a known key: `x-request-id`, `x-pomelo-mode` (live or test);
     `x-ratelimit-limit`, `-remaining`, `-reset` (Unix seconds), each also with `-tokens` where the model counts
     them, and `-limit-concurrent`, `-remaining-concurrent`, where the plan has such limits;
     `x-credits-remaining`, and `x-credits-charged` where the cost is known by then; `retry-after` (seconds);
     `x-pomelo-adjusted` (fields that were adjusted, as in `Adjustment`: `stop; temperature=1`), and
-    `preference-applied: handling=strict`.
-    A stream's initial metadata comes with its first message. What is known at a stream's end alone, its cost
-    among it, is trailing metadata; a refusal has all of it there, too, with `grpc-retry-pushback-ms`, which is
-    -1 where a retry is pointless. A call's deadline bounds the whole task; cancelling a call closes it at the
-    provider too.
+    `preference-applied: handling=strict`; `idempotent-replayed: true`; `deprecation` and `sunset` of a model that
+    ends. All of it is trailing metadata of a unary answer and of every refusal, which also has
+    `grpc-retry-pushback-ms`: -1 where a retry is pointless. It is initial metadata of a stream, sent with the first
+    message; what is known at a stream's end alone, such as its cost, is trailing metadata.
+    A call's deadline bounds the whole task; cancelling a call closes it at the provider too.
     """
 
     @_abc_1.abstractmethod
