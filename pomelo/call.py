@@ -19,12 +19,15 @@ DEFAULT_TIMEOUT = 600.0
 
 _REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
 _REPEAT_KEY = re.compile(r"[\x21-\x7e]{1,255}")
+_NUMBER = re.compile(r"\s*[+]?([0-9]{1,400}(\.[0-9]{0,400})?|\.[0-9]{1,400})([eE][+-]?[0-9]{1,4})?\s*")
 _BEARER = re.compile(r"bearer +(\S+) *", re.IGNORECASE)
 _PREFERENCES = re.compile(r'(?:[^,"]++|"(?:[^"\\]|\\.)*+"?)++')
 _HANDLING = re.compile(
-    r'\s*+handling\s*+(?:=\s*+(?:"([^"]*+)"|([^\s;"]*+))\s*+)?(?:;.*)?', re.IGNORECASE | re.DOTALL
+    r'\s*+handling\s*+(?:=\s*+(?:"((?:[^"\\]|\\.)*+)"|([^\s;"]*+))\s*+)?(?:;.*)?', re.IGNORECASE | re.DOTALL
 )
 """Possessive quantifiers: no header makes them backtrack."""
+
+_QUOTED_PAIR = re.compile(r"\\(.)")
 
 STRICT = "handling=strict"
 """The preference that a field is refused rather than adjusted (RFC 7240), as we write it."""
@@ -166,13 +169,10 @@ def _is_strict(prefer: str | None) -> bool:
     not understood is ignored, as RFC 7240 wants it."""
     for preference in _PREFERENCES.findall(prefer) if prefer else ():
         if (handling := _HANDLING.fullmatch(preference)) is not None:
-            return (handling[1] or handling[2] or "").lower() == "strict"
+            return _QUOTED_PAIR.sub(r"\1", handling[1] or handling[2] or "").lower() == "strict"
     return False
 
 
 def _seconds(text: str) -> float | None:
-    try:
-        value = float(text)
-    except ValueError:
-        return None
+    value = float(text) if _NUMBER.fullmatch(text) else 0.0
     return value if math.isfinite(value) and value > 0 else None

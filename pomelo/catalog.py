@@ -8,16 +8,14 @@ host mean is for `pomelo.providers.compatible` to say.
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import date, timedelta
-from decimal import Decimal
 from pathlib import Path
 from typing import Any, TypeVar
 
-from pomelo import catalog_check
+from pomelo import catalog_check, money
 from pomelo.catalog_rows import day
 from pomelo.errors import PomeloError
 from pomelo.gen.v1.model_service_pb2 import PriceUnit
 from pomelo.gen.v1.task_pb2 import TaskType
-from pomelo.money import MICROS
 from pomelo.pricing import Prices, UnitPrices, unit_named
 from pomelo.toml_file import Fault, TomlFile
 
@@ -48,9 +46,6 @@ _UNITS: Mapping[str, Collection[str]] = {
 NOTICE = timedelta(days=60)
 """How long before its end a model is deprecated where its entry doesn't say since when; from then on the
 operator is warned."""
-
-_MICROS_MOST = 10**12
-"""More than anything costs; counts times prices stay far below what the stores can keep."""
 
 _SPEAKING = (TaskType.TASK_TYPE_TEXT_TO_SPEECH, TaskType.TASK_TYPE_SPEECH_TO_SPEECH)
 
@@ -273,14 +268,16 @@ def _unit_prices(row: Mapping[str, Any], kind: str) -> UnitPrices:
             raise ValueError(
                 f"tasks of type {kind} are not counted by {unit}, but by {', '.join(_UNITS[kind])}"
             )
-    units = {unit_named(unit): _micros(amount) for unit, amount in row.items()}
+    units = {unit_named(unit): _micros(unit, amount) for unit, amount in row.items()}
     if not any(micros for unit, micros in units.items() if "CACHE" not in PriceUnit.Name(unit)):
         raise ValueError("it has no price")
     return units
 
 
-def _micros(amount: str) -> int:
-    micros = Decimal(amount) * MICROS
-    if not 0 <= micros <= _MICROS_MOST or micros != int(micros):
-        raise ValueError(f"price {amount} is not a whole number of microcredits, from 0 to a million credits")
-    return int(micros)
+def _micros(unit: str, amount: Any) -> int:
+    if type(amount) is not str:
+        raise ValueError(f'{unit} must be text in quotes, such as "0.04"')
+    try:
+        return money.read(amount)
+    except ValueError as error:
+        raise ValueError(f"{unit}: {error}") from None

@@ -25,8 +25,8 @@ from pomelo.gen.v1.speech_pb2 import VoiceSettings
 from pomelo.gen.v1.task_pb2 import Task
 from pomelo.toml_file import Fault, Keys, TomlFile
 
-_REQUIRED = frozenset(("messages", "prompt", "text", "voice", "audio"))
-"""Parameters without which there is no task; no route can drop them."""
+_REQUIRED = frozenset(("messages", "prompt", "text", "voice", "audio", "max_tokens"))
+"""Parameters that no route can drop: without them there is no task, or no bound of what it costs."""
 
 _NUMBERS = frozenset((FieldDescriptor.CPPTYPE_DOUBLE, FieldDescriptor.CPPTYPE_FLOAT))
 _WHOLE = frozenset((FieldDescriptor.CPPTYPE_INT32, FieldDescriptor.CPPTYPE_INT64))
@@ -44,8 +44,7 @@ _PRICES: Mapping[str, str] = {
 
 
 CheckPrice = Callable[[Any, list[Any], str], object]
-"""Reads a price table and the tables of its tiers, for a task type. It raises ValueError, or another error
-where the table is no price at all."""
+"""Reads a price table and the tables of its tiers, for a task type. It raises ValueError."""
 
 
 def check(file: TomlFile, check_price: CheckPrice) -> list[Fault]:
@@ -130,6 +129,8 @@ def _large(file: TomlFile, keys: Keys, value: Any) -> Iterator[Fault]:
     """Integers that no protocol or store can carry. Limits have a bound of their own."""
     if isinstance(value, int) and not -INT64 <= value < INT64 and "limits" not in keys:
         yield file.fault(keys, "is beyond 64 bits. Write a smaller number")
+    if isinstance(value, float) and not isfinite(value):
+        yield file.fault(keys, "is no number that JSON has. Write a finite one")
     children = (
         value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
     )
@@ -184,6 +185,12 @@ def _dropped_or_clamped(
             for value in (values if isinstance(values, list) else ())
         ):
             yield file.fault((*place, "clamp", name), f"{name} is a whole number. Write whole numbers")
+        elif (
+            name == "max_tokens"
+            and isinstance(values, list)
+            and any(isinstance(value, int | float) and value < 1 for value in values[:2])
+        ):
+            yield file.fault((*place, "clamp", name), "must be at least 1. Write, for example: [1, 4_096]")
 
 
 def _limits(file: TomlFile, keys: Keys, limits: Any, task_type: str) -> Iterator[Fault]:
@@ -230,8 +237,6 @@ def _price_fault(check_price: CheckPrice, price: Any, tiers: list[Any], task_typ
         check_price(price, tiers, task_type)
     except ValueError as error:
         return str(error)
-    except (ArithmeticError, AttributeError, KeyError, TypeError):
-        return "must have amounts as text in quotes"
     return ""
 
 

@@ -172,13 +172,18 @@ class Anthropic:
         answer = _Answer()
         text = bytearray()  # in a list each piece would take sixty bytes more
         turn = self._http.turns.stream()
+        usage = None
         async with aclosing(self._streamed(job, answer)) as events:
             async for event in events:
                 if turn.over():
                     await turn.next()
                 text += event.text_delta.content.encode()
+                if event.text_delta.HasField("usage"):
+                    usage = event.text_delta.usage
                 last = event
         last.text_delta.content = text.decode()
+        if usage is not None:
+            last.text_delta.usage.CopyFrom(usage)
         yield last
 
 
@@ -303,15 +308,21 @@ def _usage(usage: Any) -> TokenUsage | None:
     prompt = credible(usage.get("input_tokens"))
     cached = credible(usage.get("cache_read_input_tokens") or 0)
     written = credible(usage.get("cache_creation_input_tokens") or 0)
-    if prompt is None or cached is None or written is None:
-        return None
     parts = usage.get("cache_creation")
+    if not isinstance(parts, dict):
+        parts = {}
+    written_5m = credible(parts.get("ephemeral_5m_input_tokens") or 0)
+    written_1h = credible(parts.get("ephemeral_1h_input_tokens") or 0)
+    counts = (prompt, cached, written, written_5m, written_1h)
+    if None in counts:
+        return counted(None, usage.get("output_tokens"))
+    written = max(written, written_5m + written_1h)  # the parts may come without their sum
     return counted(
         prompt + cached + written,
         usage.get("output_tokens"),
         cached=cached,
         written=written,
-        written_1h=parts.get("ephemeral_1h_input_tokens") if isinstance(parts, dict) else 0,
+        written_1h=written_1h,
     )
 
 
@@ -362,10 +373,10 @@ class _Answer(Answer):
         raise nonsense("an event that can't be read")
 
     def _count(self, usage: Any) -> None:
-        """Counts grow as the answer does: later ones replace earlier ones, each for itself. Null replaces
-        none."""
+        """Counts grow as the answer does: later ones replace earlier ones, each for itself. Null and 0 do
+        not."""
         if isinstance(usage, dict):
-            self._counts |= {name: count for name, count in usage.items() if count is not None}
+            self._counts |= {name: count for name, count in usage.items() if count}
             self.usage = _usage(self._counts) or self.usage
 
 

@@ -10,8 +10,9 @@ It knows no key of a caller, no limit and no price.
 from collections.abc import AsyncGenerator, Mapping
 from dataclasses import dataclass, field
 from hashlib import sha256
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
+from pydantic import AfterValidator
 from pydantic_core import to_json
 from yarl import URL
 
@@ -31,10 +32,19 @@ _ROLES = {Role.ROLE_SYSTEM: "system", Role.ROLE_USER: "user", Role.ROLE_ASSISTAN
 StreamUsage = Literal["option", "always", "none"]
 
 
+def _some_field(name: str) -> str:
+    if name == "none":
+        raise ValueError("must be the host's name of max_tokens: without it nothing bounds what a task costs")
+    return name
+
+
+TokensField = Annotated[Name, AfterValidator(_some_field)]
+
+
 class ChatOptions(Options):
     """What a route may say to a host of chat completions."""
 
-    max_tokens_field: Name | None = None
+    max_tokens_field: TokensField | None = None
     seed_field: Name | None = None
     user_field: Name | None = None
     stream_usage: StreamUsage | None = None

@@ -77,8 +77,7 @@ class ChatAnswer(Answer):
                     raise complained(aside, self._dialect)
                 usage = usage or aside.get("usage")
             if usage is not None:
-                # An empty one at the end takes nothing back.
-                self.usage = self.prompt = _usage(usage) or self.usage
+                self._count(_usage(usage))
             choices = chunk.get("choices")
             if not choices:
                 if chunk.get("object") == "error":
@@ -100,6 +99,13 @@ class ChatAnswer(Answer):
         except (AttributeError, IndexError, KeyError, TypeError, ValueError):
             pass
         raise nonsense("a chunk that can't be read")
+
+    def _count(self, usage: TokenUsage | None) -> None:
+        """Takes in a count; an empty one at the end takes nothing back."""
+        if usage is not None and (self.usage is None or usage.prompt_tokens >= self.usage.prompt_tokens):
+            self.usage = usage
+            if usage.prompt_tokens:
+                self.prompt = usage
 
 
 def _joined(chunks: list[Any]) -> str:

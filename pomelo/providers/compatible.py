@@ -14,7 +14,7 @@ from pydantic import AfterValidator, Field
 from pomelo.catalog_rows import Name, Row, meant, wrong_values
 from pomelo.providers import Credentials
 from pomelo.providers.base import CODES
-from pomelo.providers.chat import Chat, Profile, StreamUsage
+from pomelo.providers.chat import Chat, Profile, StreamUsage, TokensField
 from pomelo.providers.http import Http
 from pomelo.toml_file import dotted
 
@@ -55,21 +55,33 @@ def _headers(headers: dict[str, str]) -> dict[str, str]:
 _Parameters = list[Annotated[str, AfterValidator(_parameter)]]
 
 
+def _bounded(drop: list[str]) -> list[str]:
+    if "max_tokens" in drop:
+        raise ValueError("must not have max_tokens: without it nothing bounds what a task costs")
+    return drop
+
+
+def _bounding(allow: list[str]) -> list[str]:
+    if "max_tokens" not in allow:
+        raise ValueError("must have max_tokens: without it nothing bounds what a task costs")
+    return allow
+
+
 class HostRow(Row):
     """A host: where it is, and how it differs, as `Profile` says. `allow` are the only parameters that it
     takes."""
 
     base_url: Annotated[str, AfterValidator(_url)] | None = None
     credentials: Name | None = None
-    max_tokens_field: Name | None = None
+    max_tokens_field: TokensField | None = None
     seed_field: Name | None = None
     user_field: Name | None = None
     user_most: Annotated[int, Field(ge=1, le=2**31 - 1)] | None = None
     stream_usage: StreamUsage | None = None
     stream_options: dict[str, Any] | None = None
     key_needed: bool | None = None
-    drop: _Parameters | None = None
-    allow: _Parameters | None = None
+    drop: Annotated[_Parameters, AfterValidator(_bounded)] | None = None
+    allow: Annotated[_Parameters, AfterValidator(_bounding)] | None = None
     extra: dict[str, Any] | None = None
     headers: Annotated[dict[str, str], AfterValidator(_headers)] | None = None
     meanings: dict[str, Annotated[str, AfterValidator(_code)]] | None = None

@@ -252,12 +252,18 @@ class _Body:
         Raises:
             aiohttp.ClientError, OSError, ValueError: it is cut. TimeoutError, an OSError too: it is silent.
         """
-        packet = self._content.read_nowait(most)
-        if packet or self._content.at_eof():
+        content = self._content
+        if content.exception() is not None:
+            # aiohttp raises it ahead of the bytes that came before it.
+            packet = content._read_nowait(most)
+            if packet:
+                return packet
+        packet = content.read_nowait(most)
+        if packet or content.at_eof():
             return packet
         try:
             async with asyncio.timeout(_GOODBYE_WAIT if self._gone() else self._silence):
-                return await (self._content.readany() if most < 0 else self._content.read(most))
+                return await (content.readany() if most < 0 else content.read(most))
         except TimeoutError:
             if not self._gone():
                 raise

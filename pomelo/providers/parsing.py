@@ -6,6 +6,7 @@ halves; protobuf messages and UTF-8 can't.
 """
 
 import json
+from codecs import BOM_UTF8
 from typing import Any
 
 from pydantic_core import from_json
@@ -19,6 +20,7 @@ def parse(data: bytes, *, surrogates: bool = False) -> Any:
     Raises:
         ValueError: it isn't JSON, or nested too deeply.
     """
+    data = data.removeprefix(BOM_UTF8)
     try:
         return from_json(data)
     except ValueError:

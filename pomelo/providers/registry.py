@@ -169,7 +169,8 @@ def _route_faults(
 ) -> Iterator[Fault]:
     """What is wrong with a route by what its provider declares."""
     task_type = row.get("type")
-    if task_type in LIMITS and task_types is not None and task_type not in task_types:
+    known = isinstance(task_type, str) and task_type in LIMITS
+    if known and task_types is not None and task_type not in task_types:
         said = (
             f"{route['provider']} has no tasks of type {task_type}. It has: {', '.join(sorted(task_types))}"
         )

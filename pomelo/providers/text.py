@@ -69,43 +69,52 @@ async def streamed(
     """
     left = BODY_MOST
     half = ""  # of a surrogate pair whose other half is to come
-    async with ask() as stream:
-        while not answer.ended:
-            try:
-                events = await stream.read()
-            except PomeloError:
-                # The connection may have been cut behind an end marker that lacks its line end.
-                for _, data in stream.rest():
-                    with suppress(PomeloError):
-                        answer.take(data.strip())
-                if not answer.ended:
-                    raise
-                break
-            if not events:
-                raise nonsense("a stream without its end marker")
-            for _, data in events:
-                data = data.strip()
-                if not data:
-                    continue  # it keeps the connection alive
-                content = answer.take(data)
-                if content:
-                    left -= len(content)
-                    if left < 0:
-                        raise nonsense("a text above the limit")
-                    event = Event()
-                    try:
-                        event.text_delta.content = half + content  # a sixth of the cost of the constructors
-                        half = ""
-                    except UnicodeEncodeError:
-                        content, half = split_half(half + content)
-                        if not content:
-                            continue
-                        event.text_delta.content = well_formed(content)
-                    if answer.prompt is not None:
-                        event.text_delta.usage.CopyFrom(answer.prompt)
-                        answer.prompt = None
-                    yield event
-        await stream.goodbye()
+    begun = False
+    try:
+        async with ask() as stream:
+            while not answer.ended:
+                try:
+                    events = await stream.read()
+                except PomeloError:
+                    # The connection may have been cut behind an end marker that lacks its line end.
+                    for _, data in stream.rest():
+                        with suppress(PomeloError):
+                            answer.take(data.strip())
+                    if not answer.ended:
+                        raise
+                    break
+                if not events:
+                    raise nonsense("a stream without its end marker")
+                for _, data in events:
+                    data = data.strip()
+                    if not data:
+                        continue  # it keeps the connection alive
+                    content = answer.take(data)
+                    if content:
+                        left -= len(content)
+                        if left < 0:
+                            raise nonsense("a text above the limit")
+                        event = Event()
+                        try:
+                            event.text_delta.content = (
+                                half + content
+                            )  # a sixth of the cost of the constructors
+                            half = ""
+                        except UnicodeEncodeError:
+                            content, half = split_half(half + content)
+                            if not content:
+                                continue
+                            event.text_delta.content = well_formed(content)
+                        if answer.prompt is not None:
+                            event.text_delta.usage.CopyFrom(answer.prompt)
+                            answer.prompt = None
+                        begun = True
+                        yield event
+            await stream.goodbye()
+    except PomeloError:
+        if begun and answer.prompt is not None:  # what is delivered of the answer costs its input too
+            yield Event(text_delta=TextDelta(usage=answer.prompt))
+        raise
     if half:
         event = Event()
         event.text_delta.content = well_formed(half)
@@ -116,7 +125,8 @@ async def streamed(
 def counted(
     prompt: Any, completion: Any, *, cached: Any = None, written: Any = None, written_1h: Any = None
 ) -> TokenUsage | None:
-    """A vendor's counts as usage; None where one of the two is absent or can't be true.
+    """A vendor's counts as usage; None where neither of the two is there and credible. One that isn't is 0,
+    which no task with input and output uses: the engine estimates it.
 
     `prompt` includes those that were `cached` and `written`, and `written` those `written_1h`. These are 0
     where they are absent; where they can't be true, all of the prompt counts as ordinary input.
@@ -125,8 +135,10 @@ def counted(
     prompt, completion = credible(prompt), credible(completion)
     if prompt is None or completion is None:
         if told != (None, None):
-            log.warning("a provider reported impossible counts of tokens, which are estimated")
-        return None
+            log.warning("a provider reported an impossible count of tokens, or only one, so it is estimated")
+        if not prompt and not completion:
+            return None
+        prompt, completion = prompt or 0, completion or 0
     usage = TokenUsage(prompt_tokens=prompt, completion_tokens=completion, total_tokens=prompt + completion)
     if cached or written or written_1h:
         parts = [credible(part or 0) for part in (cached, written, written_1h)]

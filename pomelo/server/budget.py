@@ -12,8 +12,8 @@ from google.protobuf.descriptor import Descriptor, FieldDescriptor
 
 from pomelo.errors import PomeloError
 
-MAX_FIELDS = 20_000
-"""Fields of a message, including all nested ones."""
+MAX_FIELDS = 60_000
+"""Fields of a message, including all nested ones: more than the longest conversation has."""
 
 SMALL = 64 * 1024
 """Bytes of a message that may be parsed without being counted."""

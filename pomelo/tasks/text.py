@@ -208,10 +208,12 @@ class TextFold:
             self._last = event
             return None
         if delta.HasField("usage"):
-            if self._are_credible(delta.usage)[0]:
+            if self._is_credible_input(delta.usage):
                 reported = replace(_used(delta.usage), output_tokens=0)
                 self._delivered.reported = self._folding.delivered.reported = reported
             delta.ClearField("usage")
+            if not delta.content:
+                return None
         self._delivered.size += _size(delta.content)
         self._delivered.pieces += bool(delta.content)
         if self._gathers:
@@ -225,7 +227,7 @@ class TextFold:
             raise PomeloError("provider_failed")
         delta = last.text_delta
         good_input, good_output = (
-            self._are_credible(delta.usage) if delta.HasField("usage") else (False, False)
+            self._are_credible(delta.usage, delta.content) if delta.HasField("usage") else (False, False)
         )
         if not (good_input and good_output):
             self._counted = False
@@ -245,28 +247,33 @@ class TextFold:
             output.usage.CopyFrom(delta.usage)
         return last
 
-    def _are_credible(self, usage: TokenUsage) -> tuple[bool, bool]:
-        """Whether a provider's counts of input and of output are possible; logs those that are not."""
-        limits = self._folding.model.limits
-        cached, written = usage.cached_prompt_tokens, usage.cache_write_prompt_tokens
-        good_input = (
-            0 <= usage.prompt_tokens <= (limits.max_input_tokens or TOKENS_MOST)
-            and min(cached, written) >= 0
-            and cached + written <= usage.prompt_tokens
-            and 0 <= usage.cache_write_1h_prompt_tokens <= written
-        )
-        good_output = 0 <= usage.completion_tokens <= (limits.max_output_tokens or TOKENS_MOST)
+    def _are_credible(self, usage: TokenUsage, content: str) -> tuple[bool, bool]:
+        """Whether a provider's counts of input and of output are possible, where `content` is the last of the
+        text. Those that are not are logged."""
+        least = 1 if self._delivered.size or content else 0
+        most = self._folding.model.limits.max_output_tokens or TOKENS_MOST
+        good_input = self._is_credible_input(usage)
+        good_output = least <= usage.completion_tokens <= most
         if not (good_input and good_output):
             log.warning(
                 "a provider of %s reported impossible counts, which are estimated: %d tokens of input "
                 "(%d read from a cache, %d written to it), %d of output",
                 self._folding.model.name,
                 usage.prompt_tokens,
-                cached,
-                written,
+                usage.cached_prompt_tokens,
+                usage.cache_write_prompt_tokens,
                 usage.completion_tokens,
             )
         return good_input, good_output
+
+    def _is_credible_input(self, usage: TokenUsage) -> bool:
+        cached, written = usage.cached_prompt_tokens, usage.cache_write_prompt_tokens
+        return (
+            1 <= usage.prompt_tokens <= (self._folding.model.limits.max_input_tokens or TOKENS_MOST)
+            and min(cached, written) >= 0
+            and cached + written <= usage.prompt_tokens
+            and 0 <= usage.cache_write_1h_prompt_tokens <= written
+        )
 
     def used(self) -> tuple[Used, bool]:
         """See Fold."""

@@ -76,8 +76,8 @@ class Reading:
                 self._blame("a count that can't be true is passed on")
             elif usage.total_tokens != usage.prompt_tokens + usage.completion_tokens:
                 self._blame("the usage does not add up")
-        elif delta.HasField("usage") and not delta.content:
-            self._blame("a delta without text that isn't the last has a usage")
+        elif delta.HasField("usage") and not self.delivered:
+            self._blame("a usage comes before the first text")
 
     def _sound(self, event: Event) -> None:
         piece = event.audio_chunk

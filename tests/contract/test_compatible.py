@@ -89,8 +89,16 @@ async def test_a_row_renames_drops_and_adds(
     assert new.items() <= sent.items()
 
 
-async def test_an_empty_list_of_what_a_host_takes_leaves_the_messages(upstream: FaultUpstream) -> None:
-    assert (await body(upstream, allow=[])).keys() == {"model", "messages"}
+async def test_the_shortest_list_of_what_a_host_takes_leaves_the_messages(upstream: FaultUpstream) -> None:
+    assert (await body(upstream, allow=["max_tokens"])).keys() == {"model", "messages", "max_tokens"}
+
+
+@pytest.mark.parametrize(
+    "row", [{"allow": []}, {"allow": ["seed"]}, {"drop": ["max_tokens"]}, {"max_tokens_field": "none"}]
+)
+def test_a_host_without_max_tokens_is_refused(row: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="nothing bounds what a task costs"):
+        host("ahost", row)
 
 
 async def test_a_route_overrules_the_row_of_its_host(upstream: FaultUpstream) -> None:

@@ -169,7 +169,7 @@ def check_uncounted(answer: list[TextDelta]) -> None:
     *earlier, last = answer
     assert not any(delta.finish_reason for delta in earlier)
     assert last.finish_reason
-    assert not last.HasField("usage")
+    assert not (last.usage.prompt_tokens and last.usage.completion_tokens)
 
 
 def check_discreet(error: BaseException) -> None:
