@@ -210,7 +210,7 @@ def _record(row: pb.UsageRecord) -> bytes:
         "complete": row.complete,
         "price_version": row.price_version,
     }
-    return _with_cost(fields, row.cost_micros)
+    return _with_amounts(fields, provider_cost=row.provider_cost_micros, cost=row.cost_micros)
 
 
 def _total(row: pb.UsageTotal) -> bytes:
@@ -226,12 +226,13 @@ def _total(row: pb.UsageTotal) -> bytes:
         "audio_seconds": row.audio_seconds,
         "output_bytes": row.output_bytes,
     }
-    return _with_cost(fields, row.cost_micros)
+    return _with_amounts(fields, cost=row.cost_micros)
 
 
 def _details(row: pb.UsageRecord | pb.UsageTotal) -> dict[str, int]:
     return {"cached_tokens": row.cached_input_tokens, "cache_write_tokens": row.cache_write_input_tokens}
 
 
-def _with_cost(fields: dict[str, Any], micros: int) -> bytes:
-    return to_json(fields)[:-1] + b',"cost":' + money.written(micros).encode() + b"}"
+def _with_amounts(fields: dict[str, Any], **micros: int) -> bytes:
+    amounts = "".join([f',"{name}":{money.written(amount)}' for name, amount in micros.items()])
+    return to_json(fields)[:-1] + amounts.encode() + b"}"

@@ -54,6 +54,11 @@ def schemas() -> dict[str, Schema]:
         "source": {"enum": ["provider", "estimated", "recovered", "unknown"]},
         "complete": {"type": "boolean"},
         "price_version": text,
+        "provider_cost": {
+            "type": "number",
+            "minimum": 0,
+            "description": "US dollars that the provider reported, where the task is billed by that; else 0.",
+        },
         "cost": _COST,
     }
     total: Schema = {

@@ -14,7 +14,6 @@ from typing import Any, TypeVar
 from pomelo import catalog_check, money
 from pomelo.catalog_rows import day
 from pomelo.errors import PomeloError
-from pomelo.gen.v1.model_service_pb2 import PriceUnit
 from pomelo.gen.v1.task_pb2 import TaskType
 from pomelo.pricing import Prices, UnitPrices, unit_named
 from pomelo.toml_file import Fault, TomlFile
@@ -42,6 +41,9 @@ _UNITS: Mapping[str, Collection[str]] = {
     "speech_to_text": ("audio_minute",),
 }
 """Task type -> the units that its tasks are counted in. A price in another one would never be charged."""
+
+_REPORTED = "provider_dollar"
+"""The unit of a cost that the provider reports, which tasks of every type may have beside those."""
 
 NOTICE = timedelta(days=60)
 """How long before its end a model is deprecated where its entry doesn't say since when; from then on the
@@ -263,13 +265,18 @@ def _prices(row: Mapping[str, Any], tiers: Iterable[Mapping[str, Any]], kind: st
 
 
 def _unit_prices(row: Mapping[str, Any], kind: str) -> UnitPrices:
+    known = (*_UNITS[kind], _REPORTED)
     for unit in row:
-        if unit not in _UNITS[kind]:
-            raise ValueError(
-                f"tasks of type {kind} are not counted by {unit}, but by {', '.join(_UNITS[kind])}"
-            )
+        if unit not in known:
+            raise ValueError(f"tasks of type {kind} are not counted by {unit}, but by {', '.join(known)}")
     units = {unit_named(unit): _micros(unit, amount) for unit, amount in row.items()}
-    if not any(micros for unit, micros in units.items() if "CACHE" not in PriceUnit.Name(unit)):
+    if units.get(unit_named(_REPORTED)) == 0:
+        raise ValueError(f"{_REPORTED} must be above 0: no task is free. Leave it out to bill by counts")
+    if not any(units[unit_named(unit)] for unit in row if unit != _REPORTED and "cache" not in unit):
+        if _REPORTED in row:
+            raise ValueError(
+                f"{_REPORTED} needs a price of what is counted beside it, which bounds what a task can cost"
+            )
         raise ValueError("it has no price")
     return units
 

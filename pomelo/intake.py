@@ -90,7 +90,7 @@ class Run:
     def asked(self, job: Job) -> None:
         """A route is asked, with a job of its own."""
         self.job = job
-        self.hold.answered_by(job.route)
+        self.hold.answered_by(job.route, job.report)
 
 
 class Replay:

@@ -18,6 +18,7 @@ _CACHED = PriceUnit.PRICE_UNIT_MILLION_CACHED_INPUT_TOKENS
 _WRITTEN = PriceUnit.PRICE_UNIT_MILLION_CACHE_WRITE_INPUT_TOKENS
 _WRITTEN_1H = PriceUnit.PRICE_UNIT_MILLION_CACHE_WRITE_1H_INPUT_TOKENS
 _OUTPUT = PriceUnit.PRICE_UNIT_MILLION_OUTPUT_TOKENS
+_PROVIDER_DOLLAR = PriceUnit.PRICE_UNIT_PROVIDER_DOLLAR
 
 _SCALE: "Mapping[PriceUnit.ValueType, tuple[str, int]]" = {
     _INPUT: ("input_tokens", 1_000_000),
@@ -29,6 +30,7 @@ _SCALE: "Mapping[PriceUnit.ValueType, tuple[str, int]]" = {
     PriceUnit.PRICE_UNIT_MEGAPIXEL: ("pixels", 1_000_000),
     PriceUnit.PRICE_UNIT_THOUSAND_CHARACTERS: ("characters", 1_000),
     PriceUnit.PRICE_UNIT_AUDIO_MINUTE: ("audio_ms", 60_000),
+    _PROVIDER_DOLLAR: ("provider_micros", 1_000_000),
 }
 """The count in `Used` that each unit prices, and how many of it make one unit."""
 
@@ -45,6 +47,7 @@ class Used:
 
     `input_tokens` are all tokens of the input. Of these, `cached_input_tokens` were read from the vendor's
     cache and `cache_write_input_tokens` written to it; of those, `cache_write_1h_input_tokens` for an hour.
+    `provider_micros` is what the provider reports that the task cost, in microdollars; 0: it reports nothing.
     """
 
     input_tokens: int = 0
@@ -56,12 +59,16 @@ class Used:
     cached_input_tokens: int = 0
     cache_write_input_tokens: int = 0
     cache_write_1h_input_tokens: int = 0
+    provider_micros: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class Prices:
     """The prices of a model. `units` apply to every task; a task whose input has at least the tokens of one
-    of `tiers` (tokens -> prices, ascending) pays that tier's prices for all that it used."""
+    of `tiers` (tokens -> prices, ascending) pays that tier's prices for all that it used.
+
+    A price of PROVIDER_DOLLAR applies in place of all others to a task whose provider reports its cost.
+    """
 
     units: UnitPrices = field(default_factory=dict)
     tiers: tuple[tuple[int, UnitPrices], ...] = ()
@@ -84,16 +91,21 @@ class Prices:
                 units = tier
         return units
 
+    def by_report(self, input_tokens: int = 0) -> bool:
+        """Whether a task with so many tokens of input costs what its provider reports, if it reports it."""
+        return _PROVIDER_DOLLAR in self.at(input_tokens)
+
     def dearest(self, input_tokens: int) -> UnitPrices:
         """The dearest price of each unit that a task can reach whose input has at most so many tokens.
-        Every token of the input may turn out to be the dearest kind of it."""
+        Every token of the input may turn out to be the dearest kind of it. What a provider may report is not
+        among them: it can't be known before."""
         return self._dearest[sum(input_tokens >= least for least, _ in self.tiers)]
 
 
 def _flat(units: UnitPrices) -> UnitPrices:
-    """Prices without those of the cache: all input at the dearest of them."""
+    """Prices of what is counted, without those of the cache: all input at the dearest of them."""
     kinds = (_INPUT, _CACHED, _WRITTEN, _WRITTEN_1H)
-    flat = {unit: micros for unit, micros in units.items() if unit not in kinds}
+    flat = {unit: micros for unit, micros in units.items() if unit not in (*kinds, _PROVIDER_DOLLAR)}
     dearest = max((units.get(unit, 0) for unit in kinds), default=0)
     return {_INPUT: dearest, **flat} if dearest else flat
 
@@ -105,13 +117,15 @@ def _dearer(one: UnitPrices, other: UnitPrices) -> UnitPrices:
 def cost(used: Used, prices: Prices) -> int:
     """Microcredits, rounded up once: what was used is never free, unless its price is 0."""
     units = prices.at(used.input_tokens)
-    if used.cached_input_tokens or used.cache_write_input_tokens:
+    if used.provider_micros and _PROVIDER_DOLLAR in units:
+        used = Used(provider_micros=used.provider_micros)
+    elif used.cached_input_tokens or used.cache_write_input_tokens:
         used = _by_price(used, units)
     return _sum(used, units)
 
 
 def worst(used: Used, prices: Prices) -> int:
-    """The most microcredits that a task can cost that uses at most `used`."""
+    """The most microcredits that a task can cost that uses at most `used`, by what is counted."""
     return _sum(used, prices.dearest(used.input_tokens))
 
 

@@ -157,6 +157,7 @@ class Router:
                 if not retry:
                     asked(routed)
                 begun = False
+                routed.report.cost = None  # what an earlier attempt cost is not billed
                 try:
                     CALLER.set(account)
                     async with aclosing(GuardedEvents(candidate.method, candidate.kind, routed)) as events:

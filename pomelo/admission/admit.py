@@ -25,6 +25,7 @@ from pomelo.gen.v1.task_pb2 import TaskType
 from pomelo.ids import new_id
 from pomelo.periodic import periodically
 from pomelo.pricing import Prices, Used, cost, worst, written
+from pomelo.reported import Report, billed
 from pomelo.stores.ledger import (
     LedgerStore,
     LostHoldError,
@@ -74,8 +75,8 @@ class Hold:
     """What one running task has taken. Settled once or left once; then it is over."""
 
     __slots__ = (
-        "_admission", "_call", "_draft", "_noted", "_over", "_plan", "_prices", "_standing", "_started",
-        "_used", "amount", "first_byte_ms", "lost", "on_lost", "size",
+        "_admission", "_call", "_draft", "_noted", "_over", "_plan", "_prices", "_report", "_standing",
+        "_started", "_used", "amount", "first_byte_ms", "lost", "on_lost", "size",
     )  # fmt: skip
 
     def __init__(
@@ -93,6 +94,7 @@ class Hold:
         self._plan = plan
         self._draft = draft
         self._prices = prices
+        self._report = Report()
         self._started = admission.monotonic()
         self._used: Callable[[], Used] | None = None
         self._noted = 0
@@ -121,9 +123,10 @@ class Hold:
         """What has come goes out piece by piece: an answer that ends early costs what `used` tells then."""
         self._used = used
 
-    def answered_by(self, route: "Route") -> None:
-        """Which route is asked now."""
+    def answered_by(self, route: "Route", report: Report) -> None:
+        """Which route is asked now, and where its provider reports what the task costs."""
         self._draft = replace(self._draft, provider=route.provider, provider_model=route.model)
+        self._report = report
 
     def note(self) -> UsageRecord | None:
         """What it has used and cost so far, where that is more than at the last time."""
@@ -230,8 +233,11 @@ class Hold:
         return round((self._admission.monotonic() - self._started) * 1000)
 
     def _record(self, used: Used, source: str, *, complete: bool) -> UsageRecord:
+        draft = self._draft
+        whose = f"request {draft.request_id}: the provider {draft.provider}"
+        used = billed(used, self._report, self._prices, self.amount, whose)
         return replace(
-            self._draft,
+            draft,
             input_tokens=used.input_tokens,
             cached_input_tokens=used.cached_input_tokens,
             cache_write_input_tokens=used.cache_write_input_tokens,
@@ -241,6 +247,7 @@ class Hold:
             images=used.images,
             pixels=used.pixels,
             audio_ms=used.audio_ms,
+            provider_micros=used.provider_micros,
             processing_ms=self._elapsed(),
             first_byte_ms=self.first_byte_ms,
             output_bytes=self.size,
@@ -430,7 +437,7 @@ class Admission:
                 call.reply["X-Credits-Charged"] = money.written(0)
                 call.reply["Idempotent-Replayed"] = "true"
                 return outcome
-            if exact:
+            if exact and not prices.by_report():  # what a provider reports is known at the end
                 call.reply["X-Credits-Charged"] = money.written(take.most)
             hold = Hold(self, call, plan, draft, prices, outcome)
             self.running[draft.task_id] = hold

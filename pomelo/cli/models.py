@@ -19,6 +19,7 @@ _UNITS = {
     "megapixel": "megapixel",
     "thousand_characters": "1,000 characters",
     "audio_minute": "minute",
+    "provider_dollar": "US$ that the provider reports, instead",
 }
 
 

@@ -127,6 +127,7 @@ def _record(row: "UsageRecord") -> dict[str, Any]:
         "source": UsageSource.Name(row.source).removeprefix("USAGE_SOURCE_").lower(),
         "complete": row.complete,
         "price_version": row.price_version,
+        "provider_cost": written(row.provider_cost_micros),
         "cost": written(row.cost_micros),
     }
 

@@ -145,6 +145,7 @@ def written(record: UsageRecord) -> pb.UsageRecord:
         cached_input_tokens=record.cached_input_tokens,
         cache_write_input_tokens=record.cache_write_input_tokens,
         cache_write_1h_input_tokens=record.cache_write_1h_input_tokens,
+        provider_cost_micros=record.provider_micros,
     )
 
 

@@ -19,6 +19,7 @@ from pomelo.errors import PomeloError
 from pomelo.fitting import Fitting, Hook, fit
 from pomelo.gen.v1.task_pb2 import Adjustment
 from pomelo.gen.v1.task_service_pb2 import StreamTaskResponse as Event
+from pomelo.reported import Report
 from pomelo.traces import trace
 
 __all__ = ["CALLER", "CODES", "AudioSource", "Event", "Fitting", "Job", "Options", "Probe", "Provider"]
@@ -67,7 +68,9 @@ class Job:
     takes it: what the model or the provider can't take is clamped or dropped already, and listed in
     `adjustments`. `stream` tells whether the caller wants pieces as they come; when False the provider makes
     one whole upstream call and yields it as one event. `deadline` is absolute, on the event loop's clock; the
-    engine enforces it. `request_id` is the caller's name of the request, for log lines.
+    engine enforces it. `request_id` is the caller's name of the request, for log lines. `report` is
+    the provider's to fill: where the vendor tells what the task cost, it sets `report.cost`, in US dollars,
+    at any time before its last event.
 
     `given` and `most_tokens` are for the router, which fits the input to the next route from them: the
     caller's own input (None: `input` is it), and the tokens of output that are paid for (None: the model's
@@ -85,6 +88,7 @@ class Job:
     given: Any = None
     most_tokens: int | None = None
     request_id: str = ""
+    report: Report = field(default_factory=Report)
 
 
 JobMethod = Callable[[Job], AsyncGenerator[Event, None]]

@@ -7,6 +7,7 @@ the common ones (sent as it is; default 2). It knows no key of a caller, no limi
 import asyncio
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
+from decimal import Decimal
 from typing import Annotated, Any
 
 from pydantic import Field
@@ -43,6 +44,9 @@ _MEANINGS = {
 
 _DETAILS = frozenset((_MISSING, "request moderated", "content moderated"))
 """States that an error's text may name; any other text is one for people."""
+
+_CREDIT = Decimal("0.01")
+"""US dollars."""
 
 _NUMBERS = {"num_inference_steps": "steps", "guidance_scale": "guidance", "seed": "seed"}
 """The contract's name of a parameter -> the vendor's."""
@@ -124,21 +128,22 @@ class BFL:
         headers = self._headers | {"Content-Type": "application/json"}
         order = await self._http.whole(url, headers, to_json(request(job)), ORDER)
         try:
-            async with aclosing(self._awaited(order, job.stream)) as events:
+            async with aclosing(self._awaited(order, job)) as events:
                 async for event in events:
                     yield event
         except PomeloError as error:
             error.replay = Replay.NEVER
             raise
 
-    async def _awaited(self, order: Any, stream: bool) -> AsyncGenerator[Event, None]:
+    async def _awaited(self, order: Any, job: Job) -> AsyncGenerator[Event, None]:
         """The events of a task that the vendor has taken."""
         if not isinstance(order, dict):
             raise nonsense("an order of another shape")
         if "polling_url" not in order:
             raise complained(order, ORDER)
         url = self._links.vendors(order["polling_url"])
-        progress = Progress()
+        job.report.cost = _dollars(order.get("cost"))
+        stream, progress = job.stream, Progress()
         if stream and (event := progress.event(0)):
             yield event
         sample = None
@@ -177,6 +182,11 @@ class BFL:
                     raise complained(state, POLL)
                 else:
                     yield state
+
+
+def _dollars(credits_told: Any) -> Any:
+    """The vendor's credits in US dollars; what is no number is passed on, to be refused."""
+    return Decimal(str(credits_told)) * _CREDIT if type(credits_told) in (int, float) else credits_told
 
 
 def request(job: Job) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from pomelo.catalog_rows import Name
 from pomelo.fitting import Fitting
 from pomelo.gen.v1.text_pb2 import Message, Role, TextInput
 from pomelo.providers.base import Event, Job, Options
-from pomelo.providers.chat_answers import ChatAnswer, whole
+from pomelo.providers.chat_answers import ChatAnswer, told_cost, whole
 from pomelo.providers.chat_failures import MEANINGS, read_complaint
 from pomelo.providers.failures import Dialect
 from pomelo.providers.http import Http
@@ -63,8 +63,9 @@ class Profile:
     parameters of the contract that no model of the host takes; `least` gives what is sent of one in place of
     anything less, where no model takes that. `extra` are fields of every request, `headers` of every call.
     `meanings` are codes of the host's own: its code -> that of our table. With `patient` a stream may be
-    silent for as long as a whole answer: the host may have to load the model. With `system_first` what the
-    system says goes ahead of the conversation, wherever it stood, and answers without a word are left out.
+    silent for as long as a whole answer: the host may have to load the model. With `reports_cost` the
+    `usage` of an answer has its `cost` in US dollars. With `system_first` what the system says goes ahead of
+    the conversation, wherever it stood, and answers without a word are left out.
     """
 
     vendor: str
@@ -81,6 +82,7 @@ class Profile:
     headers: Mapping[str, str] = field(default_factory=dict)
     meanings: Mapping[str, str] = field(default_factory=dict)
     patient: bool = False
+    reports_cost: bool = False
     system_first: bool = False
 
 
@@ -122,14 +124,17 @@ class Chat:
             lambda: self._http.events(
                 self._url, self._headers, self._body(job), self._dialect, patient=self._profile.patient
             ),
-            ChatAnswer(self._dialect),
+            ChatAnswer(self._dialect, job.report if self._profile.reports_cost else None),
         )
 
     async def _whole(self, job: Job) -> AsyncGenerator[Event, None]:
         answer = await self._http.whole(
             self._url, self._headers, self._body(job), self._dialect, surrogates=True
         )
-        yield Event(text_delta=whole(answer, self._dialect))
+        delta = whole(answer, self._dialect)
+        if self._profile.reports_cost:
+            job.report.cost = told_cost(answer.get("usage"))
+        yield Event(text_delta=delta)
 
     def _body(self, job: Job) -> bytes:
         return to_json(request(job, self._profile))

@@ -10,6 +10,7 @@ from pomelo.gen.v1.text_pb2 import FinishReason, TextDelta, TokenUsage
 from pomelo.providers.failures import Dialect, complained, nonsense
 from pomelo.providers.parsing import parse, well_formed
 from pomelo.providers.text import Answer, counted
+from pomelo.reported import Report
 
 _FINISHES = {
     "stop": FinishReason.FINISH_REASON_STOP,
@@ -47,13 +48,14 @@ def whole(answer: Any, dialect: Dialect) -> TextDelta:
 
 
 class ChatAnswer(Answer):
-    """A stream of chunks."""
+    """A stream of chunks. The cost that the host tells goes into `report`, if there is one."""
 
-    __slots__ = ("_dialect",)
+    __slots__ = ("_dialect", "_report")
 
-    def __init__(self, dialect: Dialect) -> None:
+    def __init__(self, dialect: Dialect, report: Report | None = None) -> None:
         super().__init__()
         self._dialect = dialect
+        self._report = report
 
     def take(self, data: bytes) -> str:
         """The text that a chunk adds; often empty at the beginning and the end.
@@ -78,6 +80,8 @@ class ChatAnswer(Answer):
                 usage = usage or aside.get("usage")
             if usage is not None:
                 self._count(_usage(usage))
+                if self._report is not None and (cost := told_cost(usage)) is not None:
+                    self._report.cost = cost
             choices = chunk.get("choices")
             if not choices:
                 if chunk.get("object") == "error":
@@ -106,6 +110,14 @@ class ChatAnswer(Answer):
             self.usage = usage
             if usage.prompt_tokens:
                 self.prompt = usage
+
+
+def told_cost(usage: Any) -> Any:
+    """What a host says that an answer cost, in US dollars; None where it says nothing.
+
+    Of an answer that the operator pays to another vendor (OpenRouter's `is_byok`) a host tells its fee alone.
+    """
+    return None if not isinstance(usage, dict) or usage.get("is_byok") else usage.get("cost")
 
 
 def _joined(chunks: list[Any]) -> str:

@@ -86,6 +86,7 @@ class HostRow(Row):
     headers: Annotated[dict[str, str], AfterValidator(_headers)] | None = None
     meanings: dict[str, Annotated[str, AfterValidator(_code)]] | None = None
     patient: bool | None = None
+    reports_cost: bool | None = None
 
 
 class Compatible(Chat):

@@ -42,10 +42,11 @@ class UsageRecord:
     """What one task used and cost. A task that failed before anything was delivered leaves none.
 
     Counts are 0 where they don't apply. Those of the cache are parts of `input_tokens`, the one of an hour is
-    part of what was written. `cost` is what was charged; `uncollected` what it should have been beyond that,
-    0 unless a vendor used more than the task could hold. `prices` are those that it was counted by, as
-    `pomelo.pricing` writes them: with the counts they give cost + uncollected. `source` says who counted:
-    "provider", "estimated" (by us), or "recovered" (last noted before the process died). `complete`
+    part of what was written. `provider_micros` are the microdollars that the provider reported as the task's
+    cost, where it was billed by that. `cost` is what was charged; `uncollected` what it should have been
+    beyond that, 0 unless a vendor used more than the task could hold. `prices` are those that it was counted
+    by, as `pomelo.pricing` writes them: with the counts they give cost + uncollected. `source` says who
+    counted: "provider", "estimated" (by us), or "recovered" (last noted before the process died). `complete`
     is False for an answer that was cut or left. `at` is Unix seconds, when it was settled.
     """
 
@@ -68,6 +69,7 @@ class UsageRecord:
     images: int = 0
     pixels: int = 0
     audio_ms: int = 0
+    provider_micros: int = 0
     processing_ms: int = 0
     first_byte_ms: int = 0
     output_bytes: int = 0

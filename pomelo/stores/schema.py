@@ -44,13 +44,15 @@ USAGE = (
 )
 """The table of usage records, of which an archive has nothing but this and the columns below."""
 
-USAGE_OF_CACHES = (
+USAGE_OF_NEW_PRICES = (
     "ALTER TABLE usage ADD COLUMN cached_input_tokens INTEGER NOT NULL DEFAULT 0",
     "ALTER TABLE usage ADD COLUMN cache_write_input_tokens INTEGER NOT NULL DEFAULT 0",
     "ALTER TABLE usage ADD COLUMN cache_write_1h_input_tokens INTEGER NOT NULL DEFAULT 0",
+    "ALTER TABLE usage ADD COLUMN provider_micros INTEGER NOT NULL DEFAULT 0",
 )
+"""What prices of caches, and prices by the provider's report, are counted by."""
 
-ARCHIVE_MIGRATIONS = (USAGE, USAGE_OF_CACHES)
+ARCHIVE_MIGRATIONS = (USAGE, USAGE_OF_NEW_PRICES)
 """Step n, counted from 0, makes version n of an archive: the first archives had no number."""
 
 MIGRATIONS: tuple[tuple[str, ...], ...] = (
@@ -157,6 +159,6 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
         "CREATE INDEX keys_by_time ON keys (created, key_id)",
         "CREATE INDEX keys_of_account ON keys (account, created, key_id)",
     ),
-    USAGE_OF_CACHES,
+    USAGE_OF_NEW_PRICES,
 )
 """Step n, counted from 1, makes version n."""

@@ -3,8 +3,12 @@
 `pomelo.testing.suite` feeds it event by event; it knows no vendor.
 """
 
+from decimal import Decimal
+from typing import Any
+
 from pomelo.gen.v1.text_pb2 import TextDelta
 from pomelo.providers.base import Event
+from pomelo.reported import microdollars
 
 PIECE_MOST = 64 * 1024
 TOKENS_MOST = 10**9
@@ -52,6 +56,16 @@ class Reading:
             self.complete = True
         elif not self.complete:
             self._blame("the answer ends without its last event, and no error says so")
+
+    def reported(self, cost: Any, expected: int | float | Decimal) -> None:
+        """The answer has ended in good order, and its report has this cost in US dollars."""
+        try:
+            micros = microdollars(cost)
+        except ValueError as error:
+            self._blame(f"the cost that it reports is none: {error}")
+            return
+        if micros != microdollars(expected):
+            self._blame(f"it reports a cost of {cost} US dollars, and should report {expected}")
 
     def fail(self) -> None:
         """The answer has ended in an error."""

@@ -17,12 +17,14 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import aclosing, nullcontext
 from dataclasses import dataclass, replace
+from decimal import Decimal
 from typing import Any
 
 from pomelo.errors import PomeloError
 from pomelo.providers import Credentials
 from pomelo.providers.base import CODES, Job, fit_hook, fitted, method
 from pomelo.providers.http import Http, Timeouts
+from pomelo.reported import Report
 from pomelo.testing.addresses import Unresolving
 from pomelo.testing.broken import ASTRAY, BODY, Breaking, ahead, first, held
 from pomelo.testing.faults import FAULTS, LATE, OK, WORDED, Fault
@@ -86,7 +88,8 @@ class Subject:
     """A provider to examine.
 
     `make` makes it as `open_providers` does, `base_url` says where the server plays its vendor, in the form
-    that its credentials take. `wire` is the vendor's; its `default` answers each of the `jobs`.
+    that its credentials take. `wire` is the vendor's; its `default` answers each of the `jobs`. `cost` is
+    what the provider has to report of each good answer, in US dollars; with None that is not examined.
     """
 
     name: str
@@ -94,6 +97,7 @@ class Subject:
     base_url: Callable[[FaultUpstream], str]
     wire: Wire
     jobs: Sequence[Job]
+    cost: int | float | Decimal | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -251,7 +255,7 @@ class _Run:
 
     async def _read(self, provider: Any) -> str:
         """Reads the answer to its end as the engine does; gives the code that it ends in."""
-        reading, problems = self._reading, self._problems
+        case, reading, problems = self._case, self._reading, self._problems
         ask, job = self._asked(provider)
         deadline = asyncio.timeout_at(job.deadline)
         try:
@@ -263,6 +267,8 @@ class _Run:
                 await self._end(events)
             reading.end()
             code = OK
+            if case.fault is None and case.subject.cost is not None:
+                reading.reported(job.report.cost, case.subject.cost)
         except PomeloError as error:
             code = error.code
             self._failed(error)
@@ -363,7 +369,7 @@ class _Run:
         seconds = DEADLINE if fault is not None and fault.endless else _LONGEST
         deadline = asyncio.get_running_loop().time() + seconds
         job = fitted(self._case.job, fit_hook(provider, self._case.kind))
-        return ask, replace(job, stream=self._case.stream, deadline=deadline)
+        return ask, replace(job, stream=self._case.stream, deadline=deadline, report=Report())
 
     def _failed(self, error: PomeloError) -> None:
         self._reading.fail()

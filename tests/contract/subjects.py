@@ -1,5 +1,6 @@
 """The built-in providers as subjects of the suite, with short waits where a vendor is asked again and again."""
 
+from decimal import Decimal
 from functools import partial
 
 from pomelo.catalog import Limits, Route
@@ -64,6 +65,7 @@ SUBJECTS = (
         lambda upstream: upstream.bfl_base_url,
         bfl_wire.WIRE,
         (sample("image", Route("bfl", "flux-dev")),),
+        cost=Decimal("0.04"),
     ),
     Subject(
         "together",

@@ -52,7 +52,7 @@ async def archive(url: str) -> AsyncIterator[Archive]:
 async def test_a_record_comes_back_as_it_was_given(archive):
     given = record(
         "a", cost=2**53, uncollected=1, input_tokens=7, output_tokens=2**40, characters=3, images=4, pixels=5,
-        audio_ms=6, processing_ms=8, first_byte_ms=9, output_bytes=10, prices="image=5", price_version="2026-11",
+        audio_ms=6, provider_micros=11, processing_ms=8, first_byte_ms=9, output_bytes=10, prices="image=5", price_version="2026-11",
         provider="ünï", provider_model='"', source="recovered", complete=False, at=1_800_000_000.123456,
     )  # fmt: skip
     await archive.add([given])

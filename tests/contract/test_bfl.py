@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import aclosing
+from decimal import Decimal
 from itertools import pairwise
 from typing import Any
 
@@ -46,6 +47,20 @@ async def _vendor() -> AsyncIterator[FaultUpstream]:
 async def _provider(vendor: FaultUpstream) -> AsyncIterator[Any]:
     async with opened(BFL, vendor.bfl_base_url, **NOW) as provider:
         yield provider
+
+
+@pytest.mark.parametrize(
+    ("told", "dollars"),
+    [(4.0, Decimal("0.04")), (2.9, Decimal("0.029")), (3, Decimal("0.03")), (None, None), ("4", "4")],
+)
+@pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
+async def test_the_cost_of_an_order_is_reported_in_dollars(
+    vendor: FaultUpstream, provider: Any, told: Any, dollars: Any, stream: bool
+) -> None:
+    vendor.script(Drawing(order={"cost": told}))
+    asked = job(PRO, stream=stream)
+    await drawn(provider, asked)
+    assert asked.report.cost == dollars
 
 
 def progress(answer: list[Any]) -> list[float]:

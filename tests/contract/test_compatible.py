@@ -154,6 +154,7 @@ async def test_a_host_may_want_headers_of_its_own(upstream: FaultUpstream) -> No
         ({"allow": ["model"]}, "model"),
         ({"stream_usage": "often"}, "stream_usage"),
         ({"key_needed": "no"}, "key_needed"),
+        ({"reports_cost": "yes"}, "reports_cost"),
     ],
 )
 def test_a_row_that_is_wrong_is_refused_by_name(row: dict[str, Any], named: str) -> None:
@@ -169,6 +170,36 @@ async def test_a_count_that_groq_gives_in_a_place_of_its_own_counts(upstream: Fa
         answer = await deltas(provider, COMPATIBLE.job(stream=True))
     assert text(answer) == "Hi"
     check_last(answer, 9, 7)
+
+
+COSTS = [
+    (COMPATIBLE.usage(9, 7) | {"cost": 0.00125}, 0.00125),
+    (COMPATIBLE.usage(9, 7) | {"cost": 0.001, "is_byok": True}, None),
+    (COMPATIBLE.usage(9, 7), None),
+    (None, None),
+]
+
+
+@BOTH
+@pytest.mark.parametrize(("usage", "cost"), COSTS)
+@pytest.mark.parametrize("knob", [{}, {"reports_cost": False}, {"reports_cost": True}], ids=str)
+async def test_a_cost_is_reported_where_the_row_says_that_it_is_in_dollars(
+    upstream: FaultUpstream, knob: dict[str, bool], usage: Any, cost: float | None, stream: bool
+) -> None:
+    upstream.script(Answer("one two", usage=usage))
+    job = COMPATIBLE.job(stream=stream)
+    async with a_host(upstream, **knob) as provider:
+        await deltas(provider, job)
+    assert job.report.cost == (cost if knob.get("reports_cost") else None)
+
+
+async def test_a_cost_in_an_earlier_chunk_stays_where_a_later_one_has_none(upstream: FaultUpstream) -> None:
+    usage = COMPATIBLE.usage(9, 7)
+    upstream.script(Answer("one two", at={1: chunk(None, usage=usage | {"cost": 0.5})}, usage=usage))
+    job = COMPATIBLE.job(stream=True)
+    async with a_host(upstream, reports_cost=True) as provider:
+        await deltas(provider, job)
+    assert job.report.cost == 0.5
 
 
 async def test_comments_that_keep_a_connection_alive_are_passed_over(upstream: FaultUpstream) -> None:

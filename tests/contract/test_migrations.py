@@ -164,6 +164,18 @@ async def test_a_file_of_version_3_keeps_answers_and_new_counts(version_3):
         assert (total.cached_input_tokens, total.cache_write_input_tokens) == (5, 3)
 
 
+async def test_a_file_of_version_3_keeps_costs_that_providers_report(version_3):
+    ended = record("task_3", provider_micros=70, prices="image=40000,provider_dollar=1100000", cost=77)
+    async with open_sqlite(version_3) as store:
+        await store.take(Take(ended, 0, 0))
+        await store.settle(Settlement(ended))
+    async with open_sqlite(version_3) as store:
+        *old, kept = (await store.list_usage(UsageQuery(), limit=9))[0]
+        assert [each.provider_micros for each in old] == [0, 0]
+        assert (kept.task_id, kept.provider_micros, kept.uncollected) == ("task_3", 70, 77)
+        assert not (await audit(store)).findings
+
+
 async def test_the_first_archives_are_read_and_go_on(tmp_path):
     path = tmp_path / "usage.db"
     with closing(sqlite3.connect(path)) as old, old:
@@ -176,8 +188,10 @@ async def test_the_first_archives_are_read_and_go_on(tmp_path):
         )
     for number in (1, 2):
         async with open_archive(f"sqlite:{path}") as one, open_archive(f"sqlite:{path}") as two:
-            await one.add([record(f"task_{number}", cached_input_tokens=2, at=20.0 + number)])
+            given = {"cached_input_tokens": 2, "provider_micros": 3, "at": 20.0 + number}
+            await one.add([record(f"task_{number}", **given)])
             kept, _ = await two.list_usage(UsageQuery(), 9, "")
+            assert [each.provider_micros for each in kept] == [3] * number + [0]
             assert [each.cached_input_tokens for each in kept] == [2] * number + [0]
             assert await one.damage() == []
     with closing(sqlite3.connect(path)) as newer:

@@ -1,8 +1,15 @@
 """The one suite: every built-in provider passes it, a good one of somebody else's too, and bad ones don't."""
 
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from dataclasses import replace
+from decimal import Decimal
+from typing import Any
+
 import pytest
 
 from pomelo.providers import BUILTIN, SANDBOX
+from pomelo.providers.base import Event, Job
 from pomelo.testing import FaultUpstream, Wire, Wording
 from pomelo.testing.faults import FAULTS, WORDED, left_out
 from pomelo.testing.suite import Case, Subject, cases, run
@@ -75,6 +82,48 @@ async def test_a_bad_provider_is_found(make: type[acme.Acme]) -> None:
                 verdict.check()
             return
     raise AssertionError("nothing was found")
+
+
+class TellsCosts(acme.Acme):
+    """Reports what its vendor says that the answer cost."""
+
+    cost: Any = 0.0007
+
+    async def text(self, job: Job) -> AsyncGenerator[Event, None]:
+        job.report.cost = self.cost
+        async with aclosing(super().text(job)) as events:
+            async for event in events:
+                yield event
+
+
+class TellsText(TellsCosts):
+    """Reports a cost that is no number."""
+
+    cost = "0.0007"
+
+
+class TellsCents(TellsCosts):
+    """Reports cents as dollars."""
+
+    cost = 0.07
+
+
+@pytest.mark.parametrize(
+    ("make", "problem"),
+    [
+        (TellsCosts, ""),
+        (acme.Acme, "the cost that it reports is none: NoneType is no number"),
+        (TellsText, "the cost that it reports is none: str is no number"),
+        (TellsCents, "it reports a cost of 0.07 US dollars, and should report 0.0007"),
+    ],
+)
+@pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
+async def test_a_cost_that_has_to_be_reported_is_examined(
+    make: type[acme.Acme], problem: str, stream: bool
+) -> None:
+    subject = replace(acme.subject(make), cost=Decimal("0.0007"))
+    verdict = await run(Case(subject, subject.jobs[0], stream))
+    assert verdict.problems[:1] == ((problem,) if problem else ())  # the next task has it, too
 
 
 async def test_the_case_that_finds_a_forgotten_end_marker_is_the_one_for_it() -> None:

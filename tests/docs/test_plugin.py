@@ -39,7 +39,7 @@ class Vendor:
         """Acme's one method, by the words of the page."""
         body = await request.json()
         self.asked.append((request.headers["Authorization"], body))
-        end = {"end": "done", "tokens": [3, 2]}
+        end = {"end": "done", "tokens": [3, 2], "cents": 0.0123}
         if not body["live"]:
             return web.json_response({"said": "Acme says", **end})
         response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
@@ -148,7 +148,10 @@ async def test_the_plugged_in_model_answers_over_rest(
         session.post(f"{served.url}/api/v1/task", json=body | {"stream": stream}) as answer,
     ):
         text = await answer.text()
+        async with session.get(f"{served.url}/api/v1/usage?page_size=1") as usage:
+            (record,) = (await usage.json())["data"]
     assert answer.status == 200, text
+    assert (record["model"], record["provider_cost"], record["cost"]) == ("acme-large", 0.000123, 0.000123)
     assert vendor.asked[-1] == (
         f"Bearer {KEY}",
         {"model": "large-2", "lines": [{"by": "user", "says": "Hi"}], "most": 4000, "live": stream},
@@ -166,9 +169,12 @@ async def test_the_plugged_in_model_answers_over_grpc(served: Served, live: str)
     metadata = (("authorization", f"Bearer {live}"),)
     async with grpc.aio.insecure_channel(f"127.0.0.1:{served.grpc_port}") as channel:
         stub = TaskServiceStub(channel)
-        answer = await stub.RunTask(RunTaskRequest(task=task), metadata=metadata)
-        assert answer.result.text.content == "Acme says"
-        events = [e async for e in stub.StreamTask(StreamTaskRequest(task=task), metadata=metadata)]
+        run = stub.RunTask(RunTaskRequest(task=task), metadata=metadata)
+        assert (await run).result.text.content == "Acme says"
+        stream = stub.StreamTask(StreamTaskRequest(task=task), metadata=metadata)
+        events = [event async for event in stream]
+        for call in (run, stream):
+            assert dict(await call.trailing_metadata())["x-credits-charged"] == "0.000123"
     assert "".join(event.text_delta.content for event in events) == "Acme says"
     assert events[-1].text_delta.usage.total_tokens == 5
 

@@ -133,6 +133,7 @@ def test_records_and_sums_are_a_list() -> None:
         model='a"b',
         task_type=TaskType.TASK_TYPE_TEXT_TO_SPEECH,
         cost_micros=123,
+        provider_cost_micros=1_500_001,
         audio_seconds=1.5,
         source=pb.USAGE_SOURCE_ESTIMATED,
         time=Timestamp(seconds=12, nanos=900_000_000),
@@ -143,6 +144,7 @@ def test_records_and_sums_are_a_list() -> None:
     assert (row["id"], row["object"], row["time"], row["model"]) == ("task_1", "usage.record", 12, 'a"b')
     assert (row["type"], row["mode"], row["source"]) == ("text-to-speech", "test", "estimated")
     assert (row["cost"], row["audio_seconds"]) == (Decimal("0.000123"), Decimal("1.5"))
+    assert row["provider_cost"] == Decimal("1.500001")
     assert "account" not in row
     sums = exactly(usage(pb.ListUsageResponse(totals=[pb.UsageTotal(group="gpt-4", tasks=2)])))
     assert sums["next_page_token"] is None

@@ -131,6 +131,7 @@ def test_every_kind_of_task_and_every_price_unit_has_a_public_name() -> None:
         "megapixel",
         "thousand_characters",
         "audio_minute",
+        "provider_dollar",
     }
 
 

@@ -63,6 +63,16 @@ ROWS: dict[str, tuple[str, str, str]] = {
     "a price of an unknown unit": (
         model(price='price = { banana = "4" }  # HERE'), "price", "Write, for example: price = { million_input_tokens",
     ),
+    "a price by reports alone": (
+        model(IMAGE, price='price = { provider_dollar = "1" }  # HERE'),
+        "price",
+        "provider_dollar needs a price of what is counted beside it, which bounds what a task can cost. Write",
+    ),
+    "a price by reports of 0": (
+        model(IMAGE, price='price = { image = "1", provider_dollar = "0" }  # HERE'),
+        "price",
+        "provider_dollar must be above 0: no task is free. Leave it out to bill by counts. Write, for example",
+    ),
     "a limit as text": (
         model(limits='limits = { max_input_tokens = "1000", max_output_tokens = 100 }  # HERE'),
         "limits.max_input_tokens",

@@ -123,7 +123,10 @@ def _plain(row: Any, *but: str) -> dict[str, Any]:
     }
     fields.pop("cache_write_1h_input_tokens", None)
     fields["audio_seconds"] = Decimal(str(fields["audio_seconds"]))
-    return fields | {"cost": Decimal(fields.pop("cost_micros")) / 10**6}
+    for name in ("cost", "provider_cost"):
+        if (micros := fields.pop(f"{name}_micros", None)) is not None:
+            fields[name] = Decimal(micros) / 10**6
+    return fields
 
 
 @pytest.fixture(scope="module")

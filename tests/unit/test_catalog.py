@@ -129,6 +129,27 @@ TEXT_ROW = entry("x", "text", unit="million_output_tokens")
 TIERED = TEXT_ROW.replace("price_version", "price_tiers = {}\nprice_version", 1)
 
 
+UNITS = {
+    "text": "million_output_tokens",
+    "image": "image",
+    "text_to_speech": "thousand_characters",
+    "speech_to_speech": "audio_minute",
+    "speech_to_text": "audio_minute",
+}
+
+
+@pytest.mark.parametrize("kind", UNITS)
+def test_tasks_of_every_type_may_be_priced_by_what_the_provider_reports(tmp_path: Path, kind: str) -> None:
+    unit = UNITS[kind]
+    path = tmp_path / "catalog.toml"
+    path.write_text(
+        entry("x", kind, unit=unit).replace(f'{unit} = "1"', f'{unit} = "1", provider_dollar = "1.1"')
+    )
+    prices = Catalog.load(path).models["x"].prices
+    assert prices.units[PriceUnit.PRICE_UNIT_PROVIDER_DOLLAR] == 1_100_000
+    assert prices.by_report()
+
+
 def test_prices_of_long_input_are_those_of_the_tier_below_where_a_tier_has_none(tmp_path: Path) -> None:
     path = tmp_path / "catalog.toml"
     tiers = (
@@ -156,6 +177,10 @@ def test_prices_of_long_input_are_those_of_the_tier_below_where_a_tier_has_none(
         entry("x", "speech_to_speech", unit="thousand_characters"),
         entry("x", "speech_to_text", unit="image"),
         entry("x", "image", route='price = { audio_minute = "1" }\nprice_version = "1"'),
+        *[entry("x", kind, unit="provider_dollar") for kind in UNITS],
+        entry("x").replace('image = "1"', 'image = "0", provider_dollar = "1"'),
+        entry("x").replace('image = "1"', 'image = "1", provider_dollar = "0"'),
+        entry("x").replace('image = "1"', 'image = "1", provider_dollar = "-1"'),
         TIERED.replace("{}", '[{ from_input_tokens = 0, million_output_tokens = "2" }]', 1),
         TIERED.replace("{}", '[{ from_input_tokens = "9", million_output_tokens = "2" }]', 1),
         TIERED.replace("{}", '[{ million_output_tokens = "2" }]', 1),

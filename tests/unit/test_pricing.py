@@ -18,6 +18,7 @@ CACHED = PriceUnit.PRICE_UNIT_MILLION_CACHED_INPUT_TOKENS
 WRITTEN = PriceUnit.PRICE_UNIT_MILLION_CACHE_WRITE_INPUT_TOKENS
 WRITTEN_1H = PriceUnit.PRICE_UNIT_MILLION_CACHE_WRITE_1H_INPUT_TOKENS
 OUTPUT = PriceUnit.PRICE_UNIT_MILLION_OUTPUT_TOKENS
+REPORTED = PriceUnit.PRICE_UNIT_PROVIDER_DOLLAR
 
 UNITS = [unit for unit in PriceUnit.values() if unit]
 OF_CACHES = {
@@ -45,7 +46,7 @@ plain = st.builds(Used, **dict.fromkeys(FIELDS, counts))
 
 @st.composite
 def used(draw: Any) -> Used:
-    """Counts of which those of the cache are parts of the input."""
+    """Counts of which those of the cache are parts of the input; of half of them the provider reports no cost."""
     base = draw(plain)
     cached = draw(st.integers(0, base.input_tokens))
     wrote = draw(st.integers(0, base.input_tokens - cached))
@@ -55,11 +56,12 @@ def used(draw: Any) -> Used:
         cached_input_tokens=cached,
         cache_write_input_tokens=wrote,
         cache_write_1h_input_tokens=an_hour,
+        provider_micros=draw(st.just(0) | st.integers(1, 10**12)),
     )
 
 
 def test_every_unit_of_the_contract_has_a_measure() -> None:
-    assert set(UNITS) == set(MEASURES) | set(OF_CACHES)
+    assert set(UNITS) == set(MEASURES) | set(OF_CACHES) | {REPORTED}
 
 
 @given(used(), prices)
@@ -82,6 +84,8 @@ def test_a_cost_is_the_exact_sum_rounded_up_once(given_used: Used, given_prices:
     for unit, (name, scale) in MEASURES.items():
         if unit != INPUT:
             exact += Fraction(getattr(given_used, name) * units.get(unit, 0), scale)
+    if given_used.provider_micros and REPORTED in units:
+        exact = Fraction(given_used.provider_micros * units[REPORTED], 1_000_000)
     assert cost(given_used, given_prices) == ceil(exact)
 
 
@@ -97,7 +101,36 @@ def test_the_worst_case_covers_every_split_of_the_input_and_every_tier(
     given_used: Used, beyond: Used, given_prices: Prices
 ) -> None:
     most = Used(**{name: getattr(given_used, name) + getattr(beyond, name) for name in FIELDS})
-    assert cost(given_used, given_prices) <= worst(most, given_prices)
+    assert cost(replace(given_used, provider_micros=0), given_prices) <= worst(most, given_prices)
+
+
+def without_reports(units: Any) -> Any:
+    """A price table without that of a reported cost."""
+    return {unit: micros for unit, micros in units.items() if unit != REPORTED}
+
+
+@given(used(), prices, counts)
+def test_a_price_of_reported_costs_changes_nothing_before_a_cost_is_reported(
+    given_used: Used, given_prices: Prices, micros: int
+) -> None:
+    counted = Prices(
+        without_reports(given_prices.units),
+        tuple((least, without_reports(tier)) for least, tier in given_prices.tiers),
+    )
+    assert worst(given_used, given_prices) == worst(given_used, counted)
+    tokens = given_used.input_tokens
+    assert affordable(micros, tokens, given_prices) == affordable(micros, tokens, counted)
+    unreported = replace(given_used, provider_micros=0)
+    assert cost(unreported, given_prices) == cost(unreported, counted)
+    assert cost(given_used, counted) == cost(unreported, counted)
+
+
+@given(used(), used(), tables, st.integers(1, 10**9))
+def test_a_reported_cost_counts_alone(one: Used, other: Used, units: Any, micros: int) -> None:
+    given_prices = Prices({**units, REPORTED: micros})
+    costs = [cost(replace(each, provider_micros=7_000_000), given_prices) for each in (one, other)]
+    assert costs == [7 * micros] * 2
+    assert cost(Used(provider_micros=1), given_prices) >= 1
 
 
 @given(st.sampled_from(list(MEASURES)), st.integers(1, 10**9), st.integers(1, 10**9))

@@ -268,6 +268,7 @@ class UsageRecord(_message.Message):
     CACHED_INPUT_TOKENS_FIELD_NUMBER: _builtins.int
     CACHE_WRITE_INPUT_TOKENS_FIELD_NUMBER: _builtins.int
     CACHE_WRITE_1H_INPUT_TOKENS_FIELD_NUMBER: _builtins.int
+    PROVIDER_COST_MICROS_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """The task's id, as in its answer."""
     request_id: _builtins.str
@@ -318,6 +319,10 @@ class UsageRecord(_message.Message):
     """Of input_tokens, those that the provider wrote to its cache."""
     cache_write_1h_input_tokens: _builtins.int
     """Of cache_write_input_tokens, those that it keeps for an hour."""
+    provider_cost_micros: _builtins.int
+    """The cost that the provider reported and by which the task was billed, in millionths of a US dollar; 0: it was
+    billed by its counts.
+    """
     @_builtins.property
     def time(self) -> _timestamp_pb2.Timestamp:
         """When the task ended."""
@@ -351,10 +356,11 @@ class UsageRecord(_message.Message):
         cached_input_tokens: _builtins.int = ...,
         cache_write_input_tokens: _builtins.int = ...,
         cache_write_1h_input_tokens: _builtins.int = ...,
+        provider_cost_micros: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["time", b"time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["account", b"account", "audio_seconds", b"audio_seconds", "cache_write_1h_input_tokens", b"cache_write_1h_input_tokens", "cache_write_input_tokens", b"cache_write_input_tokens", "cached_input_tokens", b"cached_input_tokens", "characters", b"characters", "complete", b"complete", "cost_micros", b"cost_micros", "first_byte_ms", b"first_byte_ms", "id", b"id", "images", b"images", "input_tokens", b"input_tokens", "key_id", b"key_id", "live", b"live", "model", b"model", "output_bytes", b"output_bytes", "output_tokens", b"output_tokens", "price_version", b"price_version", "processing_ms", b"processing_ms", "provider", b"provider", "provider_model", b"provider_model", "request_id", b"request_id", "source", b"source", "task_type", b"task_type", "time", b"time", "wire", b"wire"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["account", b"account", "audio_seconds", b"audio_seconds", "cache_write_1h_input_tokens", b"cache_write_1h_input_tokens", "cache_write_input_tokens", b"cache_write_input_tokens", "cached_input_tokens", b"cached_input_tokens", "characters", b"characters", "complete", b"complete", "cost_micros", b"cost_micros", "first_byte_ms", b"first_byte_ms", "id", b"id", "images", b"images", "input_tokens", b"input_tokens", "key_id", b"key_id", "live", b"live", "model", b"model", "output_bytes", b"output_bytes", "output_tokens", b"output_tokens", "price_version", b"price_version", "processing_ms", b"processing_ms", "provider", b"provider", "provider_cost_micros", b"provider_cost_micros", "provider_model", b"provider_model", "request_id", b"request_id", "source", b"source", "task_type", b"task_type", "time", b"time", "wire", b"wire"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -53,6 +53,10 @@ class _PriceUnitEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_PriceUnit.V
     """A million tokens of input that the provider wrote to its cache for an hour. Where a model has no such
     price, they cost what others that are written do.
     """
+    PRICE_UNIT_PROVIDER_DOLLAR: _PriceUnit.ValueType  # 10
+    """One US dollar that the provider reports as the cost of the task. Where a model has this price and the provider
+    reports a cost, the task costs that alone; else it costs what the other units say, which also bound it.
+    """
 
 class PriceUnit(_PriceUnit, metaclass=_PriceUnitEnumTypeWrapper):
     """What a price is counted by."""
@@ -82,6 +86,10 @@ what other input does.
 PRICE_UNIT_MILLION_CACHE_WRITE_1H_INPUT_TOKENS: PriceUnit.ValueType  # 9
 """A million tokens of input that the provider wrote to its cache for an hour. Where a model has no such
 price, they cost what others that are written do.
+"""
+PRICE_UNIT_PROVIDER_DOLLAR: PriceUnit.ValueType  # 10
+"""One US dollar that the provider reports as the cost of the task. Where a model has this price and the provider
+reports a cost, the task costs that alone; else it costs what the other units say, which also bound it.
 """
 Global___PriceUnit: _TypeAlias = PriceUnit  # noqa: Y015
 

@@ -47,7 +47,8 @@ _TABLE = """
     ALTER TABLE pomelo_usage
         ADD COLUMN IF NOT EXISTS cached_input_tokens BIGINT NOT NULL DEFAULT 0,
         ADD COLUMN IF NOT EXISTS cache_write_input_tokens BIGINT NOT NULL DEFAULT 0,
-        ADD COLUMN IF NOT EXISTS cache_write_1h_input_tokens BIGINT NOT NULL DEFAULT 0;
+        ADD COLUMN IF NOT EXISTS cache_write_1h_input_tokens BIGINT NOT NULL DEFAULT 0,
+        ADD COLUMN IF NOT EXISTS provider_micros BIGINT NOT NULL DEFAULT 0;
     CREATE INDEX IF NOT EXISTS pomelo_usage_of_wallet ON pomelo_usage (account, live, at);
     CREATE INDEX IF NOT EXISTS pomelo_usage_by_time ON pomelo_usage (at);
 """
