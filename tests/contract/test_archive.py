@@ -165,6 +165,33 @@ async def test_a_database_that_is_down_stops_no_settlement(postgres, url):
         assert sorted(found.task_id for found in kept) == sorted(f"t{n}" for n in range(20))
 
 
+async def test_a_table_of_an_earlier_version_is_extended_once(postgres, url):
+    if url != postgres.url:
+        pytest.skip("test_migrations.py has the files")
+    import asyncpg
+
+    async with open_archive(url) as archive:
+        await archive.add([record("old", cost=5)])
+    connection = await asyncpg.connect(url)
+    for column in (
+        "cached_input_tokens",
+        "cache_write_input_tokens",
+        "cache_write_1h_input_tokens",
+        "provider_micros",
+    ):
+        await connection.execute(f"ALTER TABLE pomelo_usage DROP COLUMN {column}")
+    given = record("new", at=99.0, cached_input_tokens=3, provider_micros=7)
+    async with open_archive(url) as archive:
+        await archive.add([given])
+        assert await archive.list_usage(ALL, 9, "") == ([given, record("old", cost=5)], "")
+    # A report holds the table: another start must not wait for it.
+    async with connection.transaction():
+        await connection.fetch("SELECT * FROM pomelo_usage")
+        async with asyncio.timeout(3), open_archive(url) as archive:
+            assert len((await archive.list_usage(ALL, 9, ""))[0]) == 2
+    await connection.close()
+
+
 async def test_an_archive_that_can_not_be_used_is_refused_without_its_password(tmp_path):
     for wrong in (f"postgresql://ada:secret@127.0.0.1:{free_port()}/none", "postgresql://[", "mysql://x", ""):
         with pytest.raises(StoreError) as caught:

@@ -44,11 +44,19 @@ _TABLE = """
         complete BOOLEAN NOT NULL,
         at DOUBLE PRECISION NOT NULL
     );
-    ALTER TABLE pomelo_usage
-        ADD COLUMN IF NOT EXISTS cached_input_tokens BIGINT NOT NULL DEFAULT 0,
-        ADD COLUMN IF NOT EXISTS cache_write_input_tokens BIGINT NOT NULL DEFAULT 0,
-        ADD COLUMN IF NOT EXISTS cache_write_1h_input_tokens BIGINT NOT NULL DEFAULT 0,
-        ADD COLUMN IF NOT EXISTS provider_micros BIGINT NOT NULL DEFAULT 0;
+    DO $$ BEGIN
+        -- Even an ALTER that changes nothing waits for reports, and everybody else for it.
+        IF NOT EXISTS (
+            SELECT FROM pg_attribute
+            WHERE attrelid = 'pomelo_usage'::regclass AND attname = 'provider_micros' AND NOT attisdropped
+        ) THEN
+            ALTER TABLE pomelo_usage
+                ADD COLUMN cached_input_tokens BIGINT NOT NULL DEFAULT 0,
+                ADD COLUMN cache_write_input_tokens BIGINT NOT NULL DEFAULT 0,
+                ADD COLUMN cache_write_1h_input_tokens BIGINT NOT NULL DEFAULT 0,
+                ADD COLUMN provider_micros BIGINT NOT NULL DEFAULT 0;
+        END IF;
+    END $$;
     CREATE INDEX IF NOT EXISTS pomelo_usage_of_wallet ON pomelo_usage (account, live, at);
     CREATE INDEX IF NOT EXISTS pomelo_usage_by_time ON pomelo_usage (at);
 """
