@@ -14,7 +14,7 @@ import typer
 from pomelo.cli.terminal import Config, FailureError, Json, print_json, print_table
 
 if TYPE_CHECKING:
-    from pomelo.catalog import Catalog
+    from pomelo.catalog import Catalog, Model, Route
 
 _LISTED = {
     "million_input_tokens": "input_mtok",
@@ -70,6 +70,7 @@ def check(
         raise FailureError("--at must be a day such as 2026-11-26") from error
     catalog = find_providers(load(config)).catalog
     found = list(differences(catalog, when))
+    count = sum(1 for _ in _compared(catalog, when))
     if as_json:
         print_json([_json(one) for one in found])
     elif found:
@@ -88,7 +89,9 @@ def check(
             ],
         )
     else:
-        typer.echo("All prices of text are those of the list.")
+        typer.echo(
+            f"The prices of {count} routes of text are those of the list. It does not have the others."
+        )
     if not all(one.note for one in found):
         raise typer.Exit(1)
 
@@ -100,32 +103,37 @@ def differences(catalog: "Catalog", when: datetime) -> Iterator[Difference]:
     Raises:
         FailureError: the package genai-prices is not installed.
     """
+    for model, route, listed in _compared(catalog, when):
+        prices, _ = model.priced(route)
+        note = route.price_note if route.prices else model.price_note
+        for least in sorted({0, *(least for least, _ in prices.tiers), *_tiers(listed)}):
+            ours = _credits(prices.at(least))
+            theirs = _prices_at(listed, least)
+            for unit in _LISTED:
+                if ours.get(unit) != theirs.get(unit):
+                    yield Difference(
+                        model.name,
+                        route.provider,
+                        route.model,
+                        least,
+                        unit,
+                        ours.get(unit),
+                        theirs.get(unit),
+                        note,
+                    )
+
+
+def _compared(catalog: "Catalog", when: datetime) -> "Iterator[tuple[Model, Route, Any]]":
+    """The routes of text that the list has, each with its prices there."""
     from pomelo.gen.v1.task_pb2 import TaskType
 
     for model in catalog.models.values():
         if model.task_type != TaskType.TASK_TYPE_TEXT:
-            continue  # the list has no prices of pictures and sound
+            continue  # the list has no prices of images and audio
         for route in model.routes:
             listed = _listed(route.provider, route.model, when)
-            if listed is None:
-                continue
-            prices, _ = model.priced(route)
-            note = route.price_note if route.prices else model.price_note
-            for least in sorted({0, *(least for least, _ in prices.tiers), *_tiers(listed)}):
-                ours = _credits(prices.at(least))
-                theirs = _prices_at(listed, least)
-                for unit in _LISTED:
-                    if ours.get(unit) != theirs.get(unit):
-                        yield Difference(
-                            model.name,
-                            route.provider,
-                            route.model,
-                            least,
-                            unit,
-                            ours.get(unit),
-                            theirs.get(unit),
-                            note,
-                        )
+            if listed is not None:
+                yield model, route, listed
 
 
 def _listed(provider: str, model: str, when: datetime) -> Any:
