@@ -3,7 +3,6 @@
 Called by `gateway.task`. Nothing here holds a whole upload.
 """
 
-import re
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import aclosing
 from dataclasses import dataclass, field
@@ -18,8 +17,6 @@ from pomelo.call import Call
 from pomelo.errors import PomeloError, invalid
 from pomelo.gen.v1.media_pb2 import Media
 from pomelo.service import MediaService
-
-_MEDIA_TYPE = re.compile(r"[\w.+-]+/[\w.+-]+(?:\s*;\s*[\w.+-]+=[\w.+-]+)*", re.ASCII)
 
 
 @dataclass(slots=True)
@@ -115,9 +112,8 @@ async def _take_file(
         first = await anext(pieces, None)
         if first is None:
             return Media()  # an empty file: nothing to a model that has no use for it
-        content_type = part.content_type
-        if content_type == "application/octet-stream" or not _MEDIA_TYPE.fullmatch(content_type):
-            content_type = ""
+        # Bytes that are not UTF-8 can't be sent to a remote server.
+        content_type = part.content_type.encode("ascii", "replace").decode()
         return await media.upload_media(content_type, _joined(first, pieces), call)
 
 

@@ -10,22 +10,35 @@ from dataclasses import dataclass
 from typing import BinaryIO
 
 from pomelo.errors import invalid
+from pomelo.media_types import MediaType
 
 RATES = (8000, 16000, 22050, 24000, 32000, 44100, 48000)
 """Samples a second that bare samples may have."""
-
-FRAME_STARTS = (b"ID3", b"\xff\xfb", b"\xff\xfa", b"\xff\xf3", b"\xff\xf2", b"\xff\xe3", b"\xff\xe2",
-                b"\xff\xf1", b"\xff\xf9", b"\x0b\x77", b"#!AMR", b"\x7f\xfe\x80\x01")  # fmt: skip
-"""First bytes of MP3, ADTS, AC-3, AMR and DTS files. Samples may match by chance: frames decide."""
 
 _RATE = 16_000
 """Samples a second of bare samples whose type doesn't say."""
 
 _PCM = "audio/pcm"
 _BIG_ENDIAN = "audio/l16"
-_ONE_BYTE = {"audio/basic": 8000, "audio/x-alaw-basic": 8000}
-_PARAMETER = re.compile(r";([a-z]+)=([a-z0-9]{1,12})")
-_TYPE = re.compile(r"audio/[a-z0-9-]+((?:;[a-z]+=[a-z0-9]{1,12})*)")
+_MU_LAW = "audio/basic"
+_A_LAW = "audio/x-alaw-basic"
+_ONE_BYTE = (_MU_LAW, _A_LAW)
+_ONE_BYTE_RATE = 8000
+_SAMPLES = {
+    **{name: name for name in (_PCM, _BIG_ENDIAN, _MU_LAW, _A_LAW)},
+    "audio/x-pcm": _PCM,
+    "audio/x-l16": _BIG_ENDIAN,
+    **dict.fromkeys(("audio/pcmu", "audio/mulaw", "audio/x-mulaw", "audio/ulaw", "audio/x-ulaw"), _MU_LAW),
+    **dict.fromkeys(("audio/pcma", "audio/alaw", "audio/x-alaw"), _A_LAW),
+}
+"""Names of media types of bare samples -> the canonical name."""
+
+_OTHER_SAMPLES = re.compile(r"audio/(?:x-)?(?:l\d+|lpcm|linear\d*|raw|pcm[\w.-]*|[fsu]\d+(?:[bl]e)?)")
+"""Media types of bare samples that no provider takes. As unknown bytes they would be held for hours."""
+
+BIG_ENDIAN_TYPES = {rate: f"{_BIG_ENDIAN};rate={rate}" for rate in RATES}
+"""The canonical media types of big-endian samples (RFC 2586), by rate."""
+
 _CHUNKS = 1000
 
 
@@ -40,42 +53,59 @@ class WavData:
 
 
 def raw(content_type: str) -> tuple[int, int] | None:
-    """Samples a second and bytes a sample, where the media type says that audio is bare samples."""
-    kind, _, rate = content_type.partition(";rate=")
-    if kind == _PCM:
+    """Samples a second and bytes a sample, where a canonical media type says that audio is bare samples."""
+    name, _, rate = content_type.partition(";rate=")
+    if name in (_PCM, _BIG_ENDIAN):
         return (int(rate) if rate.isdecimal() and 0 < len(rate) < 7 and int(rate) else _RATE), 2
-    width = _ONE_BYTE.get(kind)
-    return None if width is None else (width, 1)
+    return (_ONE_BYTE_RATE, 1) if name in _ONE_BYTE else None
 
 
-def raw_type(named: str) -> str | None:
-    """The canonical media type of bare samples; None for other media types.
-
-    `named` is in lower case and without spaces. Parameters come in any order; one channel is understood. The
-    big-endian samples of audio/L16 become audio/pcm: `Swapper` swaps their bytes.
+def raw_type(named: MediaType) -> str | None:
+    """The canonical media type of bare samples, such as audio/pcm;rate=16000; None for other media types.
 
     Raises:
         PomeloError: invalid_parameter; samples that no provider takes.
     """
-    kind = named.partition(";")[0]
-    if kind not in (_PCM, _BIG_ENDIAN) and kind not in _ONE_BYTE:
+    name = _SAMPLES.get(named.name)
+    if name is None:
+        if _OTHER_SAMPLES.fullmatch(named.name):
+            raise invalid(
+                "audio",
+                "samples as audio/pcm (16-bit little-endian), audio/L16 (big-endian), audio/basic (mu-law), "
+                "audio/x-alaw-basic (A-law), or a file with a header",
+            )
         return None
-    match = _TYPE.fullmatch(named)
-    given = dict(_PARAMETER.findall(match[1])) if match is not None else {}
-    if match is None or given.pop("channels", "1") != "1" or set(given) - {"rate"}:
-        raise invalid("audio", f"one channel of samples, such as {kind};rate=16000, or a file with a header")
-    rate = given.pop("rate", str(_ONE_BYTE.get(kind, _RATE)))
-    if rate not in map(str, (8000,) if kind in _ONE_BYTE else RATES):
-        raise invalid("audio", f"bare samples of a known rate: {', '.join(map(str, RATES))}")
-    return kind if kind in _ONE_BYTE else f"{_PCM};rate={rate}"
+    one_byte = name in _ONE_BYTE
+    given = dict(named.parameters) if named.parameters is not None else {"": ""}
+    if given.pop("channels", "1") != "1" or set(given) - {"rate"}:
+        example = name if one_byte else f"{name};rate=16000"
+        raise invalid(
+            "audio",
+            f"one channel of samples, each parameter once, such as {example}, or a file with a header",
+        )
+    rate = given.get("rate", str(_ONE_BYTE_RATE if one_byte else _RATE))
+    if rate not in map(str, (_ONE_BYTE_RATE,) if one_byte else RATES):
+        rates = str(_ONE_BYTE_RATE) if one_byte else ", ".join(map(str, RATES))
+        raise invalid("audio", f"bare samples of a known rate: {rates}")
+    return name if one_byte else f"{name};rate={rate}"
+
+
+def little_endian(content_type: str) -> str:
+    """The media type of samples once `Swapper` has swapped their bytes; other media types are unchanged."""
+    name, semicolon, rest = content_type.partition(";")
+    return _PCM + semicolon + rest if name == _BIG_ENDIAN else content_type
 
 
 class Swapper:
-    """Swaps the bytes of 16-bit samples, piece by piece, where their media type is audio/L16 (RFC 2586)."""
+    """Swaps the bytes of 16-bit samples, piece by piece, where their canonical media type is audio/l16."""
 
-    def __init__(self, named: str) -> None:
-        self._swaps = named.partition(";")[0].strip().lower() == _BIG_ENDIAN
+    def __init__(self, content_type: str) -> None:
+        self._swaps = content_type.partition(";")[0] == _BIG_ENDIAN
         self._rest = b""
+
+    def size(self, size: int) -> int:
+        """The bytes that `swap` returns of so many in total: half a sample at the end is dropped."""
+        return size & ~1 if self._swaps else size
 
     def swap(self, data: bytes) -> bytes:
         """The samples that are complete so far."""

@@ -11,7 +11,7 @@ from datetime import date, timedelta
 from pathlib import Path
 from typing import Any, TypeVar
 
-from pomelo import catalog_check, money
+from pomelo import catalog_check, money, voice_names
 from pomelo.catalog_rows import day
 from pomelo.errors import PomeloError
 from pomelo.gen.v1.task_pb2 import TaskType
@@ -171,7 +171,7 @@ class Catalog:
             hosts |= catalog_check.tables(file, "hosts")
             if not faults:
                 named = file.table.get("voices", {})
-                voices |= {catalog_check.voice_name(name): voice_id for name, voice_id in named.items()}
+                voices |= {voice_names.plain(name): voice_id for name, voice_id in named.items()}
         if faults:
             raise CatalogError(sorted(faults, key=lambda fault: (files.index(fault.file), fault.line)))
         return cls([_voiced(model, voices) for model in models.values()], hosts)

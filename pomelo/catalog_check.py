@@ -10,6 +10,7 @@ from typing import Any
 
 from google.protobuf.descriptor import FieldDescriptor
 
+from pomelo import voice_names
 from pomelo.catalog_rows import (
     EXAMPLES,
     INT64,
@@ -102,23 +103,20 @@ def _named(file: TomlFile, keys: Keys, name: str) -> list[Fault]:
     return []
 
 
-def voice_name(name: str) -> str:
-    """A voice's name as it is looked up."""
-    return " ".join(name.split()).casefold()
-
-
 def _voices(file: TomlFile) -> list[Fault]:
     faults: list[Fault] = []
     seen: set[str] = set()
     voices = file.table.get("voices")
     for name, voice_id in voices.items() if isinstance(voices, dict) else ():
         keys = ("voices", name)
-        faults += _named(file, keys, name)
-        if voice_name(name) in seen:
+        if not voice_names.is_name(name):
+            said = f"must be a name of 1 to {voice_names.LONGEST} printable characters, not only spaces"
+            faults.append(file.fault(keys, f"its name {said}"))
+        if voice_names.plain(name) in seen:
             faults.append(
                 file.fault(keys, "is there twice: capitals and spaces make no difference. Remove one")
             )
-        seen.add(voice_name(name))
+        seen.add(voice_names.plain(name))
         if not isinstance(voice_id, str) or not _VOICE_ID.fullmatch(voice_id):
             said = "must be a voice's id in quotes. Write, for example: "
             faults.append(file.fault(keys, said + EXAMPLES["voices"]))

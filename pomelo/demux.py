@@ -7,7 +7,8 @@ another from stdin, and answers each with a line of JSON on stdout:
     {"path": "/media/x", "raw": false}        a file
     {"size": 4096, "raw": true}               followed by that many bytes; raw: labelled as bare samples
 
-    {"ms": 62040, "format": "mp3"}            the length; 0 and an empty format where it can't be measured
+    {"ms": 62040, "format": "mp3"}            the length; 0 and an empty format where it can't be measured;
+                                              with raw, an empty format also where it isn't certain
 """
 
 import json
@@ -50,7 +51,13 @@ _PADDED = {"asf": 0.1}
 """The share of a format's bytes that is padding."""
 
 _RAW_COVERED = 0.95
-"""That share where the caller says that the bytes are bare samples."""
+"""The share from which bytes that are labelled as bare samples are certainly of a bare format."""
+
+_SYNCHRONIZED = ("mp3", "aac", "ac3", "eac3", "dts")
+"""Bare formats whose frames begin with a mark. Any bytes can be cut into frames of the others."""
+
+_MAGIC = (b"ID3", b"#!AMR")
+"""How files of bare formats may begin."""
 
 _OPUS_RATE = 48_000
 _OPUS_FRAME = (
@@ -70,13 +77,12 @@ def measure(file: BinaryIO, size: int, raw: bool) -> tuple[int, str]:
     try:
         with av.open(file, options=options, metadata_errors="replace") as container:
             name = container.format.name.partition(",")[0]
-            if raw and name not in _BARE:
-                return 0, ""
             lengths, packets, covered = _lengths(container, name)
     except (av.FFmpegError, ValueError, OSError, OverflowError):
         return 0, ""
-    if name in _BARE and covered < size * (_RAW_COVERED if raw else _COVERED):
-        return 0, ""
+    shown = name if not raw or _is_certain(file, size, name, covered) else ""
+    if name in _BARE and covered < size * _COVERED:
+        return 0, shown if raw else ""
     # Chained streams follow each other; tracks lie beside each other.
     seconds = sum(lengths) if name == "ogg" else max(lengths, default=0.0)
     if covered and name not in _BARE:
@@ -84,7 +90,16 @@ def measure(file: BinaryIO, size: int, raw: bool) -> tuple[int, str]:
         hidden = size * (1 - _PADDED.get(name, 0.0)) - covered - _HEADERS
         hidden -= packets * _PACKET_HEADER.get(name, _ANY_PACKET_HEADER)
         seconds *= 1 + max(hidden, 0.0) / covered
-    return (round(seconds * 1000), name) if seconds > 0 else (0, "")
+    return (round(seconds * 1000), shown) if seconds > 0 else (0, shown if raw else "")
+
+
+def _is_certain(file: BinaryIO, size: int, name: str, covered: int) -> bool:
+    """Whether bytes that are labelled as bare samples are certainly of a format: by a magic number, or by
+    frames from beginning to end. Samples look like single frames by chance."""
+    file.seek(0)
+    if name not in _BARE or file.read(5).startswith(_MAGIC):
+        return True
+    return name in _SYNCHRONIZED and covered >= size * _RAW_COVERED
 
 
 def _lengths(container: Any, name: str) -> tuple[list[float], int, int]:

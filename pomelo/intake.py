@@ -14,7 +14,6 @@ from typing import Any, TypeVar
 from pomelo import repeats, retirement
 from pomelo.adjustments import report
 from pomelo.admission.admit import Admission, Hold
-from pomelo.audio import Swapper
 from pomelo.call import STRICT, Call, Principal
 from pomelo.catalog import Catalog, Model
 from pomelo.errors import PomeloError, invalid
@@ -374,8 +373,7 @@ class Intake:
                 f"audio is larger than the {self._inline_limit:,} bytes that may be inline. Upload it",
                 field="audio",
             )
-        data = Swapper(audio.content_type).swap(audio.data)
-        return AudioSource(sniff(audio.content_type, data[:16]), len(data), data=data)
+        return AudioSource(sniff(audio.content_type, audio.data[:16]), size, data=audio.data)
 
 
 def _nothing() -> None:

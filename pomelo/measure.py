@@ -10,11 +10,9 @@ import json
 import logging
 import sys
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from pomelo import audio as samples
-from pomelo.errors import PomeloError
 from pomelo.providers.base import AudioSource
 
 log = logging.getLogger("pomelo.measure")
@@ -30,7 +28,13 @@ START_TIMEOUT = 20.0
 _RECYCLE = 2_000
 """Audio files after which a process is replaced: a leak in native code stays small."""
 
-_TYPES = {"mp3": "audio/mpeg"}
+_TYPES = {
+    "flac": "audio/flac",
+    "mov": "audio/mp4",
+    "mp3": "audio/mpeg",
+    "ogg": "audio/ogg",
+    "wav": "audio/wav",
+}
 _ANY = "application/octet-stream"
 
 
@@ -63,17 +67,17 @@ class Measurer:
         """
         content_type = audio.content_type
         bare = samples.raw(content_type)
-        if bare is not None:
-            by_size = Measured(-(-audio.size * 1000 // (bare[0] * bare[1])), content_type)
-            if not (await self._head(audio)).startswith(samples.FRAME_STARTS):
-                return by_size
-        if self._missing or not audio.size:
-            ms, name = 0, ""
-        else:
-            ms, name = await self._in_turn(audio, account, bare is not None)
+        found = None
+        if audio.size and not self._missing:
+            found = await self._in_turn(audio, account, bare is not None)
         if bare is None:
-            return Measured(ms, content_type)
-        return Measured(ms, _TYPES.get(name, _ANY)) if ms else by_size
+            return Measured(found[0] if found else 0, content_type)
+        if found is None and audio.size and not self._missing:
+            return Measured(0, content_type)  # a label must not make cheaper what could not be measured
+        ms, name = found or (0, "")
+        if name:
+            return Measured(ms, _TYPES.get(name, _ANY))
+        return Measured(max(ms, -(-audio.size * 1000 // (bare[0] * bare[1]))), content_type)
 
     async def aclose(self) -> None:
         """Ends the processes."""
@@ -81,10 +85,7 @@ class Measurer:
             await worker.end()
         self._idle.clear()
 
-    async def _head(self, audio: AudioSource) -> bytes:
-        return audio.data[:16] if audio.path is None else await asyncio.to_thread(_read_head, audio.path)
-
-    async def _in_turn(self, audio: AudioSource, account: str, raw: bool) -> tuple[int, str]:
+    async def _in_turn(self, audio: AudioSource, account: str, raw: bool) -> tuple[int, str] | None:
         turn = self._turns.setdefault(account, _Turn())
         turn.waiting += 1
         try:
@@ -95,7 +96,8 @@ class Measurer:
             if not turn.waiting:
                 del self._turns[account]
 
-    async def _ask(self, audio: AudioSource, raw: bool) -> tuple[int, str]:
+    async def _ask(self, audio: AudioSource, raw: bool) -> tuple[int, str] | None:
+        """What the demuxer found; None if it failed."""
         worker = self._idle.pop() if self._idle else None
         try:
             if worker is None or not worker.alive:
@@ -117,7 +119,7 @@ class Measurer:
         finally:
             if worker is not None:
                 await asyncio.shield(worker.end())
-        return 0, ""
+        return None
 
 
 class _Turn:
@@ -173,7 +175,8 @@ class _Worker:
         return self._process.returncode is None
 
     async def ask(self, audio: AudioSource, raw: bool) -> tuple[int, str]:
-        """The length in milliseconds and the format's name.
+        """The length in milliseconds and the format's name; the name of what is labelled as samples is empty
+        unless the format is certain.
 
         Raises:
             OSError, EOFError, ValueError: the process died.
@@ -204,11 +207,3 @@ class _Worker:
             raise EOFError
         found: dict[str, Any] = json.loads(line)
         return found
-
-
-def _read_head(path: Path) -> bytes:
-    try:
-        with path.open("rb") as file:
-            return file.read(16)
-    except OSError as error:
-        raise PomeloError("store_unavailable") from error

@@ -18,13 +18,14 @@ from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO
 
-from pomelo.audio import RATES, Swapper, raw_type
+from pomelo.audio import BIG_ENDIAN_TYPES, RATES, raw_type
 from pomelo.call import Call, Principal
 from pomelo.errors import PomeloError, invalid
 from pomelo.gen.v1.media_pb2 import Media
 from pomelo.ids import new_id
 from pomelo.images import image_type
 from pomelo.media_quota import MediaLimits, Quota, blocks, no_room
+from pomelo.media_types import parse
 from pomelo.subkeys import derive
 from pomelo.turns import Turn, Turns
 
@@ -50,7 +51,9 @@ _ENDINGS = {
     "audio/basic": "ulaw",
     "audio/x-alaw-basic": "alaw",
     "application/octet-stream": "bin",
-} | {f"audio/pcm;rate={r}": f"pcm{r}" for r in RATES}
+}
+_ENDINGS |= {f"audio/pcm;rate={rate}": f"pcm{rate}" for rate in RATES}
+_ENDINGS |= {name: f"be{rate}" for rate, name in BIG_ENDIAN_TYPES.items()}
 _LAYER_3 = (b"\xfb", b"\xfa", b"\xf3", b"\xf2", b"\xe3", b"\xe2")
 _TYPES = {ending: content_type for content_type, ending in _ENDINGS.items()}
 _ALIASES = {
@@ -81,15 +84,13 @@ def sniff(content_type: str, head: bytes) -> str:
     known.
 
     Recognized bytes override the given type. Raw samples have no signature, so their type is
-    trusted here; they may begin like a frame of an encoding, which `pomelo.measure` checks. Any
+    trusted here; `pomelo.measure` checks whether they are another format. Any
     other type becomes application/octet-stream: an arbitrary type that a caller sent is never
     served back.
 
     Raises:
         PomeloError: invalid_parameter; raw samples that no provider takes.
     """
-    named = "".join(content_type.split()).lower()
-    named = _ALIASES.get(named, named)
     image = image_type(head)
     if image is not None and image in _ENDINGS:
         return image
@@ -103,11 +104,13 @@ def sniff(content_type: str, head: bytes) -> str:
         return "audio/mp4"
     if head.startswith(b"\x1aE\xdf\xa3"):
         return "audio/webm"
+    named = parse(content_type)
     if (samples := raw_type(named)) is not None:
         return samples
     if head.startswith(b"ID3") or (head[:1] == b"\xff" and head[1:2] in _LAYER_3):
         return "audio/mpeg"
-    return named if named in _ENDINGS else "application/octet-stream"
+    name = _ALIASES.get(named.name, named.name)
+    return name if name in _ENDINGS else "application/octet-stream"
 
 
 class MediaWriter:
@@ -121,7 +124,6 @@ class MediaWriter:
         self._content_type = content_type
         self._limit = limit
         self._head = b""
-        self._swapper = Swapper(content_type)
         self._stem, self.tag = store.new_stem(owner)
         self._temporary = store.folder / f"{_PART}{self._stem}"
         self._descriptor: int | None = None
@@ -159,7 +161,6 @@ class MediaWriter:
             PomeloError: payload_too_large (the file, or all that the owner stores), store_unavailable. The
                 file can't be completed then.
         """
-        data = self._swapper.swap(data)
         size = self.size + len(data)
         if self._limit is not None and size > self._limit:
             raise PomeloError(

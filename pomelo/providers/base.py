@@ -50,7 +50,8 @@ with provider_failed."""
 class AudioSource:
     """Input audio: a file of the media store, or bytes that came inline. Exactly one of the two is set.
 
-    `ms` is its measured length in milliseconds, 0 if it can't be measured.
+    `ms` is its measured length in milliseconds, 0 if it can't be measured. Samples of the type audio/l16 are
+    big-endian; `pomelo.audio.Swapper` swaps their bytes.
     """
 
     content_type: str

@@ -233,7 +233,7 @@ class ElevenLabs:
                         yield event
             except PomeloError as error:
                 # The vendor doesn't have it: nothing was done, and nothing is billed.
-                if begun or error.field != "voice" or voice in (wanted, *gone):
+                if begun or error.field != "voice" or voice in gone:
                     raise
                 gone.add(voice)
             else:

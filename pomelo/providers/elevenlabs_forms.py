@@ -15,6 +15,7 @@ from typing import BinaryIO
 import aiohttp
 from aiohttp.abc import AbstractStreamWriter
 
+from pomelo.audio import Swapper, little_endian
 from pomelo.errors import PomeloError
 from pomelo.providers.base import AudioSource
 
@@ -46,12 +47,13 @@ def form(name: str, audio: AudioSource, fields: Mapping[str, str]) -> Iterator[a
     """
     with _opened(audio) as file:
         writer = aiohttp.MultipartWriter("form-data")
-        kind = audio.content_type.replace(" ", "").lower()
+        given = audio.content_type.replace(" ", "").lower()
+        kind = little_endian(given)
         more = {"file_format": "pcm_s16le_16"} if kind == _RAW else {}
         for field, value in {**fields, **more}.items():
             writer.append(value).set_content_disposition("form-data", name=field)
         kind = kind if _TYPE.fullmatch(kind) else _ANY
-        part = writer.append_payload(_File(file, kind))
+        part = writer.append_payload(_File(file, kind, Swapper(given)))
         ending = _ENDINGS.get(kind.partition(";")[0], "bin")
         part.set_content_disposition("form-data", name=name, filename=f"audio.{ending}")
         yield writer
@@ -69,13 +71,15 @@ def _opened(audio: AudioSource) -> BinaryIO:
 
 
 class _File(aiohttp.Payload):
-    """A file as a part of a form; unlike aiohttp's own it is read in small pieces."""
+    """A file as a part of a form, its bytes swapped by `swapper`; unlike aiohttp's own it is read in small
+    pieces."""
 
     _value: BinaryIO
 
-    def __init__(self, file: BinaryIO, content_type: str) -> None:
+    def __init__(self, file: BinaryIO, content_type: str, swapper: Swapper) -> None:
         super().__init__(file, content_type=content_type)
-        self._size = file.seek(0, os.SEEK_END)
+        self._swapper = swapper
+        self._size = swapper.size(file.seek(0, os.SEEK_END))
         file.seek(0)
 
     def decode(self, encoding: str = "utf-8", errors: str = "strict") -> str:
@@ -95,4 +99,4 @@ class _File(aiohttp.Payload):
             if not piece:
                 raise OSError("a file became shorter")
             left -= len(piece)
-            await writer.write(piece)
+            await writer.write(self._swapper.swap(piece))

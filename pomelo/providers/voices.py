@@ -9,10 +9,12 @@ import re
 import time
 from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
 from datetime import date
+from itertools import islice
 
 from pomelo.errors import PomeloError, invalid
 from pomelo.providers.base import CALLER
 from pomelo.times import today_utc
+from pomelo.voice_names import is_name, plain
 
 log = logging.getLogger("pomelo.providers")
 
@@ -78,7 +80,7 @@ Listed = Callable[[], Awaitable[Iterable[tuple[str, str]]]]
 
 
 class Voices:
-    """The ids of voices by their names.
+    """The ids of voices by their names. No other text becomes an id, and so a part of a URL.
 
     A name is looked up in the operator's table, then in the account's list, then among the vendor's default
     voices until LAST_DAY. The list is read once for all calls that wait for it. `now` is monotonic,
@@ -106,34 +108,43 @@ class Voices:
     async def find(
         self, voice: str, table: Mapping[str, str] | None = None, gone: Collection[str] = ()
     ) -> str:
-        """The id of a voice by its name or its id, in any case; a name's first word is enough.
+        """The id of a voice by its name, in any case, or its id; a name's first word is enough.
 
-        `table` is the operator's, names in lower case. `gone` are ids that the vendor has just
-        refused: the next id of the same name is returned, if there is one.
+        `table` is the operator's, names as `voice_names.plain` returns them. `gone` are ids that the vendor
+        has just refused: the next id of the same name is returned, if there is one.
 
         Raises:
-            PomeloError: invalid_parameter, no voice of that name is left; what reading the list raises.
+            PomeloError: invalid_parameter, no voice of that name or id is left; what reading the list raises.
         """
-        if _ID.fullmatch(voice):
-            return voice
-        name = _plain(voice)
-        chosen = (table or {}).get(name)
+        table = table or {}
+        name = plain(voice)
+        chosen = table.get(name)
         if chosen is not None and chosen not in gone:
             return chosen
+        is_id = _ID.fullmatch(voice) is not None
+        if is_id and voice not in gone:
+            return voice
         default = DEFAULTS.get(name) if self._today() <= LAST_DAY else None
         if default in gone:
             default = None
         age = self._age()
         known = self._names.get(name)
         if age >= FRESH or ((known is None or known in gone) and default is None and age >= ASKED_AGAIN):
-            await self._refresh(known or default)
+            # Of an id the list can only tell which names would work instead.
+            await self._refresh(known or default or (voice if is_id else None))
         for found in (self._names.get(name), default):
             if found is not None and found not in gone:
                 return found
-        log.warning("no voice of a requested name is left. Set it in [voices] of POMELO_CATALOG")
-        names = [name for name in (*(table or {}), *self._names) if name.isalpha() and name != _plain(voice)]
-        shown = f", such as {', '.join(dict.fromkeys(names[:NAMES_SHOWN]))}," if names else ""
-        raise invalid("voice", f"the name of a voice of the provider{shown} or a voice's id")
+        log.warning("no voice of a requested name or id is left. Set it in [voices] of POMELO_CATALOG")
+        examples = self._examples(table, gone)
+        raise invalid("voice", f"the name of a voice of the provider{examples} or a voice's id")
+
+    def _examples(self, table: Mapping[str, str], gone: Collection[str]) -> str:
+        """Some names that work; those with a comma would be unclear in a list."""
+        known = {**self._names, **table}
+        names = (name for name in (*table, *self._names) if is_name(name) and "," not in name)
+        shown = dict.fromkeys(name for name in names if known[name] not in gone)
+        return f", such as {', '.join(islice(shown, NAMES_SHOWN))}," if shown else ""
 
     async def _refresh(self, otherwise: str | None) -> None:
         """Reads the list again. Where it can't be read, an old list or a default voice is better than none.
@@ -180,16 +191,12 @@ class Voices:
             raise copy
 
 
-def _plain(name: str) -> str:
-    return " ".join(name.split()).casefold()
-
-
 def _index(voices: Iterable[tuple[str, str]]) -> dict[str, str]:
     """Ids by whole names and by first words; a whole name counts more, and so does an earlier voice."""
     whole: dict[str, str] = {}
     first: dict[str, str] = {}
     for shown, voice_id in voices:
-        name = _plain(shown)
+        name = plain(shown)
         if not name or not _SAFE_ID.fullmatch(voice_id):
             continue
         whole.setdefault(name, voice_id)

@@ -1,6 +1,5 @@
 """Text-to-speech and speech-to-speech tasks: their checks, their measure, and the folding of sound."""
 
-import re
 from math import ceil
 
 from pomelo.audio import RATES
@@ -15,6 +14,7 @@ from pomelo.media import MediaWriter
 from pomelo.pricing import Used
 from pomelo.tasks.base import INLINE_INSTEAD, Bound, Delivered, Folding, Heard, TaskKind, inline_most
 from pomelo.tasks.ranges import filled, known, within
+from pomelo.voice_names import is_name
 
 FORMATS = frozenset(
     [f"mp3_44100_{kbits}" for kbits in (32, 64, 96, 128, 192)]
@@ -29,8 +29,6 @@ SPOKEN_CHARACTERS = 15
 
 SLACK_MS = 1000
 """Milliseconds by which any answer may be longer or shorter than the input audio."""
-
-_VOICE = re.compile(r"[A-Za-z0-9][A-Za-z0-9 ._-]{0,63}")
 
 
 def check_text_to_speech(given: TextToSpeechInput, model: Model) -> None:
@@ -79,7 +77,7 @@ def check_language(code: str) -> None:
 def _check_voice(given: TextToSpeechInput | SpeechToSpeechInput) -> None:
     if not given.voice:
         raise missing("voice")
-    if not _VOICE.fullmatch(given.voice):
+    if not is_name(given.voice):
         raise invalid("voice", "a voice's name, such as adam, or its id")
     if given.HasField("voice_settings"):
         settings: VoiceSettings = given.voice_settings

@@ -5,12 +5,14 @@ import os
 import random
 import struct
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 import psutil
 import pytest
 
+from pomelo import audio as samples
+from pomelo.audio import Swapper
 from pomelo.errors import PomeloError
 from pomelo.measure import Measured, Measurer
 from pomelo.media import MediaStore, sniff
@@ -24,6 +26,21 @@ async def measurer() -> AsyncIterator[Measurer]:
     made = Measurer()
     yield made
     await made.aclose()
+
+
+def tagged(data: bytes, size: int) -> bytes:
+    """A file behind an ID3 tag of so many bytes."""
+    length = bytes(size - 10 >> shift & 0x7F for shift in (21, 14, 7, 0))
+    return b"ID3\4\0\0" + length + bytes(size - 10) + data
+
+
+MISLABELLED: dict[str, Callable[[], bytes]] = {
+    "mp3 behind a tag": lambda: tagged(corpus.make("mp3"), 30_000),
+    "adts behind a tag": lambda: tagged(corpus.make("adts"), 30_000),
+    "flac behind a tag": lambda: tagged(corpus.make("flac"), 12_000),
+    "mp3 behind two zero bytes": lambda: b"\0\0" + corpus.make("mp3"),
+    "m4a behind a free atom": lambda: struct.pack(">I4s", 800, b"free") + bytes(792) + corpus.make("m4a"),
+}
 
 
 async def measure(measurer: Measurer, data: bytes, named: str = "") -> Measured:
@@ -54,13 +71,44 @@ async def test_a_cut_file_has_the_length_of_what_is_left(measurer: Measurer, nam
 
 
 @pytest.mark.parametrize(
-    "named", ["audio/pcm;rate=16000", "audio/basic", "audio/pcm", "audio/pcm;rate=8000;channels=1"]
+    "named", ["audio/pcm;rate=48000", "audio/basic", "audio/pcm", "audio/L16;rate=8000;channels=1"]
 )
-@pytest.mark.parametrize("name", ["mp3", "wav", "flac", "ogg opus", "adts"])
+@pytest.mark.parametrize("name", [*corpus.CASES, *MISLABELLED])
 async def test_the_bytes_outweigh_the_content_type(measurer: Measurer, named: str, name: str) -> None:
-    measured = await measure(measurer, corpus.make(name), named)
+    data = MISLABELLED[name]() if name in MISLABELLED else corpus.make(name)
+    measured = await measure(measurer, data, named)
     assert measured.ms == pytest.approx(1000 * corpus.SECONDS, rel=0.03)
-    assert not measured.content_type.startswith(("audio/pcm", "audio/basic"))
+    assert samples.raw(measured.content_type) is None
+
+
+async def test_a_format_that_is_certain_and_has_no_length_is_not_counted_as_samples(
+    measurer: Measurer,
+) -> None:
+    data = b"ID3\4\0\0\0\3\x7f\x76" + bytes(65_526) + corpus.mp3(0.2)
+    assert await measure(measurer, data, "audio/pcm;rate=48000") == Measured(0, "audio/mpeg")
+
+
+async def test_labelled_bytes_that_may_be_frames_are_as_long_as_the_longer_reading(
+    measurer: Measurer,
+) -> None:
+    # The tag of zeros behind the frames may just as well be silence.
+    data = corpus.make("adts") + bytes(9_000)
+    measured = await measure(measurer, data, "audio/pcm;rate=48000")
+    assert measured.ms == pytest.approx(1000 * corpus.SECONDS, rel=0.03)
+    assert measured.content_type == "audio/pcm;rate=48000"
+    measured = await measure(measurer, data, "audio/basic")
+    assert measured == Measured(-(-len(data) // 8), "audio/basic")
+
+
+async def test_labelled_bytes_are_not_cheaper_where_the_demuxer_fails(tmp_path: Path) -> None:
+    measurer = Measurer(workers=1, timeout=0.3)
+    try:
+        fifo = tmp_path / "fifo"
+        os.mkfifo(fifo)
+        source = AudioSource("audio/pcm;rate=48000", 9_000, path=fifo)
+        assert await measurer.measure(source) == Measured(0, "audio/pcm;rate=48000")
+    finally:
+        await measurer.aclose()
 
 
 @pytest.mark.parametrize(
@@ -182,14 +230,20 @@ async def test_an_account_with_slow_audio_keeps_no_other_waiting(tmp_path: Path)
         await measurer.aclose()
 
 
-def test_big_endian_samples_are_swapped_whatever_the_pieces(tmp_path: Path) -> None:
-    samples = random.Random(3).randbytes(10_000)
-    swapped = b"".join(samples[i + 1 : i + 2] + samples[i : i + 1] for i in range(0, len(samples), 2))
-    store = MediaStore(tmp_path, b"s" * 32)
+def test_big_endian_samples_are_swapped_whatever_the_pieces() -> None:
+    data = random.Random(3).randbytes(10_001)
+    swapped = b"".join(data[i + 1 : i + 2] + data[i : i + 1] for i in range(0, 10_000, 2))
     for size in (1, 2, 3, 777, 20_000):
-        with store.writer("ann", "audio/L16; rate=16000") as writer:
-            for at in range(0, len(samples), size):
-                writer.write(samples[at : at + size])
-            media = writer.commit()
-        assert media.content_type == "audio/pcm;rate=16000"
-        assert (tmp_path / media.media_id).read_bytes() == swapped
+        swapper = Swapper("audio/l16;rate=16000")
+        got = b"".join(swapper.swap(data[at : at + size]) for at in range(0, len(data), size))
+        assert got == swapped
+        assert swapper.size(len(data)) == len(swapped)
+
+
+def test_big_endian_samples_are_kept_as_they_are_sent(tmp_path: Path) -> None:
+    store = MediaStore(tmp_path, b"s" * 32)
+    with store.writer("ann", "audio/L16; rate=16000") as writer:
+        writer.write(b"\0\1" * 100)
+        media = writer.commit()
+    assert media.content_type == store.find(media.media_id, "ann")[1].content_type == "audio/l16;rate=16000"
+    assert (tmp_path / media.media_id).read_bytes() == b"\0\1" * 100

@@ -118,3 +118,25 @@ async def test_a_default_voice_serves_while_the_list_can_not_be_read() -> None:
     for _ in range(5):
         assert await voices.find("adam") == DEFAULTS["adam"]
     assert account.readings == 1
+
+
+async def test_an_id_that_is_gone_is_refused_also_while_the_list_can_not_be_read() -> None:
+    account = Account()
+    account.voices = PomeloError("provider_unavailable")
+    voices = account.opened()
+    assert await voices.find(OTTO) == OTTO
+    for _ in range(5):
+        with pytest.raises(PomeloError) as raised:
+            await voices.find(OTTO, gone={OTTO})
+        assert (raised.value.code, raised.value.field) == ("invalid_parameter", "voice")
+    assert account.readings == 1
+
+
+async def test_a_name_that_looks_like_an_id_is_found() -> None:
+    account = Account()
+    name = "narratorfemalegerman"
+    account.voices = [(name, OTTO)]
+    voices = account.opened()
+    assert await voices.find(name, {name: "C" * 20}) == "C" * 20
+    assert await voices.find(name) == name, "it may be an id"
+    assert await voices.find(name, gone={name}) == OTTO

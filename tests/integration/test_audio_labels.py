@@ -1,0 +1,147 @@
+"""Media types of audio mean the same on every protocol, and never outweigh the bytes."""
+
+import base64
+import random
+from collections.abc import AsyncIterator
+
+import aiohttp
+import grpc
+import pytest
+
+from pomelo.gen.v1.media_service_pb2 import UploadMediaRequest
+from pomelo.gen.v1.media_service_pb2_grpc import MediaServiceStub
+from pomelo.gen.v1.speech_pb2 import AudioInput, SpeechToTextInput
+from pomelo.gen.v1.task_pb2 import Task
+from pomelo.gen.v1.task_service_pb2 import RunTaskRequest
+from pomelo.gen.v1.task_service_pb2_grpc import TaskServiceStub
+from tests.integration.asking import bearer, reason_of
+from tests.integration.house import House, open_house
+from tests.unit import corpus
+
+WAYS = ("inline", "upload", "form", "data URI", "form through a gateway", "data URI through a gateway")
+SAMPLES = b"\0\1" * 32_000
+
+UNDERSTOOD = {
+    "audio/pcm": "audio/pcm;rate=16000",
+    "audio/pcm;": "audio/pcm;rate=16000",
+    "audio/pcm;rate=16000;": "audio/pcm;rate=16000",
+    'audio/pcm;rate="16000"': "audio/pcm;rate=16000",
+    'Audio/PCM ; ; Channels="1" ; RATE = "16000"': "audio/pcm;rate=16000",
+    'audio/pcm;rate="1\\6000"': "audio/pcm;rate=16000",
+    "audio/pcm;rate=48000;charset=binary;name=a.raw": "audio/pcm;rate=48000",
+    "audio/x-pcm;rate=8000": "audio/pcm;rate=8000",
+    "audio/PCMU": "audio/basic",
+    "audio/PCMA;rate=8000": "audio/x-alaw-basic",
+}
+"""Labels of bare samples -> the media type that the vendor gets."""
+
+REFUSED = (
+    "audio/pcm;rate=",
+    "audio/pcm;rate",
+    "audio/pcm;=16000",
+    "audio/pcm;rate=16000;rate=48000",
+    "audio/pcm;rate=16000;Rate=16000",
+    "audio/pcm;rate=11025",
+    "audio/pcm;channels=2",
+    "audio/PCMU;rate=16000",
+    "audio/L24;rate=48000;channels=1",
+    "audio/L8",
+    "audio/x-raw",
+    "audio/s16le",
+)
+
+
+@pytest.fixture(scope="module", name="house")
+async def _house(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[House]:
+    async with open_house(tmp_path_factory.mktemp("labels")) as opened:
+        yield opened
+
+
+async def ask(house: House, way: str, key: str, label: str, data: bytes) -> tuple[str, str]:
+    """Asks for a transcript; returns the code and message of an error, or "ok" and ""."""
+    if way in ("inline", "upload"):
+        try:
+            return await _ask_grpc(house, way, key, label, data)
+        except grpc.aio.AioRpcError as error:
+            return reason_of(error), error.details() or ""
+    form = aiohttp.FormData(default_to_multipart=True)
+    form.add_field("model", "eleven-labs-stt")
+    if way.startswith("form"):
+        form.add_field("audio", data, filename="a", content_type=label)
+    else:
+        form.add_field("audio", f"data:{label};base64,{base64.b64encode(data).decode()}")
+    url = house.urls["remote" if "gateway" in way else "rest"] + "/api/v1/task"
+    async with house.session.post(url, data=form, headers={"Authorization": f"Bearer {key}"}) as answer:
+        found = await answer.json()
+    error = found.get("error", {"code": "ok", "message": ""})
+    return error["code"], error["message"]
+
+
+async def _ask_grpc(house: House, way: str, key: str, label: str, data: bytes) -> tuple[str, str]:
+    audio = AudioInput(data=data, content_type=label)
+    if way == "upload":
+        requests = [UploadMediaRequest(content_type=label), UploadMediaRequest(chunk=data)]
+        uploaded = await MediaServiceStub(house.channel).UploadMedia(iter(requests), metadata=bearer(key))
+        audio = AudioInput(media_id=uploaded.media.media_id)
+    task = Task(model="eleven-labs-stt", speech_to_text=SpeechToTextInput(audio=audio))
+    await TaskServiceStub(house.channel).RunTask(RunTaskRequest(task=task), metadata=bearer(key))
+    return "ok", ""
+
+
+def heard(house: House) -> tuple[str, str]:
+    """The media type and `file_format` of the last audio that the vendor got."""
+    form = house.upstream.requests[-1].form or ()
+    fields = {part.name: part.text for part in form if part.text is not None}
+    (audio,) = [part for part in form if part.text is None]
+    return audio.content_type, fields.get("file_format") or ""
+
+
+@pytest.mark.parametrize("way", WAYS)
+async def test_a_label_of_samples_is_understood_in_any_spelling(way: str, house: House) -> None:
+    caller = await house.caller()
+    for label, media_type in UNDERSTOOD.items():
+        assert await ask(house, way, caller.live, label, SAMPLES) == ("ok", ""), label
+        wanted = (media_type, "pcm_s16le_16" if media_type == "audio/pcm;rate=16000" else "")
+        assert heard(house) == wanted, label
+    assert len(await house.records(caller)) == len(UNDERSTOOD)
+
+
+@pytest.mark.parametrize("label", REFUSED)
+async def test_a_label_of_samples_that_no_provider_takes_is_refused(label: str, house: House) -> None:
+    caller = await house.caller()
+    house.upstream.reset()
+    told = {await ask(house, way, caller.live, label, SAMPLES) for way in WAYS}
+    assert len(told) == 1
+    (code, message) = told.pop()
+    assert code == "invalid_parameter"
+    assert message.startswith("Invalid audio: must be ")
+    assert not house.upstream.requests
+
+
+@pytest.mark.parametrize("way", WAYS)
+async def test_big_endian_samples_reach_the_vendor_swapped(way: str, house: House) -> None:
+    caller = await house.caller()
+    data = random.Random(3).randbytes(300_001)
+    swapped = b"".join(data[at + 1 : at + 2] + data[at : at + 1] for at in range(0, 300_000, 2))
+    digests = []
+    for label, sent in (("audio/L16;rate=16000;channels=1", data), ("audio/pcm;rate=16000", swapped)):
+        assert await ask(house, way, caller.live, label, sent) == ("ok", "")
+        assert heard(house) == ("audio/pcm;rate=16000", "pcm_s16le_16")
+        digests.append([p.sha256 for p in house.upstream.requests[-1].form or () if p.text is None])
+    assert digests[0] == digests[1]
+
+
+@pytest.mark.parametrize("label", ["audio/pcm;rate=16000", "audio/basic", "audio/L16;rate=48000"])
+@pytest.mark.parametrize("name", ["flv", "asf", "mpeg-ts", "tta", "caf", "adts", "mp2", "wav", "m4a"])
+async def test_a_file_labelled_as_samples_reaches_the_vendor_as_it_is(
+    name: str, label: str, house: House
+) -> None:
+    caller = await house.caller()
+    data = corpus.make(name)
+    for way in WAYS:
+        assert await ask(house, way, caller.live, label, data) == ("ok", "")
+        media_type, file_format = heard(house)
+        assert not media_type.startswith(("audio/pcm", "audio/basic", "audio/l16")), way
+        assert file_format == ""
+        (part,) = [part for part in house.upstream.requests[-1].form or () if part.text is None]
+        assert part.size == len(data)
