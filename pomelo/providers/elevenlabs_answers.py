@@ -3,11 +3,14 @@
 It knows neither a request nor a connection.
 """
 
+import re
 from collections.abc import Iterator, Mapping
 from math import isfinite
 from typing import Any
 
+from pomelo.audio import FRAME_STARTS
 from pomelo.gen.v1.speech_pb2 import SpeechToTextInput, Timestamps, Transcription
+from pomelo.media import sniff
 from pomelo.providers.base import Event
 from pomelo.providers.failures import Dialect, complained, nonsense
 from pomelo.providers.parsing import parse
@@ -24,25 +27,32 @@ _SECONDS_MOST = 1_000_000.0
 _CONTENT_TYPES = {
     "mp3": "audio/mpeg",
     "wav": "audio/wav",
+    "opus": "audio/ogg",
     "ulaw": "audio/basic",
     "alaw": "audio/x-alaw-basic",
 }
 _CONTAINERS = frozenset(("mp3", "wav", "opus"))
-_MARK = 4
+_MARK = 12
 """Bytes at the beginning of a file that tell what it is."""
 
+_SAMPLES = re.compile(r"audio/(pcm|l16|basic|x-alaw-basic|pcma|pcmu|(x-)?mulaw|(x-)?alaw)")
+"""Content types of bare samples."""
 
-def content_type(wanted: str, head: bytes = b"OggS") -> str:
-    """The media type of a sound in an output_format; `head` are its first bytes."""
+_TEXT = re.compile(
+    rb"(\xef\xbb\xbf)?[\t\n\r -~]+|\xff\xfe([\t\n\r -~]\0)+.?|\xfe\xff(\0[\t\n\r -~])+\0?", re.DOTALL
+)
+_GZIP = b"\x1f\x8b\x08"
+_TEXT_MOST = 64
+"""First bytes that are looked at: samples are not text for so long."""
+
+
+def content_type(wanted: str, head: bytes = b"") -> str:
+    """The media type of a sound in an output_format. Its first bytes, `head`, outweigh what was asked for.
+
+    The vendor doesn't say, for example, what Opus comes in.
+    """
     codec, rate, *_ = wanted.split("_")
-    if codec == "pcm":
-        return f"audio/pcm;rate={rate}"
-    if codec == "opus":
-        # The vendor doesn't say what Opus comes in.
-        if head.startswith(b"OggS"):
-            return "audio/ogg"
-        return "audio/webm" if head.startswith(b"\x1aE\xdf\xa3") else "audio/opus"
-    return _CONTENT_TYPES[codec]
+    return sniff(f"audio/pcm;rate={rate}" if codec == "pcm" else _CONTENT_TYPES[codec], head[:16])
 
 
 class Sound:
@@ -52,7 +62,7 @@ class Sound:
     a length and without chunks is refused.
     """
 
-    __slots__ = ("_head", "_left", "_needed", "_started", "_wanted")
+    __slots__ = ("_head", "_left", "_needed", "_samples", "_started", "_wanted")
 
     def __init__(self, wanted: str, headers: Mapping[str, str], most: int = SOUND_MOST) -> None:
         """An answer with these headers, in the output_format `wanted`, of at most `most` bytes.
@@ -71,7 +81,10 @@ class Sound:
         self._left = most
         self._head = b""
         self._started = False
-        self._needed = _MARK if wanted.partition("_")[0] in _CONTAINERS else 1
+        bare = wanted.partition("_")[0] not in _CONTAINERS
+        # Samples have no mark. They may begin like a text; with a content type of samples they are no text.
+        self._samples = bare and _SAMPLES.fullmatch(kind) is not None
+        self._needed = 1 if self._samples else _MARK
 
     def take(self, piece: bytes) -> Iterator[Event]:
         """The events for the next bytes.
@@ -88,7 +101,7 @@ class Sound:
             if len(piece) < self._needed:
                 self._head = piece
                 return
-            if self._needed == _MARK and piece[:_MARK].lstrip()[:1] in (b"", b"<", b"{", b"["):
+            if not self._is_sound(piece[:_TEXT_MOST]):
                 raise nonsense("an answer that is no sound")
             self._started = True
             self._head = b""
@@ -110,6 +123,12 @@ class Sound:
         if not self._started:
             raise nonsense("an empty sound")
         return iter(())
+
+    def _is_sound(self, head: bytes) -> bool:
+        """Whether an answer that begins with `head` can be audio: files have a mark, samples have none."""
+        if self._wanted.partition("_")[0] in _CONTAINERS:
+            return head.startswith(FRAME_STARTS) or sniff("", head).startswith("audio/")
+        return self._samples or not (head.startswith(_GZIP) or _TEXT.fullmatch(head))
 
 
 def transcription(

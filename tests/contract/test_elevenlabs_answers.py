@@ -62,9 +62,9 @@ async def test_without_a_format_it_is_mp3(vendor: FaultUpstream, provider: Any) 
 @pytest.mark.parametrize(
     ("head", "kind"),
     [
-        (b"OggS\x00\x02", "audio/ogg"),
-        (b"\x1aE\xdf\xa3\x00", "audio/webm"),
-        (b"\x00\x01\x02\x03", "audio/opus"),
+        (b"OggS\x00\x02" + bytes(8), "audio/ogg"),
+        (b"\x1aE\xdf\xa3\x00" + bytes(8), "audio/webm"),
+        (b"fLaC" + bytes(8), "audio/flac"),
     ],
 )
 async def test_opus_is_told_from_its_first_bytes_even_if_they_come_one_by_one(
@@ -174,9 +174,31 @@ async def test_many_at_once_do_not_mix(vendor: FaultUpstream, provider: Any) -> 
 
 async def test_raw_samples_that_look_like_text_are_sound(vendor: FaultUpstream, provider: Any) -> None:
     for wanted in ("pcm_16000", "ulaw_8000", "alaw_8000"):
+        # The content type says that they are samples.
         vendor.script(Reply(headers={"Content-Type": "audio/basic"}, steps=(b"{", b"<html>")))
         given = TextToSpeechInput(text="x", voice="adam", output_format=wanted)
         assert (await sound(provider, job(given)))[0] == b"{<html>"
+
+
+@pytest.mark.parametrize("kind", ["application/octet-stream", "audio/mpeg"])
+@pytest.mark.parametrize("wanted", ["pcm_16000", "ulaw_8000"])
+async def test_samples_under_another_label_may_begin_like_a_text(
+    vendor: FaultUpstream, provider: Any, wanted: str, kind: str
+) -> None:
+    samples = b"<p>{not a text" + bytes(range(128, 256))
+    vendor.script(Reply(headers={"Content-Type": kind}, steps=(samples,)))
+    given = TextToSpeechInput(text="x", voice="adam", output_format=wanted)
+    assert (await sound(provider, job(given)))[0] == samples
+
+
+@pytest.mark.parametrize("wanted", ["mp3_44100_128", "pcm_16000", "opus_48000_32"])
+async def test_the_bytes_outweigh_the_format_that_was_asked_for(
+    vendor: FaultUpstream, provider: Any, wanted: str
+) -> None:
+    wav = b"RIFF\x24\0\0\0WAVEfmt \x10\0\0\0" + bytes(100)
+    vendor.script(Reply(headers={"Content-Type": "audio/mpeg"}, steps=(wav,)))
+    given = TextToSpeechInput(text="x", voice="adam", output_format=wanted)
+    assert await sound(provider, job(given)) == (wav, "audio/wav")
 
 
 # --- transcripts
