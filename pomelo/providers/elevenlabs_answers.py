@@ -4,8 +4,7 @@ It knows neither a request nor a connection.
 """
 
 import re
-from collections.abc import Iterator, Mapping
-from math import isfinite
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from pomelo.audio import FRAME_STARTS
@@ -131,67 +130,69 @@ class Sound:
         return self._samples or not (head.startswith(_GZIP) or _TEXT.fullmatch(head))
 
 
-def transcription(
-    answer: bytes, given: SpeechToTextInput, dialect: Dialect, sent_ms: int = 0
-) -> Transcription:
+def transcription(answer: bytes, given: SpeechToTextInput, dialect: Dialect) -> Transcription:
     """The transcript of an answer.
 
-    Words and characters alone: no spaces, no noises. A time that is missing is that of the word before.
-    `sent_ms` is the length of the audio that was sent, 0 if it is unknown.
+    Words and characters alone: no spaces, no noises. The text has been paid for, so anything else that can't
+    be read is left out or repaired: a word without a text is skipped, an impossible time is that of the word
+    before. `audio_seconds` is 0 where the vendor tells no length.
 
     Raises:
-        PomeloError: provider_failed where it is unusable; what an error object in its place means.
+        PomeloError: provider_failed where it has no text; what an error object in its place means.
     """
     try:
         body = parse(answer)
         if "text" not in body and "detail" in body:
             raise complained(body, dialect)
+        said = Transcription(language=_string(body.get("language_code")))
         # Set apart, because the constructor takes None for a text that is not there.
-        said = Transcription(language=body.get("language_code") or "")
         said.text = body["text"]
-        end = _add_words(said, body.get("words") or (), given)
-        length = body.get("audio_duration_secs")
-        # If it is missing, as for silence, use the sent length: words may end long before it.
-        otherwise = sent_ms / 1000 or end
-        said.audio_seconds = otherwise if length is None else _seconds(length, otherwise)
+        said.audio_seconds = _seconds(body.get("audio_duration_secs"), 0.0)
+        if given.timestamps != Timestamps.TIMESTAMPS_NONE:
+            _add_words(said, _objects(body.get("words")), given)
         return said
     except (AttributeError, KeyError, TypeError, ValueError):
         pass
     raise nonsense("a transcript of another shape")
 
 
-def _add_words(said: Transcription, words: Any, given: SpeechToTextInput) -> float:
-    """Adds what the caller asked for; gives the end of the last word."""
-    timed = given.timestamps != Timestamps.TIMESTAMPS_NONE
+def _add_words(said: Transcription, words: Iterable[dict[str, Any]], given: SpeechToTextInput) -> None:
+    """Adds what the caller asked for."""
     by_character = given.timestamps == Timestamps.TIMESTAMPS_CHARACTER
     last = 0.0
     for word in words:
         start = _seconds(word.get("start"), last)
         end = max(_seconds(word.get("end"), start), start)
-        if timed and word.get("type", "word") == "word":
-            # Without diarize the vendor still names one speaker for all.
-            speaker = (word.get("speaker_id") or "") if given.diarize else ""
-            if by_character and word.get("characters"):
-                at = start
-                for character in word["characters"]:
-                    begun = _seconds(character.get("start"), at)
-                    at = max(_seconds(character.get("end"), begun), begun)
-                    said.words.add(start=begun, end=at, speaker=speaker).text = character["text"]
-            else:
-                said.words.add(start=start, end=end, speaker=speaker).text = word["text"]
         last = max(last, end)
-    return last
+        kind = word.get("type")
+        if isinstance(kind, str) and kind != "word":
+            continue
+        # Without diarize the vendor still names one speaker for all.
+        speaker = _string(word.get("speaker_id")) if given.diarize else ""
+        characters = list(_objects(word.get("characters"))) if by_character else []
+        at = start
+        for part in characters or (word,):
+            begun = _seconds(part.get("start"), at)
+            at = max(_seconds(part.get("end"), begun), begun)
+            text = part.get("text")
+            if isinstance(text, str):
+                said.words.add(start=begun, end=at, speaker=speaker).text = text
+
+
+def _objects(values: Any) -> Iterator[dict[str, Any]]:
+    """The objects of a list; none if it is no list."""
+    return (value for value in values if isinstance(value, dict)) if isinstance(values, list) else iter(())
+
+
+def _string(value: Any) -> str:
+    """A name, also where it is a number; empty for anything else."""
+    return str(value) if isinstance(value, str) or (type(value) is int and abs(value) < 2**63) else ""
 
 
 def _seconds(value: Any, otherwise: float) -> float:
-    """A time that can be true, or `otherwise`.
-
-    Raises:
-        TypeError: it is no number.
-    """
-    if value is None:
+    """A time that can be true, also where it is a number as text; or `otherwise`."""
+    try:
+        number = float(value) if isinstance(value, str) or type(value) in (float, int) else -1.0
+    except (OverflowError, ValueError):
         return otherwise
-    if type(value) is not float and type(value) is not int:
-        raise TypeError
-    # The bounds come first: a whole number may be too large for a float.
-    return float(value) if 0 <= value <= _SECONDS_MOST and isfinite(value) else otherwise
+    return number if 0 <= number <= _SECONDS_MOST else otherwise  # false for NaN

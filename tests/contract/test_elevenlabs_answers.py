@@ -290,26 +290,79 @@ async def test_one_result_streamed_or_not(vendor: FaultUpstream, provider: Any, 
 @pytest.mark.parametrize(
     ("changes", "seconds"),
     [
-        ({"audio_duration_secs": None}, 1.4),
-        ({"audio_duration_secs": -1}, 1.4),
-        ({"audio_duration_secs": 10**9}, 1.4),
-        ({"audio_duration_secs": 10**400}, 1.4),
-        ({"words": [{"text": "x", "start": -(10**400), "end": 10**400}]}, 1.6),
+        ({"audio_duration_secs": None}, 0.0),
+        ({"audio_duration_secs": -1}, 0.0),
+        ({"audio_duration_secs": 10**9}, 0.0),
+        ({"audio_duration_secs": 10**400}, 0.0),
+        ({"audio_duration_secs": float("nan")}, 0.0),
+        ({"audio_duration_secs": float("inf")}, 0.0),
+        ({"audio_duration_secs": "1.5"}, 1.5),
+        ({"audio_duration_secs": "abc"}, 0.0),
+        ({"audio_duration_secs": "nan"}, 0.0),
+        ({"audio_duration_secs": True}, 0.0),
+        ({"audio_duration_secs": [30]}, 0.0),
+        ({"audio_duration_secs": {}}, 0.0),
         ({"audio_duration_secs": 0}, 0.0),
-        ({"audio_duration_secs": None, "words": None}, 0.0),
-        ({"audio_duration_secs": None, "words": []}, 0.0),
+        ({"words": [{"text": "x", "start": -(10**400), "end": 10**400}]}, 1.6),
+        ({"words": None}, 1.6),
+        ({"words": []}, 1.6),
+        ({"words": 7}, 1.6),
+        ({"words": {"text": "x"}}, 1.6),
         ({"words": [{"text": "Hi", "type": "word"}]}, 1.6),
         ({"language_code": None}, 1.6),
+        ({"language_code": 7}, 1.6),
+        ({"language_code": ["en"]}, 1.6),
         ({"novelty": {"a": [1]}, "words": [{"text": "x", "start": None, "end": None}]}, 1.6),
     ],
 )
-async def test_what_is_missing_or_new_does_no_harm(
+async def test_what_is_missing_odd_or_new_does_no_harm(
     vendor: FaultUpstream, provider: Any, changes: dict[str, Any], seconds: float
 ) -> None:
     vendor.script(told(**changes))
     said = await transcript(provider, job(SpeechToTextInput()))
     assert said.text == SAID["text"]
     assert said.audio_seconds == seconds
+
+
+NAN, INF = float("nan"), float("inf")
+
+
+@pytest.mark.parametrize("timestamps", [Timestamps.TIMESTAMPS_WORD, Timestamps.TIMESTAMPS_CHARACTER])
+@pytest.mark.parametrize(
+    ("word", "heard"),
+    [
+        (None, None),
+        (7, None),
+        ("b", None),
+        ({}, None),
+        ({"text": None, "start": 2, "end": 3}, None),
+        ({"text": 7, "start": 2, "end": 3}, None),
+        ({"text": "b", "start": "2", "end": "3.5"}, ("b", 2.0, 3.5, "")),
+        ({"text": "b", "start": "soon", "end": True}, ("b", 1.0, 1.0, "")),
+        ({"text": "b", "start": NAN, "end": INF}, ("b", 1.0, 1.0, "")),
+        ({"text": "b", "start": [2], "end": {}}, ("b", 1.0, 1.0, "")),
+        ({"text": "b", "start": 2, "end": 3, "type": None}, ("b", 2.0, 3.0, "")),
+        ({"text": "b", "start": 2, "end": 3, "type": 7}, ("b", 2.0, 3.0, "")),
+        ({"text": "b", "start": 2, "end": 3, "speaker_id": 5}, ("b", 2.0, 3.0, "5")),
+        ({"text": "b", "start": 2, "end": 3, "speaker_id": {}}, ("b", 2.0, 3.0, "")),
+        ({"text": "b", "start": 2, "end": 3, "speaker_id": 10**4000}, ("b", 2.0, 3.0, "")),
+        ({"text": "b", "start": 2, "end": 3, "characters": 7}, ("b", 2.0, 3.0, "")),
+        ({"text": "b", "start": 2, "end": 3, "characters": [None, 7]}, ("b", 2.0, 3.0, "")),
+        ({"text": "b", "characters": [None, {"text": "b", "start": "2", "end": 3}]}, None),
+    ],
+)
+async def test_an_odd_word_is_repaired_or_left_out(
+    vendor: FaultUpstream, provider: Any, word: Any, heard: Any, timestamps: Any
+) -> None:
+    around = [{"text": "a", "start": 0, "end": 1}, {"text": "c", "start": 4, "end": 5}]
+    vendor.script(told(words=[around[0], word, around[1]]))
+    said = await transcript(provider, job(SpeechToTextInput(diarize=True, timestamps=timestamps)))
+    assert said.text == SAID["text"]
+    if isinstance(word, dict) and isinstance(word.get("characters"), list) and heard is None:
+        by_character = timestamps == Timestamps.TIMESTAMPS_CHARACTER
+        heard = ("b", 2.0, 3.0, "") if by_character else ("b", 1.0, 1.0, "")
+    expected = [("a", 0.0, 1.0, ""), heard, ("c", 4.0, 5.0, "")]
+    assert words(said) == [one for one in expected if one is not None]
 
 
 async def test_a_missing_time_is_that_of_the_word_before(vendor: FaultUpstream, provider: Any) -> None:
