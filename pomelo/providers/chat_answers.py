@@ -34,9 +34,7 @@ def whole(answer: Any, dialect: Dialect) -> TextDelta:
             raise complained(answer, dialect)
         choice = answer["choices"][0]
         message = choice["message"]
-        content = message.get("content")
-        if content is None:
-            content = message.get("refusal") or ""
+        content = message.get("content") or message.get("refusal") or ""
         finish = _finish(choice, dialect)
         if type(content) is list:
             content = _joined(content)

@@ -286,11 +286,10 @@ class ElevenLabs:
         url = URL(f"{self._base}/v1/speech-to-text")
         with form("file", _heard(job), speech_to_text_fields(job)) as body:
             answer, _ = await self._http.fetch(url, self._headers, body, _PAID, most=TRANSCRIPT_MOST)
-        sent_ms = _heard(job).ms
         if len(answer) < _IN_A_THREAD:
-            said = transcription(answer, given, DIALECT, sent_ms)
+            said = transcription(answer, given, DIALECT)
         else:
-            said = await asyncio.to_thread(transcription, answer, given, DIALECT, sent_ms)
+            said = await asyncio.to_thread(transcription, answer, given, DIALECT)
         event = Event()
         event.result.transcription.CopyFrom(said)
         yield event

@@ -3,11 +3,13 @@
 It knows neither a request nor a connection.
 """
 
-from collections.abc import Iterator, Mapping
-from math import isfinite
+import re
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
+from pomelo.audio import FRAME_STARTS
 from pomelo.gen.v1.speech_pb2 import SpeechToTextInput, Timestamps, Transcription
+from pomelo.media import sniff
 from pomelo.providers.base import Event
 from pomelo.providers.failures import Dialect, complained, nonsense
 from pomelo.providers.parsing import parse
@@ -24,25 +26,32 @@ _SECONDS_MOST = 1_000_000.0
 _CONTENT_TYPES = {
     "mp3": "audio/mpeg",
     "wav": "audio/wav",
+    "opus": "audio/ogg",
     "ulaw": "audio/basic",
     "alaw": "audio/x-alaw-basic",
 }
 _CONTAINERS = frozenset(("mp3", "wav", "opus"))
-_MARK = 4
+_MARK = 12
 """Bytes at the beginning of a file that tell what it is."""
 
+_SAMPLES = re.compile(r"audio/(pcm|l16|basic|x-alaw-basic|pcma|pcmu|(x-)?mulaw|(x-)?alaw)")
+"""Content types of bare samples."""
 
-def content_type(wanted: str, head: bytes = b"OggS") -> str:
-    """The media type of a sound in an output_format; `head` are its first bytes."""
+_TEXT = re.compile(
+    rb"(\xef\xbb\xbf)?[\t\n\r -~]+|\xff\xfe([\t\n\r -~]\0)+.?|\xfe\xff(\0[\t\n\r -~])+\0?", re.DOTALL
+)
+_GZIP = b"\x1f\x8b\x08"
+_TEXT_MOST = 64
+"""First bytes that are looked at: samples are not text for so long."""
+
+
+def content_type(wanted: str, head: bytes = b"") -> str:
+    """The media type of a sound in an output_format. Its first bytes, `head`, outweigh what was asked for.
+
+    The vendor doesn't say, for example, what Opus comes in.
+    """
     codec, rate, *_ = wanted.split("_")
-    if codec == "pcm":
-        return f"audio/pcm;rate={rate}"
-    if codec == "opus":
-        # The vendor doesn't say what Opus comes in.
-        if head.startswith(b"OggS"):
-            return "audio/ogg"
-        return "audio/webm" if head.startswith(b"\x1aE\xdf\xa3") else "audio/opus"
-    return _CONTENT_TYPES[codec]
+    return sniff(f"audio/pcm;rate={rate}" if codec == "pcm" else _CONTENT_TYPES[codec], head[:16])
 
 
 class Sound:
@@ -52,7 +61,7 @@ class Sound:
     a length and without chunks is refused.
     """
 
-    __slots__ = ("_head", "_left", "_needed", "_started", "_wanted")
+    __slots__ = ("_head", "_left", "_needed", "_samples", "_started", "_wanted")
 
     def __init__(self, wanted: str, headers: Mapping[str, str], most: int = SOUND_MOST) -> None:
         """An answer with these headers, in the output_format `wanted`, of at most `most` bytes.
@@ -71,7 +80,10 @@ class Sound:
         self._left = most
         self._head = b""
         self._started = False
-        self._needed = _MARK if wanted.partition("_")[0] in _CONTAINERS else 1
+        bare = wanted.partition("_")[0] not in _CONTAINERS
+        # Samples have no mark. They may begin like a text; with a content type of samples they are no text.
+        self._samples = bare and _SAMPLES.fullmatch(kind) is not None
+        self._needed = 1 if self._samples else _MARK
 
     def take(self, piece: bytes) -> Iterator[Event]:
         """The events for the next bytes.
@@ -88,7 +100,7 @@ class Sound:
             if len(piece) < self._needed:
                 self._head = piece
                 return
-            if self._needed == _MARK and piece[:_MARK].lstrip()[:1] in (b"", b"<", b"{", b"["):
+            if not self._is_sound(piece[:_TEXT_MOST]):
                 raise nonsense("an answer that is no sound")
             self._started = True
             self._head = b""
@@ -111,68 +123,76 @@ class Sound:
             raise nonsense("an empty sound")
         return iter(())
 
+    def _is_sound(self, head: bytes) -> bool:
+        """Whether an answer that begins with `head` can be audio: files have a mark, samples have none."""
+        if self._wanted.partition("_")[0] in _CONTAINERS:
+            return head.startswith(FRAME_STARTS) or sniff("", head).startswith("audio/")
+        return self._samples or not (head.startswith(_GZIP) or _TEXT.fullmatch(head))
 
-def transcription(
-    answer: bytes, given: SpeechToTextInput, dialect: Dialect, sent_ms: int = 0
-) -> Transcription:
+
+def transcription(answer: bytes, given: SpeechToTextInput, dialect: Dialect) -> Transcription:
     """The transcript of an answer.
 
-    Words and characters alone: no spaces, no noises. A time that is missing is that of the word before.
-    `sent_ms` is the length of the audio that was sent, 0 if it is unknown.
+    Words and characters alone: no spaces, no noises. The text has been paid for, so anything else that can't
+    be read is left out or repaired: a word without a text is skipped, an impossible time is that of the word
+    before. `audio_seconds` is 0 where the vendor tells no length.
 
     Raises:
-        PomeloError: provider_failed where it is unusable; what an error object in its place means.
+        PomeloError: provider_failed where it has no text; what an error object in its place means.
     """
     try:
         body = parse(answer)
         if "text" not in body and "detail" in body:
             raise complained(body, dialect)
+        said = Transcription(language=_string(body.get("language_code")))
         # Set apart, because the constructor takes None for a text that is not there.
-        said = Transcription(language=body.get("language_code") or "")
         said.text = body["text"]
-        end = _add_words(said, body.get("words") or (), given)
-        length = body.get("audio_duration_secs")
-        # If it is missing, as for silence, use the sent length: words may end long before it.
-        otherwise = sent_ms / 1000 or end
-        said.audio_seconds = otherwise if length is None else _seconds(length, otherwise)
+        said.audio_seconds = _seconds(body.get("audio_duration_secs"), 0.0)
+        if given.timestamps != Timestamps.TIMESTAMPS_NONE:
+            _add_words(said, _objects(body.get("words")), given)
         return said
     except (AttributeError, KeyError, TypeError, ValueError):
         pass
     raise nonsense("a transcript of another shape")
 
 
-def _add_words(said: Transcription, words: Any, given: SpeechToTextInput) -> float:
-    """Adds what the caller asked for; gives the end of the last word."""
-    timed = given.timestamps != Timestamps.TIMESTAMPS_NONE
+def _add_words(said: Transcription, words: Iterable[dict[str, Any]], given: SpeechToTextInput) -> None:
+    """Adds what the caller asked for."""
     by_character = given.timestamps == Timestamps.TIMESTAMPS_CHARACTER
     last = 0.0
     for word in words:
         start = _seconds(word.get("start"), last)
         end = max(_seconds(word.get("end"), start), start)
-        if timed and word.get("type", "word") == "word":
-            # Without diarize the vendor still names one speaker for all.
-            speaker = (word.get("speaker_id") or "") if given.diarize else ""
-            if by_character and word.get("characters"):
-                at = start
-                for character in word["characters"]:
-                    begun = _seconds(character.get("start"), at)
-                    at = max(_seconds(character.get("end"), begun), begun)
-                    said.words.add(start=begun, end=at, speaker=speaker).text = character["text"]
-            else:
-                said.words.add(start=start, end=end, speaker=speaker).text = word["text"]
         last = max(last, end)
-    return last
+        kind = word.get("type")
+        if isinstance(kind, str) and kind != "word":
+            continue
+        # Without diarize the vendor still names one speaker for all.
+        speaker = _string(word.get("speaker_id")) if given.diarize else ""
+        characters = list(_objects(word.get("characters"))) if by_character else []
+        at = start
+        for part in characters or (word,):
+            begun = _seconds(part.get("start"), at)
+            at = max(_seconds(part.get("end"), begun), begun)
+            text = part.get("text")
+            if isinstance(text, str):
+                said.words.add(start=begun, end=at, speaker=speaker).text = text
+
+
+def _objects(values: Any) -> Iterator[dict[str, Any]]:
+    """The objects of a list; none if it is no list."""
+    return (value for value in values if isinstance(value, dict)) if isinstance(values, list) else iter(())
+
+
+def _string(value: Any) -> str:
+    """A name, also where it is a number; empty for anything else."""
+    return str(value) if isinstance(value, str) or (type(value) is int and abs(value) < 2**63) else ""
 
 
 def _seconds(value: Any, otherwise: float) -> float:
-    """A time that can be true, or `otherwise`.
-
-    Raises:
-        TypeError: it is no number.
-    """
-    if value is None:
+    """A time that can be true, also where it is a number as text; or `otherwise`."""
+    try:
+        number = float(value) if isinstance(value, str) or type(value) in (float, int) else -1.0
+    except (OverflowError, ValueError):
         return otherwise
-    if type(value) is not float and type(value) is not int:
-        raise TypeError
-    # The bounds come first: a whole number may be too large for a float.
-    return float(value) if 0 <= value <= _SECONDS_MOST and isfinite(value) else otherwise
+    return number if 0 <= number <= _SECONDS_MOST else otherwise  # false for NaN

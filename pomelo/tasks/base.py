@@ -69,7 +69,7 @@ class Bound:
     account can pay; `enough` is what it should be able to use even if other tasks then can't run.
     `tokens` is the likely use, for the tokens-per-minute limit. `exact`: the task uses exactly this.
     `input_tokens` is Pomelo's own count for a text, used if the vendor reports none; `heard_ms` is the
-    measured length of input audio (0: unknown); `speed` is the speech speed that the vendor receives.
+    measured length of input audio (0: unknown).
     """
 
     least: Used
@@ -79,17 +79,18 @@ class Bound:
     exact: bool = False
     input_tokens: int = 0
     heard_ms: int = 0
-    speed: float = 1.0
 
 
 @dataclass(slots=True)
 class Delivered:
     """What has gone out of an answer: bytes, and pieces that had any. `reported` is what the provider has
-    said so far that the input was, None before it has."""
+    said so far that the input was, None before it has. `audio_ms` is the measured length of audio, None if it
+    can't be measured."""
 
     size: int = 0
     pieces: int = 0
     reported: Used | None = None
+    audio_ms: int | None = None
 
 
 class Fold(Protocol):

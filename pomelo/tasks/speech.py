@@ -12,6 +12,7 @@ from pomelo.gen.v1.task_service_pb2 import StreamTaskResponse
 from pomelo.languages import iso_language
 from pomelo.media import MediaWriter
 from pomelo.pricing import Used
+from pomelo.tasks.audio_meter import AudioMeter
 from pomelo.tasks.base import INLINE_INSTEAD, Bound, Delivered, Folding, Heard, TaskKind, inline_most
 from pomelo.tasks.ranges import filled, known, within
 from pomelo.voice_names import is_name
@@ -93,8 +94,7 @@ def _check_voice(given: TextToSpeechInput | SpeechToSpeechInput) -> None:
 def bound_text(given: TextToSpeechInput, model: Model, route: Route, heard: Heard) -> Bound:
     """The characters of the text."""
     used = Used(characters=len(given.text))
-    speed = given.voice_settings.speed if given.voice_settings.HasField("speed") else 1.0
-    return Bound(used, used, exact=True, speed=speed)
+    return Bound(used, used, exact=True)
 
 
 def bound_sound(given: SpeechToSpeechInput, model: Model, route: Route, heard: Heard) -> Bound:
@@ -104,19 +104,29 @@ def bound_sound(given: SpeechToSpeechInput, model: Model, route: Route, heard: H
 
 
 def partly_text(given: TextToSpeechInput, bound: Bound, delivered: Delivered) -> Used:
-    """The characters spoken in the delivered time, at the speed that the vendor received."""
-    spoken = ceil(_ms(given, delivered.size) * SPOKEN_CHARACTERS * min(bound.speed, 1.0) / 1000)
-    return Used(characters=min(spoken, bound.most.characters))
+    """The characters spoken in the delivered time; all of them if that can't be measured."""
+    if not delivered.size:
+        return Used()
+    most = bound.most.characters
+    if delivered.audio_ms is None:
+        return Used(characters=most)
+    spoken = ceil(delivered.audio_ms * SPOKEN_CHARACTERS * _speed(given) / 1000)
+    return Used(characters=min(max(spoken, 1), most))
 
 
 def partly_sound(given: SpeechToSpeechInput, bound: Bound, delivered: Delivered) -> Used:
-    """The time that was delivered."""
-    return Used(audio_ms=min(_ms(given, delivered.size), bound.most.audio_ms))
+    """The input audio that was spoken in the delivered time; all of it if that can't be measured."""
+    if not delivered.size:
+        return Used()
+    most = min(bound.heard_ms, bound.most.audio_ms) or bound.most.audio_ms
+    if delivered.audio_ms is None:
+        return Used(audio_ms=most)
+    return Used(audio_ms=min(max(ceil(delivered.audio_ms * _speed(given)), 1), most))
 
 
-def _ms(given: TextToSpeechInput | SpeechToSpeechInput, size: int) -> int:
-    """Milliseconds of so many bytes in the output format that is asked for."""
-    return ceil(size * 1000 / _per_second(given))
+def _speed(given: TextToSpeechInput | SpeechToSpeechInput) -> float:
+    """The speed that the provider speaks at, of an input as its route takes it."""
+    return given.voice_settings.speed if given.voice_settings.HasField("speed") else 1.0
 
 
 def _per_second(given: TextToSpeechInput | SpeechToSpeechInput) -> int:
@@ -132,8 +142,8 @@ def media_size_of_text(given: TextToSpeechInput, bound: Bound) -> int:
 
 
 def media_size_of_sound(given: SpeechToSpeechInput, bound: Bound) -> int:
-    """The media size of audio as long as the input audio."""
-    return (bound.most.audio_ms + SLACK_MS) * _per_second(given) // 1000
+    """The media size of audio as long as the input audio at the speed that is asked for."""
+    return ceil((bound.most.audio_ms / _speed(given) + SLACK_MS) * _per_second(given) / 1000)
 
 
 class SpeechFold:
@@ -144,11 +154,12 @@ class SpeechFold:
     Idempotency-Key must be stored.
     """
 
-    __slots__ = ("_chunks", "_content_type", "_folding", "_most", "_size", "_writer")
+    __slots__ = ("_chunks", "_content_type", "_folding", "_meter", "_most", "_size", "_writer")
 
     def __init__(self, folding: Folding) -> None:
         self._folding = folding
         self._content_type = ""
+        self._meter: AudioMeter | None = None
         self._size = 0
         self._writer: MediaWriter | None = None
         self._chunks: list[bytes] = []
@@ -157,12 +168,15 @@ class SpeechFold:
     def add(self, event: StreamTaskResponse) -> StreamTaskResponse | None:
         """See Fold."""
         data = event.audio_chunk.data
-        if not self._size:
+        if self._meter is None:
             self._content_type = event.audio_chunk.content_type
+            output_format = self._folding.input.output_format or DEFAULT_FORMAT
+            self._meter = AudioMeter(self._content_type, output_format)
             wanted = self._folding.input.response_format
             if wanted != ResponseFormat.RESPONSE_FORMAT_B64_JSON or self._folding.keep:
                 self._writer = self._folding.writer(self._content_type)
         self._size += len(data)
+        self._meter.add(data)
         if self._writer is not None:
             try:
                 self._writer.write(data)
@@ -170,6 +184,7 @@ class SpeechFold:
                 self._unstored(error, data)
                 data = b""
         if self._folding.stream:
+            self._folding.delivered.audio_ms = self._meter.ms
             return event
         if self._size <= self._most:
             self._chunks.append(data)
@@ -219,12 +234,12 @@ class SpeechFold:
         if bound.exact:
             return bound.most, True  # a text's characters
         most, heard = bound.most.audio_ms, bound.heard_ms
-        answered = _ms(self._folding.input, self._size)
-        if not heard:
-            return Used(audio_ms=min(answered, most)), False
-        if answered > 2 * heard + SLACK_MS or heard > 2 * answered + SLACK_MS:
-            return Used(audio_ms=answered), False  # the vendor used other audio than was measured
-        return Used(audio_ms=min(heard, most)), True
+        spoken = self._meter.ms if self._meter is not None else None
+        answered = ceil((spoken or 0) * _speed(self._folding.input))
+        if not answered or (heard and answered <= 2 * heard + SLACK_MS and heard <= 2 * answered + SLACK_MS):
+            return Used(audio_ms=min(heard, most) or most), bool(heard)
+        # The input was not measured, or the provider used other audio than was measured.
+        return Used(audio_ms=min(answered, most)), False
 
     def close(self) -> None:
         """See Fold."""

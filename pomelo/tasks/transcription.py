@@ -1,7 +1,7 @@
 """Speech-to-text tasks: their check, their length, and the folding of a transcript."""
 
 import logging
-from math import ceil
+from math import ceil, inf, isfinite
 
 from pomelo.catalog import Model, Route
 from pomelo.errors import PomeloError
@@ -56,24 +56,50 @@ class TranscriptionFold:
         """See Fold."""
         if self._transcription is None:
             raise PomeloError("provider_failed")
-        result.transcription.CopyFrom(self._transcription)
-        result.transcription.language = iso_language(self._transcription.language)
+        output = result.transcription
+        output.CopyFrom(self._transcription)
+        output.language = iso_language(self._transcription.language)
+        _repair_times(output)
+        bound = self._folding.bound
+        # Nobody may know the length; then the audio lasts at least until its last word ends.
+        ms = self._reported_ms() or min(bound.heard_ms, bound.most.audio_ms)
+        output.audio_seconds = ms / 1000 or max((word.end for word in output.words), default=0.0)
         return None
 
     def used(self) -> tuple[Used, bool]:
         """See Fold."""
         bound = self._folding.bound
-        seconds = self._transcription.audio_seconds if self._transcription is not None else 0.0
-        ms = ceil(seconds * 1000)
-        if 0 < ms <= bound.most.audio_ms:
+        if ms := self._reported_ms():
             return Used(audio_ms=ms), True
-        # The provider reported no length, as for silence, or more than is possible.
-        if ms > bound.most.audio_ms:
-            log.warning("a provider reported %d ms of audio that has at most %d", ms, bound.most.audio_ms)
         return Used(audio_ms=min(bound.heard_ms, bound.most.audio_ms) or bound.most.audio_ms), False
+
+    def _reported_ms(self) -> int:
+        """The length that the provider reports; 0 if there is none, as for silence, or it is impossible."""
+        seconds = self._transcription.audio_seconds if self._transcription is not None else 0.0
+        if not 0 < seconds < inf:  # false for NaN
+            return 0
+        if seconds * 1000 > self._folding.bound.most.audio_ms:
+            log.warning(
+                "a provider reported %g s of audio that has at most %d ms",
+                seconds,
+                self._folding.bound.most.audio_ms,
+            )
+            return 0
+        return ceil(seconds * 1000)
 
     def close(self) -> None:
         """See Fold."""
+
+
+def _repair_times(output: Transcription) -> None:
+    """Replaces times that are no finite numbers, which JSON has not, by the end of the word before."""
+    last = 0.0
+    for word in output.words:
+        if not isfinite(word.start):
+            word.start = last
+        if not isfinite(word.end):
+            word.end = word.start
+        last = word.end
 
 
 KIND = TaskKind("speech_to_text", "speech_", check, TranscriptionFold, bound, nothing, audio=True)

@@ -62,9 +62,9 @@ async def test_without_a_format_it_is_mp3(vendor: FaultUpstream, provider: Any) 
 @pytest.mark.parametrize(
     ("head", "kind"),
     [
-        (b"OggS\x00\x02", "audio/ogg"),
-        (b"\x1aE\xdf\xa3\x00", "audio/webm"),
-        (b"\x00\x01\x02\x03", "audio/opus"),
+        (b"OggS\x00\x02" + bytes(8), "audio/ogg"),
+        (b"\x1aE\xdf\xa3\x00" + bytes(8), "audio/webm"),
+        (b"fLaC" + bytes(8), "audio/flac"),
     ],
 )
 async def test_opus_is_told_from_its_first_bytes_even_if_they_come_one_by_one(
@@ -174,9 +174,31 @@ async def test_many_at_once_do_not_mix(vendor: FaultUpstream, provider: Any) -> 
 
 async def test_raw_samples_that_look_like_text_are_sound(vendor: FaultUpstream, provider: Any) -> None:
     for wanted in ("pcm_16000", "ulaw_8000", "alaw_8000"):
+        # The content type says that they are samples.
         vendor.script(Reply(headers={"Content-Type": "audio/basic"}, steps=(b"{", b"<html>")))
         given = TextToSpeechInput(text="x", voice="adam", output_format=wanted)
         assert (await sound(provider, job(given)))[0] == b"{<html>"
+
+
+@pytest.mark.parametrize("kind", ["application/octet-stream", "audio/mpeg"])
+@pytest.mark.parametrize("wanted", ["pcm_16000", "ulaw_8000"])
+async def test_samples_under_another_label_may_begin_like_a_text(
+    vendor: FaultUpstream, provider: Any, wanted: str, kind: str
+) -> None:
+    samples = b"<p>{not a text" + bytes(range(128, 256))
+    vendor.script(Reply(headers={"Content-Type": kind}, steps=(samples,)))
+    given = TextToSpeechInput(text="x", voice="adam", output_format=wanted)
+    assert (await sound(provider, job(given)))[0] == samples
+
+
+@pytest.mark.parametrize("wanted", ["mp3_44100_128", "pcm_16000", "opus_48000_32"])
+async def test_the_bytes_outweigh_the_format_that_was_asked_for(
+    vendor: FaultUpstream, provider: Any, wanted: str
+) -> None:
+    wav = b"RIFF\x24\0\0\0WAVEfmt \x10\0\0\0" + bytes(100)
+    vendor.script(Reply(headers={"Content-Type": "audio/mpeg"}, steps=(wav,)))
+    given = TextToSpeechInput(text="x", voice="adam", output_format=wanted)
+    assert await sound(provider, job(given)) == (wav, "audio/wav")
 
 
 # --- transcripts
@@ -268,26 +290,79 @@ async def test_one_result_streamed_or_not(vendor: FaultUpstream, provider: Any, 
 @pytest.mark.parametrize(
     ("changes", "seconds"),
     [
-        ({"audio_duration_secs": None}, 1.4),
-        ({"audio_duration_secs": -1}, 1.4),
-        ({"audio_duration_secs": 10**9}, 1.4),
-        ({"audio_duration_secs": 10**400}, 1.4),
-        ({"words": [{"text": "x", "start": -(10**400), "end": 10**400}]}, 1.6),
+        ({"audio_duration_secs": None}, 0.0),
+        ({"audio_duration_secs": -1}, 0.0),
+        ({"audio_duration_secs": 10**9}, 0.0),
+        ({"audio_duration_secs": 10**400}, 0.0),
+        ({"audio_duration_secs": float("nan")}, 0.0),
+        ({"audio_duration_secs": float("inf")}, 0.0),
+        ({"audio_duration_secs": "1.5"}, 1.5),
+        ({"audio_duration_secs": "abc"}, 0.0),
+        ({"audio_duration_secs": "nan"}, 0.0),
+        ({"audio_duration_secs": True}, 0.0),
+        ({"audio_duration_secs": [30]}, 0.0),
+        ({"audio_duration_secs": {}}, 0.0),
         ({"audio_duration_secs": 0}, 0.0),
-        ({"audio_duration_secs": None, "words": None}, 0.0),
-        ({"audio_duration_secs": None, "words": []}, 0.0),
+        ({"words": [{"text": "x", "start": -(10**400), "end": 10**400}]}, 1.6),
+        ({"words": None}, 1.6),
+        ({"words": []}, 1.6),
+        ({"words": 7}, 1.6),
+        ({"words": {"text": "x"}}, 1.6),
         ({"words": [{"text": "Hi", "type": "word"}]}, 1.6),
         ({"language_code": None}, 1.6),
+        ({"language_code": 7}, 1.6),
+        ({"language_code": ["en"]}, 1.6),
         ({"novelty": {"a": [1]}, "words": [{"text": "x", "start": None, "end": None}]}, 1.6),
     ],
 )
-async def test_what_is_missing_or_new_does_no_harm(
+async def test_what_is_missing_odd_or_new_does_no_harm(
     vendor: FaultUpstream, provider: Any, changes: dict[str, Any], seconds: float
 ) -> None:
     vendor.script(told(**changes))
     said = await transcript(provider, job(SpeechToTextInput()))
     assert said.text == SAID["text"]
     assert said.audio_seconds == seconds
+
+
+NAN, INF = float("nan"), float("inf")
+
+
+@pytest.mark.parametrize("timestamps", [Timestamps.TIMESTAMPS_WORD, Timestamps.TIMESTAMPS_CHARACTER])
+@pytest.mark.parametrize(
+    ("word", "heard"),
+    [
+        (None, None),
+        (7, None),
+        ("b", None),
+        ({}, None),
+        ({"text": None, "start": 2, "end": 3}, None),
+        ({"text": 7, "start": 2, "end": 3}, None),
+        ({"text": "b", "start": "2", "end": "3.5"}, ("b", 2.0, 3.5, "")),
+        ({"text": "b", "start": "soon", "end": True}, ("b", 1.0, 1.0, "")),
+        ({"text": "b", "start": NAN, "end": INF}, ("b", 1.0, 1.0, "")),
+        ({"text": "b", "start": [2], "end": {}}, ("b", 1.0, 1.0, "")),
+        ({"text": "b", "start": 2, "end": 3, "type": None}, ("b", 2.0, 3.0, "")),
+        ({"text": "b", "start": 2, "end": 3, "type": 7}, ("b", 2.0, 3.0, "")),
+        ({"text": "b", "start": 2, "end": 3, "speaker_id": 5}, ("b", 2.0, 3.0, "5")),
+        ({"text": "b", "start": 2, "end": 3, "speaker_id": {}}, ("b", 2.0, 3.0, "")),
+        ({"text": "b", "start": 2, "end": 3, "speaker_id": 10**4000}, ("b", 2.0, 3.0, "")),
+        ({"text": "b", "start": 2, "end": 3, "characters": 7}, ("b", 2.0, 3.0, "")),
+        ({"text": "b", "start": 2, "end": 3, "characters": [None, 7]}, ("b", 2.0, 3.0, "")),
+        ({"text": "b", "characters": [None, {"text": "b", "start": "2", "end": 3}]}, None),
+    ],
+)
+async def test_an_odd_word_is_repaired_or_left_out(
+    vendor: FaultUpstream, provider: Any, word: Any, heard: Any, timestamps: Any
+) -> None:
+    around = [{"text": "a", "start": 0, "end": 1}, {"text": "c", "start": 4, "end": 5}]
+    vendor.script(told(words=[around[0], word, around[1]]))
+    said = await transcript(provider, job(SpeechToTextInput(diarize=True, timestamps=timestamps)))
+    assert said.text == SAID["text"]
+    if isinstance(word, dict) and isinstance(word.get("characters"), list) and heard is None:
+        by_character = timestamps == Timestamps.TIMESTAMPS_CHARACTER
+        heard = ("b", 2.0, 3.0, "") if by_character else ("b", 1.0, 1.0, "")
+    expected = [("a", 0.0, 1.0, ""), heard, ("c", 4.0, 5.0, "")]
+    assert words(said) == [one for one in expected if one is not None]
 
 
 async def test_a_missing_time_is_that_of_the_word_before(vendor: FaultUpstream, provider: Any) -> None:

@@ -118,6 +118,22 @@ async def test_a_refusal_is_the_text(vendor: FaultUpstream, provider: Any, strea
 
 
 @pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("content", ["", [], None])
+async def test_a_refusal_beside_an_empty_content_is_the_text(
+    vendor: FaultUpstream, provider: Any, content: Any, stream: bool
+) -> None:
+    said = {"role": "assistant", "content": content, "refusal": "I can't help with that."}
+    if stream:
+        kind = "text/event-stream"
+        body = chunk(said, finish_reason="stop") + b"data: [DONE]\n\n"
+    else:
+        kind = "application/json"
+        body = json.dumps({"choices": [{"message": said, "finish_reason": "stop"}]}).encode()
+    vendor.script(Reply(headers={"Content-Type": kind}, steps=(body,)))
+    assert text(await deltas(provider, job(stream=stream))) == "I can't help with that."
+
+
+@pytest.mark.parametrize("stream", [False, True])
 async def test_an_empty_answer_is_an_answer(vendor: FaultUpstream, provider: Any, stream: bool) -> None:
     vendor.script(Answer("", finish_reason="length", usage=USAGE | {"completion_tokens": 0}))
     answer = await deltas(provider, job(stream=stream))

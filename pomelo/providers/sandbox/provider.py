@@ -139,7 +139,7 @@ class Sandbox:
                 yield event
 
     async def speech_to_speech(self, job: Job) -> AsyncGenerator[Event, None]:
-        """Sings what a sound says, in as much time, in the asked voice and format.
+        """Sings what a sound says, in as much time at speed 1, in the asked voice and format.
 
         Raises:
             PomeloError: invalid_parameter for a sound that is empty or too long; store_unavailable; what a
@@ -147,7 +147,9 @@ class Sandbox:
         """
         heard = await self._listen(job)
         script = await self._begin(heard.text, job, "audio")
-        sound = Sound.of(job.input.output_format, heard.text, _tone(job), heard.seconds)
+        settings = job.input.voice_settings
+        speed = settings.speed if settings.HasField("speed") else 1.0
+        sound = Sound.of(job.input.output_format, heard.text, _tone(job), heard.seconds / speed)
         async with aclosing(self._play(sound, script)) as events:
             async for event in events:
                 yield event

@@ -81,8 +81,8 @@ async def answer(
     bound = kind.bound(asked, model, route, heard)
     assert at_most(bound.least, bound.most)
     store = MediaStore(folder, b"x" * 32)
-    fold = kind.fold(Folding(asked, model, bound, stream, lambda kind_of: store.writer("a", kind_of)))
-    delivered = Delivered()
+    folding = Folding(asked, model, bound, stream, lambda kind_of: store.writer("a", kind_of))
+    fold, delivered = kind.fold(folding), folding.delivered
     job = Job("task_1", model, route, asked, stream, 1e12, audio=audio)
     async with aclosing(getattr(Sandbox(), kind.name)(job)) as events:
         async for event in events:
@@ -273,47 +273,79 @@ def test_a_stream_that_is_kept_has_its_text() -> None:
     assert result.text.content == "one two three"
 
 
-@pytest.mark.parametrize("speed", [0.25, 0.5, 0.7])
-def test_slow_speech_costs_what_was_said_of_it(speed: float) -> None:
+def speech(speed: float | None, output_format: str = "pcm_16000") -> speech_pb2.TextToSpeechInput:
+    """A text of 1,000 characters to speak."""
+    asked = speech_pb2.TextToSpeechInput(text="x" * 1000, voice="adam", output_format=output_format)
+    if speed is not None:
+        asked.voice_settings.speed = speed
+    return asked
+
+
+@pytest.mark.parametrize("speed", [0.25, 0.5, 0.7, None, 1.2, 4])
+def test_left_speech_costs_what_was_said_of_it_at_its_speed(speed: float | None) -> None:
     kind = TASK_TYPES[TaskType.TASK_TYPE_TEXT_TO_SPEECH]
-    asked = speech_pb2.TextToSpeechInput(text="x" * 1000, voice="adam", output_format="pcm_16000")
-    asked.voice_settings.speed = speed
-    bound = Bound(Used(characters=1000), Used(characters=1000), exact=True, speed=speed)
+    bound = Bound(Used(characters=1000), Used(characters=1000), exact=True)
     # The sandbox takes 60 ms for a character at speed 1.
-    spoken = 100
-    size = round(spoken * 0.06 / speed * 32_000)
-    part = kind.partly(asked, bound, Delivered(size, 1)).characters
-    assert 0.7 * spoken <= part <= spoken + 1
+    ms = round(100 * 60 / (speed or 1))
+    part = kind.partly(speech(speed), bound, Delivered(ms * 32, 1, audio_ms=ms)).characters
+    assert 89 <= part <= 91
 
 
 def test_left_speech_is_billed_at_the_speed_that_the_vendor_got() -> None:
     kind = TASK_TYPES[TaskType.TASK_TYPE_TEXT_TO_SPEECH]
-    asked = speech_pb2.TextToSpeechInput(text="x" * 1000, voice="adam", output_format="pcm_16000")
-    asked.voice_settings.speed = 0.25
     (model,) = [model for model in MODELS if model.name == "eleven-labs-tts"]
-    slow = Route("p", "m", clamp={"speed": (0.7, 1.2, None)})
-    bound = kind.bound(fit(asked, model, slow).input, model, slow, Heard())
-    size = round(100 * 0.06 / 0.7 * 32_000)
-    assert kind.partly(asked, bound, Delivered(size, 1)).characters >= 70
-    without = Route("p", "m", drop=frozenset({"speed"}))
-    dropped = kind.bound(fit(asked, model, without).input, model, without, Heard())
-    assert kind.partly(asked, dropped, Delivered(round(100 * 0.06 * 32_000), 1)).characters >= 70
+    for route, got in (
+        (Route("p", "m", clamp={"speed": (0.7, 1.2, 0)}), 0.7),
+        (Route("p", "m", drop=frozenset({"speed"})), 1.0),
+    ):
+        fitted = fit(speech(0.25), model, route).input
+        bound = kind.bound(fitted, model, route, Heard())
+        ms = round(100 * 60 / got)
+        assert 89 <= kind.partly(fitted, bound, Delivered(ms * 32, 1, audio_ms=ms)).characters <= 91
+
+
+def test_left_audio_that_can_not_be_measured_costs_all_of_its_input() -> None:
+    speech_to_speech = TASK_TYPES[TaskType.TASK_TYPE_SPEECH_TO_SPEECH]
+    text_to_speech = TASK_TYPES[TaskType.TASK_TYPE_TEXT_TO_SPEECH]
+    given = speech_pb2.SpeechToSpeechInput(voice="adam")
+    bound = Bound(Used(audio_ms=1_020), Used(audio_ms=1_020), heard_ms=1_000)
+    assert speech_to_speech.partly(given, bound, Delivered(10, 1)) == Used(audio_ms=1_000)
+    assert speech_to_speech.partly(given, bound, Delivered()) == Used()
+    bound = Bound(Used(characters=1000), Used(characters=1000), exact=True)
+    assert text_to_speech.partly(speech(None), bound, Delivered(10, 1)) == bound.most
+    assert text_to_speech.partly(speech(None), bound, Delivered()) == Used()
 
 
 @pytest.mark.parametrize(
-    ("answered", "billed"), [(100, 1_000), (900, 1_000), (1_000, 1_000), (2_900, 1_000), (60_000, 60_000)]
+    ("answered", "billed", "measured"),
+    [
+        (0, 10_000, True),
+        (4_000, 4_000, False),
+        (9_000, 10_000, True),
+        (10_000, 10_000, True),
+        (20_900, 10_000, True),
+        (60_000, 10_200, False),
+    ],
 )
-def test_a_sound_that_claims_to_be_shorter_than_it_is_costs_what_it_is(
-    tmp_path: Path, answered: int, billed: int
+@pytest.mark.parametrize("speed", [None, 0.7, 1.2])
+def test_an_answer_of_another_length_than_its_input_is_billed_by_its_length_up_to_the_bound(
+    tmp_path: Path, answered: int, billed: int, measured: bool, speed: float | None
 ) -> None:
     kind = TASK_TYPES[TaskType.TASK_TYPE_SPEECH_TO_SPEECH]
     asked = speech_pb2.SpeechToSpeechInput(voice="adam", output_format="pcm_16000")
-    bound = Bound(Used(audio_ms=1_000), Used(audio_ms=1_000), heard_ms=1_000)
+    if speed is not None:
+        asked.voice_settings.speed = speed
+    bound = Bound(Used(audio_ms=10_200), Used(audio_ms=10_200), heard_ms=10_000)
     store = MediaStore(tmp_path, b"x" * 32)
     model = next(model for model in MODELS if model.name == "eleven-labs-sts")
     fold = kind.fold(Folding(asked, model, bound, True, lambda kind_of: store.writer("a", kind_of)))
     event = StreamTaskResponse()
-    event.audio_chunk.data = bytes(answered * 32)
+    event.audio_chunk.content_type = "audio/pcm;rate=16000" if answered else "audio/webm"
+    event.audio_chunk.data = bytes(round(answered / (speed or 1)) * 32) or b"\x1aE\xdf\xa3" * 10
+    if not answered:
+        asked.output_format = "opus_48000_32"
     fold.add(event)
     fold.finish(TaskResult())
-    assert fold.used() == (Used(audio_ms=billed), billed == 1_000)
+    used, counted = fold.used()
+    assert used.audio_ms == pytest.approx(billed, abs=2)
+    assert counted == measured

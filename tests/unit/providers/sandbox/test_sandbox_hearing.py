@@ -346,10 +346,14 @@ async def test_the_length_does_not_drift_over_many_turns(sandbox: Sandbox) -> No
     assert (await hear(sandbox, sound.source)).audio_seconds == pytest.approx(length, abs=0.05)
 
 
-async def test_the_voice_changes_the_sound_and_speed_does_not_change_its_length(sandbox: Sandbox) -> None:
+async def test_the_voice_changes_the_sound_and_speed_its_length(sandbox: Sandbox) -> None:
     first = await speak(sandbox, TEXT, "wav_8000")
-    one = await respeak(sandbox, first.source, "wav_8000", voice="bella", voice_settings={"speed": 2.0})
+    one = await respeak(sandbox, first.source, "wav_8000", voice="bella")
     other = await respeak(sandbox, first.source, "wav_8000", voice="george")
     assert len(one.data) == len(other.data) == len(first.data)
     assert one.data != other.data
     assert one.data == (await respeak(Sandbox(), first.source, "wav_8000", voice="bella")).data
+    for speed in (0.5, 2.0):
+        settings = {"speed": speed}
+        sound = await respeak(sandbox, first.source, "wav_8000", voice="bella", voice_settings=settings)
+        assert decode(sound.data).seconds == pytest.approx(decode(one.data).seconds / speed, abs=0.01)

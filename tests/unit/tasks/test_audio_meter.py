@@ -1,0 +1,114 @@
+"""The length of answers is counted from their bytes, however these are cut and whatever format was asked for."""
+
+import io
+import math
+import struct
+from fractions import Fraction
+from typing import Any
+
+import av
+import pytest
+
+from pomelo.tasks.audio_meter import AudioMeter
+from pomelo.tasks.speech import FORMATS
+from pomelo.testing.sound import packets
+
+WEBM = b"\x1aE\xdf\xa3" + bytes(5000)
+
+
+def encoded(container: str, codec: str, seconds: float, rate: int, **options: Any) -> bytes:
+    """A tone, as FFmpeg writes it."""
+    file = io.BytesIO()
+    with av.open(file, "w", format=container) as out:
+        stream: Any = out.add_stream(codec, rate=rate)
+        stream.layout = options.pop("layout", "mono")
+        stream.bit_rate = options.pop("bit_rate", 64_000)
+        stream.options = {name: str(value) for name, value in options.items()}
+        sent = 0
+        while sent < seconds * rate:
+            frame = av.AudioFrame(format="s16", layout=stream.layout.name, samples=rate // 10)
+            silent = options.get("silent") or sent > rate
+            width = 2 * len(stream.layout.channels)
+            tone = [0 if silent else int(8000 * math.sin((sent + n) / 9)) for n in range(rate // 10)]
+            data = b"".join(struct.pack("<h", value) * (width // 2) for value in tone)
+            frame.planes[0].update(data + bytes(frame.planes[0].buffer_size - len(data)))
+            frame.sample_rate, frame.pts, frame.time_base = rate, sent, Fraction(1, rate)
+            out.mux(stream.encode(frame))
+            sent += rate // 10
+        out.mux(stream.encode(None))
+    return file.getvalue()
+
+
+def measured(sound: bytes, content_type: str, asked: str, cut: int = 1000) -> int | None:
+    """What the meter says of a sound that comes in pieces of `cut` bytes."""
+    meter = AudioMeter(content_type, asked)
+    for at in range(0, len(sound), cut):
+        meter.add(sound[at : at + cut])
+    return meter.ms
+
+
+FILES = {
+    "mp3 of a constant rate": encoded("mp3", "mp3", 3, 44100, bit_rate=32_000),
+    "mp3 of a variable rate": encoded("mp3", "mp3", 3, 44100, q=4),
+    "mp3 of half the sample rate": encoded("mp3", "mp3", 3, 22050, bit_rate=48_000),
+    "mp3 of a quarter of the sample rate": encoded("mp3", "mp3", 3, 11025, bit_rate=16_000),
+    "opus at 6 kbit/s": encoded("ogg", "libopus", 3, 48000, bit_rate=6_000),
+    "opus with silence left out": encoded("ogg", "libopus", 3, 48000, dtx=1, bit_rate=64_000),
+    "wav": encoded("wav", "pcm_s16le", 3, 16000),
+    "wav in stereo": encoded("wav", "pcm_s16le", 3, 44100, layout="stereo"),
+}
+
+
+@pytest.mark.parametrize("cut", [1, 7, 1000, 10**6])
+@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("asked", ["mp3_44100_128", "wav_16000", "pcm_16000", "opus_48000_192", "ulaw_8000"])
+def test_an_encoded_answer_is_as_long_as_it_plays(name: str, asked: str, cut: int) -> None:
+    ms = measured(FILES[name], "", asked, cut)
+    assert ms is not None
+    assert 2950 <= ms <= 3350  # encoders add a few frames
+
+
+@pytest.mark.parametrize("asked", sorted(FORMATS))
+def test_every_format_is_measured(asked: str) -> None:
+    codec, rate, *kbits = asked.split("_")
+    per_second = int(kbits[0]) * 125 if kbits else int(rate) * (1 if codec in ("ulaw", "alaw") else 2)
+    ms = measured(b"".join(packets(asked, per_second * 4, "seed")), "", asked)
+    assert ms == pytest.approx(4000, rel=0.1 if codec == "opus" else 0.02)
+
+
+def test_the_sample_rate_of_the_content_type_counts() -> None:
+    assert measured(bytes(88_200), "audio/pcm;rate=44100", "mp3_44100_128") == 1000
+    assert measured(bytes(88_200), "audio/pcm;rate=44100", "pcm_16000") == 1000
+    assert measured(bytes(88_200), "audio/pcm", "pcm_44100") == 1000
+
+
+@pytest.mark.parametrize("asked", ["mp3_44100_128", "opus_48000_32", "wav_16000"])
+def test_what_can_not_be_measured_has_no_length(asked: str) -> None:
+    assert measured(WEBM, "audio/webm", asked) is None
+    assert measured(bytes(5000), "audio/mpeg", asked) is None
+
+
+def test_samples_that_begin_like_a_frame_are_samples() -> None:
+    assert measured(b"\xff\xfb\x90\xc0" + bytes(31_996), "audio/pcm;rate=16000", "pcm_16000") == 1000
+
+
+def test_tags_have_no_length_and_damage_does_not_shorten() -> None:
+    mp3 = b"".join(packets("mp3_44100_128", 16_000 * 3, "seed"))
+    whole = measured(mp3, "audio/mpeg", "mp3_44100_128")
+    tag = b"ID3\x04\x00\x00\x00\x00\x4e\x10" + bytes(10_000)
+    assert measured(tag + mp3 + b"TAG" + bytes(125), "audio/mpeg", "mp3_44100_128") == whole
+    damaged = measured(mp3 + bytes(1000) + mp3, "audio/mpeg", "mp3_44100_128")
+    assert whole is not None
+    assert damaged == pytest.approx(2 * whole, abs=80)
+
+
+def test_what_has_come_so_far_is_measured() -> None:
+    meter = AudioMeter("audio/ogg", "opus_48000_64")
+    ogg = FILES["opus at 6 kbit/s"]
+    lengths = []
+    for at in range(0, len(ogg), 100):
+        meter.add(ogg[at : at + 100])
+        lengths.append(meter.ms)
+    assert lengths[0] == 0
+    assert None not in lengths
+    assert lengths == sorted(lengths, key=lambda ms: ms or 0)
