@@ -7,7 +7,6 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from pomelo.audio import FRAME_STARTS
 from pomelo.gen.v1.speech_pb2 import SpeechToTextInput, Timestamps, Transcription
 from pomelo.media import sniff
 from pomelo.providers.base import Event
@@ -19,6 +18,10 @@ PIECE = 64 * 1024
 
 SOUND_MOST = 512 * 1024 * 1024
 """Bytes of a sound: more than an hour of the largest format."""
+
+_FRAME_STARTS = (b"ID3", b"\xff\xfb", b"\xff\xfa", b"\xff\xf3", b"\xff\xf2", b"\xff\xe3", b"\xff\xe2",
+                 b"\xff\xf1", b"\xff\xf9")  # fmt: skip
+"""First bytes of MP3 and ADTS files."""
 
 _SECONDS_MOST = 1_000_000.0
 """More than any sound lasts: a length above it is a fault."""
@@ -126,7 +129,7 @@ class Sound:
     def _is_sound(self, head: bytes) -> bool:
         """Whether an answer that begins with `head` can be audio: files have a mark, samples have none."""
         if self._wanted.partition("_")[0] in _CONTAINERS:
-            return head.startswith(FRAME_STARTS) or sniff("", head).startswith("audio/")
+            return head.startswith(_FRAME_STARTS) or sniff("", head).startswith("audio/")
         return self._samples or not (head.startswith(_GZIP) or _TEXT.fullmatch(head))
 
 

@@ -88,7 +88,7 @@ price_version = "2026-11-24"
 [[models.fixed.routes]]
 provider = "openai"
 model = "fixed"
-max_tokens_field = "none"
+seed_field = "none"
 extra = { temperature = 0.6, stop = ["X"] }
 
 [models.flux-megapixels]
@@ -238,9 +238,9 @@ async def test_a_picture_in_another_size_costs_what_was_made(rig: Rig, way: str,
 @WAY
 async def test_fields_that_the_operator_has_fixed_are_reported(rig: Rig, way: str) -> None:
     caller = await rig.house.caller()
-    body = say(model="fixed", temperature=0.9, max_tokens=5, stop=["END"])
+    body = say(model="fixed", temperature=0.9, seed=5, stop=["END"])
     told = await rig.house.ask(way, caller.live, body)
-    assert (told.code, adjusted(told)) == ("ok", "max_tokens; stop; temperature=0.6")
+    assert (told.code, adjusted(told)) == ("ok", "stop; seed; temperature=0.6")
     assert rig.requests[0].body["temperature"] == 0.6
     told = await rig.house.ask(way, caller.live, say(model="fixed", temperature=0.6), headers=STRICT)
     assert (told.code, adjusted(told)) == ("ok", None)

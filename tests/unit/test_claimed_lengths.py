@@ -117,7 +117,7 @@ async def test_a_claim_never_makes_a_file_shorter_than_it_is(
     kind = sniff(label, bytes(data[:16]))
     measured = await measurer.measure(AudioSource(kind, len(data), data=bytes(data)))
     held = Heard(len(data), measured.ms).most(STT) / 1000
-    assert held >= 0.94 * SECONDS, (claim, value, label, measured)
+    assert held >= 0.92 * SECONDS, (claim, value, label, measured)
 
 
 async def test_a_large_cover_makes_no_sound_longer(measurer: Measurer) -> None:
