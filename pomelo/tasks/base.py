@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from pomelo.catalog import Model, Route
+from pomelo.catalog import ENCODER_PADDING_MS, Model, Route
 from pomelo.gen.v1.media_pb2 import ResponseFormat
 from pomelo.gen.v1.task_pb2 import TaskResult
 from pomelo.gen.v1.task_service_pb2 import StreamTaskResponse
@@ -61,6 +61,11 @@ class Heard:
         limit = model.limits.max_audio_seconds * 1000
         most = -(-self.ms * 102 // 100) if self.ms else -(-self.size * 1000 // DENSEST_BYTES)
         return min(most, limit) if limit else most
+
+    def exceeds(self, model: Model) -> bool:
+        """Whether it was measured to be longer than the model takes, beyond what encoders add."""
+        limit = model.limits.max_audio_seconds * 1000
+        return bool(limit) and self.ms > limit + ENCODER_PADDING_MS
 
 
 @dataclass(frozen=True, slots=True)
