@@ -67,7 +67,7 @@ _PADDED = {"asf": 0.1}
 
 _LARGEST = {"dts": 65_536}
 _ANY_LARGEST = 8192
-"""The largest frames of bare formats; a larger packet is garbage that was found before a frame."""
+"""Bytes of the largest frames; a larger packet of a bare format is garbage that was found before a frame."""
 
 _RAW_COVERED = 0.95
 """That share where the caller says that the bytes are bare samples."""
@@ -173,7 +173,7 @@ class _Budget:
     """CPU time for decoding a file of `size` bytes, spread over the whole of it."""
 
     def __init__(self, size: int) -> None:
-        self._size = max(size, 1)
+        self.size = max(size, 1)
         self._bytes = 0
         self._spent = 0.0
 
@@ -188,7 +188,7 @@ class _Budget:
     @property
     def left(self) -> bool:
         """Whether more may be spent at this place of the file."""
-        return self._spent < DECODE_SECONDS * (0.5 + 0.5 * min(self._bytes / self._size, 1.0))
+        return self._spent < DECODE_SECONDS * (0.5 + 0.5 * min(self._bytes / self.size, 1.0))
 
 
 class _Stream:
@@ -298,8 +298,9 @@ class _Decoded:
             for frame in self._codec.decode(packet):
                 seconds += frame.samples / frame.sample_rate
         except (av.FFmpegError, ValueError, OSError, ZeroDivisionError):
-            # A broken packet has no audio. Only FLAC's has: frames up to the fault, which PyAV drops.
-            if self._codec.name == "flac":
+            # A broken packet has no audio, unless it is more than a frame: a decoder plays what is before
+            # the fault, which PyAV drops.
+            if self._codec.name == "flac" or packet.size > _ANY_LARGEST:
                 self._left_out_bytes += packet.size
                 self._bytes -= packet.size
         self._seconds += seconds
@@ -311,7 +312,9 @@ class _Decoded:
         packets or by bytes, whichever is longer."""
         if not self._left_out_bytes:
             return self._seconds, self._seconds > 0
-        by_bytes = self._seconds * self._left_out_bytes / max(self._bytes, 1)
+        # Packets of a broken file may overlap.
+        rest = min(self._left_out_bytes, max(self._budget.size - self._bytes, 0))
+        by_bytes = self._seconds * rest / max(self._bytes, 1)
         return self._seconds + max(self._left_out, by_bytes), False
 
 
