@@ -41,7 +41,7 @@ def inline_most(wanted: "ResponseFormat.ValueType", *, stream: bool) -> int:
 
 
 DENSEST_BYTES = 125
-"""Bytes of a second of audio in the densest encoding in use (1 kbit/s: silence in FLAC, Opus with DTX)."""
+"""Bytes of a second of audio that can't be measured: less than any such encoding in use has (1 kbit/s)."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -31,6 +31,8 @@ TOO_LONG: dict[str, tuple[str, bytes]] = {
     "wav that claims no samples": ("audio/wav", corpus.wav(301, rate=6_000, data=0)),
     "flac from a pipe": ("audio/flac", corpus.make("flac", 301)),
     "ogg opus": ("audio/ogg", corpus.make("ogg opus", 301)),
+    "ogg of two codecs": ("audio/ogg", corpus.make("ogg opus", 151) + corpus.make("ogg vorbis", 151)),
+    "adts of two rates": ("audio/aac", corpus.make("adts", 1, 96_000) + corpus.make("adts", 301, 8_000)),
     "samples": ("audio/pcm;rate=8000", bytes(301 * 16_000)),
     "samples of one byte": ("audio/basic", bytes(301 * 8_000)),
 }
@@ -41,6 +43,14 @@ FITS: dict[str, tuple[str, bytes]] = {
     "m4a of the limit": ("audio/mp4", corpus.make("m4a", MOST)),
     "ogg opus of the limit": ("audio/ogg", corpus.make("ogg opus", MOST)),
     "samples of one byte": ("audio/basic", bytes(299 * 8_000)),
+    "wav with padding": (
+        "audio/wav",
+        (wav := corpus.wav(50, rate=6_000))[:12]
+        + b"JUNK"
+        + (4_000_000).to_bytes(4, "little")
+        + bytes(4_000_000)
+        + wav[12:],
+    ),
     "bytes that can't be measured": ("", b"some sound " * 60_000),
 }
 
