@@ -40,6 +40,9 @@ _BLOCK = 32
 _FAILURES = 16
 """Errors in a row after which no more packets are read."""
 
+_ALL = 2**62
+"""Microseconds: longer than any file."""
+
 _CLAIMING = ("ogg", "mov", "matroska", "avi", "asf", "flv", "caf", "nut")
 """Containers whose packets have the durations that the container claims."""
 
@@ -101,17 +104,30 @@ def measure(file: BinaryIO, size: int, raw: bool) -> tuple[int, str]:
     return ms, name if ms else ""
 
 
-def _measure(file: Any, size: int, back: int, raw: bool) -> tuple[int, str]:
-    """The length of a file, or of a link of a chained one, whose last `back` bytes are tags."""
+class _LateStreamError(Exception):
+    """A stream begins behind what was read to find the streams."""
+
+
+def _measure(file: Any, size: int, back: int, raw: bool, thorough: bool = False) -> tuple[int, str]:
+    """The length of a file, or of a link of a chained one, whose last `back` bytes are tags. If it is
+    `thorough`, all of the file is read to find its streams."""
     import av
 
     # An edit list may claim that most of a file is not to be played.
     options = {"format_whitelist": FORMATS, "ignore_editlist": "1"}
+    if thorough:
+        options |= {"probesize": str(max(size, 32)), "analyzeduration": str(_ALL)}
     with av.open(file, options=options, metadata_errors="replace") as container:
         name = container.format.name.partition(",")[0]
         if raw and name not in _BARE:
             return 0, ""
-        lengths, packets, covered = _lengths(container, name, size)
+        try:
+            lengths, packets, covered = _lengths(container, name, size, thorough)
+        except _LateStreamError:
+            lengths = None
+    if lengths is None:
+        file.seek(0)
+        return _measure(file, size, back, raw, thorough=True)
     if name in _BARE and covered < (size - back) * (_RAW_COVERED if raw else _COVERED):
         return 0, ""
     seconds = max(lengths, default=0.0)
@@ -125,7 +141,7 @@ def _measure(file: Any, size: int, back: int, raw: bool) -> tuple[int, str]:
     return (round(seconds * 1000), name) if seconds > 0 else (0, "")
 
 
-def _lengths(container: Any, name: str, size: int) -> tuple[list[float], int, int]:
+def _lengths(container: Any, name: str, size: int, thorough: bool) -> tuple[list[float], int, int]:
     """The seconds of each audio stream, and the number and the bytes of all packets, also those of video and
     pictures."""
     # A stream of a codec that FFmpeg has not has no context, and no length that could be relied on.
@@ -136,7 +152,7 @@ def _lengths(container: Any, name: str, size: int) -> tuple[list[float], int, in
     streams = {stream.index: _Stream(stream, name, budget) for stream in known}
     largest = _LARGEST.get(name, _ANY_LARGEST) if name in _BARE else size
     packets = covered = 0
-    for packet in _packets(container):
+    for packet in _packets(container, thorough):
         packets += 1
         if packet.size <= largest:
             covered += packet.size
@@ -147,8 +163,12 @@ def _lengths(container: Any, name: str, size: int) -> tuple[list[float], int, in
     return [stream.seconds() for stream in streams.values()], packets, covered
 
 
-def _packets(container: Any) -> Iterator[Any]:
-    """The packets that can be read; what is broken or truncated is left out."""
+def _packets(container: Any, thorough: bool) -> Iterator[Any]:
+    """The packets that can be read; what is broken or truncated is left out.
+
+    Raises:
+        _LateStreamError: a packet is of no stream that was found, unless `thorough`: then it is left out.
+    """
     import av
 
     failures = 0
@@ -157,7 +177,9 @@ def _packets(container: Any) -> Iterator[Any]:
         try:
             packet = next(demuxed, None)
         except IndexError:
-            demuxed = container.demux()  # a stream that began late: its packets are in no stream
+            if not thorough:
+                raise _LateStreamError from None
+            demuxed = container.demux()
         except (av.FFmpegError, ValueError, OSError):
             failures += 1
             demuxed = container.demux()
