@@ -92,6 +92,10 @@ class Route:
         return kind(min(max(value, least), most))
 
 
+ENCODER_PADDING_MS = 500
+"""Milliseconds by which audio may exceed `max_audio_seconds`: encoders add silence at both ends."""
+
+
 @dataclass(frozen=True, slots=True)
 class Limits:
     """What a model takes; 0 where a limit doesn't apply to its kind."""

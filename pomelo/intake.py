@@ -308,9 +308,8 @@ class Intake:
             measured = await self._measurer.measure(audio, principal.account)
             audio = replace(audio, ms=measured.ms, content_type=measured.content_type)
             heard = Heard(audio.size, audio.ms)
-            longest = model.limits.max_audio_seconds
-            if audio.ms > longest * 1000 > 0:
-                raise invalid("audio", f"audio of at most {longest} seconds")
+            if heard.exceeds(model):
+                raise invalid("audio", f"audio of at most {model.limits.max_audio_seconds} seconds")
         return _Asked(model, kind, given, routing, audio, heard, repeatable, large)
 
     def _spent(self, task: Task, call: Call, principal: Principal) -> Callable[[], None]:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from pomelo.catalog import Model, Route
+from pomelo.catalog import ENCODER_PADDING_MS, Model, Route
 from pomelo.gen.v1.media_pb2 import ResponseFormat
 from pomelo.gen.v1.task_pb2 import TaskResult
 from pomelo.gen.v1.task_service_pb2 import StreamTaskResponse
@@ -41,7 +41,7 @@ def inline_most(wanted: "ResponseFormat.ValueType", *, stream: bool) -> int:
 
 
 DENSEST_BYTES = 125
-"""Bytes of a second of audio in the densest encoding in use (1 kbit/s: silence in FLAC, Opus with DTX)."""
+"""Bytes of a second of audio that can't be measured: less than any such encoding in use has (1 kbit/s)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +61,11 @@ class Heard:
         limit = model.limits.max_audio_seconds * 1000
         most = -(-self.ms * 102 // 100) if self.ms else -(-self.size * 1000 // DENSEST_BYTES)
         return min(most, limit) if limit else most
+
+    def exceeds(self, model: Model) -> bool:
+        """Whether it was measured to be longer than the model takes, beyond what encoders add."""
+        limit = model.limits.max_audio_seconds * 1000
+        return bool(limit) and self.ms > limit + ENCODER_PADDING_MS
 
 
 @dataclass(frozen=True, slots=True)

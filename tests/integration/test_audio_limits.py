@@ -34,13 +34,26 @@ TOO_LONG: dict[str, tuple[str, bytes]] = {
     "wav that claims no samples": ("audio/wav", corpus.wav(301, rate=6_000, data=0)),
     "flac from a pipe": ("audio/flac", corpus.make("flac", 301)),
     "ogg opus": ("audio/ogg", corpus.make("ogg opus", 301)),
+    "ogg of two codecs": ("audio/ogg", corpus.make("ogg opus", 151) + corpus.make("ogg vorbis", 151)),
+    "adts of two rates": ("audio/aac", corpus.make("adts", 1, 96_000) + corpus.make("adts", 301, 8_000)),
     "samples": ("audio/pcm;rate=8000", bytes(301 * 16_000)),
     "samples of one byte": ("audio/basic", bytes(301 * 8_000)),
 }
 
 FITS: dict[str, tuple[str, bytes]] = {
     "mp3": ("audio/mpeg", corpus.mp3(299)),
+    "mp3 of the limit, with the encoder's padding": ("audio/mpeg", corpus.make("mp3", MOST)),
+    "m4a of the limit": ("audio/mp4", corpus.make("m4a", MOST)),
+    "ogg opus of the limit": ("audio/ogg", corpus.make("ogg opus", MOST)),
     "samples of one byte": ("audio/basic", bytes(299 * 8_000)),
+    "wav with padding": (
+        "audio/wav",
+        (wav := corpus.wav(50, rate=6_000))[:12]
+        + b"JUNK"
+        + (4_000_000).to_bytes(4, "little")
+        + bytes(4_000_000)
+        + wav[12:],
+    ),
     "bytes that can't be measured": ("", b"some sound " * 60_000),
 }
 
@@ -97,9 +110,10 @@ async def test_sound_that_may_be_within_the_limit_reaches_the_vendor(
 ) -> None:
     caller = await house.caller()
     asked = len(house.upstream.requests)
-    assert await ask(house, way, caller.live, *FITS[name]) == ("ok", "")
+    for key in (caller.live, caller.test) if "measured" not in name else (caller.live,):
+        assert await ask(house, way, key, *FITS[name]) == ("ok", "")
     assert len(house.upstream.requests) == asked + 1
-    assert len(await house.records(caller)) == 1
+    assert len(await house.records(caller)) >= 1
 
 
 @pytest.mark.parametrize("way", WAYS)

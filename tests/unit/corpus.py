@@ -49,15 +49,29 @@ CASES: dict[str, tuple[str, str, dict[str, str]]] = {
     "asf": ("asf", "wmav2", {}),
     "flv": ("flv", "aac", {}),
     "voc": ("voc", "pcm_s16le", {}),
+    "mpeg program stream": ("mpeg", "mp2", {}),
+    "latm": ("latm", "aac", {}),
+    "nut": ("nut", "libmp3lame", {}),
+    "ogg opus of one packet a page": ("ogg", "libopus", {"page_duration": "20000"}),
+    "ogg vorbis of one packet a page": ("ogg", "vorbis", {"page_duration": "20000"}),
+    "mp4 of a fragment a frame": ("mp4", "aac", {"movflags": "frag_every_frame+empty_moov"}),
+    "mp4 of opus fragments": (
+        "mp4",
+        "libopus",
+        {"strict": "-2", "movflags": "cmaf", "frag_duration": "20000"},
+    ),
+    "mp4 with room for its header": ("mp4", "aac", {"moov_size": "400000"}),
+    "mpeg-ts of a fixed rate": ("mpegts", "aac", {"muxrate": "2000000"}),
+    "mpeg-ts of one frame a packet": ("mpegts", "aac", {"pes_payload_size": "0"}),
 }
 """Name -> muxer, encoder, options."""
 
 
 @cache
-def make(name: str, seconds: float = SECONDS) -> bytes:
-    """The file of a case."""
+def make(name: str, seconds: float = SECONDS, rate: int = 0) -> bytes:
+    """The file of a case; of another sample rate if one is given."""
     muxer, codec, options = CASES[name]
-    rate = 48_000 if "opus" in codec else RATE
+    rate = rate or (48_000 if "opus" in codec else RATE)
     count = int(seconds * rate)
     out = io.BytesIO()
     with av.open(out, "w", format=muxer, options=options) as container:

@@ -10,6 +10,7 @@ from io import BytesIO
 from typing import BinaryIO
 
 from pomelo import audio
+from pomelo.catalog import ENCODER_PADDING_MS
 from pomelo.errors import PomeloError, invalid
 from pomelo.providers.base import AudioSource
 from pomelo.providers.sandbox import mp3, ogg, samples
@@ -46,7 +47,7 @@ def listen(source: AudioSource, most: int) -> Heard:
     try:
         with source.path.open("rb") if source.path is not None else BytesIO(source.data) as file:
             text, seconds = _hear(file, source.size, source.content_type, source.ms)
-            if seconds > most > 0:
+            if most and seconds * 1000 > most * 1000 + ENCODER_PADDING_MS:
                 raise invalid("audio", f"a sound of at most {most} seconds")
             return Heard(text or _invent(file, seconds), seconds)
     except OSError as error:
