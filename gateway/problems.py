@@ -75,10 +75,10 @@ async def guard(
         return problem(PomeloError("not_found"), call)
     except (Exception, asyncio.CancelledError) as error:
         if isinstance(error, asyncio.CancelledError) and is_cancelled():
-            raise
-        if isinstance(error, ConnectionError) and (
-            request.transport is None or request.transport.is_closing()
-        ):
+            if _is_closing(request):
+                raise
+            _uncancel()
+        if isinstance(error, ConnectionError) and _is_closing(request):
             raise  # The caller has left, or was cut off; there is nobody to answer.
         fault = unexpected(call)
         if request.writer.output_size:
@@ -86,3 +86,14 @@ async def guard(
         return problem(fault, call)
     finally:
         call.end()
+
+
+def _is_closing(request: web.Request) -> bool:
+    return request.transport is None or request.transport.is_closing()
+
+
+def _uncancel() -> None:
+    """Undoes the cancellation of the current task: something inside cancelled it, while its caller waits."""
+    task = asyncio.current_task()
+    while task is not None and task.uncancel():
+        pass

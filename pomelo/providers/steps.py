@@ -1,0 +1,140 @@
+"""Awaits the code of a plug-in in the caller's own task, and bounds what it can do to that task.
+
+A plug-in can cancel the task that runs it, ignore a cancellation, or wait while it is closed. A task of its
+own would contain that, but would cost every event of every provider. So its coroutine is driven here step by
+step, as `await` does, and the task's count of cancellations is compared before and after each step.
+"""
+
+import asyncio
+import types
+from collections.abc import Awaitable, Callable, Generator
+from contextlib import suppress
+from typing import Any
+
+CLOSING = 1.0
+"""Seconds that a provider's code may go on after it was cancelled, or asked to close."""
+
+
+class SelfCancelledError(Exception):
+    """The code cancelled the task that it ran in. It was closed, and the cancellation undone."""
+
+
+class NotEndedError(Exception):
+    """The code was still running CLOSING seconds after it was cancelled or asked to close, and was closed."""
+
+
+@types.coroutine
+def bounded(make: Callable[[], Awaitable[Any]], *, closing: bool = False) -> Generator[Any, Any, Any]:
+    """What `await make()` gives or raises.
+
+    Once the task is cancelled, the code has CLOSING seconds to end; with `closing`, from the start.
+
+    Raises:
+        SelfCancelledError, NotEndedError: what each says.
+        asyncio.CancelledError: the task was cancelled, also where the code ignored that and gave something.
+    """
+    task = asyncio.current_task()
+    assert task is not None
+    steps = _steps(make())
+    before = task.cancelling()
+    limit = _Limit(task, -1 if closing else before)
+    if closing:
+        limit.start()
+    thrown: BaseException | None = None
+    try:
+        while True:
+            count = task.cancelling()
+            try:
+                waits_for = steps.send(None) if thrown is None else steps.throw(thrown)
+            except StopIteration as end:
+                yield from _undo(task, count)
+                if task.cancelling() > before:
+                    raise asyncio.CancelledError from None
+                return end.value
+            except BaseException:
+                yield from _undo(task, count)
+                raise
+            if task.cancelling() > count:
+                _close(steps)
+                yield from _undo(task, count)
+            if thrown is not None and task.cancelling() > before:
+                limit.start()
+            thrown = None
+            try:
+                yield waits_for
+            except BaseException as error:
+                thrown = error
+                if limit.take():
+                    _close(steps)
+                    raise NotEndedError from None
+    finally:
+        limit.stop()
+
+
+def _steps(awaitable: Awaitable[Any]) -> Any:
+    steps = awaitable.__await__()
+    return steps if hasattr(steps, "throw") else _coroutine(awaitable)
+
+
+async def _coroutine(awaitable: Awaitable[Any]) -> Any:
+    return await awaitable
+
+
+def _undo(task: "asyncio.Task[Any]", count: int) -> Generator[Any, Any, None]:
+    """Undoes the cancellations of the last step, if there are any.
+
+    Raises:
+        SelfCancelledError: there were.
+    """
+    own = task.cancelling() - count
+    if own <= 0:
+        return
+    with suppress(asyncio.CancelledError):
+        yield  # uncancel() alone leaves the CancelledError pending
+    for _ in range(own):
+        task.uncancel()
+    raise SelfCancelledError
+
+
+def _close(steps: Any) -> None:
+    with suppress(BaseException):
+        # Python 3.11 does nothing in an async generator's step on close().
+        steps.throw(GeneratorExit())
+
+
+class _Limit:
+    """Wakes a task with a cancellation of its own when the time for closing is over, if it still has more
+    than `most` cancellations then: the code may have handled one that was of a timeout within it."""
+
+    __slots__ = ("_cancelled", "_most", "_task", "_timer")
+
+    def __init__(self, task: "asyncio.Task[Any]", most: int) -> None:
+        self._task = task
+        self._most = most
+        self._timer: asyncio.TimerHandle | None = None
+        self._cancelled = False
+
+    def start(self) -> None:
+        """From now on the time counts. Idempotent."""
+        if self._timer is None:
+            self._timer = asyncio.get_running_loop().call_later(CLOSING, self._cancel)
+
+    def _cancel(self) -> None:
+        self._timer = None
+        if self._task.cancelling() > self._most:
+            self._cancelled = True
+            self._task.cancel()
+
+    def take(self) -> bool:
+        """Whether the time is over; takes back the cancellation that said so."""
+        if self._cancelled:
+            self._cancelled = False
+            self._task.uncancel()
+            return True
+        return False
+
+    def stop(self) -> None:
+        """The code has ended."""
+        if self._timer is not None:
+            self._timer.cancel()
+        self.take()
