@@ -57,8 +57,8 @@ class GuardedEvents:
     """
 
     __slots__ = (
-        "_allowed", "_begun", "_events", "_finished", "_job", "_kind", "_media_type", "_method", "_next",
-        "_rest",
+        "_allowed", "_begun", "_events", "_finished", "_job", "_kind", "_loop", "_media_type", "_method",
+        "_next", "_rest",
     )  # fmt: skip
 
     def __init__(self, method: JobMethod, kind: str, job: Job) -> None:
@@ -66,6 +66,7 @@ class GuardedEvents:
         self._kind = kind
         self._job = job
         self._allowed = _EVENTS[kind]
+        self._loop = asyncio.get_running_loop()
         self._finished = False
         self._begun = False
         self._media_type = ""
@@ -83,8 +84,11 @@ class GuardedEvents:
             self._rest = None
         while True:
             event = await self._received()
-            self._check(event)
-            if event.HasField("audio_chunk"):
+            which = self._check(event)
+            if which == "text_delta":
+                if self._job.stream and len(event.text_delta.content) > TEXT_PIECE:
+                    self._rest = split_text(event)
+            elif which == "audio_chunk":
                 chunk = event.audio_chunk
                 if not chunk.data:
                     continue  # it would begin an answer that may never have any audio
@@ -93,8 +97,6 @@ class GuardedEvents:
                 self._begun = True
                 if len(chunk.data) > AUDIO_PIECE:
                     self._rest = split_audio(event)
-            elif self._job.stream and len(event.text_delta.content) > TEXT_PIECE:
-                self._rest = split_text(event)
             return event if self._rest is None else next(self._rest)
 
     async def _received(self) -> Event:
@@ -103,7 +105,7 @@ class GuardedEvents:
             if self._next is None:
                 self._events = self._method(self._job)
                 self._next = aiter(self._events).__anext__
-            event = await bounded(self._next)
+            event = await bounded(self._next, self._loop)
         except StopAsyncIteration:
             raise
         except PomeloError as error:
@@ -132,7 +134,7 @@ class GuardedEvents:
         if close is None:
             return
         try:
-            await bounded(close, closing=True)
+            await bounded(close, self._loop, closing=True)
         except SelfCancelledError:
             self._failed("cancelled the task that runs it while it was closed")
         except NotEndedError:
@@ -142,8 +144,8 @@ class GuardedEvents:
                 raise
             self._failed("failed unexpectedly while it was closed", error)
 
-    def _check(self, event: Event) -> None:
-        """Refuses an event of another task type, and one after the last."""
+    def _check(self, event: Event) -> str:
+        """Refuses an event of another task type, and one after the last. Returns what the event is."""
         which = event.WhichOneof("event")
         if which not in self._allowed:
             raise self._failed(f"yielded {which or 'an empty event'} for a task of type {self._kind}")
@@ -168,6 +170,7 @@ class GuardedEvents:
                 self._media_type = self._media_type or given
             elif not self._media_type:
                 raise self._failed("yielded audio without its content_type")
+        return which
 
     def _check_media_type(self, given: str, beginning: str) -> None:
         """Refuses a content type that is of other media, or that would break out of a header."""

@@ -24,8 +24,10 @@ class NotEndedError(Exception):
 
 
 @types.coroutine
-def bounded(make: Callable[[], Awaitable[Any]], *, closing: bool = False) -> Generator[Any, Any, Any]:
-    """What `await make()` gives or raises.
+def bounded(
+    make: Callable[[], Awaitable[Any]], loop: asyncio.AbstractEventLoop, *, closing: bool = False
+) -> Generator[Any, Any, Any]:
+    """What `await make()` gives or raises. `loop` is the running one: looking it up takes a system call.
 
     Once the task is cancelled, the code has CLOSING seconds to end; with `closing`, from the start.
 
@@ -33,13 +35,11 @@ def bounded(make: Callable[[], Awaitable[Any]], *, closing: bool = False) -> Gen
         SelfCancelledError, NotEndedError: what each says.
         asyncio.CancelledError: the task was cancelled, also where the code ignored that and gave something.
     """
-    task = asyncio.current_task()
+    task = asyncio.current_task(loop)
     assert task is not None
     steps = _steps(make())
     before = task.cancelling()
-    limit = _Limit(task, -1 if closing else before)
-    if closing:
-        limit.start()
+    limit = _Limit(task, -1) if closing else None
     thrown: BaseException | None = None
     try:
         while True:
@@ -47,28 +47,31 @@ def bounded(make: Callable[[], Awaitable[Any]], *, closing: bool = False) -> Gen
             try:
                 waits_for = steps.send(None) if thrown is None else steps.throw(thrown)
             except StopIteration as end:
-                yield from _undo(task, count)
+                if task.cancelling() > count:
+                    yield from _undo(task, count)
                 if task.cancelling() > before:
                     raise asyncio.CancelledError from None
                 return end.value
             except BaseException:
-                yield from _undo(task, count)
+                if task.cancelling() > count:
+                    yield from _undo(task, count)
                 raise
             if task.cancelling() > count:
                 _close(steps)
                 yield from _undo(task, count)
-            if thrown is not None and task.cancelling() > before:
-                limit.start()
+            if thrown is not None and task.cancelling() > before and (limit is None or limit.over):
+                limit = _Limit(task, before)
             thrown = None
             try:
                 yield waits_for
             except BaseException as error:
                 thrown = error
-                if limit.take():
+                if limit is not None and limit.take():
                     _close(steps)
                     raise NotEndedError from None
     finally:
-        limit.stop()
+        if limit is not None:
+            limit.stop()
 
 
 def _steps(awaitable: Awaitable[Any]) -> Any:
@@ -81,14 +84,12 @@ async def _coroutine(awaitable: Awaitable[Any]) -> Any:
 
 
 def _undo(task: "asyncio.Task[Any]", count: int) -> Generator[Any, Any, None]:
-    """Undoes the cancellations of the last step, if there are any.
+    """Undoes the cancellations that the last step made.
 
     Raises:
-        SelfCancelledError: there were.
+        SelfCancelledError: always.
     """
     own = task.cancelling() - count
-    if own <= 0:
-        return
     with suppress(asyncio.CancelledError):
         yield  # uncancel() alone leaves the CancelledError pending
     for _ in range(own):
@@ -106,21 +107,17 @@ class _Limit:
     """Wakes a task with a cancellation of its own when the time for closing is over, if it still has more
     than `most` cancellations then: the code may have handled one that was of a timeout within it."""
 
-    __slots__ = ("_cancelled", "_most", "_task", "_timer")
+    __slots__ = ("_cancelled", "_most", "_task", "_timer", "over")
 
     def __init__(self, task: "asyncio.Task[Any]", most: int) -> None:
         self._task = task
         self._most = most
-        self._timer: asyncio.TimerHandle | None = None
         self._cancelled = False
-
-    def start(self) -> None:
-        """From now on the time counts. Idempotent."""
-        if self._timer is None:
-            self._timer = asyncio.get_running_loop().call_later(CLOSING, self._cancel)
+        self.over = False
+        self._timer = asyncio.get_running_loop().call_later(CLOSING, self._cancel)
 
     def _cancel(self) -> None:
-        self._timer = None
+        self.over = True
         if self._task.cancelling() > self._most:
             self._cancelled = True
             self._task.cancel()
@@ -135,6 +132,5 @@ class _Limit:
 
     def stop(self) -> None:
         """The code has ended."""
-        if self._timer is not None:
-            self._timer.cancel()
+        self._timer.cancel()
         self.take()
