@@ -102,10 +102,7 @@ class GuardedEvents:
     async def _received(self) -> Event:
         """The next event that the provider yields, of whatever content."""
         try:
-            if self._next is None:
-                self._events = self._method(self._job)
-                self._next = aiter(self._events).__anext__
-            event = await bounded(self._next, self._loop)
+            event = await bounded(self._next or self._first, self._loop)
         except StopAsyncIteration:
             raise
         except PomeloError as error:
@@ -127,6 +124,12 @@ class GuardedEvents:
         if type(event) is not Event:
             raise self._failed(f"yielded a {type(event).__name__} instead of an Event")
         return event
+
+    def _first(self) -> Any:
+        """Calls the provider's method; what to await for its first event."""
+        self._events = self._method(self._job)
+        self._next = aiter(self._events).__anext__
+        return self._next()
 
     async def aclose(self) -> None:
         """Ends the provider's call. What it raises while it ends is logged: the task's outcome is known."""

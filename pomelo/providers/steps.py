@@ -37,11 +37,15 @@ def bounded(
     """
     task = asyncio.current_task(loop)
     assert task is not None
-    steps = _steps(make())
     before = task.cancelling()
     limit = _Limit(task, -1) if closing else None
     thrown: BaseException | None = None
     try:
+        try:
+            steps = _steps(make())
+        finally:
+            if task.cancelling() > before:
+                yield from _undo(task, before)
         while True:
             count = task.cancelling()
             try:

@@ -319,6 +319,20 @@ async def test_a_provider_that_cancels_its_own_task_is_provider_failed_and_logge
     assert "cancelled the task that runs it" in caplog.text
 
 
+async def test_a_method_that_cancels_the_task_when_it_is_called_is_provider_failed(
+    house: House, caplog: pytest.LogCaptureFixture
+) -> None:
+    def act(job: Job) -> Any:
+        task = asyncio.current_task()
+        assert task is not None
+        task.cancel()
+        return yielding(WORD, LAST)(job)
+
+    ROGUE.act = act
+    for stream in (False, True):
+        await check(house, caplog, say(), stream=stream)
+
+
 async def test_a_provider_that_cancels_its_task_later_is_answered_over_rest(
     house: House, caplog: pytest.LogCaptureFixture
 ) -> None:
