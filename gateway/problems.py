@@ -13,7 +13,7 @@ from pydantic_core import to_json
 
 from gateway.reply import cut, json_reply
 from pomelo.call import Call
-from pomelo.cancellation import is_cancelled
+from pomelo.cancellation import is_cancelled, uncancel
 from pomelo.errors import RETRY_AFTER, PomeloError
 from pomelo.traces import trace
 
@@ -77,7 +77,7 @@ async def guard(
         if isinstance(error, asyncio.CancelledError) and is_cancelled():
             if _is_closing(request):
                 raise
-            _uncancel()
+            uncancel()  # something within the request cancelled it, while its caller waits
         if isinstance(error, ConnectionError) and _is_closing(request):
             raise  # The caller has left, or was cut off; there is nobody to answer.
         fault = unexpected(call)
@@ -90,10 +90,3 @@ async def guard(
 
 def _is_closing(request: web.Request) -> bool:
     return request.transport is None or request.transport.is_closing()
-
-
-def _uncancel() -> None:
-    """Undoes the cancellation of the current task: something inside cancelled it, while its caller waits."""
-    task = asyncio.current_task()
-    while task is not None and task.uncancel():
-        pass

@@ -333,10 +333,14 @@ async def test_a_method_that_cancels_the_task_when_it_is_called_is_provider_fail
         await check(house, caplog, say(), stream=stream)
 
 
-async def test_a_provider_that_cancels_its_task_later_is_answered_over_rest(
-    house: House, caplog: pytest.LogCaptureFixture
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
+async def test_a_provider_that_cancels_its_task_later_fails_its_task_alone(
+    house: House, caplog: pytest.LogCaptureFixture, stream: bool, way: str
 ) -> None:
     async def act(job: Job) -> AsyncIterator[Any]:
+        if way == "grpc":
+            yield WORD
         task = asyncio.current_task()
         assert task is not None
         asyncio.get_running_loop().call_later(0.05, task.cancel)
@@ -346,11 +350,11 @@ async def test_a_provider_that_cancels_its_task_later_is_answered_over_rest(
     ROGUE.act = act
     caller = await house.caller()
     async with asyncio.timeout(10):
-        told = await house.ask("rest", caller.live, say())
+        told = await house.ask(way, caller.live, say(), stream=stream)
         assert told.code == "internal_error"
-        assert "failed unexpectedly" in caplog.text
+        assert len([record for record in caplog.records if record.levelno >= logging.ERROR]) == 1
         ROGUE.act = yielding(WORD, LAST)
-        told = await house.ask("rest", caller.live, say())
+        told = await house.ask(way, caller.live, say(), stream=stream)
     assert (told.code, told.content) == ("ok", "Hello")
 
 
