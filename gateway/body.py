@@ -8,7 +8,7 @@ from codecs import BOM_UTF8
 from collections.abc import Mapping
 from typing import Any
 
-from pydantic_core import from_json
+from jiter import from_json
 
 from gateway.fields import EVERY_TASK, FIELDS, INPUTS, Field, check_flag, check_text, unknown
 from gateway.incoming import Incoming
@@ -38,7 +38,7 @@ LARGE = 64 * 1024
 `ParseQueue`."""
 
 
-async def read_json(incoming: Incoming) -> bytes | bytearray:
+async def read_json(incoming: Incoming) -> bytes:
     """Reads the complete body, and refuses one that would take `parse` too long.
 
     Raises:
@@ -59,20 +59,20 @@ async def read_json(incoming: Incoming) -> bytes | bytearray:
             scan.feed(bytes(data))
         piece = await incoming.piece()
         incoming.hold(len(piece))
-    return data
+    return bytes(data)
 
 
-def parse(data: bytes | bytearray) -> dict[str, Any]:
+def parse(data: bytes) -> dict[str, Any]:
     """The object that JSON text in UTF-8 holds, with or without a byte-order mark. Deeper than 200 levels is
-    refused.
+    refused, and so is an object with a name twice, at any level: a proxy may read another value than we.
 
     Raises:
-        PomeloError: invalid_body; invalid_parameter: a text has half a surrogate pair.
+        PomeloError: invalid_body; invalid_parameter: a text has half a surrogate pair, a name is given twice.
     """
     if data.startswith(BOM_UTF8):
         data = data[len(BOM_UTF8) :]
     try:
-        value = from_json(data, allow_inf_nan=False)
+        value = from_json(data, allow_inf_nan=False, catch_duplicate_keys=True)
     except ValueError as error:
         raise unreadable(data, str(error)) from None
     if type(value) is not dict:

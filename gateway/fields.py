@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from math import isfinite
 from typing import Any
 
-from pydantic_core import from_json
+from jiter import from_json
 
 from pomelo.errors import PomeloError, invalid, missing
 from pomelo.gen.v1.image_pb2 import ImageFormat
@@ -61,7 +61,7 @@ def _as_number(text: str) -> Any:
 
 
 def _as_json(text: str) -> Any:
-    return from_json(text, allow_inf_nan=False)
+    return from_json(text.encode(), allow_inf_nan=False, catch_duplicate_keys=True)
 
 
 def _as_flag(text: str) -> Any:

@@ -10,6 +10,7 @@ from pydantic_core import from_json
 from gateway.fields import shorten
 from pomelo.errors import PomeloError, invalid
 
+_DUPLICATE = re.compile(r'Detected duplicate key "(.*)" at line', re.DOTALL)
 _PLACE = re.compile(r"at line (\d+) column (\d+)")
 _SURROGATE = re.compile(rb"\\u[dD][89A-Fa-f][0-9A-Fa-f]{2}")
 _HIGH_SURROGATE = re.compile(rb"\\u[dD][89ABab][0-9A-Fa-f]{2}")
@@ -18,7 +19,9 @@ _MARK = "\ue000"
 
 
 def unreadable(data: bytes | bytearray, reason: str) -> PomeloError:
-    """The refusal of a body; `reason` is what pydantic_core says of it."""
+    """The refusal of a body; `reason` is what jiter says of it."""
+    if (twice := _DUPLICATE.match(reason)) is not None:
+        return invalid(shorten(twice[1]), "given once")
     encoding = json.detect_encoding(bytes(data[:4]))
     if not encoding.startswith("utf-8"):
         return PomeloError("invalid_body", f"The body is in {encoding.upper()[:6]}. Send JSON in UTF-8")

@@ -13,7 +13,7 @@ from pydantic_core import to_json
 
 from gateway.reply import cut, json_reply
 from pomelo.call import Call
-from pomelo.cancellation import is_cancelled
+from pomelo.cancellation import is_cancelled, uncancel
 from pomelo.errors import RETRY_AFTER, PomeloError
 from pomelo.traces import trace
 
@@ -75,10 +75,10 @@ async def guard(
         return problem(PomeloError("not_found"), call)
     except (Exception, asyncio.CancelledError) as error:
         if isinstance(error, asyncio.CancelledError) and is_cancelled():
-            raise
-        if isinstance(error, ConnectionError) and (
-            request.transport is None or request.transport.is_closing()
-        ):
+            if _is_closing(request):
+                raise
+            uncancel()  # something within the request cancelled it, while its caller waits
+        if isinstance(error, ConnectionError) and _is_closing(request):
             raise  # The caller has left, or was cut off; there is nobody to answer.
         fault = unexpected(call)
         if request.writer.output_size:
@@ -86,3 +86,7 @@ async def guard(
         return problem(fault, call)
     finally:
         call.end()
+
+
+def _is_closing(request: web.Request) -> bool:
+    return request.transport is None or request.transport.is_closing()

@@ -413,13 +413,16 @@ def _given(call: Call, proof: GatewayProof) -> dict[str, Any]:
     if call.secret is not None:
         # What can't be a key may not fit into metadata; any other wrong one is refused just the same.
         authorization = f"Bearer {call.secret if _PLAIN.fullmatch(call.secret) else '-'}"
+    elif call.key_fault:
+        authorization = "-"
     metadata = [
         *proof.metadata(call.wire, call.address, authorization),
         ("x-request-id", call.request_id),
         ("x-request-timeout", f"{left:.6f}"),
     ]
     if authorization:
-        metadata.append(("authorization", authorization))
+        # What was given twice is given twice again: the server says so, and counts it as a failed key.
+        metadata += [("authorization", authorization)] * (2 if call.key_fault else 1)
     if call.repeat_key is not None and call.fault is None:
         metadata.append(("idempotency-key", call.repeat_key))
     if call.strict:

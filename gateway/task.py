@@ -65,7 +65,7 @@ async def _take_in(
         if is_form:
             incoming = await _read_form(gateway, request, call, visit, form)
             values = form.texts
-            data: bytes | bytearray = b""
+            data = b""
             size = sum(map(len, values.values()))
         else:
             incoming = Incoming(request, call, visit, gateway.options.json_limit, gateway.pace)

@@ -8,3 +8,10 @@ def is_cancelled() -> bool:
     to a future which the task awaited: raised on, that would end a task which nobody cancelled."""
     task = asyncio.current_task()
     return task is None or task.cancelling() > 0
+
+
+def uncancel() -> None:
+    """Undoes the cancellation of the current task, which something within it has cancelled."""
+    task = asyncio.current_task()
+    while task is not None and task.uncancel():
+        pass

@@ -15,12 +15,10 @@ from pomelo.gen.v1.speech_pb2 import SpeechOutput
 from pomelo.gen.v1.task_pb2 import Task, TaskResult
 from pomelo.gen.v1.task_service_pb2 import StreamTaskResponse, TaskStarted
 from pomelo.media import MediaStore
+from pomelo.pieces import AUDIO_PIECE, split_text
 from pomelo.providers.base import AudioSource
 from pomelo.stores.ledger import REPLAY_SECONDS, Repeatable
 from pomelo.tasks.base import inline_most
-
-CHUNK = 64 * 1024
-"""Bytes of a piece of sound."""
 
 LONGER = 60.0
 """Seconds that a medium outlives the answer that it belongs to, which is settled a little later."""
@@ -111,7 +109,7 @@ def replayed(
         if result.text.content:
             event = StreamTaskResponse()
             event.text_delta.content = result.text.content
-            yield event
+            yield from split_text(event)
         last = StreamTaskResponse()
         last.text_delta.finish_reason = result.text.finish_reason
         last.text_delta.usage.CopyFrom(result.text.usage)
@@ -123,7 +121,7 @@ def replayed(
         path, _ = media.find(media_id, owner)
         try:
             with path.open("rb") as file:
-                while piece := file.read(CHUNK):
+                while piece := file.read(AUDIO_PIECE):
                     event = StreamTaskResponse()
                     event.audio_chunk.data = piece
                     event.audio_chunk.content_type = content_type

@@ -9,7 +9,7 @@ import time
 import traceback
 from collections.abc import Callable
 
-from pomelo.errors import PomeloError
+from pomelo.errors import ErrorRow
 
 _KINDS = 1_000
 """The most kinds of failure that are remembered."""
@@ -62,5 +62,6 @@ def _lines(error: BaseException, seen: set[int]) -> list[str]:
             lines += [*_lines(other, seen), "which led to"]
     lines += "".join(traceback.format_tb(error.__traceback__)).splitlines()
     kind = type(error)
-    own = f": {error.code}" if isinstance(error, PomeloError) else ""
+    row = getattr(error, "row", None)  # a plug-in's own subclass of PomeloError may lack it
+    own = f": {row.code}" if isinstance(row, ErrorRow) else ""
     return [*lines, f"{kind.__module__}.{kind.__qualname__}{own}"]

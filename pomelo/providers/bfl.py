@@ -81,7 +81,7 @@ def _read_complaint(body: Any) -> Complaint:
 ORDER = Dialect("bfl", _read_complaint, _MEANINGS | {_MISSING: "provider_failed"}, replays=False)
 """Of the one request that is paid for."""
 
-POLL = Dialect("bfl", _read_complaint, _MEANINGS)
+POLL = Dialect("bfl", _read_complaint, _MEANINGS, statuses={404: "not_found"})
 DELIVERY = Dialect("bfl delivery", lambda body: Complaint())
 
 
@@ -111,7 +111,7 @@ class BFL:
         self._interval = interval
         self._grace = grace
         self._base = credentials.base_url.rstrip("/")
-        self._links = Links(http, self._base, DOMAIN, waits=(interval, interval * 2))
+        self._links = Links(http, self._base, DOMAIN, waits=(interval, interval * 2, interval * 4))
         self._headers = {"x-key": key, "Accept": "application/json"}
 
     async def aclose(self) -> None:

@@ -64,13 +64,21 @@ class Dialect:
 
     `meanings` gives the code of our table for a vendor's code; `read` finds the complaint in a parsed body,
     whatever its shape, and never raises. `replays` False: each request may be paid for, so it is not sent a
-    second time where the first may have gone through.
+    second time where the first may have gone through. `statuses` gives the code of our table for an HTTP
+    status from 400 whose body has no code that is in `meanings`.
     """
 
     vendor: str
     read: Callable[[Any], Complaint]
     meanings: Mapping[str, str] = field(default_factory=dict)
     replays: bool = True
+    statuses: Mapping[int, str] = field(default_factory=dict)
+
+
+class CutError(PomeloError):
+    """The answer ended within its body, or went silent: what is free can be asked for again."""
+
+    __slots__ = ()
 
 
 def not_answered(error: BaseException, dialect: Dialect) -> PomeloError:
@@ -103,9 +111,9 @@ def not_answered(error: BaseException, dialect: Dialect) -> PomeloError:
 def cut(error: BaseException) -> PomeloError:
     """What a failure within the answer's body means."""
     if isinstance(error, TimeoutError):
-        failure = PomeloError("deadline_exceeded", "The provider stopped half way and went silent. Retry")
+        failure = CutError("deadline_exceeded", "The provider stopped half way and went silent. Retry")
     else:
-        failure = PomeloError("provider_failed", "The provider's answer was cut. Retry")
+        failure = CutError("provider_failed", "The provider's answer was cut. Retry")
     return _noted(failure, type(error).__name__)
 
 
@@ -129,7 +137,9 @@ def refused(
     wait = wait_hint(headers, now)
     failure = _meant(complaint, dialect, wait)
     if failure is None:
-        if status >= 500 or status in _RETRYABLE:
+        if status in dialect.statuses:
+            failure = PomeloError(dialect.statuses[status])
+        elif status >= 500 or status in _RETRYABLE:
             failure = PomeloError("provider_unavailable", retry_after=wait)
         elif status == 413:
             failure = PomeloError("payload_too_large", "The request is larger than the provider takes")

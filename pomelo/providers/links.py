@@ -19,12 +19,16 @@ from aiohttp import DefaultResolver
 from aiohttp.abc import AbstractResolver, ResolveResult
 from yarl import URL
 
-from pomelo.errors import PomeloError
-from pomelo.providers.failures import Dialect, nonsense
+from pomelo import data_uris
+from pomelo.errors import PomeloError, Replay
+from pomelo.providers.failures import CutError, Dialect, nonsense
 from pomelo.providers.http import Http
 
 FILE_MOST = 32 * 1024 * 1024
 """Bytes of a file behind a link."""
+
+_TEXT_MOST = FILE_MOST * 3 // 2
+"""Characters of a file as base64, with line breaks."""
 
 _PLAIN = re.compile(r"[\x21-\x5b\x5d-\x7e]{1,4096}")
 """A link as it may stand on a request's first line: no space, no backslash, nothing beyond ASCII."""
@@ -40,7 +44,7 @@ class Links:
 
     `http` is the shared one, whose `origins` are trusted with files besides; `base_url` is the provider's.
     `domain` is the vendor's own, such as "bfl.ai": hosts below it are the vendor. `waits` are the seconds
-    before each further try of a fetch. `resolver` makes what looks names up.
+    before each further attempt to fetch a file. `resolver` makes what looks names up.
     """
 
     def __init__(
@@ -49,7 +53,7 @@ class Links:
         base_url: str,
         domain: str,
         *,
-        waits: Sequence[float] = (0.5, 1.0),
+        waits: Sequence[float] = (0.5, 1.0, 2.0),
         resolver: Callable[[], AbstractResolver] = DefaultResolver,
     ) -> None:
         self._http = http
@@ -80,12 +84,15 @@ class Links:
         raise nonsense("a link of the API that leads elsewhere")
 
     async def fetch(self, link: object, dialect: Dialect) -> bytes:
-        """The file behind a link, at most FILE_MOST bytes; it is requested without any key, and
-        again if the host fails or no connection became free.
+        """The file behind a link, at most FILE_MOST bytes, or within a `data:` URI. It is requested without
+        any key, and again if the host fails, refuses it (it may not have the file yet) or sends only a part:
+        what it takes to make the file was paid for, and a download is free.
 
         Raises:
             PomeloError: by the map; provider_failed where the link is none or leads to a private address.
         """
+        if isinstance(link, str) and link[:5].lower() == "data:":
+            return from_base64(link)
         url = _parsed(link)
         if _origin(url) in self._trusted:
             http = self._http
@@ -97,7 +104,7 @@ class Links:
             try:
                 return (await http.fetch(url, {}, None, dialect, most=FILE_MOST))[0]
             except PomeloError as error:
-                if error.code not in ("provider_unavailable", "overloaded"):
+                if not _may_pass(error):
                     raise
             await asyncio.sleep(wait)
         return (await http.fetch(url, {}, None, dialect, most=FILE_MOST))[0]
@@ -134,6 +141,21 @@ class PublicResolver(AbstractResolver):
         await self._inner.close()
 
 
+def from_base64(text: object) -> bytes:
+    """The file within a `data:` URI or base64, at most FILE_MOST bytes, as leniently as callers' are read.
+
+    Raises:
+        PomeloError: provider_failed; it is neither, or larger.
+    """
+    if isinstance(text, str) and len(text) <= _TEXT_MOST:
+        try:
+            _, start = data_uris.head(text, "image")
+            return b"".join(data_uris.decode(text, start, "image"))
+        except PomeloError:  # it is worded for callers
+            pass
+    raise nonsense("a file in base64 that can't be read")
+
+
 def is_public(text: str) -> bool:
     """Whether an address can be reached by anyone on the internet, and is one host's."""
     try:
@@ -149,6 +171,12 @@ def is_public(text: str) -> bool:
         elif address.teredo is not None or address.is_site_local:
             return False
     return address.is_global and not address.is_multicast and not address.is_reserved
+
+
+def _may_pass(error: PomeloError) -> bool:
+    """Whether a download that failed may succeed a moment later."""
+    passing = ("provider_unavailable", "overloaded")
+    return error.code in passing or error.replay != Replay.NEVER or isinstance(error, CutError)
 
 
 def _parsed(link: object) -> URL:

@@ -5,6 +5,7 @@ knows no key of a caller, no limit and no price. The models of the FLUX family t
 shape and a number of megapixels, so the nearest ones are asked for.
 """
 
+import asyncio
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
 from math import log
@@ -23,7 +24,7 @@ from pomelo.providers.failures import Complaint, Dialect, complained, nonsense
 from pomelo.providers.http import Http
 from pomelo.providers.links import Links
 from pomelo.providers.pictures import FORMATS, Progress, numbers, result, sides
-from pomelo.providers.polling import polled
+from pomelo.providers.polling import UNKNOWN, polled
 
 _Choice = TypeVar("_Choice")
 
@@ -99,7 +100,7 @@ def _read_complaint(body: Any) -> Complaint:
 
 
 ORDER = Dialect("replicate", _read_complaint, _MEANINGS, replays=False)
-POLL = Dialect("replicate", _read_complaint, _MEANINGS)
+POLL = Dialect("replicate", _read_complaint, _MEANINGS, statuses={404: "not_found"})
 DELIVERY = Dialect("replicate delivery", lambda body: Complaint())
 
 
@@ -107,20 +108,23 @@ class Replicate:
     """Replicate as a provider of pictures.
 
     `interval` is the time in seconds between two questions about a prediction that the first answer did not
-    wait for; `origins` may deliver pictures whatever their addresses (see Links).
+    wait for, `grace` how long after the order the vendor may not know it yet.
     """
 
     base_url = "https://api.replicate.com"
     options = Options
     probe = Probe("/v1/account")
 
-    def __init__(self, credentials: Credentials, http: Http, *, interval: float = 0.5) -> None:
+    def __init__(
+        self, credentials: Credentials, http: Http, *, interval: float = 0.5, grace: float = 5.0
+    ) -> None:
         key = (credentials.api_key or "").strip()
         self.configured = bool(key)
         self._http = http
         self._interval = interval
+        self._grace = grace
         self._base = credentials.base_url.rstrip("/")
-        self._links = Links(http, self._base, DOMAIN, waits=(interval, interval * 2))
+        self._links = Links(http, self._base, DOMAIN, waits=(interval, interval * 2, interval * 4))
         self._headers = {"Authorization": f"Bearer {key}"}
 
     async def aclose(self) -> None:
@@ -160,10 +164,16 @@ class Replicate:
             if stream and (event := progress.event(0)):
                 yield event
             url = self._links.vendors(_get(prediction))
+            clock = asyncio.get_running_loop().time
+            patient_until = clock() + self._grace
             async with aclosing(
                 polled(self._http, url, self._headers, POLL, interval=self._interval)
             ) as answers:
                 async for answer in answers:
+                    if answer is UNKNOWN:
+                        if clock() >= patient_until:
+                            raise nonsense("a prediction that the vendor has lost")
+                        continue
                     links = _links(answer)
                     if links is not None:
                         break

@@ -1,27 +1,29 @@
-"""The wire of Together's images: one request, and the picture is in its answer.
+"""The wire of Together's images: one request, and the image is in its answer, or behind a link in it.
 
 `open_providers` makes it; the engine calls `image`. It reads no key of a route beside the common ones. It
 knows no key of a caller, no limit and no price.
 """
 
-import binascii
 from collections.abc import AsyncGenerator
 from typing import Any
 
 from pydantic_core import to_json
 from yarl import URL
 
+from pomelo.errors import PomeloError, Replay
 from pomelo.fitting import Fitting
 from pomelo.gen.v1.image_pb2 import ImageFormat, ImageInput
 from pomelo.providers import Credentials
 from pomelo.providers.base import Event, Job, Options, Probe
 from pomelo.providers.failures import Complaint, Dialect, complained, nonsense
 from pomelo.providers.http import Http
-from pomelo.providers.links import FILE_MOST
+from pomelo.providers.links import FILE_MOST, Links, from_base64
 from pomelo.providers.pictures import FORMATS, Progress, numbers, result, sides
 
 ANSWER_MOST = FILE_MOST * 4 // 3 + 64 * 1024
 """Bytes of an answer: the largest picture as base64, and what surrounds it."""
+
+DOMAIN = "together.ai"
 
 _NUMBERS = {"num_inference_steps": "steps", "guidance_scale": "guidance_scale", "seed": "seed"}
 """The contract's name of a parameter -> the vendor's."""
@@ -57,6 +59,7 @@ def _read_complaint(body: Any) -> Complaint:
 
 
 DIALECT = Dialect("together", _read_complaint, _MEANINGS, replays=False)
+DELIVERY = Dialect("together delivery", lambda body: Complaint())
 
 
 class Together:
@@ -72,10 +75,12 @@ class Together:
         self._http = http
         base = credentials.base_url.rstrip("/").removesuffix("/v1")  # the vendor's own tools take both forms
         self._url = URL(base + "/v1/images/generations")
+        self._links = Links(http, base, DOMAIN)
         self._headers = {"Authorization": f"Bearer {key}", "Content-Type": "application/json"}
 
     async def aclose(self) -> None:
-        """Nothing to free: the session is shared."""
+        """Closes the connections to where images are fetched from."""
+        await self._links.aclose()
 
     def fit_image(self, fitting: Fitting) -> None:
         """Asks for a PNG where the API can't write the format: nothing is lost by it."""
@@ -90,10 +95,31 @@ class Together:
         """
         body = to_json(request(job))
         answer = await self._http.whole(self._url, self._headers, body, DIALECT, most=ANSWER_MOST)
-        picture = result(_picture(answer))
+        try:
+            picture = result(await self._picture(answer))
+        except PomeloError as error:
+            error.replay = Replay.NEVER
+            raise
         if job.stream and (event := Progress().event(1)):
             yield event
         yield picture
+
+    async def _picture(self, answer: Any) -> bytes:
+        """The bytes of the image in an answer, which may have a link in place of base64.
+
+        Raises:
+            PomeloError: provider_failed where there is none; what an `error` in its place means; by the map.
+        """
+        try:
+            if "data" not in answer and answer.get("error"):
+                raise complained(answer, DIALECT)
+            image = answer["data"][0]
+            encoded, link = image.get("b64_json"), image.get("url")
+        except (AttributeError, IndexError, KeyError, TypeError):
+            raise nonsense("an answer of another shape") from None
+        if encoded is None and link is not None:
+            return await self._links.fetch(link, DELIVERY)
+        return from_base64(encoded)
 
 
 def request(job: Job) -> dict[str, Any]:
@@ -106,18 +132,3 @@ def request(job: Job) -> dict[str, Any]:
     body["response_format"] = "base64"
     body["output_format"] = FORMATS[given.output_format]
     return body
-
-
-def _picture(answer: Any) -> bytes:
-    """The bytes of the picture in an answer.
-
-    Raises:
-        PomeloError: provider_failed where there is none; what an `error` in its place means.
-    """
-    try:
-        if "data" not in answer and answer.get("error"):
-            raise complained(answer, DIALECT)
-        return binascii.a2b_base64(answer["data"][0]["b64_json"], strict_mode=True)
-    except (AttributeError, IndexError, KeyError, TypeError, ValueError):
-        pass
-    raise nonsense("an answer of another shape")

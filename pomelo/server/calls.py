@@ -15,7 +15,7 @@ from google.protobuf.descriptor import MethodDescriptor, ServiceDescriptor
 from google.protobuf.message_factory import GetMessageClass
 
 from pomelo.call import Call
-from pomelo.cancellation import is_cancelled
+from pomelo.cancellation import is_cancelled, uncancel
 from pomelo.errors import PomeloError
 from pomelo.server.limits import CallLimits, Connections, ServerState
 from pomelo.server.rpc import Refusal, Rpc, bare
@@ -81,7 +81,10 @@ class FrontEnd(ServerState):
                 error = bare(await rpc.visit.refuse(error, rpc.model))
             return rpc.refusal(error)
         except asyncio.CancelledError:
-            rpc.left()
+            if rpc.visit is None or not await _is_answered(
+                rpc.call, context, rpc.refusal(PomeloError("internal_error"))
+            ):
+                rpc.left()
             raise
         finally:
             rpc.end()
@@ -123,6 +126,20 @@ class _Unknown(grpc.GenericRpcHandler):  # type: ignore[misc]
     def service(self, handler_call_details: Any) -> Any:
         """See grpc."""
         return self._handler
+
+
+async def _is_answered(call: Call, context: Any, refusal: Refusal) -> bool:
+    """Whether the caller of a cancelled call is still there, and so gets an error: something within the call
+    cancelled it. grpc.aio says only by failing that the caller has left."""
+    uncancel()
+    try:
+        await context.abort(*refusal)
+    except grpc.aio.AbortError:
+        log.error("request %s failed: something within it cancelled it", call.request_id)
+        return True
+    except (grpc.aio.BaseError, asyncio.CancelledError):
+        pass
+    return False
 
 
 async def _no_method(rpc: "Rpc") -> None:

@@ -240,6 +240,7 @@ class TextFold:
             elif good_output:
                 used = replace(used, output_tokens=delta.usage.completion_tokens)
             delta.usage.CopyFrom(_usage(used))
+        delta.usage.total_tokens = delta.usage.prompt_tokens + delta.usage.completion_tokens
         if self._gathers:
             output = result.text
             output.content = self._text.decode() + delta.content

@@ -206,7 +206,7 @@ FAULTS: tuple[Fault, ...] = (
     Fault("a link with our key astray", "the link for questions leads elsewhere", lacks=_DRAWN),
     Fault("a link that is none", "the picture's link is a number", lacks=_DRAWN),
     Fault("not delivered", "the picture's link has expired: 403", lacks=_DRAWN),
-    Fault("delivered in part", "the picture is cut half way", lacks=_DRAWN),
+    Fault("delivered in part", "each download of the picture is cut half way", lacks=_DRAWN),
     Fault("delivered oversize", "the picture's length is told as 1 TB", lacks=_DRAWN),
     Fault("no picture", "what is delivered is a page", lacks=_DRAWN),
 )  # fmt: skip

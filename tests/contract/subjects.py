@@ -76,7 +76,7 @@ SUBJECTS = (
     ),
     Subject(
         "replicate",
-        partial(Replicate, interval=0.001),
+        partial(Replicate, interval=0.001, grace=0.02),
         lambda upstream: upstream.replicate_base_url,
         replicate_wire.WIRE,
         (sample("image", Route("replicate", "black-forest-labs/flux-schnell")),),

@@ -183,7 +183,7 @@ async def test_a_question_without_an_answer_is_asked_again(vendor: FaultUpstream
 
 
 async def test_a_task_that_stays_unknown_has_failed(vendor: FaultUpstream) -> None:
-    for lost in (status("Task not found"), error_reply(404, "Task not found")):
+    for lost in (status("Task not found"), error_reply(404, "Task not found"), error_reply(404, "Not Found")):
         vendor.script(Drawing(polls=(lost,), done=False))
         async with opened(BFL, vendor.bfl_base_url, interval=0.001, grace=0.02) as provider:
             error = await failure(provider, job(DEV))
@@ -241,6 +241,49 @@ async def test_the_largest_picture_is_taken(vendor: FaultUpstream, provider: Any
 async def test_a_delivery_in_trouble_is_asked_again(vendor: FaultUpstream, provider: Any) -> None:
     vendor.script(Drawing(delivery=(page(503), Reply(before=(Stop.RESET,)), delivered(picture()))))
     assert (await drawn(provider, job(DEV)))[0] == picture()
+
+
+CUT = (
+    Reply(steps=(picture()[:40], Stop.CLOSE)),
+    Reply(headers={"Content-Length": "99"}, steps=(picture()[:40], Stop.RESET)),
+    Reply(headers={"Content-Length": "99"}, steps=(picture()[:40], Stop.CLOSE)),
+    error_reply(403, SECRETS),
+    error_reply(404, SECRETS),
+)
+
+
+@BOTH
+@pytest.mark.parametrize("trouble", CUT)
+async def test_a_download_that_fails_is_repeated_without_another_order(
+    vendor: FaultUpstream, provider: Any, trouble: Reply, stream: bool
+) -> None:
+    vendor.script(Drawing(delivery=(trouble, trouble, trouble, delivered(picture()))))
+    assert (await drawn(provider, job(DEV, stream=stream)))[0] == picture()
+    assert orders(vendor) == 1
+
+
+async def test_a_download_that_goes_silent_is_repeated(vendor: FaultUpstream) -> None:
+    vendor.script(Drawing(delivery=(Reply(steps=(picture()[:9], Gate())), delivered(picture()))))
+    async with opened(BFL, vendor.bfl_base_url, **NOW, limits=Timeouts(whole=0.1)) as provider:
+        assert (await drawn(provider, job(DEV)))[0] == picture()
+
+
+UNKNOWN_YET = (
+    error_reply(404, "Not Found"),
+    error_reply(404, [{"loc": ["query", "id"]}]),
+    page(404),
+    Reply(404),
+)
+
+
+@BOTH
+@pytest.mark.parametrize("unknown", UNKNOWN_YET)
+async def test_a_task_may_be_unknown_for_a_moment_after_its_order(
+    vendor: FaultUpstream, provider: Any, unknown: Script, stream: bool
+) -> None:
+    vendor.script(Drawing(polls=(unknown,) * 5))
+    await drawn(provider, job(DEV, stream=stream))
+    assert orders(vendor) == 1
 
 
 async def test_a_delivery_that_stalls_passes_the_deadline(vendor: FaultUpstream) -> None:

@@ -1,6 +1,7 @@
 """What the Replicate provider sends, and what it makes of answers and of everything that can go wrong."""
 
 import asyncio
+from base64 import b64encode
 from collections.abc import AsyncIterator
 from contextlib import aclosing
 from typing import Any
@@ -238,12 +239,61 @@ async def test_a_question_that_fails_is_asked_again_and_a_refusal_is_not(
 ) -> None:
     vendor.script(Prediction(polls=(error_reply(429), page(502), Reply(before=(Stop.RESET,)))))
     await drawn(provider, job(SCHNELL))
-    for refusal in (error_reply(401), error_reply(404)):
-        vendor.reset()
-        vendor.script(Prediction(polls=(refusal,)))
-        error = await failure(provider, job(SCHNELL))
-        assert (error.code, error.replay) == ("provider_failed", Replay.NEVER)
-        assert len(vendor.requests) == 2
+    vendor.reset()
+    vendor.script(Prediction(polls=(error_reply(401),)))
+    error = await failure(provider, job(SCHNELL))
+    assert (error.code, error.replay) == ("provider_failed", Replay.NEVER)
+    assert len(vendor.requests) == 2
+
+
+async def test_a_prediction_that_is_not_known_yet_is_asked_about_again(
+    vendor: FaultUpstream, provider: Any
+) -> None:
+    vendor.script(Prediction(polls=(error_reply(404),) * 4))
+    await drawn(provider, job(SCHNELL))
+    vendor.script(Prediction(polls=(error_reply(404),), done=False))
+    async with opened(Replicate, vendor.replicate_base_url, interval=0.001, grace=0.05) as hasty:
+        error = await failure(hasty, job(SCHNELL))
+    assert (error.code, error.replay) == ("provider_failed", Replay.NEVER)
+
+
+DATA = "data:image/png;name=a.png;base64," + b64encode(picture()).decode()
+
+
+@pytest.mark.parametrize(
+    "output", [DATA, [DATA], DATA.replace("data:", "DATA:"), DATA[:60] + "\n" + DATA[60:].rstrip("=")]
+)
+async def test_an_output_may_be_a_data_uri(vendor: FaultUpstream, provider: Any, output: Any) -> None:
+    vendor.script(Prediction(output=output))
+    assert await drawn(provider, job(SCHNELL)) == (picture(), "image/png")
+    assert len(vendor.requests) == 1
+
+
+@pytest.mark.parametrize(
+    "output", ["data:image/png,abc", "data:image/png;base64,@@@@", "data:", "data:;base64,"]
+)
+async def test_an_output_that_is_no_image_in_base64_has_failed(
+    vendor: FaultUpstream, provider: Any, output: str
+) -> None:
+    vendor.script(Prediction(output=output))
+    error = await failure(provider, job(SCHNELL))
+    assert (error.code, error.replay) == ("provider_failed", Replay.NEVER)
+
+
+CUT = (
+    Reply(steps=(picture()[:40], Stop.CLOSE)),
+    Reply(headers={"Content-Length": "99"}, steps=(picture()[:40], Stop.RESET)),
+    error_reply(404, SECRETS),
+)
+
+
+@pytest.mark.parametrize("trouble", CUT)
+async def test_a_download_that_fails_is_repeated_without_another_order(
+    vendor: FaultUpstream, provider: Any, trouble: Reply
+) -> None:
+    vendor.script(Prediction(delivery=(trouble, trouble, delivered(picture()))))
+    assert (await drawn(provider, job(SCHNELL)))[0] == picture()
+    assert sum(received.method == "POST" for received in vendor.requests) == 1
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,9 @@
 """What the Together provider sends, and what it makes of answers and of everything that can go wrong."""
 
-from base64 import b64encode
+import json
+from base64 import b64encode, encodebytes, urlsafe_b64encode
 from collections.abc import AsyncIterator
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -11,7 +13,9 @@ from pomelo.errors import Replay
 from pomelo.gen.v1.image_pb2 import ImageFormat, ImageInput
 from pomelo.providers.together import Together
 from pomelo.testing import FaultUpstream, Reply, Script, Stop, page, redirect
+from pomelo.testing.bfl_wire import delivered
 from pomelo.testing.pictures import picture
+from pomelo.testing.reply import Received
 from pomelo.testing.together_wire import Drawn, error_reply
 from tests.contract.picture_rig import (
     KEY,
@@ -187,3 +191,57 @@ async def test_the_base_url_may_end_with_v1(vendor: FaultUpstream) -> None:
 async def test_without_a_key_it_is_not_configured(key: str | None, configured: bool) -> None:
     async with opened(Together, "https://api.together.ai", key=key) as provider:
         assert provider.configured is configured
+
+
+@dataclass(frozen=True)
+class Item:
+    """A script: answers with this in place of the image."""
+
+    item: dict[str, Any]
+
+    def __call__(self, received: Received) -> Reply:
+        """The reply to a request."""
+        body = json.dumps({"id": "o-T1", "data": [{"index": 0, **self.item}]}).encode()
+        return Reply(headers={"Content-Type": "application/json"}, steps=(body,))
+
+
+ENCODED = b64encode(picture()).decode()
+URL_SAFE = urlsafe_b64encode(picture()).decode()
+
+
+@BOTH
+@pytest.mark.parametrize(
+    "item",
+    [
+        {"b64_json": encodebytes(picture()).decode()},
+        {"b64_json": encodebytes(picture()).decode().replace("\n", "\r\n")},
+        {"b64_json": f"data:image/png;base64,{ENCODED}"},
+        {"b64_json": URL_SAFE.rstrip("=")},
+        {"b64_json": None, "url": f"data:image/png;base64,{ENCODED}"},
+        {"type": "url", "url": f"data:image/png;base64,{ENCODED}"},
+    ],
+)
+async def test_base64_is_read_as_leniently_as_that_of_callers(
+    vendor: FaultUpstream, provider: Any, item: dict[str, Any], stream: bool
+) -> None:
+    vendor.script(Item(item))
+    assert await drawn(provider, job(SCHNELL, stream=stream)) == (picture(), "image/png")
+    assert len(vendor.requests) == 1
+
+
+async def test_a_link_in_place_of_base64_is_fetched_without_the_key(
+    vendor: FaultUpstream, provider: Any
+) -> None:
+    async with FaultUpstream() as store:
+        store.script(Reply(503), Reply(steps=(picture()[:40], Stop.CLOSE)))
+        store.default = delivered(picture())
+        link = {"type": "url", "url": f"{store.url}/bfl/delivery/T1/sample.png?sig=1"}
+        vendor.script(Item(link), Item(link))
+        error = await failure(provider, job(SCHNELL))
+        assert (error.code, error.replay) == ("provider_failed", Replay.NEVER)
+        assert store.requests == []
+        async with opened(Together, vendor.together_base_url, origins=(store.url,)) as trusting:
+            assert await drawn(trusting, job(SCHNELL)) == (picture(), "image/png")
+        assert len(store.requests) == 3
+        assert all(KEY not in str(dict(download.headers)) for download in store.requests)
+    assert len(vendor.requests) == 2

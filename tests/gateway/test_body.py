@@ -308,8 +308,7 @@ def test_a_body_that_is_not_utf_8_or_not_json_is_refused_with_the_reason(data: b
 
 
 def test_a_byte_order_mark_before_the_json_is_skipped() -> None:
-    for data in (b"\xef\xbb\xbf{}", bytearray(b"\xef\xbb\xbf{}")):
-        assert body.parse(data) == {}
+    assert body.parse(b"\xef\xbb\xbf{}") == {}
     with pytest.raises(PomeloError):
         body.parse(b"\xef\xbb\xbf\xef\xbb\xbf{}")
 

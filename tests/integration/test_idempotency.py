@@ -14,13 +14,14 @@ from pomelo.gen.v1 import media_pb2, speech_pb2
 from pomelo.gen.v1.media_service_pb2 import UploadMediaRequest
 from pomelo.gen.v1.media_service_pb2_grpc import MediaServiceStub
 from pomelo.gen.v1.task_pb2 import Task
-from pomelo.gen.v1.task_service_pb2 import RunTaskRequest
+from pomelo.gen.v1.task_service_pb2 import RunTaskRequest, StreamTaskRequest
 from pomelo.gen.v1.task_service_pb2_grpc import TaskServiceStub
 from pomelo.stores.base import Store
 from pomelo.stores.ledger import REPLAY_SECONDS
 from pomelo.stores.sqlite import open_sqlite
 from pomelo.testing import Answer, Gate
 from tests.integration.house import KINDS, WAYS, Caller, House, Told, digest, open_house, say
+from tests.parity.wires import to_task
 
 WAY = pytest.mark.parametrize("way", WAYS)
 HOW = pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
@@ -56,6 +57,33 @@ async def check_once(house: House, caller: Caller, first: Told, *others: Told, l
 
 
 # --- the same again
+
+
+@WAY
+async def test_a_repeated_stream_of_a_long_text_has_short_events(house: House, way: str) -> None:
+    caller, headers = await house.caller(), key()
+    text = "a \u0001é語🍊\u2028" * 60_000
+    prompt = f"long {way}"
+    house.upstream.when(prompt, Answer(text))
+    body = say(prompt) | {"stream": True}
+    begun = await house.ask(way, caller.live, say(prompt), headers=headers)
+    again = await house.ask(way, caller.live, say(prompt), stream=True, headers=headers)
+    assert again.content == begun.content == text
+    await check_once(house, caller, begun, again, live=True)
+    if way == "grpc":
+        request = StreamTaskRequest(task=to_task(say(prompt)))
+        metadata = [
+            ("authorization", f"Bearer {caller.live}"),
+            ("idempotency-key", headers["Idempotency-Key"]),
+        ]
+        events = [e async for e in TaskServiceStub(house.channel).StreamTask(request, metadata=metadata)]
+        assert max(event.ByteSize() for event in events) < 64 * 1024
+        assert "".join(event.text_delta.content for event in events) == text
+        return
+    headers |= {"Authorization": f"Bearer {caller.live}"}
+    async with house.session.post(house.urls[way] + "/api/v1/task", json=body, headers=headers) as answer:
+        lines = [line async for line in answer.content]  # aiohttp refuses a long one
+    assert max(map(len, lines)) < 64 * 1024
 
 
 @KIND

@@ -3,6 +3,7 @@
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -10,13 +11,13 @@ from typing import Any
 import pytest
 
 from pomelo.errors import TABLE, PomeloError
-from pomelo.gen.v1.image_pb2 import ImageProgress
+from pomelo.gen.v1.image_pb2 import GeneratedImage, ImageOutput, ImageProgress
 from pomelo.gen.v1.speech_pb2 import AudioChunk
 from pomelo.gen.v1.task_pb2 import TaskResult
 from pomelo.gen.v1.text_pb2 import FinishReason, TextDelta, TokenUsage
 from pomelo.providers.base import CODES, Event, Job
 from pomelo.providers.sandbox import Sandbox
-from tests.integration.house import KINDS, WAYS, House, open_house, say
+from tests.integration.house import KINDS, WAYS, House, digest, open_house, say
 
 WORD = Event(text_delta=TextDelta(content="Hello"))
 LAST = Event(
@@ -37,6 +38,29 @@ class StrangeError(PomeloError):
         self.message = b"bytes"  # type: ignore[assignment]
 
 
+class IncompleteError(PomeloError):
+    """An error that lacks what every PomeloError has."""
+
+    def __init__(self) -> None:
+        pass
+
+
+class RowlessError(PomeloError):
+    """An error without a row of the table."""
+
+    def __init__(self) -> None:
+        super().__init__("provider_failed")
+        self.row = None  # type: ignore[assignment]
+
+
+class CodelessError(PomeloError):
+    """An error whose code can't be read."""
+
+    @property
+    def code(self) -> str:
+        raise RuntimeError
+
+
 RAISED: dict[str, Callable[[], BaseException]] = {
     "CancelledError": asyncio.CancelledError,
     "KeyboardInterrupt": KeyboardInterrupt,
@@ -47,6 +71,9 @@ RAISED: dict[str, Callable[[], BaseException]] = {
     "ValueError": lambda: ValueError("secret words"),
     "an unknown code": lambda: PomeloError("no_such_code"),
     "a message of bytes": StrangeError,
+    "an error without attributes": IncompleteError,
+    "an error without a row": RowlessError,
+    "an error without a code": partial(CodelessError, "provider_failed"),
     "a field that is no text": lambda: PomeloError("invalid_parameter", field=7),  # type: ignore[arg-type]
     **{code: partial(PomeloError, code) for code in sorted(TABLE.keys() - CODES)},
 }
@@ -68,7 +95,13 @@ YIELDED: dict[str, tuple[Any, ...]] = {
 
 RESULTS: dict[str, list[tuple[Any, ...]]] = {
     "image": [(PROGRESS, WORD), (SOUND,), (Event(result=TaskResult()),), (None,)],
-    "tts": [(SOUND, WORD), (SOUND, None), (LAST,), (Event(result=TaskResult()),)],
+    "tts": [
+        (Event(audio_chunk=AudioChunk(data=b"sound")),),
+        (SOUND, WORD),
+        (SOUND, None),
+        (LAST,),
+        (Event(result=TaskResult()),),
+    ],
     "stt": [(WORD,), (SOUND,), (Event(result=TaskResult()),), (None,)],
 }
 
@@ -243,6 +276,241 @@ async def test_a_call_that_its_caller_leaves_or_that_is_late_is_still_cancelled(
     asking.cancel()
     await asyncio.wait_for(ended.wait(), 5)
     assert "the provider" not in caplog.text
+
+
+@pytest.mark.parametrize("way", WAYS)
+async def test_an_error_with_an_empty_message_has_the_message_of_its_row(house: House, way: str) -> None:
+    def failure() -> PomeloError:
+        error = PomeloError("provider_unavailable")
+        error.message = " "
+        return error
+
+    ROGUE.act = yielding(then=failure)
+    told = await house.ask(way, (await house.caller()).live, say())
+    assert (told.code, told.message) == ("provider_unavailable", TABLE["provider_unavailable"].message)
+
+
+async def wait_on() -> None:
+    """Waits long."""
+    await asyncio.sleep(60)
+
+
+async def go_on() -> None:
+    """Goes on in the same step."""
+
+
+@pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
+@pytest.mark.parametrize("begun", [(), (WORD,)], ids=["before", "after"])
+@pytest.mark.parametrize("then", [wait_on, go_on])
+async def test_a_provider_that_cancels_its_own_task_is_provider_failed_and_logged(
+    house: House, caplog: pytest.LogCaptureFixture, then: Any, begun: tuple[Event, ...], stream: bool
+) -> None:
+    async def act(job: Job) -> AsyncIterator[Any]:
+        for event in begun:
+            yield event
+        task = asyncio.current_task()
+        assert task is not None
+        task.cancel()
+        await then()
+        yield LAST
+
+    ROGUE.act = act
+    await check(house, caplog, say(), stream=stream)
+    assert "cancelled the task that runs it" in caplog.text
+
+
+async def test_a_method_that_cancels_the_task_when_it_is_called_is_provider_failed(
+    house: House, caplog: pytest.LogCaptureFixture
+) -> None:
+    def act(job: Job) -> Any:
+        task = asyncio.current_task()
+        assert task is not None
+        task.cancel()
+        return yielding(WORD, LAST)(job)
+
+    ROGUE.act = act
+    for stream in (False, True):
+        await check(house, caplog, say(), stream=stream)
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
+async def test_a_provider_that_cancels_its_task_later_fails_its_task_alone(
+    house: House, caplog: pytest.LogCaptureFixture, stream: bool, way: str
+) -> None:
+    async def act(job: Job) -> AsyncIterator[Any]:
+        if way == "grpc":
+            yield WORD
+        task = asyncio.current_task()
+        assert task is not None
+        asyncio.get_running_loop().call_later(0.05, task.cancel)
+        await asyncio.sleep(60)
+        yield LAST
+
+    ROGUE.act = act
+    caller = await house.caller()
+    async with asyncio.timeout(10):
+        told = await house.ask(way, caller.live, say(), stream=stream)
+        assert told.code == "internal_error"
+        assert len([record for record in caplog.records if record.levelno >= logging.ERROR]) == 1
+        ROGUE.act = yielding(WORD, LAST)
+        told = await house.ask(way, caller.live, say(), stream=stream)
+    assert (told.code, told.content) == ("ok", "Hello")
+
+
+async def swallow() -> None:
+    """Ignores every cancellation."""
+    for _ in range(300):
+        with suppress(asyncio.CancelledError):
+            await asyncio.sleep(0.1)
+
+
+async def linger() -> None:
+    """Waits while it is cancelled."""
+    try:
+        await asyncio.sleep(30)
+    finally:
+        await asyncio.sleep(30)
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("act_on", [swallow, linger])
+async def test_a_provider_that_ignores_a_cancellation_delays_its_caller_a_second_at_most(
+    house: House, caplog: pytest.LogCaptureFixture, act_on: Any, way: str
+) -> None:
+    async def act(job: Job) -> AsyncIterator[Any]:
+        await act_on()
+        yield LAST
+
+    ROGUE.act = act
+    caller = await house.caller()
+    begin = asyncio.get_running_loop().time()
+    told = await house.ask(way, caller.live, say(), within=0.5)
+    assert told.code == "deadline_exceeded"
+    assert asyncio.get_running_loop().time() - begin < 3
+    for _ in range(300):
+        if not await house.slots(caller, live=True):
+            break
+        await asyncio.sleep(0.01)
+    assert (await house.balance(caller, live=True)).held == 0
+    # Over gRPC the client's own cancellation follows, which ends the second wait.
+    if act_on is swallow or way == "rest":
+        assert "went on after it was cancelled, and was stopped" in caplog.text
+
+
+@pytest.mark.parametrize("way", WAYS)
+async def test_a_provider_that_waits_while_it_is_closed_delays_its_caller_a_second_at_most(
+    house: House, caplog: pytest.LogCaptureFixture, way: str
+) -> None:
+    async def act(job: Job) -> AsyncIterator[Any]:
+        try:
+            yield WORD
+            yield None
+        finally:
+            await asyncio.sleep(30)
+
+    ROGUE.act = act
+    caller = await house.caller()
+    async with asyncio.timeout(3):
+        told = await house.ask(way, caller.live, say(), stream=True)
+    assert told.code == "provider_failed"
+    assert "went on after it was closed, and was stopped" in caplog.text
+
+
+@pytest.mark.parametrize("way", WAYS)
+async def test_a_provider_may_use_timeouts_and_task_groups_of_its_own(
+    house: House, caplog: pytest.LogCaptureFixture, way: str
+) -> None:
+    async def fail() -> None:
+        raise ValueError
+
+    async def act(job: Job) -> AsyncIterator[Any]:
+        try:
+            async with asyncio.timeout(0.05):
+                await asyncio.sleep(60)
+        except TimeoutError:
+            yield WORD
+        try:
+            async with asyncio.TaskGroup() as group:
+                group.create_task(fail())
+                await asyncio.sleep(60)
+        except* ValueError:
+            await asyncio.sleep(1.2)
+        yield LAST
+
+    ROGUE.act = act
+    told = await house.ask(way, (await house.caller()).live, say(), stream=True)
+    assert (told.code, told.content, told.done) == ("ok", "Hello", True)
+    assert "the provider" not in caplog.text
+
+
+CONTENT_TYPES = ["text/html", "audio/mpeg\r\nX-Injected: 1", "audio/mpeg\n", "image/png", "audio/", "audio/é"]
+
+
+@pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
+@pytest.mark.parametrize("content_type", CONTENT_TYPES)
+async def test_a_content_type_that_is_no_media_type_is_provider_failed(
+    house: House, caplog: pytest.LogCaptureFixture, content_type: str, stream: bool
+) -> None:
+    ROGUE.act = yielding(Event(audio_chunk=AudioChunk(data=b"sound", content_type=content_type)))
+    await check(house, caplog, KINDS["tts"], stream=stream)
+    picture = GeneratedImage(data=b"\x89PNG", content_type=content_type.replace("image", "audio"))
+    ROGUE.act = yielding(Event(result=TaskResult(image=ImageOutput(images=[picture]))))
+    await check(house, caplog, KINDS["image"], stream=stream)
+
+
+@pytest.mark.parametrize("way", ["rest", "remote"])
+async def test_empty_audio_is_an_error_and_not_the_beginning_of_raw_audio(house: House, way: str) -> None:
+    empty = Event(audio_chunk=AudioChunk(content_type="audio/ogg"))
+    caller = await house.caller()
+    headers = {"Authorization": f"Bearer {caller.live}", "Accept": "audio/*"}
+
+    async def ask() -> tuple[int, str, bytes]:
+        url = f"{house.urls[way]}/api/v1/task"
+        async with house.session.post(url, json=KINDS["tts"], headers=headers) as answer:
+            return answer.status, answer.content_type, await answer.read()
+
+    ROGUE.act = yielding(empty)
+    status, content_type, body = await ask()
+    assert (status, content_type) == (502, "application/json")
+    assert b"provider_failed" in body
+    ROGUE.act = yielding(empty, Event(audio_chunk=AudioChunk(data=b"sound")))
+    assert await ask() == (200, "audio/ogg", b"sound")
+
+
+@pytest.mark.parametrize("way", WAYS)
+async def test_large_pieces_of_a_provider_are_cut_for_every_client(house: House, way: str) -> None:
+    sound = bytes(range(256)) * 24_000
+    ROGUE.act = yielding(Event(audio_chunk=AudioChunk(data=sound, content_type="audio/mpeg")))
+    caller = await house.caller()
+    told = await house.ask(way, caller.live, KINDS["tts"], stream=True)
+    assert (told.code, told.content, told.done) == ("ok", digest(sound), True)
+    text = "\u0001é語🍊\u2028" * 120_000
+    last = Event()
+    last.CopyFrom(LAST)
+    last.text_delta.content = text
+    ROGUE.act = yielding(WORD, Event(text_delta=TextDelta(content=text)), last)
+    if way != "grpc":
+        headers = {"Authorization": f"Bearer {caller.live}"}
+        body = say() | {"stream": True}
+        url = f"{house.urls[way]}/api/v1/task"
+        async with house.session.post(url, json=body, headers=headers) as answer:
+            lines = [line async for line in answer.content]  # aiohttp refuses a long line
+        assert max(map(len, lines)) < 64 * 1024
+    told = await house.ask(way, caller.live, say(), stream=True)
+    assert (told.code, told.done) == ("ok", True)
+    assert told.content == "Hello" + text + text
+
+
+@pytest.mark.parametrize("way", WAYS)
+async def test_the_total_of_tokens_is_the_sum_of_its_parts(house: House, way: str) -> None:
+    usage = TokenUsage(prompt_tokens=3, completion_tokens=4, total_tokens=-9)
+    last = Event(text_delta=TextDelta(finish_reason=FinishReason.FINISH_REASON_STOP, usage=usage))
+    ROGUE.act = yielding(WORD, last)
+    caller = await house.caller()
+    for stream in (False, True):
+        told = await house.ask(way, caller.live, say(), stream=stream)
+        assert told.usage[:3] == (3, 4, 7)
 
 
 class Misfit(Rogue):

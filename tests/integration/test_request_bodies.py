@@ -339,3 +339,62 @@ async def test_json_is_utf_8(
     assert (answer.status, words in found.get("error", {}).get("message", "")) == (status, True)
     if status == 200:
         assert house.upstream.requests[-1].prompt in ("caf\u00e9", "Hello there")
+
+
+TWICE: dict[str, tuple[str, str]] = {
+    "an option": ('{"model":"gpt-4","messages":HI,"max_tokens":1,"max_tokens":2}', "max_tokens"),
+    "the same value": ('{"model":"gpt-4","messages":HI,"max_tokens":1,"max_tokens":1}', "max_tokens"),
+    "with an escape": ('{"model":"gpt-4","max_tokens":1,"messages":HI,"\\u006dax_tokens":2}', "max_tokens"),
+    "the model": ('{"model":"gpt-4","messages":HI,"model":"flux-1-pro"}', "model"),
+    "the messages": ('{"messages":[],"model":"gpt-4","messages":HI}', "messages"),
+    "within a message": (
+        '{"model":"gpt-4","messages":[{"role":"system","role":"user","content":"Hi"}]}',
+        "role",
+    ),
+    "in a large body": ('{"model":"gpt-4","messages":HI,"user":"u","x":"LARGE","user":"v"}', "user"),
+    "an unknown name": ('{"model":"gpt-4","messages":HI,"unicode\\n":1,"unicode\\n":2}', "unicode\\n"),
+}
+
+
+@pytest.mark.parametrize("way", REST_WAYS)
+@pytest.mark.parametrize("case", TWICE)
+async def test_a_name_that_is_given_twice_is_refused_and_named(
+    house: House, caller: Caller, case: str, way: str
+) -> None:
+    body, name = TWICE[case]
+    body = body.replace("HI", '[{"role":"user","content":"Hi"}]').replace("LARGE", "x" * 200_000)
+    headers = {"Authorization": f"Bearer {caller.live}", "Content-Type": "application/json"}
+    async with house.session.post(house.urls[way] + "/api/v1/task", data=body, headers=headers) as answer:
+        error = (await answer.json())["error"]
+        assert (answer.status, error["code"]) == (400, "invalid_parameter")
+    assert error["message"] == f"Invalid {name}: must be given once"
+
+
+@pytest.mark.parametrize("way", REST_WAYS)
+async def test_a_name_that_is_given_twice_in_the_json_of_a_form_is_refused(
+    house: House, caller: Caller, way: str
+) -> None:
+    form = aiohttp.FormData(default_to_multipart=True)
+    form.add_field("model", "gpt-4")
+    form.add_field("messages", '[{"role":"system","role":"user","content":"Hi"}]')
+    headers = {"Authorization": f"Bearer {caller.live}"}
+    async with house.session.post(house.urls[way] + "/api/v1/task", data=form, headers=headers) as answer:
+        error = (await answer.json())["error"]
+        assert (answer.status, error["code"]) == (400, "invalid_parameter")
+    assert "messages" in error["message"]
+    assert '"role"' in error["message"]
+
+
+@pytest.mark.parametrize("way", REST_WAYS)
+@pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
+async def test_a_key_that_is_given_twice_is_refused_as_that(
+    house: House, caller: Caller, stream: bool, way: str
+) -> None:
+    pair = [("Authorization", f"Bearer {caller.live}"), ("Authorization", f"Bearer {caller.test}")]
+    for headers in (pair, pair[::-1], [pair[0], pair[0]]):
+        async with house.session.post(
+            house.urls[way] + "/api/v1/task", json=say() | {"stream": stream}, headers=headers
+        ) as answer:
+            error = (await answer.json())["error"]
+            assert (answer.status, error["code"]) == (401, "invalid_api_key")
+        assert error["message"].startswith("Authorization was given twice.")

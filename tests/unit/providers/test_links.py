@@ -147,7 +147,8 @@ NO_LINKS: list[Any] = [
     "https://[::1/",
     "ftp://api.acme.example/",
     "file:///etc/passwd",
-    "data:image/png;base64,AAAA",
+    "data:image/png,AAAA",
+    "data:image/png;base64,A@AA",
     "https://api.acme.example/a b",
     "https://api.acme.example/\r\nX-Evil: 1",
     "https://api.acme.example\\@evil.example/",
@@ -156,6 +157,15 @@ NO_LINKS: list[Any] = [
     "https://user:word@api.acme.example/",
     "https://api.acme.example/" + "x" * 5000,
 ]
+
+
+async def test_a_data_uri_is_a_file_and_never_gets_the_vendors_key() -> None:
+    names = Names((PUBLIC,))
+    async with opened(names) as links:
+        assert await links.fetch("data:image/png;base64,AAAA", DIALECT) == bytes(3)
+        with pytest.raises(PomeloError):
+            links.vendors("data:image/png;base64,AAAA")
+    assert names.asked == []
 
 
 @pytest.mark.parametrize("link", NO_LINKS)
