@@ -66,6 +66,9 @@ _PACKET_HEADER = {"mov": 0, "mpegts": 0, "ogg": 0}
 _ANY_PACKET_HEADER = 20
 """Bytes that a container adds to a packet, by its format."""
 
+_FEW = 2048
+"""Bytes of audio from which that of a whole file can't be computed."""
+
 _PADDED = {"asf": 0.1}
 """The share of a format's bytes that is padding."""
 
@@ -76,7 +79,7 @@ _ANY_LARGEST = 8192
 _RAW_COVERED = 0.95
 """The share from which bytes that are labelled as bare samples are certainly of a bare format."""
 
-_SYNCHRONIZED = ("mp3", "aac", "ac3", "eac3", "dts")
+_SYNCHRONIZED = ("mp3", "aac", "ac3", "eac3", "dts", "loas")
 """Bare formats whose frames begin with a mark. Any bytes can be cut into frames of the others."""
 
 _MAGIC = (b"ID3", b"#!AMR")
@@ -102,7 +105,10 @@ def measure(file: BinaryIO, size: int, raw: bool) -> tuple[int, str]:
         front, back = tags(file, size)
         ms, name, covered = 0, "", 0
         for start, length in links(file, front, size):
-            more, name, covered = _measure(Window(file, start, length), length, back)
+            whole = length == size  # then a window would only make each of a hostile file's reads slower
+            part = file if whole else Window(file, start, length)
+            part.seek(0)
+            more, name, covered = _measure(part, length, back)
             ms += more
             if not more:
                 ms = 0
@@ -145,6 +151,8 @@ def _measure(file: Any, size: int, back: int, thorough: bool = False) -> tuple[i
         hidden = size * (1 - _PADDED.get(name, 0.0)) - covered - back
         hidden -= known + (_FEW_HEADERS if known else _HEADERS)
         hidden -= packets * _PACKET_HEADER.get(name, _ANY_PACKET_HEADER)
+        if covered < _FEW and hidden > covered:
+            return 0, name, covered  # so few bytes say nothing about the density of the rest
         seconds *= 1 + max(hidden, 0.0) / covered
     return max(round(seconds * 1000), 0), name, covered
 

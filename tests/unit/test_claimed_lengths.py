@@ -89,6 +89,8 @@ def packed(form: str, value: int) -> bytes:
 @pytest.mark.parametrize("claim", CLAIMS)
 @settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @example(value=0, label="")
+@example(value=7, label="")
+@example(value=1085, label="")
 @example(value=1, label="audio/mpeg")
 @example(value=2**32 - 1, label="audio/pcm")
 @example(value=2**63 - 1, label="audio/wav")
