@@ -30,17 +30,12 @@ _ALLOWED_HEADERS = (
 
 _EXPOSED_HEADERS = (
     *HEADERS,
-    "X-Pomelo-Adjusted",
-    "Idempotent-Replayed",
-    "Preference-Applied",
-    "Deprecation",
-    "Sunset",
     "Accept-Ranges",
     "Content-Range",
 )
 """By name: older browsers do not take `*`."""
 
-_EXPOSE: Mapping[str, str] = {hdrs.ACCESS_CONTROL_EXPOSE_HEADERS: ", ".join(dict.fromkeys(_EXPOSED_HEADERS))}
+_EXPOSE: Mapping[str, str] = {hdrs.ACCESS_CONTROL_EXPOSE_HEADERS: ", ".join(_EXPOSED_HEADERS)}
 _PREFLIGHT: Mapping[str, str] = {
     hdrs.ACCESS_CONTROL_ALLOW_METHODS: "GET, HEAD, POST",
     hdrs.ACCESS_CONTROL_ALLOW_HEADERS: ", ".join(_ALLOWED_HEADERS),

@@ -170,8 +170,7 @@ class Catalog:
                     try:
                         models[name] = _model(name, row)
                     except ValueError as error:
-                        said = str(error).removeprefix(f"catalogue entry {name}: ")
-                        faults.append(file.fault(keys, said))
+                        faults.append(file.fault(keys, str(error)))
             hosts |= catalog_check.tables(file, "hosts")
             if not faults:
                 named = file.table.get("voices", {})
@@ -216,8 +215,7 @@ def _model(name: str, row: dict[str, Any]) -> Model:
             **_dates(row, routes),
         )
     except (ArithmeticError, AttributeError, KeyError, TypeError, ValueError) as error:
-        said = f"{error} is missing" if isinstance(error, KeyError) else str(error)
-        raise ValueError(f"catalogue entry {name}: {said}") from error
+        raise ValueError(f"{error} is missing" if isinstance(error, KeyError) else str(error)) from error
 
 
 def _route(row: dict[str, Any], kind: str) -> Route:

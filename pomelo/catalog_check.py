@@ -3,7 +3,6 @@
 What the provider of a row knows of it is checked by `pomelo.providers.registry`.
 """
 
-import re
 from collections.abc import Callable, Iterator, Mapping
 from math import isfinite
 from typing import Any
@@ -31,8 +30,6 @@ _REQUIRED = frozenset(("messages", "prompt", "text", "voice", "audio", "max_toke
 
 _NUMBERS = frozenset((FieldDescriptor.CPPTYPE_DOUBLE, FieldDescriptor.CPPTYPE_FLOAT))
 _WHOLE = frozenset((FieldDescriptor.CPPTYPE_INT32, FieldDescriptor.CPPTYPE_INT64))
-
-_VOICE_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
 
 _PRICES: Mapping[str, str] = {
     "text": 'price = { million_input_tokens = "4", million_output_tokens = "20" }',
@@ -117,7 +114,7 @@ def _voices(file: TomlFile) -> list[Fault]:
                 file.fault(keys, "is there twice: capitals and spaces make no difference. Remove one")
             )
         seen.add(voice_names.plain(name))
-        if not isinstance(voice_id, str) or not _VOICE_ID.fullmatch(voice_id):
+        if not isinstance(voice_id, str) or not voice_names.is_id(voice_id):
             said = "must be a voice's id in quotes. Write, for example: "
             faults.append(file.fault(keys, said + EXAMPLES["voices"]))
     return faults

@@ -1,14 +1,22 @@
 """Names of voices, as callers, operators and vendors write them."""
 
+import re
 import unicodedata
 
 LONGEST = 64
 """Characters of a name."""
 
+_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
+
 
 def is_name(text: str) -> bool:
     """Whether `text` may be a voice's name: 1 to 64 printable characters of any script, not only spaces."""
     return 0 < len(text) <= LONGEST and text.isprintable() and not text.isspace()
+
+
+def is_id(text: str) -> bool:
+    """Whether `text` may be the vendor's id of a voice, which becomes a part of a URL."""
+    return _ID.fullmatch(text) is not None
 
 
 def plain(name: str) -> str:

@@ -103,9 +103,9 @@ def _prices(model: "Model") -> str:
 
 
 def _unit(price: Any) -> str:
-    from pomelo.gen.v1.model_service_pb2 import PriceUnit
+    from pomelo.pricing import unit_name
 
-    return PriceUnit.Name(price.unit).removeprefix("PRICE_UNIT_").lower()
+    return unit_name(price.unit)
 
 
 def _price(price: Any) -> str:

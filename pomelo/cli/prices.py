@@ -70,7 +70,6 @@ def check(
         raise FailureError("--at must be a day such as 2026-11-26") from error
     catalog = find_providers(load(config)).catalog
     found = list(differences(catalog, when))
-    count = sum(1 for _ in _compared(catalog, when))
     if as_json:
         print_json([_json(one) for one in found])
     elif found:
@@ -89,6 +88,7 @@ def check(
             ],
         )
     else:
+        count = sum(1 for _ in _compared(catalog, when))
         typer.echo(
             f"The prices of {count} routes of text are those of the list. It does not have the others."
         )

@@ -70,7 +70,7 @@ class Job:
     `adjustments`. `stream` tells whether the caller wants pieces as they come; when False the provider makes
     one whole upstream call and yields it as one event. `deadline` is absolute, on the event loop's clock; the
     engine enforces it. `request_id` is the caller's name of the request, for log lines. `report` is
-    the provider's to fill: where the vendor tells what the task cost, it sets `report.cost`, in US dollars,
+    the provider's to fill: if the vendor reports what the task cost, it sets `report.cost`, in US dollars,
     at any time before its last event.
 
     `given` and `most_tokens` are for the router, which fits the input to the next route from them: the

@@ -21,7 +21,7 @@ from pomelo.catalog_rows import Name
 from pomelo.fitting import Fitting
 from pomelo.gen.v1.text_pb2 import Message, Role, TextInput
 from pomelo.providers.base import Event, Job, Options
-from pomelo.providers.chat_answers import ChatAnswer, told_cost, whole
+from pomelo.providers.chat_answers import ChatAnswer, reported_cost, whole
 from pomelo.providers.chat_failures import MEANINGS, read_complaint
 from pomelo.providers.failures import Dialect
 from pomelo.providers.http import Http
@@ -133,7 +133,7 @@ class Chat:
         )
         delta = whole(answer, self._dialect)
         if self._profile.reports_cost:
-            job.report.cost = told_cost(answer.get("usage"))
+            job.report.cost = reported_cost(answer.get("usage"))
         yield Event(text_delta=delta)
 
     def _body(self, job: Job) -> bytes:

@@ -78,7 +78,7 @@ class ChatAnswer(Answer):
                 usage = usage or aside.get("usage")
             if usage is not None:
                 self._count(_usage(usage))
-                if self._report is not None and (cost := told_cost(usage)) is not None:
+                if self._report is not None and (cost := reported_cost(usage)) is not None:
                     self._report.cost = cost
             choices = chunk.get("choices")
             if not choices:
@@ -110,7 +110,7 @@ class ChatAnswer(Answer):
                 self.prompt = usage
 
 
-def told_cost(usage: Any) -> Any:
+def reported_cost(usage: Any) -> Any:
     """What a host says that an answer cost, in US dollars; None where it says nothing.
 
     Of an answer that the operator pays to another vendor (OpenRouter's `is_byok`) a host tells its fee alone.

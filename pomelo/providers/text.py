@@ -131,10 +131,10 @@ def counted(
     `prompt` includes those that were `cached` and `written`, and `written` those `written_1h`. These are 0
     where they are absent; where they can't be true, all of the prompt counts as ordinary input.
     """
-    told = prompt, completion
+    reported = prompt, completion
     prompt, completion = credible(prompt), credible(completion)
     if prompt is None or completion is None:
-        if told != (None, None):
+        if reported != (None, None):
             log.warning("a provider reported an impossible count of tokens, or only one, so it is estimated")
         if not prompt and not completion:
             return None

@@ -14,7 +14,7 @@ from itertools import islice
 from pomelo.errors import PomeloError, invalid
 from pomelo.providers.base import CALLER
 from pomelo.times import today_utc
-from pomelo.voice_names import is_name, plain
+from pomelo.voice_names import is_id, is_name, plain
 
 log = logging.getLogger("pomelo.providers")
 
@@ -28,7 +28,6 @@ NAMES_MOST = 20_000
 """Names that are kept; an account has a few hundred voices."""
 
 _ID = re.compile(r"[A-Za-z0-9]{20}")
-_SAFE_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
 
 DEFAULTS = {
     "adam": "pNInz6obpgDQGcFmaJgB",
@@ -121,8 +120,8 @@ class Voices:
         chosen = table.get(name)
         if chosen is not None and chosen not in gone:
             return chosen
-        is_id = _ID.fullmatch(voice) is not None
-        if is_id and voice not in gone:
+        by_id = _ID.fullmatch(voice) is not None
+        if by_id and voice not in gone:
             return voice
         default = DEFAULTS.get(name) if self._today() <= LAST_DAY else None
         if default in gone:
@@ -131,7 +130,7 @@ class Voices:
         known = self._names.get(name)
         if age >= FRESH or ((known is None or known in gone) and default is None and age >= ASKED_AGAIN):
             # Of an id the list can only tell which names would work instead.
-            await self._refresh(known or default or (voice if is_id else None))
+            await self._refresh(known or default or (voice if by_id else None))
         for found in (self._names.get(name), default):
             if found is not None and found not in gone:
                 return found
@@ -197,7 +196,7 @@ def _index(voices: Iterable[tuple[str, str]]) -> dict[str, str]:
     first: dict[str, str] = {}
     for shown, voice_id in voices:
         name = plain(shown)
-        if not name or not _SAFE_ID.fullmatch(voice_id):
+        if not name or not is_id(voice_id):
             continue
         whole.setdefault(name, voice_id)
         first.setdefault(name.split()[0].rstrip(",;:"), voice_id)
