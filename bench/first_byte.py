@@ -9,6 +9,8 @@ so that what else the machine does hits all of them alike. "added" is the median
 ratio is to the relay's. Everything listens on loopback and ends with the run.
 """
 
+from __future__ import annotations
+
 import argparse
 import asyncio
 import base64

@@ -4,6 +4,8 @@
 Each package has its version, the condition under which it is needed, and the hash of every file of it.
 """
 
+from __future__ import annotations
+
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path

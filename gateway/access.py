@@ -4,6 +4,8 @@
 signature.
 """
 
+from __future__ import annotations
+
 from collections.abc import Hashable
 
 from aiohttp import web

@@ -3,6 +3,8 @@
 The routes call the two handlers. Money is rendered by hand as numbers of credits: a float would not be exact.
 """
 
+from __future__ import annotations
+
 import re
 from collections.abc import Callable, Collection, Mapping
 from datetime import UTC, datetime, timedelta
@@ -68,7 +70,7 @@ def query(given: Mapping[str, str]) -> pb.ListUsageRequest:
     return pb.ListUsageRequest(**_read(given, _PARAMETERS))
 
 
-def _read(given: Mapping[str, str], known: "Mapping[str, tuple[str, _Reader]]") -> dict[str, Any]:
+def _read(given: Mapping[str, str], known: Mapping[str, tuple[str, _Reader]]) -> dict[str, Any]:
     values: dict[str, Any] = {}
     for name, text in given.items():  # of a multidict: each of a name's values
         if name not in known:
@@ -129,7 +131,7 @@ def _moment(name: str, text: str) -> Timestamp:
     return Timestamp(seconds=micros // 1_000_000, nanos=micros % 1_000_000 * 1000)
 
 
-_PARAMETERS: "Mapping[str, tuple[str, _Reader]]" = {
+_PARAMETERS: Mapping[str, tuple[str, _Reader]] = {
     "page_size": ("page_size", _page_size),
     "page_token": ("page_token", _text),
     "from": ("from_time", _moment),

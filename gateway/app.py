@@ -3,6 +3,8 @@
 Opened by the composition root with the engine behind it, or with a remote server: it can't tell which.
 """
 
+from __future__ import annotations
+
 import logging
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable

@@ -4,6 +4,8 @@ Called by `gateway.task`. Checks types and names, as `fields` says them; what a 
 engine to say.
 """
 
+from __future__ import annotations
+
 from codecs import BOM_UTF8
 from collections.abc import Mapping
 from typing import Any

@@ -1,5 +1,7 @@
 """The charset that a Content-Type names."""
 
+from __future__ import annotations
+
 import re
 
 UTF_8 = frozenset({"", "utf-8", "utf8"})

@@ -3,6 +3,8 @@
 Made by `gateway.listener` for every connection. Handles bytes and timers, not tasks.
 """
 
+from __future__ import annotations
+
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Coroutine, Hashable, Mapping
@@ -456,7 +458,7 @@ class Connection(web.RequestHandler):
         return self._cors.headers(request.headers.get(hdrs.ORIGIN) if request is not None else None)
 
 
-def _headers(error: PomeloError) -> "CIMultiDict[str]":
+def _headers(error: PomeloError) -> CIMultiDict[str]:
     made = CIMultiDict(reply.SAFE)
     made["Content-Type"] = "application/json"
     made["X-Request-Id"] = new_id("req_")

@@ -7,6 +7,8 @@ address with an attacker (a proxy, a carrier's NAT), and may connect by the thou
 connection is refused at its accept because of its address.
 """
 
+from __future__ import annotations
+
 import asyncio
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass

@@ -4,6 +4,8 @@ Made by `gateway.app` where origins are allowed; without any, no answer has a CO
 no credentials in the sense of CORS: a key comes in `Authorization`, which a script sets itself.
 """
 
+from __future__ import annotations
+
 import re
 from collections.abc import Awaitable, Callable, Collection, Mapping
 

@@ -3,6 +3,8 @@
 Part of `gateway.openapi`.
 """
 
+from __future__ import annotations
+
 from typing import Any
 
 from gateway.schema import ANY, JSON, Schema, object_of, ref, responses

@@ -1,5 +1,7 @@
 """The headers of answers in the OpenAPI description. Used by `gateway.openapi`."""
 
+from __future__ import annotations
+
 from typing import Any
 
 

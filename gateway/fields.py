@@ -4,6 +4,8 @@ One table a kind of task, built once. `body` walks it. Types are checked here; r
 required, by the engine for both wires alike.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from math import isfinite

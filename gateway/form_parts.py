@@ -5,6 +5,8 @@ into pieces, and no more than two pieces are buffered. `multipart` assembles the
 parts.
 """
 
+from __future__ import annotations
+
 import re
 from dataclasses import dataclass
 from typing import Protocol

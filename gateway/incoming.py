@@ -4,6 +4,8 @@ pieces.
 Read by `body` (JSON) and `multipart`. aiohttp itself waits for a body for ever.
 """
 
+from __future__ import annotations
+
 import asyncio
 from dataclasses import dataclass
 

@@ -1,5 +1,7 @@
 """Says what is wrong with a body that can't be parsed as JSON, naming the field where there is one."""
 
+from __future__ import annotations
+
 import json
 import re
 from io import BytesIO

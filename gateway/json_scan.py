@@ -4,6 +4,8 @@ Parsing holds the interpreter (GIL), in a thread too, so its cost is limited bef
 8 MiB parses in 5 ms, 8 MiB of `[],[],[],…` in half a second.
 """
 
+from __future__ import annotations
+
 from pomelo.errors import PomeloError
 
 MAX_VALUES = 65_536

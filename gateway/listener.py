@@ -6,6 +6,8 @@ slot. Connections wait here and not in the kernel's queue, where a health check 
 others.
 """
 
+from __future__ import annotations
+
 import asyncio
 import errno
 import logging
@@ -145,7 +147,7 @@ class Listener:
             if slot.open and not self._look(arrival):
                 arrival.watch(self._silent, self._look)
 
-    def _look(self, arrival: "_Arrival") -> bool:
+    def _look(self, arrival: _Arrival) -> bool:
         """Starts or queues a connection that has sent something. Returns False if nothing has
         arrived."""
         try:
@@ -187,7 +189,7 @@ class Listener:
         if arrived:
             self._loop.call_soon(self._begin_some)
 
-    def _begin(self, arrival: "_Arrival") -> None:
+    def _begin(self, arrival: _Arrival) -> None:
         slot = arrival.slot
         slot.waiting = False
         self._connections.hears(slot)
@@ -197,7 +199,7 @@ class Listener:
         def end(told: bool) -> None:  # until the connection is made
             task.cancel()
 
-        def begun(_: "asyncio.Task[None]") -> None:
+        def begun(_: asyncio.Task[None]) -> None:
             self._beginning.discard(task)
             if not arrival.opened:  # cancelled before its first step
                 arrival.drop(False)
@@ -205,7 +207,7 @@ class Listener:
         slot.end = end
         task.add_done_callback(begun)
 
-    async def _open(self, arrival: "_Arrival") -> None:
+    async def _open(self, arrival: _Arrival) -> None:
         arrival.opened = True
         slot = arrival.slot
         tls = self._tls
@@ -258,7 +260,7 @@ class _Arrival:
         self.opened = False
         self.silent: set[_Arrival] | None = None
 
-    def watch(self, silent: "set[_Arrival]", heard: "Callable[[_Arrival], object]") -> None:
+    def watch(self, silent: set[_Arrival], heard: Callable[[_Arrival], object]) -> None:
         """Adds itself to `silent` until `forget`; `heard` is called once the first byte has
         arrived."""
         silent.add(self)

@@ -3,6 +3,8 @@
 A row of `gateway.routes`. Whether a link is good is for the media service to say.
 """
 
+from __future__ import annotations
+
 import re
 import socket
 from collections.abc import Iterator

@@ -3,6 +3,8 @@
 Called by `gateway.task`. Nothing here holds a whole upload.
 """
 
+from __future__ import annotations
+
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import aclosing
 from dataclasses import dataclass, field

@@ -4,6 +4,8 @@ Read by programs; the words for people are in docs/. Its field names come from t
 the two can't part.
 """
 
+from __future__ import annotations
+
 from collections.abc import Mapping
 from typing import Any
 

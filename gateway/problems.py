@@ -3,6 +3,8 @@
 The one table of errors is `pomelo.errors`; nothing here decides what is an error.
 """
 
+from __future__ import annotations
+
 import asyncio
 import logging
 import sys

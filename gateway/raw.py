@@ -4,6 +4,8 @@ Called by `gateway.task`. What fails after its first byte is left to `problems.g
 connection, so that it can't look complete.
 """
 
+from __future__ import annotations
+
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -26,7 +28,7 @@ _RANGES: Mapping[int, str] = {
 _JSON = frozenset({"*/*", "application/*", "application/json"})
 
 
-_FORMATS: Mapping[str, "ImageFormat.ValueType"] = {
+_FORMATS: Mapping[str, ImageFormat.ValueType] = {
     "image/png": ImageFormat.IMAGE_FORMAT_PNG,
     "image/jpeg": ImageFormat.IMAGE_FORMAT_JPEG,
     "image/webp": ImageFormat.IMAGE_FORMAT_WEBP,

@@ -4,6 +4,8 @@
 the server checks the key, the limits and the task.
 """
 
+from __future__ import annotations
+
 import asyncio
 import hashlib
 import re
@@ -142,7 +144,7 @@ class _Line:
         self.media = MediaServiceStub(channel)
         self.accounts = AccountServiceStub(channel)
 
-    def __enter__(self) -> "_Line":
+    def __enter__(self) -> _Line:
         self.busy += 1
         return self
 
@@ -232,7 +234,7 @@ class RemoteAccess:
         self._known: dict[str, float] = {}
         """Digest of a key -> when its trust expires, on the clock of `time.monotonic`."""
 
-    async def admit(self, call: Call) -> "RemoteVisit":
+    async def admit(self, call: Call) -> RemoteVisit:
         """See the port."""
         digest = hashlib.blake2b((call.secret or "").encode("utf-8", "replace"), digest_size=16).hexdigest()
         now = time.monotonic()
@@ -453,7 +455,7 @@ async def _unary(rpc: Any, call: Call, ends: Iterable[Any] = ()) -> Any:
         return response
 
 
-async def _opened(rpc: Any, messages: "_Messages[Any]", call: Call) -> None:
+async def _opened(rpc: Any, messages: _Messages[Any], call: Call) -> None:
     """Returns once the server has taken the call in; `call.reply` is complete.
 
     Raises:
@@ -511,7 +513,7 @@ class _Messages(AsyncIterator[M]):
         self._turn = turn
         self._next = aiter(rpc).__anext__
 
-    def __aiter__(self) -> "_Messages[M]":
+    def __aiter__(self) -> _Messages[M]:
         return self
 
     async def __anext__(self) -> M:
@@ -535,7 +537,7 @@ class _Messages(AsyncIterator[M]):
 class _Bytes(AsyncIterator[bytes]):
     """The bytes of a media file. Implements `pomelo.service.MediaBytes`."""
 
-    def __init__(self, messages: "_Messages[DownloadMediaResponse]") -> None:
+    def __init__(self, messages: _Messages[DownloadMediaResponse]) -> None:
         self._messages = messages
         self._unwanted = 0
 

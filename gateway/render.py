@@ -4,6 +4,8 @@ Called by `gateway.task`, `sse` and the routes. Built by hand from the messages;
 message holds, never at what was asked.
 """
 
+from __future__ import annotations
+
 import binascii
 from collections.abc import Callable, Mapping
 from typing import Any

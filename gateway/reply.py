@@ -3,6 +3,8 @@
 Called by every route and by `problems`. Knows nothing of what is in a body.
 """
 
+from __future__ import annotations
+
 import socket
 import struct
 from collections.abc import Mapping
@@ -25,7 +27,7 @@ _JSON = {**SAFE, "Content-Type": "application/json"}
 _RESET = struct.pack("ii", 1, 0)
 
 
-def headers(call: Call, **own: str) -> "CIMultiDict[str]":
+def headers(call: Call, **own: str) -> CIMultiDict[str]:
     """The headers of an answer: the safe ones, what the call gives back, then `own` (`_` stands for `-`)."""
     made = CIMultiDict(SAFE)
     made.update(call.reply)

@@ -4,6 +4,8 @@
 the `Visit` that admitted it where the route needs a key.
 """
 
+from __future__ import annotations
+
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 

@@ -3,6 +3,8 @@
 Used by `gateway.openapi` and `gateway.described_account`.
 """
 
+from __future__ import annotations
+
 from collections.abc import Iterable, Mapping
 from typing import Any
 

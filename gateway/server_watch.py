@@ -1,6 +1,8 @@
 """Detects from the ends of calls whether a gateway's server is available, and logs when that
 changes."""
 
+from __future__ import annotations
+
 import logging
 import time
 from collections.abc import Callable

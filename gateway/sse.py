@@ -4,6 +4,8 @@ Called by `gateway.task`. An error before the first event is an ordinary error a
 `error` event, and no `[DONE]`: a stream that was cut can't look complete.
 """
 
+from __future__ import annotations
+
 import asyncio
 import re
 from contextlib import suppress

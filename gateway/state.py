@@ -3,6 +3,8 @@
 `gateway.app` makes it; every route is called with it.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from ipaddress import IPv4Network, IPv6Network

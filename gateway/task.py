@@ -3,6 +3,8 @@
 A row of `gateway.routes`. Translates: what a key may do and what a task takes is for the services to say.
 """
 
+from __future__ import annotations
+
 import asyncio
 from collections.abc import AsyncIterator, Iterator, Mapping
 from functools import partial

@@ -1,5 +1,7 @@
 """Keeps many requests, or a few large ones, from blocking the event loop for long."""
 
+from __future__ import annotations
+
 import asyncio
 import time
 from collections import deque
@@ -22,7 +24,7 @@ class Turnstile:
         self._waiting: deque[asyncio.Future[None]] = deque()
         self._counting = False
 
-    def enter(self) -> "asyncio.Future[None] | None":
+    def enter(self) -> asyncio.Future[None] | None:
         """Returns None if the request may start immediately, else a future to await first."""
         if not self._counting:
             self._counting = True
@@ -64,7 +66,7 @@ class ParseQueue:
         self._all = asyncio.Lock()
 
     @asynccontextmanager
-    async def body(self, account: Hashable, size: int) -> AsyncIterator["ParseSteps"]:
+    async def body(self, account: Hashable, size: int) -> AsyncIterator[ParseSteps]:
         """Holds the account's turn for one body of `size` bytes; yields the runner of its steps."""
         lock = self._accounts.get(account)
         if lock is None:

@@ -4,6 +4,8 @@ Called by `gateway.remote`. It knows what grpc.aio makes of an answer that comes
 complete.
 """
 
+from __future__ import annotations
+
 import asyncio
 from collections.abc import AsyncIterator, Coroutine
 from typing import Any

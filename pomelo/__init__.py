@@ -3,4 +3,6 @@
 Importing the package loads nothing; start at `pomelo.app`.
 """
 
+from __future__ import annotations
+
 __version__ = "0.1.0"

@@ -4,6 +4,8 @@ Both front ends admit every call here first. A call without a good key is refuse
 known account is limited in calls and in buffered bytes, so that no single account can exhaust the server.
 """
 
+from __future__ import annotations
+
 from collections.abc import Awaitable, Callable
 
 from pomelo import retirement
@@ -24,7 +26,7 @@ class Visit:
 
     __slots__ = ("_access", "_call", "_principal", "_ticket", "close", "reserve")
 
-    def __init__(self, access: "Access", call: Call, principal: Principal, ticket: Ticket) -> None:
+    def __init__(self, access: Access, call: Call, principal: Principal, ticket: Ticket) -> None:
         self._access = access
         self._call = call
         self._principal = principal

@@ -4,6 +4,8 @@
 store keeps; what a task may do and costs is for `pomelo.admission` to say.
 """
 
+from __future__ import annotations
+
 import re
 import time
 from collections.abc import Awaitable, Callable, Mapping

@@ -1,5 +1,7 @@
 """The header that lists what had to be adjusted of a task. `pomelo.fitting` says what that is."""
 
+from __future__ import annotations
+
 from collections.abc import Iterable, Sequence
 
 from pomelo.call import Call

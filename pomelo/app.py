@@ -4,6 +4,8 @@
 is global; two apps can live in one process. Keyword seams let a test put another part in.
 """
 
+from __future__ import annotations
+
 import asyncio
 import contextlib
 import logging

@@ -3,6 +3,8 @@
 `pomelo.measure` measures the length of audio files; nothing here decodes audio.
 """
 
+from __future__ import annotations
+
 import re
 import struct
 from array import array

@@ -15,6 +15,8 @@ route as long as it must be. Nothing here waits, locks or reads a clock. Every m
 closing the route's circuit walks the accounts that are tracked.
 """
 
+from __future__ import annotations
+
 import logging
 from enum import Enum
 

@@ -4,6 +4,8 @@ Both doors make a `Call` by `Call.from_headers`; everything below them reads it.
 knows no transport.
 """
 
+from __future__ import annotations
+
 import math
 import re
 import time
@@ -113,7 +115,7 @@ class Call:
         timeout: float | None = None,
         names: Iterable[str] = (),
         clock: Callable[[], float] = time.monotonic,
-    ) -> "Call":
+    ) -> Call:
         """Reads a call from headers or metadata; `get` looks one up by its lower-case name.
 
         `timeout` is the seconds left on a deadline that the transport itself carries (gRPC); without it,

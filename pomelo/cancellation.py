@@ -1,5 +1,7 @@
 """Distinguish the cancellation of a task from the cancellation of something that it awaits."""
 
+from __future__ import annotations
+
 import asyncio
 
 

@@ -5,6 +5,8 @@ Adding a model, a price or a host that speaks a known wire is a row there and no
 host mean is for `pomelo.providers.compatible` to say.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import date, timedelta
@@ -115,7 +117,7 @@ class Model:
     """
 
     name: str
-    task_type: "TaskType.ValueType"
+    task_type: TaskType.ValueType
     routes: tuple[Route, ...]
     limits: Limits
     prices: Prices
@@ -148,7 +150,7 @@ class Catalog:
     @classmethod
     def load(
         cls, *paths: Path, check: Callable[[Sequence[TomlFile]], Iterable[Fault]] = lambda files: ()
-    ) -> "Catalog":
+    ) -> Catalog:
         """Reads catalogue files; without any, the built-in one. An entry replaces one of an earlier file.
 
         `check` finds what is wrong in the files beyond what they say of themselves.

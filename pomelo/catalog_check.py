@@ -3,6 +3,8 @@
 What the provider of a row knows of it is checked by `pomelo.providers.registry`.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable, Iterator, Mapping
 from math import isfinite
 from typing import Any

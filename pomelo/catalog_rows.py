@@ -3,6 +3,8 @@
 pydantic checks the types; `row_faults` says in our words what is wrong, and what to write instead.
 """
 
+from __future__ import annotations
+
 import difflib
 import re
 from collections.abc import Collection, Mapping

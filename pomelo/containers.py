@@ -6,6 +6,8 @@ the first chunk that is neither: behind a wrong size there is audio, not a chunk
 seekable file and its size in bytes, and may move its position.
 """
 
+from __future__ import annotations
+
 import io
 import struct
 from collections.abc import Callable, Iterator

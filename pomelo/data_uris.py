@@ -5,6 +5,8 @@ capitals and parameters in any order. Refused: everything else that is not base6
 in the text and works in small steps.
 """
 
+from __future__ import annotations
+
 import re
 from binascii import a2b_base64, a2b_qp
 from collections.abc import Iterator

@@ -11,6 +11,8 @@ another from stdin, and answers each with a line of JSON on stdout:
                                               with raw, an empty format also where it isn't certain
 """
 
+from __future__ import annotations
+
 import json
 import os
 import resource

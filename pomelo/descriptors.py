@@ -1,5 +1,7 @@
 """File descriptors: how many this process may have open, which bounds its connections."""
 
+from __future__ import annotations
+
 from contextlib import suppress
 
 try:

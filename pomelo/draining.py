@@ -4,6 +4,8 @@
 gives. It counts the calls that run, refuses new ones while it drains, and ends what is left.
 """
 
+from __future__ import annotations
+
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager

@@ -5,6 +5,8 @@ provider is asked stands in `pomelo.intake`, what a kind of task is in `pomelo.t
 is in `pomelo.providers`.
 """
 
+from __future__ import annotations
+
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing, asynccontextmanager, suppress

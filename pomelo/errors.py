@@ -4,6 +4,8 @@ Everything that refuses or fails raises `PomeloError`; `pomelo.wire` turns it in
 gateway into an error body. Nothing here knows of a transport.
 """
 
+from __future__ import annotations
+
 from dataclasses import dataclass
 from enum import IntEnum
 

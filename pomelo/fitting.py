@@ -5,6 +5,8 @@ maximum of tokens) and then what the provider's own hook knows of its API. Adapt
 so what is reported to the caller can't differ from what the vendor gets.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache

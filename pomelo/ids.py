@@ -1,5 +1,7 @@
 """Ids that sort by time and can't be guessed."""
 
+from __future__ import annotations
+
 import os
 import time
 

@@ -1,5 +1,7 @@
 """Recognises image files by their first bytes."""
 
+from __future__ import annotations
+
 _SIGNATURES = (
     (b"\x89PNG\r\n\x1a\n", "image/png"),
     (b"\xff\xd8\xff", "image/jpeg"),

@@ -3,6 +3,8 @@
 An owner is an account, or a key where the account is not known. Transport-free; one `InFlight` a process.
 """
 
+from __future__ import annotations
+
 import asyncio
 from collections import deque
 from contextlib import suppress
@@ -43,7 +45,7 @@ class InFlight:
         self.bytes = 0
         self._owners: dict[str, _Usage] = {}
 
-    def enter(self, owner: str, concurrent: int | None = None) -> "Ticket":
+    def enter(self, owner: str, concurrent: int | None = None) -> Ticket:
         """Counts one more call of `owner` until its ticket is closed. `concurrent` is how many tasks its plan
         allows at a time (None: no limit): a few times as many calls may be in flight.
 

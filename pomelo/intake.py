@@ -4,6 +4,8 @@ The engine calls `Intake.take_in` for every task, and runs the `Run` that it giv
 refused here, on both wires alike and in one order. It knows no transport and no vendor.
 """
 
+from __future__ import annotations
+
 import asyncio
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable
@@ -61,7 +63,7 @@ class _Asked:
     model: Model
     kind: TaskKind
     given: Any
-    routing: "_Routing"
+    routing: _Routing
     audio: AudioSource | None
     heard: Heard
     repeatable: Repeatable | None
@@ -171,7 +173,7 @@ class Intake:
             raise PomeloError("model_not_allowed", field="model")
         return model
 
-    async def take_in(self, task: Task, call: Call, *, stream: bool) -> "Run | Replay":
+    async def take_in(self, task: Task, call: Call, *, stream: bool) -> Run | Replay:
         """Everything that can be refused before a provider is called: in this order the key, the model, the
         fields, the limits, the credits, the provider.
 
@@ -201,7 +203,7 @@ class Intake:
 
     async def _admit(
         self, asked: _Asked, call: Call, principal: Principal, stream: bool, drop: Callable[[], None]
-    ) -> "Run | Replay":
+    ) -> Run | Replay:
         """Takes what a task needs, and makes it ready to run."""
         model, kind, routing = asked.model, asked.kind, asked.routing
         candidates, failure, given = routing.candidates, routing.failure, routing.fitted.input
@@ -389,7 +391,7 @@ async def _beside(large: bool, look: Callable[..., T], *given: Any) -> T:
     return await asyncio.to_thread(look, *given) if large else look(*given)
 
 
-def wanted(given: Any) -> "ResponseFormat.ValueType":
+def wanted(given: Any) -> ResponseFormat.ValueType:
     """How the caller wants a medium back."""
     return getattr(given, "response_format", ResponseFormat.RESPONSE_FORMAT_UNSPECIFIED)
 

@@ -1,5 +1,7 @@
 """Language codes of callers and vendors, in the one form in which Pomelo passes them on."""
 
+from __future__ import annotations
+
 import re
 from itertools import product
 from string import ascii_lowercase

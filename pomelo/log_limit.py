@@ -3,6 +3,8 @@
 It does not depend on what is logged. The command line wraps the handler that writes with it.
 """
 
+from __future__ import annotations
+
 import logging
 import threading
 import time

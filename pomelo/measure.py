@@ -5,6 +5,8 @@ that takes too long or too much memory is killed; audio that can't be measured i
 bytes.
 """
 
+from __future__ import annotations
+
 import asyncio
 import json
 import logging
@@ -144,7 +146,7 @@ class _Worker:
         self.served = 0
 
     @classmethod
-    async def start(cls) -> "_Worker":
+    async def start(cls) -> _Worker:
         """Starts a process; returns when it is ready.
 
         Raises:

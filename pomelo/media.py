@@ -4,6 +4,8 @@ A file's id contains its owner's tag, encrypted, so that no index is needed; a f
 age. `pomelo.media_quota` limits what each owner stores.
 """
 
+from __future__ import annotations
+
 import asyncio
 import base64
 import hashlib
@@ -119,7 +121,7 @@ class MediaWriter:
     `owner` is an account and a mode, as `Principal.owner` names them; `limit` is the most bytes it may have.
     """
 
-    def __init__(self, store: "MediaStore", owner: str, content_type: str, limit: int | None = None) -> None:
+    def __init__(self, store: MediaStore, owner: str, content_type: str, limit: int | None = None) -> None:
         self._store = store
         self._content_type = content_type
         self._limit = limit
@@ -133,7 +135,7 @@ class MediaWriter:
         """Bytes that the quota counts for this file until it is committed or closed."""
         self.size = 0
 
-    def __enter__(self) -> "MediaWriter":
+    def __enter__(self) -> MediaWriter:
         return self
 
     def __exit__(
@@ -503,7 +505,7 @@ class MediaDesk:
     @asynccontextmanager
     async def download_media(
         self, media_id: str, signature: str, call: Call
-    ) -> AsyncIterator[tuple[Media, "_Pieces"]]:
+    ) -> AsyncIterator[tuple[Media, _Pieces]]:
         """See the port."""
         if signature:
             self._store.check(media_id, signature)

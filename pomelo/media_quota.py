@@ -6,6 +6,8 @@ deletes itself; what other processes did in the same folder is known from the la
 disk space is read from the operating system, so it is exact for all processes.
 """
 
+from __future__ import annotations
+
 import logging
 import os
 import time

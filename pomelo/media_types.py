@@ -1,5 +1,7 @@
 """Parses media types as callers write them: in forms, in `data:` URIs and in gRPC messages."""
 
+from __future__ import annotations
+
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass

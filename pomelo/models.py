@@ -3,6 +3,8 @@
 It knows no transport; whose key it is and what it may use is for `pomelo.intake` to say.
 """
 
+from __future__ import annotations
+
 from datetime import date
 
 from google.protobuf.timestamp_pb2 import Timestamp

@@ -3,6 +3,8 @@
 Money is whole microcredits everywhere in the house; the doors and the command line turn it into text here.
 """
 
+from __future__ import annotations
+
 import re
 
 MICROS = 1_000_000

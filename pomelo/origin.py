@@ -5,6 +5,8 @@ the same metadata, so the server believes it only with a proof: an HMAC under a 
 root secret, which gateways and servers share and callers don't have.
 """
 
+from __future__ import annotations
+
 import hmac
 import logging
 from collections.abc import Iterable, Mapping

@@ -4,6 +4,8 @@ A page is limited in entries and in bytes, so that every client accepts the mess
 define what a list contains and in which order.
 """
 
+from __future__ import annotations
+
 import base64
 import binascii
 from collections.abc import Sequence

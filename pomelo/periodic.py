@@ -1,5 +1,7 @@
 """Periodic background work that continues after failures."""
 
+from __future__ import annotations
+
 import asyncio
 from collections.abc import Awaitable, Callable
 

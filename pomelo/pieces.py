@@ -1,5 +1,7 @@
 """Cuts events into pieces that every client can read: lines of server-sent events, and messages over gRPC."""
 
+from __future__ import annotations
+
 from collections.abc import Iterator
 
 from pomelo.gen.v1.task_service_pb2 import StreamTaskResponse

@@ -4,6 +4,8 @@ Admission computes the worst case with it, the engine the real cost, the audit t
 The same counts and prices always cost the same.
 """
 
+from __future__ import annotations
+
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from itertools import accumulate
@@ -20,7 +22,7 @@ _WRITTEN_1H = PriceUnit.PRICE_UNIT_MILLION_CACHE_WRITE_1H_INPUT_TOKENS
 _OUTPUT = PriceUnit.PRICE_UNIT_MILLION_OUTPUT_TOKENS
 _PROVIDER_DOLLAR = PriceUnit.PRICE_UNIT_PROVIDER_DOLLAR
 
-_SCALE: "Mapping[PriceUnit.ValueType, tuple[str, int]]" = {
+_SCALE: Mapping[PriceUnit.ValueType, tuple[str, int]] = {
     _INPUT: ("input_tokens", 1_000_000),
     _CACHED: ("cached_input_tokens", 1_000_000),
     _WRITTEN: ("cache_write_input_tokens", 1_000_000),
@@ -192,12 +194,12 @@ def _read(text: str) -> UnitPrices:
     return {PriceUnit.Value(_PREFIX + name.upper()): int(micros) for name, micros in pairs}
 
 
-def unit_name(unit: "PriceUnit.ValueType") -> str:
+def unit_name(unit: PriceUnit.ValueType) -> str:
     """The name of a unit in the catalogue, such as million_input_tokens."""
     return PriceUnit.Name(unit).removeprefix(_PREFIX).lower()
 
 
-def unit_named(name: str) -> "PriceUnit.ValueType":
+def unit_named(name: str) -> PriceUnit.ValueType:
     """The unit of that name.
 
     Raises:

@@ -4,6 +4,8 @@ The engine calls it for tasks with an Idempotency-Key. Kept is the result withou
 sound stays in the media store for as long as the answer, whether the caller wanted a link or not.
 """
 
+from __future__ import annotations
+
 import asyncio
 import hashlib
 from collections.abc import Iterator
@@ -53,7 +55,7 @@ async def fingerprint(task: Task, audio: AudioSource | None) -> bytes:
     return digest.digest()
 
 
-def kept(result: TaskResult, wanted: "ResponseFormat.ValueType", media: MediaStore, *, stream: bool) -> bytes:
+def kept(result: TaskResult, wanted: ResponseFormat.ValueType, media: MediaStore, *, stream: bool) -> bytes:
     """What to keep of a result. Takes the links out of it that the caller did not ask for.
 
     Raises:
@@ -70,7 +72,7 @@ def kept(result: TaskResult, wanted: "ResponseFormat.ValueType", media: MediaSto
 
 
 def again(
-    answer: bytes, wanted: "ResponseFormat.ValueType", owner: str, media: MediaStore, *, stream: bool
+    answer: bytes, wanted: ResponseFormat.ValueType, owner: str, media: MediaStore, *, stream: bool
 ) -> TaskResult:
     """The result of a kept answer, with fresh links, and with its bytes where they go back within it.
 

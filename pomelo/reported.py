@@ -4,6 +4,8 @@ The adapter of a vendor that tells the cost of each request writes it into the `
 task ends, its hold bills that if the price of the model is by it.
 """
 
+from __future__ import annotations
+
 import logging
 from dataclasses import replace
 from decimal import Decimal

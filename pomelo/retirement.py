@@ -4,6 +4,8 @@ A date is a whole day in UTC. Vendors name the day but not the hour or the time 
 told its first moment, and a route is used until its last one.
 """
 
+from __future__ import annotations
+
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, time

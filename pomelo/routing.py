@@ -6,6 +6,8 @@ tried; after the first event, never. A route's circuit breaker decides whether a
 now.
 """
 
+from __future__ import annotations
+
 import asyncio
 import random
 import time

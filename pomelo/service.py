@@ -4,6 +4,8 @@ The engine implements them here; `gateway.remote` implements them over a channel
 which it holds. All methods raise `PomeloError` and nothing else, and fill `call.reply`.
 """
 
+from __future__ import annotations
+
 from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass

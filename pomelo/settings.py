@@ -4,6 +4,8 @@
 line and the composition root know this module. It knows no other part of the house.
 """
 
+from __future__ import annotations
+
 import difflib
 import hashlib
 import hmac

@@ -1,5 +1,7 @@
 """One root secret, a separate key for each purpose."""
 
+from __future__ import annotations
+
 import hashlib
 import hmac
 

@@ -1,5 +1,7 @@
 """Times as they are kept (Unix seconds, a double) and as they travel (google.protobuf.Timestamp)."""
 
+from __future__ import annotations
+
 import math
 from datetime import UTC, date, datetime
 

@@ -4,6 +4,8 @@ tomllib reads the file; it keeps no positions. A scan finds them: only in a file
 and only when there is something to report.
 """
 
+from __future__ import annotations
+
 import json
 import re
 import tomllib
@@ -39,7 +41,7 @@ _TOKEN = re.compile(
 class Fault:
     """Something wrong in a file. `said` says what is wrong and what to write instead, as a sentence."""
 
-    file: "TomlFile"
+    file: TomlFile
     keys: Keys
     said: str
 
@@ -66,7 +68,7 @@ class TomlFile:
     """The line that can't be read, and why."""
 
     @classmethod
-    def read(cls, path: Path) -> "TomlFile":
+    def read(cls, path: Path) -> TomlFile:
         """Reads a file.
 
         Raises:

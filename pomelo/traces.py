@@ -4,6 +4,8 @@ Both doors log with it. What an exception says may be a caller's words, a vendor
 key in it, whoever wrote the code that raised it; files, lines and types are enough to find the fault.
 """
 
+from __future__ import annotations
+
 import logging
 import time
 import traceback

@@ -6,6 +6,8 @@ turn is over, and if so waits for the next turn; its first piece never waits. On
 one event loop.
 """
 
+from __future__ import annotations
+
 import asyncio
 import time
 from collections import deque
@@ -71,7 +73,7 @@ class Turns:
         """How many streams wait."""
         return sum(not future.done() for future in (*self._fresh, *self._tired))
 
-    def stream(self) -> "Turn":
+    def stream(self) -> Turn:
         """A new stream's turns."""
         return Turn(self, self._clock)
 
@@ -128,7 +130,7 @@ class Turns:
         self._tick_soon()
 
 
-def _clean(waiting: "deque[asyncio.Future[None]]") -> "deque[asyncio.Future[None]]":
+def _clean(waiting: deque[asyncio.Future[None]]) -> deque[asyncio.Future[None]]:
     """Removes cancelled waiters from the head of the queue."""
     while waiting and waiting[0].done():
         waiting.popleft()

@@ -1,5 +1,7 @@
 """Names of voices, as callers, operators and vendors write them."""
 
+from __future__ import annotations
+
 import re
 import unicodedata
 

@@ -4,6 +4,8 @@ The servicers write with it and `gateway.remote` reads with it, so that an error
 ends of a channel. It knows nothing of tasks, servers or channels.
 """
 
+from __future__ import annotations
+
 from collections.abc import Iterable
 from typing import Any
 

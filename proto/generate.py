@@ -4,6 +4,8 @@ protoc writes absolute imports of the proto package (`pomelo.v1`); they are rewr
 lives (`pomelo.gen.v1`).
 """
 
+from __future__ import annotations
+
 import re
 import shutil
 import sys

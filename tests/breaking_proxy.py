@@ -3,6 +3,8 @@
 To the client it is a vendor that keeps connections, as its answers say, and closes them on reuse.
 """
 
+from __future__ import annotations
+
 import asyncio
 import socket
 import struct

@@ -1,5 +1,7 @@
 """TLS certificates for the servers and clients of tests, made by openssl."""
 
+from __future__ import annotations
+
 import subprocess
 from pathlib import Path
 

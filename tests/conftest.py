@@ -4,6 +4,8 @@ Everything is real: the SQLite store, the channels, the sockets. Fixtures are pe
 state behind but keys and media.
 """
 
+from __future__ import annotations
+
 import os
 import time
 from collections.abc import AsyncIterator

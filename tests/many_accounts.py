@@ -1,5 +1,7 @@
 """Fills stores with many accounts and keys in bulk; through the store API it would take minutes."""
 
+from __future__ import annotations
+
 import sqlite3
 from contextlib import closing
 from pathlib import Path

@@ -1,5 +1,7 @@
 """Runs scripts of tests/node with Node and the packages that its lock file pins."""
 
+from __future__ import annotations
+
 import asyncio
 import hashlib
 import json

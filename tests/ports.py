@@ -1,5 +1,7 @@
 """Free ports of loopback."""
 
+from __future__ import annotations
+
 import socket
 
 

@@ -1,5 +1,7 @@
 """A real Postgres on loopback, for tests, where this machine has one."""
 
+from __future__ import annotations
+
 import os
 import pwd
 import shutil

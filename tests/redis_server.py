@@ -1,5 +1,7 @@
 """Real servers of Redis or Valkey on loopback, for tests: started, killed, stopped and started again."""
 
+from __future__ import annotations
+
 import atexit
 import os
 import shutil
@@ -53,7 +55,7 @@ class RedisServer:
         self._process: subprocess.Popen[bytes] | None = None
 
     @classmethod
-    def sentinel(cls, config: Path) -> "RedisServer":
+    def sentinel(cls, config: Path) -> RedisServer:
         """A Sentinel, with a file for what it is told and what it learns."""
         return cls(config=config)
 
@@ -62,7 +64,7 @@ class RedisServer:
         """Its URL."""
         return f"redis://127.0.0.1:{self.port}"
 
-    def start(self, *more: str) -> "RedisServer":
+    def start(self, *more: str) -> RedisServer:
         """Starts it, and waits until it answers."""
         command = [
             *((self._program, str(self._config)) if self._config else (self._program,)),
@@ -109,7 +111,7 @@ class RedisServer:
             self.kill()
         shutil.rmtree(self.folder, ignore_errors=True)
 
-    def __enter__(self) -> "RedisServer":
+    def __enter__(self) -> RedisServer:
         return self.start()
 
     def __exit__(self, *exc: object) -> None:

@@ -1,5 +1,7 @@
 """`pomelo serve` as a process of its own, on free ports and an empty data folder."""
 
+from __future__ import annotations
+
 import asyncio
 import os
 import signal

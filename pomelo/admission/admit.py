@@ -5,6 +5,8 @@ once or left once. Which limits and prices there are comes in; how they are coun
 callers are told of it, on both wires, is written by `told`.
 """
 
+from __future__ import annotations
+
 import asyncio
 import logging
 import time
@@ -81,7 +83,7 @@ class Hold:
 
     def __init__(
         self,
-        admission: "Admission",
+        admission: Admission,
         call: Call,
         plan: Plan,
         draft: UsageRecord,
@@ -123,7 +125,7 @@ class Hold:
         """What has come goes out piece by piece: an answer that ends early costs what `used` tells then."""
         self._used = used
 
-    def answered_by(self, route: "Route", report: Report) -> None:
+    def answered_by(self, route: Route, report: Report) -> None:
         """Which route is asked now, and where its provider reports what the task costs."""
         self._draft = replace(self._draft, provider=route.provider, provider_model=route.model)
         self._report = report
@@ -196,7 +198,7 @@ class Hold:
         await self._admission.outcome(lambda: asyncio.shield(giving))
         self._tell(await self._admission.standing(self.wallet, self._draft.model), None)
 
-    def _let_go(self) -> "asyncio.Future[Settled | None]":
+    def _let_go(self) -> asyncio.Future[Settled | None]:
         """Charges what was delivered, or frees all; begins at once."""
         if self.lost:
             done: asyncio.Future[Settled | None] = asyncio.get_running_loop().create_future()
@@ -329,7 +331,7 @@ class Admission:
             )
         return plan
 
-    async def tell(self, call: Call, principal: Principal, model: "Model | None" = None) -> None:
+    async def tell(self, call: Call, principal: Principal, model: Model | None = None) -> None:
         """Writes the limits and credits of a call that takes nothing into its reply; those of tokens where
         it is about a `model` that counts them.
 
@@ -532,7 +534,7 @@ class Admission:
         *,
         once: bool = False,
         instead: Callable[[], object] | None = None,
-    ) -> "asyncio.Future[T]":
+    ) -> asyncio.Future[T]:
         """Runs an idempotent store operation for a task in the background, whether or not its
         future is awaited.
 
@@ -542,7 +544,7 @@ class Admission:
         """
         return self._end(_Ending(task_id, work, once, instead))
 
-    def give_back(self, draft: UsageRecord, *, once: bool = False) -> "asyncio.Future[None]":
+    def give_back(self, draft: UsageRecord, *, once: bool = False) -> asyncio.Future[None]:
         """Gives back all that a task took which never ran."""
         work = partial(self.store.void, draft.wallet, draft.task_id, refund=True)
         return self.see_to(draft.task_id, work, once=once)
@@ -563,11 +565,11 @@ class Admission:
         while self._doing:
             await asyncio.wait(self._doing)
 
-    def _end(self, ending: _Ending) -> "asyncio.Future[Any]":
+    def _end(self, ending: _Ending) -> asyncio.Future[Any]:
         doing = self._begin(ending.work)
         self._busy[ending.task_id] += 1
 
-        def done(future: "asyncio.Future[Any]") -> None:
+        def done(future: asyncio.Future[Any]) -> None:
             try:
                 error = asyncio.CancelledError() if future.cancelled() else future.exception()
                 if error is None:
@@ -606,14 +608,14 @@ class Admission:
         del self._pending[ending.task_id]
         self._retrying += 1
 
-        def done(future: "asyncio.Future[Any]") -> None:
+        def done(future: asyncio.Future[Any]) -> None:
             self._retrying -= 1
             if ending.task_id not in self._pending:
                 self._retry()
 
         self._end(ending).add_done_callback(done)
 
-    def _begin(self, work: Callable[[], Awaitable[T]]) -> "asyncio.Future[T]":
+    def _begin(self, work: Callable[[], Awaitable[T]]) -> asyncio.Future[T]:
         """Starts `work` immediately; `idle` waits for it."""
         try:
             begun = work()
@@ -653,7 +655,7 @@ class Admission:
         if not self._busy[task_id]:
             del self._busy[task_id]
 
-    def _take_back(self, taking: "asyncio.Future[Taken | Refused | Repeated]", draft: UsageRecord) -> None:
+    def _take_back(self, taking: asyncio.Future[Taken | Refused | Repeated], draft: UsageRecord) -> None:
         """Gives back what was taken for a caller who had left by then, or may have been taken.
 
         If the outcome is unknown, the store is asked once: a long outage must not queue work for
@@ -662,7 +664,7 @@ class Admission:
         self._busy[draft.task_id] += 1
         self._doing.add(taking)
 
-        def taken(future: "asyncio.Future[Taken | Refused | Repeated]") -> None:
+        def taken(future: asyncio.Future[Taken | Refused | Repeated]) -> None:
             self._doing.discard(taking)
             if future.cancelled():
                 self.give_back(draft)

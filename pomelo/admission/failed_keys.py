@@ -6,6 +6,8 @@ callers share one address. Only the answer to a bad key changes, from invalid_ap
 rate_limit_exceeded.
 """
 
+from __future__ import annotations
+
 import hashlib
 import time
 from collections import OrderedDict

@@ -6,6 +6,8 @@ store keeps an HMAC of the whole key, so that its mode and id are bound to its s
 transport or of what a key is used for.
 """
 
+from __future__ import annotations
+
 import hashlib
 import hmac
 import math

@@ -4,6 +4,8 @@
 an account, live and test, by itself.
 """
 
+from __future__ import annotations
+
 from collections.abc import Mapping
 from dataclasses import dataclass
 

@@ -1,5 +1,7 @@
 """What a caller is told of limits and credits: the headers of every answer, and the refusals."""
 
+from __future__ import annotations
+
 from datetime import UTC, datetime
 from math import ceil
 

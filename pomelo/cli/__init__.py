@@ -4,6 +4,8 @@ Only typer and the standard library are imported until a command runs, so that h
 needs, it imports itself. An error ends it with one line on stderr and status 1.
 """
 
+from __future__ import annotations
+
 import os
 import sys
 

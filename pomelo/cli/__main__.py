@@ -1,5 +1,7 @@
 """`python -m pomelo.cli` is `pomelo`."""
 
+from __future__ import annotations
+
 from pomelo.cli import main
 
 if __name__ == "__main__":

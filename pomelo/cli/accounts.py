@@ -1,5 +1,7 @@
 """`pomelo accounts`: making accounts, giving them credits, and putting them on plans."""
 
+from __future__ import annotations
+
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -136,7 +138,7 @@ def _micros(text: str, hint: str) -> int:
         raise typer.BadParameter(str(error), param_hint=hint) from None
 
 
-def _tell(account: "AccountDetail", as_json: bool) -> None:
+def _tell(account: AccountDetail, as_json: bool) -> None:
     from pomelo.money import written
 
     if as_json:
@@ -152,11 +154,11 @@ def _tell(account: "AccountDetail", as_json: bool) -> None:
         )
 
 
-def _plan(account: "AccountDetail") -> str:
+def _plan(account: AccountDetail) -> str:
     return account.plan if account.HasField("limits") else f"{account.plan} (there is no such plan)"
 
 
-def _told_limits(account: "AccountDetail") -> str:
+def _told_limits(account: AccountDetail) -> str:
     if not account.HasField("limits"):
         return ""
     limits = account.limits
@@ -166,7 +168,7 @@ def _told_limits(account: "AccountDetail") -> str:
     return f": {', '.join(parts) or 'no limits'}"
 
 
-def _json(account: "AccountDetail") -> dict[str, Any]:
+def _json(account: AccountDetail) -> dict[str, Any]:
     limits: dict[str, Any] | None = None
     if account.HasField("limits"):
         limits = {field: getattr(account.limits, field) or None for _, field in _LIMITS}
@@ -181,7 +183,7 @@ def _json(account: "AccountDetail") -> dict[str, Any]:
     }
 
 
-def _credits(balance: "Balance") -> dict[str, str]:
+def _credits(balance: Balance) -> dict[str, str]:
     """Decimal text: what reads JSON may have floats alone."""
     from pomelo.money import written
 

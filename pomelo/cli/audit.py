@@ -1,5 +1,7 @@
 """`pomelo audit`: whether all balances and bills add up."""
 
+from __future__ import annotations
+
 import typer
 
 from pomelo.cli.operator import asked

@@ -4,6 +4,8 @@
 channel is opened.
 """
 
+from __future__ import annotations
+
 import socket
 import ssl
 from collections.abc import Callable, Iterator
@@ -23,7 +25,7 @@ class NobodyError(FailureError):
 
 
 @contextmanager
-def server(settings: "Settings", target: str | None, ca: Path | None = None) -> Iterator[Any]:
+def server(settings: Settings, target: str | None, ca: Path | None = None) -> Iterator[Any]:
     """A channel to the server at `target`, or at the settings' own address, whose certificate is trusted.
 
     `ca` is the authority to trust (None: the well-known ones). A server that asks for a certificate is shown
@@ -120,7 +122,7 @@ def is_served(path: Path) -> bool:
     return True
 
 
-def bearer(settings: "Settings", key: str | None) -> list[tuple[str, str]]:
+def bearer(settings: Settings, key: str | None) -> list[tuple[str, str]]:
     """The metadata that bears the key: the one given, or the development key of the data folder.
 
     Raises:

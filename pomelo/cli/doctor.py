@@ -1,5 +1,7 @@
 """`pomelo doctor`: what is configured, what can be reached, what is missing."""
 
+from __future__ import annotations
+
 import logging
 import os
 import stat
@@ -89,7 +91,7 @@ def _program() -> Finding:
     return Finding("program", "ok", name)
 
 
-def _data(settings: "Settings") -> Finding:
+def _data(settings: Settings) -> Finding:
     folder = settings.data.absolute()
     if not folder.exists():
         return Finding("data", "off", f"{folder} does not exist yet. Make it with: pomelo serve")
@@ -106,7 +108,7 @@ def _data(settings: "Settings") -> Finding:
     return Finding("data", "ok", str(folder))
 
 
-def _registry(settings: "Settings") -> "Registry | SettingsError":
+def _registry(settings: Settings) -> Registry | SettingsError:
     """The models and providers, or why they can't be had."""
     from pomelo.app import find_providers
     from pomelo.settings import SettingsError
@@ -117,7 +119,7 @@ def _registry(settings: "Settings") -> "Registry | SettingsError":
         return error
 
 
-def _store(settings: "Settings", served: bool, registry: "Registry | SettingsError") -> Iterator[Finding]:
+def _store(settings: Settings, served: bool, registry: Registry | SettingsError) -> Iterator[Finding]:
     from pomelo.cli.keys import state
     from pomelo.cli.operator import pages
     from pomelo.gen.v1 import admin_service_pb2 as pb
@@ -145,7 +147,7 @@ def _store(settings: "Settings", served: bool, registry: "Registry | SettingsErr
     yield _credits(accounts, {key.account for key in usable if key.mode == pb.KEY_MODE_LIVE})
 
 
-def _plans(settings: "Settings", accounts: "Sequence[AccountDetail]") -> Finding:
+def _plans(settings: Settings, accounts: Sequence[AccountDetail]) -> Finding:
     lost = [account for account in accounts if not account.HasField("limits")]
     if lost:
         name, plan = lost[0].name, lost[0].plan
@@ -159,7 +161,7 @@ def _plans(settings: "Settings", accounts: "Sequence[AccountDetail]") -> Finding
     return Finding("plans", "ok", f"{len(accounts)} accounts, all on a plan that there is{own}")
 
 
-def _credits(accounts: "Sequence[AccountDetail]", live: Collection[str]) -> Finding:
+def _credits(accounts: Sequence[AccountDetail], live: Collection[str]) -> Finding:
     """Whether those with live keys can pay. An account may well have spent all it had: nothing is broken."""
     poor = [
         account.name for account in accounts if account.name in live and account.live.available_micros <= 0
@@ -183,7 +185,7 @@ def _listed(names: Iterable[str]) -> str:
     return ", ".join(first[:3]) + more
 
 
-def _grpc(settings: "Settings", served: bool) -> Finding:
+def _grpc(settings: Settings, served: bool) -> Finding:
     if not settings.grpc:
         return Finding("gRPC", "off", "POMELO_GRPC is empty")
     from grpc_health.v1 import health_pb2
@@ -208,7 +210,7 @@ def _grpc(settings: "Settings", served: bool) -> Finding:
     return Finding("gRPC", "ok", f"{settings.grpc} serves")
 
 
-def _rest(settings: "Settings", served: bool) -> Finding:
+def _rest(settings: Settings, served: bool) -> Finding:
     if not settings.rest:
         return Finding("REST", "off", "POMELO_REST is empty")
     import ssl
@@ -237,7 +239,7 @@ def _silent(name: str, address: str, served: bool) -> Finding:
     return Finding(name, "off", f"nobody serves at {address}. Start with: pomelo serve")
 
 
-def _providers(settings: "Settings", registry: "Registry | SettingsError") -> Iterator[Finding]:
+def _providers(settings: Settings, registry: Registry | SettingsError) -> Iterator[Finding]:
     from pomelo.app import credentials
     from pomelo.settings import SettingsError
     from pomelo.times import today_utc
@@ -255,7 +257,7 @@ def _providers(settings: "Settings", registry: "Registry | SettingsError") -> It
             yield _vendor(entry, given)
 
 
-def _endings(registry: "Registry", given: "Mapping[str, Credentials]", today: "date") -> Iterator[Finding]:
+def _endings(registry: Registry, given: Mapping[str, Credentials], today: date) -> Iterator[Finding]:
     """What ends within 60 days or has ended: models, routes, and the default voices if they are in use."""
     from pomelo.catalog import NOTICE
     from pomelo.providers.voices import LAST_DAY
@@ -277,7 +279,7 @@ def _endings(registry: "Registry", given: "Mapping[str, Credentials]", today: "d
         )
 
 
-def _vendor(entry: "Entry", given: "Mapping[str, Credentials]") -> Finding:
+def _vendor(entry: Entry, given: Mapping[str, Credentials]) -> Finding:
     from pomelo.settings import provider_variable
 
     name, found = entry.name, entry.located(given)
@@ -301,7 +303,7 @@ def _vendor(entry: "Entry", given: "Mapping[str, Credentials]") -> Finding:
     return Finding(name, "ok", f"{found.base_url} takes the key" if key else f"{found.base_url} answers")
 
 
-def _get(url: str, headers: dict[str, str], context: "SSLContext | None" = None) -> int:
+def _get(url: str, headers: dict[str, str], context: SSLContext | None = None) -> int:
     """The status of an answer; follows nothing and uses no proxy, as the server itself does.
 
     `context` says whom to trust over https; None: the well-known authorities.

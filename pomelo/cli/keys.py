@@ -3,6 +3,8 @@
 What is printed is told here; who answers, in `operator`.
 """
 
+from __future__ import annotations
+
 import re
 import time
 from typing import TYPE_CHECKING, Annotated, Any
@@ -133,7 +135,7 @@ def _show_new(answer: Any, as_json: bool) -> None:
     say(answer.secret)
 
 
-def _json(key: "Key") -> dict[str, Any]:
+def _json(key: Key) -> dict[str, Any]:
     return {
         "key_id": key.key_id,
         "account": key.account,
@@ -146,13 +148,13 @@ def _json(key: "Key") -> dict[str, Any]:
     }
 
 
-def _mode(key: "Key") -> str:
+def _mode(key: Key) -> str:
     from pomelo.gen.v1 import admin_service_pb2 as pb
 
     return "live" if key.mode == pb.KEY_MODE_LIVE else "test"
 
 
-def state(key: "Key") -> str:
+def state(key: Key) -> str:
     """revoked, expired or active."""
     if key.HasField("revoke_time"):
         return "revoked"

@@ -1,5 +1,7 @@
 """`pomelo models`: what the server offers to a key."""
 
+from __future__ import annotations
+
 from typing import TYPE_CHECKING, Any
 
 import typer
@@ -57,7 +59,7 @@ def models(
         typer.echo("Not available: no provider of the model is configured. See: pomelo doctor", err=True)
 
 
-def _json(model: "Model") -> dict[str, Any]:
+def _json(model: Model) -> dict[str, Any]:
     from google.protobuf.json_format import MessageToDict
 
     value: dict[str, Any] = MessageToDict(model, preserving_proto_field_name=True)
@@ -83,7 +85,7 @@ def _day(time: Any) -> str | None:
     return time.ToDatetime().date().isoformat() if time.seconds else None
 
 
-def _kind(model: "Model") -> str:
+def _kind(model: Model) -> str:
     from pomelo.gen.v1.task_pb2 import TaskType
 
     return TaskType.Name(model.task_type).removeprefix("TASK_TYPE_").lower().replace("_", "-")
@@ -93,7 +95,7 @@ def _lines(prices: Any) -> list[dict[str, Any]]:
     return [{"unit": _unit(price), "amount_micros": price.amount_micros} for price in prices]
 
 
-def _prices(model: "Model") -> str:
+def _prices(model: Model) -> str:
     """All prices of a model in a line; those of a tier after the tokens from which they apply."""
     tiers = [
         f"; from {tier.from_input_tokens:,} input tokens: " + " + ".join(map(_price, tier.prices))

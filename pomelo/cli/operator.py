@@ -4,6 +4,8 @@
 same servicer asked, so that the answer is the same.
 """
 
+from __future__ import annotations
+
 import re
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
@@ -33,7 +35,7 @@ def asked(config: Path | None, method: str, request: Any, timeout: float = TIMEO
     return ask(load(config), method, request, timeout)
 
 
-def ask(settings: "Settings", method: str, request: Any, timeout: float = TIMEOUT) -> Any:
+def ask(settings: Settings, method: str, request: Any, timeout: float = TIMEOUT) -> Any:
     """What AdminService answers: the server's, or one that is made here for a moment.
 
     Raises:
@@ -52,7 +54,7 @@ def ask(settings: "Settings", method: str, request: Any, timeout: float = TIMEOU
     return asyncio.run(_ask_here(settings, method, request))
 
 
-def pages(settings: "Settings", method: str, request: Any) -> Iterator[Any]:
+def pages(settings: Settings, method: str, request: Any) -> Iterator[Any]:
     """Yields the pages that AdminService returns for a list request: at least one, which may be empty.
 
     Raises:
@@ -78,18 +80,18 @@ def pages(settings: "Settings", method: str, request: Any) -> Iterator[Any]:
     yield from asyncio.run(_pages_here(settings, method, request))
 
 
-def _check_folder(settings: "Settings", method: str) -> None:
+def _check_folder(settings: Settings, method: str) -> None:
     kept_here = settings.store_url().startswith("sqlite:")
     if kept_here and method not in _MAKING and not settings.data.exists():
         raise FailureError(f"There is no data folder {settings.data}. Set POMELO_DATA, or run: pomelo serve")
 
 
-async def _ask_here(settings: "Settings", method: str, request: Any) -> Any:
+async def _ask_here(settings: Settings, method: str, request: Any) -> Any:
     async with _servicer(settings) as servicer:
         return await getattr(servicer, _lower(method))(request)
 
 
-async def _pages_here(settings: "Settings", method: str, request: Any) -> list[Any]:
+async def _pages_here(settings: Settings, method: str, request: Any) -> list[Any]:
     async with _servicer(settings) as servicer:
         found = [await getattr(servicer, _lower(method))(request)]
         while found[-1].next_page_token:
@@ -104,7 +106,7 @@ def _lower(method: str) -> str:
 
 
 @asynccontextmanager
-async def _servicer(settings: "Settings") -> "AsyncIterator[AdminServicer]":
+async def _servicer(settings: Settings) -> AsyncIterator[AdminServicer]:
     from pomelo.accounts import AccountOffice
     from pomelo.admission.keys import Keyring
     from pomelo.app import find_plans, find_providers, store_of

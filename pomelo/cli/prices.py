@@ -4,6 +4,8 @@ The list is that of the package genai-prices, which collects the vendors' prices
 often than this one. It is no dependency of the server.
 """
 
+from __future__ import annotations
+
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from decimal import Decimal
@@ -96,7 +98,7 @@ def check(
         raise typer.Exit(1)
 
 
-def differences(catalog: "Catalog", when: datetime) -> Iterator[Difference]:
+def differences(catalog: Catalog, when: datetime) -> Iterator[Difference]:
     """The prices of the catalogue's routes that are not those of the list on a day. Routes that the list does
     not have are passed over.
 
@@ -123,7 +125,7 @@ def differences(catalog: "Catalog", when: datetime) -> Iterator[Difference]:
                     )
 
 
-def _compared(catalog: "Catalog", when: datetime) -> "Iterator[tuple[Model, Route, Any]]":
+def _compared(catalog: Catalog, when: datetime) -> Iterator[tuple[Model, Route, Any]]:
     """The routes of text that the list has, each with its prices there."""
     from pomelo.gen.v1.task_pb2 import TaskType
 

@@ -1,5 +1,7 @@
 """`pomelo run`: one task on a running server; text to the terminal, media to a file."""
 
+from __future__ import annotations
+
 import json
 import sys
 from collections.abc import Iterable, Iterator
@@ -102,7 +104,7 @@ def _task(
     file: Path | None,
     voice: str,
     params: list[str],
-) -> "Task":
+) -> Task:
     from pomelo.gen.v1.media_pb2 import RESPONSE_FORMAT_B64_JSON
     from pomelo.gen.v1.task_pb2 import Task, TaskType
     from pomelo.gen.v1.text_pb2 import ROLE_USER
@@ -257,7 +259,7 @@ def _stream(events: Iterable[Any], out: str | None, progress: Progress) -> None:
         _note_adjusted(first.adjustments)
 
 
-def _finish(result: "TaskResult", out: str | None, progress: Progress) -> None:
+def _finish(result: TaskResult, out: str | None, progress: Progress) -> None:
     """Writes a whole answer."""
     progress.clear()
     match result.WhichOneof("output"):
@@ -280,13 +282,13 @@ def _medium(output: Any, task_id: str, out: str | None) -> None:
         _put(output.data, _Sink(_place(out, task_id, output.content_type)))
 
 
-def _text_sink(out: str | None) -> "_Sink":
+def _text_sink(out: str | None) -> _Sink:
     """Writes a text: to a file or a pipe byte for byte; to a terminal, without control characters. On stdout
     an end of line is added."""
     return _Sink(None, line=True) if out in (None, "-") else _Sink(Path(out or ""))
 
 
-def _put(data: bytes | str, sink: "_Sink") -> None:
+def _put(data: bytes | str, sink: _Sink) -> None:
     try:
         if isinstance(data, str):
             sink.write_text(data)

@@ -3,6 +3,8 @@
 A terminal obeys control characters, and a spreadsheet runs a cell that begins like a formula.
 """
 
+from __future__ import annotations
+
 import re
 from typing import Any
 
@@ -43,5 +45,5 @@ def csv_cell(value: Any) -> Any:
     return _FORMULA.sub(r"\1'", visible(value))
 
 
-def _escape(found: "re.Match[str]") -> str:
+def _escape(found: re.Match[str]) -> str:
     return found[0].encode("unicode_escape").decode()

@@ -1,5 +1,7 @@
 """`pomelo serve` and `pomelo gateway`: the processes that stay, until a signal ends them."""
 
+from __future__ import annotations
+
 import signal
 import sys
 from collections.abc import Callable, Collection, Coroutine
@@ -73,7 +75,7 @@ def gateway(
     run(lambda stop: _gateway(settings, target, tls, ca, stop))
 
 
-async def _serve(settings: "Settings", stop: "asyncio.Event") -> None:
+async def _serve(settings: Settings, stop: asyncio.Event) -> None:
     from pomelo.app import open_app
 
     # Before the doors open: whoever finds the server answering finds the key, too.
@@ -88,7 +90,7 @@ async def _serve(settings: "Settings", stop: "asyncio.Event") -> None:
 
 
 async def _gateway(
-    settings: "Settings", target: str, tls: bool | None, ca: Path | None, stop: "asyncio.Event"
+    settings: Settings, target: str, tls: bool | None, ca: Path | None, stop: asyncio.Event
 ) -> None:
     from pomelo.app import open_gateway
 
@@ -103,7 +105,7 @@ async def _gateway(
         await until(stop, settings)
 
 
-async def until(stop: "asyncio.Event", settings: "Settings") -> None:
+async def until(stop: asyncio.Event, settings: Settings) -> None:
     """Returns at the first signal, and tells what happens now."""
     await stop.wait()
     typer.echo(f"Ending: running tasks have {settings.grace:g} s. Signal again to end at once.", err=True)
@@ -131,7 +133,7 @@ def taken(**addresses: str) -> FailureError | None:
 
 
 def run(
-    main: "Callable[[asyncio.Event], Coroutine[Any, Any, None]]",
+    main: Callable[[asyncio.Event], Coroutine[Any, Any, None]],
     signals: tuple[int, ...] = (signal.SIGINT, signal.SIGTERM),
 ) -> None:
     """Runs `main` on a fast event loop. The first of the signals sets its event, the second is the end."""
@@ -181,7 +183,7 @@ def run(
         raise
 
 
-async def development_key(settings: "Settings") -> str | None:
+async def development_key(settings: Settings) -> str | None:
     """On a store without keys: a test key, kept in the data folder for `pomelo run`. Else None."""
     from pomelo.admission.keys import Keyring
     from pomelo.app import store_of
@@ -198,7 +200,7 @@ async def development_key(settings: "Settings") -> str | None:
 
 
 def greet(
-    settings: "Settings",
+    settings: Settings,
     configured: Collection[str],
     address: tuple[str, int] | None,
     grpc: str | None,
@@ -222,7 +224,7 @@ def greet(
         )
 
 
-def _url(settings: "Settings", host: str, port: int) -> str:
+def _url(settings: Settings, host: str, port: int) -> str:
     scheme = "https" if settings.tls_cert else "http"
     return f"{scheme}://{f'[{host}]' if ':' in host else host}:{port}"
 

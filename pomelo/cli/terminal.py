@@ -3,6 +3,8 @@
 Imports nothing heavy: it is loaded for `pomelo --help`.
 """
 
+from __future__ import annotations
+
 import json
 import sys
 from collections.abc import Iterable, Sequence
@@ -126,7 +128,7 @@ class Progress:
             sys.stderr.write("\r\x1b[K")
             sys.stderr.flush()
 
-    def __enter__(self) -> "Progress":
+    def __enter__(self) -> Progress:
         return self
 
     def __exit__(self, *error: object) -> None:

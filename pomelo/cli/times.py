@@ -1,5 +1,7 @@
 """Times at the terminal: as they are typed, and as they are shown. UTC where nothing else is said."""
 
+from __future__ import annotations
+
 from typing import Any
 
 

@@ -4,6 +4,8 @@
 neither grpc nor tasks.
 """
 
+from __future__ import annotations
+
 import socket
 import ssl
 from pathlib import Path

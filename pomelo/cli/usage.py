@@ -3,6 +3,8 @@
 Pages are printed as they come, so that a long list needs no memory.
 """
 
+from __future__ import annotations
+
 import sys
 from collections.abc import Iterator, Sequence
 from enum import StrEnum
@@ -104,7 +106,7 @@ def _pages(config: Any, request: Any, by: str | None) -> Iterator[list[dict[str,
         request.query.page_token = found.next_page_token
 
 
-def _record(row: "UsageRecord") -> dict[str, Any]:
+def _record(row: UsageRecord) -> dict[str, Any]:
     from pomelo.gen.v1.account_service_pb2 import UsageSource
     from pomelo.gen.v1.task_pb2 import TaskType
     from pomelo.money import written
@@ -132,7 +134,7 @@ def _record(row: "UsageRecord") -> dict[str, Any]:
     }
 
 
-def _total(row: "UsageTotal", by: str) -> dict[str, Any]:
+def _total(row: UsageTotal, by: str) -> dict[str, Any]:
     from pomelo.money import written
 
     return {by: row.group, "tasks": row.tasks, **_counts(row), "cost": written(row.cost_micros)}

@@ -4,6 +4,8 @@ The watching one serves nothing. It takes the addresses first, so that no other 
 the workers, starts one again that died, and ends them all in good order.
 """
 
+from __future__ import annotations
+
 import asyncio
 import logging
 import multiprocessing
@@ -108,7 +110,7 @@ class _Worker:
             return told
         raise FailureError(told)
 
-    def _told(self) -> "Ready | str":
+    def _told(self) -> Ready | str:
         line = self._line
         try:
             if line is not None and line.poll(START_WAIT):

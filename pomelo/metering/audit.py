@@ -5,6 +5,8 @@ read, and what they say must lie between the two. It reads through the roles of 
 and keeps eight bytes of each record and some hundred of each wallet.
 """
 
+from __future__ import annotations
+
 import hashlib
 from array import array
 from collections.abc import AsyncIterator, Callable, Iterator

@@ -4,6 +4,8 @@ The account service asks for one side of an account, the operator's service for 
 is the ledger's; nothing here knows who may see what.
 """
 
+from __future__ import annotations
+
 import base64
 import binascii
 import hmac

@@ -4,6 +4,8 @@
 module; `pomelo.providers.registry` adds plug-ins and hosts to the table. Nothing here knows a vendor.
 """
 
+from __future__ import annotations
+
 from collections.abc import AsyncIterator, Collection, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
@@ -47,14 +49,14 @@ class Credentials:
 
 @asynccontextmanager
 async def open_providers(
-    entries: "Collection[Entry]",
+    entries: Collection[Entry],
     credentials: Mapping[str, Credentials],
     *,
-    timeouts: "Timeouts | None" = None,
+    timeouts: Timeouts | None = None,
     origins: Collection[str] = (),
-    connections: "ConnectionLimiter | None" = None,
-    turns: "Turns | None" = None,
-) -> "AsyncIterator[dict[str, Provider]]":
+    connections: ConnectionLimiter | None = None,
+    turns: Turns | None = None,
+) -> AsyncIterator[dict[str, Provider]]:
     """The providers by name: the sandbox, and each of `entries` with its credentials. Leaving closes all.
 
     They share one `Http`; `timeouts`, `connections` and `turns` (those of the event loop) replace

@@ -6,6 +6,8 @@ it takes one of them, and the temperature wins) and `extra` (a table of further 
 penalties have no place on this wire and are never sent. It knows no key of a caller, no limit and no price.
 """
 
+from __future__ import annotations
+
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from hashlib import sha256
@@ -162,7 +164,7 @@ class Anthropic:
         answer = await self._http.whole(self._url, self._headers, body, DIALECT, surrogates=True)
         yield Event(text_delta=_whole(answer))
 
-    def _streamed(self, job: Job, answer: "_Answer") -> AsyncGenerator[Event, None]:
+    def _streamed(self, job: Job, answer: _Answer) -> AsyncGenerator[Event, None]:
         return streamed(
             lambda: self._http.events(self._url, self._headers, to_json(request(job, stream=True)), DIALECT),
             answer,
@@ -295,7 +297,7 @@ def _whole(answer: Any) -> TextDelta:
     raise nonsense("an answer of another shape")
 
 
-def _finish(reason: Any) -> "FinishReason.ValueType":
+def _finish(reason: Any) -> FinishReason.ValueType:
     if not isinstance(reason, str):
         raise nonsense("a stop_reason that is none")
     return _FINISHES.get(reason, FinishReason.FINISH_REASON_STOP)

@@ -5,6 +5,8 @@ provider translates between the contract and one vendor's wire; it decides nothi
 no limit, no price.
 """
 
+from __future__ import annotations
+
 import logging
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextvars import ContextVar

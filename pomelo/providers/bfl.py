@@ -4,6 +4,8 @@
 the common ones (sent as it is; default 2). It knows no key of a caller, no limit and no price.
 """
 
+from __future__ import annotations
+
 import asyncio
 from collections.abc import AsyncGenerator
 from contextlib import aclosing

@@ -7,6 +7,8 @@ else is read, and no field is sent that neither the caller gave nor the profile 
 It knows no key of a caller, no limit and no price.
 """
 
+from __future__ import annotations
+
 from collections.abc import AsyncGenerator, Mapping
 from dataclasses import dataclass, field
 from hashlib import sha256

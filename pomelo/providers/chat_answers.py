@@ -4,6 +4,8 @@
 string or as chunks, the count of tokens in any place, an error in place of an answer or of a part of it.
 """
 
+from __future__ import annotations
+
 from typing import Any
 
 from pomelo.gen.v1.text_pb2 import FinishReason, TextDelta, TokenUsage
@@ -123,7 +125,7 @@ def _joined(chunks: list[Any]) -> str:
     return "".join([chunk["text"] for chunk in chunks if chunk.get("type") == "text"])
 
 
-def _finish(choice: dict[str, Any], dialect: Dialect) -> "FinishReason.ValueType":
+def _finish(choice: dict[str, Any], dialect: Dialect) -> FinishReason.ValueType:
     reason = choice["finish_reason"]
     if reason == "error" and choice.get("error"):
         raise complained(choice, dialect)

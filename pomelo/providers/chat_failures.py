@@ -4,6 +4,8 @@
 means one thing here and another there; where a host's own does, its profile says so.
 """
 
+from __future__ import annotations
+
 from re import IGNORECASE
 from re import compile as pattern
 from typing import Any

@@ -4,6 +4,8 @@ Whoever opens the providers calls `host` with a row, and `Compatible` with the r
 `text`. A new host is a row and no code. No host is known here by name.
 """
 
+from __future__ import annotations
+
 import re
 from collections.abc import Mapping
 from dataclasses import fields

@@ -12,6 +12,8 @@ wait is short and the queue bounded; after it the call is refused with `overload
 This module knows neither HTTP nor any vendor.
 """
 
+from __future__ import annotations
+
 import asyncio
 import logging
 import time
@@ -161,7 +163,7 @@ class ConnectionLimiter:
                 self._take(host, account)
                 turn.set_result(None)
 
-    def _leave(self, host: _Host, account: str, turn: "asyncio.Future[None]") -> None:
+    def _leave(self, host: _Host, account: str, turn: asyncio.Future[None]) -> None:
         queue = host.queues.get(account)
         if queue is None or turn not in queue:
             return
@@ -198,5 +200,5 @@ class ConnectionLimiter:
         self._reported = (self.waited, self.refused)
 
 
-def _granted(turn: "asyncio.Future[None]") -> bool:
+def _granted(turn: asyncio.Future[None]) -> bool:
     return turn.done() and not turn.cancelled()

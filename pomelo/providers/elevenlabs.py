@@ -6,6 +6,8 @@ is nothing). Voices' names are found in `voices`, forms and answers are made in 
 `elevenlabs_answers`. It knows no key of a caller, no limit and no price.
 """
 
+from __future__ import annotations
+
 import asyncio
 from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import aclosing

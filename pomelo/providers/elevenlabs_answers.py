@@ -3,6 +3,8 @@
 It knows neither a request nor a connection.
 """
 
+from __future__ import annotations
+
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any

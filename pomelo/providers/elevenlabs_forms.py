@@ -4,6 +4,8 @@ A sound is read from its file while it is sent, and never held whole. No name th
 gave to it leaves the house.
 """
 
+from __future__ import annotations
+
 import asyncio
 import io
 import os

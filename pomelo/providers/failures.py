@@ -27,6 +27,8 @@ A vendor's wait counts from 1 to 60 s. A refusal of our own credentials or money
 caller's.
 """
 
+from __future__ import annotations
+
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field

@@ -4,6 +4,8 @@ A provider may be a plug-in. Whatever its code does, the caller gets an answer, 
 no error reaches the caller that only Pomelo itself may give: of a key, a balance, a limit or a store.
 """
 
+from __future__ import annotations
+
 import asyncio
 import logging
 import re
@@ -74,7 +76,7 @@ class GuardedEvents:
         self._next: Any = None
         self._rest: Iterator[Event] | None = None
 
-    def __aiter__(self) -> "GuardedEvents":
+    def __aiter__(self) -> GuardedEvents:
         return self
 
     async def __anext__(self) -> Event:

@@ -8,6 +8,8 @@ to be dead, and never if it is paid for each time: see `pomelo.providers.session
 `pomelo.providers.connections`, before anything is sent, and not by aiohttp.
 """
 
+from __future__ import annotations
+
 import asyncio
 import contextlib
 import time
@@ -96,7 +98,7 @@ class Http:
             if self._resolver is not None:
                 await self._resolver.close()  # the sessions close their own alone
 
-    def apart(self, resolver: AbstractResolver) -> "Http":
+    def apart(self, resolver: AbstractResolver) -> Http:
         """Another one with the same limits, whose names are looked up by `resolver`; to be entered. What it
         fetches is not thought about, so silence ends a whole answer as it does a stream."""
         timeouts = replace(self._timeouts, whole=min(self._timeouts.whole, self._timeouts.silence))
@@ -151,7 +153,7 @@ class Http:
     @asynccontextmanager
     async def pieces(
         self, url: URL, headers: Mapping[str, str], body: Body, dialect: Dialect, *, patient: bool = False
-    ) -> "AsyncGenerator[ByteStream, None]":
+    ) -> AsyncGenerator[ByteStream, None]:
         """Posts `body` (None: gets) and opens the answer as bytes that are passed on as they come. Leaving
         closes the connection at once, unless the answer was read to its end. With `patient` it may be silent
         for as long as a whole answer, because the vendor sends nothing before it has finished.
@@ -166,7 +168,7 @@ class Http:
     @asynccontextmanager
     async def events(
         self, url: URL, headers: Mapping[str, str], body: Body, dialect: Dialect, *, patient: bool = False
-    ) -> "AsyncGenerator[EventStream, None]":
+    ) -> AsyncGenerator[EventStream, None]:
         """Posts `body` and opens the answer as a stream of events. Leaving closes the connection at once,
         unless the answer was read to its end. `patient` as for `pieces`.
 

@@ -9,6 +9,8 @@ looked up once, by the connection itself, and those very addresses are checked. 
 nor a name that changes its mind gets through.
 """
 
+from __future__ import annotations
+
 import asyncio
 import re
 from collections.abc import Callable, Sequence

@@ -6,6 +6,8 @@ count of tokens comes in the last chunk unasked; whether the vendor takes `strea
 they are sent only where a route has `stream_usage = "option"`.
 """
 
+from __future__ import annotations
+
 from pomelo.providers import Credentials
 from pomelo.providers.base import Probe
 from pomelo.providers.chat import Chat, Profile

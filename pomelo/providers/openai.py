@@ -3,6 +3,8 @@
 `open_providers` makes it; the engine calls `text`. What it reads of a route is told in `chat`.
 """
 
+from __future__ import annotations
+
 from pomelo.providers import Credentials
 from pomelo.providers.base import Probe
 from pomelo.providers.chat import Chat, Profile

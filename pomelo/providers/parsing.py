@@ -5,6 +5,8 @@ A vendor that cuts a text into chunks by UTF-16 code units sends a character bey
 halves; protobuf messages and UTF-8 can't.
 """
 
+from __future__ import annotations
+
 import json
 from codecs import BOM_UTF8
 from typing import Any

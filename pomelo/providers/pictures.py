@@ -3,6 +3,8 @@
 It knows no vendor and no HTTP.
 """
 
+from __future__ import annotations
+
 from collections.abc import Mapping
 from math import isfinite
 from typing import Any
@@ -14,7 +16,7 @@ from pomelo.images import image_type
 from pomelo.providers.base import Event
 from pomelo.providers.failures import nonsense
 
-FORMATS: "Mapping[ImageFormat.ValueType, str]" = {
+FORMATS: Mapping[ImageFormat.ValueType, str] = {
     ImageFormat.IMAGE_FORMAT_UNSPECIFIED: "png",
     ImageFormat.IMAGE_FORMAT_PNG: "png",
     ImageFormat.IMAGE_FORMAT_JPEG: "jpeg",

@@ -4,6 +4,8 @@ Providers whose vendors work in the background walk `polled`. It knows no vendor
 to stop is its reader's decision.
 """
 
+from __future__ import annotations
+
 import asyncio
 from collections.abc import AsyncGenerator, Mapping
 from typing import Any, Final

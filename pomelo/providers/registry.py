@@ -5,6 +5,8 @@ package with an entry point of the group `pomelo.providers`, whose name is the p
 its class. No vendor is known here.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial

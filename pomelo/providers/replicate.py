@@ -5,6 +5,8 @@ knows no key of a caller, no limit and no price. The models of the FLUX family t
 shape and a number of megapixels, so the nearest ones are asked for.
 """
 
+from __future__ import annotations
+
 import asyncio
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing

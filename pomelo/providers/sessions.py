@@ -8,6 +8,8 @@ answer, the request is sent once more, on a new connection (docs/decisions/0024-
 `pomelo.providers.http` uses it. It knows no vendor.
 """
 
+from __future__ import annotations
+
 import io
 from collections.abc import Mapping
 from types import SimpleNamespace

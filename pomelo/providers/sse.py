@@ -3,6 +3,8 @@
 `pomelo.providers.http` feeds it what it reads; providers get the events. It knows no vendor and no HTTP.
 """
 
+from __future__ import annotations
+
 from pomelo.errors import PomeloError
 
 EVENT_MOST = 256 * 1024

@@ -5,6 +5,8 @@ own would contain that, but would cost every event of every provider. So its cor
 step, as `await` does, and the task's count of cancellations is compared before and after each step.
 """
 
+from __future__ import annotations
+
 import asyncio
 import types
 from collections.abc import Awaitable, Callable, Generator
@@ -87,7 +89,7 @@ async def _coroutine(awaitable: Awaitable[Any]) -> Any:
     return await awaitable
 
 
-def _undo(task: "asyncio.Task[Any]", count: int) -> Generator[Any, Any, None]:
+def _undo(task: asyncio.Task[Any], count: int) -> Generator[Any, Any, None]:
     """Undoes the cancellations that the last step made.
 
     Raises:
@@ -113,7 +115,7 @@ class _Limit:
 
     __slots__ = ("_cancelled", "_most", "_task", "_timer", "over")
 
-    def __init__(self, task: "asyncio.Task[Any]", most: int) -> None:
+    def __init__(self, task: asyncio.Task[Any], most: int) -> None:
         self._task = task
         self._most = most
         self._cancelled = False

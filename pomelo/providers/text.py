@@ -3,6 +3,8 @@
 The vendors' modules call it, each with its own way to read an event. It knows no vendor.
 """
 
+from __future__ import annotations
+
 import logging
 from collections.abc import AsyncGenerator, Callable
 from contextlib import AbstractAsyncContextManager, suppress

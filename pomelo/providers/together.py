@@ -4,6 +4,8 @@
 knows no key of a caller, no limit and no price.
 """
 
+from __future__ import annotations
+
 from collections.abc import AsyncGenerator
 from typing import Any
 

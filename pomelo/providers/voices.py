@@ -3,6 +3,8 @@
 `elevenlabs` asks for an id and gives the way to read the account's list. Nothing here knows a wire.
 """
 
+from __future__ import annotations
+
 import asyncio
 import logging
 import re

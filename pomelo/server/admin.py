@@ -5,6 +5,8 @@
 how keys, accounts and records are made and kept is for those to say who keep them.
 """
 
+from __future__ import annotations
+
 import time
 from collections.abc import Callable, Collection
 

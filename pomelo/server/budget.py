@@ -4,6 +4,8 @@ A field of two bytes becomes an object of fifty: 9 MiB of empty messages take hu
 second of the event loop to parse. Counting stops at the budget, so it takes a few milliseconds at most.
 """
 
+from __future__ import annotations
+
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache

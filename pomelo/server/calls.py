@@ -5,6 +5,8 @@ grpc.aio would otherwise receive, decompress and parse the message before any co
 themselves are in `pomelo.server.servicers`. Nothing here decides what a key may do.
 """
 
+from __future__ import annotations
+
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable
@@ -89,7 +91,7 @@ class FrontEnd(ServerState):
         finally:
             rpc.end()
 
-    async def _attempt(self, rpc: "Rpc", serve: Method) -> PomeloError | None:
+    async def _attempt(self, rpc: Rpc, serve: Method) -> PomeloError | None:
         """Serves a call. Returns the error it failed with, None if it succeeded.
 
         Raises:
@@ -142,11 +144,11 @@ async def _is_answered(call: Call, context: Any, refusal: Refusal) -> bool:
     return False
 
 
-async def _no_method(rpc: "Rpc") -> None:
+async def _no_method(rpc: Rpc) -> None:
     raise PomeloError("method_not_allowed", "There is no such method. Check its name")
 
 
-def answering(method: Callable[[Any, Any, "Rpc"], Awaitable[Any]]) -> Callable[[Any, Any, Any], Any]:
+def answering(method: Callable[[Any, Any, Rpc], Awaitable[Any]]) -> Callable[[Any, Any, Any], Any]:
     """Makes an ordinary grpc handler of a method, for a server that only its operator can reach: it answers
     errors that the method raises, and applies no limits."""
 

@@ -5,6 +5,8 @@ no share per address, no deadline for sending a key, and no protection from most
 beside the server scans the connections a few times a second and closes offenders. It proxies no data.
 """
 
+from __future__ import annotations
+
 import asyncio
 import logging
 import time
@@ -80,7 +82,7 @@ class ConnectionLimits:
     penalty: float = 60.0
     trusted: tuple[IPv4Network | IPv6Network, ...] = ()
 
-    def within(self, descriptors: int) -> "ConnectionLimits":
+    def within(self, descriptors: int) -> ConnectionLimits:
         """These limits where a process may have so many descriptors: gRPC gets a quarter at most."""
         connections = max(min(self.connections, descriptors // 8), 1)
         return replace(

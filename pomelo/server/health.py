@@ -4,6 +4,8 @@ Made by `pomelo.server.main`. It needs no key and no other part of Pomelo, so it
 are refused. Its watches end when the server drains, so that a watcher does not hold up the shutdown.
 """
 
+from __future__ import annotations
+
 import asyncio
 from collections.abc import Iterable
 from typing import Any

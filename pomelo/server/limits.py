@@ -3,6 +3,8 @@
 `pomelo.server.rpc` applies them.
 """
 
+from __future__ import annotations
+
 import asyncio
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress

@@ -4,6 +4,8 @@
 and no store.
 """
 
+from __future__ import annotations
+
 import asyncio
 import errno
 import logging

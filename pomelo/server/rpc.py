@@ -1,5 +1,7 @@
 """One gRPC call as its method sees it: its caller, its messages, its limits and its answer."""
 
+from __future__ import annotations
+
 import asyncio
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -171,7 +173,7 @@ class Rpc:
             self.late = _DEADLINE
             self.scope.reschedule(self.call.deadline + _SLACK)
 
-    def _until(self, when: float, late: "Late") -> None:
+    def _until(self, when: float, late: Late) -> None:
         """Ends the call at that time, or at its deadline where that is earlier."""
         if self.scope.expired():
             return
@@ -181,7 +183,7 @@ class Rpc:
             when, self.late = self.call.deadline, _DEADLINE
         self.scope.reschedule(when)
 
-    async def _in_turn(self, turns: FairPermits, until: float, late: "Late") -> None:
+    async def _in_turn(self, turns: FairPermits, until: float, late: Late) -> None:
         """Waits for a turn of the account. At `until` the call ends: as overloaded while it waits, as `late`
         once it has its turn."""
         owner = self._owner

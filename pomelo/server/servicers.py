@@ -4,6 +4,8 @@ Served by `pomelo.server.main`, called by `pomelo.server.calls`. They translate 
 check, limit or price.
 """
 
+from __future__ import annotations
+
 import asyncio
 from collections.abc import AsyncIterator
 

@@ -4,6 +4,8 @@ gRPC accepts connections in its own threads and does not expose them. Linux does
 process it reports whether it is such a connection and how much was transferred, and can disconnect it.
 """
 
+from __future__ import annotations
+
 import ctypes
 import errno
 import os

@@ -1,5 +1,7 @@
 """Where what must outlive a process is kept. `open_store` picks the store by its URL."""
 
+from __future__ import annotations
+
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 

@@ -4,6 +4,8 @@ Who needs one role asks for that role; a store plays all of them, which the cont
 role knows how a key is checked or a task is run.
 """
 
+from __future__ import annotations
+
 from dataclasses import dataclass
 from typing import Protocol
 

@@ -9,6 +9,8 @@ what was last *noted* of them.
 What a task costs and which limits there are is for `pomelo.admission` to say; a store only keeps count.
 """
 
+from __future__ import annotations
+
 from collections.abc import AsyncIterator, Awaitable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -276,11 +278,11 @@ class AccountStore(Protocol):
         """Makes an account; False: there is one of that name."""
         ...
 
-    async def get_account(self, name: str) -> "AccountRecord | None":
+    async def get_account(self, name: str) -> AccountRecord | None:
         """The account of that name."""
         ...
 
-    async def list_accounts(self, *, limit: int = PAGE, after: str = "") -> "list[AccountSummary]":
+    async def list_accounts(self, *, limit: int = PAGE, after: str = "") -> list[AccountSummary]:
         """At most `limit` accounts, in order of name, beginning after the name `after`."""
         ...
 

@@ -4,6 +4,8 @@ A step that was released is never changed; a new one is added at the end. `pomel
 all in one transaction.
 """
 
+from __future__ import annotations
+
 APPLICATION_ID = 0x504D4C4F
 """Marks a database file as ours."""
 

@@ -1,10 +1,12 @@
 """The kinds of task, one row each: how they are checked, named and folded."""
 
+from __future__ import annotations
+
 from pomelo.gen.v1.task_pb2 import TaskType
 from pomelo.tasks import image, speech, text, transcription
 from pomelo.tasks.base import TaskKind
 
-TASK_TYPES: "dict[TaskType.ValueType, TaskKind]" = {
+TASK_TYPES: dict[TaskType.ValueType, TaskKind] = {
     TaskType.TASK_TYPE_TEXT: text.KIND,
     TaskType.TASK_TYPE_IMAGE: image.KIND,
     TaskType.TASK_TYPE_TEXT_TO_SPEECH: speech.TEXT_TO_SPEECH,

@@ -4,6 +4,8 @@ The provider's bytes decide, not the format that was asked for. MP3 frames and p
 the samples of WAV files and of audio without a header have a constant rate. Other formats aren't measured.
 """
 
+from __future__ import annotations
+
 from io import BytesIO
 from math import ceil
 
@@ -105,7 +107,7 @@ def _bare_rate(content_type: str, output_format: str) -> int | None:
     return None if bare is None else bare[0] * bare[1]
 
 
-def _parts(head: bytes) -> "_Parts | None":
+def _parts(head: bytes) -> _Parts | None:
     if head.startswith(b"ID3") or head[:3] in _FRAMES:
         return _Mp3Frames()
     if head.startswith(b"OggS") and head[_OPUS_HEAD] == b"OpusHead":

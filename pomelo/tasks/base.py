@@ -4,6 +4,8 @@ What a task uses is told three times: before it runs, as a bound that it can't e
 provider's count or ours; and for an answer that was cut or left, from what was delivered of it.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -30,7 +32,7 @@ INLINE_INSTEAD = UNASKED_MOST
 can't be stored: every client accepts an answer of that size."""
 
 
-def inline_most(wanted: "ResponseFormat.ValueType", *, stream: bool) -> int:
+def inline_most(wanted: ResponseFormat.ValueType, *, stream: bool) -> int:
     """Bytes of a medium that ride in an answer, or in the last event of a stream, when `wanted` was asked
     for."""
     if wanted == ResponseFormat.RESPONSE_FORMAT_URL:

@@ -1,5 +1,7 @@
 """Image tasks: the check of a prompt, its price's measure, and the folding of progress and picture."""
 
+from __future__ import annotations
+
 from pomelo.catalog import SIDE, Model, Route
 from pomelo.errors import PomeloError
 from pomelo.gen.v1.image_pb2 import GeneratedImage, ImageFormat, ImageInput

@@ -3,6 +3,8 @@
 Each raises `PomeloError` (missing_parameter, invalid_parameter, context_length_exceeded) naming the field.
 """
 
+from __future__ import annotations
+
 from typing import Any
 
 from pomelo.errors import PomeloError, invalid, missing

@@ -1,5 +1,7 @@
 """Text-to-speech and speech-to-speech tasks: their checks, their measure, and the folding of sound."""
 
+from __future__ import annotations
+
 from math import ceil
 
 from pomelo.audio import RATES

@@ -1,5 +1,7 @@
 """Text tasks: the check of a conversation, its tokens, and the folding of deltas."""
 
+from __future__ import annotations
+
 import logging
 from dataclasses import replace
 

@@ -1,5 +1,7 @@
 """Speech-to-text tasks: their check, their length, and the folding of a transcript."""
 
+from __future__ import annotations
+
 import logging
 from math import ceil, inf, isfinite
 

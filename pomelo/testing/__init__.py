@@ -13,6 +13,8 @@ server saw is awaited on the `Received` request. A vendor of one's own is a `Wir
 knows Pomelo, the contract that every provider is run through.
 """
 
+from __future__ import annotations
+
 from pomelo.testing.elevenlabs_wire import Speech, Transcript, VoiceList
 from pomelo.testing.form import Part
 from pomelo.testing.openai_wire import (

@@ -3,6 +3,8 @@
 Each gives a URL for the vendor's URL, which is what it says while the context is open.
 """
 
+from __future__ import annotations
+
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager

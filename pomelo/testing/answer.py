@@ -4,6 +4,8 @@ The wires' files give it their words; what a test can vary is here: where it sta
 out, how it is packed.
 """
 
+from __future__ import annotations
+
 import json
 import re
 from abc import ABC, abstractmethod

@@ -5,6 +5,8 @@ refused, as is what single models or versions of the API don't take. Fields that
 are known by name and otherwise let through.
 """
 
+from __future__ import annotations
+
 import re
 from collections.abc import Mapping
 from typing import Any

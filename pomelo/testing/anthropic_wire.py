@@ -4,6 +4,8 @@
 vendor's own client and pages; what its requests must look like is in `anthropic_checks`.
 """
 
+from __future__ import annotations
+
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass

@@ -5,6 +5,8 @@ vendor's documentation and its own client. Strict on purpose: a field that a mod
 and so is a key that is sent along to the delivery.
 """
 
+from __future__ import annotations
+
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field

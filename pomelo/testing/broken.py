@@ -4,6 +4,8 @@ Most of it takes a good answer's script and gives one that goes wrong at a place
 not say anything for it to be played.
 """
 
+from __future__ import annotations
+
 import gzip
 import json
 from collections.abc import Callable

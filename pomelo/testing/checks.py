@@ -4,6 +4,8 @@
 known here: codes are OpenAI's, which have a word for each case, and a wire translates them.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any

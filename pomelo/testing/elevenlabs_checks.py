@@ -5,6 +5,8 @@ refused. Fields that belong to dictionaries, effects, webhooks and the like are 
 let through.
 """
 
+from __future__ import annotations
+
 import json
 from collections.abc import Callable, Mapping
 from typing import Any

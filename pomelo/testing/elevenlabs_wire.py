@@ -5,6 +5,8 @@ are those of the vendor's own client and documentation; what its requests must l
 `elevenlabs_checks`. It stands below `PREFIX`, so that its paths are not another vendor's.
 """
 
+from __future__ import annotations
+
 import json
 import re
 from collections.abc import Mapping, Sequence

@@ -7,6 +7,8 @@ answer or a stream, is left out with a reason, never silently.
 The codes are those of the last failure: to ask again doesn't mend a fault, because each request meets it.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field

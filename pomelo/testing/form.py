@@ -3,6 +3,8 @@
 The server reads with it, wires check what it found.
 """
 
+from __future__ import annotations
+
 import hashlib
 from dataclasses import dataclass
 

@@ -3,6 +3,8 @@
 `pomelo.testing.suite` asks; it knows neither a provider nor a vendor.
 """
 
+from __future__ import annotations
+
 import asyncio
 import contextlib
 import sys

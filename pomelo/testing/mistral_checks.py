@@ -5,6 +5,8 @@ description of the API and its own client don't declare is refused wherever it s
 tools and the like are known by name and otherwise let through.
 """
 
+from __future__ import annotations
+
 from collections.abc import Mapping, Sequence
 from typing import Any
 

@@ -5,6 +5,8 @@ vendor's published API description; what its requests must look like is in `mist
 prefix here, as OpenAI's would be the same without.
 """
 
+from __future__ import annotations
+
 import json
 import re
 from collections.abc import Mapping, Sequence

@@ -5,6 +5,8 @@ doesn't declare is refused, as are parameters that its newer models don't take. 
 sound and the like are known by name and otherwise let through.
 """
 
+from __future__ import annotations
+
 from collections.abc import Mapping
 from typing import Any
 

@@ -4,6 +4,8 @@
 vendor's published API description; what its requests must look like is in `openai_checks`.
 """
 
+from __future__ import annotations
+
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass

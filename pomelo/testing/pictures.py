@@ -1,5 +1,7 @@
 """Small real pictures for the vendors that `pomelo.testing` plays, made when they are asked for."""
 
+from __future__ import annotations
+
 import struct
 import zlib
 from fractions import Fraction

@@ -3,6 +3,8 @@
 `pomelo.testing.suite` feeds it event by event; it knows no vendor.
 """
 
+from __future__ import annotations
+
 from decimal import Decimal
 from typing import Any
 

@@ -5,6 +5,8 @@ the vendor's HTTP API and the model's published schema. Strict on purpose: what 
 refused, and so is a key that is sent along to the delivery.
 """
 
+from __future__ import annotations
+
 import json
 import re
 from collections.abc import Mapping, Sequence

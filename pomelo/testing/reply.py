@@ -3,6 +3,8 @@
 The server plays it, a wire's file composes it. Neither a vendor nor a socket is known here.
 """
 
+from __future__ import annotations
+
 import asyncio
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -66,7 +68,7 @@ class Reply:
     headers: Mapping[str, str] = field(default_factory=dict)
     steps: tuple[Step, ...] = ()
     before: tuple[Step, ...] = ()
-    follow: "Mapping[str, Sequence[Script]]" = field(default_factory=dict)
+    follow: Mapping[str, Sequence[Script]] = field(default_factory=dict)
 
 
 @dataclass(slots=True)
@@ -95,7 +97,7 @@ class Received:
     """The path with its query, as it came."""
     query: Mapping[str, str] = field(default_factory=dict)
     """What follows the `?`; of a name that is there twice, the first."""
-    form: "Sequence[Part] | None" = None
+    form: Sequence[Part] | None = None
     """The parts of a multipart form; its bytes are not kept: `raw` is empty then. None for anything else."""
 
     @property
@@ -144,7 +146,7 @@ class Wording:
     have why it can't.
     """
 
-    said: "Mapping[str, Script]" = field(default_factory=dict)
+    said: Mapping[str, Script] = field(default_factory=dict)
     lacks: Mapping[str, str] = field(default_factory=dict)
 
 

@@ -3,6 +3,8 @@
 `pomelo.testing.suite` offers it to those who examine a provider.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable, Mapping
 from typing import Any
 

@@ -4,6 +4,8 @@
 that a player passes over or that nobody hears.
 """
 
+from __future__ import annotations
+
 import hashlib
 import struct
 from collections.abc import Iterator

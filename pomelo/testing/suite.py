@@ -11,6 +11,8 @@ No test framework is needed. Each case has a server and a provider of its own, o
 it is over (connections, asyncio tasks, files) is looked for in the whole process: one case runs at a time.
 """
 
+from __future__ import annotations
+
 import asyncio
 import contextlib
 from collections import Counter

@@ -4,6 +4,8 @@
 vendor's published API description. Strict on purpose: what it doesn't declare is refused.
 """
 
+from __future__ import annotations
+
 import json
 from base64 import b64encode
 from collections.abc import Mapping

@@ -4,6 +4,8 @@ What a vendor's requests and answers look like stands in a wire's own file; `ope
 what a connection can do: send a packet, wait, end, break.
 """
 
+from __future__ import annotations
+
 import asyncio
 import contextlib
 import json

@@ -1,5 +1,7 @@
 """A real browser: Chromium without a window, driven by its DevTools protocol."""
 
+from __future__ import annotations
+
 import asyncio
 import os
 import shutil

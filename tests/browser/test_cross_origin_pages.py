@@ -1,5 +1,7 @@
 """Pages of other origins call the REST API from a real browser."""
 
+from __future__ import annotations
+
 import json
 import re
 from collections.abc import AsyncIterator

@@ -1,5 +1,7 @@
 """A vendor that nobody has, its wire and a provider of it, good and bad: what a package of someone else's is."""
 
+from __future__ import annotations
+
 import asyncio
 import json
 from collections.abc import AsyncGenerator

@@ -1,5 +1,7 @@
 """What the tests of the ElevenLabs provider share: jobs, and the running of them."""
 
+from __future__ import annotations
+
 from collections.abc import AsyncIterator
 from contextlib import aclosing, asynccontextmanager
 from pathlib import Path

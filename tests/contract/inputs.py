@@ -3,6 +3,8 @@
 Extremes are frequent: a request that is made of an input must be one that the vendor takes whatever was asked.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -100,7 +102,7 @@ def _whole(least: int, most: int) -> st.SearchStrategy[int]:
     return st.one_of(st.integers(least, most), st.sampled_from([least, most]))
 
 
-def _message(role: "Role.ValueType") -> st.SearchStrategy[Message]:
+def _message(role: Role.ValueType) -> st.SearchStrategy[Message]:
     text = st.builds(lambda said: ContentPart(text=said), _TEXTS)
     picture = st.builds(lambda url: ContentPart(image_url=ImageUrl(url=url)), st.sampled_from(PICTURES))
     part = st.one_of(text, picture) if role == Role.ROLE_USER else text

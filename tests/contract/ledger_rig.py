@@ -3,6 +3,8 @@
 A new store is a rig and a row of STORES; then it is held to the whole contract, and to the model.
 """
 
+from __future__ import annotations
+
 import asyncio
 import shutil
 from collections.abc import AsyncIterator, Awaitable, Callable

@@ -1,5 +1,7 @@
 """What the tests of the providers of pictures share: jobs, the running of them, and their checks."""
 
+from __future__ import annotations
+
 import socket
 import traceback
 from collections.abc import AsyncIterator, Callable
@@ -37,7 +39,7 @@ def job(route: Route, given: ImageInput | None = None, *, stream: bool = False) 
     return Job("img_1", model, route, given or ImageInput(prompt=PROMPT), stream, deadline=1e12)
 
 
-def richest(file_format: "ImageFormat.ValueType" = ImageFormat.IMAGE_FORMAT_WEBP) -> ImageInput:
+def richest(file_format: ImageFormat.ValueType = ImageFormat.IMAGE_FORMAT_WEBP) -> ImageInput:
     """An image input that uses everything that there is."""
     return ImageInput(
         prompt="Ünïcödé 🍊 on a table",

@@ -6,6 +6,8 @@ goes. Where a vendor has no such package here, the fields are stated by hand; so
 `test_published_types` calls `sent` and `check`.
 """
 
+from __future__ import annotations
+
 import re
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import aclosing, asynccontextmanager
@@ -63,7 +65,7 @@ class Case:
         return f"{self.model.name} by {self.route.provider}"
 
 
-def _case(provider: str, name: str, kind: "TaskType.ValueType", clamp: Any = None) -> Case:
+def _case(provider: str, name: str, kind: TaskType.ValueType, clamp: Any = None) -> Case:
     route = Route(provider, name, clamp=clamp or {})
     limits = Limits(max_input_tokens=1_000_000, max_characters=10_000)
     return Case(Model(name, kind, (route,), limits, Prices(), "test"), route)

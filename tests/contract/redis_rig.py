@@ -1,5 +1,7 @@
 """What the tests of the store on Redis run on: real servers, emptied before each test."""
 
+from __future__ import annotations
+
 from collections.abc import Iterator
 from contextlib import AsyncExitStack
 from pathlib import Path

@@ -1,5 +1,7 @@
 """The built-in providers as subjects of the suite, with short waits where a vendor is asked again and again."""
 
+from __future__ import annotations
+
 from decimal import Decimal
 from functools import partial
 

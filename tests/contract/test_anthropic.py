@@ -1,5 +1,7 @@
 """What the Anthropic provider sends, and what of its wire is no other vendor's."""
 
+from __future__ import annotations
+
 from collections.abc import AsyncIterator
 from hashlib import sha256
 from typing import Any

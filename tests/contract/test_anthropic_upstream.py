@@ -1,5 +1,7 @@
 """The vendor for tests speaks the real wire: Anthropic's own client reads it, and it refuses what Anthropic does."""
 
+from __future__ import annotations
+
 from collections.abc import AsyncIterator
 from typing import Any
 

@@ -1,5 +1,7 @@
 """What every archive of usage keeps to, a file or Postgres, alone and behind the store on Redis."""
 
+from __future__ import annotations
+
 import asyncio
 from collections.abc import AsyncIterator, Iterator
 

@@ -1,5 +1,7 @@
 """The audit finds nothing in any store that was used well, whatever became of its tasks."""
 
+from __future__ import annotations
+
 import asyncio
 from dataclasses import replace
 

@@ -1,5 +1,7 @@
 """What the BFL provider sends, and what it makes of pictures that come."""
 
+from __future__ import annotations
+
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import aclosing
@@ -149,7 +151,7 @@ async def test_questions_bear_the_key_and_the_download_bears_none(
     ],
 )
 async def test_the_picture_comes_as_it_was_delivered(
-    provider: Any, wanted: "ImageFormat.ValueType", content_type: str
+    provider: Any, wanted: ImageFormat.ValueType, content_type: str
 ) -> None:
     data, kind = await drawn(provider, job(DEV, ImageInput(prompt="x", output_format=wanted)))
     assert kind == content_type

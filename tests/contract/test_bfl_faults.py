@@ -1,5 +1,7 @@
 """What the BFL provider makes of everything that can go wrong on its wire, at each of its three steps."""
 
+from __future__ import annotations
+
 import asyncio
 import gzip
 from collections.abc import AsyncIterator

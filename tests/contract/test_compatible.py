@@ -1,5 +1,7 @@
 """Hosts that speak chat completions with habits of their own, each of them a row of data."""
 
+from __future__ import annotations
+
 import contextlib
 import json
 from collections.abc import AsyncIterator

@@ -1,5 +1,7 @@
 """What the ElevenLabs provider makes of answers: sounds as they come, transcripts, voices by name."""
 
+from __future__ import annotations
+
 import asyncio
 import json
 from collections.abc import AsyncIterator

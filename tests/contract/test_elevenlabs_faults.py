@@ -1,5 +1,7 @@
 """What the ElevenLabs provider makes of everything that can go wrong on its wire; and of callers who leave."""
 
+from __future__ import annotations
+
 import asyncio
 import gzip
 import socket

@@ -1,5 +1,7 @@
 """What the ElevenLabs provider sends: every field of the contract, and nothing that the vendor would refuse."""
 
+from __future__ import annotations
+
 import asyncio
 import json
 import os

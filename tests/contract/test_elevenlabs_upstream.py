@@ -1,5 +1,7 @@
 """The vendor for tests speaks the real wire: ElevenLabs' own client reads it, and it refuses what they refuse."""
 
+from __future__ import annotations
+
 import io
 import json
 from collections.abc import AsyncIterator

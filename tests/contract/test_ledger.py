@@ -1,5 +1,7 @@
 """What every store's ledger keeps to: takes, settlements, voids, and all of them again after a crash."""
 
+from __future__ import annotations
+
 import asyncio
 import gc
 from dataclasses import replace

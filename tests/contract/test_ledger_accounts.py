@@ -1,5 +1,7 @@
 """What every store keeps to about accounts, grants, and the reading of usage records."""
 
+from __future__ import annotations
+
 import asyncio
 
 import pytest

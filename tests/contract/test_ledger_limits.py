@@ -1,5 +1,7 @@
 """The limits of every store's ledger: what is refused, how many of many get through, and when windows end."""
 
+from __future__ import annotations
+
 import asyncio
 from dataclasses import replace
 

@@ -3,6 +3,8 @@
 A few thousand steps by default; POMELO_LEDGER_STEPS says how many for a full run.
 """
 
+from __future__ import annotations
+
 import asyncio
 import os
 import tempfile

@@ -1,5 +1,7 @@
 """What every store makes of an Idempotency-Key."""
 
+from __future__ import annotations
+
 import asyncio
 
 from pomelo.stores.ledger import (

@@ -1,5 +1,7 @@
 """Files of earlier versions, as those versions wrote them, opened by this one."""
 
+from __future__ import annotations
+
 import sqlite3
 from collections.abc import AsyncIterator
 from contextlib import closing

@@ -1,5 +1,7 @@
 """What the Mistral provider sends, and what of its wire is no other vendor's."""
 
+from __future__ import annotations
+
 from collections.abc import AsyncIterator
 from typing import Any
 

@@ -1,5 +1,7 @@
 """The vendor for tests speaks the real wire: Mistral's own client reads it, and it refuses what Mistral refuses."""
 
+from __future__ import annotations
+
 from collections.abc import AsyncIterator
 from typing import Any
 

@@ -1,5 +1,7 @@
 """What the OpenAI provider makes of answers: whole and streamed, cut into packets in every way."""
 
+from __future__ import annotations
+
 import asyncio
 import json
 from collections.abc import AsyncIterator

@@ -1,5 +1,7 @@
 """What the OpenAI provider makes of everything that can go wrong on its wire, whole and streamed."""
 
+from __future__ import annotations
+
 import gzip
 import json
 import traceback

@@ -1,5 +1,7 @@
 """A caller who leaves closes the connection to the vendor, at once and wherever the answer is."""
 
+from __future__ import annotations
+
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import aclosing

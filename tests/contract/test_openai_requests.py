@@ -1,5 +1,7 @@
 """What the OpenAI provider sends: every field of the contract, and nothing that the vendor would refuse."""
 
+from __future__ import annotations
+
 from collections.abc import AsyncIterator
 from hashlib import sha256
 

@@ -1,5 +1,7 @@
 """The vendor for tests speaks the real wire: OpenAI's own client reads it, and it refuses what OpenAI refuses."""
 
+from __future__ import annotations
+
 import asyncio
 from collections.abc import AsyncIterator
 from typing import Any

@@ -1,5 +1,7 @@
 """The played vendors of pictures: strict with requests, and read by the vendors' own clients."""
 
+from __future__ import annotations
+
 from base64 import b64decode
 from collections.abc import AsyncIterator
 from typing import Any, cast

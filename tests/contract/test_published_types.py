@@ -1,6 +1,8 @@
 """Every request that any valid task may become is one that its vendor has published: method, path, headers,
 query and body, with no name that is not declared."""
 
+from __future__ import annotations
+
 from collections.abc import AsyncIterator, Iterator
 from copy import deepcopy
 from dataclasses import replace

@@ -1,6 +1,8 @@
 """Which holds in Redis a process finds as its own, and how takes, ends and records survive any
 error."""
 
+from __future__ import annotations
+
 import asyncio
 import logging
 from collections.abc import Callable, Iterator

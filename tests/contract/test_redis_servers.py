@@ -1,5 +1,7 @@
 """Which servers the store on Redis takes, and how a URL names them: one, a cluster, with TLS."""
 
+from __future__ import annotations
+
 import asyncio
 import time
 

@@ -1,5 +1,7 @@
 """What the store on Redis keeps to beyond what every store does: its keys, and several processes."""
 
+from __future__ import annotations
+
 import asyncio
 import re
 import signal

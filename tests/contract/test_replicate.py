@@ -1,5 +1,7 @@
 """What the Replicate provider sends, and what it makes of answers and of everything that can go wrong."""
 
+from __future__ import annotations
+
 import asyncio
 from base64 import b64encode
 from collections.abc import AsyncIterator
@@ -124,7 +126,7 @@ async def test_a_size_becomes_the_nearest_shape_and_area(
     ],
 )
 async def test_the_picture_comes_as_it_was_delivered(
-    provider: Any, wanted: "ImageFormat.ValueType", content_type: str
+    provider: Any, wanted: ImageFormat.ValueType, content_type: str
 ) -> None:
     answer = await drawn(provider, job(SCHNELL, ImageInput(prompt="x", output_format=wanted)))
     assert answer == (picture(content_type.removeprefix("image/")), content_type)

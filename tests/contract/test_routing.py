@@ -1,5 +1,7 @@
 """Routes, retries and breakers, with real providers before servers that misbehave."""
 
+from __future__ import annotations
+
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import aclosing

@@ -1,5 +1,7 @@
 """What every provider of text makes of halves of surrogate pairs, odd ends of streams and odd counts."""
 
+from __future__ import annotations
+
 import json
 from collections.abc import AsyncIterator
 from typing import Any

@@ -1,5 +1,7 @@
 """What every store keeps to; then what the SQLite file keeps to beyond that."""
 
+from __future__ import annotations
+
 import asyncio
 import sqlite3
 import stat

@@ -1,5 +1,7 @@
 """The one suite: every built-in provider passes it, a good one of somebody else's too, and bad ones don't."""
 
+from __future__ import annotations
+
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import replace

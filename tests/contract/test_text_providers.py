@@ -1,5 +1,7 @@
 """What every provider of text but OpenAI's (which has its own, longer tests) makes of answers and of faults."""
 
+from __future__ import annotations
+
 import asyncio
 import gzip
 import json

@@ -1,5 +1,7 @@
 """What the Together provider sends, and what it makes of answers and of everything that can go wrong."""
 
+from __future__ import annotations
+
 import json
 from base64 import b64encode, encodebytes, urlsafe_b64encode
 from collections.abc import AsyncIterator
@@ -101,7 +103,7 @@ async def test_steps_are_clamped_and_guidance_is_dropped(vendor: FaultUpstream, 
     ],
 )
 async def test_the_picture_is_told_as_what_it_is(
-    provider: Any, wanted: "ImageFormat.ValueType", written: str
+    provider: Any, wanted: ImageFormat.ValueType, written: str
 ) -> None:
     answer = await drawn(provider, job(SCHNELL, ImageInput(prompt="x", output_format=wanted)))
     assert answer == (picture(written), f"image/{written}")

@@ -1,5 +1,7 @@
 """What the tests of the providers of text share: the vendors to test, jobs, and the running of them."""
 
+from __future__ import annotations
+
 import traceback
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager

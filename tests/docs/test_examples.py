@@ -1,5 +1,7 @@
 """Every runnable block of docs/rest-api.md, run as it stands with only the host and the key replaced."""
 
+from __future__ import annotations
+
 import asyncio
 import json
 import re

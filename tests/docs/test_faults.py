@@ -1,5 +1,7 @@
 """The page of faults is the table of faults."""
 
+from __future__ import annotations
+
 from tests.faults.page import PLACE, page
 
 

@@ -1,5 +1,7 @@
 """The worked example of docs/adding-a-provider.md: written down, installed, served and asked."""
 
+from __future__ import annotations
+
 import json
 import os
 import re

@@ -1,5 +1,7 @@
 """Calls that are started and never finished."""
 
+from __future__ import annotations
+
 import asyncio
 import gzip
 from collections.abc import AsyncIterator, Iterable

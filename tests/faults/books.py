@@ -1,5 +1,7 @@
 """The books of a store: what must add up at any time, to the microcredit."""
 
+from __future__ import annotations
+
 from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import asdict

@@ -1,5 +1,7 @@
 """Callers with a key who come while others attack, and what the attack costs the server."""
 
+from __future__ import annotations
+
 import asyncio
 import time
 from collections.abc import AsyncIterator

@@ -1,5 +1,7 @@
 """Callers who write down what they were told: over REST and gRPC, until the end or until the server is gone."""
 
+from __future__ import annotations
+
 import asyncio
 import json
 from collections.abc import AsyncIterator, Callable, Mapping

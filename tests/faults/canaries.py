@@ -4,6 +4,8 @@ A canary is put where a key, a prompt, a body, a sound, a file's name or a vendo
 them in anything. `FAULTS` are the ways in which a vendor goes wrong while it says back all that it was sent.
 """
 
+from __future__ import annotations
+
 import base64
 import json
 from collections.abc import Mapping

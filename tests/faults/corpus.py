@@ -1,5 +1,7 @@
 """Malformed requests: hand-made ones of every kind we know, and seeded mutations of good ones."""
 
+from __future__ import annotations
+
 import json
 import random
 from collections.abc import Iterator

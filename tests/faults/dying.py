@@ -8,6 +8,8 @@ It says in one line of JSON where it listens, then answers each word on stdin wi
 store holds, `fill` and `empty` fill the data folder's disk and free it. SIGTERM ends it in good order.
 """
 
+from __future__ import annotations
+
 import asyncio
 import contextlib
 import json

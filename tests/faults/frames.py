@@ -1,5 +1,7 @@
 """HTTP/2 frames made by hand, so that a test can send what no client library would."""
 
+from __future__ import annotations
+
 import struct
 
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"

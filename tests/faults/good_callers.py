@@ -4,6 +4,8 @@ Run as `python -m tests.faults.good_callers URL ADDRESS KEY`: lists the models o
 until its stdin ends; then prints what they saw.
 """
 
+from __future__ import annotations
+
 import asyncio
 import json
 import sys

@@ -1,5 +1,7 @@
 """A data folder and the server processes that live on it one after another, whatever ends them."""
 
+from __future__ import annotations
+
 import asyncio
 import json
 import os

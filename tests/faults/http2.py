@@ -3,6 +3,8 @@
 It implements only what that needs: literal headers, flow-control windows, and a log of received frames.
 """
 
+from __future__ import annotations
+
 import asyncio
 import struct
 import time

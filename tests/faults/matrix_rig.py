@@ -1,5 +1,7 @@
 """A block of the matrix: one vendor at one kind of task, an app of its own before it, every fault on both wires."""
 
+from __future__ import annotations
+
 import asyncio
 import base64
 import itertools

@@ -1,5 +1,7 @@
 """docs/faults.md, made of the table: `python -m tests.faults.page` writes it."""
 
+from __future__ import annotations
+
 from pathlib import Path
 
 from pomelo.testing.faults import FAULTS, KINDS, left_out

@@ -1,6 +1,8 @@
 """A proxy between the store and its server that resets connections: at any moment, before a command is done, or
 after it was done and before its answer is delivered."""
 
+from __future__ import annotations
+
 import asyncio
 import socket
 import struct
@@ -43,7 +45,7 @@ class TcpProxy:
         else:
             self._armed[when] += 1
 
-    async def __aenter__(self) -> "TcpProxy":
+    async def __aenter__(self) -> TcpProxy:
         self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
         self.port = int(self._server.sockets[0].getsockname()[1])
         return self

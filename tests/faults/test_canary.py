@@ -9,6 +9,8 @@ Where canaries belong, they are: in the answers that were delivered, and in the 
 sounds that callers uploaded and tasks made. An unknown field or model is named to the caller who sent it.
 """
 
+from __future__ import annotations
+
 import asyncio
 import base64
 import json

@@ -4,6 +4,8 @@
 `make crash` is the full one.
 """
 
+from __future__ import annotations
+
 import asyncio
 import logging
 import os

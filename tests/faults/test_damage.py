@@ -1,5 +1,7 @@
 """A damaged store file is refused at startup or reported by the audit, with what to do about it."""
 
+from __future__ import annotations
+
 import asyncio
 import logging
 import os

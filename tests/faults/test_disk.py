@@ -3,6 +3,8 @@
 Each store runs in a process of its own, whose files may not grow beyond a limit, or which is killed.
 """
 
+from __future__ import annotations
+
 import asyncio
 import json
 import re

@@ -4,6 +4,8 @@ A server process as `pomelo serve` starts it. Attackers come from 127.0.0.2 wher
 who share their address.
 """
 
+from __future__ import annotations
+
 import asyncio
 import socket
 import time

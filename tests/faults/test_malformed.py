@@ -1,5 +1,7 @@
 """Five thousand malformed requests: each gets a clear refusal, and the server is as it was."""
 
+from __future__ import annotations
+
 import asyncio
 import contextlib
 import json

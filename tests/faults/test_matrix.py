@@ -3,6 +3,8 @@
 `pytest tests/faults/test_matrix.py -s` prints the table; POMELO_MATRIX names a file to write it to.
 """
 
+from __future__ import annotations
+
 import os
 from collections.abc import Iterator
 from pathlib import Path

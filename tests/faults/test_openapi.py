@@ -1,5 +1,7 @@
 """What the OpenAPI description says of REST is so: requests made from it, good and bad, are answered as it tells."""
 
+from __future__ import annotations
+
 import asyncio
 import re
 import sys

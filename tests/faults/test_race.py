@@ -1,5 +1,7 @@
 """A thousand tasks at once, over both wires: exactly those run that can be paid and that the plan allows."""
 
+from __future__ import annotations
+
 import asyncio
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator, Mapping

@@ -1,6 +1,8 @@
 """The store on Redis while its server, or the way there, is in trouble: nothing is taken unseen, nothing charged
 twice, and what ran is settled when the server is back."""
 
+from __future__ import annotations
+
 import asyncio
 import os
 import sqlite3

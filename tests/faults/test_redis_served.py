@@ -1,5 +1,7 @@
 """A server whose Redis hangs or dies: nobody new gets to a provider, and what runs is settled when it is back."""
 
+from __future__ import annotations
+
 import asyncio
 import time
 from collections.abc import Callable

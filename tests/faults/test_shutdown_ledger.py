@@ -1,5 +1,7 @@
 """A server that is told to end: what was delivered of every task is in the books before it has ended."""
 
+from __future__ import annotations
+
 import asyncio
 import logging
 import time

@@ -5,6 +5,8 @@ By default the errors are used in turn; with CRASH=full each call fails with eac
 it was executed.
 """
 
+from __future__ import annotations
+
 import asyncio
 import itertools
 import os

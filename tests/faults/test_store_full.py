@@ -4,6 +4,8 @@ The disk is a small one of memory, in a namespace of its own, where the system l
 error that SQLite meets otherwise, a limit on the size of the server's files.
 """
 
+from __future__ import annotations
+
 import asyncio
 import resource
 import signal
@@ -169,7 +171,7 @@ def body(name: str) -> dict[str, Any]:
 
 def all_kinds(
     wires: tuple[Rest, Grpc], watch: Watch, *, repeatable: bool = True
-) -> dict[str, "asyncio.Task[Told]"]:
+) -> dict[str, asyncio.Task[Told]]:
     """A task of each type over each protocol, by name; with `repeatable` also its Idempotency-Key."""
     tasks = {}
     for kind in ("text", "speech"):

@@ -4,6 +4,8 @@ The server is a process of its own, so that its memory can be read. LOAD_CALLS m
 for all that a key may keep open.
 """
 
+from __future__ import annotations
+
 import asyncio
 import logging
 import os

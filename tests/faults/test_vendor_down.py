@@ -1,5 +1,7 @@
 """The circuit breaker in a running app: one account's poison, and vendors that are down, over every protocol."""
 
+from __future__ import annotations
+
 import asyncio
 import time
 from collections import Counter

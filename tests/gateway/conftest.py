@@ -1,5 +1,7 @@
 """Gateways for the tests of this folder; see `door`."""
 
+from __future__ import annotations
+
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager
 from typing import Any

@@ -3,6 +3,8 @@
 So a test decides when a provider speaks, fails or falls silent, and sees when it is closed.
 """
 
+from __future__ import annotations
+
 import asyncio
 import io
 import ssl

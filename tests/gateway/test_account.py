@@ -1,5 +1,7 @@
 """Account and usage over REST: what a query asks for, and JSON whose credits are exact."""
 
+from __future__ import annotations
+
 import json
 from decimal import Decimal
 

@@ -1,5 +1,7 @@
 """Batching of server-sent events: ready events share a write, and none waits for a later one."""
 
+from __future__ import annotations
+
 import asyncio
 import json
 from collections.abc import AsyncIterator

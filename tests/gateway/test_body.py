@@ -1,5 +1,7 @@
 """JSON bodies and form fields as tasks."""
 
+from __future__ import annotations
+
 import math
 from typing import Any
 

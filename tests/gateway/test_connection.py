@@ -1,5 +1,7 @@
 """Connections: malformed HTTP, slow and stalling clients, too many of them, and shutting down."""
 
+from __future__ import annotations
+
 import asyncio
 import contextlib
 import gc

@@ -1,5 +1,7 @@
 """Connection limits: the cap, the share of an address, and which connection is evicted first."""
 
+from __future__ import annotations
+
 import asyncio
 import random
 from collections.abc import Callable

@@ -1,5 +1,7 @@
 """CORS: preflight requests, and the headers by which scripts of allowed origins may read answers."""
 
+from __future__ import annotations
+
 import asyncio
 import json
 import socket

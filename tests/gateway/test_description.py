@@ -1,5 +1,7 @@
 """The OpenAPI description has everything in it that there is; whether it is true is tested with the faults."""
 
+from __future__ import annotations
+
 from gateway.fields import FIELDS
 from gateway.openapi import document
 from gateway.routes import OPEN_ROUTES, ROUTES

@@ -1,5 +1,7 @@
 """Parts of forms: parsed from pieces of any size; the bytes around the parts are bounded."""
 
+from __future__ import annotations
+
 import asyncio
 import time
 from typing import Any

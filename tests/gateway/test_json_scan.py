@@ -1,5 +1,7 @@
 """Counting the values of a JSON text before it is parsed."""
 
+from __future__ import annotations
+
 import json
 from typing import Any
 

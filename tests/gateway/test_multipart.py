@@ -1,5 +1,7 @@
 """Forms: read part by part, their sound spooled as it comes."""
 
+from __future__ import annotations
+
 import asyncio
 import json
 import tracemalloc

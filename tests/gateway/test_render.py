@@ -1,5 +1,7 @@
 """Results and models as JSON, against the documented shapes."""
 
+from __future__ import annotations
+
 import base64
 import json
 from typing import Any

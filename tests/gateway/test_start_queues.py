@@ -1,5 +1,7 @@
 """Taking turns: requests that begin, and large bodies that are parsed."""
 
+from __future__ import annotations
+
 import asyncio
 
 from gateway.turns import ParseQueue, Turnstile

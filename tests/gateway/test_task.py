@@ -1,5 +1,7 @@
 """POST /api/v1/task: what goes in, the order of refusals, and the three forms of an answer."""
 
+from __future__ import annotations
+
 import asyncio
 import base64
 import json

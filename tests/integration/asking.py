@@ -1,5 +1,7 @@
 """Tasks of every kind, and calls that bear a key: what the tests of the gRPC door ask with."""
 
+from __future__ import annotations
+
 import time
 from collections.abc import Mapping
 from typing import Any

@@ -1,5 +1,7 @@
 """The command line as processes of its own."""
 
+from __future__ import annotations
+
 import asyncio
 import os
 import signal

@@ -1,5 +1,7 @@
 """A house of a test's own, with its plans, before vendors that are played; and callers who come in three ways."""
 
+from __future__ import annotations
+
 import base64
 import hashlib
 import itertools

@@ -1,5 +1,7 @@
 """Parameters that a model can't take: reported in headers and messages, or refused with `Prefer: handling=strict`."""
 
+from __future__ import annotations
+
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from math import ceil

@@ -1,5 +1,7 @@
 """AdminService over the unix socket of a running app: what it refuses, and that no secret comes back."""
 
+from __future__ import annotations
+
 import stat
 from collections.abc import AsyncIterator
 

@@ -1,5 +1,7 @@
 """Media types of audio mean the same on every protocol, and never outweigh the bytes."""
 
+from __future__ import annotations
+
 import base64
 import random
 from collections.abc import AsyncIterator

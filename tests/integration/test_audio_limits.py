@@ -1,5 +1,7 @@
 """Sound that is longer than its model takes, over every protocol, with live and test keys."""
 
+from __future__ import annotations
+
 from collections.abc import AsyncIterator
 
 import aiohttp

@@ -1,6 +1,8 @@
 """Bills of text over the real protocols: cached, cache-written and long input, impossible counts, answers that
 are left before the vendor's count came, and tasks that share what an account has."""
 
+from __future__ import annotations
+
 import asyncio
 import logging
 from collections.abc import AsyncIterator

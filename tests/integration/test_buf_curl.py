@@ -1,5 +1,7 @@
 """`buf curl` reaches every kind of task by reflection alone, as an engineer without stubs would."""
 
+from __future__ import annotations
+
 import asyncio
 import base64
 import json

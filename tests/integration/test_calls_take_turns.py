@@ -4,6 +4,8 @@ Sources and listeners are in this process and never suspend. Without yielding, e
 start to finish in one iteration.
 """
 
+from __future__ import annotations
+
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine
 from pathlib import Path

@@ -1,5 +1,7 @@
 """`pomelo accounts`, `usage` and `audit` as processes, with a server and without one."""
 
+from __future__ import annotations
+
 import csv
 import io
 import json

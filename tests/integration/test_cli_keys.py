@@ -1,5 +1,7 @@
 """`pomelo keys` and `pomelo doctor`, with a server and without one."""
 
+from __future__ import annotations
+
 import asyncio
 import json
 import time

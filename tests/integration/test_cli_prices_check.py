@@ -1,5 +1,7 @@
 """`pomelo prices check` as an operator runs it."""
 
+from __future__ import annotations
+
 import json
 from pathlib import Path
 

@@ -1,5 +1,7 @@
 """`pomelo run` and `pomelo models` against a server: what is asked, printed, and written."""
 
+from __future__ import annotations
+
 import asyncio
 import json
 import os

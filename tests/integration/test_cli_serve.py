@@ -1,5 +1,7 @@
 """`pomelo serve` and `pomelo gateway` as processes: the first start, the end, and what is refused."""
 
+from __future__ import annotations
+
 import asyncio
 import json
 import resource

@@ -1,5 +1,7 @@
 """The command line against servers that speak TLS: its own, another one, and what is said when it fails."""
 
+from __future__ import annotations
+
 import asyncio
 import json
 from collections.abc import AsyncIterator

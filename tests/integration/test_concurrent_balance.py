@@ -1,5 +1,7 @@
 """Many tasks at once on a balance that covers one: one runs, the others are refused, and all of it is paid."""
 
+from __future__ import annotations
+
 import asyncio
 import base64
 from collections.abc import AsyncIterator
@@ -52,7 +54,7 @@ def waiting(gate: Gate) -> Script:
     return script
 
 
-async def ended(tasks: set["asyncio.Task[Told]"], count: int) -> None:
+async def ended(tasks: set[asyncio.Task[Told]], count: int) -> None:
     """Returns when that many tasks have ended."""
     left = tasks
     while len(tasks) - len(left) < count:

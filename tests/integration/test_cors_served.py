@@ -1,5 +1,7 @@
 """CORS in the whole service, in one process and through a remote gateway, and as a setting of both commands."""
 
+from __future__ import annotations
+
 from collections.abc import AsyncIterator
 
 import aiohttp

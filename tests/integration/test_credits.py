@@ -1,5 +1,7 @@
 """Credits over the real wires: what is held, what is cut, what is charged, and the record that says so."""
 
+from __future__ import annotations
+
 import asyncio
 import math
 import time

@@ -1,5 +1,7 @@
 """What a vendor sent before its connection ended is delivered, on every protocol, however slowly it is read."""
 
+from __future__ import annotations
+
 from collections.abc import AsyncIterator
 
 import pytest

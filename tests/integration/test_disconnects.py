@@ -1,5 +1,7 @@
 """Callers who leave, and deadlines, wherever the answer is: what was delivered is billed, once, and all else is free."""
 
+from __future__ import annotations
+
 import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable

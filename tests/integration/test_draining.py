@@ -1,5 +1,7 @@
 """A server that shuts down: what is short ends, what is long is told so, nothing new comes in, on both wires."""
 
+from __future__ import annotations
+
 import asyncio
 from pathlib import Path
 from typing import Any
@@ -61,7 +63,7 @@ async def test_short_tasks_end_and_long_ones_are_told(tmp_path: Path, stream: bo
         await channel.close()
 
 
-def _late(wires: list[Any], key: str) -> list["asyncio.Task[Any]"]:
+def _late(wires: list[Any], key: str) -> list[asyncio.Task[Any]]:
     return [asyncio.create_task(wire(ask(key, "Hi", stream=False))) for wire in wires]
 
 

@@ -1,5 +1,7 @@
 """Failed keys of one address over both protocols: the 21st in a minute is refused with a wait, good keys are not."""
 
+from __future__ import annotations
+
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any

@@ -1,5 +1,7 @@
 """A gateway proves to its server that it is one; metadata alone changes nothing for a gRPC caller."""
 
+from __future__ import annotations
+
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path

@@ -1,5 +1,7 @@
 """What a gRPC call may cost before it is answered, and how it is refused."""
 
+from __future__ import annotations
+
 import asyncio
 import gc
 import gzip

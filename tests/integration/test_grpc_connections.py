@@ -3,6 +3,8 @@
 The server is real, its limits are short. What a whole server does under floods is in tests/faults/test_floods.py.
 """
 
+from __future__ import annotations
+
 import asyncio
 import logging
 import ssl

@@ -1,5 +1,7 @@
 """MediaService as a gRPC client sees it."""
 
+from __future__ import annotations
+
 import asyncio
 import io
 import wave

@@ -3,6 +3,8 @@
 The clients are as their users configure them: a service config in the channel's options, nothing of ours.
 """
 
+from __future__ import annotations
+
 import asyncio
 import json
 import time

@@ -1,5 +1,7 @@
 """The gRPC server around the services: addresses, limits, health, reflection, TLS, and its end."""
 
+from __future__ import annotations
+
 import asyncio
 import json
 import os

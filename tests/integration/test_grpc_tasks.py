@@ -1,5 +1,7 @@
 """TaskService and ModelService as a gRPC client sees them."""
 
+from __future__ import annotations
+
 import asyncio
 import logging
 import time

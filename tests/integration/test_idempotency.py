@@ -1,5 +1,7 @@
 """Idempotency-Key over the real wires: the same request is done once, charged once, and answered again."""
 
+from __future__ import annotations
+
 import asyncio
 import itertools
 import time

@@ -1,5 +1,7 @@
 """Languages of transcripts and of requests, over every protocol, with live and test keys."""
 
+from __future__ import annotations
+
 from collections.abc import AsyncIterator, Mapping
 from typing import Any
 

@@ -1,5 +1,7 @@
 """Limits of a plan over the real wires: the headers that tell of them, and what is refused, exactly."""
 
+from __future__ import annotations
+
 import asyncio
 import re
 import time

@@ -1,5 +1,7 @@
 """What unauthenticated callers can make a served Pomelo log: a few lines of each kind, and a count."""
 
+from __future__ import annotations
+
 import asyncio
 import re
 import socket

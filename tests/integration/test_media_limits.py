@@ -1,5 +1,7 @@
 """Media storage limits, per account and in total: uploads and answers over the limit, by every protocol."""
 
+from __future__ import annotations
+
 import base64
 import os
 from collections.abc import AsyncIterator

@@ -1,5 +1,7 @@
 """Whatever a provider raises or yields, callers of every protocol get an error, and the server goes on."""
 
+from __future__ import annotations
+
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable

@@ -1,5 +1,7 @@
 """Uploads of a refused request are deleted, whatever refuses it and wherever the gateway runs."""
 
+from __future__ import annotations
+
 import asyncio
 import base64
 import json

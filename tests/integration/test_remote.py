@@ -1,5 +1,7 @@
 """The ports over a channel: what a gateway on another machine holds in the engine's place."""
 
+from __future__ import annotations
+
 import asyncio
 import gc
 import logging
@@ -444,7 +446,7 @@ class Source:
         self._wait_after = wait_after
         self._fail_after = fail_after
 
-    def __aiter__(self) -> "Source":
+    def __aiter__(self) -> Source:
         return self
 
     async def __anext__(self) -> bytes:

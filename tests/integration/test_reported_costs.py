@@ -1,6 +1,8 @@
 """Bills by what a provider reports that a task cost: of OpenRouter and Black Forest Labs by their adapters, and of a
 plug-in for every type of task; whole, streamed, left and cut, over every protocol and store."""
 
+from __future__ import annotations
+
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable

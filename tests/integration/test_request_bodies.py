@@ -1,5 +1,7 @@
 """What comes in a request body: images and audio in any spelling, fields of other task types, audio of any size."""
 
+from __future__ import annotations
+
 import base64
 import hashlib
 import json

@@ -1,5 +1,7 @@
 """Models, routes and voices that end: told to callers of every protocol, and to the operator."""
 
+from __future__ import annotations
+
 import json
 import logging
 from collections.abc import AsyncIterator

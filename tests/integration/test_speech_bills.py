@@ -1,5 +1,7 @@
 """What speech and transcripts cost, whatever the vendor answers, by each protocol, whole, streamed and left."""
 
+from __future__ import annotations
+
 import base64
 import gzip
 import io

@@ -1,5 +1,7 @@
 """What a form brought is deleted with its task; what was uploaded by name stays for the next one."""
 
+from __future__ import annotations
+
 import asyncio
 from collections.abc import AsyncIterator
 from pathlib import Path

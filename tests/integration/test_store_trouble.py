@@ -1,5 +1,7 @@
 """A store that can't be reached for a while: nothing is held for ever, and nobody pays for what didn't come."""
 
+from __future__ import annotations
+
 import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence

@@ -1,5 +1,7 @@
 """Many callers who come and go as they like: the books balance afterwards, and nothing is left taken."""
 
+from __future__ import annotations
+
 import asyncio
 import json
 import random

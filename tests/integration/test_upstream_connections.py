@@ -1,5 +1,7 @@
 """Connections to a vendor, with a small limit: how many one account can use, and how its surplus is refused."""
 
+from __future__ import annotations
+
 import asyncio
 import time
 from collections.abc import AsyncIterator, Callable

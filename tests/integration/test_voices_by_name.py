@@ -1,5 +1,7 @@
 """`voice: "adam"` on live keys of a vendor account without the default voices, over every protocol."""
 
+from __future__ import annotations
+
 import unicodedata
 from pathlib import Path
 

@@ -1,5 +1,7 @@
 """`pomelo serve --workers`: processes that share addresses, limits and credits, and end together."""
 
+from __future__ import annotations
+
 import asyncio
 import json
 import os

@@ -4,6 +4,8 @@ The rows are the same for the operator's file, a plug-in's and the built-in one,
 `pomelo serve` and `pomelo doctor`.
 """
 
+from __future__ import annotations
+
 import json
 import re
 from collections.abc import Callable

@@ -8,6 +8,8 @@ the characters of an event. With `pace=S` each event waits so many seconds, and 
 sending. A request without streaming is answered immediately.
 """
 
+from __future__ import annotations
+
 import argparse
 import asyncio
 import contextlib

@@ -1,5 +1,7 @@
 """The memory of another process while something goes on."""
 
+from __future__ import annotations
+
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager

@@ -7,6 +7,8 @@ seconds that a connection of each kind lived, from connecting until the server c
 received. With a key the attacks are those of its holder, and last until the first answer.
 """
 
+from __future__ import annotations
+
 import asyncio
 import collections
 import contextlib

@@ -3,6 +3,8 @@
 `make load` runs 10,000 of them; an ordinary run of the tests a few hundred.
 """
 
+from __future__ import annotations
+
 import asyncio
 import os
 import random

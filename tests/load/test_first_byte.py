@@ -5,6 +5,8 @@ when the listener has heard all of what was sent, and not before. How long it ta
 `bench/first_byte.py`.
 """
 
+from __future__ import annotations
+
 import asyncio
 import base64
 import json

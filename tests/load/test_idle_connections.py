@@ -1,5 +1,7 @@
 """Connections that nobody uses, at their full number and for their full time; the small size is in tests/faults."""
 
+from __future__ import annotations
+
 import asyncio
 import os
 import socket

@@ -13,6 +13,8 @@ Pieces of an upload have 256 KiB, the largest that Pomelo's own clients send. gR
 whole, so a hundred callers who send the largest that there may be (1 MiB) take some 350 MiB in place of 100.
 """
 
+from __future__ import annotations
+
 import asyncio
 import base64
 import functools

@@ -3,6 +3,8 @@
 `make load` has 100,000 accounts; an ordinary run of the tests fewer.
 """
 
+from __future__ import annotations
+
 import asyncio
 import logging
 import os

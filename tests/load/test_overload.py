@@ -1,5 +1,7 @@
 """More concurrent gRPC calls than the server takes: each gets a documented answer, health keeps answering."""
 
+from __future__ import annotations
+
 import asyncio
 import json
 import logging

@@ -1,5 +1,7 @@
 """Clients that ping every 10 s, as load-balancer guides advise, keep their connections. Runs for two minutes."""
 
+from __future__ import annotations
+
 import asyncio
 import os
 import time

@@ -5,6 +5,8 @@ The server is `pomelo serve` in a process of its own, on uvloop, which raises ot
 than asyncio does. `make load` resets 500 connections; an ordinary run of the tests a few.
 """
 
+from __future__ import annotations
+
 import asyncio
 import os
 import random

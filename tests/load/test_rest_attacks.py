@@ -5,6 +5,8 @@ here. `make load` runs them at full size (1,300 unauthenticated connections, 3,0
 a fifth of that. Time limits allow for a busy machine: an idle one needs a tenth.
 """
 
+from __future__ import annotations
+
 import asyncio
 import collections
 import json

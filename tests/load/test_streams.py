@@ -8,6 +8,8 @@ small tasks while streams run with that before they run.
 a fifth of that and leaves room for a busy machine: before streams took turns it was a thousand times.
 """
 
+from __future__ import annotations
+
 import asyncio
 import json
 import os

@@ -4,6 +4,8 @@ Run as `python -m tests.load.vendor`: prints where it listens, and ends when its
 sound or text has `together=N` in it is held in the middle until N of them are there.
 """
 
+from __future__ import annotations
+
 import asyncio
 import re
 import sys

@@ -1,5 +1,7 @@
 """The account and its usage are the same three ways: gRPC, REST beside the engine, REST through a remote gateway."""
 
+from __future__ import annotations
+
 import json
 import time
 from dataclasses import dataclass, field

@@ -1,5 +1,7 @@
 """A vendor that closes its kept connections when the next request arrives fails no task, three ways."""
 
+from __future__ import annotations
+
 from collections.abc import AsyncIterator, Mapping
 from typing import Any
 

@@ -1,5 +1,7 @@
 """The same request gives the same answer three ways: gRPC, REST beside the engine, REST through a remote gateway."""
 
+from __future__ import annotations
+
 import base64
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager

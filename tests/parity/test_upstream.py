@@ -1,5 +1,7 @@
 """With a live key, through to the provider: its failures three ways, and a client that leaves, three ways."""
 
+from __future__ import annotations
+
 import asyncio
 import base64
 import json

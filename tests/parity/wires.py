@@ -1,5 +1,7 @@
 """The three ways into Pomelo, each driven as a user would, with one common form of what came back."""
 
+from __future__ import annotations
+
 import asyncio
 import base64
 import hashlib

@@ -1,5 +1,7 @@
 """Accounts: what the operator's office does with them, and what a key's holder sees."""
 
+from __future__ import annotations
+
 from collections.abc import AsyncIterator
 
 import pytest

@@ -1,5 +1,7 @@
 """The circuit breaker of a route, on a clock that the test sets."""
 
+from __future__ import annotations
+
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field

@@ -1,5 +1,7 @@
 """Fields are counted in the serialized bytes, and the count is that of the parsed message."""
 
+from __future__ import annotations
+
 import time
 from typing import Any
 

@@ -1,5 +1,7 @@
 """What a call says of itself, whatever its headers are."""
 
+from __future__ import annotations
+
 import time
 
 import pytest

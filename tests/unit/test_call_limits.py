@@ -1,5 +1,7 @@
 """Concurrency limits for unauthenticated calls: no caller can keep a place from the others."""
 
+from __future__ import annotations
+
 import asyncio
 import time
 

@@ -1,5 +1,7 @@
 """The catalogue holds what was promised, and takes nothing that can't be billed."""
 
+from __future__ import annotations
+
 from dataclasses import replace
 from pathlib import Path
 

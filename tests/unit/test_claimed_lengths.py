@@ -1,5 +1,7 @@
 """Whatever length a file claims to have, it is held and billed for no less than it is."""
 
+from __future__ import annotations
+
 import struct
 from collections.abc import AsyncIterator, Callable
 

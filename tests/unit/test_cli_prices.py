@@ -1,5 +1,7 @@
 """The catalogue beside a published price list: none of our prices differs without a reason."""
 
+from __future__ import annotations
+
 from datetime import UTC, datetime
 from pathlib import Path
 

@@ -1,5 +1,7 @@
 """Base64 and data: URIs, in every spelling that browsers, libraries and people use."""
 
+from __future__ import annotations
+
 import base64
 import time
 import tracemalloc

@@ -1,5 +1,7 @@
 """Audio is as long as a decoder plays it, however its container packs it and whatever is around it."""
 
+from __future__ import annotations
+
 import io
 import struct
 from collections.abc import Iterable

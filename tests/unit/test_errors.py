@@ -1,5 +1,7 @@
 """The table of errors is what was promised, row by row, and both wires tell the same of it."""
 
+from __future__ import annotations
+
 import re
 from pathlib import Path
 

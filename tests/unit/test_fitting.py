@@ -1,5 +1,7 @@
 """An input as a route takes it, and what is reported of it."""
 
+from __future__ import annotations
+
 from typing import Any
 
 import pytest

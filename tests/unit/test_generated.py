@@ -1,5 +1,7 @@
 """The committed generated code is what the protobuf files give."""
 
+from __future__ import annotations
+
 import importlib.util
 from pathlib import Path
 

@@ -1,5 +1,7 @@
 """Calls and buffered bytes are bounded, of each owner and of all together."""
 
+from __future__ import annotations
+
 import asyncio
 
 import pytest

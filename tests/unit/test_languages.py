@@ -1,5 +1,7 @@
 """Language codes: whatever form they come in, one form goes out."""
 
+from __future__ import annotations
+
 import gc
 import sys
 

@@ -1,5 +1,7 @@
 """Pomelo starts light: importing it and asking for help cost little."""
 
+from __future__ import annotations
+
 import resource
 import subprocess
 import sys

@@ -1,5 +1,7 @@
 """Log lines are limited by kind, and suppressed lines are counted."""
 
+from __future__ import annotations
+
 import logging
 import threading
 from collections.abc import Iterator

@@ -1,5 +1,7 @@
 """The length of audio is measured in every common container, whatever the headers claim."""
 
+from __future__ import annotations
+
 import asyncio
 import os
 import random

@@ -1,5 +1,7 @@
 """Media: who may have them, until when, and that nothing else is left on the disk."""
 
+from __future__ import annotations
+
 import asyncio
 import errno
 import logging

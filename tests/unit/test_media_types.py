@@ -1,5 +1,7 @@
 """Media types as callers write them."""
 
+from __future__ import annotations
+
 import time
 
 import pytest

@@ -1,5 +1,7 @@
 """Credits as text: exact, short, and nothing else is taken."""
 
+from __future__ import annotations
+
 import json
 from decimal import Decimal
 

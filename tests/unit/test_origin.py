@@ -1,5 +1,7 @@
 """The origin of a gRPC call: the metadata of a gateway counts only with its proof."""
 
+from __future__ import annotations
+
 import logging
 
 import pytest

@@ -1,5 +1,7 @@
 """Pages of lists: sizes that are coerced, tokens that are good for one list alone, and bounded bytes."""
 
+from __future__ import annotations
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st

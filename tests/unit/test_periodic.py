@@ -1,5 +1,7 @@
 """Periodic work: no exception ends it, and cancellation does."""
 
+from __future__ import annotations
+
 import asyncio
 import logging
 

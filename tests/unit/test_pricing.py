@@ -1,5 +1,7 @@
 """What tasks cost: exact, never less for more, never nothing for something, and the same when read again."""
 
+from __future__ import annotations
+
 from dataclasses import replace
 from fractions import Fraction
 from math import ceil

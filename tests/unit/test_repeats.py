@@ -1,5 +1,7 @@
 """The answers stored for an Idempotency-Key, and their media."""
 
+from __future__ import annotations
+
 import time
 from pathlib import Path
 

@@ -1,5 +1,7 @@
 """Costs that providers report: exact to the microdollar, and billed only where they can be true."""
 
+from __future__ import annotations
+
 import logging
 from decimal import Decimal
 from fractions import Fraction

@@ -1,5 +1,7 @@
 """What pip installs is what uv.lock pins, and nothing that has another hash."""
 
+from __future__ import annotations
+
 import subprocess
 import tomllib
 from collections.abc import Mapping

@@ -1,5 +1,7 @@
 """Escaping of names and ids: no terminal obeys them, no spreadsheet runs them."""
 
+from __future__ import annotations
+
 import csv
 import io
 import json

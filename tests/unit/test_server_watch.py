@@ -1,5 +1,7 @@
 """The log lines of a gateway whose server is lost and comes back."""
 
+from __future__ import annotations
+
 import logging
 
 import pytest

@@ -1,5 +1,7 @@
 """Settings: files and variables, what is refused, and the root secret."""
 
+from __future__ import annotations
+
 import os
 import stat
 from pathlib import Path

@@ -1,5 +1,7 @@
 """The write-ahead log stays small under continuous reports, and no commit waits long for it."""
 
+from __future__ import annotations
+
 import asyncio
 import itertools
 import sqlite3

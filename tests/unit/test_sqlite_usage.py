@@ -1,5 +1,7 @@
 """Usage reports are read step by step, and equal one long read."""
 
+from __future__ import annotations
+
 import asyncio
 import random
 import shutil

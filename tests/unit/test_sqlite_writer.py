@@ -1,5 +1,7 @@
 """The thread that writes: what has gathered is committed at once, and what fails fails alone."""
 
+from __future__ import annotations
+
 import asyncio
 import logging
 import sqlite3

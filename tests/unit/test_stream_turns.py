@@ -1,5 +1,7 @@
 """Turns of streams on the event loop, measured by a clock that only the tests' work advances."""
 
+from __future__ import annotations
+
 import asyncio
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable

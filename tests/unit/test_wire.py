@@ -1,5 +1,7 @@
 """Errors over gRPC: what is raised at one end is what arrives at the other."""
 
+from __future__ import annotations
+
 import re
 
 import grpc

@@ -4,6 +4,8 @@ The engine gives it the tasks of test keys. It knows no network, no chance and n
 a provoked rate limit names), and it ships: docs/sandbox.md tells users what it does.
 """
 
+from __future__ import annotations
+
 from pomelo.providers.sandbox.provider import Sandbox
 
 __all__ = ["Sandbox"]

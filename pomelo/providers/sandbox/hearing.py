@@ -4,6 +4,8 @@
 and audio made by the sandbox contains its words as text.
 """
 
+from __future__ import annotations
+
 import hashlib
 from dataclasses import dataclass
 from io import BytesIO

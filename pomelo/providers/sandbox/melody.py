@@ -5,6 +5,8 @@
 that minutes of sound cost no arithmetic for each sample.
 """
 
+from __future__ import annotations
+
 import math
 import re
 import zlib

@@ -3,6 +3,8 @@
 `sound.py` writes with it, `hearing.py` reads the tag.
 """
 
+from __future__ import annotations
+
 import struct
 
 _DESCRIPTION = b"\x03undPomelo sandbox\0"

@@ -4,6 +4,8 @@
 be exact to the sample and a page the same every time, which a muxer with random serials does not give.
 """
 
+from __future__ import annotations
+
 import struct
 import zlib
 

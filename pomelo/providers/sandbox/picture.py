@@ -5,6 +5,8 @@ row by row in runs of one colour (a row is a few joined runs, never a million si
 megapixel costs milliseconds.
 """
 
+from __future__ import annotations
+
 import math
 import struct
 import zlib
@@ -94,7 +96,7 @@ class _Scene:
     ripple: float
 
     @classmethod
-    def of(cls, subject: str, width: int, height: int) -> "_Scene":
+    def of(cls, subject: str, width: int, height: int) -> _Scene:
         """The scene that a subject stands for."""
         dice = _Dice(subject)
         hue = dice.within(0, 1)

@@ -5,6 +5,8 @@ work runs in worker threads of its own, slice by slice, so that the event loop g
 test tasks never block the threads that live tasks need.
 """
 
+from __future__ import annotations
+
 import asyncio
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
@@ -214,7 +216,7 @@ class Sandbox:
         return await asyncio.get_running_loop().run_in_executor(self._threads, listen, audio, longest)
 
 
-def _last_delta(content: str, finish: "FinishReason.ValueType", prompt: int, completion: int) -> Event:
+def _last_delta(content: str, finish: FinishReason.ValueType, prompt: int, completion: int) -> Event:
     event = Event()
     delta = event.text_delta
     delta.content = content

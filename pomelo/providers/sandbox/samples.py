@@ -5,6 +5,8 @@
 hears it: mark, samples a second, length, UTF-8, CRC-32; each byte from its highest bit.
 """
 
+from __future__ import annotations
+
 import struct
 import zlib
 from collections.abc import Iterable

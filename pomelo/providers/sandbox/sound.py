@@ -4,6 +4,8 @@
 one piece. The spoken text goes along, as a tag where the format has one, in the lowest bits where not.
 """
 
+from __future__ import annotations
+
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -58,7 +60,7 @@ class Sound:
     @classmethod
     def of(
         cls, output_format: str, text: str, tone: str, seconds: float, character: float = CHARACTER_SECONDS
-    ) -> "Sound":
+    ) -> Sound:
         """A sound in a format named as the contract does, such as mp3_44100_128; empty is the default."""
         codec, rate, *kbits = (output_format or DEFAULT).split("_")
         return cls(codec, int(rate), int(kbits[0]) if kbits else 0, text, tone, seconds, character)
@@ -143,7 +145,7 @@ class Sound:
 
 def _encoder(
     name: str, sample_format: str, rate: int, kbits: int, options: dict[str, str]
-) -> "AudioCodecContext":
+) -> AudioCodecContext:
     # The import costs a tenth of a second and 30 MB: a server that makes no sound does without.
     import av
 
@@ -158,7 +160,7 @@ def _encoder(
     return encoder
 
 
-def _packets(encoder: "AudioCodecContext", tune: Iterator[bytes]) -> Iterator[bytes]:
+def _packets(encoder: AudioCodecContext, tune: Iterator[bytes]) -> Iterator[bytes]:
     """What the encoder makes of blocks of one frame each."""
     import av
 

@@ -3,6 +3,8 @@
 `provider.py` turns a reply into events. A token of the sandbox is a word: text between white space.
 """
 
+from __future__ import annotations
+
 import zlib
 from collections.abc import Sequence
 from itertools import cycle, islice
@@ -69,7 +71,7 @@ def check_length(tokens: int, most: int) -> None:
 
 def reply(
     prompt: str, given: TextInput, model: str, words: int = 0, most: int = 0
-) -> "tuple[str, FinishReason.ValueType]":
+) -> tuple[str, FinishReason.ValueType]:
     """The whole answer to `prompt`, its words one space apart, and why it ends there.
 
     `words` asks for so many (0: a short answer); `most` is the model's own limit of tokens (0: none).

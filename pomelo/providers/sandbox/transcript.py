@@ -3,6 +3,8 @@
 `provider.py` calls `transcribe`. Times are those at which the sandbox's own voice says a word.
 """
 
+from __future__ import annotations
+
 import re
 
 from pomelo.gen.v1.speech_pb2 import SpeechToTextInput, Timestamps, Transcription

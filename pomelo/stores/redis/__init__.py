@@ -5,6 +5,8 @@ there, `scripts` and `lua/` what is done there; `keys`, `accounts`, `ledger` and
 `owners` ends the tasks of processes that died; `archive` has the usage records.
 """
 
+from __future__ import annotations
+
 from pomelo.stores.redis.link import Timing
 from pomelo.stores.redis.store import RedisStore, open_redis
 

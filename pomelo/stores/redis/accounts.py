@@ -1,5 +1,7 @@
 """The role of accounts and grants."""
 
+from __future__ import annotations
+
 from pydantic_core import from_json, to_json
 
 from pomelo.errors import invalid

@@ -1,5 +1,7 @@
 """Where usage records stay when they have left Redis. An archive keeps one record of each task."""
 
+from __future__ import annotations
+
 import asyncio
 import sqlite3
 from collections.abc import AsyncIterator, Callable, Sequence

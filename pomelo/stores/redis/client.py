@@ -1,5 +1,7 @@
 """redis-py as the store uses it: without retries of its own, and many callers' commands in one go."""
 
+from __future__ import annotations
+
 import asyncio
 from collections import deque
 from contextlib import suppress

@@ -1,5 +1,7 @@
 """The role of keys: two tables of one tag, so that a key is replaced in one step."""
 
+from __future__ import annotations
+
 from typing import Any
 
 from pydantic_core import from_json, to_json

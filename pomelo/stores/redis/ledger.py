@@ -1,5 +1,7 @@
 """The ledger's role: each method is one script of the wallet."""
 
+from __future__ import annotations
+
 import asyncio
 import hashlib
 from collections.abc import Awaitable, Sequence

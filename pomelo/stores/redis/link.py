@@ -6,6 +6,8 @@ as it is. The store's other modules send the commands; none of them knows how a 
 or lost.
 """
 
+from __future__ import annotations
+
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Sequence

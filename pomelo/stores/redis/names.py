@@ -1,5 +1,7 @@
 """The names of all keys. Those of a wallet share a hash tag, so that a cluster keeps them on one node."""
 
+from __future__ import annotations
+
 import struct
 from functools import lru_cache
 from typing import NamedTuple

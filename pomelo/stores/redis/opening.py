@@ -1,5 +1,7 @@
 """From a URL to servers that are fit to keep credits, or a sentence that says what to do about it."""
 
+from __future__ import annotations
+
 import ssl
 from dataclasses import dataclass, field
 from typing import Any

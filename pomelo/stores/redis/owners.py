@@ -5,6 +5,8 @@ its own monotonic clock, and takes one for dead that it has seen standing still 
 compared with another, so none that jumps ends anything.
 """
 
+from __future__ import annotations
+
 import asyncio
 import logging
 import time

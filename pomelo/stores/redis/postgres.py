@@ -1,5 +1,7 @@
 """The archive in Postgres, which several machines may share. Needs the extra `pomelo[postgres]`."""
 
+from __future__ import annotations
+
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager

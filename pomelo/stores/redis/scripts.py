@@ -1,5 +1,7 @@
 """The Lua scripts, whole: those of wallets begin with what they share."""
 
+from __future__ import annotations
+
 import hashlib
 from dataclasses import dataclass
 from pathlib import Path

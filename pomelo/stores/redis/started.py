@@ -1,5 +1,7 @@
 """Work that begins at once and ends without its awaiter; in order where it is of one task."""
 
+from __future__ import annotations
+
 import asyncio
 import math
 from collections.abc import Awaitable, Callable, Generator
@@ -21,7 +23,7 @@ retry running for each take. `Ledger.reservations` finds what such a take left."
 class Started(Generic[T]):
     """What was started. Awaiting it waits for the outcome; cancelling an awaiter stops nothing."""
 
-    def __init__(self, outcome: "asyncio.Future[T]") -> None:
+    def __init__(self, outcome: asyncio.Future[T]) -> None:
         self._outcome = outcome
 
     def __await__(self) -> Generator[Any, None, T]:
@@ -29,7 +31,7 @@ class Started(Generic[T]):
 
 
 class _Started(NamedTuple):
-    task: "asyncio.Task[None]"
+    task: asyncio.Task[None]
     lasting: bool
 
 
@@ -87,7 +89,7 @@ class Running:
         if self._all:
             await asyncio.wait(self._all)
 
-    def _forget(self, task_id: str, task: "asyncio.Task[None]") -> None:
+    def _forget(self, task_id: str, task: asyncio.Task[None]) -> None:
         last = self._last.get(task_id)
         if last is not None and last.task is task:
             del self._last[task_id]
@@ -96,7 +98,7 @@ class Running:
         self,
         before: _Started | None,
         work: Callable[[], Awaitable[T]],
-        outcome: "asyncio.Future[T]",
+        outcome: asyncio.Future[T],
         lasting: bool,
         undo: Callable[[], Awaitable[None]] | None,
     ) -> None:
@@ -119,9 +121,7 @@ class Running:
             _fail(outcome, PomeloError("store_unavailable"))
             raise
 
-    async def _try(
-        self, work: Callable[[], Awaitable[T]], outcome: "asyncio.Future[T]"
-    ) -> PomeloError | None:
+    async def _try(self, work: Callable[[], Awaitable[T]], outcome: asyncio.Future[T]) -> PomeloError | None:
         """Does work once. Returns why its outcome is unknown, or None if it is known."""
         try:
             value = await work()
@@ -151,7 +151,7 @@ class Running:
             pause = min(2 * pause, _LONGEST_PAUSE)
 
 
-def _fail(outcome: "asyncio.Future[Any]", error: Exception) -> None:
+def _fail(outcome: asyncio.Future[Any], error: Exception) -> None:
     if not outcome.done():
         outcome.set_exception(error)
         # Looked at once, it is not reported as never retrieved when nobody awaits it.

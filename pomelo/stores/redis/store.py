@@ -4,6 +4,8 @@ Several processes, of several machines, may have it open. Money and limits are i
 one script; usage records go on to an archive.
 """
 
+from __future__ import annotations
+
 import asyncio
 import time
 from collections.abc import AsyncIterator, Callable

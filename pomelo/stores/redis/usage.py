@@ -5,6 +5,8 @@ task: so it is there exactly once, whoever brings it and however often. Reading 
 streams.
 """
 
+from __future__ import annotations
+
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Iterable

@@ -4,6 +4,8 @@
 `ledger`, `recovery` and `usage` are the statements.
 """
 
+from __future__ import annotations
+
 from pomelo.stores.sqlite.store import SqliteStore, open_sqlite
 
 __all__ = ["SqliteStore", "open_sqlite"]

@@ -1,5 +1,7 @@
 """The statements about accounts and grants."""
 
+from __future__ import annotations
+
 import sqlite3
 
 from pomelo.stores.base import UnknownAccountError

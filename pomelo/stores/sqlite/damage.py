@@ -4,6 +4,8 @@ SQLite notices a bad page only when it reads it. So every file is checked when i
 bounded time, and completely by the audit. The remedy is always to restore a backup.
 """
 
+from __future__ import annotations
+
 import contextlib
 import logging
 import os

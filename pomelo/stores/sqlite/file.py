@@ -4,6 +4,8 @@ SQLite before 3.51.3 can corrupt a write-ahead log that two connections write; a
 process out, and the connection for reading can neither write nor checkpoint.
 """
 
+from __future__ import annotations
+
 import fcntl
 import os
 import sqlite3

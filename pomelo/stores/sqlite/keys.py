@@ -1,5 +1,7 @@
 """The statements about keys."""
 
+from __future__ import annotations
+
 import json
 import sqlite3
 from typing import Any

@@ -3,6 +3,8 @@
 A wallet's row counts its holds' amounts and slots along, so that a take reads one row however many tasks run.
 """
 
+from __future__ import annotations
+
 import sqlite3
 from collections.abc import Sequence
 from dataclasses import replace

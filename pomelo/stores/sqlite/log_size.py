@@ -5,6 +5,8 @@ happens, and the log grows. So a report reads in steps, and waits before a step 
 being emptied. Only the writer's connection empties it.
 """
 
+from __future__ import annotations
+
 import logging
 import sqlite3
 import threading

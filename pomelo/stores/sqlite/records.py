@@ -1,5 +1,7 @@
 """Usage records as rows of the table `usage`, and as the JSON that a running task's hold keeps."""
 
+from __future__ import annotations
+
 import sqlite3
 from collections.abc import Iterable
 from dataclasses import fields

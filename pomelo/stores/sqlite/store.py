@@ -3,6 +3,8 @@
 What a method returns is on the disk (WAL, synchronous=FULL).
 """
 
+from __future__ import annotations
+
 import asyncio
 import logging
 import sqlite3

@@ -6,6 +6,8 @@ never changed or deleted, so those that exist at the first step are of one momen
 steps follow.
 """
 
+from __future__ import annotations
+
 import math
 import sqlite3
 import struct
@@ -74,7 +76,7 @@ class UsagePage:
                 return None
         return self._page()
 
-    def _is_left(self, walk: "_Walk", found: list[tuple[_Place, UsageRecord]]) -> bool:
+    def _is_left(self, walk: _Walk, found: list[tuple[_Place, UsageRecord]]) -> bool:
         # One record more than asked for shows whether the page is the last.
         return len(found) <= self._limit and not walk.ended
 
@@ -118,7 +120,7 @@ class UsageSum:
                 return None
         return [UsageTotal(name, *counts) for name, counts in sorted(self._totals.items())][: self._limit]
 
-    def _add(self, connection: sqlite3.Connection, walk: "_Walk") -> None:
+    def _add(self, connection: sqlite3.Connection, walk: _Walk) -> None:
         where, values = walk.advance(connection)
         rows = connection.execute(
             f"SELECT {self._expression} AS part, {_SUMS} FROM usage"  # noqa: S608

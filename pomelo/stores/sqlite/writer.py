@@ -3,6 +3,8 @@
 Knows nothing of what is done. What a caller gets is on the disk: futures are resolved after the commit alone.
 """
 
+from __future__ import annotations
+
 import asyncio
 import logging
 import sqlite3
@@ -47,12 +49,12 @@ class _Work(NamedTuple):
     """Something to be done, and who waits for it. `reads`: it changes nothing."""
 
     do: Callable[[sqlite3.Connection], Any]
-    future: "asyncio.Future[Any]"
+    future: asyncio.Future[Any]
     reads: bool
 
 
 class _Outcome(NamedTuple):
-    future: "asyncio.Future[Any]"
+    future: asyncio.Future[Any]
     value: Any
     error: Exception | None
 
@@ -69,7 +71,7 @@ class Writer:
         self._ended: asyncio.Future[None] = loop.create_future()
 
     @classmethod
-    async def start(cls, opening: Callable[[], Written]) -> "Writer":
+    async def start(cls, opening: Callable[[], Written]) -> Writer:
         """Opens what is written to, in a new thread.
 
         Raises:
@@ -88,7 +90,7 @@ class Writer:
             raise
         return writer
 
-    def do(self, work: Callable[[sqlite3.Connection], T], *, reads: bool = False) -> "asyncio.Future[T]":
+    def do(self, work: Callable[[sqlite3.Connection], T], *, reads: bool = False) -> asyncio.Future[T]:
         """Queues `work` at once, to be done wholly or not at all, and in the order of the calls.
 
         Cancelling the future stops nothing; nobody need await it. It raises those errors of `work`
@@ -112,7 +114,7 @@ class Writer:
 
     # --- in the thread
 
-    def _run(self, opening: Callable[[], Written], opened: "asyncio.Future[None]") -> None:
+    def _run(self, opening: Callable[[], Written], opened: asyncio.Future[None]) -> None:
         try:
             target = opening()
         except Exception as error:
@@ -178,7 +180,7 @@ def _resolve(outcomes: list[_Outcome]) -> None:
             _fail(future, error)
 
 
-def _fail(future: "asyncio.Future[Any]", error: Exception) -> None:
+def _fail(future: asyncio.Future[Any], error: Exception) -> None:
     future.set_exception(error)
     # Looked at once, it is not reported as never retrieved when nobody awaits it.
     future.exception()

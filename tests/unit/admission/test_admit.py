@@ -1,5 +1,7 @@
 """Admission with a failing store: what it retries, recovers, and leaves to the store."""
 
+from __future__ import annotations
+
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Sequence

@@ -1,5 +1,7 @@
 """Failed keys by address: how many are answered as such, when a window ends, and what is remembered."""
 
+from __future__ import annotations
+
 import time
 
 import pytest

@@ -1,5 +1,7 @@
 """Keys: how they look, whom they speak for, and how soon they end. On the real store."""
 
+from __future__ import annotations
+
 import string
 from collections.abc import AsyncIterator
 

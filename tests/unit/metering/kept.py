@@ -1,5 +1,7 @@
 """A SQLite store with tasks in it: what the tests of accounts, usage and the audit begin with."""
 
+from __future__ import annotations
+
 import sqlite3
 from contextlib import closing
 from dataclasses import replace

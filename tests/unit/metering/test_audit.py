@@ -1,5 +1,7 @@
 """The audit: nothing differs in a store that was used well, and every kind of damage is found."""
 
+from __future__ import annotations
+
 import asyncio
 from pathlib import Path
 

@@ -1,5 +1,7 @@
 """Usage as its readers get it: filters, pages, and tokens that are good for nothing else."""
 
+from __future__ import annotations
+
 import base64
 from collections.abc import AsyncIterator
 

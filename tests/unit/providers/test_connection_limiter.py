@@ -1,5 +1,7 @@
 """Connections to a vendor's host: shares, queues, waits."""
 
+from __future__ import annotations
+
 import asyncio
 import logging
 import time
@@ -58,7 +60,7 @@ async def wait_until(limiter: ConnectionLimiter, waiting: int) -> None:
             await asyncio.sleep(0)
 
 
-def queued(limiter: ConnectionLimiter, account: str, order: list[str], name: str) -> "asyncio.Task[None]":
+def queued(limiter: ConnectionLimiter, account: str, order: list[str], name: str) -> asyncio.Task[None]:
     """A call that writes its name into `order` when it has its connection."""
 
     async def call() -> None:

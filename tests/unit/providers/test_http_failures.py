@@ -1,5 +1,7 @@
 """The map from what goes wrong upstream to the table of errors, row by row."""
 
+from __future__ import annotations
+
 import ssl
 import traceback
 from collections.abc import Mapping

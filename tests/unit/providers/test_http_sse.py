@@ -1,5 +1,7 @@
 """The cutting of a byte stream into events."""
 
+from __future__ import annotations
+
 import itertools
 import json
 

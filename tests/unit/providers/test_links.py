@@ -1,5 +1,7 @@
 """Where a vendor's links may lead: names, addresses, and what is connected to in the end."""
 
+from __future__ import annotations
+
 import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager

@@ -1,5 +1,7 @@
 """JSON of vendors, and halves of surrogate pairs in it."""
 
+from __future__ import annotations
+
 import itertools
 import json
 

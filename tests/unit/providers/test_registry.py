@@ -1,5 +1,7 @@
 """Which providers there are: built-in ones, plug-ins, hosts; and what is refused at start."""
 
+from __future__ import annotations
+
 import re
 from collections.abc import Mapping
 from importlib.metadata import EntryPoint

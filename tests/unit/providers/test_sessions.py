@@ -1,5 +1,7 @@
 """On which connection a request goes out, and which requests are sent again."""
 
+from __future__ import annotations
+
 import asyncio
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field

@@ -1,5 +1,7 @@
 """How long a list of voices is believed, and what is done when it can't be read again."""
 
+from __future__ import annotations
+
 from datetime import timedelta
 
 import pytest

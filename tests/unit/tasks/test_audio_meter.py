@@ -1,5 +1,7 @@
 """The length of answers is counted from their bytes, however these are cut and whatever format was asked for."""
 
+from __future__ import annotations
+
 import io
 import math
 import struct

@@ -1,5 +1,7 @@
 """A bound is never exceeded by what the sandbox answers, for any valid input; a part costs no more than it is."""
 
+from __future__ import annotations
+
 from collections.abc import AsyncIterator
 from contextlib import aclosing
 from dataclasses import replace
@@ -44,7 +46,7 @@ words = st.text(st.characters(exclude_categories=["Cs"]), max_size=120).filter(l
 spoken = words.filter(bool)
 
 
-def of_kind(kind: "TaskType.ValueType") -> Any:
+def of_kind(kind: TaskType.ValueType) -> Any:
     """The models of a kind."""
     return st.sampled_from([model for model in MODELS if model.task_type == kind])
 

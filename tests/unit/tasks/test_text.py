@@ -1,5 +1,7 @@
 """Long conversations: their words are counted as Python counts them, and their parts are bounded."""
 
+from __future__ import annotations
+
 import tracemalloc
 
 import pytest

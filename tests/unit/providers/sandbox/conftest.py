@@ -1,5 +1,7 @@
 """The sandbox under test."""
 
+from __future__ import annotations
+
 import pytest
 
 from pomelo.providers.sandbox import Sandbox

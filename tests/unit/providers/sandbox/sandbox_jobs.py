@@ -1,5 +1,7 @@
 """Jobs for the sandbox, and what comes of them; beside it, the eyes and ears of PyAV."""
 
+from __future__ import annotations
+
 import io
 import struct
 from collections.abc import AsyncIterator

@@ -1,5 +1,7 @@
 """Speech to text and speech to speech: what is heard in sounds of the sandbox, of others, and in garbage."""
 
+from __future__ import annotations
+
 import io
 import struct
 import time

@@ -1,5 +1,7 @@
 """Pictures, seen through PyAV."""
 
+from __future__ import annotations
+
 import asyncio
 import io
 import zlib

@@ -1,5 +1,7 @@
 """Raw samples: G.711 against PyAV's decoder, and texts hidden in the lowest bits."""
 
+from __future__ import annotations
+
 import struct
 
 import pytest

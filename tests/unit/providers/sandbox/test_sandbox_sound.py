@@ -1,5 +1,7 @@
 """Sounds in every output format, heard through PyAV and tinytag."""
 
+from __future__ import annotations
+
 import asyncio
 import io
 import math

@@ -1,5 +1,7 @@
 """Replies: their words, tokens and ends."""
 
+from __future__ import annotations
+
 import asyncio
 from contextlib import aclosing
 from dataclasses import replace

@@ -1,5 +1,7 @@
 """The sandbox's worker threads."""
 
+from __future__ import annotations
+
 import asyncio
 import threading
 from collections.abc import Iterator

@@ -1,5 +1,7 @@
 """Triggers: every error, delays, stalls and cuts, in every kind of task."""
 
+from __future__ import annotations
+
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing
