@@ -32,7 +32,7 @@ def owner_of(call: Call) -> Hashable:
     """The owner that calls are counted by: the account, or a hash of the key if only the remote
     server knows the account."""
     principal = call.principal
-    return principal.account if principal is not None else hash(call.secret)
+    return principal.account if principal is not None else hash(call.api_key)
 
 
 def trust(request: web.Request, owner: Hashable) -> None:

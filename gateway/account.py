@@ -163,7 +163,7 @@ def account(found: pb.Account) -> bytes:
     }
     balance = found.balance
     amounts = ",".join(
-        f'"{name}":{money.written(micros)}'
+        f'"{name}":{money.format_credits(micros)}'
         for name, micros in (
             ("granted", balance.granted_micros),
             ("spent", balance.spent_micros),
@@ -236,5 +236,5 @@ def _details(row: pb.UsageRecord | pb.UsageTotal) -> dict[str, int]:
 
 
 def _with_amounts(fields: dict[str, Any], **micros: int) -> bytes:
-    amounts = "".join([f',"{name}":{money.written(amount)}' for name, amount in micros.items()])
+    amounts = "".join([f',"{name}":{money.format_credits(amount)}' for name, amount in micros.items()])
     return to_json(fields)[:-1] + amounts.encode() + b"}"

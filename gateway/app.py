@@ -22,8 +22,8 @@ from gateway.listener import Listener, bind
 from gateway.problems import CALL, guard
 from gateway.state import Gateway, GatewayOptions
 from gateway.turns import ParseQueue
-from pomelo import descriptors
-from pomelo.inflight import InFlight, InFlightLimits
+from pomelo import process
+from pomelo.in_flight import InFlight, InFlightLimits
 from pomelo.service import Services
 
 GATEWAY = web.AppKey("gateway", Gateway)
@@ -162,7 +162,7 @@ async def open_rest(
 def fit(most: int) -> int:
     """Returns `most`, lowered to half of the files that this process may have open. The other half
     is left to gRPC, the providers, the store and media."""
-    files = descriptors.limit()
+    files = process.descriptor_limit()
     if most <= files // 2:
         return most
     log.warning(

@@ -24,8 +24,8 @@ from gateway.cors import Cors, is_preflight
 from gateway.turns import Turnstile
 from pomelo.errors import PomeloError, invalid
 from pomelo.ids import new_id
+from pomelo.logs import format_trace
 from pomelo.origin import is_within
-from pomelo.traces import trace
 
 log = logging.getLogger("pomelo.gateway")
 
@@ -436,7 +436,7 @@ class Connection(web.RequestHandler):
                 else PomeloError("invalid_body", _UNREADABLE)
             )
         else:
-            log.error("a request failed outside its route\n%s", trace(exc) if exc else "")
+            log.error("a request failed outside its route\n%s", format_trace(exc) if exc else "")
             error = PomeloError("internal_error")
         return self._last_answer(error, request)
 

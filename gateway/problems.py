@@ -15,9 +15,9 @@ from pydantic_core import to_json
 
 from gateway.reply import cut, json_reply
 from pomelo.call import Call
-from pomelo.cancellation import is_cancelled, uncancel
 from pomelo.errors import RETRY_AFTER, PomeloError
-from pomelo.traces import trace
+from pomelo.logs import format_trace
+from pomelo.process import is_cancelled, uncancel
 
 CALL = web.RequestKey("call", Call)
 """Where the guard keeps a request's `Call`."""
@@ -43,7 +43,7 @@ def problem(error: PomeloError, call: Call) -> web.Response:
 def unexpected(call: Call) -> PomeloError:
     """Logs the exception being handled, once, under the request id; what the caller gets instead of it."""
     error = sys.exception()
-    log.error("request %s failed unexpectedly\n%s", call.request_id, trace(error) if error else "")
+    log.error("request %s failed unexpectedly\n%s", call.request_id, format_trace(error) if error else "")
     return PomeloError("internal_error")
 
 

@@ -205,7 +205,7 @@ def model(entry: Model) -> dict[str, Any]:
 
 def _price(lines: Any) -> dict[str, str]:
     """Credits for each unit, as decimal text."""
-    return {_unit(price.unit): money.written(price.amount_micros) for price in lines}
+    return {_unit(price.unit): money.format_credits(price.amount_micros) for price in lines}
 
 
 def _day(time: Timestamp) -> str | None:

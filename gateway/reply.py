@@ -30,7 +30,7 @@ _RESET = struct.pack("ii", 1, 0)
 def headers(call: Call, **own: str) -> CIMultiDict[str]:
     """The headers of an answer: the safe ones, what the call gives back, then `own` (`_` stands for `-`)."""
     made = CIMultiDict(SAFE)
-    made.update(call.reply)
+    made.update(call.response_headers)
     for name, value in own.items():
         made[name.replace("_", "-")] = value
     return made
@@ -39,7 +39,7 @@ def headers(call: Call, **own: str) -> CIMultiDict[str]:
 def json_reply(call: Call, body: bytes, status: int = 200) -> web.Response:
     """A JSON answer of bytes that are JSON already."""
     made = CIMultiDict(_JSON)
-    made.update(call.reply)
+    made.update(call.response_headers)
     return web.Response(body=body, status=status, headers=made)
 
 

@@ -15,8 +15,7 @@ from aiohttp import web
 
 from gateway import problems, render
 from gateway.reply import headers
-from pomelo.adjustments import report
-from pomelo.call import Call
+from pomelo.call import Call, report_adjustments
 from pomelo.errors import PomeloError
 from pomelo.gen.v1.task_pb2 import Task
 from pomelo.gen.v1.task_service_pb2 import TaskStarted
@@ -198,7 +197,7 @@ async def stream(
                     last = render.result(event.result, link)
                 elif which == "started":
                     pieces = render.Pieces(event.started)
-                    report(call, event.started.adjustments)
+                    report_adjustments(call, event.started.adjustments)
         if not last:
             raise ValueError("the stream ended without its last event")
     except PomeloError as error:

@@ -12,7 +12,7 @@ from ipaddress import IPv4Network, IPv6Network
 from gateway.incoming import Pace
 from gateway.render import Link
 from gateway.turns import ParseQueue
-from pomelo.inflight import InFlight
+from pomelo.in_flight import InFlight
 from pomelo.service import Services
 
 MIB = 1024 * 1024

@@ -19,10 +19,10 @@ from gateway.fields import check_text, unknown
 from gateway.incoming import Incoming
 from gateway.reply import json_reply
 from gateway.state import Gateway
-from pomelo import data_uris
 from pomelo.call import Call
 from pomelo.errors import PomeloError, invalid
 from pomelo.gen.v1.task_pb2 import Task
+from pomelo.media import data_uris
 from pomelo.service import Visit
 
 _MOST_KINDS = 1024
@@ -58,8 +58,8 @@ async def run(gateway: Gateway, request: web.Request, call: Call, visit: Visit) 
 async def _take_in(
     gateway: Gateway, request: web.Request, call: Call, visit: Visit
 ) -> tuple[Task, Any, int, bool]:
-    if call.fault is not None:
-        raise await visit.refuse(call.fault)
+    if call.header_error is not None:
+        raise await visit.refuse(call.header_error)
     values: Mapping[str, Any] = {}
     form = multipart.Form()
     try:

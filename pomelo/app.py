@@ -20,44 +20,43 @@ from pathlib import Path
 from typing import Any
 
 from gateway.app import open_rest
-from gateway.remote import Tls, open_remote
 from gateway.state import IDLE_TIMEOUT, INLINE_LIMIT, PROXY_IDLE_TIMEOUT, GatewayOptions
-from pomelo import retirement
-from pomelo.access import Access
-from pomelo.accounts import AccountDesk, AccountOffice
-from pomelo.admission.admit import RECONCILE_EVERY, Admission
-from pomelo.admission.failed_keys import FailedKeys
-from pomelo.admission.keys import Keyring
-from pomelo.admission.plans import BUILTIN, Plan
+from pomelo.accounts.access import Access
+from pomelo.accounts.accounts import AccountAdmin, LocalAccounts
+from pomelo.accounts.failed_keys import FailedKeys
+from pomelo.accounts.keys import Keyring
+from pomelo.accounts.plans import BUILTIN, Plan
+from pomelo.accounts.usage import UsageReader
 from pomelo.call import Call, Principal
-from pomelo.catalog import Catalog
+from pomelo.catalog import retirement
+from pomelo.catalog.catalog import Catalog
 from pomelo.draining import Draining
-from pomelo.engine import Engine
-from pomelo.inflight import InFlightLimits
-from pomelo.intake import Intake
-from pomelo.measure import Measurer
-from pomelo.media import MediaDesk, MediaStore
-from pomelo.media_quota import MediaLimits
-from pomelo.metering.usage import UsageDesk
-from pomelo.models import ModelDesk
+from pomelo.engine.engine import Engine
+from pomelo.engine.intake import Intake
+from pomelo.engine.models import LocalModels
+from pomelo.engine.reservation import RECONCILE_INTERVAL, Ledger
+from pomelo.engine.routing import Router
+from pomelo.in_flight import InFlightLimits
+from pomelo.logs import format_trace
+from pomelo.media.duration import Measurer
+from pomelo.media.quota import MediaLimits
+from pomelo.media.store import LocalMedia, MediaStore
 from pomelo.origin import GatewayProof
 from pomelo.providers import SANDBOX, Credentials, open_providers
 from pomelo.providers.base import Provider
-from pomelo.providers.connections import ConnectionLimiter
-from pomelo.providers.http import Timeouts
-from pomelo.providers.registry import Registry
-from pomelo.providers.registry import read as read_registry
-from pomelo.routing import Router
+from pomelo.providers.http.client import Timeouts
+from pomelo.providers.http.connections import ConnectionLimiter
+from pomelo.providers.registry import Registry, read_registry
+from pomelo.secrets import derive_key
 from pomelo.server.admin import AdminServicer
 from pomelo.server.connections import ConnectionLimits
 from pomelo.server.limits import CallLimits
-from pomelo.server.main import ServerOptions, open_admin, open_server
+from pomelo.server.remote import Tls, open_remote
+from pomelo.server.server import ServerOptions, open_admin, open_server
 from pomelo.service import Services
 from pomelo.settings import Settings, SettingsError, is_loopback
 from pomelo.stores import open_store
 from pomelo.stores.base import Store
-from pomelo.subkeys import derive
-from pomelo.traces import trace
 from pomelo.turns import Turns
 
 log = logging.getLogger("pomelo.app")
@@ -100,7 +99,7 @@ async def open_app(
     make_router: Callable[[Mapping[str, Provider]], Router] = Router,
     failed_keys: FailedKeys | None = None,
     now: Callable[[], float] = time.time,
-    reconcile_every: float = RECONCILE_EVERY,
+    reconcile_every: float = RECONCILE_INTERVAL,
     worker: int | None = None,
 ) -> AsyncIterator[App]:
     """Builds and serves everything; leaving drains: what runs may end within the grace, nothing new comes in.
@@ -139,7 +138,7 @@ async def open_app(
                 if notice.is_past:
                     log.warning("%s. It is still called where no other route is left", notice)
         plans = plans or find_plans(settings, catalog)
-        admission = Admission(store, plans, now=now, reconcile_every=reconcile_every)
+        admission = Ledger(store, plans, now=now, reconcile_every=reconcile_every)
         await stack.enter_async_context(_noting(admission))
 
         async def identify(call: Call) -> Principal:
@@ -171,15 +170,15 @@ async def open_app(
             inline_limit=settings.inline_limit,
             now=now,
         )
-        desk = MediaDesk(media, identify, settings.upload_limit, turns=turns)
-        usage = UsageDesk(store, secret)
-        accounts = AccountDesk(store, usage, admission.plan, identify)
-        office = AccountOffice(store, plans, plan_changed=keyring.forget_account)
+        desk = LocalMedia(media, identify, settings.upload_limit, turns=turns)
+        usage = UsageReader(store, secret)
+        accounts = LocalAccounts(store, usage, admission.plan, identify)
+        office = AccountAdmin(store, plans, plan_changed=keyring.forget_account)
         draining = Draining()
         services = draining.guard(
             Services(
                 tasks=Engine(intake, router, media, turns),
-                models=ModelDesk(catalog, router, intake),
+                models=LocalModels(catalog, router, intake),
                 media=desk,
                 accounts=accounts,
                 access=Access(keyring.authenticate, admission, catalog, intake.allowed, _in_flight(settings)),
@@ -319,7 +318,7 @@ async def open_gateway(
 
 def gateway_proof(secret: bytes | None) -> GatewayProof:
     """Derives the proof by which a server recognises gateways that have the same root secret."""
-    return GatewayProof(derive(secret, "gateway") if secret is not None else None)
+    return GatewayProof(derive_key(secret, "gateway") if secret is not None else None)
 
 
 async def _end(draining: Draining, grace: float) -> None:
@@ -407,7 +406,7 @@ def _trusted_proxies(settings: Settings) -> tuple[IPv4Network | IPv6Network, ...
 
 
 @asynccontextmanager
-async def _noting(admission: Admission) -> AsyncIterator[None]:
+async def _noting(admission: Ledger) -> AsyncIterator[None]:
     """Records what running tasks use, and ends reservations whose task no process runs. On leaving, waits
     for unfinished store operations."""
     try:
@@ -426,7 +425,7 @@ async def _sweep(media: MediaStore) -> None:
         try:
             await media.refresh()
         except Exception as error:  # a disk error may be gone at the next scan
-            log.error("expired media were not deleted\n%s", trace(error))
+            log.error("expired media were not deleted\n%s", format_trace(error))
         took = time.monotonic() - started
 
 

@@ -10,10 +10,11 @@ import math
 import re
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 from pomelo.errors import PomeloError, invalid
+from pomelo.gen.v1.task_pb2 import Adjustment
 from pomelo.ids import new_id
 
 DEFAULT_TIMEOUT = 600.0
@@ -85,19 +86,19 @@ class Call:
     when the request has ended, whatever the outcome.
     """
 
-    secret: str | None
+    api_key: str | None
     request_id: str
     wire: str
     deadline: float
     address: str = ""
     traceparent: str | None = None
-    repeat_key: str | None = None
+    idempotency_key: str | None = None
     strict: bool = False
-    fault: PomeloError | None = None
-    key_fault: str = ""
+    header_error: PomeloError | None = None
+    key_error: str = ""
     principal: Principal | None = None
-    reply: dict[str, str] = field(default_factory=dict)
-    trailer: dict[str, str] = field(default_factory=dict)
+    response_headers: dict[str, str] = field(default_factory=dict)
+    response_trailers: dict[str, str] = field(default_factory=dict)
     at_end: list[Callable[[], None]] = field(default_factory=list)
 
     def end(self) -> None:
@@ -146,17 +147,17 @@ class Call:
         elif bearer := _BEARER.fullmatch(get("authorization") or ""):
             secret = bearer[1]
         return cls(
-            secret=secret,
+            api_key=secret,
             request_id=request_id,
             wire=wire,
             address=address,
             deadline=clock() + timeout,
             traceparent=get("traceparent"),
-            repeat_key=repeat_key,
+            idempotency_key=repeat_key,
             strict=_is_strict(get("prefer")),
-            fault=fault,
-            key_fault=key_fault,
-            reply={"X-Request-Id": request_id},
+            header_error=fault,
+            key_error=key_fault,
+            response_headers={"X-Request-Id": request_id},
         )
 
 
@@ -178,3 +179,20 @@ def _is_strict(prefer: str | None) -> bool:
 def _seconds(text: str) -> float | None:
     value = float(text) if _NUMBER.fullmatch(text) else 0.0
     return value if math.isfinite(value) and value > 0 else None
+
+
+ADJUSTED_HEADER = "X-Pomelo-Adjusted"
+"""The header, and in lower case the metadata, that lists what was adjusted of a task's input."""
+
+
+def adjusted_header(adjustments: Iterable[Adjustment]) -> str:
+    """The value of ADJUSTED_HEADER, such as `stop; temperature=1`."""
+    return "; ".join(f"{one.field}={one.used}" if one.used else one.field for one in adjustments)
+
+
+def report_adjustments(call: Call, adjustments: Sequence[Adjustment]) -> None:
+    """Puts the adjustments into the response headers, replacing earlier ones."""
+    if adjustments:
+        call.response_headers[ADJUSTED_HEADER] = adjusted_header(adjustments)
+    else:
+        call.response_headers.pop(ADJUSTED_HEADER, None)

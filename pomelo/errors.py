@@ -1,6 +1,6 @@
 """The one error type and the one table of errors, the same on both wires.
 
-Everything that refuses or fails raises `PomeloError`; `pomelo.wire` turns it into a gRPC status, the
+Everything that refuses or fails raises `PomeloError`; `pomelo.status` turns it into a gRPC status, the
 gateway into an error body. Nothing here knows of a transport.
 """
 

@@ -10,23 +10,23 @@ import re
 MICROS = 1_000_000
 """Microcredits in a credit."""
 
-MOST = 1_000_000_000
+MAX_CREDITS = 1_000_000_000
 """The most credits that can be written or given at once."""
 
-TOTAL = 9 * MOST
+MAX_TOTAL_CREDITS = 9 * MAX_CREDITS
 """The most credits that one side of an account is ever given: sums stay exact in any store, doubles too."""
 
 _TEXT = re.compile(r"([0-9]{1,10})(?:\.([0-9]{1,6}))?")
 
 
-def written(micros: int) -> str:
+def format_credits(micros: int) -> str:
     """Credits as the shortest decimal text, such as 12.5; also a number of JSON."""
     whole, part = divmod(abs(micros), MICROS)
     text = f"{whole}.{part:06}".rstrip("0").rstrip(".")
     return f"-{text}" if micros < 0 else text
 
 
-def read(text: str) -> int:
+def parse_credits(text: str) -> int:
     """The microcredits of decimal text from 0 to MOST, with at most 6 places.
 
     Raises:
@@ -36,6 +36,6 @@ def read(text: str) -> int:
     if found is None:
         raise ValueError(f"{text[:40]!r} is no number of credits, such as 10 or 2.5, with at most 6 places")
     micros = int(found[1]) * MICROS + int((found[2] or "").ljust(6, "0"))
-    if micros > MOST * MICROS:
-        raise ValueError(f"{text} is more than {MOST:,} credits")
+    if micros > MAX_CREDITS * MICROS:
+        raise ValueError(f"{text} is more than {MAX_CREDITS:,} credits")
     return micros

@@ -1,6 +1,6 @@
 """The ports between the doors (gRPC servicers, REST gateway) and the house.
 
-The engine implements them here; `gateway.remote` implements them over a channel. A door can't tell
+The engine implements them here; `pomelo.server.remote` implements them over a channel. A door can't tell
 which it holds. All methods raise `PomeloError` and nothing else, and fill `call.reply`.
 """
 

@@ -16,13 +16,13 @@ def today_utc() -> date:
     return datetime.now(UTC).date()
 
 
-def written(at: float) -> Timestamp:
+def to_timestamp(at: float) -> Timestamp:
     """A time as it travels, in whole milliseconds: a double has no more to tell."""
     part, whole = math.modf(at)
     return Timestamp(seconds=int(whole), nanos=int(part * 1000) * 1_000_000)
 
 
-def read(at: Timestamp) -> float:
+def from_timestamp(at: Timestamp) -> float:
     """A time as it is kept.
 
     Raises:

@@ -17,10 +17,10 @@ import aiohttp
 import grpc
 import pytest
 
-from pomelo.admission.failed_keys import FailedKeys
+from pomelo.accounts.failed_keys import FailedKeys
 from pomelo.app import App, open_app, open_gateway
-from pomelo.breaker import CircuitBreaker
-from pomelo.routing import Router
+from pomelo.engine.circuit_breaker import CircuitBreaker
+from pomelo.engine.routing import Router
 from pomelo.settings import Settings
 from pomelo.stores.base import Store
 from pomelo.stores.ledger import Grant, Wallet

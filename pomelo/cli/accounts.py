@@ -55,7 +55,7 @@ def create(
 def list_accounts(config: Config = None, as_json: Json = False) -> None:
     """List accounts by name, with the credits that are left."""
     from pomelo.gen.v1 import admin_service_pb2 as pb
-    from pomelo.money import written
+    from pomelo.money import format_credits
     from pomelo.settings import load
 
     found = pages(load(config), "ListAccounts", pb.ListAccountsRequest())
@@ -67,8 +67,8 @@ def list_accounts(config: Config = None, as_json: Json = False) -> None:
             (
                 account.name,
                 _plan(account),
-                written(account.live.available_micros),
-                written(account.test.available_micros),
+                format_credits(account.live.available_micros),
+                format_credits(account.test.available_micros),
                 times.shown(account, "create_time") or "",
             )
             for account in page.accounts
@@ -130,16 +130,16 @@ def _micros(text: str, hint: str) -> int:
     Raises:
         typer.BadParameter: it is no number of credits.
     """
-    from pomelo.money import read
+    from pomelo.money import parse_credits
 
     try:
-        return read(text)
+        return parse_credits(text)
     except ValueError as error:
         raise typer.BadParameter(str(error), param_hint=hint) from None
 
 
 def _tell(account: AccountDetail, as_json: bool) -> None:
-    from pomelo.money import written
+    from pomelo.money import format_credits
 
     if as_json:
         print_json(_json(account))
@@ -148,9 +148,9 @@ def _tell(account: AccountDetail, as_json: bool) -> None:
     say(f"plan     {_plan(account)}{_told_limits(account)}")
     for name, balance in (("live", account.live), ("test", account.test)):
         say(
-            f"{name:<8} {written(balance.available_micros)} credits left of "
-            f"{written(balance.granted_micros)}: {written(balance.spent_micros)} spent, "
-            f"{written(balance.held_micros)} held"
+            f"{name:<8} {format_credits(balance.available_micros)} credits left of "
+            f"{format_credits(balance.granted_micros)}: {format_credits(balance.spent_micros)} spent, "
+            f"{format_credits(balance.held_micros)} held"
         )
 
 
@@ -185,11 +185,11 @@ def _json(account: AccountDetail) -> dict[str, Any]:
 
 def _credits(balance: Balance) -> dict[str, str]:
     """Decimal text: what reads JSON may have floats alone."""
-    from pomelo.money import written
+    from pomelo.money import format_credits
 
     return {
-        "granted": written(balance.granted_micros),
-        "spent": written(balance.spent_micros),
-        "held": written(balance.held_micros),
-        "available": written(balance.available_micros),
+        "granted": format_credits(balance.granted_micros),
+        "spent": format_credits(balance.spent_micros),
+        "held": format_credits(balance.held_micros),
+        "available": format_credits(balance.available_micros),
     }

@@ -17,7 +17,7 @@ def audit(config: Config = None, as_json: Json = False) -> None:
     Status 1 when there is one.
     """
     from pomelo.gen.v1.admin_service_pb2 import AuditRequest
-    from pomelo.money import written
+    from pomelo.money import format_credits
 
     found = asked(config, "Audit", AuditRequest(), _TIMEOUT)
     if as_json:
@@ -26,14 +26,14 @@ def audit(config: Config = None, as_json: Json = False) -> None:
                 "wallets": found.wallets,
                 "records": found.records,
                 "holds": found.holds,
-                "cost": written(found.cost_micros),
-                "uncollected": written(found.uncollected_micros),
-                "difference": written(found.difference_micros),
+                "cost": format_credits(found.cost_micros),
+                "uncollected": format_credits(found.uncollected_micros),
+                "difference": format_credits(found.difference_micros),
                 "findings": [
                     {
                         "check": finding.check,
                         "subject": finding.subject,
-                        "difference": written(finding.difference_micros),
+                        "difference": format_credits(finding.difference_micros),
                         "detail": finding.detail,
                     }
                     for finding in found.findings
@@ -43,17 +43,18 @@ def audit(config: Config = None, as_json: Json = False) -> None:
     else:
         say(
             f"{found.wallets} sides of accounts, {found.records} records, {found.holds} running tasks; "
-            f"{written(found.cost_micros)} credits charged, {written(found.uncollected_micros)} uncollected"
+            f"{format_credits(found.cost_micros)} credits charged, "
+            f"{format_credits(found.uncollected_micros)} uncollected"
         )
         if found.findings:
             print_table(
                 ("CHECK", "SUBJECT", "DIFFERENCE", "DETAIL"),
                 [
-                    (one.check, one.subject, written(one.difference_micros), one.detail)
+                    (one.check, one.subject, format_credits(one.difference_micros), one.detail)
                     for one in found.findings
                 ],
             )
-        differs = f"{written(found.difference_micros)} credits" if found.findings else "none"
+        differs = f"{format_credits(found.difference_micros)} credits" if found.findings else "none"
         say(f"Difference: {differs}")
     if found.findings:
         raise typer.Exit(1)

@@ -151,7 +151,7 @@ def _errors(unreachable: Callable[[], FailureError]) -> Iterator[None]:
     try:
         yield
     except grpc.RpcError as error:
-        from pomelo.wire import DETAILS_KEY, from_rpc_error
+        from pomelo.status import DETAILS_KEY, from_rpc_error
 
         ours = any(name == DETAILS_KEY for name, _ in error.trailing_metadata() or ())
         if error.code() is grpc.StatusCode.UNAVAILABLE and not ours:

@@ -259,9 +259,9 @@ def _providers(settings: Settings, registry: Registry | SettingsError) -> Iterat
 
 def _endings(registry: Registry, given: Mapping[str, Credentials], today: date) -> Iterator[Finding]:
     """What ends within 60 days or has ended: models, routes, and the default voices if they are in use."""
-    from pomelo.catalog import NOTICE
-    from pomelo.providers.voices import LAST_DAY
-    from pomelo.retirement import notices
+    from pomelo.catalog.catalog import NOTICE
+    from pomelo.catalog.retirement import notices
+    from pomelo.providers.elevenlabs.voices import LAST_DAY
 
     found = list(notices(registry.catalog, today))
     if found:

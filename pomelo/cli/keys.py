@@ -114,7 +114,7 @@ def when(text: str, now: float) -> float:
         typer.BadParameter: it is neither.
     """
     span = _SPAN.fullmatch(text)
-    at = now + int(span[1]) * _SECONDS[span[2]] if span else times.read(text)
+    at = now + int(span[1]) * _SECONDS[span[2]] if span else times.parse_time(text)
     if at is None:
         raise typer.BadParameter(
             f"{text!r} is neither a span such as 30d nor a time such as 2027-01-31T12:00Z",

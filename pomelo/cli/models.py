@@ -105,16 +105,16 @@ def _prices(model: Model) -> str:
 
 
 def _unit(price: Any) -> str:
-    from pomelo.pricing import unit_name
+    from pomelo.catalog.pricing import unit_name
 
     return unit_name(price.unit)
 
 
 def _price(price: Any) -> str:
-    from pomelo.money import written
+    from pomelo.money import format_credits
 
     unit = _unit(price)
-    return f"{written(price.amount_micros)}/{_UNITS.get(unit, unit)}"
+    return f"{format_credits(price.amount_micros)}/{_UNITS.get(unit, unit)}"
 
 
 def _yes(value: bool) -> str:

@@ -107,10 +107,10 @@ def _lower(method: str) -> str:
 
 @asynccontextmanager
 async def _servicer(settings: Settings) -> AsyncIterator[AdminServicer]:
-    from pomelo.accounts import AccountOffice
-    from pomelo.admission.keys import Keyring
+    from pomelo.accounts.accounts import AccountAdmin
+    from pomelo.accounts.keys import Keyring
+    from pomelo.accounts.usage import UsageReader
     from pomelo.app import find_plans, find_providers, store_of
-    from pomelo.metering.usage import UsageDesk
     from pomelo.server.admin import AdminServicer
 
     catalog = find_providers(settings).catalog
@@ -120,7 +120,7 @@ async def _servicer(settings: Settings) -> AsyncIterator[AdminServicer]:
         yield AdminServicer(
             store,
             Keyring(store, secret),
-            AccountOffice(store, plans),
-            UsageDesk(store, secret),
+            AccountAdmin(store, plans),
+            UsageReader(store, secret),
             catalog.models,
         )

@@ -16,7 +16,7 @@ import typer
 from pomelo.cli.terminal import Config, FailureError, Json, print_json, print_table
 
 if TYPE_CHECKING:
-    from pomelo.catalog import Catalog, Model, Route
+    from pomelo.catalog.catalog import Catalog, Model, Route
 
 _LISTED = {
     "million_input_tokens": "input_mtok",
@@ -172,8 +172,8 @@ def _prices_at(listed: Any, input_tokens: int) -> dict[str, Decimal]:
 
 
 def _credits(units: Any) -> dict[str, Decimal]:
+    from pomelo.catalog.pricing import unit_name
     from pomelo.money import MICROS
-    from pomelo.pricing import unit_name
 
     return {unit_name(unit): Decimal(micros) / MICROS for unit, micros in units.items()}
 

@@ -140,11 +140,10 @@ def run(
     import asyncio
     import logging
 
-    from pomelo import descriptors
-    from pomelo.log_limit import LimitedHandler
-    from pomelo.traces import trace
+    from pomelo import process
+    from pomelo.logs import LimitedHandler, format_trace
 
-    descriptors.raise_limit()
+    process.raise_descriptor_limit()
     logging.basicConfig(
         level=logging.WARNING,
         handlers=[LimitedHandler(logging.StreamHandler(sys.stderr))],
@@ -179,13 +178,13 @@ def run(
             runner.run(running())
     except (KeyboardInterrupt, SystemExit) as error:
         # Signals end it otherwise: this came from a task, such as one that a plug-in has started.
-        logging.getLogger("pomelo").critical("The server was ended by an exception\n%s", trace(error))
+        logging.getLogger("pomelo").critical("The server was ended by an exception\n%s", format_trace(error))
         raise
 
 
 async def development_key(settings: Settings) -> str | None:
     """On a store without keys: a test key, kept in the data folder for `pomelo run`. Else None."""
-    from pomelo.admission.keys import Keyring
+    from pomelo.accounts.keys import Keyring
     from pomelo.app import store_of
     from pomelo.settings import write_private
 

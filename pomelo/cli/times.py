@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 
-def read(text: str) -> float | None:
+def parse_time(text: str) -> float | None:
     """Unix seconds of an ISO date or time, UTC where it names no zone; None: it is neither."""
     from datetime import UTC, datetime
 

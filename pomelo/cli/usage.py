@@ -82,7 +82,7 @@ def usage(
 
 
 def _nanoseconds(text: str, hint: str) -> int:
-    at = times.read(text)
+    at = times.parse_time(text)
     if at is None:
         raise typer.BadParameter(
             f"{text!r} is no date or time such as 2026-11-24 or 2026-11-24T12:00Z", param_hint=hint
@@ -109,7 +109,7 @@ def _pages(config: Any, request: Any, by: str | None) -> Iterator[list[dict[str,
 def _record(row: UsageRecord) -> dict[str, Any]:
     from pomelo.gen.v1.account_service_pb2 import UsageSource
     from pomelo.gen.v1.task_pb2 import TaskType
-    from pomelo.money import written
+    from pomelo.money import format_credits
 
     return {
         "time": times.shown(row, "time"),
@@ -129,15 +129,15 @@ def _record(row: UsageRecord) -> dict[str, Any]:
         "source": UsageSource.Name(row.source).removeprefix("USAGE_SOURCE_").lower(),
         "complete": row.complete,
         "price_version": row.price_version,
-        "provider_cost": written(row.provider_cost_micros),
-        "cost": written(row.cost_micros),
+        "provider_cost": format_credits(row.provider_cost_micros),
+        "cost": format_credits(row.cost_micros),
     }
 
 
 def _total(row: UsageTotal, by: str) -> dict[str, Any]:
-    from pomelo.money import written
+    from pomelo.money import format_credits
 
-    return {by: row.group, "tasks": row.tasks, **_counts(row), "cost": written(row.cost_micros)}
+    return {by: row.group, "tasks": row.tasks, **_counts(row), "cost": format_credits(row.cost_micros)}
 
 
 def _counts(row: Any) -> dict[str, Any]:

@@ -18,8 +18,8 @@ from typing import Any, NamedTuple
 
 from pomelo.cli.serve import development_key, greet, run, taken, until
 from pomelo.cli.terminal import FailureError, explain
+from pomelo.logs import format_trace
 from pomelo.settings import Settings, split_address
-from pomelo.traces import trace
 
 START_WAIT = 60.0
 """Seconds that a worker may take to serve."""
@@ -131,7 +131,7 @@ class _Worker:
             except FailureError as error:
                 log.error("worker %d can't be started again: %s", self._number, error)
             except Exception as error:  # e.g. no free process or descriptor; the next try may succeed
-                log.error("worker %d can't be started again\n%s", self._number, trace(error))
+                log.error("worker %d can't be started again\n%s", self._number, format_trace(error))
 
     async def end(self, wait: float) -> None:
         """Lets it end, and kills it when it does not."""

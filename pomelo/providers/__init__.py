@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from pomelo.providers.base import Provider
-    from pomelo.providers.connections import ConnectionLimiter
-    from pomelo.providers.http import Timeouts
+    from pomelo.providers.http.client import Timeouts
+    from pomelo.providers.http.connections import ConnectionLimiter
     from pomelo.providers.registry import Entry
     from pomelo.turns import Turns
 
@@ -27,13 +27,13 @@ GROUP = "pomelo.providers"
 """The group of entry points by which a package outside adds a provider."""
 
 BUILTIN: Mapping[str, str] = {
-    "openai": "pomelo.providers.openai:OpenAI",
+    "openai": "pomelo.providers.chat.openai:OpenAI",
     "anthropic": "pomelo.providers.anthropic:Anthropic",
-    "mistral": "pomelo.providers.mistral:Mistral",
+    "mistral": "pomelo.providers.chat.mistral:Mistral",
     "bfl": "pomelo.providers.bfl:BFL",
     "together": "pomelo.providers.together:Together",
     "replicate": "pomelo.providers.replicate:Replicate",
-    "elevenlabs": "pomelo.providers.elevenlabs:ElevenLabs",
+    "elevenlabs": "pomelo.providers.elevenlabs.elevenlabs:ElevenLabs",
 }
 """Name, as routes of the catalogue have it -> "module:Class". A class is called with (credentials, http)."""
 
@@ -65,7 +65,7 @@ async def open_providers(
     Raises:
         ValueError: a provider can't be made; the message is one line that names it.
     """
-    from pomelo.providers.http import Http
+    from pomelo.providers.http.client import Http
     from pomelo.providers.sandbox import Sandbox
 
     async with AsyncExitStack() as stack:

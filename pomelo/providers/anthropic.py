@@ -18,13 +18,13 @@ from pydantic_core import to_json
 from yarl import URL
 
 from pomelo.errors import PomeloError
-from pomelo.fitting import Fitting
 from pomelo.gen.v1.text_pb2 import FinishReason, ImageUrl, Message, Role, TextDelta, TextInput, TokenUsage
 from pomelo.providers import Credentials
 from pomelo.providers.base import Event, Job, Options, Probe
-from pomelo.providers.failures import Complaint, Dialect, complained, nonsense
-from pomelo.providers.http import Http
-from pomelo.providers.parsing import parse, well_formed
+from pomelo.providers.fitting import Fitting
+from pomelo.providers.http.client import Http
+from pomelo.providers.http.errors import ErrorBody, ErrorMapping, from_error_body, malformed_response
+from pomelo.providers.http.parsing import parse, well_formed
 from pomelo.providers.text import Answer, counted, credible, streamed
 
 _VERSION = "2023-06-01"
@@ -95,10 +95,10 @@ _NAMES = {
 _BLAMED = pattern(r"([a-z_]+)[.\w]*: ")
 
 
-def _read_complaint(body: Any) -> Complaint:
+def _read_complaint(body: Any) -> ErrorBody:
     error = body.get("error") if isinstance(body, dict) else None
     if not isinstance(error, dict):
-        return Complaint()
+        return ErrorBody()
     details = error.get("details")
     codes = [details.get("error_code") if isinstance(details, dict) else None]
     name = None
@@ -108,10 +108,10 @@ def _read_complaint(body: Any) -> Complaint:
         name = _BLAMED.match(message)
     codes.append(error.get("type"))
     said = tuple(code for code in codes if isinstance(code, str))
-    return Complaint(said, _FIELDS.get(name[1]) if name else None)
+    return ErrorBody(said, _FIELDS.get(name[1]) if name else None)
 
 
-DIALECT = Dialect("anthropic", _read_complaint, _MEANINGS)
+DIALECT = ErrorMapping("anthropic", _read_complaint, _MEANINGS)
 
 
 class AnthropicOptions(Options):
@@ -287,19 +287,19 @@ def _whole(answer: Any) -> TextDelta:
     """
     try:
         if answer.get("error"):
-            raise complained(answer, DIALECT)
+            raise from_error_body(answer, DIALECT)
         texts = [block["text"] for block in answer["content"] if block["type"] == "text"]
         content = well_formed("".join(texts))
         finish = _finish(answer["stop_reason"])
         return TextDelta(content=content, finish_reason=finish, usage=_usage(answer.get("usage")))
     except (AttributeError, KeyError, TypeError):
         pass
-    raise nonsense("an answer of another shape")
+    raise malformed_response("an answer of another shape")
 
 
 def _finish(reason: Any) -> FinishReason.ValueType:
     if not isinstance(reason, str):
-        raise nonsense("a stop_reason that is none")
+        raise malformed_response("a stop_reason that is none")
     return _FINISHES.get(reason, FinishReason.FINISH_REASON_STOP)
 
 
@@ -368,11 +368,11 @@ class _Answer(Answer):
             elif kind == "message_stop":
                 self.ended = True
             elif event.get("error"):
-                raise complained(event, DIALECT)
+                raise from_error_body(event, DIALECT)
             return ""
         except (AttributeError, KeyError, TypeError, ValueError):
             pass
-        raise nonsense("an event that can't be read")
+        raise malformed_response("an event that can't be read")
 
     def _count(self, usage: Any) -> None:
         """Counts grow as the answer does: later ones replace earlier ones, each for itself. Null and 0 do

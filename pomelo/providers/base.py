@@ -12,17 +12,17 @@ from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
 from functools import partial
-from pathlib import Path
 from typing import Any, Protocol
 
-from pomelo.catalog import Model, Route
-from pomelo.catalog_rows import Row
+from pomelo.catalog.catalog import Model, Route
+from pomelo.catalog.reported_cost import Report
+from pomelo.catalog.rows import Row
 from pomelo.errors import PomeloError
-from pomelo.fitting import Fitting, Hook, fit
 from pomelo.gen.v1.task_pb2 import Adjustment
 from pomelo.gen.v1.task_service_pb2 import StreamTaskResponse as Event
-from pomelo.reported import Report
-from pomelo.traces import trace
+from pomelo.logs import format_trace
+from pomelo.media.audio import AudioSource
+from pomelo.providers.fitting import Fitting, Hook, fit
 
 __all__ = ["CALLER", "CODES", "AudioSource", "Event", "Fitting", "Job", "Options", "Probe", "Provider"]
 
@@ -46,21 +46,6 @@ CODES = frozenset(
 )
 """The codes that a provider may raise. With any other one, which only Pomelo itself may give, the task fails
 with provider_failed."""
-
-
-@dataclass(frozen=True, slots=True)
-class AudioSource:
-    """Input audio: a file of the media store, or bytes that came inline. Exactly one of the two is set.
-
-    `ms` is its measured length in milliseconds, 0 if it can't be measured. Samples of the type audio/l16 are
-    big-endian; `pomelo.audio.Swapper` swaps their bytes.
-    """
-
-    content_type: str
-    size: int
-    path: Path | None = None
-    data: bytes = b""
-    ms: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,7 +152,7 @@ def _guarded(hook: Hook, fitting: Fitting) -> None:
     try:
         hook(fitting)
     except BaseException as error:
-        log.error("the provider %s failed to fit an input\n%s", fitting.route.provider, trace(error))
+        log.error("the provider %s failed to fit an input\n%s", fitting.route.provider, format_trace(error))
         raise PomeloError("provider_failed") from None
 
 

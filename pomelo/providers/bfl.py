@@ -20,11 +20,11 @@ from pomelo.errors import PomeloError, Replay
 from pomelo.gen.v1.image_pb2 import ImageInput
 from pomelo.providers import Credentials
 from pomelo.providers.base import Event, Job, Options, Probe
-from pomelo.providers.failures import Complaint, Dialect, complained, nonsense
-from pomelo.providers.http import Http
-from pomelo.providers.links import Links
-from pomelo.providers.pictures import FORMATS, Progress, numbers, result, sides
-from pomelo.providers.polling import UNKNOWN, polled
+from pomelo.providers.http.client import Http
+from pomelo.providers.http.downloads import Downloader
+from pomelo.providers.http.errors import ErrorBody, ErrorMapping, from_error_body, malformed_response
+from pomelo.providers.http.polling import UNKNOWN, polled
+from pomelo.providers.images import FORMATS, ProgressEvents, numbers, result, sides
 
 DOMAIN = "bfl.ai"
 """Hosts below it are the vendor's: its answers name one of several clusters."""
@@ -65,10 +65,10 @@ _FIELDS = {
 """The vendor's name of a parameter -> the contract's."""
 
 
-def _read_complaint(body: Any) -> Complaint:
+def _read_complaint(body: Any) -> ErrorBody:
     """A refusal has a text or a list of faults as `detail`; a task has a `status`, also in an error."""
     if not isinstance(body, dict):
-        return Complaint()
+        return ErrorBody()
     status, detail = body.get("status"), body.get("detail")
     codes: tuple[str, ...] = (status.lower(),) if isinstance(status, str) else ()
     if isinstance(detail, str) and detail.lower() in _DETAILS:
@@ -76,15 +76,15 @@ def _read_complaint(body: Any) -> Complaint:
     for fault in detail if isinstance(detail, list) else ():
         place = fault.get("loc") if isinstance(fault, dict) else None
         if isinstance(place, list) and len(place) > 1 and isinstance(place[1], str):
-            return Complaint(codes, _FIELDS.get(place[1]))
-    return Complaint(codes)
+            return ErrorBody(codes, _FIELDS.get(place[1]))
+    return ErrorBody(codes)
 
 
-ORDER = Dialect("bfl", _read_complaint, _MEANINGS | {_MISSING: "provider_failed"}, replays=False)
+ORDER = ErrorMapping("bfl", _read_complaint, _MEANINGS | {_MISSING: "provider_failed"}, replays=False)
 """Of the one request that is paid for."""
 
-POLL = Dialect("bfl", _read_complaint, _MEANINGS, statuses={404: "not_found"})
-DELIVERY = Dialect("bfl delivery", lambda body: Complaint())
+POLL = ErrorMapping("bfl", _read_complaint, _MEANINGS, statuses={404: "not_found"})
+DELIVERY = ErrorMapping("bfl delivery", lambda body: ErrorBody())
 
 
 class BFLOptions(Options):
@@ -113,7 +113,7 @@ class BFL:
         self._interval = interval
         self._grace = grace
         self._base = credentials.base_url.rstrip("/")
-        self._links = Links(http, self._base, DOMAIN, waits=(interval, interval * 2, interval * 4))
+        self._links = Downloader(http, self._base, DOMAIN, waits=(interval, interval * 2, interval * 4))
         self._headers = {"x-key": key, "Accept": "application/json"}
 
     async def aclose(self) -> None:
@@ -140,12 +140,12 @@ class BFL:
     async def _awaited(self, order: Any, job: Job) -> AsyncGenerator[Event, None]:
         """The events of a task that the vendor has taken."""
         if not isinstance(order, dict):
-            raise nonsense("an order of another shape")
+            raise malformed_response("an order of another shape")
         if "polling_url" not in order:
-            raise complained(order, ORDER)
+            raise from_error_body(order, ORDER)
         url = self._links.vendors(order["polling_url"])
         job.report.cost = _dollars(order.get("cost"))
-        stream, progress = job.stream, Progress()
+        stream, progress = job.stream, ProgressEvents()
         if stream and (event := progress.event(0)):
             yield event
         sample = None
@@ -175,13 +175,13 @@ class BFL:
                 if state is UNKNOWN:
                     state = {"status": _MISSING}
                 if not isinstance(state, dict) or not isinstance(state.get("status"), str):
-                    raise nonsense("a task without a status")
+                    raise malformed_response("a task without a status")
                 status = state["status"].lower()
                 if status == _MISSING:
                     if clock() >= patient_until:
-                        raise nonsense("a task that the vendor has lost")
+                        raise malformed_response("a task that the vendor has lost")
                 elif status in _MEANINGS:
-                    raise complained(state, POLL)
+                    raise from_error_body(state, POLL)
                 else:
                     yield state
 

@@ -12,16 +12,16 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from pomelo.cancellation import is_cancelled
 from pomelo.errors import TABLE, PomeloError, Replay
 from pomelo.gen.v1.speech_pb2 import AudioChunk
 from pomelo.gen.v1.text_pb2 import FinishReason
-from pomelo.pieces import AUDIO_PIECE, TEXT_PIECE, split_audio, split_text
+from pomelo.logs import format_trace
+from pomelo.process import is_cancelled
 from pomelo.providers.base import CODES, Event, Job, JobMethod
-from pomelo.providers.connections import NoConnectionError
-from pomelo.providers.failures import CutError
-from pomelo.providers.steps import NotEndedError, SelfCancelledError, bounded
-from pomelo.traces import trace
+from pomelo.providers.http.connections import NoConnectionError
+from pomelo.providers.http.errors import TruncatedError
+from pomelo.providers.parse_steps import NotEndedError, SelfCancelledError, bounded
+from pomelo.providers.pieces import AUDIO_PIECE, TEXT_PIECE, split_audio, split_text
 
 log = logging.getLogger("pomelo.providers")
 
@@ -40,7 +40,7 @@ _EVENTS: Mapping[str, frozenset[str]] = {
 _ENDS = (asyncio.CancelledError, GeneratorExit)
 """How a coroutine is ended from outside."""
 
-_ERRORS = (PomeloError, CutError, NoConnectionError)
+_ERRORS = (PomeloError, TruncatedError, NoConnectionError)
 """Errors that are passed on as they are; a plug-in's own subclass may override anything."""
 
 _OUTPUTS = {"image": "image", "speech_to_text": "transcription"}
@@ -208,6 +208,6 @@ class GuardedEvents:
     def _failed(self, what: str, error: BaseException | None = None) -> PomeloError:
         """Logs what the provider did; returns the error to raise for it."""
         job = self._job
-        where = "" if error is None else f"\n{trace(error)}"
+        where = "" if error is None else f"\n{format_trace(error)}"
         log.error("request %s: the provider %s %s%s", job.request_id, job.route.provider, what, where)
         return PomeloError("provider_failed")

@@ -17,15 +17,15 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from pomelo.catalog import BUILTIN as BUILTIN_CATALOG
-from pomelo.catalog import Catalog
-from pomelo.catalog_check import routes, tables
-from pomelo.catalog_rows import LIMITS, RouteRow, meant, row_faults
+from pomelo.catalog.catalog import BUILTIN as BUILTIN_CATALOG
+from pomelo.catalog.catalog import Catalog
+from pomelo.catalog.check import routes, tables
+from pomelo.catalog.rows import LIMITS, RouteRow, meant, row_faults
+from pomelo.catalog.toml_file import Fault, Keys, TomlFile
 from pomelo.providers import BUILTIN, GROUP, SANDBOX, Credentials
 from pomelo.providers.base import Probe, Provider
-from pomelo.providers.compatible import Compatible, HostRow, host
-from pomelo.providers.http import Http
-from pomelo.toml_file import Fault, Keys, TomlFile
+from pomelo.providers.chat.compatible import Compatible, HostRow, host
+from pomelo.providers.http.client import Http
 
 _HOST_PROBE = Probe("/models")
 
@@ -64,7 +64,7 @@ class Registry:
     entries: Mapping[str, Entry]
 
 
-def read(own: Path | None = None, plugged: Collection[EntryPoint] | None = None) -> Registry:
+def read_registry(own: Path | None = None, plugged: Collection[EntryPoint] | None = None) -> Registry:
     """Reads the catalogues and finds the providers.
 
     `own` is the operator's catalogue, whose entries replace all others; those of plug-ins replace none.

@@ -16,17 +16,17 @@ from typing import Any, TypeVar
 from pydantic_core import to_json
 from yarl import URL
 
-from pomelo.catalog import SIDE
+from pomelo.catalog.catalog import SIDE
 from pomelo.errors import PomeloError, Replay
-from pomelo.fitting import Fitting
 from pomelo.gen.v1.image_pb2 import ImageInput
 from pomelo.providers import Credentials
 from pomelo.providers.base import Event, Job, Options, Probe
-from pomelo.providers.failures import Complaint, Dialect, complained, nonsense
-from pomelo.providers.http import Http
-from pomelo.providers.links import Links
-from pomelo.providers.pictures import FORMATS, Progress, numbers, result, sides
-from pomelo.providers.polling import UNKNOWN, polled
+from pomelo.providers.fitting import Fitting
+from pomelo.providers.http.client import Http
+from pomelo.providers.http.downloads import Downloader
+from pomelo.providers.http.errors import ErrorBody, ErrorMapping, from_error_body, malformed_response
+from pomelo.providers.http.polling import UNKNOWN, polled
+from pomelo.providers.images import FORMATS, ProgressEvents, numbers, result, sides
 
 _Choice = TypeVar("_Choice")
 
@@ -85,25 +85,25 @@ _FIELDS = {
 }
 
 
-def _read_complaint(body: Any) -> Complaint:
+def _read_complaint(body: Any) -> ErrorBody:
     """A prediction has a `status` and an `error`; a refusal has the `invalid_fields`, if any."""
     if not isinstance(body, dict):
-        return Complaint()
+        return ErrorBody()
     status, error = body.get("status"), body.get("error")
     if isinstance(error, str) and any(sign in error.lower() for sign in _SIGNS):
-        return Complaint((_MODERATED,))
+        return ErrorBody((_MODERATED,))
     codes = (status,) if isinstance(status, str) else ()
     faults = body.get("invalid_fields")
     for fault in faults if isinstance(faults, list) else ():
         name = fault.get("field") if isinstance(fault, dict) else None
         if isinstance(name, str):
-            return Complaint(codes, _FIELDS.get(name.removeprefix("input.")))
-    return Complaint(codes)
+            return ErrorBody(codes, _FIELDS.get(name.removeprefix("input.")))
+    return ErrorBody(codes)
 
 
-ORDER = Dialect("replicate", _read_complaint, _MEANINGS, replays=False)
-POLL = Dialect("replicate", _read_complaint, _MEANINGS, statuses={404: "not_found"})
-DELIVERY = Dialect("replicate delivery", lambda body: Complaint())
+ORDER = ErrorMapping("replicate", _read_complaint, _MEANINGS, replays=False)
+POLL = ErrorMapping("replicate", _read_complaint, _MEANINGS, statuses={404: "not_found"})
+DELIVERY = ErrorMapping("replicate delivery", lambda body: ErrorBody())
 
 
 class Replicate:
@@ -126,7 +126,7 @@ class Replicate:
         self._interval = interval
         self._grace = grace
         self._base = credentials.base_url.rstrip("/")
-        self._links = Links(http, self._base, DOMAIN, waits=(interval, interval * 2, interval * 4))
+        self._links = Downloader(http, self._base, DOMAIN, waits=(interval, interval * 2, interval * 4))
         self._headers = {"Authorization": f"Bearer {key}"}
 
     async def aclose(self) -> None:
@@ -160,7 +160,7 @@ class Replicate:
 
     async def _awaited(self, prediction: Any, stream: bool) -> AsyncGenerator[Event, None]:
         """The events of a prediction that the vendor has taken."""
-        progress = Progress()
+        progress = ProgressEvents()
         links = _links(prediction)
         if links is None:
             if stream and (event := progress.event(0)):
@@ -174,7 +174,7 @@ class Replicate:
                 async for answer in answers:
                     if answer is UNKNOWN:
                         if clock() >= patient_until:
-                            raise nonsense("a prediction that the vendor has lost")
+                            raise malformed_response("a prediction that the vendor has lost")
                         continue
                     links = _links(answer)
                     if links is not None:
@@ -228,14 +228,14 @@ def _links(prediction: Any) -> Any:
     """
     status = prediction.get("status") if isinstance(prediction, dict) else None
     if not isinstance(status, str):
-        raise nonsense("a prediction without a status")
+        raise malformed_response("a prediction without a status")
     if status in ("failed", "canceled", "aborted"):
-        raise complained(prediction, POLL)
+        raise from_error_body(prediction, POLL)
     if status != "succeeded":
         return None
     output = prediction.get("output")
     if output is None:
-        raise nonsense("a prediction without an output")
+        raise malformed_response("a prediction without an output")
     return output
 
 

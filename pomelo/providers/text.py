@@ -13,9 +13,9 @@ from typing import Any
 from pomelo.errors import PomeloError
 from pomelo.gen.v1.text_pb2 import FinishReason, TextDelta, TokenUsage
 from pomelo.providers.base import Event
-from pomelo.providers.failures import nonsense
-from pomelo.providers.http import BODY_MOST, EventStream
-from pomelo.providers.parsing import split_half, well_formed
+from pomelo.providers.http.client import BODY_MOST, EventStream
+from pomelo.providers.http.errors import malformed_response
+from pomelo.providers.http.parsing import split_half, well_formed
 
 log = logging.getLogger("pomelo.providers")
 
@@ -54,7 +54,7 @@ class Answer:
             PomeloError: provider_failed; no reason for the end came.
         """
         if self.finish is None:
-            raise nonsense("a stream without its finish reason")
+            raise malformed_response("a stream without its finish reason")
         return TextDelta(finish_reason=self.finish, usage=self.usage)
 
 
@@ -86,7 +86,7 @@ async def streamed(
                         raise
                     break
                 if not events:
-                    raise nonsense("a stream without its end marker")
+                    raise malformed_response("a stream without its end marker")
                 for _, data in events:
                     data = data.strip()
                     if not data:
@@ -95,7 +95,7 @@ async def streamed(
                     if content:
                         left -= len(content)
                         if left < 0:
-                            raise nonsense("a text above the limit")
+                            raise malformed_response("a text above the limit")
                         event = Event()
                         try:
                             event.text_delta.content = (

@@ -13,14 +13,14 @@ from pydantic_core import to_json
 from yarl import URL
 
 from pomelo.errors import PomeloError, Replay
-from pomelo.fitting import Fitting
 from pomelo.gen.v1.image_pb2 import ImageFormat, ImageInput
 from pomelo.providers import Credentials
 from pomelo.providers.base import Event, Job, Options, Probe
-from pomelo.providers.failures import Complaint, Dialect, complained, nonsense
-from pomelo.providers.http import Http
-from pomelo.providers.links import FILE_MOST, Links, from_base64
-from pomelo.providers.pictures import FORMATS, Progress, numbers, result, sides
+from pomelo.providers.fitting import Fitting
+from pomelo.providers.http.client import Http
+from pomelo.providers.http.downloads import FILE_MOST, Downloader, from_base64
+from pomelo.providers.http.errors import ErrorBody, ErrorMapping, from_error_body, malformed_response
+from pomelo.providers.images import FORMATS, ProgressEvents, numbers, result, sides
 
 ANSWER_MOST = FILE_MOST * 4 // 3 + 64 * 1024
 """Bytes of an answer: the largest picture as base64, and what surrounds it."""
@@ -51,17 +51,17 @@ _MEANINGS = {
 }
 
 
-def _read_complaint(body: Any) -> Complaint:
+def _read_complaint(body: Any) -> ErrorBody:
     error = body.get("error") if isinstance(body, dict) else None
     if not isinstance(error, dict):
-        return Complaint()
+        return ErrorBody()
     codes = tuple(word for key in ("code", "type") if isinstance(word := error.get(key), str))
     param = error.get("param")
-    return Complaint(codes, _FIELDS.get(param) if isinstance(param, str) else None)
+    return ErrorBody(codes, _FIELDS.get(param) if isinstance(param, str) else None)
 
 
-DIALECT = Dialect("together", _read_complaint, _MEANINGS, replays=False)
-DELIVERY = Dialect("together delivery", lambda body: Complaint())
+DIALECT = ErrorMapping("together", _read_complaint, _MEANINGS, replays=False)
+DELIVERY = ErrorMapping("together delivery", lambda body: ErrorBody())
 
 
 class Together:
@@ -77,7 +77,7 @@ class Together:
         self._http = http
         base = credentials.base_url.rstrip("/").removesuffix("/v1")  # the vendor's own tools take both forms
         self._url = URL(base + "/v1/images/generations")
-        self._links = Links(http, base, DOMAIN)
+        self._links = Downloader(http, base, DOMAIN)
         self._headers = {"Authorization": f"Bearer {key}", "Content-Type": "application/json"}
 
     async def aclose(self) -> None:
@@ -102,7 +102,7 @@ class Together:
         except PomeloError as error:
             error.replay = Replay.NEVER
             raise
-        if job.stream and (event := Progress().event(1)):
+        if job.stream and (event := ProgressEvents().event(1)):
             yield event
         yield picture
 
@@ -114,11 +114,11 @@ class Together:
         """
         try:
             if "data" not in answer and answer.get("error"):
-                raise complained(answer, DIALECT)
+                raise from_error_body(answer, DIALECT)
             image = answer["data"][0]
             encoded, link = image.get("b64_json"), image.get("url")
         except (AttributeError, IndexError, KeyError, TypeError):
-            raise nonsense("an answer of another shape") from None
+            raise malformed_response("an answer of another shape") from None
         if encoded is None and link is not None:
             return await self._links.fetch(link, DELIVERY)
         return from_base64(encoded)

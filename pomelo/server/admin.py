@@ -10,14 +10,15 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Collection
 
-from pomelo import pages, times
-from pomelo.accounts import AccountOffice, unknown_account
-from pomelo.admission.keys import Keyring
+from pomelo import times
+from pomelo.accounts import pages
+from pomelo.accounts.accounts import AccountAdmin, unknown_account
+from pomelo.accounts.audit import audit
+from pomelo.accounts.keys import Keyring
+from pomelo.accounts.usage import UsageReader
 from pomelo.errors import invalid, missing
 from pomelo.gen.v1 import admin_service_pb2 as pb
 from pomelo.gen.v1.admin_service_pb2_grpc import AdminServiceServicer
-from pomelo.metering.audit import audit
-from pomelo.metering.usage import UsageDesk
 from pomelo.server.calls import answering
 from pomelo.server.limits import Running
 from pomelo.server.rpc import Rpc
@@ -32,8 +33,8 @@ class AdminServicer(AdminServiceServicer):
         self,
         store: Store,
         keyring: Keyring,
-        accounts: AccountOffice,
-        usage: UsageDesk,
+        accounts: AccountAdmin,
+        usage: UsageReader,
         models: Collection[str],
         now: Callable[[], float] = time.time,
         *,
@@ -238,7 +239,7 @@ class AdminServicer(AdminServiceServicer):
         if not request.HasField("expire_time"):
             return None
         try:
-            expires = times.read(request.expire_time)
+            expires = times.from_timestamp(request.expire_time)
         except ValueError as error:
             raise invalid("expire_time", str(error)) from None
         if expires <= self._now():
@@ -263,7 +264,7 @@ def _key(record: KeyRecord) -> pb.Key:
         account=record.account,
         mode=pb.KEY_MODE_LIVE if record.live else pb.KEY_MODE_TEST,
         models=record.models,
-        create_time=times.written(record.created),
-        expire_time=None if record.expires is None else times.written(record.expires),
-        revoke_time=None if record.revoked is None else times.written(record.revoked),
+        create_time=times.to_timestamp(record.created),
+        expire_time=None if record.expires is None else times.to_timestamp(record.expires),
+        revoke_time=None if record.revoked is None else times.to_timestamp(record.revoked),
     )

@@ -17,11 +17,11 @@ from google.protobuf.descriptor import MethodDescriptor, ServiceDescriptor
 from google.protobuf.message_factory import GetMessageClass
 
 from pomelo.call import Call
-from pomelo.cancellation import is_cancelled, uncancel
 from pomelo.errors import PomeloError
+from pomelo.logs import format_trace
+from pomelo.process import is_cancelled, uncancel
 from pomelo.server.limits import CallLimits, Connections, ServerState
 from pomelo.server.rpc import Refusal, Rpc, bare
-from pomelo.traces import trace
 
 log = logging.getLogger("pomelo.server")
 
@@ -199,5 +199,5 @@ def _serve(method: MethodDescriptor, function: Callable[..., Awaitable[Any]]) ->
 
 
 def _unforeseen(call: Call, fault: Exception) -> PomeloError:
-    log.error("request %s failed unexpectedly\n%s", call.request_id, trace(fault))
+    log.error("request %s failed unexpectedly\n%s", call.request_id, format_trace(fault))
     return PomeloError("internal_error")

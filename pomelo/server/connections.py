@@ -16,10 +16,10 @@ from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, replace
 from ipaddress import IPv4Network, IPv6Network
 
+from pomelo.logs import format_trace
 from pomelo.origin import is_within, network
 from pomelo.server.limits import Connections
 from pomelo.server.sockets import AcceptedSocket, AcceptedSockets
-from pomelo.traces import trace
 
 log = logging.getLogger("pomelo.server")
 
@@ -279,7 +279,7 @@ class ConnectionGuard(Connections):
             except OSError:
                 pass  # no descriptor is free; one may be soon
             except Exception as fault:
-                log.error("the guard of gRPC connections failed once\n%s", trace(fault))
+                log.error("the guard of gRPC connections failed once\n%s", format_trace(fault))
             pause = min(max((time.perf_counter() - started) / _SCAN_SHARE, _LEAST_PAUSE), most)
             await asyncio.sleep(_URGENT_PAUSE)
             with suppress(TimeoutError):

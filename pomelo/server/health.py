@@ -1,6 +1,6 @@
 """grpc.health.v1: reports to load balancers and probes whether to send calls here.
 
-Made by `pomelo.server.main`. It needs no key and no other part of Pomelo, so it also answers when callers
+Made by `pomelo.server.server`. It needs no key and no other part of Pomelo, so it also answers when callers
 are refused. Its watches end when the server drains, so that a watcher does not hold up the shutdown.
 """
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from types import TracebackType
 
 from pomelo.errors import PomeloError
-from pomelo.inflight import FairPermits
+from pomelo.in_flight import FairSemaphore
 from pomelo.origin import GatewayProof
 from pomelo.service import AccessService
 
@@ -241,5 +241,5 @@ class ServerState:
         self.health_reads = NewestFirst(limits.health_reads)
         self.forwarded = Pool(limits.forwarded)
         self.lookups = Pool(limits.lookups)
-        self.reads = FairPermits(limits.reads)
-        self.uploads = FairPermits(limits.uploads)
+        self.reads = FairSemaphore(limits.reads)
+        self.uploads = FairSemaphore(limits.uploads)

@@ -12,11 +12,11 @@ from google.protobuf.message import DecodeError
 
 from pomelo.call import Call
 from pomelo.errors import BODY_ERRORS, TABLE, PomeloError
-from pomelo.inflight import FairPermits
+from pomelo.in_flight import FairSemaphore
 from pomelo.server import budget
 from pomelo.server.limits import ServerState
 from pomelo.service import Visit
-from pomelo.wire import OPEN_KEY, REFUSED_KEY, retry, status_code, to_status, trailing
+from pomelo.status import OPEN_KEY, REFUSED_KEY, retry, status_code, to_status, trailing
 
 _MIB = 1024 * 1024
 _SLACK = 5.0
@@ -133,7 +133,7 @@ class Rpc:
         Raises:
             PomeloError: concurrency_limit_exceeded, overloaded, store_unavailable.
         """
-        if self.call.secret is None:
+        if self.call.api_key is None:
             return None
         try:
             await self.admit()
@@ -183,7 +183,7 @@ class Rpc:
             when, self.late = self.call.deadline, _DEADLINE
         self.scope.reschedule(when)
 
-    async def _in_turn(self, turns: FairPermits, until: float, late: Late) -> None:
+    async def _in_turn(self, turns: FairSemaphore, until: float, late: Late) -> None:
         """Waits for a turn of the account. At `until` the call ends: as overloaded while it waits, as `late`
         once it has its turn."""
         owner = self._owner
@@ -350,7 +350,7 @@ class Rpc:
     def refuses_body(self, error: PomeloError) -> bool:
         """Whether `Visit.refuse` answers and counts an error: one that no service has seen, or one that
         refuses a large message."""
-        if self._accepted or "X-Credits-Charged" in self.call.reply:
+        if self._accepted or "X-Credits-Charged" in self.call.response_headers:
             return False  # the task was accepted and counted already
         if not self._served or error.code in BODY_ERRORS:
             return True
@@ -370,10 +370,10 @@ class Rpc:
             self._front.connections.reset(self._peer)
 
     def _reply(self) -> list[tuple[str, str]]:
-        return [(name.lower(), value) for name, value in self.call.reply.items()]
+        return [(name.lower(), value) for name, value in self.call.response_headers.items()]
 
     def _trailer(self) -> list[tuple[str, str]]:
-        return [(name.lower(), value) for name, value in self.call.trailer.items()]
+        return [(name.lower(), value) for name, value in self.call.response_trailers.items()]
 
 
 def _late(message: str) -> Late:

@@ -1,6 +1,6 @@
 """The gRPC services of callers: each method calls a port and sends back the result.
 
-Served by `pomelo.server.main`, called by `pomelo.server.calls`. They translate and decide nothing: no key
+Served by `pomelo.server.server`, called by `pomelo.server.calls`. They translate and decide nothing: no key
 check, limit or price.
 """
 
@@ -93,8 +93,8 @@ class MediaServicer:
 
     async def UploadMedia(self, rpc: Rpc) -> media_pb.UploadMediaResponse:
         """See the contract."""
-        if rpc.call.fault is not None:
-            raise rpc.call.fault
+        if rpc.call.header_error is not None:
+            raise rpc.call.header_error
         first = await rpc.next_message(media_pb.UploadMediaRequest)
         content_type, begun = "", []
         if first is not None:

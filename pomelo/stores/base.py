@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from pomelo.errors import PomeloError
-from pomelo.stores.ledger import PAGE, AccountStore, LedgerStore, LostHoldError, UsageStore
+from pomelo.stores.ledger import PAGE, AccountStore, LedgerStore, LostReservationError, UsageStore
 
 DEFAULT_ACCOUNT = "default"
 """The account that every new store has."""
@@ -24,7 +24,7 @@ class UnknownAccountError(LookupError):
     """There is no account of that name."""
 
 
-DECLARED_ERRORS = (PomeloError, LostHoldError, UnknownAccountError)
+DECLARED_ERRORS = (PomeloError, LostReservationError, UnknownAccountError)
 """The errors that the roles below declare; a store turns all others into these."""
 
 

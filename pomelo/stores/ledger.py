@@ -27,7 +27,7 @@ REPLAY_SECONDS = 24 * 3600.0
 """How long an answer is kept for its Idempotency-Key."""
 
 
-SHARES = 20
+DEFAULT_SHARES = 20
 """Among how many tasks a wallet is shared whose plan does not limit concurrent ones."""
 
 
@@ -47,7 +47,8 @@ class UsageRecord:
     part of what was written. `provider_micros` are the microdollars that the provider reported as the task's
     cost, where it was billed by that. `cost` is what was charged; `uncollected` what it should have been
     beyond that, 0 unless a vendor used more than the task could hold. `prices` are those that it was counted
-    by, as `pomelo.pricing` writes them: with the counts they give cost + uncollected. `source` says who
+    by, as `pomelo.catalog.pricing` writes them: with the counts they give cost + uncollected. `source` says
+    who
     counted: "provider", "estimated" (by us), or "recovered" (last noted before the process died). `complete`
     is False for an answer that was cut or left. `at` is Unix seconds, when it was settled.
     """
@@ -90,7 +91,7 @@ class UsageRecord:
 
 
 @dataclass(frozen=True, slots=True)
-class Repeatable:
+class IdempotencyKey:
     """An Idempotency-Key of a wallet, and the digest of the request that it came with."""
 
     key: str
@@ -98,7 +99,7 @@ class Repeatable:
 
 
 @dataclass(frozen=True, slots=True)
-class Take:
+class ReserveRequest:
     """What a task asks for. `draft` is its record so far, of cost 0.
 
     It holds `most` microcredits, or all that is available if that is at least `least`. With `enough` it
@@ -108,34 +109,34 @@ class Take:
     """
 
     draft: UsageRecord
-    least: int
-    most: int
+    minimum: int
+    maximum: int
     requests_limit: int | None = None
-    slots_limit: int | None = None
+    concurrency_limit: int | None = None
     tokens: int = 0
     tokens_limit: int | None = None
-    repeatable: Repeatable | None = None
-    enough: int = 0
+    idempotency_key: IdempotencyKey | None = None
+    sufficient: int = 0
 
 
 @dataclass(frozen=True, slots=True)
-class Standing:
+class LimitStatus:
     """A wallet's limits and money at a moment: what is used of a window, and the seconds until it ends (0:
     none is open); slots that are taken; microcredits that can be held."""
 
     available: int
     requests: int = 0
     requests_reset: float = 0.0
-    slots: int = 0
+    concurrency: int = 0
     tokens: int = 0
     tokens_reset: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
-class Taken:
+class Reserved:
     """The task may run. `held` is between the take's `least` and `most`."""
 
-    standing: Standing
+    limit_status: LimitStatus
     held: int
 
 
@@ -145,16 +146,16 @@ class Refused:
     rate_limit_exceeded, concurrency_limit_exceeded, token_limit_exceeded or insufficient_credits; where
     several apply, the first of these."""
 
-    standing: Standing
+    limit_status: LimitStatus
     code: str
 
 
 @dataclass(frozen=True, slots=True)
-class Repeated:
+class ReplayedAnswer:
     """The request was answered before, within REPLAY_SECONDS; nothing was taken. `answer` is what its
     settlement kept."""
 
-    standing: Standing
+    limit_status: LimitStatus
     record: UsageRecord
     answer: bytes
 
@@ -175,11 +176,11 @@ class Settled:
     """The record as it was kept: of a cost above the hold, the excess came out of what was available, and is
     `uncollected` where that was not enough."""
 
-    standing: Standing
+    limit_status: LimitStatus
     record: UsageRecord
 
 
-class LostHoldError(Exception):
+class LostReservationError(Exception):
     """The task's hold is gone: this process was taken for dead, and the task was charged what it had noted.
     It may deliver nothing more."""
 
@@ -190,7 +191,7 @@ class UnknownOutcomeError(PomeloError):
 
 
 @dataclass(frozen=True, slots=True)
-class Reservation:
+class OpenReservation:
     """What a task that has not ended holds: `amount` microcredits and one slot. `record` is its
     record so far: its cost is the last noted cost, its `at` the time of the take or of the last
     note. `own`: this process took it."""
@@ -234,7 +235,7 @@ class LedgerStore(Protocol):
     outcome; it then changes nothing and gives what the first one gave.
     """
 
-    def take(self, take: Take) -> Awaitable[Taken | Refused | Repeated]:
+    def reserve(self, take: ReserveRequest) -> Awaitable[Reserved | Refused | ReplayedAnswer]:
         """Takes all that a task needs, or nothing."""
         ...
 
@@ -255,11 +256,11 @@ class LedgerStore(Protocol):
         """Notes what running tasks have used and cost so far; gives the ids of those whose hold is gone."""
         ...
 
-    async def standing(self, wallet: Wallet, model: str = "") -> Standing:
+    async def limit_status(self, wallet: Wallet, model: str = "") -> LimitStatus:
         """A wallet's limits and money now; its tokens of `model`."""
         ...
 
-    async def reservations(self, *, own: bool = False) -> list[Reservation]:
+    async def reservations(self, *, own: bool = False) -> list[OpenReservation]:
         """What tasks hold, in order of task id. With `own`: only tasks that this process took,
         without those that the store itself is about to end."""
         ...

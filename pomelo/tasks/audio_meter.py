@@ -9,7 +9,7 @@ from __future__ import annotations
 from io import BytesIO
 from math import ceil
 
-from pomelo import audio as samples
+from pomelo.media import audio as samples
 
 _HEAD = 4096
 """Bytes within which the samples of a WAV file begin."""

@@ -10,44 +10,44 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from pomelo.catalog import ENCODER_PADDING_MS, Model, Route
+from pomelo.catalog.catalog import ENCODER_PADDING_MS, Model, Route
+from pomelo.catalog.pricing import Usage
 from pomelo.gen.v1.media_pb2 import ResponseFormat
 from pomelo.gen.v1.task_pb2 import TaskResult
 from pomelo.gen.v1.task_service_pb2 import StreamTaskResponse
-from pomelo.media import MediaWriter
-from pomelo.pricing import Used
+from pomelo.media.store import MediaWriter
 
-UNASKED_MOST = 3 * 1024 * 1024
+MAX_INLINE_DEFAULT = 3 * 1024 * 1024
 """Bytes of a medium that ride in an answer when the caller did not say how it should come back."""
 
-STREAM_UNASKED_MOST = 45 * 1024
+MAX_INLINE_STREAM_DEFAULT = 45 * 1024
 """The same for a stream: as base64 they make a line of less than 64 KiB, which every client can read."""
 
-INLINE_MOST = 16 * 1024 * 1024
+MAX_INLINE = 16 * 1024 * 1024
 """Bytes of a medium that ride in an answer at all; above it there is a link alone, whatever was asked for."""
 
 
-INLINE_INSTEAD = UNASKED_MOST
+MAX_INLINE_FALLBACK = MAX_INLINE_DEFAULT
 """The most bytes of a media file that an answer contains inline, in place of a link, when the file
 can't be stored: every client accepts an answer of that size."""
 
 
-def inline_most(wanted: ResponseFormat.ValueType, *, stream: bool) -> int:
+def max_inline(wanted: ResponseFormat.ValueType, *, stream: bool) -> int:
     """Bytes of a medium that ride in an answer, or in the last event of a stream, when `wanted` was asked
     for."""
     if wanted == ResponseFormat.RESPONSE_FORMAT_URL:
         return 0
     if wanted:
-        return INLINE_MOST
-    return STREAM_UNASKED_MOST if stream else UNASKED_MOST
+        return MAX_INLINE
+    return MAX_INLINE_STREAM_DEFAULT if stream else MAX_INLINE_DEFAULT
 
 
-DENSEST_BYTES = 125
+MIN_BYTES_PER_SECOND = 125
 """Bytes of a second of audio that can't be measured: less than any such encoding in use has (1 kbit/s)."""
 
 
 @dataclass(frozen=True, slots=True)
-class Heard:
+class AudioInfo:
     """Input audio: its size in bytes and its measured length in milliseconds (0: it can't be
     measured)."""
 
@@ -61,7 +61,7 @@ class Heard:
         to have the densest encoding.
         """
         limit = model.limits.max_audio_seconds * 1000
-        most = -(-self.ms * 102 // 100) if self.ms else -(-self.size * 1000 // DENSEST_BYTES)
+        most = -(-self.ms * 102 // 100) if self.ms else -(-self.size * 1000 // MIN_BYTES_PER_SECOND)
         return min(most, limit) if limit else most
 
     def exceeds(self, model: Model) -> bool:
@@ -71,7 +71,7 @@ class Heard:
 
 
 @dataclass(frozen=True, slots=True)
-class Bound:
+class Estimate:
     """The least and the most that a task can use. They differ if its output may be cut to what the
     account can pay; `enough` is what it should be able to use even if other tasks then can't run.
     `tokens` is the likely use, for the tokens-per-minute limit. `exact`: the task uses exactly this.
@@ -79,9 +79,9 @@ class Bound:
     measured length of input audio (0: unknown).
     """
 
-    least: Used
-    most: Used
-    enough: Used | None = None
+    minimum: Usage
+    maximum: Usage
+    sufficient: Usage | None = None
     tokens: int = 0
     exact: bool = False
     input_tokens: int = 0
@@ -89,18 +89,18 @@ class Bound:
 
 
 @dataclass(slots=True)
-class Delivered:
+class Progress:
     """What has gone out of an answer: bytes, and pieces that had any. `reported` is what the provider has
     said so far that the input was, None before it has. `audio_ms` is the measured length of audio, None if it
     can't be measured."""
 
     size: int = 0
     pieces: int = 0
-    reported: Used | None = None
+    reported: Usage | None = None
     audio_ms: int | None = None
 
 
-class Fold(Protocol):
+class Collector(Protocol):
     """Gathers one task's events into its result; one for each task."""
 
     def add(self, event: StreamTaskResponse) -> StreamTaskResponse | None:
@@ -123,7 +123,7 @@ class Fold(Protocol):
         """
         ...
 
-    def used(self) -> tuple[Used, bool]:
+    def used(self) -> tuple[Usage, bool]:
         """What the finished task used, and whether the provider counted it."""
         ...
 
@@ -133,27 +133,27 @@ class Fold(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Folding:
+class CollectorContext:
     """What a fold is made for: the task's input, model and bound, whether a stream is wanted, where media go,
     and whether media are kept even when the caller wants no link. Whoever passes a stream on counts in
     `delivered` what has gone out."""
 
     input: Any
     model: Model
-    bound: Bound
+    bound: Estimate
     stream: bool
     writer: Callable[[str], MediaWriter]
     keep: bool = False
-    delivered: Delivered = field(default_factory=Delivered)
+    delivered: Progress = field(default_factory=Progress)
 
 
-def no_media(given: Any, bound: Bound) -> int:
+def no_media(given: Any, bound: Estimate) -> int:
     """The media size of an answer without media."""
     return 0
 
 
 @dataclass(frozen=True, slots=True)
-class TaskKind:
+class TaskDefinition:
     """One row of the table of kinds.
 
     `name` is the field of Task.input and the name of the providers' method. `check` raises `PomeloError`
@@ -166,13 +166,13 @@ class TaskKind:
     name: str
     id_prefix: str
     check: Callable[[Any, Model], None]
-    fold: Callable[[Folding], Fold]
-    bound: Callable[[Any, Model, Route, Heard], Bound]
-    partly: Callable[[Any, Bound, Delivered], Used]
+    fold: Callable[[CollectorContext], Collector]
+    bound: Callable[[Any, Model, Route, AudioInfo], Estimate]
+    partly: Callable[[Any, Estimate, Progress], Usage]
     audio: bool = False
-    media_size: Callable[[Any, Bound], int] = no_media
+    media_size: Callable[[Any, Estimate], int] = no_media
 
 
-def nothing(given: Any, bound: Bound, delivered: Delivered) -> Used:
+def no_usage(given: Any, bound: Estimate, delivered: Progress) -> Usage:
     """Of an answer that comes whole or not at all."""
-    return Used()
+    return Usage()

@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
-from pomelo.catalog import SIDE, Model, Route
+from pomelo.catalog.catalog import SIDE, Model, Route
+from pomelo.catalog.pricing import Usage
 from pomelo.errors import PomeloError
 from pomelo.gen.v1.image_pb2 import GeneratedImage, ImageFormat, ImageInput
 from pomelo.gen.v1.media_pb2 import ResponseFormat
 from pomelo.gen.v1.task_pb2 import TaskResult
 from pomelo.gen.v1.task_service_pb2 import StreamTaskResponse
-from pomelo.pricing import Used
-from pomelo.tasks.base import INLINE_INSTEAD, Bound, Folding, Heard, TaskKind, inline_most, nothing
-from pomelo.tasks.ranges import SEED_MOST, filled, known, within
+from pomelo.tasks.base import (
+    MAX_INLINE_FALLBACK,
+    AudioInfo,
+    CollectorContext,
+    Estimate,
+    TaskDefinition,
+    max_inline,
+    no_usage,
+)
+from pomelo.tasks.fields import MAX_SEED, filled, known, within
 
 SIDE_LEAST, SIDE_MOST = 64, 2048
 
@@ -26,26 +34,26 @@ def check(given: ImageInput, model: Model) -> None:
     within(given, "height", SIDE_LEAST, SIDE_MOST)
     within(given, "num_inference_steps", 1, 100)
     within(given, "guidance_scale", 0, 20)
-    within(given, "seed", 0, SEED_MOST)
+    within(given, "seed", 0, MAX_SEED)
     known(given, "output_format", ImageFormat)
     known(given, "response_format", ResponseFormat)
 
 
-def bound(given: ImageInput, model: Model, route: Route, heard: Heard) -> Bound:
+def estimate(given: ImageInput, model: Model, route: Route, heard: AudioInfo) -> Estimate:
     """One picture, of the size that the route's model makes of what is asked for."""
     pixels = 1
     for name in ("width", "height"):
         pixels *= getattr(given, name) if given.HasField(name) else route.fit(name, SIDE) or SIDE
-    used = Used(images=1, pixels=pixels)
-    return Bound(used, used, exact=True)
+    used = Usage(images=1, pixels=pixels)
+    return Estimate(used, used, exact=True)
 
 
-class ImageFold:
+class ImageCollector:
     """Passes progress on; keeps the picture until the end."""
 
     __slots__ = ("_folding", "_picture")
 
-    def __init__(self, folding: Folding) -> None:
+    def __init__(self, folding: CollectorContext) -> None:
         self._folding = folding
         self._picture: GeneratedImage | None = None
 
@@ -64,7 +72,7 @@ class ImageFold:
             raise PomeloError("provider_failed")
         wanted = self._folding.input.response_format
         image = result.image.images.add(content_type=picture.content_type)
-        inline = len(picture.data) <= inline_most(wanted, stream=self._folding.stream)
+        inline = len(picture.data) <= max_inline(wanted, stream=self._folding.stream)
         if inline:
             image.data = picture.data
         if wanted != ResponseFormat.RESPONSE_FORMAT_B64_JSON or not inline or self._folding.keep:
@@ -74,22 +82,22 @@ class ImageFold:
                     image.media.CopyFrom(writer.commit())
             except PomeloError:
                 # It was paid for: without room for a link, return it inline if it is small enough.
-                if self._folding.keep or len(picture.data) > INLINE_INSTEAD:
+                if self._folding.keep or len(picture.data) > MAX_INLINE_FALLBACK:
                     raise
                 image.data = picture.data
         return None
 
-    def used(self) -> tuple[Used, bool]:
+    def used(self) -> tuple[Usage, bool]:
         """See Fold."""
-        return self._folding.bound.most, True
+        return self._folding.bound.maximum, True
 
     def close(self) -> None:
         """See Fold."""
 
 
-def media_size(given: ImageInput, bound: Bound) -> int:
+def media_size(given: ImageInput, bound: Estimate) -> int:
     """The media size of images that can't be compressed."""
-    return 4 * bound.most.pixels
+    return 4 * bound.maximum.pixels
 
 
-KIND = TaskKind("image", "img_", check, ImageFold, bound, nothing, media_size=media_size)
+DEFINITION = TaskDefinition("image", "img_", check, ImageCollector, estimate, no_usage, media_size=media_size)

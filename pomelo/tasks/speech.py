@@ -4,20 +4,28 @@ from __future__ import annotations
 
 from math import ceil
 
-from pomelo.audio import RATES
-from pomelo.catalog import DEFAULT_FORMAT, Model, Route
+from pomelo.catalog.catalog import DEFAULT_FORMAT, Model, Route
+from pomelo.catalog.languages import iso_language
+from pomelo.catalog.pricing import Usage
+from pomelo.catalog.voice_names import is_name
 from pomelo.errors import PomeloError, invalid, missing
 from pomelo.gen.v1.media_pb2 import ResponseFormat
 from pomelo.gen.v1.speech_pb2 import AudioInput, SpeechToSpeechInput, TextToSpeechInput, VoiceSettings
 from pomelo.gen.v1.task_pb2 import TaskResult
 from pomelo.gen.v1.task_service_pb2 import StreamTaskResponse
-from pomelo.languages import iso_language
-from pomelo.media import MediaWriter
-from pomelo.pricing import Used
+from pomelo.media.audio import RATES
+from pomelo.media.store import MediaWriter
 from pomelo.tasks.audio_meter import AudioMeter
-from pomelo.tasks.base import INLINE_INSTEAD, Bound, Delivered, Folding, Heard, TaskKind, inline_most
-from pomelo.tasks.ranges import filled, known, within
-from pomelo.voice_names import is_name
+from pomelo.tasks.base import (
+    MAX_INLINE_FALLBACK,
+    AudioInfo,
+    CollectorContext,
+    Estimate,
+    Progress,
+    TaskDefinition,
+    max_inline,
+)
+from pomelo.tasks.fields import filled, known, within
 
 FORMATS = frozenset(
     [f"mp3_44100_{kbits}" for kbits in (32, 64, 96, 128, 192)]
@@ -93,37 +101,37 @@ def _check_voice(given: TextToSpeechInput | SpeechToSpeechInput) -> None:
     known(given, "response_format", ResponseFormat)
 
 
-def bound_text(given: TextToSpeechInput, model: Model, route: Route, heard: Heard) -> Bound:
+def bound_text(given: TextToSpeechInput, model: Model, route: Route, heard: AudioInfo) -> Estimate:
     """The characters of the text."""
-    used = Used(characters=len(given.text))
-    return Bound(used, used, exact=True)
+    used = Usage(characters=len(given.text))
+    return Estimate(used, used, exact=True)
 
 
-def bound_sound(given: SpeechToSpeechInput, model: Model, route: Route, heard: Heard) -> Bound:
+def bound_sound(given: SpeechToSpeechInput, model: Model, route: Route, heard: AudioInfo) -> Estimate:
     """The length of the input audio; the answer is about as long."""
-    used = Used(audio_ms=heard.most(model))
-    return Bound(used, used, heard_ms=heard.ms)
+    used = Usage(audio_ms=heard.most(model))
+    return Estimate(used, used, heard_ms=heard.ms)
 
 
-def partly_text(given: TextToSpeechInput, bound: Bound, delivered: Delivered) -> Used:
+def partly_text(given: TextToSpeechInput, bound: Estimate, delivered: Progress) -> Usage:
     """The characters spoken in the delivered time; all of them if that can't be measured."""
     if not delivered.size:
-        return Used()
-    most = bound.most.characters
+        return Usage()
+    most = bound.maximum.characters
     if delivered.audio_ms is None:
-        return Used(characters=most)
+        return Usage(characters=most)
     spoken = ceil(delivered.audio_ms * SPOKEN_CHARACTERS * _speed(given) / 1000)
-    return Used(characters=min(max(spoken, 1), most))
+    return Usage(characters=min(max(spoken, 1), most))
 
 
-def partly_sound(given: SpeechToSpeechInput, bound: Bound, delivered: Delivered) -> Used:
+def partly_sound(given: SpeechToSpeechInput, bound: Estimate, delivered: Progress) -> Usage:
     """The input audio that was spoken in the delivered time; all of it if that can't be measured."""
     if not delivered.size:
-        return Used()
-    most = min(bound.heard_ms, bound.most.audio_ms) or bound.most.audio_ms
+        return Usage()
+    most = min(bound.heard_ms, bound.maximum.audio_ms) or bound.maximum.audio_ms
     if delivered.audio_ms is None:
-        return Used(audio_ms=most)
-    return Used(audio_ms=min(max(ceil(delivered.audio_ms * _speed(given)), 1), most))
+        return Usage(audio_ms=most)
+    return Usage(audio_ms=min(max(ceil(delivered.audio_ms * _speed(given)), 1), most))
 
 
 def _speed(given: TextToSpeechInput | SpeechToSpeechInput) -> float:
@@ -138,17 +146,17 @@ def _per_second(given: TextToSpeechInput | SpeechToSpeechInput) -> int:
     return int(kbits[0]) * 125 if kbits else int(rate) * width
 
 
-def media_size_of_text(given: TextToSpeechInput, bound: Bound) -> int:
+def media_size_of_text(given: TextToSpeechInput, bound: Estimate) -> int:
     """The media size of a text that is spoken at half the usual speed."""
-    return 2 * bound.most.characters * _per_second(given) // SPOKEN_CHARACTERS
+    return 2 * bound.maximum.characters * _per_second(given) // SPOKEN_CHARACTERS
 
 
-def media_size_of_sound(given: SpeechToSpeechInput, bound: Bound) -> int:
+def media_size_of_sound(given: SpeechToSpeechInput, bound: Estimate) -> int:
     """The media size of audio as long as the input audio at the speed that is asked for."""
-    return ceil((bound.most.audio_ms / _speed(given) + SLACK_MS) * _per_second(given) / 1000)
+    return ceil((bound.maximum.audio_ms / _speed(given) + SLACK_MS) * _per_second(given) / 1000)
 
 
-class SpeechFold:
+class SpeechCollector:
     """Writes the audio to the media store as it arrives, and collects it if it is returned inline.
 
     If the store has no room, the answer has no link: a stream delivers the audio anyway, and a
@@ -158,14 +166,14 @@ class SpeechFold:
 
     __slots__ = ("_chunks", "_content_type", "_folding", "_meter", "_most", "_size", "_writer")
 
-    def __init__(self, folding: Folding) -> None:
+    def __init__(self, folding: CollectorContext) -> None:
         self._folding = folding
         self._content_type = ""
         self._meter: AudioMeter | None = None
         self._size = 0
         self._writer: MediaWriter | None = None
         self._chunks: list[bytes] = []
-        self._most = 0 if folding.stream else inline_most(folding.input.response_format, stream=False)
+        self._most = 0 if folding.stream else max_inline(folding.input.response_format, stream=False)
 
     def add(self, event: StreamTaskResponse) -> StreamTaskResponse | None:
         """See Fold."""
@@ -221,27 +229,27 @@ class SpeechFold:
         """
         writer = self._writer
         assert writer is not None
-        if self._folding.keep or (not self._folding.stream and self._size > INLINE_INSTEAD):
+        if self._folding.keep or (not self._folding.stream and self._size > MAX_INLINE_FALLBACK):
             raise error
         if not self._folding.stream:
             before = self._size - len(last)
             self._chunks = [writer.contents()[:before], last]
-            self._most = INLINE_INSTEAD
+            self._most = MAX_INLINE_FALLBACK
         writer.close()
         self._writer = None
 
-    def used(self) -> tuple[Used, bool]:
+    def used(self) -> tuple[Usage, bool]:
         """See Fold."""
         bound = self._folding.bound
         if bound.exact:
-            return bound.most, True  # a text's characters
-        most, heard = bound.most.audio_ms, bound.heard_ms
+            return bound.maximum, True  # a text's characters
+        most, heard = bound.maximum.audio_ms, bound.heard_ms
         spoken = self._meter.ms if self._meter is not None else None
         answered = ceil((spoken or 0) * _speed(self._folding.input))
         if not answered or (heard and answered <= 2 * heard + SLACK_MS and heard <= 2 * answered + SLACK_MS):
-            return Used(audio_ms=min(heard, most) or most), bool(heard)
+            return Usage(audio_ms=min(heard, most) or most), bool(heard)
         # The input was not measured, or the provider used other audio than was measured.
-        return Used(audio_ms=min(answered, most)), False
+        return Usage(audio_ms=min(answered, most)), False
 
     def close(self) -> None:
         """See Fold."""
@@ -249,20 +257,20 @@ class SpeechFold:
             self._writer.close()
 
 
-TEXT_TO_SPEECH = TaskKind(
+TEXT_TO_SPEECH = TaskDefinition(
     "text_to_speech",
     "speech_",
     check_text_to_speech,
-    SpeechFold,
+    SpeechCollector,
     bound_text,
     partly_text,
     media_size=media_size_of_text,
 )
-SPEECH_TO_SPEECH = TaskKind(
+SPEECH_TO_SPEECH = TaskDefinition(
     "speech_to_speech",
     "speech_",
     check_speech_to_speech,
-    SpeechFold,
+    SpeechCollector,
     bound_sound,
     partly_sound,
     audio=True,

@@ -5,44 +5,44 @@ from __future__ import annotations
 import logging
 from dataclasses import replace
 
-from pomelo import data_uris
-from pomelo.catalog import Model, Route
+from pomelo.catalog.catalog import Model, Route
+from pomelo.catalog.pricing import MAX_TOKENS, Usage
 from pomelo.errors import PomeloError, invalid, missing
 from pomelo.gen.v1.task_pb2 import TaskResult
 from pomelo.gen.v1.task_service_pb2 import StreamTaskResponse
 from pomelo.gen.v1.text_pb2 import Message, Role, TextInput, TokenUsage
-from pomelo.images import image_type
-from pomelo.pricing import TOKENS_MOST, Used
-from pomelo.tasks.base import Bound, Delivered, Folding, Heard, TaskKind
-from pomelo.tasks.ranges import SEED_MOST, within
+from pomelo.media import data_uris
+from pomelo.media.images import image_type
+from pomelo.tasks.base import AudioInfo, CollectorContext, Estimate, Progress, TaskDefinition
+from pomelo.tasks.fields import MAX_SEED, within
 
 log = logging.getLogger("pomelo.tasks")
 
-MESSAGES_MOST = 10_000
-PARTS_MOST = 100
-ALL_PARTS_MOST = 10_000
+MAX_MESSAGES = 10_000
+MAX_PARTS = 100
+MAX_ALL_PARTS = 10_000
 """The most parts in all messages together: checking one costs as much as checking a short
 message."""
-STOPS_MOST = 4
-USER_MOST = 256
+MAX_STOPS = 4
+MAX_USER_CHARACTERS = 256
 
 MESSAGE_TOKENS = 16
 """More than any model's wrapping of a message takes."""
 
-PICTURE_TOKENS = 6_000
+IMAGE_TOKENS = 6_000
 """More than any model takes for a picture."""
 
-ORDINARY_PICTURE_TOKENS = 1_100
+ORDINARY_IMAGE_TOKENS = 1_100
 """What models take for a picture of about a megapixel. It is assumed of every picture whose tokens the
 provider has not counted: the size that a picture claims could be a lie."""
 
-OUTPUT_ENOUGH = 1_024
+SUFFICIENT_OUTPUT_TOKENS = 1_024
 """Tokens that an answer without max_tokens should be able to have, if the balance covers them at all."""
 
-OUTPUT_MOST = 128_000
+MAX_OUTPUT_TOKENS = 128_000
 """The most tokens of an answer of a model whose entry doesn't say."""
 
-BYTES_OF_TOKEN = 8
+BYTES_PER_TOKEN = 8
 """More bytes than a token has on average, in any language: our own counts are never too high."""
 
 _SLICE = 16 * 1024
@@ -61,8 +61,8 @@ def check(given: TextInput, model: Model) -> None:
     messages = given.messages
     if not messages:
         raise missing("messages")
-    if len(messages) > MESSAGES_MOST:
-        raise invalid("messages", f"at most {MESSAGES_MOST:,} messages")
+    if len(messages) > MAX_MESSAGES:
+        raise invalid("messages", f"at most {MAX_MESSAGES:,} messages")
     characters = parts = 0
     for index, message in enumerate(messages):
         if message.role not in _ROLES:
@@ -72,20 +72,20 @@ def check(given: TextInput, model: Model) -> None:
             characters += len(message.content)
         else:
             parts += len(message.parts.parts)
-            if parts > ALL_PARTS_MOST:
-                raise invalid("messages", f"at most {ALL_PARTS_MOST:,} parts in all messages together")
+            if parts > MAX_ALL_PARTS:
+                raise invalid("messages", f"at most {MAX_ALL_PARTS:,} parts in all messages together")
             characters += _check_parts(message, f"messages[{index}].content")
     if given.HasField("max_tokens") and given.max_tokens < 1:
         raise invalid("max_tokens", "a whole number from 1")
     within(given, "temperature", 0, 2)
     within(given, "top_p", 0, 1)
-    within(given, "seed", 0, SEED_MOST)
+    within(given, "seed", 0, MAX_SEED)
     within(given, "presence_penalty", -2, 2)
     within(given, "frequency_penalty", -2, 2)
-    if given.stop and (len(given.stop) > STOPS_MOST or not all(given.stop)):
-        raise invalid("stop", f"at most {STOPS_MOST} strings, none of them empty")
-    if len(given.user) > USER_MOST:
-        raise invalid("user", f"at most {USER_MOST} characters")
+    if given.stop and (len(given.stop) > MAX_STOPS or not all(given.stop)):
+        raise invalid("stop", f"at most {MAX_STOPS} strings, none of them empty")
+    if len(given.user) > MAX_USER_CHARACTERS:
+        raise invalid("user", f"at most {MAX_USER_CHARACTERS} characters")
     # Words are fewer than tokens with every tokenizer, and counting them is slow: only where it can matter.
     most = model.limits.max_input_tokens
     if characters > most and _words(given) > most:
@@ -100,8 +100,8 @@ def _check_parts(message: Message, name: str) -> int:
     parts = message.parts.parts
     if not parts:
         raise missing(name)
-    if len(parts) > PARTS_MOST:
-        raise invalid(name, f"at most {PARTS_MOST} parts")
+    if len(parts) > MAX_PARTS:
+        raise invalid(name, f"at most {MAX_PARTS} parts")
     characters = 0
     for index, part in enumerate(parts):
         which = part.WhichOneof("part")
@@ -150,7 +150,7 @@ def _words_of(text: str) -> int:
     return count
 
 
-def bound(given: TextInput, model: Model, route: Route, heard: Heard) -> Bound:
+def estimate(given: TextInput, model: Model, route: Route, heard: AudioInfo) -> Estimate:
     """Tokens are at most bytes of UTF-8, with every tokenizer that is in use; the answer has at most what the
     caller asks for. Without max_tokens it may be cut to what can be paid."""
     size = pictures = 0
@@ -159,26 +159,28 @@ def bound(given: TextInput, model: Model, route: Route, heard: Heard) -> Bound:
         for part in message.parts.parts:
             size += _size(part.text)
             pictures += part.HasField("image_url")
-    tokens = size + MESSAGE_TOKENS * (len(given.messages) + 1) + PICTURE_TOKENS * pictures
+    tokens = size + MESSAGE_TOKENS * (len(given.messages) + 1) + IMAGE_TOKENS * pictures
     limits = model.limits
     if limits.max_input_tokens:
         tokens = min(tokens, limits.max_input_tokens)
-    most = limits.max_output_tokens or OUTPUT_MOST
+    most = limits.max_output_tokens or MAX_OUTPUT_TOKENS
     asked = min(given.max_tokens, most) if given.HasField("max_tokens") else 0
-    return Bound(
-        least=Used(input_tokens=tokens, output_tokens=asked or 1),
-        most=Used(input_tokens=tokens, output_tokens=asked or most),
-        enough=None if asked else Used(input_tokens=tokens, output_tokens=min(OUTPUT_ENOUGH, most)),
+    return Estimate(
+        minimum=Usage(input_tokens=tokens, output_tokens=asked or 1),
+        maximum=Usage(input_tokens=tokens, output_tokens=asked or most),
+        sufficient=None
+        if asked
+        else Usage(input_tokens=tokens, output_tokens=min(SUFFICIENT_OUTPUT_TOKENS, most)),
         tokens=size // 4 + asked,
-        input_tokens=max(_words(given), size // BYTES_OF_TOKEN) + ORDINARY_PICTURE_TOKENS * pictures,
+        input_tokens=max(_words(given), size // BYTES_PER_TOKEN) + ORDINARY_IMAGE_TOKENS * pictures,
     )
 
 
-def partly(given: TextInput, bound: Bound, delivered: Delivered) -> Used:
+def partial_usage(given: TextInput, bound: Estimate, delivered: Progress) -> Usage:
     """The provider's count of the input if it has reported one, else our own: for text lower than that of any
     tokenizer, for an image an ordinary one."""
-    reported = delivered.reported or Used(input_tokens=min(bound.input_tokens, bound.most.input_tokens))
-    tokens = min(max(delivered.pieces, delivered.size // BYTES_OF_TOKEN), bound.most.output_tokens)
+    reported = delivered.reported or Usage(input_tokens=min(bound.input_tokens, bound.maximum.input_tokens))
+    tokens = min(max(delivered.pieces, delivered.size // BYTES_PER_TOKEN), bound.maximum.output_tokens)
     return replace(reported, output_tokens=tokens)
 
 
@@ -187,19 +189,19 @@ def _size(text: str) -> int:
     return len(text) if text.isascii() else len(text.encode())
 
 
-class TextFold:
+class TextCollector:
     """Joins deltas if the whole text is needed; else it only counts them. The last delta, which has
     finish_reason and usage, is held until the task is settled. An earlier one may have the provider's count
     of the input, for an answer that has no later one."""
 
     __slots__ = ("_counted", "_delivered", "_folding", "_gathers", "_last", "_stream", "_text")
 
-    def __init__(self, folding: Folding) -> None:
+    def __init__(self, folding: CollectorContext) -> None:
         self._folding = folding
         self._stream = folding.stream
         self._gathers = not folding.stream or folding.keep
         self._text = bytearray()  # in a list each piece would take sixty bytes more
-        self._delivered = Delivered()
+        self._delivered = Progress()
         self._counted = True
         self._last: StreamTaskResponse | None = None
 
@@ -236,7 +238,7 @@ class TextFold:
             self._delivered.size += _size(delta.content)
             # The whole answer may be one piece.
             self._delivered.pieces += 0 if self._stream else len(delta.content.split())
-            used = partly(self._folding.input, self._folding.bound, self._delivered)
+            used = partial_usage(self._folding.input, self._folding.bound, self._delivered)
             if good_input:
                 used = replace(_used(delta.usage), output_tokens=used.output_tokens)
             elif good_output:
@@ -254,7 +256,7 @@ class TextFold:
         """Whether a provider's counts of input and of output are possible, where `content` is the last of the
         text. Those that are not are logged."""
         least = 1 if self._delivered.size or content else 0
-        most = self._folding.model.limits.max_output_tokens or TOKENS_MOST
+        most = self._folding.model.limits.max_output_tokens or MAX_TOKENS
         good_input = self._is_credible_input(usage)
         good_output = least <= usage.completion_tokens <= most
         if not (good_input and good_output):
@@ -272,13 +274,13 @@ class TextFold:
     def _is_credible_input(self, usage: TokenUsage) -> bool:
         cached, written = usage.cached_prompt_tokens, usage.cache_write_prompt_tokens
         return (
-            1 <= usage.prompt_tokens <= (self._folding.model.limits.max_input_tokens or TOKENS_MOST)
+            1 <= usage.prompt_tokens <= (self._folding.model.limits.max_input_tokens or MAX_TOKENS)
             and min(cached, written) >= 0
             and cached + written <= usage.prompt_tokens
             and 0 <= usage.cache_write_1h_prompt_tokens <= written
         )
 
-    def used(self) -> tuple[Used, bool]:
+    def used(self) -> tuple[Usage, bool]:
         """See Fold."""
         usage = self._last.text_delta.usage if self._last is not None else TokenUsage()
         return _used(usage), self._counted
@@ -287,8 +289,8 @@ class TextFold:
         """See Fold."""
 
 
-def _used(usage: TokenUsage) -> Used:
-    return Used(
+def _used(usage: TokenUsage) -> Usage:
+    return Usage(
         input_tokens=usage.prompt_tokens,
         output_tokens=usage.completion_tokens,
         cached_input_tokens=usage.cached_prompt_tokens,
@@ -297,7 +299,7 @@ def _used(usage: TokenUsage) -> Used:
     )
 
 
-def _usage(used: Used) -> TokenUsage:
+def _usage(used: Usage) -> TokenUsage:
     return TokenUsage(
         prompt_tokens=used.input_tokens,
         completion_tokens=used.output_tokens,
@@ -308,4 +310,4 @@ def _usage(used: Used) -> TokenUsage:
     )
 
 
-KIND = TaskKind("text", "task_", check, TextFold, bound, partly)
+DEFINITION = TaskDefinition("text", "task_", check, TextCollector, estimate, partial_usage)

@@ -5,15 +5,15 @@ from __future__ import annotations
 import logging
 from math import ceil, inf, isfinite
 
-from pomelo.catalog import Model, Route
+from pomelo.catalog.catalog import Model, Route
+from pomelo.catalog.languages import iso_language
+from pomelo.catalog.pricing import Usage
 from pomelo.errors import PomeloError
 from pomelo.gen.v1.speech_pb2 import SpeechToTextInput, Timestamps, Transcription
 from pomelo.gen.v1.task_pb2 import TaskResult
 from pomelo.gen.v1.task_service_pb2 import StreamTaskResponse
-from pomelo.languages import iso_language
-from pomelo.pricing import Used
-from pomelo.tasks.base import Bound, Folding, Heard, TaskKind, nothing
-from pomelo.tasks.ranges import known, within
+from pomelo.tasks.base import AudioInfo, CollectorContext, Estimate, TaskDefinition, no_usage
+from pomelo.tasks.fields import known, within
 from pomelo.tasks.speech import check_audio, check_language
 
 SPEAKERS_MOST = 32
@@ -33,18 +33,18 @@ def check(given: SpeechToTextInput, model: Model) -> None:
     known(given, "timestamps", Timestamps)
 
 
-def bound(given: SpeechToTextInput, model: Model, route: Route, heard: Heard) -> Bound:
+def bound(given: SpeechToTextInput, model: Model, route: Route, heard: AudioInfo) -> Estimate:
     """The length of the audio; in the end the provider reports it."""
-    used = Used(audio_ms=heard.most(model))
-    return Bound(used, used, heard_ms=heard.ms)
+    used = Usage(audio_ms=heard.most(model))
+    return Estimate(used, used, heard_ms=heard.ms)
 
 
-class TranscriptionFold:
+class TranscriptionCollector:
     """Keeps the one result."""
 
     __slots__ = ("_folding", "_transcription")
 
-    def __init__(self, folding: Folding) -> None:
+    def __init__(self, folding: CollectorContext) -> None:
         self._folding = folding
         self._transcription: Transcription | None = None
 
@@ -64,27 +64,27 @@ class TranscriptionFold:
         _repair_times(output)
         bound = self._folding.bound
         # Nobody may know the length; then the audio lasts at least until its last word ends.
-        ms = self._reported_ms() or min(bound.heard_ms, bound.most.audio_ms)
+        ms = self._reported_ms() or min(bound.heard_ms, bound.maximum.audio_ms)
         output.audio_seconds = ms / 1000 or max((word.end for word in output.words), default=0.0)
         return None
 
-    def used(self) -> tuple[Used, bool]:
+    def used(self) -> tuple[Usage, bool]:
         """See Fold."""
         bound = self._folding.bound
         if ms := self._reported_ms():
-            return Used(audio_ms=ms), True
-        return Used(audio_ms=min(bound.heard_ms, bound.most.audio_ms) or bound.most.audio_ms), False
+            return Usage(audio_ms=ms), True
+        return Usage(audio_ms=min(bound.heard_ms, bound.maximum.audio_ms) or bound.maximum.audio_ms), False
 
     def _reported_ms(self) -> int:
         """The length that the provider reports; 0 if there is none, as for silence, or it is impossible."""
         seconds = self._transcription.audio_seconds if self._transcription is not None else 0.0
         if not 0 < seconds < inf:  # false for NaN
             return 0
-        if seconds * 1000 > self._folding.bound.most.audio_ms:
+        if seconds * 1000 > self._folding.bound.maximum.audio_ms:
             log.warning(
                 "a provider reported %g s of audio that has at most %d ms",
                 seconds,
-                self._folding.bound.most.audio_ms,
+                self._folding.bound.maximum.audio_ms,
             )
             return 0
         return ceil(seconds * 1000)
@@ -104,4 +104,4 @@ def _repair_times(output: Transcription) -> None:
         last = word.end
 
 
-KIND = TaskKind("speech_to_text", "speech_", check, TranscriptionFold, bound, nothing, audio=True)
+KIND = TaskDefinition("speech_to_text", "speech_", check, TranscriptionCollector, bound, no_usage, audio=True)

@@ -8,9 +8,9 @@ from __future__ import annotations
 from decimal import Decimal
 from typing import Any
 
+from pomelo.catalog.reported_cost import microdollars
 from pomelo.gen.v1.text_pb2 import TextDelta
 from pomelo.providers.base import Event
-from pomelo.reported import microdollars
 
 PIECE_MOST = 64 * 1024
 TOKENS_MOST = 10**9

@@ -22,11 +22,11 @@ from dataclasses import dataclass, replace
 from decimal import Decimal
 from typing import Any
 
+from pomelo.catalog.reported_cost import Report
 from pomelo.errors import PomeloError
 from pomelo.providers import Credentials
 from pomelo.providers.base import CODES, Job, fit_hook, fitted, method
-from pomelo.providers.http import Http, Timeouts
-from pomelo.reported import Report
+from pomelo.providers.http.client import Http, Timeouts
 from pomelo.testing.addresses import Unresolving
 from pomelo.testing.broken import ASTRAY, BODY, Breaking, ahead, first, held
 from pomelo.testing.faults import FAULTS, LATE, OK, WORDED, Fault

@@ -19,11 +19,11 @@ from pomelo.errors import PomeloError
 from pomelo.stores.base import Store
 from pomelo.stores.ledger import (
     Grant,
-    LostHoldError,
+    LostReservationError,
+    Reserved,
+    ReserveRequest,
     Settled,
     Settlement,
-    Take,
-    Taken,
     UsageRecord,
     Wallet,
 )
@@ -198,13 +198,13 @@ def record(task_id: str, **changes: Any) -> UsageRecord:
     return UsageRecord(task_id, **(values | changes))
 
 
-def taking(task_id: str, least: int = 10, most: int | None = None, **changes: Any) -> Take:
+def taking(task_id: str, least: int = 10, most: int | None = None, **changes: Any) -> ReserveRequest:
     """What a task asks for; of what isn't a Take's, its record has it."""
     ours = {name: changes.pop(name) for name in _TAKES if name in changes}
-    return Take(record(task_id, **changes), least, least if most is None else most, **ours)
+    return ReserveRequest(record(task_id, **changes), least, least if most is None else most, **ours)
 
 
-_TAKES = ("requests_limit", "slots_limit", "tokens", "tokens_limit", "repeatable")
+_TAKES = ("requests_limit", "concurrency_limit", "tokens", "tokens_limit", "idempotency_key")
 
 
 def ending(
@@ -216,7 +216,7 @@ def ending(
 
 async def ran(store: Store, task_id: str, cost: int = 10, **changes: Any) -> Settled:
     """A task from its take to its settlement."""
-    assert isinstance(await store.take(taking(task_id, cost, **changes)), Taken)
+    assert isinstance(await store.reserve(taking(task_id, cost, **changes)), Reserved)
     return await store.settle(ending(task_id, cost, **changes))
 
 
@@ -239,6 +239,6 @@ async def lost(asked: Awaitable[Any]) -> bool:
     """Whether the task's hold is gone."""
     try:
         await asked
-    except LostHoldError:
+    except LostReservationError:
         return True
     return False

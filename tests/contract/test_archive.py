@@ -9,10 +9,10 @@ import pytest
 from redis import Redis
 
 from pomelo.errors import PomeloError
+from pomelo.stores.archive.sqlite import Archive, open_archive
 from pomelo.stores.base import StoreError
 from pomelo.stores.ledger import Grant, UsageQuery, Wallet
 from pomelo.stores.redis import Timing, open_redis
-from pomelo.stores.redis.archive import Archive, open_archive
 from tests.contract.ledger_rig import WALLET, ending, record, taking
 from tests.ports import free_port
 from tests.postgres_server import PostgresServer, programs, user
@@ -139,7 +139,7 @@ async def test_what_redis_settled_is_in_the_archive_once_and_no_longer_in_redis(
             await store.add_account(WALLET.account, "pro", 1.0)
             await store.grant(Grant("g", WALLET, 1_000, 1.0))
             for n in range(20):
-                await store.take(taking(f"t{n}", 10))
+                await store.reserve(taking(f"t{n}", 10))
                 await store.settle(ending(f"t{n}", 10))
                 assert len((await store.list_usage(ALL, limit=99))[0]) == n + 1
             assert (await store.sum_usage(ALL, "account"))[0].cost == 200
@@ -157,7 +157,7 @@ async def test_a_database_that_is_down_stops_no_settlement(postgres, url):
         await store.grant(Grant("g", WALLET, 1_000, 1.0))
         postgres.stop()
         for n in range(20):
-            await store.take(taking(f"t{n}", 10))
+            await store.reserve(taking(f"t{n}", 10))
             await store.settle(ending(f"t{n}", 10))
         with pytest.raises(PomeloError) as caught:
             await store.list_usage(ALL, limit=1)

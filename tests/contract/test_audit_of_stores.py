@@ -7,11 +7,11 @@ from dataclasses import replace
 
 from redis import Redis
 
-from pomelo.metering.audit import audit
-from pomelo.pricing import Used, cost
+from pomelo.accounts.audit import audit
+from pomelo.catalog.pricing import Usage, cost
 from pomelo.stores.ledger import Grant, Settlement, Wallet
 from tests.contract.ledger_rig import RedisRig, Rig, rig
-from tests.unit.metering.kept import ACME, PRICES, draft, hold, run
+from tests.unit.accounts.audited_store import ACME, PRICES, draft, hold, run
 
 __all__ = ["rig"]
 
@@ -37,7 +37,7 @@ async def used(rig: Rig) -> None:
 def delivered(task_id: str, wallet: Wallet, **changes):
     """The record of a task that has delivered something."""
     counts = {"input_tokens": 100, "output_tokens": 7}
-    return draft(task_id, wallet, **counts, cost=cost(Used(**counts), PRICES), **changes)
+    return draft(task_id, wallet, **counts, cost=cost(Usage(**counts), PRICES), **changes)
 
 
 async def test_nothing_differs_while_tasks_run_and_after_a_crash(rig):
@@ -55,7 +55,7 @@ async def test_nothing_differs_while_tasks_run_and_after_a_crash(rig):
 async def test_what_could_not_be_collected_is_told_and_no_difference(rig):
     await hold(rig.store, "greedy", most=1_000)
     much = {"input_tokens": 10**6, "output_tokens": 10**6}
-    record = replace(draft("greedy"), **much, cost=cost(Used(**much), PRICES))
+    record = replace(draft("greedy"), **much, cost=cost(Usage(**much), PRICES))
     settled = await rig.store.settle(Settlement(record))
     found = await audit(rig.store)
     assert not found.findings, found

@@ -12,10 +12,10 @@ from pomelo.stores.ledger import (
     WINDOW,
     Balance,
     Grant,
-    Repeatable,
+    IdempotencyKey,
+    LimitStatus,
+    Reserved,
     Settled,
-    Standing,
-    Taken,
     UsageQuery,
     Wallet,
 )
@@ -35,7 +35,7 @@ from tests.contract.ledger_rig import (
 
 __all__ = ["clock", "rig"]
 
-KEY = Repeatable("order-7", b"\x00digest")
+KEY = IdempotencyKey("order-7", b"\x00digest")
 ALL = UsageQuery()
 
 
@@ -49,32 +49,32 @@ async def balance(rig, wallet=WALLET) -> tuple[int, int, int]:
 
 
 async def test_a_take_takes_a_request_a_slot_tokens_and_a_hold(rig):
-    taken = await rig.store.take(
-        taking("a", 100, 300, tokens=50, requests_limit=5, tokens_limit=90, slots_limit=3)
+    taken = await rig.store.reserve(
+        taking("a", 100, 300, tokens=50, requests_limit=5, tokens_limit=90, concurrency_limit=3)
     )
     assert taken.held == 300
-    standing = taken.standing
-    assert (standing.available, standing.requests, standing.slots, standing.tokens) == (700, 1, 1, 50)
+    standing = taken.limit_status
+    assert (standing.available, standing.requests, standing.concurrency, standing.tokens) == (700, 1, 1, 50)
     assert 0 < standing.requests_reset <= WINDOW
     assert 0 < standing.tokens_reset <= WINDOW
     assert await balance(rig) == (0, 300, 700)
 
 
 async def test_it_holds_all_that_is_available_if_that_is_at_least_the_least(rig):
-    assert (await rig.store.take(taking("a", 1_000, 5_000))).held == 1_000
-    assert await refused(rig.store.take(taking("b", 1))) == "insufficient_credits"
+    assert (await rig.store.reserve(taking("a", 1_000, 5_000))).held == 1_000
+    assert await refused(rig.store.reserve(taking("b", 1))) == "insufficient_credits"
 
 
 @pytest.mark.parametrize(("least", "held"), [(999, 1_000), (1_000, 1_000), (1_001, None)])
 async def test_one_microcredit_too_few_is_refused(rig, least, held):
-    answer = await rig.store.take(taking("a", least, 2_000))
+    answer = await rig.store.reserve(taking("a", least, 2_000))
     assert getattr(answer, "held", None) == held
 
 
 async def test_a_task_that_is_free_runs_without_credits(rig):
     empty = Wallet("acme", False)
-    taken = await rig.store.take(taking("a", 0, live=False))
-    assert isinstance(taken, Taken)
+    taken = await rig.store.reserve(taking("a", 0, live=False))
+    assert isinstance(taken, Reserved)
     assert taken.held == 0
     assert await rig.store.balance(empty) == Balance()
     assert (await rig.store.settle(ending("a", 0, live=False))).record.cost == 0
@@ -86,8 +86,10 @@ async def test_live_and_test_and_accounts_have_nothing_in_common(rig):
     for number, wallet in enumerate((Wallet("acme", False), Wallet("other", True))):
         await rig.store.grant(Grant(f"g{number}", wallet, 50, 1.0))
     for number, who in enumerate(({}, {"live": False}, {"account": "other"})):
-        asked = taking(f"t{number}", 50, requests_limit=1, slots_limit=1, tokens=5, tokens_limit=5, **who)
-        assert isinstance(await rig.store.take(asked), Taken)
+        asked = taking(
+            f"t{number}", 50, requests_limit=1, concurrency_limit=1, tokens=5, tokens_limit=5, **who
+        )
+        assert isinstance(await rig.store.reserve(asked), Reserved)
     assert await balance(rig) == (0, 50, 950)
 
 
@@ -95,7 +97,7 @@ async def test_live_and_test_and_accounts_have_nothing_in_common(rig):
 
 
 async def test_a_settlement_charges_frees_the_rest_and_keeps_the_record(rig):
-    await rig.store.take(taking("a", 10, 300))
+    await rig.store.reserve(taking("a", 10, 300))
     whole = ending(
         "a", 120, provider="openai", provider_model="gpt-4-0613", input_tokens=7, output_tokens=2**40, characters=3,
         images=4, pixels=5, audio_ms=6, processing_ms=8, first_byte_ms=9, output_bytes=10, prices="image=5,x=1",
@@ -103,22 +105,22 @@ async def test_a_settlement_charges_frees_the_rest_and_keeps_the_record(rig):
     )  # fmt: skip
     settled = await rig.store.settle(whole)
     assert settled.record == whole.record
-    assert (settled.standing.available, settled.standing.slots) == (880, 0)
+    assert (settled.limit_status.available, settled.limit_status.concurrency) == (880, 0)
     assert await balance(rig) == (120, 0, 880)
     assert await rig.store.held() == []
     assert await rig.store.list_usage(ALL, limit=9) == ([whole.record], "")
 
 
 async def test_a_cost_above_the_hold_comes_out_of_what_is_available(rig):
-    await rig.store.take(taking("a", 100))
+    await rig.store.reserve(taking("a", 100))
     settled = await rig.store.settle(ending("a", 1_000))
     assert (settled.record.cost, settled.record.uncollected) == (1_000, 0)
     assert await balance(rig) == (1_000, 0, 0)
 
 
 async def test_what_was_not_enough_is_uncollected_and_what_others_hold_stays_theirs(rig):
-    await rig.store.take(taking("other", 500))
-    await rig.store.take(taking("a", 100))
+    await rig.store.reserve(taking("other", 500))
+    await rig.store.reserve(taking("a", 100))
     settled = await rig.store.settle(ending("a", 701))
     assert (settled.record.cost, settled.record.uncollected) == (500, 201)
     assert await balance(rig) == (500, 500, 0)
@@ -127,37 +129,37 @@ async def test_what_was_not_enough_is_uncollected_and_what_others_hold_stays_the
 
 
 async def test_tokens_of_the_settlement_count_in_place_of_the_takes(rig):
-    await rig.store.take(taking("a", tokens=100))
-    await rig.store.take(taking("b", tokens=100))
-    assert (await rig.store.settle(ending("a", tokens=30))).standing.tokens == 130
-    assert (await rig.store.settle(ending("b", tokens=400))).standing.tokens == 430
+    await rig.store.reserve(taking("a", tokens=100))
+    await rig.store.reserve(taking("b", tokens=100))
+    assert (await rig.store.settle(ending("a", tokens=30))).limit_status.tokens == 130
+    assert (await rig.store.settle(ending("b", tokens=400))).limit_status.tokens == 430
 
 
 async def test_a_task_that_took_no_tokens_and_has_no_limit_of_them_counts_none(rig):
-    await rig.store.take(taking("a", tokens=100))
-    await rig.store.take(taking("b"))
-    assert (await rig.store.settle(ending("b", tokens=30))).standing.tokens == 100
-    await rig.store.take(taking("c", tokens_limit=100))
-    assert (await rig.store.settle(ending("c", tokens=30))).standing.tokens == 130
+    await rig.store.reserve(taking("a", tokens=100))
+    await rig.store.reserve(taking("b"))
+    assert (await rig.store.settle(ending("b", tokens=30))).limit_status.tokens == 100
+    await rig.store.reserve(taking("c", tokens_limit=100))
+    assert (await rig.store.settle(ending("c", tokens=30))).limit_status.tokens == 130
 
 
 async def test_tokens_of_a_window_that_is_over_change_nothing(rig, clock):
-    await rig.store.take(taking("a", tokens=100))
+    await rig.store.reserve(taking("a", tokens=100))
     clock.passes(60)
-    await rig.store.take(taking("b", tokens=5))
-    assert (await rig.store.settle(ending("a", tokens=30))).standing.tokens == 5
+    await rig.store.reserve(taking("b", tokens=5))
+    assert (await rig.store.settle(ending("a", tokens=30))).limit_status.tokens == 5
     clock.passes(60)
-    assert (await rig.store.settle(ending("b", tokens=30))).standing.tokens == 0
+    assert (await rig.store.settle(ending("b", tokens=30))).limit_status.tokens == 0
 
 
 async def test_a_settlement_gives_no_request_back(rig):
     await ran(rig.store, "a")
-    assert await refused(rig.store.take(taking("b", requests_limit=1))) == "rate_limit_exceeded"
+    assert await refused(rig.store.reserve(taking("b", requests_limit=1))) == "rate_limit_exceeded"
 
 
 async def test_a_task_without_a_hold_can_not_be_settled(rig):
     assert await lost(rig.store.settle(ending("a")))
-    await rig.store.take(taking("b"))
+    await rig.store.reserve(taking("b"))
     assert await lost(rig.store.settle(ending("b", live=False)))
     assert (await rig.store.list_usage(ALL, limit=9))[0] == []
     assert await balance(rig) == (0, 10, 990)
@@ -167,41 +169,43 @@ async def test_a_task_without_a_hold_can_not_be_settled(rig):
 
 
 async def test_a_voided_task_costs_nothing_and_its_request_counts(rig):
-    await rig.store.take(taking("a", 10, tokens=40))
+    await rig.store.reserve(taking("a", 10, tokens=40))
     await rig.store.void(WALLET, "a")
-    standing = await rig.store.standing(WALLET, MODEL)
-    assert (standing.requests, standing.slots, standing.tokens, standing.available) == (1, 0, 40, 1_000)
+    standing = await rig.store.limit_status(WALLET, MODEL)
+    assert (standing.requests, standing.concurrency, standing.tokens, standing.available) == (1, 0, 40, 1_000)
     assert await balance(rig) == (0, 0, 1_000)
     assert await lost(rig.store.settle(ending("a")))
 
 
 async def test_a_refund_gives_the_request_and_the_tokens_back(rig):
-    await rig.store.take(taking("a", tokens=40))
-    await rig.store.take(taking("b", tokens=2))
+    await rig.store.reserve(taking("a", tokens=40))
+    await rig.store.reserve(taking("b", tokens=2))
     await rig.store.void(WALLET, "a", refund=True)
-    standing = await rig.store.standing(WALLET, MODEL)
-    assert (standing.requests, standing.slots, standing.tokens, standing.available) == (1, 1, 2, 990)
-    assert isinstance(await rig.store.take(taking("c", requests_limit=2, tokens=1, tokens_limit=3)), Taken)
+    standing = await rig.store.limit_status(WALLET, MODEL)
+    assert (standing.requests, standing.concurrency, standing.tokens, standing.available) == (1, 1, 2, 990)
+    assert isinstance(
+        await rig.store.reserve(taking("c", requests_limit=2, tokens=1, tokens_limit=3)), Reserved
+    )
 
 
 async def test_a_refund_for_a_window_that_is_over_gives_nothing_of_the_next(rig, clock):
-    await rig.store.take(taking("a", tokens=40))
+    await rig.store.reserve(taking("a", tokens=40))
     clock.passes(60)
-    await rig.store.take(taking("b", tokens=2))
+    await rig.store.reserve(taking("b", tokens=2))
     await rig.store.void(WALLET, "a", refund=True)
-    standing = await rig.store.standing(WALLET, MODEL)
-    assert (standing.requests, standing.tokens, standing.slots) == (1, 2, 1)
+    standing = await rig.store.limit_status(WALLET, MODEL)
+    assert (standing.requests, standing.tokens, standing.concurrency) == (1, 2, 1)
 
 
 async def test_voiding_without_a_hold_does_nothing(rig):
     await ran(rig.store, "done")
-    await rig.store.take(taking("a"))
-    before = await rig.store.standing(WALLET, MODEL)
+    await rig.store.reserve(taking("a"))
+    before = await rig.store.limit_status(WALLET, MODEL)
     for refund in (False, True):
         await rig.store.void(WALLET, "nothing", refund=refund)
         await rig.store.void(WALLET, "done", refund=refund)
         await rig.store.void(Wallet("acme", False), "a", refund=refund)
-    after = await rig.store.standing(WALLET, MODEL)
+    after = await rig.store.limit_status(WALLET, MODEL)
     assert replace(after, requests_reset=0) == replace(before, requests_reset=0)
 
 
@@ -209,17 +213,23 @@ async def test_voiding_without_a_hold_does_nothing(rig):
 
 
 async def test_a_take_again_takes_nothing_more(rig):
-    asked = taking("a", 10, 300, tokens=5, requests_limit=1, slots_limit=1, tokens_limit=5, repeatable=KEY)
-    first = await rig.store.take(asked)
-    again = await rig.store.take(asked)
-    assert isinstance(again, Taken)
+    asked = taking(
+        "a", 10, 300, tokens=5, requests_limit=1, concurrency_limit=1, tokens_limit=5, idempotency_key=KEY
+    )
+    first = await rig.store.reserve(asked)
+    again = await rig.store.reserve(asked)
+    assert isinstance(again, Reserved)
     assert again.held == first.held == 300
-    assert (again.standing.requests, again.standing.slots, again.standing.tokens) == (1, 1, 5)
+    assert (again.limit_status.requests, again.limit_status.concurrency, again.limit_status.tokens) == (
+        1,
+        1,
+        5,
+    )
     assert await balance(rig) == (0, 300, 700)
 
 
 async def test_a_settlement_again_gives_the_first_outcome(rig):
-    await rig.store.take(taking("a", 10))
+    await rig.store.reserve(taking("a", 10))
     first = await rig.store.settle(ending("a", 1_200))
     for again in (ending("a", 1_200), ending("a", 5)):
         answer = await rig.store.settle(again)
@@ -230,31 +240,31 @@ async def test_a_settlement_again_gives_the_first_outcome(rig):
 
 
 async def test_voiding_again_frees_nothing_twice(rig):
-    await rig.store.take(taking("a", 10, tokens=3))
-    await rig.store.take(taking("b", 10, tokens=4))
+    await rig.store.reserve(taking("a", 10, tokens=3))
+    await rig.store.reserve(taking("b", 10, tokens=4))
     for _ in range(3):
         await rig.store.void(WALLET, "a", refund=True)
-    standing = await rig.store.standing(WALLET, MODEL)
-    assert (standing.requests, standing.slots, standing.tokens, standing.available) == (1, 1, 4, 990)
+    standing = await rig.store.limit_status(WALLET, MODEL)
+    assert (standing.requests, standing.concurrency, standing.tokens, standing.available) == (1, 1, 4, 990)
 
 
 async def test_a_settlement_and_a_void_of_one_task_at_once_end_it_once(rig):
     for number, turned in enumerate((False, True)):
         task = f"t{number}"
-        await rig.store.take(taking(task, 100))
+        await rig.store.reserve(taking(task, 100))
         both = [rig.store.settle(ending(task, 60)), rig.store.void(WALLET, task)]
         await asyncio.gather(*(reversed(both) if turned else both), return_exceptions=True)
     kept, _ = await rig.store.list_usage(ALL, limit=9)
     assert await balance(rig) == (60 * len(kept), 0, 1_000 - 60 * len(kept))
-    assert (await rig.store.standing(WALLET)).slots == 0
+    assert (await rig.store.limit_status(WALLET)).concurrency == 0
 
 
 # --- a process that dies
 
 
 async def test_a_task_of_a_dead_process_is_charged_what_was_last_noted(rig):
-    await rig.store.take(taking("a", 300, tokens=40, repeatable=KEY))
-    await rig.store.take(taking("b", 300))
+    await rig.store.reserve(taking("a", 300, tokens=40, idempotency_key=KEY))
+    await rig.store.reserve(taking("b", 300))
     for cost in (10, 25):
         assert await rig.store.note([record("a", cost=cost, output_tokens=cost, prices="x=1")]) == []
     assert await balance(rig) == (0, 600, 400)
@@ -264,14 +274,14 @@ async def test_a_task_of_a_dead_process_is_charged_what_was_last_noted(rig):
     noted = record("a", cost=25, output_tokens=25, prices="x=1", source="recovered", complete=False)
     assert replace(kept, at=0.0) == noted
     assert kept.at > 0
-    assert (await rig.store.standing(WALLET)).slots == 0
+    assert (await rig.store.limit_status(WALLET)).concurrency == 0
     assert await rig.store.held() == []
-    assert isinstance(await rig.store.take(taking("c", repeatable=KEY)), Taken)
+    assert isinstance(await rig.store.reserve(taking("c", idempotency_key=KEY)), Reserved)
 
 
 async def test_who_was_taken_for_dead_may_end_nothing(rig):
     for task in ("a", "b"):
-        await rig.store.take(taking(task, 300))
+        await rig.store.reserve(taking(task, 300))
     await rig.store.note([record("a", cost=25)])
     await rig.crash()
     assert await rig.store.note([record("a", cost=30), record("b", cost=1)]) == ["a", "b"]
@@ -282,8 +292,8 @@ async def test_who_was_taken_for_dead_may_end_nothing(rig):
 
 
 async def test_a_note_above_the_hold_is_charged_as_a_settlement_is(rig):
-    await rig.store.take(taking("other", 500))
-    await rig.store.take(taking("a", 100))
+    await rig.store.reserve(taking("other", 500))
+    await rig.store.reserve(taking("a", 100))
     await rig.store.note([record("a", cost=701), record("other", cost=1)])
     await rig.crash()
     kept, _ = await rig.store.list_usage(ALL, limit=9)
@@ -301,7 +311,7 @@ async def test_what_was_settled_before_the_crash_stays_settled(rig):
 
 
 async def test_notes_of_tasks_that_never_were_are_told(rig):
-    await rig.store.take(taking("a"))
+    await rig.store.reserve(taking("a"))
     asked = [record("x"), record("a", cost=3), record("a", cost=5, live=False), record("y")]
     assert await rig.store.note(asked) == ["x", "a", "y"]
     assert [held.cost for held in await rig.store.held()] == [3]
@@ -314,7 +324,7 @@ async def test_notes_of_tasks_that_never_were_are_told(rig):
 async def test_reservations_are_what_tasks_hold_and_what_was_last_noted(rig):
     assert await rig.store.reservations() == []
     for task, amount in (("b", 70), ("a", 300)):
-        await rig.store.take(taking(task, amount, at=5.0))
+        await rig.store.reserve(taking(task, amount, at=5.0))
     await ran(rig.store, "done")
     noted = record("b", cost=25, output_tokens=3, at=7.0)
     await rig.store.note([noted])
@@ -327,8 +337,8 @@ async def test_reservations_are_what_tasks_hold_and_what_was_last_noted(rig):
 
 
 async def test_a_task_that_is_recovered_is_charged_what_was_last_noted(rig):
-    await rig.store.take(taking("a", 300, tokens=40, repeatable=KEY))
-    await rig.store.take(taking("b", 300))
+    await rig.store.reserve(taking("a", 300, tokens=40, idempotency_key=KEY))
+    await rig.store.reserve(taking("b", 300))
     await rig.store.note([record("a", cost=25, output_tokens=25, prices="x=1")])
     for _ in range(2):  # The second call changes nothing.
         await rig.store.recover(WALLET, "a")
@@ -337,19 +347,19 @@ async def test_a_task_that_is_recovered_is_charged_what_was_last_noted(rig):
     noted = record("a", cost=25, output_tokens=25, prices="x=1", source="recovered", complete=False)
     assert replace(kept, at=0.0) == noted
     assert kept.at > 0
-    assert (await rig.store.standing(WALLET, MODEL)).slots == 1
-    assert (await rig.store.standing(WALLET, MODEL)).tokens == 40
+    assert (await rig.store.limit_status(WALLET, MODEL)).concurrency == 1
+    assert (await rig.store.limit_status(WALLET, MODEL)).tokens == 40
     assert [one.record.task_id for one in await rig.store.reservations(own=True)] == ["b"]
     # A process that still runs it can no longer end it, and its Idempotency-Key is free.
     assert await rig.store.note([record("a", cost=30)]) == ["a"]
     assert await lost(rig.store.settle(ending("a", 30)))
     await rig.store.void(WALLET, "a", refund=True)
     assert await balance(rig) == (25, 300, 675)
-    assert isinstance(await rig.store.take(taking("c", repeatable=KEY)), Taken)
+    assert isinstance(await rig.store.reserve(taking("c", idempotency_key=KEY)), Reserved)
 
 
 async def test_a_task_without_a_noted_cost_is_voided_when_it_is_recovered(rig):
-    await rig.store.take(taking("a", 300))
+    await rig.store.reserve(taking("a", 300))
     await rig.store.recover(WALLET, "a")
     assert await balance(rig) == (0, 0, 1_000)
     assert (await rig.store.list_usage(ALL, limit=9))[0] == []
@@ -358,7 +368,7 @@ async def test_a_task_without_a_noted_cost_is_voided_when_it_is_recovered(rig):
 
 async def test_recovering_without_a_hold_does_nothing(rig):
     await ran(rig.store, "done", 70)
-    await rig.store.take(taking("a"))
+    await rig.store.reserve(taking("a"))
     await rig.store.recover(WALLET, "nothing")
     await rig.store.recover(WALLET, "done")
     await rig.store.recover(Wallet("acme", False), "a")
@@ -371,16 +381,16 @@ async def test_recovering_without_a_hold_does_nothing(rig):
 
 
 async def test_a_wallet_that_did_nothing_stands_at_nothing(rig):
-    assert await rig.store.standing(Wallet("nobody", True), MODEL) == Standing(0)
-    assert await rig.store.standing(WALLET, MODEL) == Standing(1_000)
+    assert await rig.store.limit_status(Wallet("nobody", True), MODEL) == LimitStatus(0)
+    assert await rig.store.limit_status(WALLET, MODEL) == LimitStatus(1_000)
 
 
 async def test_the_standing_is_that_after_the_call(rig):
-    await rig.store.take(taking("a", 100, tokens=7))
-    settled = (await rig.store.settle(ending("a", 40, tokens=9))).standing
-    now = await rig.store.standing(WALLET, MODEL)
-    assert replace(settled, requests_reset=0, tokens_reset=0) == Standing(960, 1, 0, 0, 9)
-    assert replace(now, requests_reset=0, tokens_reset=0) == Standing(960, 1, 0, 0, 9)
+    await rig.store.reserve(taking("a", 100, tokens=7))
+    settled = (await rig.store.settle(ending("a", 40, tokens=9))).limit_status
+    now = await rig.store.limit_status(WALLET, MODEL)
+    assert replace(settled, requests_reset=0, tokens_reset=0) == LimitStatus(960, 1, 0, 0, 9)
+    assert replace(now, requests_reset=0, tokens_reset=0) == LimitStatus(960, 1, 0, 0, 9)
     assert now.requests_reset <= settled.requests_reset <= WINDOW
 
 
@@ -401,8 +411,8 @@ async def test_a_caller_who_leaves_stops_nothing(rig):
         waiter.cancel()
         await asyncio.gather(waiter, return_exceptions=True)
 
-    await leave(rig.store.take(taking("a", 100)))
-    await leave(rig.store.take(taking("b", 100)))
+    await leave(rig.store.reserve(taking("a", 100)))
+    await leave(rig.store.reserve(taking("b", 100)))
     await leave(rig.store.settle(ending("a", 60)))
     await leave(rig.store.void(WALLET, "b"))
     assert await _comes(rig, (60, 0, 940))
@@ -413,7 +423,7 @@ async def test_what_nobody_awaits_is_done_and_nothing_is_said(rig):
     loop = asyncio.get_running_loop()
     loop.set_exception_handler(lambda loop, context: said.append(context))
     try:
-        rig.store.take(taking("a", 100))
+        rig.store.reserve(taking("a", 100))
         rig.store.settle(ending("a", 60))
         rig.store.settle(ending("nothing"))
         rig.store.void(WALLET, "a")
@@ -426,24 +436,24 @@ async def test_what_nobody_awaits_is_done_and_nothing_is_said(rig):
 
 
 async def test_what_is_queued_when_the_store_is_closed_is_done(rig):
-    asked = [rig.store.take(taking(f"t{n}", 1)) for n in range(600)]
+    asked = [rig.store.reserve(taking(f"t{n}", 1)) for n in range(600)]
     await rig.close()
     answers = await asyncio.gather(*asked)
-    assert all(isinstance(answer, Taken) for answer in answers)
+    assert all(isinstance(answer, Reserved) for answer in answers)
     await rig.open()
     # Their process is gone.
-    assert (await rig.store.standing(WALLET)).requests == 600
+    assert (await rig.store.limit_status(WALLET)).requests == 600
 
 
 async def test_a_closed_store_is_unavailable(rig):
     store = rig.store
     await rig.close()
     for asked in (
-        store.take(taking("a")),
+        store.reserve(taking("a")),
         store.settle(ending("a")),
         store.void(WALLET, "a"),
         store.note([record("a")]),
-        store.standing(WALLET),
+        store.limit_status(WALLET),
         store.balance(WALLET),
         store.grant(Grant("g", WALLET, 5, 1.0)),
         store.get_account("acme"),

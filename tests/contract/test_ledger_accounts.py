@@ -49,9 +49,9 @@ async def test_accounts_are_listed_page_by_page_with_their_balances(rig):
     for name in ("zoe", "bee", "Ann", "{b}", "be", "bee-2"):
         await rig.store.add_account(name, "free", 2.0)
     await rig.store.grant(Grant("bee", Wallet("bee", False), 70, 2.0))
-    await rig.store.take(taking("a", 100))
+    await rig.store.reserve(taking("a", 100))
     await rig.store.settle(ending("a", 30))
-    await rig.store.take(taking("b", 100))
+    await rig.store.reserve(taking("b", 100))
     for limit in range(1, 10):
         found, after = [], ""
         while page := await rig.store.list_accounts(limit=limit, after=after):
@@ -87,7 +87,7 @@ async def test_the_account_that_every_store_has_begins_with_test_credits(rig):
 
 
 async def test_a_grant_adds_to_one_wallet_and_the_balance_comes_back(rig):
-    await rig.store.take(taking("a", 100))
+    await rig.store.reserve(taking("a", 100))
     assert await rig.store.grant(Grant("g", WALLET, 50, 2.0, "gift")) == Balance(1_050, 0, 100)
     assert await rig.store.balance(WALLET) == Balance(1_050, 0, 100)
     assert await rig.store.balance(TEST) == Balance()
@@ -277,7 +277,7 @@ async def test_sums_are_given_page_by_page(used, by):
 
 
 async def test_a_sum_has_every_count(rig):
-    await rig.store.take(taking("a", 900))
+    await rig.store.reserve(taking("a", 900))
     counts = {"input_tokens": 1, "output_tokens": 2, "characters": 3, "images": 4, "audio_ms": 5}
     await rig.store.settle(ending("a", 1_100, **counts, output_bytes=6, at=MIDNIGHT))
     assert await rig.store.sum_usage(ALL, "day") == [
@@ -303,8 +303,8 @@ async def test_a_record_can_be_read_as_soon_as_its_settlement_was_awaited(rig):
 
 
 async def test_what_running_tasks_hold_is_told_with_what_was_noted(rig):
-    await rig.store.take(taking("a", 300, request_id="req-ü", provider="openai"))
-    await rig.store.take(taking("b", 0))
+    await rig.store.reserve(taking("a", 300, request_id="req-ü", provider="openai"))
+    await rig.store.reserve(taking("b", 0))
     noted = record("a", cost=7, output_tokens=3, provider="openai", prices="image=5")
     await rig.store.note([noted])
     found = sorted(await rig.store.held(), key=lambda held: held.task_id)
@@ -317,8 +317,8 @@ async def test_what_running_tasks_hold_is_told_with_what_was_noted(rig):
 async def test_what_is_held_is_what_tasks_hold(rig):
     other = Wallet("nobody", False)
     assert await rig.store.holding(WALLET) == await rig.store.holding(other) == (0, 0)
-    await rig.store.take(taking("a", 300))
-    await rig.store.take(taking("b", 11))
+    await rig.store.reserve(taking("a", 300))
+    await rig.store.reserve(taking("b", 11))
     assert await rig.store.holding(WALLET) == (311, 311)
     assert await rig.store.holding(other) == (0, 0)
     await rig.store.settle(ending("a", 7))
@@ -331,8 +331,8 @@ async def test_the_state_of_a_wallet_has_its_balance_and_the_sums_of_grants_and_
     await rig.store.add_account("bee", "pro", 1.0)
     await rig.store.grant(Grant("more", WALLET, 5, 1.0, '{"amount": 9}'))
     await rig.store.grant(Grant("test", TEST, 7, 1.0))
-    await rig.store.take(taking("a", 300))
-    await rig.store.take(taking("b", 11))
+    await rig.store.reserve(taking("a", 300))
+    await rig.store.reserve(taking("b", 11))
     await rig.store.settle(ending("a", 100))
     found = {state.wallet: state async for page in rig.store.wallet_states() for state in page}
     assert found.pop(Wallet(DEFAULT_ACCOUNT, False)).given == 100_000_000
@@ -346,7 +346,7 @@ async def test_every_wallet_that_had_a_grant_or_a_hold_is_told_once(rig):
     await rig.store.add_account("bee", "pro", 1.0)
     await rig.store.grant(Grant("again", WALLET, 5, 1.0))
     await ran(rig.store, "a", 0, account="bee")
-    await rig.store.take(taking("b", 5, live=False))  # Refused.
+    await rig.store.reserve(taking("b", 5, live=False))  # Refused.
     found = await rig.store.wallets()
     assert len(found) == len(set(found))
     assert {wallet for wallet in found if wallet.account != DEFAULT_ACCOUNT} == {WALLET, Wallet("bee", True)}

@@ -30,14 +30,14 @@ from pomelo.stores.ledger import (
     WINDOW,
     Balance,
     Grant,
-    LostHoldError,
+    IdempotencyKey,
+    LimitStatus,
+    LostReservationError,
     Refused,
-    Repeatable,
-    Repeated,
+    ReplayedAnswer,
+    Reserved,
+    ReserveRequest,
     Settlement,
-    Standing,
-    Take,
-    Taken,
     UsageQuery,
     UsageRecord,
     Wallet,
@@ -83,7 +83,7 @@ class Window:
 class Running:
     """A task that runs."""
 
-    asked: Take
+    asked: ReserveRequest
     held: int
     requests: Window
     tokens: Window | None
@@ -183,10 +183,10 @@ class LedgerMachine(RuleBasedStateMachine):
     def tokens(self, side: Side, model: str) -> Window | None:
         return opened(side.tokens.get(model), self.now)
 
-    def standing(self, wallet: Wallet, model: str) -> Standing:
+    def limit_status(self, wallet: Wallet, model: str) -> LimitStatus:
         side = self.side(wallet)
         requests, tokens = self.requests(side), self.tokens(side, model)
-        return Standing(
+        return LimitStatus(
             side.available,
             requests.count if requests else 0,
             requests.start + WINDOW - self.now if requests else 0.0,
@@ -195,8 +195,8 @@ class LedgerMachine(RuleBasedStateMachine):
             tokens.start + WINDOW - self.now if tokens else 0.0,
         )
 
-    def compare(self, found: Standing, wallet: Wallet, model: str) -> None:
-        expected = self.standing(wallet, model)
+    def compare(self, found: LimitStatus, wallet: Wallet, model: str) -> None:
+        expected = self.limit_status(wallet, model)
         if self.rig.clock is None:
             expected = replace(expected, requests_reset=found.requests_reset, tokens_reset=found.tokens_reset)
         assert found == expected
@@ -220,12 +220,12 @@ class LedgerMachine(RuleBasedStateMachine):
         self.number += 1
         draft = record(f"t{self.number:04}", account=wallet.account, live=wallet.live, model=model)
         side = self.side(wallet)
-        key = Repeatable(*repeatable) if repeatable and repeatable[0] not in side.unsure else None
-        asked = Take(draft, least, least + more, requests, slots, tokens, limit, key, enough)
-        answer = self.do(self.store.take(asked))
+        key = IdempotencyKey(*repeatable) if repeatable and repeatable[0] not in side.unsure else None
+        asked = ReserveRequest(draft, least, least + more, requests, slots, tokens, limit, key, enough)
+        answer = self.do(self.store.reserve(asked))
         expected = self.predicted(side, asked)
         if expected == "repeated":
-            assert isinstance(answer, Repeated)
+            assert isinstance(answer, ReplayedAnswer)
             assert key is not None
             _, first, kept, _ = side.answers[key.key]
             assert (answer.record, answer.answer) == (side.records[first], kept)
@@ -233,13 +233,13 @@ class LedgerMachine(RuleBasedStateMachine):
             assert isinstance(answer, Refused)
             assert answer.code == expected
         else:
-            assert isinstance(answer, Taken)
-            held = min(asked.most, side.available)
+            assert isinstance(answer, Reserved)
+            held = min(asked.maximum, side.available)
             if enough:
                 share = side.available // (20 if slots is None else slots - len(side.running))
                 held = min(held, max(share, enough, least))
             assert answer.held == held
-            assert asked.least <= answer.held
+            assert asked.minimum <= answer.held
             side.requests = self.requests(side) or Window(self.now)
             side.requests.count += 1
             if requests is not None:
@@ -250,10 +250,10 @@ class LedgerMachine(RuleBasedStateMachine):
                 window.count += tokens
             side.running[draft.task_id] = Running(asked, answer.held, side.requests, window, draft)
             side.touched = True
-        self.compare(answer.standing, wallet, model)
+        self.compare(answer.limit_status, wallet, model)
 
     @rule(**TAKES)
-    def take(self, **asked: Any) -> None:
+    def reserve(self, **asked: Any) -> None:
         self.asks(**asked)
 
     # Takes come up more often than other steps, since many are refused.
@@ -265,11 +265,13 @@ class LedgerMachine(RuleBasedStateMachine):
     def one_more_take(self, **asked: Any) -> None:
         self.asks(**asked)
 
-    def predicted(self, side: Side, asked: Take) -> str | None:
+    def predicted(self, side: Side, asked: ReserveRequest) -> str | None:
         """What the port says comes of it; None: it is taken."""
-        if asked.repeatable is not None:
-            key, print_ = asked.repeatable.key, asked.repeatable.fingerprint
-            runs = [t.asked.repeatable for t in side.running.values() if t.asked.repeatable is not None]
+        if asked.idempotency_key is not None:
+            key, print_ = asked.idempotency_key.key, asked.idempotency_key.fingerprint
+            runs = [
+                t.asked.idempotency_key for t in side.running.values() if t.asked.idempotency_key is not None
+            ]
             known = {r.key: r.fingerprint for r in runs} | {k: a[0] for k, a in side.answers.items()}
             if key in known:
                 if known[key] != print_:
@@ -278,12 +280,12 @@ class LedgerMachine(RuleBasedStateMachine):
         requests = self.requests(side) or Window(0.0)
         if asked.requests_limit is not None and requests.count >= asked.requests_limit:
             return "rate_limit_exceeded"
-        if asked.slots_limit is not None and len(side.running) >= asked.slots_limit:
+        if asked.concurrency_limit is not None and len(side.running) >= asked.concurrency_limit:
             return "concurrency_limit_exceeded"
         window = self.tokens(side, asked.draft.model) or Window(0.0)
         if asked.tokens_limit is not None and window.count + asked.tokens > asked.tokens_limit:
             return "token_limit_exceeded"
-        return "insufficient_credits" if side.available < asked.least else None
+        return "insufficient_credits" if side.available < asked.minimum else None
 
     @rule(data=st.data())
     def take_again(self, data: st.DataObject) -> None:
@@ -292,10 +294,10 @@ class LedgerMachine(RuleBasedStateMachine):
         if not running:
             return
         task = data.draw(st.sampled_from(running))
-        answer = self.do(self.store.take(task.asked))
-        assert isinstance(answer, Taken)
+        answer = self.do(self.store.reserve(task.asked))
+        assert isinstance(answer, Reserved)
         assert answer.held == task.held
-        self.compare(answer.standing, task.asked.draft.wallet, task.asked.draft.model)
+        self.compare(answer.limit_status, task.asked.draft.wallet, task.asked.draft.model)
 
     @rule(data=st.data(), used=st.integers(0, 90))
     def note(self, data: st.DataObject, used: int) -> None:
@@ -344,7 +346,7 @@ class LedgerMachine(RuleBasedStateMachine):
         )
         asked = self.store.settle(Settlement(ended, tokens, answer))
         if task is None and (first is None or first.source == "recovered"):
-            with pytest.raises(LostHoldError):
+            with pytest.raises(LostReservationError):
                 self.do(asked)
             return
         settled = self.do(asked)
@@ -357,10 +359,10 @@ class LedgerMachine(RuleBasedStateMachine):
             side.records[task_id] = settled.record
             if task.tokens is not None and opened(task.tokens, self.now):
                 task.tokens.count += tokens - task.asked.tokens
-            if task.asked.repeatable is not None and answer is not None:
-                key = task.asked.repeatable
+            if task.asked.idempotency_key is not None and answer is not None:
+                key = task.asked.idempotency_key
                 side.answers[key.key] = (key.fingerprint, task_id, answer, self.now + REPLAY_SECONDS)
-        self.compare(settled.standing, wallet, model)
+        self.compare(settled.limit_status, wallet, model)
 
     @rule(data=st.data(), refund=st.booleans())
     def void(self, data: st.DataObject, refund: bool) -> None:
@@ -446,7 +448,7 @@ class LedgerMachine(RuleBasedStateMachine):
     def look(self, data: st.DataObject) -> None:
         self.count()
         wallet, model = data.draw(st.sampled_from(WALLETS)), data.draw(st.sampled_from(MODELS))
-        self.compare(self.do(self.store.standing(wallet, model)), wallet, model)
+        self.compare(self.do(self.store.limit_status(wallet, model)), wallet, model)
 
     # --- what always holds
 

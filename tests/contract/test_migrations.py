@@ -10,20 +10,20 @@ from typing import Any
 
 import pytest
 
-from pomelo.metering.audit import audit
+from pomelo.accounts.audit import audit
+from pomelo.stores.archive.sqlite import open_archive
 from pomelo.stores.base import KeyRecord, Store, StoreError
 from pomelo.stores.ledger import (
     AccountRecord,
     Balance,
-    Repeatable,
-    Repeated,
+    IdempotencyKey,
+    ReplayedAnswer,
+    ReserveRequest,
     Settlement,
-    Take,
     UsageQuery,
     UsageRecord,
     Wallet,
 )
-from pomelo.stores.redis.archive import open_archive
 from pomelo.stores.schema import ARCHIVE_MIGRATIONS, MIGRATIONS
 from pomelo.stores.sqlite import open_sqlite
 
@@ -155,10 +155,10 @@ async def test_bills_of_version_3_are_recomputed_with_the_prices_that_they_were_
 
 async def test_a_file_of_version_3_keeps_answers_and_new_counts(version_3):
     async with open_sqlite(version_3) as store:
-        again = Take(record("task_9"), 0, 0, repeatable=Repeatable("again", b"f"))
-        assert isinstance(await store.take(again), Repeated)
+        again = ReserveRequest(record("task_9"), 0, 0, idempotency_key=IdempotencyKey("again", b"f"))
+        assert isinstance(await store.reserve(again), ReplayedAnswer)
         ended = record("task_2", input_tokens=9, cached_input_tokens=5, cache_write_input_tokens=3)
-        await store.take(Take(ended, 0, 0))
+        await store.reserve(ReserveRequest(ended, 0, 0))
         await store.settle(Settlement(ended))
         (newest, *_), _ = await store.list_usage(UsageQuery(), limit=9)
         assert newest.task_id == "task_1"
@@ -169,7 +169,7 @@ async def test_a_file_of_version_3_keeps_answers_and_new_counts(version_3):
 async def test_a_file_of_version_3_keeps_costs_that_providers_report(version_3):
     ended = record("task_3", provider_micros=70, prices="image=40000,provider_dollar=1100000", cost=77)
     async with open_sqlite(version_3) as store:
-        await store.take(Take(ended, 0, 0))
+        await store.reserve(ReserveRequest(ended, 0, 0))
         await store.settle(Settlement(ended))
     async with open_sqlite(version_3) as store:
         *old, kept = (await store.list_usage(UsageQuery(), limit=9))[0]

@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 
 from pomelo.errors import PomeloError
-from pomelo.stores.ledger import LostHoldError, Taken, UnknownOutcomeError, UsageQuery, Wallet
-from pomelo.stores.redis import started
-from pomelo.stores.redis.names import OWNERS, names
+from pomelo.stores.ledger import LostReservationError, Reserved, UnknownOutcomeError, UsageQuery, Wallet
+from pomelo.stores.redis import ordered_tasks
+from pomelo.stores.redis.key_names import OWNERS, names
 from tests.contract.ledger_rig import WALLET, ending, record, taking
 from tests.contract.redis_rig import emptied, open_with_credits
 from tests.redis_server import RedisServer
@@ -81,7 +81,7 @@ async def test_each_process_finds_what_it_took_itself(server, tmp_path):
     async with AsyncExitStack() as stack:
         stores = [await open_with_credits(stack, server, tmp_path) for _ in range(2)]
         for number in range(4):
-            await stores[number % 2].take(taking(f"t{number}", 10 + number))
+            await stores[number % 2].reserve(taking(f"t{number}", 10 + number))
         assert [await own(store) for store in stores] == [["t0", "t2"], ["t1", "t3"]]
         found = await stores[0].reservations()
         assert [(one.record.task_id, one.amount, one.own) for one in found] == [
@@ -94,34 +94,34 @@ async def test_each_process_finds_what_it_took_itself(server, tmp_path):
         await stores[0].recover(WALLET, "t2")
         assert [await own(store) for store in stores] == [["t0"], ["t1", "t3"]]
         assert (await stores[1].settle(ending("t1", 5))).record.cost == 5
-        with pytest.raises(LostHoldError):
+        with pytest.raises(LostReservationError):
             await stores[0].settle(ending("t2", 5))
 
 
 async def test_idle_wallets_are_not_checked_for_ever(server, tmp_path):
     async with AsyncExitStack() as stack:
         store = await open_with_credits(stack, server, tmp_path)
-        await store.take(taking("a"))
+        await store.reserve(taking("a"))
         for _ in range(5):
             assert await own(store) == ["a"]
         await store.settle(ending("a"))
         for _ in range(5):
             assert await own(store) == []
         assert store._looks == {}
-        await store.take(taking("b"))
+        await store.reserve(taking("b"))
         assert await own(store) == ["b"]
 
 
 async def test_a_take_that_arrives_late_is_found_though_its_wallet_was_idle(server, tmp_path, monkeypatch):
-    monkeypatch.setattr(started, "_UNDO_FOR", 0.1)
+    monkeypatch.setattr(ordered_tasks, "_UNDO_FOR", 0.1)
     async with AsyncExitStack() as stack:
         store = await open_with_credits(stack, server, tmp_path)
-        await store.take(taking("before"))
+        await store.reserve(taking("before"))
         await store.void(WALLET, "before")
         faults = Faulty(store, 0.1)
         faults.hits = touching(names(WALLET).wallet)
         with pytest.raises(UnknownOutcomeError):
-            await store.take(taking("late"))
+            await store.reserve(taking("late"))
         await until(lambda: not store._running.works_on("late"))
         faults.hits = lambda command: False
         for _ in range(10):
@@ -136,7 +136,7 @@ async def test_a_take_that_arrives_late_is_found_though_its_wallet_was_idle(serv
 async def test_what_the_store_is_about_to_end_is_not_found(server, tmp_path):
     async with AsyncExitStack() as stack:
         store = await open_with_credits(stack, server, tmp_path)
-        await store.take(taking("a"))
+        await store.reserve(taking("a"))
         faults = Faulty(store, 0.1)
         faults.hits = touching(names(WALLET).usage)
         with pytest.raises(UnknownOutcomeError):
@@ -167,11 +167,11 @@ async def test_any_error_of_the_client_is_store_unavailable_for_every_method(ser
         faults = Faulty(store, 0.05)
         faults.error, faults.after, faults.hits = ERRORS[error], after, lambda command: True
         calls = [
-            store.take(taking("a")),
+            store.reserve(taking("a")),
             store.settle(ending("b")),
             store.void(WALLET, "c"),
             store.note([record("a")]),
-            store.standing(WALLET),
+            store.limit_status(WALLET),
             store.reservations(),
             store.recover(WALLET, "a"),
             store.balance(WALLET),
@@ -206,7 +206,7 @@ async def test_a_single_error_at_any_command_is_not_even_noticed(server, tmp_pat
         for number in range(8):
             commands = iter(range(100))
             faults.hits = lambda command, at=number, commands=commands: next(commands) == at
-            assert isinstance(await store.take(taking(f"t{number}", 20)), Taken)
+            assert isinstance(await store.reserve(taking(f"t{number}", 20)), Reserved)
             assert await store.note([record(f"t{number}", cost=3)]) == []
             assert (await store.settle(ending(f"t{number}", 7))).record.cost == 7
             assert (await store.balance(WALLET)).held == 0
@@ -216,7 +216,7 @@ async def test_a_single_error_at_any_command_is_not_even_noticed(server, tmp_pat
 async def test_ends_that_are_asked_for_again_and_again_do_not_pile_up(server, tmp_path):
     async with AsyncExitStack() as stack:
         store = await open_with_credits(stack, server, tmp_path)
-        await store.take(taking("a"))
+        await store.reserve(taking("a"))
         faults = Faulty(store, 0.02)
         faults.hits = lambda command: True
         for _ in range(20):
@@ -229,14 +229,14 @@ async def test_ends_that_are_asked_for_again_and_again_do_not_pile_up(server, tm
 
 
 async def test_takes_of_unknown_outcome_leave_nothing_to_do_for_ever(server, tmp_path, monkeypatch):
-    monkeypatch.setattr(started, "_UNDO_FOR", 0.2)
+    monkeypatch.setattr(ordered_tasks, "_UNDO_FOR", 0.2)
     async with AsyncExitStack() as stack:
         store = await open_with_credits(stack, server, tmp_path)
         faults = Faulty(store, 0.02)
         faults.hits = lambda command: True
         for number in range(20):
             with pytest.raises(PomeloError):
-                await store.take(taking(f"t{number}"))
+                await store.reserve(taking(f"t{number}"))
         await until(lambda: not store._running._all)
 
 
@@ -254,7 +254,7 @@ async def test_the_background_loops_outlive_any_error(server, tmp_path, caplog):
         beaten = server.do("HGETALL", OWNERS)[store._owner.id.encode()]
         await until(lambda: server.do("HGETALL", OWNERS)[store._owner.id.encode()] != beaten)
         # It is still an owner, and its records still go to the archive.
-        await store.take(taking("a"))
+        await store.reserve(taking("a"))
         await store.settle(ending("a"))
         await until(lambda: server.do("XLEN", names(WALLET).usage) == 0)
         assert (await other.list_usage(UsageQuery(), limit=9))[0][0].task_id == "a"
@@ -275,7 +275,7 @@ async def test_an_archive_that_fails_with_any_error_gets_the_records_later(serve
 
         with monkeypatch.context() as patch:
             patch.setattr(archive, "add", fail)
-            await store.take(taking("a"))
+            await store.reserve(taking("a"))
             await store.settle(ending("a"))
             for _ in range(5):
                 await asked.acquire()
@@ -292,9 +292,9 @@ async def test_a_hold_that_can_not_be_ended_does_not_keep_others_from_being_ende
         dying = await open_with_credits(stack, server, tmp_path, **quick)
         other = Wallet("acme", False)
         for number in range(3):
-            await dying.take(taking(f"t{number}"))
-        await dying.take(taking("t3", 0, live=False))
-        await dying.take(taking("t4", 0, live=False, account="default"))
+            await dying.reserve(taking(f"t{number}"))
+        await dying.reserve(taking("t3", 0, live=False))
+        await dying.reserve(taking("t4", 0, live=False, account="default"))
         await dying.abandon()
         # Two wallets that something else has damaged.
         server.do("SET", names(other).usage, "not a stream")

@@ -9,15 +9,8 @@ import pytest
 
 from pomelo.stores import open_store
 from pomelo.stores.base import StoreError
-from pomelo.stores.ledger import (
-    Grant,
-    Repeatable,
-    Repeated,
-    Taken,
-    UsageQuery,
-    Wallet,
-)
-from pomelo.stores.redis.opening import read_url
+from pomelo.stores.ledger import Grant, IdempotencyKey, ReplayedAnswer, Reserved, UsageQuery, Wallet
+from pomelo.stores.redis.url import read_url
 from tests.certificates import make_certificate
 from tests.contract.ledger_rig import ending, record, taking
 from tests.contract.redis_rig import emptied, opening, refusal, server
@@ -151,14 +144,16 @@ async def test_a_cluster_keeps_the_ledger(server, tmp_path):
 
             async def run(n: int, wallet: Wallet) -> None:
                 whose = {"account": wallet.account, "live": wallet.live}
-                key = Repeatable("k", b"f")
+                key = IdempotencyKey("k", b"f")
                 assert isinstance(
-                    await store.take(taking(f"t{n}", 10, repeatable=key, tokens=3, **whose)), Taken
+                    await store.reserve(taking(f"t{n}", 10, idempotency_key=key, tokens=3, **whose)), Reserved
                 )
                 assert await store.note([record(f"t{n}", cost=2, **whose)]) == []
                 await store.settle(ending(f"t{n}", 7, answer=b"a", **whose))
-                assert isinstance(await store.take(taking(f"u{n}", 10, repeatable=key, **whose)), Repeated)
-                await store.take(taking(f"v{n}", 10, **whose))
+                assert isinstance(
+                    await store.reserve(taking(f"u{n}", 10, idempotency_key=key, **whose)), ReplayedAnswer
+                )
+                await store.reserve(taking(f"v{n}", 10, **whose))
                 await store.void(wallet, f"v{n}", refund=True)
                 assert (await store.balance(wallet)).available == 93
 

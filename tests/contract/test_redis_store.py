@@ -16,16 +16,16 @@ from redis.cluster import key_slot
 from pomelo.stores.base import KeyRecord
 from pomelo.stores.ledger import (
     Grant,
-    LostHoldError,
+    IdempotencyKey,
+    LostReservationError,
     Refused,
-    Repeatable,
-    Repeated,
-    Taken,
+    ReplayedAnswer,
+    Reserved,
     UsageQuery,
     Wallet,
 )
 from pomelo.stores.redis import Timing, open_redis
-from pomelo.stores.redis.names import names
+from pomelo.stores.redis.key_names import names
 from tests.contract.ledger_rig import WALLET, ending, record, taking
 from tests.contract.redis_rig import emptied, open_with_credits, server
 
@@ -78,39 +78,39 @@ async def test_accounts_and_keys_of_a_pomelo_that_kept_no_order_are_put_in_order
 async def test_two_processes_together_admit_what_one_may(server, tmp_path):
     async with AsyncExitStack() as stack:
         stores = [await open_with_credits(stack, server, tmp_path) for _ in range(2)]
-        asked = [stores[n % 2].take(taking(f"t{n}", 10)) for n in range(1_000)]
+        asked = [stores[n % 2].reserve(taking(f"t{n}", 10)) for n in range(1_000)]
         answers = await asyncio.gather(*asked)
-        assert sum(isinstance(answer, Taken) for answer in answers) == 100
+        assert sum(isinstance(answer, Reserved) for answer in answers) == 100
         assert {answer.code for answer in answers if isinstance(answer, Refused)} == {"insufficient_credits"}
         assert (await stores[0].balance(WALLET)).available == 0
 
 
 @pytest.mark.parametrize(
     ("limit", "code"),
-    [("requests_limit", "rate_limit_exceeded"), ("slots_limit", "concurrency_limit_exceeded")],
+    [("requests_limit", "rate_limit_exceeded"), ("concurrency_limit", "concurrency_limit_exceeded")],
 )
 async def test_two_processes_together_keep_a_limit(server, tmp_path, limit, code):
     async with AsyncExitStack() as stack:
         stores = [await open_with_credits(stack, server, tmp_path) for _ in range(2)]
-        asked = [stores[n % 2].take(taking(f"t{n}", 1, **{limit: 20})) for n in range(200)]
+        asked = [stores[n % 2].reserve(taking(f"t{n}", 1, **{limit: 20})) for n in range(200)]
         answers = await asyncio.gather(*asked)
-        assert sum(isinstance(answer, Taken) for answer in answers) == 20
+        assert sum(isinstance(answer, Reserved) for answer in answers) == 20
         assert {answer.code for answer in answers if isinstance(answer, Refused)} == {code}
 
 
 async def test_a_request_that_comes_fifty_times_at_once_runs_once(server, tmp_path):
-    key = Repeatable("order", b"digest")
+    key = IdempotencyKey("order", b"digest")
     async with AsyncExitStack() as stack:
         stores = [await open_with_credits(stack, server, tmp_path) for _ in range(2)]
-        asked = [stores[n % 2].take(taking(f"t{n}", repeatable=key)) for n in range(50)]
+        asked = [stores[n % 2].reserve(taking(f"t{n}", idempotency_key=key)) for n in range(50)]
         answers = await asyncio.gather(*asked)
-        [first] = [n for n, answer in enumerate(answers) if isinstance(answer, Taken)]
+        [first] = [n for n, answer in enumerate(answers) if isinstance(answer, Reserved)]
         codes = {answer.code for answer in answers if isinstance(answer, Refused)}
         assert codes == {"idempotency_conflict"}
         # Settled by a process that did not take it, it keeps its answer all the same.
         await stores[(first + 1) % 2].settle(ending(f"t{first}", answer=b"\x00answer"))
-        again = await stores[0].take(taking("again", repeatable=key))
-        assert isinstance(again, Repeated)
+        again = await stores[0].reserve(taking("again", idempotency_key=key))
+        assert isinstance(again, ReplayedAnswer)
         assert again.answer == b"\x00answer"
 
 
@@ -119,7 +119,7 @@ async def test_a_record_that_one_settled_can_be_read_by_another_at_once(server, 
         stores = [await open_with_credits(stack, server, tmp_path, drain=0.01) for _ in range(2)]
 
         async def run(n: int) -> None:
-            await stores[n % 2].take(taking(f"t{n}", 1))
+            await stores[n % 2].reserve(taking(f"t{n}", 1))
             await stores[n % 2].settle(ending(f"t{n}", 1))
             kept, _ = await stores[(n + 1) % 2].list_usage(ALL, limit=1_000)
             assert f"t{n}" in {found.task_id for found in kept}
@@ -138,7 +138,7 @@ from tests.contract.ledger_rig import record, taking
 async def main():
     async with open_redis(sys.argv[1], sys.argv[2], timing=Timing(beat=0.1, dead=1.0)) as store:
         for n in range(5):
-            await store.take(taking(f"t{n}", 100))
+            await store.reserve(taking(f"t{n}", 100))
         await store.note([record("t0", cost=30, output_tokens=4)])
         print("holds", flush=True)
         await asyncio.Event().wait()
@@ -157,17 +157,17 @@ async def test_what_a_killed_process_held_is_ended_by_another(server, tmp_path):
         )
         assert process.stdout is not None
         assert await process.stdout.readline() == b"holds\n"
-        await store.take(taking("mine", 100))
+        await store.reserve(taking("mine", 100))
         process.send_signal(signal.SIGKILL)
         await process.wait()
         async with asyncio.timeout(20):
-            while (await store.standing(WALLET)).slots > 1:  # noqa: ASYNC110
+            while (await store.limit_status(WALLET)).concurrency > 1:  # noqa: ASYNC110
                 await asyncio.sleep(0.02)
         [kept], _ = await store.list_usage(ALL, limit=9)
         assert (kept.task_id, kept.cost, kept.output_tokens, kept.source) == ("t0", 30, 4, "recovered")
         assert not kept.complete
         assert abs(kept.at - time.time()) < 60
-        with pytest.raises(LostHoldError):
+        with pytest.raises(LostReservationError):
             await store.settle(ending("t0", 40))
         assert (await store.settle(ending("mine", 50))).record.cost == 50
         found = await store.balance(WALLET)
@@ -178,7 +178,7 @@ async def test_a_process_that_stands_still_is_let_live_as_long_as_nobody_looked(
     async with AsyncExitStack() as stack:
         clock = [0.0]
         store = await open_with_credits(stack, server, tmp_path, beat=0.02, dead=1_000.0)
-        await store.take(taking("a", 100))
+        await store.reserve(taking("a", 100))
         watcher = await stack.enter_async_context(
             open_redis(
                 *(server.url, f"sqlite:{tmp_path / 'usage.db'}"),
@@ -207,15 +207,15 @@ async def test_a_take_that_comes_after_it_was_voided_is_not_done(server, tmp_pat
     async with AsyncExitStack() as stack:
         store = await open_with_credits(stack, server, tmp_path)
         await store._void(WALLET, "late", True, "call-1")
-        with pytest.raises(LostHoldError):
+        with pytest.raises(LostReservationError):
             await store._take(taking("late"), "call-1")
-        assert isinstance(await store._take(taking("late"), "call-2"), Taken)
+        assert isinstance(await store._take(taking("late"), "call-2"), Reserved)
 
 
 async def test_undoing_a_repeated_take_leaves_what_the_first_one_took(server, tmp_path):
     async with AsyncExitStack() as stack:
         store = await open_with_credits(stack, server, tmp_path)
-        await store.take(taking("a", 100))
+        await store.reserve(taking("a", 100))
         await store._void(WALLET, "a", True, "another-call")
         assert (await store.settle(ending("a", 60))).record.cost == 60
 
@@ -225,12 +225,12 @@ async def test_a_server_clock_that_was_set_back_makes_no_window_longer(server, t
     opened = open_redis(server.url, f"sqlite:{tmp_path / 'usage.db'}", server_time=lambda: wall[0])
     async with opened as store:
         await store.grant(Grant("g", Wallet("default", True), 100, 1.0))
-        await store.take(taking("a", 1, account="default", tokens=1))
+        await store.reserve(taking("a", 1, account="default", tokens=1))
         wall[0] -= 86_400
         full = {"account": "default", "requests_limit": 1}
-        assert (await store.take(taking("b", 1, **full))).code == "rate_limit_exceeded"
-        await store.take(taking("c", 1, account="default", tokens=1))
+        assert (await store.reserve(taking("b", 1, **full))).code == "rate_limit_exceeded"
+        await store.reserve(taking("c", 1, account="default", tokens=1))
         wall[0] += 59.5
-        assert (await store.take(taking("d", 1, **full))).code == "rate_limit_exceeded"
+        assert (await store.reserve(taking("d", 1, **full))).code == "rate_limit_exceeded"
         wall[0] += 0.5
-        assert isinstance(await store.take(taking("e", 1, **full)), Taken)
+        assert isinstance(await store.reserve(taking("e", 1, **full)), Reserved)

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import asdict
 from typing import Any
 
-from pomelo.metering.audit import audit
+from pomelo.accounts.audit import audit
 from pomelo.stores.base import Store
 from pomelo.stores.ledger import UsageQuery, UsageRecord, Wallet
 
@@ -35,7 +35,7 @@ async def state(store: Store, since: float = 0.0) -> dict[str, Any]:
         "balance": asdict(balance) | {"available": balance.available},
         "spent": sum(total.cost for total in await store.sum_usage(UsageQuery(live=True), "account")),
         "held": [record.task_id for record in await store.held()],
-        "slots": (await store.standing(LIVE)).slots,
+        "slots": (await store.limit_status(LIVE)).concurrency,
         "records": [asdict(record) for record in records],
     }
 
@@ -45,7 +45,7 @@ class Books:
 
     def __init__(self, state: dict[str, Any]) -> None:
         self.balance: dict[str, int] = state["balance"]
-        self.slots: int = state["slots"]
+        self.concurrency: int = state["slots"]
         self.held: list[str] = state["held"]
         self.records: dict[str, list[dict[str, Any]]] = defaultdict(list)
         """By request id."""
@@ -69,7 +69,7 @@ class Books:
         self.check()
         assert self.held == []
         assert self.balance["held"] == 0
-        assert self.slots == 0
+        assert self.concurrency == 0
 
     def costs(self, request_ids: Iterable[str]) -> int:
         """What those requests were charged, together."""

@@ -26,12 +26,12 @@ from typing import Any, TypeVar
 import uvloop
 
 from pomelo.app import App, open_app
-from pomelo.breaker import CircuitBreaker
+from pomelo.engine.circuit_breaker import CircuitBreaker
+from pomelo.engine.routing import Router
 from pomelo.providers.base import Event, Job, JobMethod, Provider
-from pomelo.routing import Router
 from pomelo.settings import load
 from pomelo.stores.base import Store
-from pomelo.stores.ledger import Settlement, Take, UsageRecord, Wallet
+from pomelo.stores.ledger import ReserveRequest, Settlement, UsageRecord, Wallet
 from tests.faults.books import state
 
 T = TypeVar("T")
@@ -60,11 +60,11 @@ class DyingStore:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._store, name)
 
-    def take(self, take: Take) -> Awaitable[Any]:
+    def reserve(self, take: ReserveRequest) -> Awaitable[Any]:
         """See LedgerStore."""
         task_id = take.draft.task_id
         self._fate.requests[task_id] = take.draft.request_id
-        return self._around("take", [task_id], lambda: self._store.take(take))
+        return self._around("take", [task_id], lambda: self._store.reserve(take))
 
     def settle(self, settlement: Settlement) -> Awaitable[Any]:
         """See LedgerStore."""

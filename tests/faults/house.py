@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
-from pomelo.admission.keys import Keyring
+from pomelo.accounts.keys import Keyring
 from pomelo.app import store_of
 from pomelo.settings import load
 from pomelo.stores.ledger import Grant

@@ -17,13 +17,13 @@ import aiohttp
 import grpc
 
 from pomelo.app import App, open_app
-from pomelo.breaker import CircuitBreaker
-from pomelo.catalog import Catalog
+from pomelo.catalog.catalog import Catalog
+from pomelo.engine.circuit_breaker import CircuitBreaker
+from pomelo.engine.routing import RETRIES, Router
 from pomelo.errors import TABLE
 from pomelo.providers import Credentials
 from pomelo.providers.base import Job, Provider
-from pomelo.providers.http import Http, Timeouts
-from pomelo.routing import RETRIES, Router
+from pomelo.providers.http.client import Http, Timeouts
 from pomelo.settings import Settings
 from pomelo.stores.ledger import UsageQuery, UsageRecord
 from pomelo.testing import FaultUpstream

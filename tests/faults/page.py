@@ -6,8 +6,8 @@ from pathlib import Path
 
 from pomelo.testing.faults import FAULTS, KINDS, left_out
 from pomelo.testing.suite import cases
-from tests.contract.subjects import SUBJECTS
 from tests.faults.test_matrix import BLOCKS
+from tests.providers.subjects import SUBJECTS
 
 PLACE = Path(__file__).parents[2] / "docs" / "faults.md"
 
@@ -20,7 +20,7 @@ of it by `python -m tests.faults.page`, and a test compares them.
 It is checked twice:
 
 * **Each provider alone**: `pomelo.testing.suite`, {cases:,} cases over the built-in providers
-  (`pytest tests/contract/test_suite.py`). Beside the code each case looks at what an error shows, at how long
+  (`pytest tests/providers/test_suite.py`). Beside the code each case looks at what an error shows, at how long
   it takes, at connections, tasks and files that are left, and at whether the next task has a good answer.
 * **Through the running app**, with a live key: {runs:,} runs, {faults} faults and a good answer at
   {blocks} pairs of a vendor and a kind of task, whole and streamed, over gRPC and REST. Each has the code and

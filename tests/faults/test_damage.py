@@ -15,15 +15,15 @@ from pathlib import Path
 
 import pytest
 
+from pomelo.accounts.audit import audit
+from pomelo.catalog.pricing import Usage, cost
 from pomelo.errors import PomeloError
-from pomelo.metering.audit import audit
-from pomelo.pricing import Used, cost
+from pomelo.stores.archive.sqlite import open_archive
 from pomelo.stores.base import KeyRecord, StoreError
-from pomelo.stores.ledger import Repeatable, Settlement, Take, UsageQuery
-from pomelo.stores.redis.archive import open_archive
+from pomelo.stores.ledger import IdempotencyKey, ReserveRequest, Settlement, UsageQuery
 from pomelo.stores.sqlite import damage, open_sqlite
 from tests.integration.commands import addresses, pomelo, staying
-from tests.unit.metering.kept import PRICES, draft, endow, hold, run
+from tests.unit.accounts.audited_store import PRICES, draft, endow, hold, run
 
 PAGE = 4096
 SEED = 20
@@ -39,10 +39,12 @@ async def fill(path: Path) -> None:
             await store.add_key(key)
         await asyncio.gather(*[run(store, f"task_{number:026d}") for number in range(120)])
         for number in range(20):
-            once = Repeatable(f"{number:064d}", b"f" * 32)
-            await store.take(Take(draft(f"once_{number}"), least=1, most=5_000, repeatable=once))
+            once = IdempotencyKey(f"{number:064d}", b"f" * 32)
+            await store.reserve(
+                ReserveRequest(draft(f"once_{number}"), minimum=1, maximum=5_000, idempotency_key=once)
+            )
             counts = {"input_tokens": 10, "output_tokens": 5}
-            record = replace(draft(f"once_{number}", **counts), cost=cost(Used(**counts), PRICES))
+            record = replace(draft(f"once_{number}", **counts), cost=cost(Usage(**counts), PRICES))
             await store.settle(Settlement(record, answer=b"an answer " * 40))
     with closing(sqlite3.connect(path)) as connection:
         connection.execute("VACUUM")

@@ -39,7 +39,7 @@ def say(**what):
 
 async def pair(store, task):
     try:
-        await store.take(Take(record(task), 1, 10, tokens=5))
+        await store.reserve(Take(record(task), 1, 10, tokens=5))
         await store.settle(Settlement(record(task, cost=3), 4))
     except PomeloError as error:
         return error.code
@@ -95,7 +95,7 @@ async def kept_and_sound(path: Path) -> set[str]:
         found, _ = await store.list_usage(UsageQuery(), limit=10**6)
         assert balance.held == 0
         assert balance.spent == sum(record.cost for record in found) == 3 * len(found)
-        assert (await store.standing(WALLET)).slots == 0
+        assert (await store.limit_status(WALLET)).concurrency == 0
     with closing(sqlite3.connect(path)) as connection:
         assert connection.execute("PRAGMA integrity_check").fetchone() == ("ok",)
     return {record.task_id for record in found}

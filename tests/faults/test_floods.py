@@ -15,7 +15,7 @@ from contextlib import ExitStack, suppress
 import grpc
 import pytest
 
-from pomelo import descriptors
+from pomelo import process
 from pomelo.gen.v1.media_service_pb2 import UploadMediaRequest
 from pomelo.gen.v1.media_service_pb2_grpc import MediaServiceStub
 from pomelo.gen.v1.task_service_pb2 import StreamTaskRequest
@@ -193,7 +193,7 @@ async def test_a_flood_is_cut_with_a_key_and_without(served: Served, kind: str) 
 async def test_of_1500_silent_connections_64_stay_and_callers_from_their_address_do_not_notice(
     served: Served,
 ) -> None:
-    assert descriptors.raise_limit() > 2_000
+    assert process.raise_descriptor_limit() > 2_000
     with ExitStack() as stack:
         async with good_callers(served) as callers:
             for number in range(1_500):
@@ -220,7 +220,7 @@ async def test_connections_that_come_without_end_leave_room_for_newcomers_with_a
                     stack.enter_context(one) if number % 2 else one.close()
                 time.sleep(0.0002)  # otherwise this process has no time for the good callers
 
-    assert descriptors.raise_limit() > 4_000
+    assert process.raise_descriptor_limit() > 4_000
     async with good_callers(served) as callers:
         await asyncio.to_thread(come_and_stay)
     callers.check()

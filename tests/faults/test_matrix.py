@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.contract.subjects import SUBJECTS
 from tests.faults.matrix_rig import HEAD, MODELS, Block, Row, run_block
+from tests.providers.subjects import SUBJECTS
 
 WRITE_TO = os.environ.get("POMELO_MATRIX")
 """Read ahead of the tests, which run in a clean environment."""

@@ -19,10 +19,10 @@ from pomelo.errors import PomeloError
 from pomelo.stores.base import Store
 from pomelo.stores.ledger import (
     Grant,
-    LostHoldError,
+    LostReservationError,
+    Reserved,
+    ReserveRequest,
     Settlement,
-    Take,
-    Taken,
     UsageQuery,
     UsageRecord,
     Wallet,
@@ -44,8 +44,8 @@ def record(task_id: str, **changes: Any) -> UsageRecord:
     return UsageRecord(task_id, **(values | {"model": "gpt-4", "task_type": "text"} | changes))
 
 
-def taking(task_id: str) -> Take:
-    return Take(record(task_id), 10, 10, tokens=5)
+def taking(task_id: str) -> ReserveRequest:
+    return ReserveRequest(record(task_id), 10, 10, tokens=5)
 
 
 def ending(task_id: str, cost: int = 7) -> Settlement:
@@ -115,16 +115,16 @@ async def audit(store: Store, tasks: set[str], cost: int = 7) -> None:
     found = await store.balance(WALLET)
     assert (found.granted, found.spent, found.held) == (CREDITS, sum(r.cost for r in kept), 0)
     assert found.spent == cost * len(tasks)
-    assert (await store.standing(WALLET)).slots == 0
+    assert (await store.limit_status(WALLET)).concurrency == 0
 
 
 async def run_through_a_fault(store: Store, begin: Any, end: Any) -> None:
     """A task that runs is settled after the fault; in it, all fails in time and nothing is taken."""
-    assert isinstance(await store.take(taking("before")), Taken)
+    assert isinstance(await store.reserve(taking("before")), Reserved)
     begin()
     settling = asyncio.ensure_future(store.settle(ending("before")))
     for number in range(3):
-        await fails_within_a_second(store.take(taking(f"in{number}")))
+        await fails_within_a_second(store.reserve(taking(f"in{number}")))
     await fails_within_a_second(settling)
     await fails_within_a_second(store.balance(WALLET))
     await fails_within_a_second(store.get_key("a"))
@@ -134,7 +134,7 @@ async def run_through_a_fault(store: Store, begin: Any, end: Any) -> None:
     await comes_back(store)
     await holds(store)
     assert (await store.settle(ending("before"))).record.cost == 7
-    assert isinstance(await store.take(taking("after")), Taken)
+    assert isinstance(await store.reserve(taking("after")), Reserved)
     await store.settle(ending("after"))
     await audit(store, {"before", "after"})
 
@@ -157,9 +157,9 @@ async def test_a_server_whose_clients_are_paused(server, store):
 
 
 async def test_a_server_that_became_a_replica(server, store):
-    await store.take(taking("before"))
+    await store.reserve(taking("before"))
     server.do("REPLICAOF", "127.0.0.1", "1")
-    await fails_within_a_second(store.take(taking("in")))
+    await fails_within_a_second(store.reserve(taking("in")))
     await fails_within_a_second(store.settle(ending("before")))
     server.do("REPLICAOF", "NO", "ONE")
     await holds(store)
@@ -167,14 +167,14 @@ async def test_a_server_that_became_a_replica(server, store):
 
 
 async def test_a_server_that_is_out_of_memory_takes_nothing_and_settles_what_runs(server, store):
-    await store.take(taking("before"))
+    await store.reserve(taking("before"))
     server.do("CONFIG", "SET", "maxmemory", "1")
-    await fails_within_a_second(store.take(taking("in")))
+    await fails_within_a_second(store.reserve(taking("in")))
     await fails_within_a_second(store.grant(Grant("more", WALLET, 5, 1.0)))
     assert (await store.settle(ending("before"))).record.cost == 7
     await audit(store, {"before"})
     server.do("CONFIG", "SET", "maxmemory", "0")
-    assert isinstance(await store.take(taking("after")), Taken)
+    assert isinstance(await store.reserve(taking("after")), Reserved)
 
 
 def is_loading(server: RedisServer) -> bool:
@@ -188,7 +188,7 @@ def is_loading(server: RedisServer) -> bool:
 
 
 async def test_a_server_that_is_loading(server, store):
-    await store.take(taking("t0"))
+    await store.reserve(taking("t0"))
     # Each key takes it a millisecond, once it is started again.
     server.do("EVAL", "for n = 1, 3000 do redis.call('SET', 'other' .. n, '') end", 0)
     server.do("BGREWRITEAOF")
@@ -199,7 +199,7 @@ async def test_a_server_that_is_loading(server, store):
         lambda: server.start("--key-load-delay", "1000", "--loading-process-events-interval-bytes", "1024"),
     )
     await until(lambda: is_loading(server))
-    await fails_within_a_second(store.take(taking("in")))
+    await fails_within_a_second(store.reserve(taking("in")))
     assert is_loading(server)
     await starting
     await comes_back(store)
@@ -209,7 +209,7 @@ async def test_a_server_that_is_loading(server, store):
 
 async def test_scripts_that_the_server_forgot_are_sent_again(server, store):
     for number in range(5):
-        await store.take(taking(f"t{number}"))
+        await store.reserve(taking(f"t{number}"))
         server.do("SCRIPT", "FLUSH")
         await store.settle(ending(f"t{number}"))
         server.do("SCRIPT", "FLUSH")
@@ -217,7 +217,7 @@ async def test_scripts_that_the_server_forgot_are_sent_again(server, store):
 
 
 async def test_a_key_of_a_wrong_type_changes_nothing(server, store):
-    await store.take(taking("a"))
+    await store.reserve(taking("a"))
     usage = b"pomelo:{default/live}:usage"
     server.do("SET", usage, "not a stream")
     before = await store.balance(WALLET)
@@ -242,10 +242,10 @@ async def test_answers_that_are_lost_charge_nobody_twice(server, tmp_path):
             for number in numbers:
                 task_id = f"t{number}"
                 try:
-                    taken = await store.take(taking(task_id))
+                    taken = await store.reserve(taking(task_id))
                 except PomeloError:
                     continue  # It costs nothing.
-                assert isinstance(taken, Taken)
+                assert isinstance(taken, Reserved)
                 done.add(task_id)
                 # Where the outcome is unknown, it is settled all the same, a little later.
                 with suppress(PomeloError):
@@ -273,7 +273,7 @@ async def test_a_killed_server_has_all_that_it_said_it_kept(server, tmp_path):
                     number += 1
                     task_id = f"{name}-{number}"
                     try:
-                        await store.take(taking(task_id))
+                        await store.reserve(taking(task_id))
                         asked.add(task_id)
                         await store.settle(ending(task_id))
                         said.add(task_id)
@@ -299,7 +299,7 @@ async def test_an_archive_that_can_not_be_written_stops_no_settlement(store, tmp
     with closing(sqlite3.connect(tmp_path / "usage.db", isolation_level=None)) as other:
         other.execute("BEGIN EXCLUSIVE")
         for number in range(20):
-            await store.take(taking(f"t{number}"))
+            await store.reserve(taking(f"t{number}"))
             await store.settle(ending(f"t{number}"))
         with pytest.raises(PomeloError) as caught:
             await store.list_usage(ALL, limit=1)
@@ -314,17 +314,17 @@ async def test_a_process_that_was_only_paused_finds_its_tasks_gone(server, tmp_p
         paused = await stack.enter_async_context(opening(server.url, tmp_path, **quick))
         await paused.grant(Grant("g", WALLET, CREDITS, 1.0))
         other = await stack.enter_async_context(opening(server.url, tmp_path, **quick))
-        await paused.take(taking("a"))
-        await paused.take(taking("b"))
+        await paused.reserve(taking("a"))
+        await paused.reserve(taking("b"))
         await paused.note([record("a", cost=3)])
         await paused._owner.stop()
         await holds(other)
         assert await paused.note([record("a", cost=4), record("b", cost=1)]) == ["a", "b"]
         for task_id in ("a", "b"):
-            with pytest.raises(LostHoldError):
+            with pytest.raises(LostReservationError):
                 await paused.settle(ending(task_id))
         # It lives, and what it takes now stays.
-        assert isinstance(await paused.take(taking("c")), Taken)
+        assert isinstance(await paused.reserve(taking("c")), Reserved)
         await paused.settle(ending("c", 3))
         kept, _ = await other.list_usage(ALL, limit=9)
         assert {found.task_id: (found.cost, found.source, found.complete) for found in kept} == {
@@ -340,7 +340,7 @@ async def test_a_server_that_hung_for_long_lets_nobody_be_taken_for_dead(server,
         stores = [await stack.enter_async_context(opening(server.url, tmp_path, **quick)) for _ in range(2)]
         await stores[0].grant(Grant("g", WALLET, CREDITS, 1.0))
         for number, store in enumerate(stores):
-            await store.take(taking(f"t{number}"))
+            await store.reserve(taking(f"t{number}"))
         server.stop()
         await asyncio.sleep(1.5)
         server.go_on()
@@ -361,16 +361,16 @@ async def test_a_failover_by_sentinel_goes_on_with_what_the_replica_had(server, 
         await until(lambda: len(watching.do("SENTINEL", "REPLICAS", "main")) == 1)
         async with opening(f"redis+sentinel://127.0.0.1:{watching.port}/main", tmp_path) as store:
             await store.grant(Grant("g", WALLET, CREDITS, 1.0))
-            await store.take(taking("before"))
+            await store.reserve(taking("before"))
             written = server.do("INFO", "replication")["master_repl_offset"]
             await until(lambda: replica.do("INFO", "replication")["slave_repl_offset"] >= written)
             server.kill()
-            await fails_within_a_second(store.take(taking("in")))
+            await fails_within_a_second(store.reserve(taking("in")))
             store.settle(ending("before"))
             await until(lambda: replica.do("INFO", "replication")["role"] == "master")
             await comes_back(store)
             await holds(store)
-            assert isinstance(await store.take(taking("after")), Taken)
+            assert isinstance(await store.reserve(taking("after")), Reserved)
             await store.settle(ending("after"))
             await audit(store, {"before", "after"})
 

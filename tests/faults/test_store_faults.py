@@ -24,15 +24,15 @@ import grpc
 import pytest
 from redis import exceptions as errors
 
-from pomelo.admission import admit
 from pomelo.app import App, open_app
-from pomelo.breaker import CircuitBreaker
+from pomelo.engine import reservation
+from pomelo.engine.circuit_breaker import CircuitBreaker
+from pomelo.engine.routing import Router
 from pomelo.gen.v1 import admin_service_pb2 as pb
 from pomelo.gen.v1.admin_service_pb2_grpc import AdminServiceStub
-from pomelo.routing import Router
 from pomelo.settings import Settings
 from pomelo.stores.base import Store
-from pomelo.stores.ledger import Grant, Take, UsageQuery, UsageRecord
+from pomelo.stores.ledger import Grant, ReserveRequest, UsageQuery, UsageRecord
 from pomelo.stores.redis import scripts
 from pomelo.testing import Answer, FaultUpstream, Gate, Received, Reply, error_reply
 from tests.faults.books import LIVE
@@ -228,7 +228,7 @@ class House:
         if hasattr(store, "_places"):
             store._link.timing = replace(store._link.timing, limit=PATIENT)
         async with asyncio.timeout(FREED_WITHIN):
-            while (await store.balance(LIVE)).held or (await store.standing(LIVE)).slots:  # noqa: ASYNC110
+            while (await store.balance(LIVE)).held or (await store.limit_status(LIVE)).concurrency:  # noqa: ASYNC110
                 await asyncio.sleep(0.002)
 
     async def audited(self) -> pb.AuditResponse:
@@ -252,8 +252,8 @@ class House:
 async def open_faulty(kind: str, url: str, folder: Path, patch: pytest.MonkeyPatch) -> AsyncIterator[House]:
     """A house on a store of that kind."""
     faults = Faults()
-    patch.setattr(admit, "NOTE_EVERY", 0.02)
-    patch.setattr(admit, "_PAUSE", 0.02)
+    patch.setattr(reservation, "PROGRESS_INTERVAL", 0.02)
+    patch.setattr(reservation, "_PAUSE", 0.02)
 
     def wrap(store: Any) -> Any:
         if kind == "redis":
@@ -392,7 +392,7 @@ async def test_a_reservation_without_a_running_task_is_an_audit_difference_and_i
         running = asyncio.create_task(life.ask(house.wires[0]))
         await life.gate.reached.wait()
         draft = UsageRecord("task_lost", "r", "default", True, "k", "rest", "gpt-4", "text", at=time.time())
-        await inner.take(Take(draft, least=1, most=2_740_000))
+        await inner.reserve(ReserveRequest(draft, minimum=1, maximum=2_740_000))
         found = await house.audited()
         assert [(one.check, one.subject, one.difference_micros) for one in found.findings] == [
             ("running", "task_lost", 2_740_000)

@@ -316,7 +316,7 @@ async def test_media_leave_disk_space_for_the_ledger(
         callers(process.rest, process.grpc, house.key) as wires,
     ):
         watch = Watch()
-        running = all_kinds(wires, watch, repeatable=False)
+        running = all_kinds(wires, watch, idempotency_key=False)
         for _ in running:
             await upstream.received()
         outcomes = [await upload(channel, house, 1_000_000) for _ in range(16)]

@@ -12,15 +12,15 @@ from pathlib import Path
 
 import pytest
 
-from pomelo.breaker import PROBE_WAIT, PROBE_WAIT_MAX, Attempt, CircuitBreaker, State
-from pomelo.metering.audit import audit
-from pomelo.providers.http import Timeouts
-from pomelo.routing import Router
+from pomelo.accounts.audit import audit
+from pomelo.engine.circuit_breaker import PROBE_WAIT, PROBE_WAIT_MAX, Attempt, CircuitBreaker, State
+from pomelo.engine.routing import Router
+from pomelo.providers.http.client import Timeouts
 from pomelo.testing import Answer, FaultUpstream, Gate, Stop, error_reply
 from tests.integration.house import WAYS, Caller, House, open_house, say
 
 LEFT_ALONE_WITHIN = 4.0
-"""Twice the promise, for a busy machine; tests/unit/test_breaker.py holds it to 2 s on a clock of its own."""
+"""Twice the promise, for a busy machine; tests/unit/engine/test_circuit_breaker.py holds it to 2 s on a clock of its own."""
 
 FOUND_WITHIN = 15.0
 PACE = 0.02

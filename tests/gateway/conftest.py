@@ -7,7 +7,8 @@ from contextlib import AbstractAsyncContextManager
 from typing import Any
 
 import pytest
-from door import Door, open_door
+
+from tests.gateway.door import Door, open_door
 
 OpenDoor = Callable[..., AbstractAsyncContextManager[Door]]
 

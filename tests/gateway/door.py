@@ -19,25 +19,25 @@ import aiohttp
 
 from gateway.app import open_rest
 from gateway.state import GatewayOptions
-from pomelo.access import Access
-from pomelo.accounts import AccountDesk
-from pomelo.admission.admit import Admission
-from pomelo.admission.plans import BUILTIN
+from pomelo.accounts.access import Access
+from pomelo.accounts.accounts import LocalAccounts
+from pomelo.accounts.plans import BUILTIN
+from pomelo.accounts.usage import UsageReader
 from pomelo.call import Call, Principal
-from pomelo.catalog import Catalog
-from pomelo.engine import Engine
+from pomelo.catalog.catalog import Catalog
+from pomelo.engine.engine import Engine
+from pomelo.engine.intake import Intake
+from pomelo.engine.models import LocalModels
+from pomelo.engine.reservation import Ledger
+from pomelo.engine.routing import Router
 from pomelo.errors import PomeloError
 from pomelo.gen.v1 import image_pb2, speech_pb2, text_pb2
 from pomelo.gen.v1.task_pb2 import TaskResult
 from pomelo.gen.v1.task_service_pb2 import StreamTaskResponse as Event
-from pomelo.inflight import InFlightLimits
-from pomelo.intake import Intake
-from pomelo.measure import Measurer
-from pomelo.media import MediaDesk, MediaStore
-from pomelo.metering.usage import UsageDesk
-from pomelo.models import ModelDesk
+from pomelo.in_flight import InFlightLimits
+from pomelo.media.duration import Measurer
+from pomelo.media.store import LocalMedia, MediaStore
 from pomelo.providers.base import Job
-from pomelo.routing import Router
 from pomelo.service import Services
 from pomelo.stores import open_store
 from pomelo.turns import Turns
@@ -114,10 +114,10 @@ class Player:
 
 async def authenticate(call: Call) -> Principal:
     """Two keys are good; as the real one does, it fills the reply."""
-    if call.secret not in (KEY, HAIKU_ONLY):
+    if call.api_key not in (KEY, HAIKU_ONLY):
         raise PomeloError("invalid_api_key")
-    call.reply["X-Pomelo-Mode"] = "test"
-    models = frozenset({"claude-3-haiku"}) if call.secret == HAIKU_ONLY else None
+    call.response_headers["X-Pomelo-Mode"] = "test"
+    models = frozenset({"claude-3-haiku"}) if call.api_key == HAIKU_ONLY else None
     return Principal("default", "key", live=False, models=models, plan="unlimited")
 
 
@@ -185,7 +185,7 @@ async def open_door(
     async with AsyncExitStack() as stack:
         store = await stack.enter_async_context(open_store(f"sqlite:{folder}.db"))
         await endow(store)
-        admission = Admission(store, BUILTIN)
+        admission = Ledger(store, BUILTIN)
         catalog, router, turns = Catalog.load(), Router({"sandbox": player}), Turns()
         measurer = Measurer()
         stack.push_async_callback(measurer.aclose)
@@ -199,9 +199,9 @@ async def open_door(
         )
         services = Services(
             tasks=Engine(intake, router, media, turns),
-            models=ModelDesk(catalog, router, intake),
-            media=MediaDesk(media, authenticate, turns=turns),
-            accounts=AccountDesk(store, UsageDesk(store, b"s" * 32), admission.plan, authenticate),
+            models=LocalModels(catalog, router, intake),
+            media=LocalMedia(media, authenticate, turns=turns),
+            accounts=LocalAccounts(store, UsageReader(store, b"s" * 32), admission.plan, authenticate),
             access=Access(authenticate, admission, catalog, intake.allowed, in_flight),
         )
         host, port = await stack.enter_async_context(

@@ -10,7 +10,6 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from door import Door, words
 
 from gateway.app import open_rest
 from pomelo.call import Call
@@ -18,6 +17,7 @@ from pomelo.errors import PomeloError
 from pomelo.gen.v1.task_pb2 import Task
 from pomelo.gen.v1.task_service_pb2 import StreamTaskResponse as Event
 from pomelo.providers.base import Job
+from tests.gateway.door import Door, words
 
 ASKED = {"model": "gpt-4", "messages": [{"role": "user", "content": "Hi"}], "stream": True}
 MANY = [f"word{number} " for number in range(500)]

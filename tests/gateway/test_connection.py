@@ -18,13 +18,13 @@ from ipaddress import ip_network
 
 import aiohttp
 import pytest
-from door import KEY, SOUND, Door, words
 
 from gateway.app import fit
 from pomelo.gen.v1 import speech_pb2
 from pomelo.gen.v1.task_service_pb2 import StreamTaskResponse as Event
 from pomelo.providers.base import Job
 from tests.certificates import make_certificate
+from tests.gateway.door import KEY, SOUND, Door, words
 
 OpenDoor = Callable[..., AbstractAsyncContextManager[Door]]
 HI = {"model": "gpt-4", "messages": [{"role": "user", "content": "Hi"}]}

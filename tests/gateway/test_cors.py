@@ -9,12 +9,12 @@ from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AbstractAsyncContextManager
 
 import pytest
-from door import KEY, SOUND, Door, authenticate, open_door, words
 
 from gateway.described_headers import HEADERS
 from pomelo.call import Call, Principal
 from pomelo.gen.v1.task_service_pb2 import StreamTaskResponse as Event
 from pomelo.providers.base import Job
+from tests.gateway.door import KEY, SOUND, Door, authenticate, open_door, words
 
 OpenDoor = Callable[..., AbstractAsyncContextManager[Door]]
 APP, LOCAL, FOREIGN = "https://app.example", "http://localhost:3000", "https://evil.example"

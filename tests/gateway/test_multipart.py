@@ -11,7 +11,8 @@ from contextlib import AbstractAsyncContextManager
 from typing import Any
 
 import pytest
-from door import KEY, SOUND, Door
+
+from tests.gateway.door import KEY, SOUND, Door
 
 OpenDoor = Callable[..., AbstractAsyncContextManager[Door]]
 TYPE = {"Content-Type": "multipart/form-data; boundary=B"}

@@ -11,14 +11,14 @@ from typing import Any
 
 import aiohttp
 import pytest
-from door import HAIKU_ONLY, KEY, PNG, SOUND, Door, words
 
 from pomelo.errors import PomeloError
 from pomelo.gen.v1 import image_pb2, speech_pb2
 from pomelo.gen.v1.task_pb2 import TaskResult
 from pomelo.gen.v1.task_service_pb2 import StreamTaskResponse as Event
-from pomelo.inflight import InFlightLimits
+from pomelo.in_flight import InFlightLimits
 from pomelo.providers.base import Job
+from tests.gateway.door import HAIKU_ONLY, KEY, PNG, SOUND, Door, words
 
 OpenDoor = Callable[..., AbstractAsyncContextManager[Door]]
 HI = {"model": "gpt-4", "messages": [{"role": "user", "content": "Hi"}]}

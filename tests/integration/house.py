@@ -17,9 +17,10 @@ from typing import Any
 import aiohttp
 import grpc
 
-from pomelo.admission.plans import Plan
+from pomelo.accounts.plans import Plan
 from pomelo.app import App, open_app, open_gateway
-from pomelo.breaker import CircuitBreaker
+from pomelo.engine.circuit_breaker import CircuitBreaker
+from pomelo.engine.routing import Router
 from pomelo.gen.v1.media_service_pb2 import DownloadMediaRequest
 from pomelo.gen.v1.media_service_pb2_grpc import MediaServiceStub
 from pomelo.gen.v1.model_service_pb2 import ListModelsRequest
@@ -27,7 +28,6 @@ from pomelo.gen.v1.model_service_pb2_grpc import ModelServiceStub
 from pomelo.gen.v1.task_service_pb2 import RunTaskRequest, StreamTaskRequest
 from pomelo.gen.v1.task_service_pb2_grpc import TaskServiceStub
 from pomelo.providers.base import Provider
-from pomelo.routing import Router
 from pomelo.settings import Settings
 from pomelo.stores.base import Store
 from pomelo.stores.ledger import Balance, Grant, UsageQuery, UsageRecord, Wallet
@@ -139,7 +139,7 @@ class House:
 
     async def slots(self, caller: Caller, *, live: bool = False) -> int:
         """How many tasks of a side run."""
-        return (await self.app.store.standing(Wallet(caller.account, live))).slots
+        return (await self.app.store.limit_status(Wallet(caller.account, live))).concurrency
 
     # --- asking
 

@@ -9,14 +9,14 @@ import grpc
 import pytest
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from pomelo.admission.keys import parse
+from pomelo.accounts.keys import parse
 from pomelo.app import App
 from pomelo.gen.v1 import admin_service_pb2 as pb
 from pomelo.gen.v1.account_service_pb2 import USAGE_GROUP_ACCOUNT, Balance, ListUsageRequest
 from pomelo.gen.v1.admin_service_pb2_grpc import AdminServiceStub
 from pomelo.gen.v1.task_service_pb2 import RunTaskRequest
 from pomelo.gen.v1.task_service_pb2_grpc import TaskServiceStub
-from pomelo.wire import from_rpc_error
+from pomelo.status import from_rpc_error
 from tests.integration.asking import bearer, text_task
 
 

@@ -18,7 +18,7 @@ from pomelo.gen.v1.task_service_pb2 import RunTaskRequest
 from pomelo.gen.v1.task_service_pb2_grpc import TaskServiceStub
 from tests.integration.asking import bearer, reason_of
 from tests.integration.house import House, open_house
-from tests.unit import corpus
+from tests.unit.media import corpus
 
 WAYS = ("inline", "upload", "form", "data URI", "form through a gateway", "data URI through a gateway")
 SAMPLES = b"\0\1" * 32_000

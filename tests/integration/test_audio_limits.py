@@ -17,7 +17,7 @@ from pomelo.gen.v1.task_service_pb2_grpc import TaskServiceStub
 from pomelo.testing.elevenlabs_wire import error_reply
 from tests.integration.asking import bearer, reason_of
 from tests.integration.house import WAYS, House, open_house
-from tests.unit import corpus
+from tests.unit.media import corpus
 
 MOST = 300
 """Seconds that eleven-labs-sts takes."""

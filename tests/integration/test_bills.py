@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 
+from pomelo.accounts.audit import audit
 from pomelo.gen.v1.account_service_pb2 import ListUsageRequest
 from pomelo.gen.v1.account_service_pb2_grpc import AccountServiceStub
 from pomelo.gen.v1.task_service_pb2 import RunTaskRequest
 from pomelo.gen.v1.task_service_pb2_grpc import TaskServiceStub
-from pomelo.metering.audit import audit
 from pomelo.stores.base import Store
 from pomelo.testing import Answer, Gate, Stop, anthropic_wire
 from tests.integration.house import WAYS, Caller, House, open_house, say

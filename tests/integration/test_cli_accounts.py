@@ -15,7 +15,7 @@ import pytest
 from tests.integration.commands import addresses as free_addresses
 from tests.integration.commands import pomelo
 from tests.serving import Served, serve
-from tests.unit.metering.kept import spoil
+from tests.unit.accounts.audited_store import spoil
 
 
 @pytest.fixture(params=["with a server", "without one"])

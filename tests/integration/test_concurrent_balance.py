@@ -14,7 +14,7 @@ from pomelo.testing import Gate, Received, Reply, Script
 from pomelo.testing.upstream import WIRES
 from tests.integration.house import KINDS, WAYS, House, Told, open_house, say
 from tests.redis_server import RedisServer
-from tests.unit import corpus
+from tests.unit.media import corpus
 
 TASKS = 20
 CLAIMS_NOTHING = base64.b64encode(corpus.wav(6, per_second=0xFFFFFFFF)).decode()

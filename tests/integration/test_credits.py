@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from pomelo.catalog import Catalog
-from pomelo.pricing import Used, cost, read
+from pomelo.catalog.catalog import Catalog
+from pomelo.catalog.pricing import Usage, cost, decode_prices
 from pomelo.stores.ledger import UsageRecord
 from pomelo.testing import Answer, Received, Stop, error_reply
 from tests.integration.house import KINDS, RICH, WAYS, House, Told, open_house, say
@@ -34,7 +34,7 @@ def sent(house: House, prompt: str) -> list[Received]:
 
 def counted(record: UsageRecord) -> int:
     """What a record's counts cost by its own prices."""
-    used = Used(
+    used = Usage(
         record.input_tokens,
         record.output_tokens,
         record.characters,
@@ -45,7 +45,7 @@ def counted(record: UsageRecord) -> int:
         record.cache_write_input_tokens,
         record.cache_write_1h_input_tokens,
     )
-    return cost(used, read(record.prices))
+    return cost(used, decode_prices(record.prices))
 
 
 def micros(text: str) -> int:

@@ -11,9 +11,9 @@ from typing import Any
 import grpc
 import pytest
 
+from pomelo.catalog.pricing import Usage, cost, decode_prices
 from pomelo.gen.v1.task_service_pb2 import RunTaskRequest, StreamTaskRequest
 from pomelo.gen.v1.task_service_pb2_grpc import TaskServiceStub
-from pomelo.pricing import Used, cost, read
 from pomelo.stores.ledger import UsageRecord
 from pomelo.testing import Answer, Gate, Received, Speech
 from tests.integration.house import WAYS, Caller, House, open_house, say
@@ -112,8 +112,8 @@ def received(house: House, prompt: str) -> Received:
 
 def counted(record: UsageRecord) -> int:
     """What a record's counts cost by its own prices."""
-    used = Used(record.input_tokens, record.output_tokens, record.characters, audio_ms=record.audio_ms)
-    return cost(used, read(record.prices))
+    used = Usage(record.input_tokens, record.output_tokens, record.characters, audio_ms=record.audio_ms)
+    return cost(used, decode_prices(record.prices))
 
 
 async def check_billed(

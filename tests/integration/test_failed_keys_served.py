@@ -10,12 +10,12 @@ import aiohttp
 import grpc
 import pytest
 
-from gateway.remote import open_remote
 from pomelo.app import App, gateway_proof, open_app
 from pomelo.errors import PomeloError
 from pomelo.gen.v1.model_service_pb2 import ListModelsRequest
 from pomelo.gen.v1.model_service_pb2_grpc import ModelServiceStub
 from pomelo.origin import GatewayProof
+from pomelo.server.remote import open_remote
 from pomelo.settings import Settings
 from tests.integration.asking import bearer, call_of, reason_of
 

@@ -19,7 +19,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha.reflection_pb2 import ServerReflectionRequest
 from grpc_reflection.v1alpha.reflection_pb2_grpc import ServerReflectionStub
 
-from pomelo.access import Access
+from pomelo.accounts.access import Access
 from pomelo.app import App
 from pomelo.errors import TABLE
 from pomelo.gen.v1 import (
@@ -38,10 +38,10 @@ from pomelo.gen.v1.model_service_pb2_grpc import ModelServiceStub
 from pomelo.gen.v1.task_pb2 import Task
 from pomelo.gen.v1.task_service_pb2 import RunTaskRequest, StreamTaskRequest
 from pomelo.gen.v1.task_service_pb2_grpc import TaskServiceStub
-from pomelo.inflight import InFlight, InFlightLimits
+from pomelo.in_flight import InFlight, InFlightLimits
 from pomelo.origin import GatewayProof
 from pomelo.server.limits import CallLimits, Connections
-from pomelo.server.main import Server, ServerOptions, open_server
+from pomelo.server.server import Server, ServerOptions, open_server
 from pomelo.testing import Answer, FaultUpstream, Gate
 from tests.conftest import Keys
 from tests.faults import frames, http2

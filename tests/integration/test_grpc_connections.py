@@ -20,13 +20,13 @@ from typing import Any
 import grpc
 import pytest
 
-from gateway.remote import Tls
 from pomelo.app import App
 from pomelo.call import Call
 from pomelo.gen.v1.media_service_pb2 import DownloadMediaRequest, UploadMediaRequest
 from pomelo.gen.v1.media_service_pb2_grpc import MediaServiceStub
 from pomelo.server.connections import ConnectionGuard, ConnectionLimits
-from pomelo.server.main import ServerOptions, open_server
+from pomelo.server.remote import Tls
+from pomelo.server.server import ServerOptions, open_server
 from pomelo.service import AccessService, Visit
 from tests.certificates import make_certificate
 from tests.conftest import Keys
@@ -442,10 +442,10 @@ def test_a_program_may_raise_its_limit_of_descriptors_to_what_the_system_allows(
 import resource
 hard = min(resource.getrlimit(resource.RLIMIT_NOFILE)[1], 4000)
 resource.setrlimit(resource.RLIMIT_NOFILE, (256, hard))
-from pomelo import descriptors
-assert descriptors.limit() == 256
-assert descriptors.raise_limit() == hard == descriptors.limit()
+from pomelo import process
+assert process.descriptor_limit() == 256
+assert process.raise_descriptor_limit() == hard == process.descriptor_limit()
 assert resource.getrlimit(resource.RLIMIT_NOFILE) == (hard, hard)
-assert descriptors.raise_limit() == hard
+assert process.raise_descriptor_limit() == hard
 """
     subprocess.run([sys.executable, "-c", code], check=True)

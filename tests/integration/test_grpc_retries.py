@@ -24,13 +24,13 @@ from google.rpc import error_details_pb2, status_pb2
 from pomelo.app import App
 from pomelo.call import Call
 from pomelo.draining import Draining
+from pomelo.engine.routing import RETRIES
 from pomelo.errors import TABLE, PomeloError
 from pomelo.gen.v1.task_pb2 import Task, TaskResult
 from pomelo.gen.v1.task_service_pb2 import RunTaskRequest, StreamTaskRequest, StreamTaskResponse
 from pomelo.gen.v1.task_service_pb2_grpc import TaskServiceStub
-from pomelo.routing import RETRIES
 from pomelo.server.limits import Connections
-from pomelo.server.main import ServerOptions, open_server
+from pomelo.server.server import ServerOptions, open_server
 from pomelo.service import TaskService
 from pomelo.testing import Answer, FaultUpstream, Received, Reply, error_reply
 from tests import node_client

@@ -18,9 +18,9 @@ import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from gateway.remote import Tls, open_remote
-from pomelo.accounts import AccountOffice
-from pomelo.admission.plans import BUILTIN
+from pomelo.accounts.accounts import AccountAdmin
+from pomelo.accounts.plans import BUILTIN
+from pomelo.accounts.usage import UsageReader
 from pomelo.app import App
 from pomelo.gen.v1.admin_service_pb2 import ListKeysRequest
 from pomelo.gen.v1.admin_service_pb2_grpc import AdminServiceStub
@@ -28,11 +28,11 @@ from pomelo.gen.v1.model_service_pb2 import ListModelsRequest
 from pomelo.gen.v1.model_service_pb2_grpc import ModelServiceStub
 from pomelo.gen.v1.task_service_pb2 import RunTaskRequest, StreamTaskRequest
 from pomelo.gen.v1.task_service_pb2_grpc import TaskServiceStub
-from pomelo.metering.usage import UsageDesk
 from pomelo.server.admin import AdminServicer
 from pomelo.server.limits import CallLimits
-from pomelo.server.main import ServerOptions, open_admin, open_server
+from pomelo.server.remote import Tls, open_remote
 from pomelo.server.rpc import Rpc
+from pomelo.server.server import ServerOptions, open_admin, open_server
 from pomelo.testing import Answer, FaultUpstream, Gate
 from tests.certificates import make_certificate
 from tests.conftest import Keys
@@ -359,8 +359,8 @@ async def test_a_server_with_a_client_authority_takes_its_clients_alone(
 @pytest.fixture
 def admin(app: App) -> AdminServicer:
     """The operator's service over the app's store."""
-    usage = UsageDesk(app.store, b"s" * 32)
-    return AdminServicer(app.store, app.keyring, AccountOffice(app.store, BUILTIN), usage, ())
+    usage = UsageReader(app.store, b"s" * 32)
+    return AdminServicer(app.store, app.keyring, AccountAdmin(app.store, BUILTIN), usage, ())
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from typing import Any
 import aiohttp
 import pytest
 
-from pomelo.admission.plans import Plan
+from pomelo.accounts.plans import Plan
 from pomelo.testing.elevenlabs_wire import error_reply
 from tests.integration.house import PLANS, RICH, House, open_house
 

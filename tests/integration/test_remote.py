@@ -13,7 +13,6 @@ from typing import Any
 
 import pytest
 
-from gateway.remote import open_remote
 from pomelo.app import App, gateway_proof
 from pomelo.call import Call
 from pomelo.errors import TABLE, PomeloError
@@ -21,7 +20,8 @@ from pomelo.gen.v1.account_service_pb2 import ListUsageRequest
 from pomelo.gen.v1.task_pb2 import Task, TaskResult
 from pomelo.gen.v1.task_service_pb2 import StreamTaskResponse
 from pomelo.providers.sandbox.triggers import ERRORS
-from pomelo.server.main import ServerOptions, open_server
+from pomelo.server.remote import open_remote
+from pomelo.server.server import ServerOptions, open_server
 from pomelo.service import Services, TaskService
 from pomelo.testing import Answer, FaultUpstream, Gate
 from tests.conftest import Keys
@@ -66,10 +66,10 @@ async def test_a_task_of_each_kind_runs_and_fills_the_reply(kind: str, remote: S
     call = call_of(keys.test, x_request_id="mine")
     result = await remote.tasks.run_task(task_of(kind), call)
     assert result.WhichOneof("output") == output_of(kind)
-    assert call.reply.pop("X-Credits-Remaining")
-    call.reply.pop("X-Credits-Charged", None)
-    assert call.reply.pop("X-Pomelo-Adjusted", "") == ADJUSTED.get(kind, "")
-    assert call.reply == {"X-Request-Id": "mine", "X-Pomelo-Mode": "test"}
+    assert call.response_headers.pop("X-Credits-Remaining")
+    call.response_headers.pop("X-Credits-Charged", None)
+    assert call.response_headers.pop("X-Pomelo-Adjusted", "") == ADJUSTED.get(kind, "")
+    assert call.response_headers == {"X-Request-Id": "mine", "X-Pomelo-Mode": "test"}
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -78,10 +78,10 @@ async def test_a_task_of_each_kind_streams_and_the_reply_is_complete_before_the_
 ) -> None:
     call = call_of(keys.test, x_request_id="mine")
     async with remote.tasks.stream_task(task_of(kind), call) as events:
-        assert call.reply.pop("X-Credits-Remaining")
-        call.reply.pop("X-Credits-Charged", None)
-        assert call.reply.pop("X-Pomelo-Adjusted", "") == ADJUSTED.get(kind, "")
-        assert call.reply == {"X-Request-Id": "mine", "X-Pomelo-Mode": "test"}
+        assert call.response_headers.pop("X-Credits-Remaining")
+        call.response_headers.pop("X-Credits-Charged", None)
+        assert call.response_headers.pop("X-Pomelo-Adjusted", "") == ADJUSTED.get(kind, "")
+        assert call.response_headers == {"X-Request-Id": "mine", "X-Pomelo-Mode": "test"}
         there = [event.WhichOneof("event") async for event in events]
     here = [
         e.WhichOneof("event") for e in await events_of(app.services.tasks, task_of(kind), call_of(keys.test))
@@ -99,7 +99,7 @@ async def test_an_error_is_the_same_as_beside_the_engine(
         task, call = text_task(f"[[error:{code}]]"), call_of(keys.test, x_request_id="mine")
         asked = events_of(services.tasks, task, call) if stream else services.tasks.run_task(task, call)
         found.append(await refusal(asked))
-        replies.append(call.reply)
+        replies.append(call.response_headers)
     assert found[0].code == code
     assert parts(found[0])[2:] == parts(found[1])[2:]
     if code != "rate_limit_exceeded":  # its message tells the time
@@ -128,7 +128,7 @@ async def test_no_key_however_strange_breaks_the_channel(
     errors = []
     for services in (app.services, remote):
         call = call_of(None)
-        call.secret = key
+        call.api_key = key
         errors.append(parts(await refusal(services.tasks.run_task(text_task(), call))))
         errors.append(parts(await refusal(events_of(services.tasks, text_task(), call))))
     assert len(set(errors)) == 1
@@ -142,9 +142,9 @@ async def test_a_bad_header_is_told_after_a_bad_key_and_before_the_task(
         for key, code in [(keys.test, "invalid_parameter"), (keys.revoked, "invalid_api_key")]:
             for ask in _every_way(services):
                 call = call_of(key, x_request_timeout="soon")
-                assert call.fault is not None
+                assert call.header_error is not None
                 assert (await refusal(ask(call))).code == code
-                assert ("X-Pomelo-Mode" in call.reply) == (key == keys.test)
+                assert ("X-Pomelo-Mode" in call.response_headers) == (key == keys.test)
 
 
 def _every_way(services: Services) -> list[Callable[[Call], Any]]:
@@ -197,10 +197,10 @@ async def test_the_server_sees_the_call_as_the_gateway_does(app: App, keys: Keys
             await remote.tasks.run_task(text_task(), call)
             await events_of(remote.tasks, text_task(), call)
             for seen in noting.calls:
-                assert (seen.secret, seen.request_id, seen.wire) == (keys.test, "mine", wire)
+                assert (seen.api_key, seen.request_id, seen.wire) == (keys.test, "mine", wire)
                 assert seen.address == "203.0.113.9"
                 assert seen.traceparent == trace
-                assert seen.fault is None
+                assert seen.header_error is None
                 assert abs(seen.deadline - call.deadline) < 0.5
             noting.calls.clear()
         call = call_of(keys.test, traceparent="with\udcff bytes")
@@ -276,7 +276,7 @@ async def test_a_deadline_is_told_by_the_server_with_all_its_headers(remote: Ser
         error = await refusal(ask(text_task("[[delay:30]]"), call))
         assert parts(error) == parts(PomeloError("deadline_exceeded"))
         assert time.monotonic() - call.deadline < 0.25
-        assert call.reply["X-Pomelo-Mode"] == "test"
+        assert call.response_headers["X-Pomelo-Mode"] == "test"
 
 
 async def test_a_deadline_bounds_a_body_that_does_not_read(remote: Services, keys: Keys) -> None:
@@ -410,14 +410,14 @@ async def test_media_go_up_and_come_down(remote: Services, keys: Keys) -> None:
     data = [b"ID3" + b"x" * 10, b"", b"y" * (3 * PIECE + 1), b"z"]
     call = call_of(keys.test, x_request_id="mine")
     media = await remote.media.upload_media("audio/mpeg", _chunks(data), call)
-    assert call.reply.pop("X-Credits-Remaining")
-    call.reply.pop("X-Credits-Charged", None)
-    assert call.reply == {"X-Request-Id": "mine", "X-Pomelo-Mode": "test"}
+    assert call.response_headers.pop("X-Credits-Remaining")
+    call.response_headers.pop("X-Credits-Charged", None)
+    assert call.response_headers == {"X-Request-Id": "mine", "X-Pomelo-Mode": "test"}
     assert (media.content_type, media.size_bytes) == ("audio/mpeg", sum(map(len, data)))
     call = call_of(keys.test, x_request_id="mine")
     async with remote.media.download_media(media.media_id, "", call) as (told, chunks):
         assert told.media_id == media.media_id
-        assert call.reply["X-Request-Id"] == "mine"
+        assert call.response_headers["X-Request-Id"] == "mine"
         assert b"".join([chunk async for chunk in chunks]) == b"".join(data)
     signature = media.url.partition("?")[2]
     assert await _download(remote, media.media_id, signature, call_of(None)) == b"".join(data)

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from pomelo.catalog import BUILTIN, Catalog
+from pomelo.catalog.catalog import BUILTIN, Catalog
 from pomelo.errors import PomeloError, Replay
 from pomelo.gen.v1.account_service_pb2 import ListUsageRequest
 from pomelo.gen.v1.account_service_pb2_grpc import AccountServiceStub

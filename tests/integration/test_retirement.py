@@ -13,14 +13,14 @@ from typing import Any
 
 import pytest
 
-from pomelo.catalog import Catalog
+from pomelo.catalog.catalog import Catalog
+from pomelo.catalog.retirement import headers, notices
 from pomelo.cli.doctor import _endings
 from pomelo.gen.v1.model_service_pb2 import ListModelsRequest
 from pomelo.gen.v1.model_service_pb2_grpc import ModelServiceStub
 from pomelo.providers import Credentials
-from pomelo.providers.registry import read
-from pomelo.providers.voices import LAST_DAY
-from pomelo.retirement import headers, notices
+from pomelo.providers.elevenlabs.voices import LAST_DAY
+from pomelo.providers.registry import read_registry
 from pomelo.testing import Answer, error_reply
 from tests.integration.commands import addresses, pomelo
 from tests.integration.house import KINDS, PATIENT, WAYS, House, open_house, say
@@ -247,7 +247,7 @@ def test_doctor_tells_of_the_default_voices_where_they_are_in_use(
 ) -> None:
     path = tmp_path / "catalog.toml"
     path.write_text(own)
-    registry = read(path, plugged=[])
+    registry = read_registry(path, plugged=[])
     given = dict.fromkeys(registry.entries, Credentials(None)) | {"elevenlabs": Credentials(key)}
     found = {finding.name: finding for finding in _endings(registry, given, today)}
     assert (found["voices"].state if "voices" in found else None) == state

@@ -11,22 +11,22 @@ from typing import Any
 
 import pytest
 
-from pomelo.admission import admit
-from pomelo.admission.admit import Admission
-from pomelo.admission.plans import Plan
+from pomelo.accounts.plans import Plan
 from pomelo.call import Call, Principal
-from pomelo.catalog import Catalog
+from pomelo.catalog.catalog import Catalog
+from pomelo.catalog.pricing import Usage
+from pomelo.engine import reservation
+from pomelo.engine.reservation import Ledger
 from pomelo.errors import PomeloError
-from pomelo.pricing import Used
 from pomelo.stores.base import Store
 from pomelo.stores.ledger import (
     Grant,
     Refused,
-    Repeated,
+    ReplayedAnswer,
+    Reserved,
+    ReserveRequest,
     Settled,
     Settlement,
-    Take,
-    Taken,
     UsageRecord,
     Wallet,
 )
@@ -60,8 +60,8 @@ class Troubled:
             await work()
         raise PomeloError("store_unavailable")
 
-    async def take(self, take: Take) -> Taken | Refused | Repeated:
-        return await self._through("take", lambda: self._inner.take(take))
+    async def reserve(self, take: ReserveRequest) -> Reserved | Refused | ReplayedAnswer:
+        return await self._through("reserve", lambda: self._inner.reserve(take))
 
     async def settle(self, settlement: Settlement) -> Settled:
         return await self._through("settle", lambda: self._inner.settle(settlement))
@@ -111,7 +111,7 @@ async def test_a_take_of_unknown_outcome_is_given_back(
     house: House, store: Troubled, way: str, stream: bool, after: bool
 ) -> None:
     caller = await house.caller("five")
-    store.out, store.after = {"take"}, after
+    store.out, store.after = {"reserve"}, after
     told = await house.ask(way, caller.test, say(), stream=stream)
     assert told.code == "store_unavailable"
     await freed(house, caller)
@@ -201,7 +201,7 @@ async def test_an_error_is_told_soon_though_the_store_hangs(house: House, store:
     began = time.monotonic()
     told = await house.ask("rest", caller.test, say("[[stall]]"), within=0.3)
     assert told.code == "deadline_exceeded"
-    assert time.monotonic() - began < 0.3 + admit.TOLD_WITHIN + 0.25
+    assert time.monotonic() - began < 0.3 + reservation.STATUS_TIMEOUT + 0.25
     assert "x-ratelimit-remaining" in told.headers
     store.waits["void"].set()
     await freed(house, caller)
@@ -215,7 +215,7 @@ async def test_a_task_that_can_not_be_begun_after_it_was_taken_in_holds_nothing(
     def broken(*args: Any) -> None:
         raise ZeroDivisionError
 
-    monkeypatch.setattr("pomelo.intake.Folding", broken)
+    monkeypatch.setattr("pomelo.engine.intake.CollectorContext", broken)
     for way in WAYS:
         told = await house.ask(way, caller.test, say())
         assert told.code == "internal_error"
@@ -232,30 +232,33 @@ async def test_a_task_that_fails_late_tells_when_its_window_really_ends(tmp_path
         await store.add_account("a", "five", 0)
         await store.grant(Grant("g", Wallet("a", False), 10**9, 0))
         plan = Plan("five", requests=5, concurrent=2)
-        admission = Admission(store, {"five": plan}, now=clock, monotonic=clock)
+        admission = Ledger(store, {"five": plan}, now=clock, monotonic=clock)
         model = Catalog.load().models["flux-1-pro"]
         draft = UsageRecord("img_1", "r", "a", False, "k", "rest", model.name, "image")
         call = Call.from_headers(lambda name: None, wire="rest")
-        picture = Used(images=1)
+        picture = Usage(images=1)
         hold = await admission.enter(call, plan, draft, model.prices, picture, picture, exact=True)
-        assert not isinstance(hold, Repeated)
-        assert call.reply["X-RateLimit-Reset"] == "1000061"
-        assert call.reply["X-Credits-Charged"] == "0.04"
+        assert not isinstance(hold, ReplayedAnswer)
+        assert call.response_headers["X-RateLimit-Reset"] == "1000061"
+        assert call.response_headers["X-Credits-Charged"] == "0.04"
         now += 50
         await hold.fail()
-        assert call.reply["X-RateLimit-Reset"] == "1000061"
-        assert call.reply["X-RateLimit-Remaining-Concurrent"] == "2"
-        assert (call.reply["X-Credits-Charged"], call.reply["X-Credits-Remaining"]) == ("0", "1000")
+        assert call.response_headers["X-RateLimit-Reset"] == "1000061"
+        assert call.response_headers["X-RateLimit-Remaining-Concurrent"] == "2"
+        assert (call.response_headers["X-Credits-Charged"], call.response_headers["X-Credits-Remaining"]) == (
+            "0",
+            "1000",
+        )
         assert call.trailer["X-Credits-Charged"] == "0"
         await hold.fail()
         hold.leave()
 
         late = replace(draft, task_id="img_2")
         hold = await admission.enter(call, plan, late, model.prices, picture, picture, exact=True)
-        assert not isinstance(hold, Repeated)
+        assert not isinstance(hold, ReplayedAnswer)
         now += 30  # another window
         await hold.fail()
-        assert call.reply["X-RateLimit-Remaining"] == "5"
+        assert call.response_headers["X-RateLimit-Remaining"] == "5"
         await admission.idle()
 
 
@@ -264,23 +267,23 @@ async def test_a_refusal_names_one_moment_though_time_goes_on(tmp_path: Path) ->
     async with open_sqlite(tmp_path / "own.db") as store:
         await store.add_account("a", "none", 0)
         plan = Plan("none", requests=0, tokens=0)
-        admission = Admission(store, {"none": plan}, now=lambda: next(ticks))
+        admission = Ledger(store, {"none": plan}, now=lambda: next(ticks))
         model = Catalog.load().models["gpt-4"]
         for number in range(20):
             call = Call.from_headers(lambda name: None, wire="rest")
             draft = UsageRecord(f"task_{number}", "r", "a", False, "k", "rest", model.name, "text")
             with pytest.raises(PomeloError) as refused:
-                await admission.enter(call, plan, draft, model.prices, Used(1, 1), Used(1, 1))
-            reset = int(call.reply["X-RateLimit-Reset"])
+                await admission.enter(call, plan, draft, model.prices, Usage(1, 1), Usage(1, 1))
+            reset = int(call.response_headers["X-RateLimit-Reset"])
             assert time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(reset)) in refused.value.message
 
 
 async def test_plans_that_are_gone_limit_nothing_and_allow_nothing(tmp_path: Path) -> None:
     async with open_sqlite(tmp_path / "own.db") as store:
-        admission = Admission(store, {})
+        admission = Ledger(store, {})
         principal = Principal("a", "k", False, plan="gone")
         with pytest.raises(PomeloError, match="'gone' does not exist"):
             admission.plan(principal)
         call = Call.from_headers(lambda name: None, wire="rest")
         await admission.tell(call, principal)
-        assert call.reply["X-Credits-Remaining"] == "0"
+        assert call.response_headers["X-Credits-Remaining"] == "0"

@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from pomelo.pricing import Used, cost, read
+from pomelo.catalog.pricing import Usage, cost, decode_prices
 from tests.integration.house import KINDS, RICH, WAYS, Caller, House, open_house, say
 
 REFUSALS = {
@@ -45,7 +45,7 @@ async def settled(house: House, caller: Caller, granted: int = RICH) -> list[Any
     assert balance.available == granted - balance.spent >= 0
     assert sum(record.cost for record in records) == balance.spent
     for record in records:
-        used = Used(
+        used = Usage(
             record.input_tokens,
             record.output_tokens,
             record.characters,
@@ -53,7 +53,7 @@ async def settled(house: House, caller: Caller, granted: int = RICH) -> list[Any
             record.pixels,
             record.audio_ms,
         )
-        assert cost(used, read(record.prices)) == record.cost + record.uncollected
+        assert cost(used, decode_prices(record.prices)) == record.cost + record.uncollected
         assert record.uncollected == 0
     assert len({record.task_id for record in records}) == len(records)
     return records

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from pomelo.metering.audit import audit
+from pomelo.accounts.audit import audit
 from pomelo.testing import Answer, Gate
 from tests.integration.house import KINDS, WAYS, House, open_house, say
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from pomelo.providers.voices import DEFAULTS
+from pomelo.providers.elevenlabs.voices import DEFAULTS
 from pomelo.testing import FaultUpstream, Received, Reply, Speech, VoiceList
 from pomelo.testing.elevenlabs_wire import error_reply
 from tests.integration.house import KINDS, WAYS, open_house

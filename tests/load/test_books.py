@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from pomelo.metering.audit import audit
+from pomelo.accounts.audit import audit
 from pomelo.stores.ledger import UsageQuery
 from tests.integration.house import KINDS, WAYS, House, open_house, say
 
@@ -74,7 +74,9 @@ async def test_after_tasks_of_all_kinds_the_audit_finds_no_difference(tmp_path: 
 
         told = await asyncio.gather(*[run(number) for number in range(TASKS)])
         await house.app.draining.idle()
-        await house.app.store.standing((await house.records(caller))[0].wallet)  # behind all that was queued
+        await house.app.store.limit_status(
+            (await house.records(caller))[0].wallet
+        )  # behind all that was queued
         found = await audit(house.app.store)
         assert not found.findings
         assert (found.difference_micros, found.uncollected_micros, found.holds) == (0, 0, 0)

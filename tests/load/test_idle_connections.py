@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from pomelo import descriptors
+from pomelo import process
 from tests.certificates import make_certificate
 from tests.faults import frames
 from tests.faults.bystanders import connections, good_callers
@@ -24,7 +24,7 @@ COUNT = 1_500
 
 @pytest.mark.parametrize("sent", [b"", frames.hello(), frames.PREFACE[:5]], ids=["silent", "preface", "half"])
 async def test_connections_without_a_key_are_gone_within_ten_seconds(folder: Path, sent: bytes) -> None:
-    assert descriptors.raise_limit() > COUNT
+    assert process.raise_descriptor_limit() > COUNT
     async with serve(folder) as served:
         with ExitStack() as stack:
             async with good_callers(served) as callers:
@@ -47,7 +47,7 @@ async def test_connections_without_a_key_are_gone_within_ten_seconds(folder: Pat
 
 async def test_tls_handshakes_that_never_end_are_gone_within_ten_seconds(folder: Path) -> None:
     await asyncio.to_thread(make_certificate, folder, "cert", "localhost")
-    assert descriptors.raise_limit() > COUNT
+    assert process.raise_descriptor_limit() > COUNT
     port = free_port()
     variables = {"POMELO_TLS_CERT": str(folder / "cert.pem"), "POMELO_TLS_KEY": str(folder / "cert.key")}
     variables |= {"POMELO_REST": "", "POMELO_GRPC": f"127.0.0.1:{port}"}

@@ -24,7 +24,7 @@ from redis import Redis
 
 from pomelo.gen.v1.admin_service_pb2 import AuditRequest
 from pomelo.gen.v1.admin_service_pb2_grpc import AdminServiceStub
-from pomelo.stores.redis.names import names
+from pomelo.stores.redis.key_names import names
 from pomelo.testing import Answer, FaultUpstream, Received
 from tests.faults.books import LIVE, Books
 from tests.faults.callers import Grpc, Rest, Told, callers

@@ -17,8 +17,8 @@ from pomelo.app import App
 from pomelo.gen.v1 import account_service_pb2 as pb
 from pomelo.gen.v1.account_service_pb2_grpc import AccountServiceStub
 from pomelo.gen.v1.task_pb2 import TaskType
+from pomelo.status import from_rpc_error
 from pomelo.stores.ledger import Grant, Wallet
-from pomelo.wire import from_rpc_error
 from tests.conftest import Keys
 from tests.parity.wires import Ask as TaskAsk
 from tests.parity.wires import Grpc, Rest

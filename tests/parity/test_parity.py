@@ -289,7 +289,7 @@ class Skewed:
 
     async def run_task(self, task: Task, call: Call) -> TaskResult:
         if self.fault == "request id":
-            call.reply["X-Request-Id"] = "another"
+            call.response_headers["X-Request-Id"] = "another"
         result = await self.inner.run_task(task, call)
         if self.fault == "output":
             result.text.content += "!"

@@ -30,12 +30,12 @@ def call(timeout: float | None = None, **headers: str) -> Call:
     ],
 )
 def test_the_scheme_of_a_key_is_read_in_any_case(given: str, secret: str | None) -> None:
-    assert call(authorization=given).secret == secret
+    assert call(authorization=given).api_key == secret
 
 
 @pytest.mark.parametrize("given", ["0", "-1", "nan", "inf", "soon", ""])
 def test_a_strange_timeout_is_a_fault_that_is_kept_for_later(given: str) -> None:
-    fault = call(x_request_timeout=given).fault
+    fault = call(x_request_timeout=given).header_error
     assert fault is not None
     assert fault.code == "invalid_parameter"
 
@@ -50,7 +50,7 @@ def test_a_deadline_is_the_callers_up_to_the_most() -> None:
 @given(st.text(max_size=200))
 def test_a_request_id_comes_back_or_is_replaced_by_one_that_can(text: str) -> None:
     made = call(x_request_id=text)
-    assert made.reply["X-Request-Id"] == made.request_id
+    assert made.response_headers["X-Request-Id"] == made.request_id
     assert made.request_id.isascii()
     assert made.request_id.isprintable()
     assert 0 < len(made.request_id) <= 128
@@ -63,17 +63,17 @@ def test_a_request_id_comes_back_or_is_replaced_by_one_that_can(text: str) -> No
 def test_a_header_that_is_given_twice_is_a_fault_that_names_it(name: str) -> None:
     names = ["authorization", name.lower(), "cookie", "cookie", name.upper()]
     made = Call.from_headers({"authorization": "Bearer k"}.get, wire="grpc", names=names)
-    assert made.fault is not None
-    assert (made.fault.code, made.fault.field) == ("invalid_parameter", name)
-    assert made.secret == "k"
-    assert not Call.from_headers({}.get, wire="grpc", names=names[:-1]).fault
+    assert made.header_error is not None
+    assert (made.header_error.code, made.header_error.field) == ("invalid_parameter", name)
+    assert made.api_key == "k"
+    assert not Call.from_headers({}.get, wire="grpc", names=names[:-1]).header_error
 
 
 def test_a_repeated_authorization_header_is_no_key() -> None:
     given = {"authorization": "Bearer k"}
     made = Call.from_headers(given.get, wire="grpc", names=["Authorization", "authorization"])
-    assert (made.secret, made.fault) == (None, None)
-    assert "twice" in made.key_fault
+    assert (made.api_key, made.header_error) == (None, None)
+    assert "twice" in made.key_error
 
 
 @pytest.mark.parametrize(
@@ -118,12 +118,12 @@ def test_strict_handling_is_read_from_a_list_of_preferences(prefer: str) -> None
 )
 def test_anything_else_is_lenient(prefer: str) -> None:
     made = call(prefer=prefer)
-    assert (made.strict, made.fault) == (False, None)
+    assert (made.strict, made.header_error) == (False, None)
 
 
 @given(st.text(st.sampled_from('handling=strict",;\\ \t'), max_size=60))
 def test_no_preference_is_a_fault(prefer: str) -> None:
-    assert call(prefer=prefer).fault is None
+    assert call(prefer=prefer).header_error is None
 
 
 @pytest.mark.parametrize(

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from pomelo.admission.plans import BUILTIN, Plan
+from pomelo.accounts.plans import BUILTIN, Plan
 from pomelo.app import find_plans
-from pomelo.catalog import Catalog
+from pomelo.catalog.catalog import Catalog
 from pomelo.settings import ProviderSettings, Settings, SettingsError, load, split_address, variable
 
 MIB = 1024 * 1024

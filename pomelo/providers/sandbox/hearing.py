@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from io import BytesIO
 from typing import BinaryIO
 
-from pomelo import audio
-from pomelo.catalog import ENCODER_PADDING_MS
+from pomelo.catalog.catalog import ENCODER_PADDING_MS
 from pomelo.errors import PomeloError, invalid
+from pomelo.media import audio
 from pomelo.providers.base import AudioSource
 from pomelo.providers.sandbox import mp3, ogg, samples
 from pomelo.providers.sandbox.melody import CHARACTER_SECONDS

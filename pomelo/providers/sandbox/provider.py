@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
 from typing import TypeVar
 
-from pomelo.catalog import SIDE
+from pomelo.catalog.catalog import SIDE
 from pomelo.errors import PomeloError
 from pomelo.gen.v1.image_pb2 import GeneratedImage, ImageFormat, ImageOutput, ImageProgress
 from pomelo.gen.v1.speech_pb2 import AudioChunk

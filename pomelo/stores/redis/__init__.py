@@ -7,7 +7,7 @@ there, `scripts` and `lua/` what is done there; `keys`, `accounts`, `ledger` and
 
 from __future__ import annotations
 
-from pomelo.stores.redis.link import Timing
+from pomelo.stores.redis.connection import Timing
 from pomelo.stores.redis.store import RedisStore, open_redis
 
 __all__ = ["RedisStore", "Timing", "open_redis"]

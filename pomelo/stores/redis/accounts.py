@@ -8,16 +8,16 @@ from pomelo.errors import invalid
 from pomelo.ids import new_id
 from pomelo.stores.base import UnknownAccountError
 from pomelo.stores.ledger import PAGE, AccountRecord, AccountSummary, Balance, Grant, Wallet
-from pomelo.stores.redis.link import PATIENCE, Link, contained, one_call, scanned
-from pomelo.stores.redis.names import ACCOUNT_ORDER, ACCOUNTS, GRANTED, PLANS, key, member, names
-from pomelo.stores.redis.places import Places
+from pomelo.stores.redis.connection import PATIENCE, Link, contained, one_call, scanned
+from pomelo.stores.redis.key_names import ACCOUNT_ORDER, ACCOUNTS, GRANTED, PLANS, key, member, names
 from pomelo.stores.redis.scripts import ADD_ACCOUNT, BALANCES, GRANT, SET_PLAN
+from pomelo.stores.redis.wallet_index import WalletIndex
 
 
 class Accounts:
     """See AccountStore."""
 
-    def __init__(self, link: Link, places: Places) -> None:
+    def __init__(self, link: Link, places: WalletIndex) -> None:
         self._link = link
         self._places = places
 

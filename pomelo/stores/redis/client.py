@@ -11,7 +11,7 @@ from redis import exceptions as errors
 from redis.asyncio import Redis
 from redis.asyncio.cluster import RedisCluster
 
-from pomelo.stores.redis.link import Part
+from pomelo.stores.redis.connection import Part
 
 _LANES = 2
 """Connections of one server: while one waits for its answers, the next commands gather for the other."""

@@ -9,10 +9,10 @@ from pydantic_core import from_json, to_json
 from pomelo.errors import PomeloError
 from pomelo.stores.base import KeyRecord, UnknownAccountError
 from pomelo.stores.ledger import PAGE
-from pomelo.stores.redis.link import PATIENCE, Link, Part, contained, one_call, scanned
-from pomelo.stores.redis.names import ACCOUNTS, KEY_ORDER, KEYS, REVOKED, key_order, key_place
-from pomelo.stores.redis.places import each
+from pomelo.stores.redis.connection import PATIENCE, Link, Part, contained, one_call, scanned
+from pomelo.stores.redis.key_names import ACCOUNTS, KEY_ORDER, KEYS, REVOKED, key_order, key_place
 from pomelo.stores.redis.scripts import ADD_KEY, REPLACE_KEY, REVOKE_KEY
+from pomelo.stores.redis.wallet_index import each
 
 _NAMES = ("key_id", "account", "live", "models", "created", "expires")
 

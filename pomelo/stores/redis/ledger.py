@@ -10,29 +10,29 @@ from typing import Any
 
 from pomelo.errors import PomeloError
 from pomelo.ids import new_id
+from pomelo.stores import records
 from pomelo.stores.ledger import (
-    SHARES,
-    LostHoldError,
+    DEFAULT_SHARES,
+    LimitStatus,
+    LostReservationError,
+    OpenReservation,
     Refused,
-    Repeated,
-    Reservation,
+    ReplayedAnswer,
+    Reserved,
+    ReserveRequest,
     Settled,
     Settlement,
-    Standing,
-    Take,
-    Taken,
     UnknownOutcomeError,
     UsageRecord,
     Wallet,
 )
-from pomelo.stores.redis.link import Link, Part, contained, one_call
-from pomelo.stores.redis.names import names
-from pomelo.stores.redis.owners import Owner
-from pomelo.stores.redis.places import Places
+from pomelo.stores.redis.connection import Link, Part, contained, one_call
+from pomelo.stores.redis.key_names import names
+from pomelo.stores.redis.ordered_tasks import OrderedTasks
 from pomelo.stores.redis.scripts import NOTE, SETTLE, STANDING, TAKE, VOID
-from pomelo.stores.redis.started import Running
 from pomelo.stores.redis.usage import Usage
-from pomelo.stores.sqlite import records
+from pomelo.stores.redis.wallet_index import WalletIndex
+from pomelo.stores.redis.workers import Worker
 from pomelo.stores.sqlite.ledger import RECOVERED
 
 _NOTED_AT_ONCE = 100
@@ -46,12 +46,12 @@ The second applies after a take with unknown outcome, which may reach the server
 class Ledger:
     """See LedgerStore."""
 
-    def __init__(self, link: Link, owner: Owner, places: Places, usage: Usage) -> None:
+    def __init__(self, link: Link, owner: Worker, places: WalletIndex, usage: Usage) -> None:
         self._link = link
         self._owner = owner
         self._places = places
         self._usage = usage
-        self._running = Running(link.timing.limit, link.unforeseen)
+        self._running = OrderedTasks(link.timing.limit, link.unexpected)
         self._keys: dict[str, str] = {}
         """The Idempotency-Keys of this process's tasks, as holds have them. A missing one is asked for."""
         self._shut: dict[Wallet, float] = {}
@@ -65,7 +65,7 @@ class Ledger:
         """Waits for what is under way; what comes later is refused."""
         await self._running.close(self._link.timing.close)
 
-    def take(self, take: Take) -> Awaitable[Taken | Refused | Repeated]:
+    def reserve(self, take: ReserveRequest) -> Awaitable[Reserved | Refused | ReplayedAnswer]:
         """See LedgerStore."""
         task_id, wallet, call = take.draft.task_id, take.draft.wallet, new_id("")
         self._looks[wallet] = max(_LOOKS, self._looks.get(wallet, 0))
@@ -96,7 +96,7 @@ class Ledger:
             for at in range(0, len(its), _NOTED_AT_ONCE):
                 args: list[Part] = []
                 for record in its[at : at + _NOTED_AT_ONCE]:
-                    args += [record.task_id, record.cost, records.written(record)]
+                    args += [record.task_id, record.cost, records.encode_record(record)]
                 found = await self._link.run(NOTE, [of.wallet, of.holds, of.drafts], args)
                 gone.update((wallet, task_id.decode()) for task_id in found)
         for _, task_id in gone:
@@ -104,13 +104,13 @@ class Ledger:
         return [record.task_id for record in noted if (record.wallet, record.task_id) in gone]
 
     @contained
-    async def standing(self, wallet: Wallet, model: str = "") -> Standing:
+    async def limit_status(self, wallet: Wallet, model: str = "") -> LimitStatus:
         """See LedgerStore."""
         of = names(wallet)
         return _standing(await self._link.run(STANDING, [of.wallet, of.holds], [model, self._span]))
 
     @contained
-    async def reservations(self, *, own: bool = False) -> list[Reservation]:
+    async def reservations(self, *, own: bool = False) -> list[OpenReservation]:
         """See LedgerStore."""
         looked = dict(self._looks)
         found = await self._places.running(looked if own else await self._places.having("holds"))
@@ -118,7 +118,7 @@ class Ledger:
             found = [(hold, record) for hold, record in found if hold.owner == self._owner.id]
             self._looked_at(looked, {hold.wallet for hold, _ in found})
         reservations = [
-            Reservation(
+            OpenReservation(
                 record,
                 hold.amount,
                 own=hold.owner == self._owner.id and not self._running.works_on(hold.task_id),
@@ -144,8 +144,8 @@ class Ledger:
         self._usage.expect(wallet)
 
     @one_call
-    async def _take(self, take: Take, call: str) -> Taken | Refused | Repeated:
-        draft, repeatable = take.draft, take.repeatable
+    async def _take(self, take: ReserveRequest, call: str) -> Reserved | Refused | ReplayedAnswer:
+        draft, repeatable = take.draft, take.idempotency_key
         self._knock(draft.wallet)
         await self._places.note(draft.wallet)
         owner = await self._owner.current()
@@ -159,20 +159,20 @@ class Ledger:
                 [
                     draft.task_id,
                     owner,
-                    take.least,
-                    take.most,
+                    take.minimum,
+                    take.maximum,
                     _limit(take.requests_limit),
-                    _limit(take.slots_limit),
+                    _limit(take.concurrency_limit),
                     take.tokens,
                     _limit(take.tokens_limit),
                     draft.model,
-                    records.written(draft),
+                    records.encode_record(draft),
                     self._span,
                     key,
                     b"" if repeatable is None else repeatable.fingerprint,
                     call,
-                    take.enough,
-                    SHARES,
+                    take.sufficient,
+                    DEFAULT_SHARES,
                 ],
             )
         except UnknownOutcomeError:
@@ -184,13 +184,13 @@ class Ledger:
             case [b"taken", standing, held]:
                 if key:
                     self._keys[draft.task_id] = key
-                return Taken(_standing(standing), held)
+                return Reserved(_standing(standing), held)
             case [b"refused", standing, code]:
                 return Refused(_standing(standing), code.decode())
             case [b"repeated", standing, text, cost, uncollected, answer]:
-                record = replace(records.read(text), cost=int(cost), uncollected=int(uncollected))
-                return Repeated(_standing(standing), record, answer)
-        raise LostHoldError(draft.task_id)
+                record = replace(records.decode_record(text), cost=int(cost), uncollected=int(uncollected))
+                return ReplayedAnswer(_standing(standing), record, answer)
+        raise LostReservationError(draft.task_id)
 
     def _knock(self, wallet: Wallet) -> None:
         """Lets one take at a time look whether the store does again what it is asked: each that it may have
@@ -211,7 +211,7 @@ class Ledger:
         record, answer = settlement.record, settlement.answer
         of = names(record.wallet)
         mark = of.mark(record.task_id)
-        text = records.written(record)
+        text = records.encode_record(record)
         digest = hashlib.blake2b(text, digest_size=8).hexdigest()
 
         async def run(key: str) -> Any:
@@ -246,8 +246,8 @@ class Ledger:
         # It ended otherwise, or so long ago that its mark is gone.
         first = await self._usage.get(record.wallet, record.task_id)
         if first is None or first.source == RECOVERED:
-            raise LostHoldError(record.task_id)
-        return Settled(await self.standing(record.wallet, record.model), first)
+            raise LostReservationError(record.task_id)
+        return Settled(await self.limit_status(record.wallet, record.model), first)
 
     @one_call
     async def _void(self, wallet: Wallet, task_id: str, refund: bool, call: str = "") -> None:
@@ -272,6 +272,6 @@ def _limit(limit: int | None) -> Part:
     return "" if limit is None else limit
 
 
-def _standing(reply: Any) -> Standing:
+def _standing(reply: Any) -> LimitStatus:
     available, requests, requests_left, slots, tokens, tokens_left = reply
-    return Standing(available, requests, requests_left / 1e6, slots, tokens, tokens_left / 1e6)
+    return LimitStatus(available, requests, requests_left / 1e6, slots, tokens, tokens_left / 1e6)

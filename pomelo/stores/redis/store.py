@@ -12,18 +12,18 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
 from pomelo.errors import PomeloError
+from pomelo.stores.archive.sqlite import open_archive
 from pomelo.stores.base import DEFAULT_ACCOUNT, Store, StoreError
 from pomelo.stores.ledger import GROUPS, Grant, UsageQuery, UsageRecord, UsageTotal, Wallet, WalletState
 from pomelo.stores.redis.accounts import Accounts
-from pomelo.stores.redis.archive import open_archive
+from pomelo.stores.redis.connection import Link, Timing
+from pomelo.stores.redis.key_names import FORMAT
 from pomelo.stores.redis.keys import Keys
 from pomelo.stores.redis.ledger import Ledger
-from pomelo.stores.redis.link import Link, Timing
-from pomelo.stores.redis.names import FORMAT
-from pomelo.stores.redis.opening import connect, read_url
-from pomelo.stores.redis.owners import Owner
-from pomelo.stores.redis.places import Places
+from pomelo.stores.redis.url import connect, read_url
 from pomelo.stores.redis.usage import Usage
+from pomelo.stores.redis.wallet_index import WalletIndex
+from pomelo.stores.redis.workers import Worker
 from pomelo.stores.sqlite.usage import read_place
 
 _FORMAT = b"1"
@@ -54,9 +54,9 @@ async def open_redis(
     async with open_archive(archive) as opened:
         link = Link(await connect(place, timing), timing, server_time)
         try:
-            places = Places(link)
+            places = WalletIndex(link)
             usage = Usage(link, places, opened)
-            owner = Owner(link, places, monotonic)
+            owner = Worker(link, places, monotonic)
             store = RedisStore(link, places, owner, usage)
             try:
                 await store.begin(now())
@@ -83,7 +83,7 @@ async def open_redis(
 class RedisStore(Keys, Accounts, Ledger):
     """See `pomelo.stores.base` for the roles. Made by `open_redis` alone."""
 
-    def __init__(self, link: Link, places: Places, owner: Owner, usage: Usage) -> None:
+    def __init__(self, link: Link, places: WalletIndex, owner: Worker, usage: Usage) -> None:
         Keys.__init__(self, link)
         Accounts.__init__(self, link, places)
         Ledger.__init__(self, link, owner, places, usage)

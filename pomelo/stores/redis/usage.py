@@ -15,14 +15,14 @@ from dataclasses import replace
 from typing import Any
 
 from pomelo.errors import PomeloError
-from pomelo.periodic import periodically
+from pomelo.process import periodically
+from pomelo.stores import records
+from pomelo.stores.archive.sqlite import Archive
 from pomelo.stores.ledger import Balance, UsageQuery, UsageRecord, UsageTotal, Wallet, WalletState
-from pomelo.stores.redis.archive import Archive
-from pomelo.stores.redis.link import Link, contained
-from pomelo.stores.redis.names import key, names
-from pomelo.stores.redis.places import Places, each
+from pomelo.stores.redis.connection import Link, contained
+from pomelo.stores.redis.key_names import key, names
 from pomelo.stores.redis.scripts import HOLDING, STATES
-from pomelo.stores.sqlite import records
+from pomelo.stores.redis.wallet_index import WalletIndex, each
 from pomelo.stores.sqlite.ledger import RECOVERED
 
 log = logging.getLogger("pomelo.stores")
@@ -35,7 +35,7 @@ _ROUND = 60
 class Usage:
     """See UsageStore."""
 
-    def __init__(self, link: Link, places: Places, archive: Archive) -> None:
+    def __init__(self, link: Link, places: WalletIndex, archive: Archive) -> None:
         self._link = link
         self._places = places
         self._archive = archive
@@ -50,7 +50,7 @@ class Usage:
                 self._bring,
                 self._link.timing.drain,
                 "Usage could not be brought to the archive",
-                self._link.unforeseen,
+                self._link.unexpected,
                 immediately=True,
             )
         )
@@ -98,7 +98,7 @@ class Usage:
         """See UsageStore."""
         wallets = await self._places.having("drafts")
         tables = await each(wallets, lambda w: self._link.send("HVALS", names(w).drafts))
-        found = [records.read(text) for table in tables for text in table]
+        found = [records.decode_record(text) for table in tables for text in table]
         return sorted(found, key=lambda record: record.task_id)
 
     @contained
@@ -197,7 +197,7 @@ def _record(entry: bytes, fields: dict[bytes, Any]) -> UsageRecord:
     """
     try:
         record = replace(
-            records.read(fields[b"record"]),
+            records.decode_record(fields[b"record"]),
             cost=int(fields[b"cost"]),
             uncollected=int(fields[b"uncollected"]),
         )

@@ -10,23 +10,23 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
+from pomelo.stores import records
 from pomelo.stores.ledger import (
+    DEFAULT_SHARES,
     REPLAY_SECONDS,
-    SHARES,
     WINDOW,
-    LostHoldError,
+    LimitStatus,
+    LostReservationError,
+    OpenReservation,
     Refused,
-    Repeated,
-    Reservation,
+    ReplayedAnswer,
+    Reserved,
+    ReserveRequest,
     Settled,
     Settlement,
-    Standing,
-    Take,
-    Taken,
     UsageRecord,
     Wallet,
 )
-from pomelo.stores.sqlite import records
 
 RECOVERED = "recovered"
 """The source of the records that the store itself made of orphaned holds."""
@@ -65,8 +65,10 @@ class _State:
     record) is told of _STATE_OF_NEW alone.
     """
 
-    __slots__ = ("ended", "granted", "held", "hold", "known", "model", "now", "requests", "slots", "spent",
-                 "start", "token_start", "tokens", "wallet")  # fmt: skip
+    __slots__ = (
+        "concurrency", "ended", "granted", "held", "hold", "known", "model", "now", "requests", "spent",
+        "start", "token_start", "tokens", "wallet",
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -83,7 +85,7 @@ class _State:
         self.granted: int = row[0] or 0
         self.spent: int = row[1] or 0
         self.held: int = row[2] or 0
-        self.slots: int = row[3] or 0
+        self.concurrency: int = row[3] or 0
         self.start: float | None = None
         self.requests = 0
         if _is_open(row[4], now):
@@ -99,12 +101,12 @@ class _State:
     def available(self) -> int:
         return self.granted - self.spent - self.held
 
-    def standing(self) -> Standing:
-        return Standing(
+    def limit_status(self) -> LimitStatus:
+        return LimitStatus(
             self.available,
             self.requests,
             0.0 if self.start is None else self.start + WINDOW - self.now,
-            self.slots,
+            self.concurrency,
             self.tokens,
             0.0 if self.token_start is None else self.token_start + WINDOW - self.now,
         )
@@ -115,34 +117,38 @@ def _is_open(start: float | None, now: float) -> bool:
     return start is not None and start <= now < start + WINDOW
 
 
-def standing(connection: sqlite3.Connection, now: float, wallet: Wallet, model: str) -> Standing:
+def limit_status(connection: sqlite3.Connection, now: float, wallet: Wallet, model: str) -> LimitStatus:
     """See LedgerStore."""
-    return _State(connection, now, wallet, model).standing()
+    return _State(connection, now, wallet, model).limit_status()
 
 
 # --- taking
 
 
-def take(connection: sqlite3.Connection, now: float, asked: Take) -> Taken | Refused | Repeated:
+def reserve(
+    connection: sqlite3.Connection, now: float, asked: ReserveRequest
+) -> Reserved | Refused | ReplayedAnswer:
     """See LedgerStore.
 
     Raises:
         LostHoldError: the task has its record; it ended.
     """
-    draft, repeatable = asked.draft, asked.repeatable
+    draft, repeatable = asked.draft, asked.idempotency_key
     state = _State(connection, now, draft.wallet, draft.model, draft.task_id, _STATE_OF_NEW)
     if state.hold is not None:
-        return Taken(state.standing(), state.hold.amount)
+        return Reserved(state.limit_status(), state.hold.amount)
     if repeatable is not None and (answered := _repeat(connection, state, asked)) is not None:
         return answered
     if state.ended:
-        raise LostHoldError(draft.task_id)
+        raise LostReservationError(draft.task_id)
     if code := _refusal(state, asked):
-        return Refused(state.standing(), code)
-    held = min(asked.most, state.available)
-    if asked.enough:
-        free = SHARES if asked.slots_limit is None else asked.slots_limit - state.slots
-        held = min(held, max(state.available // free, asked.enough, asked.least))
+        return Refused(state.limit_status(), code)
+    held = min(asked.maximum, state.available)
+    if asked.sufficient:
+        free = (
+            DEFAULT_SHARES if asked.concurrency_limit is None else asked.concurrency_limit - state.concurrency
+        )
+        held = min(held, max(state.available // free, asked.sufficient, asked.minimum))
     # Without tokens and a limit of them it is in no window, though one may be open.
     of_tokens = bool(asked.tokens) or asked.tokens_limit is not None
     _count(connection, state, asked, held, of_tokens)
@@ -159,7 +165,7 @@ def take(connection: sqlite3.Connection, now: float, asked: Take) -> Taken | Ref
             state.token_start if of_tokens else None,
             asked.tokens,
             None if repeatable is None else repeatable.key,
-            records.written(draft),
+            records.encode_record(draft),
         ),
     )
     if repeatable is not None:
@@ -167,12 +173,14 @@ def take(connection: sqlite3.Connection, now: float, asked: Take) -> Taken | Ref
             "INSERT INTO repeats (account, live, key, fingerprint, task_id) VALUES (?, ?, ?, ?, ?)",
             (draft.account, draft.live, repeatable.key, repeatable.fingerprint, draft.task_id),
         )
-    return Taken(state.standing(), held)
+    return Reserved(state.limit_status(), held)
 
 
-def _repeat(connection: sqlite3.Connection, state: _State, asked: Take) -> Refused | Repeated | None:
+def _repeat(
+    connection: sqlite3.Connection, state: _State, asked: ReserveRequest
+) -> Refused | ReplayedAnswer | None:
     """What an Idempotency-Key that is known answers; None: it is new, or as good as new."""
-    repeatable = asked.repeatable
+    repeatable = asked.idempotency_key
     assert repeatable is not None
     of_key = (state.wallet.account, state.wallet.live, repeatable.key)
     row = connection.execute(
@@ -187,35 +195,37 @@ def _repeat(connection: sqlite3.Connection, state: _State, asked: Take) -> Refus
         connection.execute("DELETE FROM repeats WHERE account = ? AND live = ? AND key = ?", of_key)
         return None
     if fingerprint != repeatable.fingerprint:
-        return Refused(state.standing(), "idempotency_mismatch")
+        return Refused(state.limit_status(), "idempotency_mismatch")
     if expires is None:
-        return Refused(state.standing(), "idempotency_conflict")
-    record = records.kept(connection, task_id)
+        return Refused(state.limit_status(), "idempotency_conflict")
+    record = records.find_record(connection, task_id)
     assert record is not None  # Kept in the transaction that kept the answer.
-    return Repeated(state.standing(), record, answer)
+    return ReplayedAnswer(state.limit_status(), record, answer)
 
 
-def _refusal(state: _State, asked: Take) -> str | None:
+def _refusal(state: _State, asked: ReserveRequest) -> str | None:
     if asked.requests_limit is not None and state.requests >= asked.requests_limit:
         return "rate_limit_exceeded"
-    if asked.slots_limit is not None and state.slots >= asked.slots_limit:
+    if asked.concurrency_limit is not None and state.concurrency >= asked.concurrency_limit:
         return "concurrency_limit_exceeded"
     if asked.tokens_limit is not None and state.tokens + asked.tokens > asked.tokens_limit:
         return "token_limit_exceeded"
-    if state.available < asked.least:
+    if state.available < asked.minimum:
         return "insufficient_credits"
     return None
 
 
-def _count(connection: sqlite3.Connection, state: _State, asked: Take, held: int, of_tokens: bool) -> None:
+def _count(
+    connection: sqlite3.Connection, state: _State, asked: ReserveRequest, held: int, of_tokens: bool
+) -> None:
     """Counts one more task, in the tables and in the state."""
     account, live = state.wallet.account, state.wallet.live
     if state.start is None:
         state.start = state.now
     state.requests += 1
-    state.slots += 1
+    state.concurrency += 1
     state.held += held
-    counted = (state.held, state.slots, state.start, state.requests, account, live)
+    counted = (state.held, state.concurrency, state.start, state.requests, account, live)
     if state.known:
         connection.execute(
             "UPDATE wallets SET held = ?, slots = ?, window_start = ?, window_requests = ?"
@@ -248,16 +258,16 @@ def settle(connection: sqlite3.Connection, now: float, settlement: Settlement) -
     state = _State(connection, now, record.wallet, record.model, record.task_id)
     hold = state.hold
     if hold is None:
-        first = records.kept(connection, record.task_id)
+        first = records.find_record(connection, record.task_id)
         if first is None or first.source == RECOVERED:
-            raise LostHoldError(record.task_id)
-        return Settled(state.standing(), first)
+            raise LostReservationError(record.task_id)
+        return Settled(state.limit_status(), first)
     # What it used counts in place of what it took, if that window is still open.
     _retoken(connection, state, hold, settlement.tokens)
     kept = charge(connection, state, hold, record)
     if hold.repeat_key is not None:
         _answer(connection, state, hold.repeat_key, settlement.answer)
-    return Settled(state.standing(), kept)
+    return Settled(state.limit_status(), kept)
 
 
 def charge(connection: sqlite3.Connection, state: _State, hold: _Hold, record: UsageRecord) -> UsageRecord:
@@ -266,7 +276,7 @@ def charge(connection: sqlite3.Connection, state: _State, hold: _Hold, record: U
     if charged < record.cost:
         record = replace(record, cost=charged, uncollected=record.cost - charged)
     _free(connection, state, hold, record.task_id, charged)
-    records.keep(connection, record)
+    records.insert_record(connection, record)
     return record
 
 
@@ -302,10 +312,10 @@ def release(connection: sqlite3.Connection, state: _State, hold: _Hold, task_id:
 def _free(connection: sqlite3.Connection, state: _State, hold: _Hold, task_id: str, charged: int) -> None:
     state.spent += charged
     state.held -= hold.amount
-    state.slots -= 1
+    state.concurrency -= 1
     connection.execute(
         "UPDATE wallets SET spent = ?, held = ?, slots = ? WHERE account = ? AND live = ?",
-        (state.spent, state.held, state.slots, state.wallet.account, state.wallet.live),
+        (state.spent, state.held, state.concurrency, state.wallet.account, state.wallet.live),
     )
     connection.execute("DELETE FROM holds WHERE task_id = ?", (task_id,))
 
@@ -348,17 +358,17 @@ def note(connection: sqlite3.Connection, noted: Sequence[UsageRecord]) -> list[s
     for record in noted:
         changed = connection.execute(
             "UPDATE holds SET record = ? WHERE task_id = ? AND account = ? AND live = ?",
-            (records.written(record), record.task_id, record.account, record.live),
+            (records.encode_record(record), record.task_id, record.account, record.live),
         )
         if changed.rowcount == 0:
             gone.append(record.task_id)
     return gone
 
 
-def reservations(connection: sqlite3.Connection) -> list[Reservation]:
+def reservations(connection: sqlite3.Connection) -> list[OpenReservation]:
     """See LedgerStore. This process took every hold: it alone uses the file."""
     rows = connection.execute("SELECT record, amount FROM holds ORDER BY task_id")
-    return [Reservation(records.read(text), amount, own=True) for text, amount in rows]
+    return [OpenReservation(records.decode_record(text), amount, own=True) for text, amount in rows]
 
 
 def recover(connection: sqlite3.Connection, now: float, wallet: Wallet, task_id: str) -> None:
@@ -370,7 +380,7 @@ def recover(connection: sqlite3.Connection, now: float, wallet: Wallet, task_id:
     if row is None:
         return
     model, text = row
-    record = records.read(text)
+    record = records.decode_record(text)
     state = _State(connection, now, wallet, model, task_id)
     assert state.hold is not None
     if record.cost == 0:

@@ -24,14 +24,14 @@ from pomelo.stores.ledger import (
     AccountSummary,
     Balance,
     Grant,
+    LimitStatus,
+    OpenReservation,
     Refused,
-    Repeated,
-    Reservation,
+    ReplayedAnswer,
+    Reserved,
+    ReserveRequest,
     Settled,
     Settlement,
-    Standing,
-    Take,
-    Taken,
     UsageQuery,
     UsageRecord,
     UsageTotal,
@@ -156,9 +156,9 @@ class SqliteStore:
 
     # --- LedgerStore
 
-    def take(self, take: Take) -> Awaitable[Taken | Refused | Repeated]:
+    def reserve(self, take: ReserveRequest) -> Awaitable[Reserved | Refused | ReplayedAnswer]:
         """See LedgerStore."""
-        return self._writer.do(lambda c: ledger.take(c, self._clock(), take))
+        return self._writer.do(lambda c: ledger.reserve(c, self._clock(), take))
 
     def settle(self, settlement: Settlement) -> Awaitable[Settled]:
         """See LedgerStore."""
@@ -173,11 +173,13 @@ class SqliteStore:
         noted = tuple(records)
         return await self._writer.do(lambda c: ledger.note(c, noted))
 
-    async def standing(self, wallet: Wallet, model: str = "") -> Standing:
+    async def limit_status(self, wallet: Wallet, model: str = "") -> LimitStatus:
         """See LedgerStore."""
-        return await self._writer.do(lambda c: ledger.standing(c, self._clock(), wallet, model), reads=True)
+        return await self._writer.do(
+            lambda c: ledger.limit_status(c, self._clock(), wallet, model), reads=True
+        )
 
-    async def reservations(self, *, own: bool = False) -> list[Reservation]:
+    async def reservations(self, *, own: bool = False) -> list[OpenReservation]:
         """See LedgerStore."""
         return await self._writer.do(ledger.reservations, reads=True)
 
@@ -279,5 +281,5 @@ class SqliteStore:
             self._watch.see(error)
             raise PomeloError("store_unavailable") from error
         except Exception as error:
-            self._writer.unforeseen.tell("Reading the store failed", error)
+            self._writer.unexpected.log("Reading the store failed", error)
             raise PomeloError("store_unavailable") from error

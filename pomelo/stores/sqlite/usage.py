@@ -15,6 +15,7 @@ from heapq import nlargest, nsmallest
 from operator import itemgetter
 from typing import Any
 
+from pomelo.stores import records
 from pomelo.stores.ledger import (
     GROUPS,
     PAGE,
@@ -25,7 +26,6 @@ from pomelo.stores.ledger import (
     Wallet,
     WalletState,
 )
-from pomelo.stores.sqlite import records
 
 STEP = 20_000
 """Records that one step looks at: about 20 ms."""
@@ -211,7 +211,7 @@ def read_place(after: str) -> _Place:
 def held(connection: sqlite3.Connection) -> list[UsageRecord]:
     """See UsageStore."""
     rows = connection.execute("SELECT record FROM holds ORDER BY task_id").fetchall()
-    return [records.read(text) for (text,) in rows]
+    return [records.decode_record(text) for (text,) in rows]
 
 
 def holding(connection: sqlite3.Connection, wallet: Wallet) -> tuple[int, int]:

@@ -15,9 +15,9 @@ from queue import SimpleQueue
 from typing import Any, NamedTuple, Protocol, TypeVar
 
 from pomelo.errors import PomeloError
+from pomelo.logs import UnexpectedErrors
 from pomelo.stores.base import DECLARED_ERRORS
 from pomelo.stores.ledger import UnknownOutcomeError
-from pomelo.traces import Unforeseen
 
 BATCH = 256
 """At most so much is committed at once."""
@@ -63,7 +63,7 @@ class Writer:
     """See the module. Made by `start`; all methods belong to the loop that called that."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        self.unforeseen = Unforeseen(log)
+        self.unexpected = UnexpectedErrors(log)
         self._loop = loop
         self._queue: SimpleQueue[_Work | None] = SimpleQueue()
         self._closed = False
@@ -151,7 +151,7 @@ class Writer:
         ]
 
     def _contained(self, error: Exception) -> PomeloError:
-        self.unforeseen.tell("The store failed", error)
+        self.unexpected.log("The store failed", error)
         return _unavailable(error, UnknownOutcomeError)
 
     def _gather(self) -> list[_Work]:

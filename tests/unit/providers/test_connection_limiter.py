@@ -12,11 +12,11 @@ import pytest
 
 from pomelo.errors import PomeloError, Replay
 from pomelo.providers import Credentials
-from pomelo.providers.connections import LIMIT, MAX_WAIT, ConnectionLimiter
-from pomelo.providers.http import Http
-from pomelo.providers.openai import OpenAI
+from pomelo.providers.chat.openai import OpenAI
+from pomelo.providers.http.client import Http
+from pomelo.providers.http.connections import LIMIT, MAX_WAIT, ConnectionLimiter
 from pomelo.testing import Answer, FaultUpstream, Gate, Script, Stop, error_reply
-from tests.contract.openai_rig import deltas, job
+from tests.providers.openai.rig import deltas, job
 
 HOST = "vendor:443"
 PATIENT = 5.0

@@ -14,14 +14,14 @@ import pytest
 from multidict import CIMultiDict
 
 from pomelo.errors import PomeloError
-from pomelo.providers.failures import (
-    Complaint,
-    Dialect,
-    complained,
-    cut,
-    nonsense,
-    not_answered,
+from pomelo.providers.http.errors import (
+    ErrorBody,
+    ErrorMapping,
+    from_connect_error,
+    from_error_body,
+    malformed_response,
     refused,
+    truncated,
     wait_hint,
 )
 
@@ -29,14 +29,14 @@ NOW = 1_800_000_000.0
 CANARY = "sk-canary-3141 and the prompt"
 
 
-def read(body: Any) -> Complaint:
+def read(body: Any) -> ErrorBody:
     """A vendor whose error bodies are {"codes": […], "field": …}."""
     if not isinstance(body, dict):
-        return Complaint()
-    return Complaint(tuple(body.get("codes", ())), body.get("field"))
+        return ErrorBody()
+    return ErrorBody(tuple(body.get("codes", ())), body.get("field"))
 
 
-ACME = Dialect(
+ACME = ErrorMapping(
     "acme",
     read,
     {
@@ -164,7 +164,7 @@ INFO: Any = SimpleNamespace(real_url=f"https://api.acme.example/{CANARY}", heade
     ],
 )
 def test_a_failure_before_the_answer_has_a_meaning(error: BaseException, code: str) -> None:
-    failure = not_answered(error, ACME)
+    failure = from_connect_error(error, ACME)
     assert failure.code == code
     assert CANARY not in "".join(traceback.format_exception(failure))
 
@@ -179,15 +179,15 @@ def test_a_failure_before_the_answer_has_a_meaning(error: BaseException, code: s
     ],
 )
 def test_a_failure_within_the_answer_has_a_meaning(error: BaseException, code: str) -> None:
-    failure = cut(error)
+    failure = truncated(error)
     assert failure.code == code
     assert CANARY not in "".join(traceback.format_exception(failure))
 
 
 def test_an_error_in_place_of_an_answer_has_the_meaning_of_its_code() -> None:
-    assert complained({"codes": ["busy"]}, ACME).code == "provider_unavailable"
-    assert complained({"codes": ["unheard_of"]}, ACME).code == "provider_failed"
-    assert complained("no object", ACME).code == "provider_failed"
+    assert from_error_body({"codes": ["busy"]}, ACME).code == "provider_unavailable"
+    assert from_error_body({"codes": ["unheard_of"]}, ACME).code == "provider_failed"
+    assert from_error_body("no object", ACME).code == "provider_failed"
 
 
 def test_an_operator_finds_the_status_the_code_and_the_request_id_in_the_traceback() -> None:
@@ -199,7 +199,7 @@ def test_an_operator_finds_the_status_the_code_and_the_request_id_in_the_traceba
 
 def test_what_a_vendor_writes_never_gets_into_a_message_or_a_note() -> None:
     body = b'{"codes": ["%s", "line\\nbreak", "%s"]}' % (CANARY.encode(), b"x" * 65)
-    for failure in (refuse(400, body, {"x-request-id": CANARY}), complained({"codes": [CANARY]}, ACME)):
+    for failure in (refuse(400, body, {"x-request-id": CANARY}), from_error_body({"codes": [CANARY]}, ACME)):
         shown = "".join(traceback.format_exception(failure))
         assert CANARY not in shown
         assert "break" not in shown
@@ -207,5 +207,5 @@ def test_what_a_vendor_writes_never_gets_into_a_message_or_a_note() -> None:
 
 
 def test_nonsense_is_a_failure_of_the_provider() -> None:
-    assert nonsense("a page").code == "provider_failed"
-    assert "page" not in nonsense("a page").message
+    assert malformed_response("a page").code == "provider_failed"
+    assert "page" not in malformed_response("a page").message

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pomelo.errors import PomeloError
-from pomelo.providers.sse import EVENT_MOST, SseEvent, SseParser
+from pomelo.providers.http.sse import EVENT_MOST, SseEvent, SseParser
 
 
 def parse(*packets: bytes) -> list[SseEvent]:

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pomelo.providers.parsing import parse, split_half, well_formed
+from pomelo.providers.http.parsing import parse, split_half, well_formed
 
 
 @pytest.mark.parametrize(

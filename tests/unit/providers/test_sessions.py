@@ -13,13 +13,13 @@ from aiohttp import web
 from yarl import URL
 
 from pomelo.errors import PomeloError, Replay
-from pomelo.providers import sessions
-from pomelo.providers.failures import Complaint, Dialect
-from pomelo.providers.http import Http, Timeouts
+from pomelo.providers.http import sessions
+from pomelo.providers.http.client import Http, Timeouts
+from pomelo.providers.http.errors import ErrorBody, ErrorMapping
 from tests.breaking_proxy import BreakingProxy, breaking_proxy
 
-CHAT = Dialect("acme", lambda body: Complaint())
-PAID = Dialect("acme", lambda body: Complaint(), replays=False)
+CHAT = ErrorMapping("acme", lambda body: ErrorBody())
+PAID = ErrorMapping("acme", lambda body: ErrorBody(), replays=False)
 
 
 @dataclass
@@ -80,7 +80,7 @@ async def test_requests_that_may_be_repeated_share_a_connection(server: Server, 
 
 @pytest.mark.parametrize(("make", "dialect"), [(lambda: b"{}", PAID), (form, PAID), (form, CHAT)])
 async def test_a_request_that_must_not_be_repeated_has_a_connection_of_its_own(
-    server: Server, http: Http, make: Any, dialect: Dialect
+    server: Server, http: Http, make: Any, dialect: ErrorMapping
 ) -> None:
     await http.whole(URL(server.url), {}, b"{}", CHAT)
     for _ in range(3):

@@ -8,7 +8,7 @@ import pytest
 
 from pomelo.errors import PomeloError
 from pomelo.providers.base import CALLER
-from pomelo.providers.voices import ASKED_AGAIN, DEFAULTS, FRESH, LAST_DAY, NAMES_MOST, Voices
+from pomelo.providers.elevenlabs.voices import ASKED_AGAIN, DEFAULTS, FRESH, LAST_DAY, NAMES_MOST, Voices
 
 OTTO = "B" * 20
 

@@ -12,25 +12,25 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from pomelo.catalog import Catalog, Limits, Model, Route
-from pomelo.fitting import fit
+from pomelo.catalog.catalog import Catalog, Limits, Model, Route
+from pomelo.catalog.pricing import Prices, Usage
 from pomelo.gen.v1 import image_pb2, speech_pb2, text_pb2
 from pomelo.gen.v1.task_pb2 import TaskResult, TaskType
 from pomelo.gen.v1.task_service_pb2 import StreamTaskResponse
-from pomelo.measure import Measurer
-from pomelo.media import MediaStore
-from pomelo.pricing import Prices, Used
+from pomelo.media.duration import Measurer
+from pomelo.media.store import MediaStore
 from pomelo.providers.base import AudioSource, Job
+from pomelo.providers.fitting import fit
 from pomelo.providers.sandbox import Sandbox
 from pomelo.tasks import TASK_TYPES, text
-from pomelo.tasks.base import Bound, Delivered, Folding, Heard, TaskKind
+from pomelo.tasks.base import AudioInfo, CollectorContext, Estimate, Progress, TaskDefinition
 from pomelo.tasks.speech import FORMATS
-from pomelo.tasks.text import TextFold
+from pomelo.tasks.text import TextCollector
 
 MODELS = list(Catalog.load().models.values())
 FIELDS = ("input_tokens", "output_tokens", "characters", "images", "pixels", "audio_ms")
 PIXEL = "data:image/png;base64,iVBORw0KGgo="
-UNHEARD = Heard()
+UNHEARD = AudioInfo()
 USER, ASSISTANT = text_pb2.ROLE_USER, text_pb2.ROLE_ASSISTANT
 
 
@@ -51,7 +51,7 @@ def of_kind(kind: TaskType.ValueType) -> Any:
     return st.sampled_from([model for model in MODELS if model.task_type == kind])
 
 
-def at_most(used: Used, bound: Used) -> bool:
+def at_most(used: Usage, bound: Usage) -> bool:
     """Nothing in `used` is above `bound`."""
     return all(getattr(used, name) <= getattr(bound, name) for name in FIELDS)
 
@@ -74,16 +74,16 @@ def conversations(draw: Any) -> text_pb2.TextInput:
 
 
 async def answer(
-    kind: TaskKind, model: Model, asked: Any, folder: Path, *, stream: bool, audio: AudioSource | None = None,
-    heard: Heard = UNHEARD,
-) -> AsyncIterator[tuple[Bound, Delivered, Used | None]]:  # fmt: skip
+    kind: TaskDefinition, model: Model, asked: Any, folder: Path, *, stream: bool, audio: AudioSource | None = None,
+    heard: AudioInfo = UNHEARD,
+) -> AsyncIterator[tuple[Estimate, Progress, Usage | None]]:  # fmt: skip
     """Plays a task: the bound, what was delivered by then, and at the end what was used."""
     kind.check(asked, model)
     route = Route("sandbox", model.name)
     bound = kind.bound(asked, model, route, heard)
-    assert at_most(bound.least, bound.most)
+    assert at_most(bound.minimum, bound.maximum)
     store = MediaStore(folder, b"x" * 32)
-    folding = Folding(asked, model, bound, stream, lambda kind_of: store.writer("a", kind_of))
+    folding = CollectorContext(asked, model, bound, stream, lambda kind_of: store.writer("a", kind_of))
     fold, delivered = kind.fold(folding), folding.delivered
     job = Job("task_1", model, route, asked, stream, 1e12, audio=audio)
     async with aclosing(getattr(Sandbox(), kind.name)(job)) as events:
@@ -107,15 +107,15 @@ SOME = settings(max_examples=40, deadline=None, suppress_health_check=[HealthChe
 async def test_a_text_uses_no_more_than_its_bound(
     tmp_path: Path, model: Model, asked: text_pb2.TextInput, stream: bool
 ) -> None:
-    async for bound, delivered, used in answer(text.KIND, model, asked, tmp_path, stream=stream):
-        part = text.partly(asked, bound, delivered)
-        assert at_most(part, bound.most)
+    async for bound, delivered, used in answer(text.DEFINITION, model, asked, tmp_path, stream=stream):
+        part = text.partial_usage(asked, bound, delivered)
+        assert at_most(part, bound.maximum)
         assert part.output_tokens <= max(delivered.pieces, delivered.size)
         if used is not None:
-            assert at_most(used, bound.most)
+            assert at_most(used, bound.maximum)
             if stream:
                 assert part.output_tokens <= used.output_tokens
-            assert asked.HasField("max_tokens") <= (bound.least == bound.most)
+            assert asked.HasField("max_tokens") <= (bound.minimum == bound.maximum)
 
 
 @SOME
@@ -132,9 +132,9 @@ async def test_a_picture_uses_exactly_its_bound(
     kind = TASK_TYPES[model.task_type]
     async for bound, delivered, used in answer(kind, model, asked, tmp_path, stream=stream):
         assert bound.exact
-        assert kind.partly(asked, bound, delivered) == Used()
-        assert used in (None, bound.most)
-    assert bound.most.pixels == sides[0] * sides[1]
+        assert kind.partly(asked, bound, delivered) == Usage()
+        assert used in (None, bound.maximum)
+    assert bound.maximum.pixels == sides[0] * sides[1]
 
 
 @SOME
@@ -155,12 +155,12 @@ async def test_speech_uses_exactly_its_characters_and_a_part_no_more_than_was_sp
     parts, sizes = [], []
     async for bound, delivered, used in answer(kind, model, asked, tmp_path, stream=stream):
         assert bound.exact
-        assert bound.most == Used(characters=len(said))
+        assert bound.maximum == Usage(characters=len(said))
         part = kind.partly(asked, bound, delivered)
-        assert at_most(part, bound.most)
+        assert at_most(part, bound.maximum)
         parts.append(part.characters)
         sizes.append(delivered.size)
-        assert used in (None, bound.most)
+        assert used in (None, bound.maximum)
     assert parts == sorted(parts)
     # A sound of the sandbox lasts at least 0.3 s, and bears its text: short ones say nothing of the pace.
     if stream and len(said) >= 60:
@@ -206,27 +206,27 @@ async def test_a_sound_that_is_heard_uses_no_more_than_its_bound(
     audio = AudioSource(content_type, len(sound), data=sound)
     measured = await measurer.measure(audio)
     audio = replace(audio, ms=measured.ms, content_type=measured.content_type)
-    heard = Heard(audio.size, audio.ms)
+    heard = AudioInfo(audio.size, audio.ms)
     async for bound, delivered, used in answer(
         kind, model, asked, tmp_path, stream=stream, audio=audio, heard=heard
     ):
-        assert at_most(kind.partly(asked, bound, delivered), bound.most)
+        assert at_most(kind.partly(asked, bound, delivered), bound.maximum)
         if used is not None:
-            assert at_most(used, bound.most)
+            assert at_most(used, bound.maximum)
             assert used.audio_ms > 0
-            assert not bound.exact or used == bound.most
+            assert not bound.exact or used == bound.maximum
 
 
 # --- what a provider does not count
 
 
-def text_fold(*, stream: bool, keep: bool = False) -> tuple[TextFold, text_pb2.TextInput, Bound]:
+def text_fold(*, stream: bool, keep: bool = False) -> tuple[TextCollector, text_pb2.TextInput, Estimate]:
     """A fold of a conversation of three words."""
     asked = text_pb2.TextInput(messages=[text_pb2.Message(role=USER, content="one two three")])
     model = Model("m", TaskType.TASK_TYPE_TEXT, (), Limits(), Prices(), "")
-    bound = text.bound(asked, model, Route("p", "m"), Heard())
+    bound = text.estimate(asked, model, Route("p", "m"), AudioInfo())
     store: Any = None
-    return TextFold(Folding(asked, model, bound, stream, store, keep)), asked, bound
+    return TextCollector(CollectorContext(asked, model, bound, stream, store, keep)), asked, bound
 
 
 def delta(content: str, *, last: bool = False) -> StreamTaskResponse:
@@ -286,10 +286,10 @@ def speech(speed: float | None, output_format: str = "pcm_16000") -> speech_pb2.
 @pytest.mark.parametrize("speed", [0.25, 0.5, 0.7, None, 1.2, 4])
 def test_left_speech_costs_what_was_said_of_it_at_its_speed(speed: float | None) -> None:
     kind = TASK_TYPES[TaskType.TASK_TYPE_TEXT_TO_SPEECH]
-    bound = Bound(Used(characters=1000), Used(characters=1000), exact=True)
+    bound = Estimate(Usage(characters=1000), Usage(characters=1000), exact=True)
     # The sandbox takes 60 ms for a character at speed 1.
     ms = round(100 * 60 / (speed or 1))
-    part = kind.partly(speech(speed), bound, Delivered(ms * 32, 1, audio_ms=ms)).characters
+    part = kind.partly(speech(speed), bound, Progress(ms * 32, 1, audio_ms=ms)).characters
     assert 89 <= part <= 91
 
 
@@ -301,21 +301,21 @@ def test_left_speech_is_billed_at_the_speed_that_the_vendor_got() -> None:
         (Route("p", "m", drop=frozenset({"speed"})), 1.0),
     ):
         fitted = fit(speech(0.25), model, route).input
-        bound = kind.bound(fitted, model, route, Heard())
+        bound = kind.bound(fitted, model, route, AudioInfo())
         ms = round(100 * 60 / got)
-        assert 89 <= kind.partly(fitted, bound, Delivered(ms * 32, 1, audio_ms=ms)).characters <= 91
+        assert 89 <= kind.partly(fitted, bound, Progress(ms * 32, 1, audio_ms=ms)).characters <= 91
 
 
 def test_left_audio_that_can_not_be_measured_costs_all_of_its_input() -> None:
     speech_to_speech = TASK_TYPES[TaskType.TASK_TYPE_SPEECH_TO_SPEECH]
     text_to_speech = TASK_TYPES[TaskType.TASK_TYPE_TEXT_TO_SPEECH]
     given = speech_pb2.SpeechToSpeechInput(voice="adam")
-    bound = Bound(Used(audio_ms=1_020), Used(audio_ms=1_020), heard_ms=1_000)
-    assert speech_to_speech.partly(given, bound, Delivered(10, 1)) == Used(audio_ms=1_000)
-    assert speech_to_speech.partly(given, bound, Delivered()) == Used()
-    bound = Bound(Used(characters=1000), Used(characters=1000), exact=True)
-    assert text_to_speech.partly(speech(None), bound, Delivered(10, 1)) == bound.most
-    assert text_to_speech.partly(speech(None), bound, Delivered()) == Used()
+    bound = Estimate(Usage(audio_ms=1_020), Usage(audio_ms=1_020), heard_ms=1_000)
+    assert speech_to_speech.partly(given, bound, Progress(10, 1)) == Usage(audio_ms=1_000)
+    assert speech_to_speech.partly(given, bound, Progress()) == Usage()
+    bound = Estimate(Usage(characters=1000), Usage(characters=1000), exact=True)
+    assert text_to_speech.partly(speech(None), bound, Progress(10, 1)) == bound.maximum
+    assert text_to_speech.partly(speech(None), bound, Progress()) == Usage()
 
 
 @pytest.mark.parametrize(
@@ -337,10 +337,10 @@ def test_an_answer_of_another_length_than_its_input_is_billed_by_its_length_up_t
     asked = speech_pb2.SpeechToSpeechInput(voice="adam", output_format="pcm_16000")
     if speed is not None:
         asked.voice_settings.speed = speed
-    bound = Bound(Used(audio_ms=10_200), Used(audio_ms=10_200), heard_ms=10_000)
+    bound = Estimate(Usage(audio_ms=10_200), Usage(audio_ms=10_200), heard_ms=10_000)
     store = MediaStore(tmp_path, b"x" * 32)
     model = next(model for model in MODELS if model.name == "eleven-labs-sts")
-    fold = kind.fold(Folding(asked, model, bound, True, lambda kind_of: store.writer("a", kind_of)))
+    fold = kind.fold(CollectorContext(asked, model, bound, True, lambda kind_of: store.writer("a", kind_of)))
     event = StreamTaskResponse()
     event.audio_chunk.content_type = "audio/pcm;rate=16000" if answered else "audio/webm"
     event.audio_chunk.data = bytes(round(answered / (speed or 1)) * 32) or b"\x1aE\xdf\xa3" * 10

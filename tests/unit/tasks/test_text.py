@@ -8,14 +8,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pomelo.catalog import Limits, Model, Route
+from pomelo.catalog.catalog import Limits, Model, Route
+from pomelo.catalog.pricing import Prices
 from pomelo.errors import PomeloError
 from pomelo.gen.v1 import text_pb2
 from pomelo.gen.v1.task_pb2 import TaskResult, TaskType
 from pomelo.gen.v1.task_service_pb2 import StreamTaskResponse
-from pomelo.pricing import Prices
 from pomelo.tasks import text
-from pomelo.tasks.base import Delivered, Folding, Heard
+from pomelo.tasks.base import AudioInfo, CollectorContext, Progress
 
 MODEL = Model("m", TaskType.TASK_TYPE_TEXT, (), Limits(max_input_tokens=10**6), Prices(), "")
 ROUTE = Route("p", "m")
@@ -36,17 +36,17 @@ def test_words_are_counted_alike_whole_and_in_slices(contents: list[str], size: 
     conversation = asked(*contents)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("pomelo.tasks.text._SLICE", size)
-        bound = text.bound(conversation, MODEL, ROUTE, Heard())
+        bound = text.estimate(conversation, MODEL, ROUTE, AudioInfo())
     words = sum(len(content.split()) for content in contents)
     assert bound.input_tokens == max(words, sum(len(content.encode()) for content in contents) // 8)
 
 
 def test_partial_usage_does_not_count_a_long_prompt_again() -> None:
     conversation = asked("word " * 500_000)
-    bound = text.bound(conversation, MODEL, ROUTE, Heard())
+    bound = text.estimate(conversation, MODEL, ROUTE, AudioInfo())
     tracemalloc.start()
     try:
-        used = text.partly(conversation, bound, Delivered(10, 2))
+        used = text.partial_usage(conversation, bound, Progress(10, 2))
         assert tracemalloc.get_traced_memory()[1] < 10_000
     finally:
         tracemalloc.stop()
@@ -70,8 +70,8 @@ def test_parts_of_all_messages_together_are_bounded() -> None:
 @pytest.mark.parametrize("keep", [False, True])
 def test_the_text_of_a_stream_is_kept_only_where_somebody_may_ask_for_it_again(keep: bool) -> None:
     conversation = asked("Go")
-    bound = text.bound(conversation, MODEL, ROUTE, Heard())
-    fold = text.TextFold(Folding(conversation, MODEL, bound, True, None, keep))  # type: ignore[arg-type]
+    bound = text.estimate(conversation, MODEL, ROUTE, AudioInfo())
+    fold = text.TextCollector(CollectorContext(conversation, MODEL, bound, True, None, keep))  # type: ignore[arg-type]
     tracemalloc.start()
     try:
         for _ in range(100_000):

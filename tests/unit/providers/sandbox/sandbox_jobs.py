@@ -10,12 +10,12 @@ from typing import Any
 
 import av
 
-from pomelo import audio as samples
-from pomelo import demux
-from pomelo.catalog import Catalog, Model, Route
+from pomelo.catalog.catalog import Catalog, Model, Route
 from pomelo.gen.v1.image_pb2 import ImageInput
 from pomelo.gen.v1.speech_pb2 import SpeechToSpeechInput, SpeechToTextInput, TextToSpeechInput, Transcription
 from pomelo.gen.v1.text_pb2 import Message, Role, TextInput
+from pomelo.media import audio as samples
+from pomelo.media import demux
 from pomelo.providers.base import AudioSource, Event, Job
 
 CATALOG = Catalog.load()

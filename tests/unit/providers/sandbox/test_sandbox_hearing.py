@@ -15,14 +15,14 @@ import av
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from sandbox_jobs import decode, hear, respeak, source, speak
 
 from pomelo.errors import PomeloError
 from pomelo.gen.v1.speech_pb2 import Timestamps, Transcription
 from pomelo.providers.base import AudioSource
 from pomelo.providers.sandbox import Sandbox
 from pomelo.tasks.speech import FORMATS
-from tests.unit import corpus
+from tests.unit.media import corpus
+from tests.unit.providers.sandbox.sandbox_jobs import decode, hear, respeak, source, speak
 
 FAMILIES = [
     "mp3_44100_128",

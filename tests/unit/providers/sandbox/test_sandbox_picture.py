@@ -9,10 +9,10 @@ from typing import Any
 
 import av
 import pytest
-from sandbox_jobs import gather, job, paint
 
 from pomelo.gen.v1.image_pb2 import ImageFormat, ImageInput
 from pomelo.providers.sandbox import Sandbox
+from tests.unit.providers.sandbox.sandbox_jobs import gather, job, paint
 
 FORMATS = {
     ImageFormat.IMAGE_FORMAT_UNSPECIFIED: ("image/png", "png", b"\x89PNG\r\n\x1a\n"),

@@ -7,9 +7,9 @@ import struct
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from sandbox_jobs import decode
 
 from pomelo.providers.sandbox.samples import TEXT_MOST, Hiding, alaw, pcm, recover, ulaw
+from tests.unit.providers.sandbox.sandbox_jobs import decode
 
 CARRIERS = {1: st.binary(min_size=1), 2: st.binary(min_size=2)}
 

@@ -9,12 +9,12 @@ import struct
 from contextlib import aclosing
 
 import pytest
-from sandbox_jobs import decode, job, speak
 from tinytag import TinyTag
 
 from pomelo.gen.v1.speech_pb2 import TextToSpeechInput, VoiceSettings
 from pomelo.providers.sandbox import Sandbox
 from pomelo.tasks.speech import FORMATS
+from tests.unit.providers.sandbox.sandbox_jobs import decode, job, speak
 
 TEXT = "Hello, this is a test of the text-to-speech service. How does it sound?"
 SECONDS = len(TEXT) * 0.06

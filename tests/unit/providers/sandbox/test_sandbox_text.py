@@ -7,12 +7,12 @@ from contextlib import aclosing
 from dataclasses import replace
 
 import pytest
-from sandbox_jobs import CATALOG, ask, job, say
 
-from pomelo.catalog import Limits
+from pomelo.catalog.catalog import Limits
 from pomelo.errors import PomeloError
 from pomelo.gen.v1.text_pb2 import ContentPart, ContentParts, FinishReason, ImageUrl, Message, Role, TextInput
 from pomelo.providers.sandbox import Sandbox
+from tests.unit.providers.sandbox.sandbox_jobs import CATALOG, ask, job, say
 
 STOP, LENGTH = FinishReason.FINISH_REASON_STOP, FinishReason.FINISH_REASON_LENGTH
 PROMPT = "Explain quantum computing in simple terms."

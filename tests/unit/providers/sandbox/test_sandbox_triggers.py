@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from sandbox_jobs import ask, decode, gather, hear, job, made, say, source, speak
 
 from pomelo.errors import TABLE, PomeloError
 from pomelo.gen.v1.image_pb2 import ImageInput
@@ -19,6 +18,7 @@ from pomelo.gen.v1.speech_pb2 import SpeechToSpeechInput, SpeechToTextInput, Tex
 from pomelo.providers.base import Event
 from pomelo.providers.sandbox import Sandbox
 from pomelo.providers.sandbox.triggers import ERRORS, NONE, Script, find
+from tests.unit.providers.sandbox.sandbox_jobs import ask, decode, gather, hear, job, made, say, source, speak
 
 DOORS = {"unsupported_media_type", "not_found", "method_not_allowed"}
 CODES = sorted(set(TABLE) - DOORS)

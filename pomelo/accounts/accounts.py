@@ -1,0 +1,236 @@
+"""Accounts: what the holder of a key sees of one, and what the operator does with all of them.
+
+`AccountDesk` is the port of the doors, `AccountOffice` is behind the operator's service. Both read what the
+store keeps; what a task may do and costs is for `pomelo.admission` to say.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Awaitable, Callable, Mapping
+
+from pomelo import times
+from pomelo.accounts import pages
+from pomelo.accounts.plans import NEW_ACCOUNTS, TEST_CREDITS, Plan
+from pomelo.accounts.usage import UsageReader
+from pomelo.call import Call, Principal
+from pomelo.errors import PomeloError, invalid, missing
+from pomelo.gen.v1 import account_service_pb2 as pb
+from pomelo.gen.v1.admin_service_pb2 import AccountDetail
+from pomelo.ids import new_id
+from pomelo.money import MAX_CREDITS, MAX_TOTAL_CREDITS, MICROS
+from pomelo.stores.base import UnknownAccountError
+from pomelo.stores.ledger import AccountRecord, AccountStore, Balance, Grant, Wallet
+
+LONGEST_NOTE = 200
+
+_NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
+_NAMES = "1 to 64 letters, digits, dots, dashes or underscores"
+
+
+class LocalAccounts:
+    """The port `AccountService` in this process. A key sees its own side of its account, and nothing else.
+
+    `plan` gives the plan of whoever calls, or refuses where it is none any more.
+    """
+
+    def __init__(
+        self,
+        store: AccountStore,
+        usage: UsageReader,
+        plan: Callable[[Principal], Plan],
+        authenticate: Callable[[Call], Awaitable[Principal]],
+    ) -> None:
+        self._store = store
+        self._usage = usage
+        self._plan = plan
+        self._authenticate = authenticate
+
+    async def get_account(self, call: Call) -> pb.Account:
+        """See the port."""
+        principal = await self._enter(call)
+        plan = self._plan(principal)
+        balance = await self._store.balance(Wallet(principal.account, principal.live))
+        return pb.Account(
+            name=principal.account,
+            plan=plan.name,
+            limits=_limits(plan),
+            live=principal.live,
+            balance=_balance(balance),
+        )
+
+    async def list_usage(self, request: pb.ListUsageRequest, call: Call) -> pb.ListUsageResponse:
+        """See the port."""
+        principal = await self._enter(call)
+        if request.group_by == pb.USAGE_GROUP_ACCOUNT:
+            raise invalid("group_by", "model, key or day")
+        return await self._usage.list(request, principal.account, principal.live)
+
+    async def _enter(self, call: Call) -> Principal:
+        principal = await self._authenticate(call)
+        if call.header_error is not None:
+            raise call.header_error
+        return principal
+
+
+class AccountAdmin:
+    """What the operator does with accounts. `plan_changed` is told the name of an account that was put on
+    another plan, so that whoever remembers the old one forgets it."""
+
+    def __init__(
+        self,
+        store: AccountStore,
+        plans: Mapping[str, Plan],
+        *,
+        plan_changed: Callable[[str], None] = lambda account: None,
+        now: Callable[[], float] = time.time,
+    ) -> None:
+        self._store = store
+        self._plans = plans
+        self._plan_changed = plan_changed
+        self._now = now
+
+    async def create(self, name: str, plan: str, live_micros: int) -> AccountDetail:
+        """Makes an account, with test credits to begin with. No `plan`: the usual one.
+
+        Raises:
+            PomeloError: missing_parameter, invalid_parameter, store_unavailable.
+        """
+        if not name:
+            raise missing("name")
+        if not _NAME.fullmatch(name):
+            raise invalid("name", _NAMES)
+        plan = plan or NEW_ACCOUNTS
+        self._check_plan(plan)
+        if not 0 <= live_micros <= MAX_CREDITS * MICROS:
+            raise invalid("live_micros", f"0 to {MAX_CREDITS * MICROS:,}")
+        if not await self._store.add_account(name, plan, self._now()):
+            raise invalid("name", f"new, and there is an account {name!r} already")
+        # A caller's own ids have no colon, and a name is given once: these can't be taken.
+        await self._give(f"test:{name}", Wallet(name, live=False), TEST_CREDITS, "to begin with")
+        if live_micros:
+            await self._give(f"live:{name}", Wallet(name, live=True), live_micros, "to begin with")
+        return await self.show(name)
+
+    async def list(self, size: int, token: str) -> tuple[list[AccountDetail], str]:
+        """A page of accounts, by name, and the token of the next one; see `pomelo.accounts.pages`.
+
+        Raises:
+            PomeloError: invalid_parameter, store_unavailable.
+        """
+        size = pages.page_size(size)
+        (after,) = pages.read_token(token, "accounts", str) if token else ("",)
+        found = [
+            self._detail(record, record.live, record.test)
+            for record in await self._store.list_accounts(limit=size + 1, after=after)
+        ]
+        page = found[: min(size, pages.fitting(found))]
+        more = len(page) < len(found)
+        return page, pages.make_token("accounts", page[-1].name) if more else ""
+
+    async def show(self, name: str) -> AccountDetail:
+        """One account.
+
+        Raises:
+            PomeloError: missing_parameter, not_found, store_unavailable.
+        """
+        record = await self._found(name)
+        live, test = [await self._store.balance(Wallet(name, live)) for live in (True, False)]
+        return self._detail(record, live, test)
+
+    async def grant(
+        self, name: str, amount: int, *, live: bool, note: str = "", grant_id: str = ""
+    ) -> AccountDetail:
+        """Gives credits, once for each `grant_id` (empty: a new one); the account after it.
+
+        Raises:
+            PomeloError: missing_parameter, not_found, invalid_parameter, store_unavailable.
+        """
+        await self._found(name)
+        if not 0 < amount <= MAX_CREDITS * MICROS:
+            raise invalid("amount_micros", f"1 to {MAX_CREDITS * MICROS:,}")
+        if len(note) > LONGEST_NOTE:
+            raise invalid("note", f"up to {LONGEST_NOTE} characters")
+        if grant_id and not _NAME.fullmatch(grant_id):
+            raise invalid("grant_id", _NAMES)
+        wallet = Wallet(name, live)
+        if (await self._store.balance(wallet)).granted + amount > MAX_TOTAL_CREDITS * MICROS:
+            raise invalid(
+                "amount_micros", f"such that no more than {MAX_TOTAL_CREDITS:,} credits are given in all"
+            )
+        await self._give(grant_id or new_id("grant_"), wallet, amount, note)
+        return await self.show(name)
+
+    async def set_plan(self, name: str, plan: str) -> AccountDetail:
+        """Puts an account on another plan; the account after it.
+
+        Raises:
+            PomeloError: missing_parameter, not_found, invalid_parameter, store_unavailable.
+        """
+        await self._found(name)
+        if not plan:
+            raise missing("plan")
+        self._check_plan(plan)
+        if not await self._store.set_plan(name, plan):
+            raise unknown_account(name)
+        self._plan_changed(name)
+        return await self.show(name)
+
+    async def _found(self, name: str) -> AccountRecord:
+        if not name:
+            raise missing("name")
+        record = await self._store.get_account(name)
+        if record is None:
+            raise unknown_account(name)
+        return record
+
+    async def _give(self, grant_id: str, wallet: Wallet, amount: int, note: str) -> None:
+        try:
+            await self._store.grant(Grant(grant_id, wallet, amount, self._now(), note))
+        except UnknownAccountError as error:
+            raise unknown_account(wallet.account) from error
+        # An id that was used before gives nothing. That is right for the same grant alone.
+        given = await self._store.get_grant(wallet, grant_id)
+        if given is None or given.amount != amount:
+            raise invalid("grant_id", "one that was not used for another grant")
+
+    def _check_plan(self, plan: str) -> None:
+        if plan not in self._plans:
+            raise invalid("plan", f"one of {', '.join(sorted(self._plans))}")
+
+    def _detail(self, record: AccountRecord, live: Balance, test: Balance) -> AccountDetail:
+        plan = self._plans.get(record.plan)
+        return AccountDetail(
+            name=record.name,
+            plan=record.plan,
+            limits=_limits(plan) if plan is not None else None,
+            live=_balance(live),
+            test=_balance(test),
+            create_time=times.to_timestamp(record.created),
+        )
+
+
+def unknown_account(name: str, field: str = "name") -> PomeloError:
+    """There is no account of that name, which `field` gave."""
+    return PomeloError(
+        "not_found", f"There is no account {name[:100]!r}. See: pomelo accounts list", field=field
+    )
+
+
+def _limits(plan: Plan) -> pb.PlanLimits:
+    return pb.PlanLimits(
+        requests_per_minute=plan.requests or 0,
+        concurrent_requests=plan.concurrent or 0,
+        tokens_per_minute=plan.tokens or 0,
+        models=sorted(plan.models or ()),
+    )
+
+
+def _balance(balance: Balance) -> pb.Balance:
+    return pb.Balance(
+        granted_micros=balance.granted,
+        spent_micros=balance.spent,
+        held_micros=balance.held,
+        available_micros=balance.available,
+    )

@@ -1,0 +1,82 @@
+"""What can be asked for: the port `ModelService` over the catalogue, for this process.
+
+It knows no transport; whose key it is and what it may use is for `pomelo.engine.intake` to say.
+"""
+
+from __future__ import annotations
+
+from datetime import date
+
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from pomelo.call import Call, Principal
+from pomelo.catalog.catalog import Catalog, Model
+from pomelo.catalog.pricing import UnitPrices
+from pomelo.catalog.retirement import start_of
+from pomelo.engine.intake import Intake
+from pomelo.engine.routing import Router
+from pomelo.errors import PomeloError
+from pomelo.gen.v1 import model_service_pb2 as model_pb
+from pomelo.tasks import TASK_TYPES
+
+
+class LocalModels:
+    """Tells of models. `router` knows who serves them."""
+
+    def __init__(self, catalog: Catalog, router: Router, intake: Intake) -> None:
+        self._catalog = catalog
+        self._router = router
+        self._intake = intake
+
+    async def list_models(self, call: Call) -> list[model_pb.Model]:
+        """See the port."""
+        principal = await self._intake.enter(call)
+        return [
+            self._describe(model, principal)
+            for model in self._catalog.models.values()
+            if self._intake.may(principal, model.name)
+        ]
+
+    async def get_model(self, name: str, call: Call) -> model_pb.Model:
+        """See the port."""
+        principal = await self._intake.enter(call, self._catalog.models.get(name))
+        return self._describe(self._intake.allowed(name, principal), principal)
+
+    def _describe(self, model: Model, principal: Principal) -> model_pb.Model:
+        route = model.routes[0]
+        try:
+            found = self._router.candidates(model, TASK_TYPES[model.task_type].name, live=principal.live)
+            if principal.live:  # a test key pays what the first route costs
+                route = found[0].route
+            available = True
+        except PomeloError:
+            available = False
+        limits = model.limits
+        prices, price_version = model.priced(route)
+        return model_pb.Model(
+            name=model.name,
+            task_type=model.task_type,
+            limits=model_pb.ModelLimits(
+                max_input_tokens=limits.max_input_tokens,
+                max_output_tokens=limits.max_output_tokens,
+                max_characters=limits.max_characters,
+                max_audio_seconds=limits.max_audio_seconds,
+            ),
+            prices=_lines(prices.units),
+            price_version=price_version,
+            available=available,
+            price_tiers=[
+                model_pb.PriceTier(from_input_tokens=least, prices=_lines(units))
+                for least, units in prices.tiers
+            ],
+            deprecate_time=_time(model.deprecated),
+            retire_time=_time(model.retires),
+        )
+
+
+def _lines(units: UnitPrices) -> list[model_pb.Price]:
+    return [model_pb.Price(unit=unit, amount_micros=micros) for unit, micros in units.items()]
+
+
+def _time(day: date | None) -> Timestamp | None:
+    return None if day is None else Timestamp(seconds=int(start_of(day).timestamp()))

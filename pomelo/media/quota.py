@@ -1,0 +1,159 @@
+"""Limits the bytes of media: of one owner, of all owners, and by the disk space that the ledger
+needs.
+
+`pomelo.media.store` counts every byte here before it is written. A process counts exactly what it stores and
+deletes itself; what other processes did in the same folder is known from the last scan. The free
+disk space is read from the operating system, so it is exact for all processes.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from pomelo.errors import PomeloError
+
+BLOCK = 4096
+"""The block size in bytes by which files are counted, as most file systems allocate them."""
+
+_MIB = 1024 * 1024
+_GIB = 1024 * _MIB
+
+RESERVE = 512 * _MIB
+"""The default of the disk bytes that media leave free; a tenth of the disk if that is less."""
+
+_LEAST_FILES = 1024
+"""Files that media leave free on a file system that can run out of them."""
+
+_LOG_EVERY = 60.0
+
+log = logging.getLogger("pomelo.media")
+
+
+@dataclass(frozen=True, slots=True)
+class MediaLimits:
+    """Limits in bytes: `total` for all media, `account` for those of one account and mode;
+    `reserve` stays free on the disk for the ledger (None: RESERVE)."""
+
+    total: int = 10 * _GIB
+    account: int = _GIB
+    reserve: int | None = None
+
+
+def blocks(size: int) -> int:
+    """Bytes that a file of `size` bytes takes on the disk."""
+    return -(-size // BLOCK) * BLOCK
+
+
+class Quota:
+    """Counts the bytes stored in `folder`, by owner. Not thread-safe."""
+
+    def __init__(self, folder: Path, limits: MediaLimits) -> None:
+        self._folder = folder
+        self._limits = limits
+        self._stored: dict[bytes, int] = {}
+        self._total = 0
+        self._logged = float("-inf")
+
+    def stored(self, owner: bytes) -> int:
+        """Bytes that an owner's media take up."""
+        return self._stored.get(owner, 0)
+
+    def add(self, owner: bytes, size: int) -> None:
+        """Adds `size` bytes that are about to be stored.
+
+        Raises:
+            PomeloError: payload_too_large (the owner's bytes), store_unavailable (all media);
+                nothing was counted.
+        """
+        if size <= 0:
+            return
+        used, limits = self.stored(owner), self._limits
+        if used + size > limits.account:
+            raise _full(used, limits.account, "Wait until some expire, or send less")
+        if self._total + size > limits.total:
+            raise self._no_room(
+                f"media take up {self._total:,} bytes, and POMELO_MEDIA_LIMIT is {limits.total:,}"
+            )
+        self._stored[owner] = used + size
+        self._total += size
+
+    def remove(self, owner: bytes, size: int) -> None:
+        """Subtracts `size` bytes that are no longer stored."""
+        left = self.stored(owner) - size
+        if left > 0:
+            self._stored[owner] = left
+        else:
+            self._stored.pop(owner, None)
+        self._total = max(0, self._total - size)
+
+    def load(self, stored: Mapping[bytes, int]) -> None:
+        """Replaces the counts with those that a scan of the folder found."""
+        self._stored = {owner: size for owner, size in stored.items() if size > 0}
+        self._total = sum(self._stored.values())
+
+    def check_answer(self, owner: bytes, size: int) -> None:
+        """Refuses a task whose answer, about `size` bytes, has no room, before a provider is paid.
+
+        Raises:
+            PomeloError: payload_too_large (the owner's bytes), store_unavailable (all media, or the
+                disk).
+        """
+        used, limits = self.stored(owner), self._limits
+        # An estimate above a small limit must not refuse every answer.
+        if used + min(size, max(limits.account // 4, BLOCK)) > limits.account:
+            raise _full(
+                used,
+                limits.account,
+                "Wait until some expire, or ask for response_format b64_json without an Idempotency-Key",
+            )
+        if self._total + min(size, max(limits.total // 4, BLOCK)) > limits.total:
+            raise self._no_room(
+                f"media take up {self._total:,} bytes, and POMELO_MEDIA_LIMIT is {limits.total:,}"
+            )
+        self.check_disk(size)
+
+    def check_disk(self, size: int) -> None:
+        """Refuses `size` bytes if the disk's free space would fall below the reserve.
+
+        Raises:
+            PomeloError: store_unavailable.
+        """
+        try:
+            disk = os.statvfs(self._folder)
+        except OSError as error:
+            raise PomeloError("store_unavailable") from error
+        reserve = self._limits.reserve
+        if reserve is None:
+            reserve = min(RESERVE, disk.f_blocks * disk.f_frsize // 10)
+        free = disk.f_bavail * disk.f_frsize
+        if free - size < reserve:
+            raise self._no_room(
+                f"{free:,} bytes are free on the disk of {self._folder}, and POMELO_DISK_RESERVE keeps "
+                f"{reserve:,} of them for the ledger"
+            )
+        if reserve and disk.f_files and disk.f_favail < _LEAST_FILES:
+            raise self._no_room(f"the disk of {self._folder} can hold only {disk.f_favail:,} files more")
+
+    def _no_room(self, reason: str) -> PomeloError:
+        """Logs the reason, at most once a minute, and returns the error."""
+        now = time.monotonic()
+        if now - self._logged >= _LOG_EVERY:
+            self._logged = now
+            log.warning("Media are refused: %s", reason)
+        return no_room()
+
+
+def no_room() -> PomeloError:
+    """The error of a disk that has no room for media."""
+    return PomeloError("store_unavailable", "No space is left for media. Retry later")
+
+
+def _full(used: int, limit: int, remedy: str) -> PomeloError:
+    return PomeloError(
+        "payload_too_large", f"The media of this account take up {used:,} of {limit:,} bytes. {remedy}"
+    )

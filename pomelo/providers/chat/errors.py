@@ -1,0 +1,106 @@
+"""How the hosts of chat completions word their failures: three shapes of a body, one table of their codes.
+
+`pomelo.providers.chat.chat` makes a host's dialect of it. Codes of several vendors share the table: none of
+them means one thing here and another there; where a host's own does, its profile says so.
+"""
+
+from __future__ import annotations
+
+from re import IGNORECASE
+from re import compile as pattern
+from typing import Any
+
+from pomelo.providers.http.errors import ErrorBody
+
+MEANINGS = {
+    "context_length_exceeded": "context_length_exceeded",
+    "content_policy_violation": "content_policy_violation",
+    "image_content_policy_violation": "content_policy_violation",
+    "content_filter": "content_policy_violation",
+    "invalid_prompt": "content_policy_violation",
+    "invalid_image": "invalid_parameter",
+    "invalid_image_format": "invalid_parameter",
+    "invalid_base64_image": "invalid_parameter",
+    "unsupported_image_media_type": "invalid_parameter",
+    "image_parse_error": "invalid_parameter",
+    "image_too_large": "invalid_parameter",
+    "image_too_small": "invalid_parameter",
+    "image_file_too_large": "invalid_parameter",
+    "empty_image_file": "invalid_parameter",
+    "rate_limit_exceeded": "provider_unavailable",
+    "rate_limited": "provider_unavailable",
+    "1300": "provider_unavailable",
+    "slow_down": "provider_unavailable",
+    "server_is_overloaded": "provider_unavailable",
+    # Our own money, key, rights or request. Some come with a 429, where a retry would be pointless.
+    "credit_balance_exhausted": "provider_failed",
+    "organization_spend_limit_exceeded": "provider_failed",
+    "project_spend_limit_exceeded": "provider_failed",
+    "organization_usage_limit_exceeded": "provider_failed",
+    "insufficient_quota": "provider_failed",
+    "billing_hard_limit_reached": "provider_failed",
+    "billing_not_active": "provider_failed",
+    "invalid_api_key": "provider_failed",
+    "model_not_found": "provider_failed",
+    "extra_forbidden": "provider_failed",
+    # HTTP statuses as codes, which some hosts send within a stream.
+    "408": "provider_unavailable",
+    "413": "payload_too_large",
+    "429": "provider_unavailable",
+    "500": "provider_unavailable",
+    "502": "provider_unavailable",
+    "503": "provider_unavailable",
+    "504": "provider_unavailable",
+    # Types; they count only where the code says nothing.
+    "server_error": "provider_unavailable",
+    "service_unavailable_error": "provider_unavailable",
+    "rate_limit_error": "provider_unavailable",
+    "requests": "provider_unavailable",
+    "tokens": "provider_unavailable",
+}
+"""A host's code -> the code of our table."""
+
+_FIELDS = {
+    "messages": "messages",
+    "max_tokens": "max_tokens",
+    "max_completion_tokens": "max_tokens",
+    "temperature": "temperature",
+    "top_p": "top_p",
+    "stop": "stop",
+    "seed": "seed",
+    "random_seed": "seed",
+    "presence_penalty": "presence_penalty",
+    "frequency_penalty": "frequency_penalty",
+    "safety_identifier": "user",
+}
+"""A host's name of a parameter -> the contract's."""
+
+_PARAM = pattern(r"[a-z_]+")
+_TOO_LONG = pattern(r"(maximum|model's) context (length|window)|too large for model", IGNORECASE)
+_MESSAGE_MOST = 1000  # characters of a message that are looked at
+
+
+def read_complaint(body: Any) -> ErrorBody:
+    """What an error body says, be it `{"error": {…}}`, flat, or a list of what is wrong with which field."""
+    if not isinstance(body, dict):
+        return ErrorBody()
+    error = body.get("error")
+    if not isinstance(error, dict):
+        error = body
+    codes = [str(word) for key in ("code", "type") if type(word := error.get(key)) in (str, int)]
+    param = error.get("param")
+    message = error.get("message")
+    details = message.get("detail") if isinstance(message, dict) else body.get("detail")
+    if isinstance(details, list) and details and isinstance(details[0], dict):
+        kind, place = details[0].get("type"), details[0].get("loc")
+        if isinstance(kind, str):
+            codes.append(kind)
+        if isinstance(place, list):
+            param = next((step for step in place[1:] if isinstance(step, str)), None)
+    if isinstance(message, str) and _TOO_LONG.search(message[:_MESSAGE_MOST]):
+        codes.append("context_length_exceeded")
+    metadata = error.get("metadata")
+    if isinstance(metadata, dict) and metadata.get("reasons"):
+        codes.append("content_policy_violation")  # a router's own filter: 403, and why
+    name = _PARAM.match(param) if isinstance(param, str) else None
+    return ErrorBody(tuple(codes), _FIELDS.get(name[0]) if name else None)

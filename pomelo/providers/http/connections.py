@@ -1,0 +1,204 @@
+"""How many connections to a vendor's host may be in use, and a fair share of them for each account.
+
+`pomelo.providers.http.client` takes a connection here before it sends anything, and returns it when the
+answer is read or abandoned. A tenth of the connections is a reserve for accounts that have almost
+none. Of the others, an account may have at most SHARE times as many as stay free. So one account
+alone gets about four fifths of all, several accounts share them, and a new account immediately gets
+a connection whatever the others use.
+
+Calls that must wait are queued: first come, first served within an account, and in turn between accounts. The
+wait is short and the queue bounded; after it the call is refused with `overloaded`, before anything was sent.
+
+This module knows neither HTTP nor any vendor.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections import deque
+from collections.abc import Callable
+
+from pomelo.errors import PomeloError, Replay
+
+log = logging.getLogger("pomelo.providers")
+
+LIMIT = 256
+"""Connections to one host."""
+
+MAX_WAIT = 2.0
+"""The longest that a call waits for a connection, in seconds."""
+
+MAX_WAITING, MAX_ACCOUNT_WAITING = 1024, 256
+"""The most calls that may wait for a host, in total and of one account."""
+
+SHARE = 8
+"""The most connections of an account, as a multiple of those that stay free outside the reserve."""
+
+WARN_EVERY = 10.0
+"""Seconds between two log lines about calls that wait or are refused."""
+
+
+class NoConnectionError(PomeloError):
+    """`overloaded`: no connection to a vendor became free, and nothing was sent."""
+
+
+class _Host:
+    """The connections in use to one host, and the calls that wait for one."""
+
+    __slots__ = ("in_use", "queues", "used", "waiting")
+
+    def __init__(self) -> None:
+        self.in_use = 0
+        self.waiting = 0
+        self.used: dict[str, int] = {}
+        """By account."""
+        self.queues: dict[str, deque[asyncio.Future[None]]] = {}
+        """By account, in the order in which the accounts are served."""
+
+
+class ConnectionLimiter:
+    """The connections of one process, by host and account.
+
+    `in_use` and `waiting` are current numbers; `waited` and `refused` count calls since the start.
+    """
+
+    def __init__(
+        self,
+        limit: int = LIMIT,
+        *,
+        max_wait: float = MAX_WAIT,
+        max_waiting: int = MAX_WAITING,
+        max_account_waiting: int = MAX_ACCOUNT_WAITING,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.limit = limit
+        self.in_use = 0
+        self.waiting = 0
+        self.waited = 0
+        self.refused = 0
+        self._max_wait = max_wait
+        self._max_waiting = max_waiting
+        self._max_account_waiting = max_account_waiting
+        self._clock = clock
+        self._reserve = max(1, limit // 10)
+        self._few = max(1, self._reserve // 8)
+        """Connections of the reserve that an account may have; it suffices for eight accounts."""
+        self._hosts: dict[str, _Host] = {}
+        self._warn_at = -WARN_EVERY
+        self._reported = (0, 0)
+
+    async def acquire(self, host: str, account: str) -> None:
+        """Takes a connection to `host` for a call of `account`, to be returned by `release`. A call
+        that is cancelled while it waits leaves the queue immediately.
+
+        Raises:
+            PomeloError: overloaded; none became free in time, or too many calls wait already.
+                Another route may be tried.
+        """
+        found = self._hosts.get(host)
+        if found is None:
+            found = self._hosts[host] = _Host()
+        if self._may(found, account):
+            self._take(found, account)
+            return
+        queue = found.queues.get(account)
+        if found.waiting >= self._max_waiting or (queue and len(queue) >= self._max_account_waiting):
+            raise self._refusal(host, account)
+        turn = asyncio.get_running_loop().create_future()
+        found.queues.setdefault(account, deque()).append(turn)
+        found.waiting += 1
+        self.waiting += 1
+        self.waited += 1
+        self._warn(host, account)
+        try:
+            async with asyncio.timeout(self._max_wait):
+                await turn
+        except TimeoutError:
+            if not _granted(turn):
+                self._leave(found, account, turn)
+                raise self._refusal(host, account) from None
+        except asyncio.CancelledError:
+            if _granted(turn):
+                self.release(host, account)
+            else:
+                self._leave(found, account, turn)
+            raise
+
+    def release(self, host: str, account: str) -> None:
+        """Returns a connection, and hands it to the next call in turn."""
+        found = self._hosts[host]
+        self.in_use -= 1
+        found.in_use -= 1
+        found.used[account] -= 1
+        if not found.used[account]:
+            del found.used[account]
+        if found.queues:
+            self._grant(found)
+        if not found.in_use and not found.queues:
+            del self._hosts[host]
+
+    def _may(self, host: _Host, account: str) -> bool:
+        """Whether an account may have one more connection now."""
+        free = self.limit - host.in_use
+        used = host.used.get(account, 0)
+        return free > 0 and (used < self._few or used < SHARE * (free - self._reserve))
+
+    def _take(self, host: _Host, account: str) -> None:
+        self.in_use += 1
+        host.in_use += 1
+        host.used[account] = host.used.get(account, 0) + 1
+
+    def _grant(self, host: _Host) -> None:
+        """Hands free connections to waiting calls, in turn between accounts."""
+        while (account := next((name for name in host.queues if self._may(host, name)), None)) is not None:
+            queue = host.queues.pop(account)
+            turn = queue.popleft()
+            host.waiting -= 1
+            self.waiting -= 1
+            if queue:
+                host.queues[account] = queue  # after the other accounts
+            if not turn.done():  # else its call was just cancelled
+                self._take(host, account)
+                turn.set_result(None)
+
+    def _leave(self, host: _Host, account: str, turn: asyncio.Future[None]) -> None:
+        queue = host.queues.get(account)
+        if queue is None or turn not in queue:
+            return
+        queue.remove(turn)
+        host.waiting -= 1
+        self.waiting -= 1
+        if not queue:
+            del host.queues[account]
+
+    def _refusal(self, host: str, account: str) -> PomeloError:
+        self.refused += 1
+        self._warn(host, account)
+        error = NoConnectionError(
+            "overloaded", "Too many calls to the provider at once. Retry later, or run fewer tasks at a time"
+        )
+        error.replay = Replay.ELSEWHERE
+        return error
+
+    def _warn(self, host: str, account: str) -> None:
+        """Logs waiting and refused calls, unless it did so less than WARN_EVERY seconds ago."""
+        now = self._clock()
+        if now < self._warn_at + WARN_EVERY:
+            return
+        waited, refused = self._reported
+        found = self._hosts.get(host) or _Host()
+        log.warning(
+            "calls wait for a connection to %s: %d of %d in use, %d by account %s; %d waited and %d were "
+            "refused since the last such line. Raise POMELO_UPSTREAM_CONNECTIONS, or lower the concurrent "
+            "requests of plans",
+            host, found.in_use, self.limit, found.used.get(account, 0), account,
+            self.waited - waited, self.refused - refused,
+        )  # fmt: skip
+        self._warn_at = now
+        self._reported = (self.waited, self.refused)
+
+
+def _granted(turn: asyncio.Future[None]) -> bool:
+    return turn.done() and not turn.cancelled()

@@ -1,0 +1,259 @@
+"""A vendor that nobody has, its wire and a provider of it, good and bad: what a package of someone else's is."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from typing import Any
+
+from yarl import URL
+
+from pomelo.catalog.catalog import Route
+from pomelo.errors import PomeloError
+from pomelo.gen.v1.text_pb2 import FinishReason, TextDelta, TokenUsage
+from pomelo.providers import Credentials
+from pomelo.providers.base import Event, Job
+from pomelo.providers.http.client import Http
+from pomelo.providers.http.errors import ErrorBody, ErrorMapping, malformed_response
+from pomelo.testing import Received, Reply, Wire, Wording, plain_refusal
+from pomelo.testing.suite import Subject, sample
+
+WORDS = ("Hello", " from", " Acme", ".")
+
+
+def answer(received: Received, *, end: bool = True, count: Any = (3, 4)) -> Reply:
+    """What Acme says: a line of JSON for each word, or all of it at once."""
+    last = {"words": count, "end": end}
+    if not received.body["stream"]:
+        body = json.dumps({"said": "".join(WORDS), **last}).encode()
+        return Reply(headers={"Content-Type": "application/json"}, steps=(body,))
+    lines = [{"said": word} for word in WORDS] + ([last] if end else [])
+    steps = tuple(f"data: {json.dumps(line)}\n\n".encode() for line in lines)
+    return Reply(headers={"Content-Type": "text/event-stream"}, steps=steps)
+
+
+def refused(received: Received, api_key: str | None) -> Reply | None:
+    """Acme looks at the key alone."""
+    if "acme-key" not in received.headers:
+        return plain_refusal(401, "Who are you?")
+    return None
+
+
+WIRE = Wire(
+    "acme",
+    lambda received: received.path == "/acme/say",
+    refused,
+    answer,
+    wordings={
+        "text": Wording(
+            {
+                "no end marker": lambda received: answer(received, end=False),
+                "no usage": lambda received: answer(received, count=None),
+                "out of money": plain_refusal(402, "Pay first"),
+            },
+            {"against the policy": "Acme says everything"},
+        )
+    },
+)
+
+
+class Acme:
+    """A provider that is as it should be; those below change one thing each."""
+
+    count_needed = True
+
+    def __init__(self, credentials: Credentials, http: Http) -> None:
+        self.key = credentials.api_key or ""
+        self.configured = bool(self.key)
+        self.http = http
+        self.url = URL(credentials.base_url + "/say")
+        self.dialect = ErrorMapping("acme", lambda body: ErrorBody())
+
+    async def aclose(self) -> None:
+        """Nothing to free."""
+
+    def asked(self, job: Job) -> tuple[URL, dict[str, str], bytes, ErrorMapping]:
+        """The request."""
+        body = {"text": job.input.messages[-1].content, "stream": job.stream}
+        headers = {"acme-key": self.key, "Content-Type": "application/json"}
+        return self.url, headers, json.dumps(body).encode(), self.dialect
+
+    async def text(self, job: Job) -> AsyncGenerator[Event, None]:
+        """Answers."""
+        if not job.stream:
+            said = await self.http.whole(*self.asked(job))
+            yield Event(text_delta=self.last(said, said.get("said") if isinstance(said, dict) else None))
+            return
+        async with self.http.events(*self.asked(job)) as stream:
+            while events := await stream.read():
+                for _, data in events:
+                    line = self.line(data)
+                    if "end" in line:
+                        yield Event(text_delta=self.last(line, ""))
+                        return
+                    yield Event(text_delta=TextDelta(content=line["said"]))
+        raise malformed_response("no end")
+
+    def line(self, data: bytes) -> dict[str, Any]:
+        """A line of a stream."""
+        try:
+            line = json.loads(data)
+            if isinstance(line["said"] if "end" not in line else "", str):
+                return dict(line)
+        except (KeyError, TypeError, ValueError):
+            pass
+        raise malformed_response("no line")
+
+    def last(self, said: Any, content: Any) -> TextDelta:
+        """The last delta; without usage where the vendor gave none."""
+        try:
+            words = said["words"]
+            if isinstance(content, str):
+                usage = words and TokenUsage(
+                    prompt_tokens=words[0], completion_tokens=words[1], total_tokens=sum(words)
+                )
+                stop = FinishReason.FINISH_REASON_STOP
+                return TextDelta(content=content, finish_reason=stop, usage=usage)
+        except (KeyError, TypeError, ValueError):
+            pass
+        raise malformed_response("no answer")
+
+
+class SwallowsCuts(Acme):
+    """Takes a cut stream for a complete one."""
+
+    async def text(self, job: Job) -> AsyncGenerator[Event, None]:
+        try:
+            async with aclosing(super().text(job)) as events:
+                async for event in events:
+                    yield event
+        except PomeloError:
+            yield Event(text_delta=self.last({"words": (1, 1)}, ""))
+
+
+class ForgetsTheEndMarker(Acme):
+    """Takes the end of a stream for its end marker."""
+
+    async def text(self, job: Job) -> AsyncGenerator[Event, None]:
+        if not job.stream:
+            async for event in super().text(job):
+                yield event
+            return
+        async with self.http.events(*self.asked(job)) as stream:
+            while events := await stream.read():
+                for _, data in events:
+                    line = self.line(data)
+                    if "end" not in line:
+                        yield Event(text_delta=TextDelta(content=line["said"]))
+        yield Event(text_delta=self.last({"words": (1, 1)}, ""))
+
+
+class LeaksAConnection(Acme):
+    """Opens an answer and never closes it."""
+
+    def __init__(self, credentials: Credentials, http: Http) -> None:
+        super().__init__(credentials, http)
+        self.open: list[Any] = []
+
+    async def text(self, job: Job) -> AsyncGenerator[Event, None]:
+        context = self.http.events(*self.asked(job))
+        self.open.append(context)
+        stream = await context.__aenter__()
+        while events := await stream.read():
+            for _, data in events:
+                line = self.line(data)
+                if "end" in line:
+                    yield Event(text_delta=self.last(line, ""))
+                    return
+                yield Event(text_delta=TextDelta(content=line["said"]))
+        raise malformed_response("no end")
+
+
+class ShowsTheKey(Acme):
+    """Says in an error which key was refused."""
+
+    async def text(self, job: Job) -> AsyncGenerator[Event, None]:
+        try:
+            async with aclosing(super().text(job)) as events:
+                async for event in events:
+                    yield event
+        except PomeloError as error:
+            raise PomeloError(error.code, f"Acme does not like {self.key}") from None
+
+
+class ShowsThePromptInTheContext(Acme):
+    """Lets an error arise from another one that has the prompt."""
+
+    async def text(self, job: Job) -> AsyncGenerator[Event, None]:
+        try:
+            async with aclosing(super().text(job)) as events:
+                async for event in events:
+                    yield event
+        except PomeloError as error:
+            try:
+                raise ValueError(job.input.messages[-1].content)
+            except ValueError:
+                raise PomeloError(error.code) from None
+
+
+class RaisesAnything(Acme):
+    """Reads what comes without a look at it."""
+
+    def line(self, data: bytes) -> dict[str, Any]:
+        line: dict[str, Any] = json.loads(data)
+        return line
+
+
+class LeavesATask(Acme):
+    """Starts something that nobody ends."""
+
+    async def text(self, job: Job) -> AsyncGenerator[Event, None]:
+        self.task = asyncio.create_task(asyncio.sleep(3))
+        async with aclosing(super().text(job)) as events:
+            async for event in events:
+                yield event
+
+
+class WaitsAgain(Acme):
+    """Asks again where the vendor is silent, as if the caller had all the time."""
+
+    async def text(self, job: Job) -> AsyncGenerator[Event, None]:
+        for retry in range(4):
+            try:
+                async with aclosing(super().text(job)) as events:
+                    async for event in events:
+                        yield event
+                return
+            except PomeloError as error:
+                if error.code != "deadline_exceeded" or retry == 3:
+                    raise
+
+
+class AnswersInPieces(Acme):
+    """Gives a whole answer in two events."""
+
+    async def text(self, job: Job) -> AsyncGenerator[Event, None]:
+        async with aclosing(super().text(job)) as events:
+            async for event in events:
+                if not job.stream:
+                    yield Event(text_delta=TextDelta(content=event.text_delta.content))
+                    event.text_delta.content = ""
+                yield event
+
+
+class GoesOn(Acme):
+    """Yields something behind the last event."""
+
+    async def text(self, job: Job) -> AsyncGenerator[Event, None]:
+        async with aclosing(super().text(job)) as events:
+            async for event in events:
+                yield event
+        yield Event(text_delta=TextDelta(content="And another thing"))
+
+
+def subject(make: type[Acme]) -> Subject:
+    """A provider of Acme's as a subject of the suite."""
+    job = sample("text", Route("acme", "acme-large-2"))
+    return Subject(make.__name__, make, lambda upstream: upstream.url + "/acme", WIRE, (job,))

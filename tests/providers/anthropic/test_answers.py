@@ -1,0 +1,426 @@
+"""What the Anthropic provider sends, and what of its wire is no other vendor's."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from hashlib import sha256
+from typing import Any
+
+import pytest
+
+from pomelo.catalog.catalog import Catalog, Route
+from pomelo.gen.v1.text_pb2 import ContentPart, ContentParts, ImageUrl, Message, Role, TextInput
+from pomelo.testing import FaultUpstream, Gate, Reply, Stop
+from pomelo.testing.anthropic_wire import PING, Answer, error_event, error_reply, event, words
+from tests.providers.text_rig import (
+    ANTHROPIC,
+    FILTERED,
+    KEY,
+    LENGTH,
+    LONG,
+    PNG,
+    PROMPT,
+    STOP,
+    check_discreet,
+    check_last,
+    check_uncounted,
+    deltas,
+    failure,
+    hi,
+    opened,
+    richest,
+    sent,
+    text,
+)
+
+BOTH = pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
+DATA = PNG.partition(",")[2]
+SECRETS = f"{KEY} {PROMPT} <b>body</b>"
+START = event("message_start", message={"usage": {"input_tokens": 9, "output_tokens": 1}})
+END = event("message_delta", delta={"stop_reason": "end_turn"}, usage={"output_tokens": 7})
+OVER = event("message_stop")
+
+
+@pytest.fixture(name="upstream")
+async def _upstream() -> AsyncIterator[FaultUpstream]:
+    async with FaultUpstream(api_key=KEY) as server:
+        yield server
+
+
+@pytest.fixture(name="provider")
+async def _provider(upstream: FaultUpstream) -> AsyncIterator[Any]:
+    async with opened(ANTHROPIC, upstream.anthropic_base_url) as provider:
+        yield provider
+
+
+async def test_the_richest_request_is_exactly_this(upstream: FaultUpstream) -> None:
+    received = await sent(ANTHROPIC, upstream, richest(), stream=True)
+    assert received.body == {
+        "model": "claude-haiku-4-5",
+        "max_tokens": 100,
+        "system": "Be brief. Ünïcödé 🍊\n\nBe kind.",
+        "messages": [
+            {
+                "role": "user",
+                "content": [
+                    {"type": "text", "text": "What is it?"},
+                    {
+                        "type": "image",
+                        "source": {"type": "base64", "media_type": "image/png", "data": DATA},
+                    },
+                ],
+            },
+            {"role": "assistant", "content": [{"type": "text", "text": "A dot."}]},
+            {"role": "user", "content": "Sure?"},
+        ],
+        "temperature": 1.0,
+        "stop_sequences": ["END"],
+        "metadata": {"user_id": sha256(b"alice@example.com").hexdigest()},
+        "stream": True,
+    }
+    assert received.path == "/v1/messages"
+    assert received.headers["x-api-key"] == KEY
+    assert received.headers["anthropic-version"] == "2023-06-01"
+    assert {name.lower() for name in received.headers} == {
+        "accept", "accept-encoding", "anthropic-version", "content-length", "content-type", "host",
+        "user-agent", "x-api-key",
+    }  # fmt: skip
+
+
+async def test_the_barest_request_has_no_field_that_is_not_needed(upstream: FaultUpstream) -> None:
+    received = await sent(ANTHROPIC, upstream, hi())
+    assert received.body == {
+        "model": "claude-haiku-4-5",
+        "max_tokens": 4096,
+        "messages": [{"role": "user", "content": "Hi"}],
+    }
+
+
+async def test_top_p_is_sent_where_no_temperature_is(upstream: FaultUpstream) -> None:
+    body = (await sent(ANTHROPIC, upstream, hi(top_p=0.5))).body
+    assert body["top_p"] == 0.5
+    route = Route("anthropic", "claude-haiku-4-5", drop=frozenset(("temperature",)))
+    body = (await sent(ANTHROPIC, upstream, hi(top_p=0.5, temperature=0), route=route)).body
+    assert "temperature" not in body
+    assert body["top_p"] == 0.5
+
+
+async def test_of_a_temperature_and_a_top_p_the_temperature_is_sent_but_to_a_model_that_takes_both(
+    upstream: FaultUpstream,
+) -> None:
+    given = hi(top_p=0.5, temperature=0)
+    assert "top_p" not in (await sent(ANTHROPIC, upstream, given)).body
+    route = Route("anthropic", "claude-3-haiku-20240307", options={"sampling": "both"})
+    body = (await sent(ANTHROPIC, upstream, given, route=route)).body
+    assert (body["temperature"], body["top_p"]) == (0, 0.5)
+
+
+async def test_what_a_route_drops_is_not_sent_and_what_it_adds_is(upstream: FaultUpstream) -> None:
+    drop = frozenset(("temperature", "top_p", "stop", "user", "max_tokens"))
+    extra = {"thinking": {"type": "disabled"}}
+    route = Route("anthropic", "claude-opus-4-8", drop=drop, options={"extra": extra})
+    body = (await sent(ANTHROPIC, upstream, richest(), route=route)).body
+    assert body.keys() == {"model", "max_tokens", "system", "messages", "thinking"}
+    assert body["max_tokens"] == 4096
+    assert body["thinking"] == {"type": "disabled"}
+
+
+async def test_max_tokens_that_are_left_open_are_in_the_routes_range(upstream: FaultUpstream) -> None:
+    route = Route("anthropic", "claude-haiku-4-5", clamp={"max_tokens": (1, 1000, 0)})
+    assert (await sent(ANTHROPIC, upstream, hi(), route=route)).body["max_tokens"] == 1000
+
+
+@pytest.mark.parametrize(("given", "most"), [(None, 64_000), (100, 100), (10**9, 64_000)])
+async def test_max_tokens_are_the_callers_within_the_models(
+    upstream: FaultUpstream, given: int | None, most: int
+) -> None:
+    asked = hi() if given is None else hi(max_tokens=given)
+    received = await sent(LONG, upstream, asked)
+    assert received.body["max_tokens"] == most
+    # What may take more than ten minutes is asked for as a stream.
+    assert received.body.get("stream", False) == (most > 21_000)
+
+
+@pytest.mark.parametrize("name", [model.name for model in Catalog.load().models.values()])
+async def test_no_row_of_the_catalogue_makes_a_request_that_the_vendor_would_refuse(
+    upstream: FaultUpstream, name: str
+) -> None:
+    for route in Catalog.load().resolve(name).routes:
+        if route.provider == "anthropic":
+            for stream in (False, True):
+                received = await sent(ANTHROPIC, upstream, richest(), stream=stream, route=route)
+                assert received.body["model"] == route.model
+
+
+@BOTH
+async def test_a_begun_answer_is_the_callers_fault_where_the_model_goes_on_with_none(
+    provider: Any, stream: bool
+) -> None:
+    begun = Message(role=Role.ROLE_ASSISTANT, content="The answer is")
+    given = TextInput(messages=[*hi().messages, begun])
+    assert (await deltas(provider, ANTHROPIC.job(given, stream=stream)))[-1].finish_reason
+    route = Route("anthropic", "claude-opus-4-6")
+    error, _ = await failure(provider, ANTHROPIC.job(given, stream=stream, route=route))
+    assert (error.code, error.field) == ("invalid_parameter", "messages")
+
+
+async def test_a_link_to_a_picture_is_sent_as_a_link(upstream: FaultUpstream) -> None:
+    url = "https://example.com/a.png"
+    parts = ContentParts(parts=[ContentPart(image_url=ImageUrl(url=url)), ContentPart(text=" ")])
+    given = TextInput(messages=[Message(role=Role.ROLE_USER, parts=parts)])
+    body = (await sent(ANTHROPIC, upstream, given)).body
+    assert body["messages"][0]["content"] == [{"type": "image", "source": {"type": "url", "url": url}}]
+
+
+@BOTH
+@pytest.mark.parametrize("blank", [[], [Message(role=Role.ROLE_USER, content=" \n")]])
+async def test_a_conversation_with_nothing_to_answer_is_refused_and_not_sent(
+    upstream: FaultUpstream, provider: Any, blank: list[Message], stream: bool
+) -> None:
+    given = TextInput(messages=[Message(role=Role.ROLE_SYSTEM, content="Be brief."), *blank])
+    error, _ = await failure(provider, ANTHROPIC.job(given, stream=stream))
+    assert (error.code, error.field) == ("invalid_parameter", "messages")
+    assert upstream.requests == []
+
+
+async def test_the_input_is_left_as_it_was(upstream: FaultUpstream) -> None:
+    given = richest()
+    await sent(ANTHROPIC, upstream, given)
+    assert given == richest()
+
+
+@BOTH
+@pytest.mark.parametrize(
+    ("theirs", "ours"),
+    [
+        ("end_turn", STOP),
+        ("stop_sequence", STOP),
+        ("pause_turn", STOP),
+        ("tool_use", STOP),
+        ("a_new_one", STOP),
+        ("max_tokens", LENGTH),
+        ("model_context_window_exceeded", LENGTH),
+        ("compaction", LENGTH),
+        ("refusal", FILTERED),
+    ],
+)
+async def test_stop_reasons_are_translated(
+    upstream: FaultUpstream, provider: Any, theirs: str, ours: int, stream: bool
+) -> None:
+    upstream.script(Answer(finish_reason=theirs))
+    assert (await deltas(provider, ANTHROPIC.job(stream=stream)))[-1].finish_reason == ours
+
+
+@BOTH
+async def test_what_the_model_thinks_is_not_its_answer(
+    upstream: FaultUpstream, provider: Any, stream: bool
+) -> None:
+    upstream.script(Answer("one two", thinking="a canary thought"))
+    answer = await deltas(provider, ANTHROPIC.job(stream=stream))
+    assert text(answer) == "one two"
+
+
+@BOTH
+async def test_the_cache_counts_as_input(upstream: FaultUpstream, provider: Any, stream: bool) -> None:
+    usage = {
+        "input_tokens": 3,
+        "cache_creation_input_tokens": 20,
+        "cache_read_input_tokens": 100,
+        "output_tokens": 7,
+    }
+    upstream.script(Answer(usage=usage))
+    answer = await deltas(provider, ANTHROPIC.job(stream=stream))
+    check_last(answer, 123, 7)
+    usage = answer[-1].usage
+    assert (usage.cached_prompt_tokens, usage.cache_write_prompt_tokens) == (100, 20)
+    assert usage.cache_write_1h_prompt_tokens == 0
+
+
+@BOTH
+async def test_what_is_cached_for_an_hour_is_told_apart(
+    upstream: FaultUpstream, provider: Any, stream: bool
+) -> None:
+    usage = {
+        "input_tokens": 3,
+        "cache_creation_input_tokens": 20,
+        "cache_creation": {"ephemeral_5m_input_tokens": 8, "ephemeral_1h_input_tokens": 12},
+        "output_tokens": 7,
+    }
+    upstream.script(Answer(usage=usage))
+    answer = await deltas(provider, ANTHROPIC.job(stream=stream))
+    check_last(answer, 23, 7)
+    assert answer[-1].usage.cache_write_prompt_tokens == 20
+    assert answer[-1].usage.cache_write_1h_prompt_tokens == 12
+
+
+async def test_the_input_is_counted_before_the_first_words(upstream: FaultUpstream, provider: Any) -> None:
+    end = event("message_delta", delta={"stop_reason": "end_turn"}, usage=None)
+    upstream.script(Reply(steps=(START, words("Hi"), end, OVER)))
+    answer = await deltas(provider, ANTHROPIC.job(stream=True))
+    assert answer[0].content == "Hi"
+    assert answer[0].usage.prompt_tokens == 9
+    check_uncounted(answer)
+
+
+@BOTH
+@pytest.mark.parametrize("bad", [-1, 1.5, "1", True, [1], 10**30])
+async def test_a_count_of_the_cache_that_cant_be_true_spoils_the_count(
+    upstream: FaultUpstream, provider: Any, bad: Any, stream: bool
+) -> None:
+    upstream.script(Answer("one two", usage=ANTHROPIC.usage(9, 7) | {"cache_read_input_tokens": bad}))
+    check_uncounted(await deltas(provider, ANTHROPIC.job(stream=stream)))
+
+
+async def test_counts_at_the_end_of_a_stream_win_over_those_at_its_beginning(
+    upstream: FaultUpstream, provider: Any
+) -> None:
+    usage = {"input_tokens": 50, "cache_read_input_tokens": None, "output_tokens": 7}
+    end = event("message_delta", delta={"stop_reason": "end_turn"}, usage=usage)
+    upstream.script(Reply(steps=(START, words("Hi"), end, OVER)))
+    check_last(await deltas(provider, ANTHROPIC.job(stream=True)), 50, 7)
+
+
+async def test_pings_unknown_events_and_other_blocks_are_passed_over(
+    upstream: FaultUpstream, provider: Any
+) -> None:
+    steps = (
+        PING,
+        START,
+        b"data: {}\n\n",
+        event("content_block_start", index=0, content_block={"type": "tool_use", "id": "t", "name": "n"}),
+        event("content_block_delta", index=0, delta={"type": "input_json_delta", "partial_json": "{}"}),
+        event("content_block_delta", index=0, delta={"type": "a_new_delta", "text": "not this"}),
+        event("content_block_start", index=1, content_block={"type": "text", "text": "Hi"}),
+        PING,
+        event("a_new_event", text="nor this"),
+        words(" there", index=1),
+        words("", index=1),
+        event("content_block_delta", index=1, delta={"type": "citations_delta", "citation": {}}),
+        event("message_delta", delta={"stop_reason": None}, usage={"output_tokens": 3}),
+        END,
+        OVER + words("too late"),
+        Gate(),
+    )
+    upstream.script(Reply(steps=steps))
+    answer = await deltas(provider, ANTHROPIC.job(stream=True))
+    assert [delta.content for delta in answer] == ["Hi", " there", ""]
+    check_last(answer, 9, 7)
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [
+        b'data: {"type":"message_start"}\n\n',
+        b'data: {"type":"content_block_delta"}\n\n',
+        b'data: {"type":"content_block_delta","delta":{"type":"text_delta"}}\n\n',
+        b'data: {"type":"content_block_delta","delta":{"type":"text_delta","text":7}}\n\n',
+        b'data: {"type":"content_block_start","content_block":{"type":"text","text":["x"]}}\n\n',
+        b'data: {"type":"message_delta","delta":{"stop_reason":7}}\n\n',
+        b'data: {"type":"message_delta"}\n\n',
+    ],
+)
+async def test_an_event_without_what_it_must_have_fails(
+    upstream: FaultUpstream, provider: Any, broken: bytes
+) -> None:
+    upstream.script(Reply(steps=(START, words("Hi"), broken, END, OVER)))
+    error, said = await failure(provider, ANTHROPIC.job(stream=True))
+    assert (error.code, said) == ("provider_failed", "Hi")
+
+
+async def test_a_stream_that_ends_after_its_stop_reason_alone_fails(
+    upstream: FaultUpstream, provider: Any
+) -> None:
+    upstream.script(Reply(steps=(START, words("Hi"), END)))
+    assert (await failure(provider, ANTHROPIC.job(stream=True)))[0].code == "provider_failed"
+
+
+def said(status: int, kind: str, code: str | None = None, message: str = SECRETS, **headers: str) -> Reply:
+    """An error of the vendor whose message repeats secrets."""
+    return error_reply(status, kind, code, message=message, headers=headers)
+
+
+INVALID = "invalid_request_error"
+STATUSES = [
+    (said(400, INVALID), "provider_failed", None, None),
+    (said(400, INVALID, message=f"prompt is too long: 9 {SECRETS}"), "context_length_exceeded", None, None),
+    (
+        said(400, INVALID, message="input length and `max_tokens` exceed context limit: 190000 + 64000"),
+        "context_length_exceeded",
+        None,
+        None,
+    ),
+    (said(400, INVALID, message="Output blocked by content filtering policy"), "content_policy_violation", None, None),
+    (said(400, INVALID, message=f"messages.0.content.1.image.source: {SECRETS}"), "invalid_parameter", None, "messages"),
+    (said(400, INVALID, message="stop_sequences: too many"), "invalid_parameter", None, "stop"),
+    (said(400, INVALID, message="metadata.user_id: it is a name"), "invalid_parameter", None, "user"),
+    (said(400, INVALID, message="max_tokens: 99 > 64"), "invalid_parameter", None, "max_tokens"),
+    (
+        said(400, INVALID, message="This model does not support assistant message prefill. The conversation must end"),
+        "invalid_parameter",
+        None,
+        "messages",
+    ),
+    (said(400, INVALID, message="thinking.type: no"), "provider_failed", None, None),
+    (said(400, INVALID, message="Your credit balance is too low"), "provider_failed", None, None),
+    (said(401, "authentication_error"), "provider_failed", None, None),
+    (said(402, "billing_error"), "provider_failed", None, None),
+    (said(403, "permission_error"), "provider_failed", None, None),
+    (said(404, "not_found_error"), "provider_failed", None, None),
+    (said(409, "conflict_error"), "provider_unavailable", 5, None),
+    (said(413, "request_too_large"), "payload_too_large", None, None),
+    (said(429, "rate_limit_error", **{"Retry-After": "17"}), "provider_unavailable", 17, None),
+    (said(429, "rate_limit_error", "enforced_spend_limit_reached"), "provider_failed", None, None),
+    (said(500, "api_error"), "provider_unavailable", 5, None),
+    (said(504, "timeout_error"), "provider_unavailable", 5, None),
+    (said(529, "overloaded_error"), "provider_unavailable", 5, None),
+]  # fmt: skip
+
+
+@BOTH
+@pytest.mark.parametrize(("reply", "code", "wait", "field"), STATUSES)
+async def test_a_status_becomes_a_row_of_the_table(
+    upstream: FaultUpstream, provider: Any, reply: Reply, code: str, wait: int | None, field: str | None, stream: bool
+) -> None:  # fmt: skip
+    upstream.script(reply)
+    error, begun = await failure(provider, ANTHROPIC.job(stream=stream))
+    assert (error.code, error.retry_after, error.field, begun) == (code, wait, field, "")
+    check_discreet(error)
+    assert len(upstream.requests) == 1, "it was sent twice"
+
+
+@pytest.mark.parametrize(
+    ("kind", "code"),
+    [
+        ("overloaded_error", "provider_unavailable"),
+        ("api_error", "provider_unavailable"),
+        ("rate_limit_error", "provider_unavailable"),
+        ("timeout_error", "provider_unavailable"),
+        ("request_too_large", "payload_too_large"),
+        ("invalid_request_error", "provider_failed"),
+        ("billing_error", "provider_failed"),
+        ("a_new_error", "provider_failed"),
+    ],
+)
+async def test_an_error_within_a_stream_has_its_own_meaning(
+    upstream: FaultUpstream, provider: Any, kind: str, code: str
+) -> None:
+    upstream.script(Answer("one two", at={1: (error_event(kind, message=SECRETS), Stop.END)}))
+    error, begun = await failure(provider, ANTHROPIC.job(stream=True))
+    assert (error.code, begun) == (code, "one")
+    check_discreet(error)
+
+
+async def test_a_failure_half_way_through_a_long_whole_answer_gives_nothing_of_it(
+    upstream: FaultUpstream,
+) -> None:
+    upstream.script(Answer("one two", at={1: (error_event(), Stop.END)}))
+    async with opened(LONG, upstream.anthropic_base_url) as provider:
+        error, begun = await failure(provider, LONG.job(stream=False))
+    assert (error.code, begun) == ("provider_unavailable", "")
+
+
+async def test_an_error_in_place_of_a_whole_answer_has_its_own_meaning(
+    upstream: FaultUpstream, provider: Any
+) -> None:
+    upstream.script(Reply(steps=(b'{"type":"error","error":{"type":"overloaded_error"}}',)))
+    assert (await failure(provider, ANTHROPIC.job(stream=False)))[0].code == "provider_unavailable"

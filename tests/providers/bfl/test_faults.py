@@ -1,0 +1,497 @@
+"""What the BFL provider makes of everything that can go wrong on its wire, at each of its three steps."""
+
+from __future__ import annotations
+
+import asyncio
+import gzip
+from collections.abc import AsyncIterator
+from contextlib import aclosing
+from typing import Any
+
+import pytest
+
+from pomelo.errors import PomeloError, Replay
+from pomelo.providers import Credentials
+from pomelo.providers.bfl import BFL, DELIVERY
+from pomelo.providers.http.client import Http, Timeouts
+from pomelo.providers.http.connections import ConnectionLimiter
+from pomelo.providers.http.downloads import FILE_MOST, Downloader
+from pomelo.testing import FaultUpstream, Gate, Reply, Script, Stop, page, redirect
+from pomelo.testing.bfl_wire import Drawing, delivered, error_reply, invalid, moderated, status
+from pomelo.testing.pictures import picture
+from tests.providers.bfl.test_answers import DEV, NOW
+from tests.providers.image_rig import (
+    KEY,
+    SECRETS,
+    check_discreet,
+    connections_to,
+    drawn,
+    failure,
+    job,
+    listener,
+    opened,
+    was_called,
+)
+
+BOTH = pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
+
+
+@pytest.fixture(name="vendor")
+async def _vendor() -> AsyncIterator[FaultUpstream]:
+    async with FaultUpstream(api_key=KEY) as server:
+        yield server
+
+
+@pytest.fixture(name="provider")
+async def _provider(vendor: FaultUpstream) -> AsyncIterator[Any]:
+    async with opened(BFL, vendor.bfl_base_url, **NOW) as provider:
+        yield provider
+
+
+def orders(vendor: FaultUpstream) -> int:
+    """How often a picture was ordered."""
+    return sum(received.method == "POST" for received in vendor.requests)
+
+
+NOT_TAKEN: list[tuple[Script, str, int | None, Replay]] = [
+    (error_reply(400, SECRETS), "provider_failed", None, Replay.ELSEWHERE),
+    (error_reply(401, SECRETS), "provider_failed", None, Replay.ELSEWHERE),
+    (error_reply(402, "Insufficient credits"), "provider_failed", None, Replay.ELSEWHERE),
+    (error_reply(403, SECRETS), "provider_failed", None, Replay.ELSEWHERE),
+    (error_reply(404, "Not Found"), "provider_failed", None, Replay.ELSEWHERE),
+    (error_reply(404, "Task not found"), "provider_failed", None, Replay.ELSEWHERE),
+    (error_reply(413, SECRETS), "payload_too_large", None, Replay.NEVER),
+    (invalid("width", SECRETS), "invalid_parameter", None, Replay.NEVER),
+    (invalid("safety_tolerance", SECRETS), "provider_failed", None, Replay.ELSEWHERE),
+    (error_reply(422, [7, {"loc": 7}, {"loc": ["body", 7]}]), "provider_failed", None, Replay.ELSEWHERE),
+    (error_reply(400, "Request Moderated"), "content_policy_violation", None, Replay.NEVER),
+    (status("Request Moderated", http=403), "content_policy_violation", None, Replay.NEVER),
+    (status("Request Moderated"), "content_policy_violation", None, Replay.NEVER),
+    (error_reply(429, "Too many active tasks"), "provider_unavailable", 5, Replay.AGAIN),
+    (error_reply(429, SECRETS, {"Retry-After": "17"}), "provider_unavailable", 17, Replay.AGAIN),
+    (error_reply(500, SECRETS), "provider_unavailable", 5, Replay.NEVER),
+    (error_reply(500, "Error"), "provider_unavailable", 5, Replay.NEVER),
+    (error_reply(503, SECRETS), "provider_unavailable", 5, Replay.NEVER),
+    (page(502), "provider_unavailable", 5, Replay.NEVER),
+    (page(), "provider_failed", None, Replay.NEVER),
+    (redirect("/bfl/v1/flux-dev"), "provider_failed", None, Replay.ELSEWHERE),
+    (Reply(), "provider_failed", None, Replay.NEVER),
+    (Reply(steps=(b"{}",)), "provider_failed", None, Replay.NEVER),
+    (Reply(steps=(b"[]",)), "provider_failed", None, Replay.NEVER),
+    (Reply(steps=(b'{"id":"T1"}',)), "provider_failed", None, Replay.NEVER),
+    (Reply(steps=(b'{"id":"caf\xc3","polling_url":"x"}',)), "provider_failed", None, Replay.NEVER),
+    (Reply(steps=(b'{"id":', Stop.CLOSE)), "provider_failed", None, Replay.NEVER),
+    (Reply(steps=(b"x" * 9_000_000,)), "provider_failed", None, Replay.NEVER),
+    (Reply(before=(Stop.CLOSE,)), "provider_unavailable", 5, Replay.NEVER),
+    (Reply(before=(Stop.RESET,)), "provider_unavailable", 5, Replay.NEVER),
+    (Reply(before=(b"SSH-2.0-OpenSSH_9\r\n\r\n", Stop.CLOSE)), "provider_failed", None, Replay.NEVER),
+]
+
+
+@BOTH
+@pytest.mark.parametrize(("script", "code", "wait", "replay"), NOT_TAKEN)
+async def test_an_order_that_fails_becomes_a_row_of_the_table_and_is_sent_once(
+    vendor: FaultUpstream,
+    provider: Any,
+    script: Script,
+    code: str,
+    wait: int | None,
+    replay: Replay,
+    stream: bool,
+) -> None:
+    vendor.script(script)
+    error = await failure(provider, job(DEV, stream=stream))
+    assert (error.code, error.retry_after, error.replay) == (code, wait, replay)
+    check_discreet(error)
+    assert len(vendor.requests) == 1, "it was sent twice"
+
+
+async def test_a_blamed_parameter_has_the_contracts_name(vendor: FaultUpstream, provider: Any) -> None:
+    for theirs, ours in (("steps", "num_inference_steps"), ("guidance", "guidance_scale"), ("seed", "seed")):
+        vendor.script(invalid(theirs))
+        error = await failure(provider, job(DEV))
+        assert error.field == ours
+        assert ours in error.message
+
+
+ENDS: list[tuple[Script, str]] = [
+    (moderated(), "content_policy_violation"),
+    (moderated("Request Moderated"), "content_policy_violation"),
+    (status("Error"), "provider_failed"),
+    (status("Failed", details={"reason": SECRETS}), "provider_failed"),
+    (status("error"), "provider_failed"),
+    (status("Ready"), "provider_failed"),
+    (status("Ready", result={}), "provider_failed"),
+    (status("Ready", result={"sample": None}), "provider_failed"),
+    (status("Ready", result=[1]), "provider_failed"),
+    (status("Pending", status=None), "provider_failed"),
+    (status("Pending", status=7), "provider_failed"),
+    (Reply(steps=(b"[]",)), "provider_failed"),
+    (Reply(steps=(b"null",)), "provider_failed"),
+    (error_reply(401, SECRETS), "provider_failed"),
+    (error_reply(402, SECRETS), "provider_failed"),
+    (error_reply(403, SECRETS), "provider_failed"),
+    (error_reply(404, "Not Found"), "provider_failed"),
+    (redirect("/bfl/v1/get_result?id=other"), "provider_failed"),
+    (page(), "provider_failed"),
+    (error_reply(429, SECRETS), "provider_unavailable"),
+    (error_reply(500, SECRETS), "provider_unavailable"),
+    (Reply(before=(Stop.RESET,)), "provider_unavailable"),
+    (Reply(steps=(b'{"sta', Stop.CLOSE)), "provider_failed"),
+    (Reply(steps=(b"x" * 9_000_000,)), "provider_failed"),
+]
+
+
+@BOTH
+@pytest.mark.parametrize(("script", "code"), ENDS)
+async def test_a_task_that_fails_becomes_a_row_of_the_table_and_is_ordered_once(
+    vendor: FaultUpstream, provider: Any, script: Script, code: str, stream: bool
+) -> None:
+    vendor.script(Drawing(polls=(status("Pending"), script), done=False))
+    error = await failure(provider, job(DEV, stream=stream))
+    assert (error.code, error.replay) == (code, Replay.NEVER), "it would be ordered again"
+    check_discreet(error)
+    assert orders(vendor) == 1
+
+
+GLITCHES: list[Script] = [
+    error_reply(429, SECRETS),
+    error_reply(500, SECRETS),
+    error_reply(503, SECRETS),
+    page(502),
+    page(),
+    Reply(before=(Stop.CLOSE,)),
+    Reply(before=(Stop.RESET,)),
+    Reply(steps=(b'{"sta', Stop.CLOSE)),
+]
+
+
+@pytest.mark.parametrize("glitch", GLITCHES)
+async def test_a_question_that_fails_is_asked_again_three_times_in_a_row(
+    vendor: FaultUpstream, provider: Any, glitch: Script
+) -> None:
+    vendor.script(Drawing(polls=(*(glitch,) * 3, status("Pending"), *(glitch,) * 3)))
+    await drawn(provider, job(DEV))
+    vendor.script(Drawing(polls=(glitch,), done=False))
+    error = await failure(provider, job(DEV))
+    assert error.replay == Replay.NEVER
+    assert orders(vendor) == 2
+
+
+async def test_a_question_without_an_answer_is_asked_again(vendor: FaultUpstream) -> None:
+    vendor.script(Drawing(polls=(Reply(before=(Gate(),)), Reply(steps=(b"{", Gate())))))
+    async with opened(BFL, vendor.bfl_base_url, **NOW, limits=Timeouts(whole=0.05)) as provider:
+        await drawn(provider, job(DEV))
+
+
+async def test_a_task_that_stays_unknown_has_failed(vendor: FaultUpstream) -> None:
+    for lost in (status("Task not found"), error_reply(404, "Task not found"), error_reply(404, "Not Found")):
+        vendor.script(Drawing(polls=(lost,), done=False))
+        async with opened(BFL, vendor.bfl_base_url, interval=0.001, grace=0.02) as provider:
+            error = await failure(provider, job(DEV))
+        assert (error.code, error.replay) == ("provider_failed", Replay.NEVER)
+
+
+HUGE = b"\x89PNG\r\n\x1a\n" + b"x" * (1024 * 1024 - 8)
+
+UNDELIVERED: list[tuple[Script, str]] = [
+    (error_reply(403, SECRETS), "provider_failed"),
+    (error_reply(404, SECRETS), "provider_failed"),
+    (error_reply(410, SECRETS), "provider_failed"),
+    (page(), "provider_failed"),
+    (page(503), "provider_unavailable"),
+    (Reply(), "provider_failed"),
+    (Reply(204), "provider_failed"),
+    (redirect("/bfl/delivery/other"), "provider_failed"),
+    (Reply(steps=(picture()[:40], Stop.CLOSE)), "provider_failed"),
+    (Reply(headers={"Content-Length": "99"}, steps=(picture()[:40], Stop.RESET)), "provider_failed"),
+    (Reply(headers={"Content-Encoding": "gzip"}, steps=(gzip.compress(picture()),)), "provider_failed"),
+    (Reply(headers={"Content-Length": str(FILE_MOST + 1)}, steps=(HUGE, Gate())), "provider_failed"),
+    (Reply(steps=(HUGE,) * 33), "provider_failed"),
+    (Reply(steps=(b"GIF89a" + b"\0" * 99,)), "provider_failed"),
+    (Reply(before=(Stop.RESET,)), "provider_unavailable"),
+]
+
+
+@BOTH
+@pytest.mark.parametrize(("script", "code"), UNDELIVERED)
+async def test_a_picture_that_is_not_delivered_is_a_failure_and_not_ordered_again(
+    vendor: FaultUpstream, provider: Any, script: Script, code: str, stream: bool
+) -> None:
+    vendor.script(Drawing(delivery=(script,)))
+    error = await failure(provider, job(DEV, stream=stream))
+    assert (error.code, error.replay) == (code, Replay.NEVER)
+    check_discreet(error)
+    assert orders(vendor) == 1
+
+
+async def test_no_more_of_a_picture_is_read_than_a_picture_may_have(
+    vendor: FaultUpstream, provider: Any
+) -> None:
+    vendor.script(Drawing(delivery=(Reply(steps=(HUGE,) * 200),)))
+    await failure(provider, job(DEV))
+    async with asyncio.timeout(5):
+        await vendor.requests[-1].left.wait()
+    assert vendor.requests[-1].bytes_sent < FILE_MOST + 16 * len(HUGE)  # what the sockets hold
+
+
+async def test_the_largest_picture_is_taken(vendor: FaultUpstream, provider: Any) -> None:
+    vendor.script(Drawing(delivery=(Reply(steps=(HUGE,) * 32),)))
+    assert len((await drawn(provider, job(DEV)))[0]) == FILE_MOST
+
+
+async def test_a_delivery_in_trouble_is_asked_again(vendor: FaultUpstream, provider: Any) -> None:
+    vendor.script(Drawing(delivery=(page(503), Reply(before=(Stop.RESET,)), delivered(picture()))))
+    assert (await drawn(provider, job(DEV)))[0] == picture()
+
+
+CUT = (
+    Reply(steps=(picture()[:40], Stop.CLOSE)),
+    Reply(headers={"Content-Length": "99"}, steps=(picture()[:40], Stop.RESET)),
+    Reply(headers={"Content-Length": "99"}, steps=(picture()[:40], Stop.CLOSE)),
+    error_reply(403, SECRETS),
+    error_reply(404, SECRETS),
+)
+
+
+@BOTH
+@pytest.mark.parametrize("trouble", CUT)
+async def test_a_download_that_fails_is_repeated_without_another_order(
+    vendor: FaultUpstream, provider: Any, trouble: Reply, stream: bool
+) -> None:
+    vendor.script(Drawing(delivery=(trouble, trouble, trouble, delivered(picture()))))
+    assert (await drawn(provider, job(DEV, stream=stream)))[0] == picture()
+    assert orders(vendor) == 1
+
+
+async def test_a_download_that_goes_silent_is_repeated(vendor: FaultUpstream) -> None:
+    vendor.script(Drawing(delivery=(Reply(steps=(picture()[:9], Gate())), delivered(picture()))))
+    async with opened(BFL, vendor.bfl_base_url, **NOW, limits=Timeouts(whole=0.1)) as provider:
+        assert (await drawn(provider, job(DEV)))[0] == picture()
+
+
+UNKNOWN_YET = (
+    error_reply(404, "Not Found"),
+    error_reply(404, [{"loc": ["query", "id"]}]),
+    page(404),
+    Reply(404),
+)
+
+
+@BOTH
+@pytest.mark.parametrize("unknown", UNKNOWN_YET)
+async def test_a_task_may_be_unknown_for_a_moment_after_its_order(
+    vendor: FaultUpstream, provider: Any, unknown: Script, stream: bool
+) -> None:
+    vendor.script(Drawing(polls=(unknown,) * 5))
+    await drawn(provider, job(DEV, stream=stream))
+    assert orders(vendor) == 1
+
+
+async def test_a_delivery_that_stalls_passes_the_deadline(vendor: FaultUpstream) -> None:
+    vendor.script(Drawing(delivery=(Reply(steps=(picture()[:9], Gate())),)))
+    async with opened(BFL, vendor.bfl_base_url, **NOW, limits=Timeouts(whole=0.05)) as provider:
+        error = await failure(provider, job(DEV))
+    assert (error.code, error.replay) == ("deadline_exceeded", Replay.NEVER)
+
+
+# --- links that lead astray
+
+ASTRAY = [
+    "https://api.bfl.ai.evil.example/v1/get_result?id=1",
+    "https://evilbfl.ai/v1/get_result?id=1",
+    "https://bfl.ai@evil.example/",
+    "https://evil.example/#.bfl.ai",
+    "https://evil.example/api.bfl.ai",
+    "https://api.bfl.ai:8443/v1/get_result?id=1",
+    "http://api.bfl.ai/v1/get_result?id=1",
+    "https://user:word@api.bfl.ai/v1/get_result",
+    "https://api.bfl.ai\\@evil.example/",
+    "https://api.bfl.ai\r\nX-Evil: 1/",
+    "https://10.0.0.1/",
+    "//api.bfl.ai/v1/get_result",
+    "file:///etc/passwd",
+    "",
+    None,
+    7,
+    ["https://api.bfl.ai/"],
+]
+
+
+@pytest.mark.parametrize("url", ASTRAY)
+async def test_the_key_is_not_sent_where_a_polling_url_leads_astray(
+    vendor: FaultUpstream, provider: Any, url: Any
+) -> None:
+    vendor.script(Drawing(order={"polling_url": url}))
+    error = await failure(provider, job(DEV))
+    assert (error.code, error.replay) == ("provider_failed", Replay.NEVER)
+    check_discreet(error)
+    assert len(vendor.requests) == 1
+
+
+@pytest.mark.parametrize("scheme", ["http", "https"])
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "[::1]"])
+async def test_another_port_of_this_machine_is_another_host(
+    vendor: FaultUpstream, provider: Any, scheme: str, host: str
+) -> None:
+    with listener() as elsewhere:
+        url = f"{scheme}://{host}:{elsewhere.getsockname()[1]}/"
+        for drawing in (Drawing(polling_url=url), Drawing(sample=url)):
+            vendor.script(drawing)
+            error = await failure(provider, job(DEV))
+            assert error.code == "provider_failed"
+        assert not was_called(elsewhere)
+
+
+@pytest.mark.parametrize("stage", ["order", "question", "delivery"])
+async def test_a_redirect_is_not_followed_at_any_stage(
+    vendor: FaultUpstream, provider: Any, stage: str
+) -> None:
+    async with FaultUpstream() as elsewhere:
+        away = redirect(elsewhere.url + "/bfl/v1/flux-dev", 308)
+        stages: dict[str, Script] = {
+            "order": away,
+            "question": Drawing(polls=(away,), done=False),
+            "delivery": Drawing(delivery=(away,)),
+        }
+        vendor.script(stages[stage])
+        assert (await failure(provider, job(DEV))).code == "provider_failed"
+        assert elsewhere.requests == []
+
+
+async def test_an_origin_that_the_operator_names_may_deliver_and_gets_no_key(vendor: FaultUpstream) -> None:
+    async with FaultUpstream() as store:
+        store.default = delivered(picture())
+        vendor.default = Drawing(sample=f"{store.url}/bfl/delivery/T1/sample.png?sig=1")
+        async with opened(BFL, vendor.bfl_base_url, **NOW) as provider:
+            assert (await failure(provider, job(DEV))).code == "provider_failed"
+        assert store.requests == []
+        async with opened(BFL, vendor.bfl_base_url, **NOW, origins=(store.url,)) as provider:
+            assert (await drawn(provider, job(DEV)))[0] == picture()
+        (download,) = store.requests
+        assert KEY not in str(dict(download.headers))
+
+
+async def test_an_origin_for_deliveries_gets_no_questions_with_the_key(vendor: FaultUpstream) -> None:
+    async with FaultUpstream() as store:
+        vendor.script(Drawing(polling_url=f"{store.url}/bfl/v1/get_result?id=1"))
+        async with opened(BFL, vendor.bfl_base_url, **NOW, origins=(store.url,)) as provider:
+            assert (await failure(provider, job(DEV))).code == "provider_failed"
+        assert store.requests == []
+
+
+# --- leaving
+
+STAGES = ["the order", "a question", "between questions", "the delivery"]
+
+
+@BOTH
+@pytest.mark.parametrize("stage", STAGES)
+async def test_leaving_ends_everything_at_once(vendor: FaultUpstream, stage: str, stream: bool) -> None:
+    gate = Gate()
+    held = Reply(steps=(b"x", gate))
+    stages: dict[str, Script] = {
+        "the order": held,
+        "a question": Drawing(polls=(status("Pending"), held)),
+        "between questions": Drawing(polls=(status("Pending"),), done=False),
+        "the delivery": Drawing(delivery=(held,)),
+    }
+    vendor.script(stages[stage])
+    between = stage == "between questions"
+    async with opened(BFL, vendor.bfl_base_url, interval=0.02 if between else 0.001) as provider:
+
+        async def collect() -> None:
+            async with aclosing(provider.image(job(DEV, stream=stream))) as answer:
+                async for _ in answer:
+                    pass
+
+        task = asyncio.create_task(collect())
+        if between:
+            while len(vendor.requests) < 3:
+                await vendor.received()
+            await vendor.requests[2].done.wait()
+        else:
+            await gate.reached.wait()
+        since = asyncio.get_running_loop().time()
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        seen = len(vendor.requests)
+        if not between:
+            async with asyncio.timeout(5):
+                await vendor.requests[-1].left.wait()
+            left_at = vendor.requests[-1].left_at
+            assert left_at is not None
+            assert left_at - since < 0.05
+        # A whole new task goes by, and of the old one nothing more is heard.
+        vendor.script(Drawing())
+        await drawn(provider, job(DEV))
+        assert len(vendor.requests) == seen + 3
+
+
+async def test_closing_the_stream_after_an_event_ends_the_questions(
+    vendor: FaultUpstream, provider: Any
+) -> None:
+    vendor.script(Drawing(polls=(status("Pending", progress=0.5),), done=False))
+    answer = provider.image(job(DEV, stream=True))
+    assert (await anext(answer)).image_progress.progress == 0
+    assert (await anext(answer)).image_progress.progress == 0.5
+    await answer.aclose()
+    seen = len(vendor.requests)
+    vendor.script(Drawing())
+    await drawn(provider, job(DEV))
+    assert len(vendor.requests) == seen + 3
+
+
+async def test_nothing_is_left_open(vendor: FaultUpstream) -> None:
+    port = int(vendor.url.rpartition(":")[2])
+    async with opened(BFL, vendor.bfl_base_url, **NOW) as provider:
+        for script in (Drawing(), Drawing(sample="https://[::1]/"), Drawing(delivery=(page(),)), page()):
+            vendor.script(script)
+            await asyncio.gather(drawn(provider, job(DEV)), return_exceptions=True)
+        assert connections_to(port) == 1, "the one that is kept for later"
+    assert connections_to(port) == 0
+
+
+@BOTH
+async def test_an_ordered_image_is_not_lost_while_all_connections_of_the_host_are_taken(
+    vendor: FaultUpstream, stream: bool
+) -> None:
+    limiter = ConnectionLimiter(1, max_wait=0.01)
+    host = vendor.url.removeprefix("http://")
+    async with Http(connections=limiter) as http:
+        provider = BFL(Credentials(KEY, vendor.bfl_base_url), http, **NOW)
+        drawing = asyncio.create_task(drawn(provider, job(DEV, stream=stream)))
+        await vendor.received()
+        refused = limiter.refused
+        await limiter.acquire(host, "other")
+        while limiter.refused < refused + 6:  # noqa: ASYNC110 - more polls than may fail
+            await asyncio.sleep(0.001)
+        limiter.release(host, "other")
+        assert (await drawing)[1] == "image/png"
+        await provider.aclose()
+    assert orders(vendor) == 1
+    assert limiter.in_use == 0
+
+
+async def test_an_image_that_gets_no_connection_for_its_delivery_is_requested_again(
+    vendor: FaultUpstream,
+) -> None:
+    limiter = ConnectionLimiter(1, max_wait=0.01)
+    host = vendor.url.removeprefix("http://")
+    async with Http(connections=limiter) as http:
+        links = Downloader(http, vendor.bfl_base_url, "bfl.ai", waits=(0.01, 0.01))
+        await limiter.acquire(host, "other")
+        fetching = asyncio.create_task(links.fetch(f"{vendor.url}/bfl/x", DELIVERY))
+        while limiter.refused < 2:  # noqa: ASYNC110 - a count has no event
+            await asyncio.sleep(0.001)
+        limiter.release(host, "other")
+        with pytest.raises(PomeloError) as raised:
+            await fetching
+        assert raised.value.code != "overloaded", "the vendor was asked in the end"
+        await limiter.acquire(host, "other")
+        with pytest.raises(PomeloError) as raised:
+            await links.fetch(f"{vendor.url}/bfl/x", DELIVERY)
+        assert raised.value.code == "overloaded"
+        limiter.release(host, "other")
+        await links.aclose()

@@ -1,0 +1,121 @@
+"""What the tests of the ElevenLabs provider share: jobs, and the running of them."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import aclosing, asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+from pomelo.catalog.catalog import Limits, Model, Route
+from pomelo.catalog.pricing import Prices
+from pomelo.errors import PomeloError
+from pomelo.gen.v1.model_service_pb2 import PriceUnit
+from pomelo.gen.v1.speech_pb2 import (
+    SpeechToSpeechInput,
+    SpeechToTextInput,
+    TextToSpeechInput,
+    Transcription,
+)
+from pomelo.gen.v1.task_pb2 import TaskType
+from pomelo.providers import Credentials
+from pomelo.providers.base import AudioSource, Job, fit_hook, fitted
+from pomelo.providers.elevenlabs.elevenlabs import ElevenLabs
+from pomelo.providers.elevenlabs.voices import LAST_DAY
+from pomelo.providers.http.client import Http, Timeouts
+
+KEY = "xi-canary-2718"
+TEXT = "my canary text"
+ADAM = "pNInz6obpgDQGcFmaJgB"
+MP3 = b"\xff\xfb\x90\xc0" + b"a canary sound" * 100
+
+TTS = Route("elevenlabs", "eleven_flash_v2_5", clamp={"speed": (0.7, 1.2, 0)})
+STS = Route("elevenlabs", "eleven_multilingual_sts_v2", clamp={"speed": (0.7, 1.2, 0)})
+STT = Route("elevenlabs", "scribe_v2")
+
+_KINDS = {
+    TextToSpeechInput: (TaskType.TASK_TYPE_TEXT_TO_SPEECH, TTS),
+    SpeechToSpeechInput: (TaskType.TASK_TYPE_SPEECH_TO_SPEECH, STS),
+    SpeechToTextInput: (TaskType.TASK_TYPE_SPEECH_TO_TEXT, STT),
+}
+
+
+def job(
+    given: Any = None, *, stream: bool = False, route: Route | None = None, audio: AudioSource | None = None
+) -> Job:
+    """A job of the kind that `given` is of; by default the shortest text to speech."""
+    if given is None:
+        given = TextToSpeechInput(text=TEXT, voice="adam")
+    kind, usual = _KINDS[type(given)]
+    model = Model(
+        name="speech",
+        task_type=kind,
+        routes=(route or usual,),
+        limits=Limits(),
+        prices=Prices({PriceUnit.PRICE_UNIT_AUDIO_MINUTE: 1}),
+        price_version="test",
+    )
+    if audio is None and not isinstance(given, TextToSpeechInput):
+        audio = inline(MP3)
+    return Job("task_1", model, route or usual, given, stream, deadline=1e12, audio=audio)
+
+
+def inline(data: bytes, content_type: str = "audio/mpeg") -> AudioSource:
+    """A sound that came inline."""
+    return AudioSource(content_type, len(data), data=data)
+
+
+def stored(path: Path, content_type: str = "audio/mpeg") -> AudioSource:
+    """A sound in a file."""
+    return AudioSource(content_type, path.stat().st_size, path=path)
+
+
+@asynccontextmanager
+async def opened(base_url: str, *, key: str | None = KEY, **timeouts: float) -> AsyncIterator[ElevenLabs]:
+    """The provider, called at `base_url`."""
+    async with Http(Timeouts(**timeouts)) as http:
+        provider = ElevenLabs(Credentials(key, base_url), http, today=lambda: LAST_DAY)
+        yield provider
+        await provider.aclose()
+
+
+def events(provider: ElevenLabs, asked: Job) -> Any:
+    """The provider's answer to a job of any kind."""
+    kind = TaskType.Name(asked.model.task_type).removeprefix("TASK_TYPE_").lower()
+    return getattr(provider, kind)(fitted(asked, fit_hook(provider, kind)))
+
+
+async def sound(provider: ElevenLabs, asked: Job) -> tuple[bytes, str]:
+    """The whole sound that the provider answers, and its media type; checks the pieces."""
+    pieces: list[bytes] = []
+    kind = ""
+    async with aclosing(events(provider, asked)) as answer:
+        async for event in answer:
+            piece = event.audio_chunk
+            assert 0 < len(piece.data) <= 65536
+            assert bool(piece.content_type) == (not pieces), "the first piece alone has the media type"
+            kind = kind or piece.content_type
+            pieces.append(piece.data)
+    assert pieces
+    return b"".join(pieces), kind
+
+
+async def transcript(provider: ElevenLabs, asked: Job) -> Transcription:
+    """The transcript that the provider answers."""
+    async with aclosing(events(provider, asked)) as answer:
+        results = [event.result.transcription async for event in answer]
+    assert len(results) == 1
+    return results[0]
+
+
+async def failure(provider: ElevenLabs, asked: Job) -> tuple[PomeloError, bytes]:
+    """The error that the job ends with, and the sound that came before it."""
+    said = b""
+    try:
+        async with aclosing(events(provider, asked)) as answer:
+            async for event in answer:
+                assert not event.HasField("result"), "a failed answer looked complete"
+                said += event.audio_chunk.data
+    except PomeloError as error:
+        return error, said
+    raise AssertionError(f"no failure; it said {len(said)} bytes")

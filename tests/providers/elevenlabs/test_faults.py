@@ -1,0 +1,356 @@
+"""What the ElevenLabs provider makes of everything that can go wrong on its wire; and of callers who leave."""
+
+from __future__ import annotations
+
+import asyncio
+import gzip
+import socket
+import traceback
+from collections.abc import AsyncIterator
+from contextlib import aclosing
+from typing import Any
+
+import pytest
+
+from pomelo.errors import Replay
+from pomelo.gen.v1.speech_pb2 import SpeechToSpeechInput, SpeechToTextInput, TextToSpeechInput
+from pomelo.testing import (
+    FaultUpstream,
+    Gate,
+    Received,
+    Reply,
+    Script,
+    Speech,
+    Stop,
+    Transcript,
+    page,
+    redirect,
+)
+from pomelo.testing.elevenlabs_checks import problem
+from pomelo.testing.elevenlabs_wire import error_reply, validation_reply
+from tests.providers.elevenlabs.rig import KEY, TEXT, events, failure, job, opened, sound, transcript
+
+AT_ONCE = 0.05
+"""Seconds that may pass until the vendor sees that a caller has left."""
+
+SECRETS = f"{KEY} {TEXT} <b>body</b>"
+
+JOBS = {
+    "tts": job(),
+    "tts-stream": job(stream=True),
+    "sts": job(SpeechToSpeechInput(voice="adam")),
+    "sts-stream": job(SpeechToSpeechInput(voice="adam"), stream=True),
+    "stt": job(SpeechToTextInput()),
+}
+SPEAKING = pytest.mark.parametrize(
+    "asked", [JOBS[name] for name in JOBS if name != "stt"], ids=list(JOBS)[:4]
+)
+ALL = pytest.mark.parametrize("asked", JOBS.values(), ids=JOBS)
+
+
+@pytest.fixture(name="vendor")
+async def _vendor() -> AsyncIterator[FaultUpstream]:
+    async with FaultUpstream() as server:
+        yield server
+
+
+@pytest.fixture(name="provider")
+async def _provider(vendor: FaultUpstream) -> AsyncIterator[Any]:
+    async with opened(vendor.elevenlabs_base_url) as provider:
+        yield provider
+
+
+def check_discreet(error: BaseException) -> None:
+    """Nothing of the key, the text or the vendor's words is in the message or in a log of the error."""
+    shown = "".join(traceback.format_exception(error)) + repr(error) + repr(error.__context__)
+    for secret in (KEY, TEXT, "canary", "<b>"):
+        assert secret not in shown
+
+
+def said(status: int, code: str = "", **what: Any) -> Reply:
+    """A refusal whose message repeats secrets."""
+    return error_reply(status, code, message=SECRETS, **what)
+
+
+RATE = {"kind": "rate_limit_error"}
+STATUSES = [
+    (said(400, "invalid_parameters"), "provider_failed", None, None),
+    (said(400, "max_character_limit_exceeded"), "context_length_exceeded", None, None),
+    (said(400, "max_character_limit_exceeded", shape="old"), "context_length_exceeded", None, None),
+    (said(400, "x", param="voice_settings.speed"), "invalid_parameter", None, "voice_settings.speed"),
+    (said(400, "x", param="output_format"), "invalid_parameter", None, "output_format"),
+    (said(400, "voice_not_found", shape="old"), "invalid_parameter", None, "voice"),
+    (said(400, shape="text"), "provider_failed", None, None),
+    (said(401, "unauthorized", legacy="invalid_api_key"), "provider_failed", None, None),
+    (said(401, "invalid_api_key", shape="old"), "provider_failed", None, None),
+    (said(401, "quota_exceeded", shape="old"), "provider_failed", None, None),
+    (said(401, "a_new_one", kind="authentication_error"), "provider_failed", None, None),
+    (said(402, "insufficient_credits", kind="payment_required"), "provider_failed", None, None),
+    (said(402, shape="text"), "provider_failed", None, None),
+    (said(403, "a_new_one", kind="authorization_error"), "provider_failed", None, None),
+    (said(404, "voice_not_found", kind="not_found", param="voice_id"), "invalid_parameter", None, "voice"),
+    (said(404, "model_not_found", kind="not_found"), "provider_failed", None, None),
+    (said(409, "x", kind="conflict"), "provider_unavailable", 5, None),
+    (validation_reply(problem("missing", "body", "text", value=SECRETS)), "invalid_parameter", None, "text"),
+    (validation_reply(problem("x", "body", "voice_settings", "style")), "invalid_parameter", None,
+     "voice_settings.style"),
+    (validation_reply(problem("x", "body", "voice_settings", SECRETS)), "invalid_parameter", None,
+     "voice_settings"),
+    (validation_reply(problem("x", "query", "output_format")), "invalid_parameter", None, "output_format"),
+    (validation_reply(problem("x", "path", "voice_id")), "invalid_parameter", None, "voice"),
+    (validation_reply(problem("x", "body", "file")), "invalid_parameter", None, "audio"),
+    (validation_reply(problem("x", "body", "audio")), "invalid_parameter", None, "audio"),
+    (validation_reply(problem("x", "body", "num_speakers")), "invalid_parameter", None, "num_speakers"),
+    (validation_reply(problem("x", "body", "timestamps_granularity")), "invalid_parameter", None,
+     "timestamps"),
+    (validation_reply(problem("x", "body", "model_id", 7)), "provider_failed", None, None),
+    (validation_reply(), "provider_failed", None, None),
+    (Reply(422, steps=(b'{"detail":[7]}',)), "provider_failed", None, None),
+    (Reply(422, steps=(b'{"detail":[{"loc":7}]}',)), "provider_failed", None, None),
+    (Reply(400, steps=(b'{"detail":{"code":7,"param":[]}}',)), "provider_failed", None, None),
+    (Reply(400, steps=(b"[]",)), "provider_failed", None, None),
+    (said(429, "rate_limit_exceeded", **RATE), "provider_unavailable", 5, None),
+    (said(429, "concurrent_limit_exceeded", legacy="too_many_concurrent_requests",
+          headers={"Retry-After": "3"}, **RATE), "provider_unavailable", 3, None),
+    (said(429, "too_many_concurrent_requests", shape="old"), "provider_unavailable", 5, None),
+    (said(429, "system_busy", headers={"retry-after-ms": "1200"}, **RATE), "provider_unavailable", 2, None),
+    (said(429, "quota_exceeded", shape="old"), "provider_failed", None, None),
+    (said(429, shape="text"), "provider_unavailable", 5, None),
+    (said(500, "internal_error", kind="internal_error"), "provider_unavailable", 5, None),
+    (said(503, kind="service_unavailable"), "provider_unavailable", 5, None),
+    (page(403), "provider_failed", None, None),
+    (Reply(500, steps=(b"x" * 200_000,)), "provider_unavailable", 5, None),
+    (Reply(429, {"Retry-After": "3"}, steps=(b'{"det', Stop.CLOSE)), "provider_unavailable", 3, None),
+    (redirect("/elevenlabs/v1/text-to-speech/x", 307), "provider_failed", None, None),
+]  # fmt: skip
+
+
+@ALL
+@pytest.mark.parametrize(("reply", "code", "wait", "field"), STATUSES)
+async def test_a_status_becomes_a_row_of_the_table(
+    vendor: FaultUpstream, provider: Any, asked: Any, reply: Reply, code: str, wait: int | None, field: str
+) -> None:
+    vendor.script(reply)
+    error, heard = await failure(provider, asked)
+    assert (error.code, error.retry_after, error.field, heard) == (code, wait, field, b"")
+    check_discreet(error)
+    assert len(vendor.requests) == 1, "it was sent twice"
+
+
+AUDIO = {"Content-Type": "audio/mpeg"}
+NO_SOUND: list[tuple[Script, str]] = [
+    (Reply(headers={**AUDIO, "Content-Length": "0"}), "provider_failed"),
+    (Reply(204, headers=AUDIO), "provider_failed"),
+    (Reply(headers=AUDIO, steps=(b"<!doctype html>",)), "provider_failed"),
+    (Reply(headers=AUDIO, steps=(b"\n\n <", b"html>")), "provider_failed"),
+    (Reply(headers=AUDIO, steps=(b'{"detail": "%s"}' % SECRETS.encode(),)), "provider_failed"),
+    (Reply(headers={"Content-Type": "application/json"}, steps=(b"{}",)), "provider_failed"),
+    (Reply(headers={"Content-Type": "application/problem+json"}, steps=(b"ID3....",)), "provider_failed"),
+    (Reply(headers=AUDIO, steps=(b"ID3",)), "provider_failed"),
+    (Reply(headers=AUDIO, steps=(b"Service temporarily unavailable, please retry",)), "provider_failed"),
+    (Reply(headers=AUDIO, steps=(b"S", b"orry, please retry")), "provider_failed"),
+    (Reply(headers=AUDIO, steps=(b"\xef\xbb\xbf" + b'{"detail": "none today"}',)), "provider_failed"),
+    (Reply(headers=AUDIO, steps=("Not today, not today".encode("utf-16"),)), "provider_failed"),
+    (Reply(headers=AUDIO, steps=(gzip.compress(b"ID3....." * 10),)), "provider_failed"),
+    (Reply(headers=AUDIO, steps=(b"\x89PNG\r\n\x1a\n" + bytes(100),)), "provider_failed"),
+    (Reply(headers=AUDIO, steps=(bytes(1000),)), "provider_failed"),
+    (Reply(headers={**AUDIO, "Content-Encoding": "gzip"}, steps=(gzip.compress(b"ID3..."),)),
+     "provider_failed"),
+    (Reply(before=(b"HTTP/1.0 200 OK\r\nContent-Type: audio/mpeg\r\n\r\nID3.....", Stop.CLOSE)),
+     "provider_failed"),
+    (Speech(at={0: Stop.END}), "provider_failed"),
+]  # fmt: skip
+
+
+@SPEAKING
+@pytest.mark.parametrize(("script", "code"), NO_SOUND)
+async def test_what_is_no_sound_becomes_a_row_of_the_table(
+    vendor: FaultUpstream, provider: Any, asked: Any, script: Script, code: str
+) -> None:
+    vendor.script(script)
+    error, heard = await failure(provider, asked)
+    assert (error.code, heard) == (code, b"")
+    check_discreet(error)
+    assert len(vendor.requests) == 1, "it was sent twice"
+
+
+@pytest.mark.parametrize("wanted", ["pcm_16000", "ulaw_8000", "alaw_8000"])
+@pytest.mark.parametrize("kind", ["audio/mpeg", "application/octet-stream", ""])
+@pytest.mark.parametrize(
+    "answer",
+    [
+        b"Service temporarily unavailable, please retry",
+        b'{"detail": "none today"}',
+        b'\xef\xbb\xbf{"detail": "none today"}',
+        b"<!doctype html><html></html>",
+        "Not today, not today".encode("utf-16"),
+        gzip.compress(b"some words"),
+    ],
+)
+async def test_a_text_with_another_content_type_is_no_samples(
+    vendor: FaultUpstream, provider: Any, wanted: str, kind: str, answer: bytes
+) -> None:
+    vendor.script(Reply(headers={"Content-Type": kind}, steps=(answer[:3], answer[3:])))
+    given = TextToSpeechInput(text="x", voice="adam", output_format=wanted)
+    error, heard = await failure(provider, job(given))
+    assert (error.code, heard) == ("provider_failed", b"")
+    check_discreet(error)
+
+
+@SPEAKING
+@pytest.mark.parametrize("length", [False, True], ids=["chunks", "length"])
+@pytest.mark.parametrize("stop", [Stop.CLOSE, Stop.RESET])
+async def test_a_cut_sound_never_looks_complete(
+    vendor: FaultUpstream, provider: Any, asked: Any, stop: Stop, length: bool
+) -> None:
+    gate = Gate()
+    vendor.script(Speech(size=50_000, at={2: (gate, stop)}, length=length))
+    heard = b""
+    with pytest.raises(Exception) as raised:  # noqa: PT011, PT012
+        async for event in events(provider, asked):
+            heard += event.audio_chunk.data
+            if gate.reached.is_set():
+                gate.open()
+    assert getattr(raised.value, "code", None) == "provider_failed"
+    assert 0 < len(heard) < 50_000
+    check_discreet(raised.value)
+
+
+async def test_a_sound_that_is_shorter_than_its_length_never_looks_complete(
+    vendor: FaultUpstream, provider: Any
+) -> None:
+    raw = b"HTTP/1.1 200 OK\r\nContent-Type: audio/mpeg\r\nContent-Length: 100\r\n\r\nID3........."
+    vendor.script(Reply(before=(raw, Stop.CLOSE)))
+    error, heard = await failure(provider, job(stream=True))
+    assert (error.code, heard) == ("provider_failed", b"ID3.........")
+
+
+NO_TRANSCRIPT: list[tuple[Script, str]] = [
+    (Reply(204), "provider_failed"),
+    (Reply(steps=(b"[]",)), "provider_failed"),
+    (Reply(steps=(b"null",)), "provider_failed"),
+    (Reply(steps=(b'"text"',)), "provider_failed"),
+    (Reply(steps=(b'{"text":7}',)), "provider_failed"),
+    (Reply(steps=(b'{"text":null,"words":[]}',)), "provider_failed"),
+    (Reply(steps=(b'{"text":"caf\xc3","words":[]}',)), "provider_failed"),
+    (Reply(steps=(b'{"transcripts":[]}',)), "provider_failed"),
+    (Reply(steps=(b'{"message":"ok","request_id":"x"}',)), "provider_failed"),
+    (Reply(steps=(b'{"detail":{"code":"system_busy","message":"%s"}}' % SECRETS.encode(),)),
+     "provider_unavailable"),
+    (Reply(headers={"Content-Encoding": "gzip"}, steps=(gzip.compress(b'{"text":"x"}'),)), "provider_failed"),
+    (Reply(headers={"Content-Length": "99000000"}, steps=(b"{", Gate())), "provider_failed"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("script", "code"), NO_TRANSCRIPT)
+async def test_what_is_no_transcript_becomes_a_row_of_the_table(
+    vendor: FaultUpstream, provider: Any, script: Script, code: str
+) -> None:
+    vendor.script(script)
+    error, _ = await failure(provider, JOBS["stt"])
+    assert error.code == code
+    check_discreet(error)
+    assert len(vendor.requests) == 1, "it was sent twice"
+
+
+@pytest.mark.parametrize("name", ["tts", "sts", "stt"])
+async def test_whole_answers_may_take_longer_than_a_stream_may_be_silent(
+    vendor: FaultUpstream, name: str
+) -> None:
+    vendor.script((Transcript if name == "stt" else Speech)(before=(0.2,)))
+    async with opened(vendor.elevenlabs_base_url, silence=0.05, whole=5) as provider:
+        assert [event async for event in events(provider, JOBS[name])]
+
+
+async def test_a_sound_that_trickles_is_no_silence(vendor: FaultUpstream) -> None:
+    vendor.script(Speech(size=20_000, at=dict.fromkeys(range(1, 5), 0.04)))
+    async with opened(vendor.elevenlabs_base_url, silence=0.1) as provider:
+        assert len((await sound(provider, job(stream=True)))[0]) >= 20_000
+
+
+@ALL
+async def test_nobody_at_the_address_is_an_unavailable_provider(asked: Any) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))  # bound and not listening: connections are refused
+        async with opened(f"http://127.0.0.1:{taken.getsockname()[1]}") as provider:
+            error, _ = await failure(provider, asked)
+    assert (error.code, error.replay) == ("provider_unavailable", Replay.AGAIN)
+    check_discreet(error)
+
+
+@ALL
+@pytest.mark.parametrize(
+    ("reply", "replay"),
+    [
+        (Reply(before=(Stop.CLOSE,)), Replay.NEVER),
+        (Reply(before=(Stop.RESET,)), Replay.NEVER),
+        (error_reply(500, "internal_error"), Replay.NEVER),
+        (error_reply(503, "service_unavailable"), Replay.NEVER),
+        (error_reply(429, "system_busy"), Replay.AGAIN),
+        (error_reply(402, "insufficient_credits"), Replay.ELSEWHERE),
+    ],
+)
+async def test_what_may_have_been_paid_for_is_not_to_be_asked_again(
+    vendor: FaultUpstream, provider: Any, asked: Any, reply: Reply, replay: Replay
+) -> None:
+    vendor.script(reply)
+    error, _ = await failure(provider, asked)
+    assert error.replay == replay
+
+
+@pytest.mark.parametrize("url", ["ftp://127.0.0.1", "nonsense"])
+@ALL
+async def test_an_address_that_is_none_is_a_failed_provider(url: str, asked: Any) -> None:
+    async with opened(url) as provider:
+        error, _ = await failure(provider, asked)
+    assert error.code == "provider_failed"
+
+
+# --- leaving
+
+
+async def check_left(received: Received, since: float) -> None:
+    """The vendor saw the connection close within AT_ONCE of `since`."""
+    async with asyncio.timeout(5):
+        await received.left.wait()
+    assert received.left_at is not None
+    assert received.left_at - since < AT_ONCE
+
+
+async def collect(provider: Any, asked: Any) -> None:
+    """Reads an answer to its end, as the engine does."""
+    async with aclosing(events(provider, asked)) as answer:
+        async for _ in answer:
+            pass
+
+
+async def test_leaving_while_the_vendor_speaks_as_fast_as_it_can_stops_it(
+    vendor: FaultUpstream, provider: Any
+) -> None:
+    vendor.script(Speech(size=200_000_000))
+    async with aclosing(events(provider, job(stream=True))) as answer:
+        await anext(answer)
+    since = asyncio.get_running_loop().time()
+    await check_left(vendor.requests[0], since)
+    assert vendor.requests[0].bytes_sent < 200_000_000
+
+
+async def test_leaving_while_the_list_of_voices_is_awaited_closes_that_connection(
+    vendor: FaultUpstream, provider: Any
+) -> None:
+    gate = Gate()
+    vendor.aside = None
+    vendor.script(Reply(before=(gate,)))
+    task = asyncio.create_task(collect(provider, job(TextToSpeechInput(text="x", voice="otto"))))
+    await gate.reached.wait()
+    since = asyncio.get_running_loop().time()
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    await check_left(vendor.requests[0], since)
+
+
+async def test_after_a_refusal_the_next_call_is_served(vendor: FaultUpstream, provider: Any) -> None:
+    vendor.script(error_reply(429, "system_busy"))
+    await failure(provider, JOBS["stt"])
+    assert (await transcript(provider, JOBS["stt"])).text

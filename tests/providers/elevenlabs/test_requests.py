@@ -1,0 +1,462 @@
+"""What the ElevenLabs provider sends: every field of the contract, and nothing that the vendor would refuse."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+from collections.abc import AsyncIterator
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from yarl import URL
+
+from pomelo.catalog.catalog import Catalog, Route
+from pomelo.errors import PomeloError
+from pomelo.gen.v1.speech_pb2 import (
+    SpeechToSpeechInput,
+    SpeechToTextInput,
+    TextToSpeechInput,
+    Timestamps,
+    VoiceSettings,
+)
+from pomelo.providers.elevenlabs.elevenlabs import DIALECT
+from pomelo.providers.elevenlabs.forms import form
+from pomelo.providers.http.client import Http
+from pomelo.tasks.speech import FORMATS
+from pomelo.testing import FaultUpstream, Gate, Received, Speech, Transcript, VoiceList
+from pomelo.testing.elevenlabs_checks import FORMATS as VENDORS_FORMATS
+from pomelo.testing.elevenlabs_wire import error_reply
+from tests.providers.elevenlabs.rig import (
+    ADAM,
+    KEY,
+    MP3,
+    STS,
+    TEXT,
+    failure,
+    inline,
+    job,
+    opened,
+    sound,
+    stored,
+    transcript,
+)
+
+SETTINGS = VoiceSettings(stability=0.5, similarity_boost=0.75, style=0, use_speaker_boost=False, speed=1.1)
+SETTINGS_SENT = {
+    "stability": 0.5,
+    "similarity_boost": 0.75,
+    "style": 0.0,
+    "speed": 1.1,
+    "use_speaker_boost": False,
+}
+
+
+@pytest.fixture(name="vendor")
+async def _vendor() -> AsyncIterator[FaultUpstream]:
+    async with FaultUpstream(api_key=KEY) as server:
+        yield server
+
+
+@pytest.fixture(name="provider")
+async def _provider(vendor: FaultUpstream) -> AsyncIterator[Any]:
+    async with opened(vendor.elevenlabs_base_url) as provider:
+        yield provider
+
+
+def fields(received: Received) -> dict[str, str | None]:
+    """The fields of a form, its file with its SHA-256."""
+    assert received.form is not None
+    return {part.name: part.text if part.filename is None else part.sha256 for part in received.form}
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_the_richest_text_to_speech_is_exactly_this(
+    vendor: FaultUpstream, provider: Any, stream: bool
+) -> None:
+    given = TextToSpeechInput(
+        text="Grüße 🍊\nthere",
+        voice="Adam",
+        voice_settings=SETTINGS,
+        output_format="opus_48000_64",
+        language_code="DE",
+        seed=2**32 - 1,
+    )
+    before = TextToSpeechInput.FromString(given.SerializeToString())
+    await sound(provider, job(given, stream=stream))
+    received = await vendor.received()
+    assert received.method == "POST"
+    assert received.path == f"/elevenlabs/v1/text-to-speech/{ADAM}" + ("/stream" if stream else "")
+    assert received.query == {"output_format": "opus_48000_64"}
+    assert received.headers["xi-api-key"] == KEY
+    assert "Authorization" not in received.headers
+    assert received.body == {
+        "text": "Grüße 🍊\nthere",
+        "model_id": "eleven_flash_v2_5",
+        "language_code": "de",
+        "voice_settings": SETTINGS_SENT,
+        "seed": 2**32 - 1,
+    }
+    assert given == before
+
+
+async def test_the_barest_text_to_speech_has_no_field_that_the_caller_did_not_give(
+    vendor: FaultUpstream, provider: Any
+) -> None:
+    await sound(provider, job())
+    received = await vendor.received()
+    assert received.body == {"text": TEXT, "model_id": "eleven_flash_v2_5"}
+    assert received.query == {"output_format": "mp3_44100_128"}
+
+
+async def test_a_zero_that_the_caller_gave_is_sent(vendor: FaultUpstream, provider: Any) -> None:
+    settings = VoiceSettings(stability=0)
+    await sound(provider, job(TextToSpeechInput(text="x", voice="adam", seed=0, voice_settings=settings)))
+    body = (await vendor.received()).body
+    assert (body["seed"], body["voice_settings"]) == (0, {"stability": 0.0})
+
+
+async def test_empty_voice_settings_are_left_out(vendor: FaultUpstream, provider: Any) -> None:
+    await sound(provider, job(TextToSpeechInput(text="x", voice="adam", voice_settings=VoiceSettings())))
+    assert "voice_settings" not in (await vendor.received()).body
+
+
+@pytest.mark.parametrize(("speed", "sent"), [(0.25, 0.7), (4, 1.2), (1, 1.0)])
+async def test_speed_is_brought_into_the_models_range(
+    vendor: FaultUpstream, provider: Any, speed: float, sent: float
+) -> None:
+    settings = VoiceSettings(speed=speed)
+    await sound(provider, job(TextToSpeechInput(text="x", voice="adam", voice_settings=settings)))
+    assert (await vendor.received()).body["voice_settings"] == {"speed": sent}
+    await sound(provider, job(SpeechToSpeechInput(voice="adam", voice_settings=settings)))
+    assert json.loads(str(fields(await vendor.received())["voice_settings"])) == {"speed": sent}
+
+
+async def test_what_a_route_drops_is_not_sent(vendor: FaultUpstream, provider: Any) -> None:
+    given = TextToSpeechInput(text="x", voice="adam", voice_settings=SETTINGS, language_code="de", seed=1)
+    drop = frozenset(("language_code", "seed", "style", "use_speaker_boost", "speed"))
+    await sound(provider, job(given, route=Route("elevenlabs", "eleven_multilingual_v2", drop=drop)))
+    assert (await vendor.received()).body == {
+        "text": "x",
+        "model_id": "eleven_multilingual_v2",
+        "voice_settings": {"stability": 0.5, "similarity_boost": 0.75},
+    }
+    drop = frozenset(("voice_settings", "language_code"))
+    await sound(provider, job(given, route=Route("elevenlabs", "eleven_multilingual_v2", drop=drop)))
+    assert (await vendor.received()).body == {"text": "x", "model_id": "eleven_multilingual_v2", "seed": 1}
+
+
+@pytest.mark.parametrize(
+    ("given", "text_to_speech", "speech_to_text"),
+    [("DEU", "de", "de"), ("ger", "de", "de"), ("de-AT", "de", "de"), ("haw", None, "haw"), ("", None, None)],
+)
+async def test_a_language_is_sent_by_the_code_that_the_endpoint_takes(
+    vendor: FaultUpstream, provider: Any, given: str, text_to_speech: str | None, speech_to_text: str | None
+) -> None:
+    await sound(provider, job(TextToSpeechInput(text="x", voice="adam", language_code=given)))
+    assert (await vendor.received()).body.get("language_code") == text_to_speech
+    await transcript(provider, job(SpeechToTextInput(language_code=given)))
+    assert fields(await vendor.received()).get("language_code") == speech_to_text
+
+
+def test_the_vendors_formats_are_the_contracts() -> None:
+    assert VENDORS_FORMATS == FORMATS
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("wanted", sorted(FORMATS))
+async def test_every_output_format_is_taken_by_the_endpoint_that_has_it(
+    vendor: FaultUpstream, provider: Any, wanted: str, stream: bool
+) -> None:
+    for given in (
+        TextToSpeechInput(text="x", voice="adam", output_format=wanted),
+        SpeechToSpeechInput(voice="adam", output_format=wanted),
+    ):
+        await sound(provider, job(given, stream=stream))
+        received = await vendor.received()
+        assert received.query == {"output_format": wanted}
+        assert received.path.endswith("/stream") == (stream and not wanted.startswith("wav_"))
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_the_richest_speech_to_speech_is_exactly_this(
+    vendor: FaultUpstream, provider: Any, stream: bool
+) -> None:
+    given = SpeechToSpeechInput(voice="adam", voice_settings=SETTINGS, output_format="pcm_16000", seed=7)
+    await sound(provider, job(given, stream=stream))
+    received = await vendor.received()
+    assert received.path == f"/elevenlabs/v1/speech-to-speech/{ADAM}" + ("/stream" if stream else "")
+    assert received.query == {"output_format": "pcm_16000"}
+    sent = fields(received)
+    assert json.loads(str(sent.pop("voice_settings"))) == SETTINGS_SENT
+    assert sent == {
+        "model_id": "eleven_multilingual_sts_v2",
+        "seed": "7",
+        "audio": sha256(MP3).hexdigest(),
+    }
+    assert received.form is not None
+    assert (received.form[-1].filename, received.form[-1].content_type) == ("audio.mp3", "audio/mpeg")
+
+
+async def test_the_richest_speech_to_text_is_exactly_this(vendor: FaultUpstream, provider: Any) -> None:
+    given = SpeechToTextInput(
+        language_code="en", diarize=True, num_speakers=3, timestamps=Timestamps.TIMESTAMPS_CHARACTER
+    )
+    await transcript(provider, job(given))
+    received = await vendor.received()
+    assert (received.path, received.query) == ("/elevenlabs/v1/speech-to-text", {})
+    assert fields(received) == {
+        "model_id": "scribe_v2",
+        "tag_audio_events": "false",
+        "language_code": "en",
+        "diarize": "true",
+        "num_speakers": "3",
+        "timestamps_granularity": "character",
+        "file": sha256(MP3).hexdigest(),
+    }
+
+
+async def test_the_barest_speech_to_text_has_no_field_that_the_caller_did_not_give(
+    vendor: FaultUpstream, provider: Any
+) -> None:
+    await transcript(provider, job(SpeechToTextInput(num_speakers=3)))
+    assert fields(await vendor.received()).keys() == {
+        "model_id",
+        "tag_audio_events",
+        "timestamps_granularity",
+        "file",
+    }
+
+
+@pytest.mark.parametrize(
+    ("told", "sent", "filename"),
+    [
+        ("audio/wav", "audio/wav", "audio.wav"),
+        ("audio/webm", "audio/webm", "audio.webm"),
+        ("application/octet-stream", "application/octet-stream", "audio.bin"),
+        ("", "application/octet-stream", "audio.bin"),
+        ('audio/x"\r\nX-Evil: 1', "application/octet-stream", "audio.bin"),
+        ("audio/pcm;rate=44100", "audio/pcm;rate=44100", "audio.bin"),
+    ],
+)
+async def test_an_uploads_name_and_type_are_our_own(
+    vendor: FaultUpstream, provider: Any, tmp_path: Path, told: str, sent: str, filename: str
+) -> None:
+    path = tmp_path / 'media_secret"name.mp3'
+    path.write_bytes(MP3)
+    await transcript(provider, job(SpeechToTextInput(), audio=stored(path, told)))
+    received = await vendor.received()
+    assert received.form is not None
+    assert (received.form[-1].filename, received.form[-1].content_type) == (filename, sent)
+    assert received.form[-1].sha256 == sha256(MP3).hexdigest()
+
+
+async def test_bare_samples_that_the_vendor_takes_are_told_as_such(
+    vendor: FaultUpstream, provider: Any
+) -> None:
+    audio = inline(b"\x00\x01" * 100, "audio/pcm;rate=16000")
+    await transcript(provider, job(SpeechToTextInput(), audio=audio))
+    assert fields(await vendor.received())["file_format"] == "pcm_s16le_16"
+    await sound(provider, job(SpeechToSpeechInput(voice="adam"), audio=audio))
+    assert fields(await vendor.received())["file_format"] == "pcm_s16le_16"
+
+
+async def test_a_sound_that_is_no_longer_kept_is_refused_without_its_path(
+    vendor: FaultUpstream, provider: Any, tmp_path: Path
+) -> None:
+    path = tmp_path / "gone.mp3"
+    path.write_bytes(MP3)
+    audio = stored(path)
+    path.unlink()
+    error, _ = await failure(provider, job(SpeechToTextInput(), audio=audio))
+    assert (error.code, error.field) == ("invalid_parameter", "audio")
+    assert "gone" not in str(error)
+    assert error.__context__ is None
+    assert vendor.requests == []
+
+
+async def test_a_large_upload_goes_from_its_file_to_the_vendor_and_is_never_held(
+    vendor: FaultUpstream, provider: Any, tmp_path: Path
+) -> None:
+    size = 25 * 1024 * 1024
+    path = tmp_path / "long.mp3"
+    block = b"\xff\xfb\x90\xc0" + b"sound" * 200
+    digest = sha256()
+    with path.open("wb") as file:
+        for _ in range(size // len(block)):
+            file.write(block)
+            digest.update(block)
+    audio = stored(path)
+    await transcript(provider, job(SpeechToTextInput()))
+    process = psutil.Process()
+    before = process.memory_info().rss
+    most = before
+
+    async def watch() -> None:
+        nonlocal most
+        while True:
+            most = max(most, process.memory_info().rss)
+            await asyncio.sleep(0)
+
+    watching = asyncio.create_task(watch())
+    told = await asyncio.gather(
+        *(transcript(provider, job(SpeechToTextInput(), audio=audio)) for _ in range(4))
+    )
+    changed, _ = await sound(provider, job(SpeechToSpeechInput(voice="adam"), audio=audio))
+    watching.cancel()
+    assert changed
+    for said in told:
+        assert said.text == f"{audio.size} bytes with SHA-256 {digest.hexdigest()}"
+    assert most - before < 24 * 1024 * 1024, "less than one upload, for five of them on both sides"
+
+
+async def test_files_are_closed_however_a_call_ends(
+    vendor: FaultUpstream, provider: Any, tmp_path: Path
+) -> None:
+    path = tmp_path / "sound.mp3"
+    path.write_bytes(MP3 * 1000)
+    asked = job(SpeechToTextInput(), audio=stored(path))
+    await transcript(provider, asked)
+    vendor.script(error_reply(500, "internal_error"))
+    await failure(provider, asked)
+    gate = Gate()
+    vendor.script(Transcript(before=(gate,)))
+    task = asyncio.create_task(transcript(provider, asked))
+    await gate.reached.wait()
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert [file.path for file in psutil.Process().open_files() if "sound.mp3" in file.path] == []
+
+
+async def test_a_file_that_becomes_shorter_while_it_is_sent_is_a_failure(
+    vendor: FaultUpstream, tmp_path: Path
+) -> None:
+    path = tmp_path / "sound.mp3"
+    path.write_bytes(MP3 * 100)
+    url = URL(vendor.elevenlabs_base_url + "/v1/speech-to-text")
+    async with Http() as http:
+        with form("file", stored(path), {"model_id": "scribe_v2"}) as body:
+            os.truncate(path, 10)
+            with pytest.raises(PomeloError) as raised:
+                await http.fetch(url, {"xi-api-key": KEY}, body, DIALECT, most=1000)
+    assert raised.value.code == "provider_unavailable"
+
+
+@pytest.mark.parametrize("path", ["speech-to-speech", "voice-changer"])
+async def test_the_path_of_speech_to_speech_is_the_routes(
+    vendor: FaultUpstream, provider: Any, path: str
+) -> None:
+    route = Route("elevenlabs", STS.model, options={"sts_path": path})
+    await sound(provider, job(SpeechToSpeechInput(voice="adam"), route=route))
+    assert (await vendor.received()).path == f"/elevenlabs/v1/{path}/{ADAM}"
+
+
+GONE = [
+    error_reply(404, shape="text", message="Not Found"),
+    error_reply(404, "not_found", kind="not_found", message="Not Found"),
+]
+
+
+@pytest.mark.parametrize("gone", GONE)
+async def test_where_nothing_is_at_the_path_the_other_name_is_asked_and_remembered(
+    vendor: FaultUpstream, provider: Any, tmp_path: Path, gone: Any
+) -> None:
+    path = tmp_path / "sound.mp3"
+    path.write_bytes(MP3)
+    vendor.script(gone)
+    for _ in range(2):
+        await sound(provider, job(SpeechToSpeechInput(voice="adam"), audio=stored(path)))
+    assert [received.path.split("/")[3] for received in vendor.requests] == [
+        "speech-to-speech",
+        "voice-changer",
+        "voice-changer",
+    ]
+    assert fields(vendor.requests[1])["audio"] == sha256(MP3).hexdigest()
+
+
+@pytest.mark.parametrize("gone", GONE)
+async def test_the_other_name_is_asked_once(vendor: FaultUpstream, provider: Any, gone: Any) -> None:
+    vendor.script(gone, gone)
+    error, _ = await failure(provider, job(SpeechToSpeechInput(voice="adam")))
+    assert error.code == "provider_failed"
+    assert len(vendor.requests) == 2
+
+
+@pytest.mark.parametrize(
+    "reply",
+    [
+        error_reply(404, "voice_not_found", kind="not_found"),
+        error_reply(404, "model_not_found", kind="not_found"),
+        error_reply(500, shape="text"),
+        Speech(before=(b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nID3",)),
+    ],
+)
+async def test_nothing_else_is_sent_twice(vendor: FaultUpstream, provider: Any, reply: Any) -> None:
+    vendor.script(reply)
+    async with opened(vendor.elevenlabs_base_url, silence=0.2, whole=0.2) as hasty:
+        await failure(hasty, job(SpeechToSpeechInput(voice="adam")))
+    assert len(vendor.requests) == 1
+
+
+async def test_the_catalogues_own_rows_are_taken(vendor: FaultUpstream, provider: Any) -> None:
+    catalog = Catalog.load()
+    for name, given in (
+        (
+            "eleven-labs-tts",
+            TextToSpeechInput(text="x", voice="adam", voice_settings=SETTINGS, language_code="en", seed=1),
+        ),
+        ("eleven-labs-sts", SpeechToSpeechInput(voice="adam", voice_settings=SETTINGS, seed=1)),
+    ):
+        for route in catalog.resolve(name).routes:
+            for stream in (False, True):
+                await sound(provider, job(given, route=route, stream=stream))
+    for route in catalog.resolve("eleven-labs-stt").routes:
+        said = SpeechToTextInput(diarize=True, num_speakers=2, language_code="eng")
+        await transcript(provider, job(said, route=route))
+
+
+@pytest.mark.parametrize("base", ["", "/"])
+async def test_a_base_url_may_end_with_a_slash(vendor: FaultUpstream, base: str) -> None:
+    async with opened(vendor.elevenlabs_base_url + base) as provider:
+        await sound(provider, job())
+        await transcript(provider, job(SpeechToTextInput()))
+    assert [received.path for received in vendor.requests] == [
+        f"/elevenlabs/v1/text-to-speech/{ADAM}",
+        "/elevenlabs/v1/speech-to-text",
+    ]
+
+
+@pytest.mark.parametrize("key", [None, "", "  "])
+async def test_without_a_key_it_is_not_configured(vendor: FaultUpstream, key: str | None) -> None:
+    async with opened(vendor.elevenlabs_base_url, key=key) as provider:
+        assert not provider.configured
+    async with opened(vendor.elevenlabs_base_url) as provider:
+        assert provider.configured
+
+
+@pytest.mark.parametrize("key", ["xi\r\nX-Evil: 1", "xi\x00"])
+async def test_a_key_that_is_no_header_fails_and_is_not_shown(vendor: FaultUpstream, key: str) -> None:
+    async with opened(vendor.elevenlabs_base_url, key=key) as provider:
+        for given in (None, SpeechToTextInput()):
+            error, _ = await failure(provider, job(given))
+            assert error.code == "provider_failed"
+            assert "Evil" not in repr(error)
+    assert vendor.requests == []
+
+
+async def test_a_voices_list_is_not_asked_for_where_the_name_is_a_default_one_or_an_id(
+    vendor: FaultUpstream, provider: Any
+) -> None:
+    vendor.default = lambda received: (VoiceList() if "voices" in received.path else Speech())(received)
+    for voice in ("adam", " ADAM", "Rachel", "x" * 20):
+        await sound(provider, job(TextToSpeechInput(text="x", voice=voice)))
+    assert [received.path.rsplit("/", 1)[1] for received in vendor.requests] == [
+        ADAM,
+        ADAM,
+        "21m00Tcm4TlvDq8ikWAM",
+        "x" * 20,
+    ]

@@ -1,0 +1,128 @@
+"""What the tests of the providers of pictures share: jobs, the running of them, and their checks."""
+
+from __future__ import annotations
+
+import socket
+import traceback
+from collections.abc import AsyncIterator, Callable
+from contextlib import aclosing, asynccontextmanager
+from typing import Any
+
+import psutil
+
+from pomelo.catalog.catalog import Limits, Model, Route
+from pomelo.catalog.pricing import Prices
+from pomelo.errors import PomeloError
+from pomelo.gen.v1.image_pb2 import ImageFormat, ImageInput
+from pomelo.gen.v1.model_service_pb2 import PriceUnit
+from pomelo.gen.v1.task_pb2 import TaskType
+from pomelo.providers import Credentials
+from pomelo.providers.base import Event, Job, fit_hook, fitted
+from pomelo.providers.http.client import Http, Timeouts
+
+KEY = "key-canary-2718"
+PROMPT = "my canary prompt"
+SECRETS = f"{KEY} {PROMPT} <b>body</b>"
+PNG, JPEG, WEBP = b"\x89PNG", b"\xff\xd8\xff", b"RIFF"
+
+
+def job(route: Route, given: ImageInput | None = None, *, stream: bool = False) -> Job:
+    """An image job; by default the shortest one."""
+    model = Model(
+        name="flux-1-pro",
+        task_type=TaskType.TASK_TYPE_IMAGE,
+        routes=(route,),
+        limits=Limits(max_characters=10_000),
+        prices=Prices({PriceUnit.PRICE_UNIT_IMAGE: 1}),
+        price_version="test",
+    )
+    return Job("img_1", model, route, given or ImageInput(prompt=PROMPT), stream, deadline=1e12)
+
+
+def richest(file_format: ImageFormat.ValueType = ImageFormat.IMAGE_FORMAT_WEBP) -> ImageInput:
+    """An image input that uses everything that there is."""
+    return ImageInput(
+        prompt="Ünïcödé 🍊 on a table",
+        width=1001,
+        height=700,
+        num_inference_steps=3,
+        guidance_scale=2.5,
+        seed=2**53 - 1,
+        output_format=file_format,
+    )
+
+
+@asynccontextmanager
+async def opened(
+    kind: Callable[..., Any],
+    base_url: str,
+    *,
+    key: str | None = KEY,
+    limits: Timeouts | None = None,
+    origins: tuple[str, ...] = (),
+    **seams: Any,
+) -> AsyncIterator[Any]:
+    """A provider, called at `base_url`."""
+    async with Http(limits, origins=origins) as http:
+        provider = kind(Credentials(key, base_url), http, **seams)
+        try:
+            yield provider
+        finally:
+            await provider.aclose()
+
+
+async def events(provider: Any, asked: Job) -> list[Event]:
+    """Everything that the provider answers."""
+    async with aclosing(provider.image(fitted(asked, fit_hook(provider, "image")))) as answer:
+        return [event async for event in answer]
+
+
+async def drawn(provider: Any, asked: Job) -> tuple[bytes, str]:
+    """The picture and its media type; it came last and alone."""
+    *earlier, last = await events(provider, asked)
+    assert all(event.HasField("image_progress") for event in earlier)
+    assert asked.stream or not earlier
+    (image,) = last.result.image.images
+    return image.data, image.content_type
+
+
+async def failure(provider: Any, asked: Job) -> PomeloError:
+    """The error that the job ends with; nothing looked like a picture before."""
+    try:
+        async with aclosing(provider.image(fitted(asked, fit_hook(provider, "image")))) as answer:
+            async for event in answer:
+                assert event.HasField("image_progress"), "a failed task had a picture"
+    except PomeloError as error:
+        return error
+    raise AssertionError("no failure")
+
+
+def check_discreet(error: BaseException) -> None:
+    """Nothing of the key, the prompt or the vendor's words is in the message or in a log of the error."""
+    shown = "".join(traceback.format_exception(error)) + repr(error) + repr(error.__context__)
+    for secret in (KEY, PROMPT, "canary", "<b>", "sig="):
+        assert secret not in shown
+
+
+def listener() -> socket.socket:
+    """A socket that takes connections, to see whether any comes."""
+    taken = socket.socket()
+    taken.bind(("127.0.0.1", 0))
+    taken.listen(5)
+    taken.setblocking(False)
+    return taken
+
+
+def was_called(taken: socket.socket) -> bool:
+    """Whether a connection came."""
+    try:
+        taken.accept()[0].close()
+    except BlockingIOError:
+        return False
+    return True
+
+
+def connections_to(port: int) -> int:
+    """How many connections of this process to a port are open."""
+    mine = psutil.Process().net_connections("tcp")
+    return sum(bool(c.raddr) and c.raddr.port == port and c.status == "ESTABLISHED" for c in mine)

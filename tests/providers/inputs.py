@@ -1,0 +1,175 @@
+"""Inputs that the contract takes, for hypothesis: any of them, within the ranges that `pomelo.tasks` checks.
+
+Extremes are frequent: a request that is made of an input must be one that the vendor takes whatever was asked.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+from hypothesis import strategies as st
+
+from pomelo.catalog.catalog import Model
+from pomelo.gen.v1.image_pb2 import ImageFormat, ImageInput
+from pomelo.gen.v1.speech_pb2 import (
+    AudioInput,
+    SpeechToSpeechInput,
+    SpeechToTextInput,
+    TextToSpeechInput,
+    Timestamps,
+    VoiceSettings,
+)
+from pomelo.gen.v1.text_pb2 import ContentPart, ContentParts, ImageUrl, Message, Role, TextInput
+from pomelo.providers.base import AudioSource
+from pomelo.providers.elevenlabs.voices import DEFAULTS
+from pomelo.tasks import TASK_TYPES
+from pomelo.tasks.fields import MAX_SEED
+from pomelo.tasks.image import SIDE_LEAST, SIDE_MOST
+from pomelo.tasks.speech import FORMATS
+from pomelo.tasks.text import MAX_STOPS, MAX_USER_CHARACTERS
+from pomelo.tasks.transcription import SPEAKERS_MOST
+
+PICTURES = tuple(
+    f"data:image/{kind};base64,{data}"
+    for kind, data in (
+        ("png", "iVBORw0KGgo="),
+        ("jpeg", "/9j/"),
+        ("webp", "UklGRgQAAABXRUJQ"),
+        ("gif", "R0lGODlh"),
+    )
+)
+MINE = "abcdefghijklmnopqrst"
+"""The id of a voice of the account's own. The names of such voices are not among the inputs, as they are those
+of a list that an account has."""
+
+_TEXTS = st.one_of(
+    st.text(max_size=40),
+    st.sampled_from(["", " ", "\n", "\u00a0", "Hi", "Grüße 🍊", "[DONE]", '"}]', "\x00", "x" * 3000]),
+)
+_SAID = st.one_of(st.text(min_size=1, max_size=40), st.sampled_from([" ", "Hi", "Grüße 🍊", "x" * 3000]))
+
+
+def given(model: Model) -> st.SearchStrategy[Any]:
+    """Any valid input for a model of the catalogue; the model's check has passed each of them."""
+    kind = TASK_TYPES[model.task_type]
+    return _INPUTS[kind.name].map(partial(_checked, model, kind.check))
+
+
+def sounds() -> st.SearchStrategy[AudioSource]:
+    """Any sound that may come with an input: its media type is the caller's word or what the store found."""
+    types = [
+        "audio/mpeg",
+        "audio/wav",
+        "audio/ogg",
+        "audio/flac",
+        "audio/mp4",
+        "video/webm",
+        "audio/pcm;rate=16000",
+        "Audio/PCM; rate=16000",
+        "audio/pcm;rate=8000",
+        "application/octet-stream",
+        "",
+        'a"b\r\nc',
+        "audio/ogg; codecs=opus",
+    ]
+    kinds = st.sampled_from(types)
+    return st.builds(
+        lambda kind, data: AudioSource(kind, len(data), data=data), kinds, st.binary(min_size=1, max_size=99)
+    )
+
+
+def _checked(model: Model, check: Callable[[Any, Model], None], message: Any) -> Any:
+    check(message, model)
+    return message
+
+
+def _made(message: Callable[..., Any], needed: dict[str, Any], **optional: Any) -> st.SearchStrategy[Any]:
+    """Messages with the `needed` fields and any of the `optional` ones."""
+    return st.fixed_dictionaries(needed, optional=optional).map(lambda fields: message(**fields))
+
+
+def _number(least: float, most: float) -> st.SearchStrategy[float]:
+    return st.one_of(
+        st.floats(least, most, allow_nan=False),
+        st.sampled_from([float(least), float(most), (least + most) / 2]),
+        st.integers(int(least), int(most)).filter(lambda value: least <= value <= most).map(float),
+    )
+
+
+def _whole(least: int, most: int) -> st.SearchStrategy[int]:
+    return st.one_of(st.integers(least, most), st.sampled_from([least, most]))
+
+
+def _message(role: Role.ValueType) -> st.SearchStrategy[Message]:
+    text = st.builds(lambda said: ContentPart(text=said), _TEXTS)
+    picture = st.builds(lambda url: ContentPart(image_url=ImageUrl(url=url)), st.sampled_from(PICTURES))
+    part = st.one_of(text, picture) if role == Role.ROLE_USER else text
+    parts = st.lists(part, min_size=1, max_size=4).map(lambda found: ContentParts(parts=found))
+    return st.one_of(
+        _TEXTS.map(lambda said: Message(role=role, content=said)),
+        parts.map(lambda found: Message(role=role, parts=found)),
+    )
+
+
+_ROLES = (Role.ROLE_SYSTEM, Role.ROLE_USER, Role.ROLE_ASSISTANT)
+_SETTINGS = _made(
+    VoiceSettings,
+    {},
+    stability=_number(0, 1),
+    similarity_boost=_number(0, 1),
+    style=_number(0, 1),
+    use_speaker_boost=st.booleans(),
+    speed=_number(0.25, 4),
+)
+_VOICES = st.one_of(
+    st.sampled_from(sorted(DEFAULTS)),
+    st.sampled_from(sorted(DEFAULTS.values())),
+    st.sampled_from(["ADAM", MINE]),
+)
+_LANGUAGES = st.sampled_from(["", "en", "DE", "deu", "ENG", "en-US", "haw"])
+_SPEECH: dict[str, Any] = {
+    "voice_settings": _SETTINGS,
+    "output_format": st.sampled_from(["", *sorted(FORMATS)]),
+    "seed": _whole(0, 2**32 - 1),
+}
+_AUDIO = st.just(AudioInput(media_id="media_1"))
+
+_INPUTS: dict[str, st.SearchStrategy[Any]] = {
+    "text": _made(
+        TextInput,
+        {"messages": st.lists(st.sampled_from(_ROLES).flatmap(_message), min_size=1, max_size=6)},
+        max_tokens=_whole(1, 2**31 - 1),
+        temperature=_number(0, 2),
+        top_p=_number(0, 1),
+        stop=st.lists(_SAID, max_size=MAX_STOPS),
+        seed=_whole(0, MAX_SEED),
+        presence_penalty=_number(-2, 2),
+        frequency_penalty=_number(-2, 2),
+        user=st.text(max_size=MAX_USER_CHARACTERS),
+    ),
+    "image": _made(
+        ImageInput,
+        {"prompt": _SAID},
+        width=_whole(SIDE_LEAST, SIDE_MOST),
+        height=_whole(SIDE_LEAST, SIDE_MOST),
+        num_inference_steps=_whole(1, 100),
+        guidance_scale=_number(0, 20),
+        seed=_whole(0, MAX_SEED),
+        output_format=st.sampled_from(ImageFormat.values()),
+    ),
+    "text_to_speech": _made(
+        TextToSpeechInput, {"text": _SAID, "voice": _VOICES}, language_code=_LANGUAGES, **_SPEECH
+    ),
+    "speech_to_speech": _made(SpeechToSpeechInput, {"audio": _AUDIO, "voice": _VOICES}, **_SPEECH),
+    "speech_to_text": _made(
+        SpeechToTextInput,
+        {"audio": _AUDIO},
+        language_code=_LANGUAGES,
+        diarize=st.booleans(),
+        num_speakers=_whole(1, SPEAKERS_MOST),
+        timestamps=st.sampled_from(Timestamps.values()),
+    ),
+}
+"""By the kind's name."""

@@ -1,0 +1,247 @@
+"""What the Mistral provider sends, and what of its wire is no other vendor's."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+
+from pomelo.catalog.catalog import Catalog, Route
+from pomelo.gen.v1.text_pb2 import Message, Role, TextInput
+from pomelo.testing import FaultUpstream, Reply
+from pomelo.testing.mistral_wire import (
+    DONE,
+    Answer,
+    chunk,
+    error_event,
+    error_reply,
+    fields_reply,
+    gateway_reply,
+)
+from tests.providers.text_rig import (
+    KEY,
+    LENGTH,
+    MISTRAL,
+    PNG,
+    PROMPT,
+    STOP,
+    check_discreet,
+    check_last,
+    deltas,
+    failure,
+    hi,
+    opened,
+    richest,
+    sent,
+    text,
+)
+
+BOTH = pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
+SECRETS = f"{KEY} {PROMPT} <b>body</b>"
+
+
+@pytest.fixture(name="upstream")
+async def _upstream() -> AsyncIterator[FaultUpstream]:
+    async with FaultUpstream(api_key=KEY) as server:
+        yield server
+
+
+@pytest.fixture(name="provider")
+async def _provider(upstream: FaultUpstream) -> AsyncIterator[Any]:
+    async with opened(MISTRAL, upstream.mistral_base_url) as provider:
+        yield provider
+
+
+async def test_the_richest_request_is_exactly_this(upstream: FaultUpstream) -> None:
+    received = await sent(MISTRAL, upstream, richest(), stream=True)
+    assert received.body == {
+        "model": "mistral-small-latest",
+        "messages": [
+            {"role": "system", "content": "Be brief. Ünïcödé 🍊"},
+            {"role": "system", "content": [{"type": "text", "text": "Be kind."}]},
+            {
+                "role": "user",
+                "content": [
+                    {"type": "text", "text": "What is it?"},
+                    {"type": "image_url", "image_url": {"url": PNG}},
+                ],
+            },
+            {"role": "assistant", "content": [{"type": "text", "text": "A dot."}]},
+            {"role": "user", "content": "Sure?"},
+        ],
+        "max_tokens": 100,
+        "temperature": 1.5,
+        "top_p": 0.9,
+        "random_seed": 2**53 - 1,
+        "presence_penalty": -2,
+        "frequency_penalty": 0.5,
+        "stop": ["END", "\n\n"],
+        "stream": True,
+    }
+    assert received.path == "/mistral/v1/chat/completions"
+    assert received.headers["Authorization"] == f"Bearer {KEY}"
+
+
+async def test_the_barest_request_has_no_field_that_the_caller_did_not_give(upstream: FaultUpstream) -> None:
+    received = await sent(MISTRAL, upstream, hi())
+    assert received.body == {"model": "mistral-small-latest", "messages": [{"role": "user", "content": "Hi"}]}
+
+
+@pytest.mark.parametrize(
+    ("given", "sends"), [(0.0, 1e-6), (1e-9, 1e-6), (1e-6, 1e-6), (0.5, 0.5), (1.0, 1.0)]
+)
+async def test_a_top_p_of_zero_which_the_vendor_refuses_is_the_least_that_it_takes(
+    upstream: FaultUpstream, given: float, sends: float
+) -> None:
+    assert (await sent(MISTRAL, upstream, hi(top_p=given))).body["top_p"] == sends
+
+
+@BOTH
+@pytest.mark.parametrize(
+    "roles",
+    [[Role.ROLE_USER, Role.ROLE_ASSISTANT], [Role.ROLE_ASSISTANT], [Role.ROLE_SYSTEM, Role.ROLE_ASSISTANT]],
+)
+async def test_a_begun_answer_is_the_callers_fault(
+    upstream: FaultUpstream, provider: Any, roles: list[Any], stream: bool
+) -> None:
+    given = TextInput(messages=[Message(role=role, content="The answer is") for role in roles])
+    error, _ = await failure(provider, MISTRAL.job(given, stream=stream))
+    assert (error.code, error.field) == ("invalid_parameter", "messages")
+
+
+@pytest.mark.parametrize("name", [model.name for model in Catalog.load().models.values()])
+async def test_no_row_of_the_catalogue_makes_a_request_that_the_vendor_would_refuse(
+    upstream: FaultUpstream, name: str
+) -> None:
+    for route in Catalog.load().resolve(name).routes:
+        if route.provider == "mistral":
+            for stream in (False, True):
+                received = await sent(MISTRAL, upstream, richest(), stream=stream, route=route)
+                assert received.body["model"] == route.model
+
+
+async def test_a_route_may_ask_for_the_count_of_a_stream_and_the_closed_schema_refuses_it(
+    upstream: FaultUpstream, provider: Any
+) -> None:
+    route = Route("mistral", "m", options={"stream_usage": "option"})
+    error, _ = await failure(provider, MISTRAL.job(stream=True, route=route))
+    assert (error.code, error.field) == ("provider_failed", None)
+    assert upstream.requests[0].body["stream_options"] == {"include_usage": True}
+
+
+@BOTH
+@pytest.mark.parametrize(
+    ("theirs", "ours"),
+    [("stop", STOP), ("tool_calls", STOP), ("length", LENGTH), ("model_length", LENGTH)],
+)
+async def test_finish_reasons_are_translated(
+    upstream: FaultUpstream, provider: Any, theirs: str, ours: int, stream: bool
+) -> None:
+    upstream.script(Answer(finish_reason=theirs))
+    assert (await deltas(provider, MISTRAL.job(stream=stream)))[-1].finish_reason == ours
+
+
+@BOTH
+async def test_an_answer_that_ends_by_an_error_has_failed(
+    upstream: FaultUpstream, provider: Any, stream: bool
+) -> None:
+    upstream.script(Answer(finish_reason="error"))
+    error, begun = await failure(provider, MISTRAL.job(stream=stream))
+    assert error.code == "provider_failed"
+    assert begun == ("Hello from the upstream." if stream else "")
+
+
+@BOTH
+async def test_content_in_chunks_is_joined_and_thoughts_are_left_out(
+    upstream: FaultUpstream, provider: Any, stream: bool
+) -> None:
+    upstream.script(Answer("one two", thinking="a canary thought"))
+    answer = await deltas(provider, MISTRAL.job(stream=stream))
+    assert text(answer) == "one two"
+    check_last(answer, 3, 2)
+
+
+@pytest.mark.parametrize("content", [["x"], [{"type": "text"}], [{"type": "text", "text": 7}], 7, {"a": 1}])
+async def test_content_of_another_shape_fails(upstream: FaultUpstream, provider: Any, content: Any) -> None:
+    upstream.script(Reply(steps=(chunk({"content": content}), chunk({}, finish_reason="stop"), DONE)))
+    assert (await failure(provider, MISTRAL.job(stream=True)))[0].code == "provider_failed"
+
+
+async def test_the_count_beside_the_last_words_counts(upstream: FaultUpstream, provider: Any) -> None:
+    last = chunk({"content": "!"}, finish_reason="stop", usage=MISTRAL.usage(9, 7))
+    upstream.script(Reply(steps=(chunk({"content": "Hi"}), last, DONE)))
+    answer = await deltas(provider, MISTRAL.job(stream=True))
+    assert [delta.content for delta in answer] == ["Hi", "!", ""]
+    check_last(answer, 9, 7)
+
+
+def said(status: int, kind: str = "a_kind", code: str | None = None, **headers: str) -> Reply:
+    """An error of the vendor whose message repeats secrets."""
+    return error_reply(status, kind, code, message=SECRETS, headers=headers)
+
+
+LONG = f"Prompt contains 40000 tokens, too large for model with 32768 maximum context length {SECRETS}"
+NESTED = b'{"object":"error","message":{"detail":[{"type":"%s","loc":["body","%s"],"msg":"x"}]},"type":"e"}'
+STATUSES = [
+    (said(400), "provider_failed", None, None),
+    (error_reply(400, message=LONG), "context_length_exceeded", None, None),
+    (fields_reply(["temperature"], "less_than_equal", SECRETS), "invalid_parameter", None, "temperature"),
+    (fields_reply(["random_seed"], "int_type", SECRETS), "invalid_parameter", None, "seed"),
+    (fields_reply(["messages", 0, "content"], "string_type"), "invalid_parameter", None, "messages"),
+    (fields_reply(["user"], "extra_forbidden", SECRETS), "provider_failed", None, None),
+    (fields_reply(["stop"], "extra_forbidden", SECRETS), "provider_failed", None, None),
+    (fields_reply([], "missing"), "provider_failed", None, None),
+    (Reply(422, steps=(NESTED % (b"value_error", b"top_p"),)), "invalid_parameter", None, "top_p"),
+    (Reply(422, steps=(NESTED % (b"extra_forbidden", b"top_p"),)), "provider_failed", None, None),
+    (Reply(422, steps=(b'{"detail":[7]}',)), "provider_failed", None, None),
+    (Reply(422, steps=(b'{"detail":[{"loc":7,"type":7}]}',)), "provider_failed", None, None),
+    (Reply(401, steps=(b'{"detail":"Unauthorized"}',)), "provider_failed", None, None),
+    (gateway_reply(401, SECRETS), "provider_failed", None, None),
+    (gateway_reply(429, SECRETS), "provider_unavailable", 5, None),
+    (said(400, "invalid_request_message_order", "3230"), "invalid_parameter", None, "messages"),
+    (said(403), "provider_failed", None, None),
+    (said(404), "provider_failed", None, None),
+    (said(429, "rate_limited", "1300", **{"Retry-After": "7"}), "provider_unavailable", 7, None),
+    (said(500), "provider_unavailable", 5, None),
+    (said(502), "provider_unavailable", 5, None),
+    (said(503), "provider_unavailable", 5, None),
+    (said(504), "provider_unavailable", 5, None),
+]
+
+
+@BOTH
+@pytest.mark.parametrize(("reply", "code", "wait", "field"), STATUSES)
+async def test_a_status_becomes_a_row_of_the_table(
+    upstream: FaultUpstream, provider: Any, reply: Reply, code: str, wait: int | None, field: str | None, stream: bool
+) -> None:  # fmt: skip
+    upstream.script(reply)
+    error, begun = await failure(provider, MISTRAL.job(stream=stream))
+    assert (error.code, error.retry_after, error.field, begun) == (code, wait, field, "")
+    check_discreet(error)
+    assert len(upstream.requests) == 1, "it was sent twice"
+
+
+@pytest.mark.parametrize(
+    ("step", "code"),
+    [
+        (error_event("rate_limited", "1300", SECRETS), "provider_unavailable"),
+        (error_event("server_error", None, SECRETS), "provider_unavailable"),
+        (error_event("a_new_one", None, SECRETS), "provider_failed"),
+        (b'data: {"error":{"type":"rate_limited","message":"<b>"}}\n\n', "provider_unavailable"),
+    ],
+)
+async def test_an_error_within_a_stream_has_its_own_meaning(
+    upstream: FaultUpstream, provider: Any, step: bytes, code: str
+) -> None:
+    upstream.script(Answer("one two", at={1: step}))
+    error, begun = await failure(provider, MISTRAL.job(stream=True))
+    assert (error.code, begun) == (code, "one")
+    check_discreet(error)
+
+
+async def test_an_error_in_place_of_a_whole_answer_has_its_own_meaning(
+    upstream: FaultUpstream, provider: Any
+) -> None:
+    upstream.script(Reply(steps=(b'{"object":"error","message":"<b>","type":"rate_limited","code":"1300"}',)))
+    assert (await failure(provider, MISTRAL.job(stream=False)))[0].code == "provider_unavailable"

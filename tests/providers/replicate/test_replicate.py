@@ -1,0 +1,373 @@
+"""What the Replicate provider sends, and what it makes of answers and of everything that can go wrong."""
+
+from __future__ import annotations
+
+import asyncio
+from base64 import b64encode
+from collections.abc import AsyncIterator
+from contextlib import aclosing
+from typing import Any
+
+import pytest
+
+from pomelo.catalog.catalog import Route
+from pomelo.errors import Replay
+from pomelo.gen.v1.image_pb2 import ImageFormat, ImageInput
+from pomelo.providers.replicate import Replicate
+from pomelo.testing import FaultUpstream, Gate, Reply, Script, Stop, page, redirect
+from pomelo.testing.bfl_wire import delivered
+from pomelo.testing.pictures import picture
+from pomelo.testing.replicate_wire import Prediction, error_reply, prediction
+from tests.providers.image_rig import (
+    KEY,
+    PROMPT,
+    SECRETS,
+    check_discreet,
+    drawn,
+    events,
+    failure,
+    job,
+    listener,
+    opened,
+    richest,
+    was_called,
+)
+
+SCHNELL = Route(
+    "replicate",
+    "black-forest-labs/flux-schnell",
+    drop=frozenset(("guidance_scale",)),
+    clamp={"num_inference_steps": (1, 4, 0)},
+)
+NOW: dict[str, Any] = {"interval": 0.001}
+BOTH = pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
+
+
+@pytest.fixture(name="vendor")
+async def _vendor() -> AsyncIterator[FaultUpstream]:
+    async with FaultUpstream(api_key=KEY) as server:
+        yield server
+
+
+@pytest.fixture(name="provider")
+async def _provider(vendor: FaultUpstream) -> AsyncIterator[Any]:
+    async with opened(Replicate, vendor.replicate_base_url, **NOW) as provider:
+        yield provider
+
+
+async def test_the_richest_request_is_exactly_this(vendor: FaultUpstream, provider: Any) -> None:
+    await drawn(provider, job(SCHNELL, richest()))
+    order = vendor.requests[0]
+    path = "/replicate/v1/models/black-forest-labs/flux-schnell/predictions"
+    assert (order.method, order.target) == ("POST", path)
+    assert order.body == {
+        "input": {
+            "prompt": "Ünïcödé 🍊 on a table",
+            "aspect_ratio": "3:2",
+            "megapixels": "1",
+            "num_outputs": 1,
+            "output_format": "webp",
+            "num_inference_steps": 3,
+            "seed": 2**53 - 1,
+            "go_fast": False,
+        }
+    }
+    assert order.headers["Authorization"] == f"Bearer {KEY}"
+    assert order.headers["Prefer"] == "wait"
+
+
+async def test_the_barest_request_leaves_the_rest_to_the_model(vendor: FaultUpstream, provider: Any) -> None:
+    await drawn(provider, job(SCHNELL))
+    assert vendor.requests[0].body == {
+        "input": {
+            "prompt": PROMPT,
+            "aspect_ratio": "1:1",
+            "megapixels": "1",
+            "num_outputs": 1,
+            "output_format": "png",
+        }
+    }
+
+
+@pytest.mark.parametrize(
+    ("width", "height", "aspect", "megapixels"),
+    [
+        (1024, 1024, "1:1", "1"),
+        (1920, 1080, "16:9", "1"),
+        (1080, 1920, "9:16", "1"),
+        (2048, 64, "21:9", "0.25"),
+        (64, 2048, "9:21", "0.25"),
+        (1000, 800, "5:4", "1"),
+        (800, 1000, "4:5", "1"),
+        (1024, 768, "4:3", "1"),
+        (768, 1024, "3:4", "1"),
+        (512, 512, "1:1", "0.25"),
+        (700, 700, "1:1", "0.25"),
+        (720, 720, "1:1", "1"),
+        (64, 64, "1:1", "0.25"),
+        (2048, 2048, "1:1", "1"),
+    ],
+)
+async def test_a_size_becomes_the_nearest_shape_and_area(
+    vendor: FaultUpstream, provider: Any, width: int, height: int, aspect: str, megapixels: str
+) -> None:
+    await drawn(provider, job(SCHNELL, ImageInput(prompt="x", width=width, height=height)))
+    given = vendor.requests[0].body["input"]
+    assert (given["aspect_ratio"], given["megapixels"]) == (aspect, megapixels)
+
+
+@pytest.mark.parametrize(
+    ("wanted", "content_type"),
+    [
+        (ImageFormat.IMAGE_FORMAT_UNSPECIFIED, "image/png"),
+        (ImageFormat.IMAGE_FORMAT_PNG, "image/png"),
+        (ImageFormat.IMAGE_FORMAT_JPEG, "image/jpeg"),
+        (ImageFormat.IMAGE_FORMAT_WEBP, "image/webp"),
+    ],
+)
+async def test_the_picture_comes_as_it_was_delivered(
+    provider: Any, wanted: ImageFormat.ValueType, content_type: str
+) -> None:
+    answer = await drawn(provider, job(SCHNELL, ImageInput(prompt="x", output_format=wanted)))
+    assert answer == (picture(content_type.removeprefix("image/")), content_type)
+
+
+async def test_a_prediction_that_was_waited_for_needs_no_question(
+    vendor: FaultUpstream, provider: Any
+) -> None:
+    await drawn(provider, job(SCHNELL))
+    order, download = vendor.requests
+    assert order.method == "POST"
+    assert KEY not in str(dict(download.headers))
+
+
+async def test_a_slow_prediction_is_asked_about_until_it_has_succeeded(
+    vendor: FaultUpstream, provider: Any
+) -> None:
+    states = ("starting", "processing", "a new one")
+    vendor.script(Prediction(polls=tuple(prediction(state) for state in states)))
+    answer = await events(provider, job(SCHNELL, stream=True))
+    assert [event.image_progress.progress for event in answer[:-1]] == [0, 1]
+    _, *questions, download = vendor.requests
+    assert len(questions) == 4
+    assert {question.headers["Authorization"] for question in questions} == {f"Bearer {KEY}"}
+    assert "Authorization" not in download.headers
+
+
+async def test_an_output_may_be_one_url(vendor: FaultUpstream) -> None:
+    async with FaultUpstream() as store:
+        store.default = delivered(picture("webp"))
+        url = store.url + "/replicate/delivery/x"
+        for output in (url, [url]):
+            vendor.script(Prediction(output=output))
+            async with opened(Replicate, vendor.replicate_base_url, **NOW, origins=(store.url,)) as provider:
+                assert (await drawn(provider, job(SCHNELL)))[0] == picture("webp")
+        assert all(KEY not in str(dict(received.headers)) for received in store.requests)
+
+
+NOT_TAKEN: list[tuple[Script, str, int | None, Replay]] = [
+    (error_reply(400, SECRETS), "provider_failed", None, Replay.ELSEWHERE),
+    (error_reply(401, SECRETS), "provider_failed", None, Replay.ELSEWHERE),
+    (error_reply(402, SECRETS), "provider_failed", None, Replay.ELSEWHERE),
+    (error_reply(403, SECRETS), "provider_failed", None, Replay.ELSEWHERE),
+    (error_reply(404, SECRETS), "provider_failed", None, Replay.ELSEWHERE),
+    (error_reply(422, SECRETS, ("seed",)), "invalid_parameter", None, Replay.NEVER),
+    (error_reply(422, SECRETS, ("go_fast",)), "provider_failed", None, Replay.ELSEWHERE),
+    (error_reply(429, SECRETS), "provider_unavailable", 5, Replay.AGAIN),
+    (error_reply(429, headers={"Retry-After": "9"}), "provider_unavailable", 9, Replay.AGAIN),
+    (error_reply(500, SECRETS), "provider_unavailable", 5, Replay.NEVER),
+    (page(502), "provider_unavailable", 5, Replay.NEVER),
+    (page(), "provider_failed", None, Replay.NEVER),
+    (redirect("/elsewhere"), "provider_failed", None, Replay.ELSEWHERE),
+    (Reply(), "provider_failed", None, Replay.NEVER),
+    (Reply(steps=(b"[]",)), "provider_failed", None, Replay.NEVER),
+    (Reply(steps=(b"{}",)), "provider_failed", None, Replay.NEVER),
+    (Reply(steps=(b'{"status":"starting"}',)), "provider_failed", None, Replay.NEVER),
+    (Reply(steps=(b'{"status":"starting","urls":[]}',)), "provider_failed", None, Replay.NEVER),
+    (Reply(before=(Stop.RESET,)), "provider_unavailable", 5, Replay.NEVER),
+    (Reply(steps=(b"{", Stop.CLOSE)), "provider_failed", None, Replay.NEVER),
+]
+
+
+@BOTH
+@pytest.mark.parametrize(("script", "code", "wait", "replay"), NOT_TAKEN)
+async def test_an_order_that_fails_becomes_a_row_of_the_table_and_is_sent_once(
+    vendor: FaultUpstream,
+    provider: Any,
+    script: Script,
+    code: str,
+    wait: int | None,
+    replay: Replay,
+    stream: bool,
+) -> None:
+    vendor.script(script)
+    error = await failure(provider, job(SCHNELL, stream=stream))
+    assert (error.code, error.retry_after, error.replay) == (code, wait, replay)
+    check_discreet(error)
+    assert len(vendor.requests) == 1, "it was sent twice"
+
+
+ENDS: list[tuple[Script, str]] = [
+    (prediction("failed", error=SECRETS), "provider_failed"),
+    (prediction("failed", error="NSFW content detected in all outputs."), "content_policy_violation"),
+    (prediction("failed", error="The input was flagged as sensitive. (E005)"), "content_policy_violation"),
+    (prediction("failed", error={"not": "a text"}), "provider_failed"),
+    (prediction("canceled"), "provider_failed"),
+    (prediction("aborted"), "provider_failed"),
+    (prediction("succeeded"), "provider_failed"),
+    (prediction("succeeded", output=[]), "provider_failed"),
+    (prediction("succeeded", output={"a": 1}), "provider_failed"),
+    (prediction("succeeded", output=["https://127.0.0.1/x.png"]), "provider_failed"),
+    (prediction("succeeded", output=["data:image/png;base64,AAAA"]), "provider_failed"),
+    (prediction("starting", status=None), "provider_failed"),
+]
+
+
+@BOTH
+@pytest.mark.parametrize("at_once", [False, True], ids=["later", "at once"])
+@pytest.mark.parametrize(("reply", "code"), ENDS)
+async def test_a_prediction_that_fails_becomes_a_row_of_the_table_and_is_ordered_once(
+    vendor: FaultUpstream, provider: Any, reply: Script, code: str, at_once: bool, stream: bool
+) -> None:
+    vendor.script(reply if at_once else Prediction(polls=(prediction("processing"), reply), done=False))
+    error = await failure(provider, job(SCHNELL, stream=stream))
+    assert (error.code, error.replay) == (code, Replay.NEVER), "it would be ordered again"
+    check_discreet(error)
+    assert sum(received.method == "POST" for received in vendor.requests) == 1
+
+
+async def test_a_question_that_fails_is_asked_again_and_a_refusal_is_not(
+    vendor: FaultUpstream, provider: Any
+) -> None:
+    vendor.script(Prediction(polls=(error_reply(429), page(502), Reply(before=(Stop.RESET,)))))
+    await drawn(provider, job(SCHNELL))
+    vendor.reset()
+    vendor.script(Prediction(polls=(error_reply(401),)))
+    error = await failure(provider, job(SCHNELL))
+    assert (error.code, error.replay) == ("provider_failed", Replay.NEVER)
+    assert len(vendor.requests) == 2
+
+
+async def test_a_prediction_that_is_not_known_yet_is_asked_about_again(
+    vendor: FaultUpstream, provider: Any
+) -> None:
+    vendor.script(Prediction(polls=(error_reply(404),) * 4))
+    await drawn(provider, job(SCHNELL))
+    vendor.script(Prediction(polls=(error_reply(404),), done=False))
+    async with opened(Replicate, vendor.replicate_base_url, interval=0.001, grace=0.05) as hasty:
+        error = await failure(hasty, job(SCHNELL))
+    assert (error.code, error.replay) == ("provider_failed", Replay.NEVER)
+
+
+DATA = "data:image/png;name=a.png;base64," + b64encode(picture()).decode()
+
+
+@pytest.mark.parametrize(
+    "output", [DATA, [DATA], DATA.replace("data:", "DATA:"), DATA[:60] + "\n" + DATA[60:].rstrip("=")]
+)
+async def test_an_output_may_be_a_data_uri(vendor: FaultUpstream, provider: Any, output: Any) -> None:
+    vendor.script(Prediction(output=output))
+    assert await drawn(provider, job(SCHNELL)) == (picture(), "image/png")
+    assert len(vendor.requests) == 1
+
+
+@pytest.mark.parametrize(
+    "output", ["data:image/png,abc", "data:image/png;base64,@@@@", "data:", "data:;base64,"]
+)
+async def test_an_output_that_is_no_image_in_base64_has_failed(
+    vendor: FaultUpstream, provider: Any, output: str
+) -> None:
+    vendor.script(Prediction(output=output))
+    error = await failure(provider, job(SCHNELL))
+    assert (error.code, error.replay) == ("provider_failed", Replay.NEVER)
+
+
+CUT = (
+    Reply(steps=(picture()[:40], Stop.CLOSE)),
+    Reply(headers={"Content-Length": "99"}, steps=(picture()[:40], Stop.RESET)),
+    error_reply(404, SECRETS),
+)
+
+
+@pytest.mark.parametrize("trouble", CUT)
+async def test_a_download_that_fails_is_repeated_without_another_order(
+    vendor: FaultUpstream, provider: Any, trouble: Reply
+) -> None:
+    vendor.script(Prediction(delivery=(trouble, trouble, delivered(picture()))))
+    assert (await drawn(provider, job(SCHNELL)))[0] == picture()
+    assert sum(received.method == "POST" for received in vendor.requests) == 1
+
+
+@pytest.mark.parametrize(
+    ("delivery", "code"),
+    [
+        (error_reply(404, SECRETS), "provider_failed"),
+        (page(), "provider_failed"),
+        (page(503), "provider_unavailable"),
+        (redirect("/replicate/delivery/x"), "provider_failed"),
+        (Reply(steps=(picture()[:40], Stop.CLOSE)), "provider_failed"),
+    ],
+)
+async def test_a_picture_that_is_not_delivered_is_a_failure_and_not_ordered_again(
+    vendor: FaultUpstream, provider: Any, delivery: Script, code: str
+) -> None:
+    vendor.script(Prediction(delivery=(delivery,)))
+    error = await failure(provider, job(SCHNELL))
+    assert (error.code, error.replay) == (code, Replay.NEVER)
+    check_discreet(error)
+    assert sum(received.method == "POST" for received in vendor.requests) == 1
+
+
+async def test_the_key_is_not_sent_where_a_link_leads_astray(vendor: FaultUpstream, provider: Any) -> None:
+    with listener() as elsewhere:
+        port = elsewhere.getsockname()[1]
+        for url in (
+            f"http://127.0.0.1:{port}/",
+            f"https://localhost:{port}/",
+            "https://api.replicate.com.evil.example/",
+            "https://evilreplicate.com/",
+            "http://api.replicate.com/v1/predictions/p1",
+            7,
+        ):
+            vendor.script(Prediction(polls=(prediction("starting"),), order={"urls": {"get": url}}))
+            error = await failure(provider, job(SCHNELL))
+            assert (error.code, error.replay) == ("provider_failed", Replay.NEVER)
+        assert not was_called(elsewhere)
+
+
+@pytest.mark.parametrize("stage", ["the order", "a question", "the delivery"])
+async def test_leaving_ends_everything_at_once(vendor: FaultUpstream, provider: Any, stage: str) -> None:
+    gate = Gate()
+    held = Reply(steps=(b"x", gate))
+    stages: dict[str, Script] = {
+        "the order": held,
+        "a question": Prediction(polls=(prediction("starting"), held)),
+        "the delivery": Prediction(delivery=(held,)),
+    }
+    vendor.script(stages[stage])
+
+    async def collect() -> None:
+        async with aclosing(provider.image(job(SCHNELL, stream=True))) as answer:
+            async for _ in answer:
+                pass
+
+    task = asyncio.create_task(collect())
+    await gate.reached.wait()
+    since = asyncio.get_running_loop().time()
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    seen = len(vendor.requests)
+    async with asyncio.timeout(5):
+        await vendor.requests[-1].left.wait()
+    left_at = vendor.requests[-1].left_at
+    assert left_at is not None
+    assert left_at - since < 0.05
+    await drawn(provider, job(SCHNELL))
+    assert len(vendor.requests) == seen + 2
+
+
+@pytest.mark.parametrize(("key", "configured"), [(None, False), (" ", False), ("k", True)])
+async def test_without_a_key_it_is_not_configured(key: str | None, configured: bool) -> None:
+    async with opened(Replicate, "https://api.replicate.com", key=key) as provider:
+        assert provider.configured is configured

@@ -1,0 +1,289 @@
+"""Hosts that speak chat completions with habits of their own, each of them a row of data."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+
+from pomelo.catalog.catalog import Route
+from pomelo.errors import PomeloError
+from pomelo.providers import Credentials
+from pomelo.providers.chat.compatible import Compatible, host
+from pomelo.providers.http.client import Http
+from pomelo.testing import Answer, FaultUpstream, Reply, chunk
+from pomelo.testing.openai_wire import DONE
+from tests.providers.text_rig import (
+    COMPATIBLE,
+    KEY,
+    PROMPT,
+    check_discreet,
+    check_last,
+    check_uncounted,
+    deltas,
+    failure,
+    hi,
+    richest,
+    text,
+)
+
+BOTH = pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
+SECRETS = f"{KEY} {PROMPT} <b>body</b>"
+FIELDS = {"model", "messages", "max_tokens", "temperature", "top_p", "seed", "presence_penalty", "frequency_penalty", "stop", "user"}  # fmt: skip
+
+
+@pytest.fixture(name="upstream")
+async def _upstream() -> AsyncIterator[FaultUpstream]:
+    async with FaultUpstream() as server:
+        yield server
+
+
+@asynccontextmanager
+async def a_host(upstream: FaultUpstream, key: str | None = KEY, **row: Any) -> AsyncIterator[Compatible]:
+    """A host by its row, played by the upstream."""
+    async with Http() as http:
+        yield Compatible(Credentials(key, upstream.openai_base_url), http, host("ahost", row))
+
+
+async def body(
+    upstream: FaultUpstream, *, stream: bool = False, route: Route | None = None, **row: Any
+) -> Any:
+    """What the richest job becomes for a host; the upstream answers whatever it is."""
+    async with a_host(upstream, **row) as provider:
+        asked = COMPATIBLE.job(richest(), stream=stream, route=route)
+        # The wire that plays the host is OpenAI's, which has no such names as some of the rows.
+        with contextlib.suppress(PomeloError):
+            await deltas(provider, asked)
+    return (await upstream.received()).body
+
+
+async def test_the_richest_request_by_default_has_every_field_under_its_common_name(
+    upstream: FaultUpstream,
+) -> None:
+    sent = await body(upstream, stream=True)
+    assert sent.keys() == FIELDS | {"stream", "stream_options"}
+    assert (sent["seed"], sent["user"]) == (2**53 - 1, "alice@example.com")
+    assert sent["stream_options"] == {"include_usage": True}
+
+
+@pytest.mark.parametrize(
+    ("row", "gone", "new"),
+    [
+        ({"max_tokens_field": "max_completion_tokens"}, "max_tokens", {"max_completion_tokens": 100}),
+        ({"seed_field": "random_seed"}, "seed", {"random_seed": 2**53 - 1}),
+        ({"seed_field": "none"}, "seed", {}),
+        ({"user_field": "safety_identifier"}, "user", {"safety_identifier": "alice@example.com"}),
+        ({"user_field": "none"}, "user", {}),
+        ({"drop": ["stop"]}, "stop", {}),
+        ({"allow": [*(FIELDS - {"model", "messages", "top_p"})]}, "top_p", {}),
+        ({"extra": {"store": False}}, "", {"store": False}),
+    ],
+)
+async def test_a_row_renames_drops_and_adds(
+    upstream: FaultUpstream, row: dict[str, Any], gone: str, new: dict[str, Any]
+) -> None:
+    sent = await body(upstream, **row)
+    assert sent.keys() == (FIELDS - {gone}) | new.keys()
+    assert new.items() <= sent.items()
+
+
+async def test_the_shortest_list_of_what_a_host_takes_leaves_the_messages(upstream: FaultUpstream) -> None:
+    assert (await body(upstream, allow=["max_tokens"])).keys() == {"model", "messages", "max_tokens"}
+
+
+@pytest.mark.parametrize(
+    "row", [{"allow": []}, {"allow": ["seed"]}, {"drop": ["max_tokens"]}, {"max_tokens_field": "none"}]
+)
+def test_a_host_without_max_tokens_is_refused(row: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="nothing bounds what a task costs"):
+        host("ahost", row)
+
+
+async def test_a_route_overrules_the_row_of_its_host(upstream: FaultUpstream) -> None:
+    options = {"seed_field": "seed", "user_field": "none", "stream_usage": "none", "extra": {"store": True}}
+    route = Route("ahost", "m", drop=frozenset(("stop",)), options=options)
+    sent = await body(upstream, stream=True, route=route, seed_field="none", extra={"store": False})
+    assert sent.keys() == (FIELDS - {"user", "stop"}) | {"stream", "store"}
+    assert sent["store"] is True
+
+
+async def test_a_name_of_the_end_user_that_is_too_long_is_sent_as_a_digest(upstream: FaultUpstream) -> None:
+    sent = await body(upstream, user_most=5)
+    assert len(sent["user"]) == 64
+    assert "alice" not in sent["user"]
+
+
+@pytest.mark.parametrize("usage", ["always", "none"])
+async def test_a_host_that_is_not_asked_for_a_count_may_give_none(
+    upstream: FaultUpstream, usage: str
+) -> None:
+    async with a_host(upstream, stream_usage=usage) as provider:
+        answer = await deltas(provider, COMPATIBLE.job(hi(), stream=True))
+    assert "stream_options" not in (await upstream.received()).body
+    check_uncounted(answer)
+
+
+async def test_a_host_without_keys_gets_none_and_is_configured(upstream: FaultUpstream) -> None:
+    async with a_host(upstream, key=None, key_needed=False) as provider:
+        assert provider.configured
+        await failure(provider, COMPATIBLE.job(stream=False))
+    assert "Authorization" not in (await upstream.received()).headers
+
+
+async def test_a_host_without_an_address_is_not_configured() -> None:
+    async with Http() as http:
+        assert not Compatible(Credentials(KEY, ""), http, host("ahost", {"key_needed": False})).configured
+
+
+async def test_a_host_may_want_headers_of_its_own(upstream: FaultUpstream) -> None:
+    async with a_host(upstream, headers={"X-Title": "Pomelo"}) as provider:
+        await deltas(provider, COMPATIBLE.job(stream=False))
+    headers = (await upstream.received()).headers
+    assert (headers["X-Title"], headers["Authorization"]) == ("Pomelo", f"Bearer {KEY}")
+
+
+@pytest.mark.parametrize(
+    ("row", "named"),
+    [
+        ({"speed": 1}, "speed"),
+        ({"seed_field": 7}, "seed_field"),
+        ({"drop": "stop"}, "drop"),
+        ({"drop": ["stops"]}, "stops"),
+        ({"allow": ["model"]}, "model"),
+        ({"stream_usage": "often"}, "stream_usage"),
+        ({"key_needed": "no"}, "key_needed"),
+        ({"reports_cost": "yes"}, "reports_cost"),
+    ],
+)
+def test_a_row_that_is_wrong_is_refused_by_name(row: dict[str, Any], named: str) -> None:
+    with pytest.raises(ValueError, match=f"ahost.*{named}"):
+        host("ahost", row)
+
+
+async def test_a_count_that_groq_gives_in_a_place_of_its_own_counts(upstream: FaultUpstream) -> None:
+    last = chunk({}, finish_reason="stop", x_groq={"id": "req", "usage": COMPATIBLE.usage(9, 7)})
+    first = chunk({"content": "Hi"}, x_groq={"id": "req"})
+    upstream.script(Reply(steps=(first, last, DONE)))
+    async with a_host(upstream) as provider:
+        answer = await deltas(provider, COMPATIBLE.job(stream=True))
+    assert text(answer) == "Hi"
+    check_last(answer, 9, 7)
+
+
+COSTS = [
+    (COMPATIBLE.usage(9, 7) | {"cost": 0.00125}, 0.00125),
+    (COMPATIBLE.usage(9, 7) | {"cost": 0.001, "is_byok": True}, None),
+    (COMPATIBLE.usage(9, 7), None),
+    (None, None),
+]
+
+
+@BOTH
+@pytest.mark.parametrize(("usage", "cost"), COSTS)
+@pytest.mark.parametrize("knob", [{}, {"reports_cost": False}, {"reports_cost": True}], ids=str)
+async def test_a_cost_is_reported_where_the_row_says_that_it_is_in_dollars(
+    upstream: FaultUpstream, knob: dict[str, bool], usage: Any, cost: float | None, stream: bool
+) -> None:
+    upstream.script(Answer("one two", usage=usage))
+    job = COMPATIBLE.job(stream=stream)
+    async with a_host(upstream, **knob) as provider:
+        await deltas(provider, job)
+    assert job.report.cost == (cost if knob.get("reports_cost") else None)
+
+
+async def test_a_cost_in_an_earlier_chunk_stays_where_a_later_one_has_none(upstream: FaultUpstream) -> None:
+    usage = COMPATIBLE.usage(9, 7)
+    upstream.script(Answer("one two", at={1: chunk(None, usage=usage | {"cost": 0.5})}, usage=usage))
+    job = COMPATIBLE.job(stream=True)
+    async with a_host(upstream, reports_cost=True) as provider:
+        await deltas(provider, job)
+    assert job.report.cost == 0.5
+
+
+async def test_comments_that_keep_a_connection_alive_are_passed_over(upstream: FaultUpstream) -> None:
+    upstream.script(Answer("one two", at={0: (b": OPENROUTER PROCESSING\n\n",) * 50}))
+    async with a_host(upstream) as provider:
+        assert text(await deltas(provider, COMPATIBLE.job(stream=True))) == "one two"
+
+
+def routed(code: int, **more: Any) -> dict[str, Any]:
+    """An error as OpenRouter words it."""
+    return {"error": {"code": code, "message": SECRETS, **more}}
+
+
+MODERATED = routed(403, metadata={"reasons": ["violence"], "flagged_input": SECRETS})
+
+
+@pytest.mark.parametrize(
+    ("step", "code"),
+    [
+        (chunk({"content": ""}, finish_reason="error", **routed(502)), "provider_unavailable"),
+        (chunk({"content": ""}, finish_reason="error", **routed(429)), "provider_unavailable"),
+        (chunk({"content": ""}, finish_reason="error", **routed(408)), "provider_unavailable"),
+        (chunk({"content": ""}, finish_reason="error", **routed(402)), "provider_failed"),
+        (chunk({"content": ""}, finish_reason="error", **MODERATED), "content_policy_violation"),
+        (chunk({"content": ""}, finish_reason="error"), "provider_failed"),
+        (chunk({"content": ""}, x_groq={"error": SECRETS}), "provider_failed"),
+        (chunk({}, x_groq={"error": {"type": "server_error"}}), "provider_unavailable"),
+        (b'event: error\ndata: {"error":{"message":"<b>","type":"server_error"}}\n\n', "provider_unavailable"),
+        (b'data: {"object":"error","message":"<b>","type":"BadRequestError","code":400}\n\n', "provider_failed"),
+        (b'data: {"object":"error","message":"<b>","type":"x","code":503}\n\n', "provider_unavailable"),
+    ],
+)  # fmt: skip
+async def test_an_error_within_a_stream_has_its_own_meaning(
+    upstream: FaultUpstream, step: bytes, code: str
+) -> None:
+    upstream.script(Answer("one two", at={1: step}))
+    async with a_host(upstream) as provider:
+        error, begun = await failure(provider, COMPATIBLE.job(stream=True))
+    assert (error.code, begun) == (code, "one")
+    check_discreet(error)
+
+
+LONG = f"This model's maximum context length is 4096 tokens. However, {SECRETS}"
+
+
+@BOTH
+@pytest.mark.parametrize(
+    ("status", "said", "code"),
+    [
+        (400, {"object": "error", "message": LONG, "type": "BadRequestError", "code": 400}, "context_length_exceeded"),
+        (400, {"error": {"message": LONG, "type": "invalid_request_error"}}, "context_length_exceeded"),
+        (400, {"object": "error", "message": SECRETS, "param": "top_p", "code": 400}, "invalid_parameter"),
+        (401, {"error": "unauthorized"}, "provider_failed"),
+        (402, routed(402), "provider_failed"),
+        (403, routed(403), "provider_failed"),
+        (403, MODERATED, "content_policy_violation"),
+        (404, {"error": {"message": SECRETS, "type": "not_found_error", "code": None}}, "provider_failed"),
+        (429, routed(429), "provider_unavailable"),
+        (502, routed(502, metadata={"provider_name": SECRETS}), "provider_unavailable"),
+        (503, {"message": SECRETS}, "provider_unavailable"),
+    ],
+)  # fmt: skip
+async def test_a_status_becomes_a_row_of_the_table(
+    upstream: FaultUpstream, status: int, said: Any, code: str, stream: bool
+) -> None:
+    upstream.script(Reply(status, steps=(json.dumps(said).encode(),)))
+    async with a_host(upstream) as provider:
+        error, _ = await failure(provider, COMPATIBLE.job(stream=stream))
+    assert error.code == code
+    check_discreet(error)
+
+
+async def test_a_code_of_the_hosts_own_means_what_its_row_says(upstream: FaultUpstream) -> None:
+    upstream.script(Reply(400, steps=(b'{"error":{"type":"input_refused"}}',)))
+    async with a_host(upstream, meanings={"input_refused": "content_policy_violation"}) as provider:
+        error, _ = await failure(provider, COMPATIBLE.job(stream=False))
+    assert error.code == "content_policy_violation"
+
+
+async def test_a_choice_that_ends_by_an_error_has_that_errors_meaning(upstream: FaultUpstream) -> None:
+    choice = {"message": {"content": ""}, "finish_reason": "error", "error": {"code": 502, "message": "<b>"}}
+    upstream.script(Reply(steps=(json.dumps({"choices": [choice]}).encode(),)))
+    async with a_host(upstream) as provider:
+        error, _ = await failure(provider, COMPATIBLE.job(stream=False))
+    assert error.code == "provider_unavailable"

@@ -1,0 +1,238 @@
+"""Every request that any valid task may become is one that its vendor has published: method, path, headers,
+query and body, with no name that is not declared."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterator
+from copy import deepcopy
+from dataclasses import replace
+from typing import Any
+
+import anthropic
+import mistralai.client
+import openai
+import pytest
+import replicate
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from pomelo.gen.v1.speech_pb2 import (
+    AudioInput,
+    SpeechToSpeechInput,
+    SpeechToTextInput,
+    TextToSpeechInput,
+    Timestamps,
+    VoiceSettings,
+)
+from pomelo.providers.base import AudioSource
+from pomelo.testing import Received, VoiceList
+from pomelo.testing.form import Part
+from tests.providers import image_rig, inputs, text_rig
+from tests.providers.elevenlabs import rig
+from tests.providers.published import CASES, KEY, REFUSALS, Case, House, check, opened, sent
+
+BOTH = pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
+EVERY = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+BARE = AudioSource("audio/pcm;rate=16000", 4, data=b"\0\1\0\1")
+
+_SETTINGS = VoiceSettings(stability=1, similarity_boost=0, style=0.5, use_speaker_boost=False, speed=4)
+RICHEST: dict[str, Any] = {
+    "text": text_rig.richest(),
+    "image": image_rig.richest(),
+    "text_to_speech": TextToSpeechInput(
+        text="Grüße 🍊\nthere",
+        voice="Adam",
+        voice_settings=_SETTINGS,
+        output_format="opus_48000_192",
+        language_code="DE",
+        seed=2**32 - 1,
+    ),
+    "speech_to_speech": SpeechToSpeechInput(
+        audio=AudioInput(media_id="media_1"),
+        voice="Adam",
+        voice_settings=_SETTINGS,
+        output_format="pcm_48000",
+        seed=2**32 - 1,
+    ),
+    "speech_to_text": SpeechToTextInput(
+        audio=AudioInput(media_id="media_1"),
+        language_code="DEU",
+        diarize=True,
+        num_speakers=32,
+        timestamps=Timestamps.TIMESTAMPS_CHARACTER,
+    ),
+}
+"""An input of each kind that uses everything that there is."""
+
+
+@pytest.fixture(name="house", scope="module")
+async def _house() -> AsyncIterator[House]:
+    async with opened() as house:
+        yield house
+
+
+async def richest(house: House, case: Case, stream: bool) -> Received:
+    """The request that the richest input becomes."""
+    received = await sent(house, case, RICHEST[case.kind], stream, BARE)
+    assert received is not None
+    return received
+
+
+@BOTH
+@EVERY
+async def test_the_richest_request_is_a_published_one(house: House, case: Case, stream: bool) -> None:
+    await check(house, case, await richest(house, case, stream), stream)
+
+
+@EVERY
+@settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
+@given(data=st.data(), stream=st.booleans())
+async def test_any_request_is_a_published_one(house: House, case: Case, data: Any, stream: bool) -> None:
+    asked = data.draw(inputs.given(case.model))
+    received = await sent(house, case, asked, stream, data.draw(inputs.sounds()))
+    if received is not None:
+        await check(house, case, received, stream)
+
+
+async def test_the_account_is_asked_for_its_voices_as_its_own_client_asks(house: House) -> None:
+    pages = [VoiceList((*((f"Nr{n}", f"{n:020d}") for n in range(150)), ("Anna of ours", inputs.MINE)))] * 2
+    house.upstream.reset()
+    house.upstream.aside = None
+    house.upstream.script(*pages)
+    async with rig.opened(house.upstream.elevenlabs_base_url, key=KEY) as provider:
+        given = TextToSpeechInput(text="Hi", voice="Anna of ours")
+        await rig.sound(provider, rig.job(given))
+    ours = house.upstream.requests[:2]
+    assert house.upstream.requests[2].path.endswith(inputs.MINE)
+    house.upstream.reset()
+    house.upstream.aside = None
+    house.upstream.script(*pages)
+    options: dict[str, Any] = {"page_size": 100, "include_total_count": False}
+    page = await house.elevenlabs.voices.search(**options)
+    await house.elevenlabs.voices.search(**options, next_page_token=page.next_page_token)
+    for mine, theirs in zip(ours, house.upstream.requests, strict=True):
+        assert (mine.method, mine.path, mine.query) == (theirs.method, theirs.path, theirs.query)
+        assert mine.headers["xi-api-key"] == theirs.headers["xi-api-key"] == KEY
+
+
+# --- the other vendors' own clients, too, make the same request of the same parameters
+
+
+async def _openai(house: House, received: Received) -> None:
+    async with openai.AsyncOpenAI(base_url=house.upstream.openai_base_url, api_key=KEY) as client:
+        answer: Any = await client.chat.completions.create(**received.body)
+        if received.body.get("stream"):
+            await answer.close()
+
+
+async def _anthropic(house: House, received: Received) -> None:
+    body = dict(received.body)
+    # The client asks for a later version of the API, which lacks it.
+    more = {"temperature": body.pop("temperature")}
+    headers = {"anthropic-version": "2023-06-01", "x-api-key": KEY}
+    url = house.upstream.anthropic_base_url
+    async with anthropic.AsyncAnthropic(base_url=url, api_key=KEY, default_headers=headers) as client:
+        answer: Any = await client.messages.create(**body, extra_body=more)
+        if body.get("stream"):
+            await answer.close()
+
+
+async def _mistral(house: House, received: Received) -> None:
+    body = dict(received.body)
+    url = house.upstream.mistral_base_url
+    async with mistralai.client.Mistral(server_url=url, api_key=KEY) as client:
+        if body.pop("stream", False):
+            async with await client.chat.stream_async(**body):
+                pass
+        else:
+            await client.chat.complete_async(**body)
+
+
+async def _replicate(house: House, received: Received) -> None:
+    client = replicate.Client(api_token=KEY, base_url=house.upstream.replicate_base_url)
+    name = "black-forest-labs/flux-schnell"
+    await client.models.predictions.async_create(name, wait=True, **received.body)
+
+
+CLIENTS = {"openai": _openai, "anthropic": _anthropic, "mistral": _mistral, "replicate": _replicate}
+
+
+@BOTH
+@pytest.mark.parametrize(
+    "case", [case for case in CASES if case.route.provider in CLIENTS], ids=lambda case: case.name
+)
+async def test_the_vendors_own_client_makes_the_same_request(house: House, case: Case, stream: bool) -> None:
+    ours = await richest(house, case, stream)
+    await CLIENTS[case.route.provider](house, ours)
+    theirs = house.upstream.requests[-1]
+    assert theirs is not ours
+    assert (theirs.method, theirs.target) == (ours.method, ours.target)
+    assert plain(theirs.body) == plain(ours.body)
+    # One client sends its key in another of the two headers that its vendor takes.
+    ways = ("prefer", "content-type", *([] if case.route.provider == "anthropic" else ["authorization"]))
+    assert [theirs.headers.get(name) for name in ways] == [ours.headers.get(name) for name in ways]
+
+
+def plain(body: dict[str, Any]) -> dict[str, Any]:
+    """A body without what some client says though it is the default: no stream, and no begun answer."""
+    body = {name: value for name, value in body.items() if (name, value) != ("stream", False)}
+    if "messages" in body:
+        body["messages"] = [
+            {name: value for name, value in message.items() if (name, value) != ("prefix", False)}
+            for message in body["messages"]
+        ]
+    return body
+
+
+# --- the check would notice
+
+
+def spots(value: Any, *path: Any) -> Iterator[tuple[Any, ...]]:
+    """Where there are objects in a body."""
+    if isinstance(value, dict):
+        yield path
+    inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, item in inner:
+        yield from spots(item, *path, key)
+
+
+def changed(received: Received) -> Iterator[tuple[str, Received]]:
+    """A request with one fault each, and what the fault is."""
+    for path in spots(received.body):
+        body = deepcopy(received.body)
+        place = body
+        for key in path:
+            place = place[key]
+        place["undeclared"] = 1
+        yield f"a name at {path}", replace(received, body=body)
+    for name in received.body or ():
+        yield f"another type of {name}", replace(received, body=received.body | {name: {"undeclared": 1}})
+    if received.form is not None:
+        part = Part("undeclared", None, "text/plain", "1", 1, "", b"1")
+        yield "a field of the form", replace(received, form=(*received.form, part))
+        yield "a field twice", replace(received, form=(*received.form, received.form[0]))
+        yield "no file", replace(received, form=received.form[:-1])
+    more = "&" if "?" in received.target else "?"
+    target = f"{received.target}{more}undeclared=1"
+    yield "a parameter", replace(received, target=target, query={**received.query, "undeclared": "1"})
+    yield "a header", replace(received, headers={**received.headers, "X-Undeclared": "1"})
+    for name in received.headers:
+        if name.lower() in ("authorization", "x-api-key", "x-key", "xi-api-key", "content-type"):
+            less = {key: value for key, value in received.headers.items() if key != name}
+            yield f"no {name}", replace(received, headers=less)
+    yield "another path", replace(received, path=received.path + "/x")
+    yield "another method", replace(received, method="PUT")
+
+
+@BOTH
+@EVERY
+async def test_a_request_that_is_not_published_fails(house: House, case: Case, stream: bool) -> None:
+    received = await richest(house, case, stream)
+    unnoticed = []
+    for fault, wrong in changed(received):
+        try:
+            await check(house, case, wrong, stream)
+        except REFUSALS:
+            continue
+        unnoticed.append(fault)
+    assert unnoticed == []

@@ -1,0 +1,289 @@
+"""What every provider of text makes of halves of surrogate pairs, odd ends of streams and odd counts."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+
+from pomelo.testing import FaultUpstream, Gate, Received, Reply, Stop
+from tests.providers.text_rig import (
+    ANTHROPIC,
+    COMPATIBLE,
+    LONG,
+    MISTRAL,
+    VENDORS,
+    Vendor,
+    check_last,
+    deltas,
+    failure,
+    opened,
+    text,
+)
+
+BOTH = pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
+
+HIGH, LOW = b"\\ud83d", b"\\ude00"
+"""The halves of 😀, as JSON escapes."""
+
+
+@pytest.fixture(name="upstream")
+async def _upstream() -> AsyncIterator[FaultUpstream]:
+    async with FaultUpstream() as server:
+        yield server
+
+
+@pytest.fixture(name="vendor", params=VENDORS, ids=lambda vendor: vendor.name)
+def _vendor(request: pytest.FixtureRequest) -> Vendor:
+    vendor: Vendor = request.param
+    return vendor
+
+
+@pytest.fixture(name="provider")
+async def _provider(vendor: Vendor, upstream: FaultUpstream) -> AsyncIterator[Any]:
+    async with opened(vendor, vendor.base_url(upstream)) as provider:
+        yield provider
+
+
+def said(vendor: Vendor, escaped: bytes) -> bytes:
+    """The event that adds a text, given as it is written in JSON."""
+    event: bytes = vendor.wire.huge_line(1)
+    assert event.count(b'"x"') == 1
+    return event.replace(b'"x"', b'"' + escaped + b'"')
+
+
+PIECES: dict[str, tuple[list[bytes], list[str]]] = {
+    "a pair in two chunks": ([b"a" + HIGH, LOW + b"b"], ["a", "😀b"]),
+    "chunks of nothing but halves": ([HIGH, LOW], ["😀"]),
+    "a pair in one chunk": ([b"a" + HIGH + LOW + b"b"], ["a😀b"]),
+    "the end of one pair and the start of the next": ([HIGH, LOW + HIGH, LOW], ["😀", "😀"]),
+    "a first half, then other text": ([b"a" + HIGH, b"b"], ["a", "\ufffdb"]),
+    "two first halves": ([HIGH, HIGH, LOW], ["\ufffd", "😀"]),
+    "a second half alone": ([b"a", LOW + b"b"], ["a", "\ufffdb"]),
+    "a half within a chunk": ([b"a" + HIGH + b"b"], ["a\ufffdb"]),
+    "a half at the end": ([b"a", HIGH], ["a", "\ufffd"]),
+    "the end of a long text": ([b"x" * 5000 + HIGH, LOW], ["x" * 5000, "😀"]),
+    "an escaped backslash": ([b"\\\\ud83d", b"\\\\ude00"], ["\\ud83d", "\\ude00"]),
+}
+
+
+@pytest.mark.parametrize("name", PIECES)
+async def test_halves_of_a_pair_in_a_stream_are_joined_or_replaced(
+    vendor: Vendor, upstream: FaultUpstream, provider: Any, name: str
+) -> None:
+    sent, expected = PIECES[name]
+    steps = tuple(said(vendor, piece) for piece in sent)
+    upstream.script(vendor.wire.Answer("", at={0: steps}, usage=vendor.usage(9, 7)))
+    answer = await deltas(provider, vendor.job(stream=True))
+    assert [delta.content for delta in answer] == [*expected, ""]
+    check_last(answer, 9, 7)
+
+
+async def test_a_long_whole_answer_that_is_asked_for_as_a_stream_joins_halves_too(
+    upstream: FaultUpstream,
+) -> None:
+    steps = (said(LONG, b"a" + HIGH), said(LONG, LOW + b"b"), said(LONG, HIGH))
+    upstream.script(LONG.wire.Answer("", at={0: steps}))
+    async with opened(LONG, LONG.base_url(upstream)) as provider:
+        answer = await deltas(provider, LONG.job(stream=False))
+    assert [delta.content for delta in answer] == ["a😀b\ufffd"]
+
+
+async def test_a_half_waits_while_comments_and_empty_events_come(
+    vendor: Vendor, upstream: FaultUpstream, provider: Any
+) -> None:
+    between = (b": keep-alive\n\n", b"data:\n\n", b"data: \n\n", said(vendor, b""), b"id: 7\nretry: 10\n\n")
+    steps = (said(vendor, HIGH), *between, said(vendor, LOW))
+    upstream.script(vendor.wire.Answer("", at={0: steps}))
+    assert text(await deltas(provider, vendor.job(stream=True))) == "😀"
+
+
+async def test_text_before_a_half_does_not_wait_for_the_other_half(
+    vendor: Vendor, upstream: FaultUpstream, provider: Any
+) -> None:
+    gate = Gate()
+    upstream.script(vendor.wire.Answer("", at={0: (said(vendor, b"one" + HIGH), gate, said(vendor, LOW))}))
+    events = provider.text(vendor.job(stream=True))
+    assert (await anext(events)).text_delta.content == "one"
+    gate.open()
+    assert [event.text_delta.content async for event in events] == ["😀", ""]
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        ("Hi \ud83d", "Hi \ufffd"),
+        ("\ude00 Hi", "\ufffd Hi"),
+        ("é\ud83dx", "é\ufffdx"),
+        ("\ud83d\ude00", "😀"),
+    ],
+)
+async def test_a_half_in_a_whole_answer_is_replaced(
+    vendor: Vendor, upstream: FaultUpstream, provider: Any, content: str, expected: str
+) -> None:
+    if vendor.most:
+        pytest.skip("it asks for a stream")
+
+    def reply(received: Received) -> Reply:
+        body = vendor.wire.Answer(content, usage=vendor.usage(9, 7)).body(received)
+        return Reply(steps=(json.dumps(body).encode(),))
+
+    upstream.script(reply)
+    answer = await deltas(provider, vendor.job(stream=False))
+    assert [delta.content for delta in answer] == [expected]
+    check_last(answer, 9, 7)
+
+
+async def test_a_pair_in_two_parts_of_a_whole_answer_is_joined(upstream: FaultUpstream) -> None:
+    parts = [{"type": "text", "text": "a\ud83d"}, {"type": "text", "text": "\ude00b\ud83d"}]
+
+    def reply(received: Received) -> Reply:
+        vendor = ANTHROPIC if "messages" in received.path else MISTRAL
+        body = vendor.wire.Answer("x").body(received)
+        if vendor is ANTHROPIC:
+            body["content"] = parts
+        else:
+            body["choices"][0]["message"]["content"] = parts
+        return Reply(steps=(json.dumps(body).encode(),))
+
+    for vendor in (ANTHROPIC, MISTRAL):
+        upstream.script(reply)
+        async with opened(vendor, vendor.base_url(upstream)) as provider:
+            assert text(await deltas(provider, vendor.job(stream=False))) == "a😀b\ufffd"
+
+
+async def test_parts_refusals_and_the_last_chunk_of_a_stream_may_hold_halves(upstream: FaultUpstream) -> None:
+    deltas_sent = [
+        {"content": [{"type": "text", "text": "a\ud83d"}]},
+        {"content": [{"type": "text", "text": "\ude00"}, {"type": "text", "text": "b\ud83d"}]},
+        {"refusal": "\ude00\ud83d"},
+    ]
+    chunks = [{"choices": [{"delta": delta}]} for delta in deltas_sent]
+    chunks.append({"choices": [{"delta": {"content": "\ude00!"}, "finish_reason": "stop"}]})
+    steps = [b"data: " + json.dumps(chunk).encode() + b"\n\n" for chunk in chunks]
+    upstream.script(Reply(steps=(*steps, b"data: [DONE]\n\n")))
+    async with opened(COMPATIBLE, COMPATIBLE.base_url(upstream)) as provider:
+        assert text(await deltas(provider, COMPATIBLE.job(stream=True))) == "a😀b😀😀!"
+
+
+async def test_a_half_in_an_error_body_does_not_hide_its_meaning(
+    vendor: Vendor, upstream: FaultUpstream, provider: Any
+) -> None:
+    """Vendors quote the caller's text."""
+
+    def reply(received: Received) -> Reply:
+        error = {
+            "error": {"type": "rate_limit_error", "code": "context_length_exceeded", "message": "\ud83d"}
+        }
+        if vendor.wire is ANTHROPIC.wire:
+            error = {"error": {"type": "invalid_request_error", "message": "prompt is too long: \ud83d"}}
+        return Reply(400, steps=(json.dumps(error).encode(),))
+
+    upstream.default = reply
+    error, _ = await failure(provider, vendor.job(stream=False))
+    assert error.code == ("context_length_exceeded" if vendor is not MISTRAL else error.code)
+    assert "\ud83d" not in error.message
+
+
+# --- ends of streams
+
+
+def last_event(vendor: Vendor) -> bytes:
+    """The end marker and its empty line."""
+    return b"data: [DONE]\n\n" if vendor.wire is not ANTHROPIC.wire else vendor.wire.event("message_stop")
+
+
+@pytest.mark.parametrize("end", [b"", b"\n", b"\r", b"\r\n"], ids=["none", "lf", "cr", "crlf"])
+@pytest.mark.parametrize("stop", [Stop.END, Stop.CLOSE, Stop.RESET], ids=lambda stop: stop.name)
+async def test_an_end_marker_without_its_empty_line_ends_the_stream(
+    vendor: Vendor, upstream: FaultUpstream, provider: Any, end: bytes, stop: Stop
+) -> None:
+    gate = Gate()
+    marker = last_event(vendor).removesuffix(b"\n\n") + end
+    steps: Any = {2: (marker[:3], marker[3:], stop)}
+    if stop is not Stop.END:
+        steps = {2: (marker[:3], marker[3:], gate, stop)}  # a reset may overtake what was sent before it
+
+    def reply(received: Received) -> Reply:
+        answer = vendor.wire.Answer("one two", done=False, usage=vendor.usage(9, 7))
+        whole = answer(received)
+        return Reply(headers=whole.headers, steps=(*whole.steps, *steps[2]))
+
+    upstream.script(reply)
+    answer = []
+    async for event in provider.text(vendor.job(stream=True)):
+        answer.append(event.text_delta)
+        if "".join(delta.content for delta in answer) == "one two":
+            gate.open()
+    assert text(answer) == "one two"
+    check_last(answer, 9, 7)
+
+
+@pytest.mark.parametrize("stop", [Stop.END, Stop.CLOSE, Stop.RESET], ids=lambda stop: stop.name)
+async def test_a_stream_that_ends_within_its_last_event_is_not_complete(
+    vendor: Vendor, upstream: FaultUpstream, provider: Any, stop: Stop
+) -> None:
+    marker = last_event(vendor).removesuffix(b"\n\n")
+
+    def reply(received: Received) -> Reply:
+        whole = vendor.wire.Answer("one two", done=False)(received)
+        return Reply(headers=whole.headers, steps=(*whole.steps, marker[:-1], stop))
+
+    upstream.script(reply)
+    error, _ = await failure(provider, vendor.job(stream=True))
+    assert error.code == "provider_failed"
+
+
+@pytest.mark.parametrize("line_end", [b"\n", b"\r\n", b"\r"], ids=["lf", "crlf", "cr"])
+async def test_unusual_but_valid_event_streams_are_read(
+    vendor: Vendor, upstream: FaultUpstream, provider: Any, line_end: bytes
+) -> None:
+    """A byte order mark, ids, retry times, no space behind the colon, data in several lines, U+2028 in it."""
+
+    def reply(received: Received) -> Reply:
+        answer = vendor.wire.Answer(
+            "one two", usage=vendor.usage(9, 7), at={1: said(vendor, "\u2028".encode())}
+        )
+        stream = b"".join(step for step in answer(received).steps if isinstance(step, bytes))
+        stream = stream.replace(b"data: ", b"id: 1\nretry: 5\ndata:").replace(b'{"', b'{\ndata: "')
+        stream = b"\xef\xbb\xbf" + stream.replace(b"\n", line_end)
+        return Reply(steps=tuple(stream[at : at + 7] for at in range(0, len(stream), 7)))
+
+    upstream.script(reply)
+    answer = await deltas(provider, vendor.job(stream=True))
+    assert text(answer) == "one\u2028 two"
+    check_last(answer, 9, 7)
+
+
+# --- counts
+
+
+@BOTH
+async def test_counts_written_as_floats_are_counts(
+    vendor: Vendor, upstream: FaultUpstream, provider: Any, stream: bool
+) -> None:
+    upstream.script(vendor.wire.Answer("one two", usage=vendor.usage(9.0, 7.0)))
+    check_last(await deltas(provider, vendor.job(stream=stream)), 9, 7)
+
+
+@pytest.mark.parametrize("later", [None, {}, {"prompt_tokens": None, "output_tokens": None}])
+async def test_an_empty_count_at_the_end_does_not_take_back_the_one_before(
+    vendor: Vendor, upstream: FaultUpstream, provider: Any, later: Any
+) -> None:
+    if vendor.wire is ANTHROPIC.wire:
+        event = vendor.wire.event("message_delta", delta={"stop_reason": None}, usage=later)
+    else:
+        event = (
+            b"data: "
+            + json.dumps({"choices": [], "usage": later, "x_groq": {"usage": later}}).encode()
+            + b"\n\n"
+        )
+
+    def reply(received: Received) -> Reply:
+        whole = vendor.wire.Answer("one two", done=False, usage=vendor.usage(9, 7))(received)
+        return Reply(headers=whole.headers, steps=(*whole.steps, event, last_event(vendor)))
+
+    upstream.script(reply)
+    check_last(await deltas(provider, vendor.job(stream=True)), 9, 7)

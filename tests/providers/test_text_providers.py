@@ -1,0 +1,252 @@
+"""What every provider of text but OpenAI's (which has its own, longer tests) makes of answers and of faults."""
+
+from __future__ import annotations
+
+import asyncio
+import gzip
+import json
+from collections.abc import AsyncIterator
+from contextlib import aclosing
+from typing import Any
+
+import pytest
+
+from pomelo.gen.v1.text_pb2 import Message, Role, TextInput
+from pomelo.testing import FaultUpstream, Gate, Reply, Stop, broken_json, page
+from tests.providers.text_rig import (
+    ANTHROPIC,
+    VENDORS,
+    Vendor,
+    check_discreet,
+    check_last,
+    check_uncounted,
+    deltas,
+    failure,
+    opened,
+    text,
+)
+
+BOTH = pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
+TEXT = "Grüße aus Zürich: 🍊 naïve, 日本語 and\nmore. "
+
+
+@pytest.fixture(name="upstream")
+async def _upstream() -> AsyncIterator[FaultUpstream]:
+    async with FaultUpstream() as server:
+        yield server
+
+
+@pytest.fixture(name="vendor", params=VENDORS, ids=lambda vendor: vendor.name)
+def _vendor(request: pytest.FixtureRequest) -> Vendor:
+    vendor: Vendor = request.param
+    return vendor
+
+
+@pytest.fixture(name="provider")
+async def _provider(vendor: Vendor, upstream: FaultUpstream) -> AsyncIterator[Any]:
+    async with opened(vendor, vendor.base_url(upstream)) as provider:
+        yield provider
+
+
+async def test_a_whole_answer_is_one_delta_with_everything(
+    vendor: Vendor, upstream: FaultUpstream, provider: Any
+) -> None:
+    upstream.script(vendor.wire.Answer(TEXT, usage=vendor.usage(9, 7)))
+    answer = await deltas(provider, vendor.job(stream=False))
+    assert [delta.content for delta in answer] == [TEXT]
+    check_last(answer, 9, 7)
+
+
+async def test_a_stream_has_a_delta_for_each_event_with_text_and_a_last_one(
+    vendor: Vendor, upstream: FaultUpstream, provider: Any
+) -> None:
+    upstream.script(vendor.wire.Answer("one two three", usage=vendor.usage(9, 7)))
+    # OpenAI's wire tells the count in a stream to those who ask for it, and they do.
+    answer = await deltas(provider, vendor.job(stream=True))
+    assert [delta.content for delta in answer] == ["one", " two", " three", ""]
+    check_last(answer, 9, 7)
+
+
+@pytest.mark.parametrize("packing", ["events", "together", "bytes"])
+@pytest.mark.parametrize("line_end", [b"\n", b"\r\n", b"\r"], ids=["lf", "crlf", "cr"])
+@pytest.mark.parametrize("comments", [False, True])
+async def test_a_stream_means_the_same_however_it_is_packed(
+    vendor: Vendor, upstream: FaultUpstream, provider: Any, packing: Any, line_end: bytes, comments: bool
+) -> None:
+    form = {"packing": packing, "line_end": line_end, "comments": comments}
+    upstream.script(vendor.wire.Answer(TEXT, usage=vendor.usage(9, 7), **form))
+    answer = await deltas(provider, vendor.job(stream=True))
+    assert text(answer) == TEXT
+    check_last(answer, 9, 7)
+
+
+async def test_text_comes_while_the_vendor_still_speaks(
+    vendor: Vendor, upstream: FaultUpstream, provider: Any
+) -> None:
+    gate = Gate()
+    upstream.script(vendor.wire.Answer("one two three", at={1: gate}))
+    async with aclosing(provider.text(vendor.job(stream=True))) as events:
+        assert (await anext(events)).text_delta.content == "one"
+        gate.open()
+        assert [event.text_delta.content async for event in events] == [" two", " three", ""]
+
+
+@BOTH
+async def test_an_empty_answer_is_an_answer(
+    vendor: Vendor, upstream: FaultUpstream, provider: Any, stream: bool
+) -> None:
+    upstream.script(vendor.wire.Answer("", usage=vendor.usage(9, 0)))
+    answer = await deltas(provider, vendor.job(stream=stream))
+    assert [delta.content for delta in answer] == [""]
+    check_last(answer, 9, 0)
+
+
+@pytest.mark.parametrize(
+    "counts", [None, {}, (-1, 2), (1, 10**9 + 1), (1.5, 2), (True, 2), ("1", 2), (1, None), [1, 2], 10**30]
+)
+async def test_without_a_credible_count_an_answer_ends_without_one(
+    vendor: Vendor, upstream: FaultUpstream, provider: Any, counts: Any
+) -> None:
+    usage = vendor.usage(*counts) if isinstance(counts, tuple) else counts
+    answer = vendor.wire.Answer("one two three", usage=usage)
+    upstream.script(answer, answer)
+    given = TextInput(messages=[Message(role=Role.ROLE_USER, content="count these four words")])
+    said = await deltas(provider, vendor.job(given, stream=True))
+    assert text(said) == "one two three"
+    check_uncounted(said)
+    said = await deltas(provider, vendor.job(given, stream=False))
+    assert text(said) == "one two three"
+    check_uncounted(said)
+
+
+@BOTH
+async def test_a_connection_serves_one_answer_after_another(
+    vendor: Vendor, upstream: FaultUpstream, provider: Any, stream: bool
+) -> None:
+    for _ in range(3):
+        await deltas(provider, vendor.job(stream=stream))
+    assert len({received.connection for received in upstream.requests}) == 1
+
+
+NO_ANSWER = [
+    (page(403), "provider_failed"),
+    (Reply(500, steps=(b"x" * 200_000,)), "provider_unavailable"),
+    (Reply(400, steps=(b'{"error": "as text"}',)), "provider_failed"),
+    (Reply(400, steps=(b'{"error": {"code": 7.5, "type": [], "param": ["stop"]}}',)), "provider_failed"),
+    (Reply(204), "provider_failed"),
+    *((Reply(steps=(body,)), "provider_failed") for body in (b"{}", b"[]", b"null", b'"text"', b"[" * 9999)),
+    *(
+        (Reply(steps=(b"data: " + data + b"\n\n",)), "provider_failed")
+        for data in (b"1", b"[]", b'"x"', b"{}", b"[DONE]", b'{"type":"message_stop"}', b'{"choices":[7]}')
+    ),
+    (Reply(headers={"Content-Encoding": "gzip"}, steps=(b"\x1f\x8b\x08\x00",)), "provider_failed"),
+    (Reply(headers={"Content-Encoding": "gzip"}, steps=(gzip.compress(b"{}"),)), "provider_failed"),
+]
+
+
+@BOTH
+@pytest.mark.parametrize(("reply", "code"), NO_ANSWER)
+async def test_what_is_no_answer_becomes_a_row_of_the_table(
+    vendor: Vendor, upstream: FaultUpstream, provider: Any, reply: Reply, code: str, stream: bool
+) -> None:
+    upstream.script(reply)
+    error, said = await failure(provider, vendor.job(stream=stream))
+    assert (error.code, said) == (code, "")
+    check_discreet(error)
+    assert len(upstream.requests) == 1, "it was sent twice"
+
+
+@BOTH
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"finish_reason": None},
+        {"finish_reason": 7},
+        *({"at": {0: stop}} for stop in (Stop.END, Stop.CLOSE, Stop.RESET)),
+        {"at": {0: b"data: \xff\n\n"}},
+    ],
+)
+async def test_an_answer_without_its_parts_is_none(
+    vendor: Vendor, upstream: FaultUpstream, provider: Any, change: dict[str, Any], stream: bool
+) -> None:
+    upstream.script(vendor.wire.Answer("", **change))
+    error, said = await failure(provider, vendor.job(stream=stream))
+    assert (error.code, said) == ("provider_failed", "")
+    check_discreet(error)
+
+
+@pytest.mark.parametrize(
+    "fault", ["CLOSE", "RESET", "END", "broken json", "half a character", "a huge line", "an error"]
+)
+async def test_a_stream_that_breaks_keeps_what_it_said_and_never_looks_complete(
+    vendor: Vendor, upstream: FaultUpstream, provider: Any, fault: str
+) -> None:
+    step: Any = {
+        "broken json": broken_json(),
+        "half a character": vendor.wire.half_character(),
+        "a huge line": vendor.wire.huge_line(),
+        "an error": vendor.wire.error_event("upstream broke", message="upstream broke"),
+    }.get(fault) or Stop[fault]
+    gate = Gate()
+    upstream.script(vendor.wire.Answer("one two three", at={2: (gate, step)}))
+    said = ""
+    with pytest.raises(Exception) as raised:  # noqa: PT011, PT012
+        async for event in provider.text(vendor.job(stream=True)):
+            assert not event.text_delta.finish_reason
+            said += event.text_delta.content
+            if said == "one two":
+                gate.open()
+    assert said == "one two"
+    assert getattr(raised.value, "code", None) == "provider_failed"
+    check_discreet(raised.value)
+
+
+@pytest.mark.parametrize("key", ["sk\r\nX-Evil: 1", "sk\x00"])
+async def test_a_key_that_is_no_header_fails_and_is_not_shown(
+    vendor: Vendor, upstream: FaultUpstream, key: str
+) -> None:
+    async with opened(vendor, vendor.base_url(upstream), key=key) as provider:
+        error, _ = await failure(provider, vendor.job(stream=False))
+    assert error.code == "provider_failed"
+    assert upstream.requests == []
+
+
+@pytest.mark.parametrize("key", [None, "", "  "])
+async def test_without_a_key_it_is_not_configured(
+    vendor: Vendor, upstream: FaultUpstream, key: str | None
+) -> None:
+    async with opened(vendor, vendor.base_url(upstream), key=key) as provider:
+        assert not provider.configured
+    async with opened(vendor, vendor.base_url(upstream)) as provider:
+        assert provider.configured
+
+
+async def test_a_base_url_may_end_with_a_slash(vendor: Vendor, upstream: FaultUpstream) -> None:
+    async with opened(vendor, vendor.base_url(upstream) + "/") as provider:
+        assert (await deltas(provider, vendor.job(stream=False)))[-1].finish_reason
+    assert "//" not in (await upstream.received()).path
+
+
+async def test_many_streams_at_once_do_not_mix(
+    vendor: Vendor, upstream: FaultUpstream, provider: Any
+) -> None:
+    upstream.default = lambda received: vendor.wire.Answer(f"{received.prompt} " * 20)(received)
+
+    async def ask(number: int) -> None:
+        given = TextInput(messages=[Message(role=Role.ROLE_USER, content=f"n{number}")])
+        assert text(await deltas(provider, vendor.job(given, stream=number % 2 == 0))) == f"n{number} " * 20
+
+    async with asyncio.TaskGroup() as group:
+        for number in range(30):
+            group.create_task(ask(number))
+
+
+async def test_an_answer_that_is_compressed_unasked_is_not_unpacked(upstream: FaultUpstream) -> None:
+    answer = {"content": [{"type": "text", "text": "Hi"}], "stop_reason": "end_turn"}
+    body = json.dumps(answer | {"usage": ANTHROPIC.usage(1, 1)}).encode()
+    async with opened(ANTHROPIC, upstream.anthropic_base_url) as provider:
+        upstream.script(Reply(steps=(body,)))
+        assert text(await deltas(provider, ANTHROPIC.job(stream=False))) == "Hi"
+        upstream.script(Reply(headers={"Content-Encoding": "gzip"}, steps=(gzip.compress(body),)))
+        error, _ = await failure(provider, ANTHROPIC.job(stream=False))
+    assert error.code == "provider_failed"

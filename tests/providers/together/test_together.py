@@ -1,0 +1,249 @@
+"""What the Together provider sends, and what it makes of answers and of everything that can go wrong."""
+
+from __future__ import annotations
+
+import json
+from base64 import b64encode, encodebytes, urlsafe_b64encode
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+
+from pomelo.catalog.catalog import Route
+from pomelo.errors import Replay
+from pomelo.gen.v1.image_pb2 import ImageFormat, ImageInput
+from pomelo.providers.together import Together
+from pomelo.testing import FaultUpstream, Reply, Script, Stop, page, redirect
+from pomelo.testing.bfl_wire import delivered
+from pomelo.testing.pictures import picture
+from pomelo.testing.reply import Received
+from pomelo.testing.together_wire import Drawn, error_reply
+from tests.providers.image_rig import (
+    KEY,
+    PROMPT,
+    SECRETS,
+    check_discreet,
+    drawn,
+    events,
+    failure,
+    job,
+    opened,
+    richest,
+)
+
+SIDE = (256.0, 1440.0, 32.0)
+SCHNELL = Route(
+    "together",
+    "black-forest-labs/FLUX.1-schnell",
+    drop=frozenset(("guidance_scale",)),
+    clamp={"width": SIDE, "height": SIDE, "num_inference_steps": (1, 4, 0)},
+)
+BOTH = pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
+
+
+@pytest.fixture(name="vendor")
+async def _vendor() -> AsyncIterator[FaultUpstream]:
+    async with FaultUpstream(api_key=KEY) as server:
+        yield server
+
+
+@pytest.fixture(name="provider")
+async def _provider(vendor: FaultUpstream) -> AsyncIterator[Any]:
+    async with opened(Together, vendor.together_base_url) as provider:
+        yield provider
+
+
+async def test_the_richest_request_is_exactly_this(vendor: FaultUpstream, provider: Any) -> None:
+    route = Route("together", SCHNELL.model, clamp=SCHNELL.clamp)
+    await drawn(provider, job(route, richest(ImageFormat.IMAGE_FORMAT_JPEG)))
+    (received,) = vendor.requests
+    assert (received.method, received.target) == ("POST", "/together/v1/images/generations")
+    assert received.body == {
+        "model": "black-forest-labs/FLUX.1-schnell",
+        "prompt": "Ünïcödé 🍊 on a table",
+        "width": 992,
+        "height": 704,
+        "steps": 3,
+        "guidance_scale": 2.5,
+        "seed": 2**53 - 1,
+        "n": 1,
+        "response_format": "base64",
+        "output_format": "jpeg",
+    }
+    assert received.headers["Authorization"] == f"Bearer {KEY}"
+
+
+async def test_the_barest_request_names_size_and_format_alone(vendor: FaultUpstream, provider: Any) -> None:
+    await drawn(provider, job(SCHNELL))
+    assert vendor.requests[0].body == {
+        "model": "black-forest-labs/FLUX.1-schnell",
+        "prompt": PROMPT,
+        "width": 1024,
+        "height": 1024,
+        "n": 1,
+        "response_format": "base64",
+        "output_format": "png",
+    }
+
+
+async def test_steps_are_clamped_and_guidance_is_dropped(vendor: FaultUpstream, provider: Any) -> None:
+    await drawn(provider, job(SCHNELL, ImageInput(prompt="x", num_inference_steps=50, guidance_scale=3)))
+    assert vendor.requests[0].body["steps"] == 4
+    assert "guidance_scale" not in vendor.requests[0].body
+
+
+@pytest.mark.parametrize(
+    ("wanted", "written"),
+    [
+        (ImageFormat.IMAGE_FORMAT_UNSPECIFIED, "png"),
+        (ImageFormat.IMAGE_FORMAT_PNG, "png"),
+        (ImageFormat.IMAGE_FORMAT_JPEG, "jpeg"),
+        (ImageFormat.IMAGE_FORMAT_WEBP, "png"),
+    ],
+)
+async def test_the_picture_is_told_as_what_it_is(
+    provider: Any, wanted: ImageFormat.ValueType, written: str
+) -> None:
+    answer = await drawn(provider, job(SCHNELL, ImageInput(prompt="x", output_format=wanted)))
+    assert answer == (picture(written), f"image/{written}")
+
+
+async def test_a_stream_tells_of_the_end_alone(provider: Any) -> None:
+    told, last = await events(provider, job(SCHNELL, stream=True))
+    assert told.image_progress.progress == 1
+    assert last.result.image.images[0].data == picture("png")
+
+
+def item(**what: Any) -> Reply:
+    """An answer with one picture."""
+    body = str({"data": [what]}).replace("'", '"').encode()
+    return Reply(steps=(body,))
+
+
+FAULTS: list[tuple[Script, str, int | None, Replay]] = [
+    (error_reply(400, message=SECRETS), "provider_failed", None, Replay.ELSEWHERE),
+    (error_reply(400, param="steps", message=SECRETS), "invalid_parameter", None, Replay.NEVER),
+    (error_reply(422, param="prompt", message=SECRETS), "invalid_parameter", None, Replay.NEVER),
+    (error_reply(400, param="n", message=SECRETS), "provider_failed", None, Replay.ELSEWHERE),
+    (error_reply(400, code="content_policy_violation"), "content_policy_violation", None, Replay.NEVER),
+    (error_reply(401, code="invalid_api_key"), "provider_failed", None, Replay.ELSEWHERE),
+    (error_reply(402, message=SECRETS), "provider_failed", None, Replay.ELSEWHERE),
+    (error_reply(403, message=SECRETS), "provider_failed", None, Replay.ELSEWHERE),
+    (error_reply(404, message=SECRETS), "provider_failed", None, Replay.ELSEWHERE),
+    (error_reply(413, message=SECRETS), "payload_too_large", None, Replay.NEVER),
+    (error_reply(429, message=SECRETS), "provider_unavailable", 5, Replay.AGAIN),
+    (error_reply(429, headers={"Retry-After": "9"}), "provider_unavailable", 9, Replay.AGAIN),
+    (error_reply(500, message=SECRETS), "provider_unavailable", 5, Replay.NEVER),
+    (error_reply(503, message=SECRETS), "provider_unavailable", 5, Replay.NEVER),
+    (error_reply(200, message=SECRETS), "provider_failed", None, Replay.NEVER),
+    (page(524), "provider_unavailable", 5, Replay.NEVER),
+    (page(), "provider_failed", None, Replay.NEVER),
+    (redirect("/together/v1/images/generations"), "provider_failed", None, Replay.ELSEWHERE),
+    (Reply(), "provider_failed", None, Replay.NEVER),
+    (Reply(steps=(b"[]",)), "provider_failed", None, Replay.NEVER),
+    (Reply(steps=(b'{"data":[]}',)), "provider_failed", None, Replay.NEVER),
+    (Reply(steps=(b'{"data":{"0":1}}',)), "provider_failed", None, Replay.NEVER),
+    (item(url="https://169.254.169.254/"), "provider_failed", None, Replay.NEVER),
+    (item(b64_json=7), "provider_failed", None, Replay.NEVER),
+    (item(b64_json="***"), "provider_failed", None, Replay.NEVER),
+    (item(b64_json="ünïcödé"), "provider_failed", None, Replay.NEVER),
+    (item(b64_json=b64encode(b"<html>").decode()), "provider_failed", None, Replay.NEVER),
+    (item(b64_json=b64encode(b"").decode()), "provider_failed", None, Replay.NEVER),
+    (Drawn(b"\x89PNG\r\n\x1a\n" + b"x" * 34_000_000), "provider_failed", None, Replay.NEVER),
+    (Drawn(middle=(Stop.CLOSE,)), "provider_failed", None, Replay.NEVER),
+    (Drawn(middle=(Stop.RESET,)), "provider_failed", None, Replay.NEVER),
+    (Drawn(middle=(Stop.END,)), "provider_failed", None, Replay.NEVER),
+    (Drawn(before=(Stop.CLOSE,)), "provider_unavailable", 5, Replay.NEVER),
+    (Drawn(before=(Stop.RESET,)), "provider_unavailable", 5, Replay.NEVER),
+]
+
+
+@BOTH
+@pytest.mark.parametrize(("script", "code", "wait", "replay"), FAULTS)
+async def test_what_goes_wrong_becomes_a_row_of_the_table_and_is_sent_once(
+    vendor: FaultUpstream,
+    provider: Any,
+    script: Script,
+    code: str,
+    wait: int | None,
+    replay: Replay,
+    stream: bool,
+) -> None:
+    vendor.script(script)
+    error = await failure(provider, job(SCHNELL, stream=stream))
+    assert (error.code, error.retry_after, error.replay) == (code, wait, replay)
+    check_discreet(error)
+    assert len(vendor.requests) == 1, "it was sent twice"
+
+
+async def test_a_blamed_parameter_has_the_contracts_name(vendor: FaultUpstream, provider: Any) -> None:
+    vendor.script(error_reply(400, param="steps"))
+    error = await failure(provider, job(SCHNELL))
+    assert error.field == "num_inference_steps"
+
+
+async def test_the_base_url_may_end_with_v1(vendor: FaultUpstream) -> None:
+    for end in ("/", "/v1", "/v1/"):
+        async with opened(Together, vendor.together_base_url + end) as provider:
+            await drawn(provider, job(SCHNELL))
+
+
+@pytest.mark.parametrize(("key", "configured"), [(None, False), (" ", False), ("k", True)])
+async def test_without_a_key_it_is_not_configured(key: str | None, configured: bool) -> None:
+    async with opened(Together, "https://api.together.ai", key=key) as provider:
+        assert provider.configured is configured
+
+
+@dataclass(frozen=True)
+class Item:
+    """A script: answers with this in place of the image."""
+
+    item: dict[str, Any]
+
+    def __call__(self, received: Received) -> Reply:
+        """The reply to a request."""
+        body = json.dumps({"id": "o-T1", "data": [{"index": 0, **self.item}]}).encode()
+        return Reply(headers={"Content-Type": "application/json"}, steps=(body,))
+
+
+ENCODED = b64encode(picture()).decode()
+URL_SAFE = urlsafe_b64encode(picture()).decode()
+
+
+@BOTH
+@pytest.mark.parametrize(
+    "item",
+    [
+        {"b64_json": encodebytes(picture()).decode()},
+        {"b64_json": encodebytes(picture()).decode().replace("\n", "\r\n")},
+        {"b64_json": f"data:image/png;base64,{ENCODED}"},
+        {"b64_json": URL_SAFE.rstrip("=")},
+        {"b64_json": None, "url": f"data:image/png;base64,{ENCODED}"},
+        {"type": "url", "url": f"data:image/png;base64,{ENCODED}"},
+    ],
+)
+async def test_base64_is_read_as_leniently_as_that_of_callers(
+    vendor: FaultUpstream, provider: Any, item: dict[str, Any], stream: bool
+) -> None:
+    vendor.script(Item(item))
+    assert await drawn(provider, job(SCHNELL, stream=stream)) == (picture(), "image/png")
+    assert len(vendor.requests) == 1
+
+
+async def test_a_link_in_place_of_base64_is_fetched_without_the_key(
+    vendor: FaultUpstream, provider: Any
+) -> None:
+    async with FaultUpstream() as store:
+        store.script(Reply(503), Reply(steps=(picture()[:40], Stop.CLOSE)))
+        store.default = delivered(picture())
+        link = {"type": "url", "url": f"{store.url}/bfl/delivery/T1/sample.png?sig=1"}
+        vendor.script(Item(link), Item(link))
+        error = await failure(provider, job(SCHNELL))
+        assert (error.code, error.replay) == ("provider_failed", Replay.NEVER)
+        assert store.requests == []
+        async with opened(Together, vendor.together_base_url, origins=(store.url,)) as trusting:
+            assert await drawn(trusting, job(SCHNELL)) == (picture(), "image/png")
+        assert len(store.requests) == 3
+        assert all(KEY not in str(dict(download.headers)) for download in store.requests)
+    assert len(vendor.requests) == 2

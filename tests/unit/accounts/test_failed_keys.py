@@ -1,0 +1,116 @@
+"""Failed keys by address: how many are answered as such, when a window ends, and what is remembered."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pomelo.accounts.failed_keys import LIMIT, MAX_ADDRESSES, WINDOW, FailedKeys
+from pomelo.origin import network
+
+
+class Clock:
+    """A clock that a test sets."""
+
+    def __init__(self) -> None:
+        self.now = 1_000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def test_twenty_failures_a_minute_are_within_the_limit():
+    clock = Clock()
+    failed = FailedKeys(monotonic=clock)
+    for minute in range(3):
+        clock.now = 1_000.0 + minute * WINDOW
+        assert [failed.count("192.0.2.1", "bad") for _ in range(LIMIT)] == [None] * LIMIT == [None] * 20
+        assert failed.count("192.0.2.1", "bad") == 60
+        clock.now += 20.5
+        assert failed.count("192.0.2.1", None) == 40
+        clock.now += 39.4
+        assert failed.count("192.0.2.1", "bad") == 1
+
+
+def test_failures_above_the_limit_do_not_make_the_wait_longer():
+    clock = Clock()
+    failed = FailedKeys(monotonic=clock)
+    for second in range(60):
+        clock.now = 1_000.0 + second
+        failed.count("192.0.2.1", "bad")
+    clock.now = 1_060.0
+    assert failed.count("192.0.2.1", "bad") is None
+
+
+def test_addresses_are_counted_separately():
+    failed = FailedKeys(limit=1)
+    assert failed.count("192.0.2.1", "bad") is None
+    assert failed.count("192.0.2.1", "bad")
+    assert failed.count("192.0.2.2", "bad") is None
+
+
+def test_the_hosts_of_an_ipv6_network_count_as_one():
+    failed = FailedKeys(limit=1)
+    assert failed.count("2001:db8:0:1::1", "bad") is None
+    assert failed.count("2001:db8:0:1:ffff:ffff:ffff:ffff", "bad")
+    assert failed.count("2001:0db8:0000:0001:0000:0000:0000:0002", "bad")
+    assert failed.count("2001:db8:0:2::1", "bad") is None
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [("::ffff:192.0.2.1", "192.0.2.1"), ("fe80::1%eth0", "fe80::2%eth1"), ("::ffff:c000:201", "192.0.2.1")],
+)
+def test_two_ways_to_write_an_address_are_the_same(one: str, other: str):
+    assert network(one) == network(other)
+    assert network(one) != network("192.0.2.9")
+
+
+def test_a_unix_socket_has_no_limit():
+    failed = FailedKeys(limit=0)
+    assert failed.count("", "bad") is None
+    assert failed.addresses == 0
+    assert not failed.is_repeated("", "bad")
+
+
+def test_only_the_last_failed_key_of_an_address_above_its_limit_is_repeated():
+    clock = Clock()
+    failed = FailedKeys(limit=2, monotonic=clock)
+    failed.count("192.0.2.1", "bad")
+    assert not failed.is_repeated("192.0.2.1", "bad")
+    failed.count("192.0.2.1", "bad")
+    assert failed.is_repeated("192.0.2.1", "bad")
+    assert not failed.is_repeated("192.0.2.1", "another")
+    assert not failed.is_repeated("192.0.2.2", "bad")
+    failed.count("192.0.2.1", None)
+    assert not failed.is_repeated("192.0.2.1", "")
+    failed.count("192.0.2.1", "bad")
+    clock.now += WINDOW
+    assert not failed.is_repeated("192.0.2.1", "bad")
+
+
+def test_memory_and_time_are_bounded_however_many_addresses_fail():
+    failed = FailedKeys()
+    began = time.perf_counter()
+    for number in range(3 * MAX_ADDRESSES):
+        failed.count(f"2001:db8:{number >> 8:x}:{number & 255:x}::1", "bad" * 100)
+    assert failed.addresses == MAX_ADDRESSES
+    assert time.perf_counter() - began < 5
+
+
+def test_an_address_that_keeps_failing_is_not_forgotten_for_new_ones():
+    failed = FailedKeys(limit=1, max_addresses=2)
+    failed.count("192.0.2.1", "bad")
+    for number in range(10):
+        failed.count(f"198.51.100.{number}", "bad")
+        assert failed.count("192.0.2.1", "bad")
+
+
+@given(st.text(max_size=200), st.text(max_size=200))
+def test_any_address_and_any_key_is_accepted(address: str, key: str):
+    failed = FailedKeys(limit=0)
+    assert (failed.count(address, key) is None) == (address == "")
+    assert failed.is_repeated(address, key) == (address != "")

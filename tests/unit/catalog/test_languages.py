@@ -1,0 +1,65 @@
+"""Language codes: whatever form they come in, one form goes out."""
+
+from __future__ import annotations
+
+import gc
+import sys
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from langcodes import Language
+
+from pomelo.catalog.languages import iso_language
+
+
+@pytest.mark.parametrize(
+    ("tag", "code"),
+    [
+        ("en", "en"), ("EN", "en"), ("eng", "en"), ("ENG", "en"), ("en-US", "en"), ("en_GB", "en"),
+        ("eng-US", "en"), ("zh-Hant-TW", "zh"), ("sr-Latn-RS", "sr"), ("de-1996", "de"),
+        ("ger", "de"), ("deu", "de"), ("fre", "fr"), ("fra", "fr"), ("chi", "zh"), ("zho", "zh"),
+        ("haw", "haw"), ("yue", "yue"), ("cmn", "cmn"), ("fil", "fil"), ("ast", "ast"), ("HAW-US", "haw"),
+        ("tgl", "tl"), ("tl", "tl"), ("twi", "tw"), ("nob", "nb"), ("nor", "no"), ("hbs", "sh"),
+        ("iw", "he"), ("in", "id"), ("ji", "yi"), ("jw", "jv"), ("mo", "ro"),
+    ],
+)  # fmt: skip
+def test_a_language_has_the_shortest_code_of_iso_639(tag: str, code: str) -> None:
+    assert iso_language(tag) == code
+
+
+@pytest.mark.parametrize(
+    "tag",
+    [
+        "", "e", "zz", "xx", "xyz", "zzz", "xx1", "e1", "english", "English", "x" * 200, "en-" * 70 + "x",
+        "en-", "-en", "en--US", "en US", " en", "en\n", "en-toolongsubtag", "\uff45\uff4e", "\u0435\u043d", "é",
+        "und", "mis", "mul", "zxx", "qaa", "qtz", "i-klingon", "x-mine", "en-US-" + "a-" * 9 + "b",
+    ],
+)  # fmt: skip
+def test_what_is_no_language_has_no_code(tag: str) -> None:
+    assert iso_language(tag) == ""
+
+
+def test_there_are_184_codes_of_two_letters() -> None:
+    letters = "abcdefghijklmnopqrstuvwxyz"
+    codes = {iso_language(first + second) for first in letters for second in letters} - {"", "bih"}
+    assert len(codes) == 184
+    assert {len(code) for code in codes} == {2}
+
+
+@given(st.text(max_size=40))
+def test_any_text_gives_a_code_that_stays_as_it_is(tag: str) -> None:
+    code = iso_language(tag)
+    assert len(code) in (0, 2, 3)
+    assert iso_language(code) == code
+
+
+def test_tags_of_callers_are_not_kept() -> None:
+    iso_language("en-x-warm")
+    kept = len(Language._PARSE_CACHE) + len(Language._INSTANCES)
+    gc.collect()
+    blocks = sys.getallocatedblocks()
+    for number in range(5_000):
+        assert iso_language(f"haw-x-{number}") == "haw"
+    assert sys.getallocatedblocks() - blocks < 1_000
+    assert len(Language._PARSE_CACHE) + len(Language._INSTANCES) <= kept + 2

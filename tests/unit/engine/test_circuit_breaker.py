@@ -1,0 +1,477 @@
+"""The circuit breaker of a route, on a clock that the test sets."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import pytest
+
+from pomelo.engine.circuit_breaker import (
+    MINIMUM_CALLS,
+    PROBE_TIMEOUT,
+    PROBE_WAIT,
+    PROBE_WAIT_MAX,
+    CircuitBreaker,
+    State,
+)
+
+DOWN = "provider_unavailable"
+
+
+@dataclass
+class Traffic:
+    """Calls of accounts at a vendor, in steps of 10 ms; `healthy` says whether the vendor serves an account."""
+
+    breaker: CircuitBreaker = field(default_factory=lambda: CircuitBreaker("acme", "large"))
+    healthy: Callable[[str], bool] = lambda account: True
+    now: float = 1000.0
+    passed: dict[str, int] = field(default_factory=dict)
+    refused: dict[str, int] = field(default_factory=dict)
+    last_call: float = 0.0
+
+    def call(self, account: str) -> bool:
+        """One call; whether it was served."""
+        attempt = self.breaker.acquire(account, self.now)
+        if attempt is None:
+            self.refused[account] = self.refused.get(account, 0) + 1
+            return False
+        self.passed[account] = self.passed.get(account, 0) + 1
+        self.last_call = self.now
+        served = self.healthy(account)
+        if served:
+            self.breaker.succeeded(attempt, self.now)
+        else:
+            self.breaker.failed(attempt, self.now, DOWN)
+        self.breaker.release(attempt, self.now)
+        return served
+
+    def run(self, seconds: float, rates: dict[str, float]) -> None:
+        """Makes calls of each account at its rate per second."""
+        steps = round(seconds * 100)
+        for step in range(steps):
+            for account, rate in rates.items():
+                for _ in range(int((step + 1) * rate / 100) - int(step * rate / 100)):
+                    self.call(account)
+            self.now += 0.01
+
+    def share(self, account: str) -> float:
+        """The share of an account's calls that passed."""
+        passed, refused = self.passed.get(account, 0), self.refused.get(account, 0)
+        return passed / (passed + refused)
+
+    def forget(self) -> None:
+        """Resets the counts."""
+        self.passed, self.refused = {}, {}
+
+
+def opened_by(*accounts: str, **options: float) -> Traffic:
+    """A vendor that is down, and whose route is open after calls of these accounts."""
+    traffic = Traffic(CircuitBreaker("acme", "large", **options), lambda account: False)  # type: ignore[arg-type]
+    while traffic.breaker.state is State.CLOSED:
+        for account in accounts:
+            traffic.call(account)
+        traffic.now += 0.05
+    return traffic
+
+
+@pytest.mark.parametrize("poison", [1.0, 20.0, 500.0])
+@pytest.mark.parametrize("good", [0.5, 5.0, 50.0])
+def test_poison_of_one_account_refuses_that_account_alone(poison: float, good: float) -> None:
+    traffic = Traffic(healthy=lambda account: account == "good")
+    traffic.run(60, {"poison": poison, "good": good})
+    assert traffic.share("good") == 1.0
+    assert traffic.breaker.account_state("poison") is not State.CLOSED
+    assert traffic.passed["poison"] <= MINIMUM_CALLS + 5 + 60 / PROBE_WAIT_MAX
+
+
+def test_a_single_failure_beside_poison_does_not_open_the_route() -> None:
+    traffic = Traffic(healthy=lambda account: False)
+    traffic.run(2, {"poison": 100})
+    traffic.call("other")
+    assert traffic.breaker.state is State.CLOSED
+
+
+def test_an_account_alone_at_a_vendor_that_is_down_is_refused_and_probes() -> None:
+    traffic = Traffic(healthy=lambda account: False)
+    traffic.run(60, {"only": 100})
+    assert traffic.passed["only"] <= MINIMUM_CALLS + 5 + 60 / PROBE_WAIT_MAX
+    assert traffic.now - traffic.last_call <= PROBE_WAIT_MAX
+    traffic.healthy = lambda account: True
+    traffic.run(PROBE_WAIT_MAX + 0.1, {"only": 100})
+    assert traffic.breaker.account_state("only") is State.CLOSED
+
+
+@pytest.mark.parametrize(
+    "rates",
+    [{"a": 4.0, "b": 4.0}, {"a": 300.0, "b": 5.0}, {f"account {n}": 1.0 for n in range(50)}],
+    ids=["two quiet accounts", "a busy one and a quiet one", "fifty"],
+)
+def test_a_vendor_that_goes_down_is_left_alone_within_two_seconds_and_found_again(
+    rates: dict[str, float],
+) -> None:
+    traffic = Traffic()
+    traffic.run(30, rates)
+    assert not traffic.refused
+    traffic.healthy = lambda account: False
+    traffic.run(2, rates)
+    assert traffic.breaker.state is not State.CLOSED
+    traffic.forget()
+    traffic.run(60, rates)
+    assert sum(traffic.passed.values()) <= 60 / PROBE_WAIT + 1
+    traffic.healthy = lambda account: True
+    traffic.run(PROBE_WAIT_MAX + 1, rates)
+    assert traffic.breaker.state is State.CLOSED
+    traffic.forget()
+    traffic.run(5, rates)
+    assert not traffic.refused, "every account that was served before is let in with the first success"
+
+
+def test_one_call_in_ten_that_fails_opens_nothing() -> None:
+    traffic = Traffic()
+    numbers = iter(range(10**6))
+    traffic.healthy = lambda account: next(numbers) % 10 != 0
+    traffic.run(30, {f"account {n}": 20.0 for n in range(5)})
+    assert not traffic.refused
+
+
+def test_every_second_call_that_fails_opens_nothing() -> None:
+    traffic = Traffic()
+    numbers = {f"account {n}": iter(range(10**6)) for n in range(3)}
+    traffic.healthy = lambda account: next(numbers[account]) % 2 == 0
+    traffic.run(30, dict.fromkeys(numbers, 50.0))
+    assert not traffic.refused
+
+
+def test_several_poisoned_accounts_do_not_outvote_those_that_are_served() -> None:
+    traffic = Traffic(healthy=lambda account: account.startswith("good"))
+    good = {f"good {n}": 5.0 for n in range(2)}
+    traffic.run(1, good)
+    traffic.run(60, good | {f"poison {n}": 100.0 for n in range(6)})
+    assert traffic.share("good 0") == traffic.share("good 1") == 1.0
+
+
+def test_accounts_that_open_the_route_do_not_keep_it_open() -> None:
+    traffic = Traffic(healthy=lambda account: account == "good")
+    traffic.run(10, {"poison 1": 50.0, "poison 2": 50.0})
+    assert traffic.breaker.state is not State.CLOSED
+    traffic.run(10, {"poison 1": 50.0, "poison 2": 50.0, "good": 2.0})
+    traffic.forget()
+    traffic.run(60, {"poison 1": 50.0, "poison 2": 50.0, "good": 2.0})
+    assert traffic.share("good") == 1.0
+
+
+def vote(rate: float, gap: int) -> State:
+    """The state of a route after two accounts failed once each, and again `gap` buckets of good calls later."""
+    traffic = Traffic(CircuitBreaker(failure_rate=rate), lambda account: account == "good")
+    for _ in range(2):
+        traffic.call("a")
+        traffic.call("b")
+        for _ in range(gap if traffic.passed.get("good", 0) == 0 else 0):
+            for _ in range(3):
+                traffic.call("good")
+            traffic.now += 0.6
+    return traffic.breaker.state
+
+
+def test_a_vote_counts_failures_of_this_bucket_and_the_one_before_and_no_older_ones() -> None:
+    assert vote(0.6, gap=1) is State.OPEN
+    assert vote(0.7, gap=1) is State.CLOSED
+    assert vote(0.6, gap=3) is State.CLOSED
+
+
+def test_an_account_that_was_dropped_does_not_vote_twice() -> None:
+    traffic = Traffic(CircuitBreaker(max_accounts=1, failure_rate=0.5), lambda account: account == "good")
+    for account in ("poison", "poison", "good") * 10:
+        traffic.call(account)
+    assert traffic.breaker.state is State.CLOSED
+
+
+def test_accounts_that_were_served_before_are_let_in_with_the_first_probe_and_others_are_not() -> None:
+    traffic = Traffic()
+    traffic.call("served")
+    traffic.now += 120
+    traffic.call("good")
+    traffic.healthy = lambda account: False
+    for account in ("served", "never served"):
+        for _ in range(MINIMUM_CALLS):
+            traffic.call(account)
+        assert traffic.breaker.account_state(account) is State.OPEN
+    assert traffic.breaker.state is State.CLOSED, "two of three accounts are not enough"
+    for account in ("third", "fourth"):
+        traffic.call(account)
+        traffic.call(account)
+    assert traffic.breaker.state is State.OPEN
+    traffic.now += PROBE_WAIT_MAX
+    traffic.healthy = lambda account: account == "prober"
+    assert traffic.call("prober")
+    assert traffic.breaker.account_state("served") is State.CLOSED
+    assert traffic.breaker.account_state("never served") is State.OPEN
+
+    # It was admitted once without a probe; not served since, it needs its own probe next time.
+    for account in ("served", "third", "fourth", "fifth"):
+        for _ in range(MINIMUM_CALLS):
+            traffic.call(account)
+    assert traffic.breaker.account_state("served") is State.OPEN
+    assert traffic.breaker.state is State.OPEN
+    traffic.now += PROBE_WAIT_MAX
+    assert traffic.call("prober")
+    assert traffic.breaker.account_state("served") is State.OPEN
+
+
+def test_a_route_that_was_found_again_starts_with_a_clean_record() -> None:
+    traffic = Traffic(healthy=lambda account: account == "good")
+    for account, calls in {"good": 1, "a": MINIMUM_CALLS - 1, "b": 2, "c": 2, "d": 2}.items():
+        for _ in range(calls):
+            traffic.call(account)
+    assert traffic.breaker.state is State.OPEN
+    traffic.now += PROBE_WAIT
+    assert traffic.call("good")
+    for account in ("a", "b"):
+        traffic.call(account)
+        assert traffic.breaker.state is State.CLOSED
+        assert traffic.breaker.account_state(account) is State.CLOSED
+
+
+def test_a_probe_that_succeeds_resets_the_wait_of_its_account() -> None:
+    traffic = Traffic(healthy=lambda account: False)
+    traffic.run(30, {"only": 100.0})
+    assert traffic.breaker.retry_after("only", traffic.last_call) == PROBE_WAIT_MAX
+    assert traffic.breaker.account_state("only") is State.OPEN
+    traffic.healthy = lambda account: True
+    traffic.run(PROBE_WAIT_MAX + 0.1, {"only": 100.0})
+    traffic.now += 120
+    traffic.healthy = lambda account: False
+    for _ in range(MINIMUM_CALLS):
+        traffic.call("only")
+    assert traffic.breaker.retry_after("only", traffic.now) == PROBE_WAIT
+    assert not traffic.call("only")
+
+
+def test_an_account_whose_probe_succeeded_may_probe_again_when_the_route_opens_anew() -> None:
+    traffic = opened_by("a", "b")
+    traffic.now += PROBE_WAIT
+    traffic.healthy = lambda account: account == "c"
+    assert traffic.call("c")
+    for account in ("a", "b", "d", "e"):
+        traffic.call(account)
+        traffic.call(account)
+    assert traffic.breaker.state is State.OPEN
+    assert traffic.breaker.retry_after("c", traffic.now) == PROBE_WAIT
+
+
+def test_calls_that_were_under_way_when_an_accounts_circuit_opened_change_nothing(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    traffic = Traffic(healthy=lambda account: False)
+    attempts = [traffic.breaker.acquire("a", traffic.now) for _ in range(100)]
+    for attempt in attempts:
+        assert attempt is not None
+        traffic.breaker.failed(attempt, traffic.now, DOWN)
+        traffic.breaker.release(attempt, traffic.now)
+    assert len(caplog.records) == 1
+    assert traffic.breaker.retry_after("a", traffic.now) == PROBE_WAIT
+
+
+def test_an_open_route_admits_one_probe_at_a_time() -> None:
+    traffic = opened_by("a", "b")
+    traffic.now += PROBE_WAIT_MAX
+    first = traffic.breaker.acquire("c", traffic.now)
+    assert first is not None
+    assert traffic.breaker.state is State.HALF_OPEN
+    assert traffic.breaker.acquire("d", traffic.now) is None
+    assert traffic.breaker.retry_after("d", traffic.now) == PROBE_TIMEOUT
+    traffic.breaker.succeeded(first, traffic.now)
+    assert traffic.breaker.state is State.CLOSED
+    assert traffic.breaker.acquire("d", traffic.now) is not None
+
+
+def test_a_probe_that_fails_opens_the_route_again() -> None:
+    traffic = opened_by("a", "b")
+    traffic.now += PROBE_WAIT_MAX
+    assert not traffic.call("c")
+    assert traffic.passed["c"] == 1
+    assert traffic.breaker.state is State.OPEN
+    assert traffic.breaker.acquire("d", traffic.now) is None
+    assert 0 < traffic.breaker.retry_after("d", traffic.now) <= PROBE_WAIT_MAX
+
+
+def test_a_probe_whose_caller_leaves_makes_room_for_another_account() -> None:
+    traffic = opened_by("a", "b")
+    traffic.now += PROBE_WAIT_MAX
+    probe = traffic.breaker.acquire("c", traffic.now)
+    assert probe is not None
+    traffic.breaker.release(probe, traffic.now)
+    assert traffic.breaker.state is State.OPEN
+    assert traffic.breaker.acquire("c", traffic.now) is None, "one that leaves has to wait for its next turn"
+    assert traffic.breaker.acquire("d", traffic.now) is not None
+
+
+def test_a_caller_that_leaves_every_probe_does_not_probe_without_end() -> None:
+    traffic = opened_by("a", "b")
+    probes = 0
+    for _ in range(6000):
+        attempt = traffic.breaker.acquire("a", traffic.now)
+        if attempt is not None:
+            probes += 1
+            traffic.breaker.release(attempt, traffic.now)
+        traffic.now += 0.01
+    assert 60 / PROBE_WAIT_MAX - 1 <= probes <= 60 / PROBE_WAIT_MAX + 5
+
+
+@pytest.mark.parametrize("accounts", [("a",), ("a", "b")], ids=["the account's circuit", "the route's"])
+def test_a_probe_that_never_ends_does_not_bar_others_for_ever(accounts: tuple[str, ...]) -> None:
+    traffic = Traffic(healthy=lambda account: False)
+    traffic.run(3, dict.fromkeys(accounts, 20.0))
+    traffic.now += PROBE_WAIT_MAX
+    hanging = traffic.breaker.acquire("a", traffic.now)
+    assert hanging is not None
+    traffic.healthy = lambda account: True
+    traffic.forget()
+    began = traffic.now
+    while not traffic.passed:
+        traffic.run(0.01, dict.fromkeys(accounts, 100.0))
+    assert PROBE_TIMEOUT <= traffic.last_call - began <= 15
+    traffic.run(PROBE_WAIT_MAX, dict.fromkeys(accounts, 100.0))
+    assert traffic.breaker.state is State.CLOSED
+    assert traffic.breaker.account_state("a") is State.CLOSED
+    traffic.breaker.failed(hanging, traffic.now, DOWN)
+    traffic.breaker.release(hanging, traffic.now)
+    traffic.forget()
+    traffic.run(1, dict.fromkeys(accounts, 20.0))
+    assert not traffic.refused, "a probe that was given up changes nothing"
+
+
+def test_an_account_whose_probe_hangs_leaves_the_next_one_to_others() -> None:
+    traffic = opened_by("a", "b")
+    traffic.now += PROBE_WAIT_MAX
+    assert traffic.breaker.acquire("hanging", traffic.now) is not None
+    traffic.now += PROBE_TIMEOUT
+    assert traffic.breaker.acquire("hanging", traffic.now) is None
+    assert traffic.breaker.acquire("other", traffic.now) is not None
+
+
+def test_a_hanging_probe_that_succeeds_late_closes_the_route() -> None:
+    traffic = opened_by("a", "b")
+    traffic.now += PROBE_WAIT_MAX
+    late = traffic.breaker.acquire("a", traffic.now)
+    assert late is not None
+    traffic.now += PROBE_TIMEOUT + PROBE_WAIT_MAX
+    assert traffic.breaker.acquire("b", traffic.now) is not None
+    traffic.breaker.succeeded(late, traffic.now)
+    assert traffic.breaker.state is State.CLOSED
+
+
+def test_failures_of_calls_that_began_earlier_do_not_change_an_open_route() -> None:
+    traffic = Traffic()
+    traffic.run(5, {"a": 20.0, "b": 20.0})
+    before = [traffic.breaker.acquire(account, traffic.now) for account in ("a", "b") * 20]
+    traffic.healthy = lambda account: False
+    traffic.run(2, {"a": 20.0, "b": 20.0})
+    assert traffic.breaker.state is not State.CLOSED
+    traffic.now += PROBE_WAIT_MAX
+    traffic.healthy = lambda account: True
+    probe = traffic.breaker.acquire("c", traffic.now)
+    assert probe is not None
+    for attempt in before:
+        assert attempt is not None
+        traffic.breaker.failed(attempt, traffic.now, DOWN)
+    assert traffic.breaker.state is State.HALF_OPEN
+    traffic.breaker.succeeded(probe, traffic.now)
+    assert traffic.breaker.state is State.CLOSED
+    assert traffic.call("a")
+    assert traffic.call("b")
+
+
+def test_old_failures_are_forgotten() -> None:
+    traffic = Traffic(healthy=lambda account: False)
+    for _ in range(MINIMUM_CALLS - 1):
+        traffic.call("a")
+    traffic.now += 120
+    traffic.call("a")
+    assert traffic.breaker.account_state("a") is State.CLOSED
+
+
+def test_failures_that_come_one_a_minute_open_nothing_and_ten_a_minute_do() -> None:
+    for gap, state in ((61.0, State.CLOSED), (6.0, State.OPEN)):
+        traffic = Traffic(healthy=lambda account: False)
+        for _ in range(MINIMUM_CALLS + 3):
+            traffic.call("a")
+            traffic.now += gap
+            if traffic.breaker.account_state("a") is not State.CLOSED:
+                break
+        assert traffic.breaker.account_state("a") is state
+
+
+def test_fewer_calls_than_the_minimum_open_nothing() -> None:
+    traffic = Traffic(CircuitBreaker(minimum_calls=20), lambda account: False)
+    for _ in range(9):
+        traffic.call("a")
+        traffic.call("b")
+    assert not traffic.refused
+    for _ in range(4):
+        traffic.call("a")
+        traffic.call("b")
+    assert traffic.breaker.state is State.OPEN
+
+
+def test_the_accounts_of_a_route_are_bounded_and_open_circuits_are_kept() -> None:
+    traffic = Traffic(CircuitBreaker(max_accounts=100), lambda account: account != "poison")
+    for number in range(5000):
+        traffic.call(f"account {number}")
+        if number % 10 == 0:
+            traffic.call("poison")
+        traffic.now += 0.01
+    assert traffic.breaker.accounts == 100
+    assert traffic.passed["poison"] <= MINIMUM_CALLS + 5 + 50 / PROBE_WAIT_MAX
+    assert traffic.breaker.state is State.CLOSED
+    traffic.healthy = lambda account: False
+    traffic.run(2, {f"account {number}": 2.0 for number in range(200)})
+    assert traffic.breaker.state is not State.CLOSED, "what was dropped left no vote behind"
+
+
+def test_accounts_are_bounded_even_where_all_their_circuits_are_open() -> None:
+    traffic = Traffic(CircuitBreaker(max_accounts=20, minimum_accounts=10**6), lambda account: False)
+    for number in range(100):
+        for _ in range(MINIMUM_CALLS):
+            traffic.call(f"account {number}")
+    assert traffic.breaker.accounts == 20
+
+
+def test_each_change_of_state_is_one_line_that_names_provider_and_model(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level(logging.INFO, "pomelo.routing")
+    traffic = opened_by("a", "b")
+    traffic.now += PROBE_WAIT_MAX
+    traffic.call("c")
+    traffic.now += PROBE_WAIT_MAX
+    traffic.healthy = lambda account: True
+    traffic.call("d")
+    told = [record.getMessage() for record in caplog.records if "for account" not in record.getMessage()]
+    assert [line.partition(":")[0] for line in told] == [
+        "circuit open",
+        "circuit half-open",
+        "circuit open",
+        "circuit half-open",
+        "circuit closed",
+    ]
+    assert all("acme, model large" in line for line in told)
+    assert DOWN in told[0]
+    assert {record.name for record in caplog.records} == {"pomelo.routing"}
+
+
+def test_a_circuit_of_an_account_is_logged_when_it_opens_and_when_it_closes(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level(logging.INFO, "pomelo.routing")
+    traffic = Traffic(healthy=lambda account: False)
+    traffic.run(60, {"only": 50.0})
+    traffic.healthy = lambda account: True
+    traffic.run(PROBE_WAIT_MAX + 1, {"only": 50.0})
+    told = [record.getMessage() for record in caplog.records]
+    assert len(told) == 2
+    assert "open" in told[0]
+    assert "closed" in told[1]
+    assert all("account only" in line and "acme, model large" in line for line in told)

@@ -1,0 +1,175 @@
+"""Base64 and data: URIs, in every spelling that browsers, libraries and people use."""
+
+from __future__ import annotations
+
+import base64
+import time
+import tracemalloc
+from urllib.parse import quote
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pomelo.errors import PomeloError
+from pomelo.media import data_uris
+from pomelo.media.images import image_type
+
+MIB = 1024 * 1024
+
+
+def decoded(text: str) -> tuple[str, bytes]:
+    """The media type and the bytes."""
+    media_type, start = data_uris.head(text, "audio")
+    return media_type, b"".join(data_uris.decode(text, start, "audio"))
+
+
+def refusal(text: str) -> str:
+    """The message of the refusal."""
+    with pytest.raises(PomeloError) as caught:
+        decoded(text)
+    assert (caught.value.code, caught.value.field) == ("invalid_parameter", "audio")
+    return caught.value.message
+
+
+@given(
+    st.binary(min_size=1, max_size=80),
+    st.sampled_from(["", "data:audio/ogg;base64,", "\r\n DATA: ;codecs=vp8,opus; Base64;charset=utf-8 ,"]),
+    st.booleans(),
+    st.booleans(),
+    st.sampled_from(["as it is", "some escaped", "all escaped"]),
+    st.lists(st.tuples(st.integers(0, 400), st.sampled_from([" ", "\r\n", "\n", "\t"])), max_size=8),
+    st.integers(1, 40),
+)
+def test_every_spelling_means_the_same_bytes_however_the_text_is_cut(
+    data: bytes,
+    before: str,
+    url_safe: bool,
+    padded: bool,
+    escaped: str,
+    blanks: list[tuple[int, str]],
+    step: int,
+) -> None:
+    text = (base64.urlsafe_b64encode if url_safe else base64.b64encode)(data).decode()
+    text = text if padded else text.rstrip("=")
+    if escaped == "some escaped":
+        text = quote(text, safe="")
+    elif escaped == "all escaped":
+        text = "".join(f"%{ord(c):02x}" for c in text)
+    for place, blank in blanks:
+        text = text[:place] + blank + text[place:]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("pomelo.media.data_uris._STEP", step)
+        assert decoded(before + text)[1] == data
+        url = "data:image/png;base64," + text
+        canonical = data_uris.canonical(url, 22, "image/jpeg", "x")
+    assert canonical == "data:image/jpeg;base64," + base64.b64encode(data).decode()
+
+
+@pytest.mark.parametrize(
+    ("head", "media_type"),
+    [
+        ("data:audio/mpeg;base64,", "audio/mpeg"),
+        ("Data:Audio/MPEG;BASE64,", "Audio/MPEG"),
+        ("data:;base64,", ""),
+        (" \n data: audio/ogg ; base64 ,", "audio/ogg"),
+        ("data:video/webm;codecs=vp8,opus;base64,", "video/webm;codecs=vp8,opus"),
+        ('data:audio/ogg; codecs="a;base64,b";base64,', 'audio/ogg; codecs="a;base64,b"'),
+        ('data:audio/pcm; rate="16000";name=a,b.raw;base64,', 'audio/pcm; rate="16000";name=a,b.raw'),
+        ("data:audio/l16;base64;channels=1;rate=8000,", "audio/l16;channels=1;rate=8000"),
+        ("data:;rate=8000;base64,", ";rate=8000"),
+        ("data:nonsense;base64,", "nonsense"),
+    ],
+)
+def test_the_media_type_is_read_whatever_the_order_of_parameters(head: str, media_type: str) -> None:
+    assert decoded(head + "SUQz") == (media_type, b"ID3")
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("!", "'!'"),
+        ("SUQ\u00e9", "'\\xe9'"),
+        ("data:audio/mpeg;base64,SUQz,SUQz", "','"),
+        ("https://example.com/a.mp3", "':'"),
+        ("SUQ%zz", "'%'"),
+        ("SUQ%3", "'%'"),
+        ("SUQz%2525", "'%'"),
+        ("SUQzS", "missing"),
+        ("S===", "missing"),
+        ("SQ==SQ==", "padding"),
+        ("S=QQ", "padding"),
+        ("data:audio/mpeg,SUQz", "';base64,'"),
+        ("data:audio/mpeg;base64", "';base64,'"),
+        ("data:", "';base64,'"),
+        ('data:audio/mpeg;name="a;base64,SUQz', "';base64,'"),
+        ("data:" + " " * 1024 + ";base64,SUQz", "';base64,'"),
+    ],
+)
+def test_what_is_not_base64_is_refused_with_the_reason(text: str, words: str) -> None:
+    assert words in refusal(text)
+
+
+def test_nothing_is_no_bytes() -> None:
+    for text in ("", " \r\n", "====", "data:audio/mpeg;base64,"):
+        assert decoded(text)[1] == b""
+
+
+def test_a_canonical_data_uri_is_not_copied() -> None:
+    url = "data:image/png;base64," + base64.b64encode(bytes(MIB)).decode()
+    assert data_uris.canonical(url, 22, "image/png", "x") is url
+
+
+LARGE = {
+    "plain": "A" * (8 * MIB),
+    "lines": ("A" * 76 + "\r\n") * (8 * MIB // 78),
+    "escaped": "%41" * (8 * MIB // 3),
+    "blanks": " " * (8 * MIB),
+    "padding": "=" * (8 * MIB),
+}
+
+
+@pytest.mark.parametrize("name", LARGE)
+def test_a_large_text_is_decoded_in_steps_of_little_time_and_memory(name: str) -> None:
+    text = LARGE[name]
+    began = time.process_time()
+    for _ in data_uris.decode(text, 0, "audio"):
+        pass
+    assert time.process_time() - began < 2.0, "some 0.05 s on an idle machine"
+    tracemalloc.start()
+    try:
+        for _ in data_uris.decode(text, 0, "audio"):
+            pass
+        assert tracemalloc.get_traced_memory()[1] < 2 * MIB
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize("part", ["a", ";", ",", '"', "\\", ";a=", '="', ";base64", "; base64 ;", ' a="\\"'])
+def test_a_hostile_head_takes_no_time(part: str) -> None:
+    began = time.process_time()
+    data_uris_head = f"data:{part * 1024}"
+    for _ in range(20):
+        try:
+            data_uris.head(data_uris_head, "audio")
+        except PomeloError as error:
+            assert error.code == "invalid_parameter"  # noqa: PT017
+    assert time.process_time() - began < 0.5
+
+
+@pytest.mark.parametrize(
+    ("head", "media_type"),
+    [
+        (b"\x89PNG\r\n\x1a\n", "image/png"),
+        (b"\xff\xd8\xff\xe0", "image/jpeg"),
+        (b"GIF87a", "image/gif"),
+        (b"GIF89a", "image/gif"),
+        (b"RIFF\x04\0\0\0WEBPVP8 ", "image/webp"),
+        (b"RIFF\x04\0\0\0WAVE", None),
+        (b"<svg xmlns=", None),
+        (b"BM\0\0\0\0", None),
+        (b"", None),
+    ],
+)
+def test_an_image_is_recognised_by_its_bytes(head: bytes, media_type: str | None) -> None:
+    assert image_type(head) == media_type

@@ -1,0 +1,219 @@
+"""Audio is as long as a decoder plays it, however its container packs it and whatever is around it."""
+
+from __future__ import annotations
+
+import io
+import struct
+from collections.abc import Iterable
+
+import av
+import pytest
+
+from pomelo.media import demux
+from pomelo.media.containers import Window, links, tags
+from tests.unit.media import corpus
+
+SECONDS = corpus.SECONDS
+LONG = 20.0
+
+
+def measured(data: bytes) -> float:
+    """The seconds of a file; 0 if it can't be measured."""
+    return demux.measure(io.BytesIO(data), len(data), False)[0] / 1000
+
+
+def frames(data: bytes) -> list[bytes]:
+    """The packets of a file, which are one frame each."""
+    with av.open(io.BytesIO(data), "r") as container:
+        return [bytes(packet) for packet in container.demux() if packet.size]
+
+
+def ebml(name: int, body: bytes) -> bytes:
+    """An EBML element."""
+    return (
+        name.to_bytes((name.bit_length() + 7) // 8, "big") + (1 << 28 | len(body)).to_bytes(4, "big") + body
+    )
+
+
+def matroska(
+    codec: bytes, rate: float, packets: Iterable[bytes], private: bytes = b"", void: int = 0
+) -> bytes:
+    """A Matroska file of mono audio with these packets, each a millisecond long by its times."""
+    audio = ebml(0xB5, struct.pack(">d", rate)) + ebml(0x9F, b"\1")
+    track = (
+        ebml(0xD7, b"\1") + ebml(0x73C5, b"\1") + ebml(0x83, b"\2") + ebml(0x86, codec) + ebml(0xE1, audio)
+    )
+    blocks = [ebml(0xA3, b"\x81" + struct.pack(">hB", at, 128) + packet) for at, packet in enumerate(packets)]
+    body = ebml(0x1549A966, ebml(0x2AD7B1, (10**6).to_bytes(3, "big")))
+    body += ebml(0x1654AE6B, ebml(0xAE, track + (ebml(0x63A2, private) if private else b"")))
+    body += ebml(0xEC, bytes(void)) + ebml(0x1F43B675, ebml(0xE7, b"\0") + b"".join(blocks))
+    return ebml(0x1A45DFA3, ebml(0x4282, b"matroska")) + ebml(0x18538067, body)
+
+
+def joined(packets: list[bytes], count: int) -> list[bytes]:
+    """Packets of so many frames each."""
+    return [b"".join(packets[at : at + count]) for at in range(0, len(packets), count)]
+
+
+AAC_LC = bytes.fromhex("1208")
+"""AudioSpecificConfig: AAC-LC, 44,100 Hz, mono."""
+
+
+@pytest.mark.parametrize("count", [1, 2, 10, 50])
+def test_all_frames_of_a_packet_count(count: int) -> None:
+    aac = matroska(b"A_AAC", 44_100, joined(frames(corpus.make("m4a")), count), AAC_LC)
+    assert measured(aac) == pytest.approx(SECONDS, rel=0.03)
+    mp2 = matroska(b"A_MPEG/L2", 44_100, joined(frames(corpus.make("mp2")), count))
+    assert measured(mp2) == pytest.approx(SECONDS, rel=0.03)
+
+
+@pytest.mark.parametrize("sample", [8, 60, 200])
+def test_a_wrong_size_of_a_sample_hides_none_behind_it(sample: int) -> None:
+    data = bytearray(corpus.make("m4a", LONG))
+    data[data.index(b"stsz") + 16 + 4 * sample] = 0x7F
+    assert measured(bytes(data)) >= 0.94 * LONG
+
+
+@pytest.mark.parametrize("count", [1, 50])
+def test_audio_that_takes_too_long_to_decode_is_estimated(
+    count: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    packets = frames(corpus.make("m4a", LONG))
+    half = len(packets) // 2
+    data = matroska(b"A_AAC", 44_100, packets[:half] + joined(packets[half:], count), AAC_LC)
+    for seconds in (0.0, 0.005):
+        monkeypatch.setattr(demux, "DECODE_SECONDS", seconds)
+        assert measured(data) == pytest.approx(LONG, rel=0.05)
+
+
+def test_chained_streams_of_different_codecs_and_rates_are_added_up() -> None:
+    parts = [
+        corpus.make("ogg opus"),
+        corpus.make("ogg vorbis"),
+        corpus.make("ogg vorbis", SECONDS, 16_000),
+        corpus.make("ogg opus of one packet a page"),
+    ]
+    assert measured(b"".join(parts)) == pytest.approx(4 * SECONDS, rel=0.03)
+    assert measured(b"".join([parts[0][: len(parts[0]) // 2], *parts[1:]])) > 3 * SECONDS
+
+
+def test_tracks_that_play_together_are_not_added_up() -> None:
+    out = io.BytesIO()
+    with av.open(out, "w", format="ogg") as container:
+        tracks = [container.add_stream("libopus", rate=48_000) for _ in range(2)]
+        for at in range(0, int(SECONDS * 48_000), 960):
+            for track in tracks:
+                frame = av.AudioFrame(format="s16", layout="stereo", samples=960)
+                frame.planes[0].update(bytes(960 * 4))
+                frame.sample_rate, frame.pts = 48_000, at
+                container.mux(track.encode(frame))
+        for track in tracks:
+            container.mux(track.encode(None))
+    assert measured(out.getvalue()) == pytest.approx(SECONDS, rel=0.03)
+
+
+def test_a_stream_that_begins_late_ends_nothing() -> None:
+    data = corpus.make("flv", 60.0)
+    places, at = [], 13
+    while at < len(data):
+        places.append(at)
+        at += 15 + int.from_bytes(data[at + 1 : at + 4], "big")
+    late = places[len(places) * 9 // 10]
+    picture = b"\x12\0\0\x84" + bytes(600_000)  # a large one: video is not audio
+    tag = b"\x09" + len(picture).to_bytes(3, "big") + data[late + 4 : late + 11] + picture
+    tag += struct.pack(">I", len(tag))
+    assert measured(data[:late] + tag + data[late:]) == pytest.approx(60, rel=0.03)
+
+
+@pytest.mark.parametrize("name", ["adts", "mpeg-ts"])
+def test_each_frame_plays_at_its_own_rate(name: str) -> None:
+    data = corpus.make(name, 0.5, 96_000) + corpus.make(name, LONG, 8_000)
+    assert measured(data) == pytest.approx(LONG + 0.5, rel=0.03, abs=0.3)
+
+
+@pytest.mark.parametrize("every", [1, 2, 5])
+def test_flac_frames_with_a_wrong_checksum_count(every: int) -> None:
+    data = bytearray(corpus.make("flac", LONG))
+    with av.open(io.BytesIO(bytes(data)), "r") as container:
+        places = [(packet.pos, packet.size) for packet in container.demux() if packet.size]
+    at = len(data) - sum(size for _, size in places)
+    for number, (_, size) in enumerate(places):
+        at += size
+        if number % every == 0:
+            data[at - 1] ^= 0x55
+    assert measured(bytes(data)) == pytest.approx(LONG, rel=0.03)
+
+
+def chunk(name: bytes, body: bytes, order: str = "<") -> bytes:
+    """A chunk of RIFF or AIFF."""
+    return name + struct.pack(f"{order}I", len(body)) + body
+
+
+def id3(size: int) -> bytes:
+    """An ID3v2 tag."""
+    return b"ID3\4\0\0" + bytes(size >> shift & 0x7F for shift in (21, 14, 7, 0)) + bytes(size)
+
+
+def ape(size: int) -> bytes:
+    """An APEv2 tag with a header and a footer."""
+    head, foot = (struct.pack("<IIII8x", 2000, size + 32, 1, flags) for flags in (0xA0000000, 0x80000000))
+    return b"APETAGEX" + head + bytes(size) + b"APETAGEX" + foot
+
+
+ROOM = 300_000
+PADDED: dict[str, bytes] = {
+    "wav with room before": (w := corpus.make("wav"))[:12] + chunk(b"JUNK", bytes(ROOM)) + w[12:],
+    "wav with a tag behind": w + chunk(b"id3 ", bytes(ROOM)),
+    "wav with a comment": w[:12] + chunk(b"LIST", b"INFO" + chunk(b"ICMT", b"x" * ROOM)) + w[12:],
+    "aiff with a tag": corpus.make("aiff") + chunk(b"ID3 ", bytes(ROOM), ">"),
+    "m4a with free room": corpus.make("m4a") + struct.pack(">I4s", ROOM + 8, b"free") + bytes(ROOM),
+    "flac with padding": (f := corpus.make("flac"))[:42]
+    + struct.pack(">I", 1 << 24 | ROOM)
+    + bytes(ROOM)
+    + f[42:],
+    "flac behind a tag": id3(ROOM) + f,
+    "tta behind a tag": id3(ROOM) + corpus.make("tta"),
+    "aiff behind a tag": id3(ROOM) + corpus.make("aiff"),
+    "ogg behind a tag": id3(ROOM) + corpus.make("ogg opus"),
+    "mp3 behind a large tag": id3(8_000_000) + corpus.mp3(SECONDS),
+    "tta before a tag": corpus.make("tta") + ape(ROOM),
+    "wavpack before a tag": corpus.make("wavpack") + ape(ROOM),
+    "mp3 before a tag": corpus.mp3(SECONDS) + ape(ROOM),
+    "matroska with a void": matroska(b"A_AAC", 44_100, frames(corpus.make("m4a")), AAC_LC, ROOM),
+}
+
+
+@pytest.mark.parametrize("name", PADDED)
+def test_tags_and_padding_are_not_audio(name: str) -> None:
+    assert measured(PADDED[name]) == pytest.approx(SECONDS, rel=0.03)
+
+
+@pytest.mark.parametrize("name", ["wav", "m4a", "aiff", "tta", "wavpack", "matroska aac", "nut"])
+def test_bytes_that_no_structure_explains_count_as_audio(name: str) -> None:
+    data = corpus.make(name)
+    hidden = data[len(data) // 4 : -len(data) // 4]
+    assert measured(data + hidden) > 1.4 * SECONDS
+
+
+def test_a_footer_alone_does_not_make_audio_a_tag() -> None:
+    data = corpus.make("wavpack")
+    foot = b"APETAGEX" + struct.pack("<IIII8x", 2000, len(data), 1, 0x80000000)
+    assert tags(io.BytesIO(data + foot), len(data) + 32) == (0, 0)
+
+
+def test_links_of_a_chain_are_found_behind_a_cut_page() -> None:
+    first, second = corpus.make("ogg opus"), corpus.make("ogg vorbis")
+    for cut in (len(first), len(first) - 1000, len(first) - 1):
+        data = first[:cut] + second
+        found = links(io.BytesIO(data), 0, len(data))
+        assert [start for start, _ in found] == [0, cut]
+        start, size = found[1]
+        assert Window(io.BytesIO(data), start, size).read() == second
+
+
+@pytest.mark.parametrize("name", [*corpus.CASES, *PADDED])
+def test_a_cut_or_garbled_file_never_fails(name: str) -> None:
+    data = PADDED.get(name) or corpus.make(name)
+    for at in range(1, 64, 3):
+        assert measured(data[:at] + bytes(5) + data[at:][:20_000]) >= 0
+        assert measured(data[:at]) >= 0

@@ -1,0 +1,154 @@
+"""The write-ahead log stays small under continuous reports, and no commit waits long for it."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import sqlite3
+import time
+from collections.abc import AsyncIterator
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from pomelo.stores.base import Store
+from pomelo.stores.ledger import IdempotencyKey, ReserveRequest, Settlement, UsageQuery
+from pomelo.stores.sqlite import log_size, open_sqlite, usage
+from tests.many_accounts import fill_sqlite
+from tests.unit.accounts.audited_store import ACME, draft, endow
+
+MIB = 1024 * 1024
+BOUND = 16 * MIB
+ANSWER = bytes(range(256)) * 512
+"""What each task leaves in the log: 128 KiB."""
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "pomelo.db"
+
+
+@pytest.fixture
+async def store(path: Path) -> AsyncIterator[Store]:
+    """A store with 4,000 records, and an account that has credits."""
+    async with open_sqlite(path):
+        pass
+    fill_sqlite(path, 2_000, records=2)
+    async with open_sqlite(path) as opened:
+        await endow(opened, micros=10**9)
+        yield opened
+
+
+def size(path: Path) -> int:
+    return path.with_name("pomelo.db-wal").stat().st_size
+
+
+async def task(store: Store, number: int) -> float:
+    """Runs a task whose answer is stored; returns the duration of its longest step in seconds."""
+    began = time.perf_counter()
+    await store.reserve(
+        ReserveRequest(
+            draft(f"t{number}"),
+            minimum=1,
+            maximum=5_000,
+            idempotency_key=IdempotencyKey(f"k{number}", b"digest"),
+        )
+    )
+    taken = time.perf_counter()
+    await store.settle(Settlement(draft(f"t{number}", cost=1), answer=ANSWER))
+    return max(taken - began, time.perf_counter() - taken)
+
+
+async def test_the_log_stays_small_while_sums_are_read_back_to_back(store, path, monkeypatch):
+    monkeypatch.setattr(usage, "STEP", 100)
+    numbers, ended, largest, longest, sums = itertools.count(), 0, 0, 0.0, 0
+
+    async def write() -> None:
+        nonlocal ended, longest, largest
+        while (number := next(numbers)) < 400:
+            longest = max(longest, await task(store, number))
+            ended += 1
+            largest = max(largest, size(path))
+
+    async def read() -> None:
+        nonlocal sums
+        seen = 0
+        while ended < 400:
+            before = ended
+            totals = await store.sum_usage(UsageQuery(), "key")
+            count, cost = sum(total.tasks for total in totals), sum(total.cost for total in totals)
+            new = count - 4_000
+            assert before <= new <= ended + 8
+            assert cost == 4_000 * 3 + new
+            assert new >= seen
+            seen, sums = new, sums + 1
+
+    await asyncio.gather(*[write() for _ in range(8)], *[read() for _ in range(3)])
+    assert sums > 3
+    assert 400 * len(ANSWER) > 3 * BOUND
+    assert largest < BOUND
+    assert longest < 1.0
+
+
+async def test_a_large_log_is_emptied_at_the_next_commit_and_nothing_is_lost(store, path, monkeypatch):
+    monkeypatch.setattr(log_size, "LARGE", 10**12)
+    for number in range(80):
+        await task(store, number)
+    assert size(path) > 8 * MIB
+    monkeypatch.setattr(log_size, "LARGE", 4 * MIB)
+    await task(store, 80)
+    await task(store, 81)
+    assert size(path) < 1 * MIB
+    with closing(sqlite3.connect(path)) as other:
+        assert other.execute("SELECT count(*) FROM usage WHERE account = 'acme'").fetchone() == (82,)
+    assert (await store.balance(ACME)).spent == 82
+
+
+async def test_another_program_that_reads_holds_up_no_commit(store, path, monkeypatch):
+    monkeypatch.setattr(log_size, "BUSY_PAUSE", 0.05)
+    with closing(sqlite3.connect(path, isolation_level=None)) as other:
+        other.execute("BEGIN")
+        assert other.execute("SELECT count(*) FROM usage").fetchone() == (4_000,)
+        longest = max([await task(store, number) for number in range(100)])
+        assert size(path) > 8 * MIB
+        assert longest < 1.0
+        assert other.execute("SELECT count(*) FROM usage").fetchone() == (4_000,)
+        other.execute("COMMIT")
+    number = itertools.count(100)
+    async with asyncio.timeout(10):
+        while size(path) > 4 * MIB:
+            await task(store, next(number))
+
+
+async def test_a_step_that_takes_long_holds_up_no_commit_for_as_long(store, path, monkeypatch):
+    monkeypatch.setattr(log_size, "STEP_PAUSE", 0.1)
+    reading = store._log_size.reading()
+    held = asyncio.get_running_loop().run_in_executor(None, reading.__enter__)
+    await held
+    try:
+        longest = max([await task(store, number) for number in range(60)])
+        assert size(path) > log_size.LARGE
+        assert longest < 1.0
+    finally:
+        reading.__exit__(None, None, None)
+    number = itertools.count(60)
+    async with asyncio.timeout(10):
+        while size(path) > log_size.LARGE:
+            await task(store, next(number))
+
+
+async def test_a_file_that_a_crash_left_with_a_large_log_gets_a_small_one(store, path, tmp_path, monkeypatch):
+    monkeypatch.setattr(log_size, "LARGE", 10**12)
+    for number in range(80):
+        await task(store, number)
+    left = tmp_path / "left"
+    left.mkdir()
+    for name in ("pomelo.db", "pomelo.db-wal"):
+        (left / name).write_bytes((tmp_path / name).read_bytes())
+    monkeypatch.setattr(log_size, "LARGE", 4 * MIB)
+    async with open_sqlite(left / "pomelo.db") as opened:
+        assert (await opened.balance(ACME)).spent == 80
+        await task(opened, 80)
+        await task(opened, 81)
+        assert size(left / "pomelo.db") < 4 * MIB

@@ -1,0 +1,167 @@
+"""Usage reports are read step by step, and equal one long read."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import shutil
+import sqlite3
+from collections.abc import AsyncIterator
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from pomelo.stores.base import Store
+from pomelo.stores.ledger import GROUPS, UsageQuery, UsageRecord, Wallet
+from pomelo.stores.sqlite import open_sqlite, usage
+from tests.unit.accounts.audited_store import ACME, endow, run
+
+QUERIES = [
+    UsageQuery(),
+    UsageQuery(live=False),
+    UsageQuery(account="acme"),
+    UsageQuery(account="acme", live=True),
+    UsageQuery(account="nobody"),
+    UsageQuery(model="m1"),
+    UsageQuery(account="acme", key_id="k2"),
+    UsageQuery(since=3.0, until=7.0),
+    UsageQuery(since=3.0),
+    UsageQuery(until=3.0),
+    UsageQuery(account="bee", live=False, model="m0", since=2.0, until=9.0),
+    UsageQuery(since=9.0, until=3.0),
+]
+
+
+@pytest.fixture(scope="module")
+async def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[UsageRecord]]:
+    """A file, and its records as settled: many share a time, and times are unordered."""
+    chance = random.Random(7)
+    found = []
+    path = tmp_path_factory.mktemp("made") / "pomelo.db"
+    async with open_sqlite(path) as store:
+        for account in ("acme", "bee"):
+            await endow(store, account, micros=10**9)
+        for n in range(300):
+            wallet = Wallet(chance.choice(("acme", "bee")), chance.random() < 0.5)
+            found.append(
+                await run(
+                    store,
+                    f"t{n}",
+                    wallet,
+                    model=f"m{chance.randrange(3)}",
+                    key_id=f"k{chance.randrange(5)}",
+                    at=float(chance.randrange(10)),
+                )
+            )
+    return path, found
+
+
+@pytest.fixture
+def records(made: tuple[Path, list[UsageRecord]]) -> list[UsageRecord]:
+    return made[1]
+
+
+@pytest.fixture
+async def store(made: tuple[Path, list[UsageRecord]], tmp_path: Path) -> AsyncIterator[Store]:
+    shutil.copyfile(made[0], tmp_path / "pomelo.db")
+    async with open_sqlite(tmp_path / "pomelo.db") as opened:
+        yield opened
+
+
+def fits(query: UsageQuery, record: UsageRecord) -> bool:
+    return (
+        query.account in (None, record.account)
+        and query.live in (None, record.live)
+        and query.model in (None, record.model)
+        and query.key_id in (None, record.key_id)
+        and (query.since is None or record.at >= query.since)
+        and (query.until is None or record.at < query.until)
+    )
+
+
+@pytest.mark.parametrize("step", [1, 3, 50, 20_000])
+async def test_pages_of_any_step_are_the_records_in_order(step, store, records, monkeypatch):
+    monkeypatch.setattr(usage, "STEP", step)
+    ordered = sorted(enumerate(records), key=lambda each: (each[1].at, each[0]), reverse=True)
+    for query in QUERIES:
+        wanted = [record.task_id for _, record in ordered if fits(query, record)]
+        found, after = [], ""
+        while True:
+            page, after = await store.list_usage(query, limit=41, after=after)
+            found += [record.task_id for record in page]
+            if not after:
+                break
+        assert found == wanted, query
+
+
+@pytest.mark.parametrize("step", [1, 3, 50, 20_000])
+async def test_sums_of_any_step_are_the_sums_of_the_records(step, store, records, monkeypatch):
+    monkeypatch.setattr(usage, "STEP", step)
+    for query in QUERIES:
+        for by in GROUPS:
+            totals = await store.sum_usage(query, by)
+            fit = [record for record in records if fits(query, record)]
+            assert sum(total.tasks for total in totals) == len(fit)
+            assert sum(total.cost for total in totals) == sum(record.cost for record in fit)
+            if by == "key":
+                assert [total.group for total in totals] == sorted({record.key_id for record in fit})
+
+
+async def test_a_sum_is_of_one_moment_though_tasks_end_meanwhile(store, records, tmp_path, monkeypatch):
+    monkeypatch.setattr(usage, "STEP", 10)
+    with closing(sqlite3.connect(tmp_path / "pomelo.db")) as reading:
+        sums = usage.UsageSum(UsageQuery(), "account")
+        steps = 0
+        while (totals := sums.step(reading)) is None:
+            # Tasks with old and new times: none settled during the read counts.
+            await run(store, f"late {steps}", at=float(steps % 12))
+            steps += 1
+    assert steps > 20
+    assert sum(total.tasks for total in totals) == len(records)
+
+
+async def test_reports_and_tasks_share_the_store(store, monkeypatch):
+    monkeypatch.setattr(usage, "STEP", 5)
+    done = 0
+
+    async def traffic() -> None:
+        nonlocal done
+        for n in range(40):
+            await run(store, f"new {n}", ACME)
+            done += 1
+
+    running = asyncio.create_task(traffic())
+    seen = 300
+    while not running.done():
+        before = done
+        everything = await store.sum_usage(UsageQuery(), "account")
+        count = sum(total.tasks for total in everything)
+        assert 300 + before <= count <= 300 + done + 1
+        assert count >= seen
+        seen = count
+    await running
+
+
+def test_only_so_many_groups_are_kept_as_a_page_has(tmp_path, monkeypatch):
+    monkeypatch.setattr(usage, "STEP", 100)
+    monkeypatch.setattr(usage, "PAGE", 10)
+    with closing(sqlite3.connect(":memory:")) as file:
+        file.execute(
+            "CREATE TABLE usage (account, live, model, key_id, at, input_tokens, output_tokens, characters,"
+            " images, audio_ms, output_bytes, cost, uncollected, cached_input_tokens, cache_write_input_tokens)"
+        )
+        file.execute("CREATE INDEX usage_by_time ON usage (at)")
+        order = list(range(2_000)) * 3
+        random.Random(3).shuffle(order)
+        file.executemany(
+            "INSERT INTO usage VALUES (printf('a%05d', ?), 1, 'm', 'k', ?, 1, 1, 0, 0, 0, 0, 5, 0, 0, 0)",
+            [(n, float(place)) for place, n in enumerate(order)],
+        )
+        sums = usage.UsageSum(UsageQuery(), "account", limit=20, after="a00099")
+        most = 0
+        while (totals := sums.step(file)) is None:
+            most = max(most, len(sums._totals))
+    assert [total.group for total in totals] == [f"a{n:05d}" for n in range(100, 120)]
+    assert {(total.tasks, total.cost) for total in totals} == {(3, 15)}
+    assert most < 200

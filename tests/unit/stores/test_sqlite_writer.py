@@ -1,0 +1,238 @@
+"""The thread that writes: what has gathered is committed at once, and what fails fails alone."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import sqlite3
+from collections.abc import Callable
+from contextlib import closing
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pomelo.errors import PomeloError
+from pomelo.stores.base import UnknownAccountError
+from pomelo.stores.ledger import (
+    IdempotencyKey,
+    LostReservationError,
+    Reserved,
+    Settlement,
+    UnknownOutcomeError,
+    UsageQuery,
+    Wallet,
+)
+from pomelo.stores.sqlite import open_sqlite
+from tests.contract.ledger_rig import SqliteRig, ending, record, taking
+
+WALLET = Wallet("default", False)
+
+
+@pytest.fixture
+async def rig(tmp_path: Path):
+    made = SqliteRig(tmp_path)
+    await made.open()
+    yield made
+    await made.close()
+
+
+def ours(task_id: str, **changes):
+    return taking(task_id, account="default", live=False, **changes)
+
+
+async def test_of_a_batch_what_fails_fails_alone_and_wholly(rig):
+    async def half_done() -> None:
+        def work(connection: sqlite3.Connection) -> None:
+            connection.execute("INSERT INTO accounts (name) VALUES ('half')")
+            connection.execute("INSERT INTO accounts (name) VALUES ('default')")
+
+        await rig.store._writer.do(work)
+
+    outcomes = await asyncio.gather(
+        rig.store.reserve(ours("a")),
+        rig.store.settle(ending("nothing")),
+        half_done(),
+        rig.store.reserve(ours("b")),
+        rig.store.get_account("half"),
+        return_exceptions=True,
+    )
+    assert isinstance(outcomes[0], Reserved)
+    assert isinstance(outcomes[1], LostReservationError)
+    assert isinstance(outcomes[2], PomeloError)
+    assert outcomes[2].code == "store_unavailable"
+    assert isinstance(outcomes[3], Reserved)
+    assert outcomes[4] is None
+    assert (await rig.store.limit_status(WALLET)).concurrency == 2
+
+
+class Failing(sqlite3.Connection):
+    """A connection on which statements with a prefix fail a given number of times."""
+
+    fails: tuple[str, int] = ("", 0)
+    error: Callable[[], Exception] = RuntimeError
+
+    def execute(self, sql: str, parameters: Any = (), /) -> sqlite3.Cursor:
+        start, times = Failing.fails
+        if times and sql.startswith(start):
+            Failing.fails = (start, times - 1)
+            raise Failing.error()
+        return super().execute(sql, parameters)
+
+
+@pytest.fixture
+async def failing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """A store on such connections."""
+    monkeypatch.setattr(sqlite3, "connect", partial(sqlite3.connect, factory=Failing))
+    Failing.fails, Failing.error = ("", 0), RuntimeError
+    async with open_sqlite(tmp_path / "own.db") as store:
+        yield store
+
+
+@pytest.mark.parametrize("error", [RuntimeError, KeyError, MemoryError, sqlite3.OperationalError])
+@pytest.mark.parametrize(
+    "start", ["BEGIN", "SAVEPOINT", "SELECT w.granted", "INSERT INTO holds", "RELEASE", "COMMIT"]
+)
+async def test_whatever_a_statement_raises_is_store_unavailable_and_the_thread_goes_on(failing, start, error):
+    Failing.error = error
+    Failing.fails = (start, 3)
+    outcomes = await asyncio.gather(
+        failing.reserve(ours("a", least=0)), failing.reserve(ours("b", least=0)), return_exceptions=True
+    )
+    assert all(isinstance(one, Reserved) or one.code == "store_unavailable" for one in outcomes)
+    Failing.fails = ("", 0)
+    for task_id in ("a", "b"):
+        assert isinstance(await failing.reserve(ours(task_id, least=0)), Reserved)
+    assert (await failing.limit_status(WALLET)).concurrency == 2
+
+
+async def test_a_rollback_that_fails_is_made_up_for(failing):
+    def work(connection: sqlite3.Connection) -> None:
+        connection.execute("INSERT INTO accounts (name) VALUES ('half')")
+        Failing.fails = ("ROLLBACK", 3)
+        raise KeyError
+
+    with pytest.raises(PomeloError):
+        await failing._writer.do(work)
+    # The transaction is still open; what comes next must not be part of it.
+    assert Failing.fails == ("ROLLBACK", 1)
+    with pytest.raises(PomeloError):
+        await failing.get_account("half")
+    assert await failing.get_account("half") is None
+    assert isinstance(await failing.reserve(ours("a", least=0)), Reserved)
+    assert await failing.get_account("half") is None
+
+
+async def test_after_an_sqlite_error_nothing_was_done_and_after_others_that_is_unknown(failing):
+    kinds = ((lambda: sqlite3.OperationalError("disk I/O error"), False), (RuntimeError, True))
+    for start in ("INSERT INTO holds", "COMMIT"):
+        for error, unknown in kinds:
+            Failing.error, Failing.fails = error, (start, 2)
+            with pytest.raises(PomeloError) as caught:
+                await failing.reserve(ours("a", least=0))
+            assert isinstance(caught.value, UnknownOutcomeError) == unknown
+            assert (await failing.limit_status(WALLET)).concurrency == 0
+
+
+async def test_errors_of_a_role_are_raised_and_all_others_are_store_unavailable(rig, caplog):
+    def raising(error: Exception) -> Callable[[sqlite3.Connection], None]:
+        def work(connection: sqlite3.Connection) -> None:
+            raise error
+
+        return work
+
+    for meant in (LostReservationError("a"), UnknownAccountError("b"), PomeloError("invalid_parameter")):
+        for reads in (False, True):
+            with pytest.raises(type(meant)):
+                await rig.store._writer.do(raising(meant), reads=reads)
+    with caplog.at_level(logging.ERROR, "pomelo.stores"):
+        for _ in range(5):
+            for reads in (False, True):
+                with pytest.raises(UnknownOutcomeError):
+                    await rig.store._writer.do(raising(KeyError("secret")), reads=reads)
+            with pytest.raises(PomeloError):
+                await rig.store._report(raising(KeyError("secret")))
+    told = [one.getMessage() for one in caplog.records]
+    assert len(told) == 1, "once, however often it happened"
+    assert "builtins.KeyError" in told[0]
+    assert "secret" not in told[0]
+
+
+async def test_a_task_that_has_its_record_can_not_take_again(rig):
+    await rig.store.reserve(ours("a"))
+    await rig.store.settle(Settlement(record("a", account="default", live=False, cost=3)))
+    with pytest.raises(LostReservationError):
+        await rig.store.reserve(ours("a"))
+    assert (await rig.store.balance(WALLET)).held == 0
+
+
+async def test_reports_do_not_hold_up_takes(rig):
+    long = "WITH RECURSIVE n (i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n) SELECT max(i) FROM n"
+    report = asyncio.ensure_future(rig.store._report(lambda c: c.execute(long).fetchone()))
+    for number in range(50):
+        await rig.store.reserve(ours(f"t{number}"))
+    assert not report.done()
+    # Nor the closing.
+    await rig.close()
+    with pytest.raises(PomeloError):
+        await report
+    await rig.open()
+
+
+async def test_reports_can_not_write(rig):
+    with pytest.raises(PomeloError):
+        await rig.store._report(lambda c: c.execute("INSERT INTO accounts (name) VALUES ('x')"))
+    settings = await rig.store._report(lambda c: c.execute("PRAGMA wal_autocheckpoint").fetchone())
+    assert settings == (0,)
+
+
+async def test_orphans_are_told_in_one_line(rig, caplog):
+    for number in range(3):
+        await rig.store.reserve(ours(f"t{number}"))
+    with caplog.at_level(logging.INFO, "pomelo.stores"):
+        await rig.crash()
+        await rig.crash()
+    assert [entry.getMessage() for entry in caplog.records] == [
+        "3 tasks of a process that died were charged what was last noted of them"
+    ]
+
+
+async def test_answers_that_are_over_are_deleted(rig):
+    def number_kept() -> int:
+        with closing(sqlite3.connect(rig.path)) as connection:
+            return connection.execute("SELECT count(*) FROM repeats").fetchone()[0]
+
+    async def answered(first: int, last: int) -> None:
+        for number in range(first, last):
+            await rig.store.reserve(
+                ours(f"t{number}", least=0, idempotency_key=IdempotencyKey(f"k{number}", b""))
+            )
+            ended = record(f"t{number}", account="default", live=False)
+            await rig.store.settle(Settlement(ended, answer=b"answer"))
+
+    await answered(0, 40)
+    rig.clock.passes(24 * 3600.0)
+    await answered(40, 50)
+    assert number_kept() == 10
+    rig.clock.passes(24 * 3600.0)
+    await rig.close()
+    await rig.open()
+    assert number_kept() == 0
+
+
+async def test_an_opening_that_is_cancelled_leaves_the_file_free(tmp_path):
+    path = tmp_path / "pomelo.db"
+
+    async def opening() -> None:
+        async with open_sqlite(path):
+            await asyncio.Event().wait()
+
+    for _ in range(5):
+        task = asyncio.create_task(opening())
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        async with open_sqlite(path, lock_wait=0.0) as store:
+            assert await store.list_usage(UsageQuery(), limit=1) == ([], "")

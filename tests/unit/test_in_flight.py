@@ -1,0 +1,111 @@
+"""Calls and buffered bytes are bounded, of each owner and of all together."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from pomelo.errors import PomeloError
+from pomelo.in_flight import FairSemaphore, InFlight, InFlightLimits
+
+SMALL = InFlightLimits(calls=5, account_calls=3, bytes=100, account_bytes=60)
+
+
+def refused(work: object, *args: object) -> str:
+    with pytest.raises(PomeloError) as caught:
+        work(*args)  # type: ignore[operator]
+    return caught.value.code
+
+
+def test_an_owner_has_its_share_of_calls_and_leaves_the_rest_to_others() -> None:
+    flight = InFlight(SMALL)
+    mine = [flight.enter("a") for _ in range(3)]
+    assert refused(flight.enter, "a") == "overloaded"
+    others = [flight.enter("b") for _ in range(2)]
+    assert refused(flight.enter, "b") == "overloaded", "all five are taken"
+    mine[0].close()
+    mine[0].close()
+    others[0].close()
+    flight.enter("b").close()
+    for ticket in (*mine, *others):
+        ticket.close()
+
+
+def test_nothing_is_kept_of_an_owner_without_calls() -> None:
+    flight = InFlight(SMALL)
+    for number in range(1000):
+        ticket = flight.enter(f"owner {number}")
+        ticket.reserve(50)
+        ticket.close()
+    assert (flight.calls, flight.bytes, flight._owners) == (0, 0, {})
+
+
+def test_a_plan_with_a_limit_has_a_few_times_as_many_calls_in_flight() -> None:
+    flight = InFlight(InFlightLimits())
+    tickets = [flight.enter("small", 2) for _ in range(64)]
+    assert refused(flight.enter, "small", 2) == "concurrency_limit_exceeded"
+    tickets += [flight.enter("large", 200) for _ in range(800)]
+    assert refused(flight.enter, "large", 200) == "concurrency_limit_exceeded"
+    tickets += [flight.enter("none") for _ in range(1000)]
+    assert refused(flight.enter, "none") == "overloaded"
+
+
+def test_buffered_bytes_are_bounded_and_given_back() -> None:
+    flight = InFlight(SMALL)
+    first, second, other = flight.enter("a"), flight.enter("a"), flight.enter("b")
+    first.reserve(60)
+    assert refused(second.reserve, 1) == "overloaded"
+    other.reserve(40)
+    assert refused(other.reserve, 1) == "overloaded", "of all together"
+    first.close()
+    assert (flight.bytes, flight.calls) == (40, 2)
+    second.reserve(60)
+    assert flight.bytes == 100
+
+
+async def settle() -> None:
+    """Runs the event loop until ready tasks have run."""
+    for _ in range(5):
+        await asyncio.sleep(0)
+
+
+async def test_turns_come_in_the_order_of_arrival_and_each_owner_has_its_own() -> None:
+    turns = FairSemaphore(2)
+    order: list[int] = []
+
+    async def wait(number: int) -> None:
+        await turns.enter("a")
+        order.append(number)
+
+    waiting = [asyncio.ensure_future(wait(number)) for number in range(5)]
+    await settle()
+    assert order == [0, 1]
+    assert turns.full("a")
+    assert not turns.full("b")
+    await turns.enter("b")
+    turns.leave("b")
+    for number in range(2, 5):
+        turns.leave("a")
+        await settle()
+        assert order[-1] == number
+    await asyncio.gather(*waiting)
+    turns.leave("a")
+    turns.leave("a")
+    assert turns._owners == {}
+
+
+async def test_a_cancelled_waiter_holds_up_no_other() -> None:
+    turns = FairSemaphore(1)
+    await turns.enter("a")
+    waiting = [asyncio.ensure_future(turns.enter("a")) for _ in range(3)]
+    await settle()
+    waiting[0].cancel()
+    await settle()
+    turns.leave("a")
+    waiting[1].cancel()  # its turn came at this moment
+    await settle()
+    assert [future.cancelled() for future in waiting[:2]] == [True, True]
+    await waiting[2]
+    turns.leave("a")
+    assert turns._owners == {}

@@ -1,0 +1,195 @@
+"""Errors over gRPC: what is raised at one end is what arrives at the other."""
+
+from __future__ import annotations
+
+import re
+
+import grpc
+import pytest
+from google.protobuf.message import Message
+from google.rpc import code_pb2, error_details_pb2, status_pb2
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pomelo.errors import TABLE, PomeloError
+from pomelo.status import DETAILS_KEY, HEADER_NAMES, from_rpc_error, retry, status_code, to_status, trailing
+
+CODES = sorted(TABLE)
+NO_METADATA = grpc.aio.Metadata()
+
+
+def travel(error: PomeloError) -> PomeloError:
+    """The error as a client makes it of what a server sends."""
+    status = to_status(error)
+    metadata = grpc.aio.Metadata(*trailing(status))
+    return from_rpc_error(
+        grpc.aio.AioRpcError(status_code(error), NO_METADATA, metadata, details=status.message)
+    )
+
+
+def plain(code: grpc.StatusCode, details: str = "") -> PomeloError:
+    """The error as a client makes it of a status without details."""
+    return from_rpc_error(grpc.aio.AioRpcError(code, NO_METADATA, NO_METADATA, details=details))
+
+
+def parts(error: PomeloError) -> tuple[str, str, str | None, int | None]:
+    """Everything that an error is."""
+    return error.code, error.message, error.field, error.retry_after
+
+
+def details(error: PomeloError) -> dict[str, Message]:
+    """The details of an error's rich status, by their names."""
+    found = {}
+    for packed in to_status(error).details:
+        detail = getattr(error_details_pb2, packed.TypeName().rpartition(".")[2])()
+        assert packed.Unpack(detail)
+        found[type(detail).__name__] = detail
+    return found
+
+
+@pytest.mark.parametrize("code", CODES)
+def test_every_error_of_the_table_arrives_as_it_was_raised(code: str) -> None:
+    for error in (
+        PomeloError(code),
+        PomeloError(code, "Another message: ünïcödé 🦊", field="voice_settings.speed"),
+        PomeloError(code, retry_after=17),
+        PomeloError(code, field="", retry_after=0),
+    ):
+        assert parts(travel(error)) == parts(error)
+
+
+@pytest.mark.parametrize("code", CODES)
+def test_every_error_bears_the_status_and_the_reason_of_the_contract(code: str) -> None:
+    row = TABLE[code]
+    error = PomeloError(code, field="model")
+    status = to_status(error)
+    assert status.code == code_pb2.Code.Value(row.status) == status_code(error).value[0]
+    assert status.message == row.message
+    found = details(error)
+    info = found["ErrorInfo"]
+    assert (info.reason, info.domain, dict(info.metadata)) == (code.upper(), "pomelo", {"field": "model"})
+    assert ("RetryInfo" in found) == (row.retry_after is not None)
+    if row.retry_after is not None:
+        assert found["RetryInfo"].retry_delay.seconds == row.retry_after
+    assert ("BadRequest" in found) == (row.http < 500)
+    assert ("QuotaFailure" in found) == (row.http == 429)
+
+
+def test_a_bad_field_is_named_in_a_bad_request() -> None:
+    error = PomeloError("invalid_parameter", "Invalid temperature: must be a number", field="temperature")
+    (violation,) = details(error)["BadRequest"].field_violations
+    assert violation.field == "temperature"
+    assert violation.description == error.message
+    assert violation.reason == "INVALID_PARAMETER"
+
+
+def test_a_rate_limit_is_a_quota_failure_with_a_retry() -> None:
+    found = details(PomeloError("rate_limit_exceeded", "Rate limit exceeded. Reset at noon", retry_after=42))
+    (violation,) = found["QuotaFailure"].violations
+    assert violation.description == "Rate limit exceeded. Reset at noon"
+    assert found["RetryInfo"].retry_delay.seconds == 42
+
+
+def test_an_error_without_a_field_has_neither_a_bad_request_nor_metadata() -> None:
+    found = details(PomeloError("invalid_body"))
+    assert set(found) == {"ErrorInfo"}
+    assert not found["ErrorInfo"].metadata
+
+
+@pytest.mark.parametrize("code", CODES)
+def test_a_retry_policy_receives_the_delay_or_that_a_retry_is_pointless(code: str) -> None:
+    row, told = TABLE[code], dict(retry(PomeloError(code, retry_after=None)))
+    if code == "provider_not_configured":  # only the operator can change that
+        assert told == {"retry-after": "60", "grpc-retry-pushback-ms": "-1"}
+    elif row.http in (409, 429, 503):
+        assert told == {
+            "retry-after": str(row.retry_after),
+            "grpc-retry-pushback-ms": f"{row.retry_after}000",
+        }
+    else:
+        assert told == {"grpc-retry-pushback-ms": "-1"}
+
+
+@given(message=st.text(max_size=250), field=st.none() | st.text(max_size=30))
+def test_any_message_and_field_arrive(message: str, field: str | None) -> None:
+    error = PomeloError("invalid_parameter", message, field=field)
+    assert parts(travel(error)) == parts(error)
+
+
+def test_half_a_character_is_replaced_and_the_rest_arrives() -> None:
+    assert travel(PomeloError("invalid_parameter", "Unknown field: \ud800x")).message == "Unknown field: ?x"
+
+
+@pytest.mark.parametrize("letter", ["x", "é", "🦊"])
+def test_a_huge_message_is_cut_so_that_it_fits_into_metadata(letter: str) -> None:
+    error = PomeloError("rate_limit_exceeded", letter * 100_000, field=letter * 300, retry_after=1)
+    arrived = travel(error)
+    assert arrived.message.endswith(letter + "…")
+    status = to_status(error)
+    percent_encoded = 3 * len(status.message.encode())
+    base64_encoded = len(status.SerializeToString()) * 4 / 3
+    assert percent_encoded + base64_encoded < 8 * 1024
+    assert len(status.message.encode()) <= 1024
+
+
+@pytest.mark.parametrize(
+    ("status", "words", "code", "message"),
+    [
+        ("UNAVAILABLE", "failed to connect to all addresses", "server_unavailable", None),
+        ("UNAVAILABLE", "Socket closed", "server_unavailable", None),
+        ("CANCELLED", "Cancelled on the server side", "shutting_down", None),
+        ("DEADLINE_EXCEEDED", "Deadline Exceeded", "deadline_exceeded", None),
+        ("UNIMPLEMENTED", "Method not found!", "not_found", None),
+        (
+            "RESOURCE_EXHAUSTED",
+            "SERVER: Received message larger than max (5 vs. 4)",
+            "payload_too_large",
+            None,
+        ),
+        (
+            "RESOURCE_EXHAUSTED",
+            "Stream removed (CLIENT: Received message larger than max (5 vs. 4))",
+            "internal_error",
+            None,
+        ),
+        ("RESOURCE_EXHAUSTED", "received metadata size exceeds hard limit", "payload_too_large", None),
+        ("RESOURCE_EXHAUSTED", "Concurrent RPC limit exceeded!", "overloaded", None),
+        ("INTERNAL", "secret words", "internal_error", None),
+        ("UNKNOWN", "secret words", "internal_error", None),
+        ("UNAUTHENTICATED", "a proxy's words", "internal_error", None),
+    ],
+)
+def test_a_status_that_is_not_ours_becomes_the_nearest_error_and_its_words_stay_inside(
+    status: str, words: str, code: str, message: str | None
+) -> None:
+    error = plain(grpc.StatusCode[status], words)
+    assert error.code == code
+    assert error.message == (message or TABLE[code].message)
+    assert words not in error.message
+
+
+def test_details_of_another_domain_or_an_unknown_reason_are_not_ours() -> None:
+    for domain, reason in (
+        ("googleapis.com", "RATE_LIMIT_EXCEEDED"),
+        ("pomelo", "A_NEWER_REASON"),
+        ("pomelo", ""),
+    ):
+        status = status_pb2.Status(code=14, message="theirs")
+        status.details.add().Pack(error_details_pb2.ErrorInfo(reason=reason, domain=domain))
+        metadata = grpc.aio.Metadata((DETAILS_KEY, status.SerializeToString()))
+        error = grpc.aio.AioRpcError(grpc.StatusCode.UNAVAILABLE, NO_METADATA, metadata, details="theirs")
+        assert parts(from_rpc_error(error)) == parts(PomeloError("server_unavailable"))
+
+
+@given(st.binary(max_size=200))
+def test_damaged_details_are_ignored(damaged: bytes) -> None:
+    metadata = grpc.aio.Metadata((DETAILS_KEY, damaged))
+    error = from_rpc_error(grpc.aio.AioRpcError(grpc.StatusCode.INTERNAL, NO_METADATA, metadata))
+    assert error.code in ("internal_error", *TABLE)
+    assert error.message
+
+
+def test_the_header_names_are_those_of_the_documentation() -> None:
+    for lower, name in HEADER_NAMES.items():
+        assert lower == name.lower()
+        assert re.fullmatch(r"[A-Z][a-z]*(-[A-Z][A-Za-z]+)*", name)
