@@ -55,7 +55,7 @@ clean:
 	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache .schemathesis
 
 .venv/.serve: pyproject.toml uv.lock deploy/requirements.txt
-	@if command -v uv >/dev/null; then uv sync --quiet --frozen --no-dev --inexact; else \
+	@if command -v uv >/dev/null; then uv sync --quiet --frozen --no-dev --extra sandbox --inexact; else \
 	  $(call INSTALL,deploy/requirements.txt); fi
 	@touch $@
 
