@@ -1,7 +1,7 @@
 """Who calls and what the caller may do: API keys, models, plans, and calls in flight.
 
-Both front ends admit a call here before its body or message is read: a call without a valid key is refused from
-its headers alone, and no account can exhaust the server with calls or buffered bytes.
+Both front ends admit a call here before its body or message is read: a call without a valid key is refused
+from its headers alone, and no account can exhaust the server with calls or buffered bytes.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ class Limits(Protocol):
     """The limits and credits of accounts, as far as calls that run no task need them."""
 
     async def report(self, call: Call, principal: Principal, model: Model | None = None) -> None:
-        """Writes the current limits and credits into the response headers. With a text `model`, its token limit
-        is included.
+        """Writes the current limits and credits into the response headers. With a text `model`, its token
+        limit is included.
 
         Raises:
             PomeloError: store_unavailable.
@@ -72,8 +72,8 @@ class Access:
         return call.principal
 
     async def identify(self, call: Call, model: str = "") -> Principal:
-        """The principal of a call that reserves nothing; its limits, with those of a `model` that the call is about,
-        are in the response headers.
+        """The principal of a call that reserves nothing; its limits, with those of a `model` that the call
+        is about, are in the response headers.
 
         Raises:
             PomeloError: invalid_api_key, rate_limit_exceeded (the address), invalid_parameter (a header),
@@ -144,8 +144,8 @@ class Access:
     async def check_refused(
         self, call: Call, principal: Principal, error: PomeloError, model: str, *, counted: bool
     ) -> None:
-        """Writes the limits into the response headers of a call whose body is refused with `error`, and counts it
-        as a request if `counted`.
+        """Writes the limits into the response headers of a call whose body is refused with `error`, and
+        counts it as a request if `counted`.
 
         Raises:
             PomeloError: an error that takes precedence over `error`: the minute's limit, a header, the model.

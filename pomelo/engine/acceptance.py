@@ -1,7 +1,8 @@
-"""Accepts tasks: everything about a task that can be refused before limits, credits or a provider are involved.
+"""Accepts tasks: everything about a task that can be refused before limits, credits or a provider are
+involved.
 
-Key, model, fields, headers, routes and audio are checked in one order, the same over both protocols. Nothing is
-reserved here.
+Key, model, fields, headers, routes and audio are checked in one order, the same over both protocols. Nothing
+is reserved here.
 """
 
 from __future__ import annotations
@@ -44,8 +45,8 @@ LARGE = 256 * 1024
 class Acceptance:
     """Turns tasks into jobs, or refuses them.
 
-    `inline_limit` is the most bytes of inline audio over gRPC, `now` is Unix time, `new_id` makes a task id from
-    its prefix.
+    `inline_limit` is the most bytes of inline audio over gRPC, `now` is Unix time, `new_id` makes a task id
+    from its prefix.
     """
 
     def __init__(
@@ -91,7 +92,9 @@ class Acceptance:
         given = getattr(task, definition.name)
         large = task.ByteSize() > LARGE
         await _examine(large, definition.check, given, model)
-        routes, fitted, billed = await self._fit(given, model, definition, principal, large, strict=call.strict)
+        routes, fitted, billed = await self._fit(
+            given, model, definition, principal, large, strict=call.strict
+        )
         if call.strict:
             call.response_headers["Preference-Applied"] = STRICT
             if billed.adjustments:
@@ -110,7 +113,7 @@ class Acceptance:
         estimate = await _examine(large, definition.bound, billed.input, model, billed.route, info)
         prices, price_version = model.priced(billed.route)
         media_bytes = 0
-        if key is not None or requested_format(given) == ResponseFormat.RESPONSE_FORMAT_URL:
+        if key is not None or idempotency.requested_format(given) == ResponseFormat.RESPONSE_FORMAT_URL:
             output = estimate
             if not principal.live:  # the sandbox accepts input that a live model does not
                 output = definition.bound(fitted.input, model, fitted.route, info)
@@ -148,9 +151,9 @@ class Acceptance:
         *,
         strict: bool,
     ) -> tuple[list[Candidate], Fitting, Fitting]:
-        """The routes that can serve a task, its input as the first of them takes it, and as the route takes it by
-        which it is billed and adjusted. With `strict`, only routes without adjustments may take over from the
-        first one."""
+        """The routes that can serve a task, its input as the first of them takes it, and as the route takes
+        it by which it is billed and adjusted. With `strict`, only routes without adjustments may take over
+        from the first one."""
         routes: list[Candidate] = []
         with suppress(PomeloError):  # provider_not_configured, which is refused after the limits and credits
             routes = self._router.candidates(model, definition.name, live=principal.live)
@@ -190,8 +193,3 @@ class Acceptance:
 async def _examine(large: bool, look: Callable[..., T], *arguments: Any) -> T:
     """Calls a function on a task's input; in a thread if the task is large."""
     return await asyncio.to_thread(look, *arguments) if large else look(*arguments)
-
-
-def requested_format(given: Any) -> ResponseFormat.ValueType:
-    """The `response_format` of an input; unspecified for inputs without that field."""
-    return getattr(given, "response_format", ResponseFormat.RESPONSE_FORMAT_UNSPECIFIED)

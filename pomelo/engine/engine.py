@@ -27,7 +27,8 @@ from pomelo.turns import Turns, in_turns
 
 
 class Engine:
-    """Runs tasks in this process; implements `pomelo.service.TaskService`. `turns` are those of the event loop."""
+    """Runs tasks in this process; implements `pomelo.service.TaskService`. `turns` are those of the event
+    loop."""
 
     def __init__(
         self,
@@ -106,7 +107,10 @@ class Engine:
         """
         reserved = await self._ledger.reserve(job, self._access.plan(job.principal), call)
         if isinstance(reserved, ReplayedAnswer):
-            replayed = idempotency.ReplayedTask(reserved.answer, job, self._media)
+            wanted = idempotency.requested_format(job.input)
+            replayed = idempotency.ReplayedTask(
+                reserved.answer, wanted, job.principal.owner, self._media, stream=job.stream
+            )
             report_adjustments(call, replayed.result.adjustments)
             if call.strict:
                 replayed.check_strict()
@@ -136,8 +140,8 @@ class Engine:
         return None
 
     def _delete_upload(self, task: Task, call: Call, principal: Principal) -> None:
-        """Deletes an upload that came within a REST request: the caller doesn't know its id, so no other request
-        can use it."""
+        """Deletes an upload that came within a REST request: the caller doesn't know its id, so no other
+        request can use it."""
         if call.wire != "rest":
             return
         given = getattr(task, task.WhichOneof("input") or "text")
@@ -196,9 +200,7 @@ class Engine:
 
     def _events(self, reservation: Reservation) -> AsyncGenerator[StreamTaskResponse, None]:
         job = reservation.job
-        return self._router.events(
-            job, list(job.routes), reservation.record_route, account=job.principal.account
-        )
+        return self._router.events(job, job.routes, reservation.record_route, account=job.principal.account)
 
     async def _stream(
         self,
@@ -209,10 +211,12 @@ class Engine:
         progress: Progress,
         deadline: asyncio.Timeout,
     ) -> AsyncGenerator[StreamTaskResponse, None]:
-        """The events in the contract's order: `started` with the first one; the last event of the text, or the
-        result, at the end."""
+        """The events in the contract's order: `started` with the first one; the last event of the text, or
+        the result, at the end."""
         job = reservation.job
-        reservation.bill_partially(lambda: job.definition.partly(reservation.job.input, job.estimate, progress))
+        reservation.bill_partially(
+            lambda: job.definition.partly(reservation.job.input, job.estimate, progress)
+        )
         started = False
         turn = self._turns.stream()
         async with aclosing(self._events(reservation)) as events:
@@ -228,7 +232,9 @@ class Engine:
                         progress.pieces += 1
                     if not started:
                         started = True
-                        report_adjustments(call, reservation.job.adjustments)  # a later route may have taken over
+                        report_adjustments(
+                            call, reservation.job.adjustments
+                        )  # a later route may have taken over
                         yield _started(task, reservation.job)
                     yield passed
         result = _new_result(task, reservation.job)
@@ -256,14 +262,15 @@ class Engine:
             reservation.record_output(_result_size(result))
         answer = None
         if job.idempotency_key is not None:
-            answer = idempotency.store_answer(result, job, self._media)
+            wanted = idempotency.requested_format(job.input)
+            answer = idempotency.store_answer(result, wanted, self._media, stream=job.stream)
         usage, counted = collector.used()
         await reservation.settle(usage, counted=counted, answer=answer)
 
 
 def _limit_output(job: AcceptedJob, reserved: int) -> AcceptedJob:
-    """A text job with the output tokens that `reserved` microcredits pay for. Without a limit of its own, and with
-    the model's maximum paid for, it stays as it is."""
+    """A text job with the output tokens that `reserved` microcredits pay for. Without a limit of its own,
+    and with the model's maximum paid for, it stays as it is."""
     most = job.estimate.maximum
     affordable = affordable_output_tokens(reserved, most.input_tokens, job.prices)
     if affordable >= most.output_tokens and not job.input.HasField("max_tokens"):

@@ -1,4 +1,5 @@
-"""The ledger of running tasks: reserves limits and credits, saves progress, and ends what no task runs any more."""
+"""The ledger of running tasks: reserves limits and credits, saves progress, and ends what no task runs any
+more."""
 
 from __future__ import annotations
 
@@ -38,8 +39,8 @@ PROGRESS_INTERVAL = 1.0
 """Seconds between saves of what running tasks have used: what a crash can leave unbilled."""
 
 RECONCILE_INTERVAL = 10.0
-"""Seconds between searches for reservations of this process whose tasks are not running. A reservation that two
-successive searches find is ended."""
+"""Seconds between searches for reservations of this process whose tasks are not running. A reservation that
+two successive searches find is ended."""
 
 _MAX_RECOVERED = 1_024
 """The most reservations that one search ends."""
@@ -50,11 +51,11 @@ log = logging.getLogger("pomelo.admission")
 
 
 class Ledger:
-    """Reserves what tasks need, and ends every reservation: no error of the store, expected or not, drops one.
-    Each end is retried until its outcome is known; `reconcile` ends what is left.
+    """Reserves what tasks need, and ends every reservation: no error of the store, expected or not, drops
+    one. Each end is retried until its outcome is known; `reconcile` ends what is left.
 
-    `plans` are by name. `now` is Unix time, `monotonic` times tasks, `reconcile_every` is RECONCILE_INTERVAL or
-    another interval; all in seconds.
+    `plans` are by name. `now` is Unix time, `monotonic` times tasks, `reconcile_every` is RECONCILE_INTERVAL
+    or another interval; all in seconds.
     """
 
     def __init__(
@@ -80,8 +81,8 @@ class Ledger:
     # --- limits and credits
 
     async def report(self, call: Call, principal: Principal, model: Model | None = None) -> None:
-        """Writes the current limits and credits into the response headers. With a text `model`, its token limit
-        is included.
+        """Writes the current limits and credits into the response headers. With a text `model`, its token
+        limit is included.
 
         Raises:
             PomeloError: store_unavailable.
@@ -134,9 +135,9 @@ class Ledger:
     # --- reserving
 
     async def reserve(self, job: AcceptedJob, plan: Plan, call: Call) -> Reservation | ReplayedAnswer:
-        """Reserves all that a task needs in one step; or returns the answer to its Idempotency-Key, if there is
-        one. A caller that leaves meanwhile leaves nothing reserved. Writes limits and credits into the response
-        headers.
+        """Reserves all that a task needs in one step; or returns the answer to its Idempotency-Key, if there
+        is one. A caller that leaves meanwhile leaves nothing reserved. Writes limits and credits into the
+        response headers.
 
         Raises:
             PomeloError: rate_limit_exceeded, concurrency_limit_exceeded, token_limit_exceeded,
@@ -227,13 +228,13 @@ class Ledger:
     # --- while tasks run
 
     def runs(self, task_id: str) -> bool:
-        """Whether this process runs a task: it is being reserved, it runs, or its end is in progress or waits for
-        a retry."""
+        """Whether this process runs a task: it is being reserved, it runs, or its end is in progress or
+        waits for a retry."""
         return task_id in self.running or self.operations.concerns(task_id)
 
     async def keep_progress(self) -> None:
-        """Until cancelled, periodically saves what running tasks have used, ends those whose reservation is lost,
-        and retries store operations that failed."""
+        """Until cancelled, periodically saves what running tasks have used, ends those whose reservation is
+        lost, and retries store operations that failed."""
 
         async def save() -> None:
             self.operations.retry_pending()
@@ -275,8 +276,8 @@ class Ledger:
                 lost.on_lost()
 
     async def reconcile(self) -> None:
-        """Ends reservations of this process whose tasks are not running, as if the process had died: the store
-        made one late, or a bug lost its end. A reservation that one search finds is ended by the next.
+        """Ends reservations of this process whose tasks are not running, as if the process had died: the
+        store made one late, or a bug lost its end. A reservation that one search finds is ended by the next.
 
         Raises:
             PomeloError: store_unavailable.
@@ -288,7 +289,9 @@ class Ledger:
         self._orphans = set(orphans)
         if lost:
             log.warning(
-                "%d reservations without a running task are ended, such as that of %s", len(lost), lost[0].task_id
+                "%d reservations without a running task are ended, such as that of %s",
+                len(lost),
+                lost[0].task_id,
             )
         for at in range(0, len(lost), MAX_CONCURRENT_RETRIES):
             await asyncio.wait(

@@ -15,7 +15,8 @@ CHARGED_HEADER = "X-Credits-Charged"
 
 
 def limit_headers(plan: Plan, status: LimitStatus, now: float, *, tokens: bool) -> dict[str, str]:
-    """The headers of limits and credits at Unix time `now`. `tokens` is whether the model has a token limit."""
+    """The headers of limits and credits at Unix time `now`. `tokens` is whether the model has a token
+    limit."""
     headers = {}
     if plan.requests is not None:
         headers["X-RateLimit-Limit"] = str(plan.requests)

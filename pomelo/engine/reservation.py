@@ -37,8 +37,8 @@ class Reservation:
     """What one running task has reserved. It ends once, by `settle`, `release`, `fail` or `refuse`."""
 
     __slots__ = (
-        "_call", "_draft", "_ended", "_ledger", "_partial_usage", "_plan", "_saved_bytes", "_started", "amount",
-        "first_byte_ms", "job", "lost", "on_lost", "output_bytes",
+        "_call", "_draft", "_ended", "_ledger", "_partial_usage", "_plan", "_saved_bytes", "_started",
+        "amount", "first_byte_ms", "job", "lost", "on_lost", "output_bytes",
     )  # fmt: skip
 
     def __init__(
@@ -94,9 +94,9 @@ class Reservation:
         """Charges a completed task, writes its record, releases the rest, and reports what it cost. `counted`
         is whether the provider counted the usage; `answer` is stored for its Idempotency-Key.
 
-        If the settlement fails, the caller gets no result. If it is known to have had no effect, the task ends
-        as by `release`; if its outcome is unknown, it is retried until it is known, because the record may have
-        been written.
+        If the settlement fails, the caller gets no result. If it is known to have had no effect, the task
+        ends as by `release`; if its outcome is unknown, it is retried until it is known, because the record
+        may have been written.
 
         Raises:
             PomeloError: store_unavailable; the settlement failed, or the reservation was lost.

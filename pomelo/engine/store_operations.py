@@ -1,4 +1,5 @@
-"""Store operations that must succeed: they run whoever awaits them, and are retried until their outcome is known."""
+"""Store operations that must succeed: they run whoever awaits them, and are retried until their outcome is
+known."""
 
 from __future__ import annotations
 
@@ -25,8 +26,8 @@ T = TypeVar("T")
 
 
 class _Operation:
-    """An idempotent operation that ends a task. `fallback` replaces the retries if the operation is known to have
-    failed without effect; with `once` it is not retried. `due` is on the monotonic clock."""
+    """An idempotent operation that ends a task. `fallback` replaces the retries if the operation is known to
+    have failed without effect; with `once` it is not retried. `due` is on the monotonic clock."""
 
     __slots__ = ("due", "fallback", "once", "task_id", "wait", "work")
 
@@ -46,8 +47,8 @@ class _Operation:
 
 
 class StoreOperations:
-    """Runs store operations in the background. `monotonic` is in seconds; `on_success` gets the result of each
-    operation that ends a task."""
+    """Runs store operations in the background. `monotonic` is in seconds; `on_success` gets the result of
+    each operation that ends a task."""
 
     def __init__(self, monotonic: Callable[[], float], on_success: Callable[[object], None]) -> None:
         self.unexpected = UnexpectedErrors(log)
@@ -108,8 +109,8 @@ class StoreOperations:
         """The result of a store operation.
 
         Raises:
-            PomeloError: store_unavailable; UnknownOutcomeError for any error that the store's contract does not
-                list.
+            PomeloError: store_unavailable; UnknownOutcomeError for any error that the store's contract does
+                not list.
             LostReservationError: the store raised it.
         """
         try:
@@ -124,16 +125,17 @@ class StoreOperations:
             raise self._unknown_outcome(error) from error
 
     def retry_pending(self) -> None:
-        """Retries the operations that are due, at most MAX_CONCURRENT_RETRIES concurrently; a retry that succeeds
-        starts the next. So one that always fails delays no other, and a failing store is not overloaded."""
+        """Retries the operations that are due, at most MAX_CONCURRENT_RETRIES concurrently; a retry that
+        succeeds starts the next. So one that always fails delays no other, and a failing store is not
+        overloaded."""
         now = self._monotonic()
         due = (operation for operation in self._pending.values() if operation.due <= now)
         for operation in list(islice(due, max(0, MAX_CONCURRENT_RETRIES - self._retrying))):
             self._retry(operation)
 
     async def idle(self) -> None:
-        """Waits for all operations, and retries the pending ones once more. What still fails is ended by the store
-        when it is opened next."""
+        """Waits for all operations, and retries the pending ones once more. What still fails is ended by the
+        store when it is opened next."""
         await self._settled()
         pending = list(self._pending.values())
         for at in range(0, len(pending), MAX_CONCURRENT_RETRIES):
