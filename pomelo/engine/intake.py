@@ -26,8 +26,9 @@ from pomelo.gen.v1.speech_pb2 import AudioInput
 from pomelo.gen.v1.task_pb2 import Adjustment, Task
 from pomelo.gen.v1.task_service_pb2 import StreamTaskResponse
 from pomelo.ids import new_id
+from pomelo.media.content_types import sniff
 from pomelo.media.duration import Measurer
-from pomelo.media.store import MediaStore, sniff
+from pomelo.media.store import MediaStore
 from pomelo.providers.base import AudioSource, Job
 from pomelo.providers.fitting import Fitting
 from pomelo.stores.ledger import IdempotencyKey, ReplayedAnswer, UsageRecord

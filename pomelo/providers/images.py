@@ -12,7 +12,7 @@ from typing import Any
 from pomelo.catalog.catalog import SIDE, Route
 from pomelo.gen.v1.image_pb2 import GeneratedImage, ImageFormat, ImageInput, ImageOutput, ImageProgress
 from pomelo.gen.v1.task_pb2 import TaskResult
-from pomelo.media.images import image_type
+from pomelo.media.content_types import image_type
 from pomelo.providers.base import Event
 from pomelo.providers.http.errors import malformed_response
 

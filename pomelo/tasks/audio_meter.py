@@ -103,7 +103,7 @@ def _bare_rate(content_type: str, output_format: str) -> int | None:
     codec, rate, *_ = output_format.split("_")
     if codec in ("pcm", "ulaw", "alaw") and ";rate=" not in content_type:
         return int(rate) * (2 if codec == "pcm" else 1)
-    bare = samples.raw(content_type)
+    bare = samples.sample_format(content_type)
     return None if bare is None else bare[0] * bare[1]
 
 

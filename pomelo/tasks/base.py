@@ -54,7 +54,7 @@ class AudioInfo:
     size: int = 0
     ms: int = 0
 
-    def most(self, model: Model) -> int:
+    def max_ms(self, model: Model) -> int:
         """The longest that the audio can be, in milliseconds.
 
         A vendor may count up to 2 % more than was measured. Audio that can't be measured is assumed

@@ -109,7 +109,7 @@ def bound_text(given: TextToSpeechInput, model: Model, route: Route, heard: Audi
 
 def bound_sound(given: SpeechToSpeechInput, model: Model, route: Route, heard: AudioInfo) -> Estimate:
     """The length of the input audio; the answer is about as long."""
-    used = Usage(audio_ms=heard.most(model))
+    used = Usage(audio_ms=heard.max_ms(model))
     return Estimate(used, used, heard_ms=heard.ms)
 
 

@@ -12,7 +12,7 @@ from pomelo.gen.v1.task_pb2 import TaskResult
 from pomelo.gen.v1.task_service_pb2 import StreamTaskResponse
 from pomelo.gen.v1.text_pb2 import Message, Role, TextInput, TokenUsage
 from pomelo.media import data_uris
-from pomelo.media.images import image_type
+from pomelo.media.content_types import image_type
 from pomelo.tasks.base import AudioInfo, CollectorContext, Estimate, Progress, TaskDefinition
 from pomelo.tasks.fields import MAX_SEED, within
 

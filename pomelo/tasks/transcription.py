@@ -35,7 +35,7 @@ def check(given: SpeechToTextInput, model: Model) -> None:
 
 def bound(given: SpeechToTextInput, model: Model, route: Route, heard: AudioInfo) -> Estimate:
     """The length of the audio; in the end the provider reports it."""
-    used = Usage(audio_ms=heard.most(model))
+    used = Usage(audio_ms=heard.max_ms(model))
     return Estimate(used, used, heard_ms=heard.ms)
 
 

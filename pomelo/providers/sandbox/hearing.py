@@ -79,7 +79,7 @@ def _text(file: BinaryIO, head: bytes, size: int, content_type: str) -> tuple[st
         return (found[0] if found else None), *_UNKNOWN
     if head.startswith(b"OggS"):
         return ogg.read_text(head), *_UNKNOWN
-    raw = audio.raw(content_type)
+    raw = audio.sample_format(content_type)
     head = audio.Swapper(content_type).swap(head)
     for width in (2, 1) if raw is None else (raw[1],):
         found = samples.recover(head, width)
