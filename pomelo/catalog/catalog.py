@@ -24,10 +24,10 @@ from pomelo.gen.v1.task_pb2 import TaskType
 
 BUILTIN = Path(__file__).with_name("catalog.toml")
 
-SIDE = 1024
+DEFAULT_IMAGE_SIDE = 1024
 """Pixels of a picture's side that the caller leaves open: what is drawn, and what is billed."""
 
-DEFAULT_FORMAT = "mp3_44100_128"
+DEFAULT_AUDIO_FORMAT = "mp3_44100_128"
 """The output_format of a sound where the caller leaves it open."""
 
 

@@ -109,7 +109,7 @@ def _voices(file: TomlFile) -> list[Fault]:
     for name, voice_id in voices.items() if isinstance(voices, dict) else ():
         keys = ("voices", name)
         if not voice_names.is_name(name):
-            said = f"must be a name of 1 to {voice_names.LONGEST} printable characters, not only spaces"
+            said = f"must be a name of 1 to {voice_names.MAX_LENGTH} printable characters, not only spaces"
             faults.append(file.fault(keys, f"its name {said}"))
         if voice_names.plain(name) in seen:
             faults.append(

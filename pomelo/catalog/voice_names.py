@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import unicodedata
 
-LONGEST = 64
+MAX_LENGTH = 64
 """Characters of a name."""
 
 _ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
@@ -13,7 +13,7 @@ _ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
 
 def is_name(text: str) -> bool:
     """Whether `text` may be a voice's name: 1 to 64 printable characters of any script, not only spaces."""
-    return 0 < len(text) <= LONGEST and text.isprintable() and not text.isspace()
+    return 0 < len(text) <= MAX_LENGTH and text.isprintable() and not text.isspace()
 
 
 def is_id(text: str) -> bool:

@@ -85,7 +85,7 @@ def packed(pack_format: str, value: int) -> bytes:
         return struct.pack(pack_format, float(value % 10**12))
     size = struct.calcsize(pack_format)
     order = "little" if pack_format[0] == "<" else "big"
-    return (value % 2 ** (8 * size)).to_bytes(size, order)
+    return (value % (1 << 8 * size)).to_bytes(size, order)
 
 
 @pytest.mark.parametrize("claim", CLAIMS)
