@@ -212,7 +212,7 @@ class Intake:
         # A test key pays what a live one would on the model's first route.
         paid = routing.reported
         bound = await _beside(asked.large, kind.bound, paid.input, model, paid.route, asked.heard)
-        prices, price_version = model.priced(route if principal.live else model.routes[0])
+        prices, price_version = model.prices_for(route if principal.live else model.routes[0])
         task_id = self._ids(kind.id_prefix)
         draft = UsageRecord(
             task_id=task_id,

@@ -21,7 +21,7 @@ from pomelo import money
 from pomelo.accounts.plans import Plan
 from pomelo.call import Call, Principal
 from pomelo.catalog.pricing import Prices, Usage, cost, encode_prices, max_cost
-from pomelo.catalog.reported_cost import Report, billed
+from pomelo.catalog.reported_cost import Report, with_reported_cost
 from pomelo.engine.limits import limit_headers, refusal
 from pomelo.errors import PomeloError
 from pomelo.gen.v1.task_pb2 import TaskType
@@ -238,7 +238,7 @@ class Reservation:
     def _record(self, used: Usage, source: str, *, complete: bool) -> UsageRecord:
         draft = self._draft
         whose = f"request {draft.request_id}: the provider {draft.provider}"
-        used = billed(used, self._report, self._prices, self.amount, whose)
+        used = with_reported_cost(used, self._report, self._prices, self.amount, whose)
         return replace(
             draft,
             input_tokens=used.input_tokens,
@@ -440,7 +440,7 @@ class Ledger:
                 call.response_headers["X-Credits-Charged"] = money.format_credits(0)
                 call.response_headers["Idempotent-Replayed"] = "true"
                 return outcome
-            if exact and not prices.by_report():  # what a provider reports is known at the end
+            if exact and not prices.bills_reported_cost():  # what a provider reports is known at the end
                 call.response_headers["X-Credits-Charged"] = money.format_credits(take.maximum)
             hold = Reservation(self, call, plan, draft, prices, outcome)
             self.running[draft.task_id] = hold

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import AsyncIterator, Callable
+from typing import Literal
 
 import pytest
 from hypothesis import HealthCheck, example, given, settings
@@ -84,7 +85,7 @@ def packed(pack_format: str, value: int) -> bytes:
     if pack_format.endswith("d"):
         return struct.pack(pack_format, float(value % 10**12))
     size = struct.calcsize(pack_format)
-    order = "little" if pack_format[0] == "<" else "big"
+    order: Literal["little", "big"] = "little" if pack_format[0] == "<" else "big"
     return (value % (1 << 8 * size)).to_bytes(size, order)
 
 
