@@ -65,8 +65,8 @@ class Usage:
 
 @dataclass(frozen=True, slots=True)
 class Prices:
-    """The prices of a model. `tiers` are (input tokens, prices), ascending; a task whose input has at least
-    so many tokens pays the tier's prices for its whole usage, other tasks those in `units`.
+    """The prices of a model. `tiers` are (input tokens, prices), ascending; a task with at least so
+    many tokens of input pays the tier's prices for its whole usage. Other tasks pay those in `units`.
 
     If there is a price of PROVIDER_DOLLAR, a task whose provider reports its cost pays that alone.
     """

@@ -118,9 +118,9 @@ class Swapper:
         if not self._swaps:
             return data
         data = self._rest + data
-        whole = len(data) & ~1
-        self._rest = data[whole:]
-        samples = array("H", data[:whole])
+        complete = len(data) & ~1
+        self._rest = data[complete:]
+        samples = array("H", data[:complete])
         samples.byteswap()
         return samples.tobytes()
 

@@ -30,8 +30,8 @@ _CAF_METADATA = "desc|free|info|kuki|chan|pakt|mark|strg|uuid|regn|edct|umid|mid
 _MP4_METADATA = "ftyp|free|skip|wide|moov|moof|sidx|styp|uuid|udta|meta|mfra|emsg|prft|pdin|ssix|pnot"
 """Names of the chunks that are not audio, by format."""
 
-_EBML_METADATA = (
-    *(0x1A45DFA3, 0xEC, 0x1941A469, 0x1C53BB6B, 0x1254C367, 0x114D9B74, 0x1549A966, 0x1654AE6B, 0x1043A770),
+_EBML_METADATA = frozenset(
+    (0x1A45DFA3, 0xEC, 0x1941A469, 0x1C53BB6B, 0x1254C367, 0x114D9B74, 0x1549A966, 0x1654AE6B, 0x1043A770)
 )
 """The EBML header, Void, Attachments, Cues, Tags, SeekHead, Info, Tracks and Chapters of Matroska."""
 
@@ -111,8 +111,7 @@ def chained_streams(file: BinaryIO, start: int, size: int) -> list[tuple[int, in
 
 
 def structure_size(file: BinaryIO, size: int, name: str) -> int:
-    """The bytes of a file that are structure, not audio. `name` is that of the demuxer; 0 for an unknown
-    one."""
+    """The bytes of a file that are not audio. `name` is that of the demuxer; the result is 0 for others."""
     measure = _STRUCTURE_SIZES.get(name)
     return measure(file, size) if measure is not None else 0
 

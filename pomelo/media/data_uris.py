@@ -93,8 +93,8 @@ def _quads(text: str, start: int, field: str) -> Iterator[bytes]:
         if b"%" in data:
             data = _unescape(data, field)
         data = data.translate(_STANDARD, _SPACE)
-        data, padding, behind = data.partition(b"=")
-        if (ended and data) or behind.strip(b"="):
+        data, padding, trailing = data.partition(b"=")
+        if (ended and data) or trailing.strip(b"="):
             raise _refusal(field, "it is not base64: there is text after its padding (=)")
         ended = ended or bool(padding)
         if invalid := data.translate(None, _ALPHABET):

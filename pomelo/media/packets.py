@@ -37,7 +37,7 @@ _OPUS_FRAME = (
 
 
 class DecodeBudget:
-    """CPU time for decoding a file of `size` bytes, spread over the whole of it."""
+    """CPU time for decoding a file of `size` bytes, spread over the whole file."""
 
     def __init__(self, size: int) -> None:
         self.size = max(size, 1)

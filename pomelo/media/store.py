@@ -298,7 +298,7 @@ class MediaStore:
         self._note(media_id, owner_tag, size)
 
     async def refresh(self) -> int:
-        """Deletes expired files and partial files without a writer, counts the rest anew, and returns the
+        """Deletes expired files and partial files without a writer, recounts the rest, and returns the
         number of deleted files. Scans in a thread; run one scan at a time.
 
         Raises:

@@ -103,13 +103,13 @@ class Progress:
 class Collector(Protocol):
     """Collects the events of one task into its result."""
 
+    __slots__ = ()
+
     def add(self, event: StreamTaskResponse) -> StreamTaskResponse | None:
         """Adds an event; returns the event that a stream passes on now, None if it is kept until the end.
 
         Raises:
-            PomeloError: provider_failed, store_unavailable; payload_too_large: the caller's media have
-            reached
-                their limit.
+            PomeloError: provider_failed, store_unavailable; payload_too_large (the caller's media).
         """
         ...
 
@@ -129,7 +129,6 @@ class Collector(Protocol):
 
     def close(self) -> None:
         """Frees resources, finished or not; idempotent."""
-        ...
 
 
 @dataclass(frozen=True, slots=True)

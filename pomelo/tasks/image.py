@@ -12,6 +12,7 @@ from pomelo.gen.v1.task_service_pb2 import StreamTaskResponse
 from pomelo.tasks.base import (
     MAX_INLINE_FALLBACK,
     AudioInfo,
+    Collector,
     CollectorContext,
     Estimate,
     TaskDefinition,
@@ -45,7 +46,7 @@ def estimate(task_input: ImageInput, model: Model, route: Route, audio: AudioInf
     return Estimate(usage, usage, exact=True)
 
 
-class ImageCollector:
+class ImageCollector(Collector):
     """Passes progress on, and keeps the image until the end."""
 
     __slots__ = ("_context", "_image")
@@ -84,9 +85,6 @@ class ImageCollector:
 
     def used(self) -> tuple[Usage, bool]:
         return self._context.bound.maximum, True
-
-    def close(self) -> None:
-        pass
 
 
 def media_size(task_input: ImageInput, bound: Estimate) -> int:

@@ -18,6 +18,7 @@ from pomelo.tasks.audio_meter import AudioMeter
 from pomelo.tasks.base import (
     MAX_INLINE_FALLBACK,
     AudioInfo,
+    Collector,
     CollectorContext,
     Estimate,
     Progress,
@@ -155,7 +156,7 @@ def audio_media_size(task_input: SpeechToSpeechInput, bound: Estimate) -> int:
     )
 
 
-class SpeechCollector:
+class SpeechCollector(Collector):
     """Writes the audio to the media store as it arrives, and collects it if it is returned inline.
 
     If the store has no space, the answer has no link: a stream delivers the audio anyway, and a unary answer

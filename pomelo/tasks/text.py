@@ -13,7 +13,7 @@ from pomelo.gen.v1.task_service_pb2 import StreamTaskResponse
 from pomelo.gen.v1.text_pb2 import Message, Role, TextInput, TokenUsage
 from pomelo.media import data_uris
 from pomelo.media.content_types import image_type
-from pomelo.tasks.base import AudioInfo, CollectorContext, Estimate, Progress, TaskDefinition
+from pomelo.tasks.base import AudioInfo, Collector, CollectorContext, Estimate, Progress, TaskDefinition
 from pomelo.tasks.fields import (
     MAX_MESSAGES,
     MAX_PARTS,
@@ -185,7 +185,7 @@ def _size(text: str) -> int:
     return len(text) if text.isascii() else len(text.encode())
 
 
-class TextCollector:
+class TextCollector(Collector):
     """Joins deltas if the whole text is needed; otherwise only counts them.
 
     The last delta, which has finish_reason and usage, is kept until the task is settled. An earlier delta may
@@ -279,9 +279,6 @@ class TextCollector:
     def used(self) -> tuple[Usage, bool]:
         usage = self._last.text_delta.usage if self._last is not None else TokenUsage()
         return _from_token_usage(usage), self._counted
-
-    def close(self) -> None:
-        pass
 
 
 def _from_token_usage(usage: TokenUsage) -> Usage:

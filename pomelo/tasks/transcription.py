@@ -12,7 +12,7 @@ from pomelo.errors import PomeloError
 from pomelo.gen.v1.speech_pb2 import SpeechToTextInput, Timestamps, Transcription
 from pomelo.gen.v1.task_pb2 import TaskResult
 from pomelo.gen.v1.task_service_pb2 import StreamTaskResponse
-from pomelo.tasks.base import AudioInfo, CollectorContext, Estimate, TaskDefinition, no_usage
+from pomelo.tasks.base import AudioInfo, Collector, CollectorContext, Estimate, TaskDefinition, no_usage
 from pomelo.tasks.fields import SPEECH_TO_TEXT_FIELDS, check_enum, check_numbers
 from pomelo.tasks.speech import check_audio, check_language
 
@@ -37,7 +37,7 @@ def estimate(task_input: SpeechToTextInput, model: Model, route: Route, audio: A
     return Estimate(usage, usage, input_audio_ms=audio.ms)
 
 
-class TranscriptionCollector:
+class TranscriptionCollector(Collector):
     """Keeps the transcription until the end."""
 
     __slots__ = ("_context", "_transcription")
@@ -86,9 +86,6 @@ class TranscriptionCollector:
             )
             return 0
         return ceil(seconds * 1000)
-
-    def close(self) -> None:
-        pass
 
 
 def _repair_times(output: Transcription) -> None:

@@ -46,7 +46,7 @@ CATALOGUE = (
     text_model("gpt-ends", OPENAI, more="retires = 2026-12-31")
     + text_model("gpt-announced", OPENAI, more='retires = "2027-01-14"\ndeprecated = 2026-04-14')
     + text_model("gpt-deprecated", OPENAI, more="deprecated = 2026-04-14")
-    + text_model("gpt-result", OPENAI, more="retires = 2026-11-25")
+    + text_model("gpt-ended", OPENAI, more="retires = 2026-11-25")
     + text_model("gpt-last-day", f"{OPENAI}\nretires = 2026-11-26", MISTRAL)
     + text_model("gpt-other-route", f"{OPENAI}\nretires = 2026-11-25", MISTRAL)
     + text_model("gpt-no-other-route", f"{OPENAI}\nretires = 2026-11-25", ANTHROPIC)
@@ -146,7 +146,7 @@ async def test_a_replayed_answer_has_the_retirement_headers(server: House, proto
 @pytest.mark.parametrize(
     ("model", "provider"),
     [
-        ("gpt-result", "openai"),
+        ("gpt-ended", "openai"),
         ("gpt-last-day", "openai"),
         ("gpt-other-route", "mistral"),
         ("gpt-no-other-route", "openai"),
@@ -200,7 +200,7 @@ async def test_retired_models_and_routes_are_logged_at_start(
     lines = [record.getMessage() for record in caplog.records if record.name == "pomelo.app"]
     retired = [line for line in lines if " ended on " in line]
     assert sorted(line.split(" ended on 2026-11-25. ")[0] for line in retired) == [
-        "model gpt-result",
+        "model gpt-ended",
         "the route of gpt-no-other-route to m at openai",
         "the route of gpt-other-route to m at openai",
     ]
