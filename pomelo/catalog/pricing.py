@@ -65,8 +65,8 @@ class Usage:
 
 @dataclass(frozen=True, slots=True)
 class Prices:
-    """The prices of a model. `tiers` are (input tokens, prices), ascending; a task with at least so
-    many tokens of input pays the tier's prices for its whole usage. Other tasks pay those in `units`.
+    """The prices of a model. `tiers` are (input tokens, prices), ascending. A task with at least so many input
+    tokens pays the tier's prices for its whole usage; other tasks pay those in `units`.
 
     If there is a price of PROVIDER_DOLLAR, a task whose provider reports its cost pays that alone.
     """
@@ -93,8 +93,7 @@ class Prices:
         return units
 
     def bills_reported_cost(self, input_tokens: int = 0) -> bool:
-        """Whether a task with `input_tokens` tokens of input is billed by its provider's cost, if
-        reported."""
+        """Whether a task with `input_tokens` tokens of input is billed by a cost that is reported."""
         return _PROVIDER_DOLLAR in self.at(input_tokens)
 
     def max_prices(self, input_tokens: int) -> UnitPrices:
@@ -155,8 +154,7 @@ def _split_input(usage: Usage, units: UnitPrices) -> Usage:
 
 
 def affordable_output_tokens(micros: int, input_tokens: int, prices: Prices) -> int:
-    """The maximum output tokens of a text task with `input_tokens` tokens of input that costs at most
-    `micros`.
+    """The maximum output tokens of a text task that costs at most `micros`, given its input tokens.
 
     Below 0 if the input alone may cost more. MAX_TOKENS without a price for output.
     """

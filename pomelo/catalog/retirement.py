@@ -57,8 +57,7 @@ def is_past(day: date | None, today: date) -> bool:
 
 
 def notices(catalog: Catalog, today: date) -> Iterator[Notice]:
-    """The models and routes that have ended or end within RETIREMENT_NOTICE. A model is listed once, not once
-    per route."""
+    """The models and routes that have ended or end within RETIREMENT_NOTICE; each model once."""
     for model in catalog.models.values():
         if model.retires is not None and model.retires <= today + RETIREMENT_NOTICE:
             yield Notice(f"model {model.name}", model.retires, is_past(model.retires, today))

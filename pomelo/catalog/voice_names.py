@@ -12,8 +12,7 @@ _ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
 
 
 def is_name(text: str) -> bool:
-    """Whether `text` is a valid name of a voice: 1 to 64 printable characters of any script, not only
-    spaces."""
+    """Whether `text` is a valid name of a voice: 1 to 64 printable characters, not only spaces."""
     return 0 < len(text) <= MAX_LENGTH and text.isprintable() and not text.isspace()
 
 

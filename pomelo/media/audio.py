@@ -47,8 +47,7 @@ _MAX_CHUNKS = 1000
 
 @dataclass(frozen=True, slots=True)
 class WavData:
-    """The samples of a WAV file: position of the first byte, number of bytes, bytes per second, bytes per
-    sample."""
+    """The samples of a WAV file: first byte, number of bytes, bytes per second and bytes per sample."""
 
     start: int
     length: int
@@ -101,16 +100,14 @@ def little_endian(content_type: str) -> str:
 
 
 class Swapper:
-    """Converts samples of the canonical media type audio/l16 to little-endian, chunk by chunk; leaves others
-    alone."""
+    """Converts samples of the type audio/l16 to little-endian, chunk by chunk. Other data is unchanged."""
 
     def __init__(self, content_type: str) -> None:
         self._swaps = content_type.partition(";")[0] == _BIG_ENDIAN
         self._rest = b""
 
     def size(self, size: int) -> int:
-        """The number of bytes that `swap` returns for `size` bytes in total: half a sample at the end is
-        dropped."""
+        """The total bytes that `swap` returns for `size` bytes: half a sample at the end is dropped."""
         return size & ~1 if self._swaps else size
 
     def swap(self, data: bytes) -> bytes:

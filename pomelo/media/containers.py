@@ -274,8 +274,7 @@ def _mpegts(file: BinaryIO, size: int) -> int:
 
 
 def _ts_packet(batch: bytes, at: int, tables: set[int]) -> int:
-    """The bytes of a transport packet that are not the payload of a stream. `tables` has the PIDs without
-    PES."""
+    """The bytes of a transport packet that are not payload. `tables` has the PIDs without PES packets."""
     pid = (batch[at + 1] & 0x1F) << 8 | batch[at + 2]
     fields = batch[at + 3]
     if pid == 0x1FFF or not fields & 0x10:

@@ -62,8 +62,7 @@ _PADDING = {"asf": 0.1}
 """The share of padding in the bytes of a format."""
 
 _MAX_FRAMES = {"dts": 65_536}
-"""Bytes of the largest frame, by bare format; MAX_FRAME for others. A larger packet has garbage before its
-frame."""
+"""Bytes of the largest frame, by format; else MAX_FRAME. A larger packet has garbage before its frame."""
 
 _CERTAIN_COVERAGE = 0.95
 """The share of frames from which bytes declared as bare samples are certainly of a bare format."""
@@ -146,8 +145,7 @@ def _is_certain(file: BinaryIO, size: int, name: str, covered: int) -> bool:
 
 
 def _lengths(container: Any, name: str, size: int, thorough: bool) -> tuple[list[float], int, int]:
-    """The seconds of each audio stream, and the number and the bytes of all packets, including those of video
-    and images."""
+    """The seconds of each audio stream, and the number and bytes of all packets, also of video and images."""
     # A stream of an unsupported codec has no context, and no reliable length.
     streams_with_codec = [stream for stream in container.streams.audio if stream.codec_context is not None]
     if not streams_with_codec:

@@ -72,14 +72,8 @@ class Quota:
         """
         if size <= 0:
             return
-        used, limits = self.stored(owner), self._limits
-        if used + size > limits.account:
-            raise _owner_limit_reached(used, limits.account, "Wait until some expire, or send less")
-        if self._total + size > limits.total:
-            raise self._no_space(
-                f"media occupy {self._total:,} bytes, and POMELO_MEDIA_LIMIT is {limits.total:,}"
-            )
-        self._stored[owner] = used + size
+        self._check(owner, size, size, "Wait until some expire, or send less")
+        self._stored[owner] = self.stored(owner) + size
         self._total += size
 
     def remove(self, owner: bytes, size: int) -> None:
@@ -102,19 +96,24 @@ class Quota:
         Raises:
             PomeloError: payload_too_large (the owner's limit), store_unavailable (the total, or the disk).
         """
-        used, limits = self.stored(owner), self._limits
         # An estimate above a small limit must not refuse every answer.
-        if used + min(size, max(limits.account // 4, BLOCK)) > limits.account:
-            raise _owner_limit_reached(
-                used,
-                limits.account,
-                "Wait until some expire, or ask for response_format b64_json without an Idempotency-Key",
+        account_size = min(size, max(self._limits.account // 4, BLOCK))
+        total_size = min(size, max(self._limits.total // 4, BLOCK))
+        remedy = "Wait until some expire, or ask for response_format b64_json without an Idempotency-Key"
+        self._check(owner, account_size, total_size, remedy)
+        self.check_disk(size)
+
+    def _check(self, owner: bytes, account_size: int, total_size: int, remedy: str) -> None:
+        used, limits = self.stored(owner), self._limits
+        if used + account_size > limits.account:
+            raise PomeloError(
+                "payload_too_large",
+                f"The media of this account occupy {used:,} of {limits.account:,} bytes. {remedy}",
             )
-        if self._total + min(size, max(limits.total // 4, BLOCK)) > limits.total:
+        if self._total + total_size > limits.total:
             raise self._no_space(
                 f"media occupy {self._total:,} bytes, and POMELO_MEDIA_LIMIT is {limits.total:,}"
             )
-        self.check_disk(size)
 
     def check_disk(self, size: int) -> None:
         """Refuses `size` bytes if the disk's free space would fall below the reserve.
@@ -150,9 +149,3 @@ class Quota:
 def no_space() -> PomeloError:
     """The error of a full disk, or of media that have reached their total limit."""
     return PomeloError("store_unavailable", "No space is left for media. Retry later")
-
-
-def _owner_limit_reached(used: int, limit: int, remedy: str) -> PomeloError:
-    return PomeloError(
-        "payload_too_large", f"The media of this account occupy {used:,} of {limit:,} bytes. {remedy}"
-    )

@@ -80,8 +80,7 @@ def check(task_input: TextInput, model: Model) -> None:
         raise invalid("stop", f"at most {MAX_STOPS} strings, none of them empty")
     if len(task_input.user) > MAX_USER_CHARACTERS:
         raise invalid("user", f"at most {MAX_USER_CHARACTERS} characters")
-    # Every tokenizer makes more tokens than words. Counting words is slow, so it is done only if it can
-    # matter.
+    # Every tokenizer makes more tokens than words. Counting words is slow, so it is done only if necessary.
     max_input = model.limits.max_input_tokens
     if characters > max_input and _count_words(task_input) > max_input:
         raise PomeloError(
@@ -115,8 +114,7 @@ def _check_parts(message: Message, name: str) -> int:
 
 
 def _canonical_image(url: str, name: str) -> str:
-    """The canonical `data:` URI of an image, with the media type of its bytes: vendors refuse a different
-    one."""
+    """The canonical `data:` URI of an image, with the media type of its bytes: vendors refuse any other."""
     _, start = data_uris.head(url, name)
     if not start:
         raise invalid(name, "a data: URI with a base64 PNG, JPEG, WebP or GIF; remote URLs are off")

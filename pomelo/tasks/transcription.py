@@ -73,8 +73,7 @@ class TranscriptionCollector(Collector):
         ), False
 
     def _reported_ms(self) -> int:
-        """The length that the provider reports; 0 if it reports none, as for silence, or an impossible
-        one."""
+        """The length that the provider reports; 0 if it is missing, as for silence, or impossible."""
         seconds = self._transcription.audio_seconds if self._transcription is not None else 0.0
         if not 0 < seconds < inf:  # false for NaN
             return 0
