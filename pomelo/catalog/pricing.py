@@ -65,8 +65,8 @@ class Usage:
 
 @dataclass(frozen=True, slots=True)
 class Prices:
-    """The prices of a model. `tiers` are (input tokens, prices), ascending. A task with at least so many input
-    tokens pays the tier's prices for its whole usage; other tasks pay those in `units`.
+    """The prices of a model. `tiers` are (input tokens, prices), ascending. A task with at least so many
+    tokens of input pays the prices of the tier for all its usage; other tasks pay those in `units`.
 
     If there is a price of PROVIDER_DOLLAR, a task whose provider reports its cost pays that alone.
     """

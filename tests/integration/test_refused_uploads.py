@@ -156,8 +156,8 @@ async def test_a_file_that_a_model_ignores_is_deleted(protocol: str, server: Hou
 @pytest.mark.parametrize("live", [0, RICH], ids=["no credits", "credits"])
 async def test_stored_base64_is_deleted(protocol: str, live: int, server: House) -> None:
     caller = await server.caller(live=live)
-    sound = b"OggS" + bytes(5 * 1024 * 1024)  # more than may be inline
-    body = json.dumps({**STT, "audio": base64.b64encode(sound).decode()})
+    audio = b"OggS" + bytes(5 * 1024 * 1024)  # more than may be inline
+    body = json.dumps({**STT, "audio": base64.b64encode(audio).decode()})
     headers = {"Content-Type": "application/json"}
     expected = (200, "ok") if live else (402, "insufficient_credits")
     assert await send(server, protocol, caller.live, body, headers) == expected
@@ -190,15 +190,15 @@ async def connect(server: House, protocol: str) -> tuple[asyncio.StreamReader, a
 
 
 @EACH_GATEWAY
-@pytest.mark.parametrize("whole", [False, True], ids=["within the file", "after the file"])
-async def test_a_disconnected_caller_leaves_no_upload(protocol: str, whole: bool, server: House) -> None:
+@pytest.mark.parametrize("after_file", [False, True], ids=["within the file", "after the file"])
+async def test_a_disconnected_caller_leaves_no_upload(protocol: str, after_file: bool, server: House) -> None:
     caller = await server.caller()
     _, writer = await connect(server, protocol)
-    writer.write(raw(caller.live, AUDIO_PART if not whole else AUDIO_PART + MODEL_PART))
+    writer.write(raw(caller.live, AUDIO_PART if not after_file else AUDIO_PART + MODEL_PART))
     await writer.drain()
 
     def arrived() -> bool:
-        return any(name.startswith("media_" if whole else ".part_") for name in media_of(server))
+        return any(name.startswith("media_" if after_file else ".part_") for name in media_of(server))
 
     await wait_until(arrived)
     writer.transport.abort()

@@ -313,10 +313,10 @@ def test_interrupted_speech_is_billed_at_the_speed_sent_to_the_vendor() -> None:
 def test_interrupted_audio_that_cannot_be_measured_costs_its_whole_input() -> None:
     speech_to_speech = TASK_TYPES[TaskType.TASK_TYPE_SPEECH_TO_SPEECH]
     text_to_speech = TASK_TYPES[TaskType.TASK_TYPE_TEXT_TO_SPEECH]
-    given = speech_pb2.SpeechToSpeechInput(voice="adam")
+    task_input = speech_pb2.SpeechToSpeechInput(voice="adam")
     bound = Estimate(Usage(audio_ms=1_020), Usage(audio_ms=1_020), input_audio_ms=1_000)
-    assert speech_to_speech.partly(given, bound, Progress(10, 1)) == Usage(audio_ms=1_000)
-    assert speech_to_speech.partly(given, bound, Progress()) == Usage()
+    assert speech_to_speech.partly(task_input, bound, Progress(10, 1)) == Usage(audio_ms=1_000)
+    assert speech_to_speech.partly(task_input, bound, Progress()) == Usage()
     bound = Estimate(Usage(characters=1000), Usage(characters=1000), exact=True)
     assert text_to_speech.partly(speech(None), bound, Progress(10, 1)) == bound.maximum
     assert text_to_speech.partly(speech(None), bound, Progress()) == Usage()
