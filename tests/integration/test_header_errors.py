@@ -21,7 +21,9 @@ MEDIA = "media/" + "0" * 26
 WRONG = {"X-Request-Timeout": "soon", "Idempotency-Key": "two words"}
 
 
-@pytest.mark.parametrize("path", ["api/v1/models", "api/v1/models/gpt-4", "api/v1/account", "api/v1/usage", MEDIA])
+@pytest.mark.parametrize(
+    "path", ["api/v1/models", "api/v1/models/gpt-4", "api/v1/account", "api/v1/usage", MEDIA]
+)
 @pytest.mark.parametrize("name", WRONG)
 async def test_a_wrong_header_is_refused_by_every_rest_route(
     http: aiohttp.ClientSession, rest_url: str, keys: Keys, path: str, name: str
