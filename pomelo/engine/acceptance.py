@@ -111,13 +111,13 @@ class Acceptance:
             info = AudioInfo(audio.size, audio.ms)
             if info.exceeds(model):
                 raise invalid("audio", f"audio of at most {model.limits.max_audio_seconds} seconds")
-        estimate = await _examine(large, definition.bound, billed.input, model, billed.route, info)
+        estimate = await _examine(large, definition.estimate, billed.input, model, billed.route, info)
         prices, price_version = model.prices_for(billed.route)
         media_bytes = 0
         if key is not None or idempotency.requested_format(given) == ResponseFormat.RESPONSE_FORMAT_URL:
             output = estimate
             if not principal.live:  # the sandbox accepts input that a live model does not
-                output = definition.bound(fitted.input, model, fitted.route, info)
+                output = definition.estimate(fitted.input, model, fitted.route, info)
             media_bytes = definition.media_size(fitted.input, output)
         return AcceptedJob(
             task_id=self._new_id(definition.id_prefix),
