@@ -30,7 +30,8 @@ from pomelo.media.duration import Measurer
 from pomelo.media.store import MediaStore, sniff
 from pomelo.providers.base import AudioSource, Job
 from pomelo.providers.fitting import Fitting
-from pomelo.stores.ledger import IdempotencyKey, ReplayedAnswer, UsageRecord
+from pomelo.stores.ledger import IdempotencyKey, ReplayedAnswer
+from pomelo.stores.usage import UsageRecord
 from pomelo.tasks import TASK_TYPES
 from pomelo.tasks.base import AudioInfo, Collector, CollectorContext, Estimate, Progress, TaskDefinition
 

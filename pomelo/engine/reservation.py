@@ -28,6 +28,7 @@ from pomelo.gen.v1.task_pb2 import TaskType
 from pomelo.ids import new_id
 from pomelo.logs import UnexpectedErrors
 from pomelo.process import is_cancelled, periodically
+from pomelo.stores.accounts import Wallet
 from pomelo.stores.ledger import (
     IdempotencyKey,
     LedgerStore,
@@ -40,9 +41,8 @@ from pomelo.stores.ledger import (
     Settled,
     Settlement,
     UnknownOutcomeError,
-    UsageRecord,
-    Wallet,
 )
+from pomelo.stores.usage import UsageRecord
 
 if TYPE_CHECKING:
     from pomelo.catalog.catalog import Model, Route
@@ -100,7 +100,7 @@ class Reservation:
         self._used: Callable[[], Usage] | None = None
         self._noted = 0
         self._over = False
-        self.amount = taken.held
+        self.amount = taken.amount
         """Microcredits that are held."""
         self.size = 0
         """Bytes of output so far."""

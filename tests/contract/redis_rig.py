@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from pomelo.stores import open_store
+from pomelo.stores.accounts import Grant
 from pomelo.stores.base import StoreError
-from pomelo.stores.ledger import Grant
 from pomelo.stores.redis import Timing, open_redis
 from tests.contract.ledger_rig import WALLET
 from tests.redis_server import RedisServer, binary, shipped_binary
@@ -34,7 +34,7 @@ def emptied(server: RedisServer) -> None:
 
 def opening(url: str, folder: Path, **timing: float) -> Any:
     # A thousand callers at once may take a busy machine more than the second that they would wait.
-    timing = {"limit": 20.0, "attempt": 5.0} | timing
+    timing = {"timeout": 20.0, "attempt_timeout": 5.0} | timing
     return open_redis(url, f"sqlite:{folder / 'usage.db'}", timing=Timing(**timing))
 
 

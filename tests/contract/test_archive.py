@@ -9,11 +9,13 @@ import pytest
 from redis import Redis
 
 from pomelo.errors import PomeloError
-from pomelo.stores.archive.sqlite import Archive, open_archive
+from pomelo.stores.accounts import Grant, Wallet
+from pomelo.stores.archive import open_archive
+from pomelo.stores.archive.base import Archive
 from pomelo.stores.base import StoreError
-from pomelo.stores.ledger import Grant, UsageQuery, Wallet
 from pomelo.stores.redis import Timing, open_redis
-from tests.contract.ledger_rig import WALLET, ending, record, taking
+from pomelo.stores.usage import UsageQuery
+from tests.contract.ledger_rig import WALLET, record, request, settlement, wallets
 from tests.ports import free_port
 from tests.postgres_server import PostgresServer, programs, user
 from tests.redis_server import any_server
@@ -139,11 +141,11 @@ async def test_what_redis_settled_is_in_the_archive_once_and_no_longer_in_redis(
             await store.add_account(WALLET.account, "pro", 1.0)
             await store.grant(Grant("g", WALLET, 1_000, 1.0))
             for n in range(20):
-                await store.reserve(taking(f"t{n}", 10))
-                await store.settle(ending(f"t{n}", 10))
+                await store.reserve(request(f"t{n}", 10))
+                await store.settle(settlement(f"t{n}", 10))
                 assert len((await store.list_usage(ALL, limit=99))[0]) == n + 1
             assert (await store.sum_usage(ALL, "account"))[0].cost == 200
-            assert await store.wallets() == [WALLET, Wallet("default", False)]
+            assert await wallets(store) == [WALLET, Wallet("default", False)]
         assert [key for key in server.scan_iter() if b":usage" in key and server.xlen(key)] == []
 
 
@@ -157,8 +159,8 @@ async def test_a_database_that_is_down_stops_no_settlement(postgres, url):
         await store.grant(Grant("g", WALLET, 1_000, 1.0))
         postgres.stop()
         for n in range(20):
-            await store.reserve(taking(f"t{n}", 10))
-            await store.settle(ending(f"t{n}", 10))
+            await store.reserve(request(f"t{n}", 10))
+            await store.settle(settlement(f"t{n}", 10))
         with pytest.raises(PomeloError) as caught:
             await store.list_usage(ALL, limit=1)
         assert caught.value.code == "store_unavailable"

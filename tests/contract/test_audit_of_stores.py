@@ -9,7 +9,8 @@ from redis import Redis
 
 from pomelo.accounts.audit import audit
 from pomelo.catalog.pricing import Usage, cost
-from pomelo.stores.ledger import Grant, Settlement, Wallet
+from pomelo.stores.accounts import Grant, Wallet
+from pomelo.stores.ledger import Settlement
 from tests.contract.ledger_rig import RedisRig, Rig, rig
 from tests.unit.accounts.audited_store import ACME, PRICES, draft, hold, run
 

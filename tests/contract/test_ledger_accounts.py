@@ -6,18 +6,9 @@ import asyncio
 
 import pytest
 
-from pomelo.stores.base import DEFAULT_ACCOUNT, UnknownAccountError
-from pomelo.stores.ledger import (
-    GROUPS,
-    AccountRecord,
-    Balance,
-    Grant,
-    UsageQuery,
-    UsageTotal,
-    Wallet,
-    WalletState,
-)
-from tests.contract.ledger_rig import WALLET, ending, ran, record, rig, taking
+from pomelo.stores.accounts import DEFAULT_ACCOUNT, AccountRecord, Balance, Grant, UnknownAccountError, Wallet
+from pomelo.stores.usage import GROUPS, UsageQuery, UsageTotal, WalletState
+from tests.contract.ledger_rig import WALLET, held, record, request, rig, run_task, settlement, wallets
 
 __all__ = ["rig"]
 
@@ -49,9 +40,9 @@ async def test_accounts_are_listed_page_by_page_with_their_balances(rig):
     for name in ("zoe", "bee", "Ann", "{b}", "be", "bee-2"):
         await rig.store.add_account(name, "free", 2.0)
     await rig.store.grant(Grant("bee", Wallet("bee", False), 70, 2.0))
-    await rig.store.reserve(taking("a", 100))
-    await rig.store.settle(ending("a", 30))
-    await rig.store.reserve(taking("b", 100))
+    await rig.store.reserve(request("a", 100))
+    await rig.store.settle(settlement("a", 30))
+    await rig.store.reserve(request("b", 100))
     for limit in range(1, 10):
         found, after = [], ""
         while page := await rig.store.list_accounts(limit=limit, after=after):
@@ -87,7 +78,7 @@ async def test_the_account_that_every_store_has_begins_with_test_credits(rig):
 
 
 async def test_a_grant_adds_to_one_wallet_and_the_balance_comes_back(rig):
-    await rig.store.reserve(taking("a", 100))
+    await rig.store.reserve(request("a", 100))
     assert await rig.store.grant(Grant("g", WALLET, 50, 2.0, "gift")) == Balance(1_050, 0, 100)
     assert await rig.store.balance(WALLET) == Balance(1_050, 0, 100)
     assert await rig.store.balance(TEST) == Balance()
@@ -101,7 +92,7 @@ async def test_a_grant_happens_once_for_its_id(rig):
     assert await rig.store.grant(Grant("g", TEST, 50, 2.0)) == Balance()
     assert await rig.store.list_grants(WALLET) == [Grant("first", WALLET, 1_000, 1.0), given]
     assert await rig.store.list_grants(TEST) == []
-    assert TEST not in await rig.store.wallets()
+    assert TEST not in await wallets(rig.store)
 
 
 async def test_a_grant_many_times_at_once_happens_once(rig):
@@ -133,14 +124,14 @@ async def test_a_grant_is_found_by_its_id_and_wallet(rig):
 
 async def test_what_is_large_stays_exact(rig):
     await rig.store.grant(Grant("g", TEST, 2**52, 2.0))
-    await ran(rig.store, "a", 2**52 - 1, live=False, output_tokens=2**52 + 1)
+    await run_task(rig.store, "a", 2**52 - 1, live=False, output_tokens=2**52 + 1)
     assert await rig.store.balance(TEST) == Balance(2**52, 2**52 - 1)
     [total] = await rig.store.sum_usage(UsageQuery(live=False), "model")
     assert (total.cost, total.output_tokens) == (2**52 - 1, 2**52 + 1)
 
 
 async def test_accounts_and_money_outlive_the_process(rig):
-    await ran(rig.store, "a", 30)
+    await run_task(rig.store, "a", 30)
     await rig.store.set_plan("acme", "scale")
     await rig.close()
     await rig.open()
@@ -162,7 +153,7 @@ async def _used(rig):
         [("acme", True, "gpt-4", "k1"), ("acme", False, "claude", "k2"), ("bee", True, "gpt-4", "k3")] * 3
     ):
         at = MIDNIGHT + (number - 3) * 28_800  # Three a day, the first at midnight.
-        await ran(
+        await run_task(
             rig.store, f"t{number}", number + 1, account=account, live=live, model=model, key_id=key, at=at,
             input_tokens=1, output_tokens=2, characters=3, images=4, audio_ms=5, output_bytes=6,
         )  # fmt: skip
@@ -221,13 +212,13 @@ async def test_pages_are_of_the_query(used):
 async def test_records_that_come_meanwhile_shift_nothing(used):
     page = await used.list_usage(ALL, limit=4)
     for name, at in (("tx", MIDNIGHT * 2), ("ty", MIDNIGHT + 5 * 28_800)):
-        await ran(used, name, 1, at=at)
+        await run_task(used, name, 1, at=at)
     assert ids(await used.list_usage(ALL, limit=4, after=page[1])) == "4321"
 
 
 async def test_records_of_one_moment_are_all_listed_once(rig):
     for number in range(25):
-        await ran(rig.store, f"t{number}", 1, at=5.0)
+        await run_task(rig.store, f"t{number}", 1, at=5.0)
     seen, after = [], ""
     while True:
         page, after = await rig.store.list_usage(ALL, limit=4, after=after)
@@ -277,9 +268,9 @@ async def test_sums_are_given_page_by_page(used, by):
 
 
 async def test_a_sum_has_every_count(rig):
-    await rig.store.reserve(taking("a", 900))
+    await rig.store.reserve(request("a", 900))
     counts = {"input_tokens": 1, "output_tokens": 2, "characters": 3, "images": 4, "audio_ms": 5}
-    await rig.store.settle(ending("a", 1_100, **counts, output_bytes=6, at=MIDNIGHT))
+    await rig.store.settle(settlement("a", 1_100, **counts, output_bytes=6, at=MIDNIGHT))
     assert await rig.store.sum_usage(ALL, "day") == [
         UsageTotal("2026-11-24", 1, 1, 2, 3, 4, 5, 6, cost=1_000, uncollected=100)
     ]
@@ -297,56 +288,56 @@ async def test_sums_are_by_what_there_is(rig):
 
 async def test_a_record_can_be_read_as_soon_as_its_settlement_was_awaited(rig):
     for number in range(50):
-        await ran(rig.store, f"t{number}", 1, at=float(number))
+        await run_task(rig.store, f"t{number}", 1, at=float(number))
         [newest], _ = await rig.store.list_usage(ALL, limit=1)
         assert newest.task_id == f"t{number}"
 
 
 async def test_what_running_tasks_hold_is_told_with_what_was_noted(rig):
-    await rig.store.reserve(taking("a", 300, request_id="req-ü", provider="openai"))
-    await rig.store.reserve(taking("b", 0))
+    await rig.store.reserve(request("a", 300, request_id="req-ü", provider="openai"))
+    await rig.store.reserve(request("b", 0))
     noted = record("a", cost=7, output_tokens=3, provider="openai", prices="image=5")
     await rig.store.note([noted])
-    found = sorted(await rig.store.held(), key=lambda held: held.task_id)
+    found = sorted(await rig.store.drafts(), key=lambda held: held.task_id)
     assert found == [noted, record("b")]
     await rig.store.void(WALLET, "b")
-    await rig.store.settle(ending("a", 7))
-    assert await rig.store.held() == []
+    await rig.store.settle(settlement("a", 7))
+    assert await rig.store.drafts() == []
 
 
 async def test_what_is_held_is_what_tasks_hold(rig):
     other = Wallet("nobody", False)
-    assert await rig.store.holding(WALLET) == await rig.store.holding(other) == (0, 0)
-    await rig.store.reserve(taking("a", 300))
-    await rig.store.reserve(taking("b", 11))
-    assert await rig.store.holding(WALLET) == (311, 311)
-    assert await rig.store.holding(other) == (0, 0)
-    await rig.store.settle(ending("a", 7))
-    assert await rig.store.holding(WALLET) == (11, 11)
+    assert await held(rig.store, WALLET) == await held(rig.store, other) == (0, 0)
+    await rig.store.reserve(request("a", 300))
+    await rig.store.reserve(request("b", 11))
+    assert await held(rig.store, WALLET) == (311, 311)
+    assert await held(rig.store, other) == (0, 0)
+    await rig.store.settle(settlement("a", 7))
+    assert await held(rig.store, WALLET) == (11, 11)
     await rig.store.void(WALLET, "b")
-    assert await rig.store.holding(WALLET) == (0, 0)
+    assert await held(rig.store, WALLET) == (0, 0)
 
 
 async def test_the_state_of_a_wallet_has_its_balance_and_the_sums_of_grants_and_holds(rig):
     await rig.store.add_account("bee", "pro", 1.0)
     await rig.store.grant(Grant("more", WALLET, 5, 1.0, '{"amount": 9}'))
     await rig.store.grant(Grant("test", TEST, 7, 1.0))
-    await rig.store.reserve(taking("a", 300))
-    await rig.store.reserve(taking("b", 11))
-    await rig.store.settle(ending("a", 100))
+    await rig.store.reserve(request("a", 300))
+    await rig.store.reserve(request("b", 11))
+    await rig.store.settle(settlement("a", 100))
     found = {state.wallet: state async for page in rig.store.wallet_states() for state in page}
-    assert found.pop(Wallet(DEFAULT_ACCOUNT, False)).given == 100_000_000
+    assert found.pop(Wallet(DEFAULT_ACCOUNT, False)).grants_sum == 100_000_000
     assert found == {
-        WALLET: WalletState(WALLET, Balance(1_005, 100, 11), given=1_005, holding=11),
-        TEST: WalletState(TEST, Balance(7), given=7, holding=0),
+        WALLET: WalletState(WALLET, Balance(1_005, 100, 11), grants_sum=1_005, reservations_sum=11),
+        TEST: WalletState(TEST, Balance(7), grants_sum=7, reservations_sum=0),
     }
 
 
 async def test_every_wallet_that_had_a_grant_or_a_hold_is_told_once(rig):
     await rig.store.add_account("bee", "pro", 1.0)
     await rig.store.grant(Grant("again", WALLET, 5, 1.0))
-    await ran(rig.store, "a", 0, account="bee")
-    await rig.store.reserve(taking("b", 5, live=False))  # Refused.
-    found = await rig.store.wallets()
+    await run_task(rig.store, "a", 0, account="bee")
+    await rig.store.reserve(request("b", 5, live=False))  # Refused.
+    found = await wallets(rig.store)
     assert len(found) == len(set(found))
     assert {wallet for wallet in found if wallet.account != DEFAULT_ACCOUNT} == {WALLET, Wallet("bee", True)}

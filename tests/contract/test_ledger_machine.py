@@ -25,11 +25,10 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
+from pomelo.stores.accounts import Balance, Grant, Wallet
 from pomelo.stores.ledger import (
     REPLAY_SECONDS,
     WINDOW,
-    Balance,
-    Grant,
     IdempotencyKey,
     LimitStatus,
     LostReservationError,
@@ -38,11 +37,9 @@ from pomelo.stores.ledger import (
     Reserved,
     ReserveRequest,
     Settlement,
-    UsageQuery,
-    UsageRecord,
-    Wallet,
 )
-from tests.contract.ledger_rig import STORES, Rig, record
+from pomelo.stores.usage import UsageQuery, UsageRecord
+from tests.contract.ledger_rig import STORES, Rig, record, wallets
 
 STEPS = int(os.environ.get("POMELO_LEDGER_STEPS", "2500"))
 MEMORY = "/dev/shm" if Path("/dev/shm").is_dir() else None
@@ -58,7 +55,7 @@ T = TypeVar("T")
 TAKES: dict[str, Any] = {
     "wallet": st.sampled_from((*WALLETS, WALLETS[0])),
     "model": st.sampled_from(MODELS),
-    "least": st.integers(0, 60),
+    "minimum": st.integers(0, 60),
     "more": st.integers(0, 100),
     "requests": st.sampled_from([None, None, None, 0, 1, 3, 5]),
     "slots": st.sampled_from([None, None, None, 1, 2, 4]),
@@ -238,8 +235,8 @@ class LedgerMachine(RuleBasedStateMachine):
             if enough:
                 share = side.available // (20 if slots is None else slots - len(side.running))
                 held = min(held, max(share, enough, least))
-            assert answer.held == held
-            assert asked.minimum <= answer.held
+            assert answer.amount == held
+            assert asked.minimum <= answer.amount
             side.requests = self.requests(side) or Window(self.now)
             side.requests.count += 1
             if requests is not None:
@@ -248,7 +245,7 @@ class LedgerMachine(RuleBasedStateMachine):
             if tokens or limit is not None:
                 window = side.tokens[model] = self.tokens(side, model) or Window(self.now)
                 window.count += tokens
-            side.running[draft.task_id] = Running(asked, answer.held, side.requests, window, draft)
+            side.running[draft.task_id] = Running(asked, answer.amount, side.requests, window, draft)
             side.touched = True
         self.compare(answer.limit_status, wallet, model)
 
@@ -296,7 +293,7 @@ class LedgerMachine(RuleBasedStateMachine):
         task = data.draw(st.sampled_from(running))
         answer = self.do(self.store.reserve(task.asked))
         assert isinstance(answer, Reserved)
-        assert answer.held == task.held
+        assert answer.amount == task.held
         self.compare(answer.limit_status, task.asked.draft.wallet, task.asked.draft.model)
 
     @rule(data=st.data(), used=st.integers(0, 90))
@@ -473,14 +470,14 @@ class LedgerMachine(RuleBasedStateMachine):
         assert after == ""
         assert len(kept) == len(expected)
         assert {found.task_id: found for found in kept} == expected
-        held = {found.task_id: found for found in self.do(self.store.held())}
+        held = {found.task_id: found for found in self.do(self.store.drafts())}
         running = {task: r for side in self.sides.values() for task, r in side.running.items()}
         assert held == {task: r.noted for task, r in running.items()}
         reserved = self.do(self.store.reservations(own=True))
         assert [one.record.task_id for one in reserved] == sorted(running)
         assert all(one.amount == running[one.record.task_id].held and one.own for one in reserved)
         touched = {wallet for wallet, side in self.sides.items() if side.touched}
-        assert touched == {wallet for wallet in self.do(self.store.wallets()) if wallet.account == "acme"}
+        assert touched == {wallet for wallet in self.do(wallets(self.store)) if wallet.account == "acme"}
 
 
 async def _awaited(asked: Awaitable[T]) -> T:

@@ -11,21 +11,15 @@ from typing import Any
 import pytest
 
 from pomelo.accounts.audit import audit
-from pomelo.stores.archive.sqlite import open_archive
-from pomelo.stores.base import KeyRecord, Store, StoreError
-from pomelo.stores.ledger import (
-    AccountRecord,
-    Balance,
-    IdempotencyKey,
-    ReplayedAnswer,
-    ReserveRequest,
-    Settlement,
-    UsageQuery,
-    UsageRecord,
-    Wallet,
-)
+from pomelo.stores.accounts import AccountRecord, Balance, Wallet
+from pomelo.stores.archive import open_archive
+from pomelo.stores.base import Store, StoreError
+from pomelo.stores.keys import KeyRecord
+from pomelo.stores.ledger import IdempotencyKey, ReplayedAnswer, ReserveRequest, Settlement
 from pomelo.stores.schema import ARCHIVE_MIGRATIONS, MIGRATIONS
 from pomelo.stores.sqlite import open_sqlite
+from pomelo.stores.usage import UsageQuery, UsageRecord
+from tests.contract.ledger_rig import wallets
 
 # Recorded from version 1, not made of MIGRATIONS: those of a release stay as they are.
 VERSION_1 = """
@@ -85,7 +79,7 @@ async def test_its_default_account_gets_test_credits_once(path):
             assert await store.balance(Wallet("default", False)) == Balance(100_000_000)
             assert len(await store.list_grants(Wallet("default", False))) == 1
             assert await store.balance(Wallet("acme", False)) == Balance()
-            assert await store.wallets() == [Wallet("default", False)]
+            assert await wallets(store) == [Wallet("default", False)]
 
 
 async def test_an_account_can_be_added_to_it(store):

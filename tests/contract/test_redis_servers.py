@@ -8,11 +8,13 @@ import time
 import pytest
 
 from pomelo.stores import open_store
+from pomelo.stores.accounts import Grant, Wallet
 from pomelo.stores.base import StoreError
-from pomelo.stores.ledger import Grant, IdempotencyKey, ReplayedAnswer, Reserved, UsageQuery, Wallet
-from pomelo.stores.redis.url import read_url
+from pomelo.stores.ledger import IdempotencyKey, ReplayedAnswer, Reserved
+from pomelo.stores.redis.url import parse_url
+from pomelo.stores.usage import UsageQuery
 from tests.certificates import make_certificate
-from tests.contract.ledger_rig import ending, record, taking
+from tests.contract.ledger_rig import record, request, settlement
 from tests.contract.redis_rig import emptied, opening, refusal, server
 from tests.ports import free_port
 from tests.redis_server import RedisServer, binary
@@ -101,13 +103,13 @@ async def test_a_missing_archive_is_refused(server, tmp_path):
 )
 def test_a_url_that_says_nothing_is_refused(url):
     with pytest.raises(StoreError, match="can't be read"):
-        read_url(url)
+        parse_url(url)
 
 
 def test_a_url_is_read_as_it_is_written():
-    place = read_url("rediss+sentinel://ada:p%40ss@a:1,[::1],c/main/3?ssl_ca_certs=/ca.pem&persistence=none")
+    place = parse_url("rediss+sentinel://ada:p%40ss@a:1,[::1],c/main/3?ssl_ca_certs=/ca.pem&persistence=none")
     assert place.hosts == (("a", 1), ("::1", 26379), ("c", 26379))
-    assert (place.kind, place.service, place.db, place.user, place.password) == (
+    assert (place.topology, place.service, place.db, place.user, place.password) == (
         "sentinel",
         "main",
         3,
@@ -117,7 +119,7 @@ def test_a_url_is_read_as_it_is_written():
     assert place.tls == {"ssl": True, "ssl_ca_certs": "/ca.pem"}
     assert not place.durable
     assert "p@ss" not in repr(place)
-    assert read_url("redis://h").hosts == (("h", 6379),)
+    assert parse_url("redis://h").hosts == (("h", 6379),)
 
 
 # --- a cluster, and TLS
@@ -146,14 +148,15 @@ async def test_a_cluster_keeps_the_ledger(server, tmp_path):
                 whose = {"account": wallet.account, "live": wallet.live}
                 key = IdempotencyKey("k", b"f")
                 assert isinstance(
-                    await store.reserve(taking(f"t{n}", 10, idempotency_key=key, tokens=3, **whose)), Reserved
+                    await store.reserve(request(f"t{n}", 10, idempotency_key=key, tokens=3, **whose)),
+                    Reserved,
                 )
                 assert await store.note([record(f"t{n}", cost=2, **whose)]) == []
-                await store.settle(ending(f"t{n}", 7, answer=b"a", **whose))
+                await store.settle(settlement(f"t{n}", 7, answer=b"a", **whose))
                 assert isinstance(
-                    await store.reserve(taking(f"u{n}", 10, idempotency_key=key, **whose)), ReplayedAnswer
+                    await store.reserve(request(f"u{n}", 10, idempotency_key=key, **whose)), ReplayedAnswer
                 )
-                await store.reserve(taking(f"v{n}", 10, **whose))
+                await store.reserve(request(f"v{n}", 10, **whose))
                 await store.void(wallet, f"v{n}", refund=True)
                 assert (await store.balance(wallet)).available == 93
 
@@ -161,7 +164,7 @@ async def test_a_cluster_keeps_the_ledger(server, tmp_path):
             kept, _ = await store.list_usage(ALL, limit=100)
             assert len(kept) == len(wallets)
             # Default has its first credits.
-            assert set(await store.wallets()) == {*wallets, Wallet("default", False)}
+            assert set(await wallets(store)) == {*wallets, Wallet("default", False)}
         assert sum(bool(node.do("DBSIZE")) for node in nodes) == 3
 
 

@@ -17,7 +17,9 @@ from redis import Redis
 
 from pomelo.errors import PomeloError
 from pomelo.stores import open_store
-from pomelo.stores.base import KeyRecord, Store, StoreError, UnknownAccountError
+from pomelo.stores.accounts import UnknownAccountError
+from pomelo.stores.base import Store, StoreError
+from pomelo.stores.keys import KeyRecord
 from pomelo.stores.schema import MIGRATIONS
 from pomelo.stores.sqlite import open_sqlite
 from tests.redis_server import any_server
@@ -219,7 +221,7 @@ async def test_an_opening_waits_for_a_holder_that_leaves(tmp_path):
 async def test_the_lock_ends_with_a_process_that_is_killed(tmp_path):
     path = tmp_path / "pomelo.db"
     program = (
-        "import asyncio, sys\nfrom pathlib import Path\nfrom pomelo.stores.base import KeyRecord\n"
+        "import asyncio, sys\nfrom pathlib import Path\nfrom pomelo.stores.ledger import KeyRecord\n"
         "from pomelo.stores.sqlite import open_sqlite\n"
         "async def main():\n"
         "    async with open_sqlite(Path(sys.argv[1])) as store:\n"

@@ -8,8 +8,9 @@ from dataclasses import asdict
 from typing import Any
 
 from pomelo.accounts.audit import audit
+from pomelo.stores.accounts import Wallet
 from pomelo.stores.base import Store
-from pomelo.stores.ledger import UsageQuery, UsageRecord, Wallet
+from pomelo.stores.usage import UsageQuery, UsageRecord
 
 LIVE = Wallet("default", True)
 
@@ -34,7 +35,7 @@ async def state(store: Store, since: float = 0.0) -> dict[str, Any]:
         "granted": sum(grant.amount for grant in await store.list_grants(LIVE)),
         "balance": asdict(balance) | {"available": balance.available},
         "spent": sum(total.cost for total in await store.sum_usage(UsageQuery(live=True), "account")),
-        "held": [record.task_id for record in await store.held()],
+        "held": [record.task_id for record in await store.drafts()],
         "slots": (await store.limit_status(LIVE)).concurrency,
         "records": [asdict(record) for record in records],
     }

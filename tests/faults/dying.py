@@ -30,8 +30,10 @@ from pomelo.engine.circuit_breaker import CircuitBreaker
 from pomelo.engine.routing import Router
 from pomelo.providers.base import Event, Job, JobMethod, Provider
 from pomelo.settings import load
+from pomelo.stores.accounts import Wallet
 from pomelo.stores.base import Store
-from pomelo.stores.ledger import ReserveRequest, Settlement, UsageRecord, Wallet
+from pomelo.stores.ledger import ReserveRequest, Settlement
+from pomelo.stores.usage import UsageRecord
 from tests.faults.books import state
 
 T = TypeVar("T")

@@ -15,7 +15,7 @@ from typing import Any, Self
 from pomelo.accounts.keys import Keyring
 from pomelo.app import store_of
 from pomelo.settings import load
-from pomelo.stores.ledger import Grant
+from pomelo.stores.accounts import Grant
 from pomelo.testing import FaultUpstream
 from tests.faults.books import LIVE, Books, state
 

@@ -18,10 +18,12 @@ import pytest
 from pomelo.accounts.audit import audit
 from pomelo.catalog.pricing import Usage, cost
 from pomelo.errors import PomeloError
-from pomelo.stores.archive.sqlite import open_archive
-from pomelo.stores.base import KeyRecord, StoreError
-from pomelo.stores.ledger import IdempotencyKey, ReserveRequest, Settlement, UsageQuery
+from pomelo.stores.archive import open_archive
+from pomelo.stores.base import StoreError
+from pomelo.stores.keys import KeyRecord
+from pomelo.stores.ledger import IdempotencyKey, ReserveRequest, Settlement
 from pomelo.stores.sqlite import damage, open_sqlite
+from pomelo.stores.usage import UsageQuery
 from tests.integration.commands import addresses, pomelo, staying
 from tests.unit.accounts.audited_store import PRICES, draft, endow, hold, run
 
@@ -203,7 +205,7 @@ async def test_a_new_file_is_complete_or_absent(tmp_path: Path, monkeypatch: pyt
         raise DiskFullError("database or disk is full")
 
     with monkeypatch.context() as patched:
-        patched.setattr("pomelo.stores.sqlite.file._migrate", fails)
+        patched.setattr("pomelo.stores.sqlite.file._run_migrations", fails)
         assert "Free or mend the disk" in await store_says(tmp_path / "pomelo.db")
     assert os.listdir(tmp_path) == ["pomelo.db.lock"]  # noqa: PTH208
     assert await store_says(tmp_path / "pomelo.db") == ""

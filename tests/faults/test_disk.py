@@ -17,8 +17,9 @@ from pathlib import Path
 
 import pytest
 
-from pomelo.stores.ledger import UsageQuery, Wallet
+from pomelo.stores.accounts import Wallet
 from pomelo.stores.sqlite import open_sqlite
+from pomelo.stores.usage import UsageQuery
 
 WALLET = Wallet("default", False)
 
@@ -26,7 +27,9 @@ PROGRAM = """
 import asyncio, json, resource, signal, sys
 from pathlib import Path
 from pomelo.errors import PomeloError
-from pomelo.stores.ledger import Settlement, Take, Taken, UsageQuery, UsageRecord, Wallet
+from pomelo.stores.accounts import Wallet
+from pomelo.stores.ledger import ReserveRequest, Settlement
+from pomelo.stores.usage import UsageQuery, UsageRecord
 from pomelo.stores.sqlite import open_sqlite
 
 WALLET = Wallet("default", False)
@@ -39,7 +42,7 @@ def say(**what):
 
 async def pair(store, task):
     try:
-        await store.reserve(Take(record(task), 1, 10, tokens=5))
+        await store.reserve(ReserveRequest(record(task), 1, 10, tokens=5))
         await store.settle(Settlement(record(task, cost=3), 4))
     except PomeloError as error:
         return error.code
@@ -57,7 +60,7 @@ async def fill(store):
         number += 20
     # What only reads goes on.
     await store.balance(WALLET)
-    await store.standing(WALLET)
+    await store.limit_status(WALLET)
     await store.list_usage(UsageQuery(), limit=5)
     resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
     after = [code for n in range(20) if (code := await pair(store, f"well-{n}"))]

@@ -16,18 +16,11 @@ import pytest
 from redis import exceptions as errors
 
 from pomelo.errors import PomeloError
+from pomelo.stores.accounts import Grant, Wallet
 from pomelo.stores.base import Store
-from pomelo.stores.ledger import (
-    Grant,
-    LostReservationError,
-    Reserved,
-    ReserveRequest,
-    Settlement,
-    UsageQuery,
-    UsageRecord,
-    Wallet,
-)
+from pomelo.stores.ledger import LostReservationError, Reserved, ReserveRequest, Settlement
 from pomelo.stores.redis import Timing, open_redis
+from pomelo.stores.usage import UsageQuery, UsageRecord
 from tests.faults.tcp_proxy import TcpProxy
 from tests.redis_server import RedisServer
 
@@ -44,11 +37,11 @@ def record(task_id: str, **changes: Any) -> UsageRecord:
     return UsageRecord(task_id, **(values | {"model": "gpt-4", "task_type": "text"} | changes))
 
 
-def taking(task_id: str) -> ReserveRequest:
+def request(task_id: str) -> ReserveRequest:
     return ReserveRequest(record(task_id), 10, 10, tokens=5)
 
 
-def ending(task_id: str, cost: int = 7) -> Settlement:
+def settlement(task_id: str, cost: int = 7) -> Settlement:
     return Settlement(record(task_id, cost=cost, at=5.0), 5)
 
 
@@ -96,7 +89,7 @@ async def comes_back(store: Store) -> None:
 async def holds(store: Store, *expected: str) -> None:
     """Waits until just these tasks hold something."""
     async with asyncio.timeout(30):
-        while sorted([held.task_id for held in await store.held()]) != sorted(expected):  # noqa: ASYNC110
+        while sorted([held.task_id for held in await store.drafts()]) != sorted(expected):  # noqa: ASYNC110
             await asyncio.sleep(0.01)
 
 
@@ -120,11 +113,11 @@ async def audit(store: Store, tasks: set[str], cost: int = 7) -> None:
 
 async def run_through_a_fault(store: Store, begin: Any, end: Any) -> None:
     """A task that runs is settled after the fault; in it, all fails in time and nothing is taken."""
-    assert isinstance(await store.reserve(taking("before")), Reserved)
+    assert isinstance(await store.reserve(request("before")), Reserved)
     begin()
-    settling = asyncio.ensure_future(store.settle(ending("before")))
+    settling = asyncio.ensure_future(store.settle(settlement("before")))
     for number in range(3):
-        await fails_within_a_second(store.reserve(taking(f"in{number}")))
+        await fails_within_a_second(store.reserve(request(f"in{number}")))
     await fails_within_a_second(settling)
     await fails_within_a_second(store.balance(WALLET))
     await fails_within_a_second(store.get_key("a"))
@@ -133,9 +126,9 @@ async def run_through_a_fault(store: Store, begin: Any, end: Any) -> None:
     end()
     await comes_back(store)
     await holds(store)
-    assert (await store.settle(ending("before"))).record.cost == 7
-    assert isinstance(await store.reserve(taking("after")), Reserved)
-    await store.settle(ending("after"))
+    assert (await store.settle(settlement("before"))).record.cost == 7
+    assert isinstance(await store.reserve(request("after")), Reserved)
+    await store.settle(settlement("after"))
     await audit(store, {"before", "after"})
 
 
@@ -157,24 +150,24 @@ async def test_a_server_whose_clients_are_paused(server, store):
 
 
 async def test_a_server_that_became_a_replica(server, store):
-    await store.reserve(taking("before"))
+    await store.reserve(request("before"))
     server.do("REPLICAOF", "127.0.0.1", "1")
-    await fails_within_a_second(store.reserve(taking("in")))
-    await fails_within_a_second(store.settle(ending("before")))
+    await fails_within_a_second(store.reserve(request("in")))
+    await fails_within_a_second(store.settle(settlement("before")))
     server.do("REPLICAOF", "NO", "ONE")
     await holds(store)
     await audit(store, {"before"})
 
 
 async def test_a_server_that_is_out_of_memory_takes_nothing_and_settles_what_runs(server, store):
-    await store.reserve(taking("before"))
+    await store.reserve(request("before"))
     server.do("CONFIG", "SET", "maxmemory", "1")
-    await fails_within_a_second(store.reserve(taking("in")))
+    await fails_within_a_second(store.reserve(request("in")))
     await fails_within_a_second(store.grant(Grant("more", WALLET, 5, 1.0)))
-    assert (await store.settle(ending("before"))).record.cost == 7
+    assert (await store.settle(settlement("before"))).record.cost == 7
     await audit(store, {"before"})
     server.do("CONFIG", "SET", "maxmemory", "0")
-    assert isinstance(await store.reserve(taking("after")), Reserved)
+    assert isinstance(await store.reserve(request("after")), Reserved)
 
 
 def is_loading(server: RedisServer) -> bool:
@@ -188,7 +181,7 @@ def is_loading(server: RedisServer) -> bool:
 
 
 async def test_a_server_that_is_loading(server, store):
-    await store.reserve(taking("t0"))
+    await store.reserve(request("t0"))
     # Each key takes it a millisecond, once it is started again.
     server.do("EVAL", "for n = 1, 3000 do redis.call('SET', 'other' .. n, '') end", 0)
     server.do("BGREWRITEAOF")
@@ -199,31 +192,31 @@ async def test_a_server_that_is_loading(server, store):
         lambda: server.start("--key-load-delay", "1000", "--loading-process-events-interval-bytes", "1024"),
     )
     await until(lambda: is_loading(server))
-    await fails_within_a_second(store.reserve(taking("in")))
+    await fails_within_a_second(store.reserve(request("in")))
     assert is_loading(server)
     await starting
     await comes_back(store)
-    await store.settle(ending("t0"))
+    await store.settle(settlement("t0"))
     assert (await store.balance(WALLET)).spent == 7
 
 
 async def test_scripts_that_the_server_forgot_are_sent_again(server, store):
     for number in range(5):
-        await store.reserve(taking(f"t{number}"))
+        await store.reserve(request(f"t{number}"))
         server.do("SCRIPT", "FLUSH")
-        await store.settle(ending(f"t{number}"))
+        await store.settle(settlement(f"t{number}"))
         server.do("SCRIPT", "FLUSH")
     await audit(store, {f"t{number}" for number in range(5)})
 
 
 async def test_a_key_of_a_wrong_type_changes_nothing(server, store):
-    await store.reserve(taking("a"))
+    await store.reserve(request("a"))
     usage = b"pomelo:{default/live}:usage"
     server.do("SET", usage, "not a stream")
     before = await store.balance(WALLET)
-    await fails_within_a_second(store.settle(ending("a")))
+    await fails_within_a_second(store.settle(settlement("a")))
     assert await store.balance(WALLET) == before
-    assert [held.task_id for held in await store.held()] == ["a"]
+    assert [held.task_id for held in await store.drafts()] == ["a"]
     server.do("DEL", usage)
     await holds(store)
     await audit(store, {"a"})
@@ -242,14 +235,14 @@ async def test_answers_that_are_lost_charge_nobody_twice(server, tmp_path):
             for number in numbers:
                 task_id = f"t{number}"
                 try:
-                    taken = await store.reserve(taking(task_id))
+                    taken = await store.reserve(request(task_id))
                 except PomeloError:
                     continue  # It costs nothing.
                 assert isinstance(taken, Reserved)
                 done.add(task_id)
                 # Where the outcome is unknown, it is settled all the same, a little later.
                 with suppress(PomeloError):
-                    assert (await store.settle(ending(task_id))).record.cost == 7
+                    assert (await store.settle(settlement(task_id))).record.cost == 7
 
         await asyncio.gather(*[caller() for _ in range(20)])
         proxy.every = 0
@@ -273,9 +266,9 @@ async def test_a_killed_server_has_all_that_it_said_it_kept(server, tmp_path):
                     number += 1
                     task_id = f"{name}-{number}"
                     try:
-                        await store.reserve(taking(task_id))
+                        await store.reserve(request(task_id))
                         asked.add(task_id)
-                        await store.settle(ending(task_id))
+                        await store.settle(settlement(task_id))
                         said.add(task_id)
                     except PomeloError:
                         await asyncio.sleep(0.01)
@@ -299,8 +292,8 @@ async def test_an_archive_that_can_not_be_written_stops_no_settlement(store, tmp
     with closing(sqlite3.connect(tmp_path / "usage.db", isolation_level=None)) as other:
         other.execute("BEGIN EXCLUSIVE")
         for number in range(20):
-            await store.reserve(taking(f"t{number}"))
-            await store.settle(ending(f"t{number}"))
+            await store.reserve(request(f"t{number}"))
+            await store.settle(settlement(f"t{number}"))
         with pytest.raises(PomeloError) as caught:
             await store.list_usage(ALL, limit=1)
         assert caught.value.code == "store_unavailable"
@@ -310,22 +303,22 @@ async def test_an_archive_that_can_not_be_written_stops_no_settlement(store, tmp
 
 async def test_a_process_that_was_only_paused_finds_its_tasks_gone(server, tmp_path):
     async with AsyncExitStack() as stack:
-        quick = {"beat": 0.05, "dead": 0.4}
+        quick = {"heartbeat": 0.05, "dead_after": 0.4}
         paused = await stack.enter_async_context(opening(server.url, tmp_path, **quick))
         await paused.grant(Grant("g", WALLET, CREDITS, 1.0))
         other = await stack.enter_async_context(opening(server.url, tmp_path, **quick))
-        await paused.reserve(taking("a"))
-        await paused.reserve(taking("b"))
+        await paused.reserve(request("a"))
+        await paused.reserve(request("b"))
         await paused.note([record("a", cost=3)])
-        await paused._owner.stop()
+        await paused._worker.stop()
         await holds(other)
         assert await paused.note([record("a", cost=4), record("b", cost=1)]) == ["a", "b"]
         for task_id in ("a", "b"):
             with pytest.raises(LostReservationError):
-                await paused.settle(ending(task_id))
+                await paused.settle(settlement(task_id))
         # It lives, and what it takes now stays.
-        assert isinstance(await paused.reserve(taking("c")), Reserved)
-        await paused.settle(ending("c", 3))
+        assert isinstance(await paused.reserve(request("c")), Reserved)
+        await paused.settle(settlement("c", 3))
         kept, _ = await other.list_usage(ALL, limit=9)
         assert {found.task_id: (found.cost, found.source, found.complete) for found in kept} == {
             "a": (3, "recovered", False),
@@ -336,18 +329,18 @@ async def test_a_process_that_was_only_paused_finds_its_tasks_gone(server, tmp_p
 
 async def test_a_server_that_hung_for_long_lets_nobody_be_taken_for_dead(server, tmp_path):
     async with AsyncExitStack() as stack:
-        quick = {"beat": 0.05, "dead": 0.6, "limit": 0.1, "attempt": 0.05}
+        quick = {"heartbeat": 0.05, "dead_after": 0.6, "timeout": 0.1, "attempt_timeout": 0.05}
         stores = [await stack.enter_async_context(opening(server.url, tmp_path, **quick)) for _ in range(2)]
         await stores[0].grant(Grant("g", WALLET, CREDITS, 1.0))
         for number, store in enumerate(stores):
-            await store.reserve(taking(f"t{number}"))
+            await store.reserve(request(f"t{number}"))
         server.stop()
         await asyncio.sleep(1.5)
         server.go_on()
         await comes_back(stores[0])
         await asyncio.sleep(0.5)
         for number, store in enumerate(stores):
-            assert (await store.settle(ending(f"t{number}"))).record.cost == 7
+            assert (await store.settle(settlement(f"t{number}"))).record.cost == 7
         await audit(stores[1], {"t0", "t1"})
 
 
@@ -361,17 +354,17 @@ async def test_a_failover_by_sentinel_goes_on_with_what_the_replica_had(server, 
         await until(lambda: len(watching.do("SENTINEL", "REPLICAS", "main")) == 1)
         async with opening(f"redis+sentinel://127.0.0.1:{watching.port}/main", tmp_path) as store:
             await store.grant(Grant("g", WALLET, CREDITS, 1.0))
-            await store.reserve(taking("before"))
+            await store.reserve(request("before"))
             written = server.do("INFO", "replication")["master_repl_offset"]
             await until(lambda: replica.do("INFO", "replication")["slave_repl_offset"] >= written)
             server.kill()
-            await fails_within_a_second(store.reserve(taking("in")))
-            store.settle(ending("before"))
+            await fails_within_a_second(store.reserve(request("in")))
+            store.settle(settlement("before"))
             await until(lambda: replica.do("INFO", "replication")["role"] == "master")
             await comes_back(store)
             await holds(store)
-            assert isinstance(await store.reserve(taking("after")), Reserved)
-            await store.settle(ending("after"))
+            assert isinstance(await store.reserve(request("after")), Reserved)
+            await store.settle(settlement("after"))
             await audit(store, {"before", "after"})
 
 

@@ -31,9 +31,11 @@ from pomelo.engine.routing import Router
 from pomelo.gen.v1 import admin_service_pb2 as pb
 from pomelo.gen.v1.admin_service_pb2_grpc import AdminServiceStub
 from pomelo.settings import Settings
+from pomelo.stores.accounts import Grant
 from pomelo.stores.base import Store
-from pomelo.stores.ledger import Grant, ReserveRequest, UsageQuery, UsageRecord
+from pomelo.stores.ledger import ReserveRequest
 from pomelo.stores.redis import scripts
+from pomelo.stores.usage import UsageQuery, UsageRecord
 from pomelo.testing import Answer, FaultUpstream, Gate, Received, Reply, error_reply
 from tests.faults.books import LIVE
 from tests.faults.callers import Grpc, Rest, Told, callers
@@ -100,7 +102,9 @@ class Faults:
         return self._error()
 
 
-_OURS = {one.digest for one in (scripts.TAKE, scripts.SETTLE, scripts.VOID, scripts.NOTE, scripts.STANDING)}
+_OURS = {
+    one.digest for one in (scripts.RESERVE, scripts.SETTLE, scripts.VOID, scripts.NOTE, scripts.LIMIT_STATUS)
+}
 """Scripts of a task's life."""
 
 
@@ -217,16 +221,18 @@ class House:
         self.lives[life.request_id] = life
         store: Any = self.app.store
         self.app.keyring._known.clear()  # so that the key is looked up
-        if hasattr(store, "_places"):
-            store._places._known.clear()
+        if hasattr(store, "_wallet_index"):
+            store._wallet_index._known.clear()
             life.retried = times == 1
-            store._link.timing = replace(store._link.timing, limit=LIMIT if times > 1 else PATIENT)
+            store._connection.timing = replace(
+                store._connection.timing, timeout=LIMIT if times > 1 else PATIENT
+            )
         self.faults.arm(at, times, error, after=after)
         await life.ask(wire)
         await self.app.draining.idle()
         self.faults.disarm()
-        if hasattr(store, "_places"):
-            store._link.timing = replace(store._link.timing, limit=PATIENT)
+        if hasattr(store, "_wallet_index"):
+            store._connection.timing = replace(store._connection.timing, timeout=PATIENT)
         async with asyncio.timeout(FREED_WITHIN):
             while (await store.balance(LIVE)).held or (await store.limit_status(LIVE)).concurrency:  # noqa: ASYNC110
                 await asyncio.sleep(0.002)
@@ -257,8 +263,8 @@ async def open_faulty(kind: str, url: str, folder: Path, patch: pytest.MonkeyPat
 
     def wrap(store: Any) -> Any:
         if kind == "redis":
-            store._link._client = FaultyClient(store._link._client, faults)
-            store._link.timing = replace(store._link.timing, limit=PATIENT)
+            store._connection._client = FaultyClient(store._connection._client, faults)
+            store._connection.timing = replace(store._connection.timing, timeout=PATIENT)
         return store
 
     if kind == "sqlite":

@@ -16,6 +16,7 @@ from pomelo.engine import reservation
 from pomelo.engine.reservation import Ledger
 from pomelo.errors import PomeloError
 from pomelo.gen.v1.model_service_pb2 import PriceUnit
+from pomelo.stores.accounts import Wallet
 from pomelo.stores.ledger import (
     LimitStatus,
     LostReservationError,
@@ -25,9 +26,8 @@ from pomelo.stores.ledger import (
     Settled,
     Settlement,
     UnknownOutcomeError,
-    UsageRecord,
-    Wallet,
 )
+from pomelo.stores.usage import UsageRecord
 
 PRICES = Prices({PriceUnit.PRICE_UNIT_IMAGE: 40_000})
 

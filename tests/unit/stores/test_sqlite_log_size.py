@@ -13,8 +13,9 @@ from pathlib import Path
 import pytest
 
 from pomelo.stores.base import Store
-from pomelo.stores.ledger import IdempotencyKey, ReserveRequest, Settlement, UsageQuery
+from pomelo.stores.ledger import IdempotencyKey, ReserveRequest, Settlement
 from pomelo.stores.sqlite import log_size, open_sqlite, usage
+from pomelo.stores.usage import UsageQuery
 from tests.many_accounts import fill_sqlite
 from tests.unit.accounts.audited_store import ACME, draft, endow
 

@@ -12,9 +12,10 @@ from pathlib import Path
 
 import pytest
 
+from pomelo.stores.accounts import Wallet
 from pomelo.stores.base import Store
-from pomelo.stores.ledger import GROUPS, UsageQuery, UsageRecord, Wallet
 from pomelo.stores.sqlite import open_sqlite, usage
+from pomelo.stores.usage import GROUPS, UsageQuery, UsageRecord
 from tests.unit.accounts.audited_store import ACME, endow, run
 
 QUERIES = [

@@ -14,18 +14,17 @@ from typing import Any
 import pytest
 
 from pomelo.errors import PomeloError
-from pomelo.stores.base import UnknownAccountError
+from pomelo.stores.accounts import UnknownAccountError, Wallet
 from pomelo.stores.ledger import (
     IdempotencyKey,
     LostReservationError,
     Reserved,
     Settlement,
     UnknownOutcomeError,
-    UsageQuery,
-    Wallet,
 )
 from pomelo.stores.sqlite import open_sqlite
-from tests.contract.ledger_rig import SqliteRig, ending, record, taking
+from pomelo.stores.usage import UsageQuery
+from tests.contract.ledger_rig import SqliteRig, record, request, settlement
 
 WALLET = Wallet("default", False)
 
@@ -39,7 +38,7 @@ async def rig(tmp_path: Path):
 
 
 def ours(task_id: str, **changes):
-    return taking(task_id, account="default", live=False, **changes)
+    return request(task_id, account="default", live=False, **changes)
 
 
 async def test_of_a_batch_what_fails_fails_alone_and_wholly(rig):
@@ -52,7 +51,7 @@ async def test_of_a_batch_what_fails_fails_alone_and_wholly(rig):
 
     outcomes = await asyncio.gather(
         rig.store.reserve(ours("a")),
-        rig.store.settle(ending("nothing")),
+        rig.store.settle(settlement("nothing")),
         half_done(),
         rig.store.reserve(ours("b")),
         rig.store.get_account("half"),
@@ -98,12 +97,12 @@ async def test_whatever_a_statement_raises_is_store_unavailable_and_the_thread_g
     Failing.error = error
     Failing.fails = (start, 3)
     outcomes = await asyncio.gather(
-        failing.reserve(ours("a", least=0)), failing.reserve(ours("b", least=0)), return_exceptions=True
+        failing.reserve(ours("a", minimum=0)), failing.reserve(ours("b", minimum=0)), return_exceptions=True
     )
     assert all(isinstance(one, Reserved) or one.code == "store_unavailable" for one in outcomes)
     Failing.fails = ("", 0)
     for task_id in ("a", "b"):
-        assert isinstance(await failing.reserve(ours(task_id, least=0)), Reserved)
+        assert isinstance(await failing.reserve(ours(task_id, minimum=0)), Reserved)
     assert (await failing.limit_status(WALLET)).concurrency == 2
 
 
@@ -120,7 +119,7 @@ async def test_a_rollback_that_fails_is_made_up_for(failing):
     with pytest.raises(PomeloError):
         await failing.get_account("half")
     assert await failing.get_account("half") is None
-    assert isinstance(await failing.reserve(ours("a", least=0)), Reserved)
+    assert isinstance(await failing.reserve(ours("a", minimum=0)), Reserved)
     assert await failing.get_account("half") is None
 
 
@@ -130,7 +129,7 @@ async def test_after_an_sqlite_error_nothing_was_done_and_after_others_that_is_u
         for error, unknown in kinds:
             Failing.error, Failing.fails = error, (start, 2)
             with pytest.raises(PomeloError) as caught:
-                await failing.reserve(ours("a", least=0))
+                await failing.reserve(ours("a", minimum=0))
             assert isinstance(caught.value, UnknownOutcomeError) == unknown
             assert (await failing.limit_status(WALLET)).concurrency == 0
 
@@ -194,7 +193,7 @@ async def test_orphans_are_told_in_one_line(rig, caplog):
         await rig.crash()
         await rig.crash()
     assert [entry.getMessage() for entry in caplog.records] == [
-        "3 tasks of a process that died were charged what was last noted of them"
+        "3 tasks of a process that died were charged their last noted cost"
     ]
 
 
@@ -206,7 +205,7 @@ async def test_answers_that_are_over_are_deleted(rig):
     async def answered(first: int, last: int) -> None:
         for number in range(first, last):
             await rig.store.reserve(
-                ours(f"t{number}", least=0, idempotency_key=IdempotencyKey(f"k{number}", b""))
+                ours(f"t{number}", minimum=0, idempotency_key=IdempotencyKey(f"k{number}", b""))
             )
             ended = record(f"t{number}", account="default", live=False)
             await rig.store.settle(Settlement(ended, answer=b"answer"))
