@@ -21,7 +21,7 @@ MIDNIGHT = 1_795_478_400.0
 # --- accounts and grants
 
 
-async def test_an_account_is_made_once_and_comes_back_as_it_was_made(rig):
+async def test_an_account_is_created_once_and_read_back_unchanged(rig):
     assert await rig.store.add_account("bee", "free", 2.5)
     assert not await rig.store.add_account("bee", "scale", 9.0)
     assert await rig.store.get_account("bee") == AccountRecord("bee", "free", 2.5)
@@ -56,20 +56,20 @@ async def test_accounts_are_listed_page_by_page_with_their_balances(rig):
         assert (by_name["acme"].plan, by_name["acme"].created) == ("pro", 1.0)
 
 
-async def test_of_many_who_make_one_account_one_does(rig):
+async def test_concurrent_creations_of_one_account_succeed_once(rig):
     made = await asyncio.gather(*(rig.store.add_account("bee", f"plan{n}", 1.0) for n in range(20)))
     assert sum(made) == 1
     assert (await rig.store.get_account("bee")).plan == f"plan{made.index(True)}"
 
 
-async def test_a_plan_is_changed_and_nothing_else(rig):
+async def test_changing_the_plan_changes_nothing_else(rig):
     assert await rig.store.set_plan("acme", "scale")
     assert await rig.store.get_account("acme") == AccountRecord("acme", "scale", 1.0)
     assert not await rig.store.set_plan("nobody", "scale")
     assert await rig.store.get_account("nobody") is None
 
 
-async def test_the_account_that_every_store_has_begins_with_test_credits(rig):
+async def test_the_default_account_starts_with_test_credits(rig):
     assert (await rig.store.get_account(DEFAULT_ACCOUNT)).plan == "pro"
     assert await rig.store.balance(Wallet(DEFAULT_ACCOUNT, False)) == Balance(granted=100_000_000)
     assert await rig.store.balance(Wallet(DEFAULT_ACCOUNT, True)) == Balance()
@@ -77,14 +77,14 @@ async def test_the_account_that_every_store_has_begins_with_test_credits(rig):
     assert grant.amount == 100_000_000
 
 
-async def test_a_grant_adds_to_one_wallet_and_the_balance_comes_back(rig):
+async def test_a_grant_adds_to_one_wallet_and_returns_its_balance(rig):
     await rig.store.reserve(request("a", 100))
     assert await rig.store.grant(Grant("g", WALLET, 50, 2.0, "gift")) == Balance(1_050, 0, 100)
     assert await rig.store.balance(WALLET) == Balance(1_050, 0, 100)
     assert await rig.store.balance(TEST) == Balance()
 
 
-async def test_a_grant_happens_once_for_its_id(rig):
+async def test_a_grant_id_is_granted_once(rig):
     given = Grant("g", WALLET, 50, 2.0)
     for again in (given, given, Grant("g", WALLET, 70, 3.0)):
         assert await rig.store.grant(again) == Balance(1_050)
@@ -95,19 +95,19 @@ async def test_a_grant_happens_once_for_its_id(rig):
     assert TEST not in await wallets(rig.store)
 
 
-async def test_a_grant_many_times_at_once_happens_once(rig):
+async def test_concurrent_grants_with_one_id_are_granted_once(rig):
     await asyncio.gather(*(rig.store.grant(Grant("g", WALLET, 50, 2.0)) for _ in range(50)))
     assert await rig.store.balance(WALLET) == Balance(1_050)
 
 
-async def test_a_grant_to_an_unknown_account_is_refused_and_its_id_stays_free(rig):
+async def test_a_grant_to_an_unknown_account_is_refused_and_does_not_use_up_its_id(rig):
     with pytest.raises(UnknownAccountError):
         await rig.store.grant(Grant("g", Wallet("nobody", True), 50, 2.0))
     assert await rig.store.list_grants(Wallet("nobody", True)) == []
     assert await rig.store.grant(Grant("g", WALLET, 50, 2.0)) == Balance(1_050)
 
 
-async def test_grants_are_listed_oldest_first_with_all_that_they_say(rig):
+async def test_grants_are_listed_oldest_first_with_all_fields(rig):
     given = [Grant(f"g{n}", TEST, n + 1, at, f"ünï {n}") for n, at in enumerate((7.5, 3.25, 5.0))]
     for grant in given:
         await rig.store.grant(grant)
@@ -122,7 +122,7 @@ async def test_a_grant_is_found_by_its_id_and_wallet(rig):
     assert await rig.store.get_grant(TEST, "nothing") is None
 
 
-async def test_what_is_large_stays_exact(rig):
+async def test_large_amounts_are_exact(rig):
     await rig.store.grant(Grant("g", TEST, 2**52, 2.0))
     await run_task(rig.store, "a", 2**52 - 1, live=False, output_tokens=2**52 + 1)
     assert await rig.store.balance(TEST) == Balance(2**52, 2**52 - 1)
@@ -130,7 +130,7 @@ async def test_what_is_large_stays_exact(rig):
     assert (total.cost, total.output_tokens) == (2**52 - 1, 2**52 + 1)
 
 
-async def test_accounts_and_money_outlive_the_process(rig):
+async def test_accounts_and_balances_survive_a_restart(rig):
     await run_task(rig.store, "a", 30)
     await rig.store.set_plan("acme", "scale")
     await rig.close()
@@ -185,12 +185,12 @@ async def test_records_are_listed_newest_first(used):
         (UsageQuery(account="' OR 1=1 --"), ""),
     ],
 )
-async def test_a_query_finds_what_fits_all_that_is_given(used, query, found):
+async def test_a_query_finds_the_records_that_match_all_its_filters(used, query, found):
     assert ids(await used.list_usage(query, limit=100)) == found
     assert sum(total.tasks for total in await used.sum_usage(query, "model")) == len(found)
 
 
-async def test_pages_go_on_where_the_last_one_ended(used):
+async def test_a_page_continues_where_the_last_one_ended(used):
     for limit in range(1, 11):
         seen, after = "", ""
         while True:
@@ -202,21 +202,21 @@ async def test_pages_go_on_where_the_last_one_ended(used):
         assert seen == "876543210"
 
 
-async def test_pages_are_of_the_query(used):
+async def test_pages_only_have_the_records_of_the_query(used):
     page = await used.list_usage(UsageQuery(account="acme"), limit=4)
     assert ids(page) == "7643"
     page = await used.list_usage(UsageQuery(account="acme"), limit=4, after=page[1])
     assert (ids(page), page[1]) == ("10", "")
 
 
-async def test_records_that_come_meanwhile_shift_nothing(used):
+async def test_new_records_do_not_shift_pages(used):
     page = await used.list_usage(ALL, limit=4)
     for name, at in (("tx", MIDNIGHT * 2), ("ty", MIDNIGHT + 5 * 28_800)):
         await run_task(used, name, 1, at=at)
     assert ids(await used.list_usage(ALL, limit=4, after=page[1])) == "4321"
 
 
-async def test_records_of_one_moment_are_all_listed_once(rig):
+async def test_records_with_equal_times_are_listed_once_each(rig):
     for number in range(25):
         await run_task(rig.store, f"t{number}", 1, at=5.0)
     seen, after = [], ""
@@ -229,7 +229,7 @@ async def test_records_of_one_moment_are_all_listed_once(rig):
 
 
 @pytest.mark.parametrize("after", ["x", "0", "-1", "zz" * 16, "' OR 1=1 --", "ü" * 32, "0" * 99])
-async def test_a_place_that_was_not_given_is_an_error(used, after):
+async def test_an_invalid_page_position_is_an_error(used, after):
     with pytest.raises(ValueError, match="after"):
         await used.list_usage(ALL, limit=4, after=after)
 
@@ -247,7 +247,7 @@ async def test_a_place_that_was_not_given_is_an_error(used, after):
         ),
     ],
 )
-async def test_sums_are_by_group_and_in_order(used, by, tasks, cost):
+async def test_sums_are_grouped_and_sorted(used, by, tasks, cost):
     totals = await used.sum_usage(ALL, by)
     assert [total.group for total in totals] == sorted(tasks)
     assert {total.group: total.tasks for total in totals} == tasks
@@ -255,7 +255,7 @@ async def test_sums_are_by_group_and_in_order(used, by, tasks, cost):
 
 
 @pytest.mark.parametrize("by", GROUPS)
-async def test_sums_are_given_page_by_page(used, by):
+async def test_sums_are_returned_page_by_page(used, by):
     for query in (ALL, UsageQuery(account="acme"), UsageQuery(account="acme", live=True, model="gpt-4")):
         whole = await used.sum_usage(query, by)
         for limit in range(1, 5):
@@ -281,7 +281,7 @@ async def test_without_records_there_are_no_sums(rig):
     assert await rig.store.list_usage(ALL, limit=5) == ([], "")
 
 
-async def test_sums_are_by_what_there_is(rig):
+async def test_an_unknown_group_is_an_error(rig):
     with pytest.raises(ValueError, match="by"):
         await rig.store.sum_usage(ALL, "wire")
 
@@ -293,7 +293,7 @@ async def test_a_record_can_be_read_as_soon_as_its_settlement_was_awaited(rig):
         assert newest.task_id == f"t{number}"
 
 
-async def test_what_running_tasks_hold_is_told_with_what_was_noted(rig):
+async def test_drafts_of_running_tasks_have_what_was_noted(rig):
     await rig.store.reserve(request("a", 300, request_id="req-ü", provider="openai"))
     await rig.store.reserve(request("b", 0))
     noted = record("a", cost=7, output_tokens=3, provider="openai", prices="image=5")
@@ -305,7 +305,7 @@ async def test_what_running_tasks_hold_is_told_with_what_was_noted(rig):
     assert await rig.store.drafts() == []
 
 
-async def test_what_is_held_is_what_tasks_hold(rig):
+async def test_the_held_amount_is_the_sum_of_the_reservations(rig):
     other = Wallet("nobody", False)
     assert await held(rig.store, WALLET) == await held(rig.store, other) == (0, 0)
     await rig.store.reserve(request("a", 300))
@@ -318,7 +318,7 @@ async def test_what_is_held_is_what_tasks_hold(rig):
     assert await held(rig.store, WALLET) == (0, 0)
 
 
-async def test_the_state_of_a_wallet_has_its_balance_and_the_sums_of_grants_and_holds(rig):
+async def test_the_state_of_a_wallet_has_its_balance_and_the_sums_of_grants_and_reservations(rig):
     await rig.store.add_account("bee", "pro", 1.0)
     await rig.store.grant(Grant("more", WALLET, 5, 1.0, '{"amount": 9}'))
     await rig.store.grant(Grant("test", TEST, 7, 1.0))
@@ -333,7 +333,7 @@ async def test_the_state_of_a_wallet_has_its_balance_and_the_sums_of_grants_and_
     }
 
 
-async def test_every_wallet_that_had_a_grant_or_a_hold_is_told_once(rig):
+async def test_every_wallet_with_a_grant_or_reservation_is_listed_once(rig):
     await rig.store.add_account("bee", "pro", 1.0)
     await rig.store.grant(Grant("again", WALLET, 5, 1.0))
     await run_task(rig.store, "a", 0, account="bee")

@@ -45,7 +45,7 @@ LIMITED = [
 
 
 @pytest.mark.parametrize(("code", "limit"), LIMITED)
-async def test_what_is_refused_takes_nothing_at_all(rig, code, limit):
+async def test_a_refused_request_changes_nothing(rig, code, limit):
     await rig.store.reserve(request("a", 10, tokens=10))
     before = replace(await rig.store.limit_status(WALLET, MODEL), requests_reset=0, tokens_reset=0)
     answer = await rig.store.reserve(request("b", **{"tokens": 1, "idempotency_key": KEY} | limit))
@@ -61,7 +61,7 @@ async def test_what_is_refused_takes_nothing_at_all(rig, code, limit):
     assert isinstance(await rig.store.reserve(request("c", idempotency_key=other)), Reserved)
 
 
-async def test_of_several_reasons_the_first_is_told(rig):
+async def test_the_first_of_several_reasons_is_returned(rig):
     await rig.store.reserve(request("a", 10, tokens=10, idempotency_key=KEY))
     limits = {"requests_limit": 1, "concurrency_limit": 1, "tokens_limit": 10, "tokens": 1, "minimum": 991}
     other = IdempotencyKey(KEY.key, b"other")
@@ -79,14 +79,14 @@ async def test_of_several_reasons_the_first_is_told(rig):
             del limits[name]
 
 
-async def test_a_limit_of_none_does_not_apply_but_what_is_taken_counts(rig):
+async def test_usage_is_counted_without_limits(rig):
     for n in range(20):
         assert isinstance(await rig.store.reserve(request(f"t{n}", tokens=1_000)), Reserved)
     standing = await rig.store.limit_status(WALLET, MODEL)
     assert (standing.requests, standing.concurrency, standing.tokens) == (20, 20, 20_000)
 
 
-async def test_a_limit_of_0_lets_nothing_through(rig):
+async def test_a_limit_of_0_refuses_everything(rig):
     for limit in ({"requests_limit": 0}, {"concurrency_limit": 0}, {"tokens_limit": 0, "tokens": 1}):
         assert isinstance(await rig.store.reserve(request("a", **limit)), Refused)
 
@@ -116,7 +116,7 @@ async def test_tokens_are_counted_for_each_model(rig):
         ({"minimum": 27}, "insufficient_credits"),
     ],
 )
-async def test_a_thousand_at_once_never_get_one_too_many(rig, limit, code):
+async def test_a_thousand_concurrent_requests_never_exceed_a_limit(rig, limit, code):
     asked = {"minimum": 1} | limit
     answers = await asyncio.gather(*(rig.store.reserve(request(f"t{n}", **asked)) for n in range(1_000)))
     taken = [answer for answer in answers if isinstance(answer, Reserved)]
@@ -128,7 +128,7 @@ async def test_a_thousand_at_once_never_get_one_too_many(rig, limit, code):
     assert standing.available == 1_000 - 37 * asked["minimum"]
 
 
-async def test_a_hundred_credits_buy_exactly_a_hundred_of_a_thousand(rig):
+async def test_credits_for_a_hundred_tasks_pay_exactly_a_hundred_of_a_thousand(rig):
     async def one(number: int) -> str:
         answer = await rig.store.reserve(request(f"t{number}", 10, 20))
         if isinstance(answer, Refused):
@@ -149,7 +149,7 @@ async def test_a_hundred_credits_buy_exactly_a_hundred_of_a_thousand(rig):
 # --- windows
 
 
-async def test_a_window_begins_with_its_first_request_and_lasts_60_seconds(rig, clock):
+async def test_a_window_starts_with_its_first_request_and_lasts_60_seconds(rig, clock):
     assert (await rig.store.limit_status(WALLET)).requests_reset == 0
     assert (await rig.store.reserve(request("a", requests_limit=2))).limit_status.requests_reset == 60
     clock.passes(59.5)
@@ -163,7 +163,7 @@ async def test_a_window_begins_with_its_first_request_and_lasts_60_seconds(rig, 
     assert (standing.requests, standing.requests_reset, standing.concurrency) == (1, 60, 3)
 
 
-async def test_a_model_has_a_window_of_its_own_for_tokens(rig, clock):
+async def test_each_model_has_its_own_token_window(rig, clock):
     await rig.store.reserve(request("a", tokens=5, model="claude"))
     clock.passes(30)
     standing = (await rig.store.reserve(request("b", tokens=6, tokens_limit=10))).limit_status
@@ -179,7 +179,7 @@ async def test_a_model_has_a_window_of_its_own_for_tokens(rig, clock):
 
 
 @pytest.mark.parametrize("seconds", [-86_400, -30, 30, 86_400])
-async def test_a_clock_that_jumps_opens_and_closes_no_window(rig, clock, seconds):
+async def test_changing_the_clock_opens_and_closes_no_window(rig, clock, seconds):
     await rig.store.reserve(request("a"))
     clock.jumps(seconds)
     assert (await rig.store.limit_status(WALLET)).requests_reset == 60
@@ -189,7 +189,7 @@ async def test_a_clock_that_jumps_opens_and_closes_no_window(rig, clock, seconds
     assert isinstance(await rig.store.reserve(request("b", requests_limit=1)), Reserved)
 
 
-async def test_a_clock_set_back_while_no_process_ran_locks_nobody_out(rig, clock):
+async def test_setting_the_clock_back_while_no_process_runs_locks_nobody_out(rig, clock):
     if not clock.jumping:
         pytest.skip("the clock of a server that went on")
     await rig.store.reserve(request("a", tokens=5))
@@ -202,7 +202,7 @@ async def test_a_clock_set_back_while_no_process_ran_locks_nobody_out(rig, clock
     assert taken.limit_status.requests_reset == 60
 
 
-async def test_a_window_outlives_the_process(rig, clock):
+async def test_a_window_survives_a_restart(rig, clock):
     await run_task(rig.store, "a")
     await rig.close()
     clock.passes(10)

@@ -486,7 +486,7 @@ async def _awaited(asked: Awaitable[T]) -> T:
 
 @pytest.mark.timeout(0 if STEPS > 10_000 else 300)
 @pytest.mark.parametrize("kind", STORES)
-def test_the_store_does_what_the_model_does(kind: str) -> None:
+def test_the_store_behaves_like_the_model(kind: str) -> None:
     machine = type("Machine", (LedgerMachine,), {"make": staticmethod(STORES[kind]), "steps": 0})
     while machine.steps < STEPS:
         run_state_machine_as_test(

@@ -79,7 +79,7 @@ async def until(there: Callable[[], Any]) -> None:
             await asyncio.sleep(0.01)
 
 
-async def test_each_process_finds_what_it_took_itself(server, tmp_path):
+async def test_each_process_lists_its_own_reservations(server, tmp_path):
     async with AsyncExitStack() as stack:
         stores = [await open_with_credits(stack, server, tmp_path) for _ in range(2)]
         for number in range(4):
@@ -100,7 +100,7 @@ async def test_each_process_finds_what_it_took_itself(server, tmp_path):
             await stores[0].settle(settlement("t2", 5))
 
 
-async def test_idle_wallets_are_not_checked_for_ever(server, tmp_path):
+async def test_idle_wallets_are_not_checked_forever(server, tmp_path):
     async with AsyncExitStack() as stack:
         store = await open_with_credits(stack, server, tmp_path)
         await store.reserve(request("a"))
@@ -114,7 +114,9 @@ async def test_idle_wallets_are_not_checked_for_ever(server, tmp_path):
         assert await own(store) == ["b"]
 
 
-async def test_a_take_that_arrives_late_is_found_though_its_wallet_was_idle(server, tmp_path, monkeypatch):
+async def test_a_reserve_that_arrives_late_is_found_although_its_wallet_was_idle(
+    server, tmp_path, monkeypatch
+):
     monkeypatch.setattr(ordered_tasks, "_MAX_UNDO_TIME", 0.1)
     async with AsyncExitStack() as stack:
         store = await open_with_credits(stack, server, tmp_path)
@@ -135,7 +137,7 @@ async def test_a_take_that_arrives_late_is_found_though_its_wallet_was_idle(serv
         assert (await store.balance(WALLET)).held == 0
 
 
-async def test_what_the_store_is_about_to_end_is_not_found(server, tmp_path):
+async def test_a_task_that_the_store_is_about_to_end_is_not_listed(server, tmp_path):
     async with AsyncExitStack() as stack:
         store = await open_with_credits(stack, server, tmp_path)
         await store.reserve(request("a"))
@@ -200,7 +202,7 @@ async def test_any_error_of_the_client_is_store_unavailable_for_every_method(ser
 
 @ANY
 @AFTER
-async def test_a_single_error_at_any_command_is_not_even_noticed(server, tmp_path, error, after):
+async def test_a_single_error_at_any_command_is_retried(server, tmp_path, error, after):
     async with AsyncExitStack() as stack:
         store = await open_with_credits(stack, server, tmp_path)
         faults = Faulty(store)
@@ -215,7 +217,7 @@ async def test_a_single_error_at_any_command_is_not_even_noticed(server, tmp_pat
         assert (await store.balance(WALLET)).spent == 8 * 7
 
 
-async def test_ends_that_are_asked_for_again_and_again_do_not_pile_up(server, tmp_path):
+async def test_repeated_settlements_do_not_pile_up(server, tmp_path):
     async with AsyncExitStack() as stack:
         store = await open_with_credits(stack, server, tmp_path)
         await store.reserve(request("a"))
@@ -230,7 +232,7 @@ async def test_ends_that_are_asked_for_again_and_again_do_not_pile_up(server, tm
         assert (await store.settle(settlement("a"))).record.cost == 10
 
 
-async def test_takes_of_unknown_outcome_leave_nothing_to_do_for_ever(server, tmp_path, monkeypatch):
+async def test_undoing_a_reserve_with_unknown_outcome_is_not_retried_forever(server, tmp_path, monkeypatch):
     monkeypatch.setattr(ordered_tasks, "_MAX_UNDO_TIME", 0.2)
     async with AsyncExitStack() as stack:
         store = await open_with_credits(stack, server, tmp_path)
@@ -242,7 +244,7 @@ async def test_takes_of_unknown_outcome_leave_nothing_to_do_for_ever(server, tmp
         await until(lambda: not store._operations._all)
 
 
-async def test_the_background_loops_outlive_any_error(server, tmp_path, caplog):
+async def test_the_background_loops_survive_any_error(server, tmp_path, caplog):
     caplog.set_level(logging.ERROR)
     async with AsyncExitStack() as stack:
         quick = {"heartbeat": 0.02, "dead_after": 2.0, "drain": 0.02}
@@ -265,7 +267,9 @@ async def test_the_background_loops_outlive_any_error(server, tmp_path, caplog):
         assert "builtins.KeyError" in told[0]
 
 
-async def test_an_archive_that_fails_with_any_error_gets_the_records_later(server, tmp_path, monkeypatch):
+async def test_an_archive_that_fails_with_an_unexpected_error_gets_the_records_later(
+    server, tmp_path, monkeypatch
+):
     async with AsyncExitStack() as stack:
         store = await open_with_credits(stack, server, tmp_path, drain=0.02)
         archive = store._usage._archive
@@ -288,7 +292,7 @@ async def test_an_archive_that_fails_with_any_error_gets_the_records_later(serve
         assert [one.task_id for one in (await store.list_usage(UsageQuery(), limit=9))[0]] == ["a"]
 
 
-async def test_a_hold_that_can_not_be_ended_does_not_keep_others_from_being_ended(server, tmp_path, caplog):
+async def test_a_reservation_that_can_not_be_recovered_does_not_block_others(server, tmp_path, caplog):
     async with AsyncExitStack() as stack:
         quick = {"heartbeat": 0.02, "dead_after": 0.2}
         dying = await open_with_credits(stack, server, tmp_path, **quick)

@@ -31,7 +31,7 @@ ALL = UsageQuery()
 # --- its keys
 
 
-def test_all_keys_of_a_wallet_are_of_one_slot_and_of_no_other_wallet():
+def test_all_keys_of_a_wallet_share_a_slot_and_belong_to_no_other_wallet():
     accounts = ("acme", "a/b", "{", "}", "{}", "}{", "ü", "a}b", "live", "")
     for account in accounts:
         for live in (False, True):
@@ -42,7 +42,7 @@ def test_all_keys_of_a_wallet_are_of_one_slot_and_of_no_other_wallet():
     assert len({names(Wallet(account, live)).wallet for account in accounts for live in (False, True)}) == 20
 
 
-async def test_a_script_touches_no_key_that_it_was_not_given(server, tmp_path):
+async def test_a_script_uses_only_the_keys_that_are_passed_to_it(server, tmp_path):
     folder = Path(__file__).parents[2] / "pomelo" / "stores" / "redis" / "lua"
     calls = re.compile(r"redis\.call\('(\w+)'(?:, ([^,)]+))?")
     for script in folder.glob("*.lua"):
@@ -54,7 +54,7 @@ async def test_a_script_touches_no_key_that_it_was_not_given(server, tmp_path):
             )
 
 
-async def test_accounts_and_keys_of_a_pomelo_that_kept_no_order_are_put_in_order(server, tmp_path):
+async def test_accounts_and_keys_of_a_pomelo_without_orders_are_sorted(server, tmp_path):
     async with AsyncExitStack() as stack:
         store = await open_with_credits(stack, server, tmp_path)
         for n in range(5):
@@ -72,7 +72,7 @@ async def test_accounts_and_keys_of_a_pomelo_that_kept_no_order_are_put_in_order
 # --- several processes
 
 
-async def test_two_processes_together_admit_what_one_may(server, tmp_path):
+async def test_two_processes_share_the_credits_of_a_wallet(server, tmp_path):
     async with AsyncExitStack() as stack:
         stores = [await open_with_credits(stack, server, tmp_path) for _ in range(2)]
         asked = [stores[n % 2].reserve(request(f"t{n}", 10)) for n in range(1_000)]
@@ -86,7 +86,7 @@ async def test_two_processes_together_admit_what_one_may(server, tmp_path):
     ("limit", "code"),
     [("requests_limit", "rate_limit_exceeded"), ("concurrency_limit", "concurrency_limit_exceeded")],
 )
-async def test_two_processes_together_keep_a_limit(server, tmp_path, limit, code):
+async def test_two_processes_share_a_limit(server, tmp_path, limit, code):
     async with AsyncExitStack() as stack:
         stores = [await open_with_credits(stack, server, tmp_path) for _ in range(2)]
         asked = [stores[n % 2].reserve(request(f"t{n}", 1, **{limit: 20})) for n in range(200)]
@@ -95,7 +95,7 @@ async def test_two_processes_together_keep_a_limit(server, tmp_path, limit, code
         assert {answer.code for answer in answers if isinstance(answer, Refused)} == {code}
 
 
-async def test_a_request_that_comes_fifty_times_at_once_runs_once(server, tmp_path):
+async def test_fifty_concurrent_requests_with_one_key_run_once(server, tmp_path):
     key = IdempotencyKey("order", b"digest")
     async with AsyncExitStack() as stack:
         stores = [await open_with_credits(stack, server, tmp_path) for _ in range(2)]
@@ -111,7 +111,7 @@ async def test_a_request_that_comes_fifty_times_at_once_runs_once(server, tmp_pa
         assert again.answer == b"\x00answer"
 
 
-async def test_a_record_that_one_settled_can_be_read_by_another_at_once(server, tmp_path):
+async def test_a_record_settled_by_one_process_is_immediately_visible_to_another(server, tmp_path):
     async with AsyncExitStack() as stack:
         stores = [await open_with_credits(stack, server, tmp_path, drain=0.01) for _ in range(2)]
 
@@ -144,7 +144,7 @@ asyncio.run(main())
 """
 
 
-async def test_what_a_killed_process_held_is_ended_by_another(server, tmp_path):
+async def test_the_tasks_of_a_killed_process_are_recovered_by_another(server, tmp_path):
     async with AsyncExitStack() as stack:
         store = await open_with_credits(stack, server, tmp_path, heartbeat=0.1, dead_after=1.0)
         process = await asyncio.create_subprocess_exec(
@@ -171,7 +171,7 @@ async def test_what_a_killed_process_held_is_ended_by_another(server, tmp_path):
         assert (found.spent, found.held) == (80, 0)
 
 
-async def test_a_process_that_stands_still_is_let_live_as_long_as_nobody_looked(server, tmp_path):
+async def test_a_silent_worker_is_not_marked_dead_while_nobody_watched(server, tmp_path):
     async with AsyncExitStack() as stack:
         clock = [0.0]
         store = await open_with_credits(stack, server, tmp_path, heartbeat=0.02, dead_after=1_000.0)
@@ -200,7 +200,7 @@ async def test_a_process_that_stands_still_is_let_live_as_long_as_nobody_looked(
         await store.note([record("a")])
 
 
-async def test_a_take_that_comes_after_it_was_voided_is_not_done(server, tmp_path):
+async def test_a_reserve_that_arrives_after_its_void_is_not_done(server, tmp_path):
     async with AsyncExitStack() as stack:
         store = await open_with_credits(stack, server, tmp_path)
         await store._void(WALLET, "late", True, "call-1")
@@ -209,7 +209,7 @@ async def test_a_take_that_comes_after_it_was_voided_is_not_done(server, tmp_pat
         assert isinstance(await store._reserve(request("late"), "call-2"), Reserved)
 
 
-async def test_undoing_a_repeated_take_leaves_what_the_first_one_took(server, tmp_path):
+async def test_undoing_a_repeated_reserve_keeps_the_first_reservation(server, tmp_path):
     async with AsyncExitStack() as stack:
         store = await open_with_credits(stack, server, tmp_path)
         await store.reserve(request("a", 100))
@@ -217,7 +217,7 @@ async def test_undoing_a_repeated_take_leaves_what_the_first_one_took(server, tm
         assert (await store.settle(settlement("a", 60))).record.cost == 60
 
 
-async def test_a_server_clock_that_was_set_back_makes_no_window_longer(server, tmp_path):
+async def test_setting_the_server_clock_back_makes_no_window_longer(server, tmp_path):
     wall = [1_800_000_000.0]
     opened = open_redis(server.url, f"sqlite:{tmp_path / 'usage.db'}", server_time=lambda: wall[0])
     async with opened as store:

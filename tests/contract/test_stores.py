@@ -56,7 +56,7 @@ async def store(opening) -> AsyncIterator[Store]:
 # --- every store
 
 
-async def test_a_key_comes_back_as_it_was_given(store):
+async def test_a_key_is_read_back_unchanged(store):
     for given in (
         record(),
         record(
@@ -78,20 +78,20 @@ async def test_an_unknown_key_is_none(store):
     assert await store.revoke_key("nothing", 1.0) is None
 
 
-async def test_what_was_kept_is_there_when_the_store_is_opened_again(opening):
+async def test_a_key_survives_a_restart(opening):
     async with opening() as store:
         await store.add_key(record())
     async with opening() as store:
         assert await store.get_key("a" * 12) == record()
 
 
-async def test_a_key_of_an_unknown_account_is_refused_and_leaves_nothing(store):
+async def test_a_key_of_an_unknown_account_is_refused_and_not_stored(store):
     with pytest.raises(UnknownAccountError):
         await store.add_key(record(account="nobody"))
     assert await store.list_keys() == []
 
 
-async def test_an_id_can_not_be_taken_twice(store):
+async def test_a_key_id_can_not_be_used_twice(store):
     await store.add_key(record())
     with pytest.raises(PomeloError) as caught:
         await store.add_key(record(digest=b"other"))
@@ -127,13 +127,13 @@ async def test_keys_are_listed_page_by_page(store):
     assert {key.key_id for key in await store.list_keys() if key.revoked} == {"k4", "k5"}
 
 
-async def test_a_revocation_stands_from_its_first_time_on(store):
+async def test_revoking_a_key_again_keeps_the_first_time(store):
     await store.add_key(record())
     assert (await store.revoke_key("a" * 12, 7.0)).revoked == 7.0
     assert (await store.revoke_key("a" * 12, 8.0)).revoked == 7.0
 
 
-async def test_a_key_is_replaced_whole_or_not_at_all(store):
+async def test_a_key_is_replaced_completely_or_not_at_all(store):
     await store.add_key(record("old"))
     with pytest.raises(UnknownAccountError):
         await store.replace_key("old", record("new", account="nobody"), 5.0)
@@ -143,7 +143,7 @@ async def test_a_key_is_replaced_whole_or_not_at_all(store):
     assert await store.get_key("new") == record("new")
 
 
-async def test_only_a_key_that_stands_is_replaced_and_only_once(store):
+async def test_only_a_valid_key_is_replaced_and_only_once(store):
     await store.add_key(record("old"))
     won = await asyncio.gather(*(store.replace_key("old", record(f"new{n}"), 5.0) for n in range(5)))
     assert sorted(won) == [False] * 4 + [True]
@@ -151,7 +151,7 @@ async def test_only_a_key_that_stands_is_replaced_and_only_once(store):
     assert not await store.replace_key("nothing", record("x"), 5.0)
 
 
-async def test_many_callers_at_once_are_all_served(store):
+async def test_concurrent_callers_are_all_served(store):
     await asyncio.gather(*(store.add_key(record(f"key{n}")) for n in range(100)))
     found = await asyncio.gather(*(store.get_key(f"key{n}") for n in range(100)))
     assert [key.key_id for key in found] == [f"key{n}" for n in range(100)]
@@ -165,7 +165,7 @@ async def test_a_closed_store_is_unavailable(opening):
     assert caught.value.code == "store_unavailable"
 
 
-async def test_a_kind_of_store_that_is_not_built_in_is_refused():
+async def test_an_unknown_kind_of_store_is_refused():
     for url in ("postgresql://127.0.0.1", "redis:", "sqlite:", ""):
         with pytest.raises(StoreError, match="kind"):
             open_store(url)
@@ -181,7 +181,7 @@ async def opening_fails(path: Path, lock_wait: float = 0.0) -> str:
     return str(caught.value)
 
 
-async def test_the_files_are_for_the_owner_alone(tmp_path):
+async def test_only_the_owner_can_read_the_files(tmp_path):
     async with open_store(sqlite_url(tmp_path)) as store:
         await store.add_key(record())
         modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in tmp_path.iterdir()}
@@ -189,7 +189,7 @@ async def test_the_files_are_for_the_owner_alone(tmp_path):
     assert set(modes.values()) == {0o600}
 
 
-async def test_a_second_opening_is_refused_until_the_first_is_closed(tmp_path):
+async def test_a_second_process_is_refused_until_the_first_closes_the_file(tmp_path):
     path = tmp_path / "pomelo.db"
     async with open_sqlite(path):
         assert "used by another process" in await opening_fails(path)
@@ -197,7 +197,7 @@ async def test_a_second_opening_is_refused_until_the_first_is_closed(tmp_path):
         pass
 
 
-async def test_an_opening_waits_for_a_holder_that_leaves(tmp_path):
+async def test_opening_waits_for_another_process_that_is_closing(tmp_path):
     path = tmp_path / "pomelo.db"
     holding = asyncio.Event()
 
@@ -221,7 +221,7 @@ async def test_an_opening_waits_for_a_holder_that_leaves(tmp_path):
 async def test_the_lock_ends_with_a_process_that_is_killed(tmp_path):
     path = tmp_path / "pomelo.db"
     program = (
-        "import asyncio, sys\nfrom pathlib import Path\nfrom pomelo.stores.ledger import KeyRecord\n"
+        "import asyncio, sys\nfrom pathlib import Path\nfrom pomelo.stores.keys import KeyRecord\n"
         "from pomelo.stores.sqlite import open_sqlite\n"
         "async def main():\n"
         "    async with open_sqlite(Path(sys.argv[1])) as store:\n"
@@ -242,14 +242,14 @@ async def test_the_lock_ends_with_a_process_that_is_killed(tmp_path):
         assert await store.get_key("k") is not None
 
 
-async def test_a_file_that_is_no_database_is_refused_and_left_alone(tmp_path):
+async def test_a_file_that_is_no_database_is_refused_and_left_unchanged(tmp_path):
     path = tmp_path / "pomelo.db"
     path.write_bytes(b"my diary " * 1000)
     assert "damaged or no Pomelo database" in await opening_fails(path)
     assert path.read_bytes() == b"my diary " * 1000
 
 
-async def test_a_database_of_another_program_is_refused_and_left_alone(tmp_path):
+async def test_a_database_of_another_program_is_refused_and_left_unchanged(tmp_path):
     path = tmp_path / "pomelo.db"
     with closing(sqlite3.connect(path)) as other:
         other.execute("CREATE TABLE diary (day TEXT)")
@@ -268,7 +268,7 @@ async def test_a_database_of_a_newer_version_is_refused(tmp_path):
     assert "newer Pomelo" in await opening_fails(path)
 
 
-async def test_a_refused_file_is_not_kept_locked(tmp_path):
+async def test_a_refused_file_is_unlocked(tmp_path):
     path = tmp_path / "pomelo.db"
     path.write_bytes(b"x" * 5000)
     await opening_fails(path)
@@ -277,12 +277,12 @@ async def test_a_refused_file_is_not_kept_locked(tmp_path):
         pass
 
 
-async def test_a_folder_that_can_not_be_made_is_refused(tmp_path):
+async def test_a_folder_that_can_not_be_created_is_refused(tmp_path):
     (tmp_path / "file").write_text("")
     assert "can't be opened" in await opening_fails(tmp_path / "file" / "pomelo.db")
 
 
-async def test_each_migration_is_noted_once(tmp_path):
+async def test_each_migration_is_recorded_once(tmp_path):
     path = tmp_path / "pomelo.db"
     for _ in range(2):
         async with open_sqlite(path):
@@ -294,7 +294,7 @@ async def test_each_migration_is_noted_once(tmp_path):
     assert strict == 9
 
 
-async def test_commits_are_on_the_disk_before_they_are_answered(tmp_path):
+async def test_commits_are_synced_to_disk(tmp_path):
     async with open_sqlite(tmp_path / "pomelo.db") as store:
         settings = await store._writer.do(
             lambda c: [c.execute(f"PRAGMA {name}").fetchone()[0] for name in ("journal_mode", "synchronous")]

@@ -302,7 +302,7 @@ async def resolved(process: Process, since: float) -> Books:
 
 
 @pytest.mark.timeout(3000 if FULL else 120)
-async def test_a_server_that_is_killed_under_live_streams_loses_nothing(
+async def test_a_server_killed_during_many_streams_loses_nothing(
     kills: tuple[int, dict[str, str]], tmp_path: Path, upstream: FaultUpstream, vendor: Vendor
 ) -> None:
     times, store = kills

@@ -141,7 +141,7 @@ async def archive_says(path: Path) -> str:
 
 @pytest.mark.parametrize("spoil", [bad_pages, bad_heads, cut, flipped])
 @pytest.mark.parametrize("which", ["database", "archived"])
-async def test_no_damage_is_silent(
+async def test_no_damage_is_unreported(
     which: str,
     spoil: Callable[[bytes], Iterator[tuple[str, bytes]]],
     database: bytes,
@@ -245,7 +245,7 @@ async def crashed(tmp_path: Path) -> Path:
     return copy / "pomelo.db"
 
 
-async def test_an_intact_log_of_a_crash_is_recovered(crashed: Path) -> None:
+async def test_an_intact_log_left_by_a_crash_is_recovered(crashed: Path) -> None:
     commits = damage.last_commits(crashed)
     assert commits is not None
     assert len(commits) >= 40
@@ -256,7 +256,7 @@ async def test_an_intact_log_of_a_crash_is_recovered(crashed: Path) -> None:
 
 
 @pytest.mark.parametrize("at", [0, 8, 16, 28, 32, 36, 40, 60, 5_000, 20_000])
-async def test_a_damaged_log_of_a_crash_loses_nothing_silently(crashed: Path, at: int) -> None:
+async def test_a_damaged_log_left_by_a_crash_is_reported(crashed: Path, at: int) -> None:
     log = crashed.with_name("pomelo.db-wal")
     bent = bytearray(log.read_bytes())
     bent[at] ^= 0x10
@@ -266,7 +266,7 @@ async def test_a_damaged_log_of_a_crash_loses_nothing_silently(crashed: Path, at
     assert "damaged" in said
 
 
-async def test_what_a_crash_cut_off_was_never_acknowledged(crashed: Path) -> None:
+async def test_a_log_truncated_by_a_crash_loses_only_an_unacknowledged_transaction(crashed: Path) -> None:
     log = crashed.with_name("pomelo.db-wal")
     whole = log.read_bytes()
     commits = damage.last_commits(crashed)
@@ -281,7 +281,7 @@ async def test_what_a_crash_cut_off_was_never_acknowledged(crashed: Path) -> Non
 # --- damage while the store is open
 
 
-async def test_damage_that_a_statement_meets_is_logged_once_and_reported_by_the_audit(
+async def test_damage_found_by_a_statement_is_logged_once_and_reported_by_the_audit(
     database: bytes, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     path = tmp_path / "pomelo.db"
@@ -302,7 +302,7 @@ async def test_damage_that_a_statement_meets_is_logged_once_and_reported_by_the_
         assert len(found) > 1
 
 
-async def test_damage_that_a_write_meets_is_logged_too(
+async def test_damage_found_by_a_write_is_logged_too(
     database: bytes, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     path = tmp_path / "pomelo.db"
@@ -321,7 +321,7 @@ async def test_damage_that_a_write_meets_is_logged_too(
         assert await store.list_accounts() != []
 
 
-async def test_a_large_file_is_checked_for_a_bounded_time(
+async def test_a_large_file_is_checked_for_a_limited_time(
     database: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     path = tmp_path / "pomelo.db"
@@ -393,7 +393,7 @@ async def test_damage_of_an_open_archive_is_reported_too(archived: bytes, tmp_pa
         assert len(found) > 1
 
 
-async def test_a_backup_that_is_made_while_tasks_run_is_complete(tmp_path: Path) -> None:
+async def test_a_backup_made_while_tasks_run_is_complete(tmp_path: Path) -> None:
     path, backup = tmp_path / "pomelo.db", tmp_path / "backup" / "pomelo.db"
     backup.parent.mkdir(mode=0o700)
 

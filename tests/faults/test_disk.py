@@ -105,7 +105,7 @@ async def kept_and_sound(path: Path) -> set[str]:
 
 
 @pytest.mark.parametrize("limit", [150_000, 1_000_000, 3_000_000])
-async def test_a_full_disk_is_told_loses_nothing_and_is_over_when_there_is_room(tmp_path, limit):
+async def test_a_full_disk_is_reported_loses_nothing_and_ends_when_there_is_space(tmp_path, limit):
     path = tmp_path / "pomelo.db"
     ran = await asyncio.to_thread(
         subprocess.run, command(path, "fill", limit), capture_output=True, text=True, timeout=100, check=False
@@ -121,7 +121,7 @@ async def test_a_full_disk_is_told_loses_nothing_and_is_over_when_there_is_room(
 
 
 @pytest.mark.parametrize("lines", [1, 200, 1_000])
-async def test_a_process_that_is_killed_loses_nothing_that_it_acknowledged(tmp_path, lines):
+async def test_a_killed_process_loses_nothing_that_it_acknowledged(tmp_path, lines):
     path = tmp_path / "pomelo.db"
     process = await asyncio.create_subprocess_exec(*command(path, "run"), stdout=subprocess.PIPE)
     assert process.stdout is not None
@@ -135,7 +135,7 @@ async def test_a_process_that_is_killed_loses_nothing_that_it_acknowledged(tmp_p
 
 
 @pytest.mark.skipif(shutil.which("strace") is None, reason="strace is not installed")
-async def test_the_disk_has_what_is_told_before_it_is_told(tmp_path):
+async def test_a_task_is_synced_to_disk_before_it_is_acknowledged(tmp_path):
     trace = tmp_path / "trace"
     tracing = ["strace", "-f", "-o", str(trace), "-e", "trace=fdatasync,fsync,write"]
     ran = await asyncio.to_thread(

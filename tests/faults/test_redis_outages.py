@@ -132,7 +132,7 @@ async def run_through_a_fault(store: Store, begin: Any, end: Any) -> None:
     await audit(store, {"before", "after"})
 
 
-async def test_a_server_that_is_killed_and_started_again(server, store):
+async def test_a_server_that_is_killed_and_restarted(server, store):
     await run_through_a_fault(store, server.kill, server.start)
 
 
@@ -159,7 +159,7 @@ async def test_a_server_that_became_a_replica(server, store):
     await audit(store, {"before"})
 
 
-async def test_a_server_that_is_out_of_memory_takes_nothing_and_settles_what_runs(server, store):
+async def test_a_server_that_is_out_of_memory_reserves_nothing_and_settles_running_tasks(server, store):
     await store.reserve(request("before"))
     server.do("CONFIG", "SET", "maxmemory", "1")
     await fails_within_a_second(store.reserve(request("in")))
@@ -222,7 +222,7 @@ async def test_a_key_of_a_wrong_type_changes_nothing(server, store):
     await audit(store, {"a"})
 
 
-async def test_answers_that_are_lost_charge_nobody_twice(server, tmp_path):
+async def test_lost_replies_charge_nobody_twice(server, tmp_path):
     async with AsyncExitStack() as stack:
         proxy = await stack.enter_async_context(TcpProxy(server.port))
         store = await stack.enter_async_context(opening(f"redis://127.0.0.1:{proxy.port}", tmp_path))
@@ -252,7 +252,7 @@ async def test_answers_that_are_lost_charge_nobody_twice(server, tmp_path):
         await audit(store, done)
 
 
-async def test_a_killed_server_has_all_that_it_said_it_kept(server, tmp_path):
+async def test_a_killed_server_keeps_all_acknowledged_settlements(server, tmp_path):
     async with opening(server.url, tmp_path) as store:
         await store.grant(Grant("g", WALLET, CREDITS, 1.0))
         said: set[str] = set()
@@ -288,7 +288,7 @@ async def test_a_killed_server_has_all_that_it_said_it_kept(server, tmp_path):
         await audit(store, kept)
 
 
-async def test_an_archive_that_can_not_be_written_stops_no_settlement(store, tmp_path):
+async def test_settlements_continue_while_the_archive_is_locked(store, tmp_path):
     with closing(sqlite3.connect(tmp_path / "usage.db", isolation_level=None)) as other:
         other.execute("BEGIN EXCLUSIVE")
         for number in range(20):
@@ -301,7 +301,7 @@ async def test_an_archive_that_can_not_be_written_stops_no_settlement(store, tmp
     await audit(store, {f"t{number}" for number in range(20)})
 
 
-async def test_a_process_that_was_only_paused_finds_its_tasks_gone(server, tmp_path):
+async def test_a_process_that_was_only_paused_has_lost_its_reservations(server, tmp_path):
     async with AsyncExitStack() as stack:
         quick = {"heartbeat": 0.05, "dead_after": 0.4}
         paused = await stack.enter_async_context(opening(server.url, tmp_path, **quick))
@@ -327,7 +327,7 @@ async def test_a_process_that_was_only_paused_finds_its_tasks_gone(server, tmp_p
         await audit(other, {"a", "c"}, cost=3)
 
 
-async def test_a_server_that_hung_for_long_lets_nobody_be_taken_for_dead(server, tmp_path):
+async def test_no_worker_is_marked_dead_because_the_server_hung(server, tmp_path):
     async with AsyncExitStack() as stack:
         quick = {"heartbeat": 0.05, "dead_after": 0.6, "timeout": 0.1, "attempt_timeout": 0.05}
         stores = [await stack.enter_async_context(opening(server.url, tmp_path, **quick)) for _ in range(2)]
@@ -344,7 +344,7 @@ async def test_a_server_that_hung_for_long_lets_nobody_be_taken_for_dead(server,
         await audit(stores[1], {"t0", "t1"})
 
 
-async def test_a_failover_by_sentinel_goes_on_with_what_the_replica_had(server, tmp_path):
+async def test_a_failover_by_sentinel_continues_with_the_data_of_the_replica(server, tmp_path):
     server.do("CONFIG", "SET", "repl-diskless-sync-delay", "0")
     with (
         RedisServer("--replicaof", f"127.0.0.1 {server.port}") as replica,

@@ -44,7 +44,7 @@ class Client:
 
 
 @pytest.mark.parametrize("trouble", TROUBLES)
-async def test_in_an_outage_no_provider_is_called_and_what_runs_is_settled_after_it(
+async def test_no_provider_is_called_in_an_outage_and_running_tasks_are_settled_after_it(
     tmp_path: Path, trouble: str
 ) -> None:
     begin, end = TROUBLES[trouble]

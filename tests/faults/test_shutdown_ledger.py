@@ -47,7 +47,7 @@ async def ending(process: Process) -> None:
 
 
 @pytest.mark.parametrize("longer", [0, STREAMS // 2, STREAMS], ids=["short", "both", "long"])
-async def test_two_hundred_streams_are_settled_when_the_server_is_told_to_end(
+async def test_two_hundred_streams_are_settled_when_the_server_is_terminated(
     longer: int, tmp_path: Path, vendor: FaultUpstream
 ) -> None:
     short, long, watch = Gate(), Gate(), Watch()

@@ -247,7 +247,7 @@ async def house(trouble: Trouble, tmp_path: Path, upstream: FaultUpstream) -> As
         yield made
 
 
-async def test_tasks_that_end_while_the_disk_is_in_trouble_are_settled_when_it_is_well_again(
+async def test_tasks_that_end_during_a_disk_failure_are_settled_after_it(
     trouble: Trouble, house: House, upstream: FaultUpstream, vendor: Vendor
 ) -> None:
     process = await house.start(errors=subprocess.DEVNULL)
@@ -265,7 +265,7 @@ async def test_tasks_that_end_while_the_disk_is_in_trouble_are_settled_when_it_i
         await ask_again(wires, process, told, vendor, books)
 
 
-async def test_what_a_server_held_that_died_on_a_full_disk_is_free_at_its_next_start(
+async def test_reservations_of_a_server_killed_on_a_full_disk_are_released_at_the_next_start(
     trouble: Trouble, house: House, upstream: FaultUpstream, vendor: Vendor
 ) -> None:
     process = await house.start(errors=subprocess.DEVNULL)
@@ -285,7 +285,7 @@ async def test_what_a_server_held_that_died_on_a_full_disk_is_free_at_its_next_s
         await ask_again(wires, process, told, vendor, books)
 
 
-async def test_uploads_to_a_disk_in_trouble_are_unavailable_and_leave_nothing(
+async def test_uploads_during_a_disk_failure_are_unavailable_and_leave_no_file(
     trouble: Trouble, house: House, vendor: Vendor
 ) -> None:
     process = await house.start(errors=subprocess.DEVNULL, POMELO_DISK_RESERVE="0")

@@ -106,7 +106,7 @@ async def test_a_large_log_is_emptied_at_the_next_commit_and_nothing_is_lost(sto
     assert (await store.balance(ACME)).spent == 82
 
 
-async def test_another_program_that_reads_holds_up_no_commit(store, path, monkeypatch):
+async def test_commits_do_not_wait_for_another_program_that_reads(store, path, monkeypatch):
     monkeypatch.setattr(log_size, "BUSY_PAUSE", 0.05)
     with closing(sqlite3.connect(path, isolation_level=None)) as other:
         other.execute("BEGIN")
@@ -122,7 +122,7 @@ async def test_another_program_that_reads_holds_up_no_commit(store, path, monkey
             await task(store, next(number))
 
 
-async def test_a_step_that_takes_long_holds_up_no_commit_for_as_long(store, path, monkeypatch):
+async def test_commits_do_not_wait_for_a_long_step_of_a_report(store, path, monkeypatch):
     monkeypatch.setattr(log_size, "STEP_PAUSE", 0.1)
     reading = store._log_size.reading()
     held = asyncio.get_running_loop().run_in_executor(None, reading.__enter__)
@@ -139,7 +139,7 @@ async def test_a_step_that_takes_long_holds_up_no_commit_for_as_long(store, path
             await task(store, next(number))
 
 
-async def test_a_file_that_a_crash_left_with_a_large_log_gets_a_small_one(store, path, tmp_path, monkeypatch):
+async def test_a_large_log_left_by_a_crash_is_emptied(store, path, tmp_path, monkeypatch):
     monkeypatch.setattr(log_size, "LARGE", 10**12)
     for number in range(80):
         await task(store, number)

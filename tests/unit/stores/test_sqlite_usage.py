@@ -82,7 +82,7 @@ def fits(query: UsageQuery, record: UsageRecord) -> bool:
 
 
 @pytest.mark.parametrize("step", [1, 3, 50, 20_000])
-async def test_pages_of_any_step_are_the_records_in_order(step, store, records, monkeypatch):
+async def test_pages_with_any_step_size_are_the_records_in_order(step, store, records, monkeypatch):
     monkeypatch.setattr(usage, "STEP", step)
     ordered = sorted(enumerate(records), key=lambda each: (each[1].at, each[0]), reverse=True)
     for query in QUERIES:
@@ -97,7 +97,7 @@ async def test_pages_of_any_step_are_the_records_in_order(step, store, records, 
 
 
 @pytest.mark.parametrize("step", [1, 3, 50, 20_000])
-async def test_sums_of_any_step_are_the_sums_of_the_records(step, store, records, monkeypatch):
+async def test_sums_with_any_step_size_are_the_sums_of_the_records(step, store, records, monkeypatch):
     monkeypatch.setattr(usage, "STEP", step)
     for query in QUERIES:
         for by in GROUPS:
@@ -109,7 +109,7 @@ async def test_sums_of_any_step_are_the_sums_of_the_records(step, store, records
                 assert [total.group for total in totals] == sorted({record.key_id for record in fit})
 
 
-async def test_a_sum_is_of_one_moment_though_tasks_end_meanwhile(store, records, tmp_path, monkeypatch):
+async def test_a_sum_is_of_one_moment_although_tasks_end_meanwhile(store, records, tmp_path, monkeypatch):
     monkeypatch.setattr(usage, "STEP", 10)
     with closing(sqlite3.connect(tmp_path / "pomelo.db")) as reading:
         sums = usage.UsageSum(UsageQuery(), "account")
@@ -122,7 +122,7 @@ async def test_a_sum_is_of_one_moment_though_tasks_end_meanwhile(store, records,
     assert sum(total.tasks for total in totals) == len(records)
 
 
-async def test_reports_and_tasks_share_the_store(store, monkeypatch):
+async def test_reports_and_tasks_run_concurrently(store, monkeypatch):
     monkeypatch.setattr(usage, "STEP", 5)
     done = 0
 
@@ -144,7 +144,7 @@ async def test_reports_and_tasks_share_the_store(store, monkeypatch):
     await running
 
 
-def test_only_so_many_groups_are_kept_as_a_page_has(tmp_path, monkeypatch):
+def test_a_sum_does_not_collect_more_groups_than_its_page_needs(tmp_path, monkeypatch):
     monkeypatch.setattr(usage, "STEP", 100)
     monkeypatch.setattr(usage, "PAGE", 10)
     with closing(sqlite3.connect(":memory:")) as file:

@@ -41,7 +41,7 @@ def ours(task_id: str, **changes):
     return request(task_id, account="default", live=False, **changes)
 
 
-async def test_of_a_batch_what_fails_fails_alone_and_wholly(rig):
+async def test_an_operation_that_fails_is_undone_without_affecting_its_batch(rig):
     async def half_done() -> None:
         def work(connection: sqlite3.Connection) -> None:
             connection.execute("INSERT INTO accounts (name) VALUES ('half')")
@@ -93,7 +93,7 @@ async def failing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
 @pytest.mark.parametrize(
     "start", ["BEGIN", "SAVEPOINT", "SELECT w.granted", "INSERT INTO holds", "RELEASE", "COMMIT"]
 )
-async def test_whatever_a_statement_raises_is_store_unavailable_and_the_thread_goes_on(failing, start, error):
+async def test_any_error_of_a_statement_is_store_unavailable_and_the_thread_continues(failing, start, error):
     Failing.error = error
     Failing.fails = (start, 3)
     outcomes = await asyncio.gather(
@@ -106,7 +106,7 @@ async def test_whatever_a_statement_raises_is_store_unavailable_and_the_thread_g
     assert (await failing.limit_status(WALLET)).concurrency == 2
 
 
-async def test_a_rollback_that_fails_is_made_up_for(failing):
+async def test_a_failed_rollback_is_repeated(failing):
     def work(connection: sqlite3.Connection) -> None:
         connection.execute("INSERT INTO accounts (name) VALUES ('half')")
         Failing.fails = ("ROLLBACK", 3)
@@ -123,7 +123,7 @@ async def test_a_rollback_that_fails_is_made_up_for(failing):
     assert await failing.get_account("half") is None
 
 
-async def test_after_an_sqlite_error_nothing_was_done_and_after_others_that_is_unknown(failing):
+async def test_the_outcome_is_known_after_an_sqlite_error_and_unknown_after_others(failing):
     kinds = ((lambda: sqlite3.OperationalError("disk I/O error"), False), (RuntimeError, True))
     for start in ("INSERT INTO holds", "COMMIT"):
         for error, unknown in kinds:
@@ -134,7 +134,7 @@ async def test_after_an_sqlite_error_nothing_was_done_and_after_others_that_is_u
             assert (await failing.limit_status(WALLET)).concurrency == 0
 
 
-async def test_errors_of_a_role_are_raised_and_all_others_are_store_unavailable(rig, caplog):
+async def test_declared_errors_are_raised_and_all_others_are_store_unavailable(rig, caplog):
     def raising(error: Exception) -> Callable[[sqlite3.Connection], None]:
         def work(connection: sqlite3.Connection) -> None:
             raise error
@@ -158,7 +158,7 @@ async def test_errors_of_a_role_are_raised_and_all_others_are_store_unavailable(
     assert "secret" not in told[0]
 
 
-async def test_a_task_that_has_its_record_can_not_take_again(rig):
+async def test_a_settled_task_can_not_reserve_again(rig):
     await rig.store.reserve(ours("a"))
     await rig.store.settle(Settlement(record("a", account="default", live=False, cost=3)))
     with pytest.raises(LostReservationError):
@@ -166,7 +166,7 @@ async def test_a_task_that_has_its_record_can_not_take_again(rig):
     assert (await rig.store.balance(WALLET)).held == 0
 
 
-async def test_reports_do_not_hold_up_takes(rig):
+async def test_reservations_do_not_wait_for_reports(rig):
     long = "WITH RECURSIVE n (i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n) SELECT max(i) FROM n"
     report = asyncio.ensure_future(rig.store._report(lambda c: c.execute(long).fetchone()))
     for number in range(50):
@@ -186,7 +186,7 @@ async def test_reports_can_not_write(rig):
     assert settings == (0,)
 
 
-async def test_orphans_are_told_in_one_line(rig, caplog):
+async def test_recovered_tasks_are_logged_in_one_line(rig, caplog):
     for number in range(3):
         await rig.store.reserve(ours(f"t{number}"))
     with caplog.at_level(logging.INFO, "pomelo.stores"):
@@ -197,7 +197,7 @@ async def test_orphans_are_told_in_one_line(rig, caplog):
     ]
 
 
-async def test_answers_that_are_over_are_deleted(rig):
+async def test_expired_answers_are_deleted(rig):
     def number_kept() -> int:
         with closing(sqlite3.connect(rig.path)) as connection:
             return connection.execute("SELECT count(*) FROM repeats").fetchone()[0]
@@ -220,7 +220,7 @@ async def test_answers_that_are_over_are_deleted(rig):
     assert number_kept() == 0
 
 
-async def test_an_opening_that_is_cancelled_leaves_the_file_free(tmp_path):
+async def test_a_cancelled_opening_releases_the_file(tmp_path):
     path = tmp_path / "pomelo.db"
 
     async def opening() -> None:
