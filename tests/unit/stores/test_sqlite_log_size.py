@@ -22,7 +22,7 @@ from tests.unit.accounts.audited_store import ACME, draft, endow
 MIB = 1024 * 1024
 BOUND = 16 * MIB
 ANSWER = bytes(range(256)) * 512
-"""What each task leaves in the log: 128 KiB."""
+"""What each task adds to the log: 128 KiB."""
 
 
 @pytest.fixture
@@ -56,9 +56,9 @@ async def task(store: Store, number: int) -> float:
             idempotency_key=IdempotencyKey(f"k{number}", b"digest"),
         )
     )
-    taken = time.perf_counter()
+    reserved = time.perf_counter()
     await store.settle(Settlement(draft(f"t{number}", cost=1), answer=ANSWER))
-    return max(taken - began, time.perf_counter() - taken)
+    return max(reserved - began, time.perf_counter() - reserved)
 
 
 async def test_the_log_stays_small_while_sums_are_read_back_to_back(store, path, monkeypatch):
@@ -125,8 +125,7 @@ async def test_commits_do_not_wait_for_another_program_that_reads(store, path, m
 async def test_commits_do_not_wait_for_a_long_step_of_a_report(store, path, monkeypatch):
     monkeypatch.setattr(log_size, "STEP_PAUSE", 0.1)
     reading = store._log_size.reading()
-    held = asyncio.get_running_loop().run_in_executor(None, reading.__enter__)
-    await held
+    await asyncio.get_running_loop().run_in_executor(None, reading.__enter__)
     try:
         longest = max([await task(store, number) for number in range(60)])
         assert size(path) > log_size.LARGE

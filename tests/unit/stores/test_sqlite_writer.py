@@ -1,4 +1,4 @@
-"""The thread that writes: what has gathered is committed at once, and what fails fails alone."""
+"""The thread that writes: it commits queued operations together, and a failure affects only one of them."""
 
 from __future__ import annotations
 
@@ -31,18 +31,18 @@ WALLET = Wallet("default", False)
 
 @pytest.fixture
 async def rig(tmp_path: Path):
-    made = SqliteRig(tmp_path)
-    await made.open()
-    yield made
-    await made.close()
+    created = SqliteRig(tmp_path)
+    await created.open()
+    yield created
+    await created.close()
 
 
-def ours(task_id: str, **changes):
+def own_request(task_id: str, **changes):
     return request(task_id, account="default", live=False, **changes)
 
 
 async def test_an_operation_that_fails_is_undone_without_affecting_its_batch(rig):
-    async def half_done() -> None:
+    async def fail_halfway() -> None:
         def work(connection: sqlite3.Connection) -> None:
             connection.execute("INSERT INTO accounts (name) VALUES ('half')")
             connection.execute("INSERT INTO accounts (name) VALUES ('default')")
@@ -50,10 +50,10 @@ async def test_an_operation_that_fails_is_undone_without_affecting_its_batch(rig
         await rig.store._writer.do(work)
 
     outcomes = await asyncio.gather(
-        rig.store.reserve(ours("a")),
+        rig.store.reserve(own_request("a")),
         rig.store.settle(settlement("nothing")),
-        half_done(),
-        rig.store.reserve(ours("b")),
+        fail_halfway(),
+        rig.store.reserve(own_request("b")),
         rig.store.get_account("half"),
         return_exceptions=True,
     )
@@ -74,7 +74,7 @@ class Failing(sqlite3.Connection):
 
     def execute(self, sql: str, parameters: Any = (), /) -> sqlite3.Cursor:
         start, times = Failing.fails
-        if times and sql.startswith(start):
+        if times and sql.lstrip().startswith(start):
             Failing.fails = (start, times - 1)
             raise Failing.error()
         return super().execute(sql, parameters)
@@ -82,7 +82,7 @@ class Failing(sqlite3.Connection):
 
 @pytest.fixture
 async def failing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """A store on such connections."""
+    """A store whose connections are Failing."""
     monkeypatch.setattr(sqlite3, "connect", partial(sqlite3.connect, factory=Failing))
     Failing.fails, Failing.error = ("", 0), RuntimeError
     async with open_sqlite(tmp_path / "own.db") as store:
@@ -97,12 +97,14 @@ async def test_any_error_of_a_statement_is_store_unavailable_and_the_thread_cont
     Failing.error = error
     Failing.fails = (start, 3)
     outcomes = await asyncio.gather(
-        failing.reserve(ours("a", minimum=0)), failing.reserve(ours("b", minimum=0)), return_exceptions=True
+        failing.reserve(own_request("a", minimum=0)),
+        failing.reserve(own_request("b", minimum=0)),
+        return_exceptions=True,
     )
     assert all(isinstance(one, Reserved) or one.code == "store_unavailable" for one in outcomes)
     Failing.fails = ("", 0)
     for task_id in ("a", "b"):
-        assert isinstance(await failing.reserve(ours(task_id, minimum=0)), Reserved)
+        assert isinstance(await failing.reserve(own_request(task_id, minimum=0)), Reserved)
     assert (await failing.limit_status(WALLET)).concurrency == 2
 
 
@@ -114,22 +116,22 @@ async def test_a_failed_rollback_is_repeated(failing):
 
     with pytest.raises(PomeloError):
         await failing._writer.do(work)
-    # The transaction is still open; what comes next must not be part of it.
+    # The transaction is still open; the next operation must not be part of it.
     assert Failing.fails == ("ROLLBACK", 1)
     with pytest.raises(PomeloError):
         await failing.get_account("half")
     assert await failing.get_account("half") is None
-    assert isinstance(await failing.reserve(ours("a", minimum=0)), Reserved)
+    assert isinstance(await failing.reserve(own_request("a", minimum=0)), Reserved)
     assert await failing.get_account("half") is None
 
 
 async def test_the_outcome_is_known_after_an_sqlite_error_and_unknown_after_others(failing):
-    kinds = ((lambda: sqlite3.OperationalError("disk I/O error"), False), (RuntimeError, True))
+    errors = ((lambda: sqlite3.OperationalError("disk I/O error"), False), (RuntimeError, True))
     for start in ("INSERT INTO holds", "COMMIT"):
-        for error, unknown in kinds:
+        for error, unknown in errors:
             Failing.error, Failing.fails = error, (start, 2)
             with pytest.raises(PomeloError) as caught:
-                await failing.reserve(ours("a", minimum=0))
+                await failing.reserve(own_request("a", minimum=0))
             assert isinstance(caught.value, UnknownOutcomeError) == unknown
             assert (await failing.limit_status(WALLET)).concurrency == 0
 
@@ -141,10 +143,10 @@ async def test_declared_errors_are_raised_and_all_others_are_store_unavailable(r
 
         return work
 
-    for meant in (LostReservationError("a"), UnknownAccountError("b"), PomeloError("invalid_parameter")):
+    for declared in (LostReservationError("a"), UnknownAccountError("b"), PomeloError("invalid_parameter")):
         for reads in (False, True):
-            with pytest.raises(type(meant)):
-                await rig.store._writer.do(raising(meant), reads=reads)
+            with pytest.raises(type(declared)):
+                await rig.store._writer.do(raising(declared), reads=reads)
     with caplog.at_level(logging.ERROR, "pomelo.stores"):
         for _ in range(5):
             for reads in (False, True):
@@ -152,27 +154,27 @@ async def test_declared_errors_are_raised_and_all_others_are_store_unavailable(r
                     await rig.store._writer.do(raising(KeyError("secret")), reads=reads)
             with pytest.raises(PomeloError):
                 await rig.store._report(raising(KeyError("secret")))
-    told = [one.getMessage() for one in caplog.records]
-    assert len(told) == 1, "once, however often it happened"
-    assert "builtins.KeyError" in told[0]
-    assert "secret" not in told[0]
+    logged = [one.getMessage() for one in caplog.records]
+    assert len(logged) == 1, "once, however often it happened"
+    assert "builtins.KeyError" in logged[0]
+    assert "secret" not in logged[0]
 
 
 async def test_a_settled_task_can_not_reserve_again(rig):
-    await rig.store.reserve(ours("a"))
+    await rig.store.reserve(own_request("a"))
     await rig.store.settle(Settlement(record("a", account="default", live=False, cost=3)))
     with pytest.raises(LostReservationError):
-        await rig.store.reserve(ours("a"))
+        await rig.store.reserve(own_request("a"))
     assert (await rig.store.balance(WALLET)).held == 0
 
 
 async def test_reservations_do_not_wait_for_reports(rig):
-    long = "WITH RECURSIVE n (i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n) SELECT max(i) FROM n"
-    report = asyncio.ensure_future(rig.store._report(lambda c: c.execute(long).fetchone()))
+    endless = "WITH RECURSIVE n (i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n) SELECT max(i) FROM n"
+    report = asyncio.ensure_future(rig.store._report(lambda c: c.execute(endless).fetchone()))
     for number in range(50):
-        await rig.store.reserve(ours(f"t{number}"))
+        await rig.store.reserve(own_request(f"t{number}"))
     assert not report.done()
-    # Nor the closing.
+    # Closing does not wait either.
     await rig.close()
     with pytest.raises(PomeloError):
         await report
@@ -188,7 +190,7 @@ async def test_reports_can_not_write(rig):
 
 async def test_recovered_tasks_are_logged_in_one_line(rig, caplog):
     for number in range(3):
-        await rig.store.reserve(ours(f"t{number}"))
+        await rig.store.reserve(own_request(f"t{number}"))
     with caplog.at_level(logging.INFO, "pomelo.stores"):
         await rig.crash()
         await rig.crash()
@@ -198,26 +200,26 @@ async def test_recovered_tasks_are_logged_in_one_line(rig, caplog):
 
 
 async def test_expired_answers_are_deleted(rig):
-    def number_kept() -> int:
+    def stored_answers() -> int:
         with closing(sqlite3.connect(rig.path)) as connection:
             return connection.execute("SELECT count(*) FROM repeats").fetchone()[0]
 
-    async def answered(first: int, last: int) -> None:
+    async def run_tasks(first: int, last: int) -> None:
         for number in range(first, last):
             await rig.store.reserve(
-                ours(f"t{number}", minimum=0, idempotency_key=IdempotencyKey(f"k{number}", b""))
+                own_request(f"t{number}", minimum=0, idempotency_key=IdempotencyKey(f"k{number}", b""))
             )
-            ended = record(f"t{number}", account="default", live=False)
-            await rig.store.settle(Settlement(ended, answer=b"answer"))
+            settled = record(f"t{number}", account="default", live=False)
+            await rig.store.settle(Settlement(settled, answer=b"answer"))
 
-    await answered(0, 40)
+    await run_tasks(0, 40)
     rig.clock.passes(24 * 3600.0)
-    await answered(40, 50)
-    assert number_kept() == 10
+    await run_tasks(40, 50)
+    assert stored_answers() == 10
     rig.clock.passes(24 * 3600.0)
     await rig.close()
     await rig.open()
-    assert number_kept() == 0
+    assert stored_answers() == 0
 
 
 async def test_a_cancelled_opening_releases_the_file(tmp_path):
