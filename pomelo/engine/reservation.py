@@ -539,7 +539,7 @@ class Ledger:
         """Runs an idempotent store operation for a task in the background, whether or not its
         future is awaited.
 
-        It starts immediately. After any error but LostHoldError it is retried until its outcome
+        It starts immediately. After any error but LostReservationError it is retried until its outcome
         is known, unless `once`. If `instead` is given, it is called in place of the retries when
         the operation is known to have failed without effect.
         """
@@ -633,7 +633,7 @@ class Ledger:
         Raises:
             PomeloError: store_unavailable; UnknownOutcomeError for any error that the store's
                 contract does not list.
-            LostHoldError: the store raised it.
+            LostReservationError: the store raised it.
         """
         try:
             return await work()

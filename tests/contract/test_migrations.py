@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import sqlite3
 from collections.abc import AsyncIterator
 from contextlib import closing
@@ -110,6 +111,15 @@ async def test_a_migrated_file_has_the_tables_of_a_new_file(path, tmp_path):
             assert opened.execute("PRAGMA foreign_key_check").fetchall() == []
             assert opened.execute("PRAGMA integrity_check").fetchone() == ("ok",)
     assert [t for t in tables[0] if t[0] != "migrations"] == [t for t in tables[1] if t[0] != "migrations"]
+
+
+def test_released_migrations_do_not_change():
+    for released, digest in (
+        (MIGRATIONS[:4], "9e5717589fb83e16"),
+        (ARCHIVE_MIGRATIONS[:2], "0207ce59b24e213c"),
+    ):
+        statements = [" ".join(statement.split()) for step in released for statement in step]
+        assert hashlib.sha256("\n".join(statements).encode()).hexdigest().startswith(digest)
 
 
 # --- version 3: records without cache counts, prices without tiers

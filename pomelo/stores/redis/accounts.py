@@ -46,7 +46,8 @@ class Accounts:
         created = await self._connection.send("HGET", ACCOUNTS, name)
         if created is None:
             return None
-        return _decode_account(name, await self._connection.send("HGET", PLANS, name), created)
+        plan = await self._connection.send("HGET", PLANS, name)
+        return AccountRecord(*_decode(name.encode(), plan, created))
 
     @translated_errors
     async def list_accounts(self, *, limit: int = PAGE, after: str = "") -> list[AccountSummary]:
@@ -65,15 +66,11 @@ class Accounts:
             for _, amounts in await self._wallet_index.run(BALANCES, wallets, lambda w: [key(w, "wallet")])
             for n in range(0, len(amounts), 3)
         ]
-        return [
-            _summary(_decode_account(name.decode(), plan, at), live, test)
-            for name, plan, at, live, test in zip(
-                found, plans, created, balances[::2], balances[1::2], strict=True
-            )
-        ]
+        rows = zip(found, plans, created, balances[::2], balances[1::2], strict=True)
+        return [AccountSummary(*_decode(name, plan, at), live, test) for name, plan, at, live, test in rows]
 
     async def _complete_account_order(self) -> None:
-        """Adds the accounts that a version of Pomelo without an order stored to ACCOUNT_ORDER."""
+        """Adds the accounts that an earlier Pomelo, without ACCOUNT_ORDER, has stored."""
         known = await self._connection.send("ZCARD", ACCOUNT_ORDER)
         if known >= await self._connection.send("HLEN", ACCOUNTS):
             return
@@ -97,13 +94,13 @@ class Accounts:
         if (await self._connection.send("HGET", GRANTED, grant.grant_id)).decode() != member(wallet):
             return await self.balance(wallet)
         await self._wallet_index.add(wallet)
-        of = names(wallet)
+        keys = names(wallet)
         text = to_json({"amount": grant.amount, "at": grant.at, "note": grant.note})
         reply = await self._connection.run(
-            GRANT, [of.wallet, of.holds, of.grants], [grant.grant_id, grant.amount, text]
+            GRANT, [keys.wallet, keys.holds, keys.grants], [grant.grant_id, grant.amount, text]
         )
         if reply[0] == b"full":
-            raise invalid("credits", "few enough that all that were given stay below 9,007,199,254")
+            raise invalid("credits", "few enough to keep the sum of all grants below 9,007,199,254")
         return Balance(*reply[1:])
 
     @translated_errors
@@ -131,10 +128,6 @@ def _decode_grant(wallet: Wallet, grant_id: str, text: bytes) -> tuple[int, Gran
     return int(position), Grant(grant_id=grant_id, wallet=wallet, **from_json(values))
 
 
-def _summary(account: AccountRecord, live: Balance, test: Balance) -> AccountSummary:
-    return AccountSummary(account.name, account.plan, account.created, live=live, test=test)
-
-
-def _decode_account(name: str, plan: bytes, created: bytes) -> AccountRecord:
+def _decode(name: bytes, plan: bytes, created: bytes) -> tuple[str, str, float]:
     # The time is followed by the id of the call.
-    return AccountRecord(name, plan.decode(), float(created.split()[0]))
+    return name.decode(), plan.decode(), float(created.split()[0])

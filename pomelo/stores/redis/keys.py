@@ -66,7 +66,7 @@ class Keys:
         return [_decode_key(text, at) for text, at in zip(texts, revoked, strict=True)]
 
     async def _complete_key_order(self) -> None:
-        """Adds the keys that a version of Pomelo without orders stored to KEY_ORDER and `key_order`."""
+        """Adds the keys that an earlier Pomelo, without KEY_ORDER, has stored."""
         known = await self._connection.send("ZCARD", KEY_ORDER)
         if known >= await self._connection.send("HLEN", KEYS):
             return

@@ -54,7 +54,7 @@ class WritableFile:
             raise StoreError(f"{path} can't be opened: {error.strerror}") from error
         try:
             damage.check_exists(path)
-            # SQLite gives its -wal and -shm files the mode of this one, which is 0600.
+            # SQLite gives its -wal and -shm files the mode of this file, which is 0600.
             damage.create(path, partial(_migrate, path=path))
             commits = damage.last_commits(path)
             self.connection = sqlite3.connect(path, isolation_level=None)
