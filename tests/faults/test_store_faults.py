@@ -341,14 +341,14 @@ async def test_any_store_error_at_any_call_leaves_no_reservation_and_one_record_
                     if not hits:
                         break  # the task ended after fewer calls
             await check(faulty)
-            print(f"{store}: {number} lives, {Counter(told(one) for one in faulty.lives.values())}")  # noqa: T201
+            print(f"{store}: {number} lives, {Counter(outcome(one) for one in faulty.lives.values())}")  # noqa: T201
     finally:
         asyncio.get_running_loop().set_exception_handler(None)
     assert warnings == []
     assert "failed unexpectedly" not in caplog.text
 
 
-def told(life: Life) -> str:
+def outcome(life: Life) -> str:
     """The code that a task's caller received at the end."""
     return "left" if life.told is None else life.told.code
 
@@ -356,24 +356,27 @@ def told(life: Life) -> str:
 async def check(faulty: FaultyApp) -> None:
     """Callers received only the allowed codes, and every vendor answer has exactly one usage record."""
     records = await faulty.records()
-    asked = Counter(received.prompt.split()[0] for received in faulty.upstream.requests)
-    assert set(asked.values()) == {1}
-    assert set(records) <= set(asked)
+    called = Counter(received.prompt.split()[0] for received in faulty.upstream.requests)
+    assert set(called.values()) == {1}
+    assert set(records) <= set(called)
     for request_id, life in faulty.lives.items():
-        mine = records.get(request_id, [])
-        may = {"finished": "ok", "failed": "provider_failed", "left": "left"}[life.ending]
-        assert told(life) in ((may,) if life.retried else (may, "store_unavailable")), (request_id, life.told)
-        if told(life) == "ok":
-            assert [record.complete for record in mine] == [True], request_id
-        elif life.ending == "failed" or request_id not in asked:
-            assert mine == [], request_id
+        own = records.get(request_id, [])
+        expected = {"finished": "ok", "failed": "provider_failed", "left": "left"}[life.ending]
+        assert outcome(life) in ((expected,) if life.retried else (expected, "store_unavailable")), (
+            request_id,
+            life.told,
+        )
+        if outcome(life) == "ok":
+            assert [record.complete for record in own] == [True], request_id
+        elif life.ending == "failed" or request_id not in called:
+            assert own == [], request_id
         elif life.ending == "left":
-            assert [record.complete for record in mine] == ([False] if life.stream else []), request_id
+            assert [record.complete for record in own] == ([False] if life.stream else []), request_id
         elif "known" in request_id:
             # If the file is known not to have the record, the task is unpaid or pays its delivered output.
-            assert len(mine) <= 1, request_id
+            assert len(own) <= 1, request_id
         else:
-            assert len(mine) == 1, request_id
+            assert len(own) == 1, request_id
     audited = await faulty.audited()
     assert not audited.findings, audited
     assert (audited.holds, audited.difference_micros) == (0, 0)

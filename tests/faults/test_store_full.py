@@ -1,4 +1,4 @@
-"""A disk in failure when tasks end: nobody is told that all is well, nothing is lost or charged twice.
+"""A disk that fails while tasks end: no caller receives a false success, nothing is lost or charged twice.
 
 The disk is a small one of memory, in a namespace of its own, where the system lets us make one; and as an
 error that SQLite meets otherwise, a limit on the size of the server's files.

@@ -133,7 +133,7 @@ def reserve(
         return answer
     if state.ended:
         raise LostReservationError(draft.task_id)
-    if code := _exceeded_limit(state, request):
+    if code := _refusal_code(state, request):
         return Refused(state.limit_status(), code)
     amount = min(request.maximum, state.available)
     if request.sufficient:
@@ -192,7 +192,7 @@ def _check_idempotency_key(
     return ReplayedAnswer(state.limit_status(), record, answer)
 
 
-def _exceeded_limit(state: _State, request: ReserveRequest) -> str | None:
+def _refusal_code(state: _State, request: ReserveRequest) -> str | None:
     if request.requests_limit is not None and state.requests >= request.requests_limit:
         return "rate_limit_exceeded"
     if request.concurrency_limit is not None and state.concurrency >= request.concurrency_limit:
