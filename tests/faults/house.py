@@ -20,7 +20,7 @@ from pomelo.testing import FaultUpstream
 from tests.faults.books import LIVE, Books, state
 
 REPOSITORY = Path(__file__).parents[2]
-DYING = ("tests.faults.dying",)
+DYING = ("tests.faults.crashing_server",)
 """The server that dies where it is told to."""
 SERVE = ("pomelo.cli", "serve")
 """The server as users start it."""

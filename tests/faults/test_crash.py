@@ -190,25 +190,25 @@ async def test_a_crash_at_any_point_loses_nothing_and_charges_nothing_twice(
     for number in range(TIMES):
         process = await house.running()
         round_ = Round(point, number)
-        async with callers(process.rest, process.grpc, house.key) as wires:
-            await crash(round_, wires, process, vendor)
+        async with callers(process.rest, process.grpc, house.key) as clients:
+            await crash(round_, clients, process, vendor)
         process = await restart(house, point)
         books = await read_books(process, round_.began)
         waits.append(time.monotonic() - process.started)
         books.check_idle()
         check(round_, books, emitted(upstream))
         vendor.scripts.clear()
-        async with callers(process.rest, process.grpc, house.key) as wires:
-            await check_repeat(round_, wires, process, vendor)
+        async with callers(process.rest, process.grpc, house.key) as clients:
+            await check_repeat(round_, clients, process, vendor)
         upstream.requests.clear()
     assert max(waits) < RESOLVED_WITHIN
     log.info("%-28s %3d crashes, nothing reserved %.2f s after the restart at most", point, TIMES, max(waits))
 
 
-async def crash(round_: Round, wires: tuple[Rest, Grpc], process: Process, vendor: Vendor) -> None:
+async def crash(round_: Round, clients: tuple[Rest, Grpc], process: Process, vendor: Vendor) -> None:
     """Runs tasks until the server dies at the point: two that end, two that are running, and the dying
     one."""
-    rest, grpc = wires
+    rest, grpc = clients
     name = round_.name
     round_.told += [
         await rest(text(f"done.rest.{name}"), f"done.rest.{name}"),
@@ -217,9 +217,9 @@ async def crash(round_: Round, wires: tuple[Rest, Grpc], process: Process, vendo
     assert all(told.whole for told in round_.told)
     watch = Watch()
     live = []
-    for wire, request_id in ((rest, f"live.rest.{name}"), (grpc, f"live.grpc.{name}")):
+    for client, request_id in ((rest, f"live.rest.{name}"), (grpc, f"live.grpc.{name}")):
         vendor.scripts[request_id] = Answer(WORDS, at={2: Gate()})
-        live.append(asyncio.create_task(wire(text(request_id), request_id, stream=True, piece=watch.came)))
+        live.append(asyncio.create_task(client(text(request_id), request_id, stream=True, piece=watch.came)))
     await watch.reaches(4)
     body, stream = round_.body()
     if "note" in round_.dying:
@@ -228,7 +228,7 @@ async def crash(round_: Round, wires: tuple[Rest, Grpc], process: Process, vendo
         )
     elif "void" in round_.point:
         vendor.scripts[round_.dying] = error_reply(400)
-    last = await wires[round_.number % 2](body, round_.dying, stream=stream, repeat_key=round_.dying)
+    last = await clients[round_.number % 2](body, round_.dying, stream=stream, repeat_key=round_.dying)
     if round_.point == "after_the_answer":
         assert last.whole
         process.kill()
@@ -256,20 +256,20 @@ def check(round_: Round, books: Books, sent: Mapping[str, int]) -> None:
     records = books.records.get(round_.dying, [])
     assert any(record["complete"] for record in records) == point.settled
     if point.noted:
-        for wire in ("rest", "grpc"):
-            (record,) = books.records[f"live.{wire}.{round_.name}"]
+        for client in ("rest", "grpc"):
+            (record,) = books.records[f"live.{client}.{round_.name}"]
             assert (record["source"], record["output_tokens"]) == ("recovered", 2)
         (record,) = records
         assert record["source"] == "recovered"
         assert record["cost"] > 0
 
 
-async def check_repeat(round_: Round, wires: tuple[Rest, Grpc], process: Process, vendor: Vendor) -> None:
+async def check_repeat(round_: Round, clients: tuple[Rest, Grpc], process: Process, vendor: Vendor) -> None:
     """A repeated request with the same Idempotency-Key is answered, and was charged once."""
     body, stream = round_.body()
     again = f"again.{round_.name}"
     calls = vendor.calls[round_.dying]
-    told = await wires[(round_.number + 1) % 2](body, again, stream=stream, repeat_key=round_.dying)
+    told = await clients[(round_.number + 1) % 2](body, again, stream=stream, repeat_key=round_.dying)
     assert told.whole, told
     books = await read_books(process, round_.began)
     books.check_idle()
@@ -318,10 +318,10 @@ async def test_a_server_killed_during_many_streams_loses_nothing(
         for number in range(times):
             began = time.time()
             watch = Watch()
-            async with callers(process.rest, process.grpc, house.key, at_once=STREAMS // 2) as wires:
+            async with callers(process.rest, process.grpc, house.key, at_once=STREAMS // 2) as clients:
                 living = [
                     asyncio.create_task(
-                        until_the_end(wires[one % 2], f"{number}.{one}", vendor, watch, generator)
+                        until_the_end(clients[one % 2], f"{number}.{one}", vendor, watch, generator)
                     )
                     for one in range(STREAMS)
                 ]
@@ -365,7 +365,7 @@ PACE = 0.15
 
 
 async def until_the_end(
-    wire: Rest | Grpc, name: str, vendor: Vendor, watch: Watch, generator: random.Random
+    client: Rest | Grpc, name: str, vendor: Vendor, watch: Watch, generator: random.Random
 ) -> list[Told]:
     """Runs streams of random lengths, one after another, until the server is gone."""
     told: list[Told] = []
@@ -373,5 +373,5 @@ async def until_the_end(
         request_id = f"kill.{name}.{len(told)}"
         words = generator.randint(3, 30)
         vendor.scripts[request_id] = Answer("word " * words, at=dict.fromkeys(range(words), PACE))
-        told.append(await wire(text(request_id), request_id, stream=True, piece=watch.came))
+        told.append(await client(text(request_id), request_id, stream=True, piece=watch.came))
     return told

@@ -56,11 +56,11 @@ async def test_two_hundred_streams_are_settled_when_the_server_is_terminated(
     house = House(tmp_path, vendor, SERVE, POMELO_GRACE=str(GRACE))
     async with await house.prepare(CREDITS):
         process = await house.start(errors=asyncio.subprocess.PIPE)
-        async with callers(process.rest, process.grpc, house.key, at_once=STREAMS // 2) as wires:
+        async with callers(process.rest, process.grpc, house.key, at_once=STREAMS // 2) as clients:
             tasks: list[asyncio.Task[Told]] = []
             for one in range(STREAMS):
                 name = "long" if one < longer else "short"
-                asking = wires[one % 2](text(name), f"{name}.{one}", stream=True, piece=watch.came)
+                asking = clients[one % 2](text(name), f"{name}.{one}", stream=True, piece=watch.came)
                 tasks.append(asyncio.create_task(asking))
             await watch.reaches(2 * STREAMS)
             began = time.monotonic()

@@ -179,9 +179,11 @@ class Life:
         """Counts a received word."""
         self.words += 1
 
-    async def ask(self, wire: Rest | Grpc) -> None:
+    async def ask(self, client: Rest | Grpc) -> None:
         """Runs the task to its last byte, or until its caller leaves."""
-        asking = asyncio.create_task(wire(self.body(), self.request_id, stream=self.stream, piece=self.came))
+        asking = asyncio.create_task(
+            client(self.body(), self.request_id, stream=self.stream, piece=self.came)
+        )
         if self.ending == "left":
             half_way = asyncio.create_task(self.gate.reached.wait())
             await asyncio.wait({asking, half_way}, return_when=asyncio.FIRST_COMPLETED)
@@ -203,14 +205,14 @@ class FaultyApp:
 
     app: App
     upstream: FaultUpstream
-    wires: tuple[Rest, Grpc]
+    clients: tuple[Rest, Grpc]
     faults: Faults
     lives: dict[str, Life]
 
     async def run(
         self,
         life: Life,
-        wire: Rest | Grpc,
+        client: Rest | Grpc,
         at: int,
         times: int,
         error: Callable[[], Exception],
@@ -228,7 +230,7 @@ class FaultyApp:
                 store._connection.timing, timeout=SHORT_TIMEOUT if times > 1 else LONG_TIMEOUT
             )
         self.faults.arm(at, times, error, after=after)
-        await life.ask(wire)
+        await life.ask(client)
         await self.app.draining.idle()
         self.faults.disarm()
         if hasattr(store, "_wallet_index"):
@@ -293,8 +295,8 @@ async def open_faulty(
             _, key = await app.keyring.create("default", live=True)
             assert app.rest is not None
             assert app.grpc is not None
-            async with callers("http://{}:{}".format(*app.rest), app.grpc, key) as wires:
-                yield FaultyApp(app, upstream, wires, faults, lives)
+            async with callers("http://{}:{}".format(*app.rest), app.grpc, key) as clients:
+                yield FaultyApp(app, upstream, clients, faults, lives)
 
 
 @pytest.fixture(params=["sqlite", "redis"])
@@ -335,8 +337,8 @@ async def test_any_store_error_at_any_call_leaves_no_reservation_and_one_record_
                             stream,
                             f"{ending}-{stream}-{times > 1}-{error.replace(' ', '-')}-{number}",
                         )
-                        wire = faulty.wires[number % 2]
-                        await faulty.run(life, wire, at, times, found[error], after=after)
+                        client = faulty.clients[number % 2]
+                        await faulty.run(life, client, at, times, found[error], after=after)
                         hits += faulty.faults.hits
                     if not hits:
                         break  # the task ended after fewer calls
@@ -402,7 +404,7 @@ async def test_a_reservation_without_a_running_task_is_an_audit_difference_and_i
         monkeypatch.setattr(inner, "reservations", waiting)
         life = Life("left", True, "running-1")
         faulty.lives[life.request_id] = life
-        running = asyncio.create_task(life.ask(faulty.wires[0]))
+        running = asyncio.create_task(life.ask(faulty.clients[0]))
         await life.gate.reached.wait()
         draft = UsageRecord("task_lost", "r", "default", True, "k", "rest", "gpt-4", "text", at=time.time())
         await inner.reserve(ReserveRequest(draft, minimum=1, maximum=2_740_000))

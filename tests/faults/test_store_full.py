@@ -1,7 +1,7 @@
 """A disk that fails while tasks end: no caller receives a false success, nothing is lost or charged twice.
 
-The disk is a small one of memory, in a namespace of its own, where the system lets us make one; and as an
-error that SQLite meets otherwise, a limit on the size of the server's files.
+One failure is a small, full file system in memory, if this system allows mounting one. The other is a limit on
+the size of the server's files, which SQLite sees as another error.
 """
 
 from __future__ import annotations
@@ -170,27 +170,31 @@ def body(name: str) -> dict[str, Any]:
 
 
 def start_all_types(
-    wires: tuple[Rest, Grpc], watch: Watch, *, repeatable: bool = True
+    clients: tuple[Rest, Grpc], watch: Watch, *, repeatable: bool = True
 ) -> dict[str, asyncio.Task[Told]]:
     """Starts a task of each type over each protocol. Returns them by name. `repeatable`: with an
     Idempotency-Key."""
     tasks = {}
     for task_type in ("text", "speech"):
-        for wire in wires:
+        for client in clients:
             for stream in (False, True):
-                name = f"{task_type}.{type(wire).__name__}.{'stream' if stream else 'whole'}"
+                name = f"{task_type}.{type(client).__name__}.{'stream' if stream else 'whole'}"
                 repeat_key = name if repeatable else None
-                asking = wire(body(name), name, stream=stream, repeat_key=repeat_key, piece=watch.came)
+                asking = client(body(name), name, stream=stream, repeat_key=repeat_key, piece=watch.came)
                 tasks[name] = asyncio.create_task(asking)
     return tasks
 
 
 async def run_into_failure(
-    failure: DiskFailure, wires: tuple[Rest, Grpc], process: Process, upstream: FaultUpstream, vendor: Vendor
+    failure: DiskFailure,
+    clients: tuple[Rest, Grpc],
+    process: Process,
+    upstream: FaultUpstream,
+    vendor: Vendor,
 ) -> dict[str, Told]:
     """Runs tasks up to their end, which comes during the failure."""
     watch = Watch()
-    tasks = start_all_types(wires, watch)
+    tasks = start_all_types(clients, watch)
     for _ in tasks:
         await upstream.received()
     await watch.reaches(2 * 6 + 2 * 1)
@@ -199,7 +203,7 @@ async def run_into_failure(
     told = {name: await task for name, task in tasks.items()}
     assert {one.code for one in told.values()} == {"store_unavailable"}, told
     assert not any(one.whole for one in told.values())
-    refused = [await wire(body("text"), "refused") for wire in wires]
+    refused = [await client(body("text"), "refused") for client in clients]
     assert {one.code for one in refused} == {"store_unavailable"}
     assert vendor.calls["text"] == 0
     return told
@@ -221,13 +225,13 @@ def check(books: Books, told: dict[str, Told]) -> None:
 
 
 async def ask_again(
-    wires: tuple[Rest, Grpc], process: Process, told: dict[str, Told], vendor: Vendor, first: Books
+    clients: tuple[Rest, Grpc], process: Process, told: dict[str, Told], vendor: Vendor, first: Books
 ) -> None:
     """A repeated request with the same Idempotency-Key is answered, and charged once."""
     for name in told:
         stream = name.endswith("stream")
-        for turn, wire in enumerate(wires):
-            repeated = await wire(body(name), f"{name}.again{turn}", stream=stream, repeat_key=name)
+        for turn, client in enumerate(clients):
+            repeated = await client(body(name), f"{name}.again{turn}", stream=stream, repeat_key=name)
             assert repeated.whole, repeated
         assert vendor.calls[name] == 2
     books = await read_books(process)
@@ -252,9 +256,9 @@ async def test_tasks_that_end_during_a_disk_failure_are_settled_after_it(
     failure: DiskFailure, house: House, upstream: FaultUpstream, vendor: Vendor
 ) -> None:
     process = await house.start(errors=subprocess.DEVNULL)
-    async with callers(process.rest, process.grpc, house.key) as wires:
-        await acknowledged(wires[0], vendor)
-        told = await run_into_failure(failure, wires, process, upstream, vendor)
+    async with callers(process.rest, process.grpc, house.key) as clients:
+        await acknowledged(clients[0], vendor)
+        told = await run_into_failure(failure, clients, process, upstream, vendor)
         await failure.end(process)
         books = await resolved(process)
         check(books, told)
@@ -263,16 +267,16 @@ async def test_tasks_that_end_during_a_disk_failure_are_settled_after_it(
                 (record,) = books.records[name]
                 assert record["cost"] > 0
                 assert record["output_tokens"] == (one.pieces if name.startswith("text") else 0)
-        await ask_again(wires, process, told, vendor, books)
+        await ask_again(clients, process, told, vendor, books)
 
 
 async def test_reservations_of_a_server_killed_on_a_full_disk_are_released_at_the_next_start(
     failure: DiskFailure, house: House, upstream: FaultUpstream, vendor: Vendor
 ) -> None:
     process = await house.start(errors=subprocess.DEVNULL)
-    async with callers(process.rest, process.grpc, house.key) as wires:
-        await acknowledged(wires[0], vendor)
-        told = await run_into_failure(failure, wires, process, upstream, vendor)
+    async with callers(process.rest, process.grpc, house.key) as clients:
+        await acknowledged(clients[0], vendor)
+        told = await run_into_failure(failure, clients, process, upstream, vendor)
         books = await read_books(process)
         books.check()
         assert len(books.held) == len(told)
@@ -282,8 +286,8 @@ async def test_reservations_of_a_server_killed_on_a_full_disk_are_released_at_th
     process = await house.start()
     books = await read_books(process)
     check(books, told)
-    async with callers(process.rest, process.grpc, house.key) as wires:
-        await ask_again(wires, process, told, vendor, books)
+    async with callers(process.rest, process.grpc, house.key) as clients:
+        await ask_again(clients, process, told, vendor, books)
 
 
 async def test_uploads_during_a_disk_failure_are_unavailable_and_leave_no_file(
@@ -314,10 +318,10 @@ async def test_media_leave_disk_space_for_the_ledger(
     async with (
         aiohttp.ClientSession() as session,
         grpc.aio.insecure_channel(process.grpc) as channel,
-        callers(process.rest, process.grpc, house.key) as wires,
+        callers(process.rest, process.grpc, house.key) as clients,
     ):
         watch = Watch()
-        running = start_all_types(wires, watch, repeatable=False)
+        running = start_all_types(clients, watch, repeatable=False)
         for _ in running:
             await upstream.received()
         outcomes = [await upload(channel, house, 1_000_000) for _ in range(16)]
@@ -329,7 +333,7 @@ async def test_media_leave_disk_space_for_the_ledger(
         told = {name: await task for name, task in running.items()}
         assert {name: one.code for name, one in told.items() if not one.whole} == {}
         for number in range(200):
-            assert (await wires[number % 2](body("text"), f"more-{number}")).whole
+            assert (await clients[number % 2](body("text"), f"more-{number}")).whole
     books = await read_books(process)
     books.check_idle()
     assert all(record["complete"] for name in told for record in books.records[name])
@@ -375,10 +379,10 @@ async def inside(house: House, *command: str) -> str:
     return output.decode()
 
 
-async def acknowledged(wire: Rest, vendor: Vendor) -> None:
+async def acknowledged(client: Rest, vendor: Vendor) -> None:
     """Runs a task before the failure."""
     vendor.gate.open()
-    assert (await wire(body("before"), "before")).whole
+    assert (await client(body("before"), "before")).whole
     vendor.gate = Gate()
 
 

@@ -52,7 +52,7 @@ class CrashPoints:
             os.kill(os.getpid(), signal.SIGKILL)
 
 
-class DyingStore:
+class CrashingStore:
     """A store that dies before and after an operation."""
 
     def __init__(self, store: Store, points: CrashPoints) -> None:
@@ -91,7 +91,7 @@ class DyingStore:
         return asyncio.ensure_future(wait())
 
 
-class DyingProvider:
+class CrashingProvider:
     """A provider that dies before it is called, at the first event, at the third, and at the end."""
 
     def __init__(self, provider: Provider, points: CrashPoints) -> None:
@@ -116,7 +116,7 @@ class DyingProvider:
         self._points.reach("at_the_end", job.task_id)
 
 
-class DyingConnection(sqlite3.Connection):
+class CrashingConnection(sqlite3.Connection):
     """A connection that dies between the statements of an operation."""
 
     points: CrashPoints
@@ -177,16 +177,16 @@ async def main() -> None:
     lines = asyncio.StreamReader()
     await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(lines), sys.stdin)
     points = CrashPoints()
-    DyingConnection.points = points
-    DyingConnection.recovering = bool(os.environ.get("DIE_IN_RECOVERY"))
-    sqlite3.connect = partial(sqlite3.connect, factory=DyingConnection)  # type: ignore[assignment]
+    CrashingConnection.points = points
+    CrashingConnection.recovering = bool(os.environ.get("DIE_IN_RECOVERY"))
+    sqlite3.connect = partial(sqlite3.connect, factory=CrashingConnection)  # type: ignore[assignment]
 
     def router(providers: Mapping[str, Provider]) -> Router:
-        dying = {name: DyingProvider(one, points) for name, one in providers.items()}
-        return Router(dying, breaker=partial(CircuitBreaker, minimum_calls=10**9))
+        crashing = {name: CrashingProvider(one, points) for name, one in providers.items()}
+        return Router(crashing, breaker=partial(CircuitBreaker, minimum_calls=10**9))
 
     def wrapped(store: Store) -> Store:
-        return DyingStore(store, points)  # type: ignore[return-value]
+        return CrashingStore(store, points)  # type: ignore[return-value]
 
     async with open_app(load(None), wrap_store=wrapped, make_router=router) as app:
         assert app.rest is not None
