@@ -204,7 +204,14 @@ def request(task_id: str, minimum: int = 10, maximum: int | None = None, **chang
     return ReserveRequest(draft, minimum, minimum if maximum is None else maximum, **own)
 
 
-_REQUEST_FIELDS = ("requests_limit", "concurrency_limit", "tokens", "tokens_limit", "idempotency_key")
+_REQUEST_FIELDS = (
+    "requests_limit",
+    "concurrency_limit",
+    "tokens",
+    "tokens_limit",
+    "idempotency_key",
+    "sufficient",
+)
 
 
 def settlement(

@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 
 from pomelo.stores.accounts import Balance, Grant, Wallet
-from pomelo.stores.ledger import WINDOW, IdempotencyKey, LimitStatus, Reserved, Settled
+from pomelo.stores.ledger import DEFAULT_SHARES, WINDOW, IdempotencyKey, LimitStatus, Reserved, Settled
 from pomelo.stores.usage import UsageQuery
 from tests.contract.ledger_rig import (
     MODEL,
@@ -62,6 +62,31 @@ async def test_all_available_credits_are_reserved_if_they_cover_the_minimum(rig)
 async def test_one_microcredit_too_few_is_refused(rig, minimum, amount):
     answer = await rig.store.reserve(request("a", minimum, 2_000))
     assert getattr(answer, "amount", None) == amount
+
+
+async def test_with_a_sufficient_amount_a_task_reserves_an_equal_share_for_each_task_that_may_start(rig):
+    needs = {"minimum": 1, "maximum": 5_000, "sufficient": 10, "concurrency_limit": 4}
+    amounts = [(await rig.store.reserve(request(f"t{n}", **needs))).amount for n in range(4)]
+    assert amounts == [250, 250, 250, 250]
+
+
+async def test_a_share_is_limited_by_the_sufficient_the_minimum_and_the_maximum_amount(rig):
+    for changes, amount in (
+        ({"maximum": 50}, 50),
+        ({"minimum": 300}, 300),
+        ({"sufficient": 400}, 400),
+        ({"sufficient": 0}, 1_000),
+    ):
+        needs = {"minimum": 1, "maximum": 5_000, "sufficient": 10, "concurrency_limit": 4} | changes
+        assert (await rig.store.reserve(request("a", **needs))).amount == amount
+        await rig.store.void(WALLET, "a")
+    needs = {"minimum": 1, "maximum": 5_000, "sufficient": 400, "concurrency_limit": 4}
+    assert [(await rig.store.reserve(request(f"t{n}", **needs))).amount for n in range(3)] == [400, 400, 200]
+    assert await refusal_code(rig.store.reserve(request("t3", **needs))) == "insufficient_credits"
+
+
+async def test_without_a_concurrency_limit_the_balance_has_a_fixed_number_of_shares(rig):
+    assert (await rig.store.reserve(request("a", 1, 5_000, sufficient=1))).amount == 1_000 // DEFAULT_SHARES
 
 
 async def test_a_free_task_runs_without_credits(rig):
@@ -188,6 +213,17 @@ async def test_a_refund_for_an_ended_window_does_not_change_the_next_one(rig, cl
     await rig.store.void(WALLET, "a", refund=True)
     status = await rig.store.limit_status(WALLET, MODEL)
     assert (status.requests, status.tokens, status.concurrency) == (1, 2, 1)
+
+
+@pytest.mark.parametrize("refund", [False, True])
+async def test_a_voided_task_can_be_reserved_again_and_is_settled_once(rig, refund):
+    await rig.store.reserve(request("a", 10, 300))
+    await rig.store.void(WALLET, "a", refund=refund)
+    assert (await rig.store.reserve(request("a", 10, 200))).amount == 200
+    settled = await rig.store.settle(settlement("a", 120))
+    assert (settled.record.cost, settled.limit_status.available) == (120, 880)
+    assert await rig.store.settle(settlement("a", 50)) == settled
+    assert await balance(rig) == (120, 0, 880)
 
 
 async def test_voiding_without_a_reservation_does_nothing(rig):

@@ -20,6 +20,7 @@ from pomelo.stores.accounts import Grant, Wallet
 from pomelo.stores.base import Store
 from pomelo.stores.ledger import LostReservationError, Reserved, ReserveRequest, Settlement
 from pomelo.stores.redis import Timing, open_redis
+from pomelo.stores.redis.key_names import WORKERS
 from pomelo.stores.usage import UsageQuery, UsageRecord
 from tests.faults.tcp_proxy import TcpProxy
 from tests.redis_server import RedisServer
@@ -254,14 +255,16 @@ async def test_lost_replies_charge_nobody_twice(server, tmp_path):
 
 
 async def test_a_killed_server_keeps_all_acknowledged_settlements(server, tmp_path):
-    async with open_on(server.url, tmp_path) as store:
+    async with open_on(server.url, tmp_path, timeout=0.4, attempt_timeout=0.2) as store:
         await store.grant(Grant("g", WALLET, CREDITS, 1.0))
         acknowledged: set[str] = set()
         reserved: set[str] = set()
+        failed = 0
         for turn in range(3):
             ended = asyncio.Event()
 
             async def caller(name: str, ended: asyncio.Event = ended) -> None:
+                nonlocal failed
                 number = 0
                 while not ended.is_set():
                     number += 1
@@ -272,13 +275,14 @@ async def test_a_killed_server_keeps_all_acknowledged_settlements(server, tmp_pa
                         await store.settle(settlement(task_id))
                         acknowledged.add(task_id)
                     except PomeloError:
-                        await asyncio.sleep(0.01)
+                        failed += 1
 
             callers = [asyncio.create_task(caller(f"{turn}-{n}")) for n in range(8)]
             enough = len(acknowledged) + 100
             await until(lambda enough=enough: len(acknowledged) >= enough)
             server.kill()
-            await asyncio.sleep(0.2)
+            before = failed
+            await until(lambda before=before: failed > before)
             server.start()
             await wait_until_available(store)
             ended.set()
@@ -336,13 +340,26 @@ async def test_no_worker_is_marked_dead_because_the_server_hung(server, tmp_path
         for number, store in enumerate(stores):
             await store.reserve(request(f"t{number}"))
         server.stop()
-        await asyncio.sleep(1.5)
+        stopped = time.monotonic()
+        while time.monotonic() - stopped < 2 * quick["dead_after"]:
+            await fails_within_a_second(stores[0].balance(WALLET))
         server.resume()
         await wait_until_available(stores[0])
-        await asyncio.sleep(0.5)
+        before = sorted(map(int, server.do("HVALS", WORKERS)))
+        assert len(before) == len(stores)
+        # By then, each store has checked several times whether the other one has stopped.
+        await until(lambda: min(map(int, server.do("HVALS", WORKERS))) > before[-1] + 5)
         for number, store in enumerate(stores):
             assert (await store.settle(settlement(f"t{number}"))).record.cost == 7
         await audit(stores[1], {"t0", "t1"})
+
+
+def is_primary(server: RedisServer) -> bool:
+    """Whether a server has been promoted. Sentinel closes all its connections then, including this one."""
+    try:
+        return bool(server.do("INFO", "replication")["role"] == "master")
+    except errors.ConnectionError:
+        return False
 
 
 async def test_a_failover_by_sentinel_continues_with_the_data_of_the_replica(server, tmp_path):
@@ -361,7 +378,7 @@ async def test_a_failover_by_sentinel_continues_with_the_data_of_the_replica(ser
             server.kill()
             await fails_within_a_second(store.reserve(request("in")))
             store.settle(settlement("before"))
-            await until(lambda: replica.do("INFO", "replication")["role"] == "master")
+            await until(lambda: is_primary(replica))
             await wait_until_available(store)
             await wait_until_running(store)
             assert isinstance(await store.reserve(request("after")), Reserved)

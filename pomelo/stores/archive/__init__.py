@@ -5,6 +5,7 @@ from __future__ import annotations
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 
+from pomelo import install_command
 from pomelo.stores.archive.base import Archive
 from pomelo.stores.base import StoreError
 
@@ -25,7 +26,7 @@ def open_archive(url: str) -> AbstractAsyncContextManager[Archive]:
             from pomelo.stores.archive.postgres import open_postgres_archive
         except ModuleNotFoundError as error:
             raise StoreError(
-                "An archive in Postgres needs another package: pip install 'pomelo[postgres]'"
+                f"An archive in Postgres needs another package: {install_command('postgres')}"
             ) from error
         return open_postgres_archive(url)
     raise StoreError(f"There is no archive of the kind {scheme!r}. Use sqlite:PATH or postgresql://…")
