@@ -25,7 +25,7 @@ import pytest
 from redis import exceptions as errors
 
 from pomelo.app import App, open_app
-from pomelo.engine import reservation
+from pomelo.engine import ledger
 from pomelo.engine.circuit_breaker import CircuitBreaker
 from pomelo.engine.routing import Router
 from pomelo.gen.v1 import admin_service_pb2 as pb
@@ -262,8 +262,7 @@ async def open_faulty(
 ) -> AsyncIterator[FaultyApp]:
     """Starts an app on a store of that kind."""
     faults = Faults()
-    patch.setattr(reservation, "PROGRESS_INTERVAL", 0.02)
-    patch.setattr(reservation, "_PAUSE", 0.02)
+    patch.setattr(ledger, "PROGRESS_INTERVAL", 0.02)
 
     def wrap(store: Any) -> Any:
         if kind == "redis":
