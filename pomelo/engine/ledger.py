@@ -21,6 +21,7 @@ from pomelo.engine.store_operations import MAX_CONCURRENT_RETRIES, StoreOperatio
 from pomelo.errors import PomeloError
 from pomelo.ids import new_id
 from pomelo.process import periodically
+from pomelo.stores.accounts import Wallet
 from pomelo.stores.ledger import (
     LedgerStore,
     LimitStatus,
@@ -30,9 +31,8 @@ from pomelo.stores.ledger import (
     Reserved,
     ReserveRequest,
     Settled,
-    UsageRecord,
-    Wallet,
 )
+from pomelo.stores.usage import UsageRecord
 from pomelo.tasks import TASK_TYPES
 
 PROGRESS_INTERVAL = 1.0

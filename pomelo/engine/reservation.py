@@ -16,15 +16,9 @@ from pomelo.catalog.reported_cost import with_reported_cost
 from pomelo.engine.job import AcceptedJob
 from pomelo.engine.limits import CHARGED_HEADER, limit_headers
 from pomelo.errors import PomeloError
-from pomelo.stores.ledger import (
-    LimitStatus,
-    LostReservationError,
-    Reserved,
-    Settled,
-    Settlement,
-    UsageRecord,
-    Wallet,
-)
+from pomelo.stores.accounts import Wallet
+from pomelo.stores.ledger import LimitStatus, LostReservationError, Reserved, Settled, Settlement
+from pomelo.stores.usage import UsageRecord
 from pomelo.tasks.base import Collector
 
 if TYPE_CHECKING:
@@ -56,7 +50,7 @@ class Reservation:
         """Of a stream."""
         self._saved_bytes = 0
         self._ended = False
-        self.amount = reserved.held
+        self.amount = reserved.amount
         """Microcredits."""
         self.output_bytes = 0
         """Bytes of output so far."""

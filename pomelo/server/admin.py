@@ -22,7 +22,9 @@ from pomelo.gen.v1.admin_service_pb2_grpc import AdminServiceServicer
 from pomelo.server.calls import answering
 from pomelo.server.limits import Running
 from pomelo.server.rpc import Rpc
-from pomelo.stores.base import DEFAULT_ACCOUNT, KeyRecord, Store, UnknownAccountError
+from pomelo.stores.accounts import DEFAULT_ACCOUNT, UnknownAccountError
+from pomelo.stores.base import Store
+from pomelo.stores.keys import KeyRecord
 
 
 class AdminServicer(AdminServiceServicer):

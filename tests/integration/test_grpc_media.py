@@ -21,7 +21,7 @@ from pomelo.gen.v1.task_pb2 import Task
 from pomelo.gen.v1.task_service_pb2 import RunTaskRequest
 from pomelo.gen.v1.task_service_pb2_grpc import TaskServiceStub
 from pomelo.server.server import ServerOptions, open_server
-from pomelo.stores.ledger import Grant, Wallet
+from pomelo.stores.accounts import Grant, Wallet
 from tests.conftest import Keys
 from tests.integration.asking import bearer, reason_of, text_of
 

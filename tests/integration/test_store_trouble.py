@@ -20,19 +20,11 @@ from pomelo.catalog.pricing import Usage
 from pomelo.engine import reservation
 from pomelo.engine.ledger import Ledger
 from pomelo.errors import PomeloError
+from pomelo.stores.accounts import Grant, Wallet
 from pomelo.stores.base import Store
-from pomelo.stores.ledger import (
-    Grant,
-    Refused,
-    ReplayedAnswer,
-    Reserved,
-    ReserveRequest,
-    Settled,
-    Settlement,
-    UsageRecord,
-    Wallet,
-)
+from pomelo.stores.ledger import Refused, ReplayedAnswer, Reserved, ReserveRequest, Settled, Settlement
 from pomelo.stores.sqlite import open_sqlite
+from pomelo.stores.usage import UsageRecord
 from pomelo.testing import Answer, Gate
 from tests.integration.house import WAYS, House, open_house, say
 from tests.unit.engine.jobs import accepted_job

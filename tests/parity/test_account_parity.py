@@ -18,7 +18,7 @@ from pomelo.gen.v1 import account_service_pb2 as pb
 from pomelo.gen.v1.account_service_pb2_grpc import AccountServiceStub
 from pomelo.gen.v1.task_pb2 import TaskType
 from pomelo.status import from_rpc_error
-from pomelo.stores.ledger import Grant, Wallet
+from pomelo.stores.accounts import Grant, Wallet
 from tests.conftest import Keys
 from tests.parity.wires import Ask as TaskAsk
 from tests.parity.wires import Grpc, Rest

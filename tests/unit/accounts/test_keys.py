@@ -13,7 +13,9 @@ from pomelo.accounts.keys import CACHE_SIZE, Keyring, make_key, parse
 from pomelo.call import Call
 from pomelo.errors import PomeloError
 from pomelo.stores import open_store
-from pomelo.stores.base import KeyRecord, Store, UnknownAccountError
+from pomelo.stores.accounts import UnknownAccountError
+from pomelo.stores.base import Store
+from pomelo.stores.keys import KeyRecord
 
 ROOT = b"r" * 64
 

@@ -18,7 +18,9 @@ from pomelo.gen.v1.task_pb2 import Task
 from pomelo.gen.v1.task_service_pb2 import StreamTaskResponse
 from pomelo.providers.base import Provider
 from pomelo.settings import Settings
-from pomelo.stores.ledger import Balance, Grant, LimitStatus, UsageQuery, UsageRecord, Wallet
+from pomelo.stores.accounts import Balance, Grant, Wallet
+from pomelo.stores.ledger import LimitStatus
+from pomelo.stores.usage import UsageQuery, UsageRecord
 from pomelo.testing import FaultUpstream
 from tests.integration.asking import call_of
 from tests.parity.wires import to_task

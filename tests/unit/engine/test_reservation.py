@@ -18,6 +18,7 @@ from pomelo.engine.ledger import Ledger
 from pomelo.engine.store_operations import MAX_CONCURRENT_RETRIES
 from pomelo.errors import PomeloError
 from pomelo.gen.v1.model_service_pb2 import PriceUnit
+from pomelo.stores.accounts import Wallet
 from pomelo.stores.ledger import (
     LimitStatus,
     LostReservationError,
@@ -27,9 +28,8 @@ from pomelo.stores.ledger import (
     Settled,
     Settlement,
     UnknownOutcomeError,
-    UsageRecord,
-    Wallet,
 )
+from pomelo.stores.usage import UsageRecord
 from pomelo.tasks.image import ImageCollector
 from tests.unit.engine.jobs import accepted_job
 
