@@ -40,7 +40,8 @@ from pomelo.gen.v1.task_service_pb2 import RunTaskRequest, StreamTaskRequest
 from pomelo.gen.v1.task_service_pb2_grpc import TaskServiceStub
 from pomelo.in_flight import InFlight, InFlightLimits
 from pomelo.origin import GatewayProof
-from pomelo.server.limits import CallLimits, Connections
+from pomelo.server.call_limits import CallLimits
+from pomelo.server.connection_limits import ConnectionObserver
 from pomelo.server.server import Server, ServerOptions, open_server
 from pomelo.testing import Answer, FaultUpstream, Gate
 from tests.conftest import Keys
@@ -68,7 +69,7 @@ SERVICES = [
 
 
 @dataclass
-class Noted(Connections):
+class Noted(ConnectionObserver):
     """Records what is reported about connections."""
 
     told: list[tuple[str, Any]] = field(default_factory=list)
@@ -492,7 +493,7 @@ async def test_a_large_message_without_a_key_is_refused(plain: Rig) -> None:
 
 
 async def test_a_message_that_does_not_arrive_in_time_ends_the_call(app: App, keys: Keys) -> None:
-    async with rig(app, read_time=0.3, piece_time=0.3) as opened, opened.raw() as connection:
+    async with rig(app, read_time=0.3, chunk_time=0.3) as opened, opened.raw() as connection:
         head = http2.prefixed(b"", size=9 * MIB)
         for path, data in ((RUN_TASK, b""), (RUN_TASK, head), (UPLOAD, b""), (UPLOAD, head)):
             call = connection.begin(path, bearer(keys.test))
@@ -510,7 +511,7 @@ async def test_a_message_that_does_not_arrive_in_time_ends_the_call(app: App, ke
 
 
 async def test_an_upload_may_take_long_as_long_as_pieces_come(app: App, keys: Keys) -> None:
-    async with rig(app, piece_time=0.6, read_time=0.6) as opened:
+    async with rig(app, chunk_time=0.6, read_time=0.6) as opened:
         call = MediaServiceStub(opened.channel).UploadMedia(metadata=bearer(keys.test))
         for _ in range(6):
             await call.write(UploadMediaRequest(chunk=b"x" * 1000))
@@ -615,7 +616,7 @@ async def test_pings_end_a_connection_only_when_they_are_more_frequent_than_allo
     interval: float, stays: bool, app: App, keys: Keys
 ) -> None:
     options = ServerOptions("127.0.0.1:0", ping_interval=interval)
-    async with open_server(app.services, options, connections=Connections()) as server:
+    async with open_server(app.services, options, connections=ConnectionObserver()) as server:
         host, _, port = server.address.rpartition(":")
         async with http2.connect(host, int(port)) as connection, asyncio.timeout(10):
             call = connection.begin(RUN_TASK, bearer(keys.test))

@@ -24,7 +24,8 @@ from pomelo.app import App
 from pomelo.call import Call
 from pomelo.gen.v1.media_service_pb2 import DownloadMediaRequest, UploadMediaRequest
 from pomelo.gen.v1.media_service_pb2_grpc import MediaServiceStub
-from pomelo.server.connections import ConnectionGuard, ConnectionLimits
+from pomelo.server.connection_guard import ConnectionGuard
+from pomelo.server.connection_limits import ConnectionLimits
 from pomelo.server.remote import Tls
 from pomelo.server.server import ServerOptions, open_server
 from pomelo.service import AccessService, Visit

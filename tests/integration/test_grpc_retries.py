@@ -29,7 +29,7 @@ from pomelo.errors import TABLE, PomeloError
 from pomelo.gen.v1.task_pb2 import Task, TaskResult
 from pomelo.gen.v1.task_service_pb2 import RunTaskRequest, StreamTaskRequest, StreamTaskResponse
 from pomelo.gen.v1.task_service_pb2_grpc import TaskServiceStub
-from pomelo.server.limits import Connections
+from pomelo.server.connection_limits import ConnectionObserver
 from pomelo.server.server import ServerOptions, open_server
 from pomelo.service import TaskService
 from pomelo.testing import Answer, FaultUpstream, Received, Reply, error_reply
@@ -218,7 +218,9 @@ class Rig:
 async def _rig(app: App) -> AsyncIterator[Rig]:
     tasks = Failing(app.services.tasks)
     services = replace(app.services, tasks=tasks)
-    async with open_server(services, ServerOptions("127.0.0.1:0"), connections=Connections()) as server:
+    async with open_server(
+        services, ServerOptions("127.0.0.1:0"), connections=ConnectionObserver()
+    ) as server:
         yield Rig(server.address, tasks)
 
 
@@ -319,7 +321,7 @@ async def test_a_stream_that_breaks_after_the_first_byte_is_not_retried(
     assert ended.content
 
 
-class Checked(Connections):
+class Checked(ConnectionObserver):
     """Counts the keys that were looked up."""
 
     def __init__(self, until: int) -> None:
@@ -345,7 +347,7 @@ async def test_calls_that_a_server_refuses_while_it_shuts_down_run_on_the_one_th
             given = [("RunTask", "Hello"), ("StreamTask", "Hello")]
             calls = asyncio.create_task(client(address, keys.test, PLAIN, given))
             await refused.enough.wait()
-        async with open_server(app.services, options, connections=Connections()):
+        async with open_server(app.services, options, connections=ConnectionObserver()):
             for ended in await calls:
                 assert ended.status == "OK"
                 assert ended.seconds > 0.9, "it was refused once, and asked to wait for a second"

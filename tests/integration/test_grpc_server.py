@@ -19,6 +19,7 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from pomelo.accounts.accounts import AccountAdmin
+from pomelo.accounts.operator import LocalOperator
 from pomelo.accounts.plans import BUILTIN
 from pomelo.accounts.usage import UsageReader
 from pomelo.app import App
@@ -28,8 +29,7 @@ from pomelo.gen.v1.model_service_pb2 import ListModelsRequest
 from pomelo.gen.v1.model_service_pb2_grpc import ModelServiceStub
 from pomelo.gen.v1.task_service_pb2 import RunTaskRequest, StreamTaskRequest
 from pomelo.gen.v1.task_service_pb2_grpc import TaskServiceStub
-from pomelo.server.admin import AdminServicer
-from pomelo.server.limits import CallLimits
+from pomelo.server.call_limits import CallLimits
 from pomelo.server.remote import Tls, open_remote
 from pomelo.server.rpc import Rpc
 from pomelo.server.server import ServerOptions, open_admin, open_server
@@ -357,10 +357,10 @@ async def test_a_server_with_a_client_authority_takes_its_clients_alone(
 
 
 @pytest.fixture
-def admin(app: App) -> AdminServicer:
+def admin(app: App) -> LocalOperator:
     """The operator's service over the app's store."""
     usage = UsageReader(app.store, b"s" * 32)
-    return AdminServicer(app.store, app.keyring, AccountAdmin(app.store, BUILTIN), usage, ())
+    return LocalOperator(app.store, app.keyring, AccountAdmin(app.store, BUILTIN), usage, ())
 
 
 @pytest.fixture
@@ -379,7 +379,7 @@ async def listed(path: Path) -> int:
 
 @pytest.mark.usefixtures("free_umask")
 async def test_the_operator_s_socket_is_its_owner_s_alone(
-    admin: AdminServicer, keys: Keys, folder: Path
+    admin: LocalOperator, keys: Keys, folder: Path
 ) -> None:
     path = folder / "admin.sock"
     async with open_admin(admin, path):
@@ -395,7 +395,7 @@ async def test_the_operator_s_service_is_not_on_the_public_port(channel: grpc.ai
     assert caught.value.code() == grpc.StatusCode.UNIMPLEMENTED
 
 
-async def test_a_socket_that_a_dead_process_left_is_replaced(admin: AdminServicer, folder: Path) -> None:
+async def test_a_socket_that_a_dead_process_left_is_replaced(admin: LocalOperator, folder: Path) -> None:
     path = folder / "admin.sock"
     with socket.socket(socket.AF_UNIX) as dead:
         dead.bind(str(path))
@@ -404,7 +404,7 @@ async def test_a_socket_that_a_dead_process_left_is_replaced(admin: AdminService
         assert await listed(path) >= 0
 
 
-async def test_a_socket_that_is_in_use_is_left_alone(admin: AdminServicer, folder: Path) -> None:
+async def test_a_socket_that_is_in_use_is_left_alone(admin: LocalOperator, folder: Path) -> None:
     path = folder / "admin.sock"
     async with open_admin(admin, path):
         with pytest.raises(OSError, match="listens on"):
@@ -413,7 +413,7 @@ async def test_a_socket_that_is_in_use_is_left_alone(admin: AdminServicer, folde
         assert await listed(path) >= 0
 
 
-async def test_a_file_that_is_no_socket_is_never_removed(admin: AdminServicer, folder: Path) -> None:
+async def test_a_file_that_is_no_socket_is_never_removed(admin: LocalOperator, folder: Path) -> None:
     path = folder / "admin.sock"
     path.write_text("precious")
     with pytest.raises(OSError, match="no socket"):
@@ -422,7 +422,7 @@ async def test_a_file_that_is_no_socket_is_never_removed(admin: AdminServicer, f
     assert path.read_text() == "precious"
 
 
-async def test_a_path_too_long_for_a_socket_is_told(admin: AdminServicer, folder: Path) -> None:
+async def test_a_path_too_long_for_a_socket_is_told(admin: LocalOperator, folder: Path) -> None:
     with pytest.raises(OSError, match="shorter path"):
         async with open_admin(admin, folder / ("x" * 120)):
             pass

@@ -71,41 +71,41 @@ async def settle() -> None:
 
 
 async def test_turns_come_in_the_order_of_arrival_and_each_owner_has_its_own() -> None:
-    turns = FairSemaphore(2)
+    semaphore = FairSemaphore(2)
     order: list[int] = []
 
     async def wait(number: int) -> None:
-        await turns.enter("a")
+        await semaphore.acquire("a")
         order.append(number)
 
     waiting = [asyncio.ensure_future(wait(number)) for number in range(5)]
     await settle()
     assert order == [0, 1]
-    assert turns.full("a")
-    assert not turns.full("b")
-    await turns.enter("b")
-    turns.leave("b")
+    assert semaphore.full("a")
+    assert not semaphore.full("b")
+    await semaphore.acquire("b")
+    semaphore.release("b")
     for number in range(2, 5):
-        turns.leave("a")
+        semaphore.release("a")
         await settle()
         assert order[-1] == number
     await asyncio.gather(*waiting)
-    turns.leave("a")
-    turns.leave("a")
-    assert turns._owners == {}
+    semaphore.release("a")
+    semaphore.release("a")
+    assert semaphore._owners == {}
 
 
 async def test_a_cancelled_waiter_holds_up_no_other() -> None:
-    turns = FairSemaphore(1)
-    await turns.enter("a")
-    waiting = [asyncio.ensure_future(turns.enter("a")) for _ in range(3)]
+    semaphore = FairSemaphore(1)
+    await semaphore.acquire("a")
+    waiting = [asyncio.ensure_future(semaphore.acquire("a")) for _ in range(3)]
     await settle()
     waiting[0].cancel()
     await settle()
-    turns.leave("a")
+    semaphore.release("a")
     waiting[1].cancel()  # its turn came at this moment
     await settle()
     assert [future.cancelled() for future in waiting[:2]] == [True, True]
     await waiting[2]
-    turns.leave("a")
-    assert turns._owners == {}
+    semaphore.release("a")
+    assert semaphore._owners == {}

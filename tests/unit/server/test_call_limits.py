@@ -8,7 +8,7 @@ import time
 import pytest
 
 from pomelo.errors import PomeloError
-from pomelo.server.limits import NewestFirst, Pool
+from pomelo.server.call_limits import NewestFirst, Pool
 
 
 async def settle() -> None:
@@ -19,11 +19,11 @@ async def settle() -> None:
 
 def test_a_pool_refuses_calls_above_its_limit() -> None:
     pool = Pool(1)
-    with pool.place():
-        with pytest.raises(PomeloError, match="more requests") as caught, pool.place():
+    with pool.slot():
+        with pytest.raises(PomeloError, match="more requests") as caught, pool.slot():
             pass
         assert caught.value.code == "overloaded"
-    with pool.place():
+    with pool.slot():
         assert pool.count == 1
 
 
@@ -33,7 +33,7 @@ async def test_a_slow_call_keeps_its_place_until_another_call_waits() -> None:
 
     async def slow(name: str) -> None:
         try:
-            async with places.place():
+            async with places.slot():
                 await asyncio.Event().wait()
         except PomeloError as error:
             ended.append(f"{name} {error.code}")
@@ -45,7 +45,7 @@ async def test_a_slow_call_keeps_its_place_until_another_call_waits() -> None:
     await first
     assert ended == ["first overloaded"]
     began = time.monotonic()
-    async with places.place():
+    async with places.slot():
         assert time.monotonic() - began < 1.0
         await second
     assert ended == ["first overloaded", "second overloaded"]
@@ -56,10 +56,10 @@ async def test_the_newest_is_next_and_a_cancelled_waiter_holds_up_no_other() -> 
     order: list[int] = []
 
     async def quick(number: int) -> None:
-        async with places.place():
+        async with places.slot():
             order.append(number)
 
-    async with places.place():
+    async with places.slot():
         waiting = []
         for number in range(4):
             waiting.append(asyncio.ensure_future(quick(number)))
@@ -68,7 +68,7 @@ async def test_the_newest_is_next_and_a_cancelled_waiter_holds_up_no_other() -> 
         await settle()
     await asyncio.gather(*waiting, return_exceptions=True)
     assert order == [2, 1, 0]
-    async with places.place():
+    async with places.slot():
         pass  # the place is free again
 
 
@@ -77,12 +77,12 @@ async def test_beyond_two_hundred_the_oldest_stops_waiting() -> None:
 
     async def wait() -> str:
         try:
-            async with places.place():
+            async with places.slot():
                 return "ok"
         except PomeloError as error:
             return error.code
 
-    async with places.place():
+    async with places.slot():
         waiting = [asyncio.ensure_future(wait()) for _ in range(203)]
         await settle()
     results = await asyncio.gather(*waiting)

@@ -18,7 +18,7 @@ from pomelo.gen.v1.account_service_pb2 import ListUsageRequest
 from pomelo.gen.v1.media_service_pb2 import UploadMediaRequest
 from pomelo.gen.v1.task_pb2 import Task
 from pomelo.gen.v1.task_service_pb2 import RunTaskRequest, StreamTaskRequest
-from pomelo.server.budget import MAX_FIELDS, SMALL, check, excess
+from pomelo.server.field_limit import MAX_FIELDS, SMALL_MESSAGE, check, excess_field
 
 
 def packed_type() -> Any:
@@ -107,9 +107,9 @@ def messages(draw: Any) -> Any:
 @given(messages())
 def test_the_count_is_that_of_the_parsed_message(message: Any) -> None:
     data, fields = message.SerializePartialToString(), fields_of(message)
-    assert excess(data, message.DESCRIPTOR, fields) is None
+    assert excess_field(data, message.DESCRIPTOR, fields) is None
     if fields:
-        assert excess(data, message.DESCRIPTOR, fields - 1) is not None
+        assert excess_field(data, message.DESCRIPTOR, fields - 1) is not None
 
 
 @given(messages(), st.integers(0, 30), st.integers(0, 400), st.integers(0, 3), st.binary(max_size=12))
@@ -117,7 +117,7 @@ def test_uncounted_fields_are_not_parsed(message: Any, most: int, at: int, cut: 
     data = message.SerializePartialToString()
     at = min(at, len(data))
     damaged = data[:at] + junk + data[at + cut :]
-    found = excess(damaged, message.DESCRIPTOR, most)
+    found = excess_field(damaged, message.DESCRIPTOR, most)
     try:
         parsed = type(message).FromString(damaged)
     except (DecodeError, RecursionError):
@@ -136,7 +136,7 @@ def grouped(number: int, inner: bytes) -> bytes:
 @example(b"\x0a\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\x01", RunTaskRequest, 5)
 @example(b"\x0b" * 250, RunTaskRequest, 500)
 def test_junk_is_left_to_the_parser(data: bytes, kind: Any, most: int) -> None:
-    found = excess(data, kind.DESCRIPTOR, most)
+    found = excess_field(data, kind.DESCRIPTOR, most)
     assert found is None or isinstance(found, str)
     if len(data) <= most:
         assert found is None, "no field is shorter than a byte"
@@ -147,8 +147,8 @@ def test_fields_inside_a_group_hide_nothing_behind_it() -> None:
     # Inside the group, the number of a message field carries bytes that are not a message.
     data = grouped(9, b"\x12\x03\xff\xff\xff" + grouped(2, b"\x08\x01")) + many
     assert fields_of(Task.FromString(data)) == 51
-    assert excess(data, Task.DESCRIPTOR, 51 + 6) is None
-    assert excess(data, Task.DESCRIPTOR, 51) == "messages"
+    assert excess_field(data, Task.DESCRIPTOR, 51 + 6) is None
+    assert excess_field(data, Task.DESCRIPTOR, 51) == "messages"
 
 
 def flood(count: int) -> bytes:
@@ -175,15 +175,15 @@ def test_a_long_conversation_is_within_the_budget() -> None:
     message = text_pb2.Message(role=text_pb2.ROLE_USER, content="x" * 1000)
     task = Task(model="gpt-4", text=text_pb2.TextInput(messages=[message] * 6_000))
     check(RunTaskRequest(task=task).SerializeToString(), RunTaskRequest.DESCRIPTOR)
-    small = text_pb2.TextInput(messages=[text_pb2.Message()] * (SMALL // 2)).SerializeToString()
+    small = text_pb2.TextInput(messages=[text_pb2.Message()] * (SMALL_MESSAGE // 2)).SerializeToString()
     check(small, text_pb2.TextInput.DESCRIPTOR)
 
 
 def test_counting_stops_at_the_budget() -> None:
     bomb = b"\x0a\x00" * 4_700_000
     began = time.perf_counter()
-    assert excess(bomb, text_pb2.TextInput.DESCRIPTOR, MAX_FIELDS) == "messages"
+    assert excess_field(bomb, text_pb2.TextInput.DESCRIPTOR, MAX_FIELDS) == "messages"
     assert time.perf_counter() - began < 0.1
     began = time.perf_counter()
-    assert excess(b"\x80" * 9_000_000, text_pb2.TextInput.DESCRIPTOR, MAX_FIELDS) is None
+    assert excess_field(b"\x80" * 9_000_000, text_pb2.TextInput.DESCRIPTOR, MAX_FIELDS) is None
     assert time.perf_counter() - began < 0.1
