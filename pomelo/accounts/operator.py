@@ -46,7 +46,9 @@ class LocalOperator:
         _check_mode(request.mode)
         for name in request.models:
             if name not in self._models:
-                raise invalid("models", f"names of models, and {name[:100]!r} is not a model. See: pomelo models")
+                raise invalid(
+                    "models", f"names of models, and {name[:100]!r} is not a model. See: pomelo models"
+                )
         account = request.account or DEFAULT_ACCOUNT
         try:
             record, secret = await self._keyring.create(

@@ -16,7 +16,7 @@ from pomelo.in_flight import FairSemaphore
 from pomelo.server import field_limit
 from pomelo.server.call_limits import ServerState
 from pomelo.service import Visit
-from pomelo.status import OPEN_KEY, REFUSED_KEY, retry, status_code, to_status, trailing
+from pomelo.status import OPEN_KEY, REFUSED_KEY, details_metadata, retry_metadata, status_code, to_status
 
 _MIB = 1024 * 1024
 _GRACE = 5.0
@@ -331,9 +331,9 @@ class Rpc:
     def refusal(self, error: PomeloError) -> Refusal:
         """Returns the arguments of `abort` for an error. Unless the stream was accepted, all headers are
         trailing metadata: clients retry only calls that fail before anything else was sent."""
-        pairs = self._trailers() if self._accepted else [*self._headers(), *retry(error)]
+        pairs = self._trailers() if self._accepted else [*self._headers(), *retry_metadata(error)]
         status = to_status(error)
-        return status_code(error), status.message, (*trailing(status), *pairs)
+        return status_code(error), status.message, (*details_metadata(status), *pairs)
 
     def forwarded_refusal(self) -> PomeloError:
         """Counts a body that the gateway refused, and returns its error.

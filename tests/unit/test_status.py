@@ -12,7 +12,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pomelo.errors import TABLE, PomeloError
-from pomelo.status import DETAILS_KEY, HEADER_NAMES, from_rpc_error, retry, status_code, to_status, trailing
+from pomelo.status import (
+    DETAILS_KEY,
+    HEADER_NAMES,
+    details_metadata,
+    from_rpc_error,
+    retry_metadata,
+    status_code,
+    to_status,
+)
 
 CODES = sorted(TABLE)
 NO_METADATA = grpc.aio.Metadata()
@@ -21,7 +29,7 @@ NO_METADATA = grpc.aio.Metadata()
 def travel(error: PomeloError) -> PomeloError:
     """The error as a client makes it of what a server sends."""
     status = to_status(error)
-    metadata = grpc.aio.Metadata(*trailing(status))
+    metadata = grpc.aio.Metadata(*details_metadata(status))
     return from_rpc_error(
         grpc.aio.AioRpcError(status_code(error), NO_METADATA, metadata, details=status.message)
     )
@@ -98,7 +106,7 @@ def test_an_error_without_a_field_has_neither_a_bad_request_nor_metadata() -> No
 
 @pytest.mark.parametrize("code", CODES)
 def test_a_retry_policy_receives_the_delay_or_that_a_retry_is_pointless(code: str) -> None:
-    row, told = TABLE[code], dict(retry(PomeloError(code, retry_after=None)))
+    row, told = TABLE[code], dict(retry_metadata(PomeloError(code, retry_after=None)))
     if code == "provider_not_configured":  # only the operator can change that
         assert told == {"retry-after": "60", "grpc-retry-pushback-ms": "-1"}
     elif row.http in (409, 429, 503):

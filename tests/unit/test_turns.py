@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager
 
 import pytest
 
-from pomelo.turns import BUDGET, BUDGET_MOST, QUANTUM, Turns, in_turns
+from pomelo.turns import BUDGET, MAX_BUDGET, QUANTUM, Turns, in_turns
 
 PIECE = 0.00002
 """Seconds that a piece takes by default."""
@@ -173,13 +173,13 @@ async def test_streams_wait_in_the_order_in_which_they_came() -> None:
         assert loop.order == ["0", "0", *others, "0", *others, *others]
 
 
-@pytest.mark.parametrize("busy", [BUDGET * 2, BUDGET * 4, BUDGET_MOST * 10])
+@pytest.mark.parametrize("busy", [BUDGET * 2, BUDGET * 4, MAX_BUDGET * 10])
 async def test_where_all_else_takes_long_streams_get_as_much_up_to_a_limit(busy: float) -> None:
     async with running(busy) as (loop, turns):
         await asyncio.gather(*[stream(loop, turns, str(n), 100) for n in range(100)])
         longest = loop.longest(but=2)
-        assert longest <= min(busy, BUDGET_MOST) + BUDGET + 2 * PIECE
-        assert longest >= min(busy, BUDGET_MOST) / 2
+        assert longest <= min(busy, MAX_BUDGET) + BUDGET + 2 * PIECE
+        assert longest >= min(busy, MAX_BUDGET) / 2
 
 
 async def test_a_stream_that_leaves_while_it_waits_is_forgotten_and_the_others_continue() -> None:
