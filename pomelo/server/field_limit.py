@@ -94,49 +94,49 @@ def excess_field(data: bytes, message: Descriptor, max_fields: int) -> str | Non
 
 
 def _scan(data: bytes, message: Descriptor, remaining: int) -> str | None:
-    at, end = 0, len(data)
+    position, end = 0, len(data)
     fields, name = _fields(message), ""
     groups = 0  # depth of nested groups; no field in the contract is a group, so their fields are unknown
     parents: list[tuple[int, Mapping[int, _Field], str]] = []
     while True:
-        if at >= end:
-            if at > end or groups or not parents:
+        if position >= end:
+            if position > end or groups or not parents:
                 return None
             end, fields, name = parents.pop()
             continue
-        tag = data[at]
-        at += 1
+        tag = data[position]
+        position += 1
         if tag >= 0x80:
-            tag, at = _varint(data, at - 1)
+            tag, position = _varint(data, position - 1)
         field = None if groups else fields.get(tag >> 3)
         remaining -= 1
         if remaining < 0:
             return (field.name if field is not None else "") or name
         match tag & 7:
             case 2:
-                size = data[at]
-                at += 1
+                size = data[position]
+                position += 1
                 if size >= 0x80:
-                    size, at = _varint(data, at - 1)
-                if size > end - at:
+                    size, position = _varint(data, position - 1)
+                if size > end - position:
                     return None
                 if field is None:
-                    at += size
+                    position += size
                 elif field.child is not None:
                     parents.append((end, fields, name))
-                    end, fields, name = at + size, _fields(field.child), field.name or name
+                    end, fields, name = position + size, _fields(field.child), field.name or name
                 else:
                     if field.width is not None:
-                        remaining -= _packed(data[at : at + size], field.width)
+                        remaining -= _packed(data[position : position + size], field.width)
                         if remaining < 0:
                             return field.name
-                    at += size
+                    position += size
             case 0:
-                _, at = _varint(data, at)
+                _, position = _varint(data, position)
             case 1:
-                at += 8
+                position += 8
             case 5:
-                at += 4
+                position += 4
             case 3:
                 groups += 1
             case 4 if groups:
@@ -145,14 +145,14 @@ def _scan(data: bytes, message: Descriptor, remaining: int) -> str | None:
                 return None
 
 
-def _varint(data: bytes, at: int) -> tuple[int, int]:
+def _varint(data: bytes, position: int) -> tuple[int, int]:
     """Returns a number and the position after it.
 
     Raises:
         IndexError: the number is truncated or too long.
     """
     value = shift = 0
-    for index in range(at, at + _VARINT_BYTES):
+    for index in range(position, position + _VARINT_BYTES):
         byte = data[index]
         value |= (byte & 0x7F) << shift
         if byte < 0x80:

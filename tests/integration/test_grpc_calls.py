@@ -133,7 +133,7 @@ class Rig:
 @asynccontextmanager
 async def rig(app: App, in_flight: InFlightLimits | None = None, **limits: Any) -> AsyncIterator[Rig]:
     """Opens one."""
-    inner = app.services.access._inner  # type: ignore[attr-defined]
+    inner = app.services.access._access  # type: ignore[attr-defined]
     access = Access(inner._authenticate, inner._admission, inner._catalog, inner._allowed, in_flight)
     noted = Noted()
     services = replace(app.services, access=access)

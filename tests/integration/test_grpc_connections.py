@@ -1,6 +1,7 @@
 """Connections of the gRPC port: which may stay, for how long, and which are closed to make room.
 
-The server is real, its limits are short. What a whole server does under floods is in tests/faults/test_floods.py.
+The server is real, its limits are short. What a whole server does under floods is in
+tests/faults/test_floods.py.
 """
 
 from __future__ import annotations

@@ -71,7 +71,8 @@ FINAL = sorted(set(TABLE) - set(MENDS))
 
 @dataclass
 class Ended:
-    """How a call ended for its caller: the status's name, the code in its details, the text, and the seconds."""
+    """How a call ended for its caller: the status's name, the code in its details, the text, and the
+    seconds."""
 
     status: str
     code: str

@@ -1,4 +1,4 @@
-"""Concurrency limits for unauthenticated calls: no caller can keep a place from the others."""
+"""Concurrency limits of unauthenticated calls: no caller can keep the others out."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ def test_a_pool_refuses_calls_above_its_limit() -> None:
         assert pool.count == 1
 
 
-async def test_a_slow_call_keeps_its_place_until_another_call_waits() -> None:
-    places = NewestFirst(1, patience=0.1)
+async def test_a_slow_call_keeps_its_slot_until_another_call_waits() -> None:
+    limiter = NewestFirst(1, patience=0.1)
     ended: list[str] = []
 
     async def slow(name: str) -> None:
         try:
-            async with places.slot():
+            async with limiter.slot():
                 await asyncio.Event().wait()
         except PomeloError as error:
             ended.append(f"{name} {error.code}")
@@ -45,21 +45,21 @@ async def test_a_slow_call_keeps_its_place_until_another_call_waits() -> None:
     await first
     assert ended == ["first overloaded"]
     began = time.monotonic()
-    async with places.slot():
+    async with limiter.slot():
         assert time.monotonic() - began < 1.0
         await second
     assert ended == ["first overloaded", "second overloaded"]
 
 
-async def test_the_newest_is_next_and_a_cancelled_waiter_holds_up_no_other() -> None:
-    places = NewestFirst(1, patience=10)
+async def test_the_newest_waiter_is_next_and_a_cancelled_one_blocks_no_other() -> None:
+    limiter = NewestFirst(1, patience=10)
     order: list[int] = []
 
     async def quick(number: int) -> None:
-        async with places.slot():
+        async with limiter.slot():
             order.append(number)
 
-    async with places.slot():
+    async with limiter.slot():
         waiting = []
         for number in range(4):
             waiting.append(asyncio.ensure_future(quick(number)))
@@ -68,21 +68,21 @@ async def test_the_newest_is_next_and_a_cancelled_waiter_holds_up_no_other() -> 
         await settle()
     await asyncio.gather(*waiting, return_exceptions=True)
     assert order == [2, 1, 0]
-    async with places.slot():
-        pass  # the place is free again
+    async with limiter.slot():
+        pass  # the slot is free again
 
 
-async def test_beyond_two_hundred_the_oldest_stops_waiting() -> None:
-    places = NewestFirst(1, patience=10)
+async def test_the_oldest_of_more_than_200_waiters_is_refused() -> None:
+    limiter = NewestFirst(1, patience=10)
 
     async def wait() -> str:
         try:
-            async with places.slot():
+            async with limiter.slot():
                 return "ok"
         except PomeloError as error:
             return error.code
 
-    async with places.slot():
+    async with limiter.slot():
         waiting = [asyncio.ensure_future(wait()) for _ in range(203)]
         await settle()
     results = await asyncio.gather(*waiting)
