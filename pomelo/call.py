@@ -72,7 +72,7 @@ class Principal:
 class Call:
     """One call of a caller.
 
-    `api_key` is the key as received (never log it). `wire` is the protocol, grpc or rest. `address` is the
+    `api_key` is the key as received (never log it). `protocol` is grpc or rest. `address` is the
     caller's IP address, empty over a unix socket. `deadline` is absolute, on the clock of `time.monotonic`,
     which is also the event loop's. `header_error` is the error of an invalid header, to be raised after the
     key was checked; `key_error` is a sentence about an invalid Authorization header. `principal` is set when
@@ -85,7 +85,7 @@ class Call:
 
     api_key: str | None
     request_id: str
-    wire: str
+    protocol: str
     deadline: float
     address: str = ""
     traceparent: str | None = None
@@ -108,7 +108,7 @@ class Call:
         cls,
         get: Callable[[str], str | None],
         *,
-        wire: str,
+        protocol: str,
         address: str = "",
         timeout: float | None = None,
         names: Iterable[str] = (),
@@ -146,7 +146,7 @@ class Call:
         return cls(
             api_key=api_key,
             request_id=request_id,
-            wire=wire,
+            protocol=protocol,
             address=address,
             deadline=clock() + timeout,
             traceparent=get("traceparent"),

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from ipaddress import IPv4Network, IPv6Address, IPv6Network, ip_address
 from urllib.parse import unquote
 
-WIRE_KEY = "x-pomelo-wire"
+PROTOCOL_KEY = "x-pomelo-wire"
 """Request metadata from a gateway: the caller's protocol, for the usage record. `x-request-timeout` comes
 with it: the seconds until the caller's deadline."""
 
@@ -32,12 +32,12 @@ class Origin:
     """The origin of a call.
 
     `gateway` is whether the call claims to come from a gateway, `proven` whether its proof is valid. With a
-    valid proof `wire` and `address` are the gateway's values; otherwise they are those of the connection.
+    valid proof `protocol` and `address` are the gateway's values; otherwise they are those of the connection.
     """
 
     gateway: bool
     proven: bool
-    wire: str
+    protocol: str
     address: str
 
 
@@ -50,31 +50,31 @@ class GatewayProof:
     def __init__(self, key: bytes | None = None) -> None:
         self._key = key
 
-    def metadata(self, wire: str, address: str, authorization: str) -> list[tuple[str, str]]:
+    def metadata(self, protocol: str, address: str, authorization: str) -> list[tuple[str, str]]:
         """Returns a gateway's metadata of a call; `authorization` is the header of the same call, empty if
         absent."""
         if self._key is None:
-            return [(WIRE_KEY, wire)]
+            return [(PROTOCOL_KEY, protocol)]
         return [
-            (WIRE_KEY, wire),
+            (PROTOCOL_KEY, protocol),
             (ADDRESS_KEY, address),
-            (PROOF_KEY, _proof(self._key, wire, address, authorization)),
+            (PROOF_KEY, _proof(self._key, protocol, address, authorization)),
         ]
 
     def origin(self, metadata: Mapping[str, str], peer: str) -> Origin:
         """Returns the origin of the call with this metadata; `peer` is gRPC's name of the other end."""
-        wire = metadata.get(WIRE_KEY)
+        protocol = metadata.get(PROTOCOL_KEY)
         peer_ip = peer_address(peer)
-        if wire is None:
+        if protocol is None:
             return Origin(False, False, "grpc", peer_ip)
         proof = metadata.get(PROOF_KEY)
         if proof is None:
             return Origin(True, False, "grpc", peer_ip)
         address = metadata.get(ADDRESS_KEY, "")
         if self._key is not None and hmac.compare_digest(
-            proof.encode(), _proof(self._key, wire, address, metadata.get("authorization", "")).encode()
+            proof.encode(), _proof(self._key, protocol, address, metadata.get("authorization", "")).encode()
         ):
-            return Origin(True, True, "rest" if wire == "rest" else "grpc", address)
+            return Origin(True, True, "rest" if protocol == "rest" else "grpc", address)
         log.warning(
             "A gateway at %s is not recognised: it has another POMELO_SECRET than this server. "
             "Its calls count as gRPC calls from its own address",
@@ -113,7 +113,7 @@ def is_within(address: str, networks: Iterable[IPv4Network | IPv6Network]) -> bo
     return any(parsed in each for each in networks)
 
 
-def _proof(key: bytes, wire: str, address: str, authorization: str) -> str:
+def _proof(key: bytes, protocol: str, address: str, authorization: str) -> str:
     # Bound to the caller's key: an intercepted proof is useless with any other key.
-    signed = "\n".join((wire, address, authorization))
+    signed = "\n".join((protocol, address, authorization))
     return hmac.digest(key, signed.encode(), "sha256").hex()

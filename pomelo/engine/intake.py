@@ -219,7 +219,7 @@ class Intake:
             account=principal.account,
             live=principal.live,
             key_id=principal.key_id,
-            wire=call.wire,
+            wire=call.protocol,
             model=model.name,
             task_type=kind.name,
             price_version=price_version,
@@ -320,7 +320,11 @@ class Intake:
         """Returns a function that deletes a task's upload once the task has ended or is refused. The caller
         doesn't know the id of an upload that came inside a REST request, so nobody can use it again."""
         given = getattr(task, task.WhichOneof("input") or "text")
-        if call.wire != "rest" or "audio" not in given.DESCRIPTOR.fields_by_name or not given.audio.media_id:
+        if (
+            call.protocol != "rest"
+            or "audio" not in given.DESCRIPTOR.fields_by_name
+            or not given.audio.media_id
+        ):
             return _nothing
         return partial(self._media.delete, given.audio.media_id, principal.owner)
 
@@ -377,7 +381,7 @@ class Intake:
             return AudioSource(media.content_type, media.size_bytes, path=path)
         size = len(audio.data)
         # A REST caller can't upload: the gateway decides what goes inline, within the limits of its bodies.
-        if size > self._inline_limit and call.wire != "rest":
+        if size > self._inline_limit and call.protocol != "rest":
             raise PomeloError(
                 "payload_too_large",
                 f"audio is larger than the {self._inline_limit:,} bytes that may be inline. Upload it",

@@ -78,7 +78,7 @@ class Rpc:
         # response of a late task comes from this server and is complete.
         self.call = Call.from_headers(
             metadata.get,
-            wire=origin.wire,
+            protocol=origin.protocol,
             address=origin.address,
             timeout=None if self.trusted else context.time_remaining(),
             names=[name for name, _ in pairs] if len(metadata) < len(pairs) else (),

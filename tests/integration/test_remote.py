@@ -191,13 +191,13 @@ async def test_the_server_sees_the_call_as_the_gateway_does(app: App, keys: Keys
         open_server(services, ServerOptions("127.0.0.1:0"), proof=proof) as server,
         open_remote(server.address, proof=proof) as remote,
     ):
-        for wire in ("rest", "grpc"):
+        for protocol in ("rest", "grpc"):
             call = call_of(keys.test, 7.0, x_request_id="mine", traceparent=trace)
-            call.wire, call.address = wire, "203.0.113.9"
+            call.protocol, call.address = protocol, "203.0.113.9"
             await remote.tasks.run_task(text_task(), call)
             await events_of(remote.tasks, text_task(), call)
             for seen in recorded.calls:
-                assert (seen.api_key, seen.request_id, seen.wire) == (keys.test, "mine", wire)
+                assert (seen.api_key, seen.request_id, seen.protocol) == (keys.test, "mine", protocol)
                 assert seen.address == "203.0.113.9"
                 assert seen.traceparent == trace
                 assert seen.header_error is None

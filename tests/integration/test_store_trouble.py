@@ -235,7 +235,7 @@ async def test_a_task_that_fails_late_tells_when_its_window_really_ends(tmp_path
         admission = Ledger(store, {"five": plan}, now=clock, monotonic=clock)
         model = Catalog.load().models["flux-1-pro"]
         draft = UsageRecord("img_1", "r", "a", False, "k", "rest", model.name, "image")
-        call = Call.from_headers(lambda name: None, wire="rest")
+        call = Call.from_headers(lambda name: None, protocol="rest")
         picture = Usage(images=1)
         hold = await admission.enter(call, plan, draft, model.prices, picture, picture, exact=True)
         assert not isinstance(hold, ReplayedAnswer)
@@ -270,7 +270,7 @@ async def test_a_refusal_names_one_moment_though_time_goes_on(tmp_path: Path) ->
         admission = Ledger(store, {"none": plan}, now=lambda: next(ticks))
         model = Catalog.load().models["gpt-4"]
         for number in range(20):
-            call = Call.from_headers(lambda name: None, wire="rest")
+            call = Call.from_headers(lambda name: None, protocol="rest")
             draft = UsageRecord(f"task_{number}", "r", "a", False, "k", "rest", model.name, "text")
             with pytest.raises(PomeloError) as refused:
                 await admission.enter(call, plan, draft, model.prices, Usage(1, 1), Usage(1, 1))
@@ -284,6 +284,6 @@ async def test_plans_that_are_gone_limit_nothing_and_allow_nothing(tmp_path: Pat
         principal = Principal("a", "k", False, plan="gone")
         with pytest.raises(PomeloError, match="'gone' does not exist"):
             admission.plan(principal)
-        call = Call.from_headers(lambda name: None, wire="rest")
+        call = Call.from_headers(lambda name: None, protocol="rest")
         await admission.tell(call, principal)
         assert call.response_headers["X-Credits-Remaining"] == "0"

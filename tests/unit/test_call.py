@@ -14,7 +14,7 @@ from pomelo.call import DEFAULT_TIMEOUT, Call
 def call(timeout: float | None = None, **headers: str) -> Call:
     """Returns a call at second 1,000; the keyword `a_b` is the header a-b."""
     by_name = {name.replace("_", "-"): value for name, value in headers.items()}
-    return Call.from_headers(by_name.get, wire="rest", timeout=timeout, clock=lambda: 1000.0)
+    return Call.from_headers(by_name.get, protocol="rest", timeout=timeout, clock=lambda: 1000.0)
 
 
 @pytest.mark.parametrize(
@@ -62,16 +62,16 @@ def test_a_request_id_is_returned_or_replaced_by_a_valid_one(text: str) -> None:
 )
 def test_a_repeated_header_is_an_error_that_names_it(name: str) -> None:
     names = ["authorization", name.lower(), "cookie", "cookie", name.upper()]
-    parsed = Call.from_headers({"authorization": "Bearer k"}.get, wire="grpc", names=names)
+    parsed = Call.from_headers({"authorization": "Bearer k"}.get, protocol="grpc", names=names)
     assert parsed.header_error is not None
     assert (parsed.header_error.code, parsed.header_error.field) == ("invalid_parameter", name)
     assert parsed.api_key == "k"
-    assert not Call.from_headers({}.get, wire="grpc", names=names[:-1]).header_error
+    assert not Call.from_headers({}.get, protocol="grpc", names=names[:-1]).header_error
 
 
 def test_a_repeated_authorization_header_is_no_key() -> None:
     headers = {"authorization": "Bearer k"}
-    parsed = Call.from_headers(headers.get, wire="grpc", names=["Authorization", "authorization"])
+    parsed = Call.from_headers(headers.get, protocol="grpc", names=["Authorization", "authorization"])
     assert (parsed.api_key, parsed.header_error) == (None, None)
     assert "twice" in parsed.key_error
 

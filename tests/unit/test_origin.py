@@ -6,7 +6,7 @@ import logging
 
 import pytest
 
-from pomelo.origin import ADDRESS_KEY, PROOF_KEY, WIRE_KEY, GatewayProof, Origin, peer_address
+from pomelo.origin import ADDRESS_KEY, PROOF_KEY, PROTOCOL_KEY, GatewayProof, Origin, peer_address
 
 PEER = "ipv4:192.0.2.7:5000"
 OURS = GatewayProof(b"k" * 32)
@@ -42,8 +42,8 @@ def test_a_caller_is_not_a_gateway() -> None:
         {PROOF_KEY: ""},
         {PROOF_KEY: "é"},
         {ADDRESS_KEY: "198.51.100.1"},
-        {WIRE_KEY: "grpc"},
-        {WIRE_KEY: "rest\n203"},
+        {PROTOCOL_KEY: "grpc"},
+        {PROTOCOL_KEY: "rest\n203"},
         {"authorization": "Bearer another"},
     ],
 )
@@ -74,7 +74,7 @@ def test_a_gateway_without_the_secret_claims_no_address_and_is_not_logged(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     metadata = GatewayProof().metadata("rest", "203.0.113.9", BEARER)
-    assert metadata == [(WIRE_KEY, "rest")]
+    assert metadata == [(PROTOCOL_KEY, "rest")]
     assert OURS.origin(dict(metadata), PEER) == Origin(True, False, "grpc", "192.0.2.7")
     assert not caplog.records
 

@@ -115,7 +115,7 @@ class Connection:
         elif call.key_error:
             authorization = "-"
         metadata = [
-            *self._proof.metadata(call.wire, call.address, authorization),
+            *self._proof.metadata(call.protocol, call.address, authorization),
             ("x-request-id", call.request_id),
             ("x-request-timeout", f"{remaining:.6f}"),
         ]

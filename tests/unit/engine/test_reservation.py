@@ -126,7 +126,7 @@ def admitted(store: TroubledStore, **more: Any) -> Ledger:
 async def enter(admission: Ledger, task_id: str) -> Any:
     """Admits an image task."""
     draft = UsageRecord(task_id, "req_1", "default", True, "key", "rest", "flux-1-pro", "image")
-    call = Call.from_headers({}.get, wire="rest")
+    call = Call.from_headers({}.get, protocol="rest")
     used = Usage(images=1)
     return await admission.enter(call, BUILTIN["unlimited"], draft, PRICES, used, used)
 

@@ -224,7 +224,7 @@ async def _three(size: int) -> AsyncIterator[bytes]:
 
 
 def _call() -> Call:
-    return Call.from_headers({}.get, wire="rest")
+    return Call.from_headers({}.get, protocol="rest")
 
 
 async def test_an_upload_above_the_limit_is_refused_and_leaves_nothing(store: MediaStore) -> None:
@@ -250,7 +250,7 @@ async def test_a_stalled_upload_ends_at_the_deadline(store: MediaStore) -> None:
         yield b"x"
         await asyncio.Event().wait()
 
-    call = Call.from_headers({"x-request-timeout": "0.05"}.get, wire="rest")
+    call = Call.from_headers({"x-request-timeout": "0.05"}.get, protocol="rest")
     with pytest.raises(PomeloError) as error:
         await desk.upload_media("audio/mpeg", stalled(), call)
     assert refusal(error) == "deadline_exceeded"
@@ -260,7 +260,7 @@ async def test_a_stalled_upload_ends_at_the_deadline(store: MediaStore) -> None:
 async def test_a_rest_upload_ends_with_its_request_and_a_grpc_upload_does_not(tmp_path: Path) -> None:
     store = MediaStore(tmp_path / "media", b"s" * 32)
     for wire, least, most in (("rest", 20, 51), ("grpc", 3590, 3601)):
-        call = Call.from_headers({"x-request-timeout": "20"}.get, wire=wire)
+        call = Call.from_headers({"x-request-timeout": "20"}.get, protocol=wire)
         media = await LocalMedia(store, _whose, turns=Turns()).upload_media("audio/mpeg", _three(10), call)
         assert least < media.expire_time.seconds - time.time() + 1 <= most + 1
         path, found = store.find(media.media_id, "ann/test")
@@ -273,7 +273,7 @@ async def test_a_rest_upload_ends_with_its_request_and_a_grpc_upload_does_not(tm
 async def test_a_stalled_download_ends_at_the_deadline(store: MediaStore) -> None:
     desk = LocalMedia(store, _whose, turns=Turns())
     media_id = put(store, "ann/test", PNG * 10_000)
-    call = Call.from_headers({"x-request-timeout": "0.05"}.get, wire="grpc")
+    call = Call.from_headers({"x-request-timeout": "0.05"}.get, protocol="grpc")
 
     async def stalled() -> None:
         async with desk.download_media(media_id, "", call) as (_, pieces):
