@@ -199,15 +199,16 @@ class ServerState:
 
     def __init__(
         self,
-        access: AccessService | None,
-        limits: CallLimits,
-        connections: ConnectionObserver,
+        access: AccessService | None = None,
+        limits: CallLimits | None = None,
+        connections: ConnectionObserver | None = None,
         proof: GatewayProof | None = None,
     ) -> None:
+        limits = limits or CallLimits()
         self.access = access
         self.proof = proof or GatewayProof()
         self.limits = limits
-        self.connections = connections
+        self.connections = connections or ConnectionObserver()
         self.running = Running()
         self.unauthenticated = Pool(limits.unauthenticated)
         self.unauthenticated_reads = NewestFirst(limits.unauthenticated_reads)

@@ -19,8 +19,7 @@ from pomelo.call import Call
 from pomelo.errors import PomeloError
 from pomelo.logs import format_trace
 from pomelo.process import is_cancelled, uncancel
-from pomelo.server.call_limits import CallLimits, ServerState
-from pomelo.server.connection_limits import ConnectionObserver
+from pomelo.server.call_limits import ServerState
 from pomelo.server.rpc import Refusal, Rpc, without_traceback
 
 log = logging.getLogger("pomelo.server")
@@ -68,6 +67,22 @@ class FrontEnd(ServerState):
                     # the frame breaks this cycle, which only the garbage collector would free.
                     del messages, context, outcome
             raise AssertionError
+
+        return handle
+
+    def unlimited(self, method: Callable[[Any], Awaitable[Any]]) -> Callable[[Any, Any], Awaitable[Any]]:
+        """Returns an ordinary grpc handler that needs no key and applies no limits. It reports the errors of
+        the method."""
+
+        async def handle(request: Any, context: Any) -> Any:
+            async def serve(rpc: Rpc) -> Any:
+                rpc.scope.reschedule(None)
+                return await method(request)
+
+            outcome = await self.outcome(context, serve)
+            if isinstance(outcome, tuple):
+                await context.abort(*outcome)
+            return outcome
 
         return handle
 
@@ -146,25 +161,6 @@ async def _was_reported(call: Call, context: Any, refusal: Refusal) -> bool:
 
 async def _refuse_unknown_method(rpc: Rpc) -> None:
     raise PomeloError("method_not_allowed", "This method does not exist. Check its name")
-
-
-def unlimited(method: Callable[[Any, Any, Rpc], Awaitable[Any]]) -> Callable[[Any, Any, Any], Any]:
-    """Turns a method into an ordinary grpc handler without authentication and limits, for a server that only
-    its operator can reach. The handler reports the errors that the method raises."""
-
-    async def handler(self: Any, request: Any, context: Any) -> Any:
-        front_end = FrontEnd(None, CallLimits(), ConnectionObserver())
-
-        async def serve(rpc: Rpc) -> Any:
-            rpc.scope.reschedule(None)
-            return await method(self, request, rpc)
-
-        outcome = await front_end.outcome(context, serve)
-        if isinstance(outcome, tuple):
-            await context.abort(*outcome)
-        return outcome
-
-    return handler
 
 
 def keyless(method: Callable[..., Any]) -> Callable[..., Any]:

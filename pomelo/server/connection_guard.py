@@ -54,19 +54,9 @@ class _Connection:
     """
 
     __slots__ = (
-        "address",
-        "calls",
-        "closed",
-        "idle",
-        "large",
-        "resets",
-        "seen",
-        "since",
-        "socket",
-        "trusted",
-        "unexplained",
-        "used",
-    )
+        "address", "calls", "closed", "idle", "large", "resets", "seen", "since", "socket", "trusted",
+        "unexplained", "used",
+    )  # fmt: skip
 
     def __init__(self, socket: AcceptedSocket, calls: _Calls, now: float) -> None:
         self.socket = socket

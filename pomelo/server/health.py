@@ -39,7 +39,7 @@ class HealthServicer:
     async def Check(self, rpc: Rpc) -> Any:
         request = await rpc.small_message(health_pb2.HealthCheckRequest, health=True)
         if request.service not in self._services:
-            raise PomeloError("not_found", "There is no such service. Check its name")
+            raise PomeloError("not_found", "This service does not exist. Check its name")
         return self._response()
 
     @keyless

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from typing import Any
 
@@ -18,7 +18,6 @@ from pomelo.server.call_limits import ServerState
 from pomelo.service import Visit
 from pomelo.status import OPEN_KEY, REFUSED_KEY, details_metadata, retry_metadata, status_code, to_status
 
-_MIB = 1024 * 1024
 _GRACE = 5.0
 """Seconds after a call's deadline in which the services end it themselves, with a complete response."""
 
@@ -27,7 +26,6 @@ _DISCARD_TIME = 1.0
 
 _RESET_TIME = 0.25
 """A call that is cancelled within so many seconds counts as a reset, even if its message was read."""
-
 
 TimeoutReason = tuple[str, str]
 """Error code and message of a call whose time is over; an empty message means the default of the code."""
@@ -54,8 +52,8 @@ class Rpc:
 
     __slots__ = (
         "_accepted", "_authenticated", "_context", "_front", "_loop", "_peer", "_read", "_served", "_size",
-        "_started",
-        "call", "gateway", "model", "refused_body", "response", "scope", "timeout_error", "trusted", "visit",
+        "_started", "call", "gateway", "model", "refused_body", "response", "scope", "timeout_error",
+        "trusted", "visit",
     )  # fmt: skip
 
     def __init__(self, front: ServerState, context: Any) -> None:
@@ -96,7 +94,8 @@ class Rpc:
         seconds = front.limits.unauthenticated_time
         when = min(self.call.deadline, self._started + seconds)
         if when < self.call.deadline:
-            self.timeout_error = _timeout(f"A call without a key ends after {seconds:g} seconds. Send a key")
+            message = f"A call without a key ends after {seconds:g} seconds. Send a key"
+            self.timeout_error = ("deadline_exceeded", message)
         self.scope = asyncio.timeout_at(when)
 
     # --- authentication
@@ -207,23 +206,20 @@ class Rpc:
         """
         assert self.visit is not None
         front = self._front
-        limits = front.limits
-        seconds = limits.read_time
-        reason = _timeout(f"The message did not arrive within {seconds:g} seconds. Send it faster")
-        await self._acquire(front.reads, self._started + seconds, reason)
+        seconds = front.limits.read_time
+        message = f"The message did not arrive within {seconds:g} seconds. Send it faster"
+        await self._acquire(front.reads, self._started + seconds, ("deadline_exceeded", message))
         try:
-            data = await self._receive()
-            if data is None:
-                raise _missing_message()
+            data = await self._receive_first()
             self.visit.reserve(len(data))
-            _check_size(data, limits.message)
+            _check_size(data, front.limits.message)
             await self._end_of_messages()
         finally:
             front.reads.release(self._owner)
         self.unlimit()
-        message = _parse(data, message_type)
+        request = _parse(data, message_type)
         self._served = True
-        return message
+        return request
 
     async def small_message(self, message_type: Any, *, health: bool = False) -> Any:
         """Receives and parses the single message of a call that needs no key; `health` uses the limit of
@@ -234,9 +230,7 @@ class Rpc:
         """
         front = self._front
         async with (front.health_reads if health else front.unauthenticated_reads).slot():
-            data = await self._receive()
-            if data is None:
-                raise _missing_message()
+            data = await self._receive_first()
             await self._end_of_messages()
         return _parse(_check_size(data), message_type)
 
@@ -271,7 +265,10 @@ class Rpc:
             async with front.unauthenticated_reads.slot():
                 return await self._receive()
         seconds = front.limits.chunk_time
-        reason = _timeout(f"No message arrived for {seconds:g} seconds. Send without such pauses")
+        reason = (
+            "deadline_exceeded",
+            f"No message arrived for {seconds:g} seconds. Send without such pauses",
+        )
         until = self._loop.time() + seconds
         if self.trusted:  # a gateway's uploads are as slow as its callers', and its messages are small
             self._until(until, reason)
@@ -295,6 +292,12 @@ class Rpc:
         self._front.connections.received(self._peer, len(data))
         return bytes(data)
 
+    async def _receive_first(self) -> bytes:
+        data = await self._receive()
+        if data is None:
+            raise PomeloError("invalid_body", "No message was sent. Send one")
+        return data
+
     async def _end_of_messages(self) -> None:
         if await self._context.read() is not grpc.aio.EOF:
             raise PomeloError("invalid_body", "More than one message was sent. Send one")
@@ -305,7 +308,7 @@ class Rpc:
         """Accepts a stream: sends `call.response_headers` as initial metadata, once."""
         if not self._accepted:
             self._accepted = True
-            pairs = self._headers()
+            pairs = _pairs(self.call.response_headers)
             if self.gateway:
                 pairs.append((OPEN_KEY, "1"))
             await self._context.send_initial_metadata(pairs)
@@ -324,15 +327,17 @@ class Rpc:
 
     def close(self) -> None:
         """Sets the trailing metadata of a successful call to the headers that were not sent yet."""
-        pairs = self._trailers() if self._accepted else self._headers()
+        pairs = _pairs(self.call.response_trailers if self._accepted else self.call.response_headers)
         if pairs:
             self._context.set_trailing_metadata(pairs)
 
     def refusal(self, error: PomeloError) -> Refusal:
         """Returns the arguments of `abort` for an error. Unless the stream was accepted, all headers are
         trailing metadata: clients retry only calls that fail before anything else was sent."""
-        pairs = self._trailers() if self._accepted else [*self._headers(), *retry_metadata(error)]
-        status = to_status(error)
+        status, call = to_status(error), self.call
+        pairs = _pairs(call.response_trailers if self._accepted else call.response_headers)
+        if not self._accepted:
+            pairs += retry_metadata(error)
         return status_code(error), status.message, (*details_metadata(status), *pairs)
 
     def forwarded_refusal(self) -> PomeloError:
@@ -344,7 +349,7 @@ class Rpc:
         assert self.visit is not None
         code, _, size = self.refused_body.partition(" ")
         # The body is not buffered here: only its size counts.
-        self.visit.reserve(min(int(size), _MIB) if size.isascii() and size.isdigit() else 0)
+        self.visit.reserve(min(int(size), 1024 * 1024) if size.isascii() and size.isdigit() else 0)
         self._served = False
         return PomeloError(code if code in TABLE else "invalid_body")
 
@@ -370,19 +375,9 @@ class Rpc:
         if now < self.call.deadline and (not self._read or now - self._started < _RESET_TIME):
             self._front.connections.reset(self._peer)
 
-    def _headers(self) -> list[tuple[str, str]]:
-        return [(name.lower(), value) for name, value in self.call.response_headers.items()]
 
-    def _trailers(self) -> list[tuple[str, str]]:
-        return [(name.lower(), value) for name, value in self.call.response_trailers.items()]
-
-
-def _timeout(message: str) -> TimeoutReason:
-    return "deadline_exceeded", message
-
-
-def _missing_message() -> PomeloError:
-    return PomeloError("invalid_body", "No message was sent. Send one")
+def _pairs(headers: Mapping[str, str]) -> list[tuple[str, str]]:
+    return [(name.lower(), value) for name, value in headers.items()]
 
 
 def _check_size(data: bytes, limit: int = field_limit.SMALL_MESSAGE) -> bytes:

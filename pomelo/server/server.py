@@ -21,19 +21,17 @@ from grpc_reflection.v1alpha import reflection, reflection_pb2
 from pomelo import process
 from pomelo.gen.v1 import (
     account_service_pb2,
-    admin_service_pb2,
     media_service_pb2,
     model_service_pb2,
     task_service_pb2,
 )
-from pomelo.gen.v1.admin_service_pb2_grpc import add_AdminServiceServicer_to_server
 from pomelo.origin import GatewayProof
 from pomelo.server import health
+from pomelo.server import operator as operator_service
 from pomelo.server.call_limits import CallLimits, Running
 from pomelo.server.calls import FrontEnd
 from pomelo.server.connection_guard import ConnectionGuard
 from pomelo.server.connection_limits import ConnectionLimits, ConnectionObserver
-from pomelo.server.operator import AdminServicer, socket_address
 from pomelo.server.servicers import (
     AccountServicer,
     MediaServicer,
@@ -210,11 +208,9 @@ async def open_admin(operator: Operator, path: Path, *, grace: float = 2.0) -> A
     """
     address = _free_address(path)
     server = grpc.aio.server(options=ServerOptions().channel_args())
-    add_AdminServiceServicer_to_server(AdminServicer(operator), server)
-    reflection.enable_server_reflection(
-        [admin_service_pb2.DESCRIPTOR.services_by_name["AdminService"].full_name, reflection.SERVICE_NAME],
-        server,
-    )
+    name = operator_service.SERVICE.full_name
+    server.add_registered_method_handlers(name, operator_service.handlers(operator))
+    reflection.enable_server_reflection([name, reflection.SERVICE_NAME], server)
     umask = os.umask(0o177)  # otherwise another user could open it before a chmod
     try:
         _bind(server, address, None)
@@ -262,7 +258,7 @@ def _free_address(path: Path) -> str:
     try:
         mode = path.lstat().st_mode
     except FileNotFoundError:
-        return socket_address(path)
+        return operator_service.socket_address(path)
     if not stat.S_ISSOCK(mode):
         raise OSError(errno.EEXIST, f"{path} exists and is no socket. Remove it")
     with socket.socket(socket.AF_UNIX) as probe:
@@ -270,5 +266,5 @@ def _free_address(path: Path) -> str:
             probe.connect(str(path))
         except ConnectionRefusedError:
             path.unlink()
-            return socket_address(path)
+            return operator_service.socket_address(path)
     raise OSError(errno.EADDRINUSE, f"Another process listens on {path}. Is Pomelo running already?")
