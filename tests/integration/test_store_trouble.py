@@ -249,7 +249,7 @@ async def test_a_task_that_fails_late_tells_when_its_window_really_ends(tmp_path
             "0",
             "1000",
         )
-        assert call.trailer["X-Credits-Charged"] == "0"
+        assert call.response_trailers["X-Credits-Charged"] == "0"
         await hold.fail()
         hold.leave()
 
