@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from tests.gateway.door import KEY, SOUND, Door
+from tests.gateway.door import HAIKU_ONLY, KEY, SOUND, Door
 
 OpenDoor = Callable[..., AbstractAsyncContextManager[Door]]
 TYPE = {"Content-Type": "multipart/form-data; boundary=B"}
@@ -232,6 +232,45 @@ async def test_a_file_above_the_limit_is_a_413_and_leaves_nothing(opened: OpenDo
         )
         assert (status, value["error"]["code"]) == (413, "payload_too_large")
         assert list(door.media.folder.iterdir()) == []
+
+
+async def test_a_file_and_texts_of_exactly_their_limits_are_accepted(opened: OpenDoor) -> None:
+    prompt = ('name="prompt"', b"x" * (1000 - len("flux-1-pro")))
+    async with opened(upload_limit=100_000, json_limit=1000) as door:
+        file = ('name="audio"; filename="a.mp3"', b"x" * 100_000)
+        assert (await send(door, form(file, model("eleven-labs-stt"))))[0] == 200
+        assert (await send(door, form(model("flux-1-pro"), prompt)))[0] == 200
+        status, value = await send(door, form(model("flux-1-pro"), (prompt[0], prompt[1] + b"x")))
+        assert (status, value["error"]["code"]) == (413, "payload_too_large")
+
+
+@pytest.mark.parametrize(
+    ("key", "name", "status", "code"),
+    [
+        (KEY, "gpt-4", 400, "invalid_parameter"),
+        (KEY, "nope", 400, "unsupported_model"),
+        (HAIKU_ONLY, "eleven-labs-stt", 403, "model_not_allowed"),
+    ],
+)
+async def test_a_file_that_can_not_be_used_is_refused_before_it_is_read(
+    door: Door, key: str, name: str, status: int, code: str
+) -> None:
+    assert (await send(door, form(model("eleven-labs-stt"), FILE)))[
+        0
+    ] == 200  # the model is known from here on
+    refused = asyncio.Event()
+
+    async def pieces() -> AsyncIterator[bytes]:
+        yield form(
+            model(name), end=b'--B\r\nContent-Disposition: form-data; name="audio"; filename="a"\r\n\r\n'
+        )
+        await refused.wait()
+        yield SOUND
+
+    headers = {**TYPE, "Authorization": f"Bearer {key}"}
+    async with asyncio.timeout(5), door.ask(data=pieces(), headers=headers) as answer:
+        assert (answer.status, (await answer.json())["error"]["code"]) == (status, code)
+        refused.set()
 
 
 @pytest.mark.parametrize("part", [b'name="audio"; filename="a.mp3"', b'name="prompt"'])

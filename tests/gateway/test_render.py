@@ -58,6 +58,64 @@ def test_a_completion_has_the_documented_shape() -> None:
     }
 
 
+@pytest.mark.parametrize(("cached", "written"), [(7, 0), (0, 5), (7, 5)])
+def test_cached_tokens_are_shown_where_there_are_some(cached: int, written: int) -> None:
+    made = result()
+    made.text.usage.cached_prompt_tokens, made.text.usage.cache_write_prompt_tokens = cached, written
+    assert shown(made)["usage"]["prompt_tokens_details"] == {
+        "cached_tokens": cached,
+        "cache_write_tokens": written,
+    }
+
+
+@pytest.mark.parametrize(
+    ("reason", "shown_as"),
+    [
+        (FinishReason.FINISH_REASON_STOP, "stop"),
+        (FinishReason.FINISH_REASON_LENGTH, "length"),
+        (FinishReason.FINISH_REASON_CONTENT_FILTER, "content_filter"),
+        (FinishReason.FINISH_REASON_UNSPECIFIED, None),
+    ],
+)
+def test_each_finish_reason_has_its_own_name(reason: Any, shown_as: str | None) -> None:
+    made = result()
+    made.text.finish_reason = reason
+    assert shown(made)["choices"][0]["finish_reason"] == shown_as
+    last = json.loads(render.Pieces(TaskStarted()).last_text(TextDelta(finish_reason=reason)))
+    assert last["choices"][0]["finish_reason"] == shown_as
+
+
+def test_an_answer_of_no_text_still_has_a_role_and_content() -> None:
+    last = json.loads(
+        render.Pieces(TaskStarted()).last_text(TextDelta(finish_reason=FinishReason.FINISH_REASON_STOP))
+    )
+    assert last["choices"][0]["delta"] == {"role": "assistant", "content": ""}
+
+
+def test_a_model_shows_what_it_has_and_null_for_days_that_are_not_set() -> None:
+    model = Model(name="m", price_version="v1", available=True)
+    value = render.model(model)
+    assert (value["id"], value["type"], value["price_version"]) == ("m", "unknown", "v1")
+    assert (value["available"], value["deprecated"], value["retires"]) == (True, None, None)
+    assert "price_tiers" not in value
+    model.available = False
+    model.deprecate_time.seconds = 1_795_478_400
+    model.retire_time.seconds = 1_795_478_400 + 86_400
+    value = render.model(model)
+    assert (value["available"], value["deprecated"], value["retires"]) == (
+        False,
+        "2026-11-24",
+        "2026-11-25",
+    )
+
+
+def test_a_link_that_leads_elsewhere_and_one_without_a_public_address_stay_as_they_are() -> None:
+    link = render.link_to("https://pomelo.example")
+    assert link("https://cdn.example/x.png") == "https://cdn.example/x.png"
+    assert link("") == ""
+    assert render.link_to("")("http://a/media/m") == "http://a/media/m"
+
+
 def test_a_medium_has_the_link_and_the_bytes_that_the_result_has() -> None:
     data = bytes(range(256))
     encoded = base64.b64encode(data).decode()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 
 from gateway.turns import ParseQueue, Turnstile
 
@@ -82,3 +83,14 @@ async def test_an_account_rests_after_a_large_body_and_a_failed_or_cancelled_one
     waits.cancel()
     async with asyncio.timeout(5), queue.body("acme", 0) as steps:
         assert await steps.run(lambda: 7) == 7
+
+
+async def test_an_account_rests_three_times_as_long_as_all_steps_of_its_body_took() -> None:
+    queue = ParseQueue()
+    loop = asyncio.get_running_loop()
+    async with queue.body("acme", 0) as steps:
+        for _ in range(2):
+            await steps.run(lambda: time.sleep(0.05))
+    end = loop.time()
+    async with asyncio.timeout(5), queue.body("acme", 0):
+        assert loop.time() - end > 0.29

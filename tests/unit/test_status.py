@@ -11,6 +11,7 @@ from google.rpc import code_pb2, error_details_pb2, status_pb2
 from hypothesis import given
 from hypothesis import strategies as st
 
+from gateway.described_headers import HEADERS
 from pomelo.errors import TABLE, PomeloError
 from pomelo.status import (
     DETAILS_KEY,
@@ -142,6 +143,16 @@ def test_a_long_message_is_truncated_to_fit_into_metadata(letter: str) -> None:
     assert len(status.message.encode()) <= 1024
 
 
+@pytest.mark.parametrize("letter", ["x", "é", "🦊"])
+def test_a_message_of_768_bytes_is_whole_and_a_longer_one_is_cut_to_them(letter: str) -> None:
+    whole = letter * (768 // len(letter.encode()))
+    assert travel(PomeloError("invalid_parameter", whole)).message == whole
+    cut = travel(PomeloError("invalid_parameter", whole + letter)).message
+    assert len(cut.encode()) <= 768
+    assert whole.startswith(cut.removesuffix("…"))
+    assert len(cut) >= len(whole) - 3
+
+
 @pytest.mark.parametrize(
     ("status", "words", "code", "message"),
     [
@@ -197,6 +208,11 @@ def test_damaged_details_are_ignored(damaged: bytes) -> None:
     error = from_rpc_error(grpc.aio.AioRpcError(grpc.StatusCode.INTERNAL, NO_METADATA, metadata))
     assert error.code in ("internal_error", *TABLE)
     assert error.message
+
+
+def test_every_response_header_is_sent() -> None:
+    names = {name for name in HEADERS if name != "Retry-After"}  # it is in the details of the status
+    assert set(HEADER_NAMES.values()) == names
 
 
 def test_header_names_are_those_of_the_documentation() -> None:

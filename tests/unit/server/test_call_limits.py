@@ -88,3 +88,97 @@ async def test_the_oldest_of_more_than_200_waiters_is_refused() -> None:
     results = await asyncio.gather(*waiting)
     assert results[:3] == ["overloaded"] * 3
     assert set(results[3:]) == {"ok"}
+
+
+async def test_a_slot_that_a_slow_call_lost_is_released_only_once() -> None:
+    limiter = NewestFirst(1, patience=0.05)
+    inside = 0
+
+    async def hold() -> None:
+        nonlocal inside
+        async with limiter.slot():
+            inside += 1
+            try:
+                await asyncio.Event().wait()
+            finally:
+                inside -= 1
+
+    async with asyncio.timeout(5):
+        slow = asyncio.ensure_future(hold())
+        await settle()
+        newer = asyncio.ensure_future(hold())
+        with pytest.raises(PomeloError):
+            await slow
+        await settle()
+        assert inside == 1
+        last = asyncio.ensure_future(hold())
+        await settle()
+        assert inside == 1, "the last one waits"
+        with pytest.raises(PomeloError):
+            await newer
+        last.cancel()
+        await asyncio.wait([last])
+        async with limiter.slot():
+            assert inside == 0
+
+
+async def test_a_waiter_that_is_cancelled_with_its_slot_passes_it_on() -> None:
+    limiter = NewestFirst(1, patience=10)
+    entered = asyncio.Event()
+
+    async def wait() -> None:
+        async with limiter.slot():
+            entered.set()
+
+    async with limiter.slot():
+        older, newer = [asyncio.ensure_future(wait()) for _ in range(2)]
+        await settle()
+    newer.cancel()  # its slot was granted in this iteration
+    async with asyncio.timeout(5):
+        await entered.wait()
+        await older
+    assert newer.cancelled() or not newer.done()
+
+
+async def test_exactly_200_may_wait() -> None:
+    limiter = NewestFirst(1, patience=10)
+
+    async def wait() -> None:
+        async with limiter.slot():
+            pass
+
+    async with limiter.slot():
+        waiting = [asyncio.ensure_future(wait()) for _ in range(200)]
+        await settle()
+        assert not any(future.done() for future in waiting)
+    await asyncio.gather(*waiting)
+
+
+def test_a_slot_of_a_pool_is_released_after_a_failure() -> None:
+    pool = Pool(1)
+    for _ in range(2):
+        with pytest.raises(ZeroDivisionError), pool.slot():
+            raise ZeroDivisionError
+    assert pool.count == 0
+
+
+async def test_the_patience_of_a_call_begins_with_its_slot() -> None:
+    limiter = NewestFirst(1, patience=0.1)
+    leave = asyncio.Event()
+
+    async def hold(until: asyncio.Event) -> None:
+        async with limiter.slot():
+            await until.wait()
+
+    async with asyncio.timeout(5):
+        first = asyncio.ensure_future(hold(leave))
+        await settle()
+        older = asyncio.ensure_future(hold(leave))
+        await settle()
+        newer = asyncio.ensure_future(hold(asyncio.Event()))
+        await asyncio.sleep(0.05)  # part of the first call's time
+        leave.set()
+        await first
+        with pytest.raises(PomeloError):
+            await newer
+        await older
