@@ -33,7 +33,7 @@ TimeoutReason = tuple[str, str]
 _DEADLINE: TimeoutReason = ("deadline_exceeded", "")
 _TOO_MANY_MESSAGES: TimeoutReason = (
     "overloaded",
-    "The account sends too many messages at the same time. Retry later",
+    "The account sends more messages at a time than the server accepts. Retry later",
 )
 
 Refusal = tuple[Any, str, tuple[tuple[str, str | bytes], ...]]
