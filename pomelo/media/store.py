@@ -13,12 +13,12 @@ import hmac
 import os
 import re
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import BinaryIO
+from typing import BinaryIO, Protocol
 
 from pomelo.call import Call, Principal
 from pomelo.errors import PomeloError, invalid
@@ -462,6 +462,18 @@ class MediaStore:
         return base64.urlsafe_b64encode(tag).decode().rstrip("=")
 
 
+class Identifies(Protocol):
+    """What identifies the caller of a call."""
+
+    async def identify(self, call: Call) -> Principal:
+        """The caller's principal.
+
+        Raises:
+            PomeloError: invalid_api_key, invalid_parameter (a header), store_unavailable.
+        """
+        ...
+
+
 class LocalMedia:
     """The port `MediaService` over a `MediaStore`.
 
@@ -472,19 +484,19 @@ class LocalMedia:
     def __init__(
         self,
         store: MediaStore,
-        authenticate: Callable[[Call], Awaitable[Principal]],
+        access: Identifies,
         upload_limit: int = 50 * 1024 * 1024,
         *,
         turns: Turns,
     ) -> None:
         self._store = store
         self._turns = turns
-        self._authenticate = authenticate
+        self._identify = access.identify
         self._upload_limit = upload_limit
 
     async def upload_media(self, content_type: str, chunks: AsyncIterator[bytes], call: Call) -> Media:
         """See the port."""
-        owner = (await self._authenticate(call)).owner
+        owner = (await self._identify(call)).owner
         turn = self._turns.stream()
         with self._store.writer(owner, content_type, self._upload_limit) as writer:
             async with _deadline(call):
@@ -511,7 +523,7 @@ class LocalMedia:
             self._store.check(media_id, signature)
             owner = None
         else:
-            owner = (await self._authenticate(call)).owner
+            owner = (await self._identify(call)).owner
         path, media = self._store.find(media_id, owner)
         try:
             file = path.open("rb")

@@ -131,7 +131,7 @@ async def open_server_under_test(
 ) -> AsyncIterator[ServerUnderTest]:
     """Opens a test server."""
     inner = app.services.access._access  # type: ignore[attr-defined]
-    access = Access(inner._authenticate, inner._admission, inner._catalog, inner._allowed, in_flight)
+    access = Access(inner._keyring, inner._plans, inner._catalog, inner._limits, in_flight)
     reports = RecordedReports()
     services = replace(app.services, access=access)
     options = ServerOptions("127.0.0.1:0", limits=CallLimits(**limits))
