@@ -39,8 +39,9 @@ from pomelo.engine.routing import Router
 from pomelo.in_flight import InFlightLimits
 from pomelo.logs import format_trace
 from pomelo.media.duration import Measurer
+from pomelo.media.local import LocalMedia
 from pomelo.media.quota import MediaLimits
-from pomelo.media.store import LocalMedia, MediaStore
+from pomelo.media.store import MediaStore
 from pomelo.origin import GatewayProof
 from pomelo.providers import SANDBOX, Credentials, open_providers
 from pomelo.providers.base import Provider

@@ -27,8 +27,9 @@ from pomelo.gen.v1.speech_pb2 import AudioInput
 from pomelo.gen.v1.task_pb2 import Task
 from pomelo.ids import new_id
 from pomelo.media.audio import AudioSource
+from pomelo.media.content_types import sniff
 from pomelo.media.duration import Measurer
-from pomelo.media.store import MediaStore, sniff
+from pomelo.media.store import MediaStore
 from pomelo.providers.fitting import Fitting
 from pomelo.tasks import TASK_TYPES
 from pomelo.tasks.base import AudioInfo, TaskDefinition
@@ -111,7 +112,7 @@ class Acceptance:
             if info.exceeds(model):
                 raise invalid("audio", f"audio of at most {model.limits.max_audio_seconds} seconds")
         estimate = await _examine(large, definition.bound, billed.input, model, billed.route, info)
-        prices, price_version = model.priced(billed.route)
+        prices, price_version = model.prices_for(billed.route)
         media_bytes = 0
         if key is not None or idempotency.requested_format(given) == ResponseFormat.RESPONSE_FORMAT_URL:
             output = estimate

@@ -180,7 +180,7 @@ class Ledger:
                 call.response_headers[CHARGED_HEADER] = money.format_credits(0)
                 call.response_headers["Idempotent-Replayed"] = "true"
                 return outcome
-            if estimate.exact and not prices.by_report():  # a reported cost is known at the end
+            if estimate.exact and not prices.bills_reported_cost():  # a reported cost is known at the end
                 call.response_headers[CHARGED_HEADER] = money.format_credits(request.maximum)
             reservation = Reservation(self, job, plan, draft, outcome, call)
             self.running[job.task_id] = reservation

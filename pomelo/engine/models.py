@@ -47,7 +47,7 @@ class LocalModels:
         except PomeloError:
             available = False
         limits = model.limits
-        prices, price_version = model.priced(route)
+        prices, price_version = model.prices_for(route)
         return model_pb.Model(
             name=model.name,
             task_type=model.task_type,

@@ -12,7 +12,7 @@ from pomelo import money
 from pomelo.accounts.plans import Plan
 from pomelo.call import Call
 from pomelo.catalog.pricing import Usage, cost
-from pomelo.catalog.reported_cost import billed
+from pomelo.catalog.reported_cost import with_reported_cost
 from pomelo.engine.job import AcceptedJob
 from pomelo.engine.limits import CHARGED_HEADER, limit_headers
 from pomelo.errors import PomeloError
@@ -192,7 +192,7 @@ class Reservation:
         draft = self._draft
         whose = f"request {draft.request_id}: the provider {draft.provider}"
         prices = self.job.prices
-        usage = billed(usage, self.job.report, prices, self.amount, whose)
+        usage = with_reported_cost(usage, self.job.report, prices, self.amount, whose)
         return replace(
             draft,
             input_tokens=usage.input_tokens,

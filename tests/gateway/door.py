@@ -36,7 +36,8 @@ from pomelo.gen.v1.task_pb2 import TaskResult
 from pomelo.gen.v1.task_service_pb2 import StreamTaskResponse as Event
 from pomelo.in_flight import InFlightLimits
 from pomelo.media.duration import Measurer
-from pomelo.media.store import LocalMedia, MediaStore
+from pomelo.media.local import LocalMedia
+from pomelo.media.store import MediaStore
 from pomelo.providers.base import Job
 from pomelo.service import Services
 from pomelo.stores import open_store
