@@ -201,11 +201,11 @@ def test_a_side_that_is_not_given_is_the_default_as_the_route_takes_it(
 
 
 def transcript(
-    seconds: float, words: list[tuple[float, float]], heard_ms: int = 9_800, language: str = "eng"
+    seconds: float, words: list[tuple[float, float]], input_audio_ms: int = 9_800, language: str = "eng"
 ) -> tuple[TaskResult, Usage, bool]:
     """The result of a transcript of audio that has at most 10 s, and what is billed for it."""
     most = Usage(audio_ms=10_000)
-    fold = collector("eleven-labs-stt", bound=Estimate(most, most, input_audio_ms=heard_ms))
+    fold = collector("eleven-labs-stt", bound=Estimate(most, most, input_audio_ms=input_audio_ms))
     event = StreamTaskResponse()
     found = event.result.transcription
     found.text, found.language, found.audio_seconds = "some words", language, seconds
