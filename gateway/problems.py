@@ -58,7 +58,7 @@ async def guard(
     headers = request.headers
     given = [name for name, _ in headers.items()] if len(set(headers)) < len(headers) else ()
     call = request[CALL] = Call.from_headers(
-        headers.get, wire="rest", address=request.remote or "", names=given
+        headers.get, protocol="rest", address=request.remote or "", names=given
     )
     try:
         return await handler(request)

@@ -131,7 +131,7 @@ class Acceptance:
             given=given,
             request_id=call.request_id,
             principal=principal,
-            protocol=call.wire,
+            protocol=call.protocol,
             definition=definition,
             routes=tuple(routes),
             estimate=estimate,
@@ -182,7 +182,7 @@ class Acceptance:
             return AudioSource(media.content_type, media.size_bytes, path=path)
         size = len(audio.data)
         # A REST caller can't upload: the gateway decides what goes inline, within the limits of its bodies.
-        if size > self._inline_limit and call.wire != "rest":
+        if size > self._inline_limit and call.protocol != "rest":
             raise PomeloError(
                 "payload_too_large",
                 f"audio is larger than the {self._inline_limit:,} bytes that may be inline. Upload it",

@@ -138,7 +138,7 @@ class Engine:
     def _delete_upload(self, task: Task, call: Call, principal: Principal) -> None:
         """Deletes an upload that came within a REST request: the caller doesn't know its id, so no other
         request can use it."""
-        if call.wire != "rest":
+        if call.protocol != "rest":
             return
         given = getattr(task, task.WhichOneof("input") or "text")
         if "audio" in given.DESCRIPTOR.fields_by_name and given.audio.media_id:

@@ -105,7 +105,7 @@ class Ledger:
             account=principal.account,
             live=principal.live,
             key_id=principal.key_id,
-            wire=call.wire,
+            wire=call.protocol,
             model="",
             task_type="",
             at=self.now(),

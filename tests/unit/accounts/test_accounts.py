@@ -168,7 +168,7 @@ def accounts_of(store: Store, live: bool, account: str = "default") -> LocalAcco
 
 
 def call(**headers: str) -> Call:
-    return Call.from_headers({n.replace("_", "-"): v for n, v in headers.items()}.get, wire="rest")
+    return Call.from_headers({n.replace("_", "-"): v for n, v in headers.items()}.get, protocol="rest")
 
 
 async def test_a_key_sees_its_own_side_alone(store, office):

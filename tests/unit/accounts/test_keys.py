@@ -67,7 +67,7 @@ def keyring(store, clock) -> Keyring:
 
 
 def call(key: str | None) -> Call:
-    return Call(api_key=key, request_id="req_1", wire="rest", deadline=0.0)
+    return Call(api_key=key, request_id="req_1", protocol="rest", deadline=0.0)
 
 
 async def refused(keyring: Keyring, key: str | None) -> str:

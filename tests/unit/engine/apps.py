@@ -102,7 +102,7 @@ class EngineApp:
         """Runs a task, given as a message or as the body of a REST request, to its end. `within` is in
         seconds, `protocol` is grpc or rest; names of `headers` are in lower case."""
         given = {"authorization": f"Bearer {account.key}", **(headers or {})}
-        answer = Answer(Call.from_headers(given.get, wire=protocol))
+        answer = Answer(Call.from_headers(given.get, protocol=protocol))
         answer.call.deadline = time.monotonic() + within
         task = asked if isinstance(asked, Task) else to_task(asked, stream=stream)
         tasks = self.app.services.tasks

@@ -132,7 +132,7 @@ def open_ledger(store: TroubledStore, **options: Any) -> Ledger:
 async def reserve(ledger: Ledger, task_id: str) -> Any:
     """Reserves an image task."""
     job = accepted_job(task_id, MODEL, Usage(images=1), CALLER, prices=PRICES)
-    return await ledger.reserve(job, BUILTIN["unlimited"], Call.from_headers({}.get, wire="rest"))
+    return await ledger.reserve(job, BUILTIN["unlimited"], Call.from_headers({}.get, protocol="rest"))
 
 
 class FixedUsage(ImageCollector):

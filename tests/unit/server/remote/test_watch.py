@@ -1,4 +1,4 @@
-"""The log lines of a gateway whose server is lost and comes back."""
+"""The log lines of a gateway whose server becomes unavailable and available again."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from grpc import StatusCode
 from grpc.aio import AioRpcError, Metadata
 
 from pomelo.errors import TABLE, PomeloError
-from pomelo.server.watch import ServerWatch
+from pomelo.server.remote.watch import ServerWatch
 from pomelo.status import from_rpc_error
 
 
@@ -34,8 +34,8 @@ def watch(clock: Clock, caplog: pytest.LogCaptureFixture) -> ServerWatch:
     return ServerWatch("server.example:50051", clock)
 
 
-def lost(details: str) -> PomeloError:
-    """The error of a call whose server is not there, as `pomelo.server.remote` raises it."""
+def unavailable(details: str) -> PomeloError:
+    """Returns the error of a call to an unavailable server."""
     try:
         try:
             raise AioRpcError(StatusCode.UNAVAILABLE, Metadata(), Metadata(), details=details)
@@ -48,14 +48,14 @@ def lost(details: str) -> PomeloError:
 REFUSED = "failed to connect to all addresses; last error: UNKNOWN: ipv4:10.0.0.1:1: Connection refused"
 
 
-def test_one_line_when_the_server_is_lost_and_one_when_it_is_back(watch, clock, caplog):
-    watch.ended(None)
+def test_one_line_is_logged_when_the_server_is_lost_and_one_when_it_is_back(watch, clock, caplog):
+    watch.call_ended(None)
     for _ in range(100):
-        watch.ended(lost(REFUSED))
+        watch.call_ended(unavailable(REFUSED))
         clock.now += 0.1
     clock.now += 2.0
     for _ in range(100):
-        watch.ended(None)
+        watch.call_ended(None)
     assert [(record.levelname, record.name) for record in caplog.records] == [
         ("WARNING", "pomelo.gateway"),
         ("INFO", "pomelo.gateway"),
@@ -67,27 +67,25 @@ def test_one_line_when_the_server_is_lost_and_one_when_it_is_back(watch, clock, 
 
 def test_intermittent_failures_do_not_fill_the_log(watch, clock, caplog):
     for _ in range(500):
-        watch.ended(lost(REFUSED))
-        watch.ended(None)
+        watch.call_ended(unavailable(REFUSED))
+        watch.call_ended(None)
         clock.now += 0.5
     assert len(caplog.records) == 1
 
 
 @pytest.mark.parametrize("code", sorted(set(TABLE) - {"server_unavailable"}))
-def test_a_server_that_refuses_a_call_is_there_unless_the_error_may_be_the_gateway_s(
-    code, watch, clock, caplog
-):
-    watch.ended(lost(REFUSED))
+def test_an_error_of_the_server_shows_that_it_is_available(code, watch, clock, caplog):
+    watch.call_ended(unavailable(REFUSED))
     clock.now += 5.0
-    watch.ended(PomeloError(code))
+    watch.call_ended(PomeloError(code))
     assert (len(caplog.records) == 2) == (code not in ("deadline_exceeded", "shutting_down"))
 
 
-def test_a_caller_who_leaves_does_not_change_the_state_of_the_server(watch, clock, caplog):
-    watch.ended(lost(REFUSED))
+def test_a_caller_who_leaves_does_not_change_the_state(watch, clock, caplog):
+    watch.call_ended(unavailable(REFUSED))
     clock.now += 5.0
-    watch.ended(KeyboardInterrupt())
-    watch.ended(GeneratorExit())
+    watch.call_ended(KeyboardInterrupt())
+    watch.call_ended(GeneratorExit())
     assert len(caplog.records) == 1
 
 
@@ -105,13 +103,13 @@ def test_a_caller_who_leaves_does_not_change_the_state_of_the_server(watch, cloc
     ],
 )
 def test_the_reason_does_not_quote_the_error(details, reason, watch, caplog):
-    watch.ended(lost(details))
+    watch.call_ended(unavailable(details))
     (record,) = caplog.records
     assert f"is lost: {reason}. " in record.getMessage()
     assert "example/" not in record.getMessage()
     assert "pml_" not in record.getMessage()
 
 
-def test_an_error_without_a_cause_has_a_line_as_well(watch, caplog):
-    watch.ended(PomeloError("server_unavailable"))
+def test_an_error_without_a_cause_is_logged_as_well(watch, caplog):
+    watch.call_ended(PomeloError("server_unavailable"))
     assert "is lost: unavailable" in caplog.text

@@ -1,4 +1,4 @@
-"""Fields are counted in the serialized bytes, and the count is that of the parsed message."""
+"""The fields of a serialized message are counted as the parser would count them."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ from pomelo.gen.v1.account_service_pb2 import ListUsageRequest
 from pomelo.gen.v1.media_service_pb2 import UploadMediaRequest
 from pomelo.gen.v1.task_pb2 import Task
 from pomelo.gen.v1.task_service_pb2 import RunTaskRequest, StreamTaskRequest
-from pomelo.server.budget import MAX_FIELDS, SMALL, check, excess
+from pomelo.server.field_limit import MAX_FIELDS, SMALL_MESSAGE, check, excess_field
 
 
 def packed_type() -> Any:
-    """A message of repeated numbers of every width."""
+    """Returns a message type with repeated numbers of every width."""
     file = descriptor_pb2.FileDescriptorProto(name="packed.proto", package="packed", syntax="proto3")
     message = file.message_type.add(name="Packed")
-    kinds = ("INT64", "SINT32", "BOOL", "FIXED32", "FIXED64", "FLOAT", "DOUBLE", "SFIXED32", "SFIXED64")
-    for number, kind in enumerate(kinds, 1):
+    field_types = ("INT64", "SINT32", "BOOL", "FIXED32", "FIXED64", "FLOAT", "DOUBLE", "SFIXED32", "SFIXED64")
+    for number, field_type in enumerate(field_types, 1):
         message.field.add(
             name=f"f{number}",
             number=number,
-            type=getattr(descriptor_pb2.FieldDescriptorProto, f"TYPE_{kind}"),
+            type=getattr(descriptor_pb2.FieldDescriptorProto, f"TYPE_{field_type}"),
             label=descriptor_pb2.FieldDescriptorProto.LABEL_REPEATED,
         )
     pool = descriptor_pool.DescriptorPool()
@@ -44,7 +44,7 @@ TYPES = [RunTaskRequest, StreamTaskRequest, ListUsageRequest, UploadMediaRequest
 
 
 def fields_of(message: Message) -> int:
-    """The number of fields of a parsed message as serialized, without unknown fields."""
+    """Returns the number of serialized fields of a parsed message, without unknown ones."""
     total = 0
     for field, value in message.ListFields():
         if field.message_type is not None and field.message_type.GetOptions().map_entry:
@@ -62,7 +62,7 @@ def fields_of(message: Message) -> int:
 
 
 def scalar(draw: Any, field: FieldDescriptor) -> Any:
-    """A value of a non-message field."""
+    """Draws a value of a scalar field."""
     match field.cpp_type:
         case FieldDescriptor.CPPTYPE_STRING:
             return draw(st.binary(max_size=9) if field.type == field.TYPE_BYTES else st.text(max_size=9))
@@ -98,36 +98,38 @@ def fill(draw: Any, message: Any, depth: int = 0) -> None:
 
 @st.composite
 def messages(draw: Any) -> Any:
-    """A message of some type."""
+    """Draws a message of some type."""
     message = draw(st.sampled_from(TYPES))()
     fill(draw, message)
     return message
 
 
 @given(messages())
-def test_the_count_is_that_of_the_parsed_message(message: Any) -> None:
+def test_the_count_equals_the_fields_of_the_parsed_message(message: Any) -> None:
     data, fields = message.SerializePartialToString(), fields_of(message)
-    assert excess(data, message.DESCRIPTOR, fields) is None
+    assert excess_field(data, message.DESCRIPTOR, fields) is None
     if fields:
-        assert excess(data, message.DESCRIPTOR, fields - 1) is not None
+        assert excess_field(data, message.DESCRIPTOR, fields - 1) is not None
 
 
 @given(messages(), st.integers(0, 30), st.integers(0, 400), st.integers(0, 3), st.binary(max_size=12))
-def test_uncounted_fields_are_not_parsed(message: Any, most: int, at: int, cut: int, junk: bytes) -> None:
+def test_bytes_that_were_not_counted_are_never_parsed(
+    message: Any, max_fields: int, position: int, cut: int, noise: bytes
+) -> None:
     data = message.SerializePartialToString()
-    at = min(at, len(data))
-    damaged = data[:at] + junk + data[at + cut :]
-    found = excess(damaged, message.DESCRIPTOR, most)
+    position = min(position, len(data))
+    damaged = data[:position] + noise + data[position + cut :]
+    name = excess_field(damaged, message.DESCRIPTOR, max_fields)
     try:
         parsed = type(message).FromString(damaged)
     except (DecodeError, RecursionError):
         return
-    if found is None:
-        assert fields_of(parsed) <= most
+    if name is None:
+        assert fields_of(parsed) <= max_fields
 
 
 def grouped(number: int, inner: bytes) -> bytes:
-    """A protobuf group; no message of Pomelo has one."""
+    """Returns a protobuf group; no message of Pomelo has one."""
     return bytes((number << 3 | 3,)) + inner + bytes((number << 3 | 4,))
 
 
@@ -135,20 +137,20 @@ def grouped(number: int, inner: bytes) -> bytes:
 @example(b"\x80" * 300, RunTaskRequest, 5)
 @example(b"\x0a\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\x01", RunTaskRequest, 5)
 @example(b"\x0b" * 250, RunTaskRequest, 500)
-def test_junk_is_left_to_the_parser(data: bytes, kind: Any, most: int) -> None:
-    found = excess(data, kind.DESCRIPTOR, most)
-    assert found is None or isinstance(found, str)
-    if len(data) <= most:
-        assert found is None, "no field is shorter than a byte"
+def test_malformed_bytes_are_left_to_the_parser(data: bytes, message_type: Any, max_fields: int) -> None:
+    name = excess_field(data, message_type.DESCRIPTOR, max_fields)
+    assert name is None or isinstance(name, str)
+    if len(data) <= max_fields:
+        assert name is None, "no field is shorter than a byte"
 
 
-def test_fields_inside_a_group_hide_nothing_behind_it() -> None:
+def test_fields_after_a_group_are_counted() -> None:
     many = Task(text=text_pb2.TextInput(messages=[text_pb2.Message()] * 50)).SerializeToString()
-    # Inside the group, the number of a message field carries bytes that are not a message.
+    # Inside the group, a field with the number of a message field has bytes that are not a message.
     data = grouped(9, b"\x12\x03\xff\xff\xff" + grouped(2, b"\x08\x01")) + many
     assert fields_of(Task.FromString(data)) == 51
-    assert excess(data, Task.DESCRIPTOR, 51 + 6) is None
-    assert excess(data, Task.DESCRIPTOR, 51) == "messages"
+    assert excess_field(data, Task.DESCRIPTOR, 51 + 6) is None
+    assert excess_field(data, Task.DESCRIPTOR, 51) == "messages"
 
 
 def flood(count: int) -> bytes:
@@ -158,7 +160,7 @@ def flood(count: int) -> bytes:
     return RunTaskRequest(task=task).SerializeToString()
 
 
-def test_the_field_that_is_repeated_too_often_is_named() -> None:
+def test_the_error_names_the_field_that_is_repeated_too_often() -> None:
     with pytest.raises(PomeloError, match=r"Too many messages: .*60,000 fields") as caught:
         check(flood(70_000), RunTaskRequest.DESCRIPTOR)
     assert (caught.value.code, caught.value.field) == ("invalid_parameter", "messages")
@@ -171,7 +173,7 @@ def test_the_field_that_is_repeated_too_often_is_named() -> None:
     assert caught.value.code == "invalid_body"
 
 
-def test_a_message_of_exactly_the_budget_is_accepted() -> None:
+def test_a_message_of_exactly_the_limit_is_accepted() -> None:
     around = fields_of(RunTaskRequest(task=Task(model="gpt-4", text=text_pb2.TextInput())))
     check(flood(MAX_FIELDS - around), RunTaskRequest.DESCRIPTOR)
     with pytest.raises(PomeloError, match="Too many messages"):
@@ -180,25 +182,25 @@ def test_a_message_of_exactly_the_budget_is_accepted() -> None:
 
 def test_a_field_within_a_repeated_one_is_named_by_it() -> None:
     parts = text_pb2.ContentParts()
-    parts.MergeFromString(b"\xf8\x06\x01" * 100)  # fields that no message has
+    parts.MergeFromString(b"\xf8\x06\x01" * 100)  # unknown fields
     message = text_pb2.Message(parts=parts)
     data = RunTaskRequest(task=Task(text=text_pb2.TextInput(messages=[message]))).SerializeToString()
-    assert excess(data, RunTaskRequest.DESCRIPTOR, 50) == "messages"
+    assert excess_field(data, RunTaskRequest.DESCRIPTOR, 50) == "messages"
 
 
-def test_a_long_conversation_is_within_the_budget() -> None:
+def test_a_long_conversation_is_within_the_limit() -> None:
     message = text_pb2.Message(role=text_pb2.ROLE_USER, content="x" * 1000)
     task = Task(model="gpt-4", text=text_pb2.TextInput(messages=[message] * 6_000))
     check(RunTaskRequest(task=task).SerializeToString(), RunTaskRequest.DESCRIPTOR)
-    small = text_pb2.TextInput(messages=[text_pb2.Message()] * (SMALL // 2)).SerializeToString()
+    small = text_pb2.TextInput(messages=[text_pb2.Message()] * (SMALL_MESSAGE // 2)).SerializeToString()
     check(small, text_pb2.TextInput.DESCRIPTOR)
 
 
-def test_counting_stops_at_the_budget() -> None:
+def test_counting_stops_at_the_limit() -> None:
     bomb = b"\x0a\x00" * 4_700_000
     began = time.perf_counter()
-    assert excess(bomb, text_pb2.TextInput.DESCRIPTOR, MAX_FIELDS) == "messages"
+    assert excess_field(bomb, text_pb2.TextInput.DESCRIPTOR, MAX_FIELDS) == "messages"
     assert time.perf_counter() - began < 0.1
     began = time.perf_counter()
-    assert excess(b"\x80" * 9_000_000, text_pb2.TextInput.DESCRIPTOR, MAX_FIELDS) is None
+    assert excess_field(b"\x80" * 9_000_000, text_pb2.TextInput.DESCRIPTOR, MAX_FIELDS) is None
     assert time.perf_counter() - began < 0.1

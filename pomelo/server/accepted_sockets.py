@@ -1,7 +1,7 @@
-"""Lists the TCP connections that this process has accepted on a port, and ends them, whoever owns them.
+"""Lists and disconnects the TCP connections that this process has accepted on a port, whoever owns them.
 
-gRPC accepts connections in its own threads and does not expose them. Linux does: for every descriptor of the
-process it reports whether it is such a connection and how much was transferred, and can disconnect it.
+gRPC accepts connections in its own threads and does not expose them. Linux reports for every descriptor of
+the process whether it is such a connection and how much was transferred, and can disconnect it.
 """
 
 from __future__ import annotations
@@ -18,15 +18,16 @@ from contextlib import suppress
 _SO_COOKIE = 57
 _TCP, _TCP_INFO = socket.IPPROTO_TCP, 11
 _COUNTS = struct.Struct("=QQ")
-_COUNTS_AT = 120
-_INFO = 136
-"""Where `struct tcp_info` has the bytes that the peer acknowledged and those received, and where they end."""
+_COUNTS_OFFSET = 120
+_INFO_SIZE = 136
+"""Offset in `struct tcp_info` of the bytes that the peer acknowledged and of those received; the end of
+both."""
 _UNSPECIFIED = struct.pack("=H14x", socket.AF_UNSPEC)
 
 
 class AcceptedSocket:
-    """One connection. `peer` is its other end as gRPC writes it, `host` that end's IP address; `received` and
-    `sent` are bytes, as of the last time it was listed."""
+    """One connection. `peer` is gRPC's name of the other end, `host` its IP address; `received` and `sent`
+    are bytes, as of the last listing."""
 
     __slots__ = ("cookie", "descriptor", "host", "peer", "received", "sent")
 
@@ -51,30 +52,31 @@ class AcceptedSockets:
     """The connections that were accepted on any of `ports`.
 
     Raises:
-        OSError: this system does not show them; Linux 4.6 or later does.
+        OSError: the operating system does not list them; Linux 4.6 or later does.
     """
 
     def __init__(self, ports: Collection[int]) -> None:
         if sys.platform != "linux":
-            raise OSError("only Linux shows the connections of a process")
+            raise OSError("only Linux lists the connections of a process")
         self._ports = frozenset(ports)
         self._known: dict[int, tuple[int, AcceptedSocket | None]] = {}
-        """Descriptor -> the cookie of its socket, and the connection if it is one of ours."""
+        """Descriptor -> the cookie of its socket, and the connection if it was accepted on one of the
+        ports."""
         self._size = ctypes.c_uint32()
         self._cookie = ctypes.c_uint64()
-        self._info = ctypes.create_string_buffer(_INFO)
-        self._size_at, self._cookie_at = ctypes.byref(self._size), ctypes.byref(self._cookie)
-        # PyDLL keeps the interpreter's lock: these calls are too short to be worth releasing it.
+        self._info = ctypes.create_string_buffer(_INFO_SIZE)
+        self._size_pointer, self._cookie_pointer = ctypes.byref(self._size), ctypes.byref(self._cookie)
+        # PyDLL keeps the GIL: releasing it would cost more than these calls.
         self._libc = ctypes.PyDLL(None)
         self._getsockopt = self._libc.getsockopt
         with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
             if not self._cookie_of(probe.fileno()) or not self._read_info(probe.fileno()):
-                raise OSError("this kernel tells too little about connections")
+                raise OSError("this kernel does not report the data of connections")
         next(_descriptors(), None)
 
     def list(self) -> Iterator[AcceptedSocket]:
-        """Every open connection; the same object as before for one that was open before. About 3 µs for each,
-        and 1 µs for any other descriptor.
+        """Yields every open connection, each time as the same object. Takes about 3 µs per connection and 1
+        µs per other descriptor.
 
         Raises:
             OSError: no descriptor is free.
@@ -83,54 +85,57 @@ class AcceptedSockets:
         for descriptor in _descriptors():
             cookie = self._cookie_of(descriptor)
             if not cookie:
-                continue  # not a socket, or closed by now
-            found = self._known.get(descriptor)
-            if found is None or found[0] != cookie:
-                found = (cookie, self._examine(descriptor))
-            known[descriptor] = found
-            if found[1] is not None and self._read_info(descriptor):
-                one = found[1]
-                one.sent, one.received = _COUNTS.unpack_from(self._info, _COUNTS_AT)
-                yield one
+                continue  # not a socket, or closed meanwhile
+            entry = self._known.get(descriptor)
+            if entry is None or entry[0] != cookie:
+                entry = (cookie, self._examine(descriptor))
+            known[descriptor] = entry
+            connection = entry[1]
+            if connection is not None and self._read_info(descriptor):
+                connection.sent, connection.received = _COUNTS.unpack_from(self._info, _COUNTS_OFFSET)
+                yield connection
         self._known = known
 
-    def disconnect(self, one: AcceptedSocket) -> bool:
-        """Ends a connection as if the peer had reset it, and drops what it had sent. False if it has ended.
+    def disconnect(self, connection: AcceptedSocket) -> bool:
+        """Ends a connection as if the peer had reset it, and discards unread data. Returns False if it has
+        ended.
 
-        Its owner still has to close the descriptor, and does so when it sees the end.
+        Its owner still has to close the descriptor, which gRPC does when it sees the end.
 
         Raises:
             OSError: no descriptor is free.
         """
-        copy = _copy(one.descriptor)
+        copy = _copy(connection.descriptor)
         if copy is None:
             return False
         with copy:
             # The descriptor may have been reused by now. The copy still refers to the same socket.
-            if self._cookie_of(copy.fileno()) != one.cookie:
+            if self._cookie_of(copy.fileno()) != connection.cookie:
                 return False
-            # Connecting to AF_UNSPEC disconnects. Unlike shutdown it drops queued data, which would cost its
-            # owner time, and leaves no peer waiting.
+            # Connecting to AF_UNSPEC disconnects. Unlike shutdown it discards queued data, which gRPC would
+            # still process, and resets the peer.
             if self._libc.connect(copy.fileno(), _UNSPECIFIED, len(_UNSPECIFIED)):
                 with suppress(OSError):
                     copy.shutdown(socket.SHUT_RDWR)
             return True
 
     def _cookie_of(self, descriptor: int) -> int:
-        """A number that no other socket ever has; 0 if it is not a socket."""
+        """Returns the unique number of a socket, 0 if the descriptor is not a socket."""
         self._size.value = 8
-        if self._getsockopt(descriptor, socket.SOL_SOCKET, _SO_COOKIE, self._cookie_at, self._size_at):
+        if self._getsockopt(
+            descriptor, socket.SOL_SOCKET, _SO_COOKIE, self._cookie_pointer, self._size_pointer
+        ):
             return 0
         return self._cookie.value
 
     def _read_info(self, descriptor: int) -> bool:
-        """Reads the `tcp_info` of a connection; False if the kernel returns too little or nothing."""
-        self._size.value = _INFO
-        failed = self._getsockopt(descriptor, _TCP, _TCP_INFO, self._info, self._size_at)
-        return not failed and self._size.value == _INFO
+        """Reads the `tcp_info` of a connection. Returns False if the kernel does not return all of it."""
+        self._size.value = _INFO_SIZE
+        failed = self._getsockopt(descriptor, _TCP, _TCP_INFO, self._info, self._size_pointer)
+        return not failed and self._size.value == _INFO_SIZE
 
     def _examine(self, descriptor: int) -> AcceptedSocket | None:
-        """The connection behind a descriptor, None if it was not accepted on one of `ports`."""
+        """Returns the connection of a descriptor, None if it was not accepted on one of the ports."""
         copy = _copy(descriptor)
         if copy is None:
             return None
@@ -148,12 +153,12 @@ class AcceptedSockets:
 
 
 def _descriptors() -> Iterator[int]:
-    """Every descriptor that this process has open, as of now."""
-    return map(int, os.listdir("/proc/self/fd"))  # noqa: PTH208 (paths would cost as much as all the rest)
+    """Yields the open descriptors of this process."""
+    return map(int, os.listdir("/proc/self/fd"))  # noqa: PTH208 (pathlib would double the time)
 
 
 def _copy(descriptor: int) -> socket.socket | None:
-    """A copy of the socket behind a descriptor, None if it is closed or no socket.
+    """Duplicates the socket of a descriptor. Returns None if it is closed or not a socket.
 
     Raises:
         OSError: no descriptor is free.

@@ -1,7 +1,4 @@
-"""Limits of gRPC calls and their counters: for callers without a key, for accounts, and in total.
-
-`pomelo.server.rpc` applies them.
-"""
+"""Limits of gRPC calls and their counters: for unauthenticated callers, for accounts, and in total."""
 
 from __future__ import annotations
 
@@ -14,24 +11,26 @@ from types import TracebackType
 from pomelo.errors import PomeloError
 from pomelo.in_flight import FairSemaphore
 from pomelo.origin import GatewayProof
+from pomelo.server.connection_limits import ConnectionObserver
 from pomelo.service import AccessService
 
 _MIB = 1024 * 1024
-_MOST_WAITING = 200
-_TICK = 0.001
-"""Seconds by which a timer of the event loop may be early."""
+_MAX_WAITING = 200
+_TIMER_ERROR = 0.001
+"""Seconds by which a timer of the event loop may fire early."""
 
 
 @dataclass(frozen=True, slots=True)
 class CallLimits:
     """What calls may cost. Sizes are in bytes, times in seconds.
 
-    A caller without a key gets `unauthenticated_time` for a call; there are at most `unauthenticated` such
-    calls at a time, and `unauthenticated_reads` of them may be receiving a message, which must arrive
-    immediately or gives up its place to the next one. Health checks have a separate limit, `health_reads`.
-    An account receives `reads` messages at a time, each within `read_time` of the call's beginning, and
-    pieces of `uploads` uploads, each within `piece_time` of the previous one. `lookups` bounds concurrent
-    key look-ups.
+    Calls without a key are limited to `unauthenticated` concurrent ones, each to `unauthenticated_time`. At
+    most `unauthenticated_reads` of them receive a message at a time; one that does not arrive immediately
+    loses its slot to the next. Health checks have a separate limit, `health_reads`.
+
+    An account receives at most `reads` messages at a time, each within `read_time` of the start of its call,
+    and chunks of at most `uploads` uploads, each within `chunk_time` of the previous chunk. `lookups` bounds
+    concurrent key look-ups.
     """
 
     message: int = 9 * _MIB
@@ -41,50 +40,23 @@ class CallLimits:
     health_reads: int = 1
     lookups: int = 500
     forwarded: int = 1_000
-    """Downloads by a signed link that gateways pass on: without a key, but with the gateway's own bounds."""
+    """Concurrent downloads by signed links that gateways forward, which limit them as well."""
     reads: int = 8
     read_time: float = 60.0
     uploads: int = 6
-    piece_time: float = 30.0
+    chunk_time: float = 30.0
 
     @property
     def transport(self) -> int:
         """Bytes above which grpc itself refuses a message, compressed or not. Its refusal has no details, so
-        this limit is above ours; a message between the two limits is received before it is refused."""
+        this limit is higher than `message`; a message between the two is received and then refused."""
         return 2 * self.message
-
-
-class Connections:
-    """Receives reports of the calls on each connection; this class ignores them, a subclass may limit
-    connections by them. `peer` is grpc's name for a caller's address."""
-
-    def checking(self, peer: str) -> None:
-        """The key of a call is about to be looked up. `checked` must follow."""
-
-    def checked(self, peer: str) -> None:
-        """The key of a call was looked up."""
-
-    def authenticated(self, peer: str) -> None:
-        """A call with a good key has come; once for each."""
-
-    def received(self, peer: str, size: int) -> None:
-        """A message of `size` bytes was read."""
-
-    def reset(self, peer: str) -> None:
-        """A call was cancelled before its message was read, or moments after it came."""
-
-    def ended(self, peer: str) -> None:
-        """A call with a good key has ended; once for each."""
-
-    def trust(self, peer: str) -> None:
-        """The peer is one of our gateways: the connection carries the calls of many callers."""
 
 
 class Running:
     """Counts the calls whose handlers have not ended.
 
-    grpc.aio's own stop returns before the handlers that it cancelled have cleaned up, so whoever stops a
-    server waits here as well.
+    grpc.aio's `stop` returns before the handlers that it cancelled have cleaned up; wait for `idle` as well.
     """
 
     __slots__ = ("_idle", "count")
@@ -104,14 +76,14 @@ class Running:
             self._idle.set()
 
     async def idle(self) -> None:
-        """Returns when no handler runs."""
+        """Returns when no handler is running."""
         while self.count:
             self._idle.clear()
             await self._idle.wait()
 
 
 class Pool:
-    """At most `limit` at a time; anything above that is refused."""
+    """A semaphore of `limit` slots that refuses instead of waiting."""
 
     __slots__ = ("_limit", "count")
 
@@ -120,8 +92,8 @@ class Pool:
         self.count = 0
 
     @contextmanager
-    def place(self) -> Iterator[None]:
-        """One place, until the block is left.
+    def slot(self) -> Iterator[None]:
+        """Takes one slot for the block.
 
         Raises:
             PomeloError: overloaded.
@@ -136,8 +108,9 @@ class Pool:
 
 
 class NewestFirst:
-    """At most `limit` at a time. While others wait, nobody keeps a place for more than `patience` seconds,
-    and the newest is next. For work that is short for honest callers, so that slow ones can't block others.
+    """A semaphore of `limit` slots that serves the newest waiter first. While others wait, a slot is taken
+    away after `patience` seconds. For work that is short for honest callers, so that slow ones can't block
+    others.
     """
 
     __slots__ = ("_free", "_holders", "_patience", "_timer", "_waiting")
@@ -146,16 +119,16 @@ class NewestFirst:
         self._free = limit
         self._patience = patience
         self._holders: dict[asyncio.Timeout, float] = {}
-        """Since when each has its place."""
+        """Holder of a slot -> the time at which it took the slot."""
         self._waiting: list[asyncio.Future[bool]] = []
         self._timer: asyncio.TimerHandle | None = None
 
     @asynccontextmanager
-    async def place(self) -> AsyncIterator[None]:
-        """One place, until the block is left.
+    async def slot(self) -> AsyncIterator[None]:
+        """Waits for a slot and takes it for the block.
 
         Raises:
-            PomeloError: overloaded; a newer one has the place.
+            PomeloError: overloaded; the slot went to a newer waiter.
         """
         if self._free:
             self._free -= 1
@@ -163,7 +136,7 @@ class NewestFirst:
             raise PomeloError("overloaded")
         scope = asyncio.timeout(None)
         self._holders[scope] = asyncio.get_running_loop().time()
-        self._watch()
+        self._set_timer()
         try:
             async with scope:
                 yield
@@ -173,68 +146,69 @@ class NewestFirst:
             raise
         finally:
             if self._holders.pop(scope, None) is not None:
-                self._give()
+                self._pass_on()
 
     async def _wait(self) -> bool:
-        """Waits for a place; False when too many newer ones do."""
-        turn: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
-        self._waiting.append(turn)
-        if len(self._waiting) > _MOST_WAITING:
+        """Waits for a slot. Returns False when there are too many newer waiters."""
+        waiter: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+        self._waiting.append(waiter)
+        if len(self._waiting) > _MAX_WAITING:
             oldest = self._waiting.pop(0)
             if not oldest.done():
                 oldest.set_result(False)
-        self._watch()
+        self._set_timer()
         try:
-            return await turn
+            return await waiter
         except asyncio.CancelledError:
-            if turn.cancelled():
+            if waiter.cancelled():
                 with suppress(ValueError):
-                    self._waiting.remove(turn)
-            elif turn.result():
-                self._give()  # the place was given in the same moment
+                    self._waiting.remove(waiter)
+            elif waiter.result():
+                self._pass_on()  # the slot was granted in the same iteration
             raise
 
-    def _give(self) -> None:
-        """Gives a free place to the newest."""
+    def _pass_on(self) -> None:
+        """Passes a free slot to the newest waiter."""
         while self._waiting:
-            turn = self._waiting.pop()
-            if not turn.done():
-                turn.set_result(True)
+            waiter = self._waiting.pop()
+            if not waiter.done():
+                waiter.set_result(True)
                 return
         self._free += 1
 
-    def _watch(self) -> None:
-        """Sets a timer that ends the oldest holder in time while somebody waits."""
+    def _set_timer(self) -> None:
+        """Sets the timer that ends the oldest holder while others wait."""
         if self._timer is None and self._waiting and self._holders:
             since = next(iter(self._holders.values()))
-            self._timer = asyncio.get_running_loop().call_at(since + self._patience, self._end_oldest)
+            self._timer = asyncio.get_running_loop().call_at(since + self._patience, self._expire_oldest)
 
-    def _end_oldest(self) -> None:
+    def _expire_oldest(self) -> None:
         self._timer = None
         if self._waiting and self._holders:
             oldest, since = next(iter(self._holders.items()))
-            if since + self._patience <= asyncio.get_running_loop().time() + _TICK:
+            if since + self._patience <= asyncio.get_running_loop().time() + _TIMER_ERROR:
                 del self._holders[oldest]
-                with suppress(RuntimeError):  # it is ending anyway
+                with suppress(RuntimeError):  # it has ended already
                     oldest.reschedule(0)
-                self._give()
-        self._watch()
+                self._pass_on()
+        self._set_timer()
 
 
 class ServerState:
-    """What the calls of one gRPC server share."""
+    """The state that the calls of one gRPC server share."""
 
     def __init__(
         self,
-        access: AccessService | None,
-        limits: CallLimits,
-        connections: Connections,
+        access: AccessService | None = None,
+        limits: CallLimits | None = None,
+        connections: ConnectionObserver | None = None,
         proof: GatewayProof | None = None,
     ) -> None:
+        limits = limits or CallLimits()
         self.access = access
         self.proof = proof or GatewayProof()
         self.limits = limits
-        self.connections = connections
+        self.connections = connections or ConnectionObserver()
         self.running = Running()
         self.unauthenticated = Pool(limits.unauthenticated)
         self.unauthenticated_reads = NewestFirst(limits.unauthenticated_reads)

@@ -1,7 +1,8 @@
-"""Counts the fields of a serialized message before it is parsed.
+"""Limits the number of fields of a serialized message, before it is parsed.
 
-A field of two bytes becomes an object of fifty: 9 MiB of empty messages take hundreds of megabytes and half a
-second of the event loop to parse. Counting stops at the budget, so it takes a few milliseconds at most.
+A field of two bytes becomes an object of fifty: parsing 9 MiB of empty messages takes hundreds of megabytes
+and blocks the event loop for half a second. Counting stops at the limit, so it takes a few milliseconds at
+most.
 """
 
 from __future__ import annotations
@@ -15,10 +16,10 @@ from google.protobuf.descriptor import Descriptor, FieldDescriptor
 from pomelo.errors import PomeloError
 
 MAX_FIELDS = 60_000
-"""Fields of a message, including all nested ones: more than the longest conversation has."""
+"""Maximum number of fields of a message, including nested ones: more than the longest conversation has."""
 
-SMALL = 64 * 1024
-"""Bytes of a message that may be parsed without being counted."""
+SMALL_MESSAGE = 64 * 1024
+"""Bytes of a message up to which its fields need not be counted."""
 
 _VARINT_BYTES = 10
 _HIGH_BYTES = bytes(range(0x80, 0x100))
@@ -33,14 +34,14 @@ _FIXED_WIDTHS = {
 
 
 def check(data: bytes, message: Descriptor) -> None:
-    """Refuses a message that has too many fields; malformed bytes are left to the parser.
+    """Refuses a message that has too many fields. Malformed bytes are left to the parser.
 
     Raises:
-        PomeloError: invalid_parameter, which names the field that is repeated too often; invalid_body.
+        PomeloError: invalid_parameter, with the field that is repeated too often; invalid_body.
     """
-    if len(data) <= SMALL:
+    if len(data) <= SMALL_MESSAGE:
         return
-    name = excess(data, message, MAX_FIELDS)
+    name = excess_field(data, message, MAX_FIELDS)
     if name is None:
         return
     if not name:
@@ -54,8 +55,8 @@ def check(data: bytes, message: Descriptor) -> None:
 
 @dataclass(frozen=True, slots=True)
 class _Field:
-    """What the count needs of a field. `name` is empty unless it is repeated; `width` is the bytes of one
-    packed value, 0 for varints, None where nothing is packed."""
+    """What counting needs to know about a field. `name` is empty unless it is repeated; `width` is the bytes
+    of one packed value, 0 for varints, None if its values can't be packed."""
 
     name: str
     child: Descriptor | None
@@ -64,78 +65,78 @@ class _Field:
 
 @cache
 def _fields(message: Descriptor) -> Mapping[int, _Field]:
-    """The fields of a message by their numbers, without those that are one scalar value."""
-    found = {}
+    """Returns the fields of a message by their numbers, except single scalar ones."""
+    fields = {}
     for field in message.fields:
         packable = field.is_repeated and field.cpp_type not in (
             FieldDescriptor.CPPTYPE_STRING,
             FieldDescriptor.CPPTYPE_MESSAGE,
         )
         if field.is_repeated or field.message_type is not None:
-            found[field.number] = _Field(
+            fields[field.number] = _Field(
                 field.name if field.is_repeated else "",
                 field.message_type,
                 _FIXED_WIDTHS.get(field.type, 0) if packable else None,
             )
-    return found
+    return fields
 
 
-def excess(data: bytes, message: Descriptor, most: int) -> str | None:
-    """None where `data` has at most `most` fields, or is malformed before it has more. Otherwise the name of
-    the repeated field in which the budget ends; empty if it does not end in a repeated field.
+def excess_field(data: bytes, message: Descriptor, max_fields: int) -> str | None:
+    """Returns the name of the repeated field that exceeds `max_fields`, empty if it is not a repeated one.
+    Returns None if `data` has at most `max_fields` fields or is malformed before it has more.
 
-    Goes through the bytes in the same order as a parser, so bytes that it has not counted are never parsed.
+    It scans the bytes in the order of a parser, so the parser never parses bytes that were not counted.
     """
     try:
-        return _excess(data, message, most)
+        return _scan(data, message, max_fields)
     except IndexError:
         return None  # the bytes end inside a field
 
 
-def _excess(data: bytes, message: Descriptor, left: int) -> str | None:
-    at, end = 0, len(data)
+def _scan(data: bytes, message: Descriptor, remaining: int) -> str | None:
+    position, end = 0, len(data)
     fields, name = _fields(message), ""
-    groups = 0  # nested groups, which no message of ours has: what is inside them is not ours either
+    groups = 0  # depth of nested groups; no field in the contract is a group, so their fields are unknown
     parents: list[tuple[int, Mapping[int, _Field], str]] = []
     while True:
-        if at >= end:
-            if at > end or groups or not parents:
+        if position >= end:
+            if position > end or groups or not parents:
                 return None
             end, fields, name = parents.pop()
             continue
-        tag = data[at]
-        at += 1
+        tag = data[position]
+        position += 1
         if tag >= 0x80:
-            tag, at = _varint(data, at - 1)
+            tag, position = _varint(data, position - 1)
         field = None if groups else fields.get(tag >> 3)
-        left -= 1
-        if left < 0:
+        remaining -= 1
+        if remaining < 0:
             return (field.name if field is not None else "") or name
         match tag & 7:
             case 2:
-                size = data[at]
-                at += 1
+                size = data[position]
+                position += 1
                 if size >= 0x80:
-                    size, at = _varint(data, at - 1)
-                if size > end - at:
+                    size, position = _varint(data, position - 1)
+                if size > end - position:
                     return None
                 if field is None:
-                    at += size
+                    position += size
                 elif field.child is not None:
                     parents.append((end, fields, name))
-                    end, fields, name = at + size, _fields(field.child), field.name or name
+                    end, fields, name = position + size, _fields(field.child), field.name or name
                 else:
                     if field.width is not None:
-                        left -= _packed(data[at : at + size], field.width)
-                        if left < 0:
+                        remaining -= _packed(data[position : position + size], field.width)
+                        if remaining < 0:
                             return field.name
-                    at += size
+                    position += size
             case 0:
-                _, at = _varint(data, at)
+                _, position = _varint(data, position)
             case 1:
-                at += 8
+                position += 8
             case 5:
-                at += 4
+                position += 4
             case 3:
                 groups += 1
             case 4 if groups:
@@ -144,14 +145,14 @@ def _excess(data: bytes, message: Descriptor, left: int) -> str | None:
                 return None
 
 
-def _varint(data: bytes, at: int) -> tuple[int, int]:
-    """A number and where it ends.
+def _varint(data: bytes, position: int) -> tuple[int, int]:
+    """Returns a number and the position after it.
 
     Raises:
-        IndexError: the bytes end before it does, or it is longer than any number is.
+        IndexError: the number is truncated or too long.
     """
     value = shift = 0
-    for index in range(at, at + _VARINT_BYTES):
+    for index in range(position, position + _VARINT_BYTES):
         byte = data[index]
         value |= (byte & 0x7F) << shift
         if byte < 0x80:
@@ -161,5 +162,5 @@ def _varint(data: bytes, at: int) -> tuple[int, int]:
 
 
 def _packed(values: bytes, width: int) -> int:
-    """How many values are packed in so many bytes."""
+    """Returns the number of packed values."""
     return len(values) // width if width else len(values.translate(None, _HIGH_BYTES))
