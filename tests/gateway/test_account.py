@@ -8,7 +8,7 @@ from decimal import Decimal
 import pytest
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from gateway.account import account, query, usage
+from gateway.account import parse_query, render_account, render_usage
 from pomelo.errors import PomeloError
 from pomelo.gen.v1 import account_service_pb2 as pb
 from pomelo.gen.v1.task_pb2 import TaskType
@@ -20,7 +20,7 @@ def exactly(data: bytes) -> dict:
 
 
 def test_every_parameter_reaches_its_field() -> None:
-    asked = query(
+    asked = parse_query(
         {
             "page_size": "7",
             "page_token": "abc",
@@ -40,7 +40,7 @@ def test_every_parameter_reaches_its_field() -> None:
         key_id="k",
         group_by=pb.USAGE_GROUP_DAY,
     )
-    assert query({}) == pb.ListUsageRequest()
+    assert parse_query({}) == pb.ListUsageRequest()
 
 
 @pytest.mark.parametrize(
@@ -59,7 +59,7 @@ def test_every_parameter_reaches_its_field() -> None:
     ],
 )
 def test_a_time_is_a_date_or_of_rfc_3339(text: str, seconds: int) -> None:
-    assert query({"from": text}).from_time.seconds == seconds
+    assert parse_query({"from": text}).from_time.seconds == seconds
 
 
 @pytest.mark.parametrize(
@@ -94,7 +94,7 @@ def test_a_time_is_a_date_or_of_rfc_3339(text: str, seconds: int) -> None:
 )
 def test_a_wrong_or_unknown_parameter_is_named(name: str, value: str) -> None:
     with pytest.raises(PomeloError) as caught:
-        query({name: value})
+        parse_query({name: value})
     assert caught.value.code == "invalid_parameter"
     assert name.encode("utf-8", "replace").decode() in caught.value.message
 
@@ -109,7 +109,7 @@ def test_an_account_is_json_with_exact_numbers() -> None:
             granted_micros=9_007_199_254_740_993, spent_micros=1, held_micros=0, available_micros=100_000
         ),
     )
-    assert exactly(account(found)) == {
+    assert exactly(render_account(found)) == {
         "id": "acme",
         "object": "account",
         "mode": "live",
@@ -140,7 +140,7 @@ def test_records_and_sums_are_a_list() -> None:
         source=pb.USAGE_SOURCE_ESTIMATED,
         time=Timestamp(seconds=12, nanos=900_000_000),
     )
-    page = exactly(usage(pb.ListUsageResponse(records=[record, record], next_page_token="t")))
+    page = exactly(render_usage(pb.ListUsageResponse(records=[record, record], next_page_token="t")))
     assert (page["object"], page["next_page_token"], len(page["data"])) == ("list", "t", 2)
     row = page["data"][0]
     assert (row["id"], row["object"], row["time"], row["model"]) == ("task_1", "usage.record", 12, 'a"b')
@@ -148,10 +148,14 @@ def test_records_and_sums_are_a_list() -> None:
     assert (row["cost"], row["audio_seconds"]) == (Decimal("0.000123"), Decimal("1.5"))
     assert row["provider_cost"] == Decimal("1.500001")
     assert "account" not in row
-    sums = exactly(usage(pb.ListUsageResponse(totals=[pb.UsageTotal(group="gpt-4", tasks=2)])))
+    sums = exactly(render_usage(pb.ListUsageResponse(totals=[pb.UsageTotal(group="gpt-4", tasks=2)])))
     assert sums["next_page_token"] is None
     assert sums["data"][0] | {"group": "gpt-4", "tasks": 2, "cost": 0} == sums["data"][0]
-    assert exactly(usage(pb.ListUsageResponse())) == {"object": "list", "data": [], "next_page_token": None}
+    assert exactly(render_usage(pb.ListUsageResponse())) == {
+        "object": "list",
+        "data": [],
+        "next_page_token": None,
+    }
 
 
 @pytest.mark.parametrize("path", ["account", "usage"])

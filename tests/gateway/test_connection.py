@@ -19,7 +19,7 @@ from ipaddress import ip_network
 import aiohttp
 import pytest
 
-from gateway.app import fit
+from gateway.app import fit_connections
 from pomelo.gen.v1 import speech_pb2
 from pomelo.gen.v1.task_service_pb2 import StreamTaskResponse as Event
 from pomelo.providers.base import Job
@@ -575,9 +575,9 @@ async def test_the_number_of_connections_fits_the_files_that_may_be_open(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    assert fit(files // 2) == files // 2
+    assert fit_connections(files // 2) == files // 2
     assert not caplog.records
-    assert fit(files) == files // 2
+    assert fit_connections(files) == files // 2
     assert "POMELO_MAX_CONNECTIONS" in caplog.text
 
 

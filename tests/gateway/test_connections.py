@@ -8,10 +8,10 @@ from collections.abc import Callable
 
 import pytest
 
-from gateway.connections import ConnectionLimits, Connections, Groups, Slot
+from gateway.connections.limits import ConnectionLimits, Connections, Slot, SlotGroups
 from pomelo.origin import network
 
-ROOMY = ConnectionLimits(most=1000, life=60.0)
+ROOMY = ConnectionLimits(max_connections=1000, lifetime=60.0)
 
 
 class Visitors:
@@ -42,7 +42,7 @@ class Visitors:
 
 def test_groups_know_their_largest_and_its_oldest_whatever_comes_and_goes() -> None:
     chance = random.Random(7)
-    groups, kept = Groups(), []
+    groups, kept = SlotGroups(), []
     for _ in range(3000):
         if kept and chance.random() < 0.48:
             gone = kept.pop(chance.randrange(len(kept)))
@@ -64,7 +64,7 @@ def test_groups_know_their_largest_and_its_oldest_whatever_comes_and_goes() -> N
 
 
 async def test_at_the_cap_the_oldest_keyless_connection_of_the_fullest_address_is_evicted() -> None:
-    visitors = Visitors(ConnectionLimits(most=6))
+    visitors = Visitors(ConnectionLimits(max_connections=6))
     lone = visitors.open("192.0.2.9")
     crowd = [visitors.open("192.0.2.1") for _ in range(4)]
     caller = visitors.open("192.0.2.1", "acme")
@@ -78,7 +78,7 @@ async def test_at_the_cap_the_oldest_keyless_connection_of_the_fullest_address_i
 
 
 async def test_with_only_callers_the_longest_idle_one_of_the_largest_owner_is_evicted() -> None:
-    visitors = Visitors(ConnectionLimits(most=5))
+    visitors = Visitors(ConnectionLimits(max_connections=5))
     visitors.open(owner="small")
     many = [visitors.open(owner="large") for _ in range(3)]
     for age, slot in enumerate(reversed(many)):
@@ -90,7 +90,7 @@ async def test_with_only_callers_the_longest_idle_one_of_the_largest_owner_is_ev
 
 
 async def test_when_all_are_busy_new_ones_are_surplus_and_the_oldest_one_is_evicted() -> None:
-    visitors = Visitors(ConnectionLimits(most=2, reserve=2))
+    visitors = Visitors(ConnectionLimits(max_connections=2, reserve=2))
     for _ in range(2):
         visitors.open(owner="acme", busy=True)
     told = [visitors.open() for _ in range(3)]
@@ -100,7 +100,7 @@ async def test_when_all_are_busy_new_ones_are_surplus_and_the_oldest_one_is_evic
 
 
 async def test_a_connection_without_a_key_is_closed_after_its_lifetime_and_a_caller_stays() -> None:
-    visitors = Visitors(ConnectionLimits(life=0.3))
+    visitors = Visitors(ConnectionLimits(lifetime=0.3))
     early, caller = visitors.open(), visitors.open(owner="acme")
     await visitors.until(lambda: early in visitors.ended)
     assert visitors.ended == {early: False}
@@ -112,11 +112,11 @@ async def test_a_connection_without_a_key_is_closed_after_its_lifetime_and_a_cal
 async def test_slow_requests_of_one_address_beyond_its_share_are_ended_and_silent_ones_only_when_it_is_full() -> (
     None
 ):
-    visitors = Visitors(ConnectionLimits(most=100, address=2, grace=0.1, life=60.0))
+    visitors = Visitors(ConnectionLimits(max_connections=100, per_address=2, grace=0.1, lifetime=60.0))
     silent = [visitors.open() for _ in range(5)]
     slow = [visitors.open() for _ in range(5)]
     for slot in slow:
-        visitors.connections.hears(slot)
+        visitors.connections.mark_request_started(slot)
     waits = slow[1]
     waits.waiting = True  # the client waits for the server
     await visitors.until(lambda: len(visitors.ended) == 2)
@@ -130,7 +130,7 @@ async def test_slow_requests_of_one_address_beyond_its_share_are_ended_and_silen
 
 
 async def test_time_in_which_the_event_loop_stood_still_is_not_the_clients() -> None:
-    visitors = Visitors(ConnectionLimits(life=2.0))
+    visitors = Visitors(ConnectionLimits(lifetime=2.0))
     slot = visitors.open()
     loop = asyncio.get_running_loop()
     real = loop.time

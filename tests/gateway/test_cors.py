@@ -10,7 +10,7 @@ from contextlib import AbstractAsyncContextManager
 
 import pytest
 
-from gateway.described_headers import HEADERS
+from gateway.openapi.schema import RESPONSE_HEADERS
 from pomelo.call import Call, Principal
 from pomelo.gen.v1.task_service_pb2 import StreamTaskResponse as Event
 from pomelo.providers.base import Job
@@ -35,7 +35,7 @@ ASKED = {
 EXPOSED = {
     "retry-after", "x-request-id", "x-pomelo-mode", "x-pomelo-adjusted", "x-credits-remaining",
     "x-credits-charged", "idempotent-replayed", "preference-applied", "deprecation", "sunset",
-} | {name.lower() for name in HEADERS}  # fmt: skip
+} | {name.lower() for name in RESPONSE_HEADERS}  # fmt: skip
 
 
 @pytest.fixture(scope="module", name="shared")

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.form_parts import MAX_AROUND, MAX_PART_HEAD, MAX_PARTS, PIECE, FormParts
+from gateway.parsing.multipart import MAX_PADDING, MAX_PART_HEADER_BYTES, MAX_PARTS, READ_SIZE, FormParts
 from pomelo.errors import PomeloError
 
 
@@ -22,7 +22,7 @@ class Cut:
         self.steps = list(steps)
         self.taken = 0
 
-    async def piece(self) -> bytes:
+    async def read_available(self) -> bytes:
         """Returns the next piece."""
         step = self.steps[0] if len(self.steps) == 1 else self.steps.pop(0)
         piece = self.data[self.taken : self.taken + step]
@@ -30,7 +30,7 @@ class Cut:
         return piece
 
 
-async def read(content_type: str, source: Cut, most: int = PIECE) -> list[tuple[str, bytes]]:
+async def read(content_type: str, source: Cut, most: int = READ_SIZE) -> list[tuple[str, bytes]]:
     """The names and contents of all parts."""
     parts = FormParts(content_type, source)
     found = []
@@ -90,19 +90,19 @@ async def refused(
 
 async def test_little_may_come_before_the_first_part_and_after_the_last() -> None:
     for line in (b"\r\n", b"\n", b"x", b"--b\r\n", b"\r\n-"):
-        around = line * (MAX_AROUND // len(line))
+        around = line * (MAX_PADDING // len(line))
         source = Cut(form(b"B", [b"x"], around[:-2] + b"\r\n", b"\r\n" + around[:-2]), 100)
         assert await read("multipart/form-data; boundary=B", source) == [("a0", b"x")]
         flood = line * (8_000_000 // len(line))
-        assert await refused(flood) <= MAX_AROUND + 1000 + 5
-        assert await refused(form(b"B", [b"x"], after=flood)) <= 2 * MAX_AROUND + 1000
+        assert await refused(flood) <= MAX_PADDING + 1000 + 5
+        assert await refused(form(b"B", [b"x"], after=flood)) <= 2 * MAX_PADDING + 1000
 
 
 async def test_parts_and_their_headers_are_bounded() -> None:
     assert await refused(form(b"B", [b""] * (MAX_PARTS + 1))) > 0
     start = b"--B\r\nContent-Disposition: form-data; name=a"
-    assert await refused(start + b"\r\nA: " + b"x" * 10_000_000) <= MAX_PART_HEAD + 1000
-    assert await refused(start + b"\r\n" + b"A:\r\n" * 2_000_000) <= MAX_PART_HEAD + 1000
+    assert await refused(start + b"\r\nA: " + b"x" * 10_000_000) <= MAX_PART_HEADER_BYTES + 1000
+    assert await refused(start + b"\r\n" + b"A:\r\n" * 2_000_000) <= MAX_PART_HEADER_BYTES + 1000
     assert await refused(start + b"\r\n" + b"A:\r\n" * 16 + b"\r\nx\r\n--B--\r\n") > 0
     for line in (b"no colon", b"A b: c", b": c", b"A\0: b", b"A: b\nC: d", b" folded: x"):
         assert await refused(start + b"\r\n" + line + b"\r\n\r\nx\r\n--B--\r\n") > 0

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.json_scan import MAX_ESCAPES, MAX_OUTSIDE, MAX_VALUES, JsonScan
+from gateway.parsing.json import MAX_ESCAPES, MAX_OUTSIDE_STRINGS, MAX_VALUES, JsonScan
 from pomelo.errors import PomeloError
 
 TEXTS = st.text(st.sampled_from('ab"\\[]{},:\n\u00e9\u4e2d\U0001f600'), max_size=12)
@@ -62,8 +62,8 @@ def fed(data: bytes, step: int = 65_536) -> None:
         (b'{"messages":[' + b'"",' * (2 * MAX_VALUES) + b"1]}", "values"),
         (b'"' * (4 * MAX_VALUES + 2), "values"),
         (b'{"a":"' + b"\\n" * (MAX_ESCAPES + 1) + b'"}', "backslashes"),
-        (b'{"a":' + b"9" * (MAX_OUTSIDE + 1) + b"}", "outside"),
-        (b" " * (MAX_OUTSIDE + 1), "outside"),
+        (b'{"a":' + b"9" * (MAX_OUTSIDE_STRINGS + 1) + b"}", "outside"),
+        (b" " * (MAX_OUTSIDE_STRINGS + 1), "outside"),
     ],
     ids=["lists", "empty texts", "quotes", "escapes", "digits", "spaces"],
 )

@@ -8,7 +8,13 @@ from typing import Any
 
 import pytest
 
-from gateway import media, problems, raw, render
+from gateway.errors import error_body
+from gateway.media import byte_range, public_links
+from gateway.routes import render_model
+from gateway.task import raw_media_range
+from gateway.types import TASK_FORMATS, render_result
+from gateway.types.base import Link, StreamObjects
+from gateway.types.text import render_delta
 from pomelo.errors import TABLE, PomeloError
 from pomelo.gen.v1.model_service_pb2 import Model, PriceUnit
 from pomelo.gen.v1.task_pb2 import TaskResult, TaskType
@@ -26,8 +32,8 @@ def result(**output: Any) -> TaskResult:
     return made
 
 
-def shown(made: TaskResult, link: render.Link = str, **more: bool) -> dict[str, Any]:
-    value = json.loads(render.result(made, link, **more))
+def shown(made: TaskResult, link: Link = str) -> dict[str, Any]:
+    value = json.loads(render_result(made, link))
     assert (value["id"], value["created"], value["model"]) == ("x_1", 1234567890, AWKWARD)
     assert isinstance(value, dict)
     return value
@@ -61,7 +67,7 @@ def test_a_completion_has_the_documented_shape() -> None:
 def test_a_medium_has_the_link_and_the_bytes_that_the_result_has() -> None:
     data = bytes(range(256))
     encoded = base64.b64encode(data).decode()
-    link = render.link_to("https://pomelo.example/")
+    link = public_links("https://pomelo.example/")
     made = result()
     picture = made.image.images.add(data=data, content_type="image/png")
     assert shown(made, link)["data"] == [{"b64_json": encoded}]
@@ -93,10 +99,11 @@ def test_a_transcript_names_speakers_only_where_they_were_told_apart() -> None:
 
 def test_the_pieces_of_a_text_joined_are_the_text_and_the_role_comes_once() -> None:
     started = TaskStarted(id="x_1", model=AWKWARD)
-    pieces = render.Pieces(started)
+    objects = StreamObjects(started)
     texts = ["a", AWKWARD, ""]
-    chunks = [json.loads(pieces.text(text)) for text in texts]
-    last = json.loads(pieces.last_text(TextDelta(finish_reason=FinishReason.FINISH_REASON_STOP)))
+    chunks = [json.loads(one) for text in texts for one in render_delta(objects, TextDelta(content=text))]
+    assert render_delta(objects, TextDelta(finish_reason=FinishReason.FINISH_REASON_STOP)) == ()
+    last = json.loads(objects.last)
     assert {chunk["object"] for chunk in [*chunks, last]} == {"task.completion.chunk"}
     deltas = [chunk["choices"][0]["delta"] for chunk in chunks]
     assert deltas == [{"role": "assistant", "content": "a"}, {"content": AWKWARD}, {"content": ""}]
@@ -107,7 +114,9 @@ def test_the_pieces_of_a_text_joined_are_the_text_and_the_role_comes_once() -> N
 
 def test_a_text_of_one_piece_has_role_and_content_in_it() -> None:
     delta = TextDelta(content="all", finish_reason=FinishReason.FINISH_REASON_CONTENT_FILTER)
-    last = json.loads(render.Pieces(TaskStarted(id="x_1")).last_text(delta))
+    objects = StreamObjects(TaskStarted(id="x_1"))
+    assert render_delta(objects, delta) == ()
+    last = json.loads(objects.last)
     assert last["choices"] == [
         {"index": 0, "delta": {"role": "assistant", "content": "all"}, "finish_reason": "content_filter"}
     ]
@@ -115,12 +124,12 @@ def test_a_text_of_one_piece_has_role_and_content_in_it() -> None:
 
 def test_every_kind_of_task_and_every_price_unit_has_a_public_name() -> None:
     kinds = [v for v in TaskType.values() if v]
-    assert set(render.TYPES) == set(kinds)
+    assert set(TASK_FORMATS) == set(kinds)
     model = Model(name="m", task_type=TaskType.TASK_TYPE_IMAGE)
     for unit in PriceUnit.values():
         if unit:
             model.prices.add(unit=unit, amount_micros=1_234_500 if unit == 3 else 3_000_000)
-    price = render.model(model)["price"]
+    price = render_model(model)["price"]
     assert price["image"] == "1.2345"
     assert price["million_input_tokens"] == "3"
     assert set(price) == {
@@ -139,14 +148,12 @@ def test_every_kind_of_task_and_every_price_unit_has_a_public_name() -> None:
 
 @pytest.mark.parametrize("code", TABLE)
 def test_an_error_body_is_message_type_and_code(code: str) -> None:
-    value = json.loads(problems.body(PomeloError(code, AWKWARD)))
+    value = json.loads(error_body(PomeloError(code, AWKWARD)))
     assert value == {"error": {"message": AWKWARD, "type": TABLE[code].type, "code": code}}
 
 
 def test_an_error_that_quotes_broken_text_can_still_be_told() -> None:
-    assert (
-        json.loads(problems.body(PomeloError("invalid_parameter", "a\udcffb")))["error"]["message"] == "a?b"
-    )
+    assert json.loads(error_body(PomeloError("invalid_parameter", "a\udcffb")))["error"]["message"] == "a?b"
 
 
 @pytest.mark.parametrize(
@@ -168,7 +175,7 @@ def test_an_error_that_quotes_broken_text_can_still_be_told() -> None:
     ],
 )
 def test_the_bytes_themselves_come_only_when_asked_for(accept: str | None, kind: int, wanted: bool) -> None:
-    assert bool(raw.wanted(accept, kind)) is wanted
+    assert bool(raw_media_range(accept, TASK_FORMATS[kind])) is wanted
 
 
 @pytest.mark.parametrize(
@@ -191,4 +198,4 @@ def test_the_bytes_themselves_come_only_when_asked_for(accept: str | None, kind:
 def test_a_range_is_served_where_it_can_be_and_else_the_whole(
     given: str | None, part: tuple[int, int] | None
 ) -> None:
-    assert media.part_of(given, 100) == part
+    assert byte_range(given, 100) == part

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 
-from gateway.turns import ParseQueue, Turnstile
+from gateway.connections.limits import StartQueue
+from gateway.parsing.body import ParseQueue
 
 
 async def test_a_turnstile_lets_so_many_through_in_each_turn_in_their_order() -> None:
-    turnstile = Turnstile(3)
+    turnstile = StartQueue(3)
     loop = asyncio.get_running_loop()
     turn = 0
     began: list[tuple[int, int]] = []
@@ -33,7 +34,7 @@ async def test_a_turnstile_lets_so_many_through_in_each_turn_in_their_order() ->
 
 
 async def test_a_cancelled_waiter_does_not_use_up_a_turn() -> None:
-    turnstile = Turnstile(1)
+    turnstile = StartQueue(1)
     assert turnstile.enter() is None
     gone, next_one = turnstile.enter(), turnstile.enter()
     assert gone is not None

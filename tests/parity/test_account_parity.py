@@ -12,7 +12,7 @@ import aiohttp
 import grpc
 import pytest
 
-from gateway.account import query as read_query
+from gateway.account import parse_query
 from pomelo.app import App
 from pomelo.gen.v1 import account_service_pb2 as pb
 from pomelo.gen.v1.account_service_pb2_grpc import AccountServiceStub
@@ -70,7 +70,7 @@ class Ways:
         if path == "account":
             rpc = stub.GetAccount(pb.GetAccountRequest(), metadata=metadata)
         else:
-            rpc = stub.ListUsage(read_query(query), metadata=metadata)
+            rpc = stub.ListUsage(parse_query(query), metadata=metadata)
         try:
             answer = await rpc
         except grpc.aio.AioRpcError as failed:

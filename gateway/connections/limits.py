@@ -1,76 +1,77 @@
-"""Limits connections: a maximum for all of them, and stricter limits for those without a valid key.
+"""Limits of connections: a maximum for all, stricter limits without a valid key, and a queue for starting
+requests.
 
-`listener` and `connection` handle bytes and sockets; this module only counts slots and times. A
-connection is *trusted* while its requests carry valid keys. An untrusted one is closed after a few
-seconds, and each address may have only a few slow ones. Callers with valid keys may share an
-address with an attacker (a proxy, a carrier's NAT), and may connect by the thousand, so no
-connection is refused at its accept because of its address.
+This module counts slots and times; it never touches a socket. A connection is *trusted* while its requests
+carry valid keys. An untrusted one is closed after a few seconds, and each address may have only a few slow
+ones. Callers with valid keys may share an address with an attacker (a proxy, a carrier's NAT), and may
+connect by the thousand, so the address alone is never a reason to refuse a connection.
 """
 
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 
 from pomelo.origin import network
 
-_TICK = 0.25
+_CHECK_INTERVAL = 0.25
 """Seconds between two checks of the untrusted connections."""
 
-_STALL = 2 * _TICK
+_MAX_CLOCK_STEP = 2 * _CHECK_INTERVAL
 """The most seconds that the clock advances between two readings: while the event loop is blocked,
-no client can be heard."""
+nothing that clients send is read."""
 
-End = Callable[[bool], None]
-"""Ends a connection. True: sends `overloaded` first, if an answer can still be sent."""
+EndConnection = Callable[[bool], None]
+"""Ends a connection. True: sends `overloaded` first, if a response can still be sent."""
 
 
 @dataclass(frozen=True, slots=True)
 class ConnectionLimits:
     """The maximum number of connections, and the lifetime of untrusted ones.
 
-    `most` connections are served; `reserve` more are accepted only to be refused with `overloaded`.
-    An untrusted connection ends after `life` seconds. Each address keeps its `address` youngest
+    `max_connections` are served; `reserve` more are accepted only to be refused with `overloaded`.
+    An untrusted connection ends after `lifetime` seconds. Each address keeps its `per_address` youngest
     untrusted connections. Its older ones end if a request is still incomplete `grace` seconds after
-    it began to arrive, or, once 7/8 of `most` are in use, `grace` seconds after they became
+    it began to arrive, or, once 7/8 of `max_connections` are in use, `grace` seconds after they became
     untrusted.
     """
 
-    most: int = 4096
+    max_connections: int = 4096
     reserve: int = 64
-    address: int = 64
+    per_address: int = 64
     grace: float = 1.0
-    life: float = 8.0
+    lifetime: float = 8.0
 
 
 class Slot:
     """One connection's entry, from its accept to its end.
 
-    The connection updates `busy`, `waiting` (for us to process its request) and `idle_since`.
-    `heard` is when a still incomplete request began to arrive. `surplus` marks a connection that
-    exceeded the limit: its requests are refused, except for health checks.
+    The connection updates `busy`, `waiting` (the server has yet to process its request) and `idle_since`.
+    `request_started` is when a still incomplete request began to arrive. `surplus` marks a connection that
+    exceeds the limit: its requests are refused, except for health checks.
     """
 
     __slots__ = (
         "busy",
         "end",
         "group",
-        "heard",
         "idle_since",
         "open",
         "owner",
+        "request_started",
         "since",
         "surplus",
         "waiting",
     )
 
-    def __init__(self, group: Hashable, end: End) -> None:
+    def __init__(self, group: Hashable, end: EndConnection) -> None:
         self.group = group
         self.end = end
         self.owner: Hashable = None
         self.since = 0.0
-        self.heard: float | None = None
+        self.request_started: float | None = None
         self.idle_since = 0.0
         self.busy = False
         self.waiting = False
@@ -78,37 +79,37 @@ class Slot:
         self.open = True
 
 
-class Groups:
-    """Slots by group, each group oldest first. Adding, removing and finding the largest group are
-    O(1)."""
+class SlotGroups:
+    """Slots by group, each group oldest first. Adding and removing a slot and finding the largest group
+    are O(1)."""
 
     def __init__(self) -> None:
         self._groups: dict[Hashable, dict[Slot, None]] = {}
         self._by_size: dict[int, dict[Hashable, None]] = {}
-        self._most = 0
+        self._largest = 0
 
     def add(self, slot: Slot) -> None:
         """Adds a slot as the youngest of its group."""
         group = self._groups.setdefault(slot.group, {})
         group[slot] = None
         size = len(group)
-        self._resized(slot.group, size - 1, size)
-        self._most = max(self._most, size)
+        self._move_size(slot.group, size - 1, size)
+        self._largest = max(self._largest, size)
 
     def discard(self, slot: Slot) -> None:
-        """Removes a slot, if it is there."""
+        """Removes a slot. Idempotent."""
         group = self._groups.get(slot.group)
         if group is None or slot not in group:
             return
         del group[slot]
         size = len(group)
-        self._resized(slot.group, size + 1, size)
+        self._move_size(slot.group, size + 1, size)
         if not size:
             del self._groups[slot.group]
-        if self._most not in self._by_size:
-            self._most -= 1
+        if self._largest not in self._by_size:
+            self._largest -= 1
 
-    def _resized(self, name: Hashable, before: int, now: int) -> None:
+    def _move_size(self, name: Hashable, before: int, now: int) -> None:
         if before:
             same = self._by_size[before]
             del same[name]
@@ -118,19 +119,19 @@ class Groups:
             self._by_size.setdefault(now, {})[name] = None
 
     def size(self, name: Hashable) -> int:
-        """The number of slots in a group."""
+        """Returns the number of slots in a group."""
         return len(self._groups.get(name, ()))
 
-    def excess(self, name: Hashable, most: int) -> list[Slot]:
-        """All slots of a group except its `most` youngest, oldest first."""
+    def excess(self, name: Hashable, count: int) -> list[Slot]:
+        """Returns all slots of a group except its `count` youngest, oldest first."""
         group = self._groups.get(name, {})
-        return list(group)[: max(0, len(group) - most)]
+        return list(group)[: max(0, len(group) - count)]
 
     def oldest(self) -> Slot | None:
-        """The oldest slot of the largest group; None without slots."""
-        if not self._most:
+        """Returns the oldest slot of the largest group, None without slots."""
+        if not self._largest:
             return None
-        name = next(iter(self._by_size[self._most]))
+        name = next(iter(self._by_size[self._largest]))
         return next(iter(self._groups[name]))
 
 
@@ -144,25 +145,25 @@ class Connections:
         self._loop = asyncio.get_running_loop()
         self._trusted: dict[Slot, None] = {}
         self._untrusted: dict[Slot, None] = {}  # ordered by `since`
-        self._addresses = Groups()
+        self._addresses = SlotGroups()
         self._crowded: set[Hashable] = set()
         self._surplus: dict[Slot, None] = {}
         self._clock = 0.0  # does not advance while the event loop is blocked
-        self._seen = self._loop.time()
+        self._last_reading = self._loop.time()
         self._timer: asyncio.TimerHandle | None = None
 
     def __len__(self) -> int:
         return len(self._trusted) + len(self._untrusted) - len(self._surplus)
 
-    def open(self, address: str, end: End) -> Slot:
+    def open(self, address: str, end: EndConnection) -> Slot:
         """Adds a new connection, which may end others. The slot's `end` may be replaced while it is
         open."""
         slot = Slot(network(address), end)
-        if len(self) >= self.limits.most and not self.make_room():
+        if len(self) >= self.limits.max_connections and not self.make_room():
             slot.surplus = True
             self._surplus[slot] = None
             if len(self._surplus) > self.limits.reserve:
-                self._end(next(iter(self._surplus)), told=True)
+                self._end(next(iter(self._surplus)), send_refusal=True)
         else:
             self._addresses.add(slot)
         self._add_untrusted(slot)
@@ -178,10 +179,10 @@ class Connections:
         self._surplus.pop(slot, None)
         self._addresses.discard(slot)
 
-    def hears(self, slot: Slot) -> None:
+    def mark_request_started(self, slot: Slot) -> None:
         """Records that a request has begun to arrive on the connection and is incomplete."""
-        if slot.heard is None:
-            slot.heard = self._now()
+        if slot.request_started is None:
+            slot.request_started = self._now()
 
     def trust(self, slot: Slot, owner: Hashable) -> None:
         """Marks the connection as trusted: a request carried a valid key of `owner`."""
@@ -205,7 +206,7 @@ class Connections:
         most idle ones. Returns False if all are busy."""
         oldest = self._addresses.oldest()
         if oldest is not None:
-            self._end(oldest, told=True)
+            self._end(oldest, send_refusal=True)
             return True
         idle: dict[Hashable, list[Slot]] = {}
         for slot in self._trusted:
@@ -214,10 +215,10 @@ class Connections:
         if not idle:
             return False
         owner = max(idle, key=lambda name: len(idle[name]))
-        most = sorted(idle[owner], key=lambda slot: slot.idle_since)
+        oldest_first = sorted(idle[owner], key=lambda slot: slot.idle_since)
         # Several at a time: a search through all of them for each new connection would be slow.
-        for slot in most[: max(1, len(most) // 64)]:
-            self._end(slot, told=False)
+        for slot in oldest_first[: max(1, len(oldest_first) // 64)]:
+            self._end(slot, send_refusal=False)
         return True
 
     def stop(self) -> None:
@@ -229,37 +230,88 @@ class Connections:
     def _add_untrusted(self, slot: Slot) -> None:
         slot.since = self._now()
         self._untrusted[slot] = None
-        if self._addresses.size(slot.group) > self.limits.address:
+        if self._addresses.size(slot.group) > self.limits.per_address:
             self._crowded.add(slot.group)
         if self._timer is None:
-            self._timer = self._loop.call_later(_TICK, self._look)
+            self._timer = self._loop.call_later(_CHECK_INTERVAL, self._check_untrusted)
 
     def _now(self) -> float:
         now = self._loop.time()
-        self._clock += min(now - self._seen, _STALL)
-        self._seen = now
+        self._clock += min(now - self._last_reading, _MAX_CLOCK_STEP)
+        self._last_reading = now
         return self._clock
 
-    def _look(self) -> None:
+    def _check_untrusted(self) -> None:
         now = self._now()
         limits = self.limits
-        full = len(self) >= limits.most * 7 // 8
+        full = len(self) >= limits.max_connections * 7 // 8
         for name in list(self._crowded):
-            excess = self._addresses.excess(name, limits.address)
+            excess = self._addresses.excess(name, limits.per_address)
             if not excess:
                 self._crowded.discard(name)
             for slot in excess:
-                begin = slot.since if full else slot.heard
+                begin = slot.since if full else slot.request_started
                 if begin is None or slot.waiting or slot not in self._untrusted:
                     continue
                 if now - begin >= limits.grace:
-                    self._end(slot, told=True)
+                    self._end(slot, send_refusal=True)
         for slot in list(self._untrusted):
-            if now - slot.since < limits.life:
+            if now - slot.since < limits.lifetime:
                 break
-            self._end(slot, told=slot.waiting)  # waiting: the store or we are slow
-        self._timer = self._loop.call_later(_TICK, self._look) if self._untrusted else None
+            self._end(slot, send_refusal=slot.waiting)  # waiting: the delay is the server's
+        self._timer = (
+            self._loop.call_later(_CHECK_INTERVAL, self._check_untrusted) if self._untrusted else None
+        )
 
-    def _end(self, slot: Slot, *, told: bool) -> None:
+    def _end(self, slot: Slot, *, send_refusal: bool) -> None:
         self.close(slot)
-        slot.end(told)
+        slot.end(send_refusal)
+
+
+class StartQueue:
+    """Lets at most `rate` requests start in one iteration of the event loop, in the order of arrival.
+
+    Requires a running event loop.
+    """
+
+    __slots__ = ("_active", "_left", "_loop", "_rate", "_waiting")
+
+    def __init__(self, rate: int) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._rate = self._left = rate
+        self._waiting: deque[asyncio.Future[None]] = deque()
+        self._active = False
+
+    def enter(self) -> asyncio.Future[None] | None:
+        """Returns None if the request may start immediately, else a future to await first."""
+        if not self._active:
+            self._active = True
+            self._loop.call_soon(self._next_iteration)
+        if self._left:
+            self._left -= 1
+            return None
+        turn: asyncio.Future[None] = self._loop.create_future()
+        self._waiting.append(turn)
+        return turn
+
+    def _next_iteration(self) -> None:
+        left = self._rate
+        while left and self._waiting:
+            turn = self._waiting.popleft()
+            if not turn.done():
+                turn.set_result(None)
+                left -= 1
+        self._left = left
+        self._active = left < self._rate
+        if self._active:
+            self._loop.call_soon(self._next_iteration)
+
+
+class StartQueues:
+    """One queue each for health checks, trusted and untrusted connections, so that none of them waits
+    behind many of the others."""
+
+    def __init__(self) -> None:
+        self.health = StartQueue(8)
+        self.trusted = StartQueue(16)
+        self.untrusted = StartQueue(16)
