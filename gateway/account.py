@@ -23,7 +23,7 @@ from pomelo.errors import PomeloError, invalid
 from pomelo.gen.v1 import account_service_pb2 as pb
 from pomelo.service import Visit
 
-_PAGE_SIZE_TEXT = re.compile(r"[0-9]{1,4}")
+_PAGE_SIZE = re.compile(r"[0-9]{1,4}")
 _MAX_PAGE_SIZE = 1_000
 _DATE = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}")
 _TIME = re.compile(
@@ -100,7 +100,7 @@ def _text(name: str, text: str) -> str:
 
 
 def _page_size(name: str, text: str) -> int:
-    if not _PAGE_SIZE_TEXT.fullmatch(text) or not 1 <= int(text) <= _MAX_PAGE_SIZE:
+    if not _PAGE_SIZE.fullmatch(text) or not 1 <= int(text) <= _MAX_PAGE_SIZE:
         raise invalid(name, f"1 to {_MAX_PAGE_SIZE:,}")
     return int(text)
 

@@ -11,8 +11,8 @@ from aiohttp import web
 from pydantic_core import to_json
 
 from gateway import routes
-from gateway.connections.connection import Connection, ConnectionTimeouts
-from gateway.connections.limits import ConnectionLimits, Connections, Slot, StartQueues
+from gateway.connections.connection import Connection
+from gateway.connections.limits import ConnectionLimits, Connections, ConnectionTimeouts, Slot, StartQueues
 from gateway.connections.listener import Listener, bind
 from gateway.cors import Cors
 from gateway.errors import CALL, error_middleware

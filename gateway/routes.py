@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from aiohttp import web
 from google.protobuf.timestamp_pb2 import Timestamp
@@ -27,22 +27,16 @@ Handler = Callable[[Gateway, web.Request, Call, Visit], Awaitable[web.StreamResp
 OpenHandler = Callable[[Gateway, web.Request, Call], Awaitable[web.StreamResponse]]
 
 
-@dataclass(frozen=True, slots=True)
-class Route:
-    """A route that requires an API key. GET also handles HEAD."""
-
-    method: str
-    path: str
-    handler: Handler
+H = TypeVar("H", Handler, OpenHandler)
 
 
 @dataclass(frozen=True, slots=True)
-class OpenRoute:
-    """A route that requires no API key: it is cheap, or checks its caller itself. GET also handles HEAD."""
+class Route(Generic[H]):
+    """A route; GET also handles HEAD."""
 
     method: str
     path: str
-    handler: OpenHandler
+    handler: H
 
 
 async def list_models(gateway: Gateway, request: web.Request, call: Call, visit: Visit) -> web.StreamResponse:
@@ -123,8 +117,8 @@ ROUTES = (
 """The routes that require a key."""
 
 OPEN_ROUTES = (
-    OpenRoute("GET", "/media/{media_id}", get_media),
-    OpenRoute("GET", "/openapi.json", get_openapi),
-    OpenRoute("GET", HEALTH_PATH, get_health),
+    Route("GET", "/media/{media_id}", get_media),
+    Route("GET", "/openapi.json", get_openapi),
+    Route("GET", HEALTH_PATH, get_health),
 )
-"""The routes that require no key."""
+"""The routes that require no key: they are cheap, or check their caller themselves."""

@@ -51,18 +51,9 @@ class SseResponse:
     """
 
     __slots__ = (
-        "_batch",
-        "_batch_size",
-        "_call",
-        "_commenting",
-        "_flushing",
-        "_keep_alive",
-        "_last_sent",
-        "_loop",
-        "_request",
-        "_timer",
-        "response",
-    )
+        "_batch", "_batch_size", "_call", "_commenting", "_flushing", "_keep_alive", "_last_sent", "_loop",
+        "_request", "_timer", "response",
+    )  # fmt: skip
 
     def __init__(self, request: web.Request, call: Call, keep_alive: float) -> None:
         self.response: web.StreamResponse | None = None
@@ -181,18 +172,18 @@ async def stream_task(
         PomeloError: an error before anything was sent.
         ConnectionError: the client has left.
     """
-    response = SseResponse(request, call, keep_alive)
+    sse = SseResponse(request, call, keep_alive)
     objects = StreamObjects(TaskStarted())
     failure: PomeloError | None = None
     try:
         async with tasks.stream_task(task, call) as events:
-            response.start()
+            sse.start()
             async for event in events:
                 event_type: str = event.WhichOneof("event") or ""
                 renderer = EVENT_RENDERERS.get(event_type)
                 if renderer is not None:
                     for data in renderer(objects, getattr(event, event_type)):
-                        await response.send(encode_event(data))
+                        await sse.send(encode_event(data))
                 elif event_type == "result":
                     objects.last = render_result(event.result, link)
                 elif event_type == "started":
@@ -207,9 +198,9 @@ async def stream_task(
     except Exception:
         failure = log_unexpected(call)
     finally:
-        response.stop()
+        sse.stop()
     if failure is None:
-        return await response.finish(encode_event(objects.last) + _DONE)
-    if response.response is None:
+        return await sse.finish(encode_event(objects.last) + _DONE)
+    if sse.response is None:
         raise failure
-    return await response.fail(failure)
+    return await sse.fail(failure)

@@ -5,15 +5,13 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Coroutine, Hashable, Mapping
-from dataclasses import dataclass
-from ipaddress import IPv4Network, IPv6Network
 from typing import Any, cast
 
 from aiohttp import hdrs, web
 from aiohttp.http import HttpRequestParser
 from aiohttp.streams import StreamReader
 
-from gateway.connections.limits import Connections, Slot, StartQueues
+from gateway.connections.limits import MIN_READ_RATE, Connections, ConnectionTimeouts, Slot, StartQueues
 from gateway.cors import Cors, is_preflight
 from gateway.errors import error_body, raw_error_response, unrouted_headers
 from pomelo.errors import PomeloError, invalid
@@ -41,10 +39,6 @@ upload within the limits is smaller."""
 MAX_UNAUTHENTICATED = 4
 """Consecutive requests without a valid key after which a connection is closed."""
 
-MIN_READ_RATE = 1024
-"""The minimum rate, in bytes a second, at which a client must read a response; measured over
-`ConnectionTimeouts.stall`."""
-
 _MAX_LINE = 8190
 _MAX_HEADERS = 128
 _MAX_PIPELINED = 2
@@ -62,24 +56,6 @@ _DUPLICATE_CONTENT_TYPE = "Duplicate 'Content-Type' header"
 _UNREADABLE = "The HTTP request can't be read. Check its request line, headers and framing"
 
 
-@dataclass(frozen=True, slots=True)
-class ConnectionTimeouts:
-    """The timeouts of a client's connection, in seconds.
-
-    `head` is the time for a complete request head, from its first byte (or from connecting).
-    `stall` is the period over which a client must read a response at `MIN_READ_RATE` or faster. `idle`
-    is the time between two requests, `proxy_idle` the same on connections from the networks
-    `proxies`. `linger` is how long the rest of a refused body is discarded.
-    """
-
-    head: float
-    stall: float
-    idle: float
-    linger: float
-    proxy_idle: float
-    proxies: tuple[IPv4Network | IPv6Network, ...]
-
-
 class Connection(web.RequestHandler):
     """An HTTP connection with timeouts, which occupies `slot` of the server's `connections`.
 
@@ -87,25 +63,10 @@ class Connection(web.RequestHandler):
     """
 
     __slots__ = (
-        "_authenticated",
-        "_connections",
-        "_cors",
-        "_counts_as_lingering",
-        "_discard_body",
-        "_discarded",
-        "_discarding",
-        "_finished",
-        "_framing_bytes",
-        "_head_size",
-        "_head_timer",
-        "_linger_timer",
-        "_raw_transport",
-        "_stall_timer",
-        "_start_queues",
-        "_timeouts",
-        "_unauthenticated",
-        "slot",
-    )
+        "_authenticated", "_connections", "_cors", "_counts_as_lingering", "_discard_body", "_discarded",
+        "_discarding", "_finished", "_framing_bytes", "_head_size", "_head_timer", "_linger_timer",
+        "_raw_transport", "_stall_timer", "_start_queues", "_timeouts", "_unauthenticated_count", "slot",
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -149,7 +110,7 @@ class Connection(web.RequestHandler):
         self._finished = 0
         self._framing_bytes = 0
         self._discarded = 0
-        self._unauthenticated = 0
+        self._unauthenticated_count = 0
         self._head_size = 0
         self._head_timer: asyncio.TimerHandle | None = None
         self._stall_timer: asyncio.TimerHandle | None = None
@@ -390,10 +351,10 @@ class Connection(web.RequestHandler):
         """Sends a response; closes after `MAX_UNAUTHENTICATED` requests in a row without a valid key."""
         self.slot.waiting = False
         if self._authenticated:
-            self._unauthenticated = 0
+            self._unauthenticated_count = 0
         else:
-            self._unauthenticated += 1
-            if self._unauthenticated >= MAX_UNAUTHENTICATED or self.slot.surplus:
+            self._unauthenticated_count += 1
+            if self._unauthenticated_count >= MAX_UNAUTHENTICATED or self.slot.surplus:
                 resp.force_close()
         # aiohttp would parse the rest of a body to discard it; that is expensive with chunks.
         self._discard_body = not request.content.is_eof() and (
@@ -423,11 +384,9 @@ class Connection(web.RequestHandler):
             raise ConnectionError("a response has begun already")
         if status == 400:
             log.warning("a malformed request was refused: %s", type(exc).__name__)
-            error = (
-                invalid("Content-Type", "given once")
-                if _DUPLICATE_CONTENT_TYPE in str(exc)
-                else PomeloError("invalid_body", _UNREADABLE)
-            )
+            error = PomeloError("invalid_body", _UNREADABLE)
+            if _DUPLICATE_CONTENT_TYPE in str(exc):
+                error = invalid("Content-Type", "given once")
         else:
             log.error("a request failed outside its route\n%s", format_trace(exc) if exc else "")
             error = PomeloError("internal_error")

@@ -1,5 +1,4 @@
-"""Limits of connections: a maximum for all, stricter limits without a valid key, and a queue for starting
-requests.
+"""Limits and timeouts of connections, stricter without a valid key; and queues for starting requests.
 
 This module counts slots and times; it never touches a socket. A connection is *trusted* while its requests
 carry valid keys. An untrusted one is closed after a few seconds, and each address may have only a few slow
@@ -13,6 +12,7 @@ import asyncio
 from collections import deque
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
+from ipaddress import IPv4Network, IPv6Network
 
 from pomelo.origin import network
 
@@ -22,6 +22,10 @@ _CHECK_INTERVAL = 0.25
 _MAX_CLOCK_STEP = 2 * _CHECK_INTERVAL
 """The most seconds that the clock advances between two readings: while the event loop is blocked,
 nothing that clients send is read."""
+
+MIN_READ_RATE = 1024
+"""The minimum rate, in bytes a second, at which a client must read a response; measured over
+`ConnectionTimeouts.stall`."""
 
 EndConnection = Callable[[bool], None]
 """Ends a connection. True: sends `overloaded` first, if a response can still be sent."""
@@ -45,6 +49,24 @@ class ConnectionLimits:
     lifetime: float = 8.0
 
 
+@dataclass(frozen=True, slots=True)
+class ConnectionTimeouts:
+    """The timeouts of a client's connection, in seconds.
+
+    `head` is the time for a complete request head, from its first byte (or from connecting).
+    `stall` is the period over which a client must read a response at `MIN_READ_RATE` or faster. `idle`
+    is the time between two requests, `proxy_idle` the same on connections from the networks
+    `proxies`. `linger` is how long the rest of a refused body is discarded.
+    """
+
+    head: float
+    stall: float
+    idle: float
+    linger: float
+    proxy_idle: float
+    proxies: tuple[IPv4Network | IPv6Network, ...]
+
+
 class Slot:
     """One connection's entry, from its accept to its end.
 
@@ -54,17 +76,9 @@ class Slot:
     """
 
     __slots__ = (
-        "busy",
-        "end",
-        "group",
-        "idle_since",
-        "open",
-        "owner",
-        "request_started",
-        "since",
-        "surplus",
+        "busy", "end", "group", "idle_since", "open", "owner", "request_started", "since", "surplus",
         "waiting",
-    )
+    )  # fmt: skip
 
     def __init__(self, group: Hashable, end: EndConnection) -> None:
         self.group = group
@@ -141,7 +155,7 @@ class Connections:
     def __init__(self, limits: ConnectionLimits) -> None:
         self.limits = limits
         self.lingering = 0
-        """Connections without a slot that only wait for their client to read the last answer."""
+        """Connections without a slot that only wait for their client to read the last response."""
         self._loop = asyncio.get_running_loop()
         self._trusted: dict[Slot, None] = {}
         self._untrusted: dict[Slot, None] = {}  # ordered by `since`
@@ -259,9 +273,9 @@ class Connections:
             if now - slot.since < limits.lifetime:
                 break
             self._end(slot, send_refusal=slot.waiting)  # waiting: the delay is the server's
-        self._timer = (
-            self._loop.call_later(_CHECK_INTERVAL, self._check_untrusted) if self._untrusted else None
-        )
+        self._timer = None
+        if self._untrusted:
+            self._timer = self._loop.call_later(_CHECK_INTERVAL, self._check_untrusted)
 
     def _end(self, slot: Slot, *, send_refusal: bool) -> None:
         self.close(slot)

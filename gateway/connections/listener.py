@@ -143,16 +143,14 @@ class Listener:
                     self._on_exhausted(listening, error)
                 break  # otherwise the queue is empty, or the next client has disconnected
             accepted.setblocking(False)
-            pending = _PendingConnection(
-                self._loop, accepted, refusal=self._refusal if self._tls is None else None
-            )
+            refusal = self._refusal if self._tls is None else None
+            pending = _PendingConnection(self._loop, accepted, refusal)
             slot = pending.slot = self._connections.open(address[0], pending.drop)
-            if slot.open and not self._check_readable(pending):
-                pending.wait_readable(self._silent, self._check_readable)
+            if slot.open and not self._start_or_queue(pending):
+                pending.wait_readable(self._silent, self._start_or_queue)
 
-    def _check_readable(self, pending: _PendingConnection) -> bool:
-        """Starts or queues a connection that has sent something. Returns False if nothing has
-        arrived."""
+    def _start_or_queue(self, pending: _PendingConnection) -> bool:
+        """Starts or queues a connection that has sent something; returns False if it has not."""
         try:
             first = pending.socket.recv(len(HEALTH_REQUEST), socket.MSG_PEEK)
         except BlockingIOError:
@@ -255,7 +253,6 @@ class _PendingConnection:
         self,
         loop: asyncio.AbstractEventLoop,
         accepted: socket.socket,
-        *,
         refusal: Callable[[bytes], bytes] | None,
     ) -> None:
         self._loop = loop
@@ -286,10 +283,8 @@ class _PendingConnection:
         self.stop_waiting()
         if send_refusal and self._refusal is not None:
             received = b""
-            with suppress(OSError):
-                received = self.socket.recv(
-                    _RECEIVE_SIZE
-                )  # else the close would be a reset and lose the response
+            with suppress(OSError):  # unread bytes would make the close a reset, and lose the response
+                received = self.socket.recv(_RECEIVE_SIZE)
             with suppress(OSError):
                 self.socket.send(self._refusal(received))
                 self.socket.shutdown(socket.SHUT_WR)

@@ -25,24 +25,6 @@ COMMON_ERRORS = (
 )
 
 
-def nullable(json_type: str, minimum: float, maximum: float | None = None, **more: Any) -> Schema:
-    schema: Schema = {"type": [json_type, "null"], "minimum": minimum, **more}
-    if maximum is not None:
-        schema["maximum"] = maximum
-    return schema
-
-
-def text_schema(min_length: int = 0, max_length: int | None = None, **more: Any) -> Schema:
-    schema: Schema = {"type": ["string", "null"], "minLength": min_length, **more}
-    if max_length is not None:
-        schema["maxLength"] = max_length
-    return schema
-
-
-def one_of(*values: str, **more: Any) -> Schema:
-    return {"type": ["string", "null"], "enum": [*values, None], **more}
-
-
 def ref(name: str) -> Schema:
     return {"$ref": f"#/components/schemas/{name}"}
 

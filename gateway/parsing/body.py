@@ -63,17 +63,9 @@ class RequestBody:
     """
 
     __slots__ = (
-        "_call",
-        "_chunks",
-        "_content",
-        "_expects_continue",
-        "_limit",
-        "_rate",
-        "_request",
-        "_seconds_left",
-        "_visit",
-        "length",
-    )
+        "_call", "_chunks", "_content", "_expects_continue", "_limit", "_rate", "_request", "_seconds_left",
+        "_visit", "length",
+    )  # fmt: skip
 
     def __init__(self, request: web.Request, call: Call, visit: Visit, limit: int, rate: BodyRate) -> None:
         length = request.content_length

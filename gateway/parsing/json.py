@@ -17,7 +17,7 @@ from jiter import from_json
 from pydantic_core import from_json as partial_json
 
 from gateway.parsing.body import RequestBody
-from gateway.types.base import shorten_name
+from gateway.types.fields import shorten_name
 from pomelo.errors import PomeloError, invalid
 
 LARGE_BODY = 64 * 1024

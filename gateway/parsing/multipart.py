@@ -14,7 +14,7 @@ from typing import Protocol
 from gateway.parsing.body import UTF_8, RequestBody, charset_of, too_large
 from gateway.parsing.json import JsonScan
 from gateway.types import FIELD_NAMES, JSON_FIELDS, TASK_FORMATS
-from gateway.types.base import unknown_field
+from gateway.types.fields import unknown_field
 from pomelo.call import Call
 from pomelo.errors import PomeloError, invalid
 from pomelo.gen.v1.media_pb2 import Media

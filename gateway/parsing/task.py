@@ -18,7 +18,8 @@ from gateway.parsing.json import LARGE_BODY, parse_json, read_json
 from gateway.parsing.multipart import Form, read_form
 from gateway.state import Gateway, account_of
 from gateway.types import COMMON_FIELDS, TASK_FORMATS
-from gateway.types.base import Field, TaskFormat, check_flag, check_text, unknown_field
+from gateway.types.base import TaskFormat
+from gateway.types.fields import Field, check_flag, check_text, unknown_field
 from pomelo.call import Call
 from pomelo.errors import PomeloError, invalid, missing
 from pomelo.gen.v1.media_pb2 import ResponseFormat

@@ -4,21 +4,15 @@ from __future__ import annotations
 
 from pydantic_core import to_json
 
-from gateway.openapi.schema import nullable, one_of, text_schema
+from gateway.types import fields
 from gateway.types.base import (
     MEDIA_SCHEMA,
-    RESPONSE_FORMAT,
     Link,
     StreamObjects,
     TaskFormat,
-    by_name,
-    choice_field,
-    integer_field,
-    number_field,
     open_object,
     render_media,
     result_schema,
-    text_field,
 )
 from pomelo.gen.v1.image_pb2 import ImageFormat, ImageProgress
 from pomelo.gen.v1.task_pb2 import TaskResult
@@ -51,25 +45,24 @@ FORMAT = TaskFormat(
     },
     example_model="flux-1-pro",
     required=("prompt",),
-    fields=by_name(
-        text_field("prompt", text_schema(1, 10_000, description="What to draw.")),
-        integer_field("width", nullable("integer", 64, 2048, description="In pixels.", default=1024), 32),
-        integer_field("height", nullable("integer", 64, 2048, description="In pixels.", default=1024), 32),
-        integer_field("num_inference_steps", nullable("integer", 1, 100), 32),
-        number_field("guidance_scale", nullable("number", 0, 20)),
-        integer_field("seed", nullable("integer", 0, 2**53 - 1, description="For the same image.")),
-        choice_field(
+    fields=fields.by_name(
+        fields.text("prompt", 1, 10_000, description="What to draw."),
+        fields.integer("width", 64, 2048, description="In pixels.", default=1024, bits=32),
+        fields.integer("height", 64, 2048, description="In pixels.", default=1024, bits=32),
+        fields.integer("num_inference_steps", 1, 100, bits=32),
+        fields.number("guidance_scale", 0, 20),
+        fields.integer("seed", 0, 2**53 - 1, description="For the same image."),
+        fields.choice(
             "output_format",
-            one_of("png", "jpeg", "webp"),
             {
                 "png": ImageFormat.IMAGE_FORMAT_PNG,
                 "jpeg": ImageFormat.IMAGE_FORMAT_JPEG,
                 "jpg": ImageFormat.IMAGE_FORMAT_JPEG,
                 "webp": ImageFormat.IMAGE_FORMAT_WEBP,
             },
-            "png, jpeg, webp",
+            aliases={"jpg"},
         ),
-        RESPONSE_FORMAT,
+        fields.RESPONSE_FORMAT,
     ),
     render_result=render_result,
     event="image_progress",

@@ -4,26 +4,19 @@ from __future__ import annotations
 
 import binascii
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
-from gateway.openapi.schema import NULL_ONLY, nullable, object_of, ref, text_schema
+from gateway.openapi.schema import NULL_ONLY, object_of, ref
+from gateway.types import fields
 from gateway.types.base import (
     MEDIA_SCHEMA,
-    RESPONSE_FORMAT,
-    Field,
     Link,
     StreamObjects,
     TaskFormat,
-    by_name,
-    flag_field,
-    integer_field,
-    json_from_form,
-    number_field,
     open_object,
     render_media,
     result_schema,
-    text_field,
-    unknown_field,
 )
 from pomelo.errors import invalid
 from pomelo.gen.v1.speech_pb2 import AudioChunk
@@ -32,12 +25,12 @@ from pomelo.gen.v1.task_pb2 import TaskResult
 MAX_CHUNK_AUDIO = 45 * 1024
 """Bytes of audio in one event: its line stays below 64 KiB, and a multiple of three needs no padding."""
 
-_VOICE_SETTINGS = by_name(
-    number_field("stability", nullable("number", 0, 1), "voice_settings.stability"),
-    number_field("similarity_boost", nullable("number", 0, 1), "voice_settings.similarity_boost"),
-    number_field("style", nullable("number", 0, 1), "voice_settings.style"),
-    flag_field("use_speaker_boost", {"type": ["boolean", "null"]}, "voice_settings.use_speaker_boost"),
-    number_field("speed", nullable("number", 0.25, 4), "voice_settings.speed"),
+_VOICE_SETTINGS = fields.by_name(
+    fields.number("stability", 0, 1, label="voice_settings.stability"),
+    fields.number("similarity_boost", 0, 1, label="voice_settings.similarity_boost"),
+    fields.number("style", 0, 1, label="voice_settings.style"),
+    fields.flag("use_speaker_boost", label="voice_settings.use_speaker_boost"),
+    fields.number("speed", 0.25, 4, label="voice_settings.speed"),
 )
 
 
@@ -51,7 +44,7 @@ def _assign_voice_settings(message: Any, value: Any) -> None:
             continue
         field = _VOICE_SETTINGS.get(name)
         if field is None:
-            raise unknown_field(f"voice_settings.{name}")
+            raise fields.unknown_field(f"voice_settings.{name}")
         field.assign(settings, setting)
 
 
@@ -70,17 +63,17 @@ def render_chunk(objects: StreamObjects, chunk: AudioChunk) -> Iterator[bytes]:
         yield prefix + binascii.b2a_base64(data[at : at + MAX_CHUNK_AUDIO], newline=False) + b'"}}'
 
 
-_FIELDS = by_name(
-    text_field("voice", text_schema(1, description="A voice's name, such as adam, or its id.")),
-    Field(
+_FIELDS = (
+    fields.text("voice", 1, description="A voice's name, such as adam, or its id."),
+    fields.Field(
         "voice_settings",
         _assign_voice_settings,
-        json_from_form,
+        fields.parse_json_text,
         {"anyOf": [ref("VoiceSettings"), {"type": "null"}]},
     ),
-    text_field("output_format", text_schema(description="Codec, rate and kbit/s, such as mp3_44100_128.")),
-    integer_field("seed", nullable("integer", 0, 2**32 - 1, description="For repeatable output.")),
-    RESPONSE_FORMAT,
+    fields.text("output_format", description="Codec, rate and kbit/s, such as mp3_44100_128."),
+    fields.integer("seed", 0, 2**32 - 1, description="For repeatable output."),
+    fields.RESPONSE_FORMAT,
 )
 
 _SCHEMAS = {
@@ -90,8 +83,8 @@ _SCHEMAS = {
     "SpeechGeneration": result_schema("speech.generation", "speech", audio=MEDIA_SCHEMA),
 }
 
-LANGUAGE_CODE = text_field(
-    "language_code", text_schema(description="A code of ISO 639 or a BCP 47 tag, such as en, eng or en-US.")
+LANGUAGE_CODE = fields.text(
+    "language_code", description="A code of ISO 639 or a BCP 47 tag, such as en, eng or en-US."
 )
 
 TEXT_TO_SPEECH = TaskFormat(
@@ -103,11 +96,7 @@ TEXT_TO_SPEECH = TaskFormat(
     schemas=_SCHEMAS,
     example_model="eleven-labs-tts",
     required=("text", "voice"),
-    fields={
-        **by_name(text_field("text", text_schema(1, description="What to say."))),
-        **_FIELDS,
-        **by_name(LANGUAGE_CODE),
-    },
+    fields=fields.by_name(fields.text("text", 1, description="What to say."), *_FIELDS, LANGUAGE_CODE),
     render_result=render_result,
     event="audio_chunk",
     render_event=render_chunk,
@@ -115,18 +104,13 @@ TEXT_TO_SPEECH = TaskFormat(
     ignores_audio_file=True,  # the API reference sends one with text-to-speech
 )
 
-SPEECH_TO_SPEECH = TaskFormat(
+SPEECH_TO_SPEECH = replace(
+    TEXT_TO_SPEECH,
     name="speech-to-speech",
     input="speech_to_speech",
-    output="speech",
     schema_name="SpeechToSpeechTask",
-    result_schema_name="SpeechGeneration",
-    schemas=_SCHEMAS,
     example_model="eleven-labs-sts",
     required=("audio", "voice"),
-    fields=_FIELDS,
-    render_result=render_result,
-    event="audio_chunk",
-    render_event=render_chunk,
-    media_range="audio/",
+    fields=fields.by_name(*_FIELDS),
+    ignores_audio_file=False,
 )

@@ -7,22 +7,9 @@ from typing import Any
 
 from pydantic_core import to_json
 
-from gateway.openapi.schema import NULL_ONLY, Schema, nullable, object_of, ref, text_schema
-from gateway.types.base import (
-    Field,
-    Link,
-    StreamObjects,
-    TaskFormat,
-    by_name,
-    check_names,
-    check_text,
-    integer_field,
-    json_from_form,
-    list_from_form,
-    number_field,
-    result_schema,
-    text_field,
-)
+from gateway.openapi.schema import NULL_ONLY, Schema, object_of, ref
+from gateway.types import fields
+from gateway.types.base import Link, StreamObjects, TaskFormat, result_schema
 from pomelo.errors import invalid, missing
 from pomelo.gen.v1.task_pb2 import TaskResult
 from pomelo.gen.v1.text_pb2 import ContentParts, FinishReason, Message, Role, TextDelta, TokenUsage
@@ -43,7 +30,7 @@ def _assign_stop(message: Any, value: Any) -> None:
     if type(texts) is not list:
         raise invalid("stop", "a text or a list of texts")
     for i, text in enumerate(texts):
-        message.stop.append(check_text(f"stop[{i}]", text))
+        message.stop.append(fields.check_text(f"stop[{i}]", text))
 
 
 def _assign_messages(message: Any, value: Any) -> None:
@@ -64,7 +51,7 @@ def _assign_messages(message: Any, value: Any) -> None:
 def _fill_message(message: Message, label: str, item: Any) -> None:
     if type(item) is not dict:
         raise invalid(label, "an object with role and content")
-    check_names(item, ("role", "content"), label)
+    fields.check_names(item, ("role", "content"), label)
     role, content = item.get("role"), item.get("content")
     if role is None:
         raise missing(f"{label}.role")
@@ -77,7 +64,7 @@ def _fill_message(message: Message, label: str, item: Any) -> None:
     if type(content) is list:
         _fill_parts(message.parts, f"{label}.content", content)
     elif type(content) is str:
-        message.content = check_text(f"{label}.content", content)
+        message.content = fields.check_text(f"{label}.content", content)
     else:
         raise invalid(f"{label}.content", "a text or a list of parts")
 
@@ -93,23 +80,23 @@ def _fill_parts(parts: ContentParts, label: str, items: list[Any]) -> None:
             raise missing(f"{part_label}.type")
         if part_type not in ("text", "image_url"):
             raise invalid(f"{part_label}.type", "one of text, image_url")
-        check_names(item, ("type", part_type), part_label)
+        fields.check_names(item, ("type", part_type), part_label)
         value = item.get(part_type)
         if value is None:
             raise missing(f"{part_label}.{part_type}")
         if part_type == "text":
-            parts.parts.add(text=check_text(f"{part_label}.text", value))
+            parts.parts.add(text=fields.check_text(f"{part_label}.text", value))
         else:
             parts.parts.add().image_url.url = _image_url(f"{part_label}.image_url", value)
 
 
 def _image_url(label: str, value: Any) -> str:
     if type(value) is not dict:
-        return check_text(label, value)
-    check_names(value, ("url",), label)
+        return fields.check_text(label, value)
+    fields.check_names(value, ("url",), label)
     if value.get("url") is None:
         raise missing(f"{label}.url")
-    return check_text(f"{label}.url", value["url"])
+    return fields.check_text(f"{label}.url", value["url"])
 
 
 # --- results
@@ -226,11 +213,11 @@ FORMAT = TaskFormat(
     schemas=_SCHEMAS,
     example_model="gpt-4",
     required=("messages",),
-    fields=by_name(
-        Field(
+    fields=fields.by_name(
+        fields.Field(
             "messages",
             _assign_messages,
-            json_from_form,
+            fields.parse_json_text,
             {
                 "type": "array",
                 "items": ref("Message"),
@@ -239,13 +226,13 @@ FORMAT = TaskFormat(
                 "description": "The conversation, oldest first.",
             },
         ),
-        integer_field("max_tokens", nullable("integer", 1, description="The most tokens to generate.")),
-        number_field("temperature", nullable("number", 0, 2, description="Randomness.")),
-        number_field("top_p", nullable("number", 0, 1, description="Nucleus sampling.")),
-        Field(
+        fields.integer("max_tokens", 1, description="The most tokens to generate."),
+        fields.number("temperature", 0, 2, description="Randomness."),
+        fields.number("top_p", 0, 1, description="Nucleus sampling."),
+        fields.Field(
             "stop",
             _assign_stop,
-            list_from_form,
+            fields.parse_list_text,
             {
                 "type": ["string", "array", "null"],
                 "minLength": 1,
@@ -254,10 +241,10 @@ FORMAT = TaskFormat(
                 "description": "Text that ends the output, or up to 4 of them.",
             },
         ),
-        integer_field("seed", nullable("integer", 0, 2**53 - 1, description="For repeatable output.")),
-        number_field("presence_penalty", nullable("number", -2, 2)),
-        number_field("frequency_penalty", nullable("number", -2, 2)),
-        text_field("user", text_schema(0, 256, description="Your own name for the end user.")),
+        fields.integer("seed", 0, 2**53 - 1, description="For repeatable output."),
+        fields.number("presence_penalty", -2, 2),
+        fields.number("frequency_penalty", -2, 2),
+        fields.text("user", 0, 256, description="Your own name for the end user."),
     ),
     render_result=render_result,
     event="text_delta",

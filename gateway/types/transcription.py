@@ -4,16 +4,9 @@ from __future__ import annotations
 
 from pydantic_core import to_json
 
-from gateway.openapi.schema import nullable, object_of, one_of
-from gateway.types.base import (
-    Link,
-    TaskFormat,
-    by_name,
-    choice_field,
-    flag_field,
-    integer_field,
-    result_schema,
-)
+from gateway.openapi.schema import object_of
+from gateway.types import fields
+from gateway.types.base import Link, TaskFormat, result_schema
 from gateway.types.speech import LANGUAGE_CODE
 from pomelo.gen.v1.speech_pb2 import Timestamps
 from pomelo.gen.v1.task_pb2 import TaskResult
@@ -62,19 +55,17 @@ FORMAT = TaskFormat(
     },
     example_model="eleven-labs-stt",
     required=("audio",),
-    fields=by_name(
+    fields=fields.by_name(
         LANGUAGE_CODE,
-        flag_field("diarize", {"type": ["boolean", "null"], "description": "Distinguish speakers."}),
-        integer_field("num_speakers", nullable("integer", 1, 32), 32),
-        choice_field(
+        fields.flag("diarize", description="Distinguish speakers."),
+        fields.integer("num_speakers", 1, 32, bits=32),
+        fields.choice(
             "timestamps",
-            one_of("none", "word", "character"),
             {
                 "none": Timestamps.TIMESTAMPS_NONE,
                 "word": Timestamps.TIMESTAMPS_WORD,
                 "character": Timestamps.TIMESTAMPS_CHARACTER,
             },
-            "none, word, character",
         ),
     ),
     render_result=render_result,
