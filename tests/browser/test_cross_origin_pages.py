@@ -120,7 +120,7 @@ async def _house(pages: Pages, tmp_path_factory: pytest.TempPathFactory) -> Asyn
 
 
 @WAY
-async def test_a_page_of_an_allowed_origin_runs_the_example_of_the_documentation(
+async def test_a_page_of_an_allowed_origin_runs_the_documented_example(
     browser: Browser, pages: Pages, house: House, way: str
 ) -> None:
     caller = await house.caller("all")
@@ -134,7 +134,7 @@ async def test_a_page_of_an_allowed_origin_runs_the_example_of_the_documentation
 
 
 @WAY
-async def test_the_browser_refuses_the_page_of_another_origin_before_it_costs_anything(
+async def test_the_browser_blocks_a_page_of_another_origin_before_a_task_runs(
     browser: Browser, pages: Pages, house: House, way: str
 ) -> None:
     caller = await house.caller("all")
@@ -147,7 +147,7 @@ async def test_the_browser_refuses_the_page_of_another_origin_before_it_costs_an
 
 
 @WAY
-async def test_a_page_reads_a_stream_and_the_headers_of_limits(
+async def test_a_page_reads_a_stream_and_the_rate_limit_headers(
     browser: Browser, pages: Pages, house: House, way: str
 ) -> None:
     caller = await house.caller("all")
@@ -164,7 +164,7 @@ async def test_a_page_reads_a_stream_and_the_headers_of_limits(
 
 
 @WAY
-async def test_a_page_reads_audio_raw_and_by_its_link(
+async def test_a_page_reads_raw_audio_and_audio_by_link(
     browser: Browser, pages: Pages, house: House, way: str
 ) -> None:
     caller = await house.caller("all")

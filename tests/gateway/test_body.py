@@ -33,7 +33,7 @@ def refusal(task_type: int, values: dict[str, Any], *, form: bool = False) -> Po
     return caught.value
 
 
-def test_every_field_of_a_text_task_reaches_its_message() -> None:
+def test_every_field_of_a_text_task_is_set_in_the_message() -> None:
     values = {
         "messages": HI,
         "max_tokens": 100,
@@ -51,7 +51,7 @@ def test_every_field_of_a_text_task_reaches_its_message() -> None:
     assert (text.max_tokens, text.temperature, text.top_p, list(text.stop)) == (100, 0.7, 1.0, ["a", "b"])
 
 
-def test_every_field_of_the_other_task_types_reaches_its_message() -> None:
+def test_every_field_of_the_other_task_types_is_set_in_the_message() -> None:
     speech = {
         "voice": "adam",
         "voice_settings": {"stability": 0.5, "use_speaker_boost": True, "speed": 1},
@@ -85,12 +85,12 @@ def test_every_field_of_the_other_task_types_reaches_its_message() -> None:
     assert build(IMAGE, image).image.output_format == ImageFormat.IMAGE_FORMAT_JPEG
 
 
-def test_a_medium_comes_back_both_ways_unless_the_caller_says_how() -> None:
+def test_media_is_returned_as_link_and_base64_by_default() -> None:
     assert build(IMAGE, {"prompt": "p"}).image.response_format == ResponseFormat.RESPONSE_FORMAT_BOTH
     assert build(STS, {}).speech_to_speech.response_format == ResponseFormat.RESPONSE_FORMAT_BOTH
 
 
-def test_null_is_absence() -> None:
+def test_null_equals_an_absent_field() -> None:
     task = build(
         TEXT,
         {"messages": HI, **dict.fromkeys(TASK_FORMATS[TEXT].fields.keys() - {"messages"}), "stream": None},
@@ -109,12 +109,12 @@ def test_a_field_that_the_task_type_does_not_have_is_refused_and_named(task_type
         assert TASK_FORMATS[task_type].name in error.message
 
 
-def test_null_is_ignored_whatever_its_field() -> None:
+def test_null_is_ignored_in_every_field() -> None:
     nulls = dict.fromkeys([*FIELD_NAMES, "tools"])
     assert build(IMAGE, {**nulls, "prompt": "p"}) == build(IMAGE, {"prompt": "p"})
     part = {"type": "image_url", "text": None, "image_url": {"url": "data:", "detail": None}}
-    answer = {"role": "assistant", "content": "Hello", "refusal": None, "tool_calls": None}
-    task = build(TEXT, {"messages": [answer, {"role": "user", "name": None, "content": [part]}]})
+    response = {"role": "assistant", "content": "Hello", "refusal": None, "tool_calls": None}
+    task = build(TEXT, {"messages": [response, {"role": "user", "name": None, "content": [part]}]})
     assert [len(message.parts.parts) for message in task.text.messages] == [0, 1]
     settings = build(TTS, {"voice_settings": {"pitch": None, "speed": 1}}).text_to_speech.voice_settings
     assert [f.name for f, _ in settings.ListFields()] == ["speed"]
@@ -179,7 +179,7 @@ def test_null_is_ignored_whatever_its_field() -> None:
         (STT, {"timestamps": "line"}, "timestamps"),
     ],
 )
-def test_a_wrong_value_is_refused_by_the_name_of_its_field(
+def test_an_invalid_value_is_refused_and_its_field_named(
     task_type: int, values: dict[str, Any], field: str
 ) -> None:
     error = refusal(task_type, values)
@@ -188,11 +188,11 @@ def test_a_wrong_value_is_refused_by_the_name_of_its_field(
     assert field in error.message
 
 
-def test_a_float_that_is_a_whole_number_is_taken_as_one() -> None:
+def test_a_float_without_a_fraction_is_accepted_as_an_integer() -> None:
     assert build(TEXT, {"max_tokens": 100.0}).text.max_tokens == 100
 
 
-def test_parts_of_a_message_may_name_a_picture_by_object_or_by_text() -> None:
+def test_an_image_part_may_be_an_object_or_a_string() -> None:
     parts = [
         {"type": "text", "text": "what is it?"},
         {"type": "image_url", "image_url": {"url": "data:image/png;base64,AA=="}},
@@ -203,7 +203,7 @@ def test_parts_of_a_message_may_name_a_picture_by_object_or_by_text() -> None:
     assert [p.image_url.url[-4:] for p in message.parts.parts[1:]] == ["AA==", "AQ=="]
 
 
-def test_the_texts_of_a_form_mean_what_the_same_json_means() -> None:
+def test_form_fields_equal_the_same_json_values() -> None:
     texts = {
         "messages": '[{"role":"user","content":"Hi"}]',
         "max_tokens": "100",
@@ -236,9 +236,7 @@ def test_the_texts_of_a_form_mean_what_the_same_json_means() -> None:
         (TEXT, {"stop": '["a"'}, "stop"),
     ],
 )
-def test_the_text_of_a_form_that_is_no_such_value_is_refused(
-    task_type: int, texts: dict[str, Any], field: str
-) -> None:
+def test_an_invalid_form_value_is_refused(task_type: int, texts: dict[str, Any], field: str) -> None:
     assert refusal(task_type, texts, form=True).field == field
 
 
@@ -258,7 +256,7 @@ def test_the_text_of_a_form_that_is_no_such_value_is_refused(
         b'{"a":' + b"9" * 5000 + b"}",
     ],
 )
-def test_what_is_no_json_object_is_an_invalid_body(data: bytes) -> None:
+def test_anything_but_a_json_object_is_an_invalid_body(data: bytes) -> None:
     with pytest.raises(PomeloError) as caught:
         parse_json(data)
     assert caught.value.code == "invalid_body"
@@ -281,9 +279,7 @@ MESSAGE = st.dictionaries(st.sampled_from(["role", "content", "x"]), JSON | st.j
     ),
     st.booleans(),
 )
-def test_any_json_makes_a_task_or_a_refusal_and_nothing_else(
-    task_type: int, values: dict[str, Any], form: bool
-) -> None:
+def test_any_json_results_in_a_task_or_a_400(task_type: int, values: dict[str, Any], form: bool) -> None:
     if form:
         values = {k: str(v) for k, v in values.items()}
     try:
@@ -346,7 +342,7 @@ HALVES = (
         ('{"voice_settings":{"x":"HALF"}}', "voice_settings.x"),
     ],
 )  # fmt: skip
-def test_half_a_surrogate_pair_is_refused_and_its_field_is_named(text: str, field: str, half: str) -> None:
+def test_a_lone_surrogate_is_refused_and_its_field_named(text: str, field: str, half: str) -> None:
     with pytest.raises(PomeloError) as caught:
         parse_json(text.replace("HALF", half).encode())
     assert (caught.value.code, caught.value.field) == ("invalid_parameter", field)
@@ -354,11 +350,11 @@ def test_half_a_surrogate_pair_is_refused_and_its_field_is_named(text: str, fiel
     assert half[:6] in caught.value.message
 
 
-def test_a_whole_surrogate_pair_is_one_character() -> None:
+def test_a_complete_surrogate_pair_is_one_character() -> None:
     assert parse_json(b'{"a":"\\ud83d\\ude00"}') == {"a": "\U0001f600"}
 
 
-def test_a_model_must_be_named_by_a_text() -> None:
+def test_the_model_must_be_a_string() -> None:
     for values, code in (({}, "missing_parameter"), ({"model": None}, "missing_parameter")):
         with pytest.raises(PomeloError) as caught:
             model_of(values)

@@ -64,7 +64,7 @@ def test_a_completion_has_the_documented_shape() -> None:
     }
 
 
-def test_a_medium_has_the_link_and_the_bytes_that_the_result_has() -> None:
+def test_media_is_rendered_with_the_link_and_the_bytes_of_the_result() -> None:
     data = bytes(range(256))
     encoded = base64.b64encode(data).decode()
     link = public_links("https://pomelo.example/")
@@ -82,7 +82,7 @@ def test_a_medium_has_the_link_and_the_bytes_that_the_result_has() -> None:
     assert shown(made, str)["audio"] == {"url": "/media/media_1.mp3", "b64_json": encoded}
 
 
-def test_a_transcript_names_speakers_only_where_they_were_told_apart() -> None:
+def test_a_transcript_names_speakers_only_if_they_were_distinguished() -> None:
     made = result()
     made.transcription.text = AWKWARD
     made.transcription.language = "en"
@@ -97,7 +97,7 @@ def test_a_transcript_names_speakers_only_where_they_were_told_apart() -> None:
     ]
 
 
-def test_the_pieces_of_a_text_joined_are_the_text_and_the_role_comes_once() -> None:
+def test_the_chunks_of_a_text_join_to_the_text_and_the_role_is_sent_once() -> None:
     started = TaskStarted(id="x_1", model=AWKWARD)
     objects = StreamObjects(started)
     texts = ["a", AWKWARD, ""]
@@ -112,7 +112,7 @@ def test_the_pieces_of_a_text_joined_are_the_text_and_the_role_comes_once() -> N
     assert set(last["usage"]) == {"prompt_tokens", "completion_tokens", "total_tokens"}
 
 
-def test_a_text_of_one_piece_has_role_and_content_in_it() -> None:
+def test_a_text_of_one_chunk_has_role_and_content() -> None:
     delta = TextDelta(content="all", finish_reason=FinishReason.FINISH_REASON_CONTENT_FILTER)
     objects = StreamObjects(TaskStarted(id="x_1"))
     assert render_delta(objects, delta) == ()
@@ -122,7 +122,7 @@ def test_a_text_of_one_piece_has_role_and_content_in_it() -> None:
     ]
 
 
-def test_every_kind_of_task_and_every_price_unit_has_a_public_name() -> None:
+def test_every_task_type_and_price_unit_has_a_public_name() -> None:
     kinds = [v for v in TaskType.values() if v]
     assert set(TASK_FORMATS) == set(kinds)
     model = Model(name="m", task_type=TaskType.TASK_TYPE_IMAGE)
@@ -152,7 +152,7 @@ def test_an_error_body_is_message_type_and_code(code: str) -> None:
     assert value == {"error": {"message": AWKWARD, "type": TABLE[code].type, "code": code}}
 
 
-def test_an_error_that_quotes_broken_text_can_still_be_told() -> None:
+def test_an_error_that_quotes_invalid_unicode_is_still_rendered() -> None:
     assert json.loads(error_body(PomeloError("invalid_parameter", "a\udcffb")))["error"]["message"] == "a?b"
 
 
@@ -174,7 +174,7 @@ def test_an_error_that_quotes_broken_text_can_still_be_told() -> None:
         (",;,", TaskType.TASK_TYPE_TEXT_TO_SPEECH, False),
     ],
 )
-def test_the_bytes_themselves_come_only_when_asked_for(accept: str | None, kind: int, wanted: bool) -> None:
+def test_raw_media_is_sent_only_if_accept_asks_for_it(accept: str | None, kind: int, wanted: bool) -> None:
     assert bool(raw_media_range(accept, TASK_FORMATS[kind])) is wanted
 
 
@@ -195,7 +195,7 @@ def test_the_bytes_themselves_come_only_when_asked_for(accept: str | None, kind:
         (None, None),
     ],
 )
-def test_a_range_is_served_where_it_can_be_and_else_the_whole(
+def test_a_satisfiable_range_is_served_and_the_complete_file_otherwise(
     given: str | None, part: tuple[int, int] | None
 ) -> None:
     assert byte_range(given, 100) == part

@@ -172,7 +172,7 @@ def the_same(outcomes: dict[str, Outcome]) -> Outcome:
 
 
 @pytest.mark.parametrize("side", ["live", "test"])
-async def test_an_account_is_the_same(side: str, ways: Ways) -> None:
+async def test_an_account_is_the_same_over_all_front_ends(side: str, ways: Ways) -> None:
     outcome = the_same(await ways.ask("account", getattr(ways, side)))
     found = outcome.found
     assert (found["id"], found["plan"], found["mode"]) == ("parity", "pro", side)
@@ -197,19 +197,19 @@ async def test_an_account_is_the_same(side: str, ways: Ways) -> None:
         ({"group_by": "model", "model": "gpt-4"}, 1),
     ],
 )
-async def test_usage_is_the_same(query: dict[str, str], count: int | None, ways: Ways) -> None:
+async def test_usage_is_the_same_over_all_front_ends(query: dict[str, str], count: int | None, ways: Ways) -> None:
     found = the_same(await ways.ask("usage", ways.test, **query)).found
     assert found["next_page_token"] is None
     if count is not None:
         assert len(found["data"]) == count
 
 
-async def test_the_wire_of_a_task_is_that_of_its_caller(ways: Ways) -> None:
+async def test_a_usage_record_names_the_protocol_of_the_caller(ways: Ways) -> None:
     found = the_same(await ways.ask("usage", ways.test)).found
     assert sorted(row["wire"] for row in found["data"]) == ["grpc"] * 2 + ["rest"] * 5
 
 
-async def test_a_token_of_one_way_is_good_on_all_of_them(ways: Ways) -> None:
+async def test_a_page_token_is_valid_over_all_front_ends(ways: Ways) -> None:
     everything = the_same(await ways.ask("usage", ways.test)).found["data"]
     seen: list[Any] = []
     token = ""
@@ -221,7 +221,7 @@ async def test_a_token_of_one_way_is_good_on_all_of_them(ways: Ways) -> None:
     assert token is None
 
 
-async def test_a_token_of_another_key_s_side_or_account_is_refused(ways: Ways, keys: Keys) -> None:
+async def test_a_page_token_of_another_mode_or_account_is_refused(ways: Ways, keys: Keys) -> None:
     first = the_same(await ways.ask("usage", ways.test, page_size="1")).found
     for key in (ways.live, keys.test):
         outcome = the_same(await ways.ask("usage", key, page_size="1", page_token=first["next_page_token"]))
@@ -231,12 +231,12 @@ async def test_a_token_of_another_key_s_side_or_account_is_refused(ways: Ways, k
 
 @pytest.mark.parametrize("path", ["account", "usage"])
 @pytest.mark.parametrize("kind", ["none", "junk", "revoked", "expired"])
-async def test_a_bad_key_is_refused_the_same(path: str, kind: str, ways: Ways, keys: Keys) -> None:
+async def test_invalid_keys_are_refused_equally_by_both_protocols(path: str, kind: str, ways: Ways, keys: Keys) -> None:
     key = {"none": None, "junk": "pml_test_junk"}.get(kind) or getattr(keys, kind, None)
     assert the_same(await ways.ask(path, key)).code == "invalid_api_key"
 
 
-async def test_an_account_whose_plan_is_gone_is_refused_the_same(app: App, ways: Ways) -> None:
+async def test_an_account_whose_plan_was_removed_is_refused_over_all_front_ends(app: App, ways: Ways) -> None:
     await app.store.add_account("planless", "gone", time.time())
     key = (await app.keyring.create("planless"))[1]
     outcome = the_same(await ways.ask("account", key))

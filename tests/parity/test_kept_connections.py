@@ -86,7 +86,7 @@ async def _way_and_key(
 @pytest.mark.parametrize("how", BREAKS)
 @pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
 @pytest.mark.parametrize("model", MODELS)
-async def test_a_connection_that_the_vendor_breaks_on_reuse_fails_no_task(
+async def test_a_reused_connection_that_the_vendor_breaks_fails_no_task(
     model: str,
     stream: bool,
     how: str,

@@ -231,13 +231,13 @@ def _ask(case: Case, keys: Keys) -> Ask:
     return Ask(case.body, key, case.stream, case.request_id, case.timeout)
 
 
-def test_there_are_enough_cases_and_no_two_of_one_name() -> None:
+def test_there_are_enough_cases_with_unique_names() -> None:
     assert len(CASES) >= 80
     assert len({case.name for case in CASES}) == len(CASES)
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
-async def test_three_ways_give_the_same(case: Case, wires: Mapping[str, Any], keys: Keys) -> None:
+async def test_all_front_ends_give_the_same_outcome(case: Case, wires: Mapping[str, Any], keys: Keys) -> None:
     ask = _ask(case, keys)
     outcomes = await all_ways(wires, ask)
     assert {name: outcome.code for name, outcome in outcomes.items()} == dict.fromkeys(wires, case.code)
@@ -268,7 +268,7 @@ def _assert_whole(output: dict[str, Any], case: Case) -> None:
 
 
 @pytest.mark.parametrize("wanted", ["both", "b64_json"])
-async def test_a_large_sound_is_a_link_alone_three_ways(
+async def test_large_audio_is_returned_as_a_link_over_all_front_ends(
     wanted: str, wires: Mapping[str, Any], keys: Keys
 ) -> None:
     body = SPEECH | {"text": "word " * 700, "output_format": "wav_48000"}
@@ -308,7 +308,7 @@ class Skewed:
 
 
 @pytest.mark.parametrize("fault", ["none", "output", "request id", "last piece"])
-async def test_a_wire_that_is_broken_on_purpose_is_found(
+async def test_a_deliberate_difference_between_front_ends_is_detected(
     fault: str, app: App, keys: Keys, http: aiohttp.ClientSession, wires: Mapping[str, Any]
 ) -> None:
     services = replace(app.services, tasks=Skewed(app.services.tasks, fault))
@@ -324,7 +324,7 @@ async def test_a_wire_that_is_broken_on_purpose_is_found(
 
 
 @pytest.mark.parametrize(("accept", "kept"), [("image/*", "image/png"), ("image/webp", "image/webp")])
-async def test_an_accepted_type_decides_a_pictures_format(
+async def test_the_accept_header_decides_the_image_format(
     accept: str, kept: str, http: aiohttp.ClientSession, rest_url: str, gateway_url: str, keys: Keys
 ) -> None:
     pictures = []

@@ -76,7 +76,7 @@ def wires(
 
 @pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
 @pytest.mark.parametrize("name", FAULTS)
-async def test_a_failing_provider_looks_the_same_three_ways(
+async def test_a_provider_failure_is_reported_equally_over_all_front_ends(
     name: str, stream: bool, wires: Mapping[str, Any], keys: Keys, upstream: FaultUpstream
 ) -> None:
     script, whole_code, stream_code = FAULTS[name]
@@ -109,7 +109,7 @@ LIVE: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
 @pytest.mark.parametrize("model", LIVE)
-async def test_a_live_key_reaches_the_vendor_the_same_three_ways(
+async def test_a_live_key_reaches_the_vendor_equally_over_all_front_ends(
     model: str, stream: bool, wires: Mapping[str, Any], keys: Keys
 ) -> None:
     ask = Ask({"model": model, **LIVE[model]}, keys.live, stream)
@@ -119,7 +119,7 @@ async def test_a_live_key_reaches_the_vendor_the_same_three_ways(
     assert {o.headers["x-pomelo-mode"] for o in outcomes.values()} == {"live"}
 
 
-async def test_claude_answers_a_live_key(tmp_path: Path, upstream: FaultUpstream) -> None:
+async def test_claude_serves_a_live_key(tmp_path: Path, upstream: FaultUpstream) -> None:
     settings = Settings(
         rest="127.0.0.1:0",
         grpc="",
@@ -142,7 +142,7 @@ async def test_claude_answers_a_live_key(tmp_path: Path, upstream: FaultUpstream
 @pytest.mark.parametrize("where", ["before the first byte", "half way"])
 @pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
 @pytest.mark.parametrize("way", ["grpc", "rest", "remote"])
-async def test_a_client_that_leaves_closes_the_upstream_connection_at_once(
+async def test_a_disconnect_closes_the_upstream_connection_immediately(
     way: str,
     stream: bool,
     where: str,
@@ -175,7 +175,7 @@ async def test_a_client_that_leaves_closes_the_upstream_connection_at_once(
 
 @pytest.mark.parametrize("way", ["grpc", "rest", "remote"])
 @pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
-async def test_a_deadline_closes_the_upstream_connection_at_once(
+async def test_a_deadline_closes_the_upstream_connection_immediately(
     way: str, stream: bool, wires: Mapping[str, Any], keys: Keys, upstream: FaultUpstream
 ) -> None:
     gate = Gate()
@@ -236,7 +236,7 @@ ODD: dict[str, tuple[Script, str]] = {
 
 
 @pytest.mark.parametrize("name", ODD)
-async def test_an_odd_stream_is_read_and_counted_the_same_three_ways(
+async def test_an_unusual_stream_is_parsed_and_counted_equally_over_all_front_ends(
     name: str, wires: Mapping[str, Any], keys: Keys, upstream: FaultUpstream
 ) -> None:
     script, text = ODD[name]
@@ -251,7 +251,7 @@ async def test_an_odd_stream_is_read_and_counted_the_same_three_ways(
     assert_same(outcomes, ask)
 
 
-async def test_half_a_surrogate_pair_in_a_whole_answer_is_replaced_three_ways(
+async def test_a_lone_surrogate_in_a_unary_response_is_replaced_over_all_front_ends(
     wires: Mapping[str, Any], keys: Keys, upstream: FaultUpstream
 ) -> None:
     prompt = "odd whole answer"
@@ -280,7 +280,7 @@ async def test_no_client_ends_a_line_within_an_event(
 
 
 @pytest.mark.parametrize("wanted", [None, "b64_json", "url"])
-async def test_a_large_picture_in_a_stream_is_a_link_unless_its_bytes_are_asked_for_three_ways(
+async def test_a_large_image_in_a_stream_is_a_link_unless_base64_is_requested_over_all_front_ends(
     wanted: str | None, wires: Mapping[str, Any], keys: Keys
 ) -> None:
     body = {"model": "flux-1-pro", "prompt": "A kite", "width": 2048, "height": 2048}
