@@ -20,7 +20,7 @@ def parse_exact(data: bytes) -> dict:
 
 
 def test_every_query_parameter_sets_its_field() -> None:
-    asked = parse_query(
+    request = parse_query(
         {
             "page_size": "7",
             "page_token": "abc",
@@ -31,7 +31,7 @@ def test_every_query_parameter_sets_its_field() -> None:
             "group_by": "day",
         }
     )
-    assert asked == pb.ListUsageRequest(
+    assert request == pb.ListUsageRequest(
         page_size=7,
         page_token="abc",
         from_time=Timestamp(seconds=1_795_478_400),
@@ -100,7 +100,7 @@ def test_an_invalid_or_unknown_query_parameter_is_named(name: str, value: str) -
 
 
 def test_an_account_is_rendered_with_exact_decimals() -> None:
-    found = pb.Account(
+    account = pb.Account(
         name="acme",
         plan="team",
         live=True,
@@ -109,7 +109,7 @@ def test_an_account_is_rendered_with_exact_decimals() -> None:
             granted_micros=9_007_199_254_740_993, spent_micros=1, held_micros=0, available_micros=100_000
         ),
     )
-    assert parse_exact(render_account(found)) == {
+    assert parse_exact(render_account(account)) == {
         "id": "acme",
         "object": "account",
         "mode": "live",

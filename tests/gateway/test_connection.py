@@ -79,8 +79,8 @@ async def test_malformed_http_gets_an_error_body_and_one_log_line(
 
 async def test_pipelined_requests_are_handled_in_order(gateway: RunningGateway) -> None:
     ahead = request(json.dumps(HI).encode(), close=False)
-    got = await gateway.exchange(ahead * 3 + GOOD)
-    assert got.count(b"HTTP/1.1 200 OK") == 4
+    received = await gateway.exchange(ahead * 3 + GOOD)
+    assert received.count(b"HTTP/1.1 200 OK") == 4
 
 
 class TracebackCounter(logging.Filter):
@@ -142,27 +142,27 @@ async def test_thousands_of_malformed_requests_cause_no_5xx_no_traceback_and_no_
         reader, writer = await asyncio.open_connection(gateway.host, gateway.port)
         writer.write(broken())
         writer.write_eof()
-        got = b""
+        received = b""
         try:
             async with asyncio.timeout(20):
-                got = await reader.read()
+                received = await reader.read()
         except ConnectionError:
             pass
         writer.close()
-        return got
+        return received
 
-    async def volley(count: int) -> None:
+    async def send_many(count: int) -> None:
         for _ in range(count // 20):
-            for got in await asyncio.gather(*(send() for _ in range(20))):
-                assert not got.startswith((b"HTTP/1.1 5", b"HTTP/1.0 5")), got
+            for received in await asyncio.gather(*(send() for _ in range(20))):
+                assert not received.startswith((b"HTTP/1.1 5", b"HTTP/1.0 5")), received
 
-    await volley(1000)
+    await send_many(1000)
     tracemalloc.start()
     try:
-        await volley(1000)
+        await send_many(1000)
         gc.collect()
         before, _ = tracemalloc.get_traced_memory()
-        await volley(3000)
+        await send_many(3000)
         gc.collect()
         after, _ = tracemalloc.get_traced_memory()
     finally:
@@ -246,10 +246,10 @@ async def test_a_client_that_reads_nothing_is_disconnected_and_its_task_closed(
     open_gateway: OpenGateway,
 ) -> None:
     async with open_gateway(write_timeout=0.3) as gateway:
-        begun = asyncio.Event()
+        started = asyncio.Event()
 
         async def script(job: Job) -> AsyncIterator[Event]:
-            begun.set()
+            started.set()
             while True:
                 chunk = speech_pb2.AudioChunk(data=AUDIO, content_type="audio/mpeg")
                 yield Event(audio_chunk=chunk)
@@ -262,7 +262,7 @@ async def test_a_client_that_reads_nothing_is_disconnected_and_its_task_closed(
                 request(json.dumps({**TTS, "response_format": "b64_json"}).encode(), Accept="audio/*")
             )
             async with asyncio.timeout(10):
-                await begun.wait()
+                await started.wait()
                 await gateway.provider.closed.wait()
         finally:
             quiet.close()
@@ -315,12 +315,12 @@ async def read_response(reader: asyncio.StreamReader) -> tuple[int, dict[str, st
 
 async def read_until_closed(reader: asyncio.StreamReader) -> bytes:
     """Reads until the server closes the connection."""
-    got = b""
+    received = b""
     async with asyncio.timeout(10):
         with contextlib.suppress(ConnectionError):  # a reset also means closed
             while piece := await reader.read(65_536):
-                got += piece
-    return got
+                received += piece
+    return received
 
 
 def is_overloaded(status: int, headers: dict[str, str], body: bytes) -> bool:
@@ -347,10 +347,10 @@ async def test_untrusted_connections_are_evicted_before_trusted_ones(open_gatewa
 
 
 async def test_an_idle_connection_is_evicted_and_a_busy_one_is_not(open_gateway: OpenGateway) -> None:
-    begun = asyncio.Event()
+    started = asyncio.Event()
 
     async def script(job: Job) -> AsyncIterator[Event]:
-        begun.set()
+        started.set()
         await asyncio.Event().wait()
         yield text_events("late")[0]
 
@@ -361,7 +361,7 @@ async def test_an_idle_connection_is_evicted_and_a_busy_one_is_not(open_gateway:
     ):
         gateway.provider.script = script
         calls.write(request(json.dumps(HI).encode(), close=False))
-        await asyncio.wait_for(begun.wait(), 5)
+        await asyncio.wait_for(started.wait(), 5)
         others.write(ACCOUNT)
         assert (await read_response(idle))[0] == 200
         async with connection(gateway) as (new, news):
@@ -374,10 +374,10 @@ async def test_an_idle_connection_is_evicted_and_a_busy_one_is_not(open_gateway:
 async def test_when_all_connections_are_busy_a_new_one_gets_overloaded_and_health_checks_are_served(
     open_gateway: OpenGateway,
 ) -> None:
-    begun = asyncio.Event()
+    started = asyncio.Event()
 
     async def script(job: Job) -> AsyncIterator[Event]:
-        begun.set()
+        started.set()
         await asyncio.Event().wait()
         yield text_events("late")[0]
 
@@ -387,7 +387,7 @@ async def test_when_all_connections_are_busy_a_new_one_gets_overloaded_and_healt
     ):
         gateway.provider.script = script
         calls.write(request(json.dumps(HI).encode(), close=False))
-        await asyncio.wait_for(begun.wait(), 5)
+        await asyncio.wait_for(started.wait(), 5)
         for data in (GOOD, ACCOUNT, BAD, request(b"x", Content_Length="1000000"), b"GET / HTTP/1.1\r\n\r\n"):
             async with connection(gateway) as (reader, writer):
                 writer.write(data)
@@ -480,12 +480,12 @@ async def test_concurrent_downloads_by_links_are_limited(open_gateway: OpenGatew
 
 
 async def test_an_unauthenticated_caller_gets_few_responses_on_a_connection(gateway: RunningGateway) -> None:
-    for asked, status in ((BAD, 401), (b"GET /nowhere HTTP/1.1\r\nHost: x\r\n\r\n", 404)):
+    for data, status in ((BAD, 401), (b"GET /nowhere HTTP/1.1\r\nHost: x\r\n\r\n", 404)):
         async with connection(gateway) as (reader, writer):
-            writer.write(asked * 50)
-            got = await read_until_closed(reader)
-            assert got.count(b"HTTP/1.1 %d " % status) == got.count(b"HTTP/1.1 ") == 4
-            assert got.count(b"Connection: close") == 1
+            writer.write(data * 50)
+            received = await read_until_closed(reader)
+            assert received.count(b"HTTP/1.1 %d " % status) == received.count(b"HTTP/1.1 ") == 4
+            assert received.count(b"Connection: close") == 1
 
 
 async def test_the_total_size_of_a_request_head_is_limited(gateway: RunningGateway) -> None:
@@ -501,17 +501,17 @@ async def test_the_total_size_of_a_request_head_is_limited(gateway: RunningGatew
 
 
 async def test_an_oversized_head_does_not_corrupt_a_running_response(gateway: RunningGateway) -> None:
-    begun = asyncio.Event()
+    started = asyncio.Event()
 
     async def script(job: Job) -> AsyncIterator[Event]:
         yield text_events("one")[0]
-        begun.set()
+        started.set()
         await asyncio.Event().wait()
 
     gateway.provider.script = script
     async with connection(gateway) as (reader, writer):
         writer.write(request(json.dumps({**HI, "stream": True}).encode(), close=False))
-        await asyncio.wait_for(begun.wait(), 5)
+        await asyncio.wait_for(started.wait(), 5)
         with contextlib.suppress(ConnectionError):
             for i in range(40):
                 writer.write(b"GET / HTTP/1.1\r\n" * (i == 0) + b"A%d: " % i + b"x" * 1000 + b"\r\n")
@@ -614,20 +614,20 @@ async def test_without_descriptors_an_unauthenticated_connection_is_evicted_and_
             pass
         before = resource.getrlimit(resource.RLIMIT_NOFILE)
         waiting = socket.create_connection((gateway.host, gateway.port))
-        taken: list[socket.socket] = []
+        sockets: list[socket.socket] = []
         try:
             number = waiting.fileno()
             resource.setrlimit(resource.RLIMIT_NOFILE, (number + 1, before[1]))
             with contextlib.suppress(OSError):
                 while True:
-                    taken.append(socket.socket())
+                    sockets.append(socket.socket())
             async with asyncio.timeout(5):
                 while "Raise the limit of open files" not in caplog.text:  # noqa: ASYNC110
                     await asyncio.sleep(0.01)
             assert is_overloaded(*await read_response(untrusted))
         finally:
             resource.setrlimit(resource.RLIMIT_NOFILE, before)
-            for each in taken:
+            for each in sockets:
                 each.close()
             waiting.close()
     assert await is_served(gateway, HEALTH)
@@ -643,17 +643,17 @@ async def is_served(gateway: RunningGateway, data: bytes) -> bool:
 async def test_closing_the_gateway_ends_running_requests_and_frees_the_port(
     open_gateway: OpenGateway,
 ) -> None:
-    begun = asyncio.Event()
+    started = asyncio.Event()
 
     async def script(job: Job) -> AsyncIterator[Event]:
         yield text_events("one")[0]
-        begun.set()
+        started.set()
         await asyncio.Event().wait()
 
     async with open_gateway(drain_timeout=0.1) as gateway:
         gateway.provider.script = script
         response = await gateway.post_task({**HI, "stream": True})
-        await asyncio.wait_for(begun.wait(), 5)
+        await asyncio.wait_for(started.wait(), 5)
     assert gateway.provider.closed.is_set()
     response.close()
     async with aiohttp.ClientSession() as late:

@@ -157,7 +157,7 @@ async def test_a_preflight_leaves_a_trusted_connection_trusted(open_gateway: Ope
 # --- responses
 
 
-ANSWERS = {
+REQUESTS = {
     "a completion": (200, "POST", "/api/v1/task", {"json": HI}),
     "a stream": (200, "POST", "/api/v1/task", {"json": HI | {"stream": True}}),
     "raw audio": (200, "POST", "/api/v1/task", {"json": TTS, "headers": {"Accept": "audio/*"}}),
@@ -179,11 +179,11 @@ ANSWERS = {
 }
 
 
-@pytest.mark.parametrize("name", ANSWERS)
+@pytest.mark.parametrize("name", REQUESTS)
 async def test_every_response_is_readable_only_by_an_allowed_origin(
     shared: RunningGateway, name: str
 ) -> None:
-    status, method, path, given = ANSWERS[name]
+    status, method, path, given = REQUESTS[name]
     for origin in (APP, FOREIGN, None):
         headers = [("Origin", origin)] if origin is not None else []
         more = given.get("headers", {})
@@ -242,17 +242,17 @@ def task(origin: str) -> bytes:
 
 
 async def test_an_error_on_a_surplus_connection_is_readable_across_origins(open_gateway: OpenGateway) -> None:
-    begun = asyncio.Event()
+    started = asyncio.Event()
 
     async def script(job: Job) -> AsyncIterator[Event]:
-        begun.set()
+        started.set()
         await asyncio.Event().wait()
         yield text_events("late")[0]
 
     async with open_gateway(max_connections=1, cors_origins=(APP,)) as gateway:
         gateway.provider.script = script
         async with gateway.connect(task(APP)):  # the only connection is busy
-            await asyncio.wait_for(begun.wait(), 5)
+            await asyncio.wait_for(started.wait(), 5)
             for origin, readable in ((APP, is_shared), (FOREIGN, is_private)):
                 refused = await gateway.exchange(task(origin))
                 assert refused.startswith(b"HTTP/1.1 503 ")
@@ -260,19 +260,19 @@ async def test_an_error_on_a_surplus_connection_is_readable_across_origins(open_
 
 
 async def test_an_error_during_the_key_check_is_readable_across_origins(open_gateway: OpenGateway) -> None:
-    begun = asyncio.Event()
+    started = asyncio.Event()
 
     async def slow(call: Call) -> Principal:
-        if not begun.is_set():
-            begun.set()
+        if not started.is_set():
+            started.set()
             await asyncio.Event().wait()
         return await authenticate(call)
 
     for origin, readable in ((APP, is_shared), (FOREIGN, is_private)):
-        begun.clear()
+        started.clear()
         async with open_gateway(max_connections=1, cors_origins=(APP,), authenticate=slow) as gateway:
             async with gateway.connect(task(origin)) as (reader, _):
-                await asyncio.wait_for(begun.wait(), 5)
+                await asyncio.wait_for(started.wait(), 5)
                 async with gateway.connect(task(APP)):  # evicts the first, which is not trusted yet
                     refused = await reader.read()
             assert refused.startswith(b"HTTP/1.1 503 ")

@@ -15,7 +15,7 @@ from pomelo.errors import PomeloError
 
 
 class SplitBody:
-    """A body in pieces; `taken` counts the bytes that were read."""
+    """A body in pieces; `bytes_read` counts the bytes that were read."""
 
     def __init__(self, data: bytes, *steps: int) -> None:
         self.data = data
@@ -33,14 +33,14 @@ class SplitBody:
 async def read(content_type: str, source: SplitBody, max_size: int = READ_SIZE) -> list[tuple[str, bytes]]:
     """The names and contents of all parts."""
     parts = FormParts(content_type, source)
-    found = []
+    contents_read = []
     while (part := await parts.next()) is not None:
         content = b""
         while piece := await parts.read(max_size):
             assert len(piece) <= max_size
             content += piece
-        found.append((part.name, content))
-    return found
+        contents_read.append((part.name, content))
+    return contents_read
 
 
 def form(boundary: bytes, contents: list[bytes], before: bytes = b"", after: bytes = b"\r\n") -> bytes:
@@ -73,8 +73,10 @@ def test_parts_do_not_depend_on_how_the_body_is_split(
     if not contents:
         return
     source = SplitBody(form(boundary, contents), *steps)
-    found = asyncio.run(read(f'multipart/form-data; boundary="{boundary.decode()}"', source, max_size))
-    assert found == [(f"a{i}", content) for i, content in enumerate(contents)]
+    contents_read = asyncio.run(
+        read(f'multipart/form-data; boundary="{boundary.decode()}"', source, max_size)
+    )
+    assert contents_read == [(f"a{i}", content) for i, content in enumerate(contents)]
 
 
 async def bytes_until_refused(
@@ -150,8 +152,8 @@ async def test_content_that_resembles_the_boundary_takes_linear_time(unit: bytes
     async def seconds(content: bytes) -> float:
         source: Any = SplitBody(form(b"a" * 70, [content]), step)
         begin = time.perf_counter()
-        ((_, found),) = await read("multipart/form-data; boundary=" + "a" * 70, source)
-        assert found == content
+        ((_, contents_read),) = await read("multipart/form-data; boundary=" + "a" * 70, source)
+        assert contents_read == content
         return time.perf_counter() - begin
 
     # Quadratic time would take minutes; measured: a hundredth of a second.

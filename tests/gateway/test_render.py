@@ -25,30 +25,34 @@ AWKWARD = 'quote " back\\slash \n \x01 \u2028 é 🍊 </script>'
 
 
 def result(**output: Any) -> TaskResult:
-    made = TaskResult(id="x_1", model=AWKWARD)
-    made.created.seconds = 1234567890
+    task_result = TaskResult(id="x_1", model=AWKWARD)
+    task_result.created.seconds = 1234567890
     for name, value in output.items():
-        getattr(made, name).MergeFrom(value)
-    return made
+        getattr(task_result, name).MergeFrom(value)
+    return task_result
 
 
-def shown(made: TaskResult, link: Link = str) -> dict[str, Any]:
-    value = json.loads(render_result(made, link))
+def rendered(task_result: TaskResult, link: Link = str) -> dict[str, Any]:
+    value = json.loads(render_result(task_result, link))
     assert (value["id"], value["created"], value["model"]) == ("x_1", 1234567890, AWKWARD)
     assert isinstance(value, dict)
     return value
 
 
 def test_a_completion_has_the_documented_shape() -> None:
-    made = result()
-    made.text.content = AWKWARD
-    made.text.finish_reason = FinishReason.FINISH_REASON_LENGTH
-    made.text.usage.prompt_tokens, made.text.usage.completion_tokens, made.text.usage.total_tokens = (
+    task_result = result()
+    task_result.text.content = AWKWARD
+    task_result.text.finish_reason = FinishReason.FINISH_REASON_LENGTH
+    (
+        task_result.text.usage.prompt_tokens,
+        task_result.text.usage.completion_tokens,
+        task_result.text.usage.total_tokens,
+    ) = (
         10,
         25,
         35,
     )
-    assert shown(made) == {
+    assert rendered(task_result) == {
         "id": "x_1",
         "object": "task.completion",
         "created": 1234567890,
@@ -68,27 +72,27 @@ def test_media_is_rendered_with_the_link_and_the_bytes_of_the_result() -> None:
     data = bytes(range(256))
     encoded = base64.b64encode(data).decode()
     link = public_links("https://pomelo.example/")
-    made = result()
-    picture = made.image.images.add(data=data, content_type="image/png")
-    assert shown(made, link)["data"] == [{"b64_json": encoded}]
-    picture.media.url = "http://10.0.0.1:1/media/media_1.png?exp=1&sig=a%22"
+    task_result = result()
+    image = task_result.image.images.add(data=data, content_type="image/png")
+    assert rendered(task_result, link)["data"] == [{"b64_json": encoded}]
+    image.media.url = "http://10.0.0.1:1/media/media_1.png?exp=1&sig=a%22"
     url = "https://pomelo.example/media/media_1.png?exp=1&sig=a%22"
-    assert shown(made, link)["data"] == [{"url": url, "b64_json": encoded}]
-    made.image.images[0].data = b""
-    assert shown(made, link)["data"] == [{"url": url}]
-    made = result()
-    made.speech.data = data
-    made.speech.media.url = "/media/media_1.mp3"
-    assert shown(made, str)["audio"] == {"url": "/media/media_1.mp3", "b64_json": encoded}
+    assert rendered(task_result, link)["data"] == [{"url": url, "b64_json": encoded}]
+    task_result.image.images[0].data = b""
+    assert rendered(task_result, link)["data"] == [{"url": url}]
+    task_result = result()
+    task_result.speech.data = data
+    task_result.speech.media.url = "/media/media_1.mp3"
+    assert rendered(task_result, str)["audio"] == {"url": "/media/media_1.mp3", "b64_json": encoded}
 
 
 def test_a_transcript_names_speakers_only_if_they_were_distinguished() -> None:
-    made = result()
-    made.transcription.text = AWKWARD
-    made.transcription.language = "en"
-    made.transcription.words.add(text="hi", start=0.5, end=1)
-    made.transcription.words.add(text="ho", start=1, end=2, speaker="speaker_1")
-    value = shown(made)
+    task_result = result()
+    task_result.transcription.text = AWKWARD
+    task_result.transcription.language = "en"
+    task_result.transcription.words.add(text="hi", start=0.5, end=1)
+    task_result.transcription.words.add(text="ho", start=1, end=2, speaker="speaker_1")
+    value = rendered(task_result)
     assert value["object"] == "speech.transcription"
     assert (value["text"], value["language"]) == (AWKWARD, "en")
     assert value["words"] == [
@@ -123,8 +127,8 @@ def test_a_text_of_one_chunk_has_role_and_content() -> None:
 
 
 def test_every_task_type_and_price_unit_has_a_public_name() -> None:
-    kinds = [v for v in TaskType.values() if v]
-    assert set(TASK_FORMATS) == set(kinds)
+    task_types = [v for v in TaskType.values() if v]
+    assert set(TASK_FORMATS) == set(task_types)
     model = Model(name="m", task_type=TaskType.TASK_TYPE_IMAGE)
     for unit in PriceUnit.values():
         if unit:
@@ -157,7 +161,7 @@ def test_an_error_that_quotes_invalid_unicode_is_still_rendered() -> None:
 
 
 @pytest.mark.parametrize(
-    ("accept", "kind", "wanted"),
+    ("accept", "task_type", "is_raw"),
     [
         (None, TaskType.TASK_TYPE_IMAGE, False),
         ("*/*", TaskType.TASK_TYPE_IMAGE, False),
@@ -174,12 +178,14 @@ def test_an_error_that_quotes_invalid_unicode_is_still_rendered() -> None:
         (",;,", TaskType.TASK_TYPE_TEXT_TO_SPEECH, False),
     ],
 )
-def test_raw_media_is_sent_only_if_accept_asks_for_it(accept: str | None, kind: int, wanted: bool) -> None:
-    assert bool(raw_media_range(accept, TASK_FORMATS[kind])) is wanted
+def test_raw_media_is_sent_only_if_accept_asks_for_it(
+    accept: str | None, task_type: int, is_raw: bool
+) -> None:
+    assert bool(raw_media_range(accept, TASK_FORMATS[task_type])) is is_raw
 
 
 @pytest.mark.parametrize(
-    ("given", "part"),
+    ("header", "expected"),
     [
         ("bytes=0-0", (0, 1)),
         ("bytes=10-", (10, 100)),
@@ -196,6 +202,6 @@ def test_raw_media_is_sent_only_if_accept_asks_for_it(accept: str | None, kind: 
     ],
 )
 def test_a_satisfiable_range_is_served_and_the_complete_file_otherwise(
-    given: str | None, part: tuple[int, int] | None
+    header: str | None, expected: tuple[int, int] | None
 ) -> None:
-    assert byte_range(given, 100) == part
+    assert byte_range(header, 100) == expected

@@ -34,27 +34,27 @@ def request(gateway: RunningGateway, protocol: str = "HTTP/1.1") -> bytes:
 
 def chunks(body: bytes) -> list[bytes]:
     """The HTTP chunks of a body; the server sends each in one write."""
-    found = []
+    parsed = []
     while body:
         size, _, body = body.partition(b"\r\n")
-        found.append(body[: int(size, 16)])
+        parsed.append(body[: int(size, 16)])
         body = body[int(size, 16) + 2 :]
-    return found
+    return parsed
 
 
 def text(body: bytes) -> list[str]:
     """The texts of a stream's events; the last entry is `[DONE]` or the error code."""
-    found = []
+    parsed = []
     for block in body.decode().split("\n\n")[:-1]:
         data = block.rpartition("data: ")[2]
         value: Any = {} if data == "[DONE]" else json.loads(data)
         if "error" in value:
-            found.append(value["error"]["code"])
+            parsed.append(value["error"]["code"])
         elif not value:
-            found.append("[DONE]")
+            parsed.append("[DONE]")
         elif (content := value["choices"][0]["delta"].get("content")) is not None:
-            found.append(content)
-    return found
+            parsed.append(content)
+    return parsed
 
 
 async def test_events_that_are_ready_together_share_writes_in_order(gateway: RunningGateway) -> None:

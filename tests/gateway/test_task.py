@@ -29,14 +29,14 @@ STS = {"model": "eleven-labs-sts", "voice": "adam"}
 
 def events(body: bytes) -> list[tuple[str, Any]]:
     """The events of a stream: (name, data as JSON or text); comments are left out."""
-    found = []
+    parsed = []
     for block in body.decode().split("\n\n"):
         lines = [line for line in block.split("\n") if line and not line.startswith(":")]
         if lines:
             fields = dict(line.split(": ", 1) for line in lines)
             data = fields["data"]
-            found.append((fields.get("event", "message"), data if data == "[DONE]" else json.loads(data)))
-    return found
+            parsed.append((fields.get("event", "message"), data if data == "[DONE]" else json.loads(data)))
+    return parsed
 
 
 async def code_of(request: Any) -> tuple[int, str]:
@@ -70,12 +70,12 @@ async def test_a_text_task_returns_a_completion_with_security_headers(gateway: R
 
 async def test_the_link_and_the_base64_of_an_image_have_the_same_bytes(gateway: RunningGateway) -> None:
     async with gateway.post_task(FLUX) as response:
-        (picture,) = (await response.json())["data"]
-    assert picture["url"].startswith(f"{gateway.url}/media/")
-    async with gateway.http.get(picture["url"]) as link:
+        (image,) = (await response.json())["data"]
+    assert image["url"].startswith(f"{gateway.url}/media/")
+    async with gateway.http.get(image["url"]) as link:
         assert (link.status, link.headers["Content-Type"]) == (200, "image/png")
         assert link.headers["Content-Security-Policy"] == "sandbox; default-src 'none'"
-        assert await link.read() == base64.b64decode(picture["b64_json"]) == PNG
+        assert await link.read() == base64.b64decode(image["b64_json"]) == PNG
 
 
 async def test_response_format_selects_link_or_base64(gateway: RunningGateway) -> None:
@@ -136,10 +136,10 @@ async def test_truncated_raw_audio_can_not_look_complete(gateway: RunningGateway
         f"POST /api/v1/task HTTP/{version}\r\nHost: x\r\nAuthorization: Bearer {KEY}\r\nAccept: audio/*\r\n"
         f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
     )
-    got = b""
+    received = b""
     with pytest.raises(ConnectionResetError):
-        got = await gateway.exchange(head.encode() + body)
-    assert not got.endswith(b"0\r\n\r\n")
+        received = await gateway.exchange(head.encode() + body)
+    assert not received.endswith(b"0\r\n\r\n")
 
 
 # --- streams
@@ -150,8 +150,8 @@ async def test_a_text_stream_is_chunks_then_usage_then_done(gateway: RunningGate
         assert response.headers["Content-Type"] == "text/event-stream"
         assert response.headers["X-Accel-Buffering"] == "no"
         assert response.headers["X-Pomelo-Mode"] == "test"
-        got = events(await response.read())
-    *chunks, last = [data for _, data in got]
+        received = events(await response.read())
+    *chunks, last = [data for _, data in received]
     assert last == "[DONE]"
     assert len({c["id"] for c in chunks}) == 1
     assert "".join(c["choices"][0]["delta"].get("content", "") for c in chunks) == 'Hello "wörld"\n'
@@ -182,11 +182,11 @@ async def test_an_audio_stream_is_chunks_then_the_object_without_base64(gateway:
         *chunks, final, done = [data for _, data in events(await response.read())]
     assert done == "[DONE]"
     assert {c["object"] for c in chunks} == {"speech.generation.chunk"}
-    sound = b"".join(base64.b64decode(c["audio"]["b64_json"]) for c in chunks)
+    audio = b"".join(base64.b64decode(c["audio"]["b64_json"]) for c in chunks)
     assert final["object"] == "speech.generation"
     assert set(final["audio"]) == {"url"}
     async with gateway.http.get(final["audio"]["url"]) as link:
-        assert await link.read() == sound == AUDIO
+        assert await link.read() == audio == AUDIO
 
 
 async def test_an_image_stream_is_progress_then_the_image(gateway: RunningGateway) -> None:
@@ -244,8 +244,8 @@ async def test_transcripts_and_errors_in_streams_are_one_line_for_every_client(
     async with gateway.post_task(ask) as response:
         final, done = [line for line in (await response.read()).decode().splitlines() if line]
     assert done == "data: [DONE]"
-    found = json.loads(final.removeprefix("data: "))
-    assert (found["text"], found["words"][0]["text"]) == (SEPARATORS, SEPARATORS)
+    parsed = json.loads(final.removeprefix("data: "))
+    assert (parsed["text"], parsed["words"][0]["text"]) == (SEPARATORS, SEPARATORS)
 
     gateway.provider.script = failure
     async with gateway.post_task({**HI, "stream": True}) as response:
@@ -257,45 +257,45 @@ async def test_transcripts_and_errors_in_streams_are_one_line_for_every_client(
 async def test_large_audio_chunks_are_split_into_lines_that_every_client_can_read(
     gateway: RunningGateway,
 ) -> None:
-    made = bytes(range(256)) * 1000
+    data = bytes(range(256)) * 1000
 
     async def script(job: Job) -> AsyncIterator[Event]:
-        yield Event(audio_chunk=speech_pb2.AudioChunk(data=made, content_type="audio/mpeg"))
+        yield Event(audio_chunk=speech_pb2.AudioChunk(data=data, content_type="audio/mpeg"))
         yield Event(audio_chunk=speech_pb2.AudioChunk(data=b"end"))
 
     gateway.provider.script = script
-    sound = b""
+    audio = b""
     async with gateway.post_task({**TTS, "stream": True}) as response:
         async for line in response.content:  # aiohttp's own reader of lines
             assert len(line) < 64 * 1024
             if b"b64_json" in line:
-                sound += base64.b64decode(json.loads(line[6:])["audio"]["b64_json"])
-    assert sound == made + b"end"
+                audio += base64.b64decode(json.loads(line[6:])["audio"]["b64_json"])
+    assert audio == data + b"end"
 
 
 @pytest.mark.parametrize("size", [45 * 1024, 45 * 1024 + 1, 3_000_000])
 async def test_a_large_image_in_a_stream_is_a_link_unless_base64_is_requested(
     gateway: RunningGateway, size: int
 ) -> None:
-    picture = PNG[:8] + bytes(size - 8)
+    image = PNG[:8] + bytes(size - 8)
 
     async def script(job: Job) -> AsyncIterator[Event]:
         result = TaskResult()
-        result.image.images.add(data=picture, content_type="image/png")
+        result.image.images.add(data=image, content_type="image/png")
         yield Event(result=result)
 
     gateway.provider.script = script
     async with gateway.post_task({**FLUX, "stream": True}) as response:
         lines = [line async for line in response.content]  # aiohttp's own reader of lines
     assert max(map(len, lines)) < 64 * 1024
-    (medium,) = json.loads(lines[0][6:])["data"]
-    assert set(medium) == ({"url", "b64_json"} if size <= 45 * 1024 else {"url"})
-    async with gateway.http.get(medium["url"]) as link:
-        assert await link.read() == picture
+    (media,) = json.loads(lines[0][6:])["data"]
+    assert set(media) == ({"url", "b64_json"} if size <= 45 * 1024 else {"url"})
+    async with gateway.http.get(media["url"]) as link:
+        assert await link.read() == image
     async with gateway.post_task({**FLUX, "stream": True, "response_format": "b64_json"}) as response:
         ((_, final), _) = events(await response.read())
     assert set(final["data"][0]) == {"b64_json"}
-    assert base64.b64decode(final["data"][0]["b64_json"]) == picture
+    assert base64.b64decode(final["data"][0]["b64_json"]) == image
     async with gateway.post_task(FLUX) as response:
         assert set((await response.json())["data"][0]) == {"url", "b64_json"}
 
@@ -332,10 +332,10 @@ async def test_a_stream_that_fails_later_ends_with_an_error_event_and_no_done(
     gateway.provider.script = script
     async with gateway.post_task({**HI, "stream": True}) as response:
         assert response.status == 200
-        got = events(await response.read())
-    assert got[-1][0] == "error"
-    assert got[-1][1]["error"]["code"] == "provider_failed"
-    assert "[DONE]" not in [data for _, data in got]
+        received = events(await response.read())
+    assert received[-1][0] == "error"
+    assert received[-1][1]["error"]["code"] == "provider_failed"
+    assert "[DONE]" not in [data for _, data in received]
 
 
 async def test_an_internal_error_in_a_stream_is_an_error_event_and_logged_once(
@@ -347,8 +347,8 @@ async def test_an_internal_error_in_a_stream_is_an_error_event_and_logged_once(
 
     gateway.provider.script = script
     async with gateway.post_task({**HI, "stream": True}, headers={"X-Request-Id": "req-find-me"}) as response:
-        got = events(await response.read())
-    assert got[-1][1]["error"]["code"] == "internal_error"
+        received = events(await response.read())
+    assert received[-1][1]["error"]["code"] == "internal_error"
     (record,) = caplog.records
     first, *frames = record.getMessage().splitlines()
     assert (first, frames[-1]) == ("request req-find-me failed unexpectedly", "builtins.ZeroDivisionError")
@@ -406,8 +406,8 @@ async def test_a_deadline_before_the_first_event_is_a_504_and_after_it_an_error_
     )
     assert await code_of(gateway.post_task(HI, headers=soon)) == (504, "deadline_exceeded")
     async with gateway.post_task({**HI, "stream": True, "user": "talks"}, headers=soon) as response:
-        got = events(await response.read())
-    assert got[-1][1]["error"]["code"] == "deadline_exceeded"
+        received = events(await response.read())
+    assert received[-1][1]["error"]["code"] == "deadline_exceeded"
     assert gateway.provider.closed.is_set()
 
 
@@ -416,22 +416,22 @@ async def test_a_deadline_before_the_first_event_is_a_504_and_after_it_an_error_
 async def test_a_disconnect_closes_the_provider_immediately(
     gateway: RunningGateway, body: dict[str, Any], accept: str
 ) -> None:
-    begun = asyncio.Event()
+    started = asyncio.Event()
 
     async def script(job: Job) -> AsyncIterator[Event]:
         if "messages" in body:
             yield text_events("one")[0]
-        begun.set()
+        started.set()
         await asyncio.Event().wait()
 
     gateway.provider.script = script
-    asked = asyncio.create_task(gateway.post_task(body, headers={"Accept": accept}).__aenter__())
-    await asyncio.wait_for(begun.wait(), 5)
+    request_task = asyncio.create_task(gateway.post_task(body, headers={"Accept": accept}).__aenter__())
+    await asyncio.wait_for(started.wait(), 5)
     if body.get("stream") and "messages" in body:
-        (await asked).close()
+        (await request_task).close()
     else:
-        asked.cancel()
-        await asyncio.wait([asked])
+        request_task.cancel()
+        await asyncio.wait([request_task])
     left = asyncio.get_running_loop().time()
     await asyncio.wait_for(gateway.provider.closed.wait(), 5)
     assert asyncio.get_running_loop().time() - left < 0.05
@@ -564,10 +564,10 @@ async def test_a_repeated_header_is_refused_and_named(gateway: RunningGateway, n
     body = json.dumps(HI).encode()
     for one, other in (("5", "5"), ("5", "x")):
         twice = (f"{name}: {one}", f"{name.upper()}: {other}")
-        got = await gateway.exchange(
+        received = await gateway.exchange(
             head(KEY, len(body), *(() if name == "content-type" else (JSON,)), *twice) + body
         )
-        first, _, rest = got.partition(b"\r\n")
+        first, _, rest = received.partition(b"\r\n")
         assert first.endswith(b" 400 Bad Request")
         error = json.loads(rest.partition(b"\r\n\r\n")[2])["error"]
         assert error["code"] == "invalid_parameter"
@@ -581,8 +581,10 @@ async def test_a_repeated_header_is_refused_and_named(gateway: RunningGateway, n
 async def test_two_authorization_headers_are_refused(gateway: RunningGateway) -> None:
     body = json.dumps(HI).encode()
     for first, second in ((KEY, "bad"), ("bad", KEY), (KEY, KEY)):
-        got = await gateway.exchange(head(first, len(body), JSON, f"authorization: Bearer {second}") + body)
-        assert got.startswith(b"HTTP/1.1 401 ")
+        received = await gateway.exchange(
+            head(first, len(body), JSON, f"authorization: Bearer {second}") + body
+        )
+        assert received.startswith(b"HTTP/1.1 401 ")
 
 
 async def test_a_body_below_the_minimum_rate_is_refused_and_one_at_the_rate_accepted(
@@ -602,9 +604,9 @@ async def test_a_body_below_the_minimum_rate_is_refused_and_one_at_the_rate_acce
         slow, steady = await asyncio.gather(send(1), send(20))
         assert slow == b"HTTP/1.1 400 Bad Request\r\n"
         assert steady == b"HTTP/1.1 200 OK\r\n"
-        got = await gateway.exchange(head(KEY, len(body), JSON) + body[:-1])
-        assert b'"code":"invalid_body"' in got
-        assert b"200 bytes a second" in got
+        received = await gateway.exchange(head(KEY, len(body), JSON) + body[:-1])
+        assert b'"code":"invalid_body"' in received
+        assert b"200 bytes a second" in received
 
 
 async def test_tiny_chunks_are_refused_and_small_chunks_accepted(gateway: RunningGateway) -> None:
@@ -629,16 +631,16 @@ async def test_json_with_too_many_values_is_refused_and_the_same_bytes_in_a_stri
     gateway: RunningGateway,
 ) -> None:
     lists = b"[]," * 100_000
-    for kind, body in (
+    for content_type, body in (
         (JSON, b'{"model":"gpt-4","messages":[' + lists + b"[]]}"),
         (
             FORM,
             b'--B\r\nContent-Disposition: form-data; name="messages"\r\n\r\n[' + lists + b"[]]\r\n--B--\r\n",
         ),
     ):
-        got = await gateway.exchange(head(KEY, len(body), kind) + body)
-        assert b'"code":"invalid_body"' in got
-        assert b"65,536 values" in got
+        received = await gateway.exchange(head(KEY, len(body), content_type) + body)
+        assert b'"code":"invalid_body"' in received
+        assert b"65,536 values" in received
     async with gateway.post_task(
         {"model": "gpt-4", "messages": [{"role": "user", "content": lists.decode()}]}
     ) as response:
@@ -794,8 +796,8 @@ async def test_the_progress_of_a_failed_image_is_followed_by_an_error_event(gate
 
     gateway.provider.script = script
     async with gateway.post_task({**FLUX, "stream": True}) as response:
-        got = events(await response.read())
-    assert [name for name, _ in got] == ["message", "error"]
+        received = events(await response.read())
+    assert [name for name, _ in received] == ["message", "error"]
     gateway.provider.script = script
     assert await code_of(gateway.post_task(FLUX, headers={"Accept": "image/*"})) == (
         400,
