@@ -29,10 +29,6 @@ GATEWAY = web.AppKey("gateway", Gateway)
 log = logging.getLogger("pomelo.gateway")
 
 
-def _always() -> bool:
-    return True
-
-
 def make_app(
     services: Services, options: GatewayOptions, healthy: Callable[[], bool], cors: Cors | None = None
 ) -> web.Application:
@@ -45,7 +41,7 @@ def make_app(
         body_rate=BodyRate(options.read_rate, options.read_grace, options.read_timeout),
         parse_queue=ParseQueue(),
         downloads=InFlight(
-            InFlightLimits(calls=options.max_links, account_calls=max(1, options.max_links // 2))
+            InFlightLimits(calls=options.max_downloads, account_calls=max(1, options.max_downloads // 2))
         ),
         healthy=healthy,
     )
@@ -103,11 +99,10 @@ async def open_rest(
     ssl_context: ssl.SSLContext | None = None,
     *,
     reuse_port: bool = False,
-    healthy: Callable[[], bool] = _always,
+    healthy: Callable[[], bool] = lambda: True,
 ) -> AsyncIterator[tuple[str, int]]:
-    """Serves REST within the context; yields the host and the port that it listens on (port 0: a free
-    one). With `reuse_port`, other processes may listen on it too. `healthy` decides the result of health
-    checks.
+    """Serves REST within the context; yields the host and the port that it listens on (port 0: a free one).
+    With `reuse_port`, other processes may listen on it too. `healthy` decides the result of health checks.
 
     On exit, stops listening, lets running requests continue for `drain_timeout`, then cancels them.
 

@@ -45,9 +45,9 @@ def encode_event(data: bytes) -> bytes:
 class SseResponse:
     """A response of server-sent events.
 
-    Its headers are sent with the first event, or after `keep_alive` seconds without one; after each
-    further silence of that length, a comment is sent. An event is sent immediately; events that follow it
-    in the same iteration of the event loop are joined into one write.
+    Its headers are sent with the first event, or after `keep_alive` seconds without one; after each further
+    silence of that length, a comment is sent. An event is sent immediately; events that follow it in the
+    same iteration of the event loop are joined into one write.
     """
 
     __slots__ = (
@@ -75,15 +75,10 @@ class SseResponse:
 
     def stop(self) -> None:
         """Stops comments and flushing; buffered events are sent by `finish` or `fail`. Idempotent."""
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
-        if self._commenting is not None:
-            self._commenting.cancel()
-            self._commenting = None
-        if self._flushing is not None:
-            self._flushing.cancel()
-            self._flushing = None
+        for scheduled in (self._timer, self._commenting, self._flushing):
+            if scheduled is not None:
+                scheduled.cancel()
+        self._timer = self._commenting = self._flushing = None
 
     async def _open(self) -> web.StreamResponse:
         response = self.response = web.StreamResponse(

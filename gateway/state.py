@@ -34,20 +34,19 @@ class GatewayOptions:
     base64 is passed inline up to `inline_limit` and uploaded beyond it. `keep_alive` is the silence after
     which a stream sends a comment. `cors_origins` are the origins whose pages may call, or only `*`.
 
-    `head_timeout` limits the time for a request's head, `read_timeout`
-    the time between two pieces of its body. `read_rate` is the minimum rate of the body, in bytes a
-    second, after `read_grace`. `write_timeout` is the period over which a client must read part of
-    a response, `idle_timeout` the time between two requests, `proxy_idle_timeout` the same on
-    connections from `trusted_proxies`. An idle connection is closed `idle_slack` after that time,
-    so that a client with the same timeout closes it first. `linger_timeout` is how long the rest
-    of a refused body is discarded, so that its sender can read the error response. `drain_timeout`
-    is how long running requests may continue when the gateway closes.
+    `head_timeout` limits the time for a request's head, `read_timeout` the time between two pieces of its
+    body. `read_rate` is the minimum rate of the body, in bytes a second, after `read_grace`.
+    `write_timeout` is the period over which a client must read part of a response, `idle_timeout` the time
+    between two requests, `proxy_idle_timeout` the same on connections from `trusted_proxies`. An idle
+    connection is closed `idle_slack` after that time, so that a client with the same timeout closes it
+    first. `linger_timeout` is how long the rest of a refused body is discarded, so that its sender can read
+    the error response. `drain_timeout` is how long running requests may continue when the gateway closes.
 
-    `max_connections` limits the connections of all clients together (lowered to half of the files
-    that the process may open). Each address keeps `max_untrusted` connections without a valid key;
-    of its older ones, slow ones end after `untrusted_grace`. Every connection without a valid key
-    ends after `untrusted_timeout`. `max_links` limits the concurrent downloads by signed links; one
-    address may have half of them.
+    `max_connections` limits the connections of all clients together (lowered to half of the files that the
+    process may open). Each address keeps `max_untrusted` connections without a valid key; of its older
+    ones, slow ones end after `untrusted_grace`. Every connection without a valid key ends after
+    `untrusted_timeout`. `max_downloads` limits the concurrent downloads by signed links; one address may
+    have half of them.
     """
 
     public_url: str = ""
@@ -69,7 +68,7 @@ class GatewayOptions:
     max_untrusted: int = 64
     untrusted_grace: float = 1.0
     untrusted_timeout: float = 8.0
-    max_links: int = 512
+    max_downloads: int = 512
     linger_timeout: float = 10.0
     drain_timeout: float = 2.0
 
@@ -80,8 +79,8 @@ class Gateway:
 
     `link` maps media links to the address by which callers reach this gateway. `openapi` is the OpenAPI
     description as JSON. `parse_queue` queues large bodies, `downloads` counts the downloads by signed
-    links. `healthy` returns whether a load balancer should send requests here. `task_types` caches the
-    task types of models.
+    links. `healthy` returns whether a load balancer should send requests here. `task_types` caches the task
+    types of models.
     """
 
     services: Services

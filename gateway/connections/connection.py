@@ -33,8 +33,8 @@ MAX_FRAMING = 512 * 1024
 requests after it."""
 
 MAX_DISCARDED = 64 * 1024 * 1024
-"""Bytes of a refused body that are discarded so that its sender can read the error response. Every
-upload within the limits is smaller."""
+"""Bytes of a refused body that are discarded so that its sender can read the error response. Every upload
+within the limits is smaller."""
 
 MAX_UNAUTHENTICATED = 4
 """Consecutive requests without a valid key after which a connection is closed."""
@@ -164,12 +164,11 @@ class Connection(web.RequestHandler):
             self._discard(0.0)
 
     def _discard(self, seconds: float) -> None:
-        """Stops reading requests; discards what still arrives, unparsed, for `seconds` or until the
-        client closes.
+        """Stops reading requests; discards what still arrives, unparsed, for `seconds` or until the client
+        closes.
 
-        An immediate close while the client still sends would reset the connection, and the client
-        would lose the last response. After a half-close, some clients end their request before they
-        have read it.
+        An immediate close while the client still sends would reset the connection, and the client would
+        lose the last response. After a half-close, some clients end their request before they have read it.
         """
         raw = self._raw_transport
         if raw is None:

@@ -20,8 +20,8 @@ _CHECK_INTERVAL = 0.25
 """Seconds between two checks of the untrusted connections."""
 
 _MAX_CLOCK_STEP = 2 * _CHECK_INTERVAL
-"""The most seconds that the clock advances between two readings: while the event loop is blocked,
-nothing that clients send is read."""
+"""The most seconds that the clock advances between two readings: while the event loop is blocked, nothing
+that clients send is read."""
 
 MIN_READ_RATE = 1024
 """The minimum rate, in bytes a second, at which a client must read a response; measured over
@@ -35,10 +35,10 @@ EndConnection = Callable[[bool], None]
 class ConnectionLimits:
     """The maximum number of connections, and the lifetime of untrusted ones.
 
-    `max_connections` are served; `reserve` more are accepted only to be refused with `overloaded`.
-    An untrusted connection ends after `lifetime` seconds. Each address keeps its `per_address` youngest
-    untrusted connections. Its older ones end if a request is still incomplete `grace` seconds after
-    it began to arrive, or, once 7/8 of `max_connections` are in use, `grace` seconds after they became
+    `max_connections` are served; `reserve` more are accepted only to be refused with `overloaded`. An
+    untrusted connection ends after `lifetime` seconds. Each address keeps its `per_address` youngest
+    untrusted connections. Its older ones end if a request is still incomplete `grace` seconds after it
+    began to arrive, or, once 7/8 of `max_connections` are in use, `grace` seconds after they became
     untrusted.
     """
 
@@ -53,10 +53,10 @@ class ConnectionLimits:
 class ConnectionTimeouts:
     """The timeouts of a client's connection, in seconds.
 
-    `head` is the time for a complete request head, from its first byte (or from connecting).
-    `stall` is the period over which a client must read a response at `MIN_READ_RATE` or faster. `idle`
-    is the time between two requests, `proxy_idle` the same on connections from the networks
-    `proxies`. `linger` is how long the rest of a refused body is discarded.
+    `head` is the time for a complete request head, from its first byte (or from connecting). `stall` is the
+    period over which a client must read a response at `MIN_READ_RATE` or faster. `idle` is the time between
+    two requests, `proxy_idle` the same on connections from the networks `proxies`. `linger` is how long the
+    rest of a refused body is discarded.
     """
 
     head: float
@@ -94,8 +94,8 @@ class Slot:
 
 
 class SlotGroups:
-    """Slots by group, each group oldest first. Adding and removing a slot and finding the largest group
-    are O(1)."""
+    """Slots by group, each group oldest first. Adding and removing a slot and finding the largest group are
+    O(1)."""
 
     def __init__(self) -> None:
         self._groups: dict[Hashable, dict[Slot, None]] = {}
@@ -170,8 +170,7 @@ class Connections:
         return len(self._trusted) + len(self._untrusted) - len(self._surplus)
 
     def open(self, address: str, end: EndConnection) -> Slot:
-        """Adds a new connection, which may end others. The slot's `end` may be replaced while it is
-        open."""
+        """Adds a new connection, which may end others. The slot's `end` may be replaced while it is open."""
         slot = Slot(network(address), end)
         if len(self) >= self.limits.max_connections and not self.make_room():
             slot.surplus = True
@@ -216,8 +215,8 @@ class Connections:
 
     def make_room(self) -> bool:
         """Ends the oldest untrusted connection of the address that has the most of them. If none is
-        untrusted, ends the trusted ones that have been idle the longest, of the owner that has the
-        most idle ones. Returns False if all are busy."""
+        untrusted, ends the trusted ones that have been idle the longest, of the owner that has the most
+        idle ones. Returns False if all are busy."""
         oldest = self._addresses.oldest()
         if oldest is not None:
             self._end(oldest, send_refusal=True)

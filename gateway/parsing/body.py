@@ -126,8 +126,8 @@ class RequestBody:
                 )
 
     async def _wait(self) -> bytes:
-        """Waits for the next byte. Reads only one, because aiohttp discards the chunk boundaries of
-        what is read."""
+        """Waits for the next byte. Reads only one, because aiohttp discards the chunk boundaries of what is
+        read."""
         if self._expects_continue:
             await self._send_continue()
         loop = asyncio.get_running_loop()
@@ -158,9 +158,9 @@ class RequestBody:
 class ParseQueue:
     """Queues the parsing of large bodies: one body at a time per account, one step at a time overall.
 
-    After each body its account waits before the next one, so that most of the event loop's time is
-    left to others. The wait is three times as long as the steps took, and at least as long as the
-    bytes take at `RATE`, to allow for the other work that is done with them.
+    After each body its account waits before the next one, so that most of the event loop's time is left to
+    others. The wait is three times as long as the steps took, and at least as long as the bytes take at
+    `RATE`, to allow for the other work that is done with them.
     """
 
     RATE = 32 * 1024 * 1024

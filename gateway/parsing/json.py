@@ -24,8 +24,8 @@ LARGE_BODY = 64 * 1024
 """Bytes up to which a body is parsed without a `JsonScan` and without waiting in the `ParseQueue`."""
 
 MAX_VALUES = 65_536
-"""Values of one JSON text: objects, arrays, strings, numbers. The longest list of messages that a
-model accepts, each with one part, has 60,000."""
+"""Values of one JSON text: objects, arrays, strings, numbers. The longest list of messages that a model
+accepts, each with one part, has 60,000."""
 
 MAX_ESCAPES = 1_500_000
 """Backslashes; 8 MiB of `\\u4e2d`, as JSON libraries write Chinese, have 1.4 million."""
@@ -89,8 +89,8 @@ def parse_json(data: bytes) -> dict[str, Any]:
 class JsonScan:
     """Counts the values, escapes and bytes of one JSON text, in time linear in its bytes.
 
-    It does not validate the text: the parser stops at the first syntax error, and up to there the
-    counts are correct.
+    It does not validate the text: the parser stops at the first syntax error, and up to there the counts
+    are correct.
     """
 
     __slots__ = ("_escapes", "_in_string", "_outside_strings", "_pending", "_quotes", "_values")

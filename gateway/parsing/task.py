@@ -30,7 +30,7 @@ from pomelo.service import Visit
 _MAX_CACHED_TYPES = 1024
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class TaskRequest:
     """A task as requested; `input` is the input message within `task`, `stream` whether events are sent."""
 
@@ -155,18 +155,14 @@ async def _read_form(
 ) -> RequestBody:
     options = gateway.options
     body = RequestBody(request, call, visit, options.upload_limit + options.json_limit, gateway.body_rate)
-
-    async def get_task_type(model: str) -> int:
-        # Not from the cache, so that no file is accepted for a model that the key may not use.
-        return await _fetch_task_type(gateway, model, call)
-
     await read_form(
         form,
         request.headers["Content-Type"],
         body,
         call=call,
         media=gateway.services.media,
-        get_task_type=get_task_type,
+        # Not from the cache, so that no file is accepted for a model that the key may not use.
+        get_task_type=partial(_fetch_task_type, gateway, call=call),
         text_limit=options.json_limit,
         upload_limit=options.upload_limit,
     )

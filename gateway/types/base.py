@@ -22,9 +22,9 @@ Link = Callable[[str], str]
 class TaskFormat:
     """How the REST API represents one task type.
 
-    `name` is its public name, `input` its field of `Task`, `output` its field of `TaskResult`. `required` are
-    the required fields, with `audio` if the type takes audio. If `ignores_audio_file`, a form may have an
-    audio file, which is not used. `render_event` returns the stream's objects for an event of the type
+    `name` is its public name, `input` its field of `Task`, `output` its field of `TaskResult`. `required`
+    are the required fields, with `audio` if the type takes audio. If `ignores_audio_file`, a form may have
+    an audio file, which is not used. `render_event` returns the stream's objects for an event of the type
     `event` (empty: the stream has none but its result).
 
     `schema_name` and `result_schema_name` name its OpenAPI schemas; `schemas` has the latter and those that
@@ -111,11 +111,7 @@ def render_media(url: str, data: bytes) -> bytes:
 
 MEDIA_SCHEMA = object_of(
     {
-        "url": {
-            "type": "string",
-            "format": "uri",
-            "description": "Signed; needs no key until it expires.",
-        },
+        "url": {"type": "string", "format": "uri", "description": "Signed; needs no key until it expires."},
         "b64_json": {"type": "string", "contentEncoding": "base64"},
     }
 )

@@ -456,7 +456,7 @@ async def test_a_connection_stays_open_while_a_signed_link_is_downloaded(open_ga
 
 
 async def test_concurrent_downloads_by_links_are_limited(open_gateway: OpenGateway) -> None:
-    async with open_gateway(max_links=2) as gateway:
+    async with open_gateway(max_downloads=2) as gateway:
         async with gateway.post_task({**TTS, "response_format": "url"}) as response:
             url = (await response.json())["audio"]["url"]
         name = url.rpartition("/")[2].partition("?")[0]
