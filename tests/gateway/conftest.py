@@ -8,29 +8,29 @@ from typing import Any
 
 import pytest
 
-from tests.gateway.running_gateway import RunningGateway, run_gateway
+from tests.gateway.gateway_app import GatewayApp, run_gateway
 
-OpenGateway = Callable[..., AbstractAsyncContextManager[RunningGateway]]
+OpenGatewayApp = Callable[..., AbstractAsyncContextManager[GatewayApp]]
 
 
 @pytest.fixture
-def open_gateway(tmp_path_factory: pytest.TempPathFactory) -> OpenGateway:
+def open_gateway(tmp_path_factory: pytest.TempPathFactory) -> OpenGatewayApp:
     """Returns a function that runs a gateway with the given options."""
 
-    def run(**options: Any) -> AbstractAsyncContextManager[RunningGateway]:
+    def run(**options: Any) -> AbstractAsyncContextManager[GatewayApp]:
         return run_gateway(tmp_path_factory.mktemp("media"), **options)
 
     return run
 
 
 @pytest.fixture(scope="session")
-async def _gateway(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[RunningGateway]:
+async def _gateway(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[GatewayApp]:
     async with run_gateway(tmp_path_factory.mktemp("media")) as gateway:
         yield gateway
 
 
 @pytest.fixture
-def gateway(_gateway: RunningGateway) -> RunningGateway:
+def gateway(_gateway: GatewayApp) -> GatewayApp:
     """A gateway with the default options, whose provider sends default responses."""
     _gateway.provider.script = None
     _gateway.provider.jobs.clear()

@@ -12,7 +12,7 @@ from gateway.account import parse_query, render_account, render_usage
 from pomelo.errors import PomeloError
 from pomelo.gen.v1 import account_service_pb2 as pb
 from pomelo.gen.v1.task_pb2 import TaskType
-from tests.gateway.running_gateway import HAIKU_ONLY, RunningGateway
+from tests.gateway.gateway_app import HAIKU_ONLY, GatewayApp
 
 
 def parse_exact(data: bytes) -> dict:
@@ -159,7 +159,7 @@ def test_usage_records_and_totals_are_rendered_as_a_list() -> None:
 
 
 @pytest.mark.parametrize("path", ["account", "usage"])
-async def test_the_key_is_checked_before_the_query(path: str, gateway: RunningGateway) -> None:
+async def test_the_key_is_checked_before_the_query(path: str, gateway: GatewayApp) -> None:
     url = f"{gateway.url}/api/v1/{path}"
     async with gateway.http.get(url, params={"foo": "1"}) as response:
         assert response.status == 401
@@ -175,7 +175,7 @@ async def test_the_key_is_checked_before_the_query(path: str, gateway: RunningGa
         assert await response.read() == b""
 
 
-async def test_a_repeated_query_parameter_is_refused_and_named(gateway: RunningGateway) -> None:
+async def test_a_repeated_query_parameter_is_refused_and_named(gateway: GatewayApp) -> None:
     url = f"{gateway.url}/api/v1/usage?model=gpt-4&model=gpt-4"
     async with gateway.http.get(url, headers=gateway.headers) as response:
         assert response.status == 400

@@ -24,9 +24,9 @@ from pomelo.gen.v1 import speech_pb2
 from pomelo.gen.v1.task_service_pb2 import StreamTaskResponse as Event
 from pomelo.providers.base import Job
 from tests.certificates import make_certificate
-from tests.gateway.running_gateway import AUDIO, KEY, RunningGateway, text_events
+from tests.gateway.gateway_app import AUDIO, KEY, GatewayApp, text_events
 
-OpenGateway = Callable[..., AbstractAsyncContextManager[RunningGateway]]
+OpenGatewayApp = Callable[..., AbstractAsyncContextManager[GatewayApp]]
 HI = {"model": "gpt-4", "messages": [{"role": "user", "content": "Hi"}]}
 TTS = {"model": "eleven-labs-tts", "text": "Hi", "voice": "adam"}
 
@@ -66,7 +66,7 @@ MALFORMED = [
 
 @pytest.mark.parametrize("data", MALFORMED, ids=range(len(MALFORMED)))
 async def test_malformed_http_gets_an_error_body_and_one_log_line(
-    gateway: RunningGateway, data: bytes, caplog: pytest.LogCaptureFixture
+    gateway: GatewayApp, data: bytes, caplog: pytest.LogCaptureFixture
 ) -> None:
     head, _, body = (await gateway.exchange(data)).partition(b"\r\n\r\n")
     assert head.split(b" ", 2)[1] == b"400"
@@ -77,7 +77,7 @@ async def test_malformed_http_gets_an_error_body_and_one_log_line(
     assert "\n" not in caplog.text.rstrip("\n")
 
 
-async def test_pipelined_requests_are_handled_in_order(gateway: RunningGateway) -> None:
+async def test_pipelined_requests_are_handled_in_order(gateway: GatewayApp) -> None:
     ahead = request(json.dumps(HI).encode(), close=False)
     received = await gateway.exchange(ahead * 3 + GOOD)
     assert received.count(b"HTTP/1.1 200 OK") == 4
@@ -105,7 +105,7 @@ def traces() -> Iterator[TracebackCounter]:
 
 
 async def test_thousands_of_malformed_requests_cause_no_5xx_no_traceback_and_no_memory_growth(
-    gateway: RunningGateway, traces: TracebackCounter
+    gateway: GatewayApp, traces: TracebackCounter
 ) -> None:
     rng = random.Random(20261122)
     form = request(
@@ -171,7 +171,7 @@ async def test_thousands_of_malformed_requests_cause_no_5xx_no_traceback_and_no_
     assert after - before < 256 * 1024
 
 
-async def closed_after(gateway: RunningGateway, *pieces: bytes) -> float:
+async def closed_after(gateway: GatewayApp, *pieces: bytes) -> float:
     """Returns the seconds until the server closes a connection on which the pieces are sent slowly."""
     loop = asyncio.get_running_loop()
     reader, writer = await asyncio.open_connection(gateway.host, gateway.port)
@@ -197,7 +197,7 @@ async def closed_after(gateway: RunningGateway, *pieces: bytes) -> float:
     return loop.time() - start
 
 
-async def test_an_incomplete_request_head_times_out(open_gateway: OpenGateway) -> None:
+async def test_an_incomplete_request_head_times_out(open_gateway: OpenGatewayApp) -> None:
     async with open_gateway(head_timeout=0.2, untrusted_timeout=0.2, idle_timeout=60) as gateway:
         for pieces in ([], [b"GET / HT"], [bytes([b]) for b in b"GET /openapi.json HTTP/1.1\r\nA: b"]):
             assert 0.15 < await closed_after(gateway, *pieces) < 2
@@ -205,13 +205,15 @@ async def test_an_incomplete_request_head_times_out(open_gateway: OpenGateway) -
         assert 0.15 < await closed_after(gateway, second, b"POST /api") < 2
 
 
-async def test_an_idle_connection_is_closed_later_than_an_unfinished_head(open_gateway: OpenGateway) -> None:
+async def test_an_idle_connection_is_closed_later_than_an_unfinished_head(
+    open_gateway: OpenGatewayApp,
+) -> None:
     async with open_gateway(head_timeout=0.1, idle_timeout=0.5, idle_slack=0) as gateway:
         assert 0.4 < await closed_after(gateway, request(json.dumps(HI).encode(), close=False)) < 3
 
 
 async def test_an_idle_connection_stays_a_little_longer_so_that_a_client_with_the_same_timeout_closes_first(
-    open_gateway: OpenGateway,
+    open_gateway: OpenGatewayApp,
 ) -> None:
     async with (
         open_gateway(idle_timeout=0.5, idle_slack=1.0) as gateway,
@@ -230,7 +232,7 @@ async def test_an_idle_connection_stays_a_little_longer_so_that_a_client_with_th
     ("networks", "kept"), [(["10.0.0.0/8", "127.0.0.0/8"], True), (["10.0.0.0/8"], False)]
 )
 async def test_an_idle_connection_from_a_trusted_proxy_stays_longer(
-    open_gateway: OpenGateway, networks: list[str], kept: bool
+    open_gateway: OpenGatewayApp, networks: list[str], kept: bool
 ) -> None:
     times = {"idle_timeout": 0.3, "proxy_idle_timeout": 1.5, "idle_slack": 0, "untrusted_timeout": 0.2}
     async with open_gateway(trusted_proxies=tuple(map(ip_network, networks)), **times) as gateway:
@@ -243,7 +245,7 @@ async def test_an_idle_connection_from_a_trusted_proxy_stays_longer(
 
 
 async def test_a_client_that_reads_nothing_is_disconnected_and_its_task_closed(
-    open_gateway: OpenGateway,
+    open_gateway: OpenGatewayApp,
 ) -> None:
     async with open_gateway(write_timeout=0.3) as gateway:
         started = asyncio.Event()
@@ -268,7 +270,7 @@ async def test_a_client_that_reads_nothing_is_disconnected_and_its_task_closed(
             quiet.close()
 
 
-async def test_a_client_that_reads_slowly_receives_everything(open_gateway: OpenGateway) -> None:
+async def test_a_client_that_reads_slowly_receives_everything(open_gateway: OpenGatewayApp) -> None:
     async with open_gateway(write_timeout=0.2) as gateway:
         count = 300
 
@@ -293,9 +295,7 @@ HEALTH = b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n"
 
 
 @contextlib.asynccontextmanager
-async def connection(
-    gateway: RunningGateway,
-) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
+async def connection(gateway: GatewayApp) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
     """Opens a connection and aborts it at the end."""
     reader, writer = await asyncio.open_connection(gateway.host, gateway.port)
     try:
@@ -330,7 +330,7 @@ def is_overloaded(status: int, headers: dict[str, str], body: bytes) -> bool:
     return (status, json.loads(body)["error"]["code"]) == (503, "overloaded")
 
 
-async def test_untrusted_connections_are_evicted_before_trusted_ones(open_gateway: OpenGateway) -> None:
+async def test_untrusted_connections_are_evicted_before_trusted_ones(open_gateway: OpenGatewayApp) -> None:
     async with (
         open_gateway(max_connections=2) as gateway,
         connection(gateway) as (caller, calls),
@@ -346,7 +346,7 @@ async def test_untrusted_connections_are_evicted_before_trusted_ones(open_gatewa
                 assert (await read_response(reader))[0] == 200
 
 
-async def test_an_idle_connection_is_evicted_and_a_busy_one_is_not(open_gateway: OpenGateway) -> None:
+async def test_an_idle_connection_is_evicted_and_a_busy_one_is_not(open_gateway: OpenGatewayApp) -> None:
     started = asyncio.Event()
 
     async def script(job: Job) -> AsyncIterator[Event]:
@@ -372,7 +372,7 @@ async def test_an_idle_connection_is_evicted_and_a_busy_one_is_not(open_gateway:
 
 
 async def test_when_all_connections_are_busy_a_new_one_gets_overloaded_and_health_checks_are_served(
-    open_gateway: OpenGateway,
+    open_gateway: OpenGatewayApp,
 ) -> None:
     started = asyncio.Event()
 
@@ -400,7 +400,7 @@ async def test_when_all_connections_are_busy_a_new_one_gets_overloaded_and_healt
                 assert (status, body) == (200, b'{"status":"ok"}')
 
 
-async def test_health_needs_no_key_and_reports_draining(open_gateway: OpenGateway) -> None:
+async def test_health_needs_no_key_and_reports_draining(open_gateway: OpenGatewayApp) -> None:
     healthy = True
     async with open_gateway(healthy=lambda: healthy) as gateway:
         async with gateway.http.get(f"{gateway.url}/healthz") as response:
@@ -418,7 +418,7 @@ async def test_health_needs_no_key_and_reports_draining(open_gateway: OpenGatewa
     ids=["silent", "in a head", "idle", "in a body", "another method"],
 )
 async def test_a_connection_without_a_valid_key_is_closed_soon(
-    open_gateway: OpenGateway, pieces: list[bytes]
+    open_gateway: OpenGatewayApp, pieces: list[bytes]
 ) -> None:
     async with open_gateway(
         untrusted_timeout=0.5, idle_timeout=60, head_timeout=60, linger_timeout=60
@@ -427,7 +427,7 @@ async def test_a_connection_without_a_valid_key_is_closed_soon(
 
 
 async def test_a_valid_key_keeps_a_connection_open_and_an_invalid_one_closes_it(
-    open_gateway: OpenGateway,
+    open_gateway: OpenGatewayApp,
 ) -> None:
     async with open_gateway(untrusted_timeout=0.5) as gateway, connection(gateway) as (reader, writer):
         loop = asyncio.get_running_loop()
@@ -441,7 +441,9 @@ async def test_a_valid_key_keeps_a_connection_open_and_an_invalid_one_closes_it(
         assert await read_until_closed(reader) == b""
 
 
-async def test_a_connection_stays_open_while_a_signed_link_is_downloaded(open_gateway: OpenGateway) -> None:
+async def test_a_connection_stays_open_while_a_signed_link_is_downloaded(
+    open_gateway: OpenGatewayApp,
+) -> None:
     async with open_gateway(untrusted_timeout=0.5) as gateway:
         async with gateway.post_task({**TTS, "response_format": "url"}) as response:
             url = (await response.json())["audio"]["url"]
@@ -455,7 +457,7 @@ async def test_a_connection_stays_open_while_a_signed_link_is_downloaded(open_ga
                 await asyncio.sleep(0.2)  # an idle downloader
 
 
-async def test_concurrent_downloads_by_links_are_limited(open_gateway: OpenGateway) -> None:
+async def test_concurrent_downloads_by_links_are_limited(open_gateway: OpenGatewayApp) -> None:
     async with open_gateway(max_downloads=2) as gateway:
         async with gateway.post_task({**TTS, "response_format": "url"}) as response:
             url = (await response.json())["audio"]["url"]
@@ -479,7 +481,7 @@ async def test_concurrent_downloads_by_links_are_limited(open_gateway: OpenGatew
                 pass
 
 
-async def test_an_unauthenticated_caller_gets_few_responses_on_a_connection(gateway: RunningGateway) -> None:
+async def test_an_unauthenticated_caller_gets_few_responses_on_a_connection(gateway: GatewayApp) -> None:
     for data, status in ((BAD, 401), (b"GET /nowhere HTTP/1.1\r\nHost: x\r\n\r\n", 404)):
         async with connection(gateway) as (reader, writer):
             writer.write(data * 50)
@@ -488,7 +490,7 @@ async def test_an_unauthenticated_caller_gets_few_responses_on_a_connection(gate
             assert received.count(b"Connection: close") == 1
 
 
-async def test_the_total_size_of_a_request_head_is_limited(gateway: RunningGateway) -> None:
+async def test_the_total_size_of_a_request_head_is_limited(gateway: GatewayApp) -> None:
     async with connection(gateway) as (reader, writer):
         writer.write(b"GET / HTTP/1.1\r\nHost: x\r\n")
         for i in range(40):
@@ -500,7 +502,7 @@ async def test_the_total_size_of_a_request_head_is_limited(gateway: RunningGatew
         assert await read_until_closed(reader) == b""
 
 
-async def test_an_oversized_head_does_not_corrupt_a_running_response(gateway: RunningGateway) -> None:
+async def test_an_oversized_head_does_not_corrupt_a_running_response(gateway: GatewayApp) -> None:
     started = asyncio.Event()
 
     async def script(job: Job) -> AsyncIterator[Event]:
@@ -522,7 +524,7 @@ async def test_an_oversized_head_does_not_corrupt_a_running_response(gateway: Ru
 
 
 async def test_slow_heads_of_one_address_are_limited_and_its_authenticated_callers_served(
-    open_gateway: OpenGateway,
+    open_gateway: OpenGatewayApp,
 ) -> None:
     async with (
         open_gateway(max_untrusted=3, untrusted_grace=0.2) as gateway,
@@ -541,7 +543,7 @@ async def test_slow_heads_of_one_address_are_limited_and_its_authenticated_calle
             assert (await read_response(reader))[0] == 404
 
 
-async def test_concurrent_connections_of_one_address_are_all_served(open_gateway: OpenGateway) -> None:
+async def test_concurrent_connections_of_one_address_are_all_served(open_gateway: OpenGatewayApp) -> None:
     async with open_gateway(max_untrusted=5, untrusted_grace=0.1) as gateway:
 
         async def send_request() -> int:
@@ -564,7 +566,7 @@ def certificate(tmp_path_factory: pytest.TempPathFactory) -> ssl.SSLContext:
 
 
 async def test_an_unfinished_tls_handshake_times_out(
-    open_gateway: OpenGateway, certificate: ssl.SSLContext
+    open_gateway: OpenGatewayApp, certificate: ssl.SSLContext
 ) -> None:
     async with open_gateway(tls=certificate, untrusted_timeout=0.5) as gateway:
         for pieces in ([], [b"\x16\x03\x01\x02\x00\x01"], [b"GET / HTTP/1.1\r\n\r\n"]):
@@ -580,7 +582,7 @@ async def test_an_unfinished_tls_handshake_times_out(
 
 
 async def test_connections_in_a_tls_handshake_count_and_can_be_evicted(
-    open_gateway: OpenGateway, certificate: ssl.SSLContext
+    open_gateway: OpenGatewayApp, certificate: ssl.SSLContext
 ) -> None:
     async with (
         open_gateway(tls=certificate, max_connections=3) as gateway,
@@ -596,9 +598,7 @@ async def test_connections_in_a_tls_handshake_count_and_can_be_evicted(
         assert await read_until_closed(silent[1][0]) == b""
 
 
-async def test_the_connection_limit_fits_the_file_descriptor_limit(
-    caplog: pytest.LogCaptureFixture,
-) -> None:
+async def test_the_connection_limit_fits_the_file_descriptor_limit(caplog: pytest.LogCaptureFixture) -> None:
     files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     assert fit_connections(files // 2) == files // 2
     assert not caplog.records
@@ -607,7 +607,7 @@ async def test_the_connection_limit_fits_the_file_descriptor_limit(
 
 
 async def test_without_descriptors_an_unauthenticated_connection_is_evicted_and_accepting_continues(
-    gateway: RunningGateway, caplog: pytest.LogCaptureFixture
+    gateway: GatewayApp, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with connection(gateway) as (untrusted, _):
         while not await is_served(gateway, HEALTH):
@@ -633,7 +633,7 @@ async def test_without_descriptors_an_unauthenticated_connection_is_evicted_and_
     assert await is_served(gateway, HEALTH)
 
 
-async def is_served(gateway: RunningGateway, data: bytes) -> bool:
+async def is_served(gateway: GatewayApp, data: bytes) -> bool:
     """Whether a request on a new connection gets a 200."""
     async with connection(gateway) as (reader, writer):
         writer.write(data)
@@ -641,7 +641,7 @@ async def is_served(gateway: RunningGateway, data: bytes) -> bool:
 
 
 async def test_closing_the_gateway_ends_running_requests_and_frees_the_port(
-    open_gateway: OpenGateway,
+    open_gateway: OpenGatewayApp,
 ) -> None:
     started = asyncio.Event()
 
@@ -662,7 +662,7 @@ async def test_closing_the_gateway_ends_running_requests_and_frees_the_port(
 
 
 @pytest.mark.parametrize("start", [b"1;", b"1\r\na\r\n0\r\nX: ", b'1\r\na\r\n1;a="'])
-async def test_chunk_extensions_and_trailers_are_limited(gateway: RunningGateway, start: bytes) -> None:
+async def test_chunk_extensions_and_trailers_are_limited(gateway: GatewayApp, start: bytes) -> None:
     reader, writer = await asyncio.open_connection(gateway.host, gateway.port)
     try:
         writer.write(

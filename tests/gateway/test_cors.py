@@ -14,9 +14,9 @@ from gateway.openapi.schema import RESPONSE_HEADERS
 from pomelo.call import Call, Principal
 from pomelo.gen.v1.task_service_pb2 import StreamTaskResponse as Event
 from pomelo.providers.base import Job
-from tests.gateway.running_gateway import AUDIO, KEY, RunningGateway, authenticate, run_gateway, text_events
+from tests.gateway.gateway_app import AUDIO, KEY, GatewayApp, authenticate, run_gateway, text_events
 
-OpenGateway = Callable[..., AbstractAsyncContextManager[RunningGateway]]
+OpenGatewayApp = Callable[..., AbstractAsyncContextManager[GatewayApp]]
 APP, LOCAL, FOREIGN = "https://app.example", "http://localhost:3000", "https://evil.example"
 HI = {"model": "gpt-4", "messages": [{"role": "user", "content": "Hi"}]}
 TTS = {"model": "eleven-labs-tts", "text": "Hi", "voice": "adam"}
@@ -39,7 +39,7 @@ EXPOSED = {
 
 
 @pytest.fixture(scope="module", name="shared")
-async def _shared(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[RunningGateway]:
+async def _shared(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[GatewayApp]:
     async with run_gateway(
         tmp_path_factory.mktemp("media"), cors_origins=(APP, LOCAL), json_limit=4096
     ) as gateway:
@@ -64,7 +64,7 @@ def is_private(headers: Mapping[str, str]) -> bool:
     return not [name for name in headers if name.lower().startswith("access-control-")]
 
 
-def preflight(gateway: RunningGateway, path: str, origin: str, headers: str = ", ".join(sorted(ASKED))):
+def preflight(gateway: GatewayApp, path: str, origin: str, headers: str = ", ".join(sorted(ASKED))):
     """Sends a preflight request, without a key."""
     given = {
         "Origin": origin,
@@ -80,7 +80,7 @@ def preflight(gateway: RunningGateway, path: str, origin: str, headers: str = ",
 @pytest.mark.parametrize("origin", [APP, LOCAL])
 @pytest.mark.parametrize("path", PATHS)
 async def test_a_preflight_of_an_allowed_origin_needs_no_key(
-    shared: RunningGateway, path: str, origin: str
+    shared: GatewayApp, path: str, origin: str
 ) -> None:
     async with preflight(shared, path, origin) as response:
         assert (response.status, await response.read()) == (204, b"")
@@ -96,20 +96,20 @@ async def test_a_preflight_of_an_allowed_origin_needs_no_key(
 @pytest.mark.parametrize(
     "origin", [FOREIGN, "null", APP + ":444", "http://app.example", APP + ".evil.example", APP + "/", "*", ""]
 )
-async def test_a_preflight_of_another_origin_allows_nothing(shared: RunningGateway, origin: str) -> None:
+async def test_a_preflight_of_another_origin_allows_nothing(shared: GatewayApp, origin: str) -> None:
     async with preflight(shared, "/api/v1/task", origin) as response:
         assert response.status == 204
         assert is_private(response.headers)
         assert response.headers["Vary"] == "Origin"
 
 
-async def test_options_without_a_preflight_header_is_a_405(shared: RunningGateway) -> None:
+async def test_options_without_a_preflight_header_is_a_405(shared: GatewayApp) -> None:
     async with shared.http.options(f"{shared.url}/api/v1/task", headers={"Origin": APP}) as response:
         assert (response.status, response.headers["Allow"]) == (405, "POST")
         assert is_shared(response.headers)
 
 
-async def test_without_origins_nothing_has_cors_headers(gateway: RunningGateway) -> None:
+async def test_without_origins_nothing_has_cors_headers(gateway: GatewayApp) -> None:
     async with preflight(gateway, "/api/v1/task", APP) as response:
         assert response.status == 405
         assert is_private(response.headers)
@@ -120,7 +120,7 @@ async def test_without_origins_nothing_has_cors_headers(gateway: RunningGateway)
         assert "Vary" not in response.headers
 
 
-async def test_a_star_allows_every_origin(open_gateway: OpenGateway) -> None:
+async def test_a_star_allows_every_origin(open_gateway: OpenGatewayApp) -> None:
     async with open_gateway(cors_origins=("*",)) as gateway:
         for origin in (APP, FOREIGN, "null"):
             async with preflight(gateway, "/api/v1/task", origin) as response:
@@ -131,7 +131,9 @@ async def test_a_star_allows_every_origin(open_gateway: OpenGateway) -> None:
             assert is_shared(response.headers, "*")
 
 
-async def test_preflights_are_limited_like_other_unauthenticated_requests(open_gateway: OpenGateway) -> None:
+async def test_preflights_are_limited_like_other_unauthenticated_requests(
+    open_gateway: OpenGatewayApp,
+) -> None:
     async with open_gateway(cors_origins=(APP,), untrusted_timeout=0.5) as gateway:
         got = await gateway.exchange(PREFLIGHT * 50)
         assert got.count(b"HTTP/1.1 204 ") == got.count(b"HTTP/1.1 ") == 4
@@ -140,7 +142,7 @@ async def test_preflights_are_limited_like_other_unauthenticated_requests(open_g
         assert asyncio.get_running_loop().time() - begin < 4  # the connection is closed soon
 
 
-async def test_a_preflight_leaves_a_trusted_connection_trusted(open_gateway: OpenGateway) -> None:
+async def test_a_preflight_leaves_a_trusted_connection_trusted(open_gateway: OpenGatewayApp) -> None:
     account = f"GET /api/v1/account HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {KEY}\r\n\r\n".encode()
     async with (
         open_gateway(cors_origins=(APP,), untrusted_timeout=0.3) as gateway,
@@ -180,9 +182,7 @@ REQUESTS = {
 
 
 @pytest.mark.parametrize("name", REQUESTS)
-async def test_every_response_is_readable_only_by_an_allowed_origin(
-    shared: RunningGateway, name: str
-) -> None:
+async def test_every_response_is_readable_only_by_an_allowed_origin(shared: GatewayApp, name: str) -> None:
     status, method, path, given = REQUESTS[name]
     for origin in (APP, FOREIGN, None):
         headers = [("Origin", origin)] if origin is not None else []
@@ -202,7 +202,7 @@ async def test_every_response_is_readable_only_by_an_allowed_origin(
 
 
 async def test_linked_media_is_readable_across_origins_completely_by_range_and_by_head(
-    shared: RunningGateway,
+    shared: GatewayApp,
 ) -> None:
     async with shared.post_task({**TTS, "response_format": "url"}) as response:
         url = (await response.json())["audio"]["url"]
@@ -241,7 +241,9 @@ def task(origin: str) -> bytes:
     return head.encode() + body
 
 
-async def test_an_error_on_a_surplus_connection_is_readable_across_origins(open_gateway: OpenGateway) -> None:
+async def test_an_error_on_a_surplus_connection_is_readable_across_origins(
+    open_gateway: OpenGatewayApp,
+) -> None:
     started = asyncio.Event()
 
     async def script(job: Job) -> AsyncIterator[Event]:
@@ -259,7 +261,7 @@ async def test_an_error_on_a_surplus_connection_is_readable_across_origins(open_
                 assert readable(head_of(refused))
 
 
-async def test_an_error_during_the_key_check_is_readable_across_origins(open_gateway: OpenGateway) -> None:
+async def test_an_error_during_the_key_check_is_readable_across_origins(open_gateway: OpenGatewayApp) -> None:
     started = asyncio.Event()
 
     async def slow(call: Call) -> Principal:
@@ -279,7 +281,9 @@ async def test_an_error_during_the_key_check_is_readable_across_origins(open_gat
             assert readable(head_of(refused))
 
 
-async def test_an_error_for_an_unparsed_request_is_readable_across_origins(open_gateway: OpenGateway) -> None:
+async def test_an_error_for_an_unparsed_request_is_readable_across_origins(
+    open_gateway: OpenGatewayApp,
+) -> None:
     async with open_gateway(max_connections=4, cors_origins=(APP,)) as gateway:
         origins = [APP, FOREIGN] * 10
         # All requests are sent before the server accepts the first connection: the last ones get the slots.

@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 
-from tests.gateway.running_gateway import AUDIO, KEY, RunningGateway
+from tests.gateway.gateway_app import AUDIO, KEY, GatewayApp
 
-OpenGateway = Callable[..., AbstractAsyncContextManager[RunningGateway]]
+OpenGatewayApp = Callable[..., AbstractAsyncContextManager[GatewayApp]]
 TYPE = {"Content-Type": "multipart/form-data; boundary=B"}
 
 
@@ -30,7 +30,7 @@ def form(*parts: tuple[str, bytes], end: bytes = b"--B--\r\n") -> bytes:
 
 
 async def send(
-    gateway: RunningGateway, body: Any, headers: dict[str, str] | None = None
+    gateway: GatewayApp, body: Any, headers: dict[str, str] | None = None
 ) -> tuple[int, dict[str, Any]]:
     """The status and the JSON of the response to a form."""
     async with gateway.post_task(data=body, headers=headers or TYPE) as response:
@@ -45,7 +45,7 @@ VOICE = ('name="voice"', b"adam")
 FILE = ('name="audio"; filename="in.mp3"\r\nContent-Type: audio/mpeg', AUDIO)
 
 
-async def test_a_file_is_stored_unchanged_and_passed_to_the_task(gateway: RunningGateway) -> None:
+async def test_a_file_is_stored_unchanged_and_passed_to_the_task(gateway: GatewayApp) -> None:
     settings = ('name="voice_settings"', b'{"stability": 0.5, "similarity_boost": 0.5}')
     for parts in (
         (model("eleven-labs-sts"), FILE, VOICE, settings),
@@ -60,7 +60,7 @@ async def test_a_file_is_stored_unchanged_and_passed_to_the_task(gateway: Runnin
         assert job.input.voice_settings.stability == 0.5
 
 
-async def test_a_file_that_the_model_ignores_is_read_and_dropped(gateway: RunningGateway) -> None:
+async def test_a_file_that_the_model_ignores_is_read_and_dropped(gateway: GatewayApp) -> None:
     before = set(gateway.media.folder.iterdir())
     text = ('name="text"', b"Hello world")
     url = ('name="response_format"', b"b64_json")
@@ -70,7 +70,7 @@ async def test_a_file_that_the_model_ignores_is_read_and_dropped(gateway: Runnin
 
 
 async def test_an_empty_file_is_ignored_by_text_to_speech_and_refused_by_models_that_take_audio(
-    gateway: RunningGateway,
+    gateway: GatewayApp,
 ) -> None:
     text, empty = ('name="text"', b"Hello world"), ('name="audio"; filename="a.mp3"', b"")
     for parts in (
@@ -83,7 +83,7 @@ async def test_an_empty_file_is_ignored_by_text_to_speech_and_refused_by_models_
         assert (status, value["error"]["code"]) == (400, "invalid_parameter")
 
 
-async def test_a_form_has_numbers_booleans_and_objects_as_text(gateway: RunningGateway) -> None:
+async def test_a_form_has_numbers_booleans_and_objects_as_text(gateway: GatewayApp) -> None:
     messages = json.dumps([{"role": "user", "content": "Hi"}]).encode()
     parts = [
         model("gpt-4"),
@@ -98,14 +98,14 @@ async def test_a_form_has_numbers_booleans_and_objects_as_text(gateway: RunningG
     assert (given.max_tokens, given.temperature) == (100, 0.7)
 
 
-async def test_a_form_may_have_audio_as_base64_text(gateway: RunningGateway) -> None:
+async def test_a_form_may_have_audio_as_base64_text(gateway: GatewayApp) -> None:
     status, value = await send(gateway, form(model("eleven-labs-stt"), ('name="audio"', b"SUQzAA==")))
     assert (status, value["text"]) == (200, "hi there")
     assert gateway.provider.jobs[-1].audio.data == b"ID3\0"  # type: ignore[union-attr]
 
 
 @pytest.mark.parametrize("audio", [b"SUQzAA==", b"data:audio/mpeg;base64,SUQzAA", b"SUQz\r\nAA"])
-async def test_base64_with_a_text_media_type_is_not_a_file(gateway: RunningGateway, audio: bytes) -> None:
+async def test_base64_with_a_text_media_type_is_not_a_file(gateway: GatewayApp, audio: bytes) -> None:
     part = ('name="audio"\r\nContent-Type: text/plain; charset=utf-8', audio)
     status, _ = await send(gateway, form(model("eleven-labs-stt"), part))
     assert status == 200
@@ -126,7 +126,7 @@ async def test_base64_with_a_text_media_type_is_not_a_file(gateway: RunningGatew
     ],
 )
 async def test_the_texts_of_a_form_must_be_utf_8(
-    gateway: RunningGateway, content_type: str, text: bytes, expected: str | None
+    gateway: GatewayApp, content_type: str, text: bytes, expected: str | None
 ) -> None:
     part = (f'name="prompt"\r\nContent-Type: {content_type}', text)
     status, value = await send(gateway, form(model("flux-1-pro"), part))
@@ -138,13 +138,13 @@ async def test_the_texts_of_a_form_must_be_utf_8(
         assert (status, gateway.provider.jobs[-1].input.prompt) == (200, expected)
 
 
-async def test_a_form_in_another_charset_is_a_415(gateway: RunningGateway) -> None:
+async def test_a_form_in_another_charset_is_a_415(gateway: GatewayApp) -> None:
     headers = {"Content-Type": f"{TYPE['Content-Type']}; charset=utf-16"}
     status, value = await send(gateway, form(model("flux-1-pro"), ('name="prompt"', b"Lion")), headers)
     assert (status, value["error"]["code"]) == (415, "unsupported_media_type")
 
 
-async def test_a_file_part_of_a_text_field_is_its_text(gateway: RunningGateway) -> None:
+async def test_a_file_part_of_a_text_field_is_its_text(gateway: GatewayApp) -> None:
     part = ('name="prompt"; filename="p.txt"\r\nContent-Type: text/plain', "ein Löwe".encode())
     status, _ = await send(gateway, form(model("flux-1-pro"), part))
     assert (status, gateway.provider.jobs[-1].input.prompt) == (200, "ein Löwe")
@@ -189,7 +189,7 @@ LONG = [(f'name="f{i}"', b"x") for i in range(40)]
         (form(model("eleven-labs-stt")), "missing_parameter"),
     ],
 )
-async def test_a_malformed_form_is_refused(gateway: RunningGateway, body: bytes, code: str) -> None:
+async def test_a_malformed_form_is_refused(gateway: GatewayApp, body: bytes, code: str) -> None:
     status, value = await send(gateway, body)
     assert (status, value["error"]["code"]) == (400, code)
 
@@ -204,19 +204,17 @@ async def test_a_malformed_form_is_refused(gateway: RunningGateway, body: bytes,
         "multipart/form-data; boundary=\u00e9",
     ],
 )
-async def test_a_form_without_a_usable_boundary_is_refused(
-    gateway: RunningGateway, content_type: str
-) -> None:
+async def test_a_form_without_a_usable_boundary_is_refused(gateway: GatewayApp, content_type: str) -> None:
     status, value = await send(gateway, form(model("gpt-4")), {"Content-Type": content_type})
     assert (status, value["error"]["code"]) == (400, "invalid_body")
 
 
-async def test_too_many_parts_are_refused(gateway: RunningGateway) -> None:
+async def test_too_many_parts_are_refused(gateway: GatewayApp) -> None:
     status, value = await send(gateway, form(*(VOICE for _ in range(40))))
     assert (status, value["error"]["code"]) == (400, "invalid_parameter")
 
 
-async def test_a_file_above_the_limit_is_a_413_and_leaves_nothing(open_gateway: OpenGateway) -> None:
+async def test_a_file_above_the_limit_is_a_413_and_leaves_nothing(open_gateway: OpenGatewayApp) -> None:
     async with open_gateway(upload_limit=100_000, json_limit=10_000, linger_timeout=1) as gateway:
         large = ('name="audio"; filename="a.mp3"', b"x" * 100_001)
         for parts in ((large, model("eleven-labs-stt")), (model("eleven-labs-tts"), large)):
@@ -240,7 +238,7 @@ async def test_a_file_above_the_limit_is_a_413_and_leaves_nothing(open_gateway: 
 
 @pytest.mark.parametrize("part", [b'name="audio"; filename="a.mp3"', b'name="prompt"'])
 async def test_an_unauthenticated_upload_is_refused_before_it_is_read(
-    gateway: RunningGateway, part: bytes
+    gateway: GatewayApp, part: bytes
 ) -> None:
     read = 0
 
@@ -258,7 +256,7 @@ async def test_an_unauthenticated_upload_is_refused_before_it_is_read(
         refused.set()
 
 
-async def test_an_upload_is_never_buffered_completely(open_gateway: OpenGateway) -> None:
+async def test_an_upload_is_never_buffered_completely(open_gateway: OpenGatewayApp) -> None:
     async with open_gateway() as gateway:
         size = 32 * 1024 * 1024
 
@@ -280,13 +278,13 @@ async def test_an_upload_is_never_buffered_completely(open_gateway: OpenGateway)
         assert peak < 8 * 1024 * 1024
 
 
-async def wait_for_files(gateway: RunningGateway, *, some: bool) -> None:
+async def wait_for_files(gateway: GatewayApp, *, some: bool) -> None:
     """Returns when there are files in the media folder, or none; there is no event to wait for."""
     while any(gateway.media.folder.iterdir()) is not some:  # noqa: ASYNC110
         await asyncio.sleep(0)
 
 
-async def test_a_disconnect_during_an_upload_leaves_no_file(open_gateway: OpenGateway) -> None:
+async def test_a_disconnect_during_an_upload_leaves_no_file(open_gateway: OpenGatewayApp) -> None:
     async with open_gateway() as gateway:
         _, writer = await asyncio.open_connection(gateway.host, gateway.port)
         writer.write(
@@ -302,7 +300,7 @@ async def test_a_disconnect_during_an_upload_leaves_no_file(open_gateway: OpenGa
             await wait_for_files(gateway, some=False)
 
 
-async def test_malformed_part_headers_cause_no_warnings(gateway: RunningGateway) -> None:
+async def test_malformed_part_headers_cause_no_warnings(gateway: GatewayApp) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         for head in (

@@ -17,13 +17,13 @@ from pomelo.errors import PomeloError
 from pomelo.gen.v1.task_pb2 import Task
 from pomelo.gen.v1.task_service_pb2 import StreamTaskResponse as Event
 from pomelo.providers.base import Job
-from tests.gateway.running_gateway import RunningGateway, text_events
+from tests.gateway.gateway_app import GatewayApp, text_events
 
 REQUEST = {"model": "gpt-4", "messages": [{"role": "user", "content": "Hi"}], "stream": True}
 MANY = [f"word{number} " for number in range(500)]
 
 
-def request(gateway: RunningGateway, protocol: str = "HTTP/1.1") -> bytes:
+def request(gateway: GatewayApp, protocol: str = "HTTP/1.1") -> bytes:
     """A request for a stream, with `Connection: close`."""
     body = json.dumps(REQUEST)
     return (
@@ -57,7 +57,7 @@ def text(body: bytes) -> list[str]:
     return parsed
 
 
-async def test_events_that_are_ready_together_share_writes_in_order(gateway: RunningGateway) -> None:
+async def test_events_that_are_ready_together_share_writes_in_order(gateway: GatewayApp) -> None:
     async def script(job: Job) -> AsyncIterator[Event]:
         for event in text_events(*MANY):
             yield event
@@ -71,7 +71,7 @@ async def test_events_that_are_ready_together_share_writes_in_order(gateway: Run
     assert text(sent[0]) == MANY[:1]
 
 
-async def test_an_http_1_0_client_receives_the_same_events(gateway: RunningGateway) -> None:
+async def test_an_http_1_0_client_receives_the_same_events(gateway: GatewayApp) -> None:
     async def script(job: Job) -> AsyncIterator[Event]:
         for event in text_events(*MANY):
             yield event
@@ -81,7 +81,7 @@ async def test_an_http_1_0_client_receives_the_same_events(gateway: RunningGatew
     assert text(body) == [*MANY, "[DONE]"]
 
 
-async def test_ready_events_are_sent_before_the_next_event_arrives(gateway: RunningGateway) -> None:
+async def test_ready_events_are_sent_before_the_next_event_arrives(gateway: GatewayApp) -> None:
     gate = asyncio.Event()
 
     async def script(job: Job) -> AsyncIterator[Event]:
@@ -101,9 +101,7 @@ async def test_ready_events_are_sent_before_the_next_event_arrives(gateway: Runn
 
 
 @pytest.mark.parametrize("pieces", [0, 1, 2, 3, 50])
-async def test_events_before_a_failure_are_sent_before_the_error(
-    gateway: RunningGateway, pieces: int
-) -> None:
+async def test_events_before_a_failure_are_sent_before_the_error(gateway: GatewayApp, pieces: int) -> None:
     async def script(job: Job) -> AsyncIterator[Event]:
         yield text_events("first")[0]
         for event in text_events(*MANY)[:pieces]:
@@ -115,7 +113,7 @@ async def test_events_before_a_failure_are_sent_before_the_error(
         assert text(await response.read()) == ["first", *MANY[:pieces], "provider_failed"]
 
 
-async def test_a_client_that_does_not_read_stops_the_stream(gateway: RunningGateway) -> None:
+async def test_a_client_that_does_not_read_stops_the_stream(gateway: GatewayApp) -> None:
     made = 0
     begun = asyncio.Event()
 
@@ -164,9 +162,7 @@ class ReadyTasks:
 
 
 @pytest.mark.parametrize("failure", [None, "provider_failed"])
-async def test_a_stream_that_never_waits_is_sent_completely(
-    gateway: RunningGateway, failure: str | None
-) -> None:
+async def test_a_stream_that_never_waits_is_sent_completely(gateway: GatewayApp, failure: str | None) -> None:
     ready: Any = ReadyTasks(PomeloError(failure) if failure else None)
     services = replace(gateway.services, tasks=ready)
     async with (

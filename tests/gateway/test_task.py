@@ -18,9 +18,9 @@ from pomelo.gen.v1.task_pb2 import TaskResult
 from pomelo.gen.v1.task_service_pb2 import StreamTaskResponse as Event
 from pomelo.in_flight import InFlightLimits
 from pomelo.providers.base import Job
-from tests.gateway.running_gateway import AUDIO, HAIKU_ONLY, KEY, PNG, RunningGateway, text_events
+from tests.gateway.gateway_app import AUDIO, HAIKU_ONLY, KEY, PNG, GatewayApp, text_events
 
-OpenGateway = Callable[..., AbstractAsyncContextManager[RunningGateway]]
+OpenGatewayApp = Callable[..., AbstractAsyncContextManager[GatewayApp]]
 HI = {"model": "gpt-4", "messages": [{"role": "user", "content": "Hi"}]}
 FLUX = {"model": "flux-1-pro", "prompt": "a lake"}
 TTS = {"model": "eleven-labs-tts", "text": "Hi", "voice": "adam"}
@@ -53,7 +53,7 @@ async def code_of(request: Any) -> tuple[int, str]:
 # --- responses
 
 
-async def test_a_text_task_returns_a_completion_with_security_headers(gateway: RunningGateway) -> None:
+async def test_a_text_task_returns_a_completion_with_security_headers(gateway: GatewayApp) -> None:
     async with gateway.post_task(HI, headers={"X-Request-Id": "mine-1"}) as response:
         assert response.status == 200
         assert response.headers["Content-Type"] == "application/json"
@@ -68,7 +68,7 @@ async def test_a_text_task_returns_a_completion_with_security_headers(gateway: R
     assert value["usage"]["total_tokens"] == 5
 
 
-async def test_the_link_and_the_base64_of_an_image_have_the_same_bytes(gateway: RunningGateway) -> None:
+async def test_the_link_and_the_base64_of_an_image_have_the_same_bytes(gateway: GatewayApp) -> None:
     async with gateway.post_task(FLUX) as response:
         (image,) = (await response.json())["data"]
     assert image["url"].startswith(f"{gateway.url}/media/")
@@ -78,14 +78,14 @@ async def test_the_link_and_the_base64_of_an_image_have_the_same_bytes(gateway: 
         assert await link.read() == base64.b64decode(image["b64_json"]) == PNG
 
 
-async def test_response_format_selects_link_or_base64(gateway: RunningGateway) -> None:
+async def test_response_format_selects_link_or_base64(gateway: GatewayApp) -> None:
     async with gateway.post_task({**TTS, "response_format": "url"}) as response:
         assert set((await response.json())["audio"]) == {"url"}
     async with gateway.post_task({**TTS, "response_format": "b64_json"}) as response:
         assert set((await response.json())["audio"]) == {"b64_json"}
 
 
-async def test_accept_selects_raw_media(gateway: RunningGateway) -> None:
+async def test_accept_selects_raw_media(gateway: GatewayApp) -> None:
     async with gateway.post_task(FLUX, headers={"Accept": "image/*"}) as response:
         assert response.headers["Content-Type"] == "image/png"
         assert await response.read() == PNG
@@ -97,7 +97,7 @@ async def test_accept_selects_raw_media(gateway: RunningGateway) -> None:
         assert response.headers["Content-Type"] == "application/json"
 
 
-async def test_raw_audio_is_sent_while_it_is_generated(gateway: RunningGateway) -> None:
+async def test_raw_audio_is_sent_while_it_is_generated(gateway: GatewayApp) -> None:
     received_audio = asyncio.Event()
 
     async def script(job: Job) -> AsyncIterator[Event]:
@@ -112,9 +112,7 @@ async def test_raw_audio_is_sent_while_it_is_generated(gateway: RunningGateway) 
         assert await response.content.read() == b"two"
 
 
-async def test_raw_audio_that_fails_before_its_first_byte_is_an_ordinary_error(
-    gateway: RunningGateway,
-) -> None:
+async def test_raw_audio_that_fails_before_its_first_byte_is_an_ordinary_error(gateway: GatewayApp) -> None:
     async def script(job: Job) -> AsyncIterator[Event]:
         raise PomeloError("provider_unavailable", retry_after=7)
         yield Event()
@@ -125,7 +123,7 @@ async def test_raw_audio_that_fails_before_its_first_byte_is_an_ordinary_error(
 
 
 @pytest.mark.parametrize("version", ["1.1", "1.0"])
-async def test_truncated_raw_audio_can_not_look_complete(gateway: RunningGateway, version: str) -> None:
+async def test_truncated_raw_audio_can_not_look_complete(gateway: GatewayApp, version: str) -> None:
     async def script(job: Job) -> AsyncIterator[Event]:
         yield Event(audio_chunk=speech_pb2.AudioChunk(data=b"one", content_type="audio/mpeg"))
         raise PomeloError("provider_failed")
@@ -145,7 +143,7 @@ async def test_truncated_raw_audio_can_not_look_complete(gateway: RunningGateway
 # --- streams
 
 
-async def test_a_text_stream_is_chunks_then_usage_then_done(gateway: RunningGateway) -> None:
+async def test_a_text_stream_is_chunks_then_usage_then_done(gateway: GatewayApp) -> None:
     async with gateway.post_task({**HI, "stream": True}) as response:
         assert response.headers["Content-Type"] == "text/event-stream"
         assert response.headers["X-Accel-Buffering"] == "no"
@@ -160,7 +158,7 @@ async def test_a_text_stream_is_chunks_then_usage_then_done(gateway: RunningGate
     assert all("usage" not in c for c in chunks[:-1])
 
 
-async def test_a_text_stream_is_sent_word_by_word(gateway: RunningGateway) -> None:
+async def test_a_text_stream_is_sent_word_by_word(gateway: GatewayApp) -> None:
     received_audio = asyncio.Event()
 
     async def script(job: Job) -> AsyncIterator[Event]:
@@ -177,7 +175,7 @@ async def test_a_text_stream_is_sent_word_by_word(gateway: RunningGateway) -> No
         assert (await response.content.read()).endswith(b"data: [DONE]\n\n")
 
 
-async def test_an_audio_stream_is_chunks_then_the_object_without_base64(gateway: RunningGateway) -> None:
+async def test_an_audio_stream_is_chunks_then_the_object_without_base64(gateway: GatewayApp) -> None:
     async with gateway.post_task({**TTS, "stream": True}) as response:
         *chunks, final, done = [data for _, data in events(await response.read())]
     assert done == "[DONE]"
@@ -189,7 +187,7 @@ async def test_an_audio_stream_is_chunks_then_the_object_without_base64(gateway:
         assert await link.read() == audio == AUDIO
 
 
-async def test_an_image_stream_is_progress_then_the_image(gateway: RunningGateway) -> None:
+async def test_an_image_stream_is_progress_then_the_image(gateway: GatewayApp) -> None:
     async with gateway.post_task({**FLUX, "stream": True}) as response:
         *progress, final, done = [data for _, data in events(await response.read())]
     assert done == "[DONE]"
@@ -207,7 +205,7 @@ SEPARATORS = "a\u2028b\u2029c\x85d\ve\ff\x1cg\x1dh\x1ei\r\nj\u2027k\u00a0l😀"
 
 @pytest.mark.parametrize("last", [False, True], ids=["chunks", "with the last chunk"])
 async def test_text_with_line_separators_is_one_line_for_every_client(
-    gateway: RunningGateway, last: bool
+    gateway: GatewayApp, last: bool
 ) -> None:
     async def script(job: Job) -> AsyncIterator[Event]:
         *deltas, end = text_events("one", SEPARATORS)
@@ -227,9 +225,7 @@ async def test_text_with_line_separators_is_one_line_for_every_client(
         assert text == "one" + SEPARATORS * (1 + last)
 
 
-async def test_transcripts_and_errors_in_streams_are_one_line_for_every_client(
-    gateway: RunningGateway,
-) -> None:
+async def test_transcripts_and_errors_in_streams_are_one_line_for_every_client(gateway: GatewayApp) -> None:
     async def transcript(job: Job) -> AsyncIterator[Event]:
         script = speech_pb2.Transcription(text=SEPARATORS, language="en", audio_seconds=1)
         script.words.add(text=SEPARATORS)
@@ -255,7 +251,7 @@ async def test_transcripts_and_errors_in_streams_are_one_line_for_every_client(
 
 
 async def test_large_audio_chunks_are_split_into_lines_that_every_client_can_read(
-    gateway: RunningGateway,
+    gateway: GatewayApp,
 ) -> None:
     data = bytes(range(256)) * 1000
 
@@ -275,7 +271,7 @@ async def test_large_audio_chunks_are_split_into_lines_that_every_client_can_rea
 
 @pytest.mark.parametrize("size", [45 * 1024, 45 * 1024 + 1, 3_000_000])
 async def test_a_large_image_in_a_stream_is_a_link_unless_base64_is_requested(
-    gateway: RunningGateway, size: int
+    gateway: GatewayApp, size: int
 ) -> None:
     image = PNG[:8] + bytes(size - 8)
 
@@ -300,7 +296,7 @@ async def test_a_large_image_in_a_stream_is_a_link_unless_base64_is_requested(
         assert set((await response.json())["data"][0]) == {"url", "b64_json"}
 
 
-async def test_a_transcript_stream_is_the_transcript(gateway: RunningGateway) -> None:
+async def test_a_transcript_stream_is_the_transcript(gateway: GatewayApp) -> None:
     body = {"model": "eleven-labs-stt", "audio": base64.b64encode(AUDIO).decode(), "stream": True}
     async with gateway.post_task(body) as response:
         final, done = [data for _, data in events(await response.read())]
@@ -311,9 +307,7 @@ async def test_a_transcript_stream_is_the_transcript(gateway: RunningGateway) ->
     )
 
 
-async def test_a_stream_that_fails_before_its_first_event_is_an_ordinary_error(
-    gateway: RunningGateway,
-) -> None:
+async def test_a_stream_that_fails_before_its_first_event_is_an_ordinary_error(gateway: GatewayApp) -> None:
     async def script(job: Job) -> AsyncIterator[Event]:
         raise PomeloError("provider_unavailable")
         yield Event()
@@ -322,9 +316,7 @@ async def test_a_stream_that_fails_before_its_first_event_is_an_ordinary_error(
     assert await code_of(gateway.post_task({**HI, "stream": True})) == (503, "provider_unavailable")
 
 
-async def test_a_stream_that_fails_later_ends_with_an_error_event_and_no_done(
-    gateway: RunningGateway,
-) -> None:
+async def test_a_stream_that_fails_later_ends_with_an_error_event_and_no_done(gateway: GatewayApp) -> None:
     async def script(job: Job) -> AsyncIterator[Event]:
         yield text_events("one")[0]
         raise PomeloError("provider_failed")
@@ -339,7 +331,7 @@ async def test_a_stream_that_fails_later_ends_with_an_error_event_and_no_done(
 
 
 async def test_an_internal_error_in_a_stream_is_an_error_event_and_logged_once(
-    gateway: RunningGateway, caplog: pytest.LogCaptureFixture
+    gateway: GatewayApp, caplog: pytest.LogCaptureFixture
 ) -> None:
     async def script(job: Job) -> AsyncIterator[Event]:
         yield text_events("one")[0]
@@ -358,7 +350,7 @@ async def test_an_internal_error_in_a_stream_is_an_error_event_and_logged_once(
 
 
 async def test_keep_alive_comments_are_sent_during_silence_and_open_the_stream(
-    open_gateway: OpenGateway,
+    open_gateway: OpenGatewayApp,
 ) -> None:
     async with open_gateway(keep_alive=0.05) as gateway:
         go_on = asyncio.Event()
@@ -391,7 +383,7 @@ async def test_keep_alive_comments_are_sent_during_silence_and_open_the_stream(
 
 
 async def test_a_deadline_before_the_first_event_is_a_504_and_after_it_an_error_event(
-    gateway: RunningGateway,
+    gateway: GatewayApp,
 ) -> None:
     async def script(job: Job) -> AsyncIterator[Event]:
         if job.input.user == "talks":
@@ -414,7 +406,7 @@ async def test_a_deadline_before_the_first_event_is_a_504_and_after_it_an_error_
 @pytest.mark.parametrize("body", [HI, {**HI, "stream": True}, {**TTS, "stream": True}, FLUX])
 @pytest.mark.parametrize("accept", ["application/json", "image/*, audio/*"])
 async def test_a_disconnect_closes_the_provider_immediately(
-    gateway: RunningGateway, body: dict[str, Any], accept: str
+    gateway: GatewayApp, body: dict[str, Any], accept: str
 ) -> None:
     started = asyncio.Event()
 
@@ -462,7 +454,7 @@ async def test_a_disconnect_closes_the_provider_immediately(
     ],
 )
 async def test_the_key_is_checked_first_then_the_body_the_model_and_the_fields(
-    gateway: RunningGateway, key: str, body: bytes, refusal: tuple[int, str]
+    gateway: GatewayApp, key: str, body: bytes, refusal: tuple[int, str]
 ) -> None:
     headers = {"Authorization": f"Bearer {key}", "Content-Type": "application/json"}
     assert await code_of(gateway.post_task(data=body, headers=headers)) == refusal
@@ -478,20 +470,20 @@ async def test_the_key_is_checked_first_then_the_body_the_model_and_the_fields(
     ],
 )
 async def test_an_unsupported_content_type_or_encoding_is_a_415_after_the_key_check(
-    gateway: RunningGateway, headers: dict[str, str]
+    gateway: GatewayApp, headers: dict[str, str]
 ) -> None:
     assert await code_of(gateway.post_task(data=b"{}", headers=headers)) == (415, "unsupported_media_type")
     unauthenticated = {**headers, "Authorization": "Bearer x"}
     assert await code_of(gateway.post_task(data=b"{}", headers=unauthenticated)) == (401, "invalid_api_key")
 
 
-async def test_an_error_has_the_headers_of_the_call(gateway: RunningGateway) -> None:
+async def test_an_error_has_the_headers_of_the_call(gateway: GatewayApp) -> None:
     async with gateway.post_task({**HI, "x": 1}) as response:
         assert response.status == 400
         assert response.headers["X-Pomelo-Mode"] == "test"
 
 
-async def test_an_invalid_header_is_reported_only_with_a_valid_key(gateway: RunningGateway) -> None:
+async def test_an_invalid_header_is_reported_only_with_a_valid_key(gateway: GatewayApp) -> None:
     wrong = {"X-Request-Timeout": "soon"}
     assert await code_of(gateway.post_task(HI, headers=wrong)) == (400, "invalid_parameter")
     assert await code_of(gateway.post_task(HI, headers={**wrong, "Authorization": "x"})) == (
@@ -501,7 +493,7 @@ async def test_an_invalid_header_is_reported_only_with_a_valid_key(gateway: Runn
 
 
 @pytest.mark.parametrize("chunked", [False, True])
-async def test_a_json_body_above_the_limit_is_a_413(open_gateway: OpenGateway, chunked: bool) -> None:
+async def test_a_json_body_above_the_limit_is_a_413(open_gateway: OpenGatewayApp, chunked: bool) -> None:
     async with open_gateway(json_limit=100_000) as gateway:
         body = json.dumps({**HI, "user": "x" * 200_000}).encode()
 
@@ -515,7 +507,7 @@ async def test_a_json_body_above_the_limit_is_a_413(open_gateway: OpenGateway, c
             assert response.status == 400
 
 
-async def test_a_stalled_body_times_out(open_gateway: OpenGateway) -> None:
+async def test_a_stalled_body_times_out(open_gateway: OpenGatewayApp) -> None:
     async with open_gateway(read_timeout=0.05, linger_timeout=0.05) as gateway:
         head = (
             f"POST /api/v1/task HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {KEY}\r\n"
@@ -534,16 +526,14 @@ JSON = "Content-Type: application/json"
 FORM = "Content-Type: multipart/form-data; boundary=B"
 
 
-async def test_unauthenticated_requests_are_refused_before_their_body_is_read(
-    gateway: RunningGateway,
-) -> None:
+async def test_unauthenticated_requests_are_refused_before_their_body_is_read(gateway: GatewayApp) -> None:
     for more in ((JSON,), (FORM,), (JSON, "Expect: 100-continue"), (FORM, "Expect: 100-continue"), ()):
         for length in (1, 60_000, 50_000_000, 10**12):
             async with gateway.connect(head("bad", length, *more)) as (reader, _):
                 assert await reader.readline() == b"HTTP/1.1 401 Unauthorized\r\n"
 
 
-async def test_an_invalid_header_is_refused_before_the_body_is_read(gateway: RunningGateway) -> None:
+async def test_an_invalid_header_is_refused_before_the_body_is_read(gateway: GatewayApp) -> None:
     async with gateway.connect(head(KEY, 10, JSON, "X-Request-Timeout: soon")) as (reader, _):
         assert await reader.readline() == b"HTTP/1.1 400 Bad Request\r\n"
 
@@ -560,7 +550,7 @@ async def test_an_invalid_header_is_refused_before_the_body_is_read(gateway: Run
         "content-type",
     ],
 )
-async def test_a_repeated_header_is_refused_and_named(gateway: RunningGateway, name: str) -> None:
+async def test_a_repeated_header_is_refused_and_named(gateway: GatewayApp, name: str) -> None:
     body = json.dumps(HI).encode()
     for one, other in (("5", "5"), ("5", "x")):
         twice = (f"{name}: {one}", f"{name.upper()}: {other}")
@@ -578,7 +568,7 @@ async def test_a_repeated_header_is_refused_and_named(gateway: RunningGateway, n
             )
 
 
-async def test_two_authorization_headers_are_refused(gateway: RunningGateway) -> None:
+async def test_two_authorization_headers_are_refused(gateway: GatewayApp) -> None:
     body = json.dumps(HI).encode()
     for first, second in ((KEY, "bad"), ("bad", KEY), (KEY, KEY)):
         received = await gateway.exchange(
@@ -588,7 +578,7 @@ async def test_two_authorization_headers_are_refused(gateway: RunningGateway) ->
 
 
 async def test_a_body_below_the_minimum_rate_is_refused_and_one_at_the_rate_accepted(
-    open_gateway: OpenGateway,
+    open_gateway: OpenGatewayApp,
 ) -> None:
     body = json.dumps({**HI, "user": "x" * 200}).encode()
     async with open_gateway(read_rate=200, read_grace=0.2, linger_timeout=0.1) as gateway:
@@ -609,7 +599,7 @@ async def test_a_body_below_the_minimum_rate_is_refused_and_one_at_the_rate_acce
         assert b"200 bytes a second" in received
 
 
-async def test_tiny_chunks_are_refused_and_small_chunks_accepted(gateway: RunningGateway) -> None:
+async def test_tiny_chunks_are_refused_and_small_chunks_accepted(gateway: GatewayApp) -> None:
     start = head(KEY, 0, JSON).replace(b"Content-Length: 0", b"Transfer-Encoding: chunked")
     body = json.dumps({**HI, "user": "x" * 200}).encode()
     small = b"".join(b"3\r\n%b\r\n" % body[at : at + 3].ljust(3) for at in range(0, len(body), 3))
@@ -628,7 +618,7 @@ async def test_tiny_chunks_are_refused_and_small_chunks_accepted(gateway: Runnin
 
 
 async def test_json_with_too_many_values_is_refused_and_the_same_bytes_in_a_string_accepted(
-    gateway: RunningGateway,
+    gateway: GatewayApp,
 ) -> None:
     lists = b"[]," * 100_000
     for content_type, body in (
@@ -647,12 +637,12 @@ async def test_json_with_too_many_values_is_refused_and_the_same_bytes_in_a_stri
         assert response.status == 200
 
 
-async def test_a_form_that_begins_with_empty_lines_is_refused_early(gateway: RunningGateway) -> None:
+async def test_a_form_that_begins_with_empty_lines_is_refused_early(gateway: GatewayApp) -> None:
     async with gateway.connect(head(KEY, 7_800_000, FORM) + b"\r\n" * 1000) as (reader, _):
         assert await reader.readline() == b"HTTP/1.1 400 Bad Request\r\n"
 
 
-async def test_a_call_counts_as_in_flight_while_its_body_is_read(open_gateway: OpenGateway) -> None:
+async def test_a_call_counts_as_in_flight_while_its_body_is_read(open_gateway: OpenGatewayApp) -> None:
     async with open_gateway(in_flight=InFlightLimits(account_calls=1)) as gateway:
         body = json.dumps(HI).encode()
         async with gateway.connect(head(KEY, len(body), JSON) + body[:5]) as (reader, writer):
@@ -665,7 +655,7 @@ async def test_a_call_counts_as_in_flight_while_its_body_is_read(open_gateway: O
         assert await code_or_ok(gateway.post_task(HI)) == (200, "")
 
 
-async def test_the_bytes_of_buffered_bodies_are_limited(open_gateway: OpenGateway) -> None:
+async def test_the_bytes_of_buffered_bodies_are_limited(open_gateway: OpenGatewayApp) -> None:
     async with open_gateway(in_flight=InFlightLimits(account_bytes=100_000)) as gateway:
         large = {"model": "gpt-4", "messages": [{"role": "user", "content": "x" * 120_000}]}
         assert await code_of(gateway.post_task(large)) == (503, "overloaded")
@@ -681,7 +671,7 @@ async def code_or_ok(request: Any) -> tuple[int, str]:
         return response.status, value["error"]["code"] if "error" in value else ""
 
 
-async def test_unknown_paths_and_methods_are_json_errors(gateway: RunningGateway) -> None:
+async def test_unknown_paths_and_methods_are_json_errors(gateway: GatewayApp) -> None:
     for path in ("/", "/api/v2/task", "/api/v1/task/", "/media/", "/%00", "/api/v1/models/a/b"):
         assert await code_of(gateway.http.get(gateway.url + path)) == (404, "not_found")
     async with gateway.http.delete(f"{gateway.url}/api/v1/task") as response:
@@ -690,7 +680,7 @@ async def test_unknown_paths_and_methods_are_json_errors(gateway: RunningGateway
     assert await code_of(gateway.http.post(f"{gateway.url}/openapi.json")) == (405, "method_not_allowed")
 
 
-async def test_large_audio_in_json_is_uploaded_to_the_media_store(open_gateway: OpenGateway) -> None:
+async def test_large_audio_in_json_is_uploaded_to_the_media_store(open_gateway: OpenGatewayApp) -> None:
     async with open_gateway(inline_limit=1000) as gateway:
         encoded = base64.b64encode(AUDIO).decode()
         body = {**STS, "audio": f"data:audio/mpeg;base64,{encoded}"}
@@ -705,7 +695,7 @@ async def test_large_audio_in_json_is_uploaded_to_the_media_store(open_gateway: 
         assert gateway.provider.jobs[-1].audio.data == AUDIO[:500]  # type: ignore[union-attr]
 
 
-async def test_100_continue_is_sent_only_when_the_body_is_read(gateway: RunningGateway) -> None:
+async def test_100_continue_is_sent_only_when_the_body_is_read(gateway: GatewayApp) -> None:
     reader, writer = await asyncio.open_connection(gateway.host, gateway.port)
     head = (
         "POST /api/v1/task HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {}\r\nContent-Type: {}\r\n"
@@ -727,7 +717,7 @@ async def test_100_continue_is_sent_only_when_the_body_is_read(gateway: RunningG
 # --- other routes
 
 
-async def test_models_are_listed_with_limits_and_prices(gateway: RunningGateway) -> None:
+async def test_models_are_listed_with_limits_and_prices(gateway: GatewayApp) -> None:
     async with gateway.http.get(f"{gateway.url}/api/v1/models", headers=gateway.headers) as response:
         listed = await response.json()
     assert listed["object"] == "list"
@@ -761,9 +751,7 @@ async def test_models_are_listed_with_limits_and_prices(gateway: RunningGateway)
     assert await code_of(wild) == (400, "unsupported_model")
 
 
-async def test_a_signed_link_supports_ranges_and_head_and_requires_its_signature(
-    gateway: RunningGateway,
-) -> None:
+async def test_a_signed_link_supports_ranges_and_head_and_requires_its_signature(gateway: GatewayApp) -> None:
     async with gateway.post_task({**TTS, "response_format": "url"}) as response:
         url = (await response.json())["audio"]["url"]
     async with gateway.http.get(url, headers={"Range": "bytes=10-19"}) as part:
@@ -780,7 +768,7 @@ async def test_a_signed_link_supports_ranges_and_head_and_requires_its_signature
     assert await code_of(gateway.http.get(f"{gateway.url}/media/..%2f..%2fetc?{query}")) == (404, "not_found")
 
 
-async def test_media_links_use_the_public_url(open_gateway: OpenGateway) -> None:
+async def test_media_links_use_the_public_url(open_gateway: OpenGatewayApp) -> None:
     async with (
         open_gateway(public_url="https://pomelo.example/base/") as gateway,
         gateway.post_task(FLUX) as response,
@@ -789,7 +777,7 @@ async def test_media_links_use_the_public_url(open_gateway: OpenGateway) -> None
         assert url.startswith("https://pomelo.example/base/media/media_")
 
 
-async def test_the_progress_of_a_failed_image_is_followed_by_an_error_event(gateway: RunningGateway) -> None:
+async def test_the_progress_of_a_failed_image_is_followed_by_an_error_event(gateway: GatewayApp) -> None:
     async def script(job: Job) -> AsyncIterator[Event]:
         yield Event(image_progress=image_pb2.ImageProgress(progress=0.5))
         raise PomeloError("content_policy_violation")
@@ -805,7 +793,7 @@ async def test_the_progress_of_a_failed_image_is_followed_by_an_error_event(gate
     )
 
 
-async def test_the_session_is_reused_after_refusals(gateway: RunningGateway) -> None:
+async def test_the_session_is_reused_after_refusals(gateway: GatewayApp) -> None:
     async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=1)) as one:
         for _ in range(3):
             async with one.post(

@@ -124,7 +124,7 @@ async def authenticate(call: Call) -> Principal:
 
 
 @dataclass
-class RunningGateway:
+class GatewayApp:
     """A running gateway, its services, and an HTTP client of it."""
 
     host: str
@@ -180,7 +180,7 @@ async def run_gateway(
     in_flight: InFlightLimits | None = None,
     authenticate: Callable[[Call], Awaitable[Principal]] = authenticate,
     **options: Any,
-) -> AsyncIterator[RunningGateway]:
+) -> AsyncIterator[GatewayApp]:
     """Runs a gateway with these options; media are stored in `folder`."""
     media = MediaStore(folder, b"s" * 32, now=time.time)
     provider = ScriptedProvider()
@@ -210,4 +210,4 @@ async def run_gateway(
             open_rest(services, GatewayOptions(**options), "127.0.0.1", 0, tls, healthy=healthy)
         )
         http = await stack.enter_async_context(aiohttp.ClientSession())
-        yield RunningGateway(host, port, provider, media, http, services)
+        yield GatewayApp(host, port, provider, media, http, services)
