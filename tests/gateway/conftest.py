@@ -10,11 +10,11 @@ import pytest
 
 from tests.gateway.gateway_app import GatewayApp, run_gateway
 
-OpenGatewayApp = Callable[..., AbstractAsyncContextManager[GatewayApp]]
+OpenApp = Callable[..., AbstractAsyncContextManager[GatewayApp]]
 
 
 @pytest.fixture
-def open_gateway(tmp_path_factory: pytest.TempPathFactory) -> OpenGatewayApp:
+def open_gateway(tmp_path_factory: pytest.TempPathFactory) -> OpenApp:
     """Returns a function that runs a gateway with the given options."""
 
     def run(**options: Any) -> AbstractAsyncContextManager[GatewayApp]:

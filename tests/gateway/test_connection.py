@@ -26,7 +26,7 @@ from pomelo.providers.base import Job
 from tests.certificates import make_certificate
 from tests.gateway.gateway_app import AUDIO, KEY, GatewayApp, text_events
 
-OpenGatewayApp = Callable[..., AbstractAsyncContextManager[GatewayApp]]
+OpenApp = Callable[..., AbstractAsyncContextManager[GatewayApp]]
 HI = {"model": "gpt-4", "messages": [{"role": "user", "content": "Hi"}]}
 TTS = {"model": "eleven-labs-tts", "text": "Hi", "voice": "adam"}
 
@@ -197,7 +197,7 @@ async def closed_after(gateway: GatewayApp, *pieces: bytes) -> float:
     return loop.time() - start
 
 
-async def test_an_incomplete_request_head_times_out(open_gateway: OpenGatewayApp) -> None:
+async def test_an_incomplete_request_head_times_out(open_gateway: OpenApp) -> None:
     async with open_gateway(head_timeout=0.2, untrusted_timeout=0.2, idle_timeout=60) as gateway:
         for pieces in ([], [b"GET / HT"], [bytes([b]) for b in b"GET /openapi.json HTTP/1.1\r\nA: b"]):
             assert 0.15 < await closed_after(gateway, *pieces) < 2
@@ -205,15 +205,13 @@ async def test_an_incomplete_request_head_times_out(open_gateway: OpenGatewayApp
         assert 0.15 < await closed_after(gateway, second, b"POST /api") < 2
 
 
-async def test_an_idle_connection_is_closed_later_than_an_unfinished_head(
-    open_gateway: OpenGatewayApp,
-) -> None:
+async def test_an_idle_connection_is_closed_later_than_an_unfinished_head(open_gateway: OpenApp) -> None:
     async with open_gateway(head_timeout=0.1, idle_timeout=0.5, idle_slack=0) as gateway:
         assert 0.4 < await closed_after(gateway, request(json.dumps(HI).encode(), close=False)) < 3
 
 
 async def test_an_idle_connection_stays_a_little_longer_so_that_a_client_with_the_same_timeout_closes_first(
-    open_gateway: OpenGatewayApp,
+    open_gateway: OpenApp,
 ) -> None:
     async with (
         open_gateway(idle_timeout=0.5, idle_slack=1.0) as gateway,
@@ -232,21 +230,18 @@ async def test_an_idle_connection_stays_a_little_longer_so_that_a_client_with_th
     ("networks", "kept"), [(["10.0.0.0/8", "127.0.0.0/8"], True), (["10.0.0.0/8"], False)]
 )
 async def test_an_idle_connection_from_a_trusted_proxy_stays_longer(
-    open_gateway: OpenGatewayApp, networks: list[str], kept: bool
+    open_gateway: OpenApp, networks: list[str], kept: bool
 ) -> None:
     times = {"idle_timeout": 0.3, "proxy_idle_timeout": 1.5, "idle_slack": 0, "untrusted_timeout": 0.2}
     async with open_gateway(trusted_proxies=tuple(map(ip_network, networks)), **times) as gateway:
         good = request(json.dumps(HI).encode(), close=False)
         took = await closed_after(gateway, good)
         assert (1.3 if kept else 0.25) < took < (4 if kept else 1.3)
-        assert (
-            await closed_after(gateway, BAD) < 1.3
-        )  # without a valid key it is closed soon, from a proxy too
+        # Without a valid key it is closed soon, from a proxy too.
+        assert await closed_after(gateway, BAD) < 1.3
 
 
-async def test_a_client_that_reads_nothing_is_disconnected_and_its_task_closed(
-    open_gateway: OpenGatewayApp,
-) -> None:
+async def test_a_client_that_reads_nothing_is_disconnected_and_its_task_closed(open_gateway: OpenApp) -> None:
     async with open_gateway(write_timeout=0.3) as gateway:
         started = asyncio.Event()
 
@@ -270,7 +265,7 @@ async def test_a_client_that_reads_nothing_is_disconnected_and_its_task_closed(
             quiet.close()
 
 
-async def test_a_client_that_reads_slowly_receives_everything(open_gateway: OpenGatewayApp) -> None:
+async def test_a_client_that_reads_slowly_receives_everything(open_gateway: OpenApp) -> None:
     async with open_gateway(write_timeout=0.2) as gateway:
         count = 300
 
@@ -330,7 +325,7 @@ def is_overloaded(status: int, headers: dict[str, str], body: bytes) -> bool:
     return (status, json.loads(body)["error"]["code"]) == (503, "overloaded")
 
 
-async def test_untrusted_connections_are_evicted_before_trusted_ones(open_gateway: OpenGatewayApp) -> None:
+async def test_untrusted_connections_are_evicted_before_trusted_ones(open_gateway: OpenApp) -> None:
     async with (
         open_gateway(max_connections=2) as gateway,
         connection(gateway) as (caller, calls),
@@ -346,7 +341,7 @@ async def test_untrusted_connections_are_evicted_before_trusted_ones(open_gatewa
                 assert (await read_response(reader))[0] == 200
 
 
-async def test_an_idle_connection_is_evicted_and_a_busy_one_is_not(open_gateway: OpenGatewayApp) -> None:
+async def test_an_idle_connection_is_evicted_and_a_busy_one_is_not(open_gateway: OpenApp) -> None:
     started = asyncio.Event()
 
     async def script(job: Job) -> AsyncIterator[Event]:
@@ -372,7 +367,7 @@ async def test_an_idle_connection_is_evicted_and_a_busy_one_is_not(open_gateway:
 
 
 async def test_when_all_connections_are_busy_a_new_one_gets_overloaded_and_health_checks_are_served(
-    open_gateway: OpenGatewayApp,
+    open_gateway: OpenApp,
 ) -> None:
     started = asyncio.Event()
 
@@ -400,7 +395,7 @@ async def test_when_all_connections_are_busy_a_new_one_gets_overloaded_and_healt
                 assert (status, body) == (200, b'{"status":"ok"}')
 
 
-async def test_health_needs_no_key_and_reports_draining(open_gateway: OpenGatewayApp) -> None:
+async def test_health_needs_no_key_and_reports_draining(open_gateway: OpenApp) -> None:
     healthy = True
     async with open_gateway(healthy=lambda: healthy) as gateway:
         async with gateway.http.get(f"{gateway.url}/healthz") as response:
@@ -418,7 +413,7 @@ async def test_health_needs_no_key_and_reports_draining(open_gateway: OpenGatewa
     ids=["silent", "in a head", "idle", "in a body", "another method"],
 )
 async def test_a_connection_without_a_valid_key_is_closed_soon(
-    open_gateway: OpenGatewayApp, pieces: list[bytes]
+    open_gateway: OpenApp, pieces: list[bytes]
 ) -> None:
     async with open_gateway(
         untrusted_timeout=0.5, idle_timeout=60, head_timeout=60, linger_timeout=60
@@ -427,7 +422,7 @@ async def test_a_connection_without_a_valid_key_is_closed_soon(
 
 
 async def test_a_valid_key_keeps_a_connection_open_and_an_invalid_one_closes_it(
-    open_gateway: OpenGatewayApp,
+    open_gateway: OpenApp,
 ) -> None:
     async with open_gateway(untrusted_timeout=0.5) as gateway, connection(gateway) as (reader, writer):
         loop = asyncio.get_running_loop()
@@ -441,9 +436,7 @@ async def test_a_valid_key_keeps_a_connection_open_and_an_invalid_one_closes_it(
         assert await read_until_closed(reader) == b""
 
 
-async def test_a_connection_stays_open_while_a_signed_link_is_downloaded(
-    open_gateway: OpenGatewayApp,
-) -> None:
+async def test_a_connection_stays_open_while_a_signed_link_is_downloaded(open_gateway: OpenApp) -> None:
     async with open_gateway(untrusted_timeout=0.5) as gateway:
         async with gateway.post_task({**TTS, "response_format": "url"}) as response:
             url = (await response.json())["audio"]["url"]
@@ -457,7 +450,7 @@ async def test_a_connection_stays_open_while_a_signed_link_is_downloaded(
                 await asyncio.sleep(0.2)  # an idle downloader
 
 
-async def test_concurrent_downloads_by_links_are_limited(open_gateway: OpenGatewayApp) -> None:
+async def test_concurrent_downloads_by_links_are_limited(open_gateway: OpenApp) -> None:
     async with open_gateway(max_downloads=2) as gateway:
         async with gateway.post_task({**TTS, "response_format": "url"}) as response:
             url = (await response.json())["audio"]["url"]
@@ -524,7 +517,7 @@ async def test_an_oversized_head_does_not_corrupt_a_running_response(gateway: Ga
 
 
 async def test_slow_heads_of_one_address_are_limited_and_its_authenticated_callers_served(
-    open_gateway: OpenGatewayApp,
+    open_gateway: OpenApp,
 ) -> None:
     async with (
         open_gateway(max_untrusted=3, untrusted_grace=0.2) as gateway,
@@ -543,7 +536,7 @@ async def test_slow_heads_of_one_address_are_limited_and_its_authenticated_calle
             assert (await read_response(reader))[0] == 404
 
 
-async def test_concurrent_connections_of_one_address_are_all_served(open_gateway: OpenGatewayApp) -> None:
+async def test_concurrent_connections_of_one_address_are_all_served(open_gateway: OpenApp) -> None:
     async with open_gateway(max_untrusted=5, untrusted_grace=0.1) as gateway:
 
         async def send_request() -> int:
@@ -566,7 +559,7 @@ def certificate(tmp_path_factory: pytest.TempPathFactory) -> ssl.SSLContext:
 
 
 async def test_an_unfinished_tls_handshake_times_out(
-    open_gateway: OpenGatewayApp, certificate: ssl.SSLContext
+    open_gateway: OpenApp, certificate: ssl.SSLContext
 ) -> None:
     async with open_gateway(tls=certificate, untrusted_timeout=0.5) as gateway:
         for pieces in ([], [b"\x16\x03\x01\x02\x00\x01"], [b"GET / HTTP/1.1\r\n\r\n"]):
@@ -582,7 +575,7 @@ async def test_an_unfinished_tls_handshake_times_out(
 
 
 async def test_connections_in_a_tls_handshake_count_and_can_be_evicted(
-    open_gateway: OpenGatewayApp, certificate: ssl.SSLContext
+    open_gateway: OpenApp, certificate: ssl.SSLContext
 ) -> None:
     async with (
         open_gateway(tls=certificate, max_connections=3) as gateway,
@@ -640,9 +633,7 @@ async def is_served(gateway: GatewayApp, data: bytes) -> bool:
         return (await read_response(reader))[0] == 200
 
 
-async def test_closing_the_gateway_ends_running_requests_and_frees_the_port(
-    open_gateway: OpenGatewayApp,
-) -> None:
+async def test_closing_the_gateway_ends_running_requests_and_frees_the_port(open_gateway: OpenApp) -> None:
     started = asyncio.Event()
 
     async def script(job: Job) -> AsyncIterator[Event]:

@@ -16,7 +16,7 @@ from pomelo.gen.v1.task_service_pb2 import StreamTaskResponse as Event
 from pomelo.providers.base import Job
 from tests.gateway.gateway_app import AUDIO, KEY, GatewayApp, authenticate, run_gateway, text_events
 
-OpenGatewayApp = Callable[..., AbstractAsyncContextManager[GatewayApp]]
+OpenApp = Callable[..., AbstractAsyncContextManager[GatewayApp]]
 APP, LOCAL, FOREIGN = "https://app.example", "http://localhost:3000", "https://evil.example"
 HI = {"model": "gpt-4", "messages": [{"role": "user", "content": "Hi"}]}
 TTS = {"model": "eleven-labs-tts", "text": "Hi", "voice": "adam"}
@@ -120,7 +120,7 @@ async def test_without_origins_nothing_has_cors_headers(gateway: GatewayApp) -> 
         assert "Vary" not in response.headers
 
 
-async def test_a_star_allows_every_origin(open_gateway: OpenGatewayApp) -> None:
+async def test_a_star_allows_every_origin(open_gateway: OpenApp) -> None:
     async with open_gateway(cors_origins=("*",)) as gateway:
         for origin in (APP, FOREIGN, "null"):
             async with preflight(gateway, "/api/v1/task", origin) as response:
@@ -131,9 +131,7 @@ async def test_a_star_allows_every_origin(open_gateway: OpenGatewayApp) -> None:
             assert is_shared(response.headers, "*")
 
 
-async def test_preflights_are_limited_like_other_unauthenticated_requests(
-    open_gateway: OpenGatewayApp,
-) -> None:
+async def test_preflights_are_limited_like_other_unauthenticated_requests(open_gateway: OpenApp) -> None:
     async with open_gateway(cors_origins=(APP,), untrusted_timeout=0.5) as gateway:
         got = await gateway.exchange(PREFLIGHT * 50)
         assert got.count(b"HTTP/1.1 204 ") == got.count(b"HTTP/1.1 ") == 4
@@ -142,7 +140,7 @@ async def test_preflights_are_limited_like_other_unauthenticated_requests(
         assert asyncio.get_running_loop().time() - begin < 4  # the connection is closed soon
 
 
-async def test_a_preflight_leaves_a_trusted_connection_trusted(open_gateway: OpenGatewayApp) -> None:
+async def test_a_preflight_leaves_a_trusted_connection_trusted(open_gateway: OpenApp) -> None:
     account = f"GET /api/v1/account HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {KEY}\r\n\r\n".encode()
     async with (
         open_gateway(cors_origins=(APP,), untrusted_timeout=0.3) as gateway,
@@ -241,9 +239,7 @@ def task(origin: str) -> bytes:
     return head.encode() + body
 
 
-async def test_an_error_on_a_surplus_connection_is_readable_across_origins(
-    open_gateway: OpenGatewayApp,
-) -> None:
+async def test_an_error_on_a_surplus_connection_is_readable_across_origins(open_gateway: OpenApp) -> None:
     started = asyncio.Event()
 
     async def script(job: Job) -> AsyncIterator[Event]:
@@ -261,7 +257,7 @@ async def test_an_error_on_a_surplus_connection_is_readable_across_origins(
                 assert readable(head_of(refused))
 
 
-async def test_an_error_during_the_key_check_is_readable_across_origins(open_gateway: OpenGatewayApp) -> None:
+async def test_an_error_during_the_key_check_is_readable_across_origins(open_gateway: OpenApp) -> None:
     started = asyncio.Event()
 
     async def slow(call: Call) -> Principal:
@@ -281,9 +277,7 @@ async def test_an_error_during_the_key_check_is_readable_across_origins(open_gat
             assert readable(head_of(refused))
 
 
-async def test_an_error_for_an_unparsed_request_is_readable_across_origins(
-    open_gateway: OpenGatewayApp,
-) -> None:
+async def test_an_error_for_an_unparsed_request_is_readable_across_origins(open_gateway: OpenApp) -> None:
     async with open_gateway(max_connections=4, cors_origins=(APP,)) as gateway:
         origins = [APP, FOREIGN] * 10
         # All requests are sent before the server accepts the first connection: the last ones get the slots.

@@ -14,7 +14,7 @@ import pytest
 
 from tests.gateway.gateway_app import AUDIO, KEY, GatewayApp
 
-OpenGatewayApp = Callable[..., AbstractAsyncContextManager[GatewayApp]]
+OpenApp = Callable[..., AbstractAsyncContextManager[GatewayApp]]
 TYPE = {"Content-Type": "multipart/form-data; boundary=B"}
 
 
@@ -214,7 +214,7 @@ async def test_too_many_parts_are_refused(gateway: GatewayApp) -> None:
     assert (status, value["error"]["code"]) == (400, "invalid_parameter")
 
 
-async def test_a_file_above_the_limit_is_a_413_and_leaves_nothing(open_gateway: OpenGatewayApp) -> None:
+async def test_a_file_above_the_limit_is_a_413_and_leaves_nothing(open_gateway: OpenApp) -> None:
     async with open_gateway(upload_limit=100_000, json_limit=10_000, linger_timeout=1) as gateway:
         large = ('name="audio"; filename="a.mp3"', b"x" * 100_001)
         for parts in ((large, model("eleven-labs-stt")), (model("eleven-labs-tts"), large)):
@@ -256,7 +256,7 @@ async def test_an_unauthenticated_upload_is_refused_before_it_is_read(
         refused.set()
 
 
-async def test_an_upload_is_never_buffered_completely(open_gateway: OpenGatewayApp) -> None:
+async def test_an_upload_is_never_buffered_completely(open_gateway: OpenApp) -> None:
     async with open_gateway() as gateway:
         size = 32 * 1024 * 1024
 
@@ -284,7 +284,7 @@ async def wait_for_files(gateway: GatewayApp, *, some: bool) -> None:
         await asyncio.sleep(0)
 
 
-async def test_a_disconnect_during_an_upload_leaves_no_file(open_gateway: OpenGatewayApp) -> None:
+async def test_a_disconnect_during_an_upload_leaves_no_file(open_gateway: OpenApp) -> None:
     async with open_gateway() as gateway:
         _, writer = await asyncio.open_connection(gateway.host, gateway.port)
         writer.write(

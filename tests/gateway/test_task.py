@@ -20,7 +20,7 @@ from pomelo.in_flight import InFlightLimits
 from pomelo.providers.base import Job
 from tests.gateway.gateway_app import AUDIO, HAIKU_ONLY, KEY, PNG, GatewayApp, text_events
 
-OpenGatewayApp = Callable[..., AbstractAsyncContextManager[GatewayApp]]
+OpenApp = Callable[..., AbstractAsyncContextManager[GatewayApp]]
 HI = {"model": "gpt-4", "messages": [{"role": "user", "content": "Hi"}]}
 FLUX = {"model": "flux-1-pro", "prompt": "a lake"}
 TTS = {"model": "eleven-labs-tts", "text": "Hi", "voice": "adam"}
@@ -349,9 +349,7 @@ async def test_an_internal_error_in_a_stream_is_an_error_event_and_logged_once(
     assert len(caplog.records) == 1
 
 
-async def test_keep_alive_comments_are_sent_during_silence_and_open_the_stream(
-    open_gateway: OpenGatewayApp,
-) -> None:
+async def test_keep_alive_comments_are_sent_during_silence_and_open_the_stream(open_gateway: OpenApp) -> None:
     async with open_gateway(keep_alive=0.05) as gateway:
         go_on = asyncio.Event()
 
@@ -493,7 +491,7 @@ async def test_an_invalid_header_is_reported_only_with_a_valid_key(gateway: Gate
 
 
 @pytest.mark.parametrize("chunked", [False, True])
-async def test_a_json_body_above_the_limit_is_a_413(open_gateway: OpenGatewayApp, chunked: bool) -> None:
+async def test_a_json_body_above_the_limit_is_a_413(open_gateway: OpenApp, chunked: bool) -> None:
     async with open_gateway(json_limit=100_000) as gateway:
         body = json.dumps({**HI, "user": "x" * 200_000}).encode()
 
@@ -507,7 +505,7 @@ async def test_a_json_body_above_the_limit_is_a_413(open_gateway: OpenGatewayApp
             assert response.status == 400
 
 
-async def test_a_stalled_body_times_out(open_gateway: OpenGatewayApp) -> None:
+async def test_a_stalled_body_times_out(open_gateway: OpenApp) -> None:
     async with open_gateway(read_timeout=0.05, linger_timeout=0.05) as gateway:
         head = (
             f"POST /api/v1/task HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {KEY}\r\n"
@@ -578,7 +576,7 @@ async def test_two_authorization_headers_are_refused(gateway: GatewayApp) -> Non
 
 
 async def test_a_body_below_the_minimum_rate_is_refused_and_one_at_the_rate_accepted(
-    open_gateway: OpenGatewayApp,
+    open_gateway: OpenApp,
 ) -> None:
     body = json.dumps({**HI, "user": "x" * 200}).encode()
     async with open_gateway(read_rate=200, read_grace=0.2, linger_timeout=0.1) as gateway:
@@ -642,7 +640,7 @@ async def test_a_form_that_begins_with_empty_lines_is_refused_early(gateway: Gat
         assert await reader.readline() == b"HTTP/1.1 400 Bad Request\r\n"
 
 
-async def test_a_call_counts_as_in_flight_while_its_body_is_read(open_gateway: OpenGatewayApp) -> None:
+async def test_a_call_counts_as_in_flight_while_its_body_is_read(open_gateway: OpenApp) -> None:
     async with open_gateway(in_flight=InFlightLimits(account_calls=1)) as gateway:
         body = json.dumps(HI).encode()
         async with gateway.connect(head(KEY, len(body), JSON) + body[:5]) as (reader, writer):
@@ -655,7 +653,7 @@ async def test_a_call_counts_as_in_flight_while_its_body_is_read(open_gateway: O
         assert await code_or_ok(gateway.post_task(HI)) == (200, "")
 
 
-async def test_the_bytes_of_buffered_bodies_are_limited(open_gateway: OpenGatewayApp) -> None:
+async def test_the_bytes_of_buffered_bodies_are_limited(open_gateway: OpenApp) -> None:
     async with open_gateway(in_flight=InFlightLimits(account_bytes=100_000)) as gateway:
         large = {"model": "gpt-4", "messages": [{"role": "user", "content": "x" * 120_000}]}
         assert await code_of(gateway.post_task(large)) == (503, "overloaded")
@@ -680,7 +678,7 @@ async def test_unknown_paths_and_methods_are_json_errors(gateway: GatewayApp) ->
     assert await code_of(gateway.http.post(f"{gateway.url}/openapi.json")) == (405, "method_not_allowed")
 
 
-async def test_large_audio_in_json_is_uploaded_to_the_media_store(open_gateway: OpenGatewayApp) -> None:
+async def test_large_audio_in_json_is_uploaded_to_the_media_store(open_gateway: OpenApp) -> None:
     async with open_gateway(inline_limit=1000) as gateway:
         encoded = base64.b64encode(AUDIO).decode()
         body = {**STS, "audio": f"data:audio/mpeg;base64,{encoded}"}
@@ -768,7 +766,7 @@ async def test_a_signed_link_supports_ranges_and_head_and_requires_its_signature
     assert await code_of(gateway.http.get(f"{gateway.url}/media/..%2f..%2fetc?{query}")) == (404, "not_found")
 
 
-async def test_media_links_use_the_public_url(open_gateway: OpenGatewayApp) -> None:
+async def test_media_links_use_the_public_url(open_gateway: OpenApp) -> None:
     async with (
         open_gateway(public_url="https://pomelo.example/base/") as gateway,
         gateway.post_task(FLUX) as response,
