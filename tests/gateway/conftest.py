@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager
 from typing import Any
 
 import pytest
 
-from tests.gateway.gateway_app import GatewayApp, run_gateway
-
-OpenApp = Callable[..., AbstractAsyncContextManager[GatewayApp]]
+from tests.gateway.gateway_app import GatewayApp, OpenApp, run_gateway
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ import io
 import ssl
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -169,6 +169,9 @@ class GatewayApp:
                 return await reader.read()
         finally:
             writer.close()
+
+
+OpenApp = Callable[..., AbstractAsyncContextManager[GatewayApp]]
 
 
 @asynccontextmanager

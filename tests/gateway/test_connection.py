@@ -12,8 +12,7 @@ import resource
 import socket
 import ssl
 import tracemalloc
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import AbstractAsyncContextManager
+from collections.abc import AsyncIterator, Iterator
 from ipaddress import ip_network
 
 import aiohttp
@@ -24,9 +23,8 @@ from pomelo.gen.v1 import speech_pb2
 from pomelo.gen.v1.task_service_pb2 import StreamTaskResponse as Event
 from pomelo.providers.base import Job
 from tests.certificates import make_certificate
-from tests.gateway.gateway_app import AUDIO, KEY, GatewayApp, text_events
+from tests.gateway.gateway_app import AUDIO, KEY, GatewayApp, OpenApp, text_events
 
-OpenApp = Callable[..., AbstractAsyncContextManager[GatewayApp]]
 HI = {"model": "gpt-4", "messages": [{"role": "user", "content": "Hi"}]}
 TTS = {"model": "eleven-labs-tts", "text": "Hi", "voice": "adam"}
 

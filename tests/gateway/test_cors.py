@@ -5,8 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import socket
-from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import AbstractAsyncContextManager
+from collections.abc import AsyncIterator, Mapping
 
 import pytest
 
@@ -14,9 +13,8 @@ from gateway.openapi.schema import RESPONSE_HEADERS
 from pomelo.call import Call, Principal
 from pomelo.gen.v1.task_service_pb2 import StreamTaskResponse as Event
 from pomelo.providers.base import Job
-from tests.gateway.gateway_app import AUDIO, KEY, GatewayApp, authenticate, run_gateway, text_events
+from tests.gateway.gateway_app import AUDIO, KEY, GatewayApp, OpenApp, authenticate, run_gateway, text_events
 
-OpenApp = Callable[..., AbstractAsyncContextManager[GatewayApp]]
 APP, LOCAL, FOREIGN = "https://app.example", "http://localhost:3000", "https://evil.example"
 HI = {"model": "gpt-4", "messages": [{"role": "user", "content": "Hi"}]}
 TTS = {"model": "eleven-labs-tts", "text": "Hi", "voice": "adam"}

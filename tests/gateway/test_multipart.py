@@ -6,15 +6,13 @@ import asyncio
 import json
 import tracemalloc
 import warnings
-from collections.abc import AsyncIterator, Callable
-from contextlib import AbstractAsyncContextManager
+from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
 
-from tests.gateway.gateway_app import AUDIO, KEY, GatewayApp
+from tests.gateway.gateway_app import AUDIO, KEY, GatewayApp, OpenApp
 
-OpenApp = Callable[..., AbstractAsyncContextManager[GatewayApp]]
 TYPE = {"Content-Type": "multipart/form-data; boundary=B"}
 
 

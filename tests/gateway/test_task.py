@@ -5,8 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
-from collections.abc import AsyncIterator, Callable
-from contextlib import AbstractAsyncContextManager
+from collections.abc import AsyncIterator
 from typing import Any
 
 import aiohttp
@@ -18,9 +17,8 @@ from pomelo.gen.v1.task_pb2 import TaskResult
 from pomelo.gen.v1.task_service_pb2 import StreamTaskResponse as Event
 from pomelo.in_flight import InFlightLimits
 from pomelo.providers.base import Job
-from tests.gateway.gateway_app import AUDIO, HAIKU_ONLY, KEY, PNG, GatewayApp, text_events
+from tests.gateway.gateway_app import AUDIO, HAIKU_ONLY, KEY, PNG, GatewayApp, OpenApp, text_events
 
-OpenApp = Callable[..., AbstractAsyncContextManager[GatewayApp]]
 HI = {"model": "gpt-4", "messages": [{"role": "user", "content": "Hi"}]}
 FLUX = {"model": "flux-1-pro", "prompt": "a lake"}
 TTS = {"model": "eleven-labs-tts", "text": "Hi", "voice": "adam"}
