@@ -62,13 +62,7 @@ async def get_media(gateway: Gateway, request: web.Request, call: Call) -> web.S
     if not _ID.fullmatch(media_id):
         raise PomeloError("not_found")
     query = request.rel_url.raw_query_string
-    if not query:
-        visit = await gateway.admit(request, call)
-        try:
-            return await _send(gateway, request, call, media_id, query)
-        finally:
-            visit.close()
-    ticket = gateway.downloads.enter(address_of(request))
+    ticket = gateway.downloads.enter(address_of(request)) if query else await gateway.admit(request, call)
     try:
         return await _send(gateway, request, call, media_id, query)
     finally:

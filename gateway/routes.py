@@ -25,7 +25,7 @@ from pomelo.service import Visit
 
 Handler = Callable[[Gateway, web.Request, Call, Visit], Awaitable[web.StreamResponse]]
 OpenHandler = Callable[[Gateway, web.Request, Call], Awaitable[web.StreamResponse]]
-
+"""Handlers return the response to a request, or raise PomeloError; the visit is what admitted the call."""
 
 H = TypeVar("H", Handler, OpenHandler)
 
