@@ -8,6 +8,7 @@ PIP = $(BIN)/pip install --quiet --disable-pip-version-check --no-deps
 INSTALL = $(PYTHON) -m venv .venv && $(PIP) --require-hashes --requirement $(1) && \
 	$(PIP) --no-build-isolation --editable .
 BASE ?= main
+MEASURING := tests/load tests/faults/test_floods.py tests/faults/test_unauthenticated.py
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 .PHONY: serve test lint proto unit browser load crash gen lock clean
@@ -28,16 +29,20 @@ proto: .venv/.dev
 	buf format --diff --exit-code
 	@if git cat-file -e "$(BASE):buf.yaml" 2>/dev/null; then buf breaking --against '.git#ref=$(BASE)'; fi
 
+# Three test processes, because many tests wait. The tests that measure times and memory then run on their own.
 unit: .venv/.dev browser
-	pytest
+	pytest --numprocesses=3 --dist=loadfile --no-loadscope-reorder $(addprefix --ignore=,$(MEASURING))
+	pytest $(MEASURING)
 
 # Installs Chromium where there is no browser and this user is root.
 browser:
 	@tests/browser/install.sh
 
-# The full size of what `unit` does small: about 450 crashes, for some 30 minutes, and errors at every call of a store.
+# The full size of what `unit` does small: about 450 crashes, for some 30 minutes, errors at every call of a store, and
+# 10,000 random steps of each ledger beside its model.
 crash: .venv/.dev
-	CRASH=full pytest tests/faults/test_crash.py tests/faults/test_store_faults.py --log-cli-level=INFO
+	CRASH=full POMELO_LEDGER_STEPS=10000 pytest tests/faults/test_crash.py tests/faults/test_store_faults.py \
+	  tests/contract/test_ledger_machine.py --log-cli-level=INFO
 
 load: .venv/.dev
 	LOAD_CALLS=100 LOAD_TASKS=10000 LOAD_STREAMS=100 LOAD_RESETS=500 LOAD_ACCOUNTS=100000 pytest -s tests/load \
@@ -55,7 +60,7 @@ clean:
 	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache .schemathesis
 
 .venv/.serve: pyproject.toml uv.lock deploy/requirements.txt
-	@if command -v uv >/dev/null; then uv sync --quiet --frozen --no-dev --inexact; else \
+	@if command -v uv >/dev/null; then uv sync --quiet --frozen --no-dev --extra sandbox --inexact; else \
 	  $(call INSTALL,deploy/requirements.txt); fi
 	@touch $@
 

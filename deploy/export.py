@@ -12,7 +12,9 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[1]
-PROJECT = "pomelo"
+PROJECT = "pomelo-tasks"
+EXTRA = "sandbox"
+"""The extra that both files include."""
 BUILD = {"name": "hatchling"}
 """Builds the project itself, from the same lock."""
 
@@ -31,7 +33,7 @@ def export(lock: Mapping[str, Any], *, dev: bool) -> str:
     for package in lock["package"]:
         packages.setdefault(package["name"], []).append(package)
     (project,) = packages[PROJECT]
-    roots = [*project["dependencies"], BUILD]
+    roots = [*project["dependencies"], *project["optional-dependencies"][EXTRA], BUILD]
     if dev:
         roots += [each for group in project["dev-dependencies"].values() for each in group]
     needed = _needed(packages, roots)

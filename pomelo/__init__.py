@@ -1,8 +1,13 @@
-"""Pomelo runs AI tasks for other software: one contract, over gRPC and REST.
+"""Pomelo runs AI tasks for other software: one API, available over gRPC and REST.
 
-Importing the package loads nothing; start at `pomelo.app`.
+Importing the package loads nothing else; `pomelo.app` starts a server.
 """
 
 from __future__ import annotations
 
 __version__ = "0.1.0"
+
+
+def install_command(extra: str) -> str:
+    """The command that installs Pomelo with an extra, for messages."""
+    return f"pip install 'pomelo-tasks[{extra}]'"

@@ -2,11 +2,23 @@
 
 from __future__ import annotations
 
+import os
+import random
 import socket
+
+_WORKER = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+_WORKERS = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+# Below the ports that the system gives out by itself, and apart from those of the other test processes.
+_PORTS = range(10_000 + _WORKER, 32_000, _WORKERS)
 
 
 def free_port() -> int:
-    """A port that nobody had a moment ago."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """Returns a port that is free, and that neither the system nor another test process will take."""
+    while True:
+        port = random.choice(_PORTS)
+        with socket.socket() as probe:
+            try:
+                probe.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+            return port

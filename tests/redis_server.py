@@ -40,7 +40,11 @@ def shipped_binary() -> str:
     return str(found[0])
 
 
-_KEEPING = ("--save", "", "--appendonly", "yes", "--maxmemory-policy", "noeviction")
+# With `everysec`, Redis may answer before it writes if an fsync is running, and a kill then loses the write.
+_KEEPING = (
+    *("--save", "", "--appendonly", "yes", "--appendfsync", "always"),
+    *("--maxmemory-policy", "noeviction"),
+)
 
 
 class RedisServer:

@@ -124,18 +124,21 @@ def render_result(result: TaskResult, link: Link) -> bytes:
 
 
 def render_delta(objects: StreamObjects, delta: TextDelta) -> tuple[bytes, ...]:
-    """Returns a `task.completion.chunk` of text; the first one has the role. The one with finish_reason and
-    usage becomes `objects.last`."""
-    role = b'"role":"assistant",' if objects.is_first else b""
-    prefix = objects.prefix("task.completion.chunk", b',"choices":[{"index":0,"delta":{')
-    content = b'"content":' + to_json(delta.content)
-    if not delta.finish_reason:
-        return (b"".join((prefix, role, content, b'},"finish_reason":null}]}')),)
-    objects.last = b"".join(
+    """Returns a `task.completion.chunk` of text; the last chunk becomes `objects.last` instead."""
+    if delta.finish_reason:
+        objects.last = render_last_delta(objects, delta)
+        return ()
+    opening = _open_chunk(objects)
+    return (b"".join((opening, b'"content":', to_json(delta.content), b'},"finish_reason":null}]}')),)
+
+
+def render_last_delta(objects: StreamObjects, delta: TextDelta) -> bytes:
+    """Returns the last `task.completion.chunk`, with finish_reason and usage."""
+    has_content = delta.content or objects.is_first
+    return b"".join(
         (
-            prefix,
-            role,
-            content if delta.content or role else b"",
+            _open_chunk(objects),
+            b'"content":' + to_json(delta.content) if has_content else b"",
             b'},"finish_reason":',
             to_json(_FINISH_REASONS.get(delta.finish_reason)),
             b'}],"usage":',
@@ -143,7 +146,12 @@ def render_delta(objects: StreamObjects, delta: TextDelta) -> tuple[bytes, ...]:
             b"}",
         )
     )
-    return ()
+
+
+def _open_chunk(objects: StreamObjects) -> bytes:
+    # Only the first chunk has the role.
+    role = b'"role":"assistant",' if objects.is_first else b""
+    return objects.prefix("task.completion.chunk", b',"choices":[{"index":0,"delta":{') + role
 
 
 def _render_usage(usage: TokenUsage) -> dict[str, Any]:

@@ -58,6 +58,7 @@ def doctor(config: Config = None, as_json: Json = False) -> None:
 
 def _look(config: Any) -> Iterator[Finding]:
     yield _program()
+    yield from _pyav()
     from pomelo.settings import CONFIG, SettingsError, load
 
     try:
@@ -89,6 +90,19 @@ def _program() -> Finding:
     if parser.HttpRequestParser is parser.HttpRequestParserPy:
         return Finding("program", "broken", f"{name}: aiohttp has no C parser. Reinstall it from a wheel")
     return Finding("program", "ok", name)
+
+
+def _pyav() -> Iterator[Finding]:
+    """What does not work without PyAV; nothing when it is installed."""
+    try:
+        import av  # noqa: F401
+    except ImportError:
+        yield Finding(
+            "PyAV",
+            "off",
+            "not installed: test keys get no MP3, Opus, JPEG or WebP, and the maximum cost of audio input is "
+            f"reserved, since it can't be measured. Run: {pomelo.install_command('sandbox')}",
+        )
 
 
 def _data(settings: Settings) -> Finding:

@@ -14,6 +14,7 @@ import sys
 from dataclasses import dataclass
 from typing import Any
 
+from pomelo import install_command
 from pomelo.media import audio as samples
 from pomelo.media.audio import AudioSource
 
@@ -74,7 +75,7 @@ class Measurer:
             found = await self._in_turn(audio, account, bare is not None)
         if bare is None:
             return Measured(found[0] if found else 0, content_type)
-        if found is None and audio.size and not self._missing:
+        if found is None and audio.size:
             return Measured(0, content_type)  # a label must not make cheaper what could not be measured
         ms, name = found or (0, "")
         if name:
@@ -112,7 +113,10 @@ class Measurer:
             log.warning("audio of %d bytes could not be measured: %s", audio.size, type(error).__name__)
         except _MissingError:
             self._missing = True
-            log.warning("PyAV is not installed: audio is charged by its bytes. Install pomelo with it")
+            log.warning(
+                "PyAV is not installed, so audio can't be measured and its maximum cost is reserved. Run: %s",
+                install_command("sandbox"),
+            )
         else:
             if worker.served < _RECYCLE:
                 self._idle.append(worker)

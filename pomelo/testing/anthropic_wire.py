@@ -193,12 +193,12 @@ _TEXT = wording(
         "out of money": error_reply(
             429, "rate_limit_error", "enforced_spend_limit_reached", message=f"No more this month. {BODY}"
         ),
-        "too many at once": error_reply(429, "rate_limit_error", message=BODY),
+        "too many concurrent tasks": error_reply(429, "rate_limit_error", message=BODY),
         "unknown key": error_reply(401, "authentication_error", message=BODY),
         "unknown model": error_reply(404, "not_found_error", message=BODY),
         "against the policy": error_reply(400, message=f"Output blocked by content filtering policy. {BODY}"),
         "too long": error_reply(400, message=f"prompt is too long: 250000 tokens > 200000 maximum. {BODY}"),
-        "a value not taken": error_reply(400, message=f"temperature: must be at most 1. {BODY}"),
+        "refused value": error_reply(400, message=f"temperature: must be at most 1. {BODY}"),
     },
 )
 

@@ -187,39 +187,39 @@ _MODELS: Mapping[str, Mapping[str, Check]] = {
 }
 
 UNDELIVERED: Mapping[str, Reply] = {
-    "not delivered": Reply(
+    "expired link": Reply(
         403, {"Content-Type": "application/xml"}, (b"<Error>AuthenticationFailed</Error>",)
     ),
-    "delivered in part": Reply(
+    "cut download": Reply(
         headers={"Content-Type": "image/png", "Content-Length": str(len(picture("png")))},
         steps=(picture("png")[:40], Stop.CLOSE),
     ),
-    "delivered oversize": Reply(
+    "oversized download": Reply(
         headers={"Content-Type": "image/png", "Content-Length": str(10**12)},
         steps=(picture("png")[:40], Stop.SILENCE),
     ),
-    "no picture": Reply(headers={"Content-Type": "image/png"}, steps=(f"<html>{BODY}</html>".encode(),)),
+    "not an image": Reply(headers={"Content-Type": "image/png"}, steps=(f"<html>{BODY}</html>".encode(),)),
 }
 """Faults of a delivery, whoever delivers."""
 
 _IMAGE = Wording(
     {
-        "an error with 200": status("Error", details={"reason": BODY}),
+        "error with 200": status("Error", details={"reason": BODY}),
         "out of money": error_reply(402, f"Insufficient credits. {BODY}"),
-        "too many at once": error_reply(429, f"Too many active tasks. {BODY}"),
+        "too many concurrent tasks": error_reply(429, f"Too many active tasks. {BODY}"),
         "unknown key": error_reply(403, f"Not authenticated. {BODY}"),
         "unknown model": error_reply(404, "Not Found"),
         "against the policy": Drawing(polls=(moderated(),), done=False),
-        "a value not taken": invalid("width", BODY),
-        "failed afterwards": Drawing(polls=(status("Error", details={"reason": BODY}),), done=False),
-        "lost": Drawing(polls=(error_reply(404, "Task not found"),), done=False),
-        "questions that fail": Drawing(polls=(error_reply(500, BODY),), done=False),
-        "a link astray": lambda received: Drawing(sample=astray(received))(received),
-        "a link with our key astray": lambda received: Drawing(polling_url=astray(received))(received),
-        "a link that is none": Drawing(sample=7),
+        "refused value": invalid("width", BODY),
+        "failed later": Drawing(polls=(status("Error", details={"reason": BODY}),), done=False),
+        "task lost": Drawing(polls=(error_reply(404, "Task not found"),), done=False),
+        "polling fails": Drawing(polls=(error_reply(500, BODY),), done=False),
+        "private link": lambda received: Drawing(sample=astray(received))(received),
+        "foreign polling link": lambda received: Drawing(polling_url=astray(received))(received),
+        "invalid link": Drawing(sample=7),
         **{name: Drawing(delivery=(reply,)) for name, reply in UNDELIVERED.items()},
     },
-    {"too long": "the vendor names no longest prompt"},
+    {"too long": "the vendor documents no maximum length of a prompt"},
 )
 
 WIRE = Wire(

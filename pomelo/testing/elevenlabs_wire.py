@@ -294,9 +294,9 @@ def _listed(steps: Step | Sequence[Step]) -> list[Step]:
 
 
 _SAID: Mapping[str, Script] = {
-    "an error with 200": error_reply(200, "strange", message=BODY),
+    "error with 200": error_reply(200, "strange", message=BODY),
     "out of money": error_reply(401, "quota_exceeded", shape="old", message=BODY),
-    "too many at once": error_reply(
+    "too many concurrent tasks": error_reply(
         429,
         "concurrent_limit_exceeded",
         kind="rate_limit_error",
@@ -310,11 +310,11 @@ _SAID: Mapping[str, Script] = {
 }
 _SPOKEN: Mapping[str, Script] = {
     **_SAID,
-    "a value not taken": validation_reply(problem("x", "body", "voice_settings", "speed", value=BODY)),
+    "refused value": validation_reply(problem("x", "body", "voice_settings", "speed", value=BODY)),
     "unknown voice": error_reply(404, "voice_not_found", kind="not_found", param="voice_id", message=BODY),
 }
-_NO_POLICY = {"against the policy": "no such refusal of the vendor's is documented"}
-_NO_TEXT = {**_NO_POLICY, "too long": "a sound has no characters; one that is too large is 413"}
+_NO_POLICY = {"against the policy": "the vendor documents no such refusal"}
+_NO_TEXT = {**_NO_POLICY, "too long": "audio has no characters; too large a file is 413"}
 
 WIRE = Wire(
     "elevenlabs",
@@ -331,7 +331,7 @@ WIRE = Wire(
         "speech_to_text": Wording(
             {
                 **_SAID,
-                "a value not taken": validation_reply(problem("x", "body", "num_speakers", value=BODY)),
+                "refused value": validation_reply(problem("x", "body", "num_speakers", value=BODY)),
             },
             _NO_TEXT,
         ),

@@ -89,56 +89,60 @@ def _only(kinds: tuple[str, ...], why: str, **more: str) -> dict[str, str]:
 
 
 _SPEECH = ("text_to_speech", "speech_to_speech")
-_LINES = dict.fromkeys(_SPEECH, "a sound has neither lines nor text")
-_UNMARKED = dict.fromkeys(_SPEECH, "a sound has no end marker: one that ends in good order is whole")
-_PIECEMEAL = _only(("text",), "only text has a stream of events", whole="a whole answer has no events")
-_COUNTED = _only(("text",), "only text is cut into tokens")
+_LINES = dict.fromkeys(_SPEECH, "audio has neither lines nor text")
+_UNMARKED = dict.fromkeys(_SPEECH, "audio has no end marker: if it ends normally, it is complete")
+_PIECEMEAL = _only(("text",), "only text is a stream of events", whole="a whole answer has no events")
+_COUNTED = _only(("text",), "only text is counted in tokens")
 _NEXT = "the same task's next request may be waiting for an answer by then"
-_DRAWN = _only(("image",), "only pictures are ordered and fetched")
-_HEARD = _only(_SPEECH, "no sound is answered")
-_VOICED = _only(_SPEECH, "no voice is asked for")
+_DRAWN = _only(("image",), "only images are polled for and downloaded")
+_HEARD = _only(_SPEECH, "the answer is not audio")
+_VOICED = _only(_SPEECH, "the request has no voice")
 
 FAULTS: tuple[Fault, ...] = (
     # No connection.
-    Fault("nobody listens", "the connection is refused", UNAVAILABLE, UNAVAILABLE, address=addresses.nobody),
-    Fault("no such name", "the name can't be looked up", UNAVAILABLE, UNAVAILABLE, address=addresses.nowhere),
-    Fault("no TLS", "TLS is expected, plain HTTP is there", address=addresses.without_tls),
-    Fault("no connection", "it is neither taken nor refused", UNAVAILABLE, UNAVAILABLE,
+    Fault("connection refused", "nothing listens on the port", UNAVAILABLE, UNAVAILABLE,
+          address=addresses.nobody),
+    Fault("unknown host", "the host name can't be resolved", UNAVAILABLE, UNAVAILABLE,
+          address=addresses.nowhere),
+    Fault("no TLS", "plain HTTP where TLS is expected", address=addresses.without_tls),
+    Fault("no connection", "the connection is neither accepted nor refused", UNAVAILABLE, UNAVAILABLE,
           address=addresses.unanswered, stalls=True),
     # No head.
-    Fault("closed at once", "FIN ahead of the head", UNAVAILABLE, UNAVAILABLE, broken.ahead(Stop.CLOSE)),
-    Fault("reset at once", "RST ahead of the head", UNAVAILABLE, UNAVAILABLE, broken.ahead(Stop.RESET)),
-    Fault("silence at once", "nothing comes, not even a head", LATE, LATE, broken.ahead(Stop.SILENCE),
+    Fault("closed before the head", "FIN before the response head", UNAVAILABLE, UNAVAILABLE,
+          broken.ahead(Stop.CLOSE)),
+    Fault("reset before the head", "RST before the response head", UNAVAILABLE, UNAVAILABLE,
+          broken.ahead(Stop.RESET)),
+    Fault("silence before the head", "no byte is sent", LATE, LATE, broken.ahead(Stop.SILENCE),
           stalls=True),
-    Fault("garbage", "another protocol in place of HTTP", breaks=broken.raw(b"SSH-2.0-OpenSSH_9\r\n\r\n")),
-    Fault("a head without end", "a header after the other, for ever", LATE, LATE,
+    Fault("not HTTP", "another protocol instead of HTTP", breaks=broken.raw(b"SSH-2.0-OpenSSH_9\r\n\r\n")),
+    Fault("endless head", "one header after another, for ever", LATE, LATE,
           broken.dripping_head(b"X-Filler: x\r\n", b"HTTP/1.1 200 OK\r\n"), endless=True),
-    Fault("interim heads without end", "102 again and again", LATE, LATE,
+    Fault("endless interim responses", "102 Processing again and again", LATE, LATE,
           broken.dripping_head(b"HTTP/1.1 102 Processing\r\n\r\n"), endless=True),
-    Fault("100,000 headers", "a head of very many lines", breaks=broken.many_headers()),
-    Fault("a huge header", "a header of 1 MiB", breaks=broken.huge_header()),
-    Fault("a length that is none", "Content-Length: -1",
+    Fault("100,000 headers", "a response head with very many lines", breaks=broken.many_headers()),
+    Fault("huge header", "one header of 1 MiB", breaks=broken.huge_header()),
+    Fault("invalid length", "Content-Length: -1",
           breaks=broken.raw(b"HTTP/1.1 200 OK\r\nContent-Length: -1\r\n\r\n{}")),
-    Fault("chunks that are none", "chunked, but there is no length of a chunk",
+    Fault("invalid chunk", "chunked encoding without the length of a chunk",
           breaks=broken.raw(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nno chunk\r\n")),
-    Fault("a chunk that is none, late", "the same, behind more than a client reads at once",
+    Fault("invalid chunk, late", "the same, after more than a client reads in one step",
           breaks=broken.late_chunk(), keeps=True),
     # Half an answer.
-    Fault("closed after the head", "FIN ahead of the body", breaks=broken.first(Stop.CLOSE)),
-    Fault("reset after the head", "RST ahead of the body", breaks=broken.first(Stop.RESET)),
-    Fault("silence after the head", "nothing comes but the head", LATE, LATE, broken.first(Stop.SILENCE),
+    Fault("closed after the head", "FIN before the body", breaks=broken.first(Stop.CLOSE)),
+    Fault("reset after the head", "RST before the body", breaks=broken.first(Stop.RESET)),
+    Fault("silence after the head", "nothing is sent after the head", LATE, LATE, broken.first(Stop.SILENCE),
           stalls=True),
     Fault("closed half way", "FIN in the middle of the body", breaks=broken.half_way(Stop.CLOSE)),
     Fault("reset half way", "RST in the middle of the body", breaks=broken.half_way(Stop.RESET)),
-    Fault("ended half way", "the body ends in good order, half of it", breaks=broken.half_way(Stop.END),
-          lacks=_UNMARKED),
-    Fault("silence half way", "the body stops in its middle", LATE, LATE, broken.half_way(Stop.SILENCE),
-          stalls=True, keeps=True),
-    Fault("drips for ever", "a body whose second half comes a byte at a time and says nothing", LATE, LATE,
-          broken.dripping(), endless=True, keeps=True),
+    Fault("ended half way", "the response ends normally, but has only half of the body",
+          breaks=broken.half_way(Stop.END), lacks=_UNMARKED),
+    Fault("silence half way", "nothing is sent after half of the body", LATE, LATE,
+          broken.half_way(Stop.SILENCE), stalls=True, keeps=True),
+    Fault("endless drip", "after half of the body, bytes without content arrive one at a time, for ever",
+          LATE, LATE, broken.dripping(), endless=True, keeps=True),
     # Statuses, with the vendor's error body.
     *(
-        Fault(str(code), "the status", outcome, outcome, broken.status(code))
+        Fault(str(code), "this status", outcome, outcome, broken.status(code))
         for code, outcome in (
             (400, FAILED), (401, FAILED), (402, FAILED), (403, FAILED), (404, FAILED), (408, UNAVAILABLE),
             (409, UNAVAILABLE), (413, "payload_too_large"), (429, UNAVAILABLE), (500, UNAVAILABLE),
@@ -147,70 +151,72 @@ FAULTS: tuple[Fault, ...] = (
     ),
     Fault("429, Retry-After", "the status, and a wait of 17 s", UNAVAILABLE, UNAVAILABLE,
           broken.status(429, Retry_After="17"), wait=17),
-    Fault("503, Retry-After", "the status, and a wait of two hours, of which 60 s are passed on", UNAVAILABLE,
+    Fault("503, Retry-After", "the status, and a wait of two hours; callers get 60 s", UNAVAILABLE,
           UNAVAILABLE, broken.status(503, Retry_After="7200"), wait=60),
-    Fault("503 that is never told", "the status, and an error body that stops", UNAVAILABLE, UNAVAILABLE,
+    Fault("503, silence", "the status, and an error body that stops half way", UNAVAILABLE, UNAVAILABLE,
           broken.error_without_body(503), stalls=True),
-    Fault("503 as a page", "a page for people, with an error's status", UNAVAILABLE, UNAVAILABLE,
+    Fault("503 as HTML", "the status, and an HTML page", UNAVAILABLE, UNAVAILABLE,
           broken.page(503)),
-    Fault("a redirect", "307, to a place where nobody may go", breaks=broken.redirect()),
+    Fault("redirect", "307, to an address that must not be called", breaks=broken.redirect()),
     # Bodies.
-    Fault("a page", "a page for people, with 200", breaks=broken.page()),
-    Fault("nothing", "an empty body, with 200", breaks=broken.body(lambda events: b"")),
-    Fault("an empty object", "JSON of another shape", breaks=broken.body(
+    Fault("HTML", "an HTML page, with status 200", breaks=broken.page()),
+    Fault("empty body", "no body, with status 200", breaks=broken.body(lambda events: b"")),
+    Fault("empty object", "JSON without the expected fields", breaks=broken.body(
         lambda events: b"data: {}\n\n" if events else b"{}  ")),
-    Fault("broken JSON", "JSON that ends within a text", breaks=broken.broken_json()),
-    Fault("half a character", "a text that is no UTF-8, in otherwise sound JSON",
+    Fault("broken JSON", "JSON that ends inside a string", breaks=broken.broken_json()),
+    Fault("invalid UTF-8", "a string that is not UTF-8, in otherwise valid JSON",
           breaks=broken.half_character(), lacks=_LINES),
-    Fault("an unfinished event", "the last event lacks its line ends", stream=OK,
+    Fault("unfinished event", "the last event lacks its line ends", stream=OK,
           breaks=broken.unfinished_event(), lacks=_PIECEMEAL),
-    Fault("a huge line", "1 MB without a line's end", breaks=broken.huge_line(), lacks=_LINES),
-    Fault("oversize", "72 MiB of JSON", breaks=broken.oversize()),
-    Fault("a sound without end", "a sound goes on for 1 GiB", breaks=broken.flooding(), lacks=_HEARD),
-    Fault("a bomb", "64 MiB of nothing as 64 KiB of gzip, though nobody asked for that",
+    Fault("huge line", "1 MB without a line end", breaks=broken.huge_line(), lacks=_LINES),
+    Fault("oversized body", "72 MiB of JSON", breaks=broken.oversize()),
+    Fault("oversized audio", "1 GiB of audio", breaks=broken.flooding(), lacks=_HEARD),
+    Fault("gzip bomb", "64 MiB of empty data as 64 KiB of gzip, which was not requested",
           breaks=broken.bomb()),
-    Fault("one answer too many", "a good answer, and another one that nobody asked for, which must not be the"
-          " next caller's", OK, OK, broken.one_too_many(), lacks={"image": _NEXT}),
+    Fault("second answer", "a good answer and then an unrequested one, which the next caller must not get",
+          OK, OK, broken.one_too_many(), lacks={"image": _NEXT}),
     # In the vendor's own words: streams and counts.
-    Fault("no end marker", "a stream that ends in good order but for its end marker", keeps=True,
+    Fault("no end marker", "a stream that ends normally, but without its end marker", keeps=True,
           lacks=_PIECEMEAL),
-    Fault("silence after the end marker", "the stream is complete, its connection stays open", stream=OK,
+    Fault("silence after the end marker", "the stream is complete, but its connection stays open", stream=OK,
           lacks=_PIECEMEAL),
-    Fault("a text without end", "a good answer of 12 MB", lacks=_COUNTED),
-    Fault("busy half way", "an error within a stream, which says that the vendor is busy",
+    Fault("oversized text", "a good answer of 12 MB", lacks=_COUNTED),
+    Fault("busy half way", "an error event that reports that the vendor is overloaded",
           stream=UNAVAILABLE, lacks=_PIECEMEAL),
-    Fault("an unknown error half way", "an error within a stream, with a code that nobody knows",
+    Fault("unknown error half way", "an error event with an unknown code",
           lacks=_PIECEMEAL),
-    Fault("no finish reason", "an answer that doesn't say why it ends", lacks=_COUNTED),
-    Fault("no usage", "an answer without a count of tokens", OK, OK, uncounted=True, lacks=_COUNTED),
-    Fault("usage below 0", "a count of -1 tokens", OK, OK, uncounted=True, lacks=_COUNTED),
-    Fault("usage of 2^63", "a count that no integer of ours could hold", OK, OK, uncounted=True,
+    Fault("no finish reason", "an answer without the reason why it ends", lacks=_COUNTED),
+    Fault("no usage", "an answer without token counts", OK, OK, uncounted=True, lacks=_COUNTED),
+    Fault("usage below 0", "a token count of -1", OK, OK, uncounted=True, lacks=_COUNTED),
+    Fault("usage of 2^63", "a token count above the largest 64-bit integer", OK, OK, uncounted=True,
           lacks=_COUNTED),
     # In the vendor's own words: refusals.
-    Fault("an error with 200", "an error object in place of the answer"),
-    Fault("out of money", "our account with the vendor is empty"),
-    Fault("too many at once", "the vendor's limit of tasks at a time", UNAVAILABLE, UNAVAILABLE),
-    Fault("unknown key", "the vendor refuses our key"),
+    Fault("error with 200", "an error object instead of the answer"),
+    Fault("out of money", "Pomelo's account with the vendor is empty"),
+    Fault("too many concurrent tasks", "the vendor's limit on concurrent tasks", UNAVAILABLE, UNAVAILABLE),
+    Fault("unknown key", "the vendor refuses Pomelo's key"),
     Fault("unknown model", "the vendor has no such model"),
     Fault("against the policy", "the vendor's content policy refuses the prompt or the output",
           "content_policy_violation", "content_policy_violation"),
-    Fault("too long", "more than the model takes", "context_length_exceeded", "context_length_exceeded"),
-    Fault("a value not taken", "the vendor blames a field that the caller gave", "invalid_parameter",
+    Fault("too long", "the prompt is longer than the model takes", "context_length_exceeded",
+          "context_length_exceeded"),
+    Fault("refused value", "the vendor refuses a field that the caller set", "invalid_parameter",
           "invalid_parameter"),
     Fault("unknown voice", "the vendor has no such voice", "invalid_parameter", "invalid_parameter",
           lacks=_VOICED),
-    # In the vendor's own words: pictures that are ordered, asked about and fetched.
-    Fault("failed afterwards", "the order was taken, the task has failed", lacks=_DRAWN),
-    Fault("lost", "the order was taken, and the vendor knows nothing of it", lacks=_DRAWN),
-    Fault("questions that fail", "the order was taken, and questions about it get 500", UNAVAILABLE,
+    # In the vendor's own words: images that are polled for and downloaded.
+    Fault("failed later", "the vendor accepts the task, then reports that it failed", lacks=_DRAWN),
+    Fault("task lost", "the vendor accepts the task, then does not know it", lacks=_DRAWN),
+    Fault("polling fails", "the vendor accepts the task, then answers polls with 500", UNAVAILABLE,
           UNAVAILABLE, lacks=_DRAWN),
-    Fault("a link astray", "the picture's link leads to a private address", lacks=_DRAWN),
-    Fault("a link with our key astray", "the link for questions leads elsewhere", lacks=_DRAWN),
-    Fault("a link that is none", "the picture's link is a number", lacks=_DRAWN),
-    Fault("not delivered", "the picture's link has expired: 403", lacks=_DRAWN),
-    Fault("delivered in part", "each download of the picture is cut half way", lacks=_DRAWN),
-    Fault("delivered oversize", "the picture's length is told as 1 TB", lacks=_DRAWN),
-    Fault("no picture", "what is delivered is a page", lacks=_DRAWN),
+    Fault("private link", "the image's link leads to a private address", lacks=_DRAWN),
+    Fault("foreign polling link", "the link for polling, which gets Pomelo's key, leads to another host",
+          lacks=_DRAWN),
+    Fault("invalid link", "the image's link is a number", lacks=_DRAWN),
+    Fault("expired link", "the download of the image is a 403", lacks=_DRAWN),
+    Fault("cut download", "each download of the image is cut half way", lacks=_DRAWN),
+    Fault("oversized download", "the image's Content-Length is 1 TB", lacks=_DRAWN),
+    Fault("not an image", "the download of the image is an HTML page", lacks=_DRAWN),
 )  # fmt: skip
 """Every fault; no two have one name."""
 

@@ -188,15 +188,15 @@ _TEXT = wording(
     error_event("strange", message=BODY),
     {
         "out of money": error_reply(402, message=BODY),
-        "too many at once": error_reply(429, "rate_limited", "1300", message=BODY),
+        "too many concurrent tasks": error_reply(429, "rate_limited", "1300", message=BODY),
         "unknown key": gateway_reply(401, f"Unauthorized {BODY}"),
         "unknown model": error_reply(400, "invalid_model", "1500", message=BODY),
         "too long": error_reply(
             400, message=f"Prompt contains 40000 tokens, too large for model with 32768. {BODY}"
         ),
-        "a value not taken": fields_reply(("temperature",), "less_than_equal", BODY),
+        "refused value": fields_reply(("temperature",), "less_than_equal", BODY),
     },
-    {"against the policy": "no such refusal of the vendor's is documented"},
+    {"against the policy": "the vendor documents no such refusal"},
 )
 
 WIRE = Wire(

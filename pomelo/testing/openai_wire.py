@@ -202,12 +202,12 @@ _TEXT = wording(
     error_event("strange", message=BODY),
     {
         "out of money": error_reply(429, "insufficient_quota", "credit_balance_exhausted", message=BODY),
-        "too many at once": error_reply(429, "requests", "rate_limit_exceeded", message=BODY),
+        "too many concurrent tasks": error_reply(429, "requests", "rate_limit_exceeded", message=BODY),
         "unknown key": error_reply(401, code="invalid_api_key", message=BODY),
         "unknown model": error_reply(404, code="model_not_found", param="model", message=BODY),
         "against the policy": error_reply(400, code="content_policy_violation", message=BODY),
         "too long": error_reply(400, code="context_length_exceeded", param="messages", message=BODY),
-        "a value not taken": error_reply(400, code="unsupported_value", param="temperature", message=BODY),
+        "refused value": error_reply(400, code="unsupported_value", param="temperature", message=BODY),
     },
 )
 

@@ -170,24 +170,24 @@ def _asked_astray(received: Received) -> Reply:
 
 _IMAGE = Wording(
     {
-        "an error with 200": prediction("failed", error=BODY),
+        "error with 200": prediction("failed", error=BODY),
         "out of money": error_reply(402, f"Insufficient credit. {BODY}"),
-        "too many at once": error_reply(429, f"Request was throttled. {BODY}"),
+        "too many concurrent tasks": error_reply(429, f"Request was throttled. {BODY}"),
         "unknown key": error_reply(401, f"Unauthenticated. {BODY}"),
         "unknown model": error_reply(404, f"The requested resource could not be found. {BODY}"),
         "against the policy": Prediction(
             polls=(prediction("failed", error=f"NSFW content detected. {BODY}"),), done=False
         ),
-        "a value not taken": error_reply(422, BODY, ("seed",)),
-        "failed afterwards": Prediction(polls=(prediction("failed", error=BODY),), done=False),
-        "lost": Prediction(polls=(error_reply(404, f"Not found. {BODY}"),), done=False),
-        "questions that fail": Prediction(polls=(error_reply(500, BODY),), done=False),
-        "a link astray": lambda received: Prediction(output=[astray(received)])(received),
-        "a link with our key astray": _asked_astray,
-        "a link that is none": Prediction(output=[7]),
+        "refused value": error_reply(422, BODY, ("seed",)),
+        "failed later": Prediction(polls=(prediction("failed", error=BODY),), done=False),
+        "task lost": Prediction(polls=(error_reply(404, f"Not found. {BODY}"),), done=False),
+        "polling fails": Prediction(polls=(error_reply(500, BODY),), done=False),
+        "private link": lambda received: Prediction(output=[astray(received)])(received),
+        "foreign polling link": _asked_astray,
+        "invalid link": Prediction(output=[7]),
         **{name: Prediction(delivery=(reply,)) for name, reply in UNDELIVERED.items()},
     },
-    {"too long": "the vendor names no longest prompt"},
+    {"too long": "the vendor documents no maximum length of a prompt"},
 )
 
 WIRE = Wire(

@@ -114,29 +114,29 @@ _FIELDS: Mapping[str, Check] = {
     "reference_images": _listed,
 }
 
-_AT_ONCE = "the picture is in the answer: nothing is ordered, asked about or fetched"
+_AT_ONCE = "the image is in the response: nothing is polled for or downloaded"
 _IMAGE = Wording(
     {
-        "an error with 200": error_reply(200, "strange", message=BODY),
+        "error with 200": error_reply(200, "strange", message=BODY),
         "out of money": error_reply(402, code="insufficient_credits", message=BODY),
-        "too many at once": error_reply(429, code="rate_limit", message=BODY),
+        "too many concurrent tasks": error_reply(429, code="rate_limit", message=BODY),
         "unknown key": error_reply(401, code="invalid_api_key", message=BODY),
         "unknown model": error_reply(404, code="model_not_available", message=BODY),
         "against the policy": error_reply(400, code="content_policy_violation", message=BODY),
-        "a value not taken": error_reply(400, param="steps", message=BODY),
-        "no picture": Drawn(f"<html>{BODY}</html>".encode()),
+        "refused value": error_reply(400, param="steps", message=BODY),
+        "not an image": Drawn(f"<html>{BODY}</html>".encode()),
     },
     {
-        "too long": "the vendor names no longest prompt",
-        "failed afterwards": _AT_ONCE,
-        "lost": _AT_ONCE,
-        "questions that fail": _AT_ONCE,
-        "a link astray": _AT_ONCE,
-        "a link with our key astray": _AT_ONCE,
-        "a link that is none": _AT_ONCE,
-        "not delivered": _AT_ONCE,
-        "delivered in part": _AT_ONCE,
-        "delivered oversize": _AT_ONCE,
+        "too long": "the vendor documents no maximum length of a prompt",
+        "failed later": _AT_ONCE,
+        "task lost": _AT_ONCE,
+        "polling fails": _AT_ONCE,
+        "private link": _AT_ONCE,
+        "foreign polling link": _AT_ONCE,
+        "invalid link": _AT_ONCE,
+        "expired link": _AT_ONCE,
+        "cut download": _AT_ONCE,
+        "oversized download": _AT_ONCE,
     },
 )
 

@@ -204,7 +204,7 @@ def taking(task_id: str, least: int = 10, most: int | None = None, **changes: An
     return ReserveRequest(record(task_id, **changes), least, least if most is None else most, **ours)
 
 
-_TAKES = ("requests_limit", "concurrency_limit", "tokens", "tokens_limit", "idempotency_key")
+_TAKES = ("requests_limit", "concurrency_limit", "tokens", "tokens_limit", "idempotency_key", "sufficient")
 
 
 def ending(

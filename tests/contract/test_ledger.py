@@ -9,6 +9,7 @@ from dataclasses import replace
 import pytest
 
 from pomelo.stores.ledger import (
+    DEFAULT_SHARES,
     WINDOW,
     Balance,
     Grant,
@@ -69,6 +70,31 @@ async def test_it_holds_all_that_is_available_if_that_is_at_least_the_least(rig)
 async def test_one_microcredit_too_few_is_refused(rig, least, held):
     answer = await rig.store.reserve(taking("a", least, 2_000))
     assert getattr(answer, "held", None) == held
+
+
+async def test_with_enough_a_task_holds_an_equal_share_for_each_free_slot(rig):
+    asked = {"least": 1, "most": 5_000, "sufficient": 10, "concurrency_limit": 4}
+    held = [(await rig.store.reserve(taking(f"t{n}", **asked))).held for n in range(4)]
+    assert held == [250, 250, 250, 250]
+
+
+async def test_a_share_is_at_least_enough_and_the_least_and_at_most_what_is_asked_for(rig):
+    for changes, held in (
+        ({"most": 50}, 50),
+        ({"least": 300}, 300),
+        ({"sufficient": 400}, 400),
+        ({"sufficient": 0}, 1_000),
+    ):
+        asked = {"least": 1, "most": 5_000, "sufficient": 10, "concurrency_limit": 4} | changes
+        assert (await rig.store.reserve(taking("a", **asked))).held == held
+        await rig.store.void(WALLET, "a")
+    asked = {"least": 1, "most": 5_000, "sufficient": 400, "concurrency_limit": 4}
+    assert [(await rig.store.reserve(taking(f"t{n}", **asked))).held for n in range(3)] == [400, 400, 200]
+    assert await refused(rig.store.reserve(taking("t3", **asked))) == "insufficient_credits"
+
+
+async def test_without_a_limit_of_slots_the_balance_has_a_fixed_number_of_shares(rig):
+    assert (await rig.store.reserve(taking("a", 1, 5_000, sufficient=1))).held == 1_000 // DEFAULT_SHARES
 
 
 async def test_a_task_that_is_free_runs_without_credits(rig):
@@ -195,6 +221,17 @@ async def test_a_refund_for_a_window_that_is_over_gives_nothing_of_the_next(rig,
     await rig.store.void(WALLET, "a", refund=True)
     standing = await rig.store.limit_status(WALLET, MODEL)
     assert (standing.requests, standing.tokens, standing.concurrency) == (1, 2, 1)
+
+
+@pytest.mark.parametrize("refund", [False, True])
+async def test_a_voided_task_can_be_taken_again_and_is_settled_once(rig, refund):
+    await rig.store.reserve(taking("a", 10, 300))
+    await rig.store.void(WALLET, "a", refund=refund)
+    assert (await rig.store.reserve(taking("a", 10, 200))).held == 200
+    settled = await rig.store.settle(ending("a", 120))
+    assert (settled.record.cost, settled.limit_status.available) == (120, 880)
+    assert await rig.store.settle(ending("a", 50)) == settled
+    assert await balance(rig) == (120, 0, 880)
 
 
 async def test_voiding_without_a_hold_does_nothing(rig):

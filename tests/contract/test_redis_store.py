@@ -212,6 +212,23 @@ async def test_a_take_that_comes_after_it_was_voided_is_not_done(server, tmp_pat
         assert isinstance(await store._take(taking("late"), "call-2"), Reserved)
 
 
+async def test_an_idempotency_key_without_an_answer_leaves_nothing_in_the_server(server, tmp_path):
+    async with AsyncExitStack() as stack:
+        store = await open_with_credits(stack, server, tmp_path)
+        answer = names(WALLET).answer("order-7")
+        for number, end in enumerate(
+            (
+                lambda task: store.settle(ending(task)),
+                lambda task: store.void(WALLET, task),
+                lambda task: store.recover(WALLET, task),
+            )
+        ):
+            await store.reserve(taking(f"t{number}", idempotency_key=IdempotencyKey("order-7", b"digest")))
+            assert server.do("EXISTS", answer) == 1
+            await end(f"t{number}")
+            assert server.do("EXISTS", answer) == 0
+
+
 async def test_undoing_a_repeated_take_leaves_what_the_first_one_took(server, tmp_path):
     async with AsyncExitStack() as stack:
         store = await open_with_credits(stack, server, tmp_path)

@@ -187,7 +187,7 @@ async def _runs(
 
     hows = [False, True] if fault is None else block.hows(fault)
     runs = [one(wire, how) for wire in ("grpc", "rest") for how in hows]
-    if fault is None or fault.name != "one answer too many":
+    if fault is None or fault.name != "second answer":
         return await asyncio.gather(*runs)
     # What came unasked is told from an answer by coming ahead of the question: one question at a time.
     found = []

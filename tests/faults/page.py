@@ -12,25 +12,27 @@ from tests.providers.subjects import SUBJECTS
 PLACE = Path(__file__).parents[2] / "docs" / "faults.md"
 
 _HEAD = """\
-# What can go wrong at a vendor
+# Faults of vendors
 
-What a caller hears when a vendor fails, fault by fault. The table is `pomelo.testing.faults`; this page is made
-of it by `python -m tests.faults.page`, and a test compares them.
+The error code that a caller gets for each fault of a vendor. The table is defined in
+`pomelo.testing.faults`. `python -m tests.faults.page` writes this page, and a test compares the two.
 
-It is checked twice:
+The table is checked in two ways:
 
-* **Each provider alone**: `pomelo.testing.suite`, {cases:,} cases over the built-in providers
-  (`pytest tests/providers/test_suite.py`). Beside the code each case looks at what an error shows, at how long
-  it takes, at connections, tasks and files that are left, and at whether the next task has a good answer.
-* **Through the running app**, with a live key: {runs:,} runs, {faults} faults and a good answer at
-  {blocks} pairs of a vendor and a kind of task, whole and streamed, over gRPC and REST. Each has the code and
-  the status of its row in `pomelo/errors.py`; a stream that is cut has no `[DONE]`, or a status that is not OK;
-  a failed whole task delivers and costs nothing, a stream what came before; nothing is left of either.
-  `pytest tests/faults/test_matrix.py -s` prints every run with its outcome, its time and the bytes that were
-  delivered and billed; `POMELO_MATRIX=FILE` writes them to a file.
+* **Each provider alone**, by `pomelo.testing.suite`: {cases:,} cases over the built-in providers
+  (`pytest tests/providers/test_suite.py`). Each case checks the error code, what the error's message reveals,
+  the time it takes, that no connection, task or file is left, and that the next task gets a good answer.
+* **Through the running app**, with a live key: {runs:,} runs, which are {faults} faults and a good answer
+  for {blocks} pairs of a vendor and a task type, whole and streamed, over gRPC and REST. Each run must have
+  the code and the status of its row in the error table. A stream that is cut has no `[DONE]`, or a status
+  other than OK. A failed whole task delivers nothing and costs nothing; a failed stream costs what it has
+  delivered. Nothing is left of either. `pytest tests/faults/test_matrix.py -s` prints the outcome and time
+  of every run, and the bytes that were delivered and billed. `POMELO_MATRIX=FILE` writes the same to a
+  file.
 
-`ok` is a good answer in spite of the fault. The codes are those after all retries: each request meets the same
-fault. A dash: it can't be.
+*Whole* and *streamed* are the codes of a task without and with `stream`, after all retries: each attempt
+meets the same fault. `ok` means a good answer despite the fault, and a dash that the fault can't occur.
+*Only with* lists the task types that can have the fault; empty means all.
 
 | fault | what happens | whole | streamed | only with |
 |---|---|---|---|---|
@@ -39,9 +41,9 @@ fault. A dash: it can't be.
 _LEFT_OUT = """
 ## Left out
 
-Where a vendor can't have a fault of its own words, and why.
+Faults that do not apply to a vendor, and why.
 
-| vendor | kind | fault | because |
+| vendor | task type | fault | why |
 |---|---|---|---|
 """
 

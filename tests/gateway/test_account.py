@@ -158,6 +158,95 @@ def test_usage_records_and_totals_are_rendered_as_a_list() -> None:
     }
 
 
+def test_every_number_of_a_record_and_a_total_is_rendered() -> None:
+    counts = {
+        "input_tokens": 1,
+        "cached_input_tokens": 2,
+        "cache_write_input_tokens": 3,
+        "output_tokens": 4,
+        "characters": 5,
+        "images": 6,
+        "output_bytes": 7,
+    }
+    record = pb.UsageRecord(
+        **counts,
+        processing_ms=8,
+        first_byte_ms=9,
+        cost_micros=10,
+        provider_cost_micros=11,
+        request_id="r",
+        key_id="k",
+        wire="grpc",
+        provider="p",
+        provider_model="pm",
+        price_version="v",
+        live=True,
+        complete=True,
+    )
+    total = pb.UsageTotal(**counts, group="g", tasks=12, audio_seconds=1.5, cost_micros=10)
+    row, totals = parse_exact(render_usage(pb.ListUsageResponse(records=[record], totals=[total])))["data"]
+    for value in (row, totals):
+        assert value["prompt_tokens_details"] == {"cached_tokens": 2, "cache_write_tokens": 3}
+        assert (value["input_tokens"], value["output_tokens"], value["characters"]) == (1, 4, 5)
+        assert (value["images"], value["output_bytes"], value["cost"]) == (6, 7, Decimal("0.00001"))
+    assert (row["processing_ms"], row["first_byte_ms"]) == (8, 9)
+    assert row["provider_cost"] == Decimal("0.000011")
+    assert (row["request_id"], row["key_id"], row["wire"], row["price_version"]) == ("r", "k", "grpc", "v")
+    assert (row["provider"], row["provider_model"]) == ("p", "pm")
+    assert (row["mode"], row["complete"]) == ("live", True)
+    assert (totals["group"], totals["tasks"], totals["audio_seconds"]) == ("g", 12, Decimal("1.5"))
+
+
+@pytest.mark.parametrize(
+    ("source", "shown"),
+    [
+        (pb.USAGE_SOURCE_PROVIDER, "provider"),
+        (pb.USAGE_SOURCE_ESTIMATED, "estimated"),
+        (pb.USAGE_SOURCE_RECOVERED, "recovered"),
+        (pb.USAGE_SOURCE_UNSPECIFIED, "unknown"),
+    ],
+)
+def test_each_source_of_a_usage_record_has_its_own_name(source: pb.UsageSource, shown: str) -> None:
+    page = parse_exact(render_usage(pb.ListUsageResponse(records=[pb.UsageRecord(source=source)])))
+    assert page["data"][0]["source"] == shown
+
+
+def test_a_missing_limit_of_a_plan_is_null() -> None:
+    limits = parse_exact(render_account(pb.Account(name="acme")))["limits"]
+    assert limits == dict.fromkeys(
+        ["requests_per_minute", "concurrent_requests", "tokens_per_minute", "models"]
+    )
+    given = pb.PlanLimits(requests_per_minute=1, concurrent_requests=2, tokens_per_minute=3)
+    assert parse_exact(render_account(pb.Account(limits=given)))["limits"] == {
+        "requests_per_minute": 1,
+        "concurrent_requests": 2,
+        "tokens_per_minute": 3,
+        "models": None,
+    }
+
+
+def test_a_time_is_exact_to_the_microsecond() -> None:
+    moment = parse_query({"from": "2026-11-24T00:00:00.1234567Z"}).from_time
+    assert (moment.seconds, moment.nanos) == (1_795_478_400, 123_456_000)
+
+
+@pytest.mark.parametrize(("text", "size"), [("1", 1), ("1000", 1000), ("0", None), ("1001", None)])
+def test_a_page_has_one_to_a_thousand_records(text: str, size: int | None) -> None:
+    if size is not None:
+        assert parse_query({"page_size": text}).page_size == size
+        return
+    with pytest.raises(PomeloError, match="page_size"):
+        parse_query({"page_size": text})
+
+
+@pytest.mark.parametrize(
+    ("text", "group"),
+    [("model", pb.USAGE_GROUP_MODEL), ("key", pb.USAGE_GROUP_KEY), ("day", pb.USAGE_GROUP_DAY)],
+)
+def test_each_grouping_sets_its_enum_value(text: str, group: pb.UsageGroup) -> None:
+    assert parse_query({"group_by": text}).group_by == group
+
+
 @pytest.mark.parametrize("path", ["account", "usage"])
 async def test_the_key_is_checked_before_the_query(path: str, gateway: GatewayApp) -> None:
     url = f"{gateway.url}/api/v1/{path}"

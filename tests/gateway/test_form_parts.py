@@ -10,7 +10,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.parsing.multipart import MAX_PADDING, MAX_PART_HEADER_BYTES, MAX_PARTS, READ_SIZE, FormParts
+from gateway.parsing.multipart import (
+    MAX_PADDING,
+    MAX_PART_HEADER_BYTES,
+    MAX_PART_HEADERS,
+    MAX_PARTS,
+    READ_SIZE,
+    FormParts,
+    Part,
+)
 from pomelo.errors import PomeloError
 
 
@@ -110,10 +118,54 @@ async def test_parts_and_their_headers_are_limited() -> None:
         assert await bytes_until_refused(start + b"\r\n" + line + b"\r\n\r\nx\r\n--B--\r\n") > 0
 
 
+async def test_as_many_parts_and_headers_as_allowed_are_read() -> None:
+    contents = [b"x"] * MAX_PARTS
+    found = await read("multipart/form-data; boundary=B", SplitBody(form(b"B", contents), 1000))
+    assert [content for _, content in found] == contents
+    more = b"".join(b"X-%d: y\r\n" % i for i in range(MAX_PART_HEADERS - 1))
+    assert (await part(b'Content-Disposition: form-data; name="a"\r\n' + more)).name == "a"
+
+
+async def part(head: bytes) -> Part:
+    """The first part of a form with these header lines."""
+    body = b"--B\r\n" + head + b"\r\nx\r\n--B--\r\n"
+    found = await FormParts("multipart/form-data; boundary=B", SplitBody(body, 1000)).next()
+    assert found is not None
+    return found
+
+
+async def test_the_first_of_repeated_part_headers_counts() -> None:
+    heads = [b"Content-Disposition: form-data; name=%b\r\n" % name for name in (b"one", b"two")]
+    assert (await part(b"".join(heads))).name == "one"
+
+
+@pytest.mark.parametrize(
+    ("parameters", "filename"),
+    [
+        (b"name=a", None),
+        (b'name=a; filename="in.mp3"', "in.mp3"),
+        (b"name=a; filename*=UTF-8''in.mp3", "UTF-8''in.mp3"),
+        (b"name=a; filename*=UTF-8''b.mp3; filename=a.mp3", "a.mp3"),
+        (b'name=a; filename=""', ""),
+    ],
+)
+async def test_a_file_name_may_be_plain_or_extended(parameters: bytes, filename: str | None) -> None:
+    assert (await part(b"Content-Disposition: form-data; " + parameters + b"\r\n")).filename == filename
+
+
+@pytest.mark.parametrize("encoding", [b"", b"7bit", b"8bit", b"binary", b"BINARY"])
+async def test_a_transfer_encoding_without_effect_is_accepted(encoding: bytes) -> None:
+    head = b"Content-Disposition: form-data; name=a\r\nContent-Transfer-Encoding: " + encoding + b"\r\n"
+    assert (await part(head)).name == "a"
+
+
 @pytest.mark.parametrize(
     ("given", "boundary"),
     [
         ("multipart/form-data; boundary=B", b"B"),
+        ("multipart/form-data; boundary=" + "x" * 70, b"x" * 70),
+        (f'multipart/form-data; boundary="{"x" * 70}"', b"x" * 70),
+        (f'multipart/form-data; boundary="{"x" * 71}"', None),
         ('Multipart/Form-Data; charset=utf-8; BOUNDARY="a b"', b"a b"),
         ("multipart/form-data;boundary=----WebKitFormBoundaryx;charset=utf-8", b"----WebKitFormBoundaryx"),
         ("multipart/form-data; boundary=B ; a=b", b"B"),

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from tests.gateway.gateway_app import AUDIO, KEY, GatewayApp, OpenApp
+from tests.gateway.gateway_app import AUDIO, HAIKU_ONLY, KEY, GatewayApp, OpenApp
 
 TYPE = {"Content-Type": "multipart/form-data; boundary=B"}
 
@@ -232,6 +232,45 @@ async def test_a_file_above_the_limit_is_a_413_and_leaves_nothing(open_gateway: 
         )
         assert (status, value["error"]["code"]) == (413, "payload_too_large")
         assert list(gateway.media.folder.iterdir()) == []
+
+
+async def test_a_file_and_texts_of_exactly_their_limits_are_accepted(open_gateway: OpenApp) -> None:
+    prompt = ('name="prompt"', b"x" * (1000 - len("flux-1-pro")))
+    async with open_gateway(upload_limit=100_000, json_limit=1000) as gateway:
+        file = ('name="audio"; filename="a.mp3"', b"x" * 100_000)
+        assert (await send(gateway, form(file, model("eleven-labs-stt"))))[0] == 200
+        assert (await send(gateway, form(model("flux-1-pro"), prompt)))[0] == 200
+        status, value = await send(gateway, form(model("flux-1-pro"), (prompt[0], prompt[1] + b"x")))
+        assert (status, value["error"]["code"]) == (413, "payload_too_large")
+
+
+@pytest.mark.parametrize(
+    ("key", "name", "status", "code"),
+    [
+        (KEY, "gpt-4", 400, "invalid_parameter"),
+        (KEY, "nope", 400, "unsupported_model"),
+        (HAIKU_ONLY, "eleven-labs-stt", 403, "model_not_allowed"),
+    ],
+)
+async def test_an_unusable_file_is_refused_before_it_is_read(
+    gateway: GatewayApp, key: str, name: str, status: int, code: str
+) -> None:
+    assert (await send(gateway, form(model("eleven-labs-stt"), FILE)))[
+        0
+    ] == 200  # the model is known from here on
+    refused = asyncio.Event()
+
+    async def pieces() -> AsyncIterator[bytes]:
+        yield form(
+            model(name), end=b'--B\r\nContent-Disposition: form-data; name="audio"; filename="a"\r\n\r\n'
+        )
+        await refused.wait()
+        yield AUDIO
+
+    headers = {**TYPE, "Authorization": f"Bearer {key}"}
+    async with asyncio.timeout(5), gateway.post_task(data=pieces(), headers=headers) as response:
+        assert (response.status, (await response.json())["error"]["code"]) == (status, code)
+        refused.set()
 
 
 @pytest.mark.parametrize("part", [b'name="audio"; filename="a.mp3"', b'name="prompt"'])

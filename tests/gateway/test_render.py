@@ -14,7 +14,7 @@ from gateway.routes import render_model
 from gateway.task import raw_media_range
 from gateway.types import TASK_FORMATS, render_result
 from gateway.types.base import Link, StreamObjects
-from gateway.types.text import render_delta
+from gateway.types.text import render_delta, render_last_delta
 from pomelo.errors import TABLE, PomeloError
 from pomelo.gen.v1.model_service_pb2 import Model, PriceUnit
 from pomelo.gen.v1.task_pb2 import TaskResult, TaskType
@@ -66,6 +66,67 @@ def test_a_completion_has_the_documented_shape() -> None:
         ],
         "usage": {"prompt_tokens": 10, "completion_tokens": 25, "total_tokens": 35},
     }
+
+
+@pytest.mark.parametrize(("cached", "written"), [(7, 0), (0, 5), (7, 5)])
+def test_cached_tokens_are_rendered_if_there_are_any(cached: int, written: int) -> None:
+    task_result = result()
+    task_result.text.usage.cached_prompt_tokens, task_result.text.usage.cache_write_prompt_tokens = (
+        cached,
+        written,
+    )
+    assert rendered(task_result)["usage"]["prompt_tokens_details"] == {
+        "cached_tokens": cached,
+        "cache_write_tokens": written,
+    }
+
+
+@pytest.mark.parametrize(
+    ("reason", "shown_as"),
+    [
+        (FinishReason.FINISH_REASON_STOP, "stop"),
+        (FinishReason.FINISH_REASON_LENGTH, "length"),
+        (FinishReason.FINISH_REASON_CONTENT_FILTER, "content_filter"),
+        (FinishReason.FINISH_REASON_UNSPECIFIED, None),
+    ],
+)
+def test_each_finish_reason_has_its_own_name(reason: Any, shown_as: str | None) -> None:
+    task_result = result()
+    task_result.text.finish_reason = reason
+    assert rendered(task_result)["choices"][0]["finish_reason"] == shown_as
+    last = json.loads(render_last_delta(StreamObjects(TaskStarted()), TextDelta(finish_reason=reason)))
+    assert last["choices"][0]["finish_reason"] == shown_as
+
+
+def test_an_empty_text_still_has_a_role_and_content() -> None:
+    objects = StreamObjects(TaskStarted())
+    assert render_delta(objects, TextDelta(finish_reason=FinishReason.FINISH_REASON_STOP)) == ()
+    last = json.loads(objects.last)
+    assert last["choices"][0]["delta"] == {"role": "assistant", "content": ""}
+
+
+def test_a_model_is_rendered_with_null_for_missing_dates() -> None:
+    model = Model(name="m", price_version="v1", available=True)
+    value = render_model(model)
+    assert (value["id"], value["type"], value["price_version"]) == ("m", "unknown", "v1")
+    assert (value["available"], value["deprecated"], value["retires"]) == (True, None, None)
+    assert "price_tiers" not in value
+    model.available = False
+    model.deprecate_time.seconds = 1_795_478_400
+    model.retire_time.seconds = 1_795_478_400 + 86_400
+    value = render_model(model)
+    assert (value["available"], value["deprecated"], value["retires"]) == (
+        False,
+        "2026-11-24",
+        "2026-11-25",
+    )
+
+
+def test_other_links_and_links_without_a_public_url_stay_unchanged() -> None:
+    link = public_links("https://pomelo.example")
+    assert link("https://cdn.example/x.png") == "https://cdn.example/x.png"
+    assert link("") == ""
+    assert public_links("")("http://a/media/m") == "http://a/media/m"
 
 
 def test_media_is_rendered_with_the_link_and_the_bytes_of_the_result() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 
 from gateway.connections.limits import StartQueue
 from gateway.parsing.body import ParseQueue
@@ -83,3 +84,14 @@ async def test_an_account_pauses_after_a_large_body_and_failures_release_its_tur
     waiting.cancel()
     async with asyncio.timeout(5), queue.body("acme", 0) as steps:
         assert await steps.run(lambda: 7) == 7
+
+
+async def test_an_account_pauses_three_times_as_long_as_its_steps_took() -> None:
+    queue = ParseQueue()
+    loop = asyncio.get_running_loop()
+    async with queue.body("acme", 0) as steps:
+        for _ in range(2):
+            await steps.run(lambda: time.sleep(0.05))
+    end = loop.time()
+    async with asyncio.timeout(5), queue.body("acme", 0):
+        assert loop.time() - end > 0.29

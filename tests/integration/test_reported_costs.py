@@ -430,7 +430,9 @@ async def test_bare_media_are_never_told_another_cost_than_is_charged(
 
 @WAY
 @HOW
-@pytest.mark.parametrize("cost", [-1, nan, "1", 10**9, object()], ids=repr)
+@pytest.mark.parametrize(
+    "cost", [-1, nan, "1", 10**9, object()], ids=["-1", "nan", "text", "10**9", "object"]
+)
 async def test_what_a_plug_in_may_not_report_is_counted_and_logged_without_its_text(
     plugged: Rig, cost: Any, way: str, stream: bool, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -140,7 +140,7 @@ def _cases() -> list[Case]:
             "num_speakers": 2,
         }
         add(f"transcript with speakers {how}", body | {"language_code": "de"}, stream=stream)
-        for code in TABLE.keys() - NOT_PROVOKED:
+        for code in sorted(TABLE.keys() - NOT_PROVOKED):
             add(f"text ends in {code} {how}", say(f"[[error:{code}]]"), code, stream=stream)
         for code in ("content_policy_violation", "provider_unavailable", "insufficient_credits"):
             add(f"image ends in {code} {how}", draw(f"[[error:{code}]]"), code, stream=stream)

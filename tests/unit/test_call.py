@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import time
+from functools import partial
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pomelo.call import DEFAULT_TIMEOUT, Call
+from pomelo.call import DEFAULT_TIMEOUT, Call, Principal
 
 
 def call(timeout: float | None = None, **headers: str) -> Call:
@@ -45,6 +46,51 @@ def test_a_deadline_is_the_callers_up_to_the_most() -> None:
     assert call(x_request_timeout="2.5").deadline == 1002.5
     assert call(x_request_timeout="99999").deadline == 1000 + DEFAULT_TIMEOUT
     assert call(timeout=3.0, x_request_timeout="9").deadline == 1003
+
+
+@pytest.mark.parametrize(
+    ("given", "seconds"), [("+5", 5), (" 5 ", 5), ("1e2", 100), (".5", 0.5), ("5.", 5), ("1E-1", 0.1)]
+)
+def test_a_timeout_may_be_any_plain_number(given: str, seconds: float) -> None:
+    made = call(x_request_timeout=given)
+    assert (made.deadline, made.header_error) == (1000 + seconds, None)
+
+
+def test_a_request_id_has_up_to_128_characters() -> None:
+    assert call(x_request_id="x" * 128).request_id == "x" * 128
+    assert call(x_request_id="x" * 129).request_id.startswith("req_")
+
+
+@pytest.mark.parametrize(
+    ("given", "good"),
+    [("x", True), ("x" * 255, True), ("x" * 256, False), ("", False), ("a b", False), ("é", False)],
+)
+def test_an_idempotency_key_has_1_to_255_visible_characters(given: str, good: bool) -> None:
+    made = call(idempotency_key=given)
+    if good:
+        assert (made.idempotency_key, made.header_error) == (given, None)
+    else:
+        assert made.header_error is not None
+        assert (made.header_error.code, made.header_error.field) == ("invalid_parameter", "Idempotency-Key")
+
+
+def test_the_trace_is_kept_as_it_came() -> None:
+    assert call(traceparent="00-1-2-01").traceparent == "00-1-2-01"
+    assert call().traceparent is None
+
+
+def test_what_is_due_at_the_end_of_a_call_runs_once_and_the_last_one_first() -> None:
+    made, done = call(), list[int]()
+    for number in range(3):
+        made.at_end.append(partial(done.append, number))
+    made.end()
+    made.end()
+    assert done == [2, 1, 0]
+
+
+def test_an_owner_is_an_account_in_one_of_its_modes() -> None:
+    names = {Principal(account, "k", live=live).owner for account in ("a", "b") for live in (True, False)}
+    assert len(names) == 4
 
 
 @given(st.text(max_size=200))

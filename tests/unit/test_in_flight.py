@@ -51,6 +51,33 @@ def test_a_plan_with_a_limit_has_a_few_times_as_many_calls_in_flight() -> None:
     assert refused(flight.enter, "none") == "overloaded"
 
 
+def test_a_small_server_is_not_given_to_one_plan() -> None:
+    flight = InFlight(SMALL)
+    for _ in range(3):
+        flight.enter("a", 2)
+    assert refused(flight.enter, "a", 2) == "concurrency_limit_exceeded"
+
+
+def test_a_call_that_ends_twice_counts_once() -> None:
+    flight = InFlight(SMALL)
+    first, second = flight.enter("a"), flight.enter("a")
+    first.reserve(10)
+    second.reserve(20)
+    first.close()
+    first.close()
+    assert (flight.calls, flight.bytes) == (1, 20)
+    second.reserve(40)
+    assert refused(second.reserve, 1) == "overloaded"
+
+
+def test_a_refused_reservation_counts_nothing() -> None:
+    flight = InFlight(SMALL)
+    ticket = flight.enter("a")
+    assert refused(ticket.reserve, 61) == "overloaded"
+    assert (ticket.size, flight.bytes) == (0, 0)
+    ticket.reserve(60)
+
+
 def test_buffered_bytes_are_bounded_and_given_back() -> None:
     flight = InFlight(SMALL)
     first, second, other = flight.enter("a"), flight.enter("a"), flight.enter("b")

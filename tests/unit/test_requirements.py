@@ -60,7 +60,7 @@ def test_every_requirement_is_pinned_to_the_files_of_the_lock(name: str) -> None
 def needed(environment: Mapping[str, str], *, dev: bool) -> set[tuple[str, str]]:
     """What the lock says is needed in an environment, followed step by step."""
     (project,) = [package for package in LOCK["package"] if package["name"] == PROJECT]
-    left: list[Any] = [*project["dependencies"], BUILD]
+    left: list[Any] = [*project["dependencies"], *project["optional-dependencies"]["sandbox"], BUILD]
     if dev:
         left += project["dev-dependencies"]["dev"]
     found: set[tuple[str, str]] = set()
@@ -113,6 +113,11 @@ def test_the_lock_is_of_what_the_project_asks_for() -> None:
         "run: make lock"
     )
     assert kept(locked["metadata"]["requires-dev"]["dev"]) == asked(project["dependency-groups"]["dev"])
+    extras = project["project"]["optional-dependencies"]
+    assert set(locked["metadata"]["provides-extras"]) == set(extras)
+    for extra, texts in extras.items():
+        locked_names = {each["name"] for each in locked["optional-dependencies"][extra]}
+        assert locked_names == {Requirement(text).name for text in texts}
 
 
 @pytest.mark.parametrize(

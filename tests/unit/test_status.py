@@ -11,6 +11,7 @@ from google.rpc import code_pb2, error_details_pb2, status_pb2
 from hypothesis import given
 from hypothesis import strategies as st
 
+from gateway.openapi.schema import RESPONSE_HEADERS
 from pomelo.errors import TABLE, PomeloError
 from pomelo.status import DETAILS_KEY, HEADER_NAMES, from_rpc_error, retry, status_code, to_status, trailing
 
@@ -132,6 +133,16 @@ def test_a_huge_message_is_cut_so_that_it_fits_into_metadata(letter: str) -> Non
     assert len(status.message.encode()) <= 1024
 
 
+@pytest.mark.parametrize("letter", ["x", "é", "🦊"])
+def test_a_message_of_768_bytes_is_whole_and_a_longer_one_is_cut_to_them(letter: str) -> None:
+    whole = letter * (768 // len(letter.encode()))
+    assert travel(PomeloError("invalid_parameter", whole)).message == whole
+    cut = travel(PomeloError("invalid_parameter", whole + letter)).message
+    assert len(cut.encode()) <= 768
+    assert whole.startswith(cut.removesuffix("…"))
+    assert len(cut) >= len(whole) - 3
+
+
 @pytest.mark.parametrize(
     ("status", "words", "code", "message"),
     [
@@ -187,6 +198,13 @@ def test_damaged_details_are_ignored(damaged: bytes) -> None:
     error = from_rpc_error(grpc.aio.AioRpcError(grpc.StatusCode.INTERNAL, NO_METADATA, metadata))
     assert error.code in ("internal_error", *TABLE)
     assert error.message
+
+
+def test_every_header_of_an_answer_travels() -> None:
+    names = {
+        name for name in RESPONSE_HEADERS if name != "Retry-After"
+    }  # which the details of the status have
+    assert set(HEADER_NAMES.values()) == names
 
 
 def test_the_header_names_are_those_of_the_documentation() -> None:

@@ -3,7 +3,8 @@
 A vendor may close a kept connection at any time, also just when the next request arrives on it. Whether it
 has processed that request can't be known (RFC 9110, section 9.2.2). So a request that is paid for each time
 it is sent gets a connection of its own. All others use kept connections; where one of them fails before the
-answer, the request is sent once more, on a new connection (docs/decisions/0024-streams-and-connections.md).
+answer, the request is sent once more, on a new connection
+(docs/decisions/0024-upstream-connections-and-streams.md).
 
 `pomelo.providers.http.client` uses it. It knows no vendor.
 """

@@ -1,7 +1,7 @@
-"""The sandbox: a provider that answers every kind of task by itself, the same for the same input.
+"""The sandbox: a provider that answers every task type itself: the same input always gives the same output.
 
-The engine gives it the tasks of test keys. It knows no network, no chance and no clock (but for the time that
-a provoked rate limit names), and it ships: docs/sandbox.md tells users what it does.
+It answers the tasks of test keys. It uses no network and no randomness, and the clock only for the reset time
+in the message of a provoked rate limit. docs/sandbox.md describes it for users.
 """
 
 from __future__ import annotations

@@ -1,8 +1,7 @@
-"""The sandbox provider: walks the replies, pictures, sounds and transcripts of its neighbours as events.
+"""The sandbox provider: yields replies, images, speech and transcripts as events.
 
-The engine calls it, by the port of `pomelo.providers.base`, for the tasks of test keys. What takes real
-work runs in worker threads of its own, slice by slice, so that the event loop goes on and closing stops it;
-test tasks never block the threads that live tasks need.
+CPU-bound work runs in small steps in threads of its own: it doesn't block the event loop, stops when it is
+closed, and takes no thread that live tasks need.
 """
 
 from __future__ import annotations
@@ -22,12 +21,11 @@ from pomelo.gen.v1.task_pb2 import TaskResult
 from pomelo.gen.v1.text_pb2 import FinishReason
 from pomelo.providers.base import AudioSource, Event, Job
 from pomelo.providers.sandbox import text
-from pomelo.providers.sandbox.hearing import Heard, listen, spoken_seconds
-from pomelo.providers.sandbox.melody import CHARACTER_SECONDS
-from pomelo.providers.sandbox.picture import CONTENT_TYPES, draw
-from pomelo.providers.sandbox.sound import Sound
+from pomelo.providers.sandbox.image import CONTENT_TYPES, draw
+from pomelo.providers.sandbox.recognition import Recognition, recognize, speech_seconds
+from pomelo.providers.sandbox.speech import Speech
 from pomelo.providers.sandbox.transcript import transcribe
-from pomelo.providers.sandbox.triggers import NONE, Script, failure, find
+from pomelo.providers.sandbox.triggers import NO_TRIGGERS, Triggers, failure, parse
 
 _FORMATS = {
     ImageFormat.IMAGE_FORMAT_UNSPECIFIED: "png",
@@ -42,10 +40,10 @@ _Step = TypeVar("_Step")
 
 
 class Sandbox:
-    """Answers every kind of task; the same job gives the same answer.
+    """Answers every task type; the same job always gives the same answer.
 
-    `sleep` waits for the seconds that a trigger asks for, and lets others run between words; `now` is Unix
-    time in seconds, for the message of a provoked rate limit alone.
+    `sleep` waits for the seconds of a trigger, and yields to other tasks between words; `now` returns Unix
+    time in seconds, for the message of a provoked rate limit.
     """
 
     def __init__(
@@ -60,49 +58,49 @@ class Sandbox:
 
     @property
     def configured(self) -> bool:
-        """Always: it needs nothing."""
+        """Always true: it needs no credentials."""
         return True
 
     async def aclose(self) -> None:
-        """Ends its threads."""
+        """Stops its threads."""
         self._threads.shutdown(wait=False, cancel_futures=True)
 
     async def text(self, job: Job) -> AsyncGenerator[Event, None]:
-        """Replies to the last message of a user, word by word when streamed.
+        """Replies to the user's last message, word by word in a stream.
 
         Raises:
-            PomeloError: context_length_exceeded, and what a trigger asks for.
+            PomeloError: context_length_exceeded; the error of a trigger.
         """
         given = job.input
         limits = job.model.limits
-        prompt, prompt_tokens = text.read(given.messages)
+        prompt, prompt_tokens = text.read_prompt(given.messages)
         text.check_length(prompt_tokens, limits.max_input_tokens)
-        script = await self._begin(prompt, job, "messages")
-        content, finish = text.reply(prompt, given, job.model.name, script.words, limits.max_output_tokens)
+        triggers = await self._begin(prompt, job, "messages")
+        content, finish = text.reply(prompt, given, job.model.name, triggers.words, limits.max_output_tokens)
         if job.stream:
             words = content.split(" ") if content else []
-            for index, word in enumerate(words[: len(words) // 2] if script.halves else words):
-                # Filling a new event in place costs a third of building its parts first.
+            for index, word in enumerate(words[: len(words) // 2] if triggers.stops_halfway else words):
+                # Filling a new event in place takes a third of the time of building its parts first.
                 event = Event()
                 event.text_delta.content = " " + word if index else word
                 yield event
-                await self._sleep(script.pace)
+                await self._sleep(triggers.pace)
             content = ""
             completion_tokens = len(words)
         else:
             completion_tokens = text.count(content)
-        if script.halves:
-            await self._break_off(script)
+        if triggers.stops_halfway:
+            await self._stop_halfway(triggers)
         yield _last_delta(content, finish, prompt_tokens, completion_tokens)
 
     async def image(self, job: Job) -> AsyncGenerator[Event, None]:
-        """Draws a landscape that depends on prompt, seed and model.
+        """Draws an image that depends on prompt, seed and model.
 
         Raises:
-            PomeloError: what a trigger asks for.
+            PomeloError: provider_not_configured, the format needs PyAV; the error of a trigger.
         """
         given = job.input
-        script = await self._begin(given.prompt, job, "prompt")
+        triggers = await self._begin(given.prompt, job, "prompt")
         file_format = _FORMATS.get(given.output_format, "png")
         steps = draw(
             f"{job.model.name}\n{_seed(job)}\n{given.prompt}",
@@ -110,110 +108,111 @@ class Sandbox:
             given.height or SIDE,
             file_format,
         )
-        if job.stream:
-            yield Event(image_progress=ImageProgress(progress=0))
-        async with aclosing(self._in_thread(steps)) as drawn:
-            async for step in drawn:
-                if script.pace:
-                    await self._sleep(script.pace)
+        async with aclosing(self._in_thread(steps)) as progress:
+            async for step in progress:
+                if triggers.pace and step:
+                    await self._sleep(triggers.pace)
                 done = 1 if isinstance(step, bytes) else step
                 if job.stream:
                     yield Event(image_progress=ImageProgress(progress=done))
-                if script.halves and done >= 0.5:
-                    await self._break_off(script)
+                if triggers.stops_halfway and done >= 0.5:
+                    await self._stop_halfway(triggers)
                 if isinstance(step, bytes):
-                    picture = GeneratedImage(data=step, content_type=CONTENT_TYPES[file_format])
-                    yield Event(result=TaskResult(image=ImageOutput(images=[picture])))
+                    image = GeneratedImage(data=step, content_type=CONTENT_TYPES[file_format])
+                    yield Event(result=TaskResult(image=ImageOutput(images=[image])))
 
     async def text_to_speech(self, job: Job) -> AsyncGenerator[Event, None]:
-        """Sings the text, 60 ms a character at speed 1, in the asked format; the sound bears the text.
+        """Generates speech that contains the text, 60 ms a character at speed 1.
 
         Raises:
-            PomeloError: what a trigger asks for.
+            PomeloError: provider_not_configured, the format needs PyAV; the error of a trigger.
         """
         given = job.input
-        script = await self._begin(given.text, job, "text")
+        triggers = await self._begin(given.text, job, "text")
         speed = given.voice_settings.speed if given.voice_settings.HasField("speed") else 1.0
-        seconds = spoken_seconds(given.text, speed)
-        sound = Sound.of(given.output_format, given.text, _tone(job), seconds, CHARACTER_SECONDS / speed)
-        async with aclosing(self._play(sound, script)) as events:
+        seconds = speech_seconds(given.text, speed)
+        speech = Speech.of(given.output_format, given.text, _voice(job), seconds)
+        async with aclosing(self._stream(speech, triggers)) as events:
             async for event in events:
                 yield event
 
     async def speech_to_speech(self, job: Job) -> AsyncGenerator[Event, None]:
-        """Sings what a sound says, in as much time at speed 1, in the asked voice and format.
+        """Generates speech of the recognized text, at speed 1 as long as the input.
 
         Raises:
-            PomeloError: invalid_parameter for a sound that is empty or too long; store_unavailable; what a
-                trigger asks for.
+            PomeloError: invalid_parameter, the audio is empty or too long; store_unavailable;
+                provider_not_configured, the format needs PyAV; the error of a trigger.
         """
-        heard = await self._listen(job)
-        script = await self._begin(heard.text, job, "audio")
+        recognized = await self._recognize(job)
+        triggers = await self._begin(recognized.text, job, "audio")
         settings = job.input.voice_settings
         speed = settings.speed if settings.HasField("speed") else 1.0
-        sound = Sound.of(job.input.output_format, heard.text, _tone(job), heard.seconds / speed)
-        async with aclosing(self._play(sound, script)) as events:
+        seconds = recognized.seconds / speed
+        speech = Speech.of(job.input.output_format, recognized.text, _voice(job), seconds)
+        async with aclosing(self._stream(speech, triggers)) as events:
             async for event in events:
                 yield event
 
     async def speech_to_text(self, job: Job) -> AsyncGenerator[Event, None]:
-        """Writes down what a sound of the sandbox says; makes something up for any other.
+        """Transcribes audio that the sandbox made; invents a transcript of any other.
 
         Raises:
-            PomeloError: as speech_to_speech.
+            PomeloError: invalid_parameter, the audio is empty or too long; store_unavailable; the error of a
+                trigger.
         """
-        heard = await self._listen(job)
-        script = await self._begin(heard.text, job, "audio")
-        if script.halves:
-            await self._break_off(script)
-        yield Event(result=TaskResult(transcription=transcribe(heard.text, heard.seconds, job.input)))
+        recognized = await self._recognize(job)
+        triggers = await self._begin(recognized.text, job, "audio")
+        if triggers.stops_halfway:
+            await self._stop_halfway(triggers)
+        transcription = transcribe(recognized.text, recognized.seconds, job.input)
+        yield Event(result=TaskResult(transcription=transcription))
 
-    async def _begin(self, said: str, job: Job, field: str) -> Script:
-        """Does what the triggers of `said` ask for before an answer, and tells what they ask for later.
+    async def _begin(self, content: str, job: Job, field: str) -> Triggers:
+        """Runs the triggers of `content` that come before an answer, and returns all of them.
 
         Raises:
             PomeloError: of `[[error:CODE]]`.
         """
-        if "[[" not in said:
-            return NONE
-        script = find(said)
-        if script.delay:
-            await self._sleep(script.delay)
-        if script.error:
-            raise failure(script.error, field=field, model=job.model.name, now=self._now())
-        return script
+        if "[[" not in content:
+            return NO_TRIGGERS
+        triggers = parse(content)
+        if triggers.delay:
+            await self._sleep(triggers.delay)
+        if triggers.error:
+            raise failure(triggers.error, field=field, model=job.model.name, now=self._now())
+        return triggers
 
-    async def _break_off(self, script: Script) -> None:
-        """Ends an answer half way.
+    async def _stop_halfway(self, triggers: Triggers) -> None:
+        """Fails, for `[[cut]]`, or waits until it is cancelled, for `[[stall]]`.
 
         Raises:
-            PomeloError: provider_failed, for `[[cut]]`; a stall goes on until it is cancelled.
+            PomeloError: provider_failed, for `[[cut]]`.
         """
-        if script.cut:
+        if triggers.cut:
             raise PomeloError("provider_failed")
         await asyncio.get_running_loop().create_future()
 
-    async def _play(self, sound: Sound, script: Script) -> AsyncGenerator[Event, None]:
-        content_type = sound.content_type
-        async with aclosing(self._in_thread(sound.pieces(half=script.halves))) as pieces:
-            async for piece in pieces:
-                yield Event(audio_chunk=AudioChunk(data=piece, content_type=content_type))
+    async def _stream(self, speech: Speech, triggers: Triggers) -> AsyncGenerator[Event, None]:
+        content_type = speech.content_type
+        async with aclosing(self._in_thread(speech.chunks(half=triggers.stops_halfway))) as chunks:
+            async for chunk in chunks:
+                yield Event(audio_chunk=AudioChunk(data=chunk, content_type=content_type))
                 content_type = ""
-                if script.pace:
-                    await self._sleep(script.pace)
-        if script.halves:
-            await self._break_off(script)
+                if triggers.pace:
+                    await self._sleep(triggers.pace)
+        if triggers.stops_halfway:
+            await self._stop_halfway(triggers)
 
     async def _in_thread(self, steps: Iterator[_Step]) -> AsyncGenerator[_Step, None]:
-        """Walks an iterator whose steps take work, each in a thread; left early, it goes no further."""
+        """Runs each step of an iterator in a thread; closed early, it runs no further step."""
         loop = asyncio.get_running_loop()
         while (step := await loop.run_in_executor(self._threads, next, steps, None)) is not None:
             yield step
 
-    async def _listen(self, job: Job) -> Heard:
+    async def _recognize(self, job: Job) -> Recognition:
         audio = job.audio or AudioSource("", 0)
-        longest = job.model.limits.max_audio_seconds
-        return await asyncio.get_running_loop().run_in_executor(self._threads, listen, audio, longest)
+        limit = job.model.limits.max_audio_seconds
+        return await asyncio.get_running_loop().run_in_executor(self._threads, recognize, audio, limit)
 
 
 def _last_delta(content: str, finish: FinishReason.ValueType, prompt: int, completion: int) -> Event:
@@ -231,6 +230,6 @@ def _seed(job: Job) -> str:
     return str(job.input.seed) if job.input.HasField("seed") else ""
 
 
-def _tone(job: Job) -> str:
-    """What a voice comes from."""
+def _voice(job: Job) -> str:
+    """All that the tones of a word depend on."""
     return f"{job.input.voice.lower()}\n{_seed(job)}\n{job.model.name}"

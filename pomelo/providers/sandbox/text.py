@@ -1,7 +1,4 @@
-"""Replies of the sandbox: their words, their tokens, where they end.
-
-`provider.py` turns a reply into events. A token of the sandbox is a word: text between white space.
-"""
+"""Text replies of the sandbox. A token of the sandbox is a word: text between white space."""
 
 from __future__ import annotations
 
@@ -12,11 +9,11 @@ from itertools import cycle, islice
 from pomelo.errors import PomeloError
 from pomelo.gen.v1.text_pb2 import FinishReason, Message, Role, TextInput
 
-PICTURE_TOKENS = 85
-"""Tokens that a picture in a message counts."""
+IMAGE_TOKENS = 85
+"""Tokens of an image in a message."""
 
-WORDS_MOST = 1_000_000
-"""The most words of a reply where the model has no limit."""
+MAX_WORDS = 1_000_000
+"""Words of a reply of a model without a limit."""
 
 _FILLER = (
     "The same words, model and seed always bring this answer, today and tomorrow.",
@@ -38,8 +35,8 @@ _FILLER = (
 )
 
 
-def read(messages: Sequence[Message]) -> tuple[str, int]:
-    """The text of the last message of a user (empty without one), and the tokens of all messages."""
+def read_prompt(messages: Sequence[Message]) -> tuple[str, int]:
+    """The text of the user's last message (empty without one), and the tokens of all messages."""
     tokens = 0
     last = ""
     for message in messages:
@@ -49,47 +46,47 @@ def read(messages: Sequence[Message]) -> tuple[str, int]:
         elif message.HasField("parts"):
             parts = message.parts.parts
             text = "\n".join([part.text for part in parts if part.HasField("text")])
-            tokens += len(text.split()) + PICTURE_TOKENS * sum(part.HasField("image_url") for part in parts)
+            tokens += len(text.split()) + IMAGE_TOKENS * sum(part.HasField("image_url") for part in parts)
         if message.role == Role.ROLE_USER:
             last = text
     return last, tokens
 
 
-def check_length(tokens: int, most: int) -> None:
-    """Refuses a prompt of more tokens than the model takes; 0 for a model without a limit.
+def check_length(tokens: int, limit: int) -> None:
+    """Checks that a prompt has at most `limit` tokens (0: any number).
 
     Raises:
         PomeloError: context_length_exceeded.
     """
-    if tokens > most > 0:
+    if tokens > limit > 0:
         raise PomeloError(
             "context_length_exceeded",
-            f"The prompt has {tokens:,} tokens, the model takes {most:,}. Shorten messages",
+            f"The prompt has {tokens:,} tokens, the model takes {limit:,}. Shorten messages",
             field="messages",
         )
 
 
 def reply(
-    prompt: str, given: TextInput, model: str, words: int = 0, most: int = 0
+    prompt: str, given: TextInput, model: str, words: int = 0, max_tokens: int = 0
 ) -> tuple[str, FinishReason.ValueType]:
-    """The whole answer to `prompt`, its words one space apart, and why it ends there.
+    """The reply to `prompt`, with one space between words, and its finish reason.
 
-    `words` asks for so many (0: a short answer); `most` is the model's own limit of tokens (0: none).
+    `words` is the requested length (0: a short reply); `max_tokens` is the model's limit (0: none).
     """
-    mark = zlib.crc32(f"{model} {given.seed if given.HasField('seed') else '-'} {prompt}".encode())
-    first = mark % len(_FILLER)
-    second = (first + 1 + (mark >> 8) % (len(_FILLER) - 1)) % len(_FILLER)
+    digest = zlib.crc32(f"{model} {given.seed if given.HasField('seed') else '-'} {prompt}".encode())
+    first = digest % len(_FILLER)
+    second = (first + 1 + (digest >> 8) % (len(_FILLER) - 1)) % len(_FILLER)
     echo = " ".join(prompt[:200].split()[:12])
     text = (
         f'This is the Pomelo sandbox, answering for {model}. You said: "{echo}" '
         f"{_FILLER[first]} {_FILLER[second]}"
     )
-    limit = min(filter(None, (most, given.max_tokens)), default=0)
+    limit = min(filter(None, (max_tokens, given.max_tokens)), default=0)
     if words:
-        # One more than the limit: enough to tell that the answer was cut.
-        text = _of_length(text, first, min(words, (limit or WORDS_MOST) + 1))
+        # One more than the limit shows below that the reply was truncated.
+        text = _of_length(text, first, min(words, (limit or MAX_WORDS) + 1))
     finish = FinishReason.FINISH_REASON_STOP
-    # A word has at least one letter and one space before the next: most texts are short without counting.
+    # A word has at least a letter and a space, so most replies are known to be short without splitting them.
     if limit and len(text) >= limit * 2 and (pieces := text.split(" ", limit))[limit:]:
         text = " ".join(pieces[:limit])
         finish = FinishReason.FINISH_REASON_LENGTH
@@ -101,11 +98,12 @@ def reply(
 
 
 def count(text: str) -> int:
-    """The tokens of a reply."""
+    """The number of tokens of a reply."""
     return text.count(" ") + 1 if text else 0
 
 
 def _of_length(text: str, first: int, words: int) -> str:
-    own = text.split(" ")
+    """Exactly `words` words: those of `text`, then filler sentences from number `first` on."""
+    start = text.split(" ")
     more = cycle(" ".join(_FILLER[first:] + _FILLER[:first]).split(" "))
-    return " ".join((own + list(islice(more, max(0, words - len(own)))))[:words])
+    return " ".join((start + list(islice(more, max(0, words - len(start)))))[:words])

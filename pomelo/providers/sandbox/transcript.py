@@ -1,6 +1,6 @@
-"""Transcripts of the sandbox: times and speakers for a text, spread over its sound.
+"""Transcripts of the sandbox: the times and speakers of a text.
 
-`provider.py` calls `transcribe`. Times are those at which the sandbox's own voice says a word.
+The times are those of the words in speech that the sandbox generates.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ _SPEAKERS = 2
 
 
 def transcribe(text: str, seconds: float, given: SpeechToTextInput) -> Transcription:
-    """The transcript of `text`, said in `seconds`, as `given` asks for it.
+    """The transcript of `text`, spoken in `seconds`, with the timestamps and speakers that `given` requests.
 
-    Every character takes the same time. When speakers are told apart, they take turns by sentence.
+    Every character takes the same time. With diarization, the speakers alternate by sentence.
     """
     transcription = Transcription(text=text, language=given.language_code or "en", audio_seconds=seconds)
     if given.timestamps == Timestamps.TIMESTAMPS_NONE:
@@ -29,20 +29,20 @@ def transcribe(text: str, seconds: float, given: SpeechToTextInput) -> Transcrip
         speakers = min(given.num_speakers, _SPEAKERS) if given.HasField("num_speakers") else _SPEAKERS
     sentence = 0
     add = transcription.words.add
-    place = 0
+    position = 0
     for match in _WORD.finditer(text):
         start, end = match.span()
         speaker = f"speaker_{sentence % speakers}" if speakers else ""
         if by_character:
             # The space before a word belongs to its speaker.
-            for index in range(place, end):
+            for index in range(position, end):
                 add(
                     text=text[index],
                     start=_time(index * each),
                     end=_time((index + 1) * each),
                     speaker=speaker,
                 )
-            place = end
+            position = end
         else:
             add(text=match[0], start=_time(start * each), end=_time(end * each), speaker=speaker)
         if match[0].endswith(_ENDS):

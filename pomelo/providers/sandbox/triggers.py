@@ -1,8 +1,4 @@
-"""Triggers: marks in a task's text that make the sandbox fail, wait, stall or stop half way.
-
-`provider.py` looks for them in every text that has `[[` in it. What looks like a trigger and is none is
-plain text.
-"""
+"""Triggers in a task's text, such as `[[delay:2]]`, that make the sandbox fail, wait, stall or break off."""
 
 from __future__ import annotations
 
@@ -15,14 +11,14 @@ from pomelo.errors import TABLE, PomeloError, invalid, missing
 _TRIGGER = re.compile(r"\[\[([a-z]+)(?::([a-z0-9_.]{1,40}))?\]\]")
 _SECONDS = re.compile(r"\d{1,4}(?:\.\d{1,6})?")
 _WORDS = re.compile(r"[1-9]\d{0,8}")
-_DOORS = {"unsupported_media_type", "not_found", "method_not_allowed"}
-ERRORS = frozenset(TABLE) - _DOORS
-"""The codes that `[[error:CODE]]` takes: all but those that a door alone gives, which sees no task then."""
+_BEFORE_TASKS = {"unsupported_media_type", "not_found", "method_not_allowed"}
+ERRORS = frozenset(TABLE) - _BEFORE_TASKS
+"""The codes that `[[error:CODE]]` accepts: all but those that a front end returns before there is a task."""
 
 
 @dataclass(frozen=True, slots=True)
-class Script:
-    """What the triggers of a text ask for; `delay` and `pace` in seconds, `words` 0 for the default."""
+class Triggers:
+    """The triggers of a text; `delay` and `pace` are in seconds, `words` is 0 for the default length."""
 
     error: str = ""
     delay: float = 0
@@ -32,19 +28,18 @@ class Script:
     cut: bool = False
 
     @property
-    def halves(self) -> bool:
-        """Whether the answer ends half way, in a failure or in silence."""
+    def stops_halfway(self) -> bool:
+        """Whether the answer fails or stalls halfway."""
         return self.stall or self.cut
 
 
-NONE = Script()
-"""Of a text without triggers."""
+NO_TRIGGERS = Triggers()
 
 
-def find(text: str) -> Script:
-    """The script of a text; where a trigger stands more than once the last one counts."""
+def parse(text: str) -> Triggers:
+    """The triggers of a text. The last one of a name counts; an invalid one is plain text."""
     if "[[" not in text:
-        return NONE
+        return NO_TRIGGERS
     found: dict[str, str | float | int | bool] = {}
     for name, value in _TRIGGER.findall(text):
         if name == "error" and value in ERRORS:
@@ -55,13 +50,13 @@ def find(text: str) -> Script:
             found["words"] = int(value)
         elif name in ("stall", "cut") and not value:
             found[name] = True
-    return Script(**found) if found else NONE  # type: ignore[arg-type]
+    return Triggers(**found) if found else NO_TRIGGERS  # type: ignore[arg-type]
 
 
 def failure(code: str, *, field: str, model: str, now: float) -> PomeloError:
-    """The error that `[[error:CODE]]` provokes, worded as the real one is.
+    """The error that `[[error:CODE]]` provokes, with the message of the real one.
 
-    `field` is the field that the trigger stood in; `now` is Unix time in seconds.
+    `field` is the field that contains the trigger; `now` is Unix time in seconds.
     """
     match code:
         case "missing_parameter":

@@ -1,4 +1,4 @@
-"""The archive in Postgres, which several machines may share. Needs the extra `pomelo[postgres]`."""
+"""The archive in Postgres, which several machines may share. Needs the extra `postgres`."""
 
 from __future__ import annotations
 

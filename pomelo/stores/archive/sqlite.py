@@ -10,6 +10,7 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
 from typing import Protocol, TypeVar
 
+from pomelo import install_command
 from pomelo.errors import PomeloError
 from pomelo.stores import records
 from pomelo.stores.base import StoreError
@@ -66,7 +67,7 @@ def open_archive(url: str) -> AbstractAsyncContextManager[Archive]:
             from pomelo.stores.archive.postgres import open_postgres_archive
         except ModuleNotFoundError as error:
             raise StoreError(
-                "An archive in Postgres needs another package: pip install 'pomelo[postgres]'"
+                f"An archive in Postgres needs another package: {install_command('postgres')}"
             ) from error
         return open_postgres_archive(url)
     raise StoreError(f"There is no archive of the kind {kind!r}. Use sqlite:PATH or postgresql://…")

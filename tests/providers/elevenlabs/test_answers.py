@@ -19,7 +19,7 @@ from pomelo.gen.v1.speech_pb2 import (
 )
 from pomelo.providers.elevenlabs.answers import content_type
 from pomelo.providers.elevenlabs.voices import DEFAULTS
-from pomelo.providers.sandbox.sound import Sound as Melody
+from pomelo.providers.sandbox.speech import Speech as SandboxSpeech
 from pomelo.tasks.speech import FORMATS
 from pomelo.testing import FaultUpstream, Gate, Received, Reply, Speech, Stop, Transcript, VoiceList
 from pomelo.testing.elevenlabs_wire import error_reply
@@ -54,7 +54,7 @@ async def test_every_format_has_its_media_type_and_comes_byte_for_byte(
 ) -> None:
     said, kind = await sound(provider, job(TextToSpeechInput(text=TEXT, voice="adam", output_format=wanted)))
     assert said == b"".join(Speech().sound(await vendor.received()))
-    assert kind == Melody.of(wanted, "", "", 0).content_type, "the sandbox says otherwise"
+    assert kind == SandboxSpeech.of(wanted, "", "", 0).content_type, "the sandbox says otherwise"
 
 
 async def test_without_a_format_it_is_mp3(vendor: FaultUpstream, provider: Any) -> None:

@@ -114,6 +114,20 @@ def test_the_worst_case_covers_every_split_of_the_input_and_every_tier(
     assert cost(replace(given_used, provider_micros=0), given_prices) <= max_cost(most, given_prices)
 
 
+@pytest.mark.parametrize(("tokens", "price"), [(99, 1), (100, 3), (101, 3), (999, 3), (1_000, 2)])
+def test_a_tier_begins_at_exactly_its_tokens(tokens: int, price: int) -> None:
+    tiered = Prices(
+        {INPUT: 10**6, OUTPUT: 10**6},
+        ((100, {INPUT: 3 * 10**6, OUTPUT: 3 * 10**6}), (1_000, {INPUT: 2 * 10**6, OUTPUT: 2 * 10**6})),
+    )
+    assert cost(Usage(tokens, 5), tiered) == (tokens + 5) * price
+    dearest = 1 if tokens < 100 else 3
+    assert max_cost(Usage(tokens, 5), tiered) == (tokens + 5) * dearest
+    assert affordable_output_tokens((tokens + 5) * dearest, tokens, tiered) == 5
+    assert affordable_output_tokens(tokens * dearest, tokens, tiered) == 0
+    assert affordable_output_tokens(tokens * dearest - 1, tokens, tiered) == -1
+
+
 def without_reports(units: Any) -> Any:
     """A price table without that of a reported cost."""
     return {unit: micros for unit, micros in units.items() if unit != REPORTED}

@@ -249,6 +249,21 @@ def test_a_probe_that_succeeds_resets_the_wait_of_its_account() -> None:
     assert not traffic.call("only")
 
 
+def test_failures_before_a_probe_that_succeeded_no_longer_count() -> None:
+    traffic = Traffic(healthy=lambda account: False)
+    for _ in range(MINIMUM_CALLS):
+        traffic.call("only")
+    traffic.now += PROBE_WAIT
+    traffic.healthy = lambda account: True
+    assert traffic.call("only")
+    traffic.healthy = lambda account: False
+    for _ in range(MINIMUM_CALLS - 2):
+        traffic.call("only")
+        assert traffic.breaker.account_state("only") is State.CLOSED
+    traffic.call("only")
+    assert traffic.breaker.account_state("only") is State.OPEN
+
+
 def test_an_account_whose_probe_succeeded_may_probe_again_when_the_route_opens_anew() -> None:
     traffic = opened_by("a", "b")
     traffic.now += PROBE_WAIT
@@ -414,6 +429,35 @@ def test_fewer_calls_than_the_minimum_open_nothing() -> None:
         traffic.call("a")
         traffic.call("b")
     assert traffic.breaker.state is State.OPEN
+
+
+def test_a_circuit_opens_at_exactly_the_failure_rate() -> None:
+    for failures, state in ((3, State.CLOSED), (4, State.OPEN)):
+        traffic = Traffic(CircuitBreaker(failure_rate=0.8, minimum_calls=5))
+        for number in range(5):
+            traffic.healthy = lambda account, served=number < 5 - failures: served  # type: ignore[misc]
+            traffic.call("a")
+        assert traffic.breaker.account_state("a") is state
+
+
+def test_a_route_opens_at_exactly_the_minimum_of_calls() -> None:
+    traffic = Traffic(CircuitBreaker(minimum_calls=5), lambda account: False)
+    for account in "abab":
+        traffic.call(account)
+        assert traffic.breaker.state is State.CLOSED
+    traffic.call("a")
+    assert traffic.breaker.state is State.OPEN
+
+
+def test_recent_failures_count_however_old_the_first_call_of_their_bucket_is() -> None:
+    traffic = Traffic(CircuitBreaker(minimum_calls=5, window=60), lambda account: False)
+    for pause, calls in ((0, 1), (40, 2), (21, 2)):
+        traffic.now += pause
+        for _ in range(calls):
+            assert traffic.breaker.account_state("a") is State.CLOSED
+            traffic.call("a")
+    traffic.call("a")
+    assert traffic.breaker.account_state("a") is State.OPEN
 
 
 def test_the_accounts_of_a_route_are_bounded_and_open_circuits_are_kept() -> None:

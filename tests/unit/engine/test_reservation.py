@@ -368,6 +368,19 @@ async def test_a_reservation_without_a_running_task_is_ended_at_the_second_check
     assert store.asked == ["reserve", "recover img_lost"]
 
 
+async def test_a_check_ends_a_bounded_number_of_reservations_and_the_next_one_the_rest() -> None:
+    store = TroubledStore()
+    admission = admitted(store)
+    for number in range(1_500):
+        name = f"img_{number}"
+        store.held[name] = UsageRecord(name, "r", "default", True, "k", "rest", "flux-1-pro", "image")
+    await found_by(admission, 2)
+    assert len(store.held) == 1_500 - 1_024
+    assert store.most_at_once <= 64
+    await found_by(admission, 1)
+    assert store.held == {}
+
+
 @ANY_ERROR
 async def test_a_failed_recovery_is_retried_at_every_check(error: str) -> None:
     store = TroubledStore()

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import aclosing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from datetime import date, timedelta
 from typing import Any
 
 import pytest
@@ -66,11 +67,12 @@ class House:
         stream: bool = True,
         deadline: float = 2000.0,
         say: str = "Hi",
+        model: Model = MODEL,
     ) -> str:
         """The text of an answer."""
         given = TextInput(messages=[Message(role=Role.ROLE_USER, content=say)])
-        candidates = router.candidates(MODEL, "text", live=True)
-        job = Job("task_1", MODEL, candidates[0].route, given, stream, deadline)
+        candidates = router.candidates(model, "text", live=True)
+        job = Job("task_1", model, candidates[0].route, given, stream, deadline)
         async with aclosing(router.events(job, candidates, account=account)) as events:
             return "".join([event.text_delta.content async for event in events])
 
@@ -118,6 +120,46 @@ async def test_a_route_that_stays_busy_gives_way_to_the_next(house: House) -> No
     assert house.asked() == (RETRIES + 1, 1)
 
 
+async def test_each_route_is_asked_for_its_own_model_and_announced_once(house: House) -> None:
+    house.one.default = BUSY
+    router = house.router()
+    given = TextInput(messages=[Message(role=Role.ROLE_USER, content="Hi")])
+    candidates = router.candidates(MODEL, "text", live=True)
+    job = Job("task_1", MODEL, candidates[0].route, given, True, 2000.0)
+    announced: list[Job] = []
+    async with aclosing(router.events(job, candidates, announced.append)) as events:
+        assert "".join([event.text_delta.content async for event in events]) == "from two"
+    assert [one.route for one in announced] == list(MODEL.routes)
+    for server, model in ((house.one, "a"), (house.two, "b")):
+        assert {request.body["model"] for request in server.requests} == {model}
+
+
+@pytest.mark.parametrize(("chance", "waits"), [(0.0, [0.125, 0.25]), (0.5, [0.1875, 0.375])])
+async def test_waits_vary_between_half_and_all_of_their_length(
+    house: House, chance: float, waits: list[float]
+) -> None:
+    house.one.script(BUSY, BUSY)
+    router = Router(house.providers, clock=lambda: house.now, sleep=house.no_sleep, chance=lambda: chance)
+    assert await house.ask(router) == "from one"
+    assert house.slept == waits
+
+
+@pytest.mark.parametrize(
+    ("days", "answer"),
+    [((1, 1), "from one"), ((0, 1), "from one"), ((-1, 1), "from two"), ((-1, None), "from two"), ((-1, -1), "from one")],
+)  # fmt: skip
+async def test_a_route_past_its_last_day_is_asked_only_where_no_other_is_left(
+    house: House, days: tuple[int | None, ...], answer: str
+) -> None:
+    today = date(2030, 1, 10)
+    routes = tuple(
+        replace(route, retires=None if day is None else today + timedelta(day))
+        for route, day in zip(MODEL.routes, days, strict=True)
+    )
+    router = Router(house.providers, clock=lambda: house.now, sleep=house.no_sleep, today=lambda: today)
+    assert await house.ask(router, model=replace(MODEL, routes=routes)) == answer
+
+
 async def test_a_connection_that_breaks_ahead_of_the_answer_is_made_again(house: House) -> None:
     house.one.script(Answer(before=(Stop.RESET,)))
     assert await house.ask(house.router()) == "from one"
@@ -161,6 +203,9 @@ async def test_a_vendors_wait_is_kept_and_a_long_one_goes_elsewhere(house: House
     house.one.script(error_reply(429, code="slow_down", headers={"Retry-After": str(int(WAIT_MOST) + 1)}))
     assert await house.ask(house.router()) == "from two"
     assert house.slept == [3]
+    house.one.script(error_reply(429, code="slow_down", headers={"Retry-After": str(int(WAIT_MOST))}))
+    assert await house.ask(house.router()) == "from one"
+    assert house.slept == [3, WAIT_MOST]
 
 
 async def test_the_last_failure_is_told_with_the_vendors_wait(house: House) -> None:
@@ -173,6 +218,9 @@ async def test_the_last_failure_is_told_with_the_vendors_wait(house: House) -> N
 async def test_no_wait_goes_beyond_the_deadline(house: House) -> None:
     house.one.default = house.two.default = BUSY
     assert (await house.fail(house.router(), deadline=house.now + 0.3)).code == "provider_unavailable"
+    assert house.slept == [0.25]
+    # A wait that ends at the deadline is none: nothing could be asked after it.
+    assert (await house.fail(house.router(), deadline=house.now + 0.25)).code == "provider_unavailable"
     assert house.slept == [0.25]
 
 
@@ -234,6 +282,23 @@ async def test_when_all_circuits_are_open_no_vendor_is_asked_and_the_wait_is_ret
         assert error.code == "provider_unavailable"
         assert 1 <= (error.retry_after or 0) <= PROBE_WAIT_MAX
     assert house.asked() == asked
+
+
+@pytest.mark.parametrize("waits", [(2.0, 4.0), (4.0, 2.0)], ids=["first", "last"])
+async def test_of_several_open_circuits_the_shortest_wait_is_returned(
+    house: House, waits: tuple[float, ...]
+) -> None:
+    longest = dict(zip(house.providers, waits, strict=True))
+    router = Router(
+        house.providers,
+        clock=lambda: house.now,
+        sleep=house.no_sleep,
+        breaker=lambda name, model: CircuitBreaker(name, model, minimum_calls=1, probe_wait=longest[name]),
+    )
+    house.one.default = house.two.default = error_reply(500, "boom")
+    await house.fail(router, "a")
+    house.now += 0.5
+    assert (await house.fail(router, "a")).retry_after == 2
 
 
 @pytest.mark.parametrize(
@@ -346,6 +411,40 @@ class Breaking:
 
     async def aclose(self) -> None:
         """See Provider."""
+
+
+class Waiting:
+    """A provider that yields a word and waits. It keeps its events, so nothing closes them but their caller."""
+
+    configured = True
+    closed = False
+    events: AsyncIterator[Event]
+
+    def text(self, job: Job) -> AsyncIterator[Event]:
+        """See JobMethod."""
+        self.events = self._events()
+        return self.events
+
+    async def _events(self) -> AsyncIterator[Event]:
+        try:
+            yield Event(text_delta=TextDelta(content="Hello"))
+            await asyncio.Event().wait()
+        finally:
+            self.closed = True
+
+    async def aclose(self) -> None:
+        """See Provider."""
+
+
+async def test_a_provider_is_closed_with_the_events_of_its_task(house: House) -> None:
+    provider = house.providers["one"] = Waiting()
+    router = house.router()
+    candidates = router.candidates(MODEL, "text", live=True)
+    job = Job("task_1", MODEL, candidates[0].route, TextInput(), True, 2000.0)
+    async with aclosing(router.events(job, candidates)) as events:
+        await anext(events)
+        assert not provider.closed
+    assert provider.closed
 
 
 @pytest.mark.parametrize("replay", [Replay.AGAIN, Replay.ELSEWHERE], ids=["again", "elsewhere"])

@@ -118,6 +118,7 @@ def test_a_line_above_the_limit_fails_whether_it_ends_or_not() -> None:
         [b"data: " + b"x" * EVENT_MOST + b"\n\n"],
         [b"data: 1\n\n", b"data: " + b"x" * EVENT_MOST + b"\n\n"],
         [b"data: 1\n\n", *[b"x" * 1000] * 300],
+        [b"data: 1\n\n" + b"x" * (EVENT_MOST + 1)],
     ):
         with pytest.raises(PomeloError) as failure:
             parse(*packets)
@@ -133,6 +134,25 @@ def test_an_event_of_many_lines_is_bounded_too() -> None:
 def test_a_line_at_the_limit_passes() -> None:
     data = b"x" * (EVENT_MOST - 6)
     assert parse(b"data: " + data + b"\n\n") == [("", data)]
+
+
+@pytest.mark.parametrize("end", [b"\n", b"\r\n", b"\r"], ids=["lf", "crlf", "cr"])
+def test_an_event_keeps_its_name_and_its_lines_wherever_packets_are_cut(end: bytes) -> None:
+    stream = b"data: 0\n\nevent: a\ndata: data: 1\ndata: 2\n\nevent: b\n\ndata: data: 3\ndata: 4\n\n".replace(
+        b"\n", end
+    )
+    events = [("", b"0"), ("a", b"data: 1\n2"), ("", b"data: 3\n4")]
+    for places in itertools.combinations(range(len(stream) + 1), 2):
+        assert parse(*cut(stream, list(places))) == events, places
+
+
+def test_a_name_that_is_not_utf_8_does_not_break_the_stream() -> None:
+    assert parse(b"event: \xff\ndata: 1\n\n") == [("\ufffd", b"1")]
+
+
+def test_the_limit_is_one_of_an_event_and_not_of_a_stream() -> None:
+    event = b"event: a\ndata: " + b"x" * 10_000 + b"\n\n"
+    assert len(parse(*[event] * (2 * EVENT_MOST // len(event)))) == 2 * EVENT_MOST // len(event)
 
 
 EVENTS = st.lists(

@@ -171,6 +171,21 @@ def test_the_field_that_is_repeated_too_often_is_named() -> None:
     assert caught.value.code == "invalid_body"
 
 
+def test_a_message_of_exactly_the_budget_is_accepted() -> None:
+    around = fields_of(RunTaskRequest(task=Task(model="gpt-4", text=text_pb2.TextInput())))
+    check(flood(MAX_FIELDS - around), RunTaskRequest.DESCRIPTOR)
+    with pytest.raises(PomeloError, match="Too many messages"):
+        check(flood(MAX_FIELDS - around + 1), RunTaskRequest.DESCRIPTOR)
+
+
+def test_a_field_within_a_repeated_one_is_named_by_it() -> None:
+    parts = text_pb2.ContentParts()
+    parts.MergeFromString(b"\xf8\x06\x01" * 100)  # fields that no message has
+    message = text_pb2.Message(parts=parts)
+    data = RunTaskRequest(task=Task(text=text_pb2.TextInput(messages=[message]))).SerializeToString()
+    assert excess(data, RunTaskRequest.DESCRIPTOR, 50) == "messages"
+
+
 def test_a_long_conversation_is_within_the_budget() -> None:
     message = text_pb2.Message(role=text_pb2.ROLE_USER, content="x" * 1000)
     task = Task(model="gpt-4", text=text_pb2.TextInput(messages=[message] * 6_000))

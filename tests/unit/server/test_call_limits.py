@@ -88,3 +88,97 @@ async def test_beyond_two_hundred_the_oldest_stops_waiting() -> None:
     results = await asyncio.gather(*waiting)
     assert results[:3] == ["overloaded"] * 3
     assert set(results[3:]) == {"ok"}
+
+
+async def test_a_place_that_a_slow_call_lost_is_not_free_a_second_time() -> None:
+    places = NewestFirst(1, patience=0.05)
+    inside = 0
+
+    async def hold() -> None:
+        nonlocal inside
+        async with places.place():
+            inside += 1
+            try:
+                await asyncio.Event().wait()
+            finally:
+                inside -= 1
+
+    async with asyncio.timeout(5):
+        slow = asyncio.ensure_future(hold())
+        await settle()
+        newer = asyncio.ensure_future(hold())
+        with pytest.raises(PomeloError):
+            await slow
+        await settle()
+        assert inside == 1
+        last = asyncio.ensure_future(hold())
+        await settle()
+        assert inside == 1, "the last one waits"
+        with pytest.raises(PomeloError):
+            await newer
+        last.cancel()
+        await asyncio.wait([last])
+        async with places.place():
+            assert inside == 0
+
+
+async def test_a_waiter_that_is_cancelled_as_its_turn_comes_passes_the_place_on() -> None:
+    places = NewestFirst(1, patience=10)
+    entered = asyncio.Event()
+
+    async def wait() -> None:
+        async with places.place():
+            entered.set()
+
+    async with places.place():
+        older, newer = [asyncio.ensure_future(wait()) for _ in range(2)]
+        await settle()
+    newer.cancel()  # its turn came at this moment
+    async with asyncio.timeout(5):
+        await entered.wait()
+        await older
+    assert newer.cancelled() or not newer.done()
+
+
+async def test_exactly_two_hundred_may_wait() -> None:
+    places = NewestFirst(1, patience=10)
+
+    async def wait() -> None:
+        async with places.place():
+            pass
+
+    async with places.place():
+        waiting = [asyncio.ensure_future(wait()) for _ in range(200)]
+        await settle()
+        assert not any(future.done() for future in waiting)
+    await asyncio.gather(*waiting)
+
+
+def test_a_place_of_a_pool_is_free_after_a_failure() -> None:
+    pool = Pool(1)
+    for _ in range(2):
+        with pytest.raises(ZeroDivisionError), pool.place():
+            raise ZeroDivisionError
+    assert pool.count == 0
+
+
+async def test_patience_with_a_call_begins_when_it_gets_its_place() -> None:
+    places = NewestFirst(1, patience=0.1)
+    leave = asyncio.Event()
+
+    async def hold(until: asyncio.Event) -> None:
+        async with places.place():
+            await until.wait()
+
+    async with asyncio.timeout(5):
+        first = asyncio.ensure_future(hold(leave))
+        await settle()
+        older = asyncio.ensure_future(hold(leave))
+        await settle()
+        newer = asyncio.ensure_future(hold(asyncio.Event()))
+        await asyncio.sleep(0.05)  # part of the first call's time
+        leave.set()
+        await first
+        with pytest.raises(PomeloError):
+            await newer
+        await older

@@ -340,6 +340,16 @@ async def test_the_decoded_length_is_the_inputs(sandbox: Sandbox) -> None:
         assert decode(sound.data).seconds == pytest.approx(7.3, abs=0.03)
 
 
+async def test_words_of_converted_speech_are_timed_where_their_tones_are(sandbox: Sandbox) -> None:
+    converted = await respeak(sandbox, source(foreign_wav(30)), "wav_8000")
+    recognized = await hear(sandbox, converted.source)
+    samples = decode(converted.data).samples
+    assert recognized.words[-1].end == pytest.approx(30, abs=0.01)
+    for word, following in zip(recognized.words, list(recognized.words)[1:], strict=False):
+        assert max(map(abs, samples[int(word.start * 8000) : int(word.end * 8000)])) > 2000
+        assert max(map(abs, samples[int(word.end * 8000) + 8 : int(following.start * 8000) - 8])) <= 1
+
+
 async def test_the_length_does_not_drift_over_many_turns(sandbox: Sandbox) -> None:
     sound = await speak(sandbox, TEXT)
     length = (await hear(sandbox, sound.source)).audio_seconds

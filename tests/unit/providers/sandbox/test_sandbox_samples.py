@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pomelo.providers.sandbox.samples import TEXT_MOST, Hiding, alaw, pcm, recover, ulaw
+from pomelo.providers.sandbox.samples import MAX_TEXT_BYTES, TextEmbedder, alaw, extract, pcm, ulaw
 from tests.unit.providers.sandbox.sandbox_jobs import decode
 
 CARRIERS = {1: st.binary(min_size=1), 2: st.binary(min_size=2)}
@@ -46,9 +46,9 @@ def test_any_text_comes_back_from_any_samples_however_they_are_cut(
     seed = data.draw(st.binary(min_size=1, max_size=64))
     needed = (len(text.encode()) + 16) * 8
     sound = (seed * (needed * width // len(seed) + 1))[: needed * width]
-    hiding = Hiding(text, rate, needed, width)
-    changed = b"".join(hiding.into(sound[piece]) for piece in data.draw(cuts(len(sound), width)))
-    assert recover(changed, width) == (text, rate)
+    embedder = TextEmbedder(text, rate, needed, width)
+    changed = b"".join(embedder.embed(sound[piece]) for piece in data.draw(cuts(len(sound), width)))
+    assert extract(changed, width) == (text, rate)
     assert len(changed) == len(sound)
     assert all(a >> 1 == b >> 1 for a, b in zip(sound[::width], changed[::width], strict=True))
     if width == 2:
@@ -59,34 +59,34 @@ def test_any_text_comes_back_from_any_samples_however_they_are_cut(
 def test_a_text_that_does_not_fit_leaves_the_sound_as_it_is(text: str, width: int) -> None:
     samples = (len(text.encode()) + 16) * 8 - 1
     sound = bytes(samples * width)
-    hiding = Hiding(text, 8000, samples, width)
-    assert hiding.into(sound) == sound
-    assert recover(sound, width) is None
+    embedder = TextEmbedder(text, 8000, samples, width)
+    assert embedder.embed(sound) == sound
+    assert extract(sound, width) is None
 
 
 @given(st.binary(max_size=2000), st.sampled_from([1, 2]))
 def test_bytes_without_a_text_have_none(data: bytes, width: int) -> None:
-    assert recover(data, width) is None
+    assert extract(data, width) is None
 
 
 @given(st.text(min_size=1, max_size=20), st.data())
 def test_a_text_with_a_changed_bit_is_not_believed(text: str, data: st.DataObject) -> None:
     samples = (len(text.encode()) + 16) * 8
-    changed = bytearray(Hiding(text, 8000, samples, 1).into(bytes(samples)))
+    changed = bytearray(TextEmbedder(text, 8000, samples, 1).embed(bytes(samples)))
     changed[data.draw(st.integers(0, samples - 1))] ^= 1
-    assert recover(bytes(changed), 1) is None
+    assert extract(bytes(changed), 1) is None
 
 
 @given(st.text(min_size=1, max_size=20), st.data())
 def test_a_text_that_is_cut_off_is_not_believed(text: str, data: st.DataObject) -> None:
     samples = (len(text.encode()) + 16) * 8
-    whole = Hiding(text, 8000, samples, 1).into(bytes(samples))
-    assert recover(whole[: data.draw(st.integers(0, samples - 1))], 1) is None
+    whole = TextEmbedder(text, 8000, samples, 1).embed(bytes(samples))
+    assert extract(whole[: data.draw(st.integers(0, samples - 1))], 1) is None
 
 
 def test_the_longest_text_fits_and_a_longer_one_is_not_believed() -> None:
     for extra in (0, 1):
-        text = "x" * (TEXT_MOST + extra)
+        text = "x" * (MAX_TEXT_BYTES + extra)
         samples = (len(text) + 16) * 8
-        found = recover(Hiding(text, 8000, samples, 1).into(bytes(samples)), 1)
+        found = extract(TextEmbedder(text, 8000, samples, 1).embed(bytes(samples)), 1)
         assert (found is not None) == (extra == 0)

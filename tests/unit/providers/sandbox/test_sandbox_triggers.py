@@ -17,7 +17,7 @@ from pomelo.gen.v1.image_pb2 import ImageInput
 from pomelo.gen.v1.speech_pb2 import SpeechToSpeechInput, SpeechToTextInput, TextToSpeechInput
 from pomelo.providers.base import Event
 from pomelo.providers.sandbox import Sandbox
-from pomelo.providers.sandbox.triggers import ERRORS, NONE, Script, find
+from pomelo.providers.sandbox.triggers import ERRORS, NO_TRIGGERS, Triggers, parse
 from tests.unit.providers.sandbox.sandbox_jobs import ask, decode, gather, hear, job, made, say, source, speak
 
 DOORS = {"unsupported_media_type", "not_found", "method_not_allowed"}
@@ -101,21 +101,21 @@ async def test_errors_are_worded_as_the_real_ones() -> None:
 
 @pytest.mark.parametrize("text", ["[[error:nothing]]", "[[error]]", "[[error:not_found]]", "[[delay:soon]]", "[[", "[[cut:1]]", "[[words:0]]", "[[what]]", "[[delay:-1]]", "[[delay:inf]]", "[[pace:1e9]]"])  # fmt: skip
 async def test_what_is_no_trigger_is_plain_text(sandbox: Sandbox, text: str) -> None:
-    assert find(text) is NONE
+    assert parse(text) is NO_TRIGGERS
     (whole,) = await ask(sandbox, say(f"say {text} please"), stream=False)
     assert f"say {text} please" in whole.content
 
 
 def test_triggers_add_up() -> None:
     text = "a [[delay:1.5]] b [[pace:0.01]][[words:12]] [[cut]] [[delay:2]]"
-    assert find(text) == Script(delay=2, pace=0.01, words=12, cut=True)
+    assert parse(text) == Triggers(delay=2, pace=0.01, words=12, cut=True)
 
 
 @given(st.text(alphabet="[]:.abcdelyrowst 0123456789_", max_size=80))
 def test_any_text_has_a_script(text: str) -> None:
-    script = find(text)
-    assert script.error in ERRORS | {""}
-    assert 0 <= script.delay < 10_000
+    triggers = parse(text)
+    assert triggers.error in ERRORS | {""}
+    assert 0 <= triggers.delay < 10_000
 
 
 @pytest.mark.parametrize("stream", [True, False])

@@ -1,0 +1,110 @@
+"""Speech recognition of the sandbox: the text of audio that it made itself, invented words for any other.
+
+Nothing is decoded: the length was measured before, and audio of the sandbox contains its text.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from io import BytesIO
+from typing import BinaryIO
+
+from pomelo.catalog.catalog import ENCODER_PADDING_MS
+from pomelo.errors import PomeloError, invalid
+from pomelo.media import audio
+from pomelo.providers.base import AudioSource
+from pomelo.providers.sandbox import mp3, ogg, samples
+from pomelo.providers.sandbox.speech import CHARACTER_SECONDS
+
+MAX_TEXT_FILE_BYTES = 64 * 1024
+"""Bytes of a text file that is accepted as audio because it begins with a trigger."""
+
+_DEFAULT_RATE, _DEFAULT_WIDTH = 16_000, 2
+"""Samples a second and bytes a sample of audio of an unknown format."""
+
+_WORDS = (
+    "amber", "river", "quiet", "lantern", "morning", "silver", "garden", "window",
+    "distant", "music", "paper", "mountain", "gentle", "orange", "harbour", "winter",
+    "letter", "copper", "island", "candle", "meadow", "velvet", "thunder", "pocket",
+    "ribbon", "marble", "whisper", "summer", "bridge", "feather",
+)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Recognition:
+    """What was recognized: the text, and the length of the audio in seconds."""
+
+    text: str
+    seconds: float
+
+
+def recognize(source: AudioSource, limit: int) -> Recognition:
+    """Recognizes audio of at most `limit` seconds (0: any length). Blocks on the disk.
+
+    Raises:
+        PomeloError: invalid_parameter, the audio is empty or too long; store_unavailable, it can't be read.
+    """
+    if not source.size:
+        raise invalid("audio", "audio that is not empty")
+    try:
+        with source.path.open("rb") if source.path is not None else BytesIO(source.data) as file:
+            text, seconds = _read(file, source)
+            if limit and seconds * 1000 > limit * 1000 + ENCODER_PADDING_MS:
+                raise invalid("audio", f"audio of at most {limit} seconds")
+            return Recognition(text or _invent(file, seconds), seconds)
+    except OSError as error:
+        raise PomeloError("store_unavailable") from error
+
+
+def speech_seconds(text: str, speed: float = 1) -> float:
+    """How long the speech of a text is: 60 ms a character at speed 1, at least 0.3 s."""
+    return max(0.3, len(text) * CHARACTER_SECONDS / speed)
+
+
+def _read(file: BinaryIO, source: AudioSource) -> tuple[str | None, float]:
+    """The text, None for audio that contains none, and the length in seconds."""
+    head = file.read(samples.MAX_EMBEDDED_BYTES + 4096)
+    text = _trigger_text(head, source.size)
+    if text is not None:
+        return text, speech_seconds(text)
+    text, rate, width = _embedded_text(file, head, source.size, source.content_type)
+    return text, source.ms / 1000 if source.ms else source.size / (rate * width)
+
+
+def _embedded_text(file: BinaryIO, head: bytes, size: int, content_type: str) -> tuple[str | None, int, int]:
+    """The embedded text, and the samples a second and bytes a sample to assume for unmeasured audio."""
+    default = _DEFAULT_RATE, _DEFAULT_WIDTH
+    if head.startswith(b"RIFF") and head[8:12] == b"WAVE":
+        data = audio.wav_data(file, size)
+        found = samples.extract(head[data.start :], 2) if data is not None and data.width == 2 else None
+        return (found[0] if found else None), *default
+    if head.startswith(b"OggS"):
+        return ogg.read_text(head), *default
+    raw = audio.raw(content_type)
+    head = audio.Swapper(content_type).swap(head)
+    for width in (2, 1) if raw is None else (raw[1],):
+        found = samples.extract(head, width)
+        if found is not None:
+            return *found, width
+    return (mp3.read_text(head) if raw is None else None), *default
+
+
+def _trigger_text(head: bytes, size: int) -> str | None:
+    """The content of a text file that begins with a trigger, else None."""
+    if head.startswith(b"[[") and size <= MAX_TEXT_FILE_BYTES:
+        try:
+            return head.decode().strip()
+        except UnicodeDecodeError:
+            pass
+    return None
+
+
+def _invent(file: BinaryIO, seconds: float) -> str:
+    """Words for audio without a text: the same for the same bytes, more for longer audio."""
+    file.seek(0)
+    digest = hashlib.file_digest(file, "sha256").digest()  # type: ignore[arg-type]
+    count = min(max(int(seconds * 2.5), 3), 60)
+    words = [_WORDS[(digest[index % 32] + index) % len(_WORDS)] for index in range(count)]
+    sentences = [" ".join(words[start : start + 10]).capitalize() for start in range(0, count, 10)]
+    return ". ".join(sentences) + "."

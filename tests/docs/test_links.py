@@ -1,0 +1,48 @@
+"""Links between pages, and pages that the code names, lead to existing files and headings."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
+SOURCES = sorted(
+    path for folder in ("pomelo", "gateway", "tests", "bench") for path in ROOT.glob(f"{folder}/**/*.py")
+)
+
+
+def prose(page: Path) -> str:
+    """Returns a page without its fenced blocks."""
+    return re.sub(r"^```.*?^```", "", page.read_text(), flags=re.DOTALL | re.MULTILINE)
+
+
+def anchors(page: Path) -> set[str]:
+    """Returns the anchors of a page's headings, as GitHub makes them."""
+    headings = re.findall(r"^#+ (.+)$", prose(page), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_lead_to_existing_files_and_headings(page: Path) -> None:
+    broken = []
+    for link in re.findall(r"\]\(([^)\s]+)\)", prose(page)):
+        if re.match(r"\w+:", link):
+            continue
+        name, _, anchor = link.partition("#")
+        target = page.parent / name if name else page
+        if not target.exists() or (anchor and anchor not in anchors(target)):
+            broken.append(link)
+    assert broken == []
+
+
+def test_pages_that_sources_name_exist() -> None:
+    named = {
+        (str(source.relative_to(ROOT)), name)
+        for source in SOURCES
+        for name in re.findall(r"docs/[\w./-]+\.md", source.read_text())
+    }
+    assert len(named) > 5
+    assert {(source, name) for source, name in named if not (ROOT / name).exists()} == set()

@@ -1,0 +1,238 @@
+"""The guard of gRPC connections at the edge of each of its limits, on real connections."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import time
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+from pomelo.server.connections import ConnectionGuard, ConnectionLimits
+
+LIMITS = ConnectionLimits(
+    grace=60.0,
+    key_timeout=60.0,
+    # Nothing of what happened is forgotten while a test runs.
+    reset_window=math.inf,
+    unexplained_rate=0,
+    call_bytes=0,
+)
+MESSAGE = 1000
+"""The bytes that a message may have."""
+
+
+@dataclass
+class Client:
+    """One connection, by the name that the server's calls have for it."""
+
+    peer: str
+    reader: asyncio.StreamReader
+    writer: asyncio.StreamWriter
+    taken: list[int]
+
+    async def send(self, size: int) -> None:
+        """Sends bytes, and returns when the server has them."""
+        before = self.taken[0]
+        self.writer.write(b"x" * size)
+        async with asyncio.timeout(5):
+            while self.taken[0] < before + size:  # noqa: ASYNC110
+                await asyncio.sleep(0)
+
+
+@dataclass
+class Watched:
+    """A guard, and the port that it watches."""
+
+    guard: ConnectionGuard
+    port: int
+    stack: AsyncExitStack
+    taken: list[int]
+
+    async def connect(self) -> Client:
+        """A new connection, which the guard has seen."""
+        reader, writer = await asyncio.open_connection("127.0.0.1", self.port)
+        self.stack.callback(writer.transport.abort)
+        host, port = writer.get_extra_info("sockname")
+        before = self.guard.count
+        async with asyncio.timeout(5):
+            while self.guard.count == before:
+                await asyncio.sleep(0)
+                self.scan()
+        return Client(f"ipv4:{host}:{port}", reader, writer, self.taken)
+
+    def scan(self) -> None:
+        """Looks at all connections."""
+        self.guard.scan(time.monotonic())
+
+    def stays(self, client: Client) -> bool:
+        """Whether another look finds nothing wrong."""
+        before = self.guard.count
+        self.scan()
+        self.scan()
+        return self.guard.count == before and not client.reader.at_eof()
+
+    async def closes(self, client: Client) -> bool:
+        """Whether another look closes the connection."""
+        self.scan()
+        self.scan()
+        async with asyncio.timeout(5):
+            try:
+                return not await client.reader.read()
+            except ConnectionError:
+                return True
+
+
+@asynccontextmanager
+async def watched(**limits: Any) -> AsyncIterator[Watched]:
+    """A server that reads what comes, and a guard with these limits."""
+    guard = ConnectionGuard(replace(LIMITS, **limits), MESSAGE)
+    taken = [0]
+
+    async def take(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while data := await reader.read(65_536):
+            taken[0] += len(data)
+        writer.close()
+
+    async with AsyncExitStack() as stack:
+        server = await stack.enter_async_context(await asyncio.start_server(take, "127.0.0.1", 0))
+        port = server.sockets[0].getsockname()[1]
+        await stack.enter_async_context(guard.watch([port]))
+        yield Watched(guard, port, stack, taken)
+
+
+async def test_cancelled_calls_without_a_key_are_bounded() -> None:
+    async with watched(unauthenticated_resets=3) as opened:
+        client = await opened.connect()
+        for _ in range(3):
+            opened.guard.reset(client.peer)
+        assert opened.stays(client)
+        opened.guard.reset(client.peer)
+        assert await opened.closes(client)
+
+
+async def test_cancelled_calls_with_a_key_are_bounded() -> None:
+    async with watched(unauthenticated_resets=0, resets=3) as opened:
+        client = await opened.connect()
+        opened.guard.authenticated(client.peer)
+        for _ in range(3):
+            opened.guard.reset(client.peer)
+        assert opened.stays(client)
+        opened.guard.reset(client.peer)
+        assert await opened.closes(client)
+
+
+async def test_bytes_without_a_key_are_bounded() -> None:
+    async with watched(unauthenticated_bytes=1000) as opened:
+        client = await opened.connect()
+        await client.send(900)
+        assert opened.stays(client)
+        await client.send(200)
+        assert await opened.closes(client)
+
+
+async def test_a_key_that_is_being_looked_up_allows_more_bytes() -> None:
+    async with watched(unauthenticated_bytes=1000, unauthenticated_resets=0) as opened:
+        client = await opened.connect()
+        opened.guard.checking(client.peer)
+        await client.send(2000)
+        assert opened.stays(client)
+        opened.guard.checked(client.peer)
+        assert await opened.closes(client)
+
+
+async def test_bytes_that_no_call_explains_are_bounded() -> None:
+    async with watched(unexplained=1000) as opened:
+        client = await opened.connect()
+        opened.guard.authenticated(client.peer)
+        opened.guard.ended(client.peer)
+        await client.send(900)
+        assert opened.stays(client)
+        await client.send(200)
+        assert await opened.closes(client)
+
+
+async def test_messages_explain_their_bytes() -> None:
+    async with watched(unexplained=1000) as opened:
+        client = await opened.connect()
+        opened.guard.authenticated(client.peer)
+        opened.guard.ended(client.peer)
+        for _ in range(5):
+            opened.guard.received(client.peer, 1000)
+            await client.send(1000)
+            assert opened.stays(client)
+        await client.send(4000)
+        assert await opened.closes(client)
+
+
+async def test_a_running_call_allows_one_message_more() -> None:
+    async with watched(unexplained=1000) as opened:
+        client = await opened.connect()
+        opened.guard.authenticated(client.peer)
+        await client.send(1000 + MESSAGE - 100)
+        assert opened.stays(client)
+        opened.guard.ended(client.peer)
+        assert await opened.closes(client)
+
+
+async def test_bytes_since_the_last_call_are_bounded() -> None:
+    async with watched(idle_bytes=1000) as opened:
+        client = await opened.connect()
+        for _ in range(3):  # each call begins anew
+            opened.guard.authenticated(client.peer)
+            await client.send(5000)
+            opened.scan()
+            opened.guard.ended(client.peer)
+            await client.send(900)
+            assert opened.stays(client)
+        await client.send(200)
+        assert await opened.closes(client)
+
+
+async def test_the_connection_of_a_gateway_is_left_alone() -> None:
+    async with watched(resets=1, unexplained=10, idle_bytes=10) as opened:
+        client = await opened.connect()
+        opened.guard.authenticated(client.peer)
+        opened.guard.trust(client.peer)
+        opened.guard.ended(client.peer)
+        for _ in range(5):
+            opened.guard.reset(client.peer)
+        await client.send(5000)
+        opened.guard.limits = replace(opened.guard.limits, connections=0)
+        assert opened.stays(client)
+
+
+async def test_above_the_total_those_without_a_key_go_first_then_those_without_a_call() -> None:
+    async with watched(connections=10) as opened:
+        # The one that has been idle for longest is not the one that came first.
+        busy, fresh, idle, keyless = [await opened.connect() for _ in range(4)]
+        for client in (busy, idle, fresh):
+            opened.guard.authenticated(client.peer)
+            opened.scan()
+            if client is not busy:
+                opened.guard.ended(client.peer)
+        left = [busy, idle, fresh, keyless]
+        for gone in (keyless, idle, fresh):
+            opened.guard.limits = replace(opened.guard.limits, connections=len(left) - 1)
+            assert await opened.closes(gone)
+            left.remove(gone)
+            assert all(opened.stays(client) for client in left)
+        opened.guard.limits = replace(opened.guard.limits, connections=0)
+        assert opened.stays(busy), "a call runs on it"
+
+
+async def test_an_address_that_has_flooded_repeatedly_has_a_smaller_share() -> None:
+    async with watched(unauthenticated_resets=0, floods=2, per_flooding_address=1, grace=0.0) as opened:
+        first, second = await opened.connect(), await opened.connect()
+        flooding = await opened.connect()
+        opened.guard.reset(flooding.peer)
+        assert await opened.closes(flooding)
+        assert opened.stays(first)
+        assert opened.stays(second)
+        flooding = await opened.connect()
+        opened.guard.reset(flooding.peer)
+        assert await opened.closes(flooding)
+        assert await opened.closes(first), "the older one"
+        assert opened.stays(second)

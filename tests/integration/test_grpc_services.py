@@ -1,0 +1,259 @@
+"""The gRPC server before services that the test plays: what they receive, and what callers get of them."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import Counter
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import grpc
+import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from pomelo.call import Call
+from pomelo.errors import PomeloError, invalid
+from pomelo.gen.v1.media_service_pb2 import DownloadMediaRequest
+from pomelo.gen.v1.model_service_pb2 import ListModelsRequest
+from pomelo.gen.v1.model_service_pb2_grpc import ModelServiceStub
+from pomelo.gen.v1.task_pb2 import Task
+from pomelo.gen.v1.task_service_pb2 import RunTaskRequest
+from pomelo.server.limits import Connections
+from tests.integration.asking import bearer, end, failure, reason_of, text_of, text_task
+from tests.integration.played_services import (
+    GATEWAY,
+    KEY,
+    PROOF,
+    STARTED,
+    Event,
+    Played,
+    front,
+    raises,
+)
+
+LIMITS = {"x-ratelimit-limit": "20", "x-ratelimit-remaining": "19"}
+LARGE = "x" * 70_000
+METHODS = pytest.mark.parametrize("method", ["RunTask", "StreamTask"])
+
+
+# --- headers
+
+
+@METHODS
+@pytest.mark.parametrize("when", ["before", "during"])
+async def test_a_refusal_repeats_the_limits_in_its_trailing_metadata_alone(method: str, when: str) -> None:
+    error = PomeloError("rate_limit_exceeded", retry_after=7)
+    async with front(Played(**{when: raises(error)})) as opened:  # type: ignore[arg-type]
+        failed = await failure(opened.task(method))
+    assert reason_of(failed) == "rate_limit_exceeded"
+    trailing = text_of(failed.trailing_metadata())
+    assert trailing.items() >= LIMITS.items()
+    assert (trailing["retry-after"], trailing["grpc-retry-pushback-ms"]) == ("7", "7000")
+    assert not text_of(failed.initial_metadata()).keys() & LIMITS.keys()
+
+
+@pytest.mark.parametrize("fails", [False, True])
+async def test_what_is_known_at_the_end_of_a_stream_is_trailing_metadata(fails: bool) -> None:
+    played = Played()
+
+    @asynccontextmanager
+    async def stream_task(task: Task, call: Call) -> AsyncIterator[AsyncIterator[Event]]:
+        async def play() -> AsyncIterator[Event]:
+            yield STARTED
+            call.response_trailers["X-Credits-Charged"] = "0.5"
+            if fails:
+                raise PomeloError("provider_failed")
+
+        yield play()
+
+    played.stream_task = stream_task  # type: ignore[method-assign]
+    async with front(played) as opened:
+        call = opened.task("StreamTask")
+        if fails:
+            assert reason_of(await failure(call)) == "provider_failed"
+        else:
+            await end(call)
+        assert text_of(await call.initial_metadata()).items() >= LIMITS.items()
+        trailing = text_of(await call.trailing_metadata())
+    assert trailing["x-credits-charged"] == "0.5"
+    assert "grpc-retry-pushback-ms" not in trailing, "the stream was accepted: nothing may be retried"
+    assert not trailing.keys() & LIMITS.keys()
+
+
+# --- what the services receive
+
+
+@METHODS
+async def test_the_deadline_is_the_one_of_the_caller_s_channel(method: str) -> None:
+    async with front() as opened:
+        for timeout in (None, 5.0, 50.0):
+            began = time.monotonic()
+            await end(opened.task(method, timeout=timeout))
+            left = opened.played.calls[-1].deadline - began
+            assert (timeout or 600.0) - 3 < left < (timeout or 600.0) + 3
+
+
+@METHODS
+async def test_the_deadline_of_a_gateway_s_call_is_the_one_that_it_states(method: str) -> None:
+    metadata = [*bearer(KEY, x_request_timeout="50"), *GATEWAY]
+    async with front() as opened:
+        began = time.monotonic()
+        await end(opened.task(method, timeout=5.0, metadata=metadata))
+        (call,) = opened.played.calls
+    assert 47 < call.deadline - began < 53
+    assert (call.wire, call.address) == ("rest", "192.0.2.7")
+
+
+async def test_a_caller_that_is_no_gateway_is_known_by_the_address_of_its_connection() -> None:
+    unproven = PROOF.metadata("rest", "192.0.2.7", "")  # of another key
+    async with front() as opened:
+        await end(opened.task("RunTask", metadata=[*bearer(KEY), *unproven]))
+        (call,) = opened.played.calls
+    assert (call.wire, call.address) == ("grpc", "127.0.0.1")
+
+
+@METHODS
+async def test_a_large_task_that_is_refused_is_counted_under_its_model(method: str) -> None:
+    async with front(Played(before=raises(invalid("seed", "a number")))) as opened:
+        for prompt in ("Hi", LARGE):
+            assert reason_of(await failure(opened.task(method, prompt))) == "invalid_parameter"
+        small, large = opened.played.visits
+    assert small.refused == []
+    assert large.refused == [("invalid_parameter", "gpt-4")]
+
+
+@METHODS
+@pytest.mark.parametrize("code", ["insufficient_credits", "provider_failed", "rate_limit_exceeded"])
+async def test_a_large_task_whose_message_is_not_at_fault_is_not_counted(method: str, code: str) -> None:
+    async with front(Played(before=raises(PomeloError(code)))) as opened:
+        assert reason_of(await failure(opened.task(method, LARGE))) == code
+        (visit,) = opened.played.visits
+    assert visit.refused == []
+
+
+@METHODS
+async def test_a_task_that_was_charged_is_not_counted_again(method: str) -> None:
+    async def charge(call: Call) -> None:
+        call.response_headers["X-Credits-Charged"] = "1"
+        raise invalid("seed", "a number")
+
+    async with front(Played(before=charge)) as opened:
+        assert reason_of(await failure(opened.task(method, LARGE))) == "invalid_parameter"
+        (visit,) = opened.played.visits
+    assert visit.refused == []
+
+
+@METHODS
+async def test_the_bytes_of_a_message_are_counted_and_its_visit_is_closed_once(method: str) -> None:
+    async with front() as opened:
+        await end(opened.task(method))
+        assert reason_of(await failure(opened.task(method, metadata=bearer("nope")))) == "invalid_api_key"
+        await opened.server.running.idle()
+        (visit,) = opened.played.visits
+    assert visit.reserved == [RunTaskRequest(task=text_task("Hi")).ByteSize()]
+    assert visit.closed == 1
+
+
+@pytest.mark.parametrize("extra", [0, 1])
+async def test_a_message_of_exactly_the_limit_is_accepted(extra: int) -> None:
+    size = RunTaskRequest(task=text_task("Hi")).ByteSize()
+    async with front(message=size) as opened:
+        call = opened.task("RunTask", "Hi" + "x" * extra)
+        if extra:
+            assert reason_of(await failure(call)) == "payload_too_large"
+        else:
+            await end(call)
+
+
+# --- streams to a gateway
+
+
+async def test_a_gateway_learns_that_a_task_was_accepted_before_its_first_event() -> None:
+    go_on = asyncio.Event()
+
+    async def wait(call: Call) -> None:
+        await go_on.wait()
+
+    async with front(Played(during=wait)) as opened:
+        call = opened.task("StreamTask", metadata=[*bearer(KEY), *GATEWAY])
+        initial = text_of(await call.initial_metadata())
+        assert initial["x-pomelo-open"] == "1"
+        assert initial.items() >= LIMITS.items()
+        go_on.set()
+        assert [event.WhichOneof("event") async for event in call] == ["started", "text_delta"]
+
+
+# --- what is reported of connections, and health
+
+
+class Counted(Connections):
+    """Counts what is reported."""
+
+    def __init__(self) -> None:
+        self.reports: Counter[str] = Counter()
+
+    def checking(self, peer: str) -> None:
+        """A look-up of a key begins."""
+        self.reports["checking"] += 1
+
+    def checked(self, peer: str) -> None:
+        """A look-up has ended."""
+        self.reports["checked"] += 1
+
+    def authenticated(self, peer: str) -> None:
+        """A call with a good key has come."""
+        self.reports["authenticated"] += 1
+
+    def ended(self, peer: str) -> None:
+        """A call with a good key has ended."""
+        self.reports["ended"] += 1
+
+    def trust(self, peer: str) -> None:
+        """A gateway is at the other end."""
+        self.reports["trust"] += 1
+
+
+async def test_whatever_begins_on_a_connection_is_reported_to_have_ended() -> None:
+    counted = Counted()
+    async with front(connections=counted) as opened:
+        await end(opened.task("RunTask"))
+        await end(opened.task("StreamTask"))
+        await failure(opened.task("RunTask", metadata=bearer("nope")))
+        await ModelServiceStub(opened.channel).ListModels(ListModelsRequest(), metadata=bearer(KEY))
+        link = DownloadMediaRequest(media_id="media_1", signature="s")
+        await end(opened.media.DownloadMedia(link))
+        await opened.server.running.idle()
+    assert counted.reports == {"checking": 4, "checked": 4, "authenticated": 4, "ended": 4}
+
+
+@METHODS
+async def test_only_the_connection_of_a_gateway_is_trusted(method: str) -> None:
+    counted = Counted()
+    async with front(connections=counted) as opened:
+        await end(opened.task(method))
+        await failure(opened.task(method, metadata=[*bearer("nope"), *GATEWAY]))
+        assert counted.reports["trust"] == 0
+        await end(opened.task(method, metadata=[*bearer(KEY), *GATEWAY]))
+        assert counted.reports["trust"] == 1
+
+
+async def test_a_watch_of_an_unknown_service_stays_until_the_drain() -> None:
+    async with front() as opened:
+        health = health_pb2_grpc.HealthStub(opened.channel)
+        watch = health.Watch(health_pb2.HealthCheckRequest(service="nope"))
+        assert (await watch.read()).status == health_pb2.HealthCheckResponse.SERVICE_UNKNOWN
+        more = asyncio.ensure_future(watch.read())
+        for _ in range(3):
+            assert (await health.Check(health_pb2.HealthCheckRequest())).status
+        assert not more.done()
+        opened.server.drain()
+        assert await more is grpc.aio.EOF
+
+
+async def test_a_watch_that_begins_in_a_drain_gets_one_message() -> None:
+    async with front() as opened:
+        opened.server.drain()
+        watch = health_pb2_grpc.HealthStub(opened.channel).Watch(health_pb2.HealthCheckRequest())
+        statuses = [response.status async for response in watch]
+    assert statuses == [health_pb2.HealthCheckResponse.NOT_SERVING]

@@ -1,0 +1,171 @@
+"""Uploads and downloads over gRPC, before services that the test plays: places, times and ends."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+
+import grpc
+import pytest
+
+from pomelo.call import Call
+from pomelo.errors import PomeloError
+from pomelo.gen.v1.media_service_pb2 import DownloadMediaRequest, UploadMediaRequest
+from pomelo.gen.v1.task_service_pb2 import RunTaskRequest
+from tests.faults import http2
+from tests.integration.asking import bearer, end, failure, reason_of, text_task
+from tests.integration.played_services import GATEWAY, KEY, PROOF, Played, front, raises
+
+METHODS = pytest.mark.parametrize("method", ["RunTask", "StreamTask"])
+
+
+async def test_a_refused_upload_is_received_for_a_moment_so_that_its_caller_sees_why() -> None:
+    # grpc.aio's client forgets the refusal if a message that it sends fails.
+    async with front(Played(upload=raises(PomeloError("payload_too_large")))) as opened:
+        assert await opened.lasts() > 0.9
+        assert await opened.lasts(*GATEWAY) < 0.9, "a gateway needs no such time"
+
+
+async def test_an_upload_with_a_wrong_header_never_begins() -> None:
+    async with front() as opened:
+        metadata = bearer(KEY, x_request_timeout="soon")
+        call = opened.media.UploadMedia(iter([UploadMediaRequest(chunk=b"x")]), metadata=metadata)
+        assert reason_of(await failure(call)) == "invalid_parameter"
+        assert opened.played.uploads == 0
+
+
+async def test_places_of_uploads_and_messages_are_free_after_each() -> None:
+    one = RunTaskRequest(task=text_task()).SerializeToString()
+    async with front(reads=1, uploads=1, message=1000) as opened:
+        for _ in range(3):
+            pieces = [UploadMediaRequest(chunk=b"x")] * 3
+            made = await opened.media.UploadMedia(iter(pieces), metadata=bearer(KEY))
+            assert made.media.size_bytes == 3
+            assert reason_of(await failure(opened.task("RunTask", "x" * 1500))) == "payload_too_large"
+            path = "/pomelo.v1.TaskService/RunTask"
+            call = opened.channel.stream_unary(path)(iter([one, one]), metadata=bearer(KEY))
+            assert reason_of(await failure(call)) == "invalid_body"
+            await end(opened.task("RunTask"))
+
+
+async def test_an_upload_whose_caller_leaves_is_not_taken_for_complete() -> None:
+    stored: list[bytes] = []
+    begun = asyncio.Event()
+
+    async def store(chunks: AsyncIterator[bytes]) -> None:
+        stored.append(await anext(chunks))
+        begun.set()
+        async for chunk in chunks:
+            stored.append(chunk)
+        stored.append(b"the end")
+
+    async with front(Played(upload=store)) as opened:
+        for _ in range(10):
+            stored.clear()
+            begun.clear()
+            call = opened.media.UploadMedia(metadata=bearer(KEY))
+            await call.write(UploadMediaRequest(chunk=b"x"))
+            await begun.wait()
+            call.cancel()
+            await opened.server.running.idle()
+            assert stored == [b"x"]
+
+
+async def test_an_upload_of_no_pieces_ends() -> None:
+    async with front() as opened:
+        made = await opened.media.UploadMedia(iter([]), metadata=bearer(KEY))
+        assert (made.media.size_bytes, made.media.content_type) == (0, "")
+
+
+@pytest.mark.parametrize(
+    ("first", "content_type", "size"),
+    [
+        ([UploadMediaRequest(content_type="audio/wav")], "audio/wav", 1),
+        ([UploadMediaRequest(chunk=b"ab")], "", 3),
+        ([], "", 1),
+    ],
+)
+async def test_the_first_message_of_an_upload_may_be_its_type_or_its_first_piece(
+    first: list[UploadMediaRequest], content_type: str, size: int
+) -> None:
+    async with front() as opened:
+        pieces = [*first, UploadMediaRequest(chunk=b"x")]
+        made = await opened.media.UploadMedia(iter(pieces), metadata=bearer(KEY))
+    assert (made.media.content_type, made.media.size_bytes) == (content_type, size)
+
+
+@METHODS
+async def test_the_time_to_read_a_message_does_not_bound_its_task(method: str) -> None:
+    async def work(call: Call) -> None:
+        await asyncio.sleep(0.4)  # longer than a message may take
+
+    async with front(Played(during=work), read_time=0.2) as opened:
+        await end(opened.task(method))
+
+
+async def test_the_time_between_two_pieces_does_not_bound_what_is_done_with_one() -> None:
+    async def store(chunks: AsyncIterator[bytes]) -> None:
+        assert await anext(chunks) == b"x"
+        await asyncio.sleep(0.4)  # longer than a piece may take
+
+    async with front(Played(upload=store), piece_time=0.2) as opened:
+        pieces = [UploadMediaRequest(chunk=b"x"), UploadMediaRequest(chunk=b"yz")]
+        assert (await opened.media.UploadMedia(iter(pieces), metadata=bearer(KEY))).media.size_bytes == 2
+
+
+async def test_a_message_that_waits_too_long_for_its_turn_is_refused_as_one_of_too_many() -> None:
+    admitted = asyncio.Event()
+
+    async def admission(call: Call) -> None:
+        if call.request_id == "early":
+            await admitted.wait()
+
+    async with front(Played(admission=admission), reads=1, read_time=0.6) as opened:
+        metadata = bearer(KEY, x_request_id="early")
+        early = asyncio.ensure_future(failure(opened.task("RunTask", metadata=metadata)))
+        await asyncio.sleep(0.3)  # so that the other call may take longer
+        host, _, port = opened.server.address.rpartition(":")
+        async with http2.connect(host, int(port)) as connection:
+            call = connection.begin("/pomelo.v1.TaskService/RunTask", bearer(KEY))
+            await connection.send(call, b"")
+            while not opened.played.visits:  # noqa: ASYNC110
+                await asyncio.sleep(0)
+            admitted.set()
+            failed = await early
+        assert reason_of(failed) == "overloaded"
+        assert "more messages at a time" in (failed.details() or "")
+
+
+# --- downloads
+
+
+async def test_a_download_by_a_signed_link_may_last_longer_than_a_call_without_a_key() -> None:
+    async def slow() -> None:
+        await asyncio.sleep(0.5)
+
+    async with front(Played(download=slow), unauthenticated_time=0.2) as opened:
+        request = DownloadMediaRequest(media_id="media_1", signature="s")
+        messages = [message async for message in opened.media.DownloadMedia(request)]
+    assert [message.chunk for message in messages] == [b"", b"abc"]
+
+
+async def test_downloads_that_gateways_forward_have_a_limit_of_their_own() -> None:
+    go_on = asyncio.Event()
+    metadata = PROOF.metadata("rest", "192.0.2.7", "")
+    request = DownloadMediaRequest(media_id="media_1", signature="s")
+
+    async def wait() -> None:
+        await go_on.wait()
+
+    async with front(Played(download=wait), forwarded=1, unauthenticated=1) as opened:
+        first = opened.media.DownloadMedia(request, metadata=metadata)
+        assert (await first.read()).media.media_id == "media_1"
+        assert (
+            reason_of(await failure(opened.media.DownloadMedia(request, metadata=metadata))) == "overloaded"
+        )
+        direct = opened.media.DownloadMedia(request)
+        assert (await direct.read()).media.media_id == "media_1"
+        go_on.set()
+        assert (await first.read()).chunk == (await direct.read()).chunk == b"abc"
+        assert await first.read() is await direct.read() is grpc.aio.EOF
+        await end(opened.media.DownloadMedia(request, metadata=metadata))

@@ -1,0 +1,217 @@
+"""A gateway's services over a channel, before services that the test plays: what travels and what is counted."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+
+from pomelo.call import Call
+from pomelo.errors import PomeloError
+from pomelo.gen.v1.task_pb2 import Task
+from pomelo.in_flight import InFlightLimits
+from pomelo.server.limits import CallLimits, Connections
+from pomelo.server.remote import open_remote
+from pomelo.server.server import Server, ServerOptions, open_server
+from pomelo.service import Services
+from tests.integration.asking import call_of, task_of, text_task
+from tests.integration.played_services import KEY, PROOF, STARTED, Event, Played
+
+LIMITS = {"X-RateLimit-Limit": "20", "X-RateLimit-Remaining": "19"}
+
+
+@dataclass
+class Peers(Connections):
+    """Records from which connections good keys come."""
+
+    peers: set[str] = field(default_factory=set)
+
+    def authenticated(self, peer: str) -> None:
+        """Records one."""
+        self.peers.add(peer)
+
+
+@dataclass
+class Ends:
+    """Both ends of a channel: the services that are played, and those that a gateway has of them."""
+
+    played: Played
+    services: Services
+    server: Server
+    peers: set[str]
+
+
+@asynccontextmanager
+async def ends(
+    played: Played | None = None, in_flight: InFlightLimits | None = None, **limits: Any
+) -> AsyncIterator[Ends]:
+    """Opens both; a test of them ends within ten seconds."""
+    played, connections = played or Played(), Peers()
+    options = ServerOptions("127.0.0.1:0", grace=0, limits=CallLimits(**limits))
+    async with (
+        asyncio.timeout(10),
+        open_server(played.services(), options, proof=PROOF, connections=connections) as server,
+        open_remote(server.address, limits=in_flight, proof=PROOF) as services,
+    ):
+        yield Ends(played, services, server, connections.peers)
+
+
+async def code_of(asked: Any) -> str:
+    """The code of the error that something raises."""
+    with pytest.raises(PomeloError) as caught:
+        await asked
+    return caught.value.code
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize(
+    ("headers", "repeat_key", "strict"),
+    [({"idempotency_key": "once", "prefer": "handling=strict"}, "once", True), ({}, None, False)],
+)
+async def test_what_a_caller_asks_for_reaches_the_server(
+    stream: bool, headers: dict[str, str], repeat_key: str | None, strict: bool
+) -> None:
+    async with ends() as opened:
+        call = call_of(KEY, 20.0, x_request_id="mine", **headers)
+        if stream:
+            async with opened.services.tasks.stream_task(text_task(), call) as events:
+                assert [event async for event in events]
+        else:
+            await opened.services.tasks.run_task(text_task(), call)
+        (seen,) = opened.played.calls
+    assert (seen.idempotency_key, seen.strict) == (repeat_key, strict)
+    assert (seen.request_id, seen.wire) == ("mine", "rest")
+
+
+@pytest.mark.parametrize("secret", [KEY, "bad", None])
+async def test_a_key_that_was_given_twice_is_given_twice_to_the_server(secret: str | None) -> None:
+    async with ends() as opened:
+        call = call_of(secret)
+        call.api_key, call.key_error = None, "Authorization was given twice."
+        assert await code_of(opened.services.access.admit(call)) == "invalid_api_key"
+        (seen,) = opened.played.calls
+    assert (seen.api_key, seen.key_error) == (None, call.key_error)
+
+
+@pytest.mark.parametrize("fails", [False, True])
+async def test_what_is_known_at_the_end_of_a_stream_is_in_its_reply(fails: bool) -> None:
+    played = Played()
+
+    @asynccontextmanager
+    async def stream_task(task: Task, call: Call) -> AsyncIterator[AsyncIterator[Event]]:
+        async def play() -> AsyncIterator[Event]:
+            yield STARTED
+            call.response_trailers["X-Credits-Charged"] = "0.5"
+            if fails:
+                raise PomeloError("provider_failed")
+
+        yield play()
+
+    played.stream_task = stream_task  # type: ignore[method-assign]
+    async with ends(played) as opened:
+        call = call_of(KEY)
+        async with opened.services.tasks.stream_task(text_task(), call) as events:
+            assert call.response_headers.items() >= LIMITS.items()
+            assert await anext(events) == STARTED
+            assert "X-Credits-Charged" not in call.response_headers
+            if fails:
+                assert await code_of(anext(events)) == "provider_failed"
+            else:
+                assert await anext(events, None) is None
+            assert call.response_headers["X-Credits-Charged"] == "0.5"
+
+
+async def test_calls_that_follow_each_other_share_a_connection() -> None:
+    async with ends() as opened:
+        for number in range(250):  # more than a connection has at the same time
+            call = call_of("bad" if number % 5 == 0 else KEY)
+            if number % 5 == 0:
+                assert await code_of(opened.services.models.list_models(call)) == "invalid_api_key"
+            else:
+                assert await opened.services.models.list_models(call)
+        assert len(opened.peers) == 1
+
+
+async def test_a_key_is_looked_up_once_for_many_calls_and_a_bad_one_each_time() -> None:
+    async with ends() as opened:
+        for _ in range(3):
+            (await opened.services.access.admit(call_of(KEY))).close()
+        assert len(opened.played.calls) == 1
+        for _ in range(3):
+            assert await code_of(opened.services.access.admit(call_of("bad"))) == "invalid_api_key"
+        assert len(opened.played.calls) == 4
+
+
+async def test_calls_and_bytes_in_a_gateway_are_bounded_for_each_key() -> None:
+    async with ends(in_flight=InFlightLimits(account_calls=1, account_bytes=10)) as opened:
+        access = opened.services.access
+        visit = await access.admit(call_of(KEY))
+        assert await code_of(access.admit(call_of(KEY))) == "overloaded"
+        visit.reserve(10)
+        with pytest.raises(PomeloError, match="more requests"):
+            visit.reserve(1)
+        visit.close()
+        visit = await access.admit(call_of(KEY))
+        visit.reserve(10)
+        visit.close()
+
+
+@pytest.mark.parametrize(
+    ("refusal", "reported"),
+    [(None, "invalid_body"), (PomeloError("rate_limit_exceeded"), "rate_limit_exceeded")],
+    ids=["the gateway's", "the server's"],
+)
+async def test_the_server_may_have_a_better_reason_to_refuse_a_body(
+    refusal: PomeloError | None, reported: str
+) -> None:
+    async with ends(Played(refusal=refusal)) as opened:
+        call = call_of(KEY)
+        visit = await opened.services.access.admit(call)
+        visit.reserve(70_000)
+        error = PomeloError("invalid_body", "Invalid body: line 7")
+        found = await visit.refuse(error, "gpt-4")
+        assert found.code == reported
+        assert refusal is not None or found is error, "the gateway's own message is kept"
+        assert call.response_headers.items() >= LIMITS.items()
+        last = opened.played.visits[-1]
+        assert (last.refused, last.reserved[-1]) == ([("invalid_body", "gpt-4")], 70_000)
+
+
+@pytest.mark.parametrize(
+    ("skip", "rest"),
+    [
+        (0, [b"abc", b"def"]),
+        (2, [b"c", b"def"]),
+        (3, [b"def"]),
+        (4, [b"ef"]),
+        (6, []),
+    ],
+)
+async def test_the_beginning_of_a_download_may_be_skipped(skip: int, rest: list[bytes]) -> None:
+    async with ends(Played(chunks=(b"abc", b"def"))) as opened:
+        opening = opened.services.media.download_media("media_1", "s", call_of(None))
+        async with opening as (media, chunks):
+            assert media.size_bytes == 6
+            chunks.skip(skip)
+            assert [chunk async for chunk in chunks] == rest
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_an_upload_that_a_task_has_used_is_left_to_the_server(stream: bool) -> None:
+    async with ends() as opened:
+        task = task_of("speech_to_text")
+        task.speech_to_text.audio.media_id = "media_1"
+        call = call_of(KEY)
+        dropped = []
+        call.at_end.append(lambda: dropped.append("media_1"))
+        if stream:
+            async with opened.services.tasks.stream_task(task, call):
+                pass
+        else:
+            await opened.services.tasks.run_task(task, call)
+        call.end()
+    assert dropped == []

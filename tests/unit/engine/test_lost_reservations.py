@@ -1,0 +1,81 @@
+"""Tasks whose reservation another process has ended, because it took this one for dead."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+
+from pomelo.engine import reservation
+from pomelo.testing import Answer as Words
+from pomelo.testing import Gate
+from tests.unit.engine.apps import Account, EngineApp, open_engine
+
+
+@pytest.fixture(scope="module", name="engine")
+async def _engine(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[EngineApp]:
+    """An app that records every few milliseconds what running tasks have used."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(reservation, "PROGRESS_INTERVAL", 0.005)
+        async with open_engine(tmp_path_factory.mktemp("lost")) as opened:
+            yield opened
+
+
+def say(text: str) -> dict[str, Any]:
+    """A text task."""
+    return {"model": "gpt-4", "messages": [{"role": "user", "content": text}], "max_tokens": 9}
+
+
+async def recover(engine: EngineApp, account: Account) -> None:
+    """Ends the reservation of the account's only task, as another process does."""
+    (reservation,) = [
+        one for one in await engine.app.store.reservations() if one.record.wallet == account.wallet
+    ]
+    await engine.app.store.recover(account.wallet, reservation.record.task_id)
+
+
+async def test_a_stream_whose_reservation_is_lost_is_ended_and_closed_at_the_provider(
+    engine: EngineApp,
+) -> None:
+    account = await engine.account()
+    first, second = Gate(), Gate()
+    engine.upstream.when("to be lost", Words("one two three four", at={1: first, 3: second}))
+    asking = asyncio.create_task(engine.ask(account, say("to be lost"), stream=True))
+    await first.reached.wait()
+    await recover(engine, account)
+    spent = (await engine.balance(account)).spent
+    first.open()  # what comes now can't be recorded
+    async with asyncio.timeout(10):
+        answer = await asking
+        await engine.upstream.idle()
+    assert answer.code == "store_unavailable"
+    assert "four" not in answer.text
+    balance = await engine.balance(account)
+    assert (balance.spent, balance.held) == (spent, 0)
+    assert "X-Credits-Charged" not in answer.call.response_trailers
+
+
+async def test_an_answer_whose_reservation_is_lost_is_not_delivered(engine: EngineApp) -> None:
+    account = await engine.account()
+    gate = Gate()
+    engine.upstream.when("whole", Words("one two", before=(gate,)))
+    asking = asyncio.create_task(engine.ask(account, say("whole")))
+    await gate.reached.wait()
+    await recover(engine, account)
+    gate.open()
+    answer = await asking
+    assert (answer.code, answer.events) == ("store_unavailable", [])
+    balance = await engine.balance(account)
+    assert (balance.spent, balance.held) == (0, 0)
+    assert not await engine.records(account)
+
+
+async def test_a_deadline_that_passes_is_no_lost_reservation(engine: EngineApp) -> None:
+    account = await engine.account()
+    engine.upstream.when("too late", Words("one two", at={1: Gate()}))
+    answer = await engine.ask(account, say("too late"), stream=True, within=0.2)
+    assert answer.code == "deadline_exceeded"
+    (record,) = await engine.records(account)
+    assert answer.call.response_trailers["X-Credits-Charged"] == f"{record.cost / 10**6:f}".rstrip("0")

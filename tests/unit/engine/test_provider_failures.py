@@ -1,0 +1,109 @@
+"""What a task costs whose provider fails: before anything was sent, before any output, and after some."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pomelo.errors import PomeloError, Replay
+from pomelo.gen.v1.text_pb2 import TextDelta
+from pomelo.providers.base import Event, Job
+from pomelo.providers.http.connections import NoConnectionError
+from tests.unit.engine.apps import EngineApp, open_engine
+
+STREAM = pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
+
+
+class Failing:
+    """A provider that yields `words` and then raises `error`."""
+
+    configured = True
+
+    def __init__(self) -> None:
+        self.words: tuple[str, ...] = ()
+        self.error: Exception = PomeloError("provider_failed")
+
+    async def text(self, job: Job) -> AsyncIterator[Event]:
+        for word in self.words:
+            yield Event(text_delta=TextDelta(content=word))
+        raise self.error
+
+    async def aclose(self) -> None:
+        pass
+
+
+@pytest.fixture(name="provider")
+def _provider() -> Failing:
+    return Failing()
+
+
+@pytest.fixture(name="engine")
+async def _engine(tmp_path: Path, provider: Failing) -> AsyncIterator[EngineApp]:
+    async with open_engine(tmp_path, {"openai": provider}) as opened:
+        yield opened
+
+
+TEXT: dict[str, Any] = {"model": "gpt-4", "messages": [{"role": "user", "content": "Hi"}], "max_tokens": 9}
+
+
+def no_connection(replay: Replay) -> PomeloError:
+    """The failure of a call for which no connection became free."""
+    error = NoConnectionError("overloaded", "Too many calls")
+    error.replay = replay
+    return error
+
+
+@STREAM
+async def test_a_task_that_was_never_sent_gives_its_request_back(
+    engine: EngineApp, provider: Failing, stream: bool
+) -> None:
+    provider.error = no_connection(Replay.ELSEWHERE)
+    account = await engine.account("limited")
+    answer = await engine.ask(account, TEXT, stream=stream)
+    assert answer.code == "overloaded"
+    assert answer.call.response_headers["X-RateLimit-Remaining"] == "5"
+    assert "X-Credits-Charged" not in answer.call.response_headers
+    standing = await engine.limit_status(account, "gpt-4")
+    assert (standing.requests, standing.concurrency, standing.tokens) == (0, 0, 0)
+
+
+@STREAM
+async def test_a_task_that_was_sent_counts_as_a_request_though_it_failed(
+    engine: EngineApp, provider: Failing, stream: bool
+) -> None:
+    account = await engine.account("limited")
+    for error in (PomeloError("provider_failed"), TimeoutError(), KeyError("a fault of its own")):
+        provider.error = error
+        assert (await engine.ask(account, TEXT, stream=stream)).code == "provider_failed"
+    standing = await engine.limit_status(account)
+    assert (standing.requests, standing.concurrency) == (3, 0)
+    assert not await engine.records(account)
+
+
+@pytest.mark.parametrize("error", [no_connection(Replay.AGAIN), PomeloError("provider_failed")])
+async def test_what_was_delivered_before_a_failure_is_charged(
+    engine: EngineApp, provider: Failing, error: PomeloError
+) -> None:
+    provider.words, provider.error = ("one", " two"), error
+    account = await engine.account("limited")
+    answer = await engine.ask(account, TEXT, stream=True)
+    assert (answer.code, answer.text) == (error.code, "one two")
+    (record,) = await engine.records(account)
+    assert (record.complete, record.output_tokens) == (False, 2)
+    assert (await engine.balance(account)).spent == record.cost > 0
+    assert (await engine.limit_status(account)).requests == 1
+    charged = answer.call.response_trailers["X-Credits-Charged"]
+    assert round(float(charged) * 10**6) == record.cost
+
+
+async def test_output_that_was_not_delivered_is_not_charged(engine: EngineApp, provider: Failing) -> None:
+    provider.words = ("one", " two")
+    account = await engine.account("limited")
+    answer = await engine.ask(account, TEXT)
+    assert answer.code == "provider_failed"
+    assert answer.call.response_headers["X-Credits-Charged"] == "0"
+    assert not await engine.records(account)
+    assert (await engine.balance(account)).spent == 0

@@ -1,0 +1,49 @@
+"""Requests whose body is refused: they count toward the minute's limit, and take nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+
+import pytest
+
+from pomelo.errors import PomeloError, invalid
+from tests.integration.asking import call_of
+from tests.unit.engine.apps import EngineApp, open_engine
+
+
+@pytest.fixture(scope="module", name="engine")
+async def _engine(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[EngineApp]:
+    async with open_engine(tmp_path_factory.mktemp("bodies")) as opened:
+        yield opened
+
+
+async def test_a_body_that_can_not_be_read_counts_as_a_request_until_the_limit(engine: EngineApp) -> None:
+    account = await engine.account("limited")
+    for left in (4, 3, 2, 1, 0):
+        call = call_of(account.key)
+        visit = await engine.app.services.access.admit(call)
+        assert (await visit.refuse(PomeloError("payload_too_large"))).code == "payload_too_large"
+        visit.close()
+        assert call.response_headers["X-RateLimit-Remaining"] == str(left)
+        standing = await engine.limit_status(account)
+        assert (standing.requests, standing.concurrency) == (5 - left, 0)
+    call = call_of(account.key)
+    visit = await engine.app.services.access.admit(call)
+    error = await visit.refuse(PomeloError("payload_too_large"))
+    visit.close()
+    assert error.code == "rate_limit_exceeded"
+    assert 0 < (error.retry_after or 0) <= 60
+    assert call.response_headers["X-RateLimit-Remaining"] == "0"
+    assert (await engine.limit_status(account)).requests == 5
+    assert (await engine.balance(account)).held == 0
+    assert not await engine.records(account)
+
+
+async def test_a_small_task_with_a_wrong_field_does_not_count(engine: EngineApp) -> None:
+    account = await engine.account("limited")
+    call = call_of(account.key)
+    visit = await engine.app.services.access.admit(call)
+    error = await visit.refuse_task(invalid("temperature", "a number from 0 to 2"))
+    visit.close()
+    assert (error.code, error.field) == ("invalid_parameter", "temperature")
+    assert (await engine.limit_status(account)).requests == 0

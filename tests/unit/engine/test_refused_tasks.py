@@ -1,0 +1,77 @@
+"""What a task leaves behind that is refused before a provider is called: nothing, and no false header."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+
+from pomelo.gen.v1.task_pb2 import Task
+from tests.parity.wires import to_task
+from tests.unit.engine.apps import CREDITS, Account, EngineApp, open_engine
+
+IMAGE = {"model": "flux-1-pro", "prompt": "A kite"}
+TEXT = {"model": "gpt-4", "messages": [{"role": "user", "content": "Hello"}], "max_tokens": 9}
+AUDIO = b"OggS" + b"some sound" * 100
+STREAM = pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
+
+
+@pytest.fixture(scope="module", name="engine")
+async def _engine(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[EngineApp]:
+    """An app whose only configured provider is OpenAI."""
+    folder = tmp_path_factory.mktemp("refused")
+    async with open_engine(folder, bfl_api_key=None, elevenlabs_api_key=None) as opened:
+        yield opened
+
+
+@STREAM
+async def test_a_task_without_a_provider_takes_nothing_and_reports_no_charge(
+    engine: EngineApp, stream: bool
+) -> None:
+    account = await engine.account("limited")
+    answer = await engine.ask(account, IMAGE, stream=stream)
+    assert answer.code == "provider_not_configured"
+    reply = answer.call.response_headers
+    assert "X-Credits-Charged" not in reply
+    assert "X-Credits-Charged" not in answer.call.response_trailers
+    assert reply["X-Credits-Remaining"] == "1000"
+    assert reply["X-RateLimit-Remaining"] == "5"
+    assert reply["X-RateLimit-Remaining-Concurrent"] == "2"
+    standing = await engine.limit_status(account)
+    assert (standing.requests, standing.concurrency, standing.available) == (0, 0, 10**9)
+    assert not await engine.records(account)
+
+
+async def exhausted(engine: EngineApp) -> Account:
+    """An account that has used all requests of this minute."""
+    account = await engine.account("one request")
+    assert (await engine.ask(account, TEXT)).code == "ok"
+    return account
+
+
+def transcription(media_id: str, **fields: Any) -> Task:
+    """A task that refers to an upload."""
+    task = to_task({"model": "eleven-labs-stt", **fields})
+    task.speech_to_text.audio.media_id = media_id
+    return task
+
+
+@STREAM
+@pytest.mark.parametrize(
+    "code",
+    ["invalid_parameter", "rate_limit_exceeded", "insufficient_credits", "provider_not_configured"],
+)
+async def test_the_upload_of_a_refused_rest_request_is_deleted(
+    engine: EngineApp, code: str, stream: bool
+) -> None:
+    if code == "rate_limit_exceeded":
+        account = await exhausted(engine)
+    else:
+        account = await engine.account(micros=0 if code == "insufficient_credits" else CREDITS)
+    task = transcription(await engine.upload(account, AUDIO))
+    if code == "invalid_parameter":
+        task.speech_to_text.num_speakers = 1_000
+    assert len(engine.media()) == 1
+    assert (await engine.ask(account, task, stream=stream)).code == code
+    assert engine.media() == []

@@ -1,0 +1,234 @@
+"""What a task costs, and what its record, its limits and its headers say, however it ends."""
+
+from __future__ import annotations
+
+import base64
+import logging
+import time
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+
+from pomelo.gen.v1.task_pb2 import Task
+from pomelo.testing import Answer as Words
+from pomelo.testing import Gate, Speech, Transcript
+from pomelo.testing import error_reply as openai_error
+from tests.integration.asking import call_of
+from tests.parity.wires import to_task
+from tests.unit.engine.apps import EngineApp, open_engine
+
+INLINE_LIMIT = 5_000
+AUDIO = b"OggS" + b"some sound" * 100
+STREAM = pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
+USAGE = {"prompt_tokens": 100, "completion_tokens": 7, "total_tokens": 107}
+COST = 100 * 4 + 7 * 20
+"""Microcredits of USAGE at the prices of gpt-4."""
+
+
+@pytest.fixture(scope="module", name="engine")
+async def _engine(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[EngineApp]:
+    async with open_engine(tmp_path_factory.mktemp("settled"), inline_limit=INLINE_LIMIT) as opened:
+        yield opened
+
+
+def say(text: str, **more: Any) -> dict[str, Any]:
+    """A text task."""
+    return {"model": "gpt-4", "messages": [{"role": "user", "content": text}], "max_tokens": 9, **more}
+
+
+@STREAM
+async def test_a_finished_task_is_charged_recorded_and_reported(engine: EngineApp, stream: bool) -> None:
+    account = await engine.account("limited")
+    engine.upstream.when("finished", Words("größe über alles", usage=USAGE))
+    answer = await engine.ask(account, say("finished"), stream=stream)
+    assert answer.code == "ok"
+    (record,) = await engine.records(account)
+    assert (record.cost, record.input_tokens, record.output_tokens) == (COST, 100, 7)
+    assert (record.source, record.complete, record.live, record.wire) == ("provider", True, True, "rest")
+    assert (record.provider, record.model, record.task_type) == ("openai", "gpt-4", "text")
+    assert record.request_id == answer.call.request_id
+    assert record.output_bytes == len("größe über alles".encode())
+    assert 0 <= record.first_byte_ms <= record.processing_ms < 10_000
+    standing = await engine.limit_status(account, "gpt-4")
+    assert (standing.requests, standing.concurrency, standing.tokens) == (1, 0, 107)
+    balance = await engine.balance(account)
+    assert (balance.spent, balance.held) == (COST, 0)
+    for reported in (answer.call.response_headers, answer.call.response_trailers):
+        assert reported["X-Credits-Charged"] == "0.00054"
+        assert reported["X-Credits-Remaining"] == "999.99946"
+        assert reported["X-RateLimit-Remaining-Tokens"] == str(100_000 - 107)
+        assert reported["X-RateLimit-Remaining-Concurrent"] == "2"
+    created = answer.events[0].started.created if stream else answer.events[0].created
+    assert time.time() - 60 < created.seconds <= time.time()
+
+
+@STREAM
+async def test_an_answer_that_the_provider_did_not_count_is_recorded_as_estimated(
+    engine: EngineApp, stream: bool
+) -> None:
+    account = await engine.account()
+    engine.upstream.when("uncounted", Words("one two three", usage=None))
+    assert (await engine.ask(account, say("uncounted"), stream=stream)).code == "ok"
+    (record,) = await engine.records(account)
+    assert (record.source, record.complete, record.output_tokens) == ("estimated", True, 3)
+
+
+async def test_the_time_to_the_first_byte_is_that_of_the_first_piece(engine: EngineApp) -> None:
+    account = await engine.account()
+    engine.upstream.when("slowly", Words("one two", at={1: 0.2}))
+    assert (await engine.ask(account, say("slowly"), stream=True)).code == "ok"
+    (record,) = await engine.records(account)
+    assert record.first_byte_ms < record.processing_ms - 100
+
+
+@STREAM
+async def test_a_task_that_fails_before_any_output_costs_nothing(engine: EngineApp, stream: bool) -> None:
+    account = await engine.account("limited")
+    engine.upstream.when("forbidden", openai_error(400, code="content_policy_violation"))
+    answer = await engine.ask(account, say("forbidden"), stream=stream)
+    assert answer.code == "content_policy_violation"
+    standing = await engine.limit_status(account, "gpt-4")
+    assert (standing.requests, standing.concurrency) == (1, 0)
+    assert not await engine.records(account)
+    assert (await engine.balance(account)).available == 10**9
+    for reported in (answer.call.response_headers, answer.call.response_trailers):
+        assert reported["X-Credits-Charged"] == "0"
+        assert reported["X-Credits-Remaining"] == "1000"
+        assert reported["X-RateLimit-Remaining-Concurrent"] == "2"
+
+
+async def test_a_stream_that_the_caller_leaves_costs_its_input_and_what_was_delivered(
+    engine: EngineApp,
+) -> None:
+    account = await engine.account("limited")
+    gate = Gate()
+    engine.upstream.when("to be left", Words("one two three", at={2: gate}))
+    call, words = call_of(account.key), 0
+    async with engine.app.services.tasks.stream_task(to_task(say("to be left")), call) as events:
+        async for event in events:
+            words += bool(event.text_delta.content)
+            if words == 2:
+                break
+    await engine.settled(account)
+    (record,) = await engine.records(account)
+    assert (record.complete, record.source, record.output_tokens) == (False, "estimated", 2)
+    assert record.output_bytes == len("one two")
+    assert record.cost == record.input_tokens * 4 + 2 * 20
+    standing = await engine.limit_status(account, "gpt-4")
+    assert standing.tokens == record.input_tokens + 2
+    assert (await engine.balance(account)).spent == record.cost
+
+
+async def test_a_task_that_the_caller_leaves_before_any_output_costs_nothing(engine: EngineApp) -> None:
+    account = await engine.account("limited")
+    engine.upstream.when("left early", Words("one", before=(Gate(),)))
+    async with engine.app.services.tasks.stream_task(to_task(say("left early")), call_of(account.key)):
+        assert (await engine.limit_status(account)).concurrency == 1
+    await engine.settled(account)
+    assert not await engine.records(account)
+    assert (await engine.balance(account)).available == 10**9
+
+
+async def test_a_cost_that_is_known_before_is_reported_before_the_first_event(engine: EngineApp) -> None:
+    account = await engine.account()
+    for body, charged in (
+        ({"model": "flux-1-pro", "prompt": "A kite"}, "0.04"),
+        ({"model": "eleven-labs-tts", "text": "x" * 100, "voice": "adam"}, "0.008"),
+        (say("anything"), None),
+    ):
+        call = call_of(account.key)
+        async with engine.app.services.tasks.stream_task(to_task(body, stream=True), call):
+            assert call.response_headers.get("X-Credits-Charged") == charged
+
+
+async def test_what_an_account_can_not_pay_is_recorded_and_logged(
+    engine: EngineApp, caplog: pytest.LogCaptureFixture
+) -> None:
+    account = await engine.account(micros=5_000)
+    usage = {"prompt_tokens": 100, "completion_tokens": 1_000, "total_tokens": 1_100}
+    engine.upstream.when("too dear", Words("one", usage=usage))
+    with caplog.at_level(logging.ERROR):
+        assert (await engine.ask(account, say("too dear"))).code == "ok"
+    (record,) = await engine.records(account)
+    assert (record.cost, record.uncollected) == (5_000, 100 * 4 + 1_000 * 20 - 5_000)
+    assert (await engine.balance(account)).available == 0
+    (line,) = [one.getMessage() for one in caplog.records if "uncollected" in one.getMessage()]
+    assert account.wallet.account in line
+    assert "0.0154" in line
+
+
+async def test_a_large_answer_by_link_has_its_size_in_the_record(engine: EngineApp) -> None:
+    account = await engine.account()
+    engine.upstream.when("a long speech", Speech(size=70_000))
+    body = {"model": "eleven-labs-tts", "text": "a long speech", "voice": "adam", "response_format": "url"}
+    answer = await engine.ask(account, body)
+    assert answer.code == "ok"
+    (record,) = await engine.records(account)
+    assert record.output_bytes == answer.events[0].speech.media.size_bytes >= 70_000
+
+
+@STREAM
+async def test_a_repeated_request_costs_nothing_and_reports_the_same_adjustments(
+    engine: EngineApp, stream: bool
+) -> None:
+    account = await engine.account("limited")
+    engine.upstream.when(f"again {stream}", Words("one two", usage=USAGE))
+    answers = [
+        await engine.ask(
+            account, say(f"again {stream}", stop=["x"]), stream=stream, headers={"idempotency-key": "k"}
+        )
+        for _ in range(2)
+    ]
+    assert [answer.code for answer in answers] == ["ok", "ok"]
+    first, second = answers
+    assert {answer.call.response_headers["X-Pomelo-Adjusted"] for answer in answers} == {"stop"}
+    assert "Idempotent-Replayed" not in first.call.response_headers
+    assert second.call.response_headers["Idempotent-Replayed"] == "true"
+    assert second.call.response_headers["X-Credits-Charged"] == "0"
+    assert second.call.response_headers["X-RateLimit-Remaining"] == "4"
+    if stream:
+        assert second.text == first.text
+        assert second.events[0] == first.events[0]
+    else:
+        assert second.events == first.events
+    assert (await engine.balance(account)).spent == COST
+    assert len(await engine.records(account)) == 1
+
+
+async def test_the_upload_of_a_repeated_request_is_deleted(engine: EngineApp) -> None:
+    account = await engine.account()
+    for _ in range(2):
+        task = Task(model="eleven-labs-stt")
+        task.speech_to_text.audio.media_id = await engine.upload(account, AUDIO)
+        before = engine.media()
+        assert task.speech_to_text.audio.media_id in before
+        assert (await engine.ask(account, task, headers={"idempotency-key": "upload"})).code == "ok"
+        assert task.speech_to_text.audio.media_id not in engine.media()
+    assert len(await engine.records(account)) == 1
+
+
+@pytest.mark.parametrize(
+    ("size", "protocol", "code"),
+    [
+        (INLINE_LIMIT, "grpc", "ok"),
+        (INLINE_LIMIT + 1, "grpc", "payload_too_large"),
+        (INLINE_LIMIT + 1, "rest", "ok"),
+    ],
+)
+async def test_inline_audio_of_a_grpc_call_may_have_exactly_the_limit(
+    engine: EngineApp, size: int, protocol: str, code: str
+) -> None:
+    account = await engine.account()
+    audio = (b"OggS" + b"x" * size)[:size]
+    engine.upstream.script(*([Transcript("heard")] if code == "ok" else []))
+    body = {"model": "eleven-labs-stt", "audio": base64.b64encode(audio).decode()}
+    assert (await engine.ask(account, body, protocol=protocol)).code == code
+
+
+async def test_a_wrong_header_is_refused_before_the_task_is_looked_at(engine: EngineApp) -> None:
+    account = await engine.account("limited")
+    for headers in ({"x-request-timeout": "soon"}, {"idempotency-key": "two words"}):
+        answer = await engine.ask(account, {"model": "unknown"}, headers=headers)
+        assert answer.code == "invalid_parameter"
+        assert answer.call.response_headers["X-RateLimit-Remaining"] == "5"
