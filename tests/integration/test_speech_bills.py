@@ -27,7 +27,7 @@ from pomelo.testing import Gate, Reply, Transcript
 from pomelo.testing.sound import packets
 from tests.integration.house import WAYS, Caller, House, open_house
 from tests.integration.test_disconnects import Client, free
-from tests.parity.wires import to_task
+from tests.parity.clients import to_task
 
 WAY = pytest.mark.parametrize("way", WAYS)
 HOW = pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])

@@ -20,8 +20,8 @@ from pomelo.gen.v1.task_pb2 import TaskType
 from pomelo.status import from_rpc_error
 from pomelo.stores.ledger import Grant, Wallet
 from tests.conftest import Keys
-from tests.parity.wires import Ask as TaskAsk
-from tests.parity.wires import Grpc, Rest
+from tests.parity.clients import Ask as TaskAsk
+from tests.parity.clients import Grpc, Rest
 
 PAGES = 3
 

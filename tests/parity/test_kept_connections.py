@@ -14,8 +14,8 @@ from pomelo.settings import Settings
 from pomelo.testing import FaultUpstream
 from tests.breaking_proxy import BreakingProxy, breaking_proxy
 from tests.conftest import endow
+from tests.parity.clients import Ask, Grpc, Rest
 from tests.parity.test_upstream import LIVE
-from tests.parity.wires import Ask, Grpc, Rest
 
 ROUNDS = 2
 MODELS = [

@@ -19,7 +19,7 @@ from pomelo.call import Call
 from pomelo.errors import TABLE
 from pomelo.gen.v1.task_pb2 import Task, TaskResult
 from tests.conftest import Keys
-from tests.parity.wires import Ask, Grpc, Rest, ask_all, assert_same, task_type_of
+from tests.parity.clients import Ask, Grpc, Rest, ask_all, assert_same, task_type_of
 
 PIXEL = "data:image/png;base64,iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
 TEXT_MODELS = [

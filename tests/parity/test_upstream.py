@@ -29,7 +29,7 @@ from pomelo.testing import (
     page,
 )
 from tests.conftest import Keys, endow
-from tests.parity.wires import Ask, Grpc, Rest, ask_all, assert_same
+from tests.parity.clients import Ask, Grpc, Rest, ask_all, assert_same
 
 CLOSED_WITHIN = 0.05
 """Seconds from a client's disconnect to the end of the upstream connection."""

@@ -21,7 +21,7 @@ from pomelo.settings import Settings
 from pomelo.stores.ledger import Balance, Grant, LimitStatus, UsageQuery, UsageRecord, Wallet
 from pomelo.testing import FaultUpstream
 from tests.integration.asking import call_of
-from tests.parity.wires import to_task
+from tests.parity.clients import to_task
 
 CREDITS = 10**9
 """Microcredits of a new account, unless a test says otherwise."""
