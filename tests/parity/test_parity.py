@@ -54,7 +54,7 @@ def draw(prompt: str = "A red kite", model: str = "flux-1-pro", **more: Any) -> 
     return {"model": model, "prompt": prompt, "width": 96, "height": 64, **more}
 
 
-def sound(text: str) -> str:
+def audio(text: str) -> str:
     """Returns audio in base64 whose first bytes trigger a behaviour of the sandbox."""
     return base64.b64encode(text.encode()).decode()
 
@@ -74,14 +74,14 @@ def _cases() -> list[Case]:
     ]  # fmt: skip
     for stream in (False, True):
         how = "stream" if stream else "whole"
-        add(f"conversation with a picture {how}", {"model": "gpt-4", "messages": conversation}, stream=stream)
+        add(f"conversation with an image {how}", {"model": "gpt-4", "messages": conversation}, stream=stream)
         add(f"max_tokens cuts {how}", say(max_tokens=3), stream=stream)
         add(f"stop {how}", say(stop=["sandbox", "."]), stream=stream)
         add(f"long {how}", say("[[words:700]]"), stream=stream)
         add(f"short delay {how}", say("[[delay:0.05]]"), stream=stream)
         add(f"cut {how}", say("[[cut]]"), "provider_failed", stream=stream)
-        add(f"cut sound {how}", SPEECH | {"text": "[[cut]] " * 40}, "provider_failed", stream=stream)
-        add(f"cut picture {how}", draw("[[cut]]"), "provider_failed", stream=stream)
+        add(f"truncated audio {how}", SPEECH | {"text": "[[cut]] " * 40}, "provider_failed", stream=stream)
+        add(f"truncated image {how}", draw("[[cut]]"), "provider_failed", stream=stream)
         add(
             f"deadline before the first byte {how}",
             say("[[delay:30]]"),
@@ -97,9 +97,9 @@ def _cases() -> list[Case]:
                 stream=stream,
             )
         for form in ("png", "jpeg", "webp"):
-            add(f"picture as {form} {how}", draw(output_format=form), stream=stream)
+            add(f"image as {form} {how}", draw(output_format=form), stream=stream)
         for response_format in ("url", "b64_json"):
-            add(f"picture as {response_format} {how}", draw(response_format=response_format), stream=stream)
+            add(f"image as {response_format} {how}", draw(response_format=response_format), stream=stream)
             add(
                 f"speech as {response_format} {how}",
                 SPEECH | {"response_format": response_format},
@@ -128,14 +128,14 @@ def _cases() -> list[Case]:
             stream=stream,
         )
         for form in ("mp3_44100_128", "wav_16000"):
-            body = {"model": "eleven-labs-sts", "audio": sound("some sound " * 400), "voice": "rachel"}
+            body = {"model": "eleven-labs-sts", "audio": audio("some sound " * 400), "voice": "rachel"}
             add(f"speech to speech as {form} {how}", body | {"output_format": form}, stream=stream)
         for how_timed in ("none", "word", "character"):
-            body = {"model": "eleven-labs-stt", "audio": sound("some sound " * 400), "timestamps": how_timed}
+            body = {"model": "eleven-labs-stt", "audio": audio("some sound " * 400), "timestamps": how_timed}
             add(f"transcript timed by {how_timed} {how}", body, stream=stream)
         body = {
             "model": "eleven-labs-stt",
-            "audio": sound("some sound " * 400),
+            "audio": audio("some sound " * 400),
             "diarize": True,
             "num_speakers": 2,
         }
@@ -146,7 +146,7 @@ def _cases() -> list[Case]:
             add(f"image ends in {code} {how}", draw(f"[[error:{code}]]"), code, stream=stream)
             add(f"speech ends in {code} {how}", SPEECH | {"text": f"[[error:{code}]]"}, code, stream=stream)
             for model, more in (("eleven-labs-sts", {"voice": "adam"}), ("eleven-labs-stt", {})):
-                body = {"model": model, "audio": sound(f"[[error:{code}]]"), **more}
+                body = {"model": model, "audio": audio(f"[[error:{code}]]"), **more}
                 add(f"{model} ends in {code} {how}", body, code, stream=stream)
         add(
             f"live without a provider {how}",
@@ -182,7 +182,7 @@ def _cases() -> list[Case]:
         ("no text", {"model": "eleven-labs-tts", "voice": "adam"}, "missing_parameter"),
         ("no voice", {"model": "eleven-labs-tts", "text": "Hi"}, "missing_parameter"),
         ("no audio", {"model": "eleven-labs-stt"}, "missing_parameter"),
-        ("no voice for speech to speech", {"model": "eleven-labs-sts", "audio": sound("x")}, "missing_parameter"),
+        ("no voice for speech to speech", {"model": "eleven-labs-sts", "audio": audio("x")}, "missing_parameter"),
         ("no role", {"model": "gpt-4", "messages": [{"content": "Hi"}]}, "missing_parameter"),
         ("no content", {"model": "gpt-4", "messages": [{"role": "user"}]}, "missing_parameter"),
         ("temperature 3", say(temperature=3), "invalid_parameter"),
@@ -195,8 +195,8 @@ def _cases() -> list[Case]:
         ("five stops", say(stop=["a", "b", "c", "d", "e"]), "invalid_parameter"),
         ("an empty stop", say(stop=[""]), "invalid_parameter"),
         ("a long user", say(user="u" * 300), "invalid_parameter"),
-        ("a remote picture", say([{"type": "image_url", "image_url": {"url": "https://example.com/a.png"}}]), "invalid_parameter"),  # type: ignore[arg-type]
-        ("a picture of the system's", {"model": "gpt-4", "messages": [{"role": "system", "content": [{"type": "image_url", "image_url": {"url": PIXEL}}]}]}, "invalid_parameter"),
+        ("a remote image", say([{"type": "image_url", "image_url": {"url": "https://example.com/a.png"}}]), "invalid_parameter"),  # type: ignore[arg-type]
+        ("an image in a system message", {"model": "gpt-4", "messages": [{"role": "system", "content": [{"type": "image_url", "image_url": {"url": PIXEL}}]}]}, "invalid_parameter"),
         ("width 4000", draw(width=4000), "invalid_parameter"),
         ("height 1", draw(height=1), "invalid_parameter"),
         ("steps 0", draw(num_inference_steps=0), "invalid_parameter"),
@@ -209,7 +209,7 @@ def _cases() -> list[Case]:
         ("speed 9", SPEECH | {"voice_settings": {"speed": 9}}, "invalid_parameter"),
         ("seed too large", SPEECH | {"seed": 2**32}, "invalid_parameter"),
         ("a strange language", SPEECH | {"language_code": "English"}, "invalid_parameter"),
-        ("speakers 99", {"model": "eleven-labs-stt", "audio": sound("x"), "num_speakers": 99}, "invalid_parameter"),
+        ("speakers 99", {"model": "eleven-labs-stt", "audio": audio("x"), "num_speakers": 99}, "invalid_parameter"),
         ("a novel", say("w " * 1_000_000, model="claude-3-haiku"), "context_length_exceeded"),
     ]:  # fmt: skip
         add(name, body, code)
