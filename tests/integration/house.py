@@ -34,7 +34,7 @@ from pomelo.stores.base import Store
 from pomelo.stores.usage import UsageQuery, UsageRecord
 from pomelo.testing import FaultUpstream
 from tests.integration.asking import reason_of
-from tests.parity.wires import to_task
+from tests.parity.clients import to_task
 
 WAYS = ("grpc", "rest", "remote")
 RICH = 10**12

@@ -17,7 +17,7 @@ from pomelo.gen.v1.task_service_pb2_grpc import TaskServiceStub
 from pomelo.stores.usage import UsageRecord
 from pomelo.testing import Answer, Gate, Received, Speech
 from tests.integration.house import WAYS, Caller, House, open_house, say
-from tests.parity.wires import to_task
+from tests.parity.clients import to_task
 
 WAY = pytest.mark.parametrize("way", WAYS)
 HOW = pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])

@@ -17,7 +17,7 @@ from pomelo.gen.v1.media_service_pb2 import UploadMediaRequest
 from pomelo.gen.v1.media_service_pb2_grpc import MediaServiceStub
 from pomelo.settings import Settings
 from tests.integration.asking import call_of
-from tests.parity.wires import Ask, Grpc, Rest
+from tests.parity.clients import Ask, Grpc, Rest
 
 
 def ask(key: str, text: str, *, stream: bool) -> Ask:

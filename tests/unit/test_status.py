@@ -11,7 +11,7 @@ from google.rpc import code_pb2, error_details_pb2, status_pb2
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.described_headers import HEADERS
+from gateway.openapi.schema import RESPONSE_HEADERS
 from pomelo.errors import TABLE, PomeloError
 from pomelo.status import (
     DETAILS_KEY,
@@ -211,7 +211,7 @@ def test_damaged_details_are_ignored(damaged: bytes) -> None:
 
 
 def test_every_response_header_is_sent() -> None:
-    names = {name for name in HEADERS if name != "Retry-After"}  # it is in the details of the status
+    names = {name for name in RESPONSE_HEADERS if name != "Retry-After"}  # it is in the details of the status
     assert set(HEADER_NAMES.values()) == names
 
 

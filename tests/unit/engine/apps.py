@@ -23,7 +23,7 @@ from pomelo.stores.ledger import LimitStatus
 from pomelo.stores.usage import UsageQuery, UsageRecord
 from pomelo.testing import FaultUpstream
 from tests.integration.asking import call_of
-from tests.parity.wires import to_task
+from tests.parity.clients import to_task
 
 CREDITS = 10**9
 """Microcredits of a new account, unless a test says otherwise."""

@@ -1,19 +1,15 @@
-"""The account and its usage, as the OpenAPI description tells of them.
-
-Part of `gateway.openapi`.
-"""
+"""The account and usage operations in the OpenAPI description."""
 
 from __future__ import annotations
 
-from typing import Any
-
-from gateway.schema import ANY, JSON, Schema, object_of, ref, responses
+from gateway.openapi.schema import COMMON_ERRORS, JSON, Schema, object_of, parameter, ref, responses
+from gateway.types import TASK_FORMATS
 
 _COUNT: Schema = {"type": "integer", "minimum": 0}
 _COST: Schema = {"type": "number", "minimum": 0, "description": "Credits, with at most 6 places."}
 _LIMIT: Schema = {"type": ["integer", "null"], "minimum": 1, "description": "Null: no limit."}
 _SECONDS: Schema = {"type": "number", "minimum": 0}
-_USED: dict[str, Schema] = {
+_USAGE: dict[str, Schema] = {
     "input_tokens": _COUNT,
     "prompt_tokens_details": ref("PromptTokensDetails"),
     "output_tokens": _COUNT,
@@ -22,13 +18,12 @@ _USED: dict[str, Schema] = {
     "audio_seconds": _SECONDS,
     "output_bytes": _COUNT,
 }
-_PAGE: Schema = {"type": "integer", "minimum": 1, "maximum": 1000, "default": 100}
-_WHEN = {"anyOf": [{"type": "string", "format": "date"}, {"type": "string", "format": "date-time"}]}
+_DATE_OR_TIME = {"anyOf": [{"type": "string", "format": "date"}, {"type": "string", "format": "date-time"}]}
 
 
 def schemas() -> dict[str, Schema]:
-    """The objects that are answered."""
-    kinds = ["text", "image", "text-to-speech", "speech-to-speech", "speech-to-text", "unknown"]
+    """Returns the schemas of the objects in responses."""
+    task_types = [*(each.name for each in TASK_FORMATS.values()), "unknown"]
     text: Schema = {"type": "string"}
     mode: Schema = {"enum": ["live", "test"]}
     limits = {
@@ -47,10 +42,10 @@ def schemas() -> dict[str, Schema]:
         "mode": mode,
         "wire": {"enum": ["grpc", "rest"]},
         "model": text,
-        "type": {"enum": kinds},
+        "type": {"enum": task_types},
         "provider": text,
         "provider_model": text,
-        **_USED,
+        **_USAGE,
         "processing_ms": _COUNT,
         "first_byte_ms": _COUNT,
         "source": {"enum": ["provider", "estimated", "recovered", "unknown"]},
@@ -59,7 +54,7 @@ def schemas() -> dict[str, Schema]:
         "provider_cost": {
             "type": "number",
             "minimum": 0,
-            "description": "US dollars that the provider reported, where the task is billed by that; else 0.",
+            "description": "US dollars that the provider reported, if the task is billed by that; else 0.",
         },
         "cost": _COST,
     }
@@ -67,7 +62,7 @@ def schemas() -> dict[str, Schema]:
         "object": {"const": "usage.total"},
         "group": {"type": "string", "description": "The model, the key's id, or the day (UTC)."},
         "tasks": _COUNT,
-        **_USED,
+        **_USAGE,
         "cost": _COST,
     }
     account: Schema = {
@@ -92,38 +87,38 @@ def schemas() -> dict[str, Schema]:
 
 
 def paths() -> Schema:
-    """The operations."""
+    """Returns the operations by path."""
     return {
         "/api/v1/account": {
             "get": {
                 "operationId": "getAccount",
                 "summary": "The plan, limits and credits of the key's account.",
-                "responses": responses({JSON: {"schema": ref("Account")}}, *ANY, "model_not_allowed"),
+                "responses": responses(
+                    {JSON: {"schema": ref("Account")}}, *COMMON_ERRORS, "model_not_allowed"
+                ),
             }
         },
         "/api/v1/usage": {
             "get": {
                 "operationId": "listUsage",
-                "summary": "What was used, newest first; with group_by, sums of it.",
+                "summary": "Usage records, newest first; with group_by, totals.",
                 "parameters": [
-                    _parameter(
+                    parameter(
                         "page_size",
+                        "query",
                         {"type": "integer", "minimum": 1, "maximum": 1000},
-                        "Absent: 100 records, or 10,000 sums.",
+                        "Absent: 100 records, or 10,000 totals.",
                     ),
-                    _parameter("page_token", {"type": "string"}, "next_page_token of the page before."),
-                    _parameter("from", _WHEN, "Tasks that ended then or later."),
-                    _parameter("to", _WHEN, "Tasks that ended before."),
-                    _parameter("model", {"type": "string"}),
-                    _parameter("key_id", {"type": "string"}),
-                    _parameter("group_by", {"type": "string", "enum": ["model", "key", "day"]}),
+                    parameter(
+                        "page_token", "query", {"type": "string"}, "next_page_token of the previous page."
+                    ),
+                    parameter("from", "query", _DATE_OR_TIME, "Tasks that ended at this time or later."),
+                    parameter("to", "query", _DATE_OR_TIME, "Tasks that ended before this time."),
+                    parameter("model", "query", {"type": "string"}),
+                    parameter("key_id", "query", {"type": "string"}),
+                    parameter("group_by", "query", {"type": "string", "enum": ["model", "key", "day"]}),
                 ],
-                "responses": responses({JSON: {"schema": ref("UsageList")}}, *ANY),
+                "responses": responses({JSON: {"schema": ref("UsageList")}}, *COMMON_ERRORS),
             }
         },
     }
-
-
-def _parameter(name: str, schema: Schema, description: str = "") -> dict[str, Any]:
-    told = {"description": description} if description else {}
-    return {"name": name, "in": "query", "schema": schema, **told}

@@ -1,9 +1,8 @@
 """Accepts connections immediately, counts them from then on, and starts a few at a time.
 
-A connection is counted before its TLS handshake, and its time is limited whatever its client does.
-It starts once its client has sent something; until then it costs little more than a socket and a
-slot. Connections wait here and not in the kernel's queue, where a health check would be behind all
-others.
+A connection is counted before its TLS handshake, and its time is limited. It starts once its client has
+sent something; until then it costs little more than a socket and a slot. Connections wait here and not in
+the kernel's queue, where a health check would be behind all others.
 """
 
 from __future__ import annotations
@@ -17,36 +16,38 @@ from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
 
-from gateway.connection import Connection, overloaded
-from gateway.connections import Connections, Slot
+from gateway.connections.connection import Connection
+from gateway.connections.limits import Connections, Slot
 from gateway.cors import Cors
+from gateway.errors import raw_error_response
+from pomelo.errors import PomeloError
 
 log = logging.getLogger("pomelo.gateway")
 
 BACKLOG = 4096
 """Connections that the kernel queues while the event loop is busy."""
 
-HEALTH = b"GET /healthz "
+HEALTH_REQUEST = b"GET /healthz "
 
-_ACCEPTS = 256
+_MAX_ACCEPTS = 256
 """Connections that are accepted in one iteration of the event loop, in some 10 µs each."""
 
-_BEGINS = 16
+_MAX_STARTS = 16
 """Connections that are started in one iteration, in some 100 µs each."""
 
-_ACCEPTED = 64 * 1024
+_RECEIVE_SIZE = 64 * 1024
 """Approximately the bytes that the kernel buffers for a connection before it is read."""
 
-_CHECKS = 8
+_MAX_HEALTH_CHECKS = 8
 """Health checks that are started ahead of other connections in one iteration."""
 
 _EXHAUSTED = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 
-_PAUSE = 0.1
+_ACCEPT_PAUSE = 0.1
 """Seconds for which accepting pauses when the process has no file descriptor left."""
 
-_TOLD_EVERY = 60.0
-"""The minimum seconds between two log lines about that."""
+_LOG_INTERVAL = 60.0
+"""The minimum seconds between two log lines about missing file descriptors."""
 
 
 async def bind(host: str, port: int, *, reuse_port: bool) -> list[socket.socket]:
@@ -56,12 +57,12 @@ async def bind(host: str, port: int, *, reuse_port: bool) -> list[socket.socket]
         OSError: an address can't be used.
     """
     loop = asyncio.get_running_loop()
-    found = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    addresses = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     sockets: list[socket.socket] = []
     try:
-        for family, kind, protocol, _, address in dict.fromkeys(found):
+        for family, socket_type, protocol, _, address in dict.fromkeys(addresses):
             try:
-                listening = socket.socket(family, kind, protocol)
+                listening = socket.socket(family, socket_type, protocol)
             except OSError:
                 continue  # a family that this system does not have
             sockets.append(listening)
@@ -79,16 +80,16 @@ async def bind(host: str, port: int, *, reuse_port: bool) -> list[socket.socket]
             listening.close()
         raise
     if not sockets:
-        raise OSError(errno.EADDRNOTAVAIL, f"{host} is no address of this machine")
+        raise OSError(errno.EADDRNOTAVAIL, f"{host} is not an address of this machine")
     return sockets
 
 
 class Listener:
-    """Accepts connections on `sockets`, and closes these at the end. `connect` makes the protocol
+    """Accepts connections on `sockets`, and closes the sockets at the end. `connect` returns the protocol
     of a connection.
 
-    With `tls`, a connection starts with a TLS handshake of at most `handshake` seconds. With `cors`,
-    refusals have CORS headers.
+    With `tls`, a connection starts with a TLS handshake of at most `handshake_timeout` seconds. With
+    `cors`, refusals have CORS headers.
     """
 
     def __init__(
@@ -98,7 +99,7 @@ class Listener:
         connections: Connections,
         *,
         tls: ssl.SSLContext | None,
-        handshake: float,
+        handshake_timeout: float,
         cors: Cors | None = None,
     ) -> None:
         self._loop = asyncio.get_running_loop()
@@ -106,14 +107,14 @@ class Listener:
         self._connect = connect
         self._connections = connections
         self._tls = tls
-        self._handshake = handshake
+        self._handshake_timeout = handshake_timeout
         self._cors = cors
-        self._silent: set[_Arrival] = set()
-        self._arrived: deque[_Arrival] = deque()
-        self._beginning: set[asyncio.Task[None]] = set()
+        self._silent: set[_PendingConnection] = set()
+        self._ready: deque[_PendingConnection] = deque()
+        self._starting: set[asyncio.Task[None]] = set()
         self._scheduled = False
-        self._checks = _CHECKS
-        self._told = -_TOLD_EVERY
+        self._health_checks_left = _MAX_HEALTH_CHECKS
+        self._last_log = -_LOG_INTERVAL
 
     def start(self) -> None:
         """Starts to accept connections."""
@@ -126,98 +127,99 @@ class Listener:
             self._loop.remove_reader(listening)
             listening.close()
         self._sockets = []
-        for arrival in (*self._arrived, *self._silent):
-            self._connections.close(arrival.slot)
-            arrival.drop(False)
-        for task in self._beginning:
+        for pending in (*self._ready, *self._silent):
+            self._connections.close(pending.slot)
+            pending.drop(False)
+        for task in self._starting:
             task.cancel()
         self._connections.stop()
 
     def _accept(self, listening: socket.socket) -> None:
-        for _ in range(_ACCEPTS):
+        for _ in range(_MAX_ACCEPTS):
             try:
                 accepted, address = listening.accept()
             except OSError as error:
                 if error.errno in _EXHAUSTED:
-                    self._exhausted(listening, error)
+                    self._on_exhausted(listening, error)
                 break  # otherwise the queue is empty, or the next client has disconnected
             accepted.setblocking(False)
-            arrival = _Arrival(self._loop, accepted, refusal=self._refusal if self._tls is None else None)
-            slot = arrival.slot = self._connections.open(address[0], arrival.drop)
-            if slot.open and not self._look(arrival):
-                arrival.watch(self._silent, self._look)
+            refusal = self._refusal if self._tls is None else None
+            pending = _PendingConnection(self._loop, accepted, refusal)
+            slot = pending.slot = self._connections.open(address[0], pending.drop)
+            if slot.open and not self._start_or_queue(pending):
+                pending.wait_readable(self._silent, self._start_or_queue)
 
-    def _look(self, arrival: _Arrival) -> bool:
-        """Starts or queues a connection that has sent something. Returns False if nothing has
-        arrived."""
+    def _start_or_queue(self, pending: _PendingConnection) -> bool:
+        """Starts or queues a connection that has sent something; returns False if it has not."""
         try:
-            first = arrival.socket.recv(len(HEALTH), socket.MSG_PEEK)
+            first = pending.socket.recv(len(HEALTH_REQUEST), socket.MSG_PEEK)
         except BlockingIOError:
             return False
         except OSError:
             first = b""
-        arrival.forget()
+        pending.stop_waiting()
         if not first:
-            self._connections.close(arrival.slot)
-            arrival.drop(False)
+            self._connections.close(pending.slot)
+            pending.drop(False)
             return True
-        if first == HEALTH and self._checks:
-            self._checks -= 1
-            self._begin(arrival)
+        if first == HEALTH_REQUEST and self._health_checks_left:
+            self._health_checks_left -= 1
+            self._start(pending)
         else:
-            arrival.slot.waiting = True
-            self._arrived.append(arrival)
+            pending.slot.waiting = True
+            self._ready.append(pending)
         if not self._scheduled:
             self._scheduled = True
-            self._loop.call_soon(self._begin_some)
+            self._loop.call_soon(self._start_ready)
         return True
 
     def _refusal(self, received: bytes) -> bytes:
-        """The answer to a client whose connection does not start; `received` has come from it."""
-        return overloaded(self._cors.unparsed_headers(received) if self._cors is not None else {})
+        """Returns the response that refuses a connection; `received` is what its client has sent."""
+        cors = self._cors.unparsed_headers(received) if self._cors is not None else {}
+        return raw_error_response(PomeloError("overloaded"), cors)
 
-    def _begin_some(self) -> None:
-        self._checks = _CHECKS
-        arrived = self._arrived
-        begun = 0
-        while arrived and begun < _BEGINS:
-            arrival = arrived.popleft()
-            if arrival.slot.open:
-                self._begin(arrival)
-                begun += 1
-        self._scheduled = bool(arrived)
-        if arrived:
-            self._loop.call_soon(self._begin_some)
+    def _start_ready(self) -> None:
+        self._health_checks_left = _MAX_HEALTH_CHECKS
+        ready = self._ready
+        started = 0
+        while ready and started < _MAX_STARTS:
+            pending = ready.popleft()
+            if pending.slot.open:
+                self._start(pending)
+                started += 1
+        self._scheduled = bool(ready)
+        if ready:
+            self._loop.call_soon(self._start_ready)
 
-    def _begin(self, arrival: _Arrival) -> None:
-        slot = arrival.slot
+    def _start(self, pending: _PendingConnection) -> None:
+        slot = pending.slot
         slot.waiting = False
-        self._connections.hears(slot)
-        task = self._loop.create_task(self._open(arrival))
-        self._beginning.add(task)
+        self._connections.mark_request_started(slot)
+        task = self._loop.create_task(self._open(pending))
+        self._starting.add(task)
 
-        def end(told: bool) -> None:  # until the connection is made
+        def end(send_refusal: bool) -> None:  # until the connection is made
             task.cancel()
 
-        def begun(_: asyncio.Task[None]) -> None:
-            self._beginning.discard(task)
-            if not arrival.opened:  # cancelled before its first step
-                arrival.drop(False)
+        def started(_: asyncio.Task[None]) -> None:
+            self._starting.discard(task)
+            if not pending.opened:  # cancelled before its first step
+                pending.drop(False)
 
         slot.end = end
-        task.add_done_callback(begun)
+        task.add_done_callback(started)
 
-    async def _open(self, arrival: _Arrival) -> None:
-        arrival.opened = True
-        slot = arrival.slot
+    async def _open(self, pending: _PendingConnection) -> None:
+        pending.opened = True
+        slot = pending.slot
         tls = self._tls
         try:
             await self._loop.connect_accepted_socket(
                 lambda: self._connect(slot),
-                arrival.socket,
+                pending.socket,
                 ssl=tls,
-                ssl_handshake_timeout=None if tls is None else self._handshake,
-                ssl_shutdown_timeout=None if tls is None else self._handshake,
+                ssl_handshake_timeout=None if tls is None else self._handshake_timeout,
+                ssl_shutdown_timeout=None if tls is None else self._handshake_timeout,
             )
         except OSError:  # the TLS handshake failed or timed out, or the client has left
             self._connections.close(slot)
@@ -225,22 +227,22 @@ class Listener:
             self._connections.close(slot)
             raise
 
-    def _exhausted(self, listening: socket.socket, error: OSError) -> None:
+    def _on_exhausted(self, listening: socket.socket, error: OSError) -> None:
         """Ends a connection that can be spared and pauses accepting: no file descriptor is left."""
         now = self._loop.time()
-        if now - self._told >= _TOLD_EVERY:
-            self._told = now
+        if now - self._last_log >= _LOG_INTERVAL:
+            self._last_log = now
             log.error("a connection can't be accepted: %s. Raise the limit of open files", error.strerror)
         self._connections.make_room()
         self._loop.remove_reader(listening)
-        self._loop.call_later(_PAUSE, self._resume, listening)
+        self._loop.call_later(_ACCEPT_PAUSE, self._resume, listening)
 
     def _resume(self, listening: socket.socket) -> None:
         if listening in self._sockets:
             self._loop.add_reader(listening, self._accept, listening)
 
 
-class _Arrival:
+class _PendingConnection:
     """A connection that was accepted and has not started."""
 
     __slots__ = ("_loop", "_refusal", "opened", "silent", "slot", "socket")
@@ -251,37 +253,38 @@ class _Arrival:
         self,
         loop: asyncio.AbstractEventLoop,
         accepted: socket.socket,
-        *,
         refusal: Callable[[bytes], bytes] | None,
     ) -> None:
         self._loop = loop
         self._refusal = refusal
         self.socket = accepted
         self.opened = False
-        self.silent: set[_Arrival] | None = None
+        self.silent: set[_PendingConnection] | None = None
 
-    def watch(self, silent: set[_Arrival], heard: Callable[[_Arrival], object]) -> None:
-        """Adds itself to `silent` until `forget`; `heard` is called once the first byte has
+    def wait_readable(
+        self, silent: set[_PendingConnection], on_readable: Callable[[_PendingConnection], object]
+    ) -> None:
+        """Adds itself to `silent` until `stop_waiting`; `on_readable` is called once the first byte has
         arrived."""
         silent.add(self)
         self.silent = silent
-        self._loop.add_reader(self.socket, heard, self)
+        self._loop.add_reader(self.socket, on_readable, self)
 
-    def forget(self) -> None:
+    def stop_waiting(self) -> None:
         """Stops waiting for the first byte."""
         if self.silent is not None:
             self.silent.discard(self)
             self.silent = None
             self._loop.remove_reader(self.socket)
 
-    def drop(self, told: bool) -> None:
-        """Closes a connection that has not started. With `told` and without TLS, sends `overloaded`
+    def drop(self, send_refusal: bool) -> None:
+        """Closes a connection that has not started. With `send_refusal` and without TLS, sends `overloaded`
         first."""
-        self.forget()
-        if told and self._refusal is not None:
+        self.stop_waiting()
+        if send_refusal and self._refusal is not None:
             received = b""
-            with suppress(OSError):
-                received = self.socket.recv(_ACCEPTED)  # else the close would be a reset and lose the answer
+            with suppress(OSError):  # unread bytes would make the close a reset, and lose the response
+                received = self.socket.recv(_RECEIVE_SIZE)
             with suppress(OSError):
                 self.socket.send(self._refusal(received))
                 self.socket.shutdown(socket.SHUT_WR)

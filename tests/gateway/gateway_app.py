@@ -1,6 +1,6 @@
-"""A gateway before the real engine, whose one provider plays what a test says.
+"""Runs a gateway over the real engine with a scripted provider.
 
-So a test decides when a provider speaks, fails or falls silent, and sees when it is closed.
+A test decides when the provider sends, fails or stalls, and sees when it is closed.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import io
 import ssl
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -47,11 +47,11 @@ from tests.conftest import endow
 KEY = "pml_test_open"
 HAIKU_ONLY = "pml_test_haiku"
 PNG = b"\x89PNG\r\n\x1a\n" + b"picture" * 1000
-SOUND = b"ID3" + bytes(range(256)) * 100
+AUDIO = b"ID3" + bytes(range(256)) * 100
 
 
-def words(*texts: str) -> list[Event]:
-    """The events of a text answer."""
+def text_events(*texts: str) -> list[Event]:
+    """The events of a text response."""
     usage = text_pb2.TokenUsage(prompt_tokens=3, completion_tokens=len(texts), total_tokens=3 + len(texts))
     return [Event(text_delta=text_pb2.TextDelta(content=text)) for text in texts] + [
         Event(
@@ -60,23 +60,23 @@ def words(*texts: str) -> list[Event]:
     ]
 
 
-class Player:
-    """A provider that plays `script`; `closed` is set each time a play ends, however it does. `heard` has the
-    beginnings of the sounds that jobs came with, read while they were there."""
+class ScriptedProvider:
+    """A provider that yields the events of `script`, or default ones; `closed` is set whenever a stream ends.
+    `received_audio` has the beginning of each job's audio."""
 
     configured = True
 
     def __init__(self) -> None:
         self.script: Callable[[Job], AsyncIterator[Event]] | None = None
         self.jobs: list[Job] = []
-        self.heard: list[bytes] = []
+        self.received_audio: list[bytes] = []
         self.closed = asyncio.Event()
 
-    async def _play(self, job: Job) -> AsyncIterator[Event]:
+    async def _stream(self, job: Job) -> AsyncIterator[Event]:
         self.jobs.append(job)
         if job.audio is not None:
-            with job.audio.path.open("rb") if job.audio.path else io.BytesIO(job.audio.data) as sound:
-                self.heard.append(sound.read(64 * 1024))
+            with job.audio.path.open("rb") if job.audio.path else io.BytesIO(job.audio.data) as file:
+                self.received_audio.append(file.read(64 * 1024))
         self.closed.clear()
         try:
             if self.script is not None:
@@ -88,33 +88,35 @@ class Player:
         finally:
             self.closed.set()
 
-    text = image = text_to_speech = speech_to_speech = speech_to_text = _play
+    text = image = text_to_speech = speech_to_speech = speech_to_text = _stream
 
     def _default(self, job: Job) -> list[Event]:
-        kind = job.input.DESCRIPTOR.name
-        if kind == "TextInput":
-            return words("Hello", ' "wörld"\n')
-        if kind == "ImageInput":
+        input_type = job.input.DESCRIPTOR.name
+        if input_type == "TextInput":
+            return text_events("Hello", ' "wörld"\n')
+        if input_type == "ImageInput":
             result = TaskResult()
             result.image.images.add(data=PNG, content_type="image/png")
             progress = [Event(image_progress=image_pb2.ImageProgress(progress=p)) for p in (0.25, 1.0)]
             return [*progress, Event(result=result)]
-        if kind == "SpeechToTextInput":
-            script = speech_pb2.Transcription(text="hi there", language="en", audio_seconds=1)
-            script.words.add(text="hi", start=0.0, end=0.5, speaker="speaker_0" if job.input.diarize else "")
-            return [Event(result=TaskResult(transcription=script))]
-        half = len(SOUND) // 2
+        if input_type == "SpeechToTextInput":
+            transcription = speech_pb2.Transcription(text="hi there", language="en", audio_seconds=1)
+            transcription.words.add(
+                text="hi", start=0.0, end=0.5, speaker="speaker_0" if job.input.diarize else ""
+            )
+            return [Event(result=TaskResult(transcription=transcription))]
+        half = len(AUDIO) // 2
         return [
-            Event(audio_chunk=speech_pb2.AudioChunk(data=SOUND[:half], content_type="audio/mpeg")),
-            Event(audio_chunk=speech_pb2.AudioChunk(data=SOUND[half:])),
+            Event(audio_chunk=speech_pb2.AudioChunk(data=AUDIO[:half], content_type="audio/mpeg")),
+            Event(audio_chunk=speech_pb2.AudioChunk(data=AUDIO[half:])),
         ]
 
     async def aclose(self) -> None:
-        """See Provider."""
+        pass
 
 
 async def authenticate(call: Call) -> Principal:
-    """Two keys are good; as the real one does, it fills the reply."""
+    """Accepts two keys, and sets the response header that the real check sets."""
     if call.api_key not in (KEY, HAIKU_ONLY):
         raise PomeloError("invalid_api_key")
     call.response_headers["X-Pomelo-Mode"] = "test"
@@ -123,12 +125,12 @@ async def authenticate(call: Call) -> Principal:
 
 
 @dataclass
-class Door:
-    """An open gateway, what is behind it, and a client of it."""
+class GatewayApp:
+    """A running gateway, its services, and an HTTP client of it."""
 
     host: str
     port: int
-    player: Player
+    provider: ScriptedProvider
     media: MediaStore
     http: aiohttp.ClientSession
     services: Services
@@ -136,18 +138,18 @@ class Door:
 
     @property
     def url(self) -> str:
-        """Where it answers."""
+        """The base URL."""
         return f"http://{self.host}:{self.port}"
 
-    def ask(self, body: Any = None, **more: Any) -> Any:
-        """Posts a task; `body` goes out as JSON."""
+    def post_task(self, body: Any = None, **more: Any) -> Any:
+        """Posts a task; `body` is sent as JSON."""
         headers = self.headers | more.pop("headers", {})
         if body is not None:
             more["json"] = body
         return self.http.post(f"{self.url}/api/v1/task", headers=headers, **more)
 
     @asynccontextmanager
-    async def talk(self, data: bytes) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
+    async def connect(self, data: bytes) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
         """Opens a new connection and sends bytes on it."""
         reader, writer = await asyncio.open_connection(self.host, self.port)
         try:
@@ -158,8 +160,8 @@ class Door:
         finally:
             writer.transport.abort()
 
-    async def raw(self, data: bytes) -> bytes:
-        """Sends bytes on a connection of their own; everything that comes back until it is closed."""
+    async def exchange(self, data: bytes) -> bytes:
+        """Sends bytes on a new connection; returns everything received until it is closed."""
         reader, writer = await asyncio.open_connection(self.host, self.port)
         try:
             writer.write(data)
@@ -170,6 +172,9 @@ class Door:
             writer.close()
 
 
+OpenApp = Callable[..., AbstractAsyncContextManager[GatewayApp]]
+
+
 @dataclass(frozen=True)
 class StaticKeys:
     """Keys that a test decides on, in place of a keyring."""
@@ -178,7 +183,7 @@ class StaticKeys:
 
 
 @asynccontextmanager
-async def open_door(
+async def run_gateway(
     folder: Path,
     *,
     tls: ssl.SSLContext | None = None,
@@ -186,15 +191,15 @@ async def open_door(
     in_flight: InFlightLimits | None = None,
     authenticate: Callable[[Call], Awaitable[Principal]] = authenticate,
     **options: Any,
-) -> AsyncIterator[Door]:
-    """Opens a gateway with options of a test's own; media go to `folder`."""
+) -> AsyncIterator[GatewayApp]:
+    """Runs a gateway with these options; media are stored in `folder`."""
     media = MediaStore(folder, b"s" * 32, now=time.time)
-    player = Player()
+    provider = ScriptedProvider()
     async with AsyncExitStack() as stack:
         store = await stack.enter_async_context(open_store(f"sqlite:{folder}.db"))
         await endow(store)
         ledger = Ledger(store, BUILTIN)
-        catalog, router, turns = Catalog.load(), Router({"sandbox": player}), Turns()
+        catalog, router, turns = Catalog.load(), Router({"sandbox": provider}), Turns()
         access = Access(StaticKeys(authenticate), BUILTIN, catalog, ledger, in_flight)  # type: ignore[arg-type]
         measurer = Measurer()
         stack.push_async_callback(measurer.aclose)
@@ -210,4 +215,4 @@ async def open_door(
             open_rest(services, GatewayOptions(**options), "127.0.0.1", 0, tls, healthy=healthy)
         )
         http = await stack.enter_async_context(aiohttp.ClientSession())
-        yield Door(host, port, player, media, http, services)
+        yield GatewayApp(host, port, provider, media, http, services)

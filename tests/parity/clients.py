@@ -1,4 +1,4 @@
-"""The three ways into Pomelo, each driven as a user would, with one common form of what came back."""
+"""Clients of gRPC and REST that return outcomes in one common form, so that they can be compared."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from pomelo.gen.v1.task_pb2 import Task, TaskResult
 from pomelo.gen.v1.task_service_pb2 import RunTaskRequest, StreamTaskRequest
 from pomelo.gen.v1.task_service_pb2_grpc import TaskServiceStub
 
-KINDS = {
+TASK_TYPES = {
     "gpt": "text",
     "claude": "text",
     "mixtral": "text",
@@ -37,7 +37,7 @@ PREFIX = {"text": "task_", "image": "img_"}
 
 @dataclass
 class Ask:
-    """One request, in words of neither wire. `body` is the JSON of REST without `stream`."""
+    """One request, independent of the protocol. `body` is the JSON of REST without `stream`."""
 
     body: dict[str, Any]
     key: str | None
@@ -48,7 +48,7 @@ class Ask:
 
 @dataclass
 class Outcome:
-    """What came back, freed of what differs by its nature (ids, times, hosts)."""
+    """The result of a request without what always differs (ids, times, hosts)."""
 
     code: str = "ok"
     message: str = ""
@@ -60,13 +60,15 @@ class Outcome:
     headers: dict[str, str] = field(default_factory=dict)
 
 
-def kind_of(model: object) -> str:
-    """The kind of a model by its name; text for what is no model."""
-    return next((kind for start, kind in KINDS.items() if str(model).startswith(start)), "text")
+def task_type_of(model: object) -> str:
+    """Returns the task type of a model by its name; text for an unknown name."""
+    return next(
+        (task_type for start, task_type in TASK_TYPES.items() if str(model).startswith(start)), "text"
+    )
 
 
 def digest(data: bytes) -> str:
-    """A short name for bytes."""
+    """Returns a short name for bytes."""
     return f"{len(data)} {hashlib.sha256(data).hexdigest()[:16]}"
 
 
@@ -74,48 +76,50 @@ def digest(data: bytes) -> str:
 
 
 def to_task(body: Mapping[str, Any], *, stream: bool = False) -> Task:
-    """The message that says what a REST body says; written by hand, not by the gateway's code."""
-    kind = kind_of(body.get("model"))
+    """Returns the message that equals a REST body; independent of the gateway's code."""
+    task_type = task_type_of(body.get("model"))
     task = Task(model=body.get("model", ""))
     rest = {k: v for k, v in body.items() if k != "model"}
-    if kind == "text":
+    if task_type == "text":
         text = task.text
         text.SetInParent()
         for message in rest.pop("messages", []):
-            sent = text.messages.add()
+            item = text.messages.add()
             if "role" in message:
-                sent.role = text_pb2.Role.Value(f"ROLE_{message['role'].upper()}")
+                item.role = text_pb2.Role.Value(f"ROLE_{message['role'].upper()}")
             content = message.get("content")
             if isinstance(content, str):
-                sent.content = content
+                item.content = content
             elif content is not None:
-                sent.parts.SetInParent()
+                item.parts.SetInParent()
                 for part in content:
                     if part["type"] == "text":
-                        sent.parts.parts.add(text=part["text"])
+                        item.parts.parts.add(text=part["text"])
                     else:
-                        sent.parts.parts.add(image_url=text_pb2.ImageUrl(url=part["image_url"]["url"]))
+                        item.parts.parts.add(image_url=text_pb2.ImageUrl(url=part["image_url"]["url"]))
         stop = rest.pop("stop", [])
         text.stop.extend([stop] if isinstance(stop, str) else stop)
         _set(text, rest)
     else:
-        given = getattr(task, kind)
-        given.SetInParent()
+        input_message = getattr(task, task_type)
+        input_message.SetInParent()
         audio = rest.pop("audio", None)
-        if audio is not None and kind != "text_to_speech":
-            given.audio.data = base64.b64decode(audio)
+        if audio is not None and task_type != "text_to_speech":
+            input_message.audio.data = base64.b64decode(audio)
         timestamps = rest.pop("timestamps", None)
         if timestamps is not None:
-            given.timestamps = speech_pb2.Timestamps.Value(f"TIMESTAMPS_{timestamps.upper()}")
-        wanted = rest.pop("response_format", "unspecified" if stream else "both")
-        if kind != "speech_to_text":
-            given.response_format = media_pb2.ResponseFormat.Value(f"RESPONSE_FORMAT_{wanted.upper()}")
-        if kind == "image" and "output_format" in rest:
-            form = rest.pop("output_format").upper()
-            given.output_format = image_pb2.ImageFormat.Value(f"IMAGE_FORMAT_{form}")
+            input_message.timestamps = speech_pb2.Timestamps.Value(f"TIMESTAMPS_{timestamps.upper()}")
+        response_format = rest.pop("response_format", "unspecified" if stream else "both")
+        if task_type != "speech_to_text":
+            input_message.response_format = media_pb2.ResponseFormat.Value(
+                f"RESPONSE_FORMAT_{response_format.upper()}"
+            )
+        if task_type == "image" and "output_format" in rest:
+            image_format = rest.pop("output_format").upper()
+            input_message.output_format = image_pb2.ImageFormat.Value(f"IMAGE_FORMAT_{image_format}")
         for name, value in rest.pop("voice_settings", {}).items():
-            setattr(given.voice_settings, name, value)
-        _set(given, rest)
+            setattr(input_message.voice_settings, name, value)
+        _set(input_message, rest)
     return task
 
 
@@ -126,85 +130,85 @@ def _set(message: Any, fields: Mapping[str, Any]) -> None:
 
 
 class Grpc:
-    """Generated stubs over a channel."""
+    """A client with the generated stubs."""
 
     def __init__(self, channel: grpc.aio.Channel) -> None:
         self.tasks = TaskServiceStub(channel)
         self.media = MediaServiceStub(channel)
 
     def metadata(self, ask: Ask) -> list[tuple[str, str]]:
-        """What a call bears."""
+        """Returns the headers of a request."""
         pairs = [("authorization", f"Bearer {ask.key}")] if ask.key else []
         return pairs + ([("x-request-id", ask.request_id)] if ask.request_id else [])
 
     async def __call__(self, ask: Ask) -> Outcome:
-        """Asks, and waits for the end."""
+        """Sends the request and waits for its outcome."""
         task = to_task(ask.body, stream=ask.stream)
         outcome = Outcome()
-        given: dict[str, Any] = {"metadata": self.metadata(ask), "timeout": ask.timeout}
+        options: dict[str, Any] = {"metadata": self.metadata(ask), "timeout": ask.timeout}
         if ask.stream:
-            call = self.tasks.StreamTask(StreamTaskRequest(task=task), **given)
+            call = self.tasks.StreamTask(StreamTaskRequest(task=task), **options)
             try:
                 await self._stream(call, outcome)
             except grpc.aio.AioRpcError as error:
-                _failed(outcome, error)
+                _set_error(outcome, error)
         else:
-            call = self.tasks.RunTask(RunTaskRequest(task=task), **given)
+            call = self.tasks.RunTask(RunTaskRequest(task=task), **options)
             try:
-                await self._result((await call).result, outcome, whole=True)
+                await self._result((await call).result, outcome, complete=True)
             except grpc.aio.AioRpcError as error:
-                _failed(outcome, error)
+                _set_error(outcome, error)
         # An accepted stream sends its headers as initial metadata; other calls as trailing metadata.
-        told = await call.initial_metadata()
-        if "x-request-id" not in told:
-            told = await call.trailing_metadata()
-        outcome.headers = {str(k): str(v) for k, v in told or ()}
+        metadata = await call.initial_metadata()
+        if "x-request-id" not in metadata:
+            metadata = await call.trailing_metadata()
+        outcome.headers = {str(k): str(v) for k, v in metadata or ()}
         return outcome
 
     async def _stream(self, call: Any, outcome: Outcome) -> None:
-        text, sound, started = [], [], None
+        text, audio, started = [], [], None
         async for event in call:
-            which = event.WhichOneof("event")
+            event_type = event.WhichOneof("event")
             if started is None:
-                assert which == "started", which
+                assert event_type == "started", event_type
                 started = event.started
                 continue
-            if which == "text_delta":
+            if event_type == "text_delta":
                 outcome.pieces += bool(event.text_delta.content)
                 text.append(event.text_delta.content)
                 outcome.output["text"] = "".join(text)
                 if event.text_delta.finish_reason:
-                    outcome.output |= _ending(event.text_delta)
+                    outcome.output |= _finish(event.text_delta)
                     assert started.id.startswith("task_")
-            elif which == "audio_chunk":
-                sound.append(event.audio_chunk.data)
-                outcome.output["sound"] = digest(b"".join(sound))
-            elif which == "image_progress":
+            elif event_type == "audio_chunk":
+                audio.append(event.audio_chunk.data)
+                outcome.output["sound"] = digest(b"".join(audio))
+            elif event_type == "image_progress":
                 outcome.output.setdefault("progress", []).append(event.image_progress.progress)
             else:
                 assert event.result.id == started.id
                 assert event.result.model == started.model
-                await self._result(event.result, outcome, whole=False)
+                await self._result(event.result, outcome, complete=False)
 
-    async def _result(self, result: TaskResult, outcome: Outcome, *, whole: bool) -> None:
+    async def _result(self, result: TaskResult, outcome: Outcome, *, complete: bool) -> None:
         output = outcome.output
         output["model"] = result.model
-        which = result.WhichOneof("output")
-        if which == "text":
+        output_type = result.WhichOneof("output")
+        if output_type == "text":
             assert result.id.startswith("task_")
-            output |= {"text": result.text.content} | _ending(result.text)
-        elif which == "image":
+            output |= {"text": result.text.content} | _finish(result.text)
+        elif output_type == "image":
             assert result.id.startswith("img_")
             (image,) = result.image.images
-            output |= await self._medium(image.media, image.data, image.content_type)
-        elif which == "speech":
+            output |= await self._media(image.media, image.data, image.content_type)
+        elif output_type == "speech":
             assert result.id.startswith("speech_")
-            assert whole or not result.speech.data
-            output |= await self._medium(result.speech.media, result.speech.data, result.speech.content_type)
+            assert complete or not result.speech.data
+            output |= await self._media(result.speech.media, result.speech.data, result.speech.content_type)
         else:
             assert result.id.startswith("speech_")
-            found = result.transcription
-            output |= {"text": found.text, "language": found.language}
+            transcription = result.transcription
+            output |= {"text": transcription.text, "language": transcription.language}
             output["words"] = [
                 {
                     "text": w.text,
@@ -212,23 +216,23 @@ class Grpc:
                     "end": round(w.end, 6),
                     "speaker": w.speaker or None,
                 }
-                for w in found.words
+                for w in transcription.words
             ]
 
-    async def _medium(self, media: media_pb2.Media, data: bytes, content_type: str) -> dict[str, Any]:
-        found: dict[str, Any] = {}
+    async def _media(self, media: media_pb2.Media, data: bytes, content_type: str) -> dict[str, Any]:
+        digests: dict[str, Any] = {}
         if data:
-            found["inline"] = digest(data)
+            digests["inline"] = digest(data)
         if media.media_id:
             query = media.url.partition("?")[2]
             request = DownloadMediaRequest(media_id=media.media_id, signature=query)
-            got = [piece async for piece in self.media.DownloadMedia(request)]
-            assert got[0].media.content_type == content_type
-            found |= {"linked": digest(b"".join(p.chunk for p in got[1:])), "type": content_type}
-        return found
+            messages = [piece async for piece in self.media.DownloadMedia(request)]
+            assert messages[0].media.content_type == content_type
+            digests |= {"linked": digest(b"".join(p.chunk for p in messages[1:])), "type": content_type}
+        return digests
 
 
-def _ending(text: text_pb2.TextOutput | text_pb2.TextDelta) -> dict[str, Any]:
+def _finish(text: text_pb2.TextOutput | text_pb2.TextDelta) -> dict[str, Any]:
     usage = text.usage
     return {
         "finish": FINISH[text.finish_reason],
@@ -236,11 +240,11 @@ def _ending(text: text_pb2.TextOutput | text_pb2.TextDelta) -> dict[str, Any]:
     }
 
 
-def _failed(outcome: Outcome, error: grpc.aio.AioRpcError) -> None:
+def _set_error(outcome: Outcome, error: grpc.aio.AioRpcError) -> None:
     outcome.message = error.details() or ""
     outcome.status = error.code().name
     if error.code() == grpc.StatusCode.DEADLINE_EXCEEDED:
-        outcome.code = "deadline_exceeded"  # by the client's own clock or by the server's: the same to a user
+        outcome.code = "deadline_exceeded"  # decided by the client or the server: the same to a user
         return
     status = status_pb2.Status()
     trailing = dict(error.trailing_metadata() or ())
@@ -260,14 +264,14 @@ def _failed(outcome: Outcome, error: grpc.aio.AioRpcError) -> None:
 
 
 class Rest:
-    """An HTTP client before a base URL."""
+    """An HTTP client of a gateway."""
 
     def __init__(self, session: aiohttp.ClientSession, base: str) -> None:
         self.session = session
         self.base = base
 
     def headers(self, ask: Ask) -> dict[str, str]:
-        """What a call bears."""
+        """Returns the headers of a request."""
         headers = {"Authorization": f"Bearer {ask.key}"} if ask.key else {}
         if ask.request_id:
             headers["X-Request-Id"] = ask.request_id
@@ -276,46 +280,46 @@ class Rest:
         return headers
 
     async def __call__(self, ask: Ask) -> Outcome:
-        """Asks, and waits for the end."""
+        """Sends the request and waits for its outcome."""
         body = ask.body | ({"stream": True} if ask.stream else {})
         outcome = Outcome()
         async with self.session.post(
             f"{self.base}/api/v1/task", json=body, headers=self.headers(ask)
-        ) as answer:
-            outcome.status = str(answer.status)
-            outcome.headers = {k.lower(): v for k, v in answer.headers.items()}
-            if "Retry-After" in answer.headers:
-                outcome.retry_after = int(answer.headers["Retry-After"])
-            if answer.content_type == "text/event-stream":
-                assert answer.status == 200
-                await self._stream(await answer.text(), outcome, kind_of(ask.body.get("model")))
+        ) as response:
+            outcome.status = str(response.status)
+            outcome.headers = {k.lower(): v for k, v in response.headers.items()}
+            if "Retry-After" in response.headers:
+                outcome.retry_after = int(response.headers["Retry-After"])
+            if response.content_type == "text/event-stream":
+                assert response.status == 200
+                await self._stream(await response.text(), outcome, task_type_of(ask.body.get("model")))
             else:
-                found = await answer.json()
-                if answer.status == 200:
+                parsed = await response.json()
+                if response.status == 200:
                     assert not ask.stream
-                    await self._result(found, outcome)
+                    await self._result(parsed, outcome)
                 else:
-                    _refused(found, outcome)
+                    _set_error_body(parsed, outcome)
         return outcome
 
-    async def _stream(self, text: str, outcome: Outcome, kind: str) -> None:
-        sound, ended, common = [], False, None
+    async def _stream(self, text: str, outcome: Outcome, task_type: str) -> None:
+        audio, ended, common = [], False, None
         for block in text.split("\n\n"):
             lines = [line for line in block.split("\n") if line and not line.startswith(":")]
             if not lines:
                 continue
-            assert not ended, "something after [DONE]"
+            assert not ended, "data after [DONE]"
             if lines[0] == "event: error":
-                _refused(json.loads(lines[1].removeprefix("data: ")), outcome)
+                _set_error_body(json.loads(lines[1].removeprefix("data: ")), outcome)
                 continue
-            assert outcome.code == "ok", "something after an error"
+            assert outcome.code == "ok", "data after an error"
             (line,) = lines
             data = line.removeprefix("data: ")
             if data == "[DONE]":
                 ended = True
                 continue
             chunk = json.loads(data)
-            assert chunk["id"].startswith(PREFIX.get(kind, "speech_"))
+            assert chunk["id"].startswith(PREFIX.get(task_type, "speech_"))
             assert common in (None, [chunk["id"], chunk["created"], chunk["model"]])
             common = [chunk["id"], chunk["created"], chunk["model"]]
             name = chunk["object"]
@@ -330,82 +334,86 @@ class Rest:
                         "usage": list(chunk["usage"].values()),
                     }
             elif name == "speech.generation.chunk":
-                sound.append(base64.b64decode(chunk["audio"]["b64_json"]))
-                outcome.output["sound"] = digest(b"".join(sound))
+                audio.append(base64.b64decode(chunk["audio"]["b64_json"]))
+                outcome.output["sound"] = digest(b"".join(audio))
             elif name == "image.progress":
                 outcome.output.setdefault("progress", []).append(chunk["progress"])
             else:
                 await self._result(chunk, outcome)
         assert ended == (outcome.code == "ok"), "a stream is complete if and only if it ends with [DONE]"
 
-    async def _result(self, found: dict[str, Any], outcome: Outcome) -> None:
+    async def _result(self, body: dict[str, Any], outcome: Outcome) -> None:
         output = outcome.output
-        output["model"] = found["model"]
-        assert isinstance(found["created"], int)
-        if found["object"] == "task.completion":
-            assert set(found) == {"id", "object", "created", "model", "choices", "usage"}
-            (choice,) = found["choices"]
+        output["model"] = body["model"]
+        assert isinstance(body["created"], int)
+        if body["object"] == "task.completion":
+            assert set(body) == {"id", "object", "created", "model", "choices", "usage"}
+            (choice,) = body["choices"]
             assert choice["index"] == 0
             assert choice["message"]["role"] == "assistant"
             output |= {"text": choice["message"]["content"], "finish": choice["finish_reason"]}
-            output["usage"] = [found["usage"][f"{n}_tokens"] for n in ("prompt", "completion", "total")]
-        elif found["object"] == "image.generation":
-            assert set(found) == {"id", "object", "created", "model", "data"}
-            (medium,) = found["data"]
-            output |= await self._medium(medium)
-        elif found["object"] == "speech.generation":
-            assert set(found) == {"id", "object", "created", "model", "audio"}
-            output |= await self._medium(found["audio"])
+            output["usage"] = [body["usage"][f"{n}_tokens"] for n in ("prompt", "completion", "total")]
+        elif body["object"] == "image.generation":
+            assert set(body) == {"id", "object", "created", "model", "data"}
+            (file,) = body["data"]
+            output |= await self._media(file)
+        elif body["object"] == "speech.generation":
+            assert set(body) == {"id", "object", "created", "model", "audio"}
+            output |= await self._media(body["audio"])
         else:
-            assert found["object"] == "speech.transcription"
-            output |= {"text": found["text"], "language": found["language"]}
+            assert body["object"] == "speech.transcription"
+            output |= {"text": body["text"], "language": body["language"]}
             output["words"] = [
                 word | {"start": round(word["start"], 6), "end": round(word["end"], 6)}
-                for word in found["words"]
+                for word in body["words"]
             ]
 
-    async def _medium(self, medium: dict[str, Any]) -> dict[str, Any]:
-        found: dict[str, Any] = {}
-        if "b64_json" in medium:
-            found["inline"] = digest(base64.b64decode(medium["b64_json"]))
-        if "url" in medium:
-            assert medium["url"].startswith(self.base + "/media/"), "a link leads to the door that gave it"
-            async with self.session.get(medium["url"]) as answer:
-                assert answer.status == 200
-                found |= {"linked": digest(await answer.read()), "type": answer.headers["Content-Type"]}
-        return found
+    async def _media(self, file: dict[str, Any]) -> dict[str, Any]:
+        digests: dict[str, Any] = {}
+        if "b64_json" in file:
+            digests["inline"] = digest(base64.b64decode(file["b64_json"]))
+        if "url" in file:
+            assert file["url"].startswith(self.base + "/media/"), (
+                "a link leads to the gateway that returned it"
+            )
+            async with self.session.get(file["url"]) as response:
+                assert response.status == 200
+                digests |= {"linked": digest(await response.read()), "type": response.headers["Content-Type"]}
+        return digests
 
 
-def _refused(found: dict[str, Any], outcome: Outcome) -> None:
-    assert set(found) == {"error"}
-    assert set(found["error"]) == {"message", "type", "code"}
-    outcome.code = found["error"]["code"]
-    outcome.message = found["error"]["message"]
+def _set_error_body(body: dict[str, Any], outcome: Outcome) -> None:
+    assert set(body) == {"error"}
+    assert set(body["error"]) == {"message", "type", "code"}
+    outcome.code = body["error"]["code"]
+    outcome.message = body["error"]["message"]
 
 
-def _timeless(message: str) -> str:
+def _without_time(message: str) -> str:
     return re.sub(r"Reset at \S+", "Reset at a time", message)
 
 
-async def all_ways(wires: Mapping[str, Any], ask: Ask) -> dict[str, Outcome]:
-    """Asks every wire the same, at once."""
-    outcomes = await asyncio.gather(*[wire(ask) for wire in wires.values()])
-    return dict(zip(wires, outcomes, strict=True))
+async def ask_all(clients: Mapping[str, Any], ask: Ask) -> dict[str, Outcome]:
+    """Sends the same request with all clients concurrently."""
+    outcomes = await asyncio.gather(*[client(ask) for client in clients.values()])
+    return dict(zip(clients, outcomes, strict=True))
 
 
 def assert_same(outcomes: Mapping[str, Outcome], ask: Ask) -> None:
-    """All ways gave the same output or error, and treated the request id the same."""
+    """Checks that all outcomes have the same output or error, and handle the request id equally."""
     first, *others = outcomes.items()
     for name, other in others:
         assert other.code == first[1].code, f"{name}: {other} but {first}"
         assert other.output == first[1].output, f"{name}: {other.output} but {first}"
         if other.code != "deadline_exceeded":
-            assert _timeless(other.message) == _timeless(first[1].message), f"{name}: {other} but {first}"
+            assert _without_time(other.message) == _without_time(first[1].message), (
+                f"{name}: {other} but {first}"
+            )
             assert other.headers.get("x-pomelo-mode") == first[1].headers.get("x-pomelo-mode"), name
             if not ask.stream:  # a stream's error comes after the headers
                 assert other.retry_after == first[1].retry_after, name
     for name, outcome in outcomes.items():
         if name == "grpc" and outcome.code == "deadline_exceeded":
-            continue  # the client's own clock may end the call before anything came back
-        given = outcome.headers["x-request-id"]
-        assert given == ask.request_id if ask.request_id else given.startswith("req_"), name
+            continue  # the client may end the call before it receives anything
+        request_id = outcome.headers["x-request-id"]
+        assert request_id == ask.request_id if ask.request_id else request_id.startswith("req_"), name

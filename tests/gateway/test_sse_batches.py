@@ -1,4 +1,4 @@
-"""Batching of server-sent events: ready events share a write, and none waits for a later one."""
+"""Batching of server-sent events: ready events share a write, and no event waits for a later one."""
 
 from __future__ import annotations
 
@@ -17,53 +17,53 @@ from pomelo.errors import PomeloError
 from pomelo.gen.v1.task_pb2 import Task
 from pomelo.gen.v1.task_service_pb2 import StreamTaskResponse as Event
 from pomelo.providers.base import Job
-from tests.gateway.door import Door, words
+from tests.gateway.gateway_app import GatewayApp, text_events
 
-ASKED = {"model": "gpt-4", "messages": [{"role": "user", "content": "Hi"}], "stream": True}
+REQUEST = {"model": "gpt-4", "messages": [{"role": "user", "content": "Hi"}], "stream": True}
 MANY = [f"word{number} " for number in range(500)]
 
 
-def request(door: Door, protocol: str = "HTTP/1.1") -> bytes:
+def request(gateway: GatewayApp, protocol: str = "HTTP/1.1") -> bytes:
     """A request for a stream, with `Connection: close`."""
-    body = json.dumps(ASKED)
+    body = json.dumps(REQUEST)
     return (
-        f"POST /api/v1/task {protocol}\r\nHost: {door.host}\r\nAuthorization: {door.headers['Authorization']}\r\n"
+        f"POST /api/v1/task {protocol}\r\nHost: {gateway.host}\r\nAuthorization: {gateway.headers['Authorization']}\r\n"
         f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\nConnection: close\r\n\r\n{body}"
     ).encode()
 
 
 def chunks(body: bytes) -> list[bytes]:
     """The HTTP chunks of a body; the server sends each in one write."""
-    found = []
+    parsed = []
     while body:
         size, _, body = body.partition(b"\r\n")
-        found.append(body[: int(size, 16)])
+        parsed.append(body[: int(size, 16)])
         body = body[int(size, 16) + 2 :]
-    return found
+    return parsed
 
 
 def text(body: bytes) -> list[str]:
     """The texts of a stream's events; the last entry is `[DONE]` or the error code."""
-    found = []
+    parsed = []
     for block in body.decode().split("\n\n")[:-1]:
         data = block.rpartition("data: ")[2]
         value: Any = {} if data == "[DONE]" else json.loads(data)
         if "error" in value:
-            found.append(value["error"]["code"])
+            parsed.append(value["error"]["code"])
         elif not value:
-            found.append("[DONE]")
+            parsed.append("[DONE]")
         elif (content := value["choices"][0]["delta"].get("content")) is not None:
-            found.append(content)
-    return found
+            parsed.append(content)
+    return parsed
 
 
-async def test_events_that_are_ready_together_share_writes_and_stay_in_order(door: Door) -> None:
+async def test_events_that_are_ready_together_share_writes_in_order(gateway: GatewayApp) -> None:
     async def script(job: Job) -> AsyncIterator[Event]:
-        for event in words(*MANY):
+        for event in text_events(*MANY):
             yield event
 
-    door.player.script = script
-    head, _, body = (await door.raw(request(door))).partition(b"\r\n\r\n")
+    gateway.provider.script = script
+    head, _, body = (await gateway.exchange(request(gateway))).partition(b"\r\n\r\n")
     assert b"Transfer-Encoding: chunked" in head
     sent = chunks(body)
     assert text(b"".join(sent)) == [*MANY, "[DONE]"]
@@ -71,63 +71,63 @@ async def test_events_that_are_ready_together_share_writes_and_stay_in_order(doo
     assert text(sent[0]) == MANY[:1]
 
 
-async def test_a_client_without_chunks_gets_the_same_events(door: Door) -> None:
+async def test_an_http_1_0_client_receives_the_same_events(gateway: GatewayApp) -> None:
     async def script(job: Job) -> AsyncIterator[Event]:
-        for event in words(*MANY):
+        for event in text_events(*MANY):
             yield event
 
-    door.player.script = script
-    _, _, body = (await door.raw(request(door, "HTTP/1.0"))).partition(b"\r\n\r\n")
+    gateway.provider.script = script
+    _, _, body = (await gateway.exchange(request(gateway, "HTTP/1.0"))).partition(b"\r\n\r\n")
     assert text(body) == [*MANY, "[DONE]"]
 
 
-async def test_ready_events_are_sent_before_the_next_event_arrives(door: Door) -> None:
+async def test_ready_events_are_sent_before_the_next_event_arrives(gateway: GatewayApp) -> None:
     gate = asyncio.Event()
 
     async def script(job: Job) -> AsyncIterator[Event]:
-        *pieces, last = words("one", "two", "three", "four", "five")
+        *pieces, last = text_events("one", "two", "three", "four", "five")
         for event in pieces[:4]:
             yield event
         await gate.wait()
         yield pieces[4]
         yield last
 
-    door.player.script = script
-    async with asyncio.timeout(10), door.ask(ASKED) as answer:
-        heard = [await answer.content.readuntil(b"\n\n") for _ in range(4)]
-        assert text(b"".join(heard)) == ["one", "two", "three", "four"]
+    gateway.provider.script = script
+    async with asyncio.timeout(10), gateway.post_task(REQUEST) as response:
+        received_audio = [await response.content.readuntil(b"\n\n") for _ in range(4)]
+        assert text(b"".join(received_audio)) == ["one", "two", "three", "four"]
         gate.set()
-        assert text(await answer.read()) == ["five", "[DONE]"]
+        assert text(await response.read()) == ["five", "[DONE]"]
 
 
 @pytest.mark.parametrize("pieces", [0, 1, 2, 3, 50])
-async def test_events_before_a_failure_are_sent_before_the_error(door: Door, pieces: int) -> None:
+async def test_events_before_a_failure_are_sent_before_the_error(gateway: GatewayApp, pieces: int) -> None:
     async def script(job: Job) -> AsyncIterator[Event]:
-        yield words("first")[0]
-        for event in words(*MANY)[:pieces]:
+        yield text_events("first")[0]
+        for event in text_events(*MANY)[:pieces]:
             yield event
         raise PomeloError("provider_failed")
 
-    door.player.script = script
-    async with asyncio.timeout(10), door.ask(ASKED) as answer:
-        assert text(await answer.read()) == ["first", *MANY[:pieces], "provider_failed"]
+    gateway.provider.script = script
+    async with asyncio.timeout(10), gateway.post_task(REQUEST) as response:
+        assert text(await response.read()) == ["first", *MANY[:pieces], "provider_failed"]
 
 
-async def test_a_client_that_does_not_read_stops_the_stream(door: Door) -> None:
+async def test_a_client_that_does_not_read_stops_the_stream(gateway: GatewayApp) -> None:
     made = 0
     begun = asyncio.Event()
 
     async def script(job: Job) -> AsyncIterator[Event]:
         nonlocal made
         while True:
-            yield words("x" * 1000)[0]
+            yield text_events("x" * 1000)[0]
             made += 1
             begun.set()
 
-    door.player.script = script
-    _, writer = await asyncio.open_connection(door.host, door.port, limit=1)
+    gateway.provider.script = script
+    _, writer = await asyncio.open_connection(gateway.host, gateway.port, limit=1)
     try:
-        writer.write(request(door))
+        writer.write(request(gateway))
         async with asyncio.timeout(20):
             await begun.wait()
             before = 0
@@ -137,10 +137,10 @@ async def test_a_client_that_does_not_read_stops_the_stream(door: Door) -> None:
         assert made < 20_000
     finally:
         writer.transport.abort()
-    await asyncio.wait_for(door.player.closed.wait(), 5)
+    await asyncio.wait_for(gateway.provider.closed.wait(), 5)
 
 
-class Ready:
+class ReadyTasks:
     """Tasks whose streams yield every event, or fail, without waiting."""
 
     def __init__(self, failure: PomeloError | None) -> None:
@@ -151,7 +151,7 @@ class Ready:
         """Streams the events of a task."""
 
         async def events() -> AsyncIterator[Event]:
-            *pieces, last = words(*MANY)
+            *pieces, last = text_events(*MANY)
             for event in pieces:
                 yield event
             if self._failure is not None:
@@ -162,11 +162,13 @@ class Ready:
 
 
 @pytest.mark.parametrize("failure", [None, "provider_failed"])
-async def test_a_stream_that_never_waits_is_sent_completely(door: Door, failure: str | None) -> None:
-    ready: Any = Ready(PomeloError(failure) if failure else None)
-    services = replace(door.services, tasks=ready)
+async def test_a_stream_that_never_waits_is_sent_completely(gateway: GatewayApp, failure: str | None) -> None:
+    ready: Any = ReadyTasks(PomeloError(failure) if failure else None)
+    services = replace(gateway.services, tasks=ready)
     async with (
         open_rest(services, None, "127.0.0.1", 0) as (host, port),
-        door.http.post(f"http://{host}:{port}/api/v1/task", json=ASKED, headers=door.headers) as answer,
+        gateway.http.post(
+            f"http://{host}:{port}/api/v1/task", json=REQUEST, headers=gateway.headers
+        ) as response,
     ):
-        assert text(await answer.read()) == [*MANY, failure or "[DONE]"]
+        assert text(await response.read()) == [*MANY, failure or "[DONE]"]
