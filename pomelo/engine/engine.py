@@ -20,6 +20,7 @@ from pomelo.errors import PomeloError
 from pomelo.gen.v1.task_pb2 import Task, TaskResult
 from pomelo.gen.v1.task_service_pb2 import StreamTaskResponse, TaskStarted
 from pomelo.media.store import MediaStore
+from pomelo.providers.errors import RetryPolicy, UpstreamError
 from pomelo.turns import Turns, in_turns
 
 
@@ -159,7 +160,9 @@ class Engine:
 
 def _not_begun(error: Exception) -> bool:
     """Whether a task failed because there was no connection to send it on."""
-    return isinstance(error, PomeloError) and error.code == "overloaded" and bool(error.replay)
+    if not isinstance(error, UpstreamError) or error.code != "overloaded":
+        return False
+    return error.retry is not RetryPolicy.NEVER
 
 
 def _end_now(deadline: asyncio.Timeout) -> None:

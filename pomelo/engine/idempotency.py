@@ -18,7 +18,7 @@ from pomelo.gen.v1.task_pb2 import Task, TaskResult
 from pomelo.gen.v1.task_service_pb2 import StreamTaskResponse, TaskStarted
 from pomelo.media.store import MediaStore
 from pomelo.providers.base import AudioSource
-from pomelo.providers.pieces import AUDIO_PIECE, split_text
+from pomelo.providers.chunks import MAX_AUDIO_BYTES, split_text
 from pomelo.stores.ledger import REPLAY_SECONDS, IdempotencyKey
 from pomelo.tasks.base import max_inline
 
@@ -125,7 +125,7 @@ def replay_events(
         path, _ = media.find(media_id, owner)
         try:
             with path.open("rb") as file:
-                while piece := file.read(AUDIO_PIECE):
+                while piece := file.read(MAX_AUDIO_BYTES):
                     event = StreamTaskResponse()
                     event.audio_chunk.data = piece
                     event.audio_chunk.content_type = content_type

@@ -75,7 +75,7 @@ class Run:
     """A task that was taken in."""
 
     kind: TaskDefinition
-    job: Job
+    job: Job[Any]
     """That of the route that is asked now."""
     candidates: list[Candidate]
     fold: Collector
@@ -88,7 +88,7 @@ class Run:
     drop: Callable[[], None]
     """Deletes what is not needed after the task has ended."""
 
-    def asked(self, job: Job) -> None:
+    def asked(self, job: Job[Any]) -> None:
         """A route is asked, with a job of its own."""
         self.job = job
         self.hold.answered_by(job.route, job.report)
@@ -260,8 +260,8 @@ class Intake:
                 deadline=call.deadline,
                 audio=asked.audio,
                 adjustments=routing.reported.adjustments,
-                given=asked.given,
-                most_tokens=most_tokens,
+                original_input=asked.given,
+                max_tokens=most_tokens,
                 request_id=call.request_id,
             )
             writer = partial(self._media.writer, principal.owner)

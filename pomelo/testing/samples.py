@@ -29,7 +29,7 @@ _INPUTS: Mapping[str, Callable[[], Any]] = {
 }
 
 
-def sample(kind: str, route: Route, given: Any = None, *, limits: Limits | None = None) -> Job:
+def sample(kind: str, route: Route, given: Any = None, *, limits: Limits | None = None) -> Job[Any]:
     """A job of a kind on a route; without `given` the shortest input there is. Sound comes inline."""
     model = Model(
         name=route.model,
@@ -44,6 +44,6 @@ def sample(kind: str, route: Route, given: Any = None, *, limits: Limits | None 
     return Job(f"task_{kind}", model, route, _INPUTS[kind]() if given is None else given, False, 0.0, audio)
 
 
-def kind_of(job: Job) -> str:
+def kind_of(job: Job[Any]) -> str:
     """The kind of a job, as providers name their methods."""
     return TaskType.Name(job.model.task_type).removeprefix("TASK_TYPE_").lower()

@@ -25,7 +25,8 @@ from typing import Any
 from pomelo.catalog.reported_cost import Report
 from pomelo.errors import PomeloError
 from pomelo.providers import Credentials
-from pomelo.providers.base import CODES, Job, fit_hook, fitted, method
+from pomelo.providers.base import Job, fit_hook, fit_job, job_method
+from pomelo.providers.errors import CODES
 from pomelo.providers.http.client import Http, Timeouts
 from pomelo.testing.addresses import Unresolving
 from pomelo.testing.broken import ASTRAY, BODY, Breaking, ahead, first, held
@@ -98,7 +99,7 @@ class Subject:
     make: Callable[[Credentials, Http], Any]
     base_url: Callable[[FaultUpstream], str]
     wire: Wire
-    jobs: Sequence[Job]
+    jobs: Sequence[Job[Any]]
     cost: int | float | Decimal | None = None
 
 
@@ -110,7 +111,7 @@ class Case:
     """
 
     subject: Subject
-    job: Job
+    job: Job[Any]
     stream: bool
     fault: Fault | None = None
     leaves: str = ""
@@ -363,14 +364,14 @@ class _Run:
             await anext(events)
             self._problems.append("an event comes after the end")
 
-    def _asked(self, provider: Any) -> tuple[Any, Job]:
-        ask = method(provider, self._case.kind)
+    def _asked(self, provider: Any) -> tuple[Any, Job[Any]]:
+        ask = job_method(provider, self._case.kind)
         if ask is None:
             raise LookupError(f"{self._case.subject.name} has no method {self._case.kind}")
         fault = self._case.fault
         seconds = DEADLINE if fault is not None and fault.endless else _LONGEST
         deadline = asyncio.get_running_loop().time() + seconds
-        job = fitted(self._case.job, fit_hook(provider, self._case.kind))
+        job = fit_job(self._case.job, fit_hook(provider, self._case.kind))
         return ask, replace(job, stream=self._case.stream, deadline=deadline, report=Report())
 
     def _failed(self, error: PomeloError) -> None:

@@ -19,7 +19,7 @@ import grpc
 from pomelo.app import App, open_app
 from pomelo.catalog.catalog import Catalog
 from pomelo.engine.circuit_breaker import CircuitBreaker
-from pomelo.engine.routing import RETRIES, Router
+from pomelo.engine.routing import ATTEMPTS, Router
 from pomelo.errors import TABLE
 from pomelo.providers import Credentials
 from pomelo.providers.base import Job, Provider
@@ -236,7 +236,7 @@ def _late(row: Row, fault: Fault | None) -> str:
     if fault is None:
         return ""
     # Where the vendor can have done nothing the same route is asked again.
-    tries = RETRIES + 1 if fault.code(row.stream) == UNAVAILABLE else 1
+    tries = ATTEMPTS if fault.code(row.stream) == UNAVAILABLE else 1
     most = (LIMIT * tries if fault.stalls else DEADLINE if fault.endless else PROMPTLY) + LENIENCE
     if row.seconds > most:
         return f"it should end within {most:.2f} s"

@@ -14,7 +14,6 @@ from typing import Any
 import pytest
 
 from pomelo.catalog.catalog import BUILTIN, Catalog
-from pomelo.errors import PomeloError, Replay
 from pomelo.gen.v1.account_service_pb2 import ListUsageRequest
 from pomelo.gen.v1.account_service_pb2_grpc import AccountServiceStub
 from pomelo.gen.v1.image_pb2 import GeneratedImage, ImageOutput, ImageProgress
@@ -24,6 +23,7 @@ from pomelo.gen.v1.speech_pb2 import AudioChunk, Transcription
 from pomelo.gen.v1.task_pb2 import TaskResult
 from pomelo.gen.v1.text_pb2 import FinishReason, TextDelta, TokenUsage
 from pomelo.providers.base import Event, Job
+from pomelo.providers.errors import RetryPolicy, UpstreamError
 from pomelo.providers.sandbox import Sandbox
 from pomelo.stores.ledger import UsageRecord
 from pomelo.testing import Answer, FaultUpstream, Gate, Stop, chunk, error_event
@@ -220,14 +220,14 @@ def answering(kind: str, *costs: Any) -> Callable[[Job], AsyncIterator[Event]]:
     return act
 
 
-def failing(cost: Any = None, replay: Replay = Replay.ELSEWHERE) -> Callable[[Job], AsyncIterator[Event]]:
+def failing(
+    cost: Any = None, retry: RetryPolicy = RetryPolicy.NEXT_ROUTE
+) -> Callable[[Job], AsyncIterator[Event]]:
     """What reports a cost and fails before its first event."""
 
     async def act(job: Job) -> AsyncIterator[Event]:
         job.report.cost = cost
-        error = PomeloError("provider_unavailable", retry_after=0)
-        error.replay = replay
-        raise error
+        raise UpstreamError("provider_unavailable", retry=retry, wait=0)
         yield Event()
 
     return act
@@ -452,7 +452,7 @@ async def test_what_a_plug_in_may_not_report_is_counted_and_logged_without_its_t
 async def test_the_cost_of_a_failed_attempt_is_not_billed(plugged: Rig, way: str, stream: bool) -> None:
     caller = await plugged.house.caller()
     plugged.first.act = failing(0.03)
-    tries = [failing(0.02, Replay.AGAIN), answering("image")]
+    tries = [failing(0.02, RetryPolicy.SAME_ROUTE), answering("image")]
     plugged.acme.act = lambda job: tries.pop(0)(job)
     told = await plugged.house.ask(way, caller.live, task("image"), stream=stream)
     assert told.code == "ok"
@@ -466,7 +466,7 @@ async def test_the_cost_of_a_failed_attempt_is_not_billed(plugged: Rig, way: str
 async def test_the_cost_of_the_attempt_that_answers_is_billed(plugged: Rig, way: str, stream: bool) -> None:
     caller = await plugged.house.caller()
     plugged.first.act = failing(0.03)
-    tries = [failing(0.02, Replay.AGAIN), answering("image", 0.01)]
+    tries = [failing(0.02, RetryPolicy.SAME_ROUTE), answering("image", 0.01)]
     plugged.acme.act = lambda job: tries.pop(0)(job)
     told = await plugged.house.ask(way, caller.live, task("image"), stream=stream)
     assert (await plugged.record(caller, told)).cost == 11_000
@@ -475,7 +475,7 @@ async def test_the_cost_of_the_attempt_that_answers_is_billed(plugged: Rig, way:
 @HOW
 async def test_a_task_that_fails_after_a_report_costs_nothing(plugged: Rig, stream: bool) -> None:
     caller = await plugged.house.caller()
-    plugged.acme.act = failing(0.01, Replay.NEVER)
+    plugged.acme.act = failing(0.01, RetryPolicy.NEVER)
     told = await plugged.house.ask("rest", caller.live, task("image"), stream=stream)
     assert told.code == "provider_unavailable"
     assert await plugged.house.records(caller) == []

@@ -247,7 +247,7 @@ def test_doctor_tells_of_the_default_voices_where_they_are_in_use(
 ) -> None:
     path = tmp_path / "catalog.toml"
     path.write_text(own)
-    registry = read_registry(path, plugged=[])
+    registry = read_registry(path, plugins=[])
     given = dict.fromkeys(registry.entries, Credentials(None)) | {"elevenlabs": Credentials(key)}
     found = {finding.name: finding for finding in _endings(registry, given, today)}
     assert (found["voices"].state if "voices" in found else None) == state

@@ -219,19 +219,19 @@ class Bringing:
 
 def load_as_own(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The operator's file."""
-    read_registry(path, plugged=[])
+    read_registry(path, plugins=[])
 
 
 def load_as_plug_ins(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A plug-in's file."""
     Bringing.catalog = path
-    read_registry(plugged=[EntryPoint("bringing", f"{__name__}:Bringing", GROUP)])
+    read_registry(plugins=[EntryPoint("bringing", f"{__name__}:Bringing", GROUP)])
 
 
 def load_as_built_in(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The built-in file."""
     monkeypatch.setattr(registry_module, "BUILTIN_CATALOG", path)
-    read_registry(plugged=[])
+    read_registry(plugins=[])
 
 
 LOADERS = (load_as_own, load_as_plug_ins, load_as_built_in)
@@ -282,7 +282,7 @@ def test_wrong_rows_of_several_files_are_reported_together(tmp_path: Path) -> No
     brought.write_text(model(price_version="price_version = 1").replace("NAME", "b"))
     Bringing.catalog = brought
     with pytest.raises(CatalogError) as raised:
-        read_registry(own, plugged=[EntryPoint("bringing", f"{__name__}:Bringing", GROUP)])
+        read_registry(own, plugins=[EntryPoint("bringing", f"{__name__}:Bringing", GROUP)])
     assert {fault.file.path for fault in raised.value.faults} == {own, brought}
 
 
@@ -290,7 +290,7 @@ def test_a_file_that_is_no_text_is_refused_by_its_line(tmp_path: Path) -> None:
     path = tmp_path / "catalog.toml"
     path.write_bytes(b"# one\n# two \xff\n")
     with pytest.raises(CatalogError, match=r"catalog\.toml:2: The file is not UTF-8 text\. Save it as UTF-8"):
-        read_registry(path, plugged=[])
+        read_registry(path, plugins=[])
 
 
 def test_lines_are_found_whatever_the_values_look_like() -> None:

@@ -69,7 +69,7 @@ class Acme:
         self.configured = bool(self.key)
         self.http = http
         self.url = URL(credentials.base_url + "/say")
-        self.dialect = ErrorMapping("acme", lambda body: ErrorBody())
+        self.error_mapping = ErrorMapping("acme", lambda body: ErrorBody())
 
     async def aclose(self) -> None:
         """Nothing to free."""
@@ -78,15 +78,15 @@ class Acme:
         """The request."""
         body = {"text": job.input.messages[-1].content, "stream": job.stream}
         headers = {"acme-key": self.key, "Content-Type": "application/json"}
-        return self.url, headers, json.dumps(body).encode(), self.dialect
+        return self.url, headers, json.dumps(body).encode(), self.error_mapping
 
     async def text(self, job: Job) -> AsyncGenerator[Event, None]:
         """Answers."""
         if not job.stream:
-            said = await self.http.whole(*self.asked(job))
+            said = await self.http.request_json(*self.asked(job))
             yield Event(text_delta=self.last(said, said.get("said") if isinstance(said, dict) else None))
             return
-        async with self.http.events(*self.asked(job)) as stream:
+        async with self.http.stream_events(*self.asked(job)) as stream:
             while events := await stream.read():
                 for _, data in events:
                     line = self.line(data)
@@ -141,7 +141,7 @@ class ForgetsTheEndMarker(Acme):
             async for event in super().text(job):
                 yield event
             return
-        async with self.http.events(*self.asked(job)) as stream:
+        async with self.http.stream_events(*self.asked(job)) as stream:
             while events := await stream.read():
                 for _, data in events:
                     line = self.line(data)
@@ -158,7 +158,7 @@ class LeaksAConnection(Acme):
         self.open: list[Any] = []
 
     async def text(self, job: Job) -> AsyncGenerator[Event, None]:
-        context = self.http.events(*self.asked(job))
+        context = self.http.stream_events(*self.asked(job))
         self.open.append(context)
         stream = await context.__aenter__()
         while events := await stream.read():

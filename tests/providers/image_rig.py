@@ -17,7 +17,7 @@ from pomelo.gen.v1.image_pb2 import ImageFormat, ImageInput
 from pomelo.gen.v1.model_service_pb2 import PriceUnit
 from pomelo.gen.v1.task_pb2 import TaskType
 from pomelo.providers import Credentials
-from pomelo.providers.base import Event, Job, fit_hook, fitted
+from pomelo.providers.base import Event, Job, fit_hook, fit_job
 from pomelo.providers.http.client import Http, Timeouts
 
 KEY = "key-canary-2718"
@@ -73,7 +73,7 @@ async def opened(
 
 async def events(provider: Any, asked: Job) -> list[Event]:
     """Everything that the provider answers."""
-    async with aclosing(provider.image(fitted(asked, fit_hook(provider, "image")))) as answer:
+    async with aclosing(provider.image(fit_job(asked, fit_hook(provider, "image")))) as answer:
         return [event async for event in answer]
 
 
@@ -89,7 +89,7 @@ async def drawn(provider: Any, asked: Job) -> tuple[bytes, str]:
 async def failure(provider: Any, asked: Job) -> PomeloError:
     """The error that the job ends with; nothing looked like a picture before."""
     try:
-        async with aclosing(provider.image(fitted(asked, fit_hook(provider, "image")))) as answer:
+        async with aclosing(provider.image(fit_job(asked, fit_hook(provider, "image")))) as answer:
             async for event in answer:
                 assert event.HasField("image_progress"), "a failed task had a picture"
     except PomeloError as error:

@@ -30,7 +30,7 @@ from pomelo.errors import PomeloError
 from pomelo.gen.v1.task_pb2 import TaskType
 from pomelo.providers import Credentials
 from pomelo.providers.anthropic import Anthropic
-from pomelo.providers.base import AudioSource, Job, fit_hook, fitted
+from pomelo.providers.base import AudioSource, Job, fit_hook, fit_job
 from pomelo.providers.bfl import BFL
 from pomelo.providers.chat.compatible import Compatible, host
 from pomelo.providers.chat.mistral import Mistral
@@ -125,7 +125,7 @@ async def sent(
     job = Job("task_1", case.model, case.route, given, stream, 1e12, heard)
     try:
         provider = house.providers[case.route.provider]
-        job = fitted(job, fit_hook(provider, case.kind))
+        job = fit_job(job, fit_hook(provider, case.kind))
         async with aclosing(getattr(provider, case.kind)(job)) as events:
             async for _ in events:
                 pass

@@ -85,7 +85,7 @@ SUBJECTS = (
     ),
     Subject(
         "elevenlabs",
-        partial(ElevenLabs, sound_most=4 * 1024 * 1024),
+        partial(ElevenLabs, max_audio_bytes=4 * 1024 * 1024),
         lambda upstream: upstream.elevenlabs_base_url,
         elevenlabs_wire.WIRE,
         (

@@ -12,7 +12,7 @@ import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from pomelo.catalog.catalog import SIDE
 from pomelo.errors import PomeloError
@@ -67,7 +67,7 @@ class Sandbox:
         """Ends its threads."""
         self._threads.shutdown(wait=False, cancel_futures=True)
 
-    async def text(self, job: Job) -> AsyncGenerator[Event, None]:
+    async def text(self, job: Job[Any]) -> AsyncGenerator[Event, None]:
         """Replies to the last message of a user, word by word when streamed.
 
         Raises:
@@ -95,7 +95,7 @@ class Sandbox:
             await self._break_off(script)
         yield _last_delta(content, finish, prompt_tokens, completion_tokens)
 
-    async def image(self, job: Job) -> AsyncGenerator[Event, None]:
+    async def image(self, job: Job[Any]) -> AsyncGenerator[Event, None]:
         """Draws a landscape that depends on prompt, seed and model.
 
         Raises:
@@ -125,7 +125,7 @@ class Sandbox:
                     picture = GeneratedImage(data=step, content_type=CONTENT_TYPES[file_format])
                     yield Event(result=TaskResult(image=ImageOutput(images=[picture])))
 
-    async def text_to_speech(self, job: Job) -> AsyncGenerator[Event, None]:
+    async def text_to_speech(self, job: Job[Any]) -> AsyncGenerator[Event, None]:
         """Sings the text, 60 ms a character at speed 1, in the asked format; the sound bears the text.
 
         Raises:
@@ -140,7 +140,7 @@ class Sandbox:
             async for event in events:
                 yield event
 
-    async def speech_to_speech(self, job: Job) -> AsyncGenerator[Event, None]:
+    async def speech_to_speech(self, job: Job[Any]) -> AsyncGenerator[Event, None]:
         """Sings what a sound says, in as much time at speed 1, in the asked voice and format.
 
         Raises:
@@ -156,7 +156,7 @@ class Sandbox:
             async for event in events:
                 yield event
 
-    async def speech_to_text(self, job: Job) -> AsyncGenerator[Event, None]:
+    async def speech_to_text(self, job: Job[Any]) -> AsyncGenerator[Event, None]:
         """Writes down what a sound of the sandbox says; makes something up for any other.
 
         Raises:
@@ -168,7 +168,7 @@ class Sandbox:
             await self._break_off(script)
         yield Event(result=TaskResult(transcription=transcribe(heard.text, heard.seconds, job.input)))
 
-    async def _begin(self, said: str, job: Job, field: str) -> Script:
+    async def _begin(self, said: str, job: Job[Any], field: str) -> Script:
         """Does what the triggers of `said` ask for before an answer, and tells what they ask for later.
 
         Raises:
@@ -210,7 +210,7 @@ class Sandbox:
         while (step := await loop.run_in_executor(self._threads, next, steps, None)) is not None:
             yield step
 
-    async def _listen(self, job: Job) -> Heard:
+    async def _listen(self, job: Job[Any]) -> Heard:
         audio = job.audio or AudioSource("", 0)
         longest = job.model.limits.max_audio_seconds
         return await asyncio.get_running_loop().run_in_executor(self._threads, listen, audio, longest)
@@ -227,10 +227,10 @@ def _last_delta(content: str, finish: FinishReason.ValueType, prompt: int, compl
     return event
 
 
-def _seed(job: Job) -> str:
+def _seed(job: Job[Any]) -> str:
     return str(job.input.seed) if job.input.HasField("seed") else ""
 
 
-def _tone(job: Job) -> str:
+def _tone(job: Job[Any]) -> str:
     """What a voice comes from."""
     return f"{job.input.voice.lower()}\n{_seed(job)}\n{job.model.name}"

@@ -10,12 +10,13 @@ from typing import Any
 
 import pytest
 
-from pomelo.errors import PomeloError, Replay
+from pomelo.errors import PomeloError
 from pomelo.providers import Credentials
-from pomelo.providers.bfl import BFL, DELIVERY
+from pomelo.providers.bfl import BFL, DELIVERY_ERRORS
+from pomelo.providers.errors import RetryPolicy
 from pomelo.providers.http.client import Http, Timeouts
 from pomelo.providers.http.connections import ConnectionLimiter
-from pomelo.providers.http.downloads import FILE_MOST, Downloader
+from pomelo.providers.http.downloads import MAX_FILE_BYTES, Downloader
 from pomelo.testing import FaultUpstream, Gate, Reply, Script, Stop, page, redirect
 from pomelo.testing.bfl_wire import Drawing, delivered, error_reply, invalid, moderated, status
 from pomelo.testing.pictures import picture
@@ -53,55 +54,60 @@ def orders(vendor: FaultUpstream) -> int:
     return sum(received.method == "POST" for received in vendor.requests)
 
 
-NOT_TAKEN: list[tuple[Script, str, int | None, Replay]] = [
-    (error_reply(400, SECRETS), "provider_failed", None, Replay.ELSEWHERE),
-    (error_reply(401, SECRETS), "provider_failed", None, Replay.ELSEWHERE),
-    (error_reply(402, "Insufficient credits"), "provider_failed", None, Replay.ELSEWHERE),
-    (error_reply(403, SECRETS), "provider_failed", None, Replay.ELSEWHERE),
-    (error_reply(404, "Not Found"), "provider_failed", None, Replay.ELSEWHERE),
-    (error_reply(404, "Task not found"), "provider_failed", None, Replay.ELSEWHERE),
-    (error_reply(413, SECRETS), "payload_too_large", None, Replay.NEVER),
-    (invalid("width", SECRETS), "invalid_parameter", None, Replay.NEVER),
-    (invalid("safety_tolerance", SECRETS), "provider_failed", None, Replay.ELSEWHERE),
-    (error_reply(422, [7, {"loc": 7}, {"loc": ["body", 7]}]), "provider_failed", None, Replay.ELSEWHERE),
-    (error_reply(400, "Request Moderated"), "content_policy_violation", None, Replay.NEVER),
-    (status("Request Moderated", http=403), "content_policy_violation", None, Replay.NEVER),
-    (status("Request Moderated"), "content_policy_violation", None, Replay.NEVER),
-    (error_reply(429, "Too many active tasks"), "provider_unavailable", 5, Replay.AGAIN),
-    (error_reply(429, SECRETS, {"Retry-After": "17"}), "provider_unavailable", 17, Replay.AGAIN),
-    (error_reply(500, SECRETS), "provider_unavailable", 5, Replay.NEVER),
-    (error_reply(500, "Error"), "provider_unavailable", 5, Replay.NEVER),
-    (error_reply(503, SECRETS), "provider_unavailable", 5, Replay.NEVER),
-    (page(502), "provider_unavailable", 5, Replay.NEVER),
-    (page(), "provider_failed", None, Replay.NEVER),
-    (redirect("/bfl/v1/flux-dev"), "provider_failed", None, Replay.ELSEWHERE),
-    (Reply(), "provider_failed", None, Replay.NEVER),
-    (Reply(steps=(b"{}",)), "provider_failed", None, Replay.NEVER),
-    (Reply(steps=(b"[]",)), "provider_failed", None, Replay.NEVER),
-    (Reply(steps=(b'{"id":"T1"}',)), "provider_failed", None, Replay.NEVER),
-    (Reply(steps=(b'{"id":"caf\xc3","polling_url":"x"}',)), "provider_failed", None, Replay.NEVER),
-    (Reply(steps=(b'{"id":', Stop.CLOSE)), "provider_failed", None, Replay.NEVER),
-    (Reply(steps=(b"x" * 9_000_000,)), "provider_failed", None, Replay.NEVER),
-    (Reply(before=(Stop.CLOSE,)), "provider_unavailable", 5, Replay.NEVER),
-    (Reply(before=(Stop.RESET,)), "provider_unavailable", 5, Replay.NEVER),
-    (Reply(before=(b"SSH-2.0-OpenSSH_9\r\n\r\n", Stop.CLOSE)), "provider_failed", None, Replay.NEVER),
+NOT_TAKEN: list[tuple[Script, str, int | None, RetryPolicy]] = [
+    (error_reply(400, SECRETS), "provider_failed", None, RetryPolicy.NEXT_ROUTE),
+    (error_reply(401, SECRETS), "provider_failed", None, RetryPolicy.NEXT_ROUTE),
+    (error_reply(402, "Insufficient credits"), "provider_failed", None, RetryPolicy.NEXT_ROUTE),
+    (error_reply(403, SECRETS), "provider_failed", None, RetryPolicy.NEXT_ROUTE),
+    (error_reply(404, "Not Found"), "provider_failed", None, RetryPolicy.NEXT_ROUTE),
+    (error_reply(404, "Task not found"), "provider_failed", None, RetryPolicy.NEXT_ROUTE),
+    (error_reply(413, SECRETS), "payload_too_large", None, RetryPolicy.NEVER),
+    (invalid("width", SECRETS), "invalid_parameter", None, RetryPolicy.NEVER),
+    (invalid("safety_tolerance", SECRETS), "provider_failed", None, RetryPolicy.NEXT_ROUTE),
+    (
+        error_reply(422, [7, {"loc": 7}, {"loc": ["body", 7]}]),
+        "provider_failed",
+        None,
+        RetryPolicy.NEXT_ROUTE,
+    ),
+    (error_reply(400, "Request Moderated"), "content_policy_violation", None, RetryPolicy.NEVER),
+    (status("Request Moderated", http=403), "content_policy_violation", None, RetryPolicy.NEVER),
+    (status("Request Moderated"), "content_policy_violation", None, RetryPolicy.NEVER),
+    (error_reply(429, "Too many active tasks"), "provider_unavailable", 5, RetryPolicy.SAME_ROUTE),
+    (error_reply(429, SECRETS, {"Retry-After": "17"}), "provider_unavailable", 17, RetryPolicy.SAME_ROUTE),
+    (error_reply(500, SECRETS), "provider_unavailable", 5, RetryPolicy.NEVER),
+    (error_reply(500, "Error"), "provider_unavailable", 5, RetryPolicy.NEVER),
+    (error_reply(503, SECRETS), "provider_unavailable", 5, RetryPolicy.NEVER),
+    (page(502), "provider_unavailable", 5, RetryPolicy.NEVER),
+    (page(), "provider_failed", None, RetryPolicy.NEVER),
+    (redirect("/bfl/v1/flux-dev"), "provider_failed", None, RetryPolicy.NEXT_ROUTE),
+    (Reply(), "provider_failed", None, RetryPolicy.NEVER),
+    (Reply(steps=(b"{}",)), "provider_failed", None, RetryPolicy.NEVER),
+    (Reply(steps=(b"[]",)), "provider_failed", None, RetryPolicy.NEVER),
+    (Reply(steps=(b'{"id":"T1"}',)), "provider_failed", None, RetryPolicy.NEVER),
+    (Reply(steps=(b'{"id":"caf\xc3","polling_url":"x"}',)), "provider_failed", None, RetryPolicy.NEVER),
+    (Reply(steps=(b'{"id":', Stop.CLOSE)), "provider_failed", None, RetryPolicy.NEVER),
+    (Reply(steps=(b"x" * 9_000_000,)), "provider_failed", None, RetryPolicy.NEVER),
+    (Reply(before=(Stop.CLOSE,)), "provider_unavailable", 5, RetryPolicy.NEVER),
+    (Reply(before=(Stop.RESET,)), "provider_unavailable", 5, RetryPolicy.NEVER),
+    (Reply(before=(b"SSH-2.0-OpenSSH_9\r\n\r\n", Stop.CLOSE)), "provider_failed", None, RetryPolicy.NEVER),
 ]
 
 
 @BOTH
-@pytest.mark.parametrize(("script", "code", "wait", "replay"), NOT_TAKEN)
+@pytest.mark.parametrize(("script", "code", "wait", "retry"), NOT_TAKEN)
 async def test_an_order_that_fails_becomes_a_row_of_the_table_and_is_sent_once(
     vendor: FaultUpstream,
     provider: Any,
     script: Script,
     code: str,
     wait: int | None,
-    replay: Replay,
+    retry: RetryPolicy,
     stream: bool,
 ) -> None:
     vendor.script(script)
     error = await failure(provider, job(DEV, stream=stream))
-    assert (error.code, error.retry_after, error.replay) == (code, wait, replay)
+    assert (error.code, error.retry_after, error.retry) == (code, wait, retry)
     check_discreet(error)
     assert len(vendor.requests) == 1, "it was sent twice"
 
@@ -149,7 +155,7 @@ async def test_a_task_that_fails_becomes_a_row_of_the_table_and_is_ordered_once(
 ) -> None:
     vendor.script(Drawing(polls=(status("Pending"), script), done=False))
     error = await failure(provider, job(DEV, stream=stream))
-    assert (error.code, error.replay) == (code, Replay.NEVER), "it would be ordered again"
+    assert (error.code, error.retry) == (code, RetryPolicy.NEVER), "it would be ordered again"
     check_discreet(error)
     assert orders(vendor) == 1
 
@@ -174,7 +180,7 @@ async def test_a_question_that_fails_is_asked_again_three_times_in_a_row(
     await drawn(provider, job(DEV))
     vendor.script(Drawing(polls=(glitch,), done=False))
     error = await failure(provider, job(DEV))
-    assert error.replay == Replay.NEVER
+    assert error.retry == RetryPolicy.NEVER
     assert orders(vendor) == 2
 
 
@@ -189,7 +195,7 @@ async def test_a_task_that_stays_unknown_has_failed(vendor: FaultUpstream) -> No
         vendor.script(Drawing(polls=(lost,), done=False))
         async with opened(BFL, vendor.bfl_base_url, interval=0.001, grace=0.02) as provider:
             error = await failure(provider, job(DEV))
-        assert (error.code, error.replay) == ("provider_failed", Replay.NEVER)
+        assert (error.code, error.retry) == ("provider_failed", RetryPolicy.NEVER)
 
 
 HUGE = b"\x89PNG\r\n\x1a\n" + b"x" * (1024 * 1024 - 8)
@@ -206,7 +212,7 @@ UNDELIVERED: list[tuple[Script, str]] = [
     (Reply(steps=(picture()[:40], Stop.CLOSE)), "provider_failed"),
     (Reply(headers={"Content-Length": "99"}, steps=(picture()[:40], Stop.RESET)), "provider_failed"),
     (Reply(headers={"Content-Encoding": "gzip"}, steps=(gzip.compress(picture()),)), "provider_failed"),
-    (Reply(headers={"Content-Length": str(FILE_MOST + 1)}, steps=(HUGE, Gate())), "provider_failed"),
+    (Reply(headers={"Content-Length": str(MAX_FILE_BYTES + 1)}, steps=(HUGE, Gate())), "provider_failed"),
     (Reply(steps=(HUGE,) * 33), "provider_failed"),
     (Reply(steps=(b"GIF89a" + b"\0" * 99,)), "provider_failed"),
     (Reply(before=(Stop.RESET,)), "provider_unavailable"),
@@ -220,7 +226,7 @@ async def test_a_picture_that_is_not_delivered_is_a_failure_and_not_ordered_agai
 ) -> None:
     vendor.script(Drawing(delivery=(script,)))
     error = await failure(provider, job(DEV, stream=stream))
-    assert (error.code, error.replay) == (code, Replay.NEVER)
+    assert (error.code, error.retry) == (code, RetryPolicy.NEVER)
     check_discreet(error)
     assert orders(vendor) == 1
 
@@ -232,12 +238,12 @@ async def test_no_more_of_a_picture_is_read_than_a_picture_may_have(
     await failure(provider, job(DEV))
     async with asyncio.timeout(5):
         await vendor.requests[-1].left.wait()
-    assert vendor.requests[-1].bytes_sent < FILE_MOST + 16 * len(HUGE)  # what the sockets hold
+    assert vendor.requests[-1].bytes_sent < MAX_FILE_BYTES + 16 * len(HUGE)  # what the sockets hold
 
 
 async def test_the_largest_picture_is_taken(vendor: FaultUpstream, provider: Any) -> None:
     vendor.script(Drawing(delivery=(Reply(steps=(HUGE,) * 32),)))
-    assert len((await drawn(provider, job(DEV)))[0]) == FILE_MOST
+    assert len((await drawn(provider, job(DEV)))[0]) == MAX_FILE_BYTES
 
 
 async def test_a_delivery_in_trouble_is_asked_again(vendor: FaultUpstream, provider: Any) -> None:
@@ -292,7 +298,7 @@ async def test_a_delivery_that_stalls_passes_the_deadline(vendor: FaultUpstream)
     vendor.script(Drawing(delivery=(Reply(steps=(picture()[:9], Gate())),)))
     async with opened(BFL, vendor.bfl_base_url, **NOW, limits=Timeouts(whole=0.05)) as provider:
         error = await failure(provider, job(DEV))
-    assert (error.code, error.replay) == ("deadline_exceeded", Replay.NEVER)
+    assert (error.code, error.retry) == ("deadline_exceeded", RetryPolicy.NEVER)
 
 
 # --- links that lead astray
@@ -324,7 +330,7 @@ async def test_the_key_is_not_sent_where_a_polling_url_leads_astray(
 ) -> None:
     vendor.script(Drawing(order={"polling_url": url}))
     error = await failure(provider, job(DEV))
-    assert (error.code, error.replay) == ("provider_failed", Replay.NEVER)
+    assert (error.code, error.retry) == ("provider_failed", RetryPolicy.NEVER)
     check_discreet(error)
     assert len(vendor.requests) == 1
 
@@ -482,7 +488,7 @@ async def test_an_image_that_gets_no_connection_for_its_delivery_is_requested_ag
     async with Http(connections=limiter) as http:
         links = Downloader(http, vendor.bfl_base_url, "bfl.ai", waits=(0.01, 0.01))
         await limiter.acquire(host, "other")
-        fetching = asyncio.create_task(links.fetch(f"{vendor.url}/bfl/x", DELIVERY))
+        fetching = asyncio.create_task(links.fetch(f"{vendor.url}/bfl/x", DELIVERY_ERRORS))
         while limiter.refused < 2:  # noqa: ASYNC110 - a count has no event
             await asyncio.sleep(0.001)
         limiter.release(host, "other")
@@ -491,7 +497,7 @@ async def test_an_image_that_gets_no_connection_for_its_delivery_is_requested_ag
         assert raised.value.code != "overloaded", "the vendor was asked in the end"
         await limiter.acquire(host, "other")
         with pytest.raises(PomeloError) as raised:
-            await links.fetch(f"{vendor.url}/bfl/x", DELIVERY)
+            await links.fetch(f"{vendor.url}/bfl/x", DELIVERY_ERRORS)
         assert raised.value.code == "overloaded"
         limiter.release(host, "other")
         await links.aclose()

@@ -19,7 +19,7 @@ from pomelo.gen.v1.speech_pb2 import (
 )
 from pomelo.gen.v1.task_pb2 import TaskType
 from pomelo.providers import Credentials
-from pomelo.providers.base import AudioSource, Job, fit_hook, fitted
+from pomelo.providers.base import AudioSource, Job, fit_hook, fit_job
 from pomelo.providers.elevenlabs.elevenlabs import ElevenLabs
 from pomelo.providers.elevenlabs.voices import LAST_DAY
 from pomelo.providers.http.client import Http, Timeouts
@@ -82,7 +82,7 @@ async def opened(base_url: str, *, key: str | None = KEY, **timeouts: float) -> 
 def events(provider: ElevenLabs, asked: Job) -> Any:
     """The provider's answer to a job of any kind."""
     kind = TaskType.Name(asked.model.task_type).removeprefix("TASK_TYPE_").lower()
-    return getattr(provider, kind)(fitted(asked, fit_hook(provider, kind)))
+    return getattr(provider, kind)(fit_job(asked, fit_hook(provider, kind)))
 
 
 async def sound(provider: ElevenLabs, asked: Job) -> tuple[bytes, str]:

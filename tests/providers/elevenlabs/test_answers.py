@@ -17,7 +17,7 @@ from pomelo.gen.v1.speech_pb2 import (
     TextToSpeechInput,
     Timestamps,
 )
-from pomelo.providers.elevenlabs.answers import content_type
+from pomelo.providers.elevenlabs.responses import audio_content_type
 from pomelo.providers.elevenlabs.voices import DEFAULTS
 from pomelo.providers.sandbox.sound import Sound as Melody
 from pomelo.tasks.speech import FORMATS
@@ -76,7 +76,7 @@ async def test_opus_is_told_from_its_first_bytes_even_if_they_come_one_by_one(
     vendor.script(Reply(headers={"Content-Type": "application/octet-stream"}, steps=packets))
     given = TextToSpeechInput(text="x", voice="adam", output_format="opus_48000_64")
     assert await sound(provider, job(given)) == (head, kind)
-    assert content_type("opus_48000_64", head) == kind
+    assert audio_content_type("opus_48000_64", head) == kind
 
 
 @BOTH

@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from pomelo.errors import Replay
 from pomelo.gen.v1.speech_pb2 import SpeechToSpeechInput, SpeechToTextInput, TextToSpeechInput
+from pomelo.providers.errors import RetryPolicy
 from pomelo.testing import (
     FaultUpstream,
     Gate,
@@ -274,28 +274,28 @@ async def test_nobody_at_the_address_is_an_unavailable_provider(asked: Any) -> N
         taken.bind(("127.0.0.1", 0))  # bound and not listening: connections are refused
         async with opened(f"http://127.0.0.1:{taken.getsockname()[1]}") as provider:
             error, _ = await failure(provider, asked)
-    assert (error.code, error.replay) == ("provider_unavailable", Replay.AGAIN)
+    assert (error.code, error.retry) == ("provider_unavailable", RetryPolicy.SAME_ROUTE)
     check_discreet(error)
 
 
 @ALL
 @pytest.mark.parametrize(
-    ("reply", "replay"),
+    ("reply", "retry"),
     [
-        (Reply(before=(Stop.CLOSE,)), Replay.NEVER),
-        (Reply(before=(Stop.RESET,)), Replay.NEVER),
-        (error_reply(500, "internal_error"), Replay.NEVER),
-        (error_reply(503, "service_unavailable"), Replay.NEVER),
-        (error_reply(429, "system_busy"), Replay.AGAIN),
-        (error_reply(402, "insufficient_credits"), Replay.ELSEWHERE),
+        (Reply(before=(Stop.CLOSE,)), RetryPolicy.NEVER),
+        (Reply(before=(Stop.RESET,)), RetryPolicy.NEVER),
+        (error_reply(500, "internal_error"), RetryPolicy.NEVER),
+        (error_reply(503, "service_unavailable"), RetryPolicy.NEVER),
+        (error_reply(429, "system_busy"), RetryPolicy.SAME_ROUTE),
+        (error_reply(402, "insufficient_credits"), RetryPolicy.NEXT_ROUTE),
     ],
 )
 async def test_what_may_have_been_paid_for_is_not_to_be_asked_again(
-    vendor: FaultUpstream, provider: Any, asked: Any, reply: Reply, replay: Replay
+    vendor: FaultUpstream, provider: Any, asked: Any, reply: Reply, retry: RetryPolicy
 ) -> None:
     vendor.script(reply)
     error, _ = await failure(provider, asked)
-    assert error.replay == replay
+    assert error.retry == retry
 
 
 @pytest.mark.parametrize("url", ["ftp://127.0.0.1", "nonsense"])

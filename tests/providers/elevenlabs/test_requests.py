@@ -23,7 +23,7 @@ from pomelo.gen.v1.speech_pb2 import (
     Timestamps,
     VoiceSettings,
 )
-from pomelo.providers.elevenlabs.elevenlabs import DIALECT
+from pomelo.providers.elevenlabs.elevenlabs import ERROR_MAPPING
 from pomelo.providers.elevenlabs.forms import form
 from pomelo.providers.http.client import Http
 from pomelo.tasks.speech import FORMATS
@@ -342,7 +342,7 @@ async def test_a_file_that_becomes_shorter_while_it_is_sent_is_a_failure(
         with form("file", stored(path), {"model_id": "scribe_v2"}) as body:
             os.truncate(path, 10)
             with pytest.raises(PomeloError) as raised:
-                await http.fetch(url, {"xi-api-key": KEY}, body, DIALECT, most=1000)
+                await http.fetch(url, {"xi-api-key": KEY}, body, ERROR_MAPPING, max_bytes=1000)
     assert raised.value.code == "provider_unavailable"
 
 

@@ -13,7 +13,7 @@ from pomelo.gen.v1.model_service_pb2 import PriceUnit
 from pomelo.gen.v1.task_pb2 import TaskType
 from pomelo.gen.v1.text_pb2 import Message, Role, TextDelta, TextInput
 from pomelo.providers import Credentials
-from pomelo.providers.base import Job, fit_hook, fitted
+from pomelo.providers.base import Job, fit_hook, fit_job
 from pomelo.providers.chat.openai import OpenAI
 from pomelo.providers.http.client import Http, Timeouts
 
@@ -46,7 +46,7 @@ async def opened(base_url: str, *, key: str | None = KEY, **timeouts: float) -> 
 
 async def deltas(provider: Any, asked: Job) -> list[TextDelta]:
     """Everything that the provider answers."""
-    async with aclosing(provider.text(fitted(asked, fit_hook(provider, "text")))) as events:
+    async with aclosing(provider.text(fit_job(asked, fit_hook(provider, "text")))) as events:
         return [event.text_delta async for event in events]
 
 
@@ -54,7 +54,7 @@ async def failure(provider: Any, asked: Job) -> tuple[PomeloError, str]:
     """The error that the job ends with, and the text that came before it."""
     text = ""
     try:
-        async with aclosing(provider.text(fitted(asked, fit_hook(provider, "text")))) as events:
+        async with aclosing(provider.text(fit_job(asked, fit_hook(provider, "text")))) as events:
             async for event in events:
                 text += event.text_delta.content
                 assert not event.text_delta.finish_reason, "a failed answer looked complete"

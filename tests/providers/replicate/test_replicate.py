@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from pomelo.catalog.catalog import Route
-from pomelo.errors import Replay
 from pomelo.gen.v1.image_pb2 import ImageFormat, ImageInput
+from pomelo.providers.errors import RetryPolicy
 from pomelo.providers.replicate import Replicate
 from pomelo.testing import FaultUpstream, Gate, Reply, Script, Stop, page, redirect
 from pomelo.testing.bfl_wire import delivered
@@ -165,44 +165,44 @@ async def test_an_output_may_be_one_url(vendor: FaultUpstream) -> None:
         assert all(KEY not in str(dict(received.headers)) for received in store.requests)
 
 
-NOT_TAKEN: list[tuple[Script, str, int | None, Replay]] = [
-    (error_reply(400, SECRETS), "provider_failed", None, Replay.ELSEWHERE),
-    (error_reply(401, SECRETS), "provider_failed", None, Replay.ELSEWHERE),
-    (error_reply(402, SECRETS), "provider_failed", None, Replay.ELSEWHERE),
-    (error_reply(403, SECRETS), "provider_failed", None, Replay.ELSEWHERE),
-    (error_reply(404, SECRETS), "provider_failed", None, Replay.ELSEWHERE),
-    (error_reply(422, SECRETS, ("seed",)), "invalid_parameter", None, Replay.NEVER),
-    (error_reply(422, SECRETS, ("go_fast",)), "provider_failed", None, Replay.ELSEWHERE),
-    (error_reply(429, SECRETS), "provider_unavailable", 5, Replay.AGAIN),
-    (error_reply(429, headers={"Retry-After": "9"}), "provider_unavailable", 9, Replay.AGAIN),
-    (error_reply(500, SECRETS), "provider_unavailable", 5, Replay.NEVER),
-    (page(502), "provider_unavailable", 5, Replay.NEVER),
-    (page(), "provider_failed", None, Replay.NEVER),
-    (redirect("/elsewhere"), "provider_failed", None, Replay.ELSEWHERE),
-    (Reply(), "provider_failed", None, Replay.NEVER),
-    (Reply(steps=(b"[]",)), "provider_failed", None, Replay.NEVER),
-    (Reply(steps=(b"{}",)), "provider_failed", None, Replay.NEVER),
-    (Reply(steps=(b'{"status":"starting"}',)), "provider_failed", None, Replay.NEVER),
-    (Reply(steps=(b'{"status":"starting","urls":[]}',)), "provider_failed", None, Replay.NEVER),
-    (Reply(before=(Stop.RESET,)), "provider_unavailable", 5, Replay.NEVER),
-    (Reply(steps=(b"{", Stop.CLOSE)), "provider_failed", None, Replay.NEVER),
+NOT_TAKEN: list[tuple[Script, str, int | None, RetryPolicy]] = [
+    (error_reply(400, SECRETS), "provider_failed", None, RetryPolicy.NEXT_ROUTE),
+    (error_reply(401, SECRETS), "provider_failed", None, RetryPolicy.NEXT_ROUTE),
+    (error_reply(402, SECRETS), "provider_failed", None, RetryPolicy.NEXT_ROUTE),
+    (error_reply(403, SECRETS), "provider_failed", None, RetryPolicy.NEXT_ROUTE),
+    (error_reply(404, SECRETS), "provider_failed", None, RetryPolicy.NEXT_ROUTE),
+    (error_reply(422, SECRETS, ("seed",)), "invalid_parameter", None, RetryPolicy.NEVER),
+    (error_reply(422, SECRETS, ("go_fast",)), "provider_failed", None, RetryPolicy.NEXT_ROUTE),
+    (error_reply(429, SECRETS), "provider_unavailable", 5, RetryPolicy.SAME_ROUTE),
+    (error_reply(429, headers={"Retry-After": "9"}), "provider_unavailable", 9, RetryPolicy.SAME_ROUTE),
+    (error_reply(500, SECRETS), "provider_unavailable", 5, RetryPolicy.NEVER),
+    (page(502), "provider_unavailable", 5, RetryPolicy.NEVER),
+    (page(), "provider_failed", None, RetryPolicy.NEVER),
+    (redirect("/elsewhere"), "provider_failed", None, RetryPolicy.NEXT_ROUTE),
+    (Reply(), "provider_failed", None, RetryPolicy.NEVER),
+    (Reply(steps=(b"[]",)), "provider_failed", None, RetryPolicy.NEVER),
+    (Reply(steps=(b"{}",)), "provider_failed", None, RetryPolicy.NEVER),
+    (Reply(steps=(b'{"status":"starting"}',)), "provider_failed", None, RetryPolicy.NEVER),
+    (Reply(steps=(b'{"status":"starting","urls":[]}',)), "provider_failed", None, RetryPolicy.NEVER),
+    (Reply(before=(Stop.RESET,)), "provider_unavailable", 5, RetryPolicy.NEVER),
+    (Reply(steps=(b"{", Stop.CLOSE)), "provider_failed", None, RetryPolicy.NEVER),
 ]
 
 
 @BOTH
-@pytest.mark.parametrize(("script", "code", "wait", "replay"), NOT_TAKEN)
+@pytest.mark.parametrize(("script", "code", "wait", "retry"), NOT_TAKEN)
 async def test_an_order_that_fails_becomes_a_row_of_the_table_and_is_sent_once(
     vendor: FaultUpstream,
     provider: Any,
     script: Script,
     code: str,
     wait: int | None,
-    replay: Replay,
+    retry: RetryPolicy,
     stream: bool,
 ) -> None:
     vendor.script(script)
     error = await failure(provider, job(SCHNELL, stream=stream))
-    assert (error.code, error.retry_after, error.replay) == (code, wait, replay)
+    assert (error.code, error.retry_after, error.retry) == (code, wait, retry)
     check_discreet(error)
     assert len(vendor.requests) == 1, "it was sent twice"
 
@@ -231,7 +231,7 @@ async def test_a_prediction_that_fails_becomes_a_row_of_the_table_and_is_ordered
 ) -> None:
     vendor.script(reply if at_once else Prediction(polls=(prediction("processing"), reply), done=False))
     error = await failure(provider, job(SCHNELL, stream=stream))
-    assert (error.code, error.replay) == (code, Replay.NEVER), "it would be ordered again"
+    assert (error.code, error.retry) == (code, RetryPolicy.NEVER), "it would be ordered again"
     check_discreet(error)
     assert sum(received.method == "POST" for received in vendor.requests) == 1
 
@@ -244,7 +244,7 @@ async def test_a_question_that_fails_is_asked_again_and_a_refusal_is_not(
     vendor.reset()
     vendor.script(Prediction(polls=(error_reply(401),)))
     error = await failure(provider, job(SCHNELL))
-    assert (error.code, error.replay) == ("provider_failed", Replay.NEVER)
+    assert (error.code, error.retry) == ("provider_failed", RetryPolicy.NEVER)
     assert len(vendor.requests) == 2
 
 
@@ -256,7 +256,7 @@ async def test_a_prediction_that_is_not_known_yet_is_asked_about_again(
     vendor.script(Prediction(polls=(error_reply(404),), done=False))
     async with opened(Replicate, vendor.replicate_base_url, interval=0.001, grace=0.05) as hasty:
         error = await failure(hasty, job(SCHNELL))
-    assert (error.code, error.replay) == ("provider_failed", Replay.NEVER)
+    assert (error.code, error.retry) == ("provider_failed", RetryPolicy.NEVER)
 
 
 DATA = "data:image/png;name=a.png;base64," + b64encode(picture()).decode()
@@ -279,7 +279,7 @@ async def test_an_output_that_is_no_image_in_base64_has_failed(
 ) -> None:
     vendor.script(Prediction(output=output))
     error = await failure(provider, job(SCHNELL))
-    assert (error.code, error.replay) == ("provider_failed", Replay.NEVER)
+    assert (error.code, error.retry) == ("provider_failed", RetryPolicy.NEVER)
 
 
 CUT = (
@@ -313,7 +313,7 @@ async def test_a_picture_that_is_not_delivered_is_a_failure_and_not_ordered_agai
 ) -> None:
     vendor.script(Prediction(delivery=(delivery,)))
     error = await failure(provider, job(SCHNELL))
-    assert (error.code, error.replay) == (code, Replay.NEVER)
+    assert (error.code, error.retry) == (code, RetryPolicy.NEVER)
     check_discreet(error)
     assert sum(received.method == "POST" for received in vendor.requests) == 1
 
@@ -331,7 +331,7 @@ async def test_the_key_is_not_sent_where_a_link_leads_astray(vendor: FaultUpstre
         ):
             vendor.script(Prediction(polls=(prediction("starting"),), order={"urls": {"get": url}}))
             error = await failure(provider, job(SCHNELL))
-            assert (error.code, error.replay) == ("provider_failed", Replay.NEVER)
+            assert (error.code, error.retry) == ("provider_failed", RetryPolicy.NEVER)
         assert not was_called(elsewhere)
 
 

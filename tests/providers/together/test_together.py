@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from pomelo.catalog.catalog import Route
-from pomelo.errors import Replay
 from pomelo.gen.v1.image_pb2 import ImageFormat, ImageInput
+from pomelo.providers.errors import RetryPolicy
 from pomelo.providers.together import Together
 from pomelo.testing import FaultUpstream, Reply, Script, Stop, page, redirect
 from pomelo.testing.bfl_wire import delivered
@@ -121,58 +121,58 @@ def item(**what: Any) -> Reply:
     return Reply(steps=(body,))
 
 
-FAULTS: list[tuple[Script, str, int | None, Replay]] = [
-    (error_reply(400, message=SECRETS), "provider_failed", None, Replay.ELSEWHERE),
-    (error_reply(400, param="steps", message=SECRETS), "invalid_parameter", None, Replay.NEVER),
-    (error_reply(422, param="prompt", message=SECRETS), "invalid_parameter", None, Replay.NEVER),
-    (error_reply(400, param="n", message=SECRETS), "provider_failed", None, Replay.ELSEWHERE),
-    (error_reply(400, code="content_policy_violation"), "content_policy_violation", None, Replay.NEVER),
-    (error_reply(401, code="invalid_api_key"), "provider_failed", None, Replay.ELSEWHERE),
-    (error_reply(402, message=SECRETS), "provider_failed", None, Replay.ELSEWHERE),
-    (error_reply(403, message=SECRETS), "provider_failed", None, Replay.ELSEWHERE),
-    (error_reply(404, message=SECRETS), "provider_failed", None, Replay.ELSEWHERE),
-    (error_reply(413, message=SECRETS), "payload_too_large", None, Replay.NEVER),
-    (error_reply(429, message=SECRETS), "provider_unavailable", 5, Replay.AGAIN),
-    (error_reply(429, headers={"Retry-After": "9"}), "provider_unavailable", 9, Replay.AGAIN),
-    (error_reply(500, message=SECRETS), "provider_unavailable", 5, Replay.NEVER),
-    (error_reply(503, message=SECRETS), "provider_unavailable", 5, Replay.NEVER),
-    (error_reply(200, message=SECRETS), "provider_failed", None, Replay.NEVER),
-    (page(524), "provider_unavailable", 5, Replay.NEVER),
-    (page(), "provider_failed", None, Replay.NEVER),
-    (redirect("/together/v1/images/generations"), "provider_failed", None, Replay.ELSEWHERE),
-    (Reply(), "provider_failed", None, Replay.NEVER),
-    (Reply(steps=(b"[]",)), "provider_failed", None, Replay.NEVER),
-    (Reply(steps=(b'{"data":[]}',)), "provider_failed", None, Replay.NEVER),
-    (Reply(steps=(b'{"data":{"0":1}}',)), "provider_failed", None, Replay.NEVER),
-    (item(url="https://169.254.169.254/"), "provider_failed", None, Replay.NEVER),
-    (item(b64_json=7), "provider_failed", None, Replay.NEVER),
-    (item(b64_json="***"), "provider_failed", None, Replay.NEVER),
-    (item(b64_json="ünïcödé"), "provider_failed", None, Replay.NEVER),
-    (item(b64_json=b64encode(b"<html>").decode()), "provider_failed", None, Replay.NEVER),
-    (item(b64_json=b64encode(b"").decode()), "provider_failed", None, Replay.NEVER),
-    (Drawn(b"\x89PNG\r\n\x1a\n" + b"x" * 34_000_000), "provider_failed", None, Replay.NEVER),
-    (Drawn(middle=(Stop.CLOSE,)), "provider_failed", None, Replay.NEVER),
-    (Drawn(middle=(Stop.RESET,)), "provider_failed", None, Replay.NEVER),
-    (Drawn(middle=(Stop.END,)), "provider_failed", None, Replay.NEVER),
-    (Drawn(before=(Stop.CLOSE,)), "provider_unavailable", 5, Replay.NEVER),
-    (Drawn(before=(Stop.RESET,)), "provider_unavailable", 5, Replay.NEVER),
+FAULTS: list[tuple[Script, str, int | None, RetryPolicy]] = [
+    (error_reply(400, message=SECRETS), "provider_failed", None, RetryPolicy.NEXT_ROUTE),
+    (error_reply(400, param="steps", message=SECRETS), "invalid_parameter", None, RetryPolicy.NEVER),
+    (error_reply(422, param="prompt", message=SECRETS), "invalid_parameter", None, RetryPolicy.NEVER),
+    (error_reply(400, param="n", message=SECRETS), "provider_failed", None, RetryPolicy.NEXT_ROUTE),
+    (error_reply(400, code="content_policy_violation"), "content_policy_violation", None, RetryPolicy.NEVER),
+    (error_reply(401, code="invalid_api_key"), "provider_failed", None, RetryPolicy.NEXT_ROUTE),
+    (error_reply(402, message=SECRETS), "provider_failed", None, RetryPolicy.NEXT_ROUTE),
+    (error_reply(403, message=SECRETS), "provider_failed", None, RetryPolicy.NEXT_ROUTE),
+    (error_reply(404, message=SECRETS), "provider_failed", None, RetryPolicy.NEXT_ROUTE),
+    (error_reply(413, message=SECRETS), "payload_too_large", None, RetryPolicy.NEVER),
+    (error_reply(429, message=SECRETS), "provider_unavailable", 5, RetryPolicy.SAME_ROUTE),
+    (error_reply(429, headers={"Retry-After": "9"}), "provider_unavailable", 9, RetryPolicy.SAME_ROUTE),
+    (error_reply(500, message=SECRETS), "provider_unavailable", 5, RetryPolicy.NEVER),
+    (error_reply(503, message=SECRETS), "provider_unavailable", 5, RetryPolicy.NEVER),
+    (error_reply(200, message=SECRETS), "provider_failed", None, RetryPolicy.NEVER),
+    (page(524), "provider_unavailable", 5, RetryPolicy.NEVER),
+    (page(), "provider_failed", None, RetryPolicy.NEVER),
+    (redirect("/together/v1/images/generations"), "provider_failed", None, RetryPolicy.NEXT_ROUTE),
+    (Reply(), "provider_failed", None, RetryPolicy.NEVER),
+    (Reply(steps=(b"[]",)), "provider_failed", None, RetryPolicy.NEVER),
+    (Reply(steps=(b'{"data":[]}',)), "provider_failed", None, RetryPolicy.NEVER),
+    (Reply(steps=(b'{"data":{"0":1}}',)), "provider_failed", None, RetryPolicy.NEVER),
+    (item(url="https://169.254.169.254/"), "provider_failed", None, RetryPolicy.NEVER),
+    (item(b64_json=7), "provider_failed", None, RetryPolicy.NEVER),
+    (item(b64_json="***"), "provider_failed", None, RetryPolicy.NEVER),
+    (item(b64_json="ünïcödé"), "provider_failed", None, RetryPolicy.NEVER),
+    (item(b64_json=b64encode(b"<html>").decode()), "provider_failed", None, RetryPolicy.NEVER),
+    (item(b64_json=b64encode(b"").decode()), "provider_failed", None, RetryPolicy.NEVER),
+    (Drawn(b"\x89PNG\r\n\x1a\n" + b"x" * 34_000_000), "provider_failed", None, RetryPolicy.NEVER),
+    (Drawn(middle=(Stop.CLOSE,)), "provider_failed", None, RetryPolicy.NEVER),
+    (Drawn(middle=(Stop.RESET,)), "provider_failed", None, RetryPolicy.NEVER),
+    (Drawn(middle=(Stop.END,)), "provider_failed", None, RetryPolicy.NEVER),
+    (Drawn(before=(Stop.CLOSE,)), "provider_unavailable", 5, RetryPolicy.NEVER),
+    (Drawn(before=(Stop.RESET,)), "provider_unavailable", 5, RetryPolicy.NEVER),
 ]
 
 
 @BOTH
-@pytest.mark.parametrize(("script", "code", "wait", "replay"), FAULTS)
+@pytest.mark.parametrize(("script", "code", "wait", "retry"), FAULTS)
 async def test_what_goes_wrong_becomes_a_row_of_the_table_and_is_sent_once(
     vendor: FaultUpstream,
     provider: Any,
     script: Script,
     code: str,
     wait: int | None,
-    replay: Replay,
+    retry: RetryPolicy,
     stream: bool,
 ) -> None:
     vendor.script(script)
     error = await failure(provider, job(SCHNELL, stream=stream))
-    assert (error.code, error.retry_after, error.replay) == (code, wait, replay)
+    assert (error.code, error.retry_after, error.retry) == (code, wait, retry)
     check_discreet(error)
     assert len(vendor.requests) == 1, "it was sent twice"
 
@@ -240,7 +240,7 @@ async def test_a_link_in_place_of_base64_is_fetched_without_the_key(
         link = {"type": "url", "url": f"{store.url}/bfl/delivery/T1/sample.png?sig=1"}
         vendor.script(Item(link), Item(link))
         error = await failure(provider, job(SCHNELL))
-        assert (error.code, error.replay) == ("provider_failed", Replay.NEVER)
+        assert (error.code, error.retry) == ("provider_failed", RetryPolicy.NEVER)
         assert store.requests == []
         async with opened(Together, vendor.together_base_url, origins=(store.url,)) as trusting:
             assert await drawn(trusting, job(SCHNELL)) == (picture(), "image/png")

@@ -13,14 +13,15 @@ import pytest
 from pomelo.catalog.catalog import Limits, Model, Route
 from pomelo.catalog.pricing import Prices
 from pomelo.engine.circuit_breaker import MINIMUM_CALLS, PROBE_WAIT_MAX, CircuitBreaker, State
-from pomelo.engine.routing import RETRIES, WAIT_MOST, Router
-from pomelo.errors import PomeloError, Replay
+from pomelo.engine.routing import ATTEMPTS, WAIT_MAX, Router
+from pomelo.errors import PomeloError
 from pomelo.gen.v1.model_service_pb2 import PriceUnit
 from pomelo.gen.v1.task_pb2 import TaskType
 from pomelo.gen.v1.text_pb2 import Message, Role, TextDelta, TextInput
 from pomelo.providers import Credentials
 from pomelo.providers.base import CALLER, Event, Job
 from pomelo.providers.chat.openai import OpenAI
+from pomelo.providers.errors import RetryPolicy, UpstreamError
 from pomelo.providers.http.client import Http, Timeouts
 from pomelo.providers.http.connections import ConnectionLimiter, NoConnectionError
 from pomelo.testing import Answer, FaultUpstream, Gate, Stop, error_reply
@@ -51,7 +52,7 @@ class House:
 
     def router(self) -> Router:
         """A router that has seen nothing."""
-        return Router(self.providers, clock=lambda: self.now, sleep=self.no_sleep, chance=lambda: 1.0)
+        return Router(self.providers, clock=lambda: self.now, sleep=self.no_sleep, jitter=lambda: 1.0)
 
     async def no_sleep(self, seconds: float) -> None:
         """Lets time pass."""
@@ -115,7 +116,7 @@ async def test_a_busy_route_is_asked_again_with_growing_waits(house: House, stre
 async def test_a_route_that_stays_busy_gives_way_to_the_next(house: House) -> None:
     house.one.default = BUSY
     assert await house.ask(house.router()) == "from two"
-    assert house.asked() == (RETRIES + 1, 1)
+    assert house.asked() == (ATTEMPTS, 1)
 
 
 async def test_a_connection_that_breaks_ahead_of_the_answer_is_made_again(house: House) -> None:
@@ -158,7 +159,7 @@ async def test_a_vendors_wait_is_kept_and_a_long_one_goes_elsewhere(house: House
     house.one.script(error_reply(429, code="slow_down", headers={"Retry-After": "3"}))
     assert await house.ask(house.router()) == "from one"
     assert house.slept == [3]
-    house.one.script(error_reply(429, code="slow_down", headers={"Retry-After": str(int(WAIT_MOST) + 1)}))
+    house.one.script(error_reply(429, code="slow_down", headers={"Retry-After": str(int(WAIT_MAX) + 1)}))
     assert await house.ask(house.router()) == "from two"
     assert house.slept == [3]
 
@@ -348,13 +349,13 @@ class Breaking:
         """See Provider."""
 
 
-@pytest.mark.parametrize("replay", [Replay.AGAIN, Replay.ELSEWHERE], ids=["again", "elsewhere"])
+@pytest.mark.parametrize("retry", [RetryPolicy.SAME_ROUTE, RetryPolicy.NEXT_ROUTE], ids=["same", "next"])
 @pytest.mark.parametrize("code", ["provider_unavailable", "provider_failed", "overloaded"])
 async def test_a_call_that_fails_after_its_first_event_is_never_repeated(
-    house: House, code: str, replay: Replay
+    house: House, code: str, retry: RetryPolicy
 ) -> None:
-    error = (NoConnectionError if code == "overloaded" else PomeloError)(code)
-    error.replay = replay
+    error_class = NoConnectionError if code == "overloaded" else UpstreamError
+    error = error_class(code, retry=retry)
     broken = house.providers["one"] = Breaking(error, "Hello")
     assert (await house.fail(house.router())).code == code
     assert broken.calls == 1
@@ -362,19 +363,17 @@ async def test_a_call_that_fails_after_its_first_event_is_never_repeated(
     assert not house.slept
 
 
-@pytest.mark.parametrize("replay", list(Replay), ids=["never", "elsewhere", "again"])
+@pytest.mark.parametrize("retry", list(RetryPolicy), ids=["never", "next", "same"])
 async def test_a_call_that_fails_before_its_first_event_is_repeated_as_its_error_allows(
-    house: House, replay: Replay
+    house: House, retry: RetryPolicy
 ) -> None:
-    error = PomeloError("provider_unavailable")
-    error.replay = replay
-    broken = house.providers["one"] = Breaking(error)
-    if replay == Replay.NEVER:
+    broken = house.providers["one"] = Breaking(UpstreamError("provider_unavailable", retry=retry))
+    if retry == RetryPolicy.NEVER:
         await house.fail(house.router())
     else:
         assert await house.ask(house.router()) == "from two"
-    assert broken.calls == (RETRIES + 1 if replay == Replay.AGAIN else 1)
-    assert house.asked() == (0, 0 if replay == Replay.NEVER else 1)
+    assert broken.calls == (ATTEMPTS if retry == RetryPolicy.SAME_ROUTE else 1)
+    assert house.asked() == (0, 0 if retry == RetryPolicy.NEVER else 1)
 
 
 async def test_a_provider_is_called_for_the_account_of_the_task_whoever_reads_the_next_event(

@@ -10,9 +10,10 @@ from typing import Any
 
 import pytest
 
-from pomelo.errors import PomeloError, Replay
+from pomelo.errors import PomeloError
 from pomelo.providers import Credentials
 from pomelo.providers.chat.openai import OpenAI
+from pomelo.providers.errors import RetryPolicy
 from pomelo.providers.http.client import Http
 from pomelo.providers.http.connections import LIMIT, MAX_WAIT, ConnectionLimiter
 from pomelo.testing import Answer, FaultUpstream, Gate, Script, Stop, error_reply
@@ -180,7 +181,7 @@ async def test_the_wait_is_bounded_and_ends_in_overloaded_before_anything_is_hel
         await limiter.acquire(HOST, "b")
     assert 0.04 <= time.monotonic() - began < 0.5
     error = raised.value
-    assert (error.code, error.retry_after, error.replay) == ("overloaded", 1, Replay.ELSEWHERE)
+    assert (error.code, error.retry_after, error.retry) == ("overloaded", 1, RetryPolicy.NEXT_ROUTE)
     assert error.row.http == 503
     assert (limiter.in_use, limiter.waiting, limiter.waited, limiter.refused) == (1, 0, 1, 1)
     limiter.release(HOST, "a")

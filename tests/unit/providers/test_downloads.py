@@ -19,7 +19,7 @@ from pomelo.providers.http.errors import ErrorBody, ErrorMapping
 from pomelo.testing import FaultUpstream, Gate, Reply
 from tests.providers.image_rig import listener, was_called
 
-DIALECT = ErrorMapping("acme", lambda body: ErrorBody())
+ERROR_MAPPING = ErrorMapping("acme", lambda body: ErrorBody())
 PUBLIC = "8.8.4.4"
 
 
@@ -130,7 +130,7 @@ def test_any_other_address_is_not(address: str) -> None:
 )
 async def test_the_vendors_hosts_and_the_operators_base_url_may_get_the_key(link: str) -> None:
     async with opened(base="http://127.0.0.1:8080/prefix/v1") as links:
-        assert links.vendors(link) == URL(link, encoded=True)
+        assert links.api_url(link) == URL(link, encoded=True)
 
 
 NO_LINKS: list[Any] = [
@@ -164,9 +164,9 @@ NO_LINKS: list[Any] = [
 async def test_a_data_uri_is_a_file_and_never_gets_the_vendors_key() -> None:
     names = Names((PUBLIC,))
     async with opened(names) as links:
-        assert await links.fetch("data:image/png;base64,AAAA", DIALECT) == bytes(3)
+        assert await links.fetch("data:image/png;base64,AAAA", ERROR_MAPPING) == bytes(3)
         with pytest.raises(PomeloError):
-            links.vendors("data:image/png;base64,AAAA")
+            links.api_url("data:image/png;base64,AAAA")
     assert names.asked == []
 
 
@@ -175,10 +175,10 @@ async def test_what_is_no_link_is_refused_everywhere(link: Any) -> None:
     names = Names((PUBLIC,))
     async with opened(names) as links:
         with pytest.raises(PomeloError) as raised:
-            links.vendors(link)
+            links.api_url(link)
         assert raised.value.code == "provider_failed"
         with pytest.raises(PomeloError) as raised:
-            await links.fetch(link, DIALECT)
+            await links.fetch(link, ERROR_MAPPING)
         assert raised.value.code == "provider_failed"
     assert names.asked == []
 
@@ -202,7 +202,7 @@ async def test_what_is_no_link_is_refused_everywhere(link: Any) -> None:
 async def test_the_key_goes_nowhere_else(link: str) -> None:
     async with opened(origins=("https://files.other.example",)) as links:
         with pytest.raises(PomeloError) as raised:
-            links.vendors(link)
+            links.api_url(link)
     assert raised.value.code == "provider_failed"
 
 
@@ -230,7 +230,7 @@ async def test_a_file_is_not_fetched_from_an_address_or_beside_https(link: str) 
     names = Names((PUBLIC,))
     async with opened(names) as links:
         with pytest.raises(PomeloError) as raised:
-            await links.fetch(link, DIALECT)
+            await links.fetch(link, ERROR_MAPPING)
     assert raised.value.code == "provider_failed"
     assert names.asked == [], "the name was looked up"
 
@@ -253,7 +253,7 @@ async def test_a_name_with_an_address_that_is_not_public_is_not_connected_to(
         names = Names(addresses, port=inside.getsockname()[1])
         async with opened(names) as links:
             with pytest.raises(PomeloError) as raised:
-                await links.fetch("https://files.example/x.png?sig=canary", DIALECT)
+                await links.fetch("https://files.example/x.png?sig=canary", ERROR_MAPPING)
             assert raised.value.code == "provider_failed"
             assert "canary" not in str(raised.value)
         assert names.asked == ["files.example"]
@@ -264,9 +264,9 @@ async def test_what_the_resolver_says_is_what_is_connected_to() -> None:
     # Without this the test above would show nothing: the same names, looked up without the check.
     with listener() as inside:
         names = Names(("127.0.0.1",), port=inside.getsockname()[1])
-        async with Http(Timeouts(connect=0.05)).apart(names) as http:
+        async with Http(Timeouts(connect=0.05)).with_resolver(names) as http:
             with pytest.raises(PomeloError):
-                await http.fetch(URL("https://files.example/"), {}, None, DIALECT, most=9)
+                await http.fetch(URL("https://files.example/"), {}, None, ERROR_MAPPING, max_bytes=9)
         assert was_called(inside)
 
 
@@ -286,7 +286,7 @@ async def test_a_name_that_is_unknown_makes_the_host_unavailable() -> None:
     names = Nobody()
     async with opened(names) as links:
         with pytest.raises(PomeloError) as raised:
-            await links.fetch("https://files.example/", DIALECT)
+            await links.fetch("https://files.example/", ERROR_MAPPING)
     assert raised.value.code == "provider_unavailable"
     assert len(names.asked) == 3
 
@@ -295,7 +295,7 @@ async def test_closing_closes_the_resolver_and_may_be_repeated() -> None:
     names = Names(("10.0.0.1",))
     async with opened(names) as links:
         with pytest.raises(PomeloError):
-            await links.fetch("https://files.example/", DIALECT)
+            await links.fetch("https://files.example/", ERROR_MAPPING)
         assert not names.closed
         await links.aclose()
         assert names.closed
@@ -317,10 +317,10 @@ async def test_an_origin_is_trusted_by_scheme_host_and_port() -> None:
         ):
             async with opened(origins=(origin,)) as links:
                 if good:
-                    assert await links.fetch(store.url + "/bfl/delivery/a", DIALECT) == b"file"
+                    assert await links.fetch(store.url + "/bfl/delivery/a", ERROR_MAPPING) == b"file"
                     continue
                 with pytest.raises(PomeloError) as raised:
-                    await links.fetch(store.url + "/bfl/delivery/a", DIALECT)
+                    await links.fetch(store.url + "/bfl/delivery/a", ERROR_MAPPING)
                 assert raised.value.code == "provider_failed"
 
 
@@ -328,7 +328,9 @@ async def test_silence_behind_a_link_ends_as_on_a_stream() -> None:
     async with FaultUpstream() as store:
         store.default = Reply(steps=(b"fi", Gate()))
         names = Names(("127.0.0.1",), port=int(store.url.rpartition(":")[2]))
-        async with Http(Timeouts(silence=0.05)).apart(names) as http:
+        async with Http(Timeouts(silence=0.05)).with_resolver(names) as http:
             with pytest.raises(PomeloError) as raised:
-                await http.fetch(URL("http://files.example/bfl/delivery/a"), {}, None, DIALECT, most=9)
+                await http.fetch(
+                    URL("http://files.example/bfl/delivery/a"), {}, None, ERROR_MAPPING, max_bytes=9
+                )
         assert raised.value.code == "deadline_exceeded"

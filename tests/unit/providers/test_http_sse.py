@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pomelo.errors import PomeloError
-from pomelo.providers.http.sse import EVENT_MOST, SseEvent, SseParser
+from pomelo.providers.http.sse import MAX_EVENT_BYTES, SseEvent, SseParser
 
 
 def parse(*packets: bytes) -> list[SseEvent]:
@@ -57,7 +57,7 @@ def test_comments_ids_retry_times_and_unknown_fields_are_skipped() -> None:
 
 def test_comments_without_empty_lines_can_go_on_for_ever() -> None:
     parser = SseParser()
-    for _ in range(2 * EVENT_MOST // 1000):
+    for _ in range(2 * MAX_EVENT_BYTES // 1000):
         assert parser.feed(b": " + b"x" * 997 + b"\n") == []
     assert parser.feed(b"data: x\n\n") == [("", b"x")]
 
@@ -98,7 +98,7 @@ def test_nothing_comes_out_at_the_end_of_a_stream_without_an_unfinished_event(st
 def test_an_unfinished_event_above_the_limit_fails_at_the_end() -> None:
     parser = SseParser()
     for _ in range(2):
-        assert parser.feed(b"data: " + b"x" * (EVENT_MOST // 2 - 7) + b"\n") == []
+        assert parser.feed(b"data: " + b"x" * (MAX_EVENT_BYTES // 2 - 7) + b"\n") == []
     parser.feed(b"data: " + b"x" * 100)
     with pytest.raises(PomeloError):
         parser.end()
@@ -115,8 +115,8 @@ def test_line_separators_within_data_do_not_end_a_line() -> None:
 
 def test_a_line_above_the_limit_fails_whether_it_ends_or_not() -> None:
     for packets in (
-        [b"data: " + b"x" * EVENT_MOST + b"\n\n"],
-        [b"data: 1\n\n", b"data: " + b"x" * EVENT_MOST + b"\n\n"],
+        [b"data: " + b"x" * MAX_EVENT_BYTES + b"\n\n"],
+        [b"data: 1\n\n", b"data: " + b"x" * MAX_EVENT_BYTES + b"\n\n"],
         [b"data: 1\n\n", *[b"x" * 1000] * 300],
     ):
         with pytest.raises(PomeloError) as failure:
@@ -127,11 +127,11 @@ def test_a_line_above_the_limit_fails_whether_it_ends_or_not() -> None:
 def test_an_event_of_many_lines_is_bounded_too() -> None:
     for line in (b"data: " + b"x" * 1000 + b"\n", b"data\n"):
         with pytest.raises(PomeloError):
-            parse(*[line] * (EVENT_MOST + 1))
+            parse(*[line] * (MAX_EVENT_BYTES + 1))
 
 
 def test_a_line_at_the_limit_passes() -> None:
-    data = b"x" * (EVENT_MOST - 6)
+    data = b"x" * (MAX_EVENT_BYTES - 6)
     assert parse(b"data: " + data + b"\n\n") == [("", data)]
 
 
