@@ -27,8 +27,8 @@ from pomelo.providers.errors import RetryPolicy, UpstreamError
 from pomelo.providers.sandbox import Sandbox
 from pomelo.stores.ledger import UsageRecord
 from pomelo.testing import Answer, FaultUpstream, Gate, Stop, chunk, error_event
-from pomelo.testing.bfl_wire import Drawing, moderated
-from pomelo.testing.pictures import picture
+from pomelo.testing.bfl_protocol import Drawing, moderated
+from pomelo.testing.images import make_image
 from tests.integration.house import KINDS, WAYS, Caller, House, Told, open_house, say
 from tests.integration.test_bills import check_books
 from tests.integration.test_disconnects import Client, free
@@ -96,7 +96,7 @@ GOOD: dict[str, list[Event]] = {
         Event(image_progress=ImageProgress(progress=0.5)),
         Event(
             result=TaskResult(
-                image=ImageOutput(images=[GeneratedImage(data=picture("png"), content_type="image/png")])
+                image=ImageOutput(images=[GeneratedImage(data=make_image("png"), content_type="image/png")])
             )
         ),
     ],

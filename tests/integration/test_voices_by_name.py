@@ -9,7 +9,7 @@ import pytest
 
 from pomelo.providers.elevenlabs.voices import DEFAULTS
 from pomelo.testing import FaultUpstream, Received, Reply, Speech, VoiceList
-from pomelo.testing.elevenlabs_wire import error_reply
+from pomelo.testing.elevenlabs_protocol import error_reply
 from tests.integration.house import KINDS, WAYS, open_house
 
 MINE, TABLE = "AaOhDHYJ1XLZk74lXhdE", "B" * 20
@@ -26,7 +26,7 @@ def without_defaults(upstream: FaultUpstream, *listed: tuple[str, str]) -> None:
         return error_reply(404, "voice_not_found", kind="not_found", param="voice_id")
 
     upstream.default = answer
-    upstream.aside = lambda received: VoiceList(listed)(received) if "/voices" in received.path else None
+    upstream.unscripted = lambda received: VoiceList(listed)(received) if "/voices" in received.path else None
 
 
 @pytest.mark.parametrize("way", WAYS)
@@ -114,7 +114,7 @@ async def test_what_is_no_name_is_refused_before_the_list_is_read(tmp_path: Path
     async with open_house(tmp_path) as house:
         caller = await house.caller()
         read = []
-        house.upstream.aside = lambda received: read.append(received.path)  # type: ignore[func-returns-value]
+        house.upstream.unscripted = lambda received: read.append(received.path)  # type: ignore[func-returns-value]
         for key in (caller.live, caller.test):
             for voice in ("x" * 65, " ", "a\nb", "a\0b", "a\u202eb", "a\u2028b"):
                 told = await house.ask(way, key, {**KINDS["tts"], "voice": voice})

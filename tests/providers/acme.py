@@ -17,7 +17,7 @@ from pomelo.providers import Credentials
 from pomelo.providers.base import Event, Job
 from pomelo.providers.http.client import Http
 from pomelo.providers.http.errors import ErrorBody, ErrorMapping, malformed_response
-from pomelo.testing import Received, Reply, Wire, Wording, plain_refusal
+from pomelo.testing import Received, Reply, VendorFaults, VendorProtocol, plain_refusal
 from pomelo.testing.suite import Subject, sample
 
 WORDS = ("Hello", " from", " Acme", ".")
@@ -41,13 +41,13 @@ def refused(received: Received, api_key: str | None) -> Reply | None:
     return None
 
 
-WIRE = Wire(
+PROTOCOL = VendorProtocol(
     "acme",
     lambda received: received.path == "/acme/say",
     refused,
     answer,
-    wordings={
-        "text": Wording(
+    faults={
+        "text": VendorFaults(
             {
                 "no end marker": lambda received: answer(received, end=False),
                 "no usage": lambda received: answer(received, count=None),
@@ -256,4 +256,4 @@ class GoesOn(Acme):
 def subject(make: type[Acme]) -> Subject:
     """A provider of Acme's as a subject of the suite."""
     job = sample("text", Route("acme", "acme-large-2"))
-    return Subject(make.__name__, make, lambda upstream: upstream.url + "/acme", WIRE, (job,))
+    return Subject(make.__name__, make, lambda upstream: upstream.url + "/acme", PROTOCOL, (job,))

@@ -16,7 +16,7 @@ from pomelo.providers import Credentials
 from pomelo.providers.chat.compatible import Compatible, host
 from pomelo.providers.http.client import Http
 from pomelo.testing import Answer, FaultUpstream, Reply, chunk
-from pomelo.testing.openai_wire import DONE
+from pomelo.testing.openai_protocol import DONE
 from tests.providers.text_rig import (
     COMPATIBLE,
     KEY,

@@ -10,11 +10,11 @@ import aiohttp
 import pytest
 
 from pomelo.testing import FaultUpstream
-from pomelo.testing.bfl_wire import Drawing, moderated, status
-from pomelo.testing.pictures import CONTENT_TYPES, picture
-from pomelo.testing.replicate_wire import Prediction, prediction
-from pomelo.testing.replicate_wire import error_reply as replicate_error
-from pomelo.testing.together_wire import error_reply as together_error
+from pomelo.testing.bfl_protocol import Drawing, moderated, status
+from pomelo.testing.images import CONTENT_TYPES, make_image
+from pomelo.testing.replicate_protocol import Prediction, prediction
+from pomelo.testing.replicate_protocol import error_reply as replicate_error
+from pomelo.testing.together_protocol import error_reply as together_error
 
 KEY = "right"
 
@@ -38,7 +38,7 @@ def test_pictures_are_real(name: str) -> None:
 
     import av
 
-    with av.open(io.BytesIO(picture(name, 48, 32))) as opened:
+    with av.open(io.BytesIO(make_image(name, 48, 32))) as opened:
         frame: Any = next(cast("Any", opened).decode(video=0))
         assert (frame.width, frame.height) == (48, 32)
         plane = frame.reformat(format="rgb24").planes[0]
@@ -61,7 +61,7 @@ async def test_bfl_takes_an_order_answers_questions_and_delivers(vendor: FaultUp
     assert [state["status"] for state in states] == ["Pending", "Generating", "Ready", "Ready"]
     assert states[0].keys() >= {"id", "status", "result", "progress", "details", "preview"}
     code, data = await call("GET", states[-1]["result"]["sample"])
-    assert (code, data) == (200, picture("jpeg"))
+    assert (code, data) == (200, make_image("jpeg"))
     code, body = await call("GET", vendor.bfl_base_url + "/v1/get_result?id=other", headers=BFL)
     assert (code, body) == (404, {"detail": "Task not found"})
 
@@ -174,7 +174,7 @@ async def test_togethers_own_client_reads_answers_and_refusals(vendor: FaultUpst
             output_format="png",
         )
         assert answer.data[0].type == "b64_json"
-        assert b64decode(answer.data[0].b64_json) == picture("png")
+        assert b64decode(answer.data[0].b64_json) == make_image("png")
         vendor.script(together_error(429), together_error(402))
         with pytest.raises(together.RateLimitError):
             await client.images.generate(**SCHNELL)
@@ -238,7 +238,7 @@ async def test_replicates_own_client_reads_answers_and_refusals(
     given = {"prompt": "a red kite", "output_format": "png"}
     (file,) = await client.async_run(name, input=given)
     assert str(file).endswith(".png")
-    assert (await call("GET", str(file)))[1] == picture("png")
+    assert (await call("GET", str(file)))[1] == make_image("png")
     vendor.script(Prediction(polls=(prediction("processing"),)))
     (file,) = await client.async_run(name, input=given, wait=False)
     assert str(file).endswith(".png")

@@ -97,7 +97,7 @@ async def test_any_request_is_a_published_one(house: House, case: Case, data: An
 async def test_the_account_is_asked_for_its_voices_as_its_own_client_asks(house: House) -> None:
     pages = [VoiceList((*((f"Nr{n}", f"{n:020d}") for n in range(150)), ("Anna of ours", inputs.MINE)))] * 2
     house.upstream.reset()
-    house.upstream.aside = None
+    house.upstream.unscripted = None
     house.upstream.script(*pages)
     async with rig.opened(house.upstream.elevenlabs_base_url, key=KEY) as provider:
         given = TextToSpeechInput(text="Hi", voice="Anna of ours")
@@ -105,7 +105,7 @@ async def test_the_account_is_asked_for_its_voices_as_its_own_client_asks(house:
     ours = house.upstream.requests[:2]
     assert house.upstream.requests[2].path.endswith(inputs.MINE)
     house.upstream.reset()
-    house.upstream.aside = None
+    house.upstream.unscripted = None
     house.upstream.script(*pages)
     options: dict[str, Any] = {"page_size": 100, "include_total_count": False}
     page = await house.elevenlabs.voices.search(**options)

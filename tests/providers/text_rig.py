@@ -26,7 +26,7 @@ from pomelo.providers.base import Job
 from pomelo.providers.chat.compatible import Compatible, host
 from pomelo.providers.chat.mistral import Mistral
 from pomelo.providers.http.client import Http, Timeouts
-from pomelo.testing import FaultUpstream, Received, anthropic_wire, mistral_wire, openai_wire
+from pomelo.testing import FaultUpstream, Received, anthropic_protocol, mistral_protocol, openai_protocol
 from tests.providers.openai.rig import KEY, PROMPT, deltas, failure
 from tests.providers.openai.rig import job as plain_job
 
@@ -62,7 +62,7 @@ class Vendor:
 ANTHROPIC = Vendor(
     "anthropic",
     Anthropic,
-    anthropic_wire,
+    anthropic_protocol,
     lambda upstream: upstream.anthropic_base_url,
     Route("anthropic", "claude-haiku-4-5", clamp={"temperature": (0, 1, 0)}),
     ("input_tokens", "output_tokens"),
@@ -70,7 +70,7 @@ ANTHROPIC = Vendor(
 LONG = Vendor(
     "anthropic, long answers",
     ANTHROPIC.make,
-    anthropic_wire,
+    anthropic_protocol,
     ANTHROPIC.base_url,
     ANTHROPIC.route,
     ANTHROPIC.counts,
@@ -79,14 +79,14 @@ LONG = Vendor(
 MISTRAL = Vendor(
     "mistral",
     Mistral,
-    mistral_wire,
+    mistral_protocol,
     lambda upstream: upstream.mistral_base_url,
     Route("mistral", "mistral-small-latest", clamp={"temperature": (0, 1.5, 0)}),
 )
 COMPATIBLE = Vendor(
     "a compatible host",
     lambda credentials, http: Compatible(credentials, http, host("ahost", {})),
-    openai_wire,
+    openai_protocol,
     lambda upstream: upstream.openai_base_url,
     Route("ahost", "mixtral:8x7b"),
 )

@@ -11,7 +11,7 @@ import pytest
 from pomelo.catalog.catalog import Catalog, Route
 from pomelo.gen.v1.text_pb2 import ContentPart, ContentParts, ImageUrl, Message, Role, TextInput
 from pomelo.testing import FaultUpstream, Gate, Reply, Stop
-from pomelo.testing.anthropic_wire import PING, Answer, error_event, error_reply, event, words
+from pomelo.testing.anthropic_protocol import PING, Answer, error_event, error_reply, event, words
 from tests.providers.text_rig import (
     ANTHROPIC,
     FILTERED,

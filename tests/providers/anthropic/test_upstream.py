@@ -10,7 +10,7 @@ import anthropic
 import pytest
 
 from pomelo.testing import FaultUpstream, Stop
-from pomelo.testing.anthropic_wire import Answer, error_event, error_reply
+from pomelo.testing.anthropic_protocol import Answer, error_event, error_reply
 
 GOOD: dict[str, Any] = {
     "model": "claude-haiku-4-5",

@@ -15,8 +15,8 @@ from pomelo.catalog.catalog import Catalog, Route
 from pomelo.gen.v1.image_pb2 import ImageFormat, ImageInput
 from pomelo.providers.bfl import BFL
 from pomelo.testing import FaultUpstream, Gate
-from pomelo.testing.bfl_wire import Drawing, delivered, error_reply, status
-from pomelo.testing.pictures import picture
+from pomelo.testing.bfl_protocol import Drawing, delivered, error_reply, status
+from pomelo.testing.images import make_image
 from tests.providers.image_rig import KEY, PROMPT, drawn, events, job, opened, richest
 
 SIDE = (256.0, 1440.0, 32.0)
@@ -155,13 +155,13 @@ async def test_the_picture_comes_as_it_was_delivered(
 ) -> None:
     data, kind = await drawn(provider, job(DEV, ImageInput(prompt="x", output_format=wanted)))
     assert kind == content_type
-    assert data == picture(content_type.removeprefix("image/"))
+    assert data == make_image(content_type.removeprefix("image/"))
 
 
 async def test_a_picture_is_what_its_bytes_are_and_not_what_it_is_called(
     vendor: FaultUpstream, provider: Any
 ) -> None:
-    vendor.script(Drawing(delivery=(delivered(picture("jpeg"), "application/octet-stream"),)))
+    vendor.script(Drawing(delivery=(delivered(make_image("jpeg"), "application/octet-stream"),)))
     assert (await drawn(provider, job(DEV)))[1] == "image/jpeg"
 
 
@@ -229,12 +229,12 @@ async def test_many_pictures_at_once_do_not_mix(vendor: FaultUpstream, provider:
     sizes = range(32, 52)
     for size in sizes:
         vendor.when(
-            f"n{size}.", Drawing(polls=(status("Pending"),), delivery=(delivered(picture("png", size)),))
+            f"n{size}.", Drawing(polls=(status("Pending"),), delivery=(delivered(make_image("png", size)),))
         )
 
     async def ask(size: int) -> None:
         data, _ = await drawn(provider, job(DEV, ImageInput(prompt=f"n{size}.")))
-        assert data == picture("png", size)
+        assert data == make_image("png", size)
 
     async with asyncio.TaskGroup() as group:
         for size in sizes:

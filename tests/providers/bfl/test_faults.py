@@ -18,8 +18,8 @@ from pomelo.providers.http.client import Http, Timeouts
 from pomelo.providers.http.connections import ConnectionLimiter
 from pomelo.providers.http.downloads import MAX_FILE_BYTES, Downloader
 from pomelo.testing import FaultUpstream, Gate, Reply, Script, Stop, page, redirect
-from pomelo.testing.bfl_wire import Drawing, delivered, error_reply, invalid, moderated, status
-from pomelo.testing.pictures import picture
+from pomelo.testing.bfl_protocol import Drawing, delivered, error_reply, invalid, moderated, status
+from pomelo.testing.images import make_image
 from tests.providers.bfl.test_answers import DEV, NOW
 from tests.providers.image_rig import (
     KEY,
@@ -209,9 +209,9 @@ UNDELIVERED: list[tuple[Script, str]] = [
     (Reply(), "provider_failed"),
     (Reply(204), "provider_failed"),
     (redirect("/bfl/delivery/other"), "provider_failed"),
-    (Reply(steps=(picture()[:40], Stop.CLOSE)), "provider_failed"),
-    (Reply(headers={"Content-Length": "99"}, steps=(picture()[:40], Stop.RESET)), "provider_failed"),
-    (Reply(headers={"Content-Encoding": "gzip"}, steps=(gzip.compress(picture()),)), "provider_failed"),
+    (Reply(steps=(make_image()[:40], Stop.CLOSE)), "provider_failed"),
+    (Reply(headers={"Content-Length": "99"}, steps=(make_image()[:40], Stop.RESET)), "provider_failed"),
+    (Reply(headers={"Content-Encoding": "gzip"}, steps=(gzip.compress(make_image()),)), "provider_failed"),
     (Reply(headers={"Content-Length": str(MAX_FILE_BYTES + 1)}, steps=(HUGE, Gate())), "provider_failed"),
     (Reply(steps=(HUGE,) * 33), "provider_failed"),
     (Reply(steps=(b"GIF89a" + b"\0" * 99,)), "provider_failed"),
@@ -247,14 +247,14 @@ async def test_the_largest_picture_is_taken(vendor: FaultUpstream, provider: Any
 
 
 async def test_a_delivery_in_trouble_is_asked_again(vendor: FaultUpstream, provider: Any) -> None:
-    vendor.script(Drawing(delivery=(page(503), Reply(before=(Stop.RESET,)), delivered(picture()))))
-    assert (await drawn(provider, job(DEV)))[0] == picture()
+    vendor.script(Drawing(delivery=(page(503), Reply(before=(Stop.RESET,)), delivered(make_image()))))
+    assert (await drawn(provider, job(DEV)))[0] == make_image()
 
 
 CUT = (
-    Reply(steps=(picture()[:40], Stop.CLOSE)),
-    Reply(headers={"Content-Length": "99"}, steps=(picture()[:40], Stop.RESET)),
-    Reply(headers={"Content-Length": "99"}, steps=(picture()[:40], Stop.CLOSE)),
+    Reply(steps=(make_image()[:40], Stop.CLOSE)),
+    Reply(headers={"Content-Length": "99"}, steps=(make_image()[:40], Stop.RESET)),
+    Reply(headers={"Content-Length": "99"}, steps=(make_image()[:40], Stop.CLOSE)),
     error_reply(403, SECRETS),
     error_reply(404, SECRETS),
 )
@@ -265,15 +265,15 @@ CUT = (
 async def test_a_download_that_fails_is_repeated_without_another_order(
     vendor: FaultUpstream, provider: Any, trouble: Reply, stream: bool
 ) -> None:
-    vendor.script(Drawing(delivery=(trouble, trouble, trouble, delivered(picture()))))
-    assert (await drawn(provider, job(DEV, stream=stream)))[0] == picture()
+    vendor.script(Drawing(delivery=(trouble, trouble, trouble, delivered(make_image()))))
+    assert (await drawn(provider, job(DEV, stream=stream)))[0] == make_image()
     assert orders(vendor) == 1
 
 
 async def test_a_download_that_goes_silent_is_repeated(vendor: FaultUpstream) -> None:
-    vendor.script(Drawing(delivery=(Reply(steps=(picture()[:9], Gate())), delivered(picture()))))
+    vendor.script(Drawing(delivery=(Reply(steps=(make_image()[:9], Gate())), delivered(make_image()))))
     async with opened(BFL, vendor.bfl_base_url, **NOW, limits=Timeouts(whole=0.1)) as provider:
-        assert (await drawn(provider, job(DEV)))[0] == picture()
+        assert (await drawn(provider, job(DEV)))[0] == make_image()
 
 
 UNKNOWN_YET = (
@@ -295,7 +295,7 @@ async def test_a_task_may_be_unknown_for_a_moment_after_its_order(
 
 
 async def test_a_delivery_that_stalls_passes_the_deadline(vendor: FaultUpstream) -> None:
-    vendor.script(Drawing(delivery=(Reply(steps=(picture()[:9], Gate())),)))
+    vendor.script(Drawing(delivery=(Reply(steps=(make_image()[:9], Gate())),)))
     async with opened(BFL, vendor.bfl_base_url, **NOW, limits=Timeouts(whole=0.05)) as provider:
         error = await failure(provider, job(DEV))
     assert (error.code, error.retry) == ("deadline_exceeded", RetryPolicy.NEVER)
@@ -367,13 +367,13 @@ async def test_a_redirect_is_not_followed_at_any_stage(
 
 async def test_an_origin_that_the_operator_names_may_deliver_and_gets_no_key(vendor: FaultUpstream) -> None:
     async with FaultUpstream() as store:
-        store.default = delivered(picture())
+        store.default = delivered(make_image())
         vendor.default = Drawing(sample=f"{store.url}/bfl/delivery/T1/sample.png?sig=1")
         async with opened(BFL, vendor.bfl_base_url, **NOW) as provider:
             assert (await failure(provider, job(DEV))).code == "provider_failed"
         assert store.requests == []
         async with opened(BFL, vendor.bfl_base_url, **NOW, origins=(store.url,)) as provider:
-            assert (await drawn(provider, job(DEV)))[0] == picture()
+            assert (await drawn(provider, job(DEV)))[0] == make_image()
         (download,) = store.requests
         assert KEY not in str(dict(download.headers))
 

@@ -22,7 +22,7 @@ from pomelo.providers.elevenlabs.voices import DEFAULTS
 from pomelo.providers.sandbox.sound import Sound as Melody
 from pomelo.tasks.speech import FORMATS
 from pomelo.testing import FaultUpstream, Gate, Received, Reply, Speech, Stop, Transcript, VoiceList
-from pomelo.testing.elevenlabs_wire import error_reply
+from pomelo.testing.elevenlabs_protocol import error_reply
 from tests.providers.elevenlabs.rig import MP3, TEXT, events, failure, job, opened, sound, transcript
 
 BOTH = pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
@@ -53,7 +53,7 @@ async def test_every_format_has_its_media_type_and_comes_byte_for_byte(
     vendor: FaultUpstream, provider: Any, wanted: str
 ) -> None:
     said, kind = await sound(provider, job(TextToSpeechInput(text=TEXT, voice="adam", output_format=wanted)))
-    assert said == b"".join(Speech().sound(await vendor.received()))
+    assert said == b"".join(Speech().audio(await vendor.received()))
     assert kind == Melody.of(wanted, "", "", 0).content_type, "the sandbox says otherwise"
 
 
@@ -96,7 +96,7 @@ async def test_sound_comes_while_the_vendor_still_speaks(
         assert not second.audio_chunk.content_type
         gates[1].open()
         rest = [event.audio_chunk.data async for event in answer]
-    whole = b"".join(Speech(size=20_000).sound(vendor.requests[0]))
+    whole = b"".join(Speech(size=20_000).audio(vendor.requests[0]))
     assert first.audio_chunk.data + second.audio_chunk.data + b"".join(rest) == whole
 
 
@@ -130,7 +130,7 @@ async def test_ten_megabytes_come_whole_in_small_pieces(
             assert len(event.audio_chunk.data) <= 65536
             digest.update(event.audio_chunk.data)
     expected = sha256()
-    for packet in script.sound(vendor.requests[0]):
+    for packet in script.audio(vendor.requests[0]):
         expected.update(packet)
     assert digest.hexdigest() == expected.hexdigest()
 
@@ -167,7 +167,7 @@ async def test_many_at_once_do_not_mix(vendor: FaultUpstream, provider: Any) -> 
             provider, job(TextToSpeechInput(text=text, voice="adam"), stream=number % 2 == 0)
         )
         mine = next(received for received in vendor.requests if received.body["text"] == text)
-        assert said == b"".join(Speech().sound(mine))
+        assert said == b"".join(Speech().audio(mine))
 
     async with asyncio.TaskGroup() as group:
         for number in range(50):
@@ -406,7 +406,7 @@ MINE = (
 def listing(vendor: FaultUpstream, *voices: tuple[str, str]) -> None:
     """Lets the vendor list these voices, and speak."""
     listed = VoiceList(voices)
-    vendor.aside = None
+    vendor.unscripted = None
     vendor.default = lambda received: (listed if _lists(received) else Speech())(received)
 
 
@@ -470,7 +470,7 @@ async def test_a_long_list_is_read_page_by_page_and_kept(vendor: FaultUpstream, 
 
 async def test_calls_that_wait_for_the_list_share_one_reading(vendor: FaultUpstream, provider: Any) -> None:
     gate = Gate()
-    vendor.aside = None
+    vendor.unscripted = None
     listed = VoiceList(MINE, before=(gate,))
     vendor.default = lambda received: (listed if _lists(received) else Speech())(received)
     asking = [asyncio.create_task(sound(provider, speak("otto"))) for _ in range(10)]
@@ -486,8 +486,8 @@ async def test_a_list_that_fails_fails_all_that_wait_for_it_once(
     vendor: FaultUpstream, provider: Any
 ) -> None:
     gate = Gate()
-    vendor.aside = None
-    refusal = error_reply(429, "system_busy", kind="rate_limit_error", headers={"Retry-After": "7"})
+    vendor.unscripted = None
+    refusal = error_reply(429, "system_busy", error_type="rate_limit_error", headers={"Retry-After": "7"})
     vendor.script(Reply(refusal.status, refusal.headers, refusal.steps, before=(gate,)))
     listing(vendor, *MINE)
     asking = [asyncio.create_task(failure(provider, speak("otto"))) for _ in range(10)]
@@ -509,13 +509,13 @@ async def test_a_list_that_fails_fails_all_that_wait_for_it_once(
         Reply(steps=(b'{"voices": [7]}',)),
         Reply(steps=(b"<html>",)),
         Reply(before=(Stop.CLOSE,)),
-        error_reply(401, "unauthorized", legacy="missing_permissions", kind="authentication_error"),
+        error_reply(401, "unauthorized", legacy="missing_permissions", error_type="authentication_error"),
     ],
 )
 async def test_a_list_that_can_not_be_read_is_the_providers_failure(
     vendor: FaultUpstream, provider: Any, reply: Reply
 ) -> None:
-    vendor.aside = None
+    vendor.unscripted = None
     vendor.default = reply
     error, _ = await failure(provider, speak("otto"))
     assert error.code in ("provider_failed", "provider_unavailable")
@@ -523,7 +523,7 @@ async def test_a_list_that_can_not_be_read_is_the_providers_failure(
 
 
 async def test_a_list_without_an_end_is_read_for_a_while_only(vendor: FaultUpstream, provider: Any) -> None:
-    vendor.aside = None
+    vendor.unscripted = None
     page = Reply(steps=(b'{"voices": [], "has_more": true, "next_page_token": "1"}',))
     vendor.default = lambda received: page if _lists(received) else Speech()(received)
     error, _ = await failure(provider, speak("otto"))

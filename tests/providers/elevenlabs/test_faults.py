@@ -27,7 +27,7 @@ from pomelo.testing import (
     redirect,
 )
 from pomelo.testing.elevenlabs_checks import problem
-from pomelo.testing.elevenlabs_wire import error_reply, validation_reply
+from pomelo.testing.elevenlabs_protocol import error_reply, validation_reply
 from tests.providers.elevenlabs.rig import KEY, TEXT, events, failure, job, opened, sound, transcript
 
 AT_ONCE = 0.05
@@ -72,7 +72,7 @@ def said(status: int, code: str = "", **what: Any) -> Reply:
     return error_reply(status, code, message=SECRETS, **what)
 
 
-RATE = {"kind": "rate_limit_error"}
+RATE = {"error_type": "rate_limit_error"}
 STATUSES = [
     (said(400, "invalid_parameters"), "provider_failed", None, None),
     (said(400, "max_character_limit_exceeded"), "context_length_exceeded", None, None),
@@ -84,13 +84,13 @@ STATUSES = [
     (said(401, "unauthorized", legacy="invalid_api_key"), "provider_failed", None, None),
     (said(401, "invalid_api_key", shape="old"), "provider_failed", None, None),
     (said(401, "quota_exceeded", shape="old"), "provider_failed", None, None),
-    (said(401, "a_new_one", kind="authentication_error"), "provider_failed", None, None),
-    (said(402, "insufficient_credits", kind="payment_required"), "provider_failed", None, None),
+    (said(401, "a_new_one", error_type="authentication_error"), "provider_failed", None, None),
+    (said(402, "insufficient_credits", error_type="payment_required"), "provider_failed", None, None),
     (said(402, shape="text"), "provider_failed", None, None),
-    (said(403, "a_new_one", kind="authorization_error"), "provider_failed", None, None),
-    (said(404, "voice_not_found", kind="not_found", param="voice_id"), "invalid_parameter", None, "voice"),
-    (said(404, "model_not_found", kind="not_found"), "provider_failed", None, None),
-    (said(409, "x", kind="conflict"), "provider_unavailable", 5, None),
+    (said(403, "a_new_one", error_type="authorization_error"), "provider_failed", None, None),
+    (said(404, "voice_not_found", error_type="not_found", param="voice_id"), "invalid_parameter", None, "voice"),
+    (said(404, "model_not_found", error_type="not_found"), "provider_failed", None, None),
+    (said(409, "x", error_type="conflict"), "provider_unavailable", 5, None),
     (validation_reply(problem("missing", "body", "text", value=SECRETS)), "invalid_parameter", None, "text"),
     (validation_reply(problem("x", "body", "voice_settings", "style")), "invalid_parameter", None,
      "voice_settings.style"),
@@ -116,8 +116,8 @@ STATUSES = [
     (said(429, "system_busy", headers={"retry-after-ms": "1200"}, **RATE), "provider_unavailable", 2, None),
     (said(429, "quota_exceeded", shape="old"), "provider_failed", None, None),
     (said(429, shape="text"), "provider_unavailable", 5, None),
-    (said(500, "internal_error", kind="internal_error"), "provider_unavailable", 5, None),
-    (said(503, kind="service_unavailable"), "provider_unavailable", 5, None),
+    (said(500, "internal_error", error_type="internal_error"), "provider_unavailable", 5, None),
+    (said(503, error_type="service_unavailable"), "provider_unavailable", 5, None),
     (page(403), "provider_failed", None, None),
     (Reply(500, steps=(b"x" * 200_000,)), "provider_unavailable", 5, None),
     (Reply(429, {"Retry-After": "3"}, steps=(b'{"det', Stop.CLOSE)), "provider_unavailable", 3, None),
@@ -339,7 +339,7 @@ async def test_leaving_while_the_list_of_voices_is_awaited_closes_that_connectio
     vendor: FaultUpstream, provider: Any
 ) -> None:
     gate = Gate()
-    vendor.aside = None
+    vendor.unscripted = None
     vendor.script(Reply(before=(gate,)))
     task = asyncio.create_task(collect(provider, job(TextToSpeechInput(text="x", voice="otto"))))
     await gate.reached.wait()

@@ -29,7 +29,7 @@ from pomelo.providers.http.client import Http
 from pomelo.tasks.speech import FORMATS
 from pomelo.testing import FaultUpstream, Gate, Received, Speech, Transcript, VoiceList
 from pomelo.testing.elevenlabs_checks import FORMATS as VENDORS_FORMATS
-from pomelo.testing.elevenlabs_wire import error_reply
+from pomelo.testing.elevenlabs_protocol import error_reply
 from tests.providers.elevenlabs.rig import (
     ADAM,
     KEY,
@@ -357,7 +357,7 @@ async def test_the_path_of_speech_to_speech_is_the_routes(
 
 GONE = [
     error_reply(404, shape="text", message="Not Found"),
-    error_reply(404, "not_found", kind="not_found", message="Not Found"),
+    error_reply(404, "not_found", error_type="not_found", message="Not Found"),
 ]
 
 
@@ -389,8 +389,8 @@ async def test_the_other_name_is_asked_once(vendor: FaultUpstream, provider: Any
 @pytest.mark.parametrize(
     "reply",
     [
-        error_reply(404, "voice_not_found", kind="not_found"),
-        error_reply(404, "model_not_found", kind="not_found"),
+        error_reply(404, "voice_not_found", error_type="not_found"),
+        error_reply(404, "model_not_found", error_type="not_found"),
         error_reply(500, shape="text"),
         Speech(before=(b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nID3",)),
     ],

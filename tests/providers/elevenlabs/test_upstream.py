@@ -15,9 +15,9 @@ import pytest
 from elevenlabs.core.api_error import ApiError
 
 from pomelo.testing import FaultUpstream, Speech, Transcript, VoiceList
+from pomelo.testing.audio import packets, rate_of
 from pomelo.testing.elevenlabs_checks import FORMATS
-from pomelo.testing.elevenlabs_wire import error_reply
-from pomelo.testing.sound import packets, rate_of
+from pomelo.testing.elevenlabs_protocol import error_reply
 from tests.providers.elevenlabs.rig import ADAM, MP3
 
 QUIET: Any = {"max_retries": 0}
@@ -65,7 +65,7 @@ async def test_the_official_client_reads_a_sound(vendor: FaultUpstream, client: 
     ):
         heard += piece
     received = await vendor.received()
-    assert heard == b"".join(Speech().sound(received))
+    assert heard == b"".join(Speech().audio(received))
     assert received.body["text"] == "Grüße 🍊"
     assert received.query == {"output_format": "mp3_22050_32"}
 
@@ -85,7 +85,7 @@ async def test_the_official_client_changes_a_voice(vendor: FaultUpstream, client
     ):
         heard += piece
     received = await vendor.received()
-    assert heard == b"".join(Speech().sound(received))
+    assert heard == b"".join(Speech().audio(received))
     assert received.form is not None
     assert {part.name for part in received.form} == {"audio", "model_id", "voice_settings", "seed"}
 
@@ -118,7 +118,7 @@ async def test_an_uploads_size_and_digest_are_told(vendor: FaultUpstream, client
 
 
 async def test_the_official_client_reads_the_list_of_voices(vendor: FaultUpstream, client: Any) -> None:
-    vendor.aside = None
+    vendor.unscripted = None
     names = tuple((f"Nr{number}", f"{number:020d}") for number in range(15))
     vendor.script(*[VoiceList(names)] * 3)
     first = await client.voices.search(request_options=QUIET)
@@ -139,7 +139,7 @@ async def test_the_official_client_sees_refusals_as_the_vendors(vendor: FaultUps
                 pass
         return int(refused.value.status_code or 0), refused.value.body
 
-    vendor.script(error_reply(429, "system_busy", kind="rate_limit_error"))
+    vendor.script(error_reply(429, "system_busy", error_type="rate_limit_error"))
     status, body = await ask()
     assert (status, body["detail"]["code"]) == (429, "system_busy")
     wrong = elevenlabs.AsyncElevenLabs(base_url=vendor.elevenlabs_base_url, api_key="xi-wrong")

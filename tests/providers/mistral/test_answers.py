@@ -10,7 +10,7 @@ import pytest
 from pomelo.catalog.catalog import Catalog, Route
 from pomelo.gen.v1.text_pb2 import Message, Role, TextInput
 from pomelo.testing import FaultUpstream, Reply
-from pomelo.testing.mistral_wire import (
+from pomelo.testing.mistral_protocol import (
     DONE,
     Answer,
     chunk,

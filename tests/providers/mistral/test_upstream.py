@@ -11,7 +11,7 @@ from mistralai.client import Mistral
 from mistralai.client.errors import HTTPValidationError, SDKError
 
 from pomelo.testing import FaultUpstream
-from pomelo.testing.mistral_wire import Answer, error_reply
+from pomelo.testing.mistral_protocol import Answer, error_reply
 
 GOOD: dict[str, Any] = {"model": "mistral-small-latest", "messages": [{"role": "user", "content": "Hi"}]}
 

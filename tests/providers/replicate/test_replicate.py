@@ -15,9 +15,9 @@ from pomelo.gen.v1.image_pb2 import ImageFormat, ImageInput
 from pomelo.providers.errors import RetryPolicy
 from pomelo.providers.replicate import Replicate
 from pomelo.testing import FaultUpstream, Gate, Reply, Script, Stop, page, redirect
-from pomelo.testing.bfl_wire import delivered
-from pomelo.testing.pictures import picture
-from pomelo.testing.replicate_wire import Prediction, error_reply, prediction
+from pomelo.testing.bfl_protocol import delivered
+from pomelo.testing.images import make_image
+from pomelo.testing.replicate_protocol import Prediction, error_reply, prediction
 from tests.providers.image_rig import (
     KEY,
     PROMPT,
@@ -129,7 +129,7 @@ async def test_the_picture_comes_as_it_was_delivered(
     provider: Any, wanted: ImageFormat.ValueType, content_type: str
 ) -> None:
     answer = await drawn(provider, job(SCHNELL, ImageInput(prompt="x", output_format=wanted)))
-    assert answer == (picture(content_type.removeprefix("image/")), content_type)
+    assert answer == (make_image(content_type.removeprefix("image/")), content_type)
 
 
 async def test_a_prediction_that_was_waited_for_needs_no_question(
@@ -156,12 +156,12 @@ async def test_a_slow_prediction_is_asked_about_until_it_has_succeeded(
 
 async def test_an_output_may_be_one_url(vendor: FaultUpstream) -> None:
     async with FaultUpstream() as store:
-        store.default = delivered(picture("webp"))
+        store.default = delivered(make_image("webp"))
         url = store.url + "/replicate/delivery/x"
         for output in (url, [url]):
             vendor.script(Prediction(output=output))
             async with opened(Replicate, vendor.replicate_base_url, **NOW, origins=(store.url,)) as provider:
-                assert (await drawn(provider, job(SCHNELL)))[0] == picture("webp")
+                assert (await drawn(provider, job(SCHNELL)))[0] == make_image("webp")
         assert all(KEY not in str(dict(received.headers)) for received in store.requests)
 
 
@@ -259,7 +259,7 @@ async def test_a_prediction_that_is_not_known_yet_is_asked_about_again(
     assert (error.code, error.retry) == ("provider_failed", RetryPolicy.NEVER)
 
 
-DATA = "data:image/png;name=a.png;base64," + b64encode(picture()).decode()
+DATA = "data:image/png;name=a.png;base64," + b64encode(make_image()).decode()
 
 
 @pytest.mark.parametrize(
@@ -267,7 +267,7 @@ DATA = "data:image/png;name=a.png;base64," + b64encode(picture()).decode()
 )
 async def test_an_output_may_be_a_data_uri(vendor: FaultUpstream, provider: Any, output: Any) -> None:
     vendor.script(Prediction(output=output))
-    assert await drawn(provider, job(SCHNELL)) == (picture(), "image/png")
+    assert await drawn(provider, job(SCHNELL)) == (make_image(), "image/png")
     assert len(vendor.requests) == 1
 
 
@@ -283,8 +283,8 @@ async def test_an_output_that_is_no_image_in_base64_has_failed(
 
 
 CUT = (
-    Reply(steps=(picture()[:40], Stop.CLOSE)),
-    Reply(headers={"Content-Length": "99"}, steps=(picture()[:40], Stop.RESET)),
+    Reply(steps=(make_image()[:40], Stop.CLOSE)),
+    Reply(headers={"Content-Length": "99"}, steps=(make_image()[:40], Stop.RESET)),
     error_reply(404, SECRETS),
 )
 
@@ -293,8 +293,8 @@ CUT = (
 async def test_a_download_that_fails_is_repeated_without_another_order(
     vendor: FaultUpstream, provider: Any, trouble: Reply
 ) -> None:
-    vendor.script(Prediction(delivery=(trouble, trouble, delivered(picture()))))
-    assert (await drawn(provider, job(SCHNELL)))[0] == picture()
+    vendor.script(Prediction(delivery=(trouble, trouble, delivered(make_image()))))
+    assert (await drawn(provider, job(SCHNELL)))[0] == make_image()
     assert sum(received.method == "POST" for received in vendor.requests) == 1
 
 
@@ -305,7 +305,7 @@ async def test_a_download_that_fails_is_repeated_without_another_order(
         (page(), "provider_failed"),
         (page(503), "provider_unavailable"),
         (redirect("/replicate/delivery/x"), "provider_failed"),
-        (Reply(steps=(picture()[:40], Stop.CLOSE)), "provider_failed"),
+        (Reply(steps=(make_image()[:40], Stop.CLOSE)), "provider_failed"),
     ],
 )
 async def test_a_picture_that_is_not_delivered_is_a_failure_and_not_ordered_again(

@@ -15,10 +15,10 @@ from pomelo.gen.v1.image_pb2 import ImageFormat, ImageInput
 from pomelo.providers.errors import RetryPolicy
 from pomelo.providers.together import Together
 from pomelo.testing import FaultUpstream, Reply, Script, Stop, page, redirect
-from pomelo.testing.bfl_wire import delivered
-from pomelo.testing.pictures import picture
+from pomelo.testing.bfl_protocol import delivered
+from pomelo.testing.images import make_image
 from pomelo.testing.reply import Received
-from pomelo.testing.together_wire import Drawn, error_reply
+from pomelo.testing.together_protocol import Image, error_reply
 from tests.providers.image_rig import (
     KEY,
     PROMPT,
@@ -106,13 +106,13 @@ async def test_the_picture_is_told_as_what_it_is(
     provider: Any, wanted: ImageFormat.ValueType, written: str
 ) -> None:
     answer = await drawn(provider, job(SCHNELL, ImageInput(prompt="x", output_format=wanted)))
-    assert answer == (picture(written), f"image/{written}")
+    assert answer == (make_image(written), f"image/{written}")
 
 
 async def test_a_stream_tells_of_the_end_alone(provider: Any) -> None:
     told, last = await events(provider, job(SCHNELL, stream=True))
     assert told.image_progress.progress == 1
-    assert last.result.image.images[0].data == picture("png")
+    assert last.result.image.images[0].data == make_image("png")
 
 
 def item(**what: Any) -> Reply:
@@ -150,12 +150,12 @@ FAULTS: list[tuple[Script, str, int | None, RetryPolicy]] = [
     (item(b64_json="ünïcödé"), "provider_failed", None, RetryPolicy.NEVER),
     (item(b64_json=b64encode(b"<html>").decode()), "provider_failed", None, RetryPolicy.NEVER),
     (item(b64_json=b64encode(b"").decode()), "provider_failed", None, RetryPolicy.NEVER),
-    (Drawn(b"\x89PNG\r\n\x1a\n" + b"x" * 34_000_000), "provider_failed", None, RetryPolicy.NEVER),
-    (Drawn(middle=(Stop.CLOSE,)), "provider_failed", None, RetryPolicy.NEVER),
-    (Drawn(middle=(Stop.RESET,)), "provider_failed", None, RetryPolicy.NEVER),
-    (Drawn(middle=(Stop.END,)), "provider_failed", None, RetryPolicy.NEVER),
-    (Drawn(before=(Stop.CLOSE,)), "provider_unavailable", 5, RetryPolicy.NEVER),
-    (Drawn(before=(Stop.RESET,)), "provider_unavailable", 5, RetryPolicy.NEVER),
+    (Image(b"\x89PNG\r\n\x1a\n" + b"x" * 34_000_000), "provider_failed", None, RetryPolicy.NEVER),
+    (Image(middle=(Stop.CLOSE,)), "provider_failed", None, RetryPolicy.NEVER),
+    (Image(middle=(Stop.RESET,)), "provider_failed", None, RetryPolicy.NEVER),
+    (Image(middle=(Stop.END,)), "provider_failed", None, RetryPolicy.NEVER),
+    (Image(before=(Stop.CLOSE,)), "provider_unavailable", 5, RetryPolicy.NEVER),
+    (Image(before=(Stop.RESET,)), "provider_unavailable", 5, RetryPolicy.NEVER),
 ]
 
 
@@ -207,16 +207,16 @@ class Item:
         return Reply(headers={"Content-Type": "application/json"}, steps=(body,))
 
 
-ENCODED = b64encode(picture()).decode()
-URL_SAFE = urlsafe_b64encode(picture()).decode()
+ENCODED = b64encode(make_image()).decode()
+URL_SAFE = urlsafe_b64encode(make_image()).decode()
 
 
 @BOTH
 @pytest.mark.parametrize(
     "item",
     [
-        {"b64_json": encodebytes(picture()).decode()},
-        {"b64_json": encodebytes(picture()).decode().replace("\n", "\r\n")},
+        {"b64_json": encodebytes(make_image()).decode()},
+        {"b64_json": encodebytes(make_image()).decode().replace("\n", "\r\n")},
         {"b64_json": f"data:image/png;base64,{ENCODED}"},
         {"b64_json": URL_SAFE.rstrip("=")},
         {"b64_json": None, "url": f"data:image/png;base64,{ENCODED}"},
@@ -227,7 +227,7 @@ async def test_base64_is_read_as_leniently_as_that_of_callers(
     vendor: FaultUpstream, provider: Any, item: dict[str, Any], stream: bool
 ) -> None:
     vendor.script(Item(item))
-    assert await drawn(provider, job(SCHNELL, stream=stream)) == (picture(), "image/png")
+    assert await drawn(provider, job(SCHNELL, stream=stream)) == (make_image(), "image/png")
     assert len(vendor.requests) == 1
 
 
@@ -235,15 +235,15 @@ async def test_a_link_in_place_of_base64_is_fetched_without_the_key(
     vendor: FaultUpstream, provider: Any
 ) -> None:
     async with FaultUpstream() as store:
-        store.script(Reply(503), Reply(steps=(picture()[:40], Stop.CLOSE)))
-        store.default = delivered(picture())
+        store.script(Reply(503), Reply(steps=(make_image()[:40], Stop.CLOSE)))
+        store.default = delivered(make_image())
         link = {"type": "url", "url": f"{store.url}/bfl/delivery/T1/sample.png?sig=1"}
         vendor.script(Item(link), Item(link))
         error = await failure(provider, job(SCHNELL))
         assert (error.code, error.retry) == ("provider_failed", RetryPolicy.NEVER)
         assert store.requests == []
         async with opened(Together, vendor.together_base_url, origins=(store.url,)) as trusting:
-            assert await drawn(trusting, job(SCHNELL)) == (picture(), "image/png")
+            assert await drawn(trusting, job(SCHNELL)) == (make_image(), "image/png")
         assert len(store.requests) == 3
         assert all(KEY not in str(dict(download.headers)) for download in store.requests)
     assert len(vendor.requests) == 2

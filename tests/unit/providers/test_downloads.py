@@ -281,7 +281,7 @@ async def test_a_name_that_is_unknown_makes_the_host_unavailable() -> None:
     class Nobody(Names):
         async def resolve(self, *args: Any, **named: Any) -> list[ResolveResult]:
             self.asked.append("?")
-            raise OSError("no such name")
+            raise OSError("unknown host")
 
     names = Nobody()
     async with opened(names) as links:
