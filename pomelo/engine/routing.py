@@ -205,8 +205,7 @@ class Router:
         raise failure
 
     def _wait(self, failure: UpstreamError, attempt_number: int) -> float:
-        """Seconds before the next attempt: what the vendor asked for, else exponential backoff with
-        jitter."""
+        """Seconds before the next attempt: the vendor's Retry-After, else exponential backoff with jitter."""
         if failure.wait is not None:
             return failure.wait
         return WAIT_INITIAL * (1 << attempt_number) * (0.5 + self._jitter() / 2)

@@ -1,4 +1,4 @@
-"""A vendor that nobody has, its wire and a provider of it, good and bad: what a package of someone else's is."""
+"""A vendor outside of Pomelo: its protocol, a correct provider, and faulty providers."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ WORDS = ("Hello", " from", " Acme", ".")
 
 
 def answer(received: Received, *, end: bool = True, count: Any = (3, 4)) -> Reply:
-    """What Acme says: a line of JSON for each word, or all of it at once."""
+    """Acme's response: a line of JSON for each word, or the whole text."""
     last = {"words": count, "end": end}
     if not received.body["stream"]:
         body = json.dumps({"said": "".join(WORDS), **last}).encode()
@@ -35,7 +35,7 @@ def answer(received: Received, *, end: bool = True, count: Any = (3, 4)) -> Repl
 
 
 def refused(received: Received, api_key: str | None) -> Reply | None:
-    """Acme looks at the key alone."""
+    """Acme checks only the key."""
     if "acme-key" not in received.headers:
         return plain_refusal(401, "Who are you?")
     return None
@@ -60,7 +60,7 @@ PROTOCOL = VendorProtocol(
 
 
 class Acme:
-    """A provider that is as it should be; those below change one thing each."""
+    """A correct provider; each class below breaks one rule."""
 
     count_needed = True
 
@@ -107,7 +107,7 @@ class Acme:
         raise malformed_response("no line")
 
     def last(self, said: Any, content: Any) -> TextDelta:
-        """The last delta; without usage where the vendor gave none."""
+        """The last delta; without usage if the vendor reports none."""
         try:
             words = said["words"]
             if isinstance(content, str):
@@ -122,7 +122,7 @@ class Acme:
 
 
 class SwallowsCuts(Acme):
-    """Takes a cut stream for a complete one."""
+    """Treats a truncated stream as complete."""
 
     async def text(self, job: Job) -> AsyncGenerator[Event, None]:
         try:
@@ -207,7 +207,7 @@ class RaisesAnything(Acme):
 
 
 class LeavesATask(Acme):
-    """Starts something that nobody ends."""
+    """Starts something that no one ends."""
 
     async def text(self, job: Job) -> AsyncGenerator[Event, None]:
         self.task = asyncio.create_task(asyncio.sleep(3))

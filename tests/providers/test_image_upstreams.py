@@ -1,4 +1,4 @@
-"""The played vendors of pictures: strict with requests, and read by the vendors' own clients."""
+"""The played vendors of images: strict with requests, and read by the vendors' own clients."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ async def call(method: str, url: str, **what: Any) -> tuple[int, Any]:
 
 
 @pytest.mark.parametrize("name", CONTENT_TYPES)
-def test_pictures_are_real(name: str) -> None:
+def test_images_are_valid(name: str) -> None:
     import io
 
     import av
 
-    with av.open(io.BytesIO(make_image(name, 48, 32))) as opened:
-        frame: Any = next(cast("Any", opened).decode(video=0))
+    with av.open(io.BytesIO(make_image(name, 48, 32))) as open_provider:
+        frame: Any = next(cast("Any", open_provider).decode(video=0))
         assert (frame.width, frame.height) == (48, 32)
         plane = frame.reformat(format="rgb24").planes[0]
         red, green, blue = bytes(plane)[plane.line_size * 16 + 24 * 3 :][:3]
@@ -54,7 +54,7 @@ GOOD = {"prompt": "a red kite", "width": 1024, "height": 768}
 BFL = {"x-key": KEY}
 
 
-async def test_bfl_takes_an_order_answers_questions_and_delivers(vendor: FaultUpstream) -> None:
+async def test_bfl_accepts_an_order_answers_polls_and_delivers(vendor: FaultUpstream) -> None:
     vendor.script(Drawing(polls=(status("Pending"), status("Generating", progress=0.5))))
     _, order = await call("POST", vendor.bfl_base_url + "/v1/flux-dev", json=GOOD, headers=BFL)
     states = [(await call("GET", order["polling_url"], headers=BFL))[1] for _ in range(4)]
@@ -90,7 +90,7 @@ async def test_bfl_tasks_keep_to_their_scripts(vendor: FaultUpstream) -> None:
         ({"num_inference_steps": 4}, "num_inference_steps"),
     ],
 )
-async def test_bfl_names_the_field_that_it_does_not_take(
+async def test_bfl_names_the_field_that_it_refuses(
     vendor: FaultUpstream, change: dict[str, Any], name: str
 ) -> None:
     url = vendor.bfl_base_url + "/v1/flux-dev"
@@ -98,7 +98,7 @@ async def test_bfl_names_the_field_that_it_does_not_take(
     assert (code, body["detail"][0]["loc"]) == (422, ["body", name])
 
 
-async def test_bfl_turns_away_what_has_no_place_or_no_key(vendor: FaultUpstream) -> None:
+async def test_bfl_refuses_unknown_paths_and_requests_without_a_key(vendor: FaultUpstream) -> None:
     base = vendor.bfl_base_url
     for method, path, headers, expected in (
         ("POST", "/v1/flux-dev", {}, 403),
@@ -139,7 +139,7 @@ SCHNELL = {"model": "black-forest-labs/FLUX.1-schnell", "prompt": "a red kite"}
         ({"reference_images": "x"}, "reference_images"),
     ],
 )
-async def test_together_names_the_field_that_it_does_not_take(
+async def test_together_names_the_field_that_it_refuses(
     vendor: FaultUpstream, change: dict[str, Any], name: str
 ) -> None:
     url = vendor.together_base_url + "/v1/images/generations"
@@ -147,7 +147,7 @@ async def test_together_names_the_field_that_it_does_not_take(
     assert (code, body["error"]["param"]) == (400, name)
 
 
-async def test_together_turns_away_what_has_no_place_or_no_key(vendor: FaultUpstream) -> None:
+async def test_together_refuses_unknown_paths_and_requests_without_a_key(vendor: FaultUpstream) -> None:
     url = vendor.together_base_url + "/v1/images/generations"
     assert (await call("POST", url, json=SCHNELL))[0] == 401
     assert (await call("POST", url, json=SCHNELL, headers={"Authorization": "Bearer wrong"}))[0] == 401
@@ -200,7 +200,7 @@ REPLICATE = {"Authorization": f"Bearer {KEY}"}
         {"width": 512},
     ],
 )
-async def test_replicate_names_the_field_that_it_does_not_take(
+async def test_replicate_names_the_field_that_it_refuses(
     vendor: FaultUpstream, change: dict[str, Any]
 ) -> None:
     url = vendor.replicate_base_url + "/v1/models/black-forest-labs/flux-schnell/predictions"
@@ -209,7 +209,7 @@ async def test_replicate_names_the_field_that_it_does_not_take(
     assert (code, answer["invalid_fields"][0]["field"]) == (422, f"input.{next(iter(change))}")
 
 
-async def test_replicate_turns_away_what_has_no_place_or_no_key(vendor: FaultUpstream) -> None:
+async def test_replicate_refuses_unknown_paths_and_requests_without_a_key(vendor: FaultUpstream) -> None:
     base = vendor.replicate_base_url
     good = {"json": {"input": {"prompt": "x"}}}
     url = base + "/v1/models/black-forest-labs/flux-schnell/predictions"

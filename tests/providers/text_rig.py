@@ -30,7 +30,17 @@ from pomelo.testing import FaultUpstream, Received, anthropic_protocol, mistral_
 from tests.providers.openai.rig import KEY, PROMPT, deltas, failure
 from tests.providers.openai.rig import job as plain_job
 
-__all__ = ["KEY", "PROMPT", "VENDORS", "Vendor", "check_discreet", "deltas", "failure", "opened", "richest"]
+__all__ = [
+    "KEY",
+    "PROMPT",
+    "VENDORS",
+    "Vendor",
+    "check_no_secrets",
+    "deltas",
+    "failure",
+    "largest_input",
+    "open_provider",
+]
 
 STOP = FinishReason.FINISH_REASON_STOP
 LENGTH = FinishReason.FINISH_REASON_LENGTH
@@ -40,7 +50,7 @@ PNG = "data:image/png;base64,iVBORw0KGgo="
 
 @dataclass(frozen=True)
 class Vendor:
-    """A provider of text, and the wire that plays its vendor. `most` is the model's limit of output tokens."""
+    """A provider of text, and the protocol that plays its vendor. `most` is the model's limit of output tokens."""
 
     name: str
     make: Callable[[Credentials, Http], Any]
@@ -94,7 +104,7 @@ VENDORS = (ANTHROPIC, LONG, MISTRAL, COMPATIBLE)
 
 
 @asynccontextmanager
-async def opened(
+async def open_provider(
     vendor: Vendor, base_url: str, *, key: str | None = KEY, **timeouts: float
 ) -> AsyncIterator[Any]:
     """The vendor's provider, called at `base_url`."""
@@ -104,7 +114,7 @@ async def opened(
         await provider.aclose()
 
 
-def richest() -> TextInput:
+def largest_input() -> TextInput:
     """A text input that uses everything that there is."""
     return TextInput(
         messages=[
@@ -140,7 +150,7 @@ async def sent(
     route: Route | None = None,
 ) -> Received:
     """The request that a job became; it was taken and answered."""
-    async with opened(vendor, vendor.base_url(upstream)) as provider:
+    async with open_provider(vendor, vendor.base_url(upstream)) as provider:
         answer = await deltas(provider, vendor.job(given, stream=stream, route=route))
     assert answer[-1].finish_reason
     return await upstream.received()
@@ -166,7 +176,7 @@ def check_last(answer: list[TextDelta], prompt: int, completion: int) -> None:
     assert last.usage.total_tokens == prompt + completion
 
 
-def check_uncounted(answer: list[TextDelta]) -> None:
+def check_no_usage(answer: list[TextDelta]) -> None:
     """Only the last delta is a last one, and it has no count."""
     *earlier, last = answer
     assert not any(delta.finish_reason for delta in earlier)
@@ -174,7 +184,7 @@ def check_uncounted(answer: list[TextDelta]) -> None:
     assert not (last.usage.prompt_tokens and last.usage.completion_tokens)
 
 
-def check_discreet(error: BaseException) -> None:
+def check_no_secrets(error: BaseException) -> None:
     """Nothing of the key, the prompt or the vendor's words is in the message or in a log of the error."""
     shown = "".join(traceback.format_exception(error)) + repr(error) + repr(error.__context__)
     for secret in (KEY, PROMPT, "canary", "<b>", "upstream broke"):

@@ -1,4 +1,4 @@
-"""What the BFL provider makes of everything that can go wrong on its wire, at each of its three steps."""
+"""What the BFL provider makes of everything that can go wrong on its protocol, at each of its three steps."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ from tests.providers.bfl.test_answers import DEV, NOW
 from tests.providers.image_rig import (
     KEY,
     SECRETS,
-    check_discreet,
+    check_no_secrets,
     connections_to,
-    drawn,
+    draw_image,
     failure,
     job,
     listener,
-    opened,
-    was_called,
+    open_provider,
+    was_connected,
 )
 
 BOTH = pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
@@ -45,16 +45,16 @@ async def _vendor() -> AsyncIterator[FaultUpstream]:
 
 @pytest.fixture(name="provider")
 async def _provider(vendor: FaultUpstream) -> AsyncIterator[Any]:
-    async with opened(BFL, vendor.bfl_base_url, **NOW) as provider:
+    async with open_provider(BFL, vendor.bfl_base_url, **NOW) as provider:
         yield provider
 
 
 def orders(vendor: FaultUpstream) -> int:
-    """How often a picture was ordered."""
+    """How often an image was ordered."""
     return sum(received.method == "POST" for received in vendor.requests)
 
 
-NOT_TAKEN: list[tuple[Script, str, int | None, RetryPolicy]] = [
+REFUSED_ORDERS: list[tuple[Script, str, int | None, RetryPolicy]] = [
     (error_reply(400, SECRETS), "provider_failed", None, RetryPolicy.NEXT_ROUTE),
     (error_reply(401, SECRETS), "provider_failed", None, RetryPolicy.NEXT_ROUTE),
     (error_reply(402, "Insufficient credits"), "provider_failed", None, RetryPolicy.NEXT_ROUTE),
@@ -95,8 +95,8 @@ NOT_TAKEN: list[tuple[Script, str, int | None, RetryPolicy]] = [
 
 
 @BOTH
-@pytest.mark.parametrize(("script", "code", "wait", "retry"), NOT_TAKEN)
-async def test_an_order_that_fails_becomes_a_row_of_the_table_and_is_sent_once(
+@pytest.mark.parametrize(("script", "code", "wait", "retry"), REFUSED_ORDERS)
+async def test_an_order_that_fails_is_mapped_to_an_error_and_sent_once(
     vendor: FaultUpstream,
     provider: Any,
     script: Script,
@@ -108,11 +108,11 @@ async def test_an_order_that_fails_becomes_a_row_of_the_table_and_is_sent_once(
     vendor.script(script)
     error = await failure(provider, job(DEV, stream=stream))
     assert (error.code, error.retry_after, error.retry) == (code, wait, retry)
-    check_discreet(error)
+    check_no_secrets(error)
     assert len(vendor.requests) == 1, "it was sent twice"
 
 
-async def test_a_blamed_parameter_has_the_contracts_name(vendor: FaultUpstream, provider: Any) -> None:
+async def test_a_refused_parameter_is_named_as_in_the_contract(vendor: FaultUpstream, provider: Any) -> None:
     for theirs, ours in (("steps", "num_inference_steps"), ("guidance", "guidance_scale"), ("seed", "seed")):
         vendor.script(invalid(theirs))
         error = await failure(provider, job(DEV))
@@ -150,17 +150,17 @@ ENDS: list[tuple[Script, str]] = [
 
 @BOTH
 @pytest.mark.parametrize(("script", "code"), ENDS)
-async def test_a_task_that_fails_becomes_a_row_of_the_table_and_is_ordered_once(
+async def test_a_task_that_fails_is_mapped_to_an_error_and_ordered_once(
     vendor: FaultUpstream, provider: Any, script: Script, code: str, stream: bool
 ) -> None:
     vendor.script(Drawing(polls=(status("Pending"), script), done=False))
     error = await failure(provider, job(DEV, stream=stream))
     assert (error.code, error.retry) == (code, RetryPolicy.NEVER), "it would be ordered again"
-    check_discreet(error)
+    check_no_secrets(error)
     assert orders(vendor) == 1
 
 
-GLITCHES: list[Script] = [
+FAILING_POLLS: list[Script] = [
     error_reply(429, SECRETS),
     error_reply(500, SECRETS),
     error_reply(503, SECRETS),
@@ -172,28 +172,28 @@ GLITCHES: list[Script] = [
 ]
 
 
-@pytest.mark.parametrize("glitch", GLITCHES)
-async def test_a_question_that_fails_is_asked_again_three_times_in_a_row(
-    vendor: FaultUpstream, provider: Any, glitch: Script
+@pytest.mark.parametrize("failing_poll", FAILING_POLLS)
+async def test_a_failing_poll_is_repeated_three_times_in_a_row(
+    vendor: FaultUpstream, provider: Any, failing_poll: Script
 ) -> None:
-    vendor.script(Drawing(polls=(*(glitch,) * 3, status("Pending"), *(glitch,) * 3)))
-    await drawn(provider, job(DEV))
-    vendor.script(Drawing(polls=(glitch,), done=False))
+    vendor.script(Drawing(polls=(*(failing_poll,) * 3, status("Pending"), *(failing_poll,) * 3)))
+    await draw_image(provider, job(DEV))
+    vendor.script(Drawing(polls=(failing_poll,), done=False))
     error = await failure(provider, job(DEV))
     assert error.retry == RetryPolicy.NEVER
     assert orders(vendor) == 2
 
 
-async def test_a_question_without_an_answer_is_asked_again(vendor: FaultUpstream) -> None:
+async def test_a_poll_without_a_response_is_repeated(vendor: FaultUpstream) -> None:
     vendor.script(Drawing(polls=(Reply(before=(Gate(),)), Reply(steps=(b"{", Gate())))))
-    async with opened(BFL, vendor.bfl_base_url, **NOW, limits=Timeouts(whole=0.05)) as provider:
-        await drawn(provider, job(DEV))
+    async with open_provider(BFL, vendor.bfl_base_url, **NOW, limits=Timeouts(whole=0.05)) as provider:
+        await draw_image(provider, job(DEV))
 
 
 async def test_a_task_that_stays_unknown_has_failed(vendor: FaultUpstream) -> None:
     for lost in (status("Task not found"), error_reply(404, "Task not found"), error_reply(404, "Not Found")):
         vendor.script(Drawing(polls=(lost,), done=False))
-        async with opened(BFL, vendor.bfl_base_url, interval=0.001, grace=0.02) as provider:
+        async with open_provider(BFL, vendor.bfl_base_url, interval=0.001, grace=0.02) as provider:
             error = await failure(provider, job(DEV))
         assert (error.code, error.retry) == ("provider_failed", RetryPolicy.NEVER)
 
@@ -221,19 +221,17 @@ UNDELIVERED: list[tuple[Script, str]] = [
 
 @BOTH
 @pytest.mark.parametrize(("script", "code"), UNDELIVERED)
-async def test_a_picture_that_is_not_delivered_is_a_failure_and_not_ordered_again(
+async def test_an_image_that_is_not_delivered_is_a_failure_and_not_ordered_again(
     vendor: FaultUpstream, provider: Any, script: Script, code: str, stream: bool
 ) -> None:
     vendor.script(Drawing(delivery=(script,)))
     error = await failure(provider, job(DEV, stream=stream))
     assert (error.code, error.retry) == (code, RetryPolicy.NEVER)
-    check_discreet(error)
+    check_no_secrets(error)
     assert orders(vendor) == 1
 
 
-async def test_no_more_of_a_picture_is_read_than_a_picture_may_have(
-    vendor: FaultUpstream, provider: Any
-) -> None:
+async def test_an_image_is_not_read_beyond_the_limit(vendor: FaultUpstream, provider: Any) -> None:
     vendor.script(Drawing(delivery=(Reply(steps=(HUGE,) * 200),)))
     await failure(provider, job(DEV))
     async with asyncio.timeout(5):
@@ -241,14 +239,14 @@ async def test_no_more_of_a_picture_is_read_than_a_picture_may_have(
     assert vendor.requests[-1].bytes_sent < MAX_FILE_BYTES + 16 * len(HUGE)  # what the sockets hold
 
 
-async def test_the_largest_picture_is_taken(vendor: FaultUpstream, provider: Any) -> None:
+async def test_the_largest_image_is_accepted(vendor: FaultUpstream, provider: Any) -> None:
     vendor.script(Drawing(delivery=(Reply(steps=(HUGE,) * 32),)))
-    assert len((await drawn(provider, job(DEV)))[0]) == MAX_FILE_BYTES
+    assert len((await draw_image(provider, job(DEV)))[0]) == MAX_FILE_BYTES
 
 
-async def test_a_delivery_in_trouble_is_asked_again(vendor: FaultUpstream, provider: Any) -> None:
+async def test_a_failing_delivery_is_requested_again(vendor: FaultUpstream, provider: Any) -> None:
     vendor.script(Drawing(delivery=(page(503), Reply(before=(Stop.RESET,)), delivered(make_image()))))
-    assert (await drawn(provider, job(DEV)))[0] == make_image()
+    assert (await draw_image(provider, job(DEV)))[0] == make_image()
 
 
 CUT = (
@@ -266,14 +264,14 @@ async def test_a_download_that_fails_is_repeated_without_another_order(
     vendor: FaultUpstream, provider: Any, trouble: Reply, stream: bool
 ) -> None:
     vendor.script(Drawing(delivery=(trouble, trouble, trouble, delivered(make_image()))))
-    assert (await drawn(provider, job(DEV, stream=stream)))[0] == make_image()
+    assert (await draw_image(provider, job(DEV, stream=stream)))[0] == make_image()
     assert orders(vendor) == 1
 
 
 async def test_a_download_that_goes_silent_is_repeated(vendor: FaultUpstream) -> None:
     vendor.script(Drawing(delivery=(Reply(steps=(make_image()[:9], Gate())), delivered(make_image()))))
-    async with opened(BFL, vendor.bfl_base_url, **NOW, limits=Timeouts(whole=0.1)) as provider:
-        assert (await drawn(provider, job(DEV)))[0] == make_image()
+    async with open_provider(BFL, vendor.bfl_base_url, **NOW, limits=Timeouts(whole=0.1)) as provider:
+        assert (await draw_image(provider, job(DEV)))[0] == make_image()
 
 
 UNKNOWN_YET = (
@@ -290,13 +288,13 @@ async def test_a_task_may_be_unknown_for_a_moment_after_its_order(
     vendor: FaultUpstream, provider: Any, unknown: Script, stream: bool
 ) -> None:
     vendor.script(Drawing(polls=(unknown,) * 5))
-    await drawn(provider, job(DEV, stream=stream))
+    await draw_image(provider, job(DEV, stream=stream))
     assert orders(vendor) == 1
 
 
 async def test_a_delivery_that_stalls_passes_the_deadline(vendor: FaultUpstream) -> None:
     vendor.script(Drawing(delivery=(Reply(steps=(make_image()[:9], Gate())),)))
-    async with opened(BFL, vendor.bfl_base_url, **NOW, limits=Timeouts(whole=0.05)) as provider:
+    async with open_provider(BFL, vendor.bfl_base_url, **NOW, limits=Timeouts(whole=0.05)) as provider:
         error = await failure(provider, job(DEV))
     assert (error.code, error.retry) == ("deadline_exceeded", RetryPolicy.NEVER)
 
@@ -325,13 +323,13 @@ ASTRAY = [
 
 
 @pytest.mark.parametrize("url", ASTRAY)
-async def test_the_key_is_not_sent_where_a_polling_url_leads_astray(
+async def test_the_key_is_not_sent_to_a_foreign_polling_url(
     vendor: FaultUpstream, provider: Any, url: Any
 ) -> None:
     vendor.script(Drawing(order={"polling_url": url}))
     error = await failure(provider, job(DEV))
     assert (error.code, error.retry) == ("provider_failed", RetryPolicy.NEVER)
-    check_discreet(error)
+    check_no_secrets(error)
     assert len(vendor.requests) == 1
 
 
@@ -346,7 +344,7 @@ async def test_another_port_of_this_machine_is_another_host(
             vendor.script(drawing)
             error = await failure(provider, job(DEV))
             assert error.code == "provider_failed"
-        assert not was_called(elsewhere)
+        assert not was_connected(elsewhere)
 
 
 @pytest.mark.parametrize("stage", ["order", "question", "delivery"])
@@ -369,19 +367,19 @@ async def test_an_origin_that_the_operator_names_may_deliver_and_gets_no_key(ven
     async with FaultUpstream() as store:
         store.default = delivered(make_image())
         vendor.default = Drawing(sample=f"{store.url}/bfl/delivery/T1/sample.png?sig=1")
-        async with opened(BFL, vendor.bfl_base_url, **NOW) as provider:
+        async with open_provider(BFL, vendor.bfl_base_url, **NOW) as provider:
             assert (await failure(provider, job(DEV))).code == "provider_failed"
         assert store.requests == []
-        async with opened(BFL, vendor.bfl_base_url, **NOW, origins=(store.url,)) as provider:
-            assert (await drawn(provider, job(DEV)))[0] == make_image()
+        async with open_provider(BFL, vendor.bfl_base_url, **NOW, origins=(store.url,)) as provider:
+            assert (await draw_image(provider, job(DEV)))[0] == make_image()
         (download,) = store.requests
         assert KEY not in str(dict(download.headers))
 
 
-async def test_an_origin_for_deliveries_gets_no_questions_with_the_key(vendor: FaultUpstream) -> None:
+async def test_an_origin_for_deliveries_gets_no_polls_with_the_key(vendor: FaultUpstream) -> None:
     async with FaultUpstream() as store:
         vendor.script(Drawing(polling_url=f"{store.url}/bfl/v1/get_result?id=1"))
-        async with opened(BFL, vendor.bfl_base_url, **NOW, origins=(store.url,)) as provider:
+        async with open_provider(BFL, vendor.bfl_base_url, **NOW, origins=(store.url,)) as provider:
             assert (await failure(provider, job(DEV))).code == "provider_failed"
         assert store.requests == []
 
@@ -393,7 +391,9 @@ STAGES = ["the order", "a question", "between questions", "the delivery"]
 
 @BOTH
 @pytest.mark.parametrize("stage", STAGES)
-async def test_leaving_ends_everything_at_once(vendor: FaultUpstream, stage: str, stream: bool) -> None:
+async def test_cancelling_closes_everything_immediately(
+    vendor: FaultUpstream, stage: str, stream: bool
+) -> None:
     gate = Gate()
     held = Reply(steps=(b"x", gate))
     stages: dict[str, Script] = {
@@ -404,7 +404,7 @@ async def test_leaving_ends_everything_at_once(vendor: FaultUpstream, stage: str
     }
     vendor.script(stages[stage])
     between = stage == "between questions"
-    async with opened(BFL, vendor.bfl_base_url, interval=0.02 if between else 0.001) as provider:
+    async with open_provider(BFL, vendor.bfl_base_url, interval=0.02 if between else 0.001) as provider:
 
         async def collect() -> None:
             async with aclosing(provider.image(job(DEV, stream=stream))) as answer:
@@ -431,13 +431,11 @@ async def test_leaving_ends_everything_at_once(vendor: FaultUpstream, stage: str
             assert left_at - since < 0.05
         # A whole new task goes by, and of the old one nothing more is heard.
         vendor.script(Drawing())
-        await drawn(provider, job(DEV))
+        await draw_image(provider, job(DEV))
         assert len(vendor.requests) == seen + 3
 
 
-async def test_closing_the_stream_after_an_event_ends_the_questions(
-    vendor: FaultUpstream, provider: Any
-) -> None:
+async def test_closing_the_stream_after_an_event_ends_the_polls(vendor: FaultUpstream, provider: Any) -> None:
     vendor.script(Drawing(polls=(status("Pending", progress=0.5),), done=False))
     answer = provider.image(job(DEV, stream=True))
     assert (await anext(answer)).image_progress.progress == 0
@@ -445,16 +443,16 @@ async def test_closing_the_stream_after_an_event_ends_the_questions(
     await answer.aclose()
     seen = len(vendor.requests)
     vendor.script(Drawing())
-    await drawn(provider, job(DEV))
+    await draw_image(provider, job(DEV))
     assert len(vendor.requests) == seen + 3
 
 
 async def test_nothing_is_left_open(vendor: FaultUpstream) -> None:
     port = int(vendor.url.rpartition(":")[2])
-    async with opened(BFL, vendor.bfl_base_url, **NOW) as provider:
+    async with open_provider(BFL, vendor.bfl_base_url, **NOW) as provider:
         for script in (Drawing(), Drawing(sample="https://[::1]/"), Drawing(delivery=(page(),)), page()):
             vendor.script(script)
-            await asyncio.gather(drawn(provider, job(DEV)), return_exceptions=True)
+            await asyncio.gather(draw_image(provider, job(DEV)), return_exceptions=True)
         assert connections_to(port) == 1, "the one that is kept for later"
     assert connections_to(port) == 0
 
@@ -467,7 +465,7 @@ async def test_an_ordered_image_is_not_lost_while_all_connections_of_the_host_ar
     host = vendor.url.removeprefix("http://")
     async with Http(connections=limiter) as http:
         provider = BFL(Credentials(KEY, vendor.bfl_base_url), http, **NOW)
-        drawing = asyncio.create_task(drawn(provider, job(DEV, stream=stream)))
+        drawing = asyncio.create_task(draw_image(provider, job(DEV, stream=stream)))
         await vendor.received()
         refused = limiter.refused
         await limiter.acquire(host, "other")

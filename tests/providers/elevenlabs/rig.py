@@ -1,4 +1,4 @@
-"""What the tests of the ElevenLabs provider share: jobs, and the running of them."""
+"""Helpers for the tests of the ElevenLabs provider: jobs, and functions that run them."""
 
 from __future__ import annotations
 
@@ -61,17 +61,19 @@ def job(
 
 
 def inline(data: bytes, content_type: str = "audio/mpeg") -> AudioSource:
-    """A sound that came inline."""
+    """Inline audio."""
     return AudioSource(content_type, len(data), data=data)
 
 
 def stored(path: Path, content_type: str = "audio/mpeg") -> AudioSource:
-    """A sound in a file."""
+    """Audio in a file."""
     return AudioSource(content_type, path.stat().st_size, path=path)
 
 
 @asynccontextmanager
-async def opened(base_url: str, *, key: str | None = KEY, **timeouts: float) -> AsyncIterator[ElevenLabs]:
+async def open_provider(
+    base_url: str, *, key: str | None = KEY, **timeouts: float
+) -> AsyncIterator[ElevenLabs]:
     """The provider, called at `base_url`."""
     async with Http(Timeouts(**timeouts)) as http:
         provider = ElevenLabs(Credentials(key, base_url), http, today=lambda: LAST_DAY)
@@ -80,13 +82,13 @@ async def opened(base_url: str, *, key: str | None = KEY, **timeouts: float) -> 
 
 
 def events(provider: ElevenLabs, asked: Job) -> Any:
-    """The provider's answer to a job of any kind."""
+    """The provider's events for a job of any task type."""
     kind = TaskType.Name(asked.model.task_type).removeprefix("TASK_TYPE_").lower()
     return getattr(provider, kind)(fit_job(asked, fit_hook(provider, kind)))
 
 
 async def sound(provider: ElevenLabs, asked: Job) -> tuple[bytes, str]:
-    """The whole sound that the provider answers, and its media type; checks the pieces."""
+    """The whole audio that the provider answers, and its media type; checks the pieces."""
     pieces: list[bytes] = []
     kind = ""
     async with aclosing(events(provider, asked)) as answer:
@@ -109,7 +111,7 @@ async def transcript(provider: ElevenLabs, asked: Job) -> Transcription:
 
 
 async def failure(provider: ElevenLabs, asked: Job) -> tuple[PomeloError, bytes]:
-    """The error that the job ends with, and the sound that came before it."""
+    """The error that the job ends with, and the audio that came before it."""
     said = b""
     try:
         async with aclosing(events(provider, asked)) as answer:

@@ -1,4 +1,4 @@
-"""What the ElevenLabs provider makes of answers: sounds as they come, transcripts, voices by name."""
+"""What the ElevenLabs provider makes of answers: audio as they come, transcripts, voices by name."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from pomelo.providers.sandbox.sound import Sound as Melody
 from pomelo.tasks.speech import FORMATS
 from pomelo.testing import FaultUpstream, Gate, Received, Reply, Speech, Stop, Transcript, VoiceList
 from pomelo.testing.elevenlabs_protocol import error_reply
-from tests.providers.elevenlabs.rig import MP3, TEXT, events, failure, job, opened, sound, transcript
+from tests.providers.elevenlabs.rig import MP3, TEXT, events, failure, job, open_provider, sound, transcript
 
 BOTH = pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
 SPEAKING = pytest.mark.parametrize(
@@ -41,15 +41,15 @@ async def _vendor() -> AsyncIterator[FaultUpstream]:
 
 @pytest.fixture(name="provider")
 async def _provider(vendor: FaultUpstream) -> AsyncIterator[Any]:
-    async with opened(vendor.elevenlabs_base_url) as provider:
+    async with open_provider(vendor.elevenlabs_base_url) as provider:
         yield provider
 
 
-# --- sounds
+# --- audio
 
 
 @pytest.mark.parametrize("wanted", sorted(FORMATS))
-async def test_every_format_has_its_media_type_and_comes_byte_for_byte(
+async def test_every_format_has_its_content_type_and_arrives_byte_for_byte(
     vendor: FaultUpstream, provider: Any, wanted: str
 ) -> None:
     said, kind = await sound(provider, job(TextToSpeechInput(text=TEXT, voice="adam", output_format=wanted)))
@@ -69,7 +69,7 @@ async def test_without_a_format_it_is_mp3(vendor: FaultUpstream, provider: Any) 
         (b"fLaC" + bytes(8), "audio/flac"),
     ],
 )
-async def test_opus_is_told_from_its_first_bytes_even_if_they_come_one_by_one(
+async def test_opus_is_recognized_by_its_first_bytes_even_if_they_arrive_one_by_one(
     vendor: FaultUpstream, provider: Any, head: bytes, kind: str
 ) -> None:
     packets = tuple(head[at : at + 1] for at in range(len(head)))
@@ -81,7 +81,7 @@ async def test_opus_is_told_from_its_first_bytes_even_if_they_come_one_by_one(
 
 @BOTH
 @SPEAKING
-async def test_sound_comes_while_the_vendor_still_speaks(
+async def test_audio_arrives_while_the_vendor_still_sends(
     vendor: FaultUpstream, provider: Any, given: Any, stream: bool
 ) -> None:
     gates = [Gate(), Gate()]
@@ -119,7 +119,7 @@ async def test_the_first_byte_is_passed_on_within_twenty_milliseconds(
 
 
 @pytest.mark.parametrize("length", [False, True], ids=["chunks", "length"])
-async def test_ten_megabytes_come_whole_in_small_pieces(
+async def test_ten_megabytes_arrive_complete_in_small_chunks(
     vendor: FaultUpstream, provider: Any, length: bool
 ) -> None:
     script = Speech(size=10_000_000, packet=200_000, length=length)
@@ -150,17 +150,17 @@ async def test_a_reader_that_is_slow_slows_the_vendor_down(vendor: FaultUpstream
 
 
 @BOTH
-async def test_each_paid_request_has_a_connection_of_its_own(
+async def test_each_charged_request_has_its_own_connection(
     vendor: FaultUpstream, provider: Any, stream: bool
 ) -> None:
-    """A kept connection may break, and nobody could tell whether the vendor has done the work."""
+    """A kept connection may break, and no one could tell whether the vendor has done the work."""
     for _ in range(3):
         await sound(provider, job(stream=stream))
         await transcript(provider, job(SpeechToTextInput()))
     assert len({received.connection for received in vendor.requests}) == len(vendor.requests) == 6
 
 
-async def test_many_at_once_do_not_mix(vendor: FaultUpstream, provider: Any) -> None:
+async def test_concurrent_requests_do_not_mix(vendor: FaultUpstream, provider: Any) -> None:
     async def ask(number: int) -> None:
         text = f"number {number}"
         said, _ = await sound(
@@ -174,7 +174,7 @@ async def test_many_at_once_do_not_mix(vendor: FaultUpstream, provider: Any) -> 
             group.create_task(ask(number))
 
 
-async def test_raw_samples_that_look_like_text_are_sound(vendor: FaultUpstream, provider: Any) -> None:
+async def test_raw_samples_that_look_like_text_are_audio(vendor: FaultUpstream, provider: Any) -> None:
     for wanted in ("pcm_16000", "ulaw_8000", "alaw_8000"):
         # The content type says that they are samples.
         vendor.script(Reply(headers={"Content-Type": "audio/basic"}, steps=(b"{", b"<html>")))
@@ -184,7 +184,7 @@ async def test_raw_samples_that_look_like_text_are_sound(vendor: FaultUpstream, 
 
 @pytest.mark.parametrize("kind", ["application/octet-stream", "audio/mpeg"])
 @pytest.mark.parametrize("wanted", ["pcm_16000", "ulaw_8000"])
-async def test_samples_under_another_label_may_begin_like_a_text(
+async def test_samples_with_another_content_type_may_begin_like_a_text(
     vendor: FaultUpstream, provider: Any, wanted: str, kind: str
 ) -> None:
     samples = b"<p>{not a text" + bytes(range(128, 256))
@@ -194,7 +194,7 @@ async def test_samples_under_another_label_may_begin_like_a_text(
 
 
 @pytest.mark.parametrize("wanted", ["mp3_44100_128", "pcm_16000", "opus_48000_32"])
-async def test_the_bytes_outweigh_the_format_that_was_asked_for(
+async def test_the_bytes_count_before_the_requested_format(
     vendor: FaultUpstream, provider: Any, wanted: str
 ) -> None:
     wav = b"RIFF\x24\0\0\0WAVEfmt \x10\0\0\0" + bytes(100)
@@ -246,7 +246,7 @@ async def test_a_transcript_has_words_times_and_speakers(vendor: FaultUpstream, 
     assert words(said) == [("Hi", 0.1, 0.32, "speaker_0"), ("there.", 0.36, 0.7, "speaker_1")]
 
 
-async def test_without_diarize_nobody_is_named(vendor: FaultUpstream, provider: Any) -> None:
+async def test_without_diarize_no_speaker_is_named(vendor: FaultUpstream, provider: Any) -> None:
     vendor.script(told())
     said = await transcript(provider, job(SpeechToTextInput()))
     assert [word.speaker for word in said.words] == ["", ""]
@@ -284,7 +284,9 @@ async def test_noises_are_not_among_the_words(vendor: FaultUpstream, provider: A
 
 
 @pytest.mark.parametrize("stream", [False, True])
-async def test_one_result_streamed_or_not(vendor: FaultUpstream, provider: Any, stream: bool) -> None:
+async def test_there_is_one_result_streamed_or_not(
+    vendor: FaultUpstream, provider: Any, stream: bool
+) -> None:
     said = await transcript(provider, job(SpeechToTextInput(), stream=stream))
     assert said.text == f"{len(MP3)} bytes with SHA-256 {sha256(MP3).hexdigest()}"
 
@@ -317,7 +319,7 @@ async def test_one_result_streamed_or_not(vendor: FaultUpstream, provider: Any, 
         ({"novelty": {"a": [1]}, "words": [{"text": "x", "start": None, "end": None}]}, 1.6),
     ],
 )
-async def test_what_is_missing_odd_or_new_does_no_harm(
+async def test_missing_invalid_and_unknown_fields_are_ignored(
     vendor: FaultUpstream, provider: Any, changes: dict[str, Any], seconds: float
 ) -> None:
     vendor.script(told(**changes))
@@ -353,7 +355,7 @@ NAN, INF = float("nan"), float("inf")
         ({"text": "b", "characters": [None, {"text": "b", "start": "2", "end": 3}]}, None),
     ],
 )
-async def test_an_odd_word_is_repaired_or_left_out(
+async def test_an_invalid_word_is_repaired_or_left_out(
     vendor: FaultUpstream, provider: Any, word: Any, heard: Any, timestamps: Any
 ) -> None:
     around = [{"text": "a", "start": 0, "end": 1}, {"text": "c", "start": 4, "end": 5}]
@@ -367,14 +369,14 @@ async def test_an_odd_word_is_repaired_or_left_out(
     assert words(said) == [one for one in expected if one is not None]
 
 
-async def test_a_missing_time_is_that_of_the_word_before(vendor: FaultUpstream, provider: Any) -> None:
+async def test_a_missing_time_is_that_of_the_previous_word(vendor: FaultUpstream, provider: Any) -> None:
     timed = [{"text": "a", "start": 1, "end": 2}, {"text": "b"}, {"text": "c", "start": 4, "end": 3}]
     vendor.script(told(words=[{**word, "type": "word"} for word in timed]))
     said = await transcript(provider, job(SpeechToTextInput()))
     assert words(said) == [("a", 1.0, 2.0, ""), ("b", 2.0, 2.0, ""), ("c", 4.0, 4.0, "")]
 
 
-async def test_a_silent_sound_has_an_empty_transcript(vendor: FaultUpstream, provider: Any) -> None:
+async def test_silent_audio_has_an_empty_transcript(vendor: FaultUpstream, provider: Any) -> None:
     vendor.script(told(text="", words=[]))
     said = await transcript(provider, job(SpeechToTextInput()))
     assert (said.text, words(said), said.audio_seconds) == ("", [], 1.6)
@@ -457,7 +459,7 @@ async def test_an_unknown_voice_is_the_callers_mistake(
     assert [_lists(received) for received in vendor.requests] == [True]
 
 
-async def test_a_long_list_is_read_page_by_page_and_kept(vendor: FaultUpstream, provider: Any) -> None:
+async def test_a_long_list_is_read_page_by_page_and_cached(vendor: FaultUpstream, provider: Any) -> None:
     listing(vendor, *((f"Nr{number} - A voice", f"{number:020d}") for number in range(250)))
     for _ in range(3):
         await sound(provider, speak("nr249"))
@@ -468,7 +470,7 @@ async def test_a_long_list_is_read_page_by_page_and_kept(vendor: FaultUpstream, 
     assert asked[0].method == "GET"
 
 
-async def test_calls_that_wait_for_the_list_share_one_reading(vendor: FaultUpstream, provider: Any) -> None:
+async def test_calls_that_wait_for_the_list_share_one_read(vendor: FaultUpstream, provider: Any) -> None:
     gate = Gate()
     vendor.unscripted = None
     listed = VoiceList(MINE, before=(gate,))
@@ -522,7 +524,7 @@ async def test_a_list_that_can_not_be_read_is_the_providers_failure(
     assert all(_lists(received) for received in vendor.requests), "it spoke without a voice"
 
 
-async def test_a_list_without_an_end_is_read_for_a_while_only(vendor: FaultUpstream, provider: Any) -> None:
+async def test_a_list_without_an_end_is_read_for_a_limited_time(vendor: FaultUpstream, provider: Any) -> None:
     vendor.unscripted = None
     page = Reply(steps=(b'{"voices": [], "has_more": true, "next_page_token": "1"}',))
     vendor.default = lambda received: page if _lists(received) else Speech()(received)

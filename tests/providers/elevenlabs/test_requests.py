@@ -39,7 +39,7 @@ from tests.providers.elevenlabs.rig import (
     failure,
     inline,
     job,
-    opened,
+    open_provider,
     sound,
     stored,
     transcript,
@@ -63,7 +63,7 @@ async def _vendor() -> AsyncIterator[FaultUpstream]:
 
 @pytest.fixture(name="provider")
 async def _provider(vendor: FaultUpstream) -> AsyncIterator[Any]:
-    async with opened(vendor.elevenlabs_base_url) as provider:
+    async with open_provider(vendor.elevenlabs_base_url) as provider:
         yield provider
 
 
@@ -74,7 +74,7 @@ def fields(received: Received) -> dict[str, str | None]:
 
 
 @pytest.mark.parametrize("stream", [False, True])
-async def test_the_richest_text_to_speech_is_exactly_this(
+async def test_the_largest_text_to_speech_is_exactly_this(
     vendor: FaultUpstream, provider: Any, stream: bool
 ) -> None:
     given = TextToSpeechInput(
@@ -103,7 +103,7 @@ async def test_the_richest_text_to_speech_is_exactly_this(
     assert given == before
 
 
-async def test_the_barest_text_to_speech_has_no_field_that_the_caller_did_not_give(
+async def test_the_smallest_text_to_speech_has_no_field_that_the_caller_did_not_set(
     vendor: FaultUpstream, provider: Any
 ) -> None:
     await sound(provider, job())
@@ -112,7 +112,7 @@ async def test_the_barest_text_to_speech_has_no_field_that_the_caller_did_not_gi
     assert received.query == {"output_format": "mp3_44100_128"}
 
 
-async def test_a_zero_that_the_caller_gave_is_sent(vendor: FaultUpstream, provider: Any) -> None:
+async def test_a_zero_that_the_caller_set_is_sent(vendor: FaultUpstream, provider: Any) -> None:
     settings = VoiceSettings(stability=0)
     await sound(provider, job(TextToSpeechInput(text="x", voice="adam", seed=0, voice_settings=settings)))
     body = (await vendor.received()).body
@@ -125,7 +125,7 @@ async def test_empty_voice_settings_are_left_out(vendor: FaultUpstream, provider
 
 
 @pytest.mark.parametrize(("speed", "sent"), [(0.25, 0.7), (4, 1.2), (1, 1.0)])
-async def test_speed_is_brought_into_the_models_range(
+async def test_speed_is_clamped_to_the_models_range(
     vendor: FaultUpstream, provider: Any, speed: float, sent: float
 ) -> None:
     settings = VoiceSettings(speed=speed)
@@ -182,7 +182,7 @@ async def test_every_output_format_is_taken_by_the_endpoint_that_has_it(
 
 
 @pytest.mark.parametrize("stream", [False, True])
-async def test_the_richest_speech_to_speech_is_exactly_this(
+async def test_the_largest_speech_to_speech_is_exactly_this(
     vendor: FaultUpstream, provider: Any, stream: bool
 ) -> None:
     given = SpeechToSpeechInput(voice="adam", voice_settings=SETTINGS, output_format="pcm_16000", seed=7)
@@ -201,7 +201,7 @@ async def test_the_richest_speech_to_speech_is_exactly_this(
     assert (received.form[-1].filename, received.form[-1].content_type) == ("audio.mp3", "audio/mpeg")
 
 
-async def test_the_richest_speech_to_text_is_exactly_this(vendor: FaultUpstream, provider: Any) -> None:
+async def test_the_largest_speech_to_text_is_exactly_this(vendor: FaultUpstream, provider: Any) -> None:
     given = SpeechToTextInput(
         language_code="en", diarize=True, num_speakers=3, timestamps=Timestamps.TIMESTAMPS_CHARACTER
     )
@@ -219,7 +219,7 @@ async def test_the_richest_speech_to_text_is_exactly_this(vendor: FaultUpstream,
     }
 
 
-async def test_the_barest_speech_to_text_has_no_field_that_the_caller_did_not_give(
+async def test_the_smallest_speech_to_text_has_no_field_that_the_caller_did_not_set(
     vendor: FaultUpstream, provider: Any
 ) -> None:
     await transcript(provider, job(SpeechToTextInput(num_speakers=3)))
@@ -254,7 +254,7 @@ async def test_an_uploads_name_and_type_are_our_own(
     assert received.form[-1].sha256 == sha256(MP3).hexdigest()
 
 
-async def test_bare_samples_that_the_vendor_takes_are_told_as_such(
+async def test_raw_samples_that_the_vendor_takes_are_sent_as_such(
     vendor: FaultUpstream, provider: Any
 ) -> None:
     audio = inline(b"\x00\x01" * 100, "audio/pcm;rate=16000")
@@ -264,7 +264,7 @@ async def test_bare_samples_that_the_vendor_takes_are_told_as_such(
     assert fields(await vendor.received())["file_format"] == "pcm_s16le_16"
 
 
-async def test_a_sound_that_is_no_longer_kept_is_refused_without_its_path(
+async def test_audio_that_is_no_longer_stored_is_refused_without_its_path(
     vendor: FaultUpstream, provider: Any, tmp_path: Path
 ) -> None:
     path = tmp_path / "gone.mp3"
@@ -278,7 +278,7 @@ async def test_a_sound_that_is_no_longer_kept_is_refused_without_its_path(
     assert vendor.requests == []
 
 
-async def test_a_large_upload_goes_from_its_file_to_the_vendor_and_is_never_held(
+async def test_a_large_upload_is_streamed_from_its_file_to_the_vendor(
     vendor: FaultUpstream, provider: Any, tmp_path: Path
 ) -> None:
     size = 25 * 1024 * 1024
@@ -362,7 +362,7 @@ GONE = [
 
 
 @pytest.mark.parametrize("gone", GONE)
-async def test_where_nothing_is_at_the_path_the_other_name_is_asked_and_remembered(
+async def test_the_other_path_is_tried_and_remembered_if_nothing_is_at_the_first(
     vendor: FaultUpstream, provider: Any, tmp_path: Path, gone: Any
 ) -> None:
     path = tmp_path / "sound.mp3"
@@ -379,7 +379,7 @@ async def test_where_nothing_is_at_the_path_the_other_name_is_asked_and_remember
 
 
 @pytest.mark.parametrize("gone", GONE)
-async def test_the_other_name_is_asked_once(vendor: FaultUpstream, provider: Any, gone: Any) -> None:
+async def test_the_other_path_is_tried_once(vendor: FaultUpstream, provider: Any, gone: Any) -> None:
     vendor.script(gone, gone)
     error, _ = await failure(provider, job(SpeechToSpeechInput(voice="adam")))
     assert error.code == "provider_failed"
@@ -397,12 +397,12 @@ async def test_the_other_name_is_asked_once(vendor: FaultUpstream, provider: Any
 )
 async def test_nothing_else_is_sent_twice(vendor: FaultUpstream, provider: Any, reply: Any) -> None:
     vendor.script(reply)
-    async with opened(vendor.elevenlabs_base_url, silence=0.2, whole=0.2) as hasty:
+    async with open_provider(vendor.elevenlabs_base_url, silence=0.2, whole=0.2) as hasty:
         await failure(hasty, job(SpeechToSpeechInput(voice="adam")))
     assert len(vendor.requests) == 1
 
 
-async def test_the_catalogues_own_rows_are_taken(vendor: FaultUpstream, provider: Any) -> None:
+async def test_the_catalogues_own_rows_are_accepted(vendor: FaultUpstream, provider: Any) -> None:
     catalog = Catalog.load()
     for name, given in (
         (
@@ -421,7 +421,7 @@ async def test_the_catalogues_own_rows_are_taken(vendor: FaultUpstream, provider
 
 @pytest.mark.parametrize("base", ["", "/"])
 async def test_a_base_url_may_end_with_a_slash(vendor: FaultUpstream, base: str) -> None:
-    async with opened(vendor.elevenlabs_base_url + base) as provider:
+    async with open_provider(vendor.elevenlabs_base_url + base) as provider:
         await sound(provider, job())
         await transcript(provider, job(SpeechToTextInput()))
     assert [received.path for received in vendor.requests] == [
@@ -432,15 +432,17 @@ async def test_a_base_url_may_end_with_a_slash(vendor: FaultUpstream, base: str)
 
 @pytest.mark.parametrize("key", [None, "", "  "])
 async def test_without_a_key_it_is_not_configured(vendor: FaultUpstream, key: str | None) -> None:
-    async with opened(vendor.elevenlabs_base_url, key=key) as provider:
+    async with open_provider(vendor.elevenlabs_base_url, key=key) as provider:
         assert not provider.configured
-    async with opened(vendor.elevenlabs_base_url) as provider:
+    async with open_provider(vendor.elevenlabs_base_url) as provider:
         assert provider.configured
 
 
 @pytest.mark.parametrize("key", ["xi\r\nX-Evil: 1", "xi\x00"])
-async def test_a_key_that_is_no_header_fails_and_is_not_shown(vendor: FaultUpstream, key: str) -> None:
-    async with opened(vendor.elevenlabs_base_url, key=key) as provider:
+async def test_a_key_that_is_not_a_valid_header_fails_and_is_not_shown(
+    vendor: FaultUpstream, key: str
+) -> None:
+    async with open_provider(vendor.elevenlabs_base_url, key=key) as provider:
         for given in (None, SpeechToTextInput()):
             error, _ = await failure(provider, job(given))
             assert error.code == "provider_failed"
@@ -448,7 +450,7 @@ async def test_a_key_that_is_no_header_fails_and_is_not_shown(vendor: FaultUpstr
     assert vendor.requests == []
 
 
-async def test_a_voices_list_is_not_asked_for_where_the_name_is_a_default_one_or_an_id(
+async def test_the_list_of_voices_is_not_requested_for_a_default_voice_or_an_id(
     vendor: FaultUpstream, provider: Any
 ) -> None:
     vendor.default = lambda received: (VoiceList() if "voices" in received.path else Speech())(received)

@@ -1,4 +1,4 @@
-"""The vendor for tests speaks the real wire: ElevenLabs' own client reads it, and it refuses what they refuse."""
+"""The vendor for tests speaks the real protocol: ElevenLabs' own client reads it, and it refuses what they refuse."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ async def post(vendor: FaultUpstream, path: str, **options: Any) -> tuple[int, A
 
 
 @pytest.mark.parametrize("stream", [False, True])
-async def test_the_official_client_reads_a_sound(vendor: FaultUpstream, client: Any, stream: bool) -> None:
+async def test_the_official_client_reads_audio(vendor: FaultUpstream, client: Any, stream: bool) -> None:
     call = client.text_to_speech.stream if stream else client.text_to_speech.convert
     settings = elevenlabs.VoiceSettings(
         stability=0.5, similarity_boost=0.75, style=0, use_speaker_boost=True, speed=1.1
@@ -110,7 +110,7 @@ async def test_the_official_client_reads_a_transcript(vendor: FaultUpstream, cli
     assert said.audio_duration_secs == 1.0
 
 
-async def test_an_uploads_size_and_digest_are_told(vendor: FaultUpstream, client: Any) -> None:
+async def test_an_uploads_size_and_digest_are_reported(vendor: FaultUpstream, client: Any) -> None:
     said = await client.speech_to_text.convert(
         model_id="scribe_v2", file=("a.mp3", MP3, "audio/mpeg"), tag_audio_events=False, request_options=QUIET
     )
@@ -131,7 +131,7 @@ async def test_the_official_client_reads_the_list_of_voices(vendor: FaultUpstrea
     assert len((await client.voices.get_all(request_options=QUIET)).voices) == 15
 
 
-async def test_the_official_client_sees_refusals_as_the_vendors(vendor: FaultUpstream, client: Any) -> None:
+async def test_the_official_client_sees_refusals_of_the_vendor(vendor: FaultUpstream, client: Any) -> None:
     async def ask(which: Any = client, **changes: Any) -> tuple[int, Any]:
         options = {"text": "x", "request_options": QUIET, **changes}
         with pytest.raises(ApiError) as refused:
@@ -173,7 +173,7 @@ SAY = f"/v1/text-to-speech/{ADAM}"
         ({}, "/stream?output_format=wav_8000", ["query", "output_format"], "literal_error"),
     ],
 )
-async def test_what_the_vendor_would_refuse_is_refused_by_name_and_before_the_key(
+async def test_what_the_vendor_would_refuse_is_refused_with_its_name_before_the_key(
     vendor: FaultUpstream, change: dict[str, Any], query: str, where: list[str], kind: str
 ) -> None:
     vendor.script(Speech(size=77, headers={"X-Kept": "for a valid one"}))
@@ -248,7 +248,7 @@ async def test_a_wrong_key_path_method_or_body_is_refused(vendor: FaultUpstream)
 
 
 @pytest.mark.parametrize("wanted", sorted(FORMATS))
-def test_the_sounds_play(wanted: str) -> None:
+def test_the_audio_is_playable(wanted: str) -> None:
     size = int(rate_of(wanted) * 2)
     data = b"".join(packets(wanted, size, "seed"))
     assert data == b"".join(packets(wanted, size, "seed"))
@@ -264,7 +264,7 @@ def test_the_sounds_play(wanted: str) -> None:
     assert 1.9 < seconds < 3.2
 
 
-async def test_a_script_is_picked_by_the_text_or_by_the_digest_of_the_sound(
+async def test_a_script_is_picked_by_the_text_or_by_the_digest_of_the_audio(
     vendor: FaultUpstream, client: Any
 ) -> None:
     vendor.when("this very text", Speech(size=7000))

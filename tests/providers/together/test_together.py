@@ -23,13 +23,13 @@ from tests.providers.image_rig import (
     KEY,
     PROMPT,
     SECRETS,
-    check_discreet,
-    drawn,
+    check_no_secrets,
+    draw_image,
     events,
     failure,
     job,
-    opened,
-    richest,
+    largest_input,
+    open_provider,
 )
 
 SIDE = (256.0, 1440.0, 32.0)
@@ -50,13 +50,13 @@ async def _vendor() -> AsyncIterator[FaultUpstream]:
 
 @pytest.fixture(name="provider")
 async def _provider(vendor: FaultUpstream) -> AsyncIterator[Any]:
-    async with opened(Together, vendor.together_base_url) as provider:
+    async with open_provider(Together, vendor.together_base_url) as provider:
         yield provider
 
 
-async def test_the_richest_request_is_exactly_this(vendor: FaultUpstream, provider: Any) -> None:
+async def test_the_largest_request_is_exactly_this(vendor: FaultUpstream, provider: Any) -> None:
     route = Route("together", SCHNELL.model, clamp=SCHNELL.clamp)
-    await drawn(provider, job(route, richest(ImageFormat.IMAGE_FORMAT_JPEG)))
+    await draw_image(provider, job(route, largest_input(ImageFormat.IMAGE_FORMAT_JPEG)))
     (received,) = vendor.requests
     assert (received.method, received.target) == ("POST", "/together/v1/images/generations")
     assert received.body == {
@@ -74,8 +74,8 @@ async def test_the_richest_request_is_exactly_this(vendor: FaultUpstream, provid
     assert received.headers["Authorization"] == f"Bearer {KEY}"
 
 
-async def test_the_barest_request_names_size_and_format_alone(vendor: FaultUpstream, provider: Any) -> None:
-    await drawn(provider, job(SCHNELL))
+async def test_the_smallest_request_has_only_size_and_format(vendor: FaultUpstream, provider: Any) -> None:
+    await draw_image(provider, job(SCHNELL))
     assert vendor.requests[0].body == {
         "model": "black-forest-labs/FLUX.1-schnell",
         "prompt": PROMPT,
@@ -88,7 +88,7 @@ async def test_the_barest_request_names_size_and_format_alone(vendor: FaultUpstr
 
 
 async def test_steps_are_clamped_and_guidance_is_dropped(vendor: FaultUpstream, provider: Any) -> None:
-    await drawn(provider, job(SCHNELL, ImageInput(prompt="x", num_inference_steps=50, guidance_scale=3)))
+    await draw_image(provider, job(SCHNELL, ImageInput(prompt="x", num_inference_steps=50, guidance_scale=3)))
     assert vendor.requests[0].body["steps"] == 4
     assert "guidance_scale" not in vendor.requests[0].body
 
@@ -102,21 +102,21 @@ async def test_steps_are_clamped_and_guidance_is_dropped(vendor: FaultUpstream, 
         (ImageFormat.IMAGE_FORMAT_WEBP, "png"),
     ],
 )
-async def test_the_picture_is_told_as_what_it_is(
+async def test_the_image_has_the_content_type_of_its_bytes(
     provider: Any, wanted: ImageFormat.ValueType, written: str
 ) -> None:
-    answer = await drawn(provider, job(SCHNELL, ImageInput(prompt="x", output_format=wanted)))
+    answer = await draw_image(provider, job(SCHNELL, ImageInput(prompt="x", output_format=wanted)))
     assert answer == (make_image(written), f"image/{written}")
 
 
-async def test_a_stream_tells_of_the_end_alone(provider: Any) -> None:
+async def test_a_stream_reports_only_the_end(provider: Any) -> None:
     told, last = await events(provider, job(SCHNELL, stream=True))
     assert told.image_progress.progress == 1
     assert last.result.image.images[0].data == make_image("png")
 
 
 def item(**what: Any) -> Reply:
-    """An answer with one picture."""
+    """An answer with one image."""
     body = str({"data": [what]}).replace("'", '"').encode()
     return Reply(steps=(body,))
 
@@ -161,7 +161,7 @@ FAULTS: list[tuple[Script, str, int | None, RetryPolicy]] = [
 
 @BOTH
 @pytest.mark.parametrize(("script", "code", "wait", "retry"), FAULTS)
-async def test_what_goes_wrong_becomes_a_row_of_the_table_and_is_sent_once(
+async def test_what_goes_wrong_is_mapped_to_an_error_and_sent_once(
     vendor: FaultUpstream,
     provider: Any,
     script: Script,
@@ -173,11 +173,11 @@ async def test_what_goes_wrong_becomes_a_row_of_the_table_and_is_sent_once(
     vendor.script(script)
     error = await failure(provider, job(SCHNELL, stream=stream))
     assert (error.code, error.retry_after, error.retry) == (code, wait, retry)
-    check_discreet(error)
+    check_no_secrets(error)
     assert len(vendor.requests) == 1, "it was sent twice"
 
 
-async def test_a_blamed_parameter_has_the_contracts_name(vendor: FaultUpstream, provider: Any) -> None:
+async def test_a_refused_parameter_is_named_as_in_the_contract(vendor: FaultUpstream, provider: Any) -> None:
     vendor.script(error_reply(400, param="steps"))
     error = await failure(provider, job(SCHNELL))
     assert error.field == "num_inference_steps"
@@ -185,13 +185,13 @@ async def test_a_blamed_parameter_has_the_contracts_name(vendor: FaultUpstream, 
 
 async def test_the_base_url_may_end_with_v1(vendor: FaultUpstream) -> None:
     for end in ("/", "/v1", "/v1/"):
-        async with opened(Together, vendor.together_base_url + end) as provider:
-            await drawn(provider, job(SCHNELL))
+        async with open_provider(Together, vendor.together_base_url + end) as provider:
+            await draw_image(provider, job(SCHNELL))
 
 
 @pytest.mark.parametrize(("key", "configured"), [(None, False), (" ", False), ("k", True)])
 async def test_without_a_key_it_is_not_configured(key: str | None, configured: bool) -> None:
-    async with opened(Together, "https://api.together.ai", key=key) as provider:
+    async with open_provider(Together, "https://api.together.ai", key=key) as provider:
         assert provider.configured is configured
 
 
@@ -227,11 +227,11 @@ async def test_base64_is_read_as_leniently_as_that_of_callers(
     vendor: FaultUpstream, provider: Any, item: dict[str, Any], stream: bool
 ) -> None:
     vendor.script(Item(item))
-    assert await drawn(provider, job(SCHNELL, stream=stream)) == (make_image(), "image/png")
+    assert await draw_image(provider, job(SCHNELL, stream=stream)) == (make_image(), "image/png")
     assert len(vendor.requests) == 1
 
 
-async def test_a_link_in_place_of_base64_is_fetched_without_the_key(
+async def test_a_link_instead_of_base64_is_fetched_without_the_key(
     vendor: FaultUpstream, provider: Any
 ) -> None:
     async with FaultUpstream() as store:
@@ -242,8 +242,8 @@ async def test_a_link_in_place_of_base64_is_fetched_without_the_key(
         error = await failure(provider, job(SCHNELL))
         assert (error.code, error.retry) == ("provider_failed", RetryPolicy.NEVER)
         assert store.requests == []
-        async with opened(Together, vendor.together_base_url, origins=(store.url,)) as trusting:
-            assert await drawn(trusting, job(SCHNELL)) == (make_image(), "image/png")
+        async with open_provider(Together, vendor.together_base_url, origins=(store.url,)) as trusting:
+            assert await draw_image(trusting, job(SCHNELL)) == (make_image(), "image/png")
         assert len(store.requests) == 3
         assert all(KEY not in str(dict(download.headers)) for download in store.requests)
     assert len(vendor.requests) == 2

@@ -173,7 +173,7 @@ async def test_a_later_call_does_not_overtake_those_that_wait() -> None:
     await second
 
 
-async def test_the_wait_is_bounded_and_ends_in_overloaded_before_anything_is_held() -> None:
+async def test_the_wait_is_bounded_and_ends_in_overloaded_before_anything_is_sent() -> None:
     limiter = ConnectionLimiter(1, max_wait=0.05)
     await limiter.acquire(HOST, "a")
     began = time.monotonic()
@@ -214,7 +214,7 @@ async def test_the_queue_is_bounded_in_all_and_for_each_account() -> None:
     assert idle(limiter)
 
 
-async def test_a_caller_who_leaves_is_dequeued_immediately_and_the_next_is_served() -> None:
+async def test_a_caller_who_cancels_is_dequeued_immediately_and_the_next_is_served() -> None:
     limiter = ConnectionLimiter(1, max_wait=PATIENT)
     await limiter.acquire(HOST, "a")
     order: list[str] = []
@@ -231,7 +231,7 @@ async def test_a_caller_who_leaves_is_dequeued_immediately_and_the_next_is_serve
 
 
 @pytest.mark.parametrize("first", ["leave", "grant"])
-async def test_a_caller_who_leaves_as_its_turn_comes_holds_nothing(first: str) -> None:
+async def test_a_caller_who_cancels_on_its_turn_holds_no_connection(first: str) -> None:
     limiter = ConnectionLimiter(1, max_wait=PATIENT)
     await limiter.acquire(HOST, "a")
     order: list[str] = []
@@ -298,7 +298,7 @@ async def test_nothing_but_the_limiter_limits_connections() -> None:
 @pytest.mark.parametrize(
     "reply", [error_reply(500), Answer(before=(Stop.RESET,)), Answer(at={1: Stop.CLOSE})]
 )
-async def test_a_call_that_fails_gives_its_connection_back(reply: Script) -> None:
+async def test_a_call_that_fails_releases_its_connection(reply: Script) -> None:
     limiter = ConnectionLimiter(1, max_wait=PATIENT)
     async with FaultUpstream() as upstream, Http(connections=limiter) as http:
         provider = OpenAI(Credentials("sk-x", upstream.openai_base_url), http)
@@ -309,7 +309,9 @@ async def test_a_call_that_fails_gives_its_connection_back(reply: Script) -> Non
             assert idle(limiter)
 
 
-async def test_waits_and_refusals_are_one_log_line_in_a_while(caplog: pytest.LogCaptureFixture) -> None:
+async def test_waits_and_refusals_are_logged_at_most_once_in_an_interval(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     now = 100.0
     limiter = ConnectionLimiter(1, max_wait=0.001, clock=lambda: now)
     await limiter.acquire(HOST, "holder")

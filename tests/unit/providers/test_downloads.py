@@ -1,4 +1,4 @@
-"""Where a vendor's links may lead: names, addresses, and what is connected to in the end."""
+"""Which links of a vendor are followed: names, addresses and connections."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from pomelo.providers.http.client import Http, Timeouts
 from pomelo.providers.http.downloads import Downloader, PublicResolver, is_public
 from pomelo.providers.http.errors import ErrorBody, ErrorMapping
 from pomelo.testing import FaultUpstream, Gate, Reply
-from tests.providers.image_rig import listener, was_called
+from tests.providers.image_rig import listener, was_connected
 
 ERROR_MAPPING = ErrorMapping("acme", lambda body: ErrorBody())
 PUBLIC = "8.8.4.4"
@@ -171,7 +171,7 @@ async def test_a_data_uri_is_a_file_and_never_gets_the_vendors_key() -> None:
 
 
 @pytest.mark.parametrize("link", NO_LINKS)
-async def test_what_is_no_link_is_refused_everywhere(link: Any) -> None:
+async def test_an_invalid_link_is_refused_everywhere(link: Any) -> None:
     names = Names((PUBLIC,))
     async with opened(names) as links:
         with pytest.raises(PomeloError) as raised:
@@ -199,7 +199,7 @@ async def test_what_is_no_link_is_refused_everywhere(link: Any) -> None:
         "https://files.other.example/",
     ],
 )
-async def test_the_key_goes_nowhere_else(link: str) -> None:
+async def test_no_other_host_gets_the_key(link: str) -> None:
     async with opened(origins=("https://files.other.example",)) as links:
         with pytest.raises(PomeloError) as raised:
             links.api_url(link)
@@ -226,7 +226,7 @@ async def test_the_key_goes_nowhere_else(link: str) -> None:
         "https://metadata/x.png",
     ],
 )
-async def test_a_file_is_not_fetched_from_an_address_or_beside_https(link: str) -> None:
+async def test_a_file_is_not_fetched_from_an_ip_address_or_without_https(link: str) -> None:
     names = Names((PUBLIC,))
     async with opened(names) as links:
         with pytest.raises(PomeloError) as raised:
@@ -257,20 +257,20 @@ async def test_a_name_with_an_address_that_is_not_public_is_not_connected_to(
             assert raised.value.code == "provider_failed"
             assert "canary" not in str(raised.value)
         assert names.asked == ["files.example"]
-        assert not was_called(inside)
+        assert not was_connected(inside)
 
 
-async def test_what_the_resolver_says_is_what_is_connected_to() -> None:
+async def test_the_resolved_addresses_are_connected_to() -> None:
     # Without this the test above would show nothing: the same names, looked up without the check.
     with listener() as inside:
         names = Names(("127.0.0.1",), port=inside.getsockname()[1])
         async with Http(Timeouts(connect=0.05)).with_resolver(names) as http:
             with pytest.raises(PomeloError):
                 await http.fetch(URL("https://files.example/"), {}, None, ERROR_MAPPING, max_bytes=9)
-        assert was_called(inside)
+        assert was_connected(inside)
 
 
-async def test_a_name_that_changes_its_mind_is_checked_each_time() -> None:
+async def test_a_name_is_resolved_and_checked_for_each_connection() -> None:
     resolver = PublicResolver(Names((PUBLIC,), ("10.0.0.1",)))
     assert [found["host"] for found in await resolver.resolve("files.example", 443)] == [PUBLIC]
     with pytest.raises(ValueError, match="not public"):
@@ -324,7 +324,7 @@ async def test_an_origin_is_trusted_by_scheme_host_and_port() -> None:
                 assert raised.value.code == "provider_failed"
 
 
-async def test_silence_behind_a_link_ends_as_on_a_stream() -> None:
+async def test_silence_of_a_download_times_out_as_on_a_stream() -> None:
     async with FaultUpstream() as store:
         store.default = Reply(steps=(b"fi", Gate()))
         names = Names(("127.0.0.1",), port=int(store.url.rpartition(":")[2]))

@@ -70,12 +70,12 @@ def test_a_byte_order_mark_is_skipped() -> None:
     assert parse(b"\xef\xbb\xbfdata: x\n\n", b"data: y\n\n") == [("", b"x"), ("", b"y")]
 
 
-def test_an_event_without_data_does_not_come_out_and_leaves_no_name_behind() -> None:
+def test_an_event_without_data_is_skipped_with_its_name() -> None:
     assert parse(b"event: ping\n\n", b"data: x\n\n") == [("", b"x")]
 
 
 @pytest.mark.parametrize("end", [b"", b"\n", b"\r\n", b"\r"], ids=["none", "lf", "crlf", "cr"])
-def test_an_event_without_an_empty_line_behind_it_comes_out_at_the_end(end: bytes) -> None:
+def test_an_event_without_its_empty_line_is_returned_at_the_end(end: bytes) -> None:
     for packets in (
         [b"data: one\n\nevent: x\ndata: [DONE]" + end],
         [b"data: one\n\nevent: x\nda", b"ta: [DONE]" + end],
@@ -89,7 +89,7 @@ def test_an_event_without_an_empty_line_behind_it_comes_out_at_the_end(end: byte
 @pytest.mark.parametrize(
     "stream", [b"", b"data: x\n\n", b"data: x\r\n\r\n", b"data: x\r\r", b": bye", b"event: x", b"id: 7\n"]
 )
-def test_nothing_comes_out_at_the_end_of_a_stream_without_an_unfinished_event(stream: bytes) -> None:
+def test_nothing_is_returned_at_the_end_of_a_stream_without_an_unfinished_event(stream: bytes) -> None:
     parser = SseParser()
     parser.feed(stream)
     assert parser.end() == []
@@ -124,7 +124,7 @@ def test_a_line_above_the_limit_fails_whether_it_ends_or_not() -> None:
         assert failure.value.code == "provider_failed"
 
 
-def test_an_event_of_many_lines_is_bounded_too() -> None:
+def test_an_event_of_many_lines_is_limited_too() -> None:
     for line in (b"data: " + b"x" * 1000 + b"\n", b"data\n"):
         with pytest.raises(PomeloError):
             parse(*[line] * (MAX_EVENT_BYTES + 1))
@@ -146,7 +146,7 @@ EVENTS = st.lists(
 
 
 @given(EVENTS, st.sampled_from([b"\n", b"\r\n", b"\r"]), st.lists(st.integers(0, 10_000)), st.booleans())
-def test_the_same_events_come_out_however_the_stream_is_cut(
+def test_the_events_are_the_same_however_the_stream_is_split(
     events: list[tuple[str, str, int]], end: bytes, places: list[int], comments: bool
 ) -> None:
     stream = b""

@@ -28,11 +28,11 @@ model = "m"
 
 
 class Plain:
-    """A provider that brings nothing but itself."""
+    """A provider without a base URL and a catalogue."""
 
 
 class Bringing:
-    """A provider that brings a base URL and a catalogue, which a test writes."""
+    """A provider with a base URL, and a catalogue that a test writes."""
 
     base_url = "https://api.acme.example"
     probe = Probe("/ping")
@@ -99,7 +99,7 @@ def test_a_plug_in_is_found_with_its_base_url_and_its_models(tmp_path: Path) -> 
     assert "gpt-4" in registry.catalog.models
 
 
-def test_the_operators_catalogue_replaces_what_others_brought(tmp_path: Path) -> None:
+def test_the_operators_catalogue_replaces_the_entries_of_plug_ins(tmp_path: Path) -> None:
     own = catalogue(tmp_path, MODEL.format(name="gpt-4", provider="groq"))
     assert read_registry(own, plugins=[]).catalog.models["gpt-4"].routes[0].provider == "groq"
 
@@ -139,7 +139,7 @@ def test_a_plug_in_that_can_not_be_loaded_is_named() -> None:
         ('[hosts.h]\ncredentials = "nobody"\n', "2: hosts.h.credentials: no provider is called nobody"),
     ],
 )
-def test_a_catalogue_that_leads_nowhere_is_refused(tmp_path: Path, text: str, said: str) -> None:
+def test_a_catalogue_that_does_not_exist_is_refused(tmp_path: Path, text: str, said: str) -> None:
     with pytest.raises(ValueError, match=re.escape(f"catalog.toml:{said}")):
         read_registry(catalogue(tmp_path, text), plugins=[])
 
@@ -151,7 +151,7 @@ class Exiting:
         raise SystemExit(credentials.api_key)
 
 
-async def test_a_plug_in_that_can_not_be_made_is_named_without_what_it_says(tmp_path: Path) -> None:
+async def test_a_plug_in_that_can_not_be_opened_is_named_without_its_message(tmp_path: Path) -> None:
     entry = read_registry(plugins=[point("acme", "Exiting")]).entries["acme"]
     with pytest.raises(ValueError, match=r"^the provider acme can't be opened: SystemExit$"):
         async with open_providers([entry], {"acme": Credentials("secret")}):

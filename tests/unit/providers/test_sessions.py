@@ -80,7 +80,7 @@ async def test_requests_that_may_be_repeated_share_a_connection(server: Server, 
 
 
 @pytest.mark.parametrize(("make", "error_mapping"), [(lambda: b"{}", PAID), (form, PAID), (form, CHAT)])
-async def test_a_request_that_must_not_be_repeated_has_a_connection_of_its_own(
+async def test_a_request_that_must_not_be_repeated_has_its_own_connection(
     server: Server, http: Http, make: Any, error_mapping: ErrorMapping
 ) -> None:
     await http.request_json(URL(server.url), {}, b"{}", CHAT)
@@ -102,7 +102,7 @@ async def test_a_request_on_a_connection_that_breaks_is_sent_again_on_a_new_one(
     assert proxy.broken == 2
 
 
-async def test_several_broken_connections_cost_a_request_one_more_attempt_alone(
+async def test_several_broken_connections_cost_a_request_only_one_more_attempt(
     proxy: BreakingProxy, http: Http
 ) -> None:
     asked = (http.request_json(URL(proxy.url), {}, b"{}", CHAT) for _ in range(5))
@@ -112,7 +112,7 @@ async def test_several_broken_connections_cost_a_request_one_more_attempt_alone(
     assert (proxy.connections, proxy.broken) == (6, 1)
 
 
-async def test_a_paid_request_is_never_sent_twice_and_works_beside_broken_connections(
+async def test_a_charged_request_is_never_sent_twice_and_works_beside_broken_connections(
     server: Server, proxy: BreakingProxy, http: Http
 ) -> None:
     proxy.forwards = True
@@ -140,7 +140,7 @@ async def test_a_new_connection_that_breaks_is_not_tried_again(http: Http) -> No
     assert connections == 2
 
 
-async def test_an_answer_that_breaks_off_on_a_kept_connection_is_not_asked_for_again(http: Http) -> None:
+async def test_a_truncated_response_on_a_kept_connection_is_not_requested_again(http: Http) -> None:
     requests = 0
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

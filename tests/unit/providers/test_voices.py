@@ -1,4 +1,4 @@
-"""How long a list of voices is believed, and what is done when it can't be read again."""
+"""How long a list of voices is cached, and what happens if it can't be read again."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ OTTO = "B" * 20
 
 
 class Account:
-    """An account whose list the test decides, and a clock that it moves."""
+    """An account with a list of voices and a clock that tests set."""
 
     def __init__(self) -> None:
         self.time = 1000.0
@@ -30,7 +30,7 @@ class Account:
         return self.voices
 
     def opened(self) -> Voices:
-        """What is tested."""
+        """The tested object."""
         return Voices(self.listed, now=lambda: self.time)
 
 
@@ -60,7 +60,7 @@ async def test_the_list_is_read_without_an_account() -> None:
     assert CALLER.get() == "acme"
 
 
-async def test_a_new_voice_is_found_soon_and_unknown_names_do_not_hammer_the_vendor() -> None:
+async def test_a_new_voice_is_found_soon_and_unknown_names_do_not_cause_many_requests() -> None:
     account = Account()
     voices = account.opened()
     for _ in range(5):
@@ -73,7 +73,7 @@ async def test_a_new_voice_is_found_soon_and_unknown_names_do_not_hammer_the_ven
     assert account.readings == 2
 
 
-async def test_an_old_list_serves_on_while_the_new_one_can_not_be_read() -> None:
+async def test_an_old_list_is_used_while_the_new_one_can_not_be_read() -> None:
     account = Account()
     voices = account.opened()
     await voices.find("otto")
@@ -87,7 +87,7 @@ async def test_an_old_list_serves_on_while_the_new_one_can_not_be_read() -> None
     assert (raised.value.code, raised.value.retry_after) == ("provider_unavailable", 7)
 
 
-async def test_a_list_without_measure_is_cut() -> None:
+async def test_a_huge_list_is_truncated() -> None:
     account = Account()
     account.voices = [(f"Nr{number}", f"{number:020d}") for number in range(MAX_NAMES)]
     voices = account.opened()
@@ -123,7 +123,7 @@ async def test_a_default_voice_serves_while_the_list_can_not_be_read() -> None:
     assert account.readings == 1
 
 
-async def test_an_id_that_is_gone_is_refused_also_while_the_list_can_not_be_read() -> None:
+async def test_an_id_that_is_gone_is_refused_even_while_the_list_can_not_be_read() -> None:
     account = Account()
     account.voices = UpstreamError("provider_unavailable")
     voices = account.opened()
