@@ -83,8 +83,10 @@ class Acme:
     async def text(self, job: Job) -> AsyncGenerator[Event, None]:
         """Answers."""
         if not job.stream:
-            said = await self.http.request_json(*self.asked(job))
-            yield Event(text_delta=self.last(said, said.get("said") if isinstance(said, dict) else None))
+            response = await self.http.request_json(*self.asked(job))
+            yield Event(
+                text_delta=self.last(response, response.get("said") if isinstance(response, dict) else None)
+            )
             return
         async with self.http.stream_events(*self.asked(job)) as stream:
             while events := await stream.read():
@@ -106,10 +108,10 @@ class Acme:
             pass
         raise malformed_response("no line")
 
-    def last(self, said: Any, content: Any) -> TextDelta:
+    def last(self, response: Any, content: Any) -> TextDelta:
         """The last delta; without usage if the vendor reports none."""
         try:
-            words = said["words"]
+            words = response["words"]
             if isinstance(content, str):
                 usage = words and TokenUsage(
                     prompt_tokens=words[0], completion_tokens=words[1], total_tokens=sum(words)

@@ -235,17 +235,17 @@ async def test_replicates_own_client_reads_answers_and_refusals(
     monkeypatch.setenv("REPLICATE_POLL_INTERVAL", "0.01")
     client = replicate.Client(api_token=KEY, base_url=vendor.replicate_base_url)
     name = "black-forest-labs/flux-schnell"
-    given = {"prompt": "a red kite", "output_format": "png"}
-    (file,) = await client.async_run(name, input=given)
+    image_input = {"prompt": "a red kite", "output_format": "png"}
+    (file,) = await client.async_run(name, input=image_input)
     assert str(file).endswith(".png")
     assert (await call("GET", str(file)))[1] == make_image("png")
     vendor.script(Prediction(polls=(prediction("processing"),)))
-    (file,) = await client.async_run(name, input=given, wait=False)
+    (file,) = await client.async_run(name, input=image_input, wait=False)
     assert str(file).endswith(".png")
     vendor.script(Prediction(polls=(prediction("failed", error="It broke"),)))
     with pytest.raises(replicate.exceptions.ModelError):
-        await client.async_run(name, input=given, wait=False)
+        await client.async_run(name, input=image_input, wait=False)
     vendor.script(replicate_error(422, "It can't be taken", ("seed",)))
     with pytest.raises(replicate.exceptions.ReplicateError) as raised:
-        await client.async_run(name, input=given)
+        await client.async_run(name, input=image_input)
     assert raised.value.status == 422

@@ -110,13 +110,13 @@ async def test_without_a_credible_count_an_answer_ends_without_one(
     usage = vendor.usage(*counts) if isinstance(counts, tuple) else counts
     answer = vendor.wire.Answer("one two three", usage=usage)
     upstream.script(answer, answer)
-    given = TextInput(messages=[Message(role=Role.ROLE_USER, content="count these four words")])
-    said = await deltas(provider, vendor.job(given, stream=True))
-    assert text(said) == "one two three"
-    check_no_usage(said)
-    said = await deltas(provider, vendor.job(given, stream=False))
-    assert text(said) == "one two three"
-    check_no_usage(said)
+    text_input = TextInput(messages=[Message(role=Role.ROLE_USER, content="count these four words")])
+    answer_text = await deltas(provider, vendor.job(text_input, stream=True))
+    assert text(answer_text) == "one two three"
+    check_no_usage(answer_text)
+    answer_text = await deltas(provider, vendor.job(text_input, stream=False))
+    assert text(answer_text) == "one two three"
+    check_no_usage(answer_text)
 
 
 @BOTH
@@ -150,8 +150,8 @@ async def test_an_invalid_response_is_mapped_to_an_error(
     vendor: Vendor, upstream: FaultUpstream, provider: Any, reply: Reply, code: str, stream: bool
 ) -> None:
     upstream.script(reply)
-    error, said = await failure(provider, vendor.job(stream=stream))
-    assert (error.code, said) == (code, "")
+    error, answer_text = await failure(provider, vendor.job(stream=stream))
+    assert (error.code, answer_text) == (code, "")
     check_no_secrets(error)
     assert len(upstream.requests) == 1, "it was sent twice"
 
@@ -170,8 +170,8 @@ async def test_an_answer_without_its_parts_is_refused(
     vendor: Vendor, upstream: FaultUpstream, provider: Any, change: dict[str, Any], stream: bool
 ) -> None:
     upstream.script(vendor.wire.Answer("", **change))
-    error, said = await failure(provider, vendor.job(stream=stream))
-    assert (error.code, said) == ("provider_failed", "")
+    error, answer_text = await failure(provider, vendor.job(stream=stream))
+    assert (error.code, answer_text) == ("provider_failed", "")
     check_no_secrets(error)
 
 
@@ -189,14 +189,14 @@ async def test_a_stream_that_breaks_keeps_its_text_and_never_looks_complete(
     }.get(fault) or Stop[fault]
     gate = Gate()
     upstream.script(vendor.wire.Answer("one two three", at={2: (gate, step)}))
-    said = ""
+    answer_text = ""
     with pytest.raises(Exception) as raised:  # noqa: PT011, PT012
         async for event in provider.text(vendor.job(stream=True)):
             assert not event.text_delta.finish_reason
-            said += event.text_delta.content
-            if said == "one two":
+            answer_text += event.text_delta.content
+            if answer_text == "one two":
                 gate.open()
-    assert said == "one two"
+    assert answer_text == "one two"
     assert getattr(raised.value, "code", None) == "provider_failed"
     check_no_secrets(raised.value)
 
@@ -231,8 +231,10 @@ async def test_concurrent_streams_do_not_mix(vendor: Vendor, upstream: FaultUpst
     upstream.default = lambda received: vendor.wire.Answer(f"{received.prompt} " * 20)(received)
 
     async def ask(number: int) -> None:
-        given = TextInput(messages=[Message(role=Role.ROLE_USER, content=f"n{number}")])
-        assert text(await deltas(provider, vendor.job(given, stream=number % 2 == 0))) == f"n{number} " * 20
+        text_input = TextInput(messages=[Message(role=Role.ROLE_USER, content=f"n{number}")])
+        assert (
+            text(await deltas(provider, vendor.job(text_input, stream=number % 2 == 0))) == f"n{number} " * 20
+        )
 
     async with asyncio.TaskGroup() as group:
         for number in range(30):

@@ -50,7 +50,7 @@ PNG = "data:image/png;base64,iVBORw0KGgo="
 
 @dataclass(frozen=True)
 class Vendor:
-    """A provider of text, and the protocol that plays its vendor. `most` is the model's limit of output tokens."""
+    """A provider of text, and the protocol that plays its vendor. `max_output_tokens` is the model's limit of output tokens."""
 
     name: str
     make: Callable[[Credentials, Http], Any]
@@ -58,11 +58,13 @@ class Vendor:
     base_url: Callable[[FaultUpstream], str]
     route: Route
     counts: tuple[str, str] = ("prompt_tokens", "completion_tokens")
-    most: int = 0
+    max_output_tokens: int = 0
 
-    def job(self, given: TextInput | None = None, *, stream: bool, route: Route | None = None) -> Job:
+    def job(self, text_input: TextInput | None = None, *, stream: bool, route: Route | None = None) -> Job:
         """A text job for this vendor."""
-        return plain_job(given, stream=stream, route=route or self.route, most=self.most)
+        return plain_job(
+            text_input, stream=stream, route=route or self.route, max_output_tokens=self.max_output_tokens
+        )
 
     def usage(self, prompt: Any, completion: Any) -> dict[str, Any]:
         """Counts as this vendor gives them."""
@@ -84,7 +86,7 @@ LONG = Vendor(
     ANTHROPIC.base_url,
     ANTHROPIC.route,
     ANTHROPIC.counts,
-    most=64_000,
+    max_output_tokens=64_000,
 )
 MISTRAL = Vendor(
     "mistral",
@@ -144,14 +146,14 @@ def largest_input() -> TextInput:
 async def sent(
     vendor: Vendor,
     upstream: FaultUpstream,
-    given: TextInput,
+    text_input: TextInput,
     *,
     stream: bool = False,
     route: Route | None = None,
 ) -> Received:
     """The request that a job became; it was taken and answered."""
     async with open_provider(vendor, vendor.base_url(upstream)) as provider:
-        answer = await deltas(provider, vendor.job(given, stream=stream, route=route))
+        answer = await deltas(provider, vendor.job(text_input, stream=stream, route=route))
     assert answer[-1].finish_reason
     return await upstream.received()
 

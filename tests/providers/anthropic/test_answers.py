@@ -108,10 +108,10 @@ async def test_top_p_is_sent_without_a_temperature(upstream: FaultUpstream) -> N
 async def test_only_the_temperature_is_sent_beside_top_p_unless_the_model_takes_both(
     upstream: FaultUpstream,
 ) -> None:
-    given = hi(top_p=0.5, temperature=0)
-    assert "top_p" not in (await sent(ANTHROPIC, upstream, given)).body
+    text_input = hi(top_p=0.5, temperature=0)
+    assert "top_p" not in (await sent(ANTHROPIC, upstream, text_input)).body
     route = Route("anthropic", "claude-3-haiku-20240307", options={"sampling": "both"})
-    body = (await sent(ANTHROPIC, upstream, given, route=route)).body
+    body = (await sent(ANTHROPIC, upstream, text_input, route=route)).body
     assert (body["temperature"], body["top_p"]) == (0, 0.5)
 
 
@@ -130,12 +130,12 @@ async def test_default_max_tokens_are_in_the_routes_range(upstream: FaultUpstrea
     assert (await sent(ANTHROPIC, upstream, hi(), route=route)).body["max_tokens"] == 1000
 
 
-@pytest.mark.parametrize(("given", "most"), [(None, 64_000), (100, 100), (10**9, 64_000)])
+@pytest.mark.parametrize(("text_input", "most"), [(None, 64_000), (100, 100), (10**9, 64_000)])
 async def test_max_tokens_are_the_callers_within_the_models(
-    upstream: FaultUpstream, given: int | None, most: int
+    upstream: FaultUpstream, text_input: int | None, most: int
 ) -> None:
-    asked = hi() if given is None else hi(max_tokens=given)
-    received = await sent(LONG, upstream, asked)
+    text_job = hi() if text_input is None else hi(max_tokens=text_input)
+    received = await sent(LONG, upstream, text_job)
     assert received.body["max_tokens"] == most
     # What may take more than ten minutes is asked for as a stream.
     assert received.body.get("stream", False) == (most > 21_000)
@@ -157,18 +157,18 @@ async def test_a_prefilled_answer_is_the_callers_fault_if_the_model_does_not_sup
     provider: Any, stream: bool
 ) -> None:
     begun = Message(role=Role.ROLE_ASSISTANT, content="The answer is")
-    given = TextInput(messages=[*hi().messages, begun])
-    assert (await deltas(provider, ANTHROPIC.job(given, stream=stream)))[-1].finish_reason
+    text_input = TextInput(messages=[*hi().messages, begun])
+    assert (await deltas(provider, ANTHROPIC.job(text_input, stream=stream)))[-1].finish_reason
     route = Route("anthropic", "claude-opus-4-6")
-    error, _ = await failure(provider, ANTHROPIC.job(given, stream=stream, route=route))
+    error, _ = await failure(provider, ANTHROPIC.job(text_input, stream=stream, route=route))
     assert (error.code, error.field) == ("invalid_parameter", "messages")
 
 
 async def test_a_link_to_an_image_is_sent_as_a_link(upstream: FaultUpstream) -> None:
     url = "https://example.com/a.png"
     parts = ContentParts(parts=[ContentPart(image_url=ImageUrl(url=url)), ContentPart(text=" ")])
-    given = TextInput(messages=[Message(role=Role.ROLE_USER, parts=parts)])
-    body = (await sent(ANTHROPIC, upstream, given)).body
+    text_input = TextInput(messages=[Message(role=Role.ROLE_USER, parts=parts)])
+    body = (await sent(ANTHROPIC, upstream, text_input)).body
     assert body["messages"][0]["content"] == [{"type": "image", "source": {"type": "url", "url": url}}]
 
 
@@ -177,16 +177,16 @@ async def test_a_link_to_an_image_is_sent_as_a_link(upstream: FaultUpstream) -> 
 async def test_a_conversation_with_nothing_to_answer_is_refused_and_not_sent(
     upstream: FaultUpstream, provider: Any, blank: list[Message], stream: bool
 ) -> None:
-    given = TextInput(messages=[Message(role=Role.ROLE_SYSTEM, content="Be brief."), *blank])
-    error, _ = await failure(provider, ANTHROPIC.job(given, stream=stream))
+    text_input = TextInput(messages=[Message(role=Role.ROLE_SYSTEM, content="Be brief."), *blank])
+    error, _ = await failure(provider, ANTHROPIC.job(text_input, stream=stream))
     assert (error.code, error.field) == ("invalid_parameter", "messages")
     assert upstream.requests == []
 
 
 async def test_the_input_is_not_changed(upstream: FaultUpstream) -> None:
-    given = largest_input()
-    await sent(ANTHROPIC, upstream, given)
-    assert given == largest_input()
+    text_input = largest_input()
+    await sent(ANTHROPIC, upstream, text_input)
+    assert text_input == largest_input()
 
 
 @BOTH
@@ -323,8 +323,8 @@ async def test_an_event_without_what_it_must_have_fails(
     upstream: FaultUpstream, provider: Any, broken: bytes
 ) -> None:
     upstream.script(Reply(steps=(START, words("Hi"), broken, END, OVER)))
-    error, said = await failure(provider, ANTHROPIC.job(stream=True))
-    assert (error.code, said) == ("provider_failed", "Hi")
+    error, answer_text = await failure(provider, ANTHROPIC.job(stream=True))
+    assert (error.code, answer_text) == ("provider_failed", "Hi")
 
 
 async def test_a_stream_that_ends_after_its_stop_reason_alone_fails(

@@ -52,17 +52,17 @@ async def _provider(vendor: FaultUpstream) -> AsyncIterator[Any]:
 
 
 @pytest.mark.parametrize(
-    ("told", "dollars"),
+    ("reported", "dollars"),
     [(4.0, Decimal("0.04")), (2.9, Decimal("0.029")), (3, Decimal("0.03")), (None, None), ("4", "4")],
 )
 @pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
 async def test_the_cost_of_an_order_is_reported_in_dollars(
-    vendor: FaultUpstream, provider: Any, told: Any, dollars: Any, stream: bool
+    vendor: FaultUpstream, provider: Any, reported: Any, dollars: Any, stream: bool
 ) -> None:
-    vendor.script(Drawing(order={"cost": told}))
-    asked = job(PRO, stream=stream)
-    await draw_image(provider, asked)
-    assert asked.report.cost == dollars
+    vendor.script(Drawing(order={"cost": reported}))
+    image_job = job(PRO, stream=stream)
+    await draw_image(provider, image_job)
+    assert image_job.report.cost == dollars
 
 
 def progress(answer: list[Any]) -> list[float]:
@@ -102,14 +102,14 @@ async def test_the_smallest_request_has_only_size_format_and_tolerance(
 
 
 async def test_a_route_drops_clamps_and_sets_the_tolerance(vendor: FaultUpstream, provider: Any) -> None:
-    given = ImageInput(prompt="x", width=64, height=2048, num_inference_steps=100, guidance_scale=0)
-    await draw_image(provider, job(PRO, given))
+    image_input = ImageInput(prompt="x", width=64, height=2048, num_inference_steps=100, guidance_scale=0)
+    await draw_image(provider, job(PRO, image_input))
     pro = vendor.requests[0].body
     assert pro.keys().isdisjoint(("steps", "guidance"))
     assert (pro["width"], pro["height"]) == (256, 1440)
     route = Route("bfl", "flux-dev", clamp=DEV.clamp, options={"safety_tolerance": 0})
     vendor.reset()
-    await draw_image(provider, job(route, given))
+    await draw_image(provider, job(route, image_input))
     dev = vendor.requests[0].body
     assert (dev["steps"], dev["guidance"], dev["safety_tolerance"]) == (50, 1.5, 0)
 
@@ -119,12 +119,12 @@ async def test_a_models_row_of_the_catalogue_overrides_the_caller(
     vendor: FaultUpstream, provider: Any, name: str
 ) -> None:
     route = next(r for r in Catalog.load().resolve(name).routes if r.provider == "bfl")
-    for given in (
+    for image_input in (
         largest_input(),
         ImageInput(prompt="x", width=64, height=64, num_inference_steps=1, guidance_scale=0, seed=0),
         ImageInput(prompt="x", width=2048, height=2048, num_inference_steps=100, guidance_scale=20),
     ):
-        await draw_image(provider, job(route, given))
+        await draw_image(provider, job(route, image_input))
 
 
 async def test_polls_have_the_key_and_the_download_has_none(vendor: FaultUpstream, provider: Any) -> None:
@@ -140,7 +140,7 @@ async def test_polls_have_the_key_and_the_download_has_none(vendor: FaultUpstrea
 
 
 @pytest.mark.parametrize(
-    ("wanted", "content_type"),
+    ("expected", "content_type"),
     [
         (ImageFormat.IMAGE_FORMAT_UNSPECIFIED, "image/png"),
         (ImageFormat.IMAGE_FORMAT_PNG, "image/png"),
@@ -149,9 +149,9 @@ async def test_polls_have_the_key_and_the_download_has_none(vendor: FaultUpstrea
     ],
 )
 async def test_the_image_is_returned_unchanged(
-    provider: Any, wanted: ImageFormat.ValueType, content_type: str
+    provider: Any, expected: ImageFormat.ValueType, content_type: str
 ) -> None:
-    data, kind = await draw_image(provider, job(DEV, ImageInput(prompt="x", output_format=wanted)))
+    data, kind = await draw_image(provider, job(DEV, ImageInput(prompt="x", output_format=expected)))
     assert kind == content_type
     assert data == make_image(content_type.removeprefix("image/"))
 
@@ -162,7 +162,7 @@ async def test_an_image_has_the_content_type_of_its_bytes(vendor: FaultUpstream,
 
 
 async def test_a_stream_reports_progress_that_never_falls(vendor: FaultUpstream, provider: Any) -> None:
-    told = (
+    reported = (
         None,
         0.25,
         0.1,
@@ -177,7 +177,7 @@ async def test_a_stream_reports_progress_that_never_falls(vendor: FaultUpstream,
         -(10**400),
         10**400,
     )
-    polls = tuple(status("Pending", progress=value) for value in told)  # type: ignore[arg-type]
+    polls = tuple(status("Pending", progress=value) for value in reported)  # type: ignore[arg-type]
     vendor.script(Drawing(polls=polls))
     answer = await events(provider, job(DEV, stream=True))
     assert progress(answer) == [0, 0.25, 0.5, 0.75, 1]

@@ -28,7 +28,16 @@ from pomelo.testing import (
 )
 from pomelo.testing.elevenlabs_checks import problem
 from pomelo.testing.elevenlabs_protocol import error_reply, validation_reply
-from tests.providers.elevenlabs.rig import KEY, TEXT, events, failure, job, open_provider, sound, transcript
+from tests.providers.elevenlabs.rig import (
+    KEY,
+    TEXT,
+    events,
+    failure,
+    job,
+    open_provider,
+    read_audio,
+    transcript,
+)
 
 AT_ONCE = 0.05
 """Seconds that may pass until the vendor sees that a caller has left."""
@@ -43,9 +52,9 @@ JOBS = {
     "stt": job(SpeechToTextInput()),
 }
 SPEAKING = pytest.mark.parametrize(
-    "asked", [JOBS[name] for name in JOBS if name != "stt"], ids=list(JOBS)[:4]
+    "speech_job", [JOBS[name] for name in JOBS if name != "stt"], ids=list(JOBS)[:4]
 )
-ALL = pytest.mark.parametrize("asked", JOBS.values(), ids=JOBS)
+ALL = pytest.mark.parametrize("speech_job", JOBS.values(), ids=JOBS)
 
 
 @pytest.fixture(name="vendor")
@@ -128,11 +137,17 @@ STATUSES = [
 @ALL
 @pytest.mark.parametrize(("reply", "code", "wait", "field"), STATUSES)
 async def test_a_status_is_mapped_to_an_error(
-    vendor: FaultUpstream, provider: Any, asked: Any, reply: Reply, code: str, wait: int | None, field: str
+    vendor: FaultUpstream,
+    provider: Any,
+    speech_job: Any,
+    reply: Reply,
+    code: str,
+    wait: int | None,
+    field: str,
 ) -> None:
     vendor.script(reply)
-    error, heard = await failure(provider, asked)
-    assert (error.code, error.retry_after, error.field, heard) == (code, wait, field, b"")
+    error, received_audio = await failure(provider, speech_job)
+    assert (error.code, error.retry_after, error.field, received_audio) == (code, wait, field, b"")
     check_no_secrets(error)
     assert len(vendor.requests) == 1, "it was sent twice"
 
@@ -165,16 +180,16 @@ NO_SOUND: list[tuple[Script, str]] = [
 @SPEAKING
 @pytest.mark.parametrize(("script", "code"), NO_SOUND)
 async def test_a_response_that_is_not_audio_is_mapped_to_an_error(
-    vendor: FaultUpstream, provider: Any, asked: Any, script: Script, code: str
+    vendor: FaultUpstream, provider: Any, speech_job: Any, script: Script, code: str
 ) -> None:
     vendor.script(script)
-    error, heard = await failure(provider, asked)
-    assert (error.code, heard) == (code, b"")
+    error, received_audio = await failure(provider, speech_job)
+    assert (error.code, received_audio) == (code, b"")
     check_no_secrets(error)
     assert len(vendor.requests) == 1, "it was sent twice"
 
 
-@pytest.mark.parametrize("wanted", ["pcm_16000", "ulaw_8000", "alaw_8000"])
+@pytest.mark.parametrize("audio_format", ["pcm_16000", "ulaw_8000", "alaw_8000"])
 @pytest.mark.parametrize("kind", ["audio/mpeg", "application/octet-stream", ""])
 @pytest.mark.parametrize(
     "answer",
@@ -188,12 +203,12 @@ async def test_a_response_that_is_not_audio_is_mapped_to_an_error(
     ],
 )
 async def test_text_with_another_content_type_is_not_samples(
-    vendor: FaultUpstream, provider: Any, wanted: str, kind: str, answer: bytes
+    vendor: FaultUpstream, provider: Any, audio_format: str, kind: str, answer: bytes
 ) -> None:
     vendor.script(Reply(headers={"Content-Type": kind}, steps=(answer[:3], answer[3:])))
-    given = TextToSpeechInput(text="x", voice="adam", output_format=wanted)
-    error, heard = await failure(provider, job(given))
-    assert (error.code, heard) == ("provider_failed", b"")
+    speech_input = TextToSpeechInput(text="x", voice="adam", output_format=audio_format)
+    error, received_audio = await failure(provider, job(speech_input))
+    assert (error.code, received_audio) == ("provider_failed", b"")
     check_no_secrets(error)
 
 
@@ -201,18 +216,18 @@ async def test_text_with_another_content_type_is_not_samples(
 @pytest.mark.parametrize("length", [False, True], ids=["chunks", "length"])
 @pytest.mark.parametrize("stop", [Stop.CLOSE, Stop.RESET])
 async def test_truncated_audio_never_looks_complete(
-    vendor: FaultUpstream, provider: Any, asked: Any, stop: Stop, length: bool
+    vendor: FaultUpstream, provider: Any, speech_job: Any, stop: Stop, length: bool
 ) -> None:
     gate = Gate()
     vendor.script(Speech(size=50_000, at={2: (gate, stop)}, length=length))
-    heard = b""
+    received_audio = b""
     with pytest.raises(Exception) as raised:  # noqa: PT011, PT012
-        async for event in events(provider, asked):
-            heard += event.audio_chunk.data
+        async for event in events(provider, speech_job):
+            received_audio += event.audio_chunk.data
             if gate.reached.is_set():
                 gate.open()
     assert getattr(raised.value, "code", None) == "provider_failed"
-    assert 0 < len(heard) < 50_000
+    assert 0 < len(received_audio) < 50_000
     check_no_secrets(raised.value)
 
 
@@ -221,8 +236,8 @@ async def test_audio_that_is_shorter_than_its_length_never_looks_complete(
 ) -> None:
     raw = b"HTTP/1.1 200 OK\r\nContent-Type: audio/mpeg\r\nContent-Length: 100\r\n\r\nID3........."
     vendor.script(Reply(before=(raw, Stop.CLOSE)))
-    error, heard = await failure(provider, job(stream=True))
-    assert (error.code, heard) == ("provider_failed", b"ID3.........")
+    error, received_audio = await failure(provider, job(stream=True))
+    assert (error.code, received_audio) == ("provider_failed", b"ID3.........")
 
 
 NO_TRANSCRIPT: list[tuple[Script, str]] = [
@@ -265,15 +280,15 @@ async def test_whole_answers_may_take_longer_than_a_stream_may_be_silent(
 async def test_audio_that_arrives_slowly_is_not_silence(vendor: FaultUpstream) -> None:
     vendor.script(Speech(size=20_000, at=dict.fromkeys(range(1, 5), 0.04)))
     async with open_provider(vendor.elevenlabs_base_url, silence=0.1) as provider:
-        assert len((await sound(provider, job(stream=True)))[0]) >= 20_000
+        assert len((await read_audio(provider, job(stream=True)))[0]) >= 20_000
 
 
 @ALL
-async def test_a_refused_connection_is_an_unavailable_provider(asked: Any) -> None:
+async def test_a_refused_connection_is_an_unavailable_provider(speech_job: Any) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))  # bound and not listening: connections are refused
         async with open_provider(f"http://127.0.0.1:{taken.getsockname()[1]}") as provider:
-            error, _ = await failure(provider, asked)
+            error, _ = await failure(provider, speech_job)
     assert (error.code, error.retry) == ("provider_unavailable", RetryPolicy.SAME_ROUTE)
     check_no_secrets(error)
 
@@ -291,18 +306,18 @@ async def test_a_refused_connection_is_an_unavailable_provider(asked: Any) -> No
     ],
 )
 async def test_a_request_that_may_have_been_charged_is_not_retried(
-    vendor: FaultUpstream, provider: Any, asked: Any, reply: Reply, retry: RetryPolicy
+    vendor: FaultUpstream, provider: Any, speech_job: Any, reply: Reply, retry: RetryPolicy
 ) -> None:
     vendor.script(reply)
-    error, _ = await failure(provider, asked)
+    error, _ = await failure(provider, speech_job)
     assert error.retry == retry
 
 
 @pytest.mark.parametrize("url", ["ftp://127.0.0.1", "nonsense"])
 @ALL
-async def test_an_invalid_address_is_provider_failed(url: str, asked: Any) -> None:
+async def test_an_invalid_address_is_provider_failed(url: str, speech_job: Any) -> None:
     async with open_provider(url) as provider:
-        error, _ = await failure(provider, asked)
+        error, _ = await failure(provider, speech_job)
     assert error.code == "provider_failed"
 
 
@@ -317,9 +332,9 @@ async def check_left(received: Received, since: float) -> None:
     assert received.left_at - since < AT_ONCE
 
 
-async def collect(provider: Any, asked: Any) -> None:
+async def collect(provider: Any, speech_job: Any) -> None:
     """Reads an answer to its end, as the engine does."""
-    async with aclosing(events(provider, asked)) as answer:
+    async with aclosing(events(provider, speech_job)) as answer:
         async for _ in answer:
             pass
 

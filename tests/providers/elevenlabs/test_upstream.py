@@ -52,8 +52,8 @@ async def test_the_official_client_reads_audio(vendor: FaultUpstream, client: An
     settings = elevenlabs.VoiceSettings(
         stability=0.5, similarity_boost=0.75, style=0, use_speaker_boost=True, speed=1.1
     )
-    heard = b""
-    async for piece in call(
+    received_audio = b""
+    async for audio_chunk in call(
         ADAM,
         text="Grüße 🍊",
         model_id="eleven_flash_v2_5",
@@ -63,9 +63,9 @@ async def test_the_official_client_reads_audio(vendor: FaultUpstream, client: An
         seed=7,
         request_options=QUIET,
     ):
-        heard += piece
+        received_audio += audio_chunk
     received = await vendor.received()
-    assert heard == b"".join(Speech().audio(received))
+    assert received_audio == b"".join(Speech().audio(received))
     assert received.body["text"] == "Grüße 🍊"
     assert received.query == {"output_format": "mp3_22050_32"}
 
@@ -73,8 +73,8 @@ async def test_the_official_client_reads_audio(vendor: FaultUpstream, client: An
 @pytest.mark.parametrize("stream", [False, True])
 async def test_the_official_client_changes_a_voice(vendor: FaultUpstream, client: Any, stream: bool) -> None:
     call = client.speech_to_speech.stream if stream else client.speech_to_speech.convert
-    heard = b""
-    async for piece in call(
+    received_audio = b""
+    async for audio_chunk in call(
         ADAM,
         audio=("audio.mp3", MP3, "audio/mpeg"),
         model_id="eleven_multilingual_sts_v2",
@@ -83,16 +83,16 @@ async def test_the_official_client_changes_a_voice(vendor: FaultUpstream, client
         output_format="pcm_16000",
         request_options=QUIET,
     ):
-        heard += piece
+        received_audio += audio_chunk
     received = await vendor.received()
-    assert heard == b"".join(Speech().audio(received))
+    assert received_audio == b"".join(Speech().audio(received))
     assert received.form is not None
     assert {part.name for part in received.form} == {"audio", "model_id", "voice_settings", "seed"}
 
 
 async def test_the_official_client_reads_a_transcript(vendor: FaultUpstream, client: Any) -> None:
     vendor.script(Transcript("Grüße an alle", speakers=2, language="deu"))
-    said = await client.speech_to_text.convert(
+    result = await client.speech_to_text.convert(
         model_id="scribe_v2",
         file=("audio.mp3", MP3, "audio/mpeg"),
         language_code="deu",
@@ -102,19 +102,19 @@ async def test_the_official_client_reads_a_transcript(vendor: FaultUpstream, cli
         tag_audio_events=True,
         request_options=QUIET,
     )
-    assert (said.text, said.language_code) == ("Grüße an alle (laughter)", "deu")
-    kinds = [word.type for word in said.words]
+    assert (result.text, result.language_code) == ("Grüße an alle (laughter)", "deu")
+    kinds = [word.type for word in result.words]
     assert kinds == ["word", "spacing", "word", "spacing", "word", "spacing", "audio_event"]
-    assert [word.speaker_id for word in said.words][::2] == [f"speaker_{n}" for n in (0, 1, 0, 1)]
-    assert "".join(character.text for character in said.words[0].characters) == "Grüße"
-    assert said.audio_duration_secs == 1.0
+    assert [word.speaker_id for word in result.words][::2] == [f"speaker_{n}" for n in (0, 1, 0, 1)]
+    assert "".join(character.text for character in result.words[0].characters) == "Grüße"
+    assert result.audio_duration_secs == 1.0
 
 
 async def test_an_uploads_size_and_digest_are_reported(vendor: FaultUpstream, client: Any) -> None:
-    said = await client.speech_to_text.convert(
+    result = await client.speech_to_text.convert(
         model_id="scribe_v2", file=("a.mp3", MP3, "audio/mpeg"), tag_audio_events=False, request_options=QUIET
     )
-    assert said.text == f"{len(MP3)} bytes with SHA-256 {sha256(MP3).hexdigest()}"
+    assert result.text == f"{len(MP3)} bytes with SHA-256 {sha256(MP3).hexdigest()}"
 
 
 async def test_the_official_client_reads_the_list_of_voices(vendor: FaultUpstream, client: Any) -> None:
@@ -247,13 +247,13 @@ async def test_a_wrong_key_path_method_or_body_is_refused(vendor: FaultUpstream)
     )[0] == 400
 
 
-@pytest.mark.parametrize("wanted", sorted(FORMATS))
-def test_the_audio_is_playable(wanted: str) -> None:
-    size = int(rate_of(wanted) * 2)
-    data = b"".join(packets(wanted, size, "seed"))
-    assert data == b"".join(packets(wanted, size, "seed"))
-    assert data != b"".join(packets(wanted, size, "another"))
-    codec, rate, *_ = wanted.split("_")
+@pytest.mark.parametrize("audio_format", sorted(FORMATS))
+def test_the_audio_is_playable(audio_format: str) -> None:
+    size = int(rate_of(audio_format) * 2)
+    data = b"".join(packets(audio_format, size, "seed"))
+    assert data == b"".join(packets(audio_format, size, "seed"))
+    assert data != b"".join(packets(audio_format, size, "another"))
+    codec, rate, *_ = audio_format.split("_")
     if codec in ("pcm", "ulaw", "alaw"):
         assert len(data) == size
         return
@@ -270,8 +270,8 @@ async def test_a_script_is_picked_by_the_text_or_by_the_digest_of_the_audio(
     vendor.when("this very text", Speech(size=7000))
     vendor.when(sha256(MP3).hexdigest(), Transcript("that very sound"))
     await post(vendor, SAY, json={"text": "Say this very text", "model_id": "eleven_flash_v2_5"})
-    said = await client.speech_to_text.convert(model_id="scribe_v2", file=MP3, tag_audio_events=False)
-    assert said.text == "that very sound"
+    result = await client.speech_to_text.convert(model_id="scribe_v2", file=MP3, tag_audio_events=False)
+    assert result.text == "that very sound"
     assert [received.prompt for received in vendor.requests] == [
         "Say this very text",
         sha256(MP3).hexdigest(),

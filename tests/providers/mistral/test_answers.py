@@ -89,12 +89,12 @@ async def test_the_smallest_request_has_no_field_that_the_caller_did_not_set(ups
 
 
 @pytest.mark.parametrize(
-    ("given", "sends"), [(0.0, 1e-6), (1e-9, 1e-6), (1e-6, 1e-6), (0.5, 0.5), (1.0, 1.0)]
+    ("text_input", "sends"), [(0.0, 1e-6), (1e-9, 1e-6), (1e-6, 1e-6), (0.5, 0.5), (1.0, 1.0)]
 )
 async def test_a_top_p_of_zero_which_the_vendor_refuses_is_the_minimum_that_it_takes(
-    upstream: FaultUpstream, given: float, sends: float
+    upstream: FaultUpstream, text_input: float, sends: float
 ) -> None:
-    assert (await sent(MISTRAL, upstream, hi(top_p=given))).body["top_p"] == sends
+    assert (await sent(MISTRAL, upstream, hi(top_p=text_input))).body["top_p"] == sends
 
 
 @BOTH
@@ -105,8 +105,8 @@ async def test_a_top_p_of_zero_which_the_vendor_refuses_is_the_minimum_that_it_t
 async def test_a_prefilled_answer_is_the_callers_fault(
     upstream: FaultUpstream, provider: Any, roles: list[Any], stream: bool
 ) -> None:
-    given = TextInput(messages=[Message(role=role, content="The answer is") for role in roles])
-    error, _ = await failure(provider, MISTRAL.job(given, stream=stream))
+    text_input = TextInput(messages=[Message(role=role, content="The answer is") for role in roles])
+    error, _ = await failure(provider, MISTRAL.job(text_input, stream=stream))
     assert (error.code, error.field) == ("invalid_parameter", "messages")
 
 

@@ -124,13 +124,13 @@ async def test_a_refusal_is_the_text(vendor: FaultUpstream, provider: Any, strea
 async def test_a_refusal_beside_an_empty_content_is_the_text(
     vendor: FaultUpstream, provider: Any, content: Any, stream: bool
 ) -> None:
-    said = {"role": "assistant", "content": content, "refusal": "I can't help with that."}
+    answer_text = {"role": "assistant", "content": content, "refusal": "I can't help with that."}
     if stream:
         kind = "text/event-stream"
-        body = chunk(said, finish_reason="stop") + b"data: [DONE]\n\n"
+        body = chunk(answer_text, finish_reason="stop") + b"data: [DONE]\n\n"
     else:
         kind = "application/json"
-        body = json.dumps({"choices": [{"message": said, "finish_reason": "stop"}]}).encode()
+        body = json.dumps({"choices": [{"message": answer_text, "finish_reason": "stop"}]}).encode()
     vendor.script(Reply(headers={"Content-Type": kind}, steps=(body,)))
     assert text(await deltas(provider, job(stream=stream))) == "I can't help with that."
 
@@ -214,11 +214,11 @@ async def test_without_a_credible_count_an_answer_ends_without_one(
     vendor: FaultUpstream, provider: Any, usage: Any
 ) -> None:
     vendor.script(Answer("one two three", usage=usage), Answer("one two three", usage=usage))
-    given = TextInput(messages=[Message(role=Role.ROLE_USER, content="count these four words")])
-    answer = await deltas(provider, job(given, stream=True))
+    text_input = TextInput(messages=[Message(role=Role.ROLE_USER, content="count these four words")])
+    answer = await deltas(provider, job(text_input, stream=True))
     assert text(answer) == "one two three"
     check_no_usage(answer)
-    answer = await deltas(provider, job(given, stream=False))
+    answer = await deltas(provider, job(text_input, stream=False))
     assert text(answer) == "one two three"
     check_no_usage(answer)
 
@@ -286,8 +286,8 @@ async def test_concurrent_streams_do_not_mix(vendor: FaultUpstream, provider: An
     vendor.default = lambda received: Answer(f"{received.prompt} " * 20)(received)
 
     async def ask(number: int) -> None:
-        given = TextInput(messages=[Message(role=Role.ROLE_USER, content=f"n{number}")])
-        assert text(await deltas(provider, job(given, stream=number % 2 == 0))) == f"n{number} " * 20
+        text_input = TextInput(messages=[Message(role=Role.ROLE_USER, content=f"n{number}")])
+        assert text(await deltas(provider, job(text_input, stream=number % 2 == 0))) == f"n{number} " * 20
 
     async with asyncio.TaskGroup() as group:
         for number in range(50):

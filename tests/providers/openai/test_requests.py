@@ -65,7 +65,7 @@ MESSAGES = [
 
 async def sent(
     vendor: FaultUpstream,
-    given: TextInput,
+    text_input: TextInput,
     *,
     stream: bool = False,
     route: Route = CLASSIC,
@@ -74,7 +74,7 @@ async def sent(
     """The request that a job became; it was taken and answered."""
     async with open_provider(vendor.openai_base_url) as provider:
         answer = await deltas(
-            provider, job(given, stream=stream, route=route, max_output_tokens=max_output_tokens)
+            provider, job(text_input, stream=stream, route=route, max_output_tokens=max_output_tokens)
         )
     assert answer[-1].finish_reason
     return await vendor.received()
@@ -111,8 +111,8 @@ async def test_the_smallest_request_has_no_field_that_the_caller_did_not_set(ven
 
 
 async def test_a_zero_that_the_caller_set_is_sent(vendor: FaultUpstream) -> None:
-    given = TextInput(messages=[Message(role=Role.ROLE_USER, content="Hi")], temperature=0, seed=0)
-    body = (await sent(vendor, given)).body
+    text_input = TextInput(messages=[Message(role=Role.ROLE_USER, content="Hi")], temperature=0, seed=0)
+    body = (await sent(vendor, text_input)).body
     assert (body["temperature"], body["seed"]) == (0, 0)
 
 
@@ -162,13 +162,13 @@ async def test_only_our_own_headers_are_sent(vendor: FaultUpstream) -> None:
 
 @pytest.mark.parametrize("length", [1, 64])
 async def test_an_end_user_id_that_fits_is_sent_unchanged(vendor: FaultUpstream, length: int) -> None:
-    given = TextInput(messages=[Message(role=Role.ROLE_USER, content="Hi")], user="ü" * length)
-    assert (await sent(vendor, given)).body["safety_identifier"] == "ü" * length
+    text_input = TextInput(messages=[Message(role=Role.ROLE_USER, content="Hi")], user="ü" * length)
+    assert (await sent(vendor, text_input)).body["safety_identifier"] == "ü" * length
 
 
 async def test_an_end_user_id_that_is_too_long_is_sent_as_a_digest(vendor: FaultUpstream) -> None:
-    given = TextInput(messages=[Message(role=Role.ROLE_USER, content="Hi")], user="ü" * 65)
-    body = (await sent(vendor, given)).body
+    text_input = TextInput(messages=[Message(role=Role.ROLE_USER, content="Hi")], user="ü" * 65)
+    body = (await sent(vendor, text_input)).body
     assert body["safety_identifier"] == sha256(("ü" * 65).encode()).hexdigest()
     assert len(body["safety_identifier"]) == 64
     assert "user" not in body
@@ -183,9 +183,9 @@ async def test_a_request_of_several_mebibytes_arrives_whole(vendor: FaultUpstrea
 
 
 async def test_the_input_is_not_changed(vendor: FaultUpstream) -> None:
-    given = largest_input()
-    await sent(vendor, given, max_output_tokens=5)
-    assert given == largest_input()
+    text_input = largest_input()
+    await sent(vendor, text_input, max_output_tokens=5)
+    assert text_input == largest_input()
 
 
 @pytest.mark.parametrize("base", ["/v1", "/v1/"])

@@ -114,12 +114,12 @@ async def test_a_size_becomes_the_nearest_aspect_ratio_and_area(
     vendor: FaultUpstream, provider: Any, width: int, height: int, aspect: str, megapixels: str
 ) -> None:
     await draw_image(provider, job(SCHNELL, ImageInput(prompt="x", width=width, height=height)))
-    given = vendor.requests[0].body["input"]
-    assert (given["aspect_ratio"], given["megapixels"]) == (aspect, megapixels)
+    image_input = vendor.requests[0].body["input"]
+    assert (image_input["aspect_ratio"], image_input["megapixels"]) == (aspect, megapixels)
 
 
 @pytest.mark.parametrize(
-    ("wanted", "content_type"),
+    ("expected", "content_type"),
     [
         (ImageFormat.IMAGE_FORMAT_UNSPECIFIED, "image/png"),
         (ImageFormat.IMAGE_FORMAT_PNG, "image/png"),
@@ -128,9 +128,9 @@ async def test_a_size_becomes_the_nearest_aspect_ratio_and_area(
     ],
 )
 async def test_the_image_is_returned_unchanged(
-    provider: Any, wanted: ImageFormat.ValueType, content_type: str
+    provider: Any, expected: ImageFormat.ValueType, content_type: str
 ) -> None:
-    answer = await draw_image(provider, job(SCHNELL, ImageInput(prompt="x", output_format=wanted)))
+    answer = await draw_image(provider, job(SCHNELL, ImageInput(prompt="x", output_format=expected)))
     assert answer == (make_image(content_type.removeprefix("image/")), content_type)
 
 

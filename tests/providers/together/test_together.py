@@ -94,7 +94,7 @@ async def test_steps_are_clamped_and_guidance_is_dropped(vendor: FaultUpstream, 
 
 
 @pytest.mark.parametrize(
-    ("wanted", "written"),
+    ("expected", "written"),
     [
         (ImageFormat.IMAGE_FORMAT_UNSPECIFIED, "png"),
         (ImageFormat.IMAGE_FORMAT_PNG, "png"),
@@ -103,15 +103,15 @@ async def test_steps_are_clamped_and_guidance_is_dropped(vendor: FaultUpstream, 
     ],
 )
 async def test_the_image_has_the_content_type_of_its_bytes(
-    provider: Any, wanted: ImageFormat.ValueType, written: str
+    provider: Any, expected: ImageFormat.ValueType, written: str
 ) -> None:
-    answer = await draw_image(provider, job(SCHNELL, ImageInput(prompt="x", output_format=wanted)))
+    answer = await draw_image(provider, job(SCHNELL, ImageInput(prompt="x", output_format=expected)))
     assert answer == (make_image(written), f"image/{written}")
 
 
 async def test_a_stream_reports_only_the_end(provider: Any) -> None:
-    told, last = await events(provider, job(SCHNELL, stream=True))
-    assert told.image_progress.progress == 1
+    reported, last = await events(provider, job(SCHNELL, stream=True))
+    assert reported.image_progress.progress == 1
     assert last.result.image.images[0].data == make_image("png")
 
 

@@ -18,32 +18,32 @@ MESSAGES = [Message(role=Role.ROLE_USER, content="Hi")]
 
 
 def fit_input(
-    given: Any, hook: Hook | None = None, max_tokens: int | None = None, limit: int = 0, **route: Any
+    original: Any, hook: Hook | None = None, max_tokens: int | None = None, limit: int = 0, **route: Any
 ) -> Fitting:
-    """`given` on a route with such a row; `limit` is the model's maximum of tokens, `max_tokens` what is reserved."""
+    """`original` on a route with such a row; `limit` is the model's maximum of tokens, `max_tokens` what is reserved."""
     made = Route("p", "m", **{name: frozenset(v) if name == "drop" else v for name, v in route.items()})
     model = Model("x", TaskType.TASK_TYPE_TEXT, (made,), Limits(max_output_tokens=limit), {}, "test")
-    return fit(given, model, made, hook, max_tokens)
+    return fit(original, model, made, hook, max_tokens)
 
 
 def test_an_input_that_fits_is_passed_on_without_a_copy() -> None:
-    given = TextInput(messages=MESSAGES, temperature=1, max_tokens=5)
-    made = fit_input(given, drop=["seed", "stop"], clamp={"temperature": (0, 1, 0)}, limit=5)
-    assert made.input is given
+    original = TextInput(messages=MESSAGES, temperature=1, max_tokens=5)
+    made = fit_input(original, drop=["seed", "stop"], clamp={"temperature": (0, 1, 0)}, limit=5)
+    assert made.input is original
     assert made.adjustments == []
 
 
 def test_the_callers_input_is_not_changed() -> None:
-    given = TextInput(messages=MESSAGES, temperature=2, stop=["a"], user="me")
-    before = given.SerializeToString()
-    made = fit_input(given, drop=["stop", "user"], clamp={"temperature": (0, 1, 0)})
-    assert given.SerializeToString() == before
+    original = TextInput(messages=MESSAGES, temperature=2, stop=["a"], user="me")
+    before = original.SerializeToString()
+    made = fit_input(original, drop=["stop", "user"], clamp={"temperature": (0, 1, 0)})
+    assert original.SerializeToString() == before
     assert made.input == TextInput(messages=MESSAGES, temperature=1)
     assert adjusted_header(made.adjustments) == "stop; user; temperature=1"
 
 
 @pytest.mark.parametrize(
-    ("given", "max_tokens", "tokens", "reported"),
+    ("original", "max_tokens", "tokens", "reported"),
     [
         (None, None, None, ""),
         (None, 50, 50, ""),
@@ -54,18 +54,18 @@ def test_the_callers_input_is_not_changed() -> None:
     ],
 )
 def test_tokens_are_limited_by_the_model_and_by_what_is_reserved(
-    given: int | None, max_tokens: int | None, tokens: int | None, reported: str
+    original: int | None, max_tokens: int | None, tokens: int | None, reported: str
 ) -> None:
-    asked = TextInput(messages=MESSAGES, max_tokens=given)
-    made = fit_input(asked, max_tokens=max_tokens, limit=100)
+    original_input = TextInput(messages=MESSAGES, max_tokens=original)
+    made = fit_input(original_input, max_tokens=max_tokens, limit=100)
     assert (made.get("max_tokens"), adjusted_header(made.adjustments)) == (tokens, reported)
 
 
 def test_a_cap_that_the_caller_did_not_set_is_not_reported_when_it_is_adjusted() -> None:
-    given = TextInput(messages=MESSAGES)
-    made = fit_input(given, max_tokens=50, limit=100, clamp={"max_tokens": (1, 20, 0)})
+    original = TextInput(messages=MESSAGES)
+    made = fit_input(original, max_tokens=50, limit=100, clamp={"max_tokens": (1, 20, 0)})
     assert (made.get("max_tokens"), made.adjustments) == (20, [])
-    made = fit_input(given, max_tokens=50, limit=100, drop=["max_tokens"])
+    made = fit_input(original, max_tokens=50, limit=100, drop=["max_tokens"])
     assert (made.get("max_tokens"), made.adjustments) == (None, [])
 
 
@@ -77,19 +77,19 @@ def test_no_clamp_raises_a_cap_above_what_is_reserved() -> None:
 
 
 def test_a_parameter_that_is_dropped_and_clamped_is_dropped() -> None:
-    given = TextInput(messages=MESSAGES, temperature=1.5)
-    made = fit_input(given, drop=["temperature"], clamp={"temperature": (0, 1, 0)})
+    original = TextInput(messages=MESSAGES, temperature=1.5)
+    made = fit_input(original, drop=["temperature"], clamp={"temperature": (0, 1, 0)})
     assert adjusted_header(made.adjustments) == "temperature"
     assert not made.input.HasField("temperature")
 
 
 def test_voice_settings_are_named_with_their_message() -> None:
-    given = TextToSpeechInput(voice_settings=VoiceSettings(speed=4, style=0.5, use_speaker_boost=False))
-    made = fit_input(given, drop=["style", "use_speaker_boost"], clamp={"speed": (0.7, 1.2, 0)})
+    original = TextToSpeechInput(voice_settings=VoiceSettings(speed=4, style=0.5, use_speaker_boost=False))
+    made = fit_input(original, drop=["style", "use_speaker_boost"], clamp={"speed": (0.7, 1.2, 0)})
     reported = "voice_settings.style; voice_settings.use_speaker_boost; voice_settings.speed=1.2"
     assert adjusted_header(made.adjustments) == reported
     assert made.input.voice_settings == VoiceSettings(speed=1.2)
-    made = fit_input(given, drop=["style", "voice_settings"], clamp={"speed": (0.7, 1.2, 0)})
+    made = fit_input(original, drop=["style", "voice_settings"], clamp={"speed": (0.7, 1.2, 0)})
     assert adjusted_header(made.adjustments) == "voice_settings"
     assert not made.input.HasField("voice_settings")
 
@@ -102,13 +102,13 @@ def test_a_default_is_not_an_adjustment() -> None:
 
 
 def test_a_field_that_is_not_a_parameter_is_never_dropped() -> None:
-    given = ImageInput(prompt="x")
-    assert fit_input(given, drop=["prompt", "response_format", "audio", "unheard_of"]).input is given
+    original = ImageInput(prompt="x")
+    assert fit_input(original, drop=["prompt", "response_format", "audio", "unheard_of"]).input is original
 
 
 def test_a_clamp_of_a_field_that_is_not_a_number_is_ignored() -> None:
-    given = ImageInput(prompt="x", output_format=ImageFormat.IMAGE_FORMAT_WEBP)
-    assert fit_input(given, clamp={"output_format": (1, 1, 0)}).input is given
+    original = ImageInput(prompt="x", output_format=ImageFormat.IMAGE_FORMAT_WEBP)
+    assert fit_input(original, clamp={"output_format": (1, 1, 0)}).input is original
 
 
 def test_a_hook_sees_what_the_row_has_left_and_its_changes_are_reported() -> None:
@@ -118,8 +118,8 @@ def test_a_hook_sees_what_the_row_has_left_and_its_changes_are_reported() -> Non
         fitting.drop("temperature", "left out")
         fitting.replace("top_p", 0.5, "0.5")
 
-    given = TextInput(messages=MESSAGES, temperature=2, seed=1)
-    made = fit_input(given, hook, drop=["seed"], clamp={"temperature": (0, 1, 0)})
+    original = TextInput(messages=MESSAGES, temperature=2, seed=1)
+    made = fit_input(original, hook, drop=["seed"], clamp={"temperature": (0, 1, 0)})
     assert adjusted_header(made.adjustments) == "temperature; seed"
     assert made.input == TextInput(messages=MESSAGES, top_p=0.5)
 
