@@ -23,7 +23,7 @@ def without_defaults(upstream: FaultUpstream, *listed: tuple[str, str]) -> None:
     def answer(received: Received) -> Reply:
         if any(voice in received.path for voice in voices):
             return Speech()(received)
-        return error_reply(404, "voice_not_found", kind="not_found", param="voice_id")
+        return error_reply(404, "voice_not_found", error_type="not_found", param="voice_id")
 
     upstream.default = answer
     upstream.unscripted = lambda received: VoiceList(listed)(received) if "/voices" in received.path else None
