@@ -348,7 +348,10 @@ def installed(folder: Path, path: Path, origin: str) -> dict[str, str]:
     site = folder / "site"
     site.mkdir(exist_ok=True)
     if origin == "built-in":
-        patch = f"import pathlib, pomelo.catalog\npomelo.catalog.BUILTIN = pathlib.Path({str(path)!r})\n"
+        patch = (
+            "import pathlib\nfrom pomelo.catalog import catalog\n"
+            f"catalog.BUILTIN = pathlib.Path({str(path)!r})\n"
+        )
         (site / "sitecustomize.py").write_text(patch)
     else:
         info = site / "pomelo_bringing-1.dist-info"
