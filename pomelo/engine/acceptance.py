@@ -128,7 +128,7 @@ class Acceptance:
             deadline=call.deadline,
             audio=audio,
             adjustments=billed.adjustments,
-            given=given,
+            original_input=given,
             request_id=call.request_id,
             principal=principal,
             protocol=call.protocol,

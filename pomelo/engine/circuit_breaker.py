@@ -1,18 +1,18 @@
-"""The circuit breaker of a route: whether a call of an account may ask the vendor now.
+"""The circuit breaker of a route: decides whether an account may call the vendor now.
 
 It works on two levels. Each account has its own circuit on the route: if its calls fail, only this account
-is blocked. The route's circuit blocks all accounts: it opens when nearly all accounts that call fail, and at
+is blocked. The route's circuit blocks all accounts: it opens if nearly all accounts that call fail, and at
 least two do. So inputs of one account that make the vendor answer 500 never block other accounts, and a
 vendor that is down gets only probes.
 
     closed     calls pass, and their outcomes are counted
-    open       nothing passes until a wait is over
+    open       no call passes until a wait is over
     half-open  one call passes as a probe; its success closes the circuit, its failure opens it again
 
 Outcomes are counted over a sliding window of two buckets. A bucket is complete when it is BUCKET seconds old
-and holds its part of `minimum_calls`, or half a window old: under load a window is a second long, on a quiet
-route as long as it must be. Nothing here waits, locks or reads a clock. Every method is O(1), except that
-closing the route's circuit walks the accounts that are tracked.
+and has its part of `minimum_calls`, or when it is half a window old: under load a window is a second long, on
+a quiet route as long as it must be. Nothing here waits, locks or reads a clock. Every method is O(1), except
+that closing the route's circuit iterates over the tracked accounts.
 """
 
 from __future__ import annotations
@@ -35,20 +35,20 @@ WINDOW = 60.0
 """Seconds after which outcomes no longer count."""
 
 PROBE_WAIT, PROBE_WAIT_MAX = 1.0, 5.0
-"""Seconds from a circuit's opening or a failed probe to the next one. Those of one account are doubled by
-each of its probes without success, up to the maximum: others have their turns in between."""
+"""Seconds from a circuit's opening, or from a failed probe, to the next probe. Each probe of an account that
+does not succeed doubles the account's wait, up to the maximum, so that other accounts probe in between."""
 
 PROBE_TIMEOUT = 8.0
-"""Seconds after which a probe without an outcome no longer bars the next one."""
+"""Seconds after which a probe without an outcome no longer blocks the next probe."""
 
 MAX_ACCOUNTS = 1000
 """Accounts that are tracked on a route."""
 
 BUCKET = 0.5
-"""Seconds that a bucket covers at least."""
+"""The minimum length of a bucket in seconds."""
 
-_WEIGHT = 2
-"""The most failures of one account that count for the route; a single failure of an account may be chance."""
+_MAX_WEIGHT = 2
+"""The most failures of one account that count for the route. A single failure may be chance."""
 
 _EVICTION_TRIES = 8
 
@@ -62,7 +62,7 @@ class State(Enum):
 
 
 class Attempt:
-    """One call that may ask the vendor. Its outcome is reported to the breaker that gave it."""
+    """One call to the vendor. Its outcome is reported to the breaker that returned it."""
 
     __slots__ = ("account", "probes_account", "probes_route")
 
@@ -73,13 +73,13 @@ class Attempt:
 
     @property
     def probe(self) -> bool:
-        """Whether an open circuit waits for its outcome."""
+        """Whether its outcome closes or opens a circuit."""
         return self.probes_account or self.probes_route
 
 
 class _Window:
-    """Counts of two consecutive buckets, the current and the previous one: calls, and the `good` and `bad`
-    units that the owner counts. `number` is the current bucket's."""
+    """Counts of the current and the previous bucket: calls, and the `good` and `bad` units that the owner
+    counts. `number` is that of the current bucket."""
 
     __slots__ = ("bad", "calls", "good", "number", "old_bad", "old_calls", "old_good", "since")
 
@@ -88,19 +88,18 @@ class _Window:
         self.clear(now)
 
     def clear(self, now: float) -> None:
-        """Forgets everything."""
         self.number += 2  # earlier counts can't be subtracted from the new buckets
         self.calls = self.good = self.bad = 0
         self.old_calls = self.old_good = self.old_bad = 0
         self.since = now
 
-    def roll(self, now: float, minimum_calls: int, longest: float) -> None:
-        """Begins a new bucket where the current one is complete; both together cover at most about `longest`
-        seconds."""
+    def roll(self, now: float, minimum_calls: int, max_length: float) -> None:
+        """Start a new bucket if the current one is complete. Both together cover about `max_length` seconds
+        at most."""
         age = now - self.since
-        if age < BUCKET or (2 * self.calls < minimum_calls and age < longest / 2):
+        if age < BUCKET or (2 * self.calls < minimum_calls and age < max_length / 2):
             return
-        if age >= longest:
+        if age >= max_length:
             self.clear(now)
             return
         self.old_calls, self.old_good, self.old_bad = self.calls, self.good, self.bad
@@ -112,8 +111,8 @@ class _Window:
 class _Account:
     """An account's own circuit on a route, and its vote about the route.
 
-    `window` decides about its own circuit: it holds the account's last calls, however far apart. The vote
-    counts its calls in the route's two buckets alone, so that it is as fresh as those of busier accounts.
+    `window` decides about its own circuit: it counts the account's last calls, however far apart. The vote
+    counts only calls in the route's two buckets, so that it is as recent as the votes of busier accounts.
     """
 
     __slots__ = (
@@ -130,19 +129,19 @@ class _Account:
         self.wait = wait
         """Seconds to wait after its next failed probe."""
         self.served = False
-        """Whether a call has succeeded since its circuit was last closed on the route's account."""
+        """Whether a call has succeeded since its circuit was last closed together with the route's."""
         self.bucket = -1
-        """The route's bucket that `good`, `bad` and the vote belong to; `old_…` are of the one before."""
+        """The route's bucket of `good`, `bad` and the vote; `old_…` belong to the previous bucket."""
         self.good = self.bad = self.old_good = self.old_bad = 0
         self.vote = 0
-        """_WEIGHT: its calls succeed; below 0: minus the number of its failures that count."""
+        """_MAX_WEIGHT: its calls succeed; negative: the number of its failures that count."""
 
 
 class CircuitBreaker:
-    """The circuits of one route. All times are of one monotonic clock, which the caller reads.
+    """The circuits of one route. All times are from one monotonic clock, which the caller reads.
 
-    Call `acquire` before every call of the vendor, also before a retry. Report the outcome of an attempt to
-    `succeeded` or `failed`, if it says something about the vendor, and its end to `release`.
+    Call `acquire` before every call to the vendor, also before a retry. Report the outcome of an attempt to
+    `succeeded` or `failed`, if it is evidence about the vendor, and its end to `release`.
     """
 
     def __init__(
@@ -175,7 +174,7 @@ class CircuitBreaker:
         self._votes = _Window(0.0)
         """Votes of the accounts, each in the bucket of the account's last call."""
         self._probe: Attempt | None = None
-        self._lease = 0.0
+        self._probe_expires = 0.0
         self._since = 0.0
         """When the route's circuit opened or its last probe failed."""
 
@@ -190,8 +189,8 @@ class CircuitBreaker:
         return len(self._accounts)
 
     def acquire(self, account: str, now: float) -> Attempt | None:
-        """A call of an account that may ask the vendor now; None where it must not. Of an open circuit whose
-        wait is over, the first to ask gets the probe."""
+        """Return an attempt if the account may call the vendor now, otherwise None. The first call after the
+        wait of an open circuit becomes its probe."""
         own = self._accounts.get(account)
         if self.state is State.CLOSED and (own is None or own.state is State.CLOSED):
             return Attempt(account)
@@ -203,21 +202,21 @@ class CircuitBreaker:
         if self.state is not State.CLOSED:
             attempt.probes_route = True
             self._probe = attempt
-            self._lease = timeout
+            self._probe_expires = timeout
             self._change(State.HALF_OPEN, logging.INFO, "one call probes it")
         if own.state is not State.CLOSED:
             attempt.probes_account = True
             own.probe = attempt
             own.state = State.HALF_OPEN
-        own.probe_at = timeout + self._probe_wait_max  # if it never ends, others probe first
+        own.probe_at = timeout + self._probe_wait_max  # if it never ends, other accounts probe first
         return attempt
 
     def retry_after(self, account: str, now: float) -> float:
-        """Seconds until a call of the account may ask the vendor; 0 where it may now."""
+        """Return the seconds until the account may call the vendor; 0 if it may now."""
         return max(0.0, self._ready_at(self._accounts.get(account)) - now)
 
     def succeeded(self, attempt: Attempt, now: float) -> None:
-        """The vendor serves the call: its first event has come."""
+        """Report success: the first event of the call has arrived."""
         own = self._accounts.get(attempt.account) or self._track(attempt.account, now)
         if attempt.probes_route and self.state is not State.CLOSED:
             self._close(now)
@@ -232,13 +231,13 @@ class CircuitBreaker:
                 self._count(own, now, failed=False)
 
     def failed(self, attempt: Attempt, now: float, reason: str) -> None:
-        """The vendor is in trouble, or refuses what this account sends; `reason` is the error's code."""
+        """Report a failure, of the vendor or of the account's input; `reason` is the error's code."""
         own = self._accounts.get(attempt.account) or self._track(attempt.account, now)
         if attempt.probe:
             if self._end_probe(attempt, own, now, reason) and self.state is State.CLOSED:
                 self._count(own, now, failed=True)
         elif self.state is State.CLOSED and own.state is State.CLOSED:
-            # Failures of calls that began before the circuit opened add no information.
+            # Failures of calls that started before the circuit opened add no information.
             self._count(own, now, failed=True)
             window = own.window
             calls, bad = window.calls + window.old_calls, window.bad + window.old_bad
@@ -254,8 +253,8 @@ class CircuitBreaker:
             self._open_if_due(now, reason)
 
     def release(self, attempt: Attempt, now: float) -> None:
-        """The call is over. A probe without an outcome immediately allows another account's probe: its caller
-        has left, its deadline has passed, or its failure says nothing about the vendor. Idempotent."""
+        """Report the end of the call; idempotent. A probe without an outcome immediately allows a probe of
+        another account: its caller disconnected, its deadline passed, or its failure is no evidence."""
         if attempt.probe:
             own = self._accounts.get(attempt.account) or self._track(attempt.account, now)
             self._end_probe(attempt, own, now, None)
@@ -263,10 +262,10 @@ class CircuitBreaker:
     # --- the route
 
     def _ready_at(self, own: _Account | None) -> float:
-        """When a call of an account may pass; in the past where it may now."""
+        """When a call of an account may pass; in the past if it may now."""
         at = 0.0
         if self.state is State.HALF_OPEN:
-            at = self._lease
+            at = self._probe_expires
         elif self.state is State.OPEN:
             at = self._since + self._probe_wait
         if own is not None and (self.state is not State.CLOSED or own.state is not State.CLOSED):
@@ -277,7 +276,7 @@ class CircuitBreaker:
         votes = self._votes
         bad, good = votes.bad + votes.old_bad, votes.good + votes.old_good
         if (
-            bad >= _WEIGHT * self._minimum_accounts
+            bad >= _MAX_WEIGHT * self._minimum_accounts
             and bad >= self._failure_rate * (bad + good)
             and votes.calls + votes.old_calls >= self._minimum_calls
         ):
@@ -288,8 +287,8 @@ class CircuitBreaker:
         self._probe = None
         self._votes.clear(now)
         for name, own in self._accounts.items():
-            # Failures in the meantime were the vendor's fault. But an account without a success in between
-            # could have caused them, so its own circuit stays as it is.
+            # Failures in the meantime were the vendor's fault. But an account without a success since then
+            # may have caused them, so its own circuit stays as it is.
             if own.state is not State.CLOSED and own.served:
                 self._close_account(name, own, now)
                 own.served = False
@@ -304,7 +303,7 @@ class CircuitBreaker:
     # --- accounts
 
     def _count(self, own: _Account, now: float, *, failed: bool) -> None:
-        """Counts an outcome for the account, and renews its vote about the route."""
+        """Count an outcome for the account, and update its vote about the route."""
         window, votes = own.window, self._votes
         window.roll(now, self._minimum_calls, self._window)
         votes.roll(now, self._minimum_calls, self._window)
@@ -312,7 +311,7 @@ class CircuitBreaker:
         votes.calls += 1
         if not failed and own.vote > 0 and own.bucket == votes.number:
             own.good += 1
-            return  # its vote is the same already
+            return  # its vote does not change
         self._retract(own)
         if own.bucket != votes.number:
             follows = own.bucket == votes.number - 1
@@ -326,15 +325,15 @@ class CircuitBreaker:
             own.good += 1
         bad = own.bad + own.old_bad
         if bad and bad >= self._failure_rate * (bad + own.good + own.old_good):
-            weight = min(bad, _WEIGHT)
+            weight = min(bad, _MAX_WEIGHT)
             votes.bad += weight
             own.vote = -weight
         else:
-            votes.good += _WEIGHT
-            own.vote = _WEIGHT
+            votes.good += _MAX_WEIGHT
+            own.vote = _MAX_WEIGHT
 
     def _retract(self, own: _Account) -> None:
-        """Takes an account's vote back, where it still counts."""
+        """Remove an account's vote, if it still counts."""
         votes = self._votes
         good, bad = max(own.vote, 0), max(-own.vote, 0)
         if own.bucket == votes.number:
@@ -352,24 +351,24 @@ class CircuitBreaker:
         log.info("circuit closed: %s, model %s, for account %s", self.provider, self.model, name)
 
     def _postpone(self, own: _Account, now: float) -> None:
-        """Delays the account's next probe, longer each time."""
+        """Delay the account's next probe, longer each time."""
         own.probe_at = now + own.wait
         own.wait = min(2 * own.wait, self._probe_wait_max)
 
     def _end_probe(self, attempt: Attempt, own: _Account, now: float, reason: str | None) -> bool:
-        """Opens the circuits that a probe was for again, and returns whether it opened any: a lapsed probe
-        changes nothing. `reason` is None for a probe without an outcome."""
+        """Open the circuits of a probe again, and return whether it opened any: an expired probe opens none.
+        `reason` is None for a probe without an outcome."""
         of_route, of_account = self._probe is attempt, own.probe is attempt
         attempt.probes_route = attempt.probes_account = False
         if of_route:
             self._probe = None
             if reason is None:
                 self._since = now - self._probe_wait
-                told = "the probe was left"
+                cause = "the probe ended without an outcome"
             else:
                 self._since = now
-                told = f"the probe failed with {reason}"
-            self._change(State.OPEN, logging.INFO, told)
+                cause = f"the probe failed with {reason}"
+            self._change(State.OPEN, logging.INFO, cause)
         if of_account:
             own.probe = None
             own.state = State.OPEN
@@ -378,7 +377,7 @@ class CircuitBreaker:
         return of_route or of_account
 
     def _track(self, account: str, now: float) -> _Account:
-        """Begins to track an account; where there are too many, it drops an old one with a closed circuit."""
+        """Start to track an account. If too many are tracked, drop an old one with a closed circuit."""
         accounts = self._accounts
         if len(accounts) >= self._max_accounts:
             for tried in range(_EVICTION_TRIES):

@@ -21,6 +21,7 @@ from pomelo.errors import PomeloError
 from pomelo.gen.v1.task_pb2 import Task, TaskResult
 from pomelo.gen.v1.task_service_pb2 import StreamTaskResponse, TaskStarted
 from pomelo.media.store import MediaStore
+from pomelo.providers.errors import RetryPolicy, UpstreamError
 from pomelo.stores.ledger import ReplayedAnswer
 from pomelo.tasks.base import Collector, CollectorContext
 from pomelo.turns import Turns, in_turns
@@ -267,13 +268,15 @@ def _limit_output(job: AcceptedJob, reserved: int) -> AcceptedJob:
         return job
     given = job.input
     if given.max_tokens != tokens:
-        given = job.routes[0].fit(job.given, job.model, tokens).input
-    return replace(job, input=given, most_tokens=tokens)
+        given = job.routes[0].fit(job.original_input, job.model, tokens).input
+    return replace(job, input=given, max_tokens=tokens)
 
 
 def _not_begun(error: Exception) -> bool:
     """Whether a task failed because there was no connection to send it on."""
-    return isinstance(error, PomeloError) and error.code == "overloaded" and bool(error.replay)
+    if not isinstance(error, UpstreamError) or error.code != "overloaded":
+        return False
+    return error.retry is not RetryPolicy.NEVER
 
 
 def _expire(deadline: asyncio.Timeout) -> None:

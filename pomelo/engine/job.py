@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from pomelo.call import Principal
 from pomelo.catalog.pricing import Prices
@@ -13,7 +14,7 @@ from pomelo.tasks.base import Estimate, TaskDefinition
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class AcceptedJob(Job):
+class AcceptedJob(Job[Any]):
     """A job that only limits, credits and its provider can still refuse.
 
     `route` and `input` are those of the first route. `routes` are tried in order; empty: no provider of the

@@ -1,9 +1,8 @@
-"""Routes in practice: who may be asked now, and what happens when one of them fails.
+"""Runs a task on the routes of its model: retries, fallback routes and circuit breakers.
 
-The engine makes one `Router` and asks it for a task's events. Before the first event nothing has
-been delivered, so after a failure the same route is retried after a wait, or the next route is
-tried; after the first event, never. A route's circuit breaker decides whether an account may use it
-now.
+Before the first event nothing has been delivered, so a failed call is retried on the same route after a wait,
+or the next route is tried; after the first event, never. A route's circuit breaker decides whether an account
+may use it now.
 """
 
 from __future__ import annotations
@@ -21,52 +20,59 @@ from typing import Any, TypeVar
 from pomelo.catalog.catalog import Model, Route
 from pomelo.catalog.retirement import is_past
 from pomelo.engine.circuit_breaker import CircuitBreaker
-from pomelo.errors import PomeloError, Replay
-from pomelo.providers.base import CALLER, Event, Job, JobMethod, Provider, fit_hook, fitted, method
+from pomelo.errors import PomeloError
+from pomelo.providers.base import CALLER, Event, Job, JobMethod, Provider, fit_hook, fit_job, job_method
+from pomelo.providers.errors import RetryPolicy, UpstreamError
 from pomelo.providers.fitting import Fitting, Hook, fit
 from pomelo.providers.guard import GuardedEvents
 from pomelo.times import today_utc
 
-J = TypeVar("J", bound=Job)
+J = TypeVar("J", bound=Job[Any])
 
-RETRIES = 2
-"""How often one route is asked again."""
+ATTEMPTS = 3
+"""How often one route is called for a task."""
 
-WAIT_LEAST, WAIT_MOST = 0.25, 5.0
-"""Seconds before the first retry (each later one waits twice as long), and the longest wait, also for a
-vendor that asks for more: its caller is told to come back instead."""
+WAIT_INITIAL, WAIT_MAX = 0.25, 5.0
+"""Seconds before the first retry, doubled for each later one, and the longest wait. If a vendor asks for a
+longer wait, the task fails and its caller is asked to retry."""
 
-_TROUBLE = frozenset({"provider_unavailable", "deadline_exceeded"})
-"""Codes that mean the vendor is failing. The caller's own deadline is not among them: it cancels
-the call."""
+_VENDOR_FAILURES = frozenset({"provider_unavailable", "deadline_exceeded"})
+"""Codes that mean that the vendor is failing. The caller's own deadline is not among them: it cancels the
+call."""
 
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """A route that can serve a task, and by whom."""
+    """A route that can serve a task, with its provider's method."""
 
     route: Route
     method: JobMethod
-    kind: str
-    """The task type."""
-    breaker: CircuitBreaker | None
-    """None for the sandbox, whose troubles are made to order."""
-    hook: Hook | None = None
+    task_type: str
+    hook: Hook | None
 
-    def fit(self, given: Any, model: Model, most_tokens: int | None = None) -> Fitting:
-        """A valid input as the route takes it; see `pomelo.fitting.fit`."""
-        return fit(given, model, self.route, self.hook, most_tokens)
+    def fit(self, original: Any, model: Model, max_tokens: int | None = None) -> Fitting:
+        """Fit a valid input to the route. `max_tokens` are the tokens of output that are reserved; None: the
+        model's own maximum."""
+        return fit(original, model, self.route, self.hook, max_tokens)
 
     def take_over(self, job: J) -> J:
-        """A job of another route, as this one takes it."""
-        return fitted(replace(job, route=self.route), self.hook)
+        """Return a job of another route, fitted to this one."""
+        return fit_job(replace(job, route=self.route), self.hook)
+
+
+@dataclass(frozen=True, slots=True)
+class LiveCandidate(Candidate):
+    """A route to a vendor. The sandbox has no circuit breaker: its failures are requested by callers."""
+
+    breaker: CircuitBreaker
 
 
 class Router:
-    """Asks the routes of a model in order.
+    """Runs tasks on the routes of a model, in order.
 
-    `providers` are by name. `clock` is monotonic, as deadlines are; `sleep` and `chance` (0 to 1) time the
-    retries; `breaker` makes the circuit breaker of a provider's model; `today` is the date in UTC.
+    `providers` are by name. `clock` is monotonic, as deadlines are; `sleep` waits before a retry; `jitter`
+    returns a random number from 0 to 1; `breaker` creates the circuit breaker of a provider's model; `today`
+    returns the date in UTC.
     """
 
     def __init__(
@@ -75,34 +81,38 @@ class Router:
         *,
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
-        chance: Callable[[], float] = random.random,
+        jitter: Callable[[], float] = random.random,
         breaker: Callable[[str, str], CircuitBreaker] = CircuitBreaker,
         today: Callable[[], date] = today_utc,
     ) -> None:
         self._providers = providers
         self._clock = clock
         self._sleep = sleep
-        self._chance = chance
+        self._jitter = jitter
         self._make_breaker = breaker
         self._today = today
         self._breakers: dict[tuple[str, str], CircuitBreaker] = {}
 
-    def candidates(self, model: Model, kind: str, *, live: bool) -> list[Candidate]:
-        """The routes that can serve a model, in order: for a test key the sandbox alone. A route that has
-        ended is left out, unless no other one is there: its date may be wrong.
+    def candidates(self, model: Model, task_type: str, *, live: bool) -> list[Candidate]:
+        """Return the routes that can serve a model, in order; for a test key, only the sandbox. A retired
+        route is left out, unless all are retired: the dates may be wrong.
 
         Raises:
-            PomeloError: provider_not_configured; there is none.
+            PomeloError: provider_not_configured; no route can serve the model.
         """
-        found = []
+        found: list[Candidate] = []
         for route in model.routes if live else (Route("sandbox", model.name),):
             provider = self._providers.get(route.provider)
-            if provider is not None and provider.configured:
-                provider_method = method(provider, kind)
-                if provider_method is not None:
-                    breaker = self._breaker(route) if live else None
-                    hook = fit_hook(provider, kind)
-                    found.append(Candidate(route, provider_method, kind, breaker, hook))
+            if provider is None or not provider.configured:
+                continue
+            method = job_method(provider, task_type)
+            if method is None:
+                continue
+            hook = fit_hook(provider, task_type)
+            if live:
+                found.append(LiveCandidate(route, method, task_type, hook, self._breaker(route)))
+            else:
+                found.append(Candidate(route, method, task_type, hook))
         if not found:
             raise PomeloError("provider_not_configured", field="model")
         if len(found) > 1 and any(candidate.route.retires for candidate in found):
@@ -110,10 +120,10 @@ class Router:
             found = [one for one in found if not is_past(one.route.retires, today)] or found
         return found
 
-    def preview(self, model: Model, kind: str, given: Any) -> Fitting:
-        """A valid input as the first route of a model takes it, configured or not."""
+    def preview(self, model: Model, task_type: str, original: Any) -> Fitting:
+        """Fit a valid input to the first route of a model, even if its provider is not configured."""
         route = model.routes[0]
-        return fit(given, model, route, fit_hook(self._providers.get(route.provider), kind))
+        return fit(original, model, route, fit_hook(self._providers.get(route.provider), task_type))
 
     def _breaker(self, route: Route) -> CircuitBreaker:
         key = (route.provider, route.model)
@@ -126,72 +136,78 @@ class Router:
         self,
         job: J,
         candidates: Sequence[Candidate],
-        asked: Callable[[J], None] = lambda job: None,
+        on_route: Callable[[J], None] = lambda job: None,
         *,
         account: str = "",
     ) -> AsyncGenerator[Event, None]:
-        """The events of a task, from the first candidate that gives any; to be closed by the caller. `job` is
-        the first candidate's. `asked` is called with each route's job before the provider is. `account` owns
-        the task: breakers and connections are shared fairly between accounts.
+        """Yield the events of a task from the first candidate that yields any. `job` is the first
+        candidate's. `on_route` is called with the job of each route before its provider is. `account` owns
+        the task: breakers and connections are shared fairly between accounts. The caller must close the
+        generator.
 
         Raises:
-            PomeloError: the failure of the last candidate that was tried; provider_unavailable when
-                the circuit breakers skip all of them.
+            PomeloError: the failure of the last candidate that was tried; provider_unavailable if the
+                circuit breakers skip all of them.
         """
-        first = candidates[0]
-        if first.breaker is None:
-            asked(job)
-            return first.method(job)
-        return self._asked(job, candidates, asked, account)
+        live = [candidate for candidate in candidates if isinstance(candidate, LiveCandidate)]
+        if live:
+            return self._try_routes(job, live, on_route, account)
+        on_route(job)
+        return candidates[0].method(job)
 
-    async def _asked(
-        self, job: J, candidates: Sequence[Candidate], asked: Callable[[J], None], account: str
+    async def _try_routes(
+        self,
+        job: J,
+        candidates: Sequence[LiveCandidate],
+        on_route: Callable[[J], None],
+        account: str,
     ) -> AsyncGenerator[Event, None]:
         failure: PomeloError | None = None
-        left_alone = inf
+        open_for = inf
         clock = self._clock
         for candidate in candidates:
-            breaker = candidate.breaker or CircuitBreaker()
+            breaker = candidate.breaker
             routed = job if candidate.route is job.route else candidate.take_over(job)
-            for retry in range(RETRIES + 1):
+            for attempt_number in range(ATTEMPTS):
                 attempt = breaker.acquire(account, clock())
                 if attempt is None:
-                    left_alone = min(left_alone, breaker.retry_after(account, clock()))
+                    open_for = min(open_for, breaker.retry_after(account, clock()))
                     break
-                if not retry:
-                    asked(routed)
-                begun = False
-                routed.report.cost = None  # what an earlier attempt cost is not billed
+                if not attempt_number:
+                    on_route(routed)
+                started = False
+                routed.report.cost = None  # the cost of an earlier attempt is not billed
                 try:
                     CALLER.set(account)
-                    async with aclosing(GuardedEvents(candidate.method, candidate.kind, routed)) as events:
+                    guarded = GuardedEvents(candidate.method, candidate.task_type, routed)
+                    async with aclosing(guarded) as events:
                         async for event in events:
-                            if not begun:
-                                begun = True
+                            if not started:
+                                started = True
                                 breaker.succeeded(attempt, clock())
                             yield event
                             CALLER.set(account)  # another asyncio task may read the next event
                     return
                 except PomeloError as error:
                     failure = error
-                    if error.code in _TROUBLE:
+                    if error.code in _VENDOR_FAILURES:
                         breaker.failed(attempt, clock(), error.code)
                 finally:
                     breaker.release(attempt, clock())
-                if begun or failure.replay == Replay.NEVER:
+                if started or not isinstance(failure, UpstreamError) or failure.retry is RetryPolicy.NEVER:
                     raise failure
-                if failure.replay == Replay.ELSEWHERE or retry == RETRIES:
+                if failure.retry is RetryPolicy.NEXT_ROUTE or attempt_number == ATTEMPTS - 1:
                     break
-                wait = self._wait(failure, retry)
-                if wait > WAIT_MOST or clock() + wait >= job.deadline:
+                wait = self._wait(failure, attempt_number)
+                if wait > WAIT_MAX or clock() + wait >= job.deadline:
                     break
                 await self._sleep(wait)
         if failure is None:
-            failure = PomeloError("provider_unavailable", retry_after=max(1, ceil(left_alone)))
+            failure = PomeloError("provider_unavailable", retry_after=max(1, ceil(open_for)))
         raise failure
 
-    def _wait(self, failure: PomeloError, retry: int) -> float:
-        """Seconds before the next retry: what the vendor asked for, else growing ones, spread by chance."""
+    def _wait(self, failure: UpstreamError, attempt_number: int) -> float:
+        """Seconds before the next attempt: the vendor's Retry-After, else exponential backoff with jitter."""
         if failure.wait is not None:
             return failure.wait
-        return WAIT_LEAST * (1 << retry) * (0.5 + self._chance() / 2)
+        return WAIT_INITIAL * (1 << attempt_number) * (0.5 + self._jitter() / 2)

@@ -1,7 +1,6 @@
-"""Who can serve a task: the table of the built-in providers, and their opening and closing.
+"""The table of the built-in providers, and `open_providers`, which opens and closes them.
 
-`pomelo.app` calls `open_providers`; the engine gets the result. A vendor's wire is in the vendor's own
-module; `pomelo.providers.registry` adds plug-ins and hosts to the table. Nothing here knows a vendor.
+`pomelo.providers.registry` adds plug-ins and hosts to the table.
 """
 
 from __future__ import annotations
@@ -21,10 +20,10 @@ if TYPE_CHECKING:
 __all__ = ["BUILTIN", "GROUP", "SANDBOX", "Credentials", "open_providers"]
 
 SANDBOX = "sandbox"
-"""The provider that answers test keys; it needs no credentials and no network."""
+"""The provider for test keys; it needs no credentials and no network."""
 
 GROUP = "pomelo.providers"
-"""The group of entry points by which a package outside adds a provider."""
+"""The group of entry points by which another package adds a provider."""
 
 BUILTIN: Mapping[str, str] = {
     "openai": "pomelo.providers.chat.openai:OpenAI",
@@ -35,13 +34,12 @@ BUILTIN: Mapping[str, str] = {
     "replicate": "pomelo.providers.replicate:Replicate",
     "elevenlabs": "pomelo.providers.elevenlabs.elevenlabs:ElevenLabs",
 }
-"""Name, as routes of the catalogue have it -> "module:Class". A class is called with (credentials, http)."""
+"""Name in the routes of the catalogue -> "module:Class". A class is called with (credentials, http)."""
 
 
 @dataclass(frozen=True, slots=True)
 class Credentials:
-    """What is needed to call a vendor: a key (None: there is none) and where its API begins (empty: where
-    the vendor has it)."""
+    """How to call a vendor: its API key, or None, and the base URL of its API, empty for the vendor's own."""
 
     api_key: str | None = field(repr=False)
     base_url: str = ""
@@ -57,13 +55,12 @@ async def open_providers(
     connections: ConnectionLimiter | None = None,
     turns: Turns | None = None,
 ) -> AsyncIterator[dict[str, Provider]]:
-    """The providers by name: the sandbox, and each of `entries` with its credentials. Leaving closes all.
+    """Open the sandbox, and each of `entries` with its credentials: a mapping by name. Leaving closes all.
 
-    They share one `Http`; `timeouts`, `connections` and `turns` (those of the event loop) replace
-    its defaults; `origins` may deliver files whatever their addresses.
+    The providers share one `Http`, which gets `timeouts`, `connections`, `origins` and `turns`.
 
     Raises:
-        ValueError: a provider can't be made; the message is one line that names it.
+        ValueError: a provider can't be opened; the message is one line that names it.
     """
     from pomelo.providers.http.client import Http
     from pomelo.providers.sandbox import Sandbox
@@ -78,9 +75,9 @@ async def open_providers(
                 providers[entry.name] = entry.make(entry.located(credentials), http)
             except KeyboardInterrupt:
                 raise
-            except BaseException as error:  # whatever a plug-in does
-                fault = type(error).__name__  # its message may hold the key
-                raise ValueError(f"the provider {entry.name} can't be opened: {fault}") from error
+            except BaseException as error:  # a plug-in may raise anything
+                name = type(error).__name__  # the message may contain the key
+                raise ValueError(f"the provider {entry.name} can't be opened: {name}") from error
         for provider in providers.values():
             stack.push_async_callback(provider.aclose)
         yield providers

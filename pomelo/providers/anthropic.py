@@ -1,9 +1,8 @@
-"""Anthropic: the Messages API, in the version that still takes sampling parameters.
+"""Anthropic: the Messages API, in the version that still accepts sampling parameters.
 
-`open_providers` makes it, with a base URL without /v1; the engine calls `text`. It reads these keys of a
-route beside the common ones: `sampling` ("both": the model takes temperature and top_p together; by default
-it takes one of them, and the temperature wins) and `extra` (a table of further fields to send). A seed and
-penalties have no place on this wire and are never sent. It knows no key of a caller, no limit and no price.
+Its base URL has no /v1. It reads two keys of a route: `sampling` ("both": the model accepts temperature and
+top_p together; by default only the temperature is sent) and `extra` (a table of further fields to send). The
+API has no seed and no penalties.
 """
 
 from __future__ import annotations
@@ -17,25 +16,25 @@ from typing import Any, Literal
 from pydantic_core import to_json
 from yarl import URL
 
-from pomelo.errors import PomeloError
 from pomelo.gen.v1.text_pb2 import FinishReason, ImageUrl, Message, Role, TextDelta, TextInput, TokenUsage
 from pomelo.providers import Credentials
 from pomelo.providers.base import Event, Job, Options, Probe
+from pomelo.providers.errors import UpstreamError
 from pomelo.providers.fitting import Fitting
 from pomelo.providers.http.client import Http
 from pomelo.providers.http.errors import ErrorBody, ErrorMapping, from_error_body, malformed_response
 from pomelo.providers.http.parsing import parse, well_formed
-from pomelo.providers.text import Answer, counted, credible, streamed
+from pomelo.providers.text import StreamState, credible, stream_text, token_usage
 
 _VERSION = "2023-06-01"
-"""The later one refuses temperature and top_p for every model."""
+"""The later version refuses temperature and top_p for every model."""
 
-_WHOLE_MOST = 21_000
-"""Tokens of output above which the vendor wants to be asked for a stream: a whole answer could take more
-than ten minutes."""
+_MAX_WHOLE_TOKENS = 21_000
+"""Tokens of output above which the vendor asks clients to stream: a whole response could take more than ten
+minutes."""
 
-_OUTPUT_MOST = 4096
-"""max_tokens, which the wire must have, where neither the caller nor the catalogue names any."""
+_DEFAULT_MAX_TOKENS = 4096
+"""max_tokens, which the API requires, if neither the caller nor the catalogue sets it."""
 
 _FINISHES = {
     "end_turn": FinishReason.FINISH_REASON_STOP,
@@ -45,14 +44,14 @@ _FINISHES = {
     "compaction": FinishReason.FINISH_REASON_LENGTH,
     "refusal": FinishReason.FINISH_REASON_CONTENT_FILTER,
 }
-"""Any other reason is a stop: no tool was offered, and a reason that is new is no failure."""
+"""Any other reason is a stop: no tool was offered, and a new reason is not a failure."""
 
 _MEANINGS = {
     "prompt_too_long": "context_length_exceeded",
     "output_blocked": "content_policy_violation",
-    "begun_answer": "invalid_parameter",
+    "prefill": "invalid_parameter",
     "request_too_large": "payload_too_large",
-    # Our own money, key or rights; the first comes with a 429, where a retry would be pointless.
+    # Our account, key or permissions. The first has the status 429, but a retry is pointless.
     "enforced_spend_limit_reached": "provider_failed",
     "authentication_error": "provider_failed",
     "billing_error": "provider_failed",
@@ -63,14 +62,14 @@ _MEANINGS = {
     "timeout_error": "provider_unavailable",
     "overloaded_error": "provider_unavailable",
 }
-"""The vendor's code, or our name for what its message begins with -> the code of our table."""
+"""The vendor's code, or our name for the beginning of its message -> the code of our table."""
 
-_TEXTS = (
+_MESSAGES = (
     (pattern(r"prompt is too long|input length and .max_tokens. exceed"), "prompt_too_long"),
     (pattern(r"Output blocked by content filtering"), "output_blocked"),
-    (pattern(r"This model does not support assistant message prefill"), "begun_answer"),
+    (pattern(r"This model does not support assistant message prefill"), "prefill"),
 )
-"""The vendor has one code for all that is wrong with a request; only the beginning of its message differs."""
+"""The vendor has one code for every invalid request; only the beginning of its message differs."""
 
 _FIELDS = {
     "messages": "messages",
@@ -92,10 +91,10 @@ _NAMES = {
 }
 """The contract's name of a parameter -> the vendor's."""
 
-_BLAMED = pattern(r"([a-z_]+)[.\w]*: ")
+_FIELD = pattern(r"([a-z_]+)[.\w]*: ")
 
 
-def _read_complaint(body: Any) -> ErrorBody:
+def _read_error_body(body: Any) -> ErrorBody:
     error = body.get("error") if isinstance(body, dict) else None
     if not isinstance(error, dict):
         return ErrorBody()
@@ -104,18 +103,18 @@ def _read_complaint(body: Any) -> ErrorBody:
     name = None
     message = error.get("message")
     if isinstance(message, str):
-        codes += [code for text, code in _TEXTS if text.match(message)]
-        name = _BLAMED.match(message)
+        codes += [code for text, code in _MESSAGES if text.match(message)]
+        name = _FIELD.match(message)
     codes.append(error.get("type"))
-    said = tuple(code for code in codes if isinstance(code, str))
-    return ErrorBody(said, _FIELDS.get(name[1]) if name else None)
+    known = tuple(code for code in codes if isinstance(code, str))
+    return ErrorBody(known, _FIELDS.get(name[1]) if name else None)
 
 
-DIALECT = ErrorMapping("anthropic", _read_complaint, _MEANINGS)
+ERROR_MAPPING = ErrorMapping("anthropic", _read_error_body, _MEANINGS)
 
 
 class AnthropicOptions(Options):
-    """What a route may say."""
+    """The keys of a route."""
 
     sampling: Literal["both"] | None = None
     extra: dict[str, Any] | None = None
@@ -140,42 +139,45 @@ class Anthropic:
         }
 
     async def aclose(self) -> None:
-        """Nothing to free: the session is shared."""
+        pass  # the HTTP client is shared
 
     def fit_text(self, fitting: Fitting) -> None:
-        """Adjusts an input to what the API takes, whatever the model."""
+        """Adjust an input to what the API accepts for every model."""
         fit(fitting)
 
-    def text(self, job: Job) -> AsyncGenerator[Event, None]:
-        """Answers a conversation; see JobMethod.
+    def text(self, job: Job[TextInput]) -> AsyncGenerator[Event, None]:
+        """Answer a conversation.
 
-        A whole answer that may become very long is asked for as a stream and put together here. An answer
-        that is complete but lacks a credible count of tokens has none.
+        A whole response that may become very long is requested as a stream and collected. A complete response
+        without a credible count of tokens has no usage.
 
         Raises:
-            PomeloError: by the map in `failures`; invalid_parameter where nothing is said but by the system.
+            UpstreamError: by the error map; invalid_parameter if there is no message but the system's.
         """
         if job.stream:
-            return self._streamed(job, _Answer())
-        return self._folded(job) if _most(job) > _WHOLE_MOST else self._whole(job)
+            return self._stream(job)
+        return self._collect(job) if _max_tokens(job) > _MAX_WHOLE_TOKENS else self._request(job)
 
-    async def _whole(self, job: Job) -> AsyncGenerator[Event, None]:
+    async def _request(self, job: Job[TextInput]) -> AsyncGenerator[Event, None]:
         body = to_json(request(job, stream=False))
-        answer = await self._http.whole(self._url, self._headers, body, DIALECT, surrogates=True)
-        yield Event(text_delta=_whole(answer))
+        message = await self._http.request_json(
+            self._url, self._headers, body, ERROR_MAPPING, surrogates=True
+        )
+        yield Event(text_delta=_parse_message(message))
 
-    def _streamed(self, job: Job, answer: _Answer) -> AsyncGenerator[Event, None]:
-        return streamed(
-            lambda: self._http.events(self._url, self._headers, to_json(request(job, stream=True)), DIALECT),
-            answer,
+    def _stream(self, job: Job[TextInput]) -> AsyncGenerator[Event, None]:
+        return stream_text(
+            lambda: self._http.stream_events(
+                self._url, self._headers, to_json(request(job, stream=True)), ERROR_MAPPING
+            ),
+            _MessageStream(),
         )
 
-    async def _folded(self, job: Job) -> AsyncGenerator[Event, None]:
-        answer = _Answer()
-        text = bytearray()  # in a list each piece would take sixty bytes more
+    async def _collect(self, job: Job[TextInput]) -> AsyncGenerator[Event, None]:
+        text = bytearray()  # in a list, each chunk would take sixty bytes more
         turn = self._http.turns.stream()
         usage = None
-        async with aclosing(self._streamed(job, answer)) as events:
+        async with aclosing(self._stream(job)) as events:
             async for event in events:
                 if turn.over():
                     await turn.next()
@@ -190,7 +192,7 @@ class Anthropic:
 
 
 def fit(fitting: Fitting) -> None:
-    """Adjusts an input to what the API takes, and to the fields that the operator has fixed."""
+    """Adjust an input to what the API accepts, and to the fields that the operator has fixed."""
     for name in ("seed", "presence_penalty", "frequency_penalty"):
         fitting.drop(name)
     options = fitting.route.options
@@ -200,43 +202,42 @@ def fit(fitting: Fitting) -> None:
     fitting.override(_NAMES, options.get("extra"))
 
 
-def request(job: Job, *, stream: bool) -> dict[str, Any]:
-    """The request body for a text job.
+def request(job: Job[TextInput], *, stream: bool) -> dict[str, Any]:
+    """Return the request body for a text job.
 
-    What the system says goes ahead of the conversation, wherever it stood. Texts of blanks alone, which the
-    vendor refuses, are left out.
+    System messages are moved before the conversation. Blank texts, which the vendor refuses, are left out.
 
     Raises:
-        PomeloError: invalid_parameter; nothing is left of the messages.
+        UpstreamError: invalid_parameter; no message is left.
     """
-    given: TextInput = job.input
+    text = job.input
     route = job.route
     system: list[str] = []
     turns: list[dict[str, Any]] = []
-    for message in given.messages:
+    for message in text.messages:
         if message.role == Role.ROLE_SYSTEM:
-            system += _texts(message)
+            system += _system_texts(message)
         elif content := _content(message):
             turns.append(
                 {"role": "user" if message.role == Role.ROLE_USER else "assistant", "content": content}
             )
     if not turns:
-        raise PomeloError(
+        raise UpstreamError(
             "invalid_parameter",
             "Invalid messages: this model needs a message of the user's that is not blank",
             field="messages",
         )
-    body: dict[str, Any] = {"model": route.model, "max_tokens": _most(job), "messages": turns}
+    body: dict[str, Any] = {"model": route.model, "max_tokens": _max_tokens(job), "messages": turns}
     if system:
         body["system"] = "\n\n".join(system)
     for name in ("temperature", "top_p"):
-        if given.HasField(name):
-            body[name] = getattr(given, name)
-    if given.stop:
-        body["stop_sequences"] = list(given.stop)
-    if given.user:
-        # The vendor wants an opaque id, and refuses what looks like an address or a number.
-        body["metadata"] = {"user_id": sha256(given.user.encode()).hexdigest()}
+        if text.HasField(name):
+            body[name] = getattr(text, name)
+    if text.stop:
+        body["stop_sequences"] = list(text.stop)
+    if text.user:
+        # The vendor requires an opaque id, and refuses e-mail addresses and phone numbers.
+        body["metadata"] = {"user_id": sha256(text.user.encode()).hexdigest()}
     if stream:
         body["stream"] = True
     if "extra" in route.options:
@@ -244,23 +245,22 @@ def request(job: Job, *, stream: bool) -> dict[str, Any]:
     return body
 
 
-def _most(job: Job) -> int:
-    """The most tokens to ask for: the caller's number, else the model's own maximum."""
-    given: TextInput = job.input
-    if given.HasField("max_tokens"):
-        return given.max_tokens
-    limit = job.model.limits.max_output_tokens or _OUTPUT_MOST
+def _max_tokens(job: Job[TextInput]) -> int:
+    """The caller's max_tokens, else the model's own maximum."""
+    if job.input.HasField("max_tokens"):
+        return job.input.max_tokens
+    limit = job.model.limits.max_output_tokens or _DEFAULT_MAX_TOKENS
     return job.route.fit("max_tokens", limit) or limit
 
 
-def _texts(message: Message) -> list[str]:
+def _system_texts(message: Message) -> list[str]:
     if message.HasField("content"):
         return [message.content] if message.content.strip() else []
     return [part.text for part in message.parts.parts if part.text.strip()]
 
 
 def _content(message: Message) -> str | list[dict[str, Any]]:
-    """A message's content; empty where it has none that the vendor would take."""
+    """A message's content; empty if it has none that the vendor would accept."""
     if message.HasField("content"):
         return message.content if message.content.strip() else ""
     blocks: list[dict[str, Any]] = []
@@ -279,32 +279,32 @@ def _source(image: ImageUrl) -> dict[str, str]:
     return {"type": "base64", "media_type": head[5:].partition(";")[0], "data": data}
 
 
-def _whole(answer: Any) -> TextDelta:
-    """The one delta of a whole answer.
+def _parse_message(message: Any) -> TextDelta:
+    """The delta of a whole response.
 
     Raises:
-        PomeloError: provider_failed where it is unusable; what an `error` in it means.
+        UpstreamError: provider_failed if it can't be used; the mapped error of an `error` in it.
     """
     try:
-        if answer.get("error"):
-            raise from_error_body(answer, DIALECT)
-        texts = [block["text"] for block in answer["content"] if block["type"] == "text"]
+        if message.get("error"):
+            raise from_error_body(message, ERROR_MAPPING)
+        texts = [block["text"] for block in message["content"] if block["type"] == "text"]
         content = well_formed("".join(texts))
-        finish = _finish(answer["stop_reason"])
-        return TextDelta(content=content, finish_reason=finish, usage=_usage(answer.get("usage")))
+        finish = _finish_reason(message["stop_reason"])
+        return TextDelta(content=content, finish_reason=finish, usage=_usage(message.get("usage")))
     except (AttributeError, KeyError, TypeError):
         pass
-    raise malformed_response("an answer of another shape")
+    raise malformed_response("a response of another shape")
 
 
-def _finish(reason: Any) -> FinishReason.ValueType:
+def _finish_reason(reason: Any) -> FinishReason.ValueType:
     if not isinstance(reason, str):
-        raise malformed_response("a stop_reason that is none")
+        raise malformed_response("an invalid stop_reason")
     return _FINISHES.get(reason, FinishReason.FINISH_REASON_STOP)
 
 
 def _usage(usage: Any) -> TokenUsage | None:
-    """The vendor's count. What was read from its cache and written to it is beside its `input_tokens`."""
+    """The vendor's count. Its `input_tokens` do not include what was read from its cache or written to it."""
     if not isinstance(usage, dict):
         return None
     prompt = credible(usage.get("input_tokens"))
@@ -317,9 +317,9 @@ def _usage(usage: Any) -> TokenUsage | None:
     written_1h = credible(parts.get("ephemeral_1h_input_tokens") or 0)
     counts = (prompt, cached, written, written_5m, written_1h)
     if None in counts:
-        return counted(None, usage.get("output_tokens"))
-    written = max(written, written_5m + written_1h)  # the parts may come without their sum
-    return counted(
+        return token_usage(None, usage.get("output_tokens"))
+    written = max(written, written_5m + written_1h)  # the parts may be there without their sum
+    return token_usage(
         prompt + cached + written,
         usage.get("output_tokens"),
         cached=cached,
@@ -328,8 +328,8 @@ def _usage(usage: Any) -> TokenUsage | None:
     )
 
 
-class _Answer(Answer):
-    """A stream of named events. What the model thinks, pings and events of unknown types are passed over."""
+class _MessageStream(StreamState):
+    """A stream of typed events. Thinking, pings and events of unknown types are skipped."""
 
     __slots__ = ("_counts",)
 
@@ -337,46 +337,40 @@ class _Answer(Answer):
         super().__init__()
         self._counts: dict[str, Any] = {}
 
-    def take(self, data: bytes) -> str:
-        """The text that an event adds.
-
-        Raises:
-            PomeloError: provider_failed; what an event of an error means.
-        """
+    def parse_event(self, data: bytes) -> str:
         if self.ended:
             return ""
         try:
             event = parse(data, surrogates=True)
-            kind = event.get("type")
-            if kind == "content_block_delta":
+            event_type = event.get("type")
+            if event_type == "content_block_delta":
                 delta = event["delta"]
                 return _text(delta["text"]) if delta["type"] == "text_delta" else ""
-            if kind == "content_block_start":
+            if event_type == "content_block_start":
                 block = event["content_block"]
                 return _text(block.get("text") or "") if block["type"] == "text" else ""
-            if kind == "message_start":
+            if event_type == "message_start":
                 usage = event["message"].get("usage")
                 if isinstance(usage, dict):
-                    # The count of the output is worth nothing until it is told again.
+                    # The first count of the output is meaningless; a later event has the real one.
                     self._counts = {name: count for name, count in usage.items() if name != "output_tokens"}
                     self.prompt = _usage(self._counts | {"output_tokens": 0})
-            elif kind == "message_delta":
+            elif event_type == "message_delta":
                 self._count(event.get("usage"))
                 reason = event["delta"].get("stop_reason")
                 if reason is not None:
-                    self.finish = _finish(reason)
-            elif kind == "message_stop":
+                    self.finish = _finish_reason(reason)
+            elif event_type == "message_stop":
                 self.ended = True
             elif event.get("error"):
-                raise from_error_body(event, DIALECT)
+                raise from_error_body(event, ERROR_MAPPING)
             return ""
         except (AttributeError, KeyError, TypeError, ValueError):
             pass
         raise malformed_response("an event that can't be read")
 
     def _count(self, usage: Any) -> None:
-        """Counts grow as the answer does: later ones replace earlier ones, each for itself. Null and 0 do
-        not."""
+        """Replace each count by a later one, which is larger; null and 0 replace nothing."""
         if isinstance(usage, dict):
             self._counts |= {name: count for name, count in usage.items() if count}
             self.usage = _usage(self._counts) or self.usage

@@ -1,8 +1,6 @@
-"""The port that every provider implements, and what it is given.
+"""The interface of providers: `Provider`, its methods, and the `Job` that they take.
 
-The engine calls a provider's method of the task's kind with a `Job` and passes on what it yields. A
-provider translates between the contract and one vendor's wire; it decides nothing else: no key check,
-no limit, no price.
+A provider translates between our contract and a vendor's API. It checks no key, no limit and no price.
 """
 
 from __future__ import annotations
@@ -12,7 +10,7 @@ from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 from pomelo.catalog.catalog import Model, Route
 from pomelo.catalog.reported_cost import Report
@@ -24,85 +22,69 @@ from pomelo.logs import format_trace
 from pomelo.media.audio import AudioSource
 from pomelo.providers.fitting import Fitting, Hook, fit
 
-__all__ = ["CALLER", "CODES", "AudioSource", "Event", "Fitting", "Job", "Options", "Probe", "Provider"]
+__all__ = ["CALLER", "AudioSource", "Event", "Fitting", "Job", "Options", "Probe", "Provider"]
 
 log = logging.getLogger("pomelo.providers")
 
-J = TypeVar("J", bound="Job")
-
 CALLER: ContextVar[str] = ContextVar("caller", default="")
-"""The account for which a provider is called now; empty if it is for none. Connections are shared
-fairly between accounts. The router sets it; it is a context variable so that providers need not
-pass it on."""
+"""The account for which a provider is called, or "". Connections are shared fairly between accounts. It is a
+context variable so that providers need not pass it on."""
 
-CODES = frozenset(
-    (
-        "provider_unavailable",
-        "provider_failed",
-        "content_policy_violation",
-        "context_length_exceeded",
-        "invalid_parameter",
-        "payload_too_large",
-        "deadline_exceeded",
-    )
-)
-"""The codes that a provider may raise. With any other one, which only Pomelo itself may give, the task fails
-with provider_failed."""
+InputT = TypeVar("InputT")
+JobT = TypeVar("JobT", bound="Job[Any]")
 
 
 @dataclass(frozen=True, slots=True)
-class Job:
+class Job(Generic[InputT]):
     """One task for one provider.
 
-    `input` is the contract's input message of the task's kind, valid, not to be changed. It is as the route
-    takes it: what the model or the provider can't take is clamped or dropped already, and listed in
-    `adjustments`. `stream` tells whether the caller wants pieces as they come; when False the provider makes
-    one whole upstream call and yields it as one event. `deadline` is absolute, on the event loop's clock; the
-    engine enforces it. `request_id` is the caller's name of the request, for log lines. `report` is
-    the provider's to fill: if the vendor reports what the task cost, it sets `report.cost`, in US dollars,
-    at any time before its last event.
+    `input` is the input message of the task type, such as TextInput: valid, and not to be changed. It is
+    already fitted to the route: what the model or the provider can't take was clamped or dropped, and is
+    listed in `adjustments`. If `stream` is False, the provider makes one whole call to the vendor and yields
+    the result as one event. `deadline` is absolute, on the event loop's clock; the engine enforces it.
+    `request_id` is for log lines. If the vendor reports the cost of the task, the provider sets
+    `report.cost`, in US dollars, before its last event.
 
-    `given` and `most_tokens` are for the router, which fits the input to the next route from them: the
-    caller's own input (None: `input` is it), and the tokens of output that are paid for (None: the model's
-    maximum is).
+    The router fits the input to another route from `original_input`, the caller's own (None: `input` is),
+    and `max_tokens`, the tokens of output that are reserved (None: the model's maximum).
     """
 
     task_id: str
     model: Model
     route: Route
-    input: Any
+    input: InputT
     stream: bool
     deadline: float
     audio: AudioSource | None = None
     adjustments: Sequence[Adjustment] = ()
-    given: Any = None
-    most_tokens: int | None = None
+    original_input: InputT | None = None
+    max_tokens: int | None = None
     request_id: str = ""
     report: Report = field(default_factory=Report)
 
 
-JobMethod = Callable[[Job], AsyncGenerator[Event, None]]
-"""A provider's method of one kind of task, named as the kind is: text, image, text_to_speech,
+JobMethod = Callable[[Job[Any]], AsyncGenerator[Event, None]]
+"""A provider's method for one task type, which has the type's name: text, image, text_to_speech,
 speech_to_speech, speech_to_text.
 
-It is an async generator. What it yields, by kind:
+It is an async generator. What it yields, by task type:
 
-* text: `text_delta` events; the last one bears finish_reason, and usage where the vendor gave a credible one.
-  Ending without it is a failure.
+* text: `text_delta` events. The last has finish_reason, and usage if the vendor reported a credible one. A
+  stream that ends without finish_reason has failed.
 * image: any number of `image_progress`, then `result` with `image.images[0].data` and `.content_type`.
-* text_to_speech, speech_to_speech: `audio_chunk` events of at most 64 KiB; the first bears content_type.
+* text_to_speech, speech_to_speech: `audio_chunk` events of at most 64 KiB; the first has content_type.
 * speech_to_text: one `result` with `transcription`.
 
-Closing or cancelling it closes the upstream connection at once. It raises `PomeloError` alone, with one of
-CODES, and what `Http` raises. Whatever else it raises or yields (None, an event of another task type, one
-after the last) is logged, and the task fails with provider_failed.
+Closing or cancelling it closes the connection to the vendor immediately. It raises only `PomeloError` with
+one of CODES, and what `Http` raises. Any other exception, and any other event (None, an event of another task
+type, an event after the last), is logged, and the task fails with provider_failed.
 """
 
 
 @dataclass(frozen=True, slots=True)
 class Probe:
     """A GET that costs nothing and needs the key, for `pomelo doctor`: its path below the base URL, the
-    header that bears the key, what stands before the key there, and further headers."""
+    header of the key, the prefix of the key in that header, and further headers."""
 
     path: str
     header: str = "Authorization"
@@ -111,21 +93,20 @@ class Probe:
 
 
 class Options(Row):
-    """What a provider reads of a route beside the common keys. Subclass it with a field for each key, with
-    its type and a default; by itself it has none. A route with another key or type is refused at start."""
+    """The keys of a route that a provider reads beside the common keys. Subclass it with a field for each
+    key, with its type and a default. A route with an unknown key or a wrong type is refused at start."""
 
 
 class Provider(Protocol):
-    """A vendor, or the sandbox. It has a `JobMethod` for each kind of task that it can do.
+    """A vendor, or the sandbox. It has a `JobMethod` for each task type that it supports.
 
-    For a kind of which its API can't take every valid input, it has a `Hook` called fit_KIND (fit_text,
-    fit_image, …), which changes such inputs before JobMethod gets them. It is called whether or not the
-    provider is configured.
+    If its API does not take every valid input of a task type, it has a `Hook` named after the type (fit_text,
+    fit_image, …), which changes such inputs before the JobMethod gets them. The hook must work even if the
+    provider is not configured.
 
-    Its class is called with (credentials, http). It may have, as class attributes: `base_url`, where the
-    vendor's API begins unless the operator says otherwise; `probe`, a Probe; `options`, Options or a subclass
-    (without it, routes may have any keys); and, in a plug-in, `catalog`, the path of a catalogue file with
-    the models that it brings.
+    Its class is called with (credentials, http). It may have these class attributes: `base_url`, the default
+    address of the vendor's API; `probe`, a Probe; `options`, Options or a subclass (without it, routes may
+    have any keys); and, in a plug-in, `catalog`, the path of a catalogue file with its models.
     """
 
     @property
@@ -134,19 +115,19 @@ class Provider(Protocol):
         ...
 
     async def aclose(self) -> None:
-        """Frees what it holds; idempotent."""
+        """Free its resources; idempotent."""
         ...
 
 
-def method(provider: Provider, kind: str) -> JobMethod | None:
-    """The provider's method for a kind of task, or None when it has none."""
-    return getattr(provider, kind, None)
+def job_method(provider: Provider, task_type: str) -> JobMethod | None:
+    """Return the provider's method for a task type, or None if it does not support the type."""
+    return getattr(provider, task_type, None)
 
 
-def fit_hook(provider: Provider | None, kind: str) -> Hook | None:
-    """What the provider changes of the inputs of a kind of task, or None when it takes them all. Whatever a
-    plug-in's method raises is `provider_failed`, with a line in the log."""
-    hook = getattr(provider, f"fit_{kind}", None)
+def fit_hook(provider: Provider | None, task_type: str) -> Hook | None:
+    """Return the provider's hook for inputs of a task type, or None if it has none. An exception of the hook
+    is logged, and raised as `provider_failed`."""
+    hook = getattr(provider, f"fit_{task_type}", None)
     return None if hook is None else partial(_guarded, hook)
 
 
@@ -158,8 +139,8 @@ def _guarded(hook: Hook, fitting: Fitting) -> None:
         raise PomeloError("provider_failed") from None
 
 
-def fitted(job: J, hook: Hook | None) -> J:
-    """The job with its input as its route and the provider of `hook` take it."""
-    given = job.input if job.given is None else job.given
-    fitting = fit(given, job.model, job.route, hook, job.most_tokens)
+def fit_job(job: JobT, hook: Hook | None) -> JobT:
+    """Return the job with its input fitted to its route, and to the provider by its `hook`."""
+    original = job.input if job.original_input is None else job.original_input
+    fitting = fit(original, job.model, job.route, hook, job.max_tokens)
     return replace(job, input=fitting.input, adjustments=fitting.adjustments)

@@ -1,8 +1,8 @@
-"""An input as one route takes it, and the list of what had to be changed for that.
+"""Fits an input to a route, and lists the adjustments.
 
-One place shapes what goes upstream: `fit` applies the route's catalogue row (`drop`, `clamp`, the model's
-maximum of tokens) and then what the provider's own hook knows of its API. Adapters send the result as it is,
-so what is reported to the caller can't differ from what the vendor gets.
+This is the only place that changes an input: `fit` applies the route's row of the catalogue (`drop`, `clamp`,
+the model's maximum of tokens) and then the provider's own hook. Providers send the result unchanged, so what
+is reported to the caller can't differ from what the vendor gets.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from pomelo.errors import PomeloError, invalid
 from pomelo.gen.v1.task_pb2 import Adjustment
 
 _CONTENT = frozenset(("messages", "prompt", "text", "voice", "audio", "response_format"))
-"""Fields that are no parameters of a model: never dropped or clamped."""
+"""Fields that are not parameters of a model: never dropped or clamped."""
 
-_LEFT_OUT = "left out: the model does not take it"
+_NOT_SUPPORTED = "left out: the model does not take it"
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +36,7 @@ class _Parameter:
     has_presence: bool
 
     def read(self, message: Any) -> Any:
-        """Its value in an input; None where it is not given."""
+        """Its value in an input; None if it is not set."""
         name: str = self.descriptor.name
         if self.outer:
             if not message.HasField(self.outer):
@@ -46,29 +46,30 @@ class _Parameter:
             return getattr(message, name) if message.HasField(name) else None
         return getattr(message, name) or None
 
-    def shown(self, value: Any) -> str:
-        """A value as callers write it: a number, or the short name of an enum value."""
+    def format(self, value: Any) -> str:
+        """Format a value as callers write it: a number, or the short name of an enum value."""
         enum = self.descriptor.enum_type
         if enum is None:
-            return _number(value)
+            return _format_number(value)
         prefix = enum.values[0].name.removesuffix("UNSPECIFIED")
         name: str = enum.values_by_number[value].name
         return name.removeprefix(prefix).lower()
 
 
 @cache
-def _parameters(of: Descriptor, outer: str = "") -> dict[str, _Parameter]:
-    """The parameters of an input, by the names that the catalogue has for them."""
-    found: dict[str, _Parameter] = {}
-    for field in of.fields:
+def _parameters(message_type: Descriptor, outer: str = "") -> dict[str, _Parameter]:
+    """The parameters of an input, by their names in the catalogue."""
+    parameters: dict[str, _Parameter] = {}
+    for field in message_type.fields:
         if field.name in _CONTENT:
             continue
         number = field.cpp_type in _NUMBERS and not field.is_repeated
         label = f"{outer}.{field.name}" if outer else field.name
-        found[field.name] = _Parameter(field, len(found), outer, label, number, field.has_presence)
+        order = len(parameters)
+        parameters[field.name] = _Parameter(field, order, outer, label, number, field.has_presence)
         if field.message_type is not None:
-            found |= _parameters(field.message_type, field.name)
-    return found
+            parameters |= _parameters(field.message_type, field.name)
+    return parameters
 
 
 _NUMBERS = frozenset(
@@ -82,118 +83,117 @@ _NUMBERS = frozenset(
 
 
 class Fitting:
-    """An input on its way to a route.
+    """An input while it is fitted to a route.
 
-    `input` is the caller's own message until the first change, which makes a copy: the caller's is never
-    changed. Parameters are named as in the catalogue, those of voice_settings by their own names; a name that
-    the input does not have is ignored.
+    `input` is the caller's own message until the first change, which makes a copy. Parameters have their
+    names in the catalogue, those of voice_settings their own names. A name that the input does not have is
+    ignored. The argument `expected` completes the sentence "it must be …".
     """
 
-    __slots__ = ("_changes", "_given", "_known", "input", "route")
+    __slots__ = ("_changes", "_original", "_parameters", "input", "route")
 
-    def __init__(self, given: Any, route: Route) -> None:
-        self.input = given
+    def __init__(self, original: Any, route: Route) -> None:
+        self.input = original
         self.route = route
-        self._given = given
-        self._known = _parameters(given.DESCRIPTOR)
+        self._original = original
+        self._parameters = _parameters(original.DESCRIPTOR)
         self._changes: dict[str, tuple[tuple[bool, int, str], Adjustment, str]] = {}
 
     def get(self, name: str) -> Any:
-        """A parameter's value as it goes out; None where it was not given or was dropped."""
-        parameter = self._known.get(name)
+        """Return a parameter's current value; None if it was not set, or was dropped."""
+        parameter = self._parameters.get(name)
         return None if parameter is None else parameter.read(self.input)
 
-    def drop(self, name: str, takes: str = _LEFT_OUT) -> None:
-        """Leaves a parameter out, where it was given. `takes` completes "it must be …"."""
+    def drop(self, name: str, expected: str = _NOT_SUPPORTED) -> None:
+        """Leave a parameter out, if it is set."""
         if self.get(name) is None:
             return
-        parameter = self._known[name]
+        parameter = self._parameters[name]
         self._message(parameter).ClearField(name)
-        if parameter.descriptor.message_type is not None:  # what was changed inside it is gone with it
-            within = parameter.label + "."
-            self._changes = {k: v for k, v in self._changes.items() if not k.startswith(within)}
-        self._note(parameter, None, takes)
+        if parameter.descriptor.message_type is not None:  # changes inside it no longer count
+            prefix = parameter.label + "."
+            self._changes = {k: v for k, v in self._changes.items() if not k.startswith(prefix)}
+        self._record(parameter, None, expected)
 
-    def drop_items(self, name: str, unwanted: Callable[[Any], bool], takes: str) -> None:
-        """Leaves out the items of a list that are `unwanted`."""
+    def drop_items(self, name: str, unwanted: Callable[[Any], bool], expected: str) -> None:
+        """Leave out the items of a list that are `unwanted`."""
         items = self.get(name)
         if items is None or not any(map(unwanted, items)):
             return
         kept = [item for item in items if not unwanted(item)]
         if not kept:
-            self.drop(name, takes)
+            self.drop(name, expected)
             return
-        parameter = self._known[name]
+        parameter = self._parameters[name]
         for index, item in enumerate(items):
             if unwanted(item):
-                self._note(parameter, None, takes, f"{parameter.label}[{index}]")
+                self._record(parameter, None, expected, f"{parameter.label}[{index}]")
         message = self._message(parameter)
         message.ClearField(name)
         getattr(message, name).extend(kept)
 
-    def replace(self, name: str, value: Any, takes: str) -> None:
-        """Sends another value than the one that was given. A parameter that was not given is set, too, but
-        that is no adjustment."""
-        parameter = self._known.get(name)
+    def replace(self, name: str, value: Any, expected: str) -> None:
+        """Set a parameter to another value. If the caller did not set it, that is not an adjustment."""
+        parameter = self._parameters.get(name)
         if parameter is not None and parameter.read(self.input) != value:
             setattr(self._message(parameter), name, value)
-            self._note(parameter, value, takes)
+            self._record(parameter, value, expected)
 
     def override(self, names: dict[str, str], fixed: Any) -> None:
-        """Adjusts to the operator's `fixed` fields of every request, which replace what the caller gave.
-        `names` are the vendor's names of the parameters."""
+        """Apply the operator's `fixed` fields of every request, which replace the caller's values. `names`
+        are the vendor's names of the parameters."""
         if not fixed:
             return
-        for name, theirs in names.items():
-            if theirs in fixed and self.get(name) is not None:
-                value = fixed[theirs]
-                if self._known[name].number and type(value) in (int, float):
-                    self.replace(name, type(self.get(name))(value), _number(value))
+        for name, vendor_name in names.items():
+            if vendor_name in fixed and self.get(name) is not None:
+                value = fixed[vendor_name]
+                if self._parameters[name].number and type(value) in (int, float):
+                    self.replace(name, type(self.get(name))(value), _format_number(value))
                 else:
                     self.drop(name)
 
     def clamp(self, name: str) -> None:
-        """Brings a number into the route's range for it."""
-        given = self.get(name)
-        if given is not None and self._known[name].number:
-            value = self.route.fit(name, given)
-            if value != given:
-                least, most, step = self.route.clamp[name]
-                limits = f"from {_number(least)} to {_number(most)}"
-                what = f"a multiple of {_number(step)}" if step else "a number"
+        """Bring a number into the route's range for it."""
+        current = self.get(name)
+        if current is not None and self._parameters[name].number:
+            value = self.route.fit(name, current)
+            if value != current:
+                minimum, maximum, step = self.route.clamp[name]
+                limits = f"from {_format_number(minimum)} to {_format_number(maximum)}"
+                what = f"a multiple of {_format_number(step)}" if step else "a number"
                 self.replace(name, value, f"{what} {limits}")
 
     @property
     def adjustments(self) -> list[Adjustment]:
-        """What was changed of what the caller gave: dropped parameters first, in the contract's order."""
-        return [adjustment for _, adjustment, _ in sorted(self._changes.values(), key=_place)]
+        """The changes of what the caller set: dropped parameters first, in the contract's order."""
+        return [adjustment for _, adjustment, _ in sorted(self._changes.values(), key=_order)]
 
     def refusal(self) -> PomeloError:
-        """The error that names the first adjustment, and what the model takes."""
-        _, adjustment, takes = min(self._changes.values(), key=_place)
-        return invalid(adjustment.field, takes)
+        """Return the error that names the first adjustment, and what the model accepts."""
+        _, adjustment, expected = min(self._changes.values(), key=_order)
+        return invalid(adjustment.field, expected)
 
     def _message(self, parameter: _Parameter) -> Any:
-        """The message that a parameter is in, which may be changed."""
-        if self.input is self._given:
-            self.input = type(self._given)()
-            self.input.CopyFrom(self._given)
+        """The message that contains a parameter, in the copy that may be changed."""
+        if self.input is self._original:
+            self.input = type(self._original)()
+            self.input.CopyFrom(self._original)
         return getattr(self.input, parameter.outer) if parameter.outer else self.input
 
-    def _note(self, parameter: _Parameter, value: Any, takes: str, label: str = "") -> None:
-        given = parameter.read(self._given)
-        if given is None:
+    def _record(self, parameter: _Parameter, value: Any, expected: str, label: str = "") -> None:
+        original = parameter.read(self._original)
+        if original is None:
             return
         label = label or parameter.label
-        if value == given:
+        if value == original:
             self._changes.pop(label, None)
             return
         if value is None:
             adjustment = Adjustment(field=label, kind=Adjustment.KIND_DROPPED)
         else:
-            used = parameter.shown(value)
+            used = parameter.format(value)
             adjustment = Adjustment(field=label, kind=Adjustment.KIND_CLAMPED, used=used)
-        self._changes[label] = ((value is not None, parameter.order, label), adjustment, takes)
+        self._changes[label] = ((value is not None, parameter.order, label), adjustment, expected)
 
 
 Hook = Callable[[Fitting], None]
@@ -201,33 +201,33 @@ Hook = Callable[[Fitting], None]
 
 
 def fit(
-    given: Any, model: Model, route: Route, hook: Hook | None = None, most_tokens: int | None = None
+    original: Any, model: Model, route: Route, hook: Hook | None = None, max_tokens: int | None = None
 ) -> Fitting:
-    """A valid input as `route` takes it. `most_tokens` are the tokens of output that are paid for, None where
-    the model's own maximum is."""
-    fitting = Fitting(given, route)
-    _limit_tokens(fitting, model.limits.max_output_tokens, most_tokens)
+    """Fit a valid input to `route`. `max_tokens` are the tokens of output that are reserved; None: the
+    model's own maximum."""
+    fitting = Fitting(original, route)
+    _limit_tokens(fitting, model.limits.max_output_tokens, max_tokens)
     for name in route.drop:
         fitting.drop(name)
     for name in route.clamp:
         fitting.clamp(name)
-    if most_tokens is not None and (fitting.get("max_tokens") or 0) > most_tokens:
-        _limit_tokens(fitting, 0, most_tokens)  # a clamp may have raised it above what is paid for
+    if max_tokens is not None and (fitting.get("max_tokens") or 0) > max_tokens:
+        _limit_tokens(fitting, 0, max_tokens)  # a clamp may have raised it above what is reserved
     if hook is not None:
         hook(fitting)
     return fitting
 
 
-def _limit_tokens(fitting: Fitting, limit: int, paid: int | None) -> None:
-    given = fitting.get("max_tokens")
-    most = min(limit, paid) if limit and paid is not None else limit or paid
-    if most and (paid is not None if given is None else given > most):
-        fitting.replace("max_tokens", most, f"a whole number from 1 to {_number(most)}")
+def _limit_tokens(fitting: Fitting, limit: int, reserved: int | None) -> None:
+    current = fitting.get("max_tokens")
+    maximum = min(limit, reserved) if limit and reserved is not None else limit or reserved
+    if maximum and (reserved is not None if current is None else current > maximum):
+        fitting.replace("max_tokens", maximum, f"a whole number from 1 to {_format_number(maximum)}")
 
 
-def _place(change: tuple[tuple[bool, int, str], Adjustment, str]) -> tuple[bool, int, str]:
+def _order(change: tuple[tuple[bool, int, str], Adjustment, str]) -> tuple[bool, int, str]:
     return change[0]
 
 
-def _number(value: float) -> str:
+def _format_number(value: float) -> str:
     return repr(int(value) if value == int(value) else value)

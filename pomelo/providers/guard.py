@@ -1,7 +1,7 @@
-"""What a provider may raise and yield; anything else is `provider_failed`, with a line in the log.
+"""Checks what a provider raises and yields; what it may not is logged, and the task fails.
 
-A provider may be a plug-in. Whatever its code does, the caller gets an answer, no other task is affected, and
-no error reaches the caller that only Pomelo itself may give: of a key, a balance, a limit or a store.
+A provider may be a plug-in. Whatever its code does, the caller gets a response, no other task is affected,
+and the caller gets no error that only Pomelo itself may raise: of a key, a balance, a limit or a store.
 """
 
 from __future__ import annotations
@@ -12,20 +12,21 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from pomelo.errors import TABLE, PomeloError, Replay
+from pomelo.errors import TABLE, PomeloError
 from pomelo.gen.v1.speech_pb2 import AudioChunk
 from pomelo.gen.v1.text_pb2 import FinishReason
 from pomelo.logs import format_trace
 from pomelo.process import is_cancelled
-from pomelo.providers.base import CODES, Event, Job, JobMethod
+from pomelo.providers.base import Event, Job, JobMethod
+from pomelo.providers.cancellation import SelfCancelledError, StillRunningError, await_bounded
+from pomelo.providers.chunks import MAX_AUDIO_BYTES, MAX_TEXT_CHARS, split_audio, split_text
+from pomelo.providers.errors import CODES, RetryPolicy, UpstreamError
 from pomelo.providers.http.connections import NoConnectionError
 from pomelo.providers.http.errors import TruncatedError
-from pomelo.providers.parse_steps import NotEndedError, SelfCancelledError, bounded
-from pomelo.providers.pieces import AUDIO_PIECE, TEXT_PIECE, split_audio, split_text
 
 log = logging.getLogger("pomelo.providers")
 
-WAIT_MOST = 3600
+MAX_RETRY_AFTER = 3600
 """The longest Retry-After of a provider, in seconds."""
 
 _EVENTS: Mapping[str, frozenset[str]] = {
@@ -37,84 +38,84 @@ _EVENTS: Mapping[str, frozenset[str]] = {
 }
 """The events of each task type."""
 
-_ENDS = (asyncio.CancelledError, GeneratorExit)
-"""How a coroutine is ended from outside."""
+_ENDED = (asyncio.CancelledError, GeneratorExit)
+"""Exceptions that end a coroutine from outside."""
 
-_ERRORS = (PomeloError, TruncatedError, NoConnectionError)
-"""Errors that are passed on as they are; a plug-in's own subclass may override anything."""
+_TRUSTED = (PomeloError, UpstreamError, TruncatedError, NoConnectionError)
+"""Errors that are passed on unchanged; a plug-in's own subclass may override anything."""
 
 _OUTPUTS = {"image": "image", "speech_to_text": "transcription"}
 """The output of a task type's `result`."""
 
-_MEDIA_TYPE = re.compile(r"(audio|image)/[\w!#$&^.+-]{1,64}(; ?[\w.+-]{1,32}=[\w.+-]{1,64})*", re.ASCII)
-"""A content type that can be sent as a header: tokens alone, which have no line breaks."""
+_CONTENT_TYPE = re.compile(r"(audio|image)/[\w!#$&^.+-]{1,64}(; ?[\w.+-]{1,32}=[\w.+-]{1,64})*", re.ASCII)
+"""A content type that can be sent as a header: only tokens, so it has no line breaks."""
 
 
 class GuardedEvents:
-    """The events of a provider's method for one job, checked as they come.
+    """The events of a provider's method for one job, checked as they arrive.
 
     Raises:
-        PomeloError: the provider's own, if its code is one of CODES; else provider_failed.
+        PomeloError: the provider's own, if its code is one of CODES; otherwise provider_failed.
         asyncio.CancelledError: only if the current task is cancelled.
     """
 
     __slots__ = (
-        "_allowed", "_begun", "_events", "_finished", "_job", "_kind", "_loop", "_media_type", "_method",
-        "_next", "_rest",
+        "_allowed", "_audio_started", "_chunks", "_content_type", "_events", "_finished", "_job", "_loop",
+        "_method", "_next", "_task_type",
     )  # fmt: skip
 
-    def __init__(self, method: JobMethod, kind: str, job: Job) -> None:
+    def __init__(self, method: JobMethod, task_type: str, job: Job[Any]) -> None:
         self._method = method
-        self._kind = kind
+        self._task_type = task_type
         self._job = job
-        self._allowed = _EVENTS[kind]
+        self._allowed = _EVENTS[task_type]
         self._loop = asyncio.get_running_loop()
         self._finished = False
-        self._begun = False
-        self._media_type = ""
+        self._audio_started = False
+        self._content_type = ""
         self._events: Any = None
         self._next: Any = None
-        self._rest: Iterator[Event] | None = None
+        self._chunks: Iterator[Event] | None = None
 
     def __aiter__(self) -> GuardedEvents:
         return self
 
     async def __anext__(self) -> Event:
-        if self._rest is not None:
-            if (piece := next(self._rest, None)) is not None:
-                return piece
-            self._rest = None
+        if self._chunks is not None:
+            if (chunk := next(self._chunks, None)) is not None:
+                return chunk
+            self._chunks = None
         while True:
-            event = await self._received()
+            event = await self._next_event()
             which = self._check(event)
             if which == "text_delta":
-                if self._job.stream and len(event.text_delta.content) > TEXT_PIECE:
-                    self._rest = split_text(event)
+                if self._job.stream and len(event.text_delta.content) > MAX_TEXT_CHARS:
+                    self._chunks = split_text(event)
             elif which == "audio_chunk":
-                chunk = event.audio_chunk
-                if not chunk.data:
-                    continue  # it would begin an answer that may never have any audio
-                if not (self._begun or chunk.content_type):  # it was that of an empty piece
-                    event = Event(audio_chunk=AudioChunk(data=chunk.data, content_type=self._media_type))
-                self._begun = True
-                if len(chunk.data) > AUDIO_PIECE:
-                    self._rest = split_audio(event)
-            return event if self._rest is None else next(self._rest)
+                audio = event.audio_chunk
+                if not audio.data:
+                    continue  # it would start a response that may never have any audio
+                if not (self._audio_started or audio.content_type):  # an empty chunk had the content type
+                    event = Event(audio_chunk=AudioChunk(data=audio.data, content_type=self._content_type))
+                self._audio_started = True
+                if len(audio.data) > MAX_AUDIO_BYTES:
+                    self._chunks = split_audio(event)
+            return event if self._chunks is None else next(self._chunks)
 
-    async def _received(self) -> Event:
-        """The next event that the provider yields, of whatever content."""
+    async def _next_event(self) -> Event:
+        """The next event of the provider, whose content is not checked."""
         try:
-            event = await bounded(self._next or self._first, self._loop)
+            event = await await_bounded(self._next or self._start, self._loop)
         except StopAsyncIteration:
             raise
         except PomeloError as error:
-            refusal = self._refusal(error)
-            if refusal is None:
+            replacement = self._replacement(error)
+            if replacement is None:
                 raise
-            raise refusal from None
+            raise replacement from None
         except SelfCancelledError:
             raise self._failed("cancelled the task that runs it") from None
-        except NotEndedError as error:
+        except StillRunningError as error:
             self._events = None
             self._failed("went on after it was cancelled, and was stopped")
             raise asyncio.CancelledError from error
@@ -127,33 +128,34 @@ class GuardedEvents:
             raise self._failed(f"yielded a {type(event).__name__} instead of an Event")
         return event
 
-    def _first(self) -> Any:
-        """Calls the provider's method; what to await for its first event."""
+    def _start(self) -> Any:
+        """Call the provider's method, and return what to await for its first event."""
         self._events = self._method(self._job)
         self._next = aiter(self._events).__anext__
         return self._next()
 
     async def aclose(self) -> None:
-        """Ends the provider's call. What it raises while it ends is logged: the task's outcome is known."""
+        """End the provider's call. Exceptions are logged, because the outcome of the task is known
+        already."""
         close = getattr(self._events, "aclose", None)
         if close is None:
             return
         try:
-            await bounded(close, self._loop, closing=True)
+            await await_bounded(close, self._loop, closing=True)
         except SelfCancelledError:
             self._failed("cancelled the task that runs it while it was closed")
-        except NotEndedError:
+        except StillRunningError:
             self._failed("went on after it was closed, and was stopped")
         except BaseException as error:
-            if isinstance(error, _ENDS) and is_cancelled():
+            if isinstance(error, _ENDED) and is_cancelled():
                 raise
             self._failed("failed unexpectedly while it was closed", error)
 
     def _check(self, event: Event) -> str:
-        """Refuses an event of another task type, and one after the last. Returns what the event is."""
+        """Refuse an event of another task type, and an event after the last. Return the name of its field."""
         which = event.WhichOneof("event")
         if which not in self._allowed:
-            raise self._failed(f"yielded {which or 'an empty event'} for a task of type {self._kind}")
+            raise self._failed(f"yielded {which or 'an empty event'} for a task of type {self._task_type}")
         if self._finished:
             raise self._failed("yielded an event after the last one")
         if which == "text_delta":
@@ -165,49 +167,52 @@ class GuardedEvents:
         elif which == "result":
             self._finished = True
             output = event.result.WhichOneof("output")
-            if output != _OUTPUTS[self._kind]:
+            if output != _OUTPUTS[self._task_type]:
                 raise self._failed(f"yielded a result with {output or 'no output'}")
             for image in event.result.image.images:
-                self._check_media_type(image.content_type, "image/")
+                self._check_content_type(image.content_type, "image/")
         elif which == "audio_chunk":
-            if given := event.audio_chunk.content_type:
-                self._check_media_type(given, "audio/")
-                self._media_type = self._media_type or given
-            elif not self._media_type:
+            if content_type := event.audio_chunk.content_type:
+                self._check_content_type(content_type, "audio/")
+                self._content_type = self._content_type or content_type
+            elif not self._content_type:
                 raise self._failed("yielded audio without its content_type")
         return which
 
-    def _check_media_type(self, given: str, beginning: str) -> None:
-        """Refuses a content type that is of other media, or that would break out of a header."""
-        if not (given.startswith(beginning) and _MEDIA_TYPE.fullmatch(given)):
-            raise self._failed(f"yielded media of a content_type that is not {beginning}*")
+    def _check_content_type(self, content_type: str, prefix: str) -> None:
+        """Refuse a content type of other media, or with characters that a header can't have."""
+        if not (content_type.startswith(prefix) and _CONTENT_TYPE.fullmatch(content_type)):
+            raise self._failed(f"yielded media of a content_type that is not {prefix}*")
 
-    def _refusal(self, error: PomeloError) -> PomeloError | None:
-        """What replaces an error that no provider may raise, or that the protocols can't carry; None: nothing
-        does."""
+    def _replacement(self, error: PomeloError) -> PomeloError | None:
+        """The error to raise in place of one that a provider may not raise, or that the protocols can't
+        transmit; None if `error` is valid."""
         try:
-            code, message, field, wait = error.code, error.message, error.field, error.wait
-            replay = error.replay
-            may = (code in CODES and error.row is TABLE[code]) or isinstance(error, NoConnectionError)
+            code, message, field, wait = error.code, error.message, error.field, error.retry_after
+            allowed = (code in CODES and error.row is TABLE[code]) or isinstance(error, NoConnectionError)
+            retry = RetryPolicy.NEVER
+            if isinstance(error, UpstreamError):
+                retry, wait = error.retry, error.wait
         except Exception as fault:  # a subclass may lack what PomeloError has
             return self._failed("raised an incomplete error", fault)
-        if not may:
+        if not allowed:
             return self._failed(f"raised {code}, which no provider may raise", error)
         if type(message) is not str or not (field is None or type(field) is str):
             return self._failed("raised an error whose message or field is not text", error)
-        if wait is not None and not (type(wait) is int and 0 <= wait <= WAIT_MOST):
-            error.wait = wait = None
-        if not message.strip():
-            error.message = message = error.row.message
-        if type(error) in _ERRORS:
+        valid_wait = wait is None or (type(wait) is int and 0 <= wait <= MAX_RETRY_AFTER)
+        if type(error) in _TRUSTED and valid_wait and message.strip():
             return None
-        refusal = PomeloError(code, message, field=field, retry_after=wait)
-        refusal.replay = replay if isinstance(replay, Replay) else Replay.NEVER
-        return refusal
+        return UpstreamError(
+            code,
+            message if message.strip() else "",
+            field=field,
+            retry=retry if isinstance(retry, RetryPolicy) else RetryPolicy.NEVER,
+            wait=wait if valid_wait else None,
+        )
 
     def _failed(self, what: str, error: BaseException | None = None) -> PomeloError:
-        """Logs what the provider did; returns the error to raise for it."""
+        """Log what the provider did, and return the error to raise."""
         job = self._job
-        where = "" if error is None else f"\n{format_trace(error)}"
-        log.error("request %s: the provider %s %s%s", job.request_id, job.route.provider, what, where)
-        return PomeloError("provider_failed")
+        trace = "" if error is None else f"\n{format_trace(error)}"
+        log.error("request %s: the provider %s %s%s", job.request_id, job.route.provider, what, trace)
+        return UpstreamError("provider_failed")

@@ -1,7 +1,4 @@
-"""What providers of pictures share: their events, their sizes, and the check that a picture is one.
-
-It knows no vendor and no HTTP.
-"""
+"""Events, sizes and checks that providers of images share."""
 
 from __future__ import annotations
 
@@ -22,58 +19,53 @@ FORMATS: Mapping[ImageFormat.ValueType, str] = {
     ImageFormat.IMAGE_FORMAT_JPEG: "jpeg",
     ImageFormat.IMAGE_FORMAT_WEBP: "webp",
 }
-"""The contract's formats by the names that most vendors have for them."""
+"""The contract's formats -> the names that most vendors use."""
 
 
 class ProgressEvents:
-    """How far a picture is, as the caller hears it: from 0 to 1, never falling."""
+    """Makes the progress events of an image: from 0 to 1, never falling."""
 
-    __slots__ = ("_told",)
+    __slots__ = ("_reported",)
 
     def __init__(self) -> None:
-        self._told = -1.0
+        self._reported = -1.0
 
-    def event(self, done: Any) -> Event | None:
-        """The event that tells of `done`; None where it is no news, or no number."""
-        # A whole number may be too large for a float: it is not asked whether it is finite.
-        if type(done) not in (int, float) or (type(done) is float and not isfinite(done)):
+    def event(self, progress: Any) -> Event | None:
+        """Return the event for a progress; None if it has not grown, or is not a finite number."""
+        # isfinite() fails for a whole number that is too large for a float.
+        if type(progress) not in (int, float) or (type(progress) is float and not isfinite(progress)):
             return None
-        done = min(max(done, 0.0), 1.0)
-        if done <= self._told:
+        progress = min(max(progress, 0.0), 1.0)
+        if progress <= self._reported:
             return None
-        self._told = done
-        return Event(image_progress=ImageProgress(progress=done))
+        self._reported = progress
+        return Event(image_progress=ImageProgress(progress=progress))
 
 
-def sides(given: ImageInput, route: Route) -> dict[str, int]:
-    """Width and height in pixels; a side that the caller left open is the default in the route's range."""
-    found = {}
+def image_size(image: ImageInput, route: Route) -> dict[str, int]:
+    """Return width and height in pixels; if the caller did not set one, the default in the route's range."""
+    size = {}
     for name in ("width", "height"):
-        side = getattr(given, name) if given.HasField(name) else route.fit(name, DEFAULT_IMAGE_SIDE)
+        side = getattr(image, name) if image.HasField(name) else route.fit(name, DEFAULT_IMAGE_SIDE)
         if side is not None:
-            found[name] = side
-    return found
+            size[name] = side
+    return size
 
 
-def numbers(given: ImageInput, names: Mapping[str, str]) -> dict[str, Any]:
-    """Steps, guidance and seed where there are any, by the vendor's `names` for the contract's."""
-    values = {field.name: value for field, value in given.ListFields()}
-    return {theirs: values[name] for name, theirs in names.items() if name in values}
+def renamed_fields(image: ImageInput, names: Mapping[str, str]) -> dict[str, Any]:
+    """Return the fields in `names` that are set, by the vendor's names: `names` maps ours to the vendor's."""
+    values = {field.name: value for field, value in image.ListFields()}
+    return {vendor_name: values[name] for name, vendor_name in names.items() if name in values}
 
 
-def result(data: bytes) -> Event:
-    """The event that bears a finished picture.
+def image_result(data: bytes) -> Event:
+    """Return the event of a finished image. The content type is that of the file's first bytes.
 
     Raises:
-        PomeloError: provider_failed; it is no PNG, JPEG or WebP.
+        UpstreamError: provider_failed; the file is not a PNG, JPEG or WebP.
     """
-    picture = GeneratedImage(data=data, content_type=_content_type(data))
-    return Event(result=TaskResult(image=ImageOutput(images=[picture])))
-
-
-def _content_type(data: bytes) -> str:
-    """By the file's first bytes, whatever it was called."""
-    found = image_type(data)
-    if found is None or found == "image/gif":
-        raise malformed_response("a picture that is none")
-    return found
+    content_type = image_type(data)
+    if content_type is None or content_type == "image/gif":
+        raise malformed_response("a file that is not an image")
+    image = GeneratedImage(data=data, content_type=content_type)
+    return Event(result=TaskResult(image=ImageOutput(images=[image])))

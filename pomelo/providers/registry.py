@@ -1,8 +1,7 @@
-"""Which providers there are: the built-in ones, those of plug-ins, and the hosts of the catalogue.
+"""Finds all providers: the built-in ones, those of plug-ins, and the hosts of the catalogue.
 
-The composition root and `pomelo doctor` call `read`; `open_providers` opens what it found. A plug-in is a
-package with an entry point of the group `pomelo.providers`, whose name is the provider's and whose object is
-its class. No vendor is known here.
+A plug-in is a package with an entry point of the group `pomelo.providers`. The name of the entry point is the
+provider's, its object is the provider's class.
 """
 
 from __future__ import annotations
@@ -34,11 +33,10 @@ _HOST_PROBE = Probe("/models")
 class Entry:
     """A provider that can be opened.
 
-    `base_url` is where its API begins unless the operator says otherwise (empty: the operator must).
-    `account` names the provider whose key and base URL it uses, empty: its own. `probe` None: there is
-    nothing to ask that costs nothing. `options` are the types of what it reads of a route, None: it doesn't
-    say. `task_types` are those that it has a method for, None: a plug-in's, which may make methods as it
-    likes.
+    `base_url` is the default address of its API; if it is empty, the operator must set one. `account` is the
+    provider whose key and base URL it uses, empty for its own. `probe` is a request that costs nothing, or
+    None. `options` declares the route keys that it reads, or None. `task_types` are those that it has a
+    method for; None for a plug-in, which may create its methods dynamically.
     """
 
     name: str
@@ -51,90 +49,89 @@ class Entry:
     task_types: frozenset[str] | None = None
 
     def located(self, credentials: Mapping[str, Credentials]) -> Credentials:
-        """Its credentials among those of all accounts, with the base URL that holds."""
-        given = credentials.get(self.account or self.name, Credentials(None))
-        return given if given.base_url else Credentials(given.api_key, self.base_url)
+        """Return its credentials among those of all accounts, with the default base URL if they have none."""
+        own = credentials.get(self.account or self.name, Credentials(None))
+        return own if own.base_url else Credentials(own.api_key, self.base_url)
 
 
 @dataclass(frozen=True, slots=True)
 class Registry:
-    """The models, and the providers that there are for them; the sandbox is not among these."""
+    """The models, and the providers by name, without the sandbox."""
 
     catalog: Catalog
     entries: Mapping[str, Entry]
 
 
-def read_registry(own: Path | None = None, plugged: Collection[EntryPoint] | None = None) -> Registry:
-    """Reads the catalogues and finds the providers.
+def read_registry(own: Path | None = None, plugins: Collection[EntryPoint] | None = None) -> Registry:
+    """Read the catalogues and find the providers.
 
     `own` is the operator's catalogue, whose entries replace all others; those of plug-ins replace none.
-    `plugged` are the plug-ins, those that are installed where it is None.
+    `plugins` are the entry points to load; None: all that are installed.
 
     Raises:
-        ValueError: a plug-in can't be loaded, two things have one name, or rows are wrong; the message has a
+        ValueError: a plug-in can't be loaded, a name is used twice, or rows are invalid; the message has a
             line for each. OSError: `own` can't be read.
     """
     entries = {}
     for name, reference in BUILTIN.items():
-        built_in = _load(reference)
+        module, _, class_name = reference.partition(":")
+        built_in = getattr(import_module(module), class_name)
         entries[name] = replace(_entry(name, built_in), task_types=_task_types(built_in))
     files = [BUILTIN_CATALOG]
-    for point in entry_points(group=GROUP) if plugged is None else plugged:
-        if point.name in entries or point.name == SANDBOX:
-            raise ValueError(f"the plug-in {point.value} calls itself {point.name}, and another one does")
-        provider = _plugged(point)
-        entries[point.name] = _entry(point.name, provider)
-        if (brought := getattr(provider, "catalog", None)) is not None:
-            _check_new(point, _path(point, brought), files)
-            files.append(Path(brought))
+    for plugin in entry_points(group=GROUP) if plugins is None else plugins:
+        if plugin.name in entries or plugin.name == SANDBOX:
+            raise ValueError(
+                f"the plug-in {plugin.value}: the name {plugin.name} is used by another provider"
+            )
+        provider = _load(plugin)
+        entries[plugin.name] = _entry(plugin.name, provider)
+        if (path := getattr(provider, "catalog", None)) is not None:
+            files.append(_check_catalog(plugin, path, files))
     catalog = Catalog.load(
         *files, *([own] if own is not None else []), check=lambda read: list(_faults(read, entries))
     )
     return Registry(catalog, entries | {name: _host(name, dict(row)) for name, row in catalog.hosts.items()})
 
 
-def _plugged(point: EntryPoint) -> Any:
+def _load(plugin: EntryPoint) -> Any:
     try:
-        return point.load()
+        return plugin.load()
     except KeyboardInterrupt:
         raise
-    except BaseException as error:  # whatever a stranger's module does when it is imported
-        failure = ValueError(f"the plug-in {point.name} ({point.value}) can't be loaded: {error!r}")
+    except BaseException as error:  # the import of a plug-in may raise anything
+        failure = ValueError(f"the plug-in {plugin.name} ({plugin.value}) can't be loaded: {error!r}")
         raise failure from error
 
 
-def _path(point: EntryPoint, brought: Any) -> Path:
-    if not isinstance(brought, str | Path) or not Path(brought).is_file():
-        raise ValueError(f"the plug-in {point.name}: its catalog names no file")
-    return Path(brought)
-
-
-def _check_new(point: EntryPoint, brought: Path, files: list[Path]) -> None:
-    """A package must not change what a name costs or who answers it.
+def _check_catalog(plugin: EntryPoint, path: Any, files: list[Path]) -> Path:
+    """Check that a plug-in's catalogue changes neither the price nor the provider of an existing name.
 
     Raises:
-        ValueError: it would.
+        ValueError: it does, or it is not a file.
     """
-    new, before = TomlFile.read(brought), [TomlFile.read(path) for path in files]
-    for kind in ("models", "hosts"):
-        there = {name for file in before for name, _ in tables(file, kind)}
-        taken = sorted(there & {name for name, _ in tables(new, kind)})
+    if not isinstance(path, str | Path) or not Path(path).is_file():
+        raise ValueError(f"the plug-in {plugin.name}: its catalog is not the path of a file")
+    new, existing = TomlFile.read(Path(path)), [TomlFile.read(file) for file in files]
+    for table in ("models", "hosts"):
+        names = {name for file in existing for name, _ in tables(file, table)}
+        taken = sorted(names & {name for name, _ in tables(new, table)})
         if taken:
             raise ValueError(
-                f"the plug-in {point.name} brings {', '.join(taken)}, which is there already. Only a "
+                f"the plug-in {plugin.name} defines {', '.join(taken)}, which exists already. Only a "
                 "catalogue of your own may replace an entry: set POMELO_CATALOG"
             )
+    return Path(path)
 
 
 def _faults(files: Sequence[TomlFile], entries: Mapping[str, Entry]) -> Iterator[Fault]:
-    """What is wrong with hosts, and with the providers of routes and what they read."""
+    """What is wrong with hosts, and with the providers and the options of routes."""
     hosts = {name for file in files for name, _ in tables(file, "hosts")}
     known = [*entries, *sorted(hosts - entries.keys())]
     for file in files:
         for name, row in tables(file, "hosts"):
             keys = ("hosts", name)
             if name in entries or name == SANDBOX:
-                yield file.fault(keys, "a provider has that name. Choose another one")
+                yield file.fault(keys, "a provider has that name. Choose another name")
             if isinstance(row, dict):
                 yield from row_faults(file, keys, HostRow, row)
                 account = row.get("credentials")
@@ -144,10 +141,10 @@ def _faults(files: Sequence[TomlFile], entries: Mapping[str, Entry]) -> Iterator
                     )
         for name, row in tables(file, "models"):
             for index, route in routes(row):
-                place: Keys = ("models", name, "routes", index)
+                route_keys: Keys = ("models", name, "routes", index)
                 provider = route.get("provider")
                 if not isinstance(provider, str) or not provider:
-                    continue  # reported as of a wrong type
+                    continue  # reported as a wrong type
                 if provider in known:
                     entry = entries.get(provider)
                     declared = (
@@ -155,10 +152,10 @@ def _faults(files: Sequence[TomlFile], entries: Mapping[str, Entry]) -> Iterator
                         if entry is not None
                         else (Compatible.options, _task_types(Compatible))
                     )
-                    yield from _route_faults(file, place, row, route, *declared)
+                    yield from _route_faults(file, route_keys, row, route, *declared)
                 else:
-                    said = f"no provider is called {provider[:100]}. {suggest(provider, known)}"
-                    yield file.fault((*place, "provider"), said)
+                    message = f"no provider is called {provider[:100]}. {suggest(provider, known)}"
+                    yield file.fault((*route_keys, "provider"), message)
 
 
 def _route_faults(
@@ -169,14 +166,13 @@ def _route_faults(
     declared: type[BaseModel] | None,
     task_types: frozenset[str] | None,
 ) -> Iterator[Fault]:
-    """What is wrong with a route by what its provider declares."""
+    """What contradicts the declarations of a route's provider."""
     task_type = row.get("type")
     known = isinstance(task_type, str) and task_type in LIMITS
     if known and task_types is not None and task_type not in task_types:
-        said = (
-            f"{route['provider']} has no tasks of type {task_type}. It has: {', '.join(sorted(task_types))}"
-        )
-        yield file.fault((*keys, "provider"), said)
+        supported = ", ".join(sorted(task_types))
+        message = f"{route['provider']} has no tasks of type {task_type}. It has: {supported}"
+        yield file.fault((*keys, "provider"), message)
     if declared is not None:
         common = RouteRow.model_fields
         options = {key: value for key, value in route.items() if key not in common}
@@ -184,10 +180,10 @@ def _route_faults(
 
 
 def _entry(name: str, provider: Any) -> Entry:
-    """The entry of a provider by its class.
+    """The entry of a provider's class.
 
     Raises:
-        ValueError: what it declares is of a wrong type.
+        ValueError: an attribute of the class has a wrong type.
     """
     base_url, probe = getattr(provider, "base_url", ""), getattr(provider, "probe", None)
     options = getattr(provider, "options", None)
@@ -217,8 +213,3 @@ def _host(name: str, row: dict[str, Any]) -> Entry:
         options=Compatible.options,
         task_types=_task_types(Compatible),
     )
-
-
-def _load(reference: str) -> Any:
-    module, _, name = reference.partition(":")
-    return getattr(import_module(module), name)

@@ -1,8 +1,7 @@
-"""The wire of Replicate's predictions: ordered, waited for, and fetched from where it was put.
+"""Replicate: an image is ordered as a prediction, polled for if necessary, and downloaded.
 
-`open_providers` makes it; the engine calls `image`. It reads no key of a route beside the common ones. It
-knows no key of a caller, no limit and no price. The models of the FLUX family take no size in pixels but a
-shape and a number of megapixels, so the nearest ones are asked for.
+The models of the FLUX family take an aspect ratio and a number of megapixels instead of a size in pixels, so
+the nearest ones are requested.
 """
 
 from __future__ import annotations
@@ -16,24 +15,24 @@ from typing import Any, TypeVar
 from pydantic_core import to_json
 from yarl import URL
 
-from pomelo.catalog.catalog import DEFAULT_IMAGE_SIDE
-from pomelo.errors import PomeloError, Replay
+from pomelo.catalog.catalog import DEFAULT_IMAGE_SIDE, Route
 from pomelo.gen.v1.image_pb2 import ImageInput
 from pomelo.providers import Credentials
 from pomelo.providers.base import Event, Job, Options, Probe
+from pomelo.providers.errors import never_retried
 from pomelo.providers.fitting import Fitting
 from pomelo.providers.http.client import Http
 from pomelo.providers.http.downloads import Downloader
 from pomelo.providers.http.errors import ErrorBody, ErrorMapping, from_error_body, malformed_response
-from pomelo.providers.http.polling import UNKNOWN, polled
-from pomelo.providers.images import FORMATS, ProgressEvents, numbers, result, sides
+from pomelo.providers.http.polling import UNKNOWN, poll
+from pomelo.providers.images import FORMATS, ProgressEvents, image_result, image_size, renamed_fields
 
 _Choice = TypeVar("_Choice")
 
 DOMAIN = "replicate.com"
-"""Hosts below it are the vendor's; pictures are delivered from others."""
+"""Hosts below it belong to the vendor; images are delivered from others."""
 
-_SHAPES = {
+_ASPECT_SIZES = {
     "1:1": (1024, 1024),
     "16:9": (1344, 768),
     "21:9": (1536, 640),
@@ -48,16 +47,16 @@ _SHAPES = {
 }
 """Pixels of the vendor's aspect ratios, at one megapixel."""
 
-_SIZES = {size: (text, "1") for text, size in _SHAPES.items()} | {
-    (width // 2, height // 2): (text, "0.25") for text, (width, height) in _SHAPES.items()
+_SIZES = {size: (text, "1") for text, size in _ASPECT_SIZES.items()} | {
+    (width // 2, height // 2): (text, "0.25") for text, (width, height) in _ASPECT_SIZES.items()
 }
-"""Every size in pixels that the models make -> aspect ratio and megapixels, which is how it is asked for."""
+"""Every size in pixels that the models generate -> the aspect ratio and megapixels to request."""
 
-_ASPECTS = {text: int(text.partition(":")[0]) / int(text.partition(":")[2]) for text in _SHAPES}
+_ASPECTS = {text: int(text.partition(":")[0]) / int(text.partition(":")[2]) for text in _ASPECT_SIZES}
 _AREAS = {1: 1.0, 2: 0.25}
-"""What the sides are divided by -> megapixels."""
+"""Divisor of the sides -> megapixels."""
 
-_TAKES = "one side of " + ", ".join(f"{width}x{height}" for width, height in _SIZES)
+_EXPECTED_SIZE = "one side of " + ", ".join(f"{width}x{height}" for width, height in _SIZES)
 
 _MODERATED = "moderated"
 _MEANINGS = {
@@ -66,12 +65,12 @@ _MEANINGS = {
     "canceled": "provider_failed",
     "aborted": "provider_failed",
 }
-"""The states in which a prediction ends without a picture; any that is new is one in which it goes on."""
+"""The states of a prediction that ended without an image. In an unknown state it is still running."""
 
-_SIGNS = ("nsfw", "sensitive", "content policy", "(e005)")
-"""Words of an error's text that tell of a refused picture: the vendor has no code for it."""
+_MODERATION_WORDS = ("nsfw", "sensitive", "content policy", "(e005)")
+"""Words in the text of an error about a refused image: the vendor has no code for it."""
 
-_NUMBERS = {"num_inference_steps": "num_inference_steps", "guidance_scale": "guidance", "seed": "seed"}
+_NAMES = {"num_inference_steps": "num_inference_steps", "guidance_scale": "guidance", "seed": "seed"}
 """The contract's name of a parameter -> the vendor's."""
 
 _FIELDS = {
@@ -85,32 +84,32 @@ _FIELDS = {
 }
 
 
-def _read_complaint(body: Any) -> ErrorBody:
+def _read_error_body(body: Any) -> ErrorBody:
     """A prediction has a `status` and an `error`; a refusal has the `invalid_fields`, if any."""
     if not isinstance(body, dict):
         return ErrorBody()
     status, error = body.get("status"), body.get("error")
-    if isinstance(error, str) and any(sign in error.lower() for sign in _SIGNS):
+    if isinstance(error, str) and any(word in error.lower() for word in _MODERATION_WORDS):
         return ErrorBody((_MODERATED,))
     codes = (status,) if isinstance(status, str) else ()
-    faults = body.get("invalid_fields")
-    for fault in faults if isinstance(faults, list) else ():
-        name = fault.get("field") if isinstance(fault, dict) else None
+    invalid_fields = body.get("invalid_fields")
+    for field in invalid_fields if isinstance(invalid_fields, list) else ():
+        name = field.get("field") if isinstance(field, dict) else None
         if isinstance(name, str):
             return ErrorBody(codes, _FIELDS.get(name.removeprefix("input.")))
     return ErrorBody(codes)
 
 
-ORDER = ErrorMapping("replicate", _read_complaint, _MEANINGS, replays=False)
-POLL = ErrorMapping("replicate", _read_complaint, _MEANINGS, statuses={404: "not_found"})
-DELIVERY = ErrorMapping("replicate delivery", lambda body: ErrorBody())
+ORDER_ERRORS = ErrorMapping("replicate", _read_error_body, _MEANINGS, replays=False)
+POLL_ERRORS = ErrorMapping("replicate", _read_error_body, _MEANINGS, statuses={404: "not_found"})
+DELIVERY_ERRORS = ErrorMapping("replicate delivery", lambda body: ErrorBody())
 
 
 class Replicate:
-    """Replicate as a provider of pictures.
+    """Replicate as a provider of images.
 
-    `interval` is the time in seconds between two questions about a prediction that the first answer did not
-    wait for, `grace` how long after the order the vendor may not know it yet.
+    `interval` is the number of seconds between two polls of a prediction that was not finished in the first
+    response; for `grace` seconds after the order, the vendor may not know the prediction yet.
     """
 
     base_url = "https://api.replicate.com"
@@ -126,115 +125,109 @@ class Replicate:
         self._interval = interval
         self._grace = grace
         self._base = credentials.base_url.rstrip("/")
-        self._links = Downloader(http, self._base, DOMAIN, waits=(interval, interval * 2, interval * 4))
+        self._downloader = Downloader(http, self._base, DOMAIN, waits=(interval, interval * 2, interval * 4))
         self._headers = {"Authorization": f"Bearer {key}"}
 
     async def aclose(self) -> None:
-        """Closes the connections to where pictures are fetched from."""
-        await self._links.aclose()
+        await self._downloader.aclose()
 
     def fit_image(self, fitting: Fitting) -> None:
-        """Replaces a size that the models don't make by the one with the nearest shape and area."""
-        size = sides(fitting.input, fitting.route)
-        width, height = _nearest_size(
-            size.get("width", DEFAULT_IMAGE_SIDE), size.get("height", DEFAULT_IMAGE_SIDE)
-        )
+        """Replace a size that the models don't generate by the size with the nearest aspect ratio and
+        area."""
+        width, height = _size(fitting.input, fitting.route)
         if fitting.get("width") is not None or fitting.get("height") is not None:
-            fitting.replace("width", width, _TAKES)
-            fitting.replace("height", height, _TAKES)
+            fitting.replace("width", width, _EXPECTED_SIZE)
+            fitting.replace("height", height, _EXPECTED_SIZE)
 
-    async def image(self, job: Job) -> AsyncGenerator[Event, None]:
-        """Draws a picture; see JobMethod. The vendor tells of no progress but its begin and its end.
+    async def image(self, job: Job[ImageInput]) -> AsyncGenerator[Event, None]:
+        """Generate an image. The vendor reports no progress, so only 0 and 1 are.
 
         Raises:
-            PomeloError: by the map in `failures`; once the vendor has taken the order, never one to replay.
+            UpstreamError: by the error map; without a retry once the vendor has accepted the order.
         """
         url = URL(f"{self._base}/v1/models/{job.route.model}/predictions")
         headers = self._headers | {"Content-Type": "application/json", "Prefer": "wait"}
-        prediction = await self._http.whole(url, headers, to_json({"input": request(job)}), ORDER)
-        try:
-            async with aclosing(self._awaited(prediction, job.stream)) as events:
+        prediction = await self._http.request_json(
+            url, headers, to_json({"input": request(job)}), ORDER_ERRORS
+        )
+        with never_retried():
+            async with aclosing(self._wait_for_image(prediction, job.stream)) as events:
                 async for event in events:
                     yield event
-        except PomeloError as error:
-            error.replay = Replay.NEVER
-            raise
 
-    async def _awaited(self, prediction: Any, stream: bool) -> AsyncGenerator[Event, None]:
-        """The events of a prediction that the vendor has taken."""
+    async def _wait_for_image(self, prediction: Any, stream: bool) -> AsyncGenerator[Event, None]:
+        """The events of a prediction that the vendor has accepted."""
         progress = ProgressEvents()
-        links = _links(prediction)
-        if links is None:
+        output = _output(prediction)
+        if output is None:
             if stream and (event := progress.event(0)):
                 yield event
-            url = self._links.vendors(_get(prediction))
+            url = self._downloader.api_url(_polling_link(prediction))
             clock = asyncio.get_running_loop().time
-            patient_until = clock() + self._grace
-            async with aclosing(
-                polled(self._http, url, self._headers, POLL, interval=self._interval)
-            ) as answers:
-                async for answer in answers:
-                    if answer is UNKNOWN:
-                        if clock() >= patient_until:
+            grace_ends = clock() + self._grace
+            polls = poll(self._http, url, self._headers, POLL_ERRORS, interval=self._interval)
+            async with aclosing(polls) as states:
+                async for state in states:
+                    if state is UNKNOWN:
+                        if clock() >= grace_ends:
                             raise malformed_response("a prediction that the vendor has lost")
                         continue
-                    links = _links(answer)
-                    if links is not None:
+                    output = _output(state)
+                    if output is not None:
                         break
-        link = links[0] if isinstance(links, list) and links else links
-        picture = result(await self._links.fetch(link, DELIVERY))
+        link = output[0] if isinstance(output, list) and output else output
+        result = image_result(await self._downloader.fetch(link, DELIVERY_ERRORS))
         if stream and (event := progress.event(1)):
             yield event
-        yield picture
+        yield result
 
 
-def request(job: Job) -> dict[str, Any]:
-    """The model's input for an image job."""
-    given: ImageInput = job.input
-    size = sides(given, job.route)
-    width, height = _nearest_size(
-        size.get("width", DEFAULT_IMAGE_SIDE), size.get("height", DEFAULT_IMAGE_SIDE)
-    )
-    aspect, megapixels = _SIZES[width, height]
-    wanted = FORMATS[given.output_format]
+def request(job: Job[ImageInput]) -> dict[str, Any]:
+    """Return the model's input for an image job."""
+    image = job.input
+    aspect, megapixels = _SIZES[_size(image, job.route)]
+    file_format = FORMATS[image.output_format]
     body: dict[str, Any] = {
-        "prompt": given.prompt,
+        "prompt": image.prompt,
         "aspect_ratio": aspect,
         "megapixels": megapixels,
         "num_outputs": 1,
-        "output_format": "jpg" if wanted == "jpeg" else wanted,
+        "output_format": "jpg" if file_format == "jpeg" else file_format,
     }
-    body |= numbers(given, _NUMBERS)
+    body |= renamed_fields(image, _NAMES)
     if "seed" in body:
-        body["go_fast"] = False  # with it a seed gives another picture each time
+        body["go_fast"] = False  # otherwise the same seed gives another image each time
     return body
 
 
-def _nearest_size(width: int, height: int) -> tuple[int, int]:
-    """The size that the models make whose shape and area are the fewest times larger or smaller."""
+def _size(image: ImageInput, route: Route) -> tuple[int, int]:
+    """The size in pixels that the models generate for an input, as near as possible in aspect ratio and
+    area."""
+    size = image_size(image, route)
+    width, height = size.get("width", DEFAULT_IMAGE_SIDE), size.get("height", DEFAULT_IMAGE_SIDE)
     if (width, height) in _SIZES:
         return width, height
     aspect = _nearest(_ASPECTS, width / height)
     divisor = _nearest(_AREAS, width * height / 1_000_000)
-    return _SHAPES[aspect][0] // divisor, _SHAPES[aspect][1] // divisor
+    return _ASPECT_SIZES[aspect][0] // divisor, _ASPECT_SIZES[aspect][1] // divisor
 
 
 def _nearest(choices: Mapping[_Choice, float], value: float) -> _Choice:
-    """The choice that is the fewest times larger or smaller than `value`."""
+    """The choice with the smallest ratio to `value`."""
     return min(choices, key=lambda choice: abs(log(choices[choice] / value)))
 
 
-def _links(prediction: Any) -> Any:
-    """The output of a prediction that has succeeded; None of one that goes on.
+def _output(prediction: Any) -> Any:
+    """The output of a prediction that has succeeded; None if it is still running.
 
     Raises:
-        PomeloError: content_policy_violation, provider_failed.
+        UpstreamError: content_policy_violation, provider_failed.
     """
     status = prediction.get("status") if isinstance(prediction, dict) else None
     if not isinstance(status, str):
         raise malformed_response("a prediction without a status")
     if status in ("failed", "canceled", "aborted"):
-        raise from_error_body(prediction, POLL)
+        raise from_error_body(prediction, POLL_ERRORS)
     if status != "succeeded":
         return None
     output = prediction.get("output")
@@ -243,6 +236,6 @@ def _links(prediction: Any) -> Any:
     return output
 
 
-def _get(prediction: dict[str, Any]) -> Any:
+def _polling_link(prediction: dict[str, Any]) -> Any:
     urls = prediction.get("urls")
     return urls.get("get") if isinstance(urls, dict) else None

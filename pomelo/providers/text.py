@@ -1,7 +1,4 @@
-"""What the wires of text have in common: a stream from its first event to its last, and the counts of tokens.
-
-The vendors' modules call it, each with its own way to read an event. It knows no vendor.
-"""
+"""Streams of text and counts of tokens, for all providers of text."""
 
 from __future__ import annotations
 
@@ -13,76 +10,74 @@ from typing import Any
 from pomelo.errors import PomeloError
 from pomelo.gen.v1.text_pb2 import FinishReason, TextDelta, TokenUsage
 from pomelo.providers.base import Event
-from pomelo.providers.http.client import BODY_MOST, EventStream
+from pomelo.providers.http.client import MAX_BODY_BYTES, SseStream
 from pomelo.providers.http.errors import malformed_response
 from pomelo.providers.http.parsing import split_half, well_formed
 
 log = logging.getLogger("pomelo.providers")
 
-_TOKENS_MOST = 10**9
-"""More tokens than any model takes: a count above it is a fault."""
+_MAX_TOKENS = 10**9
+"""More tokens than any model takes: a larger count is wrong."""
 
 
-class Answer:
-    """A stream's state: the content of its last event; the text is not kept. A subclass for each
-    vendor protocol reads the events."""
+class StreamState:
+    """The state of a stream of text, without the text. A subclass parses the events of a vendor."""
 
     __slots__ = ("ended", "finish", "prompt", "usage")
 
     def __init__(self) -> None:
         self.ended = False
-        """Whether the end marker has come."""
+        """Whether the end marker has arrived."""
         self.finish: FinishReason.ValueType | None = None
         self.usage: TokenUsage | None = None
-        """The vendor's count, where a credible one has come."""
+        """The vendor's count of tokens, once a credible one has arrived."""
         self.prompt: TokenUsage | None = None
-        """Its count of the input, where one has come: it is good for an answer that ends early."""
+        """The vendor's count of the input, once it has arrived, for a stream that ends early."""
 
-    def take(self, data: bytes) -> str:
-        """The text that an event adds; often empty at the beginning and the end. It may begin or end with
-        half a surrogate pair.
+    def parse_event(self, data: bytes) -> str:
+        """Return the text that an event adds, often "". It may begin or end with half a surrogate pair.
 
         Raises:
-            PomeloError: provider_failed; what an error in place of an event means.
+            UpstreamError: provider_failed for an invalid event; the mapped error of an error event.
         """
         raise NotImplementedError
 
-    def last(self) -> TextDelta:
-        """The delta that ends the answer; without usage where the vendor gave no credible count.
+    def last_delta(self) -> TextDelta:
+        """Return the last delta, without usage if the vendor reported no credible count.
 
         Raises:
-            PomeloError: provider_failed; no reason for the end came.
+            UpstreamError: provider_failed; no finish reason has arrived.
         """
         if self.finish is None:
             raise malformed_response("a stream without its finish reason")
         return TextDelta(finish_reason=self.finish, usage=self.usage)
 
 
-async def streamed(
-    ask: Callable[[], AbstractAsyncContextManager[EventStream]], answer: Answer
+async def stream_text(
+    connect: Callable[[], AbstractAsyncContextManager[SseStream]], state: StreamState
 ) -> AsyncGenerator[Event, None]:
-    """The events of a streamed answer; `ask` makes the call, `answer` reads what comes.
+    """Yield the events of a streamed response: `connect` sends the request, `state` parses the events.
 
-    A stream that is complete but lacks a credible count of tokens ends without one: the engine makes one up.
-    One that says more than a whole answer may have has failed.
+    A complete stream without a credible count of tokens ends without usage, which the engine estimates. A
+    stream with more text than a whole response may have fails.
 
     Raises:
-        PomeloError: by the map in `failures`.
+        UpstreamError: by the error map.
     """
-    left = BODY_MOST
-    half = ""  # of a surrogate pair whose other half is to come
-    begun = False
+    left = MAX_BODY_BYTES
+    half = ""  # of a surrogate pair whose other half has not arrived
+    started = False
     try:
-        async with ask() as stream:
-            while not answer.ended:
+        async with connect() as stream:
+            while not state.ended:
                 try:
                     events = await stream.read()
                 except PomeloError:
-                    # The connection may have been cut behind an end marker that lacks its line end.
+                    # The connection may have been closed after an end marker without its line end.
                     for _, data in stream.rest():
                         with suppress(PomeloError):
-                            answer.take(data.strip())
-                    if not answer.ended:
+                            state.parse_event(data.strip())
+                    if not state.ended:
                         raise
                     break
                 if not events:
@@ -90,48 +85,47 @@ async def streamed(
                 for _, data in events:
                     data = data.strip()
                     if not data:
-                        continue  # it keeps the connection alive
-                    content = answer.take(data)
+                        continue  # a keep-alive
+                    content = state.parse_event(data)
                     if content:
                         left -= len(content)
                         if left < 0:
                             raise malformed_response("a text above the limit")
                         event = Event()
                         try:
-                            event.text_delta.content = (
-                                half + content
-                            )  # a sixth of the cost of the constructors
+                            # Setting it costs a sixth of what the constructors cost.
+                            event.text_delta.content = half + content
                             half = ""
                         except UnicodeEncodeError:
                             content, half = split_half(half + content)
                             if not content:
                                 continue
                             event.text_delta.content = well_formed(content)
-                        if answer.prompt is not None:
-                            event.text_delta.usage.CopyFrom(answer.prompt)
-                            answer.prompt = None
-                        begun = True
+                        if state.prompt is not None:
+                            event.text_delta.usage.CopyFrom(state.prompt)
+                            state.prompt = None
+                        started = True
                         yield event
-            await stream.goodbye()
+            await stream.drain()
     except PomeloError:
-        if begun and answer.prompt is not None:  # what is delivered of the answer costs its input too
-            yield Event(text_delta=TextDelta(usage=answer.prompt))
+        if started and state.prompt is not None:  # a partial response is charged for its input, too
+            yield Event(text_delta=TextDelta(usage=state.prompt))
         raise
     if half:
         event = Event()
         event.text_delta.content = well_formed(half)
         yield event
-    yield Event(text_delta=answer.last())
+    yield Event(text_delta=state.last_delta())
 
 
-def counted(
+def token_usage(
     prompt: Any, completion: Any, *, cached: Any = None, written: Any = None, written_1h: Any = None
 ) -> TokenUsage | None:
-    """A vendor's counts as usage; None where neither of the two is there and credible. One that isn't is 0,
-    which no task with input and output uses: the engine estimates it.
+    """Return a vendor's counts as usage, or None if neither `prompt` nor `completion` is credible. If only
+    one is, the other is 0, which the engine replaces by an estimate.
 
-    `prompt` includes those that were `cached` and `written`, and `written` those `written_1h`. These are 0
-    where they are absent; where they can't be true, all of the prompt counts as ordinary input.
+    `prompt` includes the `cached` and the cache-`written` tokens, and `written` includes `written_1h`; absent
+    ones are 0. If they contradict each other, the whole prompt counts as ordinary input.
     """
     reported = prompt, completion
     prompt, completion = credible(prompt), credible(completion)
@@ -152,8 +146,8 @@ def counted(
 
 
 def credible(value: Any) -> Any:
-    """A vendor's count as a whole number; None where it is none or can't be true."""
-    # type() and not isinstance: true and false are ints, too.
+    """Return a vendor's count as a whole number; None if it is not one, or impossible."""
+    # type() and not isinstance: True and False are ints, too.
     if type(value) is float and value.is_integer():
         value = int(value)
-    return value if type(value) is int and 0 <= value <= _TOKENS_MOST else None
+    return value if type(value) is int and 0 <= value <= _MAX_TOKENS else None

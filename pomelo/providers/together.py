@@ -1,8 +1,4 @@
-"""The wire of Together's images: one request, and the image is in its answer, or behind a link in it.
-
-`open_providers` makes it; the engine calls `image`. It reads no key of a route beside the common ones. It
-knows no key of a caller, no limit and no price.
-"""
+"""Together: one request, whose response contains the image or a link to it."""
 
 from __future__ import annotations
 
@@ -12,22 +8,22 @@ from typing import Any
 from pydantic_core import to_json
 from yarl import URL
 
-from pomelo.errors import PomeloError, Replay
 from pomelo.gen.v1.image_pb2 import ImageFormat, ImageInput
 from pomelo.providers import Credentials
 from pomelo.providers.base import Event, Job, Options, Probe
+from pomelo.providers.errors import never_retried
 from pomelo.providers.fitting import Fitting
 from pomelo.providers.http.client import Http
-from pomelo.providers.http.downloads import FILE_MOST, Downloader, from_base64
+from pomelo.providers.http.downloads import MAX_FILE_BYTES, Downloader, from_base64
 from pomelo.providers.http.errors import ErrorBody, ErrorMapping, from_error_body, malformed_response
-from pomelo.providers.images import FORMATS, ProgressEvents, numbers, result, sides
+from pomelo.providers.images import FORMATS, ProgressEvents, image_result, image_size, renamed_fields
 
-ANSWER_MOST = FILE_MOST * 4 // 3 + 64 * 1024
-"""Bytes of an answer: the largest picture as base64, and what surrounds it."""
+MAX_RESPONSE_BYTES = MAX_FILE_BYTES * 4 // 3 + 64 * 1024
+"""The largest image as base64, and the JSON around it."""
 
 DOMAIN = "together.ai"
 
-_NUMBERS = {"num_inference_steps": "steps", "guidance_scale": "guidance_scale", "seed": "seed"}
+_NAMES = {"num_inference_steps": "steps", "guidance_scale": "guidance_scale", "seed": "seed"}
 """The contract's name of a parameter -> the vendor's."""
 
 _FIELDS = {
@@ -51,7 +47,7 @@ _MEANINGS = {
 }
 
 
-def _read_complaint(body: Any) -> ErrorBody:
+def _read_error_body(body: Any) -> ErrorBody:
     error = body.get("error") if isinstance(body, dict) else None
     if not isinstance(error, dict):
         return ErrorBody()
@@ -60,12 +56,12 @@ def _read_complaint(body: Any) -> ErrorBody:
     return ErrorBody(codes, _FIELDS.get(param) if isinstance(param, str) else None)
 
 
-DIALECT = ErrorMapping("together", _read_complaint, _MEANINGS, replays=False)
-DELIVERY = ErrorMapping("together delivery", lambda body: ErrorBody())
+ERROR_MAPPING = ErrorMapping("together", _read_error_body, _MEANINGS, replays=False)
+DELIVERY_ERRORS = ErrorMapping("together delivery", lambda body: ErrorBody())
 
 
 class Together:
-    """Together as a provider of pictures."""
+    """Together as a provider of images."""
 
     base_url = "https://api.together.ai/v1"
     options = Options
@@ -75,62 +71,61 @@ class Together:
         key = (credentials.api_key or "").strip()
         self.configured = bool(key)
         self._http = http
-        base = credentials.base_url.rstrip("/").removesuffix("/v1")  # the vendor's own tools take both forms
+        base = credentials.base_url.rstrip("/").removesuffix(
+            "/v1"
+        )  # the vendor's own tools accept both forms
         self._url = URL(base + "/v1/images/generations")
-        self._links = Downloader(http, base, DOMAIN)
+        self._downloader = Downloader(http, base, DOMAIN)
         self._headers = {"Authorization": f"Bearer {key}", "Content-Type": "application/json"}
 
     async def aclose(self) -> None:
-        """Closes the connections to where images are fetched from."""
-        await self._links.aclose()
+        await self._downloader.aclose()
 
     def fit_image(self, fitting: Fitting) -> None:
-        """Asks for a PNG where the API can't write the format: nothing is lost by it."""
+        """Request a PNG if the API does not support the format: it is lossless."""
         if fitting.get("output_format") == ImageFormat.IMAGE_FORMAT_WEBP:
             fitting.replace("output_format", ImageFormat.IMAGE_FORMAT_PNG, "png or jpeg")
 
-    async def image(self, job: Job) -> AsyncGenerator[Event, None]:
-        """Draws a picture; see JobMethod. The vendor tells of no progress but the end.
+    async def image(self, job: Job[ImageInput]) -> AsyncGenerator[Event, None]:
+        """Generate an image. The vendor reports no progress, so only 1 is.
 
         Raises:
-            PomeloError: by the map in `failures`.
+            UpstreamError: by the error map; without a retry once the vendor has responded.
         """
         body = to_json(request(job))
-        answer = await self._http.whole(self._url, self._headers, body, DIALECT, most=ANSWER_MOST)
-        try:
-            picture = result(await self._picture(answer))
-        except PomeloError as error:
-            error.replay = Replay.NEVER
-            raise
+        response = await self._http.request_json(
+            self._url, self._headers, body, ERROR_MAPPING, max_bytes=MAX_RESPONSE_BYTES
+        )
+        with never_retried():
+            result = image_result(await self._image(response))
         if job.stream and (event := ProgressEvents().event(1)):
             yield event
-        yield picture
+        yield result
 
-    async def _picture(self, answer: Any) -> bytes:
-        """The bytes of the image in an answer, which may have a link in place of base64.
+    async def _image(self, response: Any) -> bytes:
+        """The image in a response, which may contain a link instead of base64.
 
         Raises:
-            PomeloError: provider_failed where there is none; what an `error` in its place means; by the map.
+            UpstreamError: provider_failed if it has none; the mapped error of an `error` in it.
         """
         try:
-            if "data" not in answer and answer.get("error"):
-                raise from_error_body(answer, DIALECT)
-            image = answer["data"][0]
+            if "data" not in response and response.get("error"):
+                raise from_error_body(response, ERROR_MAPPING)
+            image = response["data"][0]
             encoded, link = image.get("b64_json"), image.get("url")
         except (AttributeError, IndexError, KeyError, TypeError):
-            raise malformed_response("an answer of another shape") from None
+            raise malformed_response("a response of another shape") from None
         if encoded is None and link is not None:
-            return await self._links.fetch(link, DELIVERY)
+            return await self._downloader.fetch(link, DELIVERY_ERRORS)
         return from_base64(encoded)
 
 
-def request(job: Job) -> dict[str, Any]:
-    """The request body for an image job."""
-    given: ImageInput = job.input
-    route = job.route
-    body: dict[str, Any] = {"model": route.model, "prompt": given.prompt, **sides(given, route)}
-    body |= numbers(given, _NUMBERS)
+def request(job: Job[ImageInput]) -> dict[str, Any]:
+    """Return the request body for an image job."""
+    image, route = job.input, job.route
+    body: dict[str, Any] = {"model": route.model, "prompt": image.prompt, **image_size(image, route)}
+    body |= renamed_fields(image, _NAMES)
     body["n"] = 1
     body["response_format"] = "base64"
-    body["output_format"] = FORMATS[given.output_format]
+    body["output_format"] = FORMATS[image.output_format]
     return body

@@ -16,7 +16,7 @@ from pomelo.gen.v1.speech_pb2 import AudioInput, SpeechToSpeechInput, TextToSpee
 from pomelo.gen.v1.task_pb2 import TaskResult
 from pomelo.gen.v1.task_service_pb2 import StreamTaskResponse
 from pomelo.media.store import MediaWriter
-from pomelo.providers.pieces import AUDIO_PIECE
+from pomelo.providers.chunks import MAX_AUDIO_BYTES
 from pomelo.tasks.audio_meter import AudioMeter
 from pomelo.tasks.base import (
     MAX_INLINE_FALLBACK,
@@ -272,7 +272,7 @@ def replay(result: TaskResult, audio: Path | None) -> Iterator[StreamTaskRespons
     assert audio is not None
     try:
         with audio.open("rb") as file:
-            while piece := file.read(AUDIO_PIECE):
+            while piece := file.read(MAX_AUDIO_BYTES):
                 event = StreamTaskResponse()
                 event.audio_chunk.data = piece
                 event.audio_chunk.content_type = content_type

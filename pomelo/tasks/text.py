@@ -15,7 +15,7 @@ from pomelo.gen.v1.task_service_pb2 import StreamTaskResponse
 from pomelo.gen.v1.text_pb2 import Message, Role, TextInput, TokenUsage
 from pomelo.media import data_uris
 from pomelo.media.content_types import image_type
-from pomelo.providers.pieces import split_text
+from pomelo.providers.chunks import split_text
 from pomelo.tasks.base import AudioInfo, Collector, CollectorContext, Estimate, TaskDefinition
 from pomelo.tasks.fields import (
     MAX_MESSAGES,

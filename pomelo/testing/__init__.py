@@ -1,23 +1,24 @@
-"""A vendor for tests: a real HTTP server on loopback that speaks a vendor's wire and misbehaves on request.
+"""A fake vendor for tests: a real HTTP server on loopback that speaks a vendor's protocol and fails on
+request.
 
     async with FaultUpstream() as upstream:
         client = AsyncOpenAI(base_url=upstream.openai_base_url, api_key="any")
         gate = Gate()
-        upstream.script(Answer("one two three", at={2: gate}))  # goes silent after two words
+        upstream.script(Answer("one two three", at={2: gate}))  # stalls after two words
 
-It ships with Pomelo for the tests of its users, of their clients as well as of new providers. It knows
-nothing of Pomelo, and no test needs to sleep: a `Gate` holds an answer where it is told to, and what the
-server saw is awaited on the `Received` request. A vendor of one's own is a `Wire`: `FaultUpstream(wires=…)`.
+It ships with Pomelo for the tests of users, of their clients as well as of their providers. No test needs to
+sleep: a `Gate` holds a response at a given place, and tests await what the server saw on the `Received`
+request. Other vendors can be added as a `VendorProtocol`: `FaultUpstream(protocols=…)`.
 
-`pomelo.testing.faults` is the table of what can go wrong at a vendor, and `pomelo.testing.suite`, which alone
-knows Pomelo, the contract that every provider is run through.
+`pomelo.testing.faults` is the table of what can go wrong at a vendor. `pomelo.testing.suite` is the contract
+that every provider is tested against.
 """
 
 from __future__ import annotations
 
-from pomelo.testing.elevenlabs_wire import Speech, Transcript, VoiceList
+from pomelo.testing.elevenlabs_protocol import Speech, Transcript, VoiceList
 from pomelo.testing.form import Part
-from pomelo.testing.openai_wire import (
+from pomelo.testing.openai_protocol import (
     Answer,
     broken_json,
     chunk,
@@ -36,8 +37,8 @@ from pomelo.testing.reply import (
     Step,
     Stop,
     Token,
-    Wire,
-    Wording,
+    VendorFaults,
+    VendorProtocol,
     plain_refusal,
 )
 from pomelo.testing.upstream import FaultUpstream
@@ -55,9 +56,9 @@ __all__ = [
     "Stop",
     "Token",
     "Transcript",
+    "VendorFaults",
+    "VendorProtocol",
     "VoiceList",
-    "Wire",
-    "Wording",
     "broken_json",
     "chunk",
     "error_event",

@@ -1,8 +1,7 @@
-"""What Anthropic would refuse in a Messages request, checked field by field.
+"""Checks a Messages request as Anthropic does.
 
-`anthropic_wire` calls `check`. Strict on purpose: a name that the vendor's own client doesn't declare is
-refused, as is what single models or versions of the API don't take. Fields that belong to tools and the like
-are known by name and otherwise let through.
+It is strict: it refuses fields that the vendor's own client does not have, and what a model or a version of
+the API does not take. The values of some fields, such as those of tools, are not checked.
 """
 
 from __future__ import annotations
@@ -23,46 +22,46 @@ from pomelo.testing.checks import (
     whole,
 )
 
-SAMPLED = "2023-06-01"
+SAMPLING_VERSION = "2023-06-01"
 """The version of the API that takes sampling parameters."""
 
-VERSIONS = (SAMPLED, "2026-10-21")
+VERSIONS = (SAMPLING_VERSION, "2026-10-21")
 
 _SAMPLING = ("temperature", "top_p", "top_k")
-_UNSAMPLED = re.compile(r"claude-(opus-4-[7-9]|[a-z]+-([5-9]|\d\d))")
-"""Models that take no sampling parameters at all."""
+_NO_SAMPLING = re.compile(r"claude-(opus-4-[7-9]|[a-z]+-([5-9]|\d\d))")
+"""Models that take no sampling parameters."""
 _BOTH = re.compile(r"claude-(3|2|instant)")
 """Models that take temperature and top_p together; they are retired."""
-_UNFILLED = re.compile(r"claude-(opus-4-[6-9]|sonnet-4-[6-9]|[a-z]+-([5-9]|\d\d))")
-"""Models that don't go on with an answer that is begun for them."""
+_NO_PREFILL = re.compile(r"claude-(opus-4-[6-9]|sonnet-4-[6-9]|[a-z]+-([5-9]|\d\d))")
+"""Models that do not continue a prefilled message of the assistant."""
 
-_BEGUN = "This model does not support assistant message prefill: the conversation ends with one"
+_PREFILL_MESSAGE = "This model does not support assistant message prefill: the conversation ends with one"
 _BLANK = "text content blocks must contain non-whitespace text"
 
 
 def check(body: Mapping[str, Any], version: str) -> Problem | None:
-    """The first thing that is wrong with a request in a version of the API, or None."""
+    """Return the first problem of a request in a version of the API, or None."""
     problem = declared(body, _FIELDS, _OTHERS, required=("model", "max_tokens", "messages"))
-    return problem or _together(body, version)
+    return problem or _check_combinations(body, version)
 
 
-def _together(body: Mapping[str, Any], version: str) -> Problem | None:
+def _check_combinations(body: Mapping[str, Any], version: str) -> Problem | None:
     model = body["model"]
     for name in _SAMPLING:
-        if body.get(name) is not None and (version != SAMPLED or _UNSAMPLED.match(model)):
+        if body.get(name) is not None and (version != SAMPLING_VERSION or _NO_SAMPLING.match(model)):
             return Problem("unsupported_parameter", name, f"{name} is not supported here")
     if body.get("temperature") is not None and body.get("top_p") is not None and not _BOTH.match(model):
         return Problem("unsupported_parameter", None, "temperature and top_p exclude each other")
-    if body["messages"][-1]["role"] == "assistant" and _UNFILLED.match(model):
-        return Problem("invalid_value", None, _BEGUN)
+    if body["messages"][-1]["role"] == "assistant" and _NO_PREFILL.match(model):
+        return Problem("invalid_value", None, _PREFILL_MESSAGE)
     return None
 
 
-def _said(name: str, value: Any) -> Problem | None:
+def _content_text(name: str, value: Any) -> Problem | None:
     return text()(name, value) or (None if value.strip() else Problem("invalid_value", name, _BLANK))
 
 
-def _stops(name: str, value: Any) -> Problem | None:
+def _stop_sequences(name: str, value: Any) -> Problem | None:
     if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
         return Problem("invalid_type", name, "must be a list of strings")
     if not all(item.strip() for item in value):
@@ -107,29 +106,31 @@ _IMAGES = ("image/jpeg", "image/png", "image/gif", "image/webp")
 def _block(name: str, block: Any, role: str) -> Problem | None:
     if not isinstance(block, dict):
         return Problem("invalid_type", name, "must be an object")
-    kind = block.get("type")
-    if kind not in _BLOCKS[role]:
+    block_type = block.get("type")
+    if block_type not in _BLOCKS[role]:
         return Problem("invalid_value", f"{name}.type", "there is no such block here")
     for key in block:
-        if key not in _KEYS.get(kind, block):
+        if key not in _KEYS.get(block_type, block):
             return Problem("unknown_parameter", f"{name}.{key}", "Extra inputs are not permitted")
-    if kind == "text":
-        return _said(f"{name}.text", block.get("text"))
-    return _source(f"{name}.source", block.get("source")) if kind == "image" else None
+    if block_type == "text":
+        return _content_text(f"{name}.text", block.get("text"))
+    return _source(f"{name}.source", block.get("source")) if block_type == "image" else None
 
 
 def _source(name: str, source: Any) -> Problem | None:
     keys = {"base64": {"type", "media_type", "data"}, "url": {"type", "url"}, "file": {"type", "file_id"}}
-    kind = source.get("type") if isinstance(source, dict) else None
-    if kind not in keys:
+    block_type = source.get("type") if isinstance(source, dict) else None
+    if block_type not in keys:
         return Problem("invalid_value", f"{name}.type", f"a source is one of {', '.join(keys)}")
-    if set(source) != keys[kind]:
-        return Problem("unknown_parameter", name, f"a {kind} source has {', '.join(sorted(keys[kind]))}")
-    if kind != "base64":
+    if set(source) != keys[block_type]:
+        return Problem(
+            "unknown_parameter", name, f"a {block_type} source has {', '.join(sorted(keys[block_type]))}"
+        )
+    if block_type != "base64":
         return None
     problem = one_of(*_IMAGES)(f"{name}.media_type", source["media_type"])
     if problem is None and not re.fullmatch(r"[A-Za-z0-9+/]+={0,2}", str(source["data"])):
-        problem = Problem("invalid_value", f"{name}.data", "this is no base64")
+        problem = Problem("invalid_value", f"{name}.data", "this is not base64")
     return problem
 
 
@@ -137,10 +138,10 @@ _FIELDS: Mapping[str, Check] = {
     "model": text(1),
     "max_tokens": whole(0, 2**31 - 1),
     "messages": conversation(
-        {"user": {"role", "content"}, "assistant": {"role", "content"}}, _block, content=_said
+        {"user": {"role", "content"}, "assistant": {"role", "content"}}, _block, content=_content_text
     ),
     "system": _system,
-    "stop_sequences": _stops,
+    "stop_sequences": _stop_sequences,
     "temperature": number(0, 1),
     "top_p": number(0, 1),
     "top_k": whole(0, 2**31 - 1),

@@ -1,8 +1,4 @@
-"""The checks that the wires' own checks of requests are made of, and who is let in at all.
-
-`openai_checks` and its like compose the first; the wires ask `turned_away` before anything else. No vendor is
-known here: codes are OpenAI's, which have a word for each case, and a wire translates them.
-"""
+"""Checks of requests, for the protocols of all vendors. Codes are OpenAI's; protocols translate them."""
 
 from __future__ import annotations
 
@@ -15,7 +11,7 @@ from pomelo.testing.reply import Received
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """Why a request is refused: the vendor's `code` and `param`, and a message in our words."""
+    """Why a request is refused: the vendor's `code` and `param`, and a message."""
 
     code: str
     param: str | None
@@ -27,17 +23,17 @@ Check = Callable[[str, Any], Problem | None]
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """Why a call isn't let in, before its body is looked at."""
+    """Why a call is refused before its body is checked."""
 
     status: int
     code: str | None
     message: str
 
 
-def turned_away(received: Received, path: str, api_key: str | None, *, header: str = "") -> Refusal | None:
-    """Why a call isn't let in, or None; with `api_key` None any key will do, but there must be one.
+def access_refusal(received: Received, path: str, api_key: str | None, *, header: str = "") -> Refusal | None:
+    """Return why a call is refused, or None. Without `api_key`, any key is valid, but one is required.
 
-    The key is the bearer of Authorization, or else stands in `header`.
+    The key is the bearer token of Authorization, or else the value of `header`.
     """
     if received.path != path:
         return Refusal(404, None, "Unknown request URL")
@@ -53,70 +49,70 @@ def turned_away(received: Received, path: str, api_key: str | None, *, header: s
     if received.headers.get("Content-Type", "").partition(";")[0].strip() != "application/json":
         return Refusal(415, "unsupported_content_type", "Send JSON")
     if not isinstance(received.body, dict):
-        return Refusal(400, None, "The body is no JSON object")
+        return Refusal(400, None, "The body is not a JSON object")
     return None
 
 
-def whole(least: int, most: int) -> Check:
-    """Checks for a whole number within bounds."""
+def whole(minimum: int, maximum: int) -> Check:
+    """Return a check for a whole number within bounds."""
 
-    def checked(name: str, value: Any) -> Problem | None:
+    def check(name: str, value: Any) -> Problem | None:
         if type(value) is not int:
             return Problem("invalid_type", name, f"{name} must be a whole number")
-        if value < least:
-            return Problem("integer_below_min_value", name, f"{name} must be at least {least}")
-        if value > most:
-            return Problem("integer_above_max_value", name, f"{name} must be at most {most}")
+        if value < minimum:
+            return Problem("integer_below_min_value", name, f"{name} must be at least {minimum}")
+        if value > maximum:
+            return Problem("integer_above_max_value", name, f"{name} must be at most {maximum}")
         return None
 
-    return checked
+    return check
 
 
-def number(least: float, most: float) -> Check:
-    """Checks for a number within bounds."""
+def number(minimum: float, maximum: float) -> Check:
+    """Return a check for a number within bounds."""
 
-    def checked(name: str, value: Any) -> Problem | None:
+    def check(name: str, value: Any) -> Problem | None:
         if type(value) not in (int, float):
             return Problem("invalid_type", name, f"{name} must be a number")
-        if value < least:
-            return Problem("decimal_below_min_value", name, f"{name} must be at least {least}")
-        if value > most:
-            return Problem("decimal_above_max_value", name, f"{name} must be at most {most}")
+        if value < minimum:
+            return Problem("decimal_below_min_value", name, f"{name} must be at least {minimum}")
+        if value > maximum:
+            return Problem("decimal_above_max_value", name, f"{name} must be at most {maximum}")
         return None
 
-    return checked
+    return check
 
 
-def text(least: int = 0, most: int = 10_485_760) -> Check:
-    """Checks for a string of a length within bounds."""
+def text(min_length: int = 0, max_length: int = 10_485_760) -> Check:
+    """Return a check for a string with a length within bounds."""
 
-    def checked(name: str, value: Any) -> Problem | None:
+    def check(name: str, value: Any) -> Problem | None:
         if not isinstance(value, str):
             return Problem("invalid_type", name, f"{name} must be a string")
-        if len(value) < least:
+        if len(value) < min_length:
             return Problem("string_below_min_length", name, f"{name} is too short")
-        if len(value) > most:
+        if len(value) > max_length:
             return Problem("string_above_max_length", name, f"{name} is too long")
         return None
 
-    return checked
+    return check
 
 
 def one_of(*allowed: str) -> Check:
-    """Checks for one of the given strings."""
+    """Return a check for one of the given strings."""
 
-    def checked(name: str, value: Any) -> Problem | None:
+    def check(name: str, value: Any) -> Problem | None:
         if not isinstance(value, str):
             return Problem("invalid_type", name, f"{name} must be a string")
         if value not in allowed:
             return Problem("invalid_value", name, f"{name} must be one of {', '.join(allowed)}")
         return None
 
-    return checked
+    return check
 
 
 def flag(name: str, value: Any) -> Problem | None:
-    """Checks for true or false."""
+    """Check for true or false."""
     return None if isinstance(value, bool) else Problem("invalid_type", name, f"{name} must be true or false")
 
 
@@ -127,18 +123,18 @@ def declared(
     *,
     required: Collection[str],
 ) -> Problem | None:
-    """The first thing that is wrong with a body's fields: a name that is neither in `fields` nor in `others`,
-    a required one that is missing, a value that its check doesn't take; None where all is well."""
+    """Return the first problem of a body's fields, or None: a name that is neither in `fields` nor in
+    `others`, a missing required field, or a value that its check refuses."""
     for name in body:
         if name not in fields and name not in others:
             return Problem("unknown_parameter", name, f"Nothing is called {name}")
     for name in required:
         if body.get(name) is None:
             return Problem("missing_required_parameter", name, f"{name} is required")
-    for name, checks in fields.items():
+    for name, check in fields.items():
         value = body.get(name)
         if value is not None:
-            problem = checks(name, value)
+            problem = check(name, value)
             if problem is not None:
                 return problem
     return None
@@ -148,15 +144,15 @@ def conversation(
     fields: Mapping[str, Collection[str]],
     part: Callable[[str, Any, str], Problem | None],
     *,
-    silent: Collection[str] = (),
+    content_optional: Collection[str] = (),
     content: Check | None = None,
 ) -> Check:
-    """Checks for a list of messages: a known role each, the role's `fields` alone, and content that is a
-    string, which `content` checks, or a list of parts, which `part` checks with their role. Roles in `silent`
-    may have no content."""
-    said = content or text()
+    """Return a check for a list of messages. Each has a known role, only the role's `fields`, and content: a
+    string, which `content` checks, or a list of parts, which `part` checks with their role. Roles in
+    `content_optional` may have no content."""
+    check_text = content or text()
 
-    def checked(name: str, value: Any) -> Problem | None:
+    def check(name: str, value: Any) -> Problem | None:
         if not isinstance(value, list):
             return Problem("invalid_type", name, f"{name} must be a list")
         if not value:
@@ -179,21 +175,21 @@ def conversation(
         for key in value:
             if key not in known:
                 return Problem("unknown_parameter", f"{name}.{key}", f"Nothing is called {key}")
-        inside = value.get("content")
-        if inside is None:
-            if role in silent:
+        body = value.get("content")
+        if body is None:
+            if role in content_optional:
                 return None
             return Problem("missing_required_parameter", f"{name}.content", "content is required")
-        if isinstance(inside, str):
-            return said(f"{name}.content", inside)
-        if not isinstance(inside, list):
+        if isinstance(body, str):
+            return check_text(f"{name}.content", body)
+        if not isinstance(body, list):
             return Problem("invalid_type", f"{name}.content", "content must be a string or a list of parts")
-        if not inside:
+        if not body:
             return Problem("empty_array", f"{name}.content", "content must not be empty")
-        for index, one in enumerate(inside):
+        for index, one in enumerate(body):
             problem = part(f"{name}.content[{index}]", one, role)
             if problem is not None:
                 return problem
         return None
 
-    return checked
+    return check

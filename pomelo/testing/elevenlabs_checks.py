@@ -1,8 +1,7 @@
-"""What ElevenLabs would refuse in a request, checked field by field: query, JSON and form.
+"""Checks a request as ElevenLabs does: query, JSON and form.
 
-`elevenlabs_wire` calls `problems`. Strict on purpose: a name that the vendor's own client doesn't know is
-refused. Fields that belong to dictionaries, effects, webhooks and the like are known by name and otherwise
-let through.
+It is strict: it refuses names that the vendor's own client does not have. The values of some fields, such as
+those of dictionaries, effects and webhooks, are not checked.
 """
 
 from __future__ import annotations
@@ -24,46 +23,46 @@ FORMATS = STREAM_FORMATS | {f"wav_{rate}" for rate in RATES}
 
 Problem = dict[str, Any]
 Check = Callable[[Any], str | None]
-"""Gives the vendor's name of what is wrong with a value, or None."""
+"""Returns the vendor's name of the problem of a value, or None."""
 
 
-def problem(kind: str, *where: str | int, message: str = "It can't be so", value: Any = None) -> Problem:
-    """One entry of the vendor's list of what is wrong."""
-    return {"type": kind, "loc": list(where), "msg": message, "input": value}
+def problem(name: str, *path: str | int, message: str = "It can't be so", value: Any = None) -> Problem:
+    """Return an entry of the vendor's list of problems."""
+    return {"type": name, "loc": list(path), "msg": message, "input": value}
 
 
-def problems(received: Received, kind: str, stream: bool) -> list[Problem]:
-    """All that is wrong with a request; `kind` is tts, sts, stt or voices."""
-    if kind == "voices":
-        return _named("query", received.query, _OLD_VOICES if "/v1/" in received.path else _VOICES)
-    found = _query(received.query, kind, stream)
-    if kind == "tts":
+def find_problems(received: Received, api: str, stream: bool) -> list[Problem]:
+    """Return all problems of a request; `api` is tts, sts, stt or voices."""
+    if api == "voices":
+        return _check_values("query", received.query, _OLD_VOICES if "/v1/" in received.path else _VOICES)
+    found = _query(received.query, api, stream)
+    if api == "tts":
         if not isinstance(received.body, dict):
             return [*found, problem("json_invalid", "body", message="JSON is needed")]
         return found + _fields(received.body, _TTS, _TTS_OTHERS, ("text",))
-    known, others, file = (_STS, _STS_OTHERS, "audio") if kind == "sts" else (_STT, _STT_OTHERS, "file")
+    known, others, file = (_STS, _STS_OTHERS, "audio") if api == "sts" else (_STT, _STT_OTHERS, "file")
     return found + _form(received, known, others, file)
 
 
-def _query(query: Mapping[str, str], kind: str, stream: bool) -> list[Problem]:
+def _query(query: Mapping[str, str], api: str, stream: bool) -> list[Problem]:
     allowed: dict[str, Check] = {"enable_logging": _flag_text}
-    if kind in ("tts", "sts"):
+    if api in ("tts", "sts"):
         allowed["output_format"] = _one_of(*(STREAM_FORMATS if stream else FORMATS))
         allowed["optimize_streaming_latency"] = _whole_text(0, 4)
-    if kind == "stt":
+    if api == "stt":
         allowed["token"] = _anything
-    return _named("query", query, allowed)
+    return _check_values("query", query, allowed)
 
 
 def _fields(
-    body: Mapping[str, Any], known: Mapping[str, Check], others: frozenset[str], needed: tuple[str, ...]
+    body: Mapping[str, Any], known: Mapping[str, Check], others: frozenset[str], required: tuple[str, ...]
 ) -> list[Problem]:
-    found = [problem("missing", "body", name) for name in needed if body.get(name) is None]
-    given = {name: value for name, value in body.items() if value is not None and name not in others}
-    found += _named("body", given, known)
+    found = [problem("missing", "body", name) for name in required if body.get(name) is None]
+    checked = {name: value for name, value in body.items() if value is not None and name not in others}
+    found += _check_values("body", checked, known)
     settings = body.get("voice_settings")
     if isinstance(settings, dict):
-        found += _named("voice_settings", settings, _SETTINGS, "body")
+        found += _check_values("voice_settings", settings, _SETTINGS, "body")
     return found
 
 
@@ -79,27 +78,31 @@ def _form(received: Received, known: Mapping[str, Check], others: frozenset[str]
     for part in received.form:
         if part.text is not None:
             if part.name in texts and part.name not in others:
-                found.append(problem("list_type", "body", part.name, message="It is there twice"))
+                found.append(problem("list_type", "body", part.name, message="It is given twice"))
             texts[part.name] = part.text
     if file == "file" and "model_id" not in texts:
         found.append(problem("missing", "body", "model_id"))
-    found += _named("body", {name: value for name, value in texts.items() if name not in others}, known)
+    found += _check_values(
+        "body", {name: value for name, value in texts.items() if name not in others}, known
+    )
     if file == "file" and "num_speakers" in texts and texts.get("diarize") != "true":
-        found.append(problem("value_error", "body", "num_speakers", message="It goes with diarize"))
+        found.append(problem("value_error", "body", "num_speakers", message="It requires diarize"))
     if "diarization_threshold" in texts and ("num_speakers" in texts or texts.get("diarize") != "true"):
         found.append(problem("value_error", "body", "diarization_threshold", message="It can't be here"))
     return found
 
 
-def _named(place: str, values: Mapping[str, Any], known: Mapping[str, Check], *around: str) -> list[Problem]:
+def _check_values(
+    part: str, values: Mapping[str, Any], known: Mapping[str, Check], *outer: str
+) -> list[Problem]:
     found = []
     for name, value in values.items():
         if name not in known:
-            found.append(problem("extra_forbidden", *around, place, name, message="Nothing is called so"))
+            found.append(problem("extra_forbidden", *outer, part, name, message="There is no such field"))
             continue
-        kind = known[name](value)
-        if kind is not None:
-            found.append(problem(kind, *around, place, name, value=value))
+        error = known[name](value)
+        if error is not None:
+            found.append(problem(error, *outer, part, name, value=value))
     return found
 
 
@@ -107,51 +110,51 @@ def _anything(value: Any) -> str | None:
     return None
 
 
-def _text(least: int = 0, most: int = 1_000_000) -> Check:
-    def checked(value: Any) -> str | None:
+def _text(min_length: int = 0, max_length: int = 1_000_000) -> Check:
+    def check(value: Any) -> str | None:
         if not isinstance(value, str):
             return "string_type"
-        if len(value) < least:
+        if len(value) < min_length:
             return "string_too_short"
-        return "string_too_long" if len(value) > most else None
+        return "string_too_long" if len(value) > max_length else None
 
-    return checked
+    return check
 
 
 def _one_of(*allowed: str) -> Check:
     return lambda value: None if value in allowed else "literal_error"
 
 
-def _between(least: float, most: float, whole: bool) -> Check:
-    def checked(value: Any) -> str | None:
+def _between(minimum: float, maximum: float, whole: bool) -> Check:
+    def check(value: Any) -> str | None:
         if type(value) is not int and (whole or type(value) is not float):
             return "int_type" if whole else "float_type"
-        if value < least:
+        if value < minimum:
             return "greater_than_equal"
-        return "less_than_equal" if value > most else None
+        return "less_than_equal" if value > maximum else None
 
-    return checked
+    return check
 
 
-def _number_text(least: float, most: float) -> Check:
-    inner = _between(least, most, False)
+def _number_text(minimum: float, maximum: float) -> Check:
+    inner = _between(minimum, maximum, False)
 
-    def checked(value: Any) -> str | None:
+    def check(value: Any) -> str | None:
         try:
             return inner(float(value))
         except ValueError:
             return "float_parsing"
 
-    return checked
+    return check
 
 
-def _whole_text(least: int, most: int) -> Check:
-    inner = _between(least, most, True)
+def _whole_text(minimum: int, maximum: int) -> Check:
+    inner = _between(minimum, maximum, True)
 
-    def checked(value: Any) -> str | None:
+    def check(value: Any) -> str | None:
         return inner(int(value)) if value.isascii() and value.isdecimal() else "int_parsing"
 
-    return checked
+    return check
 
 
 def _flag(value: Any) -> str | None:
@@ -173,16 +176,21 @@ def _settings_text(value: str) -> str | None:
         return "json_invalid"
     if not isinstance(settings, dict):
         return "dict_type"
-    found = _named("voice_settings", settings, _SETTINGS)
+    found = _check_values("voice_settings", settings, _SETTINGS)
     return found[0]["type"] if found else None
 
 
-def _language(least: int, most: int) -> Check:
-    def checked(value: Any) -> str | None:
-        fits = isinstance(value, str) and least <= len(value) <= most and value.isalpha() and value.islower()
+def _language(minimum: int, maximum: int) -> Check:
+    def check(value: Any) -> str | None:
+        fits = (
+            isinstance(value, str)
+            and minimum <= len(value) <= maximum
+            and value.isalpha()
+            and value.islower()
+        )
         return None if fits else "value_error"
 
-    return checked
+    return check
 
 
 _SETTINGS: Mapping[str, Check] = {
@@ -251,7 +259,7 @@ _STT_OTHERS = frozenset(
     )
 )
 _OLD_VOICES: Mapping[str, Check] = {"show_legacy": _flag_text}
-"""Of the list's first version, which has no pages; that of the second is below."""
+"""The first version of the list, which has no pages."""
 _VOICES: Mapping[str, Check] = {
     "page_size": _whole_text(1, 100),
     "include_total_count": _flag_text,

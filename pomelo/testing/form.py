@@ -1,7 +1,4 @@
-"""Forms that come in: read as a stream, so that an upload of any size is counted and hashed but never held.
-
-The server reads with it, wires check what it found.
-"""
+"""Reads multipart forms as a stream, so that an upload of any size is counted and hashed but never stored."""
 
 from __future__ import annotations
 
@@ -10,14 +7,14 @@ from dataclasses import dataclass
 
 from aiohttp import BodyPartReader, web
 
-_TEXT_MOST = 1024 * 1024
-_PIECE = 256 * 1024
-_HEAD = 64
+_MAX_TEXT_BYTES = 1024 * 1024
+_CHUNK_BYTES = 256 * 1024
+_HEAD_BYTES = 64
 
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """One part of a form. `text` is the value of a field; None for a file, which has a `filename`.
+    """A part of a form. `text` is the value of a field; None for a file, which has a `filename`.
 
     `size` is in bytes, `sha256` in hexadecimal digits; `head` has the first bytes.
     """
@@ -32,10 +29,10 @@ class Part:
 
 
 async def read_form(request: web.Request) -> tuple[Part, ...]:
-    """The parts in the order in which they came.
+    """Return the parts in their order.
 
     Raises:
-        ValueError: it is no form.
+        ValueError: the request is not a form.
     """
     reader = await request.multipart()
     parts: list[Part] = []
@@ -52,12 +49,12 @@ async def _read(part: BodyPartReader, name: str) -> Part:
     digest = hashlib.sha256()
     size = 0
     kept = b""
-    most = _HEAD if part.filename is not None else _TEXT_MOST
-    while piece := await part.read_chunk(_PIECE):
-        digest.update(piece)
-        size += len(piece)
-        if len(kept) < most:
-            kept += piece[: most - len(kept)]
+    max_kept = _HEAD_BYTES if part.filename is not None else _MAX_TEXT_BYTES
+    while chunk := await part.read_chunk(_CHUNK_BYTES):
+        digest.update(chunk)
+        size += len(chunk)
+        if len(kept) < max_kept:
+            kept += chunk[: max_kept - len(kept)]
     return Part(
         name=name,
         filename=part.filename,
@@ -65,5 +62,5 @@ async def _read(part: BodyPartReader, name: str) -> Part:
         text=kept.decode() if part.filename is None else None,
         size=size,
         sha256=digest.hexdigest(),
-        head=kept[:_HEAD],
+        head=kept[:_HEAD_BYTES],
     )

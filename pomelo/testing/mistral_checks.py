@@ -1,8 +1,7 @@
-"""What Mistral would refuse in a chat-completions request, checked field by field.
+"""Checks a chat-completions request as Mistral does.
 
-`mistral_wire` calls `check`. The vendor's schema is closed, and so is this: a name that its published
-description of the API and its own client don't declare is refused wherever it stands. Fields that belong to
-tools and the like are known by name and otherwise let through.
+It is strict, as the vendor is: it refuses fields that the vendor's API description and client do not have.
+The values of some fields, such as those of tools, are not checked.
 """
 
 from __future__ import annotations
@@ -24,25 +23,25 @@ from pomelo.testing.checks import (
 
 
 def check(body: Mapping[str, Any]) -> Problem | None:
-    """The first thing that is wrong with a request, or None."""
+    """Return the first problem of a request, or None."""
     problem = declared(body, _FIELDS, _OTHERS, required=("model", "messages"))
-    return problem or _ordered(body["messages"])
+    return problem or _check_order(body["messages"])
 
 
 MESSAGE_ORDER = "message_order"
-"""The code of a problem with who speaks when."""
+"""The code of a problem with the order of roles."""
 
 
-def _ordered(messages: Sequence[Mapping[str, Any]]) -> Problem | None:
-    before = None
+def _check_order(messages: Sequence[Mapping[str, Any]]) -> Problem | None:
+    previous = None
     for message in messages:
         role = message["role"]
         if role == "assistant" and not message.get("content") and not message.get("tool_calls"):
             return Problem(MESSAGE_ORDER, None, "An answer must have content or tool calls")
-        if role not in _FOLLOWING.get(before, _FOLLOWING[None]):
-            return Problem(MESSAGE_ORDER, None, f"Unexpected role '{role}' after role '{before}'")
-        before = role
-    if before == "assistant" and not messages[-1].get("prefix"):
+        if role not in _FOLLOWING.get(previous, _FOLLOWING[None]):
+            return Problem(MESSAGE_ORDER, None, f"Unexpected role '{role}' after role '{previous}'")
+        previous = role
+    if previous == "assistant" and not messages[-1].get("prefix"):
         return Problem(MESSAGE_ORDER, None, "The last role must be user or tool, or a prefix")
     return None
 
@@ -52,7 +51,7 @@ _FOLLOWING = {
     "assistant": {"assistant", "user", "tool"},
     "tool": {"assistant", "tool"},
 }
-"""Who may speak after whom; None is for all others and the beginning."""
+"""A role -> the roles that may follow; None is for all other roles and the beginning."""
 
 
 def _top_p(name: str, value: Any) -> Problem | None:
@@ -80,17 +79,17 @@ _CHUNKS = {"text", "image_url", "document_url", "reference", "file", "thinking",
 def _chunk(name: str, chunk: Any, role: str) -> Problem | None:
     if not isinstance(chunk, dict):
         return Problem("invalid_type", name, "Input should be an object")
-    kind = chunk.get("type")
-    if kind not in ({"text", "thinking"} if role == "system" else _CHUNKS):
+    chunk_type = chunk.get("type")
+    if chunk_type not in ({"text", "thinking"} if role == "system" else _CHUNKS):
         return Problem("invalid_value", f"{name}.type", "There is no such chunk here")
-    if kind not in ("text", "image_url"):
+    if chunk_type not in ("text", "image_url"):
         return None
     for key in chunk:
-        if key not in ("type", kind):
+        if key not in ("type", chunk_type):
             return Problem("unknown_parameter", f"{name}.{key}", "Extra inputs are not permitted")
-    value = chunk.get(kind)
-    if kind == "text" or isinstance(value, str):
-        return text()(f"{name}.{kind}", value)
+    value = chunk.get(chunk_type)
+    if chunk_type == "text" or isinstance(value, str):
+        return text()(f"{name}.{chunk_type}", value)
     if not isinstance(value, dict) or not isinstance(value.get("url"), str):
         return Problem("invalid_type", f"{name}.image_url", "Input should be a string or have a url")
     if set(value) - {"url", "detail"}:
@@ -100,7 +99,7 @@ def _chunk(name: str, chunk: Any, role: str) -> Problem | None:
 
 _FIELDS: Mapping[str, Check] = {
     "model": text(1),
-    "messages": conversation(_MESSAGE_FIELDS, _chunk, silent={"user", "assistant", "tool"}),
+    "messages": conversation(_MESSAGE_FIELDS, _chunk, content_optional={"user", "assistant", "tool"}),
     "temperature": number(0, 1.5),
     "top_p": _top_p,
     "max_tokens": whole(0, 2**31 - 1),

@@ -1,8 +1,7 @@
-"""What OpenAI would refuse in a chat-completions request, checked field by field.
+"""Checks a chat-completions request as OpenAI does.
 
-`openai_wire` calls `check`. Strict on purpose: a name that the vendor's published description of the API
-doesn't declare is refused, as are parameters that its newer models don't take. Fields that belong to tools,
-sound and the like are known by name and otherwise let through.
+It is strict: it refuses fields that the vendor's API description does not have, and parameters that newer
+models do not take. The values of some fields, such as those of tools and audio, are not checked.
 """
 
 from __future__ import annotations
@@ -24,13 +23,13 @@ from pomelo.testing.checks import (
 
 
 def check(body: Mapping[str, Any]) -> Problem | None:
-    """The first thing that is wrong with a request, or None."""
-    return declared(body, _FIELDS, _OTHERS, required=("model", "messages")) or _together(body)
+    """Return the first problem of a request, or None."""
+    return declared(body, _FIELDS, _OTHERS, required=("model", "messages")) or _check_combinations(body)
 
 
-def _together(body: Mapping[str, Any]) -> Problem | None:
+def _check_combinations(body: Mapping[str, Any]) -> Problem | None:
     if body.get("stream_options") is not None and not body.get("stream"):
-        return Problem("invalid_value", "stream_options", "stream_options are for streams alone")
+        return Problem("invalid_value", "stream_options", "stream_options are only for streams")
     if body.get("max_tokens") is not None and body.get("max_completion_tokens") is not None:
         return Problem("invalid_parameter_combination", "max_tokens", "Send one of the two limits")
     if not str(body["model"]).startswith(("gpt-5", "gpt-6", "o1", "o3", "o4")):
@@ -41,7 +40,7 @@ def _together(body: Mapping[str, Any]) -> Problem | None:
     if body.get("reasoning_effort") != "none":
         for name in ("temperature", "top_p", "logprobs", "top_logprobs"):
             if body.get(name) is not None:
-                return Problem("unsupported_value", name, f"This model takes {name} without reasoning alone")
+                return Problem("unsupported_value", name, f"This model takes {name} only without reasoning")
     return None
 
 
@@ -86,15 +85,15 @@ def _part(name: str, part: Any, role: str) -> Problem | None:
     allowed = _PARTS.get(role, {"text"})
     if not isinstance(part, dict):
         return Problem("invalid_type", name, f"{name} must be an object")
-    kind = part.get("type")
-    if kind not in allowed:
+    part_type = part.get("type")
+    if part_type not in allowed:
         return Problem("invalid_value", f"{name}.type", f"A part here is one of {', '.join(sorted(allowed))}")
-    if set(part) != {"type", kind}:
-        return Problem("unknown_parameter", name, f"A {kind} part has type and {kind}")
-    value = part[kind]
-    if kind in ("text", "refusal"):
-        return text()(f"{name}.{kind}", value)
-    if kind != "image_url":
+    if set(part) != {"type", part_type}:
+        return Problem("unknown_parameter", name, f"A {part_type} part has type and {part_type}")
+    value = part[part_type]
+    if part_type in ("text", "refusal"):
+        return text()(f"{name}.{part_type}", value)
+    if part_type != "image_url":
         return None
     if not isinstance(value, dict) or not isinstance(value.get("url"), str):
         return Problem("invalid_type", f"{name}.image_url", "image_url must have a url")
@@ -109,7 +108,7 @@ def _part(name: str, part: Any, role: str) -> Problem | None:
 
 _FIELDS: Mapping[str, Check] = {
     "model": text(1),
-    "messages": conversation(_MESSAGE_FIELDS, _part, silent={"assistant"}),
+    "messages": conversation(_MESSAGE_FIELDS, _part, content_optional={"assistant"}),
     "max_tokens": whole(1, 2**31 - 1),
     "max_completion_tokens": whole(1, 2**31 - 1),
     "temperature": number(0, 2),

@@ -1,7 +1,4 @@
-"""What a request was and how it is answered, step by step: the vocabulary of `pomelo.testing`.
-
-The server plays it, a wire's file composes it. Neither a vendor nor a socket is known here.
-"""
+"""Requests that a fake vendor received, and its replies, step by step."""
 
 from __future__ import annotations
 
@@ -17,51 +14,51 @@ if TYPE_CHECKING:
 
 
 class Gate:
-    """A place in a reply where it waits until the test opens it; one that stays shut is a stall."""
+    """A step of a reply that waits until the test opens it. A gate that stays closed is a stall."""
 
     def __init__(self) -> None:
         self.reached = asyncio.Event()
-        """Set when a reply has come here."""
+        """Set when a reply has reached the gate."""
         self._open = asyncio.Event()
 
     def open(self) -> None:
-        """Lets replies pass, now and later."""
+        """Let replies pass, now and later."""
         self._open.set()
 
     async def pass_through(self) -> None:
-        """Waits here; the server calls it."""
+        """Wait until the gate is open."""
         self.reached.set()
         await self._open.wait()
 
 
 class Stop(Enum):
-    """Ways to end a reply before its time."""
+    """Ways to end a reply early."""
 
     END = "end"
-    """The body ends in good order, and nothing more comes."""
+    """The body ends correctly, without the remaining steps."""
     CLOSE = "close"
     """The connection is closed (FIN) without the body's end."""
     RESET = "reset"
     """The connection is reset (RST)."""
     SILENCE = "silence"
-    """Nothing more comes, and the connection stays until the client leaves."""
+    """Nothing more is sent, and the connection stays open until the client closes it."""
 
 
 class Token(bytes):
-    """A packet that bears one token of an answer; they are counted."""
+    """A packet with one token of a response; tokens are counted."""
 
 
 Step = bytes | float | Gate | Stop
-"""A packet to send, seconds to wait, a gate to pass, or an early end."""
+"""A packet to send, a number of seconds to wait, a gate to pass, or an early end."""
 
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """What to do with one request, from top to bottom.
+    """The reply to one request.
 
-    `before` comes ahead of the head; a packet in it is sent raw, in place of HTTP. Each packet of `steps` is
-    one write to the connection, a chunk of the chunked body. `follow` says how the requests are answered that
-    this reply leads to, by their `target`: one after another, the last script again and again.
+    The steps of `before` precede the head; their packets are sent raw, in place of HTTP. Each packet of
+    `steps` is one write to the connection, a chunk of the chunked body. `follow` maps the `target` of later
+    requests to their scripts, which are used in order; the last one is repeated.
     """
 
     status: int = 200
@@ -73,40 +70,40 @@ class Reply:
 
 @dataclass(slots=True)
 class Received:
-    """A request as it came, and what became of it. Times are on the running loop's clock, in seconds."""
+    """A request, and its outcome. Times are on the running loop's clock, in seconds."""
 
     method: str
     path: str
     headers: Mapping[str, str]
     raw: bytes
     body: Any
-    """The parsed JSON; None when it is none."""
+    """The parsed JSON; None if it is not JSON."""
     at: float
     bytes_sent: int = 0
     packets_sent: int = 0
     tokens_sent: int = 0
     left_at: float | None = None
-    """When the client was seen to have left while a reply was being played; None where it hasn't."""
+    """When the client disconnected during the reply; None if it did not."""
     left: asyncio.Event = field(default_factory=asyncio.Event)
     """Set with `left_at`."""
     done: asyncio.Event = field(default_factory=asyncio.Event)
-    """Set when the reply is over, however it ended."""
+    """Set when the reply has ended."""
     connection: tuple[str, int] | None = None
     """The client's address: equal for requests on one connection."""
     target: str = ""
-    """The path with its query, as it came."""
+    """The path with its query, not decoded."""
     query: Mapping[str, str] = field(default_factory=dict)
-    """What follows the `?`; of a name that is there twice, the first."""
+    """The query parameters; the first of several with one name."""
     form: Sequence[Part] | None = None
-    """The parts of a multipart form; its bytes are not kept: `raw` is empty then. None for anything else."""
+    """The parts of a multipart form, for which `raw` is empty; None for other bodies."""
 
     @property
     def prompt(self) -> str:
-        """What is asked for: the text of the last message of a conversation, else the field `prompt` or
-        `text` of the body or of its `input`. Of a form such a field, else the SHA-256 of its file in
-        hexadecimal digits, as a sound has no words: `when(sha256(sound).hexdigest(), …)`. Else empty."""
+        """The prompt: the text of the last message of a conversation, else the field `prompt` or `text` of
+        the body or of its `input`. For a form, such a field, else the SHA-256 of its file in hexadecimal
+        digits: `when(sha256(audio).hexdigest(), …)`. Otherwise empty."""
         if self.form is not None:
-            return _asked({part.name: part.text for part in self.form}) or next(
+            return _prompt_field({part.name: part.text for part in self.form}) or next(
                 (part.sha256 for part in self.form if part.text is None), ""
             )
         if not isinstance(self.body, dict):
@@ -114,8 +111,8 @@ class Received:
         messages = self.body.get("messages")
         last = messages[-1] if isinstance(messages, list) and messages else None
         if not isinstance(last, dict):
-            wanted = self.body.get("input")
-            return _asked(wanted if isinstance(wanted, dict) else self.body)
+            inner = self.body.get("input")
+            return _prompt_field(inner if isinstance(inner, dict) else self.body)
         content = last.get("content")
         if isinstance(content, list):
             texts = [part.get("text") for part in content if isinstance(part, dict)]
@@ -123,42 +120,40 @@ class Received:
         return content if isinstance(content, str) else ""
 
 
-def _asked(fields: Mapping[str, Any]) -> str:
-    found = (fields.get(name) for name in ("prompt", "text"))
-    return next((text for text in found if isinstance(text, str)), "")
+def _prompt_field(fields: Mapping[str, Any]) -> str:
+    values = (fields.get(name) for name in ("prompt", "text"))
+    return next((text for text in values if isinstance(text, str)), "")
 
 
 Script = Reply | Callable[[Received], Reply]
-"""A reply, or what makes one for a request."""
+"""A reply, or a function that returns the reply to a request."""
 
 
 def plain_refusal(status: int, message: str) -> Reply:
-    """A refusal in nobody's own words: a JSON object with a message alone."""
+    """Return a refusal whose body is a JSON object with a message."""
     body = json.dumps({"message": message}).encode()
     return Reply(status, {"Content-Type": "application/json"}, (body,))
 
 
 @dataclass(frozen=True, slots=True)
-class Wording:
-    """How a vendor words its own faults at one kind of task.
+class VendorFaults:
+    """The faults of one task type that are specific to a vendor, by their names in `pomelo.testing.faults`.
 
-    `said` plays a fault, by its name in `pomelo.testing.faults`; `lacks` tells of one that this vendor can't
-    have why it can't.
+    `scripts` play a fault; `unsupported` gives the reason why the vendor can't have one.
     """
 
-    said: Mapping[str, Script] = field(default_factory=dict)
-    lacks: Mapping[str, str] = field(default_factory=dict)
+    scripts: Mapping[str, Script] = field(default_factory=dict)
+    unsupported: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
-class Wire:
-    """A vendor's wire: what the server needs to play it.
+class VendorProtocol:
+    """A vendor's protocol, for the fake server.
 
-    `serves` tells a vendor's requests by their method and path; `refused` gives the vendor's refusal of a
-    request that it would not take (with None any key will do), `default` answers one that it would.
-
-    The rest is for `pomelo.testing.faults` alone: `refusal` makes the vendor's error body of a status and a
-    message that tells nothing else; `wordings` has the vendor's own faults by the kind of task.
+    `serves` returns whether a request is the vendor's. `refused` returns the refusal of an invalid request,
+    or None; its second argument is the only valid key, or None if every key is. `default` replies to a valid
+    request. For `pomelo.testing.faults`, `refusal` makes a reply with the vendor's error body from a status
+    and a message, and `faults` are the vendor's own faults by task type.
     """
 
     name: str
@@ -166,4 +161,4 @@ class Wire:
     refused: Callable[[Received, str | None], Reply | None]
     default: Script
     refusal: Callable[[int, str], Reply] = plain_refusal
-    wordings: Mapping[str, Wording] = field(default_factory=dict)
+    faults: Mapping[str, VendorFaults] = field(default_factory=dict)

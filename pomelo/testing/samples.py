@@ -1,7 +1,4 @@
-"""The shortest job of each kind of task, in words that a test would find again wherever they got to.
-
-`pomelo.testing.suite` offers it to those who examine a provider.
-"""
+"""The shortest job of each task type, with texts that a test finds again wherever they appear."""
 
 from __future__ import annotations
 
@@ -18,7 +15,7 @@ from pomelo.gen.v1.text_pb2 import Message, Role, TextInput
 from pomelo.providers.base import AudioSource, Job
 
 PROMPT = "my canary prompt"
-SOUND = b"\xff\xfb\x90\xc0" + b"a canary sound" * 100
+AUDIO = b"\xff\xfb\x90\xc0" + b"a canary sound" * 100
 
 _INPUTS: Mapping[str, Callable[[], Any]] = {
     "text": lambda: TextInput(messages=[Message(role=Role.ROLE_USER, content=PROMPT)]),
@@ -29,21 +26,23 @@ _INPUTS: Mapping[str, Callable[[], Any]] = {
 }
 
 
-def sample(kind: str, route: Route, given: Any = None, *, limits: Limits | None = None) -> Job:
-    """A job of a kind on a route; without `given` the shortest input there is. Sound comes inline."""
+def sample(task_type: str, route: Route, task_input: Any = None, *, limits: Limits | None = None) -> Job[Any]:
+    """Return a job of a task type on a route, with the shortest input by default. Audio is inline."""
     model = Model(
         name=route.model,
-        task_type=TaskType.Value(f"TASK_TYPE_{kind.upper()}"),
+        task_type=TaskType.Value(f"TASK_TYPE_{task_type.upper()}"),
         routes=(route,),
         limits=limits or Limits(),
         prices=Prices({PriceUnit.PRICE_UNIT_IMAGE: 1}),
         price_version="test",
     )
-    heard = kind in ("speech_to_speech", "speech_to_text")
-    audio = AudioSource("audio/mpeg", len(SOUND), data=SOUND) if heard else None
-    return Job(f"task_{kind}", model, route, _INPUTS[kind]() if given is None else given, False, 0.0, audio)
+    has_audio = task_type in ("speech_to_speech", "speech_to_text")
+    audio = AudioSource("audio/mpeg", len(AUDIO), data=AUDIO) if has_audio else None
+    if task_input is None:
+        task_input = _INPUTS[task_type]()
+    return Job(f"task_{task_type}", model, route, task_input, False, 0.0, audio)
 
 
-def kind_of(job: Job) -> str:
-    """The kind of a job, as providers name their methods."""
+def task_type_of(job: Job[Any]) -> str:
+    """Return the task type of a job, as providers name their methods."""
     return TaskType.Name(job.model.task_type).removeprefix("TASK_TYPE_").lower()

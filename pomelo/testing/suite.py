@@ -1,14 +1,14 @@
-"""The contract of providers, as cases that run over any of them: built in, or of another package.
+"""The contract of providers, as test cases for built-in providers and for those of other packages.
 
-    subject = Subject("acme", Acme, lambda upstream: upstream.url + "/acme", ACME_WIRE,
+    subject = Subject("acme", Acme, lambda upstream: upstream.url + "/acme", ACME_PROTOCOL,
                       jobs=(sample("text", Route("acme", "acme-large-2")),))
 
     @pytest.mark.parametrize("case", cases(subject), ids=str)
     async def test_acme(case: Case) -> None:
         (await run(case)).check()
 
-No test framework is needed. Each case has a server and a provider of its own, on loopback; what is left when
-it is over (connections, asyncio tasks, files) is looked for in the whole process: one case runs at a time.
+No test framework is needed. Each case has its own server, on loopback, and its own provider. Cases must not
+run concurrently, because each checks the whole process for leaks: connections, asyncio tasks and files.
 """
 
 from __future__ import annotations
@@ -25,117 +25,131 @@ from typing import Any
 from pomelo.catalog.reported_cost import Report
 from pomelo.errors import PomeloError
 from pomelo.providers import Credentials
-from pomelo.providers.base import CODES, Job, fit_hook, fitted, method
+from pomelo.providers.base import Job, fit_hook, fit_job, job_method
+from pomelo.providers.errors import CODES
 from pomelo.providers.http.client import Http, Timeouts
-from pomelo.testing.addresses import Unresolving
-from pomelo.testing.broken import ASTRAY, BODY, Breaking, ahead, first, held
-from pomelo.testing.faults import FAULTS, LATE, OK, WORDED, Fault
-from pomelo.testing.leftovers import closed, nothing_left, shown
-from pomelo.testing.reading import Reading
-from pomelo.testing.reply import Gate, Script, Wire
-from pomelo.testing.samples import PROMPT, SOUND, kind_of, sample
+from pomelo.testing.addresses import UnknownHostResolver
+from pomelo.testing.broken import (
+    BODY,
+    FORBIDDEN_PATH,
+    FaultMaker,
+    before_body,
+    before_head,
+    held_half_way,
+)
+from pomelo.testing.event_checker import EventChecker
+from pomelo.testing.faults import FAULTS, OK, TIMEOUT, VENDOR_SPECIFIC, Fault
+from pomelo.testing.leaks import connections_closed, no_leaks, printed_error
+from pomelo.testing.reply import Gate, Script, VendorProtocol
+from pomelo.testing.samples import AUDIO, PROMPT, sample, task_type_of
 from pomelo.testing.upstream import FaultUpstream
 
 __all__ = [
-    "AT_ONCE",
+    "AUDIO",
+    "CASE_ATTEMPTS",
     "CODES",
     "DEADLINE",
+    "DISCONNECTED",
     "KEY",
-    "LEFT",
-    "LENIENCE",
     "LIMIT",
+    "MAX_CLOSE_SECONDS",
     "PROMPT",
     "SECRETS",
-    "SOUND",
-    "TRIES",
+    "TOLERANCE",
     "Case",
     "Subject",
     "Verdict",
     "cases",
-    "kind_of",
     "run",
     "sample",
+    "task_type_of",
 ]
 
 KEY = "key-canary-2718"
 SECRETS = (KEY, PROMPT, BODY.split()[0], "a canary sound")
-"""The key, the caller's input and the vendor's body; none of it may be in what a failure shows."""
+"""The key, the caller's input and the vendor's body. An error must not show any of them."""
 
 LIMIT = 0.15
-"""Seconds of the limits of silence that the provider's `Http` has, and of a connection where none is made."""
+"""Seconds of the timeouts of the provider's `Http`; the connect timeout only counts for unreachable
+addresses."""
 
 DEADLINE = 0.3
-"""Seconds of the caller's deadline where nothing else ends a fault."""
+"""Seconds until the caller's deadline, for faults that nothing else ends."""
 
-PROMPTLY = 3.0
-"""Seconds for what neither a limit nor a deadline has to end."""
+MAX_SECONDS = 3.0
+"""Seconds for a fault that needs neither a timeout nor a deadline."""
 
-LENIENCE = 0.25
-"""Seconds by which a limit may be overrun."""
+TOLERANCE = 0.25
+"""Seconds by which a timeout or deadline may be exceeded."""
 
-AT_ONCE = 0.05
-"""Seconds from a caller's leaving to the end of its connections."""
+MAX_CLOSE_SECONDS = 0.05
+"""Seconds from a caller's disconnect to the end of its connections."""
 
-TRIES = 3
+CASE_ATTEMPTS = 3
 
-_PATIENCE = 0.5  # seconds after a case until what it left is a leak
-_LONGEST = 10.0  # seconds that a case may take at all
+_LEAK_SECONDS = 0.5  # what is open so long after a case is a leak
+_CASE_SECONDS = 10.0  # the longest that a case may take
 
-LEFT = "left"
-"""In place of a code: the caller has left."""
+DISCONNECTED = "disconnected"
+"""In place of a code: the caller has disconnected."""
 
 
 @dataclass(frozen=True, slots=True)
 class Subject:
-    """A provider to examine.
+    """A provider to test.
 
-    `make` makes it as `open_providers` does, `base_url` says where the server plays its vendor, in the form
-    that its credentials take. `wire` is the vendor's; its `default` answers each of the `jobs`. `cost` is
-    what the provider has to report of each good answer, in US dollars; with None that is not examined.
+    `make` creates it from credentials and an `Http`; `base_url` returns its base URL on the server. The
+    `default` of its `protocol` replies to each of the `jobs`. `cost` is what the provider must report for
+    each valid response, in US dollars; None: that is not checked.
     """
 
     name: str
     make: Callable[[Credentials, Http], Any]
     base_url: Callable[[FaultUpstream], str]
-    wire: Wire
-    jobs: Sequence[Job]
+    protocol: VendorProtocol
+    jobs: Sequence[Job[Any]]
     cost: int | float | Decimal | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """One thing to see: `job`, whole or streamed, with a fault or without, or left by its caller.
+    """A test case: `job`, whole or streamed, with or without a fault or a disconnect of the caller.
 
-    `leaves` is "", "before the head", "after the head", "half way" or "after an event".
+    `disconnects` is "", "before the head", "after the head", "half way" or "after an event".
     """
 
     subject: Subject
-    job: Job
+    job: Job[Any]
     stream: bool
     fault: Fault | None = None
-    leaves: str = ""
+    disconnects: str = ""
 
     @property
-    def kind(self) -> str:
-        """The kind of task, as providers name their methods."""
-        return kind_of(self.job)
+    def task_type(self) -> str:
+        """The task type, as providers name their methods."""
+        return task_type_of(self.job)
 
     @property
     def expected(self) -> str:
-        """The code of the outcome; OK or LEFT where there is none."""
+        """The expected code; OK or DISCONNECTED without an error."""
         if self.fault is not None:
             return self.fault.code(self.stream)
-        return LEFT if self.leaves else OK
+        return DISCONNECTED if self.disconnects else OK
 
     def __str__(self) -> str:
-        what = self.fault.name if self.fault else f"left {self.leaves}" if self.leaves else "a good answer"
-        return f"{self.subject.name} {self.kind} {'stream' if self.stream else 'whole'}: {what}"
+        what = (
+            self.fault.name
+            if self.fault
+            else f"disconnect {self.disconnects}"
+            if self.disconnects
+            else "no fault"
+        )
+        return f"{self.subject.name} {self.task_type} {'stream' if self.stream else 'whole'}: {what}"
 
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What came of a case. `delivered` are bytes of the output; `problems` are sentences, none where all is
-    as it should be."""
+    """The outcome of a case. `delivered` are bytes of output; `problems` are sentences, none if it passed."""
 
     case: Case
     code: str
@@ -145,35 +159,36 @@ class Verdict:
     problems: tuple[str, ...]
 
     def check(self) -> None:
-        """Does nothing where all is as it should be.
+        """Check that the case passed.
 
         Raises:
-            AssertionError: it isn't; the message has every problem.
+            AssertionError: it failed; the message has every problem.
         """
         if self.problems:
             raise AssertionError(f"{self.case}: {'; '.join(self.problems)}")
 
 
-_HELD: Mapping[str, Callable[[Gate], Breaking]] = {
-    "before the head": ahead,
-    "after the head": first,
-    "half way": held,
-    "after an event": held,
+_HOLDS: Mapping[str, Callable[[Gate], FaultMaker]] = {
+    "before the head": before_head,
+    "after the head": before_body,
+    "half way": held_half_way,
+    "after an event": held_half_way,
 }
-"""Where a caller leaves -> where the vendor holds its answer meanwhile."""
+"""When a caller disconnects -> where the vendor holds its response meanwhile."""
 
 
 def cases(subject: Subject) -> list[Case]:
-    """Every case of a provider: a good answer, each fault that can be, each way to leave; of each of its
-    jobs, whole and streamed. `pomelo.testing.faults.left_out` tells which faults can't be.
+    """Return all cases of a provider: each of its jobs, whole and streamed, without a fault, with each
+    possible fault, and with each disconnect.
 
     Raises:
-        ValueError: the wire has words for a fault that nobody knows.
+        ValueError: the protocol defines an unknown fault.
     """
-    for kind, wording in subject.wire.wordings.items():
-        unknown = sorted((wording.said.keys() | wording.lacks.keys()) - WORDED)
+    for task_type, faults in subject.protocol.faults.items():
+        unknown = sorted((faults.scripts.keys() | faults.unsupported.keys()) - VENDOR_SPECIFIC)
         if unknown:
-            raise ValueError(f"{subject.wire.name}, {kind}: no fault is called {', '.join(unknown)}")
+            name = subject.protocol.name
+            raise ValueError(f"{name}, {task_type}: no fault is called {', '.join(unknown)}")
     found = []
     for job in subject.jobs:
         for stream in (False, True):
@@ -181,149 +196,148 @@ def cases(subject: Subject) -> list[Case]:
             found += [
                 Case(subject, job, stream, fault)
                 for fault in FAULTS
-                if not fault.absence(subject.wire, kind_of(job), stream)
+                if not fault.unsupported_reason(subject.protocol, task_type_of(job), stream)
             ]
-            ways = list(_HELD)
-            if not stream or kind_of(job) == "speech_to_text":
-                ways.remove("after an event")
-            found += [Case(subject, job, stream, leaves=way) for way in ways]
+            disconnects = list(_HOLDS)
+            if not stream or task_type_of(job) == "speech_to_text":
+                disconnects.remove("after an event")
+            found += [Case(subject, job, stream, disconnects=when) for when in disconnects]
     return found
 
 
 async def run(case: Case) -> Verdict:
-    """Runs a case; never raises for what the provider does. One in which nothing but a time is wrong is run
-    again, TRIES times in all, so that a busy machine fails nobody."""
-    for _ in range(TRIES):
+    """Run a case; never raises because of the provider. A case whose only problem is its time runs up to
+    CASE_ATTEMPTS times, because the machine may be busy."""
+    for _ in range(CASE_ATTEMPTS):
         problems: list[str] = []
         async with (
-            nothing_left(problems, within=_PATIENCE),
-            FaultUpstream(wires=(case.subject.wire,)) as upstream,
+            no_leaks(problems, within=_LEAK_SECONDS),
+            FaultUpstream(protocols=(case.subject.protocol,)) as upstream,
         ):
-            this = _Run(case, upstream, problems)
-            outcome = await this.outcome()
-            if not await closed(upstream, within=_PATIENCE):
+            attempt = _Run(case, upstream, problems)
+            verdict = await attempt.verdict()
+            if not await connections_closed(upstream, within=_LEAK_SECONDS):
                 problems.append("connections are open after the provider was closed")
-        if problems or not this.late:
+        if problems or not attempt.late:
             break
-    return replace(outcome, problems=(*problems, *this.late))
+    return replace(verdict, problems=(*problems, *attempt.late))
 
 
 class _Run:
-    """One case while it runs."""
+    """A case while it runs."""
 
     def __init__(self, case: Case, upstream: FaultUpstream, problems: list[str]) -> None:
         self._case = case
         self._upstream = upstream
         self._problems = problems
-        counted = case.fault is None or not case.fault.uncounted
-        self._reading = Reading(case.kind, stream=case.stream, counted=counted)
+        needs_usage = case.fault is None or not case.fault.uncounted
+        self._checker = EventChecker(case.task_type, stream=case.stream, needs_usage=needs_usage)
         self._gate = Gate()
         self.late: list[str] = []
-        """What is wrong with its times, apart from all other problems."""
+        """Problems with times, which are separate from all others."""
 
-    async def outcome(self) -> Verdict:
-        """What came of it; what is wrong is added to the problems."""
+    async def verdict(self) -> Verdict:
         case, fault = self._case, self._case.fault
         self._upstream.default = self._script()
         base = case.subject.base_url(self._upstream)
-        astray = fault is not None and fault.address is not None
+        unreachable = fault is not None and fault.address is not None
         address = nullcontext(base) if fault is None or fault.address is None else fault.address(base)
-        limits = Timeouts(connect=LIMIT if astray else _LONGEST, silence=LIMIT, whole=LIMIT)
+        limits = Timeouts(connect=LIMIT if unreachable else _CASE_SECONDS, silence=LIMIT, whole=LIMIT)
         with address as url:
-            async with Http(limits, resolver=Unresolving()) as http:
+            async with Http(limits, resolver=UnknownHostResolver()) as http:
                 provider = case.subject.make(Credentials(KEY, url), http)
                 if not provider.configured:
-                    self._problems.append("it has a key and an address, and is not configured")
+                    self._problems.append("it is not configured, though it has a key and a base URL")
                 loop = asyncio.get_running_loop()
-                began = loop.time()
-                code = await (self._leave(provider) if case.leaves else self._read(provider))
-                seconds = loop.time() - began
-                self._judge(code, seconds)
+                started = loop.time()
+                code = await (self._disconnect(provider) if case.disconnects else self._read(provider))
+                seconds = loop.time() - started
+                self._check_outcome(code, seconds)
                 await self._idle()
-                if not astray:
+                if not unreachable:
                     await self._recover(provider)
                 await provider.aclose()
                 await provider.aclose()
-        return Verdict(case, code, seconds, self._reading.events, self._reading.delivered, ())
+        return Verdict(case, code, seconds, self._checker.events, self._checker.delivered, ())
 
     def _script(self) -> Script:
         case = self._case
         if case.fault is not None:
-            return case.fault.script(case.subject.wire, case.kind)
-        good = case.subject.wire.default
-        if not case.leaves or (case.kind == "image" and case.leaves == "after an event"):
-            return good
-        return _HELD[case.leaves](self._gate)(case.subject.wire, good)
+            return case.fault.script(case.subject.protocol, case.task_type)
+        valid = case.subject.protocol.default
+        if not case.disconnects or (case.task_type == "image" and case.disconnects == "after an event"):
+            return valid
+        return _HOLDS[case.disconnects](self._gate)(case.subject.protocol, valid)
 
     async def _read(self, provider: Any) -> str:
-        """Reads the answer to its end as the engine does; gives the code that it ends in."""
-        case, reading, problems = self._case, self._reading, self._problems
-        ask, job = self._asked(provider)
+        """Read the response to its end as the engine does, and return its code."""
+        case, checker, problems = self._case, self._checker, self._problems
+        method, job = self._prepare(provider)
         deadline = asyncio.timeout_at(job.deadline)
         try:
-            async with deadline, aclosing(ask(job)) as events:
+            async with deadline, aclosing(method(job)) as events:
                 async for event in events:
-                    reading.add(event)
-                    if reading.events % 2:
-                        await asyncio.sleep(0)  # a reader that is now ahead of the vendor, now behind
-                await self._end(events)
-            reading.end()
+                    checker.add(event)
+                    if checker.events % 2:
+                        await asyncio.sleep(0)  # sometimes the reader is faster than the vendor
+                await self._check_end(events)
+            checker.end()
             code = OK
             if case.fault is None and case.subject.cost is not None:
-                reading.reported(job.report.cost, case.subject.cost)
+                checker.check_cost(job.report.cost, case.subject.cost)
         except PomeloError as error:
             code = error.code
-            self._failed(error)
+            self._check_error(error)
         except TimeoutError as error:
-            code = LATE if deadline.expired() else _foreign(error, problems)
-            reading.fail()
+            code = TIMEOUT if deadline.expired() else _unexpected(error, problems)
+            checker.fail()
         except Exception as error:
-            code = _foreign(error, problems)
-            reading.fail()
-        problems += reading.problems
+            code = _unexpected(error, problems)
+            checker.fail()
+        problems += checker.problems
         return code
 
     async def _recover(self, provider: Any) -> None:
-        """What is over is over: the next task of the same provider has a good answer."""
-        self._upstream.default = self._case.subject.wire.default
+        """Check that the next task of the same provider succeeds."""
+        self._upstream.default = self._case.subject.protocol.default
         for _ in range(3):
-            await asyncio.sleep(0)  # turns of the loop, for what the vendor has sent meanwhile
-        good = _Run(replace(self._case, fault=None, leaves=""), self._upstream, [])
-        code = await good._read(provider)
-        if code != OK or good._problems:
-            told = self.late if code == LATE else self._problems
-            told.append(f"the next task ends in {code}: {'; '.join(good._problems)}")
+            await asyncio.sleep(0)  # turns of the event loop, for data that the vendor has sent meanwhile
+        next_run = _Run(replace(self._case, fault=None, disconnects=""), self._upstream, [])
+        code = await next_run._read(provider)
+        if code != OK or next_run._problems:
+            problems = self.late if code == TIMEOUT else self._problems
+            problems.append(f"the next task ends with {code}: {'; '.join(next_run._problems)}")
 
-    async def _leave(self, provider: Any) -> str:
-        """Reads as far as the case wants, and leaves."""
-        ask, job = self._asked(provider)
-        events = ask(job)
+    async def _disconnect(self, provider: Any) -> str:
+        """Read up to the place where the caller disconnects, and disconnect."""
+        method, job = self._prepare(provider)
+        events = method(job)
         loop = asyncio.get_running_loop()
         try:
-            async with asyncio.timeout(_LONGEST):
-                if self._case.leaves == "after an event":
-                    self._reading.add(await anext(events))
+            async with asyncio.timeout(_CASE_SECONDS):
+                if self._case.disconnects == "after an event":
+                    self._checker.add(await anext(events))
                     since = loop.time()
                     await events.aclose()
                 else:
-                    since = await self._cancelled(events)
+                    since = await self._cancel_reader(events)
                 await self._idle(since)
         except TimeoutError:
-            self._problems.append("it never came to the place where its caller leaves")
+            self._problems.append("it never reached the place where the caller disconnects")
         except Exception as error:
-            _foreign(error, self._problems)
+            _unexpected(error, self._problems)
         finally:
             await events.aclose()
-        self._problems += self._reading.problems
-        return LEFT
+        self._problems += self._checker.problems
+        return DISCONNECTED
 
-    async def _cancelled(self, events: Any) -> float:
-        """Cancels whoever reads when the vendor has come to the gate; gives when."""
+    async def _cancel_reader(self, events: Any) -> float:
+        """Cancel the reading task when the vendor has reached the gate, and return the time."""
 
         async def collect() -> None:
             async with aclosing(events):
                 async for event in events:
-                    self._reading.add(event)
+                    self._checker.add(event)
 
         reader = asyncio.create_task(collect())
         reached = asyncio.create_task(self._gate.reached.wait())
@@ -331,21 +345,21 @@ class _Run:
         if reader.done():
             reached.cancel()
             await asyncio.wait((reached,))
-            self._problems.append("it ended before the vendor's answer was there")
+            self._problems.append("it ended before the vendor's response")
             reader.exception()
             return asyncio.get_running_loop().time()
         since = asyncio.get_running_loop().time()
         reader.cancel()
         done, _ = await asyncio.wait((reader,), timeout=1)
         if not done:
-            self._problems.append("it goes on a second after it was cancelled")
+            self._problems.append("it still runs a second after it was cancelled")
         elif not reader.cancelled():
-            self._problems.append("it swallowed its cancelling")
+            self._problems.append("it suppressed its cancellation")
             reader.exception()
         return since
 
     async def _idle(self, since: float | None = None) -> None:
-        """Waits until the vendor serves nothing any more: all was read, or left at once."""
+        """Check that the vendor serves no request, because all were read or closed immediately."""
         since = asyncio.get_running_loop().time() if since is None else since
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(1):
@@ -354,59 +368,59 @@ class _Run:
         late = max((end - since for end in ends), default=0.0)
         if self._upstream.serving:
             self._problems.append("a connection to the vendor was not closed")
-        elif late > AT_ONCE:
+        elif late > MAX_CLOSE_SECONDS:
             self.late.append(f"a connection to the vendor was closed {late * 1000:.0f} ms late")
 
-    async def _end(self, events: Any) -> None:
-        """An answer that has ended stays so."""
+    async def _check_end(self, events: Any) -> None:
         with contextlib.suppress(StopAsyncIteration):
             await anext(events)
-            self._problems.append("an event comes after the end")
+            self._problems.append("it yields an event after its end")
 
-    def _asked(self, provider: Any) -> tuple[Any, Job]:
-        ask = method(provider, self._case.kind)
-        if ask is None:
-            raise LookupError(f"{self._case.subject.name} has no method {self._case.kind}")
+    def _prepare(self, provider: Any) -> tuple[Any, Job[Any]]:
+        """The provider's method, and the job to call it with."""
+        method = job_method(provider, self._case.task_type)
+        if method is None:
+            raise LookupError(f"{self._case.subject.name} has no method {self._case.task_type}")
         fault = self._case.fault
-        seconds = DEADLINE if fault is not None and fault.endless else _LONGEST
+        seconds = DEADLINE if fault is not None and fault.endless else _CASE_SECONDS
         deadline = asyncio.get_running_loop().time() + seconds
-        job = fitted(self._case.job, fit_hook(provider, self._case.kind))
-        return ask, replace(job, stream=self._case.stream, deadline=deadline, report=Report())
+        job = fit_job(self._case.job, fit_hook(provider, self._case.task_type))
+        return method, replace(job, stream=self._case.stream, deadline=deadline, report=Report())
 
-    def _failed(self, error: PomeloError) -> None:
-        self._reading.fail()
+    def _check_error(self, error: PomeloError) -> None:
+        self._checker.fail()
         fault = self._case.fault
         if error.code not in CODES:
-            self._problems.append(f"{error.code} is no code of a provider's")
+            self._problems.append(f"a provider must not raise {error.code}")
         if fault is not None and fault.wait is not None and error.retry_after != fault.wait:
             self._problems.append(f"its Retry-After is {error.retry_after}, and should be {fault.wait}")
-        told = shown(error)
+        printed = printed_error(error)
         for secret in SECRETS:
-            if secret in told:
+            if secret in printed:
                 self._problems.append(f"the error shows {secret!r}")
 
-    def _judge(self, code: str, seconds: float) -> None:
+    def _check_outcome(self, code: str, seconds: float) -> None:
         case, fault, problems = self._case, self._case.fault, self._problems
         if code != case.expected:
-            (self.late if code == LATE else problems).append(
-                f"it ends in {code}, and should end in {case.expected}"
+            (self.late if code == TIMEOUT else problems).append(
+                f"it ends with {code}, and should end with {case.expected}"
             )
-        if any(received.path == ASTRAY for received in self._upstream.requests):
-            problems.append("it went where a link or a redirect led it astray")
-        asked = Counter((r.method, r.target) for r in self._upstream.requests if r.method != "GET")
-        for (_, target), times in asked.items():
-            if times > 1:
-                problems.append(f"{target} was asked {times} times, which is the router's to decide")
+        if any(received.path == FORBIDDEN_PATH for received in self._upstream.requests):
+            problems.append("it requested a forbidden link")
+        counts = Counter((r.method, r.target) for r in self._upstream.requests if r.method != "GET")
+        for (_, target), count in counts.items():
+            if count > 1:
+                problems.append(f"{target} was requested {count} times, but only the router may retry")
         if fault is None:
             return
-        most = (LIMIT if fault.stalls else DEADLINE if fault.endless else PROMPTLY) + LENIENCE
-        if seconds > most:
-            self.late.append(f"it ends after {seconds:.2f} s, and should within {most:.2f} s")
-        said = case.stream and case.kind in ("text", "text_to_speech", "speech_to_speech")
-        if fault.keeps and said and not self._reading.delivered:
-            problems.append("nothing is heard of what the vendor said before it stopped")
+        limit = (LIMIT if fault.stalls else DEADLINE if fault.endless else MAX_SECONDS) + TOLERANCE
+        if seconds > limit:
+            self.late.append(f"it ends after {seconds:.2f} s, and should within {limit:.2f} s")
+        streamed = case.stream and case.task_type in ("text", "text_to_speech", "speech_to_speech")
+        if fault.keeps and streamed and not self._checker.delivered:
+            problems.append("it delivers none of the output before the fault")
 
 
-def _foreign(error: Exception, problems: list[str]) -> str:
-    problems.append(f"{type(error).__name__} comes out of it, and only PomeloError may: {error}")
+def _unexpected(error: Exception, problems: list[str]) -> str:
+    problems.append(f"it raises {type(error).__name__}, and only PomeloError is allowed: {error}")
     return type(error).__name__

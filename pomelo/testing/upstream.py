@@ -1,8 +1,4 @@
-"""The server of `pomelo.testing`: it takes requests in, notes them, and plays replies step by step.
-
-What a vendor's requests and answers look like stands in a wire's own file; `openai_wire` is one. Here is only
-what a connection can do: send a packet, wait, end, break.
-"""
+"""The fake server of `pomelo.testing`: it records requests, and plays replies step by step."""
 
 from __future__ import annotations
 
@@ -21,39 +17,38 @@ from urllib.parse import unquote
 from aiohttp import web
 
 from pomelo.testing import (
-    anthropic_wire,
-    bfl_wire,
-    elevenlabs_wire,
-    mistral_wire,
-    openai_wire,
-    replicate_wire,
-    together_wire,
+    anthropic_protocol,
+    bfl_protocol,
+    elevenlabs_protocol,
+    mistral_protocol,
+    openai_protocol,
+    replicate_protocol,
+    together_protocol,
 )
 from pomelo.testing.form import read_form
-from pomelo.testing.reply import Gate, Received, Reply, Script, Step, Stop, Token, Wire
+from pomelo.testing.reply import Gate, Received, Reply, Script, Step, Stop, Token, VendorProtocol
 
-WIRES: tuple[Wire, ...] = (
-    openai_wire.WIRE,
-    elevenlabs_wire.WIRE,
-    anthropic_wire.WIRE,
-    mistral_wire.WIRE,
-    bfl_wire.WIRE,
-    together_wire.WIRE,
-    replicate_wire.WIRE,
+PROTOCOLS: tuple[VendorProtocol, ...] = (
+    openai_protocol.PROTOCOL,
+    elevenlabs_protocol.PROTOCOL,
+    anthropic_protocol.PROTOCOL,
+    mistral_protocol.PROTOCOL,
+    bfl_protocol.PROTOCOL,
+    together_protocol.PROTOCOL,
+    replicate_protocol.PROTOCOL,
 )
-"""The vendors that the server plays by itself."""
+"""The built-in vendors of the server."""
 
-BODY_MOST = 64 * 1024 * 1024
-"""Bytes of a request that the server takes."""
+_MAX_BODY_BYTES = 64 * 1024 * 1024
 
 
 class FaultUpstream:
     """The server; an async context manager.
 
-    A valid request gets, in this order: the script of the first `when` that applies to it; what an earlier
-    reply says shall `follow`; the next of the queue that `script` fills; `default`, or its wire's. An invalid
-    one is refused as the vendor would, and uses up nothing. With `api_key` any other key is refused. `wires`
-    are further vendors to play; where they serve a request, they do it in place of the built-in ones.
+    The reply to a valid request is the first of these: the script of the first `when` that matches, the
+    `follow` of an earlier reply, the next script of the queue, `default`, the default of its protocol. An
+    invalid request is refused as by the vendor, and uses no script. With `api_key`, any other key is refused.
+    `protocols` are further vendors, which come before the built-in ones.
     """
 
     def __init__(
@@ -62,102 +57,102 @@ class FaultUpstream:
         host: str = "127.0.0.1",
         port: int = 0,
         api_key: str | None = None,
-        wires: Iterable[Wire] = (),
+        protocols: Iterable[VendorProtocol] = (),
     ) -> None:
         self.requests: list[Received] = []
         """Every request, valid or not, in order of arrival."""
         self.default: Script | None = None
-        """Where set, in place of the wires' defaults."""
-        self.aside: Callable[[Received], Reply | None] | None = elevenlabs_wire.aside
-        """Answers requests that belong to no task, such as for a list of voices; they are not added
-        to `requests` and use no script. None: the request is handled like any other."""
+        """If set, it replaces the defaults of the protocols."""
+        self.unscripted: Callable[[Received], Reply | None] | None = elevenlabs_protocol.unscripted
+        """Replies to requests that belong to no task, such as for a list of voices: they are not added to
+        `requests` and use no script. If it is or returns None, a request is handled like any other."""
         self.serving = 0
         """Requests that are being answered now."""
         self._idle = asyncio.Event()
         self._idle.set()
-        self._wires = (*wires, *WIRES)
+        self._protocols = (*protocols, *PROTOCOLS)
         self._host = host
         self._port = port
         self._api_key = api_key
         self._queue: deque[Script] = deque()
-        self._cases: list[tuple[str, Script]] = []
+        self._rules: list[tuple[str, Script]] = []
         self._following: dict[str, deque[Script]] = {}
         self._waiting: asyncio.Queue[Received] = asyncio.Queue()
         self._runner: web.AppRunner | None = None
 
     @property
     def url(self) -> str:
-        """Where the server is, without a slash at the end."""
+        """The server's URL, without a slash at the end."""
         return f"http://{self._host}:{self._port}"
 
     @property
     def connections(self) -> int:
-        """Connections that are open now, those that clients keep for later included."""
+        """The number of open connections, including those that clients keep for later."""
         server = None if self._runner is None else self._runner.server
         return 0 if server is None else len(server.connections)
 
     @property
     def openai_base_url(self) -> str:
-        """The base URL as OpenAI's own clients take it, with /v1."""
+        """The base URL for OpenAI's own clients, with /v1."""
         return f"{self.url}/v1"
 
     @property
     def elevenlabs_base_url(self) -> str:
-        """The base URL as ElevenLabs' own clients take it, without /v1."""
-        return f"{self.url}{elevenlabs_wire.PREFIX}"
+        """The base URL for ElevenLabs' own clients, without /v1."""
+        return f"{self.url}{elevenlabs_protocol.PREFIX}"
 
     @property
     def bfl_base_url(self) -> str:
-        """Where Black Forest Labs is played; as in the vendor's own clients, without /v1."""
+        """The base URL of Black Forest Labs, without /v1."""
         return f"{self.url}/bfl"
 
     @property
     def together_base_url(self) -> str:
-        """Where Together is played; as in the vendor's own clients, without /v1."""
+        """The base URL of Together, without /v1."""
         return f"{self.url}/together"
 
     @property
     def replicate_base_url(self) -> str:
-        """Where Replicate is played; as in the vendor's own clients, without /v1."""
+        """The base URL of Replicate, without /v1."""
         return f"{self.url}/replicate"
 
     @property
     def anthropic_base_url(self) -> str:
-        """The base URL as Anthropic's own clients take it, without /v1."""
+        """The base URL for Anthropic's own clients, without /v1."""
         return self.url
 
     @property
     def mistral_base_url(self) -> str:
-        """The base URL as Mistral's own clients take it, without /v1."""
-        return f"{self.url}{mistral_wire.PREFIX}"
+        """The base URL for Mistral's own clients, without /v1."""
+        return f"{self.url}{mistral_protocol.PREFIX}"
 
     def script(self, *scripts: Script) -> None:
-        """Adds to the queue: one for each of the next valid requests that no `when` takes."""
+        """Add scripts to the queue: one for each of the next valid requests that no `when` matches."""
         self._queue.extend(scripts)
 
     def when(self, prompt: str, script: Script) -> None:
-        """Plays `script` whenever the last message contains `prompt`; of several that apply, the oldest."""
-        self._cases.append((prompt, script))
+        """Play `script` if the last message contains `prompt`; the oldest of several matches is played."""
+        self._rules.append((prompt, script))
 
     def reset(self) -> None:
-        """Forgets scripts, rules and requests; what is being played goes on."""
+        """Delete scripts, rules and requests; replies that are being played continue."""
         self._queue.clear()
-        self._cases.clear()
+        self._rules.clear()
         self._following.clear()
         self.requests.clear()
-        self.aside = elevenlabs_wire.aside
+        self.unscripted = elevenlabs_protocol.unscripted
         self._waiting = asyncio.Queue()
 
     async def received(self) -> Received:
-        """The next request that nobody has asked for here yet; waits for it."""
+        """Wait for the next request that was not returned here before."""
         return await self._waiting.get()
 
     async def idle(self) -> None:
-        """Waits until no request is being answered."""
+        """Wait until no request is being answered."""
         await self._idle.wait()
 
     async def __aenter__(self) -> Self:
-        app = web.Application(client_max_size=BODY_MOST)
+        app = web.Application(client_max_size=_MAX_BODY_BYTES)
         app.router.add_route("*", "/{path:.*}", self._serve)
         self._runner = web.AppRunner(app, handler_cancellation=True, access_log=None, shutdown_timeout=0.1)
         await self._runner.setup()
@@ -167,7 +162,7 @@ class FaultUpstream:
         return self
 
     async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self, error_type: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if self._runner is not None:
             await self._runner.cleanup()
@@ -205,7 +200,7 @@ class FaultUpstream:
             target=request.path_qs,
             form=form,
         )
-        if self.aside is not None and (reply := self.aside(received)) is not None:
+        if self.unscripted is not None and (reply := self.unscripted(received)) is not None:
             return await _play(reply, request, received)
         self.requests.append(received)
         self._waiting.put_nowait(received)
@@ -220,16 +215,16 @@ class FaultUpstream:
             received.done.set()
 
     def _reply(self, received: Received) -> Reply:
-        # A path that no vendor has is refused in the first one's words.
-        wire = next((wire for wire in self._wires if wire.serves(received)), WIRES[0])
-        script: Script | None = wire.refused(received, self._api_key)
+        # The first vendor refuses a path that no vendor has.
+        protocol = next((one for one in self._protocols if one.serves(received)), PROTOCOLS[0])
+        script: Script | None = protocol.refused(received, self._api_key)
         if script is None:
             prompt = received.prompt
-            script = next((script for part, script in self._cases if part in prompt), None)
+            script = next((script for part, script in self._rules if part in prompt), None)
         if script is None and (following := self._following.get(unquote(received.target))):
             script = following.popleft() if len(following) > 1 else following[0]
         if script is None:
-            script = self._queue.popleft() if self._queue else self.default or wire.default
+            script = self._queue.popleft() if self._queue else self.default or protocol.default
         reply = script if isinstance(script, Reply) else script(received)
         for target, scripts in reply.follow.items():
             self._following[unquote(target)] = deque(scripts)
@@ -250,7 +245,7 @@ async def _play(reply: Reply, request: web.Request, received: Received) -> web.S
     async with aclosing(_steps(reply.steps, transport, received)) as packets:
         async for packet in packets:
             await response.write(packet)
-            # One turn of the loop, so that a reader on the same loop may see packets and not their sum.
+            # A turn of the event loop, so that a client on the same loop reads single packets.
             await asyncio.sleep(0)
     if not transport.is_closing():
         await response.write_eof()
@@ -260,7 +255,7 @@ async def _play(reply: Reply, request: web.Request, received: Received) -> web.S
 async def _steps(
     steps: tuple[Step, ...], transport: asyncio.Transport, received: Received
 ) -> AsyncGenerator[bytes, None]:
-    """The packets to send; does all else that the steps ask for."""
+    """Yield the packets to send, and execute the other steps."""
     for step in steps:
         if isinstance(step, bytes):
             yield step

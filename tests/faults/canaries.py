@@ -12,9 +12,18 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from pomelo.testing import Gate, Received, Reply, Script, Stop, Transcript, anthropic_wire, mistral_wire
-from pomelo.testing.openai_wire import Answer
-from pomelo.testing.upstream import WIRES
+from pomelo.testing import (
+    Gate,
+    Received,
+    Reply,
+    Script,
+    Stop,
+    Transcript,
+    anthropic_protocol,
+    mistral_protocol,
+)
+from pomelo.testing.openai_protocol import Answer
+from pomelo.testing.upstream import PROTOCOLS
 
 CANARY = "Canary5d1f"
 NAMED = "Namely7c2e"
@@ -79,15 +88,15 @@ TASKS: Mapping[str, dict[str, Any]] = {
 
 def answers(received: Received) -> Reply:
     """A good answer, with canaries where the caller will find them."""
-    wire = next(wire for wire in WIRES if wire.serves(received))
+    wire = next(wire for wire in PROTOCOLS if wire.serves(received))
     said = f"{CANARY}-answer in a few words"
     match wire.name:
         case "openai":
             return Answer(said)(received)
         case "anthropic":
-            return anthropic_wire.Answer(said)(received)
+            return anthropic_protocol.Answer(said)(received)
         case "mistral":
-            return mistral_wire.Answer(said)(received)
+            return mistral_protocol.Answer(said)(received)
         case "elevenlabs" if received.path.endswith("/speech-to-text"):
             return Transcript(said)(received)
         case "elevenlabs":

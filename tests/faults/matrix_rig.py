@@ -19,7 +19,7 @@ import grpc
 from pomelo.app import App, open_app
 from pomelo.catalog.catalog import Catalog
 from pomelo.engine.circuit_breaker import CircuitBreaker
-from pomelo.engine.routing import RETRIES, Router
+from pomelo.engine.routing import ATTEMPTS, Router
 from pomelo.errors import TABLE
 from pomelo.providers import Credentials
 from pomelo.providers.base import Job, Provider
@@ -27,10 +27,10 @@ from pomelo.providers.http.client import Http, Timeouts
 from pomelo.settings import Settings
 from pomelo.stores.usage import UsageQuery, UsageRecord
 from pomelo.testing import FaultUpstream
-from pomelo.testing.addresses import Unresolving
-from pomelo.testing.faults import FAULTS, LATE, OK, UNAVAILABLE, Fault
-from pomelo.testing.leftovers import closed, nothing_left
-from pomelo.testing.suite import KEY, LENIENCE, PROMPT, SECRETS, SOUND, TRIES, Subject, kind_of
+from pomelo.testing.addresses import UnknownHostResolver
+from pomelo.testing.faults import FAULTS, OK, TIMEOUT, UNAVAILABLE, Fault
+from pomelo.testing.leaks import connections_closed, no_leaks
+from pomelo.testing.suite import AUDIO, CASE_ATTEMPTS, KEY, PROMPT, SECRETS, TOLERANCE, Subject, task_type_of
 from tests.conftest import endow
 from tests.parity.clients import Ask, Grpc, Outcome, Rest
 
@@ -56,7 +56,7 @@ MODELS = {
 }
 """The model that is asked for, by the vendor or, where that has several, by the kind."""
 
-_HEARD = base64.b64encode(SOUND).decode()
+_HEARD = base64.b64encode(AUDIO).decode()
 BODIES: Mapping[str, dict[str, Any]] = {
     "text": {"messages": [{"role": "user", "content": PROMPT}]},
     "image": {"prompt": PROMPT},
@@ -105,7 +105,7 @@ class Block:
     @property
     def kind(self) -> str:
         """The kind of task."""
-        return kind_of(self.job)
+        return task_type_of(self.job)
 
     @property
     def vendor(self) -> str:
@@ -126,7 +126,11 @@ class Block:
 
     def hows(self, fault: Fault) -> list[bool]:
         """Whether whole (False) and streamed (True) answers can have it."""
-        return [how for how in (False, True) if not fault.absence(self.subject.wire, self.kind, how)]
+        return [
+            how
+            for how in (False, True)
+            if not fault.unsupported_reason(self.subject.protocol, self.kind, how)
+        ]
 
 
 async def run_block(block: Block, folder: Path) -> tuple[list[Row], list[str]]:
@@ -134,12 +138,12 @@ async def run_block(block: Block, folder: Path) -> tuple[list[Row], list[str]]:
     at once; nothing else may run in the process."""
     rows: list[Row] = []
     problems: list[str] = []
-    async with nothing_left(problems, within=0.5), FaultUpstream() as upstream:
+    async with no_leaks(problems, within=0.5), FaultUpstream() as upstream:
         async with _opened(block, upstream, folder) as (app, wires):
             for fault in (None, *block.faults()):
                 kept = _files(folder / "media")
                 found = await _runs(block, wires, upstream, fault)
-                for _ in range(TRIES - 1):  # so that a busy machine fails nobody
+                for _ in range(CASE_ATTEMPTS - 1):  # so that a busy machine fails nobody
                     if not any(_late(row, fault) for row, _ in found):
                         break
                     found = await _runs(block, wires, upstream, fault)
@@ -159,7 +163,7 @@ async def run_block(block: Block, folder: Path) -> tuple[list[Row], list[str]]:
                     rows.append(row)
                     problems += [f"{row}: {problem}" for problem in _misbilled(row, record)]
                     problems += [f"{row}: {problem}" for problem in _wrong(row, fault, outcome)]
-        if not await closed(upstream, within=0.5):
+        if not await connections_closed(upstream, within=0.5):
             problems.append(f"{block}: {upstream.connections} connections to the vendor are open")
     return rows, problems
 
@@ -167,7 +171,7 @@ async def run_block(block: Block, folder: Path) -> tuple[list[Row], list[str]]:
 async def _runs(
     block: Block, wires: Mapping[str, Any], upstream: FaultUpstream, fault: Fault | None
 ) -> list[tuple[Row, Outcome]]:
-    upstream.default = None if fault is None else fault.script(block.subject.wire, block.kind)
+    upstream.default = None if fault is None else fault.script(block.subject.protocol, block.kind)
     model = block.model if fault is None or fault.address is None else _misled(block, fault)
     body = {"model": model, **BODIES[block.kind]}
     timeout = DEADLINE if fault is not None and fault.endless else None
@@ -187,7 +191,7 @@ async def _runs(
 
     hows = [False, True] if fault is None else block.hows(fault)
     runs = [one(wire, how) for wire in ("grpc", "rest") for how in hows]
-    if fault is None or fault.name != "second answer":
+    if fault is None or fault.name != "one response too many":
         return await asyncio.gather(*runs)
     # What came unasked is told from an answer by coming ahead of the question: one question at a time.
     found = []
@@ -231,13 +235,13 @@ def _misbilled(row: Row, record: UsageRecord | None) -> list[str]:
 
 def _late(row: Row, fault: Fault | None) -> str:
     """What is wrong with a run's time, if anything."""
-    if row.code == LATE and (fault is None or fault.code(row.stream) != LATE):
+    if row.code == TIMEOUT and (fault is None or fault.code(row.stream) != TIMEOUT):
         return "a limit came first"
     if fault is None:
         return ""
     # Where the vendor can have done nothing the same route is asked again.
-    tries = RETRIES + 1 if fault.code(row.stream) == UNAVAILABLE else 1
-    most = (LIMIT * tries if fault.stalls else DEADLINE if fault.endless else PROMPTLY) + LENIENCE
+    tries = ATTEMPTS if fault.code(row.stream) == UNAVAILABLE else 1
+    most = (LIMIT * tries if fault.stalls else DEADLINE if fault.endless else PROMPTLY) + TOLERANCE
     if row.seconds > most:
         return f"it should end within {most:.2f} s"
     said = row.stream and row.kind in ("text", "text_to_speech", "speech_to_speech")
@@ -270,7 +274,7 @@ async def _opened(
     settings = Settings(rest="127.0.0.1:0", grpc="127.0.0.1:0", data=folder, grace=2.0)
     router = partial(Router, sleep=_no_time, breaker=partial(CircuitBreaker, minimum_calls=10**9))
     async with AsyncExitStack() as stack:
-        http = await stack.enter_async_context(Http(limits, resolver=Unresolving()))
+        http = await stack.enter_async_context(Http(limits, resolver=UnknownHostResolver()))
         providers: dict[str, Provider] = {}
         urls = {block.vendor: base} | {
             _misled(block, fault): stack.enter_context(fault.address(base))

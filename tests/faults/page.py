@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pomelo.testing.faults import FAULTS, KINDS, left_out
+from pomelo.testing.faults import FAULTS, TASK_TYPES, unsupported_faults
 from pomelo.testing.suite import cases
 from tests.faults.test_matrix import BLOCKS
 from tests.providers.subjects import SUBJECTS
@@ -55,16 +55,16 @@ def page() -> str:
     total = sum(len(cases(subject)) for subject in SUBJECTS)
     text = _HEAD.format(cases=total, runs=runs, faults=len(FAULTS), blocks=len(BLOCKS))
     for fault in FAULTS:
-        whole = "-" if "whole" in fault.lacks else fault.whole
-        stream = "-" if "stream" in fault.lacks else fault.stream
-        kinds = [kind.replace("_", " ") for kind in KINDS if kind not in fault.lacks]
-        only = "" if len(kinds) == len(KINDS) else ", ".join(kinds)
-        text += f"| {fault.name} | {fault.about} | {whole} | {stream} | {only} |\n"
+        whole = "-" if "whole" in fault.unsupported else fault.whole
+        stream = "-" if "stream" in fault.unsupported else fault.stream
+        kinds = [kind.replace("_", " ") for kind in TASK_TYPES if kind not in fault.unsupported]
+        only = "" if len(kinds) == len(TASK_TYPES) else ", ".join(kinds)
+        text += f"| {fault.name} | {fault.description} | {whole} | {stream} | {only} |\n"
     text += _LEFT_OUT
     for block in BLOCKS:
-        for (name, stream), why in left_out(block.subject.wire, block.kind).items():
+        for (name, stream), why in unsupported_faults(block.subject.protocol, block.kind).items():
             fault = next(fault for fault in FAULTS if fault.name == name)
-            if not stream and block.kind not in fault.lacks and "whole" not in fault.lacks:
+            if not stream and block.kind not in fault.unsupported and "whole" not in fault.unsupported:
                 text += f"| {block.vendor} | {block.kind.replace('_', ' ')} | {name} | {why} |\n"
     return text
 

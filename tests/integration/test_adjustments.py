@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from pomelo.testing import Answer, FaultUpstream, Received, Reply
-from pomelo.testing.openai_wire import error_reply
+from pomelo.testing.openai_protocol import error_reply
 from tests.integration.house import KINDS, WAYS, House, Told, open_house, say
 
 EACH_PROTOCOL = pytest.mark.parametrize("protocol", WAYS)

@@ -14,7 +14,7 @@ from pomelo.gen.v1.speech_pb2 import AudioInput, SpeechToSpeechInput
 from pomelo.gen.v1.task_pb2 import Task
 from pomelo.gen.v1.task_service_pb2 import RunTaskRequest
 from pomelo.gen.v1.task_service_pb2_grpc import TaskServiceStub
-from pomelo.testing.elevenlabs_wire import error_reply
+from pomelo.testing.elevenlabs_protocol import error_reply
 from tests.integration.asking import bearer, reason_of
 from tests.integration.house import WAYS, House, open_house
 from tests.unit.media import corpus

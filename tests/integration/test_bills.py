@@ -16,7 +16,7 @@ from pomelo.gen.v1.account_service_pb2_grpc import AccountServiceStub
 from pomelo.gen.v1.task_service_pb2 import RunTaskRequest
 from pomelo.gen.v1.task_service_pb2_grpc import TaskServiceStub
 from pomelo.stores.base import Store
-from pomelo.testing import Answer, Gate, Stop, anthropic_wire
+from pomelo.testing import Answer, Gate, Stop, anthropic_protocol
 from tests.integration.house import WAYS, Caller, House, open_house, say
 from tests.integration.test_disconnects import Client, free
 from tests.parity.clients import to_task
@@ -100,7 +100,7 @@ async def test_a_bill_is_that_of_the_vendors_price_list(
     model, usage, micros = BILLS[bill]
     caller = await house.caller()
     prompt = f"<{bill}> {way} {stream}"
-    wire: Any = anthropic_wire.Answer if model.startswith("claude") else Answer
+    wire: Any = anthropic_protocol.Answer if model.startswith("claude") else Answer
     house.upstream.when(prompt, wire("one two", usage=usage))
     told = await house.ask(way, caller.live, say(prompt, model), stream=stream)
     assert told.code == "ok"
@@ -205,7 +205,7 @@ async def test_who_leaves_pays_for_the_input_as_the_vendor_has_counted_it(house:
     prompt = f"counted before it is left {way}"
     gate = Gate()
     usage = anthropic(2_500, 99, 1_000, 500)
-    house.upstream.when(prompt, anthropic_wire.Answer("one two three", at={2: gate}, usage=usage))
+    house.upstream.when(prompt, anthropic_protocol.Answer("one two three", at={2: gate}, usage=usage))
     client = Client(house, way, caller.live, say(prompt, "claude-3-sonnet"), stream=True)
     await client.has(2)
     await client.leave()
@@ -222,7 +222,7 @@ async def test_a_stream_that_the_vendor_cuts_costs_the_input_that_it_counted(hou
     caller = await house.caller()
     prompt = f"cut {way}"
     usage = anthropic(2_500, 99)
-    house.upstream.when(prompt, anthropic_wire.Answer("one two three", at={2: Stop.RESET}, usage=usage))
+    house.upstream.when(prompt, anthropic_protocol.Answer("one two three", at={2: Stop.RESET}, usage=usage))
     told = await house.ask(way, caller.live, say(prompt, "claude-3-sonnet"), stream=True)
     assert told.code == "provider_failed"
     (record,) = await house.records(caller)

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from pomelo.testing import Gate, Received, Reply, Script
-from pomelo.testing.upstream import WIRES
+from pomelo.testing.upstream import PROTOCOLS
 from tests.integration.house import KINDS, WAYS, House, Told, open_house, say
 from tests.redis_server import RedisServer
 from tests.unit.media import corpus
@@ -47,7 +47,7 @@ def waiting(gate: Gate) -> Script:
     """What the vendors answer by default, after a gate."""
 
     def script(received: Received) -> Reply:
-        wire = next(wire for wire in WIRES if wire.serves(received))
+        wire = next(wire for wire in PROTOCOLS if wire.serves(received))
         reply = wire.default if isinstance(wire.default, Reply) else wire.default(received)
         return replace(reply, before=(gate, *reply.before))
 

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 import pytest
 
 from pomelo.testing import Reply, Stop
-from pomelo.testing.openai_wire import chunk
+from pomelo.testing.openai_protocol import chunk
 from tests.integration.house import WAYS, House, open_house, say
 
 WAY = pytest.mark.parametrize("way", WAYS)

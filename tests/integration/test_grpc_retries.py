@@ -24,7 +24,7 @@ from google.rpc import error_details_pb2, status_pb2
 from pomelo.app import App
 from pomelo.call import Call
 from pomelo.draining import Draining
-from pomelo.engine.routing import RETRIES
+from pomelo.engine.routing import ATTEMPTS as ROUTE_ATTEMPTS
 from pomelo.errors import TABLE, PomeloError
 from pomelo.gen.v1.task_pb2 import Task, TaskResult
 from pomelo.gen.v1.task_service_pb2 import RunTaskRequest, StreamTaskRequest, StreamTaskResponse
@@ -298,12 +298,12 @@ async def test_a_task_that_succeeds_on_a_retry_is_billed_once(client: Client, ho
     calls, vendors = [], []
     for method in ("RunTask", "StreamTask"):
         calls.append((method, f"down for a while {method} {time.monotonic_ns()}"))
-        vendors.append(DownAtFirst(RETRIES + 1))
+        vendors.append(DownAtFirst(ROUTE_ATTEMPTS))
         house.upstream.when(calls[-1][1], vendors[-1])
     assert house.app.grpc is not None
     for ended in await client(house.app.grpc, caller.live, PLAIN, calls):
         assert (ended.status, ended.content) == ("OK", "one two")
-    assert [vendor.requests for vendor in vendors] == [RETRIES + 2] * 2
+    assert [vendor.requests for vendor in vendors] == [ROUTE_ATTEMPTS + 1] * 2
     records = await house.records(caller)
     assert [record.complete for record in records] == [True, True]
     assert (await house.balance(caller, live=True)).held == 0

@@ -17,7 +17,8 @@ from pomelo.gen.v1.image_pb2 import GeneratedImage, ImageOutput, ImageProgress
 from pomelo.gen.v1.speech_pb2 import AudioChunk
 from pomelo.gen.v1.task_pb2 import TaskResult
 from pomelo.gen.v1.text_pb2 import FinishReason, TextDelta, TokenUsage
-from pomelo.providers.base import CODES, Event, Job
+from pomelo.providers.base import Event, Job
+from pomelo.providers.errors import CODES
 from pomelo.providers.sandbox import Sandbox
 from tests.integration.house import KINDS, WAYS, House, digest, open_house, say
 
@@ -282,12 +283,7 @@ async def test_a_call_that_its_caller_leaves_or_that_is_late_is_still_cancelled(
 
 @pytest.mark.parametrize("way", WAYS)
 async def test_an_error_with_an_empty_message_has_the_message_of_its_row(house: House, way: str) -> None:
-    def failure() -> PomeloError:
-        error = PomeloError("provider_unavailable")
-        error.message = " "
-        return error
-
-    ROGUE.act = yielding(then=failure)
+    ROGUE.act = yielding(then=lambda: PomeloError("provider_unavailable", " "))
     told = await house.ask(way, (await house.caller()).live, say())
     assert (told.code, told.message) == ("provider_unavailable", TABLE["provider_unavailable"].message)
 

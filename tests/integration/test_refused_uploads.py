@@ -13,7 +13,7 @@ import aiohttp
 import pytest
 
 from pomelo.accounts.plans import Plan
-from pomelo.testing.elevenlabs_wire import error_reply
+from pomelo.testing.elevenlabs_protocol import error_reply
 from tests.integration.house import PLANS, RICH, House, open_house
 
 AUDIO_DATA = b"OggS" + b"a sound of some length " * 20_000

@@ -16,7 +16,6 @@ from typing import Any
 import pytest
 
 from pomelo.catalog.catalog import BUILTIN, Catalog
-from pomelo.errors import PomeloError, Replay
 from pomelo.gen.v1.account_service_pb2 import ListUsageRequest
 from pomelo.gen.v1.account_service_pb2_grpc import AccountServiceStub
 from pomelo.gen.v1.image_pb2 import GeneratedImage, ImageOutput, ImageProgress
@@ -26,11 +25,12 @@ from pomelo.gen.v1.speech_pb2 import AudioChunk, Transcription
 from pomelo.gen.v1.task_pb2 import TaskResult
 from pomelo.gen.v1.text_pb2 import FinishReason, TextDelta, TokenUsage
 from pomelo.providers.base import Event, Job
+from pomelo.providers.errors import RetryPolicy, UpstreamError
 from pomelo.providers.sandbox import Sandbox
 from pomelo.stores.usage import UsageRecord
 from pomelo.testing import Answer, FaultUpstream, Gate, Stop, chunk, error_event
-from pomelo.testing.bfl_wire import Drawing, moderated
-from pomelo.testing.pictures import picture
+from pomelo.testing.bfl_protocol import Drawing, moderated
+from pomelo.testing.images import make_image
 from tests.integration.house import KINDS, WAYS, Caller, House, Told, open_house, say
 from tests.integration.test_bills import check_books
 from tests.integration.test_disconnects import Client, free
@@ -98,7 +98,7 @@ EVENTS: dict[str, list[Event]] = {
         Event(image_progress=ImageProgress(progress=0.5)),
         Event(
             result=TaskResult(
-                image=ImageOutput(images=[GeneratedImage(data=picture("png"), content_type="image/png")])
+                image=ImageOutput(images=[GeneratedImage(data=make_image("png"), content_type="image/png")])
             )
         ),
     ],
@@ -228,14 +228,14 @@ def answering(task_name: str, *costs: Any) -> Callable[[Job], AsyncIterator[Even
     return act
 
 
-def failing(cost: Any = None, replay: Replay = Replay.ELSEWHERE) -> Callable[[Job], AsyncIterator[Event]]:
+def failing(
+    cost: Any = None, retry: RetryPolicy = RetryPolicy.NEXT_ROUTE
+) -> Callable[[Job], AsyncIterator[Event]]:
     """An action that reports a cost and fails before the first event."""
 
     async def act(job: Job) -> AsyncIterator[Event]:
         job.report.cost = cost
-        error = PomeloError("provider_unavailable", retry_after=0)
-        error.replay = replay
-        raise error
+        raise UpstreamError("provider_unavailable", retry=retry, wait=0)
         yield Event()
 
     return act
@@ -467,7 +467,7 @@ async def test_an_invalid_cost_of_a_plug_in_is_ignored_and_logged_without_its_te
 async def test_the_cost_of_a_failed_attempt_is_not_billed(plugged: Rig, protocol: str, stream: bool) -> None:
     caller = await plugged.server.caller()
     plugged.first.act = failing(0.03)
-    attempts = [failing(0.02, Replay.AGAIN), answering("image")]
+    attempts = [failing(0.02, RetryPolicy.SAME_ROUTE), answering("image")]
     plugged.acme.act = lambda job: attempts.pop(0)(job)
     response = await plugged.server.ask(protocol, caller.live, task("image"), stream=stream)
     assert response.code == "ok"
@@ -483,7 +483,7 @@ async def test_the_cost_of_the_attempt_that_answers_is_billed(
 ) -> None:
     caller = await plugged.server.caller()
     plugged.first.act = failing(0.03)
-    attempts = [failing(0.02, Replay.AGAIN), answering("image", 0.01)]
+    attempts = [failing(0.02, RetryPolicy.SAME_ROUTE), answering("image", 0.01)]
     plugged.acme.act = lambda job: attempts.pop(0)(job)
     response = await plugged.server.ask(protocol, caller.live, task("image"), stream=stream)
     assert (await plugged.record(caller, response)).cost == 11_000
@@ -492,7 +492,7 @@ async def test_the_cost_of_the_attempt_that_answers_is_billed(
 @UNARY_AND_STREAM
 async def test_a_task_that_fails_after_a_report_costs_nothing(plugged: Rig, stream: bool) -> None:
     caller = await plugged.server.caller()
-    plugged.acme.act = failing(0.01, Replay.NEVER)
+    plugged.acme.act = failing(0.01, RetryPolicy.NEVER)
     response = await plugged.server.ask("rest", caller.live, task("image"), stream=stream)
     assert response.code == "provider_unavailable"
     assert await plugged.server.records(caller) == []

@@ -19,13 +19,13 @@ from pomelo.gen.v1.task_service_pb2 import RunTaskRequest, StreamTaskRequest
 from pomelo.gen.v1.task_service_pb2_grpc import TaskServiceStub
 from pomelo.settings import Settings
 from pomelo.testing import FaultUpstream
-from pomelo.testing.pictures import picture
+from pomelo.testing.images import make_image
 from tests.conftest import endow
 from tests.integration.asking import bearer, failure, reason_of
 from tests.integration.house import KINDS, WAYS, Caller, House, open_house, say
 
 REST_WAYS = ("rest", "remote")
-PNG = picture("png")
+PNG = make_image("png")
 JPEG = b"\xff\xd8\xff\xe0\0\x10JFIF\0\1\1\0\0\1\0\1\0\0\xff\xd9"
 MP3 = (bytes.fromhex("fffb9064") + bytes(413)) * 60
 

@@ -261,7 +261,7 @@ def test_doctor_reports_the_default_voices_if_they_are_in_use(
 ) -> None:
     path = tmp_path / "catalog.toml"
     path.write_text(own)
-    registry = read_registry(path, plugged=[])
+    registry = read_registry(path, plugins=[])
     credentials = dict.fromkeys(registry.entries, Credentials(None)) | {"elevenlabs": Credentials(key)}
     items = {finding.name: finding for finding in _endings(registry, credentials, today)}
     assert (items["voices"].state if "voices" in items else None) == state

@@ -24,7 +24,7 @@ from pomelo.gen.v1.task_service_pb2_grpc import TaskServiceStub
 from pomelo.providers.base import Event, Job
 from pomelo.providers.sandbox import Sandbox
 from pomelo.testing import Gate, Reply, Transcript
-from pomelo.testing.sound import packets
+from pomelo.testing.audio import packets
 from tests.integration.house import WAYS, Caller, House, open_house
 from tests.integration.test_disconnects import Client
 from tests.integration.test_disconnects import free as wait_until_idle

@@ -19,7 +19,7 @@ from pomelo.gen.v1.task_service_pb2 import RunTaskRequest
 from pomelo.gen.v1.task_service_pb2_grpc import TaskServiceStub
 from pomelo.settings import Settings
 from pomelo.testing import FaultUpstream, Gate, Speech, Transcript
-from pomelo.testing.elevenlabs_wire import error_reply
+from pomelo.testing.elevenlabs_protocol import error_reply
 from tests.conftest import Keys
 from tests.integration.asking import bearer
 

@@ -9,7 +9,7 @@ import pytest
 
 from pomelo.providers.elevenlabs.voices import DEFAULTS
 from pomelo.testing import FaultUpstream, Received, Reply, Speech, VoiceList
-from pomelo.testing.elevenlabs_wire import error_reply
+from pomelo.testing.elevenlabs_protocol import error_reply
 from tests.integration.house import KINDS, WAYS, open_house
 
 OWN_ID, TABLE_ID = "AaOhDHYJ1XLZk74lXhdE", "B" * 20
@@ -23,10 +23,10 @@ def without_defaults(upstream: FaultUpstream, *listed: tuple[str, str]) -> None:
     def answer(received: Received) -> Reply:
         if any(voice in received.path for voice in voices):
             return Speech()(received)
-        return error_reply(404, "voice_not_found", kind="not_found", param="voice_id")
+        return error_reply(404, "voice_not_found", error_type="not_found", param="voice_id")
 
     upstream.default = answer
-    upstream.aside = lambda received: VoiceList(listed)(received) if "/voices" in received.path else None
+    upstream.unscripted = lambda received: VoiceList(listed)(received) if "/voices" in received.path else None
 
 
 @pytest.mark.parametrize("protocol", WAYS)
@@ -120,7 +120,7 @@ async def test_an_invalid_name_is_refused_without_a_request_for_the_list(
     async with open_house(tmp_path) as server:
         caller = await server.caller()
         list_requests = []
-        server.upstream.aside = lambda received: list_requests.append(received.path)  # type: ignore[func-returns-value]
+        server.upstream.unscripted = lambda received: list_requests.append(received.path)  # type: ignore[func-returns-value]
         for key in (caller.live, caller.test):
             for voice in ("x" * 65, " ", "a\nb", "a\0b", "a\u202eb", "a\u2028b"):
                 response = await server.ask(protocol, key, {**KINDS["tts"], "voice": voice})

@@ -221,19 +221,19 @@ class PlugIn:
 
 def load_as_operators_file(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Loads `path` as the operator's file."""
-    read_registry(path, plugged=[])
+    read_registry(path, plugins=[])
 
 
 def load_as_plug_in(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Loads `path` as the file of a plug-in."""
     PlugIn.catalog = path
-    read_registry(plugged=[EntryPoint("plugin", f"{__name__}:PlugIn", GROUP)])
+    read_registry(plugins=[EntryPoint("plugin", f"{__name__}:PlugIn", GROUP)])
 
 
 def load_as_built_in(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Loads `path` as the built-in file."""
     monkeypatch.setattr(registry_module, "BUILTIN_CATALOG", path)
-    read_registry(plugged=[])
+    read_registry(plugins=[])
 
 
 LOADERS = (load_as_operators_file, load_as_plug_in, load_as_built_in)
@@ -284,7 +284,7 @@ def test_wrong_rows_of_several_files_are_reported_together(tmp_path: Path) -> No
     plugged.write_text(model(price_version="price_version = 1").replace("NAME", "b"))
     PlugIn.catalog = plugged
     with pytest.raises(CatalogError) as raised:
-        read_registry(own, plugged=[EntryPoint("plugin", f"{__name__}:PlugIn", GROUP)])
+        read_registry(own, plugins=[EntryPoint("plugin", f"{__name__}:PlugIn", GROUP)])
     assert {fault.file.path for fault in raised.value.faults} == {own, plugged}
 
 
@@ -292,7 +292,7 @@ def test_a_file_that_is_not_text_is_refused_with_the_line(tmp_path: Path) -> Non
     path = tmp_path / "catalog.toml"
     path.write_bytes(b"# one\n# two \xff\n")
     with pytest.raises(CatalogError, match=r"catalog\.toml:2: The file is not UTF-8 text\. Save it as UTF-8"):
-        read_registry(path, plugged=[])
+        read_registry(path, plugins=[])
 
 
 def test_line_numbers_are_found_among_values_that_look_like_tables() -> None:

@@ -23,7 +23,7 @@ from pomelo.app import open_app, open_gateway
 from pomelo.gen.v1.task_service_pb2 import StreamTaskRequest
 from pomelo.gen.v1.task_service_pb2_grpc import TaskServiceStub
 from pomelo.settings import Settings
-from pomelo.testing import FaultUpstream, Gate, Speech, anthropic_wire, mistral_wire, openai_wire
+from pomelo.testing import FaultUpstream, Gate, Speech, anthropic_protocol, mistral_protocol, openai_protocol
 from tests.conftest import endow
 from tests.integration.asking import bearer
 from tests.parity.clients import to_task
@@ -166,13 +166,13 @@ async def test_each_packet_of_a_sound_is_heard_before_the_next_is_sent(
     pieces = {**ways.events, **ways.raw}[way]({**body, "output_format": wanted})
     whole = asyncio.create_task(follow(pieces, sent := [], gates))
     request = await vendor.received()
-    sent += speech.sound(request)
+    sent += speech.audio(request)
     assert await whole == b"".join(sent)
 
 
 @pytest.mark.parametrize(
     ("model", "wire"),
-    [("gpt-4", openai_wire), ("claude-3-haiku", anthropic_wire), ("mixtral-8x7b", mistral_wire)],
+    [("gpt-4", openai_protocol), ("claude-3-haiku", anthropic_protocol), ("mixtral-8x7b", mistral_protocol)],
 )
 @pytest.mark.parametrize("way", ["rest", "remote", "grpc"])
 async def test_each_word_is_read_before_the_next_is_sent(

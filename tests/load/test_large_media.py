@@ -40,7 +40,7 @@ from pomelo.gen.v1.media_service_pb2_grpc import MediaServiceStub
 from pomelo.gen.v1.task_pb2 import Task
 from pomelo.gen.v1.task_service_pb2 import RunTaskRequest, StreamTaskRequest
 from pomelo.gen.v1.task_service_pb2_grpc import TaskServiceStub
-from pomelo.testing.sound import packets
+from pomelo.testing.audio import packets
 from tests.integration.commands import live_key
 from tests.load.memory import MIB, resident, watched
 from tests.load.vendor import PACKET, SIZE, vendor

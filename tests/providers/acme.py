@@ -1,4 +1,4 @@
-"""A vendor that nobody has, its wire and a provider of it, good and bad: what a package of someone else's is."""
+"""A vendor outside of Pomelo: its protocol, a correct provider, and faulty providers."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from pomelo.providers import Credentials
 from pomelo.providers.base import Event, Job
 from pomelo.providers.http.client import Http
 from pomelo.providers.http.errors import ErrorBody, ErrorMapping, malformed_response
-from pomelo.testing import Received, Reply, Wire, Wording, plain_refusal
+from pomelo.testing import Received, Reply, VendorFaults, VendorProtocol, plain_refusal
 from pomelo.testing.suite import Subject, sample
 
 WORDS = ("Hello", " from", " Acme", ".")
 
 
 def answer(received: Received, *, end: bool = True, count: Any = (3, 4)) -> Reply:
-    """What Acme says: a line of JSON for each word, or all of it at once."""
+    """Acme's response: a line of JSON for each word, or the whole text."""
     last = {"words": count, "end": end}
     if not received.body["stream"]:
         body = json.dumps({"said": "".join(WORDS), **last}).encode()
@@ -35,19 +35,19 @@ def answer(received: Received, *, end: bool = True, count: Any = (3, 4)) -> Repl
 
 
 def refused(received: Received, api_key: str | None) -> Reply | None:
-    """Acme looks at the key alone."""
+    """Acme checks only the key."""
     if "acme-key" not in received.headers:
         return plain_refusal(401, "Who are you?")
     return None
 
 
-WIRE = Wire(
+PROTOCOL = VendorProtocol(
     "acme",
     lambda received: received.path == "/acme/say",
     refused,
     answer,
-    wordings={
-        "text": Wording(
+    faults={
+        "text": VendorFaults(
             {
                 "no end marker": lambda received: answer(received, end=False),
                 "no usage": lambda received: answer(received, count=None),
@@ -60,7 +60,7 @@ WIRE = Wire(
 
 
 class Acme:
-    """A provider that is as it should be; those below change one thing each."""
+    """A correct provider; each class below breaks one rule."""
 
     count_needed = True
 
@@ -69,7 +69,7 @@ class Acme:
         self.configured = bool(self.key)
         self.http = http
         self.url = URL(credentials.base_url + "/say")
-        self.dialect = ErrorMapping("acme", lambda body: ErrorBody())
+        self.error_mapping = ErrorMapping("acme", lambda body: ErrorBody())
 
     async def aclose(self) -> None:
         """Nothing to free."""
@@ -78,15 +78,17 @@ class Acme:
         """The request."""
         body = {"text": job.input.messages[-1].content, "stream": job.stream}
         headers = {"acme-key": self.key, "Content-Type": "application/json"}
-        return self.url, headers, json.dumps(body).encode(), self.dialect
+        return self.url, headers, json.dumps(body).encode(), self.error_mapping
 
     async def text(self, job: Job) -> AsyncGenerator[Event, None]:
         """Answers."""
         if not job.stream:
-            said = await self.http.whole(*self.asked(job))
-            yield Event(text_delta=self.last(said, said.get("said") if isinstance(said, dict) else None))
+            response = await self.http.request_json(*self.asked(job))
+            yield Event(
+                text_delta=self.last(response, response.get("said") if isinstance(response, dict) else None)
+            )
             return
-        async with self.http.events(*self.asked(job)) as stream:
+        async with self.http.stream_events(*self.asked(job)) as stream:
             while events := await stream.read():
                 for _, data in events:
                     line = self.line(data)
@@ -106,10 +108,10 @@ class Acme:
             pass
         raise malformed_response("no line")
 
-    def last(self, said: Any, content: Any) -> TextDelta:
-        """The last delta; without usage where the vendor gave none."""
+    def last(self, response: Any, content: Any) -> TextDelta:
+        """The last delta; without usage if the vendor reports none."""
         try:
-            words = said["words"]
+            words = response["words"]
             if isinstance(content, str):
                 usage = words and TokenUsage(
                     prompt_tokens=words[0], completion_tokens=words[1], total_tokens=sum(words)
@@ -122,7 +124,7 @@ class Acme:
 
 
 class SwallowsCuts(Acme):
-    """Takes a cut stream for a complete one."""
+    """Treats a truncated stream as complete."""
 
     async def text(self, job: Job) -> AsyncGenerator[Event, None]:
         try:
@@ -141,7 +143,7 @@ class ForgetsTheEndMarker(Acme):
             async for event in super().text(job):
                 yield event
             return
-        async with self.http.events(*self.asked(job)) as stream:
+        async with self.http.stream_events(*self.asked(job)) as stream:
             while events := await stream.read():
                 for _, data in events:
                     line = self.line(data)
@@ -158,7 +160,7 @@ class LeaksAConnection(Acme):
         self.open: list[Any] = []
 
     async def text(self, job: Job) -> AsyncGenerator[Event, None]:
-        context = self.http.events(*self.asked(job))
+        context = self.http.stream_events(*self.asked(job))
         self.open.append(context)
         stream = await context.__aenter__()
         while events := await stream.read():
@@ -207,7 +209,7 @@ class RaisesAnything(Acme):
 
 
 class LeavesATask(Acme):
-    """Starts something that nobody ends."""
+    """Starts something that no one ends."""
 
     async def text(self, job: Job) -> AsyncGenerator[Event, None]:
         self.task = asyncio.create_task(asyncio.sleep(3))
@@ -256,4 +258,4 @@ class GoesOn(Acme):
 def subject(make: type[Acme]) -> Subject:
     """A provider of Acme's as a subject of the suite."""
     job = sample("text", Route("acme", "acme-large-2"))
-    return Subject(make.__name__, make, lambda upstream: upstream.url + "/acme", WIRE, (job,))
+    return Subject(make.__name__, make, lambda upstream: upstream.url + "/acme", PROTOCOL, (job,))

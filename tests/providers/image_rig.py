@@ -1,4 +1,4 @@
-"""What the tests of the providers of pictures share: jobs, the running of them, and their checks."""
+"""Helpers for the tests of image providers: jobs, and functions that run and check them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from pomelo.gen.v1.image_pb2 import ImageFormat, ImageInput
 from pomelo.gen.v1.model_service_pb2 import PriceUnit
 from pomelo.gen.v1.task_pb2 import TaskType
 from pomelo.providers import Credentials
-from pomelo.providers.base import Event, Job, fit_hook, fitted
+from pomelo.providers.base import Event, Job, fit_hook, fit_job
 from pomelo.providers.http.client import Http, Timeouts
 
 KEY = "key-canary-2718"
@@ -26,8 +26,8 @@ SECRETS = f"{KEY} {PROMPT} <b>body</b>"
 PNG, JPEG, WEBP = b"\x89PNG", b"\xff\xd8\xff", b"RIFF"
 
 
-def job(route: Route, given: ImageInput | None = None, *, stream: bool = False) -> Job:
-    """An image job; by default the shortest one."""
+def job(route: Route, image_input: ImageInput | None = None, *, stream: bool = False) -> Job:
+    """An image job; with the shortest input by default."""
     model = Model(
         name="flux-1-pro",
         task_type=TaskType.TASK_TYPE_IMAGE,
@@ -36,11 +36,11 @@ def job(route: Route, given: ImageInput | None = None, *, stream: bool = False) 
         prices=Prices({PriceUnit.PRICE_UNIT_IMAGE: 1}),
         price_version="test",
     )
-    return Job("img_1", model, route, given or ImageInput(prompt=PROMPT), stream, deadline=1e12)
+    return Job("img_1", model, route, image_input or ImageInput(prompt=PROMPT), stream, deadline=1e12)
 
 
-def richest(file_format: ImageFormat.ValueType = ImageFormat.IMAGE_FORMAT_WEBP) -> ImageInput:
-    """An image input that uses everything that there is."""
+def largest_input(file_format: ImageFormat.ValueType = ImageFormat.IMAGE_FORMAT_WEBP) -> ImageInput:
+    """An image input with all fields."""
     return ImageInput(
         prompt="Ünïcödé 🍊 on a table",
         width=1001,
@@ -53,43 +53,43 @@ def richest(file_format: ImageFormat.ValueType = ImageFormat.IMAGE_FORMAT_WEBP) 
 
 
 @asynccontextmanager
-async def opened(
-    kind: Callable[..., Any],
+async def open_provider(
+    provider_class: Callable[..., Any],
     base_url: str,
     *,
     key: str | None = KEY,
     limits: Timeouts | None = None,
     origins: tuple[str, ...] = (),
-    **seams: Any,
+    **options: Any,
 ) -> AsyncIterator[Any]:
     """A provider, called at `base_url`."""
     async with Http(limits, origins=origins) as http:
-        provider = kind(Credentials(key, base_url), http, **seams)
+        provider = provider_class(Credentials(key, base_url), http, **options)
         try:
             yield provider
         finally:
             await provider.aclose()
 
 
-async def events(provider: Any, asked: Job) -> list[Event]:
-    """Everything that the provider answers."""
-    async with aclosing(provider.image(fitted(asked, fit_hook(provider, "image")))) as answer:
+async def events(provider: Any, image_job: Job) -> list[Event]:
+    """All events of the provider."""
+    async with aclosing(provider.image(fit_job(image_job, fit_hook(provider, "image")))) as answer:
         return [event async for event in answer]
 
 
-async def drawn(provider: Any, asked: Job) -> tuple[bytes, str]:
-    """The picture and its media type; it came last and alone."""
-    *earlier, last = await events(provider, asked)
+async def draw_image(provider: Any, image_job: Job) -> tuple[bytes, str]:
+    """The image and its media type; it came last and only."""
+    *earlier, last = await events(provider, image_job)
     assert all(event.HasField("image_progress") for event in earlier)
-    assert asked.stream or not earlier
+    assert image_job.stream or not earlier
     (image,) = last.result.image.images
     return image.data, image.content_type
 
 
-async def failure(provider: Any, asked: Job) -> PomeloError:
-    """The error that the job ends with; nothing looked like a picture before."""
+async def failure(provider: Any, image_job: Job) -> PomeloError:
+    """The error that the job ends with; nothing looked like an image before."""
     try:
-        async with aclosing(provider.image(fitted(asked, fit_hook(provider, "image")))) as answer:
+        async with aclosing(provider.image(fit_job(image_job, fit_hook(provider, "image")))) as answer:
             async for event in answer:
                 assert event.HasField("image_progress"), "a failed task had a picture"
     except PomeloError as error:
@@ -97,7 +97,7 @@ async def failure(provider: Any, asked: Job) -> PomeloError:
     raise AssertionError("no failure")
 
 
-def check_discreet(error: BaseException) -> None:
+def check_no_secrets(error: BaseException) -> None:
     """Nothing of the key, the prompt or the vendor's words is in the message or in a log of the error."""
     shown = "".join(traceback.format_exception(error)) + repr(error) + repr(error.__context__)
     for secret in (KEY, PROMPT, "canary", "<b>", "sig="):
@@ -106,17 +106,17 @@ def check_discreet(error: BaseException) -> None:
 
 def listener() -> socket.socket:
     """A socket that takes connections, to see whether any comes."""
-    taken = socket.socket()
-    taken.bind(("127.0.0.1", 0))
-    taken.listen(5)
-    taken.setblocking(False)
-    return taken
+    listening = socket.socket()
+    listening.bind(("127.0.0.1", 0))
+    listening.listen(5)
+    listening.setblocking(False)
+    return listening
 
 
-def was_called(taken: socket.socket) -> bool:
-    """Whether a connection came."""
+def was_connected(listening: socket.socket) -> bool:
+    """Whether a connection was made."""
     try:
-        taken.accept()[0].close()
+        listening.accept()[0].close()
     except BlockingIOError:
         return False
     return True

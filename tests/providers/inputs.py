@@ -55,7 +55,7 @@ def given(model: Model) -> st.SearchStrategy[Any]:
 
 
 def sounds() -> st.SearchStrategy[AudioSource]:
-    """Any sound that may come with an input: its media type is the caller's word or what the store found."""
+    """Any audio that may come with an input: its media type is the caller's word or what the store found."""
     types = [
         "audio/mpeg",
         "audio/wav",

@@ -30,7 +30,7 @@ from pomelo.errors import PomeloError
 from pomelo.gen.v1.task_pb2 import TaskType
 from pomelo.providers import Credentials
 from pomelo.providers.anthropic import Anthropic
-from pomelo.providers.base import AudioSource, Job, fit_hook, fitted
+from pomelo.providers.base import AudioSource, Job, fit_hook, fit_job
 from pomelo.providers.bfl import BFL
 from pomelo.providers.chat.compatible import Compatible, host
 from pomelo.providers.chat.mistral import Mistral
@@ -56,7 +56,7 @@ class Case:
 
     @property
     def kind(self) -> str:
-        """The name of the model's kind of task."""
+        """The name of the model's task type."""
         return TASK_TYPES[self.model.task_type].name
 
     @property
@@ -81,7 +81,7 @@ CASES = (
 
 
 @dataclass(frozen=True)
-class House:
+class Setup:
     """The providers, all called at one server, and a vendor's own client, called there, too."""
 
     upstream: FaultUpstream
@@ -90,7 +90,7 @@ class House:
 
 
 @asynccontextmanager
-async def opened() -> AsyncIterator[House]:
+async def open_provider() -> AsyncIterator[Setup]:
     """A house with every provider in it."""
     async with FaultUpstream(api_key=KEY) as upstream, Http(origins=(upstream.url,)) as http:
 
@@ -110,22 +110,22 @@ async def opened() -> AsyncIterator[House]:
             "elevenlabs": made(ElevenLabs, upstream.elevenlabs_base_url),
         }
         theirs = elevenlabs.AsyncElevenLabs(base_url=upstream.elevenlabs_base_url, api_key=KEY)
-        yield House(upstream, providers, theirs)
+        yield Setup(upstream, providers, theirs)
         for provider in providers.values():
             await provider.aclose()
 
 
 async def sent(
-    house: House, case: Case, given: Any, stream: bool, audio: AudioSource | None = None
+    setup: Setup, case: Case, given: Any, stream: bool, audio: AudioSource | None = None
 ) -> Received | None:
     """The one request that a job became; None where there is none. Nothing may be refused, here or by the
     played vendor, but who speaks when in a conversation, of which some models take less than others."""
-    house.upstream.reset()
+    setup.upstream.reset()
     heard = audio if TASK_TYPES[case.model.task_type].audio else None
     job = Job("task_1", case.model, case.route, given, stream, 1e12, heard)
     try:
-        provider = house.providers[case.route.provider]
-        job = fitted(job, fit_hook(provider, case.kind))
+        provider = setup.providers[case.route.provider]
+        job = fit_job(job, fit_hook(provider, case.kind))
         async with aclosing(getattr(provider, case.kind)(job)) as events:
             async for _ in events:
                 pass
@@ -133,7 +133,7 @@ async def sent(
         refused = case.route.provider in ("anthropic", "mistral") and error.field == "messages"
         if not refused or error.code != "invalid_parameter":
             raise
-    posts = [received for received in house.upstream.requests if received.method == "POST"]
+    posts = [received for received in setup.upstream.requests if received.method == "POST"]
     assert len(posts) <= 1, "it was sent twice"
     return posts[0] if posts else None
 
@@ -175,7 +175,7 @@ _TRANSPORT = {
 }  # fmt: skip
 
 
-async def check(house: House, case: Case, received: Received, stream: bool) -> None:
+async def check(setup: Setup, case: Case, received: Received, stream: bool) -> None:
     """Holds a request against what is published of it.
 
     Raises:
@@ -183,7 +183,7 @@ async def check(house: House, case: Case, received: Received, stream: bool) -> N
     """
     _check_call(case, received, stream)
     if case.route.provider == "elevenlabs":
-        await _check_speech(house, case, received)
+        await _check_speech(setup, case, received)
         return
     body = dict(received.body)
     if case.route.provider == "anthropic":
@@ -312,10 +312,10 @@ def _check_sampling(body: dict[str, Any]) -> None:
 # --- ElevenLabs: its own client makes the same request of the same parameters
 
 
-async def _check_speech(house: House, case: Case, received: Received) -> None:
+async def _check_speech(setup: Setup, case: Case, received: Received) -> None:
     files = [part.name for part in received.form or () if part.filename is not None]
     assert files == {"speech_to_speech": ["audio"], "speech_to_text": ["file"]}.get(case.kind, [])
-    theirs = await _theirs(house, case, received)
+    theirs = await _theirs(setup, case, received)
     # The client calls one of the two by its other name.
     assert theirs.path.replace("voice-changer", "speech-to-speech") == received.path
     assert (theirs.method, theirs.query) == (received.method, received.query)
@@ -329,10 +329,10 @@ async def _check_speech(house: House, case: Case, received: Received) -> None:
     }
 
 
-async def _theirs(house: House, case: Case, received: Received) -> Received:
+async def _theirs(setup: Setup, case: Case, received: Received) -> Received:
     """The request that the vendor's own client makes of what is in ours; it takes nothing that it does not
     declare."""
-    api = getattr(house.elevenlabs, case.kind)
+    api = getattr(setup.elevenlabs, case.kind)
     ask = api.stream if received.path.endswith("/stream") else api.convert
     types = get_type_hints(ask)
     for name in ("voice_id", "request_options", "return"):
@@ -360,7 +360,7 @@ async def _theirs(house: House, case: Case, received: Received) -> Received:
     else:
         async for _ in asked:
             pass
-    return house.upstream.requests[-1]
+    return setup.upstream.requests[-1]
 
 
 def _parts(received: Received) -> dict[str, tuple[str, Any]]:

@@ -16,18 +16,18 @@ from pomelo.providers import Credentials
 from pomelo.providers.chat.compatible import Compatible, host
 from pomelo.providers.http.client import Http
 from pomelo.testing import Answer, FaultUpstream, Reply, chunk
-from pomelo.testing.openai_wire import DONE
+from pomelo.testing.openai_protocol import DONE
 from tests.providers.text_rig import (
     COMPATIBLE,
     KEY,
     PROMPT,
-    check_discreet,
     check_last,
-    check_uncounted,
+    check_no_secrets,
+    check_no_usage,
     deltas,
     failure,
     hi,
-    richest,
+    largest_input,
     text,
 )
 
@@ -54,14 +54,14 @@ async def body(
 ) -> Any:
     """What the richest job becomes for a host; the upstream answers whatever it is."""
     async with a_host(upstream, **row) as provider:
-        asked = COMPATIBLE.job(richest(), stream=stream, route=route)
-        # The wire that plays the host is OpenAI's, which has no such names as some of the rows.
+        asked = COMPATIBLE.job(largest_input(), stream=stream, route=route)
+        # The protocol that plays the host is OpenAI's, which has no such names as some of the rows.
         with contextlib.suppress(PomeloError):
             await deltas(provider, asked)
     return (await upstream.received()).body
 
 
-async def test_the_richest_request_by_default_has_every_field_under_its_common_name(
+async def test_the_largest_request_by_default_has_every_field_under_its_common_name(
     upstream: FaultUpstream,
 ) -> None:
     sent = await body(upstream, stream=True)
@@ -91,7 +91,7 @@ async def test_a_row_renames_drops_and_adds(
     assert new.items() <= sent.items()
 
 
-async def test_the_shortest_list_of_what_a_host_takes_leaves_the_messages(upstream: FaultUpstream) -> None:
+async def test_the_shortest_allow_list_leaves_the_messages(upstream: FaultUpstream) -> None:
     assert (await body(upstream, allow=["max_tokens"])).keys() == {"model", "messages", "max_tokens"}
 
 
@@ -111,23 +111,23 @@ async def test_a_route_overrules_the_row_of_its_host(upstream: FaultUpstream) ->
     assert sent["store"] is True
 
 
-async def test_a_name_of_the_end_user_that_is_too_long_is_sent_as_a_digest(upstream: FaultUpstream) -> None:
+async def test_an_end_user_id_that_is_too_long_is_sent_as_a_digest(upstream: FaultUpstream) -> None:
     sent = await body(upstream, user_most=5)
     assert len(sent["user"]) == 64
     assert "alice" not in sent["user"]
 
 
 @pytest.mark.parametrize("usage", ["always", "none"])
-async def test_a_host_that_is_not_asked_for_a_count_may_give_none(
+async def test_a_host_without_a_request_for_a_count_may_report_none(
     upstream: FaultUpstream, usage: str
 ) -> None:
     async with a_host(upstream, stream_usage=usage) as provider:
         answer = await deltas(provider, COMPATIBLE.job(hi(), stream=True))
     assert "stream_options" not in (await upstream.received()).body
-    check_uncounted(answer)
+    check_no_usage(answer)
 
 
-async def test_a_host_without_keys_gets_none_and_is_configured(upstream: FaultUpstream) -> None:
+async def test_a_host_that_needs_no_key_gets_none_and_is_configured(upstream: FaultUpstream) -> None:
     async with a_host(upstream, key=None, key_needed=False) as provider:
         assert provider.configured
         await failure(provider, COMPATIBLE.job(stream=False))
@@ -139,7 +139,7 @@ async def test_a_host_without_an_address_is_not_configured() -> None:
         assert not Compatible(Credentials(KEY, ""), http, host("ahost", {"key_needed": False})).configured
 
 
-async def test_a_host_may_want_headers_of_its_own(upstream: FaultUpstream) -> None:
+async def test_a_host_may_need_headers_of_its_own(upstream: FaultUpstream) -> None:
     async with a_host(upstream, headers={"X-Title": "Pomelo"}) as provider:
         await deltas(provider, COMPATIBLE.job(stream=False))
     headers = (await upstream.received()).headers
@@ -164,7 +164,7 @@ def test_a_row_that_is_wrong_is_refused_by_name(row: dict[str, Any], named: str)
         host("ahost", row)
 
 
-async def test_a_count_that_groq_gives_in_a_place_of_its_own_counts(upstream: FaultUpstream) -> None:
+async def test_a_count_in_the_object_of_groq_is_used(upstream: FaultUpstream) -> None:
     last = chunk({}, finish_reason="stop", x_groq={"id": "req", "usage": COMPATIBLE.usage(9, 7)})
     first = chunk({"content": "Hi"}, x_groq={"id": "req"})
     upstream.script(Reply(steps=(first, last, DONE)))
@@ -204,7 +204,7 @@ async def test_a_cost_in_an_earlier_chunk_stays_where_a_later_one_has_none(upstr
     assert job.report.cost == 0.5
 
 
-async def test_comments_that_keep_a_connection_alive_are_passed_over(upstream: FaultUpstream) -> None:
+async def test_keep_alive_comments_are_skipped(upstream: FaultUpstream) -> None:
     upstream.script(Answer("one two", at={0: (b": OPENROUTER PROCESSING\n\n",) * 50}))
     async with a_host(upstream) as provider:
         assert text(await deltas(provider, COMPATIBLE.job(stream=True))) == "one two"
@@ -241,7 +241,7 @@ async def test_an_error_within_a_stream_has_its_own_meaning(
     async with a_host(upstream) as provider:
         error, begun = await failure(provider, COMPATIBLE.job(stream=True))
     assert (error.code, begun) == (code, "one")
-    check_discreet(error)
+    check_no_secrets(error)
 
 
 LONG = f"This model's maximum context length is 4096 tokens. However, {SECRETS}"
@@ -264,14 +264,14 @@ LONG = f"This model's maximum context length is 4096 tokens. However, {SECRETS}"
         (503, {"message": SECRETS}, "provider_unavailable"),
     ],
 )  # fmt: skip
-async def test_a_status_becomes_a_row_of_the_table(
+async def test_a_status_is_mapped_to_an_error(
     upstream: FaultUpstream, status: int, said: Any, code: str, stream: bool
 ) -> None:
     upstream.script(Reply(status, steps=(json.dumps(said).encode(),)))
     async with a_host(upstream) as provider:
         error, _ = await failure(provider, COMPATIBLE.job(stream=stream))
     assert error.code == code
-    check_discreet(error)
+    check_no_secrets(error)
 
 
 async def test_a_code_of_the_hosts_own_means_what_its_row_says(upstream: FaultUpstream) -> None:

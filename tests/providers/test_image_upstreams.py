@@ -1,4 +1,4 @@
-"""The played vendors of pictures: strict with requests, and read by the vendors' own clients."""
+"""The played vendors of images: strict with requests, and read by the vendors' own clients."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ import aiohttp
 import pytest
 
 from pomelo.testing import FaultUpstream
-from pomelo.testing.bfl_wire import Drawing, moderated, status
-from pomelo.testing.pictures import CONTENT_TYPES, picture
-from pomelo.testing.replicate_wire import Prediction, prediction
-from pomelo.testing.replicate_wire import error_reply as replicate_error
-from pomelo.testing.together_wire import error_reply as together_error
+from pomelo.testing.bfl_protocol import Drawing, moderated, status
+from pomelo.testing.images import CONTENT_TYPES, make_image
+from pomelo.testing.replicate_protocol import Prediction, prediction
+from pomelo.testing.replicate_protocol import error_reply as replicate_error
+from pomelo.testing.together_protocol import error_reply as together_error
 
 KEY = "right"
 
@@ -33,13 +33,13 @@ async def call(method: str, url: str, **what: Any) -> tuple[int, Any]:
 
 
 @pytest.mark.parametrize("name", CONTENT_TYPES)
-def test_pictures_are_real(name: str) -> None:
+def test_images_are_valid(name: str) -> None:
     import io
 
     import av
 
-    with av.open(io.BytesIO(picture(name, 48, 32))) as opened:
-        frame: Any = next(cast("Any", opened).decode(video=0))
+    with av.open(io.BytesIO(make_image(name, 48, 32))) as open_provider:
+        frame: Any = next(cast("Any", open_provider).decode(video=0))
         assert (frame.width, frame.height) == (48, 32)
         plane = frame.reformat(format="rgb24").planes[0]
         red, green, blue = bytes(plane)[plane.line_size * 16 + 24 * 3 :][:3]
@@ -54,14 +54,14 @@ GOOD = {"prompt": "a red kite", "width": 1024, "height": 768}
 BFL = {"x-key": KEY}
 
 
-async def test_bfl_takes_an_order_answers_questions_and_delivers(vendor: FaultUpstream) -> None:
+async def test_bfl_accepts_an_order_answers_polls_and_delivers(vendor: FaultUpstream) -> None:
     vendor.script(Drawing(polls=(status("Pending"), status("Generating", progress=0.5))))
     _, order = await call("POST", vendor.bfl_base_url + "/v1/flux-dev", json=GOOD, headers=BFL)
     states = [(await call("GET", order["polling_url"], headers=BFL))[1] for _ in range(4)]
     assert [state["status"] for state in states] == ["Pending", "Generating", "Ready", "Ready"]
     assert states[0].keys() >= {"id", "status", "result", "progress", "details", "preview"}
     code, data = await call("GET", states[-1]["result"]["sample"])
-    assert (code, data) == (200, picture("jpeg"))
+    assert (code, data) == (200, make_image("jpeg"))
     code, body = await call("GET", vendor.bfl_base_url + "/v1/get_result?id=other", headers=BFL)
     assert (code, body) == (404, {"detail": "Task not found"})
 
@@ -90,7 +90,7 @@ async def test_bfl_tasks_keep_to_their_scripts(vendor: FaultUpstream) -> None:
         ({"num_inference_steps": 4}, "num_inference_steps"),
     ],
 )
-async def test_bfl_names_the_field_that_it_does_not_take(
+async def test_bfl_names_the_field_that_it_refuses(
     vendor: FaultUpstream, change: dict[str, Any], name: str
 ) -> None:
     url = vendor.bfl_base_url + "/v1/flux-dev"
@@ -98,7 +98,7 @@ async def test_bfl_names_the_field_that_it_does_not_take(
     assert (code, body["detail"][0]["loc"]) == (422, ["body", name])
 
 
-async def test_bfl_turns_away_what_has_no_place_or_no_key(vendor: FaultUpstream) -> None:
+async def test_bfl_refuses_unknown_paths_and_requests_without_a_key(vendor: FaultUpstream) -> None:
     base = vendor.bfl_base_url
     for method, path, headers, expected in (
         ("POST", "/v1/flux-dev", {}, 403),
@@ -139,7 +139,7 @@ SCHNELL = {"model": "black-forest-labs/FLUX.1-schnell", "prompt": "a red kite"}
         ({"reference_images": "x"}, "reference_images"),
     ],
 )
-async def test_together_names_the_field_that_it_does_not_take(
+async def test_together_names_the_field_that_it_refuses(
     vendor: FaultUpstream, change: dict[str, Any], name: str
 ) -> None:
     url = vendor.together_base_url + "/v1/images/generations"
@@ -147,7 +147,7 @@ async def test_together_names_the_field_that_it_does_not_take(
     assert (code, body["error"]["param"]) == (400, name)
 
 
-async def test_together_turns_away_what_has_no_place_or_no_key(vendor: FaultUpstream) -> None:
+async def test_together_refuses_unknown_paths_and_requests_without_a_key(vendor: FaultUpstream) -> None:
     url = vendor.together_base_url + "/v1/images/generations"
     assert (await call("POST", url, json=SCHNELL))[0] == 401
     assert (await call("POST", url, json=SCHNELL, headers={"Authorization": "Bearer wrong"}))[0] == 401
@@ -174,7 +174,7 @@ async def test_togethers_own_client_reads_answers_and_refusals(vendor: FaultUpst
             output_format="png",
         )
         assert answer.data[0].type == "b64_json"
-        assert b64decode(answer.data[0].b64_json) == picture("png")
+        assert b64decode(answer.data[0].b64_json) == make_image("png")
         vendor.script(together_error(429), together_error(402))
         with pytest.raises(together.RateLimitError):
             await client.images.generate(**SCHNELL)
@@ -200,7 +200,7 @@ REPLICATE = {"Authorization": f"Bearer {KEY}"}
         {"width": 512},
     ],
 )
-async def test_replicate_names_the_field_that_it_does_not_take(
+async def test_replicate_names_the_field_that_it_refuses(
     vendor: FaultUpstream, change: dict[str, Any]
 ) -> None:
     url = vendor.replicate_base_url + "/v1/models/black-forest-labs/flux-schnell/predictions"
@@ -209,7 +209,7 @@ async def test_replicate_names_the_field_that_it_does_not_take(
     assert (code, answer["invalid_fields"][0]["field"]) == (422, f"input.{next(iter(change))}")
 
 
-async def test_replicate_turns_away_what_has_no_place_or_no_key(vendor: FaultUpstream) -> None:
+async def test_replicate_refuses_unknown_paths_and_requests_without_a_key(vendor: FaultUpstream) -> None:
     base = vendor.replicate_base_url
     good = {"json": {"input": {"prompt": "x"}}}
     url = base + "/v1/models/black-forest-labs/flux-schnell/predictions"
@@ -235,17 +235,17 @@ async def test_replicates_own_client_reads_answers_and_refusals(
     monkeypatch.setenv("REPLICATE_POLL_INTERVAL", "0.01")
     client = replicate.Client(api_token=KEY, base_url=vendor.replicate_base_url)
     name = "black-forest-labs/flux-schnell"
-    given = {"prompt": "a red kite", "output_format": "png"}
-    (file,) = await client.async_run(name, input=given)
+    image_input = {"prompt": "a red kite", "output_format": "png"}
+    (file,) = await client.async_run(name, input=image_input)
     assert str(file).endswith(".png")
-    assert (await call("GET", str(file)))[1] == picture("png")
+    assert (await call("GET", str(file)))[1] == make_image("png")
     vendor.script(Prediction(polls=(prediction("processing"),)))
-    (file,) = await client.async_run(name, input=given, wait=False)
+    (file,) = await client.async_run(name, input=image_input, wait=False)
     assert str(file).endswith(".png")
     vendor.script(Prediction(polls=(prediction("failed", error="It broke"),)))
     with pytest.raises(replicate.exceptions.ModelError):
-        await client.async_run(name, input=given, wait=False)
+        await client.async_run(name, input=image_input, wait=False)
     vendor.script(replicate_error(422, "It can't be taken", ("seed",)))
     with pytest.raises(replicate.exceptions.ReplicateError) as raised:
-        await client.async_run(name, input=given)
+        await client.async_run(name, input=image_input)
     assert raised.value.status == 422

@@ -29,16 +29,16 @@ from pomelo.testing import Received, VoiceList
 from pomelo.testing.form import Part
 from tests.providers import image_rig, inputs, text_rig
 from tests.providers.elevenlabs import rig
-from tests.providers.published import CASES, KEY, REFUSALS, Case, House, check, opened, sent
+from tests.providers.published import CASES, KEY, REFUSALS, Case, Setup, check, open_provider, sent
 
 BOTH = pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
 EVERY = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
-BARE = AudioSource("audio/pcm;rate=16000", 4, data=b"\0\1\0\1")
+SMALLEST = AudioSource("audio/pcm;rate=16000", 4, data=b"\0\1\0\1")
 
 _SETTINGS = VoiceSettings(stability=1, similarity_boost=0, style=0.5, use_speaker_boost=False, speed=4)
-RICHEST: dict[str, Any] = {
-    "text": text_rig.richest(),
-    "image": image_rig.richest(),
+LARGEST: dict[str, Any] = {
+    "text": text_rig.largest_input(),
+    "image": image_rig.largest_input(),
     "text_to_speech": TextToSpeechInput(
         text="Grüße 🍊\nthere",
         voice="Adam",
@@ -62,55 +62,57 @@ RICHEST: dict[str, Any] = {
         timestamps=Timestamps.TIMESTAMPS_CHARACTER,
     ),
 }
-"""An input of each kind that uses everything that there is."""
+"""An input of each task type with all fields."""
 
 
-@pytest.fixture(name="house", scope="module")
-async def _house() -> AsyncIterator[House]:
-    async with opened() as house:
-        yield house
+@pytest.fixture(name="setup", scope="module")
+async def _house() -> AsyncIterator[Setup]:
+    async with open_provider() as setup:
+        yield setup
 
 
-async def richest(house: House, case: Case, stream: bool) -> Received:
+async def largest_input(setup: Setup, case: Case, stream: bool) -> Received:
     """The request that the richest input becomes."""
-    received = await sent(house, case, RICHEST[case.kind], stream, BARE)
+    received = await sent(setup, case, LARGEST[case.kind], stream, SMALLEST)
     assert received is not None
     return received
 
 
 @BOTH
 @EVERY
-async def test_the_richest_request_is_a_published_one(house: House, case: Case, stream: bool) -> None:
-    await check(house, case, await richest(house, case, stream), stream)
+async def test_the_largest_request_matches_the_published_api(setup: Setup, case: Case, stream: bool) -> None:
+    await check(setup, case, await largest_input(setup, case, stream), stream)
 
 
 @EVERY
 @settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
 @given(data=st.data(), stream=st.booleans())
-async def test_any_request_is_a_published_one(house: House, case: Case, data: Any, stream: bool) -> None:
+async def test_any_request_matches_the_published_api(
+    setup: Setup, case: Case, data: Any, stream: bool
+) -> None:
     asked = data.draw(inputs.given(case.model))
-    received = await sent(house, case, asked, stream, data.draw(inputs.sounds()))
+    received = await sent(setup, case, asked, stream, data.draw(inputs.sounds()))
     if received is not None:
-        await check(house, case, received, stream)
+        await check(setup, case, received, stream)
 
 
-async def test_the_account_is_asked_for_its_voices_as_its_own_client_asks(house: House) -> None:
+async def test_the_list_of_voices_is_requested_as_by_the_vendors_own_client(setup: Setup) -> None:
     pages = [VoiceList((*((f"Nr{n}", f"{n:020d}") for n in range(150)), ("Anna of ours", inputs.MINE)))] * 2
-    house.upstream.reset()
-    house.upstream.aside = None
-    house.upstream.script(*pages)
-    async with rig.opened(house.upstream.elevenlabs_base_url, key=KEY) as provider:
+    setup.upstream.reset()
+    setup.upstream.unscripted = None
+    setup.upstream.script(*pages)
+    async with rig.open_provider(setup.upstream.elevenlabs_base_url, key=KEY) as provider:
         given = TextToSpeechInput(text="Hi", voice="Anna of ours")
-        await rig.sound(provider, rig.job(given))
-    ours = house.upstream.requests[:2]
-    assert house.upstream.requests[2].path.endswith(inputs.MINE)
-    house.upstream.reset()
-    house.upstream.aside = None
-    house.upstream.script(*pages)
+        await rig.read_audio(provider, rig.job(given))
+    ours = setup.upstream.requests[:2]
+    assert setup.upstream.requests[2].path.endswith(inputs.MINE)
+    setup.upstream.reset()
+    setup.upstream.unscripted = None
+    setup.upstream.script(*pages)
     options: dict[str, Any] = {"page_size": 100, "include_total_count": False}
-    page = await house.elevenlabs.voices.search(**options)
-    await house.elevenlabs.voices.search(**options, next_page_token=page.next_page_token)
-    for mine, theirs in zip(ours, house.upstream.requests, strict=True):
+    page = await setup.elevenlabs.voices.search(**options)
+    await setup.elevenlabs.voices.search(**options, next_page_token=page.next_page_token)
+    for mine, theirs in zip(ours, setup.upstream.requests, strict=True):
         assert (mine.method, mine.path, mine.query) == (theirs.method, theirs.path, theirs.query)
         assert mine.headers["xi-api-key"] == theirs.headers["xi-api-key"] == KEY
 
@@ -118,28 +120,28 @@ async def test_the_account_is_asked_for_its_voices_as_its_own_client_asks(house:
 # --- the other vendors' own clients, too, make the same request of the same parameters
 
 
-async def _openai(house: House, received: Received) -> None:
-    async with openai.AsyncOpenAI(base_url=house.upstream.openai_base_url, api_key=KEY) as client:
+async def _openai(setup: Setup, received: Received) -> None:
+    async with openai.AsyncOpenAI(base_url=setup.upstream.openai_base_url, api_key=KEY) as client:
         answer: Any = await client.chat.completions.create(**received.body)
         if received.body.get("stream"):
             await answer.close()
 
 
-async def _anthropic(house: House, received: Received) -> None:
+async def _anthropic(setup: Setup, received: Received) -> None:
     body = dict(received.body)
     # The client asks for a later version of the API, which lacks it.
     more = {"temperature": body.pop("temperature")}
     headers = {"anthropic-version": "2023-06-01", "x-api-key": KEY}
-    url = house.upstream.anthropic_base_url
+    url = setup.upstream.anthropic_base_url
     async with anthropic.AsyncAnthropic(base_url=url, api_key=KEY, default_headers=headers) as client:
         answer: Any = await client.messages.create(**body, extra_body=more)
         if body.get("stream"):
             await answer.close()
 
 
-async def _mistral(house: House, received: Received) -> None:
+async def _mistral(setup: Setup, received: Received) -> None:
     body = dict(received.body)
-    url = house.upstream.mistral_base_url
+    url = setup.upstream.mistral_base_url
     async with mistralai.client.Mistral(server_url=url, api_key=KEY) as client:
         if body.pop("stream", False):
             async with await client.chat.stream_async(**body):
@@ -148,8 +150,8 @@ async def _mistral(house: House, received: Received) -> None:
             await client.chat.complete_async(**body)
 
 
-async def _replicate(house: House, received: Received) -> None:
-    client = replicate.Client(api_token=KEY, base_url=house.upstream.replicate_base_url)
+async def _replicate(setup: Setup, received: Received) -> None:
+    client = replicate.Client(api_token=KEY, base_url=setup.upstream.replicate_base_url)
     name = "black-forest-labs/flux-schnell"
     await client.models.predictions.async_create(name, wait=True, **received.body)
 
@@ -161,10 +163,10 @@ CLIENTS = {"openai": _openai, "anthropic": _anthropic, "mistral": _mistral, "rep
 @pytest.mark.parametrize(
     "case", [case for case in CASES if case.route.provider in CLIENTS], ids=lambda case: case.name
 )
-async def test_the_vendors_own_client_makes_the_same_request(house: House, case: Case, stream: bool) -> None:
-    ours = await richest(house, case, stream)
-    await CLIENTS[case.route.provider](house, ours)
-    theirs = house.upstream.requests[-1]
+async def test_the_vendors_own_client_makes_the_same_request(setup: Setup, case: Case, stream: bool) -> None:
+    ours = await largest_input(setup, case, stream)
+    await CLIENTS[case.route.provider](setup, ours)
+    theirs = setup.upstream.requests[-1]
     assert theirs is not ours
     assert (theirs.method, theirs.target) == (ours.method, ours.target)
     assert plain(theirs.body) == plain(ours.body)
@@ -226,12 +228,14 @@ def changed(received: Received) -> Iterator[tuple[str, Received]]:
 
 @BOTH
 @EVERY
-async def test_a_request_that_is_not_published_fails(house: House, case: Case, stream: bool) -> None:
-    received = await richest(house, case, stream)
+async def test_a_request_that_does_not_match_the_published_api_fails(
+    setup: Setup, case: Case, stream: bool
+) -> None:
+    received = await largest_input(setup, case, stream)
     unnoticed = []
     for fault, wrong in changed(received):
         try:
-            await check(house, case, wrong, stream)
+            await check(setup, case, wrong, stream)
         except REFUSALS:
             continue
         unnoticed.append(fault)

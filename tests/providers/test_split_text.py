@@ -19,7 +19,7 @@ from tests.providers.text_rig import (
     check_last,
     deltas,
     failure,
-    opened,
+    open_provider,
     text,
 )
 
@@ -43,11 +43,11 @@ def _vendor(request: pytest.FixtureRequest) -> Vendor:
 
 @pytest.fixture(name="provider")
 async def _provider(vendor: Vendor, upstream: FaultUpstream) -> AsyncIterator[Any]:
-    async with opened(vendor, vendor.base_url(upstream)) as provider:
+    async with open_provider(vendor, vendor.base_url(upstream)) as provider:
         yield provider
 
 
-def said(vendor: Vendor, escaped: bytes) -> bytes:
+def refusal(vendor: Vendor, escaped: bytes) -> bytes:
     """The event that adds a text, given as it is written in JSON."""
     event: bytes = vendor.wire.huge_line(1)
     assert event.count(b'"x"') == 1
@@ -70,32 +70,38 @@ PIECES: dict[str, tuple[list[bytes], list[str]]] = {
 
 
 @pytest.mark.parametrize("name", PIECES)
-async def test_halves_of_a_pair_in_a_stream_are_joined_or_replaced(
+async def test_halves_of_a_surrogate_pair_in_a_stream_are_joined_or_replaced(
     vendor: Vendor, upstream: FaultUpstream, provider: Any, name: str
 ) -> None:
     sent, expected = PIECES[name]
-    steps = tuple(said(vendor, piece) for piece in sent)
+    steps = tuple(refusal(vendor, piece) for piece in sent)
     upstream.script(vendor.wire.Answer("", at={0: steps}, usage=vendor.usage(9, 7)))
     answer = await deltas(provider, vendor.job(stream=True))
     assert [delta.content for delta in answer] == [*expected, ""]
     check_last(answer, 9, 7)
 
 
-async def test_a_long_whole_answer_that_is_asked_for_as_a_stream_joins_halves_too(
+async def test_a_long_whole_answer_that_is_requested_as_a_stream_joins_halves_too(
     upstream: FaultUpstream,
 ) -> None:
-    steps = (said(LONG, b"a" + HIGH), said(LONG, LOW + b"b"), said(LONG, HIGH))
+    steps = (refusal(LONG, b"a" + HIGH), refusal(LONG, LOW + b"b"), refusal(LONG, HIGH))
     upstream.script(LONG.wire.Answer("", at={0: steps}))
-    async with opened(LONG, LONG.base_url(upstream)) as provider:
+    async with open_provider(LONG, LONG.base_url(upstream)) as provider:
         answer = await deltas(provider, LONG.job(stream=False))
     assert [delta.content for delta in answer] == ["a😀b\ufffd"]
 
 
-async def test_a_half_waits_while_comments_and_empty_events_come(
+async def test_a_half_waits_during_comments_and_empty_events(
     vendor: Vendor, upstream: FaultUpstream, provider: Any
 ) -> None:
-    between = (b": keep-alive\n\n", b"data:\n\n", b"data: \n\n", said(vendor, b""), b"id: 7\nretry: 10\n\n")
-    steps = (said(vendor, HIGH), *between, said(vendor, LOW))
+    between = (
+        b": keep-alive\n\n",
+        b"data:\n\n",
+        b"data: \n\n",
+        refusal(vendor, b""),
+        b"id: 7\nretry: 10\n\n",
+    )
+    steps = (refusal(vendor, HIGH), *between, refusal(vendor, LOW))
     upstream.script(vendor.wire.Answer("", at={0: steps}))
     assert text(await deltas(provider, vendor.job(stream=True))) == "😀"
 
@@ -104,7 +110,9 @@ async def test_text_before_a_half_does_not_wait_for_the_other_half(
     vendor: Vendor, upstream: FaultUpstream, provider: Any
 ) -> None:
     gate = Gate()
-    upstream.script(vendor.wire.Answer("", at={0: (said(vendor, b"one" + HIGH), gate, said(vendor, LOW))}))
+    upstream.script(
+        vendor.wire.Answer("", at={0: (refusal(vendor, b"one" + HIGH), gate, refusal(vendor, LOW))})
+    )
     events = provider.text(vendor.job(stream=True))
     assert (await anext(events)).text_delta.content == "one"
     gate.open()
@@ -123,7 +131,7 @@ async def test_text_before_a_half_does_not_wait_for_the_other_half(
 async def test_a_half_in_a_whole_answer_is_replaced(
     vendor: Vendor, upstream: FaultUpstream, provider: Any, content: str, expected: str
 ) -> None:
-    if vendor.most:
+    if vendor.max_output_tokens:
         pytest.skip("it asks for a stream")
 
     def reply(received: Received) -> Reply:
@@ -150,11 +158,13 @@ async def test_a_pair_in_two_parts_of_a_whole_answer_is_joined(upstream: FaultUp
 
     for vendor in (ANTHROPIC, MISTRAL):
         upstream.script(reply)
-        async with opened(vendor, vendor.base_url(upstream)) as provider:
+        async with open_provider(vendor, vendor.base_url(upstream)) as provider:
             assert text(await deltas(provider, vendor.job(stream=False))) == "a😀b\ufffd"
 
 
-async def test_parts_refusals_and_the_last_chunk_of_a_stream_may_hold_halves(upstream: FaultUpstream) -> None:
+async def test_parts_refusals_and_the_last_chunk_of_a_stream_may_contain_halves(
+    upstream: FaultUpstream,
+) -> None:
     deltas_sent = [
         {"content": [{"type": "text", "text": "a\ud83d"}]},
         {"content": [{"type": "text", "text": "\ude00"}, {"type": "text", "text": "b\ud83d"}]},
@@ -164,7 +174,7 @@ async def test_parts_refusals_and_the_last_chunk_of_a_stream_may_hold_halves(ups
     chunks.append({"choices": [{"delta": {"content": "\ude00!"}, "finish_reason": "stop"}]})
     steps = [b"data: " + json.dumps(chunk).encode() + b"\n\n" for chunk in chunks]
     upstream.script(Reply(steps=(*steps, b"data: [DONE]\n\n")))
-    async with opened(COMPATIBLE, COMPATIBLE.base_url(upstream)) as provider:
+    async with open_provider(COMPATIBLE, COMPATIBLE.base_url(upstream)) as provider:
         assert text(await deltas(provider, COMPATIBLE.job(stream=True))) == "a😀b😀😀!"
 
 
@@ -244,7 +254,7 @@ async def test_unusual_but_valid_event_streams_are_read(
 
     def reply(received: Received) -> Reply:
         answer = vendor.wire.Answer(
-            "one two", usage=vendor.usage(9, 7), at={1: said(vendor, "\u2028".encode())}
+            "one two", usage=vendor.usage(9, 7), at={1: refusal(vendor, "\u2028".encode())}
         )
         stream = b"".join(step for step in answer(received).steps if isinstance(step, bytes))
         stream = stream.replace(b"data: ", b"id: 1\nretry: 5\ndata:").replace(b'{"', b'{\ndata: "')
@@ -269,7 +279,7 @@ async def test_counts_written_as_floats_are_counts(
 
 
 @pytest.mark.parametrize("later", [None, {}, {"prompt_tokens": None, "output_tokens": None}])
-async def test_an_empty_count_at_the_end_does_not_take_back_the_one_before(
+async def test_an_empty_count_at_the_end_does_not_replace_the_previous_one(
     vendor: Vendor, upstream: FaultUpstream, provider: Any, later: Any
 ) -> None:
     if vendor.wire is ANTHROPIC.wire:

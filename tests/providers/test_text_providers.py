@@ -17,12 +17,12 @@ from tests.providers.text_rig import (
     ANTHROPIC,
     VENDORS,
     Vendor,
-    check_discreet,
     check_last,
-    check_uncounted,
+    check_no_secrets,
+    check_no_usage,
     deltas,
     failure,
-    opened,
+    open_provider,
     text,
 )
 
@@ -44,7 +44,7 @@ def _vendor(request: pytest.FixtureRequest) -> Vendor:
 
 @pytest.fixture(name="provider")
 async def _provider(vendor: Vendor, upstream: FaultUpstream) -> AsyncIterator[Any]:
-    async with opened(vendor, vendor.base_url(upstream)) as provider:
+    async with open_provider(vendor, vendor.base_url(upstream)) as provider:
         yield provider
 
 
@@ -61,7 +61,7 @@ async def test_a_stream_has_a_delta_for_each_event_with_text_and_a_last_one(
     vendor: Vendor, upstream: FaultUpstream, provider: Any
 ) -> None:
     upstream.script(vendor.wire.Answer("one two three", usage=vendor.usage(9, 7)))
-    # OpenAI's wire tells the count in a stream to those who ask for it, and they do.
+    # OpenAI's protocol tells the count in a stream to those who ask for it, and they do.
     answer = await deltas(provider, vendor.job(stream=True))
     assert [delta.content for delta in answer] == ["one", " two", " three", ""]
     check_last(answer, 9, 7)
@@ -80,7 +80,7 @@ async def test_a_stream_means_the_same_however_it_is_packed(
     check_last(answer, 9, 7)
 
 
-async def test_text_comes_while_the_vendor_still_speaks(
+async def test_text_arrives_while_the_vendor_still_sends(
     vendor: Vendor, upstream: FaultUpstream, provider: Any
 ) -> None:
     gate = Gate()
@@ -110,13 +110,13 @@ async def test_without_a_credible_count_an_answer_ends_without_one(
     usage = vendor.usage(*counts) if isinstance(counts, tuple) else counts
     answer = vendor.wire.Answer("one two three", usage=usage)
     upstream.script(answer, answer)
-    given = TextInput(messages=[Message(role=Role.ROLE_USER, content="count these four words")])
-    said = await deltas(provider, vendor.job(given, stream=True))
-    assert text(said) == "one two three"
-    check_uncounted(said)
-    said = await deltas(provider, vendor.job(given, stream=False))
-    assert text(said) == "one two three"
-    check_uncounted(said)
+    text_input = TextInput(messages=[Message(role=Role.ROLE_USER, content="count these four words")])
+    answer_text = await deltas(provider, vendor.job(text_input, stream=True))
+    assert text(answer_text) == "one two three"
+    check_no_usage(answer_text)
+    answer_text = await deltas(provider, vendor.job(text_input, stream=False))
+    assert text(answer_text) == "one two three"
+    check_no_usage(answer_text)
 
 
 @BOTH
@@ -146,13 +146,13 @@ NO_ANSWER = [
 
 @BOTH
 @pytest.mark.parametrize(("reply", "code"), NO_ANSWER)
-async def test_what_is_no_answer_becomes_a_row_of_the_table(
+async def test_an_invalid_response_is_mapped_to_an_error(
     vendor: Vendor, upstream: FaultUpstream, provider: Any, reply: Reply, code: str, stream: bool
 ) -> None:
     upstream.script(reply)
-    error, said = await failure(provider, vendor.job(stream=stream))
-    assert (error.code, said) == (code, "")
-    check_discreet(error)
+    error, answer_text = await failure(provider, vendor.job(stream=stream))
+    assert (error.code, answer_text) == (code, "")
+    check_no_secrets(error)
     assert len(upstream.requests) == 1, "it was sent twice"
 
 
@@ -166,19 +166,19 @@ async def test_what_is_no_answer_becomes_a_row_of_the_table(
         {"at": {0: b"data: \xff\n\n"}},
     ],
 )
-async def test_an_answer_without_its_parts_is_none(
+async def test_an_answer_without_its_parts_is_refused(
     vendor: Vendor, upstream: FaultUpstream, provider: Any, change: dict[str, Any], stream: bool
 ) -> None:
     upstream.script(vendor.wire.Answer("", **change))
-    error, said = await failure(provider, vendor.job(stream=stream))
-    assert (error.code, said) == ("provider_failed", "")
-    check_discreet(error)
+    error, answer_text = await failure(provider, vendor.job(stream=stream))
+    assert (error.code, answer_text) == ("provider_failed", "")
+    check_no_secrets(error)
 
 
 @pytest.mark.parametrize(
     "fault", ["CLOSE", "RESET", "END", "broken json", "half a character", "a huge line", "an error"]
 )
-async def test_a_stream_that_breaks_keeps_what_it_said_and_never_looks_complete(
+async def test_a_stream_that_breaks_keeps_its_text_and_never_looks_complete(
     vendor: Vendor, upstream: FaultUpstream, provider: Any, fault: str
 ) -> None:
     step: Any = {
@@ -189,23 +189,23 @@ async def test_a_stream_that_breaks_keeps_what_it_said_and_never_looks_complete(
     }.get(fault) or Stop[fault]
     gate = Gate()
     upstream.script(vendor.wire.Answer("one two three", at={2: (gate, step)}))
-    said = ""
+    answer_text = ""
     with pytest.raises(Exception) as raised:  # noqa: PT011, PT012
         async for event in provider.text(vendor.job(stream=True)):
             assert not event.text_delta.finish_reason
-            said += event.text_delta.content
-            if said == "one two":
+            answer_text += event.text_delta.content
+            if answer_text == "one two":
                 gate.open()
-    assert said == "one two"
+    assert answer_text == "one two"
     assert getattr(raised.value, "code", None) == "provider_failed"
-    check_discreet(raised.value)
+    check_no_secrets(raised.value)
 
 
 @pytest.mark.parametrize("key", ["sk\r\nX-Evil: 1", "sk\x00"])
-async def test_a_key_that_is_no_header_fails_and_is_not_shown(
+async def test_a_key_that_is_not_a_valid_header_fails_and_is_not_shown(
     vendor: Vendor, upstream: FaultUpstream, key: str
 ) -> None:
-    async with opened(vendor, vendor.base_url(upstream), key=key) as provider:
+    async with open_provider(vendor, vendor.base_url(upstream), key=key) as provider:
         error, _ = await failure(provider, vendor.job(stream=False))
     assert error.code == "provider_failed"
     assert upstream.requests == []
@@ -215,36 +215,38 @@ async def test_a_key_that_is_no_header_fails_and_is_not_shown(
 async def test_without_a_key_it_is_not_configured(
     vendor: Vendor, upstream: FaultUpstream, key: str | None
 ) -> None:
-    async with opened(vendor, vendor.base_url(upstream), key=key) as provider:
+    async with open_provider(vendor, vendor.base_url(upstream), key=key) as provider:
         assert not provider.configured
-    async with opened(vendor, vendor.base_url(upstream)) as provider:
+    async with open_provider(vendor, vendor.base_url(upstream)) as provider:
         assert provider.configured
 
 
 async def test_a_base_url_may_end_with_a_slash(vendor: Vendor, upstream: FaultUpstream) -> None:
-    async with opened(vendor, vendor.base_url(upstream) + "/") as provider:
+    async with open_provider(vendor, vendor.base_url(upstream) + "/") as provider:
         assert (await deltas(provider, vendor.job(stream=False)))[-1].finish_reason
     assert "//" not in (await upstream.received()).path
 
 
-async def test_many_streams_at_once_do_not_mix(
-    vendor: Vendor, upstream: FaultUpstream, provider: Any
-) -> None:
+async def test_concurrent_streams_do_not_mix(vendor: Vendor, upstream: FaultUpstream, provider: Any) -> None:
     upstream.default = lambda received: vendor.wire.Answer(f"{received.prompt} " * 20)(received)
 
     async def ask(number: int) -> None:
-        given = TextInput(messages=[Message(role=Role.ROLE_USER, content=f"n{number}")])
-        assert text(await deltas(provider, vendor.job(given, stream=number % 2 == 0))) == f"n{number} " * 20
+        text_input = TextInput(messages=[Message(role=Role.ROLE_USER, content=f"n{number}")])
+        assert (
+            text(await deltas(provider, vendor.job(text_input, stream=number % 2 == 0))) == f"n{number} " * 20
+        )
 
     async with asyncio.TaskGroup() as group:
         for number in range(30):
             group.create_task(ask(number))
 
 
-async def test_an_answer_that_is_compressed_unasked_is_not_unpacked(upstream: FaultUpstream) -> None:
+async def test_a_response_that_is_compressed_without_a_request_is_not_decompressed(
+    upstream: FaultUpstream,
+) -> None:
     answer = {"content": [{"type": "text", "text": "Hi"}], "stop_reason": "end_turn"}
     body = json.dumps(answer | {"usage": ANTHROPIC.usage(1, 1)}).encode()
-    async with opened(ANTHROPIC, upstream.anthropic_base_url) as provider:
+    async with open_provider(ANTHROPIC, upstream.anthropic_base_url) as provider:
         upstream.script(Reply(steps=(body,)))
         assert text(await deltas(provider, ANTHROPIC.job(stream=False))) == "Hi"
         upstream.script(Reply(headers={"Content-Encoding": "gzip"}, steps=(gzip.compress(body),)))

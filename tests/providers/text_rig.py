@@ -26,11 +26,21 @@ from pomelo.providers.base import Job
 from pomelo.providers.chat.compatible import Compatible, host
 from pomelo.providers.chat.mistral import Mistral
 from pomelo.providers.http.client import Http, Timeouts
-from pomelo.testing import FaultUpstream, Received, anthropic_wire, mistral_wire, openai_wire
+from pomelo.testing import FaultUpstream, Received, anthropic_protocol, mistral_protocol, openai_protocol
 from tests.providers.openai.rig import KEY, PROMPT, deltas, failure
 from tests.providers.openai.rig import job as plain_job
 
-__all__ = ["KEY", "PROMPT", "VENDORS", "Vendor", "check_discreet", "deltas", "failure", "opened", "richest"]
+__all__ = [
+    "KEY",
+    "PROMPT",
+    "VENDORS",
+    "Vendor",
+    "check_no_secrets",
+    "deltas",
+    "failure",
+    "largest_input",
+    "open_provider",
+]
 
 STOP = FinishReason.FINISH_REASON_STOP
 LENGTH = FinishReason.FINISH_REASON_LENGTH
@@ -40,7 +50,7 @@ PNG = "data:image/png;base64,iVBORw0KGgo="
 
 @dataclass(frozen=True)
 class Vendor:
-    """A provider of text, and the wire that plays its vendor. `most` is the model's limit of output tokens."""
+    """A provider of text, and the protocol that plays its vendor. `max_output_tokens` is the model's limit of output tokens."""
 
     name: str
     make: Callable[[Credentials, Http], Any]
@@ -48,11 +58,13 @@ class Vendor:
     base_url: Callable[[FaultUpstream], str]
     route: Route
     counts: tuple[str, str] = ("prompt_tokens", "completion_tokens")
-    most: int = 0
+    max_output_tokens: int = 0
 
-    def job(self, given: TextInput | None = None, *, stream: bool, route: Route | None = None) -> Job:
+    def job(self, text_input: TextInput | None = None, *, stream: bool, route: Route | None = None) -> Job:
         """A text job for this vendor."""
-        return plain_job(given, stream=stream, route=route or self.route, most=self.most)
+        return plain_job(
+            text_input, stream=stream, route=route or self.route, max_output_tokens=self.max_output_tokens
+        )
 
     def usage(self, prompt: Any, completion: Any) -> dict[str, Any]:
         """Counts as this vendor gives them."""
@@ -62,7 +74,7 @@ class Vendor:
 ANTHROPIC = Vendor(
     "anthropic",
     Anthropic,
-    anthropic_wire,
+    anthropic_protocol,
     lambda upstream: upstream.anthropic_base_url,
     Route("anthropic", "claude-haiku-4-5", clamp={"temperature": (0, 1, 0)}),
     ("input_tokens", "output_tokens"),
@@ -70,23 +82,23 @@ ANTHROPIC = Vendor(
 LONG = Vendor(
     "anthropic, long answers",
     ANTHROPIC.make,
-    anthropic_wire,
+    anthropic_protocol,
     ANTHROPIC.base_url,
     ANTHROPIC.route,
     ANTHROPIC.counts,
-    most=64_000,
+    max_output_tokens=64_000,
 )
 MISTRAL = Vendor(
     "mistral",
     Mistral,
-    mistral_wire,
+    mistral_protocol,
     lambda upstream: upstream.mistral_base_url,
     Route("mistral", "mistral-small-latest", clamp={"temperature": (0, 1.5, 0)}),
 )
 COMPATIBLE = Vendor(
     "a compatible host",
     lambda credentials, http: Compatible(credentials, http, host("ahost", {})),
-    openai_wire,
+    openai_protocol,
     lambda upstream: upstream.openai_base_url,
     Route("ahost", "mixtral:8x7b"),
 )
@@ -94,7 +106,7 @@ VENDORS = (ANTHROPIC, LONG, MISTRAL, COMPATIBLE)
 
 
 @asynccontextmanager
-async def opened(
+async def open_provider(
     vendor: Vendor, base_url: str, *, key: str | None = KEY, **timeouts: float
 ) -> AsyncIterator[Any]:
     """The vendor's provider, called at `base_url`."""
@@ -104,7 +116,7 @@ async def opened(
         await provider.aclose()
 
 
-def richest() -> TextInput:
+def largest_input() -> TextInput:
     """A text input that uses everything that there is."""
     return TextInput(
         messages=[
@@ -134,14 +146,14 @@ def richest() -> TextInput:
 async def sent(
     vendor: Vendor,
     upstream: FaultUpstream,
-    given: TextInput,
+    text_input: TextInput,
     *,
     stream: bool = False,
     route: Route | None = None,
 ) -> Received:
     """The request that a job became; it was taken and answered."""
-    async with opened(vendor, vendor.base_url(upstream)) as provider:
-        answer = await deltas(provider, vendor.job(given, stream=stream, route=route))
+    async with open_provider(vendor, vendor.base_url(upstream)) as provider:
+        answer = await deltas(provider, vendor.job(text_input, stream=stream, route=route))
     assert answer[-1].finish_reason
     return await upstream.received()
 
@@ -166,7 +178,7 @@ def check_last(answer: list[TextDelta], prompt: int, completion: int) -> None:
     assert last.usage.total_tokens == prompt + completion
 
 
-def check_uncounted(answer: list[TextDelta]) -> None:
+def check_no_usage(answer: list[TextDelta]) -> None:
     """Only the last delta is a last one, and it has no count."""
     *earlier, last = answer
     assert not any(delta.finish_reason for delta in earlier)
@@ -174,7 +186,7 @@ def check_uncounted(answer: list[TextDelta]) -> None:
     assert not (last.usage.prompt_tokens and last.usage.completion_tokens)
 
 
-def check_discreet(error: BaseException) -> None:
+def check_no_secrets(error: BaseException) -> None:
     """Nothing of the key, the prompt or the vendor's words is in the message or in a log of the error."""
     shown = "".join(traceback.format_exception(error)) + repr(error) + repr(error.__context__)
     for secret in (KEY, PROMPT, "canary", "<b>", "upstream broke"):

@@ -1,10 +1,9 @@
-"""The wire of chat completions, as OpenAI made it and many hosts speak it, each with its own habits.
+"""Chat completions: OpenAI's API, which many hosts have with differences.
 
-`openai`, `mistral` and `compatible` give it a `Profile`, which says in data how a host differs. A route may
-overrule it with options of the same names: `max_tokens_field`, `seed_field`, `user_field`, `stream_usage`;
-and it may have `reasoning_effort` (sent as it is) and `extra` (a table of further fields to send). Nothing
-else is read, and no field is sent that neither the caller gave nor the profile or the route asks for.
-It knows no key of a caller, no limit and no price.
+A `Profile` describes the differences of a host as data. A route may override `max_tokens_field`,
+`seed_field`, `user_field` and `stream_usage`; it may also have `reasoning_effort` (sent unchanged) and
+`extra` (a table of further fields to send). No field is sent unless the caller, the profile or the route sets
+it.
 """
 
 from __future__ import annotations
@@ -22,29 +21,29 @@ from pomelo.catalog.catalog import Route
 from pomelo.catalog.rows import Name
 from pomelo.gen.v1.text_pb2 import Message, Role, TextInput
 from pomelo.providers.base import Event, Job, Options
-from pomelo.providers.chat.answers import ChatAnswer, reported_cost, whole
-from pomelo.providers.chat.errors import MEANINGS, read_complaint
+from pomelo.providers.chat.errors import MEANINGS, read_error_body
+from pomelo.providers.chat.responses import ChunkStream, parse_completion, reported_cost
 from pomelo.providers.fitting import Fitting
 from pomelo.providers.http.client import Http
 from pomelo.providers.http.errors import ErrorMapping
-from pomelo.providers.text import streamed
+from pomelo.providers.text import stream_text
 
 _ROLES = {Role.ROLE_SYSTEM: "system", Role.ROLE_USER: "user", Role.ROLE_ASSISTANT: "assistant"}
 
 StreamUsage = Literal["option", "always", "none"]
 
 
-def _some_field(name: str) -> str:
+def _required_field(name: str) -> str:
     if name == "none":
         raise ValueError("must be the host's name of max_tokens: without it nothing bounds what a task costs")
     return name
 
 
-TokensField = Annotated[Name, AfterValidator(_some_field)]
+TokensField = Annotated[Name, AfterValidator(_required_field)]
 
 
 class ChatOptions(Options):
-    """What a route may say to a host of chat completions."""
+    """The keys of a route to a host of chat completions."""
 
     max_tokens_field: TokensField | None = None
     seed_field: Name | None = None
@@ -56,18 +55,19 @@ class ChatOptions(Options):
 
 @dataclass(frozen=True, slots=True)
 class Profile:
-    """How a host differs from the others; the defaults are what most of them take.
+    """How a host differs from others; the defaults fit most hosts.
 
-    The `…_field` knobs give the host's name of a parameter, "none" where it has none. `stream_usage` tells
-    how a stream comes to have its count of tokens: "option" asks for it by `stream_options`; "always" and
-    "none" ask for nothing, as it comes by itself or never does (then the words are counted). `user_most` is
-    the longest name of an end user that is sent as it is; a longer one is sent as a digest. `drop` names
-    parameters of the contract that no model of the host takes; `least` gives what is sent of one in place of
-    anything less, where no model takes that. `extra` are fields of every request, `headers` of every call.
-    `meanings` are codes of the host's own: its code -> that of our table. With `patient` a stream may be
-    silent for as long as a whole answer: the host may have to load the model. With `reports_cost` the
-    `usage` of an answer has its `cost` in US dollars. With `system_first` what the system says goes ahead of
-    the conversation, wherever it stood, and answers without a word are left out.
+    * `…_field`: the host's name of a parameter, or "none".
+    * `stream_usage`: how a stream gets its token count. "option" requests it with `stream_options`, "always"
+      gets it without a request, "none" never does (Pomelo estimates it).
+    * `user_most`: the longest id of an end user that is sent unchanged; a longer one is sent as a digest.
+    * `drop`: parameters that no model of the host takes; `minimums`: the smallest values that it takes.
+    * `extra`: fields of every request; `headers`: headers of every request.
+    * `meanings`: the host's own error codes -> the codes of our table.
+    * `patient`: a stream may be silent as long as a whole response, because the host loads its models.
+    * `reports_cost`: the `usage` of a response has its `cost` in US dollars.
+    * `system_first`: system messages are moved before the conversation, and empty messages of the assistant
+      are left out.
     """
 
     vendor: str
@@ -79,7 +79,7 @@ class Profile:
     stream_options: Mapping[str, Any] = field(default_factory=lambda: {"include_usage": True})
     key_needed: bool = True
     drop: frozenset[str] = frozenset()
-    least: Mapping[str, float] = field(default_factory=dict)
+    minimums: Mapping[str, float] = field(default_factory=dict)
     extra: Mapping[str, Any] = field(default_factory=dict)
     headers: Mapping[str, str] = field(default_factory=dict)
     meanings: Mapping[str, str] = field(default_factory=dict)
@@ -94,83 +94,78 @@ class Chat:
     options = ChatOptions
 
     def __init__(self, key: str | None, url: str, profile: Profile, http: Http) -> None:
-        """`url` is where requests go, whole; empty where the host isn't known."""
+        """`url` is the full URL of the endpoint; empty if the host has no base URL."""
         key = (key or "").strip()
         self.configured = bool(url) and (bool(key) or not profile.key_needed)
         self._http = http
         self._url = URL(url)
         self._profile = profile
-        self._dialect = ErrorMapping(profile.vendor, read_complaint, {**MEANINGS, **profile.meanings})
+        self._error_mapping = ErrorMapping(profile.vendor, read_error_body, {**MEANINGS, **profile.meanings})
         self._headers = {**profile.headers, "Content-Type": "application/json"}
         if key:
             self._headers["Authorization"] = f"Bearer {key}"
 
     async def aclose(self) -> None:
-        """Nothing to free: the session is shared."""
+        pass  # the HTTP client is shared
 
     def fit_text(self, fitting: Fitting) -> None:
-        """Adjusts an input to what the host takes, whatever the model."""
+        """Adjust an input to what the host accepts for every model."""
         fit(fitting, self._profile)
 
-    def text(self, job: Job) -> AsyncGenerator[Event, None]:
-        """Answers a conversation; see JobMethod.
-
-        An answer that is complete but lacks a credible count of tokens has none.
+    def text(self, job: Job[TextInput]) -> AsyncGenerator[Event, None]:
+        """Answer a conversation. A complete response without a credible count of tokens has no usage.
 
         Raises:
-            PomeloError: by the map in `failures`.
+            UpstreamError: by the error map.
         """
         if not job.stream:
-            return self._whole(job)
-        return streamed(
-            lambda: self._http.events(
-                self._url, self._headers, self._body(job), self._dialect, patient=self._profile.patient
+            return self._request(job)
+        return stream_text(
+            lambda: self._http.stream_events(
+                self._url, self._headers, self._body(job), self._error_mapping, patient=self._profile.patient
             ),
-            ChatAnswer(self._dialect, job.report if self._profile.reports_cost else None),
+            ChunkStream(self._error_mapping, job.report if self._profile.reports_cost else None),
         )
 
-    async def _whole(self, job: Job) -> AsyncGenerator[Event, None]:
-        answer = await self._http.whole(
-            self._url, self._headers, self._body(job), self._dialect, surrogates=True
+    async def _request(self, job: Job[TextInput]) -> AsyncGenerator[Event, None]:
+        completion = await self._http.request_json(
+            self._url, self._headers, self._body(job), self._error_mapping, surrogates=True
         )
-        delta = whole(answer, self._dialect)
+        delta = parse_completion(completion, self._error_mapping)
         if self._profile.reports_cost:
-            job.report.cost = reported_cost(answer.get("usage"))
+            job.report.cost = reported_cost(completion.get("usage"))
         yield Event(text_delta=delta)
 
-    def _body(self, job: Job) -> bytes:
+    def _body(self, job: Job[TextInput]) -> bytes:
         return to_json(request(job, self._profile))
 
 
 def fit(fitting: Fitting, profile: Profile) -> None:
-    """Adjusts an input to what no model of a host takes, and to the fields that the operator has fixed."""
+    """Adjust an input to what a host accepts for every model, and to the fields that the operator has
+    fixed."""
     names = _names(fitting.route, profile)
-    for name, theirs in names.items():
-        if theirs == "none" or name in profile.drop:
+    for name, host_name in names.items():
+        if host_name == "none" or name in profile.drop:
             fitting.drop(name)
-    for name, least in profile.least.items():
-        given = fitting.get(name)
-        if given is not None and given < least:
-            fitting.replace(name, least, f"at least {least:g}")
+    for name, minimum in profile.minimums.items():
+        value = fitting.get(name)
+        if value is not None and value < minimum:
+            fitting.replace(name, minimum, f"at least {minimum:g}")
     fitting.override(names, {**profile.extra, **fitting.route.options.get("extra", {})})
 
 
-def request(job: Job, profile: Profile) -> dict[str, Any]:
-    """The request body for a text job on a host."""
-    given: TextInput = job.input
-    options = job.route.options
-    body: dict[str, Any] = {
-        "model": job.route.model,
-        "messages": _messages(given, profile),
-    }
+def request(job: Job[TextInput], profile: Profile) -> dict[str, Any]:
+    """Return the request body for a text job on a host."""
+    text, options = job.input, job.route.options
+    body: dict[str, Any] = {"model": job.route.model, "messages": _messages(text, profile)}
     names = _names(job.route, profile)
     for name in ("max_tokens", "temperature", "top_p", "seed", "presence_penalty", "frequency_penalty"):
-        if given.HasField(name):
-            body[names[name]] = getattr(given, name)
-    if given.stop:
-        body["stop"] = list(given.stop)
-    if given.user:
-        body[names["user"]] = _user(given.user, profile.user_most)
+        if text.HasField(name):
+            body[names[name]] = getattr(text, name)
+    if text.stop:
+        body["stop"] = list(text.stop)
+    if text.user:
+        body[names["user"]] = _user(text.user, profile.user_most)
     effort = options.get("reasoning_effort")
     if effort is not None:
         body["reasoning_effort"] = effort
@@ -186,7 +181,7 @@ def request(job: Job, profile: Profile) -> dict[str, Any]:
 
 
 def _names(route: Route, profile: Profile) -> dict[str, str]:
-    """The contract's name of each parameter -> the host's, "none" where it has none."""
+    """The contract's name of each parameter -> the host's, or "none"."""
     options = route.options
     return {
         "max_tokens": options.get("max_tokens_field", profile.max_tokens_field),
@@ -200,17 +195,17 @@ def _names(route: Route, profile: Profile) -> dict[str, str]:
     }
 
 
-def _user(user: str, most: int) -> str:
-    """The caller's name of the end user, or a digest of it where it is too long for the wire."""
-    return user if len(user) <= most else sha256(user.encode()).hexdigest()
+def _user(user: str, max_length: int) -> str:
+    """The caller's id of the end user, or a digest of it if it is too long for the host."""
+    return user if len(user) <= max_length else sha256(user.encode()).hexdigest()
 
 
-def _messages(given: TextInput, profile: Profile) -> list[dict[str, Any]]:
-    messages = [_message(message) for message in given.messages]
+def _messages(text: TextInput, profile: Profile) -> list[dict[str, Any]]:
+    messages = [_message(message) for message in text.messages]
     if not profile.system_first:
         return messages
-    said = [message for message in messages if message["role"] != "assistant" or message["content"]]
-    return sorted(said, key=lambda message: message["role"] != "system")  # it keeps the order of equals
+    messages = [message for message in messages if message["role"] != "assistant" or message["content"]]
+    return sorted(messages, key=lambda message: message["role"] != "system")  # a stable sort
 
 
 def _message(message: Message) -> dict[str, Any]:

@@ -1,8 +1,4 @@
-"""Any host that speaks chat completions, made from a row of data: Together, Groq, OpenRouter, vLLM and so on.
-
-Whoever opens the providers calls `host` with a row, and `Compatible` with the result; the engine calls
-`text`. A new host is a row and no code. No host is known here by name.
-"""
+"""Any OpenAI-compatible host, from a row of the catalogue: Groq, OpenRouter, vLLM and so on."""
 
 from __future__ import annotations
 
@@ -16,14 +12,14 @@ from pydantic import AfterValidator, Field
 from pomelo.catalog.rows import Name, Row, suggest, wrong_values
 from pomelo.catalog.toml_file import dotted
 from pomelo.providers import Credentials
-from pomelo.providers.base import CODES
 from pomelo.providers.chat.chat import Chat, Profile, StreamUsage, TokensField
+from pomelo.providers.errors import CODES
 from pomelo.providers.http.client import Http
 
 PARAMETERS = frozenset(
     ("max_tokens", "temperature", "top_p", "stop", "seed", "presence_penalty", "frequency_penalty", "user")
 )
-"""What a caller may give beside the messages; `allow` and `drop` of a row name some of them."""
+"""The parameters of a text task, which `allow` and `drop` of a row may name."""
 
 _URL = re.compile(r"https?://[!-~]+")
 _HEADER = re.compile(r"[A-Za-z0-9-]+")
@@ -57,21 +53,21 @@ def _headers(headers: dict[str, str]) -> dict[str, str]:
 _Parameters = list[Annotated[str, AfterValidator(_parameter)]]
 
 
-def _bounded(drop: list[str]) -> list[str]:
+def _keeps_max_tokens(drop: list[str]) -> list[str]:
     if "max_tokens" in drop:
         raise ValueError("must not have max_tokens: without it nothing bounds what a task costs")
     return drop
 
 
-def _bounding(allow: list[str]) -> list[str]:
+def _has_max_tokens(allow: list[str]) -> list[str]:
     if "max_tokens" not in allow:
         raise ValueError("must have max_tokens: without it nothing bounds what a task costs")
     return allow
 
 
 class HostRow(Row):
-    """A host: where it is, and how it differs, as `Profile` says. `allow` are the only parameters that it
-    takes."""
+    """A host of the catalogue: its base URL, and the values of its `Profile`. `allow` are the only parameters
+    that it takes."""
 
     base_url: Annotated[str, AfterValidator(_url)] | None = None
     credentials: Name | None = None
@@ -82,8 +78,8 @@ class HostRow(Row):
     stream_usage: StreamUsage | None = None
     stream_options: dict[str, Any] | None = None
     key_needed: bool | None = None
-    drop: Annotated[_Parameters, AfterValidator(_bounded)] | None = None
-    allow: Annotated[_Parameters, AfterValidator(_bounding)] | None = None
+    drop: Annotated[_Parameters, AfterValidator(_keeps_max_tokens)] | None = None
+    allow: Annotated[_Parameters, AfterValidator(_has_max_tokens)] | None = None
     extra: dict[str, Any] | None = None
     headers: Annotated[dict[str, str], AfterValidator(_headers)] | None = None
     meanings: dict[str, Annotated[str, AfterValidator(_code)]] | None = None
@@ -92,7 +88,7 @@ class HostRow(Row):
 
 
 class Compatible(Chat):
-    """A host as a provider of text. Its base URL ends where /chat/completions begins: mostly in /v1."""
+    """A host as a provider of text. Its base URL is what comes before /chat/completions, often with /v1."""
 
     def __init__(self, credentials: Credentials, http: Http, profile: Profile) -> None:
         base = credentials.base_url.rstrip("/")
@@ -100,13 +96,13 @@ class Compatible(Chat):
 
 
 def host(name: str, row: Mapping[str, Any]) -> Profile:
-    """The profile of the host `name` from its row, whose keys are those of `HostRow`.
+    """Return the profile of the host `name` from its row, which has the keys of `HostRow`.
 
     Raises:
         ValueError: the row has an unknown key or a wrong value; the message names it.
     """
-    for place, said in wrong_values(HostRow, row):
-        raise ValueError(f"host {name}: {dotted(place)}: {said}")
+    for keys, message in wrong_values(HostRow, row):
+        raise ValueError(f"host {name}: {dotted(keys)}: {message}")
     drop, allow = frozenset(row.get("drop", ())), frozenset(row.get("allow", PARAMETERS))
-    knobs = {knob.name: row[knob.name] for knob in fields(Profile) if knob.name in row}
-    return Profile(name, **{**knobs, "drop": drop | (PARAMETERS - allow)})
+    values = {field.name: row[field.name] for field in fields(Profile) if field.name in row}
+    return Profile(name, **{**values, "drop": drop | (PARAMETERS - allow)})

@@ -1,7 +1,7 @@
-"""How the hosts of chat completions word their failures: three shapes of a body, one table of their codes.
+"""Error bodies of chat completions: their shapes, and a table of codes.
 
-`pomelo.providers.chat.chat` makes a host's dialect of it. Codes of several vendors share the table: none of
-them means one thing here and another there; where a host's own does, its profile says so.
+Codes of several vendors share the table, because no code has two meanings. If a host uses one differently,
+its profile says so.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ MEANINGS = {
     "1300": "provider_unavailable",
     "slow_down": "provider_unavailable",
     "server_is_overloaded": "provider_unavailable",
-    # Our own money, key, rights or request. Some come with a 429, where a retry would be pointless.
+    # Our account, key, permissions or request. Some have the status 429, but a retry is pointless.
     "credit_balance_exhausted": "provider_failed",
     "organization_spend_limit_exceeded": "provider_failed",
     "project_spend_limit_exceeded": "provider_failed",
@@ -43,7 +43,7 @@ MEANINGS = {
     "invalid_api_key": "provider_failed",
     "model_not_found": "provider_failed",
     "extra_forbidden": "provider_failed",
-    # HTTP statuses as codes, which some hosts send within a stream.
+    # HTTP statuses as codes: some hosts send them within a stream.
     "408": "provider_unavailable",
     "413": "payload_too_large",
     "429": "provider_unavailable",
@@ -51,7 +51,7 @@ MEANINGS = {
     "502": "provider_unavailable",
     "503": "provider_unavailable",
     "504": "provider_unavailable",
-    # Types; they count only where the code says nothing.
+    # Types: they count only if the code is unknown.
     "server_error": "provider_unavailable",
     "service_unavailable_error": "provider_unavailable",
     "rate_limit_error": "provider_unavailable",
@@ -77,11 +77,11 @@ _FIELDS = {
 
 _PARAM = pattern(r"[a-z_]+")
 _TOO_LONG = pattern(r"(maximum|model's) context (length|window)|too large for model", IGNORECASE)
-_MESSAGE_MOST = 1000  # characters of a message that are looked at
+_MAX_MESSAGE_CHARS = 1000  # only these are searched
 
 
-def read_complaint(body: Any) -> ErrorBody:
-    """What an error body says, be it `{"error": {…}}`, flat, or a list of what is wrong with which field."""
+def read_error_body(body: Any) -> ErrorBody:
+    """Read an error body of any shape: `{"error": {…}}`, flat, or a list of invalid fields."""
     if not isinstance(body, dict):
         return ErrorBody()
     error = body.get("error")
@@ -92,15 +92,15 @@ def read_complaint(body: Any) -> ErrorBody:
     message = error.get("message")
     details = message.get("detail") if isinstance(message, dict) else body.get("detail")
     if isinstance(details, list) and details and isinstance(details[0], dict):
-        kind, place = details[0].get("type"), details[0].get("loc")
-        if isinstance(kind, str):
-            codes.append(kind)
-        if isinstance(place, list):
-            param = next((step for step in place[1:] if isinstance(step, str)), None)
-    if isinstance(message, str) and _TOO_LONG.search(message[:_MESSAGE_MOST]):
+        code, path = details[0].get("type"), details[0].get("loc")
+        if isinstance(code, str):
+            codes.append(code)
+        if isinstance(path, list):
+            param = next((name for name in path[1:] if isinstance(name, str)), None)
+    if isinstance(message, str) and _TOO_LONG.search(message[:_MAX_MESSAGE_CHARS]):
         codes.append("context_length_exceeded")
     metadata = error.get("metadata")
     if isinstance(metadata, dict) and metadata.get("reasons"):
-        codes.append("content_policy_violation")  # a router's own filter: 403, and why
+        codes.append("content_policy_violation")  # OpenRouter's own filter: 403 with reasons
     name = _PARAM.match(param) if isinstance(param, str) else None
     return ErrorBody(tuple(codes), _FIELDS.get(name[0]) if name else None)

@@ -1,9 +1,8 @@
-"""Mistral: chat completions whose schema is closed, so that an undeclared field is refused.
+"""Mistral: chat completions that refuse unknown fields.
 
-`open_providers` makes it, with a base URL without /v1; the engine calls `text`. What it reads of a route is
-told in `chat`. The vendor refuses what the system says after an answer, and an answer without a word. The
-count of tokens comes in the last chunk unasked; whether the vendor takes `stream_options` is uncertain, so
-they are sent only where a route has `stream_usage = "option"`.
+Its base URL has no /v1. The vendor refuses a system message after one of the assistant, and an empty message
+of the assistant. The last chunk of a stream has the count of tokens without a request for it. Whether the
+vendor accepts `stream_options` is uncertain, so they are sent only if a route has `stream_usage = "option"`.
 """
 
 from __future__ import annotations
@@ -18,8 +17,8 @@ PROFILE = Profile(
     seed_field="random_seed",
     user_field="none",
     stream_usage="always",
-    # Zero is refused; the least that isn't means the same, that only the likeliest token is left.
-    least={"top_p": 1e-6},
+    # Zero is refused. A tiny value has the same effect: only the most likely token is left.
+    minimums={"top_p": 1e-6},
     system_first=True,
     meanings={"invalid_request_message_order": "invalid_parameter", "3230": "invalid_parameter"},
 )

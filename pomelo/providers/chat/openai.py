@@ -1,7 +1,4 @@
-"""OpenAI: chat completions with its own names for the end user and for what a stream is to bear.
-
-`open_providers` makes it; the engine calls `text`. What it reads of a route is told in `chat`.
-"""
+"""OpenAI: chat completions with its own field for the end user, and its own stream options."""
 
 from __future__ import annotations
 
@@ -14,7 +11,7 @@ PROFILE = Profile(
     "openai",
     user_field="safety_identifier",
     user_most=64,
-    # Padding against listeners who count bytes; all that it would do here is cost time.
+    # Padding against eavesdroppers who count bytes costs time, and is of no use here.
     stream_options={"include_usage": True, "include_obfuscation": False},
 )
 

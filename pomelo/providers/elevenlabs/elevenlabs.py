@@ -1,9 +1,7 @@
-"""The wire of ElevenLabs: text to speech, speech to speech, speech to text.
+"""ElevenLabs: text to speech, speech to speech, speech to text.
 
-`open_providers` makes it; the engine calls its methods. It reads one key of a route beside the common ones:
-`sts_path` (where speech to speech is; default "speech-to-speech", whose other name is tried once where there
-is nothing). Voices' names are found in `voices`, forms and answers are made in `elevenlabs_forms` and
-`elevenlabs_answers`. It knows no key of a caller, no limit and no price.
+It reads one key of a route: `sts_path`, the path of speech to speech. The default is "speech-to-speech"; if
+nothing is there, the vendor's other path is tried.
 """
 
 from __future__ import annotations
@@ -13,14 +11,13 @@ from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import aclosing
 from dataclasses import replace
 from datetime import date
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from pydantic_core import to_json
 from yarl import URL
 
 from pomelo.catalog.catalog import DEFAULT_AUDIO_FORMAT
 from pomelo.catalog.languages import iso_language
-from pomelo.errors import PomeloError
 from pomelo.gen.v1.speech_pb2 import (
     SpeechToSpeechInput,
     SpeechToTextInput,
@@ -29,29 +26,33 @@ from pomelo.gen.v1.speech_pb2 import (
 )
 from pomelo.providers import Credentials
 from pomelo.providers.base import AudioSource, Event, Job, Options, Probe
-from pomelo.providers.elevenlabs.answers import SOUND_MOST, Sound, transcription
 from pomelo.providers.elevenlabs.forms import form
+from pomelo.providers.elevenlabs.responses import MAX_AUDIO_BYTES, AudioStream, parse_transcript
 from pomelo.providers.elevenlabs.voices import Voices
+from pomelo.providers.errors import UpstreamError
 from pomelo.providers.fitting import Fitting
 from pomelo.providers.http.client import Http
 from pomelo.providers.http.errors import ErrorBody, ErrorMapping, malformed_response
 from pomelo.providers.http.sessions import Body
 from pomelo.times import today_utc
 
-TRANSCRIPT_MOST = 64 * 1024 * 1024
-"""Bytes of a transcript: ten hours of speech, each character timed."""
+VoicedT = TypeVar("VoicedT", TextToSpeechInput, SpeechToSpeechInput)
+"""An input with a voice."""
 
-_IN_A_THREAD = 256 * 1024
-"""Bytes from which a transcript is read in a thread, so that other calls have their turn."""
+MAX_TRANSCRIPT_BYTES = 64 * 1024 * 1024
+"""The largest transcript: ten hours of speech with the time of each character."""
 
-_PAGE = 100
-_PAGES_MOST = 50
-_LIST_WAIT = 15.0
-"""Voices on a page of the account's list, pages that are read, and seconds that all may take."""
+_THREAD_BYTES = 256 * 1024
+"""A transcript of this size or more is parsed in a thread, so that other calls run meanwhile."""
+
+_VOICES_PER_PAGE = 100
+_MAX_PAGES = 50
+_LIST_TIMEOUT = 15.0
+"""Seconds to read all pages of the account's list of voices."""
 
 _STS_PATH = "speech-to-speech"
 _STS_PATHS = {_STS_PATH: "voice-changer", "voice-changer": _STS_PATH}
-"""Speech to speech has two names; which of them an account is served under may change."""
+"""The two paths of speech to speech -> the other one. Which of them serves an account may change."""
 
 _GRANULARITIES = {
     Timestamps.TIMESTAMPS_UNSPECIFIED: "word",
@@ -68,7 +69,7 @@ _MEANINGS = {
     "concurrent_limit_exceeded": "provider_unavailable",
     "too_many_concurrent_requests": "provider_unavailable",
     "system_busy": "provider_unavailable",
-    # Our own money, key or rights.
+    # Our account, key or permissions.
     "quota_exceeded": "provider_failed",
     "insufficient_credits": "provider_failed",
     "invalid_api_key": "provider_failed",
@@ -77,7 +78,7 @@ _MEANINGS = {
     "missing_permissions": "provider_failed",
     "unauthorized": "provider_failed",
     "model_not_found": "provider_failed",
-    # Types; they count only where code and status say nothing.
+    # Types: they count only if code and status are unknown.
     "payment_required": "provider_failed",
     "authentication_error": "provider_failed",
     "authorization_error": "provider_failed",
@@ -104,8 +105,8 @@ _FIELDS = {
 _SETTINGS = frozenset(("stability", "similarity_boost", "style", "use_speaker_boost", "speed"))
 
 
-def _blamed(names: list[Any]) -> str | None:
-    """The contract's field of a path such as ["body", "voice_settings", "speed"]."""
+def _field_of(names: list[Any]) -> str | None:
+    """The contract's field for a path such as ["body", "voice_settings", "speed"]."""
     for index, name in enumerate(names):
         field = _FIELDS.get(name) if isinstance(name, str) else None
         if field is not None:
@@ -115,52 +116,52 @@ def _blamed(names: list[Any]) -> str | None:
     return None
 
 
-def _read_complaint(body: Any) -> ErrorBody:
+def _read_error_body(body: Any) -> ErrorBody:
     detail = body.get("detail") if isinstance(body, dict) else None
     if isinstance(detail, list):
-        # Only the first: a request of ours is wrong in one place, if at all.
+        # Only the first: a request of ours has at most one invalid field.
         first = detail[0] if detail else None
-        where = first.get("loc") if isinstance(first, dict) else None
-        return ErrorBody((), _blamed(where) if isinstance(where, list) else None)
+        path = first.get("loc") if isinstance(first, dict) else None
+        return ErrorBody((), _field_of(path) if isinstance(path, list) else None)
     if not isinstance(detail, dict):
         return ErrorBody()
     codes = tuple(word for key in ("code", "status", "type") if isinstance(word := detail.get(key), str))
     if "voice_not_found" in codes:
         return ErrorBody(codes, "voice")
     param = detail.get("param")
-    return ErrorBody(codes, _blamed(param.split(".")) if isinstance(param, str) else None)
+    return ErrorBody(codes, _field_of(param.split(".")) if isinstance(param, str) else None)
 
 
-DIALECT = ErrorMapping("elevenlabs", _read_complaint, _MEANINGS)
-_PAID = replace(DIALECT, replays=False)
+ERROR_MAPPING = ErrorMapping("elevenlabs", _read_error_body, _MEANINGS)
+_CHARGED = replace(ERROR_MAPPING, replays=False)
+"""Errors of requests that are charged."""
 
 
-class _Absence:
-    """Reads complaints as the dialect does, and notes one that means: there is nothing at this path."""
+class _PathNotFound:
+    """Reads error bodies, and remembers whether the last one means that the vendor does not have the path."""
 
     def __init__(self) -> None:
         self.seen = False
 
     def read(self, body: Any) -> ErrorBody:
-        """See Dialect."""
-        complaint = _read_complaint(body)
+        error_body = _read_error_body(body)
         detail = body.get("detail") if isinstance(body, dict) else None
         self.seen = detail == "Not Found" or (
-            "not_found" in complaint.codes and not any(code in _MEANINGS for code in complaint.codes)
+            "not_found" in error_body.codes and not any(code in _MEANINGS for code in error_body.codes)
         )
-        return complaint
+        return error_body
 
 
 class ElevenLabsOptions(Options):
-    """What a route may say."""
+    """The keys of a route."""
 
     sts_path: Literal["speech-to-speech", "voice-changer"] = "speech-to-speech"
 
 
 class ElevenLabs:
-    """ElevenLabs as a provider of speech and of transcripts.
+    """ElevenLabs as a provider of speech and transcripts.
 
-    `sound_most` is the most bytes of an audio file; `today` returns the date in UTC.
+    `max_audio_bytes` limits an audio file; `today` returns the date in UTC.
     """
 
     base_url = "https://api.elevenlabs.io"
@@ -172,156 +173,158 @@ class ElevenLabs:
         credentials: Credentials,
         http: Http,
         *,
-        sound_most: int = SOUND_MOST,
+        max_audio_bytes: int = MAX_AUDIO_BYTES,
         today: Callable[[], date] = today_utc,
     ) -> None:
         key = (credentials.api_key or "").strip()
         self.configured = bool(key)
         self._http = http
-        self._sound_most = sound_most
+        self._max_audio_bytes = max_audio_bytes
         self._base = credentials.base_url.rstrip("/")
         self._headers = {"xi-api-key": key}
         self._json_headers = {"xi-api-key": key, "Content-Type": "application/json"}
-        self._voices = Voices(self._listed, today=today)
+        self._voices = Voices(self._list_voices, today=today)
         self._moved: set[str] = set()
-        """Paths of speech to speech that were found empty while the other one answered."""
+        """Paths of speech to speech that were not found while the other path was."""
 
     async def aclose(self) -> None:
-        """Nothing to free: the session is shared."""
+        pass  # the HTTP client is shared
 
     def fit_text_to_speech(self, fitting: Fitting) -> None:
-        """Drops a language that the API does not take, which also tells it from the text."""
+        """Drop a language that the API does not accept; it also detects the language of the text."""
         if len(iso_language(fitting.get("language_code") or "en")) != 2:
             fitting.drop("language_code", "a language that has an ISO 639-1 code, such as en")
 
     def fit_speech_to_text(self, fitting: Fitting) -> None:
-        """Drops a number of speakers that the API takes only where speakers are told apart."""
+        """Drop the number of speakers without diarize, because the API refuses it."""
         if not fitting.get("diarize"):
             fitting.drop("num_speakers", "left out, unless diarize is true")
 
-    async def text_to_speech(self, job: Job) -> AsyncGenerator[Event, None]:
-        """Speaks a text; see JobMethod. The sound is passed on as it comes, streamed or whole.
+    async def text_to_speech(self, job: Job[TextToSpeechInput]) -> AsyncGenerator[Event, None]:
+        """Speak a text. Audio is passed on as it arrives, streamed or whole.
 
         Raises:
-            PomeloError: by the map in `failures`.
+            UpstreamError: by the error map. PomeloError: invalid_parameter for an unknown voice.
         """
-        async with aclosing(self._in_a_voice(job, self._speak)) as events:
+        async with aclosing(self._with_voice(job, self._speak)) as events:
             async for event in events:
                 yield event
 
-    async def _speak(self, job: Job, voice: str) -> AsyncGenerator[Event, None]:
-        given: TextToSpeechInput = job.input
-        wanted = given.output_format or DEFAULT_AUDIO_FORMAT
-        live = _live(job, wanted)
-        url = self._sound_url("text-to-speech", voice, wanted, live)
+    async def _speak(self, job: Job[TextToSpeechInput], voice: str) -> AsyncGenerator[Event, None]:
+        output_format = job.input.output_format or DEFAULT_AUDIO_FORMAT
+        live = _is_live(job, output_format)
+        url = self._audio_url("text-to-speech", voice, output_format, live)
         body = to_json(text_to_speech_request(job))
-        async with aclosing(self._spoken(url, self._json_headers, body, _PAID, wanted, live)) as events:
+        audio = self._stream_audio(url, self._json_headers, body, _CHARGED, output_format, live)
+        async with aclosing(audio) as events:
             async for event in events:
                 yield event
 
-    async def _in_a_voice(
-        self, job: Job, speak: Callable[[Job, str], AsyncGenerator[Event, None]]
+    async def _with_voice(
+        self, job: Job[VoicedT], speak: Callable[[Job[VoicedT], str], AsyncGenerator[Event, None]]
     ) -> AsyncGenerator[Event, None]:
-        """The events of `speak`, with the first voice of the wanted name that the vendor still
-        has."""
-        wanted: str = job.input.voice
+        """The events of `speak`, with the first voice of the job's voice name that the vendor still has."""
         gone: set[str] = set()
         while True:
-            voice = await self._voices.find(wanted, job.route.options.get("voices"), gone)
-            begun = False
+            voice = await self._voices.find(job.input.voice, job.route.options.get("voices"), gone)
+            started = False
             try:
                 async with aclosing(speak(job, voice)) as events:
                     async for event in events:
-                        begun = True
+                        started = True
                         yield event
-            except PomeloError as error:
-                # The vendor doesn't have it: nothing was done, and nothing is billed.
-                if begun or error.field != "voice" or voice in gone:
+            except UpstreamError as error:
+                # The vendor does not have the voice: it did no work, and charges nothing.
+                if started or error.field != "voice" or voice in gone:
                     raise
                 gone.add(voice)
             else:
                 return
 
-    async def speech_to_speech(self, job: Job) -> AsyncGenerator[Event, None]:
-        """Says what was said in another voice; see JobMethod. The upload is read from its file as it is sent.
+    async def speech_to_speech(self, job: Job[SpeechToSpeechInput]) -> AsyncGenerator[Event, None]:
+        """Speak the audio in another voice. The upload is read from its file while it is sent.
 
         Raises:
-            PomeloError: by the map in `failures`.
+            UpstreamError: by the error map. PomeloError: invalid_parameter for an unknown voice.
         """
-        async with aclosing(self._in_a_voice(job, self._respeak)) as events:
+        async with aclosing(self._with_voice(job, self._change_voice)) as events:
             async for event in events:
                 yield event
 
-    async def _respeak(self, job: Job, voice: str) -> AsyncGenerator[Event, None]:
-        given: SpeechToSpeechInput = job.input
-        wanted = given.output_format or DEFAULT_AUDIO_FORMAT
-        live = _live(job, wanted)
+    async def _change_voice(self, job: Job[SpeechToSpeechInput], voice: str) -> AsyncGenerator[Event, None]:
+        output_format = job.input.output_format or DEFAULT_AUDIO_FORMAT
+        live = _is_live(job, output_format)
         first = str(job.route.options.get("sts_path", _STS_PATH))
         second = _STS_PATHS.get(first)
         if second is not None and first in self._moved:
             first, second = second, None
-        absence = _Absence()
-        dialect = replace(_PAID, read=absence.read)
+        not_found = _PathNotFound()
+        error_mapping = replace(_CHARGED, read=not_found.read)
         for path in (first, second):
-            url = self._sound_url(str(path), voice, wanted, live)
+            url = self._audio_url(str(path), voice, output_format, live)
             try:
-                with form("audio", _heard(job), speech_to_speech_fields(job)) as body:
-                    spoken = self._spoken(url, self._headers, body, dialect, wanted, live)
-                    async with aclosing(spoken) as events:
+                with form("audio", _audio(job), speech_to_speech_fields(job)) as body:
+                    audio = self._stream_audio(url, self._headers, body, error_mapping, output_format, live)
+                    async with aclosing(audio) as events:
                         async for event in events:
                             if path != first:
                                 self._moved.add(first)
                             yield event
-            except PomeloError:
-                # Where nothing is, nothing was done and nothing is billed: the other name may be asked.
-                if path != first or second is None or not absence.seen:
+            except UpstreamError:
+                # A path that does not exist did no work and charges nothing, so the other one is tried.
+                if path != first or second is None or not not_found.seen:
                     raise
             else:
                 return
 
-    async def speech_to_text(self, job: Job) -> AsyncGenerator[Event, None]:
-        """Writes down what was said; see JobMethod. The upload is read from its file as it is sent.
+    async def speech_to_text(self, job: Job[SpeechToTextInput]) -> AsyncGenerator[Event, None]:
+        """Transcribe audio. The upload is read from its file while it is sent.
 
         Raises:
-            PomeloError: by the map in `failures`.
+            UpstreamError: by the error map.
         """
-        given: SpeechToTextInput = job.input
         url = URL(f"{self._base}/v1/speech-to-text")
-        with form("file", _heard(job), speech_to_text_fields(job)) as body:
-            answer, _ = await self._http.fetch(url, self._headers, body, _PAID, most=TRANSCRIPT_MOST)
-        if len(answer) < _IN_A_THREAD:
-            said = transcription(answer, given, DIALECT)
+        with form("file", _audio(job), speech_to_text_fields(job)) as body:
+            response, _ = await self._http.fetch(
+                url, self._headers, body, _CHARGED, max_bytes=MAX_TRANSCRIPT_BYTES
+            )
+        if len(response) < _THREAD_BYTES:
+            transcript = parse_transcript(response, job.input, ERROR_MAPPING)
         else:
-            said = await asyncio.to_thread(transcription, answer, given, DIALECT)
+            transcript = await asyncio.to_thread(parse_transcript, response, job.input, ERROR_MAPPING)
         event = Event()
-        event.result.transcription.CopyFrom(said)
+        event.result.transcription.CopyFrom(transcript)
         yield event
 
-    def _sound_url(self, path: str, voice: str, wanted: str, live: bool) -> URL:
-        end = "/stream" if live else ""
-        return URL(f"{self._base}/v1/{path}/{voice}{end}").with_query(output_format=wanted)
+    def _audio_url(self, path: str, voice: str, output_format: str, live: bool) -> URL:
+        suffix = "/stream" if live else ""
+        return URL(f"{self._base}/v1/{path}/{voice}{suffix}").with_query(output_format=output_format)
 
-    async def _spoken(
-        self, url: URL, headers: Mapping[str, str], body: Body, dialect: ErrorMapping, wanted: str, live: bool
+    async def _stream_audio(
+        self,
+        url: URL,
+        headers: Mapping[str, str],
+        body: Body,
+        error_mapping: ErrorMapping,
+        output_format: str,
+        live: bool,
     ) -> AsyncGenerator[Event, None]:
-        """The sound that a request is answered with, as it comes."""
-        async with self._http.pieces(url, headers, body, dialect, patient=not live) as stream:
-            sound = Sound(wanted, stream.headers, self._sound_most)
-            while piece := await stream.read():
-                for event in sound.take(piece):
+        async with self._http.stream_bytes(url, headers, body, error_mapping, patient=not live) as stream:
+            audio = AudioStream(output_format, stream.headers, self._max_audio_bytes)
+            while chunk := await stream.read():
+                for event in audio.feed(chunk):
                     yield event
-            for event in sound.rest():
-                yield event
+            audio.end()
 
-    async def _listed(self) -> list[tuple[str, str]]:
-        """The account's voices."""
+    async def _list_voices(self) -> list[tuple[str, str]]:
+        """The names and ids of the account's voices."""
         voices: list[tuple[str, str]] = []
-        query = {"page_size": str(_PAGE), "include_total_count": "false"}
+        query = {"page_size": str(_VOICES_PER_PAGE), "include_total_count": "false"}
         try:
-            async with asyncio.timeout(_LIST_WAIT):
-                for _ in range(_PAGES_MOST):
+            async with asyncio.timeout(_LIST_TIMEOUT):
+                for _ in range(_MAX_PAGES):
                     url = URL(f"{self._base}/v2/voices").with_query(query)
-                    page = await self._http.whole(url, self._headers, None, DIALECT)
+                    page = await self._http.request_json(url, self._headers, None, ERROR_MAPPING)
                     token = _add_page(page, voices)
                     if token is None:
                         break
@@ -330,70 +333,68 @@ class ElevenLabs:
             pass
         else:
             return voices
-        raise PomeloError(
-            "provider_unavailable", "The provider's list of voices did not come. Use a voice's id"
+        raise UpstreamError(
+            "provider_unavailable", "The provider did not send its list of voices. Use a voice's id"
         )
 
 
-def text_to_speech_request(job: Job) -> dict[str, Any]:
-    """The request body for a text-to-speech job."""
-    given: TextToSpeechInput = job.input
-    body: dict[str, Any] = {"text": given.text, "model_id": job.route.model}
-    if given.language_code:
-        body["language_code"] = iso_language(given.language_code)
-    settings = _settings(given)
-    if settings:
+def text_to_speech_request(job: Job[TextToSpeechInput]) -> dict[str, Any]:
+    """Return the request body for a text-to-speech job."""
+    speech = job.input
+    body: dict[str, Any] = {"text": speech.text, "model_id": job.route.model}
+    if speech.language_code:
+        body["language_code"] = iso_language(speech.language_code)
+    if settings := _voice_settings(speech):
         body["voice_settings"] = settings
-    if given.HasField("seed"):
-        body["seed"] = given.seed
+    if speech.HasField("seed"):
+        body["seed"] = speech.seed
     return body
 
 
-def speech_to_speech_fields(job: Job) -> dict[str, str]:
-    """The form's fields for a speech-to-speech job, but for the sound."""
-    given: SpeechToSpeechInput = job.input
+def speech_to_speech_fields(job: Job[SpeechToSpeechInput]) -> dict[str, str]:
+    """Return the fields of the form for a speech-to-speech job, without the audio."""
+    speech = job.input
     fields = {"model_id": job.route.model}
-    settings = _settings(given)
-    if settings:
+    if settings := _voice_settings(speech):
         fields["voice_settings"] = to_json(settings).decode()
-    if given.HasField("seed"):
-        fields["seed"] = str(given.seed)
+    if speech.HasField("seed"):
+        fields["seed"] = str(speech.seed)
     return fields
 
 
-def speech_to_text_fields(job: Job) -> dict[str, str]:
-    """The form's fields for a speech-to-text job, but for the sound."""
-    given: SpeechToTextInput = job.input
-    # Without it, noises stand among the words: "(laughter)".
+def speech_to_text_fields(job: Job[SpeechToTextInput]) -> dict[str, str]:
+    """Return the fields of the form for a speech-to-text job, without the audio."""
+    options = job.input
+    # Otherwise the words include noises, such as "(laughter)".
     fields = {"model_id": job.route.model, "tag_audio_events": "false"}
-    if given.language_code:
-        fields["language_code"] = iso_language(given.language_code)
-    if given.diarize:
+    if options.language_code:
+        fields["language_code"] = iso_language(options.language_code)
+    if options.diarize:
         fields["diarize"] = "true"
-    if given.HasField("num_speakers"):
-        fields["num_speakers"] = str(given.num_speakers)
-    fields["timestamps_granularity"] = _GRANULARITIES[given.timestamps]
+    if options.HasField("num_speakers"):
+        fields["num_speakers"] = str(options.num_speakers)
+    fields["timestamps_granularity"] = _GRANULARITIES[options.timestamps]
     return fields
 
 
-def _settings(given: TextToSpeechInput | SpeechToSpeechInput) -> dict[str, Any]:
-    """The voice's settings by the vendor's names, which are ours; empty where there are none."""
-    return {field.name: value for field, value in given.voice_settings.ListFields()}
+def _voice_settings(speech: TextToSpeechInput | SpeechToSpeechInput) -> dict[str, Any]:
+    """The voice settings that are set; the vendor has the same names."""
+    return {field.name: value for field, value in speech.voice_settings.ListFields()}
 
 
-def _live(job: Job, wanted: str) -> bool:
-    """Whether the vendor's streaming endpoint serves the job; it has no WAV."""
-    return job.stream and not wanted.startswith("wav_")
+def _is_live(job: Job[Any], output_format: str) -> bool:
+    """Whether to use the vendor's streaming endpoint, which has no WAV."""
+    return job.stream and not output_format.startswith("wav_")
 
 
-def _heard(job: Job) -> AudioSource:
+def _audio(job: Job[Any]) -> AudioSource:
     if job.audio is None:
-        raise RuntimeError("a job of this kind has a sound")
+        raise RuntimeError("a job of this task type has audio")
     return job.audio
 
 
 def _add_page(page: Any, voices: list[tuple[str, str]]) -> str | None:
-    """Adds a page's voices; gives the token of the next page, None where this is the last."""
+    """Add a page's voices to `voices`. Return the token of the next page; None if this is the last."""
     try:
         for voice in page["voices"]:
             name, voice_id = voice.get("name"), voice["voice_id"]

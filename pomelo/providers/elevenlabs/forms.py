@@ -1,7 +1,7 @@
-"""Forms with a sound in them, as ElevenLabs takes them; `elevenlabs` calls `form`.
+"""Multipart forms with audio, as ElevenLabs takes them.
 
-A sound is read from its file while it is sent, and never held whole. No name that a caller or the media store
-gave to it leaves the house.
+Audio is read from its file while it is sent, and never held in memory whole. The vendor gets no file name of
+a caller or of the media store.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from pomelo.errors import PomeloError
 from pomelo.media.audio import Swapper, little_endian
 from pomelo.providers.base import AudioSource
 
-_ENDINGS = {
+_EXTENSIONS = {
     "audio/mpeg": "mp3",
     "audio/wav": "wav",
     "audio/ogg": "ogg",
@@ -31,50 +31,50 @@ _ENDINGS = {
     "video/mp4": "mp4",
     "video/webm": "webm",
 }
-_TYPE = re.compile(r"[a-z]+/[a-z0-9.+-]+(;[a-z]+=[a-z0-9.+-]+)?")
-_ANY = "application/octet-stream"
-_PIECE = 64 * 1024
-"""Bytes of a file that are in memory at a time; a hundred uploads at once are nothing unusual."""
+_MEDIA_TYPE = re.compile(r"[a-z]+/[a-z0-9.+-]+(;[a-z]+=[a-z0-9.+-]+)?")
+_CHUNK_BYTES = 64 * 1024
+"""Bytes of a file that are in memory at a time, because there may be hundreds of concurrent uploads."""
 
 _RAW = "audio/pcm;rate=16000"
-"""The one kind of bare samples that the vendor takes, when told so."""
+"""The only raw samples that the vendor takes, with a field that says so."""
 
 
 @contextmanager
 def form(name: str, audio: AudioSource, fields: Mapping[str, str]) -> Iterator[aiohttp.MultipartWriter]:
-    """A form of `fields` and, as its last part `name`, the sound. Its file is open until it is left.
+    """Make a form of `fields` with the audio as its last part, `name`. The audio's file is open until the
+    context is left.
 
     Raises:
-        PomeloError: invalid_parameter, the sound is no longer kept.
+        PomeloError: invalid_parameter; the audio is no longer stored.
     """
-    with _opened(audio) as file:
+    with _open(audio) as file:
         writer = aiohttp.MultipartWriter("form-data")
-        given = audio.content_type.replace(" ", "").lower()
-        kind = little_endian(given)
-        more = {"file_format": "pcm_s16le_16"} if kind == _RAW else {}
-        for field, value in {**fields, **more}.items():
+        source_type = audio.content_type.replace(" ", "").lower()
+        content_type = little_endian(source_type)
+        raw = {"file_format": "pcm_s16le_16"} if content_type == _RAW else {}
+        for field, value in {**fields, **raw}.items():
             writer.append(value).set_content_disposition("form-data", name=field)
-        kind = kind if _TYPE.fullmatch(kind) else _ANY
-        part = writer.append_payload(_File(file, kind, Swapper(given)))
-        ending = _ENDINGS.get(kind.partition(";")[0], "bin")
-        part.set_content_disposition("form-data", name=name, filename=f"audio.{ending}")
+        content_type = content_type if _MEDIA_TYPE.fullmatch(content_type) else "application/octet-stream"
+        part = writer.append_payload(_File(file, content_type, Swapper(source_type)))
+        extension = _EXTENSIONS.get(content_type.partition(";")[0], "bin")
+        part.set_content_disposition("form-data", name=name, filename=f"audio.{extension}")
         yield writer
 
 
-def _opened(audio: AudioSource) -> BinaryIO:
+def _open(audio: AudioSource) -> BinaryIO:
     if audio.path is None:
         return io.BytesIO(audio.data)
     try:
         return audio.path.open("rb", buffering=0)
     except OSError:
         pass
-    # Outside of the except block: the system's error has the path.
-    raise PomeloError("invalid_parameter", "The audio is no longer kept. Upload it again", field="audio")
+    # Outside of the except block, because the system's error contains the path.
+    raise PomeloError("invalid_parameter", "The audio is no longer stored. Upload it again", field="audio")
 
 
 class _File(aiohttp.Payload):
-    """A file as a part of a form, its bytes swapped by `swapper`; unlike aiohttp's own it is read in small
-    pieces."""
+    """A file as a part of a form, its bytes swapped by `swapper`. Unlike aiohttp's own payload, it is read in
+    small chunks."""
 
     _value: BinaryIO
 
@@ -85,20 +85,14 @@ class _File(aiohttp.Payload):
         file.seek(0)
 
     def decode(self, encoding: str = "utf-8", errors: str = "strict") -> str:
-        """Nobody needs a sound as text."""
         raise NotImplementedError
 
     async def write(self, writer: AbstractStreamWriter) -> None:
-        """Sends the file.
-
-        Raises:
-            OSError: it can't be read, or is shorter than it was.
-        """
         loop = asyncio.get_running_loop()
         left = self._size or 0
         while left:
-            piece = await loop.run_in_executor(None, self._value.read, min(left, _PIECE))
-            if not piece:
-                raise OSError("a file became shorter")
-            left -= len(piece)
-            await writer.write(self._swapper.swap(piece))
+            chunk = await loop.run_in_executor(None, self._value.read, min(left, _CHUNK_BYTES))
+            if not chunk:
+                raise OSError("the file became shorter while it was sent")
+            left -= len(chunk)
+            await writer.write(self._swapper.swap(chunk))

@@ -1,7 +1,5 @@
-"""Voices by name: the operator's table, the account's own list, and the vendor's default voices.
-
-`elevenlabs` asks for an id and gives the way to read the account's list. Nothing here knows a wire.
-"""
+"""Finds the id of a voice by its name: in the operator's table, the account's list, and the default
+voices."""
 
 from __future__ import annotations
 
@@ -14,20 +12,21 @@ from datetime import date
 from itertools import islice
 
 from pomelo.catalog.voice_names import is_id, is_name, normalize
-from pomelo.errors import PomeloError, invalid
+from pomelo.errors import invalid
 from pomelo.providers.base import CALLER
+from pomelo.providers.errors import UpstreamError
 from pomelo.times import today_utc
 
 log = logging.getLogger("pomelo.providers")
 
-FRESH = 300.0
-"""Seconds for which the account's list is believed."""
+MAX_AGE = 300.0
+"""Seconds after which the account's list is read again."""
 
-ASKED_AGAIN = 15.0
-"""Seconds after which a name that is not in the list makes it be read again: it may be a new voice."""
+REFRESH_AFTER = 15.0
+"""Seconds after which a name that is not in the list causes it to be read again: the voice may be new."""
 
-NAMES_MOST = 20_000
-"""Names that are kept; an account has a few hundred voices."""
+MAX_NAMES = 20_000
+"""Names that are stored; an account has a few hundred voices."""
 
 _ID = re.compile(r"[A-Za-z0-9]{20}")
 
@@ -55,7 +54,7 @@ DEFAULTS = {
     "roger": "CwhRBWXzGAHq8TQ4Fs17",
     "sarah": "EXAVITQu4vr4xnSDxMaL",
     "will": "bIHbv24MWmeRgasZH58o",
-    # Of old: no longer listed, and still served by id.
+    # Legacy voices: no longer listed, but still served by id.
     "antoni": "ErXwobaYiN019PkySvjV",
     "arnold": "VR6AewLTigWG4xSOukaG",
     "clyde": "2EiwWnXFnvU5JabPnv8n",
@@ -76,66 +75,68 @@ them."""
 
 NAMES_SHOWN = 10
 
-Listed = Callable[[], Awaitable[Iterable[tuple[str, str]]]]
-"""Reads the account's list: (name, id) in the vendor's order. It raises PomeloError alone."""
+VoiceList = Callable[[], Awaitable[Iterable[tuple[str, str]]]]
+"""Reads the account's list: (name, id) in the vendor's order. It raises only UpstreamError."""
 
 
 class Voices:
-    """The ids of voices by their names. No other text becomes an id, and so a part of a URL.
+    """Finds the ids of voices. A text that it does not know never becomes an id, and so a part of a URL.
 
-    A name is looked up in the operator's table, then in the account's list, then among the vendor's default
-    voices until LAST_DAY. The list is read once for all calls that wait for it. `now` is monotonic,
-    `today` returns the date in UTC.
+    A name is looked up in the operator's table, then in the account's list, then until LAST_DAY among the
+    vendor's default voices. Concurrent calls share one read of the list. `now` is monotonic, `today` returns
+    the date in UTC.
     """
 
     def __init__(
         self,
-        listed: Listed,
+        read_list: VoiceList,
         *,
         now: Callable[[], float] = time.monotonic,
         today: Callable[[], date] = today_utc,
     ) -> None:
-        self._listed = listed
+        self._read_list = read_list
         self._now = now
         self._today = today
         self._names: dict[str, str] = {}
         self._read_at: float | None = None
-        self._reading = asyncio.Lock()
-        self._attempts = 0
-        self._failure: PomeloError | None = None
-        self._spared_until = 0.0
+        self._lock = asyncio.Lock()
+        self._reads = 0
+        self._failure: UpstreamError | None = None
+        self._retry_at = 0.0
         """After a failure, when the list is read again for a name that has a fallback."""
 
     async def find(
         self, voice: str, table: Mapping[str, str] | None = None, gone: Collection[str] = ()
     ) -> str:
-        """The id of a voice by its name, in any case, or its id; a name's first word is enough.
+        """Return the id of a voice from its id or its name, in any case; the name's first word is enough.
 
-        `table` is the operator's, with names from `voice_names.normalize`. `gone` are ids that the vendor
-        has just refused: the next id of the same name is returned, if there is one.
+        `table` is the operator's, with names as `voice_names.normalize` returns them. `gone` are ids that the
+        vendor has just refused: the next id of the same name is returned, if there is one.
 
         Raises:
-            PomeloError: invalid_parameter, no voice of that name or id is left; what reading the list raises.
+            PomeloError: invalid_parameter; no voice of that name or id is left.
+            UpstreamError: the list can't be read, and there is no fallback.
         """
         table = table or {}
         name = normalize(voice)
-        chosen = table.get(name)
-        if chosen is not None and chosen not in gone:
-            return chosen
-        by_id = _ID.fullmatch(voice) is not None
-        if by_id and voice not in gone:
+        configured = table.get(name)
+        if configured is not None and configured not in gone:
+            return configured
+        is_voice_id = _ID.fullmatch(voice) is not None
+        if is_voice_id and voice not in gone:
             return voice
         default = DEFAULTS.get(name) if self._today() <= LAST_DAY else None
         if default in gone:
             default = None
         age = self._age()
-        known = self._names.get(name)
-        if age >= FRESH or ((known is None or known in gone) and default is None and age >= ASKED_AGAIN):
-            # Of an id the list can only tell which names would work instead.
-            await self._refresh(known or default or (voice if by_id else None))
-        for found in (self._names.get(name), default):
-            if found is not None and found not in gone:
-                return found
+        listed = self._names.get(name)
+        unknown = (listed is None or listed in gone) and default is None
+        if age >= MAX_AGE or (unknown and age >= REFRESH_AFTER):
+            # For an id, the list is only needed to name voices that work.
+            await self._refresh(has_fallback=bool(listed or default or is_voice_id))
+        for voice_id in (self._names.get(name), default):
+            if voice_id is not None and voice_id not in gone:
+                return voice_id
         log.warning("no voice of a requested name or id is left. Set it in [voices] of POMELO_CATALOG")
         examples = self._examples(table, gone)
         raise invalid("voice", f"the name of a voice of the provider{examples} or a voice's id")
@@ -147,18 +148,14 @@ class Voices:
         shown = dict.fromkeys(name for name in names if known[name] not in gone)
         return f", such as {', '.join(islice(shown, NAMES_SHOWN))}," if shown else ""
 
-    async def _refresh(self, otherwise: str | None) -> None:
-        """Reads the list again. Where it can't be read, an old list or a default voice is better than none.
-
-        Raises:
-            PomeloError: it can't be read, and there is no `otherwise`.
-        """
-        if otherwise is not None and self._now() < self._spared_until:
+    async def _refresh(self, *, has_fallback: bool) -> None:
+        """Read the list again. A failure is ignored if there is a fallback, such as an old list."""
+        if has_fallback and self._now() < self._retry_at:
             return
         try:
             await self._read()
-        except PomeloError:
-            if otherwise is None:
+        except UpstreamError:
+            if not has_fallback:
                 raise
 
     def _age(self) -> float:
@@ -167,41 +164,39 @@ class Voices:
         return self._now() - self._read_at
 
     async def _read(self) -> None:
-        """Reads the list, unless somebody has tried to while this call waited; then it has their outcome."""
-        attempts = self._attempts
-        async with self._reading:
-            if self._attempts == attempts:
+        """Read the list, or share the outcome of a read that ended while this call waited for the lock."""
+        reads = self._reads
+        async with self._lock:
+            if self._reads == reads:
                 failure = None
                 caller = CALLER.get()
-                CALLER.set("")  # the read serves all waiting calls: no account's share
+                CALLER.set("")  # the read serves all waiting calls, so it counts for no account
                 try:
-                    self._names = _index(await self._listed())
+                    self._names = _index(await self._read_list())
                     self._read_at = self._now()
-                except PomeloError as error:
+                except UpstreamError as error:
                     failure = error
-                    self._spared_until = self._now() + ASKED_AGAIN
+                    self._retry_at = self._now() + REFRESH_AFTER
                 finally:
                     CALLER.set(caller)
                 self._failure = failure
-                self._attempts += 1
+                self._reads += 1
             failure = self._failure
         if failure is not None:
-            # A copy: one exception can't be raised in several tasks.
-            copy = type(failure)(failure.code, failure.message, field=failure.field, retry_after=failure.wait)
-            copy.replay = failure.replay
-            raise copy
+            raise failure.copy()  # one exception can't be raised in several tasks
 
 
 def _index(voices: Iterable[tuple[str, str]]) -> dict[str, str]:
-    """Ids by whole names and by first words; a whole name counts more, and so does an earlier voice."""
-    whole: dict[str, str] = {}
+    """Ids by full names and by first words. A full name comes before a first word, an earlier voice before a
+    later one."""
+    full: dict[str, str] = {}
     first: dict[str, str] = {}
-    for shown, voice_id in voices:
-        name = normalize(shown)
+    for display_name, voice_id in voices:
+        name = normalize(display_name)
         if not name or not is_id(voice_id):
             continue
-        whole.setdefault(name, voice_id)
+        full.setdefault(name, voice_id)
         first.setdefault(name.split()[0].rstrip(",;:"), voice_id)
-        if len(whole) + len(first) >= NAMES_MOST:
+        if len(full) + len(first) >= MAX_NAMES:
             break
-    return first | whole
+    return first | full

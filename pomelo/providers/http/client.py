@@ -1,11 +1,11 @@
-"""The way to the vendors: one shared session for whole answers, streams of events, sounds and files.
+"""The HTTP client that all providers share.
 
-Providers call `Http.whole` (JSON), `Http.events` (server-sent events), `Http.pieces` (raw bytes as they come)
-and `Http.fetch` (a whole file); what can go wrong comes out as a `PomeloError` by the map in
-`pomelo.providers.http.errors`. It knows no vendor. It follows no redirect, keeps no cookie, heeds no proxy
-variable and asks for no compression. A request is sent a second time only where a kept connection turns out
-to be dead, and never if it is paid for each time: see `pomelo.providers.http.sessions`. Connections are
-limited by `pomelo.providers.http.connections`, before anything is sent, and not by aiohttp.
+`Http.request_json` returns parsed JSON, `Http.fetch` a whole file; `Http.stream_events` opens a stream of
+server-sent events, `Http.stream_bytes` one of raw bytes. Failures are mapped to an `UpstreamError` by
+`pomelo.providers.http.errors`. The client follows no redirect, keeps no cookie, ignores proxy variables and
+asks for no compression. A request is sent a second time only if a kept connection turns out to be closed, and
+never if each request may be charged (`pomelo.providers.http.sessions`). The number of connections is limited
+before anything is sent, by `pomelo.providers.http.connections` and not by aiohttp.
 """
 
 from __future__ import annotations
@@ -33,31 +33,30 @@ from pomelo.providers.http.errors import (
     truncated,
 )
 from pomelo.providers.http.parsing import parse
-from pomelo.providers.http.sessions import (
-    Body,
-    Sessions,
-)
+from pomelo.providers.http.sessions import Body, Sessions
 from pomelo.providers.http.sse import SseEvent, SseParser
 from pomelo.turns import Turns
 
-BODY_MOST = 8 * 1024 * 1024
-"""Bytes of a whole answer."""
+MAX_BODY_BYTES = 8 * 1024 * 1024
+"""The largest response that is read whole."""
 
-PIECE = 64 * 1024
-"""Bytes of a sound that are read at once, and about what is read ahead of an answer: what a slow caller makes
-us hold is small."""
+CHUNK_BYTES = 64 * 1024
+"""The most bytes that one read of a stream returns, and about how much is read ahead. It bounds the memory
+that a slow caller takes."""
 
-_COMPLAINT_MOST = 64 * 1024  # bytes of an error body that are read, and
-_COMPLAINT_WAIT = 5.0  # seconds that are spent on it
-_GOODBYE_WAIT = 0.05  # seconds between a stream's last event and its end, for the connection to be kept
+_MAX_ERROR_BODY_BYTES = 64 * 1024
+_ERROR_BODY_TIMEOUT = 5.0
+"""Seconds to read an error body."""
+_DRAIN_TIMEOUT = 0.05
+"""Seconds to wait for the end of a complete stream, so that its connection can be kept."""
 
-_FAULTS = (aiohttp.ClientError, OSError, ValueError)
+_CLIENT_ERRORS = (aiohttp.ClientError, OSError, ValueError)
 
 
 @dataclass(frozen=True, slots=True)
 class Timeouts:
-    """Limits in seconds: for a connection, for silence on a stream (before the first byte and between any
-    two), and for silence on a whole answer, which begins only when the model has finished."""
+    """Timeouts in seconds: to connect, of silence on a stream (before the first byte and between two), and of
+    silence on a whole response, which begins only when the model has finished."""
 
     connect: float = 5.0
     silence: float = 60.0
@@ -65,11 +64,11 @@ class Timeouts:
 
 
 class Http:
-    """The shared client session; an async context manager, to be entered in the running loop.
+    """The shared HTTP client: an async context manager, to be entered in the running loop.
 
-    `origins`, such as "http://10.0.0.5:9000", may deliver files whatever their addresses: see `links`.
-    `connections` may be shared with other sessions.
-    `turns` are the event loop's, for providers that read a stream to its end themselves.
+    `origins`, such as "http://10.0.0.5:9000", are trusted to deliver files from private addresses.
+    `connections` may be shared with other clients. `turns` are those of the event loop, for providers that
+    read a stream to its end before they yield.
     """
 
     def __init__(
@@ -89,26 +88,26 @@ class Http:
         self._resolver = resolver
         self._now = now
         self._connections = connections or ConnectionLimiter()
-        self._stream_limits = _limits(timeouts.connect, timeouts.silence)
-        self._whole_limits = _limits(timeouts.connect, timeouts.whole)
+        self._stream_timeout = _timeout(timeouts.connect, timeouts.silence)
+        self._whole_timeout = _timeout(timeouts.connect, timeouts.whole)
         self._sessions: Sessions | None = None
 
     async def __aenter__(self) -> Self:
-        self._sessions = Sessions(self._connections.limit, self._resolver, read_bufsize=PIECE)
+        self._sessions = Sessions(self._connections.limit, self._resolver, read_bufsize=CHUNK_BYTES)
         return self
 
     async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self, error_type: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if self._sessions is not None:
             await self._sessions.close()
             self._sessions = None
             if self._resolver is not None:
-                await self._resolver.close()  # the sessions close their own alone
+                await self._resolver.close()  # the sessions close only resolvers of their own
 
-    def apart(self, resolver: AbstractResolver) -> Http:
-        """Another one with the same limits, whose names are looked up by `resolver`; to be entered. What it
-        fetches is not thought about, so silence ends a whole answer as it does a stream."""
+    def with_resolver(self, resolver: AbstractResolver) -> Http:
+        """Return a client with the same limits that looks names up by `resolver`; it must be entered. It is
+        for files, which need no time to be made: silence ends a whole response as early as a stream."""
         timeouts = replace(self._timeouts, whole=min(self._timeouts.whole, self._timeouts.silence))
         return Http(timeouts, connections=self._connections, now=self._now, resolver=resolver)
 
@@ -119,148 +118,158 @@ class Http:
             self._turns = Turns()
         return self._turns
 
-    async def whole(
+    async def request_json(
         self,
         url: URL,
         headers: Mapping[str, str],
         body: Body,
-        dialect: ErrorMapping,
+        error_mapping: ErrorMapping,
         *,
-        most: int = BODY_MOST,
+        max_bytes: int = MAX_BODY_BYTES,
         surrogates: bool = False,
     ) -> Any:
-        """Posts `body` (None: gets) and gives the parsed JSON of the answer, which has at most `most` bytes.
-        `surrogates`: see `pomelo.providers.http.parsing`. Cancelling closes the connection at once.
+        """POST `body`, or GET if it is None, and return the parsed JSON of the response. With `surrogates`,
+        half a surrogate pair is kept. Cancelling closes the connection immediately.
 
         Raises:
-            PomeloError: by the map; overloaded, no connection became free.
+            UpstreamError: by the error map; overloaded if no connection became free.
         """
-        answer, _ = await self.fetch(url, headers, body, dialect, most=most)
+        response, _ = await self.fetch(url, headers, body, error_mapping, max_bytes=max_bytes)
         try:
-            return parse(answer, surrogates=surrogates)
+            return parse(response, surrogates=surrogates)
         except ValueError:
             pass
-        raise malformed_response("no JSON")
+        raise malformed_response("not JSON")
 
     async def fetch(
-        self, url: URL, headers: Mapping[str, str], body: Body, dialect: ErrorMapping, *, most: int
-    ) -> tuple[bytes, str]:
-        """Posts `body` (None: gets) and gives the answer's bytes, at most `most`, and its media type as it
-        was told (empty: it was not). Cancelling closes the connection at once.
-
-        Raises:
-            PomeloError: by the map.
-        """
-        async with self._ask(url, headers, body, dialect, self._whole_limits) as response:
-            answer, complete = await _read(_Body(response, self._whole_limits), most)
-            content_type = response.headers.get("Content-Type", "")
-        if not complete:
-            raise malformed_response("an answer above the limit")
-        return answer, content_type
-
-    @asynccontextmanager
-    async def pieces(
         self,
         url: URL,
         headers: Mapping[str, str],
         body: Body,
-        dialect: ErrorMapping,
+        error_mapping: ErrorMapping,
+        *,
+        max_bytes: int,
+    ) -> tuple[bytes, str]:
+        """POST `body`, or GET if it is None, and return the bytes of the response and its content type, empty
+        if it has none. Cancelling closes the connection immediately.
+
+        Raises:
+            UpstreamError: by the error map; overloaded if no connection became free.
+        """
+        async with self._request(url, headers, body, error_mapping, self._whole_timeout) as response:
+            data, complete = await _read(_Body(response, self._whole_timeout), max_bytes)
+            content_type = response.headers.get("Content-Type", "")
+        if not complete:
+            raise malformed_response("a response above the limit")
+        return data, content_type
+
+    @asynccontextmanager
+    async def stream_bytes(
+        self,
+        url: URL,
+        headers: Mapping[str, str],
+        body: Body,
+        error_mapping: ErrorMapping,
         *,
         patient: bool = False,
     ) -> AsyncGenerator[ByteStream, None]:
-        """Posts `body` (None: gets) and opens the answer as bytes that are passed on as they come. Leaving
-        closes the connection at once, unless the answer was read to its end. With `patient` it may be silent
-        for as long as a whole answer, because the vendor sends nothing before it has finished.
+        """POST `body`, or GET if it is None, and open the response as a stream of bytes. Leaving closes the
+        connection immediately, unless the response was read to its end. With `patient` the stream may be
+        silent as long as a whole response, because the vendor sends nothing before it has finished.
 
         Raises:
-            PomeloError: by the map.
+            UpstreamError: by the error map; overloaded if no connection became free.
         """
-        limits = self._whole_limits if patient else self._stream_limits
-        async with self._ask(url, headers, body, dialect, limits) as response:
-            yield ByteStream(_Body(response, limits), response.headers)
+        timeout = self._whole_timeout if patient else self._stream_timeout
+        async with self._request(url, headers, body, error_mapping, timeout) as response:
+            yield ByteStream(_Body(response, timeout), response.headers)
 
     @asynccontextmanager
-    async def events(
+    async def stream_events(
         self,
         url: URL,
         headers: Mapping[str, str],
         body: Body,
-        dialect: ErrorMapping,
+        error_mapping: ErrorMapping,
         *,
         patient: bool = False,
-    ) -> AsyncGenerator[EventStream, None]:
-        """Posts `body` and opens the answer as a stream of events. Leaving closes the connection at once,
-        unless the answer was read to its end. `patient` as for `pieces`.
+    ) -> AsyncGenerator[SseStream, None]:
+        """POST `body` and open the response as a stream of server-sent events. Leaving closes the connection
+        immediately, unless the response was read to its end. With `patient` the response may begin as late as
+        a whole response.
 
         Raises:
-            PomeloError: by the map.
+            UpstreamError: by the error map; overloaded if no connection became free.
         """
-        limits = self._whole_limits if patient else self._stream_limits
-        async with self._ask(url, headers, body, dialect, limits) as response:
-            # Whatever its type is called: proxies rename it, and a page has no events and no end marker.
-            yield EventStream(_Body(response, self._stream_limits))
+        timeout = self._whole_timeout if patient else self._stream_timeout
+        async with self._request(url, headers, body, error_mapping, timeout) as response:
+            # The content type is not checked: proxies change it, and a page has no end marker.
+            yield SseStream(_Body(response, self._stream_timeout))
 
     @asynccontextmanager
-    async def _ask(
+    async def _request(
         self,
         url: URL,
         headers: Mapping[str, str],
         body: Body,
-        dialect: ErrorMapping,
-        limits: aiohttp.ClientTimeout,
+        error_mapping: ErrorMapping,
+        timeout: aiohttp.ClientTimeout,  # noqa: ASYNC109 - of sockets, applied by aiohttp
     ) -> AsyncGenerator[aiohttp.ClientResponse, None]:
         sessions = self._sessions
         if sessions is None:
-            raise RuntimeError("Http is used outside of its context")
+            raise RuntimeError("Http must be entered before use")
         host, account = f"{url.raw_host}:{url.port}", CALLER.get()
         await self._connections.acquire(host, account)
         try:
             try:
-                response = await sessions.request(url, headers, body, limits, replays=dialect.replays)
-            except _FAULTS as error:
-                failure = from_connect_error(error, dialect)
+                response = await sessions.request(url, headers, body, timeout, replays=error_mapping.replays)
+            except _CLIENT_ERRORS as error:
+                failure = from_connect_error(error, error_mapping)
             else:
                 try:
                     if response.status >= 300:
-                        raise await self._refusal(response, dialect, limits)
+                        raise await self._refusal(response, error_mapping, timeout)
                     yield response
                 finally:
-                    # Not release(), which waits for the rest; no effect on a fully read answer.
+                    # Not release(), which waits for the rest; no effect on a fully read response.
                     response.close()
                 return
         finally:
             self._connections.release(host, account)
-        # Outside of the except block: what aiohttp raises holds the request's headers.
+        # Outside of the except block, because aiohttp's errors contain the request's headers.
         raise failure
 
     async def _refusal(
-        self, response: aiohttp.ClientResponse, dialect: ErrorMapping, limits: aiohttp.ClientTimeout
+        self,
+        response: aiohttp.ClientResponse,
+        error_mapping: ErrorMapping,
+        timeout: aiohttp.ClientTimeout,  # noqa: ASYNC109 - of sockets, applied by aiohttp
     ) -> Exception:
         body = b""
         if response.status >= 400:
-            with contextlib.suppress(TimeoutError, *_FAULTS):
-                async with asyncio.timeout(_COMPLAINT_WAIT):
-                    body, _ = await _pieces(_Body(response, limits), _COMPLAINT_MOST)
-        return refused(response.status, response.headers, body, dialect, self._now())
+            with contextlib.suppress(TimeoutError, *_CLIENT_ERRORS):
+                async with asyncio.timeout(_ERROR_BODY_TIMEOUT):
+                    body, _ = await _read_all(_Body(response, timeout), _MAX_ERROR_BODY_BYTES)
+        return refused(response.status, response.headers, body, error_mapping, self._now())
 
 
 class _Body:
-    """An answer's body as it comes.
+    """The body of a response, read as it arrives.
 
-    aiohttp stops its own clock of silence while it holds data back, and loses a fault that it finds in them
-    afterwards: nothing would ever come, and nobody would say so. So each wait here has a limit of its own.
+    aiohttp stops its own read timeout while it holds data back, and loses an error that it finds in that data
+    afterwards: a read would wait forever. So each wait here has a timeout of its own.
     """
 
     __slots__ = ("_content", "_response", "_silence")
 
-    def __init__(self, response: aiohttp.ClientResponse, limits: aiohttp.ClientTimeout) -> None:
+    def __init__(self, response: aiohttp.ClientResponse, timeout: aiohttp.ClientTimeout) -> None:
         self._response = response
         self._content = response.content
-        self._silence = limits.sock_read
+        self._silence = timeout.sock_read
 
     @property
-    def told(self) -> int | None:
-        """How many bytes it has, where that was told ahead."""
+    def content_length(self) -> int | None:
+        """The size in bytes from the response's head, if it has one."""
         return self._response.content_length
 
     @property
@@ -268,38 +277,39 @@ class _Body:
         """Whether all of it was read."""
         return self._content.at_eof()
 
-    async def read(self, most: int = -1) -> bytes:
-        """The next bytes, all that are there or at most so many; empty only at the end.
+    async def read(self, max_bytes: int = -1) -> bytes:
+        """Return the next bytes: all that have arrived, or at most `max_bytes`; empty only at the end.
 
         Raises:
-            aiohttp.ClientError, OSError, ValueError: it is cut. TimeoutError, an OSError too: it is silent.
+            aiohttp.ClientError, OSError, ValueError: the body is truncated.
+            TimeoutError: nothing arrived in time.
         """
         content = self._content
         if content.exception() is not None:
-            # aiohttp raises it ahead of the bytes that came before it.
-            packet = content._read_nowait(most)
+            # aiohttp raises the exception before it returns the bytes that arrived earlier.
+            packet = content._read_nowait(max_bytes)
             if packet:
                 return packet
-        packet = content.read_nowait(most)
+        packet = content.read_nowait(max_bytes)
         if packet or content.at_eof():
             return packet
         try:
-            async with asyncio.timeout(_GOODBYE_WAIT if self._gone() else self._silence):
-                return await (content.readany() if most < 0 else content.read(most))
+            async with asyncio.timeout(_DRAIN_TIMEOUT if self._connection_lost() else self._silence):
+                return await (content.readany() if max_bytes < 0 else content.read(max_bytes))
         except TimeoutError:
-            if not self._gone():
+            if not self._connection_lost():
                 raise
         except RuntimeError:
-            pass  # aiohttp's word for it, where its reader came later than the connection's end
-        raise aiohttp.ClientPayloadError("the connection is gone")
+            pass  # aiohttp raises it if the read began after the connection was lost
+        raise aiohttp.ClientPayloadError("the connection was lost")
 
-    def _gone(self) -> bool:
+    def _connection_lost(self) -> bool:
         connection = self._response.connection
         return connection is not None and connection.closed
 
 
-class EventStream:
-    """An answer that comes as events."""
+class SseStream:
+    """A response that is a stream of server-sent events."""
 
     __slots__ = ("_body", "_parser")
 
@@ -308,15 +318,15 @@ class EventStream:
         self._parser = SseParser()
 
     async def read(self) -> list[SseEvent]:
-        """The next events, all that are there; empty only at the end of the answer.
+        """Return the next events, all that have arrived; empty only at the end of the response.
 
         Raises:
-            PomeloError: by the map; what came before stands.
+            UpstreamError: by the error map; events that were returned before stay valid.
         """
         while True:
             try:
                 packet = await self._body.read()
-            except _FAULTS as error:
+            except _CLIENT_ERRORS as error:
                 failure = truncated(error)
             else:
                 if not packet:
@@ -328,24 +338,24 @@ class EventStream:
             raise failure
 
     def rest(self) -> list[SseEvent]:
-        """The event whose end did not come, when `read` has failed; often none, or only a part of one."""
+        """Return the event that was incomplete when `read` failed; often empty, or only part of an event."""
         return self._parser.end()
 
-    async def goodbye(self) -> None:
-        """Waits a moment for the answer's end, so that the connection can serve another call.
+    async def drain(self) -> None:
+        """Wait a moment for the end of the response, so that the connection can be kept for another request.
 
-        To be called after the vendor's own end marker. Never raises; without the end the connection is
-        closed on leaving.
+        Call it after the vendor's own end marker. Never raises; if the end does not arrive, the connection is
+        closed.
         """
         if self._body.ended:
             return
-        with contextlib.suppress(TimeoutError, *_FAULTS):
-            async with asyncio.timeout(_GOODBYE_WAIT):
+        with contextlib.suppress(TimeoutError, *_CLIENT_ERRORS):
+            async with asyncio.timeout(_DRAIN_TIMEOUT):
                 await self._body.read()
 
 
 class ByteStream:
-    """An answer that comes as bytes: a sound."""
+    """A response that is a stream of bytes."""
 
     __slots__ = ("_body", "headers")
 
@@ -354,40 +364,41 @@ class ByteStream:
         self.headers = headers
 
     async def read(self) -> bytes:
-        """The next bytes, at once when some are there, at most PIECE; empty only at the end of the answer.
+        """Return the next bytes, at most CHUNK_BYTES, without waiting if some have arrived; empty only at the
+        end of the response.
 
         Raises:
-            PomeloError: by the map; what came before stands.
+            UpstreamError: by the error map; bytes that were returned before stay valid.
         """
         try:
-            return await self._body.read(PIECE)
-        except _FAULTS as error:
+            return await self._body.read(CHUNK_BYTES)
+        except _CLIENT_ERRORS as error:
             failure = truncated(error)
         raise failure
 
 
-def _limits(connect: float, silence: float) -> aiohttp.ClientTimeout:
+def _timeout(connect: float, silence: float) -> aiohttp.ClientTimeout:
     return aiohttp.ClientTimeout(total=None, sock_connect=connect, sock_read=silence)
 
 
-async def _read(body: _Body, most: int) -> tuple[bytes, bool]:
+async def _read(body: _Body, max_bytes: int) -> tuple[bytes, bool]:
     try:
-        return await _pieces(body, most)
-    except _FAULTS as error:
+        return await _read_all(body, max_bytes)
+    except _CLIENT_ERRORS as error:
         failure = truncated(error)
     raise failure
 
 
-async def _pieces(body: _Body, most: int) -> tuple[bytes, bool]:
-    """The body, at most about `most` bytes of it, and whether that is all."""
-    size = body.told
-    if size is not None and size > most:
+async def _read_all(body: _Body, max_bytes: int) -> tuple[bytes, bool]:
+    """The body, at most about `max_bytes` of it, and whether it is complete."""
+    size = body.content_length
+    if size is not None and size > max_bytes:
         return b"", False
-    pieces: list[bytes] = []
+    chunks: list[bytes] = []
     size = 0
-    while piece := await body.read():
-        pieces.append(piece)
-        size += len(piece)
-        if size > most:
-            return b"".join(pieces), False
-    return b"".join(pieces), True
+    while chunk := await body.read():
+        chunks.append(chunk)
+        size += len(chunk)
+        if size > max_bytes:
+            return b"".join(chunks), False
+    return b"".join(chunks), True

@@ -1,15 +1,12 @@
-"""How many connections to a vendor's host may be in use, and a fair share of them for each account.
+"""Limits the connections to a vendor's host, and shares them fairly between accounts.
 
-`pomelo.providers.http.client` takes a connection here before it sends anything, and returns it when the
-answer is read or abandoned. A tenth of the connections is a reserve for accounts that have almost
-none. Of the others, an account may have at most SHARE times as many as stay free. So one account
-alone gets about four fifths of all, several accounts share them, and a new account immediately gets
-a connection whatever the others use.
+A connection is acquired before anything is sent, and released when the response was read or abandoned. A
+tenth of the connections is a reserve for accounts that have almost none. Of the others, an account may have
+at most SHARE times as many as stay free. So one account alone gets about four fifths of all, several accounts
+share them, and a new account gets a connection immediately, whatever the others use.
 
-Calls that must wait are queued: first come, first served within an account, and in turn between accounts. The
-wait is short and the queue bounded; after it the call is refused with `overloaded`, before anything was sent.
-
-This module knows neither HTTP nor any vendor.
+Calls that must wait are queued: first in, first out within an account, in turn between accounts. The wait is
+short and the queue bounded; after it the call is refused with `overloaded`, before anything was sent.
 """
 
 from __future__ import annotations
@@ -20,7 +17,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 
-from pomelo.errors import PomeloError, Replay
+from pomelo.providers.errors import RetryPolicy, UpstreamError
 
 log = logging.getLogger("pomelo.providers")
 
@@ -40,12 +37,12 @@ WARN_EVERY = 10.0
 """Seconds between two log lines about calls that wait or are refused."""
 
 
-class NoConnectionError(PomeloError):
+class NoConnectionError(UpstreamError):
     """`overloaded`: no connection to a vendor became free, and nothing was sent."""
 
 
 class _Host:
-    """The connections in use to one host, and the calls that wait for one."""
+    """The connections in use to one host, and the calls that wait for a connection."""
 
     __slots__ = ("in_use", "queues", "used", "waiting")
 
@@ -84,31 +81,30 @@ class ConnectionLimiter:
         self._clock = clock
         self._reserve = max(1, limit // 10)
         self._few = max(1, self._reserve // 8)
-        """Connections of the reserve that an account may have; it suffices for eight accounts."""
+        """Connections of the reserve that one account may have; the reserve is enough for eight accounts."""
         self._hosts: dict[str, _Host] = {}
         self._warn_at = -WARN_EVERY
         self._reported = (0, 0)
 
     async def acquire(self, host: str, account: str) -> None:
-        """Takes a connection to `host` for a call of `account`, to be returned by `release`. A call
-        that is cancelled while it waits leaves the queue immediately.
+        """Take a connection to `host` for a call of `account`; return it with `release`. A call that is
+        cancelled while it waits leaves the queue immediately.
 
         Raises:
-            PomeloError: overloaded; none became free in time, or too many calls wait already.
-                Another route may be tried.
+            NoConnectionError: no connection became free in time, or too many calls wait already.
         """
-        found = self._hosts.get(host)
-        if found is None:
-            found = self._hosts[host] = _Host()
-        if self._may(found, account):
-            self._take(found, account)
+        state = self._hosts.get(host)
+        if state is None:
+            state = self._hosts[host] = _Host()
+        if self._may_acquire(state, account):
+            self._take(state, account)
             return
-        queue = found.queues.get(account)
-        if found.waiting >= self._max_waiting or (queue and len(queue) >= self._max_account_waiting):
+        queue = state.queues.get(account)
+        if state.waiting >= self._max_waiting or (queue and len(queue) >= self._max_account_waiting):
             raise self._refusal(host, account)
         turn = asyncio.get_running_loop().create_future()
-        found.queues.setdefault(account, deque()).append(turn)
-        found.waiting += 1
+        state.queues.setdefault(account, deque()).append(turn)
+        state.waiting += 1
         self.waiting += 1
         self.waited += 1
         self._warn(host, account)
@@ -117,30 +113,29 @@ class ConnectionLimiter:
                 await turn
         except TimeoutError:
             if not _granted(turn):
-                self._leave(found, account, turn)
+                self._leave_queue(state, account, turn)
                 raise self._refusal(host, account) from None
         except asyncio.CancelledError:
             if _granted(turn):
                 self.release(host, account)
             else:
-                self._leave(found, account, turn)
+                self._leave_queue(state, account, turn)
             raise
 
     def release(self, host: str, account: str) -> None:
-        """Returns a connection, and hands it to the next call in turn."""
-        found = self._hosts[host]
+        """Return a connection, and give it to the next call in turn."""
+        state = self._hosts[host]
         self.in_use -= 1
-        found.in_use -= 1
-        found.used[account] -= 1
-        if not found.used[account]:
-            del found.used[account]
-        if found.queues:
-            self._grant(found)
-        if not found.in_use and not found.queues:
+        state.in_use -= 1
+        state.used[account] -= 1
+        if not state.used[account]:
+            del state.used[account]
+        if state.queues:
+            self._grant(state)
+        if not state.in_use and not state.queues:
             del self._hosts[host]
 
-    def _may(self, host: _Host, account: str) -> bool:
-        """Whether an account may have one more connection now."""
+    def _may_acquire(self, host: _Host, account: str) -> bool:
         free = self.limit - host.in_use
         used = host.used.get(account, 0)
         return free > 0 and (used < self._few or used < SHARE * (free - self._reserve))
@@ -151,19 +146,22 @@ class ConnectionLimiter:
         host.used[account] = host.used.get(account, 0) + 1
 
     def _grant(self, host: _Host) -> None:
-        """Hands free connections to waiting calls, in turn between accounts."""
-        while (account := next((name for name in host.queues if self._may(host, name)), None)) is not None:
+        """Give free connections to waiting calls, in turn between accounts."""
+        while True:
+            account = next((name for name in host.queues if self._may_acquire(host, name)), None)
+            if account is None:
+                return
             queue = host.queues.pop(account)
             turn = queue.popleft()
             host.waiting -= 1
             self.waiting -= 1
             if queue:
                 host.queues[account] = queue  # after the other accounts
-            if not turn.done():  # else its call was just cancelled
+            if not turn.done():  # otherwise its call was just cancelled
                 self._take(host, account)
                 turn.set_result(None)
 
-    def _leave(self, host: _Host, account: str, turn: asyncio.Future[None]) -> None:
+    def _leave_queue(self, host: _Host, account: str, turn: asyncio.Future[None]) -> None:
         queue = host.queues.get(account)
         if queue is None or turn not in queue:
             return
@@ -173,27 +171,24 @@ class ConnectionLimiter:
         if not queue:
             del host.queues[account]
 
-    def _refusal(self, host: str, account: str) -> PomeloError:
+    def _refusal(self, host: str, account: str) -> NoConnectionError:
         self.refused += 1
         self._warn(host, account)
-        error = NoConnectionError(
-            "overloaded", "Too many calls to the provider at once. Retry later, or run fewer tasks at a time"
-        )
-        error.replay = Replay.ELSEWHERE
-        return error
+        message = "Too many concurrent calls to the provider. Retry later, or run fewer tasks at a time"
+        return NoConnectionError("overloaded", message, retry=RetryPolicy.NEXT_ROUTE)
 
     def _warn(self, host: str, account: str) -> None:
-        """Logs waiting and refused calls, unless it did so less than WARN_EVERY seconds ago."""
+        """Log waiting and refused calls, at most once in WARN_EVERY seconds."""
         now = self._clock()
         if now < self._warn_at + WARN_EVERY:
             return
         waited, refused = self._reported
-        found = self._hosts.get(host) or _Host()
+        state = self._hosts.get(host) or _Host()
         log.warning(
             "calls wait for a connection to %s: %d of %d in use, %d by account %s; %d waited and %d were "
             "refused since the last such line. Raise POMELO_UPSTREAM_CONNECTIONS, or lower the concurrent "
             "requests of plans",
-            host, found.in_use, self.limit, found.used.get(account, 0), account,
+            host, state.in_use, self.limit, state.used.get(account, 0), account,
             self.waited - waited, self.refused - refused,
         )  # fmt: skip
         self._warn_at = now

@@ -1,12 +1,9 @@
-"""Following the links in a vendor's answers, and not being led astray by one.
+"""Downloads files from links in a vendor's responses, without access to private addresses.
 
-A provider whose vendor answers with links makes one `Links`: `vendors` tells whether a link may get the
-vendor's key, `fetch` gets a file without it. It knows no vendor.
-
-A file behind the provider's own base URL, or on an origin that the operator names, is fetched as it is. Any
-other link leads, over https and to its usual port, to a name all of whose addresses are public: names are
-looked up once, by the connection itself, and those very addresses are checked. So neither a private address
-nor a name that changes its mind gets through.
+A file behind the provider's own base URL, or on an origin that the operator trusts, is fetched from any
+address. Any other link must use https, port 443 and a host name whose addresses are all public. A name is
+resolved once, by the connection itself, and exactly those addresses are checked. So neither a private address
+nor DNS rebinding gets through.
 """
 
 from __future__ import annotations
@@ -21,32 +18,33 @@ from aiohttp import DefaultResolver
 from aiohttp.abc import AbstractResolver, ResolveResult
 from yarl import URL
 
-from pomelo.errors import PomeloError, Replay
+from pomelo.errors import PomeloError
 from pomelo.media import data_uris
+from pomelo.providers.errors import RetryPolicy, UpstreamError
 from pomelo.providers.http.client import Http
 from pomelo.providers.http.errors import ErrorMapping, TruncatedError, malformed_response
 
-FILE_MOST = 32 * 1024 * 1024
-"""Bytes of a file behind a link."""
+MAX_FILE_BYTES = 32 * 1024 * 1024
+"""The largest file that is downloaded."""
 
-_TEXT_MOST = FILE_MOST * 3 // 2
-"""Characters of a file as base64, with line breaks."""
+_MAX_BASE64_CHARS = MAX_FILE_BYTES * 3 // 2
+"""The longest base64 text of a file, with line breaks."""
 
-_PLAIN = re.compile(r"[\x21-\x5b\x5d-\x7e]{1,4096}")
-"""A link as it may stand on a request's first line: no space, no backslash, nothing beyond ASCII."""
+_LINK = re.compile(r"[\x21-\x5b\x5d-\x7e]{1,4096}")
+"""The characters that a link may have in a request line: ASCII without spaces and backslashes."""
 
-_NAME = re.compile(r"([a-z0-9_-]{1,63}\.)+[a-z][a-z0-9-]{0,61}[a-z0-9]", re.IGNORECASE)
-"""A full name of a host; an address, however it is written, is none."""
+_HOST_NAME = re.compile(r"([a-z0-9_-]{1,63}\.)+[a-z][a-z0-9-]{0,61}[a-z0-9]", re.IGNORECASE)
+"""A fully qualified host name; no notation of an IP address matches."""
 
 _NAT64 = IPv6Network("64:ff9b::/96")
 
 
 class Downloader:
-    """Tells links apart, and fetches what is behind them.
+    """Checks the links in a vendor's responses, and downloads files.
 
-    `http` is the shared one, whose `origins` are trusted with files besides; `base_url` is the provider's.
-    `domain` is the vendor's own, such as "bfl.ai": hosts below it are the vendor. `waits` are the seconds
-    before each further attempt to fetch a file. `resolver` makes what looks names up.
+    `http` is the shared client, whose `origins` are trusted; `base_url` is the provider's. Hosts below
+    `domain`, such as "bfl.ai", belong to the vendor. `waits` are the seconds before each further attempt to
+    download a file. `resolver` creates the resolver of host names.
     """
 
     def __init__(
@@ -60,66 +58,66 @@ class Downloader:
     ) -> None:
         self._http = http
         self._domain = "." + domain
-        self._own = _origin_of(base_url)
+        self._base_origin = _origin_of(base_url)
         self._trusted = {origin for text in (base_url, *http.origins) if (origin := _origin_of(text))}
         self._waits = tuple(waits)
         self._resolver = resolver
-        self._careful: Http | None = None
+        self._public_http: Http | None = None
 
     async def aclose(self) -> None:
-        """Closes its connections; idempotent."""
-        careful, self._careful = self._careful, None
-        if careful is not None:
-            await careful.__aexit__(None, None, None)
+        """Close its connections; idempotent."""
+        http, self._public_http = self._public_http, None
+        if http is not None:
+            await http.__aexit__(None, None, None)
 
-    def vendors(self, link: object) -> URL:
-        """The address that a link of the vendor's API names; the vendor's key may be sent there.
+    def api_url(self, link: object) -> URL:
+        """Return the URL of a link to the vendor's API; the vendor's key may be sent there.
 
         Raises:
-            PomeloError: provider_failed; it is no link, or leads elsewhere.
+            UpstreamError: provider_failed; the link is invalid, or leads to a host of others.
         """
-        url = _parsed(link)
-        if _origin(url) == self._own:
+        url = _parse(link)
+        if _origin(url) == self._base_origin:
             return url
-        if _ordinary(url) and (url.raw_host or "").lower().endswith(self._domain):
+        if _is_https_name(url) and (url.raw_host or "").lower().endswith(self._domain):
             return url
-        raise malformed_response("a link of the API that leads elsewhere")
+        raise malformed_response("a link to the API that leads to another host")
 
-    async def fetch(self, link: object, dialect: ErrorMapping) -> bytes:
-        """The file behind a link, at most FILE_MOST bytes, or within a `data:` URI. It is requested without
-        any key, and again if the host fails, refuses it (it may not have the file yet) or sends only a part:
-        what it takes to make the file was paid for, and a download is free.
+    async def fetch(self, link: object, error_mapping: ErrorMapping) -> bytes:
+        """Return the file behind a link or within a `data:` URI, at most MAX_FILE_BYTES. The request has no
+        key. It is repeated if the host fails, refuses it (the file may not be there yet) or sends only a
+        part, because the file was paid for and a download is free.
 
         Raises:
-            PomeloError: by the map; provider_failed where the link is none or leads to a private address.
+            UpstreamError: by the error map; provider_failed if the link is invalid or its address private.
         """
         if isinstance(link, str) and link[:5].lower() == "data:":
             return from_base64(link)
-        url = _parsed(link)
+        url = _parse(link)
         if _origin(url) in self._trusted:
             http = self._http
-        elif _ordinary(url):
+        elif _is_https_name(url):
             http = await self._open()
         else:
-            raise malformed_response("a link to a file that leads astray")
+            raise malformed_response("a link to a file that is not public")
         for wait in self._waits:
             try:
-                return (await http.fetch(url, {}, None, dialect, most=FILE_MOST))[0]
-            except PomeloError as error:
-                if not _may_pass(error):
+                return (await http.fetch(url, {}, None, error_mapping, max_bytes=MAX_FILE_BYTES))[0]
+            except UpstreamError as error:
+                if not _is_transient(error):
                     raise
             await asyncio.sleep(wait)
-        return (await http.fetch(url, {}, None, dialect, most=FILE_MOST))[0]
+        return (await http.fetch(url, {}, None, error_mapping, max_bytes=MAX_FILE_BYTES))[0]
 
     async def _open(self) -> Http:
-        if self._careful is None:
-            # Nothing is awaited in there: no other call gets in between.
-            self._careful = await self._http.apart(PublicResolver(self._resolver())).__aenter__()
-        return self._careful
+        if self._public_http is None:
+            # __aenter__ awaits nothing, so no other call runs in between.
+            self._public_http = await self._http.with_resolver(PublicResolver(self._resolver())).__aenter__()
+        return self._public_http
 
 
 class PublicResolver(AbstractResolver):
-    """Looks names up by another resolver, and gives public addresses alone."""
+    """Resolves names by another resolver, and returns only public addresses."""
 
     def __init__(self, inner: AbstractResolver) -> None:
         self._inner = inner
@@ -127,39 +125,39 @@ class PublicResolver(AbstractResolver):
     async def resolve(
         self, host: str, port: int = 0, family: AddressFamily = AddressFamily.AF_INET
     ) -> list[ResolveResult]:
-        """The addresses of a name.
+        """Return the addresses of a name.
 
         Raises:
-            OSError: it has none.
-            ValueError: one of them is not public. It is no OSError: to ask again is pointless.
+            OSError: the name has none.
+            ValueError: an address is not public. It is not an OSError, which would be retried.
         """
-        found = await self._inner.resolve(host, port, family)
-        if not all(is_public(result["host"]) for result in found):
+        results = await self._inner.resolve(host, port, family)
+        if not all(is_public(result["host"]) for result in results):
             raise ValueError("a name with an address that is not public")
-        return found
+        return results
 
     async def close(self) -> None:
-        """Closes the other resolver."""
+        """Close the other resolver."""
         await self._inner.close()
 
 
 def from_base64(text: object) -> bytes:
-    """The file within a `data:` URI or base64, at most FILE_MOST bytes, as leniently as callers' are read.
+    """Decode a `data:` URI or base64, at most MAX_FILE_BYTES, as leniently as input of callers.
 
     Raises:
-        PomeloError: provider_failed; it is neither, or larger.
+        UpstreamError: provider_failed; the text is neither, or too large.
     """
-    if isinstance(text, str) and len(text) <= _TEXT_MOST:
+    if isinstance(text, str) and len(text) <= _MAX_BASE64_CHARS:
         try:
             _, start = data_uris.head(text, "image")
             return b"".join(data_uris.decode(text, start, "image"))
-        except PomeloError:  # it is worded for callers
+        except PomeloError:  # its message is for callers
             pass
     raise malformed_response("a file in base64 that can't be read")
 
 
 def is_public(text: str) -> bool:
-    """Whether an address can be reached by anyone on the internet, and is one host's."""
+    """Return whether an address is one host's and can be reached from the whole internet."""
     try:
         address: IPv4Address | IPv6Address = ip_address(text)
     except ValueError:
@@ -175,27 +173,28 @@ def is_public(text: str) -> bool:
     return address.is_global and not address.is_multicast and not address.is_reserved
 
 
-def _may_pass(error: PomeloError) -> bool:
+def _is_transient(error: UpstreamError) -> bool:
     """Whether a download that failed may succeed a moment later."""
-    passing = ("provider_unavailable", "overloaded")
-    return error.code in passing or error.replay != Replay.NEVER or isinstance(error, TruncatedError)
+    transient = ("provider_unavailable", "overloaded")
+    never = error.retry is RetryPolicy.NEVER
+    return error.code in transient or not never or isinstance(error, TruncatedError)
 
 
-def _parsed(link: object) -> URL:
-    # One parser for the check and the request. `encoded`: a signed link is sent as it is, to the letter.
-    if isinstance(link, str) and _PLAIN.fullmatch(link):
+def _parse(link: object) -> URL:
+    # The check and the request share this URL. `encoded`: a signed link is sent exactly as it was received.
+    if isinstance(link, str) and _LINK.fullmatch(link):
         try:
             url = URL(link, encoded=True)
             if url.scheme in ("http", "https") and url.raw_host and url.port and url.raw_user is None:
                 return url
         except ValueError:
             pass
-    raise malformed_response("a link that is none")
+    raise malformed_response("an invalid link")
 
 
-def _ordinary(url: URL) -> bool:
-    """Whether a link leads over https, by its usual port, to a host with a full name."""
-    return url.scheme == "https" and url.port == 443 and bool(_NAME.fullmatch(url.raw_host or ""))
+def _is_https_name(url: URL) -> bool:
+    """Whether a link uses https, port 443 and a fully qualified host name."""
+    return url.scheme == "https" and url.port == 443 and bool(_HOST_NAME.fullmatch(url.raw_host or ""))
 
 
 def _origin(url: URL) -> str:
@@ -203,7 +202,7 @@ def _origin(url: URL) -> str:
 
 
 def _origin_of(text: str) -> str:
-    """The origin of an operator's address; empty where it is none."""
+    """The origin of a URL that the operator wrote; empty if it is invalid."""
     try:
         url = URL(text)
     except ValueError:

@@ -1,36 +1,36 @@
 """The one map from what goes wrong upstream to the errors of the table.
 
-`pomelo.providers.http.client` and the vendors' modules raise what these functions make. A vendor adds only a
-`Dialect`: how its error bodies are read, and what its own codes mean. Nothing that a vendor wrote gets
-into a message; what an operator needs (vendor, status, the vendor's code and request id) is a note of the
-exception, shown in a traceback alone.
+A vendor adds only an `ErrorMapping`: how its error bodies are read, and what its own codes mean. No message
+contains text of a vendor. What an operator needs (vendor, status, the vendor's code and request id) is in the
+note of the error, which only tracebacks show.
 
-What became of the call                                   code                    Retry-After
+Outcome of the call                                       code                    Retry-After
 --------------------------------------------------------  ----------------------  --------------------
-the name can't be resolved, the connection is refused     provider_unavailable    5
-no connection in `connect` seconds                        provider_unavailable    5
-reset or closed before the answer began                   provider_unavailable    5
-no good certificate, or no TLS there                      provider_failed         -
-silence, before the answer or within it                   deadline_exceeded       -
-reset or closed within the answer                         provider_failed         -
-no HTTP, a redirect, a page, no JSON, another shape       provider_failed         -
-an address of the vendor that is none                     provider_failed         -
+name not resolved, connection refused                     provider_unavailable    5
+no connection within `connect` seconds                    provider_unavailable    5
+reset or closed before the response began                 provider_unavailable    5
+invalid certificate, or no TLS                            provider_failed         -
+no data for too long, before or within the response       deadline_exceeded       -
+reset or closed within the response                       provider_failed         -
+not HTTP, a redirect, a page, not JSON, another shape     provider_failed         -
+invalid address of the vendor                             provider_failed         -
 larger than the limits                                    provider_failed         -
-a code that the vendor's dialect knows, at any status     as the dialect says     the vendor's, or 5
-400 or 422 that names a field of the caller's             invalid_parameter       -
+a code that the vendor's mapping has, at any status       from the mapping        the vendor's, or 5
+400 or 422 that names a field of the caller               invalid_parameter       -
 413                                                       payload_too_large       -
 401, 402, 403, 404, any other 4xx                         provider_failed         -
 408, 409, 425, 429, 5xx                                   provider_unavailable    the vendor's, or 5
-an error within a stream whose code nobody knows          provider_failed         -
+an error within a stream whose code is unknown            provider_failed         -
 
-A vendor's wait counts from 1 to 60 s. A refusal of our own credentials or money is never shown as the
-caller's.
+A vendor's Retry-After counts from 1 to 60 s. If a vendor refuses our own credentials, or our account is out
+of money, the caller is not blamed.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from email.utils import parsedate_to_datetime
 from math import ceil, isfinite
@@ -38,36 +38,34 @@ from typing import Any
 
 import aiohttp
 
-from pomelo.errors import PomeloError, Replay
+from pomelo.providers.errors import RetryPolicy, UpstreamError
 from pomelo.providers.http.parsing import parse
 
 MAX_RETRY_AFTER = 60
 """The longest wait in seconds that is passed on from a vendor."""
 
+_UNREACHABLE = "The provider can't be reached. Retry later"
 _SAFE = re.compile(r"[\w.:-]{1,64}", re.ASCII)
 _RETRYABLE = frozenset((408, 409, 425, 429))
 
 
 @dataclass(frozen=True, slots=True)
 class ErrorBody:
-    """What a vendor says in an error body: its codes, the most telling first, and the contract's field that
-    it blames, if any."""
+    """What a vendor reports in an error body: its codes, the most specific first, and the name of the request
+    field at fault, if any, as callers know it."""
 
     codes: tuple[str, ...] = ()
     field: str | None = None
 
 
-NO_ERROR_BODY = ErrorBody()
-
-
 @dataclass(frozen=True, slots=True)
 class ErrorMapping:
-    """How a vendor words its failures.
+    """How a vendor reports failures.
 
-    `meanings` gives the code of our table for a vendor's code; `read` finds the complaint in a parsed body,
-    whatever its shape, and never raises. `replays` False: each request may be paid for, so it is not sent a
-    second time where the first may have gone through. `statuses` gives the code of our table for an HTTP
-    status from 400 whose body has no code that is in `meanings`.
+    `read` reads a parsed error body of any shape and never raises. `meanings` maps a vendor's code to a code
+    of our table. `replays` False: a request may be charged each time it is sent, so it is not sent a second
+    time if the first may have reached the vendor. `statuses` maps HTTP statuses from 400 to codes of our
+    table, for bodies without a code that is in `meanings`.
     """
 
     vendor: str
@@ -77,97 +75,92 @@ class ErrorMapping:
     statuses: Mapping[int, str] = field(default_factory=dict)
 
 
-class TruncatedError(PomeloError):
-    """The answer ended within its body, or went silent: what is free can be asked for again."""
-
-    __slots__ = ()
+class TruncatedError(UpstreamError):
+    """The response ended within its body, or stopped. A request that costs nothing can be sent again."""
 
 
-def from_connect_error(error: BaseException, dialect: ErrorMapping) -> PomeloError:
-    """What a failure before the answer's head means; `error` is aiohttp's, or an OSError or ValueError."""
-    replay = Replay.NEVER
+def from_connect_error(error: BaseException, mapping: ErrorMapping) -> UpstreamError:
+    """Map a failure before the response's head: an error of aiohttp, an OSError or a ValueError."""
+    note = type(error).__name__
     match error:
         case aiohttp.ConnectionTimeoutError():
-            failure = PomeloError("provider_unavailable", "The provider can't be reached. Retry later")
-            replay = Replay.AGAIN
+            return UpstreamError(
+                "provider_unavailable", _UNREACHABLE, retry=RetryPolicy.SAME_ROUTE, note=note
+            )
         case TimeoutError():
-            failure = PomeloError("deadline_exceeded", "The provider did not answer in time. Retry")
+            return UpstreamError("deadline_exceeded", "The provider did not answer in time. Retry", note=note)
         case aiohttp.ClientConnectorCertificateError() | aiohttp.ClientSSLError():
-            failure = PomeloError("provider_failed", "No safe connection to the provider can be made")
-            replay = Replay.ELSEWHERE
+            message = "A secure connection to the provider can't be made"
+            return UpstreamError("provider_failed", message, retry=RetryPolicy.NEXT_ROUTE, note=note)
         case (
             aiohttp.ClientResponseError()
             | aiohttp.ClientPayloadError()
             | aiohttp.NonHttpUrlClientError()
             | ValueError()
         ):
-            failure = PomeloError("provider_failed")
-        case _:
-            failure = PomeloError("provider_unavailable", "The provider can't be reached. Retry later")
-            if dialect.replays or isinstance(error, aiohttp.ClientConnectorError):
-                replay = Replay.AGAIN
-    failure.replay = replay
-    return _noted(failure, type(error).__name__)
+            return UpstreamError("provider_failed", note=note)
+    repeatable = mapping.replays or isinstance(error, aiohttp.ClientConnectorError)
+    retry = RetryPolicy.SAME_ROUTE if repeatable else RetryPolicy.NEVER
+    return UpstreamError("provider_unavailable", _UNREACHABLE, retry=retry, note=note)
 
 
-def truncated(error: BaseException) -> PomeloError:
-    """What a failure within the answer's body means."""
+def truncated(error: BaseException) -> TruncatedError:
+    """Map a failure within the response's body."""
+    note = type(error).__name__
     if isinstance(error, TimeoutError):
-        failure = TruncatedError("deadline_exceeded", "The provider stopped half way and went silent. Retry")
-    else:
-        failure = TruncatedError("provider_failed", "The provider's answer was cut. Retry")
-    return _noted(failure, type(error).__name__)
+        return TruncatedError("deadline_exceeded", "The provider stopped responding. Retry", note=note)
+    return TruncatedError("provider_failed", "The provider's response was truncated. Retry", note=note)
 
 
-def malformed_response(what: str = "") -> PomeloError:
-    """The answer can't be used; `what` says why, in our own words, to the operator alone."""
-    return _noted(PomeloError("provider_failed"), what or "an answer that can't be read")
+def malformed_response(note: str) -> UpstreamError:
+    """Return the error for a response that can't be used; `note` says why, for operators."""
+    return UpstreamError("provider_failed", note=note)
 
 
 def refused(
-    status: int, headers: Mapping[str, str], body: bytes, dialect: ErrorMapping, now: float
-) -> PomeloError:
-    """What an answer with a status from 300 means; `body` as far as it came, `now` is Unix time."""
-    complaint = NO_ERROR_BODY
+    status: int, headers: Mapping[str, str], body: bytes, mapping: ErrorMapping, now: float
+) -> UpstreamError:
+    """Map a response whose status is 300 or above. `body` is what was read of it, `now` is Unix time."""
+    error_body = ErrorBody()
     if status >= 400:
-        try:
-            complaint = dialect.read(parse(body))
-        except ValueError:
-            complaint = NO_ERROR_BODY
-    request_id = headers.get("x-request-id") or headers.get("request-id") or ""
-    told = (dialect.vendor, f"HTTP {status}", *_safe(*complaint.codes, request_id))
-    wait = wait_hint(headers, now)
-    failure = _meant(complaint, dialect, wait)
-    if failure is None:
-        if status in dialect.statuses:
-            failure = PomeloError(dialect.statuses[status])
+        with suppress(ValueError):
+            error_body = mapping.read(parse(body))
+    message = ""
+    code = _meaning(error_body, mapping)
+    if code is None:
+        if status in mapping.statuses:
+            code = mapping.statuses[status]
         elif status >= 500 or status in _RETRYABLE:
-            failure = PomeloError("provider_unavailable", retry_after=wait)
+            code = "provider_unavailable"
         elif status == 413:
-            failure = PomeloError("payload_too_large", "The request is larger than the provider takes")
-        elif status in (400, 422) and complaint.field:
-            failure = _not_taken(complaint.field)
+            code, message = "payload_too_large", "The request is larger than the provider takes"
+        elif status in (400, 422) and error_body.field:
+            code = "invalid_parameter"
         else:
-            failure = PomeloError("provider_failed")
-    if failure.code == "provider_unavailable" and (dialect.replays or status == 429):
-        failure.replay = Replay.AGAIN
-    elif failure.code == "provider_failed" and status < 500:
-        failure.replay = Replay.ELSEWHERE  # our key, our money, our name of the model: not the next host's
-    return _noted(failure, *told)
+            code = "provider_failed"
+    retry = RetryPolicy.NEVER
+    if code == "provider_unavailable" and (mapping.replays or status == 429):
+        retry = RetryPolicy.SAME_ROUTE
+    elif code == "provider_failed" and status < 500:
+        retry = RetryPolicy.NEXT_ROUTE  # it concerns our key, account or model id
+    wait = wait_hint(headers, now) if code == "provider_unavailable" else None
+    request_id = headers.get("x-request-id") or headers.get("request-id") or ""
+    note = ", ".join((mapping.vendor, f"HTTP {status}", *_safe(*error_body.codes, request_id)))
+    return _upstream_error(code, error_body, message=message, retry=retry, wait=wait, note=note)
 
 
-def from_error_body(body: Any, dialect: ErrorMapping) -> PomeloError:
-    """What an error object in place of an answer, or within a stream, means."""
-    complaint = dialect.read(body)
-    failure = _meant(complaint, dialect, None) or PomeloError("provider_failed")
-    return _noted(failure, dialect.vendor, *_safe(*complaint.codes))
+def from_error_body(body: Any, mapping: ErrorMapping) -> UpstreamError:
+    """Map an error object that was sent in place of a response, or within a stream."""
+    error_body = mapping.read(body)
+    code = _meaning(error_body, mapping) or "provider_failed"
+    return _upstream_error(code, error_body, note=", ".join((mapping.vendor, *_safe(*error_body.codes))))
 
 
 def wait_hint(headers: Mapping[str, str], now: float) -> int | None:
-    """The vendor's wait in whole seconds, 1 to WAIT_MOST; None when it names none that can be read.
+    """Return the vendor's Retry-After in whole seconds, from 1 to MAX_RETRY_AFTER; None without a valid one.
 
-    `retry-after-ms` counts before `retry-after`, which has seconds or a date. `headers` must find names in
-    any case.
+    `retry-after-ms` counts before `retry-after`, which is in seconds or a date. Lookups in `headers` must
+    ignore case.
     """
     for name, unit in (("retry-after-ms", 1000), ("retry-after", 1)):
         text = headers.get(name)
@@ -185,28 +178,18 @@ def wait_hint(headers: Mapping[str, str], now: float) -> int | None:
     return None
 
 
-def _meant(complaint: ErrorBody, dialect: ErrorMapping, wait: int | None) -> PomeloError | None:
-    for code in complaint.codes:
-        meaning = dialect.meanings.get(code)
-        if meaning is None:
-            continue
-        if meaning == "invalid_parameter":
-            return _not_taken(complaint.field or "messages")
-        return PomeloError(meaning, retry_after=wait if meaning == "provider_unavailable" else None)
-    return None
+def _meaning(error_body: ErrorBody, mapping: ErrorMapping) -> str | None:
+    return next((mapping.meanings[code] for code in error_body.codes if code in mapping.meanings), None)
 
 
-def _not_taken(name: str) -> PomeloError:
+def _upstream_error(code: str, error_body: ErrorBody, *, message: str = "", **more: Any) -> UpstreamError:
+    if code != "invalid_parameter":
+        return UpstreamError(code, message, **more)
+    name = error_body.field or "messages"
     message = f"Invalid {name}: the provider does not take this value. Change it or leave it out"
-    return PomeloError("invalid_parameter", message, field=name)
-
-
-def _noted(failure: PomeloError, *told: str) -> PomeloError:
-    """Adds a note in our own words."""
-    failure.add_note(", ".join(told))
-    return failure
+    return UpstreamError(code, message, field=name, **more)
 
 
 def _safe(*words: str) -> list[str]:
-    """Those of a vendor's words that look like a code or an id, and can't be anything else."""
+    """Only those words of a vendor that look like a code or an id, and can't be anything else."""
     return [word for word in words if _SAFE.fullmatch(word)]

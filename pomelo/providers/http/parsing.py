@@ -15,12 +15,11 @@ from pydantic_core import from_json
 
 
 def parse(data: bytes, *, surrogates: bool = False) -> Any:
-    """The value of a JSON text in UTF-8. Half a surrogate pair becomes U+FFFD.
-
-    With `surrogates` it stays as it is, for texts that are yet to be joined: see `well_formed`.
+    """Return the value of a JSON text in UTF-8. Half a surrogate pair becomes U+FFFD; with `surrogates` it is
+    kept, for texts that will be joined by `well_formed`.
 
     Raises:
-        ValueError: it isn't JSON, or nested too deeply.
+        ValueError: the text is not JSON, or nested too deeply.
     """
     data = data.removeprefix(BOM_UTF8)
     try:
@@ -28,7 +27,7 @@ def parse(data: bytes, *, surrogates: bool = False) -> Any:
     except ValueError:
         if b"\\u" not in data:
             raise
-    # pydantic's parser refuses half a pair. The standard library's takes it, but is slower.
+    # pydantic's parser refuses half a pair. The standard library's accepts it, but is slower.
     try:
         value = json.loads(data.decode())
         return value if surrogates else from_json(well_formed(json.dumps(value, ensure_ascii=False)))
@@ -37,12 +36,12 @@ def parse(data: bytes, *, surrogates: bool = False) -> Any:
 
 
 def well_formed(text: str) -> str:
-    """The text with its surrogate pairs joined, and U+FFFD in place of each half that is alone."""
+    """Return the text with its surrogate pairs joined, and U+FFFD in place of each half without its other."""
     if text.isascii():
         return text
     return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
 
 
 def split_half(text: str) -> tuple[str, str]:
-    """A text without the first half of a pair at its end, and that half; empty where there is none."""
+    """Split the first half of a surrogate pair off the end of a text: the text, and the half or ""."""
     return (text[:-1], text[-1]) if "\ud800" <= text[-1:] <= "\udbff" else (text, "")

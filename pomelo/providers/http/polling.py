@@ -1,8 +1,4 @@
-"""Asking a vendor about a task that it has taken, until it is done.
-
-Providers whose vendors work in the background walk `polled`. It knows no vendor and no state of a task; when
-to stop is its reader's decision.
-"""
+"""Polls a vendor for the state of a task that it has accepted."""
 
 from __future__ import annotations
 
@@ -12,57 +8,57 @@ from typing import Any, Final
 
 from yarl import URL
 
-from pomelo.errors import PomeloError, Replay
+from pomelo.providers.errors import RetryPolicy, UpstreamError
 from pomelo.providers.http.client import Http
 from pomelo.providers.http.errors import ErrorMapping, from_connect_error
 
-PATIENCE = 30.0
-"""Seconds that one question may take."""
+POLL_TIMEOUT = 30.0
+"""Seconds that one request may take."""
 
-GLITCHES = 3
-"""Questions in a row that may fail."""
+MAX_FAILURES = 3
+"""Requests in a row that may fail."""
 
 UNKNOWN: Final = object()
-"""In place of an answer: the vendor does not know the task."""
+"""In place of a response: the vendor does not know the task."""
 
-_PASSING = frozenset(("provider_unavailable", "provider_failed", "deadline_exceeded"))
+_TRANSIENT = frozenset(("provider_unavailable", "provider_failed", "deadline_exceeded"))
 
 
-async def polled(
+async def poll(
     http: Http,
     url: URL,
     headers: Mapping[str, str],
-    dialect: ErrorMapping,
+    error_mapping: ErrorMapping,
     *,
     interval: float,
-    patience: float = PATIENCE,
+    timeout: float = POLL_TIMEOUT,  # noqa: ASYNC109 - of each request, not of the generator
 ) -> AsyncGenerator[Any, None]:
-    """The answers to a GET of `url`, again and again, as parsed JSON; UNKNOWN where the dialect's meaning of
-    an error is `not_found`.
+    """GET `url` repeatedly and yield each response as parsed JSON, or UNKNOWN for an error that
+    `error_mapping` maps to `not_found`. Closing the generator closes the connection immediately.
 
-    The first comes `interval` seconds after the start, later ones up to twice as far apart. The work goes
-    on meanwhile and may be paid for, so GLITCHES failures in a row are passed over, with growing waits or
-    those that the vendor asks for; a refusal is not. A poll that got no connection is retried
-    later. Closing it closes the connection immediately.
+    The first request is sent after `interval` seconds, later ones up to twice as far apart. The vendor works
+    on the task meanwhile and may charge for it, so up to MAX_FAILURES failures in a row are retried, with
+    growing waits or those that the vendor asks for; a refusal is not. A request that got no connection is
+    retried without a limit.
 
     Raises:
-        PomeloError: by the map.
+        UpstreamError: by the error map.
     """
     wait = interval
     failed = 0
     while True:
         await asyncio.sleep(wait)
         try:
-            async with asyncio.timeout(patience):
-                answer = await http.whole(url, headers, None, dialect)
-        except PomeloError as error:
+            async with asyncio.timeout(timeout):
+                response = await http.request_json(url, headers, None, error_mapping)
+        except UpstreamError as error:
             failure = error
         except TimeoutError as error:
-            failure = from_connect_error(error, dialect)
+            failure = from_connect_error(error, error_mapping)
         else:
             failed = 0
             wait = min(max(wait, interval) * 1.25, interval * 2)
-            yield answer
+            yield response
             continue
         if failure.code == "not_found":
             yield UNKNOWN
@@ -70,6 +66,7 @@ async def polled(
         if failure.code == "overloaded":
             continue
         failed += 1
-        if failed > GLITCHES or failure.code not in _PASSING or failure.replay == Replay.ELSEWHERE:
+        transient = failure.code in _TRANSIENT and failure.retry is not RetryPolicy.NEXT_ROUTE
+        if failed > MAX_FAILURES or not transient:
             raise failure
         wait = failure.wait or interval * (1 << failed)

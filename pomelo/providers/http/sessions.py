@@ -1,12 +1,9 @@
-"""The HTTP sessions with vendors, and on which connection a request goes out.
+"""Sends requests to vendors on kept or on new connections.
 
-A vendor may close a kept connection at any time, also just when the next request arrives on it. Whether it
-has processed that request can't be known (RFC 9110, section 9.2.2). So a request that is paid for each time
-it is sent gets a connection of its own. All others use kept connections; where one of them fails before the
-answer, the request is sent once more, on a new connection
-(docs/decisions/0024-upstream-connections-and-streams.md).
-
-`pomelo.providers.http.client` uses it. It knows no vendor.
+A vendor may close a kept connection at any time, even while the next request is on its way. Then it is
+unknown whether the vendor has processed that request (RFC 9110, section 9.2.2). So a request that may be
+charged each time gets a new connection. All others use kept connections; if one fails before the response,
+the request is sent once more, on a new connection (docs/decisions/0024-upstream-connections-and-streams.md).
 """
 
 from __future__ import annotations
@@ -25,60 +22,62 @@ from yarl import URL
 import pomelo
 
 Body = bytes | aiohttp.MultipartWriter | None
-"""What is sent: bytes, or a form whose parts are read as they are sent; None makes a GET of the call."""
+"""A request's body: bytes, or a form whose parts are read as they are sent. A request without one is a
+GET."""
 
-KEEP = 4.0
+KEEPALIVE = 4.0
 """Seconds that an idle connection is kept. Common servers close theirs after five."""
 
-_AT_ONCE = 1024 * 1024  # bytes of a request that are written in one go
+_MAX_WRITE_BYTES = 1024 * 1024  # a larger body is written in chunks
 
 
 class Sessions:
-    """Two sessions: one that keeps its connections, at most `kept` for a host, and one that makes a new one
-    for each request. To be made in the running loop, and closed."""
+    """Two sessions: one that keeps its connections, at most `max_kept` for a host, and one that opens a new
+    connection for each request. Create it in the running loop, and close it."""
 
-    def __init__(self, kept: int, resolver: AbstractResolver | None, *, read_bufsize: int) -> None:
+    def __init__(self, max_kept: int, resolver: AbstractResolver | None, *, read_bufsize: int) -> None:
         options: dict[str, Any] = {"limit": 0, "limit_per_host": 0, "resolver": resolver}
         tracing = aiohttp.TraceConfig()
-        tracing.on_connection_reuseconn.append(_reused)
-        tracing.on_connection_create_end.append(_created)
-        self._keeping = _session(_Connector(kept, keepalive_timeout=KEEP, **options), read_bufsize, [tracing])
-        self._single = _session(aiohttp.TCPConnector(force_close=True, **options), read_bufsize, [])
+        tracing.on_connection_reuseconn.append(_on_reuse)
+        tracing.on_connection_create_end.append(_on_create)
+        connector = _Connector(max_kept, keepalive_timeout=KEEPALIVE, **options)
+        self._keepalive = _session(connector, read_bufsize, [tracing])
+        self._single_use = _session(aiohttp.TCPConnector(force_close=True, **options), read_bufsize, [])
 
     async def close(self) -> None:
-        """Closes all connections."""
-        await self._keeping.close()
-        await self._single.close()
+        """Close all connections."""
+        await self._keepalive.close()
+        await self._single_use.close()
 
     async def request(
         self,
         url: URL,
         headers: Mapping[str, str],
         body: Body,
-        limits: aiohttp.ClientTimeout,
+        timeout: aiohttp.ClientTimeout,  # noqa: ASYNC109 - of sockets, applied by aiohttp
         *,
         replays: bool,
     ) -> aiohttp.ClientResponse:
-        """Posts `body` (None: gets) and gives the answer, as far as its head. `replays`: the request may be
-        sent again though the vendor may have processed it.
+        """POST `body`, or GET if it is None, and return the response after its head has arrived. `replays`:
+        the request may be sent again even if the vendor may have processed it.
 
         Raises:
-            aiohttp.ClientError, OSError, ValueError: there is none.
+            aiohttp.ClientError, OSError, ValueError: there was no response.
         """
         if body is not None and not (replays and isinstance(body, bytes)):
-            return await _send(self._single, url, headers, body, limits)
-        use = _Use()
+            return await _send(self._single_use, url, headers, body, timeout)
+        trace = _Trace()
         try:
-            return await _send(self._keeping, url, headers, body, limits, use)
+            return await _send(self._keepalive, url, headers, body, timeout, trace)
         except (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError):
-            if not use.reused:
+            if not trace.reused:
                 raise
-        # Outside of the except block: what aiohttp raises holds the request's headers.
-        return await _send(self._single, url, headers, body, limits)
+        # Outside of the except block, because aiohttp's errors contain the request's headers.
+        return await _send(self._single_use, url, headers, body, timeout)
 
 
-class _Use:
-    """What became of a request: whether it went out on a connection that had served another one."""
+class _Trace:
+    """Whether a request was sent on a connection that had served another request."""
 
     __slots__ = ("reused",)
 
@@ -91,21 +90,21 @@ async def _send(
     url: URL,
     headers: Mapping[str, str],
     body: Body,
-    limits: aiohttp.ClientTimeout,
-    use: _Use | None = None,
+    timeout: aiohttp.ClientTimeout,  # noqa: ASYNC109 - of sockets, applied by aiohttp
+    trace: _Trace | None = None,
 ) -> aiohttp.ClientResponse:
     data: Any = body
-    if isinstance(body, bytes) and len(body) > _AT_ONCE:
-        # A large body is written in pieces, so that other calls have their turn in between.
+    if isinstance(body, bytes) and len(body) > _MAX_WRITE_BYTES:
+        # A large body is written in chunks, so that other calls run in between.
         data = io.BytesIO(body)
     return await session.request(
         "GET" if body is None else "POST",
         url,
         data=data,
         headers=headers,
-        timeout=limits,
+        timeout=timeout,
         allow_redirects=False,
-        trace_request_ctx=use,
+        trace_request_ctx=trace,
     )
 
 
@@ -123,37 +122,32 @@ def _session(
     )
 
 
-async def _reused(session: aiohttp.ClientSession, context: SimpleNamespace, event: object) -> None:
+async def _on_reuse(session: aiohttp.ClientSession, context: SimpleNamespace, event: object) -> None:
     context.trace_request_ctx.reused = True
 
 
-async def _created(session: aiohttp.ClientSession, context: SimpleNamespace, event: object) -> None:
+async def _on_create(session: aiohttp.ClientSession, context: SimpleNamespace, event: object) -> None:
     context.trace_request_ctx.reused = False
 
 
 class _Connector(aiohttp.TCPConnector):
-    """Keeps connections for later, but for those on which something came that nobody had asked for: it would
-    be taken for the answer to the next request, which may be another caller's. At most `kept` are kept for a
+    """Keeps connections for reuse, except those on which unrequested data arrived: that would be taken for
+    the response to the next request, which may be another caller's. It keeps at most `max_kept` for a
     host."""
 
-    def __init__(self, kept: int, **options: Any) -> None:
+    def __init__(self, max_kept: int, **options: Any) -> None:
         super().__init__(**options)
-        self._kept = kept
+        self._max_kept = max_kept
 
     async def connect(
         self,
         req: aiohttp.ClientRequest,
         traces: list[Trace],
-        timeout: aiohttp.ClientTimeout,  # noqa: ASYNC109 - it is aiohttp's own name
+        timeout: aiohttp.ClientTimeout,  # noqa: ASYNC109 - aiohttp's own name
     ) -> Connection:
-        """A connection on which nothing has come yet.
-
-        Raises:
-            aiohttp.ClientConnectionError: there is none.
-        """
-        for _ in range(self._kept + 1):
+        for _ in range(self._max_kept + 1):
             connection = await super().connect(req, traces, timeout)
             if connection.protocol is not None and not connection.protocol.should_close:
                 return connection
             connection.close()
-        raise aiohttp.ClientConnectionError("answers come without a request")
+        raise aiohttp.ClientConnectionError("the server sends data without a request")

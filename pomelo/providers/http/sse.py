@@ -1,63 +1,60 @@
-"""Server-sent events, from bytes as they come off the wire to events.
-
-`pomelo.providers.http.client` feeds it what it reads; providers get the events. It knows no vendor and no
-HTTP."""
+"""A parser of server-sent events."""
 
 from __future__ import annotations
 
-from pomelo.errors import PomeloError
+from pomelo.providers.errors import UpstreamError
 
-EVENT_MOST = 256 * 1024
-"""Bytes that a line, and the data of an event, may have."""
+MAX_EVENT_BYTES = 256 * 1024
+"""The largest line, and the largest data of an event."""
 
 SseEvent = tuple[str, bytes]
-"""An event: its name ("" when it has none) and its data, the lines joined by a line feed."""
+"""An event: its name, "" without one, and its data, the lines joined by a line feed."""
 
 
 class SseParser:
-    """Cuts a byte stream into events, however it was cut into packets.
+    """Splits a byte stream into events, whatever the boundaries of its packets.
 
-    Works on bytes: a line end is never inside a UTF-8 sequence, so a character that two packets share needs
-    no care, and whoever reads an event's data finds out whether it is UTF-8. Lines may end with LF, CRLF or
-    CR; comments, ids, retry times and unknown fields are skipped; an event without an empty line behind it
-    comes out at the end.
+    It works on bytes: a line end is never inside a UTF-8 sequence, so packets may split a character, and the
+    reader of an event's data checks that it is UTF-8. Lines may end with LF, CRLF or CR. Comments, ids, retry
+    times and unknown fields are skipped.
     """
 
-    __slots__ = ("_after_cr", "_begun", "_between", "_data", "_line", "_name", "_size")
+    __slots__ = ("_after_cr", "_data", "_idle", "_line", "_name", "_size", "_started")
 
     def __init__(self) -> None:
-        self._line = bytearray()  # a line whose end hasn't come
-        self._data: list[bytes] = []  # the data lines of an event whose end hasn't come
+        self._line = bytearray()  # an incomplete line
+        self._data: list[bytes] = []  # the data lines of an incomplete event
         self._size = 0  # bytes in _data
         self._name = ""
         self._after_cr = False  # the last byte was a CR: a line feed that follows belongs to it
-        self._begun = False
-        self._between = False  # nothing is pending: a packet may be taken as it is
+        self._started = False
+        self._idle = False  # nothing is pending: a packet may be parsed by itself
 
     def feed(self, packet: bytes) -> list[SseEvent]:
-        """The events that `packet` completes, in order; often none or one.
+        """Return the events that `packet` completes, in order; often none or one.
 
         Raises:
-            PomeloError: provider_failed; a line or an event is larger than EVENT_MOST.
+            UpstreamError: provider_failed; a line or an event is larger than MAX_EVENT_BYTES.
         """
-        if self._between and packet.endswith(b"\n\n") and b"\r" not in packet and len(packet) <= EVENT_MOST:
+        if self._idle and packet.endswith(b"\n\n") and b"\r" not in packet and len(packet) <= MAX_EVENT_BYTES:
             if packet.startswith(b"data: ") and packet.find(b"\n", 6, -2) < 0:
                 return [("", packet[6:-2])]
-            return self._whole(packet)
-        return self._lines(packet)
+            return self._parse_blocks(packet)
+        return self._parse_lines(packet)
 
     def end(self) -> list[SseEvent]:
-        """The event that lacks only its empty line, or its last line end, when the stream has ended in good
-        order; often none. The standard drops it, but vendors leave out what follows their end marker.
+        """Return the event that lacks only its empty line, or its last line end, after the stream has ended;
+        often none. The standard drops it, but some vendors omit what follows their end marker.
 
         Raises:
-            PomeloError: provider_failed; it is larger than EVENT_MOST.
+            UpstreamError: provider_failed; the event is larger than MAX_EVENT_BYTES.
         """
         self._after_cr = False
-        return [] if self._between else self._lines(b"\n\n")
+        return [] if self._idle else self._parse_lines(b"\n\n")
 
-    def _whole(self, packet: bytes) -> list[SseEvent]:
-        """Several events, or an unusual one, in a packet that begins and ends where an event does."""
+    def _parse_blocks(self, packet: bytes) -> list[SseEvent]:
+        """Parse several events, or an unusual one, from a packet that begins and ends at an event's
+        bounds."""
         blocks = packet.split(b"\n\n")
         blocks.pop()
         events: list[SseEvent] = []
@@ -65,10 +62,10 @@ class SseParser:
             if block.startswith(b"data: ") and b"\n" not in block:
                 events.append(("", block[6:]))
             else:
-                events += self._lines(block + b"\n\n")
+                events += self._parse_lines(block + b"\n\n")
         return events
 
-    def _lines(self, packet: bytes) -> list[SseEvent]:
+    def _parse_lines(self, packet: bytes) -> list[SseEvent]:
         if self._after_cr and packet:
             packet = packet.removeprefix(b"\n")
             self._after_cr = False
@@ -78,7 +75,7 @@ class SseParser:
         if b"\n" not in packet:
             self._line += packet
             self._check(len(self._line))
-            self._between = False
+            self._idle = False
             return []
         lines = packet.split(b"\n")
         if self._line:
@@ -88,8 +85,8 @@ class SseParser:
         events: list[SseEvent] = []
         for line in lines:
             self._check(len(line))
-            if not self._begun:
-                self._begun = True
+            if not self._started:
+                self._started = True
                 line = line.removeprefix(b"\xef\xbb\xbf")
             if line:
                 self._field(line)
@@ -99,19 +96,19 @@ class SseParser:
                     self._data = []
                     self._size = 0
                 self._name = ""
-        self._between = not (self._line or self._data or self._name or self._after_cr)
+        self._idle = not (self._line or self._data or self._name or self._after_cr)
         return events
 
     def _field(self, line: bytes) -> None:
         name, _, value = line.partition(b":")
         if name == b"data":
             value = value.removeprefix(b" ")
-            self._size += len(value) + 1  # also bounds how many empty lines are kept
+            self._size += len(value) + 1  # also limits the number of empty lines
             self._check(self._size)
             self._data.append(value)
         elif name == b"event":
             self._name = value.removeprefix(b" ").decode("utf-8", "replace")
 
     def _check(self, size: int) -> None:
-        if size > EVENT_MOST:
-            raise PomeloError("provider_failed", "The provider sent a piece that is too large. Retry")
+        if size > MAX_EVENT_BYTES:
+            raise UpstreamError("provider_failed", "The provider sent an event that is too large. Retry")

@@ -11,7 +11,7 @@ import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from pomelo.catalog.catalog import DEFAULT_IMAGE_SIDE
 from pomelo.errors import PomeloError
@@ -65,7 +65,7 @@ class Sandbox:
         """Stops its threads."""
         self._threads.shutdown(wait=False, cancel_futures=True)
 
-    async def text(self, job: Job) -> AsyncGenerator[Event, None]:
+    async def text(self, job: Job[Any]) -> AsyncGenerator[Event, None]:
         """Replies to the user's last message, word by word in a stream.
 
         Raises:
@@ -93,7 +93,7 @@ class Sandbox:
             await self._stop_halfway(triggers)
         yield _last_delta(content, finish, prompt_tokens, completion_tokens)
 
-    async def image(self, job: Job) -> AsyncGenerator[Event, None]:
+    async def image(self, job: Job[Any]) -> AsyncGenerator[Event, None]:
         """Draws an image that depends on prompt, seed and model.
 
         Raises:
@@ -121,7 +121,7 @@ class Sandbox:
                     image = GeneratedImage(data=step, content_type=CONTENT_TYPES[file_format])
                     yield Event(result=TaskResult(image=ImageOutput(images=[image])))
 
-    async def text_to_speech(self, job: Job) -> AsyncGenerator[Event, None]:
+    async def text_to_speech(self, job: Job[Any]) -> AsyncGenerator[Event, None]:
         """Generates speech that contains the text, 60 ms a character at speed 1.
 
         Raises:
@@ -136,7 +136,7 @@ class Sandbox:
             async for event in events:
                 yield event
 
-    async def speech_to_speech(self, job: Job) -> AsyncGenerator[Event, None]:
+    async def speech_to_speech(self, job: Job[Any]) -> AsyncGenerator[Event, None]:
         """Generates speech of the recognized text, at speed 1 as long as the input.
 
         Raises:
@@ -153,7 +153,7 @@ class Sandbox:
             async for event in events:
                 yield event
 
-    async def speech_to_text(self, job: Job) -> AsyncGenerator[Event, None]:
+    async def speech_to_text(self, job: Job[Any]) -> AsyncGenerator[Event, None]:
         """Transcribes audio that the sandbox made; invents a transcript of any other.
 
         Raises:
@@ -167,7 +167,7 @@ class Sandbox:
         transcription = transcribe(recognized.text, recognized.seconds, job.input)
         yield Event(result=TaskResult(transcription=transcription))
 
-    async def _begin(self, content: str, job: Job, field: str) -> Triggers:
+    async def _begin(self, content: str, job: Job[Any], field: str) -> Triggers:
         """Runs the triggers of `content` that come before an answer, and returns all of them.
 
         Raises:
@@ -209,7 +209,7 @@ class Sandbox:
         while (step := await loop.run_in_executor(self._threads, next, steps, None)) is not None:
             yield step
 
-    async def _recognize(self, job: Job) -> Recognition:
+    async def _recognize(self, job: Job[Any]) -> Recognition:
         audio = job.audio or AudioSource("", 0)
         limit = job.model.limits.max_audio_seconds
         return await asyncio.get_running_loop().run_in_executor(self._threads, recognize, audio, limit)
@@ -226,10 +226,10 @@ def _last_delta(content: str, finish: FinishReason.ValueType, prompt: int, compl
     return event
 
 
-def _seed(job: Job) -> str:
+def _seed(job: Job[Any]) -> str:
     return str(job.input.seed) if job.input.HasField("seed") else ""
 
 
-def _voice(job: Job) -> str:
+def _voice(job: Job[Any]) -> str:
     """All that the tones of a word depend on."""
     return f"{job.input.voice.lower()}\n{_seed(job)}\n{job.model.name}"

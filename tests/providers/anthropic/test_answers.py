@@ -1,4 +1,4 @@
-"""What the Anthropic provider sends, and what of its wire is no other vendor's."""
+"""What the Anthropic provider sends, and what of its protocol is no other vendor's."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 from pomelo.catalog.catalog import Catalog, Route
 from pomelo.gen.v1.text_pb2 import ContentPart, ContentParts, ImageUrl, Message, Role, TextInput
 from pomelo.testing import FaultUpstream, Gate, Reply, Stop
-from pomelo.testing.anthropic_wire import PING, Answer, error_event, error_reply, event, words
+from pomelo.testing.anthropic_protocol import PING, Answer, error_event, error_reply, event, words
 from tests.providers.text_rig import (
     ANTHROPIC,
     FILTERED,
@@ -21,14 +21,14 @@ from tests.providers.text_rig import (
     PNG,
     PROMPT,
     STOP,
-    check_discreet,
     check_last,
-    check_uncounted,
+    check_no_secrets,
+    check_no_usage,
     deltas,
     failure,
     hi,
-    opened,
-    richest,
+    largest_input,
+    open_provider,
     sent,
     text,
 )
@@ -49,12 +49,12 @@ async def _upstream() -> AsyncIterator[FaultUpstream]:
 
 @pytest.fixture(name="provider")
 async def _provider(upstream: FaultUpstream) -> AsyncIterator[Any]:
-    async with opened(ANTHROPIC, upstream.anthropic_base_url) as provider:
+    async with open_provider(ANTHROPIC, upstream.anthropic_base_url) as provider:
         yield provider
 
 
-async def test_the_richest_request_is_exactly_this(upstream: FaultUpstream) -> None:
-    received = await sent(ANTHROPIC, upstream, richest(), stream=True)
+async def test_the_largest_request_is_exactly_this(upstream: FaultUpstream) -> None:
+    received = await sent(ANTHROPIC, upstream, largest_input(), stream=True)
     assert received.body == {
         "model": "claude-haiku-4-5",
         "max_tokens": 100,
@@ -87,7 +87,7 @@ async def test_the_richest_request_is_exactly_this(upstream: FaultUpstream) -> N
     }  # fmt: skip
 
 
-async def test_the_barest_request_has_no_field_that_is_not_needed(upstream: FaultUpstream) -> None:
+async def test_the_smallest_request_has_no_field_that_is_not_needed(upstream: FaultUpstream) -> None:
     received = await sent(ANTHROPIC, upstream, hi())
     assert received.body == {
         "model": "claude-haiku-4-5",
@@ -96,7 +96,7 @@ async def test_the_barest_request_has_no_field_that_is_not_needed(upstream: Faul
     }
 
 
-async def test_top_p_is_sent_where_no_temperature_is(upstream: FaultUpstream) -> None:
+async def test_top_p_is_sent_without_a_temperature(upstream: FaultUpstream) -> None:
     body = (await sent(ANTHROPIC, upstream, hi(top_p=0.5))).body
     assert body["top_p"] == 0.5
     route = Route("anthropic", "claude-haiku-4-5", drop=frozenset(("temperature",)))
@@ -105,13 +105,13 @@ async def test_top_p_is_sent_where_no_temperature_is(upstream: FaultUpstream) ->
     assert body["top_p"] == 0.5
 
 
-async def test_of_a_temperature_and_a_top_p_the_temperature_is_sent_but_to_a_model_that_takes_both(
+async def test_only_the_temperature_is_sent_beside_top_p_unless_the_model_takes_both(
     upstream: FaultUpstream,
 ) -> None:
-    given = hi(top_p=0.5, temperature=0)
-    assert "top_p" not in (await sent(ANTHROPIC, upstream, given)).body
+    text_input = hi(top_p=0.5, temperature=0)
+    assert "top_p" not in (await sent(ANTHROPIC, upstream, text_input)).body
     route = Route("anthropic", "claude-3-haiku-20240307", options={"sampling": "both"})
-    body = (await sent(ANTHROPIC, upstream, given, route=route)).body
+    body = (await sent(ANTHROPIC, upstream, text_input, route=route)).body
     assert (body["temperature"], body["top_p"]) == (0, 0.5)
 
 
@@ -119,23 +119,23 @@ async def test_what_a_route_drops_is_not_sent_and_what_it_adds_is(upstream: Faul
     drop = frozenset(("temperature", "top_p", "stop", "user", "max_tokens"))
     extra = {"thinking": {"type": "disabled"}}
     route = Route("anthropic", "claude-opus-4-8", drop=drop, options={"extra": extra})
-    body = (await sent(ANTHROPIC, upstream, richest(), route=route)).body
+    body = (await sent(ANTHROPIC, upstream, largest_input(), route=route)).body
     assert body.keys() == {"model", "max_tokens", "system", "messages", "thinking"}
     assert body["max_tokens"] == 4096
     assert body["thinking"] == {"type": "disabled"}
 
 
-async def test_max_tokens_that_are_left_open_are_in_the_routes_range(upstream: FaultUpstream) -> None:
+async def test_default_max_tokens_are_in_the_routes_range(upstream: FaultUpstream) -> None:
     route = Route("anthropic", "claude-haiku-4-5", clamp={"max_tokens": (1, 1000, 0)})
     assert (await sent(ANTHROPIC, upstream, hi(), route=route)).body["max_tokens"] == 1000
 
 
-@pytest.mark.parametrize(("given", "most"), [(None, 64_000), (100, 100), (10**9, 64_000)])
+@pytest.mark.parametrize(("text_input", "most"), [(None, 64_000), (100, 100), (10**9, 64_000)])
 async def test_max_tokens_are_the_callers_within_the_models(
-    upstream: FaultUpstream, given: int | None, most: int
+    upstream: FaultUpstream, text_input: int | None, most: int
 ) -> None:
-    asked = hi() if given is None else hi(max_tokens=given)
-    received = await sent(LONG, upstream, asked)
+    text_job = hi() if text_input is None else hi(max_tokens=text_input)
+    received = await sent(LONG, upstream, text_job)
     assert received.body["max_tokens"] == most
     # What may take more than ten minutes is asked for as a stream.
     assert received.body.get("stream", False) == (most > 21_000)
@@ -148,27 +148,27 @@ async def test_no_row_of_the_catalogue_makes_a_request_that_the_vendor_would_ref
     for route in Catalog.load().resolve(name).routes:
         if route.provider == "anthropic":
             for stream in (False, True):
-                received = await sent(ANTHROPIC, upstream, richest(), stream=stream, route=route)
+                received = await sent(ANTHROPIC, upstream, largest_input(), stream=stream, route=route)
                 assert received.body["model"] == route.model
 
 
 @BOTH
-async def test_a_begun_answer_is_the_callers_fault_where_the_model_goes_on_with_none(
+async def test_a_prefilled_answer_is_the_callers_fault_if_the_model_does_not_support_it(
     provider: Any, stream: bool
 ) -> None:
     begun = Message(role=Role.ROLE_ASSISTANT, content="The answer is")
-    given = TextInput(messages=[*hi().messages, begun])
-    assert (await deltas(provider, ANTHROPIC.job(given, stream=stream)))[-1].finish_reason
+    text_input = TextInput(messages=[*hi().messages, begun])
+    assert (await deltas(provider, ANTHROPIC.job(text_input, stream=stream)))[-1].finish_reason
     route = Route("anthropic", "claude-opus-4-6")
-    error, _ = await failure(provider, ANTHROPIC.job(given, stream=stream, route=route))
+    error, _ = await failure(provider, ANTHROPIC.job(text_input, stream=stream, route=route))
     assert (error.code, error.field) == ("invalid_parameter", "messages")
 
 
-async def test_a_link_to_a_picture_is_sent_as_a_link(upstream: FaultUpstream) -> None:
+async def test_a_link_to_an_image_is_sent_as_a_link(upstream: FaultUpstream) -> None:
     url = "https://example.com/a.png"
     parts = ContentParts(parts=[ContentPart(image_url=ImageUrl(url=url)), ContentPart(text=" ")])
-    given = TextInput(messages=[Message(role=Role.ROLE_USER, parts=parts)])
-    body = (await sent(ANTHROPIC, upstream, given)).body
+    text_input = TextInput(messages=[Message(role=Role.ROLE_USER, parts=parts)])
+    body = (await sent(ANTHROPIC, upstream, text_input)).body
     assert body["messages"][0]["content"] == [{"type": "image", "source": {"type": "url", "url": url}}]
 
 
@@ -177,16 +177,16 @@ async def test_a_link_to_a_picture_is_sent_as_a_link(upstream: FaultUpstream) ->
 async def test_a_conversation_with_nothing_to_answer_is_refused_and_not_sent(
     upstream: FaultUpstream, provider: Any, blank: list[Message], stream: bool
 ) -> None:
-    given = TextInput(messages=[Message(role=Role.ROLE_SYSTEM, content="Be brief."), *blank])
-    error, _ = await failure(provider, ANTHROPIC.job(given, stream=stream))
+    text_input = TextInput(messages=[Message(role=Role.ROLE_SYSTEM, content="Be brief."), *blank])
+    error, _ = await failure(provider, ANTHROPIC.job(text_input, stream=stream))
     assert (error.code, error.field) == ("invalid_parameter", "messages")
     assert upstream.requests == []
 
 
-async def test_the_input_is_left_as_it_was(upstream: FaultUpstream) -> None:
-    given = richest()
-    await sent(ANTHROPIC, upstream, given)
-    assert given == richest()
+async def test_the_input_is_not_changed(upstream: FaultUpstream) -> None:
+    text_input = largest_input()
+    await sent(ANTHROPIC, upstream, text_input)
+    assert text_input == largest_input()
 
 
 @BOTH
@@ -212,7 +212,7 @@ async def test_stop_reasons_are_translated(
 
 
 @BOTH
-async def test_what_the_model_thinks_is_not_its_answer(
+async def test_thinking_is_not_part_of_the_answer(
     upstream: FaultUpstream, provider: Any, stream: bool
 ) -> None:
     upstream.script(Answer("one two", thinking="a canary thought"))
@@ -237,7 +237,7 @@ async def test_the_cache_counts_as_input(upstream: FaultUpstream, provider: Any,
 
 
 @BOTH
-async def test_what_is_cached_for_an_hour_is_told_apart(
+async def test_tokens_cached_for_an_hour_are_counted_separately(
     upstream: FaultUpstream, provider: Any, stream: bool
 ) -> None:
     usage = {
@@ -259,19 +259,19 @@ async def test_the_input_is_counted_before_the_first_words(upstream: FaultUpstre
     answer = await deltas(provider, ANTHROPIC.job(stream=True))
     assert answer[0].content == "Hi"
     assert answer[0].usage.prompt_tokens == 9
-    check_uncounted(answer)
+    check_no_usage(answer)
 
 
 @BOTH
 @pytest.mark.parametrize("bad", [-1, 1.5, "1", True, [1], 10**30])
-async def test_a_count_of_the_cache_that_cant_be_true_spoils_the_count(
+async def test_a_count_of_the_cache_that_is_impossible_invalidates_the_count(
     upstream: FaultUpstream, provider: Any, bad: Any, stream: bool
 ) -> None:
     upstream.script(Answer("one two", usage=ANTHROPIC.usage(9, 7) | {"cache_read_input_tokens": bad}))
-    check_uncounted(await deltas(provider, ANTHROPIC.job(stream=stream)))
+    check_no_usage(await deltas(provider, ANTHROPIC.job(stream=stream)))
 
 
-async def test_counts_at_the_end_of_a_stream_win_over_those_at_its_beginning(
+async def test_counts_at_the_end_of_a_stream_replace_those_at_its_beginning(
     upstream: FaultUpstream, provider: Any
 ) -> None:
     usage = {"input_tokens": 50, "cache_read_input_tokens": None, "output_tokens": 7}
@@ -280,7 +280,7 @@ async def test_counts_at_the_end_of_a_stream_win_over_those_at_its_beginning(
     check_last(await deltas(provider, ANTHROPIC.job(stream=True)), 50, 7)
 
 
-async def test_pings_unknown_events_and_other_blocks_are_passed_over(
+async def test_pings_unknown_events_and_other_blocks_are_skipped(
     upstream: FaultUpstream, provider: Any
 ) -> None:
     steps = (
@@ -323,8 +323,8 @@ async def test_an_event_without_what_it_must_have_fails(
     upstream: FaultUpstream, provider: Any, broken: bytes
 ) -> None:
     upstream.script(Reply(steps=(START, words("Hi"), broken, END, OVER)))
-    error, said = await failure(provider, ANTHROPIC.job(stream=True))
-    assert (error.code, said) == ("provider_failed", "Hi")
+    error, answer_text = await failure(provider, ANTHROPIC.job(stream=True))
+    assert (error.code, answer_text) == ("provider_failed", "Hi")
 
 
 async def test_a_stream_that_ends_after_its_stop_reason_alone_fails(
@@ -334,57 +334,57 @@ async def test_a_stream_that_ends_after_its_stop_reason_alone_fails(
     assert (await failure(provider, ANTHROPIC.job(stream=True)))[0].code == "provider_failed"
 
 
-def said(status: int, kind: str, code: str | None = None, message: str = SECRETS, **headers: str) -> Reply:
+def refusal(status: int, kind: str, code: str | None = None, message: str = SECRETS, **headers: str) -> Reply:
     """An error of the vendor whose message repeats secrets."""
     return error_reply(status, kind, code, message=message, headers=headers)
 
 
 INVALID = "invalid_request_error"
 STATUSES = [
-    (said(400, INVALID), "provider_failed", None, None),
-    (said(400, INVALID, message=f"prompt is too long: 9 {SECRETS}"), "context_length_exceeded", None, None),
+    (refusal(400, INVALID), "provider_failed", None, None),
+    (refusal(400, INVALID, message=f"prompt is too long: 9 {SECRETS}"), "context_length_exceeded", None, None),
     (
-        said(400, INVALID, message="input length and `max_tokens` exceed context limit: 190000 + 64000"),
+        refusal(400, INVALID, message="input length and `max_tokens` exceed context limit: 190000 + 64000"),
         "context_length_exceeded",
         None,
         None,
     ),
-    (said(400, INVALID, message="Output blocked by content filtering policy"), "content_policy_violation", None, None),
-    (said(400, INVALID, message=f"messages.0.content.1.image.source: {SECRETS}"), "invalid_parameter", None, "messages"),
-    (said(400, INVALID, message="stop_sequences: too many"), "invalid_parameter", None, "stop"),
-    (said(400, INVALID, message="metadata.user_id: it is a name"), "invalid_parameter", None, "user"),
-    (said(400, INVALID, message="max_tokens: 99 > 64"), "invalid_parameter", None, "max_tokens"),
+    (refusal(400, INVALID, message="Output blocked by content filtering policy"), "content_policy_violation", None, None),
+    (refusal(400, INVALID, message=f"messages.0.content.1.image.source: {SECRETS}"), "invalid_parameter", None, "messages"),
+    (refusal(400, INVALID, message="stop_sequences: too many"), "invalid_parameter", None, "stop"),
+    (refusal(400, INVALID, message="metadata.user_id: it is a name"), "invalid_parameter", None, "user"),
+    (refusal(400, INVALID, message="max_tokens: 99 > 64"), "invalid_parameter", None, "max_tokens"),
     (
-        said(400, INVALID, message="This model does not support assistant message prefill. The conversation must end"),
+        refusal(400, INVALID, message="This model does not support assistant message prefill. The conversation must end"),
         "invalid_parameter",
         None,
         "messages",
     ),
-    (said(400, INVALID, message="thinking.type: no"), "provider_failed", None, None),
-    (said(400, INVALID, message="Your credit balance is too low"), "provider_failed", None, None),
-    (said(401, "authentication_error"), "provider_failed", None, None),
-    (said(402, "billing_error"), "provider_failed", None, None),
-    (said(403, "permission_error"), "provider_failed", None, None),
-    (said(404, "not_found_error"), "provider_failed", None, None),
-    (said(409, "conflict_error"), "provider_unavailable", 5, None),
-    (said(413, "request_too_large"), "payload_too_large", None, None),
-    (said(429, "rate_limit_error", **{"Retry-After": "17"}), "provider_unavailable", 17, None),
-    (said(429, "rate_limit_error", "enforced_spend_limit_reached"), "provider_failed", None, None),
-    (said(500, "api_error"), "provider_unavailable", 5, None),
-    (said(504, "timeout_error"), "provider_unavailable", 5, None),
-    (said(529, "overloaded_error"), "provider_unavailable", 5, None),
+    (refusal(400, INVALID, message="thinking.type: no"), "provider_failed", None, None),
+    (refusal(400, INVALID, message="Your credit balance is too low"), "provider_failed", None, None),
+    (refusal(401, "authentication_error"), "provider_failed", None, None),
+    (refusal(402, "billing_error"), "provider_failed", None, None),
+    (refusal(403, "permission_error"), "provider_failed", None, None),
+    (refusal(404, "not_found_error"), "provider_failed", None, None),
+    (refusal(409, "conflict_error"), "provider_unavailable", 5, None),
+    (refusal(413, "request_too_large"), "payload_too_large", None, None),
+    (refusal(429, "rate_limit_error", **{"Retry-After": "17"}), "provider_unavailable", 17, None),
+    (refusal(429, "rate_limit_error", "enforced_spend_limit_reached"), "provider_failed", None, None),
+    (refusal(500, "api_error"), "provider_unavailable", 5, None),
+    (refusal(504, "timeout_error"), "provider_unavailable", 5, None),
+    (refusal(529, "overloaded_error"), "provider_unavailable", 5, None),
 ]  # fmt: skip
 
 
 @BOTH
 @pytest.mark.parametrize(("reply", "code", "wait", "field"), STATUSES)
-async def test_a_status_becomes_a_row_of_the_table(
+async def test_a_status_is_mapped_to_an_error(
     upstream: FaultUpstream, provider: Any, reply: Reply, code: str, wait: int | None, field: str | None, stream: bool
 ) -> None:  # fmt: skip
     upstream.script(reply)
     error, begun = await failure(provider, ANTHROPIC.job(stream=stream))
     assert (error.code, error.retry_after, error.field, begun) == (code, wait, field, "")
-    check_discreet(error)
+    check_no_secrets(error)
     assert len(upstream.requests) == 1, "it was sent twice"
 
 
@@ -407,19 +407,19 @@ async def test_an_error_within_a_stream_has_its_own_meaning(
     upstream.script(Answer("one two", at={1: (error_event(kind, message=SECRETS), Stop.END)}))
     error, begun = await failure(provider, ANTHROPIC.job(stream=True))
     assert (error.code, begun) == (code, "one")
-    check_discreet(error)
+    check_no_secrets(error)
 
 
-async def test_a_failure_half_way_through_a_long_whole_answer_gives_nothing_of_it(
+async def test_a_failure_half_way_through_a_long_whole_answer_yields_nothing(
     upstream: FaultUpstream,
 ) -> None:
     upstream.script(Answer("one two", at={1: (error_event(), Stop.END)}))
-    async with opened(LONG, upstream.anthropic_base_url) as provider:
+    async with open_provider(LONG, upstream.anthropic_base_url) as provider:
         error, begun = await failure(provider, LONG.job(stream=False))
     assert (error.code, begun) == ("provider_unavailable", "")
 
 
-async def test_an_error_in_place_of_a_whole_answer_has_its_own_meaning(
+async def test_an_error_instead_of_a_whole_answer_has_its_own_meaning(
     upstream: FaultUpstream, provider: Any
 ) -> None:
     upstream.script(Reply(steps=(b'{"type":"error","error":{"type":"overloaded_error"}}',)))

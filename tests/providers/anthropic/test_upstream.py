@@ -1,4 +1,4 @@
-"""The vendor for tests speaks the real wire: Anthropic's own client reads it, and it refuses what Anthropic does."""
+"""The vendor for tests speaks the real protocol: Anthropic's own client reads it, and it refuses what Anthropic does."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import anthropic
 import pytest
 
 from pomelo.testing import FaultUpstream, Stop
-from pomelo.testing.anthropic_wire import Answer, error_event, error_reply
+from pomelo.testing.anthropic_protocol import Answer, error_event, error_reply
 
 GOOD: dict[str, Any] = {
     "model": "claude-haiku-4-5",
@@ -59,7 +59,7 @@ async def test_the_official_client_reads_a_stream(
     assert (answer.usage.input_tokens, answer.usage.output_tokens) == (1, 3)
 
 
-async def test_the_official_client_sees_refusals_as_the_vendors(
+async def test_the_official_client_sees_refusals_of_the_vendor(
     vendor: FaultUpstream, client: anthropic.AsyncAnthropic
 ) -> None:
     vendor.script(error_reply(429, "rate_limit_error"), error_reply(529, "overloaded_error"))
@@ -140,7 +140,7 @@ PICTURE = {"type": "base64", "media_type": "image/png", "data": "AAAA"}
         ),
     ],
 )  # fmt: skip
-async def test_what_the_vendor_would_refuse_is_refused_by_its_place(
+async def test_what_the_vendor_would_refuse_is_refused_with_its_path(
     vendor: FaultUpstream, change: dict[str, Any], place: str
 ) -> None:
     vendor.script(Answer("kept for a valid one"))

@@ -1,4 +1,4 @@
-"""What the BFL provider sends, and what it makes of pictures that come."""
+"""What the BFL provider sends, and what it makes of images that come."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from pomelo.catalog.catalog import Catalog, Route
 from pomelo.gen.v1.image_pb2 import ImageFormat, ImageInput
 from pomelo.providers.bfl import BFL
 from pomelo.testing import FaultUpstream, Gate
-from pomelo.testing.bfl_wire import Drawing, delivered, error_reply, status
-from pomelo.testing.pictures import picture
-from tests.providers.image_rig import KEY, PROMPT, drawn, events, job, opened, richest
+from pomelo.testing.bfl_protocol import Drawing, delivered, error_reply, status
+from pomelo.testing.images import make_image
+from tests.providers.image_rig import KEY, PROMPT, draw_image, events, job, largest_input, open_provider
 
 SIDE = (256.0, 1440.0, 32.0)
 DEV = Route(
@@ -47,22 +47,22 @@ async def _vendor() -> AsyncIterator[FaultUpstream]:
 
 @pytest.fixture(name="provider")
 async def _provider(vendor: FaultUpstream) -> AsyncIterator[Any]:
-    async with opened(BFL, vendor.bfl_base_url, **NOW) as provider:
+    async with open_provider(BFL, vendor.bfl_base_url, **NOW) as provider:
         yield provider
 
 
 @pytest.mark.parametrize(
-    ("told", "dollars"),
+    ("reported", "dollars"),
     [(4.0, Decimal("0.04")), (2.9, Decimal("0.029")), (3, Decimal("0.03")), (None, None), ("4", "4")],
 )
 @pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
 async def test_the_cost_of_an_order_is_reported_in_dollars(
-    vendor: FaultUpstream, provider: Any, told: Any, dollars: Any, stream: bool
+    vendor: FaultUpstream, provider: Any, reported: Any, dollars: Any, stream: bool
 ) -> None:
-    vendor.script(Drawing(order={"cost": told}))
-    asked = job(PRO, stream=stream)
-    await drawn(provider, asked)
-    assert asked.report.cost == dollars
+    vendor.script(Drawing(order={"cost": reported}))
+    image_job = job(PRO, stream=stream)
+    await draw_image(provider, image_job)
+    assert image_job.report.cost == dollars
 
 
 def progress(answer: list[Any]) -> list[float]:
@@ -70,8 +70,8 @@ def progress(answer: list[Any]) -> list[float]:
     return [event.image_progress.progress for event in answer if event.HasField("image_progress")]
 
 
-async def test_the_richest_request_is_exactly_this(vendor: FaultUpstream, provider: Any) -> None:
-    await drawn(provider, job(DEV, richest()))
+async def test_the_largest_request_is_exactly_this(vendor: FaultUpstream, provider: Any) -> None:
+    await draw_image(provider, job(DEV, largest_input()))
     order = vendor.requests[0]
     assert (order.method, order.target) == ("POST", "/bfl/v1/flux-dev")
     assert order.body == {
@@ -88,10 +88,10 @@ async def test_the_richest_request_is_exactly_this(vendor: FaultUpstream, provid
     assert "Authorization" not in order.headers
 
 
-async def test_the_barest_request_names_size_format_and_tolerance_alone(
+async def test_the_smallest_request_has_only_size_format_and_tolerance(
     vendor: FaultUpstream, provider: Any
 ) -> None:
-    await drawn(provider, job(PRO))
+    await draw_image(provider, job(PRO))
     assert vendor.requests[0].body == {
         "prompt": PROMPT,
         "width": 1024,
@@ -102,36 +102,34 @@ async def test_the_barest_request_names_size_format_and_tolerance_alone(
 
 
 async def test_a_route_drops_clamps_and_sets_the_tolerance(vendor: FaultUpstream, provider: Any) -> None:
-    given = ImageInput(prompt="x", width=64, height=2048, num_inference_steps=100, guidance_scale=0)
-    await drawn(provider, job(PRO, given))
+    image_input = ImageInput(prompt="x", width=64, height=2048, num_inference_steps=100, guidance_scale=0)
+    await draw_image(provider, job(PRO, image_input))
     pro = vendor.requests[0].body
     assert pro.keys().isdisjoint(("steps", "guidance"))
     assert (pro["width"], pro["height"]) == (256, 1440)
     route = Route("bfl", "flux-dev", clamp=DEV.clamp, options={"safety_tolerance": 0})
     vendor.reset()
-    await drawn(provider, job(route, given))
+    await draw_image(provider, job(route, image_input))
     dev = vendor.requests[0].body
     assert (dev["steps"], dev["guidance"], dev["safety_tolerance"]) == (50, 1.5, 0)
 
 
 @pytest.mark.parametrize("name", ["flux-1-pro", "flux-1-dev"])
-async def test_what_the_catalogue_says_of_a_model_is_taken_whatever_the_caller_wants(
+async def test_a_models_row_of_the_catalogue_overrides_the_caller(
     vendor: FaultUpstream, provider: Any, name: str
 ) -> None:
     route = next(r for r in Catalog.load().resolve(name).routes if r.provider == "bfl")
-    for given in (
-        richest(),
+    for image_input in (
+        largest_input(),
         ImageInput(prompt="x", width=64, height=64, num_inference_steps=1, guidance_scale=0, seed=0),
         ImageInput(prompt="x", width=2048, height=2048, num_inference_steps=100, guidance_scale=20),
     ):
-        await drawn(provider, job(route, given))
+        await draw_image(provider, job(route, image_input))
 
 
-async def test_questions_bear_the_key_and_the_download_bears_none(
-    vendor: FaultUpstream, provider: Any
-) -> None:
+async def test_polls_have_the_key_and_the_download_has_none(vendor: FaultUpstream, provider: Any) -> None:
     vendor.script(Drawing(polls=(status("Pending"),)))
-    await drawn(provider, job(DEV))
+    await draw_image(provider, job(DEV))
     order, *questions, download = vendor.requests
     assert order.method == "POST"
     assert [question.headers["x-key"] for question in questions] == [KEY, KEY]
@@ -142,7 +140,7 @@ async def test_questions_bear_the_key_and_the_download_bears_none(
 
 
 @pytest.mark.parametrize(
-    ("wanted", "content_type"),
+    ("expected", "content_type"),
     [
         (ImageFormat.IMAGE_FORMAT_UNSPECIFIED, "image/png"),
         (ImageFormat.IMAGE_FORMAT_PNG, "image/png"),
@@ -150,23 +148,21 @@ async def test_questions_bear_the_key_and_the_download_bears_none(
         (ImageFormat.IMAGE_FORMAT_WEBP, "image/webp"),
     ],
 )
-async def test_the_picture_comes_as_it_was_delivered(
-    provider: Any, wanted: ImageFormat.ValueType, content_type: str
+async def test_the_image_is_returned_unchanged(
+    provider: Any, expected: ImageFormat.ValueType, content_type: str
 ) -> None:
-    data, kind = await drawn(provider, job(DEV, ImageInput(prompt="x", output_format=wanted)))
+    data, kind = await draw_image(provider, job(DEV, ImageInput(prompt="x", output_format=expected)))
     assert kind == content_type
-    assert data == picture(content_type.removeprefix("image/"))
+    assert data == make_image(content_type.removeprefix("image/"))
 
 
-async def test_a_picture_is_what_its_bytes_are_and_not_what_it_is_called(
-    vendor: FaultUpstream, provider: Any
-) -> None:
-    vendor.script(Drawing(delivery=(delivered(picture("jpeg"), "application/octet-stream"),)))
-    assert (await drawn(provider, job(DEV)))[1] == "image/jpeg"
+async def test_an_image_has_the_content_type_of_its_bytes(vendor: FaultUpstream, provider: Any) -> None:
+    vendor.script(Drawing(delivery=(delivered(make_image("jpeg"), "application/octet-stream"),)))
+    assert (await draw_image(provider, job(DEV)))[1] == "image/jpeg"
 
 
-async def test_a_stream_tells_progress_that_never_falls(vendor: FaultUpstream, provider: Any) -> None:
-    told = (
+async def test_a_stream_reports_progress_that_never_falls(vendor: FaultUpstream, provider: Any) -> None:
+    reported = (
         None,
         0.25,
         0.1,
@@ -181,7 +177,7 @@ async def test_a_stream_tells_progress_that_never_falls(vendor: FaultUpstream, p
         -(10**400),
         10**400,
     )
-    polls = tuple(status("Pending", progress=value) for value in told)  # type: ignore[arg-type]
+    polls = tuple(status("Pending", progress=value) for value in reported)  # type: ignore[arg-type]
     vendor.script(Drawing(polls=polls))
     answer = await events(provider, job(DEV, stream=True))
     assert progress(answer) == [0, 0.25, 0.5, 0.75, 1]
@@ -190,7 +186,7 @@ async def test_a_stream_tells_progress_that_never_falls(vendor: FaultUpstream, p
     assert progress(await events(provider, job(DEV, stream=False))) == []
 
 
-async def test_progress_is_told_while_the_vendor_works(vendor: FaultUpstream, provider: Any) -> None:
+async def test_progress_is_reported_while_the_vendor_works(vendor: FaultUpstream, provider: Any) -> None:
     gate = Gate()
     held = status("Generating", progress=0.5, before=(gate,))
     vendor.script(Drawing(polls=(status("Pending", progress=0.2), held)))
@@ -204,37 +200,37 @@ async def test_progress_is_told_while_the_vendor_works(vendor: FaultUpstream, pr
 @pytest.mark.parametrize(
     "word", ["Pending", "Reasoning", "Generating", "Queued", "A New One", "Task not found", ""]
 )
-async def test_a_task_goes_on_in_any_state_but_an_end(
+async def test_a_task_continues_in_any_state_that_is_not_final(
     vendor: FaultUpstream, provider: Any, word: str
 ) -> None:
     vendor.script(Drawing(polls=(status(word),) * 3))
-    await drawn(provider, job(DEV))
+    await draw_image(provider, job(DEV))
     assert len(vendor.requests) == 6
 
 
 async def test_a_task_that_is_not_known_yet_may_be_a_404(vendor: FaultUpstream, provider: Any) -> None:
     vendor.script(Drawing(polls=(error_reply(404, "Task not found"), status("Task not found", http=404)) * 3))
-    await drawn(provider, job(DEV))
+    await draw_image(provider, job(DEV))
 
 
-async def test_the_vendor_is_not_asked_more_often_than_agreed(vendor: FaultUpstream) -> None:
+async def test_the_vendor_is_not_polled_more_often_than_the_interval(vendor: FaultUpstream) -> None:
     vendor.script(Drawing(polls=(status("Pending"),) * 4))
-    async with opened(BFL, vendor.bfl_base_url, interval=0.02) as provider:
-        await drawn(provider, job(DEV))
+    async with open_provider(BFL, vendor.bfl_base_url, interval=0.02) as provider:
+        await draw_image(provider, job(DEV))
     times = [received.at for received in vendor.requests[:-1]]
     assert all(later - earlier >= 0.019 for earlier, later in pairwise(times))
 
 
-async def test_many_pictures_at_once_do_not_mix(vendor: FaultUpstream, provider: Any) -> None:
+async def test_concurrent_images_do_not_mix(vendor: FaultUpstream, provider: Any) -> None:
     sizes = range(32, 52)
     for size in sizes:
         vendor.when(
-            f"n{size}.", Drawing(polls=(status("Pending"),), delivery=(delivered(picture("png", size)),))
+            f"n{size}.", Drawing(polls=(status("Pending"),), delivery=(delivered(make_image("png", size)),))
         )
 
     async def ask(size: int) -> None:
-        data, _ = await drawn(provider, job(DEV, ImageInput(prompt=f"n{size}.")))
-        assert data == picture("png", size)
+        data, _ = await draw_image(provider, job(DEV, ImageInput(prompt=f"n{size}.")))
+        assert data == make_image("png", size)
 
     async with asyncio.TaskGroup() as group:
         for size in sizes:
@@ -243,5 +239,5 @@ async def test_many_pictures_at_once_do_not_mix(vendor: FaultUpstream, provider:
 
 @pytest.mark.parametrize(("key", "configured"), [(None, False), ("  ", False), (" k ", True)])
 async def test_without_a_key_it_is_not_configured(key: str | None, configured: bool) -> None:
-    async with opened(BFL, "https://api.bfl.ai", key=key) as provider:
+    async with open_provider(BFL, "https://api.bfl.ai", key=key) as provider:
         assert provider.configured is configured

@@ -1,4 +1,4 @@
-"""What the tests of the ElevenLabs provider share: jobs, and the running of them."""
+"""Helpers for the tests of the ElevenLabs provider: jobs, and functions that run them."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from pomelo.gen.v1.speech_pb2 import (
 )
 from pomelo.gen.v1.task_pb2 import TaskType
 from pomelo.providers import Credentials
-from pomelo.providers.base import AudioSource, Job, fit_hook, fitted
+from pomelo.providers.base import AudioSource, Job, fit_hook, fit_job
 from pomelo.providers.elevenlabs.elevenlabs import ElevenLabs
 from pomelo.providers.elevenlabs.voices import LAST_DAY
 from pomelo.providers.http.client import Http, Timeouts
@@ -41,37 +41,43 @@ _KINDS = {
 
 
 def job(
-    given: Any = None, *, stream: bool = False, route: Route | None = None, audio: AudioSource | None = None
+    speech_input: Any = None,
+    *,
+    stream: bool = False,
+    route: Route | None = None,
+    audio: AudioSource | None = None,
 ) -> Job:
-    """A job of the kind that `given` is of; by default the shortest text to speech."""
-    if given is None:
-        given = TextToSpeechInput(text=TEXT, voice="adam")
-    kind, usual = _KINDS[type(given)]
+    """A job of the kind that `speech_input` is of; by default the shortest text to speech."""
+    if speech_input is None:
+        speech_input = TextToSpeechInput(text=TEXT, voice="adam")
+    kind, default_route = _KINDS[type(speech_input)]
     model = Model(
         name="speech",
         task_type=kind,
-        routes=(route or usual,),
+        routes=(route or default_route,),
         limits=Limits(),
         prices=Prices({PriceUnit.PRICE_UNIT_AUDIO_MINUTE: 1}),
         price_version="test",
     )
-    if audio is None and not isinstance(given, TextToSpeechInput):
+    if audio is None and not isinstance(speech_input, TextToSpeechInput):
         audio = inline(MP3)
-    return Job("task_1", model, route or usual, given, stream, deadline=1e12, audio=audio)
+    return Job("task_1", model, route or default_route, speech_input, stream, deadline=1e12, audio=audio)
 
 
 def inline(data: bytes, content_type: str = "audio/mpeg") -> AudioSource:
-    """A sound that came inline."""
+    """Inline audio."""
     return AudioSource(content_type, len(data), data=data)
 
 
 def stored(path: Path, content_type: str = "audio/mpeg") -> AudioSource:
-    """A sound in a file."""
+    """Audio in a file."""
     return AudioSource(content_type, path.stat().st_size, path=path)
 
 
 @asynccontextmanager
-async def opened(base_url: str, *, key: str | None = KEY, **timeouts: float) -> AsyncIterator[ElevenLabs]:
+async def open_provider(
+    base_url: str, *, key: str | None = KEY, **timeouts: float
+) -> AsyncIterator[ElevenLabs]:
     """The provider, called at `base_url`."""
     async with Http(Timeouts(**timeouts)) as http:
         provider = ElevenLabs(Credentials(key, base_url), http, today=lambda: LAST_DAY)
@@ -79,40 +85,40 @@ async def opened(base_url: str, *, key: str | None = KEY, **timeouts: float) -> 
         await provider.aclose()
 
 
-def events(provider: ElevenLabs, asked: Job) -> Any:
-    """The provider's answer to a job of any kind."""
-    kind = TaskType.Name(asked.model.task_type).removeprefix("TASK_TYPE_").lower()
-    return getattr(provider, kind)(fitted(asked, fit_hook(provider, kind)))
+def events(provider: ElevenLabs, speech_job: Job) -> Any:
+    """The provider's events for a job of any task type."""
+    kind = TaskType.Name(speech_job.model.task_type).removeprefix("TASK_TYPE_").lower()
+    return getattr(provider, kind)(fit_job(speech_job, fit_hook(provider, kind)))
 
 
-async def sound(provider: ElevenLabs, asked: Job) -> tuple[bytes, str]:
-    """The whole sound that the provider answers, and its media type; checks the pieces."""
-    pieces: list[bytes] = []
+async def read_audio(provider: ElevenLabs, speech_job: Job) -> tuple[bytes, str]:
+    """The whole audio that the provider answers, and its media type; checks the pieces."""
+    chunks: list[bytes] = []
     kind = ""
-    async with aclosing(events(provider, asked)) as answer:
+    async with aclosing(events(provider, speech_job)) as answer:
         async for event in answer:
             piece = event.audio_chunk
             assert 0 < len(piece.data) <= 65536
-            assert bool(piece.content_type) == (not pieces), "the first piece alone has the media type"
+            assert bool(piece.content_type) == (not chunks), "the first piece alone has the media type"
             kind = kind or piece.content_type
-            pieces.append(piece.data)
-    assert pieces
-    return b"".join(pieces), kind
+            chunks.append(piece.data)
+    assert chunks
+    return b"".join(chunks), kind
 
 
-async def transcript(provider: ElevenLabs, asked: Job) -> Transcription:
+async def transcript(provider: ElevenLabs, speech_job: Job) -> Transcription:
     """The transcript that the provider answers."""
-    async with aclosing(events(provider, asked)) as answer:
+    async with aclosing(events(provider, speech_job)) as answer:
         results = [event.result.transcription async for event in answer]
     assert len(results) == 1
     return results[0]
 
 
-async def failure(provider: ElevenLabs, asked: Job) -> tuple[PomeloError, bytes]:
-    """The error that the job ends with, and the sound that came before it."""
+async def failure(provider: ElevenLabs, speech_job: Job) -> tuple[PomeloError, bytes]:
+    """The error that the job ends with, and the audio that came before it."""
     said = b""
     try:
-        async with aclosing(events(provider, asked)) as answer:
+        async with aclosing(events(provider, speech_job)) as answer:
             async for event in answer:
                 assert not event.HasField("result"), "a failed answer looked complete"
                 said += event.audio_chunk.data

@@ -1,4 +1,4 @@
-"""What the ElevenLabs provider makes of everything that can go wrong on its wire; and of callers who leave."""
+"""What the ElevenLabs provider makes of everything that can go wrong on its protocol; and of callers who leave."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from pomelo.errors import Replay
 from pomelo.gen.v1.speech_pb2 import SpeechToSpeechInput, SpeechToTextInput, TextToSpeechInput
+from pomelo.providers.errors import RetryPolicy
 from pomelo.testing import (
     FaultUpstream,
     Gate,
@@ -27,8 +27,17 @@ from pomelo.testing import (
     redirect,
 )
 from pomelo.testing.elevenlabs_checks import problem
-from pomelo.testing.elevenlabs_wire import error_reply, validation_reply
-from tests.providers.elevenlabs.rig import KEY, TEXT, events, failure, job, opened, sound, transcript
+from pomelo.testing.elevenlabs_protocol import error_reply, validation_reply
+from tests.providers.elevenlabs.rig import (
+    KEY,
+    TEXT,
+    events,
+    failure,
+    job,
+    open_provider,
+    read_audio,
+    transcript,
+)
 
 AT_ONCE = 0.05
 """Seconds that may pass until the vendor sees that a caller has left."""
@@ -43,9 +52,9 @@ JOBS = {
     "stt": job(SpeechToTextInput()),
 }
 SPEAKING = pytest.mark.parametrize(
-    "asked", [JOBS[name] for name in JOBS if name != "stt"], ids=list(JOBS)[:4]
+    "speech_job", [JOBS[name] for name in JOBS if name != "stt"], ids=list(JOBS)[:4]
 )
-ALL = pytest.mark.parametrize("asked", JOBS.values(), ids=JOBS)
+ALL = pytest.mark.parametrize("speech_job", JOBS.values(), ids=JOBS)
 
 
 @pytest.fixture(name="vendor")
@@ -56,41 +65,41 @@ async def _vendor() -> AsyncIterator[FaultUpstream]:
 
 @pytest.fixture(name="provider")
 async def _provider(vendor: FaultUpstream) -> AsyncIterator[Any]:
-    async with opened(vendor.elevenlabs_base_url) as provider:
+    async with open_provider(vendor.elevenlabs_base_url) as provider:
         yield provider
 
 
-def check_discreet(error: BaseException) -> None:
+def check_no_secrets(error: BaseException) -> None:
     """Nothing of the key, the text or the vendor's words is in the message or in a log of the error."""
     shown = "".join(traceback.format_exception(error)) + repr(error) + repr(error.__context__)
     for secret in (KEY, TEXT, "canary", "<b>"):
         assert secret not in shown
 
 
-def said(status: int, code: str = "", **what: Any) -> Reply:
+def refusal(status: int, code: str = "", **what: Any) -> Reply:
     """A refusal whose message repeats secrets."""
     return error_reply(status, code, message=SECRETS, **what)
 
 
-RATE = {"kind": "rate_limit_error"}
+RATE = {"error_type": "rate_limit_error"}
 STATUSES = [
-    (said(400, "invalid_parameters"), "provider_failed", None, None),
-    (said(400, "max_character_limit_exceeded"), "context_length_exceeded", None, None),
-    (said(400, "max_character_limit_exceeded", shape="old"), "context_length_exceeded", None, None),
-    (said(400, "x", param="voice_settings.speed"), "invalid_parameter", None, "voice_settings.speed"),
-    (said(400, "x", param="output_format"), "invalid_parameter", None, "output_format"),
-    (said(400, "voice_not_found", shape="old"), "invalid_parameter", None, "voice"),
-    (said(400, shape="text"), "provider_failed", None, None),
-    (said(401, "unauthorized", legacy="invalid_api_key"), "provider_failed", None, None),
-    (said(401, "invalid_api_key", shape="old"), "provider_failed", None, None),
-    (said(401, "quota_exceeded", shape="old"), "provider_failed", None, None),
-    (said(401, "a_new_one", kind="authentication_error"), "provider_failed", None, None),
-    (said(402, "insufficient_credits", kind="payment_required"), "provider_failed", None, None),
-    (said(402, shape="text"), "provider_failed", None, None),
-    (said(403, "a_new_one", kind="authorization_error"), "provider_failed", None, None),
-    (said(404, "voice_not_found", kind="not_found", param="voice_id"), "invalid_parameter", None, "voice"),
-    (said(404, "model_not_found", kind="not_found"), "provider_failed", None, None),
-    (said(409, "x", kind="conflict"), "provider_unavailable", 5, None),
+    (refusal(400, "invalid_parameters"), "provider_failed", None, None),
+    (refusal(400, "max_character_limit_exceeded"), "context_length_exceeded", None, None),
+    (refusal(400, "max_character_limit_exceeded", shape="old"), "context_length_exceeded", None, None),
+    (refusal(400, "x", param="voice_settings.speed"), "invalid_parameter", None, "voice_settings.speed"),
+    (refusal(400, "x", param="output_format"), "invalid_parameter", None, "output_format"),
+    (refusal(400, "voice_not_found", shape="old"), "invalid_parameter", None, "voice"),
+    (refusal(400, shape="text"), "provider_failed", None, None),
+    (refusal(401, "unauthorized", legacy="invalid_api_key"), "provider_failed", None, None),
+    (refusal(401, "invalid_api_key", shape="old"), "provider_failed", None, None),
+    (refusal(401, "quota_exceeded", shape="old"), "provider_failed", None, None),
+    (refusal(401, "a_new_one", error_type="authentication_error"), "provider_failed", None, None),
+    (refusal(402, "insufficient_credits", error_type="payment_required"), "provider_failed", None, None),
+    (refusal(402, shape="text"), "provider_failed", None, None),
+    (refusal(403, "a_new_one", error_type="authorization_error"), "provider_failed", None, None),
+    (refusal(404, "voice_not_found", error_type="not_found", param="voice_id"), "invalid_parameter", None, "voice"),
+    (refusal(404, "model_not_found", error_type="not_found"), "provider_failed", None, None),
+    (refusal(409, "x", error_type="conflict"), "provider_unavailable", 5, None),
     (validation_reply(problem("missing", "body", "text", value=SECRETS)), "invalid_parameter", None, "text"),
     (validation_reply(problem("x", "body", "voice_settings", "style")), "invalid_parameter", None,
      "voice_settings.style"),
@@ -109,15 +118,15 @@ STATUSES = [
     (Reply(422, steps=(b'{"detail":[{"loc":7}]}',)), "provider_failed", None, None),
     (Reply(400, steps=(b'{"detail":{"code":7,"param":[]}}',)), "provider_failed", None, None),
     (Reply(400, steps=(b"[]",)), "provider_failed", None, None),
-    (said(429, "rate_limit_exceeded", **RATE), "provider_unavailable", 5, None),
-    (said(429, "concurrent_limit_exceeded", legacy="too_many_concurrent_requests",
+    (refusal(429, "rate_limit_exceeded", **RATE), "provider_unavailable", 5, None),
+    (refusal(429, "concurrent_limit_exceeded", legacy="too_many_concurrent_requests",
           headers={"Retry-After": "3"}, **RATE), "provider_unavailable", 3, None),
-    (said(429, "too_many_concurrent_requests", shape="old"), "provider_unavailable", 5, None),
-    (said(429, "system_busy", headers={"retry-after-ms": "1200"}, **RATE), "provider_unavailable", 2, None),
-    (said(429, "quota_exceeded", shape="old"), "provider_failed", None, None),
-    (said(429, shape="text"), "provider_unavailable", 5, None),
-    (said(500, "internal_error", kind="internal_error"), "provider_unavailable", 5, None),
-    (said(503, kind="service_unavailable"), "provider_unavailable", 5, None),
+    (refusal(429, "too_many_concurrent_requests", shape="old"), "provider_unavailable", 5, None),
+    (refusal(429, "system_busy", headers={"retry-after-ms": "1200"}, **RATE), "provider_unavailable", 2, None),
+    (refusal(429, "quota_exceeded", shape="old"), "provider_failed", None, None),
+    (refusal(429, shape="text"), "provider_unavailable", 5, None),
+    (refusal(500, "internal_error", error_type="internal_error"), "provider_unavailable", 5, None),
+    (refusal(503, error_type="service_unavailable"), "provider_unavailable", 5, None),
     (page(403), "provider_failed", None, None),
     (Reply(500, steps=(b"x" * 200_000,)), "provider_unavailable", 5, None),
     (Reply(429, {"Retry-After": "3"}, steps=(b'{"det', Stop.CLOSE)), "provider_unavailable", 3, None),
@@ -127,13 +136,19 @@ STATUSES = [
 
 @ALL
 @pytest.mark.parametrize(("reply", "code", "wait", "field"), STATUSES)
-async def test_a_status_becomes_a_row_of_the_table(
-    vendor: FaultUpstream, provider: Any, asked: Any, reply: Reply, code: str, wait: int | None, field: str
+async def test_a_status_is_mapped_to_an_error(
+    vendor: FaultUpstream,
+    provider: Any,
+    speech_job: Any,
+    reply: Reply,
+    code: str,
+    wait: int | None,
+    field: str,
 ) -> None:
     vendor.script(reply)
-    error, heard = await failure(provider, asked)
-    assert (error.code, error.retry_after, error.field, heard) == (code, wait, field, b"")
-    check_discreet(error)
+    error, received_audio = await failure(provider, speech_job)
+    assert (error.code, error.retry_after, error.field, received_audio) == (code, wait, field, b"")
+    check_no_secrets(error)
     assert len(vendor.requests) == 1, "it was sent twice"
 
 
@@ -164,17 +179,17 @@ NO_SOUND: list[tuple[Script, str]] = [
 
 @SPEAKING
 @pytest.mark.parametrize(("script", "code"), NO_SOUND)
-async def test_what_is_no_sound_becomes_a_row_of_the_table(
-    vendor: FaultUpstream, provider: Any, asked: Any, script: Script, code: str
+async def test_a_response_that_is_not_audio_is_mapped_to_an_error(
+    vendor: FaultUpstream, provider: Any, speech_job: Any, script: Script, code: str
 ) -> None:
     vendor.script(script)
-    error, heard = await failure(provider, asked)
-    assert (error.code, heard) == (code, b"")
-    check_discreet(error)
+    error, received_audio = await failure(provider, speech_job)
+    assert (error.code, received_audio) == (code, b"")
+    check_no_secrets(error)
     assert len(vendor.requests) == 1, "it was sent twice"
 
 
-@pytest.mark.parametrize("wanted", ["pcm_16000", "ulaw_8000", "alaw_8000"])
+@pytest.mark.parametrize("audio_format", ["pcm_16000", "ulaw_8000", "alaw_8000"])
 @pytest.mark.parametrize("kind", ["audio/mpeg", "application/octet-stream", ""])
 @pytest.mark.parametrize(
     "answer",
@@ -187,42 +202,42 @@ async def test_what_is_no_sound_becomes_a_row_of_the_table(
         gzip.compress(b"some words", mtime=0),
     ],
 )
-async def test_a_text_with_another_content_type_is_no_samples(
-    vendor: FaultUpstream, provider: Any, wanted: str, kind: str, answer: bytes
+async def test_text_with_another_content_type_is_not_samples(
+    vendor: FaultUpstream, provider: Any, audio_format: str, kind: str, answer: bytes
 ) -> None:
     vendor.script(Reply(headers={"Content-Type": kind}, steps=(answer[:3], answer[3:])))
-    given = TextToSpeechInput(text="x", voice="adam", output_format=wanted)
-    error, heard = await failure(provider, job(given))
-    assert (error.code, heard) == ("provider_failed", b"")
-    check_discreet(error)
+    speech_input = TextToSpeechInput(text="x", voice="adam", output_format=audio_format)
+    error, received_audio = await failure(provider, job(speech_input))
+    assert (error.code, received_audio) == ("provider_failed", b"")
+    check_no_secrets(error)
 
 
 @SPEAKING
 @pytest.mark.parametrize("length", [False, True], ids=["chunks", "length"])
 @pytest.mark.parametrize("stop", [Stop.CLOSE, Stop.RESET])
-async def test_a_cut_sound_never_looks_complete(
-    vendor: FaultUpstream, provider: Any, asked: Any, stop: Stop, length: bool
+async def test_truncated_audio_never_looks_complete(
+    vendor: FaultUpstream, provider: Any, speech_job: Any, stop: Stop, length: bool
 ) -> None:
     gate = Gate()
     vendor.script(Speech(size=50_000, at={2: (gate, stop)}, length=length))
-    heard = b""
+    received_audio = b""
     with pytest.raises(Exception) as raised:  # noqa: PT011, PT012
-        async for event in events(provider, asked):
-            heard += event.audio_chunk.data
+        async for event in events(provider, speech_job):
+            received_audio += event.audio_chunk.data
             if gate.reached.is_set():
                 gate.open()
     assert getattr(raised.value, "code", None) == "provider_failed"
-    assert 0 < len(heard) < 50_000
-    check_discreet(raised.value)
+    assert 0 < len(received_audio) < 50_000
+    check_no_secrets(raised.value)
 
 
-async def test_a_sound_that_is_shorter_than_its_length_never_looks_complete(
+async def test_audio_that_is_shorter_than_its_length_never_looks_complete(
     vendor: FaultUpstream, provider: Any
 ) -> None:
     raw = b"HTTP/1.1 200 OK\r\nContent-Type: audio/mpeg\r\nContent-Length: 100\r\n\r\nID3........."
     vendor.script(Reply(before=(raw, Stop.CLOSE)))
-    error, heard = await failure(provider, job(stream=True))
-    assert (error.code, heard) == ("provider_failed", b"ID3.........")
+    error, received_audio = await failure(provider, job(stream=True))
+    assert (error.code, received_audio) == ("provider_failed", b"ID3.........")
 
 
 NO_TRANSCRIPT: list[tuple[Script, str]] = [
@@ -243,13 +258,13 @@ NO_TRANSCRIPT: list[tuple[Script, str]] = [
 
 
 @pytest.mark.parametrize(("script", "code"), NO_TRANSCRIPT)
-async def test_what_is_no_transcript_becomes_a_row_of_the_table(
+async def test_a_response_that_is_not_a_transcript_is_mapped_to_an_error(
     vendor: FaultUpstream, provider: Any, script: Script, code: str
 ) -> None:
     vendor.script(script)
     error, _ = await failure(provider, JOBS["stt"])
     assert error.code == code
-    check_discreet(error)
+    check_no_secrets(error)
     assert len(vendor.requests) == 1, "it was sent twice"
 
 
@@ -258,51 +273,51 @@ async def test_whole_answers_may_take_longer_than_a_stream_may_be_silent(
     vendor: FaultUpstream, name: str
 ) -> None:
     vendor.script((Transcript if name == "stt" else Speech)(before=(0.2,)))
-    async with opened(vendor.elevenlabs_base_url, silence=0.05, whole=5) as provider:
+    async with open_provider(vendor.elevenlabs_base_url, silence=0.05, whole=5) as provider:
         assert [event async for event in events(provider, JOBS[name])]
 
 
-async def test_a_sound_that_trickles_is_no_silence(vendor: FaultUpstream) -> None:
+async def test_audio_that_arrives_slowly_is_not_silence(vendor: FaultUpstream) -> None:
     vendor.script(Speech(size=20_000, at=dict.fromkeys(range(1, 5), 0.04)))
-    async with opened(vendor.elevenlabs_base_url, silence=0.1) as provider:
-        assert len((await sound(provider, job(stream=True)))[0]) >= 20_000
+    async with open_provider(vendor.elevenlabs_base_url, silence=0.1) as provider:
+        assert len((await read_audio(provider, job(stream=True)))[0]) >= 20_000
 
 
 @ALL
-async def test_nobody_at_the_address_is_an_unavailable_provider(asked: Any) -> None:
+async def test_a_refused_connection_is_an_unavailable_provider(speech_job: Any) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))  # bound and not listening: connections are refused
-        async with opened(f"http://127.0.0.1:{taken.getsockname()[1]}") as provider:
-            error, _ = await failure(provider, asked)
-    assert (error.code, error.replay) == ("provider_unavailable", Replay.AGAIN)
-    check_discreet(error)
+        async with open_provider(f"http://127.0.0.1:{taken.getsockname()[1]}") as provider:
+            error, _ = await failure(provider, speech_job)
+    assert (error.code, error.retry) == ("provider_unavailable", RetryPolicy.SAME_ROUTE)
+    check_no_secrets(error)
 
 
 @ALL
 @pytest.mark.parametrize(
-    ("reply", "replay"),
+    ("reply", "retry"),
     [
-        (Reply(before=(Stop.CLOSE,)), Replay.NEVER),
-        (Reply(before=(Stop.RESET,)), Replay.NEVER),
-        (error_reply(500, "internal_error"), Replay.NEVER),
-        (error_reply(503, "service_unavailable"), Replay.NEVER),
-        (error_reply(429, "system_busy"), Replay.AGAIN),
-        (error_reply(402, "insufficient_credits"), Replay.ELSEWHERE),
+        (Reply(before=(Stop.CLOSE,)), RetryPolicy.NEVER),
+        (Reply(before=(Stop.RESET,)), RetryPolicy.NEVER),
+        (error_reply(500, "internal_error"), RetryPolicy.NEVER),
+        (error_reply(503, "service_unavailable"), RetryPolicy.NEVER),
+        (error_reply(429, "system_busy"), RetryPolicy.SAME_ROUTE),
+        (error_reply(402, "insufficient_credits"), RetryPolicy.NEXT_ROUTE),
     ],
 )
-async def test_what_may_have_been_paid_for_is_not_to_be_asked_again(
-    vendor: FaultUpstream, provider: Any, asked: Any, reply: Reply, replay: Replay
+async def test_a_request_that_may_have_been_charged_is_not_retried(
+    vendor: FaultUpstream, provider: Any, speech_job: Any, reply: Reply, retry: RetryPolicy
 ) -> None:
     vendor.script(reply)
-    error, _ = await failure(provider, asked)
-    assert error.replay == replay
+    error, _ = await failure(provider, speech_job)
+    assert error.retry == retry
 
 
 @pytest.mark.parametrize("url", ["ftp://127.0.0.1", "nonsense"])
 @ALL
-async def test_an_address_that_is_none_is_a_failed_provider(url: str, asked: Any) -> None:
-    async with opened(url) as provider:
-        error, _ = await failure(provider, asked)
+async def test_an_invalid_address_is_provider_failed(url: str, speech_job: Any) -> None:
+    async with open_provider(url) as provider:
+        error, _ = await failure(provider, speech_job)
     assert error.code == "provider_failed"
 
 
@@ -317,14 +332,14 @@ async def check_left(received: Received, since: float) -> None:
     assert received.left_at - since < AT_ONCE
 
 
-async def collect(provider: Any, asked: Any) -> None:
+async def collect(provider: Any, speech_job: Any) -> None:
     """Reads an answer to its end, as the engine does."""
-    async with aclosing(events(provider, asked)) as answer:
+    async with aclosing(events(provider, speech_job)) as answer:
         async for _ in answer:
             pass
 
 
-async def test_leaving_while_the_vendor_speaks_as_fast_as_it_can_stops_it(
+async def test_cancelling_stops_a_vendor_that_sends_as_fast_as_it_can(
     vendor: FaultUpstream, provider: Any
 ) -> None:
     vendor.script(Speech(size=200_000_000))
@@ -335,11 +350,11 @@ async def test_leaving_while_the_vendor_speaks_as_fast_as_it_can_stops_it(
     assert vendor.requests[0].bytes_sent < 200_000_000
 
 
-async def test_leaving_while_the_list_of_voices_is_awaited_closes_that_connection(
+async def test_cancelling_while_the_list_of_voices_is_read_closes_its_connection(
     vendor: FaultUpstream, provider: Any
 ) -> None:
     gate = Gate()
-    vendor.aside = None
+    vendor.unscripted = None
     vendor.script(Reply(before=(gate,)))
     task = asyncio.create_task(collect(provider, job(TextToSpeechInput(text="x", voice="otto"))))
     await gate.reached.wait()

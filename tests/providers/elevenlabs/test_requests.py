@@ -23,13 +23,13 @@ from pomelo.gen.v1.speech_pb2 import (
     Timestamps,
     VoiceSettings,
 )
-from pomelo.providers.elevenlabs.elevenlabs import DIALECT
+from pomelo.providers.elevenlabs.elevenlabs import ERROR_MAPPING
 from pomelo.providers.elevenlabs.forms import form
 from pomelo.providers.http.client import Http
 from pomelo.tasks.fields import AUDIO_FORMATS as FORMATS
 from pomelo.testing import FaultUpstream, Gate, Received, Speech, Transcript, VoiceList
 from pomelo.testing.elevenlabs_checks import FORMATS as VENDORS_FORMATS
-from pomelo.testing.elevenlabs_wire import error_reply
+from pomelo.testing.elevenlabs_protocol import error_reply
 from tests.providers.elevenlabs.rig import (
     ADAM,
     KEY,
@@ -39,8 +39,8 @@ from tests.providers.elevenlabs.rig import (
     failure,
     inline,
     job,
-    opened,
-    sound,
+    open_provider,
+    read_audio,
     stored,
     transcript,
 )
@@ -63,7 +63,7 @@ async def _vendor() -> AsyncIterator[FaultUpstream]:
 
 @pytest.fixture(name="provider")
 async def _provider(vendor: FaultUpstream) -> AsyncIterator[Any]:
-    async with opened(vendor.elevenlabs_base_url) as provider:
+    async with open_provider(vendor.elevenlabs_base_url) as provider:
         yield provider
 
 
@@ -74,10 +74,10 @@ def fields(received: Received) -> dict[str, str | None]:
 
 
 @pytest.mark.parametrize("stream", [False, True])
-async def test_the_richest_text_to_speech_is_exactly_this(
+async def test_the_largest_text_to_speech_is_exactly_this(
     vendor: FaultUpstream, provider: Any, stream: bool
 ) -> None:
-    given = TextToSpeechInput(
+    speech_input = TextToSpeechInput(
         text="Grüße 🍊\nthere",
         voice="Adam",
         voice_settings=SETTINGS,
@@ -85,8 +85,8 @@ async def test_the_richest_text_to_speech_is_exactly_this(
         language_code="DE",
         seed=2**32 - 1,
     )
-    before = TextToSpeechInput.FromString(given.SerializeToString())
-    await sound(provider, job(given, stream=stream))
+    before = TextToSpeechInput.FromString(speech_input.SerializeToString())
+    await read_audio(provider, job(speech_input, stream=stream))
     received = await vendor.received()
     assert received.method == "POST"
     assert received.path == f"/elevenlabs/v1/text-to-speech/{ADAM}" + ("/stream" if stream else "")
@@ -100,65 +100,77 @@ async def test_the_richest_text_to_speech_is_exactly_this(
         "voice_settings": SETTINGS_SENT,
         "seed": 2**32 - 1,
     }
-    assert given == before
+    assert speech_input == before
 
 
-async def test_the_barest_text_to_speech_has_no_field_that_the_caller_did_not_give(
+async def test_the_smallest_text_to_speech_has_no_field_that_the_caller_did_not_set(
     vendor: FaultUpstream, provider: Any
 ) -> None:
-    await sound(provider, job())
+    await read_audio(provider, job())
     received = await vendor.received()
     assert received.body == {"text": TEXT, "model_id": "eleven_flash_v2_5"}
     assert received.query == {"output_format": "mp3_44100_128"}
 
 
-async def test_a_zero_that_the_caller_gave_is_sent(vendor: FaultUpstream, provider: Any) -> None:
+async def test_a_zero_that_the_caller_set_is_sent(vendor: FaultUpstream, provider: Any) -> None:
     settings = VoiceSettings(stability=0)
-    await sound(provider, job(TextToSpeechInput(text="x", voice="adam", seed=0, voice_settings=settings)))
+    await read_audio(
+        provider, job(TextToSpeechInput(text="x", voice="adam", seed=0, voice_settings=settings))
+    )
     body = (await vendor.received()).body
     assert (body["seed"], body["voice_settings"]) == (0, {"stability": 0.0})
 
 
 async def test_empty_voice_settings_are_left_out(vendor: FaultUpstream, provider: Any) -> None:
-    await sound(provider, job(TextToSpeechInput(text="x", voice="adam", voice_settings=VoiceSettings())))
+    await read_audio(provider, job(TextToSpeechInput(text="x", voice="adam", voice_settings=VoiceSettings())))
     assert "voice_settings" not in (await vendor.received()).body
 
 
 @pytest.mark.parametrize(("speed", "sent"), [(0.25, 0.7), (4, 1.2), (1, 1.0)])
-async def test_speed_is_brought_into_the_models_range(
+async def test_speed_is_clamped_to_the_models_range(
     vendor: FaultUpstream, provider: Any, speed: float, sent: float
 ) -> None:
     settings = VoiceSettings(speed=speed)
-    await sound(provider, job(TextToSpeechInput(text="x", voice="adam", voice_settings=settings)))
+    await read_audio(provider, job(TextToSpeechInput(text="x", voice="adam", voice_settings=settings)))
     assert (await vendor.received()).body["voice_settings"] == {"speed": sent}
-    await sound(provider, job(SpeechToSpeechInput(voice="adam", voice_settings=settings)))
+    await read_audio(provider, job(SpeechToSpeechInput(voice="adam", voice_settings=settings)))
     assert json.loads(str(fields(await vendor.received())["voice_settings"])) == {"speed": sent}
 
 
 async def test_what_a_route_drops_is_not_sent(vendor: FaultUpstream, provider: Any) -> None:
-    given = TextToSpeechInput(text="x", voice="adam", voice_settings=SETTINGS, language_code="de", seed=1)
+    speech_input = TextToSpeechInput(
+        text="x", voice="adam", voice_settings=SETTINGS, language_code="de", seed=1
+    )
     drop = frozenset(("language_code", "seed", "style", "use_speaker_boost", "speed"))
-    await sound(provider, job(given, route=Route("elevenlabs", "eleven_multilingual_v2", drop=drop)))
+    await read_audio(
+        provider, job(speech_input, route=Route("elevenlabs", "eleven_multilingual_v2", drop=drop))
+    )
     assert (await vendor.received()).body == {
         "text": "x",
         "model_id": "eleven_multilingual_v2",
         "voice_settings": {"stability": 0.5, "similarity_boost": 0.75},
     }
     drop = frozenset(("voice_settings", "language_code"))
-    await sound(provider, job(given, route=Route("elevenlabs", "eleven_multilingual_v2", drop=drop)))
+    await read_audio(
+        provider, job(speech_input, route=Route("elevenlabs", "eleven_multilingual_v2", drop=drop))
+    )
     assert (await vendor.received()).body == {"text": "x", "model_id": "eleven_multilingual_v2", "seed": 1}
 
 
 @pytest.mark.parametrize(
-    ("given", "text_to_speech", "speech_to_text"),
+    ("speech_input", "text_to_speech", "speech_to_text"),
     [("DEU", "de", "de"), ("ger", "de", "de"), ("de-AT", "de", "de"), ("haw", None, "haw"), ("", None, None)],
 )
 async def test_a_language_is_sent_by_the_code_that_the_endpoint_takes(
-    vendor: FaultUpstream, provider: Any, given: str, text_to_speech: str | None, speech_to_text: str | None
+    vendor: FaultUpstream,
+    provider: Any,
+    speech_input: str,
+    text_to_speech: str | None,
+    speech_to_text: str | None,
 ) -> None:
-    await sound(provider, job(TextToSpeechInput(text="x", voice="adam", language_code=given)))
+    await read_audio(provider, job(TextToSpeechInput(text="x", voice="adam", language_code=speech_input)))
     assert (await vendor.received()).body.get("language_code") == text_to_speech
-    await transcript(provider, job(SpeechToTextInput(language_code=given)))
+    await transcript(provider, job(SpeechToTextInput(language_code=speech_input)))
     assert fields(await vendor.received()).get("language_code") == speech_to_text
 
 
@@ -167,26 +179,28 @@ def test_the_vendors_formats_are_the_contracts() -> None:
 
 
 @pytest.mark.parametrize("stream", [False, True])
-@pytest.mark.parametrize("wanted", sorted(FORMATS))
+@pytest.mark.parametrize("audio_format", sorted(FORMATS))
 async def test_every_output_format_is_taken_by_the_endpoint_that_has_it(
-    vendor: FaultUpstream, provider: Any, wanted: str, stream: bool
+    vendor: FaultUpstream, provider: Any, audio_format: str, stream: bool
 ) -> None:
-    for given in (
-        TextToSpeechInput(text="x", voice="adam", output_format=wanted),
-        SpeechToSpeechInput(voice="adam", output_format=wanted),
+    for speech_input in (
+        TextToSpeechInput(text="x", voice="adam", output_format=audio_format),
+        SpeechToSpeechInput(voice="adam", output_format=audio_format),
     ):
-        await sound(provider, job(given, stream=stream))
+        await read_audio(provider, job(speech_input, stream=stream))
         received = await vendor.received()
-        assert received.query == {"output_format": wanted}
-        assert received.path.endswith("/stream") == (stream and not wanted.startswith("wav_"))
+        assert received.query == {"output_format": audio_format}
+        assert received.path.endswith("/stream") == (stream and not audio_format.startswith("wav_"))
 
 
 @pytest.mark.parametrize("stream", [False, True])
-async def test_the_richest_speech_to_speech_is_exactly_this(
+async def test_the_largest_speech_to_speech_is_exactly_this(
     vendor: FaultUpstream, provider: Any, stream: bool
 ) -> None:
-    given = SpeechToSpeechInput(voice="adam", voice_settings=SETTINGS, output_format="pcm_16000", seed=7)
-    await sound(provider, job(given, stream=stream))
+    speech_input = SpeechToSpeechInput(
+        voice="adam", voice_settings=SETTINGS, output_format="pcm_16000", seed=7
+    )
+    await read_audio(provider, job(speech_input, stream=stream))
     received = await vendor.received()
     assert received.path == f"/elevenlabs/v1/speech-to-speech/{ADAM}" + ("/stream" if stream else "")
     assert received.query == {"output_format": "pcm_16000"}
@@ -201,11 +215,11 @@ async def test_the_richest_speech_to_speech_is_exactly_this(
     assert (received.form[-1].filename, received.form[-1].content_type) == ("audio.mp3", "audio/mpeg")
 
 
-async def test_the_richest_speech_to_text_is_exactly_this(vendor: FaultUpstream, provider: Any) -> None:
-    given = SpeechToTextInput(
+async def test_the_largest_speech_to_text_is_exactly_this(vendor: FaultUpstream, provider: Any) -> None:
+    speech_input = SpeechToTextInput(
         language_code="en", diarize=True, num_speakers=3, timestamps=Timestamps.TIMESTAMPS_CHARACTER
     )
-    await transcript(provider, job(given))
+    await transcript(provider, job(speech_input))
     received = await vendor.received()
     assert (received.path, received.query) == ("/elevenlabs/v1/speech-to-text", {})
     assert fields(received) == {
@@ -219,7 +233,7 @@ async def test_the_richest_speech_to_text_is_exactly_this(vendor: FaultUpstream,
     }
 
 
-async def test_the_barest_speech_to_text_has_no_field_that_the_caller_did_not_give(
+async def test_the_smallest_speech_to_text_has_no_field_that_the_caller_did_not_set(
     vendor: FaultUpstream, provider: Any
 ) -> None:
     await transcript(provider, job(SpeechToTextInput(num_speakers=3)))
@@ -232,7 +246,7 @@ async def test_the_barest_speech_to_text_has_no_field_that_the_caller_did_not_gi
 
 
 @pytest.mark.parametrize(
-    ("told", "sent", "filename"),
+    ("reported", "sent", "filename"),
     [
         ("audio/wav", "audio/wav", "audio.wav"),
         ("audio/webm", "audio/webm", "audio.webm"),
@@ -243,28 +257,28 @@ async def test_the_barest_speech_to_text_has_no_field_that_the_caller_did_not_gi
     ],
 )
 async def test_an_uploads_name_and_type_are_our_own(
-    vendor: FaultUpstream, provider: Any, tmp_path: Path, told: str, sent: str, filename: str
+    vendor: FaultUpstream, provider: Any, tmp_path: Path, reported: str, sent: str, filename: str
 ) -> None:
     path = tmp_path / 'media_secret"name.mp3'
     path.write_bytes(MP3)
-    await transcript(provider, job(SpeechToTextInput(), audio=stored(path, told)))
+    await transcript(provider, job(SpeechToTextInput(), audio=stored(path, reported)))
     received = await vendor.received()
     assert received.form is not None
     assert (received.form[-1].filename, received.form[-1].content_type) == (filename, sent)
     assert received.form[-1].sha256 == sha256(MP3).hexdigest()
 
 
-async def test_bare_samples_that_the_vendor_takes_are_told_as_such(
+async def test_raw_samples_that_the_vendor_takes_are_sent_as_such(
     vendor: FaultUpstream, provider: Any
 ) -> None:
     audio = inline(b"\x00\x01" * 100, "audio/pcm;rate=16000")
     await transcript(provider, job(SpeechToTextInput(), audio=audio))
     assert fields(await vendor.received())["file_format"] == "pcm_s16le_16"
-    await sound(provider, job(SpeechToSpeechInput(voice="adam"), audio=audio))
+    await read_audio(provider, job(SpeechToSpeechInput(voice="adam"), audio=audio))
     assert fields(await vendor.received())["file_format"] == "pcm_s16le_16"
 
 
-async def test_a_sound_that_is_no_longer_kept_is_refused_without_its_path(
+async def test_audio_that_is_no_longer_stored_is_refused_without_its_path(
     vendor: FaultUpstream, provider: Any, tmp_path: Path
 ) -> None:
     path = tmp_path / "gone.mp3"
@@ -278,7 +292,7 @@ async def test_a_sound_that_is_no_longer_kept_is_refused_without_its_path(
     assert vendor.requests == []
 
 
-async def test_a_large_upload_goes_from_its_file_to_the_vendor_and_is_never_held(
+async def test_a_large_upload_is_streamed_from_its_file_to_the_vendor(
     vendor: FaultUpstream, provider: Any, tmp_path: Path
 ) -> None:
     size = 25 * 1024 * 1024
@@ -302,14 +316,14 @@ async def test_a_large_upload_goes_from_its_file_to_the_vendor_and_is_never_held
             await asyncio.sleep(0)
 
     watching = asyncio.create_task(watch())
-    told = await asyncio.gather(
+    reported = await asyncio.gather(
         *(transcript(provider, job(SpeechToTextInput(), audio=audio)) for _ in range(4))
     )
-    changed, _ = await sound(provider, job(SpeechToSpeechInput(voice="adam"), audio=audio))
+    changed, _ = await read_audio(provider, job(SpeechToSpeechInput(voice="adam"), audio=audio))
     watching.cancel()
     assert changed
-    for said in told:
-        assert said.text == f"{audio.size} bytes with SHA-256 {digest.hexdigest()}"
+    for result in reported:
+        assert result.text == f"{audio.size} bytes with SHA-256 {digest.hexdigest()}"
     assert most - before < 24 * 1024 * 1024, "less than one upload, for five of them on both sides"
 
 
@@ -318,13 +332,13 @@ async def test_files_are_closed_however_a_call_ends(
 ) -> None:
     path = tmp_path / "sound.mp3"
     path.write_bytes(MP3 * 1000)
-    asked = job(SpeechToTextInput(), audio=stored(path))
-    await transcript(provider, asked)
+    speech_job = job(SpeechToTextInput(), audio=stored(path))
+    await transcript(provider, speech_job)
     vendor.script(error_reply(500, "internal_error"))
-    await failure(provider, asked)
+    await failure(provider, speech_job)
     gate = Gate()
     vendor.script(Transcript(before=(gate,)))
-    task = asyncio.create_task(transcript(provider, asked))
+    task = asyncio.create_task(transcript(provider, speech_job))
     await gate.reached.wait()
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
@@ -342,7 +356,7 @@ async def test_a_file_that_becomes_shorter_while_it_is_sent_is_a_failure(
         with form("file", stored(path), {"model_id": "scribe_v2"}) as body:
             os.truncate(path, 10)
             with pytest.raises(PomeloError) as raised:
-                await http.fetch(url, {"xi-api-key": KEY}, body, DIALECT, most=1000)
+                await http.fetch(url, {"xi-api-key": KEY}, body, ERROR_MAPPING, max_bytes=1000)
     assert raised.value.code == "provider_unavailable"
 
 
@@ -351,25 +365,25 @@ async def test_the_path_of_speech_to_speech_is_the_routes(
     vendor: FaultUpstream, provider: Any, path: str
 ) -> None:
     route = Route("elevenlabs", STS.model, options={"sts_path": path})
-    await sound(provider, job(SpeechToSpeechInput(voice="adam"), route=route))
+    await read_audio(provider, job(SpeechToSpeechInput(voice="adam"), route=route))
     assert (await vendor.received()).path == f"/elevenlabs/v1/{path}/{ADAM}"
 
 
 GONE = [
     error_reply(404, shape="text", message="Not Found"),
-    error_reply(404, "not_found", kind="not_found", message="Not Found"),
+    error_reply(404, "not_found", error_type="not_found", message="Not Found"),
 ]
 
 
 @pytest.mark.parametrize("gone", GONE)
-async def test_where_nothing_is_at_the_path_the_other_name_is_asked_and_remembered(
+async def test_the_other_path_is_tried_and_remembered_if_nothing_is_at_the_first(
     vendor: FaultUpstream, provider: Any, tmp_path: Path, gone: Any
 ) -> None:
     path = tmp_path / "sound.mp3"
     path.write_bytes(MP3)
     vendor.script(gone)
     for _ in range(2):
-        await sound(provider, job(SpeechToSpeechInput(voice="adam"), audio=stored(path)))
+        await read_audio(provider, job(SpeechToSpeechInput(voice="adam"), audio=stored(path)))
     assert [received.path.split("/")[3] for received in vendor.requests] == [
         "speech-to-speech",
         "voice-changer",
@@ -379,7 +393,7 @@ async def test_where_nothing_is_at_the_path_the_other_name_is_asked_and_remember
 
 
 @pytest.mark.parametrize("gone", GONE)
-async def test_the_other_name_is_asked_once(vendor: FaultUpstream, provider: Any, gone: Any) -> None:
+async def test_the_other_path_is_tried_once(vendor: FaultUpstream, provider: Any, gone: Any) -> None:
     vendor.script(gone, gone)
     error, _ = await failure(provider, job(SpeechToSpeechInput(voice="adam")))
     assert error.code == "provider_failed"
@@ -389,22 +403,22 @@ async def test_the_other_name_is_asked_once(vendor: FaultUpstream, provider: Any
 @pytest.mark.parametrize(
     "reply",
     [
-        error_reply(404, "voice_not_found", kind="not_found"),
-        error_reply(404, "model_not_found", kind="not_found"),
+        error_reply(404, "voice_not_found", error_type="not_found"),
+        error_reply(404, "model_not_found", error_type="not_found"),
         error_reply(500, shape="text"),
         Speech(before=(b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nID3",)),
     ],
 )
 async def test_nothing_else_is_sent_twice(vendor: FaultUpstream, provider: Any, reply: Any) -> None:
     vendor.script(reply)
-    async with opened(vendor.elevenlabs_base_url, silence=0.2, whole=0.2) as hasty:
+    async with open_provider(vendor.elevenlabs_base_url, silence=0.2, whole=0.2) as hasty:
         await failure(hasty, job(SpeechToSpeechInput(voice="adam")))
     assert len(vendor.requests) == 1
 
 
-async def test_the_catalogues_own_rows_are_taken(vendor: FaultUpstream, provider: Any) -> None:
+async def test_the_catalogues_own_rows_are_accepted(vendor: FaultUpstream, provider: Any) -> None:
     catalog = Catalog.load()
-    for name, given in (
+    for name, speech_input in (
         (
             "eleven-labs-tts",
             TextToSpeechInput(text="x", voice="adam", voice_settings=SETTINGS, language_code="en", seed=1),
@@ -413,16 +427,16 @@ async def test_the_catalogues_own_rows_are_taken(vendor: FaultUpstream, provider
     ):
         for route in catalog.resolve(name).routes:
             for stream in (False, True):
-                await sound(provider, job(given, route=route, stream=stream))
+                await read_audio(provider, job(speech_input, route=route, stream=stream))
     for route in catalog.resolve("eleven-labs-stt").routes:
-        said = SpeechToTextInput(diarize=True, num_speakers=2, language_code="eng")
-        await transcript(provider, job(said, route=route))
+        result = SpeechToTextInput(diarize=True, num_speakers=2, language_code="eng")
+        await transcript(provider, job(result, route=route))
 
 
 @pytest.mark.parametrize("base", ["", "/"])
 async def test_a_base_url_may_end_with_a_slash(vendor: FaultUpstream, base: str) -> None:
-    async with opened(vendor.elevenlabs_base_url + base) as provider:
-        await sound(provider, job())
+    async with open_provider(vendor.elevenlabs_base_url + base) as provider:
+        await read_audio(provider, job())
         await transcript(provider, job(SpeechToTextInput()))
     assert [received.path for received in vendor.requests] == [
         f"/elevenlabs/v1/text-to-speech/{ADAM}",
@@ -432,28 +446,30 @@ async def test_a_base_url_may_end_with_a_slash(vendor: FaultUpstream, base: str)
 
 @pytest.mark.parametrize("key", [None, "", "  "])
 async def test_without_a_key_it_is_not_configured(vendor: FaultUpstream, key: str | None) -> None:
-    async with opened(vendor.elevenlabs_base_url, key=key) as provider:
+    async with open_provider(vendor.elevenlabs_base_url, key=key) as provider:
         assert not provider.configured
-    async with opened(vendor.elevenlabs_base_url) as provider:
+    async with open_provider(vendor.elevenlabs_base_url) as provider:
         assert provider.configured
 
 
 @pytest.mark.parametrize("key", ["xi\r\nX-Evil: 1", "xi\x00"])
-async def test_a_key_that_is_no_header_fails_and_is_not_shown(vendor: FaultUpstream, key: str) -> None:
-    async with opened(vendor.elevenlabs_base_url, key=key) as provider:
-        for given in (None, SpeechToTextInput()):
-            error, _ = await failure(provider, job(given))
+async def test_a_key_that_is_not_a_valid_header_fails_and_is_not_shown(
+    vendor: FaultUpstream, key: str
+) -> None:
+    async with open_provider(vendor.elevenlabs_base_url, key=key) as provider:
+        for speech_input in (None, SpeechToTextInput()):
+            error, _ = await failure(provider, job(speech_input))
             assert error.code == "provider_failed"
             assert "Evil" not in repr(error)
     assert vendor.requests == []
 
 
-async def test_a_voices_list_is_not_asked_for_where_the_name_is_a_default_one_or_an_id(
+async def test_the_list_of_voices_is_not_requested_for_a_default_voice_or_an_id(
     vendor: FaultUpstream, provider: Any
 ) -> None:
     vendor.default = lambda received: (VoiceList() if "voices" in received.path else Speech())(received)
     for voice in ("adam", " ADAM", "Rachel", "x" * 20):
-        await sound(provider, job(TextToSpeechInput(text="x", voice=voice)))
+        await read_audio(provider, job(TextToSpeechInput(text="x", voice=voice)))
     assert [received.path.rsplit("/", 1)[1] for received in vendor.requests] == [
         ADAM,
         ADAM,

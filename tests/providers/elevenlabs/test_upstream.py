@@ -1,4 +1,4 @@
-"""The vendor for tests speaks the real wire: ElevenLabs' own client reads it, and it refuses what they refuse."""
+"""The vendor for tests speaks the real protocol: ElevenLabs' own client reads it, and it refuses what they refuse."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ import pytest
 from elevenlabs.core.api_error import ApiError
 
 from pomelo.testing import FaultUpstream, Speech, Transcript, VoiceList
+from pomelo.testing.audio import packets, rate_of
 from pomelo.testing.elevenlabs_checks import FORMATS
-from pomelo.testing.elevenlabs_wire import error_reply
-from pomelo.testing.sound import packets, rate_of
+from pomelo.testing.elevenlabs_protocol import error_reply
 from tests.providers.elevenlabs.rig import ADAM, MP3
 
 QUIET: Any = {"max_retries": 0}
@@ -47,13 +47,13 @@ async def post(vendor: FaultUpstream, path: str, **options: Any) -> tuple[int, A
 
 
 @pytest.mark.parametrize("stream", [False, True])
-async def test_the_official_client_reads_a_sound(vendor: FaultUpstream, client: Any, stream: bool) -> None:
+async def test_the_official_client_reads_audio(vendor: FaultUpstream, client: Any, stream: bool) -> None:
     call = client.text_to_speech.stream if stream else client.text_to_speech.convert
     settings = elevenlabs.VoiceSettings(
         stability=0.5, similarity_boost=0.75, style=0, use_speaker_boost=True, speed=1.1
     )
-    heard = b""
-    async for piece in call(
+    received_audio = b""
+    async for audio_chunk in call(
         ADAM,
         text="Grüße 🍊",
         model_id="eleven_flash_v2_5",
@@ -63,9 +63,9 @@ async def test_the_official_client_reads_a_sound(vendor: FaultUpstream, client: 
         seed=7,
         request_options=QUIET,
     ):
-        heard += piece
+        received_audio += audio_chunk
     received = await vendor.received()
-    assert heard == b"".join(Speech().sound(received))
+    assert received_audio == b"".join(Speech().audio(received))
     assert received.body["text"] == "Grüße 🍊"
     assert received.query == {"output_format": "mp3_22050_32"}
 
@@ -73,8 +73,8 @@ async def test_the_official_client_reads_a_sound(vendor: FaultUpstream, client: 
 @pytest.mark.parametrize("stream", [False, True])
 async def test_the_official_client_changes_a_voice(vendor: FaultUpstream, client: Any, stream: bool) -> None:
     call = client.speech_to_speech.stream if stream else client.speech_to_speech.convert
-    heard = b""
-    async for piece in call(
+    received_audio = b""
+    async for audio_chunk in call(
         ADAM,
         audio=("audio.mp3", MP3, "audio/mpeg"),
         model_id="eleven_multilingual_sts_v2",
@@ -83,16 +83,16 @@ async def test_the_official_client_changes_a_voice(vendor: FaultUpstream, client
         output_format="pcm_16000",
         request_options=QUIET,
     ):
-        heard += piece
+        received_audio += audio_chunk
     received = await vendor.received()
-    assert heard == b"".join(Speech().sound(received))
+    assert received_audio == b"".join(Speech().audio(received))
     assert received.form is not None
     assert {part.name for part in received.form} == {"audio", "model_id", "voice_settings", "seed"}
 
 
 async def test_the_official_client_reads_a_transcript(vendor: FaultUpstream, client: Any) -> None:
     vendor.script(Transcript("Grüße an alle", speakers=2, language="deu"))
-    said = await client.speech_to_text.convert(
+    result = await client.speech_to_text.convert(
         model_id="scribe_v2",
         file=("audio.mp3", MP3, "audio/mpeg"),
         language_code="deu",
@@ -102,23 +102,23 @@ async def test_the_official_client_reads_a_transcript(vendor: FaultUpstream, cli
         tag_audio_events=True,
         request_options=QUIET,
     )
-    assert (said.text, said.language_code) == ("Grüße an alle (laughter)", "deu")
-    kinds = [word.type for word in said.words]
+    assert (result.text, result.language_code) == ("Grüße an alle (laughter)", "deu")
+    kinds = [word.type for word in result.words]
     assert kinds == ["word", "spacing", "word", "spacing", "word", "spacing", "audio_event"]
-    assert [word.speaker_id for word in said.words][::2] == [f"speaker_{n}" for n in (0, 1, 0, 1)]
-    assert "".join(character.text for character in said.words[0].characters) == "Grüße"
-    assert said.audio_duration_secs == 1.0
+    assert [word.speaker_id for word in result.words][::2] == [f"speaker_{n}" for n in (0, 1, 0, 1)]
+    assert "".join(character.text for character in result.words[0].characters) == "Grüße"
+    assert result.audio_duration_secs == 1.0
 
 
-async def test_an_uploads_size_and_digest_are_told(vendor: FaultUpstream, client: Any) -> None:
-    said = await client.speech_to_text.convert(
+async def test_an_uploads_size_and_digest_are_reported(vendor: FaultUpstream, client: Any) -> None:
+    result = await client.speech_to_text.convert(
         model_id="scribe_v2", file=("a.mp3", MP3, "audio/mpeg"), tag_audio_events=False, request_options=QUIET
     )
-    assert said.text == f"{len(MP3)} bytes with SHA-256 {sha256(MP3).hexdigest()}"
+    assert result.text == f"{len(MP3)} bytes with SHA-256 {sha256(MP3).hexdigest()}"
 
 
 async def test_the_official_client_reads_the_list_of_voices(vendor: FaultUpstream, client: Any) -> None:
-    vendor.aside = None
+    vendor.unscripted = None
     names = tuple((f"Nr{number}", f"{number:020d}") for number in range(15))
     vendor.script(*[VoiceList(names)] * 3)
     first = await client.voices.search(request_options=QUIET)
@@ -131,7 +131,7 @@ async def test_the_official_client_reads_the_list_of_voices(vendor: FaultUpstrea
     assert len((await client.voices.get_all(request_options=QUIET)).voices) == 15
 
 
-async def test_the_official_client_sees_refusals_as_the_vendors(vendor: FaultUpstream, client: Any) -> None:
+async def test_the_official_client_sees_refusals_of_the_vendor(vendor: FaultUpstream, client: Any) -> None:
     async def ask(which: Any = client, **changes: Any) -> tuple[int, Any]:
         options = {"text": "x", "request_options": QUIET, **changes}
         with pytest.raises(ApiError) as refused:
@@ -139,7 +139,7 @@ async def test_the_official_client_sees_refusals_as_the_vendors(vendor: FaultUps
                 pass
         return int(refused.value.status_code or 0), refused.value.body
 
-    vendor.script(error_reply(429, "system_busy", kind="rate_limit_error"))
+    vendor.script(error_reply(429, "system_busy", error_type="rate_limit_error"))
     status, body = await ask()
     assert (status, body["detail"]["code"]) == (429, "system_busy")
     wrong = elevenlabs.AsyncElevenLabs(base_url=vendor.elevenlabs_base_url, api_key="xi-wrong")
@@ -173,7 +173,7 @@ SAY = f"/v1/text-to-speech/{ADAM}"
         ({}, "/stream?output_format=wav_8000", ["query", "output_format"], "literal_error"),
     ],
 )
-async def test_what_the_vendor_would_refuse_is_refused_by_name_and_before_the_key(
+async def test_what_the_vendor_would_refuse_is_refused_with_its_name_before_the_key(
     vendor: FaultUpstream, change: dict[str, Any], query: str, where: list[str], kind: str
 ) -> None:
     vendor.script(Speech(size=77, headers={"X-Kept": "for a valid one"}))
@@ -247,13 +247,13 @@ async def test_a_wrong_key_path_method_or_body_is_refused(vendor: FaultUpstream)
     )[0] == 400
 
 
-@pytest.mark.parametrize("wanted", sorted(FORMATS))
-def test_the_sounds_play(wanted: str) -> None:
-    size = int(rate_of(wanted) * 2)
-    data = b"".join(packets(wanted, size, "seed"))
-    assert data == b"".join(packets(wanted, size, "seed"))
-    assert data != b"".join(packets(wanted, size, "another"))
-    codec, rate, *_ = wanted.split("_")
+@pytest.mark.parametrize("audio_format", sorted(FORMATS))
+def test_the_audio_is_playable(audio_format: str) -> None:
+    size = int(rate_of(audio_format) * 2)
+    data = b"".join(packets(audio_format, size, "seed"))
+    assert data == b"".join(packets(audio_format, size, "seed"))
+    assert data != b"".join(packets(audio_format, size, "another"))
+    codec, rate, *_ = audio_format.split("_")
     if codec in ("pcm", "ulaw", "alaw"):
         assert len(data) == size
         return
@@ -264,14 +264,14 @@ def test_the_sounds_play(wanted: str) -> None:
     assert 1.9 < seconds < 3.2
 
 
-async def test_a_script_is_picked_by_the_text_or_by_the_digest_of_the_sound(
+async def test_a_script_is_picked_by_the_text_or_by_the_digest_of_the_audio(
     vendor: FaultUpstream, client: Any
 ) -> None:
     vendor.when("this very text", Speech(size=7000))
     vendor.when(sha256(MP3).hexdigest(), Transcript("that very sound"))
     await post(vendor, SAY, json={"text": "Say this very text", "model_id": "eleven_flash_v2_5"})
-    said = await client.speech_to_text.convert(model_id="scribe_v2", file=MP3, tag_audio_events=False)
-    assert said.text == "that very sound"
+    result = await client.speech_to_text.convert(model_id="scribe_v2", file=MP3, tag_audio_events=False)
+    assert result.text == "that very sound"
     assert [received.prompt for received in vendor.requests] == [
         "Say this very text",
         sha256(MP3).hexdigest(),

@@ -1,4 +1,4 @@
-"""What the Mistral provider sends, and what of its wire is no other vendor's."""
+"""What the Mistral provider sends, and what of its protocol is no other vendor's."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 from pomelo.catalog.catalog import Catalog, Route
 from pomelo.gen.v1.text_pb2 import Message, Role, TextInput
 from pomelo.testing import FaultUpstream, Reply
-from pomelo.testing.mistral_wire import (
+from pomelo.testing.mistral_protocol import (
     DONE,
     Answer,
     chunk,
@@ -26,13 +26,13 @@ from tests.providers.text_rig import (
     PNG,
     PROMPT,
     STOP,
-    check_discreet,
     check_last,
+    check_no_secrets,
     deltas,
     failure,
     hi,
-    opened,
-    richest,
+    largest_input,
+    open_provider,
     sent,
     text,
 )
@@ -49,12 +49,12 @@ async def _upstream() -> AsyncIterator[FaultUpstream]:
 
 @pytest.fixture(name="provider")
 async def _provider(upstream: FaultUpstream) -> AsyncIterator[Any]:
-    async with opened(MISTRAL, upstream.mistral_base_url) as provider:
+    async with open_provider(MISTRAL, upstream.mistral_base_url) as provider:
         yield provider
 
 
-async def test_the_richest_request_is_exactly_this(upstream: FaultUpstream) -> None:
-    received = await sent(MISTRAL, upstream, richest(), stream=True)
+async def test_the_largest_request_is_exactly_this(upstream: FaultUpstream) -> None:
+    received = await sent(MISTRAL, upstream, largest_input(), stream=True)
     assert received.body == {
         "model": "mistral-small-latest",
         "messages": [
@@ -83,18 +83,18 @@ async def test_the_richest_request_is_exactly_this(upstream: FaultUpstream) -> N
     assert received.headers["Authorization"] == f"Bearer {KEY}"
 
 
-async def test_the_barest_request_has_no_field_that_the_caller_did_not_give(upstream: FaultUpstream) -> None:
+async def test_the_smallest_request_has_no_field_that_the_caller_did_not_set(upstream: FaultUpstream) -> None:
     received = await sent(MISTRAL, upstream, hi())
     assert received.body == {"model": "mistral-small-latest", "messages": [{"role": "user", "content": "Hi"}]}
 
 
 @pytest.mark.parametrize(
-    ("given", "sends"), [(0.0, 1e-6), (1e-9, 1e-6), (1e-6, 1e-6), (0.5, 0.5), (1.0, 1.0)]
+    ("text_input", "sends"), [(0.0, 1e-6), (1e-9, 1e-6), (1e-6, 1e-6), (0.5, 0.5), (1.0, 1.0)]
 )
-async def test_a_top_p_of_zero_which_the_vendor_refuses_is_the_least_that_it_takes(
-    upstream: FaultUpstream, given: float, sends: float
+async def test_a_top_p_of_zero_which_the_vendor_refuses_is_the_minimum_that_it_takes(
+    upstream: FaultUpstream, text_input: float, sends: float
 ) -> None:
-    assert (await sent(MISTRAL, upstream, hi(top_p=given))).body["top_p"] == sends
+    assert (await sent(MISTRAL, upstream, hi(top_p=text_input))).body["top_p"] == sends
 
 
 @BOTH
@@ -102,11 +102,11 @@ async def test_a_top_p_of_zero_which_the_vendor_refuses_is_the_least_that_it_tak
     "roles",
     [[Role.ROLE_USER, Role.ROLE_ASSISTANT], [Role.ROLE_ASSISTANT], [Role.ROLE_SYSTEM, Role.ROLE_ASSISTANT]],
 )
-async def test_a_begun_answer_is_the_callers_fault(
+async def test_a_prefilled_answer_is_the_callers_fault(
     upstream: FaultUpstream, provider: Any, roles: list[Any], stream: bool
 ) -> None:
-    given = TextInput(messages=[Message(role=role, content="The answer is") for role in roles])
-    error, _ = await failure(provider, MISTRAL.job(given, stream=stream))
+    text_input = TextInput(messages=[Message(role=role, content="The answer is") for role in roles])
+    error, _ = await failure(provider, MISTRAL.job(text_input, stream=stream))
     assert (error.code, error.field) == ("invalid_parameter", "messages")
 
 
@@ -117,11 +117,11 @@ async def test_no_row_of_the_catalogue_makes_a_request_that_the_vendor_would_ref
     for route in Catalog.load().resolve(name).routes:
         if route.provider == "mistral":
             for stream in (False, True):
-                received = await sent(MISTRAL, upstream, richest(), stream=stream, route=route)
+                received = await sent(MISTRAL, upstream, largest_input(), stream=stream, route=route)
                 assert received.body["model"] == route.model
 
 
-async def test_a_route_may_ask_for_the_count_of_a_stream_and_the_closed_schema_refuses_it(
+async def test_a_route_may_request_the_count_of_a_stream_and_the_closed_schema_refuses_it(
     upstream: FaultUpstream, provider: Any
 ) -> None:
     route = Route("mistral", "m", options={"stream_usage": "option"})
@@ -153,7 +153,7 @@ async def test_an_answer_that_ends_by_an_error_has_failed(
 
 
 @BOTH
-async def test_content_in_chunks_is_joined_and_thoughts_are_left_out(
+async def test_content_in_chunks_is_joined_without_the_thinking(
     upstream: FaultUpstream, provider: Any, stream: bool
 ) -> None:
     upstream.script(Answer("one two", thinking="a canary thought"))
@@ -176,7 +176,7 @@ async def test_the_count_beside_the_last_words_counts(upstream: FaultUpstream, p
     check_last(answer, 9, 7)
 
 
-def said(status: int, kind: str = "a_kind", code: str | None = None, **headers: str) -> Reply:
+def refusal(status: int, kind: str = "a_kind", code: str | None = None, **headers: str) -> Reply:
     """An error of the vendor whose message repeats secrets."""
     return error_reply(status, kind, code, message=SECRETS, headers=headers)
 
@@ -184,7 +184,7 @@ def said(status: int, kind: str = "a_kind", code: str | None = None, **headers: 
 LONG = f"Prompt contains 40000 tokens, too large for model with 32768 maximum context length {SECRETS}"
 NESTED = b'{"object":"error","message":{"detail":[{"type":"%s","loc":["body","%s"],"msg":"x"}]},"type":"e"}'
 STATUSES = [
-    (said(400), "provider_failed", None, None),
+    (refusal(400), "provider_failed", None, None),
     (error_reply(400, message=LONG), "context_length_exceeded", None, None),
     (fields_reply(["temperature"], "less_than_equal", SECRETS), "invalid_parameter", None, "temperature"),
     (fields_reply(["random_seed"], "int_type", SECRETS), "invalid_parameter", None, "seed"),
@@ -199,26 +199,26 @@ STATUSES = [
     (Reply(401, steps=(b'{"detail":"Unauthorized"}',)), "provider_failed", None, None),
     (gateway_reply(401, SECRETS), "provider_failed", None, None),
     (gateway_reply(429, SECRETS), "provider_unavailable", 5, None),
-    (said(400, "invalid_request_message_order", "3230"), "invalid_parameter", None, "messages"),
-    (said(403), "provider_failed", None, None),
-    (said(404), "provider_failed", None, None),
-    (said(429, "rate_limited", "1300", **{"Retry-After": "7"}), "provider_unavailable", 7, None),
-    (said(500), "provider_unavailable", 5, None),
-    (said(502), "provider_unavailable", 5, None),
-    (said(503), "provider_unavailable", 5, None),
-    (said(504), "provider_unavailable", 5, None),
+    (refusal(400, "invalid_request_message_order", "3230"), "invalid_parameter", None, "messages"),
+    (refusal(403), "provider_failed", None, None),
+    (refusal(404), "provider_failed", None, None),
+    (refusal(429, "rate_limited", "1300", **{"Retry-After": "7"}), "provider_unavailable", 7, None),
+    (refusal(500), "provider_unavailable", 5, None),
+    (refusal(502), "provider_unavailable", 5, None),
+    (refusal(503), "provider_unavailable", 5, None),
+    (refusal(504), "provider_unavailable", 5, None),
 ]
 
 
 @BOTH
 @pytest.mark.parametrize(("reply", "code", "wait", "field"), STATUSES)
-async def test_a_status_becomes_a_row_of_the_table(
+async def test_a_status_is_mapped_to_an_error(
     upstream: FaultUpstream, provider: Any, reply: Reply, code: str, wait: int | None, field: str | None, stream: bool
 ) -> None:  # fmt: skip
     upstream.script(reply)
     error, begun = await failure(provider, MISTRAL.job(stream=stream))
     assert (error.code, error.retry_after, error.field, begun) == (code, wait, field, "")
-    check_discreet(error)
+    check_no_secrets(error)
     assert len(upstream.requests) == 1, "it was sent twice"
 
 
@@ -237,10 +237,10 @@ async def test_an_error_within_a_stream_has_its_own_meaning(
     upstream.script(Answer("one two", at={1: step}))
     error, begun = await failure(provider, MISTRAL.job(stream=True))
     assert (error.code, begun) == (code, "one")
-    check_discreet(error)
+    check_no_secrets(error)
 
 
-async def test_an_error_in_place_of_a_whole_answer_has_its_own_meaning(
+async def test_an_error_instead_of_a_whole_answer_has_its_own_meaning(
     upstream: FaultUpstream, provider: Any
 ) -> None:
     upstream.script(Reply(steps=(b'{"object":"error","message":"<b>","type":"rate_limited","code":"1300"}',)))

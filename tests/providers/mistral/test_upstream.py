@@ -1,4 +1,4 @@
-"""The vendor for tests speaks the real wire: Mistral's own client reads it, and it refuses what Mistral refuses."""
+"""The vendor for tests speaks the real protocol: Mistral's own client reads it, and it refuses what Mistral refuses."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from mistralai.client import Mistral
 from mistralai.client.errors import HTTPValidationError, SDKError
 
 from pomelo.testing import FaultUpstream
-from pomelo.testing.mistral_wire import Answer, error_reply
+from pomelo.testing.mistral_protocol import Answer, error_reply
 
 GOOD: dict[str, Any] = {"model": "mistral-small-latest", "messages": [{"role": "user", "content": "Hi"}]}
 
@@ -37,7 +37,7 @@ async def test_the_official_client_reads_a_whole_answer(vendor: FaultUpstream, c
     assert (answer.usage.prompt_tokens, answer.usage.completion_tokens) == (1, 3)
 
 
-async def test_the_official_client_reads_an_answer_with_thoughts(
+async def test_the_official_client_reads_an_answer_with_thinking(
     vendor: FaultUpstream, client: Mistral
 ) -> None:
     vendor.script(Answer("Grüße", thinking="hm"))
@@ -68,7 +68,7 @@ async def test_the_official_client_reads_a_stream(
     assert (usage.prompt_tokens, usage.total_tokens) == (1, 4)
 
 
-async def test_the_official_client_sees_refusals_as_the_vendors(
+async def test_the_official_client_sees_refusals_of_the_vendor(
     vendor: FaultUpstream, client: Mistral
 ) -> None:
     vendor.script(error_reply(429, "rate_limited", "1300"))
@@ -113,7 +113,7 @@ async def test_the_official_client_sees_refusals_as_the_vendors(
         ),
     ],
 )  # fmt: skip
-async def test_what_the_vendor_would_refuse_is_refused_by_its_place(
+async def test_what_the_vendor_would_refuse_is_refused_with_its_path(
     vendor: FaultUpstream, change: dict[str, Any], kind: str, place: list[Any]
 ) -> None:
     url = vendor.mistral_base_url + "/v1/chat/completions"
@@ -137,11 +137,13 @@ async def test_what_the_vendor_would_refuse_is_refused_by_its_place(
         ("user assistant system user", 400),
     ],
 )
-async def test_who_speaks_when_is_checked(vendor: FaultUpstream, roles: str, status: int) -> None:
+async def test_the_order_of_roles_is_checked(vendor: FaultUpstream, roles: str, status: int) -> None:
     assert await ordered(vendor, [{"role": role, "content": "x"} for role in roles.split()]) == status
 
 
-async def test_a_begun_answer_is_taken_with_its_prefix_and_an_empty_one_is_not(vendor: FaultUpstream) -> None:
+async def test_a_prefilled_answer_is_accepted_with_its_prefix_and_an_empty_one_is_not(
+    vendor: FaultUpstream,
+) -> None:
     user = {"role": "user", "content": "x"}
     assert await ordered(vendor, [user, {"role": "assistant", "content": "So", "prefix": True}]) == 200
     assert await ordered(vendor, [{"role": "assistant", "content": ""}, user]) == 400

@@ -12,7 +12,7 @@ import pytest
 
 from pomelo.gen.v1.text_pb2 import FinishReason, Message, Role, TextDelta, TextInput
 from pomelo.testing import Answer, FaultUpstream, Gate, Reply, Stop, chunk
-from tests.providers.openai.rig import deltas, job, opened
+from tests.providers.openai.rig import deltas, job, open_provider
 
 STOP = FinishReason.FINISH_REASON_STOP
 TEXT = "Grüße aus Zürich: 🍊 naïve, 日本語 and\nmore. "
@@ -27,7 +27,7 @@ async def _vendor() -> AsyncIterator[FaultUpstream]:
 
 @pytest.fixture(name="provider")
 async def _provider(vendor: FaultUpstream) -> AsyncIterator[Any]:
-    async with opened(vendor.openai_base_url) as provider:
+    async with open_provider(vendor.openai_base_url) as provider:
         yield provider
 
 
@@ -46,7 +46,7 @@ def check_last(answer: list[TextDelta], prompt: int = 9, completion: int = 7) ->
     assert last.usage.total_tokens == prompt + completion
 
 
-def check_uncounted(answer: list[TextDelta]) -> None:
+def check_no_usage(answer: list[TextDelta]) -> None:
     """Only the last delta is a last one, and it has no count."""
     *earlier, last = answer
     assert not any(delta.finish_reason for delta in earlier)
@@ -83,7 +83,7 @@ async def test_a_stream_means_the_same_however_it_is_packed(
     check_last(answer)
 
 
-async def test_text_comes_while_the_vendor_still_speaks(vendor: FaultUpstream, provider: Any) -> None:
+async def test_text_arrives_while_the_vendor_still_sends(vendor: FaultUpstream, provider: Any) -> None:
     gate = Gate()
     vendor.script(Answer("one two three", at={1: gate}))
     async with aclosing(provider.text(job(stream=True))) as events:
@@ -124,13 +124,13 @@ async def test_a_refusal_is_the_text(vendor: FaultUpstream, provider: Any, strea
 async def test_a_refusal_beside_an_empty_content_is_the_text(
     vendor: FaultUpstream, provider: Any, content: Any, stream: bool
 ) -> None:
-    said = {"role": "assistant", "content": content, "refusal": "I can't help with that."}
+    answer_text = {"role": "assistant", "content": content, "refusal": "I can't help with that."}
     if stream:
         kind = "text/event-stream"
-        body = chunk(said, finish_reason="stop") + b"data: [DONE]\n\n"
+        body = chunk(answer_text, finish_reason="stop") + b"data: [DONE]\n\n"
     else:
         kind = "application/json"
-        body = json.dumps({"choices": [{"message": said, "finish_reason": "stop"}]}).encode()
+        body = json.dumps({"choices": [{"message": answer_text, "finish_reason": "stop"}]}).encode()
     vendor.script(Reply(headers={"Content-Type": kind}, steps=(body,)))
     assert text(await deltas(provider, job(stream=stream))) == "I can't help with that."
 
@@ -144,7 +144,7 @@ async def test_an_empty_answer_is_an_answer(vendor: FaultUpstream, provider: Any
     assert answer[-1].finish_reason == FinishReason.FINISH_REASON_LENGTH
 
 
-async def test_content_that_is_null_is_no_text(vendor: FaultUpstream, provider: Any) -> None:
+async def test_null_content_is_empty(vendor: FaultUpstream, provider: Any) -> None:
     body = {
         "choices": [{"message": {"role": "assistant", "content": None}, "finish_reason": "stop"}],
         "usage": USAGE,
@@ -155,7 +155,7 @@ async def test_content_that_is_null_is_no_text(vendor: FaultUpstream, provider: 
     check_last(answer)
 
 
-async def test_unknown_fields_empty_choices_and_odd_chunks_are_passed_over(
+async def test_unknown_fields_empty_choices_and_odd_chunks_are_skipped(
     vendor: FaultUpstream, provider: Any
 ) -> None:
     odd = (
@@ -214,13 +214,13 @@ async def test_without_a_credible_count_an_answer_ends_without_one(
     vendor: FaultUpstream, provider: Any, usage: Any
 ) -> None:
     vendor.script(Answer("one two three", usage=usage), Answer("one two three", usage=usage))
-    given = TextInput(messages=[Message(role=Role.ROLE_USER, content="count these four words")])
-    answer = await deltas(provider, job(given, stream=True))
+    text_input = TextInput(messages=[Message(role=Role.ROLE_USER, content="count these four words")])
+    answer = await deltas(provider, job(text_input, stream=True))
     assert text(answer) == "one two three"
-    check_uncounted(answer)
-    answer = await deltas(provider, job(given, stream=False))
+    check_no_usage(answer)
+    answer = await deltas(provider, job(text_input, stream=False))
     assert text(answer) == "one two three"
-    check_uncounted(answer)
+    check_no_usage(answer)
 
 
 @pytest.mark.parametrize("stream", [False, True])
@@ -272,7 +272,7 @@ async def test_a_connection_serves_one_answer_after_another(
     assert len({received.connection for received in vendor.requests}) == 1
 
 
-async def test_a_vendor_that_never_ends_a_finished_stream_holds_nobody_up(
+async def test_a_vendor_that_never_ends_a_finished_stream_delays_no_caller(
     vendor: FaultUpstream, provider: Any
 ) -> None:
     steps = (chunk({"content": "Hi"}), chunk({}, finish_reason="stop", usage=USAGE), b"data: [DONE]\n\n")
@@ -282,12 +282,12 @@ async def test_a_vendor_that_never_ends_a_finished_stream_holds_nobody_up(
         await vendor.requests[0].left.wait()
 
 
-async def test_many_streams_at_once_do_not_mix(vendor: FaultUpstream, provider: Any) -> None:
+async def test_concurrent_streams_do_not_mix(vendor: FaultUpstream, provider: Any) -> None:
     vendor.default = lambda received: Answer(f"{received.prompt} " * 20)(received)
 
     async def ask(number: int) -> None:
-        given = TextInput(messages=[Message(role=Role.ROLE_USER, content=f"n{number}")])
-        assert text(await deltas(provider, job(given, stream=number % 2 == 0))) == f"n{number} " * 20
+        text_input = TextInput(messages=[Message(role=Role.ROLE_USER, content=f"n{number}")])
+        assert text(await deltas(provider, job(text_input, stream=number % 2 == 0))) == f"n{number} " * 20
 
     async with asyncio.TaskGroup() as group:
         for number in range(50):

@@ -1,4 +1,4 @@
-"""What the OpenAI provider makes of everything that can go wrong on its wire, whole and streamed."""
+"""What the OpenAI provider makes of everything that can go wrong on its protocol, whole and streamed."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from pomelo.testing import (
     page,
     redirect,
 )
-from tests.providers.openai.rig import KEY, PROMPT, deltas, failure, job, opened
+from tests.providers.openai.rig import KEY, PROMPT, deltas, failure, job, open_provider
 
 BOTH = pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
 USAGE = {"prompt_tokens": 9, "completion_tokens": 7, "total_tokens": 16}
@@ -41,52 +41,56 @@ async def _vendor() -> AsyncIterator[FaultUpstream]:
 
 @pytest.fixture(name="provider")
 async def _provider(vendor: FaultUpstream) -> AsyncIterator[Any]:
-    async with opened(vendor.openai_base_url) as provider:
+    async with open_provider(vendor.openai_base_url) as provider:
         yield provider
 
 
-def check_discreet(error: BaseException) -> None:
+def check_no_secrets(error: BaseException) -> None:
     """Nothing of the key, the prompt or the vendor's words is in the message or in a log of the error."""
     shown = "".join(traceback.format_exception(error)) + repr(error) + repr(error.__context__)
     for secret in (KEY, PROMPT, "canary", "<b>", "upstream broke"):
         assert secret not in shown
 
 
-def said(status: int, **what: Any) -> Reply:
+def refusal(status: int, **what: Any) -> Reply:
     """An error of the vendor whose message repeats secrets."""
     return error_reply(status, message=SECRETS, **what)
 
 
 STATUSES = [
-    (said(400), "provider_failed", None),
-    (said(400, code="context_length_exceeded", param="messages"), "context_length_exceeded", None),
-    (said(400, code="content_policy_violation"), "content_policy_violation", None),
-    (said(400, code="content_filter"), "content_policy_violation", None),
-    (said(400, code="invalid_prompt"), "content_policy_violation", None),
-    (said(400, code="invalid_base64_image"), "invalid_parameter", None),
-    (said(400, param="temperature", code="unsupported_value"), "invalid_parameter", None),
-    (said(400, param="messages[3].content", code="string_above_max_length"), "invalid_parameter", None),
-    (said(400, param="reasoning_effort", code="unsupported_value"), "provider_failed", None),
-    (said(400, param="stream_options", code="unknown_parameter"), "provider_failed", None),
-    (said(401, code="invalid_api_key"), "provider_failed", None),
-    (said(403, code="unsupported_country_region_territory"), "provider_failed", None),
-    (said(404, param="model", code="model_not_found"), "provider_failed", None),
-    (said(422, param="max_completion_tokens"), "invalid_parameter", None),
-    (said(429, kind="requests", code="rate_limit_exceeded"), "provider_unavailable", 5),
+    (refusal(400), "provider_failed", None),
+    (refusal(400, code="context_length_exceeded", param="messages"), "context_length_exceeded", None),
+    (refusal(400, code="content_policy_violation"), "content_policy_violation", None),
+    (refusal(400, code="content_filter"), "content_policy_violation", None),
+    (refusal(400, code="invalid_prompt"), "content_policy_violation", None),
+    (refusal(400, code="invalid_base64_image"), "invalid_parameter", None),
+    (refusal(400, param="temperature", code="unsupported_value"), "invalid_parameter", None),
+    (refusal(400, param="messages[3].content", code="string_above_max_length"), "invalid_parameter", None),
+    (refusal(400, param="reasoning_effort", code="unsupported_value"), "provider_failed", None),
+    (refusal(400, param="stream_options", code="unknown_parameter"), "provider_failed", None),
+    (refusal(401, code="invalid_api_key"), "provider_failed", None),
+    (refusal(403, code="unsupported_country_region_territory"), "provider_failed", None),
+    (refusal(404, param="model", code="model_not_found"), "provider_failed", None),
+    (refusal(422, param="max_completion_tokens"), "invalid_parameter", None),
+    (refusal(429, error_type="requests", code="rate_limit_exceeded"), "provider_unavailable", 5),
     (
-        said(429, kind="tokens", code="rate_limit_exceeded", headers={"Retry-After": "17"}),
+        refusal(429, error_type="tokens", code="rate_limit_exceeded", headers={"Retry-After": "17"}),
         "provider_unavailable",
         17,
     ),
-    (said(429, code="slow_down", headers={"retry-after-ms": "1200"}), "provider_unavailable", 2),
-    (said(429, headers={"Retry-After": "9999"}), "provider_unavailable", 60),
-    (said(429, kind="insufficient_quota", code="credit_balance_exhausted"), "provider_failed", None),
-    (said(429, kind="insufficient_quota", headers={"Retry-After": "9"}), "provider_failed", None),
-    (said(429, code="organization_spend_limit_exceeded"), "provider_failed", None),
-    (said(429, code="project_spend_limit_exceeded"), "provider_failed", None),
-    (said(429, code="organization_usage_limit_exceeded"), "provider_failed", None),
-    (said(500, kind="server_error"), "provider_unavailable", 5),
-    (said(503, kind="service_unavailable_error", code="server_is_overloaded"), "provider_unavailable", 5),
+    (refusal(429, code="slow_down", headers={"retry-after-ms": "1200"}), "provider_unavailable", 2),
+    (refusal(429, headers={"Retry-After": "9999"}), "provider_unavailable", 60),
+    (refusal(429, error_type="insufficient_quota", code="credit_balance_exhausted"), "provider_failed", None),
+    (refusal(429, error_type="insufficient_quota", headers={"Retry-After": "9"}), "provider_failed", None),
+    (refusal(429, code="organization_spend_limit_exceeded"), "provider_failed", None),
+    (refusal(429, code="project_spend_limit_exceeded"), "provider_failed", None),
+    (refusal(429, code="organization_usage_limit_exceeded"), "provider_failed", None),
+    (refusal(500, error_type="server_error"), "provider_unavailable", 5),
+    (
+        refusal(503, error_type="service_unavailable_error", code="server_is_overloaded"),
+        "provider_unavailable",
+        5,
+    ),
     (page(403), "provider_failed", None),
     (Reply(429, {"Retry-After": "3"}), "provider_unavailable", 3),
     (Reply(500, steps=(b"x" * 200_000,)), "provider_unavailable", 5),
@@ -99,24 +103,24 @@ STATUSES = [
 
 @BOTH
 @pytest.mark.parametrize(("reply", "code", "wait"), STATUSES)
-async def test_a_status_becomes_a_row_of_the_table(
+async def test_a_status_is_mapped_to_an_error(
     vendor: FaultUpstream, provider: Any, reply: Reply, code: str, wait: int | None, stream: bool
 ) -> None:
     vendor.script(reply)
     error, text = await failure(provider, job(stream=stream))
     assert (error.code, error.retry_after, text) == (code, wait, "")
-    check_discreet(error)
+    check_no_secrets(error)
     assert len(vendor.requests) == 1, "it was sent twice"
 
 
-async def test_a_blamed_parameter_has_the_contracts_name(vendor: FaultUpstream, provider: Any) -> None:
+async def test_a_refused_parameter_is_named_as_in_the_contract(vendor: FaultUpstream, provider: Any) -> None:
     for theirs, ours in (
         ("max_completion_tokens", "max_tokens"),
         ("safety_identifier", "user"),
         ("messages.[2].content", "messages"),
         ("stop", "stop"),
     ):
-        vendor.script(said(400, param=theirs))
+        vendor.script(refusal(400, param=theirs))
         error, _ = await failure(provider, job(stream=False))
         assert error.field == ours
         assert ours in error.message
@@ -146,13 +150,13 @@ NO_ANSWER: list[tuple[Script, str]] = [
 
 @BOTH
 @pytest.mark.parametrize(("script", "code"), NO_ANSWER)
-async def test_what_is_no_answer_becomes_a_row_of_the_table(
+async def test_an_invalid_response_is_mapped_to_an_error(
     vendor: FaultUpstream, provider: Any, script: Script, code: str, stream: bool
 ) -> None:
     vendor.script(script)
     error, text = await failure(provider, job(stream=stream))
     assert (error.code, text) == (code, "")
-    check_discreet(error)
+    check_no_secrets(error)
 
 
 @pytest.mark.parametrize(
@@ -175,7 +179,7 @@ async def test_what_is_no_answer_becomes_a_row_of_the_table(
         (b'event: error\ndata: {"error":{"message":"upstream broke"}}\n\n', "provider_failed"),
     ],
 )
-async def test_a_stream_that_breaks_keeps_what_it_said_and_never_looks_complete(
+async def test_a_stream_that_breaks_keeps_its_text_and_never_looks_complete(
     vendor: FaultUpstream, provider: Any, step: Any, code: str
 ) -> None:
     gate = Gate()
@@ -189,7 +193,7 @@ async def test_a_stream_that_breaks_keeps_what_it_said_and_never_looks_complete(
                 gate.open()
     assert text == "one two"
     assert getattr(raised.value, "code", None) == code
-    check_discreet(raised.value)
+    check_no_secrets(raised.value)
 
 
 @pytest.mark.parametrize(
@@ -210,13 +214,13 @@ async def test_a_stream_without_a_proper_end_never_looks_complete(
     assert text == answer.text
 
 
-async def test_an_error_in_place_of_a_whole_answer_has_its_own_meaning(
+async def test_an_error_instead_of_a_whole_answer_has_its_own_meaning(
     vendor: FaultUpstream, provider: Any
 ) -> None:
     vendor.script(Reply(steps=(b'{"error":{"type":"server_error","code":null,"message":"upstream broke"}}',)))
     error, _ = await failure(provider, job(stream=False))
     assert error.code == "provider_unavailable"
-    check_discreet(error)
+    check_no_secrets(error)
 
 
 async def test_a_whole_answer_above_the_limit_fails_and_is_not_read_on(
@@ -229,7 +233,7 @@ async def test_a_whole_answer_above_the_limit_fails_and_is_not_read_on(
         await vendor.requests[-1].left.wait()
 
 
-async def test_an_answer_that_is_compressed_unasked_is_not_unpacked(
+async def test_a_response_that_is_compressed_without_a_request_is_not_decompressed(
     vendor: FaultUpstream, provider: Any
 ) -> None:
     body = gzip.compress(
@@ -258,18 +262,18 @@ async def test_a_cookie_is_not_sent_back(vendor: FaultUpstream, provider: Any) -
 
 async def test_whole_answers_may_take_longer_than_a_stream_may_be_silent(vendor: FaultUpstream) -> None:
     vendor.script(Answer(before=(0.2,)))
-    async with opened(vendor.openai_base_url, silence=0.05, whole=5) as provider:
+    async with open_provider(vendor.openai_base_url, silence=0.05, whole=5) as provider:
         assert (await deltas(provider, job(stream=False)))[-1].finish_reason
 
 
 @pytest.mark.parametrize("url", ["ftp://127.0.0.1/v1", "nonsense"])
-async def test_an_address_that_is_none_is_a_failed_provider(url: str) -> None:
-    async with opened(url) as provider:
+async def test_an_invalid_address_is_provider_failed(url: str) -> None:
+    async with open_provider(url) as provider:
         error, _ = await failure(provider, job(stream=False))
     assert error.code == "provider_failed"
 
 
-async def test_a_stream_of_comments_alone_goes_on_until_it_is_closed(
+async def test_a_stream_of_only_comments_continues_until_it_is_closed(
     vendor: FaultUpstream, provider: Any
 ) -> None:
     vendor.script(Answer("one two", at={1: (b": wait\n\n",) * 100}))

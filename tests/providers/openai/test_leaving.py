@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from pomelo.testing import Answer, FaultUpstream, Gate, Received
-from tests.providers.openai.rig import job, opened
+from tests.providers.openai.rig import job, open_provider
 
 AT_ONCE = 0.05
 """Seconds that may pass until the vendor sees it."""
@@ -24,7 +24,7 @@ async def _vendor() -> AsyncIterator[FaultUpstream]:
 
 @pytest.fixture(name="provider")
 async def _provider(vendor: FaultUpstream) -> AsyncIterator[Any]:
-    async with opened(vendor.openai_base_url) as provider:
+    async with open_provider(vendor.openai_base_url) as provider:
         yield provider
 
 
@@ -43,7 +43,9 @@ async def check_left(received: Received, since: float) -> None:
     assert received.left_at - since < AT_ONCE
 
 
-async def test_a_closed_generator_closes_the_connection_at_once(vendor: FaultUpstream, provider: Any) -> None:
+async def test_a_closed_generator_closes_the_connection_immediately(
+    vendor: FaultUpstream, provider: Any
+) -> None:
     gate = Gate()
     vendor.script(Answer("one two three", at={1: gate}))
     events = provider.text(job(stream=True))
@@ -55,7 +57,7 @@ async def test_a_closed_generator_closes_the_connection_at_once(vendor: FaultUps
     assert vendor.requests[0].tokens_sent == 1
 
 
-async def test_leaving_while_the_vendor_speaks_as_fast_as_it_can_stops_it(
+async def test_cancelling_stops_a_vendor_that_sends_as_fast_as_it_can(
     vendor: FaultUpstream, provider: Any
 ) -> None:
     words = 200_000
@@ -99,7 +101,7 @@ async def test_a_failure_that_the_reader_throws_closes_the_connection_too(
 
 
 @pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
-async def test_a_deadline_closes_the_connection_at_once(
+async def test_a_deadline_closes_the_connection_immediately(
     vendor: FaultUpstream, provider: Any, stream: bool
 ) -> None:
     vendor.script(Answer(at={1: Gate()}))
@@ -110,10 +112,10 @@ async def test_a_deadline_closes_the_connection_at_once(
 
 
 async def test_closing_the_provider_closes_what_is_open(vendor: FaultUpstream) -> None:
-    async with opened(vendor.openai_base_url) as provider:
+    async with open_provider(vendor.openai_base_url) as provider:
         await collect(provider, stream=True)
         assert vendor.requests[0].left_at is None
     # The connection that was kept for later is gone: a new provider makes a new one.
-    async with opened(vendor.openai_base_url) as provider:
+    async with open_provider(vendor.openai_base_url) as provider:
         await collect(provider, stream=True)
     assert vendor.requests[0].connection != vendor.requests[1].connection

@@ -1,4 +1,4 @@
-"""The vendor for tests speaks the real wire: OpenAI's own client reads it, and it refuses what OpenAI refuses."""
+"""The vendor for tests speaks the real protocol: OpenAI's own client reads it, and it refuses what OpenAI refuses."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ async def test_without_include_usage_there_is_none(vendor: FaultUpstream, client
     assert all(chunk.usage is None for chunk in [chunk async for chunk in stream])
 
 
-async def test_the_official_client_sees_refusals_as_the_vendors(
+async def test_the_official_client_sees_refusals_of_the_vendor(
     vendor: FaultUpstream, client: openai.AsyncOpenAI
 ) -> None:
     vendor.script(error_reply(429, "requests", "rate_limit_exceeded"))
@@ -188,7 +188,7 @@ async def test_rules_come_before_the_queue_and_the_queue_before_the_default(vend
     assert len(vendor.requests) == 1
 
 
-async def test_a_gate_holds_an_answer_and_a_client_that_leaves_is_noticed(
+async def test_a_gate_holds_an_answer_and_a_disconnect_is_noticed(
     vendor: FaultUpstream, client: openai.AsyncOpenAI
 ) -> None:
     gate = Gate()
@@ -207,7 +207,7 @@ async def test_a_gate_holds_an_answer_and_a_client_that_leaves_is_noticed(
     assert received.left_at >= received.at
 
 
-async def test_an_opened_gate_lets_the_answer_go_on(
+async def test_an_opened_gate_lets_the_answer_continue(
     vendor: FaultUpstream, client: openai.AsyncOpenAI
 ) -> None:
     gate = Gate()

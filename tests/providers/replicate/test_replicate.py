@@ -11,26 +11,26 @@ from typing import Any
 import pytest
 
 from pomelo.catalog.catalog import Route
-from pomelo.errors import Replay
 from pomelo.gen.v1.image_pb2 import ImageFormat, ImageInput
+from pomelo.providers.errors import RetryPolicy
 from pomelo.providers.replicate import Replicate
 from pomelo.testing import FaultUpstream, Gate, Reply, Script, Stop, page, redirect
-from pomelo.testing.bfl_wire import delivered
-from pomelo.testing.pictures import picture
-from pomelo.testing.replicate_wire import Prediction, error_reply, prediction
+from pomelo.testing.bfl_protocol import delivered
+from pomelo.testing.images import make_image
+from pomelo.testing.replicate_protocol import Prediction, error_reply, prediction
 from tests.providers.image_rig import (
     KEY,
     PROMPT,
     SECRETS,
-    check_discreet,
-    drawn,
+    check_no_secrets,
+    draw_image,
     events,
     failure,
     job,
+    largest_input,
     listener,
-    opened,
-    richest,
-    was_called,
+    open_provider,
+    was_connected,
 )
 
 SCHNELL = Route(
@@ -51,12 +51,12 @@ async def _vendor() -> AsyncIterator[FaultUpstream]:
 
 @pytest.fixture(name="provider")
 async def _provider(vendor: FaultUpstream) -> AsyncIterator[Any]:
-    async with opened(Replicate, vendor.replicate_base_url, **NOW) as provider:
+    async with open_provider(Replicate, vendor.replicate_base_url, **NOW) as provider:
         yield provider
 
 
-async def test_the_richest_request_is_exactly_this(vendor: FaultUpstream, provider: Any) -> None:
-    await drawn(provider, job(SCHNELL, richest()))
+async def test_the_largest_request_is_exactly_this(vendor: FaultUpstream, provider: Any) -> None:
+    await draw_image(provider, job(SCHNELL, largest_input()))
     order = vendor.requests[0]
     path = "/replicate/v1/models/black-forest-labs/flux-schnell/predictions"
     assert (order.method, order.target) == ("POST", path)
@@ -76,8 +76,10 @@ async def test_the_richest_request_is_exactly_this(vendor: FaultUpstream, provid
     assert order.headers["Prefer"] == "wait"
 
 
-async def test_the_barest_request_leaves_the_rest_to_the_model(vendor: FaultUpstream, provider: Any) -> None:
-    await drawn(provider, job(SCHNELL))
+async def test_the_smallest_request_leaves_the_rest_to_the_model(
+    vendor: FaultUpstream, provider: Any
+) -> None:
+    await draw_image(provider, job(SCHNELL))
     assert vendor.requests[0].body == {
         "input": {
             "prompt": PROMPT,
@@ -108,16 +110,16 @@ async def test_the_barest_request_leaves_the_rest_to_the_model(vendor: FaultUpst
         (2048, 2048, "1:1", "1"),
     ],
 )
-async def test_a_size_becomes_the_nearest_shape_and_area(
+async def test_a_size_becomes_the_nearest_aspect_ratio_and_area(
     vendor: FaultUpstream, provider: Any, width: int, height: int, aspect: str, megapixels: str
 ) -> None:
-    await drawn(provider, job(SCHNELL, ImageInput(prompt="x", width=width, height=height)))
-    given = vendor.requests[0].body["input"]
-    assert (given["aspect_ratio"], given["megapixels"]) == (aspect, megapixels)
+    await draw_image(provider, job(SCHNELL, ImageInput(prompt="x", width=width, height=height)))
+    image_input = vendor.requests[0].body["input"]
+    assert (image_input["aspect_ratio"], image_input["megapixels"]) == (aspect, megapixels)
 
 
 @pytest.mark.parametrize(
-    ("wanted", "content_type"),
+    ("expected", "content_type"),
     [
         (ImageFormat.IMAGE_FORMAT_UNSPECIFIED, "image/png"),
         (ImageFormat.IMAGE_FORMAT_PNG, "image/png"),
@@ -125,23 +127,21 @@ async def test_a_size_becomes_the_nearest_shape_and_area(
         (ImageFormat.IMAGE_FORMAT_WEBP, "image/webp"),
     ],
 )
-async def test_the_picture_comes_as_it_was_delivered(
-    provider: Any, wanted: ImageFormat.ValueType, content_type: str
+async def test_the_image_is_returned_unchanged(
+    provider: Any, expected: ImageFormat.ValueType, content_type: str
 ) -> None:
-    answer = await drawn(provider, job(SCHNELL, ImageInput(prompt="x", output_format=wanted)))
-    assert answer == (picture(content_type.removeprefix("image/")), content_type)
+    answer = await draw_image(provider, job(SCHNELL, ImageInput(prompt="x", output_format=expected)))
+    assert answer == (make_image(content_type.removeprefix("image/")), content_type)
 
 
-async def test_a_prediction_that_was_waited_for_needs_no_question(
-    vendor: FaultUpstream, provider: Any
-) -> None:
-    await drawn(provider, job(SCHNELL))
+async def test_a_prediction_in_the_first_response_needs_no_poll(vendor: FaultUpstream, provider: Any) -> None:
+    await draw_image(provider, job(SCHNELL))
     order, download = vendor.requests
     assert order.method == "POST"
     assert KEY not in str(dict(download.headers))
 
 
-async def test_a_slow_prediction_is_asked_about_until_it_has_succeeded(
+async def test_a_slow_prediction_is_polled_until_it_has_succeeded(
     vendor: FaultUpstream, provider: Any
 ) -> None:
     states = ("starting", "processing", "a new one")
@@ -156,54 +156,56 @@ async def test_a_slow_prediction_is_asked_about_until_it_has_succeeded(
 
 async def test_an_output_may_be_one_url(vendor: FaultUpstream) -> None:
     async with FaultUpstream() as store:
-        store.default = delivered(picture("webp"))
+        store.default = delivered(make_image("webp"))
         url = store.url + "/replicate/delivery/x"
         for output in (url, [url]):
             vendor.script(Prediction(output=output))
-            async with opened(Replicate, vendor.replicate_base_url, **NOW, origins=(store.url,)) as provider:
-                assert (await drawn(provider, job(SCHNELL)))[0] == picture("webp")
+            async with open_provider(
+                Replicate, vendor.replicate_base_url, **NOW, origins=(store.url,)
+            ) as provider:
+                assert (await draw_image(provider, job(SCHNELL)))[0] == make_image("webp")
         assert all(KEY not in str(dict(received.headers)) for received in store.requests)
 
 
-NOT_TAKEN: list[tuple[Script, str, int | None, Replay]] = [
-    (error_reply(400, SECRETS), "provider_failed", None, Replay.ELSEWHERE),
-    (error_reply(401, SECRETS), "provider_failed", None, Replay.ELSEWHERE),
-    (error_reply(402, SECRETS), "provider_failed", None, Replay.ELSEWHERE),
-    (error_reply(403, SECRETS), "provider_failed", None, Replay.ELSEWHERE),
-    (error_reply(404, SECRETS), "provider_failed", None, Replay.ELSEWHERE),
-    (error_reply(422, SECRETS, ("seed",)), "invalid_parameter", None, Replay.NEVER),
-    (error_reply(422, SECRETS, ("go_fast",)), "provider_failed", None, Replay.ELSEWHERE),
-    (error_reply(429, SECRETS), "provider_unavailable", 5, Replay.AGAIN),
-    (error_reply(429, headers={"Retry-After": "9"}), "provider_unavailable", 9, Replay.AGAIN),
-    (error_reply(500, SECRETS), "provider_unavailable", 5, Replay.NEVER),
-    (page(502), "provider_unavailable", 5, Replay.NEVER),
-    (page(), "provider_failed", None, Replay.NEVER),
-    (redirect("/elsewhere"), "provider_failed", None, Replay.ELSEWHERE),
-    (Reply(), "provider_failed", None, Replay.NEVER),
-    (Reply(steps=(b"[]",)), "provider_failed", None, Replay.NEVER),
-    (Reply(steps=(b"{}",)), "provider_failed", None, Replay.NEVER),
-    (Reply(steps=(b'{"status":"starting"}',)), "provider_failed", None, Replay.NEVER),
-    (Reply(steps=(b'{"status":"starting","urls":[]}',)), "provider_failed", None, Replay.NEVER),
-    (Reply(before=(Stop.RESET,)), "provider_unavailable", 5, Replay.NEVER),
-    (Reply(steps=(b"{", Stop.CLOSE)), "provider_failed", None, Replay.NEVER),
+REFUSED_ORDERS: list[tuple[Script, str, int | None, RetryPolicy]] = [
+    (error_reply(400, SECRETS), "provider_failed", None, RetryPolicy.NEXT_ROUTE),
+    (error_reply(401, SECRETS), "provider_failed", None, RetryPolicy.NEXT_ROUTE),
+    (error_reply(402, SECRETS), "provider_failed", None, RetryPolicy.NEXT_ROUTE),
+    (error_reply(403, SECRETS), "provider_failed", None, RetryPolicy.NEXT_ROUTE),
+    (error_reply(404, SECRETS), "provider_failed", None, RetryPolicy.NEXT_ROUTE),
+    (error_reply(422, SECRETS, ("seed",)), "invalid_parameter", None, RetryPolicy.NEVER),
+    (error_reply(422, SECRETS, ("go_fast",)), "provider_failed", None, RetryPolicy.NEXT_ROUTE),
+    (error_reply(429, SECRETS), "provider_unavailable", 5, RetryPolicy.SAME_ROUTE),
+    (error_reply(429, headers={"Retry-After": "9"}), "provider_unavailable", 9, RetryPolicy.SAME_ROUTE),
+    (error_reply(500, SECRETS), "provider_unavailable", 5, RetryPolicy.NEVER),
+    (page(502), "provider_unavailable", 5, RetryPolicy.NEVER),
+    (page(), "provider_failed", None, RetryPolicy.NEVER),
+    (redirect("/elsewhere"), "provider_failed", None, RetryPolicy.NEXT_ROUTE),
+    (Reply(), "provider_failed", None, RetryPolicy.NEVER),
+    (Reply(steps=(b"[]",)), "provider_failed", None, RetryPolicy.NEVER),
+    (Reply(steps=(b"{}",)), "provider_failed", None, RetryPolicy.NEVER),
+    (Reply(steps=(b'{"status":"starting"}',)), "provider_failed", None, RetryPolicy.NEVER),
+    (Reply(steps=(b'{"status":"starting","urls":[]}',)), "provider_failed", None, RetryPolicy.NEVER),
+    (Reply(before=(Stop.RESET,)), "provider_unavailable", 5, RetryPolicy.NEVER),
+    (Reply(steps=(b"{", Stop.CLOSE)), "provider_failed", None, RetryPolicy.NEVER),
 ]
 
 
 @BOTH
-@pytest.mark.parametrize(("script", "code", "wait", "replay"), NOT_TAKEN)
-async def test_an_order_that_fails_becomes_a_row_of_the_table_and_is_sent_once(
+@pytest.mark.parametrize(("script", "code", "wait", "retry"), REFUSED_ORDERS)
+async def test_an_order_that_fails_is_mapped_to_an_error_and_sent_once(
     vendor: FaultUpstream,
     provider: Any,
     script: Script,
     code: str,
     wait: int | None,
-    replay: Replay,
+    retry: RetryPolicy,
     stream: bool,
 ) -> None:
     vendor.script(script)
     error = await failure(provider, job(SCHNELL, stream=stream))
-    assert (error.code, error.retry_after, error.replay) == (code, wait, replay)
-    check_discreet(error)
+    assert (error.code, error.retry_after, error.retry) == (code, wait, retry)
+    check_no_secrets(error)
     assert len(vendor.requests) == 1, "it was sent twice"
 
 
@@ -226,40 +228,38 @@ ENDS: list[tuple[Script, str]] = [
 @BOTH
 @pytest.mark.parametrize("at_once", [False, True], ids=["later", "at once"])
 @pytest.mark.parametrize(("reply", "code"), ENDS)
-async def test_a_prediction_that_fails_becomes_a_row_of_the_table_and_is_ordered_once(
+async def test_a_prediction_that_fails_is_mapped_to_an_error_and_ordered_once(
     vendor: FaultUpstream, provider: Any, reply: Script, code: str, at_once: bool, stream: bool
 ) -> None:
     vendor.script(reply if at_once else Prediction(polls=(prediction("processing"), reply), done=False))
     error = await failure(provider, job(SCHNELL, stream=stream))
-    assert (error.code, error.replay) == (code, Replay.NEVER), "it would be ordered again"
-    check_discreet(error)
+    assert (error.code, error.retry) == (code, RetryPolicy.NEVER), "it would be ordered again"
+    check_no_secrets(error)
     assert sum(received.method == "POST" for received in vendor.requests) == 1
 
 
-async def test_a_question_that_fails_is_asked_again_and_a_refusal_is_not(
-    vendor: FaultUpstream, provider: Any
-) -> None:
+async def test_a_failing_poll_is_repeated_and_a_refusal_is_not(vendor: FaultUpstream, provider: Any) -> None:
     vendor.script(Prediction(polls=(error_reply(429), page(502), Reply(before=(Stop.RESET,)))))
-    await drawn(provider, job(SCHNELL))
+    await draw_image(provider, job(SCHNELL))
     vendor.reset()
     vendor.script(Prediction(polls=(error_reply(401),)))
     error = await failure(provider, job(SCHNELL))
-    assert (error.code, error.replay) == ("provider_failed", Replay.NEVER)
+    assert (error.code, error.retry) == ("provider_failed", RetryPolicy.NEVER)
     assert len(vendor.requests) == 2
 
 
-async def test_a_prediction_that_is_not_known_yet_is_asked_about_again(
+async def test_a_prediction_that_is_not_known_yet_is_polled_again(
     vendor: FaultUpstream, provider: Any
 ) -> None:
     vendor.script(Prediction(polls=(error_reply(404),) * 4))
-    await drawn(provider, job(SCHNELL))
+    await draw_image(provider, job(SCHNELL))
     vendor.script(Prediction(polls=(error_reply(404),), done=False))
-    async with opened(Replicate, vendor.replicate_base_url, interval=0.001, grace=0.05) as hasty:
+    async with open_provider(Replicate, vendor.replicate_base_url, interval=0.001, grace=0.05) as hasty:
         error = await failure(hasty, job(SCHNELL))
-    assert (error.code, error.replay) == ("provider_failed", Replay.NEVER)
+    assert (error.code, error.retry) == ("provider_failed", RetryPolicy.NEVER)
 
 
-DATA = "data:image/png;name=a.png;base64," + b64encode(picture()).decode()
+DATA = "data:image/png;name=a.png;base64," + b64encode(make_image()).decode()
 
 
 @pytest.mark.parametrize(
@@ -267,24 +267,24 @@ DATA = "data:image/png;name=a.png;base64," + b64encode(picture()).decode()
 )
 async def test_an_output_may_be_a_data_uri(vendor: FaultUpstream, provider: Any, output: Any) -> None:
     vendor.script(Prediction(output=output))
-    assert await drawn(provider, job(SCHNELL)) == (picture(), "image/png")
+    assert await draw_image(provider, job(SCHNELL)) == (make_image(), "image/png")
     assert len(vendor.requests) == 1
 
 
 @pytest.mark.parametrize(
     "output", ["data:image/png,abc", "data:image/png;base64,@@@@", "data:", "data:;base64,"]
 )
-async def test_an_output_that_is_no_image_in_base64_has_failed(
+async def test_an_output_that_is_not_an_image_in_base64_fails(
     vendor: FaultUpstream, provider: Any, output: str
 ) -> None:
     vendor.script(Prediction(output=output))
     error = await failure(provider, job(SCHNELL))
-    assert (error.code, error.replay) == ("provider_failed", Replay.NEVER)
+    assert (error.code, error.retry) == ("provider_failed", RetryPolicy.NEVER)
 
 
 CUT = (
-    Reply(steps=(picture()[:40], Stop.CLOSE)),
-    Reply(headers={"Content-Length": "99"}, steps=(picture()[:40], Stop.RESET)),
+    Reply(steps=(make_image()[:40], Stop.CLOSE)),
+    Reply(headers={"Content-Length": "99"}, steps=(make_image()[:40], Stop.RESET)),
     error_reply(404, SECRETS),
 )
 
@@ -293,8 +293,8 @@ CUT = (
 async def test_a_download_that_fails_is_repeated_without_another_order(
     vendor: FaultUpstream, provider: Any, trouble: Reply
 ) -> None:
-    vendor.script(Prediction(delivery=(trouble, trouble, delivered(picture()))))
-    assert (await drawn(provider, job(SCHNELL)))[0] == picture()
+    vendor.script(Prediction(delivery=(trouble, trouble, delivered(make_image()))))
+    assert (await draw_image(provider, job(SCHNELL)))[0] == make_image()
     assert sum(received.method == "POST" for received in vendor.requests) == 1
 
 
@@ -305,20 +305,20 @@ async def test_a_download_that_fails_is_repeated_without_another_order(
         (page(), "provider_failed"),
         (page(503), "provider_unavailable"),
         (redirect("/replicate/delivery/x"), "provider_failed"),
-        (Reply(steps=(picture()[:40], Stop.CLOSE)), "provider_failed"),
+        (Reply(steps=(make_image()[:40], Stop.CLOSE)), "provider_failed"),
     ],
 )
-async def test_a_picture_that_is_not_delivered_is_a_failure_and_not_ordered_again(
+async def test_an_image_that_is_not_delivered_is_a_failure_and_not_ordered_again(
     vendor: FaultUpstream, provider: Any, delivery: Script, code: str
 ) -> None:
     vendor.script(Prediction(delivery=(delivery,)))
     error = await failure(provider, job(SCHNELL))
-    assert (error.code, error.replay) == (code, Replay.NEVER)
-    check_discreet(error)
+    assert (error.code, error.retry) == (code, RetryPolicy.NEVER)
+    check_no_secrets(error)
     assert sum(received.method == "POST" for received in vendor.requests) == 1
 
 
-async def test_the_key_is_not_sent_where_a_link_leads_astray(vendor: FaultUpstream, provider: Any) -> None:
+async def test_the_key_is_not_sent_to_a_foreign_link(vendor: FaultUpstream, provider: Any) -> None:
     with listener() as elsewhere:
         port = elsewhere.getsockname()[1]
         for url in (
@@ -331,12 +331,14 @@ async def test_the_key_is_not_sent_where_a_link_leads_astray(vendor: FaultUpstre
         ):
             vendor.script(Prediction(polls=(prediction("starting"),), order={"urls": {"get": url}}))
             error = await failure(provider, job(SCHNELL))
-            assert (error.code, error.replay) == ("provider_failed", Replay.NEVER)
-        assert not was_called(elsewhere)
+            assert (error.code, error.retry) == ("provider_failed", RetryPolicy.NEVER)
+        assert not was_connected(elsewhere)
 
 
 @pytest.mark.parametrize("stage", ["the order", "a question", "the delivery"])
-async def test_leaving_ends_everything_at_once(vendor: FaultUpstream, provider: Any, stage: str) -> None:
+async def test_cancelling_closes_everything_immediately(
+    vendor: FaultUpstream, provider: Any, stage: str
+) -> None:
     gate = Gate()
     held = Reply(steps=(b"x", gate))
     stages: dict[str, Script] = {
@@ -363,11 +365,11 @@ async def test_leaving_ends_everything_at_once(vendor: FaultUpstream, provider: 
     left_at = vendor.requests[-1].left_at
     assert left_at is not None
     assert left_at - since < 0.05
-    await drawn(provider, job(SCHNELL))
+    await draw_image(provider, job(SCHNELL))
     assert len(vendor.requests) == seen + 2
 
 
 @pytest.mark.parametrize(("key", "configured"), [(None, False), (" ", False), ("k", True)])
 async def test_without_a_key_it_is_not_configured(key: str | None, configured: bool) -> None:
-    async with opened(Replicate, "https://api.replicate.com", key=key) as provider:
+    async with open_provider(Replicate, "https://api.replicate.com", key=key) as provider:
         assert provider.configured is configured

@@ -78,7 +78,7 @@ def opened_by(*accounts: str, **options: float) -> Traffic:
 
 @pytest.mark.parametrize("poison", [1.0, 20.0, 500.0])
 @pytest.mark.parametrize("good", [0.5, 5.0, 50.0])
-def test_poison_of_one_account_refuses_that_account_alone(poison: float, good: float) -> None:
+def test_the_failing_inputs_of_one_account_block_only_that_account(poison: float, good: float) -> None:
     traffic = Traffic(healthy=lambda account: account == "good")
     traffic.run(60, {"poison": poison, "good": good})
     assert traffic.share("good") == 1.0
@@ -86,14 +86,14 @@ def test_poison_of_one_account_refuses_that_account_alone(poison: float, good: f
     assert traffic.passed["poison"] <= MINIMUM_CALLS + 5 + 60 / PROBE_WAIT_MAX
 
 
-def test_a_single_failure_beside_poison_does_not_open_the_route() -> None:
+def test_a_single_failure_beside_those_of_one_account_does_not_open_the_route() -> None:
     traffic = Traffic(healthy=lambda account: False)
     traffic.run(2, {"poison": 100})
     traffic.call("other")
     assert traffic.breaker.state is State.CLOSED
 
 
-def test_an_account_alone_at_a_vendor_that_is_down_is_refused_and_probes() -> None:
+def test_the_only_account_of_a_vendor_that_is_down_is_blocked_and_probes() -> None:
     traffic = Traffic(healthy=lambda account: False)
     traffic.run(60, {"only": 100})
     assert traffic.passed["only"] <= MINIMUM_CALLS + 5 + 60 / PROBE_WAIT_MAX
@@ -108,7 +108,7 @@ def test_an_account_alone_at_a_vendor_that_is_down_is_refused_and_probes() -> No
     [{"a": 4.0, "b": 4.0}, {"a": 300.0, "b": 5.0}, {f"account {n}": 1.0 for n in range(50)}],
     ids=["two quiet accounts", "a busy one and a quiet one", "fifty"],
 )
-def test_a_vendor_that_goes_down_is_left_alone_within_two_seconds_and_found_again(
+def test_a_vendor_that_goes_down_is_blocked_within_two_seconds_and_used_again_later(
     rates: dict[str, float],
 ) -> None:
     traffic = Traffic()
@@ -144,7 +144,7 @@ def test_every_second_call_that_fails_opens_nothing() -> None:
     assert not traffic.refused
 
 
-def test_several_poisoned_accounts_do_not_outvote_those_that_are_served() -> None:
+def test_several_failing_accounts_do_not_outvote_those_that_succeed() -> None:
     traffic = Traffic(healthy=lambda account: account.startswith("good"))
     good = {f"good {n}": 5.0 for n in range(2)}
     traffic.run(1, good)
@@ -175,7 +175,7 @@ def vote(rate: float, gap: int) -> State:
     return traffic.breaker.state
 
 
-def test_a_vote_counts_failures_of_this_bucket_and_the_one_before_and_no_older_ones() -> None:
+def test_a_vote_counts_failures_of_this_bucket_and_the_previous_one_and_no_older_ones() -> None:
     assert vote(0.6, gap=1) is State.OPEN
     assert vote(0.7, gap=1) is State.CLOSED
     assert vote(0.6, gap=3) is State.CLOSED
@@ -188,7 +188,7 @@ def test_an_account_that_was_dropped_does_not_vote_twice() -> None:
     assert traffic.breaker.state is State.CLOSED
 
 
-def test_accounts_that_were_served_before_are_let_in_with_the_first_probe_and_others_are_not() -> None:
+def test_accounts_that_were_served_before_are_admitted_with_the_first_probe_and_others_are_not() -> None:
     traffic = Traffic()
     traffic.call("served")
     traffic.now += 120
@@ -220,7 +220,7 @@ def test_accounts_that_were_served_before_are_let_in_with_the_first_probe_and_ot
     assert traffic.breaker.account_state("served") is State.OPEN
 
 
-def test_a_route_that_was_found_again_starts_with_a_clean_record() -> None:
+def test_a_route_that_was_closed_again_starts_without_old_outcomes() -> None:
     traffic = Traffic(healthy=lambda account: account == "good")
     for account, calls in {"good": 1, "a": MINIMUM_CALLS - 1, "b": 2, "c": 2, "d": 2}.items():
         for _ in range(calls):
@@ -276,7 +276,7 @@ def test_an_account_whose_probe_succeeded_may_probe_again_when_the_route_opens_a
     assert traffic.breaker.retry_after("c", traffic.now) == PROBE_WAIT
 
 
-def test_calls_that_were_under_way_when_an_accounts_circuit_opened_change_nothing(
+def test_calls_that_were_running_when_an_accounts_circuit_opened_change_nothing(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     traffic = Traffic(healthy=lambda account: False)
@@ -312,7 +312,7 @@ def test_a_probe_that_fails_opens_the_route_again() -> None:
     assert 0 < traffic.breaker.retry_after("d", traffic.now) <= PROBE_WAIT_MAX
 
 
-def test_a_probe_whose_caller_leaves_makes_room_for_another_account() -> None:
+def test_a_probe_whose_caller_disconnects_allows_a_probe_of_another_account() -> None:
     traffic = opened_by("a", "b")
     traffic.now += PROBE_WAIT_MAX
     probe = traffic.breaker.acquire("c", traffic.now)
@@ -323,7 +323,7 @@ def test_a_probe_whose_caller_leaves_makes_room_for_another_account() -> None:
     assert traffic.breaker.acquire("d", traffic.now) is not None
 
 
-def test_a_caller_that_leaves_every_probe_does_not_probe_without_end() -> None:
+def test_a_caller_that_aborts_every_probe_does_not_probe_forever() -> None:
     traffic = opened_by("a", "b")
     probes = 0
     for _ in range(6000):
@@ -336,7 +336,7 @@ def test_a_caller_that_leaves_every_probe_does_not_probe_without_end() -> None:
 
 
 @pytest.mark.parametrize("accounts", [("a",), ("a", "b")], ids=["the account's circuit", "the route's"])
-def test_a_probe_that_never_ends_does_not_bar_others_for_ever(accounts: tuple[str, ...]) -> None:
+def test_a_probe_that_never_ends_does_not_block_others_forever(accounts: tuple[str, ...]) -> None:
     traffic = Traffic(healthy=lambda account: False)
     traffic.run(3, dict.fromkeys(accounts, 20.0))
     traffic.now += PROBE_WAIT_MAX
@@ -378,7 +378,7 @@ def test_a_hanging_probe_that_succeeds_late_closes_the_route() -> None:
     assert traffic.breaker.state is State.CLOSED
 
 
-def test_failures_of_calls_that_began_earlier_do_not_change_an_open_route() -> None:
+def test_failures_of_calls_that_started_earlier_do_not_change_an_open_route() -> None:
     traffic = Traffic()
     traffic.run(5, {"a": 20.0, "b": 20.0})
     before = [traffic.breaker.acquire(account, traffic.now) for account in ("a", "b") * 20]
@@ -460,7 +460,7 @@ def test_recent_failures_count_however_old_the_first_call_of_their_bucket_is() -
     assert traffic.breaker.account_state("a") is State.OPEN
 
 
-def test_the_accounts_of_a_route_are_bounded_and_open_circuits_are_kept() -> None:
+def test_the_tracked_accounts_of_a_route_are_limited_and_open_circuits_are_kept() -> None:
     traffic = Traffic(CircuitBreaker(max_accounts=100), lambda account: account != "poison")
     for number in range(5000):
         traffic.call(f"account {number}")
@@ -475,7 +475,7 @@ def test_the_accounts_of_a_route_are_bounded_and_open_circuits_are_kept() -> Non
     assert traffic.breaker.state is not State.CLOSED, "what was dropped left no vote behind"
 
 
-def test_accounts_are_bounded_even_where_all_their_circuits_are_open() -> None:
+def test_tracked_accounts_are_limited_even_if_all_their_circuits_are_open() -> None:
     traffic = Traffic(CircuitBreaker(max_accounts=20, minimum_accounts=10**6), lambda account: False)
     for number in range(100):
         for _ in range(MINIMUM_CALLS):

@@ -19,7 +19,7 @@ from pomelo.gen.v1.speech_pb2 import TextToSpeechInput
 from pomelo.gen.v1.task_pb2 import TaskResult
 from pomelo.media.store import MediaStore
 from pomelo.providers.base import AudioSource
-from pomelo.providers.pieces import AUDIO_PIECE
+from pomelo.providers.chunks import MAX_AUDIO_BYTES
 from pomelo.stores.ledger import REPLAY_SECONDS
 from pomelo.tasks.base import MAX_INLINE
 from tests.parity.clients import to_task
@@ -168,7 +168,7 @@ def test_an_answer_comes_back_with_a_link_that_lasts_as_long_as_its_media(tmp_pa
 
 async def test_a_stream_comes_back_in_the_order_of_the_first_one(tmp_path: Path) -> None:
     media = MediaStore(tmp_path / "media", b"s" * 32)
-    data = b"ID3" + bytes(3 * AUDIO_PIECE)
+    data = b"ID3" + bytes(3 * MAX_AUDIO_BYTES)
     result = answer(media, data)
     result.created.seconds = 1_700_000_000
     result.speech.content_type = "audio/mpeg"

@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 
-from pomelo.errors import PomeloError, Replay
+from pomelo.errors import PomeloError
 from pomelo.gen.v1.text_pb2 import TextDelta
 from pomelo.providers.base import Event, Job
+from pomelo.providers.errors import RetryPolicy
 from pomelo.providers.http.connections import NoConnectionError
 from tests.unit.engine.apps import EngineApp, open_engine
 
@@ -49,18 +50,16 @@ async def _engine(tmp_path: Path, provider: Failing) -> AsyncIterator[EngineApp]
 TEXT: dict[str, Any] = {"model": "gpt-4", "messages": [{"role": "user", "content": "Hi"}], "max_tokens": 9}
 
 
-def no_connection(replay: Replay) -> PomeloError:
+def no_connection(retry: RetryPolicy) -> PomeloError:
     """The failure of a call for which no connection became free."""
-    error = NoConnectionError("overloaded", "Too many calls")
-    error.replay = replay
-    return error
+    return NoConnectionError("overloaded", "Too many calls", retry=retry)
 
 
 @STREAM
 async def test_a_task_that_was_never_sent_gives_its_request_back(
     engine: EngineApp, provider: Failing, stream: bool
 ) -> None:
-    provider.error = no_connection(Replay.ELSEWHERE)
+    provider.error = no_connection(RetryPolicy.NEXT_ROUTE)
     account = await engine.account("limited")
     answer = await engine.ask(account, TEXT, stream=stream)
     assert answer.code == "overloaded"
@@ -83,7 +82,7 @@ async def test_a_task_that_was_sent_counts_as_a_request_though_it_failed(
     assert not await engine.records(account)
 
 
-@pytest.mark.parametrize("error", [no_connection(Replay.AGAIN), PomeloError("provider_failed")])
+@pytest.mark.parametrize("error", [no_connection(RetryPolicy.SAME_ROUTE), PomeloError("provider_failed")])
 async def test_what_was_delivered_before_a_failure_is_charged(
     engine: EngineApp, provider: Failing, error: PomeloError
 ) -> None:

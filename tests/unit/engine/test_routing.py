@@ -1,4 +1,4 @@
-"""Routes, retries and breakers, with real providers before servers that misbehave."""
+"""Routes, retries and circuit breakers, with real providers and servers that fail."""
 
 from __future__ import annotations
 
@@ -14,14 +14,15 @@ import pytest
 from pomelo.catalog.catalog import Limits, Model, Route
 from pomelo.catalog.pricing import Prices
 from pomelo.engine.circuit_breaker import MINIMUM_CALLS, PROBE_WAIT_MAX, CircuitBreaker, State
-from pomelo.engine.routing import RETRIES, WAIT_MOST, Router
-from pomelo.errors import PomeloError, Replay
+from pomelo.engine.routing import ATTEMPTS, WAIT_MAX, Router
+from pomelo.errors import PomeloError
 from pomelo.gen.v1.model_service_pb2 import PriceUnit
 from pomelo.gen.v1.task_pb2 import TaskType
 from pomelo.gen.v1.text_pb2 import Message, Role, TextDelta, TextInput
 from pomelo.providers import Credentials
 from pomelo.providers.base import CALLER, Event, Job
 from pomelo.providers.chat.openai import OpenAI
+from pomelo.providers.errors import RetryPolicy, UpstreamError
 from pomelo.providers.http.client import Http, Timeouts
 from pomelo.providers.http.connections import ConnectionLimiter, NoConnectionError
 from pomelo.testing import Answer, FaultUpstream, Gate, Stop, error_reply
@@ -41,8 +42,8 @@ ACCOUNTS = pytest.mark.parametrize("accounts", [("a",), ("a", "b")], ids=["one a
 
 
 @dataclass
-class House:
-    """Two providers, each before a server of its own, and a clock that sleeping moves."""
+class Rig:
+    """Two providers, each with its own server, and a clock that sleeping advances."""
 
     one: FaultUpstream
     two: FaultUpstream
@@ -51,11 +52,11 @@ class House:
     slept: list[float] = field(default_factory=list)
 
     def router(self) -> Router:
-        """A router that has seen nothing."""
-        return Router(self.providers, clock=lambda: self.now, sleep=self.no_sleep, chance=lambda: 1.0)
+        """A new router."""
+        return Router(self.providers, clock=lambda: self.now, sleep=self.no_sleep, jitter=lambda: 1.0)
 
     async def no_sleep(self, seconds: float) -> None:
-        """Lets time pass."""
+        """Advances the clock."""
         self.slept.append(seconds)
         self.now += seconds
 
@@ -66,36 +67,36 @@ class House:
         *,
         stream: bool = True,
         deadline: float = 2000.0,
-        say: str = "Hi",
+        prompt: str = "Hi",
         model: Model = MODEL,
     ) -> str:
         """The text of an answer."""
-        given = TextInput(messages=[Message(role=Role.ROLE_USER, content=say)])
+        text_input = TextInput(messages=[Message(role=Role.ROLE_USER, content=prompt)])
         candidates = router.candidates(model, "text", live=True)
-        job = Job("task_1", model, candidates[0].route, given, stream, deadline)
+        job = Job("task_1", model, candidates[0].route, text_input, stream, deadline)
         async with aclosing(router.events(job, candidates, account=account)) as events:
             return "".join([event.text_delta.content async for event in events])
 
     async def fail(self, router: Router, account: str = "", **how: Any) -> PomeloError:
-        """The error of an answer that there is none of."""
+        """The error of a failed task."""
         with pytest.raises(PomeloError) as raised:
             await self.ask(router, account, **how)
         return raised.value
 
     async def open_route(self, router: Router, *accounts: str) -> None:
-        """Makes the first vendor busy, and the accounts ask until its route is left alone."""
+        """Makes the first vendor busy, and the accounts ask until its route is left only."""
         self.one.default = BUSY
-        while self.asked()[0] < MINIMUM_CALLS:
+        while self.request_counts()[0] < MINIMUM_CALLS:
             for account in accounts:
                 assert await self.ask(router, account) == "from two"
 
-    def asked(self) -> tuple[int, int]:
-        """How many requests each server got."""
+    def request_counts(self) -> tuple[int, int]:
+        """The number of requests to each server."""
         return len(self.one.requests), len(self.two.requests)
 
 
 @pytest.fixture
-async def house() -> AsyncIterator[House]:
+async def rig() -> AsyncIterator[Rig]:
     """Two providers that answer."""
     async with FaultUpstream() as one, FaultUpstream() as two, Http() as http:
         one.default, two.default = Answer("from one"), Answer("from two")
@@ -103,26 +104,26 @@ async def house() -> AsyncIterator[House]:
             name: OpenAI(Credentials("sk-x", server.openai_base_url), http)
             for name, server in (("one", one), ("two", two))
         }
-        yield House(one, two, providers)
+        yield Rig(one, two, providers)
 
 
 @pytest.mark.parametrize("stream", [False, True])
-async def test_a_busy_route_is_asked_again_with_growing_waits(house: House, stream: bool) -> None:
-    house.one.script(BUSY, BUSY)
-    assert await house.ask(house.router(), stream=stream) == "from one"
-    assert house.slept == [0.25, 0.5]
-    assert house.asked() == (3, 0)
+async def test_a_busy_route_is_retried_with_growing_waits(rig: Rig, stream: bool) -> None:
+    rig.one.script(BUSY, BUSY)
+    assert await rig.ask(rig.router(), stream=stream) == "from one"
+    assert rig.slept == [0.25, 0.5]
+    assert rig.request_counts() == (3, 0)
 
 
-async def test_a_route_that_stays_busy_gives_way_to_the_next(house: House) -> None:
-    house.one.default = BUSY
-    assert await house.ask(house.router()) == "from two"
-    assert house.asked() == (RETRIES + 1, 1)
+async def test_a_route_that_stays_busy_gives_way_to_the_next(rig: Rig) -> None:
+    rig.one.default = BUSY
+    assert await rig.ask(rig.router()) == "from two"
+    assert rig.request_counts() == (ATTEMPTS, 1)
 
 
-async def test_each_route_is_asked_for_its_own_model_and_announced_once(house: House) -> None:
-    house.one.default = BUSY
-    router = house.router()
+async def test_each_route_is_asked_for_its_own_model_and_announced_once(rig: Rig) -> None:
+    rig.one.default = BUSY
+    router = rig.router()
     given = TextInput(messages=[Message(role=Role.ROLE_USER, content="Hi")])
     candidates = router.candidates(MODEL, "text", live=True)
     job = Job("task_1", MODEL, candidates[0].route, given, True, 2000.0)
@@ -130,18 +131,18 @@ async def test_each_route_is_asked_for_its_own_model_and_announced_once(house: H
     async with aclosing(router.events(job, candidates, announced.append)) as events:
         assert "".join([event.text_delta.content async for event in events]) == "from two"
     assert [one.route for one in announced] == list(MODEL.routes)
-    for server, model in ((house.one, "a"), (house.two, "b")):
+    for server, model in ((rig.one, "a"), (rig.two, "b")):
         assert {request.body["model"] for request in server.requests} == {model}
 
 
-@pytest.mark.parametrize(("chance", "waits"), [(0.0, [0.125, 0.25]), (0.5, [0.1875, 0.375])])
+@pytest.mark.parametrize(("jitter", "waits"), [(0.0, [0.125, 0.25]), (0.5, [0.1875, 0.375])])
 async def test_waits_vary_between_half_and_all_of_their_length(
-    house: House, chance: float, waits: list[float]
+    rig: Rig, jitter: float, waits: list[float]
 ) -> None:
-    house.one.script(BUSY, BUSY)
-    router = Router(house.providers, clock=lambda: house.now, sleep=house.no_sleep, chance=lambda: chance)
-    assert await house.ask(router) == "from one"
-    assert house.slept == waits
+    rig.one.script(BUSY, BUSY)
+    router = Router(rig.providers, clock=lambda: rig.now, sleep=rig.no_sleep, jitter=lambda: jitter)
+    assert await rig.ask(router) == "from one"
+    assert rig.slept == waits
 
 
 @pytest.mark.parametrize(
@@ -149,26 +150,26 @@ async def test_waits_vary_between_half_and_all_of_their_length(
     [((1, 1), "from one"), ((0, 1), "from one"), ((-1, 1), "from two"), ((-1, None), "from two"), ((-1, -1), "from one")],
 )  # fmt: skip
 async def test_a_route_past_its_last_day_is_asked_only_where_no_other_is_left(
-    house: House, days: tuple[int | None, ...], answer: str
+    rig: Rig, days: tuple[int | None, ...], answer: str
 ) -> None:
     today = date(2030, 1, 10)
     routes = tuple(
         replace(route, retires=None if day is None else today + timedelta(day))
         for route, day in zip(MODEL.routes, days, strict=True)
     )
-    router = Router(house.providers, clock=lambda: house.now, sleep=house.no_sleep, today=lambda: today)
-    assert await house.ask(router, model=replace(MODEL, routes=routes)) == answer
+    router = Router(rig.providers, clock=lambda: rig.now, sleep=rig.no_sleep, today=lambda: today)
+    assert await rig.ask(router, model=replace(MODEL, routes=routes)) == answer
 
 
-async def test_a_connection_that_breaks_ahead_of_the_answer_is_made_again(house: House) -> None:
-    house.one.script(Answer(before=(Stop.RESET,)))
-    assert await house.ask(house.router()) == "from one"
+async def test_a_call_whose_connection_fails_before_the_response_is_retried(rig: Rig) -> None:
+    rig.one.script(Answer(before=(Stop.RESET,)))
+    assert await rig.ask(rig.router()) == "from one"
 
 
-async def test_nothing_is_asked_twice_once_a_byte_was_delivered(house: House) -> None:
-    house.one.script(Answer("one two three", at={2: Stop.CLOSE}))
-    assert (await house.fail(house.router())).code == "provider_failed"
-    assert house.asked() == (1, 0)
+async def test_nothing_is_retried_after_the_first_byte(rig: Rig) -> None:
+    rig.one.script(Answer("one two three", at={2: Stop.CLOSE}))
+    assert (await rig.fail(rig.router())).code == "provider_failed"
+    assert rig.request_counts() == (1, 0)
 
 
 @pytest.mark.parametrize(
@@ -176,11 +177,11 @@ async def test_nothing_is_asked_twice_once_a_byte_was_delivered(house: House) ->
     [error_reply(400, code="context_length_exceeded"), error_reply(400, code="content_policy_violation")],
     ids=["too long", "policy"],
 )
-async def test_what_is_the_callers_fault_is_told_at_once(house: House, reply: Any) -> None:
-    house.one.script(reply)
-    await house.fail(house.router())
-    assert house.asked() == (1, 0)
-    assert house.slept == []
+async def test_an_error_of_the_caller_is_returned_immediately(rig: Rig, reply: Any) -> None:
+    rig.one.script(reply)
+    await rig.fail(rig.router())
+    assert rig.request_counts() == (1, 0)
+    assert rig.slept == []
 
 
 @pytest.mark.parametrize(
@@ -188,117 +189,117 @@ async def test_what_is_the_callers_fault_is_told_at_once(house: House, reply: An
     [error_reply(401, code="invalid_api_key"), error_reply(429, code="credit_balance_exhausted"), error_reply(404, code="model_not_found")],
     ids=["key", "money", "model"],
 )  # fmt: skip
-async def test_what_is_our_own_fault_with_one_vendor_is_tried_at_the_next_without_a_wait(
-    house: House, reply: Any
+async def test_an_error_of_our_account_is_retried_on_the_next_route_without_a_wait(
+    rig: Rig, reply: Any
 ) -> None:
-    house.one.script(reply)
-    assert await house.ask(house.router()) == "from two"
-    assert house.slept == []
+    rig.one.script(reply)
+    assert await rig.ask(rig.router()) == "from two"
+    assert rig.slept == []
 
 
-async def test_a_vendors_wait_is_kept_and_a_long_one_goes_elsewhere(house: House) -> None:
-    house.one.script(error_reply(429, code="slow_down", headers={"Retry-After": "3"}))
-    assert await house.ask(house.router()) == "from one"
-    assert house.slept == [3]
-    house.one.script(error_reply(429, code="slow_down", headers={"Retry-After": str(int(WAIT_MOST) + 1)}))
-    assert await house.ask(house.router()) == "from two"
-    assert house.slept == [3]
-    house.one.script(error_reply(429, code="slow_down", headers={"Retry-After": str(int(WAIT_MOST))}))
-    assert await house.ask(house.router()) == "from one"
-    assert house.slept == [3, WAIT_MOST]
+async def test_a_vendors_wait_is_respected_and_a_long_one_leads_to_the_next_route(rig: Rig) -> None:
+    rig.one.script(error_reply(429, code="slow_down", headers={"Retry-After": "3"}))
+    assert await rig.ask(rig.router()) == "from one"
+    assert rig.slept == [3]
+    rig.one.script(error_reply(429, code="slow_down", headers={"Retry-After": str(int(WAIT_MAX) + 1)}))
+    assert await rig.ask(rig.router()) == "from two"
+    assert rig.slept == [3]
+    rig.one.script(error_reply(429, code="slow_down", headers={"Retry-After": str(int(WAIT_MAX))}))
+    assert await rig.ask(rig.router()) == "from one"
+    assert rig.slept == [3, WAIT_MAX]
 
 
-async def test_the_last_failure_is_told_with_the_vendors_wait(house: House) -> None:
-    house.one.default = BUSY
-    house.two.default = error_reply(429, code="slow_down", headers={"Retry-After": "40"})
-    error = await house.fail(house.router())
+async def test_the_last_failure_is_returned_with_the_vendors_wait(rig: Rig) -> None:
+    rig.one.default = BUSY
+    rig.two.default = error_reply(429, code="slow_down", headers={"Retry-After": "40"})
+    error = await rig.fail(rig.router())
     assert (error.code, error.retry_after) == ("provider_unavailable", 40)
 
 
-async def test_no_wait_goes_beyond_the_deadline(house: House) -> None:
-    house.one.default = house.two.default = BUSY
-    assert (await house.fail(house.router(), deadline=house.now + 0.3)).code == "provider_unavailable"
-    assert house.slept == [0.25]
-    # A wait that ends at the deadline is none: nothing could be asked after it.
-    assert (await house.fail(house.router(), deadline=house.now + 0.25)).code == "provider_unavailable"
-    assert house.slept == [0.25]
+async def test_no_wait_exceeds_the_deadline(rig: Rig) -> None:
+    rig.one.default = rig.two.default = BUSY
+    assert (await rig.fail(rig.router(), deadline=rig.now + 0.3)).code == "provider_unavailable"
+    assert rig.slept == [0.25]
+    # A wait that ends at the deadline leaves no time for a call.
+    assert (await rig.fail(rig.router(), deadline=rig.now + 0.25)).code == "provider_unavailable"
+    assert rig.slept == [0.25]
 
 
 @ACCOUNTS
-async def test_a_route_in_trouble_is_left_alone_and_then_probed_by_one_task(
-    house: House, accounts: tuple[str, ...]
+async def test_a_failing_route_is_skipped_and_then_probed_by_one_task(
+    rig: Rig, accounts: tuple[str, ...]
 ) -> None:
-    router = house.router()
-    await house.open_route(router, *accounts)
-    tried = house.asked()[0]
+    router = rig.router()
+    await rig.open_route(router, *accounts)
+    tried = rig.request_counts()[0]
     for account in accounts * 3:
-        assert await house.ask(router, account) == "from two"
-    assert house.asked()[0] == tried, "an open breaker lets nothing through"
+        assert await rig.ask(router, account) == "from two"
+    assert rig.request_counts()[0] == tried, "an open breaker lets nothing through"
 
-    house.now += PROBE_WAIT_MAX
+    rig.now += PROBE_WAIT_MAX
     for account in accounts:
-        assert await house.ask(router, account) == "from two"
-    assert house.asked()[0] == tried + 1, "one probe, and no retry of it"
+        assert await rig.ask(router, account) == "from two"
+    assert rig.request_counts()[0] == tried + 1, "one probe, and no retry of it"
 
-    house.now += PROBE_WAIT_MAX
-    house.one.default = Answer("well again")
+    rig.now += PROBE_WAIT_MAX
+    rig.one.default = Answer("well again")
     for account in accounts * 2:
-        assert await house.ask(router, account) == "well again"
+        assert await rig.ask(router, account) == "well again"
 
 
 @ACCOUNTS
-async def test_while_the_probe_runs_others_go_elsewhere(house: House, accounts: tuple[str, ...]) -> None:
-    router = house.router()
-    await house.open_route(router, *accounts)
-    house.now += PROBE_WAIT_MAX
-    house.one.default = Answer("well again")
-    both = await asyncio.gather(house.ask(router, accounts[0]), house.ask(router, accounts[-1]))
+async def test_during_the_probe_other_tasks_use_the_next_route(rig: Rig, accounts: tuple[str, ...]) -> None:
+    router = rig.router()
+    await rig.open_route(router, *accounts)
+    rig.now += PROBE_WAIT_MAX
+    rig.one.default = Answer("well again")
+    both = await asyncio.gather(rig.ask(router, accounts[0]), rig.ask(router, accounts[-1]))
     assert sorted(both) == ["from two", "well again"]
 
 
-async def test_one_accounts_failures_leave_the_route_to_others(house: House) -> None:
-    router = house.router()
-    house.one.when("poison", error_reply(500, "boom"))
+async def test_one_accounts_failures_leave_the_route_to_others(rig: Rig) -> None:
+    router = rig.router()
+    rig.one.when("poison", error_reply(500, "boom"))
     for _ in range(10):
-        assert await house.ask(router, "poisoner", say="poison") == "from two"
-        assert await house.ask(router, "other") == "from one"
-    assert house.asked()[0] == MINIMUM_CALLS + 10, "the account alone is kept from the route"
+        assert await rig.ask(router, "poisoner", prompt="poison") == "from two"
+        assert await rig.ask(router, "other") == "from one"
+    assert rig.request_counts()[0] == MINIMUM_CALLS + 10, "the account alone is kept from the route"
 
 
 @pytest.mark.parametrize("vendors", [1, 2])
-async def test_when_all_circuits_are_open_no_vendor_is_asked_and_the_wait_is_returned(
-    house: House, vendors: int
+async def test_when_all_circuits_are_open_no_vendor_is_called_and_the_wait_is_returned(
+    rig: Rig, vendors: int
 ) -> None:
-    router = house.router()
-    house.one.default = house.two.default = BUSY
+    router = rig.router()
+    rig.one.default = rig.two.default = BUSY
     if vendors == 1:
-        del house.providers["two"]
+        del rig.providers["two"]
     for _ in range(MINIMUM_CALLS):
-        await house.fail(router, "a")
-        await house.fail(router, "b")
-    asked = house.asked()
+        await rig.fail(router, "a")
+        await rig.fail(router, "b")
+    request_counts = rig.request_counts()
     for account in ("a", "b", "c"):
-        error = await house.fail(router, account)
+        error = await rig.fail(router, account)
         assert error.code == "provider_unavailable"
         assert 1 <= (error.retry_after or 0) <= PROBE_WAIT_MAX
-    assert house.asked() == asked
+    assert rig.request_counts() == request_counts
 
 
 @pytest.mark.parametrize("waits", [(2.0, 4.0), (4.0, 2.0)], ids=["first", "last"])
 async def test_of_several_open_circuits_the_shortest_wait_is_returned(
-    house: House, waits: tuple[float, ...]
+    rig: Rig, waits: tuple[float, ...]
 ) -> None:
-    longest = dict(zip(house.providers, waits, strict=True))
+    longest = dict(zip(rig.providers, waits, strict=True))
     router = Router(
-        house.providers,
-        clock=lambda: house.now,
-        sleep=house.no_sleep,
+        rig.providers,
+        clock=lambda: rig.now,
+        sleep=rig.no_sleep,
         breaker=lambda name, model: CircuitBreaker(name, model, minimum_calls=1, probe_wait=longest[name]),
     )
-    house.one.default = house.two.default = error_reply(500, "boom")
-    await house.fail(router, "a")
-    house.now += 0.5
-    assert (await house.fail(router, "a")).retry_after == 2
+    rig.one.default = rig.two.default = error_reply(500, "boom")
+    await rig.fail(router, "a")
+    rig.now += 0.5
+    assert (await rig.fail(router, "a")).retry_after == 2
 
 
 @pytest.mark.parametrize(
@@ -311,82 +312,82 @@ async def test_of_several_open_circuits_the_shortest_wait_is_returned(
     ],
     ids=["too long", "policy", "a value", "too large"],
 )
-async def test_invalid_requests_open_no_circuit(house: House, reply: Any) -> None:
-    router = house.router()
-    house.one.default = reply
+async def test_invalid_requests_open_no_circuit(rig: Rig, reply: Any) -> None:
+    router = rig.router()
+    rig.one.default = reply
     for account in ("a", "b", "c") * MINIMUM_CALLS:
-        assert (await house.fail(router, account)).row.http in (400, 413)
-    assert house.asked() == (3 * MINIMUM_CALLS, 0)
-    house.one.default = Answer("from one")
-    assert await house.ask(router, "a") == "from one"
+        assert (await rig.fail(router, account)).row.http in (400, 413)
+    assert rig.request_counts() == (3 * MINIMUM_CALLS, 0)
+    rig.one.default = Answer("from one")
+    assert await rig.ask(router, "a") == "from one"
 
 
-async def test_our_own_fault_with_a_vendor_does_not_count_as_the_vendors_trouble(house: House) -> None:
-    router = house.router()
-    house.one.default = error_reply(401, code="invalid_api_key")
+async def test_an_error_of_our_account_does_not_count_as_a_failure_of_the_vendor(rig: Rig) -> None:
+    router = rig.router()
+    rig.one.default = error_reply(401, code="invalid_api_key")
     for account in ("a", "b") * MINIMUM_CALLS:
-        assert await house.ask(router, account) == "from two"
-    house.one.default = Answer("from one")
-    assert await house.ask(router, "a") == "from one"
+        assert await rig.ask(router, account) == "from two"
+    rig.one.default = Answer("from one")
+    assert await rig.ask(router, "a") == "from one"
 
 
 @pytest.mark.parametrize("stream", [False, True])
-async def test_a_callers_own_deadline_or_leaving_does_not_count_as_the_vendors_trouble(
-    house: House, stream: bool
+async def test_a_callers_deadline_or_disconnect_does_not_count_as_a_failure_of_the_vendor(
+    rig: Rig, stream: bool
 ) -> None:
-    router = house.router()
-    house.one.default = Answer("too late", before=(Gate(),))
+    router = rig.router()
+    rig.one.default = Answer("too late", before=(Gate(),))
     for account in ("a", "b") * MINIMUM_CALLS:
         with pytest.raises(TimeoutError):
             async with asyncio.timeout(0.01):
-                await house.ask(router, account, stream=stream)
-    house.one.default = Answer("from one")
-    assert await house.ask(router, "a") == "from one"
-    assert await house.ask(router, "b") == "from one"
+                await rig.ask(router, account, stream=stream)
+    rig.one.default = Answer("from one")
+    assert await rig.ask(router, "a") == "from one"
+    assert await rig.ask(router, "b") == "from one"
 
 
 @pytest.mark.parametrize("stream", [False, True])
-async def test_a_vendor_that_stays_silent_is_left_alone(house: House, stream: bool) -> None:
+async def test_a_vendor_that_stays_silent_is_skipped(rig: Rig, stream: bool) -> None:
     async with Http(Timeouts(silence=0.02, whole=0.02)) as http:
-        house.providers["one"] = OpenAI(Credentials("sk-x", house.one.openai_base_url), http)
-        router = house.router()
-        house.one.default = Answer(before=(Stop.SILENCE,))
+        rig.providers["one"] = OpenAI(Credentials("sk-x", rig.one.openai_base_url), http)
+        router = rig.router()
+        rig.one.default = Answer(before=(Stop.SILENCE,))
         for account in ("a", "b") * 2:
-            assert (await house.fail(router, account, stream=stream)).code == "deadline_exceeded"
-        assert (await house.fail(router, "a", stream=stream)).code == "deadline_exceeded"
-        assert await house.ask(router, "c", stream=stream) == "from two"
-        house.now += PROBE_WAIT_MAX
-        house.one.default = Answer("well again")
-        assert await house.ask(router, "c", stream=stream) == "well again"
+            assert (await rig.fail(router, account, stream=stream)).code == "deadline_exceeded"
+        assert (await rig.fail(router, "a", stream=stream)).code == "deadline_exceeded"
+        assert await rig.ask(router, "c", stream=stream) == "from two"
+        rig.now += PROBE_WAIT_MAX
+        rig.one.default = Answer("well again")
+        assert await rig.ask(router, "c", stream=stream) == "well again"
 
 
-async def test_a_cancelled_probe_lets_another_account_probe_immediately(house: House) -> None:
-    router = house.router()
-    await house.open_route(router, "a", "b")
-    house.now += PROBE_WAIT_MAX
+async def test_a_cancelled_probe_lets_another_account_probe_immediately(rig: Rig) -> None:
+    router = rig.router()
+    await rig.open_route(router, "a", "b")
+    rig.now += PROBE_WAIT_MAX
     gate = Gate()
-    house.one.default = Answer(before=(gate,))
-    probe = asyncio.create_task(house.ask(router, "a"))
+    rig.one.default = Answer(before=(gate,))
+    probe = asyncio.create_task(rig.ask(router, "a"))
     await gate.reached.wait()
-    assert await house.ask(router, "b") == "from two"
+    assert await rig.ask(router, "b") == "from two"
     probe.cancel()
     with pytest.raises(asyncio.CancelledError):
         await probe
-    house.one.default = Answer("well again")
-    assert await house.ask(router, "b") == "well again"
+    rig.one.default = Answer("well again")
+    assert await rig.ask(router, "b") == "well again"
 
 
-async def test_a_provider_that_breaks_leaves_no_probe_behind(house: House) -> None:
-    router = house.router()
-    await house.open_route(router, "a", "b")
-    house.now += PROBE_WAIT_MAX
-    sound = house.providers["one"]
-    house.providers["one"] = Breaking()
+async def test_a_provider_that_fails_unexpectedly_ends_its_probe(rig: Rig) -> None:
+    router = rig.router()
+    await rig.open_route(router, "a", "b")
+    rig.now += PROBE_WAIT_MAX
+    sound = rig.providers["one"]
+    rig.providers["one"] = Breaking()
     with pytest.raises(PomeloError, match="did not give a usable answer"):
-        await house.ask(router, "a")
-    house.providers["one"] = sound
-    house.one.default = Answer("well again")
-    assert await house.ask(router, "b") == "well again"
+        await rig.ask(router, "a")
+    rig.providers["one"] = sound
+    rig.one.default = Answer("well again")
+    assert await rig.ask(router, "b") == "well again"
 
 
 class Breaking:
@@ -402,7 +403,7 @@ class Breaking:
         self.callers: list[str] = []
 
     async def text(self, job: Job) -> AsyncIterator[Event]:
-        """See JobMethod."""
+        """Yields the words, then raises the error."""
         self.calls += 1
         for word in self._words:
             self.callers.append(CALLER.get())
@@ -421,7 +422,6 @@ class Waiting:
     events: AsyncIterator[Event]
 
     def text(self, job: Job) -> AsyncIterator[Event]:
-        """See JobMethod."""
         self.events = self._events()
         return self.events
 
@@ -433,12 +433,12 @@ class Waiting:
             self.closed = True
 
     async def aclose(self) -> None:
-        """See Provider."""
+        pass
 
 
-async def test_a_provider_is_closed_with_the_events_of_its_task(house: House) -> None:
-    provider = house.providers["one"] = Waiting()
-    router = house.router()
+async def test_a_provider_is_closed_with_the_events_of_its_task(rig: Rig) -> None:
+    provider = rig.providers["one"] = Waiting()
+    router = rig.router()
     candidates = router.candidates(MODEL, "text", live=True)
     job = Job("task_1", MODEL, candidates[0].route, TextInput(), True, 2000.0)
     async with aclosing(router.events(job, candidates)) as events:
@@ -447,40 +447,45 @@ async def test_a_provider_is_closed_with_the_events_of_its_task(house: House) ->
     assert provider.closed
 
 
-@pytest.mark.parametrize("replay", [Replay.AGAIN, Replay.ELSEWHERE], ids=["again", "elsewhere"])
+@pytest.mark.parametrize("retry", [RetryPolicy.SAME_ROUTE, RetryPolicy.NEXT_ROUTE], ids=["same", "next"])
 @pytest.mark.parametrize("code", ["provider_unavailable", "provider_failed", "overloaded"])
-async def test_a_call_that_fails_after_its_first_event_is_never_repeated(
-    house: House, code: str, replay: Replay
+async def test_a_call_that_fails_after_its_first_event_is_never_retried(
+    rig: Rig, code: str, retry: RetryPolicy
 ) -> None:
-    error = (NoConnectionError if code == "overloaded" else PomeloError)(code)
-    error.replay = replay
-    broken = house.providers["one"] = Breaking(error, "Hello")
-    assert (await house.fail(house.router())).code == code
+    error_class = NoConnectionError if code == "overloaded" else UpstreamError
+    error = error_class(code, retry=retry)
+    broken = rig.providers["one"] = Breaking(error, "Hello")
+    assert (await rig.fail(rig.router())).code == code
     assert broken.calls == 1
-    assert house.asked() == (0, 0)
-    assert not house.slept
+    assert rig.request_counts() == (0, 0)
+    assert not rig.slept
 
 
-@pytest.mark.parametrize("replay", list(Replay), ids=["never", "elsewhere", "again"])
-async def test_a_call_that_fails_before_its_first_event_is_repeated_as_its_error_allows(
-    house: House, replay: Replay
+@pytest.mark.parametrize("retry", list(RetryPolicy), ids=["never", "next", "same"])
+async def test_a_call_that_fails_before_its_first_event_is_retried_as_its_error_allows(
+    rig: Rig, retry: RetryPolicy
 ) -> None:
-    error = PomeloError("provider_unavailable")
-    error.replay = replay
-    broken = house.providers["one"] = Breaking(error)
-    if replay == Replay.NEVER:
-        await house.fail(house.router())
+    broken = rig.providers["one"] = Breaking(UpstreamError("provider_unavailable", retry=retry))
+    if retry == RetryPolicy.NEVER:
+        await rig.fail(rig.router())
     else:
-        assert await house.ask(house.router()) == "from two"
-    assert broken.calls == (RETRIES + 1 if replay == Replay.AGAIN else 1)
-    assert house.asked() == (0, 0 if replay == Replay.NEVER else 1)
+        assert await rig.ask(rig.router()) == "from two"
+    assert broken.calls == (ATTEMPTS if retry == RetryPolicy.SAME_ROUTE else 1)
+    assert rig.request_counts() == (0, 0 if retry == RetryPolicy.NEVER else 1)
+
+
+async def test_an_error_without_a_retry_policy_is_never_retried(rig: Rig) -> None:
+    broken = rig.providers["one"] = Breaking(PomeloError("provider_unavailable"))
+    assert (await rig.fail(rig.router())).code == "provider_unavailable"
+    assert broken.calls == 1
+    assert rig.request_counts() == (0, 0)
 
 
 async def test_a_provider_is_called_for_the_account_of_the_task_whoever_reads_the_next_event(
-    house: House,
+    rig: Rig,
 ) -> None:
-    broken = house.providers["one"] = Breaking(PomeloError("provider_failed"), "one ", "two ", "three")
-    router = house.router()
+    broken = rig.providers["one"] = Breaking(PomeloError("provider_failed"), "one ", "two ", "three")
+    router = rig.router()
     candidates = router.candidates(MODEL, "text", live=True)
     job = Job("task_1", MODEL, candidates[0].route, TextInput(), True, 2000.0)
     async with aclosing(router.events(job, candidates, account="acme")) as events:
@@ -490,41 +495,41 @@ async def test_a_provider_is_called_for_the_account_of_the_task_whoever_reads_th
     assert CALLER.get() == ""
 
 
-async def test_without_a_free_connection_the_next_route_is_asked_and_no_circuit_opens(house: House) -> None:
+async def test_without_a_free_connection_the_next_route_is_used_and_no_circuit_opens(rig: Rig) -> None:
     limiter = ConnectionLimiter(1, max_wait=0.01)
     async with Http(connections=limiter) as http:
-        house.providers["one"] = OpenAI(Credentials("sk-x", house.one.openai_base_url), http)
-        router = house.router()
-        host = house.one.url.removeprefix("http://")
+        rig.providers["one"] = OpenAI(Credentials("sk-x", rig.one.openai_base_url), http)
+        router = rig.router()
+        host = rig.one.url.removeprefix("http://")
         await limiter.acquire(host, "other")
         for account in ("a", "b") * MINIMUM_CALLS:
-            assert await house.ask(router, account) == "from two"
-        assert house.asked() == (0, 2 * MINIMUM_CALLS)
-        assert not house.slept
-        del house.providers["two"]
-        error = await house.fail(router, "a")
+            assert await rig.ask(router, account) == "from two"
+        assert rig.request_counts() == (0, 2 * MINIMUM_CALLS)
+        assert not rig.slept
+        del rig.providers["two"]
+        error = await rig.fail(router, "a")
         assert (error.code, error.retry_after) == ("overloaded", 1)
         limiter.release(host, "other")
-        assert await house.ask(router, "a") == "from one"
+        assert await rig.ask(router, "a") == "from one"
 
 
-async def test_each_model_of_each_provider_has_a_circuit_of_its_own(house: House) -> None:
+async def test_each_model_of_each_provider_has_its_own_circuit(rig: Rig) -> None:
     made: dict[tuple[str, str], CircuitBreaker] = {}
 
     def make(provider: str, model: str) -> CircuitBreaker:
         return made.setdefault((provider, model), CircuitBreaker(provider, model))
 
-    router = Router(house.providers, clock=lambda: house.now, sleep=house.no_sleep, breaker=make)
-    await house.open_route(router, "a", "b")
+    router = Router(rig.providers, clock=lambda: rig.now, sleep=rig.no_sleep, breaker=make)
+    await rig.open_route(router, "a", "b")
     assert {key: breaker.state for key, breaker in made.items()} == {
         ("one", "a"): State.OPEN,
         ("two", "b"): State.CLOSED,
     }
 
 
-async def test_a_route_without_credentials_is_skipped(house: House) -> None:
+async def test_a_route_without_credentials_is_skipped(rig: Rig) -> None:
     async with Http() as http:
-        house.providers["one"] = OpenAI(Credentials(None, house.one.openai_base_url), http)
-        assert await house.ask(house.router()) == "from two"
-        house.providers["two"] = house.providers["one"]
-        assert (await house.fail(house.router())).code == "provider_not_configured"
+        rig.providers["one"] = OpenAI(Credentials(None, rig.one.openai_base_url), http)
+        assert await rig.ask(rig.router()) == "from two"
+        rig.providers["two"] = rig.providers["one"]
+        assert (await rig.fail(rig.router())).code == "provider_not_configured"

@@ -13,7 +13,7 @@ import pytest
 
 from pomelo.gen.v1.task_pb2 import Task
 from pomelo.testing import Answer as Words
-from pomelo.testing import Gate, mistral_wire
+from pomelo.testing import Gate, mistral_protocol
 from tests.integration.asking import call_of
 from tests.parity.clients import to_task
 from tests.unit.engine.apps import EngineApp, open_engine
@@ -23,7 +23,7 @@ LIMIT = 4 * 1024 * 1024
 """Bytes of media that an account may store."""
 
 STRICT = {"prefer": "handling=strict"}
-REVOKED = mistral_wire.error_reply(401)
+REVOKED = mistral_protocol.error_reply(401)
 """What makes the first route of a Mixtral model give way to the second."""
 
 

@@ -10,9 +10,10 @@ from typing import Any
 
 import pytest
 
-from pomelo.errors import PomeloError, Replay
+from pomelo.errors import PomeloError
 from pomelo.providers import Credentials
 from pomelo.providers.chat.openai import OpenAI
+from pomelo.providers.errors import RetryPolicy
 from pomelo.providers.http.client import Http
 from pomelo.providers.http.connections import LIMIT, MAX_WAIT, ConnectionLimiter
 from pomelo.testing import Answer, FaultUpstream, Gate, Script, Stop, error_reply
@@ -172,7 +173,7 @@ async def test_a_later_call_does_not_overtake_those_that_wait() -> None:
     await second
 
 
-async def test_the_wait_is_bounded_and_ends_in_overloaded_before_anything_is_held() -> None:
+async def test_the_wait_is_bounded_and_ends_in_overloaded_before_anything_is_sent() -> None:
     limiter = ConnectionLimiter(1, max_wait=0.05)
     await limiter.acquire(HOST, "a")
     began = time.monotonic()
@@ -180,7 +181,7 @@ async def test_the_wait_is_bounded_and_ends_in_overloaded_before_anything_is_hel
         await limiter.acquire(HOST, "b")
     assert 0.04 <= time.monotonic() - began < 0.5
     error = raised.value
-    assert (error.code, error.retry_after, error.replay) == ("overloaded", 1, Replay.ELSEWHERE)
+    assert (error.code, error.retry_after, error.retry) == ("overloaded", 1, RetryPolicy.NEXT_ROUTE)
     assert error.row.http == 503
     assert (limiter.in_use, limiter.waiting, limiter.waited, limiter.refused) == (1, 0, 1, 1)
     limiter.release(HOST, "a")
@@ -213,7 +214,7 @@ async def test_the_queue_is_bounded_in_all_and_for_each_account() -> None:
     assert idle(limiter)
 
 
-async def test_a_caller_who_leaves_is_dequeued_immediately_and_the_next_is_served() -> None:
+async def test_a_caller_who_cancels_is_dequeued_immediately_and_the_next_is_served() -> None:
     limiter = ConnectionLimiter(1, max_wait=PATIENT)
     await limiter.acquire(HOST, "a")
     order: list[str] = []
@@ -230,7 +231,7 @@ async def test_a_caller_who_leaves_is_dequeued_immediately_and_the_next_is_serve
 
 
 @pytest.mark.parametrize("first", ["leave", "grant"])
-async def test_a_caller_who_leaves_as_its_turn_comes_holds_nothing(first: str) -> None:
+async def test_a_caller_who_cancels_on_its_turn_holds_no_connection(first: str) -> None:
     limiter = ConnectionLimiter(1, max_wait=PATIENT)
     await limiter.acquire(HOST, "a")
     order: list[str] = []
@@ -297,7 +298,7 @@ async def test_nothing_but_the_limiter_limits_connections() -> None:
 @pytest.mark.parametrize(
     "reply", [error_reply(500), Answer(before=(Stop.RESET,)), Answer(at={1: Stop.CLOSE})]
 )
-async def test_a_call_that_fails_gives_its_connection_back(reply: Script) -> None:
+async def test_a_call_that_fails_releases_its_connection(reply: Script) -> None:
     limiter = ConnectionLimiter(1, max_wait=PATIENT)
     async with FaultUpstream() as upstream, Http(connections=limiter) as http:
         provider = OpenAI(Credentials("sk-x", upstream.openai_base_url), http)
@@ -308,7 +309,9 @@ async def test_a_call_that_fails_gives_its_connection_back(reply: Script) -> Non
             assert idle(limiter)
 
 
-async def test_waits_and_refusals_are_one_log_line_in_a_while(caplog: pytest.LogCaptureFixture) -> None:
+async def test_waits_and_refusals_are_logged_at_most_once_in_an_interval(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     now = 100.0
     limiter = ConnectionLimiter(1, max_wait=0.001, clock=lambda: now)
     await limiter.acquire(HOST, "holder")

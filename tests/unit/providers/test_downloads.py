@@ -1,4 +1,4 @@
-"""Where a vendor's links may lead: names, addresses, and what is connected to in the end."""
+"""Which links of a vendor are followed: names, addresses and connections."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from pomelo.providers.http.client import Http, Timeouts
 from pomelo.providers.http.downloads import Downloader, PublicResolver, is_public
 from pomelo.providers.http.errors import ErrorBody, ErrorMapping
 from pomelo.testing import FaultUpstream, Gate, Reply
-from tests.providers.image_rig import listener, was_called
+from tests.providers.image_rig import listener, was_connected
 
-DIALECT = ErrorMapping("acme", lambda body: ErrorBody())
+ERROR_MAPPING = ErrorMapping("acme", lambda body: ErrorBody())
 PUBLIC = "8.8.4.4"
 
 
@@ -130,7 +130,7 @@ def test_any_other_address_is_not(address: str) -> None:
 )
 async def test_the_vendors_hosts_and_the_operators_base_url_may_get_the_key(link: str) -> None:
     async with opened(base="http://127.0.0.1:8080/prefix/v1") as links:
-        assert links.vendors(link) == URL(link, encoded=True)
+        assert links.api_url(link) == URL(link, encoded=True)
 
 
 NO_LINKS: list[Any] = [
@@ -164,21 +164,21 @@ NO_LINKS: list[Any] = [
 async def test_a_data_uri_is_a_file_and_never_gets_the_vendors_key() -> None:
     names = Names((PUBLIC,))
     async with opened(names) as links:
-        assert await links.fetch("data:image/png;base64,AAAA", DIALECT) == bytes(3)
+        assert await links.fetch("data:image/png;base64,AAAA", ERROR_MAPPING) == bytes(3)
         with pytest.raises(PomeloError):
-            links.vendors("data:image/png;base64,AAAA")
+            links.api_url("data:image/png;base64,AAAA")
     assert names.asked == []
 
 
 @pytest.mark.parametrize("link", NO_LINKS)
-async def test_what_is_no_link_is_refused_everywhere(link: Any) -> None:
+async def test_an_invalid_link_is_refused_everywhere(link: Any) -> None:
     names = Names((PUBLIC,))
     async with opened(names) as links:
         with pytest.raises(PomeloError) as raised:
-            links.vendors(link)
+            links.api_url(link)
         assert raised.value.code == "provider_failed"
         with pytest.raises(PomeloError) as raised:
-            await links.fetch(link, DIALECT)
+            await links.fetch(link, ERROR_MAPPING)
         assert raised.value.code == "provider_failed"
     assert names.asked == []
 
@@ -199,10 +199,10 @@ async def test_what_is_no_link_is_refused_everywhere(link: Any) -> None:
         "https://files.other.example/",
     ],
 )
-async def test_the_key_goes_nowhere_else(link: str) -> None:
+async def test_no_other_host_gets_the_key(link: str) -> None:
     async with opened(origins=("https://files.other.example",)) as links:
         with pytest.raises(PomeloError) as raised:
-            links.vendors(link)
+            links.api_url(link)
     assert raised.value.code == "provider_failed"
 
 
@@ -226,11 +226,11 @@ async def test_the_key_goes_nowhere_else(link: str) -> None:
         "https://metadata/x.png",
     ],
 )
-async def test_a_file_is_not_fetched_from_an_address_or_beside_https(link: str) -> None:
+async def test_a_file_is_not_fetched_from_an_ip_address_or_without_https(link: str) -> None:
     names = Names((PUBLIC,))
     async with opened(names) as links:
         with pytest.raises(PomeloError) as raised:
-            await links.fetch(link, DIALECT)
+            await links.fetch(link, ERROR_MAPPING)
     assert raised.value.code == "provider_failed"
     assert names.asked == [], "the name was looked up"
 
@@ -253,24 +253,24 @@ async def test_a_name_with_an_address_that_is_not_public_is_not_connected_to(
         names = Names(addresses, port=inside.getsockname()[1])
         async with opened(names) as links:
             with pytest.raises(PomeloError) as raised:
-                await links.fetch("https://files.example/x.png?sig=canary", DIALECT)
+                await links.fetch("https://files.example/x.png?sig=canary", ERROR_MAPPING)
             assert raised.value.code == "provider_failed"
             assert "canary" not in str(raised.value)
         assert names.asked == ["files.example"]
-        assert not was_called(inside)
+        assert not was_connected(inside)
 
 
-async def test_what_the_resolver_says_is_what_is_connected_to() -> None:
+async def test_the_resolved_addresses_are_connected_to() -> None:
     # Without this the test above would show nothing: the same names, looked up without the check.
     with listener() as inside:
         names = Names(("127.0.0.1",), port=inside.getsockname()[1])
-        async with Http(Timeouts(connect=0.05)).apart(names) as http:
+        async with Http(Timeouts(connect=0.05)).with_resolver(names) as http:
             with pytest.raises(PomeloError):
-                await http.fetch(URL("https://files.example/"), {}, None, DIALECT, most=9)
-        assert was_called(inside)
+                await http.fetch(URL("https://files.example/"), {}, None, ERROR_MAPPING, max_bytes=9)
+        assert was_connected(inside)
 
 
-async def test_a_name_that_changes_its_mind_is_checked_each_time() -> None:
+async def test_a_name_is_resolved_and_checked_for_each_connection() -> None:
     resolver = PublicResolver(Names((PUBLIC,), ("10.0.0.1",)))
     assert [found["host"] for found in await resolver.resolve("files.example", 443)] == [PUBLIC]
     with pytest.raises(ValueError, match="not public"):
@@ -281,12 +281,12 @@ async def test_a_name_that_is_unknown_makes_the_host_unavailable() -> None:
     class Nobody(Names):
         async def resolve(self, *args: Any, **named: Any) -> list[ResolveResult]:
             self.asked.append("?")
-            raise OSError("no such name")
+            raise OSError("unknown host")
 
     names = Nobody()
     async with opened(names) as links:
         with pytest.raises(PomeloError) as raised:
-            await links.fetch("https://files.example/", DIALECT)
+            await links.fetch("https://files.example/", ERROR_MAPPING)
     assert raised.value.code == "provider_unavailable"
     assert len(names.asked) == 3
 
@@ -295,7 +295,7 @@ async def test_closing_closes_the_resolver_and_may_be_repeated() -> None:
     names = Names(("10.0.0.1",))
     async with opened(names) as links:
         with pytest.raises(PomeloError):
-            await links.fetch("https://files.example/", DIALECT)
+            await links.fetch("https://files.example/", ERROR_MAPPING)
         assert not names.closed
         await links.aclose()
         assert names.closed
@@ -317,18 +317,20 @@ async def test_an_origin_is_trusted_by_scheme_host_and_port() -> None:
         ):
             async with opened(origins=(origin,)) as links:
                 if good:
-                    assert await links.fetch(store.url + "/bfl/delivery/a", DIALECT) == b"file"
+                    assert await links.fetch(store.url + "/bfl/delivery/a", ERROR_MAPPING) == b"file"
                     continue
                 with pytest.raises(PomeloError) as raised:
-                    await links.fetch(store.url + "/bfl/delivery/a", DIALECT)
+                    await links.fetch(store.url + "/bfl/delivery/a", ERROR_MAPPING)
                 assert raised.value.code == "provider_failed"
 
 
-async def test_silence_behind_a_link_ends_as_on_a_stream() -> None:
+async def test_silence_of_a_download_times_out_as_on_a_stream() -> None:
     async with FaultUpstream() as store:
         store.default = Reply(steps=(b"fi", Gate()))
         names = Names(("127.0.0.1",), port=int(store.url.rpartition(":")[2]))
-        async with Http(Timeouts(silence=0.05)).apart(names) as http:
+        async with Http(Timeouts(silence=0.05)).with_resolver(names) as http:
             with pytest.raises(PomeloError) as raised:
-                await http.fetch(URL("http://files.example/bfl/delivery/a"), {}, None, DIALECT, most=9)
+                await http.fetch(
+                    URL("http://files.example/bfl/delivery/a"), {}, None, ERROR_MAPPING, max_bytes=9
+                )
         assert raised.value.code == "deadline_exceeded"

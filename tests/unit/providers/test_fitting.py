@@ -17,33 +17,33 @@ from pomelo.providers.fitting import Fitting, Hook, fit
 MESSAGES = [Message(role=Role.ROLE_USER, content="Hi")]
 
 
-def fitted(
-    given: Any, hook: Hook | None = None, most: int | None = None, limit: int = 0, **route: Any
+def fit_input(
+    original: Any, hook: Hook | None = None, max_tokens: int | None = None, limit: int = 0, **route: Any
 ) -> Fitting:
-    """`given` on a route with such a row; `limit` is the model's maximum of tokens, `most` what is paid for."""
+    """`original` on a route with such a row; `limit` is the model's maximum of tokens, `max_tokens` what is reserved."""
     made = Route("p", "m", **{name: frozenset(v) if name == "drop" else v for name, v in route.items()})
     model = Model("x", TaskType.TASK_TYPE_TEXT, (made,), Limits(max_output_tokens=limit), {}, "test")
-    return fit(given, model, made, hook, most)
+    return fit(original, model, made, hook, max_tokens)
 
 
 def test_an_input_that_fits_is_passed_on_without_a_copy() -> None:
-    given = TextInput(messages=MESSAGES, temperature=1, max_tokens=5)
-    made = fitted(given, drop=["seed", "stop"], clamp={"temperature": (0, 1, 0)}, limit=5)
-    assert made.input is given
+    original = TextInput(messages=MESSAGES, temperature=1, max_tokens=5)
+    made = fit_input(original, drop=["seed", "stop"], clamp={"temperature": (0, 1, 0)}, limit=5)
+    assert made.input is original
     assert made.adjustments == []
 
 
 def test_the_callers_input_is_not_changed() -> None:
-    given = TextInput(messages=MESSAGES, temperature=2, stop=["a"], user="me")
-    before = given.SerializeToString()
-    made = fitted(given, drop=["stop", "user"], clamp={"temperature": (0, 1, 0)})
-    assert given.SerializeToString() == before
+    original = TextInput(messages=MESSAGES, temperature=2, stop=["a"], user="me")
+    before = original.SerializeToString()
+    made = fit_input(original, drop=["stop", "user"], clamp={"temperature": (0, 1, 0)})
+    assert original.SerializeToString() == before
     assert made.input == TextInput(messages=MESSAGES, temperature=1)
     assert adjusted_header(made.adjustments) == "stop; user; temperature=1"
 
 
 @pytest.mark.parametrize(
-    ("given", "most", "tokens", "reported"),
+    ("original", "max_tokens", "tokens", "reported"),
     [
         (None, None, None, ""),
         (None, 50, 50, ""),
@@ -53,60 +53,62 @@ def test_the_callers_input_is_not_changed() -> None:
         (900, 50, 50, "max_tokens=50"),
     ],
 )
-def test_tokens_are_limited_by_the_model_and_by_what_is_paid_for(
-    given: int | None, most: int | None, tokens: int | None, reported: str
+def test_tokens_are_limited_by_the_model_and_by_what_is_reserved(
+    original: int | None, max_tokens: int | None, tokens: int | None, reported: str
 ) -> None:
-    asked = TextInput(messages=MESSAGES, max_tokens=given)
-    made = fitted(asked, most=most, limit=100)
+    original_input = TextInput(messages=MESSAGES, max_tokens=original)
+    made = fit_input(original_input, max_tokens=max_tokens, limit=100)
     assert (made.get("max_tokens"), adjusted_header(made.adjustments)) == (tokens, reported)
 
 
-def test_a_cap_that_the_caller_did_not_give_is_not_reported_when_it_is_adjusted() -> None:
-    given = TextInput(messages=MESSAGES)
-    made = fitted(given, most=50, limit=100, clamp={"max_tokens": (1, 20, 0)})
+def test_a_cap_that_the_caller_did_not_set_is_not_reported_when_it_is_adjusted() -> None:
+    original = TextInput(messages=MESSAGES)
+    made = fit_input(original, max_tokens=50, limit=100, clamp={"max_tokens": (1, 20, 0)})
     assert (made.get("max_tokens"), made.adjustments) == (20, [])
-    made = fitted(given, most=50, limit=100, drop=["max_tokens"])
+    made = fit_input(original, max_tokens=50, limit=100, drop=["max_tokens"])
     assert (made.get("max_tokens"), made.adjustments) == (None, [])
 
 
-def test_no_clamp_raises_a_cap_above_what_is_paid_for() -> None:
-    made = fitted(TextInput(messages=MESSAGES), most=50, limit=1000, clamp={"max_tokens": (100, 500, 0)})
+def test_no_clamp_raises_a_cap_above_what_is_reserved() -> None:
+    made = fit_input(
+        TextInput(messages=MESSAGES), max_tokens=50, limit=1000, clamp={"max_tokens": (100, 500, 0)}
+    )
     assert (made.get("max_tokens"), made.adjustments) == (50, [])
 
 
 def test_a_parameter_that_is_dropped_and_clamped_is_dropped() -> None:
-    given = TextInput(messages=MESSAGES, temperature=1.5)
-    made = fitted(given, drop=["temperature"], clamp={"temperature": (0, 1, 0)})
+    original = TextInput(messages=MESSAGES, temperature=1.5)
+    made = fit_input(original, drop=["temperature"], clamp={"temperature": (0, 1, 0)})
     assert adjusted_header(made.adjustments) == "temperature"
     assert not made.input.HasField("temperature")
 
 
-def test_settings_of_a_voice_are_named_with_their_message() -> None:
-    given = TextToSpeechInput(voice_settings=VoiceSettings(speed=4, style=0.5, use_speaker_boost=False))
-    made = fitted(given, drop=["style", "use_speaker_boost"], clamp={"speed": (0.7, 1.2, 0)})
+def test_voice_settings_are_named_with_their_message() -> None:
+    original = TextToSpeechInput(voice_settings=VoiceSettings(speed=4, style=0.5, use_speaker_boost=False))
+    made = fit_input(original, drop=["style", "use_speaker_boost"], clamp={"speed": (0.7, 1.2, 0)})
     reported = "voice_settings.style; voice_settings.use_speaker_boost; voice_settings.speed=1.2"
     assert adjusted_header(made.adjustments) == reported
     assert made.input.voice_settings == VoiceSettings(speed=1.2)
-    made = fitted(given, drop=["style", "voice_settings"], clamp={"speed": (0.7, 1.2, 0)})
+    made = fit_input(original, drop=["style", "voice_settings"], clamp={"speed": (0.7, 1.2, 0)})
     assert adjusted_header(made.adjustments) == "voice_settings"
     assert not made.input.HasField("voice_settings")
 
 
-def test_a_default_is_no_adjustment() -> None:
+def test_a_default_is_not_an_adjustment() -> None:
     drop = ["language_code", "diarize", "num_speakers", "timestamps"]
-    assert fitted(SpeechToTextInput(diarize=False), drop=drop).adjustments == []
+    assert fit_input(SpeechToTextInput(diarize=False), drop=drop).adjustments == []
     row: dict[str, Any] = {"clamp": {"width": (64, 512, 0)}, "drop": ["output_format"]}
-    assert fitted(ImageInput(prompt="x"), **row).adjustments == []
+    assert fit_input(ImageInput(prompt="x"), **row).adjustments == []
 
 
-def test_what_is_no_parameter_is_never_dropped() -> None:
-    given = ImageInput(prompt="x")
-    assert fitted(given, drop=["prompt", "response_format", "audio", "unheard_of"]).input is given
+def test_a_field_that_is_not_a_parameter_is_never_dropped() -> None:
+    original = ImageInput(prompt="x")
+    assert fit_input(original, drop=["prompt", "response_format", "audio", "unheard_of"]).input is original
 
 
-def test_a_clamp_of_what_is_no_number_is_ignored() -> None:
-    given = ImageInput(prompt="x", output_format=ImageFormat.IMAGE_FORMAT_WEBP)
-    assert fitted(given, clamp={"output_format": (1, 1, 0)}).input is given
+def test_a_clamp_of_a_field_that_is_not_a_number_is_ignored() -> None:
+    original = ImageInput(prompt="x", output_format=ImageFormat.IMAGE_FORMAT_WEBP)
+    assert fit_input(original, clamp={"output_format": (1, 1, 0)}).input is original
 
 
 def test_a_hook_sees_what_the_row_has_left_and_its_changes_are_reported() -> None:
@@ -116,27 +118,27 @@ def test_a_hook_sees_what_the_row_has_left_and_its_changes_are_reported() -> Non
         fitting.drop("temperature", "left out")
         fitting.replace("top_p", 0.5, "0.5")
 
-    given = TextInput(messages=MESSAGES, temperature=2, seed=1)
-    made = fitted(given, hook, drop=["seed"], clamp={"temperature": (0, 1, 0)})
+    original = TextInput(messages=MESSAGES, temperature=2, seed=1)
+    made = fit_input(original, hook, drop=["seed"], clamp={"temperature": (0, 1, 0)})
     assert adjusted_header(made.adjustments) == "temperature; seed"
     assert made.input == TextInput(messages=MESSAGES, top_p=0.5)
 
 
-def test_items_of_a_list_are_reported_by_their_place() -> None:
+def test_items_of_a_list_are_reported_by_their_index() -> None:
     def hook(fitting: Fitting) -> None:
         fitting.drop_items("stop", lambda item: item == "b", "other strings")
 
-    made = fitted(TextInput(stop=["a", "b", "c", "b"]), hook)
+    made = fit_input(TextInput(stop=["a", "b", "c", "b"]), hook)
     assert (adjusted_header(made.adjustments), list(made.input.stop)) == ("stop[1]; stop[3]", ["a", "c"])
     assert made.refusal().message == "Invalid stop[1]: must be other strings"
-    made = fitted(TextInput(stop=["b", "b"]), hook)
+    made = fit_input(TextInput(stop=["b", "b"]), hook)
     assert (adjusted_header(made.adjustments), list(made.input.stop)) == ("stop", [])
 
 
-def test_a_value_that_ends_up_as_it_was_given_is_no_adjustment() -> None:
+def test_a_value_that_is_unchanged_in_the_end_is_not_an_adjustment() -> None:
     fixed = {"temperature": 2, "user": "ours"}
     names = {"temperature": "temperature", "user": "user", "top_p": "top_p"}
-    made = fitted(
+    made = fit_input(
         TextInput(temperature=2, user="me", top_p=0.5),
         lambda fitting: fitting.override(names, fixed),
         clamp={"temperature": (0, 1, 0)},
@@ -153,6 +155,6 @@ def test_a_value_that_ends_up_as_it_was_given_is_no_adjustment() -> None:
     ],
 )
 def test_a_refusal_says_what_the_model_takes(clamp: tuple[float, float, float], takes: str) -> None:
-    made = fitted(ImageInput(prompt="x", width=2001), clamp={"width": clamp})
+    made = fit_input(ImageInput(prompt="x", width=2001), clamp={"width": clamp})
     error = made.refusal()
     assert (error.code, error.field, error.message) == ("invalid_parameter", "width", takes)

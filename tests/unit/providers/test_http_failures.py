@@ -1,4 +1,4 @@
-"""The map from what goes wrong upstream to the table of errors, row by row."""
+"""The map from upstream failures to errors, row by row."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ ACME = ErrorMapping(
 
 
 def refuse(status: int, body: bytes = b"", headers: Mapping[str, str] | None = None) -> PomeloError:
-    """What an answer with this status becomes."""
+    """The error of a response with this status."""
     return refused(status, CIMultiDict(headers or {}), body, ACME, NOW)
 
 
@@ -103,13 +103,13 @@ def test_a_code_of_the_vendor_counts_before_the_status(status: int, word: str, c
 
 
 @pytest.mark.parametrize("status", [400, 422])
-def test_a_field_of_the_caller_that_is_blamed_is_named(status: int) -> None:
+def test_a_refused_field_of_the_caller_is_named(status: int) -> None:
     failure = refuse(status, b'{"field": "top_p"}')
     assert (failure.code, failure.field) == ("invalid_parameter", "top_p")
     assert "top_p" in failure.message
 
 
-def test_a_blamed_field_means_nothing_where_our_rights_are_refused() -> None:
+def test_a_refused_field_is_ignored_if_our_permissions_are_refused() -> None:
     assert refuse(403, b'{"field": "top_p"}').code == "provider_failed"
 
 
@@ -184,7 +184,7 @@ def test_a_failure_within_the_answer_has_a_meaning(error: BaseException, code: s
     assert CANARY not in "".join(traceback.format_exception(failure))
 
 
-def test_an_error_in_place_of_an_answer_has_the_meaning_of_its_code() -> None:
+def test_an_error_instead_of_an_answer_has_the_meaning_of_its_code() -> None:
     assert from_error_body({"codes": ["busy"]}, ACME).code == "provider_unavailable"
     assert from_error_body({"codes": ["unheard_of"]}, ACME).code == "provider_failed"
     assert from_error_body("no object", ACME).code == "provider_failed"
@@ -197,7 +197,7 @@ def test_an_operator_finds_the_status_the_code_and_the_request_id_in_the_traceba
     assert "req_8" not in failure.message
 
 
-def test_what_a_vendor_writes_never_gets_into_a_message_or_a_note() -> None:
+def test_the_text_of_a_vendor_never_gets_into_a_message_or_a_note() -> None:
     body = b'{"codes": ["%s", "line\\nbreak", "%s"]}' % (CANARY.encode(), b"x" * 65)
     for failure in (refuse(400, body, {"x-request-id": CANARY}), from_error_body({"codes": [CANARY]}, ACME)):
         shown = "".join(traceback.format_exception(failure))
@@ -206,6 +206,6 @@ def test_what_a_vendor_writes_never_gets_into_a_message_or_a_note() -> None:
         assert "xxx" not in shown
 
 
-def test_nonsense_is_a_failure_of_the_provider() -> None:
+def test_a_malformed_response_is_a_failure_of_the_provider() -> None:
     assert malformed_response("a page").code == "provider_failed"
     assert "page" not in malformed_response("a page").message

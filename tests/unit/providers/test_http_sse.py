@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pomelo.errors import PomeloError
-from pomelo.providers.http.sse import EVENT_MOST, SseEvent, SseParser
+from pomelo.providers.http.sse import MAX_EVENT_BYTES, SseEvent, SseParser
 
 
 def parse(*packets: bytes) -> list[SseEvent]:
@@ -57,7 +57,7 @@ def test_comments_ids_retry_times_and_unknown_fields_are_skipped() -> None:
 
 def test_comments_without_empty_lines_can_go_on_for_ever() -> None:
     parser = SseParser()
-    for _ in range(2 * EVENT_MOST // 1000):
+    for _ in range(2 * MAX_EVENT_BYTES // 1000):
         assert parser.feed(b": " + b"x" * 997 + b"\n") == []
     assert parser.feed(b"data: x\n\n") == [("", b"x")]
 
@@ -70,12 +70,12 @@ def test_a_byte_order_mark_is_skipped() -> None:
     assert parse(b"\xef\xbb\xbfdata: x\n\n", b"data: y\n\n") == [("", b"x"), ("", b"y")]
 
 
-def test_an_event_without_data_does_not_come_out_and_leaves_no_name_behind() -> None:
+def test_an_event_without_data_is_skipped_with_its_name() -> None:
     assert parse(b"event: ping\n\n", b"data: x\n\n") == [("", b"x")]
 
 
 @pytest.mark.parametrize("end", [b"", b"\n", b"\r\n", b"\r"], ids=["none", "lf", "crlf", "cr"])
-def test_an_event_without_an_empty_line_behind_it_comes_out_at_the_end(end: bytes) -> None:
+def test_an_event_without_its_empty_line_is_returned_at_the_end(end: bytes) -> None:
     for packets in (
         [b"data: one\n\nevent: x\ndata: [DONE]" + end],
         [b"data: one\n\nevent: x\nda", b"ta: [DONE]" + end],
@@ -89,7 +89,7 @@ def test_an_event_without_an_empty_line_behind_it_comes_out_at_the_end(end: byte
 @pytest.mark.parametrize(
     "stream", [b"", b"data: x\n\n", b"data: x\r\n\r\n", b"data: x\r\r", b": bye", b"event: x", b"id: 7\n"]
 )
-def test_nothing_comes_out_at_the_end_of_a_stream_without_an_unfinished_event(stream: bytes) -> None:
+def test_nothing_is_returned_at_the_end_of_a_stream_without_an_unfinished_event(stream: bytes) -> None:
     parser = SseParser()
     parser.feed(stream)
     assert parser.end() == []
@@ -98,7 +98,7 @@ def test_nothing_comes_out_at_the_end_of_a_stream_without_an_unfinished_event(st
 def test_an_unfinished_event_above_the_limit_fails_at_the_end() -> None:
     parser = SseParser()
     for _ in range(2):
-        assert parser.feed(b"data: " + b"x" * (EVENT_MOST // 2 - 7) + b"\n") == []
+        assert parser.feed(b"data: " + b"x" * (MAX_EVENT_BYTES // 2 - 7) + b"\n") == []
     parser.feed(b"data: " + b"x" * 100)
     with pytest.raises(PomeloError):
         parser.end()
@@ -115,24 +115,24 @@ def test_line_separators_within_data_do_not_end_a_line() -> None:
 
 def test_a_line_above_the_limit_fails_whether_it_ends_or_not() -> None:
     for packets in (
-        [b"data: " + b"x" * EVENT_MOST + b"\n\n"],
-        [b"data: 1\n\n", b"data: " + b"x" * EVENT_MOST + b"\n\n"],
+        [b"data: " + b"x" * MAX_EVENT_BYTES + b"\n\n"],
+        [b"data: 1\n\n", b"data: " + b"x" * MAX_EVENT_BYTES + b"\n\n"],
         [b"data: 1\n\n", *[b"x" * 1000] * 300],
-        [b"data: 1\n\n" + b"x" * (EVENT_MOST + 1)],
+        [b"data: 1\n\n" + b"x" * (MAX_EVENT_BYTES + 1)],
     ):
         with pytest.raises(PomeloError) as failure:
             parse(*packets)
         assert failure.value.code == "provider_failed"
 
 
-def test_an_event_of_many_lines_is_bounded_too() -> None:
+def test_an_event_of_many_lines_is_limited_too() -> None:
     for line in (b"data: " + b"x" * 1000 + b"\n", b"data\n"):
         with pytest.raises(PomeloError):
-            parse(*[line] * (EVENT_MOST + 1))
+            parse(*[line] * (MAX_EVENT_BYTES + 1))
 
 
 def test_a_line_at_the_limit_passes() -> None:
-    data = b"x" * (EVENT_MOST - 6)
+    data = b"x" * (MAX_EVENT_BYTES - 6)
     assert parse(b"data: " + data + b"\n\n") == [("", data)]
 
 
@@ -152,7 +152,7 @@ def test_a_name_that_is_not_utf_8_does_not_break_the_stream() -> None:
 
 def test_the_limit_is_one_of_an_event_and_not_of_a_stream() -> None:
     event = b"event: a\ndata: " + b"x" * 10_000 + b"\n\n"
-    assert len(parse(*[event] * (2 * EVENT_MOST // len(event)))) == 2 * EVENT_MOST // len(event)
+    assert len(parse(*[event] * (2 * MAX_EVENT_BYTES // len(event)))) == 2 * MAX_EVENT_BYTES // len(event)
 
 
 EVENTS = st.lists(
@@ -166,7 +166,7 @@ EVENTS = st.lists(
 
 
 @given(EVENTS, st.sampled_from([b"\n", b"\r\n", b"\r"]), st.lists(st.integers(0, 10_000)), st.booleans())
-def test_the_same_events_come_out_however_the_stream_is_cut(
+def test_the_events_are_the_same_however_the_stream_is_split(
     events: list[tuple[str, str, int]], end: bytes, places: list[int], comments: bool
 ) -> None:
     stream = b""

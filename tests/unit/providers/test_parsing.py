@@ -23,7 +23,9 @@ from pomelo.providers.http.parsing import parse, split_half, well_formed
         ('"é \\ud83d 日本"'.encode(), "é \ud83d 日本", "é \ufffd 日本"),
     ],
 )
-def test_halves_are_kept_on_request_and_else_replaced(data: bytes, kept: object, replaced: object) -> None:
+def test_halves_are_kept_on_request_and_otherwise_replaced(
+    data: bytes, kept: object, replaced: object
+) -> None:
     assert parse(data, surrogates=True) == kept
     assert parse(data) == replaced
 
@@ -35,7 +37,7 @@ def test_halves_are_kept_on_request_and_else_replaced(data: bytes, kept: object,
         rb'["\ud83d"' + b",[" * 100_000, b"[" * 100_000 + rb'"\ud83d"' + b"]" * 100_000, rb'["\ud83d",' + b"9" * 5000 + b"]",
     ],
 )  # fmt: skip
-def test_what_is_no_json_is_a_value_error(data: bytes) -> None:
+def test_invalid_json_is_a_value_error(data: bytes) -> None:
     for surrogates in (False, True):
         with pytest.raises(ValueError):  # noqa: PT011
             parse(data, surrogates=surrogates)
@@ -45,7 +47,7 @@ ANY = st.text(st.characters(exclude_categories=()))
 
 
 @given(ANY)
-def test_any_text_becomes_one_that_utf_8_can_hold(text: str) -> None:
+def test_any_text_becomes_valid_utf_8(text: str) -> None:
     found = parse(json.dumps(text).encode())
     assert found == well_formed(text)
     found.encode()
@@ -53,7 +55,7 @@ def test_any_text_becomes_one_that_utf_8_can_hold(text: str) -> None:
 
 
 @given(ANY, st.lists(st.integers(0, 5)))
-def test_a_text_is_the_same_however_it_is_cut_into_utf_16_units(text: str, sizes: list[int]) -> None:
+def test_a_text_is_the_same_however_it_is_split_into_utf_16_units(text: str, sizes: list[int]) -> None:
     data = text.encode("utf-16-le", "surrogatepass")
     units = iter([chr(int.from_bytes(data[at : at + 2], "little")) for at in range(0, len(data), 2)])
     half = joined = ""

@@ -28,11 +28,11 @@ model = "m"
 
 
 class Plain:
-    """A provider that brings nothing but itself."""
+    """A provider without a base URL and a catalogue."""
 
 
 class Bringing:
-    """A provider that brings a base URL and a catalogue, which a test writes."""
+    """A provider with a base URL, and a catalogue that a test writes."""
 
     base_url = "https://api.acme.example"
     probe = Probe("/ping")
@@ -52,7 +52,7 @@ def catalogue(folder: Path, text: str) -> Path:
 
 
 def test_the_built_in_providers_and_hosts_are_there() -> None:
-    registry = read_registry(plugged=[])
+    registry = read_registry(plugins=[])
     assert set(BUILTIN) < set(registry.entries)
     assert set(registry.catalog.hosts) == {
         "together-chat",
@@ -69,7 +69,7 @@ def test_the_built_in_providers_and_hosts_are_there() -> None:
 
 
 async def test_a_host_is_made_with_its_own_credentials_or_with_those_of_another() -> None:
-    entries = read_registry(plugged=[]).entries
+    entries = read_registry(plugins=[]).entries
     given: Mapping[str, Credentials] = {
         "groq": Credentials("a"),
         "together": Credentials("b", "https://elsewhere.example/v1"),
@@ -91,7 +91,7 @@ async def test_a_host_is_made_with_its_own_credentials_or_with_those_of_another(
 
 def test_a_plug_in_is_found_with_its_base_url_and_its_models(tmp_path: Path) -> None:
     Bringing.catalog = catalogue(tmp_path, MODEL.format(name="acme-1", provider="acme"))
-    registry = read_registry(plugged=[point("acme", "Bringing"), point("plain")])
+    registry = read_registry(plugins=[point("acme", "Bringing"), point("plain")])
     assert registry.entries["acme"].base_url == "https://api.acme.example"
     assert registry.entries["acme"].probe == Probe("/ping")
     assert registry.entries["plain"].make is Plain
@@ -99,29 +99,29 @@ def test_a_plug_in_is_found_with_its_base_url_and_its_models(tmp_path: Path) -> 
     assert "gpt-4" in registry.catalog.models
 
 
-def test_the_operators_catalogue_replaces_what_others_brought(tmp_path: Path) -> None:
+def test_the_operators_catalogue_replaces_the_entries_of_plug_ins(tmp_path: Path) -> None:
     own = catalogue(tmp_path, MODEL.format(name="gpt-4", provider="groq"))
-    assert read_registry(own, plugged=[]).catalog.models["gpt-4"].routes[0].provider == "groq"
+    assert read_registry(own, plugins=[]).catalog.models["gpt-4"].routes[0].provider == "groq"
 
 
 @pytest.mark.parametrize("name", ["gpt-4", "acme-1"])
 def test_a_plug_in_replaces_no_model(tmp_path: Path, name: str) -> None:
     Bringing.catalog = catalogue(tmp_path, MODEL.format(name=name, provider="acme"))
     plugged = [point("acme", "Bringing")] + ([point("again", "Bringing")] if name == "acme-1" else [])
-    with pytest.raises(ValueError, match=rf"brings {name}, which is there already"):
-        read_registry(plugged=plugged)
+    with pytest.raises(ValueError, match=rf"defines {name}, which exists already"):
+        read_registry(plugins=plugged)
 
 
 @pytest.mark.parametrize("name", ["openai", "sandbox", "twice"])
 def test_two_providers_of_one_name_are_refused(name: str) -> None:
     plugged = [point(name)] * (2 if name == "twice" else 1)
-    with pytest.raises(ValueError, match=f"calls itself {name}, and another one does"):
-        read_registry(plugged=plugged)
+    with pytest.raises(ValueError, match=f"the name {name} is used by another provider"):
+        read_registry(plugins=plugged)
 
 
 def test_a_plug_in_that_can_not_be_loaded_is_named() -> None:
     with pytest.raises(ValueError, match=r"^the plug-in acme \(.*:Absent\) can't be loaded: ") as caught:
-        read_registry(plugged=[point("acme", "Absent")])
+        read_registry(plugins=[point("acme", "Absent")])
     assert "\n" not in str(caught.value)
 
 
@@ -139,9 +139,9 @@ def test_a_plug_in_that_can_not_be_loaded_is_named() -> None:
         ('[hosts.h]\ncredentials = "nobody"\n', "2: hosts.h.credentials: no provider is called nobody"),
     ],
 )
-def test_a_catalogue_that_leads_nowhere_is_refused(tmp_path: Path, text: str, said: str) -> None:
+def test_a_catalogue_that_does_not_exist_is_refused(tmp_path: Path, text: str, said: str) -> None:
     with pytest.raises(ValueError, match=re.escape(f"catalog.toml:{said}")):
-        read_registry(catalogue(tmp_path, text), plugged=[])
+        read_registry(catalogue(tmp_path, text), plugins=[])
 
 
 class Exiting:
@@ -151,8 +151,8 @@ class Exiting:
         raise SystemExit(credentials.api_key)
 
 
-async def test_a_plug_in_that_can_not_be_made_is_named_without_what_it_says(tmp_path: Path) -> None:
-    entry = read_registry(plugged=[point("acme", "Exiting")]).entries["acme"]
+async def test_a_plug_in_that_can_not_be_opened_is_named_without_its_message(tmp_path: Path) -> None:
+    entry = read_registry(plugins=[point("acme", "Exiting")]).entries["acme"]
     with pytest.raises(ValueError, match=r"^the provider acme can't be opened: SystemExit$"):
         async with open_providers([entry], {"acme": Credentials("secret")}):
             pass
@@ -166,4 +166,4 @@ def test_a_plug_in_that_exits_when_it_is_imported_is_named(
     with pytest.raises(
         ValueError, match=r"^the plug-in acme \(exiting_plug_in:A\) can't be loaded: SystemExit"
     ):
-        read_registry(plugged=[EntryPoint("acme", "exiting_plug_in:A", GROUP)])
+        read_registry(plugins=[EntryPoint("acme", "exiting_plug_in:A", GROUP)])

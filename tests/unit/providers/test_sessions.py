@@ -12,7 +12,8 @@ import pytest
 from aiohttp import web
 from yarl import URL
 
-from pomelo.errors import PomeloError, Replay
+from pomelo.errors import PomeloError
+from pomelo.providers.errors import RetryPolicy
 from pomelo.providers.http import sessions
 from pomelo.providers.http.client import Http, Timeouts
 from pomelo.providers.http.errors import ErrorBody, ErrorMapping
@@ -74,17 +75,17 @@ def form() -> aiohttp.MultipartWriter:
 
 async def test_requests_that_may_be_repeated_share_a_connection(server: Server, http: Http) -> None:
     for body in (b"{}", None, b"{}"):
-        await http.whole(URL(server.url), {}, body, CHAT)
+        await http.request_json(URL(server.url), {}, body, CHAT)
     assert {connection for _, _, connection in server.received} == {0}
 
 
-@pytest.mark.parametrize(("make", "dialect"), [(lambda: b"{}", PAID), (form, PAID), (form, CHAT)])
-async def test_a_request_that_must_not_be_repeated_has_a_connection_of_its_own(
-    server: Server, http: Http, make: Any, dialect: ErrorMapping
+@pytest.mark.parametrize(("make", "error_mapping"), [(lambda: b"{}", PAID), (form, PAID), (form, CHAT)])
+async def test_a_request_that_must_not_be_repeated_has_its_own_connection(
+    server: Server, http: Http, make: Any, error_mapping: ErrorMapping
 ) -> None:
-    await http.whole(URL(server.url), {}, b"{}", CHAT)
+    await http.request_json(URL(server.url), {}, b"{}", CHAT)
     for _ in range(3):
-        await http.whole(URL(server.url), {}, make(), dialect)
+        await http.request_json(URL(server.url), {}, make(), error_mapping)
     assert [connection for _, _, connection in server.received] == [0, 1, 2, 3]
     assert [headers.get("Connection") for headers in server.headers] == [None, "close", "close", "close"]
 
@@ -96,28 +97,28 @@ async def test_a_request_on_a_connection_that_breaks_is_sent_again_on_a_new_one(
 ) -> None:
     proxy.resets = resets
     for _ in range(4):
-        await http.whole(URL(proxy.url), {}, b"x" * size, CHAT)
+        await http.request_json(URL(proxy.url), {}, b"x" * size, CHAT)
     assert [(method, got) for method, got, _ in server.received] == [("POST", size)] * 4
     assert proxy.broken == 2
 
 
-async def test_several_broken_connections_cost_a_request_one_more_attempt_alone(
+async def test_several_broken_connections_cost_a_request_only_one_more_attempt(
     proxy: BreakingProxy, http: Http
 ) -> None:
-    asked = (http.whole(URL(proxy.url), {}, b"{}", CHAT) for _ in range(5))
+    asked = (http.request_json(URL(proxy.url), {}, b"{}", CHAT) for _ in range(5))
     await asyncio.gather(*asked)
     assert proxy.connections == 5, "all are kept now"
-    await http.whole(URL(proxy.url), {}, b"{}", CHAT)
+    await http.request_json(URL(proxy.url), {}, b"{}", CHAT)
     assert (proxy.connections, proxy.broken) == (6, 1)
 
 
-async def test_a_paid_request_is_never_sent_twice_and_works_beside_broken_connections(
+async def test_a_charged_request_is_never_sent_twice_and_works_beside_broken_connections(
     server: Server, proxy: BreakingProxy, http: Http
 ) -> None:
     proxy.forwards = True
     for _ in range(2):
-        await http.whole(URL(proxy.url), {}, b"{}", PAID)
-        await http.whole(URL(proxy.url), {}, None, PAID)
+        await http.request_json(URL(proxy.url), {}, b"{}", PAID)
+        await http.request_json(URL(proxy.url), {}, None, PAID)
     assert [method for method, _, _ in server.received if method == "POST"] == ["POST"] * 2
 
 
@@ -132,14 +133,14 @@ async def test_a_new_connection_that_breaks_is_not_tried_again(http: Http) -> No
 
     async with await asyncio.start_server(serve, "127.0.0.1", 0) as listener:
         url = URL("http://{}:{}/".format(*listener.sockets[0].getsockname()))
-        for dialect, replay in ((CHAT, Replay.AGAIN), (PAID, Replay.NEVER)):
+        for error_mapping, retry in ((CHAT, RetryPolicy.SAME_ROUTE), (PAID, RetryPolicy.NEVER)):
             with pytest.raises(PomeloError) as failure:
-                await http.whole(url, {}, b"{}", dialect)
-            assert (failure.value.code, failure.value.replay) == ("provider_unavailable", replay)
+                await http.request_json(url, {}, b"{}", error_mapping)
+            assert (failure.value.code, failure.value.retry) == ("provider_unavailable", retry)
     assert connections == 2
 
 
-async def test_an_answer_that_breaks_off_on_a_kept_connection_is_not_asked_for_again(http: Http) -> None:
+async def test_a_truncated_response_on_a_kept_connection_is_not_requested_again(http: Http) -> None:
     requests = 0
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -154,9 +155,9 @@ async def test_an_answer_that_breaks_off_on_a_kept_connection_is_not_asked_for_a
 
     async with await asyncio.start_server(serve, "127.0.0.1", 0) as listener:
         url = URL("http://{}:{}/".format(*listener.sockets[0].getsockname()))
-        await http.whole(url, {}, b"{}", CHAT)
+        await http.request_json(url, {}, b"{}", CHAT)
         with pytest.raises(PomeloError) as failure:
-            await http.whole(url, {}, b"{}", CHAT)
+            await http.request_json(url, {}, b"{}", CHAT)
     assert failure.value.code == "provider_failed"
     assert requests == 2
 
@@ -164,10 +165,10 @@ async def test_an_answer_that_breaks_off_on_a_kept_connection_is_not_asked_for_a
 async def test_an_idle_connection_is_closed_before_common_servers_close_it(
     server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert sessions.KEEP < 5
-    monkeypatch.setattr(sessions, "KEEP", 0.05)
+    assert sessions.KEEPALIVE < 5
+    monkeypatch.setattr(sessions, "KEEPALIVE", 0.05)
     async with Http() as http:
         for _ in range(2):
-            await http.whole(URL(server.url), {}, b"{}", CHAT)
+            await http.request_json(URL(server.url), {}, b"{}", CHAT)
             await asyncio.sleep(0.1)
     assert [connection for _, _, connection in server.received] == [0, 1]

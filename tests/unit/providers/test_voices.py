@@ -1,4 +1,4 @@
-"""How long a list of voices is believed, and what is done when it can't be read again."""
+"""How long a list of voices is cached, and what happens if it can't be read again."""
 
 from __future__ import annotations
 
@@ -8,28 +8,29 @@ import pytest
 
 from pomelo.errors import PomeloError
 from pomelo.providers.base import CALLER
-from pomelo.providers.elevenlabs.voices import ASKED_AGAIN, DEFAULTS, FRESH, LAST_DAY, NAMES_MOST, Voices
+from pomelo.providers.elevenlabs.voices import DEFAULTS, LAST_DAY, MAX_AGE, MAX_NAMES, REFRESH_AFTER, Voices
+from pomelo.providers.errors import UpstreamError
 
 OTTO = "B" * 20
 
 
 class Account:
-    """An account whose list the test decides, and a clock that it moves."""
+    """An account with a list of voices and a clock that tests set."""
 
     def __init__(self) -> None:
         self.time = 1000.0
-        self.voices: list[tuple[str, str]] | PomeloError = [("Otto", OTTO)]
+        self.voices: list[tuple[str, str]] | UpstreamError = [("Otto", OTTO)]
         self.readings = 0
 
     async def listed(self) -> list[tuple[str, str]]:
         """The list, or the failure."""
         self.readings += 1
-        if isinstance(self.voices, PomeloError):
+        if isinstance(self.voices, UpstreamError):
             raise self.voices
         return self.voices
 
     def opened(self) -> Voices:
-        """What is tested."""
+        """The tested object."""
         return Voices(self.listed, now=lambda: self.time)
 
 
@@ -37,7 +38,7 @@ async def test_a_list_is_read_again_when_it_is_old() -> None:
     account = Account()
     voices = account.opened()
     assert await voices.find("otto") == OTTO
-    account.time += FRESH - 1
+    account.time += MAX_AGE - 1
     assert await voices.find("otto") == OTTO
     assert account.readings == 1
     account.voices = [("Otto", "C" * 20)]
@@ -59,7 +60,7 @@ async def test_the_list_is_read_without_an_account() -> None:
     assert CALLER.get() == "acme"
 
 
-async def test_a_new_voice_is_found_soon_and_unknown_names_do_not_hammer_the_vendor() -> None:
+async def test_a_new_voice_is_found_soon_and_unknown_names_do_not_cause_many_requests() -> None:
     account = Account()
     voices = account.opened()
     for _ in range(5):
@@ -67,17 +68,17 @@ async def test_a_new_voice_is_found_soon_and_unknown_names_do_not_hammer_the_ven
             await voices.find("anna")
     assert account.readings == 1
     account.voices = [("Anna", "D" * 20)]
-    account.time += ASKED_AGAIN
+    account.time += REFRESH_AFTER
     assert await voices.find("anna") == "D" * 20
     assert account.readings == 2
 
 
-async def test_an_old_list_serves_on_while_the_new_one_can_not_be_read() -> None:
+async def test_an_old_list_is_used_while_the_new_one_can_not_be_read() -> None:
     account = Account()
     voices = account.opened()
     await voices.find("otto")
-    account.time += FRESH
-    account.voices = PomeloError("provider_unavailable", retry_after=7)
+    account.time += MAX_AGE
+    account.voices = UpstreamError("provider_unavailable", wait=7)
     for _ in range(5):
         assert await voices.find("otto") == OTTO
     assert account.readings == 2, "each call waited for a vendor that is down"
@@ -86,13 +87,13 @@ async def test_an_old_list_serves_on_while_the_new_one_can_not_be_read() -> None
     assert (raised.value.code, raised.value.retry_after) == ("provider_unavailable", 7)
 
 
-async def test_a_list_without_measure_is_cut() -> None:
+async def test_a_huge_list_is_truncated() -> None:
     account = Account()
-    account.voices = [(f"Nr{number}", f"{number:020d}") for number in range(NAMES_MOST)]
+    account.voices = [(f"Nr{number}", f"{number:020d}") for number in range(MAX_NAMES)]
     voices = account.opened()
     assert await voices.find("nr1") == f"{1:020d}"
     with pytest.raises(PomeloError, match="voice"):
-        await voices.find(f"nr{NAMES_MOST - 1}")
+        await voices.find(f"nr{MAX_NAMES - 1}")
 
 
 async def test_a_default_voice_is_the_last_choice_and_ends_with_its_last_day() -> None:
@@ -106,7 +107,7 @@ async def test_a_default_voice_is_the_last_choice_and_ends_with_its_last_day() -
     day += timedelta(days=1)
     with pytest.raises(PomeloError, match="voice"):
         await voices.find("adam")
-    account.time += FRESH
+    account.time += MAX_AGE
     account.voices = [("Adam", OTTO)]
     assert await voices.find("adam") == OTTO
     assert await voices.find("adam", {"adam": "E" * 20}) == "E" * 20
@@ -115,16 +116,16 @@ async def test_a_default_voice_is_the_last_choice_and_ends_with_its_last_day() -
 
 async def test_a_default_voice_serves_while_the_list_can_not_be_read() -> None:
     account = Account()
-    account.voices = PomeloError("provider_unavailable")
+    account.voices = UpstreamError("provider_unavailable")
     voices = Voices(account.listed, now=lambda: account.time, today=lambda: LAST_DAY)
     for _ in range(5):
         assert await voices.find("adam") == DEFAULTS["adam"]
     assert account.readings == 1
 
 
-async def test_an_id_that_is_gone_is_refused_also_while_the_list_can_not_be_read() -> None:
+async def test_an_id_that_is_gone_is_refused_even_while_the_list_can_not_be_read() -> None:
     account = Account()
-    account.voices = PomeloError("provider_unavailable")
+    account.voices = UpstreamError("provider_unavailable")
     voices = account.opened()
     assert await voices.find(OTTO) == OTTO
     for _ in range(5):

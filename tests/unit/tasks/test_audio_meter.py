@@ -13,7 +13,7 @@ import pytest
 
 from pomelo.tasks.audio_meter import AudioMeter
 from pomelo.tasks.fields import AUDIO_FORMATS
-from pomelo.testing.sound import packets
+from pomelo.testing.audio import packets
 
 WEBM = b"\x1aE\xdf\xa3" + bytes(5000)
 

@@ -1,8 +1,5 @@
-"""OpenAI's chat completions as the vendor's side speaks them: answers, whole and streamed, and its refusals.
-
-`FaultUpstream` asks `refused` first; what a test scripts is mostly an `Answer`. The facts are those of the
-vendor's published API description; what its requests must look like is in `openai_checks`.
-"""
+"""A fake of OpenAI's chat completions, from the vendor's published API description: most tests script an
+`Answer`."""
 
 from __future__ import annotations
 
@@ -11,11 +8,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from pomelo.testing.answer import COUNTED, JSON, TextAnswer, wording
 from pomelo.testing.broken import BODY
-from pomelo.testing.checks import turned_away
+from pomelo.testing.checks import access_refusal
 from pomelo.testing.openai_checks import check
-from pomelo.testing.reply import Received, Reply, Wire
+from pomelo.testing.reply import Received, Reply, VendorProtocol
+from pomelo.testing.text_answer import COUNTED, JSON, TextAnswer, text_faults
 
 PATH = "/v1/chat/completions"
 
@@ -27,20 +24,18 @@ _CREATED = 1_790_000_000
 
 @dataclass(frozen=True, slots=True)
 class Answer(TextAnswer):
-    """A script: answers a conversation; see TextAnswer.
+    """A script that answers a conversation.
 
-    A stream has a chunk for the role, one for each word, one for the finish_reason, one for the usage (where
-    the request asks for it), and the end marker. A `refusal` comes in place of the text.
+    A stream has a chunk for the role, one for each word, one for the finish_reason, one for the usage (if the
+    request asks for it), and the end marker. A `refusal` replaces the text.
     """
 
     refusal: str | None = None
 
-    def said(self) -> str:
-        """The text, or the refusal."""
+    def output(self) -> str:
         return self.text if self.refusal is None else self.refusal
 
     def body(self, received: Received) -> dict[str, Any]:
-        """The whole answer."""
         message = {"role": "assistant", "content": self.text, "refusal": self.refusal}
         if self.refusal is not None:
             message["content"] = None
@@ -61,19 +56,16 @@ class Answer(TextAnswer):
         return answer
 
     def beginning(self, received: Received) -> list[bytes]:
-        """The chunk of the role."""
         role = {"role": "assistant", "content": "", "refusal": None}
         return [chunk(role, model=received.body["model"])]
 
     def event(self, received: Received, number: int, word: str) -> bytes:
-        """The chunk of a word."""
-        veiled = _options(received).get("include_obfuscation", True)
-        veil = {"obfuscation": "x" * (number % 7)} if veiled else {}
+        obfuscated = _options(received).get("include_obfuscation", True)
+        padding = {"obfuscation": "x" * (number % 7)} if obfuscated else {}
         key = "content" if self.refusal is None else "refusal"
-        return chunk({key: word}, model=received.body["model"], **veil)
+        return chunk({key: word}, model=received.body["model"], **padding)
 
     def ending(self, received: Received) -> list[bytes]:
-        """The chunks of the finish_reason and the usage, and the end marker."""
         model = received.body["model"]
         events = []
         if self.finish_reason is not None:
@@ -104,7 +96,7 @@ def chunk(
     model: str = "gpt-4.1",
     **more: Any,
 ) -> bytes:
-    """One event of a stream; `delta` None makes one without choices, as the one with the usage is."""
+    """Return an event of a stream. With `delta` None it has no choices, like the event with the usage."""
     choice = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": finish_reason}
     body = {
         "id": _ID,
@@ -119,43 +111,45 @@ def chunk(
     return b"data: " + json.dumps(body | more, ensure_ascii=False).encode() + b"\n\n"
 
 
-def error_event(kind: str = "server_error", code: str | None = None, message: str = "It broke") -> bytes:
-    """A failure within a stream, to be put `at` a place of an Answer; nothing should follow but Stop.END."""
-    return b"data: " + json.dumps(_error(message, kind, None, code)).encode() + b"\n\n"
+def error_event(
+    error_type: str = "server_error", code: str | None = None, message: str = "It broke"
+) -> bytes:
+    """Return an error event for `at` of an Answer; only Stop.END should follow."""
+    return b"data: " + json.dumps(_error(message, error_type, None, code)).encode() + b"\n\n"
 
 
 def broken_json() -> bytes:
-    """An event whose data is no JSON."""
+    """Return an event whose data is not JSON."""
     return b'data: {"choices":[{"delta":\n\n'
 
 
 def half_character() -> bytes:
-    """An event that is cut within a character: no UTF-8, in otherwise sound JSON."""
+    """Return an event that is cut within a character: not UTF-8, in otherwise valid JSON."""
     return b'data: {"choices":[{"index":0,"delta":{"content":"caf\xc3"},"finish_reason":null}]}\n\n'
 
 
 def huge_line(size: int = 1_000_000) -> bytes:
-    """An event of `size` bytes in one line."""
+    """Return an event of `size` bytes in one line."""
     return chunk({"content": "x" * size})
 
 
 def error_reply(
     status: int,
-    kind: str = "invalid_request_error",
+    error_type: str = "invalid_request_error",
     code: str | None = None,
     param: str | None = None,
     message: str = "It can't be done",
     headers: Mapping[str, str] | None = None,
 ) -> Reply:
-    """A refusal with the vendor's error body; `kind` is its `type`."""
-    body = json.dumps(_error(message, kind, param, code)).encode()
+    """Return a refusal with the vendor's error body; `error_type` is its `type`."""
+    body = json.dumps(_error(message, error_type, param, code)).encode()
     return Reply(
         status=status, headers={**JSON, "x-request-id": "req_test0001", **(headers or {})}, steps=(body,)
     )
 
 
 def page(status: int = 200) -> Reply:
-    """What a proxy in between answers: a page for people."""
+    """Return an HTML page, as a proxy sends it."""
     return Reply(
         status=status,
         headers={"Content-Type": "text/html; charset=utf-8"},
@@ -164,18 +158,16 @@ def page(status: int = 200) -> Reply:
 
 
 def redirect(location: str, status: int = 307) -> Reply:
-    """Sends the client elsewhere."""
+    """Return a redirect to `location`."""
     return Reply(status=status, headers={"Location": location})
 
 
 def refused(received: Received, api_key: str | None) -> Reply | None:
-    """The vendor's refusal of a request that it would not take; None for one that it would.
-
-    With `api_key` None any key will do, but there must be one.
-    """
-    away = turned_away(received, PATH, api_key)
-    if away is not None:
-        return error_reply(away.status, code=away.code, message=away.message)
+    """Return the vendor's refusal of an invalid request; None for a valid one. Without `api_key`, any key is
+    valid."""
+    refusal = access_refusal(received, PATH, api_key)
+    if refusal is not None:
+        return error_reply(refusal.status, code=refusal.code, message=refusal.message)
     problem = check(received.body)
     if problem is not None:
         return error_reply(400, code=problem.code, param=problem.param, message=problem.message)
@@ -183,19 +175,19 @@ def refused(received: Received, api_key: str | None) -> Reply | None:
 
 
 def counts(prompt: int, completion: int) -> dict[str, int]:
-    """A usage with these counts, as chat completions have it."""
+    """Return the usage of chat completions with these counts."""
     return {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion}
 
 
-def _error(message: str, kind: str, param: str | None, code: str | None) -> dict[str, Any]:
-    return {"error": {"message": message, "type": kind, "param": param, "code": code}}
+def _error(message: str, error_type: str, param: str | None, code: str | None) -> dict[str, Any]:
+    return {"error": {"message": message, "type": error_type, "param": param, "code": code}}
 
 
 def _options(received: Received) -> Mapping[str, Any]:
     return received.body.get("stream_options") or {}
 
 
-_TEXT = wording(
+_TEXT = text_faults(
     Answer(),
     counts,
     error_event("server_error", message=BODY),
@@ -207,11 +199,11 @@ _TEXT = wording(
         "unknown model": error_reply(404, code="model_not_found", param="model", message=BODY),
         "against the policy": error_reply(400, code="content_policy_violation", message=BODY),
         "too long": error_reply(400, code="context_length_exceeded", param="messages", message=BODY),
-        "refused value": error_reply(400, code="unsupported_value", param="temperature", message=BODY),
+        "an invalid value": error_reply(400, code="unsupported_value", param="temperature", message=BODY),
     },
 )
 
-WIRE = Wire(
+PROTOCOL = VendorProtocol(
     "openai",
     lambda received: received.path == PATH,
     refused,

@@ -1,8 +1,5 @@
-"""Anthropic's Messages as the vendor's side speaks them: answers, whole and streamed, and its refusals.
-
-`FaultUpstream` asks `refused` first; what a test scripts is mostly an `Answer`. The facts are those of the
-vendor's own client and pages; what its requests must look like is in `anthropic_checks`.
-"""
+"""A fake of Anthropic's Messages API, from the vendor's own client and documentation: most tests script an
+`Answer`."""
 
 from __future__ import annotations
 
@@ -11,72 +8,68 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from pomelo.testing.answer import COUNTED, JSON, TextAnswer, wording
 from pomelo.testing.anthropic_checks import VERSIONS, check
 from pomelo.testing.broken import BODY
-from pomelo.testing.checks import Problem, turned_away
-from pomelo.testing.reply import Received, Reply, Wire
+from pomelo.testing.checks import Problem, access_refusal
+from pomelo.testing.reply import Received, Reply, VendorProtocol
+from pomelo.testing.text_answer import COUNTED, JSON, TextAnswer, text_faults
 
 PATH = "/v1/messages"
 
 PING = b'event: ping\ndata: {"type": "ping"}\n\n'
 
 _ID = "msg_test0001"
-_KINDS = {401: "authentication_error", 404: "not_found_error"}
-"""What the vendor calls a call that isn't let in; else it is an invalid_request_error."""
+_ERROR_TYPES = {401: "authentication_error", 404: "not_found_error"}
+"""The vendor's error types by status; for others it is invalid_request_error."""
 
 
 @dataclass(frozen=True, slots=True)
 class Answer(TextAnswer):
-    """A script: answers a conversation; see TextAnswer.
+    """A script that answers a conversation.
 
-    A stream begins with message_start, the blocks of what the model is `thinking` (where that is set), the
-    start of the text's block and a ping; it ends with the end of the block, message_delta and message_stop.
-    `usage` counts as the vendor does: input_tokens, output_tokens and those of the cache.
+    A stream begins with message_start, the block of `thinking` (if it is set), the start of the text block
+    and a ping; it ends with the end of the block, message_delta and message_stop. `usage` has the vendor's
+    own counts: input_tokens, output_tokens and those of the cache.
     """
 
     finish_reason: str | None = "end_turn"
     thinking: str | None = None
 
     def body(self, received: Received) -> dict[str, Any]:
-        """The whole answer."""
         blocks: list[dict[str, Any]] = [{"type": "text", "text": self.text}]
         if self.thinking is not None:
             blocks.insert(0, {"type": "thinking", "thinking": self.thinking, "signature": "c2lnbmVk"})
         message = _message(received, blocks) | {"stop_reason": self.finish_reason}
-        return message | self._counted(self._usage(received))
+        return message | self._usage_field(self._usage(received))
 
     def beginning(self, received: Received) -> list[bytes]:
-        """The events up to the first word."""
         usage = self._usage(received)
         first = usage | {"output_tokens": 1} if isinstance(usage, dict) else usage
-        message = _message(received, []) | self._counted(first)
+        message = _message(received, []) | self._usage_field(first)
         index = 0
         events = [event("message_start", message=message)]
         if self.thinking is not None:
             block = {"type": "thinking", "thinking": "", "signature": ""}
-            thought = {"type": "thinking_delta", "thinking": self.thinking}
-            signed = {"type": "signature_delta", "signature": "c2lnbmVk"}
+            thinking = {"type": "thinking_delta", "thinking": self.thinking}
+            signature = {"type": "signature_delta", "signature": "c2lnbmVk"}
             events.append(event("content_block_start", index=0, content_block=block))
-            events += [event("content_block_delta", index=0, delta=delta) for delta in (thought, signed)]
+            events += [event("content_block_delta", index=0, delta=delta) for delta in (thinking, signature)]
             events.append(event("content_block_stop", index=0))
             index = 1
         block = {"type": "text", "text": ""}
         return [*events, event("content_block_start", index=index, content_block=block), PING]
 
     def event(self, received: Received, number: int, word: str) -> bytes:
-        """The event of a word."""
         return words(word, index=self._index)
 
     def ending(self, received: Received) -> list[bytes]:
-        """The events behind the last word."""
         usage = self._usage(received)
         if isinstance(usage, dict) and "output_tokens" in usage:
             usage = {"output_tokens": usage["output_tokens"]}
         delta = {"stop_reason": self.finish_reason, "stop_sequence": None}
         events = [
             event("content_block_stop", index=self._index),
-            event("message_delta", delta=delta, **self._counted(usage)),
+            event("message_delta", delta=delta, **self._usage_field(usage)),
         ]
         return [*events, event("message_stop")] if self.done else events
 
@@ -98,45 +91,47 @@ class Answer(TextAnswer):
         }
 
     @staticmethod
-    def _counted(usage: Any) -> dict[str, Any]:
+    def _usage_field(usage: Any) -> dict[str, Any]:
         return {} if usage is None else {"usage": usage}
 
 
 def event(name: str, **fields: Any) -> bytes:
-    """One event of a stream, whose data has its name as the type."""
+    """Return an event of a stream; its `type` is its name."""
     data = json.dumps({"type": name, **fields}, ensure_ascii=False)
     return f"event: {name}\ndata: {data}\n\n".encode()
 
 
 def words(text: str, index: int = 0) -> bytes:
-    """The event that adds text to a block."""
+    """Return the event that adds text to a block."""
     return event("content_block_delta", index=index, delta={"type": "text_delta", "text": text})
 
 
-def error_event(kind: str = "overloaded_error", code: str | None = None, message: str = "It broke") -> bytes:
-    """A failure within a stream, to be put `at` a place of an Answer; nothing should follow but Stop.END."""
-    return event("error", error=_error(kind, code, message))
+def error_event(
+    error_type: str = "overloaded_error", code: str | None = None, message: str = "It broke"
+) -> bytes:
+    """Return an error event for `at` of an Answer; only Stop.END should follow."""
+    return event("error", error=_error(error_type, code, message))
 
 
 def half_character() -> bytes:
-    """An event that is cut within a character: no UTF-8, in otherwise sound JSON."""
+    """Return an event that is cut within a character: not UTF-8, in otherwise valid JSON."""
     return words("caf?").replace(b"?", b"\xc3")
 
 
 def huge_line(size: int = 1_000_000) -> bytes:
-    """An event of `size` bytes in one line."""
+    """Return an event of `size` bytes in one line."""
     return words("x" * size)
 
 
 def error_reply(
     status: int,
-    kind: str = "invalid_request_error",
+    error_type: str = "invalid_request_error",
     code: str | None = None,
     message: str = "It can't be done",
     headers: Mapping[str, str] | None = None,
 ) -> Reply:
-    """A refusal with the vendor's error body; `kind` is its `type`, `code` its detailed error_code."""
-    body = {"type": "error", "error": _error(kind, code, message), "request_id": "req_test0001"}
+    """Return a refusal with the vendor's error body: its `type`, and its detailed error_code."""
+    body = {"type": "error", "error": _error(error_type, code, message), "request_id": "req_test0001"}
     return Reply(
         status=status,
         headers={**JSON, "request-id": "req_test0001", **(headers or {})},
@@ -145,19 +140,17 @@ def error_reply(
 
 
 def refused(received: Received, api_key: str | None) -> Reply | None:
-    """The vendor's refusal of a request that it would not take; None for one that it would.
-
-    With `api_key` None any key will do, but there must be one.
-    """
-    away = turned_away(received, PATH, api_key, header="x-api-key")
-    if away is not None:
-        kind = _KINDS.get(away.status, "invalid_request_error")
-        return error_reply(away.status, kind, message=away.message)
+    """Return the vendor's refusal of an invalid request; None for a valid one. Without `api_key`, any key is
+    valid."""
+    refusal = access_refusal(received, PATH, api_key, header="x-api-key")
+    if refusal is not None:
+        error_type = _ERROR_TYPES.get(refusal.status, "invalid_request_error")
+        return error_reply(refusal.status, error_type, message=refusal.message)
     version = received.headers.get("anthropic-version", "")
     if version not in VERSIONS:
         return error_reply(400, message="anthropic-version: there is no such version")
     problem = check(received.body, version)
-    return None if problem is None else error_reply(400, message=_worded(problem))
+    return None if problem is None else error_reply(400, message=_vendor_message(problem))
 
 
 def _message(received: Received, blocks: list[dict[str, Any]]) -> dict[str, Any]:
@@ -172,19 +165,19 @@ def _message(received: Received, blocks: list[dict[str, Any]]) -> dict[str, Any]
     }
 
 
-def _error(kind: str, code: str | None, message: str) -> dict[str, Any]:
-    error: dict[str, Any] = {"type": kind, "message": message}
+def _error(error_type: str, code: str | None, message: str) -> dict[str, Any]:
+    error: dict[str, Any] = {"type": error_type, "message": message}
     return error if code is None else error | {"details": {"error_code": code}}
 
 
-def _worded(problem: Problem) -> str:
-    """A problem as the vendor words it: the place, with dots, and what is wrong there."""
+def _vendor_message(problem: Problem) -> str:
+    """The vendor's message for a problem: the field with dots, and what is wrong with it."""
     if problem.param is None:
         return problem.message
     return f"{problem.param.replace('[', '.').replace(']', '')}: {problem.message}"
 
 
-_TEXT = wording(
+_TEXT = text_faults(
     Answer(),
     lambda prompt, completion: {"input_tokens": prompt, "output_tokens": completion},
     error_event("overloaded_error", message=BODY),
@@ -198,11 +191,11 @@ _TEXT = wording(
         "unknown model": error_reply(404, "not_found_error", message=BODY),
         "against the policy": error_reply(400, message=f"Output blocked by content filtering policy. {BODY}"),
         "too long": error_reply(400, message=f"prompt is too long: 250000 tokens > 200000 maximum. {BODY}"),
-        "refused value": error_reply(400, message=f"temperature: must be at most 1. {BODY}"),
+        "an invalid value": error_reply(400, message=f"temperature: must be at most 1. {BODY}"),
     },
 )
 
-WIRE = Wire(
+PROTOCOL = VendorProtocol(
     "anthropic",
     lambda received: received.path == PATH,
     refused,

@@ -1,8 +1,8 @@
-"""Awaits the code of a plug-in in the caller's own task, and bounds what it can do to that task.
+"""Awaits the code of a plug-in in the current asyncio task, and limits what it can do to that task.
 
 A plug-in can cancel the task that runs it, ignore a cancellation, or wait while it is closed. A task of its
-own would contain that, but would cost every event of every provider. So its coroutine is driven here step by
-step, as `await` does, and the task's count of cancellations is compared before and after each step.
+own would contain that, but would cost time for each event of each provider. So its coroutine is driven here
+step by step, as `await` does, and the task's count of cancellations is compared before and after each step.
 """
 
 from __future__ import annotations
@@ -13,38 +13,40 @@ from collections.abc import Awaitable, Callable, Generator
 from contextlib import suppress
 from typing import Any
 
-CLOSING = 1.0
-"""Seconds that a provider's code may go on after it was cancelled, or asked to close."""
+CLOSE_TIMEOUT = 1.0
+"""Seconds that a provider's code may run after it was cancelled, or asked to close."""
 
 
 class SelfCancelledError(Exception):
     """The code cancelled the task that it ran in. It was closed, and the cancellation undone."""
 
 
-class NotEndedError(Exception):
-    """The code was still running CLOSING seconds after it was cancelled or asked to close, and was closed."""
+class StillRunningError(Exception):
+    """The code was still running CLOSE_TIMEOUT seconds after it was cancelled or asked to close. It was
+    closed."""
 
 
 @types.coroutine
-def bounded(
-    make: Callable[[], Awaitable[Any]], loop: asyncio.AbstractEventLoop, *, closing: bool = False
+def await_bounded(
+    call: Callable[[], Awaitable[Any]], loop: asyncio.AbstractEventLoop, *, closing: bool = False
 ) -> Generator[Any, Any, Any]:
-    """What `await make()` gives or raises. `loop` is the running one: looking it up takes a system call.
+    """Return or raise what `await call()` does. `loop` is the running one: looking it up takes a system call.
 
-    Once the task is cancelled, the code has CLOSING seconds to end; with `closing`, from the start.
+    Once the task is cancelled, the code has CLOSE_TIMEOUT seconds to end; with `closing`, from the start.
 
     Raises:
-        SelfCancelledError, NotEndedError: what each says.
-        asyncio.CancelledError: the task was cancelled, also where the code ignored that and gave something.
+        SelfCancelledError: the code cancelled the task.
+        StillRunningError: the code did not end in time.
+        asyncio.CancelledError: the task was cancelled, even if the code ignored that and returned a value.
     """
     task = asyncio.current_task(loop)
     assert task is not None
     before = task.cancelling()
-    limit = _Limit(task, -1) if closing else None
+    limit = _CloseTimer(task, -1) if closing else None
     thrown: BaseException | None = None
     try:
         try:
-            steps = _steps(make())
+            steps = _steps(call())
         finally:
             if task.cancelling() > before:
                 yield from _undo(task, before)
@@ -66,7 +68,7 @@ def bounded(
                 _close(steps)
                 yield from _undo(task, count)
             if thrown is not None and task.cancelling() > before and (limit is None or limit.over):
-                limit = _Limit(task, before)
+                limit = _CloseTimer(task, before)
             thrown = None
             try:
                 yield waits_for
@@ -74,7 +76,7 @@ def bounded(
                 thrown = error
                 if limit is not None and limit.take():
                     _close(steps)
-                    raise NotEndedError from None
+                    raise StillRunningError from None
     finally:
         if limit is not None:
             limit.stop()
@@ -90,7 +92,7 @@ async def _coroutine(awaitable: Awaitable[Any]) -> Any:
 
 
 def _undo(task: asyncio.Task[Any], count: int) -> Generator[Any, Any, None]:
-    """Undoes the cancellations that the last step made.
+    """Undo the cancellations that the last step made.
 
     Raises:
         SelfCancelledError: always.
@@ -105,31 +107,31 @@ def _undo(task: asyncio.Task[Any], count: int) -> Generator[Any, Any, None]:
 
 def _close(steps: Any) -> None:
     with suppress(BaseException):
-        # Python 3.11 does nothing in an async generator's step on close().
+        # In Python 3.11, close() does nothing in a step of an async generator.
         steps.throw(GeneratorExit())
 
 
-class _Limit:
-    """Wakes a task with a cancellation of its own when the time for closing is over, if it still has more
-    than `most` cancellations then: the code may have handled one that was of a timeout within it."""
+class _CloseTimer:
+    """Cancels a task once CLOSE_TIMEOUT has passed, if the task has more than `cancellations` then: the code
+    may have handled one, of a timeout inside it."""
 
-    __slots__ = ("_cancelled", "_most", "_task", "_timer", "over")
+    __slots__ = ("_cancellations", "_cancelled", "_task", "_timer", "over")
 
-    def __init__(self, task: asyncio.Task[Any], most: int) -> None:
+    def __init__(self, task: asyncio.Task[Any], cancellations: int) -> None:
         self._task = task
-        self._most = most
+        self._cancellations = cancellations
         self._cancelled = False
         self.over = False
-        self._timer = asyncio.get_running_loop().call_later(CLOSING, self._cancel)
+        self._timer = asyncio.get_running_loop().call_later(CLOSE_TIMEOUT, self._cancel)
 
     def _cancel(self) -> None:
         self.over = True
-        if self._task.cancelling() > self._most:
+        if self._task.cancelling() > self._cancellations:
             self._cancelled = True
             self._task.cancel()
 
     def take(self) -> bool:
-        """Whether the time is over; takes back the cancellation that said so."""
+        """Return whether the timer has cancelled the task, and undo that cancellation."""
         if self._cancelled:
             self._cancelled = False
             self._task.uncancel()
@@ -137,6 +139,5 @@ class _Limit:
         return False
 
     def stop(self) -> None:
-        """The code has ended."""
         self._timer.cancel()
         self.take()

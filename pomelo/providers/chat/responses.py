@@ -1,7 +1,7 @@
-"""What comes back from a host of chat completions, whole or as a stream, made into the contract's words.
+"""Parses the responses of chat completions, whole or streamed.
 
-`pomelo.providers.chat.chat` calls it. It reads what OpenAI, Mistral and the hosts that copy them send: text
-as a string or as chunks, the count of tokens in any place, an error in place of an answer or of a part of it.
+It reads what OpenAI, Mistral and compatible hosts send: text as a string or as chunks, token counts in
+several places, errors in place of a response or of a chunk.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from pomelo.catalog.reported_cost import Report
 from pomelo.gen.v1.text_pb2 import FinishReason, TextDelta, TokenUsage
 from pomelo.providers.http.errors import ErrorMapping, from_error_body, malformed_response
 from pomelo.providers.http.parsing import parse, well_formed
-from pomelo.providers.text import Answer, counted
+from pomelo.providers.text import StreamState, token_usage
 
 _FINISHES = {
     "stop": FinishReason.FINISH_REASON_STOP,
@@ -20,64 +20,59 @@ _FINISHES = {
     "model_length": FinishReason.FINISH_REASON_LENGTH,
     "content_filter": FinishReason.FINISH_REASON_CONTENT_FILTER,
 }
-"""Any other reason is a stop: no tool was offered, and a reason that is new is no failure."""
+"""Any other reason is a stop: no tool was offered, and a new reason is not a failure."""
 
-_END = b"[DONE]"
+_END_MARKER = b"[DONE]"
 
 
-def whole(answer: Any, dialect: ErrorMapping) -> TextDelta:
-    """The one delta of a whole answer.
+def parse_completion(completion: Any, error_mapping: ErrorMapping) -> TextDelta:
+    """Return the delta of a whole response.
 
     Raises:
-        PomeloError: provider_failed where it is unusable; what an `error` in it means.
+        UpstreamError: provider_failed if it can't be used; the mapped error of an `error` in it.
     """
     try:
-        if "choices" not in answer and (answer.get("error") or answer.get("object") == "error"):
-            raise from_error_body(answer, dialect)
-        choice = answer["choices"][0]
+        if "choices" not in completion and (completion.get("error") or completion.get("object") == "error"):
+            raise from_error_body(completion, error_mapping)
+        choice = completion["choices"][0]
         message = choice["message"]
         content = message.get("content") or message.get("refusal") or ""
-        finish = _finish(choice, dialect)
+        finish = _finish_reason(choice, error_mapping)
         if type(content) is list:
-            content = _joined(content)
-        usage = _usage(answer.get("usage"))
+            content = _join_text(content)
+        usage = _usage(completion.get("usage"))
         return TextDelta(content=well_formed(content), finish_reason=finish, usage=usage)
     except (AttributeError, IndexError, KeyError, TypeError):
         pass
-    raise malformed_response("an answer of another shape")
+    raise malformed_response("a response of another shape")
 
 
-class ChatAnswer(Answer):
-    """A stream of chunks. The cost that the host tells goes into `report`, if there is one."""
+class ChunkStream(StreamState):
+    """A stream of chunks. The cost that the host reports is written to `report`, if there is one."""
 
-    __slots__ = ("_dialect", "_report")
+    __slots__ = ("_error_mapping", "_report")
 
-    def __init__(self, dialect: ErrorMapping, report: Report | None = None) -> None:
+    def __init__(self, error_mapping: ErrorMapping, report: Report | None = None) -> None:
         super().__init__()
-        self._dialect = dialect
+        self._error_mapping = error_mapping
         self._report = report
 
-    def take(self, data: bytes) -> str:
-        """The text that a chunk adds; often empty at the beginning and the end.
-
-        Raises:
-            PomeloError: provider_failed; what an `error` in place of a chunk means.
-        """
+    def parse_event(self, data: bytes) -> str:
         if self.ended:
             return ""
-        if data == _END:
+        if data == _END_MARKER:
             self.ended = True
             return ""
         try:
             chunk = parse(data, surrogates=True)
             if chunk.get("error"):
-                raise from_error_body(chunk, self._dialect)
+                raise from_error_body(chunk, self._error_mapping)
             usage = chunk.get("usage")
-            aside = chunk.get("x_groq")  # Groq's place for what OpenAI has elsewhere
-            if aside:
-                if aside.get("error"):
-                    raise from_error_body(aside, self._dialect)
-                usage = usage or aside.get("usage")
+            groq = chunk.get("x_groq")  # Groq's own object for usage and errors
+            if groq:
+                if groq.get("error"):
+                    raise from_error_body(groq, self._error_mapping)
+                usage = usage or groq.get("usage")
             if usage is not None:
                 self._count(_usage(usage))
                 if self._report is not None and (cost := reported_cost(usage)) is not None:
@@ -85,11 +80,11 @@ class ChatAnswer(Answer):
             choices = chunk.get("choices")
             if not choices:
                 if chunk.get("object") == "error":
-                    raise from_error_body(chunk, self._dialect)
+                    raise from_error_body(chunk, self._error_mapping)
                 return ""
             choice = choices[0]
             if choice.get("finish_reason") is not None:
-                self.finish = _finish(choice, self._dialect)
+                self.finish = _finish_reason(choice, self._error_mapping)
             delta = choice.get("delta")
             if not delta:
                 return ""
@@ -97,7 +92,7 @@ class ChatAnswer(Answer):
             if not content:
                 return ""
             if type(content) is list:
-                content = _joined(content)
+                content = _join_text(content)
             if type(content) is str:
                 return content
         except (AttributeError, IndexError, KeyError, TypeError, ValueError):
@@ -105,7 +100,7 @@ class ChatAnswer(Answer):
         raise malformed_response("a chunk that can't be read")
 
     def _count(self, usage: TokenUsage | None) -> None:
-        """Takes in a count; an empty one at the end takes nothing back."""
+        """Replace the count, unless the new one is smaller: some hosts send an empty one at the end."""
         if usage is not None and (self.usage is None or usage.prompt_tokens >= self.usage.prompt_tokens):
             self.usage = usage
             if usage.prompt_tokens:
@@ -113,24 +108,25 @@ class ChatAnswer(Answer):
 
 
 def reported_cost(usage: Any) -> Any:
-    """What a host says that an answer cost, in US dollars; None where it says nothing.
+    """Return the cost of a response in US dollars, as the host reports it; None if it does not.
 
-    Of an answer that the operator pays to another vendor (OpenRouter's `is_byok`) a host tells its fee alone.
+    If the operator pays another vendor for the response (OpenRouter's `is_byok`), the host reports only its
+    own fee, which does not count.
     """
     return None if not isinstance(usage, dict) or usage.get("is_byok") else usage.get("cost")
 
 
-def _joined(chunks: list[Any]) -> str:
-    """The text among the chunks of a content; what a model thought is left out."""
+def _join_text(chunks: list[Any]) -> str:
+    """The text of a content's chunks, without the model's thinking."""
     return "".join([chunk["text"] for chunk in chunks if chunk.get("type") == "text"])
 
 
-def _finish(choice: dict[str, Any], dialect: ErrorMapping) -> FinishReason.ValueType:
+def _finish_reason(choice: dict[str, Any], error_mapping: ErrorMapping) -> FinishReason.ValueType:
     reason = choice["finish_reason"]
     if reason == "error" and choice.get("error"):
-        raise from_error_body(choice, dialect)
+        raise from_error_body(choice, error_mapping)
     if reason == "error" or not isinstance(reason, str):
-        raise malformed_response("a finish_reason that is none")
+        raise malformed_response("an invalid finish_reason")
     return _FINISHES.get(reason, FinishReason.FINISH_REASON_STOP)
 
 
@@ -140,7 +136,7 @@ def _usage(usage: Any) -> TokenUsage | None:
     details = usage.get("prompt_tokens_details")
     if not isinstance(details, dict):
         details = {}
-    return counted(
+    return token_usage(
         usage.get("prompt_tokens"),
         usage.get("completion_tokens"),
         cached=details.get("cached_tokens") or usage.get("num_cached_tokens"),  # the latter is Mistral's

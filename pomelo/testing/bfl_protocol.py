@@ -1,8 +1,7 @@
-"""Black Forest Labs as the vendor's side speaks it: an order, questions about it, and the delivery.
+"""A fake of Black Forest Labs, from the vendor's documentation and its own client: most tests script a
+`Drawing`.
 
-`FaultUpstream` asks `refused` first; what a test scripts is mostly a `Drawing`. The facts are those of the
-vendor's documentation and its own client. Strict on purpose: a field that a model does not have is refused,
-and so is a key that is sent along to the delivery.
+It is strict: it refuses a field that a model does not have, and a key that is sent to the delivery.
 """
 
 from __future__ import annotations
@@ -13,10 +12,10 @@ from dataclasses import dataclass, field
 from itertools import count
 from typing import Any
 
-from pomelo.testing.broken import BODY, astray
+from pomelo.testing.broken import BODY, forbidden_link
 from pomelo.testing.checks import Check, flag, number, one_of, text, whole
-from pomelo.testing.pictures import CONTENT_TYPES, picture
-from pomelo.testing.reply import Received, Reply, Script, Step, Stop, Wire, Wording
+from pomelo.testing.images import CONTENT_TYPES, make_image
+from pomelo.testing.reply import Received, Reply, Script, Step, Stop, VendorFaults, VendorProtocol
 
 PREFIX = "/bfl"
 ORDERS = PREFIX + "/v1/"
@@ -30,56 +29,55 @@ _STATE: Mapping[str, Any] = {"result": None, "details": None, "preview": None}
 def status(
     word: str, *, progress: float | None = None, http: int = 200, before: tuple[Step, ...] = (), **more: Any
 ) -> Script:
-    """What the vendor says of a task, such as status("Pending", progress=0.5)."""
+    """Return the state of a task, such as status("Pending", progress=0.5)."""
 
-    def said(received: Received) -> Reply:
+    def script(received: Received) -> Reply:
         task = received.query.get("id", "0f3c-0")
         body = {"id": task, "status": word, "progress": progress}
         reply = _json({**_STATE, **body, **more}, http)
         return Reply(reply.status, reply.headers, reply.steps, before)
 
-    return said
+    return script
 
 
 def ready(sample: Any) -> Script:
-    """The task is done, and its picture is at the URL `sample`."""
+    """Return the state of a finished task, whose image is at the URL `sample`."""
     return status("Ready", result={"sample": sample, "prompt": "as it was", "seed": 7, "duration": 1.5})
 
 
 def moderated(word: str = "Content Moderated") -> Script:
-    """The picture was refused; with "Request Moderated" the prompt was."""
+    """Return the state of a task whose image was refused, or with "Request Moderated" its prompt."""
     return status(word, details={"Moderation Reasons": ["Safety Filter"]})
 
 
 def error_reply(
     code: int, detail: Any = "It can't be done", headers: Mapping[str, str] | None = None
 ) -> Reply:
-    """A refusal with the vendor's error body."""
+    """Return a refusal with the vendor's error body."""
     return _json({"detail": detail}, code, headers)
 
 
 def invalid(name: str, message: str = "It can't be taken") -> Reply:
-    """The refusal of one field of an order."""
+    """Return the refusal of one field of an order."""
     return error_reply(422, [{"loc": ["body", name], "msg": message, "type": "value_error"}])
 
 
-def _missing(place: str, name: str) -> Reply:
-    return error_reply(422, [{"loc": [place, name], "msg": "Field required", "type": "missing"}])
+def _missing(part: str, name: str) -> Reply:
+    return error_reply(422, [{"loc": [part, name], "msg": "Field required", "type": "missing"}])
 
 
 def delivered(data: bytes, content_type: str = "image/png") -> Reply:
-    """A file of the delivery."""
+    """Return a downloaded file."""
     return Reply(headers={"Content-Type": content_type, "Content-Length": str(len(data))}, steps=(data,))
 
 
 @dataclass(frozen=True, slots=True)
 class Drawing:
-    """A script for a whole task: takes the order, answers questions about it, and delivers.
+    """A script for a whole task: accepts the order, answers polls, and delivers the image.
 
-    Before the task is ready, `polls` answer one question each; one that says how a task ends belongs at the
-    end, with `done` False. `sample` and `polling_url` stand in place of the URLs of this server; `delivery`
-    answers downloads one after another, in place of a picture of the asked format. `order` is merged into the
-    answer to the order.
+    Before the task is ready, each of `polls` answers one poll; with `done` False the last of them is the end
+    of the task. `sample` and `polling_url` replace the URLs of this server; `delivery` are the replies to
+    downloads, in place of an image of the requested format. `order` is merged into the reply to the order.
     """
 
     polls: Sequence[Script] = ()
@@ -90,7 +88,6 @@ class Drawing:
     order: Mapping[str, Any] = field(default_factory=dict)
 
     def __call__(self, received: Received) -> Reply:
-        """The reply to an order; to anything else, that nothing is known of it."""
         if received.method != "POST":
             return error_reply(404, "Task not found")
         task = f"0f3c-{next(_ids)}"
@@ -101,7 +98,7 @@ class Drawing:
         polls = list(self.polls)
         if self.done:
             polls.append(ready(base + file if self.sample is None else self.sample))
-        files = self.delivery or (delivered(picture(file_format), CONTENT_TYPES[file_format]),)
+        files = self.delivery or (delivered(make_image(file_format), CONTENT_TYPES[file_format]),)
         answer: dict[str, Any] = {
             "id": task,
             "polling_url": base + result if self.polling_url is None else self.polling_url,
@@ -109,15 +106,13 @@ class Drawing:
             "input_mp": 0.0,
             "output_mp": 0.79,
         }
-        taken = _json(answer | dict(self.order))
-        return Reply(taken.status, taken.headers, taken.steps, follow={result: polls, file: files})
+        accepted = _json(answer | dict(self.order))
+        return Reply(accepted.status, accepted.headers, accepted.steps, follow={result: polls, file: files})
 
 
 def refused(received: Received, api_key: str | None) -> Reply | None:
-    """The vendor's refusal of a request that it would not take; None for one that it would.
-
-    With `api_key` None any key will do, but orders and questions need one.
-    """
+    """Return the vendor's refusal of an invalid request; None for a valid one. Without `api_key`, any key is
+    valid."""
     key = received.headers.get("x-key")
     if received.path.startswith(DELIVERY):
         if received.method != "GET":
@@ -140,10 +135,10 @@ def refused(received: Received, api_key: str | None) -> Reply | None:
         return invalid("body", "JSON is needed")
     if not isinstance(received.body, dict):
         return invalid("body", "It is no object")
-    return _faults(received.body, fields)
+    return _check_fields(received.body, fields)
 
 
-def _faults(body: Mapping[str, Any], fields: Mapping[str, Check]) -> Reply | None:
+def _check_fields(body: Mapping[str, Any], fields: Mapping[str, Check]) -> Reply | None:
     if not body.get("prompt"):
         return invalid("prompt", "Field required")
     for name, value in body.items():
@@ -186,43 +181,43 @@ _MODELS: Mapping[str, Mapping[str, Check]] = {
     },
 }
 
-UNDELIVERED: Mapping[str, Reply] = {
-    "expired link": Reply(
+DELIVERY_FAULTS: Mapping[str, Reply] = {
+    "not delivered": Reply(
         403, {"Content-Type": "application/xml"}, (b"<Error>AuthenticationFailed</Error>",)
     ),
-    "cut download": Reply(
-        headers={"Content-Type": "image/png", "Content-Length": str(len(picture("png")))},
-        steps=(picture("png")[:40], Stop.CLOSE),
+    "delivered in part": Reply(
+        headers={"Content-Type": "image/png", "Content-Length": str(len(make_image("png")))},
+        steps=(make_image("png")[:40], Stop.CLOSE),
     ),
-    "oversized download": Reply(
+    "delivered oversize": Reply(
         headers={"Content-Type": "image/png", "Content-Length": str(10**12)},
-        steps=(picture("png")[:40], Stop.SILENCE),
+        steps=(make_image("png")[:40], Stop.SILENCE),
     ),
     "not an image": Reply(headers={"Content-Type": "image/png"}, steps=(f"<html>{BODY}</html>".encode(),)),
 }
-"""Faults of a delivery, whoever delivers."""
+"""Faults of a download, for all vendors."""
 
-_IMAGE = Wording(
+_IMAGE = VendorFaults(
     {
-        "error with 200": status("Error", details={"reason": BODY}),
+        "an error with 200": status("Error", details={"reason": BODY}),
         "out of money": error_reply(402, f"Insufficient credits. {BODY}"),
         "too many concurrent tasks": error_reply(429, f"Too many active tasks. {BODY}"),
         "unknown key": error_reply(403, f"Not authenticated. {BODY}"),
         "unknown model": error_reply(404, "Not Found"),
         "against the policy": Drawing(polls=(moderated(),), done=False),
-        "refused value": invalid("width", BODY),
-        "failed later": Drawing(polls=(status("Error", details={"reason": BODY}),), done=False),
-        "task lost": Drawing(polls=(error_reply(404, "Task not found"),), done=False),
-        "polling fails": Drawing(polls=(error_reply(500, BODY),), done=False),
-        "private link": lambda received: Drawing(sample=astray(received))(received),
-        "foreign polling link": lambda received: Drawing(polling_url=astray(received))(received),
-        "invalid link": Drawing(sample=7),
-        **{name: Drawing(delivery=(reply,)) for name, reply in UNDELIVERED.items()},
+        "an invalid value": invalid("width", BODY),
+        "failed afterwards": Drawing(polls=(status("Error", details={"reason": BODY}),), done=False),
+        "lost": Drawing(polls=(error_reply(404, "Task not found"),), done=False),
+        "failing polls": Drawing(polls=(error_reply(500, BODY),), done=False),
+        "a private link": lambda received: Drawing(sample=forbidden_link(received))(received),
+        "a foreign polling link": lambda received: Drawing(polling_url=forbidden_link(received))(received),
+        "an invalid link": Drawing(sample=7),
+        **{name: Drawing(delivery=(reply,)) for name, reply in DELIVERY_FAULTS.items()},
     },
-    {"too long": "the vendor documents no maximum length of a prompt"},
+    {"too long": "the vendor documents no maximum length"},
 )
 
-WIRE = Wire(
+PROTOCOL = VendorProtocol(
     "bfl",
     lambda received: received.path.startswith(PREFIX + "/"),
     refused,

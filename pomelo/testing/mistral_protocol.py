@@ -1,9 +1,5 @@
-"""Mistral's chat completions as the vendor's side speaks them: answers, whole and streamed, and its refusals.
-
-`FaultUpstream` asks `refused` first; what a test scripts is mostly an `Answer`. The facts are those of the
-vendor's published API description; what its requests must look like is in `mistral_checks`. The path has a
-prefix here, as OpenAI's would be the same without.
-"""
+"""A fake of Mistral's chat completions, from the vendor's published API description: most tests script an
+`Answer`. The path has a prefix, because otherwise it would be the same as OpenAI's."""
 
 from __future__ import annotations
 
@@ -13,11 +9,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pomelo.testing.answer import COUNTED, JSON, TextAnswer, wording
 from pomelo.testing.broken import BODY
-from pomelo.testing.checks import Problem, turned_away
+from pomelo.testing.checks import Problem, access_refusal
 from pomelo.testing.mistral_checks import MESSAGE_ORDER, check
-from pomelo.testing.reply import Received, Reply, Wire
+from pomelo.testing.reply import Received, Reply, VendorProtocol
+from pomelo.testing.text_answer import COUNTED, JSON, TextAnswer, text_faults
 
 PREFIX = "/mistral"
 PATH = f"{PREFIX}/v1/chat/completions"
@@ -26,24 +22,23 @@ DONE = b"data: [DONE]\n\n"
 
 _ID = "cmpl-test0001"
 _CREATED = 1_790_000_000
-_STEP = re.compile(r"\w+")
+_NAME = re.compile(r"\w+")
 
 
 @dataclass(frozen=True, slots=True)
 class Answer(TextAnswer):
-    """A script: answers a conversation; see TextAnswer.
+    """A script that answers a conversation.
 
-    A stream has a chunk for the role, one for each word, one for the finish_reason, which bears the usage
-    too, and the end marker. With `thinking` the model has thought, and content comes in lists of chunks.
+    A stream has a chunk for the role, one for each word, one for the finish_reason and the usage, and the end
+    marker. With `thinking`, content is in lists of chunks.
     """
 
     thinking: str | None = None
 
     def body(self, received: Received) -> dict[str, Any]:
-        """The whole answer."""
         content: Any = self.text
         if self.thinking is not None:
-            content = [_thought(self.thinking), {"type": "text", "text": self.text}]
+            content = [_thinking_chunk(self.thinking), {"type": "text", "text": self.text}]
         message = {"role": "assistant", "content": content, "tool_calls": None}
         answer = {
             "id": _ID,
@@ -56,20 +51,17 @@ class Answer(TextAnswer):
         return answer if usage is None else answer | {"usage": usage}
 
     def beginning(self, received: Received) -> list[bytes]:
-        """The chunk of the role, and that of what was thought."""
         model = received.body["model"]
         events = [chunk({"role": "assistant", "content": ""}, model=model)]
         if self.thinking is not None:
-            events.append(chunk({"content": [_thought(self.thinking)]}, model=model))
+            events.append(chunk({"content": [_thinking_chunk(self.thinking)]}, model=model))
         return events
 
     def event(self, received: Received, number: int, word: str) -> bytes:
-        """The chunk of a word."""
         content = word if self.thinking is None else [{"type": "text", "text": word}]
         return chunk({"content": content}, model=received.body["model"])
 
     def ending(self, received: Received) -> list[bytes]:
-        """The chunk of the finish_reason, and the end marker."""
         more = {} if (usage := self._usage(received)) is None else {"usage": usage}
         model = received.body["model"]
         last = chunk({"content": ""}, finish_reason=self.finish_reason, model=model, **more)
@@ -94,7 +86,7 @@ def chunk(
     model: str = "mistral-small-latest",
     **more: Any,
 ) -> bytes:
-    """One event of a stream."""
+    """Return an event of a stream."""
     body = {
         "id": _ID,
         "object": "chat.completion.chunk",
@@ -105,79 +97,79 @@ def chunk(
     return b"data: " + json.dumps(body | more, ensure_ascii=False).encode() + b"\n\n"
 
 
-def error_event(kind: str = "internal_error", code: str | None = None, message: str = "It broke") -> bytes:
-    """A failure within a stream, to be put `at` a place of an Answer; nothing should follow but Stop.END."""
-    return b"data: " + json.dumps(_error(kind, code, message)).encode() + b"\n\n"
+def error_event(
+    error_type: str = "internal_error", code: str | None = None, message: str = "It broke"
+) -> bytes:
+    """Return an error event for `at` of an Answer; only Stop.END should follow."""
+    return b"data: " + json.dumps(_error(error_type, code, message)).encode() + b"\n\n"
 
 
 def half_character() -> bytes:
-    """An event that is cut within a character: no UTF-8, in otherwise sound JSON."""
+    """Return an event that is cut within a character: not UTF-8, in otherwise valid JSON."""
     return chunk({"content": "caf?"}).replace(b"?", b"\xc3")
 
 
 def huge_line(size: int = 1_000_000) -> bytes:
-    """An event of `size` bytes in one line."""
+    """Return an event of `size` bytes in one line."""
     return chunk({"content": "x" * size})
 
 
 def error_reply(
     status: int,
-    kind: str = "invalid_request_error",
+    error_type: str = "invalid_request_error",
     code: str | None = None,
     message: str = "It can't be done",
     headers: Mapping[str, str] | None = None,
 ) -> Reply:
-    """A refusal with the vendor's flat error body; `kind` is its `type`."""
-    return _reply(status, _error(kind, code, message), headers)
+    """Return a refusal with the vendor's flat error body; `error_type` is its `type`."""
+    return _reply(status, _error(error_type, code, message), headers)
 
 
-def fields_reply(place: Sequence[str | int], kind: str, message: str = "It can't be taken") -> Reply:
-    """A refusal of a field of the body, at `place`."""
-    detail = {"type": kind, "loc": ["body", *place], "msg": message, "input": None}
+def fields_reply(path: Sequence[str | int], error_type: str, message: str = "It can't be taken") -> Reply:
+    """Return the refusal of the field at a path of the body."""
+    detail = {"type": error_type, "loc": ["body", *path], "msg": message, "input": None}
     return _reply(422, {"detail": [detail]})
 
 
 def gateway_reply(status: int, message: str = "Unauthorized") -> Reply:
-    """A refusal by what stands before the API: a message and a request id alone."""
+    """Return a refusal of the vendor's own gateway: only a message and a request id."""
     return _reply(status, {"message": message, "request_id": "req-test0001"})
 
 
 def refused(received: Received, api_key: str | None) -> Reply | None:
-    """The vendor's refusal of a request that it would not take; None for one that it would.
-
-    With `api_key` None any key will do, but there must be one.
-    """
-    away = turned_away(received, PATH, api_key)
-    if away is not None:
-        return gateway_reply(away.status, away.message)
+    """Return the vendor's refusal of an invalid request; None for a valid one. Without `api_key`, any key is
+    valid."""
+    refusal = access_refusal(received, PATH, api_key)
+    if refusal is not None:
+        return gateway_reply(refusal.status, refusal.message)
     problem = check(received.body)
     if problem is not None and problem.code == MESSAGE_ORDER:
         return error_reply(400, "invalid_request_message_order", "3230", problem.message)
-    return None if problem is None else fields_reply(_place(problem), _kind(problem), problem.message)
+    return None if problem is None else fields_reply(_path(problem), _error_type(problem), problem.message)
 
 
 def _reply(status: int, body: Mapping[str, Any], headers: Mapping[str, str] | None = None) -> Reply:
     return Reply(status=status, headers={**JSON, **(headers or {})}, steps=(json.dumps(body).encode(),))
 
 
-def _error(kind: str, code: str | None, message: str) -> dict[str, Any]:
-    return {"object": "error", "message": message, "type": kind, "param": None, "code": code}
+def _error(error_type: str, code: str | None, message: str) -> dict[str, Any]:
+    return {"object": "error", "message": message, "type": error_type, "param": None, "code": code}
 
 
-def _thought(text: str) -> dict[str, Any]:
+def _thinking_chunk(text: str) -> dict[str, Any]:
     return {"type": "thinking", "thinking": [{"type": "text", "text": text}]}
 
 
-def _place(problem: Problem) -> list[str | int]:
-    return [int(step) if step.isdigit() else step for step in _STEP.findall(problem.param or "")]
+def _path(problem: Problem) -> list[str | int]:
+    return [int(name) if name.isdigit() else name for name in _NAME.findall(problem.param or "")]
 
 
-def _kind(problem: Problem) -> str:
-    kinds = {"unknown_parameter": "extra_forbidden", "missing_required_parameter": "missing"}
-    return kinds.get(problem.code, "value_error")
+def _error_type(problem: Problem) -> str:
+    error_types = {"unknown_parameter": "extra_forbidden", "missing_required_parameter": "missing"}
+    return error_types.get(problem.code, "value_error")
 
 
-_TEXT = wording(
+_TEXT = text_faults(
     Answer(),
     lambda prompt, completion: {
         "prompt_tokens": prompt,
@@ -194,12 +186,12 @@ _TEXT = wording(
         "too long": error_reply(
             400, message=f"Prompt contains 40000 tokens, too large for model with 32768. {BODY}"
         ),
-        "refused value": fields_reply(("temperature",), "less_than_equal", BODY),
+        "an invalid value": fields_reply(("temperature",), "less_than_equal", BODY),
     },
     {"against the policy": "the vendor documents no such refusal"},
 )
 
-WIRE = Wire(
+PROTOCOL = VendorProtocol(
     "mistral",
     lambda received: received.path.startswith(PREFIX + "/"),
     refused,

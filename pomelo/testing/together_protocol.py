@@ -1,7 +1,6 @@
-"""Together's images as the vendor's side speaks them.
+"""A fake of Together's images, from the vendor's published API description: most tests script an `Image`.
 
-`FaultUpstream` asks `refused` first; what a test scripts is mostly a `Drawn`. The facts are those of the
-vendor's published API description. Strict on purpose: what it doesn't declare is refused.
+It is strict: it refuses a field that the description does not have.
 """
 
 from __future__ import annotations
@@ -14,18 +13,18 @@ from typing import Any
 
 from pomelo.testing.broken import BODY
 from pomelo.testing.checks import Check, Problem, flag, number, one_of, text, whole
-from pomelo.testing.pictures import picture
-from pomelo.testing.reply import Received, Reply, Step, Wire, Wording
+from pomelo.testing.images import make_image
+from pomelo.testing.reply import Received, Reply, Step, VendorFaults, VendorProtocol
 
 PREFIX = "/together"
 PATH = PREFIX + "/v1/images/generations"
 
 
 @dataclass(frozen=True, slots=True)
-class Drawn:
-    """A script: answers with `data`, or with a picture of the asked format.
+class Image:
+    """A script that answers with `data`, or with an image of the requested format.
 
-    `before` is ahead of the head, `middle` half way through the body.
+    The steps of `before` are sent before the head, those of `middle` in the middle of the body.
     """
 
     data: bytes | None = None
@@ -33,10 +32,9 @@ class Drawn:
     middle: tuple[Step, ...] = ()
 
     def __call__(self, received: Received) -> Reply:
-        """The reply to a request."""
         data = self.data
         if data is None:
-            data = picture(received.body.get("output_format") or "jpeg")
+            data = make_image(received.body.get("output_format") or "jpeg")
         item: dict[str, Any] = {"index": 0, "type": "b64_json", "b64_json": b64encode(data).decode()}
         if received.body.get("response_format") != "base64":
             item = {"index": 0, "type": "url", "url": "https://api.together.ai/imgproxy/T1"}
@@ -49,25 +47,23 @@ class Drawn:
 
 def error_reply(
     status: int,
-    kind: str = "invalid_request_error",
+    error_type: str = "invalid_request_error",
     code: str | None = None,
     param: str | None = None,
     message: str = "It can't be done",
     headers: Mapping[str, str] | None = None,
 ) -> Reply:
-    """A refusal with the vendor's error body; `kind` is its `type`."""
-    error = {"message": message, "type": kind, "param": param, "code": code}
+    """Return a refusal with the vendor's error body; `error_type` is its `type`."""
+    error = {"message": message, "type": error_type, "param": param, "code": code}
     head = {"Content-Type": "application/json", **(headers or {})}
     return Reply(status, head, (json.dumps({"id": "o-T1", "error": error}).encode(),))
 
 
 def refused(received: Received, api_key: str | None) -> Reply | None:
-    """The vendor's refusal of a request that it would not take; None for one that it would.
-
-    With `api_key` None any key will do, but there must be one.
-    """
+    """Return the vendor's refusal of an invalid request; None for a valid one. Without `api_key`, any key is
+    valid."""
     if received.path != PATH:
-        return error_reply(404, message="Nothing is here")
+        return error_reply(404, message="Not found")
     if received.method != "POST":
         return error_reply(405, message="Only POST is allowed here")
     scheme, _, key = received.headers.get("Authorization", "").partition(" ")
@@ -76,7 +72,7 @@ def refused(received: Received, api_key: str | None) -> Reply | None:
     if received.headers.get("Content-Type", "").partition(";")[0].strip() != "application/json":
         return error_reply(415, message="Send JSON")
     if not isinstance(received.body, dict):
-        return error_reply(400, message="The body is no JSON object")
+        return error_reply(400, message="The body is not a JSON object")
     for name in ("model", "prompt"):
         if not received.body.get(name):
             return error_reply(400, param=name, message=f"{name} is required")
@@ -92,7 +88,7 @@ def refused(received: Received, api_key: str | None) -> Reply | None:
     return None
 
 
-def _listed(name: str, value: Any) -> Problem | None:
+def _list(name: str, value: Any) -> Problem | None:
     return None if isinstance(value, list) else Problem("invalid_type", name, f"{name} must be a list")
 
 
@@ -110,41 +106,41 @@ _FIELDS: Mapping[str, Check] = {
     "output_format": one_of("jpeg", "png"),
     "disable_safety_checker": flag,
     "image_url": text(1),
-    "image_loras": _listed,
-    "reference_images": _listed,
+    "image_loras": _list,
+    "reference_images": _list,
 }
 
-_AT_ONCE = "the image is in the response: nothing is polled for or downloaded"
-_IMAGE = Wording(
+_NO_ORDER = "the image is in the response: nothing is ordered, polled for or downloaded"
+_IMAGE = VendorFaults(
     {
-        "error with 200": error_reply(200, "strange", message=BODY),
+        "an error with 200": error_reply(200, "strange", message=BODY),
         "out of money": error_reply(402, code="insufficient_credits", message=BODY),
         "too many concurrent tasks": error_reply(429, code="rate_limit", message=BODY),
         "unknown key": error_reply(401, code="invalid_api_key", message=BODY),
         "unknown model": error_reply(404, code="model_not_available", message=BODY),
         "against the policy": error_reply(400, code="content_policy_violation", message=BODY),
-        "refused value": error_reply(400, param="steps", message=BODY),
-        "not an image": Drawn(f"<html>{BODY}</html>".encode()),
+        "an invalid value": error_reply(400, param="steps", message=BODY),
+        "not an image": Image(f"<html>{BODY}</html>".encode()),
     },
     {
-        "too long": "the vendor documents no maximum length of a prompt",
-        "failed later": _AT_ONCE,
-        "task lost": _AT_ONCE,
-        "polling fails": _AT_ONCE,
-        "private link": _AT_ONCE,
-        "foreign polling link": _AT_ONCE,
-        "invalid link": _AT_ONCE,
-        "expired link": _AT_ONCE,
-        "cut download": _AT_ONCE,
-        "oversized download": _AT_ONCE,
+        "too long": "the vendor documents no maximum length",
+        "failed afterwards": _NO_ORDER,
+        "lost": _NO_ORDER,
+        "failing polls": _NO_ORDER,
+        "a private link": _NO_ORDER,
+        "a foreign polling link": _NO_ORDER,
+        "an invalid link": _NO_ORDER,
+        "not delivered": _NO_ORDER,
+        "delivered in part": _NO_ORDER,
+        "delivered oversize": _NO_ORDER,
     },
 )
 
-WIRE = Wire(
+PROTOCOL = VendorProtocol(
     "together",
     lambda received: received.path.startswith(PREFIX + "/"),
     refused,
-    Drawn(),
+    Image(),
     lambda status, message: error_reply(status, message=message),
     {"image": _IMAGE},
 )

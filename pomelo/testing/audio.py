@@ -1,7 +1,6 @@
-"""Sounds that play, made of nothing but their format's name, a size and a seed: the same each time.
+"""Playable audio, made from a format's name, a size and a seed; the same arguments give the same bytes.
 
-`elevenlabs_wire` answers with them. They are silence or faint noise; what differs by the seed is in bytes
-that a player passes over or that nobody hears.
+It is silence or faint noise. The seed changes bytes that a player skips, or that are not audible.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ _OPUS_PAGE = 50  # packets
 
 
 def rate_of(output_format: str) -> float:
-    """Bytes a second of a sound in a format named as mp3_44100_128 is, about."""
+    """Return the approximate bytes per second of a format such as mp3_44100_128."""
     codec, rate, *kbits = output_format.split("_")
     if kbits:
         return int(kbits[0]) * 125
@@ -29,9 +28,8 @@ def rate_of(output_format: str) -> float:
 
 
 def packets(output_format: str, size: int, seed: str, packet: int = 16 * 1024) -> list[bytes]:
-    """A sound of at least `size` bytes (exactly, but for mp3 and opus), in packets of about `packet` bytes.
-
-    The same object comes again and again where it can: a long sound takes hardly any memory.
+    """Return audio of at least `size` bytes (exactly, except for mp3 and opus), in packets of about `packet`
+    bytes. Packets are repeated, so long audio takes little memory.
     """
     codec, rate, *kbits = output_format.split("_")
     if codec == "mp3":
@@ -59,7 +57,7 @@ def _repeated(block: bytes, size: int) -> list[bytes]:
 
 
 def _mp3(rate: int, kbits: int, seed: str, packet: int) -> tuple[bytes, int]:
-    """Whole frames of silence, with noise where a frame may bear what it likes; and the size of a frame."""
+    """Whole frames of silence, with noise in bytes that players skip; and the size of a frame."""
     version = 1 if rate >= 32000 else 2
     size = (144 if version == 1 else 72) * kbits * 1000 // rate
     index = _MP3_KBITS[version][kbits] << 4 | {44100: 0, 22050: 0, 24000: 1}[rate] << 2
@@ -79,7 +77,7 @@ def _wav_head(rate: int, size: int) -> bytes:
 def _opus(kbits: int, size: int, seed: str) -> Iterator[bytes]:
     serial = int.from_bytes(_bytes(seed, 4), "little")
     noise = _bytes(seed, kbits * 1000 // 8 // 50)
-    # A packet of one frame, marked as silence; the rest of it is passed over.
+    # A packet of one frame, marked as silence; players skip the rest of it.
     one = b"\xf8\xff\xfe" + noise[3:]
     head = b"OpusHead" + struct.pack("<BBHIhB", 1, 1, 312, _OPUS_RATE, 0, 0)
     tags = b"OpusTags" + struct.pack("<I4sI", 4, b"test", 0)

@@ -1,9 +1,5 @@
-"""ElevenLabs as the vendor's side speaks it: sounds, transcripts, voices, and its refusals.
-
-`FaultUpstream` asks `refused` first; what a test scripts is mostly a `Speech` or a `Transcript`. The facts
-are those of the vendor's own client and documentation; what its requests must look like is in
-`elevenlabs_checks`. It stands below `PREFIX`, so that its paths are not another vendor's.
-"""
+"""A fake of ElevenLabs, from the vendor's own client and documentation: most tests script a `Speech` or a
+`Transcript`. Its paths begin with `PREFIX`, so that they differ from those of other vendors."""
 
 from __future__ import annotations
 
@@ -13,21 +9,22 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from pomelo.testing.audio import packets, rate_of
 from pomelo.testing.broken import BODY
-from pomelo.testing.elevenlabs_checks import problem, problems
+from pomelo.testing.elevenlabs_checks import find_problems, problem
 from pomelo.testing.form import Part
-from pomelo.testing.reply import Received, Reply, Script, Step, Token, Wire, Wording
-from pomelo.testing.sound import packets, rate_of
+from pomelo.testing.reply import Received, Reply, Script, Step, Token, VendorFaults, VendorProtocol
+from pomelo.testing.text_answer import as_steps
 
 PREFIX = "/elevenlabs"
 
 _JSON = {"Content-Type": "application/json"}
 _ID = re.compile(r"[A-Za-z0-9]{20}")
 _PATHS = re.compile(
-    r"/v1/(?P<kind>text-to-speech|speech-to-speech|voice-changer)/(?P<voice>[^/]+)(?P<stream>/stream)?"
+    r"/v1/(?P<path>text-to-speech|speech-to-speech|voice-changer)/(?P<voice>[^/]+)(?P<stream>/stream)?"
     r"|/v1/(?P<stt>speech-to-text)|/(?P<voices>v[12]/voices)"
 )
-_TEXT_MOST = 10_000
+_MAX_CHARACTERS = 10_000
 _CHARACTER_SECONDS = 0.06
 _WORD_SECONDS = 0.25
 _CONTENT_TYPES = {
@@ -44,11 +41,11 @@ At = Mapping[int, Step | Sequence[Step]]
 
 @dataclass(frozen=True, slots=True)
 class Speech:
-    """A script: answers a speech request with a sound that plays, in the format that the request asks for.
+    """A script that answers a speech request with playable audio, in the requested format.
 
-    `size` is in bytes; without it a character of the text takes 0.06 s. `at` puts steps behind the given
-    number of packets, `before` ahead of the head. `packet` is about the size of a packet; with `length` the
-    answer has a Content-Length in place of chunks.
+    `size` is in bytes; the default is 0.06 s for each character of the text. `at` inserts steps after a
+    number of packets; `before` are steps before the head. `packet` is the approximate size of a packet. With
+    `length`, the response has a Content-Length in place of chunks.
     """
 
     size: int | None = None
@@ -59,8 +56,7 @@ class Speech:
     headers: Mapping[str, str] = field(default_factory=dict)
 
     def __call__(self, received: Received) -> Reply:
-        """The reply to a request."""
-        sound = self.sound(received)
+        audio = self.audio(received)
         codec = received.query.get("output_format", "mp3_44100_128").partition("_")[0]
         headers = {
             "Content-Type": _CONTENT_TYPES[codec],
@@ -68,30 +64,30 @@ class Speech:
             "character-cost": str(len(_text(received))),
         }
         if self.length:
-            headers["Content-Length"] = str(sum(map(len, sound)))
-        steps: list[Step] = [*_listed(self.at.get(0, ()))]
-        for number, piece in enumerate(sound, 1):
-            steps.append(piece)
-            steps += _listed(self.at.get(number, ()))
+            headers["Content-Length"] = str(sum(map(len, audio)))
+        steps: list[Step] = [*as_steps(self.at.get(0, ()))]
+        for number, packet in enumerate(audio, 1):
+            steps.append(packet)
+            steps += as_steps(self.at.get(number, ()))
         return Reply(headers={**headers, **self.headers}, before=self.before, steps=tuple(steps))
 
-    def sound(self, received: Received) -> list[bytes]:
-        """The packets of the sound that a request is answered with."""
-        wanted = received.query.get("output_format", "mp3_44100_128")
+    def audio(self, received: Received) -> list[bytes]:
+        """Return the packets of the audio for a request."""
+        output_format = received.query.get("output_format", "mp3_44100_128")
         text = _text(received)
         size = self.size
         if size is None:
-            size = max(1, round(len(text) * _CHARACTER_SECONDS * rate_of(wanted)))
-        return packets(wanted, size, text, self.packet)
+            size = max(1, round(len(text) * _CHARACTER_SECONDS * rate_of(output_format)))
+        return packets(output_format, size, text, self.packet)
 
 
 @dataclass(frozen=True, slots=True)
 class Transcript:
-    """A script: answers a speech-to-text request.
+    """A script that answers a speech-to-text request.
 
-    Without `text` it tells the size of the upload and its SHA-256, so that what came can be compared with
-    what was sent. Of several `speakers` each says a word in turn; `noises` are told after the last word where
-    the request asks for them. The steps `at` 0 come ahead of the body, those at 1 in its middle.
+    The default `text` is the size of the upload and its SHA-256, to compare them with what was sent. Several
+    `speakers` speak a word in turn; `noises` follow the last word if the request asks for them. The steps
+    `at` 0 are sent before the body, those at 1 in its middle.
     """
 
     text: str | None = None
@@ -101,13 +97,17 @@ class Transcript:
     at: At = field(default_factory=dict)
     before: tuple[Step, ...] = ()
     more: Mapping[str, Any] = field(default_factory=dict)
-    """What to put into the body in place of what would be there."""
+    """Fields of the body to replace."""
 
     def __call__(self, received: Received) -> Reply:
-        """The reply to a request."""
         body = json.dumps({**self._body(received), **self.more}, ensure_ascii=False).encode()
         half = len(body) // 2
-        steps = (*_listed(self.at.get(0, ())), Token(body[:half]), *_listed(self.at.get(1, ())), body[half:])
+        steps = (
+            *as_steps(self.at.get(0, ())),
+            Token(body[:half]),
+            *as_steps(self.at.get(1, ())),
+            body[half:],
+        )
         return Reply(headers=_JSON, before=self.before, steps=steps)
 
     def _body(self, received: Received) -> dict[str, Any]:
@@ -121,13 +121,13 @@ class Transcript:
         diarized = _value(form, "diarize", "false") == "true"
         words: list[dict[str, Any]] = []
         spoken = text.split()
-        for number, said in enumerate((*spoken, *noises)):
+        for number, word_text in enumerate((*spoken, *noises)):
             start = number * _WORD_SECONDS
             speaker = f"speaker_{number % self.speakers}" if diarized else None
             if number:
                 words.append(_word(" ", start - 0.05, 0.05, "spacing", speaker))
-            kind = "audio_event" if number >= len(spoken) else "word"
-            words.append(_word(said, start, _WORD_SECONDS - 0.05, kind, speaker))
+            word_type = "audio_event" if number >= len(spoken) else "word"
+            words.append(_word(word_text, start, _WORD_SECONDS - 0.05, word_type, speaker))
         for word in words:
             if granularity == "character":
                 each = (word["end"] - word["start"]) / len(word["text"])
@@ -153,22 +153,21 @@ class Transcript:
 
 @dataclass(frozen=True, slots=True)
 class VoiceList:
-    """A script: answers with the account's voices, (name, id), in pages as the request asks."""
+    """A script that answers with the account's voices, (name, id), in pages of the requested size."""
 
     voices: tuple[tuple[str, str], ...] = (("Adam - Dominant, Firm", "pNInz6obpgDQGcFmaJgB"),)
     before: tuple[Step, ...] = ()
 
     def __call__(self, received: Received) -> Reply:
-        """The reply to a request."""
         size = int(received.query.get("page_size", "10"))
         start = int(received.query.get("next_page_token") or "0")
         if received.path.endswith("/v1/voices"):
             size = len(self.voices)
-        shown: list[dict[str, Any]] = [
+        page: list[dict[str, Any]] = [
             {"voice_id": voice_id, "name": name, "category": "premade", "labels": {}, "description": None}
             for name, voice_id in self.voices[start : start + size]
         ]
-        body: dict[str, Any] = {"voices": shown}
+        body: dict[str, Any] = {"voices": page}
         if received.path.endswith("/v2/voices"):
             end = start + size
             more = end < len(self.voices)
@@ -181,16 +180,16 @@ def error_reply(
     status: int,
     code: str = "",
     *,
-    kind: str = "validation_error",
+    error_type: str = "validation_error",
     legacy: str | None = None,
     message: str = "It can't be done",
     param: str | None = None,
     shape: Literal["new", "old", "text"] = "new",
     headers: Mapping[str, str] | None = None,
 ) -> Reply:
-    """A refusal in one of the vendor's shapes; `kind` is its `type`, `legacy` its `status`."""
+    """Return a refusal in one of the vendor's shapes; `error_type` is its `type`, `legacy` its `status`."""
     detail: Any = {
-        "type": kind,
+        "type": error_type,
         "code": code,
         "message": message,
         "status": code if legacy is None else legacy,
@@ -204,45 +203,44 @@ def error_reply(
     return _detail(status, detail, headers)
 
 
-def validation_reply(*found: Mapping[str, Any]) -> Reply:
-    """A refusal with the vendor's list of what is wrong."""
-    return _detail(422, list(found), None)
+def validation_reply(*problems: Mapping[str, Any]) -> Reply:
+    """Return a refusal with the vendor's list of problems."""
+    return _detail(422, list(problems), None)
 
 
 def refused(received: Received, api_key: str | None) -> Reply | None:
-    """The vendor's refusal of a request that it would not take; None for one that it would.
-
-    With `api_key` None any key will do, but there must be one.
-    """
+    """Return the vendor's refusal of an invalid request; None for a valid one. Without `api_key`, any key is
+    valid."""
     path = _PATHS.fullmatch(received.path.removeprefix(PREFIX))
     if path is None:
         return error_reply(404, message="Not Found", shape="text")
     if received.method != ("GET" if path["voices"] else "POST"):
         return error_reply(405, message="Method Not Allowed", shape="text")
-    kind = "voices" if path["voices"] else "stt" if path["stt"] else "tts"
-    if path["kind"] in ("speech-to-speech", "voice-changer"):
-        kind = "sts"
-    found = problems(received, kind, path["stream"] is not None)
-    if found:
-        # Before the key, as the vendor does it.
+    api = "voices" if path["voices"] else "stt" if path["stt"] else "tts"
+    if path["path"] in ("speech-to-speech", "voice-changer"):
+        api = "sts"
+    # The vendor checks the request before the key.
+    if found := find_problems(received, api, path["stream"] is not None):
         return validation_reply(*found)
     key = received.headers.get("xi-api-key")
     if not key:
-        return error_reply(401, "unauthorized", kind="authentication_error", legacy="needs_authorization")
+        return error_reply(
+            401, "unauthorized", error_type="authentication_error", legacy="needs_authorization"
+        )
     if api_key is not None and key != api_key:
-        return error_reply(401, "unauthorized", kind="authentication_error", legacy="invalid_api_key")
+        return error_reply(401, "unauthorized", error_type="authentication_error", legacy="invalid_api_key")
     if path["voice"] and not _ID.fullmatch(path["voice"]):
-        return error_reply(404, "voice_not_found", kind="not_found", param="voice_id")
-    if kind == "tts":
-        if len(received.body["text"]) > _TEXT_MOST:
+        return error_reply(404, "voice_not_found", error_type="not_found", param="voice_id")
+    if api == "tts":
+        if len(received.body["text"]) > _MAX_CHARACTERS:
             return error_reply(400, "max_character_limit_exceeded", param="text")
         if received.body.get("language_code") and "multilingual_v2" in received.body.get("model_id", ""):
             return error_reply(400, "invalid_parameters", param="language_code")
     return None
 
 
-def aside(received: Received) -> Reply | None:
-    """The answer to a valid request for the list of voices; None for any other request."""
+def unscripted(received: Received) -> Reply | None:
+    """Return the reply to a valid request for the list of voices; None for any other request."""
     path = _PATHS.fullmatch(received.path.removeprefix(PREFIX))
     if path is None or not path["voices"] or refused(received, None) is not None:
         return None
@@ -260,23 +258,23 @@ def _serves(received: Received) -> bool:
 
 
 def _text(received: Received) -> str:
-    """What the sound is made of: the text, or the digest of the sound that was sent."""
+    """The text of a request, or the digest of its audio."""
     if isinstance(received.body, dict):
         return str(received.body.get("text", ""))
     return next((part.sha256 for part in received.form or () if part.filename is not None), "")
 
 
-def _value(form: Mapping[str, Part], name: str, otherwise: str) -> str:
+def _value(form: Mapping[str, Part], name: str, default: str) -> str:
     part = form.get(name)
-    return otherwise if part is None or part.text is None else part.text
+    return default if part is None or part.text is None else part.text
 
 
-def _word(text: str, start: float, length: float, kind: str, speaker: str | None) -> dict[str, Any]:
+def _word(text: str, start: float, length: float, word_type: str, speaker: str | None) -> dict[str, Any]:
     return {
         "text": text,
         "start": round(start, 3),
         "end": round(start + length, 3),
-        "type": kind,
+        "type": word_type,
         "speaker_id": speaker,
         "logprob": -0.01,
     }
@@ -287,51 +285,47 @@ def _detail(status: int, detail: Any, headers: Mapping[str, str] | None) -> Repl
     return Reply(status=status, headers={**_JSON, **(headers or {})}, steps=(body,))
 
 
-def _listed(steps: Step | Sequence[Step]) -> list[Step]:
-    if isinstance(steps, bytes) or not isinstance(steps, Sequence):
-        return [steps]
-    return list(steps)
-
-
-_SAID: Mapping[str, Script] = {
-    "error with 200": error_reply(200, "strange", message=BODY),
+_FAULTS: Mapping[str, Script] = {
+    "an error with 200": error_reply(200, "strange", message=BODY),
     "out of money": error_reply(401, "quota_exceeded", shape="old", message=BODY),
     "too many concurrent tasks": error_reply(
         429,
         "concurrent_limit_exceeded",
-        kind="rate_limit_error",
+        error_type="rate_limit_error",
         legacy="too_many_concurrent_requests",
         message=BODY,
     ),
     "unknown key": error_reply(
-        401, "unauthorized", kind="authentication_error", legacy="invalid_api_key", message=BODY
+        401, "unauthorized", error_type="authentication_error", legacy="invalid_api_key", message=BODY
     ),
-    "unknown model": error_reply(404, "model_not_found", kind="not_found", message=BODY),
+    "unknown model": error_reply(404, "model_not_found", error_type="not_found", message=BODY),
 }
-_SPOKEN: Mapping[str, Script] = {
-    **_SAID,
-    "refused value": validation_reply(problem("x", "body", "voice_settings", "speed", value=BODY)),
-    "unknown voice": error_reply(404, "voice_not_found", kind="not_found", param="voice_id", message=BODY),
+_SPEECH_FAULTS: Mapping[str, Script] = {
+    **_FAULTS,
+    "an invalid value": validation_reply(problem("x", "body", "voice_settings", "speed", value=BODY)),
+    "unknown voice": error_reply(
+        404, "voice_not_found", error_type="not_found", param="voice_id", message=BODY
+    ),
 }
 _NO_POLICY = {"against the policy": "the vendor documents no such refusal"}
-_NO_TEXT = {**_NO_POLICY, "too long": "audio has no characters; too large a file is 413"}
+_NO_TEXT = {**_NO_POLICY, "too long": "audio has no characters; too much of it is 413"}
 
-WIRE = Wire(
+PROTOCOL = VendorProtocol(
     "elevenlabs",
     _serves,
     refused,
     _default,
     lambda status, message: error_reply(status, message=message),
     {
-        "text_to_speech": Wording(
-            {**_SPOKEN, "too long": error_reply(400, "max_character_limit_exceeded", message=BODY)},
+        "text_to_speech": VendorFaults(
+            {**_SPEECH_FAULTS, "too long": error_reply(400, "max_character_limit_exceeded", message=BODY)},
             _NO_POLICY,
         ),
-        "speech_to_speech": Wording(_SPOKEN, _NO_TEXT),
-        "speech_to_text": Wording(
+        "speech_to_speech": VendorFaults(_SPEECH_FAULTS, _NO_TEXT),
+        "speech_to_text": VendorFaults(
             {
-                **_SAID,
-                "refused value": validation_reply(problem("x", "body", "num_speakers", value=BODY)),
+                **_FAULTS,
+                "an invalid value": validation_reply(problem("x", "body", "num_speakers", value=BODY)),
             },
             _NO_TEXT,
         ),

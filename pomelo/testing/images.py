@@ -1,4 +1,4 @@
-"""Small real pictures for the vendors that `pomelo.testing` plays, made when they are asked for."""
+"""Small valid images for the fake vendors."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ CONTENT_TYPES = {"png": "image/png", "jpeg": "image/jpeg", "webp": "image/webp"}
 _ENCODERS = {"jpeg": ("mjpeg", "yuvj420p"), "webp": ("libwebp", "yuv420p")}
 
 
-def picture(file_format: str = "png", width: int = 32, height: int = 32) -> bytes:
-    """A file with an orange square; `file_format` is a key of CONTENT_TYPES."""
+def make_image(file_format: str = "png", width: int = 32, height: int = 32) -> bytes:
+    """Return an image file with an orange square; `file_format` is a key of CONTENT_TYPES."""
     row = b"\xf5\x82\x20" * width
     if file_format == "png":
         head = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
         pixels = zlib.compress((b"\0" + row) * height)
         chunks = ((b"IHDR", head), (b"IDAT", pixels), (b"IEND", b""))
-        return b"\x89PNG\r\n\x1a\n" + b"".join(_chunk(kind, data) for kind, data in chunks)
+        return b"\x89PNG\r\n\x1a\n" + b"".join(_chunk(name, data) for name, data in chunks)
     import av  # slow to import, and needed by few tests
 
     name, pixel_format = _ENCODERS[file_format]
@@ -37,5 +37,5 @@ def picture(file_format: str = "png", width: int = 32, height: int = 32) -> byte
     )
 
 
-def _chunk(kind: bytes, data: bytes) -> bytes:
-    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+def _chunk(name: bytes, data: bytes) -> bytes:
+    return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))

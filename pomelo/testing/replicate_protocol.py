@@ -1,8 +1,7 @@
-"""Replicate's predictions as the vendor's side speaks them, for the FLUX schnell model.
+"""A fake of Replicate's predictions for FLUX schnell, from the vendor's HTTP API and the model's schema: most
+tests script a `Prediction`.
 
-`FaultUpstream` asks `refused` first; what a test scripts is mostly a `Prediction`. The facts are those of
-the vendor's HTTP API and the model's published schema. Strict on purpose: what the schema doesn't declare is
-refused, and so is a key that is sent along to the delivery.
+It is strict: it refuses a field that the schema does not have, and a key that is sent to the delivery.
 """
 
 from __future__ import annotations
@@ -14,11 +13,11 @@ from dataclasses import dataclass, field
 from itertools import count
 from typing import Any
 
-from pomelo.testing.bfl_wire import UNDELIVERED, delivered
-from pomelo.testing.broken import BODY, astray
+from pomelo.testing.bfl_protocol import DELIVERY_FAULTS, delivered
+from pomelo.testing.broken import BODY, forbidden_link
 from pomelo.testing.checks import Check, flag, one_of, text, whole
-from pomelo.testing.pictures import CONTENT_TYPES, picture
-from pomelo.testing.reply import Received, Reply, Script, Wire, Wording
+from pomelo.testing.images import CONTENT_TYPES, make_image
+from pomelo.testing.reply import Received, Reply, Script, VendorFaults, VendorProtocol
 
 PREFIX = "/replicate"
 MODEL = "black-forest-labs/flux-schnell"
@@ -31,14 +30,14 @@ _ids = count(1)
 
 
 def prediction(state: str, *, http: int = 200, **more: Any) -> Script:
-    """What the vendor says of a prediction, such as prediction("processing")."""
+    """Return the state of a prediction, such as prediction("processing")."""
 
-    def said(received: Received) -> Reply:
+    def script(received: Received) -> Reply:
         task = received.path.removeprefix(PREDICTIONS) if received.method == "GET" else "p0"
         urls = {"get": f"http://{received.headers['Host']}{PREDICTIONS}{task}"}
         return _json({**_body(state, task), "urls": urls, **more}, http)
 
-    return said
+    return script
 
 
 def error_reply(
@@ -47,7 +46,7 @@ def error_reply(
     fields: Sequence[str] = (),
     headers: Mapping[str, str] | None = None,
 ) -> Reply:
-    """A refusal with the vendor's error body; `fields` are those of the input that are blamed."""
+    """Return a refusal with the vendor's error body; `fields` are the invalid fields of the input."""
     body: dict[str, Any] = {"title": "Refused", "detail": detail, "status": code}
     if fields:
         body["invalid_fields"] = [
@@ -59,12 +58,12 @@ def error_reply(
 
 @dataclass(frozen=True, slots=True)
 class Prediction:
-    """A script for a whole prediction: takes the order, answers questions about it, and delivers.
+    """A script for a whole prediction: accepts the order, answers polls, and delivers the image.
 
-    Without `polls` the order's answer has the output already, as `Prefer: wait` mostly brings it; else each
-    answers one question before it is there (with `done` False it never is). `output` stands in place of the
-    URL of this server's file; `delivery` answers downloads one after another, in place of a picture of the
-    asked format. `order` is merged into the answer to the order.
+    Without `polls`, the reply to the order has the output already, as is usual with `Prefer: wait`. Otherwise
+    each of them answers one poll before the output is there; with `done` False it never is. `output` replaces
+    the URL of this server's file; `delivery` are the replies to downloads, in place of an image of the
+    requested format. `order` is merged into the reply to the order.
     """
 
     polls: Sequence[Script] = ()
@@ -74,30 +73,27 @@ class Prediction:
     order: Mapping[str, Any] = field(default_factory=dict)
 
     def __call__(self, received: Received) -> Reply:
-        """The reply to an order; to anything else, that nothing is known of it."""
         if received.method != "POST":
             return error_reply(404, "Not found")
         task = f"p{next(_ids)}"
         base = f"http://{received.headers['Host']}"
-        wanted = received.body["input"].get("output_format") or "webp"
-        name = "jpeg" if wanted == "jpg" else wanted
-        file = f"{DELIVERY}{task}/out-0.{wanted}"
+        extension = received.body["input"].get("output_format") or "webp"
+        file_format = "jpeg" if extension == "jpg" else extension
+        file = f"{DELIVERY}{task}/out-0.{extension}"
         urls = {"get": f"{base}{PREDICTIONS}{task}", "cancel": f"{base}{PREDICTIONS}{task}/cancel"}
         output = [base + file] if self.output is None else self.output
         finished = _body("succeeded", task) | {"output": output, "urls": urls}
         polls = [*self.polls, *((_json(finished),) if self.done else ())]
-        files = self.delivery or (delivered(picture(name), CONTENT_TYPES[name]),)
+        files = self.delivery or (delivered(make_image(file_format), CONTENT_TYPES[file_format]),)
         answer = _body("starting", task) | {"urls": urls} if self.polls else finished
-        taken = _json(answer | dict(self.order), 201)
+        accepted = _json(answer | dict(self.order), 201)
         follow = {PREDICTIONS + task: polls, file: files}
-        return Reply(taken.status, taken.headers, taken.steps, follow=follow)
+        return Reply(accepted.status, accepted.headers, accepted.steps, follow=follow)
 
 
 def refused(received: Received, api_key: str | None) -> Reply | None:
-    """The vendor's refusal of a request that it would not take; None for one that it would.
-
-    With `api_key` None any key will do, but orders and questions need one.
-    """
+    """Return the vendor's refusal of an invalid request; None for a valid one. Without `api_key`, any key is
+    valid."""
     scheme, _, key = received.headers.get("Authorization", "").partition(" ")
     if received.path.startswith(DELIVERY):
         return error_reply(400, "A file takes no key") if key else None
@@ -117,10 +113,10 @@ def refused(received: Received, api_key: str | None) -> Reply | None:
         return error_reply(422, "input is required", ("",))
     if set(received.body) - {"input", "webhook", "webhook_events_filter", "stream"}:
         return error_reply(422, "There is another field than input")
-    given = received.body["input"]
-    if not given.get("prompt"):
+    model_input = received.body["input"]
+    if not model_input.get("prompt"):
         return error_reply(422, "prompt is required", ("prompt",))
-    for name, value in given.items():
+    for name, value in model_input.items():
         check = _FIELDS.get(name)
         if check is None or check(name, value) is not None:
             return error_reply(422, f"{name} can't be taken", (name,))
@@ -163,14 +159,14 @@ _FIELDS: Mapping[str, Check] = {
 }
 
 
-def _asked_astray(received: Received) -> Reply:
-    urls = {"get": astray(received)}
+def _foreign_polling_link(received: Received) -> Reply:
+    urls = {"get": forbidden_link(received)}
     return Prediction(polls=(prediction("starting"),), order={"urls": urls})(received)
 
 
-_IMAGE = Wording(
+_IMAGE = VendorFaults(
     {
-        "error with 200": prediction("failed", error=BODY),
+        "an error with 200": prediction("failed", error=BODY),
         "out of money": error_reply(402, f"Insufficient credit. {BODY}"),
         "too many concurrent tasks": error_reply(429, f"Request was throttled. {BODY}"),
         "unknown key": error_reply(401, f"Unauthenticated. {BODY}"),
@@ -178,19 +174,19 @@ _IMAGE = Wording(
         "against the policy": Prediction(
             polls=(prediction("failed", error=f"NSFW content detected. {BODY}"),), done=False
         ),
-        "refused value": error_reply(422, BODY, ("seed",)),
-        "failed later": Prediction(polls=(prediction("failed", error=BODY),), done=False),
-        "task lost": Prediction(polls=(error_reply(404, f"Not found. {BODY}"),), done=False),
-        "polling fails": Prediction(polls=(error_reply(500, BODY),), done=False),
-        "private link": lambda received: Prediction(output=[astray(received)])(received),
-        "foreign polling link": _asked_astray,
-        "invalid link": Prediction(output=[7]),
-        **{name: Prediction(delivery=(reply,)) for name, reply in UNDELIVERED.items()},
+        "an invalid value": error_reply(422, BODY, ("seed",)),
+        "failed afterwards": Prediction(polls=(prediction("failed", error=BODY),), done=False),
+        "lost": Prediction(polls=(error_reply(404, f"Not found. {BODY}"),), done=False),
+        "failing polls": Prediction(polls=(error_reply(500, BODY),), done=False),
+        "a private link": lambda received: Prediction(output=[forbidden_link(received)])(received),
+        "a foreign polling link": _foreign_polling_link,
+        "an invalid link": Prediction(output=[7]),
+        **{name: Prediction(delivery=(reply,)) for name, reply in DELIVERY_FAULTS.items()},
     },
-    {"too long": "the vendor documents no maximum length of a prompt"},
+    {"too long": "the vendor documents no maximum length"},
 )
 
-WIRE = Wire(
+PROTOCOL = VendorProtocol(
     "replicate",
     lambda received: received.path.startswith(PREFIX + "/"),
     refused,

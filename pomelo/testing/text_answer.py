@@ -1,0 +1,149 @@
+"""`TextAnswer`, a scripted answer to a conversation, whole or streamed, for all protocols of text."""
+
+from __future__ import annotations
+
+import json
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+from pomelo.testing.broken import without_end
+from pomelo.testing.reply import Received, Reply, Script, Step, Stop, Token, VendorFaults
+
+COUNTED: Mapping[str, int] = {}
+"""As the `usage` of an answer: the true counts, in words."""
+
+JSON = {"Content-Type": "application/json"}
+
+_EVENTS = {"Content-Type": "text/event-stream; charset=utf-8", "Cache-Control": "no-cache"}
+_WORD = re.compile(r"\s*\S+|\s+\Z")
+
+
+@dataclass(frozen=True, slots=True)
+class TextAnswer(ABC):
+    """A script that answers a conversation with `text`, whole or streamed as requested.
+
+    A stream has an event for each word. `at` inserts steps after a number of words: {0: …} is before the
+    first, {2: Gate()} stalls after two, {2: Stop.RESET} resets the connection there; bytes are sent
+    unchanged. In a whole answer, the steps of 0 are before the body, all others in its middle. `before` is
+    before the head.
+
+    `finish_reason` is the vendor's own value; None leaves it out, as `usage` None and `done` False leave out
+    the usage and the end marker. `packing` puts an event, everything up to the next other step, or a single
+    byte into each packet; `line_end` and `comments` change the form of the events.
+    """
+
+    text: str = "Hello from the upstream."
+    finish_reason: str | None = "stop"
+    usage: Any = field(default_factory=lambda: COUNTED)
+    done: bool = True
+    at: Mapping[int, Step | Sequence[Step]] = field(default_factory=dict)
+    before: tuple[Step, ...] = ()
+    packing: Literal["events", "together", "bytes"] = "events"
+    line_end: bytes = b"\n"
+    comments: bool = False
+
+    def __call__(self, received: Received) -> Reply:
+        if received.body.get("stream"):
+            return Reply(headers=_EVENTS, before=self.before, steps=tuple(self._packed(received)))
+        return Reply(headers=JSON, before=self.before, steps=tuple(self._whole(received)))
+
+    @abstractmethod
+    def body(self, received: Received) -> dict[str, Any]:
+        """The whole answer."""
+
+    @abstractmethod
+    def beginning(self, received: Received) -> list[bytes]:
+        """The events before the first word."""
+
+    @abstractmethod
+    def event(self, received: Received, number: int, word: str) -> bytes:
+        """The event of a word; the first has number 1."""
+
+    @abstractmethod
+    def ending(self, received: Received) -> list[bytes]:
+        """The events after the last word."""
+
+    def output(self) -> str:
+        """The text that is split into words."""
+        return self.text
+
+    def counts(self, received: Received) -> tuple[int, int]:
+        """The words of the conversation and those of the answer."""
+        prompt = sum(len(str(message.get("content") or "").split()) for message in received.body["messages"])
+        return prompt, len(self.output().split())
+
+    def _whole(self, received: Received) -> list[Step]:
+        body = json.dumps(self.body(received), ensure_ascii=False).encode()
+        middle = [step for number, steps in self.at.items() if number for step in as_steps(steps)]
+        half = len(body) // 2 if middle else len(body)
+        packets: list[Step] = [Token(body[:half])]
+        return [*as_steps(self.at.get(0, ())), *packets, *middle, *([body[half:]] if middle else [])]
+
+    def _streamed(self, received: Received) -> list[Step]:
+        steps: list[Step] = [*self.beginning(received), *as_steps(self.at.get(0, ()))]
+        for number, word in enumerate(_WORD.findall(self.output()), 1):
+            steps.append(Token(self.event(received, number, word)))
+            steps += as_steps(self.at.get(number, ()))
+        return steps + self.ending(received)
+
+    def _packed(self, received: Received) -> list[Step]:
+        packed: list[Step] = []
+        for step in self._streamed(received):
+            if not isinstance(step, bytes):
+                packed.append(step)
+                continue
+            packet = b": a comment\n\n" + step if self.comments else bytes(step)
+            packet = packet.replace(b"\n", self.line_end)
+            if self.packing == "bytes":
+                packed += [packet[index : index + 1] for index in range(len(packet))]
+            elif self.packing == "together" and packed and isinstance(packed[-1], bytes):
+                packed[-1] += packet
+            else:
+                packed.append(type(step)(packet))
+        return packed
+
+
+def text_faults(
+    valid: TextAnswer,
+    usage: Callable[[int, int], Any],
+    busy: bytes,
+    unknown: bytes,
+    refusals: Mapping[str, Script],
+    unsupported: Mapping[str, str] | None = None,
+) -> VendorFaults:
+    """Return the faults of a protocol of text, made from a `valid` answer. `usage` makes a count from those
+    of input and output; `busy` and `unknown` are error events."""
+
+    def failing(event: bytes) -> Script:
+        return replace(valid, at={2: (event, Stop.END)})
+
+    def error(received: Received) -> Reply:
+        if received.body.get("stream"):
+            return Reply(headers=_EVENTS, steps=(unknown,))
+        return Reply(headers=JSON, steps=(unknown.partition(b"data: ")[2].strip(),))
+
+    return VendorFaults(
+        {
+            "no end marker": replace(valid, done=False),
+            "silence after the end marker": without_end(valid),
+            "busy half way": failing(busy),
+            "an unknown error half way": failing(unknown),
+            "a text without end": replace(valid, text=("x" * 200_000 + " ") * 60),
+            "no finish reason": replace(valid, finish_reason=None),
+            "no usage": replace(valid, usage=None),
+            "usage below 0": replace(valid, usage=usage(-1, 5)),
+            "usage of 2^63": replace(valid, usage=usage(2**63, 5)),
+            "an error with 200": error,
+            **refusals,
+        },
+        unsupported or {},
+    )
+
+
+def as_steps(steps: Step | Sequence[Step]) -> list[Step]:
+    if isinstance(steps, bytes) or not isinstance(steps, Sequence):
+        return [steps]
+    return list(steps)
