@@ -1,8 +1,8 @@
 """The service interfaces between the front ends (gRPC server, REST gateway, command line) and what they call.
 
 Each has one implementation in this process and one over a gRPC channel (`pomelo.server.remote`); a front end
-can't tell which one it holds. All methods raise `PomeloError` and nothing else. Those that take a `Call` fill
-its `response_headers`.
+doesn't know which one it holds. All methods raise `PomeloError` and nothing else. Those that take a `Call`
+fill its `response_headers`.
 """
 
 from __future__ import annotations

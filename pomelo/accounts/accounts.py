@@ -19,7 +19,7 @@ from pomelo.ids import new_id
 from pomelo.money import MAX_CREDITS, MAX_TOTAL_CREDITS, MICROS
 from pomelo.stores.accounts import AccountRecord, AccountStore, Balance, Grant, UnknownAccountError, Wallet
 
-LONGEST_NOTE = 200
+MAX_NOTE = 200
 
 _NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _NAMES = "1 to 64 letters, digits, dots, dashes or underscores"
@@ -53,8 +53,8 @@ class LocalAccounts:
 
 
 class AccountAdmin:
-    """What the operator does with accounts. `plan_changed` is told the name of an account that was put on
-    another plan, so that whoever remembers the old one forgets it."""
+    """Manages accounts for the operator. `plan_changed` is called with the name of an account whose plan
+    changed, so that caches forget the old one. `now` is Unix time."""
 
     def __init__(
         self,
@@ -70,7 +70,7 @@ class AccountAdmin:
         self._now = now
 
     async def create(self, name: str, plan: str, live_micros: int) -> AccountDetail:
-        """Makes an account, with test credits to begin with. No `plan`: the usual one.
+        """Creates an account with initial test credits; an empty `plan` is the default one.
 
         Raises:
             PomeloError: missing_parameter, invalid_parameter, store_unavailable.
@@ -84,15 +84,15 @@ class AccountAdmin:
         if not 0 <= live_micros <= MAX_CREDITS * MICROS:
             raise invalid("live_micros", f"0 to {MAX_CREDITS * MICROS:,}")
         if not await self._store.add_account(name, plan, self._now()):
-            raise invalid("name", f"new, and there is an account {name!r} already")
-        # A caller's own ids have no colon, and a name is given once: these can't be taken.
+            raise invalid("name", f"new. The account {name!r} exists already")
+        # Ids from callers have no colon, and names are unique, so these grant ids are free.
         await self._give(f"test:{name}", Wallet(name, live=False), TEST_CREDITS, "to begin with")
         if live_micros:
             await self._give(f"live:{name}", Wallet(name, live=True), live_micros, "to begin with")
         return await self.show(name)
 
     async def list(self, size: int, token: str) -> tuple[list[AccountDetail], str]:
-        """A page of accounts, by name, and the token of the next one; see `pomelo.accounts.pages`.
+        """A page of accounts, ordered by name, and the token of the next page (empty: this was the last).
 
         Raises:
             PomeloError: invalid_parameter, store_unavailable.
@@ -108,7 +108,7 @@ class AccountAdmin:
         return page, pages.make_token("accounts", page[-1].name) if more else ""
 
     async def show(self, name: str) -> AccountDetail:
-        """One account.
+        """The account of that name.
 
         Raises:
             PomeloError: missing_parameter, not_found, store_unavailable.
@@ -120,7 +120,7 @@ class AccountAdmin:
     async def grant(
         self, name: str, amount: int, *, live: bool, note: str = "", grant_id: str = ""
     ) -> AccountDetail:
-        """Gives credits, once for each `grant_id` (empty: a new one); the account after it.
+        """Grants credits, once for each `grant_id` (empty: a new one); returns the account after the grant.
 
         Raises:
             PomeloError: missing_parameter, not_found, invalid_parameter, store_unavailable.
@@ -128,8 +128,8 @@ class AccountAdmin:
         await self._found(name)
         if not 0 < amount <= MAX_CREDITS * MICROS:
             raise invalid("amount_micros", f"1 to {MAX_CREDITS * MICROS:,}")
-        if len(note) > LONGEST_NOTE:
-            raise invalid("note", f"up to {LONGEST_NOTE} characters")
+        if len(note) > MAX_NOTE:
+            raise invalid("note", f"up to {MAX_NOTE} characters")
         if grant_id and not _NAME.fullmatch(grant_id):
             raise invalid("grant_id", _NAMES)
         wallet = Wallet(name, live)
@@ -141,7 +141,7 @@ class AccountAdmin:
         return await self.show(name)
 
     async def set_plan(self, name: str, plan: str) -> AccountDetail:
-        """Puts an account on another plan; the account after it.
+        """Changes an account's plan; returns the account after the change.
 
         Raises:
             PomeloError: missing_parameter, not_found, invalid_parameter, store_unavailable.
@@ -168,7 +168,7 @@ class AccountAdmin:
             await self._store.grant(Grant(grant_id, wallet, amount, self._now(), note))
         except UnknownAccountError as error:
             raise unknown_account(wallet.account) from error
-        # An id that was used before gives nothing. That is right for the same grant alone.
+        # A used id grants nothing, which is right only if it is the same grant.
         given = await self._store.get_grant(wallet, grant_id)
         if given is None or given.amount != amount:
             raise invalid("grant_id", "one that was not used for another grant")
@@ -190,7 +190,7 @@ class AccountAdmin:
 
 
 def unknown_account(name: str, field: str = "name") -> PomeloError:
-    """There is no account of that name, which `field` gave."""
+    """The error of an account that does not exist; `field` is the field with its name."""
     return PomeloError(
         "not_found", f"There is no account {name[:100]!r}. See: pomelo accounts list", field=field
     )

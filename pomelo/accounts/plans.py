@@ -18,8 +18,8 @@ TEST_CREDITS = 100_000_000
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """Limits; None where there is none. `requests` and `tokens` (of each text model) are a minute's,
-    `concurrent` is how many tasks may run at once. `models` None: all."""
+    """The limits of a plan; None: no limit. `requests` and `tokens` (of each text model) are per minute,
+    `concurrent` is the number of concurrent tasks. `models` None: all."""
 
     name: str
     requests: int | None = None

@@ -177,7 +177,7 @@ class Acceptance:
                 if error.code != "not_found":
                     raise
                 raise invalid(
-                    "audio", "a medium that this account uploaded in the same mode within the last hour"
+                    "audio", "a file that this account uploaded in the same mode within the last hour"
                 ) from error
             return AudioSource(media.content_type, media.size_bytes, path=path)
         size = len(audio.data)

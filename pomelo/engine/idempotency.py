@@ -138,7 +138,7 @@ def restore_answer(
             if inline:
                 part.data = path.read_bytes()
         except (OSError, PomeloError) as error:
-            raise PomeloError("store_unavailable", "The stored answer's medium is gone") from error
+            raise PomeloError("store_unavailable", "The stored answer's file is gone") from error
         if wanted == ResponseFormat.RESPONSE_FORMAT_B64_JSON and (inline or stream):
             part.ClearField("media")
     return result

@@ -147,7 +147,7 @@ class Reservation:
         self._report_status(await self._ledger.limit_status(self.wallet, self._draft.model), None)
 
     def _settle_or_void(self) -> asyncio.Future[Settled | None]:
-        """Starts to charge what was delivered, or to void a task of which nothing was."""
+        """Starts to charge what was delivered, or to void the task if nothing was."""
         if self.lost:
             done: asyncio.Future[Settled | None] = asyncio.get_running_loop().create_future()
             done.set_result(None)

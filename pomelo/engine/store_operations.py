@@ -1,5 +1,5 @@
-"""Store operations that must succeed: they run whoever awaits them, and are retried until their outcome is
-known."""
+"""Store operations that must succeed: they run even if nobody awaits them, and are retried until their
+outcome is known."""
 
 from __future__ import annotations
 

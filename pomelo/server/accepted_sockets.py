@@ -1,4 +1,5 @@
-"""Lists and disconnects the TCP connections that this process has accepted on a port, whoever owns them.
+"""Lists and disconnects the TCP connections that this process has accepted on a port, whichever library owns
+them.
 
 gRPC accepts connections in its own threads and does not expose them. Linux reports for every descriptor of
 the process whether it is such a connection and how much was transferred, and can disconnect it.

@@ -12,7 +12,7 @@ from pomelo.stores.usage import UsageStore
 
 
 class StoreError(Exception):
-    """A store can't be opened. The message is one line that tells the operator what to do."""
+    """A store can't be opened. The message is one line that says what the operator must do."""
 
 
 DECLARED_ERRORS = (PomeloError, LostReservationError, UnknownAccountError)

@@ -1,4 +1,4 @@
-"""The list of all wallets, and what is read from many of them at once."""
+"""The list of all wallets, and what is read from many of them together."""
 
 from __future__ import annotations
 

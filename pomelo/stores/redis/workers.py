@@ -121,7 +121,7 @@ class Worker:
     async def _send_heartbeat(self) -> None:
         at = self._monotonic()
         if not await self._connection.run(HEARTBEAT, [WORKERS], [self.id]):
-            log.warning("This process was marked dead, and its tasks were recovered by another one")
+            log.warning("This process was marked dead, and its tasks were recovered by another process")
             self.id = new_id("own_")
             await self._connection.run(HEARTBEAT, [WORKERS], [self.id])
         self._last_heartbeat = at

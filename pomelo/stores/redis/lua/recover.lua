@@ -1,4 +1,4 @@
--- Recovers a task of a dead worker: charges its last noted cost, if any. The tombstone tells the worker, if it
+-- Recovers a task of a dead worker: charges its last noted cost, if any. The tombstone shows the worker, if it
 -- lives after all, that its reservation is gone.
 -- KEYS: wallet, reservations, drafts, the task's tombstone, usage, the answer of its Idempotency-Key (or the
 --       tombstone again).
