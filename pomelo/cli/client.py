@@ -37,8 +37,8 @@ def server(settings: Settings, target: str | None, ca: Path | None = None) -> It
     """
     import grpc
 
+    from pomelo.addresses import is_loopback, split_address
     from pomelo.cli import trust
-    from pomelo.settings import is_loopback, split_address
 
     address = target or settings.grpc
     if not address:

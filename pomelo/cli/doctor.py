@@ -124,7 +124,7 @@ def _data(settings: Settings) -> Finding:
 
 def _registry(settings: Settings) -> Registry | SettingsError:
     """The models and providers, or why they can't be had."""
-    from pomelo.app import find_providers
+    from pomelo.configuration import find_providers
     from pomelo.settings import SettingsError
 
     try:
@@ -254,7 +254,7 @@ def _silent(name: str, address: str, served: bool) -> Finding:
 
 
 def _providers(settings: Settings, registry: Registry | SettingsError) -> Iterator[Finding]:
-    from pomelo.app import credentials
+    from pomelo.configuration import credentials
     from pomelo.settings import SettingsError
     from pomelo.times import today_utc
 

@@ -110,7 +110,7 @@ async def _servicer(settings: Settings) -> AsyncIterator[AdminServicer]:
     from pomelo.accounts.accounts import AccountAdmin
     from pomelo.accounts.keys import Keyring
     from pomelo.accounts.usage import UsageReader
-    from pomelo.app import find_plans, find_providers, store_of
+    from pomelo.configuration import find_plans, find_providers, store_of
     from pomelo.server.admin import AdminServicer
 
     catalog = find_providers(settings).catalog

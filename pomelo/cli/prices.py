@@ -63,7 +63,7 @@ def check(
 
     Status 1 where one differs and its row has no price_note that explains why.
     """
-    from pomelo.app import find_providers
+    from pomelo.configuration import find_providers
     from pomelo.settings import load
 
     try:

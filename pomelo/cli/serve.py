@@ -185,7 +185,7 @@ def run(
 async def development_key(settings: Settings) -> str | None:
     """On a store without keys: a test key, kept in the data folder for `pomelo run`. Else None."""
     from pomelo.accounts.keys import Keyring
-    from pomelo.app import store_of
+    from pomelo.configuration import store_of
     from pomelo.settings import write_private
 
     secret = settings.root_secret()

@@ -10,9 +10,10 @@ import pytest
 from pydantic import ValidationError
 
 from pomelo.accounts.plans import BUILTIN, Plan
-from pomelo.app import find_plans
+from pomelo.addresses import split_address
 from pomelo.catalog.catalog import Catalog
-from pomelo.settings import ProviderSettings, Settings, SettingsError, load, split_address, variable
+from pomelo.configuration import find_plans
+from pomelo.settings import ProviderSettings, Settings, SettingsError, load, variable
 
 MIB = 1024 * 1024
 
