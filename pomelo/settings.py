@@ -209,7 +209,7 @@ class Settings(BaseModel):
             raise ValueError("POMELO_TLS_CLIENT_CA needs POMELO_TLS_CERT and POMELO_TLS_KEY")
         if self.workers > 1 and self.store == "sqlite:":
             raise ValueError(
-                "POMELO_WORKERS: SQLite serves one process. For more, set POMELO_STORE to a Redis server, "
+                "POMELO_WORKERS: SQLite serves one process. For more set POMELO_STORE to a Redis server, "
                 "such as redis://127.0.0.1:6379"
             )
         if self.tls_cert is None and not self.insecure:

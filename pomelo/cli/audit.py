@@ -1,4 +1,4 @@
-"""`pomelo audit`: whether all balances and bills add up."""
+"""`pomelo audit`: verifies all balances and bills."""
 
 from __future__ import annotations
 
@@ -8,27 +8,27 @@ from pomelo.cli.operator import asked
 from pomelo.cli.terminal import Config, Json, print_json, print_table, say
 
 _TIMEOUT = 3600.0
-"""Seconds: every record there is is read."""
+"""Seconds that the audit may take: it reads every record."""
 
 
 def audit(config: Config = None, as_json: Json = False) -> None:
-    """Recompute every balance and bill from the records, and print the difference.
+    """Recompute every balance and bill from the records, and print the differences.
 
-    Status 1 when there is one.
+    Status 1 if there are any.
     """
     from pomelo.gen.v1.admin_service_pb2 import AuditRequest
     from pomelo.money import format_credits
 
-    found = asked(config, "Audit", AuditRequest(), _TIMEOUT)
+    report = asked(config, "Audit", AuditRequest(), _TIMEOUT)
     if as_json:
         print_json(
             {
-                "wallets": found.wallets,
-                "records": found.records,
-                "holds": found.holds,
-                "cost": format_credits(found.cost_micros),
-                "uncollected": format_credits(found.uncollected_micros),
-                "difference": format_credits(found.difference_micros),
+                "wallets": report.wallets,
+                "records": report.records,
+                "holds": report.holds,
+                "cost": format_credits(report.cost_micros),
+                "uncollected": format_credits(report.uncollected_micros),
+                "difference": format_credits(report.difference_micros),
                 "findings": [
                     {
                         "check": finding.check,
@@ -36,25 +36,30 @@ def audit(config: Config = None, as_json: Json = False) -> None:
                         "difference": format_credits(finding.difference_micros),
                         "detail": finding.detail,
                     }
-                    for finding in found.findings
+                    for finding in report.findings
                 ],
             }
         )
     else:
         say(
-            f"{found.wallets} sides of accounts, {found.records} records, {found.holds} running tasks; "
-            f"{format_credits(found.cost_micros)} credits charged, "
-            f"{format_credits(found.uncollected_micros)} uncollected"
+            f"{report.wallets} wallets, {report.records} records, {report.holds} running tasks; "
+            f"{format_credits(report.cost_micros)} credits charged, "
+            f"{format_credits(report.uncollected_micros)} uncollected"
         )
-        if found.findings:
+        if report.findings:
             print_table(
                 ("CHECK", "SUBJECT", "DIFFERENCE", "DETAIL"),
                 [
-                    (one.check, one.subject, format_credits(one.difference_micros), one.detail)
-                    for one in found.findings
+                    (
+                        finding.check,
+                        finding.subject,
+                        format_credits(finding.difference_micros),
+                        finding.detail,
+                    )
+                    for finding in report.findings
                 ],
             )
-        differs = f"{format_credits(found.difference_micros)} credits" if found.findings else "none"
-        say(f"Difference: {differs}")
-    if found.findings:
+        difference = f"{format_credits(report.difference_micros)} credits" if report.findings else "none"
+        say(f"Difference: {difference}")
+    if report.findings:
         raise typer.Exit(1)

@@ -1,4 +1,4 @@
-"""Times at the terminal: as they are typed, and as they are shown. UTC where nothing else is said."""
+"""Times at the terminal, as input and output. In UTC unless a zone is named."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Any
 
 
 def parse_time(text: str) -> float | None:
-    """Unix seconds of an ISO date or time, UTC where it names no zone; None: it is neither."""
+    """Returns Unix seconds of an ISO date or time, in UTC unless it names a zone; None if it is neither."""
     from datetime import UTC, datetime
 
     try:
@@ -16,9 +16,9 @@ def parse_time(text: str) -> float | None:
         return None
 
 
-def shown(message: Any, field: str) -> str | None:
-    """A time of an answer as text; None where it is absent."""
+def format_time(message: Any, field: str) -> str | None:
+    """Returns a Timestamp field as text, None if it is absent."""
     if not message.HasField(field):
         return None
-    at: str = getattr(message, field).ToDatetime().strftime("%Y-%m-%dT%H:%M:%SZ")
-    return at
+    text: str = getattr(message, field).ToDatetime().strftime("%Y-%m-%dT%H:%M:%SZ")
+    return text

@@ -1,6 +1,6 @@
-"""`pomelo usage`: what was used, record by record or summed; as a table, JSON or CSV.
+"""`pomelo usage`: prints usage records or their sums as a table, JSON or CSV.
 
-Pages are printed as they come, so that a long list needs no memory.
+Pages are printed as they arrive, so that a long list needs little memory.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _TIMEOUT = 600.0
 
 
 class By(StrEnum):
-    """By what records are summed."""
+    """The field that records are summed by."""
 
     model = "model"
     key = "key"
@@ -35,7 +35,7 @@ class By(StrEnum):
 
 
 class Format(StrEnum):
-    """How it is printed."""
+    """The output format."""
 
     table = "table"
     json = "json"
@@ -43,24 +43,24 @@ class Format(StrEnum):
 
 
 def usage(
-    by: Annotated[By | None, typer.Option("--by", help="Sums instead of records.")] = None,
+    by: Annotated[By | None, typer.Option("--by", help="Print sums instead of records.")] = None,
     since: Annotated[
-        str, typer.Option("--from", metavar="WHEN", help="Only from this date or time (UTC) on.")
+        str, typer.Option("--from", metavar="WHEN", help="Only from this date or time (UTC).")
     ] = "",
     until: Annotated[
         str, typer.Option("--to", metavar="WHEN", help="Only before this date or time (UTC).")
     ] = "",
-    account: Annotated[str, typer.Option(metavar="NAME", help="Only this account's. Default: all.")] = "",
+    account: Annotated[str, typer.Option(metavar="NAME", help="Only tasks of this account.")] = "",
     model: Annotated[str, typer.Option(metavar="M", help="Only tasks of this model.")] = "",
     key: Annotated[str, typer.Option(metavar="KEY_ID", help="Only tasks of this key.")] = "",
     live: Annotated[
-        bool | None, typer.Option("--live/--test", help="Only tasks of such keys. Default: of both.")
+        bool | None, typer.Option("--live/--test", help="Only tasks of live or test keys. Default: both.")
     ] = None,
-    how: Annotated[Format, typer.Option("--format", help="How to print it.")] = Format.table,
+    output_format: Annotated[Format, typer.Option("--format", help="The output format.")] = Format.table,
     config: Config = None,
     as_json: Json = False,
 ) -> None:
-    """Tell what was used, newest first, in credits; or sums of it."""
+    """List usage records, newest first, or their sums. Costs are in credits."""
     from pomelo.gen.v1 import account_service_pb2 as pb
     from pomelo.gen.v1 import admin_service_pb2 as admin_pb
 
@@ -77,21 +77,21 @@ def usage(
     request = admin_pb.QueryUsageRequest(query=query, account=account, mode=mode)
     pages = _pages(config, request, by.value if by is not None else None)
     {Format.table: _print_tables, Format.json: _print_json, Format.csv: _print_csv}[
-        Format.json if as_json else how
+        Format.json if as_json else output_format
     ](pages)
 
 
 def _nanoseconds(text: str, hint: str) -> int:
-    at = times.parse_time(text)
-    if at is None:
+    seconds = times.parse_time(text)
+    if seconds is None:
         raise typer.BadParameter(
             f"{text!r} is no date or time such as 2026-11-24 or 2026-11-24T12:00Z", param_hint=hint
         )
-    return int(at * 1000) * 1_000_000
+    return int(seconds * 1000) * 1_000_000
 
 
 def _pages(config: Any, request: Any, by: str | None) -> Iterator[list[dict[str, Any]]]:
-    """The rows, page by page; at least one page, which may be empty."""
+    """Yields the rows of each page; at least one page, which may be empty."""
     from pomelo.settings import load
 
     settings = load(config)
@@ -112,7 +112,7 @@ def _record(row: UsageRecord) -> dict[str, Any]:
     from pomelo.money import format_credits
 
     return {
-        "time": times.shown(row, "time"),
+        "time": times.format_time(row, "time"),
         "id": row.id,
         "request_id": row.request_id,
         "account": row.account,
@@ -170,7 +170,7 @@ _COLUMNS = (
     ("CREDITS", "cost"),
     ("ID", "id"),
 )
-"""Of a record, what a terminal has room for."""
+"""Columns of a record that fit a terminal."""
 
 
 def _print_tables(pages: Iterator[list[dict[str, Any]]]) -> None:

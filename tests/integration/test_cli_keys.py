@@ -13,7 +13,7 @@ import aiohttp
 import pytest
 import typer
 
-from pomelo.cli.keys import when
+from pomelo.cli.keys import parse_expiry
 from tests.integration.commands import addresses as free_addresses
 from tests.integration.commands import pomelo, staying
 from tests.serving import Served, serve
@@ -126,16 +126,16 @@ async def test_a_key_that_was_made_without_a_server_is_good_on_the_next_one(tmp_
 
 
 def test_an_end_is_a_span_or_a_moment_of_utc():
-    assert when("30d", 100.0) == 100 + 30 * 86400
-    assert when("90m", 0.0) == 5400
-    assert when("2w", 0.0) == 14 * 86400
-    assert when("1970-01-02", 0.0) == 86400
-    assert when("1970-01-01T01:00Z", 0.0) == 3600
-    assert when("1970-01-01T01:00+01:00", 0.0) == 0
-    assert when("1970-01-01T01:00", 0.0) == 3600
+    assert parse_expiry("30d", 100.0) == 100 + 30 * 86400
+    assert parse_expiry("90m", 0.0) == 5400
+    assert parse_expiry("2w", 0.0) == 14 * 86400
+    assert parse_expiry("1970-01-02", 0.0) == 86400
+    assert parse_expiry("1970-01-01T01:00Z", 0.0) == 3600
+    assert parse_expiry("1970-01-01T01:00+01:00", 0.0) == 0
+    assert parse_expiry("1970-01-01T01:00", 0.0) == 3600
     for wrong in ("soon", "30", "0d", "-1d", "30y", ""):
         with pytest.raises(typer.BadParameter):
-            when(wrong, time.time())
+            parse_expiry(wrong, time.time())
 
 
 # --- doctor

@@ -15,7 +15,7 @@ import pytest
 
 from pomelo.catalog.catalog import Catalog
 from pomelo.catalog.retirement import headers, notices
-from pomelo.cli.doctor import _endings
+from pomelo.cli.doctor import _retirements
 from pomelo.gen.v1.model_service_pb2 import ListModelsRequest
 from pomelo.gen.v1.model_service_pb2_grpc import ModelServiceStub
 from pomelo.providers import Credentials
@@ -249,7 +249,7 @@ def test_doctor_tells_of_the_default_voices_where_they_are_in_use(
     path.write_text(own)
     registry = read_registry(path, plugged=[])
     given = dict.fromkeys(registry.entries, Credentials(None)) | {"elevenlabs": Credentials(key)}
-    found = {finding.name: finding for finding in _endings(registry, given, today)}
+    found = {finding.name: finding for finding in _retirements(registry, given, today)}
     assert (found["voices"].state if "voices" in found else None) == state
     if state is not None:
         assert str(LAST_DAY) in found["voices"].detail
