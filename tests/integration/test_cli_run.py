@@ -110,9 +110,9 @@ async def test_a_link_is_printed_when_one_is_asked_for(served, tmp_path):
         (("run", "x", "-p", "nothing=1"), "--param nothing: there is no such field"),
         (("run", "x", "-p", "max_tokens=many"), "--param max_tokens: 'many' is no value"),
         (("run", "x", "-p", "max_tokens"), "write NAME=VALUE"),
-        (("run", "x", "-m", "flux-1-pro", "-p", "output_format=bmp"), "none of png, jpeg, webp"),
+        (("run", "x", "-m", "flux-1-pro", "-p", "output_format=bmp"), "not one of png, jpeg, webp"),
         (("run",), "takes a text"),
-        (("run", "x", "-m", "eleven-labs-stt"), "takes a sound"),
+        (("run", "x", "-m", "eleven-labs-stt"), "takes audio"),
         (("run", "-m", "eleven-labs-stt", "-f", "none.mp3"), "none.mp3: No such file"),
         (("run", "x", "--key", "pml_test_wrong"), "invalid_api_key: "),
         (("run", "[[error:rate_limit_exceeded]]"), "rate_limit_exceeded: Rate limit exceeded. Reset at"),
@@ -158,7 +158,7 @@ def test_a_file_that_can_not_be_kept_leaves_no_part_and_is_named_as_it_was_given
     sink.write(b"x")
     (tmp_path / "a.txt").mkdir()
     with pytest.raises(OSError, match="directory") as caught:
-        sink.keep()
+        sink.commit()
     assert (caught.value.filename, caught.value.filename2) == (str(tmp_path / "a.txt"), None)
     assert [path.name for path in tmp_path.iterdir()] == ["a.txt"]
     with pytest.raises(OSError, match="too long") as caught:
