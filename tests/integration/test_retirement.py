@@ -22,7 +22,7 @@ from pomelo.providers import Credentials
 from pomelo.providers.elevenlabs.voices import LAST_DAY
 from pomelo.providers.registry import read_registry
 from pomelo.testing import Answer, error_reply
-from tests.integration.commands import addresses, pomelo
+from tests.integration.commands import free_addresses, pomelo
 from tests.integration.house import KINDS, PATIENT, WAYS, House, open_house, say
 
 TODAY = date(2026, 11, 26)
@@ -261,7 +261,7 @@ async def test_the_commands_tell_of_it(tmp_path: Path) -> None:
     soon, past = today + timedelta(days=30), today - timedelta(days=2)
     text = text_model("soon", OPENAI, more=f"retires = {soon}")
     (tmp_path / "catalog.toml").write_text(text)
-    given = {"POMELO_CATALOG": "catalog.toml", **addresses()}
+    given = {"POMELO_CATALOG": "catalog.toml", **free_addresses()}
     ended = await pomelo(tmp_path, "doctor", "--json", **given)
     found = {finding["name"]: finding for finding in json.loads(ended.out)}
     assert (ended.status, found["retirement"]["state"]) == (0, "warning")

@@ -19,7 +19,7 @@ from pomelo.catalog.toml_file import TomlFile, line_numbers
 from pomelo.providers import GROUP
 from pomelo.providers import registry as registry_module
 from pomelo.providers.registry import read_registry
-from tests.integration.commands import addresses, pomelo
+from tests.integration.commands import free_addresses, pomelo
 
 TEXT = {
     "type": 'type = "text"',
@@ -371,7 +371,7 @@ async def test_serve_and_doctor_refuse_all_wrong_rows_at_once(tmp_path: Path, or
         expected.append((f"{path}:{line}: models.model-{number}.{key}: ", said))
     assert len(expected) >= 30
     path.write_text(text)
-    given = installed(tmp_path, path, origin) | addresses()
+    given = installed(tmp_path, path, origin) | free_addresses()
 
     ended = await pomelo(tmp_path, "serve", **given)
     assert (ended.status, ended.out) == (1, "")

@@ -1,4 +1,4 @@
-"""The catalogue beside a published price list: none of our prices differs without a reason."""
+"""The catalogue's prices compared with a published list: every difference has a note."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from pomelo.catalog.catalog import BUILTIN, Catalog
 from pomelo.cli.prices import differences
 
 WHEN = datetime(2026, 11, 26, tzinfo=UTC)
-"""The list has later prices too, which need not be ours."""
+"""The list also has later prices, which need not match."""
 
 
-def test_every_price_of_text_is_that_of_the_list_or_says_why_not() -> None:
+def test_every_price_of_text_matches_the_list_or_has_a_note() -> None:
     unexplained = [one for one in differences(Catalog.load(), WHEN) if not one.note]
     assert not unexplained
 
@@ -47,7 +47,7 @@ def test_a_difference_is_found(
     assert found in differing
 
 
-def test_a_reason_belongs_to_the_price_beside_it(tmp_path: Path) -> None:
+def test_a_note_explains_the_price_of_its_row(tmp_path: Path) -> None:
     row = BUILTIN.read_text().partition("[models.gpt-4-turbo]")[0]
     path = tmp_path / "catalog.toml"
     path.write_text(
