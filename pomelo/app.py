@@ -169,7 +169,7 @@ async def open_app(
             inline_limit=settings.inline_limit,
             now=now,
         )
-        desk = LocalMedia(media, identify, settings.upload_limit, turns=turns)
+        local_media = LocalMedia(media, identify, settings.upload_limit, turns=turns)
         usage = UsageReader(store, secret)
         accounts = LocalAccounts(store, usage, admission.plan, identify)
         office = AccountAdmin(store, plans, plan_changed=keyring.forget_account)
@@ -178,7 +178,7 @@ async def open_app(
             Services(
                 tasks=Engine(intake, router, media, turns),
                 models=LocalModels(catalog, router, intake),
-                media=desk,
+                media=local_media,
                 accounts=accounts,
                 access=Access(keyring.authenticate, admission, catalog, intake.allowed, _in_flight(settings)),
             )

@@ -117,12 +117,12 @@ def _make_private(data: Path) -> None:
         SecretError: another user owns it, or it is not a Pomelo data folder.
         OSError: chmod failed.
     """
-    found = data.stat()
-    mode = stat.S_IMODE(found.st_mode)
+    status = data.stat()
+    mode = stat.S_IMODE(status.st_mode)
     remedy = f"Set POMELO_DATA to a folder of its own, such as {data / 'pomelo'}"
-    if found.st_uid != os.geteuid():
+    if status.st_uid != os.geteuid():
         raise SecretError(
-            f"POMELO_DATA: {data} belongs to another user (uid {found.st_uid}). {remedy}, "
+            f"POMELO_DATA: {data} belongs to another user (uid {status.st_uid}). {remedy}, "
             f"or run: chown -R {os.geteuid()} {data}"
         )
     if not mode & 0o077:

@@ -13,7 +13,7 @@ import typer
 
 import pomelo
 from pomelo.cli import accounts, audit, doctor, keys, models, prices, run, serve, usage
-from pomelo.cli.terminal import explain, say
+from pomelo.cli.terminal import explain, print_line
 
 __all__ = ["main", "program"]
 
@@ -60,9 +60,9 @@ def main() -> None:
             raise
         settings = sys.modules.get("pomelo.settings")
         # Only settings have errors of several lines; other text stays on one line.
-        is_ours = settings is not None and isinstance(error, settings.SettingsError)
-        for part in line.split("\n") if is_ours else [line]:
-            say(f"pomelo: {part}", err=True)
+        is_settings_error = settings is not None and isinstance(error, settings.SettingsError)
+        for part in line.split("\n") if is_settings_error else [line]:
+            print_line(f"pomelo: {part}", err=True)
         sys.exit(1)
 
 

@@ -8,7 +8,7 @@ import typer
 
 from pomelo.cli import times
 from pomelo.cli.operator import asked, pages
-from pomelo.cli.terminal import Config, Json, print_json, print_json_list, print_table, say
+from pomelo.cli.terminal import Config, Json, print_json, print_json_list, print_line, print_table
 
 if TYPE_CHECKING:
     from pomelo.gen.v1.account_service_pb2 import Balance
@@ -143,10 +143,10 @@ def _print(account: AccountDetail, as_json: bool) -> None:
     if as_json:
         print_json(_json(account))
         return
-    say(f"account  {account.name}, created {times.format_time(account, 'create_time')}")
-    say(f"plan     {_plan(account)}{_format_limits(account)}")
+    print_line(f"account  {account.name}, created {times.format_time(account, 'create_time')}")
+    print_line(f"plan     {_plan(account)}{_format_limits(account)}")
     for name, balance in (("live", account.live), ("test", account.test)):
-        say(
+        print_line(
             f"{name:<8} {format_credits(balance.available_micros)} credits left of "
             f"{format_credits(balance.granted_micros)}: {format_credits(balance.spent_micros)} spent, "
             f"{format_credits(balance.held_micros)} reserved"

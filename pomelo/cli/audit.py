@@ -5,7 +5,7 @@ from __future__ import annotations
 import typer
 
 from pomelo.cli.operator import asked
-from pomelo.cli.terminal import Config, Json, print_json, print_table, say
+from pomelo.cli.terminal import Config, Json, print_json, print_line, print_table
 
 _TIMEOUT = 3600.0
 """Seconds that the audit may take: it reads every record."""
@@ -41,7 +41,7 @@ def audit(config: Config = None, as_json: Json = False) -> None:
             }
         )
     else:
-        say(
+        print_line(
             f"{report.wallets} wallets, {report.records} records, {report.holds} running tasks; "
             f"{format_credits(report.cost_micros)} credits charged, "
             f"{format_credits(report.uncollected_micros)} uncollected"
@@ -60,6 +60,6 @@ def audit(config: Config = None, as_json: Json = False) -> None:
                 ],
             )
         difference = f"{format_credits(report.difference_micros)} credits" if report.findings else "none"
-        say(f"Difference: {difference}")
+        print_line(f"Difference: {difference}")
     if report.findings:
         raise typer.Exit(1)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import typer
 
 import pomelo
-from pomelo.cli.terminal import Config, FailureError, Json, explain, print_json, say
+from pomelo.cli.terminal import Config, FailureError, Json, explain, print_json, print_line
 
 if TYPE_CHECKING:
     from datetime import date
@@ -47,9 +47,9 @@ def doctor(config: Config = None, as_json: Json = False) -> None:
         findings.append(finding)
         if not as_json:
             first, *more = finding.detail.split("\n")
-            say(f"{finding.state:<7} {finding.name:<13} {first}")
+            print_line(f"{finding.state:<7} {finding.name:<13} {first}")
             for line in more:
-                say(f"{'':<21} {line}")
+                print_line(f"{'':<21} {line}")
     if as_json:
         print_json([finding._asdict() for finding in findings])
     if any(finding.state == "broken" for finding in findings):

@@ -10,7 +10,7 @@ import typer
 
 from pomelo.cli import times
 from pomelo.cli.operator import asked, pages
-from pomelo.cli.terminal import Config, Json, print_json, print_json_list, print_table, say
+from pomelo.cli.terminal import Config, Json, print_json, print_json_list, print_line, print_table
 
 if TYPE_CHECKING:
     from pomelo.gen.v1.admin_service_pb2 import Key
@@ -101,7 +101,7 @@ def revoke(key_id: KeyId, config: Config = None, as_json: Json = False) -> None:
     if as_json:
         print_json(_json(key))
     else:
-        say(f"Revoked {key.key_id} of {key.account}")
+        print_line(f"Revoked {key.key_id} of {key.account}")
 
 
 def parse_expiry(text: str, now: float) -> float:
@@ -127,9 +127,9 @@ def _print_new(answer: Any, as_json: bool) -> None:
     key = answer.key
     models = ", ".join(key.models) or "all models"
     expires = times.format_time(key, "expire_time") or "never"
-    say(f"Created a {_mode(key)} key of {key.account} for {models}. Expires: {expires}.")
-    say("Store it now: it can't be shown again.")
-    say(answer.secret)
+    print_line(f"Created a {_mode(key)} key of {key.account} for {models}. Expires: {expires}.")
+    print_line("Store it now: it can't be shown again.")
+    print_line(answer.secret)
 
 
 def _json(key: Key) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, BinaryIO
 import typer
 
 from pomelo.cli.safe_text import visible_lines
-from pomelo.cli.terminal import Ca, Config, FailureError, Key, Progress, Target, say
+from pomelo.cli.terminal import Ca, Config, FailureError, Key, Progress, Target, print_line
 
 if TYPE_CHECKING:
     from pomelo.gen.v1.task_pb2 import Task, TaskResult
@@ -277,7 +277,7 @@ def _write_result(result: TaskResult, out: str | None, progress: Progress) -> No
 
 def _write_media(output: Any, task_id: str, out: str | None) -> None:
     if output.media.url:
-        say(output.media.url)
+        print_line(output.media.url)
     if output.data:
         _write_output(output.data, _Sink(_media_path(out, task_id, output.content_type)))
 
@@ -366,7 +366,7 @@ class _Sink:
         except OSError:
             self.discard()
             raise
-        say(str(self._path))
+        print_line(str(self._path))
 
     def discard(self) -> None:
         """Ends incomplete output: removes the file, so that none looks complete."""

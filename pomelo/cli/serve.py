@@ -94,7 +94,7 @@ async def _gateway(
 ) -> None:
     from pomelo import __version__
     from pomelo.app import open_gateway
-    from pomelo.cli.startup import find_used_address, print_line, wait_for_signal
+    from pomelo.cli.startup import find_used_address, print_flushed, wait_for_signal
     from pomelo.configuration import rest_url
 
     async with AsyncExitStack() as stack:
@@ -102,7 +102,7 @@ async def _gateway(
             address = await stack.enter_async_context(open_gateway(settings, target, tls=tls, ca=ca))
         except OSError as error:
             raise find_used_address(POMELO_REST=settings.rest) or error from error
-        print_line(f"Pomelo {__version__}, a gateway")
-        print_line(f"  REST  {rest_url(settings, address)}")
-        print_line(f"  gRPC  asks {target}")
+        print_flushed(f"Pomelo {__version__}, a gateway")
+        print_flushed(f"  REST  {rest_url(settings, address)}")
+        print_flushed(f"  gRPC  asks {target}")
         await wait_for_signal(stop, settings)

@@ -119,24 +119,24 @@ def print_greeting(
     new_key: str | None,
 ) -> None:
     """Prints the addresses, a new development key, and a curl command to try."""
-    print_line(f"Pomelo {__version__}")
+    print_flushed(f"Pomelo {__version__}")
     rest = rest_url(settings, address) if address else None
-    print_line(f"  REST  {rest or 'off'}")
-    print_line(f"  gRPC  {grpc or 'off'}")
-    print_line(f"  data  {settings.data.absolute()}")
+    print_flushed(f"  REST  {rest or 'off'}")
+    print_flushed(f"  gRPC  {grpc or 'off'}")
+    print_flushed(f"  data  {settings.data.absolute()}")
     if not configured:
-        print_line("  No provider has a key: test keys work, live keys need one, such as OPENAI_API_KEY")
+        print_flushed("  No provider has a key: test keys work, live keys need one, such as OPENAI_API_KEY")
     if new_key is not None:
-        print_line(f"\nYour test key, kept in {settings.key_file} for `pomelo run`:\n  {new_key}")
+        print_flushed(f"\nYour test key, kept in {settings.key_file} for `pomelo run`:\n  {new_key}")
     key = new_key or (f"$(cat {settings.key_file.absolute()})" if settings.key_file.exists() else None)
     if rest is not None and key is not None:
-        print_line(
+        print_flushed(
             f'\nTry it:\n  curl {rest}/api/v1/task -H "Authorization: Bearer {key}" '
             f"-H 'Content-Type: application/json' -d '{_BODY}'\n"
         )
 
 
-def print_line(line: str) -> None:
-    """Prints a line without buffering."""
+def print_flushed(line: str) -> None:
+    """Prints a line and flushes it."""
     typer.echo(line)
     sys.stdout.flush()

@@ -77,7 +77,7 @@ def explain(error: Exception) -> str | None:
     return None
 
 
-def say(line: str, *, err: bool = False) -> None:
+def print_line(line: str, *, err: bool = False) -> None:
     """Prints one line, with escapes for control characters."""
     typer.echo(visible(line), err=err)
 
