@@ -11,7 +11,7 @@ import logging
 import ssl
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from ipaddress import IPv4Network, IPv6Network, ip_network
@@ -276,14 +276,13 @@ async def _wait_for(done: Awaitable[None], seconds: float) -> None:
             await done
 
 
-@asynccontextmanager
-async def _open_rest(
+def _open_rest(
     services: Services,
     settings: Settings,
     draining: Draining,
     shared: bool = False,
     inline_limit: int = INLINE_LIMIT,
-) -> AsyncIterator[tuple[str, int]]:
+) -> AbstractAsyncContextManager[tuple[str, int]]:
     host, port = settings.rest_address()
     options = GatewayOptions(
         public_url=settings.public_url,
@@ -297,7 +296,7 @@ async def _open_rest(
         trusted_proxies=_trusted_proxies(settings),
         drain_timeout=FLUSH_TIMEOUT,
     )
-    async with open_rest(
+    return open_rest(
         services,
         options,
         host,
@@ -305,8 +304,7 @@ async def _open_rest(
         ssl_context=_tls_context(settings),
         reuse_port=shared,
         healthy=lambda: not draining.draining,
-    ) as address:
-        yield address
+    )
 
 
 def _tls_context(settings: Settings) -> ssl.SSLContext | None:

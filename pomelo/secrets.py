@@ -111,12 +111,7 @@ def describe_file_error(error: OSError | UnicodeDecodeError) -> str:
 
 
 def _make_private(data: Path) -> None:
-    """Denies other users access to the data folder, where they could read or replace files.
-
-    Raises:
-        SecretError: another user owns it, or it is not a Pomelo data folder.
-        OSError: chmod failed.
-    """
+    """Denies other users access to the data folder, where they could read or replace files."""
     status = data.stat()
     mode = stat.S_IMODE(status.st_mode)
     remedy = f"Set POMELO_DATA to a folder of its own, such as {data / 'pomelo'}"
@@ -143,12 +138,7 @@ def _make_private(data: Path) -> None:
 
 
 def _check_secret(data: Path, secret: bytes, source: str) -> None:
-    """Refuses a secret under which no key in the folder is valid.
-
-    Raises:
-        SecretError: it is not the folder's secret.
-        OSError: the check value can't be read or written.
-    """
+    """Refuses a secret under which no key in the folder is valid."""
     path = data / "secret-check"
     value = hmac.new(secret, _CHECK_MESSAGE, hashlib.sha256).hexdigest()
     if not path.exists():

@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from pomelo.cli import times
 from pomelo.cli.operator import asked, pages
-from pomelo.cli.terminal import Config, Json, print_json, print_json_list, print_line, print_table
+from pomelo.cli.terminal import Config, Json, format_time, print_array, print_json, print_line, print_table
+from pomelo.money import format_credits, parse_credits
 
 if TYPE_CHECKING:
     from pomelo.gen.v1.account_service_pb2 import Balance
@@ -55,12 +55,11 @@ def create(
 def list_accounts(config: Config = None, as_json: Json = False) -> None:
     """List accounts by name, with their available credits."""
     from pomelo.gen.v1 import admin_service_pb2 as pb
-    from pomelo.money import format_credits
     from pomelo.settings import load
 
     found = pages(load(config), "ListAccounts", pb.ListAccountsRequest())
     if as_json:
-        print_json_list(_json(account) for page in found for account in page.accounts)
+        print_array(_json(account) for page in found for account in page.accounts)
         return
     for page in found:
         rows = [
@@ -69,7 +68,7 @@ def list_accounts(config: Config = None, as_json: Json = False) -> None:
                 _plan(account),
                 format_credits(account.live.available_micros),
                 format_credits(account.test.available_micros),
-                times.format_time(account, "create_time") or "",
+                format_time(account, "create_time") or "",
             )
             for account in page.accounts
         ]
@@ -124,13 +123,6 @@ def plan(
 
 
 def _micros(text: str, hint: str) -> int:
-    """Returns microcredits.
-
-    Raises:
-        typer.BadParameter: the text is not a number of credits.
-    """
-    from pomelo.money import parse_credits
-
     try:
         return parse_credits(text)
     except ValueError as error:
@@ -138,12 +130,10 @@ def _micros(text: str, hint: str) -> int:
 
 
 def _print(account: AccountDetail, as_json: bool) -> None:
-    from pomelo.money import format_credits
-
     if as_json:
         print_json(_json(account))
         return
-    print_line(f"account  {account.name}, created {times.format_time(account, 'create_time')}")
+    print_line(f"account  {account.name}, created {format_time(account, 'create_time')}")
     print_line(f"plan     {_plan(account)}{_format_limits(account)}")
     for name, balance in (("live", account.live), ("test", account.test)):
         print_line(
@@ -178,17 +168,11 @@ def _json(account: AccountDetail) -> dict[str, Any]:
         "limits": limits,
         "live": _credits(account.live),
         "test": _credits(account.test),
-        "created": times.format_time(account, "create_time"),
+        "created": format_time(account, "create_time"),
     }
 
 
 def _credits(balance: Balance) -> dict[str, str]:
     """Returns credits as decimal text, since JSON readers may round numbers."""
-    from pomelo.money import format_credits
-
-    return {
-        "granted": format_credits(balance.granted_micros),
-        "spent": format_credits(balance.spent_micros),
-        "held": format_credits(balance.held_micros),
-        "available": format_credits(balance.available_micros),
-    }
+    names = ("granted", "spent", "held", "available")
+    return {name: format_credits(getattr(balance, f"{name}_micros")) for name in names}

@@ -6,6 +6,7 @@ import typer
 
 from pomelo.cli.operator import asked
 from pomelo.cli.terminal import Config, Json, print_json, print_line, print_table
+from pomelo.money import format_credits
 
 _TIMEOUT = 3600.0
 """Seconds that the audit may take: it reads every record."""
@@ -17,49 +18,31 @@ def audit(config: Config = None, as_json: Json = False) -> None:
     Status 1 if there are any.
     """
     from pomelo.gen.v1.admin_service_pb2 import AuditRequest
-    from pomelo.money import format_credits
 
     report = asked(config, "Audit", AuditRequest(), _TIMEOUT)
+    findings = [
+        {
+            "check": finding.check,
+            "subject": finding.subject,
+            "difference": format_credits(finding.difference_micros),
+            "detail": finding.detail,
+        }
+        for finding in report.findings
+    ]
+    cost, uncollected, difference = map(
+        format_credits, (report.cost_micros, report.uncollected_micros, report.difference_micros)
+    )
     if as_json:
-        print_json(
-            {
-                "wallets": report.wallets,
-                "records": report.records,
-                "holds": report.holds,
-                "cost": format_credits(report.cost_micros),
-                "uncollected": format_credits(report.uncollected_micros),
-                "difference": format_credits(report.difference_micros),
-                "findings": [
-                    {
-                        "check": finding.check,
-                        "subject": finding.subject,
-                        "difference": format_credits(finding.difference_micros),
-                        "detail": finding.detail,
-                    }
-                    for finding in report.findings
-                ],
-            }
-        )
+        counts = {"wallets": report.wallets, "records": report.records, "holds": report.holds}
+        amounts = {"cost": cost, "uncollected": uncollected, "difference": difference}
+        print_json(counts | amounts | {"findings": findings})
     else:
         print_line(
             f"{report.wallets} wallets, {report.records} records, {report.holds} running tasks; "
-            f"{format_credits(report.cost_micros)} credits charged, "
-            f"{format_credits(report.uncollected_micros)} uncollected"
+            f"{cost} credits charged, {uncollected} uncollected"
         )
-        if report.findings:
-            print_table(
-                ("CHECK", "SUBJECT", "DIFFERENCE", "DETAIL"),
-                [
-                    (
-                        finding.check,
-                        finding.subject,
-                        format_credits(finding.difference_micros),
-                        finding.detail,
-                    )
-                    for finding in report.findings
-                ],
-            )
-        difference = f"{format_credits(report.difference_micros)} credits" if report.findings else "none"
-        print_line(f"Difference: {difference}")
-    if report.findings:
+        if findings:
+            print_table([name.upper() for name in findings[0]], [[*row.values()] for row in findings])
+        print_line(f"Difference: {f'{difference} credits' if findings else 'none'}")
+    if findings:
         raise typer.Exit(1)

@@ -70,9 +70,14 @@ def _check(config: Any) -> Iterator[Finding]:
     yield Finding("settings", "ok", f"{source} and variables" if source else "variables and defaults")
     yield _data(settings)
     from pomelo.cli.client import is_served
+    from pomelo.configuration import find_providers
 
     served = is_served(settings.admin_socket)
-    registry = _registry(settings)
+    registry: Registry | SettingsError
+    try:
+        registry = find_providers(settings)
+    except SettingsError as error:
+        registry = error
     yield from _store(settings, served, registry)
     yield _grpc(settings, served)
     yield _rest(settings, served)
@@ -120,17 +125,6 @@ def _data(settings: Settings) -> Finding:
     if not settings.secret and not (folder / "secret").exists() and settings.database.exists():
         return Finding("data", "broken", f"{folder / 'secret'} is missing: no key is valid without it")
     return Finding("data", "ok", str(folder))
-
-
-def _registry(settings: Settings) -> Registry | SettingsError:
-    """Returns the models and providers, or the error that prevents it."""
-    from pomelo.configuration import find_providers
-    from pomelo.settings import SettingsError
-
-    try:
-        return find_providers(settings)
-    except SettingsError as error:
-        return error
 
 
 def _store(settings: Settings, served: bool, registry: Registry | SettingsError) -> Iterator[Finding]:

@@ -8,9 +8,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from pomelo.cli import times
 from pomelo.cli.operator import asked, pages
-from pomelo.cli.terminal import Config, Json, print_json, print_json_list, print_line, print_table
+from pomelo.cli.terminal import (
+    Config,
+    Json,
+    format_time,
+    parse_time,
+    print_array,
+    print_json,
+    print_line,
+    print_table,
+)
 
 if TYPE_CHECKING:
     from pomelo.gen.v1.admin_service_pb2 import Key
@@ -68,7 +76,7 @@ def list_keys(
 
     found = pages(load(config), "ListKeys", pb.ListKeysRequest(account=account))
     if as_json:
-        print_json_list(_json(key) for page in found for key in page.keys)
+        print_array(_json(key) for page in found for key in page.keys)
         return
     for page in found:
         rows = [
@@ -77,8 +85,8 @@ def list_keys(
                 key.account,
                 _mode(key),
                 ",".join(key.models) or "all",
-                times.format_time(key, "create_time") or "",
-                times.format_time(key, "expire_time") or "never",
+                format_time(key, "create_time") or "",
+                format_time(key, "expire_time") or "never",
                 state(key),
             )
             for key in page.keys
@@ -111,7 +119,7 @@ def parse_expiry(text: str, now: float) -> float:
         typer.BadParameter: the text is neither.
     """
     span = _SPAN.fullmatch(text)
-    at = now + int(span[1]) * _SECONDS[span[2]] if span else times.parse_time(text)
+    at = now + int(span[1]) * _SECONDS[span[2]] if span else parse_time(text)
     if at is None:
         raise typer.BadParameter(
             f"{text!r} is neither a time span such as 30d nor a time such as 2027-01-31T12:00Z",
@@ -126,7 +134,7 @@ def _print_new(answer: Any, as_json: bool) -> None:
         return
     key = answer.key
     models = ", ".join(key.models) or "all models"
-    expires = times.format_time(key, "expire_time") or "never"
+    expires = format_time(key, "expire_time") or "never"
     print_line(f"Created a {_mode(key)} key of {key.account} for {models}. Expires: {expires}.")
     print_line("Store it now: it can't be shown again.")
     print_line(answer.secret)
@@ -138,9 +146,9 @@ def _json(key: Key) -> dict[str, Any]:
         "account": key.account,
         "mode": _mode(key),
         "models": list(key.models),
-        "created": times.format_time(key, "create_time"),
-        "expires": times.format_time(key, "expire_time"),
-        "revoked": times.format_time(key, "revoke_time"),
+        "created": format_time(key, "create_time"),
+        "expires": format_time(key, "expire_time"),
+        "revoked": format_time(key, "revoke_time"),
         "state": state(key),
     }
 

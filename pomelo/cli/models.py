@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from pomelo.cli.terminal import Ca, Config, Json, Key, Target, print_json, print_table
+from pomelo.cli.terminal import Ca, Config, Json, Key, Target, print_json, print_table, task_type_name
+from pomelo.money import format_credits
 
 if TYPE_CHECKING:
     from pomelo.gen.v1.model_service_pb2 import Model
@@ -44,7 +45,7 @@ def models(
     rows = [
         [
             model.name,
-            _task_type(model),
+            task_type_name(model.task_type),
             _prices(model),
             "yes" if model.available else "no",
         ]
@@ -71,7 +72,7 @@ def _json(model: Model) -> dict[str, Any]:
         for tier in model.price_tiers
     ]
     return value | {
-        "task_type": _task_type(model),
+        "task_type": task_type_name(model.task_type),
         "limits": limits,
         "prices": _price_list(model.prices),
         "price_tiers": tiers,
@@ -83,12 +84,6 @@ def _json(model: Model) -> dict[str, Any]:
 
 def _day(time: Any) -> str | None:
     return time.ToDatetime().date().isoformat() if time.seconds else None
-
-
-def _task_type(model: Model) -> str:
-    from pomelo.gen.v1.task_pb2 import TaskType
-
-    return TaskType.Name(model.task_type).removeprefix("TASK_TYPE_").lower().replace("_", "-")
 
 
 def _price_list(prices: Any) -> list[dict[str, Any]]:
@@ -111,7 +106,5 @@ def _unit(price: Any) -> str:
 
 
 def _price(price: Any) -> str:
-    from pomelo.money import format_credits
-
     unit = _unit(price)
     return f"{format_credits(price.amount_micros)}/{_UNITS.get(unit, unit)}"

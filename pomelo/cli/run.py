@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, BinaryIO
 import typer
 
 from pomelo.cli.safe_text import visible_lines
-from pomelo.cli.terminal import Ca, Config, FailureError, Key, Progress, Target, print_line
+from pomelo.cli.terminal import Ca, Config, FailureError, Key, Progress, Target, print_line, task_type_name
 
 if TYPE_CHECKING:
     from pomelo.gen.v1.task_pb2 import Task, TaskResult
@@ -107,12 +107,12 @@ def _make_task(
     params: list[str],
 ) -> Task:
     from pomelo.gen.v1.media_pb2 import RESPONSE_FORMAT_B64_JSON
-    from pomelo.gen.v1.task_pb2 import Task, TaskType
+    from pomelo.gen.v1.task_pb2 import Task
     from pomelo.gen.v1.text_pb2 import ROLE_USER
 
-    task_type = TaskType.Name(model.task_type).removeprefix("TASK_TYPE_").lower()
+    task_type = task_type_name(model.task_type)
     task = Task(model=model.name)
-    task_input = getattr(task, task_type)
+    task_input = getattr(task, task_type.replace("-", "_"))
     task_input.SetInParent()
     fields = task_input.DESCRIPTOR.fields_by_name
     if "response_format" in fields:
@@ -210,11 +210,7 @@ def _enum_name(field: Any, text: str) -> str:
 
 
 def _check_out(out: str | None) -> None:
-    """Refuses a path that can't be written, before the task costs anything.
-
-    Raises:
-        FailureError: the path is a directory, or its directory does not exist.
-    """
+    """Refuses a path that can't be written, before the task costs anything."""
     if out in (None, "-"):
         return
     path = Path(out or "")

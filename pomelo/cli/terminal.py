@@ -5,12 +5,16 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterable, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from pomelo.cli.safe_text import visible, visible_json
+
+if TYPE_CHECKING:
+    from pomelo.gen.v1.task_pb2 import TaskType
 
 Config = Annotated[
     Path | None,
@@ -87,7 +91,7 @@ def print_json(value: Any) -> None:
     typer.echo(visible_json(json.dumps(value, indent=2, ensure_ascii=False)))
 
 
-def print_json_list(values: Iterable[Any]) -> None:
+def print_array(values: Iterable[Any]) -> None:
     """Prints values as a JSON array, each on its own line as soon as it arrives."""
     separator = "[\n  "
     for value in values:
@@ -102,6 +106,30 @@ def print_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     widths = [max(len(row[n]) for row in (header, *rows)) for n in range(len(header))]
     for row in (header, *rows):
         typer.echo("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+
+
+def parse_time(text: str) -> float | None:
+    """Returns Unix seconds of an ISO date or time, in UTC unless it names a zone; None if it is neither."""
+    try:
+        moment = datetime.fromisoformat(text)
+        return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
+    except (ValueError, OverflowError):
+        return None
+
+
+def format_time(message: Any, field: str) -> str | None:
+    """Returns a Timestamp field as text in UTC, None if it is absent."""
+    if not message.HasField(field):
+        return None
+    text: str = getattr(message, field).ToDatetime().strftime("%Y-%m-%dT%H:%M:%SZ")
+    return text
+
+
+def task_type_name(task_type: TaskType.ValueType) -> str:
+    """Returns the name of a task type in the API, such as text-to-speech."""
+    from pomelo.gen.v1.task_pb2 import TaskType
+
+    return TaskType.Name(task_type).removeprefix("TASK_TYPE_").lower().replace("_", "-")
 
 
 class Progress:

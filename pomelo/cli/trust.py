@@ -15,9 +15,7 @@ _TIMEOUT = 5.0
 _NAME_MISMATCH = (62, 64)
 """OpenSSL's codes for a valid certificate of another host name or IP address."""
 
-_CLIENT_CERTIFICATE = (
-    "it asks for a client certificate of its authority: set POMELO_TLS_CERT and POMELO_TLS_KEY"
-)
+_NO_CLIENT = "it asks for a client certificate of its authority: set POMELO_TLS_CERT and POMELO_TLS_KEY"
 _BEGIN, _END = "-----BEGIN CERTIFICATE-----", "-----END CERTIFICATE-----"
 
 
@@ -37,8 +35,7 @@ def read_own_certificate(path: Path) -> str:
     """Returns the first certificate of POMELO_TLS_CERT, the server's own, without those of its issuers.
 
     Raises:
-        FailureError: the file holds no certificate.
-        OSError: the file can't be read.
+        FailureError: the file holds no certificate; OSError: it can't be read.
     """
     text = path.read_text(errors="replace")
     begin, end = text.find(_BEGIN), text.find(_END)
@@ -51,8 +48,7 @@ def trust_own_certificate(path: Path) -> ssl.SSLContext:
     """Returns a context that trusts the certificate of POMELO_TLS_CERT and no other, under any name.
 
     Raises:
-        FailureError: the file holds no certificate.
-        OSError: the file can't be read.
+        FailureError: the file holds no certificate; OSError: it can't be read.
     """
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     # One certificate is trusted, so checking its name adds nothing; the address may well be 127.0.0.1.
@@ -70,17 +66,12 @@ def certificate_name(host: str, port: int, context: ssl.SSLContext) -> str | Non
     """Returns the name in the server's certificate, None if it has none.
 
     Raises:
-        OSError: no server listens.
-        ssl.SSLError: the handshake fails.
+        OSError: no server listens; ssl.SSLError: the handshake fails.
     """
     with _connect(host, port, context) as connection:
-        certificate: Any = connection.getpeercert() or {}
-    alternatives = [
-        value for name, value in certificate.get("subjectAltName", ()) if name in ("DNS", "IP Address")
-    ]
-    subject = [
-        value for part in certificate.get("subject", ()) for name, value in part if name == "commonName"
-    ]
+        peer: Any = connection.getpeercert() or {}
+    alternatives = [value for name, value in peer.get("subjectAltName", ()) if name in ("DNS", "IP Address")]
+    subject = [value for part in peer.get("subject", ()) for name, value in part if name == "commonName"]
     names: list[str] = alternatives or subject
     return names[0].replace("*", "any") if names else None
 
@@ -94,7 +85,7 @@ def diagnose(host: str, port: int, context: ssl.SSLContext | None) -> str | None
         with _connect(host, port, context) as connection:
             # A server reports a missing client certificate after the handshake; gRPC just disconnects.
             if connection.selected_alpn_protocol() == "h2" and not connection.recv(1):
-                return _CLIENT_CERTIFICATE
+                return _NO_CLIENT
     except ssl.SSLError as error:
         return explain_handshake(error)
     except OSError:
@@ -113,7 +104,7 @@ def explain_handshake(error: ssl.SSLError, *, own: bool = False) -> str:
             hint = "Name its authority with --ca FILE"
         return f"its certificate is not trusted: {error.verify_message.rstrip('.')}. {hint}"
     if error.reason and "CERTIFICATE" in error.reason:
-        return _CLIENT_CERTIFICATE
+        return _NO_CLIENT
     return "it listens, but speaks no TLS, or no version that is accepted here"
 
 

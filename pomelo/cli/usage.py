@@ -12,15 +12,27 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from pomelo.cli import times
 from pomelo.cli.operator import ask
 from pomelo.cli.safe_text import csv_cell
-from pomelo.cli.terminal import Config, Json, print_json_list, print_table
+from pomelo.cli.terminal import (
+    Config,
+    Json,
+    format_time,
+    parse_time,
+    print_array,
+    print_table,
+    task_type_name,
+)
+from pomelo.money import format_credits
 
 if TYPE_CHECKING:
     from pomelo.gen.v1.account_service_pb2 import UsageRecord, UsageTotal
 
-_PAGE = 1_000
+_PAGE_SIZE = 1_000
+_COUNTS = (
+    *("input_tokens", "cached_input_tokens", "cache_write_input_tokens", "output_tokens"),
+    *("characters", "images", "audio_seconds", "output_bytes"),
+)
 _TIMEOUT = 600.0
 """Seconds: the command may read every record."""
 
@@ -64,7 +76,7 @@ def usage(
     from pomelo.gen.v1 import account_service_pb2 as pb
     from pomelo.gen.v1 import admin_service_pb2 as admin_pb
 
-    query = pb.ListUsageRequest(page_size=_PAGE, model=model, key_id=key)
+    query = pb.ListUsageRequest(page_size=_PAGE_SIZE, model=model, key_id=key)
     for text, hint, field in ((since, "--from", query.from_time), (until, "--to", query.to_time)):
         if text:
             field.FromNanoseconds(_nanoseconds(text, hint))
@@ -82,7 +94,7 @@ def usage(
 
 
 def _nanoseconds(text: str, hint: str) -> int:
-    seconds = times.parse_time(text)
+    seconds = parse_time(text)
     if seconds is None:
         raise typer.BadParameter(
             f"{text!r} is no date or time such as 2026-11-24 or 2026-11-24T12:00Z", param_hint=hint
@@ -108,11 +120,9 @@ def _pages(config: Any, request: Any, by: str | None) -> Iterator[list[dict[str,
 
 def _record(row: UsageRecord) -> dict[str, Any]:
     from pomelo.gen.v1.account_service_pb2 import UsageSource
-    from pomelo.gen.v1.task_pb2 import TaskType
-    from pomelo.money import format_credits
 
     return {
-        "time": times.format_time(row, "time"),
+        "time": format_time(row, "time"),
         "id": row.id,
         "request_id": row.request_id,
         "account": row.account,
@@ -120,7 +130,7 @@ def _record(row: UsageRecord) -> dict[str, Any]:
         "mode": "live" if row.live else "test",
         "wire": row.wire,
         "model": row.model,
-        "type": TaskType.Name(row.task_type).removeprefix("TASK_TYPE_").lower().replace("_", "-"),
+        "type": task_type_name(row.task_type),
         "provider": row.provider,
         "provider_model": row.provider_model,
         **_counts(row),
@@ -135,40 +145,21 @@ def _record(row: UsageRecord) -> dict[str, Any]:
 
 
 def _total(row: UsageTotal, by: str) -> dict[str, Any]:
-    from pomelo.money import format_credits
-
     return {by: row.group, "tasks": row.tasks, **_counts(row), "cost": format_credits(row.cost_micros)}
 
 
-def _counts(row: Any) -> dict[str, Any]:
-    return {
-        "input_tokens": row.input_tokens,
-        "cached_input_tokens": row.cached_input_tokens,
-        "cache_write_input_tokens": row.cache_write_input_tokens,
-        "output_tokens": row.output_tokens,
-        "characters": row.characters,
-        "images": row.images,
-        "audio_seconds": row.audio_seconds,
-        "output_bytes": row.output_bytes,
-    }
+def _counts(row: UsageRecord | UsageTotal) -> dict[str, Any]:
+    return {name: getattr(row, name) for name in _COUNTS}
 
 
 # --- printing
 
 _COLUMNS = (
-    ("TIME", "time"),
-    ("ACCOUNT", "account"),
-    ("MODE", "mode"),
-    ("MODEL", "model"),
-    ("PROVIDER", "provider"),
-    ("INPUT", "input_tokens"),
-    ("CACHED", "cached_input_tokens"),
-    ("OUTPUT", "output_tokens"),
-    ("CHARS", "characters"),
-    ("IMAGES", "images"),
-    ("SECONDS", "audio_seconds"),
-    ("CREDITS", "cost"),
-    ("ID", "id"),
+    *(("TIME", "time"), ("ACCOUNT", "account"), ("MODE", "mode")),
+    *(("MODEL", "model"), ("PROVIDER", "provider")),
+    *(("INPUT", "input_tokens"), ("CACHED", "cached_input_tokens"), ("OUTPUT", "output_tokens")),
+    *(("CHARS", "characters"), ("IMAGES", "images"), ("SECONDS", "audio_seconds")),
+    *(("CREDITS", "cost"), ("ID", "id")),
 )
 """Columns of a record that fit a terminal."""
 
@@ -192,7 +183,7 @@ def _cell(value: Any) -> str:
 
 
 def _print_json(pages: Iterator[list[dict[str, Any]]]) -> None:
-    print_json_list(row for rows in pages for row in rows)
+    print_array(row for rows in pages for row in rows)
 
 
 def _print_csv(pages: Iterator[list[dict[str, Any]]]) -> None:

@@ -17,7 +17,7 @@ from multiprocessing.connection import Connection
 from typing import Any, NamedTuple
 
 from pomelo.addresses import join_address, split_address
-from pomelo.cli.startup import (
+from pomelo.cli.process import (
     create_development_key,
     find_used_address,
     print_greeting,
@@ -112,15 +112,14 @@ class _Worker:
         process.start()
         self._process = process
         worker_pipe.close()
-        message = await asyncio.to_thread(self._receive)
+        message = await asyncio.to_thread(self._receive, self._pipe)
         if isinstance(message, Ready):
             return message
         raise FailureError(message)
 
-    def _receive(self) -> Ready | str:
-        pipe = self._pipe
+    def _receive(self, pipe: Connection) -> Ready | str:
         try:
-            if pipe is not None and pipe.poll(START_TIMEOUT):
+            if pipe.poll(START_TIMEOUT):
                 message: Ready | str = pipe.recv()
                 return message
         except EOFError:

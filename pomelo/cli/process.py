@@ -1,4 +1,4 @@
-"""The start of a serving process: its event loop and signals, its first key, and what it prints."""
+"""A serving process: its event loop and signals, its first key, and its output."""
 
 from __future__ import annotations
 
@@ -8,11 +8,14 @@ import signal
 import socket
 import sys
 from collections.abc import Callable, Collection, Coroutine
+from contextlib import AsyncExitStack
+from pathlib import Path
 from typing import Any
 
 import typer
 
 from pomelo import __version__, process
+from pomelo.accounts.keys import Keyring
 from pomelo.addresses import split_address
 from pomelo.cli.terminal import FailureError
 from pomelo.configuration import rest_url, store_of
@@ -70,6 +73,49 @@ def run_process(
         raise
 
 
+async def serve_app(settings: Settings, stop: asyncio.Event) -> None:
+    """Serves gRPC and REST in this process until `stop` is set.
+
+    Raises:
+        FailureError: an address is in use.
+        SettingsError, StoreError: the data folder or the store can't be used.
+    """
+    from pomelo.app import open_app
+
+    # Before the servers listen, so that a caller who can connect finds the key, too.
+    new_key = await create_development_key(settings)
+    async with AsyncExitStack() as stack:
+        try:
+            app = await stack.enter_async_context(open_app(settings))
+        except OSError as error:
+            used = find_used_address(POMELO_REST=settings.rest, POMELO_GRPC=settings.grpc)
+            raise used or error from error
+        print_greeting(settings, app.configured, app.rest, app.grpc, new_key)
+        await wait_for_signal(stop, settings)
+
+
+async def serve_gateway(
+    settings: Settings, target: str, tls: bool | None, ca: Path | None, stop: asyncio.Event
+) -> None:
+    """Serves REST for the gRPC server at `target` until `stop` is set.
+
+    Raises:
+        FailureError: the address is in use.
+        SettingsError: the data folder can't be used.
+    """
+    from pomelo.app import open_gateway
+
+    async with AsyncExitStack() as stack:
+        try:
+            address = await stack.enter_async_context(open_gateway(settings, target, tls=tls, ca=ca))
+        except OSError as error:
+            raise find_used_address(POMELO_REST=settings.rest) or error from error
+        _print(f"Pomelo {__version__}, a gateway")
+        _print(f"  REST  {rest_url(settings, address)}")
+        _print(f"  gRPC  asks {target}")
+        await wait_for_signal(stop, settings)
+
+
 async def wait_for_signal(stop: asyncio.Event, settings: Settings) -> None:
     """Returns once `stop` is set, and prints what happens next."""
     await stop.wait()
@@ -99,8 +145,6 @@ async def create_development_key(settings: Settings) -> str | None:
     Raises:
         SettingsError, StoreError: the data folder or the store can't be used.
     """
-    from pomelo.accounts.keys import Keyring
-
     secret = settings.root_secret()
     async with store_of(settings) as store:
         keyring = Keyring(store, secret)
@@ -119,24 +163,23 @@ def print_greeting(
     new_key: str | None,
 ) -> None:
     """Prints the addresses, a new development key, and a curl command to try."""
-    print_flushed(f"Pomelo {__version__}")
+    _print(f"Pomelo {__version__}")
     rest = rest_url(settings, address) if address else None
-    print_flushed(f"  REST  {rest or 'off'}")
-    print_flushed(f"  gRPC  {grpc or 'off'}")
-    print_flushed(f"  data  {settings.data.absolute()}")
+    _print(f"  REST  {rest or 'off'}")
+    _print(f"  gRPC  {grpc or 'off'}")
+    _print(f"  data  {settings.data.absolute()}")
     if not configured:
-        print_flushed("  No provider has a key: test keys work, live keys need one, such as OPENAI_API_KEY")
+        _print("  No provider has a key: test keys work, live keys need one, such as OPENAI_API_KEY")
     if new_key is not None:
-        print_flushed(f"\nYour test key, kept in {settings.key_file} for `pomelo run`:\n  {new_key}")
+        _print(f"\nYour test key, kept in {settings.key_file} for `pomelo run`:\n  {new_key}")
     key = new_key or (f"$(cat {settings.key_file.absolute()})" if settings.key_file.exists() else None)
     if rest is not None and key is not None:
-        print_flushed(
+        _print(
             f'\nTry it:\n  curl {rest}/api/v1/task -H "Authorization: Bearer {key}" '
             f"-H 'Content-Type: application/json' -d '{_BODY}'\n"
         )
 
 
-def print_flushed(line: str) -> None:
-    """Prints a line and flushes it."""
+def _print(line: str) -> None:
     typer.echo(line)
     sys.stdout.flush()
