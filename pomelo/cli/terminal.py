@@ -22,7 +22,7 @@ Config = Annotated[
         "--config",
         metavar="FILE",
         envvar="POMELO_CONFIG",
-        help="The file of settings. Default: pomelo.toml if it exists. Variables override it.",
+        help="The settings file. Default: pomelo.toml if it exists. Variables override it.",
     ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]

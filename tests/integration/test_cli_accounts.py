@@ -170,9 +170,9 @@ async def test_usage_is_the_same_with_a_running_server_and_without(tmp_path):
         field = {"key": "key_id"}.get(by, by)
         rows = {row.pop(by): row for row in groups}
         for group, row in rows.items():
-            mine = [r for r in records if (r["time"][:10] if by == "day" else r[field]) == group]
-            assert row["tasks"] == len(mine)
-            assert Decimal(row["cost"]) == sum(Decimal(record["cost"]) for record in mine)
+            group_records = [r for r in records if (r["time"][:10] if by == "day" else r[field]) == group]
+            assert row["tasks"] == len(group_records)
+            assert Decimal(row["cost"]) == sum(Decimal(record["cost"]) for record in group_records)
         assert sum(row["tasks"] for row in rows.values()) == 4
     assert list(csv.DictReader(io.StringIO(running["csv"]))) == [
         {name: str(value).lower() if isinstance(value, bool) else str(value) for name, value in row.items()}
@@ -199,7 +199,7 @@ async def test_usage_is_filtered_by_account_mode_time_model_and_key(served):
     assert (await pomelo(folder, "accounts", "create", "quiet")).status == 0
     assert (await run_task(served, served.key))["status"] == 200
     assert len(await json_output(folder, "usage", "--account", "default", "--test")) >= 1
-    for nothing in (
+    for filters in (
         ("--account", "quiet"),
         ("--live",),
         ("--to", "2020-01-01"),
@@ -207,11 +207,11 @@ async def test_usage_is_filtered_by_account_mode_time_model_and_key(served):
         ("--model", "flux-1-dev"),
         ("--key", "nothing"),
     ):
-        assert await json_output(folder, "usage", *nothing) == []
-        assert await json_output(folder, "usage", "--by", "model", *nothing) == []
-        table = await pomelo(folder, "usage", *nothing)
+        assert await json_output(folder, "usage", *filters) == []
+        assert await json_output(folder, "usage", "--by", "model", *filters) == []
+        table = await pomelo(folder, "usage", *filters)
         assert (table.status, table.out, table.error) == (0, "", "Nothing was used.\n")
-        assert (await pomelo(folder, "usage", "--format", "csv", *nothing)).out == ""
+        assert (await pomelo(folder, "usage", "--format", "csv", *filters)).out == ""
 
 
 async def test_a_request_id_that_looks_like_a_formula_is_escaped_in_csv(served):

@@ -76,13 +76,13 @@ def test_delivery_origins_are_a_list_in_a_file_and_split_at_commas_in_a_variable
     config = tmp_path / "p.toml"
     config.write_text('delivery_origins = ["http://10.0.0.5:9000"]\n')
     assert load(config, {}).delivery_origins == ("http://10.0.0.5:9000",)
-    given = {"POMELO_DELIVERY_ORIGINS": "http://10.0.0.5:9000, https://files.example"}
-    assert load(None, given).delivery_origins == ("http://10.0.0.5:9000", "https://files.example")
+    environ = {"POMELO_DELIVERY_ORIGINS": "http://10.0.0.5:9000, https://files.example"}
+    assert load(None, environ).delivery_origins == ("http://10.0.0.5:9000", "https://files.example")
     assert load_error({"POMELO_DELIVERY_ORIGINS": "10.0.0.5"}).startswith("POMELO_DELIVERY_ORIGINS: ")
 
 
 @pytest.mark.parametrize(
-    ("given", "origins"),
+    ("value", "origins"),
     [
         ("https://app.example", ("https://app.example",)),
         ("https://App.Example:443, http://LOCALHOST:3000", ("https://app.example", "http://localhost:3000")),
@@ -95,8 +95,8 @@ def test_delivery_origins_are_a_list_in_a_file_and_split_at_commas_in_a_variable
         ("*", ("*",)),
     ],
 )
-def test_cors_origins_are_normalized_to_the_form_of_browsers(given, origins):
-    assert load(None, {"POMELO_CORS_ORIGINS": given}).cors_origins == origins
+def test_cors_origins_are_normalized_to_the_form_of_browsers(value, origins):
+    assert load(None, {"POMELO_CORS_ORIGINS": value}).cors_origins == origins
 
 
 def test_cors_origins_may_be_a_list_in_a_file(tmp_path):
@@ -136,8 +136,8 @@ def test_an_idle_timeout_is_between_one_second_and_a_day():
 
 
 def test_trusted_proxies_are_addresses_and_networks():
-    given = {"POMELO_TRUSTED_PROXIES": "10.0.0.0/8, 192.0.2.7,2001:db8::/32"}
-    assert load(None, given).trusted_proxies == ("10.0.0.0/8", "192.0.2.7", "2001:db8::/32")
+    environ = {"POMELO_TRUSTED_PROXIES": "10.0.0.0/8, 192.0.2.7,2001:db8::/32"}
+    assert load(None, environ).trusted_proxies == ("10.0.0.0/8", "192.0.2.7", "2001:db8::/32")
     for wrong in ("proxy.example", "10.0.0.1/8", "10.0.0.0/40"):
         message = load_error({"POMELO_TRUSTED_PROXIES": wrong})
         assert message.startswith("POMELO_TRUSTED_PROXIES: must be an IP address or a network")

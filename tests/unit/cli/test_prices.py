@@ -20,7 +20,7 @@ def test_every_price_of_text_matches_the_list_or_has_a_note() -> None:
 
 
 @pytest.mark.parametrize(
-    ("here", "there", "found"),
+    ("ours", "replaced_by", "difference"),
     [
         ('million_cached_input_tokens = "0.4"', 'million_cached_input_tokens = "0.5"', (0, "0.5", "0.4")),
         ('million_cached_input_tokens = "0.4", ', "", (0, None, "0.4")),
@@ -33,18 +33,18 @@ def test_every_price_of_text_matches_the_list_or_has_a_note() -> None:
     ],
 )
 def test_a_difference_is_found(
-    tmp_path: Path, here: str, there: str, found: tuple[int, str | None, str]
+    tmp_path: Path, ours: str, replaced_by: str, difference: tuple[int, str | None, str]
 ) -> None:
     row = BUILTIN.read_text().partition("[models.gpt-4-turbo]")[0]
-    assert row.count(here) == 1
+    assert row.count(ours) == 1
     path = tmp_path / "catalog.toml"
-    path.write_text(row.replace(here, there))
+    path.write_text(row.replace(ours, replaced_by))
     differing = [
         (one.from_input_tokens, one.price and str(one.price), str(one.listed))
         for one in differences(Catalog.load(path), WHEN)
         if one.unit == "million_cached_input_tokens"
     ]
-    assert found in differing
+    assert difference in differing
 
 
 def test_a_note_explains_the_price_of_its_row(tmp_path: Path) -> None:
