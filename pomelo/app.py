@@ -27,21 +27,21 @@ from pomelo.accounts.keys import Keyring
 from pomelo.accounts.plans import Plan
 from pomelo.accounts.usage import UsageReader
 from pomelo.addresses import is_loopback
-from pomelo.call import Call, Principal
 from pomelo.catalog import retirement
 from pomelo.catalog.catalog import Catalog
 from pomelo.configuration import credentials, find_plans, find_providers, rest_url, store_of
 from pomelo.draining import Draining
+from pomelo.engine.acceptance import Acceptance
 from pomelo.engine.engine import Engine
-from pomelo.engine.intake import Intake
+from pomelo.engine.ledger import RECONCILE_INTERVAL, Ledger
 from pomelo.engine.models import LocalModels
-from pomelo.engine.reservation import RECONCILE_INTERVAL, Ledger
 from pomelo.engine.routing import Router
 from pomelo.in_flight import InFlightLimits
 from pomelo.logs import format_trace
 from pomelo.media.duration import Measurer
+from pomelo.media.local import LocalMedia
 from pomelo.media.quota import MediaLimits
-from pomelo.media.store import LocalMedia, MediaStore
+from pomelo.media.store import MediaStore
 from pomelo.origin import GatewayProof
 from pomelo.providers import SANDBOX, open_providers
 from pomelo.providers.base import Provider
@@ -137,14 +137,9 @@ async def open_app(
                 if notice.is_past:
                     log.warning("%s. It is still called if no other route is left", notice)
         plans = plans or find_plans(settings, catalog)
-        admission = Ledger(store, plans, now=now, reconcile_every=reconcile_every)
-        await stack.enter_async_context(_maintain(admission))
-
-        async def identify(call: Call) -> Principal:
-            principal = await keyring.authenticate(call)
-            await admission.tell(call, principal)
-            return principal
-
+        ledger = Ledger(store, plans, now=now, reconcile_every=reconcile_every)
+        await stack.enter_async_context(_maintain(ledger))
+        access = Access(keyring, plans, catalog, ledger, _in_flight(settings))
         media = MediaStore(
             settings.data / "media",
             secret,
@@ -159,31 +154,27 @@ async def open_app(
         measurer = Measurer()
         stack.push_async_callback(measurer.aclose)
         router = make_router(providers)
-        intake = Intake(
-            catalog=catalog,
+        acceptance = Acceptance(
+            access=access,
             router=router,
-            authenticate=keyring.authenticate,
-            admission=admission,
             media=media,
             measurer=measurer,
             inline_limit=settings.inline_limit,
             now=now,
         )
-        local_media = LocalMedia(media, identify, settings.upload_limit, turns=turns)
         usage = UsageReader(store, secret)
-        accounts = LocalAccounts(store, usage, admission.plan, identify)
         office = AccountAdmin(store, plans, plan_changed=keyring.forget_account)
         draining = Draining()
         services = draining.guard(
             Services(
-                tasks=Engine(intake, router, media, turns),
-                models=LocalModels(catalog, router, intake),
-                media=local_media,
-                accounts=accounts,
-                access=Access(keyring.authenticate, admission, catalog, intake.allowed, _in_flight(settings)),
+                tasks=Engine(access, acceptance, ledger, router, media, turns),
+                models=LocalModels(catalog, router, access),
+                media=LocalMedia(media, access, settings.upload_limit, turns=turns),
+                accounts=LocalAccounts(store, usage, access),
+                access=access,
             )
         )
-        admin = AdminServicer(store, keyring, office, usage, catalog.models, now, runs=admission.runs)
+        admin = AdminServicer(store, keyring, office, usage, catalog.models, now, runs=ledger.runs)
         if not worker:
             await stack.enter_async_context(open_admin(admin, settings.admin_socket))
         shared = worker is not None
@@ -339,14 +330,14 @@ def _trusted_proxies(settings: Settings) -> tuple[IPv4Network | IPv6Network, ...
 
 
 @asynccontextmanager
-async def _maintain(admission: Ledger) -> AsyncIterator[None]:
-    """Records the partial usage of running tasks, and settles reservations without one. On leaving, waits for
-    unfinished store operations."""
+async def _maintain(ledger: Ledger) -> AsyncIterator[None]:
+    """Saves the progress of running tasks and reconciles reservations. On leaving, waits for unfinished store
+    operations."""
     try:
-        async with _in_background(admission.keep_notes()), _in_background(admission.keep_reconciled()):
+        async with _in_background(ledger.keep_progress()), _in_background(ledger.keep_reconciled()):
             yield
     finally:
-        await admission.idle()
+        await ledger.operations.idle()
 
 
 async def _sweep(media: MediaStore) -> None:

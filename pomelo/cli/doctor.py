@@ -266,7 +266,7 @@ def _providers(settings: Settings, registry: Registry | SettingsError) -> Iterat
 
 def _retirements(registry: Registry, configured: Mapping[str, Credentials], today: date) -> Iterator[Finding]:
     """Reports models, routes, and default voices in use that end within 60 days or have ended."""
-    from pomelo.catalog.catalog import NOTICE
+    from pomelo.catalog.catalog import RETIREMENT_NOTICE
     from pomelo.catalog.retirement import notices
     from pomelo.providers.elevenlabs.voices import LAST_DAY
 
@@ -276,7 +276,7 @@ def _retirements(registry: Registry, configured: Mapping[str, Credentials], toda
         yield Finding("retirement", state, "\n".join(map(str, retirements)))
     models = registry.catalog.models.values()
     has_voices = any("voices" in route.options for model in models for route in model.routes)
-    if configured["elevenlabs"].api_key and not has_voices and today >= LAST_DAY - NOTICE:
+    if configured["elevenlabs"].api_key and not has_voices and today >= LAST_DAY - RETIREMENT_NOTICE:
         verb = "ended" if today > LAST_DAY else "end"
         yield Finding(
             "voices",

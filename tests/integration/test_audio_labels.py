@@ -1,4 +1,4 @@
-"""Media types of audio mean the same on every protocol, and never outweigh the bytes."""
+"""Media types of audio have the same meaning on every protocol, and never override the bytes."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from tests.integration.asking import bearer, reason_of
 from tests.integration.house import House, open_house
 from tests.unit.media import corpus
 
-WAYS = ("inline", "upload", "form", "data URI", "form through a gateway", "data URI through a gateway")
+TRANSPORTS = ("inline", "upload", "form", "data URI", "form through a gateway", "data URI through a gateway")
 SAMPLES = b"\0\1" * 32_000
 
-UNDERSTOOD = {
+VALID_LABELS = {
     "audio/pcm": "audio/pcm;rate=16000",
     "audio/pcm;": "audio/pcm;rate=16000",
     "audio/pcm;rate=16000;": "audio/pcm;rate=16000",
@@ -37,7 +37,7 @@ UNDERSTOOD = {
 }
 """Labels of bare samples -> the media type that the vendor gets."""
 
-REFUSED = (
+UNSUPPORTED_LABELS = (
     "audio/pcm;rate=",
     "audio/pcm;rate",
     "audio/pcm;=16000",
@@ -53,97 +53,97 @@ REFUSED = (
 )
 
 
-@pytest.fixture(scope="module", name="house")
-async def _house(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[House]:
-    async with open_house(tmp_path_factory.mktemp("labels")) as opened:
-        yield opened
+@pytest.fixture(scope="module", name="server")
+async def _server(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[House]:
+    async with open_house(tmp_path_factory.mktemp("labels")) as server:
+        yield server
 
 
-async def ask(house: House, way: str, key: str, label: str, data: bytes) -> tuple[str, str]:
-    """Asks for a transcript; returns the code and message of an error, or "ok" and ""."""
-    if way in ("inline", "upload"):
+async def ask(server: House, transport: str, key: str, label: str, data: bytes) -> tuple[str, str]:
+    """Requests a transcript; returns the code and message of an error, or "ok" and ""."""
+    if transport in ("inline", "upload"):
         try:
-            return await _ask_grpc(house, way, key, label, data)
+            return await _ask_grpc(server, transport, key, label, data)
         except grpc.aio.AioRpcError as error:
             return reason_of(error), error.details() or ""
     form = aiohttp.FormData(default_to_multipart=True)
     form.add_field("model", "eleven-labs-stt")
-    if way.startswith("form"):
+    if transport.startswith("form"):
         form.add_field("audio", data, filename="a", content_type=label)
     else:
         form.add_field("audio", f"data:{label};base64,{base64.b64encode(data).decode()}")
-    url = house.urls["remote" if "gateway" in way else "rest"] + "/api/v1/task"
-    async with house.session.post(url, data=form, headers={"Authorization": f"Bearer {key}"}) as answer:
-        found = await answer.json()
-    error = found.get("error", {"code": "ok", "message": ""})
+    url = server.urls["remote" if "gateway" in transport else "rest"] + "/api/v1/task"
+    async with server.session.post(url, data=form, headers={"Authorization": f"Bearer {key}"}) as answer:
+        body = await answer.json()
+    error = body.get("error", {"code": "ok", "message": ""})
     return error["code"], error["message"]
 
 
-async def _ask_grpc(house: House, way: str, key: str, label: str, data: bytes) -> tuple[str, str]:
+async def _ask_grpc(server: House, transport: str, key: str, label: str, data: bytes) -> tuple[str, str]:
     audio = AudioInput(data=data, content_type=label)
-    if way == "upload":
+    if transport == "upload":
         requests = [UploadMediaRequest(content_type=label), UploadMediaRequest(chunk=data)]
-        uploaded = await MediaServiceStub(house.channel).UploadMedia(iter(requests), metadata=bearer(key))
+        uploaded = await MediaServiceStub(server.channel).UploadMedia(iter(requests), metadata=bearer(key))
         audio = AudioInput(media_id=uploaded.media.media_id)
     task = Task(model="eleven-labs-stt", speech_to_text=SpeechToTextInput(audio=audio))
-    await TaskServiceStub(house.channel).RunTask(RunTaskRequest(task=task), metadata=bearer(key))
+    await TaskServiceStub(server.channel).RunTask(RunTaskRequest(task=task), metadata=bearer(key))
     return "ok", ""
 
 
-def heard(house: House) -> tuple[str, str]:
+def vendor_audio(server: House) -> tuple[str, str]:
     """The media type and `file_format` of the last audio that the vendor got."""
-    form = house.upstream.requests[-1].form or ()
+    form = server.upstream.requests[-1].form or ()
     fields = {part.name: part.text for part in form if part.text is not None}
     (audio,) = [part for part in form if part.text is None]
     return audio.content_type, fields.get("file_format") or ""
 
 
-@pytest.mark.parametrize("way", WAYS)
-async def test_a_label_of_samples_is_understood_in_any_spelling(way: str, house: House) -> None:
-    caller = await house.caller()
-    for label, media_type in UNDERSTOOD.items():
-        assert await ask(house, way, caller.live, label, SAMPLES) == ("ok", ""), label
-        wanted = (media_type, "pcm_s16le_16" if media_type == "audio/pcm;rate=16000" else "")
-        assert heard(house) == wanted, label
-    assert len(await house.records(caller)) == len(UNDERSTOOD)
+@pytest.mark.parametrize("transport", TRANSPORTS)
+async def test_a_media_type_of_samples_is_accepted_in_any_spelling(transport: str, server: House) -> None:
+    caller = await server.caller()
+    for label, media_type in VALID_LABELS.items():
+        assert await ask(server, transport, caller.live, label, SAMPLES) == ("ok", ""), label
+        expected = (media_type, "pcm_s16le_16" if media_type == "audio/pcm;rate=16000" else "")
+        assert vendor_audio(server) == expected, label
+    assert len(await server.records(caller)) == len(VALID_LABELS)
 
 
-@pytest.mark.parametrize("label", REFUSED)
-async def test_a_label_of_samples_that_no_provider_takes_is_refused(label: str, house: House) -> None:
-    caller = await house.caller()
-    house.upstream.reset()
-    told = {await ask(house, way, caller.live, label, SAMPLES) for way in WAYS}
-    assert len(told) == 1
-    (code, message) = told.pop()
+@pytest.mark.parametrize("label", UNSUPPORTED_LABELS)
+async def test_a_media_type_of_samples_that_no_provider_takes_is_refused(label: str, server: House) -> None:
+    caller = await server.caller()
+    server.upstream.reset()
+    errors = {await ask(server, transport, caller.live, label, SAMPLES) for transport in TRANSPORTS}
+    assert len(errors) == 1
+    (code, message) = errors.pop()
     assert code == "invalid_parameter"
     assert message.startswith("Invalid audio: must be ")
-    assert not house.upstream.requests
+    assert not server.upstream.requests
 
 
-@pytest.mark.parametrize("way", WAYS)
-async def test_big_endian_samples_reach_the_vendor_swapped(way: str, house: House) -> None:
-    caller = await house.caller()
+@pytest.mark.parametrize("transport", TRANSPORTS)
+async def test_big_endian_samples_reach_the_vendor_swapped(transport: str, server: House) -> None:
+    caller = await server.caller()
     data = random.Random(3).randbytes(300_001)
     swapped = b"".join(data[at + 1 : at + 2] + data[at : at + 1] for at in range(0, 300_000, 2))
     digests = []
     for label, sent in (("audio/L16;rate=16000;channels=1", data), ("audio/pcm;rate=16000", swapped)):
-        assert await ask(house, way, caller.live, label, sent) == ("ok", "")
-        assert heard(house) == ("audio/pcm;rate=16000", "pcm_s16le_16")
-        digests.append([p.sha256 for p in house.upstream.requests[-1].form or () if p.text is None])
+        assert await ask(server, transport, caller.live, label, sent) == ("ok", "")
+        assert vendor_audio(server) == ("audio/pcm;rate=16000", "pcm_s16le_16")
+        digests.append([p.sha256 for p in server.upstream.requests[-1].form or () if p.text is None])
     assert digests[0] == digests[1]
 
 
 @pytest.mark.parametrize("label", ["audio/pcm;rate=16000", "audio/basic", "audio/L16;rate=48000"])
 @pytest.mark.parametrize("name", ["flv", "asf", "mpeg-ts", "tta", "caf", "adts", "mp2", "wav", "m4a"])
-async def test_a_file_labelled_as_samples_reaches_the_vendor_as_it_is(
-    name: str, label: str, house: House
+async def test_a_file_declared_as_samples_reaches_the_vendor_unchanged(
+    name: str, label: str, server: House
 ) -> None:
-    caller = await house.caller()
+    caller = await server.caller()
     data = corpus.make(name)
-    for way in WAYS:
-        assert await ask(house, way, caller.live, label, data) == ("ok", "")
-        media_type, file_format = heard(house)
-        assert not media_type.startswith(("audio/pcm", "audio/basic", "audio/l16")), way
+    for transport in TRANSPORTS:
+        assert await ask(server, transport, caller.live, label, data) == ("ok", "")
+        media_type, file_format = vendor_audio(server)
+        assert not media_type.startswith(("audio/pcm", "audio/basic", "audio/l16")), transport
         assert file_format == ""
-        (part,) = [part for part in house.upstream.requests[-1].form or () if part.text is None]
+        (part,) = [part for part in server.upstream.requests[-1].form or () if part.text is None]
         assert part.size == len(data)

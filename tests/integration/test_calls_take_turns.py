@@ -134,7 +134,7 @@ One = Callable[[App, str, Work], Coroutine[Any, Any, None]]
 async def test_calls_that_never_wait_leave_the_loop_to_others(
     one: One, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pomelo.media.store.PIECE", 1)
+    monkeypatch.setattr("pomelo.media.local.CHUNK_SIZE", 1)
     work = Work()
     settings = Settings(rest="", grpc="127.0.0.1:0", data=tmp_path)
     async with open_app(settings, providers={"sandbox": Flood(work)}) as app:

@@ -1,4 +1,4 @@
-"""Languages of transcripts and of requests, over every protocol, with live and test keys."""
+"""Language codes of transcripts and of requests, on every protocol, with live and test keys."""
 
 from __future__ import annotations
 
@@ -11,81 +11,81 @@ from pomelo.testing import Transcript
 from tests.integration.house import KINDS, WAYS, House, open_house
 from tests.parity.wires import Ask, Grpc, Outcome, Rest
 
-WAY = pytest.mark.parametrize("way", WAYS)
-HOW = pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
+EACH_PROTOCOL = pytest.mark.parametrize("protocol", WAYS)
+UNARY_AND_STREAM = pytest.mark.parametrize("stream", [False, True], ids=["unary", "stream"])
 
 
-@pytest.fixture(scope="module", name="house")
-async def _house(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[House]:
-    async with open_house(tmp_path_factory.mktemp("languages")) as opened:
-        yield opened
+@pytest.fixture(scope="module", name="server")
+async def _server(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[House]:
+    async with open_house(tmp_path_factory.mktemp("languages")) as server:
+        yield server
 
 
-async def ask(house: House, way: str, key: str, body: Mapping[str, Any], stream: bool = False) -> Outcome:
-    """One task, with the language of its answer."""
-    client = Grpc(house.channel) if way == "grpc" else Rest(house.session, house.urls[way])
+async def ask(
+    server: House, protocol: str, key: str, body: Mapping[str, Any], stream: bool = False
+) -> Outcome:
+    """Runs one task."""
+    client = Grpc(server.channel) if protocol == "grpc" else Rest(server.session, server.urls[protocol])
     return await client(Ask(body, key, stream))
 
 
-@WAY
-@HOW
+@EACH_PROTOCOL
+@UNARY_AND_STREAM
 @pytest.mark.parametrize(
     ("reported", "language"),
     [("eng", "en"), ("en", "en"), ("EN", "en"), ("en-US", "en"), ("haw", "haw"), ("English", ""), ("", "")],
 )
-async def test_a_transcript_names_its_language_by_the_shortest_code(
-    house: House, way: str, stream: bool, reported: str, language: str
+async def test_a_transcript_has_the_shortest_code_of_its_language(
+    server: House, protocol: str, stream: bool, reported: str, language: str
 ) -> None:
-    caller = await house.caller()
-    house.upstream.script(Transcript("Hi there.", language=reported))
-    outcome = await ask(house, way, caller.live, KINDS["stt"], stream)
+    caller = await server.caller()
+    server.upstream.script(Transcript("Hi there.", language=reported))
+    outcome = await ask(server, protocol, caller.live, KINDS["stt"], stream)
     assert (outcome.code, outcome.output["language"]) == ("ok", language)
 
 
-@WAY
-@pytest.mark.parametrize(
-    ("given", "language"), [(None, "en"), ("eng", "en"), ("de-AT", "de"), ("haw", "haw")]
-)
-async def test_a_test_key_gets_the_same_form(
-    house: House, way: str, given: str | None, language: str
+@EACH_PROTOCOL
+@pytest.mark.parametrize(("code", "language"), [(None, "en"), ("eng", "en"), ("de-AT", "de"), ("haw", "haw")])
+async def test_a_test_key_gets_the_same_code(
+    server: House, protocol: str, code: str | None, language: str
 ) -> None:
-    caller = await house.caller()
-    more = {} if given is None else {"language_code": given}
-    outcome = await ask(house, way, caller.test, KINDS["stt"] | more)
+    caller = await server.caller()
+    more = {} if code is None else {"language_code": code}
+    outcome = await ask(server, protocol, caller.test, KINDS["stt"] | more)
     assert (outcome.code, outcome.output["language"]) == ("ok", language)
 
 
-@WAY
-@pytest.mark.parametrize("given", ["en", "eng", "EN", "en-US"])
-async def test_a_language_reaches_the_vendor_in_its_own_form(house: House, way: str, given: str) -> None:
-    caller = await house.caller()
-    outcome = await ask(house, way, caller.live, KINDS["stt"] | {"language_code": given})
+@EACH_PROTOCOL
+@pytest.mark.parametrize("code", ["en", "eng", "EN", "en-US"])
+async def test_the_vendor_gets_the_code_in_its_own_format(server: House, protocol: str, code: str) -> None:
+    caller = await server.caller()
+    outcome = await ask(server, protocol, caller.live, KINDS["stt"] | {"language_code": code})
     assert outcome.code == "ok"
-    form = house.upstream.requests[-1].form
+    form = server.upstream.requests[-1].form
     assert form is not None
     assert {part.name: part.text for part in form if part.filename is None}["language_code"] == "en"
 
 
-@WAY
-@pytest.mark.parametrize("kind", ["stt", "tts"])
-@pytest.mark.parametrize("given", ["xx1", "english", "zz", "xyz", "und", "e" * 200])
-async def test_what_is_no_language_is_refused_with_the_field_and_what_is_taken(
-    house: House, way: str, kind: str, given: str
+@EACH_PROTOCOL
+@pytest.mark.parametrize("name", ["stt", "tts"])
+@pytest.mark.parametrize("code", ["xx1", "english", "zz", "xyz", "und", "e" * 200])
+async def test_an_unknown_language_is_refused_with_the_field_and_the_valid_formats(
+    server: House, protocol: str, name: str, code: str
 ) -> None:
-    caller = await house.caller()
-    before = len(house.upstream.requests)
+    caller = await server.caller()
+    before = len(server.upstream.requests)
     for key in (caller.live, caller.test):
-        outcome = await ask(house, way, key, KINDS[kind] | {"language_code": given})
+        outcome = await ask(server, protocol, key, KINDS[name] | {"language_code": code})
         assert outcome.code == "invalid_parameter"
         assert outcome.message == (
             "Invalid language_code: must be an ISO 639 code, such as en, eng or haw, or a language tag, such as en-US"
         )
-    assert len(house.upstream.requests) == before
+    assert len(server.upstream.requests) == before
 
 
-@WAY
-@pytest.mark.parametrize("given", ["en", "eng", "EN", "en-US", "haw"])
-async def test_text_to_speech_takes_every_form(house: House, way: str, given: str) -> None:
-    caller = await house.caller()
+@EACH_PROTOCOL
+@pytest.mark.parametrize("code", ["en", "eng", "EN", "en-US", "haw"])
+async def test_text_to_speech_takes_every_format(server: House, protocol: str, code: str) -> None:
+    caller = await server.caller()
     for key in (caller.live, caller.test):
-        assert (await ask(house, way, key, KINDS["tts"] | {"language_code": given})).code == "ok"
+        assert (await ask(server, protocol, key, KINDS["tts"] | {"language_code": code})).code == "ok"

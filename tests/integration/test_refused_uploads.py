@@ -1,4 +1,4 @@
-"""Uploads of a refused request are deleted, whatever refuses it and wherever the gateway runs."""
+"""Uploads of a refused request are deleted, in a gateway of the same process and in a remote one."""
 
 from __future__ import annotations
 
@@ -16,40 +16,40 @@ from pomelo.accounts.plans import Plan
 from pomelo.testing.elevenlabs_wire import error_reply
 from tests.integration.house import PLANS, RICH, House, open_house
 
-SOUND = b"OggS" + b"a sound of some length " * 20_000
-GATEWAYS = pytest.mark.parametrize("way", ["rest", "remote"])
+AUDIO_DATA = b"OggS" + b"a sound of some length " * 20_000
+EACH_GATEWAY = pytest.mark.parametrize("protocol", ["rest", "remote"])
 STT = {"model": "eleven-labs-stt"}
 STS = {"model": "eleven-labs-sts", "voice": "adam"}
 PLAN = Plan("one at a time", requests=1)
 
 
-@pytest.fixture(scope="module", name="house")
-async def _house(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[House]:
+@pytest.fixture(scope="module", name="server")
+async def _server(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[House]:
     folder = tmp_path_factory.mktemp("refused")
     plans = PLANS | {PLAN.name: PLAN}
-    async with open_house(folder, plans=plans) as opened:
-        yield opened
+    async with open_house(folder, plans=plans) as server:
+        yield server
 
 
 @pytest.fixture(autouse=True)
-def _fresh(house: House) -> None:
-    house.upstream.reset()
-    for name in media_of(house):
-        (house.app.settings.data / "media" / name).unlink(missing_ok=True)
+def _fresh(server: House) -> None:
+    server.upstream.reset()
+    for name in media_of(server):
+        (server.app.settings.data / "media" / name).unlink(missing_ok=True)
 
 
-def media_of(house: House) -> list[str]:
+def media_of(server: House) -> list[str]:
     """The names of all files in the media folder."""
-    return sorted(path.name for path in (house.app.settings.data / "media").iterdir())
+    return sorted(path.name for path in (server.app.settings.data / "media").iterdir())
 
 
-async def emptied(house: House) -> None:
-    """Returns once no file is left."""
-    await until(lambda: not media_of(house))
+async def wait_until_empty(server: House) -> None:
+    """Waits until no file is left."""
+    await wait_until(lambda: not media_of(server))
 
 
-async def until(condition: Callable[[], bool]) -> None:
-    """Returns once the condition holds."""
+async def wait_until(condition: Callable[[], bool]) -> None:
+    """Waits until the condition holds."""
     async with asyncio.timeout(5):
         while not condition():  # noqa: ASYNC110 (a folder has no event)
             await asyncio.sleep(0.01)
@@ -57,19 +57,21 @@ async def until(condition: Callable[[], bool]) -> None:
 
 def form(*parts: tuple[str, Any]) -> aiohttp.FormData:
     """A form with the audio file first, and then these parts."""
-    made = aiohttp.FormData()
-    made.add_field("audio", SOUND, filename="a.ogg", content_type="audio/ogg")
+    data = aiohttp.FormData()
+    data.add_field("audio", AUDIO_DATA, filename="a.ogg", content_type="audio/ogg")
     for name, value in parts:
-        made.add_field(name, value)
-    return made
+        data.add_field(name, value)
+    return data
 
 
 async def send(
-    house: House, way: str, key: str, data: Any, headers: dict[str, str] | None = None
+    server: House, protocol: str, key: str, data: Any, headers: dict[str, str] | None = None
 ) -> tuple[int, str]:
-    """The status and the error's code."""
-    given = {"Authorization": f"Bearer {key}", **(headers or {})}
-    async with house.session.post(f"{house.urls[way]}/api/v1/task", data=data, headers=given) as answer:
+    """Sends a request; returns the status and the code of an error, else "ok"."""
+    all_headers = {"Authorization": f"Bearer {key}", **(headers or {})}
+    async with server.session.post(
+        f"{server.urls[protocol]}/api/v1/task", data=data, headers=all_headers
+    ) as answer:
         body = await answer.json()
         return answer.status, body.get("error", {}).get("code", "ok")
 
@@ -92,47 +94,53 @@ BY_THE_GATEWAY: dict[str, tuple[list[tuple[str, str]], int, str]] = {
 }
 
 
-@GATEWAYS
-@pytest.mark.parametrize("why", BY_THE_SERVER)
-async def test_what_the_server_refuses_leaves_no_upload(way: str, why: str, house: House) -> None:
-    parts, how, status, code = BY_THE_SERVER[why]
-    caller = await house.caller(
-        how.get("plan", "unlimited"), live=how.get("live", RICH), models=how.get("models", ())
+@EACH_GATEWAY
+@pytest.mark.parametrize("reason", BY_THE_SERVER)
+async def test_a_request_that_the_server_refuses_leaves_no_upload(
+    protocol: str, reason: str, server: House
+) -> None:
+    parts, options, status, code = BY_THE_SERVER[reason]
+    caller = await server.caller(
+        options.get("plan", "unlimited"), live=options.get("live", RICH), models=options.get("models", ())
     )
     if code == "rate_limit_exceeded":
-        assert await send(house, way, caller.live, form(*STT.items())) == (200, "ok")
+        assert await send(server, protocol, caller.live, form(*STT.items())) == (200, "ok")
     if code == "provider_failed":
-        house.upstream.script(error_reply(400))
-    assert await send(house, way, caller.live, form(*parts)) == (status, code)
-    await emptied(house)
+        server.upstream.script(error_reply(400))
+    assert await send(server, protocol, caller.live, form(*parts)) == (status, code)
+    await wait_until_empty(server)
 
 
-@GATEWAYS
-async def test_what_an_idempotency_key_refuses_leaves_no_upload(way: str, house: House) -> None:
-    caller = await house.caller()
+@EACH_GATEWAY
+async def test_a_request_refused_for_its_idempotency_key_leaves_no_upload(
+    protocol: str, server: House
+) -> None:
+    caller = await server.caller()
     headers = {"Idempotency-Key": "once"}
     for parts, outcome in (
         ([*STT.items()], (200, "ok")),
         ([*STT.items(), ("language_code", "de")], (422, "idempotency_mismatch")),
         ([*STT.items()], (200, "ok")),
     ):
-        assert await send(house, way, caller.live, form(*parts), headers) == outcome
-        assert media_of(house) == []
+        assert await send(server, protocol, caller.live, form(*parts), headers) == outcome
+        assert media_of(server) == []
 
 
-@GATEWAYS
-@pytest.mark.parametrize("why", BY_THE_GATEWAY)
-async def test_what_the_gateway_refuses_leaves_no_upload(way: str, why: str, house: House) -> None:
-    parts, status, code = BY_THE_GATEWAY[why]
-    caller = await house.caller()
+@EACH_GATEWAY
+@pytest.mark.parametrize("reason", BY_THE_GATEWAY)
+async def test_a_request_that_the_gateway_refuses_leaves_no_upload(
+    protocol: str, reason: str, server: House
+) -> None:
+    parts, status, code = BY_THE_GATEWAY[reason]
+    caller = await server.caller()
     headers = {"X-Request-Timeout": "20"}
-    assert await send(house, way, caller.live, form(*parts), headers) == (status, code)
-    await emptied(house)
+    assert await send(server, protocol, caller.live, form(*parts), headers) == (status, code)
+    await wait_until_empty(server)
 
 
-@GATEWAYS
-async def test_a_file_that_a_model_has_no_use_for_does_not_stay(way: str, house: House) -> None:
-    caller = await house.caller()
+@EACH_GATEWAY
+async def test_a_file_that_a_model_ignores_is_deleted(protocol: str, server: House) -> None:
+    caller = await server.caller()
     parts = [
         ("model", "eleven-labs-tts"),
         ("text", "Hello"),
@@ -140,20 +148,20 @@ async def test_a_file_that_a_model_has_no_use_for_does_not_stay(way: str, house:
         ("response_format", "b64_json"),
     ]
     headers = {"X-Request-Timeout": "20"}
-    assert await send(house, way, caller.live, form(*parts), headers) == (200, "ok")
-    await emptied(house)
+    assert await send(server, protocol, caller.live, form(*parts), headers) == (200, "ok")
+    await wait_until_empty(server)
 
 
-@GATEWAYS
+@EACH_GATEWAY
 @pytest.mark.parametrize("live", [0, RICH], ids=["no credits", "credits"])
-async def test_base64_that_was_stored_does_not_stay(way: str, live: int, house: House) -> None:
-    caller = await house.caller(live=live)
-    sound = b"OggS" + bytes(5 * 1024 * 1024)  # more than may be inline
-    body = json.dumps({**STT, "audio": base64.b64encode(sound).decode()})
+async def test_stored_base64_is_deleted(protocol: str, live: int, server: House) -> None:
+    caller = await server.caller(live=live)
+    audio = b"OggS" + bytes(5 * 1024 * 1024)  # more than may be inline
+    body = json.dumps({**STT, "audio": base64.b64encode(audio).decode()})
     headers = {"Content-Type": "application/json"}
     expected = (200, "ok") if live else (402, "insufficient_credits")
-    assert await send(house, way, caller.live, body, headers) == expected
-    assert media_of(house) == []
+    assert await send(server, protocol, caller.live, body, headers) == expected
+    assert media_of(server) == []
 
 
 # --- requests that break off
@@ -168,45 +176,47 @@ def raw(key: str, *parts: bytes) -> bytes:
     )
 
 
-AUDIO = (
+AUDIO_PART = (
     b'--XXX\r\nContent-Disposition: form-data; name="audio"; filename="a.ogg"\r\n'
-    b"Content-Type: audio/ogg\r\n\r\n" + SOUND
+    b"Content-Type: audio/ogg\r\n\r\n" + AUDIO_DATA
 )
-MODEL = b'\r\n--XXX\r\nContent-Disposition: form-data; name="model"\r\n\r\neleven-labs-stt'
+MODEL_PART = b'\r\n--XXX\r\nContent-Disposition: form-data; name="model"\r\n\r\neleven-labs-stt'
 
 
-async def connect(house: House, way: str) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+async def connect(server: House, protocol: str) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
     """A connection to the gateway."""
-    host, port = house.urls[way].removeprefix("http://").split(":")
+    host, port = server.urls[protocol].removeprefix("http://").split(":")
     return await asyncio.open_connection(host, int(port))
 
 
-@GATEWAYS
-@pytest.mark.parametrize("whole", [False, True], ids=["within the file", "behind the file"])
-async def test_a_caller_who_leaves_leaves_no_upload(way: str, whole: bool, house: House) -> None:
-    caller = await house.caller()
-    _, writer = await connect(house, way)
-    writer.write(raw(caller.live, AUDIO if not whole else AUDIO + MODEL))
+@EACH_GATEWAY
+@pytest.mark.parametrize("after_file", [False, True], ids=["within the file", "after the file"])
+async def test_a_disconnected_caller_leaves_no_upload(protocol: str, after_file: bool, server: House) -> None:
+    caller = await server.caller()
+    _, writer = await connect(server, protocol)
+    writer.write(raw(caller.live, AUDIO_PART if not after_file else AUDIO_PART + MODEL_PART))
     await writer.drain()
 
     def arrived() -> bool:
-        return any(name.startswith("media_" if whole else ".part_") for name in media_of(house))
+        return any(name.startswith("media_" if after_file else ".part_") for name in media_of(server))
 
-    await until(arrived)
+    await wait_until(arrived)
     writer.transport.abort()
-    await emptied(house)
+    await wait_until_empty(server)
 
 
-async def test_a_server_that_shuts_down_during_an_upload_does_not_keep_it(tmp_path: Path) -> None:
-    async with open_house(tmp_path) as house:
-        caller = await house.caller()
-        reader, writer = await connect(house, "rest")
-        end = MODEL + b"\r\n--XXX--\r\n"
-        writer.write(raw(caller.live, AUDIO, end).replace(b"900000", b"%d" % (len(AUDIO) + len(end) + 1)))
-        await until(lambda: any(name.startswith("media_") for name in media_of(house)))
-        house.app.draining.drain()
+async def test_an_upload_during_shutdown_is_deleted(tmp_path: Path) -> None:
+    async with open_house(tmp_path) as server:
+        caller = await server.caller()
+        reader, writer = await connect(server, "rest")
+        end = MODEL_PART + b"\r\n--XXX--\r\n"
+        writer.write(
+            raw(caller.live, AUDIO_PART, end).replace(b"900000", b"%d" % (len(AUDIO_PART) + len(end) + 1))
+        )
+        await wait_until(lambda: any(name.startswith("media_") for name in media_of(server)))
+        server.app.draining.drain()
         writer.write(b"\n")
         head = await asyncio.wait_for(reader.readuntil(b"\r\n"), 5)
         assert b" 503 " in head
-        assert media_of(house) == []
+        assert media_of(server) == []
         writer.close()

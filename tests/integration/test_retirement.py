@@ -1,4 +1,4 @@
-"""Models, routes and voices that end: told to callers of every protocol, and to the operator."""
+"""Retired models, routes and voices are reported to callers of every protocol and to the operator."""
 
 from __future__ import annotations
 
@@ -63,80 +63,88 @@ SUNSETS = {
 
 
 @pytest.fixture(scope="module")
-async def house(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[House]:
+async def server(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[House]:
     """A server on 2026-11-26 whose catalogue has models that end."""
     folder: Path = tmp_path_factory.mktemp("ends")
     (folder / "catalog.toml").write_text(CATALOGUE)
     router = partial(PATIENT, today=lambda: TODAY)
     async with open_house(
         folder, make_router=router, settings={"catalog": folder / "catalog.toml"}
-    ) as opened:
-        opened.upstream.default = Answer("Hello there")
-        yield opened
+    ) as server:
+        server.upstream.default = Answer("Hello there")
+        yield server
 
 
-def told_dates(headers: dict[str, str]) -> tuple[str | None, str | None]:
-    """What an answer says of the end of its model."""
+def retirement_headers(headers: dict[str, str]) -> tuple[str | None, str | None]:
+    """The Deprecation and Sunset headers of an answer."""
     return headers.get("deprecation"), headers.get("sunset")
 
 
-@pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("stream", [False, True], ids=["unary", "stream"])
+@pytest.mark.parametrize("protocol", WAYS)
 @pytest.mark.parametrize("model", SUNSETS)
-async def test_answers_say_when_their_model_ends(house: House, model: str, way: str, stream: bool) -> None:
-    caller = await house.caller()
+async def test_answers_have_the_retirement_headers_of_their_model(
+    server: House, model: str, protocol: str, stream: bool
+) -> None:
+    caller = await server.caller()
     for key in (caller.test, caller.live):
-        told = await house.ask(way, key, say(model=model), stream=stream)
-        assert (told.code, told_dates(told.headers)) == ("ok", SUNSETS[model])
+        response = await server.ask(protocol, key, say(model=model), stream=stream)
+        assert (response.code, retirement_headers(response.headers)) == ("ok", SUNSETS[model])
 
 
-@pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
-@pytest.mark.parametrize("way", WAYS)
-async def test_errors_say_it_once_the_model_is_known(house: House, way: str, stream: bool) -> None:
-    rich, poor = await house.caller(), await house.caller(live=0)
-    few = await house.caller("wide")
-    limited = await house.caller(models=("gpt-4",))
+@pytest.mark.parametrize("stream", [False, True], ids=["unary", "stream"])
+@pytest.mark.parametrize("protocol", WAYS)
+async def test_errors_have_the_retirement_headers_once_the_model_is_known(
+    server: House, protocol: str, stream: bool
+) -> None:
+    rich, poor = await server.caller(), await server.caller(live=0)
+    few_tokens = await server.caller("wide")
+    limited = await server.caller(models=("gpt-4",))
     cases: list[tuple[str, dict[str, Any], str, bool]] = [
         (rich.live, say(model="gpt-ends", temperature=7), "invalid_parameter", True),
         (rich.live, {"model": "gpt-ends", "messages": []}, "missing_parameter", True),
         (poor.live, say(model="gpt-ends", max_tokens=1000), "insufficient_credits", True),
-        (few.live, say(model="gpt-ends", max_tokens=1000), "token_limit_exceeded", True),
+        (few_tokens.live, say(model="gpt-ends", max_tokens=1000), "token_limit_exceeded", True),
         (rich.test, say("[[error:provider_failed]]", model="gpt-ends"), "provider_failed", True),
         (rich.live, say(model="gpt-endless"), "unsupported_model", False),
         (limited.live, say(model="gpt-ends"), "model_not_allowed", False),
         ("pml_live_wrong", say(model="gpt-ends"), "invalid_api_key", False),
     ]
     for key, body, code, known in cases:
-        told = await house.ask(way, key, body, stream=stream)
-        assert told.code == code, (way, told)
-        assert told_dates(told.headers) == (SUNSETS["gpt-ends"] if known else (None, None)), (way, told)
-    house.upstream.script(error_reply(400, code="content_policy_violation"))
-    told = await house.ask(way, rich.live, say(model="gpt-ends"), stream=stream)
-    assert (told.code, told_dates(told.headers)) == ("content_policy_violation", SUNSETS["gpt-ends"])
-
-
-@pytest.mark.parametrize("way", ["rest", "remote"])
-async def test_a_field_that_rest_refuses_itself_is_answered_with_the_dates_too(
-    house: House, way: str
-) -> None:
-    caller = await house.caller()
-    told = await house.ask(way, caller.test, say(model="gpt-ends", temperature="warm"))
-    assert (told.code, told_dates(told.headers)) == ("invalid_parameter", SUNSETS["gpt-ends"])
-
-
-@pytest.mark.parametrize("way", WAYS)
-async def test_a_repeated_answer_says_it_too(house: House, way: str) -> None:
-    caller = await house.caller()
-    for replayed in (None, "true"):
-        told = await house.ask(
-            way, caller.test, say(model="gpt-ends"), headers={"Idempotency-Key": f"repeat-{way}"}
+        response = await server.ask(protocol, key, body, stream=stream)
+        assert response.code == code, (protocol, response)
+        assert retirement_headers(response.headers) == (SUNSETS["gpt-ends"] if known else (None, None)), (
+            protocol,
+            response,
         )
-        assert told_dates(told.headers) == SUNSETS["gpt-ends"], replayed
+    server.upstream.script(error_reply(400, code="content_policy_violation"))
+    response = await server.ask(protocol, rich.live, say(model="gpt-ends"), stream=stream)
+    assert (response.code, retirement_headers(response.headers)) == (
+        "content_policy_violation",
+        SUNSETS["gpt-ends"],
+    )
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("protocol", ["rest", "remote"])
+async def test_an_error_of_the_rest_gateway_has_the_retirement_headers(server: House, protocol: str) -> None:
+    caller = await server.caller()
+    response = await server.ask(protocol, caller.test, say(model="gpt-ends", temperature="warm"))
+    assert (response.code, retirement_headers(response.headers)) == ("invalid_parameter", SUNSETS["gpt-ends"])
+
+
+@pytest.mark.parametrize("protocol", WAYS)
+async def test_a_replayed_answer_has_the_retirement_headers(server: House, protocol: str) -> None:
+    caller = await server.caller()
+    for replayed in (None, "true"):
+        response = await server.ask(
+            protocol, caller.test, say(model="gpt-ends"), headers={"Idempotency-Key": f"repeat-{protocol}"}
+        )
+        assert retirement_headers(response.headers) == SUNSETS["gpt-ends"], replayed
+
+
+@pytest.mark.parametrize("protocol", WAYS)
 @pytest.mark.parametrize(
-    ("model", "asked"),
+    ("model", "provider"),
     [
         ("gpt-ended", "openai"),
         ("gpt-last-day", "openai"),
@@ -144,20 +152,20 @@ async def test_a_repeated_answer_says_it_too(house: House, way: str) -> None:
         ("gpt-no-other-route", "openai"),
     ],
 )
-async def test_a_route_that_has_ended_is_skipped_where_another_one_can_serve(
-    house: House, way: str, model: str, asked: str
+async def test_a_retired_route_is_skipped_if_another_route_can_serve(
+    server: House, protocol: str, model: str, provider: str
 ) -> None:
-    caller = await house.caller()
-    house.upstream.requests.clear()
-    assert (await house.ask(way, caller.live, say(model=model))).code == "ok"
-    assert len(house.upstream.requests) == 1
-    (record,) = await house.records(caller)
-    assert record.provider == asked
+    caller = await server.caller()
+    server.upstream.requests.clear()
+    assert (await server.ask(protocol, caller.live, say(model=model))).code == "ok"
+    assert len(server.upstream.requests) == 1
+    (record,) = await server.records(caller)
+    assert record.provider == provider
 
 
-async def test_lists_of_models_have_the_dates(house: House) -> None:
-    caller = await house.caller()
-    answer = await ModelServiceStub(house.channel).ListModels(
+async def test_model_lists_have_the_retirement_dates(server: House) -> None:
+    caller = await server.caller()
+    answer = await ModelServiceStub(server.channel).ListModels(
         ListModelsRequest(), metadata=[("authorization", f"Bearer {caller.test}")]
     )
     models = {model.name: model for model in answer.models}
@@ -165,34 +173,40 @@ async def test_lists_of_models_have_the_dates(house: House) -> None:
     assert models["gpt-announced"].deprecate_time.ToDatetime(UTC) == datetime(2026, 4, 14, tzinfo=UTC)
     assert not models["gpt-4"].HasField("retire_time")
     assert not models["gpt-4"].HasField("deprecate_time")
-    for way in ("rest", "remote"):
-        given = {"Authorization": f"Bearer {caller.test}"}
-        async with house.session.get(f"{house.urls[way]}/api/v1/models", headers=given) as listed:
-            found = {row["id"]: (row["deprecated"], row["retires"]) for row in (await listed.json())["data"]}
-        async with house.session.get(f"{house.urls[way]}/api/v1/models/gpt-ends", headers=given) as one:
+    for protocol in ("rest", "remote"):
+        authorization = {"Authorization": f"Bearer {caller.test}"}
+        async with server.session.get(
+            f"{server.urls[protocol]}/api/v1/models", headers=authorization
+        ) as listed:
+            items = {row["id"]: (row["deprecated"], row["retires"]) for row in (await listed.json())["data"]}
+        async with server.session.get(
+            f"{server.urls[protocol]}/api/v1/models/gpt-ends", headers=authorization
+        ) as one:
             assert (await one.json())["retires"] == "2026-12-31"
-        assert found["gpt-announced"] == ("2026-04-14", "2027-01-14")
-        assert found["gpt-deprecated"] == ("2026-04-14", None)
-        assert found["gpt-all-routes"] == ("2026-11-01", "2026-12-31")
-        assert found["gpt-4"] == (None, None)
+        assert items["gpt-announced"] == ("2026-04-14", "2027-01-14")
+        assert items["gpt-deprecated"] == ("2026-04-14", None)
+        assert items["gpt-all-routes"] == ("2026-11-01", "2026-12-31")
+        assert items["gpt-4"] == (None, None)
 
 
-async def test_what_has_ended_is_logged_at_start(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+async def test_retired_models_and_routes_are_logged_at_start(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     (tmp_path / "catalog.toml").write_text(CATALOGUE)
     now = datetime(2026, 11, 26, 12, tzinfo=UTC).timestamp()
     with caplog.at_level(logging.WARNING, "pomelo.app"):
         async with open_house(tmp_path, settings={"catalog": tmp_path / "catalog.toml"}, now=lambda: now):
             pass
     lines = [record.getMessage() for record in caplog.records if record.name == "pomelo.app"]
-    told = [line for line in lines if " ended on " in line]
-    assert sorted(line.split(" ended on 2026-11-25. ")[0] for line in told) == [
+    retired = [line for line in lines if " ended on " in line]
+    assert sorted(line.split(" ended on 2026-11-25. ")[0] for line in retired) == [
         "model gpt-ended",
         "the route of gpt-no-other-route to m at openai",
         "the route of gpt-other-route to m at openai",
     ]
 
 
-# --- the rules
+# --- dates and notices
 
 
 def catalogue(folder: Path, text: str) -> Catalog:
@@ -202,14 +216,14 @@ def catalogue(folder: Path, text: str) -> Catalog:
     return Catalog.load(path)
 
 
-def test_the_operator_is_warned_from_60_days_before(tmp_path: Path) -> None:
+def test_the_operator_is_warned_60_days_before_the_end(tmp_path: Path) -> None:
     catalog = catalogue(tmp_path, text_model("a", OPENAI, more="retires = 2026-12-31"))
-    told = {
+    reported = {
         day: [(str(n), n.is_past) for n in notices(catalog, date.fromisoformat(day))]
         for day in ("2026-10-31", "2026-11-01", "2026-12-31", "2027-01-01")
     }
     soon = ("model a ends on 2026-12-31. Replace it in the catalogue of POMELO_CATALOG", False)
-    assert told == {
+    assert reported == {
         "2026-10-31": [],
         "2026-11-01": [soon],
         "2026-12-31": [soon],
@@ -217,12 +231,12 @@ def test_the_operator_is_warned_from_60_days_before(tmp_path: Path) -> None:
     }
 
 
-def test_the_headers_are_dates_that_libraries_read_and_in_order(tmp_path: Path) -> None:
+def test_the_headers_are_valid_dates_in_order(tmp_path: Path) -> None:
     model = catalogue(tmp_path, text_model("a", OPENAI, more="retires = 2026-12-31")).models["a"]
-    made = headers(model)
-    sunset = parsedate_to_datetime(made["Sunset"])
+    values = headers(model)
+    sunset = parsedate_to_datetime(values["Sunset"])
     assert sunset == datetime(2026, 12, 31, tzinfo=UTC)
-    assert datetime.fromtimestamp(int(made["Deprecation"].removeprefix("@")), UTC) == sunset - timedelta(
+    assert datetime.fromtimestamp(int(values["Deprecation"].removeprefix("@")), UTC) == sunset - timedelta(
         days=60
     )
 
@@ -242,54 +256,54 @@ def test_the_built_in_catalogue_has_no_invented_dates() -> None:
         (date(2027, 1, 1), None, "", None),
     ],
 )
-def test_doctor_tells_of_the_default_voices_where_they_are_in_use(
+def test_doctor_reports_the_default_voices_if_they_are_in_use(
     tmp_path: Path, today: date, key: str | None, own: str, state: str | None
 ) -> None:
     path = tmp_path / "catalog.toml"
     path.write_text(own)
     registry = read_registry(path, plugged=[])
-    given = dict.fromkeys(registry.entries, Credentials(None)) | {"elevenlabs": Credentials(key)}
-    found = {finding.name: finding for finding in _retirements(registry, given, today)}
-    assert (found["voices"].state if "voices" in found else None) == state
+    credentials = dict.fromkeys(registry.entries, Credentials(None)) | {"elevenlabs": Credentials(key)}
+    items = {finding.name: finding for finding in _retirements(registry, credentials, today)}
+    assert (items["voices"].state if "voices" in items else None) == state
     if state is not None:
-        assert str(LAST_DAY) in found["voices"].detail
-        assert "[voices]" in found["voices"].detail
+        assert str(LAST_DAY) in items["voices"].detail
+        assert "[voices]" in items["voices"].detail
 
 
-async def test_the_commands_tell_of_it(tmp_path: Path) -> None:
+async def test_doctor_reports_retired_models(tmp_path: Path) -> None:
     today = datetime.now(UTC).date()
     soon, past = today + timedelta(days=30), today - timedelta(days=2)
     text = text_model("soon", OPENAI, more=f"retires = {soon}")
     (tmp_path / "catalog.toml").write_text(text)
-    given = {"POMELO_CATALOG": "catalog.toml", **free_addresses()}
-    ended = await pomelo(tmp_path, "doctor", "--json", **given)
-    found = {finding["name"]: finding for finding in json.loads(ended.out)}
-    assert (ended.status, found["retirement"]["state"]) == (0, "warning")
-    assert found["retirement"]["detail"].startswith(f"model soon ends on {soon}. ")
+    environment = {"POMELO_CATALOG": "catalog.toml", **free_addresses()}
+    result = await pomelo(tmp_path, "doctor", "--json", **environment)
+    items = {finding["name"]: finding for finding in json.loads(result.out)}
+    assert (result.status, items["retirement"]["state"]) == (0, "warning")
+    assert items["retirement"]["detail"].startswith(f"model soon ends on {soon}. ")
     (tmp_path / "catalog.toml").write_text(text + text_model("past", OPENAI, more=f"retires = {past}"))
-    ended = await pomelo(tmp_path, "doctor", **given)
-    assert ended.status == 1
-    assert f"broken  retirement    model past ended on {past}. " in ended.out
-    assert f"model soon ends on {soon}. " in ended.out
+    result = await pomelo(tmp_path, "doctor", **environment)
+    assert result.status == 1
+    assert f"broken  retirement    model past ended on {past}. " in result.out
+    assert f"model soon ends on {soon}. " in result.out
 
 
-async def test_pomelo_models_shows_it(house: House, tmp_path: Path) -> None:
-    caller = await house.caller()
-    asked = ("models", "--target", str(house.app.grpc), "--key", caller.test)
-    ended = await pomelo(tmp_path, *asked)
-    assert ended.status == 0, ended.error
-    header, *rows = ended.out.splitlines()
+async def test_pomelo_models_shows_the_retirement_date(server: House, tmp_path: Path) -> None:
+    caller = await server.caller()
+    command = ("models", "--target", str(server.app.grpc), "--key", caller.test)
+    result = await pomelo(tmp_path, *command)
+    assert result.status == 0, result.error
+    header, *rows = result.out.splitlines()
     assert header.endswith("AVAILABLE  RETIRES")
     assert {row.split()[0]: row.split()[-1] for row in rows}["gpt-ends"] == "2026-12-31"
-    ended = await pomelo(tmp_path, *asked, "--json")
-    found = {row["name"]: row for row in json.loads(ended.out)}
-    assert (found["gpt-ends"]["deprecated"], found["gpt-ends"]["retires"]) == ("2026-11-01", "2026-12-31")
-    assert found["gpt-4"]["retires"] is None
-    assert "retire_time" not in found["gpt-ends"]
+    result = await pomelo(tmp_path, *command, "--json")
+    items = {row["name"]: row for row in json.loads(result.out)}
+    assert (items["gpt-ends"]["deprecated"], items["gpt-ends"]["retires"]) == ("2026-11-01", "2026-12-31")
+    assert items["gpt-4"]["retires"] is None
+    assert "retire_time" not in items["gpt-ends"]
 
 
-@pytest.mark.parametrize("way", ["rest", "remote"])
-async def test_raw_sound_and_forms_say_it_too(tmp_path: Path, way: str) -> None:
+@pytest.mark.parametrize("protocol", ["rest", "remote"])
+async def test_raw_audio_and_forms_have_the_retirement_headers(tmp_path: Path, protocol: str) -> None:
     row = """
 [models.eleven-labs-tts]
 type = "text_to_speech"
@@ -302,8 +316,8 @@ provider = "elevenlabs"
 model = "m"
 """
     (tmp_path / "catalog.toml").write_text(row)
-    async with open_house(tmp_path, settings={"catalog": tmp_path / "catalog.toml"}) as house:
-        caller = await house.caller()
-        for how in ({"accept": "audio/mpeg"}, {"form": True}, {"stream": True}):
-            told = await house.ask(way, caller.test, KINDS["tts"], **how)  # type: ignore[arg-type]
-            assert told_dates(told.headers) == SUNSETS["gpt-ends"]
+    async with open_house(tmp_path, settings={"catalog": tmp_path / "catalog.toml"}) as server:
+        caller = await server.caller()
+        for options in ({"accept": "audio/mpeg"}, {"form": True}, {"stream": True}):
+            response = await server.ask(protocol, caller.test, KINDS["tts"], **options)  # type: ignore[arg-type]
+            assert retirement_headers(response.headers) == SUNSETS["gpt-ends"]

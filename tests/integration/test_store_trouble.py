@@ -11,12 +11,14 @@ from typing import Any
 
 import pytest
 
+from pomelo.accounts.access import Access
+from pomelo.accounts.keys import Keyring
 from pomelo.accounts.plans import Plan
 from pomelo.call import Call, Principal
 from pomelo.catalog.catalog import Catalog
 from pomelo.catalog.pricing import Usage
 from pomelo.engine import reservation
-from pomelo.engine.reservation import Ledger
+from pomelo.engine.ledger import Ledger
 from pomelo.errors import PomeloError
 from pomelo.stores.base import Store
 from pomelo.stores.ledger import (
@@ -33,6 +35,7 @@ from pomelo.stores.ledger import (
 from pomelo.stores.sqlite import open_sqlite
 from pomelo.testing import Answer, Gate
 from tests.integration.house import WAYS, House, open_house, say
+from tests.unit.engine.jobs import accepted_job
 
 WAY = pytest.mark.parametrize("way", WAYS)
 HOW = pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
@@ -215,7 +218,7 @@ async def test_a_task_that_can_not_be_begun_after_it_was_taken_in_holds_nothing(
     def broken(*args: Any) -> None:
         raise ZeroDivisionError
 
-    monkeypatch.setattr("pomelo.engine.intake.CollectorContext", broken)
+    monkeypatch.setattr("pomelo.engine.engine.CollectorContext", broken)
     for way in WAYS:
         told = await house.ask(way, caller.test, say())
         assert told.code == "internal_error"
@@ -232,34 +235,33 @@ async def test_a_task_that_fails_late_tells_when_its_window_really_ends(tmp_path
         await store.add_account("a", "five", 0)
         await store.grant(Grant("g", Wallet("a", False), 10**9, 0))
         plan = Plan("five", requests=5, concurrent=2)
-        admission = Ledger(store, {"five": plan}, now=clock, monotonic=clock)
+        ledger = Ledger(store, {"five": plan}, now=clock, monotonic=clock)
         model = Catalog.load().models["flux-1-pro"]
-        draft = UsageRecord("img_1", "r", "a", False, "k", "rest", model.name, "image")
+        job = accepted_job("img_1", model, Usage(images=1), Principal("a", "k", False), exact=True)
         call = Call.from_headers(lambda name: None, wire="rest")
-        picture = Usage(images=1)
-        hold = await admission.enter(call, plan, draft, model.prices, picture, picture, exact=True)
-        assert not isinstance(hold, ReplayedAnswer)
+        reservation = await ledger.reserve(job, plan, call)
+        assert not isinstance(reservation, ReplayedAnswer)
         assert call.response_headers["X-RateLimit-Reset"] == "1000061"
         assert call.response_headers["X-Credits-Charged"] == "0.04"
         now += 50
-        await hold.fail()
+        await reservation.fail()
         assert call.response_headers["X-RateLimit-Reset"] == "1000061"
         assert call.response_headers["X-RateLimit-Remaining-Concurrent"] == "2"
         assert (call.response_headers["X-Credits-Charged"], call.response_headers["X-Credits-Remaining"]) == (
             "0",
             "1000",
         )
-        assert call.trailer["X-Credits-Charged"] == "0"
-        await hold.fail()
-        hold.leave()
+        assert call.response_trailers["X-Credits-Charged"] == "0"
+        await reservation.fail()
+        reservation.release()
 
-        late = replace(draft, task_id="img_2")
-        hold = await admission.enter(call, plan, late, model.prices, picture, picture, exact=True)
-        assert not isinstance(hold, ReplayedAnswer)
+        late = replace(job, task_id="img_2")
+        reservation = await ledger.reserve(late, plan, call)
+        assert not isinstance(reservation, ReplayedAnswer)
         now += 30  # another window
-        await hold.fail()
+        await reservation.fail()
         assert call.response_headers["X-RateLimit-Remaining"] == "5"
-        await admission.idle()
+        await ledger.operations.idle()
 
 
 async def test_a_refusal_names_one_moment_though_time_goes_on(tmp_path: Path) -> None:
@@ -267,23 +269,24 @@ async def test_a_refusal_names_one_moment_though_time_goes_on(tmp_path: Path) ->
     async with open_sqlite(tmp_path / "own.db") as store:
         await store.add_account("a", "none", 0)
         plan = Plan("none", requests=0, tokens=0)
-        admission = Ledger(store, {"none": plan}, now=lambda: next(ticks))
+        ledger = Ledger(store, {"none": plan}, now=lambda: next(ticks))
         model = Catalog.load().models["gpt-4"]
         for number in range(20):
             call = Call.from_headers(lambda name: None, wire="rest")
-            draft = UsageRecord(f"task_{number}", "r", "a", False, "k", "rest", model.name, "text")
+            job = accepted_job(f"task_{number}", model, Usage(1, 1), Principal("a", "k", False))
             with pytest.raises(PomeloError) as refused:
-                await admission.enter(call, plan, draft, model.prices, Usage(1, 1), Usage(1, 1))
+                await ledger.reserve(job, plan, call)
             reset = int(call.response_headers["X-RateLimit-Reset"])
             assert time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(reset)) in refused.value.message
 
 
 async def test_plans_that_are_gone_limit_nothing_and_allow_nothing(tmp_path: Path) -> None:
     async with open_sqlite(tmp_path / "own.db") as store:
-        admission = Ledger(store, {})
+        ledger = Ledger(store, {})
+        access = Access(Keyring(store, b"s" * 32), {}, Catalog.load(), ledger)
         principal = Principal("a", "k", False, plan="gone")
         with pytest.raises(PomeloError, match="'gone' does not exist"):
-            admission.plan(principal)
+            access.plan(principal)
         call = Call.from_headers(lambda name: None, wire="rest")
-        await admission.tell(call, principal)
+        await access.report_limits(call, principal)
         assert call.response_headers["X-Credits-Remaining"] == "0"

@@ -167,8 +167,8 @@ async def test_live_audio_that_cannot_be_measured_reserves_its_maximum_cost(
 def test_a_label_of_raw_samples_does_not_replace_a_measurement(without_av: dict[str, str]) -> None:
     code = (
         "import asyncio\n"
-        "from pomelo.measure import Measurer\n"
-        "from pomelo.providers.base import AudioSource\n"
+        "from pomelo.media.duration import Measurer\n"
+        "from pomelo.media.audio import AudioSource\n"
         "async def main():\n"
         "    measurer = Measurer()\n"
         "    for label in ('', 'audio/pcm;rate=48000'):\n"

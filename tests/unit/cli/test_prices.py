@@ -1,4 +1,4 @@
-"""The catalogue's prices compared with a published list: every difference has a note."""
+"""No price of the catalogue differs from the published price list without a reason."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from pomelo.catalog.catalog import BUILTIN, Catalog
 from pomelo.cli.prices import differences
 
 WHEN = datetime(2026, 11, 26, tzinfo=UTC)
-"""The list also has later prices, which need not match."""
+"""The list may have later prices, which the catalogue need not have."""
 
 
-def test_every_price_of_text_matches_the_list_or_has_a_note() -> None:
+def test_every_price_of_text_is_that_of_the_list_or_has_a_note() -> None:
     unexplained = [one for one in differences(Catalog.load(), WHEN) if not one.note]
     assert not unexplained
 
 
 @pytest.mark.parametrize(
-    ("ours", "replaced_by", "difference"),
+    ("original", "changed", "difference"),
     [
         ('million_cached_input_tokens = "0.4"', 'million_cached_input_tokens = "0.5"', (0, "0.5", "0.4")),
         ('million_cached_input_tokens = "0.4", ', "", (0, None, "0.4")),
@@ -33,12 +33,12 @@ def test_every_price_of_text_matches_the_list_or_has_a_note() -> None:
     ],
 )
 def test_a_difference_is_found(
-    tmp_path: Path, ours: str, replaced_by: str, difference: tuple[int, str | None, str]
+    tmp_path: Path, original: str, changed: str, difference: tuple[int, str | None, str]
 ) -> None:
     row = BUILTIN.read_text().partition("[models.gpt-4-turbo]")[0]
-    assert row.count(ours) == 1
+    assert row.count(original) == 1
     path = tmp_path / "catalog.toml"
-    path.write_text(row.replace(ours, replaced_by))
+    path.write_text(row.replace(original, changed))
     differing = [
         (one.from_input_tokens, one.price and str(one.price), str(one.listed))
         for one in differences(Catalog.load(path), WHEN)
@@ -47,7 +47,7 @@ def test_a_difference_is_found(
     assert difference in differing
 
 
-def test_a_note_explains_the_price_of_its_row(tmp_path: Path) -> None:
+def test_a_note_explains_the_price_of_its_own_row(tmp_path: Path) -> None:
     row = BUILTIN.read_text().partition("[models.gpt-4-turbo]")[0]
     path = tmp_path / "catalog.toml"
     path.write_text(
