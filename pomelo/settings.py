@@ -333,11 +333,9 @@ def provider_variable(provider: str, field: str) -> str:
 
 def _find_file(config: Path | None, environ: Mapping[str, str]) -> Path | None:
     path = config or (Path(name) if (name := environ.get("POMELO_CONFIG")) else None)
-    if path is None:
-        return CONFIG if CONFIG.exists() else None
-    if not path.is_file():
+    if path is not None and not path.is_file():
         raise SettingsError(f"{path}: there is no such file")
-    return path
+    return path or (CONFIG if CONFIG.exists() else None)
 
 
 def _from_file(path: Path | None) -> dict[str, Any]:
