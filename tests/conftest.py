@@ -22,8 +22,8 @@ from pomelo.app import App, open_app, open_gateway
 from pomelo.engine.circuit_breaker import CircuitBreaker
 from pomelo.engine.routing import Router
 from pomelo.settings import Settings
+from pomelo.stores.accounts import Grant, Wallet
 from pomelo.stores.base import Store
-from pomelo.stores.ledger import Grant, Wallet
 from pomelo.testing import FaultUpstream
 
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from pomelo.cli.operator import asked, pages
+from pomelo.cli.operator import call_operator, list_pages
 from pomelo.cli.terminal import Config, Json, format_time, print_array, print_json, print_line, print_table
 from pomelo.money import format_credits, parse_credits
 
@@ -47,9 +47,11 @@ def create(
 ) -> None:
     """Create an account. It starts with 100 test credits."""
     from pomelo.gen.v1 import admin_service_pb2 as pb
+    from pomelo.settings import load
 
     request = pb.CreateAccountRequest(name=name, plan=plan, live_micros=_micros(credits, "--credits"))
-    _print(asked(config, "CreateAccount", request).account, as_json)
+    response = call_operator(load(config), lambda operator: operator.create_account(request), creates=True)
+    _print(response.account, as_json)
 
 
 def list_accounts(config: Config = None, as_json: Json = False) -> None:
@@ -57,7 +59,8 @@ def list_accounts(config: Config = None, as_json: Json = False) -> None:
     from pomelo.gen.v1 import admin_service_pb2 as pb
     from pomelo.settings import load
 
-    found = pages(load(config), "ListAccounts", pb.ListAccountsRequest())
+    query = pb.ListAccountsRequest()
+    found = list_pages(load(config), query, lambda operator: operator.list_accounts(query))
     if as_json:
         print_array(_json(account) for page in found for account in page.accounts)
         return
@@ -78,8 +81,11 @@ def list_accounts(config: Config = None, as_json: Json = False) -> None:
 def show(name: Name, config: Config = None, as_json: Json = False) -> None:
     """Show the plan, the limits and the credits of an account."""
     from pomelo.gen.v1 import admin_service_pb2 as pb
+    from pomelo.settings import load
 
-    _print(asked(config, "ShowAccount", pb.ShowAccountRequest(name=name)).account, as_json)
+    request = pb.ShowAccountRequest(name=name)
+    response = call_operator(load(config), lambda operator: operator.show_account(request))
+    _print(response.account, as_json)
 
 
 def grant(
@@ -99,6 +105,7 @@ def grant(
 ) -> None:
     """Grant credits to an account."""
     from pomelo.gen.v1 import admin_service_pb2 as pb
+    from pomelo.settings import load
 
     request = pb.GrantCreditsRequest(
         name=name,
@@ -107,7 +114,8 @@ def grant(
         note=note,
         grant_id=once,
     )
-    _print(asked(config, "GrantCredits", request).account, as_json)
+    response = call_operator(load(config), lambda operator: operator.grant_credits(request))
+    _print(response.account, as_json)
 
 
 def plan(
@@ -118,8 +126,11 @@ def plan(
 ) -> None:
     """Change the plan of an account."""
     from pomelo.gen.v1 import admin_service_pb2 as pb
+    from pomelo.settings import load
 
-    _print(asked(config, "SetPlan", pb.SetPlanRequest(name=name, plan=plan)).account, as_json)
+    request = pb.SetPlanRequest(name=name, plan=plan)
+    response = call_operator(load(config), lambda operator: operator.set_plan(request))
+    _print(response.account, as_json)
 
 
 def _micros(text: str, hint: str) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from pomelo.cli.operator import asked
+from pomelo.cli.operator import call_operator
 from pomelo.cli.terminal import Config, Json, print_json, print_line, print_table
 from pomelo.money import format_credits
 
@@ -18,8 +18,9 @@ def audit(config: Config = None, as_json: Json = False) -> None:
     Status 1 if there are any.
     """
     from pomelo.gen.v1.admin_service_pb2 import AuditRequest
+    from pomelo.settings import load
 
-    report = asked(config, "Audit", AuditRequest(), _TIMEOUT)
+    report = call_operator(load(config), lambda operator: operator.audit(AuditRequest()), _TIMEOUT)
     findings = [
         {
             "check": finding.check,

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from pomelo.cli.operator import asked, pages
+from pomelo.cli.operator import call_operator, list_pages
 from pomelo.cli.terminal import (
     Config,
     Json,
@@ -54,6 +54,7 @@ def create(
 ) -> None:
     """Create a key and print it, alone on the last line. It can't be shown again."""
     from pomelo.gen.v1 import admin_service_pb2 as pb
+    from pomelo.settings import load
 
     request = pb.CreateKeyRequest(
         account=account,
@@ -62,7 +63,8 @@ def create(
     )
     if expires:
         request.expire_time.FromNanoseconds(int(parse_expiry(expires, time.time()) * 1000) * 1_000_000)
-    _print_new(asked(config, "CreateKey", request), as_json)
+    response = call_operator(load(config), lambda operator: operator.create_key(request), creates=True)
+    _print_new(response, as_json)
 
 
 def list_keys(
@@ -74,7 +76,8 @@ def list_keys(
     from pomelo.gen.v1 import admin_service_pb2 as pb
     from pomelo.settings import load
 
-    found = pages(load(config), "ListKeys", pb.ListKeysRequest(account=account))
+    query = pb.ListKeysRequest(account=account)
+    found = list_pages(load(config), query, lambda operator: operator.list_keys(query))
     if as_json:
         print_array(_json(key) for page in found for key in page.keys)
         return
@@ -97,15 +100,19 @@ def list_keys(
 def rotate(key_id: KeyId, config: Config = None, as_json: Json = False) -> None:
     """Create a key with the same properties, print it alone on the last line, and revoke the old one."""
     from pomelo.gen.v1 import admin_service_pb2 as pb
+    from pomelo.settings import load
 
-    _print_new(asked(config, "RotateKey", pb.RotateKeyRequest(key_id=key_id)), as_json)
+    request = pb.RotateKeyRequest(key_id=key_id)
+    _print_new(call_operator(load(config), lambda operator: operator.rotate_key(request)), as_json)
 
 
 def revoke(key_id: KeyId, config: Config = None, as_json: Json = False) -> None:
     """Revoke a key, immediately and permanently."""
     from pomelo.gen.v1 import admin_service_pb2 as pb
+    from pomelo.settings import load
 
-    key = asked(config, "RevokeKey", pb.RevokeKeyRequest(key_id=key_id)).key
+    request = pb.RevokeKeyRequest(key_id=key_id)
+    key = call_operator(load(config), lambda operator: operator.revoke_key(request)).key
     if as_json:
         print_json(_json(key))
     else:

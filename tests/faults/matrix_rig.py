@@ -25,14 +25,14 @@ from pomelo.providers import Credentials
 from pomelo.providers.base import Job, Provider
 from pomelo.providers.http.client import Http, Timeouts
 from pomelo.settings import Settings
-from pomelo.stores.ledger import UsageQuery, UsageRecord
+from pomelo.stores.usage import UsageQuery, UsageRecord
 from pomelo.testing import FaultUpstream
 from pomelo.testing.addresses import Unresolving
 from pomelo.testing.faults import FAULTS, LATE, OK, UNAVAILABLE, Fault
 from pomelo.testing.leftovers import closed, nothing_left
 from pomelo.testing.suite import KEY, LENIENCE, PROMPT, SECRETS, SOUND, TRIES, Subject, kind_of
 from tests.conftest import endow
-from tests.parity.wires import Ask, Grpc, Outcome, Rest
+from tests.parity.clients import Ask, Grpc, Outcome, Rest
 
 LIMIT = 0.3
 """Seconds of every limit that the app has for its vendors."""

@@ -36,7 +36,7 @@ from pomelo.testing import Answer, FaultUpstream, Gate, Reply
 from tests.conftest import endow
 from tests.faults.canaries import CANARY, FAULTS, NAMED, SOUND, TASKS, VENDORS, Fault, answers, found, keys
 from tests.integration.commands import live_key
-from tests.parity.wires import to_task
+from tests.parity.clients import to_task
 from tests.serving import serve
 
 VERBOSE = "import logging\nlogging.basicConfig(level=logging.DEBUG)\n"

@@ -57,7 +57,7 @@ def call_of(key: str | None, timeout: float = 20.0, **headers: str) -> Call:
     given = {name.replace("_", "-"): value for name, value in headers.items()}
     if key is not None:
         given["authorization"] = f"Bearer {key}"
-    call = Call.from_headers(given.get, wire="rest")
+    call = Call.from_headers(given.get, protocol="rest")
     call.deadline = time.monotonic() + timeout
     return call
 

@@ -29,11 +29,12 @@ from pomelo.gen.v1.task_service_pb2 import RunTaskRequest, StreamTaskRequest
 from pomelo.gen.v1.task_service_pb2_grpc import TaskServiceStub
 from pomelo.providers.base import Provider
 from pomelo.settings import Settings
+from pomelo.stores.accounts import Balance, Grant, Wallet
 from pomelo.stores.base import Store
-from pomelo.stores.ledger import Balance, Grant, UsageQuery, UsageRecord, Wallet
+from pomelo.stores.usage import UsageQuery, UsageRecord
 from pomelo.testing import FaultUpstream
 from tests.integration.asking import reason_of
-from tests.parity.wires import to_task
+from tests.parity.clients import to_task
 
 WAYS = ("grpc", "rest", "remote")
 RICH = 10**12

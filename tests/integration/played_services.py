@@ -1,4 +1,4 @@
-"""Services that a test plays, for front ends of gRPC: one key is good, and nothing has to be computed."""
+"""Simulated services for tests of the gRPC front end: they accept one key and return fixed results."""
 
 from __future__ import annotations
 
@@ -21,7 +21,8 @@ from pomelo.gen.v1.task_service_pb2 import RunTaskRequest, StreamTaskRequest, St
 from pomelo.gen.v1.task_service_pb2_grpc import TaskServiceStub
 from pomelo.gen.v1.text_pb2 import TextDelta
 from pomelo.origin import GatewayProof
-from pomelo.server.limits import CallLimits, Connections
+from pomelo.server.call_limits import CallLimits
+from pomelo.server.connection_limits import ConnectionObserver
 from pomelo.server.server import Server, ServerOptions, open_server
 from pomelo.service import Services
 from tests.faults import http2
@@ -37,7 +38,7 @@ TEXT = Event(text_delta=TextDelta(content="one"))
 
 
 class Visited:
-    """A visit that records what happens to it."""
+    """A visit that records its calls."""
 
     def __init__(self, refusal: PomeloError | None = None) -> None:
         self.reserved: list[int] = []
@@ -46,30 +47,28 @@ class Visited:
         self.closed = 0
 
     def reserve(self, size: int) -> None:
-        """Records the bytes."""
         self.reserved.append(size)
 
     async def refuse(self, error: PomeloError, model: str = "") -> PomeloError:
-        """Records the refusal; gives `refusal` the precedence."""
+        """Records the error; returns `refusal` if it is set."""
         self.refused.append((error.code, model))
         return self.refusal or error
 
     async def refuse_task(self, error: PomeloError) -> PomeloError:
-        """Gives the error back."""
+        """Returns the error."""
         return error
 
     def close(self) -> None:
-        """Records the end."""
         self.closed += 1
 
 
 async def complete(call: Call) -> None:
-    """A task that has nothing to wait for."""
+    """Completes immediately."""
 
 
 @dataclass
 class Played:
-    """All services in one. One key is good; what the other fields say is awaited where their names say."""
+    """All services in one. It accepts one key; the other fields are awaited at the step of their name."""
 
     during: Callable[[Call], Awaitable[None]] = complete
     before: Callable[[Call], Awaitable[None]] = complete
@@ -83,7 +82,7 @@ class Played:
     uploads: int = 0
 
     def services(self) -> Services:
-        """The interfaces of this."""
+        """Returns itself as every service."""
         played: Any = self
         return Services(tasks=played, models=played, media=played, accounts=played, access=played)
 
@@ -99,14 +98,14 @@ class Played:
         return self.visits[-1]
 
     async def run_task(self, task: Task, call: Call) -> TaskResult:
-        """Does as the test says."""
+        """Awaits what the test has set."""
         await self.before(call)
         await self.during(call)
         return TaskResult(id="task_7")
 
     @asynccontextmanager
     async def stream_task(self, task: Task, call: Call) -> AsyncIterator[AsyncIterator[Event]]:
-        """Does as the test says before the first event and after it."""
+        """Awaits what the test has set, before the first event and after it."""
         await self.before(call)
 
         async def play() -> AsyncIterator[Event]:
@@ -117,11 +116,11 @@ class Played:
         yield play()
 
     async def list_models(self, call: Call) -> list[Model]:
-        """One model."""
+        """Returns one model."""
         return [Model(name="m")]
 
     async def upload_media(self, content_type: str, chunks: AsyncIterator[bytes], call: Call) -> Media:
-        """Reads an upload, or does as the test says."""
+        """Reads an upload, or awaits what the test has set."""
         self.uploads += 1
         if self.upload is not None:
             await self.upload(chunks)
@@ -132,7 +131,7 @@ class Played:
     async def download_media(
         self, media_id: str, signature: str, call: Call
     ) -> AsyncIterator[tuple[Media, AsyncIterator[bytes]]]:
-        """A file of `chunks`."""
+        """Yields a file of `chunks`."""
 
         async def play() -> AsyncIterator[bytes]:
             if self.download is not None:
@@ -144,7 +143,7 @@ class Played:
 
 
 def raises(error: Exception) -> Callable[..., Awaitable[None]]:
-    """What fails with that error."""
+    """Returns a function that raises an error."""
 
     async def fail(*_: Any) -> None:
         raise error
@@ -154,7 +153,7 @@ def raises(error: Exception) -> Callable[..., Awaitable[None]]:
 
 @dataclass
 class Front:
-    """A server before played services, and a channel to it."""
+    """A server with simulated services, and a channel to it."""
 
     played: Played
     server: Server
@@ -162,22 +161,22 @@ class Front:
 
     @property
     def tasks(self) -> Any:
-        """The stub of tasks."""
+        """The stub of TaskService."""
         return TaskServiceStub(self.channel)
 
     @property
     def media(self) -> Any:
-        """The stub of media."""
+        """The stub of MediaService."""
         return MediaServiceStub(self.channel)
 
     def task(self, method: str, prompt: str = "Hi", **more: Any) -> Any:
-        """A call of either method."""
+        """Starts a call of either method."""
         request = RunTaskRequest if method == "RunTask" else StreamTaskRequest
         metadata = more.pop("metadata", bearer(KEY))
         return getattr(self.tasks, method)(request(task=text_task(prompt)), metadata=metadata, **more)
 
     async def lasts(self, *metadata: tuple[str, str]) -> float:
-        """Seconds until the server ends an upload that its caller goes on with after one message."""
+        """Returns the seconds until the server ends an upload whose caller continues after one message."""
         host, _, port = self.server.address.rpartition(":")
         async with http2.connect(host, int(port)) as connection, asyncio.timeout(10):
             call = connection.begin(UPLOAD, [*bearer(KEY), *metadata])
@@ -189,15 +188,15 @@ class Front:
 
 @asynccontextmanager
 async def front(
-    played: Played | None = None, connections: Connections | None = None, **limits: Any
+    played: Played | None = None, connections: ConnectionObserver | None = None, **limits: Any
 ) -> AsyncIterator[Front]:
-    """Opens one; a test of it ends within ten seconds."""
+    """Opens a server and a channel; the test must end within ten seconds."""
     played = played or Played()
     options = ServerOptions("127.0.0.1:0", grace=0, limits=CallLimits(**limits))
     async with (
         asyncio.timeout(10),
         open_server(
-            played.services(), options, proof=PROOF, connections=connections or Connections()
+            played.services(), options, proof=PROOF, connections=connections or ConnectionObserver()
         ) as server,
         grpc.aio.insecure_channel(server.address, [("grpc.use_local_subchannel_pool", 1)]) as channel,
     ):

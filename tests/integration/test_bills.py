@@ -19,7 +19,7 @@ from pomelo.stores.base import Store
 from pomelo.testing import Answer, Gate, Stop, anthropic_wire
 from tests.integration.house import WAYS, Caller, House, open_house, say
 from tests.integration.test_disconnects import Client, free
-from tests.parity.wires import to_task
+from tests.parity.clients import to_task
 from tests.redis_server import RedisServer
 
 WAY = pytest.mark.parametrize("way", WAYS)

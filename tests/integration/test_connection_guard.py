@@ -1,4 +1,4 @@
-"""The guard of gRPC connections at the edge of each of its limits, on real connections."""
+"""The guard of gRPC connections at each of its limits, on real connections."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
-from pomelo.server.connections import ConnectionGuard, ConnectionLimits
+from pomelo.server.connection_guard import ConnectionGuard
+from pomelo.server.connection_limits import ConnectionLimits
 
 LIMITS = ConnectionLimits(
     grace=60.0,
@@ -21,12 +22,12 @@ LIMITS = ConnectionLimits(
     call_bytes=0,
 )
 MESSAGE = 1000
-"""The bytes that a message may have."""
+"""Maximum bytes of a message."""
 
 
 @dataclass
 class Client:
-    """One connection, by the name that the server's calls have for it."""
+    """One connection; `peer` is gRPC's name of it."""
 
     peer: str
     reader: asyncio.StreamReader
@@ -34,7 +35,7 @@ class Client:
     taken: list[int]
 
     async def send(self, size: int) -> None:
-        """Sends bytes, and returns when the server has them."""
+        """Sends bytes, and returns when the server has received them."""
         before = self.taken[0]
         self.writer.write(b"x" * size)
         async with asyncio.timeout(5):
@@ -44,7 +45,7 @@ class Client:
 
 @dataclass
 class Watched:
-    """A guard, and the port that it watches."""
+    """A guard and its port."""
 
     guard: ConnectionGuard
     port: int
@@ -52,7 +53,7 @@ class Watched:
     taken: list[int]
 
     async def connect(self) -> Client:
-        """A new connection, which the guard has seen."""
+        """Opens a connection, and returns it after the guard has scanned it."""
         reader, writer = await asyncio.open_connection("127.0.0.1", self.port)
         self.stack.callback(writer.transport.abort)
         host, port = writer.get_extra_info("sockname")
@@ -64,18 +65,18 @@ class Watched:
         return Client(f"ipv4:{host}:{port}", reader, writer, self.taken)
 
     def scan(self) -> None:
-        """Looks at all connections."""
+        """Scans all connections."""
         self.guard.scan(time.monotonic())
 
     def stays(self, client: Client) -> bool:
-        """Whether another look finds nothing wrong."""
+        """Whether another scan leaves the connection open."""
         before = self.guard.count
         self.scan()
         self.scan()
         return self.guard.count == before and not client.reader.at_eof()
 
     async def closes(self, client: Client) -> bool:
-        """Whether another look closes the connection."""
+        """Whether another scan closes the connection."""
         self.scan()
         self.scan()
         async with asyncio.timeout(5):
@@ -87,7 +88,7 @@ class Watched:
 
 @asynccontextmanager
 async def watched(**limits: Any) -> AsyncIterator[Watched]:
-    """A server that reads what comes, and a guard with these limits."""
+    """Opens a server that reads everything, and a guard with these limits."""
     guard = ConnectionGuard(replace(LIMITS, **limits), MESSAGE)
     taken = [0]
 
@@ -103,7 +104,7 @@ async def watched(**limits: Any) -> AsyncIterator[Watched]:
         yield Watched(guard, port, stack, taken)
 
 
-async def test_cancelled_calls_without_a_key_are_bounded() -> None:
+async def test_resets_of_an_unauthenticated_connection_are_limited() -> None:
     async with watched(unauthenticated_resets=3) as opened:
         client = await opened.connect()
         for _ in range(3):
@@ -113,7 +114,7 @@ async def test_cancelled_calls_without_a_key_are_bounded() -> None:
         assert await opened.closes(client)
 
 
-async def test_cancelled_calls_with_a_key_are_bounded() -> None:
+async def test_resets_of_an_authenticated_connection_are_limited() -> None:
     async with watched(unauthenticated_resets=0, resets=3) as opened:
         client = await opened.connect()
         opened.guard.authenticated(client.peer)
@@ -124,7 +125,7 @@ async def test_cancelled_calls_with_a_key_are_bounded() -> None:
         assert await opened.closes(client)
 
 
-async def test_bytes_without_a_key_are_bounded() -> None:
+async def test_bytes_of_an_unauthenticated_connection_are_limited() -> None:
     async with watched(unauthenticated_bytes=1000) as opened:
         client = await opened.connect()
         await client.send(900)
@@ -143,7 +144,7 @@ async def test_a_key_that_is_being_looked_up_allows_more_bytes() -> None:
         assert await opened.closes(client)
 
 
-async def test_bytes_that_no_call_explains_are_bounded() -> None:
+async def test_unexplained_bytes_are_limited() -> None:
     async with watched(unexplained=1000) as opened:
         client = await opened.connect()
         opened.guard.authenticated(client.peer)
@@ -154,7 +155,7 @@ async def test_bytes_that_no_call_explains_are_bounded() -> None:
         assert await opened.closes(client)
 
 
-async def test_messages_explain_their_bytes() -> None:
+async def test_bytes_of_messages_are_explained() -> None:
     async with watched(unexplained=1000) as opened:
         client = await opened.connect()
         opened.guard.authenticated(client.peer)
@@ -177,7 +178,7 @@ async def test_a_running_call_allows_one_message_more() -> None:
         assert await opened.closes(client)
 
 
-async def test_bytes_since_the_last_call_are_bounded() -> None:
+async def test_bytes_since_the_last_call_are_limited() -> None:
     async with watched(idle_bytes=1000) as opened:
         client = await opened.connect()
         for _ in range(3):  # each call begins anew
@@ -191,7 +192,7 @@ async def test_bytes_since_the_last_call_are_bounded() -> None:
         assert await opened.closes(client)
 
 
-async def test_the_connection_of_a_gateway_is_left_alone() -> None:
+async def test_the_connection_of_a_gateway_is_not_limited() -> None:
     async with watched(resets=1, unexplained=10, idle_bytes=10) as opened:
         client = await opened.connect()
         opened.guard.authenticated(client.peer)
@@ -204,7 +205,7 @@ async def test_the_connection_of_a_gateway_is_left_alone() -> None:
         assert opened.stays(client)
 
 
-async def test_above_the_total_those_without_a_key_go_first_then_those_without_a_call() -> None:
+async def test_above_the_total_unauthenticated_connections_are_closed_first_then_idle_ones() -> None:
     async with watched(connections=10) as opened:
         # The one that has been idle for longest is not the one that came first.
         busy, fresh, idle, keyless = [await opened.connect() for _ in range(4)]

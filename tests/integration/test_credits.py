@@ -12,7 +12,7 @@ import pytest
 
 from pomelo.catalog.catalog import Catalog
 from pomelo.catalog.pricing import Usage, cost, decode_prices
-from pomelo.stores.ledger import UsageRecord
+from pomelo.stores.usage import UsageRecord
 from pomelo.testing import Answer, Received, Stop, error_reply
 from tests.integration.house import KINDS, RICH, WAYS, House, Told, open_house, say
 

@@ -14,10 +14,10 @@ import pytest
 from pomelo.catalog.pricing import Usage, cost, decode_prices
 from pomelo.gen.v1.task_service_pb2 import RunTaskRequest, StreamTaskRequest
 from pomelo.gen.v1.task_service_pb2_grpc import TaskServiceStub
-from pomelo.stores.ledger import UsageRecord
+from pomelo.stores.usage import UsageRecord
 from pomelo.testing import Answer, Gate, Received, Speech
 from tests.integration.house import WAYS, Caller, House, open_house, say
-from tests.parity.wires import to_task
+from tests.parity.clients import to_task
 
 WAY = pytest.mark.parametrize("way", WAYS)
 HOW = pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])

@@ -23,7 +23,7 @@ from pomelo.stores.ledger import REPLAY_SECONDS
 from pomelo.stores.sqlite import open_sqlite
 from pomelo.testing import Answer, Gate
 from tests.integration.house import KINDS, WAYS, Caller, House, Told, digest, open_house, say
-from tests.parity.wires import to_task
+from tests.parity.clients import to_task
 
 WAY = pytest.mark.parametrize("way", WAYS)
 HOW = pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])

@@ -9,7 +9,7 @@ import pytest
 
 from pomelo.testing import Transcript
 from tests.integration.house import KINDS, WAYS, House, open_house
-from tests.parity.wires import Ask, Grpc, Outcome, Rest
+from tests.parity.clients import Ask, Grpc, Outcome, Rest
 
 EACH_PROTOCOL = pytest.mark.parametrize("protocol", WAYS)
 UNARY_AND_STREAM = pytest.mark.parametrize("stream", [False, True], ids=["unary", "stream"])

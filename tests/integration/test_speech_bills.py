@@ -28,7 +28,7 @@ from pomelo.testing.sound import packets
 from tests.integration.house import WAYS, Caller, House, open_house
 from tests.integration.test_disconnects import Client
 from tests.integration.test_disconnects import free as wait_until_idle
-from tests.parity.wires import to_task
+from tests.parity.clients import to_task
 
 EACH_PROTOCOL = pytest.mark.parametrize("protocol", WAYS)
 UNARY_AND_STREAM = pytest.mark.parametrize("stream", [False, True], ids=["unary", "stream"])

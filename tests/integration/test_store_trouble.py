@@ -20,19 +20,11 @@ from pomelo.catalog.pricing import Usage
 from pomelo.engine import reservation
 from pomelo.engine.ledger import Ledger
 from pomelo.errors import PomeloError
+from pomelo.stores.accounts import Grant, Wallet
 from pomelo.stores.base import Store
-from pomelo.stores.ledger import (
-    Grant,
-    Refused,
-    ReplayedAnswer,
-    Reserved,
-    ReserveRequest,
-    Settled,
-    Settlement,
-    UsageRecord,
-    Wallet,
-)
+from pomelo.stores.ledger import Refused, ReplayedAnswer, Reserved, ReserveRequest, Settled, Settlement
 from pomelo.stores.sqlite import open_sqlite
+from pomelo.stores.usage import UsageRecord
 from pomelo.testing import Answer, Gate
 from tests.integration.house import WAYS, House, open_house, say
 from tests.unit.engine.jobs import accepted_job
@@ -238,7 +230,7 @@ async def test_a_task_that_fails_late_tells_when_its_window_really_ends(tmp_path
         ledger = Ledger(store, {"five": plan}, now=clock, monotonic=clock)
         model = Catalog.load().models["flux-1-pro"]
         job = accepted_job("img_1", model, Usage(images=1), Principal("a", "k", False), exact=True)
-        call = Call.from_headers(lambda name: None, wire="rest")
+        call = Call.from_headers(lambda name: None, protocol="rest")
         reservation = await ledger.reserve(job, plan, call)
         assert not isinstance(reservation, ReplayedAnswer)
         assert call.response_headers["X-RateLimit-Reset"] == "1000061"
@@ -272,7 +264,7 @@ async def test_a_refusal_names_one_moment_though_time_goes_on(tmp_path: Path) ->
         ledger = Ledger(store, {"none": plan}, now=lambda: next(ticks))
         model = Catalog.load().models["gpt-4"]
         for number in range(20):
-            call = Call.from_headers(lambda name: None, wire="rest")
+            call = Call.from_headers(lambda name: None, protocol="rest")
             job = accepted_job(f"task_{number}", model, Usage(1, 1), Principal("a", "k", False))
             with pytest.raises(PomeloError) as refused:
                 await ledger.reserve(job, plan, call)
@@ -287,6 +279,6 @@ async def test_plans_that_are_gone_limit_nothing_and_allow_nothing(tmp_path: Pat
         principal = Principal("a", "k", False, plan="gone")
         with pytest.raises(PomeloError, match="'gone' does not exist"):
             access.plan(principal)
-        call = Call.from_headers(lambda name: None, wire="rest")
+        call = Call.from_headers(lambda name: None, protocol="rest")
         await access.report_limits(call, principal)
         assert call.response_headers["X-Credits-Remaining"] == "0"

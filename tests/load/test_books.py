@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from pomelo.accounts.audit import audit
-from pomelo.stores.ledger import UsageQuery
+from pomelo.stores.usage import UsageQuery
 from tests.integration.house import KINDS, WAYS, House, open_house, say
 
 TASKS = int(os.environ.get("LOAD_TASKS", "400"))

@@ -26,7 +26,7 @@ from pomelo.settings import Settings
 from pomelo.testing import FaultUpstream, Gate, Speech, anthropic_wire, mistral_wire, openai_wire
 from tests.conftest import endow
 from tests.integration.asking import bearer
-from tests.parity.wires import to_task
+from tests.parity.clients import to_task
 
 GATES = 3
 WITHIN = 20.0

@@ -18,10 +18,12 @@ from pomelo.gen.v1.task_pb2 import Task
 from pomelo.gen.v1.task_service_pb2 import StreamTaskResponse
 from pomelo.providers.base import Provider
 from pomelo.settings import Settings
-from pomelo.stores.ledger import Balance, Grant, LimitStatus, UsageQuery, UsageRecord, Wallet
+from pomelo.stores.accounts import Balance, Grant, Wallet
+from pomelo.stores.ledger import LimitStatus
+from pomelo.stores.usage import UsageQuery, UsageRecord
 from pomelo.testing import FaultUpstream
 from tests.integration.asking import call_of
-from tests.parity.wires import to_task
+from tests.parity.clients import to_task
 
 CREDITS = 10**9
 """Microcredits of a new account, unless a test says otherwise."""
@@ -100,7 +102,7 @@ class EngineApp:
         """Runs a task, given as a message or as the body of a REST request, to its end. `within` is in
         seconds, `protocol` is grpc or rest; names of `headers` are in lower case."""
         given = {"authorization": f"Bearer {account.key}", **(headers or {})}
-        answer = Answer(Call.from_headers(given.get, wire=protocol))
+        answer = Answer(Call.from_headers(given.get, protocol=protocol))
         answer.call.deadline = time.monotonic() + within
         task = asked if isinstance(asked, Task) else to_task(asked, stream=stream)
         tasks = self.app.services.tasks

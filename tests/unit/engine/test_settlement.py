@@ -15,7 +15,7 @@ from pomelo.testing import Answer as Words
 from pomelo.testing import Gate, Speech, Transcript
 from pomelo.testing import error_reply as openai_error
 from tests.integration.asking import call_of
-from tests.parity.wires import to_task
+from tests.parity.clients import to_task
 from tests.unit.engine.apps import EngineApp, open_engine
 
 INLINE_LIMIT = 5_000

@@ -15,7 +15,7 @@ from pomelo.gen.v1.task_pb2 import Task
 from pomelo.testing import Answer as Words
 from pomelo.testing import Gate, mistral_wire
 from tests.integration.asking import call_of
-from tests.parity.wires import to_task
+from tests.parity.clients import to_task
 from tests.unit.engine.apps import EngineApp, open_engine
 
 IMAGE = {"model": "flux-1-pro", "prompt": "A kite"}
