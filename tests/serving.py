@@ -45,7 +45,7 @@ class Served:
 
 @asynccontextmanager
 async def serve(folder: Path, **variables: str) -> AsyncIterator[Served]:
-    """Starts the server, waits until it responds, and ends it with SIGTERM."""
+    """Starts the server, waits until all its workers serve, and ends it with SIGTERM."""
     port, grpc_port = free_port(), free_port()
     environment = {
         k: v
@@ -66,12 +66,12 @@ async def serve(folder: Path, **variables: str) -> AsyncIterator[Served]:
         async with asyncio.timeout(30), aiohttp.ClientSession() as session:
             while True:
                 assert process.returncode is None, output.read_text()
-                try:
+                # The greeting follows the start of the last worker, while the first one responds earlier.
+                if "  data  " in output.read_text():
                     async with session.get(f"http://127.0.0.1:{port}/openapi.json") as answer:
                         assert answer.status == 200
                         break
-                except aiohttp.ClientConnectionError:
-                    await asyncio.sleep(0.05)
+                await asyncio.sleep(0.05)
         key = (folder / "data" / "test-key").read_text().strip()
         yield Served("127.0.0.1", port, grpc_port, process.pid, folder / "data", key, output)
     finally:
