@@ -1,13 +1,13 @@
-"""Writes what uv.lock pins as requirements files for pip, which can't read it: `make lock`.
+"""Exports uv.lock as requirements files for pip, which can't read it: `make lock`.
 
-`requirements.txt` is what `make serve` installs without uv, `requirements-dev.txt` what `make test` does.
-Each package has its version, the condition under which it is needed, and the hash of every file of it.
+`requirements.txt` is what `make serve` installs without uv, `requirements-dev.txt` what `make test` installs.
+Each package has its version, its environment marker, and the hashes of all its files.
 """
 
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,81 +16,75 @@ PROJECT = "pomelo-tasks"
 EXTRA = "sandbox"
 """The extra that both files include."""
 BUILD = {"name": "hatchling"}
-"""Builds the project itself, from the same lock."""
+"""The build backend of the project, from the same lock."""
 
 FILES = {"requirements.txt": False, "requirements-dev.txt": True}
-"""The files, and whether they have the dependencies of development."""
+"""The files, and whether they include the development dependencies."""
 
-_HEAD = "# Made from uv.lock by `make lock`. A test compares them.\n"
+_HEADER = "# Generated from uv.lock by `make lock`. A test compares them.\n"
 
-_Way = frozenset[str]
-"""Conditions that hold together. A package is needed under any of its ways."""
+_Markers = frozenset[str]
+"""Environment markers that all have to apply."""
 
 
 def export(lock: Mapping[str, Any], *, dev: bool) -> str:
-    """The requirements file of a lock."""
+    """Returns the requirements file of a lock."""
     packages: dict[str, list[Mapping[str, Any]]] = {}
     for package in lock["package"]:
         packages.setdefault(package["name"], []).append(package)
     (project,) = packages[PROJECT]
     roots = [*project["dependencies"], *project["optional-dependencies"][EXTRA], BUILD]
     if dev:
-        roots += [each for group in project["dev-dependencies"].values() for each in group]
-    needed = _needed(packages, roots)
-    lines = [_HEAD]
-    for (name, version), ways in sorted(needed.items()):
+        roots += [dependency for group in project["dev-dependencies"].values() for dependency in group]
+    lines = [_HEADER]
+    for (name, version), alternatives in sorted(_resolve(packages, roots).items()):
         (package,) = [one for one in packages[name] if one["version"] == version]
-        lines.append(f"{name}=={version}{_condition(ways)}")
-        hashes = sorted({file["hash"] for file in _files(package)})
+        files = [*package.get("wheels", ()), *([package["sdist"]] if "sdist" in package else [])]
+        hashes = sorted({file["hash"] for file in files})
+        lines.append(f"{name}=={version}{_marker(alternatives)}")
         lines[-1] += "".join(f" \\\n    --hash={digest}" for digest in hashes) + "\n"
     return "".join(lines)
 
 
-def _needed(
+def _resolve(
     packages: Mapping[str, list[Mapping[str, Any]]], roots: Iterable[Mapping[str, Any]]
-) -> dict[tuple[str, str], set[_Way]]:
-    """The packages that `roots` lead to, by name and version, and the ways on which they do."""
-    needed: dict[tuple[str, str], set[_Way]] = {}
-    seen: set[tuple[str, str, str, _Way]] = set()
-    left: list[tuple[Mapping[str, Any], _Way]] = [(root, frozenset()) for root in roots]
-    while left:
-        dependency, way = left.pop()
+) -> dict[tuple[str, str], set[_Markers]]:
+    """Returns the required packages, by name and version, with the alternative markers that require them."""
+    required: dict[tuple[str, str], set[_Markers]] = {}
+    visited: set[tuple[str, str, str, _Markers]] = set()
+    pending: list[tuple[Mapping[str, Any], _Markers]] = [(root, frozenset()) for root in roots]
+    while pending:
+        dependency, markers = pending.pop()
         (package,) = [
             one
             for one in packages[dependency["name"]]
             if one["version"] == dependency.get("version", one["version"])
         ]
         if "marker" in dependency:
-            way |= {dependency["marker"]}
-        needed.setdefault((package["name"], package["version"]), set()).add(way)
+            markers |= {dependency["marker"]}
+        required.setdefault((package["name"], package["version"]), set()).add(markers)
         for extra in ("", *dependency.get("extra", ())):
-            place = (package["name"], package["version"], extra, way)
-            if place not in seen:
-                seen.add(place)
-                further = (
+            visit = (package["name"], package["version"], extra, markers)
+            if visit not in visited:
+                visited.add(visit)
+                dependencies = (
                     package.get("optional-dependencies", {})[extra]
                     if extra
                     else package.get("dependencies", ())
                 )
-                left += [(each, way) for each in further]
-    return needed
+                pending += [(each, markers) for each in dependencies]
+    return required
 
 
-def _condition(ways: set[_Way]) -> str:
-    """Any of the ways, as pip reads it; nothing where one of them has no conditions."""
-    least = [way for way in ways if not any(other < way for other in ways)]
-    if frozenset() in least:
+def _marker(alternatives: set[_Markers]) -> str:
+    """Returns the alternatives as one marker of pip; empty if the package is required without conditions."""
+    weakest = [one for one in alternatives if not any(other < one for other in alternatives)]
+    if frozenset() in weakest:
         return ""
     joined = sorted(
-        " and ".join(f"({part})" if " or " in part else part for part in sorted(way)) for way in least
+        " and ".join(f"({part})" if " or " in part else part for part in sorted(one)) for one in weakest
     )
-    return " ; " + (joined[0] if len(joined) == 1 else " or ".join(f"({way})" for way in joined))
-
-
-def _files(package: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
-    yield from package.get("wheels", ())
-    if "sdist" in package:
-        yield package["sdist"]
+    return " ; " + (joined[0] if len(joined) == 1 else " or ".join(f"({part})" for part in joined))
 
 
 def main() -> None:

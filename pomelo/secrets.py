@@ -1,14 +1,150 @@
-"""One root secret, a separate key for each purpose."""
+"""The root secret, which the data folder keeps, and the keys that are derived from it."""
 
 from __future__ import annotations
 
 import hashlib
 import hmac
+import logging
+import os
+import secrets
+import stat
+import tempfile
+from contextlib import suppress
+from pathlib import Path
+
+MIN_LENGTH = 32
+"""Minimum number of characters of a root secret."""
+
+DATABASE = "pomelo.db"
+ARCHIVE = "usage.db"
+"""Names of the files of SQLite in a data folder."""
+
+_CHECK_MESSAGE = b"pomelo secret check"
+_POMELO_FILES = frozenset({"secret", "secret-check", DATABASE, ARCHIVE})
+"""Files that identify a folder as a Pomelo data folder."""
+
+log = logging.getLogger("pomelo.settings")
+
+
+class SecretError(Exception):
+    """The root secret or its folder can't be used. The message is one line that says why and what to do."""
 
 
 def derive_key(root: bytes, purpose: str) -> bytes:
-    """The 32-byte key for `purpose`: one step of HKDF-Expand with SHA-256 (RFC 5869).
+    """Returns the 32-byte key for `purpose`: one step of HKDF-Expand with SHA-256 (RFC 5869).
 
-    Knowing one purpose's key tells nothing of the root or of another's.
+    The key of one purpose reveals neither the root secret nor the key of another purpose.
     """
     return hmac.digest(root, purpose.encode() + b"\x01", hashlib.sha256)
+
+
+def load_root_secret(data: Path, configured: str = "") -> bytes:
+    """Returns the root secret: the `configured` one, else that of the folder, created (mode 0600) if missing.
+
+    Creates the folder, and denies other users access to it. A folder accepts only the secret that it was
+    first used with.
+
+    Raises:
+        SecretError: the folder or the secret can't be used, or it is not the folder's secret.
+    """
+    try:
+        data.mkdir(mode=0o700, parents=True, exist_ok=True)
+        _make_private(data)
+        if configured:
+            _check_secret(data, configured.encode(), "POMELO_SECRET")
+            return configured.encode()
+        path = data / "secret"
+        if not path.exists():
+            if (data / DATABASE).exists():
+                raise SecretError(f"{path} is missing. Restore it: without it no key is valid")
+            write_private(path, secrets.token_hex(32), replace=False)
+        if path.stat().st_mode & 0o077:
+            raise SecretError(f"{path} can be read by others. Run: chmod 600 {path}")
+        secret = path.read_text().strip()
+        if len(secret) < MIN_LENGTH:
+            raise SecretError(f"{path} is damaged. Restore it: without it no key is valid")
+        _check_secret(data, secret.encode(), str(path))
+    except (OSError, UnicodeDecodeError) as error:
+        raise SecretError(f"POMELO_DATA: {data} can't be used: {describe_file_error(error)}") from error
+    return secret.encode()
+
+
+def find_root_secret(data: Path, configured: str = "") -> bytes | None:
+    """Returns the root secret if this host has one, else None. Creates no folder and no secret.
+
+    Raises:
+        SecretError: the folder has a secret that can't be used.
+    """
+    if configured:
+        return configured.encode()
+    try:
+        exists = (data / "secret").exists()
+    except OSError:  # the data folder of another user
+        exists = False
+    return load_root_secret(data) if exists else None
+
+
+def write_private(path: Path, text: str, *, replace: bool) -> None:
+    """Writes a file of mode 0600 atomically; without `replace`, an existing file stays.
+
+    Raises:
+        OSError: the file can't be written.
+    """
+    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
+    try:
+        with os.fdopen(descriptor, "w") as file:
+            file.write(text + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+        if replace:
+            Path(temporary).replace(path)
+        else:
+            with suppress(FileExistsError):
+                os.link(temporary, path)
+    finally:
+        Path(temporary).unlink(missing_ok=True)
+
+
+def describe_file_error(error: OSError | UnicodeDecodeError) -> str:
+    """Returns why a text file could not be read, without its path."""
+    return (error.strerror or type(error).__name__) if isinstance(error, OSError) else "it is not text"
+
+
+def _make_private(data: Path) -> None:
+    """Denies other users access to the data folder, where they could read or replace files."""
+    status = data.stat()
+    mode = stat.S_IMODE(status.st_mode)
+    remedy = f"Set POMELO_DATA to a folder of its own, such as {data / 'pomelo'}"
+    if status.st_uid != os.geteuid():
+        raise SecretError(
+            f"POMELO_DATA: {data} belongs to another user (uid {status.st_uid}). {remedy}, "
+            f"or run: chown -R {os.geteuid()} {data}"
+        )
+    if not mode & 0o077:
+        return
+    names = {path.name for path in data.iterdir()} - {"lost+found"}
+    if names and names.isdisjoint(_POMELO_FILES):
+        raise SecretError(
+            f"POMELO_DATA: {data} is open to other users (mode {mode:04o}) and has files of other programs. "
+            f"{remedy}, or run: chmod 700 {data}"
+        )
+    data.chmod(0o700)
+    if stat.S_IMODE(data.stat().st_mode) & 0o077:
+        raise SecretError(
+            f"POMELO_DATA: {data} is open to other users, and its file system can't change that. "
+            "Set POMELO_DATA to a folder on another file system"
+        )
+    log.warning("POMELO_DATA: %s was open to other users (mode %04o); it is private now", data, mode)
+
+
+def _check_secret(data: Path, secret: bytes, source: str) -> None:
+    """Refuses a secret under which no key in the folder is valid."""
+    path = data / "secret-check"
+    value = hmac.new(secret, _CHECK_MESSAGE, hashlib.sha256).hexdigest()
+    if not path.exists():
+        write_private(path, value, replace=False)
+    if not hmac.compare_digest(path.read_bytes().strip(), value.encode()):
+        raise SecretError(
+            f"{source} is not the secret that the keys in {data} were made under. Restore that secret, "
+            "or set POMELO_DATA to another folder"
+        )

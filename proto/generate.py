@@ -1,7 +1,7 @@
-"""Generates pomelo/gen/v1 from proto/ (`make gen`); the test of the same name compares.
+"""Generates pomelo/gen/v1 from proto/ (`make gen`); a test compares the two.
 
-protoc writes absolute imports of the proto package (`pomelo.v1`); they are rewritten to where the code
-lives (`pomelo.gen.v1`).
+protoc writes absolute imports of the proto package (`pomelo.v1`), which are rewritten to the Python package
+(`pomelo.gen.v1`).
 """
 
 from __future__ import annotations
@@ -20,21 +20,21 @@ TARGET = ROOT / "pomelo" / "gen" / "v1"
 
 
 def generate(target: Path) -> None:
-    """Writes the generated modules and their type stubs into `target`, replacing what is there.
+    """Writes the generated modules and their type stubs into `target`, which it replaces.
 
     Raises:
-        RuntimeError: protoc refused a file; its reason is on stderr.
+        RuntimeError: protoc failed; its error is on stderr.
     """
-    protos = sorted(str(p.relative_to(ROOT / "proto")) for p in (ROOT / "proto").rglob("*.proto"))
+    protos = sorted(str(path.relative_to(ROOT / "proto")) for path in (ROOT / "proto").rglob("*.proto"))
     well_known = str(files("grpc_tools") / "_proto")
     with tempfile.TemporaryDirectory() as scratch:
-        outs = [f"--{kind}_out={scratch}" for kind in ("python", "grpc_python", "mypy", "mypy_grpc")]
-        # The plugins are beside this Python, which need not be on PATH.
-        beside = Path(sys.executable).parent
-        outs += [
-            f"--plugin=protoc-gen-{kind}={beside / f'protoc-gen-{kind}'}" for kind in ("mypy", "mypy_grpc")
+        options = [f"--{name}_out={scratch}" for name in ("python", "grpc_python", "mypy", "mypy_grpc")]
+        # The plugins are in this Python's folder, which need not be on PATH.
+        folder = Path(sys.executable).parent
+        options += [
+            f"--plugin=protoc-gen-{name}={folder / f'protoc-gen-{name}'}" for name in ("mypy", "mypy_grpc")
         ]
-        arguments = ["protoc", f"-I{ROOT / 'proto'}", f"-I{well_known}", *outs, *protos]
+        arguments = ["protoc", f"-I{ROOT / 'proto'}", f"-I{well_known}", *options, *protos]
         if protoc.main(arguments) != 0:
             raise RuntimeError("protoc failed")
         shutil.rmtree(target, ignore_errors=True)

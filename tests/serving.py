@@ -1,4 +1,4 @@
-"""`pomelo serve` as a process of its own, on free ports and an empty data folder."""
+"""Runs `pomelo serve` as a process, on free ports and with an empty data folder."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.ports import free_port
 
 @dataclass(frozen=True)
 class Served:
-    """A running server; `log` gives what it has printed so far."""
+    """A running server."""
 
     host: str
     port: int
@@ -30,22 +30,22 @@ class Served:
 
     @property
     def url(self) -> str:
-        """Where REST answers."""
+        """The base URL of REST."""
         return f"http://{self.host}:{self.port}"
 
     @property
     def headers(self) -> dict[str, str]:
-        """The headers of a caller with the test key."""
+        """Headers with the test key."""
         return {"Authorization": f"Bearer {self.key}"}
 
     def log(self) -> str:
-        """Everything on stdout and stderr."""
+        """Returns the output on stdout and stderr so far."""
         return self.output.read_text()
 
 
 @asynccontextmanager
 async def serve(folder: Path, **variables: str) -> AsyncIterator[Served]:
-    """Starts the server, waits until it answers, and ends it with SIGTERM."""
+    """Starts the server, waits until all its workers serve, and ends it with SIGTERM."""
     port, grpc_port = free_port(), free_port()
     environment = {
         k: v
@@ -66,12 +66,12 @@ async def serve(folder: Path, **variables: str) -> AsyncIterator[Served]:
         async with asyncio.timeout(30), aiohttp.ClientSession() as session:
             while True:
                 assert process.returncode is None, output.read_text()
-                try:
+                # The greeting follows the start of the last worker, while the first one responds earlier.
+                if "  data  " in output.read_text():
                     async with session.get(f"http://127.0.0.1:{port}/openapi.json") as answer:
                         assert answer.status == 200
                         break
-                except aiohttp.ClientConnectionError:
-                    await asyncio.sleep(0.05)
+                await asyncio.sleep(0.05)
         key = (folder / "data" / "test-key").read_text().strip()
         yield Served("127.0.0.1", port, grpc_port, process.pid, folder / "data", key, output)
     finally:

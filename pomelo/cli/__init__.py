@@ -1,7 +1,7 @@
-"""The command line: `pomelo serve`, `run`, `keys` and the rest, a module for each noun.
+"""The command line: `pomelo serve`, `run`, `keys` and others, one module for each noun.
 
-Only typer and the standard library are imported until a command runs, so that help is quick; what a command
-needs, it imports itself. An error ends it with one line on stderr and status 1.
+Commands import what they need when they run, so that `pomelo --help` loads only typer and the standard
+library. An error ends a command with one line on stderr and status 1.
 """
 
 from __future__ import annotations
@@ -13,19 +13,19 @@ import typer
 
 import pomelo
 from pomelo.cli import accounts, audit, doctor, keys, models, prices, run, serve, usage
-from pomelo.cli.terminal import explain, say
+from pomelo.cli.terminal import explain, print_line
 
 __all__ = ["main", "program"]
 
 
 def program() -> typer.Typer:
-    """The whole command line. Building it runs nothing."""
+    """Returns the command line with all commands."""
     app = typer.Typer(
         name="pomelo",
-        help="AI tasks (text, images, speech) for other software: one contract, over gRPC and REST.",
+        help="Run AI tasks (text, images, speech) through one API, over gRPC and REST.",
         no_args_is_help=True,
         add_completion=False,
-        # Rich takes longer to load than everything else of `pomelo --help`.
+        # Rich takes longer to load than the rest of `pomelo --help`.
         rich_markup_mode=None,
         pretty_exceptions_enable=False,
         context_settings={"help_option_names": ["-h", "--help"]},
@@ -46,12 +46,12 @@ def program() -> typer.Typer:
 
 def main() -> None:
     """Runs the command of `sys.argv` and ends the process: status 0, 1 for an error, 2 for wrong usage."""
-    # grpc's own log repeats, in C++ terms, what we say in a line. Whoever wants it sets the variable.
+    # grpc's own log repeats errors that are printed in one line below. Setting the variable brings it back.
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     try:
         program()(prog_name="pomelo")
     except BrokenPipeError:
-        # Whoever read our output has left; the interpreter would complain once more when it flushes.
+        # The reader of the output is gone, and the interpreter would report it again when it flushes.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
     except Exception as error:
@@ -59,22 +59,22 @@ def main() -> None:
         if line is None:
             raise
         settings = sys.modules.get("pomelo.settings")
-        # Only settings have errors of several lines; text from elsewhere stays on one.
-        own = settings is not None and isinstance(error, settings.SettingsError)
-        for each in line.split("\n") if own else [line]:
-            say(f"pomelo: {each}", err=True)
+        # Only settings have errors of several lines; other text stays on one line.
+        is_settings_error = settings is not None and isinstance(error, settings.SettingsError)
+        for part in line.split("\n") if is_settings_error else [line]:
+            print_line(f"pomelo: {part}", err=True)
         sys.exit(1)
 
 
-def _version(wanted: bool) -> None:
-    if wanted:
+def _print_version(requested: bool) -> None:
+    if requested:
         typer.echo(f"pomelo {pomelo.__version__}")
         raise typer.Exit
 
 
 def _root(
     version: bool = typer.Option(
-        False, "--version", callback=_version, is_eager=True, help="Print the version and leave."
+        False, "--version", callback=_print_version, is_eager=True, help="Print the version and exit."
     ),
 ) -> None:
-    """AI tasks (text, images, speech) for other software: one contract, over gRPC and REST."""
+    """Print the version or run a command."""

@@ -1,4 +1,4 @@
-"""`python -m pomelo.cli` is `pomelo`."""
+"""Runs `pomelo` as `python -m pomelo.cli`."""
 
 from __future__ import annotations
 

@@ -36,8 +36,8 @@ def server(settings: Settings, target: str | None, ca: Path | None = None) -> It
     """
     import grpc
 
+    from pomelo.addresses import is_loopback, split_address
     from pomelo.cli import trust
-    from pomelo.settings import is_loopback, split_address
 
     address = target or settings.grpc
     if not address:
@@ -60,10 +60,10 @@ def server(settings: Settings, target: str | None, ca: Path | None = None) -> It
     roots: bytes | None = None
     pair: tuple[bytes | None, bytes | None] = (None, None)
     if own and settings.tls_cert is not None:
-        context = trust.own(settings.tls_cert)
-        roots = trust.own_certificate(settings.tls_cert).encode()
+        context = trust.trust_own_certificate(settings.tls_cert)
+        roots = trust.read_own_certificate(settings.tls_cert).encode()
     elif ca is not None or settings.tls_cert is not None or not (is_loopback(host) or settings.insecure):
-        context = trust.authority(ca)
+        context = trust.trust_authority(ca)
         roots = ca.read_bytes() if ca is not None else None
     if (
         context is not None
@@ -75,9 +75,9 @@ def server(settings: Settings, target: str | None, ca: Path | None = None) -> It
         pair = (settings.tls_key.read_bytes(), settings.tls_cert.read_bytes())
     if own and context is not None:
         try:
-            name = trust.name_of(host, port, context)
+            name = trust.certificate_name(host, port, context)
         except ssl.SSLError as error:
-            raise FailureError(f"{address}: {trust.why(error, own=True)}") from None
+            raise FailureError(f"{address}: {trust.explain_handshake(error, own=True)}") from None
         except OSError:
             raise _nobody(address) from None
         if name is not None:
@@ -88,7 +88,7 @@ def server(settings: Settings, target: str | None, ca: Path | None = None) -> It
         channel = grpc.secure_channel(address, grpc.ssl_channel_credentials(roots, *pair), options)
 
     def unreachable() -> FailureError:
-        reason = trust.fault(host, port, context)
+        reason = trust.diagnose(host, port, context)
         return _nobody(address) if reason is None else FailureError(f"{address}: {reason}")
 
     with channel, _errors(unreachable):

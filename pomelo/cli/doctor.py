@@ -1,4 +1,4 @@
-"""`pomelo doctor`: what is configured, what can be reached, what is missing."""
+"""`pomelo doctor`: reports what is configured, reachable and missing."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import typer
 
 import pomelo
-from pomelo.cli.terminal import Config, FailureError, Json, explain, print_json, say
+from pomelo.cli.terminal import Config, FailureError, Json, explain, print_json, print_line
 
 if TYPE_CHECKING:
     from datetime import date
@@ -24,12 +24,12 @@ if TYPE_CHECKING:
     from pomelo.settings import Settings, SettingsError
 
 _TIMEOUT = 5.0
-"""Seconds that one thing may take to answer."""
+"""Seconds that one check may take."""
 
 
 class Finding(NamedTuple):
-    """One thing that was looked at. `state`: ok; off (not set up, and nobody needs it); warning (it works,
-    and soon will not); broken."""
+    """The result of one check. `state` is ok, off (not configured and not needed), warning (it works, but
+    will soon fail) or broken."""
 
     name: str
     state: str
@@ -37,26 +37,26 @@ class Finding(NamedTuple):
 
 
 def doctor(config: Config = None, as_json: Json = False) -> None:
-    """Tell what is configured, reachable and missing.
+    """Report what is configured, reachable and missing.
 
-    Status 1 when something that is needed is broken.
+    Status 1 if something is broken.
     """
     logging.getLogger("pomelo.settings").setLevel(logging.ERROR)  # the findings include its warnings
     findings = []
-    for finding in _look(config):
+    for finding in _check(config):
         findings.append(finding)
         if not as_json:
             first, *more = finding.detail.split("\n")
-            say(f"{finding.state:<7} {finding.name:<13} {first}")
+            print_line(f"{finding.state:<7} {finding.name:<13} {first}")
             for line in more:
-                say(f"{'':<21} {line}")
+                print_line(f"{'':<21} {line}")
     if as_json:
         print_json([finding._asdict() for finding in findings])
     if any(finding.state == "broken" for finding in findings):
         raise typer.Exit(1)
 
 
-def _look(config: Any) -> Iterator[Finding]:
+def _check(config: Any) -> Iterator[Finding]:
     yield _program()
     yield from _pyav()
     from pomelo.settings import CONFIG, SettingsError, load
@@ -70,9 +70,14 @@ def _look(config: Any) -> Iterator[Finding]:
     yield Finding("settings", "ok", f"{source} and variables" if source else "variables and defaults")
     yield _data(settings)
     from pomelo.cli.client import is_served
+    from pomelo.configuration import find_providers
 
     served = is_served(settings.admin_socket)
-    registry = _registry(settings)
+    registry: Registry | SettingsError
+    try:
+        registry = find_providers(settings)
+    except SettingsError as error:
+        registry = error
     yield from _store(settings, served, registry)
     yield _grpc(settings, served)
     yield _rest(settings, served)
@@ -86,14 +91,14 @@ def _program() -> Finding:
 
     name = f"pomelo {pomelo.__version__}, Python {sys.version.split()[0]}, SQLite {sqlite3.sqlite_version}"
     if sqlite3.sqlite_version_info < (3, 37):
-        return Finding("program", "broken", f"{name}: SQLite 3.37 or later is needed")
+        return Finding("program", "broken", f"{name}: SQLite 3.37 or later is required")
     if parser.HttpRequestParser is parser.HttpRequestParserPy:
         return Finding("program", "broken", f"{name}: aiohttp has no C parser. Reinstall it from a wheel")
     return Finding("program", "ok", name)
 
 
 def _pyav() -> Iterator[Finding]:
-    """What does not work without PyAV; nothing when it is installed."""
+    """Reports what does not work without PyAV, if it is not installed."""
     try:
         import av  # noqa: F401
     except ImportError:
@@ -108,29 +113,18 @@ def _pyav() -> Iterator[Finding]:
 def _data(settings: Settings) -> Finding:
     folder = settings.data.absolute()
     if not folder.exists():
-        return Finding("data", "off", f"{folder} does not exist yet. Make it with: pomelo serve")
+        return Finding("data", "off", f"{folder} does not exist yet. Create it with: pomelo serve")
     if not folder.is_dir() or not os.access(folder, os.R_OK | os.W_OK | os.X_OK):
-        return Finding("data", "broken", f"{folder} is no folder that this user can write to")
+        return Finding("data", "broken", f"{folder} is not a folder that this user can write to")
     if stat.S_IMODE(folder.stat().st_mode) & 0o077:
         return Finding("data", "broken", f"{folder} is open to other users. Run: chmod 700 {folder}")
     for name in ("secret", "secret-check", "test-key", "pomelo.db"):
         path = folder / name
         if path.exists() and stat.S_IMODE(path.stat().st_mode) & 0o077:
-            return Finding("data", "broken", f"others can read {path}. Run: chmod 600 {path}")
+            return Finding("data", "broken", f"other users can read {path}. Run: chmod 600 {path}")
     if not settings.secret and not (folder / "secret").exists() and settings.database.exists():
         return Finding("data", "broken", f"{folder / 'secret'} is missing: no key is valid without it")
     return Finding("data", "ok", str(folder))
-
-
-def _registry(settings: Settings) -> Registry | SettingsError:
-    """The models and providers, or why they can't be had."""
-    from pomelo.app import find_providers
-    from pomelo.settings import SettingsError
-
-    try:
-        return find_providers(settings)
-    except SettingsError as error:
-        return error
 
 
 def _store(settings: Settings, served: bool, registry: Registry | SettingsError) -> Iterator[Finding]:
@@ -138,8 +132,8 @@ def _store(settings: Settings, served: bool, registry: Registry | SettingsError)
     from pomelo.cli.operator import list_pages
     from pomelo.gen.v1 import admin_service_pb2 as pb
 
-    kept_here = settings.store_url().startswith("sqlite:")
-    if kept_here and not served and not settings.database.exists():
+    is_local = settings.store_url().startswith("sqlite:")
+    if is_local and not served and not settings.database.exists():
         yield Finding("store", "off", "empty: no keys yet")
         return
     try:
@@ -155,49 +149,48 @@ def _store(settings: Settings, served: bool, registry: Registry | SettingsError)
         if line is None:
             raise
         if line == str(registry):
-            line = "can't be opened without the providers, see below"
+            line = "can't be opened without the providers: see below"
         yield Finding("store", "broken", line)
         return
     usable = [key for key in keys if state(key) == "active"]
-    named = "SQLite" if kept_here else settings.store_url().partition(":")[0]
-    yield Finding("store", "ok", f"{named}, {len(keys)} keys, {len(usable)} of them usable")
+    name = "SQLite" if is_local else settings.store_url().partition(":")[0]
+    yield Finding("store", "ok", f"{name}, {len(keys)} keys, {len(usable)} of them usable")
     yield _plans(settings, accounts)
     yield _credits(accounts, {key.account for key in usable if key.mode == pb.KEY_MODE_LIVE})
 
 
 def _plans(settings: Settings, accounts: Sequence[AccountDetail]) -> Finding:
-    lost = [account for account in accounts if not account.HasField("limits")]
-    if lost:
-        name, plan = lost[0].name, lost[0].plan
+    blocked = [account for account in accounts if not account.HasField("limits")]
+    if blocked:
+        name, plan = blocked[0].name, blocked[0].plan
         return Finding(
             "plans",
             "broken",
-            f"{_listed(account.name for account in lost)}: no plan is called {plan}, so nothing may be used. "
+            f"{_join(account.name for account in blocked)}: blocked, since there is no plan {plan}. "
             f"Add [plans.{plan}] to pomelo.toml, or run: pomelo accounts plan {name} PLAN",
         )
     own = f", {len(settings.plans)} plans of pomelo.toml" if settings.plans else ""
-    return Finding("plans", "ok", f"{len(accounts)} accounts, all on a plan that there is{own}")
+    return Finding("plans", "ok", f"{len(accounts)} accounts, all on an existing plan{own}")
 
 
 def _credits(accounts: Sequence[AccountDetail], live: Collection[str]) -> Finding:
-    """Whether those with live keys can pay. An account may well have spent all it had: nothing is broken."""
-    poor = [
+    """Reports accounts with live keys that can't pay. It is normal that an account has spent its credits."""
+    empty = [
         account.name for account in accounts if account.name in live and account.live.available_micros <= 0
     ]
-    if poor:
+    if empty:
         return Finding(
             "credits",
             "off",
-            f"{_listed(poor)} with live keys, without live credits. "
-            f"Run: pomelo accounts grant {poor[0]} CREDITS",
+            f"no live credits, but live keys: {_join(empty)}. Run: pomelo accounts grant {empty[0]} CREDITS",
         )
     if not live:
         return Finding("credits", "off", "no live key yet: test keys spend test credits")
     return Finding("credits", "ok", "every account with a live key has live credits")
 
 
-def _listed(names: Iterable[str]) -> str:
-    """Names, not more than a line takes."""
+def _join(names: Iterable[str]) -> str:
+    """Returns the first three names, and how many more there are."""
     first = list(names)
     more = f" and {len(first) - 3} more" if len(first) > 3 else ""
     return ", ".join(first[:3]) + more
@@ -217,7 +210,7 @@ def _grpc(settings: Settings, served: bool) -> Finding:
                 health_pb2.HealthCheckRequest(service="pomelo.v1.TaskService"), timeout=_TIMEOUT
             )
     except NobodyError:
-        return _silent("gRPC", settings.grpc, served)
+        return _unreachable("gRPC", settings.grpc, served)
     except Exception as error:
         line = explain(error)
         if line is None:
@@ -233,101 +226,101 @@ def _rest(settings: Settings, served: bool) -> Finding:
         return Finding("REST", "off", "POMELO_REST is empty")
     import ssl
 
-    from pomelo.cli.trust import own, why
+    from pomelo.cli.trust import explain_handshake, trust_own_certificate
 
     scheme = "https" if settings.tls_cert else "http"
     try:
-        context = own(settings.tls_cert) if settings.tls_cert else None
+        context = trust_own_certificate(settings.tls_cert) if settings.tls_cert else None
         status = _get(f"{scheme}://{settings.rest}/api/v1/models", {}, context)
     except FailureError as error:
         return Finding("REST", "broken", str(error))
     except ssl.SSLError as error:
-        return Finding("REST", "broken", f"{settings.rest}: {why(error, own=True)}")
+        return Finding("REST", "broken", f"{settings.rest}: {explain_handshake(error, own=True)}")
     except OSError:
-        return _silent("REST", settings.rest, served)
-    # Without a key a Pomelo refuses; another program would not.
+        return _unreachable("REST", settings.rest, served)
+    # Pomelo refuses a request without a key; another program would not.
     if status != 401:
         return Finding("REST", "broken", f"another program answers at {settings.rest}. Set POMELO_REST")
     return Finding("REST", "ok", f"{settings.rest} serves")
 
 
-def _silent(name: str, address: str, served: bool) -> Finding:
+def _unreachable(name: str, address: str, served: bool) -> Finding:
     if served:
-        return Finding(name, "broken", f"the server runs, and {address} does not answer")
-    return Finding(name, "off", f"nobody serves at {address}. Start with: pomelo serve")
+        return Finding(name, "broken", f"the server runs, but {address} does not answer")
+    return Finding(name, "off", f"no server at {address}. Start one with: pomelo serve")
 
 
 def _providers(settings: Settings, registry: Registry | SettingsError) -> Iterator[Finding]:
-    from pomelo.app import credentials
+    from pomelo.configuration import credentials
     from pomelo.settings import SettingsError
     from pomelo.times import today_utc
 
     try:
         if isinstance(registry, SettingsError):
             raise registry
-        given = credentials(settings, registry)
+        configured = credentials(settings, registry)
     except SettingsError as error:
         yield Finding("providers", "broken", str(error))
         return
-    yield from _endings(registry, given, today_utc())
+    yield from _retirements(registry, configured, today_utc())
     for entry in registry.entries.values():
-        if not entry.account:  # what another one's key opens is told there
-            yield _vendor(entry, given)
+        if not entry.account:  # a provider with the key of another is covered by that one
+            yield _provider(entry, configured)
 
 
-def _endings(registry: Registry, given: Mapping[str, Credentials], today: date) -> Iterator[Finding]:
-    """What ends within 60 days or has ended: models, routes, and the default voices if they are in use."""
+def _retirements(registry: Registry, configured: Mapping[str, Credentials], today: date) -> Iterator[Finding]:
+    """Reports models, routes, and default voices in use that end within 60 days or have ended."""
     from pomelo.catalog.catalog import RETIREMENT_NOTICE
     from pomelo.catalog.retirement import notices
     from pomelo.providers.elevenlabs.voices import LAST_DAY
 
-    found = list(notices(registry.catalog, today))
-    if found:
-        state = "broken" if any(notice.is_past for notice in found) else "warning"
-        yield Finding("retirement", state, "\n".join(map(str, found)))
+    retirements = list(notices(registry.catalog, today))
+    if retirements:
+        state = "broken" if any(notice.is_past for notice in retirements) else "warning"
+        yield Finding("retirement", state, "\n".join(map(str, retirements)))
     models = registry.catalog.models.values()
-    own = any("voices" in route.options for model in models for route in model.routes)
-    if given["elevenlabs"].api_key and not own and today >= LAST_DAY - RETIREMENT_NOTICE:
+    has_voices = any("voices" in route.options for model in models for route in model.routes)
+    if configured["elevenlabs"].api_key and not has_voices and today >= LAST_DAY - RETIREMENT_NOTICE:
         verb = "ended" if today > LAST_DAY else "end"
         yield Finding(
             "voices",
-            "warning",  # the account may have voices of these names
+            "warning",  # not broken: the account may have its own voices of these names
             f"ElevenLabs' default voices, such as adam, {verb} on {LAST_DAY}. Set the names that callers use "
             "in [voices] of POMELO_CATALOG",
         )
 
 
-def _vendor(entry: Entry, given: Mapping[str, Credentials]) -> Finding:
+def _provider(entry: Entry, configured: Mapping[str, Credentials]) -> Finding:
     from pomelo.settings import provider_variable
 
-    name, found = entry.name, entry.located(given)
-    named = provider_variable(name, "api_key")
-    if not found.base_url:
+    name, credentials = entry.name, entry.located(configured)
+    key_variable = provider_variable(name, "api_key")
+    if not credentials.base_url:
         return Finding(name, "off", f"{provider_variable(name, 'base_url')} is not set")
-    key, probe = found.api_key, entry.probe
+    key, base_url, probe = credentials.api_key, credentials.base_url, entry.probe
     if not key and entry.key_needed:
-        return Finding(name, "off", f"{named} is not set: its models need a test key")
+        return Finding(name, "off", f"{key_variable} is not set: its models need a test key")
     if probe is None:
-        return Finding(name, "ok", f"{named} is set; nothing can be asked there that costs nothing")
+        return Finding(name, "ok", f"{key_variable} is set; the provider has no free request to check it")
     try:
         headers = {**probe.headers, probe.header: probe.prefix + key} if key else dict(probe.headers)
-        status = _get(found.base_url.rstrip("/") + probe.path, headers)
+        status = _get(base_url.rstrip("/") + probe.path, headers)
     except OSError:
-        return Finding(name, "broken", f"{found.base_url} can't be reached")
+        return Finding(name, "broken", f"{base_url} can't be reached")
     if status in (401, 403):
-        return Finding(name, "broken", f"{named} is refused ({status})")
+        return Finding(name, "broken", f"{key_variable} is refused ({status})")
     if status >= 400:
-        return Finding(name, "broken", f"{found.base_url} answers {status}")
-    return Finding(name, "ok", f"{found.base_url} takes the key" if key else f"{found.base_url} answers")
+        return Finding(name, "broken", f"{base_url} answers {status}")
+    return Finding(name, "ok", f"{base_url} takes the key" if key else f"{base_url} answers")
 
 
 def _get(url: str, headers: dict[str, str], context: SSLContext | None = None) -> int:
-    """The status of an answer; follows nothing and uses no proxy, as the server itself does.
+    """Returns the status of a response. Follows no redirect and uses no proxy, like the server.
 
-    `context` says whom to trust over https; None: the well-known authorities.
+    `context` has the trusted certificates for https; None: the well-known authorities.
 
     Raises:
-        OSError: there is none.
+        OSError: there is no response.
     """
     from http.client import HTTPConnection, HTTPException, HTTPSConnection
     from urllib.parse import urlsplit

@@ -1,7 +1,4 @@
-"""`pomelo keys`: making, listing and ending keys.
-
-What is printed is told here; who answers, in `operator`.
-"""
+"""`pomelo keys`: creates, lists, rotates and revokes API keys."""
 
 from __future__ import annotations
 
@@ -11,22 +8,30 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from pomelo.cli import times
 from pomelo.cli.operator import call_operator, list_pages
-from pomelo.cli.terminal import Config, Json, print_json, print_json_list, print_table, say
+from pomelo.cli.terminal import (
+    Config,
+    Json,
+    format_time,
+    parse_time,
+    print_array,
+    print_json,
+    print_line,
+    print_table,
+)
 
 if TYPE_CHECKING:
     from pomelo.gen.v1.admin_service_pb2 import Key
 
-KeyId = Annotated[str, typer.Argument(metavar="KEY_ID", help="The id of a key: see pomelo keys list.")]
+KeyId = Annotated[str, typer.Argument(metavar="KEY_ID", help="The id of a key, from pomelo keys list.")]
 
 _SPAN = re.compile(r"([1-9][0-9]{0,5})([mhdw])")
 _SECONDS = {"m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
 
 
 def commands() -> typer.Typer:
-    """The commands of the noun."""
-    app = typer.Typer(help="Make, list and end API keys.", no_args_is_help=True, rich_markup_mode=None)
+    """Returns the commands of `pomelo keys`."""
+    app = typer.Typer(help="Create, list and revoke API keys.", no_args_is_help=True, rich_markup_mode=None)
     app.command("create")(create)
     app.command("list")(list_keys)
     app.command("rotate")(rotate)
@@ -35,19 +40,19 @@ def commands() -> typer.Typer:
 
 
 def create(
-    account: Annotated[str, typer.Argument(help="Whose key it is.")] = "default",
+    account: Annotated[str, typer.Argument(help="The account of the key.")] = "default",
     live: Annotated[
         bool, typer.Option("--live", help="A live key, for the providers. Default: a test key.")
     ] = False,
     models: Annotated[str, typer.Option(metavar="M,…", help="The models it may use. Default: all.")] = "",
     expires: Annotated[
         str,
-        typer.Option(metavar="WHEN", help="When it ends: 30d, 12h or 2027-01-31T12:00Z. Default: never."),
+        typer.Option(metavar="WHEN", help="When it expires: 30d, 12h or 2027-01-31T12:00Z. Default: never."),
     ] = "",
     config: Config = None,
     as_json: Json = False,
 ) -> None:
-    """Make a key and print it, alone on the last line. It can't be shown again."""
+    """Create a key and print it, alone on the last line. It can't be shown again."""
     from pomelo.gen.v1 import admin_service_pb2 as pb
     from pomelo.settings import load
 
@@ -57,24 +62,24 @@ def create(
         models=[name.strip() for name in models.split(",") if name.strip()],
     )
     if expires:
-        request.expire_time.FromNanoseconds(int(when(expires, time.time()) * 1000) * 1_000_000)
+        request.expire_time.FromNanoseconds(int(parse_expiry(expires, time.time()) * 1000) * 1_000_000)
     response = call_operator(load(config), lambda operator: operator.create_key(request), creates=True)
-    _show_new(response, as_json)
+    _print_new(response, as_json)
 
 
 def list_keys(
-    account: Annotated[str, typer.Argument(help="Whose keys. Default: everybody's.")] = "",
+    account: Annotated[str, typer.Argument(help="The account of the keys. Default: all accounts.")] = "",
     config: Config = None,
     as_json: Json = False,
 ) -> None:
-    """List keys, oldest first; never their secrets."""
+    """List keys, oldest first, without their secrets."""
     from pomelo.gen.v1 import admin_service_pb2 as pb
     from pomelo.settings import load
 
     query = pb.ListKeysRequest(account=account)
     found = list_pages(load(config), query, lambda operator: operator.list_keys(query))
     if as_json:
-        print_json_list(_json(key) for page in found for key in page.keys)
+        print_array(_json(key) for page in found for key in page.keys)
         return
     for page in found:
         rows = [
@@ -83,8 +88,8 @@ def list_keys(
                 key.account,
                 _mode(key),
                 ",".join(key.models) or "all",
-                times.shown(key, "create_time") or "",
-                times.shown(key, "expire_time") or "never",
+                format_time(key, "create_time") or "",
+                format_time(key, "expire_time") or "never",
                 state(key),
             )
             for key in page.keys
@@ -93,16 +98,16 @@ def list_keys(
 
 
 def rotate(key_id: KeyId, config: Config = None, as_json: Json = False) -> None:
-    """Make a key like another one and end the other. Prints the new key, alone on the last line."""
+    """Create a key with the same properties, print it alone on the last line, and revoke the old one."""
     from pomelo.gen.v1 import admin_service_pb2 as pb
     from pomelo.settings import load
 
     request = pb.RotateKeyRequest(key_id=key_id)
-    _show_new(call_operator(load(config), lambda operator: operator.rotate_key(request)), as_json)
+    _print_new(call_operator(load(config), lambda operator: operator.rotate_key(request)), as_json)
 
 
 def revoke(key_id: KeyId, config: Config = None, as_json: Json = False) -> None:
-    """End a key, at once and for good."""
+    """Revoke a key, immediately and permanently."""
     from pomelo.gen.v1 import admin_service_pb2 as pb
     from pomelo.settings import load
 
@@ -111,35 +116,35 @@ def revoke(key_id: KeyId, config: Config = None, as_json: Json = False) -> None:
     if as_json:
         print_json(_json(key))
     else:
-        say(f"Revoked {key.key_id} of {key.account}")
+        print_line(f"Revoked {key.key_id} of {key.account}")
 
 
-def when(text: str, now: float) -> float:
-    """Unix seconds of a span from `now` (m, h, d, w) or of an ISO date or time, UTC where it names no zone.
+def parse_expiry(text: str, now: float) -> float:
+    """Returns Unix seconds of a span from `now` (m, h, d, w) or of an ISO date or time, UTC without a zone.
 
     Raises:
-        typer.BadParameter: it is neither.
+        typer.BadParameter: the text is neither.
     """
     span = _SPAN.fullmatch(text)
-    at = now + int(span[1]) * _SECONDS[span[2]] if span else times.parse_time(text)
+    at = now + int(span[1]) * _SECONDS[span[2]] if span else parse_time(text)
     if at is None:
         raise typer.BadParameter(
-            f"{text!r} is neither a span such as 30d nor a time such as 2027-01-31T12:00Z",
+            f"{text!r} is neither a time span such as 30d nor a time such as 2027-01-31T12:00Z",
             param_hint="--expires",
         )
     return at
 
 
-def _show_new(answer: Any, as_json: bool) -> None:
+def _print_new(answer: Any, as_json: bool) -> None:
     if as_json:
         print_json(_json(answer.key) | {"key": answer.secret})
         return
     key = answer.key
     models = ", ".join(key.models) or "all models"
-    ends = times.shown(key, "expire_time") or "never"
-    say(f"A {_mode(key)} key of {key.account} for {models}; it ends: {ends}.")
-    say("Keep it: it can't be shown again.")
-    say(answer.secret)
+    expires = format_time(key, "expire_time") or "never"
+    print_line(f"Created a {_mode(key)} key of {key.account} for {models}. Expires: {expires}.")
+    print_line("Store it now: it can't be shown again.")
+    print_line(answer.secret)
 
 
 def _json(key: Key) -> dict[str, Any]:
@@ -148,9 +153,9 @@ def _json(key: Key) -> dict[str, Any]:
         "account": key.account,
         "mode": _mode(key),
         "models": list(key.models),
-        "created": times.shown(key, "create_time"),
-        "expires": times.shown(key, "expire_time"),
-        "revoked": times.shown(key, "revoke_time"),
+        "created": format_time(key, "create_time"),
+        "expires": format_time(key, "expire_time"),
+        "revoked": format_time(key, "revoke_time"),
         "state": state(key),
     }
 
@@ -162,7 +167,7 @@ def _mode(key: Key) -> str:
 
 
 def state(key: Key) -> str:
-    """revoked, expired or active."""
+    """Returns revoked, expired or active."""
     if key.HasField("revoke_time"):
         return "revoked"
     if key.HasField("expire_time") and key.expire_time.ToNanoseconds() <= time.time_ns():

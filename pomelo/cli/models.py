@@ -1,4 +1,4 @@
-"""`pomelo models`: what the server offers to a key."""
+"""`pomelo models`: lists the models that a key may use."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from pomelo.cli.terminal import Ca, Config, Json, Key, Target, print_json, print_table
+from pomelo.cli.terminal import Ca, Config, Json, Key, Target, print_json, print_table, task_type_name
+from pomelo.money import format_credits
 
 if TYPE_CHECKING:
     from pomelo.gen.v1.model_service_pb2 import Model
@@ -44,9 +45,9 @@ def models(
     rows = [
         [
             model.name,
-            _kind(model),
+            task_type_name(model.task_type),
             _prices(model),
-            _yes(model.available),
+            "yes" if model.available else "no",
         ]
         for model in answer.models
     ]
@@ -56,24 +57,24 @@ def models(
             row.append(_day(model.retire_time) or "")
     print_table(header, rows)
     if not all(model.available for model in answer.models):
-        typer.echo("Not available: no provider of the model is configured. See: pomelo doctor", err=True)
+        typer.echo("Not available: no provider of the model is configured. Run: pomelo doctor", err=True)
 
 
 def _json(model: Model) -> dict[str, Any]:
     from google.protobuf.json_format import MessageToDict
 
     value: dict[str, Any] = MessageToDict(model, preserving_proto_field_name=True)
-    for field in ("deprecate_time", "retire_time"):  # said as days below
+    for field in ("deprecate_time", "retire_time"):  # replaced by days below
         value.pop(field, None)
     limits = {field.name: amount for field, amount in model.limits.ListFields()}
     tiers = [
-        {"from_input_tokens": tier.from_input_tokens, "prices": _lines(tier.prices)}
+        {"from_input_tokens": tier.from_input_tokens, "prices": _price_list(tier.prices)}
         for tier in model.price_tiers
     ]
     return value | {
-        "task_type": _kind(model),
+        "task_type": task_type_name(model.task_type),
         "limits": limits,
-        "prices": _lines(model.prices),
+        "prices": _price_list(model.prices),
         "price_tiers": tiers,
         "available": model.available,
         "deprecated": _day(model.deprecate_time),
@@ -85,18 +86,12 @@ def _day(time: Any) -> str | None:
     return time.ToDatetime().date().isoformat() if time.seconds else None
 
 
-def _kind(model: Model) -> str:
-    from pomelo.gen.v1.task_pb2 import TaskType
-
-    return TaskType.Name(model.task_type).removeprefix("TASK_TYPE_").lower().replace("_", "-")
-
-
-def _lines(prices: Any) -> list[dict[str, Any]]:
+def _price_list(prices: Any) -> list[dict[str, Any]]:
     return [{"unit": _unit(price), "amount_micros": price.amount_micros} for price in prices]
 
 
 def _prices(model: Model) -> str:
-    """All prices of a model in a line; those of a tier after the tokens from which they apply."""
+    """Returns all prices of a model; those of a tier follow the number of tokens from which they apply."""
     tiers = [
         f"; from {tier.from_input_tokens:,} input tokens: " + " + ".join(map(_price, tier.prices))
         for tier in model.price_tiers
@@ -111,11 +106,5 @@ def _unit(price: Any) -> str:
 
 
 def _price(price: Any) -> str:
-    from pomelo.money import format_credits
-
     unit = _unit(price)
     return f"{format_credits(price.amount_micros)}/{_UNITS.get(unit, unit)}"
-
-
-def _yes(value: bool) -> str:
-    return "yes" if value else "no"

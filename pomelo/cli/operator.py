@@ -95,7 +95,7 @@ async def _open_local(settings: Settings) -> AsyncIterator[Operator]:
     from pomelo.accounts.keys import Keyring
     from pomelo.accounts.operator import LocalOperator
     from pomelo.accounts.usage import UsageReader
-    from pomelo.app import find_plans, find_providers, store_of
+    from pomelo.configuration import find_plans, find_providers, store_of
 
     catalog = find_providers(settings).catalog
     plans = find_plans(settings, catalog)

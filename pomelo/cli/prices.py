@@ -63,7 +63,7 @@ def check(
 
     Exits with status 1 if a price differs and its row has no price_note.
     """
-    from pomelo.app import find_providers
+    from pomelo.configuration import find_providers
     from pomelo.settings import load
 
     try:

@@ -1,4 +1,4 @@
-"""`pomelo run`: one task on a running server; text to the terminal, media to a file."""
+"""`pomelo run`: runs one task on a server, and writes text to the terminal and media to a file."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from typing import TYPE_CHECKING, Annotated, Any, BinaryIO
 import typer
 
 from pomelo.cli.safe_text import visible_lines
-from pomelo.cli.terminal import Ca, Config, FailureError, Key, Progress, Target, say
+from pomelo.cli.terminal import Ca, Config, FailureError, Key, Progress, Target, print_line, task_type_name
 
 if TYPE_CHECKING:
     from pomelo.gen.v1.task_pb2 import Task, TaskResult
 
-_INLINE = 3 * 1024 * 1024
-"""Bytes of sound that ride in the task; more is uploaded first, in pieces."""
+_MAX_INLINE_AUDIO = 3 * 1024 * 1024
+"""Bytes of audio that are sent in the task; larger audio is uploaded first."""
 
-_PIECE = 256 * 1024
-_ENDINGS = {
+_CHUNK_SIZE = 256 * 1024
+_EXTENSIONS = {
     "image/png": "png",
     "image/jpeg": "jpg",
     "image/webp": "webp",
@@ -30,30 +30,31 @@ _ENDINGS = {
     "audio/ogg": "ogg",
     "audio/basic": "ulaw",
     "audio/x-alaw-basic": "alaw",
+    "audio/pcm": "pcm",
 }
 
 
 def run(
     text: Annotated[
-        str | None, typer.Argument(help="What to ask, draw or say; - reads it from stdin.")
+        str | None, typer.Argument(help="The prompt or the text to speak; - reads it from stdin.")
     ] = None,
     model: Annotated[
-        str, typer.Option("-m", "--model", metavar="MODEL", help="See: pomelo models.")
+        str, typer.Option("-m", "--model", metavar="MODEL", help="A model, from pomelo models.")
     ] = "gpt-4",
     file: Annotated[
-        Path | None, typer.Option("-f", "--file", metavar="F", help="The sound, or a file with the text.")
+        Path | None, typer.Option("-f", "--file", metavar="F", help="The audio, or a file with the text.")
     ] = None,
     out: Annotated[
         str | None,
         typer.Option(
-            "-o", "--out", metavar="F", help="Where to write; - is stdout. Default for media: its id."
+            "-o", "--out", metavar="F", help="The output file; - is stdout. Default for media: its id."
         ),
     ] = None,
     stream: Annotated[
         bool | None,
-        typer.Option("--stream/--no-stream", help="Piece by piece, as it comes. Default: on a terminal."),
+        typer.Option("--stream/--no-stream", help="Print output as it arrives. Default: on a terminal."),
     ] = None,
-    voice: Annotated[str, typer.Option(metavar="NAME", help="Who speaks.")] = "adam",
+    voice: Annotated[str, typer.Option(metavar="NAME", help="The voice of speech.")] = "adam",
     param: Annotated[
         list[str] | None,
         typer.Option(
@@ -82,21 +83,21 @@ def run(
     if stream is None:
         stream = sys.stdout.isatty() or sys.stderr.isatty()
     with server(settings, target, ca) as channel, Progress() as progress:
-        kind = ModelServiceStub(channel).GetModel(GetModelRequest(name=model), metadata=metadata)
-        task = _task(channel, metadata, kind.model, text, file, voice, param or [])
+        response = ModelServiceStub(channel).GetModel(GetModelRequest(name=model), metadata=metadata)
+        task = _make_task(channel, metadata, response.model, text, file, voice, param or [])
         stub = TaskServiceStub(channel)
         progress.show("Working …")
         if stream:
             _stream(stub.StreamTask(StreamTaskRequest(task=task), metadata=metadata), out, progress)
         else:
             result = stub.RunTask(RunTaskRequest(task=task), metadata=metadata).result
-            _finish(result, out, progress)
+            _write_result(result, out, progress)
 
 
-# --- what is asked
+# --- the request
 
 
-def _task(
+def _make_task(
     channel: Any,
     metadata: list[tuple[str, str]],
     model: Any,
@@ -106,85 +107,85 @@ def _task(
     params: list[str],
 ) -> Task:
     from pomelo.gen.v1.media_pb2 import RESPONSE_FORMAT_B64_JSON
-    from pomelo.gen.v1.task_pb2 import Task, TaskType
+    from pomelo.gen.v1.task_pb2 import Task
     from pomelo.gen.v1.text_pb2 import ROLE_USER
 
-    kind = TaskType.Name(model.task_type).removeprefix("TASK_TYPE_").lower()
+    task_type = task_type_name(model.task_type)
     task = Task(model=model.name)
-    given = getattr(task, kind)
-    given.SetInParent()
-    fields = given.DESCRIPTOR.fields_by_name
+    task_input = getattr(task, task_type.replace("-", "_"))
+    task_input.SetInParent()
+    fields = task_input.DESCRIPTOR.fields_by_name
     if "response_format" in fields:
-        given.response_format = RESPONSE_FORMAT_B64_JSON
+        task_input.response_format = RESPONSE_FORMAT_B64_JSON
     if "voice" in fields:
-        given.voice = voice
+        task_input.voice = voice
     if "audio" in fields:
         if file is None or text is not None:
-            raise FailureError(f"{model.name} takes a sound: give --file and no text")
-        _audio(given.audio, channel, metadata, file)
+            raise FailureError(f"{model.name} takes audio: give --file and no text")
+        _set_audio(task_input.audio, channel, metadata, file)
     else:
-        words = _words(text, file, model.name)
-        match kind:
+        text = _read_text(text, file, model.name)
+        match task_type:
             case "text":
-                given.messages.add(role=ROLE_USER, content=words)
+                task_input.messages.add(role=ROLE_USER, content=text)
             case "image":
-                given.prompt = words
+                task_input.prompt = text
             case _:
-                given.text = words
+                task_input.text = text
     for param in params:
         name, equals, value = param.partition("=")
         if not equals:
             raise FailureError(f"--param {param}: write NAME=VALUE")
-        set_field(given, name, value)
+        set_field(task_input, name, value)
     return task
 
 
-def _words(text: str | None, file: Path | None, model: str) -> str:
+def _read_text(text: str | None, file: Path | None, model: str) -> str:
     if (text is None) == (file is None):
-        raise FailureError(f"{model} takes a text: give TEXT, - for stdin, or --file; one of them")
+        raise FailureError(f"{model} takes a text: give one of TEXT, - for stdin, or --file")
     try:
         if file is not None:
             return file.read_text()
         return sys.stdin.read() if text == "-" else text or ""
     except UnicodeDecodeError:
-        raise FailureError(f"{file or 'stdin'} holds no text, and {model} takes text alone") from None
+        raise FailureError(f"{file or 'stdin'} is not text, and {model} takes only text") from None
 
 
-def _audio(audio: Any, channel: Any, metadata: list[tuple[str, str]], file: Path) -> None:
+def _set_audio(audio: Any, channel: Any, metadata: list[tuple[str, str]], file: Path) -> None:
     from pomelo.gen.v1.media_service_pb2 import UploadMediaRequest
     from pomelo.gen.v1.media_service_pb2_grpc import MediaServiceStub
 
-    if file.stat().st_size <= _INLINE:
+    if file.stat().st_size <= _MAX_INLINE_AUDIO:
         audio.data = file.read_bytes()
         return
 
-    def pieces(source: BinaryIO) -> Iterator[UploadMediaRequest]:
+    def chunks(source: BinaryIO) -> Iterator[UploadMediaRequest]:
         yield UploadMediaRequest(content_type="")
-        while piece := source.read(_PIECE):
-            yield UploadMediaRequest(chunk=piece)
+        while chunk := source.read(_CHUNK_SIZE):
+            yield UploadMediaRequest(chunk=chunk)
 
     with file.open("rb") as source:
-        answer = MediaServiceStub(channel).UploadMedia(pieces(source), metadata=metadata)
-    audio.media_id = answer.media.media_id
+        response = MediaServiceStub(channel).UploadMedia(chunks(source), metadata=metadata)
+    audio.media_id = response.media.media_id
 
 
 def set_field(message: Any, name: str, text: str) -> None:
-    """Sets a field of an input from what was typed: a text, the short name of an enum, or JSON.
+    """Sets a field of a task's input from text, the short name of an enum value, or JSON.
 
     Raises:
-        FailureError: there is no such field, or the value is none of its.
+        FailureError: the field does not exist, or the value is not one of its type.
     """
     from google.protobuf.json_format import ParseDict, ParseError
 
     fields = message.DESCRIPTOR.fields_by_name
     field = fields.get(name)
     if field is None:
-        raise FailureError(f"--param {name}: there is no such field. There are: {', '.join(sorted(fields))}")
+        raise FailureError(f"--param {name}: there is no such field. Fields: {', '.join(sorted(fields))}")
     value: Any = text
     if field.enum_type is not None:
-        value = _enum(field, text)
+        value = _enum_name(field, text)
     elif field.type != field.TYPE_STRING or field.is_repeated:
-        with suppress(ValueError):  # one of several texts; anything else is refused below
+        with suppress(ValueError):  # text, for a list of texts; other types are refused below
             value = json.loads(text)
         if field.is_repeated and not isinstance(value, list):
             value = [value]
@@ -192,28 +193,24 @@ def set_field(message: Any, name: str, text: str) -> None:
     try:
         ParseDict({name: value}, message)
     except ParseError:
-        raise FailureError(f"--param {name}: {text!r} is no value of it") from None
+        raise FailureError(f"--param {name}: {text!r} is no value of this field") from None
 
 
-def _enum(field: Any, text: str) -> str:
+def _enum_name(field: Any, text: str) -> str:
     names: list[str] = [value.name for value in field.enum_type.values]
     prefix = names[0].removesuffix("UNSPECIFIED")
     name = prefix + text.upper()
     if name not in names:
-        short = ", ".join(n.removeprefix(prefix).lower() for n in names[1:])
-        raise FailureError(f"--param {field.name}: {text!r} is none of {short}")
+        values = ", ".join(n.removeprefix(prefix).lower() for n in names[1:])
+        raise FailureError(f"--param {field.name}: {text!r} is not one of {values}")
     return name
 
 
-# --- what comes
+# --- the output
 
 
 def _check_out(out: str | None) -> None:
-    """Refuses, before anything is paid for, a place where no file can be.
-
-    Raises:
-        FailureError: it is one.
-    """
+    """Refuses a path that can't be written, before the task costs anything."""
     if out in (None, "-"):
         return
     path = Path(out or "")
@@ -224,15 +221,15 @@ def _check_out(out: str | None) -> None:
 
 
 def _stream(events: Iterable[Any], out: str | None, progress: Progress) -> None:
-    """Writes a stream as it comes. A file gets its name when it is whole."""
-    first: Any = None
+    """Writes a stream as it arrives. A file gets its name at the end of the stream."""
+    started: Any = None
     sink: _Sink | None = None
     finish_reason = 0
     try:
         for event in events:
             match event.WhichOneof("event"):
                 case "started":
-                    first = event.started
+                    started = event.started
                 case "text_delta":
                     if sink is None:
                         progress.clear()
@@ -241,147 +238,144 @@ def _stream(events: Iterable[Any], out: str | None, progress: Progress) -> None:
                     finish_reason = event.text_delta.finish_reason
                 case "audio_chunk":
                     if sink is None:
-                        sink = _Sink(_place(out, first.id, event.audio_chunk.content_type))
+                        sink = _Sink(_media_path(out, started.id, event.audio_chunk.content_type))
                     sink.write(event.audio_chunk.data)
                     progress.show(f"Received {sink.size:,} bytes")
                 case "image_progress":
-                    progress.show(f"Drawing … {event.image_progress.progress:.0%}")
+                    progress.show(f"Generating … {event.image_progress.progress:.0%}")
                 case "result" if sink is None:
-                    _finish(event.result, out, progress)
+                    _write_result(event.result, out, progress)
     except BaseException:
         if sink is not None:
-            sink.drop()
+            sink.discard()
         raise
     if sink is not None:
         progress.clear()
-        sink.keep()
-        _note(finish_reason)
-        _note_adjusted(first.adjustments)
+        sink.commit()
+        _note_finish_reason(finish_reason)
+        _note_adjustments(started.adjustments)
 
 
-def _finish(result: TaskResult, out: str | None, progress: Progress) -> None:
-    """Writes a whole answer."""
+def _write_result(result: TaskResult, out: str | None, progress: Progress) -> None:
     progress.clear()
     match result.WhichOneof("output"):
         case "text":
-            _put(result.text.content, _text_sink(out))
-            _note(result.text.finish_reason)
+            _write_output(result.text.content, _text_sink(out))
+            _note_finish_reason(result.text.finish_reason)
         case "transcription":
-            _put(result.transcription.text, _text_sink(out))
+            _write_output(result.transcription.text, _text_sink(out))
         case "image":
-            _medium(result.image.images[0], result.id, out)
+            _write_media(result.image.images[0], result.id, out)
         case "speech":
-            _medium(result.speech, result.id, out)
-    _note_adjusted(result.adjustments)
+            _write_media(result.speech, result.id, out)
+    _note_adjustments(result.adjustments)
 
 
-def _medium(output: Any, task_id: str, out: str | None) -> None:
+def _write_media(output: Any, task_id: str, out: str | None) -> None:
     if output.media.url:
-        say(output.media.url)
+        print_line(output.media.url)
     if output.data:
-        _put(output.data, _Sink(_place(out, task_id, output.content_type)))
+        _write_output(output.data, _Sink(_media_path(out, task_id, output.content_type)))
 
 
-def _text_sink(out: str | None) -> _Sink:
-    """Writes a text: to a file or a pipe byte for byte; to a terminal, without control characters. On stdout
-    an end of line is added."""
-    return _Sink(None, line=True) if out in (None, "-") else _Sink(Path(out or ""))
-
-
-def _put(data: bytes | str, sink: _Sink) -> None:
+def _write_output(data: bytes | str, sink: _Sink) -> None:
     try:
         if isinstance(data, str):
             sink.write_text(data)
         else:
             sink.write(data)
     except BaseException:
-        sink.drop()
+        sink.discard()
         raise
-    sink.keep()
+    sink.commit()
 
 
-def _place(out: str | None, task_id: str, content_type: str) -> Path | None:
-    """Where media go; None for stdout."""
-    if out == "-":
-        return None
+def _text_sink(out: str | None) -> _Sink:
+    return _Sink(None, end_line=True) if out in (None, "-") else _Sink(Path(out or ""))
+
+
+def _media_path(out: str | None, task_id: str, content_type: str) -> Path | None:
+    """Returns the path of a media file, None for stdout."""
     if out is not None:
-        return Path(out)
-    kind = content_type.partition(";")[0]
-    return Path(f"{task_id}.{_ENDINGS.get(kind, 'pcm' if kind == 'audio/pcm' else 'bin')}")
+        return None if out == "-" else Path(out)
+    return Path(f"{task_id}.{_EXTENSIONS.get(content_type.partition(';')[0], 'bin')}")
 
 
-def _note(finish_reason: int) -> None:
+def _note_finish_reason(finish_reason: int) -> None:
     from pomelo.gen.v1.text_pb2 import FINISH_REASON_CONTENT_FILTER, FINISH_REASON_LENGTH
 
     if finish_reason == FINISH_REASON_LENGTH:
-        typer.echo("(The text was cut at max_tokens.)", err=True)
+        typer.echo("(The text was truncated at max_tokens.)", err=True)
     elif finish_reason == FINISH_REASON_CONTENT_FILTER:
-        typer.echo("(The provider's filter ended the text.)", err=True)
+        typer.echo("(The provider's content filter ended the text.)", err=True)
 
 
-def _note_adjusted(adjustments: Iterable[Any]) -> None:
-    if made := ", ".join(f"{one.field}={one.used}" if one.used else f"no {one.field}" for one in adjustments):
-        typer.echo(f"(Adjusted to what the model takes: {made}.)", err=True)
+def _note_adjustments(adjustments: Iterable[Any]) -> None:
+    fields = ", ".join(f"{one.field}={one.used}" if one.used else f"no {one.field}" for one in adjustments)
+    if fields:
+        typer.echo(f"(Adjusted to what the model takes: {fields}.)", err=True)
 
 
 class _Sink:
-    """stdout, or a file that has its name once it is whole; then the name is printed.
+    """stdout, or a file that gets its name when it is complete; the name is then printed.
+
+    On stdout, `end_line` ends the output with a newline.
 
     Raises:
-        OSError: the file can't be written; it bears the name that the user gave.
+        OSError: the file can't be written. The error has the name that the user gave.
     """
 
-    def __init__(self, path: Path | None, *, line: bool = False) -> None:
+    def __init__(self, path: Path | None, *, end_line: bool = False) -> None:
         self._path = path
-        self._line = line
-        self._part = path
-        # A device or a pipe is written to as it is: to rename a file to it would put it away.
+        self._end_line = end_line
+        self._partial = path
+        # Devices and pipes are written to directly: renaming a file to their name would replace them.
         if path is not None and (path.is_file() or not path.exists()):
-            self._part = path.with_name(path.name + ".part")
-        with self._named():
-            self._file: BinaryIO = sys.stdout.buffer if self._part is None else self._part.open("wb")
+            self._partial = path.with_name(path.name + ".part")
+        with self._user_path():
+            self._file: BinaryIO = sys.stdout.buffer if self._partial is None else self._partial.open("wb")
         self._last = b""
         self.size = 0
 
     def write_text(self, text: str) -> None:
-        """Writes text immediately."""
+        """Writes text without buffering; on a terminal, with escapes for control characters."""
         self.write((visible_lines(text) if self._file.isatty() else text).encode())
 
     def write(self, data: bytes) -> None:
-        """Writes at once: what has come is seen."""
-        with self._named():
+        """Writes bytes without buffering."""
+        with self._user_path():
             self._file.write(data)
             self._file.flush()
         self._last = data[-1:] or self._last
         self.size += len(data)
 
-    def keep(self) -> None:
-        """All has come."""
-        if self._part is None or self._path is None:
-            self._end_line()
+    def commit(self) -> None:
+        """Ends complete output: gives the file its name and prints it."""
+        if self._partial is None or self._path is None:
+            self._finish_line()
             return
         try:
-            with self._named():
+            with self._user_path():
                 self._file.close()
-                if self._part != self._path:
-                    self._part.replace(self._path)
+                if self._partial != self._path:
+                    self._partial.replace(self._path)
         except OSError:
-            self.drop()
+            self.discard()
             raise
-        say(str(self._path))
+        print_line(str(self._path))
 
-    def drop(self) -> None:
-        """It was cut: no file is left that looks whole."""
-        if self._part is None:
-            self._end_line()
+    def discard(self) -> None:
+        """Ends incomplete output: removes the file, so that none looks complete."""
+        if self._partial is None:
+            self._finish_line()
             return
         with suppress(OSError):
             self._file.close()
-        if self._part != self._path:
-            self._part.unlink(missing_ok=True)
+        if self._partial != self._path:
+            self._partial.unlink(missing_ok=True)
 
     @contextmanager
-    def _named(self) -> Iterator[None]:
+    def _user_path(self) -> Iterator[None]:
         try:
             yield
         except OSError as error:
@@ -389,8 +383,7 @@ class _Sink:
                 error.filename, error.filename2 = str(self._path), None
             raise
 
-    def _end_line(self) -> None:
-        """What comes after a text begins on its own line."""
-        if self._line and self._last not in (b"", b"\n"):
+    def _finish_line(self) -> None:
+        if self._end_line and self._last not in (b"", b"\n"):
             self._file.write(b"\n")
             self._file.flush()

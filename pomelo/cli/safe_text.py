@@ -1,4 +1,4 @@
-"""Escapes untrusted text, such as a name, an id or an answer, for the place where it is shown.
+"""Escapes untrusted text, such as names, ids and output of models, for a terminal, JSON and CSV.
 
 A terminal obeys control characters, and a spreadsheet runs a cell that begins like a formula.
 """
@@ -17,27 +17,27 @@ _JSON_CONTROLS = re.compile("[\x7f-\x9f\u061c\u200b\u200e\u200f\u2028-\u202e\u20
 
 _NUMBER = re.compile(r"-?[0-9]+(\.[0-9]+)?")
 _FORMULA = re.compile("(^|[;,|])(?=[\\s'\"`]*[=+\\-@\uff1d\uff0b\uff0d\uff20])")
-"""Where a formula may begin: at the beginning of a cell, also after white space and quotes, or after what
-some spreadsheet takes for the border of a cell."""
+"""Where a formula can begin: at the start of a cell, after white space and quotes, or after a character that
+some spreadsheets take for the separator of cells."""
 
 
 def visible(text: str) -> str:
-    """A name or an id, on one line, with escapes such as \\x1b for invisible characters."""
+    """Returns text on one line, with escapes such as \\x1b for control and invisible characters."""
     return _FORMATS.sub(_escape, _CONTROLS.sub(_escape, text))
 
 
 def visible_lines(text: str) -> str:
-    """A text as a terminal may show it: its lines and tabs stay, and escapes stand for other controls."""
+    """Returns text with its lines and tabs, and with escapes for other control characters."""
     return _LINE_CONTROLS.sub(_escape, text)
 
 
 def visible_json(text: str) -> str:
-    """JSON that means the same, with JSON's escapes for what a terminal would obey."""
-    return _JSON_CONTROLS.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
+    """Returns equivalent JSON, with JSON escapes for characters that a terminal would obey."""
+    return _JSON_CONTROLS.sub(lambda match: f"\\u{ord(match[0]):04x}", text)
 
 
 def csv_cell(value: Any) -> Any:
-    """A value as CSV has it: numbers stay numbers, and no text is a formula."""
+    """Returns a value for a cell of CSV: numbers stay numbers, and no text is a formula."""
     if isinstance(value, bool):
         return str(value).lower()
     if not isinstance(value, str) or _NUMBER.fullmatch(value):
@@ -45,5 +45,5 @@ def csv_cell(value: Any) -> Any:
     return _FORMULA.sub(r"\1'", visible(value))
 
 
-def _escape(found: re.Match[str]) -> str:
-    return found[0].encode("unicode_escape").decode()
+def _escape(match: re.Match[str]) -> str:
+    return match[0].encode("unicode_escape").decode()

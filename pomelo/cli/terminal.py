@@ -1,19 +1,20 @@
-"""What the commands share at the terminal: their common options, tables, progress, and errors as one line.
-
-Imports nothing heavy: it is loaded for `pomelo --help`.
-"""
+"""The terminal: options of several commands, tables, JSON, progress, and errors as one line."""
 
 from __future__ import annotations
 
 import json
 import sys
 from collections.abc import Iterable, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from pomelo.cli.safe_text import visible, visible_json
+
+if TYPE_CHECKING:
+    from pomelo.gen.v1.task_pb2 import TaskType
 
 Config = Annotated[
     Path | None,
@@ -21,7 +22,7 @@ Config = Annotated[
         "--config",
         metavar="FILE",
         envvar="POMELO_CONFIG",
-        help="Settings. Default: pomelo.toml where it exists. Variables override it.",
+        help="The settings file. Default: pomelo.toml if it exists. Variables override it.",
     ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
@@ -29,7 +30,7 @@ Target = Annotated[
     str | None,
     typer.Option(
         metavar="HOST:PORT",
-        help="The gRPC server. Default: the one of the settings. TLS, unless it is on this machine.",
+        help="The gRPC server. Default: that of the settings. With TLS, unless it is on this machine.",
     ),
 ]
 Ca = Annotated[
@@ -39,7 +40,7 @@ Ca = Annotated[
         metavar="FILE",
         exists=True,
         dir_okay=False,
-        help="Speak TLS, and trust this authority (PEM). Default: the well-known ones.",
+        help="Use TLS, and trust this authority (PEM). Default: the well-known ones.",
     ),
 ]
 Key = Annotated[
@@ -49,18 +50,18 @@ Key = Annotated[
         envvar="POMELO_KEY",
         metavar="KEY",
         show_envvar=True,
-        help="An API key. Default: the test key that serve keeps in the data folder.",
+        help="An API key. Default: the test key that pomelo serve stored in the data folder.",
     ),
 ]
 
 
 class FailureError(Exception):
-    """A command can't do what it was asked; the message is one line that says what to do."""
+    """The command failed. The message is one line that says why and what to do."""
 
 
 def explain(error: Exception) -> str | None:
-    """The line to print for an error that a user can do something about; None for a fault of ours."""
-    # Looked up, not imported: a class whose module was never loaded was never raised.
+    """Returns the line to print for an error that a user can fix, None for an internal error."""
+    # Looked up, not imported: a class whose module is not loaded can't have been raised.
     expected = tuple(
         getattr(module, name)
         for module_name, name in (
@@ -75,13 +76,13 @@ def explain(error: Exception) -> str | None:
     if errors is not None and isinstance(error, errors.PomeloError):
         return f"{error.code}: {error.message}"
     if isinstance(error, OSError):
-        named = f"{error.filename}: " if error.filename else ""
-        return named + (error.strerror or str(error))
+        prefix = f"{error.filename}: " if error.filename else ""
+        return prefix + (error.strerror or str(error))
     return None
 
 
-def say(line: str, *, err: bool = False) -> None:
-    """Prints a line, whatever the names in it are."""
+def print_line(line: str, *, err: bool = False) -> None:
+    """Prints one line, with escapes for control characters."""
     typer.echo(visible(line), err=err)
 
 
@@ -90,39 +91,62 @@ def print_json(value: Any) -> None:
     typer.echo(visible_json(json.dumps(value, indent=2, ensure_ascii=False)))
 
 
-def print_json_list(values: Iterable[Any]) -> None:
+def print_array(values: Iterable[Any]) -> None:
     """Prints values as a JSON array, each on its own line as soon as it arrives."""
-    before = "[\n  "
+    separator = "[\n  "
     for value in values:
-        sys.stdout.write(before + visible_json(json.dumps(value, ensure_ascii=False)))
-        before = ",\n  "
-    sys.stdout.write("[]\n" if before.startswith("[") else "\n]\n")
+        sys.stdout.write(separator + visible_json(json.dumps(value, ensure_ascii=False)))
+        separator = ",\n  "
+    sys.stdout.write("[]\n" if separator.startswith("[") else "\n]\n")
 
 
 def print_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Prints columns that are as wide as they need to be."""
+    """Prints columns that are as wide as their widest cell."""
     rows = [[visible(cell) for cell in row] for row in rows]
     widths = [max(len(row[n]) for row in (header, *rows)) for n in range(len(header))]
     for row in (header, *rows):
         typer.echo("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
 
 
+def parse_time(text: str) -> float | None:
+    """Returns Unix seconds of an ISO date or time, in UTC unless it names a zone; None if it is neither."""
+    try:
+        moment = datetime.fromisoformat(text)
+        return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
+    except (ValueError, OverflowError):
+        return None
+
+
+def format_time(message: Any, field: str) -> str | None:
+    """Returns a Timestamp field as text in UTC, None if it is absent."""
+    if not message.HasField(field):
+        return None
+    text: str = getattr(message, field).ToDatetime().strftime("%Y-%m-%dT%H:%M:%SZ")
+    return text
+
+
+def task_type_name(task_type: TaskType.ValueType) -> str:
+    """Returns the name of a task type in the API, such as text-to-speech."""
+    from pomelo.gen.v1.task_pb2 import TaskType
+
+    return TaskType.Name(task_type).removeprefix("TASK_TYPE_").lower().replace("_", "-")
+
+
 class Progress:
-    """One line on stderr that changes; nothing where stderr is no terminal. A context manager."""
+    """A line on stderr that changes, if stderr is a terminal. Leaving the context clears it."""
 
     def __init__(self) -> None:
         self._shown = False
         self._terminal = sys.stderr.isatty()
 
     def show(self, text: str) -> None:
-        """Replaces what is shown."""
         if self._terminal:
             self._shown = True
             sys.stderr.write(f"\r\x1b[K{text}")
             sys.stderr.flush()
 
     def clear(self) -> None:
-        """Takes away what is shown, if anything is: what follows may be on the same line."""
+        """Clears the line, so that other output does not share it."""
         if self._shown:
             self._shown = False
             sys.stderr.write("\r\x1b[K")

@@ -1,8 +1,4 @@
-"""TLS as the command line sees it: whom it trusts, and why a server that listens can't be talked to.
-
-`client` asks before it opens a channel and after one failed, `doctor` for REST, `serve` for --ca. It knows
-neither grpc nor tasks.
-"""
+"""TLS of the command line: trusted certificates, and the reason why a TLS connection fails."""
 
 from __future__ import annotations
 
@@ -16,15 +12,15 @@ from pomelo.cli.terminal import FailureError
 _TIMEOUT = 5.0
 """Seconds that a handshake may take."""
 
-_OTHER_NAME = (62, 64)
-"""OpenSSL's codes for a certificate that is good, but of another host name or IP address."""
+_NAME_MISMATCH = (62, 64)
+"""OpenSSL's codes for a valid certificate of another host name or IP address."""
 
-_ASKS = "it asks for a client certificate of its authority: set POMELO_TLS_CERT and POMELO_TLS_KEY"
+_NO_CLIENT = "it asks for a client certificate of its authority: set POMELO_TLS_CERT and POMELO_TLS_KEY"
 _BEGIN, _END = "-----BEGIN CERTIFICATE-----", "-----END CERTIFICATE-----"
 
 
-def authority(path: Path | None) -> ssl.SSLContext:
-    """A context that trusts the authority of a PEM file (None: the well-known ones), and checks names.
+def trust_authority(path: Path | None) -> ssl.SSLContext:
+    """Returns a context that trusts the authority of a PEM file (None: the well-known ones) and checks names.
 
     Raises:
         FailureError: the file holds no certificate.
@@ -35,11 +31,11 @@ def authority(path: Path | None) -> ssl.SSLContext:
         raise FailureError(f"--ca {path} holds no PEM certificate") from None
 
 
-def own_certificate(path: Path) -> str:
-    """The first certificate of POMELO_TLS_CERT, the server's own, without those that vouch for it.
+def read_own_certificate(path: Path) -> str:
+    """Returns the first certificate of POMELO_TLS_CERT, the server's own, without those of its issuers.
 
     Raises:
-        FailureError: there is none; OSError: the file can't be read.
+        FailureError: the file holds no certificate; OSError: it can't be read.
     """
     text = path.read_text(errors="replace")
     begin, end = text.find(_BEGIN), text.find(_END)
@@ -48,69 +44,71 @@ def own_certificate(path: Path) -> str:
     return text[begin : end + len(_END)] + "\n"
 
 
-def own(path: Path) -> ssl.SSLContext:
-    """A context that trusts the certificate of POMELO_TLS_CERT and no other, under whatever name it stands.
+def trust_own_certificate(path: Path) -> ssl.SSLContext:
+    """Returns a context that trusts the certificate of POMELO_TLS_CERT and no other, under any name.
 
     Raises:
-        FailureError: there is none; OSError: the file can't be read.
+        FailureError: the file holds no certificate; OSError: it can't be read.
     """
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    # One certificate is trusted, so its name adds nothing; the address may well be 127.0.0.1.
+    # One certificate is trusted, so checking its name adds nothing; the address may well be 127.0.0.1.
     context.check_hostname = False
-    # Nobody above it is known: it need not be self-signed.
+    # The certificate's issuer is unknown here, and it need not be self-signed.
     context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
     try:
-        context.load_verify_locations(cadata=own_certificate(path))
+        context.load_verify_locations(cadata=read_own_certificate(path))
     except ssl.SSLError:
         raise FailureError(f"POMELO_TLS_CERT: {path} holds no PEM certificate") from None
     return context
 
 
-def name_of(host: str, port: int, context: ssl.SSLContext) -> str | None:
-    """The name in the certificate that the server shows; None where it has none.
+def certificate_name(host: str, port: int, context: ssl.SSLContext) -> str | None:
+    """Returns the name in the server's certificate, None if it has none.
 
     Raises:
-        OSError: nobody listens; ssl.SSLError: the handshake fails.
+        OSError: no server listens; ssl.SSLError: the handshake fails.
     """
-    with _connected(host, port, context) as line:
-        shown: Any = line.getpeercert() or {}
-    alternatives = [value for kind, value in shown.get("subjectAltName", ()) if kind in ("DNS", "IP Address")]
-    subject = [value for part in shown.get("subject", ()) for kind, value in part if kind == "commonName"]
+    with _connect(host, port, context) as connection:
+        peer: Any = connection.getpeercert() or {}
+    alternatives = [value for name, value in peer.get("subjectAltName", ()) if name in ("DNS", "IP Address")]
+    subject = [value for part in peer.get("subject", ()) for name, value in part if name == "commonName"]
     names: list[str] = alternatives or subject
     return names[0].replace("*", "any") if names else None
 
 
-def fault(host: str, port: int, context: ssl.SSLContext | None) -> str | None:
-    """Why a server that listens can't be talked to; None when nobody listens. `context` None: without TLS."""
+def diagnose(host: str, port: int, context: ssl.SSLContext | None) -> str | None:
+    """Returns why a listening server does not answer, None if none listens. `context` None: without TLS."""
     try:
         if context is None:
             socket.create_connection((host, port), _TIMEOUT).close()
-            return "it listens, but speaks no gRPC without TLS. For TLS name its authority with --ca FILE"
-        with _connected(host, port, context) as line:
-            # That it misses a certificate of ours, a server tells after the handshake; gRPC just leaves.
-            if line.selected_alpn_protocol() == "h2" and not line.recv(1):
-                return _ASKS
+            return "it listens, but speaks no gRPC without TLS. For TLS, name its authority with --ca FILE"
+        with _connect(host, port, context) as connection:
+            # A server reports a missing client certificate after the handshake; gRPC just disconnects.
+            if connection.selected_alpn_protocol() == "h2" and not connection.recv(1):
+                return _NO_CLIENT
     except ssl.SSLError as error:
-        return why(error)
+        return explain_handshake(error)
     except OSError:
         return None
     return "it listens, but speaks no gRPC"
 
 
-def why(error: ssl.SSLError, *, own: bool = False) -> str:
-    """What a failed handshake means. `own`: it was one with the settings' own address."""
+def explain_handshake(error: ssl.SSLError, *, own: bool = False) -> str:
+    """Returns why a handshake failed. `own`: the address is that of the settings."""
     if isinstance(error, ssl.SSLCertVerificationError):
-        if error.verify_code in _OTHER_NAME:
-            hint = "Ask for it by a name that is in its certificate"
+        if error.verify_code in _NAME_MISMATCH:
+            hint = "Call it by a name that is in its certificate"
+        elif own:
+            hint = "Only POMELO_TLS_CERT is trusted"
         else:
-            hint = "Trusted is POMELO_TLS_CERT alone" if own else "Name its authority with --ca FILE"
+            hint = "Name its authority with --ca FILE"
         return f"its certificate is not trusted: {error.verify_message.rstrip('.')}. {hint}"
     if error.reason and "CERTIFICATE" in error.reason:
-        return _ASKS
-    return "it listens, but speaks no TLS, or none that is taken here"
+        return _NO_CLIENT
+    return "it listens, but speaks no TLS, or no version that is accepted here"
 
 
-def _connected(host: str, port: int, context: ssl.SSLContext) -> ssl.SSLSocket:
+def _connect(host: str, port: int, context: ssl.SSLContext) -> ssl.SSLSocket:
     context.set_alpn_protocols(["h2"])
     plain = socket.create_connection((host, port), _TIMEOUT)
     try:

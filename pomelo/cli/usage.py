@@ -1,6 +1,6 @@
-"""`pomelo usage`: what was used, record by record or summed; as a table, JSON or CSV.
+"""`pomelo usage`: prints usage records or their sums as a table, JSON or CSV.
 
-Pages are printed as they come, so that a long list needs no memory.
+Pages are printed as they arrive, so that a long list needs little memory.
 """
 
 from __future__ import annotations
@@ -12,21 +12,33 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from pomelo.cli import times
 from pomelo.cli.operator import call_operator
 from pomelo.cli.safe_text import csv_cell
-from pomelo.cli.terminal import Config, Json, print_json_list, print_table
+from pomelo.cli.terminal import (
+    Config,
+    Json,
+    format_time,
+    parse_time,
+    print_array,
+    print_table,
+    task_type_name,
+)
+from pomelo.money import format_credits
 
 if TYPE_CHECKING:
     from pomelo.gen.v1.account_service_pb2 import UsageRecord, UsageTotal
 
-_PAGE = 1_000
+_PAGE_SIZE = 1_000
+_COUNTS = (
+    *("input_tokens", "cached_input_tokens", "cache_write_input_tokens", "output_tokens"),
+    *("characters", "images", "audio_seconds", "output_bytes"),
+)
 _TIMEOUT = 600.0
 """Seconds: the command may read every record."""
 
 
 class By(StrEnum):
-    """By what records are summed."""
+    """The field that records are summed by."""
 
     model = "model"
     key = "key"
@@ -35,7 +47,7 @@ class By(StrEnum):
 
 
 class Format(StrEnum):
-    """How it is printed."""
+    """The output format."""
 
     table = "table"
     json = "json"
@@ -43,28 +55,28 @@ class Format(StrEnum):
 
 
 def usage(
-    by: Annotated[By | None, typer.Option("--by", help="Sums instead of records.")] = None,
+    by: Annotated[By | None, typer.Option("--by", help="Print sums instead of records.")] = None,
     since: Annotated[
-        str, typer.Option("--from", metavar="WHEN", help="Only from this date or time (UTC) on.")
+        str, typer.Option("--from", metavar="WHEN", help="Only from this date or time (UTC).")
     ] = "",
     until: Annotated[
         str, typer.Option("--to", metavar="WHEN", help="Only before this date or time (UTC).")
     ] = "",
-    account: Annotated[str, typer.Option(metavar="NAME", help="Only this account's. Default: all.")] = "",
+    account: Annotated[str, typer.Option(metavar="NAME", help="Only tasks of this account.")] = "",
     model: Annotated[str, typer.Option(metavar="M", help="Only tasks of this model.")] = "",
     key: Annotated[str, typer.Option(metavar="KEY_ID", help="Only tasks of this key.")] = "",
     live: Annotated[
-        bool | None, typer.Option("--live/--test", help="Only tasks of such keys. Default: of both.")
+        bool | None, typer.Option("--live/--test", help="Only tasks of live or test keys. Default: both.")
     ] = None,
-    how: Annotated[Format, typer.Option("--format", help="How to print it.")] = Format.table,
+    output_format: Annotated[Format, typer.Option("--format", help="The output format.")] = Format.table,
     config: Config = None,
     as_json: Json = False,
 ) -> None:
-    """Tell what was used, newest first, in credits; or sums of it."""
+    """List usage records, newest first, or their sums. Costs are in credits."""
     from pomelo.gen.v1 import account_service_pb2 as pb
     from pomelo.gen.v1 import admin_service_pb2 as admin_pb
 
-    query = pb.ListUsageRequest(page_size=_PAGE, model=model, key_id=key)
+    query = pb.ListUsageRequest(page_size=_PAGE_SIZE, model=model, key_id=key)
     for text, hint, field in ((since, "--from", query.from_time), (until, "--to", query.to_time)):
         if text:
             field.FromNanoseconds(_nanoseconds(text, hint))
@@ -77,21 +89,21 @@ def usage(
     request = admin_pb.QueryUsageRequest(query=query, account=account, mode=mode)
     pages = _pages(config, request, by.value if by is not None else None)
     {Format.table: _print_tables, Format.json: _print_json, Format.csv: _print_csv}[
-        Format.json if as_json else how
+        Format.json if as_json else output_format
     ](pages)
 
 
 def _nanoseconds(text: str, hint: str) -> int:
-    at = times.parse_time(text)
-    if at is None:
+    seconds = parse_time(text)
+    if seconds is None:
         raise typer.BadParameter(
             f"{text!r} is no date or time such as 2026-11-24 or 2026-11-24T12:00Z", param_hint=hint
         )
-    return int(at * 1000) * 1_000_000
+    return int(seconds * 1000) * 1_000_000
 
 
 def _pages(config: Any, request: Any, by: str | None) -> Iterator[list[dict[str, Any]]]:
-    """The rows, page by page; at least one page, which may be empty."""
+    """Yields the rows of each page; at least one page, which may be empty."""
     from pomelo.settings import load
 
     settings = load(config)
@@ -108,11 +120,9 @@ def _pages(config: Any, request: Any, by: str | None) -> Iterator[list[dict[str,
 
 def _record(row: UsageRecord) -> dict[str, Any]:
     from pomelo.gen.v1.account_service_pb2 import UsageSource
-    from pomelo.gen.v1.task_pb2 import TaskType
-    from pomelo.money import format_credits
 
     return {
-        "time": times.shown(row, "time"),
+        "time": format_time(row, "time"),
         "id": row.id,
         "request_id": row.request_id,
         "account": row.account,
@@ -120,7 +130,7 @@ def _record(row: UsageRecord) -> dict[str, Any]:
         "mode": "live" if row.live else "test",
         "wire": row.wire,
         "model": row.model,
-        "type": TaskType.Name(row.task_type).removeprefix("TASK_TYPE_").lower().replace("_", "-"),
+        "type": task_type_name(row.task_type),
         "provider": row.provider,
         "provider_model": row.provider_model,
         **_counts(row),
@@ -135,42 +145,23 @@ def _record(row: UsageRecord) -> dict[str, Any]:
 
 
 def _total(row: UsageTotal, by: str) -> dict[str, Any]:
-    from pomelo.money import format_credits
-
     return {by: row.group, "tasks": row.tasks, **_counts(row), "cost": format_credits(row.cost_micros)}
 
 
-def _counts(row: Any) -> dict[str, Any]:
-    return {
-        "input_tokens": row.input_tokens,
-        "cached_input_tokens": row.cached_input_tokens,
-        "cache_write_input_tokens": row.cache_write_input_tokens,
-        "output_tokens": row.output_tokens,
-        "characters": row.characters,
-        "images": row.images,
-        "audio_seconds": row.audio_seconds,
-        "output_bytes": row.output_bytes,
-    }
+def _counts(row: UsageRecord | UsageTotal) -> dict[str, Any]:
+    return {name: getattr(row, name) for name in _COUNTS}
 
 
 # --- printing
 
 _COLUMNS = (
-    ("TIME", "time"),
-    ("ACCOUNT", "account"),
-    ("MODE", "mode"),
-    ("MODEL", "model"),
-    ("PROVIDER", "provider"),
-    ("INPUT", "input_tokens"),
-    ("CACHED", "cached_input_tokens"),
-    ("OUTPUT", "output_tokens"),
-    ("CHARS", "characters"),
-    ("IMAGES", "images"),
-    ("SECONDS", "audio_seconds"),
-    ("CREDITS", "cost"),
-    ("ID", "id"),
+    *(("TIME", "time"), ("ACCOUNT", "account"), ("MODE", "mode")),
+    *(("MODEL", "model"), ("PROVIDER", "provider")),
+    *(("INPUT", "input_tokens"), ("CACHED", "cached_input_tokens"), ("OUTPUT", "output_tokens")),
+    *(("CHARS", "characters"), ("IMAGES", "images"), ("SECONDS", "audio_seconds")),
+    *(("CREDITS", "cost"), ("ID", "id")),
 )
-"""Of a record, what a terminal has room for."""
+"""Columns of a record that fit a terminal."""
 
 
 def _print_tables(pages: Iterator[list[dict[str, Any]]]) -> None:
@@ -192,7 +183,7 @@ def _cell(value: Any) -> str:
 
 
 def _print_json(pages: Iterator[list[dict[str, Any]]]) -> None:
-    print_json_list(row for rows in pages for row in rows)
+    print_array(row for rows in pages for row in rows)
 
 
 def _print_csv(pages: Iterator[list[dict[str, Any]]]) -> None:

@@ -1,7 +1,7 @@
-"""`pomelo serve` with several workers: processes that share the addresses, and one that watches them.
+"""`pomelo serve` with several workers: processes that share the addresses, and a supervisor.
 
-The watching one serves nothing. It takes the addresses first, so that no other program can share them, starts
-the workers, starts one again that died, and ends them all in good order.
+The supervisor serves nothing. It reserves the addresses so that no other program can share them, starts the
+workers, restarts those that died, and ends them all.
 """
 
 from __future__ import annotations
@@ -16,25 +16,32 @@ from contextlib import ExitStack, contextmanager
 from multiprocessing.connection import Connection
 from typing import Any, NamedTuple
 
-from pomelo.cli.serve import development_key, greet, run, taken, until
+from pomelo.addresses import join_address, split_address
+from pomelo.cli.process import (
+    create_development_key,
+    find_used_address,
+    print_greeting,
+    run_process,
+    wait_for_signal,
+)
 from pomelo.cli.terminal import FailureError, explain
 from pomelo.logs import format_trace
-from pomelo.settings import Settings, split_address
+from pomelo.settings import Settings
 
-START_WAIT = 60.0
-"""Seconds that a worker may take to serve."""
+START_TIMEOUT = 60.0
+"""Seconds that a worker has to start serving."""
 
-AGAIN_AFTER = 1.0
-"""Seconds after which a worker that died is started again."""
+RESTART_DELAY = 1.0
+"""Seconds after which a worker that died is restarted."""
 
-END_WAIT = 15.0
-"""Seconds beyond the grace after which a worker that does not end is killed."""
+END_TIMEOUT = 15.0
+"""Seconds beyond the grace period after which a worker that has not ended is killed."""
 
 log = logging.getLogger("pomelo.workers")
 
 
 class Ready(NamedTuple):
-    """What a worker tells once it serves."""
+    """The message of a worker that serves."""
 
     configured: frozenset[str]
     rest: tuple[str, int] | None
@@ -42,112 +49,111 @@ class Ready(NamedTuple):
 
 
 async def supervise(settings: Settings, stop: asyncio.Event) -> None:
-    """Serves with as many workers as the settings say, until `stop`.
+    """Serves with the configured number of workers until `stop` is set.
 
     Raises:
-        FailureError: an address is taken, or the workers can't serve.
+        FailureError: an address is in use, or the workers can't serve.
     """
-    made = await development_key(settings)
-    failure = taken(POMELO_REST=settings.rest, POMELO_GRPC=settings.grpc)
+    new_key = await create_development_key(settings)
+    failure = find_used_address(POMELO_REST=settings.rest, POMELO_GRPC=settings.grpc)
     if failure is not None:
         raise failure
-    with _reserved(settings) as settings:
+    with _reserve_addresses(settings) as settings:
         workers = [_Worker(settings, number) for number in range(settings.workers)]
         try:
             ready = [await worker.start() for worker in workers]
-            greet(settings, ready[0].configured, ready[0].rest, ready[0].grpc, made)
-            watching = [asyncio.create_task(worker.watch()) for worker in workers]
-            await until(stop, settings)
-            for task in watching:
+            print_greeting(settings, ready[0].configured, ready[0].rest, ready[0].grpc, new_key)
+            tasks = [asyncio.create_task(worker.keep_running()) for worker in workers]
+            await wait_for_signal(stop, settings)
+            for task in tasks:
                 task.cancel()
         finally:
-            await asyncio.gather(*[worker.end(settings.grace + END_WAIT) for worker in workers])
+            await asyncio.gather(*[worker.end(settings.grace + END_TIMEOUT) for worker in workers])
 
 
 @contextmanager
-def _reserved(settings: Settings) -> Iterator[Settings]:
-    """Holds the addresses for the workers to listen on; a port of 0 becomes the one that was found."""
-    found = {}
+def _reserve_addresses(settings: Settings) -> Iterator[Settings]:
+    """Binds the addresses that the workers listen on; a port of 0 is replaced by a free one."""
+    bound = {}
     with ExitStack() as stack:
         for name in ("rest", "grpc"):
             address = getattr(settings, name)
             if not address:
                 continue
             host, port = split_address(address)
-            family, _, _, _, place = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-            held = stack.enter_context(socket.socket(family, socket.SOCK_STREAM))
-            held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-            held.bind(place)
-            found[name] = f"{f'[{host}]' if ':' in host else host}:{held.getsockname()[1]}"
-        yield settings.model_copy(update=found)
+            family, _, _, _, socket_address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+            reserved = stack.enter_context(socket.socket(family, socket.SOCK_STREAM))
+            reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+            reserved.bind(socket_address)
+            bound[name] = join_address(host, reserved.getsockname()[1])
+        yield settings.model_copy(update=bound)
 
 
 class _Worker:
-    """One of the processes, started again whenever it dies."""
+    """One of the processes. It is restarted when it dies."""
 
     def __init__(self, settings: Settings, number: int) -> None:
         self._settings = settings
         self._number = number
         self._process: Any = None
-        self._line: Connection | None = None
+        self._pipe: Connection | None = None
 
     async def start(self) -> Ready:
-        """Starts it; returns when it serves.
+        """Starts the process and waits until it serves.
 
         Raises:
-            FailureError: it can't.
+            FailureError: it can't serve.
         """
         # Spawned, not forked: gRPC and the event loop do not survive a fork.
         context = multiprocessing.get_context("spawn")
-        self._line, theirs = context.Pipe()
-        process = context.Process(target=_work, args=(self._settings, self._number, theirs))
+        self._pipe, worker_pipe = context.Pipe()
+        process = context.Process(target=_work, args=(self._settings, self._number, worker_pipe))
         process.start()
         self._process = process
-        theirs.close()
-        told = await asyncio.to_thread(self._told)
-        if isinstance(told, Ready):
-            return told
-        raise FailureError(told)
+        worker_pipe.close()
+        message = await asyncio.to_thread(self._receive, self._pipe)
+        if isinstance(message, Ready):
+            return message
+        raise FailureError(message)
 
-    def _told(self) -> Ready | str:
-        line = self._line
+    def _receive(self, pipe: Connection) -> Ready | str:
         try:
-            if line is not None and line.poll(START_WAIT):
-                told: Ready | str = line.recv()
-                return told
+            if pipe.poll(START_TIMEOUT):
+                message: Ready | str = pipe.recv()
+                return message
         except EOFError:
             return f"worker {self._number} ended before it served"
-        return f"worker {self._number} does not serve after {START_WAIT:g} s"
+        return f"worker {self._number} does not serve after {START_TIMEOUT:g} s"
 
-    async def watch(self) -> None:
-        """Starts it again whenever it has died; until it is cancelled."""
+    async def keep_running(self) -> None:
+        """Restarts the process whenever it dies, until it is cancelled."""
         while True:
-            await self._died()
+            await self._wait_for_death()
             log.error("worker %d died with status %s", self._number, self._process.exitcode)
-            await asyncio.sleep(AGAIN_AFTER)
+            await asyncio.sleep(RESTART_DELAY)
             try:
                 await self.start()
             except FailureError as error:
-                log.error("worker %d can't be started again: %s", self._number, error)
-            except Exception as error:  # e.g. no free process or descriptor; the next try may succeed
-                log.error("worker %d can't be started again\n%s", self._number, format_trace(error))
+                log.error("worker %d can't be restarted: %s", self._number, error)
+            except Exception as error:  # e.g. no free process or descriptor; the next attempt may succeed
+                log.error("worker %d can't be restarted\n%s", self._number, format_trace(error))
 
-    async def end(self, wait: float) -> None:
-        """Lets it end, and kills it when it does not."""
+    async def end(self, seconds: float) -> None:
+        """Ends the process, and kills it after `seconds`."""
         process = self._process
         if process is None:
             return
         if process.is_alive():
             process.terminate()
-            await asyncio.to_thread(process.join, wait)
+            await asyncio.to_thread(process.join, seconds)
         if process.is_alive():
             process.kill()
             await asyncio.to_thread(process.join)
-        if self._line is not None:
-            self._line.close()
+        if self._pipe is not None:
+            self._pipe.close()
 
-    async def _died(self) -> None:
+    async def _wait_for_death(self) -> None:
         loop = asyncio.get_running_loop()
         died = asyncio.Event()
         sentinel = self._process.sentinel
@@ -159,23 +165,23 @@ class _Worker:
         self._process.join()
 
 
-def _work(settings: Settings, number: int, line: Connection) -> None:
-    """A worker's process, from its beginning to its end."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all; the watching process tells us
-    run(lambda stop: _serve(settings, number, line, stop), (signal.SIGTERM,))
+def _work(settings: Settings, number: int, pipe: Connection) -> None:
+    """Runs the process of a worker."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes; the supervisor ends this one
+    run_process(lambda stop: _serve(settings, number, pipe, stop), (signal.SIGTERM,))
 
 
-async def _serve(settings: Settings, number: int, line: Connection, stop: asyncio.Event) -> None:
+async def _serve(settings: Settings, number: int, pipe: Connection, stop: asyncio.Event) -> None:
     from pomelo.app import open_app
 
-    # The other end is closed when the watching process is gone, however it went.
-    asyncio.get_running_loop().add_reader(line.fileno(), stop.set)
+    # The other end is closed when the supervisor is gone, even if it was killed.
+    asyncio.get_running_loop().add_reader(pipe.fileno(), stop.set)
     try:
         async with open_app(settings, worker=number) as app:
-            line.send(Ready(app.configured, app.rest, app.grpc))
+            pipe.send(Ready(app.configured, app.rest, app.grpc))
             await stop.wait()
     except Exception as error:
-        told = explain(error)
-        if told is None or stop.is_set():
+        line = explain(error)
+        if line is None or stop.is_set():
             raise
-        line.send(told)
+        pipe.send(line)

@@ -1,4 +1,4 @@
-"""Every runnable block of docs/rest-api.md, run as it stands with only the host and the key replaced."""
+"""Runs every runnable block of docs/rest-api.md, with only the host and the key replaced."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ SHAPES = {
     "speech.generation": ({"id", "object", "created", "model", "audio"}, "speech_"),
     "speech.transcription": ({"id", "object", "created", "model", "text", "language", "words"}, "speech_"),
 }
-TOLD = {
+RESOURCES = {
     "account": {"id", "object", "mode", "plan", "limits", "credits"},
     "list": {"object", "data", "next_page_token"},
 }
@@ -39,15 +39,15 @@ TOLD = {
 
 @pytest.fixture(scope="module")
 async def served(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Served]:
-    """`pomelo serve`, as a process of its own."""
+    """A running server."""
     async with serve(tmp_path_factory.mktemp("served")) as process:
         yield process
 
 
 @pytest.fixture(scope="module")
 async def folder(served: Served, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with an input.mp3, made by the service itself."""
-    where = tmp_path_factory.mktemp("examples")
+    """A folder with an input.mp3, which the server generated."""
+    folder = tmp_path_factory.mktemp("examples")
     body = {"model": "eleven-labs-tts", "text": "This is the input.", "voice": "adam"}
     async with (
         aiohttp.ClientSession() as session,
@@ -56,12 +56,12 @@ async def folder(served: Served, tmp_path_factory: pytest.TempPathFactory) -> Pa
         ) as answer,
     ):
         assert answer.content_type == "audio/mpeg"
-        (where / "input.mp3").write_bytes(await answer.read())
-    return where
+        (folder / "input.mp3").write_bytes(await answer.read())
+    return folder
 
 
 async def run(language: str, code: str, folder: Path) -> str:
-    """What a block prints."""
+    """Returns the output of a block."""
     if language == "python":
         command = [sys.executable, "-c", code]
     elif language == "javascript":
@@ -79,18 +79,18 @@ async def run(language: str, code: str, folder: Path) -> str:
     return out.decode()
 
 
-def test_the_page_has_its_examples() -> None:
+def test_the_page_has_examples() -> None:
     assert [language for language, _ in BLOCKS].count("bash") >= 6
     assert {"python", "javascript"} <= {language for language, _ in BLOCKS}
 
 
 @pytest.mark.parametrize(("language", "code"), BLOCKS, ids=[f"{i} {b[0]}" for i, b in enumerate(BLOCKS)])
-async def test_an_example_runs_as_it_stands(language: str, code: str, served: Served, folder: Path) -> None:
+async def test_an_example_runs_unchanged(language: str, code: str, served: Served, folder: Path) -> None:
     code = code.replace("https://your-domain.com", served.url).replace("YOUR_API_KEY", served.key)
     printed = await run(language, code + SHOW[language], folder)
     if "-o speech.mp3" in code:
-        with av.open(str(folder / "speech.mp3")) as sound:
-            assert sum(frame.samples for frame in sound.decode(audio=0)) > 10_000
+        with av.open(str(folder / "speech.mp3")) as audio:
+            assert sum(frame.samples for frame in audio.decode(audio=0)) > 10_000
     elif '"stream": true' in code:
         assert printed.rstrip().endswith("data: [DONE]")
         assert printed.count("task.completion.chunk") > 5
@@ -99,19 +99,19 @@ async def test_an_example_runs_as_it_stands(language: str, code: str, served: Se
 
 
 async def check(found: dict[str, object], code: str, served: Served) -> None:
-    """An answer has its documented shape; a medium's link and its bytes are the same, and decode."""
-    if found["object"] in TOLD:
-        assert set(found) == TOLD[str(found["object"])]
+    """Checks the documented shape of a response, and that media decode and equal the file behind their link."""
+    if found["object"] in RESOURCES:
+        assert set(found) == RESOURCES[str(found["object"])]
         return
     fields, prefix = SHAPES[str(found["object"])]
     assert set(found) == fields
     assert str(found["id"]).startswith(prefix)
     assert isinstance(found["created"], int)
     assert str(found["model"]) in code
-    medium = found.get("audio") or (found.get("data") or [None])[0]  # type: ignore[index]
-    if isinstance(medium, dict):
-        data = b64decode(medium["b64_json"])
-        async with aiohttp.ClientSession() as session, session.get(medium["url"]) as answer:
+    media = found.get("audio") or (found.get("data") or [None])[0]  # type: ignore[index]
+    if isinstance(media, dict):
+        data = b64decode(media["b64_json"])
+        async with aiohttp.ClientSession() as session, session.get(media["url"]) as answer:
             assert await answer.read() == data
         with av.open(BytesIO(data)) as file:
             frames = list(file.decode(file.streams[0]))

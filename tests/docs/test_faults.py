@@ -1,9 +1,9 @@
-"""The page of faults is the table of faults."""
+"""The page of faults is generated from the table of faults."""
 
 from __future__ import annotations
 
 from tests.faults.page import PLACE, page
 
 
-def test_the_page_of_faults_is_made_of_the_table() -> None:
-    assert PLACE.read_text() == page(), "write it anew: python -m tests.faults.page"
+def test_the_page_of_faults_equals_the_table() -> None:
+    assert PLACE.read_text() == page(), "run: python -m tests.faults.page"

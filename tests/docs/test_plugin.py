@@ -1,4 +1,4 @@
-"""The worked example of docs/adding-a-provider.md: written down, installed, served and asked."""
+"""The example of docs/adding-a-provider.md: written to files, installed, served and called."""
 
 from __future__ import annotations
 
@@ -32,15 +32,15 @@ KEY = "acme-key-of-the-operator"
 
 @dataclass
 class Vendor:
-    """Acme itself, and a vLLM."""
+    """The API of Acme, and of a vLLM."""
 
     url: str = ""
-    asked: list[Any] = field(default_factory=list)
+    requests: list[Any] = field(default_factory=list)
 
     async def say(self, request: web.Request) -> web.StreamResponse:
-        """Acme's one method, by the words of the page."""
+        """Acme's only method, with the fields of the page."""
         body = await request.json()
-        self.asked.append((request.headers["Authorization"], body))
+        self.requests.append((request.headers["Authorization"], body))
         end = {"end": "done", "tokens": [3, 2], "cents": 0.0123}
         if not body["live"]:
             return web.json_response({"said": "Acme says", **end})
@@ -51,15 +51,15 @@ class Vendor:
         return response
 
     async def me(self, request: web.Request) -> web.Response:
-        """What doctor asks."""
+        """The request of pomelo doctor."""
         return web.json_response(
             {}, status=200 if request.headers["Authorization"] == f"Bearer {KEY}" else 401
         )
 
     async def chat(self, request: web.Request) -> web.Response:
-        """A host's chat completions."""
+        """Chat completions of vLLM."""
         body = await request.json()
-        self.asked.append((request.headers.get("Authorization"), body))
+        self.requests.append((request.headers.get("Authorization"), body))
         choice = {
             "index": 0,
             "message": {"role": "assistant", "content": "vLLM says"},
@@ -71,23 +71,23 @@ class Vendor:
 
 @pytest.fixture(scope="module")
 async def vendor() -> AsyncIterator[Vendor]:
-    """The vendor, listening."""
-    playing = Vendor()
+    """The running vendor."""
+    vendor = Vendor()
     app = web.Application()
-    app.router.add_post("/say", playing.say)
-    app.router.add_get("/me", playing.me)
-    app.router.add_post("/v1/chat/completions", playing.chat)
+    app.router.add_post("/say", vendor.say)
+    app.router.add_get("/me", vendor.me)
+    app.router.add_post("/v1/chat/completions", vendor.chat)
     runner = web.AppRunner(app)
     await runner.setup()
     await web.TCPSite(runner, "127.0.0.1", 0).start()
-    playing.url = "http://{}:{}".format(*runner.addresses[0])
-    yield playing
+    vendor.url = "http://{}:{}".format(*runner.addresses[0])
+    yield vendor
     await runner.cleanup()
 
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The package's folder, as the page has its files."""
+    """A folder with the package's files of the page."""
     folder = tmp_path_factory.mktemp("pomelo-acme")
     for name, text in FILES.items():
         path = folder / name
@@ -98,7 +98,7 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def site(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder that the package is installed into, by pip."""
+    """A folder in which pip installed the package."""
     target = tmp_path_factory.mktemp("site")
     offline = ("--no-deps", "--no-index", "--no-build-isolation", "--disable-pip-version-check")
     subprocess.run(
@@ -111,7 +111,7 @@ def site(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 async def served(
     site: Path, vendor: Vendor, tmp_path_factory: pytest.TempPathFactory
 ) -> AsyncIterator[Served]:
-    """`pomelo serve` where the package is installed, with the catalogue of the page."""
+    """A server with the package and the catalogue of the page."""
     folder = tmp_path_factory.mktemp("served")
     assert CATALOGUE is not None
     (folder / "catalog.toml").write_text(CATALOGUE[1])
@@ -120,7 +120,7 @@ async def served(
 
 
 def variables(site: Path, vendor: Vendor) -> dict[str, str]:
-    """What the operator exports."""
+    """The operator's variables."""
     return {
         "PYTHONPATH": os.pathsep.join([str(site), *filter(None, [os.environ.get("PYTHONPATH")])]),
         "ACME_API_KEY": KEY,
@@ -136,7 +136,7 @@ async def live(site: Path, vendor: Vendor, served: Served) -> str:
 
 
 @pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
-async def test_the_plugged_in_model_answers_over_rest(
+async def test_the_model_of_the_plug_in_answers_over_rest(
     served: Served, live: str, vendor: Vendor, stream: bool
 ) -> None:
     body = {
@@ -154,7 +154,7 @@ async def test_the_plugged_in_model_answers_over_rest(
             (record,) = (await usage.json())["data"]
     assert answer.status == 200, text
     assert (record["model"], record["provider_cost"], record["cost"]) == ("acme-large", 0.000123, 0.000123)
-    assert vendor.asked[-1] == (
+    assert vendor.requests[-1] == (
         f"Bearer {KEY}",
         {"model": "large-2", "lines": [{"by": "user", "says": "Hi"}], "most": 4000, "live": stream},
     )
@@ -166,7 +166,7 @@ async def test_the_plugged_in_model_answers_over_rest(
         assert json.loads(text)["usage"] == {"prompt_tokens": 3, "completion_tokens": 2, "total_tokens": 5}
 
 
-async def test_the_plugged_in_model_answers_over_grpc(served: Served, live: str) -> None:
+async def test_the_model_of_the_plug_in_answers_over_grpc(served: Served, live: str) -> None:
     task = Task(model="acme-large", text=TextInput(messages=[Message(role=Role.ROLE_USER, content="Hi")]))
     metadata = (("authorization", f"Bearer {live}"),)
     async with grpc.aio.insecure_channel(f"127.0.0.1:{served.grpc_port}") as channel:
@@ -181,37 +181,37 @@ async def test_the_plugged_in_model_answers_over_grpc(served: Served, live: str)
     assert events[-1].text_delta.usage.total_tokens == 5
 
 
-async def test_a_test_key_gets_the_plugged_in_model_from_the_sandbox(served: Served, vendor: Vendor) -> None:
-    before = len(vendor.asked)
+async def test_with_a_test_key_the_sandbox_answers_for_the_plug_in(served: Served, vendor: Vendor) -> None:
+    before = len(vendor.requests)
     body = {"model": "acme-large", "messages": [{"role": "user", "content": "Hi"}]}
     async with (
         aiohttp.ClientSession(headers=served.headers) as session,
         session.post(f"{served.url}/api/v1/task", json=body) as answer,
     ):
-        said = await answer.json()
-    assert "sandbox" in said["choices"][0]["message"]["content"]
-    assert len(vendor.asked) == before
+        response = await answer.json()
+    assert "sandbox" in response["choices"][0]["message"]["content"]
+    assert len(vendor.requests) == before
 
 
-async def test_a_model_of_the_operators_catalogue_is_answered_by_a_host_without_a_key(
+async def test_a_model_of_the_operators_catalogue_uses_a_host_without_a_key(
     served: Served, live: str, vendor: Vendor
 ) -> None:
     body = {"model": "house-mixtral", "messages": [{"role": "user", "content": "Hi"}], "temperature": 2}
     async with aiohttp.ClientSession(headers={"Authorization": f"Bearer {live}"}) as session:
         async with session.post(f"{served.url}/api/v1/task", json=body) as answer:
-            said = await answer.json()
-        assert said["choices"][0]["message"]["content"] == "vLLM says"
+            response = await answer.json()
+        assert response["choices"][0]["message"]["content"] == "vLLM says"
         async with session.get(f"{served.url}/api/v1/models") as answer:
             listed = await answer.text()
-    key, sent = vendor.asked[-1]
+    key, sent = vendor.requests[-1]
     assert key is None
     assert (sent["model"], sent["temperature"]) == ("mistralai/Mixtral-8x7B-Instruct-v0.1", 1.5)
     assert "acme-large" in listed
     assert "house-mixtral" in listed
 
 
-def test_the_packages_own_tests_run_it_through_the_suite(source: Path, site: Path) -> None:
-    ended = subprocess.run(
+def test_the_packages_own_tests_run_the_provider_contract(source: Path, site: Path) -> None:
+    result = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "test_acme.py"],
         cwd=source,
         env=os.environ | {"PYTHONPATH": str(site)},
@@ -219,27 +219,25 @@ def test_the_packages_own_tests_run_it_through_the_suite(source: Path, site: Pat
         text=True,
         timeout=110,
     )
-    assert ended.returncode == 0, ended.stdout[-4000:]
-    passed = re.search(r"(\d+) passed", ended.stdout)
+    assert result.returncode == 0, result.stdout[-4000:]
+    passed = re.search(r"(\d+) passed", result.stdout)
     assert passed is not None
     assert int(passed[1]) > 50
-    assert "skipped" not in ended.stdout
+    assert "skipped" not in result.stdout
 
 
-async def test_doctor_tells_of_the_plug_in_and_of_the_hosts(
-    site: Path, vendor: Vendor, served: Served
-) -> None:
+async def test_doctor_reports_the_plug_in_and_the_hosts(site: Path, vendor: Vendor, served: Served) -> None:
     given = variables(site, vendor) | {"POMELO_CATALOG": "catalog.toml"}
-    ended = await pomelo(served.data.parent, "doctor", "--json", **given)
-    found = {finding["name"]: finding for finding in json.loads(ended.out)}
+    result = await pomelo(served.data.parent, "doctor", "--json", **given)
+    found = {finding["name"]: finding for finding in json.loads(result.out)}
     assert found["acme"] == {"name": "acme", "state": "ok", "detail": f"{vendor.url} takes the key"}
     assert found["groq"]["detail"] == "GROQ_API_KEY is not set: its models need a test key"
     assert found["ollama"]["detail"] == "OLLAMA_BASE_URL is not set"
     assert found["second-vllm"]["state"] == "off"
-    assert KEY not in ended.out + ended.error
+    assert KEY not in result.out + result.error
 
 
-async def test_a_broken_plug_in_ends_the_start_in_one_line_that_names_it(
+async def test_a_broken_plug_in_prevents_the_start_with_one_line_that_names_it(
     site: Path, vendor: Vendor, tmp_path: Path
 ) -> None:
     broken = tmp_path / "site"
@@ -250,7 +248,7 @@ async def test_a_broken_plug_in_ends_the_start_in_one_line_that_names_it(
     (broken / "pomelo_bad-1.dist-info" / "entry_points.txt").write_text(
         "[pomelo.providers]\nbad = pomelo_bad:Bad\n"
     )
-    ended = await pomelo(tmp_path, "serve", **variables(broken, vendor))
-    assert ended.status == 1
-    assert ended.error.startswith("pomelo: the plug-in bad (pomelo_bad:Bad) can't be loaded: ")
-    assert len(ended.error.splitlines()) == 1
+    result = await pomelo(tmp_path, "serve", **variables(broken, vendor))
+    assert result.status == 1
+    assert result.error.startswith("pomelo: the plug-in bad (pomelo_bad:Bad) can't be loaded: ")
+    assert len(result.error.splitlines()) == 1

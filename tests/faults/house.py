@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from pomelo.accounts.keys import Keyring
-from pomelo.app import store_of
+from pomelo.configuration import store_of
 from pomelo.settings import load
 from pomelo.stores.accounts import Grant
 from pomelo.testing import FaultUpstream

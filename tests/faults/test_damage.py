@@ -24,7 +24,7 @@ from pomelo.stores.keys import KeyRecord
 from pomelo.stores.ledger import IdempotencyKey, ReserveRequest, Settlement
 from pomelo.stores.sqlite import damage, open_sqlite
 from pomelo.stores.usage import UsageQuery
-from tests.integration.commands import addresses, pomelo, staying
+from tests.integration.commands import free_addresses, pomelo, start_command
 from tests.unit.accounts.audited_store import PRICES, draft, endow, hold, run
 
 PAGE = 4096
@@ -354,14 +354,14 @@ async def test_serve_and_the_audit_report_damage_to_the_operator(database: bytes
     intact = path.read_bytes()
     path.write_bytes(intact[: 5 * PAGE] + bytes(PAGE) + intact[6 * PAGE :])
     for command in ("serve", "audit"):
-        ended = await pomelo(tmp_path, command, **addresses())
+        ended = await pomelo(tmp_path, command, **free_addresses())
         assert ended.status == 1
         assert str(path) in ended.error
         assert "restore a backup" in ended.error
         assert len(ended.error.splitlines()) == 1
     path.write_bytes(database)
-    async with staying(tmp_path, "serve", **addresses()) as server:
-        await server.until("gRPC")
+    async with start_command(tmp_path, "serve", **free_addresses()) as server:
+        await server.read_until("gRPC")
         with path.open("r+b") as file:
             file.seek(PAGE)
             file.write(b"\xff" * (len(database) - PAGE))

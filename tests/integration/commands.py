@@ -1,4 +1,4 @@
-"""The command line as processes of its own."""
+"""Runs commands of the command line as processes."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from tests.ports import free_port
 
 
 @dataclass(frozen=True)
-class Ended:
-    """What a command left."""
+class CommandResult:
+    """The exit status and the output of a command."""
 
     status: int
     raw: bytes
@@ -24,22 +24,22 @@ class Ended:
 
     @property
     def out(self) -> str:
-        """What it printed, as text."""
+        """The output as text."""
         return self.raw.decode()
 
 
 def environment(folder: Path, **variables: str) -> dict[str, str]:
-    """Variables of a command whose data folder is in `folder`, and nothing of the machine's own."""
-    kept = {
+    """Returns the environment of a command with its data folder in `folder` and no settings of this machine."""
+    inherited = {
         k: v
         for k, v in os.environ.items()
         if not k.startswith("POMELO_") and not k.endswith(("_API_KEY", "_BASE_URL"))
     }
-    return kept | {"POMELO_DATA": str(folder / "data")} | variables
+    return inherited | {"POMELO_DATA": str(folder / "data")} | variables
 
 
-async def pomelo(folder: Path, *arguments: str, stdin: bytes = b"", **variables: str) -> Ended:
-    """Runs a command to its end, in `folder`."""
+async def pomelo(folder: Path, *arguments: str, stdin: bytes = b"", **variables: str) -> CommandResult:
+    """Runs a command in `folder` and returns its result."""
     process = await asyncio.create_subprocess_exec(
         sys.executable,
         "-m",
@@ -55,26 +55,26 @@ async def pomelo(folder: Path, *arguments: str, stdin: bytes = b"", **variables:
         out, error = await process.communicate(stdin)
     assert process.returncode is not None
     assert b"Traceback" not in error, error.decode()
-    return Ended(process.returncode, out, error.decode())
+    return CommandResult(process.returncode, out, error.decode())
 
 
 async def live_key(folder: Path, **variables: str) -> str:
-    """A live key of the account default, which is freed of limits and gets more than any test can spend."""
+    """Returns a live key of the account default, which gets no limits and more credits than a test can spend."""
     for arguments in (("plan", "default", "unlimited"), ("grant", "default", "1000000")):
-        ended = await pomelo(folder, "accounts", *arguments, **variables)
-        assert ended.status == 0, ended.error
+        result = await pomelo(folder, "accounts", *arguments, **variables)
+        assert result.status == 0, result.error
     return (await pomelo(folder, "keys", "create", "--live", **variables)).out.split()[-1]
 
 
-class Running:
-    """A command that stays, and the lines that it prints."""
+class RunningCommand:
+    """A running command and the lines that it has printed."""
 
     def __init__(self, process: asyncio.subprocess.Process) -> None:
         self.process = process
         self.lines: list[str] = []
 
-    async def until(self, words: str) -> str:
-        """The next line that has `words` in it."""
+    async def read_until(self, words: str) -> str:
+        """Returns the next line that contains `words`."""
         assert self.process.stdout is not None
         async with asyncio.timeout(30):
             while line := (await self.process.stdout.readline()).decode():
@@ -83,8 +83,8 @@ class Running:
                     return line.strip()
         raise AssertionError(f"ended without {words!r}: {self.lines}")
 
-    async def ends(self) -> int:
-        """Its status, once it has ended."""
+    async def wait(self) -> int:
+        """Waits for the end and returns the exit status."""
         assert self.process.stdout is not None
         async with asyncio.timeout(30):
             self.lines.append((await self.process.stdout.read()).decode())
@@ -92,8 +92,8 @@ class Running:
 
 
 @asynccontextmanager
-async def staying(folder: Path, *arguments: str, **variables: str) -> AsyncIterator[Running]:
-    """Starts a command that serves; kills it on leaving if it is still there."""
+async def start_command(folder: Path, *arguments: str, **variables: str) -> AsyncIterator[RunningCommand]:
+    """Starts a command; kills it on leaving if it still runs."""
     process = await asyncio.create_subprocess_exec(
         sys.executable,
         "-m",
@@ -105,13 +105,13 @@ async def staying(folder: Path, *arguments: str, **variables: str) -> AsyncItera
         stderr=asyncio.subprocess.STDOUT,
     )
     try:
-        yield Running(process)
+        yield RunningCommand(process)
     finally:
         if process.returncode is None:
             process.send_signal(signal.SIGKILL)
             await process.wait()
 
 
-def addresses() -> dict[str, str]:
-    """Free ports for both doors."""
+def free_addresses() -> dict[str, str]:
+    """Returns settings with free ports for REST and gRPC."""
     return {"POMELO_REST": f"127.0.0.1:{free_port()}", "POMELO_GRPC": f"127.0.0.1:{free_port()}"}

@@ -1,4 +1,4 @@
-"""`pomelo serve` and `pomelo gateway` as processes: the first start, the end, and what is refused."""
+"""`pomelo serve` and `pomelo gateway` as processes: the first start, the end, and refused settings."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import aiohttp
 import psutil
 import pytest
 
-from tests.integration.commands import addresses, pomelo, staying
+from tests.integration.commands import free_addresses, pomelo, start_command
 from tests.ports import free_port
 
 BODY = {
@@ -23,7 +23,7 @@ BODY = {
 
 
 async def curl(line: str) -> dict:
-    """What the printed line prints, run by a shell as it stands."""
+    """Returns the JSON that the printed command prints in a shell."""
     process = await asyncio.create_subprocess_shell(
         line, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.DEVNULL
     )
@@ -32,11 +32,13 @@ async def curl(line: str) -> dict:
     return json.loads(out)
 
 
-async def test_the_first_start_makes_one_key_and_prints_a_line_that_works_and_later_ones_none(tmp_path):
-    places = addresses()
-    async with staying(tmp_path, "serve", **places) as server:
-        assert places["POMELO_REST"] in await server.until("REST")
-        line = await server.until("curl ")
+async def test_the_first_start_creates_a_key_and_prints_a_working_command_and_later_starts_create_none(
+    tmp_path,
+):
+    addresses = free_addresses()
+    async with start_command(tmp_path, "serve", **addresses) as server:
+        assert addresses["POMELO_REST"] in await server.read_until("REST")
+        line = await server.read_until("curl ")
         key_file = tmp_path / "data" / "test-key"
         key = key_file.read_text().strip()
         assert key.startswith("pml_test_")
@@ -44,9 +46,9 @@ async def test_the_first_start_makes_one_key_and_prints_a_line_that_works_and_la
         assert stat.S_IMODE(key_file.stat().st_mode) == 0o600
         assert (await curl(line))["object"] == "task.completion"
         server.process.send_signal(signal.SIGTERM)
-        assert await server.ends() == 0
-    async with staying(tmp_path, "serve", **places) as server:
-        line = await server.until("curl ")
+        assert await server.wait() == 0
+    async with start_command(tmp_path, "serve", **addresses) as server:
+        line = await server.read_until("curl ")
         assert key not in "".join(server.lines)
         assert (await curl(line))["object"] == "task.completion"
     assert key_file.read_text().strip() == key
@@ -57,17 +59,17 @@ async def test_serve_raises_its_limit_of_open_files_to_the_maximum(tmp_path):
     before = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (max(256, before[0] // 2), before[1]))
     try:
-        async with staying(tmp_path, "serve", **addresses()) as server:
-            await server.until("curl ")
+        async with start_command(tmp_path, "serve", **free_addresses()) as server:
+            await server.read_until("curl ")
             assert psutil.Process(server.process.pid).rlimit(psutil.RLIMIT_NOFILE)[0] == before[1]
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, before)
 
 
 async def test_settings_of_connections_reach_the_server(tmp_path):
-    variables = addresses() | {"POMELO_MAX_CONNECTIONS": "8", "POMELO_IDLE_TIMEOUT": "1"}
-    async with staying(tmp_path, "serve", **variables) as server:
-        await server.until("curl ")
+    variables = free_addresses() | {"POMELO_MAX_CONNECTIONS": "8", "POMELO_IDLE_TIMEOUT": "1"}
+    async with start_command(tmp_path, "serve", **variables) as server:
+        await server.read_until("curl ")
         key = (tmp_path / "data" / "test-key").read_text().strip()
         host, _, port = variables["POMELO_REST"].rpartition(":")
         reader, writer = await asyncio.open_connection(host, int(port))
@@ -84,77 +86,82 @@ async def test_settings_of_connections_reach_the_server(tmp_path):
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-async def test_a_signal_lets_running_tasks_end_and_takes_the_socket_away(tmp_path, number):
-    places = addresses()
-    async with staying(tmp_path, "serve", **places) as server, aiohttp.ClientSession() as session:
-        await server.until("curl ")
+async def test_a_signal_lets_running_tasks_finish_and_removes_the_socket(tmp_path, number):
+    addresses = free_addresses()
+    async with start_command(tmp_path, "serve", **addresses) as server, aiohttp.ClientSession() as session:
+        await server.read_until("curl ")
         headers = {"Authorization": f"Bearer {(tmp_path / 'data' / 'test-key').read_text().strip()}"}
-        url = f"http://{places['POMELO_REST']}/api/v1/task"
+        url = f"http://{addresses['POMELO_REST']}/api/v1/task"
         async with session.post(url, json=BODY, headers=headers) as answer:
             await answer.content.readline()
             server.process.send_signal(number)
-            await server.until("Ending")
-            async with asyncio.timeout(1.5), session.get(f"http://{places['POMELO_REST']}/healthz") as health:
-                while health.status == 200:  # the signal is a moment ahead
+            await server.read_until("Ending")
+            async with (
+                asyncio.timeout(1.5),
+                session.get(f"http://{addresses['POMELO_REST']}/healthz") as health,
+            ):
+                while health.status == 200:  # the signal may not have been handled yet
                     health = await session.get(health.url)
                 assert (health.status, (await health.json())["error"]["code"]) == (503, "shutting_down")
             assert (await answer.text()).endswith("data: [DONE]\n\n")
-        assert await server.ends() == 0
+        assert await server.wait() == 0
         assert not (tmp_path / "data" / "admin.sock").exists()
 
 
-async def test_a_second_signal_ends_at_once(tmp_path):
-    places = addresses() | {"POMELO_GRACE": "600"}
-    async with staying(tmp_path, "serve", **places) as server, aiohttp.ClientSession() as session:
-        await server.until("curl ")
+async def test_a_second_signal_ends_the_server_immediately(tmp_path):
+    addresses = free_addresses() | {"POMELO_GRACE": "600"}
+    async with start_command(tmp_path, "serve", **addresses) as server, aiohttp.ClientSession() as session:
+        await server.read_until("curl ")
         headers = {"Authorization": f"Bearer {(tmp_path / 'data' / 'test-key').read_text().strip()}"}
         body = BODY | {"messages": [{"role": "user", "content": "[[stall]]"}]}
         async with session.post(
-            f"http://{places['POMELO_REST']}/api/v1/task", json=body, headers=headers
+            f"http://{addresses['POMELO_REST']}/api/v1/task", json=body, headers=headers
         ) as answer:
             await answer.content.readline()
             server.process.send_signal(signal.SIGTERM)
-            await server.until("Ending")
+            await server.read_until("Ending")
             server.process.send_signal(signal.SIGTERM)
-            assert await server.ends() == -signal.SIGTERM
-    # What it left behind, its socket among it, is in nobody's way.
+            assert await server.wait() == -signal.SIGTERM
+    # The files that it left, such as its socket, do not prevent another start.
     assert (await pomelo(tmp_path, "keys", "list")).status == 0
-    async with staying(tmp_path, "serve", **places) as server:
-        await server.until("curl ")
+    async with start_command(tmp_path, "serve", **addresses) as server:
+        await server.read_until("curl ")
 
 
 async def test_a_second_server_on_the_same_data_is_refused(tmp_path):
-    async with staying(tmp_path, "serve", **addresses()) as server:
-        await server.until("curl ")
-        ended = await pomelo(tmp_path, "serve", **addresses())
-        assert ended.status == 1
-        assert f"used by another process (pid {server.process.pid})" in ended.error
+    async with start_command(tmp_path, "serve", **free_addresses()) as server:
+        await server.read_until("curl ")
+        result = await pomelo(tmp_path, "serve", **free_addresses())
+        assert result.status == 1
+        assert f"used by another process (pid {server.process.pid})" in result.error
 
 
-@pytest.mark.parametrize("door", ["POMELO_REST", "POMELO_GRPC"])
-async def test_an_address_that_is_taken_is_refused(tmp_path, door):
-    async with staying(tmp_path, "serve", **(places := addresses())) as server:
-        await server.until("curl ")
-        ended = await pomelo(
-            tmp_path, "serve", **addresses() | {door: places[door], "POMELO_DATA": str(tmp_path / "2")}
+@pytest.mark.parametrize("variable", ["POMELO_REST", "POMELO_GRPC"])
+async def test_an_address_in_use_is_refused(tmp_path, variable):
+    async with start_command(tmp_path, "serve", **(addresses := free_addresses())) as server:
+        await server.read_until("curl ")
+        result = await pomelo(
+            tmp_path,
+            "serve",
+            **free_addresses() | {variable: addresses[variable], "POMELO_DATA": str(tmp_path / "2")},
         )
-        assert ended.status == 1
-        assert f"{door}: {places[door]}: Address already in use" in ended.error
-        assert "set another address" in ended.error
-        assert ended.error.count("\n") == 1
+        assert result.status == 1
+        assert f"{variable}: {addresses[variable]}: Address already in use" in result.error
+        assert "set another address" in result.error
+        assert result.error.count("\n") == 1
 
 
-async def test_another_secret_than_the_one_of_the_keys_is_refused(tmp_path):
+async def test_a_secret_other_than_that_of_the_keys_is_refused(tmp_path):
     first = await pomelo(tmp_path, "keys", "create", POMELO_SECRET="a" * 40)
     assert first.status == 0
     for command in (("serve",), ("keys", "create")):
-        ended = await pomelo(tmp_path, *command, POMELO_SECRET="b" * 40, **addresses())
-        assert (ended.status, ended.out, ended.error.count("\n")) == (1, "", 1)
-        assert "POMELO_SECRET is not the secret" in ended.error
+        result = await pomelo(tmp_path, *command, POMELO_SECRET="b" * 40, **free_addresses())
+        assert (result.status, result.out, result.error.count("\n")) == (1, "", 1)
+        assert "POMELO_SECRET is not the secret" in result.error
 
 
 @pytest.mark.parametrize(
-    ("command", "variables", "says"),
+    ("command", "variables", "message"),
     [
         (("serve",), {"POMELO_GPRC": "x"}, "Unknown variable POMELO_GPRC. Did you mean POMELO_GRPC?"),
         (("serve",), {"POMELO_REST": "0.0.0.0:8080"}, "without TLS"),
@@ -165,39 +172,39 @@ async def test_another_secret_than_the_one_of_the_keys_is_refused(tmp_path):
         (("serve",), {"POMELO_REST": "", "POMELO_GRPC": ""}, "POMELO_REST and POMELO_GRPC are both empty"),
     ],
 )
-async def test_a_wrong_setting_is_refused_in_one_line_by_every_command(tmp_path, command, variables, says):
-    ended = await pomelo(tmp_path, *command, **variables)
-    assert (ended.status, ended.out) == (1, "")
-    assert says in ended.error
-    assert ended.error.count("\n") == 1
+async def test_a_wrong_setting_is_refused_in_one_line_by_every_command(tmp_path, command, variables, message):
+    result = await pomelo(tmp_path, *command, **variables)
+    assert (result.status, result.out) == (1, "")
+    assert message in result.error
+    assert result.error.count("\n") == 1
     assert list(tmp_path.iterdir()) == []
 
 
 async def test_a_config_file_is_read(tmp_path):
     (tmp_path / "mine.toml").write_text(f'rest = "127.0.0.1:{free_port()}"\ngrpc = ""\ndata = "kept"\n')
     variables = {"POMELO_DATA": ""}
-    async with staying(tmp_path, "serve", "--config", "mine.toml", **variables) as server:
-        assert await server.until("gRPC") == "gRPC  off"
-        assert (await curl(await server.until("curl ")))["object"] == "task.completion"
+    async with start_command(tmp_path, "serve", "--config", "mine.toml", **variables) as server:
+        assert await server.read_until("gRPC") == "gRPC  off"
+        assert (await curl(await server.read_until("curl ")))["object"] == "task.completion"
         assert (tmp_path / "kept" / "pomelo.db").exists()
 
 
 async def test_a_gateway_serves_rest_for_a_server_elsewhere(tmp_path):
-    places = addresses()
+    addresses = free_addresses()
     rest = f"127.0.0.1:{free_port()}"
-    async with staying(tmp_path, "serve", **places) as server:
-        await server.until("curl ")
+    async with start_command(tmp_path, "serve", **addresses) as server:
+        await server.read_until("curl ")
         key = (tmp_path / "data" / "test-key").read_text().strip()
-        target = places["POMELO_GRPC"]
-        away = {"POMELO_REST": rest, "POMELO_DATA": str(tmp_path / "away")}
+        target = addresses["POMELO_GRPC"]
+        gateway_settings = {"POMELO_REST": rest, "POMELO_DATA": str(tmp_path / "gateway_settings")}
         async with (
-            staying(tmp_path, "gateway", "--target", target, **away) as gateway,
+            start_command(tmp_path, "gateway", "--target", target, **gateway_settings) as gateway,
             aiohttp.ClientSession(headers={"Authorization": f"Bearer {key}"}) as session,
         ):
-            assert rest in await gateway.until("REST")
+            assert rest in await gateway.read_until("REST")
             async with session.get(f"http://{rest}/api/v1/models") as answer:
                 assert answer.status == 200
                 assert len((await answer.json())["data"]) == 14
             gateway.process.send_signal(signal.SIGTERM)
-            assert await gateway.ends() == 0
-    assert not (tmp_path / "away").exists()
+            assert await gateway.wait() == 0
+    assert not (tmp_path / "gateway_settings").exists()

@@ -1,4 +1,4 @@
-"""The command line against servers that speak TLS: its own, another one, and what is said when it fails."""
+"""The command line with TLS: the own server, other servers, and the errors of failed connections."""
 
 from __future__ import annotations
 
@@ -12,25 +12,26 @@ import aiohttp
 import pytest
 
 from tests.certificates import make_certificate
-from tests.integration.commands import Running, addresses, pomelo, staying
+from tests.integration.commands import RunningCommand, free_addresses, pomelo, start_command
 from tests.ports import free_port
 
 
 @pytest.fixture(scope="module")
 def pairs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Self-signed pairs: `named` for another name, `here` for localhost; and `issued` by an authority, `ca`."""
-    made = tmp_path_factory.mktemp("pairs")
-    make_certificate(made, "named", "pomelo.example")
-    make_certificate(made, "here", "localhost", "-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1")
-    make_certificate(made, "ca", "Test authority")
+    """A folder of certificates with keys: self-signed `named` for another name and `here` for localhost, and
+    `issued` by the authority `ca`."""
+    folder = tmp_path_factory.mktemp("pairs")
+    make_certificate(folder, "named", "pomelo.example")
+    make_certificate(folder, "here", "localhost", "-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1")
+    make_certificate(folder, "ca", "Test authority")
     issued = (
         "-addext",
         "subjectAltName=DNS:*.pomelo.example",
         "-addext",
         "basicConstraints=critical,CA:FALSE",
     )
-    make_certificate(made, "issued", "pomelo.example", "-CA", "ca.pem", "-CAkey", "ca.key", *issued)
-    return made
+    make_certificate(folder, "issued", "pomelo.example", "-CA", "ca.pem", "-CAkey", "ca.key", *issued)
+    return folder
 
 
 def tls(pairs: Path, name: str, **more: str) -> dict[str, str]:
@@ -41,50 +42,50 @@ def tls(pairs: Path, name: str, **more: str) -> dict[str, str]:
 
 
 @asynccontextmanager
-async def serving(folder: Path, **variables: str) -> AsyncIterator[Running]:
-    async with staying(folder, "serve", **variables) as server:
-        await server.until("curl ")
+async def start_server(folder: Path, **variables: str) -> AsyncIterator[RunningCommand]:
+    async with start_command(folder, "serve", **variables) as server:
+        await server.read_until("curl ")
         yield server
 
 
-async def found(folder: Path, **variables: str) -> dict[str, tuple[str, str]]:
-    ended = await pomelo(folder, "doctor", "--json", **variables)
-    return {row["name"]: (row["state"], row["detail"]) for row in json.loads(ended.out)}
+async def doctor(folder: Path, **variables: str) -> dict[str, tuple[str, str]]:
+    result = await pomelo(folder, "doctor", "--json", **variables)
+    return {row["name"]: (row["state"], row["detail"]) for row in json.loads(result.out)}
 
 
 @pytest.mark.parametrize("pair", ["named", "here", "issued"])
 @pytest.mark.parametrize("callers", [False, True], ids=["any caller", "callers with a certificate"])
-async def test_the_own_server_is_reached_whoever_vouches_for_its_certificate(tmp_path, pairs, pair, callers):
+async def test_the_own_server_is_reached_with_any_issuer_of_its_certificate(tmp_path, pairs, pair, callers):
     authority = "ca.pem" if pair == "issued" else f"{pair}.pem"
     client_ca = {"POMELO_TLS_CLIENT_CA": str(pairs / authority)} if callers else {}
-    variables = addresses() | tls(pairs, pair, **client_ca)
-    async with serving(tmp_path, **variables):
-        ended = await pomelo(tmp_path, "run", "Hello", **variables)
-        assert (ended.status, ended.error) == (0, "")
-        assert "Hello" in ended.out
+    variables = free_addresses() | tls(pairs, pair, **client_ca)
+    async with start_server(tmp_path, **variables):
+        result = await pomelo(tmp_path, "run", "Hello", **variables)
+        assert (result.status, result.error) == (0, "")
+        assert "Hello" in result.out
         assert (await pomelo(tmp_path, "models", **variables)).status == 0
-        states = await found(tmp_path, **variables)
+        states = await doctor(tmp_path, **variables)
         assert (states["gRPC"][0], states["REST"][0]) == ("ok", "ok"), states
 
 
-async def test_another_certificate_at_the_own_address_is_told_from_nobody(tmp_path, pairs):
-    places = addresses()
-    async with serving(tmp_path, **places, **tls(pairs, "here")):
-        stranger = tls(pairs, "named")
-        ended = await pomelo(tmp_path, "run", "Hello", **places, **stranger)
-        assert ended.status == 1
-        assert "certificate is not trusted" in ended.error
-        states = await found(tmp_path, **places, **stranger)
-        assert [states[door][0] for door in ("gRPC", "REST")] == ["broken", "broken"]
-        assert all("not trusted" in states[door][1] for door in ("gRPC", "REST"))
-    nobody = await pomelo(tmp_path, "run", "Hello", **places, **tls(pairs, "here"))
-    assert "No server answers at" in nobody.error
+async def test_another_certificate_at_the_own_address_is_distinguished_from_no_server(tmp_path, pairs):
+    addresses = free_addresses()
+    async with start_server(tmp_path, **addresses, **tls(pairs, "here")):
+        other_pair = tls(pairs, "named")
+        result = await pomelo(tmp_path, "run", "Hello", **addresses, **other_pair)
+        assert result.status == 1
+        assert "certificate is not trusted" in result.error
+        states = await doctor(tmp_path, **addresses, **other_pair)
+        assert [states[name][0] for name in ("gRPC", "REST")] == ["broken", "broken"]
+        assert all("not trusted" in states[name][1] for name in ("gRPC", "REST"))
+    no_server = await pomelo(tmp_path, "run", "Hello", **addresses, **tls(pairs, "here"))
+    assert "No server answers at" in no_server.error
 
 
-async def test_a_server_elsewhere_is_trusted_by_the_authority_that_is_named(tmp_path, pairs):
-    places = addresses()
-    target = ("--target", places["POMELO_GRPC"])
-    async with serving(tmp_path, **places, **tls(pairs, "here")):
+async def test_a_remote_server_is_trusted_through_the_named_authority(tmp_path, pairs):
+    addresses = free_addresses()
+    target = ("--target", addresses["POMELO_GRPC"])
+    async with start_server(tmp_path, **addresses, **tls(pairs, "here")):
         good = await pomelo(tmp_path, "run", "Hello", *target, "--ca", str(pairs / "here.pem"))
         assert (good.status, good.error) == (0, "")
         wrong = await pomelo(tmp_path, "models", *target, "--ca", str(pairs / "ca.pem"))
@@ -99,45 +100,45 @@ async def test_a_server_elsewhere_is_trusted_by_the_authority_that_is_named(tmp_
     )
 
 
-async def test_a_good_certificate_of_another_name_is_said_to_be_that(tmp_path, pairs):
-    places = addresses()
-    async with serving(tmp_path, **places, **tls(pairs, "issued")):
-        target = ("--target", places["POMELO_GRPC"], "--ca", str(pairs / "ca.pem"))
+async def test_a_valid_certificate_of_another_name_is_reported(tmp_path, pairs):
+    addresses = free_addresses()
+    async with start_server(tmp_path, **addresses, **tls(pairs, "issued")):
+        target = ("--target", addresses["POMELO_GRPC"], "--ca", str(pairs / "ca.pem"))
         assert "by a name that is in its certificate" in (await pomelo(tmp_path, "models", *target)).error
 
 
-async def test_a_caller_without_a_certificate_is_told_that_one_is_asked_for(tmp_path, pairs):
-    places = addresses()
-    asks = tls(pairs, "here", POMELO_TLS_CLIENT_CA=str(pairs / "here.pem"))
-    target = ("--target", places["POMELO_GRPC"], "--ca", str(pairs / "here.pem"))
-    async with serving(tmp_path, **places, **asks):
+async def test_a_missing_client_certificate_is_reported(tmp_path, pairs):
+    addresses = free_addresses()
+    settings = tls(pairs, "here", POMELO_TLS_CLIENT_CA=str(pairs / "here.pem"))
+    target = ("--target", addresses["POMELO_GRPC"], "--ca", str(pairs / "here.pem"))
+    async with start_server(tmp_path, **addresses, **settings):
         bare = await pomelo(tmp_path, "models", *target)
         assert "asks for a client certificate" in bare.error
         assert (await pomelo(tmp_path, "models", *target, **tls(pairs, "here"))).status == 0
 
 
-async def test_a_gateway_speaks_tls_as_it_is_told(tmp_path, pairs):
-    places = addresses()
+async def test_a_gateway_uses_tls_as_its_options_say(tmp_path, pairs):
+    addresses = free_addresses()
     rest = f"127.0.0.1:{free_port()}"
-    options = ("--target", places["POMELO_GRPC"], "--ca", str(pairs / "here.pem"))
-    async with serving(tmp_path, **places, **tls(pairs, "here")):
+    options = ("--target", addresses["POMELO_GRPC"], "--ca", str(pairs / "here.pem"))
+    async with start_server(tmp_path, **addresses, **tls(pairs, "here")):
         key = (tmp_path / "data" / "test-key").read_text().strip()
         async with (
-            staying(tmp_path, "gateway", *options, POMELO_REST=rest) as gateway,
+            start_command(tmp_path, "gateway", *options, POMELO_REST=rest) as gateway,
             aiohttp.ClientSession(headers={"Authorization": f"Bearer {key}"}) as session,
         ):
-            assert await gateway.until("gRPC") == f"gRPC  asks {places['POMELO_GRPC']}"
+            assert await gateway.read_until("gRPC") == f"gRPC  asks {addresses['POMELO_GRPC']}"
             async with session.get(f"http://{rest}/api/v1/models") as answer:
                 assert answer.status == 200
             gateway.process.terminate()
-            await gateway.until("Ending: running tasks have 10 s.")
-            assert await gateway.ends() == 0
+            await gateway.read_until("Ending: running tasks have 10 s.")
+            assert await gateway.wait() == 0
     both = await pomelo(tmp_path, "gateway", *options, "--no-tls", POMELO_REST=rest)
     assert "--ca and --no-tls exclude each other" in both.error
 
 
 @pytest.mark.parametrize(("option", "first"), [("--tls", b"\x16"), ("--no-tls", b"P")])
-async def test_a_gateway_begins_with_a_handshake_only_where_tls_is_wanted(tmp_path, option, first):
+async def test_a_gateway_starts_a_tls_handshake_only_if_tls_is_on(tmp_path, option, first):
     seen: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
 
     async def listen(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -151,10 +152,10 @@ async def test_a_gateway_begins_with_a_handshake_only_where_tls_is_wanted(tmp_pa
     rest = f"127.0.0.1:{free_port()}"
     async with (
         server,
-        staying(tmp_path, "gateway", "--target", target, option, POMELO_REST=rest) as gateway,
+        start_command(tmp_path, "gateway", "--target", target, option, POMELO_REST=rest) as gateway,
         aiohttp.ClientSession(headers={"Authorization": "Bearer x"}) as session,
     ):
-        await gateway.until("gRPC")
+        await gateway.read_until("gRPC")
         asking = asyncio.create_task(session.get(f"http://{rest}/api/v1/models"))
         async with asyncio.timeout(30):
             assert await seen == first

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 import aiohttp
 import pytest
 
-from tests.integration.commands import pomelo, staying
+from tests.integration.commands import pomelo, start_command
 from tests.integration.house import KINDS, House, Told, open_house, say
 from tests.ports import free_port
 
@@ -87,8 +87,8 @@ async def test_preflights_cost_no_request_and_are_no_failed_keys(house: House, w
 async def test_cors_origins_are_a_setting_of_each_command(tmp_path, command) -> None:
     rest = f"127.0.0.1:{free_port()}"
     variables = {"POMELO_REST": rest, "POMELO_GRPC": f"127.0.0.1:{free_port()}", "POMELO_CORS_ORIGINS": APP}
-    async with staying(tmp_path, *command, **variables) as running, aiohttp.ClientSession() as session:
-        await running.until("REST")
+    async with start_command(tmp_path, *command, **variables) as running, aiohttp.ClientSession() as session:
+        await running.read_until("REST")
         async with session.options(f"http://{rest}/api/v1/task", headers=HEADERS) as answer:
             assert (answer.status, answer.headers["Access-Control-Allow-Origin"]) == (204, APP)
         async with session.options(

@@ -15,14 +15,14 @@ import pytest
 
 from pomelo.catalog.catalog import Catalog
 from pomelo.catalog.retirement import headers, notices
-from pomelo.cli.doctor import _endings
+from pomelo.cli.doctor import _retirements
 from pomelo.gen.v1.model_service_pb2 import ListModelsRequest
 from pomelo.gen.v1.model_service_pb2_grpc import ModelServiceStub
 from pomelo.providers import Credentials
 from pomelo.providers.elevenlabs.voices import LAST_DAY
 from pomelo.providers.registry import read_registry
 from pomelo.testing import Answer, error_reply
-from tests.integration.commands import addresses, pomelo
+from tests.integration.commands import free_addresses, pomelo
 from tests.integration.house import KINDS, PATIENT, WAYS, House, open_house, say
 
 TODAY = date(2026, 11, 26)
@@ -263,7 +263,7 @@ def test_doctor_reports_the_default_voices_if_they_are_in_use(
     path.write_text(own)
     registry = read_registry(path, plugins=[])
     credentials = dict.fromkeys(registry.entries, Credentials(None)) | {"elevenlabs": Credentials(key)}
-    items = {finding.name: finding for finding in _endings(registry, credentials, today)}
+    items = {finding.name: finding for finding in _retirements(registry, credentials, today)}
     assert (items["voices"].state if "voices" in items else None) == state
     if state is not None:
         assert str(LAST_DAY) in items["voices"].detail
@@ -275,7 +275,7 @@ async def test_doctor_reports_retired_models(tmp_path: Path) -> None:
     soon, past = today + timedelta(days=30), today - timedelta(days=2)
     text = text_model("soon", OPENAI, more=f"retires = {soon}")
     (tmp_path / "catalog.toml").write_text(text)
-    environment = {"POMELO_CATALOG": "catalog.toml", **addresses()}
+    environment = {"POMELO_CATALOG": "catalog.toml", **free_addresses()}
     result = await pomelo(tmp_path, "doctor", "--json", **environment)
     items = {finding["name"]: finding for finding in json.loads(result.out)}
     assert (result.status, items["retirement"]["state"]) == (0, "warning")

@@ -12,7 +12,7 @@ import aiohttp
 import psutil
 import pytest
 
-from tests.integration.commands import addresses, pomelo
+from tests.integration.commands import free_addresses, pomelo
 from tests.redis_server import RedisServer
 from tests.serving import Served, serve
 
@@ -72,7 +72,7 @@ async def test_workers_end_when_the_process_that_watches_them_is_killed(tmp_path
 
 
 async def test_sqlite_serves_one_process_and_says_so(tmp_path: Path) -> None:
-    ended = await pomelo(tmp_path, "serve", "--workers", "2", **addresses())
+    ended = await pomelo(tmp_path, "serve", "--workers", "2", **free_addresses())
     assert ended.status == 1
     assert ended.error == (
         "pomelo: POMELO_WORKERS: SQLite serves one process. For more set POMELO_STORE to a Redis server, "
@@ -87,7 +87,7 @@ async def test_workers_do_not_share_an_address_with_another_program(tmp_path: Pa
             mine = tmp_path / "mine"
             mine.mkdir()
             port = other.port if name == "POMELO_REST" else other.grpc_port
-            given = addresses() | {
+            given = free_addresses() | {
                 name: f"127.0.0.1:{port}",
                 "POMELO_STORE": redis.url,
                 "POMELO_WORKERS": "2",

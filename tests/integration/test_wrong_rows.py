@@ -19,7 +19,7 @@ from pomelo.catalog.toml_file import TomlFile, line_numbers
 from pomelo.providers import GROUP
 from pomelo.providers import registry as registry_module
 from pomelo.providers.registry import read_registry
-from tests.integration.commands import addresses, pomelo
+from tests.integration.commands import free_addresses, pomelo
 
 TEXT = {
     "type": 'type = "text"',
@@ -373,7 +373,7 @@ async def test_serve_and_doctor_report_all_wrong_rows_together(tmp_path: Path, o
         expected.append((f"{path}:{line}: models.model-{number}.{key}: ", excerpt))
     assert len(expected) >= 30
     path.write_text(text)
-    environment = catalog_environment(tmp_path, path, origin) | addresses()
+    environment = catalog_environment(tmp_path, path, origin) | free_addresses()
 
     result = await pomelo(tmp_path, "serve", **environment)
     assert (result.status, result.out) == (1, "")

@@ -15,7 +15,7 @@ from pomelo import process
 from tests.certificates import make_certificate
 from tests.faults import frames
 from tests.faults.bystanders import connections, good_callers
-from tests.integration.commands import staying
+from tests.integration.commands import start_command
 from tests.ports import free_port
 from tests.serving import Served, serve
 
@@ -60,8 +60,8 @@ async def test_tls_handshakes_that_never_end_are_gone_within_ten_seconds(folder:
     port = free_port()
     variables = {"POMELO_TLS_CERT": str(folder / "cert.pem"), "POMELO_TLS_KEY": str(folder / "cert.key")}
     variables |= {"POMELO_REST": "", "POMELO_GRPC": f"127.0.0.1:{port}"}
-    async with staying(folder, "serve", **variables) as running:
-        await running.until("gRPC")
+    async with start_command(folder, "serve", **variables) as running:
+        await running.read_until("gRPC")
         with ExitStack() as stack:
             for number in range(COUNT):
                 with suppress(ConnectionError):

@@ -29,7 +29,7 @@ from pomelo.gen.v1.task_pb2 import Task
 from pomelo.gen.v1.task_service_pb2 import RunTaskRequest
 from pomelo.gen.v1.task_service_pb2_grpc import TaskServiceStub
 from pomelo.gen.v1.text_pb2 import Role
-from tests.integration.commands import live_key, staying
+from tests.integration.commands import live_key, start_command
 from tests.load.flood import started
 from tests.load.memory import MIB, resident, watched
 from tests.ports import free_port
@@ -111,8 +111,10 @@ async def house(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[House
         away = folder / "away"
         away.mkdir()
         command = ("gateway", "--target", f"127.0.0.1:{served.grpc_port}")
-        gateway = await stack.enter_async_context(staying(away, *command, POMELO_REST=f"127.0.0.1:{port}"))
-        await gateway.until("gRPC  asks")
+        gateway = await stack.enter_async_context(
+            start_command(away, *command, POMELO_REST=f"127.0.0.1:{port}")
+        )
+        await gateway.read_until("gRPC  asks")
         session = await stack.enter_async_context(aiohttp.ClientSession())
         channel = await stack.enter_async_context(grpc.aio.insecure_channel(f"127.0.0.1:{served.grpc_port}"))
         warm = House(served, f"http://127.0.0.1:{port}", key, session, channel)

@@ -1,4 +1,4 @@
-"""Settings: files and variables, what is refused, and the root secret."""
+"""Settings: files, variables, refused values, and the root secret."""
 
 from __future__ import annotations
 
@@ -10,21 +10,22 @@ import pytest
 from pydantic import ValidationError
 
 from pomelo.accounts.plans import BUILTIN, Plan
-from pomelo.app import find_plans
+from pomelo.addresses import split_address
 from pomelo.catalog.catalog import Catalog
-from pomelo.settings import ProviderSettings, Settings, SettingsError, load, split_address, variable
+from pomelo.configuration import find_plans
+from pomelo.settings import ProviderSettings, Settings, SettingsError, load, variable
 
 MIB = 1024 * 1024
 
 
-def refusal(environ: dict[str, str], config: Path | None = None) -> str:
+def load_error(environ: dict[str, str], config: Path | None = None) -> str:
     with pytest.raises(SettingsError) as caught:
         load(config, environ)
     assert "\n" not in str(caught.value)
     return str(caught.value)
 
 
-def test_without_a_file_or_variables_the_defaults_of_the_documentation_hold(tmp_path, monkeypatch):
+def test_without_a_file_and_variables_the_documented_defaults_apply(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     settings = load(None, {})
     assert (settings.rest, settings.grpc) == ("127.0.0.1:8080", "127.0.0.1:50051")
@@ -34,7 +35,7 @@ def test_without_a_file_or_variables_the_defaults_of_the_documentation_hold(tmp_
     assert settings.grace == 10
 
 
-def test_a_file_is_read_and_each_of_its_keys_is_overridden_by_its_variable(tmp_path):
+def test_a_variable_overrides_the_key_of_a_file(tmp_path):
     config = tmp_path / "any.toml"
     config.write_text('rest = "127.0.0.1:1"\ngrpc = ""\njson_limit = "1MiB"\nopenai_api_key = "sk-file"\n')
     settings = load(config, {"POMELO_REST": "127.0.0.1:2", "OPENAI_API_KEY": "sk-variable"})
@@ -42,7 +43,7 @@ def test_a_file_is_read_and_each_of_its_keys_is_overridden_by_its_variable(tmp_p
     assert settings.provider("openai").api_key == "sk-variable"
 
 
-def test_a_provider_of_any_name_is_set_by_file_or_variable(tmp_path):
+def test_a_provider_of_any_name_is_configured_by_file_or_variable(tmp_path):
     config = tmp_path / "p.toml"
     config.write_text('acme-2_api_key = "from the file"\nacme-2_base_url = "https://acme.example/"\n')
     environ = {"ACME_2_API_KEY": "from a variable", "OTHER_BASE_URL": "not ours", "X_API_KEY": ""}
@@ -54,7 +55,7 @@ def test_a_provider_of_any_name_is_set_by_file_or_variable(tmp_path):
     assert settings.provider("x").api_key is None
 
 
-def test_a_provider_that_the_file_names_must_exist_and_one_in_the_environment_need_not(tmp_path):
+def test_an_unknown_provider_is_refused_in_a_file_and_ignored_in_the_environment(tmp_path):
     config = tmp_path / "p.toml"
     config.write_text('opnai_api_key = "sk"\n')
     with pytest.raises(SettingsError, match=r"No provider is named opnai. Did you mean openai\?"):
@@ -62,26 +63,26 @@ def test_a_provider_that_the_file_names_must_exist_and_one_in_the_environment_ne
     load(None, {"OPNAI_API_KEY": "sk"}).check_providers(["openai"])
 
 
-def test_a_wrong_base_url_is_refused_by_its_name_and_without_its_value(tmp_path):
+def test_the_error_for_a_wrong_base_url_has_its_name_and_not_its_value(tmp_path):
     with pytest.raises(SettingsError, match=r"^OPENAI_BASE_URL: must begin with http") as caught:
         load(None, {"OPENAI_BASE_URL": "api.openai.com"}).provider("openai")
     assert "api.openai.com" not in str(caught.value)
     config = tmp_path / "p.toml"
     config.write_text('openai_base_url = "api.openai.com"\n')
-    assert refusal({}, config).startswith("openai_base_url: must begin with http")
+    assert load_error({}, config).startswith("openai_base_url: must begin with http")
 
 
-def test_origins_are_a_list_in_a_file_and_split_at_commas_in_a_variable(tmp_path):
+def test_delivery_origins_are_a_list_in_a_file_and_split_at_commas_in_a_variable(tmp_path):
     config = tmp_path / "p.toml"
     config.write_text('delivery_origins = ["http://10.0.0.5:9000"]\n')
     assert load(config, {}).delivery_origins == ("http://10.0.0.5:9000",)
-    given = {"POMELO_DELIVERY_ORIGINS": "http://10.0.0.5:9000, https://files.example"}
-    assert load(None, given).delivery_origins == ("http://10.0.0.5:9000", "https://files.example")
-    assert refusal({"POMELO_DELIVERY_ORIGINS": "10.0.0.5"}).startswith("POMELO_DELIVERY_ORIGINS: ")
+    environ = {"POMELO_DELIVERY_ORIGINS": "http://10.0.0.5:9000, https://files.example"}
+    assert load(None, environ).delivery_origins == ("http://10.0.0.5:9000", "https://files.example")
+    assert load_error({"POMELO_DELIVERY_ORIGINS": "10.0.0.5"}).startswith("POMELO_DELIVERY_ORIGINS: ")
 
 
 @pytest.mark.parametrize(
-    ("given", "origins"),
+    ("value", "origins"),
     [
         ("https://app.example", ("https://app.example",)),
         ("https://App.Example:443, http://LOCALHOST:3000", ("https://app.example", "http://localhost:3000")),
@@ -94,8 +95,8 @@ def test_origins_are_a_list_in_a_file_and_split_at_commas_in_a_variable(tmp_path
         ("*", ("*",)),
     ],
 )
-def test_cors_origins_are_kept_as_browsers_write_them(given, origins):
-    assert load(None, {"POMELO_CORS_ORIGINS": given}).cors_origins == origins
+def test_cors_origins_are_normalized_to_the_form_of_browsers(value, origins):
+    assert load(None, {"POMELO_CORS_ORIGINS": value}).cors_origins == origins
 
 
 def test_cors_origins_may_be_a_list_in_a_file(tmp_path):
@@ -116,39 +117,39 @@ def test_cors_origins_may_be_a_list_in_a_file(tmp_path):
         *("https://a b", "https://app.example\x7f", "https://ok.example, nonsense"),
     ],
 )
-def test_a_wrong_cors_origin_is_refused_with_a_remedy(wrong):
-    said = refusal({"POMELO_CORS_ORIGINS": wrong})
-    assert said.startswith("POMELO_CORS_ORIGINS: must be * or origins, such as https://app.example or ")
-    assert said.endswith("without a path or a slash at the end")
+def test_the_error_for_a_wrong_cors_origin_describes_the_format(wrong):
+    message = load_error({"POMELO_CORS_ORIGINS": wrong})
+    assert message.startswith("POMELO_CORS_ORIGINS: must be * or origins, such as https://app.example or ")
+    assert message.endswith("without a path or a slash at the end")
 
 
-def test_a_star_beside_other_cors_origins_is_refused():
-    said = refusal({"POMELO_CORS_ORIGINS": "*, https://app.example"})
-    assert said == "POMELO_CORS_ORIGINS: * allows every origin: give it alone, or leave it out"
+def test_a_star_with_other_cors_origins_is_refused():
+    message = load_error({"POMELO_CORS_ORIGINS": "*, https://app.example"})
+    assert message == "POMELO_CORS_ORIGINS: * allows every origin: give it alone, or leave it out"
 
 
-def test_an_idle_timeout_is_of_seconds_within_a_day():
+def test_an_idle_timeout_is_between_one_second_and_a_day():
     assert load(None, {}).idle_timeout is None
     assert load(None, {"POMELO_IDLE_TIMEOUT": "620.5"}).idle_timeout == 620.5
     for wrong in ("0", "0.5", "-1", "nan", "inf", "86401", "a minute"):
-        assert refusal({"POMELO_IDLE_TIMEOUT": wrong}).startswith("POMELO_IDLE_TIMEOUT: ")
+        assert load_error({"POMELO_IDLE_TIMEOUT": wrong}).startswith("POMELO_IDLE_TIMEOUT: ")
 
 
 def test_trusted_proxies_are_addresses_and_networks():
-    given = {"POMELO_TRUSTED_PROXIES": "10.0.0.0/8, 192.0.2.7,2001:db8::/32"}
-    assert load(None, given).trusted_proxies == ("10.0.0.0/8", "192.0.2.7", "2001:db8::/32")
+    environ = {"POMELO_TRUSTED_PROXIES": "10.0.0.0/8, 192.0.2.7,2001:db8::/32"}
+    assert load(None, environ).trusted_proxies == ("10.0.0.0/8", "192.0.2.7", "2001:db8::/32")
     for wrong in ("proxy.example", "10.0.0.1/8", "10.0.0.0/40"):
-        said = refusal({"POMELO_TRUSTED_PROXIES": wrong})
-        assert said.startswith("POMELO_TRUSTED_PROXIES: must be an IP address or a network")
+        message = load_error({"POMELO_TRUSTED_PROXIES": wrong})
+        assert message.startswith("POMELO_TRUSTED_PROXIES: must be an IP address or a network")
 
 
-def test_pomelo_toml_of_the_working_directory_is_found(tmp_path, monkeypatch):
+def test_pomelo_toml_in_the_working_directory_is_read(tmp_path, monkeypatch):
     (tmp_path / "pomelo.toml").write_text("grace = 3\n")
     monkeypatch.chdir(tmp_path)
     assert load(None, {}).grace == 3
 
 
-def test_pomelo_config_names_a_file_and_the_option_goes_before_it(tmp_path):
+def test_the_config_option_overrides_pomelo_config(tmp_path):
     one, two = tmp_path / "one.toml", tmp_path / "two.toml"
     one.write_text("grace = 1\n")
     two.write_text("grace = 2\n")
@@ -163,31 +164,32 @@ def test_paths_in_a_file_are_relative_to_its_folder(tmp_path):
     assert load(config, {"POMELO_DATA": "there"}).data == Path("there")
 
 
-def test_a_file_that_is_named_must_exist_and_be_toml(tmp_path):
-    assert "no such file" in refusal({}, tmp_path / "none.toml")
+def test_a_named_file_must_exist_and_be_toml(tmp_path):
+    assert "no such file" in load_error({}, tmp_path / "none.toml")
     broken = tmp_path / "broken.toml"
     broken.write_text("rest = \n")
-    assert "broken.toml" in refusal({}, broken)
+    assert "broken.toml" in load_error({}, broken)
 
 
-def test_an_unknown_variable_is_refused_by_name_and_the_likely_one_is_proposed():
+def test_the_error_for_an_unknown_variable_suggests_a_similar_one():
     assert (
-        refusal({"POMELO_RSET": "127.0.0.1:1"}) == "Unknown variable POMELO_RSET. Did you mean POMELO_REST?"
+        load_error({"POMELO_RSET": "127.0.0.1:1"})
+        == "Unknown variable POMELO_RSET. Did you mean POMELO_REST?"
     )
-    assert refusal({"POMELO_ZZZZ": ""}) == "Unknown variable POMELO_ZZZZ"
+    assert load_error({"POMELO_ZZZZ": ""}) == "Unknown variable POMELO_ZZZZ"
 
 
-def test_an_unknown_key_in_the_file_is_refused_by_name(tmp_path):
+def test_the_error_for_an_unknown_key_suggests_a_similar_one(tmp_path):
     config = tmp_path / "p.toml"
     config.write_text('gprc = ""\n')
-    assert "unknown key 'gprc'. Did you mean grpc?" in refusal({}, config)
+    assert "unknown key 'gprc'. Did you mean grpc?" in load_error({}, config)
 
 
-def test_the_variables_of_the_command_line_are_known():
+def test_the_variables_of_the_command_line_are_accepted():
     assert load(None, {"POMELO_KEY": "pml_test_x", "POMELO_CONFIG": ""}).rest
 
 
-def test_an_empty_variable_turns_a_door_off_and_counts_as_absent_elsewhere():
+def test_an_empty_variable_turns_a_server_off_and_counts_as_absent_otherwise():
     settings = load(None, {"POMELO_REST": "", "POMELO_GRPC": "", "POMELO_TLS_CERT": "", "POMELO_GRACE": ""})
     assert (settings.rest, settings.grpc, settings.tls_cert, settings.grace) == ("", "", None, 10)
     with pytest.raises(SettingsError):
@@ -213,45 +215,45 @@ def test_an_empty_variable_turns_a_door_off_and_counts_as_absent_elsewhere():
         ("POMELO_CATALOG", "/nowhere/catalog.toml"),
     ],
 )
-def test_a_wrong_value_is_refused_in_one_line_that_names_the_variable(name, value):
-    assert refusal({name: value}).startswith(f"{name}: ")
+def test_the_error_for_a_wrong_value_is_one_line_with_the_variable(name, value):
+    assert load_error({name: value}).startswith(f"{name}: ")
 
 
 @pytest.mark.parametrize("name", ["POMELO_REST", "POMELO_GRPC"])
 @pytest.mark.parametrize("host", ["0.0.0.0", "[::]", "192.0.2.1", "pomelo.example"])
-def test_without_tls_an_address_that_others_reach_is_refused(name, host):
-    message = refusal({name: f"{host}:8080"})
+def test_a_public_address_without_tls_is_refused(name, host):
+    message = load_error({name: f"{host}:8080"})
     assert name in message
     assert "POMELO_TLS_CERT" in message
     assert load(None, {name: f"{host}:8080", "POMELO_INSECURE": "1"}).insecure
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.9.9.9", "[::1]", "localhost"])
-def test_loopback_needs_no_tls(host):
+def test_a_loopback_address_needs_no_tls(host):
     assert load(None, {"POMELO_REST": f"{host}:0"}).rest == f"{host}:0"
 
 
-def test_a_certificate_and_its_key_go_together(tmp_path):
+def test_a_certificate_requires_its_key(tmp_path):
     pem = tmp_path / "x.pem"
     pem.write_text("x")
-    assert "go together" in refusal({"POMELO_TLS_CERT": str(pem)})
-    assert "POMELO_TLS_CLIENT_CA needs" in refusal({"POMELO_TLS_CLIENT_CA": str(pem)})
+    assert "go together" in load_error({"POMELO_TLS_CERT": str(pem)})
+    assert "POMELO_TLS_CLIENT_CA needs" in load_error({"POMELO_TLS_CLIENT_CA": str(pem)})
     both = {"POMELO_TLS_CERT": str(pem), "POMELO_TLS_KEY": str(pem)}
     assert load(None, both | {"POMELO_REST": "0.0.0.0:1"}).tls_cert == pem
 
 
-def test_no_secret_is_shown_by_settings_or_by_a_refusal():
+def test_settings_and_errors_show_no_secret():
     secret, key = "s" * 40, "sk-hidden"
     shown = repr(load(None, {"POMELO_SECRET": secret, "OPENAI_API_KEY": key}))
     assert secret not in shown
     assert key not in shown
-    assert "tooshort" not in refusal({"POMELO_SECRET": "tooshort"})
+    assert "tooshort" not in load_error({"POMELO_SECRET": "tooshort"})
     with pytest.raises(ValidationError) as caught:
         Settings(secret="tooshort")
     assert "tooshort" not in str(caught.value)
 
 
-def test_the_root_secret_is_made_once_for_the_owner_alone(tmp_path):
+def test_the_root_secret_is_created_once_and_readable_by_its_owner_only(tmp_path):
     settings = Settings(data=tmp_path / "deep" / "data")
     secret = settings.root_secret()
     assert len(secret) == 64
@@ -263,7 +265,7 @@ def test_the_root_secret_is_made_once_for_the_owner_alone(tmp_path):
     assert {path.name for path in settings.data.iterdir()} == {"secret", "secret-check"}
 
 
-def test_a_folder_takes_only_the_secret_that_it_was_first_used_with(tmp_path):
+def test_a_folder_accepts_only_the_secret_that_it_was_first_used_with(tmp_path):
     assert Settings(data=tmp_path, secret="a" * 40).root_secret() == b"a" * 40
     assert Settings(data=tmp_path, secret="a" * 40).root_secret() == b"a" * 40
     with pytest.raises(SettingsError, match="POMELO_SECRET is not the secret that the keys"):
@@ -272,14 +274,14 @@ def test_a_folder_takes_only_the_secret_that_it_was_first_used_with(tmp_path):
         Settings(data=tmp_path).root_secret()
 
 
-def test_a_secret_that_is_given_is_the_same_as_the_file_of_another_machine(tmp_path):
-    kept = Settings(data=tmp_path / "a").root_secret()
-    given = Settings(data=tmp_path / "b", secret=kept.decode())
-    assert given.root_secret() == kept
+def test_a_configured_secret_equals_the_secret_file_of_another_machine(tmp_path):
+    stored = Settings(data=tmp_path / "a").root_secret()
+    configured = Settings(data=tmp_path / "b", secret=stored.decode())
+    assert configured.root_secret() == stored
     assert not (tmp_path / "b" / "secret").exists()
 
 
-def test_a_secret_that_others_can_read_or_that_is_damaged_is_refused(tmp_path):
+def test_a_secret_file_that_others_can_read_or_that_is_damaged_is_refused(tmp_path):
     settings = Settings(data=tmp_path)
     settings.root_secret()
     (tmp_path / "secret").chmod(0o644)
@@ -291,7 +293,7 @@ def test_a_secret_that_others_can_read_or_that_is_damaged_is_refused(tmp_path):
         settings.root_secret()
 
 
-def test_a_secret_that_is_gone_while_the_keys_are_there_is_not_made_anew(tmp_path):
+def test_a_missing_secret_file_is_not_recreated_if_there_are_keys(tmp_path):
     settings = Settings(data=tmp_path)
     settings.database.write_bytes(b"keys")
     with pytest.raises(SettingsError, match="is missing"):
@@ -346,7 +348,7 @@ def test_every_variable_of_the_contract_has_a_setting():
 
 @pytest.mark.parametrize("mode", [0o755, 0o777, 0o750, 0o701])
 @pytest.mark.parametrize("used", [False, True])
-def test_a_data_folder_that_is_open_to_others_is_closed_and_logged(tmp_path, caplog, mode, used):
+def test_access_of_others_to_a_data_folder_is_removed_and_logged(tmp_path, caplog, mode, used):
     data = tmp_path / "data"
     settings = Settings(data=data)
     secret = None
@@ -367,7 +369,7 @@ def test_a_data_folder_that_is_open_to_others_is_closed_and_logged(tmp_path, cap
     assert caplog.records == []
 
 
-def test_a_folder_of_others_files_is_neither_closed_nor_used(tmp_path):
+def test_an_open_folder_with_files_of_other_programs_is_refused_and_unchanged(tmp_path):
     (tmp_path / "diary").write_text("")
     tmp_path.chmod(0o755)
     with pytest.raises(SettingsError, match=f"chmod 700 {tmp_path}"):
@@ -390,14 +392,14 @@ def test_a_data_folder_of_another_user_is_refused(tmp_path, mode):
 # --- plans
 
 
-def read(tmp_path: Path, text: str) -> Settings:
+def load_text(tmp_path: Path, text: str) -> Settings:
     path = tmp_path / "pomelo.toml"
     path.write_text(text)
     return load(path, {})
 
 
-def test_a_plan_of_a_file_has_the_limits_that_it_names_and_no_others(tmp_path):
-    settings = read(
+def test_a_plan_of_a_file_has_only_the_limits_that_it_sets(tmp_path):
+    settings = load_text(
         tmp_path,
         """
         [plans.team]
@@ -418,7 +420,7 @@ def test_a_plan_of_a_file_has_the_limits_that_it_names_and_no_others(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("text", "says"),
+    ("text", "message"),
     [
         ("[plans.team]\nrequests = 5", "plans.team.requests: there is no such key"),
         ("[plans.team]\nrequests_per_minute = 0", "plans.team.requests_per_minute: "),
@@ -432,14 +434,14 @@ def test_a_plan_of_a_file_has_the_limits_that_it_names_and_no_others(tmp_path):
         ("plans = 3", "plans: "),
     ],
 )
-def test_a_wrong_plan_is_named(tmp_path, text, says):
+def test_the_error_for_a_wrong_plan_has_its_name_and_field(tmp_path, text, message):
     with pytest.raises(SettingsError) as caught:
-        read(tmp_path, text)
-    assert str(caught.value).startswith(says)
+        load_text(tmp_path, text)
+    assert str(caught.value).startswith(message)
 
 
-def test_a_plan_of_a_model_that_there_is_not_is_named(tmp_path):
-    settings = read(tmp_path, "[plans.team]\nmodels = ['gpt-4', 'gpt-5']")
+def test_a_plan_with_an_unknown_model_is_refused(tmp_path):
+    settings = load_text(tmp_path, "[plans.team]\nmodels = ['gpt-4', 'gpt-5']")
     with pytest.raises(SettingsError, match=r"plans\.team\.models: there is no model gpt-5"):
         find_plans(settings, Catalog.load())
 
@@ -449,17 +451,17 @@ def test_plans_have_no_variable():
         load(None, {"POMELO_PLANS": "x"})
 
 
-def test_a_gateway_shares_a_secret_that_is_there_and_makes_none(tmp_path):
+def test_the_shared_secret_is_an_existing_one_and_none_is_created(tmp_path):
     data = tmp_path / "data"
     assert Settings(data=data).shared_secret() is None
     assert Settings(data=data, secret="s" * 40).shared_secret() == b"s" * 40
     assert not data.exists()
-    made = Settings(data=data).root_secret()
-    assert Settings(data=data).shared_secret() == made
+    created = Settings(data=data).root_secret()
+    assert Settings(data=data).shared_secret() == created
     assert Settings(data=data, secret="s" * 40).shared_secret() == b"s" * 40
 
 
-def test_a_gateway_refuses_a_secret_of_its_data_folder_that_others_can_read(tmp_path):
+def test_a_shared_secret_that_others_can_read_is_refused(tmp_path):
     Settings(data=tmp_path).root_secret()
     (tmp_path / "secret").chmod(0o644)
     with pytest.raises(SettingsError, match="chmod 600"):

@@ -1,4 +1,4 @@
-"""Escaping of names and ids: no terminal obeys them, no spreadsheet runs them."""
+"""Escaping of untrusted text for terminals, JSON and CSV."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from pomelo.cli.safe_text import csv_cell, visible, visible_json, visible_lines
 
-OBEYED = re.compile("[\0-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
+CONTROLS = re.compile("[\0-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 
 
 @pytest.mark.parametrize(
@@ -31,17 +31,17 @@ OBEYED = re.compile("[\0-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
         ("", ""),
     ],
 )
-def test_what_has_no_shape_is_an_escape(text: str, shown: str):
+def test_control_and_invisible_characters_are_escaped(text: str, shown: str):
     assert visible(text) == shown
 
 
 @given(st.text())
-def test_no_name_is_obeyed_by_a_terminal(text: str):
-    assert not OBEYED.search(visible(text))
+def test_a_name_has_no_control_characters(text: str):
+    assert not CONTROLS.search(visible(text))
     assert visible(visible(text)) == visible(text)
 
 
-def test_a_text_keeps_its_lines_and_what_its_script_needs():
+def test_text_keeps_its_lines_and_the_joiners_of_its_script():
     text = "one\n\ttwo 👩\u200d💻 \u200f\u05e9\u05dc\u05d5\u05dd\n"
     assert visible_lines(text) == text
     assert visible_lines("a\x1b]0;title\x07b\r\x9b") == "a\\x1b]0;title\\x07b\\r\\x9b"
@@ -49,10 +49,10 @@ def test_a_text_keeps_its_lines_and_what_its_script_needs():
 
 @settings(max_examples=30)
 @given(st.recursive(st.text(), lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner)))
-def test_json_means_the_same(value):
+def test_escaped_json_is_equivalent(value):
     text = visible_json(json.dumps(value, ensure_ascii=False))
     assert json.loads(text) == value
-    assert not OBEYED.search(text)
+    assert not CONTROLS.search(text)
 
 
 @pytest.mark.parametrize(
@@ -91,22 +91,22 @@ def test_json_means_the_same(value):
         ("\x1b=1", "\\x1b=1"),
     ],
 )
-def test_no_cell_is_a_formula_and_numbers_stay_numbers(value, cell):
+def test_formulas_are_escaped_and_numbers_stay_numbers(value, cell):
     assert csv_cell(value) == cell
 
 
 @given(st.text())
-def test_no_text_begins_as_a_formula_does_however_it_is_read_back(text: str):
+def test_no_cell_begins_like_a_formula_with_any_separator(text: str):
     sheet = io.StringIO()
     csv.writer(sheet, lineterminator="\n").writerow([csv_cell(text), "end"])
     for separator in ",;\t|":
         for row in csv.reader(io.StringIO(sheet.getvalue(), newline=""), delimiter=separator):
             for cell in row:
-                begun = cell.lstrip(" '\"`\u3000")
+                start = cell.lstrip(" '\"`\u3000")
                 number = re.fullmatch(r"-?[0-9]+(\.[0-9]+)?", cell)
                 assert (
                     cell.startswith("'")
                     or number
-                    or begun[:1] not in set("=+-@\uff1d\uff0b\uff0d\uff20")
-                    or ("'" in cell[: len(cell) - len(begun)])
+                    or start[:1] not in set("=+-@\uff1d\uff0b\uff0d\uff20")
+                    or ("'" in cell[: len(cell) - len(start)])
                 )

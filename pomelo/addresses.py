@@ -1,0 +1,70 @@
+"""Network addresses as text: host and port, loopback addresses, networks, and origins of web pages."""
+
+from __future__ import annotations
+
+import ipaddress
+
+from yarl import URL
+
+
+def split_address(text: str) -> tuple[str, int]:
+    """Returns the host and the port of `host:port` or `[v6]:port`.
+
+    Raises:
+        ValueError: the text is neither.
+    """
+    host, colon, port = text.rpartition(":")
+    if host.startswith("[") and host.endswith("]"):
+        host = host[1:-1]
+    elif ":" in host:
+        host = ""
+    if not host or not colon or not port.isascii() or not port.isdigit() or int(port) > 65535:
+        raise ValueError("must be host:port, such as 127.0.0.1:8080")
+    return host, int(port)
+
+
+def join_address(host: str, port: int) -> str:
+    """Returns `host:port`, or `[v6]:port`."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can reach an address of `host`."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def normalize_origin(text: str) -> str:
+    """Returns an origin in the form of browsers: lower case, ASCII, no default port. `*` stays as it is.
+
+    Raises:
+        ValueError: the text is not an origin.
+    """
+    if text == "*":
+        return text
+    try:
+        if text.count("/") != 2 or set("?#@*\\ ") & set(text) or not text.isprintable():
+            raise ValueError(text)
+        return str(URL(text).origin())
+    except ValueError:
+        raise ValueError(
+            "must be * or origins, such as https://app.example or http://localhost:3000: scheme, host and "
+            "port, without a path or a slash at the end"
+        ) from None
+
+
+def check_network(text: str) -> str:
+    """Returns the text of an IP address or network.
+
+    Raises:
+        ValueError: the text is neither.
+    """
+    try:
+        ipaddress.ip_network(text)
+    except ValueError as error:
+        raise ValueError("must be an IP address or a network, such as 10.0.0.0/8") from error
+    return text

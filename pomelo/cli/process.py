@@ -1,0 +1,185 @@
+"""A serving process: its event loop and signals, its first key, and its output."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+import socket
+import sys
+from collections.abc import Callable, Collection, Coroutine
+from contextlib import AsyncExitStack
+from pathlib import Path
+from typing import Any
+
+import typer
+
+from pomelo import __version__, process
+from pomelo.accounts.keys import Keyring
+from pomelo.addresses import split_address
+from pomelo.cli.terminal import FailureError
+from pomelo.configuration import rest_url, store_of
+from pomelo.logs import LimitedHandler, format_trace
+from pomelo.secrets import write_private
+from pomelo.settings import Settings
+
+SWITCH_INTERVAL = 0.0001
+"""Seconds after which a thread that waits for the interpreter gets it."""
+
+_BODY = '{"model": "gpt-4", "messages": [{"role": "user", "content": "Hello, world!"}]}'
+
+
+def run_process(
+    main: Callable[[asyncio.Event], Coroutine[Any, Any, None]],
+    signals: tuple[int, ...] = (signal.SIGINT, signal.SIGTERM),
+) -> None:
+    """Runs `main` to its end. The first signal sets its event, the second ends the process."""
+    process.raise_descriptor_limit()
+    logging.basicConfig(
+        level=logging.WARNING,
+        handlers=[LimitedHandler(logging.StreamHandler(sys.stderr))],
+        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
+    )
+    logging.getLogger("pomelo").setLevel(logging.INFO)
+
+    async def run() -> None:
+        loop = asyncio.get_running_loop()
+        stop = asyncio.Event()
+
+        def handle_signal() -> None:
+            stop.set()
+            for number in signals:
+                loop.remove_signal_handler(number)
+                signal.signal(number, signal.SIG_DFL)
+
+        for number in signals:
+            loop.add_signal_handler(number, handle_signal)
+        await main(stop)
+
+    # SQLite's thread releases the interpreter at every statement, and a busy loop would keep it for 5 ms.
+    sys.setswitchinterval(SWITCH_INTERVAL)
+    try:
+        import uvloop
+    except ImportError:  # not available for this system
+        loop_factory = None
+    else:
+        loop_factory = uvloop.new_event_loop
+    try:
+        with asyncio.Runner(loop_factory=loop_factory) as runner:
+            runner.run(run())
+    except (KeyboardInterrupt, SystemExit) as error:
+        # Not from a signal, but from an asyncio task, such as one that a plug-in has started.
+        logging.getLogger("pomelo").critical("The server was ended by an exception\n%s", format_trace(error))
+        raise
+
+
+async def serve_app(settings: Settings, stop: asyncio.Event) -> None:
+    """Serves gRPC and REST in this process until `stop` is set.
+
+    Raises:
+        FailureError: an address is in use.
+        SettingsError, StoreError: the data folder or the store can't be used.
+    """
+    from pomelo.app import open_app
+
+    # Before the servers listen, so that a caller who can connect finds the key, too.
+    new_key = await create_development_key(settings)
+    async with AsyncExitStack() as stack:
+        try:
+            app = await stack.enter_async_context(open_app(settings))
+        except OSError as error:
+            used = find_used_address(POMELO_REST=settings.rest, POMELO_GRPC=settings.grpc)
+            raise used or error from error
+        print_greeting(settings, app.configured, app.rest, app.grpc, new_key)
+        await wait_for_signal(stop, settings)
+
+
+async def serve_gateway(
+    settings: Settings, target: str, tls: bool | None, ca: Path | None, stop: asyncio.Event
+) -> None:
+    """Serves REST for the gRPC server at `target` until `stop` is set.
+
+    Raises:
+        FailureError: the address is in use.
+        SettingsError: the data folder can't be used.
+    """
+    from pomelo.app import open_gateway
+
+    async with AsyncExitStack() as stack:
+        try:
+            address = await stack.enter_async_context(open_gateway(settings, target, tls=tls, ca=ca))
+        except OSError as error:
+            raise find_used_address(POMELO_REST=settings.rest) or error from error
+        _print(f"Pomelo {__version__}, a gateway")
+        _print(f"  REST  {rest_url(settings, address)}")
+        _print(f"  gRPC  asks {target}")
+        await wait_for_signal(stop, settings)
+
+
+async def wait_for_signal(stop: asyncio.Event, settings: Settings) -> None:
+    """Returns once `stop` is set, and prints what happens next."""
+    await stop.wait()
+    typer.echo(f"Ending: running tasks have {settings.grace:g} s. Signal again to end immediately.", err=True)
+
+
+def find_used_address(**addresses: str) -> FailureError | None:
+    """Returns an error for the first address that can't be listened on; the names are its variables."""
+    for name, address in addresses.items():
+        if not address:
+            continue
+        host, port = split_address(address)
+        try:
+            for family, *_, socket_address in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM):
+                socket.create_server(socket_address[:2], family=family).close()
+        except OSError as error:
+            reason = (error.strerror or "it can't be listened on").partition(" (")[0]
+            return FailureError(
+                f"{name}: {address}: {reason}. End the program that listens there, or set another address"
+            )
+    return None
+
+
+async def create_development_key(settings: Settings) -> str | None:
+    """Creates a test key if the store has no keys, and writes it to the data folder for `pomelo run`.
+
+    Raises:
+        SettingsError, StoreError: the data folder or the store can't be used.
+    """
+    secret = settings.root_secret()
+    async with store_of(settings) as store:
+        keyring = Keyring(store, secret)
+        if await keyring.list(limit=1):
+            return None
+        _, key = await keyring.create()
+        write_private(settings.key_file, key, replace=True)
+    return key
+
+
+def print_greeting(
+    settings: Settings,
+    configured: Collection[str],
+    address: tuple[str, int] | None,
+    grpc: str | None,
+    new_key: str | None,
+) -> None:
+    """Prints the addresses, a new development key, and a curl command to try."""
+    _print(f"Pomelo {__version__}")
+    rest = rest_url(settings, address) if address else None
+    _print(f"  REST  {rest or 'off'}")
+    _print(f"  gRPC  {grpc or 'off'}")
+    _print(f"  data  {settings.data.absolute()}")
+    if not configured:
+        _print("  No provider has a key: test keys work, live keys need one, such as OPENAI_API_KEY")
+    if new_key is not None:
+        _print(f"\nYour test key, kept in {settings.key_file} for `pomelo run`:\n  {new_key}")
+    key = new_key or (f"$(cat {settings.key_file.absolute()})" if settings.key_file.exists() else None)
+    if rest is not None and key is not None:
+        _print(
+            f'\nTry it:\n  curl {rest}/api/v1/task -H "Authorization: Bearer {key}" '
+            f"-H 'Content-Type: application/json' -d '{_BODY}'\n"
+        )
+
+
+def _print(line: str) -> None:
+    typer.echo(line)
+    sys.stdout.flush()

@@ -1,0 +1,77 @@
+"""What the settings configure for servers and commands alike: the store, the providers, and the plans."""
+
+from __future__ import annotations
+
+from contextlib import AbstractAsyncContextManager
+
+from pomelo.accounts.plans import BUILTIN, Plan
+from pomelo.addresses import join_address
+from pomelo.catalog.catalog import Catalog
+from pomelo.providers import Credentials
+from pomelo.providers.registry import Registry, read_registry
+from pomelo.settings import Settings, SettingsError
+from pomelo.stores import open_store
+from pomelo.stores.base import Store
+
+
+def store_of(settings: Settings) -> AbstractAsyncContextManager[Store]:
+    """Returns the store, which entering the context opens.
+
+    Raises:
+        pomelo.stores.base.StoreError: on entering: the store can't be used.
+    """
+    return open_store(settings.store_url(), archive=settings.archive_url())
+
+
+def find_providers(settings: Settings) -> Registry:
+    """Returns the models and their providers.
+
+    Raises:
+        SettingsError: a plug-in, the operator's catalogue or a provider's setting can't be used.
+    """
+    try:
+        registry = read_registry(settings.catalog)
+    except ValueError as error:
+        raise SettingsError(str(error)) from error
+    except OSError as error:
+        raise SettingsError(
+            f"{error.filename}: can't be read: {error.strerror}. Set POMELO_CATALOG"
+        ) from error
+    settings.check_providers(registry.entries)
+    return registry
+
+
+def credentials(settings: Settings, registry: Registry) -> dict[str, Credentials]:
+    """Returns the operator's credentials for each provider, by its name.
+
+    Raises:
+        SettingsError: a variable has a wrong value.
+    """
+    configured = {name: settings.provider(name) for name in registry.entries}
+    return {name: Credentials(one.api_key, one.base_url) for name, one in configured.items()}
+
+
+def find_plans(settings: Settings, catalog: Catalog) -> dict[str, Plan]:
+    """Returns the built-in plans and the operator's, which replace built-in ones of the same name.
+
+    Raises:
+        SettingsError: a plan of the operator names an unknown model.
+    """
+    plans = dict(BUILTIN)
+    for name, plan in settings.plans.items():
+        for model in plan.models or ():
+            if model not in catalog.models:
+                raise SettingsError(f"plans.{name}.models: there is no model {model[:100]}")
+        plans[name] = Plan(
+            name,
+            requests=plan.requests_per_minute,
+            concurrent=plan.concurrent_requests,
+            tokens=plan.tokens_per_minute,
+            models=frozenset(plan.models) if plan.models is not None else None,
+        )
+    return plans
+
+
+def rest_url(settings: Settings, address: tuple[str, int]) -> str:
+    """Returns the URL of the REST server that listens on `address`."""
+    return f"{'https' if settings.tls_cert else 'http'}://{join_address(*address)}"
