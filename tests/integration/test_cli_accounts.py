@@ -15,7 +15,7 @@ import pytest
 from tests.integration.commands import addresses as free_addresses
 from tests.integration.commands import pomelo
 from tests.serving import Served, serve
-from tests.unit.accounts.audited_store import spoil
+from tests.unit.accounts.audited_store import corrupt
 
 
 @pytest.fixture(params=["with a server", "without one"])
@@ -259,7 +259,7 @@ async def test_a_change_of_plan_is_seen_by_the_server_at_once(served):
 async def test_the_audit_finds_what_was_changed_in_the_file(tmp_path):
     async with serve(tmp_path) as served:
         assert (await task(served, served.key))["status"] == 200
-    spoil(tmp_path / "data" / "pomelo.db", "UPDATE usage SET cost = cost + 12")
+    corrupt(tmp_path / "data" / "pomelo.db", "UPDATE usage SET cost = cost + 12")
     ended = await pomelo(tmp_path, "audit")
     assert (ended.status, ended.error) == (1, "")
     assert [line.split()[0] for line in ended.out.splitlines()[2:4]] == ["bill", "spent"]

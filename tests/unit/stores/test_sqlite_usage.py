@@ -15,7 +15,7 @@ import pytest
 from pomelo.stores.base import Store
 from pomelo.stores.ledger import GROUPS, UsageQuery, UsageRecord, Wallet
 from pomelo.stores.sqlite import open_sqlite, usage
-from tests.unit.accounts.audited_store import ACME, endow, run
+from tests.unit.accounts.audited_store import ACME, add_account, run
 
 QUERIES = [
     UsageQuery(),
@@ -41,7 +41,7 @@ async def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Usa
     path = tmp_path_factory.mktemp("made") / "pomelo.db"
     async with open_sqlite(path) as store:
         for account in ("acme", "bee"):
-            await endow(store, account, micros=10**9)
+            await add_account(store, account, micros=10**9)
         for n in range(300):
             wallet = Wallet(chance.choice(("acme", "bee")), chance.random() < 0.5)
             found.append(
