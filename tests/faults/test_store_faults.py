@@ -36,7 +36,7 @@ from pomelo.stores.ledger import Grant, ReserveRequest, UsageQuery, UsageRecord
 from pomelo.stores.redis import scripts
 from pomelo.testing import Answer, FaultUpstream, Gate, Received, Reply, error_reply
 from tests.faults.books import LIVE
-from tests.faults.callers import Grpc, Rest, Told, callers
+from tests.faults.drivers import GrpcDriver, Outcome, RestDriver, open_drivers
 from tests.redis_server import RedisServer
 
 FULL = os.environ.get("CRASH") == "full"
@@ -157,7 +157,7 @@ class Life:
     stream: bool
     request_id: str
     gate: Gate = field(default_factory=Gate)
-    told: Told | None = None
+    told: Outcome | None = None
     words: int = 0
     retried: bool = False
 
@@ -175,9 +175,11 @@ class Life:
         """Counts a received word."""
         self.words += 1
 
-    async def ask(self, wire: Rest | Grpc) -> None:
+    async def ask(self, wire: RestDriver | GrpcDriver) -> None:
         """Runs the task to its last byte, or until its caller leaves."""
-        asking = asyncio.create_task(wire(self.body(), self.request_id, stream=self.stream, piece=self.came))
+        asking = asyncio.create_task(
+            wire(self.body(), self.request_id, stream=self.stream, on_chunk=self.came)
+        )
         if self.ending == "left":
             half_way = asyncio.create_task(self.gate.reached.wait())
             await asyncio.wait({asking, half_way}, return_when=asyncio.FIRST_COMPLETED)
@@ -187,7 +189,7 @@ class Life:
             if not asking.done():
                 asking.cancel()
         (found,) = await asyncio.gather(asking, return_exceptions=True)
-        if isinstance(found, Told):
+        if isinstance(found, Outcome):
             self.told = found
         else:
             assert isinstance(found, asyncio.CancelledError), found
@@ -199,14 +201,14 @@ class House:
 
     app: App
     upstream: FaultUpstream
-    wires: tuple[Rest, Grpc]
+    wires: tuple[RestDriver, GrpcDriver]
     faults: Faults
     lives: dict[str, Life]
 
     async def run(
         self,
         life: Life,
-        wire: Rest | Grpc,
+        wire: RestDriver | GrpcDriver,
         at: int,
         times: int,
         error: Callable[[], Exception],
@@ -283,7 +285,7 @@ async def open_faulty(kind: str, url: str, folder: Path, patch: pytest.MonkeyPat
             _, key = await app.keyring.create("default", live=True)
             assert app.rest is not None
             assert app.grpc is not None
-            async with callers("http://{}:{}".format(*app.rest), app.grpc, key) as wires:
+            async with open_drivers("http://{}:{}".format(*app.rest), app.grpc, key) as wires:
                 yield House(app, upstream, wires, faults, lives)
 
 

@@ -23,8 +23,8 @@ from pomelo.gen.v1.media_service_pb2 import UploadMediaRequest
 from pomelo.gen.v1.media_service_pb2_grpc import MediaServiceStub
 from pomelo.testing import Answer, FaultUpstream, Gate, Received, Reply, Speech, Transcript
 from tests.faults.books import Books
-from tests.faults.callers import Grpc, Rest, Told, Watch, callers
-from tests.faults.house import House, Process, read_books
+from tests.faults.drivers import ChunkCounter, GrpcDriver, Outcome, RestDriver, open_drivers
+from tests.faults.server_process import Deployment, ServerProcess, read_books
 from tests.integration.asking import bearer, reason_of
 
 CREDITS = 10**12
@@ -43,7 +43,7 @@ class FullDisk:
     def __init__(self) -> None:
         self._holder: subprocess.Popen[bytes] | None = None
 
-    def mount(self, house: House) -> None:
+    def mount(self, house: Deployment) -> None:
         """Puts a prepared house onto such a disk."""
         folder = house.data.parent
         mount = f"mount -t tmpfs -o size={SMALL_DISK} none '{folder}' && cp -a . '{folder}' && echo made && exec cat"
@@ -61,20 +61,20 @@ class FullDisk:
         if holder.stdout.readline() != b"made\n" or subprocess.run([*inside, "true"]).returncode:
             self.close()
             pytest.skip("this system lets us make no small disk")
-        house.inside = inside
+        house.command_prefix = inside
 
-    async def begin(self, process: Process) -> None:
+    async def begin(self, process: ServerProcess) -> None:
         """From now on nothing can be written."""
-        await process.ask("fill")
+        await process.send("fill")
 
-    async def end(self, process: Process) -> None:
+    async def end(self, process: ServerProcess) -> None:
         """From now on it can."""
-        await process.ask("empty")
+        await process.send("empty")
 
-    async def end_without_server(self, house: House) -> None:
+    async def end_without_server(self, house: Deployment) -> None:
         """The same, where none runs; until then none can start."""
         assert "disk is full" in await starting_fails(house)
-        freeing = await asyncio.create_subprocess_exec(*house.inside, "rm", house.data / "filler")
+        freeing = await asyncio.create_subprocess_exec(*house.command_prefix, "rm", house.data / "filler")
         assert await freeing.wait() == 0
 
     def close(self) -> None:
@@ -88,24 +88,24 @@ class FullDisk:
 class NoFileGrows:
     """No byte of a file can be written."""
 
-    def mount(self, house: House) -> None:
+    def mount(self, house: Deployment) -> None:
         """Nothing is to be done."""
 
-    async def begin(self, process: Process) -> None:
+    async def begin(self, process: ServerProcess) -> None:
         """From now on nothing can be written."""
         _, most = resource.prlimit(process.process.pid, resource.RLIMIT_FSIZE)
         resource.prlimit(process.process.pid, resource.RLIMIT_FSIZE, (0, most))
 
-    async def end(self, process: Process) -> None:
+    async def end(self, process: ServerProcess) -> None:
         """From now on it can."""
         _, most = resource.prlimit(process.process.pid, resource.RLIMIT_FSIZE)
         resource.prlimit(process.process.pid, resource.RLIMIT_FSIZE, (most, most))
 
-    async def end_without_server(self, house: House) -> None:
+    async def end_without_server(self, house: Deployment) -> None:
         """The same; the limit ended with the process, so another one gets it first."""
-        house.inside = ("sh", "-c", 'ulimit -f 0; exec "$@"', "sh")
+        house.command_prefix = ("sh", "-c", 'ulimit -f 0; exec "$@"', "sh")
         assert "File too large" in await starting_fails(house)
-        house.inside = ()
+        house.command_prefix = ()
 
     def close(self) -> None:
         """Nothing is to be freed."""
@@ -114,9 +114,9 @@ class NoFileGrows:
 Trouble = FullDisk | NoFileGrows
 
 
-async def starting_fails(house: House) -> str:
+async def starting_fails(house: Deployment) -> str:
     """What a server says that can't start: that it is the disk's fault, not the file's."""
-    dead = await house.start(fails=True, errors=subprocess.PIPE)
+    dead = await house.start(expect_exit=True, stderr=subprocess.PIPE)
     assert dead.process.returncode == 1
     assert dead.process.stderr is not None
     said = (await dead.process.stderr.read()).decode()
@@ -170,8 +170,8 @@ def body(name: str) -> dict[str, Any]:
 
 
 def all_kinds(
-    wires: tuple[Rest, Grpc], watch: Watch, *, repeatable: bool = True
-) -> dict[str, asyncio.Task[Told]]:
+    wires: tuple[RestDriver, GrpcDriver], watch: ChunkCounter, *, repeatable: bool = True
+) -> dict[str, asyncio.Task[Outcome]]:
     """A task of each type over each protocol, by name; with `repeatable` also its Idempotency-Key."""
     tasks = {}
     for kind in ("text", "speech"):
@@ -179,32 +179,36 @@ def all_kinds(
             for stream in (False, True):
                 name = f"{kind}.{type(wire).__name__}.{'stream' if stream else 'whole'}"
                 repeat_key = name if repeatable else None
-                asking = wire(body(name), name, stream=stream, repeat_key=repeat_key, piece=watch.came)
+                asking = wire(body(name), name, stream=stream, idempotency_key=repeat_key, on_chunk=watch.add)
                 tasks[name] = asyncio.create_task(asking)
     return tasks
 
 
 async def in_trouble(
-    trouble: Trouble, wires: tuple[Rest, Grpc], process: Process, upstream: FaultUpstream, vendor: Vendor
-) -> dict[str, Told]:
+    trouble: Trouble,
+    wires: tuple[RestDriver, GrpcDriver],
+    process: ServerProcess,
+    upstream: FaultUpstream,
+    vendor: Vendor,
+) -> dict[str, Outcome]:
     """Lets tasks run until all but their end is there, and their ends meet the trouble."""
-    watch = Watch()
+    watch = ChunkCounter()
     tasks = all_kinds(wires, watch)
     for _ in tasks:
         await upstream.received()
-    await watch.reaches(2 * 6 + 2 * 1)
+    await watch.wait_for(2 * 6 + 2 * 1)
     await trouble.begin(process)
     vendor.gate.open()
     told = {name: await task for name, task in tasks.items()}
     assert {one.code for one in told.values()} == {"store_unavailable"}, told
-    assert not any(one.whole for one in told.values())
+    assert not any(one.complete for one in told.values())
     refused = [await wire(body("text"), "refused") for wire in wires]
     assert {one.code for one in refused} == {"store_unavailable"}
     assert vendor.asked["text"] == 0
     return told
 
 
-def check(books: Books, told: dict[str, Told]) -> None:
+def check(books: Books, told: dict[str, Outcome]) -> None:
     """A stream costs what was delivered of it, anything else nothing."""
     books.check_idle()
     for name, one in told.items():
@@ -213,21 +217,25 @@ def check(books: Books, told: dict[str, Told]) -> None:
             assert records == [], name
         for record in records:
             assert not record["complete"]
-            assert record["output_tokens"] <= one.pieces
+            assert record["output_tokens"] <= one.chunks
     assert set(books.records) <= {*told, "before"}
     (before,) = books.records["before"]
     assert before["complete"]
 
 
 async def ask_again(
-    wires: tuple[Rest, Grpc], process: Process, told: dict[str, Told], vendor: Vendor, first: Books
+    wires: tuple[RestDriver, GrpcDriver],
+    process: ServerProcess,
+    told: dict[str, Outcome],
+    vendor: Vendor,
+    first: Books,
 ) -> None:
     """Whoever asks again with the same Idempotency-Key gets an answer, which is charged once."""
     for name in told:
         stream = name.endswith("stream")
         for turn, wire in enumerate(wires):
-            repeated = await wire(body(name), f"{name}.again{turn}", stream=stream, repeat_key=name)
-            assert repeated.whole, repeated
+            repeated = await wire(body(name), f"{name}.again{turn}", stream=stream, idempotency_key=name)
+            assert repeated.complete, repeated
         assert vendor.asked[name] == 2
     books = await read_books(process)
     books.check_idle()
@@ -238,20 +246,20 @@ async def ask_again(
 
 
 @pytest.fixture
-async def house(trouble: Trouble, tmp_path: Path, upstream: FaultUpstream) -> AsyncIterator[House]:
+async def house(trouble: Trouble, tmp_path: Path, upstream: FaultUpstream) -> AsyncIterator[Deployment]:
     """A house on that disk."""
     (tmp_path / "disk").mkdir()
-    async with await House(tmp_path / "disk", upstream).prepare(CREDITS) as made:
+    async with await Deployment(tmp_path / "disk", upstream).prepare(CREDITS) as made:
         made.errors = tmp_path / "errors"
         trouble.mount(made)
         yield made
 
 
 async def test_tasks_that_end_while_the_disk_is_in_trouble_are_settled_when_it_is_well_again(
-    trouble: Trouble, house: House, upstream: FaultUpstream, vendor: Vendor
+    trouble: Trouble, house: Deployment, upstream: FaultUpstream, vendor: Vendor
 ) -> None:
-    process = await house.start(errors=subprocess.DEVNULL)
-    async with callers(process.rest, process.grpc, house.key) as wires:
+    process = await house.start(stderr=subprocess.DEVNULL)
+    async with open_drivers(process.rest, process.grpc, house.key) as wires:
         await acknowledged(wires[0], vendor)
         told = await in_trouble(trouble, wires, process, upstream, vendor)
         await trouble.end(process)
@@ -261,34 +269,34 @@ async def test_tasks_that_end_while_the_disk_is_in_trouble_are_settled_when_it_i
             if name.endswith("stream"):
                 (record,) = books.records[name]
                 assert record["cost"] > 0
-                assert record["output_tokens"] == (one.pieces if name.startswith("text") else 0)
+                assert record["output_tokens"] == (one.chunks if name.startswith("text") else 0)
         await ask_again(wires, process, told, vendor, books)
 
 
 async def test_what_a_server_held_that_died_on_a_full_disk_is_free_at_its_next_start(
-    trouble: Trouble, house: House, upstream: FaultUpstream, vendor: Vendor
+    trouble: Trouble, house: Deployment, upstream: FaultUpstream, vendor: Vendor
 ) -> None:
-    process = await house.start(errors=subprocess.DEVNULL)
-    async with callers(process.rest, process.grpc, house.key) as wires:
+    process = await house.start(stderr=subprocess.DEVNULL)
+    async with open_drivers(process.rest, process.grpc, house.key) as wires:
         await acknowledged(wires[0], vendor)
         told = await in_trouble(trouble, wires, process, upstream, vendor)
         books = await read_books(process)
         books.check()
         assert len(books.held) == len(told)
         process.kill()
-        assert await process.ended() == -signal.SIGKILL
+        assert await process.wait() == -signal.SIGKILL
     await trouble.end_without_server(house)
     process = await house.start()
     books = await read_books(process)
     check(books, told)
-    async with callers(process.rest, process.grpc, house.key) as wires:
+    async with open_drivers(process.rest, process.grpc, house.key) as wires:
         await ask_again(wires, process, told, vendor, books)
 
 
 async def test_uploads_to_a_disk_in_trouble_are_unavailable_and_leave_nothing(
-    trouble: Trouble, house: House, vendor: Vendor
+    trouble: Trouble, house: Deployment, vendor: Vendor
 ) -> None:
-    process = await house.start(errors=subprocess.DEVNULL, POMELO_DISK_RESERVE="0")
+    process = await house.start(stderr=subprocess.DEVNULL, POMELO_DISK_RESERVE="0")
     async with aiohttp.ClientSession() as session, grpc.aio.insecure_channel(process.grpc) as channel:
         await trouble.begin(process)
         for size in (10, 100_000, 3_000_000):
@@ -304,19 +312,19 @@ async def test_uploads_to_a_disk_in_trouble_are_unavailable_and_leave_nothing(
 
 
 async def test_media_leave_disk_space_for_the_ledger(
-    house: House, trouble: Trouble, upstream: FaultUpstream, vendor: Vendor
+    house: Deployment, trouble: Trouble, upstream: FaultUpstream, vendor: Vendor
 ) -> None:
     if not isinstance(trouble, FullDisk):
         pytest.skip("this one is about a small disk")
     reserve = 6 * 1024 * 1024
-    process = await house.start(errors=subprocess.DEVNULL, POMELO_DISK_RESERVE=str(reserve))
+    process = await house.start(stderr=subprocess.DEVNULL, POMELO_DISK_RESERVE=str(reserve))
     async with (
         aiohttp.ClientSession() as session,
         grpc.aio.insecure_channel(process.grpc) as channel,
-        callers(process.rest, process.grpc, house.key) as wires,
+        open_drivers(process.rest, process.grpc, house.key) as wires,
     ):
-        watch = Watch()
-        running = all_kinds(wires, watch, idempotency_key=False)
+        watch = ChunkCounter()
+        running = all_kinds(wires, watch, repeatable=False)
         for _ in running:
             await upstream.received()
         outcomes = [await upload(channel, house, 1_000_000) for _ in range(16)]
@@ -326,16 +334,18 @@ async def test_media_leave_disk_space_for_the_ledger(
         assert reserve - 500_000 < await free_of(house) < reserve + 1_000_000
         vendor.gate.open()
         told = {name: await task for name, task in running.items()}
-        assert {name: one.code for name, one in told.items() if not one.whole} == {}
+        assert {name: one.code for name, one in told.items() if not one.complete} == {}
         for number in range(200):
-            assert (await wires[number % 2](body("text"), f"more-{number}")).whole
+            assert (await wires[number % 2](body("text"), f"more-{number}")).complete
     books = await read_books(process)
     books.check_idle()
     assert all(record["complete"] for name in told for record in books.records[name])
     assert {f"more-{number}" for number in range(200)} <= set(books.records)
 
 
-async def form(session: aiohttp.ClientSession, process: Process, house: House, size: int) -> tuple[int, str]:
+async def form(
+    session: aiohttp.ClientSession, process: ServerProcess, house: Deployment, size: int
+) -> tuple[int, str]:
     """The status and the error's code of a form with an audio file."""
     data = aiohttp.FormData({"model": "eleven-labs-stt"})
     data.add_field("audio", b"OggS" + bytes(size), filename="a.ogg", content_type="audio/ogg")
@@ -344,7 +354,7 @@ async def form(session: aiohttp.ClientSession, process: Process, house: House, s
         return answer.status, (await answer.json()).get("error", {}).get("code", "")
 
 
-async def upload(channel: grpc.aio.Channel, house: House, size: int) -> str:
+async def upload(channel: grpc.aio.Channel, house: Deployment, size: int) -> str:
     """The status and the error's reason of an upload; empty when it was stored."""
     pieces = [UploadMediaRequest(content_type="audio/ogg")]
     pieces += [UploadMediaRequest(chunk=bytes(min(250_000, size - at))) for at in range(0, size, 250_000)]
@@ -355,33 +365,33 @@ async def upload(channel: grpc.aio.Channel, house: House, size: int) -> str:
     return ""
 
 
-async def stored(house: House) -> list[str]:
+async def stored(house: Deployment) -> list[str]:
     """The names of the files in the media folder."""
     return (await inside(house, "ls", "-A", str(house.data / "media"))).split()
 
 
-async def free_of(house: House) -> int:
+async def free_of(house: Deployment) -> int:
     """Bytes that are free on the disk."""
     blocks, size = (await inside(house, "stat", "-f", "-c", "%a %S", str(house.data))).split()
     return int(blocks) * int(size)
 
 
-async def inside(house: House, *command: str) -> str:
+async def inside(house: Deployment, *command: str) -> str:
     """The output of a program that is run where the house's files are."""
-    process = await asyncio.create_subprocess_exec(*house.inside, *command, stdout=subprocess.PIPE)
+    process = await asyncio.create_subprocess_exec(*house.command_prefix, *command, stdout=subprocess.PIPE)
     said, _ = await process.communicate()
     assert process.returncode == 0
     return said.decode()
 
 
-async def acknowledged(wire: Rest, vendor: Vendor) -> None:
+async def acknowledged(wire: RestDriver, vendor: Vendor) -> None:
     """A task that is whole before the trouble begins."""
     vendor.gate.open()
-    assert (await wire(body("before"), "before")).whole
+    assert (await wire(body("before"), "before")).complete
     vendor.gate = Gate()
 
 
-async def resolved(process: Process) -> Books:
+async def resolved(process: ServerProcess) -> Books:
     """The books, once nothing is held any more."""
     async with asyncio.timeout(30):
         while (await read_books(process)).held:

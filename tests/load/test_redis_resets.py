@@ -27,8 +27,8 @@ from pomelo.gen.v1.admin_service_pb2_grpc import AdminServiceStub
 from pomelo.stores.redis.key_names import names
 from pomelo.testing import Answer, FaultUpstream, Received
 from tests.faults.books import LIVE, Books
-from tests.faults.callers import Grpc, Rest, Told, callers
-from tests.faults.house import SERVE, House, Process
+from tests.faults.drivers import GrpcDriver, Outcome, RestDriver, open_drivers
+from tests.faults.server_process import SERVE, Deployment, ServerProcess
 from tests.faults.tcp_proxy import Cut, TcpProxy
 from tests.redis_server import RedisServer
 
@@ -48,9 +48,11 @@ def answer(received: Received) -> Any:
     return Answer(WORDS, at=dict.fromkeys(range(6), 0.005))(received)
 
 
-async def calling(wire: Rest | Grpc, name: str, stop: asyncio.Event, chance: random.Random) -> list[Told]:
+async def calling(
+    wire: RestDriver | GrpcDriver, name: str, stop: asyncio.Event, chance: random.Random
+) -> list[Outcome]:
     """Runs tasks one after another, unary and streamed, and abandons some half way, until `stop`."""
-    told: list[Told] = []
+    told: list[Outcome] = []
     while not stop.is_set():
         request_id = f"{name}.{len(told)}"
         body = {"model": "gpt-4", "messages": [{"role": "user", "content": f"{request_id} Go on."}]}
@@ -62,7 +64,7 @@ async def calling(wire: Rest | Grpc, name: str, stop: asyncio.Event, chance: ran
         else:
             asking.cancel()
             await asyncio.gather(asking, return_exceptions=True)
-            told.append(Told(request_id, body, code="left"))
+            told.append(Outcome(request_id, body, code="left"))
         if told[-1].code not in ("ok", "left"):
             await asyncio.sleep(0.05)  # it was refused
     return told
@@ -96,7 +98,7 @@ async def freed(redis: RedisServer, since: float) -> float:
     return time.monotonic() - since
 
 
-async def on_uvloop(server: Process, workers: int) -> None:
+async def on_uvloop(server: ServerProcess, workers: int) -> None:
     """Returns once so many processes serve, all on uvloop."""
     async with asyncio.timeout(60):
         while True:
@@ -120,11 +122,13 @@ async def test_resets_under_load_leave_nothing_held_and_every_answer_on_the_reco
         upstream.default = answer
         proxy = await stack.enter_async_context(TcpProxy(redis.port))
         variables = {"POMELO_STORE": f"redis://127.0.0.1:{proxy.port}", "POMELO_WORKERS": str(workers)}
-        house = await stack.enter_async_context(House(tmp_path, upstream, SERVE, **variables))
+        house = await stack.enter_async_context(Deployment(tmp_path, upstream, SERVE, **variables))
         await house.prepare(CREDITS)
         server = await house.start()
         await on_uvloop(server, workers)
-        wires = await stack.enter_async_context(callers(server.rest, server.grpc, house.key, at_once=400))
+        wires = await stack.enter_async_context(
+            open_drivers(server.rest, server.grpc, house.key, concurrency=400)
+        )
         stop = asyncio.Event()
         running = [
             asyncio.create_task(calling(wires[n % 2], f"caller.{n}", stop, chance)) for n in range(CALLERS)
@@ -137,7 +141,7 @@ async def test_resets_under_load_leave_nothing_held_and_every_answer_on_the_reco
         async with insecure_channel(f"unix:{house.data / 'admin.sock'}") as channel:
             audited = await AdminServiceStub(channel).Audit(AuditRequest())
         server.process.send_signal(signal.SIGTERM)
-        assert await server.ended() == 0
+        assert await server.wait() == 0
         books = await house.books()
         codes = Counter(one.code for one in told)
         print(  # noqa: T201
@@ -156,7 +160,7 @@ async def test_resets_under_load_leave_nothing_held_and_every_answer_on_the_reco
         check_records(upstream, told, books)
 
 
-def check_records(upstream: FaultUpstream, told: list[Told], books: Books) -> None:
+def check_records(upstream: FaultUpstream, told: list[Outcome], books: Books) -> None:
     """Every vendor answer has exactly one usage record, and there are no other records."""
     count = Counter({request_id: len(records) for request_id, records in books.records.items()})
     asked = Counter(received.prompt.split()[0] for received in upstream.requests)
