@@ -14,8 +14,9 @@ import pytest
 from pomelo import process
 from tests.certificates import make_certificate
 from tests.faults import frames
-from tests.faults.bystanders import connections, good_callers
+from tests.faults.other_callers import other_callers
 from tests.integration.commands import staying
+from tests.load.process_usage import connections
 from tests.ports import free_port
 from tests.serving import Served, serve
 
@@ -34,7 +35,7 @@ async def test_connections_without_a_key_are_gone_within_ten_seconds(folder: Pat
         (folder / name).mkdir()
         async with serve(folder / name) as served:
             with ExitStack() as stack:
-                async with good_callers(served) as callers:
+                async with other_callers(served, "rest", "grpc", "new_grpc") as callers:
                     for number in range(COUNT):
                         with suppress(ConnectionError):
                             silent = stack.enter_context(
@@ -46,7 +47,7 @@ async def test_connections_without_a_key_are_gone_within_ten_seconds(folder: Pat
                     opened = time.monotonic()
                     while (
                         await asyncio.to_thread(connections, served.pid, served.grpc_port) > 3
-                    ):  # the good callers'
+                    ):  # the other callers'
                         assert time.monotonic() - opened < 12, name
                         await asyncio.sleep(0.2)
                 callers.check()

@@ -42,7 +42,7 @@ from pomelo.gen.v1.task_service_pb2 import RunTaskRequest, StreamTaskRequest
 from pomelo.gen.v1.task_service_pb2_grpc import TaskServiceStub
 from pomelo.testing.sound import packets
 from tests.integration.commands import live_key
-from tests.load.memory import MIB, resident, watched
+from tests.load.process_usage import MIB, peak_memory, resident
 from tests.load.vendor import PACKET, SIZE, vendor
 from tests.serving import Served, serve
 
@@ -296,15 +296,15 @@ async def test_the_server_does_not_grow_with_what_goes_through_it(
     pid, kept = house.served.pid, uploads(house)
     began = time.monotonic()
     cpu = sum(psutil.Process(pid).cpu_times()[:2])
-    with watched(pid) as peak:
+    with peak_memory(pid) as peak:
         await load(house, LOADS[name], f"full{list(LOADS).index(name)}", CALLS)
     took = time.monotonic() - began
     cpu = sum(psutil.Process(pid).cpu_times()[:2]) - cpu
-    grown = peak.most - before
+    grown = peak.bytes - before
     sys.stdout.write(
         f"\n{CALLS} {name}: {before / MIB:.1f} + {grown / MIB:.1f} MiB, {took:.1f} s, of CPU {cpu:.1f} s\n"
     )
-    assert peak.looks > 10
+    assert peak.samples > 10
     assert grown < GROWTH_MOST
     assert uploads(house) - kept == (CALLS if name == "uploads over gRPC" else 0)
     assert not list((house.served.data / "media").glob(".part_*"))

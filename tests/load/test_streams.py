@@ -31,7 +31,7 @@ from pomelo.gen.v1.task_service_pb2_grpc import TaskServiceStub
 from pomelo.gen.v1.text_pb2 import Role
 from tests.integration.commands import live_key, staying
 from tests.load.flood import started
-from tests.load.memory import MIB, resident, watched
+from tests.load.process_usage import MIB, peak_memory, resident
 from tests.ports import free_port
 from tests.serving import Served, serve
 
@@ -182,9 +182,9 @@ async def read(house: House, size: int) -> None:
 async def test_a_text_that_nobody_asks_for_again_is_not_kept(house: House) -> None:
     await asyncio.gather(*[read(house, MIB) for _ in range(LONG)])
     before = resident(house.served.pid)
-    with watched(house.served.pid) as peak:
+    with peak_memory(house.served.pid) as peak:
         await asyncio.gather(*[read(house, LONG_SIZE) for _ in range(LONG)])
-    grown = peak.most - before
+    grown = peak.bytes - before
     sys.stdout.write(
         f"\n{LONG} texts of {LONG_SIZE / MIB:.0f} MiB: {before / MIB:.1f} + {grown / MIB:.1f} MiB\n"
     )
