@@ -56,7 +56,8 @@ class Attack:
         *,
         end: bool = False,
     ) -> None:
-        """Starts `count` calls. Each sends `data` as the flow control allows, and half-closes only with `end`."""
+        """Starts `count` calls. Each sends `data` as the flow control allows, and half-closes only with
+        `end`."""
         for number in range(count):
             connection = self._connections[number % len(self._connections)]
             call = connection.begin(path, metadata)

@@ -154,7 +154,8 @@ def odd_values(key: str) -> Iterator[bytes]:
 
 
 def mutated(key: str, count: int, seed: int = 7) -> Iterator[bytes]:
-    """Good requests with bytes of the body, or of the whole request, removed, inserted, flipped or repeated."""
+    """Good requests with bytes of the body, or of the whole request, removed, inserted, flipped or
+    repeated."""
     rng = random.Random(seed)
     for _ in range(count):
         body = bytearray(json.dumps(rng.choice(GOOD)).encode())

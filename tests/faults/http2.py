@@ -78,7 +78,8 @@ class Connection:
         return stream
 
     async def send(self, stream: Stream, data: bytes, *, end: bool = False) -> int:
-        """Sends data of a call as the windows allow, until the call ends; returns the number of bytes sent."""
+        """Sends data of a call as the windows allow, until the call ends; returns the number of bytes
+        sent."""
         at = 0
         while at < len(data):
             async with self._changed:

@@ -1,7 +1,7 @@
 """Markers that must not leak, and vendors that echo them in every way.
 
-Every key, prompt, body, audio file, file name and vendor response contains a marker. `count_markers` counts them in
-any data. `FAULTS` are faults of a vendor that echoes everything it was sent.
+Every key, prompt, body, audio file, file name and vendor response contains a marker. `count_markers` counts
+them in any data. `FAULTS` are faults of a vendor that echoes everything it was sent.
 """
 
 from __future__ import annotations
@@ -157,8 +157,8 @@ _WORD = f"{MARKER}-raw ".encode()
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """A fault of a vendor. `failures` is the number of failures that the route's circuit breaker counts for one
-    call. `timeout` is the caller's, in seconds."""
+    """A fault of a vendor. `failures` is the number of failures that the route's circuit breaker counts for
+    one call. `timeout` is the caller's, in seconds."""
 
     script: Script
     failures: int = 0

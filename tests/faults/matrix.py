@@ -1,4 +1,4 @@
-"""One block of the fault matrix: every fault of one vendor at one task type, through an app, over both protocols."""
+"""One block of the fault matrix: all faults of a vendor at a task type, through an app, over both protocols."""
 
 from __future__ import annotations
 
@@ -310,7 +310,8 @@ def _misdirected(block: Block, fault: Fault) -> str:
 
 
 def _catalog(block: Block, providers: Mapping[str, Provider]) -> Catalog:
-    """The block's model with the block's vendor as its only route, and a copy of it for each other address."""
+    """The block's model with the block's vendor as its only route, and a copy of it for each other
+    address."""
     model = Catalog.load().resolve(block.model)
     (route,) = [route for route in model.routes if route.provider == block.job.route.provider]
     return Catalog(

@@ -1,7 +1,7 @@
 """Callers with a valid key, in a process of their own: a busy attacker must not look like a busy server.
 
-Run as `python -m tests.faults.other_callers URL ADDRESS KEY CALLER...`: each caller lists the models, repeatedly,
-until stdin ends; then the process prints how long the calls took, and their errors.
+Run as `python -m tests.faults.other_callers URL ADDRESS KEY CALLER...`: each caller lists the models,
+repeatedly, until stdin ends; then the process prints how long the calls took, and their errors.
 """
 
 from __future__ import annotations

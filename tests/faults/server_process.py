@@ -54,7 +54,8 @@ class ServerProcess:
 
 
 class Deployment:
-    """A data folder, and at most one server process on it, which runs the module `program` with its arguments.
+    """A data folder, and at most one server process on it, which runs the module `program` with its
+    arguments.
 
     As a context manager, kills the server on exit. `variables` are additional environment variables.
     """
@@ -97,8 +98,8 @@ class Deployment:
     async def start(
         self, *, expect_exit: bool = False, stderr: int | None = None, **variables: str
     ) -> ServerProcess:
-        """Starts the server and waits until it listens, or with `expect_exit` until it has ended. Its stderr is
-        written to a file, or to `stderr`."""
+        """Starts the server and waits until it listens, or with `expect_exit` until it has ended. Its stderr
+        is written to a file, or to `stderr`."""
         started = time.monotonic()
         with self.errors.open("ab") as sink:
             process = await asyncio.create_subprocess_exec(

@@ -1,4 +1,4 @@
-"""Five thousand malformed requests: each is refused with a documented error, and the server keeps no resources."""
+"""Five thousand malformed requests: each is refused with an error body, and the server keeps no resources."""
 
 from __future__ import annotations
 

@@ -1,12 +1,12 @@
 """No vendor's key, prompt or body is in any log line, error, header or file, whatever fails.
 
-Every vendor's key contains a marker, and so does everything that callers send and vendors answer; the vendors echo
-it in every kind of failure. The server logs as much as possible: the root logger at DEBUG, asyncio's debug mode, all
-warnings. The tests search stdout and stderr, the status, headers, metadata and body of every error, and the data
-folder with its database.
+Every vendor's key contains a marker, and so does everything that callers send and vendors answer; the vendors
+echo it in every kind of failure. The server logs as much as possible: the root logger at DEBUG, asyncio's
+debug mode, all warnings. The tests search stdout and stderr, the status, headers, metadata and body of every
+error, and the data folder with its database.
 
-Markers are expected in delivered answers, and in the media folder, which holds audio that callers uploaded and tasks
-generated. The error for an unknown field or model repeats its name to the caller.
+Markers are expected in delivered answers, and in the media folder, which holds audio that callers uploaded
+and tasks generated. The error for an unknown field or model repeats its name to the caller.
 """
 
 from __future__ import annotations
@@ -175,8 +175,8 @@ class Driver:
             await self.recover()
 
     async def recover(self) -> None:
-        """Makes so many successful calls that no circuit breaker opens: with three failures, the rate stays below
-        FAILURE_RATE in every window."""
+        """Makes so many successful calls that no circuit breaker opens: with three failures, the rate stays
+        below FAILURE_RATE in every window."""
         for _ in range(2):
             await self.run_good("whole")
 

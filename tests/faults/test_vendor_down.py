@@ -20,7 +20,8 @@ from pomelo.testing import Answer, FaultUpstream, Gate, Stop, error_reply
 from tests.integration.house import WAYS, Caller, House, open_house, say
 
 OPENS_WITHIN = 4.0
-"""Twice the promised maximum, for a busy machine; the circuit breaker's unit tests check 2 s on a fake clock."""
+"""Twice the promised maximum, for a busy machine; the circuit breaker's unit tests check 2 s on a fake
+clock."""
 
 CLOSES_WITHIN = 15.0
 

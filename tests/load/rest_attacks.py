@@ -3,8 +3,8 @@
     python -m tests.load.rest_attacks HOST PORT COUNT [KEY]
 
 Makes every attack over COUNT connections concurrently. Prints, as JSON, the longest lifetime in seconds of a
-connection of each attack, until the server closed it, and the received statuses. Without a key the attacks are
-unauthenticated; with a key they end with the first response.
+connection of each attack, until the server closed it, and the received statuses. Without a key the attacks
+are unauthenticated; with a key they end with the first response.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 MAX_SECONDS = 25.0
 """Seconds after which an attack stops, because the server has not closed its connection."""
 
-Reader, Writer = asyncio.StreamReader, asyncio.StreamWriter
+Reader = asyncio.StreamReader
+Writer = asyncio.StreamWriter
 Attack = Callable[[Writer, str], Awaitable[None]]
 """Sends requests with a key until it is cancelled or the connection is closed."""
 

@@ -1,4 +1,4 @@
-"""Connections that nobody uses, for their full time; `make load` opens their full number."""
+"""Idle connections, until their time limit; `make load` opens many more of them."""
 
 from __future__ import annotations
 
@@ -21,14 +21,13 @@ from tests.ports import free_port
 from tests.serving import Served, serve
 
 COUNT = 1_500 if "LOAD_CALLS" in os.environ else 300
-"""Connections of each kind."""
-
+"""Connections of each type."""
 
 SENT = {"silent": b"", "preface": frames.hello(), "half": frames.PREFACE[:5]}
-"""What the connections send, if anything."""
+"""The bytes that the connections of each type send."""
 
 
-async def test_connections_without_a_key_are_gone_within_ten_seconds(folder: Path) -> None:
+async def test_connections_without_a_key_are_closed_within_ten_seconds(folder: Path) -> None:
     assert process.raise_descriptor_limit() > len(SENT) * COUNT
 
     async def idle(name: str) -> None:
@@ -52,10 +51,12 @@ async def test_connections_without_a_key_are_gone_within_ten_seconds(folder: Pat
                         await asyncio.sleep(0.2)
                 callers.check()
 
-    await asyncio.gather(*[idle(name) for name in SENT])  # on servers of their own, to wait only once
+    await asyncio.gather(
+        *[idle(name) for name in SENT]
+    )  # concurrently, each on a server of its own, to wait only once
 
 
-async def test_tls_handshakes_that_never_end_are_gone_within_ten_seconds(folder: Path) -> None:
+async def test_unfinished_tls_handshakes_are_closed_within_ten_seconds(folder: Path) -> None:
     await asyncio.to_thread(make_certificate, folder, "cert", "localhost")
     assert process.raise_descriptor_limit() > COUNT
     port = free_port()
@@ -78,9 +79,10 @@ async def test_tls_handshakes_that_never_end_are_gone_within_ten_seconds(folder:
 
 @pytest.mark.skipif("LOAD_CALLS" not in os.environ, reason="takes a minute and a half; make load")
 @pytest.mark.timeout(240)
-async def test_a_rest_connection_stays_for_its_idle_timeout_and_little_longer(tmp_path: Path) -> None:
-    async def idle(served: Served, pause: float, most: float) -> float:
-        """Uses a connection again after an idle pause, and returns how long it stays then; `most` at most."""
+async def test_a_rest_connection_is_closed_soon_after_its_idle_timeout(tmp_path: Path) -> None:
+    async def idle(served: Served, pause: float, max_wait: float) -> float:
+        """Uses a connection again after an idle pause; returns the seconds until it is closed, or
+        `max_wait`."""
         reader, writer = await asyncio.open_connection(served.host, served.port)
         key = served.headers["Authorization"]
         request = f"GET /api/v1/account HTTP/1.1\r\nHost: x\r\nAuthorization: {key}\r\n\r\n".encode()
@@ -92,7 +94,7 @@ async def test_a_rest_connection_stays_for_its_idle_timeout_and_little_longer(tm
             await reader.readexactly(int(head.lower().split(b"content-length: ")[1].split()[0]))
         began = time.monotonic()
         with suppress(TimeoutError):
-            async with asyncio.timeout(most):
+            async with asyncio.timeout(max_wait):
                 assert await reader.read() == b""
         writer.close()
         return time.monotonic() - began

@@ -1,8 +1,8 @@
 """REST under attack: without a key, with a free key, and by many concurrent requests.
 
-The server is `pomelo serve`; the attackers and the other callers are processes of their own. `make load` runs the
-attacks at full size (1,300 unauthenticated connections, 3,000 concurrent requests), `make test` a fifth of that.
-The time limits are for a busy machine: an idle one needs a tenth.
+The server is `pomelo serve`; the attackers and the other callers are processes of their own. `make load` runs
+the attacks at full size (1,300 unauthenticated connections, 3,000 concurrent requests), `make test` a fifth
+of that. The time limits are for a busy machine: an idle one needs a tenth.
 """
 
 from __future__ import annotations
