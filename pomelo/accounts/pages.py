@@ -19,10 +19,10 @@ PAGE_SIZE = 100
 """Entries in a page by default."""
 
 MAX_PAGE_SIZE = 1_000
-"""The most entries in a page; a larger page_size is reduced to it (AIP-158)."""
+"""The maximum number of entries in a page; a larger page_size is reduced to it (AIP-158)."""
 
 MAX_PAGE_BYTES = 1024 * 1024
-"""The most bytes in a page, unless its first entry alone is larger."""
+"""The maximum size of a page, unless its first entry alone is larger."""
 
 
 def page_size(requested: int) -> int:

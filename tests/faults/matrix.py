@@ -1,4 +1,4 @@
-"""One block of the fault matrix: all faults of a vendor at a task type, through an app, over both protocols."""
+"""One block of the fault matrix: all faults of a vendor at a task type, through an app over both protocols."""
 
 from __future__ import annotations
 

@@ -21,6 +21,7 @@ import grpc
 from pomelo.gen.v1.model_service_pb2 import ListModelsRequest
 from pomelo.gen.v1.model_service_pb2_grpc import ModelServiceStub
 from tests.integration.asking import bearer
+from tests.load.child_process import print_line, start_child, stdin_end
 from tests.serving import Served
 
 PAUSE = 0.02
@@ -63,32 +64,24 @@ async def other_callers(served: Served, *names: str) -> AsyncIterator[Callers]:
     """Runs callers while the body runs: "rest", "grpc", or with a new connection for each call "new_rest",
     "new_grpc". Their waits and errors are filled in when the body has ended."""
     callers = Callers({})
-    process = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "tests.faults.other_callers",
-        served.url, f"{served.host}:{served.grpc_port}", served.key, *names,
-        stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE,
-    )  # fmt: skip
-    assert process.stdout is not None
-    assert await process.stdout.readline(), "each caller has had an answer"
-    try:
+    address = f"{served.host}:{served.grpc_port}"
+    async with start_child("tests.faults.other_callers", served.url, address, served.key, *names) as child:
         yield callers
-    finally:
-        output, _ = await process.communicate(b"")
-        for name, value in json.loads(output).items():
-            setattr(callers, name, value)
+    for name, value in json.loads(child.result).items():
+        setattr(callers, name, value)
 
 
 async def run(url: str, address: str, key: str, *names: str) -> Callers:
     """Runs these callers until stdin ends."""
     callers = Callers({name: [] for name in names})
-    stdin_ended = asyncio.get_running_loop().run_in_executor(None, sys.stdin.read)
+    end = stdin_end()
     ready = asyncio.Barrier(len(names) + 1)
     headers, metadata = {"Authorization": f"Bearer {key}"}, bearer(key)
 
     async def repeat(waits: list[float], call: Callable[[], Awaitable[str]], pause: float) -> None:
         await call()  # one-time work, such as connecting, does not count as a wait
         await ready.wait()
-        while len(waits) < MIN_CALLS or not stdin_ended.done():
+        while len(waits) < MIN_CALLS or not end.done():
             began = time.monotonic()
             error = await call()
             waits.append(time.monotonic() - began)
@@ -132,10 +125,9 @@ async def run(url: str, address: str, key: str, *names: str) -> Callers:
         for name, waits in callers.waits.items():
             group.create_task(repeat(waits, *calls[name]))
         await ready.wait()
-        sys.stdout.write("ready\n")
-        sys.stdout.flush()
+        print_line("ready")
     return callers
 
 
 if __name__ == "__main__":
-    sys.stdout.write(json.dumps(asdict(asyncio.run(run(*sys.argv[1:])))))
+    print_line(json.dumps(asdict(asyncio.run(run(*sys.argv[1:])))))

@@ -16,16 +16,13 @@ import contextlib
 import json
 import re
 import struct
-import sys
 import time
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-from pathlib import Path
 
 from pomelo.gen.v1.task_pb2 import Task
 from pomelo.gen.v1.task_service_pb2 import StreamTaskRequest
 from pomelo.gen.v1.text_pb2 import Role
 from tests.faults import frames
+from tests.load.child_process import print_line, stdin_end
 
 BLOCK = 64 * 1024
 MAX_SECONDS = 300.0
@@ -117,8 +114,8 @@ async def _stream(body: bytes, writer: asyncio.StreamWriter) -> None:
 async def vendor() -> None:
     """Listens, and prints its base URL."""
     server = await asyncio.start_server(answer, "127.0.0.1", 0, limit=BLOCK)
-    _print(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/v1")
-    await _stdin_end()
+    print_line(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/v1")
+    await asyncio.wait([stdin_end()], timeout=MAX_SECONDS)
 
 
 # --- the readers
@@ -187,68 +184,18 @@ async def readers(protocol: str, port: int, key: str, streams: int) -> None:
     for _, reader in opened:
         await reader.started.wait()
     began, before = time.monotonic(), sum(reader.size for _, reader in opened)
-    _print("ready")
-    await _stdin_end()
+    print_line("ready")
+    await asyncio.wait([stdin_end()], timeout=MAX_SECONDS)
     seconds = time.monotonic() - began
     sizes = [reader.size for _, reader in opened]
-    _print(json.dumps({"bytes": (sum(sizes) - before) / seconds, "min": min(sizes), "max": max(sizes)}))
+    print_line(json.dumps({"bytes": (sum(sizes) - before) / seconds, "min": min(sizes), "max": max(sizes)}))
 
 
-# --- processes
-
-
-def _print(line: str) -> None:
-    sys.stdout.write(line + "\n")
-    sys.stdout.flush()
-
-
-async def _stdin_end() -> None:
-    ended = asyncio.get_running_loop().run_in_executor(None, sys.stdin.read)
-    await asyncio.wait([ended], timeout=MAX_SECONDS)
-
-
-class Process:
-    """A process of this module: the first line that it prints, and what it prints when it ends."""
-
-    def __init__(self, process: asyncio.subprocess.Process) -> None:
-        self.first_line = ""
-        self.result = ""
-        self._process = process
-
-    async def end(self) -> None:
-        """Ends the process."""
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        self._process.stdin.close()
-        self.result = (await self._process.stdout.read()).decode().strip()
-        await self._process.wait()
-
-
-@asynccontextmanager
-async def start(*arguments: str) -> AsyncIterator[Process]:
-    """Starts a process in a role and waits until it is ready; ends it on exit."""
-    pipe = asyncio.subprocess.PIPE
-    process = await asyncio.create_subprocess_exec(
-        sys.executable,
-        "-m",
-        "tests.load.flood",
-        *arguments,
-        stdin=pipe,
-        stdout=pipe,
-        cwd=Path(__file__).parents[2],
-    )
-    assert process.stdout is not None
-    running = Process(process)
-    try:
-        async with asyncio.timeout(MAX_SECONDS):
-            running.first_line = (await process.stdout.readline()).decode().strip()
-        yield running
-    finally:
-        await running.end()
+# --- the command line
 
 
 def main() -> None:
-    """Reads the command line."""
+    """Runs a role."""
     parser = argparse.ArgumentParser()
     roles = parser.add_subparsers(dest="role", required=True)
     roles.add_parser("vendor")

@@ -107,9 +107,9 @@ async def test_a_rest_connection_is_closed_soon_after_its_idle_timeout(tmp_path:
         serve(tmp_path / "proxy", **proxy) as trusted,
         serve(tmp_path / "set", **proxy, POMELO_IDLE_TIMEOUT="1") as explicit,
     ):
-        _, closed, kept, soon = await asyncio.gather(
+        _, default_wait, proxy_wait, set_wait = await asyncio.gather(
             idle(default, 75.5, 1), idle(default, 0, 90), idle(trusted, 90, 10), idle(explicit, 1.5, 20)
         )
-    assert 75 < closed < 86
-    assert kept >= 10
-    assert 1 < soon < 12
+    assert 75 < default_wait < 86
+    assert proxy_wait >= 10
+    assert 1 < set_wait < 12

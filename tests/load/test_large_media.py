@@ -42,8 +42,9 @@ from pomelo.gen.v1.task_service_pb2_grpc import TaskServiceStub
 from pomelo.testing.sound import packets
 from tests.integration.asking import bearer
 from tests.integration.commands import live_key
+from tests.load.child_process import start_child
 from tests.load.process_usage import MIB, cpu_seconds, peak_memory, resident
-from tests.load.vendor import PACKET, SIZE, vendor
+from tests.load.vendor import PACKET, SIZE
 from tests.serving import Served, serve
 
 CALLS = int(os.environ.get("LOAD_CALLS", "20"))
@@ -257,9 +258,9 @@ async def server(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Serv
     assert shutil.disk_usage(folder).free > needed, f"it needs {needed / MIB:,.0f} MiB of disk"
     async with AsyncExitStack() as stack:
         stack.callback(shutil.rmtree, folder, ignore_errors=True)
-        base = await stack.enter_async_context(vendor(folder))
+        vendor = await stack.enter_async_context(start_child("tests.load.vendor"))
         served = await stack.enter_async_context(
-            serve(folder, ELEVENLABS_API_KEY="elevenlabs-upstream", ELEVENLABS_BASE_URL=base)
+            serve(folder, ELEVENLABS_API_KEY="elevenlabs-upstream", ELEVENLABS_BASE_URL=vendor.first_line)
         )
         key = await live_key(folder)
         connector = aiohttp.TCPConnector(limit=0)

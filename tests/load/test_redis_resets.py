@@ -104,8 +104,8 @@ async def wait_for_uvloop(server: ServerProcess, workers: int) -> None:
         while True:
             process = psutil.Process(server.process.pid)
             serving = [process] if workers == 1 else process.children()
-            maps = [" ".join(found.path for found in one.memory_maps()) for one in serving]
-            if sum("uvloop" in found for found in maps) == workers:
+            libraries = [" ".join(file.path for file in one.memory_maps()) for one in serving]
+            if sum("uvloop" in names for names in libraries) == workers:
                 return
             await asyncio.sleep(0.05)
 

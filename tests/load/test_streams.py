@@ -30,7 +30,7 @@ from pomelo.gen.v1.task_service_pb2 import RunTaskRequest
 from pomelo.gen.v1.task_service_pb2_grpc import TaskServiceStub
 from pomelo.gen.v1.text_pb2 import Role
 from tests.integration.commands import live_key, staying
-from tests.load.flood import start
+from tests.load.child_process import start_child
 from tests.load.process_usage import MIB, peak_memory, resident
 from tests.ports import free_port
 from tests.serving import Served, serve
@@ -104,7 +104,7 @@ async def server(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Serv
     """A vendor, the server, and a gateway in front of it; all have run a few tasks."""
     folder = tmp_path_factory.mktemp("streams")
     async with AsyncExitStack() as stack:
-        vendor = await stack.enter_async_context(start("vendor"))
+        vendor = await stack.enter_async_context(start_child("tests.load.flood", "vendor"))
         keys = {"OPENAI_API_KEY": "any", "OPENAI_BASE_URL": vendor.first_line}
         served = await stack.enter_async_context(serve(folder, **keys))
         key = await live_key(folder)
@@ -146,7 +146,9 @@ async def test_streams_at_full_speed_hardly_delay_other_callers(server: Server, 
     if way == "remote":
         calls["remote"] = server.remote
     idle = {name: await median(call) for name, call in calls.items()}
-    async with start("readers", protocol, port, server.key, str(STREAMS)) as readers:
+    async with start_child(
+        "tests.load.flood", "readers", protocol, port, server.key, str(STREAMS)
+    ) as readers:
         busy = {name: await median(call) for name, call in calls.items()}
         url = server.gateway if way == "remote" else server.served.url
         delay = statistics.median(await server.paced(url, 2 * CALLS))

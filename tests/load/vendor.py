@@ -1,6 +1,6 @@
 """The fault upstream in a process of its own, so that its memory is not the server's.
 
-Run as `python -m tests.load.vendor`: prints its base URL, and ends when its stdin ends. The response to a
+Run as `python -m tests.load.vendor`: prints the base URL of ElevenLabs, and ends when its stdin ends. The response to a
 request whose audio or text contains `together=N` waits half way until there are N such requests.
 """
 
@@ -8,12 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import re
-import sys
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-from pathlib import Path
 
 from pomelo.testing import FaultUpstream, Gate, Received, Reply, Script, Speech, Transcript, VoiceList
+from tests.load.child_process import print_line, stdin_end
 
 SIZE = 10 * 1024 * 1024
 """Bytes of the audio of a response."""
@@ -61,36 +58,11 @@ def _part_head(received: Received) -> str:
     return next(part.head.decode("latin-1") for part in received.form or () if part.filename is not None)
 
 
-@asynccontextmanager
-async def vendor(folder: Path) -> AsyncIterator[str]:
-    """Starts the process, yields the base URL of ElevenLabs, and ends the process on exit."""
-    with (folder / "vendor").open("wb") as sink:
-        process = await asyncio.create_subprocess_exec(
-            sys.executable,
-            "-m",
-            "tests.load.vendor",
-            stdin=asyncio.subprocess.PIPE,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=sink,
-            cwd=Path(__file__).parents[2],
-        )
-    assert process.stdin is not None
-    assert process.stdout is not None
-    try:
-        async with asyncio.timeout(30):
-            yield (await process.stdout.readline()).decode().strip()
-    finally:
-        process.stdin.close()
-        await process.wait()
-
-
 async def _main() -> None:
     async with FaultUpstream() as upstream:
         upstream.default = together()
-        sys.stdout.write(upstream.elevenlabs_base_url + "\n")
-        sys.stdout.flush()
-        ended = asyncio.get_running_loop().run_in_executor(None, sys.stdin.read)
-        await asyncio.wait([ended], timeout=MAX_SECONDS)
+        print_line(upstream.elevenlabs_base_url)
+        await asyncio.wait([stdin_end()], timeout=MAX_SECONDS)
 
 
 if __name__ == "__main__":

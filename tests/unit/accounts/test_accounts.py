@@ -165,12 +165,12 @@ async def test_a_key_sees_only_its_account_in_its_mode(store, admin):
     await run(store, "task_test", Wallet("default", False))
     await run(store, "task_other", Wallet("other", True))
     for live, task, granted in ((True, "task_live", CREDIT), (False, "task_test", TEST_CREDITS)):
-        found = await local_accounts(store, live).get_account(call())
-        assert (found.name, found.plan, found.live) == ("default", "pro", live)
-        assert found.limits.requests_per_minute == 300
-        spent = found.balance.spent_micros
+        account = await local_accounts(store, live).get_account(call())
+        assert (account.name, account.plan, account.live) == ("default", "pro", live)
+        assert account.limits.requests_per_minute == 300
+        spent = account.balance.spent_micros
         assert spent > 0
-        assert found.balance == pb.Balance(
+        assert account.balance == pb.Balance(
             granted_micros=granted, spent_micros=spent, available_micros=granted - spent
         )
         usage = await local_accounts(store, live).list_usage(pb.ListUsageRequest(), call())
