@@ -105,7 +105,7 @@ async def wait_for_uvloop(server: ServerProcess, workers: int) -> None:
             process = psutil.Process(server.process.pid)
             serving = [process] if workers == 1 else process.children()
             libraries = [" ".join(file.path for file in one.memory_maps()) for one in serving]
-            if sum("uvloop" in names for names in libraries) == workers:
+            if sum("uvloop" in paths for paths in libraries) == workers:
                 return
             await asyncio.sleep(0.05)
 
