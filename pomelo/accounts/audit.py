@@ -1,8 +1,7 @@
-"""The audit: every balance and bill recomputed from grants, records and holds, and what does not add up.
+"""The audit: recomputes every balance and bill from grants, usage records and reservations.
 
-The operator's service runs it, also while tasks run: a wallet is looked at before and after its records are
-read, and what they say must lie between the two. It reads through the roles of the store alone, in pages,
-and keeps eight bytes of each record and some hundred of each wallet.
+It can run while tasks run: it reads a wallet's balance before and after the usage records, and their sum must
+lie between the two. It reads in pages, and keeps eight bytes of each record and some hundred of each wallet.
 """
 
 from __future__ import annotations
@@ -25,130 +24,130 @@ OVERDUE = DEFAULT_TIMEOUT + 60.0
 """Seconds after which no process can still run a task: its deadline has passed, reconciliation has
 ended what was left of it, and the lease of its process has expired if that process died."""
 
-MOST_FINDINGS = 1_000
-"""Findings that are told one by one; beyond, only their differences are summed."""
+MAX_FINDINGS = 1_000
+"""Findings that are listed; the differences of all others are only summed."""
 
-_PAGE = 500
+_PAGE_SIZE = 500
 _BUCKETS = 256
 _counts = attrgetter(*Usage.__slots__)
 
 
 class AuditedStore(AccountStore, LedgerStore, UsageStore, Protocol):
-    """The roles that are looked at."""
+    """The parts of a store that an audit reads."""
 
 
 @dataclass(slots=True)
 class _Findings:
-    """What was found so far, as it is told."""
+    """Collects findings into the response."""
 
-    most: int
-    told: AuditResponse = field(default_factory=AuditResponse)
+    max_findings: int
+    response: AuditResponse = field(default_factory=AuditResponse)
 
     def add(self, check: str, subject: str, difference: int, detail: str) -> None:
-        """`difference` is what is kept minus what was recomputed."""
-        self.told.difference_micros += abs(difference)
-        if len(self.told.findings) < self.most:
-            self.told.findings.add(check=check, subject=subject, difference_micros=difference, detail=detail)
+        """Adds a finding; `difference` is the stored value minus the recomputed one, in microcredits."""
+        self.response.difference_micros += abs(difference)
+        if len(self.response.findings) < self.max_findings:
+            self.response.findings.add(
+                check=check, subject=subject, difference_micros=difference, detail=detail
+            )
 
     def sort(self, start: int) -> None:
-        """Puts the findings from `start` on in the order of their subjects, which no store promises."""
-        ordered = sorted(list(self.told.findings)[start:], key=lambda one: one.subject)
-        del self.told.findings[start:]
-        self.told.findings.extend(ordered)
+        """Sorts the findings from index `start` on by subject: stores list wallets in any order."""
+        ordered = sorted(list(self.response.findings)[start:], key=lambda finding: finding.subject)
+        del self.response.findings[start:]
+        self.response.findings.extend(ordered)
 
 
 async def audit(
     store: AuditedStore,
     *,
-    page: int = _PAGE,
-    most: int = MOST_FINDINGS,
+    page_size: int = _PAGE_SIZE,
+    max_findings: int = MAX_FINDINGS,
     runs: Callable[[str], bool] | None = None,
     now: Callable[[], float] | None = None,
 ) -> AuditResponse:
-    """Looks at everything; `page` records are read at a time, and at most `most` findings are
-    returned.
+    """Audits the whole store. Reads `page_size` records at a time, and lists at most `max_findings` findings.
 
-    Reservations are checked as far as it is known which process runs their tasks: `runs` says
-    whether this process still runs a task that it admitted; `now` is Unix time, from which the
-    others' ages are computed.
+    `runs` returns whether this process still runs a task that it admitted; `now` returns Unix time, to find
+    overdue reservations. Without them, these checks are skipped.
 
     Raises:
         PomeloError: store_unavailable.
     """
-    found = _Findings(most)
-    damaged = await _check_files(found, store)
+    findings = _Findings(max_findings)
+    damaged = await _check_files(findings, store)
     try:
-        await _recompute(found, store, page, runs, now)
+        await _recompute(findings, store, page_size, runs, now)
     except Exception:
-        # Damage may have ended the audit, and the check may find it only once a record was read.
-        if not damaged and not await _check_files(found, store):
+        # Damage may be the cause of the error, and may be detected only after a record was read.
+        if not damaged and not await _check_files(findings, store):
             raise
-    return found.told
+    return findings.response
 
 
-async def _check_files(found: _Findings, store: UsageStore) -> bool:
+async def _check_files(findings: _Findings, store: UsageStore) -> bool:
     damage = await store.damage()
     for subject, detail in damage:
-        found.add("database", subject, 0, detail)
+        findings.add("database", subject, 0, detail)
     return bool(damage)
 
 
 async def _recompute(
-    found: _Findings,
+    findings: _Findings,
     store: AuditedStore,
-    page: int,
+    page_size: int,
     runs: Callable[[str], bool] | None,
     now: Callable[[], float] | None,
 ) -> None:
-    """Checks every record, hold and wallet.
+    """Checks every record, reservation and wallet.
 
     Raises:
         PomeloError: store_unavailable.
     """
-    # By names of wallets: hundreds of thousands of records as keys would keep the garbage collector busy.
+    # The keys are strings: hundreds of thousands of dataclasses would slow down the garbage collector.
     before = {
-        _name(state.wallet): state.balance.spent async for states in store.wallet_states() for state in states
+        _name(state.wallet): state.balance.spent async for page in store.wallet_states() for state in page
     }
     spent: dict[str, int] = {}
     prices: dict[str, Prices] = {}
-    seen = _Seen()
-    async for record in _records(store, page):
+    task_ids = _TaskIds()
+    async for record in _records(store, page_size):
         name = _name(record.wallet)
         spent[name] = spent.get(name, 0) + record.cost
-        seen.add(record.task_id)
-        found.told.records += 1
-        found.told.cost_micros += record.cost
-        found.told.uncollected_micros += record.uncollected
-        _check_bill(found, record, prices)
-    # Later than the records: a task that has one by then holds nothing any more.
-    holds = await store.drafts()
-    found.told.holds = len(holds)
-    await _check_tasks(found, store, page, seen, holds)
-    await _check_running(found, store, runs, now)
-    start = len(found.told.findings)
-    looked: set[str] = set()
-    async for states in store.wallet_states():
-        for state in states:
+        task_ids.add(record.task_id)
+        findings.response.records += 1
+        findings.response.cost_micros += record.cost
+        findings.response.uncollected_micros += record.uncollected
+        _check_bill(findings, record, prices)
+    # Read after the records: a task that had a record by then has no reservation any more.
+    reserved = await store.drafts()
+    findings.response.holds = len(reserved)
+    await _check_tasks(findings, store, page_size, task_ids, reserved)
+    await _check_reservations(findings, store, runs, now)
+    start = len(findings.response.findings)
+    checked: set[str] = set()
+    async for page in store.wallet_states():
+        for state in page:
             name = _name(state.wallet)
-            if name not in looked:
-                looked.add(name)
-                await _check_wallet(found, store, state, before.get(name, 0), spent.get(name, 0))
-    for name in spent.keys() - looked:  # wallets that no longer exist
-        looked.add(name)
+            if name not in checked:
+                checked.add(name)
+                await _check_wallet(findings, store, state, before.get(name, 0), spent.get(name, 0))
+    for name in spent.keys() - checked:  # wallets that no longer exist
+        checked.add(name)
         wallet = _wallet(name)
-        given = sum(grant.amount for grant in await store.list_grants(wallet))
-        state = WalletState(wallet, Balance(), given, 0)
-        await _check_wallet(found, store, state, before.get(name, 0), spent[name])
-    found.told.wallets = len(looked)
-    await _check_accounts(found, store, looked)
-    found.sort(start)
+        granted = sum(grant.amount for grant in await store.list_grants(wallet))
+        state = WalletState(wallet, Balance(), granted, 0)
+        await _check_wallet(findings, store, state, before.get(name, 0), spent[name])
+    findings.response.wallets = len(checked)
+    await _check_accounts(findings, store, checked)
+    findings.sort(start)
 
 
-async def _records(store: UsageStore, page: int) -> AsyncIterator[UsageRecord]:
+async def _records(store: UsageStore, page_size: int) -> AsyncIterator[UsageRecord]:
     """All records, newest first."""
     after = ""
     while True:
-        records, after = await store.list_usage(UsageQuery(), limit=page, after=after)
+        records, after = await store.list_usage(UsageQuery(), limit=page_size, after=after)
         for record in records:
             yield record
         if not after:
@@ -158,27 +157,28 @@ async def _records(store: UsageStore, page: int) -> AsyncIterator[UsageRecord]:
 # --- records
 
 
-def _check_bill(found: _Findings, record: UsageRecord, known: dict[str, Prices]) -> None:
-    """What a task cost is what its counts and its prices say. `known` are prices that were read before."""
+def _check_bill(findings: _Findings, record: UsageRecord, cache: dict[str, Prices]) -> None:
+    """Checks that a task's cost follows from its counts and prices. `cache` has the prices decoded so far."""
     counts = _counts(record)
-    kept = record.cost + record.uncollected
+    billed = record.cost + record.uncollected
     if record.cost < 0 or record.uncollected < 0 or min(counts) < 0:
-        found.add("bill", record.task_id, 0, "A count or an amount of its record is below 0")
+        findings.add("bill", record.task_id, 0, "Its record has a negative count or amount")
         return
     try:
-        prices = known.get(record.prices)
+        prices = cache.get(record.prices)
         if prices is None:
-            prices = known[record.prices] = decode_prices(record.prices)
+            prices = cache[record.prices] = decode_prices(record.prices)
         due = cost(Usage(*counts), prices)
     except (KeyError, ValueError):
-        found.add("bill", record.task_id, 0, "The prices in its record can't be read")
+        findings.add("bill", record.task_id, 0, "The prices in its record can't be read")
         return
-    if kept != due:
-        found.add("bill", record.task_id, kept - due, f"It is billed {kept} microcredits, and used {due}")
+    if billed != due:
+        detail = f"{billed} microcredits are billed, but its usage costs {due}"
+        findings.add("bill", record.task_id, billed - due, detail)
 
 
-class _Seen:
-    """The ids of tasks, eight bytes of each: enough to tell which may have been there before."""
+class _TaskIds:
+    """Task ids as digests of eight bytes: enough to find the ids that may occur twice."""
 
     def __init__(self) -> None:
         self._buckets = [array("Q") for _ in range(_BUCKETS)]
@@ -187,15 +187,15 @@ class _Seen:
         digest = _digest(task_id)
         self._buckets[digest % _BUCKETS].append(digest)
 
-    def suspects(self, more: set[int]) -> set[int]:
-        """Digests that were added twice, and those of `more` that were added."""
-        return set(self._suspects(more))
+    def duplicates(self, others: set[int]) -> set[int]:
+        """Digests that were added twice, and those that were added and are in `others`."""
+        return set(self._duplicates(others))
 
-    def _suspects(self, more: set[int]) -> Iterator[int]:
+    def _duplicates(self, others: set[int]) -> Iterator[int]:
         for bucket in self._buckets:
             last = None
             for digest in sorted(bucket):
-                if digest == last or digest in more:
+                if digest == last or digest in others:
                     yield digest
                 last = digest
 
@@ -205,109 +205,109 @@ def _digest(task_id: str) -> int:
 
 
 async def _check_tasks(
-    found: _Findings, store: UsageStore, page: int, seen: _Seen, holds: list[UsageRecord]
+    findings: _Findings, store: UsageStore, page_size: int, task_ids: _TaskIds, reserved: list[UsageRecord]
 ) -> None:
-    """A task has one record, or one hold, and never both."""
-    held = {hold.task_id for hold in holds}
-    suspects = seen.suspects({_digest(task_id) for task_id in held})
+    """Checks that each task has one record or one reservation, and never both."""
+    reserved_ids = {record.task_id for record in reserved}
+    suspects = task_ids.duplicates({_digest(task_id) for task_id in reserved_ids})
     if not suspects:
         return
-    times: dict[str, int] = {}
-    async for record in _records(store, page):
+    counts: dict[str, int] = {}
+    async for record in _records(store, page_size):
         if _digest(record.task_id) in suspects:
-            times[record.task_id] = times.get(record.task_id, 0) + 1
-    for task_id, count in sorted(times.items()):
+            counts[record.task_id] = counts.get(record.task_id, 0) + 1
+    for task_id, count in sorted(counts.items()):
         if count > 1:
-            found.add("task", task_id, 0, f"It has {count} records")
-        if task_id in held:
-            found.add("task", task_id, 0, "It has a record, and still holds something")
+            findings.add("task", task_id, 0, f"It has {count} records")
+        if task_id in reserved_ids:
+            findings.add("task", task_id, 0, "It has a record and a reservation")
 
 
-async def _check_running(
-    found: _Findings,
+async def _check_reservations(
+    findings: _Findings,
     store: LedgerStore,
     runs: Callable[[str], bool] | None,
     now: Callable[[], float] | None,
 ) -> None:
     """Checks that every reservation belongs to a task that a process runs."""
 
-    def why(one: OpenReservation) -> str:
-        """Why no process can be running the task; empty if one may be."""
-        if runs is not None and one.own and not runs(one.record.task_id):
+    def problem(reservation: OpenReservation) -> str:
+        """Why no process can be running the task; empty if one may be running it."""
+        if runs is not None and reservation.own and not runs(reservation.record.task_id):
             return "no process runs it"
-        age = 0.0 if now is None else now() - one.record.at
-        return f"nothing was heard of it for more than {OVERDUE:g} s" if age > OVERDUE else ""
+        age = 0.0 if now is None else now() - reservation.record.at
+        return f"it was not updated for more than {OVERDUE:g} s" if age > OVERDUE else ""
 
-    suspects = {one.record.task_id for one in await store.reservations() if why(one)}
+    suspects = {one.record.task_id for one in await store.reservations() if problem(one)}
     if not suspects:
         return
     # Read again: a task that ended during the first read has no reservation now.
-    for one in await store.reservations():
-        task_id = one.record.task_id
-        if task_id in suspects and (reason := why(one)):
-            detail = f"{one.amount} microcredits of {_name(one.record.wallet)} are held by it, and {reason}"
-            found.add("running", task_id, one.amount, detail)
+    for reservation in await store.reservations():
+        task_id, amount = reservation.record.task_id, reservation.amount
+        if task_id in suspects and (reason := problem(reservation)):
+            detail = f"It reserves {amount} microcredits of {_name(reservation.record.wallet)}, but {reason}"
+            findings.add("running", task_id, amount, detail)
 
 
 # --- wallets
 
 
 async def _check_wallet(
-    found: _Findings,
+    findings: _Findings,
     store: AuditedStore,
     state: WalletState,
     before: int,
     spent: int,
 ) -> None:
-    """Checks a wallet's balance against its grants, records and tasks. `before` is what it had
-    spent before the records were read, `spent` the sum of the records."""
+    """Checks a wallet's balance against its grants, records and tasks. `before` is the balance's spent amount
+    before the records were read, `spent` the sum of the records."""
     wallet, balance = state.wallet, state.balance
     if balance.granted != state.grants_sum:
-        found.add(
+        findings.add(
             "granted",
             _name(wallet),
             balance.granted - state.grants_sum,
-            f"{balance.granted} microcredits are granted, and its grants say {state.grants_sum}",
+            f"{balance.granted} microcredits are granted, but its grants add up to {state.grants_sum}",
         )
-    least = min(balance.granted, balance.spent, balance.held, balance.available)
-    if least < 0:
-        found.add(
+    lowest = min(balance.granted, balance.spent, balance.held, balance.available)
+    if lowest < 0:
+        findings.add(
             "balance",
             _name(wallet),
-            least,
-            f"Of {balance.granted} microcredits {balance.spent} are spent and {balance.held} held, "
-            f"so {balance.available} are left",
+            lowest,
+            f"{balance.granted} microcredits are granted, {balance.spent} spent, {balance.held} reserved "
+            f"and {balance.available} available",
         )
     if balance.held != state.reservations_sum:
-        found.add(
+        findings.add(
             "held",
             _name(wallet),
             balance.held - state.reservations_sum,
-            f"{balance.held} microcredits are held, and its tasks hold {state.reservations_sum}",
+            f"{balance.held} microcredits are reserved, but its tasks reserve {state.reservations_sum}",
         )
-    await _check_spent(found, store, state, before, spent)
+    await _check_spent(findings, store, state, before, spent)
 
 
 async def _check_spent(
-    found: _Findings, store: AuditedStore, state: WalletState, earlier: int, spent: int
+    findings: _Findings, store: AuditedStore, state: WalletState, earlier: int, spent: int
 ) -> None:
     wallet, later = state.wallet, state.balance.spent
-    if earlier != later:  # tasks ended meanwhile: the whole wallet is summed at one moment
+    if earlier != later:  # tasks ended in the meantime: sum this wallet's records alone, between two balances
         earlier = later
         sums = await store.sum_usage(UsageQuery(account=wallet.account, live=wallet.live), "account")
         spent = sum(total.cost for total in sums)
         later = (await store.balance(wallet)).spent
     difference = _outside(spent, earlier, later)
     if difference:
-        found.add(
+        findings.add(
             "spent",
             _name(wallet),
             difference,
-            f"{spent + difference} microcredits are spent, and its records say {spent}",
+            f"{spent + difference} microcredits are spent, but its records add up to {spent}",
         )
 
 
-async def _check_accounts(found: _Findings, store: AccountStore, wallets: set[str]) -> None:
+async def _check_accounts(findings: _Findings, store: AccountStore, wallets: set[str]) -> None:
     """Checks that every wallet belongs to an account. Removes those that do from `wallets`."""
     after = ""
     while page := await store.list_accounts(after=after):
@@ -315,14 +315,15 @@ async def _check_accounts(found: _Findings, store: AccountStore, wallets: set[st
         for account in page:
             wallets -= {_name(Wallet(account.name, live)) for live in (False, True)}
     for name in sorted(wallets):
-        found.add("account", name, 0, "It is a side of an account that there is not")
+        findings.add("account", name, 0, "Its account does not exist")
 
 
-def _outside(recomputed: int, least: int, most: int) -> int:
-    """What is kept minus what was recomputed, when what is kept grew from `least` to `most` meanwhile."""
-    if recomputed < least:
-        return least - recomputed
-    return min(most - recomputed, 0)
+def _outside(recomputed: int, earlier: int, later: int) -> int:
+    """The stored value minus the recomputed one, if the stored value grew from `earlier` to `later` while the
+    records were read; 0 for a recomputed value between the two."""
+    if recomputed < earlier:
+        return earlier - recomputed
+    return min(later - recomputed, 0)
 
 
 def _name(wallet: Wallet) -> str:
@@ -330,6 +331,6 @@ def _name(wallet: Wallet) -> str:
 
 
 def _wallet(name: str) -> Wallet:
-    """The wallet that `_name` named."""
+    """The inverse of `_name`."""
     account, _, mode = name.rpartition("/")
     return Wallet(account, mode == "live")

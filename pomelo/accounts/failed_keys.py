@@ -1,9 +1,7 @@
-"""The limit on failed keys: an address that sends one bad key after another gets
-rate_limit_exceeded.
+"""The limit on failed keys: an address that sends one bad key after another gets rate_limit_exceeded.
 
-`Keyring` counts here. A good key is never refused because of its address: behind a proxy all
-callers share one address. Only the answer to a bad key changes, from invalid_api_key to
-rate_limit_exceeded.
+A valid key is never refused because of its address: behind a proxy all callers share one address. Only the
+error for a bad key changes, from invalid_api_key to rate_limit_exceeded.
 """
 
 from __future__ import annotations
@@ -17,24 +15,24 @@ from math import ceil
 from pomelo.origin import network
 
 LIMIT = 20
-"""Failures of one address in a window that are answered with invalid_api_key."""
+"""The number of failures of an address in a window that get invalid_api_key."""
 
 WINDOW = 60.0
 """Seconds from the first failure of an address to the end of its window."""
 
 MAX_ADDRESSES = 10_000
-"""The most addresses remembered; beyond it, those that failed longest ago are forgotten."""
+"""The maximum number of stored addresses; the address that failed least recently is dropped first."""
 
 
 class _Failures:
-    """What an address did in its window. `ends` is on the monotonic clock, `last` a digest of a key."""
+    """The failures of an address in its window, which ends at `window_end` on the monotonic clock."""
 
-    __slots__ = ("count", "ends", "last")
+    __slots__ = ("count", "last_digest", "window_end")
 
-    def __init__(self, ends: float) -> None:
-        self.ends = ends
+    def __init__(self, window_end: float) -> None:
+        self.window_end = window_end
         self.count = 0
-        self.last = b""
+        self.last_digest = b""
 
 
 class FailedKeys:
@@ -53,39 +51,39 @@ class FailedKeys:
 
     @property
     def addresses(self) -> int:
-        """How many addresses are remembered."""
+        """The number of stored addresses."""
         return len(self._failures)
 
     def is_repeated(self, address: str, key: str) -> bool:
         """Whether an address that has reached the limit sends its last failed key again."""
-        found = self._failures.get(network(address))
+        failures = self._failures.get(network(address))
         return (
-            found is not None
-            and found.count >= self._limit
-            and found.ends > self._monotonic()
-            and found.last == _digest(key)
+            failures is not None
+            and failures.count >= self._limit
+            and failures.window_end > self._monotonic()
+            and failures.last_digest == _digest(key)
         )
 
     def count(self, address: str, key: str | None) -> int | None:
-        """Counts a failed or missing key. Returns None while the address is within the limit, else
-        the whole seconds until its window ends. The empty address (a unix socket) has no limit."""
+        """Counts a failed or missing key. Returns None while the address is within the limit, else the
+        seconds until its window ends, rounded up. The empty address (a unix socket) has no limit."""
         if not address:
             return None
         name = network(address)
         now = self._monotonic()
-        found = self._failures.get(name)
-        if found is None or found.ends <= now:
-            found = self._failures[name] = _Failures(now + WINDOW)
+        failures = self._failures.get(name)
+        if failures is None or failures.window_end <= now:
+            failures = self._failures[name] = _Failures(now + WINDOW)
             if len(self._failures) > self._max_addresses:
                 self._failures.popitem(last=False)
         self._failures.move_to_end(name)
-        if found.count < self._limit:
-            found.count += 1
+        if failures.count < self._limit:
+            failures.count += 1
             wait = None
         else:
-            wait = max(1, ceil(found.ends - now))
-        if found.count >= self._limit:
-            found.last = _digest(key) if key is not None else b""
+            wait = max(1, ceil(failures.window_end - now))
+        if failures.count >= self._limit:
+            failures.last_digest = _digest(key) if key is not None else b""
         return wait
 
 

@@ -1,9 +1,7 @@
-"""Keys: how they look, how they are kept, and whom they speak for.
+"""API keys: their format, their storage, and the authentication of calls.
 
-`pml_live_` or `pml_test_`, 12 characters of id, `_`, 32 characters of secret (190 bits), 6 of checksum. The
-store keeps an HMAC of the whole key, so that its mode and id are bound to its secret. The engine calls
-`Keyring.authenticate` for every call; the operator's service makes and ends keys. Nothing here knows of a
-transport or of what a key is used for.
+A key is `pml_live_` or `pml_test_`, an id of 12 characters, `_`, a secret of 32 characters (190 bits) and a
+checksum of 6. The store keeps an HMAC of the whole key, so that its mode and id are bound to its secret.
 """
 
 from __future__ import annotations
@@ -26,10 +24,10 @@ from pomelo.stores.accounts import DEFAULT_ACCOUNT, PAGE, AccountStore
 from pomelo.stores.keys import KeyRecord, KeyStore
 
 CACHE_SECONDS = 30.0
-"""How long a key is believed without asking the store: how late another process's revocation may be seen."""
+"""How long a key is cached: the time until a revocation in another process takes effect."""
 
 CACHE_SIZE = 10_000
-"""Keys remembered at most."""
+"""The maximum number of cached keys."""
 
 ALPHABET = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
 
@@ -38,14 +36,14 @@ _TEST = "pml_test_"
 _PREFIX = 9
 _ID = 12
 _SECRET = 32
-_CHECK = 6
-_LENGTH = _PREFIX + _ID + 1 + _SECRET + _CHECK
-_DIGITS = frozenset(ALPHABET)
-_HOW = "Send it as 'Authorization: Bearer YOUR_API_KEY'"
+_CHECKSUM = 6
+_LENGTH = _PREFIX + _ID + 1 + _SECRET + _CHECKSUM
+_CHARACTERS = frozenset(ALPHABET)
+_HINT = "Send it as 'Authorization: Bearer YOUR_API_KEY'"
 
 
 def make_key(live: bool, choose: Callable[[str], str] = secrets.choice) -> tuple[str, str]:
-    """A new key and its id; `choose` picks a character."""
+    """Makes a key; returns it and its id. `choose` picks a random character."""
     key_id = "".join([choose(ALPHABET) for _ in range(_ID)])
     secret = "".join([choose(ALPHABET) for _ in range(_SECRET)])
     body = f"{_LIVE if live else _TEST}{key_id}_{secret}"
@@ -53,43 +51,43 @@ def make_key(live: bool, choose: Callable[[str], str] = secrets.choice) -> tuple
 
 
 def parse(key: str) -> str | None:
-    """The id of a key that looks right, checksum too; None for junk. Asks no store."""
+    """The id of a key, or None if its format or its checksum is wrong. Does not query the store."""
     if len(key) != _LENGTH or not key.startswith((_LIVE, _TEST)):
         return None
     key_id, underscore, rest = key[_PREFIX : _PREFIX + _ID], key[_PREFIX + _ID], key[_PREFIX + _ID + 1 :]
-    if underscore != "_" or not _DIGITS.issuperset(key_id) or not _DIGITS.issuperset(rest):
+    if underscore != "_" or not _CHARACTERS.issuperset(key_id) or not _CHARACTERS.issuperset(rest):
         return None
-    return key_id if rest.endswith(_checksum(key[:-_CHECK])) else None
+    return key_id if rest.endswith(_checksum(key[:-_CHECKSUM])) else None
 
 
 def _checksum(body: str) -> str:
     rest = zlib.crc32(body.encode())
     digits = []
-    for _ in range(_CHECK):
+    for _ in range(_CHECKSUM):
         rest, digit = divmod(rest, 62)
         digits.append(ALPHABET[digit])
     return "".join(reversed(digits))
 
 
 class Accounts(KeyStore, AccountStore, Protocol):
-    """What the keyring needs of a store: keys, and the plans of their accounts."""
+    """The parts of a store that hold keys, and the plans of their accounts."""
 
 
 @dataclass(slots=True)
-class _Known:
-    """A key that was looked up. `ends` is Unix time, 0 for a revoked key; `until` is monotonic."""
+class _CachedKey:
+    """A key from the store. `expires` is Unix time, 0 for a revoked key; `cached_until` is monotonic."""
 
     digest: bytes
     principal: Principal
-    ends: float
-    until: float
+    expires: float
+    cached_until: float
 
 
 class Keyring:
-    """Makes, checks and ends keys.
+    """Creates, checks and revokes keys.
 
-    `clock` is Unix time, for what is kept; `monotonic` times the cache, whose entries live `ttl` seconds;
-    `failed_keys` limits the failures of an address.
+    `clock` returns Unix time, for stored times; `monotonic` is the clock of the cache, whose entries live
+    `ttl` seconds; `failed_keys` limits the failures of an address.
     """
 
     def __init__(
@@ -107,42 +105,42 @@ class Keyring:
         self._monotonic = monotonic
         self._ttl = ttl
         self._failed_keys = failed_keys or FailedKeys(monotonic=monotonic)
-        self._known: dict[str, _Known] = {}
+        self._cache: dict[str, _CachedKey] = {}
         self._epoch = 0
 
     async def authenticate(self, call: Call) -> Principal:
-        """Whom the call's key speaks for; notes its mode in the reply. `call.fault` is left to the caller.
+        """Returns the principal of the call's key, and sets the mode in the response headers. Does not raise
+        `call.header_error`.
 
         Raises:
-            PomeloError: invalid_api_key, one and the same for a bad, revoked or expired key;
-                rate_limit_exceeded instead, after too many from the call's address;
-                store_unavailable.
+            PomeloError: invalid_api_key, the same for a bad, revoked or expired key; rate_limit_exceeded
+                instead, after too many failures from the call's address; store_unavailable.
         """
         if call.principal is not None:
             return call.principal
         key = call.api_key
         if key is None:
-            raise self._failure(call, f"{call.key_error or 'Missing API key.'} {_HOW}")
-        # A slice of the wrong thing is no id that is known; the digest is over the whole key anyway.
-        known = self._known.get(key[_PREFIX : _PREFIX + _ID])
-        if known is None or known.until <= self._monotonic():
-            known = None if self._failed_keys.is_repeated(call.address, key) else await self._look_up(key)
-        if known is not None:
+            raise self._failure(call, f"{call.key_error or 'Missing API key.'} {_HINT}")
+        # A malformed key may have a cached id in this place: the digest is of the whole key and fails it.
+        cached = self._cache.get(key[_PREFIX : _PREFIX + _ID])
+        if cached is None or cached.cached_until <= self._monotonic():
+            cached = None if self._failed_keys.is_repeated(call.address, key) else await self._look_up(key)
+        if cached is not None:
             digest = hmac.digest(self._pepper, key.encode("utf-8", "replace"), "sha256")
-            if hmac.compare_digest(digest, known.digest) and self._clock() < known.ends:
-                principal = known.principal
+            if hmac.compare_digest(digest, cached.digest) and self._clock() < cached.expires:
+                principal = cached.principal
                 call.response_headers["X-Pomelo-Mode"] = principal.mode
                 return principal
-        raise self._failure(call, f"Invalid API key. {_HOW}")
+        raise self._failure(call, f"Invalid API key. {_HINT}")
 
     def _failure(self, call: Call, message: str) -> PomeloError:
-        """Counts a failed key of the call's address, and returns the error to raise."""
+        """Counts a failed key for the call's address, and returns the error to raise."""
         wait = self._failed_keys.count(call.address, call.api_key)
         if wait is None:
             return PomeloError("invalid_api_key", message)
         return PomeloError(
             "rate_limit_exceeded",
-            f"{message}. Too many requests without a valid key came from your address: retry in {wait} s",
+            f"{message}. Your address sent too many requests without a valid key: retry in {wait} s",
             retry_after=wait,
         )
 
@@ -153,10 +151,11 @@ class Keyring:
         models: Iterable[str] = (),
         expires: float | None = None,
     ) -> tuple[KeyRecord, str]:
-        """Makes a key: its record, and the key itself, which can't be had again. No `models`: all of them.
+        """Creates a key; returns its record and the key itself, which can't be read again. An empty `models`
+        allows all models.
 
         Raises:
-            UnknownAccountError: `account` is none.
+            UnknownAccountError: `account` does not exist.
             PomeloError: store_unavailable.
         """
         record, key = self._new(account, live, tuple(models), expires)
@@ -164,7 +163,8 @@ class Keyring:
         return record, key
 
     async def rotate(self, key_id: str) -> tuple[KeyRecord, str]:
-        """Makes a key like another one and revokes the other, at once in this process.
+        """Replaces a key: creates one with the same properties, and revokes the old one, immediately in this
+        process, within the cache's time in others. Returns the new key's record and the key itself.
 
         Raises:
             PomeloError: not_found; invalid_parameter (revoked or expired already); store_unavailable.
@@ -183,7 +183,7 @@ class Keyring:
         return record, key
 
     async def revoke(self, key_id: str) -> KeyRecord:
-        """Ends a key: at once in this process, within the cache's time in others. Idempotent.
+        """Revokes a key: immediately in this process, within the cache's time in others. Idempotent.
 
         Raises:
             PomeloError: not_found, store_unavailable.
@@ -197,8 +197,8 @@ class Keyring:
     async def list(
         self, account: str | None = None, *, limit: int = PAGE, after: tuple[float, str] | None = None
     ) -> list[KeyRecord]:
-        """At most `limit` keys of an account, or of all; oldest first. `after` is the time and
-        the id of the last key of the previous page.
+        """At most `limit` keys of an account, or of all accounts; oldest first. `after` is the creation time
+        and the id of the last key of the previous page.
 
         Raises:
             PomeloError: store_unavailable.
@@ -206,9 +206,9 @@ class Keyring:
         return await self._store.list_keys(account, limit=limit, after=after)
 
     def forget_account(self, account: str) -> None:
-        """Asks the store again for the keys of an account whose plan has changed."""
-        for key_id in [i for i, known in self._known.items() if known.principal.account == account]:
-            del self._known[key_id]
+        """Removes the keys of an account whose plan has changed from the cache."""
+        for key_id in [i for i, cached in self._cache.items() if cached.principal.account == account]:
+            del self._cache[key_id]
         self._epoch += 1
 
     def _new(
@@ -218,8 +218,8 @@ class Keyring:
         digest = hmac.digest(self._pepper, key.encode(), hashlib.sha256)
         return KeyRecord(key_id, account, live, digest, models, self._clock(), expires), key
 
-    async def _look_up(self, key: str) -> _Known | None:
-        """What the store knows. Junk never reaches it, and what it doesn't know is not remembered."""
+    async def _look_up(self, key: str) -> _CachedKey | None:
+        """Reads a key from the store. Malformed keys do not reach it; unknown keys are not cached."""
         key_id = parse(key)
         if key_id is None:
             return None
@@ -228,8 +228,8 @@ class Keyring:
         if record is None:
             return None
         account = await self._store.get_account(record.account)
-        ends = math.inf if record.expires is None else record.expires
-        known = _Known(
+        expires = math.inf if record.expires is None else record.expires
+        cached = _CachedKey(
             digest=record.digest,
             principal=Principal(
                 record.account,
@@ -238,20 +238,20 @@ class Keyring:
                 frozenset(record.models) if record.models else None,
                 account.plan if account is not None else "",
             ),
-            ends=ends if record.revoked is None else 0.0,
-            until=self._monotonic() + self._ttl,
+            expires=expires if record.revoked is None else 0.0,
+            cached_until=self._monotonic() + self._ttl,
         )
-        # A key that was ended while we asked must not come back by an answer from before.
+        # A key that was revoked during the look-up must not be cached as valid.
         if epoch == self._epoch:
-            self._known.pop(key_id, None)
-            if len(self._known) >= CACHE_SIZE:
-                del self._known[next(iter(self._known))]
-            self._known[key_id] = known
-        return known
+            self._cache.pop(key_id, None)
+            if len(self._cache) >= CACHE_SIZE:
+                del self._cache[next(iter(self._cache))]
+            self._cache[key_id] = cached
+        return cached
 
     def _forget(self, key_id: str) -> None:
         self._epoch += 1
-        self._known.pop(key_id, None)
+        self._cache.pop(key_id, None)
 
 
 def _unknown(key_id: str) -> PomeloError:

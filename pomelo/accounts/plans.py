@@ -1,8 +1,4 @@
-"""Plans: what an account may do, as data. The built-in ones, and those of the operator's settings.
-
-`pomelo.engine.reservation` makes takes of them; the operator's service lists them. A plan limits each side of
-an account, live and test, by itself.
-"""
+"""Plans: the limits of an account, which apply to its live and its test mode separately."""
 
 from __future__ import annotations
 
@@ -10,16 +6,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 NEW_ACCOUNTS = "free"
-"""The plan of an account that is made without one."""
+"""The plan of a new account by default."""
 
 TEST_CREDITS = 100_000_000
-"""Microcredits that the test side of a new account has to begin with."""
+"""Microcredits that a new account gets in test mode."""
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """The limits of a plan; None: no limit. `requests` and `tokens` (of each text model) are per minute,
-    `concurrent` is the number of concurrent tasks. `models` None: all."""
+    """Limits of an account; None is unlimited. `requests` and `tokens` are per minute, `tokens` for each text
+    model; `concurrent` is the maximum number of concurrent tasks; `models` are the allowed models."""
 
     name: str
     requests: int | None = None

@@ -1,7 +1,6 @@
-"""Usage records as their readers get them: what is asked for is checked, and pages are sealed.
+"""Reads usage records and their sums in pages. Page tokens are signed, so a caller can't make one up.
 
-The account service asks for one side of an account, the operator's service for any. How records come about
-is the ledger's; nothing here knows who may see what.
+Nothing here checks who may read what.
 """
 
 from __future__ import annotations
@@ -20,17 +19,16 @@ from pomelo.secrets import derive_key
 from pomelo.stores.usage import UsageQuery, UsageRecord, UsageStore, UsageTotal
 
 PAGE_SIZE = 100
-"""Records of a page where none is asked for."""
+"""Records in a page by default."""
 
 MAX_PAGE_SIZE = 1_000
-"""The most records or sums of a page that can be asked for."""
+"""The largest number of records or sums that a request can ask for in a page."""
 
 SUMS_PAGE_SIZE = 10_000
-"""Sums in a page by default: as many as fit into a message of 4 MiB, more than most accounts
-have."""
+"""Sums in a page by default: as many as fit into a message of 4 MiB, more than most accounts have."""
 
-_SEAL = 16
-"""Bytes of a page token that vouch for the rest."""
+_SIGNATURE_BYTES = 16
+"""The length of a page token's signature."""
 
 _GROUPS = {
     pb.USAGE_GROUP_MODEL: "model",
@@ -46,17 +44,17 @@ _SOURCES = {
 
 
 class UsageReader:
-    """Answers what is asked of usage records. `root_secret` is that of the settings: a page token is good on
-    every machine that shares it."""
+    """Reads usage records and their sums. Page tokens are valid in every process with the same
+    `root_secret`."""
 
     def __init__(self, store: UsageStore, root_secret: bytes) -> None:
         self._store = store
-        self._key = derive_key(root_secret, "usage-page")
+        self._signing_key = derive_key(root_secret, "usage-page")
 
     async def list(
         self, request: pb.ListUsageRequest, account: str | None, live: bool | None
     ) -> pb.ListUsageResponse:
-        """What `request` asks for, of one account or (None) all, of one side or (None) both.
+        """The records or sums that `request` selects: of one account or all (None), in one mode or both.
 
         Raises:
             PomeloError: invalid_parameter, store_unavailable.
@@ -66,8 +64,8 @@ class UsageReader:
             live=live,
             model=request.model or None,
             key_id=request.key_id or None,
-            since=_moment(request, "from_time"),
-            until=_moment(request, "to_time"),
+            since=_timestamp(request, "from_time"),
+            until=_timestamp(request, "to_time"),
         )
         if not 0 <= request.page_size <= MAX_PAGE_SIZE:
             raise invalid("page_size", f"1 to {MAX_PAGE_SIZE:,}")
@@ -79,47 +77,47 @@ class UsageReader:
         return await self._sums(query, by, request.page_size or SUMS_PAGE_SIZE, request.page_token)
 
     async def _sums(self, query: UsageQuery, by: str, size: int, token: str) -> pb.ListUsageResponse:
-        after = self._opened(token, query, by) if token else ""
+        after = self._read_token(token, query, by) if token else ""
         totals = await self._store.sum_usage(query, by, limit=size + 1, after=after)
         more = len(totals) > size
         return pb.ListUsageResponse(
             totals=[_total(row) for row in totals[:size]],
-            next_page_token=self._sealed(totals[size - 1].group, query, by) if more else "",
+            next_page_token=self._make_token(totals[size - 1].group, query, by) if more else "",
         )
 
     async def _page(self, query: UsageQuery, size: int, token: str) -> pb.ListUsageResponse:
-        after = self._opened(token, query) if token else ""
+        after = self._read_token(token, query) if token else ""
         try:
-            records, following = await self._store.list_usage(query, limit=size, after=after)
+            records, next_after = await self._store.list_usage(query, limit=size, after=after)
         except ValueError as error:
             raise wrong_token() from error
         return pb.ListUsageResponse(
             records=[usage_message(record) for record in records],
-            next_page_token=self._sealed(following, query) if following else "",
+            next_page_token=self._make_token(next_after, query) if next_after else "",
         )
 
-    def _sealed(self, after: str, query: UsageQuery, by: str = "") -> str:
-        """A token that is good for this query alone."""
-        place = after.encode()
-        return base64.urlsafe_b64encode(self._seal(place, query, by) + place).rstrip(b"=").decode()
+    def _make_token(self, after: str, query: UsageQuery, by: str = "") -> str:
+        """A token that is valid for this query only."""
+        position = after.encode()
+        return base64.urlsafe_b64encode(self._sign(position, query, by) + position).rstrip(b"=").decode()
 
-    def _opened(self, token: str, query: UsageQuery, by: str = "") -> str:
+    def _read_token(self, token: str, query: UsageQuery, by: str = "") -> str:
         try:
             data = base64.b64decode(token + "=" * (-len(token) % 4), altchars=b"-_", validate=True)
         except (binascii.Error, ValueError):
             raise wrong_token() from None
-        seal, place = data[:_SEAL], data[_SEAL:]
-        if not hmac.compare_digest(seal, self._seal(place, query, by)):
+        signature, position = data[:_SIGNATURE_BYTES], data[_SIGNATURE_BYTES:]
+        if not hmac.compare_digest(signature, self._sign(position, query, by)):
             raise wrong_token()
-        return place.decode()
+        return position.decode()
 
-    def _seal(self, place: bytes, query: UsageQuery, by: str) -> bytes:
-        asked = repr(query) + (f" by {by}" if by else "")
-        return hmac.digest(self._key, asked.encode() + b"\0" + place, "sha256")[:_SEAL]
+    def _sign(self, position: bytes, query: UsageQuery, by: str) -> bytes:
+        text = repr(query) + (f" by {by}" if by else "")
+        return hmac.digest(self._signing_key, text.encode() + b"\0" + position, "sha256")[:_SIGNATURE_BYTES]
 
 
 def usage_message(record: UsageRecord) -> pb.UsageRecord:
-    """A record as it travels."""
+    """Converts a record to its protobuf message."""
     return pb.UsageRecord(
         id=record.task_id,
         request_id=record.request_id,
@@ -129,7 +127,7 @@ def usage_message(record: UsageRecord) -> pb.UsageRecord:
         model=record.model,
         provider=record.provider,
         provider_model=record.provider_model,
-        task_type=_kind(record.task_type),
+        task_type=_task_type(record.task_type),
         input_tokens=record.input_tokens,
         output_tokens=record.output_tokens,
         characters=record.characters,
@@ -151,7 +149,7 @@ def usage_message(record: UsageRecord) -> pb.UsageRecord:
     )
 
 
-def _kind(name: str) -> Any:
+def _task_type(name: str) -> Any:
     value = TaskType.DESCRIPTOR.values_by_name.get(f"TASK_TYPE_{name.upper().replace('-', '_')}")
     return value.number if value is not None else TaskType.TASK_TYPE_UNSPECIFIED
 
@@ -172,7 +170,7 @@ def _total(row: UsageTotal) -> pb.UsageTotal:
     )
 
 
-def _moment(request: pb.ListUsageRequest, name: Any) -> float | None:
+def _timestamp(request: pb.ListUsageRequest, name: Any) -> float | None:
     if not request.HasField(name):
         return None
     try:

@@ -12,7 +12,7 @@ from pomelo.catalog.pricing import Usage, cost
 from pomelo.stores.accounts import Grant, Wallet
 from pomelo.stores.ledger import Settlement
 from tests.contract.ledger_rig import RedisRig, Rig, rig
-from tests.unit.accounts.audited_store import ACME, PRICES, draft, hold, run
+from tests.unit.accounts.audited_store import ACME, PRICES, draft, reserve, run
 
 __all__ = ["rig"]
 
@@ -26,12 +26,12 @@ async def run_tasks(rig: Rig) -> None:
         await store.grant(Grant(f"more {wallet.live}", wallet, 1_000_000, 1.0))
         name = f"{wallet.live}"
         await asyncio.gather(*[run(store, f"ended {name} {n}", wallet) for n in range(20)])
-        await hold(store, f"voided {name}", wallet)
+        await reserve(store, f"voided {name}", wallet)
         await store.void(wallet, f"voided {name}")
-        await hold(store, f"left {name}", wallet)
+        await reserve(store, f"left {name}", wallet)
         await store.settle(Settlement(delivered(f"left {name}", wallet, source="estimated", complete=False)))
-        await hold(store, f"lost {name}", wallet)
-        await hold(store, f"lost at once {name}", wallet)
+        await reserve(store, f"lost {name}", wallet)
+        await reserve(store, f"lost at once {name}", wallet)
         await store.note([delivered(f"lost {name}", wallet)])
 
 
@@ -43,18 +43,18 @@ def delivered(task_id: str, wallet: Wallet, **changes):
 
 async def test_the_audit_finds_no_difference_while_tasks_run_and_after_a_crash(rig):
     await run_tasks(rig)
-    found = await audit(rig.store, page=7)
+    found = await audit(rig.store, page_size=7)
     assert not found.findings, found
     assert (found.records, found.holds) == (42, 4)
     await rig.crash()
-    found = await audit(rig.store, page=7)
+    found = await audit(rig.store, page_size=7)
     assert not found.findings, found
     assert (found.records, found.holds) == (44, 0)
     assert found.uncollected_micros == 0
 
 
 async def test_an_uncollected_cost_is_reported_but_is_no_difference(rig):
-    await hold(rig.store, "greedy", most=1_000)
+    await reserve(rig.store, "greedy", maximum=1_000)
     counts = {"input_tokens": 10**6, "output_tokens": 10**6}
     record = replace(draft("greedy"), **counts, cost=cost(Usage(**counts), PRICES))
     settled = await rig.store.settle(Settlement(record))

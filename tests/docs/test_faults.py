@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from tests.faults.page import PLACE, page
+from tests.faults.page import PATH, page
 
 
 def test_the_page_of_faults_equals_the_table() -> None:
-    assert PLACE.read_text() == page(), "run: python -m tests.faults.page"
+    assert PATH.read_text() == page(), "run: python -m tests.faults.page"

@@ -1,11 +1,11 @@
-"""Calls that are started and never finished."""
+"""Attacks over gRPC: calls that are started and never finished."""
 
 from __future__ import annotations
 
 import asyncio
 import gzip
 from collections.abc import AsyncIterator, Iterable
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 
 from tests.faults import http2
 from tests.serving import Served
@@ -18,12 +18,12 @@ LIST_MODELS = "/pomelo.v1.ModelService/ListModels"
 RUN_TASK = "/pomelo.v1.TaskService/RunTask"
 UPLOAD = "/pomelo.v1.MediaService/UploadMedia"
 DOWNLOAD = "/pomelo.v1.MediaService/DownloadMedia"
-HALF = http2.prefixed(b"\x0a" * (9 * MIB - 100_000), size=9 * MIB)
-"""8.9 of 9 MiB."""
+PARTIAL = http2.prefixed(b"\x0a" * (9 * MIB - 100_000), size=9 * MIB)
+"""The first 8.9 MiB of a message of 9 MiB."""
 
 
-def flood(size: int) -> bytes:
-    """A RunTask request of about that many bytes, made up of empty messages."""
+def many_messages(size: int) -> bytes:
+    """A RunTask request of about `size` bytes that consists of empty messages."""
     return _nested(_nested(b"\x0a\x00" * (size // 2), 2), 1)
 
 
@@ -35,20 +35,19 @@ def _nested(inner: bytes, field_number: int) -> bytes:
     return bytes((*head, size)) + inner
 
 
-BOMB = http2.prefixed(gzip.compress(flood(9_400_000)), compressed=True)
-"""4.7 million empty messages in 9 KB."""
+GZIP_BOMB = http2.prefixed(gzip.compress(many_messages(9_400_000)), compressed=True)
+"""4.7 million empty messages, compressed to 9 KB."""
 
 
 class Attack:
-    """Connections, and the calls on them."""
+    """Starts calls on some connections, in turn."""
 
-    def __init__(self, served: Served, connections: list[http2.Connection]) -> None:
-        self._served = served
+    def __init__(self, connections: list[http2.Connection]) -> None:
         self._connections = connections
         self.calls: list[tuple[http2.Connection, http2.Stream]] = []
         self._sending: list[asyncio.Future[int]] = []
 
-    def begin(
+    def start(
         self,
         count: int,
         path: str,
@@ -57,7 +56,8 @@ class Attack:
         *,
         end: bool = False,
     ) -> None:
-        """Starts that many calls; each sends `data` as the windows allow, and half-closes only with `end`."""
+        """Starts `count` calls. Each sends `data` as the flow control allows, and half-closes only with
+        `end`."""
         for number in range(count):
             connection = self._connections[number % len(self._connections)]
             call = connection.begin(path, metadata)
@@ -65,31 +65,31 @@ class Attack:
             if data:
                 self._sending.append(asyncio.ensure_future(connection.send(call, data, end=end)))
 
-    async def show(self, key: str) -> None:
-        """Authenticates each connection with one successful call: after that the connection guard no longer
-        closes it, and only the limits on calls apply."""
+    async def authenticate(self, key: str) -> None:
+        """Makes one successful call on each connection: the connection guard does not close it then, and only
+        the limits on calls apply."""
         for connection in self._connections:
             call = connection.begin(LIST_MODELS, [("authorization", f"Bearer {key}")])
             await connection.send(call, http2.prefixed(b""), end=True)
             await connection.over(call)
 
-    async def over(self) -> None:
-        """Returns when every call is over."""
+    async def wait_ended(self) -> None:
+        """Returns when every call has ended."""
         for connection, call in self.calls:
             await connection.over(call)
 
-    async def sent(self, count: int) -> None:
-        """Returns when that many calls have sent all their data."""
+    async def wait_sent(self, count: int) -> None:
+        """Returns when `count` calls have sent all their data."""
         while sum(one.done() for one in self._sending) < count:
             await asyncio.wait(
                 [one for one in self._sending if not one.done()], return_when="FIRST_COMPLETED"
             )
 
     def longest(self) -> float:
-        """Seconds that the longest call took."""
+        """The duration of the longest call, in seconds."""
         return max(call.lasted for _, call in self.calls)
 
-    def end(self) -> None:
+    def stop(self) -> None:
         """Stops sending."""
         for sending in self._sending:
             sending.cancel()
@@ -97,13 +97,14 @@ class Attack:
 
 @asynccontextmanager
 async def attack(served: Served, connections: int = 10) -> AsyncIterator[Attack]:
-    """Opens that many connections."""
-    opened = [http2.connect(served.host, served.grpc_port) for _ in range(connections)]
-    entered = [await one.__aenter__() for one in opened]
-    attacking = Attack(served, entered)
-    try:
-        yield attacking
-    finally:
-        attacking.end()
-        for one in opened:
-            await one.__aexit__(None, None, None)
+    """Opens `connections` connections to the gRPC port, and closes them on exit."""
+    async with AsyncExitStack() as stack:
+        opened = [
+            await stack.enter_async_context(http2.connect(served.host, served.grpc_port))
+            for _ in range(connections)
+        ]
+        attacking = Attack(opened)
+        try:
+            yield attacking
+        finally:
+            attacking.stop()

@@ -1,4 +1,4 @@
-"""Malformed requests: hand-made ones of every kind we know, and seeded mutations of good ones."""
+"""Malformed requests: hand-written ones, and seeded mutations of good ones."""
 
 from __future__ import annotations
 
@@ -28,22 +28,24 @@ ODD: list[Any] = [
 HEAD = "POST /api/v1/task HTTP/1.1\r\nHost: pomelo\r\nConnection: close\r\nAuthorization: Bearer {key}\r\n"
 
 
-def _post(key: str, body: bytes, kind: str = "application/json", more: str = "") -> bytes:
-    head = HEAD.format(key=key) + f"Content-Type: {kind}\r\nContent-Length: {len(body)}\r\n{more}\r\n"
+def _post(key: str, body: bytes, content_type: str = "application/json", headers: str = "") -> bytes:
+    head = (
+        HEAD.format(key=key) + f"Content-Type: {content_type}\r\nContent-Length: {len(body)}\r\n{headers}\r\n"
+    )
     return head.encode("utf-8", "surrogateescape") + body
 
 
-def _deep(depth: int, left: str, right: str) -> bytes:
+def _nested(depth: int, left: str, right: str) -> bytes:
     return (left * depth + "1" + right * depth).encode()
 
 
-def handmade(key: str) -> Iterator[bytes]:
-    """Requests that are wrong in a way that somebody thought of."""
+def handwritten(key: str) -> Iterator[bytes]:
+    """Malformed heads, framings, content types, bodies and headers."""
     good = json.dumps(GOOD[0]).encode()
     head = HEAD.format(key=key)
     length = f"Content-Length: {len(good)}\r\n"
-    kind = "Content-Type: application/json\r\n"
-    lines = [
+    content_type_header = "Content-Type: application/json\r\n"
+    requests = [
         b"", b"\r\n\r\n", b"\x00" * 64, b"\x16\x03\x01\x02\x00\x01", b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", b"GET\r\n\r\n",
         b"GET / HTTP/9.9\r\nHost: x\r\n\r\n", b"GET / HTTP/1.1\r\n\r\n", b"GET  /  HTTP/1.1\r\nHost: x\r\n\r\n",
         b"GET / HTTP/1.1\r\nHost: x\r\nHost: y\r\n\r\n", b"G\x00T / HTTP/1.1\r\nHost: x\r\n\r\n",
@@ -56,14 +58,14 @@ def handmade(key: str) -> Iterator[bytes]:
         b"CONNECT x:1 HTTP/1.1\r\nHost: x\r\n\r\n", b"OPTIONS * HTTP/1.1\r\nHost: x\r\n\r\n",
         b"TRACE /api/v1/task HTTP/1.1\r\nHost: x\r\n\r\n", b"BREW /api/v1/task HTTP/1.1\r\nHost: x\r\n\r\n",
     ]  # fmt: skip
-    yield from lines
-    for wrong in (
+    yield from requests
+    for framing in (
         "Content-Length: -1\r\n", "Content-Length: 1e3\r\n", "Content-Length: 99999999999999999999\r\n",
         "Content-Length: 1\r\nContent-Length: 2\r\n", length + "Transfer-Encoding: chunked\r\n",
         "Transfer-Encoding: gzip, chunked\r\n", "Transfer-Encoding: xchunked\r\n", length + "Content-Encoding: gzip\r\n",
         length + "Content-Encoding: br\r\n", length + "Expect: 200-ok\r\n", length + "Upgrade: h2c\r\nConnection: Upgrade\r\n",
     ):  # fmt: skip
-        yield (head + kind + wrong + "\r\n").encode() + good
+        yield (head + content_type_header + framing + "\r\n").encode() + good
     for chunks in (
         b"zz\r\n",
         b"-1\r\n",
@@ -72,7 +74,7 @@ def handmade(key: str) -> Iterator[bytes]:
         b"5\r\nhel",
         b"5\r\nhelloX\r\n",
     ):
-        yield (head + kind + "Transfer-Encoding: chunked\r\n\r\n").encode() + chunks
+        yield (head + content_type_header + "Transfer-Encoding: chunked\r\n\r\n").encode() + chunks
     for content_type in ("", "text/plain", "application/xml", "application/json; charset=utf-16", "multipart/form-data",
                          "multipart/form-data; boundary=", "multipart/form-data; boundary=" + "b" * 300, "json", "a/b/c",
                          "application/x-www-form-urlencoded", "application/json;;;", "multipart/mixed; boundary=x"):  # fmt: skip
@@ -80,16 +82,16 @@ def handmade(key: str) -> Iterator[bytes]:
     for body in (
         b"", b" ", b"null", b"1", b'"x"', b"[]", b"{", b"}", b"{}x", b"{'a':1}", b'{"a":NaN}', b'{"a":Infinity}', b"\xff\xfe{}",
         b"\xef\xbb\xbf{}", b'{"model":"\xff"}', b'{"model":"\\ud800"}', b'{"model":"\\u0000"}', b'{"a":' + b"9" * 5000 + b"}",
-        b'{"model":"gpt-4","messages":[{"role":"user","content":"\\ud800"}]}', _deep(200, "[", "]"), _deep(200, '{"a":', "}"),
-        b'{"model":"gpt-4","messages":' + _deep(200, "[", "]") + b"}", _deep(100_000, "[", "]"), b"[" * 100_000,
-        b'{"model":"gpt-4","messages":[{"role":"user","content":"Hi","deep":' + _deep(150, '{"a":', "}") + b"}]}",
+        b'{"model":"gpt-4","messages":[{"role":"user","content":"\\ud800"}]}', _nested(200, "[", "]"), _nested(200, '{"a":', "}"),
+        b'{"model":"gpt-4","messages":' + _nested(200, "[", "]") + b"}", _nested(100_000, "[", "]"), b"[" * 100_000,
+        b'{"model":"gpt-4","messages":[{"role":"user","content":"Hi","deep":' + _nested(150, '{"a":', "}") + b"}]}",
         json.dumps({f"k{i}": i for i in range(50_000)}).encode(), b'{"model":"gpt-4","model":"flux-1-pro"}', b'{"a":1e999}',
     ):  # fmt: skip
         yield _post(key, body)
     for timeout in ("0", "-1", "nan", "inf", "1e400", "soon", "1,5", ""):
-        yield _post(key, good, more=f"X-Request-Timeout: {timeout}\r\n")
+        yield _post(key, good, headers=f"X-Request-Timeout: {timeout}\r\n")
     for request_id in ("a" * 5000, "a b", "\udcff", "é", "", "{{7*7}}"):
-        yield _post(key, good, more=f"X-Request-Id: {request_id}\r\n")
+        yield _post(key, good, headers=f"X-Request-Id: {request_id}\r\n")
     for authorization in (
         "",
         "Basic x",
@@ -109,7 +111,7 @@ def handmade(key: str) -> Iterator[bytes]:
 
 
 def multiparts(key: str) -> Iterator[bytes]:
-    """Forms that are wrong."""
+    """Malformed forms."""
     ok = b'--B\r\nContent-Disposition: form-data; name="model"\r\n\r\neleven-labs-stt\r\n'
     file = b'--B\r\nContent-Disposition: form-data; name="audio"; filename="a.mp3"\r\n\r\nabc\r\n'
     for body in (
@@ -131,8 +133,8 @@ def multiparts(key: str) -> Iterator[bytes]:
         yield _post(key, body, 'multipart/form-data; boundary="B"')
 
 
-def confused(key: str) -> Iterator[bytes]:
-    """Every field of every good request with every odd value; and a field that nobody knows."""
+def odd_values(key: str) -> Iterator[bytes]:
+    """Every field of every good request with every odd value, and an unknown field."""
     for good in GOOD:
         for field in good:
             for odd in ODD:
@@ -152,29 +154,30 @@ def confused(key: str) -> Iterator[bytes]:
 
 
 def mutated(key: str, count: int, seed: int = 7) -> Iterator[bytes]:
-    """Good requests with bytes of the body, or of the whole, cut, flipped, doubled or moved."""
-    chance = random.Random(seed)
+    """Good requests with bytes of the body, or of the whole request, removed, inserted, flipped or
+    repeated."""
+    rng = random.Random(seed)
     for _ in range(count):
-        body = bytearray(json.dumps(chance.choice(GOOD)).encode())
-        whole = chance.random() < 0.3
+        body = bytearray(json.dumps(rng.choice(GOOD)).encode())
+        whole = rng.random() < 0.3
         data = bytearray(_post(key, bytes(body))) if whole else body
-        for _ in range(chance.randint(1, 4)):
-            at = chance.randrange(len(data)) if data else 0
-            match chance.randrange(5):
+        for _ in range(rng.randint(1, 4)):
+            at = rng.randrange(len(data)) if data else 0
+            match rng.randrange(5):
                 case 0:
-                    del data[at : at + chance.randint(1, 20)]
+                    del data[at : at + rng.randint(1, 20)]
                 case 1:
-                    data[at:at] = chance.randbytes(chance.randint(1, 8))
+                    data[at:at] = rng.randbytes(rng.randint(1, 8))
                 case 2 if data:
-                    data[at] ^= 1 << chance.randrange(8)
+                    data[at] ^= 1 << rng.randrange(8)
                 case 3:
-                    data[at:at] = data[at : at + chance.randint(1, 40)]
+                    data[at:at] = data[at : at + rng.randint(1, 40)]
                 case _:
                     data = data[: max(1, at)]
         yield bytes(data) if whole else _post(key, bytes(data))
 
 
-def everything(key: str) -> list[bytes]:
-    """At least 5,000 requests, the same at each run."""
-    requests = [*handmade(key), *multiparts(key), *confused(key)]
+def all_requests(key: str) -> list[bytes]:
+    """At least 5,000 requests, the same in each run."""
+    requests = [*handwritten(key), *multiparts(key), *odd_values(key)]
     return requests + list(mutated(key, max(0, 5000 - len(requests))))

@@ -1,4 +1,4 @@
-"""HTTP/2 frames made by hand, so that a test can send what no client library would."""
+"""HTTP/2 frames built by hand, to send what no client library would."""
 
 from __future__ import annotations
 
@@ -14,9 +14,11 @@ END_HEADERS = 0x4
 Headers = list[tuple[str, str]]
 
 
-def frame(kind: int, flags: int = 0, stream: int = 0, payload: bytes = b"") -> bytes:
-    """One frame."""
-    return struct.pack(">I", len(payload))[1:] + bytes((kind, flags)) + struct.pack(">I", stream) + payload
+def frame(frame_type: int, flags: int = 0, stream: int = 0, payload: bytes = b"") -> bytes:
+    """Encodes one frame."""
+    return (
+        struct.pack(">I", len(payload))[1:] + bytes((frame_type, flags)) + struct.pack(">I", stream) + payload
+    )
 
 
 def block(headers: Headers) -> bytes:
@@ -46,7 +48,7 @@ def hello() -> bytes:
 
 
 def headers(stream: int, path: str, *more: tuple[str, str], flags: int = END_HEADERS) -> bytes:
-    """A HEADERS frame that begins a call."""
+    """A HEADERS frame that starts a call."""
     return frame(HEADERS, flags, stream, block(request(path, *more)))
 
 

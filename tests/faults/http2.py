@@ -1,6 +1,6 @@
-"""An HTTP/2 client that does what no gRPC client does: it sends half a message, or no message, and waits.
+"""An HTTP/2 client that can do what a gRPC client can't: send part of a message, or no message, and wait.
 
-It implements only what that needs: literal headers, flow-control windows, and a log of received frames.
+It implements literal headers, flow control, and a log of received frames.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ from tests.faults.frames import (
 )
 
 _WINDOW = 65_535
-_MOST = 2**31 - 1
-_FRAME = 16_384
+_MAX_WINDOW = 2**31 - 1
+_FRAME_SIZE = 16_384
 
 
 def prefixed(message: bytes, *, compressed: bool = False, size: int | None = None) -> bytes:
@@ -40,24 +40,24 @@ def prefixed(message: bytes, *, compressed: bool = False, size: int | None = Non
 
 @dataclass
 class Stream:
-    """One call: its window, the frames that came for it, and when it was over."""
+    """One call: its window, its received frames, and when it ended."""
 
     number: int
     window: int
     frames: list[tuple[int, int]] = field(default_factory=list)
-    """Kind and flags, in the order in which they came."""
+    """Type and flags of each frame, in the order of receipt."""
     began: float = field(default_factory=time.monotonic)
     ended: float | None = None
 
     @property
     def lasted(self) -> float:
-        """Seconds from its beginning to its end."""
+        """Seconds from the start to the end of the call."""
         assert self.ended is not None
         return self.ended - self.began
 
 
 class Connection:
-    """One connection, on which calls are started and not always finished."""
+    """One connection and its calls."""
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._reader = reader
@@ -69,7 +69,7 @@ class Connection:
         self.closed = False
 
     def begin(self, path: str, metadata: Iterable[tuple[str, str]] = (), *, end: bool = False) -> Stream:
-        """Begins a call by its headers alone; `end`: nothing more will come."""
+        """Starts a call: sends its headers. With `end`, the call has no message."""
         stream = Stream(self._next, self._initial)
         self._next += 2
         self.streams[stream.number] = stream
@@ -78,7 +78,8 @@ class Connection:
         return stream
 
     async def send(self, stream: Stream, data: bytes, *, end: bool = False) -> int:
-        """Sends bytes of a call as the windows allow, until the call is over; returns how many were sent."""
+        """Sends data of a call as the windows allow, until the call ends; returns the number of bytes
+        sent."""
         at = 0
         while at < len(data):
             async with self._changed:
@@ -87,7 +88,7 @@ class Connection:
                 )
             if self.closed or stream.ended is not None:
                 return at
-            size = min(_FRAME, self._window, stream.window, len(data) - at)
+            size = min(_FRAME_SIZE, self._window, stream.window, len(data) - at)
             self._window -= size
             stream.window -= size
             flags = END_STREAM if end and at + size == len(data) else 0
@@ -101,23 +102,23 @@ class Connection:
         self._writer.write(frame(RST_STREAM, 0, stream.number, struct.pack(">I", 8)))
 
     def ping(self) -> None:
-        """Pings."""
+        """Sends a PING."""
         self._writer.write(frame(PING, 0, 0, bytes(8)))
 
     async def over(self, stream: Stream) -> None:
-        """Returns when a call is over."""
+        """Returns when a call has ended."""
         async with self._changed:
             await self._changed.wait_for(lambda: self.closed or stream.ended is not None)
 
     async def read(self) -> None:
-        """Takes in frames until the connection is closed."""
+        """Reads frames until the connection is closed."""
         try:
             while True:
                 head = await self._reader.readexactly(9)
                 payload = await self._reader.readexactly(int.from_bytes(head[:3], "big"))
-                number = int.from_bytes(head[5:], "big") & _MOST
+                number = int.from_bytes(head[5:], "big") & _MAX_WINDOW
                 async with self._changed:
-                    self._take(head[3], head[4], number, payload)
+                    self._receive(head[3], head[4], number, payload)
                     self._changed.notify_all()
         except (asyncio.IncompleteReadError, ConnectionError):
             async with self._changed:
@@ -125,26 +126,26 @@ class Connection:
                 self.closed = True
                 self._changed.notify_all()
 
-    def _take(self, kind: int, flags: int, number: int, payload: bytes) -> None:
+    def _receive(self, frame_type: int, flags: int, number: int, payload: bytes) -> None:
         stream = self.streams.get(number)
-        if stream is not None and kind != WINDOW_UPDATE:
-            stream.frames.append((kind, flags))
-            if kind == RST_STREAM or flags & END_STREAM:
+        if stream is not None and frame_type != WINDOW_UPDATE:
+            stream.frames.append((frame_type, flags))
+            if frame_type == RST_STREAM or flags & END_STREAM:
                 self._end([stream])
-        if kind == WINDOW_UPDATE:
+        if frame_type == WINDOW_UPDATE:
             more = int.from_bytes(payload, "big")
             if stream is not None:
                 stream.window += more
             elif number == 0:
                 self._window += more
-        elif kind == SETTINGS and not flags & ACK:
+        elif frame_type == SETTINGS and not flags & ACK:
             for name, value in struct.iter_unpack(">HI", payload):
                 if name == 4:
                     for open_stream in self.streams.values():
                         open_stream.window += value - self._initial
                     self._initial = value
             self._writer.write(frame(SETTINGS, ACK, 0))
-        elif kind == PING and not flags & ACK:
+        elif frame_type == PING and not flags & ACK:
             self._writer.write(frame(PING, ACK, 0, payload))
 
     @staticmethod
@@ -155,10 +156,10 @@ class Connection:
 
 @asynccontextmanager
 async def connect(host: str, port: int) -> AsyncIterator[Connection]:
-    """A connection that takes whatever the server sends."""
+    """Opens a connection with the largest receive windows."""
     reader, writer = await asyncio.open_connection(host, port)
-    writer.write(PREFACE + frame(SETTINGS, 0, 0, struct.pack(">HI", 4, _MOST)))
-    writer.write(frame(WINDOW_UPDATE, 0, 0, struct.pack(">I", _MOST - _WINDOW)))
+    writer.write(PREFACE + frame(SETTINGS, 0, 0, struct.pack(">HI", 4, _MAX_WINDOW)))
+    writer.write(frame(WINDOW_UPDATE, 0, 0, struct.pack(">I", _MAX_WINDOW - _WINDOW)))
     connection = Connection(reader, writer)
     reading = asyncio.ensure_future(connection.read())
     try:

@@ -1,4 +1,4 @@
-"""docs/faults.md, made of the table: `python -m tests.faults.page` writes it."""
+"""Generates docs/faults.md from the table of faults: `python -m tests.faults.page` writes it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pomelo.testing.suite import cases
 from tests.faults.test_matrix import BLOCKS
 from tests.providers.subjects import SUBJECTS
 
-PLACE = Path(__file__).parents[2] / "docs" / "faults.md"
+PATH = Path(__file__).parents[2] / "docs" / "faults.md"
 
 _HEAD = """\
 # Faults of vendors
@@ -49,25 +49,25 @@ Faults that do not apply to a vendor, and why.
 
 
 def page() -> str:
-    """The whole page."""
-    # A good answer is asked for four times; a fault twice for each of whole and streamed that can have it.
-    runs = sum(4 + sum(2 * len(block.hows(fault)) for fault in block.faults()) for block in BLOCKS)
+    """Returns the page as Markdown."""
+    # Each run is made over two protocols: a good answer whole and streamed, a fault in each way it can occur.
+    runs = sum(4 + sum(2 * len(block.streams(fault)) for fault in block.faults()) for block in BLOCKS)
     total = sum(len(cases(subject)) for subject in SUBJECTS)
     text = _HEAD.format(cases=total, runs=runs, faults=len(FAULTS), blocks=len(BLOCKS))
     for fault in FAULTS:
         whole = "-" if "whole" in fault.unsupported else fault.whole
-        stream = "-" if "stream" in fault.unsupported else fault.stream
-        kinds = [kind.replace("_", " ") for kind in TASK_TYPES if kind not in fault.unsupported]
-        only = "" if len(kinds) == len(TASK_TYPES) else ", ".join(kinds)
-        text += f"| {fault.name} | {fault.description} | {whole} | {stream} | {only} |\n"
+        streamed = "-" if "stream" in fault.unsupported else fault.stream
+        task_types = [name.replace("_", " ") for name in TASK_TYPES if name not in fault.unsupported]
+        only = "" if len(task_types) == len(TASK_TYPES) else ", ".join(task_types)
+        text += f"| {fault.name} | {fault.description} | {whole} | {streamed} | {only} |\n"
     text += _LEFT_OUT
     for block in BLOCKS:
-        for (name, stream), why in unsupported_faults(block.subject.protocol, block.kind).items():
+        for (name, stream), reason in unsupported_faults(block.subject.protocol, block.task_type).items():
             fault = next(fault for fault in FAULTS if fault.name == name)
-            if not stream and block.kind not in fault.unsupported and "whole" not in fault.unsupported:
-                text += f"| {block.vendor} | {block.kind.replace('_', ' ')} | {name} | {why} |\n"
+            if not stream and block.task_type not in fault.unsupported and "whole" not in fault.unsupported:
+                text += f"| {block.vendor} | {block.task_type.replace('_', ' ')} | {name} | {reason} |\n"
     return text
 
 
 if __name__ == "__main__":
-    PLACE.write_text(page())
+    PATH.write_text(page())

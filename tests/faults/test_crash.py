@@ -21,8 +21,8 @@ from typing import Any
 import pytest
 
 from pomelo.testing import Answer, FaultUpstream, Gate, Received, Reply, Script, Speech, error_reply
-from tests.faults.callers import GONE, Grpc, Rest, Told, Watch, callers
-from tests.faults.house import RESOLVED_WITHIN, Books, House, Process, read_books
+from tests.faults.drivers import GONE, ChunkCounter, GrpcDriver, Outcome, RestDriver, open_drivers
+from tests.faults.server_process import RESOLVED_WITHIN, Books, Deployment, ServerProcess, read_books
 from tests.redis_server import RedisServer
 
 log = logging.getLogger("tests.crash")
@@ -123,11 +123,11 @@ def emitted(upstream: FaultUpstream) -> Counter[str]:
     return sent
 
 
-def check_received(books: Books, told: Told, sent: Mapping[str, int]) -> None:
+def check_received(books: Books, told: Outcome, sent: Mapping[str, int]) -> None:
     """A completed task is in the books, once; any other one with no more output than was sent."""
     records = books.records.get(told.request_id, [])
     assert len(records) <= 1, records
-    if told.whole:
+    if told.complete:
         (record,) = records
         assert record["complete"]
         assert record["task_id"] == told.task_id
@@ -152,7 +152,7 @@ class Round:
     point: str
     number: int
     began: float = field(default_factory=time.time)
-    told: list[Told] = field(default_factory=list)
+    told: list[Outcome] = field(default_factory=list)
 
     @property
     def dying(self) -> str:
@@ -175,22 +175,24 @@ class Round:
 
 
 @pytest.fixture(scope="module")
-async def house(tmp_path_factory: pytest.TempPathFactory, upstream: FaultUpstream) -> AsyncIterator[House]:
+async def house(
+    tmp_path_factory: pytest.TempPathFactory, upstream: FaultUpstream
+) -> AsyncIterator[Deployment]:
     """One data folder for all crashes: each starts with what the last one left."""
-    async with await House(tmp_path_factory.mktemp("house"), upstream).prepare(CREDITS) as lasting:
+    async with await Deployment(tmp_path_factory.mktemp("house"), upstream).prepare(CREDITS) as lasting:
         yield lasting
 
 
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("point", POINTS)
 async def test_a_crash_at_any_point_loses_nothing_and_charges_nothing_twice(
-    point: str, house: House, upstream: FaultUpstream, vendor: Vendor
+    point: str, house: Deployment, upstream: FaultUpstream, vendor: Vendor
 ) -> None:
     waits = []
     for number in range(TIMES):
-        process = await house.running()
+        process = await house.ensure_running()
         round_ = Round(point, number)
-        async with callers(process.rest, process.grpc, house.key) as clients:
+        async with open_drivers(process.rest, process.grpc, house.key) as clients:
             await crash(round_, clients, process, vendor)
         process = await restart(house, point)
         books = await read_books(process, round_.began)
@@ -198,14 +200,16 @@ async def test_a_crash_at_any_point_loses_nothing_and_charges_nothing_twice(
         books.check_idle()
         check(round_, books, emitted(upstream))
         vendor.scripts.clear()
-        async with callers(process.rest, process.grpc, house.key) as clients:
+        async with open_drivers(process.rest, process.grpc, house.key) as clients:
             await check_repeat(round_, clients, process, vendor)
         upstream.requests.clear()
     assert max(waits) < RESOLVED_WITHIN
     log.info("%-28s %3d crashes, nothing reserved %.2f s after the restart at most", point, TIMES, max(waits))
 
 
-async def crash(round_: Round, clients: tuple[Rest, Grpc], process: Process, vendor: Vendor) -> None:
+async def crash(
+    round_: Round, clients: tuple[RestDriver, GrpcDriver], process: ServerProcess, vendor: Vendor
+) -> None:
     """Runs tasks until the server dies at the point: two that end, two that are running, and the dying
     one."""
     rest, grpc = clients
@@ -214,13 +218,15 @@ async def crash(round_: Round, clients: tuple[Rest, Grpc], process: Process, ven
         await rest(text(f"done.rest.{name}"), f"done.rest.{name}"),
         await grpc(speech(f"done.grpc.{name}"), f"done.grpc.{name}", stream=True),
     ]
-    assert all(told.whole for told in round_.told)
-    watch = Watch()
+    assert all(told.complete for told in round_.told)
+    watch = ChunkCounter()
     live = []
     for client, request_id in ((rest, f"live.rest.{name}"), (grpc, f"live.grpc.{name}")):
         vendor.scripts[request_id] = Answer(WORDS, at={2: Gate()})
-        live.append(asyncio.create_task(client(text(request_id), request_id, stream=True, piece=watch.came)))
-    await watch.reaches(4)
+        live.append(
+            asyncio.create_task(client(text(request_id), request_id, stream=True, on_chunk=watch.add))
+        )
+    await watch.wait_for(4)
     body, stream = round_.body()
     if "note" in round_.dying:
         vendor.scripts[round_.dying] = (
@@ -228,21 +234,21 @@ async def crash(round_: Round, clients: tuple[Rest, Grpc], process: Process, ven
         )
     elif "void" in round_.point:
         vendor.scripts[round_.dying] = error_reply(400)
-    last = await clients[round_.number % 2](body, round_.dying, stream=stream, repeat_key=round_.dying)
+    last = await clients[round_.number % 2](body, round_.dying, stream=stream, idempotency_key=round_.dying)
     if round_.point == "after_the_answer":
-        assert last.whole
+        assert last.complete
         process.kill()
-    assert await process.ended() == -signal.SIGKILL
+    assert await process.wait() == -signal.SIGKILL
     round_.told += [last, *await asyncio.gather(*live)]
     assert [told.code for told in round_.told[-2:]] == [GONE, GONE]
-    assert [told.pieces for told in round_.told[-2:]] == [2, 2]
+    assert [told.chunks for told in round_.told[-2:]] == [2, 2]
 
 
-async def restart(house: House, point: str) -> Process:
+async def restart(house: Deployment, point: str) -> ServerProcess:
     """Starts a new server on the same data folder; at `in_recovery`, after one that dies while it
     recovers."""
     if point == "in_recovery":
-        dead = await house.start(fails=True, DIE_IN_RECOVERY="1")
+        dead = await house.start(expect_exit=True, DIE_IN_RECOVERY="1")
         assert dead.process.returncode == -signal.SIGKILL
     return await house.start()
 
@@ -264,13 +270,15 @@ def check(round_: Round, books: Books, sent: Mapping[str, int]) -> None:
         assert record["cost"] > 0
 
 
-async def check_repeat(round_: Round, clients: tuple[Rest, Grpc], process: Process, vendor: Vendor) -> None:
+async def check_repeat(
+    round_: Round, clients: tuple[RestDriver, GrpcDriver], process: ServerProcess, vendor: Vendor
+) -> None:
     """A repeated request with the same Idempotency-Key is answered, and was charged once."""
     body, stream = round_.body()
     again = f"again.{round_.name}"
     calls = vendor.calls[round_.dying]
-    told = await clients[(round_.number + 1) % 2](body, again, stream=stream, repeat_key=round_.dying)
-    assert told.whole, told
+    told = await clients[(round_.number + 1) % 2](body, again, stream=stream, idempotency_key=round_.dying)
+    assert told.complete, told
     books = await read_books(process, round_.began)
     books.check_idle()
     settled = POINTS[round_.point].settled
@@ -296,7 +304,7 @@ def kills(request: pytest.FixtureRequest) -> Iterator[tuple[int, dict[str, str]]
         yield KILLS["redis"], {"POMELO_STORE": server.url}
 
 
-async def resolved(process: Process, since: float) -> Books:
+async def resolved(process: ServerProcess, since: float) -> Books:
     """The books, as soon as nothing is reserved any more."""
     async with asyncio.timeout(2 * RESOLVED_WITHIN):
         while (await read_books(process, since)).held:  # noqa: ASYNC110 (there is no event to wait for)
@@ -313,21 +321,23 @@ async def test_a_server_killed_during_many_streams_loses_nothing(
     complete, cut, recovered = 0, 0, 0
     unbilled: list[int] = []
     waits: list[float] = []
-    async with await House(tmp_path, upstream, **store).prepare(CREDITS) as house:
+    async with await Deployment(tmp_path, upstream, **store).prepare(CREDITS) as house:
         process = await house.start()
         for number in range(times):
             began = time.time()
-            watch = Watch()
-            async with callers(process.rest, process.grpc, house.key, at_once=STREAMS // 2) as clients:
+            watch = ChunkCounter()
+            async with open_drivers(
+                process.rest, process.grpc, house.key, concurrency=STREAMS // 2
+            ) as clients:
                 living = [
                     asyncio.create_task(
                         until_the_end(clients[one % 2], f"{number}.{one}", vendor, watch, generator)
                     )
                     for one in range(STREAMS)
                 ]
-                await watch.reaches(STREAMS * 4 + generator.randrange(STREAMS * 20))
+                await watch.wait_for(STREAMS * 4 + generator.randrange(STREAMS * 20))
                 process.kill()
-                await process.ended()
+                await process.wait()
                 told = [one for many in await asyncio.gather(*living) for one in many]
             process = await house.start()
             books = await resolved(process, began)
@@ -337,13 +347,13 @@ async def test_a_server_killed_during_many_streams_loses_nothing(
             for one in told:
                 check_received(books, one, sent)
             assert set(books.records) <= {one.request_id for one in told}
-            last = [one for one in told if not one.whole]
+            last = [one for one in told if not one.complete]
             assert len(last) == STREAMS
             assert {one.code for one in last} == {GONE}
             for one in last:
                 billed = sum(record["output_tokens"] for record in books.records.get(one.request_id, ()))
                 recovered += one.request_id in books.records
-                unbilled.append(max(0, one.pieces - billed))
+                unbilled.append(max(0, one.chunks - billed))
             complete += len(told) - len(last)
             cut += len(last)
             upstream.requests.clear()
@@ -365,13 +375,13 @@ PACE = 0.15
 
 
 async def until_the_end(
-    client: Rest | Grpc, name: str, vendor: Vendor, watch: Watch, generator: random.Random
-) -> list[Told]:
+    client: RestDriver | GrpcDriver, name: str, vendor: Vendor, watch: ChunkCounter, generator: random.Random
+) -> list[Outcome]:
     """Runs streams of random lengths, one after another, until the server is gone."""
-    told: list[Told] = []
-    while not told or told[-1].whole:
+    told: list[Outcome] = []
+    while not told or told[-1].complete:
         request_id = f"kill.{name}.{len(told)}"
         words = generator.randint(3, 30)
         vendor.scripts[request_id] = Answer("word " * words, at=dict.fromkeys(range(words), PACE))
-        told.append(await client(text(request_id), request_id, stream=True, piece=watch.came))
+        told.append(await client(text(request_id), request_id, stream=True, on_chunk=watch.add))
     return told

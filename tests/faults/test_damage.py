@@ -25,7 +25,7 @@ from pomelo.stores.ledger import IdempotencyKey, ReserveRequest, Settlement
 from pomelo.stores.sqlite import damage, open_sqlite
 from pomelo.stores.usage import UsageQuery
 from tests.integration.commands import free_addresses, pomelo, start_command
-from tests.unit.accounts.audited_store import PRICES, draft, endow, hold, run
+from tests.unit.accounts.audited_store import PRICES, add_account, draft, reserve, run
 
 PAGE = 4096
 SEED = 20
@@ -34,9 +34,9 @@ SEED = 20
 async def fill(path: Path) -> None:
     """Creates a store with rows in each table and without free pages."""
     async with open_sqlite(path) as store:
-        await endow(store, micros=10**9)
+        await add_account(store, micros=10**9)
         for number in range(10):
-            await endow(store, f"account-{number}")
+            await add_account(store, f"account-{number}")
             key = KeyRecord(f"key{number:09d}", f"account-{number}", True, bytes([number]) * 32, (), 1.0)
             await store.add_key(key)
         await asyncio.gather(*[run(store, f"task_{number:026d}") for number in range(120)])
@@ -237,7 +237,7 @@ async def crashed(tmp_path: Path) -> Path:
         pass
     copy.mkdir()
     async with open_sqlite(path) as store:
-        await endow(store, micros=10**9)
+        await add_account(store, micros=10**9)
         for number in range(20):
             await run(store, f"task_{number}")
         for name in ("pomelo.db", "pomelo.db-wal"):
@@ -377,7 +377,7 @@ async def test_a_running_task_does_not_fail_the_check(database: bytes, tmp_path:
     path = tmp_path / "pomelo.db"
     path.write_bytes(database)
     async with open_sqlite(path) as store:
-        await hold(store, "running")
+        await reserve(store, "running")
         assert not (await audit(store)).findings
 
 
@@ -402,7 +402,7 @@ async def test_a_backup_made_while_tasks_run_is_complete(tmp_path: Path) -> None
             source.backup(target, pages=3, sleep=0.001)
 
     async with open_sqlite(path) as store:
-        await endow(store, micros=10**9)
+        await add_account(store, micros=10**9)
         copying = asyncio.gather(*[asyncio.to_thread(copy)])
         count = 0
         while not copying.done() or count < 50:

@@ -1,4 +1,4 @@
-"""Five thousand malformed requests: each gets a clear refusal, and the server is as it was."""
+"""Five thousand malformed requests: each is refused with an error body, and the server keeps no resources."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ import pytest
 from tests.faults import corpus
 from tests.serving import Served, serve
 
-AT_ONCE = 16
-MOST_GROWTH = 8 * 1024 * 1024
-"""Bytes in 5,000 requests: room for what an allocator keeps, not for what a request leaves."""
+CONCURRENCY = 16
+MAX_GROWTH = 8 * 1024 * 1024
+"""Bytes in 5,000 requests: enough for the allocator's overhead, too little for a leak in each request."""
 
 
 @pytest.fixture(scope="module")
 async def served(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Served]:
-    """`pomelo serve`, as a process of its own."""
+    """`pomelo serve` as a process of its own."""
     async with serve(tmp_path_factory.mktemp("served")) as process:
         yield process
 
 
-async def ask(host: str, port: int, request: bytes) -> bytes:
-    """Sends bytes as they are, says that no more will come, and reads until the server closes."""
+async def send(host: str, port: int, request: bytes) -> bytes:
+    """Sends bytes, half-closes the connection, and reads until the server closes it."""
     reader, writer = await asyncio.open_connection(host, port)
     try:
         with contextlib.suppress(ConnectionError):
@@ -43,42 +43,43 @@ async def ask(host: str, port: int, request: bytes) -> bytes:
             await writer.wait_closed()
 
 
-async def ask_all(served: Served, requests: list[bytes]) -> list[bytes]:
-    """Sends many, a few at once."""
-    turn = asyncio.Semaphore(AT_ONCE)
+async def send_all(served: Served, requests: list[bytes]) -> list[bytes]:
+    """Sends all requests, CONCURRENCY at a time; returns the responses in the same order."""
+    semaphore = asyncio.Semaphore(CONCURRENCY)
 
-    async def one(request: bytes) -> bytes:
-        async with turn:
-            return await ask(served.host, served.port, request)
+    async def send_one(request: bytes) -> bytes:
+        async with semaphore:
+            return await send(served.host, served.port, request)
 
-    return await asyncio.gather(*[one(request) for request in requests])
+    return await asyncio.gather(*[send_one(request) for request in requests])
 
 
-def status(answer: bytes) -> int:
-    """The status of an answer; 0 when the server just closed."""
-    return int(answer.split(b" ", 2)[1]) if answer.startswith(b"HTTP/1.") else 0
+def status(response: bytes) -> int:
+    """The status of a response; 0 if the server closed the connection without one."""
+    return int(response.split(b" ", 2)[1]) if response.startswith(b"HTTP/1.") else 0
 
 
 async def test_five_thousand_malformed_requests_do_no_harm(served: Served) -> None:
-    greeting = len(served.log())
-    requests = corpus.everything(served.key)
+    log_start = len(served.log())
+    requests = corpus.all_requests(served.key)
     assert len(requests) >= 5000
     process = psutil.Process(served.pid)
-    answers = await ask_all(served, requests)
-    before = process.memory_info().rss  # now what is loaded once is loaded
+    responses = await send_all(served, requests)
+    before = process.memory_info().rss  # one-time allocations were made by now
     files = process.num_fds()
-    await ask_all(served, requests)
+    await send_all(served, requests)
     grown = process.memory_info().rss - before
-    wrong = [(status(a), r[:300]) for r, a in zip(requests, answers, strict=True) if status(a) >= 500]
-    assert not wrong, f"{len(wrong)}: {wrong[:5]}"
-    for request, answer in zip(requests, answers, strict=True):
-        if status(answer) >= 400 and not request.startswith(b"HEAD"):
-            head, _, body = answer.partition(b"\r\n\r\n")
-            assert b"application/json" in head, (request[:200], answer[:300])
+    pairs = list(zip(requests, responses, strict=True))
+    failed = [(status(response), request[:300]) for request, response in pairs if status(response) >= 500]
+    assert not failed, f"{len(failed)}: {failed[:5]}"
+    for request, response in pairs:
+        if status(response) >= 400 and not request.startswith(b"HEAD"):
+            head, _, body = response.partition(b"\r\n\r\n")
+            assert b"application/json" in head, (request[:200], response[:300])
             assert set(json.loads(body)["error"]) == {"message", "type", "code"}, request[:200]
-    assert grown < MOST_GROWTH
+    assert grown < MAX_GROWTH
     assert process.num_fds() <= files + 5
-    logged = served.log()[greeting:]
+    logged = served.log()[log_start:]
     assert "Traceback" not in logged
     assert served.key not in logged
     async with (

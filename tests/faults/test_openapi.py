@@ -1,4 +1,4 @@
-"""What the OpenAPI description says of REST is so: requests made from it, good and bad, are answered as it tells."""
+"""Responses to requests generated from the OpenAPI description, valid and invalid, conform to it."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ CHECKS = ",".join(
 
 @pytest.fixture(scope="module")
 async def served(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Served]:
-    """`pomelo serve`, as a process of its own."""
+    """`pomelo serve` as a process of its own."""
     async with serve(tmp_path_factory.mktemp("served")) as process:
         yield process
 
 
-async def test_every_answer_is_one_that_the_description_tells(served: Served, tmp_path: Path) -> None:
+async def test_every_response_conforms_to_the_description(served: Served, tmp_path: Path) -> None:
     process = await asyncio.create_subprocess_exec(
         *(SCHEMATHESIS, "run", f"{served.url}/openapi.json", "-H", f"Authorization: Bearer {served.key}"),
         *("--checks", CHECKS, "--max-examples", "60", "--seed", "1", "--no-color"),

@@ -1,4 +1,4 @@
-"""A thousand tasks at once, over both wires: exactly those run that can be paid and that the plan allows."""
+"""A thousand concurrent tasks over both protocols: exactly as many run as credits and limits allow."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ import pytest
 
 from pomelo.testing import FaultUpstream, Gate, Received, Reply, Speech
 from tests.faults.books import Books
-from tests.faults.callers import Grpc, Rest, Told, callers
-from tests.faults.house import SERVE, House, Process
+from tests.faults.drivers import GrpcDriver, Outcome, RestDriver, open_drivers
+from tests.faults.server_process import SERVE, Deployment, ServerProcess
 from tests.redis_server import RedisServer
 
 STORES = ("one process on SQLite", "two workers on Redis")
 
 TASKS = 1000
 PRICE = 10_000
-"""Microcredits of 125 characters of speech."""
+"""Microcredits of a text of 125 characters."""
 
 PLANS = """
 [plans.hundred]
@@ -37,13 +37,13 @@ pytestmark = pytest.mark.timeout(300)
 
 
 def speech(name: str) -> dict[str, Any]:
-    """A task of that price."""
+    """A text-to-speech task that costs PRICE."""
     return {"model": "eleven-labs-tts", "text": f"{name} ".ljust(124, "o") + ".", "voice": "adam"}
 
 
 @pytest.fixture(params=STORES)
 def store(request: pytest.FixtureRequest) -> Iterator[Mapping[str, str]]:
-    """The variables of each store, and of as many workers as it can have."""
+    """Environment variables that select the store and the number of workers."""
     if request.param == STORES[0]:
         yield {}
         return
@@ -53,71 +53,75 @@ def store(request: pytest.FixtureRequest) -> Iterator[Mapping[str, str]]:
 
 @pytest.fixture
 def vendor(upstream: FaultUpstream) -> Iterator[FaultUpstream]:
-    """The playing vendors, with nothing set and nothing asked yet."""
+    """The fault upstream without scripts or received requests."""
     upstream.reset()
     yield upstream
     upstream.default = None
     upstream.reset()
 
 
-def hold_back(vendor: FaultUpstream) -> Gate:
-    """From now on the vendor says nothing until the gate opens."""
+def block_responses(vendor: FaultUpstream) -> Gate:
+    """Makes the vendor wait with its responses until the gate opens."""
     gate = Gate()
 
-    def speak(received: Received) -> Reply:
+    def script(received: Received) -> Reply:
         return Speech(before=(gate,))(received)
 
-    vendor.default = speak
+    vendor.default = script
     return gate
 
 
 @asynccontextmanager
 async def served(
     folder: Path, vendor: FaultUpstream, store: Mapping[str, str], micros: int, plan: str
-) -> AsyncIterator[tuple[House, Process, tuple[Rest, Grpc]]]:
-    """A server, an account on that plan with so many microcredits, and callers on both wires."""
+) -> AsyncIterator[tuple[Deployment, ServerProcess, tuple[RestDriver, GrpcDriver]]]:
+    """A server, an account with this plan and balance, and a driver for each protocol."""
     (folder / "pomelo.toml").write_text(PLANS)
-    house = House(folder, vendor, SERVE, POMELO_CONFIG=str(folder / "pomelo.toml"), **store)
-    async with await house.prepare(micros, plan):
-        process = await house.start()
-        async with callers(process.rest, process.grpc, house.key, at_once=TASKS // 2) as wires:
-            yield house, process, wires
+    deployment = Deployment(folder, vendor, SERVE, POMELO_CONFIG=str(folder / "pomelo.toml"), **store)
+    async with await deployment.prepare(micros, plan):
+        process = await deployment.start()
+        async with open_drivers(
+            process.rest, process.grpc, deployment.key, concurrency=TASKS // 2
+        ) as drivers:
+            yield deployment, process, drivers
 
 
-def all_at_once(wires: tuple[Rest, Grpc], name: str) -> list[asyncio.Task[Told]]:
-    """So many tasks, in turn over each wire, whole and as streams."""
+def start_tasks(drivers: tuple[RestDriver, GrpcDriver], name: str) -> list[asyncio.Task[Outcome]]:
+    """Starts TASKS tasks: half of them over each protocol, half of each as streams."""
     return [
-        asyncio.create_task(wires[one % 2](speech(f"{name}.{one}"), f"{name}.{one}", stream=one % 4 < 2))
-        for one in range(TASKS)
+        asyncio.create_task(drivers[n % 2](speech(f"{name}.{n}"), f"{name}.{n}", stream=n % 4 < 2))
+        for n in range(TASKS)
     ]
 
 
-async def ended(tasks: list[asyncio.Task[Told]], count: int) -> list[Told]:
-    """What the first so many were told."""
-    told = []
+async def first_outcomes(tasks: list[asyncio.Task[Outcome]], count: int) -> list[Outcome]:
+    """The outcomes of the first `count` tasks that end."""
+    outcomes = []
     async with asyncio.timeout(120):
         for task in asyncio.as_completed(tasks):
-            told.append(await task)
-            if len(told) == count:
+            outcomes.append(await task)
+            if len(outcomes) == count:
                 break
-    return told
+    return outcomes
 
 
-async def asked(vendor: FaultUpstream, count: int) -> list[Received]:
-    """The next so many requests that the vendor gets."""
+async def vendor_requests(vendor: FaultUpstream, count: int) -> list[Received]:
+    """The next `count` requests that the vendor receives."""
     async with asyncio.timeout(120):
         return [await vendor.received() for _ in range(count)]
 
 
-def check_refused(told: list[Told], code: str, http: int, status: grpc.StatusCode) -> None:
-    """All were refused, each wire in its own words."""
-    assert Counter(one.code for one in told) == {code: len(told)}
-    assert {one.status for one in told} == {http, status}
+def check_refused(outcomes: list[Outcome], code: str, http: int, status: grpc.StatusCode) -> None:
+    """Checks that all were refused with this error, over both protocols."""
+    assert Counter(outcome.code for outcome in outcomes) == {code: len(outcomes)}
+    assert {outcome.status for outcome in outcomes} == {http, status}
 
 
-async def look(process: Process, house: House) -> tuple[dict[str, Any], Mapping[str, str]]:
-    """What the account is told of itself, and its headers."""
-    headers = {"Authorization": f"Bearer {house.key}"}
+async def get_account(
+    process: ServerProcess, deployment: Deployment
+) -> tuple[dict[str, Any], Mapping[str, str]]:
+    """The account, and the headers of the response."""
+    headers = {"Authorization": f"Bearer {deployment.key}"}
     async with (
         aiohttp.ClientSession() as session,
         session.get(f"{process.rest}/api/v1/account", headers=headers) as answer,
@@ -126,93 +130,100 @@ async def look(process: Process, house: House) -> tuple[dict[str, Any], Mapping[
         return await answer.json(), answer.headers
 
 
-async def close(process: Process, house: House) -> Books:
-    """Ends the server; its books, which add up, with nothing held."""
+async def stop(process: ServerProcess, deployment: Deployment) -> Books:
+    """Terminates the server, checks its books, and returns them."""
     process.process.terminate()
-    assert await process.ended() == 0
-    books = await house.books()
+    assert await process.wait() == 0
+    books = await deployment.books()
     books.check_idle()
     return books
 
 
-async def test_of_a_thousand_tasks_at_once_exactly_those_run_that_can_be_paid(
+async def test_exactly_as_many_concurrent_tasks_run_as_credits_allow(
     tmp_path: Path, vendor: FaultUpstream, store: Mapping[str, str]
 ) -> None:
-    gate = hold_back(vendor)
-    async with served(tmp_path, vendor, store, 100 * PRICE, "unlimited") as (house, process, wires):
-        tasks = all_at_once(wires, "paid")
-        refused = await ended(tasks, TASKS - 100)
+    gate = block_responses(vendor)
+    async with served(tmp_path, vendor, store, 100 * PRICE, "unlimited") as (deployment, process, drivers):
+        tasks = start_tasks(drivers, "credits")
+        refused = await first_outcomes(tasks, TASKS - 100)
         check_refused(refused, "insufficient_credits", 402, grpc.StatusCode.FAILED_PRECONDITION)
-        await asked(vendor, 100)
-        account, headers = await look(process, house)
+        await vendor_requests(vendor, 100)
+        account, headers = await get_account(process, deployment)
         assert headers["X-Credits-Remaining"] == "0", account
         gate.open()
-        told = await asyncio.gather(*tasks)
-        assert Counter(one.code for one in told) == {"ok": 100, "insufficient_credits": 900}
-        late = await wires[0](speech("late"), "late")
+        outcomes = await asyncio.gather(*tasks)
+        assert Counter(outcome.code for outcome in outcomes) == {"ok": 100, "insufficient_credits": 900}
+        late = await drivers[0](speech("late"), "late")
         assert late.code == "insufficient_credits"
-        books = await close(process, house)
+        books = await stop(process, deployment)
         assert len(vendor.requests) == 100
         assert books.balance == {"granted": 100 * PRICE, "spent": 100 * PRICE, "held": 0, "available": 0}
-        assert set(books.records) == {one.request_id for one in told if one.whole}
+        assert set(books.records) == {outcome.request_id for outcome in outcomes if outcome.complete}
         assert {record["cost"] for (record,) in books.records.values()} == {PRICE}
 
 
-async def test_of_a_thousand_tasks_at_once_exactly_as_many_run_as_a_minute_allows(
+async def test_exactly_as_many_concurrent_tasks_run_as_the_minute_limit_allows(
     tmp_path: Path, vendor: FaultUpstream, store: Mapping[str, str]
 ) -> None:
-    gate = hold_back(vendor)
-    async with served(tmp_path, vendor, store, 10 * TASKS * PRICE, "hundred") as (house, process, wires):
-        tasks = all_at_once(wires, "minute")
-        refused = await ended(tasks, TASKS - 100)
+    gate = block_responses(vendor)
+    async with served(tmp_path, vendor, store, 10 * TASKS * PRICE, "hundred") as (
+        deployment,
+        process,
+        drivers,
+    ):
+        tasks = start_tasks(drivers, "minute")
+        refused = await first_outcomes(tasks, TASKS - 100)
         check_refused(refused, "rate_limit_exceeded", 429, grpc.StatusCode.RESOURCE_EXHAUSTED)
-        bad = [one for one in refused if "x-ratelimit-remaining" not in one.headers]
-        assert not bad, (len(bad), bad[:2])
-        assert {one.headers["x-ratelimit-remaining"] for one in refused} == {"0"}
-        await asked(vendor, 100)
+        missing = [outcome for outcome in refused if "x-ratelimit-remaining" not in outcome.headers]
+        assert not missing, (len(missing), missing[:2])
+        assert {outcome.headers["x-ratelimit-remaining"] for outcome in refused} == {"0"}
+        await vendor_requests(vendor, 100)
         gate.open()
-        told = await asyncio.gather(*tasks)
-        assert Counter(one.code for one in told) == {"ok": 100, "rate_limit_exceeded": 900}
-        late = await wires[1](speech("late"), "late")
+        outcomes = await asyncio.gather(*tasks)
+        assert Counter(outcome.code for outcome in outcomes) == {"ok": 100, "rate_limit_exceeded": 900}
+        late = await drivers[1](speech("late"), "late")
         assert late.code == "rate_limit_exceeded"
-        books = await close(process, house)
+        books = await stop(process, deployment)
         assert len(vendor.requests) == 100
         assert books.balance["spent"] == 100 * PRICE
         assert len(books.records) == 100
 
 
-async def test_of_a_thousand_tasks_at_once_exactly_as_many_run_as_there_are_slots_and_none_is_lost(
+async def test_exactly_as_many_concurrent_tasks_run_as_the_concurrency_limit_allows(
     tmp_path: Path, vendor: FaultUpstream, store: Mapping[str, str]
 ) -> None:
-    async with served(tmp_path, vendor, store, 10 * TASKS * PRICE, "fifty") as (house, process, wires):
+    async with served(tmp_path, vendor, store, 10 * TASKS * PRICE, "fifty") as (deployment, process, drivers):
         finished = 0
         for wave in range(3):
-            gate = hold_back(vendor)
-            tasks = all_at_once(wires, f"slots.{wave}")
-            refused = await ended(tasks, TASKS - 50)
+            gate = block_responses(vendor)
+            tasks = start_tasks(drivers, f"concurrent.{wave}")
+            refused = await first_outcomes(tasks, TASKS - 50)
             check_refused(refused, "concurrency_limit_exceeded", 429, grpc.StatusCode.RESOURCE_EXHAUSTED)
-            running = await asked(vendor, 50)
-            _, headers = await look(process, house)
+            running = await vendor_requests(vendor, 50)
+            _, headers = await get_account(process, deployment)
             assert headers["X-RateLimit-Remaining-Concurrent"] == "0"
-            leaving = [task for task in tasks if not task.done()][::2]
-            for task in leaving:
+            cancelled = [task for task in tasks if not task.done()][::2]
+            for task in cancelled:
                 task.cancel()
-            await asyncio.gather(*leaving, return_exceptions=True)
-            await free(process, house, len(leaving))
+            await asyncio.gather(*cancelled, return_exceptions=True)
+            await wait_for_free(process, deployment, len(cancelled))
             gate.open()
-            told = [await task for task in tasks if task not in leaving]
-            assert Counter(one.code for one in told) == {"ok": 25, "concurrency_limit_exceeded": 950}
+            outcomes = [await task for task in tasks if task not in cancelled]
+            assert Counter(outcome.code for outcome in outcomes) == {
+                "ok": 25,
+                "concurrency_limit_exceeded": 950,
+            }
             finished += 25
             assert len(running) == 50
-        await free(process, house, 50)
-        books = await close(process, house)
+        await wait_for_free(process, deployment, 50)
+        books = await stop(process, deployment)
         assert len(vendor.requests) == 150
         assert books.balance["spent"] == finished * PRICE
         assert len(books.records) == finished
 
 
-async def free(process: Process, house: House, count: int) -> None:
-    """Returns when exactly so many slots are free."""
+async def wait_for_free(process: ServerProcess, deployment: Deployment, count: int) -> None:
+    """Returns when exactly `count` more tasks may run concurrently."""
     async with asyncio.timeout(30):
-        while (await look(process, house))[1]["X-RateLimit-Remaining-Concurrent"] != str(count):
+        while (await get_account(process, deployment))[1]["X-RateLimit-Remaining-Concurrent"] != str(count):
             pass

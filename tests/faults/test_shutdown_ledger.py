@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 
 from pomelo.testing import Answer, FaultUpstream, Gate
-from tests.faults.callers import Told, Watch, callers
-from tests.faults.house import SERVE, House, Process
+from tests.faults.drivers import ChunkCounter, Outcome, open_drivers
+from tests.faults.server_process import SERVE, Deployment, ServerProcess
 
 log = logging.getLogger("tests.shutdown")
 
@@ -38,7 +38,7 @@ def vendor(upstream: FaultUpstream) -> Iterator[FaultUpstream]:
     upstream.reset()
 
 
-async def wait_for_shutdown(process: Process) -> None:
+async def wait_for_shutdown(process: ServerProcess) -> None:
     """Waits until the server logs that it is ending."""
     assert process.process.stderr is not None
     async with asyncio.timeout(30):
@@ -50,24 +50,24 @@ async def wait_for_shutdown(process: Process) -> None:
 async def test_two_hundred_streams_are_settled_when_the_server_is_terminated(
     longer: int, tmp_path: Path, vendor: FaultUpstream
 ) -> None:
-    short, long, watch = Gate(), Gate(), Watch()
+    short, long, watch = Gate(), Gate(), ChunkCounter()
     vendor.when("short", Answer("one two three four", at={2: short}))
     vendor.when("long", Answer("one two three four", at={2: long}))
-    house = House(tmp_path, vendor, SERVE, POMELO_GRACE=str(GRACE))
+    house = Deployment(tmp_path, vendor, SERVE, POMELO_GRACE=str(GRACE))
     async with await house.prepare(CREDITS):
-        process = await house.start(errors=asyncio.subprocess.PIPE)
-        async with callers(process.rest, process.grpc, house.key, at_once=STREAMS // 2) as clients:
-            tasks: list[asyncio.Task[Told]] = []
+        process = await house.start(stderr=asyncio.subprocess.PIPE)
+        async with open_drivers(process.rest, process.grpc, house.key, concurrency=STREAMS // 2) as clients:
+            tasks: list[asyncio.Task[Outcome]] = []
             for one in range(STREAMS):
                 name = "long" if one < longer else "short"
-                asking = clients[one % 2](text(name), f"{name}.{one}", stream=True, piece=watch.came)
+                asking = clients[one % 2](text(name), f"{name}.{one}", stream=True, on_chunk=watch.add)
                 tasks.append(asyncio.create_task(asking))
-            await watch.reaches(2 * STREAMS)
+            await watch.wait_for(2 * STREAMS)
             began = time.monotonic()
             process.process.terminate()
             await wait_for_shutdown(process)
             short.open()
-            assert await process.ended() == 0
+            assert await process.wait() == 0
             took = time.monotonic() - began
             told = await asyncio.gather(*tasks)
         log.info("%d streams, %d of them too long: ended after %.2f s", STREAMS, longer, took)
@@ -79,5 +79,5 @@ async def test_two_hundred_streams_are_settled_when_the_server_is_terminated(
         for one in told:
             (record,) = books.records[one.request_id]
             assert record["task_id"] == one.task_id
-            assert record["complete"] == one.whole
-            assert record["output_tokens"] == one.pieces == (4 if one.whole else 2)
+            assert record["complete"] == one.complete
+            assert record["output_tokens"] == one.chunks == (4 if one.complete else 2)

@@ -38,7 +38,7 @@ from pomelo.stores.redis import scripts
 from pomelo.stores.usage import UsageQuery, UsageRecord
 from pomelo.testing import Answer, FaultUpstream, Gate, Received, Reply, error_reply
 from tests.faults.books import LIVE
-from tests.faults.callers import Grpc, Rest, Told, callers
+from tests.faults.drivers import GrpcDriver, Outcome, RestDriver, open_drivers
 from tests.redis_server import RedisServer
 
 FULL = os.environ.get("CRASH") == "full"
@@ -161,7 +161,7 @@ class Life:
     stream: bool
     request_id: str
     gate: Gate = field(default_factory=Gate)
-    told: Told | None = None
+    told: Outcome | None = None
     words: int = 0
     retried: bool = False
 
@@ -179,10 +179,10 @@ class Life:
         """Counts a received word."""
         self.words += 1
 
-    async def ask(self, client: Rest | Grpc) -> None:
+    async def ask(self, client: RestDriver | GrpcDriver) -> None:
         """Runs the task to its last byte, or until its caller leaves."""
         asking = asyncio.create_task(
-            client(self.body(), self.request_id, stream=self.stream, piece=self.came)
+            client(self.body(), self.request_id, stream=self.stream, on_chunk=self.came)
         )
         if self.ending == "left":
             half_way = asyncio.create_task(self.gate.reached.wait())
@@ -193,7 +193,7 @@ class Life:
             if not asking.done():
                 asking.cancel()
         (found,) = await asyncio.gather(asking, return_exceptions=True)
-        if isinstance(found, Told):
+        if isinstance(found, Outcome):
             self.told = found
         else:
             assert isinstance(found, asyncio.CancelledError), found
@@ -205,14 +205,14 @@ class FaultyApp:
 
     app: App
     upstream: FaultUpstream
-    clients: tuple[Rest, Grpc]
+    clients: tuple[RestDriver, GrpcDriver]
     faults: Faults
     lives: dict[str, Life]
 
     async def run(
         self,
         life: Life,
-        client: Rest | Grpc,
+        client: RestDriver | GrpcDriver,
         at: int,
         times: int,
         error: Callable[[], Exception],
@@ -294,7 +294,7 @@ async def open_faulty(
             _, key = await app.keyring.create("default", live=True)
             assert app.rest is not None
             assert app.grpc is not None
-            async with callers("http://{}:{}".format(*app.rest), app.grpc, key) as clients:
+            async with open_drivers("http://{}:{}".format(*app.rest), app.grpc, key) as clients:
                 yield FaultyApp(app, upstream, clients, faults, lives)
 
 

@@ -23,8 +23,8 @@ from pomelo.gen.v1.media_service_pb2 import UploadMediaRequest
 from pomelo.gen.v1.media_service_pb2_grpc import MediaServiceStub
 from pomelo.testing import Answer, FaultUpstream, Gate, Received, Reply, Speech, Transcript
 from tests.faults.books import Books
-from tests.faults.callers import Grpc, Rest, Told, Watch, callers
-from tests.faults.house import House, Process, read_books
+from tests.faults.drivers import ChunkCounter, GrpcDriver, Outcome, RestDriver, open_drivers
+from tests.faults.server_process import Deployment, ServerProcess, read_books
 from tests.integration.asking import bearer, reason_of
 
 CREDITS = 10**12
@@ -43,7 +43,7 @@ class FullDisk:
     def __init__(self) -> None:
         self._holder: subprocess.Popen[bytes] | None = None
 
-    def mount(self, house: House) -> None:
+    def mount(self, house: Deployment) -> None:
         """Moves a prepared house to such a disk."""
         folder = house.data.parent
         mount = f"mount -t tmpfs -o size={SMALL_DISK} none '{folder}' && cp -a . '{folder}' && echo mounted && exec cat"
@@ -61,20 +61,20 @@ class FullDisk:
         if holder.stdout.readline() != b"mounted\n" or subprocess.run([*inside, "true"]).returncode:
             self.close()
             pytest.skip("this system does not allow mounting")
-        house.inside = inside
+        house.command_prefix = inside
 
-    async def begin(self, process: Process) -> None:
+    async def begin(self, process: ServerProcess) -> None:
         """Starts the failure: nothing can be written."""
-        await process.ask("fill")
+        await process.send("fill")
 
-    async def end(self, process: Process) -> None:
+    async def end(self, process: ServerProcess) -> None:
         """Ends the failure."""
-        await process.ask("empty")
+        await process.send("empty")
 
-    async def end_without_server(self, house: House) -> None:
+    async def end_without_server(self, house: Deployment) -> None:
         """Ends the failure while no server is running; before, no server can start."""
         assert "disk is full" in await start_error(house)
-        freeing = await asyncio.create_subprocess_exec(*house.inside, "rm", house.data / "filler")
+        freeing = await asyncio.create_subprocess_exec(*house.command_prefix, "rm", house.data / "filler")
         assert await freeing.wait() == 0
 
     def close(self) -> None:
@@ -88,24 +88,24 @@ class FullDisk:
 class FileSizeLimit:
     """A limit of the process: no file can grow."""
 
-    def mount(self, house: House) -> None:
+    def mount(self, house: Deployment) -> None:
         """Does nothing."""
 
-    async def begin(self, process: Process) -> None:
+    async def begin(self, process: ServerProcess) -> None:
         """Starts the failure: nothing can be written."""
         _, hard = resource.prlimit(process.process.pid, resource.RLIMIT_FSIZE)
         resource.prlimit(process.process.pid, resource.RLIMIT_FSIZE, (0, hard))
 
-    async def end(self, process: Process) -> None:
+    async def end(self, process: ServerProcess) -> None:
         """Ends the failure."""
         _, hard = resource.prlimit(process.process.pid, resource.RLIMIT_FSIZE)
         resource.prlimit(process.process.pid, resource.RLIMIT_FSIZE, (hard, hard))
 
-    async def end_without_server(self, house: House) -> None:
+    async def end_without_server(self, house: Deployment) -> None:
         """The limit ended with the process, so another process gets it first."""
-        house.inside = ("sh", "-c", 'ulimit -f 0; exec "$@"', "sh")
+        house.command_prefix = ("sh", "-c", 'ulimit -f 0; exec "$@"', "sh")
         assert "File too large" in await start_error(house)
-        house.inside = ()
+        house.command_prefix = ()
 
     def close(self) -> None:
         """Does nothing."""
@@ -114,9 +114,9 @@ class FileSizeLimit:
 DiskFailure = FullDisk | FileSizeLimit
 
 
-async def start_error(house: House) -> str:
+async def start_error(house: Deployment) -> str:
     """The error of a server that can't start. It must blame the disk, not the file."""
-    dead = await house.start(fails=True, errors=subprocess.PIPE)
+    dead = await house.start(expect_exit=True, stderr=subprocess.PIPE)
     assert dead.process.returncode == 1
     assert dead.process.stderr is not None
     message = (await dead.process.stderr.read()).decode()
@@ -170,8 +170,8 @@ def body(name: str) -> dict[str, Any]:
 
 
 def start_all_types(
-    clients: tuple[Rest, Grpc], watch: Watch, *, repeatable: bool = True
-) -> dict[str, asyncio.Task[Told]]:
+    clients: tuple[RestDriver, GrpcDriver], watch: ChunkCounter, *, repeatable: bool = True
+) -> dict[str, asyncio.Task[Outcome]]:
     """Starts a task of each type over each protocol. Returns them by name. `repeatable`: with an
     Idempotency-Key."""
     tasks = {}
@@ -180,36 +180,38 @@ def start_all_types(
             for stream in (False, True):
                 name = f"{task_type}.{type(client).__name__}.{'stream' if stream else 'whole'}"
                 repeat_key = name if repeatable else None
-                asking = client(body(name), name, stream=stream, repeat_key=repeat_key, piece=watch.came)
+                asking = client(
+                    body(name), name, stream=stream, idempotency_key=repeat_key, on_chunk=watch.add
+                )
                 tasks[name] = asyncio.create_task(asking)
     return tasks
 
 
 async def run_into_failure(
     failure: DiskFailure,
-    clients: tuple[Rest, Grpc],
-    process: Process,
+    clients: tuple[RestDriver, GrpcDriver],
+    process: ServerProcess,
     upstream: FaultUpstream,
     vendor: Vendor,
-) -> dict[str, Told]:
+) -> dict[str, Outcome]:
     """Runs tasks up to their end, which comes during the failure."""
-    watch = Watch()
+    watch = ChunkCounter()
     tasks = start_all_types(clients, watch)
     for _ in tasks:
         await upstream.received()
-    await watch.reaches(2 * 6 + 2 * 1)
+    await watch.wait_for(2 * 6 + 2 * 1)
     await failure.begin(process)
     vendor.gate.open()
     told = {name: await task for name, task in tasks.items()}
     assert {one.code for one in told.values()} == {"store_unavailable"}, told
-    assert not any(one.whole for one in told.values())
+    assert not any(one.complete for one in told.values())
     refused = [await client(body("text"), "refused") for client in clients]
     assert {one.code for one in refused} == {"store_unavailable"}
     assert vendor.calls["text"] == 0
     return told
 
 
-def check(books: Books, told: dict[str, Told]) -> None:
+def check(books: Books, told: dict[str, Outcome]) -> None:
     """A stream costs its delivered output, any other task nothing."""
     books.check_idle()
     for name, one in told.items():
@@ -218,21 +220,25 @@ def check(books: Books, told: dict[str, Told]) -> None:
             assert records == [], name
         for record in records:
             assert not record["complete"]
-            assert record["output_tokens"] <= one.pieces
+            assert record["output_tokens"] <= one.chunks
     assert set(books.records) <= {*told, "before"}
     (before,) = books.records["before"]
     assert before["complete"]
 
 
 async def ask_again(
-    clients: tuple[Rest, Grpc], process: Process, told: dict[str, Told], vendor: Vendor, first: Books
+    clients: tuple[RestDriver, GrpcDriver],
+    process: ServerProcess,
+    told: dict[str, Outcome],
+    vendor: Vendor,
+    first: Books,
 ) -> None:
     """A repeated request with the same Idempotency-Key is answered, and charged once."""
     for name in told:
         stream = name.endswith("stream")
         for turn, client in enumerate(clients):
-            repeated = await client(body(name), f"{name}.again{turn}", stream=stream, repeat_key=name)
-            assert repeated.whole, repeated
+            repeated = await client(body(name), f"{name}.again{turn}", stream=stream, idempotency_key=name)
+            assert repeated.complete, repeated
         assert vendor.calls[name] == 2
     books = await read_books(process)
     books.check_idle()
@@ -243,20 +249,20 @@ async def ask_again(
 
 
 @pytest.fixture
-async def house(failure: DiskFailure, tmp_path: Path, upstream: FaultUpstream) -> AsyncIterator[House]:
+async def house(failure: DiskFailure, tmp_path: Path, upstream: FaultUpstream) -> AsyncIterator[Deployment]:
     """A house on the failing disk."""
     (tmp_path / "disk").mkdir()
-    async with await House(tmp_path / "disk", upstream).prepare(CREDITS) as prepared:
+    async with await Deployment(tmp_path / "disk", upstream).prepare(CREDITS) as prepared:
         prepared.errors = tmp_path / "errors"
         failure.mount(prepared)
         yield prepared
 
 
 async def test_tasks_that_end_during_a_disk_failure_are_settled_after_it(
-    failure: DiskFailure, house: House, upstream: FaultUpstream, vendor: Vendor
+    failure: DiskFailure, house: Deployment, upstream: FaultUpstream, vendor: Vendor
 ) -> None:
-    process = await house.start(errors=subprocess.DEVNULL)
-    async with callers(process.rest, process.grpc, house.key) as clients:
+    process = await house.start(stderr=subprocess.DEVNULL)
+    async with open_drivers(process.rest, process.grpc, house.key) as clients:
         await acknowledged(clients[0], vendor)
         told = await run_into_failure(failure, clients, process, upstream, vendor)
         await failure.end(process)
@@ -266,34 +272,34 @@ async def test_tasks_that_end_during_a_disk_failure_are_settled_after_it(
             if name.endswith("stream"):
                 (record,) = books.records[name]
                 assert record["cost"] > 0
-                assert record["output_tokens"] == (one.pieces if name.startswith("text") else 0)
+                assert record["output_tokens"] == (one.chunks if name.startswith("text") else 0)
         await ask_again(clients, process, told, vendor, books)
 
 
 async def test_reservations_of_a_server_killed_on_a_full_disk_are_released_at_the_next_start(
-    failure: DiskFailure, house: House, upstream: FaultUpstream, vendor: Vendor
+    failure: DiskFailure, house: Deployment, upstream: FaultUpstream, vendor: Vendor
 ) -> None:
-    process = await house.start(errors=subprocess.DEVNULL)
-    async with callers(process.rest, process.grpc, house.key) as clients:
+    process = await house.start(stderr=subprocess.DEVNULL)
+    async with open_drivers(process.rest, process.grpc, house.key) as clients:
         await acknowledged(clients[0], vendor)
         told = await run_into_failure(failure, clients, process, upstream, vendor)
         books = await read_books(process)
         books.check()
         assert len(books.held) == len(told)
         process.kill()
-        assert await process.ended() == -signal.SIGKILL
+        assert await process.wait() == -signal.SIGKILL
     await failure.end_without_server(house)
     process = await house.start()
     books = await read_books(process)
     check(books, told)
-    async with callers(process.rest, process.grpc, house.key) as clients:
+    async with open_drivers(process.rest, process.grpc, house.key) as clients:
         await ask_again(clients, process, told, vendor, books)
 
 
 async def test_uploads_during_a_disk_failure_are_unavailable_and_leave_no_file(
-    failure: DiskFailure, house: House, vendor: Vendor
+    failure: DiskFailure, house: Deployment, vendor: Vendor
 ) -> None:
-    process = await house.start(errors=subprocess.DEVNULL, POMELO_DISK_RESERVE="0")
+    process = await house.start(stderr=subprocess.DEVNULL, POMELO_DISK_RESERVE="0")
     async with aiohttp.ClientSession() as session, grpc.aio.insecure_channel(process.grpc) as channel:
         await failure.begin(process)
         for size in (10, 100_000, 3_000_000):
@@ -309,18 +315,18 @@ async def test_uploads_during_a_disk_failure_are_unavailable_and_leave_no_file(
 
 
 async def test_media_leave_disk_space_for_the_ledger(
-    house: House, failure: DiskFailure, upstream: FaultUpstream, vendor: Vendor
+    house: Deployment, failure: DiskFailure, upstream: FaultUpstream, vendor: Vendor
 ) -> None:
     if not isinstance(failure, FullDisk):
         pytest.skip("only for a full disk")
     reserve = 6 * 1024 * 1024
-    process = await house.start(errors=subprocess.DEVNULL, POMELO_DISK_RESERVE=str(reserve))
+    process = await house.start(stderr=subprocess.DEVNULL, POMELO_DISK_RESERVE=str(reserve))
     async with (
         aiohttp.ClientSession() as session,
         grpc.aio.insecure_channel(process.grpc) as channel,
-        callers(process.rest, process.grpc, house.key) as clients,
+        open_drivers(process.rest, process.grpc, house.key) as clients,
     ):
-        watch = Watch()
+        watch = ChunkCounter()
         running = start_all_types(clients, watch, repeatable=False)
         for _ in running:
             await upstream.received()
@@ -331,16 +337,18 @@ async def test_media_leave_disk_space_for_the_ledger(
         assert reserve - 500_000 < await free_of(house) < reserve + 1_000_000
         vendor.gate.open()
         told = {name: await task for name, task in running.items()}
-        assert {name: one.code for name, one in told.items() if not one.whole} == {}
+        assert {name: one.code for name, one in told.items() if not one.complete} == {}
         for number in range(200):
-            assert (await clients[number % 2](body("text"), f"more-{number}")).whole
+            assert (await clients[number % 2](body("text"), f"more-{number}")).complete
     books = await read_books(process)
     books.check_idle()
     assert all(record["complete"] for name in told for record in books.records[name])
     assert {f"more-{number}" for number in range(200)} <= set(books.records)
 
 
-async def form(session: aiohttp.ClientSession, process: Process, house: House, size: int) -> tuple[int, str]:
+async def form(
+    session: aiohttp.ClientSession, process: ServerProcess, house: Deployment, size: int
+) -> tuple[int, str]:
     """Uploads an audio file with a task. Returns the status and the error code."""
     data = aiohttp.FormData({"model": "eleven-labs-stt"})
     data.add_field("audio", b"OggS" + bytes(size), filename="a.ogg", content_type="audio/ogg")
@@ -349,7 +357,7 @@ async def form(session: aiohttp.ClientSession, process: Process, house: House, s
         return answer.status, (await answer.json()).get("error", {}).get("code", "")
 
 
-async def upload(channel: grpc.aio.Channel, house: House, size: int) -> str:
+async def upload(channel: grpc.aio.Channel, house: Deployment, size: int) -> str:
     """Uploads a file. Returns the status and the reason of the error; empty if it was stored."""
     pieces = [UploadMediaRequest(content_type="audio/ogg")]
     pieces += [UploadMediaRequest(chunk=bytes(min(250_000, size - at))) for at in range(0, size, 250_000)]
@@ -360,33 +368,33 @@ async def upload(channel: grpc.aio.Channel, house: House, size: int) -> str:
     return ""
 
 
-async def stored(house: House) -> list[str]:
+async def stored(house: Deployment) -> list[str]:
     """The names of the files in the media folder."""
     return (await inside(house, "ls", "-A", str(house.data / "media"))).split()
 
 
-async def free_of(house: House) -> int:
+async def free_of(house: Deployment) -> int:
     """Free bytes on the disk."""
     blocks, size = (await inside(house, "stat", "-f", "-c", "%a %S", str(house.data))).split()
     return int(blocks) * int(size)
 
 
-async def inside(house: House, *command: str) -> str:
+async def inside(house: Deployment, *command: str) -> str:
     """The output of a program that runs where the house's files are."""
-    process = await asyncio.create_subprocess_exec(*house.inside, *command, stdout=subprocess.PIPE)
+    process = await asyncio.create_subprocess_exec(*house.command_prefix, *command, stdout=subprocess.PIPE)
     output, _ = await process.communicate()
     assert process.returncode == 0
     return output.decode()
 
 
-async def acknowledged(client: Rest, vendor: Vendor) -> None:
+async def acknowledged(client: RestDriver, vendor: Vendor) -> None:
     """Runs a task before the failure."""
     vendor.gate.open()
-    assert (await client(body("before"), "before")).whole
+    assert (await client(body("before"), "before")).complete
     vendor.gate = Gate()
 
 
-async def resolved(process: Process) -> Books:
+async def resolved(process: ServerProcess) -> Books:
     """The books, as soon as nothing is reserved any more."""
     async with asyncio.timeout(30):
         while (await read_books(process)).held:

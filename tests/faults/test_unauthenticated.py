@@ -1,7 +1,7 @@
-"""Callers without a key cost next to nothing over gRPC, and one with a free key costs its account's share.
+"""Over gRPC, calls without a key cost almost nothing, and calls with a free key at most its account's share.
 
-The server is a process of its own, so that its memory can be read. LOAD_CALLS makes the attack larger, and waits
-for all that a key may keep open.
+The server is a process of its own, so that its memory can be measured. With LOAD_CALLS the attack is larger,
+and the test waits for the time limits of calls with a key.
 """
 
 from __future__ import annotations
@@ -9,113 +9,109 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-import sys
 from collections.abc import AsyncIterator
-from pathlib import Path
 
 import pytest
 
 from tests.faults.attack import (
-    BOMB,
     CHECK,
     DOWNLOAD,
-    HALF,
-    MIB,
+    GZIP_BOMB,
+    PARTIAL,
     REFLECTION,
     RUN_TASK,
     UPLOAD,
     WATCH,
     attack,
 )
-from tests.faults.good_callers import good_callers
-from tests.load.memory import resident, watched
+from tests.faults.other_callers import other_callers
+from tests.integration.asking import bearer
+from tests.integration.commands import pomelo
+from tests.load.process_usage import MIB, peak_memory, resident
 from tests.serving import Served, serve
 
 log = logging.getLogger(__name__)
 
 LARGE = "LOAD_CALLS" in os.environ
 CALLS = 300 if LARGE else 170
-"""Calls of each of six methods."""
+"""Calls of each of the six methods."""
+
 GZIP = [("grpc-encoding", "gzip")]
 
 
 @pytest.fixture(scope="module")
 async def served(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Served]:
-    """`pomelo serve`, with a key of an account on the plan free beside the usual one."""
+    """`pomelo serve` with an unlimited account, warmed up."""
     async with serve(tmp_path_factory.mktemp("served")) as process:
         await command(process, "accounts", "plan", "default", "unlimited")
-        # Memory loaded by the first call of each kind does not count as growth.
-        async with good_callers(process, process.key) as good, attack(process, 1) as attacking:
-            attacking.begin(2, RUN_TASK, [("authorization", f"Bearer {process.key}"), *GZIP], BOMB, end=True)
-            await attacking.over()
-        assert not good.refused
+        # The first call of each type allocates memory that does not count as growth.
+        async with other_callers(process, "rest", "grpc") as callers, attack(process, 1) as attacking:
+            attacking.start(2, RUN_TASK, [*bearer(process.key), *GZIP], GZIP_BOMB, end=True)
+            await attacking.wait_ended()
+        assert not callers.errors
         yield process
 
 
 async def command(served: Served, *arguments: str) -> str:
-    """What a command prints on its last line."""
-    run = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "pomelo.cli", *arguments,
-        env={**os.environ, "POMELO_DATA": str(served.data)},
-        stdout=asyncio.subprocess.PIPE, cwd=Path.cwd(),
-    )  # fmt: skip
-    output, _ = await run.communicate()
-    assert run.returncode == 0
-    return output.decode().strip().rpartition("\n")[2]
+    """Runs a command on the server's data folder; returns the last line of its output."""
+    ended = await pomelo(served.data.parent, *arguments)
+    assert ended.status == 0, ended.error
+    return ended.out.strip().rpartition("\n")[2]
 
 
-@pytest.mark.parametrize("shared", [False, True], ids=["alone", "on connections of callers"])
-async def test_calls_without_a_key_are_over_in_10_s_and_good_callers_do_not_notice(
-    shared: bool, served: Served
+@pytest.mark.parametrize("authenticated", [False, True], ids=["own connections", "authenticated connections"])
+async def test_calls_without_a_key_end_within_10_s_and_do_not_delay_other_callers(
+    authenticated: bool, served: Served
 ) -> None:
     before = resident(served.pid)
-    with watched(served.pid) as peak:
+    with peak_memory(served.pid) as peak:
         async with (
             asyncio.timeout(60),
-            good_callers(served, served.key) as good,
+            other_callers(served, "rest", "grpc") as callers,
             attack(served) as attacking,
         ):
-            if shared:
-                await attacking.show(served.key)
-            attacking.begin(8, RUN_TASK, GZIP, BOMB, end=True)
+            if authenticated:
+                await attacking.authenticate(served.key)
+            attacking.start(8, RUN_TASK, GZIP, GZIP_BOMB, end=True)
             for path in (RUN_TASK, UPLOAD, CHECK, WATCH, REFLECTION, DOWNLOAD):
-                attacking.begin(CALLS, path)
-                attacking.begin(10, path, [("authorization", "Bearer nope")], HALF)
-            await attacking.over()
+                attacking.start(CALLS, path)
+                attacking.start(10, path, [("authorization", "Bearer nope")], PARTIAL)
+            await attacking.wait_ended()
             longest = attacking.longest()
-    grown = peak.most - before
+    grown = peak.bytes - before
     log.info(
-        "%d calls: %d MiB, waits %s, longest %.1f s", len(attacking.calls), grown / MIB, good.waits, longest
-    )
+        "%d calls: %d MiB, other callers waited at most %.3f s, the longest call took %.1f s",
+        len(attacking.calls), grown / MIB, max(callers.all_waits), longest,
+    )  # fmt: skip
     assert grown < 64 * MIB
-    assert not good.refused
-    assert good.count > 10
-    assert max(good.waits.values()) < 1.0
+    assert not callers.errors
+    assert len(callers.all_waits) > 10
+    assert max(callers.all_waits) < 1.0
     assert longest < 11.0  # 10 on an idle machine
 
 
-async def test_a_free_key_costs_its_share_and_others_do_not_notice(served: Served) -> None:
+async def test_calls_with_a_free_key_cost_its_share_and_do_not_delay_other_callers(served: Served) -> None:
     await command(served, "accounts", "create", "hostile", "--plan", "free")
     key = await command(served, "keys", "create", "hostile")
-    metadata = [("authorization", f"Bearer {key}")]
+    metadata = bearer(key)
     before = resident(served.pid)
-    with watched(served.pid) as peak:
+    with peak_memory(served.pid) as peak:
         async with (
             asyncio.timeout(110),
-            good_callers(served, served.key) as good,
+            other_callers(served, "rest", "grpc") as callers,
             attack(served) as attacking,
         ):
-            attacking.begin(8, RUN_TASK, [*metadata, *GZIP], BOMB, end=True)
-            await attacking.over()
-            attacking.begin(30, RUN_TASK, metadata, HALF)
-            attacking.begin(30, UPLOAD, metadata, HALF)
+            attacking.start(8, RUN_TASK, [*metadata, *GZIP], GZIP_BOMB, end=True)
+            await attacking.wait_ended()
+            attacking.start(30, RUN_TASK, metadata, PARTIAL)
+            attacking.start(30, UPLOAD, metadata, PARTIAL)
             if LARGE:
-                await attacking.over()
+                await attacking.wait_ended()
                 assert attacking.longest() < 62
             else:
-                await attacking.sent(8 + 8 + 6)  # the rest waits for its turn
-    grown = peak.most - before
-    log.info("%d MiB, waits %s", grown / MIB, good.waits)
-    assert grown < 208 * MIB  # 128 MiB are its share; what grpc buffers beside that is freed late
-    assert not good.refused
-    assert max(good.waits.values()) < 1.0
+                await attacking.wait_sent(8 + 8 + 6)  # all others wait until these have ended
+    grown = peak.bytes - before
+    log.info("%d MiB, other callers waited at most %.3f s", grown / MIB, max(callers.all_waits))
+    assert grown < 208 * MIB  # the account's share is 128 MiB; grpc frees its own buffers late
+    assert not callers.errors
+    assert max(callers.all_waits) < 1.0

@@ -1,4 +1,4 @@
-"""The circuit breaker in a running app: one account's poison, and vendors that are down, over every protocol."""
+"""The circuit breaker in a running app: failing prompts of one account, and vendors that are down."""
 
 from __future__ import annotations
 
@@ -19,48 +19,47 @@ from pomelo.providers.http.client import Timeouts
 from pomelo.testing import Answer, FaultUpstream, Gate, Stop, error_reply
 from tests.integration.house import WAYS, Caller, House, open_house, say
 
-LEFT_ALONE_WITHIN = 4.0
-"""Twice the promise, for a busy machine; tests/unit/engine/test_circuit_breaker.py holds it to 2 s on a clock of its own."""
+OPENS_WITHIN = 4.0
+"""Twice the promised maximum, for a busy machine; the circuit breaker's unit tests check 2 s on a fake
+clock."""
 
-FOUND_WITHIN = 15.0
-PACE = 0.02
+CLOSES_WITHIN = 15.0
+
+PAUSE = 0.02
 """Seconds between two calls of one caller."""
 
-
 SILENCE = 0.3
-"""Seconds after which a vendor that says nothing has failed."""
+"""Seconds after which a silent vendor has failed."""
 
 
-class Counting(CircuitBreaker):
+class CountingCircuitBreaker(CircuitBreaker):
     """A circuit breaker that counts the calls that it lets through."""
 
-    attempts = running = most_running = 0
+    attempts = running = max_running = 0
 
     def acquire(self, account: str, now: float) -> Attempt | None:
-        """Counts the attempt if it is let through."""
         attempt = super().acquire(account, now)
         if attempt is not None:
             self.attempts += 1
             self.running += 1
-            self.most_running = max(self.most_running, self.running)
+            self.max_running = max(self.max_running, self.running)
         return attempt
 
     def release(self, attempt: Attempt, now: float) -> None:
-        """Counts the attempt as ended."""
         super().release(attempt, now)
         self.running -= 1
 
 
 @pytest.fixture(name="breakers")
-def _breakers() -> list[Counting]:
-    """The circuit breakers of the house."""
+def _breakers() -> list[CountingCircuitBreaker]:
+    """The app's circuit breakers."""
     return []
 
 
-@pytest.fixture(name="house")
-async def _house(tmp_path: Path, breakers: list[Counting]) -> AsyncIterator[House]:
-    def make(provider: str, model: str) -> Counting:
-        breakers.append(Counting(provider, model))
+@pytest.fixture(name="app")
+async def _app(tmp_path: Path, breakers: list[CountingCircuitBreaker]) -> AsyncIterator[House]:
+    def make(provider: str, model: str) -> CountingCircuitBreaker:
+        breakers.append(CountingCircuitBreaker(provider, model))
         return breakers[-1]
 
     limits = Timeouts(connect=SILENCE, silence=SILENCE, whole=SILENCE)
@@ -70,154 +69,153 @@ async def _house(tmp_path: Path, breakers: list[Counting]) -> AsyncIterator[Hous
 
 
 class Traffic:
-    """Callers that send requests repeatedly; `outcomes` counts codes by account."""
+    """Callers that repeat a task; `outcomes` counts the codes by account."""
 
-    def __init__(self, house: House) -> None:
-        self.house = house
+    def __init__(self, app: House) -> None:
+        self.app = app
         self.outcomes: dict[str, Counter[str]] = {}
         self._tasks: list[asyncio.Task[None]] = []
 
-    def begin(self, caller: Caller, prompt: str, *, at_once: int = 1, pace: float = PACE) -> None:
-        """Starts callers of one account, each with one call at a time."""
-        for number in range(at_once):
+    def start(self, caller: Caller, prompt: str, *, callers: int = 1, pause: float = PAUSE) -> None:
+        """Starts so many callers of one account; each makes one call at a time."""
+        for number in range(callers):
             way, stream = WAYS[number % 3], number % 2 == 0
-            self._tasks.append(asyncio.create_task(self._ask(caller, way, prompt, stream, pace)))
+            self._tasks.append(asyncio.create_task(self._repeat(caller, way, prompt, stream, pause)))
 
-    async def _ask(self, caller: Caller, way: str, prompt: str, stream: bool, pace: float) -> None:
+    async def _repeat(self, caller: Caller, way: str, prompt: str, stream: bool, pause: float) -> None:
         outcomes = self.outcomes.setdefault(caller.account, Counter())
         body = say(prompt, max_tokens=20)
         while True:
-            told = await self.house.ask(way, caller.live, body, stream=stream)
-            outcomes[told.code] += 1
-            await asyncio.sleep(pace)
+            answer = await self.app.ask(way, caller.live, body, stream=stream)
+            outcomes[answer.code] += 1
+            await asyncio.sleep(pause)
 
-    async def end(self) -> None:
+    async def stop(self) -> None:
         """Stops all callers."""
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
     def count(self, code: str) -> int:
-        """How many calls ended with a code."""
+        """The number of calls that ended with a code."""
         return sum(outcomes[code] for outcomes in self.outcomes.values())
 
 
-async def until(happened: Callable[[], bool], within: float) -> float:
-    """Seconds until something has happened."""
+async def wait_until(condition: Callable[[], bool], timeout: float) -> float:  # noqa: ASYNC109
+    """Waits until the condition is true; returns the seconds."""
     began = time.monotonic()
-    async with asyncio.timeout(within):
-        while not happened():  # noqa: ASYNC110 - counts have no event
+    async with asyncio.timeout(timeout):
+        while not condition():  # noqa: ASYNC110 - counts have no event
             await asyncio.sleep(0.005)
     return time.monotonic() - began
 
 
-async def books_are_right(house: House, *callers: Caller) -> None:
-    """Waits until no reservation of these callers is left; the audit then finds no difference."""
+async def check_books(app: House, *callers: Caller) -> None:
+    """Waits until these callers have no reservation; checks that the audit then finds no difference."""
     async with asyncio.timeout(5):
         for caller in callers:
-            while (await house.balance(caller, live=True)).held or await house.slots(caller, live=True):  # noqa: ASYNC110
+            while (await app.balance(caller, live=True)).held or await app.slots(caller, live=True):  # noqa: ASYNC110
                 await asyncio.sleep(0.005)
-    found = await audit(house.app.store)
-    assert not found.findings
-    assert (found.difference_micros, found.holds) == (0, 0)
+    report = await audit(app.app.store)
+    assert not report.findings
+    assert (report.difference_micros, report.holds) == (0, 0)
 
 
-@pytest.mark.parametrize("poison", ["500", "silence"])
-async def test_poison_of_one_account_fails_that_account_alone(house: House, poison: str) -> None:
-    reply = error_reply(500, "boom") if poison == "500" else Answer(before=(Stop.SILENCE,))
-    house.upstream.when("poison", reply)
-    house.upstream.default = Answer("All is well.")
-    poisoner, other = await house.caller(), await house.caller()
-    traffic = Traffic(house)
-    traffic.begin(other, "Hello", at_once=3)
-    traffic.begin(poisoner, "poison", at_once=12, pace=0.05)
-    await until(lambda: traffic.outcomes.get(other.account, Counter())["ok"] >= 60, 20)
-    await traffic.end()
+@pytest.mark.parametrize("failure", ["500", "silence"])
+async def test_failing_prompts_of_one_account_do_not_affect_other_accounts(app: House, failure: str) -> None:
+    reply = error_reply(500, "boom") if failure == "500" else Answer(before=(Stop.SILENCE,))
+    app.upstream.when("failing", reply)
+    app.upstream.default = Answer("A good answer.")
+    failing, other = await app.caller(), await app.caller()
+    traffic = Traffic(app)
+    traffic.start(other, "Hello", callers=3)
+    traffic.start(failing, "failing", callers=12, pause=0.05)
+    await wait_until(lambda: traffic.outcomes.get(other.account, Counter())["ok"] >= 60, 20)
+    await traffic.stop()
     outcomes = traffic.outcomes[other.account]
     assert outcomes["ok"] >= 0.99 * outcomes.total(), outcomes
-    assert traffic.outcomes[poisoner.account].keys() <= {"provider_unavailable", "deadline_exceeded"}
-    poisoned = [request for request in house.upstream.requests if request.prompt == "poison"]
-    assert len(poisoned) < traffic.outcomes[poisoner.account].total(), "the account is kept from the vendor"
-    await books_are_right(house, poisoner, other)
+    assert traffic.outcomes[failing.account].keys() <= {"provider_unavailable", "deadline_exceeded"}
+    requests = [request for request in app.upstream.requests if request.prompt == "failing"]
+    assert len(requests) < traffic.outcomes[failing.account].total(), "some calls did not reach the vendor"
+    await check_books(app, failing, other)
 
 
 @asynccontextmanager
-async def down(upstream: FaultUpstream, how: str) -> AsyncIterator[None]:
-    """A context during which a vendor is down."""
-    good = upstream.default
-    if how == "no connection":
+async def vendor_down(upstream: FaultUpstream, failure: str) -> AsyncIterator[None]:
+    """Makes the vendor fail while the body runs."""
+    default = upstream.default
+    if failure == "no connection":
         await upstream.__aexit__(None, None, None)
     else:
-        upstream.default = error_reply(503, "down") if how == "503" else Answer(before=(Stop.SILENCE,))
+        upstream.default = error_reply(503, "down") if failure == "503" else Answer(before=(Stop.SILENCE,))
     try:
         yield
     finally:
-        if how == "no connection":
+        if failure == "no connection":
             await upstream.__aenter__()
-        upstream.default = good
+        upstream.default = default
 
 
-@pytest.mark.parametrize("how", ["503", "silence", "no connection"])
-async def test_a_vendor_that_is_down_is_left_alone_and_found_again(
-    house: House, breakers: list[Counting], how: str
+@pytest.mark.parametrize("failure", ["503", "silence", "no connection"])
+async def test_the_circuit_of_a_vendor_that_is_down_opens_and_closes_again(
+    app: House, breakers: list[CountingCircuitBreaker], failure: str
 ) -> None:
-    house.upstream.default = Answer("All is well.")
-    callers = [await house.caller() for _ in range(2)]
-    traffic = Traffic(house)
+    app.upstream.default = Answer("A good answer.")
+    callers = [await app.caller() for _ in range(2)]
+    traffic = Traffic(app)
     for caller in callers:
-        traffic.begin(caller, "Hello", at_once=3)
-    await until(lambda: traffic.count("ok") >= 20, 10)
+        traffic.start(caller, "Hello", callers=3)
+    await wait_until(lambda: traffic.count("ok") >= 20, 10)
     assert traffic.count("ok") == sum(outcomes.total() for outcomes in traffic.outcomes.values())
     (breaker,) = [one for one in breakers if one.attempts]
 
-    async with down(house.upstream, how):
-        limit = LEFT_ALONE_WITHIN + (SILENCE if how == "silence" else 0)  # from the first failure
-        seconds = await until(lambda: breaker.state is not State.CLOSED, limit)
+    async with vendor_down(app.upstream, failure):
+        limit = OPENS_WITHIN + (SILENCE if failure == "silence" else 0)  # from the first failure
+        seconds = await wait_until(lambda: breaker.state is not State.CLOSED, limit)
         assert seconds < limit
-        await until(lambda: breaker.running == 0, 5)  # calls that were running
-        breaker.attempts = breaker.most_running = 0
-        seconds = await until(lambda: breaker.attempts > 0, PROBE_WAIT_MAX + 1)
-        assert breaker.attempts <= 1 + seconds / PROBE_WAIT, "probes alone"
-        assert breaker.most_running == 1
+        await wait_until(lambda: breaker.running == 0, 5)  # calls that were running
+        breaker.attempts = breaker.max_running = 0
+        seconds = await wait_until(lambda: breaker.attempts > 0, PROBE_WAIT_MAX + 1)
+        assert breaker.attempts <= 1 + seconds / PROBE_WAIT, "only probes"
+        assert breaker.max_running == 1
 
     served = traffic.count("ok")
-    seconds = await until(lambda: traffic.count("ok") >= served + 20, FOUND_WITHIN)
-    assert seconds < FOUND_WITHIN
-    await traffic.end()
-    await books_are_right(house, *callers)
+    seconds = await wait_until(lambda: traffic.count("ok") >= served + 20, CLOSES_WITHIN)
+    assert seconds < CLOSES_WITHIN
+    await traffic.stop()
+    await check_books(app, *callers)
 
 
-async def test_an_account_alone_at_a_vendor_that_is_down_does_not_hammer_it(house: House) -> None:
-    house.upstream.default = error_reply(503, "down")
-    caller = await house.caller()
-    traffic = Traffic(house)
-    traffic.begin(caller, "Hello", at_once=10)
-    await until(lambda: traffic.count("provider_unavailable") >= 100, 20)
-    asked = len(house.upstream.requests)
-    assert asked <= 10 + 10, "what was under way when its circuit opened, and probes"
-    told = await house.ask("rest", caller.live, say("Hello", max_tokens=20))
-    assert (told.code, told.status) == ("provider_unavailable", 503)
-    assert 1 <= int(told.headers["retry-after"]) <= 8
-    house.upstream.default = Answer("All is well.")
-    await until(lambda: traffic.count("ok") > 0, FOUND_WITHIN)
-    await traffic.end()
-    await books_are_right(house, caller)
+async def test_the_circuit_opens_for_an_account_that_is_alone_at_a_vendor(app: House) -> None:
+    app.upstream.default = error_reply(503, "down")
+    caller = await app.caller()
+    traffic = Traffic(app)
+    traffic.start(caller, "Hello", callers=10)
+    await wait_until(lambda: traffic.count("provider_unavailable") >= 100, 20)
+    assert len(app.upstream.requests) <= 10 + 10, "calls that ran when the circuit opened, and probes"
+    answer = await app.ask("rest", caller.live, say("Hello", max_tokens=20))
+    assert (answer.code, answer.status) == ("provider_unavailable", 503)
+    assert 1 <= int(answer.headers["retry-after"]) <= 8
+    app.upstream.default = Answer("A good answer.")
+    await wait_until(lambda: traffic.count("ok") > 0, CLOSES_WITHIN)
+    await traffic.stop()
+    await check_books(app, caller)
 
 
-async def test_a_callers_own_short_deadline_opens_no_circuit_breaker(house: House) -> None:
-    house.upstream.when("slow", Answer(before=(Gate(),)))
-    house.upstream.default = Answer("All is well.")
-    callers = [await house.caller() for _ in range(2)]
+async def test_short_deadlines_of_callers_open_no_circuit(app: House) -> None:
+    app.upstream.when("slow", Answer(before=(Gate(),)))
+    app.upstream.default = Answer("A good answer.")
+    callers = [await app.caller() for _ in range(2)]
     for caller in callers:
-        told = await asyncio.gather(
+        answers = await asyncio.gather(
             *[
-                house.ask(way, caller.live, say("slow", max_tokens=20), stream=stream, within=0.1)
+                app.ask(way, caller.live, say("slow", max_tokens=20), stream=stream, within=0.1)
                 for way in WAYS
                 for stream in (False, True)
                 for _ in range(3)
             ]
         )
-        assert {one.code for one in told} == {"deadline_exceeded"}
+        assert {answer.code for answer in answers} == {"deadline_exceeded"}
     for caller in callers:
         for way in WAYS:
-            assert (await house.ask(way, caller.live, say("Hello", max_tokens=20))).code == "ok"
+            assert (await app.ask(way, caller.live, say("Hello", max_tokens=20))).code == "ok"

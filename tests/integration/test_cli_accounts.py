@@ -14,7 +14,7 @@ import pytest
 
 from tests.integration.commands import free_addresses, pomelo
 from tests.serving import Served, serve
-from tests.unit.accounts.audited_store import spoil
+from tests.unit.accounts.audited_store import corrupt
 
 
 @pytest.fixture(params=["with a server", "without one"])
@@ -263,7 +263,7 @@ async def test_the_server_applies_a_change_of_plan_immediately(served):
 async def test_the_audit_finds_changes_in_the_database_file(tmp_path):
     async with serve(tmp_path) as served:
         assert (await run_task(served, served.key))["status"] == 200
-    spoil(tmp_path / "data" / "pomelo.db", "UPDATE usage SET cost = cost + 12")
+    corrupt(tmp_path / "data" / "pomelo.db", "UPDATE usage SET cost = cost + 12")
     result = await pomelo(tmp_path, "audit")
     assert (result.status, result.error) == (1, "")
     assert [line.split()[0] for line in result.out.splitlines()[2:4]] == ["bill", "spent"]

@@ -1,6 +1,6 @@
-"""Tasks of every kind, way and ending, all mixed: afterwards the books are right to the microcredit.
+"""Many tasks of all types, over all protocols, with all outcomes: the audit then finds no difference.
 
-`make load` runs 10,000 of them; an ordinary run of the tests a few hundred.
+`make load` runs 10,000 tasks, `make test` a few hundred.
 """
 
 from __future__ import annotations
@@ -20,74 +20,76 @@ from pomelo.stores.usage import UsageQuery
 from tests.integration.house import KINDS, WAYS, House, open_house, say
 
 TASKS = int(os.environ.get("LOAD_TASKS", "400"))
-AT_ONCE = 32
+CONCURRENCY = 32
 
-ENDINGS = ("good", "good", "good", "failed", "cut", "left", "repeated")
+OUTCOMES = ("good", "good", "good", "failed", "cut", "cancelled", "repeated")
 
 
-def asked(kind: str, ending: str, number: int) -> dict[str, Any]:
-    """A task's body: the sandbox fails, or stops half way, where its text says so."""
-    mark = {"failed": " [[error:provider_failed]]", "cut": " [[cut]]", "left": " [[pace:0.01]]"}.get(
-        ending, ""
-    )
-    if kind == "text":
-        return say(f"Tell me of {number}.{mark}", max_tokens=20 + number % 50)
-    body = dict(KINDS[kind])
-    if kind == "image":
-        body["prompt"] = f"A kite, {number}.{mark}"
-    elif kind == "tts":
-        body["text"] = f"Good morning, {number}.{mark}"
+TRIGGERS = {"failed": " [[error:provider_failed]]", "cut": " [[cut]]", "cancelled": " [[pace:0.01]]"}
+"""What the sandbox must find in a text to cause an outcome."""
+
+
+def task_body(task_type: str, outcome: str, number: int) -> dict[str, Any]:
+    """The body of a task that ends with this outcome in the sandbox."""
+    trigger = TRIGGERS.get(outcome, "")
+    if task_type == "text":
+        return say(f"Tell me of {number}.{trigger}", max_tokens=20 + number % 50)
+    body = dict(KINDS[task_type])
+    if task_type == "image":
+        body["prompt"] = f"A kite, {number}.{trigger}"
+    elif task_type == "tts":
+        body["text"] = f"Good morning, {number}.{trigger}"
     return body
 
 
-async def one(house: House, key: str, number: int, chance: random.Random) -> tuple[str, Decimal]:
-    """Runs a task; gives how it ended, and what its caller was told that it cost."""
-    kind, way, ending = chance.choice(list(KINDS)), chance.choice(WAYS), chance.choice(ENDINGS)
-    stream, body = chance.random() < 0.5, asked(kind, ending, number)
-    headers = {"Idempotency-Key": f"task {number}".replace(" ", "-")} if ending == "repeated" else None
-    asking = house.ask(way, key, body, stream=stream, headers=headers)
-    if ending == "left":
+async def run_task(app: House, key: str, number: int, rng: random.Random) -> tuple[str, Decimal]:
+    """Runs a task; returns its error code or outcome, and the cost reported to the caller."""
+    task_type, way, outcome = rng.choice(list(KINDS)), rng.choice(WAYS), rng.choice(OUTCOMES)
+    stream, body = rng.random() < 0.5, task_body(task_type, outcome, number)
+    headers = {"Idempotency-Key": f"task {number}".replace(" ", "-")} if outcome == "repeated" else None
+    call = app.ask(way, key, body, stream=stream, headers=headers)
+    if outcome == "cancelled":
         try:
-            async with asyncio.timeout(chance.random() * 0.03):
-                await asking
+            async with asyncio.timeout(rng.random() * 0.03):
+                await call
         except TimeoutError:
-            return "left", Decimal(0)
+            return "cancelled", Decimal(0)
         return "good", Decimal(0)
-    told = await asking
-    if ending == "repeated":
-        again = await house.ask(chance.choice(WAYS), key, body, stream=not stream, headers=headers)
-        assert (again.code, again.id, again.content) == ("ok", told.id, told.content)
+    answer = await call
+    if outcome == "repeated":
+        again = await app.ask(rng.choice(WAYS), key, body, stream=not stream, headers=headers)
+        assert (again.code, again.id, again.content) == ("ok", answer.id, answer.content)
         assert again.last["x-credits-charged"] == "0"
-    return told.code, Decimal(told.last.get("x-credits-charged", "0"))
+    return answer.code, Decimal(answer.last.get("x-credits-charged", "0"))
 
 
 @pytest.mark.timeout(600)
-async def test_after_tasks_of_all_kinds_the_audit_finds_no_difference(tmp_path: Path) -> None:
-    chance = random.Random(7)
-    gate = asyncio.Semaphore(AT_ONCE)
-    async with open_house(tmp_path) as house:
-        caller = await house.caller()
+async def test_the_audit_finds_no_difference_after_tasks_of_all_types_and_outcomes(tmp_path: Path) -> None:
+    rng = random.Random(7)
+    semaphore = asyncio.Semaphore(CONCURRENCY)
+    async with open_house(tmp_path) as app:
+        caller = await app.caller()
 
         async def run(number: int) -> tuple[str, Decimal]:
-            async with gate:
-                return await one(house, caller.test, number, chance)
+            async with semaphore:
+                return await run_task(app, caller.test, number, rng)
 
-        told = await asyncio.gather(*[run(number) for number in range(TASKS)])
-        await house.app.draining.idle()
-        await house.app.store.limit_status(
-            (await house.records(caller))[0].wallet
-        )  # behind all that was queued
-        found = await audit(house.app.store)
-        assert not found.findings
-        assert (found.difference_micros, found.uncollected_micros, found.holds) == (0, 0, 0)
-        balance = await house.balance(caller)
+        results = await asyncio.gather(*[run(number) for number in range(TASKS)])
+        await app.app.draining.idle()
+        await app.app.store.limit_status(
+            (await app.records(caller))[0].wallet
+        )  # runs after all queued writes
+        report = await audit(app.app.store)
+        assert not report.findings
+        assert (report.difference_micros, report.uncollected_micros, report.holds) == (0, 0, 0)
+        balance = await app.balance(caller)
         assert balance.held == 0
-        (total,) = await house.app.store.sum_usage(UsageQuery(account=caller.account), "account")
-        assert total.cost == balance.spent == found.cost_micros
-        counts = Counter(code for code, _ in told)
+        (total,) = await app.app.store.sum_usage(UsageQuery(account=caller.account), "account")
+        assert total.cost == balance.spent == report.cost_micros
+        counts = Counter(code for code, _ in results)
         assert (
             counts["ok"]
             <= total.tasks
-            <= counts["ok"] + counts["good"] + counts["left"] + counts["provider_failed"]
+            <= counts["ok"] + counts["good"] + counts["cancelled"] + counts["provider_failed"]
         )
         assert counts["ok"] > TASKS / 3

@@ -1,8 +1,7 @@
-"""What a vendor sends is passed on when it comes: whoever listens has each packet before the next is sent.
+"""Streams are not buffered: a caller receives each chunk of a vendor before the vendor sends the next one.
 
-Nothing here looks at a clock. The vendor waits at a gate behind each of the first packets; the gate is opened
-when the listener has heard all of what was sent, and not before. How long it takes is measured by
-`bench/first_byte.py`.
+The tests measure no time. The vendor waits at a gate after each of the first chunks; a gate opens only when
+the caller has received everything that was sent before it. `bench/first_byte.py` measures the delay.
 """
 
 from __future__ import annotations
@@ -29,19 +28,19 @@ from tests.integration.asking import bearer
 from tests.parity.clients import to_task
 
 GATES = 3
-WITHIN = 20.0
-"""Seconds after which a listener that waits for what will never come gives up."""
+TIMEOUT = 20.0
+"""Seconds after which a reader stops waiting for a chunk that was held back."""
 
-SOUND = base64.b64encode(b"OggS" + b"a sound " * 1000).decode()
+AUDIO = base64.b64encode(b"OggS" + b"some audio " * 1000).decode()
 TTS = {"model": "eleven-labs-tts", "text": "Hello, world, as it comes.", "voice": "adam"}
-STS = {"model": "eleven-labs-sts", "audio": SOUND, "voice": "adam"}
+STS = {"model": "eleven-labs-sts", "audio": AUDIO, "voice": "adam"}
 
-Pieces = AsyncGenerator[bytes, None]
-Way = Callable[[Mapping[str, Any]], Pieces]
+Chunks = AsyncGenerator[bytes, None]
+Way = Callable[[Mapping[str, Any]], Chunks]
 
 
 class Ways:
-    """A caller by every way in; each gives the pieces of an answer as they come."""
+    """Yields the chunks of a response as they are received, over every protocol and gateway."""
 
     def __init__(
         self, session: aiohttp.ClientSession, channel: grpc.aio.Channel, key: str, rest: str, remote: str
@@ -59,7 +58,7 @@ class Ways:
             "remote raw": lambda body: self._raw(remote, body),
         }
 
-    async def _events(self, url: str, body: Mapping[str, Any]) -> Pieces:
+    async def _events(self, url: str, body: Mapping[str, Any]) -> Chunks:
         async with self._post(url, {**body, "stream": True}) as answer:
             assert answer.status == 200, await answer.text()
             async for line in answer.content:
@@ -70,13 +69,13 @@ class Ways:
                     else:
                         yield base64.b64decode(event["audio"].get("b64_json", ""))
 
-    async def _raw(self, url: str, body: Mapping[str, Any]) -> Pieces:
+    async def _raw(self, url: str, body: Mapping[str, Any]) -> Chunks:
         async with self._post(url, body, Accept="audio/*") as answer:
             assert answer.status == 200, await answer.text()
-            async for piece in answer.content.iter_any():
-                yield piece
+            async for chunk in answer.content.iter_any():
+                yield chunk
 
-    async def _grpc(self, body: Mapping[str, Any]) -> Pieces:
+    async def _grpc(self, body: Mapping[str, Any]) -> Chunks:
         request = StreamTaskRequest(task=to_task(body))
         async for event in self._tasks.StreamTask(request, metadata=bearer(self._key)):
             yield event.audio_chunk.data or event.text_delta.content.encode()
@@ -88,14 +87,14 @@ class Ways:
 
 @pytest.fixture(scope="module")
 async def vendor() -> AsyncIterator[FaultUpstream]:
-    """The vendors of this module."""
+    """The fault upstream of this module."""
     async with FaultUpstream() as server:
         yield server
 
 
 @pytest.fixture(scope="module")
 async def ways(tmp_path_factory: pytest.TempPathFactory, vendor: FaultUpstream) -> AsyncIterator[Ways]:
-    """An app, and a gateway before it."""
+    """An app, and a gateway in front of it."""
     folder = tmp_path_factory.mktemp("first")
     settings = Settings(
         rest="127.0.0.1:0",
@@ -115,73 +114,74 @@ async def ways(tmp_path_factory: pytest.TempPathFactory, vendor: FaultUpstream) 
         assert app.grpc is not None
         await endow(app.store)
         _, key = await app.keyring.create(live=True)
-        before = Settings(rest="127.0.0.1:0", data=folder / "gateway")
+        gateway = Settings(rest="127.0.0.1:0", data=folder / "gateway")
         async with (
-            open_gateway(before, app.grpc) as (host, port),
+            open_gateway(gateway, app.grpc) as (host, port),
             grpc.aio.insecure_channel(app.grpc) as channel,
         ):
             rest = "http://{}:{}".format(*app.rest)
             yield Ways(session, channel, key, rest, f"http://{host}:{port}")
 
 
-async def follow(pieces: Pieces, sent: list[bytes], gates: list[Gate]) -> bytes:
-    """Listens, opening each gate once all that was sent ahead of it is here; gives all that was heard.
+async def follow(chunks: Chunks, sent: list[bytes], gates: list[Gate]) -> bytes:
+    """Reads all chunks; opens each gate when everything sent before it was received. Returns the whole data.
 
     Raises:
-        TimeoutError: something is held back.
+        TimeoutError: a chunk was held back.
     """
-    heard, opened = b"", 0
-    async with asyncio.timeout(WITHIN), aclosing(pieces):
-        async for piece in pieces:
-            heard += piece
-            while opened < len(gates) and heard == b"".join(sent[: opened + 1]):
-                assert not gates[opened].passed, "nothing was sent ahead of time"
+    received, opened = b"", 0
+    async with asyncio.timeout(TIMEOUT), aclosing(chunks):
+        async for chunk in chunks:
+            received += chunk
+            while opened < len(gates) and received == b"".join(sent[: opened + 1]):
+                assert not gates[opened].passed, "nothing was sent early"
                 gates[opened].open()
                 opened += 1
     assert opened == len(gates)
-    return heard
+    return received
 
 
-class Watched(Gate):
-    """A gate that tells whether anybody has passed it."""
+class ObservedGate(Gate):
+    """A gate that knows whether a response has passed it."""
 
     passed = False
 
     async def pass_through(self) -> None:
-        """See Gate."""
         await super().pass_through()
         self.passed = True
 
 
-@pytest.mark.parametrize("wanted", ["mp3_44100_128", "wav_44100", "opus_48000_64", "pcm_16000", "ulaw_8000"])
+@pytest.mark.parametrize(
+    "output_format", ["mp3_44100_128", "wav_44100", "opus_48000_64", "pcm_16000", "ulaw_8000"]
+)
 @pytest.mark.parametrize("body", [TTS, STS], ids=["text-to-speech", "speech-to-speech"])
 @pytest.mark.parametrize("way", ["rest", "remote", "grpc", "rest raw", "remote raw"])
-async def test_each_packet_of_a_sound_is_heard_before_the_next_is_sent(
-    way: str, body: Mapping[str, Any], wanted: str, ways: Ways, vendor: FaultUpstream
+async def test_each_chunk_of_audio_is_received_before_the_next_is_sent(
+    way: str, body: Mapping[str, Any], output_format: str, ways: Ways, vendor: FaultUpstream
 ) -> None:
     vendor.reset()
-    gates = [Watched() for _ in range(GATES)]
+    gates = [ObservedGate() for _ in range(GATES)]
     speech = Speech(size=100_000, at=dict(enumerate(gates, 1)))
     vendor.script(speech)
-    pieces = {**ways.events, **ways.raw}[way]({**body, "output_format": wanted})
-    whole = asyncio.create_task(follow(pieces, sent := [], gates))
+    chunks = {**ways.events, **ways.raw}[way]({**body, "output_format": output_format})
+    whole = asyncio.create_task(follow(chunks, sent := [], gates))
     request = await vendor.received()
     sent += speech.audio(request)
     assert await whole == b"".join(sent)
 
 
 @pytest.mark.parametrize(
-    ("model", "wire"),
+    ("model", "vendor_api"),
     [("gpt-4", openai_protocol), ("claude-3-haiku", anthropic_protocol), ("mixtral-8x7b", mistral_protocol)],
 )
 @pytest.mark.parametrize("way", ["rest", "remote", "grpc"])
-async def test_each_word_is_read_before_the_next_is_sent(
-    way: str, model: str, wire: ModuleType, ways: Ways, vendor: FaultUpstream
+async def test_each_word_is_received_before_the_next_is_sent(
+    way: str, model: str, vendor_api: ModuleType, ways: Ways, vendor: FaultUpstream
 ) -> None:
     vendor.reset()
-    gates = [Watched() for _ in range(GATES)]
-    vendor.script(wire.Answer("one two three four", at=dict(enumerate(gates, 1))))
-    pieces = ways.events[way](
+    gates = [ObservedGate() for _ in range(GATES)]
+    vendor.script(vendor_api.Answer("one two three four", at=dict(enumerate(gates, 1))))
+    chunks = ways.events[way](
         {"model": model, "messages": [{"role": "user", "content": "Count"}], "max_tokens": 9}
     )
-    assert await follow(pieces, [b"one", b" two", b" three"], gates) == b"one two three four"
+    assert await follow(chunks, [b"one", b" two", b" three"], gates) == b"one two three four"

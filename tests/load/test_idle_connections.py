@@ -1,4 +1,4 @@
-"""Connections that nobody uses, for their full time; `make load` opens their full number."""
+"""Idle connections, until their time limit; `make load` opens many more of them."""
 
 from __future__ import annotations
 
@@ -14,27 +14,27 @@ import pytest
 from pomelo import process
 from tests.certificates import make_certificate
 from tests.faults import frames
-from tests.faults.bystanders import connections, good_callers
+from tests.faults.other_callers import other_callers
 from tests.integration.commands import start_command
+from tests.load.process_usage import connections
 from tests.ports import free_port
 from tests.serving import Served, serve
 
 COUNT = 1_500 if "LOAD_CALLS" in os.environ else 300
-"""Connections of each kind."""
-
+"""Connections of each type."""
 
 SENT = {"silent": b"", "preface": frames.hello(), "half": frames.PREFACE[:5]}
-"""What the connections send, if anything."""
+"""The bytes that the connections of each type send."""
 
 
-async def test_connections_without_a_key_are_gone_within_ten_seconds(folder: Path) -> None:
+async def test_connections_without_a_key_are_closed_within_ten_seconds(folder: Path) -> None:
     assert process.raise_descriptor_limit() > len(SENT) * COUNT
 
     async def idle(name: str) -> None:
         (folder / name).mkdir()
         async with serve(folder / name) as served:
             with ExitStack() as stack:
-                async with good_callers(served) as callers:
+                async with other_callers(served, "rest", "grpc", "new_grpc") as callers:
                     for number in range(COUNT):
                         with suppress(ConnectionError):
                             silent = stack.enter_context(
@@ -46,15 +46,17 @@ async def test_connections_without_a_key_are_gone_within_ten_seconds(folder: Pat
                     opened = time.monotonic()
                     while (
                         await asyncio.to_thread(connections, served.pid, served.grpc_port) > 3
-                    ):  # the good callers'
+                    ):  # the other callers'
                         assert time.monotonic() - opened < 12, name
                         await asyncio.sleep(0.2)
                 callers.check()
 
-    await asyncio.gather(*[idle(name) for name in SENT])  # on servers of their own, to wait only once
+    await asyncio.gather(
+        *[idle(name) for name in SENT]
+    )  # concurrently, each on a server of its own, to wait only once
 
 
-async def test_tls_handshakes_that_never_end_are_gone_within_ten_seconds(folder: Path) -> None:
+async def test_unfinished_tls_handshakes_are_closed_within_ten_seconds(folder: Path) -> None:
     await asyncio.to_thread(make_certificate, folder, "cert", "localhost")
     assert process.raise_descriptor_limit() > COUNT
     port = free_port()
@@ -77,9 +79,10 @@ async def test_tls_handshakes_that_never_end_are_gone_within_ten_seconds(folder:
 
 @pytest.mark.skipif("LOAD_CALLS" not in os.environ, reason="takes a minute and a half; make load")
 @pytest.mark.timeout(240)
-async def test_a_rest_connection_stays_for_its_idle_timeout_and_little_longer(tmp_path: Path) -> None:
-    async def idle(served: Served, pause: float, most: float) -> float:
-        """Uses a connection again after an idle pause, and returns how long it stays then; `most` at most."""
+async def test_a_rest_connection_is_closed_soon_after_its_idle_timeout(tmp_path: Path) -> None:
+    async def idle(served: Served, pause: float, max_wait: float) -> float:
+        """Uses a connection again after an idle pause; returns the seconds until it is closed, or
+        `max_wait`."""
         reader, writer = await asyncio.open_connection(served.host, served.port)
         key = served.headers["Authorization"]
         request = f"GET /api/v1/account HTTP/1.1\r\nHost: x\r\nAuthorization: {key}\r\n\r\n".encode()
@@ -91,7 +94,7 @@ async def test_a_rest_connection_stays_for_its_idle_timeout_and_little_longer(tm
             await reader.readexactly(int(head.lower().split(b"content-length: ")[1].split()[0]))
         began = time.monotonic()
         with suppress(TimeoutError):
-            async with asyncio.timeout(most):
+            async with asyncio.timeout(max_wait):
                 assert await reader.read() == b""
         writer.close()
         return time.monotonic() - began
@@ -104,9 +107,9 @@ async def test_a_rest_connection_stays_for_its_idle_timeout_and_little_longer(tm
         serve(tmp_path / "proxy", **proxy) as trusted,
         serve(tmp_path / "set", **proxy, POMELO_IDLE_TIMEOUT="1") as explicit,
     ):
-        _, closed, kept, soon = await asyncio.gather(
+        _, default_wait, proxy_wait, set_wait = await asyncio.gather(
             idle(default, 75.5, 1), idle(default, 0, 90), idle(trusted, 90, 10), idle(explicit, 1.5, 20)
         )
-    assert 75 < closed < 86
-    assert kept >= 10
-    assert 1 < soon < 12
+    assert 75 < default_wait < 86
+    assert proxy_wait >= 10
+    assert 1 < set_wait < 12

@@ -1,6 +1,6 @@
-"""An operator's lists, sums and audit with very many accounts: complete, bounded, and without delaying other callers.
+"""With very many accounts, the operator's lists, sums and audit are complete, and delay no other caller.
 
-`make load` has 100,000 accounts; an ordinary run of the tests fewer.
+`make load` has 100,000 accounts, `make test` fewer.
 """
 
 from __future__ import annotations
@@ -32,13 +32,14 @@ from tests.redis_server import any_server
 ACCOUNTS = int(os.environ.get("LOAD_ACCOUNTS", "0"))
 log = logging.getLogger(__name__)
 
-LONGEST = 1.0
-"""Seconds that another caller may wait at most while the operator reads; some ten times what was measured."""
+MAX_WAIT = 1.0
+"""The longest that another caller may wait while the operator reads, in seconds; about ten times the measured
+wait."""
 
 
 @pytest.fixture(params=["sqlite", "redis"])
 async def filled(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[tuple[App, int]]:
-    """An app with many accounts, each with a key and a grant in each mode; and how many there are."""
+    """An app with many accounts, each with a key and a grant in each mode; and the number of accounts."""
     count = ACCOUNTS or {"sqlite": 20_000, "redis": 3_000}[request.param]
     settings = Settings(rest="127.0.0.1:0", grpc="127.0.0.1:0", data=tmp_path / "data", grace=0.5)
     if request.param == "redis":
@@ -48,33 +49,33 @@ async def filled(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterato
         await asyncio.to_thread(fill_redis, url, count)
         settings = settings.model_copy(update={"store": f"{url}?persistence=none"})
     else:
-        await make(settings)
+        await create_store(settings)
         await asyncio.to_thread(fill_sqlite, settings.database, count)
     async with open_app(settings) as app:
         yield app, count
 
 
-async def make(settings: Settings) -> None:
-    """Makes the data folder and the store in it."""
+async def create_store(settings: Settings) -> None:
+    """Creates the data folder and the store in it."""
     settings.root_secret()
     async with open_store(settings.store_url()):
         pass
 
 
-async def paged(method: Callable[[Any], Awaitable[Any]], request: Any, entries: str) -> list[Any]:
-    """All entries of a list. Every page fits gRPC's default message limit."""
-    found: list[Any] = []
+async def read_pages(method: Callable[[Any], Awaitable[Any]], request: Any, entries: str) -> list[Any]:
+    """Reads all entries of a list, and checks that every page fits gRPC's default message limit."""
+    result: list[Any] = []
     while True:
         page = await method(request)
         assert page.ByteSize() < 2**21
-        found += getattr(page, entries)
+        result += getattr(page, entries)
         if not page.next_page_token:
-            return found
+            return result
         request.page_token = page.next_page_token
 
 
 async def longest_wait(app: App, until: asyncio.Event, key: str) -> float:
-    """The longest that another caller waited for a small answer."""
+    """Makes small requests until the event is set; returns the longest wait in seconds."""
     assert app.rest is not None
     url = "http://{}:{}/api/v1/account".format(*app.rest)
     longest = 0.0
@@ -90,24 +91,24 @@ async def longest_wait(app: App, until: asyncio.Event, key: str) -> float:
 
 
 @pytest.mark.timeout(600)
-async def test_an_operator_reads_all_there_is_of_very_many_accounts(
+async def test_the_operator_reads_very_many_accounts_without_delaying_other_callers(
     filled: tuple[App, int],
 ) -> None:
     app, count = filled
     _, key = await app.keyring.create()
-    took: dict[str, float] = {}
-    waited: dict[str, float] = {}
+    durations: dict[str, float] = {}
+    waits: dict[str, float] = {}
 
     async def timed(name: str, work: Awaitable[Any]) -> Any:
         done = asyncio.Event()
-        watching = asyncio.create_task(longest_wait(app, done, key))
+        other_caller = asyncio.create_task(longest_wait(app, done, key))
         began = time.perf_counter()
         try:
             return await work
         finally:
-            took[name] = time.perf_counter() - began
+            durations[name] = time.perf_counter() - began
             done.set()
-            waited[name] = await watching
+            waits[name] = await other_caller
 
     async with AsyncExitStack() as stack:
         channel = await stack.enter_async_context(
@@ -115,10 +116,10 @@ async def test_an_operator_reads_all_there_is_of_very_many_accounts(
         )
         admin = AdminServiceStub(channel)
         accounts = await timed(
-            "accounts", paged(admin.ListAccounts, pb.ListAccountsRequest(page_size=1_000), "accounts")
+            "accounts", read_pages(admin.ListAccounts, pb.ListAccountsRequest(page_size=1_000), "accounts")
         )
-        keys = await timed("keys", paged(admin.ListKeys, pb.ListKeysRequest(page_size=5_000), "keys"))
-        one = await timed("keys of one", admin.ListKeys(pb.ListKeysRequest(account="acct-0000007")))
+        keys = await timed("keys", read_pages(admin.ListKeys, pb.ListKeysRequest(page_size=5_000), "keys"))
+        one_key = await timed("keys of one", admin.ListKeys(pb.ListKeysRequest(account="acct-0000007")))
         usage = await timed("usage of all", admin.QueryUsage(pb.QueryUsageRequest()))
         audit = await timed("audit", admin.Audit(pb.AuditRequest()))
     names = [account.name for account in accounts]
@@ -126,19 +127,19 @@ async def test_an_operator_reads_all_there_is_of_very_many_accounts(
     assert len(names) == len(set(names)) == count + 1
     assert {account.live.granted_micros for account in accounts if account.name != "default"} == {5_000_000}
     assert len({key.key_id for key in keys}) == count + 1
-    assert [key.key_id for key in one.keys] == ["key000000007"]
+    assert [key.key_id for key in one_key.keys] == ["key000000007"]
     assert not usage.usage.records
     assert (audit.wallets, list(audit.findings)) == (2 * count + 1, [])
-    for name in took:
-        log.info("%d accounts, %s: %.2f s, others waited %.3f s", count, name, took[name], waited[name])
-    assert max(waited.values()) < LONGEST, waited
+    for name in durations:
+        log.info("%d accounts, %s: %.2f s, others waited %.3f s", count, name, durations[name], waits[name])
+    assert max(waits.values()) < MAX_WAIT, waits
 
 
 @pytest.mark.timeout(600)
-async def test_sums_of_very_many_accounts_and_keys_come_in_bounded_pages(tmp_path: Path) -> None:
+async def test_sums_of_very_many_accounts_and_keys_are_in_bounded_pages(tmp_path: Path) -> None:
     count = ACCOUNTS or 12_000
     settings = Settings(rest="", grpc="127.0.0.1:0", data=tmp_path / "data", grace=0.5)
-    await make(settings)
+    await create_store(settings)
     await asyncio.to_thread(fill_sqlite, settings.database, count, records=1)
     async with (
         open_app(settings) as app,
@@ -147,15 +148,15 @@ async def test_sums_of_very_many_accounts_and_keys_come_in_bounded_pages(tmp_pat
         admin = AdminServiceStub(channel)
         for group, first in ((USAGE_GROUP_ACCOUNT, "acct-0000000"), (USAGE_GROUP_KEY, "key000000000")):
             request = pb.QueryUsageRequest(query=ListUsageRequest(group_by=group))
-            found: list[Any] = []
+            totals: list[Any] = []
             while True:
                 page = await admin.QueryUsage(request)
                 assert page.ByteSize() < 2**21
-                found += page.usage.totals
+                totals += page.usage.totals
                 if not page.usage.next_page_token:
                     break
                 request.query.page_token = page.usage.next_page_token
-            assert found[0].group == first
-            assert len({total.group for total in found}) == len(found) == count
-            assert {(total.tasks, total.cost_micros) for total in found} == {(1, 3)}
+            assert totals[0].group == first
+            assert len({total.group for total in totals}) == len(totals) == count
+            assert {(total.tasks, total.cost_micros) for total in totals} == {(1, 3)}
         assert len((await app.store.list_usage(UsageQuery(), limit=9))[0]) == 9

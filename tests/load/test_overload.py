@@ -1,4 +1,4 @@
-"""More concurrent gRPC calls than the server takes: each gets a documented answer, health keeps answering."""
+"""More concurrent gRPC calls than the server accepts: each gets a documented answer, and health answers."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from tests.serving import serve
 log = logging.getLogger(__name__)
 
 CALLS = 1_600 if "LOAD_CALLS" in os.environ else 300
-MOST = CALLS * 5 // 4
+MAX_CALLS = CALLS * 5 // 4
 
 PROBE = """
 import json, sys, time, grpc
@@ -36,11 +36,11 @@ while True:
     print(json.dumps(waits[-1]), flush=True)
     time.sleep(0.01)
 """
-"""A process of its own, so that a busy client does not look like a busy server."""
+"""A client in a process of its own: a busy client must not look like a busy server."""
 
 
 async def test_every_call_gets_a_documented_answer_and_health_answers_throughout(tmp_path: Path) -> None:
-    async with serve(tmp_path, POMELO_MAX_CALLS=str(MOST)) as served:
+    async with serve(tmp_path, POMELO_MAX_CALLS=str(MAX_CALLS)) as served:
         await command(served, "accounts", "plan", "default", "unlimited")
         await command(served, "accounts", "grant", "default", "1000", "--test")
         address = f"{served.host}:{served.grpc_port}"
@@ -55,7 +55,7 @@ async def test_every_call_gets_a_documented_answer_and_health_answers_throughout
         task = text_task("[[delay:1]] Hello")
         task.text.max_tokens = 5
 
-        async def one(number: int) -> str:
+        async def run_task(number: int) -> str:
             stub = TaskServiceStub(channels[number % len(channels)])
             try:
                 await stub.RunTask(RunTaskRequest(task=task), metadata=bearer(served.key), timeout=60)
@@ -64,15 +64,15 @@ async def test_every_call_gets_a_documented_answer_and_health_answers_throughout
                 return f"{reason_of(error)} {wait}" if reason_of(error) else str(error)
             return "ok"
 
-        answers = Counter(await asyncio.gather(*[one(number) for number in range(CALLS)]))
+        answers = Counter(await asyncio.gather(*[run_task(number) for number in range(CALLS)]))
         probe.kill()
         waits = sorted(json.loads(line) for line in (await probe.stdout.read()).splitlines())
         for channel in channels:
             await channel.close()
     p95 = waits[len(waits) * 95 // 100]
-    log.info("%s, health: %d answers, p95 %.3f s, most %.3f s", answers, len(waits), p95, waits[-1])
+    log.info("%s, health: %d answers, p95 %.3f s, longest %.3f s", answers, len(waits), p95, waits[-1])
     assert set(answers) == {"ok", "overloaded 1"}
-    assert answers["ok"] >= MOST // 2, "an account has half of all"
+    assert answers["ok"] >= MAX_CALLS // 2, "one account may have half of all calls"
     assert len(waits) > 20
     assert p95 < 0.25
-    assert waits[-1] < 1.0, "a busy machine; alone it is below 0.25"
+    assert waits[-1] < 1.0, "on an idle machine it is below 0.25"

@@ -1,4 +1,4 @@
-"""Clients that ping every 10 s, as load-balancer guides advise, keep their connections. Runs for two minutes."""
+"""Clients that ping every 10 s, a common setting with load balancers, keep their connections."""
 
 from __future__ import annotations
 
@@ -29,28 +29,28 @@ PINGING = [
 
 
 @pytest.mark.timeout(240)
-async def test_pings_every_10_s_end_neither_a_long_call_nor_an_idle_connection(tmp_path: Path) -> None:
+async def test_pings_every_10_s_do_not_close_a_busy_or_an_idle_connection(tmp_path: Path) -> None:
     async with serve(tmp_path) as served:
         address = f"{served.host}:{served.grpc_port}"
         async with (
             grpc.aio.insecure_channel(address, PINGING) as busy,
             grpc.aio.insecure_channel(address, PINGING) as idle,
         ):
-            # A connection without a key is closed after some seconds.
+            # A call with a key: a connection without one is closed after some seconds.
             models = ModelServiceStub(idle)
             await models.ListModels(ListModelsRequest(), metadata=bearer(served.key))
             began = time.monotonic()
-            lost: list[float] = []
+            closed: list[float] = []
 
-            async def watch() -> None:
+            async def wait_closed() -> None:
                 await idle.wait_for_state_change(grpc.ChannelConnectivity.READY)
-                lost.append(time.monotonic() - began)
+                closed.append(time.monotonic() - began)
 
-            watching = asyncio.ensure_future(watch())
+            watching = asyncio.ensure_future(wait_closed())
             request = RunTaskRequest(task=text_task("[[delay:130]] Hello"))
             answer = await TaskServiceStub(busy).RunTask(request, metadata=bearer(served.key), timeout=200)
             assert answer.result.text.content
             watching.cancel()
-            assert not lost
+            assert not closed
             listed = await models.ListModels(ListModelsRequest(), metadata=bearer(served.key))
             assert listed.models

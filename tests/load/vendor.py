@@ -1,39 +1,35 @@
-"""The playing vendors in a process of their own, so that their memory is nobody else's.
+"""The fault upstream in a process of its own, so that its memory is not the server's.
 
-Run as `python -m tests.load.vendor`: prints where it listens, and ends when its stdin does. A request whose
-sound or text has `together=N` in it is held in the middle until N of them are there.
+Run as `python -m tests.load.vendor`: prints the base URL of ElevenLabs, and ends when its stdin ends. The response to a
+request whose audio or text contains `together=N` waits half way until there are N such requests.
 """
 
 from __future__ import annotations
 
 import asyncio
 import re
-import sys
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-from pathlib import Path
 
 from pomelo.testing import FaultUpstream, Gate, Received, Reply, Script, Speech, Transcript, VoiceList
+from tests.load.child_process import print_line, stdin_end
 
 SIZE = 10 * 1024 * 1024
-"""Bytes of a sound that it makes."""
+"""Bytes of the audio of a response."""
 
 PACKET = 16 * 1024
-MOST_SECONDS = 1800.0
-"""It ends after this long, whatever happens."""
+MAX_SECONDS = 1800.0
+"""Seconds after which the process ends in any case."""
 
 _TOGETHER = re.compile(r"together=(\d+) run=(\w+)")
 
 
-class Meeting(Gate):
-    """A gate that opens when so many have come to it."""
+class BarrierGate(Gate):
+    """A gate that opens when `count` responses wait at it."""
 
     def __init__(self, count: int) -> None:
         super().__init__()
         self._missing = count
 
     async def pass_through(self) -> None:
-        """Waits here for the others."""
         self._missing -= 1
         if self._missing <= 0:
             self.open()
@@ -41,57 +37,32 @@ class Meeting(Gate):
 
 
 def together() -> Script:
-    """A script for every request: meets the others, then answers as the vendor does."""
-    meetings: dict[str, Meeting] = {}
+    """A script that makes each response wait for the others of its run."""
+    gates: dict[str, BarrierGate] = {}
 
     def script(received: Received) -> Reply:
         if received.path.endswith("/voices"):
             return VoiceList()(received)
-        said = received.body["text"] if received.body else _head(received)
-        match = _TOGETHER.search(said)
-        assert match is not None, said
-        meeting = meetings.setdefault(match[2], Meeting(int(match[1])))
+        text = received.body["text"] if received.body else _part_head(received)
+        match = _TOGETHER.search(text)
+        assert match is not None, text
+        gate = gates.setdefault(match[2], BarrierGate(int(match[1])))
         if received.form is not None:
-            return Transcript(at={0: meeting})(received)
-        return Speech(size=SIZE, packet=PACKET, at={1: meeting})(received)
+            return Transcript(at={0: gate})(received)
+        return Speech(size=SIZE, packet=PACKET, at={1: gate})(received)
 
     return script
 
 
-def _head(received: Received) -> str:
+def _part_head(received: Received) -> str:
     return next(part.head.decode("latin-1") for part in received.form or () if part.filename is not None)
-
-
-@asynccontextmanager
-async def vendor(folder: Path) -> AsyncIterator[str]:
-    """Starts the process; gives the base URL of its ElevenLabs, and ends it."""
-    with (folder / "vendor").open("wb") as sink:
-        process = await asyncio.create_subprocess_exec(
-            sys.executable,
-            "-m",
-            "tests.load.vendor",
-            stdin=asyncio.subprocess.PIPE,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=sink,
-            cwd=Path(__file__).parents[2],
-        )
-    assert process.stdin is not None
-    assert process.stdout is not None
-    try:
-        async with asyncio.timeout(30):
-            yield (await process.stdout.readline()).decode().strip()
-    finally:
-        process.stdin.close()
-        await process.wait()
 
 
 async def _main() -> None:
     async with FaultUpstream() as upstream:
         upstream.default = together()
-        sys.stdout.write(upstream.elevenlabs_base_url + "\n")
-        sys.stdout.flush()
-        ended = asyncio.get_running_loop().run_in_executor(None, sys.stdin.read)
-        await asyncio.wait([ended], timeout=MOST_SECONDS)
+        print_line(upstream.elevenlabs_base_url)
+        await asyncio.wait([stdin_end()], timeout=MAX_SECONDS)
 
 
 if __name__ == "__main__":

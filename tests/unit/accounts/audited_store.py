@@ -1,4 +1,4 @@
-"""A SQLite store with tasks in it: what the tests of accounts, usage and the audit begin with."""
+"""Fills a store with accounts and tasks, and corrupts a SQLite file."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ PRICES = Prices(
     }
 )
 ACME, ACME_TEST = Wallet("acme", True), Wallet("acme", False)
-"""Sides of an account that `endow` makes."""
+"""Both modes of the default account of `add_account`."""
 
 
-async def endow(store: Store, name: str = "acme", micros: int = 1_000_000) -> None:
-    """An account with credits on both sides."""
+async def add_account(store: Store, name: str = "acme", micros: int = 1_000_000) -> None:
+    """Adds an account with credits in both modes."""
     assert await store.add_account(name, "pro", 1.0)
     for live in (True, False):
         await store.grant(Grant(f"{name}-{live}", Wallet(name, live), micros, 1.0))
 
 
 def draft(task_id: str, wallet: Wallet = ACME, **changes: Any) -> UsageRecord:
-    """A text task's record."""
+    """The usage record of a text task."""
     values = {
         "request_id": f"req_{task_id}",
         "account": wallet.account,
@@ -51,13 +51,13 @@ def draft(task_id: str, wallet: Wallet = ACME, **changes: Any) -> UsageRecord:
     return UsageRecord(task_id, **(values | changes))
 
 
-async def hold(store: Store, task_id: str, wallet: Wallet = ACME, most: int = 5_000) -> None:
-    """Begins a task."""
-    await store.reserve(ReserveRequest(draft(task_id, wallet), minimum=1, maximum=most))
+async def reserve(store: Store, task_id: str, wallet: Wallet = ACME, maximum: int = 5_000) -> None:
+    """Begins a task: reserves its maximum cost."""
+    await store.reserve(ReserveRequest(draft(task_id, wallet), minimum=1, maximum=maximum))
 
 
 async def run(store: Store, task_id: str, wallet: Wallet = ACME, **changes: Any) -> UsageRecord:
-    """Runs a task from its beginning to its end; its record."""
+    """Reserves and settles a task; returns its usage record."""
     counts = {"input_tokens": 100, "output_tokens": 50} | {
         name: changes[name] for name in Usage.__slots__ if name in changes
     }
@@ -67,11 +67,11 @@ async def run(store: Store, task_id: str, wallet: Wallet = ACME, **changes: Any)
     return (await store.settle(Settlement(record))).record
 
 
-def spoil(path: Path, *statements: str) -> None:
-    """Runs statements on a store's file that nobody has open, whatever its rules say."""
+def corrupt(path: Path, *statements: str) -> None:
+    """Runs SQL statements on a store's file without checking its constraints."""
     with closing(sqlite3.connect(path, isolation_level=None)) as connection:
         connection.execute("PRAGMA ignore_check_constraints = ON")
         connection.execute("PRAGMA foreign_keys = OFF")
         for statement in statements:
             changed = connection.execute(statement)
-            assert changed.rowcount, f"nothing was spoilt by {statement}"
+            assert changed.rowcount, f"nothing was changed by {statement}"

@@ -1,4 +1,4 @@
-"""Accounts: what the operator's office does with them, and what a key's holder sees."""
+"""Accounts: how the operator manages them, and what the holder of a key sees."""
 
 from __future__ import annotations
 
@@ -32,40 +32,40 @@ async def store(tmp_path) -> AsyncIterator[Store]:
 
 @pytest.fixture
 def changed() -> list[str]:
-    """The accounts whose plan was changed."""
+    """The accounts for which `plan_changed` was called."""
     return []
 
 
 @pytest.fixture
-def office(store, changed) -> AccountAdmin:
+def admin(store, changed) -> AccountAdmin:
     plans = {**BUILTIN, "team": Plan("team", concurrent=3, models=frozenset({"gpt-4", "flux-1-pro"}))}
     return AccountAdmin(store, plans, plan_changed=changed.append, now=lambda: 1234.5)
 
 
-async def refusal(asked) -> tuple[str, str | None]:
+async def error_of(request) -> tuple[str, str | None]:
     with pytest.raises(PomeloError) as caught:
-        await asked
+        await request
     return caught.value.code, caught.value.field
 
 
-async def test_a_new_account_is_free_and_has_test_credits_once(office, store):
-    made = await office.create("acme", "", 0)
-    assert (made.name, made.plan, made.create_time.ToMilliseconds()) == ("acme", "free", 1_234_500)
-    assert made.limits == pb.PlanLimits(
+async def test_a_new_account_is_free_and_has_test_credits_once(admin, store):
+    account = await admin.create("acme", "", 0)
+    assert (account.name, account.plan, account.create_time.ToMilliseconds()) == ("acme", "free", 1_234_500)
+    assert account.limits == pb.PlanLimits(
         requests_per_minute=20, concurrent_requests=2, tokens_per_minute=40_000
     )
-    assert made.live == pb.Balance()
-    assert made.test == pb.Balance(granted_micros=TEST_CREDITS, available_micros=TEST_CREDITS)
-    assert await refusal(office.create("acme", "pro", CREDIT)) == ("invalid_parameter", "name")
-    assert await office.show("acme") == made
+    assert account.live == pb.Balance()
+    assert account.test == pb.Balance(granted_micros=TEST_CREDITS, available_micros=TEST_CREDITS)
+    assert await error_of(admin.create("acme", "pro", CREDIT)) == ("invalid_parameter", "name")
+    assert await admin.show("acme") == account
     (grant,) = await store.list_grants(Wallet("acme", False))
     assert grant.amount == TEST_CREDITS
 
 
-async def test_a_new_account_has_the_plan_and_the_credits_that_are_named(office):
-    made = await office.create("acme", "team", 5 * CREDIT)
-    assert made.limits == pb.PlanLimits(concurrent_requests=3, models=["flux-1-pro", "gpt-4"])
-    assert made.live == pb.Balance(granted_micros=5 * CREDIT, available_micros=5 * CREDIT)
+async def test_a_new_account_has_the_requested_plan_and_credits(admin):
+    account = await admin.create("acme", "team", 5 * CREDIT)
+    assert account.limits == pb.PlanLimits(concurrent_requests=3, models=["flux-1-pro", "gpt-4"])
+    assert account.live == pb.Balance(granted_micros=5 * CREDIT, available_micros=5 * CREDIT)
 
 
 @pytest.mark.parametrize(
@@ -82,29 +82,29 @@ async def test_a_new_account_has_the_plan_and_the_credits_that_are_named(office)
         ("acme", "", 2**62, "live_micros"),
     ],
 )
-async def test_an_account_that_can_not_be_made_is_refused_and_not_made(office, name, plan, micros, field):
-    assert (await refusal(office.create(name, plan, micros)))[1] == field
-    assert [account.name for account in (await office.list(0, ""))[0]] == ["default"]
+async def test_an_invalid_account_is_refused_and_not_created(admin, name, plan, micros, field):
+    assert (await error_of(admin.create(name, plan, micros)))[1] == field
+    assert [one.name for one in (await admin.list(0, ""))[0]] == ["default"]
 
 
-async def test_credits_are_given_once_for_each_id(office):
-    await office.create("acme", "", 0)
+async def test_credits_are_granted_once_for_each_id(admin):
+    await admin.create("acme", "", 0)
     for _ in range(3):
-        after = await office.grant("acme", 7, live=True, note="thanks", grant_id="order-1")
+        after = await admin.grant("acme", 7, live=True, note="thanks", grant_id="order-1")
         assert after.live.granted_micros == 7
-    assert (await office.grant("acme", 7, live=True)).live.granted_micros == 14
-    assert (await office.grant("acme", 7, live=True)).live.granted_micros == 21
-    assert (await office.grant("acme", 7, live=False)).test.granted_micros == TEST_CREDITS + 7
+    assert (await admin.grant("acme", 7, live=True)).live.granted_micros == 14
+    assert (await admin.grant("acme", 7, live=True)).live.granted_micros == 21
+    assert (await admin.grant("acme", 7, live=False)).test.granted_micros == TEST_CREDITS + 7
 
 
-async def test_an_id_that_another_grant_has_is_refused_and_gives_nothing(office):
-    await office.create("acme", "", 0)
-    await office.grant("acme", 7, live=True, grant_id="order-1")
-    before = (await office.list(0, ""))[0]
+async def test_the_id_of_a_different_grant_is_refused_and_grants_nothing(admin):
+    await admin.create("acme", "", 0)
+    await admin.grant("acme", 7, live=True, grant_id="order-1")
+    before = (await admin.list(0, ""))[0]
     for name, amount, live in (("acme", 8, True), ("acme", 7, False), ("default", 7, True)):
-        asked = office.grant(name, amount, live=live, grant_id="order-1")
-        assert await refusal(asked) == ("invalid_parameter", "grant_id")
-    assert (await office.list(0, ""))[0] == before
+        request = admin.grant(name, amount, live=live, grant_id="order-1")
+        assert await error_of(request) == ("invalid_parameter", "grant_id")
+    assert (await admin.list(0, ""))[0] == before
 
 
 @pytest.mark.parametrize(
@@ -120,32 +120,32 @@ async def test_an_id_that_another_grant_has_is_refused_and_gives_nothing(office)
         ("default", 1, {"grant_id": "test:default"}, "grant_id"),
     ],
 )
-async def test_a_grant_that_can_not_be_given_is_refused(office, name, amount, more, field):
-    before = (await office.list(0, ""))[0]
-    assert (await refusal(office.grant(name, amount, live=True, **more)))[1] == field
-    assert (await office.list(0, ""))[0] == before
+async def test_an_invalid_grant_is_refused(admin, name, amount, more, field):
+    before = (await admin.list(0, ""))[0]
+    assert (await error_of(admin.grant(name, amount, live=True, **more)))[1] == field
+    assert (await admin.list(0, ""))[0] == before
 
 
-async def test_nobody_is_given_more_than_any_store_counts_exactly(office):
+async def test_a_grant_above_the_total_that_stores_count_exactly_is_refused(admin):
     for _ in range(9):
-        await office.grant("default", 10**15, live=True)
-    assert await refusal(office.grant("default", 1, live=True)) == ("invalid_parameter", "amount_micros")
+        await admin.grant("default", 10**15, live=True)
+    assert await error_of(admin.grant("default", 1, live=True)) == ("invalid_parameter", "amount_micros")
 
 
-async def test_a_change_of_plan_is_told_and_one_to_nowhere_refused(office, changed):
-    assert (await office.set_plan("default", "team")).plan == "team"
+async def test_a_change_of_plan_is_reported_and_an_unknown_plan_refused(admin, changed):
+    assert (await admin.set_plan("default", "team")).plan == "team"
     assert changed == ["default"]
-    assert await refusal(office.set_plan("default", "nothing")) == ("invalid_parameter", "plan")
-    assert await refusal(office.set_plan("default", "")) == ("missing_parameter", "plan")
-    assert await refusal(office.set_plan("nobody", "pro")) == ("not_found", "name")
+    assert await error_of(admin.set_plan("default", "nothing")) == ("invalid_parameter", "plan")
+    assert await error_of(admin.set_plan("default", "")) == ("missing_parameter", "plan")
+    assert await error_of(admin.set_plan("nobody", "pro")) == ("not_found", "name")
     assert changed == ["default"]
 
 
-async def test_an_account_whose_plan_is_gone_is_told_without_limits(store, office):
+async def test_an_account_whose_plan_was_removed_is_shown_without_limits(store, admin):
     await store.set_plan("default", "old")
-    for found in (await office.show("default"), ((await office.list(0, ""))[0])[0]):
-        assert found.plan == "old"
-        assert not found.HasField("limits")
+    for account in (await admin.show("default"), ((await admin.list(0, ""))[0])[0]):
+        assert account.plan == "old"
+        assert not account.HasField("limits")
 
 
 # --- the holder of a key
@@ -171,19 +171,19 @@ def call(**headers: str) -> Call:
     return Call.from_headers({n.replace("_", "-"): v for n, v in headers.items()}.get, protocol="rest")
 
 
-async def test_a_key_sees_its_own_side_alone(store, office):
-    await office.create("other", "pro", CREDIT)
-    await office.grant("default", CREDIT, live=True)
+async def test_a_key_sees_only_its_account_in_its_mode(store, admin):
+    await admin.create("other", "pro", CREDIT)
+    await admin.grant("default", CREDIT, live=True)
     await run(store, "task_live", Wallet("default", True))
     await run(store, "task_test", Wallet("default", False))
     await run(store, "task_other", Wallet("other", True))
     for live, task, granted in ((True, "task_live", CREDIT), (False, "task_test", TEST_CREDITS)):
-        found = await accounts_of(store, live).get_account(call())
-        assert (found.name, found.plan, found.live) == ("default", "pro", live)
-        assert found.limits.requests_per_minute == 300
-        spent = found.balance.spent_micros
+        account = await accounts_of(store, live).get_account(call())
+        assert (account.name, account.plan, account.live) == ("default", "pro", live)
+        assert account.limits.requests_per_minute == 300
+        spent = account.balance.spent_micros
         assert spent > 0
-        assert found.balance == pb.Balance(
+        assert account.balance == pb.Balance(
             granted_micros=granted, spent_micros=spent, available_micros=granted - spent
         )
         usage = await accounts_of(store, live).list_usage(pb.ListUsageRequest(), call())
@@ -194,12 +194,12 @@ async def test_a_key_sees_its_own_side_alone(store, office):
         assert [total.tasks for total in sums.totals] == [1]
 
 
-async def test_a_key_is_told_nothing_by_account_and_its_headers_are_looked_at(store):
+async def test_a_key_can_not_group_usage_by_account_and_its_headers_are_checked(store):
     by_account = pb.ListUsageRequest(group_by=pb.USAGE_GROUP_ACCOUNT)
-    assert await refusal(accounts_of(store, True).list_usage(by_account, call())) == (
+    assert await error_of(accounts_of(store, True).list_usage(by_account, call())) == (
         "invalid_parameter",
         "group_by",
     )
     bad = call(x_request_timeout="soon")
-    assert (await refusal(accounts_of(store, True).get_account(bad)))[1] == "X-Request-Timeout"
-    assert (await refusal(accounts_of(store, True).list_usage(by_account, bad)))[1] == "X-Request-Timeout"
+    assert (await error_of(accounts_of(store, True).get_account(bad)))[1] == "X-Request-Timeout"
+    assert (await error_of(accounts_of(store, True).list_usage(by_account, bad)))[1] == "X-Request-Timeout"

@@ -1,4 +1,4 @@
-"""Failed keys by address: how many are answered as such, when a window ends, and what is remembered."""
+"""Failed keys by address: their limit, its window, and bounded memory."""
 
 from __future__ import annotations
 
@@ -61,12 +61,12 @@ def test_the_hosts_of_an_ipv6_network_count_as_one():
 
 
 @pytest.mark.parametrize(
-    ("one", "other"),
+    ("first", "second"),
     [("::ffff:192.0.2.1", "192.0.2.1"), ("fe80::1%eth0", "fe80::2%eth1"), ("::ffff:c000:201", "192.0.2.1")],
 )
-def test_two_ways_to_write_an_address_are_the_same(one: str, other: str):
-    assert network(one) == network(other)
-    assert network(one) != network("192.0.2.9")
+def test_two_spellings_of_an_address_count_as_one(first: str, second: str):
+    assert network(first) == network(second)
+    assert network(first) != network("192.0.2.9")
 
 
 def test_a_unix_socket_has_no_limit():
@@ -92,7 +92,7 @@ def test_only_the_last_failed_key_of_an_address_above_its_limit_is_repeated():
     assert not failed.is_repeated("192.0.2.1", "bad")
 
 
-def test_memory_and_time_are_bounded_however_many_addresses_fail():
+def test_memory_and_time_are_bounded_for_any_number_of_addresses():
     failed = FailedKeys()
     began = time.perf_counter()
     for number in range(3 * MAX_ADDRESSES):
@@ -101,7 +101,7 @@ def test_memory_and_time_are_bounded_however_many_addresses_fail():
     assert time.perf_counter() - began < 5
 
 
-def test_an_address_that_keeps_failing_is_not_forgotten_for_new_ones():
+def test_an_address_that_keeps_failing_is_not_replaced_by_new_ones():
     failed = FailedKeys(limit=1, max_addresses=2)
     failed.count("192.0.2.1", "bad")
     for number in range(10):

@@ -1,4 +1,4 @@
-"""Pages of lists: sizes that are coerced, tokens that are good for one list alone, and bounded bytes."""
+"""Pages of lists: their maximum size in entries and bytes, and tokens that are valid for one list only."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from pomelo.errors import PomeloError
 from pomelo.gen.v1.admin_service_pb2 import Key
 
 
-def test_a_size_that_is_too_large_is_coerced_and_one_below_0_refused():
-    assert [page_size(asked) for asked in (0, 1, 1_000, 1_001, 2**31 - 1)] == [100, 1, 1_000, 1_000, 1_000]
+def test_too_large_a_page_size_is_reduced_and_a_negative_one_refused():
+    assert [page_size(n) for n in (0, 1, 1_000, 1_001, 2**31 - 1)] == [100, 1, 1_000, 1_000, 1_000]
     with pytest.raises(PomeloError) as caught:
         page_size(-1)
     assert (caught.value.code, caught.value.field) == ("invalid_parameter", "page_size")
 
 
 @given(st.text(), st.floats(allow_nan=False, allow_infinity=False), st.text())
-def test_a_token_gives_its_place_back(what: str, created: float, key_id: str):
-    what, key_id = what.encode("utf-8", "replace").decode(), key_id.encode("utf-8", "replace").decode()
-    token = make_token(what, created, key_id)
-    assert read_token(token, what, float, str) == [created, key_id]
+def test_read_token_returns_the_position_of_a_token(name: str, created: float, key_id: str):
+    name, key_id = name.encode("utf-8", "replace").decode(), key_id.encode("utf-8", "replace").decode()
+    token = make_token(name, created, key_id)
+    assert read_token(token, name, float, str) == [created, key_id]
     assert token.isascii()
     assert not set(token) & set("+/=")
 
@@ -44,13 +44,13 @@ def test_a_token_gives_its_place_back(what: str, created: float, key_id: str):
         "MQ",
     ],
 )
-def test_a_token_of_another_list_or_of_none_is_refused(token: str):
+def test_a_token_of_another_list_and_a_malformed_one_are_refused(token: str):
     with pytest.raises(PomeloError) as caught:
         read_token(token, "keys of acme", float, str)
     assert (caught.value.code, caught.value.field) == ("invalid_parameter", "page_token")
 
 
-def test_a_page_takes_what_fits_into_its_bytes_and_at_least_one_entry():
+def test_a_page_has_the_entries_that_fit_and_at_least_one():
     small, large = Key(key_id="k"), Key(key_id="k" * MAX_PAGE_BYTES)
     assert fitting([]) == 0
     assert fitting([small] * 1_000) == 1_000

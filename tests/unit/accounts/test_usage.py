@@ -1,4 +1,4 @@
-"""Usage as its readers get it: filters, pages, and tokens that are good for nothing else."""
+"""Reads of usage: filters, pages, sums, and tokens that are valid for one query only."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from pomelo.gen.v1 import account_service_pb2 as pb
 from pomelo.gen.v1.task_pb2 import TaskType
 from pomelo.stores import open_store
 from pomelo.stores.base import Store
-from tests.unit.accounts.audited_store import ACME, ACME_TEST, endow, run
+from tests.unit.accounts.audited_store import ACME, ACME_TEST, add_account, run
 
 SECRET = b"s" * 32
 
 
 @pytest.fixture
 async def store(tmp_path) -> AsyncIterator[Store]:
-    """A store with ten live tasks, a second apart, and two test ones."""
+    """A store with ten live tasks, one second apart, and two test tasks."""
     async with open_store(f"sqlite:{tmp_path / 'pomelo.db'}") as opened:
-        await endow(opened)
-        await endow(opened, "other")
+        await add_account(opened)
+        await add_account(opened, "other")
         for n in range(10):
             model = "gpt-4" if n % 2 else "gpt-4-turbo"
             await run(opened, f"task_{n}", ACME, at=1000.0 + n, model=model, key_id=f"key{n % 3}")
@@ -34,63 +34,63 @@ async def store(tmp_path) -> AsyncIterator[Store]:
 
 
 @pytest.fixture
-def desk(store) -> UsageReader:
+def reader(store) -> UsageReader:
     return UsageReader(store, SECRET)
 
 
-async def ids(desk: UsageReader, account="acme", live=True, **asked) -> list[str]:
-    found = await desk.list(pb.ListUsageRequest(**asked), account, live)
-    return [record.id for record in found.records]
+async def ids(reader: UsageReader, account="acme", live=True, **fields) -> list[str]:
+    response = await reader.list(pb.ListUsageRequest(**fields), account, live)
+    return [record.id for record in response.records]
 
 
-async def refused(desk: UsageReader, *, account="acme", live=True, **asked) -> tuple[str, str | None]:
+async def error_of(reader: UsageReader, *, account="acme", live=True, **fields) -> tuple[str, str | None]:
     with pytest.raises(PomeloError) as caught:
-        await desk.list(pb.ListUsageRequest(**asked), account, live)
+        await reader.list(pb.ListUsageRequest(**fields), account, live)
     return caught.value.code, caught.value.field
 
 
 NEWEST_FIRST = [f"task_{n}" for n in reversed(range(10))]
 
 
-async def test_records_are_newest_first_and_of_one_side_alone(desk):
-    assert await ids(desk) == NEWEST_FIRST
-    assert await ids(desk, live=False) == ["test_1", "test_0"]
-    assert await ids(desk, account="other") == []
-    assert set(await ids(desk, account=None, live=None)) == {*NEWEST_FIRST, "test_0", "test_1"}
+async def test_records_are_newest_first_and_of_one_mode(reader):
+    assert await ids(reader) == NEWEST_FIRST
+    assert await ids(reader, live=False) == ["test_1", "test_0"]
+    assert await ids(reader, account="other") == []
+    assert set(await ids(reader, account=None, live=None)) == {*NEWEST_FIRST, "test_0", "test_1"}
 
 
 @pytest.mark.parametrize("size", [1, 3, 5, 10, 1000])
-async def test_pages_follow_each_other_without_a_gap(desk, size):
+async def test_pages_have_no_gaps(reader, size):
     seen, token = [], ""
     while True:
-        found = await desk.list(pb.ListUsageRequest(page_size=size, page_token=token), "acme", True)
-        assert len(found.records) <= size
-        seen += [record.id for record in found.records]
-        token = found.next_page_token
+        response = await reader.list(pb.ListUsageRequest(page_size=size, page_token=token), "acme", True)
+        assert len(response.records) <= size
+        seen += [record.id for record in response.records]
+        token = response.next_page_token
         if not token:
             break
     assert seen == NEWEST_FIRST
 
 
-async def test_a_record_that_comes_meanwhile_shifts_nothing(desk, store):
-    first = await desk.list(pb.ListUsageRequest(page_size=4), "acme", True)
+async def test_a_new_record_does_not_shift_the_pages(reader, store):
+    first = await reader.list(pb.ListUsageRequest(page_size=4), "acme", True)
     await run(store, "task_new", ACME, at=2000.0)
-    rest = await ids(desk, page_token=first.next_page_token)
+    rest = await ids(reader, page_token=first.next_page_token)
     assert rest == NEWEST_FIRST[4:]
 
 
-async def test_filters_are_kept_together(desk):
-    assert await ids(desk, model="gpt-4") == [f"task_{n}" for n in (9, 7, 5, 3, 1)]
-    assert await ids(desk, key_id="key0") == [f"task_{n}" for n in (9, 6, 3, 0)]
+async def test_filters_can_be_combined(reader):
+    assert await ids(reader, model="gpt-4") == [f"task_{n}" for n in (9, 7, 5, 3, 1)]
+    assert await ids(reader, key_id="key0") == [f"task_{n}" for n in (9, 6, 3, 0)]
     since, until = Timestamp(seconds=1003), Timestamp(seconds=1007)
-    assert await ids(desk, from_time=since, to_time=until) == ["task_6", "task_5", "task_4", "task_3"]
-    assert await ids(desk, from_time=since, to_time=until, model="gpt-4", key_id="key2") == ["task_5"]
-    assert await ids(desk, from_time=until, to_time=since) == []
+    assert await ids(reader, from_time=since, to_time=until) == ["task_6", "task_5", "task_4", "task_3"]
+    assert await ids(reader, from_time=since, to_time=until, model="gpt-4", key_id="key2") == ["task_5"]
+    assert await ids(reader, from_time=until, to_time=since) == []
 
 
-async def test_a_record_tells_everything_that_is_kept(desk):
-    found = await desk.list(pb.ListUsageRequest(page_size=1), "acme", True)
-    (record,) = found.records
+async def test_a_record_is_returned_with_all_its_fields(reader):
+    response = await reader.list(pb.ListUsageRequest(page_size=1), "acme", True)
+    (record,) = response.records
     assert record == pb.UsageRecord(
         id="task_9",
         request_id="req_task_9",
@@ -121,17 +121,17 @@ async def test_a_record_tells_everything_that_is_kept(desk):
         (pb.USAGE_GROUP_ACCOUNT, {"acme": 10}),
     ],
 )
-async def test_sums_are_those_of_the_records(desk, by, groups):
-    found = await desk.list(pb.ListUsageRequest(group_by=by), "acme", True)
-    assert not found.records
-    assert not found.next_page_token
-    assert {total.group: total.tasks for total in found.totals} == groups
-    for total in found.totals:
+async def test_sums_add_up_the_records_of_each_group(reader, by, groups):
+    response = await reader.list(pb.ListUsageRequest(group_by=by), "acme", True)
+    assert not response.records
+    assert not response.next_page_token
+    assert {total.group: total.tasks for total in response.totals} == groups
+    for total in response.totals:
         assert (total.input_tokens, total.cost_micros) == (100 * total.tasks, 750 * total.tasks)
 
 
 @pytest.mark.parametrize(
-    ("asked", "field"),
+    ("fields", "field"),
     [
         ({"page_size": -1}, "page_size"),
         ({"page_size": 1001}, "page_size"),
@@ -145,23 +145,23 @@ async def test_sums_are_those_of_the_records(desk, by, groups):
         ({"page_token": "A" * 10_000}, "page_token"),
     ],
 )
-async def test_what_is_wrong_is_named(desk, asked, field):
-    assert await refused(desk, **asked) == ("invalid_parameter", field)
+async def test_the_error_names_the_invalid_field(reader, fields, field):
+    assert await error_of(reader, **fields) == ("invalid_parameter", field)
 
 
-async def test_a_token_is_good_for_the_query_that_it_was_given_to_alone(desk, store):
-    found = await desk.list(pb.ListUsageRequest(page_size=2, model="gpt-4"), "acme", True)
-    token = found.next_page_token
-    assert await ids(desk, page_token=token, model="gpt-4", page_size=1) == ["task_5"]
+async def test_a_token_is_valid_only_for_the_query_that_returned_it(reader, store):
+    response = await reader.list(pb.ListUsageRequest(page_size=2, model="gpt-4"), "acme", True)
+    token = response.next_page_token
+    assert await ids(reader, page_token=token, model="gpt-4", page_size=1) == ["task_5"]
     wrong = ("invalid_parameter", "page_token")
-    assert await refused(desk, page_token=token) == wrong
-    assert await refused(desk, page_token=token, model="gpt-4-turbo") == wrong
-    assert await refused(desk, page_token=token, model="gpt-4", from_time=Timestamp(seconds=1)) == wrong
-    assert await refused(desk, account="other", page_token=token, model="gpt-4") == wrong
-    assert await refused(desk, live=False, page_token=token, model="gpt-4") == wrong
-    # A house with another secret, and tokens that somebody made or bent.
-    assert await refused(UsageReader(store, b"t" * 32), page_token=token, model="gpt-4") == wrong
+    assert await error_of(reader, page_token=token) == wrong
+    assert await error_of(reader, page_token=token, model="gpt-4-turbo") == wrong
+    assert await error_of(reader, page_token=token, model="gpt-4", from_time=Timestamp(seconds=1)) == wrong
+    assert await error_of(reader, account="other", page_token=token, model="gpt-4") == wrong
+    assert await error_of(reader, live=False, page_token=token, model="gpt-4") == wrong
+    # A reader with another secret, and tokens that were forged or changed.
+    assert await error_of(UsageReader(store, b"t" * 32), page_token=token, model="gpt-4") == wrong
     data = base64.urlsafe_b64decode(token + "=" * (-len(token) % 4))
-    for bent in (data[16:], b"\0" * 16 + data[16:], data[:-1] + b"0", data + b"0", data[:-2]):
-        text = base64.urlsafe_b64encode(bent).rstrip(b"=").decode()
-        assert await refused(desk, page_token=text, model="gpt-4") == wrong
+    for changed in (data[16:], b"\0" * 16 + data[16:], data[:-1] + b"0", data + b"0", data[:-2]):
+        text = base64.urlsafe_b64encode(changed).rstrip(b"=").decode()
+        assert await error_of(reader, page_token=text, model="gpt-4") == wrong

@@ -17,7 +17,7 @@ from pomelo.stores.ledger import IdempotencyKey, ReserveRequest, Settlement
 from pomelo.stores.sqlite import log_size, open_sqlite, usage
 from pomelo.stores.usage import UsageQuery
 from tests.many_accounts import fill_sqlite
-from tests.unit.accounts.audited_store import ACME, draft, endow
+from tests.unit.accounts.audited_store import ACME, add_account, draft
 
 MIB = 1024 * 1024
 BOUND = 16 * MIB
@@ -37,7 +37,7 @@ async def store(path: Path) -> AsyncIterator[Store]:
         pass
     fill_sqlite(path, 2_000, records=2)
     async with open_sqlite(path) as opened:
-        await endow(opened, micros=10**9)
+        await add_account(opened, micros=10**9)
         yield opened
 
 

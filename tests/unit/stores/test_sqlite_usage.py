@@ -16,7 +16,7 @@ from pomelo.stores.accounts import Wallet
 from pomelo.stores.base import Store
 from pomelo.stores.sqlite import open_sqlite, usage
 from pomelo.stores.usage import GROUPS, UsageQuery, UsageRecord
-from tests.unit.accounts.audited_store import ACME, endow, run
+from tests.unit.accounts.audited_store import ACME, add_account, run
 
 QUERIES = [
     UsageQuery(),
@@ -42,7 +42,7 @@ async def stored(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[U
     path = tmp_path_factory.mktemp("stored") / "pomelo.db"
     async with open_sqlite(path) as store:
         for account in ("acme", "bee"):
-            await endow(store, account, micros=10**9)
+            await add_account(store, account, micros=10**9)
         for n in range(300):
             wallet = Wallet(generator.choice(("acme", "bee")), generator.random() < 0.5)
             found.append(

@@ -1,4 +1,4 @@
-"""A block of the matrix: one vendor at one kind of task, an app of its own before it, every fault on both wires."""
+"""One block of the fault matrix: all faults of a vendor at a task type, through an app over both protocols."""
 
 from __future__ import annotations
 
@@ -35,13 +35,13 @@ from tests.conftest import endow
 from tests.parity.clients import Ask, Grpc, Outcome, Rest
 
 LIMIT = 0.3
-"""Seconds of every limit that the app has for its vendors."""
+"""Seconds of each of the app's time limits for vendors."""
 
 DEADLINE = 0.6
-"""Seconds of the caller's deadline where nothing else ends a fault."""
+"""Seconds of the caller's deadline, for faults that nothing else ends."""
 
-PROMPTLY = 4.0
-"""Seconds for what neither a limit nor a deadline has to end."""
+MAX_SECONDS = 4.0
+"""Seconds for a fault that ends without a time limit or a deadline."""
 
 MODELS = {
     "openai": "gpt-4",
@@ -54,26 +54,26 @@ MODELS = {
     "speech_to_speech": "eleven-labs-sts",
     "speech_to_text": "eleven-labs-stt",
 }
-"""The model that is asked for, by the vendor or, where that has several, by the kind."""
+"""The model of a block, by its vendor, or by its task type for a vendor with several."""
 
-_HEARD = base64.b64encode(AUDIO).decode()
+_AUDIO = base64.b64encode(AUDIO).decode()
 BODIES: Mapping[str, dict[str, Any]] = {
     "text": {"messages": [{"role": "user", "content": PROMPT}]},
     "image": {"prompt": PROMPT},
     "text_to_speech": {"text": PROMPT, "voice": "adam"},
-    "speech_to_speech": {"audio": _HEARD, "voice": "adam"},
-    "speech_to_text": {"audio": _HEARD},
+    "speech_to_speech": {"audio": _AUDIO, "voice": "adam"},
+    "speech_to_text": {"audio": _AUDIO},
 }
 
 
 @dataclass(frozen=True)
 class Row:
-    """What came of one run. `billed` are the bytes of its usage record, 0 where it left none."""
+    """The result of one run. `delivered` and `billed` are bytes; `billed` is 0 without a usage record."""
 
     vendor: str
-    kind: str
+    task_type: str
     fault: str
-    wire: str
+    protocol: str
     stream: bool
     code: str
     status: str
@@ -83,81 +83,82 @@ class Row:
     billed: int = 0
 
     def __str__(self) -> str:
-        how = "stream" if self.stream else "whole"
+        mode = "stream" if self.stream else "whole"
         return (
-            f"{self.vendor:10} {self.kind:16} {self.fault:28} {self.wire:4} {how:6} {self.code:24} "
+            f"{self.vendor:10} {self.task_type:16} {self.fault:28} {self.protocol:8} {mode:6} {self.code:24} "
             f"{self.status:18} {self.seconds:5.2f} {self.delivered:9} {self.billed:9}"
         )
 
 
-HEAD = f"{'vendor':10} {'kind':16} {'fault':28} {'wire':4} {'how':6} {'outcome':24} {'status':18} {'s':>5} {'delivered':>9} {'billed':>9}"
+HEAD = (
+    f"{'vendor':10} {'task type':16} {'fault':28} {'protocol':8} {'mode':6} {'outcome':24} {'status':18} "
+    f"{'s':>5} {'delivered':>9} {'billed':>9}"
+)
 
 _numbers = itertools.count()
 
 
 @dataclass(frozen=True)
 class Block:
-    """A vendor at a kind of task."""
+    """A vendor and a task type."""
 
     subject: Subject
     job: Job
 
     @property
-    def kind(self) -> str:
-        """The kind of task."""
+    def task_type(self) -> str:
         return task_type_of(self.job)
 
     @property
     def vendor(self) -> str:
-        """The provider's name."""
         return self.subject.name
 
     @property
     def model(self) -> str:
-        """The model that is asked for."""
-        return MODELS.get(self.vendor) or MODELS[self.kind]
+        return MODELS.get(self.vendor) or MODELS[self.task_type]
 
     def __str__(self) -> str:
-        return f"{self.vendor} {self.kind}"
+        return f"{self.vendor} {self.task_type}"
 
     def faults(self) -> list[Fault]:
-        """Those that can be here, whole or streamed."""
-        return [fault for fault in FAULTS if self.hows(fault)]
+        """The faults that can occur in this block."""
+        return [fault for fault in FAULTS if self.streams(fault)]
 
-    def hows(self, fault: Fault) -> list[bool]:
-        """Whether whole (False) and streamed (True) answers can have it."""
+    def streams(self, fault: Fault) -> list[bool]:
+        """The values of `stream` for which the fault can occur."""
         return [
-            how
-            for how in (False, True)
-            if not fault.unsupported_reason(self.subject.protocol, self.kind, how)
+            stream
+            for stream in (False, True)
+            if not fault.unsupported_reason(self.subject.protocol, self.task_type, stream)
         ]
 
 
 async def run_block(block: Block, folder: Path) -> tuple[list[Row], list[str]]:
-    """Every run of a block, and what is wrong with them. A fault's runs, whole and streamed on both wires, are
-    at once; nothing else may run in the process."""
+    """Runs every fault of a block; returns the rows and the problems found. The runs of one fault, whole and
+    streamed over both protocols, are concurrent; nothing else may run in the process."""
     rows: list[Row] = []
     problems: list[str] = []
     async with no_leaks(problems, within=0.5), FaultUpstream() as upstream:
-        async with _opened(block, upstream, folder) as (app, wires):
+        async with _open_app(block, upstream, folder) as (app, drivers):
             for fault in (None, *block.faults()):
-                kept = _files(folder / "media")
-                found = await _runs(block, wires, upstream, fault)
-                for _ in range(CASE_ATTEMPTS - 1):  # so that a busy machine fails nobody
-                    if not any(_late(row, fault) for row, _ in found):
+                files_before = _files(folder / "media")
+                runs = await _run_fault(block, drivers, upstream, fault)
+                for _ in range(CASE_ATTEMPTS - 1):  # a busy machine may be too slow once
+                    if not any(_late(row, fault) for row, _ in runs):
                         break
-                    found = await _runs(block, wires, upstream, fault)
+                    runs = await _run_fault(block, drivers, upstream, fault)
                 await app.draining.idle()
                 try:
                     async with asyncio.timeout(1):
                         await upstream.idle()
                 except TimeoutError:
                     problems.append(f"{block} {fault and fault.name}: the vendor still serves a request")
-                if all(row.code != OK for row, _ in found) and (more := _files(folder / "media") - kept):
-                    problems.append(f"{block} {fault and fault.name}: media are left: {sorted(more)}")
+                leftover = _files(folder / "media") - files_before
+                if leftover and all(row.code != OK for row, _ in runs):
+                    problems.append(f"{block} {fault and fault.name}: media are left: {sorted(leftover)}")
                 records, _ = await app.store.list_usage(UsageQuery(), limit=100)
                 billed = {record.request_id: record for record in records}
-                for row, outcome in found:
+                for row, outcome in runs:
                     record = billed.get(row.request_id)
                     row = replace(row, billed=record.output_bytes if record else 0)
                     rows.append(row)
@@ -168,37 +169,43 @@ async def run_block(block: Block, folder: Path) -> tuple[list[Row], list[str]]:
     return rows, problems
 
 
-async def _runs(
-    block: Block, wires: Mapping[str, Any], upstream: FaultUpstream, fault: Fault | None
+async def _run_fault(
+    block: Block, drivers: Mapping[str, Any], upstream: FaultUpstream, fault: Fault | None
 ) -> list[tuple[Row, Outcome]]:
-    upstream.default = None if fault is None else fault.script(block.subject.protocol, block.kind)
-    model = block.model if fault is None or fault.address is None else _misled(block, fault)
-    body = {"model": model, **BODIES[block.kind]}
+    upstream.default = None if fault is None else fault.script(block.subject.protocol, block.task_type)
+    model = block.model if fault is None or fault.address is None else _misdirected(block, fault)
+    body = {"model": model, **BODIES[block.task_type]}
     timeout = DEADLINE if fault is not None and fault.endless else None
 
-    async def one(wire: str, stream: bool) -> tuple[Row, Outcome]:
+    async def run(protocol: str, stream: bool) -> tuple[Row, Outcome]:
         began = time.perf_counter()
         request_id = f"run-{next(_numbers)}"
-        asked = Ask(body, wires["key"], stream, request_id=request_id, timeout=timeout)
-        outcome = await wires[wire](asked)
-        seconds = time.perf_counter() - began
-        name = "a good answer" if fault is None else fault.name
-        delivered = _bytes(outcome)
-        code, status = outcome.code, outcome.status
-        return Row(
-            block.vendor, block.kind, name, wire, stream, code, status, seconds, delivered, request_id
-        ), outcome
+        request = Ask(body, drivers["key"], stream, request_id=request_id, timeout=timeout)
+        outcome = await drivers[protocol](request)
+        row = Row(
+            vendor=block.vendor,
+            task_type=block.task_type,
+            fault="a good answer" if fault is None else fault.name,
+            protocol=protocol,
+            stream=stream,
+            code=outcome.code,
+            status=outcome.status,
+            seconds=time.perf_counter() - began,
+            delivered=_bytes(outcome),
+            request_id=request_id,
+        )
+        return row, outcome
 
-    hows = [False, True] if fault is None else block.hows(fault)
-    runs = [one(wire, how) for wire in ("grpc", "rest") for how in hows]
+    streams = [False, True] if fault is None else block.streams(fault)
+    runs = [run(protocol, stream) for protocol in ("grpc", "rest") for stream in streams]
     if fault is None or fault.name != "one response too many":
         return await asyncio.gather(*runs)
-    # What came unasked is told from an answer by coming ahead of the question: one question at a time.
-    found = []
-    for run in runs:
-        found.append(await run)
+    # An unrequested answer is recognised because it precedes the next request: one request at a time.
+    results = []
+    for one in runs:
+        results.append(await one)
         await upstream.idle()
-    return found
+    return results
 
 
 def _wrong(row: Row, fault: Fault | None, outcome: Outcome) -> list[str]:
@@ -206,8 +213,8 @@ def _wrong(row: Row, fault: Fault | None, outcome: Outcome) -> list[str]:
     expected = OK if fault is None else fault.code(row.stream)
     if row.code != expected:
         problems.append(f"it should end in {expected}")
-    elif row.status != (wanted := _status(row, outcome)):
-        problems.append(f"its status should be {wanted}")
+    elif row.status != (status := _status(row, outcome)):
+        problems.append(f"its status should be {status}")
     if fault is None:
         return problems if row.delivered else [*problems, "it has no output"]
     if row.code != OK and not row.stream and outcome.output:
@@ -222,36 +229,37 @@ def _wrong(row: Row, fault: Fault | None, outcome: Outcome) -> list[str]:
 
 
 def _misbilled(row: Row, record: UsageRecord | None) -> list[str]:
-    """A good answer is billed whole, a cut one what was delivered, and any other is not."""
+    """Problems with the bill: a good answer has a complete usage record, a cut one a record of what was
+    delivered, any other none."""
     if row.code == OK:
         return [] if record is not None and record.complete else ["it has no complete usage record"]
     if not row.stream or not row.delivered:
-        # What the vendor's end overtook was passed on, and is not the vendor's to take back.
+        # A stream may end before its last chunk reaches the caller; that chunk was sent, and is billed.
         return ["it is billed"] if record is not None and (not row.stream or record.complete) else []
     if record is None or record.complete or record.output_bytes < row.delivered or not record.cost:
-        return ["what was delivered is not what is billed"]
+        return ["the bill differs from what was delivered"]
     return []
 
 
 def _late(row: Row, fault: Fault | None) -> str:
-    """What is wrong with a run's time, if anything."""
+    """A problem with a run's duration, or ""."""
     if row.code == TIMEOUT and (fault is None or fault.code(row.stream) != TIMEOUT):
-        return "a limit came first"
+        return "a time limit ended it first"
     if fault is None:
         return ""
-    # Where the vendor can have done nothing the same route is asked again.
+    # A request that the vendor can't have processed is retried on the same route.
     tries = ATTEMPTS if fault.code(row.stream) == UNAVAILABLE else 1
-    most = (LIMIT * tries if fault.stalls else DEADLINE if fault.endless else PROMPTLY) + TOLERANCE
-    if row.seconds > most:
-        return f"it should end within {most:.2f} s"
-    said = row.stream and row.kind in ("text", "text_to_speech", "speech_to_speech")
-    return "nothing came before it" if fault.keeps and said and not row.delivered else ""
+    limit = (LIMIT * tries if fault.stalls else DEADLINE if fault.endless else MAX_SECONDS) + TOLERANCE
+    if row.seconds > limit:
+        return f"it should end within {limit:.2f} s"
+    has_chunks = row.stream and row.task_type in ("text", "text_to_speech", "speech_to_speech")
+    return "nothing was delivered before it" if fault.keeps and has_chunks and not row.delivered else ""
 
 
 def _status(row: Row, outcome: Outcome) -> str:
-    if row.wire == "grpc":
+    if row.protocol == "grpc":
         return "OK" if row.code == OK else TABLE[row.code].status
-    # A stream's head is out with its first event: what fails later is an event of it.
+    # The status is sent with the first event of a stream: a later failure is an event.
     begun = row.code == OK or (row.stream and outcome.output)
     return "200" if begun else str(TABLE[row.code].http)
 
@@ -265,19 +273,19 @@ def _bytes(outcome: Outcome) -> int:
 
 
 @asynccontextmanager
-async def _opened(
+async def _open_app(
     block: Block, upstream: FaultUpstream, folder: Path
 ) -> AsyncIterator[tuple[App, dict[str, Any]]]:
-    """An app whose one vendor is the block's, and clients of both wires."""
+    """Opens an app whose only vendor is the block's, and a driver for each protocol."""
     base = block.subject.base_url(upstream)
     limits = Timeouts(connect=LIMIT, silence=LIMIT, whole=LIMIT)
     settings = Settings(rest="127.0.0.1:0", grpc="127.0.0.1:0", data=folder, grace=2.0)
-    router = partial(Router, sleep=_no_time, breaker=partial(CircuitBreaker, minimum_calls=10**9))
+    router = partial(Router, sleep=_skip_wait, breaker=partial(CircuitBreaker, minimum_calls=10**9))
     async with AsyncExitStack() as stack:
         http = await stack.enter_async_context(Http(limits, resolver=UnknownHostResolver()))
         providers: dict[str, Provider] = {}
         urls = {block.vendor: base} | {
-            _misled(block, fault): stack.enter_context(fault.address(base))
+            _misdirected(block, fault): stack.enter_context(fault.address(base))
             for fault in FAULTS
             if fault.address is not None
         }
@@ -298,13 +306,14 @@ async def _opened(
         yield app, {"grpc": Grpc(channel), "rest": rest, "key": key}
 
 
-def _misled(block: Block, fault: Fault) -> str:
-    """The name of the model, and of the provider, of an address at which no vendor is."""
+def _misdirected(block: Block, fault: Fault) -> str:
+    """The name of the model, and of the provider, whose address has no vendor."""
     return f"{block.model}, {fault.name}"
 
 
 def _catalog(block: Block, providers: Mapping[str, Provider]) -> Catalog:
-    """The model with the block's vendor alone, and one for each place where that isn't."""
+    """The block's model with the block's vendor as its only route, and a copy of it for each other
+    address."""
     model = Catalog.load().resolve(block.model)
     (route,) = [route for route in model.routes if route.provider == block.job.route.provider]
     return Catalog(
@@ -317,7 +326,7 @@ def _catalog(block: Block, providers: Mapping[str, Provider]) -> Catalog:
     )
 
 
-async def _no_time(seconds: float) -> None:
+async def _skip_wait(seconds: float) -> None:
     await asyncio.sleep(0)
 
 

@@ -1,10 +1,9 @@
-"""A data folder and the server processes that live on it one after another, whatever ends them."""
+"""Server processes on one data folder: start one, kill it, start the next."""
 
 from __future__ import annotations
 
 import asyncio
 import json
-import os
 import signal
 import sys
 import time
@@ -18,47 +17,47 @@ from pomelo.settings import load
 from pomelo.stores.accounts import Grant
 from pomelo.testing import FaultUpstream
 from tests.faults.books import LIVE, Books, state
+from tests.integration.commands import environment
 
 REPOSITORY = Path(__file__).parents[2]
 DYING = ("tests.faults.crashing_server",)
-"""The server that dies where it is told to."""
+"""A server that kills itself at a given point."""
 SERVE = ("pomelo.cli", "serve")
-"""The server as users start it."""
 
 RESOLVED_WITHIN = 35.0
-"""Seconds from a restart until nothing is held any more."""
+"""Seconds from a restart until no reservation is left."""
 
 
 @dataclass
-class Process:
-    """A server that runs. `started` is monotonic, as is `answered`, when it said that it listens."""
+class ServerProcess:
+    """A running server; `started` is monotonic time."""
 
     process: asyncio.subprocess.Process
     rest: str
     grpc: str
     started: float
-    answered: float
 
-    async def ask(self, *words: object) -> Any:
-        """What the process says to a line on its stdin."""
+    async def send(self, *words: object) -> Any:
+        """Sends a command to the process and returns its reply."""
         assert self.process.stdin is not None
         self.process.stdin.write(" ".join(map(str, words)).encode() + b"\n")
-        return await _line(self.process)
+        return await _read_json_line(self.process)
 
     def kill(self) -> None:
-        """Ends it as `kill -9` does."""
+        """Kills the process with SIGKILL."""
         self.process.send_signal(signal.SIGKILL)
 
-    async def ended(self) -> int:
-        """Its exit status, once it has ended."""
+    async def wait(self) -> int:
+        """Waits until the process has ended; returns its exit status."""
         async with asyncio.timeout(60):
             return await self.process.wait()
 
 
-class House:
-    """A data folder, and the server on it: the module `program` with its arguments, under these variables.
+class Deployment:
+    """A data folder, and at most one server process on it, which runs the module `program` with its
+    arguments.
 
-    On leaving, the server is killed.
+    As a context manager, kills the server on exit. `variables` are additional environment variables.
     """
 
     def __init__(
@@ -68,12 +67,13 @@ class House:
         program: tuple[str, ...] = DYING,
         **variables: str,
     ) -> None:
+        self._folder = folder
         self._program = program
         self.data = folder / "data"
         self.errors = folder / "errors"
         self.key = ""
-        self.inside: tuple[str, ...] = ()
-        """The command that starts programs where the house is, if it is not on the system's own disks."""
+        self.command_prefix: tuple[str, ...] = ()
+        """A command that runs the server, if the data folder is in a mount namespace of its own."""
         self._variables = {
             "POMELO_DATA": str(self.data),
             "POMELO_REST": "127.0.0.1:0",
@@ -83,10 +83,10 @@ class House:
             "ELEVENLABS_API_KEY": "elevenlabs-upstream",
             "ELEVENLABS_BASE_URL": upstream.elevenlabs_base_url,
         } | variables
-        self._running: Process | None = None
+        self._running: ServerProcess | None = None
 
     async def prepare(self, micros: int, plan: str = "unlimited") -> Self:
-        """Makes a live key and gives its account so much; no server runs meanwhile."""
+        """Creates a live key of an account with this plan and balance. No server may be running."""
         settings = load(None, self._variables)
         secret = settings.root_secret()
         async with store_of(settings) as store:
@@ -95,46 +95,41 @@ class House:
             await store.grant(Grant(f"first {time.time()}", LIVE, micros, time.time()))
         return self
 
-    async def start(self, *, fails: bool = False, errors: int | None = None, **variables: str) -> Process:
-        """Starts the server and waits until it listens; one that `fails` until it has ended. Its stderr goes
-        to a file, or where `errors` says."""
-        environment = {
-            name: value
-            for name, value in os.environ.items()
-            if not name.startswith("POMELO_") and not name.endswith(("_API_KEY", "_BASE_URL"))
-        }
+    async def start(
+        self, *, expect_exit: bool = False, stderr: int | None = None, **variables: str
+    ) -> ServerProcess:
+        """Starts the server and waits until it listens, or with `expect_exit` until it has ended. Its stderr
+        is written to a file, or to `stderr`."""
         started = time.monotonic()
         with self.errors.open("ab") as sink:
             process = await asyncio.create_subprocess_exec(
-                *self.inside,
+                *self.command_prefix,
                 sys.executable,
                 "-m",
                 *self._program,
                 stdin=asyncio.subprocess.PIPE,
                 stdout=asyncio.subprocess.PIPE,
-                stderr=sink if errors is None else errors,
-                env=environment | self._variables | variables,
+                stderr=sink if stderr is None else stderr,
+                env=environment(self._folder, **(self._variables | variables)),
                 cwd=REPOSITORY,
                 limit=64 * 1024 * 1024,
             )
-        self._running = Process(process, "", "", started, started)
-        if fails:
-            await self._running.ended()
+        self._running = ServerProcess(process, "", "", started)
+        if expect_exit:
+            await self._running.wait()
             return self._running
-        if self._program == DYING:
-            told = await _line(process)
-        else:
-            told = await _greeting(process)
-        self._running = Process(process, told["rest"], told["grpc"], started, time.monotonic())
+        read_addresses = _read_json_line if self._program == DYING else _read_banner
+        addresses = await read_addresses(process)
+        self._running = ServerProcess(process, addresses["rest"], addresses["grpc"], started)
         return self._running
 
     async def books(self) -> Books:
-        """What the store holds; no server runs meanwhile."""
+        """Reads the store's state. No server may be running."""
         async with store_of(load(None, self._variables)) as store:
             return Books(await state(store))
 
-    async def running(self) -> Process:
-        """The server that runs; a new one where the last has ended."""
+    async def ensure_running(self) -> ServerProcess:
+        """The running server; starts one if the last has ended."""
         if self._running is not None and self._running.process.returncode is None:
             return self._running
         return await self.start()
@@ -145,24 +140,24 @@ class House:
     async def __aexit__(self, *exc: object) -> None:
         if self._running is not None and self._running.process.returncode is None:
             self._running.kill()
-            await self._running.ended()
+            await self._running.wait()
 
 
-async def _greeting(process: asyncio.subprocess.Process) -> dict[str, str]:
-    """The addresses in what `pomelo serve` says at its start."""
+async def _read_banner(process: asyncio.subprocess.Process) -> dict[str, str]:
+    """The addresses that `pomelo serve` prints when it starts."""
     assert process.stdout is not None
-    found: dict[str, str] = {}
+    addresses: dict[str, str] = {}
     async with asyncio.timeout(60):
-        while len(found) < 2:
+        while len(addresses) < 2:
             line = (await process.stdout.readline()).decode()
             assert line, f"the server ended with {await process.wait()}"
             name, _, address = line.strip().partition("  ")
             if name in ("REST", "gRPC"):
-                found[name.lower()] = address.strip()
-    return found
+                addresses[name.lower()] = address.strip()
+    return addresses
 
 
-async def _line(process: asyncio.subprocess.Process) -> Any:
+async def _read_json_line(process: asyncio.subprocess.Process) -> Any:
     assert process.stdout is not None
     async with asyncio.timeout(60):
         line = await process.stdout.readline()
@@ -170,6 +165,6 @@ async def _line(process: asyncio.subprocess.Process) -> Any:
     return json.loads(line)
 
 
-async def read_books(process: Process, since: float = 0.0) -> Books:
-    """The books, with the records from a time on."""
-    return Books(await process.ask("state", since))
+async def read_books(process: ServerProcess, since: float = 0.0) -> Books:
+    """Asks a running server for its store's state, with the usage records from a time on."""
+    return Books(await process.send("state", since))
