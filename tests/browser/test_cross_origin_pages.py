@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 from aiohttp import web
 
+from tests.app import RunningApp, run_app
 from tests.browser.chromium import NAMES, Browser, open_browser, program
-from tests.integration.house import House, open_house
 
 DOCUMENTATION = Path(__file__).parents[2] / "docs" / "rest-api.md"
 (EXAMPLE,) = re.findall(r"```javascript\n(.*?)```", DOCUMENTATION.read_text(), re.DOTALL)
@@ -113,17 +113,17 @@ async def pages() -> AsyncIterator[Pages]:
 
 
 @pytest.fixture(scope="module", name="house")
-async def _house(pages: Pages, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[House]:
+async def _house(pages: Pages, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[RunningApp]:
     given = {"cors_origins": (pages.allowed,)}
-    async with open_house(tmp_path_factory.mktemp("cors"), settings=given, gateway_settings=given) as opened:
+    async with run_app(tmp_path_factory.mktemp("cors"), settings=given, gateway_settings=given) as opened:
         yield opened
 
 
 @WAY
 async def test_a_page_of_an_allowed_origin_runs_the_example_of_the_documentation(
-    browser: Browser, pages: Pages, house: House, way: str
+    browser: Browser, pages: Pages, house: RunningApp, way: str
 ) -> None:
-    caller = await house.caller("all")
+    caller = await house.account("all")
     pages.script = EXAMPLE.replace("https://your-domain.com", house.urls[way]).replace(
         "YOUR_API_KEY", caller.test
     )
@@ -135,9 +135,9 @@ async def test_a_page_of_an_allowed_origin_runs_the_example_of_the_documentation
 
 @WAY
 async def test_the_browser_refuses_the_page_of_another_origin_before_it_costs_anything(
-    browser: Browser, pages: Pages, house: House, way: str
+    browser: Browser, pages: Pages, house: RunningApp, way: str
 ) -> None:
-    caller = await house.caller("all")
+    caller = await house.account("all")
     pages.script = EXAMPLE.replace("https://your-domain.com", house.urls[way]).replace(
         "YOUR_API_KEY", caller.test
     )
@@ -148,9 +148,9 @@ async def test_the_browser_refuses_the_page_of_another_origin_before_it_costs_an
 
 @WAY
 async def test_a_page_reads_a_stream_and_the_headers_of_limits(
-    browser: Browser, pages: Pages, house: House, way: str
+    browser: Browser, pages: Pages, house: RunningApp, way: str
 ) -> None:
-    caller = await house.caller("all")
+    caller = await house.account("all")
     pages.script = STREAM.replace("URL", house.urls[way]).replace("KEY", caller.test)
     printed = await browser.read(pages.allowed, "printed", "finished")
     headers = json.loads(printed.splitlines()[0])
@@ -165,9 +165,9 @@ async def test_a_page_reads_a_stream_and_the_headers_of_limits(
 
 @WAY
 async def test_a_page_reads_audio_raw_and_by_its_link(
-    browser: Browser, pages: Pages, house: House, way: str
+    browser: Browser, pages: Pages, house: RunningApp, way: str
 ) -> None:
-    caller = await house.caller("all")
+    caller = await house.account("all")
     pages.script = SPEECH.replace("URL", house.urls[way]).replace("KEY", caller.test)
     found = json.loads((await browser.read(pages.allowed, "printed", "finished")).splitlines()[0])
     assert found["raw"] == found["whole"] == found["inline"] > 1000
@@ -175,8 +175,8 @@ async def test_a_page_reads_audio_raw_and_by_its_link(
 
 
 @WAY
-async def test_a_page_reads_errors(browser: Browser, pages: Pages, house: House, way: str) -> None:
-    caller = await house.caller("five")
+async def test_a_page_reads_errors(browser: Browser, pages: Pages, house: RunningApp, way: str) -> None:
+    caller = await house.account("five")
     pages.script = REFUSED.replace("URL", house.urls[way]).replace("KEY", caller.test)
     answers = json.loads((await browser.read(pages.allowed, "printed", "finished")).splitlines()[0])
     assert [answer[:2] for answer in answers[:4]] == [

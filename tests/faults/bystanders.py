@@ -15,7 +15,7 @@ import psutil
 
 from pomelo.gen.v1.model_service_pb2 import ListModelsRequest
 from pomelo.gen.v1.model_service_pb2_grpc import ModelServiceStub
-from tests.integration.asking import bearer
+from tests.calls import bearer
 from tests.serving import Served
 
 ANSWERED_WITHIN = 1.0

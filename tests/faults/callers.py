@@ -15,7 +15,7 @@ from google.rpc import error_details_pb2, status_pb2
 
 from pomelo.gen.v1.task_service_pb2 import RunTaskRequest, StreamTaskRequest
 from pomelo.gen.v1.task_service_pb2_grpc import TaskServiceStub
-from tests.parity.wires import to_task
+from tests.tasks import to_task
 
 GONE = "gone"
 """In place of a code: the server went away."""

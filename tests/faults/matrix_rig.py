@@ -31,8 +31,8 @@ from pomelo.testing.addresses import Unresolving
 from pomelo.testing.faults import FAULTS, LATE, OK, UNAVAILABLE, Fault
 from pomelo.testing.leftovers import closed, nothing_left
 from pomelo.testing.suite import KEY, LENIENCE, PROMPT, SECRETS, SOUND, TRIES, Subject, kind_of
-from tests.conftest import endow
-from tests.parity.wires import Ask, Grpc, Outcome, Rest
+from tests.app import endow
+from tests.driver import GrpcDriver, Outcome, RestDriver, TaskRequest
 
 LIMIT = 0.3
 """Seconds of every limit that the app has for its vendors."""
@@ -175,12 +175,13 @@ async def _runs(
     async def one(wire: str, stream: bool) -> tuple[Row, Outcome]:
         began = time.perf_counter()
         request_id = f"run-{next(_numbers)}"
-        asked = Ask(body, wires["key"], stream, request_id=request_id, timeout=timeout)
+        asked = TaskRequest(body, wires["key"], stream, request_id=request_id, timeout=timeout)
         outcome = await wires[wire](asked)
         seconds = time.perf_counter() - began
         name = "a good answer" if fault is None else fault.name
         delivered = _bytes(outcome)
-        code, status = outcome.code, outcome.status
+        code = outcome.code
+        status = outcome.grpc_status if wire == "grpc" else str(outcome.status)
         return Row(
             block.vendor, block.kind, name, wire, stream, code, status, seconds, delivered, request_id
         ), outcome
@@ -254,7 +255,7 @@ def _status(row: Row, outcome: Outcome) -> str:
 
 def _bytes(outcome: Outcome) -> int:
     output = outcome.output
-    for name in ("sound", "inline", "linked"):
+    for name in ("audio", "inline", "linked"):
         if name in output:
             return int(output[name].split()[0])
     return len(output.get("text", "").encode())
@@ -290,8 +291,8 @@ async def _opened(
         assert app.rest is not None
         assert app.grpc is not None
         channel = await stack.enter_async_context(grpc.aio.insecure_channel(app.grpc))
-        rest = Rest(session, "http://{}:{}".format(*app.rest))
-        yield app, {"grpc": Grpc(channel), "rest": rest, "key": key}
+        rest = RestDriver(session, "http://{}:{}".format(*app.rest))
+        yield app, {"grpc": GrpcDriver(channel), "rest": rest, "key": key}
 
 
 def _misled(block: Block, fault: Fault) -> str:

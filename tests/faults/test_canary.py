@@ -33,11 +33,11 @@ from pomelo.gen.v1.task_service_pb2_grpc import TaskServiceStub
 from pomelo.providers.base import Event, Job
 from pomelo.settings import Settings
 from pomelo.testing import Answer, FaultUpstream, Gate, Reply
-from tests.conftest import endow
+from tests.app import endow
 from tests.faults.canaries import CANARY, FAULTS, NAMED, SOUND, TASKS, VENDORS, Fault, answers, found, keys
 from tests.integration.commands import live_key
-from tests.parity.wires import to_task
 from tests.serving import serve
+from tests.tasks import to_task
 
 VERBOSE = "import logging\nlogging.basicConfig(level=logging.DEBUG)\n"
 """A sitecustomize.py: the root logger at DEBUG, ahead of all else."""

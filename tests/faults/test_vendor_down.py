@@ -17,7 +17,9 @@ from pomelo.engine.circuit_breaker import PROBE_WAIT, PROBE_WAIT_MAX, Attempt, C
 from pomelo.engine.routing import Router
 from pomelo.providers.http.client import Timeouts
 from pomelo.testing import Answer, FaultUpstream, Gate, Stop, error_reply
-from tests.integration.house import WAYS, Caller, House, open_house, say
+from tests.app import Account, RunningApp, run_app
+from tests.driver import PROTOCOLS
+from tests.tasks import text_body
 
 LEFT_ALONE_WITHIN = 4.0
 """Twice the promise, for a busy machine; tests/unit/engine/test_circuit_breaker.py holds it to 2 s on a clock of its own."""
@@ -58,34 +60,34 @@ def _breakers() -> list[Counting]:
 
 
 @pytest.fixture(name="house")
-async def _house(tmp_path: Path, breakers: list[Counting]) -> AsyncIterator[House]:
+async def _house(tmp_path: Path, breakers: list[Counting]) -> AsyncIterator[RunningApp]:
     def make(provider: str, model: str) -> Counting:
         breakers.append(Counting(provider, model))
         return breakers[-1]
 
     limits = Timeouts(connect=SILENCE, silence=SILENCE, whole=SILENCE)
     router = partial(Router, breaker=make)
-    async with open_house(tmp_path, make_router=router, timeouts=limits) as opened:
+    async with run_app(tmp_path, make_router=router, timeouts=limits) as opened:
         yield opened
 
 
 class Traffic:
     """Callers that send requests repeatedly; `outcomes` counts codes by account."""
 
-    def __init__(self, house: House) -> None:
+    def __init__(self, house: RunningApp) -> None:
         self.house = house
         self.outcomes: dict[str, Counter[str]] = {}
         self._tasks: list[asyncio.Task[None]] = []
 
-    def begin(self, caller: Caller, prompt: str, *, at_once: int = 1, pace: float = PACE) -> None:
+    def begin(self, caller: Account, prompt: str, *, at_once: int = 1, pace: float = PACE) -> None:
         """Starts callers of one account, each with one call at a time."""
         for number in range(at_once):
-            way, stream = WAYS[number % 3], number % 2 == 0
+            way, stream = PROTOCOLS[number % 3], number % 2 == 0
             self._tasks.append(asyncio.create_task(self._ask(caller, way, prompt, stream, pace)))
 
-    async def _ask(self, caller: Caller, way: str, prompt: str, stream: bool, pace: float) -> None:
-        outcomes = self.outcomes.setdefault(caller.account, Counter())
-        body = say(prompt, max_tokens=20)
+    async def _ask(self, caller: Account, way: str, prompt: str, stream: bool, pace: float) -> None:
+        outcomes = self.outcomes.setdefault(caller.name, Counter())
+        body = text_body(prompt, max_tokens=20)
         while True:
             told = await self.house.ask(way, caller.live, body, stream=stream)
             outcomes[told.code] += 1
@@ -111,23 +113,23 @@ async def until(happened: Callable[[], bool], within: float) -> float:
     return time.monotonic() - began
 
 
-async def books_are_right(house: House, *callers: Caller) -> None:
+async def books_are_right(house: RunningApp, *callers: Account) -> None:
     """Waits until no reservation of these callers is left; the audit then finds no difference."""
     async with asyncio.timeout(5):
         for caller in callers:
-            while (await house.balance(caller, live=True)).held or await house.slots(caller, live=True):  # noqa: ASYNC110
+            while (await house.balance(caller, live=True)).held or await house.concurrency(caller, live=True):  # noqa: ASYNC110
                 await asyncio.sleep(0.005)
-    found = await audit(house.app.store)
+    found = await audit(house.server.store)
     assert not found.findings
     assert (found.difference_micros, found.holds) == (0, 0)
 
 
 @pytest.mark.parametrize("poison", ["500", "silence"])
-async def test_poison_of_one_account_fails_that_account_alone(house: House, poison: str) -> None:
+async def test_poison_of_one_account_fails_that_account_alone(house: RunningApp, poison: str) -> None:
     reply = error_reply(500, "boom") if poison == "500" else Answer(before=(Stop.SILENCE,))
     house.upstream.when("poison", reply)
     house.upstream.default = Answer("All is well.")
-    poisoner, other = await house.caller(), await house.caller()
+    poisoner, other = await house.account(), await house.account()
     traffic = Traffic(house)
     traffic.begin(other, "Hello", at_once=3)
     traffic.begin(poisoner, "poison", at_once=12, pace=0.05)
@@ -159,10 +161,10 @@ async def down(upstream: FaultUpstream, how: str) -> AsyncIterator[None]:
 
 @pytest.mark.parametrize("how", ["503", "silence", "no connection"])
 async def test_a_vendor_that_is_down_is_left_alone_and_found_again(
-    house: House, breakers: list[Counting], how: str
+    house: RunningApp, breakers: list[Counting], how: str
 ) -> None:
     house.upstream.default = Answer("All is well.")
-    callers = [await house.caller() for _ in range(2)]
+    callers = [await house.account() for _ in range(2)]
     traffic = Traffic(house)
     for caller in callers:
         traffic.begin(caller, "Hello", at_once=3)
@@ -187,15 +189,15 @@ async def test_a_vendor_that_is_down_is_left_alone_and_found_again(
     await books_are_right(house, *callers)
 
 
-async def test_an_account_alone_at_a_vendor_that_is_down_does_not_hammer_it(house: House) -> None:
+async def test_an_account_alone_at_a_vendor_that_is_down_does_not_hammer_it(house: RunningApp) -> None:
     house.upstream.default = error_reply(503, "down")
-    caller = await house.caller()
+    caller = await house.account()
     traffic = Traffic(house)
     traffic.begin(caller, "Hello", at_once=10)
     await until(lambda: traffic.count("provider_unavailable") >= 100, 20)
     asked = len(house.upstream.requests)
     assert asked <= 10 + 10, "what was under way when its circuit opened, and probes"
-    told = await house.ask("rest", caller.live, say("Hello", max_tokens=20))
+    told = await house.ask("rest", caller.live, text_body("Hello", max_tokens=20))
     assert (told.code, told.status) == ("provider_unavailable", 503)
     assert 1 <= int(told.headers["retry-after"]) <= 8
     house.upstream.default = Answer("All is well.")
@@ -204,20 +206,20 @@ async def test_an_account_alone_at_a_vendor_that_is_down_does_not_hammer_it(hous
     await books_are_right(house, caller)
 
 
-async def test_a_callers_own_short_deadline_opens_no_circuit_breaker(house: House) -> None:
+async def test_a_callers_own_short_deadline_opens_no_circuit_breaker(house: RunningApp) -> None:
     house.upstream.when("slow", Answer(before=(Gate(),)))
     house.upstream.default = Answer("All is well.")
-    callers = [await house.caller() for _ in range(2)]
+    callers = [await house.account() for _ in range(2)]
     for caller in callers:
         told = await asyncio.gather(
             *[
-                house.ask(way, caller.live, say("slow", max_tokens=20), stream=stream, within=0.1)
-                for way in WAYS
+                house.ask(way, caller.live, text_body("slow", max_tokens=20), stream=stream, within=0.1)
+                for way in PROTOCOLS
                 for stream in (False, True)
                 for _ in range(3)
             ]
         )
         assert {one.code for one in told} == {"deadline_exceeded"}
     for caller in callers:
-        for way in WAYS:
-            assert (await house.ask(way, caller.live, say("Hello", max_tokens=20))).code == "ok"
+        for way in PROTOCOLS:
+            assert (await house.ask(way, caller.live, text_body("Hello", max_tokens=20))).code == "ok"

@@ -24,8 +24,9 @@ from pomelo.origin import GatewayProof
 from pomelo.server.limits import CallLimits, Connections
 from pomelo.server.server import Server, ServerOptions, open_server
 from pomelo.service import Services
+from tests.calls import bearer
 from tests.faults import http2
-from tests.integration.asking import bearer, text_task
+from tests.tasks import text_task
 
 KEY = "pml_test_services"
 PROOF = GatewayProof(b"p" * 32)

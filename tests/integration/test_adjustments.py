@@ -12,25 +12,35 @@ import pytest
 
 from pomelo.testing import Answer, FaultUpstream, Received, Reply
 from pomelo.testing.openai_wire import error_reply
-from tests.integration.house import KINDS, WAYS, House, Told, open_house, say
+from tests.app import RunningApp, run_app
+from tests.driver import PROTOCOLS, Outcome
+from tests.tasks import TASK_BODIES, text_body
 
-WAY = pytest.mark.parametrize("way", WAYS)
+WAY = pytest.mark.parametrize("way", PROTOCOLS)
 HOW = pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
 STRICT = {"Prefer": "handling=strict"}
 
-TTS, STS, STT = KINDS["tts"], KINDS["sts"], KINDS["stt"]
+TTS, STS, STT = TASK_BODIES["tts"], TASK_BODIES["sts"], TASK_BODIES["stt"]
 IMAGE = {"model": "flux-1-pro", "prompt": "A kite"}
 
 ADJUSTED: list[tuple[dict[str, Any], str, dict[str, Any]]] = [
-    (say(stop=["END"]), "stop", {"stop": None}),
-    (say(stop="END", presence_penalty=0.5, top_p=0.5), "stop; presence_penalty", {"top_p": 0.5}),
-    (say(max_tokens=200_000), "max_tokens=128000", {"max_completion_tokens": 128_000}),
-    (say(model="claude-3-haiku", temperature=1.5, seed=1), "seed; temperature=1", {"temperature": 1}),
-    (say(model="claude-3-haiku", temperature=0.5, top_p=0.5), "top_p", {"temperature": 0.5, "top_p": None}),
-    (say(model="claude-3-haiku", stop=["\n", "END"]), "stop[0]", {"stop_sequences": ["END"]}),
-    (say(model="claude-3-haiku", stop=["\n", " "]), "stop", {"stop_sequences": None}),
-    (say(model="mixtral-8x7b", user="me", temperature=2), "user; temperature=1.5", {"temperature": 1.5}),
-    (say(model="mixtral-8x7b", top_p=0), "top_p=1e-06", {"top_p": 1e-6}),
+    (text_body(stop=["END"]), "stop", {"stop": None}),
+    (text_body(stop="END", presence_penalty=0.5, top_p=0.5), "stop; presence_penalty", {"top_p": 0.5}),
+    (text_body(max_tokens=200_000), "max_tokens=128000", {"max_completion_tokens": 128_000}),
+    (text_body(model="claude-3-haiku", temperature=1.5, seed=1), "seed; temperature=1", {"temperature": 1}),
+    (
+        text_body(model="claude-3-haiku", temperature=0.5, top_p=0.5),
+        "top_p",
+        {"temperature": 0.5, "top_p": None},
+    ),
+    (text_body(model="claude-3-haiku", stop=["\n", "END"]), "stop[0]", {"stop_sequences": ["END"]}),
+    (text_body(model="claude-3-haiku", stop=["\n", " "]), "stop", {"stop_sequences": None}),
+    (
+        text_body(model="mixtral-8x7b", user="me", temperature=2),
+        "user; temperature=1.5",
+        {"temperature": 1.5},
+    ),
+    (text_body(model="mixtral-8x7b", top_p=0), "top_p=1e-06", {"top_p": 1e-6}),
     ({**IMAGE, "width": 1000, "height": 960}, "width=992", {"width": 992, "height": 960}),
     ({**IMAGE, "width": 64, "height": 2048}, "width=256; height=1440", {"width": 256, "height": 1440}),
     (
@@ -59,8 +69,8 @@ ADJUSTED: list[tuple[dict[str, Any], str, dict[str, Any]]] = [
 """A task, the header of its answer, and what the vendor gets."""
 
 UNADJUSTED: list[dict[str, Any]] = [
-    say(temperature=1.5, top_p=0.5, seed=7, user="me", max_tokens=100),
-    say(model="claude-3-haiku", temperature=1, stop=["END"]),
+    text_body(temperature=1.5, top_p=0.5, seed=7, user="me", max_tokens=100),
+    text_body(model="claude-3-haiku", temperature=1, stop=["END"]),
     {**IMAGE, "width": 1024, "height": 768, "seed": 3, "output_format": "webp"},
     {**TTS, "voice_settings": {"speed": 1.1}, "output_format": "pcm_16000", "seed": 3},
     {**STT, "diarize": True, "num_speakers": 3, "language_code": "en", "timestamps": "character"},
@@ -111,7 +121,7 @@ credentials = "openai"
 class Rig:
     """A house, and a played vendor of its own for Anthropic and Replicate."""
 
-    house: House
+    house: RunningApp
     other: FaultUpstream
 
     def reset(self) -> None:
@@ -137,7 +147,7 @@ async def _shared(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Rig
             "replicate_api_key": "r-x",
             "replicate_base_url": other.replicate_base_url,
         }
-        async with open_house(folder, settings=settings) as house:
+        async with run_app(folder, settings=settings) as house:
             yield Rig(house, other)
 
 
@@ -147,7 +157,7 @@ def _rig(shared: Rig) -> Rig:
     return shared
 
 
-def adjusted(told: Told) -> str | None:
+def adjusted(told: Outcome) -> str | None:
     """The header."""
     return told.headers.get("x-pomelo-adjusted")
 
@@ -161,7 +171,7 @@ def adjusted(told: Told) -> str | None:
 async def test_what_the_vendor_gets_otherwise_is_reported(
     rig: Rig, way: str, stream: bool, body: dict[str, Any], header: str, sent: dict[str, Any]
 ) -> None:
-    caller = await rig.house.caller()
+    caller = await rig.house.account()
     told = await rig.house.ask(way, caller.live, body, stream=stream)
     assert (told.code, adjusted(told)) == ("ok", header)
     assert "preference-applied" not in told.headers
@@ -175,8 +185,8 @@ async def test_what_the_vendor_gets_otherwise_is_reported(
 
 @WAY
 async def test_a_long_conversation_is_adjusted_too(rig: Rig, way: str) -> None:
-    caller = await rig.house.caller()
-    body = say("word " * 60_000, stop=["END"])
+    caller = await rig.house.account()
+    body = text_body("word " * 60_000, stop=["END"])
     told = await rig.house.ask(way, caller.live, body)
     assert (told.code, adjusted(told)) == ("ok", "stop")
     assert "stop" not in rig.requests[0].body
@@ -191,7 +201,7 @@ async def test_a_long_conversation_is_adjusted_too(rig: Rig, way: str) -> None:
 async def test_a_test_key_gets_the_report_of_a_live_key(
     rig: Rig, way: str, stream: bool, body: dict[str, Any], header: str
 ) -> None:
-    caller = await rig.house.caller()
+    caller = await rig.house.account()
     told = await rig.house.ask(way, caller.test, body, stream=stream)
     assert (told.code, adjusted(told), rig.requests) == ("ok", header, [])
     if way == "grpc":
@@ -201,13 +211,13 @@ async def test_a_test_key_gets_the_report_of_a_live_key(
 
 
 @WAY
-@pytest.mark.parametrize("body", [*UNADJUSTED, *KINDS.values()], ids=lambda body: str(body["model"]))
+@pytest.mark.parametrize("body", [*UNADJUSTED, *TASK_BODIES.values()], ids=lambda body: str(body["model"]))
 @pytest.mark.parametrize("strict", [False, True], ids=["lenient", "strict"])
 async def test_what_the_model_takes_is_not_reported(
     rig: Rig, way: str, body: dict[str, Any], strict: bool
 ) -> None:
-    caller = await rig.house.caller()
-    if body is KINDS["image"]:
+    caller = await rig.house.account()
+    if body is TASK_BODIES["image"]:
         body = body | {"width": 256, "height": 256}
     told = await rig.house.ask(way, caller.live, body, headers=STRICT if strict else {})
     assert (told.code, adjusted(told), told.adjustments) == ("ok", None, ())
@@ -216,8 +226,8 @@ async def test_what_the_model_takes_is_not_reported(
 
 @WAY
 async def test_an_output_that_is_cut_to_the_balance_is_no_adjustment(rig: Rig, way: str) -> None:
-    caller = await rig.house.caller(live=50_000)
-    told = await rig.house.ask(way, caller.live, say("Hi"), headers=STRICT)
+    caller = await rig.house.account(live=50_000)
+    told = await rig.house.ask(way, caller.live, text_body("Hi"), headers=STRICT)
     assert (told.code, adjusted(told)) == ("ok", None)
     assert 0 < rig.requests[0].body["max_completion_tokens"] < 128_000
 
@@ -225,7 +235,7 @@ async def test_an_output_that_is_cut_to_the_balance_is_no_adjustment(rig: Rig, w
 @WAY
 @HOW
 async def test_a_picture_in_another_size_costs_what_was_made(rig: Rig, way: str, stream: bool) -> None:
-    caller = await rig.house.caller()
+    caller = await rig.house.account()
     body = {"model": "flux-megapixels", "prompt": "A kite", "width": 1920, "height": 1080}
     told = await rig.house.ask(way, caller.live, body, stream=stream)
     assert (told.code, adjusted(told)) == ("ok", "width=1344; height=768")
@@ -239,12 +249,12 @@ async def test_a_picture_in_another_size_costs_what_was_made(rig: Rig, way: str,
 
 @WAY
 async def test_fields_that_the_operator_has_fixed_are_reported(rig: Rig, way: str) -> None:
-    caller = await rig.house.caller()
-    body = say(model="fixed", temperature=0.9, seed=5, stop=["END"])
+    caller = await rig.house.account()
+    body = text_body(model="fixed", temperature=0.9, seed=5, stop=["END"])
     told = await rig.house.ask(way, caller.live, body)
     assert (told.code, adjusted(told)) == ("ok", "stop; seed; temperature=0.6")
     assert rig.requests[0].body["temperature"] == 0.6
-    told = await rig.house.ask(way, caller.live, say(model="fixed", temperature=0.6), headers=STRICT)
+    told = await rig.house.ask(way, caller.live, text_body(model="fixed", temperature=0.6), headers=STRICT)
     assert (told.code, adjusted(told)) == ("ok", None)
 
 
@@ -257,7 +267,7 @@ async def test_fields_that_the_operator_has_fixed_are_reported(rig: Rig, way: st
 async def test_strict_handling_refuses_before_anything_is_taken(
     rig: Rig, way: str, stream: bool, body: dict[str, Any], header: str
 ) -> None:
-    caller = await rig.house.caller("five")
+    caller = await rig.house.account("five")
     told = await rig.house.ask(way, caller.live, body, stream=stream, headers=STRICT)
     first = header.split("; ")[0].split("=")[0]
     assert told.code == "invalid_parameter"
@@ -276,33 +286,36 @@ async def test_strict_handling_refuses_before_anything_is_taken(
 @pytest.mark.parametrize(
     ("body", "takes"),
     [
-        (say(stop=["END"]), "Invalid stop: must be left out: the model does not take it"),
-        (say(model="claude-3-haiku", temperature=2), "Invalid temperature: must be a number from 0 to 1"),
+        (text_body(stop=["END"]), "Invalid stop: must be left out: the model does not take it"),
+        (
+            text_body(model="claude-3-haiku", temperature=2),
+            "Invalid temperature: must be a number from 0 to 1",
+        ),
         ({**IMAGE, "width": 1000}, "Invalid width: must be a multiple of 32 from 256 to 1440"),
-        (say(max_tokens=200_000), "Invalid max_tokens: must be a whole number from 1 to 128000"),
+        (text_body(max_tokens=200_000), "Invalid max_tokens: must be a whole number from 1 to 128000"),
     ],
 )
 async def test_a_refusal_says_what_the_model_takes(
     rig: Rig, way: str, body: dict[str, Any], takes: str
 ) -> None:
-    caller = await rig.house.caller()
+    caller = await rig.house.account()
     assert (await rig.house.ask(way, caller.live, body, headers=STRICT)).message == takes
 
 
 @WAY
 @pytest.mark.parametrize("prefer", ["handling=lenient", "respond-async", "handling=maybe", "strict"])
 async def test_other_preferences_change_nothing(rig: Rig, way: str, prefer: str) -> None:
-    caller = await rig.house.caller()
-    told = await rig.house.ask(way, caller.live, say(stop=["END"]), headers={"Prefer": prefer})
+    caller = await rig.house.account()
+    told = await rig.house.ask(way, caller.live, text_body(stop=["END"]), headers={"Prefer": prefer})
     assert (told.code, adjusted(told)) == ("ok", "stop")
     assert "preference-applied" not in told.headers
 
 
 @WAY
 async def test_a_strict_task_is_refused_before_a_missing_provider_is_told(tmp_path: Path, way: str) -> None:
-    async with open_house(tmp_path) as house:
-        caller = await house.caller()
-        body = say(model="claude-3-haiku", seed=1)
+    async with run_app(tmp_path) as house:
+        caller = await house.account()
+        body = text_body(model="claude-3-haiku", seed=1)
         told = await house.ask(way, caller.live, body, headers=STRICT)
         assert told.message == "Invalid seed: must be left out: the model does not take it"
         assert (await house.ask(way, caller.live, body)).code == "provider_not_configured"
@@ -314,10 +327,10 @@ async def test_a_strict_task_is_refused_before_a_missing_provider_is_told(tmp_pa
 @WAY
 @HOW
 async def test_the_route_that_answers_is_reported_in_the_messages(rig: Rig, way: str, stream: bool) -> None:
-    caller = await rig.house.caller()
+    caller = await rig.house.account()
     rig.house.upstream.default = _first_fails
     try:
-        body = say(model="two-routes", seed=1, stop=["END"], temperature=1.5)
+        body = text_body(model="two-routes", seed=1, stop=["END"], temperature=1.5)
         told = await rig.house.ask(way, caller.live, body, stream=stream)
     finally:
         rig.house.upstream.default = None
@@ -337,14 +350,14 @@ async def test_the_route_that_answers_is_reported_in_the_messages(rig: Rig, way:
 
 @WAY
 async def test_a_strict_task_skips_routes_that_would_adjust_it(rig: Rig, way: str) -> None:
-    caller = await rig.house.caller()
+    caller = await rig.house.account()
     rig.house.upstream.default = _first_fails
     try:
-        body = say(model="two-routes", stop=["END"])
+        body = text_body(model="two-routes", stop=["END"])
         told = await rig.house.ask(way, caller.live, body, headers=STRICT)
         assert told.code == "provider_unavailable"
         assert {request.body["model"] for request in rig.requests} == {"first"}
-        told = await rig.house.ask(way, caller.live, say(model="two-routes"), headers=STRICT)
+        told = await rig.house.ask(way, caller.live, text_body(model="two-routes"), headers=STRICT)
         assert (told.code, rig.requests[-1].body["model"]) == ("ok", "second")
     finally:
         rig.house.upstream.default = None
@@ -355,9 +368,9 @@ async def test_a_strict_task_skips_routes_that_would_adjust_it(rig: Rig, way: st
 async def test_a_strict_repeat_of_an_answer_that_was_adjusted_is_refused(
     rig: Rig, way: str, stream: bool
 ) -> None:
-    caller = await rig.house.caller()
+    caller = await rig.house.account()
     key = {"Idempotency-Key": f"strict-repeat-{way}-{stream}"}
-    body = say(model="two-routes", stop=["END"])
+    body = text_body(model="two-routes", stop=["END"])
     rig.house.upstream.default = _first_fails
     try:
         told = await rig.house.ask(way, caller.live, body, headers=key, stream=stream)
@@ -365,7 +378,7 @@ async def test_a_strict_repeat_of_an_answer_that_was_adjusted_is_refused(
         rig.house.upstream.default = None
     assert adjusted(told) == "stop"
     again = await rig.house.ask(way, caller.live, body, headers=key, stream=stream)
-    assert (again.code, adjusted(again), again.last["idempotent-replayed"]) == ("ok", "stop", "true")
+    assert (again.code, adjusted(again), again.metadata["idempotent-replayed"]) == ("ok", "stop", "true")
     strict = await rig.house.ask(way, caller.live, body, headers=key | STRICT, stream=stream)
     assert (strict.code, "stop" in strict.message) == ("invalid_parameter", True)
     assert len(await rig.house.records(caller)) == 1
@@ -374,15 +387,15 @@ async def test_a_strict_repeat_of_an_answer_that_was_adjusted_is_refused(
 # --- again
 
 
-@pytest.mark.parametrize("first", WAYS)
+@pytest.mark.parametrize("first", PROTOCOLS)
 @HOW
 async def test_a_repeated_answer_has_the_same_report(rig: Rig, first: str, stream: bool) -> None:
-    caller = await rig.house.caller()
+    caller = await rig.house.account()
     headers = {"Idempotency-Key": f"adjusted-{first}-{stream}"}
-    body = say(stop=["END"])
+    body = text_body(stop=["END"])
     told = await rig.house.ask(first, caller.live, body, stream=stream, headers=headers)
     assert adjusted(told) == "stop"
-    for way in WAYS:
+    for way in PROTOCOLS:
         for how in (False, True):
             again = await rig.house.ask(way, caller.live, body, stream=how, headers=headers)
             assert (again.code, again.id, adjusted(again)) == ("ok", told.id, "stop")
@@ -394,10 +407,10 @@ async def test_a_repeated_answer_has_the_same_report(rig: Rig, first: str, strea
 
 @WAY
 async def test_how_a_request_is_handled_is_no_part_of_it(rig: Rig, way: str) -> None:
-    caller = await rig.house.caller()
+    caller = await rig.house.account()
     headers = {"Idempotency-Key": f"handled-{way}"}
-    told = await rig.house.ask(way, caller.live, say(), headers=headers | STRICT)
-    again = await rig.house.ask(way, caller.live, say(), headers=headers)
+    told = await rig.house.ask(way, caller.live, text_body(), headers=headers | STRICT)
+    again = await rig.house.ask(way, caller.live, text_body(), headers=headers)
     assert (told.code, again.code, again.id) == ("ok", "ok", told.id)
     assert "preference-applied" not in again.headers
 

@@ -17,7 +17,8 @@ from pomelo.gen.v1.admin_service_pb2_grpc import AdminServiceStub
 from pomelo.gen.v1.task_service_pb2 import RunTaskRequest
 from pomelo.gen.v1.task_service_pb2_grpc import TaskServiceStub
 from pomelo.status import from_rpc_error
-from tests.integration.asking import bearer, text_task
+from tests.calls import bearer
+from tests.tasks import text_task
 
 
 @pytest.fixture

@@ -16,8 +16,8 @@ from pomelo.gen.v1.speech_pb2 import AudioInput, SpeechToTextInput
 from pomelo.gen.v1.task_pb2 import Task
 from pomelo.gen.v1.task_service_pb2 import RunTaskRequest
 from pomelo.gen.v1.task_service_pb2_grpc import TaskServiceStub
-from tests.integration.asking import bearer, reason_of
-from tests.integration.house import House, open_house
+from tests.app import RunningApp, run_app
+from tests.calls import bearer, reason_of
 from tests.unit.media import corpus
 
 WAYS = ("inline", "upload", "form", "data URI", "form through a gateway", "data URI through a gateway")
@@ -54,12 +54,12 @@ REFUSED = (
 
 
 @pytest.fixture(scope="module", name="house")
-async def _house(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[House]:
-    async with open_house(tmp_path_factory.mktemp("labels")) as opened:
+async def _house(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[RunningApp]:
+    async with run_app(tmp_path_factory.mktemp("labels")) as opened:
         yield opened
 
 
-async def ask(house: House, way: str, key: str, label: str, data: bytes) -> tuple[str, str]:
+async def ask(house: RunningApp, way: str, key: str, label: str, data: bytes) -> tuple[str, str]:
     """Asks for a transcript; returns the code and message of an error, or "ok" and ""."""
     if way in ("inline", "upload"):
         try:
@@ -79,7 +79,7 @@ async def ask(house: House, way: str, key: str, label: str, data: bytes) -> tupl
     return error["code"], error["message"]
 
 
-async def _ask_grpc(house: House, way: str, key: str, label: str, data: bytes) -> tuple[str, str]:
+async def _ask_grpc(house: RunningApp, way: str, key: str, label: str, data: bytes) -> tuple[str, str]:
     audio = AudioInput(data=data, content_type=label)
     if way == "upload":
         requests = [UploadMediaRequest(content_type=label), UploadMediaRequest(chunk=data)]
@@ -90,7 +90,7 @@ async def _ask_grpc(house: House, way: str, key: str, label: str, data: bytes) -
     return "ok", ""
 
 
-def heard(house: House) -> tuple[str, str]:
+def heard(house: RunningApp) -> tuple[str, str]:
     """The media type and `file_format` of the last audio that the vendor got."""
     form = house.upstream.requests[-1].form or ()
     fields = {part.name: part.text for part in form if part.text is not None}
@@ -99,8 +99,8 @@ def heard(house: House) -> tuple[str, str]:
 
 
 @pytest.mark.parametrize("way", WAYS)
-async def test_a_label_of_samples_is_understood_in_any_spelling(way: str, house: House) -> None:
-    caller = await house.caller()
+async def test_a_label_of_samples_is_understood_in_any_spelling(way: str, house: RunningApp) -> None:
+    caller = await house.account()
     for label, media_type in UNDERSTOOD.items():
         assert await ask(house, way, caller.live, label, SAMPLES) == ("ok", ""), label
         wanted = (media_type, "pcm_s16le_16" if media_type == "audio/pcm;rate=16000" else "")
@@ -109,8 +109,8 @@ async def test_a_label_of_samples_is_understood_in_any_spelling(way: str, house:
 
 
 @pytest.mark.parametrize("label", REFUSED)
-async def test_a_label_of_samples_that_no_provider_takes_is_refused(label: str, house: House) -> None:
-    caller = await house.caller()
+async def test_a_label_of_samples_that_no_provider_takes_is_refused(label: str, house: RunningApp) -> None:
+    caller = await house.account()
     house.upstream.reset()
     told = {await ask(house, way, caller.live, label, SAMPLES) for way in WAYS}
     assert len(told) == 1
@@ -121,8 +121,8 @@ async def test_a_label_of_samples_that_no_provider_takes_is_refused(label: str, 
 
 
 @pytest.mark.parametrize("way", WAYS)
-async def test_big_endian_samples_reach_the_vendor_swapped(way: str, house: House) -> None:
-    caller = await house.caller()
+async def test_big_endian_samples_reach_the_vendor_swapped(way: str, house: RunningApp) -> None:
+    caller = await house.account()
     data = random.Random(3).randbytes(300_001)
     swapped = b"".join(data[at + 1 : at + 2] + data[at : at + 1] for at in range(0, 300_000, 2))
     digests = []
@@ -136,9 +136,9 @@ async def test_big_endian_samples_reach_the_vendor_swapped(way: str, house: Hous
 @pytest.mark.parametrize("label", ["audio/pcm;rate=16000", "audio/basic", "audio/L16;rate=48000"])
 @pytest.mark.parametrize("name", ["flv", "asf", "mpeg-ts", "tta", "caf", "adts", "mp2", "wav", "m4a"])
 async def test_a_file_labelled_as_samples_reaches_the_vendor_as_it_is(
-    name: str, label: str, house: House
+    name: str, label: str, house: RunningApp
 ) -> None:
-    caller = await house.caller()
+    caller = await house.account()
     data = corpus.make(name)
     for way in WAYS:
         assert await ask(house, way, caller.live, label, data) == ("ok", "")

@@ -15,8 +15,9 @@ from pomelo.gen.v1.task_pb2 import Task
 from pomelo.gen.v1.task_service_pb2 import RunTaskRequest
 from pomelo.gen.v1.task_service_pb2_grpc import TaskServiceStub
 from pomelo.testing.elevenlabs_wire import error_reply
-from tests.integration.asking import bearer, reason_of
-from tests.integration.house import WAYS, House, open_house
+from tests.app import RunningApp, run_app
+from tests.calls import bearer, reason_of
+from tests.driver import PROTOCOLS
 from tests.unit.media import corpus
 
 MOST = 300
@@ -67,12 +68,12 @@ FITS: dict[str, tuple[str, Callable[[], bytes]]] = {
 
 
 @pytest.fixture(scope="module", name="house")
-async def _house(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[House]:
-    async with open_house(tmp_path_factory.mktemp("audio")) as opened:
+async def _house(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[RunningApp]:
+    async with run_app(tmp_path_factory.mktemp("audio")) as opened:
         yield opened
 
 
-async def ask(house: House, way: str, key: str, label: str, data: bytes) -> tuple[str, str]:
+async def ask(house: RunningApp, way: str, key: str, label: str, data: bytes) -> tuple[str, str]:
     """The code and message of an error; ok and nothing for an answer."""
     if way != "grpc":
         form = aiohttp.FormData(default_to_multipart=True)
@@ -107,12 +108,12 @@ async def ask(house: House, way: str, key: str, label: str, data: bytes) -> tupl
     return "ok", ""
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("way", PROTOCOLS)
 @pytest.mark.parametrize("name", TOO_LONG)
 async def test_sound_above_the_limit_is_refused_before_the_vendor_is_asked(
-    house: House, way: str, name: str
+    house: RunningApp, way: str, name: str
 ) -> None:
-    caller = await house.caller()
+    caller = await house.account()
     asked = len(house.upstream.requests)
     label, make = TOO_LONG[name]
     data = make()
@@ -122,12 +123,12 @@ async def test_sound_above_the_limit_is_refused_before_the_vendor_is_asked(
     assert await house.records(caller) == []
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("way", PROTOCOLS)
 @pytest.mark.parametrize("name", FITS)
 async def test_sound_that_may_be_within_the_limit_reaches_the_vendor(
-    house: House, way: str, name: str
+    house: RunningApp, way: str, name: str
 ) -> None:
-    caller = await house.caller()
+    caller = await house.account()
     asked = len(house.upstream.requests)
     label, make = FITS[name]
     data = make()
@@ -137,9 +138,9 @@ async def test_sound_that_may_be_within_the_limit_reaches_the_vendor(
     assert len(await house.records(caller)) >= 1
 
 
-@pytest.mark.parametrize("way", WAYS)
-async def test_sound_that_only_the_vendor_finds_too_long_costs_nothing(house: House, way: str) -> None:
-    caller = await house.caller()
+@pytest.mark.parametrize("way", PROTOCOLS)
+async def test_sound_that_only_the_vendor_finds_too_long_costs_nothing(house: RunningApp, way: str) -> None:
+    caller = await house.account()
     house.upstream.script(error_reply(400, "audio_too_long", param="audio"))
     code, message = await ask(house, way, caller.live, "", b"some sound " * 60_000)
     assert code == "invalid_parameter"

@@ -20,7 +20,7 @@ from pomelo.gen.v1.task_service_pb2 import StreamTaskResponse as Event
 from pomelo.gen.v1.text_pb2 import FinishReason, Role, TextInput, TokenUsage
 from pomelo.providers.base import Job
 from pomelo.settings import Settings
-from tests.conftest import endow
+from tests.app import endow
 
 AT_ONCE = 10
 PIECES = 3000

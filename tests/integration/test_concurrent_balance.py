@@ -12,8 +12,10 @@ import pytest
 
 from pomelo.testing import Gate, Received, Reply, Script
 from pomelo.testing.upstream import WIRES
-from tests.integration.house import KINDS, WAYS, House, Told, open_house, say
+from tests.app import RunningApp, run_app
+from tests.driver import PROTOCOLS, Outcome
 from tests.redis_server import RedisServer
+from tests.tasks import TASK_BODIES, text_body
 from tests.unit.media import corpus
 
 TASKS = 20
@@ -21,25 +23,25 @@ CLAIMS_NOTHING = base64.b64encode(corpus.wav(6, per_second=0xFFFFFFFF)).decode()
 """Six seconds of sound; by its header it is over in an instant."""
 
 BODIES: dict[str, dict[str, Any]] = {
-    "text": say("Hello there, all of you", max_tokens=20),
-    "image": KINDS["image"],
-    "tts": KINDS["tts"],
-    "sts": KINDS["sts"] | {"audio": CLAIMS_NOTHING},
-    "stt": KINDS["stt"] | {"audio": CLAIMS_NOTHING},
+    "text": text_body("Hello there, all of you", max_tokens=20),
+    "image": TASK_BODIES["image"],
+    "tts": TASK_BODIES["tts"],
+    "sts": TASK_BODIES["sts"] | {"audio": CLAIMS_NOTHING},
+    "stt": TASK_BODIES["stt"] | {"audio": CLAIMS_NOTHING},
 }
 
 
 @pytest.fixture(scope="module", name="house", params=["sqlite", "redis"])
 async def _house(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> AsyncIterator[House]:
+) -> AsyncIterator[RunningApp]:
     folder = tmp_path_factory.mktemp("balance")
     if request.param == "sqlite":
-        async with open_house(folder) as opened:
+        async with run_app(folder) as opened:
             yield opened
         return
     with RedisServer() as server:
-        async with open_house(folder, settings={"store": server.url}) as opened:
+        async with run_app(folder, settings={"store": server.url}) as opened:
             yield opened
 
 
@@ -54,20 +56,20 @@ def waiting(gate: Gate) -> Script:
     return script
 
 
-async def ended(tasks: set[asyncio.Task[Told]], count: int) -> None:
+async def ended(tasks: set[asyncio.Task[Outcome]], count: int) -> None:
     """Returns when that many tasks have ended."""
     left = tasks
     while len(tasks) - len(left) < count:
         _, left = await asyncio.wait(left, return_when=asyncio.FIRST_COMPLETED)
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("way", PROTOCOLS)
 @pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
 @pytest.mark.parametrize("kind", BODIES)
 async def test_of_many_tasks_on_a_balance_for_one_a_single_one_runs_and_is_paid(
-    house: House, kind: str, stream: bool, way: str, caplog: pytest.LogCaptureFixture
+    house: RunningApp, kind: str, stream: bool, way: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    rich = await house.caller()
+    rich = await house.account()
     gate = Gate()
     house.upstream.default = waiting(gate)
     async with asyncio.timeout(30):
@@ -77,7 +79,7 @@ async def test_of_many_tasks_on_a_balance_for_one_a_single_one_runs_and_is_paid(
         gate.open()
         assert (await one).code == "ok"
 
-        caller = await house.caller(live=reserved)
+        caller = await house.account(live=reserved)
         gate = Gate()
         house.upstream.default = waiting(gate)
         tasks = {

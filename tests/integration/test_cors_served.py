@@ -7,9 +7,11 @@ from collections.abc import AsyncIterator
 import aiohttp
 import pytest
 
+from tests.app import RunningApp, run_app
+from tests.driver import Outcome
 from tests.integration.commands import pomelo, staying
-from tests.integration.house import KINDS, House, Told, open_house, say
 from tests.ports import free_port
+from tests.tasks import TASK_BODIES, text_body
 
 APP, FOREIGN = "https://app.example", "https://evil.example"
 WAY = pytest.mark.parametrize("way", ["rest", "remote"])
@@ -21,13 +23,13 @@ HEADERS = {
 
 
 @pytest.fixture(scope="module", name="house")
-async def _house(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[House]:
+async def _house(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[RunningApp]:
     given = {"cors_origins": (APP,)}
-    async with open_house(tmp_path_factory.mktemp("cors"), settings=given, gateway_settings=given) as opened:
+    async with run_app(tmp_path_factory.mktemp("cors"), settings=given, gateway_settings=given) as opened:
         yield opened
 
 
-def exposes_all(told: Told) -> bool:
+def exposes_all(told: Outcome) -> bool:
     """Whether a script may read the answer and each of its headers that the documentation names."""
     exposed = {name.strip().lower() for name in told.headers["access-control-expose-headers"].split(",")}
     ours = {
@@ -41,26 +43,33 @@ def exposes_all(told: Told) -> bool:
 
 @WAY
 @pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
-@pytest.mark.parametrize("kind", KINDS)
-async def test_an_answer_of_every_kind_may_be_read(house: House, kind: str, way: str, stream: bool) -> None:
-    caller = await house.caller("all")
-    told = await house.ask(way, caller.test, KINDS[kind], stream=stream, headers={"Origin": APP})
+@pytest.mark.parametrize("kind", TASK_BODIES)
+async def test_an_answer_of_every_kind_may_be_read(
+    house: RunningApp, kind: str, way: str, stream: bool
+) -> None:
+    caller = await house.account("all")
+    told = await house.ask(way, caller.test, TASK_BODIES[kind], stream=stream, headers={"Origin": APP})
     assert told.code == "ok"
     assert exposes_all(told)
 
 
 @WAY
 @pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
-async def test_refusals_may_be_read_by_an_allowed_origin_alone(house: House, way: str, stream: bool) -> None:
-    poor, five = await house.caller("all", test=0), await house.caller("five")
+async def test_refusals_may_be_read_by_an_allowed_origin_alone(
+    house: RunningApp, way: str, stream: bool
+) -> None:
+    poor, five = await house.account("all", test=0), await house.account("five")
     for _ in range(5):
-        await house.ask(way, five.test, say())
+        await house.ask(way, five.test, text_body())
     asked = {
-        "insufficient_credits": (poor.test, say()),
-        "rate_limit_exceeded": (five.test, say()),
-        "unsupported_model": (poor.test, say(model="gpt-99")),
-        "invalid_api_key": ("wrong", say()),
-        "provider_unavailable": ((await house.caller("all")).test, say("[[error:provider_unavailable]]")),
+        "insufficient_credits": (poor.test, text_body()),
+        "rate_limit_exceeded": (five.test, text_body()),
+        "unsupported_model": (poor.test, text_body(model="gpt-99")),
+        "invalid_api_key": ("wrong", text_body()),
+        "provider_unavailable": (
+            (await house.account("all")).test,
+            text_body("[[error:provider_unavailable]]"),
+        ),
     }
     for code, (key, body) in asked.items():
         told = await house.ask(way, key, body, stream=stream, headers={"Origin": APP})
@@ -72,12 +81,12 @@ async def test_refusals_may_be_read_by_an_allowed_origin_alone(house: House, way
 
 
 @WAY
-async def test_preflights_cost_no_request_and_are_no_failed_keys(house: House, way: str) -> None:
-    caller = await house.caller("five")
+async def test_preflights_cost_no_request_and_are_no_failed_keys(house: RunningApp, way: str) -> None:
+    caller = await house.account("five")
     for _ in range(30):
         async with house.session.options(f"{house.urls[way]}/api/v1/task", headers=HEADERS) as answer:
             assert (answer.status, answer.headers["Access-Control-Allow-Origin"]) == (204, APP)
-    told = await house.ask(way, caller.test, say())
+    told = await house.ask(way, caller.test, text_body())
     assert (told.code, told.headers["x-ratelimit-remaining"]) == ("ok", "4")
 
 

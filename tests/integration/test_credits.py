@@ -14,20 +14,22 @@ from pomelo.catalog.catalog import Catalog
 from pomelo.catalog.pricing import Usage, cost, decode_prices
 from pomelo.stores.ledger import UsageRecord
 from pomelo.testing import Answer, Received, Stop, error_reply
-from tests.integration.house import KINDS, RICH, WAYS, House, Told, open_house, say
+from tests.app import RICH, RunningApp, run_app
+from tests.driver import PROTOCOLS, Outcome
+from tests.tasks import TASK_BODIES, text_body
 
-WAY = pytest.mark.parametrize("way", WAYS)
+WAY = pytest.mark.parametrize("way", PROTOCOLS)
 HOW = pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
 CATALOG = Catalog.load()
 
 
 @pytest.fixture(scope="module", name="house")
-async def _house(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[House]:
-    async with open_house(tmp_path_factory.mktemp("credits")) as opened:
+async def _house(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[RunningApp]:
+    async with run_app(tmp_path_factory.mktemp("credits")) as opened:
         yield opened
 
 
-def sent(house: House, prompt: str) -> list[Received]:
+def sent(house: RunningApp, prompt: str) -> list[Received]:
     """The requests that reached a vendor with a prompt."""
     return [r for r in house.upstream.requests if prompt in r.prompt]
 
@@ -59,11 +61,11 @@ def micros(text: str) -> int:
 @WAY
 @HOW
 async def test_without_max_tokens_the_vendor_is_asked_for_what_can_be_paid(
-    house: House, way: str, stream: bool
+    house: RunningApp, way: str, stream: bool
 ) -> None:
-    caller = await house.caller(live=3_000)
+    caller = await house.account(live=3_000)
     prompt = f"cut {way} {stream}"
-    told = await house.ask(way, caller.live, say(prompt), stream=stream)
+    told = await house.ask(way, caller.live, text_body(prompt), stream=stream)
     assert told.code == "ok"
     (request,) = sent(house, prompt)
     asked = request.body["max_completion_tokens"]
@@ -76,44 +78,44 @@ async def test_without_max_tokens_the_vendor_is_asked_for_what_can_be_paid(
 
 
 @WAY
-async def test_who_can_pay_for_all_is_not_cut(house: House, way: str) -> None:
-    caller = await house.caller()
+async def test_who_can_pay_for_all_is_not_cut(house: RunningApp, way: str) -> None:
+    caller = await house.account()
     prompt = f"uncut {way}"
-    assert (await house.ask(way, caller.live, say(prompt))).code == "ok"
+    assert (await house.ask(way, caller.live, text_body(prompt))).code == "ok"
     assert "max_completion_tokens" not in sent(house, prompt)[0].body
-    assert (await house.ask(way, caller.live, say(prompt, max_tokens=7))).code == "ok"
+    assert (await house.ask(way, caller.live, text_body(prompt, max_tokens=7))).code == "ok"
     assert sent(house, prompt)[1].body["max_completion_tokens"] == 7
 
 
 @WAY
 @HOW
 async def test_max_tokens_that_cannot_be_paid_are_refused_before_any_call(
-    house: House, way: str, stream: bool
+    house: RunningApp, way: str, stream: bool
 ) -> None:
-    caller = await house.caller(live=3_000, test=3_000)
+    caller = await house.account(live=3_000, test=3_000)
     prompt = f"poor {way} {stream}"
     most = (3_000 - 5 * (len(prompt) + 32)) // 20
     for key in (caller.live, caller.test):
-        told = await house.ask(way, key, say(prompt, max_tokens=most + 1), stream=stream)
+        told = await house.ask(way, key, text_body(prompt, max_tokens=most + 1), stream=stream)
         assert (told.code, told.message) == (
             "insufficient_credits",
             "Insufficient credits for this operation",
         )
         assert told.headers["x-credits-remaining"] == "0.003"
-        assert "x-credits-charged" not in told.last
+        assert "x-credits-charged" not in told.metadata
     assert not sent(house, prompt)
     assert (await house.balance(caller, live=True)).available == 3_000
-    told = await house.ask(way, caller.live, say(prompt, max_tokens=most), stream=stream)
+    told = await house.ask(way, caller.live, text_body(prompt, max_tokens=most), stream=stream)
     assert told.code == "ok"
 
 
 @WAY
-@pytest.mark.parametrize("kind", KINDS)
-async def test_without_credits_nothing_is_done(house: House, kind: str, way: str) -> None:
-    caller = await house.caller(live=0, test=0)
+@pytest.mark.parametrize("kind", TASK_BODIES)
+async def test_without_credits_nothing_is_done(house: RunningApp, kind: str, way: str) -> None:
+    caller = await house.account(live=0, test=0)
     before = len(house.upstream.requests)
     for key in (caller.live, caller.test):
-        told = await house.ask(way, key, KINDS[kind])
+        told = await house.ask(way, key, TASK_BODIES[kind])
         assert (told.code, told.headers["x-credits-remaining"]) == ("insufficient_credits", "0")
     assert len(house.upstream.requests) == before
     assert not await house.records(caller)
@@ -125,14 +127,14 @@ async def test_without_credits_nothing_is_done(house: House, kind: str, way: str
 @WAY
 @HOW
 @pytest.mark.parametrize("side", ["test", "live"])
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", TASK_BODIES)
 async def test_a_task_costs_its_price_times_its_counts(
-    house: House, kind: str, side: str, way: str, stream: bool
+    house: RunningApp, kind: str, side: str, way: str, stream: bool
 ) -> None:
-    caller = await house.caller()
+    caller = await house.account()
     live = side == "live"
     began = time.time()
-    body = KINDS[kind]
+    body = TASK_BODIES[kind]
     told = await house.ask(
         way, getattr(caller, side), body, stream=stream, headers={"X-Request-Id": f"id-{way}"}
     )
@@ -140,20 +142,20 @@ async def test_a_task_costs_its_price_times_its_counts(
     check(await one(house, told, way, live=live, caller=caller), told, way, body, began, live=live)
 
 
-async def one(house: House, told: Told, way: str, *, live: bool, caller: Any) -> UsageRecord:
+async def one(house: RunningApp, told: Outcome, way: str, *, live: bool, caller: Any) -> UsageRecord:
     """The one record of a side, whose balance fits it."""
     (record,) = await house.records(caller, live=live)
     assert not await house.records(caller, live=not live)
     balance = await house.balance(caller, live=live)
     assert (balance.spent, balance.held) == (record.cost, 0)
-    assert await house.slots(caller, live=live) == 0
-    if "x-credits-charged" in told.last:
-        assert micros(told.last["x-credits-charged"]) == record.cost
+    assert await house.concurrency(caller, live=live) == 0
+    if "x-credits-charged" in told.metadata:
+        assert micros(told.metadata["x-credits-charged"]) == record.cost
     return record
 
 
 def check(
-    record: UsageRecord, told: Told, way: str, body: dict[str, Any], began: float, *, live: bool
+    record: UsageRecord, told: Outcome, way: str, body: dict[str, Any], began: float, *, live: bool
 ) -> None:
     """A record of a whole task has every field right."""
     model = CATALOG.models[body["model"]]
@@ -197,29 +199,29 @@ def check(
 @pytest.mark.parametrize("way", ["rest", "remote"])
 @pytest.mark.parametrize("side", ["test", "live"])
 @pytest.mark.parametrize("kind", ["image", "tts", "sts"])
-async def test_raw_bytes_cost_the_same(house: House, kind: str, side: str, way: str) -> None:
-    caller = await house.caller()
+async def test_raw_bytes_cost_the_same(house: RunningApp, kind: str, side: str, way: str) -> None:
+    caller = await house.account()
     began = time.time()
     told = await house.ask(
         way,
         getattr(caller, side),
-        KINDS[kind],
+        TASK_BODIES[kind],
         accept="image/*, audio/*",
         headers={"X-Request-Id": f"id-{way}"},
     )
     assert told.status == 200
     live = side == "live"
     record = await one(house, told, way, live=live, caller=caller)
-    check(record, told, way, KINDS[kind], began, live=live)
+    check(record, told, way, TASK_BODIES[kind], began, live=live)
     assert record.output_bytes == int(told.content.split()[0])
 
 
 @WAY
 @HOW
 async def test_after_another_route_the_record_names_who_answered(
-    house: House, way: str, stream: bool
+    house: RunningApp, way: str, stream: bool
 ) -> None:
-    caller = await house.caller()
+    caller = await house.account()
     prompt = f"elsewhere {way} {stream}"
     body = {"model": "flux-1-schnell", "prompt": prompt, "width": 512, "height": 512}
     told = await house.ask(way, caller.live, body, stream=stream)
@@ -243,17 +245,17 @@ FAILURES: dict[str, Any] = {
 @HOW
 @pytest.mark.parametrize("name", FAILURES)
 async def test_a_failed_task_costs_nothing_and_frees_everything(
-    house: House, name: str, way: str, stream: bool
+    house: RunningApp, name: str, way: str, stream: bool
 ) -> None:
-    caller = await house.caller("wide", live=5_000)
+    caller = await house.account("wide", live=5_000)
     prompt = f"failure {name} {way} {stream}"
     house.upstream.when(prompt, FAILURES[name])
     for _ in range(3):  # more than there are slots
-        told = await house.ask(way, caller.live, say(prompt), stream=stream)
+        told = await house.ask(way, caller.live, text_body(prompt), stream=stream)
         assert told.code not in ("ok", "concurrency_limit_exceeded", "insufficient_credits")
-        assert told.last["x-credits-charged"] == "0"
-        assert told.last["x-credits-remaining"] == "0.005"
-        assert told.last["x-ratelimit-remaining-concurrent"] == "2"
+        assert told.metadata["x-credits-charged"] == "0"
+        assert told.metadata["x-credits-remaining"] == "0.005"
+        assert told.metadata["x-ratelimit-remaining-concurrent"] == "2"
     balance = await house.balance(caller, live=True)
     assert (balance.spent, balance.held) == (0, 0)
     assert not await house.records(caller)
@@ -263,26 +265,26 @@ async def test_a_failed_task_costs_nothing_and_frees_everything(
 @HOW
 @pytest.mark.parametrize("kind", ["tts", "image"])
 async def test_a_failed_task_of_a_known_price_is_not_said_to_cost_it(
-    house: House, kind: str, way: str, stream: bool
+    house: RunningApp, kind: str, way: str, stream: bool
 ) -> None:
-    caller = await house.caller()
+    caller = await house.account()
     field = "text" if kind == "tts" else "prompt"
-    body = KINDS[kind] | {field: "[[error:provider_failed]]"}
+    body = TASK_BODIES[kind] | {field: "[[error:provider_failed]]"}
     told = await house.ask(way, caller.test, body, stream=stream)
     assert told.code == "provider_failed"
-    assert told.last["x-credits-charged"] == "0"
-    assert told.last["x-credits-remaining"] == str(RICH // 10**6)
+    assert told.metadata["x-credits-charged"] == "0"
+    assert told.metadata["x-credits-remaining"] == str(RICH // 10**6)
 
 
 # --- what the vendor counts
 
 
 @WAY
-async def test_what_the_vendor_does_not_count_is_estimated_and_marked(house: House, way: str) -> None:
-    caller = await house.caller()
+async def test_what_the_vendor_does_not_count_is_estimated_and_marked(house: RunningApp, way: str) -> None:
+    caller = await house.account()
     prompt = f"uncounted {way} stream"
     house.upstream.when(prompt, Answer("five words are in here", usage=None))
-    told = await house.ask(way, caller.live, say(prompt), stream=True)
+    told = await house.ask(way, caller.live, text_body(prompt), stream=True)
     (record,) = await house.records(caller)
     assert record.source == "estimated"
     assert record.complete
@@ -294,31 +296,33 @@ async def test_what_the_vendor_does_not_count_is_estimated_and_marked(house: Hou
 @WAY
 @HOW
 async def test_a_vendor_that_counts_more_than_was_held_makes_no_balance_negative(
-    house: House, way: str, stream: bool, caplog: pytest.LogCaptureFixture
+    house: RunningApp, way: str, stream: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
-    caller = await house.caller(live=5_000)
+    caller = await house.account(live=5_000)
     prompt = f"overrun {way} {stream}"
     usage = {"prompt_tokens": 100, "completion_tokens": 1_000, "total_tokens": 1_100}
     house.upstream.when(prompt, Answer("short", usage=usage))
-    told = await house.ask(way, caller.live, say(prompt, max_tokens=10), stream=stream)
+    told = await house.ask(way, caller.live, text_body(prompt, max_tokens=10), stream=stream)
     assert told.code == "ok"
     (record,) = await house.records(caller)
     assert (record.cost, record.uncollected) == (5_000, 100 * 4 + 1_000 * 20 - 5_000)
     assert record.cost + record.uncollected == counted(record)
     (line,) = [entry for entry in caplog.records if "uncollected" in entry.getMessage()]
     assert line.levelname == "ERROR"
-    for named in (caller.account, record.task_id, "0.0154 credits"):
+    for named in (caller.name, record.task_id, "0.0154 credits"):
         assert named in line.getMessage()
     balance = await house.balance(caller, live=True)
     assert (balance.available, balance.held) == (0, 0)
-    assert told.last["x-credits-remaining"] == "0" or (stream and way != "grpc")
-    assert (await house.ask(way, caller.live, say(prompt), stream=stream)).code == "insufficient_credits"
+    assert told.metadata["x-credits-remaining"] == "0" or (stream and way != "grpc")
+    assert (
+        await house.ask(way, caller.live, text_body(prompt), stream=stream)
+    ).code == "insufficient_credits"
 
 
 @WAY
-async def test_credits_are_never_overdrawn_by_many_at_once(house: House, way: str) -> None:
-    caller = await house.caller(test=40_000 * 7 + 39_999)
-    answers = await asyncio.gather(*[house.ask(way, caller.test, KINDS["image"]) for _ in range(30)])
+async def test_credits_are_never_overdrawn_by_many_at_once(house: RunningApp, way: str) -> None:
+    caller = await house.account(test=40_000 * 7 + 39_999)
+    answers = await asyncio.gather(*[house.ask(way, caller.test, TASK_BODIES["image"]) for _ in range(30)])
     assert sorted(told.code for told in answers) == ["insufficient_credits"] * 23 + ["ok"] * 7
     balance = await house.balance(caller)
     assert (balance.available, balance.held) == (39_999, 0)

@@ -16,10 +16,11 @@ from pomelo.gen.v1.task_service_pb2 import RunTaskRequest, StreamTaskRequest
 from pomelo.gen.v1.task_service_pb2_grpc import TaskServiceStub
 from pomelo.stores.ledger import UsageRecord
 from pomelo.testing import Answer, Gate, Received, Speech
-from tests.integration.house import WAYS, Caller, House, open_house, say
-from tests.parity.wires import to_task
+from tests.app import Account, RunningApp, run_app
+from tests.driver import PROTOCOLS
+from tests.tasks import text_body, to_task
 
-WAY = pytest.mark.parametrize("way", WAYS)
+WAY = pytest.mark.parametrize("way", PROTOCOLS)
 HOW = pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
 WORDS = "one two three four five six"
 PLACES: dict[str, tuple[dict[str, Any], int]] = {
@@ -36,15 +37,15 @@ WITHIN = 0.1
 
 
 @pytest.fixture(scope="module", name="house")
-async def _house(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[House]:
-    async with open_house(tmp_path_factory.mktemp("leaving")) as opened:
+async def _house(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[RunningApp]:
+    async with run_app(tmp_path_factory.mktemp("leaving")) as opened:
         yield opened
 
 
 class Client:
     """One caller who reads pieces and leaves when told to."""
 
-    def __init__(self, house: House, way: str, key: str, body: dict[str, Any], *, stream: bool) -> None:
+    def __init__(self, house: RunningApp, way: str, key: str, body: dict[str, Any], *, stream: bool) -> None:
         self.pieces = 0
         self.content = ""
         self._heard = asyncio.Condition()
@@ -95,16 +96,16 @@ class Client:
                     await self._took("")
 
 
-async def free(house: House, caller: Caller, *, live: bool = True) -> float:
+async def free(house: RunningApp, caller: Account, *, live: bool = True) -> float:
     """Waits until no slot is taken; seconds that it took."""
     began = time.monotonic()
     async with asyncio.timeout(5):
-        while await house.slots(caller, live=live):
+        while await house.concurrency(caller, live=live):
             pass
     return time.monotonic() - began
 
 
-def received(house: House, prompt: str) -> Received:
+def received(house: RunningApp, prompt: str) -> Received:
     """The one request of a prompt that reached the vendor."""
     (request,) = [r for r in house.upstream.requests if prompt in r.prompt]
     return request
@@ -117,7 +118,7 @@ def counted(record: UsageRecord) -> int:
 
 
 async def check_billed(
-    house: House, caller: Caller, pieces: int, *, stream: bool, provider: str = "openai"
+    house: RunningApp, caller: Account, pieces: int, *, stream: bool, provider: str = "openai"
 ) -> None:
     """What was delivered is charged, once; nothing is held."""
     balance = await house.balance(caller, live=True)
@@ -140,19 +141,19 @@ async def check_billed(
 @HOW
 @pytest.mark.parametrize("place", PLACES)
 async def test_a_caller_who_leaves_pays_for_what_was_delivered(
-    house: House, place: str, way: str, stream: bool
+    house: RunningApp, place: str, way: str, stream: bool
 ) -> None:
     where, pieces = PLACES[place]
-    caller = await house.caller("wide")
+    caller = await house.account("wide")
     prompt = f"leave {place} {way} {stream}"
     gate = Gate()
     waits: dict[str, Any] = {"before": (gate,)} if "before" in where else {"at": {where["at"]: gate}}
     house.upstream.when(prompt, Answer(WORDS, **waits))
-    client = Client(house, way, caller.live, say(prompt, max_tokens=50), stream=stream)
+    client = Client(house, way, caller.live, text_body(prompt, max_tokens=50), stream=stream)
     await gate.reached.wait()
     if stream:
         await client.has(pieces)
-    assert await house.slots(caller, live=True) == 1
+    assert await house.concurrency(caller, live=True) == 1
     await client.leave()
     await free(house, caller)
     async with asyncio.timeout(5):
@@ -163,14 +164,16 @@ async def test_a_caller_who_leaves_pays_for_what_was_delivered(
 @WAY
 @HOW
 @pytest.mark.parametrize("place", PLACES)
-async def test_a_deadline_bills_what_was_delivered(house: House, place: str, way: str, stream: bool) -> None:
+async def test_a_deadline_bills_what_was_delivered(
+    house: RunningApp, place: str, way: str, stream: bool
+) -> None:
     where, pieces = PLACES[place]
-    caller = await house.caller("wide")
+    caller = await house.account("wide")
     prompt = f"late {place} {way} {stream}"
     gate = Gate()
     waits: dict[str, Any] = {"before": (gate,)} if "before" in where else {"at": {where["at"]: gate}}
     house.upstream.when(prompt, Answer(WORDS, **waits))
-    told = await house.ask(way, caller.live, say(prompt, max_tokens=50), stream=stream, within=0.6)
+    told = await house.ask(way, caller.live, text_body(prompt, max_tokens=50), stream=stream, within=0.6)
     assert told.code == "deadline_exceeded"
     assert not told.done
     await free(house, caller)
@@ -182,8 +185,8 @@ async def test_a_deadline_bills_what_was_delivered(house: House, place: str, way
 
 
 @WAY
-async def test_who_leaves_a_sound_pays_for_the_time_that_came(house: House, way: str) -> None:
-    caller = await house.caller("wide")
+async def test_who_leaves_a_sound_pays_for_the_time_that_came(house: RunningApp, way: str) -> None:
+    caller = await house.account("wide")
     text = "A sound of some length, of which not all is heard. " * 4
     body = {"model": "eleven-labs-tts", "text": text, "voice": "adam", "output_format": "pcm_16000"}
     gate = Gate()
@@ -202,12 +205,12 @@ async def test_who_leaves_a_sound_pays_for_the_time_that_came(house: House, way:
 
 
 @WAY
-async def test_who_leaves_a_picture_pays_nothing(house: House, way: str) -> None:
-    caller = await house.caller("wide")
+async def test_who_leaves_a_picture_pays_nothing(house: RunningApp, way: str) -> None:
+    caller = await house.account("wide")
     body = {"model": "flux-1-pro", "prompt": "[[stall]] a kite", "width": 96, "height": 64}
     client = Client(house, way, caller.test, body, stream=True)
     async with asyncio.timeout(5):
-        while not await house.slots(caller):
+        while not await house.concurrency(caller):
             pass
     await client.leave()
     await free(house, caller, live=False)
@@ -216,30 +219,30 @@ async def test_who_leaves_a_picture_pays_nothing(house: House, way: str) -> None
 
 
 @WAY
-async def test_an_answer_that_is_cut_by_the_vendor_costs_what_came(house: House, way: str) -> None:
-    caller = await house.caller("wide")
-    told = await house.ask(way, caller.test, say("[[words:20]] [[cut]]"), stream=True)
+async def test_an_answer_that_is_cut_by_the_vendor_costs_what_came(house: RunningApp, way: str) -> None:
+    caller = await house.account("wide")
+    told = await house.ask(way, caller.test, text_body("[[words:20]] [[cut]]"), stream=True)
     assert told.code == "provider_failed"
     (record,) = await house.records(caller)
     assert (record.output_tokens, record.complete) == (10, False)
     assert record.cost == counted(record) == (await house.balance(caller)).spent
     if way == "grpc":
-        assert float(told.trailer["x-credits-charged"]) * 10**6 == pytest.approx(record.cost)
+        assert float(told.trailers["x-credits-charged"]) * 10**6 == pytest.approx(record.cost)
 
 
 @WAY
 @HOW
 async def test_a_slot_is_free_and_the_vendor_left_within_a_tenth_of_a_second(
-    house: House, way: str, stream: bool
+    house: RunningApp, way: str, stream: bool
 ) -> None:
     """In the median of those who leave one after another: the machine may be busy with something else."""
-    caller = await house.caller("wide")
+    caller = await house.account("wide")
     slots, upstream = [], []
     for number in range(15):
         prompt = f"again {way} {stream} {number}."
         gate = Gate()
         house.upstream.when(prompt, Answer(WORDS, at={1: gate}))
-        client = Client(house, way, caller.live, say(prompt, max_tokens=5), stream=stream)
+        client = Client(house, way, caller.live, text_body(prompt, max_tokens=5), stream=stream)
         async with asyncio.timeout(5):
             await gate.reached.wait()
         left = asyncio.get_running_loop().time()
@@ -254,14 +257,14 @@ async def test_a_slot_is_free_and_the_vendor_left_within_a_tenth_of_a_second(
     assert median(upstream) < WITHIN
 
 
-async def test_a_connection_that_breaks_is_a_caller_who_left(house: House) -> None:
-    caller = await house.caller("wide")
+async def test_a_connection_that_breaks_is_a_caller_who_left(house: RunningApp) -> None:
+    caller = await house.account("wide")
     prompt = "the channel goes away"
     gate = Gate()
     house.upstream.when(prompt, Answer(WORDS, at={2: gate}))
-    assert house.app.grpc is not None
-    channel = grpc.aio.insecure_channel(house.app.grpc, options=[("grpc.use_local_subchannel_pool", 1)])
-    task = to_task(say(prompt, max_tokens=20))
+    assert house.server.grpc is not None
+    channel = grpc.aio.insecure_channel(house.server.grpc, options=[("grpc.use_local_subchannel_pool", 1)])
+    task = to_task(text_body(prompt, max_tokens=20))
     metadata = [("authorization", f"Bearer {caller.live}")]
     call = TaskServiceStub(channel).StreamTask(StreamTaskRequest(task=task), metadata=metadata)
     for _ in range(3):  # started, and two words

@@ -16,13 +16,13 @@ from pomelo.gen.v1.account_service_pb2 import ListUsageRequest
 from pomelo.gen.v1.media_service_pb2 import UploadMediaRequest
 from pomelo.gen.v1.media_service_pb2_grpc import MediaServiceStub
 from pomelo.settings import Settings
-from tests.integration.asking import call_of
-from tests.parity.wires import Ask, Grpc, Rest
+from tests.calls import call_of
+from tests.driver import GrpcDriver, RestDriver, TaskRequest
 
 
-def ask(key: str, text: str, *, stream: bool) -> Ask:
+def ask(key: str, text: str, *, stream: bool) -> TaskRequest:
     """A text task of one message."""
-    return Ask({"model": "gpt-4", "messages": [{"role": "user", "content": text}]}, key, stream)
+    return TaskRequest({"model": "gpt-4", "messages": [{"role": "user", "content": text}]}, key, stream)
 
 
 async def warm(wires: list[Any], key: str) -> None:
@@ -47,7 +47,7 @@ async def test_short_tasks_end_and_long_ones_are_told(tmp_path: Path, stream: bo
             assert app.grpc is not None
             _, key = await app.keyring.create()
             channel = grpc.aio.insecure_channel(app.grpc)
-            wires: list[Any] = [Grpc(channel), Rest(session, "http://{}:{}".format(*app.rest))]
+            wires: list[Any] = [GrpcDriver(channel), RestDriver(session, "http://{}:{}".format(*app.rest))]
             await warm(wires, key)
             short = [asyncio.create_task(w(ask(key, "[[delay:0.4]]", stream=stream))) for w in wires]
             long = [asyncio.create_task(w(ask(key, "[[stall]]", stream=stream))) for w in wires]
@@ -75,7 +75,7 @@ async def test_two_apps_live_in_one_process(tmp_path: Path) -> None:
         assert first.rest is not None
         assert second.rest is not None
         codes = [
-            (await Rest(session, "http://{}:{}".format(*app.rest))(ask(key, "Hi", stream=False))).code
+            (await RestDriver(session, "http://{}:{}".format(*app.rest))(ask(key, "Hi", stream=False))).code
             for app in (first, second)
             if app.rest is not None
         ]
@@ -90,7 +90,7 @@ async def test_a_gateway_alone_drains_as_well(tmp_path: Path) -> None:
         _, key = await app.keyring.create()
         began = 0.0
         async with open_gateway(alone, app.grpc) as (host, port):
-            wire = Rest(session, f"http://{host}:{port}")
+            wire = RestDriver(session, f"http://{host}:{port}")
             await warm([wire], key)
             short = asyncio.create_task(wire(ask(key, "[[delay:0.4]]", stream=True)))
             long = [asyncio.create_task(wire(ask(key, "[[stall]]", stream=s))) for s in (False, True)]

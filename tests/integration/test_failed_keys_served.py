@@ -17,7 +17,7 @@ from pomelo.gen.v1.model_service_pb2_grpc import ModelServiceStub
 from pomelo.origin import GatewayProof
 from pomelo.server.remote import open_remote
 from pomelo.settings import Settings
-from tests.integration.asking import bearer, call_of, reason_of
+from tests.calls import bearer, call_of, reason_of
 
 
 @pytest.fixture

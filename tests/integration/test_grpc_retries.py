@@ -34,11 +34,12 @@ from pomelo.server.server import ServerOptions, open_server
 from pomelo.service import TaskService
 from pomelo.testing import Answer, FaultUpstream, Received, Reply, error_reply
 from tests import node_client
+from tests.app import RunningApp, run_app
+from tests.calls import bearer, reason_of
 from tests.conftest import Keys
 from tests.faults import frames, http2
-from tests.integration.asking import bearer, reason_of, text_task
-from tests.integration.house import House, open_house
 from tests.ports import free_port
+from tests.tasks import text_task
 
 ATTEMPTS = 4
 
@@ -288,22 +289,22 @@ class DownAtFirst:
 
 
 @pytest.fixture(scope="module", name="house")
-async def _house(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[House]:
-    async with open_house(tmp_path_factory.mktemp("retries")) as opened:
+async def _house(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[RunningApp]:
+    async with run_app(tmp_path_factory.mktemp("retries")) as opened:
         yield opened
 
 
 async def test_a_task_whose_provider_was_down_is_billed_once_when_a_retry_succeeds(
-    client: Client, house: House
+    client: Client, house: RunningApp
 ) -> None:
-    caller = await house.caller()
+    caller = await house.account()
     calls, vendors = [], []
     for method in ("RunTask", "StreamTask"):
         calls.append((method, f"down for a while {method} {time.monotonic_ns()}"))
         vendors.append(DownAtFirst(RETRIES + 1))
         house.upstream.when(calls[-1][1], vendors[-1])
-    assert house.app.grpc is not None
-    for ended in await client(house.app.grpc, caller.live, PLAIN, calls):
+    assert house.server.grpc is not None
+    for ended in await client(house.server.grpc, caller.live, PLAIN, calls):
         assert (ended.status, ended.content) == ("OK", "one two")
     assert [vendor.asked for vendor in vendors] == [RETRIES + 2] * 2
     records = await house.records(caller)

@@ -20,7 +20,7 @@ from pomelo.gen.v1.model_service_pb2_grpc import ModelServiceStub
 from pomelo.gen.v1.task_pb2 import Task
 from pomelo.gen.v1.task_service_pb2 import RunTaskRequest
 from pomelo.server.limits import Connections
-from tests.integration.asking import bearer, end, failure, reason_of, text_of, text_task
+from tests.calls import as_dict, bearer, end, failure, reason_of
 from tests.integration.played_services import (
     GATEWAY,
     KEY,
@@ -31,6 +31,7 @@ from tests.integration.played_services import (
     front,
     raises,
 )
+from tests.tasks import text_task
 
 LIMITS = {"x-ratelimit-limit": "20", "x-ratelimit-remaining": "19"}
 LARGE = "x" * 70_000
@@ -47,10 +48,10 @@ async def test_a_refusal_repeats_the_limits_in_its_trailing_metadata_alone(metho
     async with front(Played(**{when: raises(error)})) as opened:  # type: ignore[arg-type]
         failed = await failure(opened.task(method))
     assert reason_of(failed) == "rate_limit_exceeded"
-    trailing = text_of(failed.trailing_metadata())
+    trailing = as_dict(failed.trailing_metadata())
     assert trailing.items() >= LIMITS.items()
     assert (trailing["retry-after"], trailing["grpc-retry-pushback-ms"]) == ("7", "7000")
-    assert not text_of(failed.initial_metadata()).keys() & LIMITS.keys()
+    assert not as_dict(failed.initial_metadata()).keys() & LIMITS.keys()
 
 
 @pytest.mark.parametrize("fails", [False, True])
@@ -74,8 +75,8 @@ async def test_what_is_known_at_the_end_of_a_stream_is_trailing_metadata(fails: 
             assert reason_of(await failure(call)) == "provider_failed"
         else:
             await end(call)
-        assert text_of(await call.initial_metadata()).items() >= LIMITS.items()
-        trailing = text_of(await call.trailing_metadata())
+        assert as_dict(await call.initial_metadata()).items() >= LIMITS.items()
+        trailing = as_dict(await call.trailing_metadata())
     assert trailing["x-credits-charged"] == "0.5"
     assert "grpc-retry-pushback-ms" not in trailing, "the stream was accepted: nothing may be retried"
     assert not trailing.keys() & LIMITS.keys()
@@ -177,7 +178,7 @@ async def test_a_gateway_learns_that_a_task_was_accepted_before_its_first_event(
 
     async with front(Played(during=wait)) as opened:
         call = opened.task("StreamTask", metadata=[*bearer(KEY), *GATEWAY])
-        initial = text_of(await call.initial_metadata())
+        initial = as_dict(await call.initial_metadata())
         assert initial["x-pomelo-open"] == "1"
         assert initial.items() >= LIMITS.items()
         go_on.set()

@@ -12,9 +12,10 @@ from pomelo.call import Call
 from pomelo.errors import PomeloError
 from pomelo.gen.v1.media_service_pb2 import DownloadMediaRequest, UploadMediaRequest
 from pomelo.gen.v1.task_service_pb2 import RunTaskRequest
+from tests.calls import bearer, end, failure, reason_of
 from tests.faults import http2
-from tests.integration.asking import bearer, end, failure, reason_of, text_task
 from tests.integration.played_services import GATEWAY, KEY, PROOF, Played, front, raises
+from tests.tasks import text_task
 
 METHODS = pytest.mark.parametrize("method", ["RunTask", "StreamTask"])
 

@@ -14,24 +14,26 @@ import pytest
 from pomelo.gen.v1.media_service_pb2 import UploadMediaRequest
 from pomelo.gen.v1.media_service_pb2_grpc import MediaServiceStub
 from pomelo.testing import Speech
-from tests.integration.asking import bearer, reason_of
-from tests.integration.house import KINDS, WAYS, Caller, House, open_house
+from tests.app import Account, RunningApp, run_app
+from tests.calls import bearer, reason_of
+from tests.driver import PROTOCOLS
+from tests.tasks import TASK_BODIES
 
 KIB, MIB = 1024, 1024 * 1024
-WAY = pytest.mark.parametrize("way", WAYS)
+WAY = pytest.mark.parametrize("way", PROTOCOLS)
 SHORT = {"model": "eleven-labs-tts", "text": "Hi.", "voice": "adam"}
 URL, B64 = {"response_format": "url"}, {"response_format": "b64_json"}
-PICTURE = {**KINDS["image"], "model": "flux-1-schnell"}
+PICTURE = {**TASK_BODIES["image"], "model": "flux-1-schnell"}
 
 
 @pytest.fixture(scope="module", name="house")
-async def _house(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[House]:
+async def _house(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[RunningApp]:
     limits = {"media_account_limit": 2 * MIB, "media_limit": 200 * MIB, "disk_reserve": 0}
-    async with open_house(tmp_path_factory.mktemp("limits"), settings=limits) as opened:
+    async with run_app(tmp_path_factory.mktemp("limits"), settings=limits) as opened:
         yield opened
 
 
-async def upload(house: House, key: str, size: int) -> str:
+async def upload(house: RunningApp, key: str, size: int) -> str:
     """Uploads so many bytes over gRPC; the error's reason, or nothing."""
     pieces = [UploadMediaRequest(content_type="audio/mpeg")]
     pieces += [UploadMediaRequest(chunk=b"x" * min(100 * KIB, size - at)) for at in range(0, size, 100 * KIB)]
@@ -42,20 +44,20 @@ async def upload(house: House, key: str, size: int) -> str:
     return ""
 
 
-def media_of(house: House) -> set[Path]:
+def media_of(house: RunningApp) -> set[Path]:
     """All files in the media folder."""
-    return set((house.app.settings.data / "media").iterdir())
+    return set((house.server.settings.data / "media").iterdir())
 
 
-async def free(house: House, caller: Caller) -> None:
+async def free(house: RunningApp, caller: Account) -> None:
     """Asserts that the account has no reservation and no running task."""
     for live in (False, True):
         assert (await house.balance(caller, live=live)).held == 0
-        assert await house.slots(caller, live=live) == 0
+        assert await house.concurrency(caller, live=live) == 0
 
 
-async def test_uploads_end_at_the_limit_of_an_account_and_mode(house: House) -> None:
-    caller, other = await house.caller(), await house.caller()
+async def test_uploads_end_at_the_limit_of_an_account_and_mode(house: RunningApp) -> None:
+    caller, other = await house.account(), await house.account()
     for _ in range(4):
         assert await upload(house, caller.live, 512 * KIB) == ""
     before = media_of(house)
@@ -73,9 +75,9 @@ async def test_uploads_end_at_the_limit_of_an_account_and_mode(house: House) -> 
 @WAY
 @pytest.mark.parametrize("body", [SHORT, PICTURE], ids=["speech", "image"])
 async def test_a_link_that_has_no_room_is_refused_before_the_provider_is_asked(
-    way: str, body: dict[str, Any], house: House
+    way: str, body: dict[str, Any], house: RunningApp
 ) -> None:
-    caller = await house.caller()
+    caller = await house.account()
     assert await upload(house, caller.live, 2 * MIB) == ""
     house.upstream.reset()
     before = media_of(house)
@@ -95,9 +97,9 @@ async def test_a_link_that_has_no_room_is_refused_before_the_provider_is_asked(
 @WAY
 @pytest.mark.parametrize("body", [SHORT, PICTURE], ids=["speech", "image"])
 async def test_an_answer_that_need_not_be_stored_goes_back_inline(
-    way: str, body: dict[str, Any], house: House
+    way: str, body: dict[str, Any], house: RunningApp
 ) -> None:
-    caller, rich = await house.caller(), await house.caller()
+    caller, rich = await house.account(), await house.account()
     assert await upload(house, caller.live, 2 * MIB) == ""
     before = media_of(house)
     for asked in (body, {**body, **B64}):
@@ -121,9 +123,9 @@ async def test_an_answer_that_need_not_be_stored_goes_back_inline(
 @pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
 @pytest.mark.parametrize("asked", [URL, {}], ids=["url", "unasked"])
 async def test_audio_that_outgrows_its_room_is_still_delivered(
-    way: str, stream: bool, asked: dict[str, str], house: House
+    way: str, stream: bool, asked: dict[str, str], house: RunningApp
 ) -> None:
-    caller = await house.caller()
+    caller = await house.account()
     assert await upload(house, caller.live, 2 * MIB - 600 * KIB) == ""
     before = media_of(house)
     told = {}
@@ -141,9 +143,9 @@ async def test_audio_that_outgrows_its_room_is_still_delivered(
 
 @WAY
 async def test_audio_that_can_neither_be_stored_nor_returned_inline_costs_nothing(
-    way: str, house: House
+    way: str, house: RunningApp
 ) -> None:
-    caller = await house.caller()
+    caller = await house.account()
     assert await upload(house, caller.live, MIB) == ""
     before = media_of(house)
     for asked, code in ((URL, "payload_too_large"), ({}, "payload_too_large"), (B64, "ok")):
@@ -158,9 +160,9 @@ async def test_audio_that_can_neither_be_stored_nor_returned_inline_costs_nothin
 
 @WAY
 async def test_an_answer_for_an_idempotency_key_that_outgrows_its_room_costs_nothing(
-    way: str, house: House
+    way: str, house: RunningApp
 ) -> None:
-    caller = await house.caller()
+    caller = await house.account()
     assert await upload(house, caller.live, MIB) == ""
     headers = {"Idempotency-Key": "once"}
     for size, code in ((2 * MIB, "payload_too_large"), (100 * KIB, "ok"), (100 * KIB, "ok")):
@@ -172,13 +174,13 @@ async def test_an_answer_for_an_idempotency_key_that_outgrows_its_room_costs_not
     await free(house, caller)
 
 
-async def test_answers_count_for_the_account_and_mode_that_asked(house: House) -> None:
-    caller = await house.caller()
+async def test_answers_count_for_the_account_and_mode_that_asked(house: RunningApp) -> None:
+    caller = await house.account()
     assert await upload(house, caller.test, 2 * MIB - 64 * KIB) == ""
     house.upstream.reset()
     before = media_of(house)
     links = 0
-    while (told := await house.ask("grpc", caller.test, {**KINDS["image"], **URL})).links:
+    while (told := await house.ask("grpc", caller.test, {**TASK_BODIES["image"], **URL})).links:
         links += 1
     assert told.code == "payload_too_large"
     stored = [path.stat().st_size for path in media_of(house) - before]
@@ -194,8 +196,8 @@ async def test_when_all_media_or_the_disk_have_no_room_tasks_that_store_nothing_
     disk = os.statvfs(tmp_path)
     full = disk.f_bavail * disk.f_frsize + 2**40
     for limits in ({"media_limit": 1, "disk_reserve": 0}, {"disk_reserve": full}):
-        async with open_house(tmp_path / f"{len(limits)}", settings=limits) as house:
-            caller = await house.caller()
+        async with run_app(tmp_path / f"{len(limits)}", settings=limits) as house:
+            caller = await house.account()
             assert await upload(house, caller.live, 100 * KIB) == "UNAVAILABLE store_unavailable"
             form = {"model": "eleven-labs-stt", "audio": base64.b64encode(b"x" * 100 * KIB).decode()}
             if way != "grpc":
@@ -205,11 +207,11 @@ async def test_when_all_media_or_the_disk_have_no_room_tasks_that_store_nothing_
             for body in (SHORT, PICTURE):
                 told = await house.ask(way, caller.live, {**body, **URL})
                 assert told.code == "store_unavailable"
-                assert told.last.get("retry-after") or way == "grpc"
-            for body in (*KINDS.values(), {**SHORT, **B64}):
+                assert told.metadata.get("retry-after") or way == "grpc"
+            for body in (*TASK_BODIES.values(), {**SHORT, **B64}):
                 told = await house.ask(way, caller.live, body)
                 assert (told.code, told.links) == ("ok", ())
                 assert told.content
-            assert len(await house.records(caller, live=True)) == len(KINDS) + 1
+            assert len(await house.records(caller, live=True)) == len(TASK_BODIES) + 1
             assert media_of(house) == set()
             await free(house, caller)

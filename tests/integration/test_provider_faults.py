@@ -19,7 +19,9 @@ from pomelo.gen.v1.task_pb2 import TaskResult
 from pomelo.gen.v1.text_pb2 import FinishReason, TextDelta, TokenUsage
 from pomelo.providers.base import CODES, Event, Job
 from pomelo.providers.sandbox import Sandbox
-from tests.integration.house import KINDS, WAYS, House, digest, open_house, say
+from tests.app import RunningApp, run_app
+from tests.driver import PROTOCOLS, digest
+from tests.tasks import TASK_BODIES, text_body
 
 WORD = Event(text_delta=TextDelta(content="Hello"))
 LAST = Event(
@@ -140,20 +142,25 @@ def yielding(*events: Any, then: Callable[[], BaseException] | None = None) -> C
 
 
 @pytest.fixture(scope="module")
-async def house(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[House]:
+async def house(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[RunningApp]:
     """A server whose vendors are all the rogue provider."""
     providers = dict.fromkeys(("openai", "bfl", "elevenlabs"), ROGUE)
     folder: Path = tmp_path_factory.mktemp("rogue")
-    async with open_house(folder, providers={"sandbox": Sandbox(), **providers}) as opened:
+    async with run_app(folder, providers={"sandbox": Sandbox(), **providers}) as opened:
         yield opened
 
 
 async def check(
-    house: House, caplog: pytest.LogCaptureFixture, body: dict[str, Any], *, stream: bool, logged: bool = True
+    house: RunningApp,
+    caplog: pytest.LogCaptureFixture,
+    body: dict[str, Any],
+    *,
+    stream: bool,
+    logged: bool = True,
 ) -> None:
     """Asks every way: provider_failed, one line in the log, nothing charged or held."""
-    for way in WAYS:
-        caller = await house.caller()
+    for way in PROTOCOLS:
+        caller = await house.account()
         caplog.clear()
         request_id = f"id-{way}"
         async with asyncio.timeout(10):
@@ -167,7 +174,7 @@ async def check(
         assert all(f"request {request_id}: the provider " in line for line in lines)
         assert "secret" not in caplog.text
         for _ in range(100):
-            if not await house.slots(caller, live=True):
+            if not await house.concurrency(caller, live=True):
                 break
             await asyncio.sleep(0.01)
         assert (await house.balance(caller, live=True)).held == 0
@@ -179,47 +186,47 @@ async def check(
 @pytest.mark.parametrize("begun", [(), (WORD,)], ids=["before", "after"])
 @pytest.mark.parametrize("raised", RAISED)
 async def test_what_a_provider_may_not_raise_is_provider_failed_and_logged(
-    house: House, caplog: pytest.LogCaptureFixture, raised: str, begun: tuple[Event, ...], stream: bool
+    house: RunningApp, caplog: pytest.LogCaptureFixture, raised: str, begun: tuple[Event, ...], stream: bool
 ) -> None:
     ROGUE.act = yielding(*begun, then=RAISED[raised])
-    await check(house, caplog, say(), stream=stream)
+    await check(house, caplog, text_body(), stream=stream)
 
 
 @pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
 @pytest.mark.parametrize("yielded", YIELDED)
 async def test_what_a_provider_may_not_yield_is_provider_failed_and_logged(
-    house: House, caplog: pytest.LogCaptureFixture, yielded: str, stream: bool
+    house: RunningApp, caplog: pytest.LogCaptureFixture, yielded: str, stream: bool
 ) -> None:
     ROGUE.act = yielding(*YIELDED[yielded])
     # That an answer has no end is known to the task type, which knows no fault of the provider's code.
-    await check(house, caplog, say(), stream=stream, logged=yielded not in ("nothing", "no last event"))
+    await check(house, caplog, text_body(), stream=stream, logged=yielded not in ("nothing", "no last event"))
 
 
 @pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
 @pytest.mark.parametrize("kind", RESULTS)
 async def test_events_of_another_task_type_are_provider_failed(
-    house: House, caplog: pytest.LogCaptureFixture, kind: str, stream: bool
+    house: RunningApp, caplog: pytest.LogCaptureFixture, kind: str, stream: bool
 ) -> None:
     for events in RESULTS[kind]:
         ROGUE.act = yielding(*events)
-        await check(house, caplog, KINDS[kind], stream=stream)
+        await check(house, caplog, TASK_BODIES[kind], stream=stream)
 
 
 @pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
 async def test_a_method_that_fails_when_it_is_called_or_is_no_generator_is_provider_failed(
-    house: House, caplog: pytest.LogCaptureFixture, stream: bool
+    house: RunningApp, caplog: pytest.LogCaptureFixture, stream: bool
 ) -> None:
     def exits(job: Job) -> None:
         raise SystemExit(3)
 
     for act in (exits, lambda job: None, lambda job: [WORD, LAST]):
         ROGUE.act = act
-        await check(house, caplog, say(), stream=stream)
+        await check(house, caplog, text_body(), stream=stream)
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("way", PROTOCOLS)
 async def test_what_a_provider_raises_while_it_is_closed_is_logged_and_changes_nothing(
-    house: House, caplog: pytest.LogCaptureFixture, way: str
+    house: RunningApp, caplog: pytest.LogCaptureFixture, way: str
 ) -> None:
     async def act(job: Job) -> AsyncIterator[Any]:
         try:
@@ -229,33 +236,33 @@ async def test_what_a_provider_raises_while_it_is_closed_is_logged_and_changes_n
             raise SystemExit(3)
 
     ROGUE.act = act
-    caller = await house.caller()
-    told = await house.ask(way, caller.live, say(), stream=True)
+    caller = await house.account()
+    told = await house.ask(way, caller.live, text_body(), stream=True)
     assert told.code == "provider_failed"
     assert "failed unexpectedly while it was closed" in caplog.text
     ROGUE.act = yielding(WORD, LAST)
-    told = await house.ask(way, caller.live, say(), stream=True)
+    told = await house.ask(way, caller.live, text_body(), stream=True)
     assert (told.code, told.content, told.done) == ("ok", "Hello", True)
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("way", PROTOCOLS)
 @pytest.mark.parametrize("code", sorted(CODES))
 async def test_the_errors_that_a_provider_may_raise_reach_the_caller(
-    house: House, way: str, code: str
+    house: RunningApp, way: str, code: str
 ) -> None:
     def failure() -> PomeloError:
         return PomeloError(code, "Said by the provider", retry_after=-1)
 
     ROGUE.act = yielding(then=failure)
-    caller = await house.caller()
-    told = await house.ask(way, caller.live, say())
+    caller = await house.account()
+    told = await house.ask(way, caller.live, text_body())
     assert (told.code, told.message) == (code, "Said by the provider")
-    assert told.last.get("retry-after") in (None, "5")
+    assert told.metadata.get("retry-after") in (None, "5")
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("way", PROTOCOLS)
 async def test_a_call_that_its_caller_leaves_or_that_is_late_is_still_cancelled(
-    house: House, caplog: pytest.LogCaptureFixture, way: str
+    house: RunningApp, caplog: pytest.LogCaptureFixture, way: str
 ) -> None:
     ended = asyncio.Event()
 
@@ -268,27 +275,27 @@ async def test_a_call_that_its_caller_leaves_or_that_is_late_is_still_cancelled(
             raise
 
     ROGUE.act = act
-    caller = await house.caller()
-    told = await house.ask(way, caller.live, say(), within=0.2)
+    caller = await house.account()
+    told = await house.ask(way, caller.live, text_body(), within=0.2)
     assert told.code == "deadline_exceeded"
     await asyncio.wait_for(ended.wait(), 5)
     ended.clear()
-    asking = asyncio.create_task(house.ask(way, caller.live, say()))
+    asking = asyncio.create_task(house.ask(way, caller.live, text_body()))
     await asyncio.sleep(0.2)
     asking.cancel()
     await asyncio.wait_for(ended.wait(), 5)
     assert "the provider" not in caplog.text
 
 
-@pytest.mark.parametrize("way", WAYS)
-async def test_an_error_with_an_empty_message_has_the_message_of_its_row(house: House, way: str) -> None:
+@pytest.mark.parametrize("way", PROTOCOLS)
+async def test_an_error_with_an_empty_message_has_the_message_of_its_row(house: RunningApp, way: str) -> None:
     def failure() -> PomeloError:
         error = PomeloError("provider_unavailable")
         error.message = " "
         return error
 
     ROGUE.act = yielding(then=failure)
-    told = await house.ask(way, (await house.caller()).live, say())
+    told = await house.ask(way, (await house.account()).live, text_body())
     assert (told.code, told.message) == ("provider_unavailable", TABLE["provider_unavailable"].message)
 
 
@@ -305,7 +312,7 @@ async def go_on() -> None:
 @pytest.mark.parametrize("begun", [(), (WORD,)], ids=["before", "after"])
 @pytest.mark.parametrize("then", [wait_on, go_on])
 async def test_a_provider_that_cancels_its_own_task_is_provider_failed_and_logged(
-    house: House, caplog: pytest.LogCaptureFixture, then: Any, begun: tuple[Event, ...], stream: bool
+    house: RunningApp, caplog: pytest.LogCaptureFixture, then: Any, begun: tuple[Event, ...], stream: bool
 ) -> None:
     async def act(job: Job) -> AsyncIterator[Any]:
         for event in begun:
@@ -317,12 +324,12 @@ async def test_a_provider_that_cancels_its_own_task_is_provider_failed_and_logge
         yield LAST
 
     ROGUE.act = act
-    await check(house, caplog, say(), stream=stream)
+    await check(house, caplog, text_body(), stream=stream)
     assert "cancelled the task that runs it" in caplog.text
 
 
 async def test_a_method_that_cancels_the_task_when_it_is_called_is_provider_failed(
-    house: House, caplog: pytest.LogCaptureFixture
+    house: RunningApp, caplog: pytest.LogCaptureFixture
 ) -> None:
     def act(job: Job) -> Any:
         task = asyncio.current_task()
@@ -332,13 +339,13 @@ async def test_a_method_that_cancels_the_task_when_it_is_called_is_provider_fail
 
     ROGUE.act = act
     for stream in (False, True):
-        await check(house, caplog, say(), stream=stream)
+        await check(house, caplog, text_body(), stream=stream)
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("way", PROTOCOLS)
 @pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
 async def test_a_provider_that_cancels_its_task_later_fails_its_task_alone(
-    house: House, caplog: pytest.LogCaptureFixture, stream: bool, way: str
+    house: RunningApp, caplog: pytest.LogCaptureFixture, stream: bool, way: str
 ) -> None:
     async def act(job: Job) -> AsyncIterator[Any]:
         if way == "grpc":
@@ -350,13 +357,13 @@ async def test_a_provider_that_cancels_its_task_later_fails_its_task_alone(
         yield LAST
 
     ROGUE.act = act
-    caller = await house.caller()
+    caller = await house.account()
     async with asyncio.timeout(10):
-        told = await house.ask(way, caller.live, say(), stream=stream)
+        told = await house.ask(way, caller.live, text_body(), stream=stream)
         assert told.code == "internal_error"
         assert len([record for record in caplog.records if record.levelno >= logging.ERROR]) == 1
         ROGUE.act = yielding(WORD, LAST)
-        told = await house.ask(way, caller.live, say(), stream=stream)
+        told = await house.ask(way, caller.live, text_body(), stream=stream)
     assert (told.code, told.content) == ("ok", "Hello")
 
 
@@ -375,23 +382,23 @@ async def linger() -> None:
         await asyncio.sleep(30)
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("way", PROTOCOLS)
 @pytest.mark.parametrize("act_on", [swallow, linger])
 async def test_a_provider_that_ignores_a_cancellation_delays_its_caller_a_second_at_most(
-    house: House, caplog: pytest.LogCaptureFixture, act_on: Any, way: str
+    house: RunningApp, caplog: pytest.LogCaptureFixture, act_on: Any, way: str
 ) -> None:
     async def act(job: Job) -> AsyncIterator[Any]:
         await act_on()
         yield LAST
 
     ROGUE.act = act
-    caller = await house.caller()
+    caller = await house.account()
     begin = asyncio.get_running_loop().time()
-    told = await house.ask(way, caller.live, say(), within=0.5)
+    told = await house.ask(way, caller.live, text_body(), within=0.5)
     assert told.code == "deadline_exceeded"
     assert asyncio.get_running_loop().time() - begin < 3
     for _ in range(300):
-        if not await house.slots(caller, live=True):
+        if not await house.concurrency(caller, live=True):
             break
         await asyncio.sleep(0.01)
     assert (await house.balance(caller, live=True)).held == 0
@@ -400,9 +407,9 @@ async def test_a_provider_that_ignores_a_cancellation_delays_its_caller_a_second
         assert "went on after it was cancelled, and was stopped" in caplog.text
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("way", PROTOCOLS)
 async def test_a_provider_that_waits_while_it_is_closed_delays_its_caller_a_second_at_most(
-    house: House, caplog: pytest.LogCaptureFixture, way: str
+    house: RunningApp, caplog: pytest.LogCaptureFixture, way: str
 ) -> None:
     async def act(job: Job) -> AsyncIterator[Any]:
         try:
@@ -412,16 +419,16 @@ async def test_a_provider_that_waits_while_it_is_closed_delays_its_caller_a_seco
             await asyncio.sleep(30)
 
     ROGUE.act = act
-    caller = await house.caller()
+    caller = await house.account()
     async with asyncio.timeout(3):
-        told = await house.ask(way, caller.live, say(), stream=True)
+        told = await house.ask(way, caller.live, text_body(), stream=True)
     assert told.code == "provider_failed"
     assert "went on after it was closed, and was stopped" in caplog.text
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("way", PROTOCOLS)
 async def test_a_provider_may_use_timeouts_and_task_groups_of_its_own(
-    house: House, caplog: pytest.LogCaptureFixture, way: str
+    house: RunningApp, caplog: pytest.LogCaptureFixture, way: str
 ) -> None:
     async def fail() -> None:
         raise ValueError
@@ -441,7 +448,7 @@ async def test_a_provider_may_use_timeouts_and_task_groups_of_its_own(
         yield LAST
 
     ROGUE.act = act
-    told = await house.ask(way, (await house.caller()).live, say(), stream=True)
+    told = await house.ask(way, (await house.account()).live, text_body(), stream=True)
     assert (told.code, told.content, told.done) == ("ok", "Hello", True)
     assert "the provider" not in caplog.text
 
@@ -452,24 +459,26 @@ CONTENT_TYPES = ["text/html", "audio/mpeg\r\nX-Injected: 1", "audio/mpeg\n", "im
 @pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
 @pytest.mark.parametrize("content_type", CONTENT_TYPES)
 async def test_a_content_type_that_is_no_media_type_is_provider_failed(
-    house: House, caplog: pytest.LogCaptureFixture, content_type: str, stream: bool
+    house: RunningApp, caplog: pytest.LogCaptureFixture, content_type: str, stream: bool
 ) -> None:
     ROGUE.act = yielding(Event(audio_chunk=AudioChunk(data=b"sound", content_type=content_type)))
-    await check(house, caplog, KINDS["tts"], stream=stream)
+    await check(house, caplog, TASK_BODIES["tts"], stream=stream)
     picture = GeneratedImage(data=b"\x89PNG", content_type=content_type.replace("image", "audio"))
     ROGUE.act = yielding(Event(result=TaskResult(image=ImageOutput(images=[picture]))))
-    await check(house, caplog, KINDS["image"], stream=stream)
+    await check(house, caplog, TASK_BODIES["image"], stream=stream)
 
 
 @pytest.mark.parametrize("way", ["rest", "remote"])
-async def test_empty_audio_is_an_error_and_not_the_beginning_of_raw_audio(house: House, way: str) -> None:
+async def test_empty_audio_is_an_error_and_not_the_beginning_of_raw_audio(
+    house: RunningApp, way: str
+) -> None:
     empty = Event(audio_chunk=AudioChunk(content_type="audio/ogg"))
-    caller = await house.caller()
+    caller = await house.account()
     headers = {"Authorization": f"Bearer {caller.live}", "Accept": "audio/*"}
 
     async def ask() -> tuple[int, str, bytes]:
         url = f"{house.urls[way]}/api/v1/task"
-        async with house.session.post(url, json=KINDS["tts"], headers=headers) as answer:
+        async with house.session.post(url, json=TASK_BODIES["tts"], headers=headers) as answer:
             return answer.status, answer.content_type, await answer.read()
 
     ROGUE.act = yielding(empty)
@@ -480,12 +489,12 @@ async def test_empty_audio_is_an_error_and_not_the_beginning_of_raw_audio(house:
     assert await ask() == (200, "audio/ogg", b"sound")
 
 
-@pytest.mark.parametrize("way", WAYS)
-async def test_large_pieces_of_a_provider_are_cut_for_every_client(house: House, way: str) -> None:
+@pytest.mark.parametrize("way", PROTOCOLS)
+async def test_large_pieces_of_a_provider_are_cut_for_every_client(house: RunningApp, way: str) -> None:
     sound = bytes(range(256)) * 24_000
     ROGUE.act = yielding(Event(audio_chunk=AudioChunk(data=sound, content_type="audio/mpeg")))
-    caller = await house.caller()
-    told = await house.ask(way, caller.live, KINDS["tts"], stream=True)
+    caller = await house.account()
+    told = await house.ask(way, caller.live, TASK_BODIES["tts"], stream=True)
     assert (told.code, told.content, told.done) == ("ok", digest(sound), True)
     text = "\u0001é語🍊\u2028" * 120_000
     last = Event()
@@ -494,24 +503,24 @@ async def test_large_pieces_of_a_provider_are_cut_for_every_client(house: House,
     ROGUE.act = yielding(WORD, Event(text_delta=TextDelta(content=text)), last)
     if way != "grpc":
         headers = {"Authorization": f"Bearer {caller.live}"}
-        body = say() | {"stream": True}
+        body = text_body() | {"stream": True}
         url = f"{house.urls[way]}/api/v1/task"
         async with house.session.post(url, json=body, headers=headers) as answer:
             lines = [line async for line in answer.content]  # aiohttp refuses a long line
         assert max(map(len, lines)) < 64 * 1024
-    told = await house.ask(way, caller.live, say(), stream=True)
+    told = await house.ask(way, caller.live, text_body(), stream=True)
     assert (told.code, told.done) == ("ok", True)
     assert told.content == "Hello" + text + text
 
 
-@pytest.mark.parametrize("way", WAYS)
-async def test_the_total_of_tokens_is_the_sum_of_its_parts(house: House, way: str) -> None:
+@pytest.mark.parametrize("way", PROTOCOLS)
+async def test_the_total_of_tokens_is_the_sum_of_its_parts(house: RunningApp, way: str) -> None:
     usage = TokenUsage(prompt_tokens=3, completion_tokens=4, total_tokens=-9)
     last = Event(text_delta=TextDelta(finish_reason=FinishReason.FINISH_REASON_STOP, usage=usage))
     ROGUE.act = yielding(WORD, last)
-    caller = await house.caller()
+    caller = await house.account()
     for stream in (False, True):
-        told = await house.ask(way, caller.live, say(), stream=stream)
+        told = await house.ask(way, caller.live, text_body(), stream=stream)
         assert told.usage[:3] == (3, 4, 7)
 
 
@@ -534,11 +543,11 @@ async def test_a_provider_that_can_not_fit_an_input_is_provider_failed_and_logge
 ) -> None:
     misfit = Misfit()
     misfit.raises = RAISED[raised]
-    async with open_house(tmp_path, providers={"sandbox": Sandbox(), "openai": misfit}) as house:
-        for way in WAYS:
-            caller = await house.caller()
+    async with run_app(tmp_path, providers={"sandbox": Sandbox(), "openai": misfit}) as house:
+        for way in PROTOCOLS:
+            caller = await house.account()
             caplog.clear()
-            told = await house.ask(way, caller.live, say(), stream=stream)
+            told = await house.ask(way, caller.live, text_body(), stream=stream)
             assert told.code == "provider_failed", way
             assert caplog.text.count("the provider openai failed to fit an input") == 1
             assert "secret words" not in told.message

@@ -14,7 +14,7 @@ import pytest
 
 from pomelo.accounts.plans import Plan
 from pomelo.testing.elevenlabs_wire import error_reply
-from tests.integration.house import PLANS, RICH, House, open_house
+from tests.app import PLANS, RICH, RunningApp, run_app
 
 SOUND = b"OggS" + b"a sound of some length " * 20_000
 GATEWAYS = pytest.mark.parametrize("way", ["rest", "remote"])
@@ -24,26 +24,26 @@ PLAN = Plan("one at a time", requests=1)
 
 
 @pytest.fixture(scope="module", name="house")
-async def _house(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[House]:
+async def _house(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[RunningApp]:
     folder = tmp_path_factory.mktemp("refused")
     plans = PLANS | {PLAN.name: PLAN}
-    async with open_house(folder, plans=plans) as opened:
+    async with run_app(folder, plans=plans) as opened:
         yield opened
 
 
 @pytest.fixture(autouse=True)
-def _fresh(house: House) -> None:
+def _fresh(house: RunningApp) -> None:
     house.upstream.reset()
     for name in media_of(house):
-        (house.app.settings.data / "media" / name).unlink(missing_ok=True)
+        (house.server.settings.data / "media" / name).unlink(missing_ok=True)
 
 
-def media_of(house: House) -> list[str]:
+def media_of(house: RunningApp) -> list[str]:
     """The names of all files in the media folder."""
-    return sorted(path.name for path in (house.app.settings.data / "media").iterdir())
+    return sorted(path.name for path in (house.server.settings.data / "media").iterdir())
 
 
-async def emptied(house: House) -> None:
+async def emptied(house: RunningApp) -> None:
     """Returns once no file is left."""
     await until(lambda: not media_of(house))
 
@@ -65,7 +65,7 @@ def form(*parts: tuple[str, Any]) -> aiohttp.FormData:
 
 
 async def send(
-    house: House, way: str, key: str, data: Any, headers: dict[str, str] | None = None
+    house: RunningApp, way: str, key: str, data: Any, headers: dict[str, str] | None = None
 ) -> tuple[int, str]:
     """The status and the error's code."""
     given = {"Authorization": f"Bearer {key}", **(headers or {})}
@@ -94,9 +94,9 @@ BY_THE_GATEWAY: dict[str, tuple[list[tuple[str, str]], int, str]] = {
 
 @GATEWAYS
 @pytest.mark.parametrize("why", BY_THE_SERVER)
-async def test_what_the_server_refuses_leaves_no_upload(way: str, why: str, house: House) -> None:
+async def test_what_the_server_refuses_leaves_no_upload(way: str, why: str, house: RunningApp) -> None:
     parts, how, status, code = BY_THE_SERVER[why]
-    caller = await house.caller(
+    caller = await house.account(
         how.get("plan", "unlimited"), live=how.get("live", RICH), models=how.get("models", ())
     )
     if code == "rate_limit_exceeded":
@@ -108,8 +108,8 @@ async def test_what_the_server_refuses_leaves_no_upload(way: str, why: str, hous
 
 
 @GATEWAYS
-async def test_what_an_idempotency_key_refuses_leaves_no_upload(way: str, house: House) -> None:
-    caller = await house.caller()
+async def test_what_an_idempotency_key_refuses_leaves_no_upload(way: str, house: RunningApp) -> None:
+    caller = await house.account()
     headers = {"Idempotency-Key": "once"}
     for parts, outcome in (
         ([*STT.items()], (200, "ok")),
@@ -122,17 +122,17 @@ async def test_what_an_idempotency_key_refuses_leaves_no_upload(way: str, house:
 
 @GATEWAYS
 @pytest.mark.parametrize("why", BY_THE_GATEWAY)
-async def test_what_the_gateway_refuses_leaves_no_upload(way: str, why: str, house: House) -> None:
+async def test_what_the_gateway_refuses_leaves_no_upload(way: str, why: str, house: RunningApp) -> None:
     parts, status, code = BY_THE_GATEWAY[why]
-    caller = await house.caller()
+    caller = await house.account()
     headers = {"X-Request-Timeout": "20"}
     assert await send(house, way, caller.live, form(*parts), headers) == (status, code)
     await emptied(house)
 
 
 @GATEWAYS
-async def test_a_file_that_a_model_has_no_use_for_does_not_stay(way: str, house: House) -> None:
-    caller = await house.caller()
+async def test_a_file_that_a_model_has_no_use_for_does_not_stay(way: str, house: RunningApp) -> None:
+    caller = await house.account()
     parts = [
         ("model", "eleven-labs-tts"),
         ("text", "Hello"),
@@ -146,8 +146,8 @@ async def test_a_file_that_a_model_has_no_use_for_does_not_stay(way: str, house:
 
 @GATEWAYS
 @pytest.mark.parametrize("live", [0, RICH], ids=["no credits", "credits"])
-async def test_base64_that_was_stored_does_not_stay(way: str, live: int, house: House) -> None:
-    caller = await house.caller(live=live)
+async def test_base64_that_was_stored_does_not_stay(way: str, live: int, house: RunningApp) -> None:
+    caller = await house.account(live=live)
     sound = b"OggS" + bytes(5 * 1024 * 1024)  # more than may be inline
     body = json.dumps({**STT, "audio": base64.b64encode(sound).decode()})
     headers = {"Content-Type": "application/json"}
@@ -175,7 +175,7 @@ AUDIO = (
 MODEL = b'\r\n--XXX\r\nContent-Disposition: form-data; name="model"\r\n\r\neleven-labs-stt'
 
 
-async def connect(house: House, way: str) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+async def connect(house: RunningApp, way: str) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
     """A connection to the gateway."""
     host, port = house.urls[way].removeprefix("http://").split(":")
     return await asyncio.open_connection(host, int(port))
@@ -183,8 +183,8 @@ async def connect(house: House, way: str) -> tuple[asyncio.StreamReader, asyncio
 
 @GATEWAYS
 @pytest.mark.parametrize("whole", [False, True], ids=["within the file", "behind the file"])
-async def test_a_caller_who_leaves_leaves_no_upload(way: str, whole: bool, house: House) -> None:
-    caller = await house.caller()
+async def test_a_caller_who_leaves_leaves_no_upload(way: str, whole: bool, house: RunningApp) -> None:
+    caller = await house.account()
     _, writer = await connect(house, way)
     writer.write(raw(caller.live, AUDIO if not whole else AUDIO + MODEL))
     await writer.drain()
@@ -198,13 +198,13 @@ async def test_a_caller_who_leaves_leaves_no_upload(way: str, whole: bool, house
 
 
 async def test_a_server_that_shuts_down_during_an_upload_does_not_keep_it(tmp_path: Path) -> None:
-    async with open_house(tmp_path) as house:
-        caller = await house.caller()
+    async with run_app(tmp_path) as house:
+        caller = await house.account()
         reader, writer = await connect(house, "rest")
         end = MODEL + b"\r\n--XXX--\r\n"
         writer.write(raw(caller.live, AUDIO, end).replace(b"900000", b"%d" % (len(AUDIO) + len(end) + 1)))
         await until(lambda: any(name.startswith("media_") for name in media_of(house)))
-        house.app.draining.drain()
+        house.server.draining.drain()
         writer.write(b"\n")
         head = await asyncio.wait_for(reader.readuntil(b"\r\n"), 5)
         assert b" 503 " in head

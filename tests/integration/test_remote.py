@@ -24,12 +24,13 @@ from pomelo.server.remote import open_remote
 from pomelo.server.server import ServerOptions, open_server
 from pomelo.service import Services, TaskService
 from pomelo.testing import Answer, FaultUpstream, Gate
+from tests.calls import call_of
 from tests.conftest import Keys
-from tests.integration.asking import KINDS, call_of, output_of, task_of, text_task
+from tests.tasks import TASK_TYPES, output_field, small_task, text_task
 
 PIECE = 1024 * 1024
 ADJUSTED = {"image": "width=256; height=256"}
-"""What live models would adjust of the tasks of `task_of`."""
+"""What live models would adjust of the tasks of `small_task`."""
 
 
 @pytest.fixture(scope="module")
@@ -61,30 +62,31 @@ async def events_of(tasks: TaskService, task: Task, call: Call) -> list[StreamTa
 # --- the same as beside the engine
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", TASK_TYPES)
 async def test_a_task_of_each_kind_runs_and_fills_the_reply(kind: str, remote: Services, keys: Keys) -> None:
     call = call_of(keys.test, x_request_id="mine")
-    result = await remote.tasks.run_task(task_of(kind), call)
-    assert result.WhichOneof("output") == output_of(kind)
+    result = await remote.tasks.run_task(small_task(kind), call)
+    assert result.WhichOneof("output") == output_field(kind)
     assert call.response_headers.pop("X-Credits-Remaining")
     call.response_headers.pop("X-Credits-Charged", None)
     assert call.response_headers.pop("X-Pomelo-Adjusted", "") == ADJUSTED.get(kind, "")
     assert call.response_headers == {"X-Request-Id": "mine", "X-Pomelo-Mode": "test"}
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", TASK_TYPES)
 async def test_a_task_of_each_kind_streams_and_the_reply_is_complete_before_the_first_event(
     kind: str, remote: Services, app: App, keys: Keys
 ) -> None:
     call = call_of(keys.test, x_request_id="mine")
-    async with remote.tasks.stream_task(task_of(kind), call) as events:
+    async with remote.tasks.stream_task(small_task(kind), call) as events:
         assert call.response_headers.pop("X-Credits-Remaining")
         call.response_headers.pop("X-Credits-Charged", None)
         assert call.response_headers.pop("X-Pomelo-Adjusted", "") == ADJUSTED.get(kind, "")
         assert call.response_headers == {"X-Request-Id": "mine", "X-Pomelo-Mode": "test"}
         there = [event.WhichOneof("event") async for event in events]
     here = [
-        e.WhichOneof("event") for e in await events_of(app.services.tasks, task_of(kind), call_of(keys.test))
+        e.WhichOneof("event")
+        for e in await events_of(app.services.tasks, small_task(kind), call_of(keys.test))
     ]
     assert there == here
 

@@ -18,8 +18,9 @@ from pomelo.server.limits import CallLimits, Connections
 from pomelo.server.remote import open_remote
 from pomelo.server.server import Server, ServerOptions, open_server
 from pomelo.service import Services
-from tests.integration.asking import call_of, task_of, text_task
+from tests.calls import call_of
 from tests.integration.played_services import KEY, PROOF, STARTED, Event, Played
+from tests.tasks import small_task, text_task
 
 LIMITS = {"X-RateLimit-Limit": "20", "X-RateLimit-Remaining": "19"}
 
@@ -203,7 +204,7 @@ async def test_the_beginning_of_a_download_may_be_skipped(skip: int, rest: list[
 @pytest.mark.parametrize("stream", [False, True])
 async def test_an_upload_that_a_task_has_used_is_left_to_the_server(stream: bool) -> None:
     async with ends() as opened:
-        task = task_of("speech_to_text")
+        task = small_task("speech_to_text")
         task.speech_to_text.audio.media_id = "media_1"
         call = call_of(KEY)
         dropped = []

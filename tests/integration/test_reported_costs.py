@@ -29,12 +29,14 @@ from pomelo.stores.ledger import UsageRecord
 from pomelo.testing import Answer, FaultUpstream, Gate, Stop, chunk, error_event
 from pomelo.testing.bfl_wire import Drawing, moderated
 from pomelo.testing.pictures import picture
-from tests.integration.house import KINDS, WAYS, Caller, House, Told, open_house, say
+from tests.app import Account, RunningApp, run_app
+from tests.driver import PROTOCOLS, Outcome
 from tests.integration.test_bills import check_books
 from tests.integration.test_disconnects import Client, free
 from tests.redis_server import RedisServer
+from tests.tasks import TASK_BODIES, text_body
 
-WAY = pytest.mark.parametrize("way", WAYS)
+WAY = pytest.mark.parametrize("way", PROTOCOLS)
 HOW = pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
 
 CATALOGUE = """
@@ -82,7 +84,7 @@ TYPES = {
     "sts": ("speech_to_speech", OF_SOUND, 'audio_minute = "1"'),
     "stt": ("speech_to_text", OF_SOUND, 'audio_minute = "1"'),
 }
-"""Name of a task in KINDS -> its type, limits and price by counts."""
+"""Name of a task in TASK_BODIES -> its type, limits and price by counts."""
 
 SOUND = b"\xff\xfb\x90\xc0" + b"sound" * 200
 COUNTS = TokenUsage(prompt_tokens=30, completion_tokens=40, total_tokens=70)
@@ -132,18 +134,18 @@ class Acme:
 class Rig:
     """A house; the vendor that OpenRouter and Black Forest Labs are played by; plug-ins of two routes."""
 
-    house: House
+    house: RunningApp
     vendor: FaultUpstream
     first: Acme = field(default_factory=Acme)
     acme: Acme = field(default_factory=Acme)
 
-    async def record(self, caller: Caller, told: Told) -> UsageRecord:
+    async def record(self, caller: Account, told: Outcome) -> UsageRecord:
         """The one record of a caller; nothing else was charged or told."""
         (record,) = await self.house.records(caller)
         assert (await self.house.balance(caller, live=True)).spent == record.cost
-        if "x-credits-charged" in told.last:
-            assert round(float(told.last["x-credits-charged"]) * 10**6) == record.cost
-        await check_books(self.house.app.store)
+        if "x-credits-charged" in told.metadata:
+            assert round(float(told.metadata["x-credits-charged"]) * 10**6) == record.cost
+        await check_books(self.house.server.store)
         return record
 
 
@@ -165,7 +167,7 @@ async def _rig(
         }
         if request.param == "redis":
             settings["store"] = stack.enter_context(RedisServer()).url
-        yield Rig(await stack.enter_async_context(open_house(folder, settings=settings)), vendor)
+        yield Rig(await stack.enter_async_context(run_app(folder, settings=settings)), vendor)
 
 
 @pytest.fixture(scope="module", name="plugged", params=["sqlite", "redis"])
@@ -175,7 +177,9 @@ async def _plugged(
     """A server whose models are answered by plug-ins. The route before Acme's is out of order."""
     folder = tmp_path_factory.mktemp("plugged")
     rows = [
-        ACME.format(name=f"{KINDS[of]['model']}-acme", kind=kind, limits=limits, price=price, first="first")
+        ACME.format(
+            name=f"{TASK_BODIES[of]['model']}-acme", kind=kind, limits=limits, price=price, first="first"
+        )
         for of, (kind, limits, price) in TYPES.items()
     ]
     (folder / "catalog.toml").write_text("".join(rows))
@@ -185,7 +189,7 @@ async def _plugged(
         if request.param == "redis":
             settings["store"] = stack.enter_context(RedisServer()).url
         house = await stack.enter_async_context(
-            open_house(
+            run_app(
                 folder,
                 settings=settings,
                 catalog=Catalog.load(BUILTIN, folder / "catalog.toml"),
@@ -256,10 +260,10 @@ BY_COUNTS = 810
 async def test_a_text_of_openrouter_costs_what_it_reports(
     rig: Rig, cost: float, micros: int, way: str, stream: bool
 ) -> None:
-    caller = await rig.house.caller()
+    caller = await rig.house.account()
     prompt = f"<{cost}> {way} {stream}"
     rig.vendor.when(prompt, Answer("one two", usage=counts(cost)))
-    told = await rig.house.ask(way, caller.live, say(prompt, "mixtral-8x7b"), stream=stream)
+    told = await rig.house.ask(way, caller.live, text_body(prompt, "mixtral-8x7b"), stream=stream)
     assert told.code == "ok"
     record = await rig.record(caller, told)
     assert (record.cost, record.provider_micros) == (micros, micros)
@@ -278,11 +282,11 @@ async def test_a_text_of_openrouter_costs_what_it_reports(
 async def test_without_a_cost_that_can_be_true_the_counts_are_billed(
     rig: Rig, model: str, cost: Any, way: str, stream: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
-    caller = await rig.house.caller()
+    caller = await rig.house.account()
     prompt = f"<{model} {cost!r}> {way} {stream}"
     rig.vendor.when(prompt, Answer("one two", usage=counts(cost)))
     with caplog.at_level(logging.WARNING, "pomelo"):
-        told = await rig.house.ask(way, caller.live, say(prompt, model), stream=stream)
+        told = await rig.house.ask(way, caller.live, text_body(prompt, model), stream=stream)
     assert told.code == "ok"
     record = await rig.record(caller, told)
     assert (record.cost, record.provider_micros) == (20_000 if model == "mixtral-counted" else BY_COUNTS, 0)
@@ -291,19 +295,19 @@ async def test_without_a_cost_that_can_be_true_the_counts_are_billed(
 
 
 async def test_a_cost_that_is_the_hosts_fee_alone_is_not_billed(rig: Rig) -> None:
-    caller = await rig.house.caller()
+    caller = await rig.house.account()
     rig.vendor.when("own key", Answer("one two", usage=counts(0.00001, is_byok=True)))
-    told = await rig.house.ask("rest", caller.live, say("own key", "mixtral-8x7b"))
+    told = await rig.house.ask("rest", caller.live, text_body("own key", "mixtral-8x7b"))
     assert (await rig.record(caller, told)).cost == BY_COUNTS
 
 
 @WAY
 async def test_a_stream_that_is_cut_behind_the_reported_cost_costs_that(rig: Rig, way: str) -> None:
-    caller = await rig.house.caller()
+    caller = await rig.house.account()
     prompt = f"cut {way}"
     steps = (chunk(None, usage=counts(0.0005)), *CUT)
     rig.vendor.when(prompt, Answer("one two three", at={2: steps}))
-    told = await rig.house.ask(way, caller.live, say(prompt, "mixtral-8x7b"), stream=True)
+    told = await rig.house.ask(way, caller.live, text_body(prompt, "mixtral-8x7b"), stream=True)
     assert told.code == "provider_failed"
     record = await rig.record(caller, told)
     assert (record.cost, record.provider_micros, record.complete) == (500, 500, False)
@@ -313,10 +317,10 @@ async def test_a_stream_that_is_cut_behind_the_reported_cost_costs_that(rig: Rig
 async def test_a_stream_that_is_cut_before_the_cost_comes_costs_what_was_delivered(
     rig: Rig, way: str
 ) -> None:
-    caller = await rig.house.caller()
+    caller = await rig.house.account()
     prompt = f"cut early {way}"
     rig.vendor.when(prompt, Answer("one two three", at={2: CUT}, usage=counts(0.0005)))
-    told = await rig.house.ask(way, caller.live, say(prompt, "mixtral-8x7b"), stream=True)
+    told = await rig.house.ask(way, caller.live, text_body(prompt, "mixtral-8x7b"), stream=True)
     assert told.code == "provider_failed"
     record = await rig.record(caller, told)
     assert (record.provider_micros, record.output_tokens, record.complete) == (0, 2, False)
@@ -332,8 +336,8 @@ async def test_a_stream_that_is_cut_before_the_cost_comes_costs_what_was_deliver
 async def test_a_picture_of_black_forest_labs_costs_what_it_reports(
     rig: Rig, credits_told: Any, micros: int, way: str, stream: bool
 ) -> None:
-    caller = await rig.house.caller()
-    body = KINDS["image"] | {"model": "flux-drawn"}
+    caller = await rig.house.account()
+    body = TASK_BODIES["image"] | {"model": "flux-drawn"}
     rig.vendor.script(Drawing(order={"cost": credits_told}))
     told = await rig.house.ask(way, caller.live, body, stream=stream)
     assert told.code == "ok"
@@ -347,8 +351,8 @@ async def test_a_picture_of_black_forest_labs_costs_what_it_reports(
 async def test_a_picture_that_is_refused_after_its_cost_was_told_costs_nothing(
     rig: Rig, way: str, stream: bool
 ) -> None:
-    caller = await rig.house.caller()
-    body = KINDS["image"] | {"model": "flux-drawn"}
+    caller = await rig.house.account()
+    body = TASK_BODIES["image"] | {"model": "flux-drawn"}
     rig.vendor.script(Drawing(polls=(moderated(),), done=False))
     told = await rig.house.ask(way, caller.live, body, stream=stream)
     assert told.code == "content_policy_violation"
@@ -357,25 +361,25 @@ async def test_a_picture_that_is_refused_after_its_cost_was_told_costs_nothing(
 
 
 async def test_a_picture_whose_price_is_fixed_costs_that_whatever_is_reported(rig: Rig) -> None:
-    caller = await rig.house.caller()
+    caller = await rig.house.account()
     rig.vendor.script(Drawing(order={"cost": 1.0}))
-    told = await rig.house.ask("rest", caller.live, KINDS["image"])
-    assert told.last["x-credits-charged"] == "0.04"
+    told = await rig.house.ask("rest", caller.live, TASK_BODIES["image"])
+    assert told.metadata["x-credits-charged"] == "0.04"
     record = await rig.record(caller, told)
     assert (record.cost, record.provider_micros) == (40_000, 0)
 
 
 async def test_what_a_test_key_pays_is_counted(rig: Rig) -> None:
-    caller = await rig.house.caller()
-    told = await rig.house.ask("rest", caller.test, KINDS["image"] | {"model": "flux-drawn"})
-    assert told.last["x-credits-charged"] == "0.05"
+    caller = await rig.house.account()
+    told = await rig.house.ask("rest", caller.test, TASK_BODIES["image"] | {"model": "flux-drawn"})
+    assert told.metadata["x-credits-charged"] == "0.05"
 
 
 async def test_reported_costs_and_their_price_are_shown(rig: Rig) -> None:
     house = rig.house
-    caller = await house.caller()
+    caller = await house.account()
     rig.vendor.when("shown", Answer("one two", usage=counts(0.0123456)))
-    await house.ask("rest", caller.live, say("shown", "mixtral-8x7b"))
+    await house.ask("rest", caller.live, text_body("shown", "mixtral-8x7b"))
     for way in ("rest", "remote"):
         headers = {"Authorization": f"Bearer {caller.live}"}
         async with house.session.get(f"{house.urls[way]}/api/v1/usage", headers=headers) as answer:
@@ -398,7 +402,7 @@ async def test_reported_costs_and_their_price_are_shown(rig: Rig) -> None:
 
 def task(kind: str) -> dict[str, Any]:
     """A task of the plug-in's model."""
-    return KINDS[kind] | {"model": f"{KINDS[kind]['model']}-acme"}
+    return TASK_BODIES[kind] | {"model": f"{TASK_BODIES[kind]['model']}-acme"}
 
 
 @WAY
@@ -407,7 +411,7 @@ def task(kind: str) -> dict[str, Any]:
 async def test_a_plug_in_of_any_task_type_reports_what_its_vendor_tells(
     plugged: Rig, kind: str, way: str, stream: bool
 ) -> None:
-    caller = await plugged.house.caller()
+    caller = await plugged.house.account()
     plugged.acme.act = answering(kind, 0.0005, 0.0002) if stream else answering(kind, 0.0002, 0.0002)
     told = await plugged.house.ask(way, caller.live, task(kind), stream=stream)
     assert told.code == "ok"
@@ -421,7 +425,7 @@ async def test_a_plug_in_of_any_task_type_reports_what_its_vendor_tells(
 async def test_bare_media_are_never_told_another_cost_than_is_charged(
     plugged: Rig, kind: str, accept: str, way: str
 ) -> None:
-    caller = await plugged.house.caller()
+    caller = await plugged.house.account()
     plugged.acme.act = answering(kind, 0.0002)
     told = await plugged.house.ask(way, caller.live, task(kind), accept=accept)
     assert told.status == 200
@@ -436,7 +440,7 @@ async def test_bare_media_are_never_told_another_cost_than_is_charged(
 async def test_what_a_plug_in_may_not_report_is_counted_and_logged_without_its_text(
     plugged: Rig, cost: Any, way: str, stream: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
-    caller = await plugged.house.caller()
+    caller = await plugged.house.account()
     plugged.acme.act = answering("image", cost, cost)
     with caplog.at_level(logging.WARNING, "pomelo"):
         told = await plugged.house.ask(
@@ -452,7 +456,7 @@ async def test_what_a_plug_in_may_not_report_is_counted_and_logged_without_its_t
 @WAY
 @HOW
 async def test_the_cost_of_a_failed_attempt_is_not_billed(plugged: Rig, way: str, stream: bool) -> None:
-    caller = await plugged.house.caller()
+    caller = await plugged.house.account()
     plugged.first.act = failing(0.03)
     tries = [failing(0.02, Replay.AGAIN), answering("image")]
     plugged.acme.act = lambda job: tries.pop(0)(job)
@@ -466,7 +470,7 @@ async def test_the_cost_of_a_failed_attempt_is_not_billed(plugged: Rig, way: str
 @WAY
 @HOW
 async def test_the_cost_of_the_attempt_that_answers_is_billed(plugged: Rig, way: str, stream: bool) -> None:
-    caller = await plugged.house.caller()
+    caller = await plugged.house.account()
     plugged.first.act = failing(0.03)
     tries = [failing(0.02, Replay.AGAIN), answering("image", 0.01)]
     plugged.acme.act = lambda job: tries.pop(0)(job)
@@ -476,7 +480,7 @@ async def test_the_cost_of_the_attempt_that_answers_is_billed(plugged: Rig, way:
 
 @HOW
 async def test_a_task_that_fails_after_a_report_costs_nothing(plugged: Rig, stream: bool) -> None:
-    caller = await plugged.house.caller()
+    caller = await plugged.house.account()
     plugged.acme.act = failing(0.01, Replay.NEVER)
     told = await plugged.house.ask("rest", caller.live, task("image"), stream=stream)
     assert told.code == "provider_unavailable"
@@ -485,7 +489,7 @@ async def test_a_task_that_fails_after_a_report_costs_nothing(plugged: Rig, stre
 
 @WAY
 async def test_a_stream_that_is_left_costs_what_was_reported_by_then(plugged: Rig, way: str) -> None:
-    caller = await plugged.house.caller()
+    caller = await plugged.house.account()
     gate = Gate()
 
     async def act(job: Job) -> AsyncIterator[Event]:
@@ -496,23 +500,23 @@ async def test_a_stream_that_is_left_costs_what_was_reported_by_then(plugged: Ri
     plugged.acme.act = act
     client = Client(plugged.house, way, caller.live, task("text"), stream=True)
     await client.has(1)
-    store = plugged.house.app.store
+    store = plugged.house.server.store
     for _ in range(100):  # what a crash would cost is noted every second
-        noted = [record.cost for record in await store.held() if record.account == caller.account]
+        noted = [record.cost for record in await store.held() if record.account == caller.name]
         if noted == [770]:
             break
         await asyncio.sleep(0.05)
     assert noted == [770]
     await client.leave()
     await free(plugged.house, caller)
-    record = await plugged.record(caller, Told())
+    record = await plugged.record(caller, Outcome())
     assert (record.cost, record.provider_micros, record.complete) == (770, 700, False)
 
 
 async def test_twenty_at_once_on_the_balance_of_one_leave_nothing_uncollected(plugged: Rig) -> None:
-    caller = await plugged.house.caller(live=40_000)
+    caller = await plugged.house.account(live=40_000)
     plugged.acme.act = answering("image", 0.0363636363, 0.0363636363)  # with its markup all that is held
-    asked = [plugged.house.ask(way, caller.live, task("image")) for way in WAYS * 7]
+    asked = [plugged.house.ask(way, caller.live, task("image")) for way in PROTOCOLS * 7]
     codes = [told.code for told in await asyncio.gather(*asked)]
     assert set(codes) == {"ok", "insufficient_credits"}
     records = await plugged.house.records(caller)

@@ -20,9 +20,10 @@ from pomelo.gen.v1.task_service_pb2_grpc import TaskServiceStub
 from pomelo.settings import Settings
 from pomelo.testing import FaultUpstream
 from pomelo.testing.pictures import picture
-from tests.conftest import endow
-from tests.integration.asking import bearer, failure, reason_of
-from tests.integration.house import KINDS, WAYS, Caller, House, open_house, say
+from tests.app import Account, RunningApp, endow, run_app
+from tests.calls import bearer, failure, reason_of
+from tests.driver import PROTOCOLS
+from tests.tasks import TASK_BODIES, text_body
 
 REST_WAYS = ("rest", "remote")
 PNG = picture("png")
@@ -71,15 +72,15 @@ NO_IMAGES: dict[str, tuple[str, str]] = {
 
 
 @pytest.fixture(scope="module", name="house")
-async def _house(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[House]:
-    async with open_house(tmp_path_factory.mktemp("bodies"), settings={"inline_limit": 1000}) as opened:
+async def _house(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[RunningApp]:
+    async with run_app(tmp_path_factory.mktemp("bodies"), settings={"inline_limit": 1000}) as opened:
         yield opened
 
 
 @pytest.fixture
-async def caller(house: House) -> Caller:
+async def caller(house: RunningApp) -> Account:
     house.upstream.reset()
-    return await house.caller()
+    return await house.account()
 
 
 def look(url: str, **more: Any) -> dict[str, Any]:
@@ -96,10 +97,10 @@ def shown(upstream: FaultUpstream) -> str:
     return url
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("way", PROTOCOLS)
 @pytest.mark.parametrize("name", IMAGES)
 async def test_an_image_in_any_spelling_reaches_the_vendor_in_one(
-    name: str, way: str, house: House, caller: Caller
+    name: str, way: str, house: RunningApp, caller: Account
 ) -> None:
     url, media_type = IMAGES[name]
     told = await house.ask(way, caller.live, look(url))
@@ -115,11 +116,12 @@ async def test_an_image_in_any_spelling_reaches_the_vendor_in_one(
 @pytest.mark.parametrize("live", [False, True], ids=["test", "live"])
 @pytest.mark.parametrize("name", NO_IMAGES)
 async def test_what_is_not_an_image_is_refused_with_the_field_and_the_reason(
-    name: str, live: bool, stream: bool, house: House, caller: Caller
+    name: str, live: bool, stream: bool, house: RunningApp, caller: Account
 ) -> None:
     url, words = NO_IMAGES[name]
     told = [
-        await house.ask(way, caller.live if live else caller.test, look(url), stream=stream) for way in WAYS
+        await house.ask(way, caller.live if live else caller.test, look(url), stream=stream)
+        for way in PROTOCOLS
     ]
     assert {one.code for one in told} == {"invalid_parameter"}
     assert len({one.message for one in told}) == 1
@@ -128,20 +130,20 @@ async def test_what_is_not_an_image_is_refused_with_the_field_and_the_reason(
     assert not house.upstream.requests
 
 
-async def test_a_large_image_with_line_breaks_is_taken(house: House, caller: Caller) -> None:
+async def test_a_large_image_with_line_breaks_is_taken(house: RunningApp, caller: Account) -> None:
     image = PNG + bytes(range(256)) * 16_000
-    for way in WAYS:
+    for way in PROTOCOLS:
         told = await house.ask(way, caller.live, look("data:image/jpeg;base64," + lines(image)))
         assert (told.code, told.message) == ("ok", "")
         assert shown(house.upstream) == "data:image/png;base64," + b64(image)
 
 
-async def test_another_spelling_of_an_image_is_the_same_request(house: House, caller: Caller) -> None:
+async def test_another_spelling_of_an_image_is_the_same_request(house: RunningApp, caller: Account) -> None:
     headers = {"Idempotency-Key": "once"}
     url = "data:image/png;base64," + b64(PNG)
     first = await house.ask("rest", caller.live, look(url), headers=headers)
     assert first.code == "ok"
-    for way in WAYS:
+    for way in PROTOCOLS:
         told = await house.ask(way, caller.live, look(IMAGES["lines"][0]), headers=headers)
         assert (told.code, told.id) == ("ok", first.id)
     assert len(house.upstream.requests) == 1
@@ -192,7 +194,7 @@ AUDIO = {
 @pytest.mark.parametrize("way", REST_WAYS)
 @pytest.mark.parametrize("name", AUDIO)
 async def test_audio_in_any_spelling_reaches_the_vendor_as_its_bytes(
-    name: str, way: str, form: bool, house: House, caller: Caller
+    name: str, way: str, form: bool, house: RunningApp, caller: Account
 ) -> None:
     given: dict[str, Any] = {"model": "eleven-labs-stt", "audio": AUDIO[name]}
     if form:
@@ -213,7 +215,7 @@ async def test_audio_in_any_spelling_reaches_the_vendor_as_its_bytes(
     ("end", "words"), [("!", "'!'"), ("=A", "padding"), ("A", "missing"), ("\u00e9", "'\\xe9'")]
 )
 async def test_audio_that_is_not_base64_is_refused_with_the_reason_and_leaves_no_upload(
-    end: str, words: str, size: int, way: str, house: House, caller: Caller
+    end: str, words: str, size: int, way: str, house: RunningApp, caller: Account
 ) -> None:
     body = {"model": "eleven-labs-stt", "audio": b64(bytes(size)) + end}
     told = await house.ask(way, caller.live, body)
@@ -221,7 +223,7 @@ async def test_audio_that_is_not_base64_is_refused_with_the_reason_and_leaves_no
     assert "audio" in told.message
     assert words in told.message
     assert not house.upstream.requests
-    assert list((house.app.settings.data / "media").iterdir()) == []
+    assert list((house.server.settings.data / "media").iterdir()) == []
 
 
 # --- audio above the inline limit of gRPC, which is 1,000 bytes here
@@ -229,14 +231,14 @@ async def test_audio_that_is_not_base64_is_refused_with_the_reason_and_leaves_no
 
 @pytest.mark.parametrize("copies", [1, 50, 100], ids=["25 kB", "1.2 MB", "2.5 MB"])
 async def test_rest_takes_audio_above_the_inline_limit_of_grpc(
-    copies: int, tmp_path: Path, house: House, caller: Caller
+    copies: int, tmp_path: Path, house: RunningApp, caller: Account
 ) -> None:
     sound = MP3 * copies
     body = {"model": "eleven-labs-stt", "audio": b64(sound)}
     assert (await house.ask("grpc", caller.live, body)).code == "payload_too_large"
-    assert house.app.grpc is not None
+    assert house.server.grpc is not None
     stranger = Settings(rest="127.0.0.1:0", data=tmp_path, grace=1.0)
-    async with open_gateway(stranger, house.app.grpc) as (host, port):
+    async with open_gateway(stranger, house.server.grpc) as (host, port):
         urls = [*house.urls.values(), f"http://{host}:{port}"]
         for url in urls:
             headers = {"Authorization": f"Bearer {caller.live}"}
@@ -251,9 +253,9 @@ async def test_rest_takes_audio_above_the_inline_limit_of_grpc(
 
 @pytest.mark.parametrize("form", [False, True], ids=["json", "form"])
 @pytest.mark.parametrize("way", REST_WAYS)
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", TASK_BODIES)
 async def test_a_field_of_another_task_type_is_refused_and_named(
-    kind: str, way: str, form: bool, house: House, caller: Caller
+    kind: str, way: str, form: bool, house: RunningApp, caller: Account
 ) -> None:
     others = {
         "text": ["prompt", "width", "response_format", "output_format", "voice"],
@@ -263,24 +265,26 @@ async def test_a_field_of_another_task_type_is_refused_and_named(
         "stt": ["voice", "output_format", "response_format"],
     }[kind]
     for name in others:
-        told = await house.ask(way, caller.test, KINDS[kind] | {name: "x"}, form=form)
+        told = await house.ask(way, caller.test, TASK_BODIES[kind] | {name: "x"}, form=form)
         assert (told.code, told.status) == ("invalid_parameter", 400)
         assert name in told.message
     if not form:
-        told = await house.ask(way, caller.test, KINDS[kind] | dict.fromkeys(others) | {"stream": False})
+        told = await house.ask(
+            way, caller.test, TASK_BODIES[kind] | dict.fromkeys(others) | {"stream": False}
+        )
         assert (told.code, told.message) == ("ok", "")
 
 
 @pytest.mark.parametrize("first", ["model", "audio"])
 @pytest.mark.parametrize("way", REST_WAYS)
 async def test_a_file_is_dropped_beside_text_to_speech_and_refused_beside_text_and_images(
-    way: str, first: str, house: House, caller: Caller
+    way: str, first: str, house: RunningApp, caller: Account
 ) -> None:
     for kind, code in (("tts", "ok"), ("text", "invalid_parameter"), ("image", "invalid_parameter")):
         made = aiohttp.FormData()
         fields = {
             name: value if isinstance(value, str) else json.dumps(value)
-            for name, value in KINDS[kind].items()
+            for name, value in TASK_BODIES[kind].items()
         }
         for name in ("audio", *fields) if first == "audio" else (*fields, "audio"):
             if name == "audio":
@@ -296,7 +300,7 @@ async def test_a_file_is_dropped_beside_text_to_speech_and_refused_beside_text_a
 
 @pytest.mark.parametrize("method", ["RunTask", "StreamTask"])
 async def test_grpc_refuses_the_input_of_another_task_type_and_names_it(
-    method: str, house: House, caller: Caller
+    method: str, house: RunningApp, caller: Account
 ) -> None:
     tasks = TaskServiceStub(house.channel)
     text = text_pb2.TextInput(messages=[text_pb2.Message(role=text_pb2.ROLE_USER, content="Hi")])
@@ -319,21 +323,21 @@ async def test_grpc_refuses_the_input_of_another_task_type_and_names_it(
 @pytest.mark.parametrize(
     ("data", "content_type", "status", "words"),
     [
-        (b"\xef\xbb\xbf" + json.dumps(say("caf\u00e9"), ensure_ascii=False).encode(), "", 200, ""),
-        (json.dumps(say("caf\u00e9"), ensure_ascii=False).encode(), "; charset=utf-8", 200, ""),
-        (json.dumps(say()).encode(), ';charset="UTF-8"', 200, ""),
-        (json.dumps(say()).encode(), "; version=1; Charset=utf8", 200, ""),
-        (json.dumps(say()).encode("utf-16"), "; charset=utf-16", 415, "UTF-8"),
-        (json.dumps(say("caf\u00e9"), ensure_ascii=False).encode("latin-1"), "; charset=iso-8859-1", 415, "UTF-8"),
-        (json.dumps(say("caf\u00e9"), ensure_ascii=False).encode("latin-1"), "", 400, "UTF-8"),
-        (json.dumps(say()).encode("utf-16"), "", 400, "UTF-16"),
-        (json.dumps(say("x" * 100_000)).encode("utf-16-le"), "; charset=utf-8", 400, "UTF-16"),
-        (json.dumps(say("caf\ud83d")).encode(), "", 400, "messages[0].content"),
-        (json.dumps(say("\ud83d" + "x" * 100_000)).encode(), "", 400, "messages[0].content"),
+        (b"\xef\xbb\xbf" + json.dumps(text_body("caf\u00e9"), ensure_ascii=False).encode(), "", 200, ""),
+        (json.dumps(text_body("caf\u00e9"), ensure_ascii=False).encode(), "; charset=utf-8", 200, ""),
+        (json.dumps(text_body()).encode(), ';charset="UTF-8"', 200, ""),
+        (json.dumps(text_body()).encode(), "; version=1; Charset=utf8", 200, ""),
+        (json.dumps(text_body()).encode("utf-16"), "; charset=utf-16", 415, "UTF-8"),
+        (json.dumps(text_body("caf\u00e9"), ensure_ascii=False).encode("latin-1"), "; charset=iso-8859-1", 415, "UTF-8"),
+        (json.dumps(text_body("caf\u00e9"), ensure_ascii=False).encode("latin-1"), "", 400, "UTF-8"),
+        (json.dumps(text_body()).encode("utf-16"), "", 400, "UTF-16"),
+        (json.dumps(text_body("x" * 100_000)).encode("utf-16-le"), "; charset=utf-8", 400, "UTF-16"),
+        (json.dumps(text_body("caf\ud83d")).encode(), "", 400, "messages[0].content"),
+        (json.dumps(text_body("\ud83d" + "x" * 100_000)).encode(), "", 400, "messages[0].content"),
     ],
 )  # fmt: skip
 async def test_json_is_utf_8(
-    data: bytes, content_type: str, status: int, words: str, way: str, house: House, caller: Caller
+    data: bytes, content_type: str, status: int, words: str, way: str, house: RunningApp, caller: Account
 ) -> None:
     headers = {"Authorization": f"Bearer {caller.live}", "Content-Type": "application/json" + content_type}
     async with house.session.post(f"{house.urls[way]}/api/v1/task", data=data, headers=headers) as answer:
@@ -361,7 +365,7 @@ TWICE: dict[str, tuple[str, str]] = {
 @pytest.mark.parametrize("way", REST_WAYS)
 @pytest.mark.parametrize("case", TWICE)
 async def test_a_name_that_is_given_twice_is_refused_and_named(
-    house: House, caller: Caller, case: str, way: str
+    house: RunningApp, caller: Account, case: str, way: str
 ) -> None:
     body, name = TWICE[case]
     body = body.replace("HI", '[{"role":"user","content":"Hi"}]').replace("LARGE", "x" * 200_000)
@@ -374,7 +378,7 @@ async def test_a_name_that_is_given_twice_is_refused_and_named(
 
 @pytest.mark.parametrize("way", REST_WAYS)
 async def test_a_name_that_is_given_twice_in_the_json_of_a_form_is_refused(
-    house: House, caller: Caller, way: str
+    house: RunningApp, caller: Account, way: str
 ) -> None:
     form = aiohttp.FormData(default_to_multipart=True)
     form.add_field("model", "gpt-4")
@@ -390,12 +394,12 @@ async def test_a_name_that_is_given_twice_in_the_json_of_a_form_is_refused(
 @pytest.mark.parametrize("way", REST_WAYS)
 @pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
 async def test_a_key_that_is_given_twice_is_refused_as_that(
-    house: House, caller: Caller, stream: bool, way: str
+    house: RunningApp, caller: Account, stream: bool, way: str
 ) -> None:
     pair = [("Authorization", f"Bearer {caller.live}"), ("Authorization", f"Bearer {caller.test}")]
     for headers in (pair, pair[::-1], [pair[0], pair[0]]):
         async with house.session.post(
-            house.urls[way] + "/api/v1/task", json=say() | {"stream": stream}, headers=headers
+            house.urls[way] + "/api/v1/task", json=text_body() | {"stream": stream}, headers=headers
         ) as answer:
             error = (await answer.json())["error"]
             assert (answer.status, error["code"]) == (401, "invalid_api_key")

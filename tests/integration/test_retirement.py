@@ -22,8 +22,10 @@ from pomelo.providers import Credentials
 from pomelo.providers.elevenlabs.voices import LAST_DAY
 from pomelo.providers.registry import read_registry
 from pomelo.testing import Answer, error_reply
+from tests.app import RunningApp, patient_router, run_app
+from tests.driver import PROTOCOLS
 from tests.integration.commands import addresses, pomelo
-from tests.integration.house import KINDS, PATIENT, WAYS, House, open_house, say
+from tests.tasks import TASK_BODIES, text_body
 
 TODAY = date(2026, 11, 26)
 
@@ -63,14 +65,12 @@ SUNSETS = {
 
 
 @pytest.fixture(scope="module")
-async def house(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[House]:
+async def house(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[RunningApp]:
     """A server on 2026-11-26 whose catalogue has models that end."""
     folder: Path = tmp_path_factory.mktemp("ends")
     (folder / "catalog.toml").write_text(CATALOGUE)
-    router = partial(PATIENT, today=lambda: TODAY)
-    async with open_house(
-        folder, make_router=router, settings={"catalog": folder / "catalog.toml"}
-    ) as opened:
+    router = partial(patient_router, today=lambda: TODAY)
+    async with run_app(folder, make_router=router, settings={"catalog": folder / "catalog.toml"}) as opened:
         opened.upstream.default = Answer("Hello there")
         yield opened
 
@@ -81,60 +81,62 @@ def told_dates(headers: dict[str, str]) -> tuple[str | None, str | None]:
 
 
 @pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("way", PROTOCOLS)
 @pytest.mark.parametrize("model", SUNSETS)
-async def test_answers_say_when_their_model_ends(house: House, model: str, way: str, stream: bool) -> None:
-    caller = await house.caller()
+async def test_answers_say_when_their_model_ends(
+    house: RunningApp, model: str, way: str, stream: bool
+) -> None:
+    caller = await house.account()
     for key in (caller.test, caller.live):
-        told = await house.ask(way, key, say(model=model), stream=stream)
+        told = await house.ask(way, key, text_body(model=model), stream=stream)
         assert (told.code, told_dates(told.headers)) == ("ok", SUNSETS[model])
 
 
 @pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
-@pytest.mark.parametrize("way", WAYS)
-async def test_errors_say_it_once_the_model_is_known(house: House, way: str, stream: bool) -> None:
-    rich, poor = await house.caller(), await house.caller(live=0)
-    few = await house.caller("wide")
-    limited = await house.caller(models=("gpt-4",))
+@pytest.mark.parametrize("way", PROTOCOLS)
+async def test_errors_say_it_once_the_model_is_known(house: RunningApp, way: str, stream: bool) -> None:
+    rich, poor = await house.account(), await house.account(live=0)
+    few = await house.account("wide")
+    limited = await house.account(models=("gpt-4",))
     cases: list[tuple[str, dict[str, Any], str, bool]] = [
-        (rich.live, say(model="gpt-ends", temperature=7), "invalid_parameter", True),
+        (rich.live, text_body(model="gpt-ends", temperature=7), "invalid_parameter", True),
         (rich.live, {"model": "gpt-ends", "messages": []}, "missing_parameter", True),
-        (poor.live, say(model="gpt-ends", max_tokens=1000), "insufficient_credits", True),
-        (few.live, say(model="gpt-ends", max_tokens=1000), "token_limit_exceeded", True),
-        (rich.test, say("[[error:provider_failed]]", model="gpt-ends"), "provider_failed", True),
-        (rich.live, say(model="gpt-endless"), "unsupported_model", False),
-        (limited.live, say(model="gpt-ends"), "model_not_allowed", False),
-        ("pml_live_wrong", say(model="gpt-ends"), "invalid_api_key", False),
+        (poor.live, text_body(model="gpt-ends", max_tokens=1000), "insufficient_credits", True),
+        (few.live, text_body(model="gpt-ends", max_tokens=1000), "token_limit_exceeded", True),
+        (rich.test, text_body("[[error:provider_failed]]", model="gpt-ends"), "provider_failed", True),
+        (rich.live, text_body(model="gpt-endless"), "unsupported_model", False),
+        (limited.live, text_body(model="gpt-ends"), "model_not_allowed", False),
+        ("pml_live_wrong", text_body(model="gpt-ends"), "invalid_api_key", False),
     ]
     for key, body, code, known in cases:
         told = await house.ask(way, key, body, stream=stream)
         assert told.code == code, (way, told)
         assert told_dates(told.headers) == (SUNSETS["gpt-ends"] if known else (None, None)), (way, told)
     house.upstream.script(error_reply(400, code="content_policy_violation"))
-    told = await house.ask(way, rich.live, say(model="gpt-ends"), stream=stream)
+    told = await house.ask(way, rich.live, text_body(model="gpt-ends"), stream=stream)
     assert (told.code, told_dates(told.headers)) == ("content_policy_violation", SUNSETS["gpt-ends"])
 
 
 @pytest.mark.parametrize("way", ["rest", "remote"])
 async def test_a_field_that_rest_refuses_itself_is_answered_with_the_dates_too(
-    house: House, way: str
+    house: RunningApp, way: str
 ) -> None:
-    caller = await house.caller()
-    told = await house.ask(way, caller.test, say(model="gpt-ends", temperature="warm"))
+    caller = await house.account()
+    told = await house.ask(way, caller.test, text_body(model="gpt-ends", temperature="warm"))
     assert (told.code, told_dates(told.headers)) == ("invalid_parameter", SUNSETS["gpt-ends"])
 
 
-@pytest.mark.parametrize("way", WAYS)
-async def test_a_repeated_answer_says_it_too(house: House, way: str) -> None:
-    caller = await house.caller()
+@pytest.mark.parametrize("way", PROTOCOLS)
+async def test_a_repeated_answer_says_it_too(house: RunningApp, way: str) -> None:
+    caller = await house.account()
     for replayed in (None, "true"):
         told = await house.ask(
-            way, caller.test, say(model="gpt-ends"), headers={"Idempotency-Key": f"repeat-{way}"}
+            way, caller.test, text_body(model="gpt-ends"), headers={"Idempotency-Key": f"repeat-{way}"}
         )
         assert told_dates(told.headers) == SUNSETS["gpt-ends"], replayed
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("way", PROTOCOLS)
 @pytest.mark.parametrize(
     ("model", "asked"),
     [
@@ -145,18 +147,18 @@ async def test_a_repeated_answer_says_it_too(house: House, way: str) -> None:
     ],
 )
 async def test_a_route_that_has_ended_is_skipped_where_another_one_can_serve(
-    house: House, way: str, model: str, asked: str
+    house: RunningApp, way: str, model: str, asked: str
 ) -> None:
-    caller = await house.caller()
+    caller = await house.account()
     house.upstream.requests.clear()
-    assert (await house.ask(way, caller.live, say(model=model))).code == "ok"
+    assert (await house.ask(way, caller.live, text_body(model=model))).code == "ok"
     assert len(house.upstream.requests) == 1
     (record,) = await house.records(caller)
     assert record.provider == asked
 
 
-async def test_lists_of_models_have_the_dates(house: House) -> None:
-    caller = await house.caller()
+async def test_lists_of_models_have_the_dates(house: RunningApp) -> None:
+    caller = await house.account()
     answer = await ModelServiceStub(house.channel).ListModels(
         ListModelsRequest(), metadata=[("authorization", f"Bearer {caller.test}")]
     )
@@ -181,7 +183,7 @@ async def test_what_has_ended_is_logged_at_start(tmp_path: Path, caplog: pytest.
     (tmp_path / "catalog.toml").write_text(CATALOGUE)
     now = datetime(2026, 11, 26, 12, tzinfo=UTC).timestamp()
     with caplog.at_level(logging.WARNING, "pomelo.app"):
-        async with open_house(tmp_path, settings={"catalog": tmp_path / "catalog.toml"}, now=lambda: now):
+        async with run_app(tmp_path, settings={"catalog": tmp_path / "catalog.toml"}, now=lambda: now):
             pass
     lines = [record.getMessage() for record in caplog.records if record.name == "pomelo.app"]
     told = [line for line in lines if " ended on " in line]
@@ -273,9 +275,9 @@ async def test_the_commands_tell_of_it(tmp_path: Path) -> None:
     assert f"model soon ends on {soon}. " in ended.out
 
 
-async def test_pomelo_models_shows_it(house: House, tmp_path: Path) -> None:
-    caller = await house.caller()
-    asked = ("models", "--target", str(house.app.grpc), "--key", caller.test)
+async def test_pomelo_models_shows_it(house: RunningApp, tmp_path: Path) -> None:
+    caller = await house.account()
+    asked = ("models", "--target", str(house.server.grpc), "--key", caller.test)
     ended = await pomelo(tmp_path, *asked)
     assert ended.status == 0, ended.error
     header, *rows = ended.out.splitlines()
@@ -302,8 +304,8 @@ provider = "elevenlabs"
 model = "m"
 """
     (tmp_path / "catalog.toml").write_text(row)
-    async with open_house(tmp_path, settings={"catalog": tmp_path / "catalog.toml"}) as house:
-        caller = await house.caller()
+    async with run_app(tmp_path, settings={"catalog": tmp_path / "catalog.toml"}) as house:
+        caller = await house.account()
         for how in ({"accept": "audio/mpeg"}, {"form": True}, {"stream": True}):
-            told = await house.ask(way, caller.test, KINDS["tts"], **how)  # type: ignore[arg-type]
+            told = await house.ask(way, caller.test, TASK_BODIES["tts"], **how)  # type: ignore[arg-type]
             assert told_dates(told.headers) == SUNSETS["gpt-ends"]

@@ -25,11 +25,12 @@ from pomelo.providers.base import Event, Job
 from pomelo.providers.sandbox import Sandbox
 from pomelo.testing import Gate, Reply, Transcript
 from pomelo.testing.sound import packets
-from tests.integration.house import WAYS, Caller, House, open_house
+from tests.app import Account, RunningApp, run_app
+from tests.driver import PROTOCOLS
 from tests.integration.test_disconnects import Client, free
-from tests.parity.wires import to_task
+from tests.tasks import to_task
 
-WAY = pytest.mark.parametrize("way", WAYS)
+WAY = pytest.mark.parametrize("way", PROTOCOLS)
 HOW = pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
 SECONDS = 30
 AUDIO = {"Content-Type": "audio/mpeg"}
@@ -83,8 +84,8 @@ ANSWERS: dict[str, tuple[str, bytes]] = {
 
 
 @pytest.fixture(scope="module", name="house")
-async def _house(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[House]:
-    async with open_house(tmp_path_factory.mktemp("speech")) as opened:
+async def _house(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[RunningApp]:
+    async with run_app(tmp_path_factory.mktemp("speech")) as opened:
         yield opened
 
 
@@ -99,7 +100,7 @@ def ask_sts(output_format: str, audio: bytes = INPUT, **more: Any) -> dict[str, 
     }
 
 
-async def ms_billed(house: House, caller: Caller) -> int:
+async def ms_billed(house: RunningApp, caller: Account) -> int:
     """Milliseconds of the one record; its cost is all that was charged, and nothing is left to collect."""
     (record,) = await house.records(caller)
     balance = await house.balance(caller, live=True)
@@ -108,7 +109,7 @@ async def ms_billed(house: House, caller: Caller) -> int:
     return record.audio_ms
 
 
-async def leave(house: House, way: str, caller: Caller, body: dict[str, Any], sent: bytes) -> None:
+async def leave(house: RunningApp, way: str, caller: Account, body: dict[str, Any], sent: bytes) -> None:
     """Asks for a stream, and leaves when the vendor has sent so much of its answer."""
     gate = Gate()
     headers = {"Content-Type": "audio/pcm" if body["output_format"].startswith("pcm") else "audio/mpeg"}
@@ -124,10 +125,10 @@ async def leave(house: House, way: str, caller: Caller, body: dict[str, Any], se
 @HOW
 @pytest.mark.parametrize("name", ANSWERS)
 async def test_speech_to_speech_costs_its_input_in_whatever_format_the_answer_is(
-    house: House, way: str, stream: bool, name: str
+    house: RunningApp, way: str, stream: bool, name: str
 ) -> None:
     wanted, answer = ANSWERS[name]
-    caller = await house.caller("wide", live=70_000)  # 0.07 credits: 35 s
+    caller = await house.account("wide", live=70_000)  # 0.07 credits: 35 s
     house.upstream.script(Reply(headers=AUDIO, steps=(answer,)))
     told = await house.ask(way, caller.live, ask_sts(wanted), stream=stream)
     assert (told.code, told.content.partition(" ")[0]) == ("ok", str(len(answer)))
@@ -137,9 +138,9 @@ async def test_speech_to_speech_costs_its_input_in_whatever_format_the_answer_is
 @WAY
 @HOW
 async def test_an_answer_that_is_longer_than_its_input_costs_no_more_than_was_held(
-    house: House, way: str, stream: bool
+    house: RunningApp, way: str, stream: bool
 ) -> None:
-    caller = await house.caller("wide", live=70_000)
+    caller = await house.account("wide", live=70_000)
     house.upstream.script(Reply(headers=AUDIO, steps=(mp3(128, 165),)))
     told = await house.ask(way, caller.live, ask_sts("mp3_44100_128"), stream=stream)
     assert told.code == "ok"
@@ -148,9 +149,9 @@ async def test_an_answer_that_is_longer_than_its_input_costs_no_more_than_was_he
 
 @WAY
 @pytest.mark.parametrize("name", [name for name in ANSWERS if name != "webm for opus"])
-async def test_left_speech_to_speech_costs_the_delivered_half(house: House, way: str, name: str) -> None:
+async def test_left_speech_to_speech_costs_the_delivered_half(house: RunningApp, way: str, name: str) -> None:
     wanted, answer = ANSWERS[name]
-    caller = await house.caller("wide")
+    caller = await house.account("wide")
     await leave(house, way, caller, ask_sts(wanted), answer[: len(answer) // 2])
     (record,) = await house.records(caller)
     assert 0 < record.output_bytes <= len(answer) // 2
@@ -159,8 +160,10 @@ async def test_left_speech_to_speech_costs_the_delivered_half(house: House, way:
 
 
 @WAY
-async def test_left_speech_to_speech_that_can_not_be_measured_costs_its_input(house: House, way: str) -> None:
-    caller = await house.caller("wide")
+async def test_left_speech_to_speech_that_can_not_be_measured_costs_its_input(
+    house: RunningApp, way: str
+) -> None:
+    caller = await house.account("wide")
     await leave(house, way, caller, ask_sts("opus_48000_32"), ANSWERS["webm for opus"][1])
     assert await ms_billed(house, caller) == SECONDS * 1000
 
@@ -168,14 +171,14 @@ async def test_left_speech_to_speech_that_can_not_be_measured_costs_its_input(ho
 @WAY
 @pytest.mark.parametrize(("speed", "spoken"), [(0.7, 0.7), (1.2, 1.2), (4, 1.2), (0.25, 0.7)])
 async def test_left_speech_is_billed_at_the_speed_that_the_vendor_got(
-    house: House, way: str, speed: float, spoken: float
+    house: RunningApp, way: str, speed: float, spoken: float
 ) -> None:
     settings = {"voice_settings": {"speed": speed}}
     samples = bytes(10 * 32_000)
-    caller = await house.caller("wide")
+    caller = await house.account("wide")
     await leave(house, way, caller, ask_sts("pcm_16000", **settings), samples)
     assert await ms_billed(house, caller) == pytest.approx(10_000 * spoken, abs=2)
-    caller = await house.caller("wide")
+    caller = await house.account("wide")
     text = {"model": "eleven-labs-tts", "text": "x" * 1000, "voice": "adam", "output_format": "pcm_16000"}
     await leave(house, way, caller, text | settings, samples)
     (record,) = await house.records(caller)
@@ -187,9 +190,9 @@ async def test_left_speech_is_billed_at_the_speed_that_the_vendor_got(
 @pytest.mark.parametrize("speed", [0.25, 4])
 @pytest.mark.parametrize("wanted", ["mp3_44100_128", "opus_48000_64", "wav_16000", "pcm_16000"])
 async def test_the_speed_changes_no_whole_bill_of_the_sandbox(
-    house: House, way: str, stream: bool, wanted: str, speed: float
+    house: RunningApp, way: str, stream: bool, wanted: str, speed: float
 ) -> None:
-    caller = await house.caller("wide")
+    caller = await house.account("wide")
     body = ask_sts(wanted, wav(5), voice_settings={"speed": speed})
     assert (await house.ask(way, caller.test, body, stream=stream)).code == "ok"
     (record,) = await house.records(caller)
@@ -199,14 +202,14 @@ async def test_the_speed_changes_no_whole_bill_of_the_sandbox(
 @WAY
 @HOW
 @pytest.mark.parametrize("wanted", ["mp3_44100_128", "opus_48000_64", "wav_16000", "pcm_16000", "ulaw_8000"])
-async def test_what_is_no_audio_costs_nothing(house: House, way: str, stream: bool, wanted: str) -> None:
+async def test_what_is_no_audio_costs_nothing(house: RunningApp, way: str, stream: bool, wanted: str) -> None:
     words = b"Service temporarily unavailable, please retry"
     for answer in (words, b"\xef\xbb\xbf" + json.dumps({"error": "none"}).encode(), gzip.compress(words)):
         for body in (
             {"model": "eleven-labs-tts", "text": "Hello", "voice": "adam", "output_format": wanted},
             ask_sts(wanted),
         ):
-            caller = await house.caller("wide")
+            caller = await house.account("wide")
             house.upstream.script(Reply(headers=AUDIO, steps=(answer,)))
             told = await house.ask(way, caller.live, body, stream=stream)
             assert told.code == "provider_failed"
@@ -240,9 +243,9 @@ STT = {"model": "eleven-labs-stt", "audio": base64.b64encode(INPUT).decode()}
     ],
 )
 async def test_a_transcript_costs_the_reported_length_or_the_measured_one(
-    house: House, way: str, stream: bool, told: Any, ms: int, source: str
+    house: RunningApp, way: str, stream: bool, told: Any, ms: int, source: str
 ) -> None:
-    caller = await house.caller("wide")
+    caller = await house.account("wide")
     odd = [None, {"text": None}, {"text": "Hi", "start": "0.5", "end": None, "type": None, "speaker_id": 5}]
     house.upstream.script(Transcript("Hi", more={"audio_duration_secs": told, "words": odd}))
     answer = await house.ask(way, caller.live, STT, stream=stream)
@@ -254,9 +257,9 @@ async def test_a_transcript_costs_the_reported_length_or_the_measured_one(
 
 @WAY
 async def test_a_transcript_of_unknown_length_costs_its_bound_not_its_last_word(
-    house: House, way: str
+    house: RunningApp, way: str
 ) -> None:
-    caller = await house.caller("wide")
+    caller = await house.account("wide")
     words = [{"text": "Hi", "start": 0, "end": 0.1}]
     house.upstream.script(Transcript("Hi", more={"audio_duration_secs": None, "words": words}))
     body = STT | {"audio": base64.b64encode(b"no audio at all " * 100).decode()}
@@ -287,10 +290,10 @@ async def test_lengths_and_times_that_are_no_numbers_are_not_passed_on(
     odd = _Odd()
     odd.seconds = seconds
     providers: Any = {"sandbox": Sandbox(), "elevenlabs": odd}
-    async with open_house(tmp_path, providers=providers) as house:
-        for way in WAYS:
+    async with run_app(tmp_path, providers=providers) as house:
+        for way in PROTOCOLS:
             for stream in (False, True):
-                caller = await house.caller("wide")
+                caller = await house.account("wide")
                 answer = await house.ask(way, caller.live, STT, stream=stream)
                 assert (answer.code, answer.content) == ("ok", "Hi you")
                 assert await ms_billed(house, caller) == 30_000

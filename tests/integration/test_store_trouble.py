@@ -32,9 +32,11 @@ from pomelo.stores.ledger import (
 )
 from pomelo.stores.sqlite import open_sqlite
 from pomelo.testing import Answer, Gate
-from tests.integration.house import WAYS, House, open_house, say
+from tests.app import RunningApp, run_app
+from tests.driver import PROTOCOLS
+from tests.tasks import text_body
 
-WAY = pytest.mark.parametrize("way", WAYS)
+WAY = pytest.mark.parametrize("way", PROTOCOLS)
 HOW = pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
 
 
@@ -79,17 +81,19 @@ def _stores() -> list[Troubled]:
 
 
 @pytest.fixture(scope="module", name="house")
-async def _house(stores: list[Troubled], tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[House]:
+async def _house(
+    stores: list[Troubled], tmp_path_factory: pytest.TempPathFactory
+) -> AsyncIterator[RunningApp]:
     def wrap(store: Store) -> Any:
         stores.append(Troubled(store))
         return stores[-1]
 
-    async with open_house(tmp_path_factory.mktemp("trouble"), wrap_store=wrap) as opened:
+    async with run_app(tmp_path_factory.mktemp("trouble"), wrap_store=wrap) as opened:
         yield opened
 
 
 @pytest.fixture(name="store")
-def _store(house: House, stores: list[Troubled]) -> Any:
+def _store(house: RunningApp, stores: list[Troubled]) -> Any:
     (store,) = stores
     yield store
     store.out.clear()
@@ -97,10 +101,10 @@ def _store(house: House, stores: list[Troubled]) -> Any:
     store.after = False
 
 
-async def freed(house: House, caller: Any, *, live: bool = False) -> None:
+async def freed(house: RunningApp, caller: Any, *, live: bool = False) -> None:
     """Returns once nothing is held or taken."""
     async with asyncio.timeout(10):
-        while (await house.balance(caller, live=live)).held or await house.slots(caller, live=live):
+        while (await house.balance(caller, live=live)).held or await house.concurrency(caller, live=live):
             pass
 
 
@@ -108,15 +112,15 @@ async def freed(house: House, caller: Any, *, live: bool = False) -> None:
 @HOW
 @pytest.mark.parametrize("after", [False, True], ids=["not done", "done"])
 async def test_a_take_of_unknown_outcome_is_given_back(
-    house: House, store: Troubled, way: str, stream: bool, after: bool
+    house: RunningApp, store: Troubled, way: str, stream: bool, after: bool
 ) -> None:
-    caller = await house.caller("five")
+    caller = await house.account("five")
     store.out, store.after = {"reserve"}, after
-    told = await house.ask(way, caller.test, say(), stream=stream)
+    told = await house.ask(way, caller.test, text_body(), stream=stream)
     assert told.code == "store_unavailable"
     await freed(house, caller)
     store.out.clear()
-    told = await house.ask(way, caller.test, say(), stream=stream)
+    told = await house.ask(way, caller.test, text_body(), stream=stream)
     assert told.code == "ok"
     assert told.headers["x-ratelimit-remaining"] == "4"
 
@@ -124,15 +128,15 @@ async def test_a_take_of_unknown_outcome_is_given_back(
 @WAY
 @HOW
 async def test_an_answer_that_cannot_be_charged_is_none_and_holds_nothing(
-    house: House, store: Troubled, way: str, stream: bool
+    house: RunningApp, store: Troubled, way: str, stream: bool
 ) -> None:
-    caller = await house.caller("wide")
+    caller = await house.account("wide")
     store.out = {"settle", "void"}
     for _ in range(2):
-        told = await house.ask(way, caller.test, say("[[words:5]]", max_tokens=5), stream=stream)
+        told = await house.ask(way, caller.test, text_body("[[words:5]]", max_tokens=5), stream=stream)
         assert told.code == "store_unavailable"
         assert not told.done
-    assert await house.slots(caller) == 2
+    assert await house.concurrency(caller) == 2
     store.out.clear()
     await freed(house, caller)
     records = await house.records(caller)
@@ -143,11 +147,11 @@ async def test_an_answer_that_cannot_be_charged_is_none_and_holds_nothing(
 
 @HOW
 async def test_what_was_charged_though_nobody_heard_is_charged_once(
-    house: House, store: Troubled, stream: bool
+    house: RunningApp, store: Troubled, stream: bool
 ) -> None:
-    caller = await house.caller()
+    caller = await house.account()
     store.out, store.after = {"settle"}, True
-    told = await house.ask("rest", caller.test, say(), stream=stream)
+    told = await house.ask("rest", caller.test, text_body(), stream=stream)
     assert told.code == "store_unavailable"
     store.out.clear()
     await freed(house, caller)
@@ -159,19 +163,19 @@ async def test_what_was_charged_though_nobody_heard_is_charged_once(
 @WAY
 @HOW
 async def test_who_leaves_while_the_store_is_away_is_settled_when_it_is_back(
-    house: House, store: Troubled, way: str, stream: bool
+    house: RunningApp, store: Troubled, way: str, stream: bool
 ) -> None:
-    caller = await house.caller("wide")
+    caller = await house.account("wide")
     prompt = f"away {way} {stream}"
     gate = Gate()
     house.upstream.when(prompt, Answer("one two three", at={2: gate}))
-    asked = asyncio.create_task(house.ask(way, caller.live, say(prompt, max_tokens=9), stream=stream))
+    asked = asyncio.create_task(house.ask(way, caller.live, text_body(prompt, max_tokens=9), stream=stream))
     await gate.reached.wait()
     store.out = {"settle", "void", "note"}
     asked.cancel()
     with pytest.raises(asyncio.CancelledError):
         await asked
-    assert await house.slots(caller, live=True) == 1
+    assert await house.concurrency(caller, live=True) == 1
     store.out.clear()
     await freed(house, caller, live=True)
     records = await house.records(caller)
@@ -181,11 +185,11 @@ async def test_who_leaves_while_the_store_is_away_is_settled_when_it_is_back(
 
 @HOW
 async def test_no_deadline_passes_while_a_task_is_charged(
-    house: House, store: Troubled, stream: bool
+    house: RunningApp, store: Troubled, stream: bool
 ) -> None:
-    caller = await house.caller()
+    caller = await house.account()
     store.waits["settle"] = asyncio.Event()
-    asked = asyncio.create_task(house.ask("rest", caller.test, say(), stream=stream, within=0.3))
+    asked = asyncio.create_task(house.ask("rest", caller.test, text_body(), stream=stream, within=0.3))
     done, _ = await asyncio.wait([asked], timeout=0.5)
     assert not done, "its deadline has passed meanwhile"
     store.waits["settle"].set()
@@ -195,11 +199,11 @@ async def test_no_deadline_passes_while_a_task_is_charged(
     assert record.complete
 
 
-async def test_an_error_is_told_soon_though_the_store_hangs(house: House, store: Troubled) -> None:
-    caller = await house.caller("all")
+async def test_an_error_is_told_soon_though_the_store_hangs(house: RunningApp, store: Troubled) -> None:
+    caller = await house.account("all")
     store.waits["void"] = asyncio.Event()
     began = time.monotonic()
-    told = await house.ask("rest", caller.test, say("[[stall]]"), within=0.3)
+    told = await house.ask("rest", caller.test, text_body("[[stall]]"), within=0.3)
     assert told.code == "deadline_exceeded"
     assert time.monotonic() - began < 0.3 + reservation.STATUS_TIMEOUT + 0.25
     assert "x-ratelimit-remaining" in told.headers
@@ -208,16 +212,16 @@ async def test_an_error_is_told_soon_though_the_store_hangs(house: House, store:
 
 
 async def test_a_task_that_can_not_be_begun_after_it_was_taken_in_holds_nothing(
-    house: House, monkeypatch: pytest.MonkeyPatch
+    house: RunningApp, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    caller = await house.caller()
+    caller = await house.account()
 
     def broken(*args: Any) -> None:
         raise ZeroDivisionError
 
     monkeypatch.setattr("pomelo.engine.intake.CollectorContext", broken)
-    for way in WAYS:
-        told = await house.ask(way, caller.test, say())
+    for way in PROTOCOLS:
+        told = await house.ask(way, caller.test, text_body())
         assert told.code == "internal_error"
     await freed(house, caller)
 

@@ -14,7 +14,9 @@ from urllib.parse import urlsplit
 import pytest
 
 from pomelo.catalog.pricing import Usage, cost, decode_prices
-from tests.integration.house import KINDS, RICH, WAYS, Caller, House, open_house, say
+from tests.app import RICH, Account, RunningApp, run_app
+from tests.driver import PROTOCOLS
+from tests.tasks import TASK_BODIES, text_body
 
 REFUSALS = {
     "provider_failed",  # [[cut]]
@@ -25,19 +27,19 @@ REFUSALS = {
     "insufficient_credits",
 }
 
-WAY = pytest.mark.parametrize("way", WAYS)
+WAY = pytest.mark.parametrize("way", PROTOCOLS)
 
 
 @pytest.fixture(scope="module", name="house")
-async def _house(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[House]:
-    async with open_house(tmp_path_factory.mktemp("storm")) as opened:
+async def _house(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[RunningApp]:
+    async with run_app(tmp_path_factory.mktemp("storm")) as opened:
         yield opened
 
 
-async def settled(house: House, caller: Caller, granted: int = RICH) -> list[Any]:
+async def settled(house: RunningApp, caller: Account, granted: int = RICH) -> list[Any]:
     """The records, once nothing runs; they and the balance tell the same."""
     async with asyncio.timeout(10):
-        while await house.slots(caller):
+        while await house.concurrency(caller):
             pass
     balance = await house.balance(caller)
     records = await house.records(caller)
@@ -60,19 +62,19 @@ async def settled(house: House, caller: Caller, granted: int = RICH) -> list[Any
 
 
 @WAY
-async def test_after_a_storm_of_callers_who_leave_the_books_balance(house: House, way: str) -> None:
+async def test_after_a_storm_of_callers_who_leave_the_books_balance(house: RunningApp, way: str) -> None:
     chance = random.Random(way)
-    caller = await house.caller("all", test=2_000_000)
+    caller = await house.account("all", test=2_000_000)
     outcomes: list[str] = []
 
     async def one(number: int) -> None:
-        kind = chance.choice(list(KINDS))
-        body = KINDS[kind]
+        kind = chance.choice(list(TASK_BODIES))
+        body = TASK_BODIES[kind]
         if kind == "text":
             text = chance.choice(
                 ["[[words:30]]", "[[words:30]] [[pace:0.002]]", "[[words:9]] [[cut]]", "[[delay:0.01]]"]
             )
-            body = say(f"{text} {number}", max_tokens=40)
+            body = text_body(f"{text} {number}", max_tokens=40)
         patience = chance.choice([None, None, chance.random() * 0.08])
         asked = house.ask(
             way,
@@ -102,12 +104,12 @@ async def test_after_a_storm_of_callers_who_leave_the_books_balance(house: House
 @pytest.mark.parametrize("way", ["rest", "remote"])
 @pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
 async def test_a_connection_reset_at_any_byte_leaves_a_request_that_can_be_sent_again(
-    house: House, way: str, stream: bool
+    house: RunningApp, way: str, stream: bool
 ) -> None:
     address = urlsplit(house.urls[way])
-    body = say("[[words:12]] again and again", max_tokens=20)
+    body = text_body("[[words:12]] again and again", max_tokens=20)
     for offset in (0, 1, 15, 80, 200, 400, 600, 800, 900, 1000, 1100, 1300, 1600, 2000, 2500, 3000, 4000):
-        caller = await house.caller("wide")
+        caller = await house.account("wide")
         data = json.dumps(body | {"stream": stream}).encode()
         head = (
             f"POST /api/v1/task HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {caller.test}\r\n"

@@ -24,9 +24,9 @@ from pomelo.gen.v1.task_service_pb2 import StreamTaskRequest
 from pomelo.gen.v1.task_service_pb2_grpc import TaskServiceStub
 from pomelo.settings import Settings
 from pomelo.testing import FaultUpstream, Gate, Speech, anthropic_wire, mistral_wire, openai_wire
-from tests.conftest import endow
-from tests.integration.asking import bearer
-from tests.parity.wires import to_task
+from tests.app import endow
+from tests.calls import bearer
+from tests.tasks import to_task
 
 GATES = 3
 WITHIN = 20.0

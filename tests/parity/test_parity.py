@@ -19,7 +19,9 @@ from pomelo.call import Call
 from pomelo.errors import TABLE
 from pomelo.gen.v1.task_pb2 import Task, TaskResult
 from tests.conftest import Keys
-from tests.parity.wires import Ask, Grpc, Rest, all_ways, assert_same, kind_of
+from tests.driver import GrpcDriver, RestDriver, TaskRequest
+from tests.parity.comparison import ask_all, assert_same
+from tests.tasks import task_type_of
 
 PIXEL = "data:image/png;base64,iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
 TEXT_MODELS = [
@@ -222,13 +224,17 @@ def wires(
     http: aiohttp.ClientSession, channel: grpc.aio.Channel, rest_url: str, gateway_url: str
 ) -> Mapping[str, Any]:
     """The three ways."""
-    return {"grpc": Grpc(channel), "rest": Rest(http, rest_url), "remote": Rest(http, gateway_url)}
+    return {
+        "grpc": GrpcDriver(channel),
+        "rest": RestDriver(http, rest_url),
+        "remote": RestDriver(http, gateway_url),
+    }
 
 
-def _ask(case: Case, keys: Keys) -> Ask:
+def _ask(case: Case, keys: Keys) -> TaskRequest:
     other = {"none": None, "junk": "pml_test_junk"}
     key = other[case.key] if case.key in other else getattr(keys, case.key)
-    return Ask(case.body, key, case.stream, case.request_id, case.timeout)
+    return TaskRequest(case.body, key, case.stream, case.request_id, case.timeout)
 
 
 def test_there_are_enough_cases_and_no_two_of_one_name() -> None:
@@ -239,7 +245,7 @@ def test_there_are_enough_cases_and_no_two_of_one_name() -> None:
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 async def test_three_ways_give_the_same(case: Case, wires: Mapping[str, Any], keys: Keys) -> None:
     ask = _ask(case, keys)
-    outcomes = await all_ways(wires, ask)
+    outcomes = await ask_all(wires, ask)
     assert {name: outcome.code for name, outcome in outcomes.items()} == dict.fromkeys(wires, case.code)
     assert_same(outcomes, ask)
     if case.code == "ok":
@@ -248,7 +254,7 @@ async def test_three_ways_give_the_same(case: Case, wires: Mapping[str, Any], ke
 
 def _assert_whole(output: dict[str, Any], case: Case) -> None:
     """An answer has what its kind promises."""
-    kind = kind_of(case.body["model"])
+    kind = task_type_of(case.body["model"])
     if kind == "text":
         assert output["text"]
         assert output["finish"] in ("stop", "length")
@@ -260,7 +266,7 @@ def _assert_whole(output: dict[str, Any], case: Case) -> None:
         assert bool(output["words"]) == (case.body.get("timestamps") != "none")
     else:
         wanted = case.body.get("response_format", "both")
-        heard = output.get("sound") if case.stream and kind != "image" else output.get("inline")
+        heard = output.get("audio") if case.stream and kind != "image" else output.get("inline")
         assert heard if wanted != "url" or (case.stream and kind != "image") else not heard
         assert ("linked" in output) == (wanted != "b64_json")
         if heard and "linked" in output:
@@ -272,8 +278,8 @@ async def test_a_large_sound_is_a_link_alone_three_ways(
     wanted: str, wires: Mapping[str, Any], keys: Keys
 ) -> None:
     body = SPEECH | {"text": "word " * 700, "output_format": "wav_48000"}
-    ask = Ask(body | ({"response_format": wanted} if wanted != "both" else {}), keys.test)
-    outcomes = await all_ways(wires, ask)
+    ask = TaskRequest(body | ({"response_format": wanted} if wanted != "both" else {}), keys.test)
+    outcomes = await ask_all(wires, ask)
     assert_same(outcomes, ask)
     output = outcomes["rest"].output
     assert "inline" not in output
@@ -313,9 +319,9 @@ async def test_a_wire_that_is_broken_on_purpose_is_found(
 ) -> None:
     services = replace(app.services, tasks=Skewed(app.services.tasks, fault))
     async with open_rest(services, GatewayOptions(), "127.0.0.1", 0) as (host, port):
-        broken = dict(wires, rest=Rest(http, f"http://{host}:{port}"))
-        ask = Ask(say(), keys.test, stream=fault == "last piece")
-        outcomes = await all_ways(broken, ask)
+        broken = dict(wires, rest=RestDriver(http, f"http://{host}:{port}"))
+        ask = TaskRequest(say(), keys.test, stream=fault == "last piece")
+        outcomes = await ask_all(broken, ask)
     if fault == "none":
         assert_same(outcomes, ask)
     else:

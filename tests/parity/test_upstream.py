@@ -28,8 +28,10 @@ from pomelo.testing import (
     error_reply,
     page,
 )
-from tests.conftest import Keys, endow
-from tests.parity.wires import Ask, Grpc, Rest, all_ways, assert_same
+from tests.app import endow
+from tests.conftest import Keys
+from tests.driver import GrpcDriver, RestDriver, TaskRequest
+from tests.parity.comparison import ask_all, assert_same
 
 CLOSED_WITHIN = 0.05
 """Seconds from a client's leaving to the end of the connection upstream."""
@@ -71,7 +73,11 @@ def wires(
     session: aiohttp.ClientSession, channel: grpc.aio.Channel, rest_url: str, gateway_url: str
 ) -> Mapping[str, Any]:
     """The three ways."""
-    return {"grpc": Grpc(channel), "rest": Rest(session, rest_url), "remote": Rest(session, gateway_url)}
+    return {
+        "grpc": GrpcDriver(channel),
+        "rest": RestDriver(session, rest_url),
+        "remote": RestDriver(session, gateway_url),
+    }
 
 
 @pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
@@ -82,8 +88,8 @@ async def test_a_failing_provider_looks_the_same_three_ways(
     script, whole_code, stream_code = FAULTS[name]
     prompt = f"fault {name}, {stream}"
     upstream.when(prompt, script)
-    ask = Ask(say(prompt), keys.live, stream)
-    outcomes = await all_ways(wires, ask)
+    ask = TaskRequest(say(prompt), keys.live, stream)
+    outcomes = await ask_all(wires, ask)
     assert {w: o.code for w, o in outcomes.items()} == dict.fromkeys(
         wires, stream_code if stream else whole_code
     )
@@ -112,8 +118,8 @@ LIVE: dict[str, dict[str, Any]] = {
 async def test_a_live_key_reaches_the_vendor_the_same_three_ways(
     model: str, stream: bool, wires: Mapping[str, Any], keys: Keys
 ) -> None:
-    ask = Ask({"model": model, **LIVE[model]}, keys.live, stream)
-    outcomes = await all_ways(wires, ask)
+    ask = TaskRequest({"model": model, **LIVE[model]}, keys.live, stream)
+    outcomes = await ask_all(wires, ask)
     assert {w: (o.code, o.message) for w, o in outcomes.items()} == dict.fromkeys(wires, ("ok", ""))
     assert_same(outcomes, ask)
     assert {o.headers["x-pomelo-mode"] for o in outcomes.values()} == {"live"}
@@ -134,7 +140,9 @@ async def test_claude_answers_a_live_key(tmp_path: Path, upstream: FaultUpstream
         for model in ("claude-3-opus", "claude-3-sonnet", "claude-3-haiku"):
             for stream in (False, True):
                 body = {**say("Hi"), "model": model, "max_tokens": 50}
-                outcome = await Rest(session, "http://{}:{}".format(*app.rest))(Ask(body, key, stream))
+                outcome = await RestDriver(session, "http://{}:{}".format(*app.rest))(
+                    TaskRequest(body, key, stream)
+                )
                 assert outcome.code == "ok"
                 assert outcome.output["text"]
 
@@ -159,7 +167,7 @@ async def test_a_client_that_leaves_closes_the_upstream_connection_at_once(
         else Answer("one two three", at={2: gate})
     )
     upstream.when(prompt, answer)
-    client = asyncio.create_task(wires[way](Ask(say(prompt), keys.live, stream)))
+    client = asyncio.create_task(wires[way](TaskRequest(say(prompt), keys.live, stream)))
     await gate.reached.wait()
     request = _request(upstream, prompt)
     left = asyncio.get_running_loop().time()
@@ -182,7 +190,7 @@ async def test_a_deadline_closes_the_upstream_connection_at_once(
     prompt = f"late {way} {stream}"
     upstream.when(prompt, Answer("one two three", at={2: gate}))
     began = time.monotonic()
-    outcome = await wires[way](Ask(say(prompt), keys.live, stream, timeout=0.3))
+    outcome = await wires[way](TaskRequest(say(prompt), keys.live, stream, timeout=0.3))
     assert outcome.code == "deadline_exceeded"
     assert time.monotonic() - began < 0.3 + 0.25
     async with asyncio.timeout(1):
@@ -199,7 +207,7 @@ async def test_a_test_key_never_reaches_a_provider(
 ) -> None:
     prompt = "this must stay in the sandbox"
     for stream in (False, True):
-        outcomes = await all_ways(wires, Ask(say(prompt), keys.test, stream))
+        outcomes = await ask_all(wires, TaskRequest(say(prompt), keys.test, stream))
         assert all("sandbox" in o.output["text"] for o in outcomes.values())
     assert not [r for r in upstream.requests if prompt in r.prompt]
 
@@ -242,8 +250,8 @@ async def test_an_odd_stream_is_read_and_counted_the_same_three_ways(
     script, text = ODD[name]
     prompt = f"odd stream: {name}"
     upstream.when(prompt, script)
-    ask = Ask(say(prompt), keys.live, stream=True)
-    outcomes = await all_ways(wires, ask)
+    ask = TaskRequest(say(prompt), keys.live, stream=True)
+    outcomes = await ask_all(wires, ask)
     for way, outcome in outcomes.items():
         assert outcome.code == "ok", f"{way}: {outcome}"
         assert outcome.output["text"] == text, way
@@ -256,8 +264,8 @@ async def test_half_a_surrogate_pair_in_a_whole_answer_is_replaced_three_ways(
 ) -> None:
     prompt = "odd whole answer"
     upstream.when(prompt, whole("Hi \ud83d and \ud83d\ude00"))
-    ask = Ask(say(prompt), keys.live)
-    outcomes = await all_ways(wires, ask)
+    ask = TaskRequest(say(prompt), keys.live)
+    outcomes = await ask_all(wires, ask)
     assert_same(outcomes, ask)
     for outcome in outcomes.values():
         assert outcome.output["text"] == "Hi \ufffd and 😀"
@@ -284,8 +292,8 @@ async def test_a_large_picture_in_a_stream_is_a_link_unless_its_bytes_are_asked_
     wanted: str | None, wires: Mapping[str, Any], keys: Keys
 ) -> None:
     body = {"model": "flux-1-pro", "prompt": "A kite", "width": 2048, "height": 2048}
-    ask = Ask({**body, **({"response_format": wanted} if wanted else {})}, keys.test, stream=True)
-    outcomes = await all_ways(wires, ask)
+    ask = TaskRequest({**body, **({"response_format": wanted} if wanted else {})}, keys.test, stream=True)
+    outcomes = await ask_all(wires, ask)
     assert_same(outcomes, ask)
     for outcome in outcomes.values():
         size = int(outcome.output["inline" if wanted == "b64_json" else "linked"].split()[0])

@@ -17,7 +17,7 @@ from pomelo.providers.base import AudioSource
 from pomelo.providers.pieces import AUDIO_PIECE
 from pomelo.stores.ledger import REPLAY_SECONDS
 from pomelo.tasks.base import MAX_INLINE
-from tests.parity.wires import to_task
+from tests.tasks import to_task
 
 UNASKED = ResponseFormat.RESPONSE_FORMAT_UNSPECIFIED
 B64_JSON = ResponseFormat.RESPONSE_FORMAT_B64_JSON
