@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
@@ -14,6 +15,7 @@ from typing import Any
 import aiohttp
 import grpc
 
+from pomelo.accounts.audit import audit
 from pomelo.accounts.plans import Plan
 from pomelo.app import App, open_app, open_gateway
 from pomelo.engine.circuit_breaker import CircuitBreaker
@@ -113,6 +115,18 @@ class RunningApp:
     async def concurrency(self, account: Account, *, live: bool = False) -> int:
         """Returns how many tasks an account is running in one mode."""
         return (await self.server.store.limit_status(Wallet(account.name, live))).concurrency
+
+    async def idle(self, account: Account, *, live: bool = False) -> None:
+        """Returns when an account runs no task and has no reservation in one mode."""
+        async with asyncio.timeout(10):
+            while await self.concurrency(account, live=live) or (await self.balance(account, live=live)).held:
+                pass
+
+    async def assert_audit_clean(self) -> None:
+        """Asserts that the audit finds nothing, and nothing that was not collected."""
+        report = await audit(self.server.store)
+        assert not report.findings
+        assert report.uncollected_micros == 0
 
     async def ask(
         self,

@@ -1,7 +1,7 @@
-"""Calls that never suspend yield to others: work is counted in loop iterations, so no clock is needed.
+"""Calls whose sources and readers never suspend still yield to other calls.
 
-Sources and listeners are in this process and never suspend. Without yielding, each call would run from
-start to finish in one iteration.
+The tests count the chunks in each iteration of the event loop, so they need no clock. Without yielding, each
+call would run from start to end in one iteration.
 """
 
 from __future__ import annotations
@@ -22,155 +22,155 @@ from pomelo.providers.base import Job
 from pomelo.settings import Settings
 from tests.app import endow
 
-AT_ONCE = 10
-PIECES = 3000
-MOST = AT_ONCE * PIECES // 10
-"""Pieces of all calls in one iteration; the budget allows about a hundred."""
+CALLS = 10
+CHUNKS = 3000
+MAX_CHUNKS = CALLS * CHUNKS // 10
+"""The maximum chunks of all calls in one iteration; the budget allows about a hundred."""
 
 
-class Work:
-    """The pieces that were made in each iteration of the loop."""
+class ChunkCounter:
+    """Counts chunks by iteration of the event loop."""
 
     def __init__(self) -> None:
-        self.most = self.all = self._now = 0
-        self._over = False
+        self.maximum = self.total = self._current = 0
+        self._stopped = False
 
-    def piece(self) -> None:
-        """One was made."""
-        self.all += 1
-        self._now += 1
-        self.most = max(self.most, self._now)
+    def count(self) -> None:
+        """Counts a chunk."""
+        self.total += 1
+        self._current += 1
+        self.maximum = max(self.maximum, self._current)
 
-    def iteration(self) -> None:
-        """Counts from here on, in each iteration."""
-        self._now = 0
-        if not self._over:
-            asyncio.get_running_loop().call_soon(self.iteration)
+    def start(self) -> None:
+        """Starts a new count in each iteration from now on."""
+        self._current = 0
+        if not self._stopped:
+            asyncio.get_running_loop().call_soon(self.start)
 
     def stop(self) -> None:
-        """Counts no more."""
-        self._over = True
+        """Stops the counts of iterations."""
+        self._stopped = True
 
 
-class Flood:
+class ImmediateProvider:
     """A provider whose answers are available immediately."""
 
     configured = True
 
-    def __init__(self, work: Work) -> None:
-        self._work = work
+    def __init__(self, counter: ChunkCounter) -> None:
+        self._counter = counter
 
     async def text(self, job: Job) -> AsyncGenerator[Event, None]:
-        """Many words."""
-        for _ in range(PIECES):
-            self._work.piece()
+        """Yields many words."""
+        for _ in range(CHUNKS):
+            self._counter.count()
             event = Event()
             event.text_delta.content = "word "
             yield event
         last = Event()
         last.text_delta.finish_reason = FinishReason.FINISH_REASON_STOP
-        last.text_delta.usage.CopyFrom(TokenUsage(prompt_tokens=1, completion_tokens=PIECES, total_tokens=1))
+        last.text_delta.usage.CopyFrom(TokenUsage(prompt_tokens=1, completion_tokens=CHUNKS, total_tokens=1))
         yield last
 
     async def aclose(self) -> None:
-        """There is nothing to close."""
+        """Closes nothing."""
 
 
 def task() -> Task:
-    """A text task."""
+    """Returns a text task."""
     message = TextInput()
     message.messages.add(role=Role.ROLE_USER, content="Go")
     return Task(model="gpt-4", text=message)
 
 
 def call(key: str, **headers: str) -> Call:
-    """A call with a key."""
+    """Returns a call with a key."""
     return Call.from_headers({"authorization": f"Bearer {key}", **headers}.get, wire="grpc")
 
 
-async def streams(app: App, key: str, work: Work) -> None:
-    """A stream."""
+async def stream(app: App, key: str, counter: ChunkCounter) -> None:
+    """Streams a task."""
     async with app.services.tasks.stream_task(task(), call(key)) as events:
-        assert len([event async for event in events]) == PIECES + 2
+        assert len([event async for event in events]) == CHUNKS + 2
 
 
-async def gathers(app: App, key: str, work: Work) -> None:
-    """A unary answer of a provider that returns it in pieces."""
+async def run(app: App, key: str, counter: ChunkCounter) -> None:
+    """Runs a unary task, whose provider answers in chunks."""
     result = await app.services.tasks.run_task(task(), call(key))
-    assert result.text.content == "word " * PIECES
+    assert result.text.content == "word " * CHUNKS
 
 
-async def uploads(app: App, key: str, work: Work) -> None:
-    """An upload."""
+async def upload(app: App, key: str, counter: ChunkCounter) -> None:
+    """Uploads media."""
 
     async def chunks() -> AsyncIterator[bytes]:
-        for _ in range(PIECES):
-            work.piece()
+        for _ in range(CHUNKS):
+            counter.count()
             yield b"x"
 
     media = await app.services.media.upload_media("audio/mpeg", chunks(), call(key))
-    assert media.size_bytes == PIECES
+    assert media.size_bytes == CHUNKS
 
 
-async def downloads(app: App, key: str, work: Work) -> None:
-    """A download."""
+async def download(app: App, key: str, counter: ChunkCounter) -> None:
+    """Downloads media."""
 
     async def chunks() -> AsyncIterator[bytes]:
-        yield bytes(PIECES)
+        yield bytes(CHUNKS)
 
     media = await app.services.media.upload_media("audio/mpeg", chunks(), call(key))
-    async with app.services.media.download_media(media.media_id, "", call(key)) as (_, pieces):
+    async with app.services.media.download_media(media.media_id, "", call(key)) as (_, content):
         size = 0
-        async for piece in pieces:
-            work.piece()
-            size += len(piece)
-    assert size == PIECES
+        async for chunk in content:
+            counter.count()
+            size += len(chunk)
+    assert size == CHUNKS
 
 
-One = Callable[[App, str, Work], Coroutine[Any, Any, None]]
+Operation = Callable[[App, str, ChunkCounter], Coroutine[Any, Any, None]]
 
 
-@pytest.mark.parametrize("one", [streams, gathers, uploads, downloads])
-async def test_calls_that_never_wait_leave_the_loop_to_others(
-    one: One, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("operation", [stream, run, upload, download])
+async def test_calls_that_never_suspend_yield_to_other_calls(
+    operation: Operation, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("pomelo.media.store.PIECE", 1)
-    work = Work()
+    counter = ChunkCounter()
     settings = Settings(rest="", grpc="127.0.0.1:0", data=tmp_path)
-    async with open_app(settings, providers={"sandbox": Flood(work)}) as app:
+    async with open_app(settings, providers={"sandbox": ImmediateProvider(counter)}) as app:
         await endow(app.store)
         _, key = await app.keyring.create()
-        work.iteration()
+        counter.start()
         try:
             async with asyncio.timeout(60):
-                await asyncio.gather(*[one(app, key, work) for _ in range(AT_ONCE)])
+                await asyncio.gather(*[operation(app, key, counter) for _ in range(CALLS)])
         finally:
-            work.stop()
-        assert work.all == AT_ONCE * PIECES
-        assert work.most < MOST
+            counter.stop()
+        assert counter.total == CALLS * CHUNKS
+        assert counter.maximum < MAX_CHUNKS
 
 
-async def test_replaying_long_audio_takes_turns(tmp_path: Path) -> None:
+async def test_the_replay_of_long_audio_yields_to_other_calls(tmp_path: Path) -> None:
     settings = Settings(rest="", grpc="127.0.0.1:0", data=tmp_path)
     async with open_app(settings) as app:
         await endow(app.store)
         _, key = await app.keyring.create()
-        given = Task(model="eleven-labs-tts")
-        given.text_to_speech.text = "hello, world " * 400
-        given.text_to_speech.voice = "adam"
-        given.text_to_speech.output_format = "wav_48000"
-        made = await app.services.tasks.run_task(given, call(key, **{"idempotency-key": "one"}))
-        assert made.speech.media.size_bytes > 20_000_000
-        work = Work()
-        work.iteration()
+        speech = Task(model="eleven-labs-tts")
+        speech.text_to_speech.text = "hello, world " * 400
+        speech.text_to_speech.voice = "adam"
+        speech.text_to_speech.output_format = "wav_48000"
+        result = await app.services.tasks.run_task(speech, call(key, **{"idempotency-key": "one"}))
+        assert result.speech.media.size_bytes > 20_000_000
+        counter = ChunkCounter()
+        counter.start()
         size = 0
         try:
             again = call(key, **{"idempotency-key": "one"})
-            async with app.services.tasks.stream_task(given, again) as events:
+            async with app.services.tasks.stream_task(speech, again) as events:
                 async for event in events:
-                    work.piece()
+                    counter.count()
                     size += len(event.audio_chunk.data)
         finally:
-            work.stop()
-        assert size == made.speech.media.size_bytes
-        assert work.most < work.all / 4
+            counter.stop()
+        assert size == result.speech.media.size_bytes
+        assert counter.maximum < counter.total / 4

@@ -1,4 +1,4 @@
-"""What a vendor sent before its connection ended is delivered, on every protocol, however slowly it is read."""
+"""Everything that a vendor sends before its connection closes is delivered, over every protocol."""
 
 from __future__ import annotations
 
@@ -12,47 +12,47 @@ from tests.app import RunningApp, run_app
 from tests.driver import PROTOCOLS
 from tests.tasks import text_body
 
-WAY = pytest.mark.parametrize("way", PROTOCOLS)
+PROTOCOL = pytest.mark.parametrize("protocol", PROTOCOLS)
 SSE = {"Content-Type": "text/event-stream"}
 WORDS = " ".join(f"word{number}" for number in range(60))
 
 
-@pytest.fixture(scope="module", name="house")
-async def _house(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[RunningApp]:
+@pytest.fixture(scope="module", name="app")
+async def _app(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[RunningApp]:
     async with run_app(tmp_path_factory.mktemp("cut")) as opened:
         yield opened
 
 
 def events(count: int) -> list[bytes]:
-    """The events of so many words."""
+    """Returns the events of that many words."""
     return [chunk({"content": word + " "}) for word in WORDS.split()[:count]]
 
 
-@WAY
-async def test_an_answer_is_complete_whose_connection_ends_behind_the_end_marker(
-    house: RunningApp, way: str
+@PROTOCOL
+async def test_an_answer_is_complete_if_the_connection_closes_after_the_end_marker(
+    app: RunningApp, protocol: str
 ) -> None:
     for number in range(5):
-        caller = await house.account()
-        prompt = f"ends behind the marker {way} {number}"
+        account = await app.account()
+        prompt = f"ends behind the marker {protocol} {number}"
         usage = {"prompt_tokens": 9, "completion_tokens": 60}
         last = [chunk({}, finish_reason="stop", usage=usage), b"data: [DONE]\n\n"]
-        # The last chunk of HTTP does not come.
-        house.upstream.when(prompt, Reply(headers=SSE, steps=(*events(60), *last, Stop.CLOSE)))
-        told = await house.ask(way, caller.live, text_body(prompt), stream=True)
-        assert (told.code, told.content.split(), told.done) == ("ok", WORDS.split(), True)
-        (record,) = await house.records(caller)
+        # The last chunk of HTTP's chunked encoding is missing.
+        app.upstream.when(prompt, Reply(headers=SSE, steps=(*events(60), *last, Stop.CLOSE)))
+        outcome = await app.ask(protocol, account.live, text_body(prompt), stream=True)
+        assert (outcome.code, outcome.content.split(), outcome.done) == ("ok", WORDS.split(), True)
+        (record,) = await app.records(account)
         assert (record.complete, record.output_tokens) == (True, 60)
 
 
-@WAY
-async def test_every_word_is_delivered_that_came_before_a_cut(house: RunningApp, way: str) -> None:
+@PROTOCOL
+async def test_every_word_before_a_cut_is_delivered(app: RunningApp, protocol: str) -> None:
     for number in range(5):
-        caller = await house.account()
-        prompt = f"cut {way} {number}"
-        house.upstream.when(prompt, Reply(headers=SSE, steps=(*events(50), Stop.CLOSE)))
-        told = await house.ask(way, caller.live, text_body(prompt), stream=True)
-        assert told.code == "provider_failed"
-        assert told.content.split() == WORDS.split()[:50]
-        (record,) = await house.records(caller)
+        account = await app.account()
+        prompt = f"cut {protocol} {number}"
+        app.upstream.when(prompt, Reply(headers=SSE, steps=(*events(50), Stop.CLOSE)))
+        outcome = await app.ask(protocol, account.live, text_body(prompt), stream=True)
+        assert outcome.code == "provider_failed"
+        assert outcome.content.split() == WORDS.split()[:50]
+        (record,) = await app.records(account)
         assert (record.complete, record.output_tokens) == (False, 50)

@@ -166,7 +166,7 @@ def options(config: str) -> list[tuple[str, Any]]:
 def client(request: pytest.FixtureRequest) -> Client:
     """Each client."""
     if request.param == "node":
-        return with_node(node_client.installed(Path(request.config.cache.mkdir("node"))))
+        return with_node(node_client.install(Path(request.config.cache.mkdir("node"))))
     return with_asyncio if request.param == "asyncio" else blocking
 
 

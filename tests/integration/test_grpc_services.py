@@ -21,15 +21,15 @@ from pomelo.gen.v1.task_pb2 import Task
 from pomelo.gen.v1.task_service_pb2 import RunTaskRequest
 from pomelo.server.limits import Connections
 from tests.calls import as_dict, bearer, end, failure, reason_of
-from tests.integration.played_services import (
+from tests.integration.scripted_services import (
     GATEWAY,
     KEY,
     PROOF,
     STARTED,
     Event,
-    Played,
-    front,
+    ScriptedServices,
     raises,
+    serve_scripted,
 )
 from tests.tasks import text_task
 
@@ -45,7 +45,7 @@ METHODS = pytest.mark.parametrize("method", ["RunTask", "StreamTask"])
 @pytest.mark.parametrize("when", ["before", "during"])
 async def test_a_refusal_repeats_the_limits_in_its_trailing_metadata_alone(method: str, when: str) -> None:
     error = PomeloError("rate_limit_exceeded", retry_after=7)
-    async with front(Played(**{when: raises(error)})) as opened:  # type: ignore[arg-type]
+    async with serve_scripted(ScriptedServices(**{when: raises(error)})) as opened:  # type: ignore[arg-type]
         failed = await failure(opened.task(method))
     assert reason_of(failed) == "rate_limit_exceeded"
     trailing = as_dict(failed.trailing_metadata())
@@ -56,7 +56,7 @@ async def test_a_refusal_repeats_the_limits_in_its_trailing_metadata_alone(metho
 
 @pytest.mark.parametrize("fails", [False, True])
 async def test_what_is_known_at_the_end_of_a_stream_is_trailing_metadata(fails: bool) -> None:
-    played = Played()
+    played = ScriptedServices()
 
     @asynccontextmanager
     async def stream_task(task: Task, call: Call) -> AsyncIterator[AsyncIterator[Event]]:
@@ -69,7 +69,7 @@ async def test_what_is_known_at_the_end_of_a_stream_is_trailing_metadata(fails: 
         yield play()
 
     played.stream_task = stream_task  # type: ignore[method-assign]
-    async with front(played) as opened:
+    async with serve_scripted(played) as opened:
         call = opened.task("StreamTask")
         if fails:
             assert reason_of(await failure(call)) == "provider_failed"
@@ -87,39 +87,39 @@ async def test_what_is_known_at_the_end_of_a_stream_is_trailing_metadata(fails: 
 
 @METHODS
 async def test_the_deadline_is_the_one_of_the_caller_s_channel(method: str) -> None:
-    async with front() as opened:
+    async with serve_scripted() as opened:
         for timeout in (None, 5.0, 50.0):
             began = time.monotonic()
             await end(opened.task(method, timeout=timeout))
-            left = opened.played.calls[-1].deadline - began
+            left = opened.services.calls[-1].deadline - began
             assert (timeout or 600.0) - 3 < left < (timeout or 600.0) + 3
 
 
 @METHODS
 async def test_the_deadline_of_a_gateway_s_call_is_the_one_that_it_states(method: str) -> None:
     metadata = [*bearer(KEY, x_request_timeout="50"), *GATEWAY]
-    async with front() as opened:
+    async with serve_scripted() as opened:
         began = time.monotonic()
         await end(opened.task(method, timeout=5.0, metadata=metadata))
-        (call,) = opened.played.calls
+        (call,) = opened.services.calls
     assert 47 < call.deadline - began < 53
     assert (call.wire, call.address) == ("rest", "192.0.2.7")
 
 
 async def test_a_caller_that_is_no_gateway_is_known_by_the_address_of_its_connection() -> None:
     unproven = PROOF.metadata("rest", "192.0.2.7", "")  # of another key
-    async with front() as opened:
+    async with serve_scripted() as opened:
         await end(opened.task("RunTask", metadata=[*bearer(KEY), *unproven]))
-        (call,) = opened.played.calls
+        (call,) = opened.services.calls
     assert (call.wire, call.address) == ("grpc", "127.0.0.1")
 
 
 @METHODS
 async def test_a_large_task_that_is_refused_is_counted_under_its_model(method: str) -> None:
-    async with front(Played(before=raises(invalid("seed", "a number")))) as opened:
+    async with serve_scripted(ScriptedServices(before=raises(invalid("seed", "a number")))) as opened:
         for prompt in ("Hi", LARGE):
             assert reason_of(await failure(opened.task(method, prompt))) == "invalid_parameter"
-        small, large = opened.played.visits
+        small, large = opened.services.visits
     assert small.refused == []
     assert large.refused == [("invalid_parameter", "gpt-4")]
 
@@ -127,9 +127,9 @@ async def test_a_large_task_that_is_refused_is_counted_under_its_model(method: s
 @METHODS
 @pytest.mark.parametrize("code", ["insufficient_credits", "provider_failed", "rate_limit_exceeded"])
 async def test_a_large_task_whose_message_is_not_at_fault_is_not_counted(method: str, code: str) -> None:
-    async with front(Played(before=raises(PomeloError(code)))) as opened:
+    async with serve_scripted(ScriptedServices(before=raises(PomeloError(code)))) as opened:
         assert reason_of(await failure(opened.task(method, LARGE))) == code
-        (visit,) = opened.played.visits
+        (visit,) = opened.services.visits
     assert visit.refused == []
 
 
@@ -139,19 +139,19 @@ async def test_a_task_that_was_charged_is_not_counted_again(method: str) -> None
         call.response_headers["X-Credits-Charged"] = "1"
         raise invalid("seed", "a number")
 
-    async with front(Played(before=charge)) as opened:
+    async with serve_scripted(ScriptedServices(before=charge)) as opened:
         assert reason_of(await failure(opened.task(method, LARGE))) == "invalid_parameter"
-        (visit,) = opened.played.visits
+        (visit,) = opened.services.visits
     assert visit.refused == []
 
 
 @METHODS
 async def test_the_bytes_of_a_message_are_counted_and_its_visit_is_closed_once(method: str) -> None:
-    async with front() as opened:
+    async with serve_scripted() as opened:
         await end(opened.task(method))
         assert reason_of(await failure(opened.task(method, metadata=bearer("nope")))) == "invalid_api_key"
         await opened.server.running.idle()
-        (visit,) = opened.played.visits
+        (visit,) = opened.services.visits
     assert visit.reserved == [RunTaskRequest(task=text_task("Hi")).ByteSize()]
     assert visit.closed == 1
 
@@ -159,7 +159,7 @@ async def test_the_bytes_of_a_message_are_counted_and_its_visit_is_closed_once(m
 @pytest.mark.parametrize("extra", [0, 1])
 async def test_a_message_of_exactly_the_limit_is_accepted(extra: int) -> None:
     size = RunTaskRequest(task=text_task("Hi")).ByteSize()
-    async with front(message=size) as opened:
+    async with serve_scripted(message=size) as opened:
         call = opened.task("RunTask", "Hi" + "x" * extra)
         if extra:
             assert reason_of(await failure(call)) == "payload_too_large"
@@ -176,7 +176,7 @@ async def test_a_gateway_learns_that_a_task_was_accepted_before_its_first_event(
     async def wait(call: Call) -> None:
         await go_on.wait()
 
-    async with front(Played(during=wait)) as opened:
+    async with serve_scripted(ScriptedServices(during=wait)) as opened:
         call = opened.task("StreamTask", metadata=[*bearer(KEY), *GATEWAY])
         initial = as_dict(await call.initial_metadata())
         assert initial["x-pomelo-open"] == "1"
@@ -217,7 +217,7 @@ class Counted(Connections):
 
 async def test_whatever_begins_on_a_connection_is_reported_to_have_ended() -> None:
     counted = Counted()
-    async with front(connections=counted) as opened:
+    async with serve_scripted(connections=counted) as opened:
         await end(opened.task("RunTask"))
         await end(opened.task("StreamTask"))
         await failure(opened.task("RunTask", metadata=bearer("nope")))
@@ -231,7 +231,7 @@ async def test_whatever_begins_on_a_connection_is_reported_to_have_ended() -> No
 @METHODS
 async def test_only_the_connection_of_a_gateway_is_trusted(method: str) -> None:
     counted = Counted()
-    async with front(connections=counted) as opened:
+    async with serve_scripted(connections=counted) as opened:
         await end(opened.task(method))
         await failure(opened.task(method, metadata=[*bearer("nope"), *GATEWAY]))
         assert counted.reports["trust"] == 0
@@ -240,7 +240,7 @@ async def test_only_the_connection_of_a_gateway_is_trusted(method: str) -> None:
 
 
 async def test_a_watch_of_an_unknown_service_stays_until_the_drain() -> None:
-    async with front() as opened:
+    async with serve_scripted() as opened:
         health = health_pb2_grpc.HealthStub(opened.channel)
         watch = health.Watch(health_pb2.HealthCheckRequest(service="nope"))
         assert (await watch.read()).status == health_pb2.HealthCheckResponse.SERVICE_UNKNOWN
@@ -253,7 +253,7 @@ async def test_a_watch_of_an_unknown_service_stays_until_the_drain() -> None:
 
 
 async def test_a_watch_that_begins_in_a_drain_gets_one_message() -> None:
-    async with front() as opened:
+    async with serve_scripted() as opened:
         opened.server.drain()
         watch = health_pb2_grpc.HealthStub(opened.channel).Watch(health_pb2.HealthCheckRequest())
         statuses = [response.status async for response in watch]

@@ -19,7 +19,7 @@ from pomelo.server.remote import open_remote
 from pomelo.server.server import Server, ServerOptions, open_server
 from pomelo.service import Services
 from tests.calls import call_of
-from tests.integration.played_services import KEY, PROOF, STARTED, Event, Played
+from tests.integration.scripted_services import KEY, PROOF, STARTED, Event, ScriptedServices
 from tests.tasks import small_task, text_task
 
 LIMITS = {"X-RateLimit-Limit": "20", "X-RateLimit-Remaining": "19"}
@@ -40,7 +40,7 @@ class Peers(Connections):
 class Ends:
     """Both ends of a channel: the services that are played, and those that a gateway has of them."""
 
-    played: Played
+    played: ScriptedServices
     services: Services
     server: Server
     peers: set[str]
@@ -48,10 +48,10 @@ class Ends:
 
 @asynccontextmanager
 async def ends(
-    played: Played | None = None, in_flight: InFlightLimits | None = None, **limits: Any
+    played: ScriptedServices | None = None, in_flight: InFlightLimits | None = None, **limits: Any
 ) -> AsyncIterator[Ends]:
     """Opens both; a test of them ends within ten seconds."""
-    played, connections = played or Played(), Peers()
+    played, connections = played or ScriptedServices(), Peers()
     options = ServerOptions("127.0.0.1:0", grace=0, limits=CallLimits(**limits))
     async with (
         asyncio.timeout(10),
@@ -100,7 +100,7 @@ async def test_a_key_that_was_given_twice_is_given_twice_to_the_server(secret: s
 
 @pytest.mark.parametrize("fails", [False, True])
 async def test_what_is_known_at_the_end_of_a_stream_is_in_its_reply(fails: bool) -> None:
-    played = Played()
+    played = ScriptedServices()
 
     @asynccontextmanager
     async def stream_task(task: Task, call: Call) -> AsyncIterator[AsyncIterator[Event]]:
@@ -169,7 +169,7 @@ async def test_calls_and_bytes_in_a_gateway_are_bounded_for_each_key() -> None:
 async def test_the_server_may_have_a_better_reason_to_refuse_a_body(
     refusal: PomeloError | None, reported: str
 ) -> None:
-    async with ends(Played(refusal=refusal)) as opened:
+    async with ends(ScriptedServices(refusal=refusal)) as opened:
         call = call_of(KEY)
         visit = await opened.services.access.admit(call)
         visit.reserve(70_000)
@@ -193,7 +193,7 @@ async def test_the_server_may_have_a_better_reason_to_refuse_a_body(
     ],
 )
 async def test_the_beginning_of_a_download_may_be_skipped(skip: int, rest: list[bytes]) -> None:
-    async with ends(Played(chunks=(b"abc", b"def"))) as opened:
+    async with ends(ScriptedServices(chunks=(b"abc", b"def"))) as opened:
         opening = opened.services.media.download_media("media_1", "s", call_of(None))
         async with opening as (media, chunks):
             assert media.size_bytes == 6

@@ -31,8 +31,7 @@ from pomelo.testing.bfl_wire import Drawing, moderated
 from pomelo.testing.pictures import picture
 from tests.app import Account, RunningApp, run_app
 from tests.driver import PROTOCOLS, Outcome
-from tests.integration.test_bills import check_books
-from tests.integration.test_disconnects import Client, free
+from tests.integration.leaving import LeavingClient
 from tests.redis_server import RedisServer
 from tests.tasks import TASK_BODIES, text_body
 
@@ -145,7 +144,7 @@ class Rig:
         assert (await self.house.balance(caller, live=True)).spent == record.cost
         if "x-credits-charged" in told.metadata:
             assert round(float(told.metadata["x-credits-charged"]) * 10**6) == record.cost
-        await check_books(self.house.server.store)
+        await self.house.assert_audit_clean()
         return record
 
 
@@ -498,7 +497,7 @@ async def test_a_stream_that_is_left_costs_what_was_reported_by_then(plugged: Ri
         await gate.pass_through()
 
     plugged.acme.act = act
-    client = Client(plugged.house, way, caller.live, task("text"), stream=True)
+    client = LeavingClient(plugged.house, way, caller.live, task("text"), stream=True)
     await client.has(1)
     store = plugged.house.server.store
     for _ in range(100):  # what a crash would cost is noted every second
@@ -508,7 +507,7 @@ async def test_a_stream_that_is_left_costs_what_was_reported_by_then(plugged: Ri
         await asyncio.sleep(0.05)
     assert noted == [770]
     await client.leave()
-    await free(plugged.house, caller)
+    await plugged.house.idle(caller, live=True)
     record = await plugged.record(caller, Outcome())
     assert (record.cost, record.provider_micros, record.complete) == (770, 700, False)
 

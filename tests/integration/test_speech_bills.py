@@ -27,7 +27,7 @@ from pomelo.testing import Gate, Reply, Transcript
 from pomelo.testing.sound import packets
 from tests.app import Account, RunningApp, run_app
 from tests.driver import PROTOCOLS
-from tests.integration.test_disconnects import Client, free
+from tests.integration.leaving import LeavingClient
 from tests.tasks import to_task
 
 WAY = pytest.mark.parametrize("way", PROTOCOLS)
@@ -114,11 +114,11 @@ async def leave(house: RunningApp, way: str, caller: Account, body: dict[str, An
     gate = Gate()
     headers = {"Content-Type": "audio/pcm" if body["output_format"].startswith("pcm") else "audio/mpeg"}
     house.upstream.script(Reply(headers=headers, steps=(sent, gate)))
-    client = Client(house, way, caller.live, body, stream=True)
+    client = LeavingClient(house, way, caller.live, body, stream=True)
     await gate.reached.wait()
     await client.has(-(-len(sent) // 65_536))
     await client.leave()
-    await free(house, caller)
+    await house.idle(caller, live=True)
 
 
 @WAY

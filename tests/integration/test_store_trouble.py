@@ -1,4 +1,4 @@
-"""A store that can't be reached for a while: nothing is held for ever, and nobody pays for what didn't come."""
+"""A store that is unavailable for a while: every reservation is released, and only delivered output is charged."""
 
 from __future__ import annotations
 
@@ -36,200 +36,195 @@ from tests.app import RunningApp, run_app
 from tests.driver import PROTOCOLS
 from tests.tasks import text_body
 
-WAY = pytest.mark.parametrize("way", PROTOCOLS)
-HOW = pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
+PROTOCOL = pytest.mark.parametrize("protocol", PROTOCOLS)
+STREAM = pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
 
 
-class Troubled:
-    """A store whose ledger can't be reached when a test says so; `after`: it does what it is asked, and then
-    the way back is lost."""
+class FaultyStore:
+    """A store whose operations in `failing` raise store_unavailable: before their effect, or after it if
+    `after` is set. An operation in `waits` first waits for its event."""
 
     def __init__(self, inner: Store) -> None:
         self._inner = inner
-        self.out: set[str] = set()
+        self.failing: set[str] = set()
         self.after = False
         self.waits: dict[str, asyncio.Event] = {}
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._inner, name)
 
-    async def _through(self, name: str, work: Callable[[], Awaitable[Any]]) -> Any:
+    async def _run(self, name: str, operation: Callable[[], Awaitable[Any]]) -> Any:
         if name in self.waits:
             await self.waits[name].wait()
-        if name not in self.out:
-            return await work()
+        if name not in self.failing:
+            return await operation()
         if self.after:
-            await work()
+            await operation()
         raise PomeloError("store_unavailable")
 
-    async def reserve(self, take: ReserveRequest) -> Reserved | Refused | ReplayedAnswer:
-        return await self._through("reserve", lambda: self._inner.reserve(take))
+    async def reserve(self, request: ReserveRequest) -> Reserved | Refused | ReplayedAnswer:
+        return await self._run("reserve", lambda: self._inner.reserve(request))
 
     async def settle(self, settlement: Settlement) -> Settled:
-        return await self._through("settle", lambda: self._inner.settle(settlement))
+        return await self._run("settle", lambda: self._inner.settle(settlement))
 
     async def void(self, wallet: Wallet, task_id: str, *, refund: bool = False) -> None:
-        await self._through("void", lambda: self._inner.void(wallet, task_id, refund=refund))
+        await self._run("void", lambda: self._inner.void(wallet, task_id, refund=refund))
 
     async def note(self, records: Sequence[UsageRecord]) -> list[str]:
-        return await self._through("note", lambda: self._inner.note(records))
+        return await self._run("note", lambda: self._inner.note(records))
 
 
 @pytest.fixture(scope="module", name="stores")
-def _stores() -> list[Troubled]:
+def _stores() -> list[FaultyStore]:
     return []
 
 
-@pytest.fixture(scope="module", name="house")
-async def _house(
-    stores: list[Troubled], tmp_path_factory: pytest.TempPathFactory
+@pytest.fixture(scope="module", name="app")
+async def _app(
+    stores: list[FaultyStore], tmp_path_factory: pytest.TempPathFactory
 ) -> AsyncIterator[RunningApp]:
     def wrap(store: Store) -> Any:
-        stores.append(Troubled(store))
+        stores.append(FaultyStore(store))
         return stores[-1]
 
-    async with run_app(tmp_path_factory.mktemp("trouble"), wrap_store=wrap) as opened:
+    async with run_app(tmp_path_factory.mktemp("outage"), wrap_store=wrap) as opened:
         yield opened
 
 
 @pytest.fixture(name="store")
-def _store(house: RunningApp, stores: list[Troubled]) -> Any:
+def _store(app: RunningApp, stores: list[FaultyStore]) -> Any:
     (store,) = stores
     yield store
-    store.out.clear()
+    store.failing.clear()
     store.waits.clear()
     store.after = False
 
 
-async def freed(house: RunningApp, caller: Any, *, live: bool = False) -> None:
-    """Returns once nothing is held or taken."""
-    async with asyncio.timeout(10):
-        while (await house.balance(caller, live=live)).held or await house.concurrency(caller, live=live):
-            pass
-
-
-@WAY
-@HOW
+@PROTOCOL
+@STREAM
 @pytest.mark.parametrize("after", [False, True], ids=["not done", "done"])
-async def test_a_take_of_unknown_outcome_is_given_back(
-    house: RunningApp, store: Troubled, way: str, stream: bool, after: bool
+async def test_a_reservation_of_unknown_outcome_is_released(
+    app: RunningApp, store: FaultyStore, protocol: str, stream: bool, after: bool
 ) -> None:
-    caller = await house.account("five")
-    store.out, store.after = {"reserve"}, after
-    told = await house.ask(way, caller.test, text_body(), stream=stream)
-    assert told.code == "store_unavailable"
-    await freed(house, caller)
-    store.out.clear()
-    told = await house.ask(way, caller.test, text_body(), stream=stream)
-    assert told.code == "ok"
-    assert told.headers["x-ratelimit-remaining"] == "4"
+    account = await app.account("five")
+    store.failing, store.after = {"reserve"}, after
+    outcome = await app.ask(protocol, account.test, text_body(), stream=stream)
+    assert outcome.code == "store_unavailable"
+    await app.idle(account)
+    store.failing.clear()
+    outcome = await app.ask(protocol, account.test, text_body(), stream=stream)
+    assert outcome.code == "ok"
+    assert outcome.headers["x-ratelimit-remaining"] == "4"
 
 
-@WAY
-@HOW
-async def test_an_answer_that_cannot_be_charged_is_none_and_holds_nothing(
-    house: RunningApp, store: Troubled, way: str, stream: bool
+@PROTOCOL
+@STREAM
+async def test_an_answer_that_cannot_be_charged_fails_and_releases_its_reservation(
+    app: RunningApp, store: FaultyStore, protocol: str, stream: bool
 ) -> None:
-    caller = await house.account("wide")
-    store.out = {"settle", "void"}
+    account = await app.account("wide")
+    store.failing = {"settle", "void"}
     for _ in range(2):
-        told = await house.ask(way, caller.test, text_body("[[words:5]]", max_tokens=5), stream=stream)
-        assert told.code == "store_unavailable"
-        assert not told.done
-    assert await house.concurrency(caller) == 2
-    store.out.clear()
-    await freed(house, caller)
-    records = await house.records(caller)
-    assert len(records) == (2 if stream else 0), "of a stream, what was delivered"
+        outcome = await app.ask(protocol, account.test, text_body("[[words:5]]", max_tokens=5), stream=stream)
+        assert outcome.code == "store_unavailable"
+        assert not outcome.done
+    assert await app.concurrency(account) == 2
+    store.failing.clear()
+    await app.idle(account)
+    records = await app.records(account)
+    assert len(records) == (2 if stream else 0), "a stream is charged for its delivered output"
     assert not any(record.complete for record in records)
-    assert (await house.balance(caller)).spent == sum(record.cost for record in records)
+    assert (await app.balance(account)).spent == sum(record.cost for record in records)
 
 
-@HOW
-async def test_what_was_charged_though_nobody_heard_is_charged_once(
-    house: RunningApp, store: Troubled, stream: bool
+@STREAM
+async def test_a_charge_whose_confirmation_is_lost_is_made_once(
+    app: RunningApp, store: FaultyStore, stream: bool
 ) -> None:
-    caller = await house.account()
-    store.out, store.after = {"settle"}, True
-    told = await house.ask("rest", caller.test, text_body(), stream=stream)
-    assert told.code == "store_unavailable"
-    store.out.clear()
-    await freed(house, caller)
-    (record,) = await house.records(caller)
+    account = await app.account()
+    store.failing, store.after = {"settle"}, True
+    outcome = await app.ask("rest", account.test, text_body(), stream=stream)
+    assert outcome.code == "store_unavailable"
+    store.failing.clear()
+    await app.idle(account)
+    (record,) = await app.records(account)
     assert record.complete
-    assert (await house.balance(caller)).spent == record.cost
+    assert (await app.balance(account)).spent == record.cost
 
 
-@WAY
-@HOW
-async def test_who_leaves_while_the_store_is_away_is_settled_when_it_is_back(
-    house: RunningApp, store: Troubled, way: str, stream: bool
+@PROTOCOL
+@STREAM
+async def test_a_caller_who_leaves_during_an_outage_is_charged_after_it(
+    app: RunningApp, store: FaultyStore, protocol: str, stream: bool
 ) -> None:
-    caller = await house.account("wide")
-    prompt = f"away {way} {stream}"
+    account = await app.account("wide")
+    prompt = f"outage {protocol} {stream}"
     gate = Gate()
-    house.upstream.when(prompt, Answer("one two three", at={2: gate}))
-    asked = asyncio.create_task(house.ask(way, caller.live, text_body(prompt, max_tokens=9), stream=stream))
+    app.upstream.when(prompt, Answer("one two three", at={2: gate}))
+    task = asyncio.create_task(
+        app.ask(protocol, account.live, text_body(prompt, max_tokens=9), stream=stream)
+    )
     await gate.reached.wait()
-    store.out = {"settle", "void", "note"}
-    asked.cancel()
+    store.failing = {"settle", "void", "note"}
+    task.cancel()
     with pytest.raises(asyncio.CancelledError):
-        await asked
-    assert await house.concurrency(caller, live=True) == 1
-    store.out.clear()
-    await freed(house, caller, live=True)
-    records = await house.records(caller)
+        await task
+    assert await app.concurrency(account, live=True) == 1
+    store.failing.clear()
+    await app.idle(account, live=True)
+    records = await app.records(account)
     assert len(records) == stream
     assert all(1 <= record.output_tokens <= 2 and not record.complete for record in records)
 
 
-@HOW
-async def test_no_deadline_passes_while_a_task_is_charged(
-    house: RunningApp, store: Troubled, stream: bool
+@STREAM
+async def test_no_deadline_applies_while_a_task_is_charged(
+    app: RunningApp, store: FaultyStore, stream: bool
 ) -> None:
-    caller = await house.account()
+    account = await app.account()
     store.waits["settle"] = asyncio.Event()
-    asked = asyncio.create_task(house.ask("rest", caller.test, text_body(), stream=stream, within=0.3))
-    done, _ = await asyncio.wait([asked], timeout=0.5)
-    assert not done, "its deadline has passed meanwhile"
+    task = asyncio.create_task(app.ask("rest", account.test, text_body(), stream=stream, within=0.3))
+    done, _ = await asyncio.wait([task], timeout=0.5)
+    assert not done, "the task waits, although its deadline has passed"
     store.waits["settle"].set()
-    told = await asked
-    assert told.code == "ok"
-    (record,) = await house.records(caller)
+    outcome = await task
+    assert outcome.code == "ok"
+    (record,) = await app.records(account)
     assert record.complete
 
 
-async def test_an_error_is_told_soon_though_the_store_hangs(house: RunningApp, store: Troubled) -> None:
-    caller = await house.account("all")
+async def test_an_error_is_sent_soon_although_the_store_hangs(app: RunningApp, store: FaultyStore) -> None:
+    account = await app.account("all")
     store.waits["void"] = asyncio.Event()
-    began = time.monotonic()
-    told = await house.ask("rest", caller.test, text_body("[[stall]]"), within=0.3)
-    assert told.code == "deadline_exceeded"
-    assert time.monotonic() - began < 0.3 + reservation.STATUS_TIMEOUT + 0.25
-    assert "x-ratelimit-remaining" in told.headers
+    start = time.monotonic()
+    outcome = await app.ask("rest", account.test, text_body("[[stall]]"), within=0.3)
+    assert outcome.code == "deadline_exceeded"
+    assert time.monotonic() - start < 0.3 + reservation.STATUS_TIMEOUT + 0.25
+    assert "x-ratelimit-remaining" in outcome.headers
     store.waits["void"].set()
-    await freed(house, caller)
+    await app.idle(account)
 
 
-async def test_a_task_that_can_not_be_begun_after_it_was_taken_in_holds_nothing(
-    house: RunningApp, monkeypatch: pytest.MonkeyPatch
+async def test_a_task_that_fails_to_start_after_its_reservation_releases_it(
+    app: RunningApp, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    caller = await house.account()
+    account = await app.account()
 
     def broken(*args: Any) -> None:
         raise ZeroDivisionError
 
     monkeypatch.setattr("pomelo.engine.intake.CollectorContext", broken)
-    for way in PROTOCOLS:
-        told = await house.ask(way, caller.test, text_body())
-        assert told.code == "internal_error"
-    await freed(house, caller)
+    for protocol in PROTOCOLS:
+        outcome = await app.ask(protocol, account.test, text_body())
+        assert outcome.code == "internal_error"
+    await app.idle(account)
 
 
-# --- the hour on the headers of a late failure
+# --- the window in the headers of a late failure
 
 
-async def test_a_task_that_fails_late_tells_when_its_window_really_ends(tmp_path: Path) -> None:
+async def test_a_task_that_fails_late_reports_the_end_of_its_own_window(tmp_path: Path) -> None:
     now = 1_000_000.25
     clock = lambda: now  # noqa: E731
     async with open_sqlite(tmp_path / "own.db", now=clock, monotonic=clock) as store:
@@ -253,7 +248,7 @@ async def test_a_task_that_fails_late_tells_when_its_window_really_ends(tmp_path
             "0",
             "1000",
         )
-        assert call.trailer["X-Credits-Charged"] == "0"
+        assert call.response_trailers["X-Credits-Charged"] == "0"
         await hold.fail()
         hold.leave()
 
@@ -266,7 +261,7 @@ async def test_a_task_that_fails_late_tells_when_its_window_really_ends(tmp_path
         await admission.idle()
 
 
-async def test_a_refusal_names_one_moment_though_time_goes_on(tmp_path: Path) -> None:
+async def test_an_error_has_the_same_reset_time_in_message_and_header(tmp_path: Path) -> None:
     ticks = iter(1_000_000 + tick * 0.7 for tick in range(10_000))
     async with open_sqlite(tmp_path / "own.db") as store:
         await store.add_account("a", "none", 0)
@@ -282,7 +277,7 @@ async def test_a_refusal_names_one_moment_though_time_goes_on(tmp_path: Path) ->
             assert time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(reset)) in refused.value.message
 
 
-async def test_plans_that_are_gone_limit_nothing_and_allow_nothing(tmp_path: Path) -> None:
+async def test_a_removed_plan_blocks_its_accounts(tmp_path: Path) -> None:
     async with open_sqlite(tmp_path / "own.db") as store:
         admission = Ledger(store, {})
         principal = Principal("a", "k", False, plan="gone")

@@ -1,4 +1,4 @@
-"""Many callers who come and go as they like: the books balance afterwards, and nothing is left taken."""
+"""Many callers who leave at random: afterwards the balance equals the usage records, and no reservation is left."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.app import RICH, Account, RunningApp, run_app
 from tests.driver import PROTOCOLS
 from tests.tasks import TASK_BODIES, text_body
 
-REFUSALS = {
+ERRORS = {
     "provider_failed",  # [[cut]]
     "deadline_exceeded",
     "concurrency_limit_exceeded",
@@ -27,22 +27,20 @@ REFUSALS = {
     "insufficient_credits",
 }
 
-WAY = pytest.mark.parametrize("way", PROTOCOLS)
+PROTOCOL = pytest.mark.parametrize("protocol", PROTOCOLS)
 
 
-@pytest.fixture(scope="module", name="house")
-async def _house(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[RunningApp]:
+@pytest.fixture(scope="module", name="app")
+async def _app(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[RunningApp]:
     async with run_app(tmp_path_factory.mktemp("storm")) as opened:
         yield opened
 
 
-async def settled(house: RunningApp, caller: Account, granted: int = RICH) -> list[Any]:
-    """The records, once nothing runs; they and the balance tell the same."""
-    async with asyncio.timeout(10):
-        while await house.concurrency(caller):
-            pass
-    balance = await house.balance(caller)
-    records = await house.records(caller)
+async def settled(app: RunningApp, account: Account, granted: int = RICH) -> list[Any]:
+    """Waits until no task runs; returns the records, after comparing the balance with them."""
+    await app.idle(account)
+    balance = await app.balance(account)
+    records = await app.records(account)
     assert balance.held == 0
     assert balance.available == granted - balance.spent >= 0
     assert sum(record.cost for record in records) == balance.spent
@@ -61,78 +59,78 @@ async def settled(house: RunningApp, caller: Account, granted: int = RICH) -> li
     return records
 
 
-@WAY
-async def test_after_a_storm_of_callers_who_leave_the_books_balance(house: RunningApp, way: str) -> None:
-    chance = random.Random(way)
-    caller = await house.account("all", test=2_000_000)
+@PROTOCOL
+async def test_the_balance_equals_the_records_after_many_callers_left(app: RunningApp, protocol: str) -> None:
+    rng = random.Random(protocol)
+    account = await app.account("all", test=2_000_000)
     outcomes: list[str] = []
 
-    async def one(number: int) -> None:
-        kind = chance.choice(list(TASK_BODIES))
-        body = TASK_BODIES[kind]
-        if kind == "text":
-            text = chance.choice(
+    async def ask(number: int) -> None:
+        task_type = rng.choice(list(TASK_BODIES))
+        body = TASK_BODIES[task_type]
+        if task_type == "text":
+            text = rng.choice(
                 ["[[words:30]]", "[[words:30]] [[pace:0.002]]", "[[words:9]] [[cut]]", "[[delay:0.01]]"]
             )
             body = text_body(f"{text} {number}", max_tokens=40)
-        patience = chance.choice([None, None, chance.random() * 0.08])
-        asked = house.ask(
-            way,
-            caller.test,
+        patience = rng.choice([None, None, rng.random() * 0.08])
+        asking = app.ask(
+            protocol,
+            account.test,
             body,
-            stream=chance.random() < 0.6,
-            within=chance.choice([None, None, None, 0.03]),
-            headers={"Idempotency-Key": f"{way}-{number // 3}"} if chance.random() < 0.3 else None,
+            stream=rng.random() < 0.6,
+            within=rng.choice([None, None, None, 0.03]),
+            headers={"Idempotency-Key": f"{protocol}-{number // 3}"} if rng.random() < 0.3 else None,
         )
         try:
-            outcomes.append((await asyncio.wait_for(asked, patience)).code)
+            outcomes.append((await asyncio.wait_for(asking, patience)).code)
         except TimeoutError:
             outcomes.append("left")
 
     async with asyncio.timeout(60):
-        await asyncio.gather(*[one(number) for number in range(250)])
-    records = await settled(house, caller, 2_000_000)
-    allowed = {"ok", "left", *REFUSALS}
-    if way == "grpc":
-        allowed.add(
-            "unavailable"
-        )  # more calls than one connection takes: a client's own matter, not a gateway's
+        await asyncio.gather(*[ask(number) for number in range(250)])
+    records = await settled(app, account, 2_000_000)
+    allowed = {"ok", "left", *ERRORS}
+    if protocol == "grpc":
+        allowed.add("unavailable")  # the client itself allows only so many calls on a connection
     assert {"ok", "left"} <= set(outcomes) <= allowed
     assert records
 
 
-@pytest.mark.parametrize("way", ["rest", "remote"])
+@pytest.mark.parametrize("protocol", ["rest", "remote"])
 @pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
-async def test_a_connection_reset_at_any_byte_leaves_a_request_that_can_be_sent_again(
-    house: RunningApp, way: str, stream: bool
+async def test_a_request_can_be_repeated_after_a_reset_at_any_byte_of_its_answer(
+    app: RunningApp, protocol: str, stream: bool
 ) -> None:
-    address = urlsplit(house.urls[way])
+    address = urlsplit(app.urls[protocol])
     body = text_body("[[words:12]] again and again", max_tokens=20)
     for offset in (0, 1, 15, 80, 200, 400, 600, 800, 900, 1000, 1100, 1300, 1600, 2000, 2500, 3000, 4000):
-        caller = await house.account("wide")
+        account = await app.account("wide")
         data = json.dumps(body | {"stream": stream}).encode()
         head = (
-            f"POST /api/v1/task HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {caller.test}\r\n"
+            f"POST /api/v1/task HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {account.test}\r\n"
             f"Content-Type: application/json\r\nIdempotency-Key: reset\r\nContent-Length: {len(data)}\r\n\r\n"
         )
         reader, writer = await asyncio.open_connection(address.hostname, address.port)
         writer.write(head.encode() + data)
-        got = b""
-        while len(got) < offset and (piece := await reader.read(offset - len(got))):
-            got += piece
-            if got.endswith((b"[DONE]\n\n\r\n0\r\n\r\n", b"}")):
+        received = b""
+        while len(received) < offset and (chunk := await reader.read(offset - len(received))):
+            received += chunk
+            if received.endswith((b"[DONE]\n\n\r\n0\r\n\r\n", b"}")):
                 break
         peer: socket.socket = writer.get_extra_info("socket")
         peer.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         writer.transport.abort()
-        first = await settled(house, caller)
+        first = await settled(app, account)
         assert len(first) <= 1
-        told = await house.ask(way, caller.test, body, stream=stream, headers={"Idempotency-Key": "reset"})
-        assert told.code == "ok"
-        records = await settled(house, caller)
-        assert sum(record.complete for record in records) == 1, "one whole answer was charged"
+        outcome = await app.ask(
+            protocol, account.test, body, stream=stream, headers={"Idempotency-Key": "reset"}
+        )
+        assert outcome.code == "ok"
+        records = await settled(app, account)
+        assert sum(record.complete for record in records) == 1, "one complete answer was charged"
         if first and first[0].complete:
-            assert told.id == first[0].task_id
-            assert told.headers["x-credits-charged"] == "0"
+            assert outcome.id == first[0].task_id
+            assert outcome.headers["x-credits-charged"] == "0"
         if not stream:
             assert len(records) == 1

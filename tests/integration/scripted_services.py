@@ -1,4 +1,4 @@
-"""Services that a test plays, for front ends of gRPC: one key is good, and nothing has to be computed."""
+"""Services scripted by a test, for tests of the gRPC server: one key is valid, and no engine is needed."""
 
 from __future__ import annotations
 
@@ -37,8 +37,8 @@ STARTED = Event(started=TaskStarted(id="task_7"))
 TEXT = Event(text_delta=TextDelta(content="one"))
 
 
-class Visited:
-    """A visit that records what happens to it."""
+class RecordingVisit:
+    """A visit that records its calls."""
 
     def __init__(self, refusal: PomeloError | None = None) -> None:
         self.reserved: list[int] = []
@@ -47,30 +47,31 @@ class Visited:
         self.closed = 0
 
     def reserve(self, size: int) -> None:
-        """Records the bytes."""
+        """Records the size."""
         self.reserved.append(size)
 
     async def refuse(self, error: PomeloError, model: str = "") -> PomeloError:
-        """Records the refusal; gives `refusal` the precedence."""
+        """Records the error; returns `refusal` in its place, if it is set."""
         self.refused.append((error.code, model))
         return self.refusal or error
 
     async def refuse_task(self, error: PomeloError) -> PomeloError:
-        """Gives the error back."""
+        """Returns the error."""
         return error
 
     def close(self) -> None:
-        """Records the end."""
+        """Counts the call."""
         self.closed += 1
 
 
 async def complete(call: Call) -> None:
-    """A task that has nothing to wait for."""
+    """Waits for nothing."""
 
 
 @dataclass
-class Played:
-    """All services in one. One key is good; what the other fields say is awaited where their names say."""
+class ScriptedServices:
+    """All services. One key is valid. `admission`, `before`, `during`, `upload` and `download` are awaited during
+    the admission of a call, before and after the first event of a task, and in uploads and downloads."""
 
     during: Callable[[Call], Awaitable[None]] = complete
     before: Callable[[Call], Awaitable[None]] = complete
@@ -80,49 +81,49 @@ class Played:
     refusal: PomeloError | None = None
     chunks: tuple[bytes, ...] = (b"abc",)
     calls: list[Call] = field(default_factory=list)
-    visits: list[Visited] = field(default_factory=list)
+    visits: list[RecordingVisit] = field(default_factory=list)
     uploads: int = 0
 
     def services(self) -> Services:
-        """The interfaces of this."""
-        played: Any = self
-        return Services(tasks=played, models=played, media=played, accounts=played, access=played)
+        """Returns the services, all implemented by this object."""
+        own: Any = self
+        return Services(tasks=own, models=own, media=own, accounts=own, access=own)
 
-    async def admit(self, call: Call) -> Visited:
-        """Accepts one key, and reports limits."""
+    async def admit(self, call: Call) -> RecordingVisit:
+        """Accepts the valid key, and reports limits."""
         self.calls.append(call)
         await self.admission(call)
         if call.api_key != KEY:
             raise PomeloError("invalid_api_key")
         call.principal = Principal("acme", "key", live=False)
         call.response_headers |= {"X-RateLimit-Limit": "20", "X-RateLimit-Remaining": "19"}
-        self.visits.append(Visited(self.refusal))
+        self.visits.append(RecordingVisit(self.refusal))
         return self.visits[-1]
 
     async def run_task(self, task: Task, call: Call) -> TaskResult:
-        """Does as the test says."""
+        """Awaits `before` and `during`, and returns a result."""
         await self.before(call)
         await self.during(call)
         return TaskResult(id="task_7")
 
     @asynccontextmanager
     async def stream_task(self, task: Task, call: Call) -> AsyncIterator[AsyncIterator[Event]]:
-        """Does as the test says before the first event and after it."""
+        """Awaits `before` and then `during`, and streams two events."""
         await self.before(call)
 
-        async def play() -> AsyncIterator[Event]:
+        async def produce() -> AsyncIterator[Event]:
             await self.during(call)
             yield STARTED
             yield TEXT
 
-        yield play()
+        yield produce()
 
     async def list_models(self, call: Call) -> list[Model]:
-        """One model."""
+        """Returns one model."""
         return [Model(name="m")]
 
     async def upload_media(self, content_type: str, chunks: AsyncIterator[bytes], call: Call) -> Media:
-        """Reads an upload, or does as the test says."""
+        """Awaits `upload` if it is set, and reads the rest."""
         self.uploads += 1
         if self.upload is not None:
             await self.upload(chunks)
@@ -133,19 +134,19 @@ class Played:
     async def download_media(
         self, media_id: str, signature: str, call: Call
     ) -> AsyncIterator[tuple[Media, AsyncIterator[bytes]]]:
-        """A file of `chunks`."""
+        """Returns a file of `chunks`."""
 
-        async def play() -> AsyncIterator[bytes]:
+        async def produce() -> AsyncIterator[bytes]:
             if self.download is not None:
                 await self.download()
             for chunk in self.chunks:
                 yield chunk
 
-        yield Media(media_id=media_id, size_bytes=sum(map(len, self.chunks))), play()
+        yield Media(media_id=media_id, size_bytes=sum(map(len, self.chunks))), produce()
 
 
 def raises(error: Exception) -> Callable[..., Awaitable[None]]:
-    """What fails with that error."""
+    """Returns a function that raises the error."""
 
     async def fail(*_: Any) -> None:
         raise error
@@ -154,31 +155,31 @@ def raises(error: Exception) -> Callable[..., Awaitable[None]]:
 
 
 @dataclass
-class Front:
-    """A server before played services, and a channel to it."""
+class ScriptedServer:
+    """A server with scripted services, and a channel to it."""
 
-    played: Played
+    services: ScriptedServices
     server: Server
     channel: grpc.aio.Channel
 
     @property
     def tasks(self) -> Any:
-        """The stub of tasks."""
+        """A stub of TaskService."""
         return TaskServiceStub(self.channel)
 
     @property
     def media(self) -> Any:
-        """The stub of media."""
+        """A stub of MediaService."""
         return MediaServiceStub(self.channel)
 
-    def task(self, method: str, prompt: str = "Hi", **more: Any) -> Any:
-        """A call of either method."""
+    def task(self, method: str, prompt: str = "Hi", **options: Any) -> Any:
+        """Starts a call of RunTask or StreamTask."""
         request = RunTaskRequest if method == "RunTask" else StreamTaskRequest
-        metadata = more.pop("metadata", bearer(KEY))
-        return getattr(self.tasks, method)(request(task=text_task(prompt)), metadata=metadata, **more)
+        metadata = options.pop("metadata", bearer(KEY))
+        return getattr(self.tasks, method)(request(task=text_task(prompt)), metadata=metadata, **options)
 
-    async def lasts(self, *metadata: tuple[str, str]) -> float:
-        """Seconds until the server ends an upload that its caller goes on with after one message."""
+    async def upload_seconds(self, *metadata: tuple[str, str]) -> float:
+        """Returns the seconds until the server ends an upload of one message that its caller leaves open."""
         host, _, port = self.server.address.rpartition(":")
         async with http2.connect(host, int(port)) as connection, asyncio.timeout(10):
             call = connection.begin(UPLOAD, [*bearer(KEY), *metadata])
@@ -189,17 +190,17 @@ class Front:
 
 
 @asynccontextmanager
-async def front(
-    played: Played | None = None, connections: Connections | None = None, **limits: Any
-) -> AsyncIterator[Front]:
-    """Opens one; a test of it ends within ten seconds."""
-    played = played or Played()
+async def serve_scripted(
+    services: ScriptedServices | None = None, connections: Connections | None = None, **limits: Any
+) -> AsyncIterator[ScriptedServer]:
+    """Serves scripted services on a free port, for at most ten seconds."""
+    services = services or ScriptedServices()
     options = ServerOptions("127.0.0.1:0", grace=0, limits=CallLimits(**limits))
     async with (
         asyncio.timeout(10),
         open_server(
-            played.services(), options, proof=PROOF, connections=connections or Connections()
+            services.services(), options, proof=PROOF, connections=connections or Connections()
         ) as server,
         grpc.aio.insecure_channel(server.address, [("grpc.use_local_subchannel_pool", 1)]) as channel,
     ):
-        yield Front(played, server, channel)
+        yield ScriptedServer(services, server, channel)
