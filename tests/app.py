@@ -38,7 +38,7 @@ PLANS = {
         Plan("wide", requests=10_000, concurrent=2, tokens=1_000),
         Plan("all", requests=1_000, concurrent=50, tokens=100_000),
         Plan("two hundred", requests=200, concurrent=10),
-        Plan("pictures", models=frozenset({"flux-1-pro", "flux-1-dev"})),
+        Plan("images", models=frozenset({"flux-1-pro", "flux-1-dev"})),
     )
 }
 

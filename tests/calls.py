@@ -40,7 +40,7 @@ def reason_of(error: Any) -> str:
     for detail in status.details:
         if detail.Unpack(info):
             assert info.domain == "pomelo"
-    return info.reason.lower()
+    return str(info.reason).lower()
 
 
 async def failure(call: Any) -> grpc.aio.AioRpcError:

@@ -11,6 +11,7 @@ from typing import Any
 
 import aiohttp
 import grpc
+import pytest
 from google.rpc import error_details_pb2, status_pb2
 
 from pomelo.gen.v1 import media_pb2, text_pb2
@@ -26,6 +27,9 @@ from tests.tasks import to_task
 
 PROTOCOLS = ("grpc", "rest", "remote")
 """gRPC, REST in the engine's process, and REST through a gateway that reaches the engine over gRPC."""
+
+PROTOCOL = pytest.mark.parametrize("protocol", PROTOCOLS)
+STREAM = pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
 
 
 @dataclass

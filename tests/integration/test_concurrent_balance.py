@@ -13,8 +13,7 @@ import pytest
 from pomelo.testing import Gate, Received, Reply, Script
 from pomelo.testing.upstream import WIRES
 from tests.app import RunningApp, run_app
-from tests.driver import PROTOCOLS, Outcome
-from tests.redis_server import RedisServer
+from tests.driver import PROTOCOL, STREAM, Outcome
 from tests.tasks import TASK_BODIES, text_body
 from tests.unit.media import corpus
 
@@ -31,18 +30,12 @@ BODIES: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.fixture(scope="module", name="app", params=["sqlite", "redis"])
+@pytest.fixture(scope="module", name="app")
 async def _app(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+    store_settings: dict[str, Any], tmp_path_factory: pytest.TempPathFactory
 ) -> AsyncIterator[RunningApp]:
-    folder = tmp_path_factory.mktemp("balance")
-    if request.param == "sqlite":
-        async with run_app(folder) as opened:
-            yield opened
-        return
-    with RedisServer() as server:
-        async with run_app(folder, settings={"store": server.url}) as opened:
-            yield opened
+    async with run_app(tmp_path_factory.mktemp("balance"), settings=store_settings) as opened:
+        yield opened
 
 
 def behind(gate: Gate) -> Script:
@@ -63,8 +56,8 @@ async def wait_for(tasks: set[asyncio.Task[Outcome]], count: int) -> None:
         _, left = await asyncio.wait(left, return_when=asyncio.FIRST_COMPLETED)
 
 
-@pytest.mark.parametrize("protocol", PROTOCOLS)
-@pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
+@PROTOCOL
+@STREAM
 @pytest.mark.parametrize("task_type", BODIES)
 async def test_one_of_many_concurrent_tasks_runs_and_is_paid_if_the_balance_covers_one(
     app: RunningApp, task_type: str, stream: bool, protocol: str, caplog: pytest.LogCaptureFixture

@@ -8,7 +8,7 @@ import aiohttp
 import pytest
 
 from tests.app import RunningApp, run_app
-from tests.driver import Outcome
+from tests.driver import STREAM, Outcome
 from tests.integration.commands import pomelo, staying
 from tests.ports import free_port
 from tests.tasks import TASK_BODIES, text_body
@@ -42,7 +42,7 @@ def exposes_all(outcome: Outcome) -> bool:
 
 
 @GATEWAY
-@pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
+@STREAM
 @pytest.mark.parametrize("task_type", TASK_BODIES)
 async def test_scripts_may_read_the_answers_of_every_task_type(
     app: RunningApp, task_type: str, gateway: str, stream: bool
@@ -56,7 +56,7 @@ async def test_scripts_may_read_the_answers_of_every_task_type(
 
 
 @GATEWAY
-@pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
+@STREAM
 async def test_only_scripts_of_an_allowed_origin_may_read_errors(
     app: RunningApp, gateway: str, stream: bool
 ) -> None:

@@ -15,11 +15,9 @@ from pomelo.catalog.pricing import Usage, cost, decode_prices
 from pomelo.stores.ledger import UsageRecord
 from pomelo.testing import Answer, Received, Stop, error_reply
 from tests.app import RICH, RunningApp, run_app
-from tests.driver import PROTOCOLS, Outcome
+from tests.driver import PROTOCOL, STREAM, Outcome
 from tests.tasks import TASK_BODIES, text_body
 
-PROTOCOL = pytest.mark.parametrize("protocol", PROTOCOLS)
-STREAM = pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
 CATALOG = Catalog.load()
 
 

@@ -16,12 +16,10 @@ from pomelo.gen.v1.task_service_pb2_grpc import TaskServiceStub
 from pomelo.stores.ledger import UsageRecord
 from pomelo.testing import Answer, Gate, Received, Speech
 from tests.app import Account, RunningApp, run_app
-from tests.driver import PROTOCOLS
+from tests.driver import PROTOCOL, STREAM
 from tests.integration.leaving import LeavingClient
 from tests.tasks import text_body, to_task
 
-PROTOCOL = pytest.mark.parametrize("protocol", PROTOCOLS)
-STREAM = pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
 WORDS = "one two three four five six"
 WAITS: dict[str, tuple[dict[str, Any], int]] = {
     "before the headers": ({"before": True}, 0),

@@ -23,11 +23,9 @@ from pomelo.stores.ledger import REPLAY_SECONDS
 from pomelo.stores.sqlite import open_sqlite
 from pomelo.testing import Answer, Gate
 from tests.app import Account, RunningApp, run_app
-from tests.driver import PROTOCOLS, Outcome, digest
+from tests.driver import PROTOCOL, PROTOCOLS, STREAM, Outcome, digest
 from tests.tasks import AUDIO, TASK_BODIES, text_body, to_task
 
-PROTOCOL = pytest.mark.parametrize("protocol", PROTOCOLS)
-STREAM = pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
 TASK_TYPE = pytest.mark.parametrize("task_type", TASK_BODIES)
 RAW = "image/*, audio/*"
 

@@ -15,15 +15,13 @@ from pomelo.gen.v1.media_service_pb2 import UploadMediaRequest
 from pomelo.gen.v1.media_service_pb2_grpc import MediaServiceStub
 from pomelo.testing import Answer, Gate
 from tests.app import RICH, Account, RunningApp, run_app
-from tests.driver import PROTOCOLS, Outcome
+from tests.driver import PROTOCOL, PROTOCOLS, STREAM, Outcome
 from tests.tasks import TASK_BODIES, text_body
 
 REQUESTS = {"x-ratelimit-limit", "x-ratelimit-remaining", "x-ratelimit-reset"}
 TOKENS = {"x-ratelimit-limit-tokens", "x-ratelimit-remaining-tokens", "x-ratelimit-reset-tokens"}
 CONCURRENCY = {"x-ratelimit-limit-concurrent", "x-ratelimit-remaining-concurrent"}
 ALWAYS = REQUESTS | CONCURRENCY | {"x-credits-remaining", "x-request-id", "x-pomelo-mode"}
-PROTOCOL = pytest.mark.parametrize("protocol", PROTOCOLS)
-STREAM = pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
 
 
 @pytest.fixture(scope="module", name="app")
@@ -324,9 +322,9 @@ async def test_tokens_per_minute_are_counted_by_model_and_reported(app: RunningA
 async def test_a_model_must_be_allowed_by_the_key_and_the_plan(
     app: RunningApp, protocol: str, stream: bool
 ) -> None:
-    by_plan = await app.account("pictures")
+    by_plan = await app.account("images")
     by_key = await app.account("unlimited", models=("gpt-4",))
-    by_both = await app.account("pictures", models=("flux-1-pro", "gpt-4"))
+    by_both = await app.account("images", models=("flux-1-pro", "gpt-4"))
     cases = [
         (by_plan, TASK_BODIES["image"], "ok"),
         (by_plan, text_body(), "model_not_allowed"),
@@ -374,7 +372,7 @@ async def test_errors_have_an_order(app: RunningApp, protocol: str, stream: bool
 async def test_the_gateway_checks_the_key_before_the_body_and_the_body_before_the_model(
     app: RunningApp, protocol: str
 ) -> None:
-    account = await app.account("pictures")
+    account = await app.account("images")
     url = f"{app.urls[protocol]}/api/v1/task"
     for key, data, code in (
         ("pml_test_no", b"{", "invalid_api_key"),
@@ -444,7 +442,7 @@ class Pacer:
 
 
 @PROTOCOL
-@pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
+@STREAM
 async def test_a_large_invalid_task_counts_as_a_request_and_a_small_one_does_not(
     app: RunningApp, protocol: str, stream: bool
 ) -> None:

@@ -20,7 +20,7 @@ from pomelo.gen.v1.text_pb2 import FinishReason, TextDelta, TokenUsage
 from pomelo.providers.base import CODES, Event, Job
 from pomelo.providers.sandbox import Sandbox
 from tests.app import RunningApp, run_app
-from tests.driver import PROTOCOLS, digest
+from tests.driver import PROTOCOL, PROTOCOLS, STREAM, digest
 from tests.tasks import TASK_BODIES, text_body
 
 WORD = Event(text_delta=TextDelta(content="Hello"))
@@ -179,7 +179,7 @@ async def check(
             assert await app.records(account) == []
 
 
-@pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
+@STREAM
 @pytest.mark.parametrize("begun", [(), (WORD,)], ids=["before", "after"])
 @pytest.mark.parametrize("raised", RAISED)
 async def test_an_unexpected_error_of_a_provider_is_provider_failed_and_logged(
@@ -189,7 +189,7 @@ async def test_an_unexpected_error_of_a_provider_is_provider_failed_and_logged(
     await check(app, caplog, text_body(), stream=stream)
 
 
-@pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
+@STREAM
 @pytest.mark.parametrize("yielded", YIELDED)
 async def test_an_unexpected_event_of_a_provider_is_provider_failed_and_logged(
     app: RunningApp, caplog: pytest.LogCaptureFixture, yielded: str, stream: bool
@@ -199,7 +199,7 @@ async def test_an_unexpected_event_of_a_provider_is_provider_failed_and_logged(
     await check(app, caplog, text_body(), stream=stream, logged=yielded not in ("nothing", "no last event"))
 
 
-@pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
+@STREAM
 @pytest.mark.parametrize("task_type", RESULTS)
 async def test_events_of_another_task_type_are_provider_failed(
     app: RunningApp, caplog: pytest.LogCaptureFixture, task_type: str, stream: bool
@@ -209,7 +209,7 @@ async def test_events_of_another_task_type_are_provider_failed(
         await check(app, caplog, TASK_BODIES[task_type], stream=stream)
 
 
-@pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
+@STREAM
 async def test_a_method_that_raises_or_returns_no_generator_is_provider_failed(
     app: RunningApp, caplog: pytest.LogCaptureFixture, stream: bool
 ) -> None:
@@ -221,7 +221,7 @@ async def test_a_method_that_raises_or_returns_no_generator_is_provider_failed(
         await check(app, caplog, text_body(), stream=stream)
 
 
-@pytest.mark.parametrize("protocol", PROTOCOLS)
+@PROTOCOL
 async def test_an_error_while_a_provider_is_closed_is_logged_and_changes_nothing(
     app: RunningApp, caplog: pytest.LogCaptureFixture, protocol: str
 ) -> None:
@@ -242,7 +242,7 @@ async def test_an_error_while_a_provider_is_closed_is_logged_and_changes_nothing
     assert (outcome.code, outcome.content, outcome.done) == ("ok", "Hello", True)
 
 
-@pytest.mark.parametrize("protocol", PROTOCOLS)
+@PROTOCOL
 @pytest.mark.parametrize("code", sorted(CODES))
 async def test_documented_errors_of_a_provider_reach_the_caller(
     app: RunningApp, protocol: str, code: str
@@ -257,7 +257,7 @@ async def test_documented_errors_of_a_provider_reach_the_caller(
     assert outcome.metadata.get("retry-after") in (None, "5")
 
 
-@pytest.mark.parametrize("protocol", PROTOCOLS)
+@PROTOCOL
 async def test_a_call_is_cancelled_when_its_caller_leaves_or_its_deadline_passes(
     app: RunningApp, caplog: pytest.LogCaptureFixture, protocol: str
 ) -> None:
@@ -286,7 +286,7 @@ async def test_a_call_is_cancelled_when_its_caller_leaves_or_its_deadline_passes
     assert "the provider" not in caplog.text
 
 
-@pytest.mark.parametrize("protocol", PROTOCOLS)
+@PROTOCOL
 async def test_an_error_with_an_empty_message_gets_the_default_message(
     app: RunningApp, protocol: str
 ) -> None:
@@ -309,7 +309,7 @@ async def continue_immediately() -> None:
     """Does not suspend."""
 
 
-@pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
+@STREAM
 @pytest.mark.parametrize("begun", [(), (WORD,)], ids=["before", "after"])
 @pytest.mark.parametrize("then", [keep_waiting, continue_immediately])
 async def test_a_provider_that_cancels_its_own_task_is_provider_failed_and_logged(
@@ -343,8 +343,8 @@ async def test_a_method_that_cancels_its_task_when_called_is_provider_failed(
         await check(app, caplog, text_body(), stream=stream)
 
 
-@pytest.mark.parametrize("protocol", PROTOCOLS)
-@pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
+@PROTOCOL
+@STREAM
 async def test_a_provider_that_cancels_its_task_later_fails_only_that_task(
     app: RunningApp, caplog: pytest.LogCaptureFixture, stream: bool, protocol: str
 ) -> None:
@@ -383,7 +383,7 @@ async def wait_when_cancelled() -> None:
         await asyncio.sleep(30)
 
 
-@pytest.mark.parametrize("protocol", PROTOCOLS)
+@PROTOCOL
 @pytest.mark.parametrize("act_on", [swallow, wait_when_cancelled])
 async def test_a_provider_that_ignores_cancellation_delays_its_caller_by_a_second_at_most(
     app: RunningApp, caplog: pytest.LogCaptureFixture, act_on: Any, protocol: str
@@ -405,7 +405,7 @@ async def test_a_provider_that_ignores_cancellation_delays_its_caller_by_a_secon
         assert "went on after it was cancelled, and was stopped" in caplog.text
 
 
-@pytest.mark.parametrize("protocol", PROTOCOLS)
+@PROTOCOL
 async def test_a_provider_that_waits_while_closing_delays_its_caller_by_a_second_at_most(
     app: RunningApp, caplog: pytest.LogCaptureFixture, protocol: str
 ) -> None:
@@ -424,7 +424,7 @@ async def test_a_provider_that_waits_while_closing_delays_its_caller_by_a_second
     assert "went on after it was closed, and was stopped" in caplog.text
 
 
-@pytest.mark.parametrize("protocol", PROTOCOLS)
+@PROTOCOL
 async def test_a_provider_may_use_its_own_timeouts_and_task_groups(
     app: RunningApp, caplog: pytest.LogCaptureFixture, protocol: str
 ) -> None:
@@ -454,7 +454,7 @@ async def test_a_provider_may_use_its_own_timeouts_and_task_groups(
 CONTENT_TYPES = ["text/html", "audio/mpeg\r\nX-Injected: 1", "audio/mpeg\n", "image/png", "audio/", "audio/é"]
 
 
-@pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
+@STREAM
 @pytest.mark.parametrize("content_type", CONTENT_TYPES)
 async def test_an_invalid_content_type_is_provider_failed(
     app: RunningApp, caplog: pytest.LogCaptureFixture, content_type: str, stream: bool
@@ -485,7 +485,7 @@ async def test_empty_audio_is_an_error_and_starts_no_raw_answer(app: RunningApp,
     assert await ask() == (200, "audio/ogg", b"sound")
 
 
-@pytest.mark.parametrize("protocol", PROTOCOLS)
+@PROTOCOL
 async def test_large_events_of_a_provider_are_split_for_every_protocol(
     app: RunningApp, protocol: str
 ) -> None:
@@ -511,7 +511,7 @@ async def test_large_events_of_a_provider_are_split_for_every_protocol(
     assert outcome.content == "Hello" + text + text
 
 
-@pytest.mark.parametrize("protocol", PROTOCOLS)
+@PROTOCOL
 async def test_the_total_of_tokens_is_always_the_sum(app: RunningApp, protocol: str) -> None:
     usage = TokenUsage(prompt_tokens=3, completion_tokens=4, total_tokens=-9)
     last = Event(text_delta=TextDelta(finish_reason=FinishReason.FINISH_REASON_STOP, usage=usage))
@@ -534,7 +534,7 @@ class UnfitProvider(FaultyProvider):
         raise self.raises()
 
 
-@pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
+@STREAM
 @pytest.mark.parametrize("raised", ["SystemExit", "ValueError", "CancelledError", "invalid_api_key"])
 async def test_an_error_while_a_provider_fits_an_input_is_provider_failed_and_logged(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, raised: str, stream: bool

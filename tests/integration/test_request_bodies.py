@@ -12,7 +12,7 @@ from typing import Any
 import aiohttp
 import pytest
 
-from pomelo.app import open_app, open_gateway
+from pomelo.app import open_gateway
 from pomelo.gen.v1 import image_pb2, speech_pb2, text_pb2
 from pomelo.gen.v1.task_pb2 import Task
 from pomelo.gen.v1.task_service_pb2 import RunTaskRequest, StreamTaskRequest
@@ -20,9 +20,9 @@ from pomelo.gen.v1.task_service_pb2_grpc import TaskServiceStub
 from pomelo.settings import Settings
 from pomelo.testing import FaultUpstream
 from pomelo.testing.pictures import picture
-from tests.app import Account, RunningApp, endow, run_app
+from tests.app import Account, RunningApp, run_app
 from tests.calls import bearer, failure, reason_of
-from tests.driver import PROTOCOLS
+from tests.driver import PROTOCOL, PROTOCOLS, STREAM
 from tests.tasks import TASK_BODIES, text_body
 
 REST_PROTOCOLS = ("rest", "remote")
@@ -99,7 +99,7 @@ def image_sent(upstream: FaultUpstream) -> str:
     return url
 
 
-@pytest.mark.parametrize("protocol", PROTOCOLS)
+@PROTOCOL
 @pytest.mark.parametrize("name", IMAGES)
 async def test_an_image_in_every_encoding_reaches_the_vendor_in_one(
     name: str, protocol: str, app: RunningApp, account: Account
@@ -114,7 +114,7 @@ async def test_an_image_in_every_encoding_reaches_the_vendor_in_one(
         assert base64.b64decode(data).startswith(PNG)
 
 
-@pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
+@STREAM
 @pytest.mark.parametrize("live", [False, True], ids=["test", "live"])
 @pytest.mark.parametrize("name", INVALID_IMAGES)
 async def test_an_invalid_image_is_refused_with_the_field_and_the_reason(
@@ -155,29 +155,13 @@ async def test_an_image_in_a_different_encoding_is_the_same_request(
     assert len(app.upstream.requests) == 1
 
 
-async def test_anthropic_gets_the_media_type_of_the_bytes_and_plain_base64(
-    tmp_path: Path, upstream: FaultUpstream
-) -> None:
-    settings = Settings(
-        rest="127.0.0.1:0",
-        grpc="",
-        data=tmp_path,
-        anthropic_api_key="anthropic-upstream",
-        anthropic_base_url=upstream.anthropic_base_url,
-    )
-    async with open_app(settings) as app, aiohttp.ClientSession() as session:
-        assert app.rest is not None
-        await endow(app.store)
-        _, key = await app.keyring.create(live=True)
+async def test_anthropic_gets_the_media_type_of_the_bytes_and_plain_base64(tmp_path: Path) -> None:
+    async with run_app(tmp_path, settings={"anthropic_api_key": "anthropic-upstream"}) as app:
         body = image_question("data:image/jpg;name=x;base64," + lines(PNG), model="claude-3-haiku")
-        async with session.post(
-            "http://{}:{}/api/v1/task".format(*app.rest),
-            json=body,
-            headers={"Authorization": f"Bearer {key}"},
-        ) as answer:
-            assert answer.status == 200, await answer.text()
-    source = upstream.requests[-1].body["messages"][0]["content"][1]["source"]
-    assert source == {"type": "base64", "media_type": "image/png", "data": b64(PNG)}
+        outcome = await app.ask("rest", (await app.account()).live, body)
+        assert (outcome.code, outcome.status, outcome.message) == ("ok", 200, "")
+        source = app.upstream.requests[-1].body["messages"][0]["content"][1]["source"]
+        assert source == {"type": "base64", "media_type": "image/png", "data": b64(PNG)}
 
 
 # --- audio in JSON
@@ -400,7 +384,7 @@ async def test_a_duplicate_name_in_the_json_of_a_form_is_refused(
 
 
 @pytest.mark.parametrize("protocol", REST_PROTOCOLS)
-@pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
+@STREAM
 async def test_two_authorization_headers_are_refused(
     app: RunningApp, account: Account, stream: bool, protocol: str
 ) -> None:

@@ -12,7 +12,7 @@ import pytest
 from pomelo.accounts.audit import audit
 from pomelo.testing import Answer, Gate
 from tests.app import RunningApp, run_app
-from tests.driver import PROTOCOLS
+from tests.driver import PROTOCOL, PROTOCOLS
 from tests.tasks import TASK_BODIES, text_body
 
 LIMIT = 8
@@ -95,7 +95,7 @@ async def test_tasks_above_an_accounts_share_are_refused_and_another_account_is_
     assert (report.difference_micros, report.holds) == (0, 0)
 
 
-@pytest.mark.parametrize("protocol", PROTOCOLS)
+@PROTOCOL
 async def test_a_waiting_caller_who_leaves_is_removed_from_the_queue_immediately(
     app: RunningApp, protocol: str
 ) -> None:

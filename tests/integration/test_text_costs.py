@@ -16,32 +16,25 @@ from pomelo.gen.v1.task_service_pb2 import RunTaskRequest
 from pomelo.gen.v1.task_service_pb2_grpc import TaskServiceStub
 from pomelo.testing import Answer, Gate, Stop, anthropic_wire
 from tests.app import Account, RunningApp, run_app
-from tests.driver import PROTOCOLS
+from tests.driver import PROTOCOL, STREAM
 from tests.integration.leaving import LeavingClient
-from tests.redis_server import RedisServer
 from tests.tasks import text_body, to_task
 
-PROTOCOL = pytest.mark.parametrize("protocol", PROTOCOLS)
-STREAM = pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
 PIXEL = (
     "data:image/png;base64,iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5E"
     "rkJggg=="
 )
 
 
-@pytest.fixture(scope="module", name="app", params=["sqlite", "redis"])
+@pytest.fixture(scope="module", name="app")
 async def _app(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+    store_settings: dict[str, Any], tmp_path_factory: pytest.TempPathFactory
 ) -> AsyncIterator[RunningApp]:
-    folder = tmp_path_factory.mktemp("bills")
-    settings: dict[str, Any] = {"anthropic_api_key": "a-x"}
-    if request.param == "sqlite":
-        async with run_app(folder, settings=settings) as opened:
-            yield opened
-        return
-    with RedisServer() as server:
-        async with run_app(folder, settings=settings | {"store": server.url}) as opened:
-            yield opened
+    async with run_app(
+        tmp_path_factory.mktemp("bills"),
+        settings={"anthropic_api_key": "anthropic-upstream", **store_settings},
+    ) as opened:
+        yield opened
 
 
 def openai(prompt: int, completion: int, cached: Any = 0, written: Any = 0) -> dict[str, Any]:

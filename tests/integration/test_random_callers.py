@@ -15,7 +15,7 @@ import pytest
 
 from pomelo.catalog.pricing import Usage, cost, decode_prices
 from tests.app import RICH, Account, RunningApp, run_app
-from tests.driver import PROTOCOLS
+from tests.driver import PROTOCOL, STREAM
 from tests.tasks import TASK_BODIES, text_body
 
 ERRORS = {
@@ -26,8 +26,6 @@ ERRORS = {
     "idempotency_mismatch",
     "insufficient_credits",
 }
-
-PROTOCOL = pytest.mark.parametrize("protocol", PROTOCOLS)
 
 
 @pytest.fixture(scope="module", name="app")
@@ -98,7 +96,7 @@ async def test_the_balance_equals_the_records_after_many_callers_left(app: Runni
 
 
 @pytest.mark.parametrize("protocol", ["rest", "remote"])
-@pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
+@STREAM
 async def test_a_request_can_be_repeated_after_a_reset_at_any_byte_of_its_answer(
     app: RunningApp, protocol: str, stream: bool
 ) -> None:

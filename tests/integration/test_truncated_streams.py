@@ -9,10 +9,9 @@ import pytest
 from pomelo.testing import Reply, Stop
 from pomelo.testing.openai_wire import chunk
 from tests.app import RunningApp, run_app
-from tests.driver import PROTOCOLS
+from tests.driver import PROTOCOL
 from tests.tasks import text_body
 
-PROTOCOL = pytest.mark.parametrize("protocol", PROTOCOLS)
 SSE = {"Content-Type": "text/event-stream"}
 WORDS = " ".join(f"word{number}" for number in range(60))
 
