@@ -133,13 +133,13 @@ async def test_poison_of_one_account_fails_that_account_alone(house: RunningApp,
     traffic = Traffic(house)
     traffic.begin(other, "Hello", at_once=3)
     traffic.begin(poisoner, "poison", at_once=12, pace=0.05)
-    await until(lambda: traffic.outcomes.get(other.account, Counter())["ok"] >= 60, 20)
+    await until(lambda: traffic.outcomes.get(other.name, Counter())["ok"] >= 60, 20)
     await traffic.end()
-    outcomes = traffic.outcomes[other.account]
+    outcomes = traffic.outcomes[other.name]
     assert outcomes["ok"] >= 0.99 * outcomes.total(), outcomes
-    assert traffic.outcomes[poisoner.account].keys() <= {"provider_unavailable", "deadline_exceeded"}
+    assert traffic.outcomes[poisoner.name].keys() <= {"provider_unavailable", "deadline_exceeded"}
     poisoned = [request for request in house.upstream.requests if request.prompt == "poison"]
-    assert len(poisoned) < traffic.outcomes[poisoner.account].total(), "the account is kept from the vendor"
+    assert len(poisoned) < traffic.outcomes[poisoner.name].total(), "the account is kept from the vendor"
     await books_are_right(house, poisoner, other)
 
 

@@ -381,7 +381,7 @@ async def test_inline_media_is_repeated_after_the_links_have_expired(tmp_path: P
         assert (again.content, again.links) == (first.content, ())
 
 
-async def test_a_repeat_tells_of_the_same_moment(app: RunningApp) -> None:
+async def test_a_repeat_has_the_same_creation_time(app: RunningApp) -> None:
     account = await app.account()
     headers = new_key() | {"Authorization": f"Bearer {account.test}"}
     url = f"{app.urls['rest']}/api/v1/task"
