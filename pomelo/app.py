@@ -27,20 +27,20 @@ from pomelo.accounts.failed_keys import FailedKeys
 from pomelo.accounts.keys import Keyring
 from pomelo.accounts.plans import BUILTIN, Plan
 from pomelo.accounts.usage import UsageReader
-from pomelo.call import Call, Principal
 from pomelo.catalog import retirement
 from pomelo.catalog.catalog import Catalog
 from pomelo.draining import Draining
+from pomelo.engine.acceptance import Acceptance
 from pomelo.engine.engine import Engine
-from pomelo.engine.intake import Intake
+from pomelo.engine.ledger import RECONCILE_INTERVAL, Ledger
 from pomelo.engine.models import LocalModels
-from pomelo.engine.reservation import RECONCILE_INTERVAL, Ledger
 from pomelo.engine.routing import Router
 from pomelo.in_flight import InFlightLimits
 from pomelo.logs import format_trace
 from pomelo.media.duration import Measurer
+from pomelo.media.local import LocalMedia
 from pomelo.media.quota import MediaLimits
-from pomelo.media.store import LocalMedia, MediaStore
+from pomelo.media.store import MediaStore
 from pomelo.origin import GatewayProof
 from pomelo.providers import SANDBOX, Credentials, open_providers
 from pomelo.providers.base import Provider
@@ -138,14 +138,9 @@ async def open_app(
                 if notice.is_past:
                     log.warning("%s. It is still called where no other route is left", notice)
         plans = plans or find_plans(settings, catalog)
-        admission = Ledger(store, plans, now=now, reconcile_every=reconcile_every)
-        await stack.enter_async_context(_noting(admission))
-
-        async def identify(call: Call) -> Principal:
-            principal = await keyring.authenticate(call)
-            await admission.tell(call, principal)
-            return principal
-
+        ledger = Ledger(store, plans, now=now, reconcile_every=reconcile_every)
+        await stack.enter_async_context(_background(ledger))
+        access = Access(keyring, plans, catalog, ledger, _in_flight(settings))
         media = MediaStore(
             settings.data / "media",
             secret,
@@ -160,31 +155,27 @@ async def open_app(
         measurer = Measurer()
         stack.push_async_callback(measurer.aclose)
         router = make_router(providers)
-        intake = Intake(
-            catalog=catalog,
+        acceptance = Acceptance(
+            access=access,
             router=router,
-            authenticate=keyring.authenticate,
-            admission=admission,
             media=media,
             measurer=measurer,
             inline_limit=settings.inline_limit,
             now=now,
         )
-        desk = LocalMedia(media, identify, settings.upload_limit, turns=turns)
         usage = UsageReader(store, secret)
-        accounts = LocalAccounts(store, usage, admission.plan, identify)
         office = AccountAdmin(store, plans, plan_changed=keyring.forget_account)
         draining = Draining()
         services = draining.guard(
             Services(
-                tasks=Engine(intake, router, media, turns),
-                models=LocalModels(catalog, router, intake),
-                media=desk,
-                accounts=accounts,
-                access=Access(keyring.authenticate, admission, catalog, intake.allowed, _in_flight(settings)),
+                tasks=Engine(access, acceptance, ledger, router, media, turns),
+                models=LocalModels(catalog, router, access),
+                media=LocalMedia(media, access, settings.upload_limit, turns=turns),
+                accounts=LocalAccounts(store, usage, access),
+                access=access,
             )
         )
-        admin = AdminServicer(store, keyring, office, usage, catalog.models, now, runs=admission.runs)
+        admin = AdminServicer(store, keyring, office, usage, catalog.models, now, runs=ledger.runs)
         if not worker:
             await stack.enter_async_context(open_admin(admin, settings.admin_socket))
         shared = worker is not None
@@ -406,14 +397,14 @@ def _trusted_proxies(settings: Settings) -> tuple[IPv4Network | IPv6Network, ...
 
 
 @asynccontextmanager
-async def _noting(admission: Ledger) -> AsyncIterator[None]:
-    """Records what running tasks use, and ends reservations whose task no process runs. On leaving, waits
-    for unfinished store operations."""
+async def _background(ledger: Ledger) -> AsyncIterator[None]:
+    """Saves the progress of running tasks and reconciles reservations. On leaving, waits for unfinished store
+    operations."""
     try:
-        async with _beside(admission.keep_notes()), _beside(admission.keep_reconciled()):
+        async with _beside(ledger.keep_progress()), _beside(ledger.keep_reconciled()):
             yield
     finally:
-        await admission.idle()
+        await ledger.operations.idle()
 
 
 async def _sweep(media: MediaStore) -> None:

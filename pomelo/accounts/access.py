@@ -1,17 +1,19 @@
-"""Access: authenticates a call before its body or message is read, and limits calls in flight by account.
+"""Who calls and what the caller may do: API keys, models, plans, and calls in flight.
 
-Both front ends admit every call here first. A call without a good key is refused from its headers alone. A
-known account is limited in calls and in buffered bytes, so that no single account can exhaust the server.
+Both front ends admit a call here before its body or message is read: a call without a valid key is refused
+from its headers alone, and no account can exhaust the server with calls or buffered bytes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Mapping
+from typing import Protocol
 
+from pomelo.accounts.keys import Keyring
+from pomelo.accounts.plans import Plan
 from pomelo.call import Call, Principal
 from pomelo.catalog import retirement
-from pomelo.catalog.catalog import Catalog
-from pomelo.engine.reservation import Ledger
+from pomelo.catalog.catalog import Catalog, Model
 from pomelo.errors import BODY_ERRORS, PomeloError
 from pomelo.in_flight import InFlight, InFlightLimits, Ticket
 
@@ -21,8 +23,146 @@ LARGE_BODY = 64 * 1024
 _COUNTED = frozenset({"invalid_body", "payload_too_large"})
 
 
+class Limits(Protocol):
+    """The limits and credits of accounts, as far as calls that run no task need them."""
+
+    async def report(self, call: Call, principal: Principal, model: Model | None = None) -> None:
+        """Writes the current limits and credits into the response headers. With a text `model`, its token
+        limit is included.
+
+        Raises:
+            PomeloError: store_unavailable.
+        """
+        ...
+
+    async def count_request(self, call: Call, principal: Principal) -> None:
+        """Counts a request whose body was refused toward the requests per minute; reserves nothing.
+
+        Raises:
+            PomeloError: rate_limit_exceeded, store_unavailable.
+        """
+        ...
+
+
+class Access:
+    """Identifies callers, and says what they may do. `plans` are by name."""
+
+    def __init__(
+        self,
+        keyring: Keyring,
+        plans: Mapping[str, Plan],
+        catalog: Catalog,
+        limits: Limits,
+        in_flight: InFlightLimits | None = None,
+    ) -> None:
+        self.in_flight = InFlight(in_flight)
+        self._keyring = keyring
+        self._plans = plans
+        self._catalog = catalog
+        self._limits = limits
+
+    async def authenticate(self, call: Call) -> Principal:
+        """The principal of the call's key.
+
+        Raises:
+            PomeloError: invalid_api_key, rate_limit_exceeded (the address), store_unavailable.
+        """
+        if call.principal is None:
+            call.principal = await self._keyring.authenticate(call)
+        return call.principal
+
+    async def identify(self, call: Call, model: str = "") -> Principal:
+        """The principal of a call that reserves nothing; its limits, with those of a `model` that the call
+        is about, are in the response headers.
+
+        Raises:
+            PomeloError: invalid_api_key, rate_limit_exceeded (the address), invalid_parameter (a header),
+                store_unavailable; in this order.
+        """
+        principal = await self.authenticate(call)
+        await self.report_limits(call, principal, model)
+        if call.header_error is not None:
+            raise call.header_error
+        return principal
+
+    async def report_limits(self, call: Call, principal: Principal, model: str = "") -> None:
+        """Writes the limits and credits of a call that reserves nothing into the response headers.
+
+        Raises:
+            PomeloError: store_unavailable.
+        """
+        await self._limits.report(call, principal, self._catalog.models.get(model))
+
+    def plan(self, principal: Principal) -> Plan:
+        """The account's plan.
+
+        Raises:
+            PomeloError: model_not_allowed; the plan no longer exists.
+        """
+        plan = self._plans.get(principal.plan)
+        if plan is None:
+            raise PomeloError(
+                "model_not_allowed",
+                f"The account's plan {principal.plan!r} does not exist any more. Ask the operator for one",
+            )
+        return plan
+
+    def may_use(self, principal: Principal, model: str) -> bool:
+        """Whether the key and the account's plan allow the model of that name.
+
+        Raises:
+            PomeloError: model_not_allowed; the plan no longer exists.
+        """
+        plan = self.plan(principal)
+        return (principal.models is None or model in principal.models) and (
+            plan.models is None or model in plan.models
+        )
+
+    def model(self, name: str, principal: Principal) -> Model:
+        """The model of that name.
+
+        Raises:
+            PomeloError: unsupported_model, model_not_allowed.
+        """
+        model = self._catalog.resolve(name)
+        if not self.may_use(principal, name):
+            raise PomeloError("model_not_allowed", field="model")
+        return model
+
+    async def admit(self, call: Call) -> Visit:
+        """Checks the key, and counts the call as in flight until the visit is closed; implements
+        `pomelo.service.AccessService`."""
+        principal = await self.authenticate(call)
+        plan = self._plans.get(principal.plan)
+        try:
+            ticket = self.in_flight.enter(principal.account, None if plan is None else plan.concurrent)
+        except PomeloError:
+            await self.report_limits(call, principal)
+            raise
+        return Visit(self, call, principal, ticket)
+
+    async def check_refused(
+        self, call: Call, principal: Principal, error: PomeloError, model: str, *, counted: bool
+    ) -> None:
+        """Writes the limits into the response headers of a call whose body is refused with `error`, and
+        counts it as a request if `counted`.
+
+        Raises:
+            PomeloError: an error that takes precedence over `error`: the minute's limit, a header, the model.
+        """
+        if counted:
+            await self._limits.count_request(call, principal)
+        if error.code in BODY_ERRORS:
+            model = ""
+        await self.report_limits(call, principal, model)
+        if call.header_error is not None:
+            raise call.header_error
+        if model:
+            call.response_headers |= retirement.headers(self.model(model, principal))
+
+
 class Visit:
-    """An admitted call. Close it when the call ends. Implements `pomelo.service.Visit`."""
+    """An admitted call; implements `pomelo.service.Visit`. Close it when the call ends."""
 
     __slots__ = ("_access", "_call", "_principal", "_ticket", "close", "reserve")
 
@@ -35,69 +175,16 @@ class Visit:
         self.close = ticket.close
 
     async def refuse(self, error: PomeloError, model: str = "") -> PomeloError:
-        """See the port."""
         counted = error.code in _COUNTED or (self._ticket.size > LARGE_BODY and error.row.http in (400, 413))
         try:
-            await self._access.refused(self._call, self._principal, error, model, counted=counted)
+            await self._access.check_refused(self._call, self._principal, error, model, counted=counted)
         except PomeloError as refusal:
             return refusal
         return error
 
     async def refuse_task(self, error: PomeloError) -> PomeloError:
-        """See the port."""
-        begun = "X-Credits-Charged" in self._call.response_headers  # it was admitted, and counted then
-        if begun or self._ticket.size <= LARGE_BODY or error.row.http != 400:
+        # A task that was reserved has its price in the headers, and was counted then.
+        reserved = "X-Credits-Charged" in self._call.response_headers
+        if reserved or self._ticket.size <= LARGE_BODY or error.row.http != 400:
             return error
         return await self.refuse(error)
-
-
-class Access:
-    """Admits calls in this process.
-
-    `authenticate` returns the principal of a call's key; `allowed` refuses a model that the key may not use.
-    """
-
-    def __init__(
-        self,
-        authenticate: Callable[[Call], Awaitable[Principal]],
-        admission: Ledger,
-        catalog: Catalog,
-        allowed: Callable[[str, Principal], object],
-        limits: InFlightLimits | None = None,
-    ) -> None:
-        self.in_flight = InFlight(limits)
-        self._authenticate = authenticate
-        self._admission = admission
-        self._catalog = catalog
-        self._allowed = allowed
-
-    async def admit(self, call: Call) -> Visit:
-        """See the port."""
-        principal = call.principal
-        if principal is None:
-            principal = call.principal = await self._authenticate(call)
-        try:
-            ticket = self.in_flight.enter(principal.account, self._admission.concurrent(principal))
-        except PomeloError:
-            await self._admission.tell(call, principal)
-            raise
-        return Visit(self, call, principal, ticket)
-
-    async def refused(
-        self, call: Call, principal: Principal, error: PomeloError, model: str, *, counted: bool
-    ) -> None:
-        """Writes the limits into the answer to a call whose body is refused, and counts it as a request.
-
-        Raises:
-            PomeloError: an error that takes precedence over `error`: a header, the model, the minute's limit.
-        """
-        if counted:
-            await self._admission.count_request(call, principal)
-        known = self._catalog.models.get(model) if error.code not in BODY_ERRORS else None
-        await self._admission.tell(call, principal, known)
-        if call.header_error is not None:
-            raise call.header_error
-        if model and error.code not in BODY_ERRORS:
-            self._allowed(model, principal)
-            if known is not None:
-                call.response_headers |= retirement.headers(known)

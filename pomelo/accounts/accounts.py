@@ -1,20 +1,17 @@
-"""Accounts: what the holder of a key sees of one, and what the operator does with all of them.
-
-`AccountDesk` is the port of the doors, `AccountOffice` is behind the operator's service. Both read what the
-store keeps; what a task may do and costs is for `pomelo.admission` to say.
-"""
+"""Accounts: what a key's holder sees of its account, and how the operator manages all accounts."""
 
 from __future__ import annotations
 
 import re
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Callable, Mapping
 
 from pomelo import times
 from pomelo.accounts import pages
+from pomelo.accounts.access import Access
 from pomelo.accounts.plans import NEW_ACCOUNTS, TEST_CREDITS, Plan
 from pomelo.accounts.usage import UsageReader
-from pomelo.call import Call, Principal
+from pomelo.call import Call
 from pomelo.errors import PomeloError, invalid, missing
 from pomelo.gen.v1 import account_service_pb2 as pb
 from pomelo.gen.v1.admin_service_pb2 import AccountDetail
@@ -30,27 +27,16 @@ _NAMES = "1 to 64 letters, digits, dots, dashes or underscores"
 
 
 class LocalAccounts:
-    """The port `AccountService` in this process. A key sees its own side of its account, and nothing else.
+    """The account of a key, in the key's mode; implements `pomelo.service.AccountService` in this process."""
 
-    `plan` gives the plan of whoever calls, or refuses where it is none any more.
-    """
-
-    def __init__(
-        self,
-        store: AccountStore,
-        usage: UsageReader,
-        plan: Callable[[Principal], Plan],
-        authenticate: Callable[[Call], Awaitable[Principal]],
-    ) -> None:
+    def __init__(self, store: AccountStore, usage: UsageReader, access: Access) -> None:
         self._store = store
         self._usage = usage
-        self._plan = plan
-        self._authenticate = authenticate
+        self._access = access
 
     async def get_account(self, call: Call) -> pb.Account:
-        """See the port."""
-        principal = await self._enter(call)
-        plan = self._plan(principal)
+        principal = await self._access.identify(call)
+        plan = self._access.plan(principal)
         balance = await self._store.balance(Wallet(principal.account, principal.live))
         return pb.Account(
             name=principal.account,
@@ -61,17 +47,10 @@ class LocalAccounts:
         )
 
     async def list_usage(self, request: pb.ListUsageRequest, call: Call) -> pb.ListUsageResponse:
-        """See the port."""
-        principal = await self._enter(call)
+        principal = await self._access.identify(call)
         if request.group_by == pb.USAGE_GROUP_ACCOUNT:
             raise invalid("group_by", "model, key or day")
         return await self._usage.list(request, principal.account, principal.live)
-
-    async def _enter(self, call: Call) -> Principal:
-        principal = await self._authenticate(call)
-        if call.header_error is not None:
-            raise call.header_error
-        return principal
 
 
 class AccountAdmin:

@@ -1,8 +1,8 @@
-"""The catalogue: every model by its public name, with its kind, routes, limits and price; and the hosts.
+"""The catalogue: every model by its public name, with its task type, routes, limits and prices; and hosts.
 
-`catalog.toml` beside this file is the built-in one; plug-ins and the operator add files of the same form.
-Adding a model, a price or a host that speaks a known wire is a row there and no code. What the knobs of a
-host mean is for `pomelo.providers.chat.compatible` to say.
+`catalog.toml` beside this file is the built-in one; plug-ins and the operator add files of the same format. A
+model, a price or a host with a supported API is a row there and needs no code. The options of hosts are
+documented in `pomelo.providers.chat.compatible`.
 """
 
 from __future__ import annotations
@@ -16,20 +16,19 @@ from typing import Any, TypeVar
 from pomelo import money
 from pomelo.catalog import check as rules
 from pomelo.catalog import voice_names
-from pomelo.catalog.pricing import Prices, UnitPrices, unit_named
-from pomelo.catalog.rows import day
+from pomelo.catalog.pricing import Prices, UnitPrices, parse_unit
+from pomelo.catalog.rows import parse_date
 from pomelo.catalog.toml_file import Fault, TomlFile
 from pomelo.errors import PomeloError
 from pomelo.gen.v1.task_pb2 import TaskType
 
 BUILTIN = Path(__file__).with_name("catalog.toml")
 
-SIDE = 1024
-"""Pixels of a picture's side that the caller leaves open: what is drawn, and what is billed."""
+DEFAULT_IMAGE_SIDE = 1024
+"""The width and height of an image in pixels if the caller does not set them."""
 
-DEFAULT_FORMAT = "mp3_44100_128"
-"""The output_format of a sound where the caller leaves it open."""
-
+DEFAULT_AUDIO_FORMAT = "mp3_44100_128"
+"""The output_format of speech if the caller does not set it."""
 
 _UNITS: Mapping[str, Collection[str]] = {
     "text": (
@@ -44,29 +43,27 @@ _UNITS: Mapping[str, Collection[str]] = {
     "speech_to_speech": ("audio_minute",),
     "speech_to_text": ("audio_minute",),
 }
-"""Task type -> the units that its tasks are counted in. A price in another one would never be charged."""
+"""Task type -> the units of its usage. A price in another unit would never be charged."""
 
-_REPORTED = "provider_dollar"
-"""The unit of a cost that the provider reports, which tasks of every type may have beside those."""
+_REPORTED_COST = "provider_dollar"
+"""The unit of a cost that the provider reports, for tasks of every type."""
 
-NOTICE = timedelta(days=60)
-"""How long before its end a model is deprecated where its entry doesn't say since when; from then on the
-operator is warned."""
+RETIREMENT_NOTICE = timedelta(days=60)
+"""The default time between the deprecation of a model and its end, during which the operator is warned."""
 
-_SPEAKING = (TaskType.TASK_TYPE_TEXT_TO_SPEECH, TaskType.TASK_TYPE_SPEECH_TO_SPEECH)
+_SPEECH_TYPES = (TaskType.TASK_TYPE_TEXT_TO_SPEECH, TaskType.TASK_TYPE_SPEECH_TO_SPEECH)
 
 Number = TypeVar("Number", int, float)
 
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """One way to serve a model: a provider, its own name of the model, and what that model takes.
+    """A provider of a model, the provider's name of the model, and the parameters that it takes.
 
-    `drop` names the parameters that it can't take. `clamp` gives the range of those that it takes in a
-    narrower range than the contract: name -> (least, most, multiple of; 0 for none). `prices` and
-    `price_version` are set where this way costs something else than the model's entry says. `options` is
-    the rest of the row, for the provider alone. `retires` is the day on which the vendor ends it, None if no
-    day is known.
+    `drop` names the parameters that it can't take. `clamp` has the parameters with a narrower range than the
+    contract's: name -> (minimum, maximum, multiple of; 0 for none). `prices` and `price_version` are set if
+    they differ from the model's. `options` is the rest of the row, for the provider. `retires` is the day on
+    which the vendor ends it, None if unknown.
     """
 
     provider: str
@@ -80,20 +77,20 @@ class Route:
     retires: date | None = None
 
     def fit(self, name: str, value: Number) -> Number | None:
-        """`value` as the model takes it: in its range and on its grid; None where it takes no `name`.
+        """`value` fitted to the range and step of the model's parameter `name`; None if it must be dropped.
 
-        A whole number stays one.
+        The type of a number does not change.
         """
         if name in self.drop:
             return None
         clamp = self.clamp.get(name)
         if clamp is None:
             return value
-        least, most, step = clamp
-        kind = type(value)
+        minimum, maximum, step = clamp
+        number_type = type(value)
         if step:
-            value = kind(round(value / step) * step)
-        return kind(min(max(value, least), most))
+            value = number_type(round(value / step) * step)
+        return number_type(min(max(value, minimum), maximum))
 
 
 ENCODER_PADDING_MS = 500
@@ -102,7 +99,7 @@ ENCODER_PADDING_MS = 500
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What a model takes; 0 where a limit doesn't apply to its kind."""
+    """The limits of a model; 0 for those that don't apply to its task type."""
 
     max_input_tokens: int = 0
     max_output_tokens: int = 0
@@ -112,10 +109,10 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class Model:
-    """One entry. `prices` are never empty; `price_note` says why they differ from a published list.
+    """A model. `prices` are never empty; `price_note` explains a difference from the published price list.
 
-    `retires` is the day on which the model ends: the entry's own, or that of its last route where every route
-    has one. `deprecated` is the day since which its end is announced. None where there is none.
+    `retires` is the day on which the model ends, by default that of its last route if every route has one.
+    `deprecated` is the day on which its end was announced. Both are None if no end is known.
     """
 
     name: str
@@ -128,14 +125,13 @@ class Model:
     retires: date | None = None
     deprecated: date | None = None
 
-    def priced(self, route: Route) -> tuple[Prices, str]:
-        """What a task costs that is asked of `route` first, and the version of that price."""
+    def prices_for(self, route: Route) -> tuple[Prices, str]:
+        """The prices of a task whose first route is `route`, and their version."""
         return (route.prices, route.price_version) if route.prices else (self.prices, self.price_version)
 
 
 class CatalogError(ValueError):
-    """Rows of a catalogue are wrong. The message has a line for each: file, line, key, what is wrong, and
-    what to write instead."""
+    """A catalogue has errors. The message has a line for each: file, line, key, the error and its remedy."""
 
     def __init__(self, faults: Sequence[Fault]) -> None:
         self.faults = faults
@@ -143,7 +139,7 @@ class CatalogError(ValueError):
 
 
 class Catalog:
-    """The models by name, sorted, and the rows of the hosts; immutable."""
+    """The models by name, sorted, and the rows of the hosts. Immutable."""
 
     def __init__(self, models: Iterable[Model], hosts: Mapping[str, Mapping[str, Any]] | None = None) -> None:
         self.models: Mapping[str, Model] = {m.name: m for m in sorted(models, key=lambda m: m.name)}
@@ -153,12 +149,13 @@ class Catalog:
     def load(
         cls, *paths: Path, check: Callable[[Sequence[TomlFile]], Iterable[Fault]] = lambda files: ()
     ) -> Catalog:
-        """Reads catalogue files; without any, the built-in one. An entry replaces one of an earlier file.
+        """Loads catalogue files, by default the built-in one. Later files override entries of earlier ones.
 
-        `check` finds what is wrong in the files beyond what they say of themselves.
+        `check` finds further errors, such as those in the options of providers.
 
         Raises:
-            CatalogError: rows are wrong; it names them all. OSError: a file can't be read.
+            CatalogError: the files have errors; it lists them all.
+            OSError: a file can't be read.
         """
         files = [TomlFile.read(path) for path in paths or (BUILTIN,)]
         faults = [fault for file in files for fault in rules.check(file, _prices)]
@@ -177,14 +174,14 @@ class Catalog:
                         faults.append(file.fault(keys, str(error)))
             hosts |= rules.tables(file, "hosts")
             if not faults:
-                named = file.table.get("voices", {})
-                voices |= {voice_names.plain(name): voice_id for name, voice_id in named.items()}
+                listed = file.table.get("voices", {})
+                voices |= {voice_names.normalize(name): voice_id for name, voice_id in listed.items()}
         if faults:
             raise CatalogError(sorted(faults, key=lambda fault: (files.index(fault.file), fault.line)))
-        return cls([_voiced(model, voices) for model in models.values()], hosts)
+        return cls([_with_voices(model, voices) for model in models.values()], hosts)
 
     def resolve(self, name: str) -> Model:
-        """The model of that name.
+        """The model with this name.
 
         Raises:
             PomeloError: unsupported_model.
@@ -196,9 +193,9 @@ class Catalog:
         return model
 
 
-def _voiced(model: Model, voices: Mapping[str, str]) -> Model:
-    """The model with the operator's voices in its routes, where it speaks."""
-    if not voices or model.task_type not in _SPEAKING:
+def _with_voices(model: Model, voices: Mapping[str, str]) -> Model:
+    """The model with the operator's voices in its routes, if it is a speech model."""
+    if not voices or model.task_type not in _SPEECH_TYPES:
         return model
     routes = tuple(replace(route, options={**route.options, "voices": voices}) for route in model.routes)
     return replace(model, routes=routes)
@@ -206,14 +203,14 @@ def _voiced(model: Model, voices: Mapping[str, str]) -> Model:
 
 def _model(name: str, row: dict[str, Any]) -> Model:
     try:
-        kind = row["type"]
-        routes = tuple(_route(dict(route), kind) for route in row["routes"])
+        task_type = row["type"]
+        routes = tuple(_route(dict(route), task_type) for route in row["routes"])
         return Model(
             name=name,
-            task_type=TaskType.Value(f"TASK_TYPE_{kind.upper()}"),
+            task_type=TaskType.Value(f"TASK_TYPE_{task_type.upper()}"),
             routes=routes,
             limits=Limits(**row.get("limits", {})),
-            prices=_prices(row["price"], row.get("price_tiers", []), kind),
+            prices=_prices(row["price"], row.get("price_tiers", []), task_type),
             price_version=row["price_version"],
             price_note=row.get("price_note", ""),
             **_dates(row, routes),
@@ -222,13 +219,13 @@ def _model(name: str, row: dict[str, Any]) -> Model:
         raise ValueError(f"{error} is missing" if isinstance(error, KeyError) else str(error)) from error
 
 
-def _route(row: dict[str, Any], kind: str) -> Route:
+def _route(row: dict[str, Any], task_type: str) -> Route:
     provider, model = row.pop("provider"), row.pop("model")
     drop, clamp = frozenset(row.pop("drop", ())), row.pop("clamp", {})
     retires = row.pop("retires", None)
     prices, version, note = Prices(), "", ""
     if "price" in row:
-        prices = _prices(row.pop("price"), row.pop("price_tiers", []), kind)
+        prices = _prices(row.pop("price"), row.pop("price_tiers", []), task_type)
         version, note = row.pop("price_version"), row.pop("price_note", "")
     return Route(
         provider=provider,
@@ -239,49 +236,51 @@ def _route(row: dict[str, Any], kind: str) -> Route:
         prices=prices,
         price_version=version,
         price_note=note,
-        retires=None if retires is None else day(retires),
+        retires=None if retires is None else parse_date(retires),
     )
 
 
 def _dates(row: Mapping[str, Any], routes: Sequence[Route]) -> dict[str, date | None]:
-    """When a model ends, and since when that is announced."""
-    dates = {key: day(row[key]) for key in ("retires", "deprecated") if key in row}
+    """The end of a model, and the day on which it was announced."""
+    dates = {key: parse_date(row[key]) for key in ("retires", "deprecated") if key in row}
     ends = [route.retires for route in routes if route.retires is not None]
     retires = dates.get("retires") or (max(ends) if len(ends) == len(routes) else None)
     return {
         "retires": retires,
-        "deprecated": dates.get("deprecated") or (None if retires is None else retires - NOTICE),
+        "deprecated": dates.get("deprecated") or (None if retires is None else retires - RETIREMENT_NOTICE),
     }
 
 
-def _prices(row: Mapping[str, Any], tiers: Iterable[Mapping[str, Any]], kind: str) -> Prices:
-    """The prices of a table `price` and of the tables `price_tiers`, for a type of task. Prices that a tier
-    does not name are those of the one before it."""
-    units = _unit_prices(row, kind)
-    found: list[tuple[int, UnitPrices]] = []
-    last, latest = 0, dict(row)
+def _prices(row: Mapping[str, Any], tiers: Iterable[Mapping[str, Any]], task_type: str) -> Prices:
+    """The prices of a table `price` and of the tables `price_tiers`. A tier without a price of a unit has
+    that of the tier before it."""
+    units = _unit_prices(row, task_type)
+    parsed: list[tuple[int, UnitPrices]] = []
+    previous, latest = 0, dict(row)
     for tier in tiers:
         latest.update(tier)
-        least = latest.pop("from_input_tokens", None)
-        if kind != "text" or type(least) is not int or least <= last:
-            raise ValueError("from_input_tokens must be whole numbers, each above the last")
-        last = least
-        found.append((least, _unit_prices(latest, kind)))
-    return Prices(units, tuple(found))
+        from_tokens = latest.pop("from_input_tokens", None)
+        if task_type != "text" or type(from_tokens) is not int or from_tokens <= previous:
+            raise ValueError("from_input_tokens must be whole numbers, each above the previous one")
+        previous = from_tokens
+        parsed.append((from_tokens, _unit_prices(latest, task_type)))
+    return Prices(units, tuple(parsed))
 
 
-def _unit_prices(row: Mapping[str, Any], kind: str) -> UnitPrices:
-    known = (*_UNITS[kind], _REPORTED)
+def _unit_prices(row: Mapping[str, Any], task_type: str) -> UnitPrices:
+    known = (*_UNITS[task_type], _REPORTED_COST)
     for unit in row:
         if unit not in known:
-            raise ValueError(f"tasks of type {kind} are not counted by {unit}, but by {', '.join(known)}")
-    units = {unit_named(unit): _micros(unit, amount) for unit, amount in row.items()}
-    if units.get(unit_named(_REPORTED)) == 0:
-        raise ValueError(f"{_REPORTED} must be above 0: no task is free. Leave it out to bill by counts")
-    if not any(units[unit_named(unit)] for unit in row if unit != _REPORTED and "cache" not in unit):
-        if _REPORTED in row:
             raise ValueError(
-                f"{_REPORTED} needs a price of what is counted beside it, which bounds what a task can cost"
+                f"tasks of type {task_type} are not counted by {unit}, but by {', '.join(known)}"
+            )
+    units = {parse_unit(unit): _micros(unit, amount) for unit, amount in row.items()}
+    if units.get(parse_unit(_REPORTED_COST)) == 0:
+        raise ValueError(f"{_REPORTED_COST} must be above 0: no task is free. Remove it to bill by counts")
+    if not any(units[parse_unit(unit)] for unit in row if unit != _REPORTED_COST and "cache" not in unit):
+        if _REPORTED_COST in row:
+            raise ValueError(
+                f"{_REPORTED_COST} needs another price beside it, by counts, which limits the cost of a task"
             )
         raise ValueError("it has no price")
     return units

@@ -1,6 +1,6 @@
-"""What is wrong in a catalogue file by itself: everything at once, each with its line and a remedy.
+"""Checks a catalogue file, and reports all errors with their lines and remedies.
 
-What the provider of a row knows of it is checked by `pomelo.providers.registry`.
+The options of providers are checked by `pomelo.providers.registry`.
 """
 
 from __future__ import annotations
@@ -17,193 +17,195 @@ from pomelo.catalog.rows import (
     INT64,
     LIMITS,
     ModelRow,
-    day,
-    described,
-    meant,
-    plain_name,
+    check_name,
+    describe,
+    parse_date,
     row_faults,
+    suggest,
 )
 from pomelo.catalog.toml_file import Fault, Keys, TomlFile
 from pomelo.gen.v1.speech_pb2 import VoiceSettings
 from pomelo.gen.v1.task_pb2 import Task
 
 _REQUIRED = frozenset(("messages", "prompt", "text", "voice", "audio", "max_tokens"))
-"""Parameters that no route can drop: without them there is no task, or no bound of what it costs."""
+"""Parameters that no route can drop: a task needs them, or they limit its cost."""
 
-_NUMBERS = frozenset((FieldDescriptor.CPPTYPE_DOUBLE, FieldDescriptor.CPPTYPE_FLOAT))
-_WHOLE = frozenset((FieldDescriptor.CPPTYPE_INT32, FieldDescriptor.CPPTYPE_INT64))
+_FLOATS = frozenset((FieldDescriptor.CPPTYPE_DOUBLE, FieldDescriptor.CPPTYPE_FLOAT))
+_INTEGERS = frozenset((FieldDescriptor.CPPTYPE_INT32, FieldDescriptor.CPPTYPE_INT64))
 
-_PRICES: Mapping[str, str] = {
+_PRICE_EXAMPLES: Mapping[str, str] = {
     "text": 'price = { million_input_tokens = "4", million_output_tokens = "20" }',
     "image": 'price = { image = "0.04" }',
     "text_to_speech": 'price = { thousand_characters = "0.08" }',
     "speech_to_speech": 'price = { audio_minute = "0.12" }',
     "speech_to_text": 'price = { audio_minute = "0.12" }',
 }
-"""What a good price looks like, by task type."""
-
+"""Task type -> an example of a price."""
 
 CheckPrice = Callable[[Any, list[Any], str], object]
-"""Reads a price table and the tables of its tiers, for a task type. It raises ValueError."""
+"""Parses a price table and the tables of its tiers, for a task type. Raises ValueError."""
 
 
 def check(file: TomlFile, check_price: CheckPrice) -> list[Fault]:
-    """What is wrong in a file, in the order of its lines; everything at once."""
+    """All errors in a file, in the order of its lines."""
     if file.unreadable is not None:
         return [file.fault((), file.unreadable[1])]
-    faults = [*_top(file), *_voices(file), *_large(file, (), file.table)]
+    faults = [*_top_level_faults(file), *_voice_faults(file), *_number_faults(file, (), file.table)]
     for name, row in tables(file, "hosts"):
-        faults += _named(file, ("hosts", name), name) + _table(file, ("hosts", name), row)
+        faults += _name_faults(file, ("hosts", name), name) + _table_faults(file, ("hosts", name), row)
     for name, row in tables(file, "models"):
         keys = ("models", name)
-        faults += _named(file, keys, name) + row_faults(file, keys, ModelRow, row)
+        faults += _name_faults(file, keys, name) + row_faults(file, keys, ModelRow, row)
         if isinstance(row, dict):
-            faults += [*_model(file, keys, row), *_price_faults(file, keys, row, check_price)]
+            faults += [*_model_faults(file, keys, row), *_price_faults(file, keys, row, check_price)]
     return sorted(faults, key=lambda fault: fault.line)
 
 
-def tables(file: TomlFile, kind: str) -> list[tuple[str, Any]]:
-    """The rows of `models` or `hosts` by name; they need not be tables."""
-    found = file.table.get(kind)
-    return list(found.items()) if isinstance(found, dict) else []
+def tables(file: TomlFile, section: str) -> list[tuple[str, Any]]:
+    """The names and rows of the section `models` or `hosts`; a wrong row may be of any type."""
+    rows = file.table.get(section)
+    return list(rows.items()) if isinstance(rows, dict) else []
 
 
 def routes(row: Any) -> Iterator[tuple[int, dict[str, Any]]]:
     """The routes of a model's row that are tables, with their indexes."""
-    found = row.get("routes") if isinstance(row, dict) else None
-    for index, route in enumerate(found if isinstance(found, list) else ()):
+    listed = row.get("routes") if isinstance(row, dict) else None
+    for index, route in enumerate(listed if isinstance(listed, list) else ()):
         if isinstance(route, dict):
             yield index, route
 
 
-def _top(file: TomlFile) -> list[Fault]:
+def _top_level_faults(file: TomlFile) -> list[Fault]:
     known = ("models", "hosts", "voices")
     faults = [
-        file.fault((key,), f"is an unknown table. {meant(key, known)}")
+        file.fault((key,), f"is an unknown table. {suggest(key, known)}")
         for key in file.table
         if key not in known
     ]
     for key in known:
-        faults += _table(file, (key,), file.table.get(key, {}))
+        faults += _table_faults(file, (key,), file.table.get(key, {}))
     return faults
 
 
-def _table(file: TomlFile, keys: Keys, value: Any) -> list[Fault]:
+def _table_faults(file: TomlFile, keys: Keys, value: Any) -> list[Fault]:
     if isinstance(value, dict):
         return []
-    return [file.fault(keys, f"must be a table, not {described(value)}")]
+    return [file.fault(keys, f"must be a table, not {describe(value)}")]
 
 
-def _named(file: TomlFile, keys: Keys, name: str) -> list[Fault]:
+def _name_faults(file: TomlFile, keys: Keys, name: str) -> list[Fault]:
     try:
-        plain_name(name)
+        check_name(name)
     except ValueError as error:
         return [file.fault(keys, f"its name {error}")]
     return []
 
 
-def _voices(file: TomlFile) -> list[Fault]:
+def _voice_faults(file: TomlFile) -> list[Fault]:
     faults: list[Fault] = []
     seen: set[str] = set()
     voices = file.table.get("voices")
     for name, voice_id in voices.items() if isinstance(voices, dict) else ():
         keys = ("voices", name)
         if not voice_names.is_name(name):
-            said = f"must be a name of 1 to {voice_names.LONGEST} printable characters, not only spaces"
-            faults.append(file.fault(keys, f"its name {said}"))
-        if voice_names.plain(name) in seen:
+            expected = f"a name of 1 to {voice_names.MAX_LENGTH} printable characters, not only spaces"
+            faults.append(file.fault(keys, f"its name must be {expected}"))
+        if voice_names.normalize(name) in seen:
             faults.append(
-                file.fault(keys, "is there twice: capitals and spaces make no difference. Remove one")
+                file.fault(keys, "is listed twice: capitals and spaces make no difference. Remove one")
             )
-        seen.add(voice_names.plain(name))
+        seen.add(voice_names.normalize(name))
         if not isinstance(voice_id, str) or not voice_names.is_id(voice_id):
-            said = "must be a voice's id in quotes. Write, for example: "
-            faults.append(file.fault(keys, said + EXAMPLES["voices"]))
+            example = EXAMPLES["voices"]
+            faults.append(file.fault(keys, f"must be a voice's id in quotes. Write, for example: {example}"))
     return faults
 
 
-def _large(file: TomlFile, keys: Keys, value: Any) -> Iterator[Fault]:
-    """Integers that no protocol or store can carry. Limits have a bound of their own."""
+def _number_faults(file: TomlFile, keys: Keys, value: Any) -> Iterator[Fault]:
+    """Errors of numbers that no protocol or store supports. Limits have a stricter check."""
     if isinstance(value, int) and not -INT64 <= value < INT64 and "limits" not in keys:
         yield file.fault(keys, "is beyond 64 bits. Write a smaller number")
     if isinstance(value, float) and not isfinite(value):
-        yield file.fault(keys, "is no number that JSON has. Write a finite one")
+        yield file.fault(keys, "is not finite, which JSON does not support. Write a finite number")
     children = (
         value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
     )
     for key, child in children:
-        yield from _large(file, (*keys, key), child)
+        yield from _number_faults(file, (*keys, key), child)
 
 
-def _model(file: TomlFile, keys: Keys, row: Mapping[str, Any]) -> Iterator[Fault]:
-    """What the types of single keys can't say of a model."""
+def _model_faults(file: TomlFile, keys: Keys, row: Mapping[str, Any]) -> Iterator[Fault]:
+    """Errors in the relations between the keys of a model."""
     task_type = row.get("type")
     if not isinstance(task_type, str) or task_type not in LIMITS:
         return
-    yield from _limits(file, keys, row.get("limits", {}), task_type)
+    yield from _limit_faults(file, keys, row.get("limits", {}), task_type)
     if _is_after(row.get("deprecated"), row.get("retires")):
         yield file.fault((*keys, "deprecated"), "must not be after retires. Write an earlier date")
     known = parameters(task_type)
     for index, route in routes(row):
-        place = (*keys, "routes", index)
+        route_keys = (*keys, "routes", index)
         for key in ("drop", "clamp"):
-            named = route.get(key, ())
-            for name in named if isinstance(named, list | dict) else ():
+            names = route.get(key, ())
+            for name in names if isinstance(names, list | dict) else ():
                 if isinstance(name, str) and name not in known:
                     optional = sorted(known.keys() - _REQUIRED)
                     yield file.fault(
-                        (*place, key),
-                        f"no parameter of {task_type} is called {name}. {meant(name, optional)}",
+                        (*route_keys, key),
+                        f"no parameter of {task_type} is called {name}. {suggest(name, optional)}",
                     )
-        yield from _dropped_or_clamped(file, place, route, known)
-        for one, other in (
+        yield from _drop_and_clamp_faults(file, route_keys, route, known)
+        for key, required_key in (
             ("price", "price_version"),
             ("price_version", "price"),
             ("price_tiers", "price"),
             ("price_note", "price"),
         ):
-            if one in route and other not in route:
-                yield file.fault((*place, other), f"is missing beside {one}. Add {EXAMPLES[other]}")
+            if key in route and required_key not in route:
+                message = f"is missing beside {key}. Add {EXAMPLES[required_key]}"
+                yield file.fault((*route_keys, required_key), message)
 
 
-def _dropped_or_clamped(
-    file: TomlFile, place: Keys, route: Mapping[str, Any], known: Mapping[str, int]
+def _drop_and_clamp_faults(
+    file: TomlFile, route_keys: Keys, route: Mapping[str, Any], known: Mapping[str, int]
 ) -> Iterator[Fault]:
     drop, clamp = route.get("drop"), route.get("clamp")
     for name in drop if isinstance(drop, list) else ():
         if isinstance(name, str) and name in _REQUIRED & known.keys():
-            yield file.fault((*place, "drop"), f"{name} can't be left out of a task. Remove it here")
+            yield file.fault((*route_keys, "drop"), f"{name} can't be left out of a task. Remove it here")
     for name, values in clamp.items() if isinstance(clamp, dict) else ():
-        kind = known.get(name)
-        if kind is not None and kind not in _NUMBERS | _WHOLE:
-            yield file.fault((*place, "clamp", name), f"{name} is no number. Remove it here")
-        elif kind in _WHOLE and any(
+        cpp_type = known.get(name)
+        if cpp_type is not None and cpp_type not in _FLOATS | _INTEGERS:
+            yield file.fault((*route_keys, "clamp", name), f"{name} is not a number. Remove it here")
+        elif cpp_type in _INTEGERS and any(
             isinstance(value, float) and isfinite(value) and value != int(value)
             for value in (values if isinstance(values, list) else ())
         ):
-            yield file.fault((*place, "clamp", name), f"{name} is a whole number. Write whole numbers")
+            yield file.fault((*route_keys, "clamp", name), f"{name} is a whole number. Write whole numbers")
         elif (
             name == "max_tokens"
             and isinstance(values, list)
             and any(isinstance(value, int | float) and value < 1 for value in values[:2])
         ):
-            yield file.fault((*place, "clamp", name), "must be at least 1. Write, for example: [1, 4_096]")
+            yield file.fault(
+                (*route_keys, "clamp", name), "must be at least 1. Write, for example: [1, 4_096]"
+            )
 
 
-def _limits(file: TomlFile, keys: Keys, limits: Any, task_type: str) -> Iterator[Fault]:
+def _limit_faults(file: TomlFile, keys: Keys, limits: Any, task_type: str) -> Iterator[Fault]:
     if not isinstance(limits, dict):
         return
-    needed = LIMITS[task_type]
-    for name in needed:
+    required = LIMITS[task_type]
+    for name in required:
         if name not in limits:
             yield file.fault(
                 (*keys, "limits", name),
                 f"is missing: a model of type {task_type} needs it. Add {EXAMPLES[name]}",
             )
     for name in limits:
-        if name not in needed:
+        if name not in required:
             yield file.fault(
-                (*keys, "limits", name), f"is no limit of type {task_type}. {meant(name, needed)}"
+                (*keys, "limits", name), f"is not a limit of type {task_type}. {suggest(name, required)}"
             )
 
 
@@ -214,22 +216,24 @@ def _price_faults(
     if not isinstance(task_type, str) or task_type not in LIMITS:
         return
     priced = [(keys, row), *(((*keys, "routes", index), route) for index, route in routes(row))]
-    for place, table in priced:
+    for table_keys, table in priced:
         price, tiers = table.get("price"), table.get("price_tiers", [])
         if not isinstance(price, dict):
             continue
-        said = _price_fault(check_price, price, [], task_type)
-        if said:
-            yield file.fault((*place, "price"), f"{said}. Write, for example: {_PRICES[task_type]}")
+        problem = _price_fault(check_price, price, [], task_type)
+        if problem:
+            yield file.fault(
+                (*table_keys, "price"), f"{problem}. Write, for example: {_PRICE_EXAMPLES[task_type]}"
+            )
         elif isinstance(tiers, list) and all(isinstance(tier, dict) for tier in tiers):
-            said = _price_fault(check_price, price, tiers, task_type)
-            if said:
+            problem = _price_fault(check_price, price, tiers, task_type)
+            if problem:
                 example = EXAMPLES["price_tiers"]
-                yield file.fault((*place, "price_tiers"), f"{said}. Write, for example: {example}")
+                yield file.fault((*table_keys, "price_tiers"), f"{problem}. Write, for example: {example}")
 
 
 def _price_fault(check_price: CheckPrice, price: Any, tiers: list[Any], task_type: str) -> str:
-    """What is wrong with prices; empty if nothing is."""
+    """The error in the prices; empty if they are valid."""
     try:
         check_price(price, tiers, task_type)
     except ValueError as error:
@@ -239,17 +243,17 @@ def _price_fault(check_price: CheckPrice, price: Any, tiers: list[Any], task_typ
 
 def _is_after(one: Any, other: Any) -> bool:
     try:
-        return day(one) > day(other)
+        return parse_date(one) > parse_date(other)
     except ValueError:
         return False
 
 
 def parameters(task_type: str) -> Mapping[str, int]:
-    """The names of what a caller may give to a task, those within voice_settings among them, and the C++ type
-    that protobuf has for each."""
+    """The names of the input fields of a task type, including those of voice_settings, with their protobuf
+    C++ types."""
     message = Task.DESCRIPTOR.fields_by_name[task_type].message_type
     assert message is not None
-    found = {field.name: field.cpp_type for field in message.fields}
-    if "voice_settings" in found:
-        found |= {field.name: field.cpp_type for field in VoiceSettings.DESCRIPTOR.fields}
-    return found
+    types = {field.name: field.cpp_type for field in message.fields}
+    if "voice_settings" in types:
+        types |= {field.name: field.cpp_type for field in VoiceSettings.DESCRIPTOR.fields}
+    return types

@@ -1,4 +1,4 @@
-"""Language codes of callers and vendors, in the one form in which Pomelo passes them on."""
+"""Converts language codes and tags of callers and vendors to ISO 639 codes."""
 
 from __future__ import annotations
 
@@ -9,22 +9,22 @@ from string import ascii_lowercase
 from langcodes import Language
 
 _TAG = re.compile(r"([A-Za-z]{2,3})(?:[-_][A-Za-z0-9]{1,8}){0,8}")
-"""The form of a BCP 47 tag. Only its language is looked up: langcodes caches every tag that it parses."""
+"""A BCP 47 tag. Only its language is looked up, because langcodes caches every tag that it parses."""
 
 _NO_LANGUAGE = re.compile(r"und|mis|mul|zxx|q[a-t][a-z]")
-"""Codes of ISO 639-3 for an unknown language, for none or several, and for private use."""
+"""ISO 639-3 codes for an unknown language, for none or several, and for private use."""
 
 _WITHDRAWN = {
     "bh": "bih", "in": "id", "iw": "he", "ji": "yi", "jw": "jv", "mo": "ro",
 }  # fmt: skip
-"""Former codes of ISO 639-1, which some software still uses, and what replaces them."""
+"""Former code of ISO 639-1 that some software still uses -> its replacement."""
 
 
 def iso_language(tag: str) -> str:
-    """The ISO 639-1 code of a language, or its ISO 639-3 code if it has none; empty if `tag` names none.
+    """The ISO 639-1 code of a language, else its ISO 639-3 code; empty if `tag` is not a language.
 
     `tag` is a code of ISO 639-1, 639-2 or 639-3, or a BCP 47 tag, in upper or lower case: `en`, `eng`, `EN`
-    and `en-US` all give `en`; `haw` stays, because it has no shorter code.
+    and `en-US` all become `en`; `haw` is unchanged, because it has no shorter code.
     """
     match = _TAG.fullmatch(tag)
     if match is None:
@@ -37,17 +37,17 @@ def iso_language(tag: str) -> str:
 
 
 def _shortest() -> dict[str, str]:
-    """The ISO 639-1 codes, by themselves and by the codes of three letters for the same language."""
-    found = _WITHDRAWN | {code: code for code in _WITHDRAWN.values()}
+    """ISO 639-1 code or three-letter code of the same language -> ISO 639-1 code."""
+    codes = _WITHDRAWN | {code: code for code in _WITHDRAWN.values()}
     for code in map("".join, product(ascii_lowercase, repeat=2)):
         if code in _WITHDRAWN:
             continue
         try:
-            found |= {Language.make(code).to_alpha3(variant): code for variant in ("T", "B")}
+            codes |= {Language.make(code).to_alpha3(variant): code for variant in ("T", "B")}
         except LookupError:
             continue
-        found[code] = code
-    return found
+        codes[code] = code
+    return codes
 
 
 _SHORTEST = _shortest()

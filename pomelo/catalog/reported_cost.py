@@ -1,7 +1,6 @@
-"""What a provider reports that a task cost, and whether the task is billed by it.
+"""Billing by the cost that a provider reports for a task, for models with such a price.
 
-The adapter of a vendor that tells the cost of each request writes it into the `Report` of its job; when the
-task ends, its hold bills that if the price of the model is by it.
+The adapter of a vendor that reports the cost of each request writes it into the `Report` of its job.
 """
 
 from __future__ import annotations
@@ -20,10 +19,10 @@ log = logging.getLogger("pomelo.reported")
 
 
 class Report:
-    """What a provider tells of a task beside its events.
+    """What a provider reports about a task in addition to its events.
 
-    `cost` is what the vendor says that the task cost, in US dollars: an int, a float or a Decimal. None and
-    0: it has not said.
+    `cost` is the vendor's cost of the task in US dollars: an int, a float or a Decimal; None or 0 if it is
+    not reported.
     """
 
     __slots__ = ("cost",)
@@ -35,37 +34,36 @@ class Report:
 def microdollars(amount: Any) -> int:
     """A reported cost in whole microdollars, rounded up.
 
-    A float is what its shortest decimal form says, as in JSON: 0.0011 is 1,100, not 1,101.
+    A float has the value of its shortest decimal form, as in JSON: 0.0011 is 1,100, not 1,101.
 
     Raises:
-        ValueError: it is not a number of dollars from 0 on.
+        ValueError: it is not a number, or out of range.
     """
     if type(amount) not in (int, float, Decimal):  # a bool is an int by isinstance
-        raise ValueError(f"{type(amount).__name__} is no number")
+        raise ValueError(f"{type(amount).__name__} is not a number")
     try:
         dollars = Fraction(str(amount)) if type(amount) is float else Fraction(amount)
     except (OverflowError, ValueError):
         raise ValueError("it is not finite") from None
     if not 0 <= dollars <= MAX_CREDITS:
-        raise ValueError("it is below 0 or beyond all bounds")
+        raise ValueError("it is below 0 or too large")
     return ceil(dollars * MICROS)
 
 
-def billed(used: Usage, report: Report, prices: Prices, most: int, whose: str) -> Usage:
-    """What a task used, with the reported cost where that is what it costs.
+def with_reported_cost(usage: Usage, report: Report, prices: Prices, reserved: int, task: str) -> Usage:
+    """A task's usage, with the reported cost if the task is billed by it.
 
-    A report that can't be true, or would cost more than `most` (the microcredits that the task holds), is
-    logged once and forgotten: the task then costs what was counted. `whose` names the task in the log.
+    An impossible cost, or one above `reserved` (the task's reserved microcredits), is logged once and
+    ignored; the task is then billed by its counts. `task` names it in the log.
     """
-    told = report.cost
-    if told is None or not prices.by_report(used.input_tokens):
-        return used
+    if report.cost is None or not prices.bills_reported_cost(usage.input_tokens):
+        return usage
     try:
-        with_cost = replace(used, provider_micros=microdollars(told))
-        if cost(with_cost, prices) > most:
-            raise ValueError("it is above the most that the task can cost")
+        with_cost = replace(usage, provider_micros=microdollars(report.cost))
+        if cost(with_cost, prices) > reserved:
+            raise ValueError("it is above the maximum cost of the task")
     except ValueError as error:
         report.cost = None
-        log.warning("%s reported an impossible cost, so its counts are billed: %s", whose, error)
-        return used
+        log.warning("%s reported an impossible cost, so its counts are billed: %s", task, error)
+        return usage
     return with_cost

@@ -1,6 +1,6 @@
-"""The rows of a catalogue file: their keys and types, and what is said of a wrong one.
+"""The schema of the rows of a catalogue file, and the messages about wrong rows.
 
-pydantic checks the types; `row_faults` says in our words what is wrong, and what to write instead.
+pydantic checks the types; `row_faults` turns its errors into messages that say what to write instead.
 """
 
 from __future__ import annotations
@@ -23,12 +23,10 @@ LIMITS: Mapping[str, tuple[str, ...]] = {
     "speech_to_speech": ("max_audio_seconds",),
     "speech_to_text": ("max_audio_seconds",),
 }
-"""Task type -> the limits that a model of that type has, all of them."""
+"""Task type -> the limits that a model of that type must have."""
 
-LIMIT_MOST = 2**31 - 1
-"""The largest limit."""
-
-_NAME_MOST = 200
+MAX_LIMIT = 2**31 - 1
+_MAX_NAME_LENGTH = 200
 INT64 = 2**63
 _YEARS = range(2000, 3000)
 
@@ -63,7 +61,7 @@ EXAMPLES: Mapping[str, str] = {
     "meanings": 'meanings = { busy = "provider_unavailable" }',
     "voices": 'adam = "pNInz6obpgDQGcFmaJgB"',
 }
-"""A row's key -> what a good one looks like."""
+"""Key of a row -> an example of it."""
 
 _EXPECTED: Mapping[str, str] = {
     "string_type": "text in quotes",
@@ -78,32 +76,32 @@ _EXPECTED: Mapping[str, str] = {
 }
 
 
-def meant(name: str, known: Collection[str]) -> str:
-    """A hint at the known names for one that is unknown."""
+def suggest(name: str, known: Collection[str]) -> str:
+    """A message with the valid names for an unknown one."""
     close = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
-    listed = f"There are: {', '.join(known)}" if known else "There are none"
+    listed = f"Valid: {', '.join(known)}" if known else "None is valid"
     return f"Did you mean {close[0]}? {listed}" if close else listed
 
 
-def plain_name(text: str) -> str:
-    """A name that can be shown in logs, tables and URLs.
+def check_name(text: str) -> str:
+    """Returns `text` if it is a name that can be shown in logs, tables and URLs.
 
     Raises:
-        ValueError: it is none.
+        ValueError: it is not.
     """
-    if not 1 <= len(text) <= _NAME_MOST or not text.isprintable() or text != text.strip():
+    if not 1 <= len(text) <= _MAX_NAME_LENGTH or not text.isprintable() or text != text.strip():
         raise ValueError(
-            f"must be a name of 1 to {_NAME_MOST} printable characters, without spaces around it and without "
-            "control characters"
+            f"must be a name of 1 to {_MAX_NAME_LENGTH} printable characters, without control characters and "
+            "without spaces at its ends"
         )
     return text
 
 
-def day(value: Any) -> date:
-    """A date of TOML, or one in quotes.
+def parse_date(value: Any) -> date:
+    """The date of a TOML date or of a string such as 2026-12-31.
 
     Raises:
-        ValueError: it is none.
+        ValueError: it is not a date, or out of range.
     """
     if isinstance(value, str) and _DATE.fullmatch(value):
         try:
@@ -111,13 +109,13 @@ def day(value: Any) -> date:
         except ValueError:
             raise ValueError(f"is not a valid date: {value}") from None
     if type(value) is not date or value.year not in _YEARS:
-        raise ValueError(f"must be a date from 2000 to 2999, such as 2026-12-31, not {described(value)}")
+        raise ValueError(f"must be a date from 2000 to 2999, such as 2026-12-31, not {describe(value)}")
     return value
 
 
 def _task_type(text: str) -> str:
     if text not in LIMITS:
-        raise ValueError(f"must be a task type. {meant(text, LIMITS)}")
+        raise ValueError(f"must be a task type. {suggest(text, LIMITS)}")
     return text
 
 
@@ -125,29 +123,29 @@ def _clamp(values: list[Any]) -> list[Any]:
     numbers = [value for value in values if type(value) in (int, float) and isfinite(value)]
     if len(numbers) != len(values) or len(values) not in (2, 3):
         raise ValueError(
-            "must be two numbers, the least and the most, and optionally a third one that values must be a "
-            f"multiple of; not {described(values)}"
+            "must be two numbers, the minimum and the maximum, and optionally a third that values must be a "
+            f"multiple of; not {describe(values)}"
         )
     if numbers[0] > numbers[1]:
-        raise ValueError(f"must have the least first: {numbers[0]} is more than {numbers[1]}")
+        raise ValueError(f"must have the minimum first: {numbers[0]} is more than {numbers[1]}")
     if numbers[2:] and numbers[2] <= 0:
-        raise ValueError("must have a third number above 0, or none")
+        raise ValueError("must have a third number above 0, or no third number")
     return values
 
 
-Name = Annotated[str, AfterValidator(plain_name)]
-Day = Annotated[date, BeforeValidator(day)]
-Limit = Annotated[int, Field(ge=1, le=LIMIT_MOST)]
+Name = Annotated[str, AfterValidator(check_name)]
+Date = Annotated[date, BeforeValidator(parse_date)]
+Limit = Annotated[int, Field(ge=1, le=MAX_LIMIT)]
 
 
 class Row(BaseModel):
-    """A table of a catalogue: no value is converted, no key is passed over."""
+    """A table of a catalogue file. Values are not converted, and unknown keys are refused."""
 
     model_config = ConfigDict(strict=True, extra="forbid")
 
 
 class RouteRow(Row):
-    """A route. What it has beside these keys is for its provider."""
+    """A route. Other keys are options of its provider."""
 
     model_config = ConfigDict(extra="allow")
 
@@ -159,7 +157,7 @@ class RouteRow(Row):
     price_tiers: list[dict[str, Any]] | None = None
     price_version: Name | None = None
     price_note: Name | None = None
-    retires: Day | None = None
+    retires: Date | None = None
 
 
 class ModelRow(Row):
@@ -172,61 +170,61 @@ class ModelRow(Row):
     price_version: Name
     price_note: Name | None = None
     routes: Annotated[list[RouteRow], Field(min_length=1)]
-    retires: Day | None = None
-    deprecated: Day | None = None
+    retires: Date | None = None
+    deprecated: Date | None = None
 
 
 def row_faults(
-    file: TomlFile, keys: Keys, kind: type[BaseModel], row: Any, known: Collection[str] = ()
+    file: TomlFile, keys: Keys, schema: type[BaseModel], row: Any, known: Collection[str] = ()
 ) -> list[Fault]:
-    """What is wrong in a row, by the types that `kind` declares. `known` are further keys of such rows."""
-    return [file.fault((*keys, *place), said) for place, said in wrong_values(kind, row, known)]
+    """The errors of the row at `keys`, by its schema. `known` are further valid keys, for suggestions."""
+    return [file.fault((*keys, *path), message) for path, message in wrong_values(schema, row, known)]
 
 
-def wrong_values(kind: type[BaseModel], row: Any, known: Collection[str] = ()) -> list[tuple[Keys, str]]:
-    """Where a row is not of the types that `kind` declares, and what is wrong there."""
+def wrong_values(schema: type[BaseModel], row: Any, known: Collection[str] = ()) -> list[tuple[Keys, str]]:
+    """The paths of the values that do not match the schema, each with a message."""
     try:
-        kind.model_validate(row)
+        schema.model_validate(row)
     except ValidationError as error:
-        found = error.errors(include_url=False)
-        return [(_place(one), _said(one, {*kind.model_fields, *known})) for one in found]
+        errors = error.errors(include_url=False)
+        return [(_path(one), _message(one, {*schema.model_fields, *known})) for one in errors]
     return []
 
 
-def _place(error: Any) -> Keys:
+def _path(error: Any) -> Keys:
     return tuple(key for key in error["loc"] if key != "[key]")
 
 
-def _said(error: Any, known: Collection[str]) -> str:
-    """What is wrong by an error of pydantic's, in our words."""
-    names = [key for key in reversed(_place(error)) if isinstance(key, str)]
+def _message(error: Any, known: Collection[str]) -> str:
+    """The message for an error of pydantic."""
+    names = [key for key in reversed(_path(error)) if isinstance(key, str)]
     key = names[0] if names else ""
     example = next((EXAMPLES[name] for name in names if name in EXAMPLES), None)
-    kind, value, context = error["type"], error["input"], error.get("ctx", {})
-    match kind:
+    error_type, value, context = error["type"], error["input"], error.get("ctx", {})
+    match error_type:
         case "missing":
             return f"is missing. Add {example or key}"
         case "extra_forbidden":
             if isinstance(value, dict):
                 return (
-                    f"is an unknown key. A name with dots is written in quotes. {meant(key, sorted(known))}"
+                    f"is an unknown key. A name with dots is written in quotes. {suggest(key, sorted(known))}"
                 )
-            return f"is an unknown key. {meant(key, sorted(known))}"
+            return f"is an unknown key. {suggest(key, sorted(known))}"
         case "value_error":
-            said = str(context["error"])
+            message = str(context["error"])
         case "literal_error":
-            said = f"must be {context['expected']}, not {described(value)}"
+            message = f"must be {context['expected']}, not {describe(value)}"
         case "greater_than_equal":
-            said = f"must be at least {context['ge']}, not {described(value)}"
+            message = f"must be at least {context['ge']}, not {describe(value)}"
         case "less_than_equal":
-            said = f"must be at most {context['le']:,}, not {described(value)}"
+            message = f"must be at most {context['le']:,}, not {describe(value)}"
         case _:
-            said = f"must be {_EXPECTED.get(kind, error['msg'])}, not {described(value)}"
-    return f"{said}. Write, for example: {example}" if example else said
+            message = f"must be {_EXPECTED.get(error_type, error['msg'])}, not {describe(value)}"
+    return f"{message}. Write, for example: {example}" if example else message
 
 
-def described(value: Any) -> str:
-    """What kind of value it is; never its text, which may be a key."""
+def describe(value: Any) -> str:
+    """The type of a value for messages, without the contents of strings, which may be API keys."""
     match value:
         case bool():
             return str(value).lower()
@@ -244,4 +242,4 @@ def described(value: Any) -> str:
             return "a table"
         case list():
             return f"a list of {len(value)}"
-    return "that"
+    return "another type"

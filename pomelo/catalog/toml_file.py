@@ -1,7 +1,7 @@
-"""A TOML file with the line numbers of its keys, for messages that say where a value is wrong.
+"""A TOML file with the line numbers of its keys, so that messages can give the position of a wrong value.
 
-tomllib reads the file; it keeps no positions. A scan finds them: only in a file that tomllib has accepted,
-and only when there is something to report.
+tomllib parses the file but keeps no positions. A scan finds them when they are needed, in a file that tomllib
+has accepted.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import Any
 
 Keys = tuple[str | int, ...]
-"""Where a value is: the names of tables and keys, and indexes of lists."""
+"""The path of a value: names of tables and keys, and indexes of lists."""
 
-_SHOWN = 100
-"""Characters of a key that are shown."""
+_MAX_KEY_LENGTH = 100
+"""Characters of a key that messages show."""
 
 _CONTROLS = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 _BARE = re.compile(r"[A-Za-z0-9_-]+")
@@ -39,40 +39,40 @@ _TOKEN = re.compile(
 
 @dataclass(frozen=True)
 class Fault:
-    """Something wrong in a file. `said` says what is wrong and what to write instead, as a sentence."""
+    """An error in a file. `message` says what is wrong and what to write instead."""
 
     file: TomlFile
     keys: Keys
-    said: str
+    message: str
 
     def __str__(self) -> str:
-        """One line: file, line, key, and what is wrong."""
+        """One line: file, line, key and message."""
         where = f"{dotted(self.keys)}: " if self.keys else ""
-        text = f"{self.file.path}:{self.line}: {where}{self.said}"
-        return _CONTROLS.sub(lambda found: repr(found[0])[1:-1], text)
+        text = f"{self.file.path}:{self.line}: {where}{self.message}"
+        return _CONTROLS.sub(lambda match: repr(match[0])[1:-1], text)
 
     @property
     def line(self) -> int:
-        """The number of its line, from 1."""
+        """The line number of the value, from 1."""
         return self.file.line(self.keys)
 
 
 @dataclass(frozen=True)
 class TomlFile:
-    """A file, and what tomllib reads from it. An unreadable file is empty and has a fault."""
+    """A file and its parsed contents. The contents of an unreadable file are empty."""
 
     path: Path
     text: str = ""
     table: Mapping[str, Any] = field(default_factory=dict)
     unreadable: tuple[int, str] | None = None
-    """The line that can't be read, and why."""
+    """The line of the error, and a message; None for a readable file."""
 
     @classmethod
     def read(cls, path: Path) -> TomlFile:
-        """Reads a file.
+        """Reads and parses a file.
 
         Raises:
-            OSError: it can't be opened.
+            OSError: it can't be read.
         """
         data = path.read_bytes()
         try:
@@ -83,10 +83,10 @@ class TomlFile:
         try:
             return cls(path, text, tomllib.loads(text))
         except tomllib.TOMLDecodeError as error:
-            found = _AT_LINE.search(str(error))
-            line = int(found[1]) if found else text.count("\n") + 1
-            said = f"The file is not TOML: {_AT_LINE.sub('', str(error))}. Correct this line"
-            return cls(path, text, unreadable=(line, said))
+            match = _AT_LINE.search(str(error))
+            line = int(match[1]) if match else text.count("\n") + 1
+            message = f"The file is not TOML: {_AT_LINE.sub('', str(error))}. Correct this line"
+            return cls(path, text, unreadable=(line, message))
         except RecursionError:
             return cls(path, text, unreadable=(1, "The file is nested too deeply. Write flat tables"))
 
@@ -95,7 +95,7 @@ class TomlFile:
         return line_numbers(self.text)
 
     def line(self, keys: Keys) -> int:
-        """The line of the innermost of these keys that has one; 1 if there is none."""
+        """The line number of the value at `keys`, or of the innermost table around it with a line; else 1."""
         if self.unreadable is not None:
             return self.unreadable[0]
         for end in range(len(keys), 0, -1):
@@ -103,34 +103,34 @@ class TomlFile:
                 return line
         return 1
 
-    def fault(self, keys: Keys, said: str) -> Fault:
-        """A fault of the value at `keys`."""
-        return Fault(self, keys, said)
+    def fault(self, keys: Keys, message: str) -> Fault:
+        """An error in the value at `keys`."""
+        return Fault(self, keys, message)
 
 
 def dotted(keys: Keys) -> str:
-    """Keys as TOML writes them, such as models."gpt-3.5-turbo".routes[0].clamp."""
-    shown = ""
+    """Keys in TOML syntax, such as models."gpt-3.5-turbo".routes[0].clamp."""
+    text = ""
     for key in keys:
         if isinstance(key, int):
-            shown += f"[{key}]"
+            text += f"[{key}]"
         else:
-            cut = key if len(key) <= _SHOWN else key[:_SHOWN] + "…"
-            shown += ("." if shown else "") + (cut if _BARE.fullmatch(cut) else json.dumps(cut))
-    return shown
+            cut = key if len(key) <= _MAX_KEY_LENGTH else key[:_MAX_KEY_LENGTH] + "…"
+            text += ("." if text else "") + (cut if _BARE.fullmatch(cut) else json.dumps(cut))
+    return text
 
 
 class _Scan:
-    """The state of a scan: the current table, and the keys of the statement that is being read."""
+    """The state of a scan: the lines found so far, and the current table."""
 
     def __init__(self) -> None:
         self.lines: dict[Keys, int] = {}
         self._last: dict[Keys, int] = {}
-        """Arrays of tables, and the index of the last table of each."""
+        """Array of tables -> the index of its last table."""
         self._table: Keys = ()
 
     def header(self, names: list[str], line: int, *, is_array: bool) -> None:
-        """`[names]` or `[[names]]`."""
+        """Records `[names]` or `[[names]]`."""
         self._table = ()
         for name in names[:-1]:
             self._note((*self._table, name), line)
@@ -144,7 +144,7 @@ class _Scan:
         self._table = keys
 
     def value(self, names: list[str], line: int) -> None:
-        """`names = …`."""
+        """Records `names = …`."""
         for end in range(1, len(names) + 1):
             self._note((*self._table, *names[:end]), line)
 
@@ -156,7 +156,7 @@ class _Scan:
 
 
 def line_numbers(text: str) -> dict[Keys, int]:
-    """The line of each table and key of a TOML text; keys within an inline value are left out."""
+    """The line number of each table and key of a TOML text, except keys within inline values."""
     scan = _Scan()
     names: list[str] = []
     brackets = depth = 0

@@ -273,7 +273,7 @@ def _providers(settings: Settings, registry: Registry | SettingsError) -> Iterat
 
 def _endings(registry: Registry, given: Mapping[str, Credentials], today: date) -> Iterator[Finding]:
     """What ends within 60 days or has ended: models, routes, and the default voices if they are in use."""
-    from pomelo.catalog.catalog import NOTICE
+    from pomelo.catalog.catalog import RETIREMENT_NOTICE
     from pomelo.catalog.retirement import notices
     from pomelo.providers.elevenlabs.voices import LAST_DAY
 
@@ -283,7 +283,7 @@ def _endings(registry: Registry, given: Mapping[str, Credentials], today: date) 
         yield Finding("retirement", state, "\n".join(map(str, found)))
     models = registry.catalog.models.values()
     own = any("voices" in route.options for model in models for route in model.routes)
-    if given["elevenlabs"].api_key and not own and today >= LAST_DAY - NOTICE:
+    if given["elevenlabs"].api_key and not own and today >= LAST_DAY - RETIREMENT_NOTICE:
         verb = "ended" if today > LAST_DAY else "end"
         yield Finding(
             "voices",

@@ -1,7 +1,6 @@
-"""`pomelo prices check`: the catalogue's prices of text beside those of a published price list.
+"""`pomelo prices check`: compares the catalogue's prices of text models with a published price list.
 
-The list is that of the package genai-prices, which collects the vendors' prices by date and is updated more
-often than this one. It is no dependency of the server.
+The list is the package genai-prices, which has the vendors' prices by date. The server does not depend on it.
 """
 
 from __future__ import annotations
@@ -18,19 +17,20 @@ from pomelo.cli.terminal import Config, FailureError, Json, print_json, print_ta
 if TYPE_CHECKING:
     from pomelo.catalog.catalog import Catalog, Model, Route
 
-_LISTED = {
+_LIST_FIELDS = {
     "million_input_tokens": "input_mtok",
     "million_cached_input_tokens": "cache_read_mtok",
     "million_cache_write_input_tokens": "cache_write_mtok",
     "million_cache_write_1h_input_tokens": "cache_write_1h_mtok",
     "million_output_tokens": "output_mtok",
 }
-"""Unit of the catalogue -> the list's name of it."""
+"""Unit of the catalogue -> field of the list."""
 
 
 class Difference(NamedTuple):
-    """A price that is not the list's. `from_input_tokens` is that of the tier, 0 below the first one; prices
-    are credits, None where there is none. `note` is the row's `price_note`, which explains it."""
+    """A price that differs from the list's. `from_input_tokens` is that of the tier, 0 below the first one.
+    Prices are in credits, None if missing. `note` is the row's `price_note`, which explains the
+    difference."""
 
     model: str
     provider: str
@@ -43,7 +43,7 @@ class Difference(NamedTuple):
 
 
 def commands() -> typer.Typer:
-    """The commands of the noun."""
+    """The command group `prices`."""
     app = typer.Typer(help="Compare prices.", no_args_is_help=True, rich_markup_mode=None)
     app.callback()(_noun)
     app.command("check")(check)
@@ -59,9 +59,9 @@ def check(
     at: Annotated[str, typer.Option(help="The day of the list, such as 2026-11-26. Default: today.")] = "",
     as_json: Json = False,
 ) -> None:
-    """Compare the catalogue's prices of text with the list of the package genai-prices.
+    """Compare the catalogue's prices of text models with the list of the package genai-prices.
 
-    Status 1 where one differs and its row has no price_note that explains why.
+    Exits with status 1 if a price differs and its row has no price_note.
     """
     from pomelo.app import find_providers
     from pomelo.settings import load
@@ -71,10 +71,10 @@ def check(
     except ValueError as error:
         raise FailureError("--at must be a day such as 2026-11-26") from error
     catalog = find_providers(load(config)).catalog
-    found = list(differences(catalog, when))
+    different = list(differences(catalog, when))
     if as_json:
-        print_json([_json(one) for one in found])
-    elif found:
+        print_json([_json(one) for one in different])
+    elif different:
         print_table(
             ("MODEL", "ROUTE", "PRICE OF", "HERE", "LISTED", "NOTE"),
             [
@@ -86,38 +86,38 @@ def check(
                     _shown(one.listed),
                     one.note,
                 )
-                for one in found
+                for one in different
             ],
         )
     else:
-        count = sum(1 for _ in _compared(catalog, when))
+        count = sum(1 for _ in _listed_routes(catalog, when))
         typer.echo(
             f"The prices of {count} routes of text are those of the list. It does not have the others."
         )
-    if not all(one.note for one in found):
+    if not all(one.note for one in different):
         raise typer.Exit(1)
 
 
 def differences(catalog: Catalog, when: datetime) -> Iterator[Difference]:
-    """The prices of the catalogue's routes that are not those of the list on a day. Routes that the list does
-    not have are passed over.
+    """The prices of the catalogue's routes that differ from the list's on a day. Routes that are not in the
+    list are skipped.
 
     Raises:
         FailureError: the package genai-prices is not installed.
     """
-    for model, route, listed in _compared(catalog, when):
-        prices, _ = model.priced(route)
+    for model, route, listed in _listed_routes(catalog, when):
+        prices, _ = model.prices_for(route)
         note = route.price_note if route.prices else model.price_note
-        for least in sorted({0, *(least for least, _ in prices.tiers), *_tiers(listed)}):
-            ours = _credits(prices.at(least))
-            theirs = _prices_at(listed, least)
-            for unit in _LISTED:
+        for from_tokens in sorted({0, *(from_tokens for from_tokens, _ in prices.tiers), *_tiers(listed)}):
+            ours = _credits(prices.at(from_tokens))
+            theirs = _list_prices_at(listed, from_tokens)
+            for unit in _LIST_FIELDS:
                 if ours.get(unit) != theirs.get(unit):
                     yield Difference(
                         model.name,
                         route.provider,
                         route.model,
-                        least,
+                        from_tokens,
                         unit,
                         ours.get(unit),
                         theirs.get(unit),
@@ -125,50 +125,50 @@ def differences(catalog: Catalog, when: datetime) -> Iterator[Difference]:
                     )
 
 
-def _compared(catalog: Catalog, when: datetime) -> Iterator[tuple[Model, Route, Any]]:
-    """The routes of text that the list has, each with its prices there."""
+def _listed_routes(catalog: Catalog, when: datetime) -> Iterator[tuple[Model, Route, Any]]:
+    """The routes of text models that are in the list, each with the list's prices."""
     from pomelo.gen.v1.task_pb2 import TaskType
 
     for model in catalog.models.values():
         if model.task_type != TaskType.TASK_TYPE_TEXT:
             continue  # the list has no prices of images and audio
         for route in model.routes:
-            listed = _listed(route.provider, route.model, when)
+            listed = _list_prices(route.provider, route.model, when)
             if listed is not None:
                 yield model, route, listed
 
 
-def _listed(provider: str, model: str, when: datetime) -> Any:
-    """The list's prices of a provider's model on a day; None where it has none."""
+def _list_prices(provider: str, model: str, when: datetime) -> Any:
+    """The list's prices of a provider's model on a day; None if it has none."""
     try:
         from genai_prices.data_snapshot import get_snapshot
     except ModuleNotFoundError as error:
-        raise FailureError("The price list is another package: pip install genai-prices") from error
+        raise FailureError("The price list is not installed. Run: pip install genai-prices") from error
     try:
-        _, found = get_snapshot().find_provider_model(model, None, provider, None)
+        _, model_info = get_snapshot().find_provider_model(model, None, provider, None)
     except LookupError:
         return None
-    return found.get_prices(when)
+    return model_info.get_prices(when)
 
 
 def _tiers(listed: Any) -> Iterator[int]:
-    """From how many tokens of input the list's tiers apply: it has the last one of the tier below."""
-    for name in _LISTED.values():
+    """The first number of input tokens of each tier of the list, which has the last one of the tier below."""
+    for name in _LIST_FIELDS.values():
         for tier in getattr(getattr(listed, name, None), "tiers", ()):
             yield tier.start + 1
 
 
-def _prices_at(listed: Any, input_tokens: int) -> dict[str, Decimal]:
-    """The list's prices of a task with so many tokens of input, by our names of the units."""
-    found = {}
-    for unit, name in _LISTED.items():
+def _list_prices_at(listed: Any, input_tokens: int) -> dict[str, Decimal]:
+    """The list's prices of a task with `input_tokens` tokens of input, by unit of the catalogue."""
+    prices = {}
+    for unit, name in _LIST_FIELDS.items():
         price = getattr(listed, name, None)
         for tier in getattr(price, "tiers", ()):
             if input_tokens > tier.start:
-                found[unit] = tier.price
-        if price is not None and unit not in found:
-            found[unit] = getattr(price, "base", price)
-    return found
+                prices[unit] = tier.price
+        if price is not None and unit not in prices:
+            prices[unit] = getattr(price, "base", price)
+    return prices
 
 
 def _credits(units: Any) -> dict[str, Decimal]:

@@ -1,160 +1,285 @@
-"""The engine: runs a task that was taken in, folds or passes on what comes, and settles the bill.
-
-It implements the port `TaskService` for this process. It knows no transport; what is refused before a
-provider is asked stands in `pomelo.engine.intake`, what a kind of task is in `pomelo.tasks`, what a vendor's
-wire is in `pomelo.providers`.
-"""
+"""The engine: runs tasks. Each task is accepted, reserved, run by a provider and settled, in this order."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing, asynccontextmanager, suppress
+from dataclasses import replace
 from functools import partial
 
-from pomelo.call import Call, report_adjustments
+from pomelo.accounts.access import Access
+from pomelo.call import Call, Principal, report_adjustments
+from pomelo.catalog.pricing import affordable_output_tokens
 from pomelo.engine import idempotency
-from pomelo.engine.intake import Intake, ReplayedTask, Run, requested_format
+from pomelo.engine.acceptance import Acceptance
+from pomelo.engine.job import AcceptedJob
+from pomelo.engine.ledger import Ledger
+from pomelo.engine.reservation import Reservation
 from pomelo.engine.routing import Router
 from pomelo.errors import PomeloError
 from pomelo.gen.v1.task_pb2 import Task, TaskResult
 from pomelo.gen.v1.task_service_pb2 import StreamTaskResponse, TaskStarted
 from pomelo.media.store import MediaStore
+from pomelo.stores.ledger import ReplayedAnswer
+from pomelo.tasks.base import Collector, CollectorContext, Progress
 from pomelo.turns import Turns, in_turns
 
 
 class Engine:
-    """Runs the tasks that `intake` lets in on the providers that `router` knows.
+    """Runs tasks in this process; implements `pomelo.service.TaskService`. `turns` are those of the event
+    loop."""
 
-    `turns` are those of the event loop.
-    """
-
-    def __init__(self, intake: Intake, router: Router, media: MediaStore, turns: Turns) -> None:
-        self._intake = intake
+    def __init__(
+        self,
+        access: Access,
+        acceptance: Acceptance,
+        ledger: Ledger,
+        router: Router,
+        media: MediaStore,
+        turns: Turns,
+    ) -> None:
+        self._access = access
+        self._acceptance = acceptance
+        self._ledger = ledger
         self._router = router
         self._media = media
         self._turns = turns
 
     async def run_task(self, task: Task, call: Call) -> TaskResult:
-        """See the port."""
-        run = await self._intake.take_in(task, call, stream=False)
-        if isinstance(run, ReplayedTask):
-            return run.result
-        turn = self._turns.stream()
-        async with self._life(run) as deadline:
-            async with aclosing(self._events(run)) as events:
-                async for event in events:
-                    if turn.over():
-                        await turn.next()
-                    run.fold.add(event)
-            result = _result(task, run)
-            report_adjustments(call, result.adjustments)  # another route than the first may have answered
-            run.fold.finish(result)
-            await self._settle(run, result, deadline)
-        return result
+        principal = await self._access.authenticate(call)
+        try:
+            job = await self._accept(task, call, principal, stream=False)
+            reservation = await self._reserve(job, call)
+            if isinstance(reservation, idempotency.ReplayedTask):
+                return reservation.result
+            collector, _ = self._collect(reservation)
+            turn = self._turns.stream()
+            async with self._life(reservation, collector) as deadline:
+                async with aclosing(self._events(reservation)) as events:
+                    async for event in events:
+                        if turn.over():
+                            await turn.next()
+                        collector.add(event)
+                result = _new_result(task, reservation.job)
+                report_adjustments(call, result.adjustments)  # a later route may have taken over
+                collector.finish(result)
+                await self._settle(reservation, collector, result, deadline)
+            return result
+        finally:
+            self._delete_upload(task, call, principal)
 
     @asynccontextmanager
     async def stream_task(self, task: Task, call: Call) -> AsyncIterator[AsyncIterator[StreamTaskResponse]]:
-        """See the port."""
-        run = await self._intake.take_in(task, call, stream=True)
-        if isinstance(run, ReplayedTask):
-            async with aclosing(in_turns(run.events(), self._turns.stream())) as events:
+        principal = await self._access.authenticate(call)
+        try:
+            job = await self._accept(task, call, principal, stream=True)
+            reservation = await self._reserve(job, call)
+            if isinstance(reservation, idempotency.ReplayedTask):
+                async with aclosing(in_turns(reservation.events(), self._turns.stream())) as events:
+                    yield events
+                return
+            collector, progress = self._collect(reservation)
+            async with (
+                self._life(reservation, collector) as deadline,
+                aclosing(self._stream(task, call, reservation, collector, progress, deadline)) as events,
+            ):
                 yield events
+        finally:
+            self._delete_upload(task, call, principal)
+
+    # --- accepted and reserved
+
+    async def _accept(self, task: Task, call: Call, principal: Principal, *, stream: bool) -> AcceptedJob:
+        """The job of a task, or its refusal with the limits in the response headers."""
+        try:
+            return await self._acceptance.accept(task, call, principal, stream=stream)
+        except PomeloError:
+            await self._access.report_limits(call, principal, task.model)
+            raise
+
+    async def _reserve(self, job: AcceptedJob, call: Call) -> Reservation | idempotency.ReplayedTask:
+        """Reserves what the job needs, and fits the job to it; or finds the answer to its Idempotency-Key.
+
+        Raises:
+            PomeloError: what `Ledger.reserve` raises; provider_not_configured, or why the output can't be
+                stored (nothing is reserved then); store_unavailable.
+        """
+        reserved = await self._ledger.reserve(job, self._access.plan(job.principal), call)
+        if isinstance(reserved, ReplayedAnswer):
+            wanted = idempotency.requested_format(job.input)
+            replayed = idempotency.ReplayedTask(
+                reserved.answer, wanted, job.principal.owner, self._media, stream=job.stream
+            )
+            report_adjustments(call, replayed.result.adjustments)
+            if call.strict:
+                replayed.check_strict()
+            return replayed
+        refusal = self._refusal(job)
+        if refusal is not None:
+            await reserved.refuse()
+            raise refusal
+        try:
+            if job.definition.name == "text":
+                reserved.job = _limit_output(job, reserved.amount)
+        except BaseException:
+            reserved.release()
+            raise
+        report_adjustments(call, reserved.job.adjustments)
+        return reserved
+
+    def _refusal(self, job: AcceptedJob) -> PomeloError | None:
+        """Why a job whose limits and credits suffice can't run."""
+        if not job.routes:
+            return PomeloError("provider_not_configured", field="model")
+        if job.media_bytes:
+            try:
+                self._media.check_answer(job.principal.owner, job.media_bytes)
+            except PomeloError as error:
+                return error
+        return None
+
+    def _delete_upload(self, task: Task, call: Call, principal: Principal) -> None:
+        """Deletes an upload that came within a REST request: the caller doesn't know its id, so no other
+        request can use it."""
+        if call.wire != "rest":
             return
-        async with self._life(run) as deadline, aclosing(self._stream(task, call, run, deadline)) as events:
-            yield events
+        given = getattr(task, task.WhichOneof("input") or "text")
+        if "audio" in given.DESCRIPTOR.fields_by_name and given.audio.media_id:
+            self._media.delete(given.audio.media_id, principal.owner)
 
     # --- running
 
+    def _collect(self, reservation: Reservation) -> tuple[Collector, Progress]:
+        """The collector of the job's output, and the progress of what a stream delivers."""
+        job = reservation.job
+        try:
+            context = CollectorContext(
+                job.input,
+                job.model,
+                job.estimate,
+                job.stream,
+                partial(self._media.writer, job.principal.owner),
+                job.idempotency_key is not None,
+            )
+            return job.definition.fold(context), context.delivered
+        except BaseException:
+            reservation.release()
+            raise
+
     @asynccontextmanager
-    async def _life(self, run: Run) -> AsyncIterator[asyncio.Timeout]:
-        """The life of a task: bounded by its deadline, freed and settled however it ends.
+    async def _life(self, reservation: Reservation, collector: Collector) -> AsyncIterator[asyncio.Timeout]:
+        """Bounds a task by its deadline, and ends its reservation however it is left.
 
         Raises:
-            PomeloError: deadline_exceeded; store_unavailable where the store took this process for dead.
+            PomeloError: deadline_exceeded; store_unavailable if the store took this process for dead.
         """
-        deadline = asyncio.timeout_at(run.job.deadline)
-        hold = run.hold
-        hold.on_lost = partial(_end_now, deadline)
+        deadline = asyncio.timeout_at(reservation.job.deadline)
+        reservation.on_lost = partial(_expire, deadline)
         try:
             async with deadline:
                 yield deadline
         except TimeoutError as error:
-            run.fold.close()
-            await hold.fail()
+            collector.close()
+            await reservation.fail()
             if not deadline.expired():
-                raise  # a fault that bears the same name
-            raise PomeloError("store_unavailable" if hold.lost else "deadline_exceeded") from error
+                raise  # an error of the same name from elsewhere
+            raise PomeloError("store_unavailable" if reservation.lost else "deadline_exceeded") from error
         except Exception as error:
-            run.fold.close()
-            if _not_begun(error) and not hold.size:
-                await hold.refuse()
+            collector.close()
+            if _not_begun(error) and not reservation.output_bytes:
+                await reservation.refuse()
             else:
-                await hold.fail()
+                await reservation.fail()
             raise
         finally:
             try:
-                run.fold.close()
+                collector.close()
             finally:
-                hold.leave()
-                run.drop()
+                reservation.release()
 
-    def _events(self, run: Run) -> AsyncGenerator[StreamTaskResponse, None]:
-        account = run.hold.wallet.account
-        return self._router.events(run.job, run.candidates, run.asked, account=account)
+    def _events(self, reservation: Reservation) -> AsyncGenerator[StreamTaskResponse, None]:
+        job = reservation.job
+        return self._router.events(job, job.routes, reservation.record_route, account=job.principal.account)
 
     async def _stream(
-        self, task: Task, call: Call, run: Run, deadline: asyncio.Timeout
+        self,
+        task: Task,
+        call: Call,
+        reservation: Reservation,
+        collector: Collector,
+        progress: Progress,
+        deadline: asyncio.Timeout,
     ) -> AsyncGenerator[StreamTaskResponse, None]:
-        """The contract's order of events: `started` with the first one, the held one or the result last."""
-        fold, hold, delivered = run.fold, run.hold, run.delivered
-        hold.delivering(lambda: run.kind.partly(run.job.input, run.bound, delivered))
+        """The events in the contract's order: `started` with the first one; the last event of the text, or
+        the result, at the end."""
+        job = reservation.job
+        reservation.bill_partially(
+            lambda: job.definition.partly(reservation.job.input, job.estimate, progress)
+        )
         started = False
         turn = self._turns.stream()
-        async with aclosing(self._events(run)) as events:
+        async with aclosing(self._events(reservation)) as events:
             async for event in events:
                 if turn.over():
                     await turn.next()
-                passed = fold.add(event)
+                passed = collector.add(event)
                 if passed is not None:
-                    size = _size(passed)
+                    size = _output_size(passed)
                     if size:
-                        hold.came(size)
-                        delivered.size += size
-                        delivered.pieces += 1
+                        reservation.record_output(size)
+                        progress.size += size
+                        progress.pieces += 1
                     if not started:
                         started = True
-                        report_adjustments(call, run.job.adjustments)  # another route may have taken over
-                        yield _started(task, run)
+                        report_adjustments(
+                            call, reservation.job.adjustments
+                        )  # a later route may have taken over
+                        yield _started(task, reservation.job)
                     yield passed
-        result = _result(task, run)
-        last = fold.finish(result)
-        await self._settle(run, result, deadline)
+        result = _new_result(task, reservation.job)
+        last = collector.finish(result)
+        await self._settle(reservation, collector, result, deadline)
         if not started:
-            report_adjustments(call, run.job.adjustments)
-            yield _started(task, run)
+            report_adjustments(call, reservation.job.adjustments)
+            yield _started(task, reservation.job)
         yield StreamTaskResponse(result=result) if last is None else last
 
-    async def _settle(self, run: Run, result: TaskResult, deadline: asyncio.Timeout) -> None:
-        """Charges a finished task, and keeps its answer where it has an Idempotency-Key. No deadline passes
-        from here on: what is being charged is delivered.
+    async def _settle(
+        self, reservation: Reservation, collector: Collector, result: TaskResult, deadline: asyncio.Timeout
+    ) -> None:
+        """Charges a finished task, and stores its answer if it has an Idempotency-Key. The deadline no longer
+        applies: what is charged is delivered.
 
         Raises:
             PomeloError: store_unavailable.
         """
         if deadline.expired():
-            await asyncio.sleep(0)  # it is told here
+            await asyncio.sleep(0)  # the timeout is raised here
         deadline.reschedule(None)
-        hold = run.hold
-        if not hold.size:
-            hold.came(_result_size(result))
+        job = reservation.job
+        if not reservation.output_bytes:
+            reservation.record_output(_result_size(result))
         answer = None
-        if run.keep:
-            answer = idempotency.store_answer(
-                result, requested_format(run.job.input), self._media, stream=run.job.stream
-            )
-        used, counted = run.fold.used()
-        await hold.settle(used, counted=counted, answer=answer)
+        if job.idempotency_key is not None:
+            wanted = idempotency.requested_format(job.input)
+            answer = idempotency.store_answer(result, wanted, self._media, stream=job.stream)
+        usage, counted = collector.used()
+        await reservation.settle(usage, counted=counted, answer=answer)
+
+
+def _limit_output(job: AcceptedJob, reserved: int) -> AcceptedJob:
+    """A text job with the output tokens that `reserved` microcredits pay for. Without a limit of its own,
+    and with the model's maximum paid for, it stays as it is."""
+    most = job.estimate.maximum
+    affordable = affordable_output_tokens(reserved, most.input_tokens, job.prices)
+    if affordable >= most.output_tokens and not job.input.HasField("max_tokens"):
+        return job
+    tokens = min(most.output_tokens, affordable)
+    given = job.input
+    if given.max_tokens != tokens:
+        given = job.routes[0].fit(job.given, job.model, tokens).input
+    return replace(job, input=given, most_tokens=tokens)
 
 
 def _not_begun(error: Exception) -> bool:
@@ -162,13 +287,13 @@ def _not_begun(error: Exception) -> bool:
     return isinstance(error, PomeloError) and error.code == "overloaded" and bool(error.replay)
 
 
-def _end_now(deadline: asyncio.Timeout) -> None:
+def _expire(deadline: asyncio.Timeout) -> None:
     with suppress(RuntimeError):  # it is ending anyway
         deadline.reschedule(0)
 
 
-def _size(event: StreamTaskResponse) -> int:
-    """Bytes of output that an event bears."""
+def _output_size(event: StreamTaskResponse) -> int:
+    """Bytes of output in an event."""
     if event.HasField("text_delta"):
         text = event.text_delta.content
         return len(text) if text.isascii() else len(text.encode())
@@ -176,25 +301,25 @@ def _size(event: StreamTaskResponse) -> int:
 
 
 def _result_size(result: TaskResult) -> int:
-    """Bytes of output that a result bears or leads to."""
+    """Bytes of output in a result, or of the file that it links to."""
     which = result.WhichOneof("output")
     if which == "text":
         return len(result.text.content.encode())
     if which == "transcription":
         return len(result.transcription.text.encode())
     if which is None:
-        return 0  # a stream of text that had none
+        return 0  # a stream of text that was empty
     part = result.speech if which == "speech" else result.image.images[0]
     return len(part.data) or part.media.size_bytes
 
 
-def _started(task: Task, run: Run) -> StreamTaskResponse:
-    started = TaskStarted(id=run.job.task_id, model=task.model, adjustments=run.job.adjustments)
-    started.created.seconds = run.created
+def _started(task: Task, job: AcceptedJob) -> StreamTaskResponse:
+    started = TaskStarted(id=job.task_id, model=task.model, adjustments=job.adjustments)
+    started.created.seconds = job.created
     return StreamTaskResponse(started=started)
 
 
-def _result(task: Task, run: Run) -> TaskResult:
-    result = TaskResult(id=run.job.task_id, model=task.model, adjustments=run.job.adjustments)
-    result.created.seconds = run.created
+def _new_result(task: Task, job: AcceptedJob) -> TaskResult:
+    result = TaskResult(id=job.task_id, model=task.model, adjustments=job.adjustments)
+    result.created.seconds = job.created
     return result

@@ -1,33 +1,72 @@
-"""Requests that are sent twice: what makes two of them the same, and the answer that is kept for the second.
+"""Idempotency keys: which requests are the same, and the stored answer that a repeated request gets.
 
-The engine calls it for tasks with an Idempotency-Key. Kept is the result without its bytes; a picture or a
-sound stays in the media store for as long as the answer, whether the caller wanted a link or not.
+A stored answer has no media bytes; its image or audio stays in the media store for as long as the answer,
+whether the caller wanted a link or not.
 """
 
 from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import Iterator
+from collections.abc import AsyncGenerator, Iterator
+from typing import Any
 
-from pomelo.errors import PomeloError
+from pomelo.errors import PomeloError, invalid
 from pomelo.gen.v1.image_pb2 import GeneratedImage
 from pomelo.gen.v1.media_pb2 import ResponseFormat
 from pomelo.gen.v1.speech_pb2 import SpeechOutput
 from pomelo.gen.v1.task_pb2 import Task, TaskResult
 from pomelo.gen.v1.task_service_pb2 import StreamTaskResponse, TaskStarted
+from pomelo.media.audio import AudioSource
 from pomelo.media.store import MediaStore
-from pomelo.providers.base import AudioSource
 from pomelo.providers.pieces import AUDIO_PIECE, split_text
 from pomelo.stores.ledger import REPLAY_SECONDS, IdempotencyKey
 from pomelo.tasks.base import max_inline
 
 MEDIA_GRACE_SECONDS = 60.0
-"""Seconds that a medium outlives the answer that it belongs to, which is settled a little later."""
+"""Seconds that a file outlives the answer that it belongs to, which is settled a little later."""
+
+
+class ReplayedTask:
+    """The stored answer to a request with a known Idempotency-Key, in the form in which it is requested now.
+
+    Raises:
+        PomeloError: store_unavailable; a file of it is gone.
+    """
+
+    def __init__(
+        self, answer: bytes, wanted: ResponseFormat.ValueType, owner: str, media: MediaStore, *, stream: bool
+    ) -> None:
+        self._answer = answer
+        self._owner = owner
+        self._media = media
+        self.result = restore_answer(answer, wanted, owner, media, stream=stream)
+
+    def check_strict(self) -> None:
+        """Refuses an answer whose input was adjusted.
+
+        Raises:
+            PomeloError: invalid_parameter.
+        """
+        if self.result.adjustments:
+            raise invalid(
+                self.result.adjustments[0].field,
+                "left out or changed: the answer to repeat was made without it as given",
+            )
+
+    async def events(self) -> AsyncGenerator[StreamTaskResponse, None]:
+        """The answer as a stream."""
+        for event in replay_events(self._answer, self.result, self._owner, self._media):
+            yield event
+
+
+def requested_format(given: Any) -> ResponseFormat.ValueType:
+    """The `response_format` of an input; unspecified for inputs without that field."""
+    return getattr(given, "response_format", ResponseFormat.RESPONSE_FORMAT_UNSPECIFIED)
 
 
 async def idempotency_key(key: str, task: Task, audio: AudioSource | None) -> IdempotencyKey:
-    """A task with an Idempotency-Key, as a store keeps it: of the key itself only a digest stays.
+    """An Idempotency-Key as a store keeps it: a digest of the key, and the fingerprint of its request.
 
     Raises:
         PomeloError: store_unavailable.
@@ -36,8 +75,8 @@ async def idempotency_key(key: str, task: Task, audio: AudioSource | None) -> Id
 
 
 async def fingerprint(task: Task, audio: AudioSource | None) -> bytes:
-    """A digest that is equal for equal requests, over either wire: of a sound its bytes count, however they
-    came. How the answer is to come back (streamed, raw, as a link) does not count: it is the same one.
+    """A digest that is equal for equal requests, over both protocols. The bytes of audio count, however they
+    were sent; the form of the answer (streamed, raw, a link) does not.
 
     Raises:
         PomeloError: store_unavailable.
@@ -58,7 +97,7 @@ async def fingerprint(task: Task, audio: AudioSource | None) -> bytes:
 def store_answer(
     result: TaskResult, wanted: ResponseFormat.ValueType, media: MediaStore, *, stream: bool
 ) -> bytes:
-    """What to keep of a result. Takes the links out of it that the caller did not ask for.
+    """The answer to store of a result. Removes the links from `result` that the caller did not ask for.
 
     Raises:
         PomeloError: store_unavailable.
@@ -76,19 +115,19 @@ def store_answer(
 def restore_answer(
     answer: bytes, wanted: ResponseFormat.ValueType, owner: str, media: MediaStore, *, stream: bool
 ) -> TaskResult:
-    """The result of a kept answer, with fresh links, and with its bytes where they go back within it.
+    """The result of a stored answer, with new links, and with the bytes that are returned inline.
 
     Raises:
-        PomeloError: store_unavailable; a medium of it is gone.
+        PomeloError: store_unavailable; a file of it is gone.
     """
     result = TaskResult.FromString(answer)
     for part in _media(result):
         try:
-            path, medium = media.find(part.media.media_id, owner)
-            part.media.CopyFrom(medium)
-            # The bytes of a sound that is streamed ride in its chunks.
+            path, stored = media.find(part.media.media_id, owner)
+            part.media.CopyFrom(stored)
+            # Streamed audio is returned in chunks.
             most = max_inline(wanted, stream=stream)
-            inline = medium.size_bytes <= most and not (stream and result.HasField("speech"))
+            inline = stored.size_bytes <= most and not (stream and result.HasField("speech"))
             if inline:
                 part.data = path.read_bytes()
         except (OSError, PomeloError) as error:
@@ -101,7 +140,7 @@ def restore_answer(
 def replay_events(
     answer: bytes, result: TaskResult, owner: str, media: MediaStore
 ) -> Iterator[StreamTaskResponse]:
-    """The events of a stream that gives a kept answer: `result` is what `again` made of it.
+    """The events of a stream of a stored answer; `result` is what `restore_answer` returned for it.
 
     Raises:
         PomeloError: store_unavailable.
@@ -137,7 +176,7 @@ def replay_events(
 
 
 def _media(result: TaskResult) -> list[GeneratedImage | SpeechOutput]:
-    """The parts of a result that are media."""
+    """The outputs of a result that have media."""
     if result.HasField("image"):
         return list(result.image.images)
     return [result.speech] if result.HasField("speech") else []

@@ -1,4 +1,4 @@
-"""What a caller is told of limits and credits: the headers of every answer, and the refusals."""
+"""How limits and credits are reported: the headers of every response, and the errors of refused tasks."""
 
 from __future__ import annotations
 
@@ -10,54 +10,58 @@ from pomelo.accounts.plans import Plan
 from pomelo.errors import PomeloError
 from pomelo.stores.ledger import LimitStatus, Refused, ReserveRequest
 
+CHARGED_HEADER = "X-Credits-Charged"
+"""The credits that a task costs, in the response headers if known before, and in the trailers."""
 
-def limit_headers(plan: Plan, standing: LimitStatus, now: float, *, tokens: bool) -> dict[str, str]:
-    """The headers of limits and credits at Unix time `now`; those of `tokens` where the model counts."""
-    told = {}
+
+def limit_headers(plan: Plan, status: LimitStatus, now: float, *, tokens: bool) -> dict[str, str]:
+    """The headers of limits and credits at Unix time `now`. `tokens` is whether the model has a token
+    limit."""
+    headers = {}
     if plan.requests is not None:
-        told["X-RateLimit-Limit"] = str(plan.requests)
-        told["X-RateLimit-Remaining"] = str(max(0, plan.requests - standing.requests))
-        told["X-RateLimit-Reset"] = str(ceil(now + standing.requests_reset))
+        headers["X-RateLimit-Limit"] = str(plan.requests)
+        headers["X-RateLimit-Remaining"] = str(max(0, plan.requests - status.requests))
+        headers["X-RateLimit-Reset"] = str(ceil(now + status.requests_reset))
     if plan.tokens is not None and tokens:
-        told["X-RateLimit-Limit-Tokens"] = str(plan.tokens)
-        told["X-RateLimit-Remaining-Tokens"] = str(max(0, plan.tokens - standing.tokens))
-        told["X-RateLimit-Reset-Tokens"] = str(ceil(now + standing.tokens_reset))
+        headers["X-RateLimit-Limit-Tokens"] = str(plan.tokens)
+        headers["X-RateLimit-Remaining-Tokens"] = str(max(0, plan.tokens - status.tokens))
+        headers["X-RateLimit-Reset-Tokens"] = str(ceil(now + status.tokens_reset))
     if plan.concurrent is not None:
-        told["X-RateLimit-Limit-Concurrent"] = str(plan.concurrent)
-        told["X-RateLimit-Remaining-Concurrent"] = str(max(0, plan.concurrent - standing.concurrency))
-    told["X-Credits-Remaining"] = money.format_credits(standing.available)
-    return told
+        headers["X-RateLimit-Limit-Concurrent"] = str(plan.concurrent)
+        headers["X-RateLimit-Remaining-Concurrent"] = str(max(0, plan.concurrent - status.concurrency))
+    headers["X-Credits-Remaining"] = money.format_credits(status.available)
+    return headers
 
 
-def refusal(refused: Refused, take: ReserveRequest, now: float) -> PomeloError:
-    """The error that says why nothing was taken, in the words of the headers of the same `now`."""
-    standing = refused.limit_status
+def refusal(refused: Refused, request: ReserveRequest, now: float) -> PomeloError:
+    """The error for a task that could not be reserved. Its times agree with the headers at the same `now`."""
+    status = refused.limit_status
     match refused.code:
         case "rate_limit_exceeded":
-            message = f"Rate limit exceeded. Reset at {_at(now + standing.requests_reset)}"
-            return PomeloError(refused.code, message, retry_after=max(1, ceil(standing.requests_reset)))
+            message = f"Rate limit exceeded. Reset at {_format_time(now + status.requests_reset)}"
+            return PomeloError(refused.code, message, retry_after=max(1, ceil(status.requests_reset)))
         case "token_limit_exceeded":
-            return _too_many_tokens(standing, take, now)
+            return _token_refusal(status, request, now)
         case _:
             return PomeloError(refused.code)
 
 
-def _too_many_tokens(standing: LimitStatus, take: ReserveRequest, now: float) -> PomeloError:
-    limit = take.tokens_limit or 0
-    if take.tokens > limit:
+def _token_refusal(status: LimitStatus, request: ReserveRequest, now: float) -> PomeloError:
+    limit = request.tokens_limit or 0
+    if request.tokens > limit:
         return PomeloError(
             "token_limit_exceeded",
-            f"About {take.tokens:,} tokens are asked for, and the plan has {limit:,} a minute for the "
+            f"About {request.tokens:,} tokens are asked for, and the plan has {limit:,} a minute for the "
             "model. Shorten messages, or lower max_tokens",
             retry_after=60,
         )
     return PomeloError(
         "token_limit_exceeded",
-        f"Token limit of the model exceeded. Reset at {_at(now + standing.tokens_reset)}",
-        retry_after=max(1, ceil(standing.tokens_reset)),
+        f"Token limit of the model exceeded. Reset at {_format_time(now + status.tokens_reset)}",
+        retry_after=max(1, ceil(status.tokens_reset)),
     )
 
 
-def _at(moment: float) -> str:
-    """A time, rounded up: then it is over for sure."""
+def _format_time(moment: float) -> str:
+    """RFC 3339 in UTC, rounded up to a second, so that the limit has been reset by then."""
     return datetime.fromtimestamp(ceil(moment), UTC).strftime("%Y-%m-%dT%H:%M:%SZ")

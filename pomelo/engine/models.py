@@ -1,7 +1,4 @@
-"""What can be asked for: the port `ModelService` over the catalogue, for this process.
-
-It knows no transport; whose key it is and what it may use is for `pomelo.engine.intake` to say.
-"""
+"""The models that callers may use, from the catalogue and the configured providers."""
 
 from __future__ import annotations
 
@@ -9,11 +6,11 @@ from datetime import date
 
 from google.protobuf.timestamp_pb2 import Timestamp
 
+from pomelo.accounts.access import Access
 from pomelo.call import Call, Principal
 from pomelo.catalog.catalog import Catalog, Model
 from pomelo.catalog.pricing import UnitPrices
 from pomelo.catalog.retirement import start_of
-from pomelo.engine.intake import Intake
 from pomelo.engine.routing import Router
 from pomelo.errors import PomeloError
 from pomelo.gen.v1 import model_service_pb2 as model_pb
@@ -21,26 +18,24 @@ from pomelo.tasks import TASK_TYPES
 
 
 class LocalModels:
-    """Tells of models. `router` knows who serves them."""
+    """Lists models in this process; implements `pomelo.service.ModelService`."""
 
-    def __init__(self, catalog: Catalog, router: Router, intake: Intake) -> None:
+    def __init__(self, catalog: Catalog, router: Router, access: Access) -> None:
         self._catalog = catalog
         self._router = router
-        self._intake = intake
+        self._access = access
 
     async def list_models(self, call: Call) -> list[model_pb.Model]:
-        """See the port."""
-        principal = await self._intake.enter(call)
+        principal = await self._access.identify(call)
         return [
             self._describe(model, principal)
             for model in self._catalog.models.values()
-            if self._intake.may(principal, model.name)
+            if self._access.may_use(principal, model.name)
         ]
 
     async def get_model(self, name: str, call: Call) -> model_pb.Model:
-        """See the port."""
-        principal = await self._intake.enter(call, self._catalog.models.get(name))
-        return self._describe(self._intake.allowed(name, principal), principal)
+        principal = await self._access.identify(call, name)
+        return self._describe(self._access.model(name, principal), principal)
 
     def _describe(self, model: Model, principal: Principal) -> model_pb.Model:
         route = model.routes[0]
@@ -52,7 +47,7 @@ class LocalModels:
         except PomeloError:
             available = False
         limits = model.limits
-        prices, price_version = model.priced(route)
+        prices, price_version = model.prices_for(route)
         return model_pb.Model(
             name=model.name,
             task_type=model.task_type,

@@ -11,12 +11,12 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, replace
 from datetime import date
 from math import ceil, inf
-from typing import Any
+from typing import Any, TypeVar
 
 from pomelo.catalog.catalog import Model, Route
 from pomelo.catalog.retirement import is_past
@@ -26,6 +26,8 @@ from pomelo.providers.base import CALLER, Event, Job, JobMethod, Provider, fit_h
 from pomelo.providers.fitting import Fitting, Hook, fit
 from pomelo.providers.guard import GuardedEvents
 from pomelo.times import today_utc
+
+J = TypeVar("J", bound=Job)
 
 RETRIES = 2
 """How often one route is asked again."""
@@ -55,7 +57,7 @@ class Candidate:
         """A valid input as the route takes it; see `pomelo.fitting.fit`."""
         return fit(given, model, self.route, self.hook, most_tokens)
 
-    def take_over(self, job: Job) -> Job:
+    def take_over(self, job: J) -> J:
         """A job of another route, as this one takes it."""
         return fitted(replace(job, route=self.route), self.hook)
 
@@ -122,9 +124,9 @@ class Router:
 
     def events(
         self,
-        job: Job,
-        candidates: list[Candidate],
-        asked: Callable[[Job], None] = lambda job: None,
+        job: J,
+        candidates: Sequence[Candidate],
+        asked: Callable[[J], None] = lambda job: None,
         *,
         account: str = "",
     ) -> AsyncGenerator[Event, None]:
@@ -143,7 +145,7 @@ class Router:
         return self._asked(job, candidates, asked, account)
 
     async def _asked(
-        self, job: Job, candidates: list[Candidate], asked: Callable[[Job], None], account: str
+        self, job: J, candidates: Sequence[Candidate], asked: Callable[[J], None], account: str
     ) -> AsyncGenerator[Event, None]:
         failure: PomeloError | None = None
         left_alone = inf

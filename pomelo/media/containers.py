@@ -1,9 +1,8 @@
-"""Reads the skeleton of an audio file: where its tags end, how many of its bytes are structure and not audio,
-and where the links of a chained Ogg begin.
+"""Parses the container of an audio file: its tags, the bytes that are not audio, and chained Ogg streams.
 
-Nothing is decoded. Only what a format defines as something else than audio is structure, and reading stops at
-the first chunk that is neither: behind a wrong size there is audio, not a chunk. Every function takes a
-seekable file and its size in bytes, and may move its position.
+Nothing is decoded. Only chunks that a format defines as something other than audio count as structure, and
+parsing stops at the first unknown chunk: after a wrong size there is audio, not a chunk. Every function takes
+a seekable file and its size in bytes, and may move the file's position.
 """
 
 from __future__ import annotations
@@ -13,131 +12,128 @@ import struct
 from collections.abc import Callable, Iterator
 from typing import BinaryIO
 
-STEPS = 200_000
-"""The most chunks of a file that are read; the bytes behind them are not structure."""
+MAX_CHUNKS = 200_000
+"""Chunks of a file that are read; the bytes after them are not counted as structure."""
 
-_TAGS = 16
-"""The most ID3v2 tags that are read."""
+_MAX_TAGS = 16
+"""ID3v2 tags that are read."""
 
-_APE_SLACK = 64
-"""Bytes by which the size of an APE tag may be wrong: writers disagree on what it includes."""
+_APE_SIZE_TOLERANCE = 64
+"""Bytes by which the size of an APE tag may be wrong: encoders disagree on what it includes."""
 
-_RIFF = (
+_RIFF_METADATA = (
     "JUNK|junk|PAD |FLLR|LIST|id3 |ID3 |bext|iXML|fact|cue |smpl|inst|PEAK|fmt |ds64|idx1|axml|chna|umid|"
     "cart|_PMX|DISP"
 )
-_AIFF = "COMM|NAME|AUTH|(c) |ANNO|ID3 |id3 |APPL|FVER|MARK|INST|MIDI|AESD|COMT|SAXL|PEAK|FLLR|CHAN"
-_CAF = "desc|free|info|kuki|chan|pakt|mark|strg|uuid|regn|edct|umid|midi|peak|ovvw|inst"
-_MP4 = "ftyp|free|skip|wide|moov|moof|sidx|styp|uuid|udta|meta|mfra|emsg|prft|pdin|ssix|pnot"
-"""Chunks that are not audio, by format."""
+_AIFF_METADATA = "COMM|NAME|AUTH|(c) |ANNO|ID3 |id3 |APPL|FVER|MARK|INST|MIDI|AESD|COMT|SAXL|PEAK|FLLR|CHAN"
+_CAF_METADATA = "desc|free|info|kuki|chan|pakt|mark|strg|uuid|regn|edct|umid|midi|peak|ovvw|inst"
+_MP4_METADATA = "ftyp|free|skip|wide|moov|moof|sidx|styp|uuid|udta|meta|mfra|emsg|prft|pdin|ssix|pnot"
+"""Names of the chunks that are not audio, by format."""
 
-_EBML = (0x1A45DFA3, 0xEC, 0x1941A469, 0x1C53BB6B, 0x1254C367, 0x114D9B74, 0x1549A966, 0x1654AE6B, 0x1043A770)
+_EBML_METADATA = frozenset(
+    (0x1A45DFA3, 0xEC, 0x1941A469, 0x1C53BB6B, 0x1254C367, 0x114D9B74, 0x1549A966, 0x1654AE6B, 0x1043A770)
+)
 """The EBML header, Void, Attachments, Cues, Tags, SeekHead, Info, Tracks and Chapters of Matroska."""
 
 _EBML_PARENTS = (0x18538067, 0x1F43B675)
 """Segment and Cluster."""
 
 _EBML_BLOCKS = (0xA3, 0xA0, 0xE7, 0xAB, 0xA7, 0x5854, 0xBF)
-"""What a Cluster has besides Void."""
+"""The elements of a Cluster besides Void."""
 
 
-class Window(io.RawIOBase, BinaryIO):
-    """A part of a file, read as a file: `size` bytes from `start` on."""
+class FileSlice(io.RawIOBase, BinaryIO):
+    """A read-only file over a part of another file: `size` bytes from `start`."""
 
     def __init__(self, file: BinaryIO, start: int, size: int) -> None:
         self._file = file
         self._start = start
         self._size = size
-        self._at = 0
+        self._position = 0
 
     def readable(self) -> bool:
-        """True."""
         return True
 
     def seekable(self) -> bool:
-        """True."""
         return True
 
     def tell(self) -> int:
-        """The position, from the start of the part."""
-        return self._at
+        return self._position
 
     def seek(self, offset: int, whence: int = io.SEEK_SET, /) -> int:
-        """Moves the position; returns it."""
-        self._at = max(offset + (0, self._at, self._size)[whence], 0)
-        return self._at
+        self._position = max(offset + (0, self._position, self._size)[whence], 0)
+        return self._position
 
     def read(self, size: int = -1, /) -> bytes:
-        """Up to `size` bytes; all that are left if it is negative."""
-        left = max(self._size - self._at, 0)
-        self._file.seek(self._start + self._at)
+        left = max(self._size - self._position, 0)
+        self._file.seek(self._start + self._position)
         data = self._file.read(left if size < 0 else min(size, left))
-        self._at += len(data)
+        self._position += len(data)
         return data
 
 
-def tags(file: BinaryIO, size: int) -> tuple[int, int]:
-    """The bytes of the ID3v2 tags in front of the audio, and of the APE and ID3v1 tags behind it."""
+def tag_sizes(file: BinaryIO, size: int) -> tuple[int, int]:
+    """The size of the ID3v2 tags before the audio, and that of the APE and ID3v1 tags after it."""
     front = back = 0
-    for _ in range(_TAGS):
-        head = _read(file, front, 10)
+    for _ in range(_MAX_TAGS):
+        head = _read_at(file, front, 10)
         if len(head) < 10 or head[:3] != b"ID3" or max(head[6:]) > 0x7F:
             break
         front += 10 + (head[6] << 21 | head[7] << 14 | head[8] << 7 | head[9]) + (10 if head[5] & 0x10 else 0)
     front = min(front, size)
-    if size - front >= 128 and _read(file, size - 128, 3) == b"TAG":
+    if size - front >= 128 and _read_at(file, size - 128, 3) == b"TAG":
         back = 128
     if size - front - back >= 64:
-        foot = _read(file, size - back - 32, 32)
+        foot = _read_at(file, size - back - 32, 32)
         length = int.from_bytes(foot[12:16], "little") + 32
-        start = max(size - back - length - _APE_SLACK, front)
-        # A tag has a header too: a footer alone could claim that audio is a tag.
-        if foot[:8] == b"APETAGEX" and b"APETAGEX" in _read(file, start, 2 * _APE_SLACK):
+        start = max(size - back - length - _APE_SIZE_TOLERANCE, front)
+        # A tag has a header, too: otherwise a forged footer could declare audio to be a tag.
+        if foot[:8] == b"APETAGEX" and b"APETAGEX" in _read_at(file, start, 2 * _APE_SIZE_TOLERANCE):
             back += length
     return front, back
 
 
-def links(file: BinaryIO, start: int, size: int) -> list[tuple[int, int]]:
-    """The start and the size of each link of a chained Ogg; any other file is one link. `start` is where the
-    tags in front end.
+def chained_streams(file: BinaryIO, start: int, size: int) -> list[tuple[int, int]]:
+    """The start and the size of each link of a chained Ogg; any other file is one link. `start` is the end of
+    the tags before the audio.
 
     Streams that begin together play together and are one link.
     """
     starts = [start]
-    begun = True
-    ogg = _read(file, start, 4) == b"OggS"
+    in_first_pages = True
+    ogg = _read_at(file, start, 4) == b"OggS"
     for at, flags, _ in _ogg_pages(file, start, size) if ogg else ():
         first = bool(flags & 2)
-        if first and not begun:
+        if first and not in_first_pages:
             starts.append(at)
-        begun = first
+        in_first_pages = first
     return [(at, end - at) for at, end in zip(starts, [*starts[1:], size], strict=True)]
 
 
-def structure(file: BinaryIO, size: int, name: str) -> int:
-    """The bytes of a file that are structure, for the demuxer of this name; 0 if it isn't known here."""
-    count = _COUNTS.get(name)
-    return count(file, size) if count is not None else 0
+def structure_size(file: BinaryIO, size: int, name: str) -> int:
+    """The bytes of a file that are not audio. `name` is that of the demuxer; the result is 0 for others."""
+    measure = _STRUCTURE_SIZES.get(name)
+    return measure(file, size) if measure is not None else 0
 
 
-def _read(file: BinaryIO, at: int, count: int) -> bytes:
+def _read_at(file: BinaryIO, at: int, count: int) -> bytes:
     file.seek(at)
     return file.read(count)
 
 
-_Head = Callable[[bytes], tuple[bytes, int, int]]
-"""Reads the first 16 bytes of a chunk: its name, the size of its header, and its whole size."""
+_ParseHead = Callable[[bytes], tuple[bytes, int, int]]
+"""Parses the first 16 bytes of a chunk: its name, the size of its header, and its total size."""
 
 
-def _chunks(file: BinaryIO, at: int, size: int, head: _Head, names: str) -> int:
-    """The bytes of the chunks with these names, and of the headers of those with audio."""
+def _chunks(file: BinaryIO, at: int, size: int, parse_head: _ParseHead, names: str) -> int:
+    """The total size of the chunks with these names, and of the headers of chunks with audio."""
     known = {name.encode() for name in names.split("|")}
     total = at
-    for _ in range(STEPS):
-        first = _read(file, at, 16)
+    for _ in range(MAX_CHUNKS):
+        first = _read_at(file, at, 16)
         if len(first) < 16:
             break
-        name, header, length = head(first)
+        name, header, length = parse_head(first)
         if name in known:
             total += min(max(length, header), size - at)
         elif name in (b"data", b"SSND", b"mdat", b"movi"):
@@ -172,8 +168,8 @@ def _mp4_head(first: bytes) -> tuple[bytes, int, int]:
 
 def _flac(file: BinaryIO, size: int) -> int:
     at = 4
-    for _ in range(STEPS):
-        head = _read(file, at, 4)
+    for _ in range(MAX_CHUNKS):
+        head = _read_at(file, at, 4)
         if len(head) < 4 or head[0] & 0x7F > 6:
             break
         at += 4 + int.from_bytes(head[1:], "big")
@@ -184,10 +180,10 @@ def _flac(file: BinaryIO, size: int) -> int:
 
 def _matroska(file: BinaryIO, size: int) -> int:
     at = total = 0
-    for _ in range(STEPS):
-        first = _read(file, at, 12)
-        name, width = _vint(first, keep=True)
-        length, more = _vint(first[width:], keep=False)
+    for _ in range(MAX_CHUNKS):
+        first = _read_at(file, at, 12)
+        name, width = _vint(first, keep_marker=True)
+        length, more = _vint(first[width:], keep_marker=False)
         if not width or not more:
             break
         header = width + more
@@ -195,7 +191,7 @@ def _matroska(file: BinaryIO, size: int) -> int:
             total += header
             at += header
             continue
-        if name in _EBML:
+        if name in _EBML_METADATA:
             total += min(header + length, size - at)
         elif name not in _EBML_BLOCKS:
             break
@@ -203,22 +199,22 @@ def _matroska(file: BinaryIO, size: int) -> int:
     return max(total, 0)
 
 
-def _vint(data: bytes, *, keep: bool) -> tuple[int, int]:
-    """A number of variable length, with its length mark or without it, and its bytes; 0 if it is invalid."""
+def _vint(data: bytes, *, keep_marker: bool) -> tuple[int, int]:
+    """An EBML number, with its length marker or without it, and its size in bytes; 0, 0 if it is invalid."""
     if not data or not data[0]:
         return 0, 0
     width = 9 - data[0].bit_length()
     if len(data) < width:
         return 0, 0
     value = int.from_bytes(data[:width], "big")
-    return (value if keep else value & (1 << 7 * width) - 1), width
+    return (value if keep_marker else value & (1 << 7 * width) - 1), width
 
 
 def _mxf(file: BinaryIO, size: int) -> int:
-    """All packs but the essence (SMPTE 336M, 379M), which is audio and video."""
+    """The size of all packs except the essence (SMPTE 336M, 379M), which is audio and video."""
     at = total = 0
-    for _ in range(STEPS):
-        head = _read(file, at, 25)
+    for _ in range(MAX_CHUNKS):
+        head = _read_at(file, at, 25)
         if len(head) < 25 or head[:4] != b"\x06\x0e\x2b\x34":
             break
         more = head[16] & 0x7F if head[16] & 0x80 else 0
@@ -230,30 +226,30 @@ def _mxf(file: BinaryIO, size: int) -> int:
 
 
 def _ogg_pages(file: BinaryIO, at: int, size: int) -> Iterator[tuple[int, int, int]]:
-    """The place and the flags of each page, and its bytes that are no audio."""
-    at = _ogg_page(file, at, size)
+    """The position and the flags of each page, and the number of its bytes that are not audio."""
+    at = _next_ogg_page(file, at, size)
     headers = True
     while at < size:
-        head = _read(file, at, 27)
+        head = _read_at(file, at, 27)
         if len(head) < 27:
             return
-        table = _read(file, at + 27, head[26])
+        table = _read_at(file, at + 27, head[26])
         header = 27 + len(table)
         length = header + sum(table)
-        # Pages of headers have the position 0, or none where no packet ends; those with audio another one.
+        # Header pages have the granule position 0, or none if no packet ends on them; audio pages do not.
         headers = (headers or bool(head[5] & 2)) and head[6:14] in (bytes(8), b"\xff" * 8)
         yield at, head[5], length if headers else header
-        # Where no page follows, this one was cut or its size is wrong.
+        # If no page follows, this one was truncated or its size is wrong.
         following = at + length
-        at = following if _read(file, following, 4) == b"OggS" else _ogg_page(file, at + 27, size)
+        at = following if _read_at(file, following, 4) == b"OggS" else _next_ogg_page(file, at + 27, size)
 
 
-def _ogg_page(file: BinaryIO, at: int, size: int) -> int:
-    """The place of the next page from `at` on; `size` if there is none."""
+def _next_ogg_page(file: BinaryIO, at: int, size: int) -> int:
+    """The position of the first page from `at` on; `size` if there is none."""
     while at < size:
-        found = (data := _read(file, at, 65_536)).find(b"OggS")
-        if found >= 0:
-            return at + found
+        offset = (data := _read_at(file, at, 65_536)).find(b"OggS")
+        if offset >= 0:
+            return at + offset
         at += max(len(data) - 3, 1)
     return size
 
@@ -263,8 +259,8 @@ def _ogg(file: BinaryIO, size: int) -> int:
 
 
 def _mpegts(file: BinaryIO, size: int) -> int:
-    """Null packets, tables, and the headers of packets and of the PES packets in them."""
-    first = _read(file, 0, 193)
+    """The size of null packets, tables, and the headers of packets and of the PES packets in them."""
+    first = _read_at(file, 0, 193)
     stride, offset = (192, 4) if first[4:5] == b"G" and first[196 - 4 : 197 - 4] != b"G" else (188, 0)
     tables: set[int] = set()
     total = 0
@@ -278,7 +274,7 @@ def _mpegts(file: BinaryIO, size: int) -> int:
 
 
 def _ts_packet(batch: bytes, at: int, tables: set[int]) -> int:
-    """The bytes of a transport packet that are no payload of a stream. `tables`: PIDs without PES packets."""
+    """The bytes of a transport packet that are not payload. `tables` has the PIDs without PES packets."""
     pid = (batch[at + 1] & 0x1F) << 8 | batch[at + 2]
     fields = batch[at + 3]
     if pid == 0x1FFF or not fields & 0x10:
@@ -295,11 +291,11 @@ def _ts_packet(batch: bytes, at: int, tables: set[int]) -> int:
     return 188 if pid in tables else header
 
 
-_COUNTS: dict[str, Callable[[BinaryIO, int], int]] = {
-    **dict.fromkeys(("wav", "rf64", "avi"), lambda f, n: _chunks(f, 12, n, _riff_head, _RIFF)),
-    "aiff": lambda f, n: _chunks(f, 12, n, _aiff_head, _AIFF),
-    "caf": lambda f, n: _chunks(f, 8, n, _caf_head, _CAF),
-    "mov": lambda f, n: _chunks(f, 0, n, _mp4_head, _MP4),
+_STRUCTURE_SIZES: dict[str, Callable[[BinaryIO, int], int]] = {
+    **dict.fromkeys(("wav", "rf64", "avi"), lambda f, n: _chunks(f, 12, n, _riff_head, _RIFF_METADATA)),
+    "aiff": lambda f, n: _chunks(f, 12, n, _aiff_head, _AIFF_METADATA),
+    "caf": lambda f, n: _chunks(f, 8, n, _caf_head, _CAF_METADATA),
+    "mov": lambda f, n: _chunks(f, 0, n, _mp4_head, _MP4_METADATA),
     "flac": _flac,
     "matroska": _matroska,
     "mxf": _mxf,

@@ -1,8 +1,7 @@
-"""How long a caller's audio is, measured by a demuxer in processes of its own (`pomelo.media.demux`).
+"""Measures the length of callers' audio with a demuxer in subprocesses (`pomelo.media.demux`).
 
-A task's price and hold depend on it, so it measures the audio data and trusts no header. A process
-that takes too long or too much memory is killed; audio that can't be measured is charged by its
-bytes.
+A task's price and reservation depend on the length, so the audio data is measured and no header is trusted. A
+process that takes too much time or memory is killed; audio that can't be measured is charged by its bytes.
 """
 
 from __future__ import annotations
@@ -17,70 +16,69 @@ from typing import Any
 from pomelo import install_command
 from pomelo.media import audio as samples
 from pomelo.media.audio import AudioSource
+from pomelo.media.content_types import UNKNOWN
 
 log = logging.getLogger("pomelo.measure")
 
-WORKERS = 2
-"""The most demuxer processes; each is started when audio first needs it."""
+MAX_WORKERS = 2
+"""Demuxer processes; each is started on demand."""
 
 TIMEOUT = 5.0
-"""Seconds that measuring one audio file may take; then its process is killed."""
+"""Seconds for measuring one audio file; then its process is killed."""
 
 START_TIMEOUT = 20.0
 
-_RECYCLE = 2_000
-"""Audio files after which a process is replaced: a leak in native code stays small."""
+_MAX_FILES_PER_WORKER = 2_000
+"""Audio files after which a process is replaced, so that a leak in native code stays small."""
 
-_TYPES = {
+_CONTENT_TYPES = {
     "flac": "audio/flac",
     "mov": "audio/mp4",
     "mp3": "audio/mpeg",
     "ogg": "audio/ogg",
     "wav": "audio/wav",
 }
-_ANY = "application/octet-stream"
 
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """The length in milliseconds (0: it can't be measured), and the media type of the bytes."""
+    """The length in milliseconds, 0 if it can't be measured, and the media type of the bytes."""
 
     ms: int
     content_type: str
 
 
 class Measurer:
-    """Measures audio. `timeout` is in seconds. Create and close it in the running event loop."""
+    """Measures audio in at most `workers` processes. Create and close it in the running event loop.
 
-    def __init__(self, *, workers: int = WORKERS, timeout: float = TIMEOUT) -> None:
+    `timeout` is in seconds.
+    """
+
+    def __init__(self, *, workers: int = MAX_WORKERS, timeout: float = TIMEOUT) -> None:
         self._timeout = timeout
         self._idle: list[_Worker] = []
-        self._places = asyncio.Semaphore(workers)
-        self._turns: dict[str, _Turn] = {}
-        self._missing = False
+        self._free_workers = asyncio.Semaphore(workers)
+        self._locks: dict[str, _AccountLock] = {}
+        self._av_missing = False
 
     async def measure(self, audio: AudioSource, account: str = "") -> Measured:
-        """How long `audio` is.
+        """The length of `audio`, and its media type.
 
-        One account's files are measured one after another, so slow ones do not delay other
-        accounts.
-
-        Raises:
-            PomeloError: store_unavailable, the file can't be read.
+        The files of one account are measured one at a time, so slow ones do not delay other accounts.
         """
         content_type = audio.content_type
-        bare = samples.raw(content_type)
-        found = None
-        if audio.size and not self._missing:
-            found = await self._in_turn(audio, account, bare is not None)
-        if bare is None:
-            return Measured(found[0] if found else 0, content_type)
-        if found is None and audio.size:
-            return Measured(0, content_type)  # a label must not make cheaper what could not be measured
-        ms, name = found or (0, "")
+        sample_format = samples.sample_format(content_type)
+        result = None
+        if audio.size and not self._av_missing:
+            result = await self._measure(audio, account, sample_format is not None)
+        if sample_format is None:
+            return Measured(result[0] if result else 0, content_type)
+        if result is None and audio.size:
+            return Measured(0, content_type)  # a declared type must not make unmeasurable audio cheaper
+        ms, name = result or (0, "")
         if name:
-            return Measured(ms, _TYPES.get(name, _ANY))
-        return Measured(max(ms, -(-audio.size * 1000 // (bare[0] * bare[1]))), content_type)
+            return Measured(ms, _CONTENT_TYPES.get(name, UNKNOWN))
+        return Measured(max(ms, -(-audio.size * 1000 // (sample_format[0] * sample_format[1]))), content_type)
 
     async def aclose(self) -> None:
         """Ends the processes."""
@@ -88,37 +86,37 @@ class Measurer:
             await worker.end()
         self._idle.clear()
 
-    async def _in_turn(self, audio: AudioSource, account: str, raw: bool) -> tuple[int, str] | None:
-        turn = self._turns.setdefault(account, _Turn())
-        turn.waiting += 1
+    async def _measure(self, audio: AudioSource, account: str, raw: bool) -> tuple[int, str] | None:
+        account_lock = self._locks.setdefault(account, _AccountLock())
+        account_lock.users += 1
         try:
-            async with turn.lock, self._places:
-                return await self._ask(audio, raw)
+            async with account_lock.lock, self._free_workers:
+                return await self._request(audio, raw)
         finally:
-            turn.waiting -= 1
-            if not turn.waiting:
-                del self._turns[account]
+            account_lock.users -= 1
+            if not account_lock.users:
+                del self._locks[account]
 
-    async def _ask(self, audio: AudioSource, raw: bool) -> tuple[int, str] | None:
-        """What the demuxer found; None if it failed."""
+    async def _request(self, audio: AudioSource, raw: bool) -> tuple[int, str] | None:
+        """The demuxer's answer; None if it failed."""
         worker = self._idle.pop() if self._idle else None
         try:
             if worker is None or not worker.alive:
                 worker = await _Worker.start()
             async with asyncio.timeout(self._timeout):
-                answer = await worker.ask(audio, raw)
+                answer = await worker.request(audio, raw)
         except TimeoutError:
             log.warning("audio of %d bytes could not be measured within %g s", audio.size, self._timeout)
         except (EOFError, OSError, ValueError) as error:
             log.warning("audio of %d bytes could not be measured: %s", audio.size, type(error).__name__)
-        except _MissingError:
-            self._missing = True
+        except _AvMissingError:
+            self._av_missing = True
             log.warning(
                 "PyAV is not installed, so audio can't be measured and its maximum cost is reserved. Run: %s",
                 install_command("sandbox"),
             )
         else:
-            if worker.served < _RECYCLE:
+            if worker.served < _MAX_FILES_PER_WORKER:
                 self._idle.append(worker)
                 worker = None
             return answer
@@ -128,18 +126,18 @@ class Measurer:
         return None
 
 
-class _Turn:
-    """An account's audio: one at a time."""
+class _AccountLock:
+    """Lets one file of an account be measured at a time; `users` hold the lock or wait for it."""
 
-    __slots__ = ("lock", "waiting")
+    __slots__ = ("lock", "users")
 
     def __init__(self) -> None:
         self.lock = asyncio.Lock()
-        self.waiting = 0
+        self.users = 0
 
 
-class _MissingError(Exception):
-    """The demuxer is not installed."""
+class _AvMissingError(Exception):
+    """PyAV is not installed."""
 
 
 class _Worker:
@@ -151,10 +149,11 @@ class _Worker:
 
     @classmethod
     async def start(cls) -> _Worker:
-        """Starts a process; returns when it is ready.
+        """Starts a process and waits until it is ready.
 
         Raises:
-            _MissingError: the demuxer is not installed; OSError, EOFError, TimeoutError: no start.
+            _AvMissingError: PyAV is not installed.
+            OSError, EOFError, TimeoutError: the process did not start.
         """
         process = await asyncio.create_subprocess_exec(
             sys.executable,
@@ -169,7 +168,7 @@ class _Worker:
         try:
             async with asyncio.timeout(START_TIMEOUT):
                 if not (await worker._line()).get("ready"):
-                    raise _MissingError
+                    raise _AvMissingError
         except BaseException:
             await worker.end()
             raise
@@ -180,9 +179,9 @@ class _Worker:
         """Whether the process is running."""
         return self._process.returncode is None
 
-    async def ask(self, audio: AudioSource, raw: bool) -> tuple[int, str]:
-        """The length in milliseconds and the format's name; the name of what is labelled as samples is empty
-        unless the format is certain.
+    async def request(self, audio: AudioSource, raw: bool) -> tuple[int, str]:
+        """The length in milliseconds and the format's name; with `raw` (declared as bare samples), the name
+        is empty unless the format is certain.
 
         Raises:
             OSError, EOFError, ValueError: the process died.
@@ -200,7 +199,7 @@ class _Worker:
         return int(answer["ms"]), str(answer["format"])
 
     async def end(self) -> None:
-        """Kills it, and waits for its end."""
+        """Kills the process and waits for its end."""
         if self._process.returncode is None:
             self._process.kill()
         await self._process.wait()
@@ -211,5 +210,5 @@ class _Worker:
         line = await stdout.readline()
         if not line:
             raise EOFError
-        found: dict[str, Any] = json.loads(line)
-        return found
+        answer: dict[str, Any] = json.loads(line)
+        return answer

@@ -1,4 +1,4 @@
-"""Parses media types as callers write them: in forms, in `data:` URIs and in gRPC messages."""
+"""Parses media types (RFC 9110) as callers write them in forms, `data:` URIs and gRPC messages."""
 
 from __future__ import annotations
 
@@ -6,22 +6,22 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-LONGEST = 1024
-"""Characters of a media type whose parameters are read."""
+MAX_LENGTH = 1024
+"""Characters of a media type; the parameters of a longer one are not read."""
 
 _NAME = r"[!#$%&'*+.^_`|~0-9A-Za-z-]++"
 _VALUE = r'"(?:[^"\\]|\\.)*+"|[^;"]*+'
 _PARAMETER = re.compile(rf"\s*+;\s*+(?:({_NAME})\s*+=\s*+({_VALUE}))?+\s*+", re.DOTALL)
 _ESCAPE = re.compile(r"\\(.)", re.DOTALL)
-_NOT_OF_THE_MEDIA = frozenset({"charset", "name", "filename"})
-"""Parameters that some HTTP libraries add to every part, and that say nothing about the media."""
+_IGNORED_PARAMETERS = frozenset({"charset", "name", "filename"})
+"""Parameters that some HTTP libraries add to every part of a form; they do not describe the media."""
 
 
 @dataclass(frozen=True, slots=True)
 class MediaType:
     """A media type: its name in lower case, such as audio/pcm, and its parameters.
 
-    `parameters` are None if they can't be read or one of them is given twice.
+    `parameters` is None if they can't be parsed or one of them is given twice.
     """
 
     name: str
@@ -31,23 +31,23 @@ class MediaType:
 def parse(text: str) -> MediaType:
     """The media type in `text`, by RFC 9110, section 5.6.6: values may be quoted, parameters empty.
 
-    Unquoted values may have any characters but `;` and `"`, such as the comma of codecs=vp8,opus. White space
-    around names and values is ignored. Parameters that say nothing about the media, such as a charset, are
-    left out.
+    Unquoted values may have any characters except `;` and `"`, such as the comma of codecs=vp8,opus. White
+    space around names and values is ignored. Parameters that do not describe the media, such as a charset,
+    are left out.
     """
-    written, semicolon, _ = text.partition(";")
-    name = "".join(written.split()).lower()
+    type_text, semicolon, _ = text.partition(";")
+    name = "".join(type_text.split()).lower()
     parameters: dict[str, str] = {}
-    place = len(written)
-    if len(text) > LONGEST and semicolon:
+    position = len(type_text)
+    if len(text) > MAX_LENGTH and semicolon:
         return MediaType(name, None)
-    while place < len(text):
-        match = _PARAMETER.match(text, place)
+    while position < len(text):
+        match = _PARAMETER.match(text, position)
         if match is None:
             return MediaType(name, None)
-        place = match.end()
+        position = match.end()
         key = (match[1] or "").lower()
-        if not key or key in _NOT_OF_THE_MEDIA:
+        if not key or key in _IGNORED_PARAMETERS:
             continue
         if key in parameters:
             return MediaType(name, None)

@@ -1,9 +1,8 @@
-"""Limits the bytes of media: of one owner, of all owners, and by the disk space that the ledger
-needs.
+"""Limits the stored bytes of media: per owner, in total, and by the disk space that the ledger needs.
 
-`pomelo.media.store` counts every byte here before it is written. A process counts exactly what it stores and
-deletes itself; what other processes did in the same folder is known from the last scan. The free
-disk space is read from the operating system, so it is exact for all processes.
+Bytes are counted before they are written. A process counts exactly what it stores and deletes itself; it
+learns from the last scan what other processes did in the same folder. The free disk space is read from the
+operating system, so it is exact for all processes.
 """
 
 from __future__ import annotations
@@ -23,29 +22,30 @@ BLOCK = 4096
 _MIB = 1024 * 1024
 _GIB = 1024 * _MIB
 
-RESERVE = 512 * _MIB
-"""The default of the disk bytes that media leave free; a tenth of the disk if that is less."""
+DEFAULT_RESERVE = 512 * _MIB
+"""Disk bytes that media leave free by default; a tenth of the disk if that is less."""
 
-_LEAST_FILES = 1024
-"""Files that media leave free on a file system that can run out of them."""
+_MIN_FREE_FILES = 1024
+"""Files that media leave free on a file system with a fixed number of them."""
 
-_LOG_EVERY = 60.0
+_LOG_INTERVAL = 60.0
+"""Seconds between two log lines about missing space."""
 
 log = logging.getLogger("pomelo.media")
 
 
 @dataclass(frozen=True, slots=True)
 class MediaLimits:
-    """Limits in bytes: `total` for all media, `account` for those of one account and mode;
-    `reserve` stays free on the disk for the ledger (None: RESERVE)."""
+    """Limits in bytes: `total` for all media, `account` for those of one account and mode; `reserve` stays
+    free on the disk for the ledger (None: DEFAULT_RESERVE)."""
 
     total: int = 10 * _GIB
     account: int = _GIB
     reserve: int | None = None
 
 
-def blocks(size: int) -> int:
-    """Bytes that a file of `size` bytes takes on the disk."""
+def disk_size(size: int) -> int:
+    """Bytes that a file of `size` bytes occupies on the disk."""
     return -(-size // BLOCK) * BLOCK
 
 
@@ -60,26 +60,20 @@ class Quota:
         self._logged = float("-inf")
 
     def stored(self, owner: bytes) -> int:
-        """Bytes that an owner's media take up."""
+        """Bytes that an owner's media occupy."""
         return self._stored.get(owner, 0)
 
     def add(self, owner: bytes, size: int) -> None:
-        """Adds `size` bytes that are about to be stored.
+        """Counts `size` bytes that are about to be stored.
 
         Raises:
-            PomeloError: payload_too_large (the owner's bytes), store_unavailable (all media);
-                nothing was counted.
+            PomeloError: payload_too_large (the owner's limit), store_unavailable (the total); nothing was
+                counted.
         """
         if size <= 0:
             return
-        used, limits = self.stored(owner), self._limits
-        if used + size > limits.account:
-            raise _full(used, limits.account, "Wait until some expire, or send less")
-        if self._total + size > limits.total:
-            raise self._no_room(
-                f"media take up {self._total:,} bytes, and POMELO_MEDIA_LIMIT is {limits.total:,}"
-            )
-        self._stored[owner] = used + size
+        self._check(owner, size, size, "Wait until some expire, or send less")
+        self._stored[owner] = self.stored(owner) + size
         self._total += size
 
     def remove(self, owner: bytes, size: int) -> None:
@@ -92,30 +86,34 @@ class Quota:
         self._total = max(0, self._total - size)
 
     def load(self, stored: Mapping[bytes, int]) -> None:
-        """Replaces the counts with those that a scan of the folder found."""
+        """Replaces the counts with those of a scan of the folder."""
         self._stored = {owner: size for owner, size in stored.items() if size > 0}
         self._total = sum(self._stored.values())
 
     def check_answer(self, owner: bytes, size: int) -> None:
-        """Refuses a task whose answer, about `size` bytes, has no room, before a provider is paid.
+        """Refuses a task before a provider is paid if there is no space for its answer of about `size` bytes.
 
         Raises:
-            PomeloError: payload_too_large (the owner's bytes), store_unavailable (all media, or the
-                disk).
+            PomeloError: payload_too_large (the owner's limit), store_unavailable (the total, or the disk).
         """
-        used, limits = self.stored(owner), self._limits
         # An estimate above a small limit must not refuse every answer.
-        if used + min(size, max(limits.account // 4, BLOCK)) > limits.account:
-            raise _full(
-                used,
-                limits.account,
-                "Wait until some expire, or ask for response_format b64_json without an Idempotency-Key",
-            )
-        if self._total + min(size, max(limits.total // 4, BLOCK)) > limits.total:
-            raise self._no_room(
-                f"media take up {self._total:,} bytes, and POMELO_MEDIA_LIMIT is {limits.total:,}"
-            )
+        account_size = min(size, max(self._limits.account // 4, BLOCK))
+        total_size = min(size, max(self._limits.total // 4, BLOCK))
+        remedy = "Wait until some expire, or ask for response_format b64_json without an Idempotency-Key"
+        self._check(owner, account_size, total_size, remedy)
         self.check_disk(size)
+
+    def _check(self, owner: bytes, account_size: int, total_size: int, remedy: str) -> None:
+        used, limits = self.stored(owner), self._limits
+        if used + account_size > limits.account:
+            raise PomeloError(
+                "payload_too_large",
+                f"The media of this account occupy {used:,} of {limits.account:,} bytes. {remedy}",
+            )
+        if self._total + total_size > limits.total:
+            raise self._no_space(
+                f"media occupy {self._total:,} bytes, and POMELO_MEDIA_LIMIT is {limits.total:,}"
+            )
 
     def check_disk(self, size: int) -> None:
         """Refuses `size` bytes if the disk's free space would fall below the reserve.
@@ -129,31 +127,25 @@ class Quota:
             raise PomeloError("store_unavailable") from error
         reserve = self._limits.reserve
         if reserve is None:
-            reserve = min(RESERVE, disk.f_blocks * disk.f_frsize // 10)
+            reserve = min(DEFAULT_RESERVE, disk.f_blocks * disk.f_frsize // 10)
         free = disk.f_bavail * disk.f_frsize
         if free - size < reserve:
-            raise self._no_room(
+            raise self._no_space(
                 f"{free:,} bytes are free on the disk of {self._folder}, and POMELO_DISK_RESERVE keeps "
                 f"{reserve:,} of them for the ledger"
             )
-        if reserve and disk.f_files and disk.f_favail < _LEAST_FILES:
-            raise self._no_room(f"the disk of {self._folder} can hold only {disk.f_favail:,} files more")
+        if reserve and disk.f_files and disk.f_favail < _MIN_FREE_FILES:
+            raise self._no_space(f"the disk of {self._folder} can hold only {disk.f_favail:,} more files")
 
-    def _no_room(self, reason: str) -> PomeloError:
+    def _no_space(self, reason: str) -> PomeloError:
         """Logs the reason, at most once a minute, and returns the error."""
         now = time.monotonic()
-        if now - self._logged >= _LOG_EVERY:
+        if now - self._logged >= _LOG_INTERVAL:
             self._logged = now
-            log.warning("Media are refused: %s", reason)
-        return no_room()
+            log.warning("Refused to store media: %s", reason)
+        return no_space()
 
 
-def no_room() -> PomeloError:
-    """The error of a disk that has no room for media."""
+def no_space() -> PomeloError:
+    """The error of a full disk, or of media that have reached their total limit."""
     return PomeloError("store_unavailable", "No space is left for media. Retry later")
-
-
-def _full(used: int, limit: int, remedy: str) -> PomeloError:
-    return PomeloError(
-        "payload_too_large", f"The media of this account take up {used:,} of {limit:,} bytes. {remedy}"
-    )

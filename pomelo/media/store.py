@@ -1,124 +1,42 @@
-"""Pictures and sounds on the local disk: spooled as they come, owned, expiring, given out by signed links.
+"""Images and audio on the local disk: written as they arrive, owned by an account, deleted when they expire.
 
-A file's id contains its owner's tag, encrypted, so that no index is needed; a file expires by its
-age. `pomelo.media.quota` limits what each owner stores.
+A file's id contains its owner's tag (`pomelo.media.links`), so no index is needed; a file expires by its age.
+`pomelo.media.quota` limits what each owner stores.
 """
 
 from __future__ import annotations
 
 import asyncio
-import base64
-import hashlib
-import hmac
 import os
 import re
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager, suppress
-from functools import partial
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
-from typing import BinaryIO
 
-from pomelo.call import Call, Principal
-from pomelo.errors import PomeloError, invalid
+from pomelo.errors import PomeloError
 from pomelo.gen.v1.media_pb2 import Media
-from pomelo.ids import new_id
-from pomelo.media.audio import BIG_ENDIAN_TYPES, RATES, raw_type
-from pomelo.media.images import image_type
-from pomelo.media.media_types import parse
-from pomelo.media.quota import MediaLimits, Quota, blocks, no_room
-from pomelo.secrets import derive_key
-from pomelo.turns import Turn, Turns
+from pomelo.media.content_types import CONTENT_TYPES, EXTENSIONS, sniff
+from pomelo.media.links import LinkSigner, MediaIds
+from pomelo.media.quota import MediaLimits, Quota, disk_size, no_space
 
-PIECE = 256 * 1024
-"""Bytes of a download's piece."""
+_BUFFER_SIZE = 64 * 1024
+"""Bytes that are buffered before they are written; a hundred concurrent uploads are nothing unusual."""
 
-_LATE = 30.0
-"""Seconds that a request's upload is kept after the request's deadline."""
+_PREFIX = "media_"
+_PARTIAL_PREFIX = ".part_"
 
-_GATHERED = 64 * 1024
-"""Bytes that are gathered before they are written; a hundred uploads at once are nothing unusual."""
-
-_ENDINGS = {
-    "image/png": "png",
-    "image/jpeg": "jpg",
-    "image/webp": "webp",
-    "audio/mpeg": "mp3",
-    "audio/wav": "wav",
-    "audio/ogg": "ogg",
-    "audio/flac": "flac",
-    "audio/mp4": "m4a",
-    "audio/webm": "webm",
-    "audio/basic": "ulaw",
-    "audio/x-alaw-basic": "alaw",
-    "application/octet-stream": "bin",
-}
-_ENDINGS |= {f"audio/pcm;rate={rate}": f"pcm{rate}" for rate in RATES}
-_ENDINGS |= {name: f"be{rate}" for rate, name in BIG_ENDIAN_TYPES.items()}
-_LAYER_3 = (b"\xfb", b"\xfa", b"\xf3", b"\xf2", b"\xe3", b"\xe2")
-_TYPES = {ending: content_type for content_type, ending in _ENDINGS.items()}
-_ALIASES = {
-    "audio/mp3": "audio/mpeg",
-    "audio/x-wav": "audio/wav",
-    "audio/wave": "audio/wav",
-    "audio/x-flac": "audio/flac",
-    "audio/x-m4a": "audio/mp4",
-    "audio/opus": "audio/ogg",
-    "image/jpg": "image/jpeg",
-}
-_NAME = "media_"
-_PART = ".part_"
-_TAG = 10
-"""Bytes of an owner's tag."""
-
-_PART_LIFETIME = 900
-"""Seconds without a write after which a partial file has no writer: longer than any call may
-last."""
+_PARTIAL_LIFETIME = 900
+"""Seconds without a write after which a partial file has no writer: longer than any call may last."""
 
 _ID = re.compile(r"media_([0-9a-z]{26})([0-9a-z]{16})\.([0-9a-z]{1,8})")
-_STEM = re.compile(r"(?:media_|\.part_)([0-9a-z]{26})([0-9a-z]{16})")
-_QUERY = re.compile(r"exp=([0-9]{1,12})&sig=([A-Za-z0-9_-]{43})")
-
-
-def sniff(content_type: str, head: bytes) -> str:
-    """The content type to store media with: that of the first 16 bytes, else `content_type` if
-    known.
-
-    Recognized bytes override the given type. Raw samples have no signature, so their type is
-    trusted here; `pomelo.media.duration` checks whether they are another format. Any
-    other type becomes application/octet-stream: an arbitrary type that a caller sent is never
-    served back.
-
-    Raises:
-        PomeloError: invalid_parameter; raw samples that no provider takes.
-    """
-    image = image_type(head)
-    if image is not None and image in _ENDINGS:
-        return image
-    if head[:4] == b"RIFF":
-        return "audio/wav" if head[8:12] == b"WAVE" else "application/octet-stream"
-    if head.startswith(b"OggS"):
-        return "audio/ogg"
-    if head.startswith(b"fLaC"):
-        return "audio/flac"
-    if head[4:8] == b"ftyp":
-        return "audio/mp4"
-    if head.startswith(b"\x1aE\xdf\xa3"):
-        return "audio/webm"
-    named = parse(content_type)
-    if (samples := raw_type(named)) is not None:
-        return samples
-    if head.startswith(b"ID3") or (head[:1] == b"\xff" and head[1:2] in _LAYER_3):
-        return "audio/mpeg"
-    name = _ALIASES.get(named.name, named.name)
-    return name if name in _ENDINGS else "application/octet-stream"
 
 
 class MediaWriter:
     """A media file being written; a context manager that deletes the file unless it is committed.
 
-    `owner` is an account and a mode, as `Principal.owner` names them; `limit` is the most bytes it may have.
+    `owner` is an account and a mode, as in `Principal.owner`; `limit` is the maximum size in bytes.
     """
 
     def __init__(self, store: MediaStore, owner: str, content_type: str, limit: int | None = None) -> None:
@@ -126,10 +44,11 @@ class MediaWriter:
         self._content_type = content_type
         self._limit = limit
         self._head = b""
-        self._stem, self.tag = store.new_stem(owner)
-        self._temporary = store.folder / f"{_PART}{self._stem}"
+        self.owner_tag = store.ids.owner_tag(owner)
+        self._stem = store.ids.new_stem(self.owner_tag)
+        self._temporary = store.folder / f"{_PARTIAL_PREFIX}{self._stem}"
         self._descriptor: int | None = None
-        self._gathered = bytearray()
+        self._buffer = bytearray()
         self._flushed = 0
         self.counted = 0
         """Bytes that the quota counts for this file until it is committed or closed."""
@@ -139,46 +58,46 @@ class MediaWriter:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self, error_type: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
 
     def close(self) -> None:
         """Discards the file unless it was committed. Idempotent; raises nothing."""
-        self._gathered.clear()
+        self._buffer.clear()
         if self._descriptor is not None:
             with suppress(OSError):
                 self._temporary.unlink(missing_ok=True)
             with suppress(OSError):
                 os.close(self._descriptor)
             self._descriptor = None
-        self._store.parts.pop(self._temporary.name, None)
-        self._store.quota.remove(self.tag, self.counted)
+        self._store.partial.pop(self._temporary.name, None)
+        self._store.quota.remove(self.owner_tag, self.counted)
         self.counted = 0
 
     def write(self, data: bytes) -> None:
-        """Appends bytes, through a buffer. They are first counted toward the owner's quota.
+        """Appends bytes, through a buffer, after counting them toward the owner's quota.
 
         Raises:
-            PomeloError: payload_too_large (the file, or all that the owner stores), store_unavailable. The
-                file can't be completed then.
+            PomeloError: payload_too_large (the file, or all media of the owner), store_unavailable. The file
+                can't be completed then.
         """
         size = self.size + len(data)
         if self._limit is not None and size > self._limit:
             raise PomeloError(
                 "payload_too_large", f"The file is larger than {self._limit:,} bytes. Send less"
             )
-        more = blocks(size) - self.counted
-        self._store.quota.add(self.tag, more)
+        more = disk_size(size) - self.counted
+        self._store.quota.add(self.owner_tag, more)
         self.counted += more
-        self._store.parts[self._temporary.name] = self
+        self._store.partial[self._temporary.name] = self
         if len(self._head) < 16:
             self._head += data[:16]
-        if len(data) >= _GATHERED:
+        if len(data) >= _BUFFER_SIZE:
             self._flush(data)
         else:
-            self._gathered += data
-            if len(self._gathered) >= _GATHERED:
+            self._buffer += data
+            if len(self._buffer) >= _BUFFER_SIZE:
                 self._flush()
         self.size = size
 
@@ -188,21 +107,21 @@ class MediaWriter:
         Raises:
             PomeloError: store_unavailable.
         """
-        pieces = []
-        at = 0
+        chunks = []
+        position = 0
         try:
-            while at < self._flushed and self._descriptor is not None:
-                piece = os.pread(self._descriptor, self._flushed - at, at)
-                if not piece:
+            while position < self._flushed and self._descriptor is not None:
+                chunk = os.pread(self._descriptor, self._flushed - position, position)
+                if not chunk:
                     raise PomeloError("store_unavailable")
-                pieces.append(piece)
-                at += len(piece)
+                chunks.append(chunk)
+                position += len(chunk)
         except OSError as error:
             raise PomeloError("store_unavailable") from error
-        return b"".join((*pieces, self._gathered))[: self.size]
+        return b"".join((*chunks, self._buffer))[: self.size]
 
     def commit(self, lifetime: float | None = None) -> Media:
-        """Closes and publishes the file; returns it with its link. It expires after `lifetime`
+        """Closes and publishes the file, and returns its description with a link. It expires after `lifetime`
         seconds, if that is less than the store's lifetime.
 
         Raises:
@@ -210,62 +129,62 @@ class MediaWriter:
         """
         store = self._store
         content_type = sniff(self._content_type, self._head)
-        media_id = f"{_NAME}{self._stem}.{_ENDINGS.get(content_type, 'bin')}"
-        life = store.lifetime if lifetime is None else min(lifetime, store.lifetime)
+        media_id = f"{_PREFIX}{self._stem}.{EXTENSIONS[content_type]}"
+        if lifetime is None or lifetime > store.lifetime:
+            lifetime = store.lifetime
         self._flush()
         now = store.now()
         try:
             assert self._descriptor is not None
-            os.utime(self._descriptor, (now, now + life - store.lifetime))
-            store.publish(self._temporary, media_id, self.tag, self.counted)
+            os.utime(self._descriptor, (now, now + lifetime - store.lifetime))
+            store.publish(self._temporary, media_id, self.owner_tag, self.counted)
         except OSError as error:
-            raise no_room() from error
+            raise no_space() from error
         with suppress(OSError):
             os.close(self._descriptor)
         self._descriptor = None
         self.counted = 0  # the store counts it now
-        return store.describe(media_id, content_type, self.size, now + life)
+        return store.describe(media_id, content_type, self.size, now + lifetime)
 
     def _flush(self, more: bytes = b"") -> None:
-        """Writes the buffer and `more`; creates the file if there is none yet."""
-        self._store.quota.check_disk(len(self._gathered) + len(more))
+        """Writes the buffer and `more`; creates the file if it does not exist yet."""
+        self._store.quota.check_disk(len(self._buffer) + len(more))
         try:
             if self._descriptor is None:
-                self._store.parts[self._temporary.name] = self
+                self._store.partial[self._temporary.name] = self
                 flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
                 self._descriptor = os.open(self._temporary, flags, 0o600)
-            while self._gathered:
-                written = os.write(self._descriptor, self._gathered)
+            while self._buffer:
+                written = os.write(self._descriptor, self._buffer)
                 self._flushed += written
-                del self._gathered[:written]
+                del self._buffer[:written]
             rest = memoryview(more)
             while rest:
                 written = os.write(self._descriptor, rest)
                 self._flushed += written
                 rest = rest[written:]
         except OSError as error:
-            raise no_room() from error
+            raise no_space() from error
 
 
-class _Scan:
-    """What a scan of the folder found: names, and bytes by owner."""
+class _ScanResult:
+    """The names of the files in the folder, their bytes by owner, and the number of deleted files."""
 
     def __init__(self) -> None:
         self.names: set[str] = set()
         self.stored: dict[bytes, int] = {}
         self.deleted = 0
 
-    def count(self, name: str, owner: bytes, size: int) -> None:
+    def count(self, name: str, owner_tag: bytes, size: int) -> None:
         self.names.add(name)
-        self.stored[owner] = self.stored.get(owner, 0) + size
+        self.stored[owner_tag] = self.stored.get(owner_tag, 0) + size
 
 
 class MediaStore:
     """The folder of media. `lifetime` is in seconds, for the file and for its links.
 
-    `public_url` is where links point, without a slash at its end; it may be set once the server
-    listens. An owner is an account and a mode, as in `Principal.owner`. Only the scan may run in
-    another thread.
+    `public_url` is the base URL of links, without a slash at its end; it may be set once the server listens.
+    An owner is an account and a mode, as in `Principal.owner`. Only the scan may run in another thread.
     """
 
     def __init__(
@@ -283,12 +202,12 @@ class MediaStore:
         self.lifetime = lifetime
         self.now = now
         self.quota = Quota(folder, limits or MediaLimits())
-        self.parts: dict[str, MediaWriter] = {}
+        self.partial: dict[str, MediaWriter] = {}
         """The files that this process is writing, by name."""
         self._changes: list[tuple[str, bytes, int]] | None = None
         """Files published (bytes above 0) and deleted (below 0) since the running scan began."""
-        self._owner_key = derive_key(secret, "media owner")
-        self._link_key = derive_key(secret, "media link")
+        self.ids = MediaIds(secret)
+        self._links = LinkSigner(secret)
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
 
     def writer(self, owner: str, content_type: str, limit: int | None = None) -> MediaWriter:
@@ -296,38 +215,39 @@ class MediaStore:
         return MediaWriter(self, owner, content_type, limit)
 
     def check_answer(self, owner: str, size: int) -> None:
-        """Refuses a task whose answer, about `size` bytes, must be stored when there is no room.
+        """Refuses a task whose answer, about `size` bytes, must be stored, if there is no space for it.
 
         Raises:
             PomeloError: payload_too_large (the owner's media), store_unavailable (all media, or the disk).
         """
-        self.quota.check_answer(self._tag(owner), size)
+        self.quota.check_answer(self.ids.owner_tag(owner), size)
 
     def find(self, media_id: str, owner: str | None) -> tuple[Path, Media]:
-        """The file with this id, if it exists, has not expired, and is `owner`'s (None: anyone's).
+        """The file with this id, if it exists, has not expired and belongs to `owner` (None: to anyone).
 
         Raises:
             PomeloError: not_found, store_unavailable.
         """
         match = _ID.fullmatch(media_id)
-        if match is not None and match[3] in _TYPES:
-            unique, sealed, ending = match.groups()
-            if owner is None or hmac.compare_digest(sealed, self._seal(unique, self._tag(owner))):
-                path = self.folder / media_id
-                try:
-                    stat = path.stat()
-                except FileNotFoundError:
-                    pass
-                except OSError as error:
-                    raise PomeloError("store_unavailable") from error
-                else:
-                    expires = stat.st_mtime + self.lifetime
-                    if expires > self.now():
-                        return path, self.describe(media_id, _TYPES[ending], stat.st_size, expires)
-        raise PomeloError("not_found", "No such medium, or it has expired")
+        if match is None or match[3] not in CONTENT_TYPES:
+            raise no_such_media()
+        unique, encrypted_tag, extension = match.groups()
+        if owner is not None and not self.ids.is_owner(unique, encrypted_tag, owner):
+            raise no_such_media()
+        path = self.folder / media_id
+        try:
+            stat = path.stat()
+        except FileNotFoundError:
+            raise no_such_media() from None
+        except OSError as error:
+            raise PomeloError("store_unavailable") from error
+        expires = stat.st_mtime + self.lifetime
+        if expires <= self.now():
+            raise no_such_media()
+        return path, self.describe(media_id, CONTENT_TYPES[extension], stat.st_size, expires)
 
     def keep(self, media_id: str, seconds: float) -> None:
-        """Keeps a medium for so long from now, where that is longer than it lives anyway.
+        """Extends the lifetime of a file to `seconds` from now; never shortens it.
 
         Raises:
             PomeloError: store_unavailable.
@@ -341,57 +261,45 @@ class MediaStore:
             raise PomeloError("store_unavailable") from error
 
     def delete(self, media_id: str, owner: str) -> None:
-        """Deletes a file of `owner`, if it exists. Raises nothing: a file that stays expires."""
+        """Deletes a file of `owner`, if it exists. Raises nothing: a file that can't be deleted expires."""
         with suppress(PomeloError, OSError):
             path, media = self.find(media_id, owner)
             path.unlink()
-            self._note(media_id, self._tag(owner), -blocks(media.size_bytes))
-            self.quota.remove(self._tag(owner), blocks(media.size_bytes))
+            self._note(media_id, self.ids.owner_tag(owner), -disk_size(media.size_bytes))
+            self.quota.remove(self.ids.owner_tag(owner), disk_size(media.size_bytes))
 
-    def check(self, media_id: str, signature: str) -> None:
-        """Checks the query string of a link.
+    def check_link(self, media_id: str, query: str) -> None:
+        """Checks the query string of a signed link.
 
         Raises:
             PomeloError: not_found.
         """
-        match = _QUERY.fullmatch(signature)
-        if (
-            match is None
-            or int(match[1]) < self.now()
-            or not hmac.compare_digest(match[2], self._sign(media_id, match[1]))
-        ):
-            raise PomeloError("not_found", "The link is wrong or has expired")
+        self._links.check(media_id, query, self.now())
 
     def describe(self, media_id: str, content_type: str, size: int, expires: float) -> Media:
-        """The contract's words for a medium, with a link that lasts as long as the file."""
-        until = str(int(expires))
+        """The description of a file, with a link that lasts as long as the file."""
         media = Media(
             media_id=media_id,
-            url=f"{self.public_url}/media/{media_id}?exp={until}&sig={self._sign(media_id, until)}",
+            url=self.public_url + self._links.path(media_id, expires),
             content_type=content_type,
             size_bytes=size,
         )
         media.expire_time.seconds = int(expires)
         return media
 
-    def new_stem(self, owner: str) -> tuple[str, bytes]:
-        """The unique part of a new id, with its owner encrypted; and the owner's tag."""
-        unique, tag = new_id(""), self._tag(owner)
-        return unique + self._seal(unique, tag), tag
-
-    def publish(self, part: Path, media_id: str, owner: bytes, size: int) -> None:
-        """Renames a finished file to its id. `size` is what the quota counts for it.
+    def publish(self, partial: Path, media_id: str, owner_tag: bytes, size: int) -> None:
+        """Renames a finished file to its id. `size` is the number of bytes that the quota counts for it.
 
         Raises:
             OSError: it can't be renamed.
         """
-        os.replace(part, self.folder / media_id)  # noqa: PTH105 (one call, no new path)
-        self.parts.pop(part.name, None)
-        self._note(media_id, owner, size)
+        os.replace(partial, self.folder / media_id)  # noqa: PTH105 (one call, no new path)
+        self.partial.pop(partial.name, None)
+        self._note(media_id, owner_tag, size)
 
     async def refresh(self) -> int:
-        """Deletes expired files and partial files without a writer, recounts the rest, and returns
-        the number of files deleted. Runs in a thread; one scan at a time.
+        """Deletes expired files and partial files without a writer, recounts the rest, and returns the
+        number of deleted files. Scans in a thread; run one scan at a time.
 
         Raises:
             OSError: the folder can't be read.
@@ -401,159 +309,43 @@ class MediaStore:
             scan = await asyncio.to_thread(self._scan)
         finally:
             self._changes = None
-        for name, owner, size in changes:
+        for name, owner_tag, size in changes:
             if size > 0 and name not in scan.names:
-                scan.count(name, owner, size)
+                scan.count(name, owner_tag, size)
             elif size < 0 and name in scan.names:
                 scan.names.discard(name)
-                scan.stored[owner] += size
-        for writer in self.parts.values():
-            scan.stored[writer.tag] = scan.stored.get(writer.tag, 0) + writer.counted
+                scan.stored[owner_tag] += size
+        for name, writer in self.partial.items():
+            scan.count(name, writer.owner_tag, writer.counted)
         self.quota.load(scan.stored)
         return scan.deleted
 
-    def _scan(self) -> _Scan:
-        """Scans all media files. A file that can't be read or deleted does not stop the scan."""
+    def _scan(self) -> _ScanResult:
+        """Scans all files. A file that can't be read or deleted does not stop the scan."""
         now = self.now()
-        scan = _Scan()
+        scan = _ScanResult()
         with os.scandir(self.folder) as entries:
             for entry in entries:
                 name = entry.name
-                is_part = name.startswith(_PART)
-                if name in self.parts or not (is_part or name.startswith(_NAME)):
+                is_partial = name.startswith(_PARTIAL_PREFIX)
+                if name in self.partial or not (is_partial or name.startswith(_PREFIX)):
                     continue
-                # A part published since its name was read is missing, and is in the changes.
+                # A partial file published since its name was read is missing, and is in the changes.
                 with suppress(OSError):
                     stat = entry.stat(follow_symlinks=False)
-                    if stat.st_mtime + (_PART_LIFETIME if is_part else self.lifetime) <= now:
+                    if stat.st_mtime + (_PARTIAL_LIFETIME if is_partial else self.lifetime) <= now:
                         with suppress(OSError):
                             os.unlink(entry.path)  # noqa: PTH108 (a hundred thousand of them)
                             scan.deleted += 1
                             continue
-                    scan.count(name, self._owner_of(name), blocks(stat.st_size))
+                    scan.count(name, self.ids.tag_of(name), disk_size(stat.st_size))
         return scan
 
-    def _note(self, media_id: str, owner: bytes, size: int) -> None:
+    def _note(self, media_id: str, owner_tag: bytes, size: int) -> None:
         if self._changes is not None:
-            self._changes.append((media_id, owner, size))
-
-    def _tag(self, owner: str) -> bytes:
-        return hmac.digest(self._owner_key, f"owner {owner}".encode(), hashlib.sha256)[:_TAG]
-
-    def _seal(self, unique: str, tag: bytes) -> str:
-        """An owner's tag, encrypted for an id: ids do not reveal that they have the same owner.
-        Only Pomelo creates files, so an altered id names no file."""
-        return base64.b32encode(self._masked(unique, tag)).decode().lower()
-
-    def _owner_of(self, name: str) -> bytes:
-        """The owner's tag of a file, from its name; empty if the name has none."""
-        match = _STEM.match(name)
-        try:
-            return self._masked(match[1], base64.b32decode(match[2].upper())) if match is not None else b""
-        except ValueError:
-            return b""
-
-    def _masked(self, unique: str, tag: bytes) -> bytes:
-        mask = hmac.digest(self._owner_key, f"id {unique}".encode(), hashlib.sha256)
-        return bytes(a ^ b for a, b in zip(tag, mask[:_TAG], strict=True))
-
-    def _sign(self, media_id: str, until: str) -> str:
-        tag = hmac.digest(self._link_key, f"{media_id} {until}".encode(), hashlib.sha256)
-        return base64.urlsafe_b64encode(tag).decode().rstrip("=")
+            self._changes.append((media_id, owner_tag, size))
 
 
-class LocalMedia:
-    """The port `MediaService` over a `MediaStore`.
-
-    `authenticate` returns whose key a call carries; `upload_limit` is in bytes; `turns` are those
-    of the event loop.
-    """
-
-    def __init__(
-        self,
-        store: MediaStore,
-        authenticate: Callable[[Call], Awaitable[Principal]],
-        upload_limit: int = 50 * 1024 * 1024,
-        *,
-        turns: Turns,
-    ) -> None:
-        self._store = store
-        self._turns = turns
-        self._authenticate = authenticate
-        self._upload_limit = upload_limit
-
-    async def upload_media(self, content_type: str, chunks: AsyncIterator[bytes], call: Call) -> Media:
-        """See the port."""
-        owner = (await self._authenticate(call)).owner
-        turn = self._turns.stream()
-        with self._store.writer(owner, content_type, self._upload_limit) as writer:
-            async with _deadline(call):
-                async for chunk in chunks:
-                    if turn.over():
-                        await turn.next()
-                    writer.write(chunk)
-                    del chunk  # else it is held while the next one is waited for
-            if not writer.size:
-                raise invalid("audio", "a file of at least one byte")
-            if call.wire != "rest":
-                return writer.commit()
-            # It belongs to one request: no other can refer to it, and none can after its deadline.
-            media = writer.commit(max(0.0, call.deadline - time.monotonic()) + _LATE)
-            call.at_end.append(partial(self._store.delete, media.media_id, owner))
-            return media
-
-    @asynccontextmanager
-    async def download_media(
-        self, media_id: str, signature: str, call: Call
-    ) -> AsyncIterator[tuple[Media, _Pieces]]:
-        """See the port."""
-        if signature:
-            self._store.check(media_id, signature)
-            owner = None
-        else:
-            owner = (await self._authenticate(call)).owner
-        path, media = self._store.find(media_id, owner)
-        try:
-            file = path.open("rb")
-        except FileNotFoundError as error:  # it expired just now
-            raise PomeloError("not_found", "No such medium, or it has expired") from error
-        except OSError as error:
-            raise PomeloError("store_unavailable") from error
-        with file:
-            async with _deadline(call):
-                yield media, _Pieces(file, self._turns.stream())
-
-
-@asynccontextmanager
-async def _deadline(call: Call) -> AsyncIterator[None]:
-    try:
-        async with asyncio.timeout_at(call.deadline):
-            yield
-    except TimeoutError as error:
-        raise PomeloError("deadline_exceeded") from error
-
-
-class _Pieces(AsyncIterator[bytes]):
-    """The bytes of a file. Implements `pomelo.service.MediaBytes`."""
-
-    def __init__(self, file: BinaryIO, turn: Turn) -> None:
-        self._file = file
-        self._turn = turn
-
-    def skip(self, size: int) -> None:
-        """See the port."""
-        try:
-            self._file.seek(size, os.SEEK_CUR)
-        except OSError as error:
-            raise PomeloError("store_unavailable") from error
-
-    async def __anext__(self) -> bytes:
-        try:
-            piece = self._file.read(PIECE)
-        except OSError as error:
-            raise PomeloError("store_unavailable") from error
-        if not piece:
-            raise StopAsyncIteration
-        if self._turn.over():
-            await self._turn.next()
-        return piece
+def no_such_media() -> PomeloError:
+    """The error of a media file that doesn't exist, has expired, or belongs to another owner."""
+    return PomeloError("not_found", "No such media file, or it has expired. Check the media_id")

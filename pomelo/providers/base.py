@@ -12,7 +12,7 @@ from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from pomelo.catalog.catalog import Model, Route
 from pomelo.catalog.reported_cost import Report
@@ -27,6 +27,8 @@ from pomelo.providers.fitting import Fitting, Hook, fit
 __all__ = ["CALLER", "CODES", "AudioSource", "Event", "Fitting", "Job", "Options", "Probe", "Provider"]
 
 log = logging.getLogger("pomelo.providers")
+
+J = TypeVar("J", bound="Job")
 
 CALLER: ContextVar[str] = ContextVar("caller", default="")
 """The account for which a provider is called now; empty if it is for none. Connections are shared
@@ -156,7 +158,7 @@ def _guarded(hook: Hook, fitting: Fitting) -> None:
         raise PomeloError("provider_failed") from None
 
 
-def fitted(job: Job, hook: Hook | None) -> Job:
+def fitted(job: J, hook: Hook | None) -> J:
     """The job with its input as its route and the provider of `hook` take it."""
     given = job.input if job.given is None else job.given
     fitting = fit(given, job.model, job.route, hook, job.most_tokens)

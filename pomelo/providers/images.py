@@ -9,10 +9,10 @@ from collections.abc import Mapping
 from math import isfinite
 from typing import Any
 
-from pomelo.catalog.catalog import SIDE, Route
+from pomelo.catalog.catalog import DEFAULT_IMAGE_SIDE, Route
 from pomelo.gen.v1.image_pb2 import GeneratedImage, ImageFormat, ImageInput, ImageOutput, ImageProgress
 from pomelo.gen.v1.task_pb2 import TaskResult
-from pomelo.media.images import image_type
+from pomelo.media.content_types import image_type
 from pomelo.providers.base import Event
 from pomelo.providers.http.errors import malformed_response
 
@@ -49,7 +49,7 @@ def sides(given: ImageInput, route: Route) -> dict[str, int]:
     """Width and height in pixels; a side that the caller left open is the default in the route's range."""
     found = {}
     for name in ("width", "height"):
-        side = getattr(given, name) if given.HasField(name) else route.fit(name, SIDE)
+        side = getattr(given, name) if given.HasField(name) else route.fit(name, DEFAULT_IMAGE_SIDE)
         if side is not None:
             found[name] = side
     return found

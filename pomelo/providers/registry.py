@@ -20,7 +20,7 @@ from pydantic import BaseModel
 from pomelo.catalog.catalog import BUILTIN as BUILTIN_CATALOG
 from pomelo.catalog.catalog import Catalog
 from pomelo.catalog.check import routes, tables
-from pomelo.catalog.rows import LIMITS, RouteRow, meant, row_faults
+from pomelo.catalog.rows import LIMITS, RouteRow, row_faults, suggest
 from pomelo.catalog.toml_file import Fault, Keys, TomlFile
 from pomelo.providers import BUILTIN, GROUP, SANDBOX, Credentials
 from pomelo.providers.base import Probe, Provider
@@ -140,7 +140,7 @@ def _faults(files: Sequence[TomlFile], entries: Mapping[str, Entry]) -> Iterator
                 account = row.get("credentials")
                 if isinstance(account, str) and account and account not in known:
                     yield file.fault(
-                        (*keys, "credentials"), f"no provider is called {account}. {meant(account, known)}"
+                        (*keys, "credentials"), f"no provider is called {account}. {suggest(account, known)}"
                     )
         for name, row in tables(file, "models"):
             for index, route in routes(row):
@@ -157,7 +157,7 @@ def _faults(files: Sequence[TomlFile], entries: Mapping[str, Entry]) -> Iterator
                     )
                     yield from _route_faults(file, place, row, route, *declared)
                 else:
-                    said = f"no provider is called {provider[:100]}. {meant(provider, known)}"
+                    said = f"no provider is called {provider[:100]}. {suggest(provider, known)}"
                     yield file.fault((*place, "provider"), said)
 
 

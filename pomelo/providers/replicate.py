@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 from pydantic_core import to_json
 from yarl import URL
 
-from pomelo.catalog.catalog import SIDE
+from pomelo.catalog.catalog import DEFAULT_IMAGE_SIDE
 from pomelo.errors import PomeloError, Replay
 from pomelo.gen.v1.image_pb2 import ImageInput
 from pomelo.providers import Credentials
@@ -136,7 +136,9 @@ class Replicate:
     def fit_image(self, fitting: Fitting) -> None:
         """Replaces a size that the models don't make by the one with the nearest shape and area."""
         size = sides(fitting.input, fitting.route)
-        width, height = _nearest_size(size.get("width", SIDE), size.get("height", SIDE))
+        width, height = _nearest_size(
+            size.get("width", DEFAULT_IMAGE_SIDE), size.get("height", DEFAULT_IMAGE_SIDE)
+        )
         if fitting.get("width") is not None or fitting.get("height") is not None:
             fitting.replace("width", width, _TAKES)
             fitting.replace("height", height, _TAKES)
@@ -190,7 +192,9 @@ def request(job: Job) -> dict[str, Any]:
     """The model's input for an image job."""
     given: ImageInput = job.input
     size = sides(given, job.route)
-    width, height = _nearest_size(size.get("width", SIDE), size.get("height", SIDE))
+    width, height = _nearest_size(
+        size.get("width", DEFAULT_IMAGE_SIDE), size.get("height", DEFAULT_IMAGE_SIDE)
+    )
     aspect, megapixels = _SIZES[width, height]
     wanted = FORMATS[given.output_format]
     body: dict[str, Any] = {

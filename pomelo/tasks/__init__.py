@@ -1,4 +1,4 @@
-"""The kinds of task, one row each: how they are checked, named and folded."""
+"""The task types, one row each: validation, estimate and output."""
 
 from __future__ import annotations
 
@@ -11,5 +11,5 @@ TASK_TYPES: dict[TaskType.ValueType, TaskDefinition] = {
     TaskType.TASK_TYPE_IMAGE: image.DEFINITION,
     TaskType.TASK_TYPE_TEXT_TO_SPEECH: speech.TEXT_TO_SPEECH,
     TaskType.TASK_TYPE_SPEECH_TO_SPEECH: speech.SPEECH_TO_SPEECH,
-    TaskType.TASK_TYPE_SPEECH_TO_TEXT: transcription.KIND,
+    TaskType.TASK_TYPE_SPEECH_TO_TEXT: transcription.DEFINITION,
 }

@@ -1,37 +1,178 @@
-"""Checks that several kinds share: numbers in a range, lengths, enum values.
+"""The rules of every task type's input fields: type, range, length, choices and default; and their checks.
 
-Each raises `PomeloError` (missing_parameter, invalid_parameter, context_length_exceeded) naming the field.
+The table is plain data, so that validation, the OpenAPI description and the documentation can share it.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import inf
 from typing import Any
 
+from pomelo.catalog.catalog import DEFAULT_AUDIO_FORMAT, DEFAULT_IMAGE_SIDE
+from pomelo.catalog.voice_names import MAX_LENGTH as MAX_VOICE_CHARACTERS
 from pomelo.errors import PomeloError, invalid, missing
+from pomelo.gen.v1.task_pb2 import TaskType
+from pomelo.media.audio import RATES
 
+MAX_MESSAGES = 10_000
+MAX_PARTS = 100
+"""Parts of one message."""
+
+MAX_TOTAL_PARTS = 10_000
+"""Parts of all messages: checking one part costs as much as checking a short message."""
+
+MAX_STOPS = 4
+MAX_USER_CHARACTERS = 256
 MAX_SEED = 2**53 - 1
+MAX_SPEECH_SEED = 2**32 - 1
+MIN_SIDE, MAX_SIDE = 64, 2048
+MAX_SPEAKERS = 32
+
+MAX_CHARACTERS = 10_000
+"""Characters of a prompt or of a text to speak with the built-in models. A model's own limit applies."""
+
+AUDIO_FORMATS = frozenset(
+    [f"mp3_44100_{kbits}" for kbits in (32, 64, 96, 128, 192)]
+    + ["mp3_22050_32", "mp3_24000_48", "ulaw_8000", "alaw_8000"]
+    + [f"{codec}_{rate}" for codec in ("pcm", "wav") for rate in RATES]
+    + [f"opus_48000_{kbits}" for kbits in (32, 64, 96, 128, 192)]
+)
+"""The output formats of speech: codec, sample rate in Hz, kbit/s."""
 
 
-def within(message: Any, field: str, least: float, most: float, name: str = "") -> None:
-    """An optional number of `message` must be from `least` to `most`; absent is fine, NaN is not."""
-    if message.HasField(field) and not least <= getattr(message, field) <= most:
-        raise invalid(name or field, f"a number from {least:,} to {most:,}")
+@dataclass(frozen=True, slots=True)
+class FieldRule:
+    """The valid values of one field.
+
+    `type` is its JSON type. `minimum` and `maximum` are inclusive. A required field must not be empty.
+    `fields` are those of an object. `default` is None if the model or the provider decides.
+    """
+
+    type: str
+    required: bool = False
+    minimum: float | None = None
+    maximum: float | None = None
+    max_length: int | None = None
+    max_items: int | None = None
+    choices: tuple[str, ...] = ()
+    default: Any = None
+    fields: Mapping[str, FieldRule] | None = None
 
 
-def known(message: Any, field: str, enum: Any) -> None:
-    """An enum field must have a value of the contract (proto3 lets any number through)."""
+Rules = Mapping[str, FieldRule]
+"""Field name -> its rule."""
+
+_SHARE = FieldRule("number", minimum=0, maximum=1)
+_SIDE = FieldRule("integer", minimum=MIN_SIDE, maximum=MAX_SIDE, default=DEFAULT_IMAGE_SIDE)
+_SEED = FieldRule("integer", minimum=0, maximum=MAX_SEED)
+_PENALTY = FieldRule("number", minimum=-2, maximum=2)
+_STRING = FieldRule("string")
+_CHARACTERS = FieldRule("string", required=True, max_length=MAX_CHARACTERS)
+_RESPONSE_FORMAT = FieldRule("string", choices=("url", "b64_json"))
+
+TEXT_FIELDS: Rules = {
+    "messages": FieldRule("array", required=True, max_items=MAX_MESSAGES),
+    "max_tokens": FieldRule("integer", minimum=1),
+    "temperature": FieldRule("number", minimum=0, maximum=2),
+    "top_p": _SHARE,
+    "stop": FieldRule("array", max_items=MAX_STOPS),
+    "seed": _SEED,
+    "presence_penalty": _PENALTY,
+    "frequency_penalty": _PENALTY,
+    "user": FieldRule("string", max_length=MAX_USER_CHARACTERS),
+}
+
+IMAGE_FIELDS: Rules = {
+    "prompt": _CHARACTERS,
+    "width": _SIDE,
+    "height": _SIDE,
+    "num_inference_steps": FieldRule("integer", minimum=1, maximum=100),
+    "guidance_scale": FieldRule("number", minimum=0, maximum=20),
+    "seed": _SEED,
+    "output_format": FieldRule("string", choices=("png", "jpeg", "webp"), default="png"),
+    "response_format": _RESPONSE_FORMAT,
+}
+
+VOICE_SETTINGS_FIELDS: Rules = {
+    "stability": _SHARE,
+    "similarity_boost": _SHARE,
+    "style": _SHARE,
+    "use_speaker_boost": FieldRule("boolean"),
+    "speed": FieldRule("number", minimum=0.25, maximum=4),
+}
+
+SPEECH_FIELDS: Rules = {
+    "voice": FieldRule("string", required=True, max_length=MAX_VOICE_CHARACTERS),
+    "voice_settings": FieldRule("object", fields=VOICE_SETTINGS_FIELDS),
+    "output_format": FieldRule("string", choices=tuple(sorted(AUDIO_FORMATS)), default=DEFAULT_AUDIO_FORMAT),
+    "seed": FieldRule("integer", minimum=0, maximum=MAX_SPEECH_SEED),
+    "response_format": _RESPONSE_FORMAT,
+}
+"""The fields that text-to-speech and speech-to-speech share."""
+
+TEXT_TO_SPEECH_FIELDS: Rules = {"text": _CHARACTERS, **SPEECH_FIELDS, "language_code": _STRING}
+
+SPEECH_TO_SPEECH_FIELDS: Rules = {"audio": FieldRule("string", required=True), **SPEECH_FIELDS}
+
+SPEECH_TO_TEXT_FIELDS: Rules = {
+    "audio": FieldRule("string", required=True),
+    "language_code": _STRING,
+    "diarize": FieldRule("boolean", default=False),
+    "num_speakers": FieldRule("integer", minimum=1, maximum=MAX_SPEAKERS),
+    "timestamps": FieldRule("string", choices=("none", "word", "character"), default="word"),
+}
+
+FIELD_RULES: Mapping[TaskType.ValueType, Rules] = {
+    TaskType.TASK_TYPE_TEXT: TEXT_FIELDS,
+    TaskType.TASK_TYPE_IMAGE: IMAGE_FIELDS,
+    TaskType.TASK_TYPE_TEXT_TO_SPEECH: TEXT_TO_SPEECH_FIELDS,
+    TaskType.TASK_TYPE_SPEECH_TO_SPEECH: SPEECH_TO_SPEECH_FIELDS,
+    TaskType.TASK_TYPE_SPEECH_TO_TEXT: SPEECH_TO_TEXT_FIELDS,
+}
+
+
+def check_numbers(message: Any, rules: Rules, prefix: str = "") -> None:
+    """Refuses optional numbers of `message` that are out of range or NaN, in the order of `rules`. Error
+    messages name the field with `prefix` before it.
+
+    Raises:
+        PomeloError: invalid_parameter.
+    """
+    for field, rule in rules.items():
+        if rule.minimum is None or not message.HasField(field):
+            continue
+        maximum = inf if rule.maximum is None else rule.maximum
+        if not rule.minimum <= getattr(message, field) <= maximum:
+            expected = f"a whole number from {rule.minimum:,}"
+            if rule.maximum is not None:
+                expected = f"a number from {rule.minimum:,} to {rule.maximum:,}"
+            raise invalid(prefix + field, expected)
+
+
+def check_enum(message: Any, field: str, enum: Any) -> None:
+    """Refuses an unknown value of an enum field: proto3 accepts any number.
+
+    Raises:
+        PomeloError: invalid_parameter.
+    """
     if getattr(message, field) not in enum.values():
         raise invalid(field, "one of the documented values")
 
 
-def filled(message: Any, field: str, most: int) -> None:
-    """A required text must be there and have at most `most` characters."""
+def check_required_text(message: Any, field: str, max_length: int) -> None:
+    """Refuses a text that is empty or has more than `max_length` characters.
+
+    Raises:
+        PomeloError: missing_parameter, context_length_exceeded.
+    """
     text = getattr(message, field)
     if not text:
         raise missing(field)
-    if len(text) > most:
+    if len(text) > max_length:
         raise PomeloError(
             "context_length_exceeded",
-            f"{field} is longer than the {most:,} characters that the model takes. Shorten it",
+            f"{field} is longer than the {max_length:,} characters that the model takes. Shorten it",
             field=field,
         )

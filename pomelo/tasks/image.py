@@ -1,8 +1,8 @@
-"""Image tasks: the check of a prompt, its price's measure, and the folding of progress and picture."""
+"""Image tasks: validation, estimate and output of generated images."""
 
 from __future__ import annotations
 
-from pomelo.catalog.catalog import SIDE, Model, Route
+from pomelo.catalog.catalog import DEFAULT_IMAGE_SIDE, Model, Route
 from pomelo.catalog.pricing import Usage
 from pomelo.errors import PomeloError
 from pomelo.gen.v1.image_pb2 import GeneratedImage, ImageFormat, ImageInput
@@ -12,91 +12,83 @@ from pomelo.gen.v1.task_service_pb2 import StreamTaskResponse
 from pomelo.tasks.base import (
     MAX_INLINE_FALLBACK,
     AudioInfo,
+    Collector,
     CollectorContext,
     Estimate,
     TaskDefinition,
     max_inline,
     no_usage,
 )
-from pomelo.tasks.fields import MAX_SEED, filled, known, within
-
-SIDE_LEAST, SIDE_MOST = 64, 2048
+from pomelo.tasks.fields import IMAGE_FIELDS, check_enum, check_numbers, check_required_text
 
 
-def check(given: ImageInput, model: Model) -> None:
-    """Refuses what no image model could take.
+def check(task_input: ImageInput, model: Model) -> None:
+    """Refuses an input that no image model takes.
 
     Raises:
         PomeloError: missing_parameter, invalid_parameter, context_length_exceeded.
     """
-    filled(given, "prompt", model.limits.max_characters)
-    within(given, "width", SIDE_LEAST, SIDE_MOST)
-    within(given, "height", SIDE_LEAST, SIDE_MOST)
-    within(given, "num_inference_steps", 1, 100)
-    within(given, "guidance_scale", 0, 20)
-    within(given, "seed", 0, MAX_SEED)
-    known(given, "output_format", ImageFormat)
-    known(given, "response_format", ResponseFormat)
+    check_required_text(task_input, "prompt", model.limits.max_characters)
+    check_numbers(task_input, IMAGE_FIELDS)
+    check_enum(task_input, "output_format", ImageFormat)
+    check_enum(task_input, "response_format", ResponseFormat)
 
 
-def estimate(given: ImageInput, model: Model, route: Route, heard: AudioInfo) -> Estimate:
-    """One picture, of the size that the route's model makes of what is asked for."""
+def estimate(task_input: ImageInput, model: Model, route: Route, audio: AudioInfo) -> Estimate:
+    """One image, of the requested size or the default one that the route's model draws."""
     pixels = 1
     for name in ("width", "height"):
-        pixels *= getattr(given, name) if given.HasField(name) else route.fit(name, SIDE) or SIDE
-    used = Usage(images=1, pixels=pixels)
-    return Estimate(used, used, exact=True)
+        if task_input.HasField(name):
+            pixels *= getattr(task_input, name)
+        else:
+            pixels *= route.fit(name, DEFAULT_IMAGE_SIDE) or DEFAULT_IMAGE_SIDE
+    usage = Usage(images=1, pixels=pixels)
+    return Estimate(usage, usage, exact=True)
 
 
-class ImageCollector:
-    """Passes progress on; keeps the picture until the end."""
+class ImageCollector(Collector):
+    """Passes progress on, and keeps the image until the end."""
 
-    __slots__ = ("_folding", "_picture")
+    __slots__ = ("_context", "_image")
 
-    def __init__(self, folding: CollectorContext) -> None:
-        self._folding = folding
-        self._picture: GeneratedImage | None = None
+    def __init__(self, context: CollectorContext) -> None:
+        self._context = context
+        self._image: GeneratedImage | None = None
 
     def add(self, event: StreamTaskResponse) -> StreamTaskResponse | None:
-        """See Fold."""
         if event.HasField("image_progress"):
-            return event if self._folding.stream else None
+            return event if self._context.stream else None
         if event.result.image.images:
-            self._picture = event.result.image.images[0]
+            self._image = event.result.image.images[0]
         return None
 
     def finish(self, result: TaskResult) -> StreamTaskResponse | None:
-        """See Fold."""
-        picture = self._picture
-        if picture is None or not picture.data:
+        image = self._image
+        if image is None or not image.data:
             raise PomeloError("provider_failed")
-        wanted = self._folding.input.response_format
-        image = result.image.images.add(content_type=picture.content_type)
-        inline = len(picture.data) <= max_inline(wanted, stream=self._folding.stream)
+        response_format = self._context.input.response_format
+        output = result.image.images.add(content_type=image.content_type)
+        inline = len(image.data) <= max_inline(response_format, stream=self._context.stream)
         if inline:
-            image.data = picture.data
-        if wanted != ResponseFormat.RESPONSE_FORMAT_B64_JSON or not inline or self._folding.keep:
+            output.data = image.data
+        if response_format != ResponseFormat.RESPONSE_FORMAT_B64_JSON or not inline or self._context.keep:
             try:
-                with self._folding.writer(picture.content_type) as writer:
-                    writer.write(picture.data)
-                    image.media.CopyFrom(writer.commit())
+                with self._context.writer(image.content_type) as writer:
+                    writer.write(image.data)
+                    output.media.CopyFrom(writer.commit())
             except PomeloError:
-                # It was paid for: without room for a link, return it inline if it is small enough.
-                if self._folding.keep or len(picture.data) > MAX_INLINE_FALLBACK:
+                # It was paid for: without space for a link, return it inline if it is small enough.
+                if self._context.keep or len(image.data) > MAX_INLINE_FALLBACK:
                     raise
-                image.data = picture.data
+                output.data = image.data
         return None
 
     def used(self) -> tuple[Usage, bool]:
-        """See Fold."""
-        return self._folding.bound.maximum, True
-
-    def close(self) -> None:
-        """See Fold."""
+        return self._context.bound.maximum, True
 
 
-def media_size(given: ImageInput, bound: Estimate) -> int:
-    """The media size of images that can't be compressed."""
+def media_size(task_input: ImageInput, bound: Estimate) -> int:
+    """The bytes of an uncompressed image."""
     return 4 * bound.maximum.pixels
 
 

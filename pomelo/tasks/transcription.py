@@ -1,4 +1,4 @@
-"""Speech-to-text tasks: their check, their length, and the folding of a transcript."""
+"""Speech-to-text tasks: validation, estimate and output of a transcription."""
 
 from __future__ import annotations
 
@@ -12,89 +12,83 @@ from pomelo.errors import PomeloError
 from pomelo.gen.v1.speech_pb2 import SpeechToTextInput, Timestamps, Transcription
 from pomelo.gen.v1.task_pb2 import TaskResult
 from pomelo.gen.v1.task_service_pb2 import StreamTaskResponse
-from pomelo.tasks.base import AudioInfo, CollectorContext, Estimate, TaskDefinition, no_usage
-from pomelo.tasks.fields import known, within
+from pomelo.tasks.base import AudioInfo, Collector, CollectorContext, Estimate, TaskDefinition, no_usage
+from pomelo.tasks.fields import SPEECH_TO_TEXT_FIELDS, check_enum, check_numbers
 from pomelo.tasks.speech import check_audio, check_language
-
-SPEAKERS_MOST = 32
 
 log = logging.getLogger("pomelo.tasks")
 
 
-def check(given: SpeechToTextInput, model: Model) -> None:
-    """Refuses what no speech-to-text model could take.
+def check(task_input: SpeechToTextInput, model: Model) -> None:
+    """Refuses an input that no speech-to-text model takes.
 
     Raises:
         PomeloError: missing_parameter, invalid_parameter.
     """
-    check_audio(given.audio)
-    check_language(given.language_code)
-    within(given, "num_speakers", 1, SPEAKERS_MOST)
-    known(given, "timestamps", Timestamps)
+    check_audio(task_input.audio)
+    check_language(task_input.language_code)
+    check_numbers(task_input, SPEECH_TO_TEXT_FIELDS)
+    check_enum(task_input, "timestamps", Timestamps)
 
 
-def bound(given: SpeechToTextInput, model: Model, route: Route, heard: AudioInfo) -> Estimate:
-    """The length of the audio; in the end the provider reports it."""
-    used = Usage(audio_ms=heard.most(model))
-    return Estimate(used, used, heard_ms=heard.ms)
+def estimate(task_input: SpeechToTextInput, model: Model, route: Route, audio: AudioInfo) -> Estimate:
+    """The maximum length of the audio; the provider reports the actual one at the end."""
+    usage = Usage(audio_ms=audio.max_ms(model))
+    return Estimate(usage, usage, input_audio_ms=audio.ms)
 
 
-class TranscriptionCollector:
-    """Keeps the one result."""
+class TranscriptionCollector(Collector):
+    """Keeps the transcription until the end."""
 
-    __slots__ = ("_folding", "_transcription")
+    __slots__ = ("_context", "_transcription")
 
-    def __init__(self, folding: CollectorContext) -> None:
-        self._folding = folding
+    def __init__(self, context: CollectorContext) -> None:
+        self._context = context
         self._transcription: Transcription | None = None
 
     def add(self, event: StreamTaskResponse) -> StreamTaskResponse | None:
-        """See Fold."""
         if event.result.HasField("transcription"):
             self._transcription = event.result.transcription
         return None
 
     def finish(self, result: TaskResult) -> StreamTaskResponse | None:
-        """See Fold."""
         if self._transcription is None:
             raise PomeloError("provider_failed")
         output = result.transcription
         output.CopyFrom(self._transcription)
         output.language = iso_language(self._transcription.language)
         _repair_times(output)
-        bound = self._folding.bound
-        # Nobody may know the length; then the audio lasts at least until its last word ends.
-        ms = self._reported_ms() or min(bound.heard_ms, bound.maximum.audio_ms)
+        bound = self._context.bound
+        # If the length is unknown, the audio lasts at least until the end of its last word.
+        ms = self._reported_ms() or min(bound.input_audio_ms, bound.maximum.audio_ms)
         output.audio_seconds = ms / 1000 or max((word.end for word in output.words), default=0.0)
         return None
 
     def used(self) -> tuple[Usage, bool]:
-        """See Fold."""
-        bound = self._folding.bound
+        bound = self._context.bound
         if ms := self._reported_ms():
             return Usage(audio_ms=ms), True
-        return Usage(audio_ms=min(bound.heard_ms, bound.maximum.audio_ms) or bound.maximum.audio_ms), False
+        return Usage(
+            audio_ms=min(bound.input_audio_ms, bound.maximum.audio_ms) or bound.maximum.audio_ms
+        ), False
 
     def _reported_ms(self) -> int:
-        """The length that the provider reports; 0 if there is none, as for silence, or it is impossible."""
+        """The length that the provider reports; 0 if it is missing, as for silence, or impossible."""
         seconds = self._transcription.audio_seconds if self._transcription is not None else 0.0
         if not 0 < seconds < inf:  # false for NaN
             return 0
-        if seconds * 1000 > self._folding.bound.maximum.audio_ms:
+        if seconds * 1000 > self._context.bound.maximum.audio_ms:
             log.warning(
                 "a provider reported %g s of audio that has at most %d ms",
                 seconds,
-                self._folding.bound.maximum.audio_ms,
+                self._context.bound.maximum.audio_ms,
             )
             return 0
         return ceil(seconds * 1000)
 
-    def close(self) -> None:
-        """See Fold."""
-
 
 def _repair_times(output: Transcription) -> None:
-    """Replaces times that are no finite numbers, which JSON has not, by the end of the word before."""
+    """Replaces times that are not finite, which JSON can't express, by the end of the previous word."""
     last = 0.0
     for word in output.words:
         if not isfinite(word.start):
@@ -104,4 +98,6 @@ def _repair_times(output: Transcription) -> None:
         last = word.end
 
 
-KIND = TaskDefinition("speech_to_text", "speech_", check, TranscriptionCollector, bound, no_usage, audio=True)
+DEFINITION = TaskDefinition(
+    "speech_to_text", "speech_", check, TranscriptionCollector, estimate, no_usage, audio=True
+)

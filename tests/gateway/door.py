@@ -25,10 +25,10 @@ from pomelo.accounts.plans import BUILTIN
 from pomelo.accounts.usage import UsageReader
 from pomelo.call import Call, Principal
 from pomelo.catalog.catalog import Catalog
+from pomelo.engine.acceptance import Acceptance
 from pomelo.engine.engine import Engine
-from pomelo.engine.intake import Intake
+from pomelo.engine.ledger import Ledger
 from pomelo.engine.models import LocalModels
-from pomelo.engine.reservation import Ledger
 from pomelo.engine.routing import Router
 from pomelo.errors import PomeloError
 from pomelo.gen.v1 import image_pb2, speech_pb2, text_pb2
@@ -36,7 +36,8 @@ from pomelo.gen.v1.task_pb2 import TaskResult
 from pomelo.gen.v1.task_service_pb2 import StreamTaskResponse as Event
 from pomelo.in_flight import InFlightLimits
 from pomelo.media.duration import Measurer
-from pomelo.media.store import LocalMedia, MediaStore
+from pomelo.media.local import LocalMedia
+from pomelo.media.store import MediaStore
 from pomelo.providers.base import Job
 from pomelo.service import Services
 from pomelo.stores import open_store
@@ -169,6 +170,13 @@ class Door:
             writer.close()
 
 
+@dataclass(frozen=True)
+class StaticKeys:
+    """Keys that a test decides on, in place of a keyring."""
+
+    authenticate: Callable[[Call], Awaitable[Principal]]
+
+
 @asynccontextmanager
 async def open_door(
     folder: Path,
@@ -185,24 +193,18 @@ async def open_door(
     async with AsyncExitStack() as stack:
         store = await stack.enter_async_context(open_store(f"sqlite:{folder}.db"))
         await endow(store)
-        admission = Ledger(store, BUILTIN)
+        ledger = Ledger(store, BUILTIN)
         catalog, router, turns = Catalog.load(), Router({"sandbox": player}), Turns()
+        access = Access(StaticKeys(authenticate), BUILTIN, catalog, ledger, in_flight)  # type: ignore[arg-type]
         measurer = Measurer()
         stack.push_async_callback(measurer.aclose)
-        intake = Intake(
-            catalog=catalog,
-            router=router,
-            authenticate=authenticate,
-            admission=admission,
-            media=media,
-            measurer=measurer,
-        )
+        acceptance = Acceptance(access=access, router=router, media=media, measurer=measurer)
         services = Services(
-            tasks=Engine(intake, router, media, turns),
-            models=LocalModels(catalog, router, intake),
-            media=LocalMedia(media, authenticate, turns=turns),
-            accounts=LocalAccounts(store, UsageReader(store, b"s" * 32), admission.plan, authenticate),
-            access=Access(authenticate, admission, catalog, intake.allowed, in_flight),
+            tasks=Engine(access, acceptance, ledger, router, media, turns),
+            models=LocalModels(catalog, router, access),
+            media=LocalMedia(media, access, turns=turns),
+            accounts=LocalAccounts(store, UsageReader(store, b"s" * 32), access),
+            access=access,
         )
         host, port = await stack.enter_async_context(
             open_rest(services, GatewayOptions(**options), "127.0.0.1", 0, tls, healthy=healthy)

@@ -1,4 +1,4 @@
-"""Parameters that a model can't take: reported in headers and messages, or refused with `Prefer: handling=strict`."""
+"""Adjusted parameters are reported in headers and messages, or refused with `Prefer: handling=strict`."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from tests.app import RunningApp, run_app
 from tests.driver import PROTOCOLS, Outcome
 from tests.tasks import TASK_BODIES, text_body
 
-WAY = pytest.mark.parametrize("way", PROTOCOLS)
-HOW = pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
+EACH_PROTOCOL = pytest.mark.parametrize("protocol", PROTOCOLS)
+UNARY_AND_STREAM = pytest.mark.parametrize("stream", [False, True], ids=["unary", "stream"])
 STRICT = {"Prefer": "handling=strict"}
 
 TTS, STS, STT = TASK_BODIES["tts"], TASK_BODIES["sts"], TASK_BODIES["stt"]
@@ -66,7 +66,7 @@ ADJUSTED: list[tuple[dict[str, Any], str, dict[str, Any]]] = [
     ),
     ({**STT, "num_speakers": 3}, "num_speakers", {"num_speakers": None}),
 ]
-"""A task, the header of its answer, and what the vendor gets."""
+"""A task, the header of its answer, and the fields that the vendor gets."""
 
 UNADJUSTED: list[dict[str, Any]] = [
     text_body(temperature=1.5, top_p=0.5, seed=7, user="me", max_tokens=100),
@@ -119,20 +119,20 @@ credentials = "openai"
 
 @dataclass(frozen=True)
 class Rig:
-    """A house, and a played vendor of its own for Anthropic and Replicate."""
+    """A server, and a separate fake vendor for Anthropic and Replicate."""
 
-    house: RunningApp
+    app: RunningApp
     other: FaultUpstream
 
     def reset(self) -> None:
-        """Forgets what was asked of the vendors."""
-        self.house.upstream.reset()
+        """Forgets the requests to the vendors."""
+        self.app.upstream.reset()
         self.other.reset()
 
     @property
     def requests(self) -> list[Received]:
-        """What the vendors were asked."""
-        return [*self.house.upstream.requests, *self.other.requests]
+        """The requests to the vendors."""
+        return [*self.app.upstream.requests, *self.other.requests]
 
 
 @pytest.fixture(scope="module", name="shared")
@@ -147,8 +147,8 @@ async def _shared(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Rig
             "replicate_api_key": "r-x",
             "replicate_base_url": other.replicate_base_url,
         }
-        async with run_app(folder, settings=settings) as house:
-            yield Rig(house, other)
+        async with run_app(folder, settings=settings) as app:
+            yield Rig(app, other)
 
 
 @pytest.fixture(name="rig")
@@ -157,134 +157,138 @@ def _rig(shared: Rig) -> Rig:
     return shared
 
 
-def adjusted(told: Outcome) -> str | None:
-    """The header."""
-    return told.headers.get("x-pomelo-adjusted")
+def adjusted(response: Outcome) -> str | None:
+    """The header X-Pomelo-Adjusted."""
+    return response.headers.get("x-pomelo-adjusted")
 
 
 # --- reported
 
 
-@WAY
-@HOW
+@EACH_PROTOCOL
+@UNARY_AND_STREAM
 @pytest.mark.parametrize(("body", "header", "sent"), ADJUSTED, ids=[header for _, header, _ in ADJUSTED])
-async def test_what_the_vendor_gets_otherwise_is_reported(
-    rig: Rig, way: str, stream: bool, body: dict[str, Any], header: str, sent: dict[str, Any]
+async def test_adjusted_parameters_are_reported(
+    rig: Rig, protocol: str, stream: bool, body: dict[str, Any], header: str, sent: dict[str, Any]
 ) -> None:
-    caller = await rig.house.account()
-    told = await rig.house.ask(way, caller.live, body, stream=stream)
-    assert (told.code, adjusted(told)) == ("ok", header)
-    assert "preference-applied" not in told.headers
-    if way == "grpc":
-        assert "; ".join(told.adjustments) == header
-    order = next(request for request in rig.requests if request.method == "POST")
-    fields = order.body or {part.name: part.text for part in order.form or ()}
+    caller = await rig.app.account()
+    response = await rig.app.ask(protocol, caller.live, body, stream=stream)
+    assert (response.code, adjusted(response)) == ("ok", header)
+    assert "preference-applied" not in response.headers
+    if protocol == "grpc":
+        assert "; ".join(response.adjustments) == header
+    vendor_request = next(request for request in rig.requests if request.method == "POST")
+    fields = vendor_request.body or {part.name: part.text for part in vendor_request.form or ()}
     for name, value in sent.items():
         assert fields.get(name) == value
 
 
-@WAY
-async def test_a_long_conversation_is_adjusted_too(rig: Rig, way: str) -> None:
-    caller = await rig.house.account()
+@EACH_PROTOCOL
+async def test_a_long_conversation_is_adjusted(rig: Rig, protocol: str) -> None:
+    caller = await rig.app.account()
     body = text_body("word " * 60_000, stop=["END"])
-    told = await rig.house.ask(way, caller.live, body)
-    assert (told.code, adjusted(told)) == ("ok", "stop")
+    response = await rig.app.ask(protocol, caller.live, body)
+    assert (response.code, adjusted(response)) == ("ok", "stop")
     assert "stop" not in rig.requests[0].body
     assert rig.requests[0].body["messages"] == body["messages"]
-    refused = await rig.house.ask(way, caller.live, body, headers=STRICT)
+    refused = await rig.app.ask(protocol, caller.live, body, headers=STRICT)
     assert (refused.code, len(rig.requests)) == ("invalid_parameter", 1)
 
 
-@WAY
-@HOW
+@EACH_PROTOCOL
+@UNARY_AND_STREAM
 @pytest.mark.parametrize(("body", "header"), [(body, header) for body, header, _ in ADJUSTED[::2]])
 async def test_a_test_key_gets_the_report_of_a_live_key(
-    rig: Rig, way: str, stream: bool, body: dict[str, Any], header: str
+    rig: Rig, protocol: str, stream: bool, body: dict[str, Any], header: str
 ) -> None:
-    caller = await rig.house.account()
-    told = await rig.house.ask(way, caller.test, body, stream=stream)
-    assert (told.code, adjusted(told), rig.requests) == ("ok", header, [])
-    if way == "grpc":
-        assert "; ".join(told.adjustments) == header
-    refused = await rig.house.ask(way, caller.test, body, stream=stream, headers=STRICT)
+    caller = await rig.app.account()
+    response = await rig.app.ask(protocol, caller.test, body, stream=stream)
+    assert (response.code, adjusted(response), rig.requests) == ("ok", header, [])
+    if protocol == "grpc":
+        assert "; ".join(response.adjustments) == header
+    refused = await rig.app.ask(protocol, caller.test, body, stream=stream, headers=STRICT)
     assert (refused.code, adjusted(refused)) == ("invalid_parameter", None)
 
 
-@WAY
+@EACH_PROTOCOL
 @pytest.mark.parametrize("body", [*UNADJUSTED, *TASK_BODIES.values()], ids=lambda body: str(body["model"]))
 @pytest.mark.parametrize("strict", [False, True], ids=["lenient", "strict"])
-async def test_what_the_model_takes_is_not_reported(
-    rig: Rig, way: str, body: dict[str, Any], strict: bool
+async def test_parameters_that_the_model_takes_are_not_reported(
+    rig: Rig, protocol: str, body: dict[str, Any], strict: bool
 ) -> None:
-    caller = await rig.house.account()
+    caller = await rig.app.account()
     if body is TASK_BODIES["image"]:
         body = body | {"width": 256, "height": 256}
-    told = await rig.house.ask(way, caller.live, body, headers=STRICT if strict else {})
-    assert (told.code, adjusted(told), told.adjustments) == ("ok", None, ())
-    assert told.headers.get("preference-applied") == ("handling=strict" if strict else None)
+    response = await rig.app.ask(protocol, caller.live, body, headers=STRICT if strict else {})
+    assert (response.code, adjusted(response), response.adjustments) == ("ok", None, ())
+    assert response.headers.get("preference-applied") == ("handling=strict" if strict else None)
 
 
-@WAY
-async def test_an_output_that_is_cut_to_the_balance_is_no_adjustment(rig: Rig, way: str) -> None:
-    caller = await rig.house.account(live=50_000)
-    told = await rig.house.ask(way, caller.live, text_body("Hi"), headers=STRICT)
-    assert (told.code, adjusted(told)) == ("ok", None)
+@EACH_PROTOCOL
+async def test_limiting_the_output_to_the_balance_is_not_an_adjustment(rig: Rig, protocol: str) -> None:
+    caller = await rig.app.account(live=50_000)
+    response = await rig.app.ask(protocol, caller.live, text_body("Hi"), headers=STRICT)
+    assert (response.code, adjusted(response)) == ("ok", None)
     assert 0 < rig.requests[0].body["max_completion_tokens"] < 128_000
 
 
-@WAY
-@HOW
-async def test_a_picture_in_another_size_costs_what_was_made(rig: Rig, way: str, stream: bool) -> None:
-    caller = await rig.house.account()
+@EACH_PROTOCOL
+@UNARY_AND_STREAM
+async def test_an_image_of_an_adjusted_size_is_billed_by_that_size(
+    rig: Rig, protocol: str, stream: bool
+) -> None:
+    caller = await rig.app.account()
     body = {"model": "flux-megapixels", "prompt": "A kite", "width": 1920, "height": 1080}
-    told = await rig.house.ask(way, caller.live, body, stream=stream)
-    assert (told.code, adjusted(told)) == ("ok", "width=1344; height=768")
-    order = rig.requests[0].body["input"]
-    assert (order["aspect_ratio"], order["megapixels"]) == ("16:9", "1")
-    (record,) = await rig.house.records(caller)
+    response = await rig.app.ask(protocol, caller.live, body, stream=stream)
+    assert (response.code, adjusted(response)) == ("ok", "width=1344; height=768")
+    vendor_request = rig.requests[0].body["input"]
+    assert (vendor_request["aspect_ratio"], vendor_request["megapixels"]) == ("16:9", "1")
+    (record,) = await rig.app.records(caller)
     assert record.cost == ceil(1344 * 768 * 3_000 / 1_000_000)
-    told = await rig.house.ask(way, caller.live, body | {"width": 512, "height": 512}, headers=STRICT)
-    assert (told.code, adjusted(told)) == ("ok", None)
+    response = await rig.app.ask(protocol, caller.live, body | {"width": 512, "height": 512}, headers=STRICT)
+    assert (response.code, adjusted(response)) == ("ok", None)
 
 
-@WAY
-async def test_fields_that_the_operator_has_fixed_are_reported(rig: Rig, way: str) -> None:
-    caller = await rig.house.account()
+@EACH_PROTOCOL
+async def test_fields_fixed_by_the_operator_are_reported(rig: Rig, protocol: str) -> None:
+    caller = await rig.app.account()
     body = text_body(model="fixed", temperature=0.9, seed=5, stop=["END"])
-    told = await rig.house.ask(way, caller.live, body)
-    assert (told.code, adjusted(told)) == ("ok", "stop; seed; temperature=0.6")
+    response = await rig.app.ask(protocol, caller.live, body)
+    assert (response.code, adjusted(response)) == ("ok", "stop; seed; temperature=0.6")
     assert rig.requests[0].body["temperature"] == 0.6
-    told = await rig.house.ask(way, caller.live, text_body(model="fixed", temperature=0.6), headers=STRICT)
-    assert (told.code, adjusted(told)) == ("ok", None)
+    response = await rig.app.ask(
+        protocol, caller.live, text_body(model="fixed", temperature=0.6), headers=STRICT
+    )
+    assert (response.code, adjusted(response)) == ("ok", None)
 
 
 # --- strict
 
 
-@WAY
-@HOW
+@EACH_PROTOCOL
+@UNARY_AND_STREAM
 @pytest.mark.parametrize(("body", "header"), [(body, header) for body, header, _ in ADJUSTED])
-async def test_strict_handling_refuses_before_anything_is_taken(
-    rig: Rig, way: str, stream: bool, body: dict[str, Any], header: str
+async def test_strict_handling_refuses_before_limits_and_credits(
+    rig: Rig, protocol: str, stream: bool, body: dict[str, Any], header: str
 ) -> None:
-    caller = await rig.house.account("five")
-    told = await rig.house.ask(way, caller.live, body, stream=stream, headers=STRICT)
+    caller = await rig.app.account("five")
+    response = await rig.app.ask(protocol, caller.live, body, stream=stream, headers=STRICT)
     first = header.split("; ")[0].split("=")[0]
-    assert told.code == "invalid_parameter"
-    assert told.message.startswith(f"Invalid {first}: must be ")
-    assert told.status == (200 if way == "grpc" else 400)
-    assert told.headers["preference-applied"] == "handling=strict"
-    assert told.headers["x-ratelimit-remaining"] == "5"
-    assert "x-pomelo-adjusted" not in told.headers
+    assert response.code == "invalid_parameter"
+    assert response.message.startswith(f"Invalid {first}: must be ")
+    assert response.status == (200 if protocol == "grpc" else 400)
+    assert response.headers["preference-applied"] == "handling=strict"
+    assert response.headers["x-ratelimit-remaining"] == "5"
+    assert "x-pomelo-adjusted" not in response.headers
     assert rig.requests == []
-    assert await rig.house.records(caller) == []
-    balance = await rig.house.balance(caller, live=True)
+    assert await rig.app.records(caller) == []
+    balance = await rig.app.balance(caller, live=True)
     assert (balance.spent, balance.held) == (0, 0)
 
 
-@WAY
+@EACH_PROTOCOL
 @pytest.mark.parametrize(
-    ("body", "takes"),
+    ("body", "expected"),
     [
         (text_body(stop=["END"]), "Invalid stop: must be left out: the model does not take it"),
         (
@@ -295,50 +299,54 @@ async def test_strict_handling_refuses_before_anything_is_taken(
         (text_body(max_tokens=200_000), "Invalid max_tokens: must be a whole number from 1 to 128000"),
     ],
 )
-async def test_a_refusal_says_what_the_model_takes(
-    rig: Rig, way: str, body: dict[str, Any], takes: str
+async def test_an_error_says_what_the_model_takes(
+    rig: Rig, protocol: str, body: dict[str, Any], expected: str
 ) -> None:
-    caller = await rig.house.account()
-    assert (await rig.house.ask(way, caller.live, body, headers=STRICT)).message == takes
+    caller = await rig.app.account()
+    assert (await rig.app.ask(protocol, caller.live, body, headers=STRICT)).message == expected
 
 
-@WAY
+@EACH_PROTOCOL
 @pytest.mark.parametrize("prefer", ["handling=lenient", "respond-async", "handling=maybe", "strict"])
-async def test_other_preferences_change_nothing(rig: Rig, way: str, prefer: str) -> None:
-    caller = await rig.house.account()
-    told = await rig.house.ask(way, caller.live, text_body(stop=["END"]), headers={"Prefer": prefer})
-    assert (told.code, adjusted(told)) == ("ok", "stop")
-    assert "preference-applied" not in told.headers
+async def test_other_preferences_are_ignored(rig: Rig, protocol: str, prefer: str) -> None:
+    caller = await rig.app.account()
+    response = await rig.app.ask(protocol, caller.live, text_body(stop=["END"]), headers={"Prefer": prefer})
+    assert (response.code, adjusted(response)) == ("ok", "stop")
+    assert "preference-applied" not in response.headers
 
 
-@WAY
-async def test_a_strict_task_is_refused_before_a_missing_provider_is_told(tmp_path: Path, way: str) -> None:
-    async with run_app(tmp_path) as house:
-        caller = await house.account()
+@EACH_PROTOCOL
+async def test_a_strict_task_is_refused_before_a_missing_provider_is_reported(
+    tmp_path: Path, protocol: str
+) -> None:
+    async with run_app(tmp_path) as app:
+        caller = await app.account()
         body = text_body(model="claude-3-haiku", seed=1)
-        told = await house.ask(way, caller.live, body, headers=STRICT)
-        assert told.message == "Invalid seed: must be left out: the model does not take it"
-        assert (await house.ask(way, caller.live, body)).code == "provider_not_configured"
+        response = await app.ask(protocol, caller.live, body, headers=STRICT)
+        assert response.message == "Invalid seed: must be left out: the model does not take it"
+        assert (await app.ask(protocol, caller.live, body)).code == "provider_not_configured"
 
 
-# --- another route
+# --- several routes
 
 
-@WAY
-@HOW
-async def test_the_route_that_answers_is_reported_in_the_messages(rig: Rig, way: str, stream: bool) -> None:
-    caller = await rig.house.account()
-    rig.house.upstream.default = _first_fails
+@EACH_PROTOCOL
+@UNARY_AND_STREAM
+async def test_the_adjustments_are_those_of_the_route_that_answers(
+    rig: Rig, protocol: str, stream: bool
+) -> None:
+    caller = await rig.app.account()
+    rig.app.upstream.default = _first_fails
     try:
         body = text_body(model="two-routes", seed=1, stop=["END"], temperature=1.5)
-        told = await rig.house.ask(way, caller.live, body, stream=stream)
+        response = await rig.app.ask(protocol, caller.live, body, stream=stream)
     finally:
-        rig.house.upstream.default = None
-    answered = "stop; temperature=1"
-    assert told.code == "ok"
-    assert adjusted(told) == answered
-    if way == "grpc":
-        assert "; ".join(told.adjustments) == answered
+        rig.app.upstream.default = None
+    adjustments = "stop; temperature=1"
+    assert response.code == "ok"
+    assert adjusted(response) == adjustments
+    if protocol == "grpc":
+        assert "; ".join(response.adjustments) == adjustments
     first, *_, last = rig.requests
     assert (first.body.get("seed"), first.body.get("stop"), first.body.get("temperature")) == (
         None,
@@ -348,71 +356,75 @@ async def test_the_route_that_answers_is_reported_in_the_messages(rig: Rig, way:
     assert (last.body.get("seed"), last.body.get("stop"), last.body.get("temperature")) == (1, None, 1)
 
 
-@WAY
-async def test_a_strict_task_skips_routes_that_would_adjust_it(rig: Rig, way: str) -> None:
-    caller = await rig.house.account()
-    rig.house.upstream.default = _first_fails
+@EACH_PROTOCOL
+async def test_a_strict_task_skips_routes_that_would_adjust_it(rig: Rig, protocol: str) -> None:
+    caller = await rig.app.account()
+    rig.app.upstream.default = _first_fails
     try:
         body = text_body(model="two-routes", stop=["END"])
-        told = await rig.house.ask(way, caller.live, body, headers=STRICT)
-        assert told.code == "provider_unavailable"
+        response = await rig.app.ask(protocol, caller.live, body, headers=STRICT)
+        assert response.code == "provider_unavailable"
         assert {request.body["model"] for request in rig.requests} == {"first"}
-        told = await rig.house.ask(way, caller.live, text_body(model="two-routes"), headers=STRICT)
-        assert (told.code, rig.requests[-1].body["model"]) == ("ok", "second")
+        response = await rig.app.ask(protocol, caller.live, text_body(model="two-routes"), headers=STRICT)
+        assert (response.code, rig.requests[-1].body["model"]) == ("ok", "second")
     finally:
-        rig.house.upstream.default = None
+        rig.app.upstream.default = None
 
 
-@WAY
-@HOW
-async def test_a_strict_repeat_of_an_answer_that_was_adjusted_is_refused(
-    rig: Rig, way: str, stream: bool
+@EACH_PROTOCOL
+@UNARY_AND_STREAM
+async def test_a_strict_replay_of_an_adjusted_answer_is_refused(
+    rig: Rig, protocol: str, stream: bool
 ) -> None:
-    caller = await rig.house.account()
-    key = {"Idempotency-Key": f"strict-repeat-{way}-{stream}"}
+    caller = await rig.app.account()
+    key = {"Idempotency-Key": f"strict-repeat-{protocol}-{stream}"}
     body = text_body(model="two-routes", stop=["END"])
-    rig.house.upstream.default = _first_fails
+    rig.app.upstream.default = _first_fails
     try:
-        told = await rig.house.ask(way, caller.live, body, headers=key, stream=stream)
+        response = await rig.app.ask(protocol, caller.live, body, headers=key, stream=stream)
     finally:
-        rig.house.upstream.default = None
-    assert adjusted(told) == "stop"
-    again = await rig.house.ask(way, caller.live, body, headers=key, stream=stream)
-    assert (again.code, adjusted(again), again.metadata["idempotent-replayed"]) == ("ok", "stop", "true")
-    strict = await rig.house.ask(way, caller.live, body, headers=key | STRICT, stream=stream)
+        rig.app.upstream.default = None
+    assert adjusted(response) == "stop"
+    replayed = await rig.app.ask(protocol, caller.live, body, headers=key, stream=stream)
+    assert (replayed.code, adjusted(replayed), replayed.metadata["idempotent-replayed"]) == (
+        "ok",
+        "stop",
+        "true",
+    )
+    strict = await rig.app.ask(protocol, caller.live, body, headers=key | STRICT, stream=stream)
     assert (strict.code, "stop" in strict.message) == ("invalid_parameter", True)
-    assert len(await rig.house.records(caller)) == 1
+    assert len(await rig.app.records(caller)) == 1
 
 
-# --- again
+# --- replays
 
 
 @pytest.mark.parametrize("first", PROTOCOLS)
-@HOW
-async def test_a_repeated_answer_has_the_same_report(rig: Rig, first: str, stream: bool) -> None:
-    caller = await rig.house.account()
+@UNARY_AND_STREAM
+async def test_a_replayed_answer_has_the_same_adjustments(rig: Rig, first: str, stream: bool) -> None:
+    caller = await rig.app.account()
     headers = {"Idempotency-Key": f"adjusted-{first}-{stream}"}
     body = text_body(stop=["END"])
-    told = await rig.house.ask(first, caller.live, body, stream=stream, headers=headers)
-    assert adjusted(told) == "stop"
-    for way in PROTOCOLS:
-        for how in (False, True):
-            again = await rig.house.ask(way, caller.live, body, stream=how, headers=headers)
-            assert (again.code, again.id, adjusted(again)) == ("ok", told.id, "stop")
-            assert again.adjustments == (("stop",) if way == "grpc" else ())
+    response = await rig.app.ask(first, caller.live, body, stream=stream, headers=headers)
+    assert adjusted(response) == "stop"
+    for protocol in PROTOCOLS:
+        for replay_stream in (False, True):
+            replayed = await rig.app.ask(protocol, caller.live, body, stream=replay_stream, headers=headers)
+            assert (replayed.code, replayed.id, adjusted(replayed)) == ("ok", response.id, "stop")
+            assert replayed.adjustments == (("stop",) if protocol == "grpc" else ())
     assert len(rig.requests) == 1
-    refused = await rig.house.ask(first, caller.live, body, headers=headers | STRICT)
+    refused = await rig.app.ask(first, caller.live, body, headers=headers | STRICT)
     assert refused.code == "invalid_parameter"
 
 
-@WAY
-async def test_how_a_request_is_handled_is_no_part_of_it(rig: Rig, way: str) -> None:
-    caller = await rig.house.account()
-    headers = {"Idempotency-Key": f"handled-{way}"}
-    told = await rig.house.ask(way, caller.live, text_body(), headers=headers | STRICT)
-    again = await rig.house.ask(way, caller.live, text_body(), headers=headers)
-    assert (told.code, again.code, again.id) == ("ok", "ok", told.id)
-    assert "preference-applied" not in again.headers
+@EACH_PROTOCOL
+async def test_the_preference_is_not_part_of_the_request_identity(rig: Rig, protocol: str) -> None:
+    caller = await rig.app.account()
+    headers = {"Idempotency-Key": f"handled-{protocol}"}
+    response = await rig.app.ask(protocol, caller.live, text_body(), headers=headers | STRICT)
+    replayed = await rig.app.ask(protocol, caller.live, text_body(), headers=headers)
+    assert (response.code, replayed.code, replayed.id) == ("ok", "ok", response.id)
+    assert "preference-applied" not in replayed.headers
 
 
 def _first_fails(received: Received) -> Reply:

@@ -134,7 +134,7 @@ class Rig:
 async def rig(app: App, in_flight: InFlightLimits | None = None, **limits: Any) -> AsyncIterator[Rig]:
     """Opens one."""
     inner = app.services.access._inner  # type: ignore[attr-defined]
-    access = Access(inner._authenticate, inner._admission, inner._catalog, inner._allowed, in_flight)
+    access = Access(inner._keyring, inner._plans, inner._catalog, inner._limits, in_flight)
     noted = Noted()
     services = replace(app.services, access=access)
     options = ServerOptions("127.0.0.1:0", limits=CallLimits(**limits))

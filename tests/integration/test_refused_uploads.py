@@ -1,4 +1,4 @@
-"""Uploads of a refused request are deleted, whatever refuses it and wherever the gateway runs."""
+"""Uploads of a refused request are deleted, in a gateway of the same process and in a remote one."""
 
 from __future__ import annotations
 
@@ -16,40 +16,40 @@ from pomelo.accounts.plans import Plan
 from pomelo.testing.elevenlabs_wire import error_reply
 from tests.app import PLANS, RICH, RunningApp, run_app
 
-SOUND = b"OggS" + b"a sound of some length " * 20_000
-GATEWAYS = pytest.mark.parametrize("way", ["rest", "remote"])
+AUDIO_DATA = b"OggS" + b"a sound of some length " * 20_000
+EACH_GATEWAY = pytest.mark.parametrize("protocol", ["rest", "remote"])
 STT = {"model": "eleven-labs-stt"}
 STS = {"model": "eleven-labs-sts", "voice": "adam"}
 PLAN = Plan("one at a time", requests=1)
 
 
-@pytest.fixture(scope="module", name="house")
-async def _house(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[RunningApp]:
+@pytest.fixture(scope="module", name="app")
+async def _app(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[RunningApp]:
     folder = tmp_path_factory.mktemp("refused")
     plans = PLANS | {PLAN.name: PLAN}
-    async with run_app(folder, plans=plans) as opened:
-        yield opened
+    async with run_app(folder, plans=plans) as app:
+        yield app
 
 
 @pytest.fixture(autouse=True)
-def _fresh(house: RunningApp) -> None:
-    house.upstream.reset()
-    for name in media_of(house):
-        (house.server.settings.data / "media" / name).unlink(missing_ok=True)
+def _fresh(app: RunningApp) -> None:
+    app.upstream.reset()
+    for name in media_of(app):
+        (app.server.settings.data / "media" / name).unlink(missing_ok=True)
 
 
-def media_of(house: RunningApp) -> list[str]:
+def media_of(app: RunningApp) -> list[str]:
     """The names of all files in the media folder."""
-    return sorted(path.name for path in (house.server.settings.data / "media").iterdir())
+    return sorted(path.name for path in (app.server.settings.data / "media").iterdir())
 
 
-async def emptied(house: RunningApp) -> None:
-    """Returns once no file is left."""
-    await until(lambda: not media_of(house))
+async def wait_until_empty(app: RunningApp) -> None:
+    """Waits until no file is left."""
+    await wait_until(lambda: not media_of(app))
 
 
-async def until(condition: Callable[[], bool]) -> None:
-    """Returns once the condition holds."""
+async def wait_until(condition: Callable[[], bool]) -> None:
+    """Waits until the condition holds."""
     async with asyncio.timeout(5):
         while not condition():  # noqa: ASYNC110 (a folder has no event)
             await asyncio.sleep(0.01)
@@ -57,19 +57,21 @@ async def until(condition: Callable[[], bool]) -> None:
 
 def form(*parts: tuple[str, Any]) -> aiohttp.FormData:
     """A form with the audio file first, and then these parts."""
-    made = aiohttp.FormData()
-    made.add_field("audio", SOUND, filename="a.ogg", content_type="audio/ogg")
+    data = aiohttp.FormData()
+    data.add_field("audio", AUDIO_DATA, filename="a.ogg", content_type="audio/ogg")
     for name, value in parts:
-        made.add_field(name, value)
-    return made
+        data.add_field(name, value)
+    return data
 
 
 async def send(
-    house: RunningApp, way: str, key: str, data: Any, headers: dict[str, str] | None = None
+    app: RunningApp, protocol: str, key: str, data: Any, headers: dict[str, str] | None = None
 ) -> tuple[int, str]:
-    """The status and the error's code."""
-    given = {"Authorization": f"Bearer {key}", **(headers or {})}
-    async with house.session.post(f"{house.urls[way]}/api/v1/task", data=data, headers=given) as answer:
+    """Sends a request; returns the status and the code of an error, else "ok"."""
+    all_headers = {"Authorization": f"Bearer {key}", **(headers or {})}
+    async with app.session.post(
+        f"{app.urls[protocol]}/api/v1/task", data=data, headers=all_headers
+    ) as answer:
         body = await answer.json()
         return answer.status, body.get("error", {}).get("code", "ok")
 
@@ -92,47 +94,53 @@ BY_THE_GATEWAY: dict[str, tuple[list[tuple[str, str]], int, str]] = {
 }
 
 
-@GATEWAYS
-@pytest.mark.parametrize("why", BY_THE_SERVER)
-async def test_what_the_server_refuses_leaves_no_upload(way: str, why: str, house: RunningApp) -> None:
-    parts, how, status, code = BY_THE_SERVER[why]
-    caller = await house.account(
-        how.get("plan", "unlimited"), live=how.get("live", RICH), models=how.get("models", ())
+@EACH_GATEWAY
+@pytest.mark.parametrize("reason", BY_THE_SERVER)
+async def test_a_request_that_the_server_refuses_leaves_no_upload(
+    protocol: str, reason: str, app: RunningApp
+) -> None:
+    parts, options, status, code = BY_THE_SERVER[reason]
+    caller = await app.account(
+        options.get("plan", "unlimited"), live=options.get("live", RICH), models=options.get("models", ())
     )
     if code == "rate_limit_exceeded":
-        assert await send(house, way, caller.live, form(*STT.items())) == (200, "ok")
+        assert await send(app, protocol, caller.live, form(*STT.items())) == (200, "ok")
     if code == "provider_failed":
-        house.upstream.script(error_reply(400))
-    assert await send(house, way, caller.live, form(*parts)) == (status, code)
-    await emptied(house)
+        app.upstream.script(error_reply(400))
+    assert await send(app, protocol, caller.live, form(*parts)) == (status, code)
+    await wait_until_empty(app)
 
 
-@GATEWAYS
-async def test_what_an_idempotency_key_refuses_leaves_no_upload(way: str, house: RunningApp) -> None:
-    caller = await house.account()
+@EACH_GATEWAY
+async def test_a_request_refused_for_its_idempotency_key_leaves_no_upload(
+    protocol: str, app: RunningApp
+) -> None:
+    caller = await app.account()
     headers = {"Idempotency-Key": "once"}
     for parts, outcome in (
         ([*STT.items()], (200, "ok")),
         ([*STT.items(), ("language_code", "de")], (422, "idempotency_mismatch")),
         ([*STT.items()], (200, "ok")),
     ):
-        assert await send(house, way, caller.live, form(*parts), headers) == outcome
-        assert media_of(house) == []
+        assert await send(app, protocol, caller.live, form(*parts), headers) == outcome
+        assert media_of(app) == []
 
 
-@GATEWAYS
-@pytest.mark.parametrize("why", BY_THE_GATEWAY)
-async def test_what_the_gateway_refuses_leaves_no_upload(way: str, why: str, house: RunningApp) -> None:
-    parts, status, code = BY_THE_GATEWAY[why]
-    caller = await house.account()
+@EACH_GATEWAY
+@pytest.mark.parametrize("reason", BY_THE_GATEWAY)
+async def test_a_request_that_the_gateway_refuses_leaves_no_upload(
+    protocol: str, reason: str, app: RunningApp
+) -> None:
+    parts, status, code = BY_THE_GATEWAY[reason]
+    caller = await app.account()
     headers = {"X-Request-Timeout": "20"}
-    assert await send(house, way, caller.live, form(*parts), headers) == (status, code)
-    await emptied(house)
+    assert await send(app, protocol, caller.live, form(*parts), headers) == (status, code)
+    await wait_until_empty(app)
 
 
-@GATEWAYS
-async def test_a_file_that_a_model_has_no_use_for_does_not_stay(way: str, house: RunningApp) -> None:
-    caller = await house.account()
+@EACH_GATEWAY
+async def test_a_file_that_a_model_ignores_is_deleted(protocol: str, app: RunningApp) -> None:
+    caller = await app.account()
     parts = [
         ("model", "eleven-labs-tts"),
         ("text", "Hello"),
@@ -140,20 +148,20 @@ async def test_a_file_that_a_model_has_no_use_for_does_not_stay(way: str, house:
         ("response_format", "b64_json"),
     ]
     headers = {"X-Request-Timeout": "20"}
-    assert await send(house, way, caller.live, form(*parts), headers) == (200, "ok")
-    await emptied(house)
+    assert await send(app, protocol, caller.live, form(*parts), headers) == (200, "ok")
+    await wait_until_empty(app)
 
 
-@GATEWAYS
+@EACH_GATEWAY
 @pytest.mark.parametrize("live", [0, RICH], ids=["no credits", "credits"])
-async def test_base64_that_was_stored_does_not_stay(way: str, live: int, house: RunningApp) -> None:
-    caller = await house.account(live=live)
-    sound = b"OggS" + bytes(5 * 1024 * 1024)  # more than may be inline
-    body = json.dumps({**STT, "audio": base64.b64encode(sound).decode()})
+async def test_stored_base64_is_deleted(protocol: str, live: int, app: RunningApp) -> None:
+    caller = await app.account(live=live)
+    audio = b"OggS" + bytes(5 * 1024 * 1024)  # more than may be inline
+    body = json.dumps({**STT, "audio": base64.b64encode(audio).decode()})
     headers = {"Content-Type": "application/json"}
     expected = (200, "ok") if live else (402, "insufficient_credits")
-    assert await send(house, way, caller.live, body, headers) == expected
-    assert media_of(house) == []
+    assert await send(app, protocol, caller.live, body, headers) == expected
+    assert media_of(app) == []
 
 
 # --- requests that break off
@@ -168,45 +176,49 @@ def raw(key: str, *parts: bytes) -> bytes:
     )
 
 
-AUDIO = (
+AUDIO_PART = (
     b'--XXX\r\nContent-Disposition: form-data; name="audio"; filename="a.ogg"\r\n'
-    b"Content-Type: audio/ogg\r\n\r\n" + SOUND
+    b"Content-Type: audio/ogg\r\n\r\n" + AUDIO_DATA
 )
-MODEL = b'\r\n--XXX\r\nContent-Disposition: form-data; name="model"\r\n\r\neleven-labs-stt'
+MODEL_PART = b'\r\n--XXX\r\nContent-Disposition: form-data; name="model"\r\n\r\neleven-labs-stt'
 
 
-async def connect(house: RunningApp, way: str) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+async def connect(app: RunningApp, protocol: str) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
     """A connection to the gateway."""
-    host, port = house.urls[way].removeprefix("http://").split(":")
+    host, port = app.urls[protocol].removeprefix("http://").split(":")
     return await asyncio.open_connection(host, int(port))
 
 
-@GATEWAYS
-@pytest.mark.parametrize("whole", [False, True], ids=["within the file", "behind the file"])
-async def test_a_caller_who_leaves_leaves_no_upload(way: str, whole: bool, house: RunningApp) -> None:
-    caller = await house.account()
-    _, writer = await connect(house, way)
-    writer.write(raw(caller.live, AUDIO if not whole else AUDIO + MODEL))
+@EACH_GATEWAY
+@pytest.mark.parametrize("after_file", [False, True], ids=["within the file", "after the file"])
+async def test_a_disconnected_caller_leaves_no_upload(
+    protocol: str, after_file: bool, app: RunningApp
+) -> None:
+    caller = await app.account()
+    _, writer = await connect(app, protocol)
+    writer.write(raw(caller.live, AUDIO_PART if not after_file else AUDIO_PART + MODEL_PART))
     await writer.drain()
 
     def arrived() -> bool:
-        return any(name.startswith("media_" if whole else ".part_") for name in media_of(house))
+        return any(name.startswith("media_" if after_file else ".part_") for name in media_of(app))
 
-    await until(arrived)
+    await wait_until(arrived)
     writer.transport.abort()
-    await emptied(house)
+    await wait_until_empty(app)
 
 
-async def test_a_server_that_shuts_down_during_an_upload_does_not_keep_it(tmp_path: Path) -> None:
-    async with run_app(tmp_path) as house:
-        caller = await house.account()
-        reader, writer = await connect(house, "rest")
-        end = MODEL + b"\r\n--XXX--\r\n"
-        writer.write(raw(caller.live, AUDIO, end).replace(b"900000", b"%d" % (len(AUDIO) + len(end) + 1)))
-        await until(lambda: any(name.startswith("media_") for name in media_of(house)))
-        house.server.draining.drain()
+async def test_an_upload_during_shutdown_is_deleted(tmp_path: Path) -> None:
+    async with run_app(tmp_path) as app:
+        caller = await app.account()
+        reader, writer = await connect(app, "rest")
+        end = MODEL_PART + b"\r\n--XXX--\r\n"
+        writer.write(
+            raw(caller.live, AUDIO_PART, end).replace(b"900000", b"%d" % (len(AUDIO_PART) + len(end) + 1))
+        )
+        await wait_until(lambda: any(name.startswith("media_") for name in media_of(app)))
+        app.server.draining.drain()
         writer.write(b"\n")
         head = await asyncio.wait_for(reader.readuntil(b"\r\n"), 5)
         assert b" 503 " in head
-        assert media_of(house) == []
+        assert media_of(app) == []
         writer.close()

@@ -1,4 +1,4 @@
-"""Models, routes and voices that end: told to callers of every protocol, and to the operator."""
+"""Retired models, routes and voices are reported to callers of every protocol and to the operator."""
 
 from __future__ import annotations
 
@@ -65,80 +65,91 @@ SUNSETS = {
 
 
 @pytest.fixture(scope="module")
-async def house(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[RunningApp]:
+async def app(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[RunningApp]:
     """A server on 2026-11-26 whose catalogue has models that end."""
     folder: Path = tmp_path_factory.mktemp("ends")
     (folder / "catalog.toml").write_text(CATALOGUE)
     router = partial(patient_router, today=lambda: TODAY)
-    async with run_app(folder, make_router=router, settings={"catalog": folder / "catalog.toml"}) as opened:
-        opened.upstream.default = Answer("Hello there")
-        yield opened
+    async with run_app(folder, make_router=router, settings={"catalog": folder / "catalog.toml"}) as app:
+        app.upstream.default = Answer("Hello there")
+        yield app
 
 
-def told_dates(headers: dict[str, str]) -> tuple[str | None, str | None]:
-    """What an answer says of the end of its model."""
+def retirement_headers(headers: dict[str, str]) -> tuple[str | None, str | None]:
+    """The Deprecation and Sunset headers of an answer."""
     return headers.get("deprecation"), headers.get("sunset")
 
 
-@pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
-@pytest.mark.parametrize("way", PROTOCOLS)
+@pytest.mark.parametrize("stream", [False, True], ids=["unary", "stream"])
+@pytest.mark.parametrize("protocol", PROTOCOLS)
 @pytest.mark.parametrize("model", SUNSETS)
-async def test_answers_say_when_their_model_ends(
-    house: RunningApp, model: str, way: str, stream: bool
+async def test_answers_have_the_retirement_headers_of_their_model(
+    app: RunningApp, model: str, protocol: str, stream: bool
 ) -> None:
-    caller = await house.account()
+    caller = await app.account()
     for key in (caller.test, caller.live):
-        told = await house.ask(way, key, text_body(model=model), stream=stream)
-        assert (told.code, told_dates(told.headers)) == ("ok", SUNSETS[model])
+        response = await app.ask(protocol, key, text_body(model=model), stream=stream)
+        assert (response.code, retirement_headers(response.headers)) == ("ok", SUNSETS[model])
 
 
-@pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
-@pytest.mark.parametrize("way", PROTOCOLS)
-async def test_errors_say_it_once_the_model_is_known(house: RunningApp, way: str, stream: bool) -> None:
-    rich, poor = await house.account(), await house.account(live=0)
-    few = await house.account("wide")
-    limited = await house.account(models=("gpt-4",))
+@pytest.mark.parametrize("stream", [False, True], ids=["unary", "stream"])
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+async def test_errors_have_the_retirement_headers_once_the_model_is_known(
+    app: RunningApp, protocol: str, stream: bool
+) -> None:
+    rich, poor = await app.account(), await app.account(live=0)
+    few_tokens = await app.account("wide")
+    limited = await app.account(models=("gpt-4",))
     cases: list[tuple[str, dict[str, Any], str, bool]] = [
         (rich.live, text_body(model="gpt-ends", temperature=7), "invalid_parameter", True),
         (rich.live, {"model": "gpt-ends", "messages": []}, "missing_parameter", True),
         (poor.live, text_body(model="gpt-ends", max_tokens=1000), "insufficient_credits", True),
-        (few.live, text_body(model="gpt-ends", max_tokens=1000), "token_limit_exceeded", True),
+        (few_tokens.live, text_body(model="gpt-ends", max_tokens=1000), "token_limit_exceeded", True),
         (rich.test, text_body("[[error:provider_failed]]", model="gpt-ends"), "provider_failed", True),
         (rich.live, text_body(model="gpt-endless"), "unsupported_model", False),
         (limited.live, text_body(model="gpt-ends"), "model_not_allowed", False),
         ("pml_live_wrong", text_body(model="gpt-ends"), "invalid_api_key", False),
     ]
     for key, body, code, known in cases:
-        told = await house.ask(way, key, body, stream=stream)
-        assert told.code == code, (way, told)
-        assert told_dates(told.headers) == (SUNSETS["gpt-ends"] if known else (None, None)), (way, told)
-    house.upstream.script(error_reply(400, code="content_policy_violation"))
-    told = await house.ask(way, rich.live, text_body(model="gpt-ends"), stream=stream)
-    assert (told.code, told_dates(told.headers)) == ("content_policy_violation", SUNSETS["gpt-ends"])
-
-
-@pytest.mark.parametrize("way", ["rest", "remote"])
-async def test_a_field_that_rest_refuses_itself_is_answered_with_the_dates_too(
-    house: RunningApp, way: str
-) -> None:
-    caller = await house.account()
-    told = await house.ask(way, caller.test, text_body(model="gpt-ends", temperature="warm"))
-    assert (told.code, told_dates(told.headers)) == ("invalid_parameter", SUNSETS["gpt-ends"])
-
-
-@pytest.mark.parametrize("way", PROTOCOLS)
-async def test_a_repeated_answer_says_it_too(house: RunningApp, way: str) -> None:
-    caller = await house.account()
-    for replayed in (None, "true"):
-        told = await house.ask(
-            way, caller.test, text_body(model="gpt-ends"), headers={"Idempotency-Key": f"repeat-{way}"}
+        response = await app.ask(protocol, key, body, stream=stream)
+        assert response.code == code, (protocol, response)
+        assert retirement_headers(response.headers) == (SUNSETS["gpt-ends"] if known else (None, None)), (
+            protocol,
+            response,
         )
-        assert told_dates(told.headers) == SUNSETS["gpt-ends"], replayed
+    app.upstream.script(error_reply(400, code="content_policy_violation"))
+    response = await app.ask(protocol, rich.live, text_body(model="gpt-ends"), stream=stream)
+    assert (response.code, retirement_headers(response.headers)) == (
+        "content_policy_violation",
+        SUNSETS["gpt-ends"],
+    )
 
 
-@pytest.mark.parametrize("way", PROTOCOLS)
+@pytest.mark.parametrize("protocol", ["rest", "remote"])
+async def test_an_error_of_the_rest_gateway_has_the_retirement_headers(
+    app: RunningApp, protocol: str
+) -> None:
+    caller = await app.account()
+    response = await app.ask(protocol, caller.test, text_body(model="gpt-ends", temperature="warm"))
+    assert (response.code, retirement_headers(response.headers)) == ("invalid_parameter", SUNSETS["gpt-ends"])
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+async def test_a_replayed_answer_has_the_retirement_headers(app: RunningApp, protocol: str) -> None:
+    caller = await app.account()
+    for replayed in (None, "true"):
+        response = await app.ask(
+            protocol,
+            caller.test,
+            text_body(model="gpt-ends"),
+            headers={"Idempotency-Key": f"repeat-{protocol}"},
+        )
+        assert retirement_headers(response.headers) == SUNSETS["gpt-ends"], replayed
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
 @pytest.mark.parametrize(
-    ("model", "asked"),
+    ("model", "provider"),
     [
         ("gpt-ended", "openai"),
         ("gpt-last-day", "openai"),
@@ -146,20 +157,20 @@ async def test_a_repeated_answer_says_it_too(house: RunningApp, way: str) -> Non
         ("gpt-no-other-route", "openai"),
     ],
 )
-async def test_a_route_that_has_ended_is_skipped_where_another_one_can_serve(
-    house: RunningApp, way: str, model: str, asked: str
+async def test_a_retired_route_is_skipped_if_another_route_can_serve(
+    app: RunningApp, protocol: str, model: str, provider: str
 ) -> None:
-    caller = await house.account()
-    house.upstream.requests.clear()
-    assert (await house.ask(way, caller.live, text_body(model=model))).code == "ok"
-    assert len(house.upstream.requests) == 1
-    (record,) = await house.records(caller)
-    assert record.provider == asked
+    caller = await app.account()
+    app.upstream.requests.clear()
+    assert (await app.ask(protocol, caller.live, text_body(model=model))).code == "ok"
+    assert len(app.upstream.requests) == 1
+    (record,) = await app.records(caller)
+    assert record.provider == provider
 
 
-async def test_lists_of_models_have_the_dates(house: RunningApp) -> None:
-    caller = await house.account()
-    answer = await ModelServiceStub(house.channel).ListModels(
+async def test_model_lists_have_the_retirement_dates(app: RunningApp) -> None:
+    caller = await app.account()
+    answer = await ModelServiceStub(app.channel).ListModels(
         ListModelsRequest(), metadata=[("authorization", f"Bearer {caller.test}")]
     )
     models = {model.name: model for model in answer.models}
@@ -167,34 +178,38 @@ async def test_lists_of_models_have_the_dates(house: RunningApp) -> None:
     assert models["gpt-announced"].deprecate_time.ToDatetime(UTC) == datetime(2026, 4, 14, tzinfo=UTC)
     assert not models["gpt-4"].HasField("retire_time")
     assert not models["gpt-4"].HasField("deprecate_time")
-    for way in ("rest", "remote"):
-        given = {"Authorization": f"Bearer {caller.test}"}
-        async with house.session.get(f"{house.urls[way]}/api/v1/models", headers=given) as listed:
-            found = {row["id"]: (row["deprecated"], row["retires"]) for row in (await listed.json())["data"]}
-        async with house.session.get(f"{house.urls[way]}/api/v1/models/gpt-ends", headers=given) as one:
+    for protocol in ("rest", "remote"):
+        authorization = {"Authorization": f"Bearer {caller.test}"}
+        async with app.session.get(f"{app.urls[protocol]}/api/v1/models", headers=authorization) as listed:
+            items = {row["id"]: (row["deprecated"], row["retires"]) for row in (await listed.json())["data"]}
+        async with app.session.get(
+            f"{app.urls[protocol]}/api/v1/models/gpt-ends", headers=authorization
+        ) as one:
             assert (await one.json())["retires"] == "2026-12-31"
-        assert found["gpt-announced"] == ("2026-04-14", "2027-01-14")
-        assert found["gpt-deprecated"] == ("2026-04-14", None)
-        assert found["gpt-all-routes"] == ("2026-11-01", "2026-12-31")
-        assert found["gpt-4"] == (None, None)
+        assert items["gpt-announced"] == ("2026-04-14", "2027-01-14")
+        assert items["gpt-deprecated"] == ("2026-04-14", None)
+        assert items["gpt-all-routes"] == ("2026-11-01", "2026-12-31")
+        assert items["gpt-4"] == (None, None)
 
 
-async def test_what_has_ended_is_logged_at_start(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+async def test_retired_models_and_routes_are_logged_at_start(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     (tmp_path / "catalog.toml").write_text(CATALOGUE)
     now = datetime(2026, 11, 26, 12, tzinfo=UTC).timestamp()
     with caplog.at_level(logging.WARNING, "pomelo.app"):
         async with run_app(tmp_path, settings={"catalog": tmp_path / "catalog.toml"}, now=lambda: now):
             pass
     lines = [record.getMessage() for record in caplog.records if record.name == "pomelo.app"]
-    told = [line for line in lines if " ended on " in line]
-    assert sorted(line.split(" ended on 2026-11-25. ")[0] for line in told) == [
+    retired = [line for line in lines if " ended on " in line]
+    assert sorted(line.split(" ended on 2026-11-25. ")[0] for line in retired) == [
         "model gpt-ended",
         "the route of gpt-no-other-route to m at openai",
         "the route of gpt-other-route to m at openai",
     ]
 
 
-# --- the rules
+# --- dates and notices
 
 
 def catalogue(folder: Path, text: str) -> Catalog:
@@ -204,14 +219,14 @@ def catalogue(folder: Path, text: str) -> Catalog:
     return Catalog.load(path)
 
 
-def test_the_operator_is_warned_from_60_days_before(tmp_path: Path) -> None:
+def test_the_operator_is_warned_60_days_before_the_end(tmp_path: Path) -> None:
     catalog = catalogue(tmp_path, text_model("a", OPENAI, more="retires = 2026-12-31"))
-    told = {
+    reported = {
         day: [(str(n), n.is_past) for n in notices(catalog, date.fromisoformat(day))]
         for day in ("2026-10-31", "2026-11-01", "2026-12-31", "2027-01-01")
     }
     soon = ("model a ends on 2026-12-31. Replace it in the catalogue of POMELO_CATALOG", False)
-    assert told == {
+    assert reported == {
         "2026-10-31": [],
         "2026-11-01": [soon],
         "2026-12-31": [soon],
@@ -219,12 +234,12 @@ def test_the_operator_is_warned_from_60_days_before(tmp_path: Path) -> None:
     }
 
 
-def test_the_headers_are_dates_that_libraries_read_and_in_order(tmp_path: Path) -> None:
+def test_the_headers_are_valid_dates_in_order(tmp_path: Path) -> None:
     model = catalogue(tmp_path, text_model("a", OPENAI, more="retires = 2026-12-31")).models["a"]
-    made = headers(model)
-    sunset = parsedate_to_datetime(made["Sunset"])
+    values = headers(model)
+    sunset = parsedate_to_datetime(values["Sunset"])
     assert sunset == datetime(2026, 12, 31, tzinfo=UTC)
-    assert datetime.fromtimestamp(int(made["Deprecation"].removeprefix("@")), UTC) == sunset - timedelta(
+    assert datetime.fromtimestamp(int(values["Deprecation"].removeprefix("@")), UTC) == sunset - timedelta(
         days=60
     )
 
@@ -244,54 +259,54 @@ def test_the_built_in_catalogue_has_no_invented_dates() -> None:
         (date(2027, 1, 1), None, "", None),
     ],
 )
-def test_doctor_tells_of_the_default_voices_where_they_are_in_use(
+def test_doctor_reports_the_default_voices_if_they_are_in_use(
     tmp_path: Path, today: date, key: str | None, own: str, state: str | None
 ) -> None:
     path = tmp_path / "catalog.toml"
     path.write_text(own)
     registry = read_registry(path, plugged=[])
-    given = dict.fromkeys(registry.entries, Credentials(None)) | {"elevenlabs": Credentials(key)}
-    found = {finding.name: finding for finding in _endings(registry, given, today)}
-    assert (found["voices"].state if "voices" in found else None) == state
+    credentials = dict.fromkeys(registry.entries, Credentials(None)) | {"elevenlabs": Credentials(key)}
+    items = {finding.name: finding for finding in _endings(registry, credentials, today)}
+    assert (items["voices"].state if "voices" in items else None) == state
     if state is not None:
-        assert str(LAST_DAY) in found["voices"].detail
-        assert "[voices]" in found["voices"].detail
+        assert str(LAST_DAY) in items["voices"].detail
+        assert "[voices]" in items["voices"].detail
 
 
-async def test_the_commands_tell_of_it(tmp_path: Path) -> None:
+async def test_doctor_reports_retired_models(tmp_path: Path) -> None:
     today = datetime.now(UTC).date()
     soon, past = today + timedelta(days=30), today - timedelta(days=2)
     text = text_model("soon", OPENAI, more=f"retires = {soon}")
     (tmp_path / "catalog.toml").write_text(text)
-    given = {"POMELO_CATALOG": "catalog.toml", **addresses()}
-    ended = await pomelo(tmp_path, "doctor", "--json", **given)
-    found = {finding["name"]: finding for finding in json.loads(ended.out)}
-    assert (ended.status, found["retirement"]["state"]) == (0, "warning")
-    assert found["retirement"]["detail"].startswith(f"model soon ends on {soon}. ")
+    environment = {"POMELO_CATALOG": "catalog.toml", **addresses()}
+    result = await pomelo(tmp_path, "doctor", "--json", **environment)
+    items = {finding["name"]: finding for finding in json.loads(result.out)}
+    assert (result.status, items["retirement"]["state"]) == (0, "warning")
+    assert items["retirement"]["detail"].startswith(f"model soon ends on {soon}. ")
     (tmp_path / "catalog.toml").write_text(text + text_model("past", OPENAI, more=f"retires = {past}"))
-    ended = await pomelo(tmp_path, "doctor", **given)
-    assert ended.status == 1
-    assert f"broken  retirement    model past ended on {past}. " in ended.out
-    assert f"model soon ends on {soon}. " in ended.out
+    result = await pomelo(tmp_path, "doctor", **environment)
+    assert result.status == 1
+    assert f"broken  retirement    model past ended on {past}. " in result.out
+    assert f"model soon ends on {soon}. " in result.out
 
 
-async def test_pomelo_models_shows_it(house: RunningApp, tmp_path: Path) -> None:
-    caller = await house.account()
-    asked = ("models", "--target", str(house.server.grpc), "--key", caller.test)
-    ended = await pomelo(tmp_path, *asked)
-    assert ended.status == 0, ended.error
-    header, *rows = ended.out.splitlines()
+async def test_pomelo_models_shows_the_retirement_date(app: RunningApp, tmp_path: Path) -> None:
+    caller = await app.account()
+    command = ("models", "--target", str(app.server.grpc), "--key", caller.test)
+    result = await pomelo(tmp_path, *command)
+    assert result.status == 0, result.error
+    header, *rows = result.out.splitlines()
     assert header.endswith("AVAILABLE  RETIRES")
     assert {row.split()[0]: row.split()[-1] for row in rows}["gpt-ends"] == "2026-12-31"
-    ended = await pomelo(tmp_path, *asked, "--json")
-    found = {row["name"]: row for row in json.loads(ended.out)}
-    assert (found["gpt-ends"]["deprecated"], found["gpt-ends"]["retires"]) == ("2026-11-01", "2026-12-31")
-    assert found["gpt-4"]["retires"] is None
-    assert "retire_time" not in found["gpt-ends"]
+    result = await pomelo(tmp_path, *command, "--json")
+    items = {row["name"]: row for row in json.loads(result.out)}
+    assert (items["gpt-ends"]["deprecated"], items["gpt-ends"]["retires"]) == ("2026-11-01", "2026-12-31")
+    assert items["gpt-4"]["retires"] is None
+    assert "retire_time" not in items["gpt-ends"]
 
 
-@pytest.mark.parametrize("way", ["rest", "remote"])
-async def test_raw_sound_and_forms_say_it_too(tmp_path: Path, way: str) -> None:
+@pytest.mark.parametrize("protocol", ["rest", "remote"])
+async def test_raw_audio_and_forms_have_the_retirement_headers(tmp_path: Path, protocol: str) -> None:
     row = """
 [models.eleven-labs-tts]
 type = "text_to_speech"
@@ -304,8 +319,8 @@ provider = "elevenlabs"
 model = "m"
 """
     (tmp_path / "catalog.toml").write_text(row)
-    async with run_app(tmp_path, settings={"catalog": tmp_path / "catalog.toml"}) as house:
-        caller = await house.account()
-        for how in ({"accept": "audio/mpeg"}, {"form": True}, {"stream": True}):
-            told = await house.ask(way, caller.test, TASK_BODIES["tts"], **how)  # type: ignore[arg-type]
-            assert told_dates(told.headers) == SUNSETS["gpt-ends"]
+    async with run_app(tmp_path, settings={"catalog": tmp_path / "catalog.toml"}) as app:
+        caller = await app.account()
+        for options in ({"accept": "audio/mpeg"}, {"form": True}, {"stream": True}):
+            response = await app.ask(protocol, caller.test, TASK_BODIES["tts"], **options)  # type: ignore[arg-type]
+            assert retirement_headers(response.headers) == SUNSETS["gpt-ends"]

@@ -1,4 +1,4 @@
-"""What speech and transcripts cost, whatever the vendor answers, by each protocol, whole, streamed and left."""
+"""The cost of speech and transcripts on every protocol: unary, streamed and interrupted."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ from tests.driver import PROTOCOLS
 from tests.integration.leaving import LeavingClient
 from tests.tasks import to_task
 
-WAY = pytest.mark.parametrize("way", PROTOCOLS)
-HOW = pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
+EACH_PROTOCOL = pytest.mark.parametrize("protocol", PROTOCOLS)
+UNARY_AND_STREAM = pytest.mark.parametrize("stream", [False, True], ids=["unary", "stream"])
 SECONDS = 30
 AUDIO = {"Content-Type": "audio/mpeg"}
 
 
 def wav(seconds: float, rate: int = 16_000, channels: int = 1) -> bytes:
-    """A faint tone."""
+    """A WAV file of a quiet tone."""
     file = io.BytesIO()
     with wave.open(file, "wb") as out:
         out.setparams((channels, 2, rate, 0, "NONE", ""))
@@ -47,7 +47,7 @@ def wav(seconds: float, rate: int = 16_000, channels: int = 1) -> bytes:
 
 
 def opus(kbits: int, **options: str) -> bytes:
-    """Silence in Ogg Opus."""
+    """A file of silence in Ogg Opus."""
     file = io.BytesIO()
     with av.open(file, "w", format="ogg") as out:
         stream: Any = out.add_stream("libopus", rate=48_000)
@@ -62,19 +62,19 @@ def opus(kbits: int, **options: str) -> bytes:
 
 
 def mp3(kbits: int, seconds: float = SECONDS) -> bytes:
-    """Frames of silence."""
+    """MP3 frames of silence."""
     return b"".join(packets(f"mp3_44100_{kbits}", round(kbits * 125 * seconds), "seed"))
 
 
 INPUT = wav(SECONDS)
 ANSWERS: dict[str, tuple[str, bytes]] = {
-    "mp3 of the asked rate": ("mp3_44100_128", mp3(128)),
+    "mp3 of the requested rate": ("mp3_44100_128", mp3(128)),
     "mp3 of a quarter of the rate": ("mp3_44100_128", mp3(32)),
     "mp3 of four times the rate": ("mp3_22050_32", mp3(128)),
     "mp3 for opus": ("opus_48000_32", mp3(128)),
     "mp3 for samples": ("pcm_44100", mp3(128)),
     "opus of 6 kbit/s": ("opus_48000_128", opus(6)),
-    "opus with silence left out": ("opus_48000_64", opus(64, dtx="1")),
+    "opus without packets for silence": ("opus_48000_64", opus(64, dtx="1")),
     "stereo for wav": ("wav_16000", wav(SECONDS, 44_100, 2)),
     "wav for samples": ("pcm_16000", wav(SECONDS, 44_100, 2)),
     "wav for mp3": ("mp3_44100_128", wav(SECONDS, 44_100)),
@@ -83,10 +83,10 @@ ANSWERS: dict[str, tuple[str, bytes]] = {
 }
 
 
-@pytest.fixture(scope="module", name="house")
-async def _house(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[RunningApp]:
-    async with run_app(tmp_path_factory.mktemp("speech")) as opened:
-        yield opened
+@pytest.fixture(scope="module", name="app")
+async def _app(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[RunningApp]:
+    async with run_app(tmp_path_factory.mktemp("speech")) as app:
+        yield app
 
 
 def ask_sts(output_format: str, audio: bytes = INPUT, **more: Any) -> dict[str, Any]:
@@ -100,122 +100,130 @@ def ask_sts(output_format: str, audio: bytes = INPUT, **more: Any) -> dict[str, 
     }
 
 
-async def ms_billed(house: RunningApp, caller: Account) -> int:
-    """Milliseconds of the one record; its cost is all that was charged, and nothing is left to collect."""
-    (record,) = await house.records(caller)
-    balance = await house.balance(caller, live=True)
+async def ms_billed(app: RunningApp, caller: Account) -> int:
+    """The milliseconds in the only record. Its cost is the only charge, and nothing is uncollected."""
+    (record,) = await app.records(caller)
+    balance = await app.balance(caller, live=True)
     assert (balance.held, record.uncollected) == (0, 0)
     assert balance.spent == record.cost
     return record.audio_ms
 
 
-async def leave(house: RunningApp, way: str, caller: Account, body: dict[str, Any], sent: bytes) -> None:
-    """Asks for a stream, and leaves when the vendor has sent so much of its answer."""
+async def interrupt(
+    app: RunningApp, protocol: str, caller: Account, body: dict[str, Any], sent: bytes
+) -> None:
+    """Requests a stream, and disconnects when the vendor has sent `sent` of its answer."""
     gate = Gate()
     headers = {"Content-Type": "audio/pcm" if body["output_format"].startswith("pcm") else "audio/mpeg"}
-    house.upstream.script(Reply(headers=headers, steps=(sent, gate)))
-    client = LeavingClient(house, way, caller.live, body, stream=True)
+    app.upstream.script(Reply(headers=headers, steps=(sent, gate)))
+    client = LeavingClient(app, protocol, caller.live, body, stream=True)
     await gate.reached.wait()
     await client.has(-(-len(sent) // 65_536))
     await client.leave()
-    await house.idle(caller, live=True)
+    await app.idle(caller, live=True)
 
 
-@WAY
-@HOW
+@EACH_PROTOCOL
+@UNARY_AND_STREAM
 @pytest.mark.parametrize("name", ANSWERS)
-async def test_speech_to_speech_costs_its_input_in_whatever_format_the_answer_is(
-    house: RunningApp, way: str, stream: bool, name: str
+async def test_speech_to_speech_costs_its_input_in_any_format_of_the_answer(
+    app: RunningApp, protocol: str, stream: bool, name: str
 ) -> None:
-    wanted, answer = ANSWERS[name]
-    caller = await house.account("wide", live=70_000)  # 0.07 credits: 35 s
-    house.upstream.script(Reply(headers=AUDIO, steps=(answer,)))
-    told = await house.ask(way, caller.live, ask_sts(wanted), stream=stream)
-    assert (told.code, told.content.partition(" ")[0]) == ("ok", str(len(answer)))
-    assert await ms_billed(house, caller) == SECONDS * 1000
+    output_format, answer = ANSWERS[name]
+    caller = await app.account("wide", live=70_000)  # 0.07 credits: 35 s
+    app.upstream.script(Reply(headers=AUDIO, steps=(answer,)))
+    response = await app.ask(protocol, caller.live, ask_sts(output_format), stream=stream)
+    assert (response.code, response.content.partition(" ")[0]) == ("ok", str(len(answer)))
+    assert await ms_billed(app, caller) == SECONDS * 1000
 
 
-@WAY
-@HOW
-async def test_an_answer_that_is_longer_than_its_input_costs_no_more_than_was_held(
-    house: RunningApp, way: str, stream: bool
+@EACH_PROTOCOL
+@UNARY_AND_STREAM
+async def test_an_answer_that_is_longer_than_its_input_costs_no_more_than_the_reservation(
+    app: RunningApp, protocol: str, stream: bool
 ) -> None:
-    caller = await house.account("wide", live=70_000)
-    house.upstream.script(Reply(headers=AUDIO, steps=(mp3(128, 165),)))
-    told = await house.ask(way, caller.live, ask_sts("mp3_44100_128"), stream=stream)
-    assert told.code == "ok"
-    assert SECONDS * 1000 <= await ms_billed(house, caller) <= SECONDS * 1020
+    caller = await app.account("wide", live=70_000)
+    app.upstream.script(Reply(headers=AUDIO, steps=(mp3(128, 165),)))
+    response = await app.ask(protocol, caller.live, ask_sts("mp3_44100_128"), stream=stream)
+    assert response.code == "ok"
+    assert SECONDS * 1000 <= await ms_billed(app, caller) <= SECONDS * 1020
 
 
-@WAY
+@EACH_PROTOCOL
 @pytest.mark.parametrize("name", [name for name in ANSWERS if name != "webm for opus"])
-async def test_left_speech_to_speech_costs_the_delivered_half(house: RunningApp, way: str, name: str) -> None:
-    wanted, answer = ANSWERS[name]
-    caller = await house.account("wide")
-    await leave(house, way, caller, ask_sts(wanted), answer[: len(answer) // 2])
-    (record,) = await house.records(caller)
+async def test_interrupted_speech_to_speech_costs_the_delivered_half(
+    app: RunningApp, protocol: str, name: str
+) -> None:
+    output_format, answer = ANSWERS[name]
+    caller = await app.account("wide")
+    await interrupt(app, protocol, caller, ask_sts(output_format), answer[: len(answer) // 2])
+    (record,) = await app.records(caller)
     assert 0 < record.output_bytes <= len(answer) // 2
     delivered = SECONDS * 1000 * record.output_bytes / len(answer)
-    assert await ms_billed(house, caller) == pytest.approx(delivered, abs=1200)  # a page of Ogg is 1 s
+    assert await ms_billed(app, caller) == pytest.approx(delivered, abs=1200)  # a page of Ogg is 1 s
 
 
-@WAY
-async def test_left_speech_to_speech_that_can_not_be_measured_costs_its_input(
-    house: RunningApp, way: str
+@EACH_PROTOCOL
+async def test_interrupted_speech_to_speech_that_cannot_be_measured_costs_its_input(
+    app: RunningApp, protocol: str
 ) -> None:
-    caller = await house.account("wide")
-    await leave(house, way, caller, ask_sts("opus_48000_32"), ANSWERS["webm for opus"][1])
-    assert await ms_billed(house, caller) == SECONDS * 1000
+    caller = await app.account("wide")
+    await interrupt(app, protocol, caller, ask_sts("opus_48000_32"), ANSWERS["webm for opus"][1])
+    assert await ms_billed(app, caller) == SECONDS * 1000
 
 
-@WAY
-@pytest.mark.parametrize(("speed", "spoken"), [(0.7, 0.7), (1.2, 1.2), (4, 1.2), (0.25, 0.7)])
-async def test_left_speech_is_billed_at_the_speed_that_the_vendor_got(
-    house: RunningApp, way: str, speed: float, spoken: float
+@EACH_PROTOCOL
+@pytest.mark.parametrize(("speed", "sent_speed"), [(0.7, 0.7), (1.2, 1.2), (4, 1.2), (0.25, 0.7)])
+async def test_interrupted_speech_is_billed_at_the_speed_sent_to_the_vendor(
+    app: RunningApp, protocol: str, speed: float, sent_speed: float
 ) -> None:
     settings = {"voice_settings": {"speed": speed}}
     samples = bytes(10 * 32_000)
-    caller = await house.account("wide")
-    await leave(house, way, caller, ask_sts("pcm_16000", **settings), samples)
-    assert await ms_billed(house, caller) == pytest.approx(10_000 * spoken, abs=2)
-    caller = await house.account("wide")
+    caller = await app.account("wide")
+    await interrupt(app, protocol, caller, ask_sts("pcm_16000", **settings), samples)
+    assert await ms_billed(app, caller) == pytest.approx(10_000 * sent_speed, abs=2)
+    caller = await app.account("wide")
     text = {"model": "eleven-labs-tts", "text": "x" * 1000, "voice": "adam", "output_format": "pcm_16000"}
-    await leave(house, way, caller, text | settings, samples)
-    (record,) = await house.records(caller)
-    assert record.characters == pytest.approx(150 * spoken, abs=1)
+    await interrupt(app, protocol, caller, text | settings, samples)
+    (record,) = await app.records(caller)
+    assert record.characters == pytest.approx(150 * sent_speed, abs=1)
 
 
-@WAY
-@HOW
+@EACH_PROTOCOL
+@UNARY_AND_STREAM
 @pytest.mark.parametrize("speed", [0.25, 4])
-@pytest.mark.parametrize("wanted", ["mp3_44100_128", "opus_48000_64", "wav_16000", "pcm_16000"])
-async def test_the_speed_changes_no_whole_bill_of_the_sandbox(
-    house: RunningApp, way: str, stream: bool, wanted: str, speed: float
+@pytest.mark.parametrize("output_format", ["mp3_44100_128", "opus_48000_64", "wav_16000", "pcm_16000"])
+async def test_the_speed_does_not_change_the_cost_of_a_complete_sandbox_answer(
+    app: RunningApp, protocol: str, stream: bool, output_format: str, speed: float
 ) -> None:
-    caller = await house.account("wide")
-    body = ask_sts(wanted, wav(5), voice_settings={"speed": speed})
-    assert (await house.ask(way, caller.test, body, stream=stream)).code == "ok"
-    (record,) = await house.records(caller)
+    caller = await app.account("wide")
+    body = ask_sts(output_format, wav(5), voice_settings={"speed": speed})
+    assert (await app.ask(protocol, caller.test, body, stream=stream)).code == "ok"
+    (record,) = await app.records(caller)
     assert (record.audio_ms, record.source) == (5000, "provider")
 
 
-@WAY
-@HOW
-@pytest.mark.parametrize("wanted", ["mp3_44100_128", "opus_48000_64", "wav_16000", "pcm_16000", "ulaw_8000"])
-async def test_what_is_no_audio_costs_nothing(house: RunningApp, way: str, stream: bool, wanted: str) -> None:
+@EACH_PROTOCOL
+@UNARY_AND_STREAM
+@pytest.mark.parametrize(
+    "output_format", ["mp3_44100_128", "opus_48000_64", "wav_16000", "pcm_16000", "ulaw_8000"]
+)
+async def test_an_answer_without_audio_costs_nothing(
+    app: RunningApp, protocol: str, stream: bool, output_format: str
+) -> None:
     words = b"Service temporarily unavailable, please retry"
     for answer in (words, b"\xef\xbb\xbf" + json.dumps({"error": "none"}).encode(), gzip.compress(words)):
         for body in (
-            {"model": "eleven-labs-tts", "text": "Hello", "voice": "adam", "output_format": wanted},
-            ask_sts(wanted),
+            {"model": "eleven-labs-tts", "text": "Hello", "voice": "adam", "output_format": output_format},
+            ask_sts(output_format),
         ):
-            caller = await house.account("wide")
-            house.upstream.script(Reply(headers=AUDIO, steps=(answer,)))
-            told = await house.ask(way, caller.live, body, stream=stream)
-            assert told.code == "provider_failed"
-            assert "temporarily" not in told.message
-            assert not await house.records(caller)
-            assert (await house.balance(caller, live=True)).spent == 0
+            caller = await app.account("wide")
+            app.upstream.script(Reply(headers=AUDIO, steps=(answer,)))
+            response = await app.ask(protocol, caller.live, body, stream=stream)
+            assert response.code == "provider_failed"
+            assert "temporarily" not in response.message
+            assert not await app.records(caller)
+            assert (await app.balance(caller, live=True)).spent == 0
 
 
 # --- transcripts
@@ -223,10 +231,10 @@ async def test_what_is_no_audio_costs_nothing(house: RunningApp, way: str, strea
 STT = {"model": "eleven-labs-stt", "audio": base64.b64encode(INPUT).decode()}
 
 
-@WAY
-@HOW
+@EACH_PROTOCOL
+@UNARY_AND_STREAM
 @pytest.mark.parametrize(
-    ("told", "ms", "source"),
+    ("reported", "ms", "source"),
     [
         ("29.5", 29_500, "provider"),
         (29.5, 29_500, "provider"),
@@ -243,71 +251,69 @@ STT = {"model": "eleven-labs-stt", "audio": base64.b64encode(INPUT).decode()}
     ],
 )
 async def test_a_transcript_costs_the_reported_length_or_the_measured_one(
-    house: RunningApp, way: str, stream: bool, told: Any, ms: int, source: str
+    app: RunningApp, protocol: str, stream: bool, reported: Any, ms: int, source: str
 ) -> None:
-    caller = await house.account("wide")
-    odd = [None, {"text": None}, {"text": "Hi", "start": "0.5", "end": None, "type": None, "speaker_id": 5}]
-    house.upstream.script(Transcript("Hi", more={"audio_duration_secs": told, "words": odd}))
-    answer = await house.ask(way, caller.live, STT, stream=stream)
+    caller = await app.account("wide")
+    words = [None, {"text": None}, {"text": "Hi", "start": "0.5", "end": None, "type": None, "speaker_id": 5}]
+    app.upstream.script(Transcript("Hi", more={"audio_duration_secs": reported, "words": words}))
+    answer = await app.ask(protocol, caller.live, STT, stream=stream)
     assert (answer.code, answer.content) == ("ok", "Hi")
-    assert await ms_billed(house, caller) == ms
-    (record,) = await house.records(caller)
+    assert await ms_billed(app, caller) == ms
+    (record,) = await app.records(caller)
     assert record.source == source
 
 
-@WAY
-async def test_a_transcript_of_unknown_length_costs_its_bound_not_its_last_word(
-    house: RunningApp, way: str
+@EACH_PROTOCOL
+async def test_a_transcript_of_unknown_length_costs_the_maximum_length_not_its_last_word(
+    app: RunningApp, protocol: str
 ) -> None:
-    caller = await house.account("wide")
+    caller = await app.account("wide")
     words = [{"text": "Hi", "start": 0, "end": 0.1}]
-    house.upstream.script(Transcript("Hi", more={"audio_duration_secs": None, "words": words}))
+    app.upstream.script(Transcript("Hi", more={"audio_duration_secs": None, "words": words}))
     body = STT | {"audio": base64.b64encode(b"no audio at all " * 100).decode()}
-    assert (await house.ask(way, caller.live, body)).code == "ok"
-    assert await ms_billed(house, caller) == 1600 * 8
+    assert (await app.ask(protocol, caller.live, body)).code == "ok"
+    assert await ms_billed(app, caller) == 1600 * 8
 
 
-class _Odd:
-    """A plug-in that reports lengths and times that are no numbers."""
+class _InvalidNumbers:
+    """A plug-in that reports lengths and times that are not finite."""
 
     configured = True
     seconds = 0.0
 
     async def speech_to_text(self, job: Job) -> AsyncIterator[Event]:
-        said = Transcription(text="Hi you", audio_seconds=self.seconds)
-        said.words.add(text="Hi", start=0.5, end=1)
-        said.words.add(text="you", start=math.nan, end=math.inf)
-        yield Event(result=TaskResult(transcription=said))
+        transcription = Transcription(text="Hi you", audio_seconds=self.seconds)
+        transcription.words.add(text="Hi", start=0.5, end=1)
+        transcription.words.add(text="you", start=math.nan, end=math.inf)
+        yield Event(result=TaskResult(transcription=transcription))
 
     async def aclose(self) -> None:
-        """See Provider."""
+        pass
 
 
 @pytest.mark.parametrize("seconds", [math.nan, math.inf, -math.inf, 1e308, -1.0, 0.0])
-async def test_lengths_and_times_that_are_no_numbers_are_not_passed_on(
-    tmp_path: Path, seconds: float
-) -> None:
-    odd = _Odd()
-    odd.seconds = seconds
-    providers: Any = {"sandbox": Sandbox(), "elevenlabs": odd}
-    async with run_app(tmp_path, providers=providers) as house:
-        for way in PROTOCOLS:
+async def test_lengths_and_times_that_are_not_finite_are_not_returned(tmp_path: Path, seconds: float) -> None:
+    provider = _InvalidNumbers()
+    provider.seconds = seconds
+    providers: Any = {"sandbox": Sandbox(), "elevenlabs": provider}
+    async with run_app(tmp_path, providers=providers) as app:
+        for protocol in PROTOCOLS:
             for stream in (False, True):
-                caller = await house.account("wide")
-                answer = await house.ask(way, caller.live, STT, stream=stream)
+                caller = await app.account("wide")
+                answer = await app.ask(protocol, caller.live, STT, stream=stream)
                 assert (answer.code, answer.content) == ("ok", "Hi you")
-                assert await ms_billed(house, caller) == 30_000
+                assert await ms_billed(app, caller) == 30_000
         metadata = [("authorization", f"Bearer {caller.live}")]
-        tasks = TaskServiceStub(house.channel)
-        said = (await tasks.RunTask(RunTaskRequest(task=to_task(STT)), metadata=metadata)).result
-        assert said.transcription.audio_seconds == 30
-        heard = [(word.text, word.start, word.end) for word in said.transcription.words]
-        assert heard == [("Hi", 0.5, 1), ("you", 1, 1)]
-        url = f"{house.urls['remote']}/api/v1/task"
-        async with house.session.post(url, json=STT, headers={"Authorization": metadata[0][1]}) as got:
-            words = json.loads(await got.text(), parse_constant=_no_number)["words"]
-        assert [(word["text"], word["start"], word["end"]) for word in words] == heard
+        tasks = TaskServiceStub(app.channel)
+        result = (await tasks.RunTask(RunTaskRequest(task=to_task(STT)), metadata=metadata)).result
+        assert result.transcription.audio_seconds == 30
+        expected_words = [(word.text, word.start, word.end) for word in result.transcription.words]
+        assert expected_words == [("Hi", 0.5, 1), ("you", 1, 1)]
+        url = f"{app.urls['remote']}/api/v1/task"
+        async with app.session.post(url, json=STT, headers={"Authorization": metadata[0][1]}) as answer:
+            words = json.loads(await answer.text(), parse_constant=_refuse_constant)["words"]
+        assert [(word["text"], word["start"], word["end"]) for word in words] == expected_words
 
 
-def _no_number(name: str) -> Any:
-    raise AssertionError(f"{name} is no JSON")
+def _refuse_constant(name: str) -> Any:
+    raise AssertionError(f"{name} is not JSON")

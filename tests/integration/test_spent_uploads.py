@@ -1,4 +1,4 @@
-"""What a form brought is deleted with its task; what was uploaded by name stays for the next one."""
+"""Audio of a form is deleted with its task; audio uploaded over gRPC stays for other tasks."""
 
 from __future__ import annotations
 
@@ -23,39 +23,39 @@ from pomelo.testing.elevenlabs_wire import error_reply
 from tests.calls import bearer
 from tests.conftest import Keys
 
-SOUND = b"OggS" + b"a sound of some length " * 20_000
+AUDIO = b"OggS" + b"a sound of some length " * 20_000
 
 
 @pytest.fixture
-def kept(settings: Settings) -> Any:
-    """The uploads that are kept, by their size."""
+def stored_uploads(settings: Settings) -> Any:
+    """Returns the uploads in the media folder, which are recognized by their size."""
 
-    def look() -> set[Path]:
-        return {path for path in (settings.data / "media").iterdir() if path.stat().st_size == len(SOUND)}
+    def list_uploads() -> set[Path]:
+        return {path for path in (settings.data / "media").iterdir() if path.stat().st_size == len(AUDIO)}
 
-    before = look()
-    return lambda: look() - before
+    before = list_uploads()
+    return lambda: list_uploads() - before
 
 
 @pytest.fixture
-async def alone(upstream: FaultUpstream) -> AsyncIterator[FaultUpstream]:
-    """The playing vendors, without what other tests left, and left so."""
+async def reset_upstream(upstream: FaultUpstream) -> AsyncIterator[FaultUpstream]:
+    """The fake vendors, reset before and after the test."""
     upstream.reset()
     yield upstream
     upstream.reset()
 
 
 def form(model: str, **fields: str) -> aiohttp.FormData:
-    """A form with the sound."""
-    made = aiohttp.FormData({"model": model, **fields})
-    made.add_field("audio", SOUND, filename="a.ogg", content_type="audio/ogg")
-    return made
+    """A form with an audio file."""
+    data = aiohttp.FormData({"model": model, **fields})
+    data.add_field("audio", AUDIO, filename="a.ogg", content_type="audio/ogg")
+    return data
 
 
 @pytest.mark.parametrize("remote", [False, True], ids=["rest", "remote"])
 @pytest.mark.parametrize("live", [False, True], ids=["test key", "live key"])
 @pytest.mark.parametrize("stream", ["true", "false"])
-async def test_a_forms_sound_is_deleted_with_its_task(
+async def test_audio_of_a_form_is_deleted_with_its_task(
     remote: bool,
     live: bool,
     stream: str,
@@ -63,7 +63,7 @@ async def test_a_forms_sound_is_deleted_with_its_task(
     rest_url: str,
     gateway_url: str,
     keys: Keys,
-    kept: Any,
+    stored_uploads: Any,
 ) -> None:
     url = gateway_url if remote else rest_url
     headers = {"Authorization": f"Bearer {keys.live if live else keys.test}"}
@@ -74,59 +74,64 @@ async def test_a_forms_sound_is_deleted_with_its_task(
         async with http.post(f"{url}/api/v1/task", data=body, headers=headers) as answer:
             assert answer.status == 200, await answer.text()
             await answer.read()
-    assert not kept()
+    assert not stored_uploads()
 
 
-async def test_it_is_deleted_when_the_task_fails(
-    http: aiohttp.ClientSession, rest_url: str, keys: Keys, alone: FaultUpstream, kept: Any
+async def test_audio_of_a_form_is_deleted_when_the_task_fails(
+    http: aiohttp.ClientSession, rest_url: str, keys: Keys, reset_upstream: FaultUpstream, stored_uploads: Any
 ) -> None:
-    alone.script(error_reply(400))
+    reset_upstream.script(error_reply(400))
     headers = {"Authorization": f"Bearer {keys.live}"}
     async with http.post(f"{rest_url}/api/v1/task", data=form("eleven-labs-stt"), headers=headers) as answer:
         assert answer.status == 502
-    assert not kept()
+    assert not stored_uploads()
 
 
-async def test_it_is_deleted_when_the_caller_leaves(
-    http: aiohttp.ClientSession, rest_url: str, keys: Keys, alone: FaultUpstream, app: App, kept: Any
+async def test_audio_of_a_form_is_deleted_when_the_caller_disconnects(
+    http: aiohttp.ClientSession,
+    rest_url: str,
+    keys: Keys,
+    reset_upstream: FaultUpstream,
+    app: App,
+    stored_uploads: Any,
 ) -> None:
     gate = Gate()
-    alone.script(Transcript(before=(gate,)))
+    reset_upstream.script(Transcript(before=(gate,)))
     headers = {"Authorization": f"Bearer {keys.live}"}
     caller = asyncio.create_task(
         http.post(f"{rest_url}/api/v1/task", data=form("eleven-labs-stt"), headers=headers)
     )
     await gate.reached.wait()
-    assert len(kept()) == 1
+    assert len(stored_uploads()) == 1
     caller.cancel()
     async with asyncio.timeout(5):
         await app.draining.idle()
-    assert not kept()
+    assert not stored_uploads()
 
 
-async def test_what_was_uploaded_by_name_stays_for_the_next_task(
-    channel: grpc.aio.Channel, keys: Keys, kept: Any
+async def test_audio_uploaded_over_grpc_stays_for_the_next_task(
+    channel: grpc.aio.Channel, keys: Keys, stored_uploads: Any
 ) -> None:
     stub, tasks = MediaServiceStub(channel), TaskServiceStub(channel)
-    pieces = [UploadMediaRequest(content_type="audio/ogg"), UploadMediaRequest(chunk=SOUND)]
-    uploaded = await stub.UploadMedia(iter(pieces), metadata=bearer(keys.live))
+    chunks = [UploadMediaRequest(content_type="audio/ogg"), UploadMediaRequest(chunk=AUDIO)]
+    uploaded = await stub.UploadMedia(iter(chunks), metadata=bearer(keys.live))
     task = Task(model="eleven-labs-stt")
     task.speech_to_text.audio.media_id = uploaded.media.media_id
     for _ in range(2):
         await tasks.RunTask(RunTaskRequest(task=task), metadata=bearer(keys.live))
-    (path,) = kept()
+    (path,) = stored_uploads()
     path.unlink()
 
 
-async def test_what_a_task_made_is_not_deleted(
-    http: aiohttp.ClientSession, rest_url: str, keys: Keys, alone: FaultUpstream
+async def test_the_output_of_a_task_is_not_deleted(
+    http: aiohttp.ClientSession, rest_url: str, keys: Keys, reset_upstream: FaultUpstream
 ) -> None:
-    alone.script(Speech(size=100_000))
+    reset_upstream.script(Speech(size=100_000))
     headers = {"Authorization": f"Bearer {keys.live}"}
     async with http.post(
         f"{rest_url}/api/v1/task", data=form("eleven-labs-sts", voice="adam"), headers=headers
     ) as answer:
-        made = (await answer.json())["audio"]["url"]
-    async with http.get(made) as answer:
+        url = (await answer.json())["audio"]["url"]
+    async with http.get(url) as answer:
         assert answer.status == 200
         assert len(await answer.read()) >= 100_000

@@ -11,12 +11,14 @@ from typing import Any
 
 import pytest
 
+from pomelo.accounts.access import Access
+from pomelo.accounts.keys import Keyring
 from pomelo.accounts.plans import Plan
 from pomelo.call import Call, Principal
 from pomelo.catalog.catalog import Catalog
 from pomelo.catalog.pricing import Usage
 from pomelo.engine import reservation
-from pomelo.engine.reservation import Ledger
+from pomelo.engine.ledger import Ledger
 from pomelo.errors import PomeloError
 from pomelo.stores.base import Store
 from pomelo.stores.ledger import (
@@ -32,6 +34,7 @@ from pomelo.testing import Answer, Gate
 from tests.app import RunningApp, run_app
 from tests.driver import PROTOCOL, PROTOCOLS, STREAM
 from tests.tasks import text_body
+from tests.unit.engine.jobs import accepted_job
 
 
 class FaultyStore:
@@ -208,7 +211,7 @@ async def test_a_task_that_fails_to_start_after_its_reservation_releases_it(
     def broken(*args: Any) -> None:
         raise ZeroDivisionError
 
-    monkeypatch.setattr("pomelo.engine.intake.CollectorContext", broken)
+    monkeypatch.setattr("pomelo.engine.engine.CollectorContext", broken)
     for protocol in PROTOCOLS:
         outcome = await app.ask(protocol, account.test, text_body())
         assert outcome.code == "internal_error"
@@ -225,17 +228,16 @@ async def test_a_task_that_fails_late_reports_the_end_of_its_own_window(tmp_path
         await store.add_account("a", "five", 0)
         await store.grant(Grant("g", Wallet("a", False), 10**9, 0))
         plan = Plan("five", requests=5, concurrent=2)
-        admission = Ledger(store, {"five": plan}, now=clock, monotonic=clock)
+        ledger = Ledger(store, {"five": plan}, now=clock, monotonic=clock)
         model = Catalog.load().models["flux-1-pro"]
-        draft = UsageRecord("img_1", "r", "a", False, "k", "rest", model.name, "image")
+        job = accepted_job("img_1", model, Usage(images=1), Principal("a", "k", False), exact=True)
         call = Call.from_headers(lambda name: None, wire="rest")
-        picture = Usage(images=1)
-        hold = await admission.enter(call, plan, draft, model.prices, picture, picture, exact=True)
-        assert not isinstance(hold, ReplayedAnswer)
+        reservation = await ledger.reserve(job, plan, call)
+        assert not isinstance(reservation, ReplayedAnswer)
         assert call.response_headers["X-RateLimit-Reset"] == "1000061"
         assert call.response_headers["X-Credits-Charged"] == "0.04"
         now += 50
-        await hold.fail()
+        await reservation.fail()
         assert call.response_headers["X-RateLimit-Reset"] == "1000061"
         assert call.response_headers["X-RateLimit-Remaining-Concurrent"] == "2"
         assert (call.response_headers["X-Credits-Charged"], call.response_headers["X-Credits-Remaining"]) == (
@@ -243,16 +245,16 @@ async def test_a_task_that_fails_late_reports_the_end_of_its_own_window(tmp_path
             "1000",
         )
         assert call.response_trailers["X-Credits-Charged"] == "0"
-        await hold.fail()
-        hold.leave()
+        await reservation.fail()
+        reservation.release()
 
-        late = replace(draft, task_id="img_2")
-        hold = await admission.enter(call, plan, late, model.prices, picture, picture, exact=True)
-        assert not isinstance(hold, ReplayedAnswer)
+        late = replace(job, task_id="img_2")
+        reservation = await ledger.reserve(late, plan, call)
+        assert not isinstance(reservation, ReplayedAnswer)
         now += 30  # another window
-        await hold.fail()
+        await reservation.fail()
         assert call.response_headers["X-RateLimit-Remaining"] == "5"
-        await admission.idle()
+        await ledger.operations.idle()
 
 
 async def test_an_error_has_the_same_reset_time_in_message_and_header(tmp_path: Path) -> None:
@@ -260,23 +262,24 @@ async def test_an_error_has_the_same_reset_time_in_message_and_header(tmp_path: 
     async with open_sqlite(tmp_path / "own.db") as store:
         await store.add_account("a", "none", 0)
         plan = Plan("none", requests=0, tokens=0)
-        admission = Ledger(store, {"none": plan}, now=lambda: next(ticks))
+        ledger = Ledger(store, {"none": plan}, now=lambda: next(ticks))
         model = Catalog.load().models["gpt-4"]
         for number in range(20):
             call = Call.from_headers(lambda name: None, wire="rest")
-            draft = UsageRecord(f"task_{number}", "r", "a", False, "k", "rest", model.name, "text")
+            job = accepted_job(f"task_{number}", model, Usage(1, 1), Principal("a", "k", False))
             with pytest.raises(PomeloError) as refused:
-                await admission.enter(call, plan, draft, model.prices, Usage(1, 1), Usage(1, 1))
+                await ledger.reserve(job, plan, call)
             reset = int(call.response_headers["X-RateLimit-Reset"])
             assert time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(reset)) in refused.value.message
 
 
 async def test_a_removed_plan_blocks_its_accounts(tmp_path: Path) -> None:
     async with open_sqlite(tmp_path / "own.db") as store:
-        admission = Ledger(store, {})
+        ledger = Ledger(store, {})
+        access = Access(Keyring(store, b"s" * 32), {}, Catalog.load(), ledger)
         principal = Principal("a", "k", False, plan="gone")
         with pytest.raises(PomeloError, match="'gone' does not exist"):
-            admission.plan(principal)
+            access.plan(principal)
         call = Call.from_headers(lambda name: None, wire="rest")
-        await admission.tell(call, principal)
+        await access.report_limits(call, principal)
         assert call.response_headers["X-Credits-Remaining"] == "0"

@@ -168,7 +168,7 @@ def test_a_label_of_raw_samples_does_not_replace_a_measurement(without_av: dict[
     code = (
         "import asyncio\n"
         "from pomelo.media.duration import Measurer\n"
-        "from pomelo.providers.base import AudioSource\n"
+        "from pomelo.media.audio import AudioSource\n"
         "async def main():\n"
         "    measurer = Measurer()\n"
         "    for label in ('', 'audio/pcm;rate=48000'):\n"

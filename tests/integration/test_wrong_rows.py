@@ -1,7 +1,7 @@
-"""Wrong rows of a catalogue are refused at start: each with file, line, key and what to write instead.
+"""Wrong rows of a catalogue are refused at start, each with file, line, key and remedy.
 
-The rows are the same for the operator's file, a plug-in's and the built-in one, in this process and over
-`pomelo serve` and `pomelo doctor`.
+The same rows are tested in the operator's file, in that of a plug-in and in the built-in one, in this process and
+with `pomelo serve` and `pomelo doctor`.
 """
 
 from __future__ import annotations
@@ -35,24 +35,26 @@ IMAGE = {
 }
 SPEECH = {**IMAGE, "type": 'type = "text_to_speech"', "price": 'price = { thousand_characters = "1" }'}
 ROUTE = {"provider": 'provider = "openai"', "model": 'model = "m"'}
-OTHERS = {"image": 'provider = "bfl"', "text_to_speech": 'provider = "elevenlabs"'}
+OTHER_PROVIDERS = {"image": 'provider = "bfl"', "text_to_speech": 'provider = "elevenlabs"'}
 
 
-def model(of: dict[str, str] = TEXT, route: str | None = "", **changed: str) -> str:
-    """A good row but for what is changed; `route` are lines of its one route. The wrong line ends in HERE."""
-    lines = {**of, **changed}
+def model(base: dict[str, str] = TEXT, route: str | None = "", **changed: str) -> str:
+    """A valid row with some lines changed; `route` has lines of its one route. The wrong line ends in HERE."""
+    lines = {**base, **changed}
     text = "[models.NAME]\n" + "".join(f"{line}\n" for line in lines.values() if line)
     if route is None:
         return text
-    own = {
+    defaults = {
         **ROUTE,
-        "provider": next((p for kind, p in OTHERS.items() if kind in of["type"]), ROUTE["provider"]),
+        "provider": next(
+            (p for task_type, p in OTHER_PROVIDERS.items() if task_type in base["type"]), ROUTE["provider"]
+        ),
     }
-    kept = [line for key, line in own.items() if not re.search(rf"^{key} = ", route, re.MULTILINE)]
-    return text + "[[models.NAME.routes]]\n" + "\n".join([*kept, route]) + "\n"
+    unchanged = [line for key, line in defaults.items() if not re.search(rf"^{key} = ", route, re.MULTILINE)]
+    return text + "[[models.NAME.routes]]\n" + "\n".join([*unchanged, route]) + "\n"
 
 
-# Name -> the row, the key within it, what is said.
+# Name -> the row, the key in it, a part of the message.
 ROWS: dict[str, tuple[str, str, str]] = {
     "an unquoted date as price_version": (
         model(price_version="price_version = 2026-11-22  # HERE"),
@@ -61,19 +63,19 @@ ROWS: dict[str, tuple[str, str, str]] = {
     ),
     "no price_version": (model(price_version="").replace("NAME]", "NAME]  # HERE", 1), "price_version", "Add price_version ="),
     "no price": (model(price="").replace("NAME]", "NAME]  # HERE", 1), "price", "is missing. Add price ="),
-    "a price that is none": (model(price='price = "4"  # HERE'), "price", "must be a table, not text. Write"),
+    "a price that is not a table": (model(price='price = "4"  # HERE'), "price", "must be a table, not text. Write"),
     "a price of an unknown unit": (
         model(price='price = { banana = "4" }  # HERE'), "price", "Write, for example: price = { million_input_tokens",
     ),
-    "a price by reports alone": (
+    "a price of reported costs alone": (
         model(IMAGE, price='price = { provider_dollar = "1" }  # HERE'),
         "price",
-        "provider_dollar needs a price of what is counted beside it, which bounds what a task can cost. Write",
+        "provider_dollar needs another price beside it, by counts, which limits the cost of a task. Write",
     ),
-    "a price by reports of 0": (
+    "a price of 0 for reported costs": (
         model(IMAGE, price='price = { image = "1", provider_dollar = "0" }  # HERE'),
         "price",
-        "provider_dollar must be above 0: no task is free. Leave it out to bill by counts. Write, for example",
+        "provider_dollar must be above 0: no task is free. Remove it to bill by counts. Write, for example",
     ),
     "a limit as text": (
         model(limits='limits = { max_input_tokens = "1000", max_output_tokens = 100 }  # HERE'),
@@ -108,17 +110,17 @@ ROWS: dict[str, tuple[str, str, str]] = {
     "a limit of another type": (
         model(IMAGE, limits="limits = { max_characters = 10, max_audio_seconds = 1 }  # HERE"),
         "limits.max_audio_seconds",
-        "is no limit of type image. There are: max_characters",
+        "is not a limit of type image. Valid: max_characters",
     ),
     "a misspelt type": (
         model(SPEECH, type='type = "text-to-speech"  # HERE'), "type", "must be a task type. Did you mean text_to_speech?",
     ),
-    "a type that is none": (model(type="type = 1  # HERE"), "type", 'must be text in quotes, not 1. Write, for example: type = "text"'),
+    "a type that is not text": (model(type="type = 1  # HERE"), "type", 'must be text in quotes, not 1. Write, for example: type = "text"'),
     "an unknown key": (model(limit="limit = 5  # HERE"), "limit", "is an unknown key. Did you mean limits?"),
     "no routes": (model(route=None).replace("NAME]", "NAME]  # HERE", 1), "routes", "is missing. Add [[models."),
-    "routes that are no list": (model(route=None, routes='routes = "openai"  # HERE'), "routes", "must be a list in [ ], not text"),
+    "routes that are not a list": (model(route=None, routes='routes = "openai"  # HERE'), "routes", "must be a list in [ ], not text"),
     "an empty list of routes": (model(route=None, routes="routes = []  # HERE"), "routes", "must be a list of at least one"),
-    "a route that is no table": (model(route=None, routes='routes = ["openai"]  # HERE'), "routes[0]", "must be a table, not text"),
+    "a route that is not a table": (model(route=None, routes='routes = ["openai"]  # HERE'), "routes[0]", "must be a table, not text"),
     "an unknown key in a route": (
         model(route='max_token_field = "x"  # HERE'),
         "routes[0].max_token_field",
@@ -135,21 +137,21 @@ ROWS: dict[str, tuple[str, str, str]] = {
     "drop of an unknown parameter": (
         model(route='drop = ["temprature"]  # HERE'), "routes[0].drop", "no parameter of text is called temprature. Did you mean temperature?",
     ),
-    "drop of what a task needs": (model(route='drop = ["messages"]  # HERE'), "routes[0].drop", "messages can't be left out of a task. Remove it"),
+    "drop of a required field": (model(route='drop = ["messages"]  # HERE'), "routes[0].drop", "messages can't be left out of a task. Remove it"),
     "a clamp of one number": (
         model(route="clamp = { temperature = [1] }  # HERE"),
         "routes[0].clamp.temperature",
-        "must be two numbers, the least and the most, and optionally a third one that values must be a multiple of; "
+        "must be two numbers, the minimum and the maximum, and optionally a third that values must be a multiple of; "
         "not a list of 1. Write, for example: clamp = { temperature = [0, 1] }",
     ),
-    "a clamp with the most first": (
+    "a clamp with the maximum first": (
         model(route="[models.NAME.routes.clamp]\ntemperature = [1, 0]  # HERE"),
         "routes[0].clamp.temperature",
-        "must have the least first: 1 is more than 0. Write",
+        "must have the minimum first: 1 is more than 0. Write",
     ),
     "a clamp of text": (model(route='clamp = { temperature = ["0", "1"] }  # HERE'), "routes[0].clamp.temperature", "must be two numbers"),
     "a clamp of infinity": (model(route="clamp = { temperature = [0, inf] }  # HERE"), "routes[0].clamp.temperature", "must be two numbers"),
-    "a clamp of what is no number": (model(route="clamp = { stop = [0, 1] }  # HERE"), "routes[0].clamp.stop", "stop is no number. Remove it"),
+    "a clamp of a field that is not a number": (model(route="clamp = { stop = [0, 1] }  # HERE"), "routes[0].clamp.stop", "stop is not a number. Remove it"),
     "a clamp of a whole number by a fraction": (
         model(IMAGE, "clamp = { width = [256.5, 1440] }  # HERE"), "routes[0].clamp.width", "width is a whole number. Write whole numbers",
     ),
@@ -169,16 +171,16 @@ ROWS: dict[str, tuple[str, str, str]] = {
         "is missing beside price. Add price_version",
     ),
     "an invalid date": (model(retires='retires = "2026-02-30"  # HERE'), "retires", "is not a valid date: 2026-02-30. Write"),
-    "a date in other words": (model(retires='retires = "soon"  # HERE'), "retires", "must be a date from 2000 to 2999, such as 2026-12-31, not text"),
+    "a date in words": (model(retires='retires = "soon"  # HERE'), "retires", "must be a date from 2000 to 2999, such as 2026-12-31, not text"),
     "a date with a time": (model(retires="retires = 2026-12-31T00:00:00Z  # HERE"), "retires", "not a date with a time"),
     "a route's date as a number": (model(route="retires = 20261231  # HERE"), "routes[0].retires", "must be a date from 2000"),
     "an end before its announcement": (
         model(retires="retires = 2026-12-31", deprecated="deprecated = 2027-01-01  # HERE"), "deprecated", "must not be after retires. Write",
     ),
-    "a model that is no table": ("[models]\nNAME = 1  # HERE\n", "", "must be a table, not 1"),
+    "a model that is not a table": ("[models]\nNAME = 1  # HERE\n", "", "must be a table, not 1"),
 }  # fmt: skip
 
-# Rows of other tables: the text, the whole key, what is said.
+# Other tables: name -> the text, the full key, a part of the message.
 OTHER_ROWS = {
     "an empty name": (model().replace("NAME]", '""]').replace("NAME", '""').replace("]", "]  # HERE", 1), 'models.""', "its name must be"),
     "control characters in a name": (
@@ -188,86 +190,86 @@ OTHER_ROWS = {
         model().replace("NAME", "gpt-3.5-turbo").replace("]", "]  # HERE", 1), "models.gpt-3.5-turbo", "A name with dots is written in quotes",
     ),
     "an unknown table": ("[modles.x]  # HERE\n", "modles", "is an unknown table. Did you mean models?"),
-    "models that are no table": ("models = 5  # HERE\n", "models", "must be a table, not 5"),
+    "models that are not a table": ("models = 5  # HERE\n", "models", "must be a table, not 5"),
     "the same model twice": (model().replace("NAME", "x") + "[models.x]  # HERE\n", "", "The file is not TOML: Cannot declare"),
-    "no TOML": ('[models.x]\ntype = "text  # HERE\n', "", "The file is not TOML"),
-    "a misspelt knob of a host": ('[hosts.h]\nbase_ulr = "x"  # HERE\n', "hosts.h.base_ulr", "Did you mean base_url?"),
-    "a knob of a wrong type": ('[hosts.h]\npatient = "yes"  # HERE\n', "hosts.h.patient", "must be true or false, not text"),
-    "a knob out of range": ("[hosts.h]\nuser_most = 0  # HERE\n", "hosts.h.user_most", "must be at least 1, not 0"),
+    "invalid TOML": ('[models.x]\ntype = "text  # HERE\n', "", "The file is not TOML"),
+    "a misspelt option of a host": ('[hosts.h]\nbase_ulr = "x"  # HERE\n', "hosts.h.base_ulr", "Did you mean base_url?"),
+    "an option of a host of a wrong type": ('[hosts.h]\npatient = "yes"  # HERE\n', "hosts.h.patient", "must be true or false, not text"),
+    "an option of a host out of range": ("[hosts.h]\nuser_most = 0  # HERE\n", "hosts.h.user_most", "must be at least 1, not 0"),
     "a base URL without a scheme": (
         '[hosts.h]\nbase_url = "llm.example.com"  # HERE\n', "hosts.h.base_url", "must begin with http:// or https://. Write",
     ),
-    "a header that is none": ('[hosts.h]\nheaders = { A = "x\\ny" }  # HERE\n', "hosts.h.headers", "that HTTP headers can have. Write"),
+    "an invalid header": ('[hosts.h]\nheaders = { A = "x\\ny" }  # HERE\n', "hosts.h.headers", "that HTTP headers can have. Write"),
     "an error that no provider may raise": (
         '[hosts.h]\nmeanings = { k = "invalid_api_key" }  # HERE\n', "hosts.h.meanings.k", "must be an error that a provider may raise",
     ),
-    "a parameter that is none": ('[hosts.h]\nallow = ["temprature"]  # HERE\n', "hosts.h.allow[0]", "Did you mean temperature?"),
-    "credentials of nobody": ('[hosts.h]\ncredentials = "tgether"  # HERE\n', "hosts.h.credentials", "Did you mean together?"),
+    "an unknown parameter": ('[hosts.h]\nallow = ["temprature"]  # HERE\n', "hosts.h.allow[0]", "Did you mean temperature?"),
+    "credentials of an unknown provider": ('[hosts.h]\ncredentials = "tgether"  # HERE\n', "hosts.h.credentials", "Did you mean together?"),
     "a provider's name": ("[hosts.openai]  # HERE\n", "hosts.openai", "a provider has that name"),
-    "a host that is no table": ("[hosts]\nh = true  # HERE\n", "hosts.h", "must be a table, not true"),
-    "a voice that is no id": ("[voices]\nadam = 5  # HERE\n", "voices.adam", "must be a voice's id in quotes. Write, for example: adam ="),
-    "a voice twice": ('[voices]\nadam = "a"\nAdam = "b"  # HERE\n', "voices.Adam", "is there twice"),
+    "a host that is not a table": ("[hosts]\nh = true  # HERE\n", "hosts.h", "must be a table, not true"),
+    "a voice with an invalid id": ("[voices]\nadam = 5  # HERE\n", "voices.adam", "must be a voice's id in quotes. Write, for example: adam ="),
+    "a voice twice": ('[voices]\nadam = "a"\nAdam = "b"  # HERE\n', "voices.Adam", "is listed twice"),
     "a number beyond 64 bits": ("[hosts.h]\nextra = { k = 9223372036854775808 }  # HERE\n", "hosts.h.extra.k", "is beyond 64 bits"),
 }  # fmt: skip
 
 
-class Bringing:
+class PlugIn:
     """A plug-in with a catalogue that a test writes."""
 
     catalog: Path
 
 
-def load_as_own(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The operator's file."""
+def load_as_operators_file(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Loads `path` as the operator's file."""
     read_registry(path, plugged=[])
 
 
-def load_as_plug_ins(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A plug-in's file."""
-    Bringing.catalog = path
-    read_registry(plugged=[EntryPoint("bringing", f"{__name__}:Bringing", GROUP)])
+def load_as_plug_in(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Loads `path` as the file of a plug-in."""
+    PlugIn.catalog = path
+    read_registry(plugged=[EntryPoint("plugin", f"{__name__}:PlugIn", GROUP)])
 
 
 def load_as_built_in(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The built-in file."""
+    """Loads `path` as the built-in file."""
     monkeypatch.setattr(registry_module, "BUILTIN_CATALOG", path)
     read_registry(plugged=[])
 
 
-LOADERS = (load_as_own, load_as_plug_ins, load_as_built_in)
+LOADERS = (load_as_operators_file, load_as_plug_in, load_as_built_in)
 
 
-def here(text: str) -> int:
-    """The number of the line that is wrong."""
+def wrong_line(text: str) -> int:
+    """The number of the wrong line."""
     (line,) = (number for number, line in enumerate(text.splitlines(), 1) if line.endswith("# HERE"))
     return line
 
 
 @pytest.mark.parametrize("load", LOADERS, ids=["own", "plug-in", "built-in"])
 @pytest.mark.parametrize("name", [*ROWS, *OTHER_ROWS])
-def test_a_wrong_row_is_refused_with_its_file_line_key_and_a_remedy(
+def test_a_wrong_row_is_refused_with_its_file_line_key_and_remedy(
     name: str,
     load: Callable[[Path, pytest.MonkeyPatch], None],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     if name in ROWS:
-        text, key, said = ROWS[name]
-        text, key = text.replace("NAME", "house-model"), ".".join(filter(None, ("models.house-model", key)))
+        text, key, excerpt = ROWS[name]
+        text, key = text.replace("NAME", "my-model"), ".".join(filter(None, ("models.my-model", key)))
     else:
-        text, key, said = OTHER_ROWS[name]
+        text, key, excerpt = OTHER_ROWS[name]
     path = tmp_path / "catalog.toml"
     path.write_text("# A comment.\n\n" + text)
     with pytest.raises(CatalogError) as raised:
         load(path, monkeypatch)
     lines = str(raised.value).splitlines()
-    expected = f"{path}:{here(path.read_text())}: {key + ': ' if key else ''}"
-    assert any(line.startswith(expected) and said in line for line in lines), lines
+    expected = f"{path}:{wrong_line(path.read_text())}: {key + ': ' if key else ''}"
+    assert any(line.startswith(expected) and excerpt in line for line in lines), lines
     assert all(line.startswith(f"{path}:") for line in lines)
 
 
 @pytest.mark.parametrize("load", LOADERS, ids=["own", "plug-in", "built-in"])
-def test_the_rows_that_the_wrong_ones_are_made_of_are_good(
+def test_the_rows_are_valid_without_the_changes(
     load: Callable[[Path, pytest.MonkeyPatch], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "catalog.toml"
@@ -277,23 +279,23 @@ def test_the_rows_that_the_wrong_ones_are_made_of_are_good(
 
 
 def test_wrong_rows_of_several_files_are_reported_together(tmp_path: Path) -> None:
-    own, brought = tmp_path / "own.toml", tmp_path / "brought.toml"
+    own, plugged = tmp_path / "own.toml", tmp_path / "plugged.toml"
     own.write_text(model(limits="limits = {}").replace("NAME", "a"))
-    brought.write_text(model(price_version="price_version = 1").replace("NAME", "b"))
-    Bringing.catalog = brought
+    plugged.write_text(model(price_version="price_version = 1").replace("NAME", "b"))
+    PlugIn.catalog = plugged
     with pytest.raises(CatalogError) as raised:
-        read_registry(own, plugged=[EntryPoint("bringing", f"{__name__}:Bringing", GROUP)])
-    assert {fault.file.path for fault in raised.value.faults} == {own, brought}
+        read_registry(own, plugged=[EntryPoint("plugin", f"{__name__}:PlugIn", GROUP)])
+    assert {fault.file.path for fault in raised.value.faults} == {own, plugged}
 
 
-def test_a_file_that_is_no_text_is_refused_by_its_line(tmp_path: Path) -> None:
+def test_a_file_that_is_not_text_is_refused_with_the_line(tmp_path: Path) -> None:
     path = tmp_path / "catalog.toml"
     path.write_bytes(b"# one\n# two \xff\n")
     with pytest.raises(CatalogError, match=r"catalog\.toml:2: The file is not UTF-8 text\. Save it as UTF-8"):
         read_registry(path, plugged=[])
 
 
-def test_lines_are_found_whatever_the_values_look_like() -> None:
+def test_line_numbers_are_found_among_values_that_look_like_tables() -> None:
     text = '''# [models.no]
 a = """
 [models.no]
@@ -313,75 +315,75 @@ g = [0, 1]
 h = 1
 '''
     lines = line_numbers(text)
-    found = {keys: line for keys, line in lines.items() if keys[0] != "models" or len(keys) > 2}
-    at = ("models", "a.b")
-    assert found == {
+    filtered = {keys: line for keys, line in lines.items() if keys[0] != "models" or len(keys) > 2}
+    table = ("models", "a.b")
+    assert filtered == {
         ("a",): 2,
         ("b",): 5,
-        (*at, "list"): 8,
-        (*at, "d"): 11,
-        (*at, "d", "e"): 11,
-        (*at, "routes"): 12,
-        (*at, "routes", 0): 12,
-        (*at, "routes", 0, "f"): 13,
-        (*at, "routes", 0, "clamp"): 14,
-        (*at, "routes", 0, "clamp", "g"): 15,
-        (*at, "routes", 1): 16,
-        (*at, "routes", 1, "h"): 17,
+        (*table, "list"): 8,
+        (*table, "d"): 11,
+        (*table, "d", "e"): 11,
+        (*table, "routes"): 12,
+        (*table, "routes", 0): 12,
+        (*table, "routes", 0, "f"): 13,
+        (*table, "routes", 0, "clamp"): 14,
+        (*table, "routes", 0, "clamp", "g"): 15,
+        (*table, "routes", 1): 16,
+        (*table, "routes", 1, "h"): 17,
     }
 
 
-def test_the_line_of_a_key_within_a_value_is_that_of_the_value(tmp_path: Path) -> None:
+def test_a_key_in_an_inline_value_has_the_line_of_the_value(tmp_path: Path) -> None:
     path = tmp_path / "a.toml"
     path.write_text("\na = { b = { c = 1 } }\n")
     assert TomlFile.read(path).line(("a", "b", "c")) == 2
     assert TomlFile.read(path).line(("z",)) == 1
 
 
-# --- over the command line
+# --- on the command line
 
 
-def installed(folder: Path, path: Path, origin: str) -> dict[str, str]:
-    """The variables with which `path` is the operator's catalogue, a plug-in's or the built-in one."""
+def catalog_environment(folder: Path, path: Path, origin: str) -> dict[str, str]:
+    """The environment in which `path` is the operator's catalogue, a plug-in's or the built-in one."""
     if origin == "own":
         return {"POMELO_CATALOG": str(path)}
     site = folder / "site"
     site.mkdir(exist_ok=True)
     if origin == "built-in":
-        patch = f"import pathlib, pomelo.catalog\npomelo.catalog.BUILTIN = pathlib.Path({str(path)!r})\n"
+        patch = f"import pathlib, pomelo.catalog.catalog\npomelo.catalog.catalog.BUILTIN = pathlib.Path({str(path)!r})\n"
         (site / "sitecustomize.py").write_text(patch)
     else:
-        info = site / "pomelo_bringing-1.dist-info"
+        info = site / "pomelo_plugin-1.dist-info"
         info.mkdir()
-        (info / "METADATA").write_text("Metadata-Version: 2.1\nName: pomelo-bringing\nVersion: 1\n")
-        (info / "entry_points.txt").write_text("[pomelo.providers]\nbringing = pomelo_bringing:Bringing\n")
-        (site / "pomelo_bringing.py").write_text(f"class Bringing:\n    catalog = {str(path)!r}\n")
+        (info / "METADATA").write_text("Metadata-Version: 2.1\nName: pomelo-plugin\nVersion: 1\n")
+        (info / "entry_points.txt").write_text("[pomelo.providers]\nplugin = pomelo_plugin:PlugIn\n")
+        (site / "pomelo_plugin.py").write_text(f"class PlugIn:\n    catalog = {str(path)!r}\n")
     return {"PYTHONPATH": str(site)}
 
 
 @pytest.mark.parametrize("origin", ["own", "plug-in", "built-in"])
-async def test_serve_and_doctor_refuse_all_wrong_rows_at_once(tmp_path: Path, origin: str) -> None:
+async def test_serve_and_doctor_report_all_wrong_rows_together(tmp_path: Path, origin: str) -> None:
     path = tmp_path / "catalog.toml"
-    rows = [(text, key, said) for text, key, said in ROWS.values() if not text.startswith("[models]")]
+    rows = [(text, key, excerpt) for text, key, excerpt in ROWS.values() if not text.startswith("[models]")]
     text, expected = "", []
-    for number, (row, key, said) in enumerate(rows):
+    for number, (row, key, excerpt) in enumerate(rows):
         text += row.replace("NAME", f"model-{number}")
-        line = here(text)
+        line = wrong_line(text)
         text = text.replace("  # HERE", "")
-        expected.append((f"{path}:{line}: models.model-{number}.{key}: ", said))
+        expected.append((f"{path}:{line}: models.model-{number}.{key}: ", excerpt))
     assert len(expected) >= 30
     path.write_text(text)
-    given = installed(tmp_path, path, origin) | addresses()
+    environment = catalog_environment(tmp_path, path, origin) | addresses()
 
-    ended = await pomelo(tmp_path, "serve", **given)
-    assert (ended.status, ended.out) == (1, "")
-    told = [line.removeprefix("pomelo: ") for line in ended.error.splitlines()]
-    for start, said in expected:
-        assert any(line.startswith(start) and said in line for line in told), start
+    result = await pomelo(tmp_path, "serve", **environment)
+    assert (result.status, result.out) == (1, "")
+    reported = [line.removeprefix("pomelo: ") for line in result.error.splitlines()]
+    for start, excerpt in expected:
+        assert any(line.startswith(start) and excerpt in line for line in reported), start
 
-    ended = await pomelo(tmp_path, "doctor", "--json", **given)
-    assert (ended.status, ended.error) == (1, "")
-    (finding,) = (found for found in json.loads(ended.out) if found["name"] == "providers")
-    assert (finding["state"], finding["detail"].splitlines()) == ("broken", told)
-    ended = await pomelo(tmp_path, "doctor", **given)
-    assert all(line in ended.out for line in told)
+    result = await pomelo(tmp_path, "doctor", "--json", **environment)
+    assert (result.status, result.error) == (1, "")
+    (finding,) = (item for item in json.loads(result.out) if item["name"] == "providers")
+    assert (finding["state"], finding["detail"].splitlines()) == ("broken", reported)
+    result = await pomelo(tmp_path, "doctor", **environment)
+    assert all(line in result.out for line in reported)

@@ -134,7 +134,7 @@ Operation = Callable[[App, str, ChunkCounter], Coroutine[Any, Any, None]]
 async def test_calls_that_never_suspend_yield_to_other_calls(
     operation: Operation, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pomelo.media.store.PIECE", 1)
+    monkeypatch.setattr("pomelo.media.local.CHUNK_SIZE", 1)
     counter = ChunkCounter()
     settings = Settings(rest="", grpc="127.0.0.1:0", data=tmp_path)
     async with open_app(settings, providers={"sandbox": ImmediateProvider(counter)}) as app:

@@ -25,11 +25,8 @@ from pomelo.gen.v1.text_pb2 import ContentPart, ContentParts, ImageUrl, Message,
 from pomelo.providers.base import AudioSource
 from pomelo.providers.elevenlabs.voices import DEFAULTS
 from pomelo.tasks import TASK_TYPES
-from pomelo.tasks.fields import MAX_SEED
-from pomelo.tasks.image import SIDE_LEAST, SIDE_MOST
-from pomelo.tasks.speech import FORMATS
-from pomelo.tasks.text import MAX_STOPS, MAX_USER_CHARACTERS
-from pomelo.tasks.transcription import SPEAKERS_MOST
+from pomelo.tasks.fields import AUDIO_FORMATS as FORMATS
+from pomelo.tasks.fields import MAX_SEED, MAX_SIDE, MAX_SPEAKERS, MAX_STOPS, MAX_USER_CHARACTERS, MIN_SIDE
 
 PICTURES = tuple(
     f"data:image/{kind};base64,{data}"
@@ -152,8 +149,8 @@ _INPUTS: dict[str, st.SearchStrategy[Any]] = {
     "image": _made(
         ImageInput,
         {"prompt": _SAID},
-        width=_whole(SIDE_LEAST, SIDE_MOST),
-        height=_whole(SIDE_LEAST, SIDE_MOST),
+        width=_whole(MIN_SIDE, MAX_SIDE),
+        height=_whole(MIN_SIDE, MAX_SIDE),
         num_inference_steps=_whole(1, 100),
         guidance_scale=_number(0, 20),
         seed=_whole(0, MAX_SEED),
@@ -168,7 +165,7 @@ _INPUTS: dict[str, st.SearchStrategy[Any]] = {
         {"audio": _AUDIO},
         language_code=_LANGUAGES,
         diarize=st.booleans(),
-        num_speakers=_whole(1, SPEAKERS_MOST),
+        num_speakers=_whole(1, MAX_SPEAKERS),
         timestamps=st.sampled_from(Timestamps.values()),
     ),
 }

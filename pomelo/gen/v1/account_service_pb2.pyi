@@ -32,21 +32,21 @@ class _UsageSourceEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_UsageSour
     USAGE_SOURCE_PROVIDER: _UsageSource.ValueType  # 1
     """The provider."""
     USAGE_SOURCE_ESTIMATED: _UsageSource.ValueType  # 2
-    """Pomelo: the provider sent no count, or the answer was cut or left before it came."""
+    """Pomelo: the provider sent no count, or the answer was interrupted before its count came."""
     USAGE_SOURCE_RECOVERED: _UsageSource.ValueType  # 3
-    """Pomelo, from what was last noted before a server died."""
+    """Pomelo, from the progress that was saved last before a server died."""
 
 class UsageSource(_UsageSource, metaclass=_UsageSourceEnumTypeWrapper):
-    """Who counted what a record says."""
+    """Who counted the usage of a record."""
 
 USAGE_SOURCE_UNSPECIFIED: UsageSource.ValueType  # 0
 """Never sent."""
 USAGE_SOURCE_PROVIDER: UsageSource.ValueType  # 1
 """The provider."""
 USAGE_SOURCE_ESTIMATED: UsageSource.ValueType  # 2
-"""Pomelo: the provider sent no count, or the answer was cut or left before it came."""
+"""Pomelo: the provider sent no count, or the answer was interrupted before its count came."""
 USAGE_SOURCE_RECOVERED: UsageSource.ValueType  # 3
-"""Pomelo, from what was last noted before a server died."""
+"""Pomelo, from the progress that was saved last before a server died."""
 Global___UsageSource: _TypeAlias = UsageSource  # noqa: Y015
 
 class _UsageGroup:
@@ -64,10 +64,10 @@ class _UsageGroupEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_UsageGroup
     USAGE_GROUP_DAY: _UsageGroup.ValueType  # 3
     """By the day, in UTC."""
     USAGE_GROUP_ACCOUNT: _UsageGroup.ValueType  # 4
-    """By the account; for the operator alone."""
+    """By the account; only for the operator."""
 
 class UsageGroup(_UsageGroup, metaclass=_UsageGroupEnumTypeWrapper):
-    """By what records are summed."""
+    """How records are summed."""
 
 USAGE_GROUP_UNSPECIFIED: UsageGroup.ValueType  # 0
 """Not at all: records are listed."""
@@ -78,12 +78,12 @@ USAGE_GROUP_KEY: UsageGroup.ValueType  # 2
 USAGE_GROUP_DAY: UsageGroup.ValueType  # 3
 """By the day, in UTC."""
 USAGE_GROUP_ACCOUNT: UsageGroup.ValueType  # 4
-"""By the account; for the operator alone."""
+"""By the account; only for the operator."""
 Global___UsageGroup: _TypeAlias = UsageGroup  # noqa: Y015
 
 @_typing.final
 class PlanLimits(_message.Message):
-    """What a plan allows, for each side of an account; 0 where there is no limit."""
+    """What a plan allows in each mode of an account; 0: no limit."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -92,11 +92,11 @@ class PlanLimits(_message.Message):
     TOKENS_PER_MINUTE_FIELD_NUMBER: _builtins.int
     MODELS_FIELD_NUMBER: _builtins.int
     requests_per_minute: _builtins.int
-    """Requests in a minute that begins with the first of them."""
+    """Requests in a minute, which begins with the first of them."""
     concurrent_requests: _builtins.int
-    """Tasks that may run at once."""
+    """Concurrent tasks."""
     tokens_per_minute: _builtins.int
-    """Tokens in a minute, of each text model."""
+    """Tokens per minute, for each text model."""
     @_builtins.property
     def models(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """The models that may be used; empty: all."""
@@ -130,13 +130,13 @@ class Balance(_message.Message):
     HELD_MICROS_FIELD_NUMBER: _builtins.int
     AVAILABLE_MICROS_FIELD_NUMBER: _builtins.int
     granted_micros: _builtins.int
-    """All that was ever granted."""
+    """The sum of all grants."""
     spent_micros: _builtins.int
-    """What finished tasks cost."""
+    """The cost of finished tasks."""
     held_micros: _builtins.int
-    """What running tasks may cost at most."""
+    """What running tasks have reserved: their maximum cost."""
     available_micros: _builtins.int
-    """What is left."""
+    """What can still be reserved."""
     def __init__(
         self,
         *,
@@ -155,7 +155,7 @@ Global___Balance: _TypeAlias = Balance  # noqa: Y015
 
 @_typing.final
 class Account(_message.Message):
-    """An account, as one of its keys sees it."""
+    """An account in the mode of the caller's key."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -169,14 +169,14 @@ class Account(_message.Message):
     plan: _builtins.str
     """The name of its plan."""
     live: _builtins.bool
-    """Whether this is the live side."""
+    """Whether the mode is live."""
     @_builtins.property
     def limits(self) -> Global___PlanLimits:
         """What the plan allows."""
 
     @_builtins.property
     def balance(self) -> Global___Balance:
-        """The credits of this side."""
+        """The credits of this mode."""
 
     def __init__(
         self,
@@ -278,15 +278,15 @@ class UsageRecord(_message.Message):
     key_id: _builtins.str
     """The id of the key."""
     wire: _builtins.str
-    """The wire that it came by: grpc or rest."""
+    """The protocol of the request: grpc or rest."""
     model: _builtins.str
-    """The model that was asked for."""
+    """The requested model."""
     provider: _builtins.str
     """The provider that answered."""
     provider_model: _builtins.str
     """The provider's own name of the model."""
     task_type: _task_pb2.TaskType.ValueType
-    """The kind of task."""
+    """The task type."""
     input_tokens: _builtins.int
     """Tokens of input."""
     output_tokens: _builtins.int
@@ -294,25 +294,25 @@ class UsageRecord(_message.Message):
     characters: _builtins.int
     """Characters of text to speak."""
     images: _builtins.int
-    """Pictures."""
+    """Images."""
     audio_seconds: _builtins.float
-    """Seconds of input sound."""
+    """Seconds of input audio."""
     processing_ms: _builtins.int
-    """Milliseconds from the task's admission to its end."""
+    """Milliseconds from the task's reservation to its end."""
     first_byte_ms: _builtins.int
-    """Milliseconds from the task's admission to the first piece of output."""
+    """Milliseconds from the task's reservation to the first byte of output."""
     output_bytes: _builtins.int
-    """Bytes of text, picture or sound that were delivered."""
+    """Bytes of text, image or audio that were delivered."""
     cost_micros: _builtins.int
     """What was charged, in millionths of a credit."""
     price_version: _builtins.str
     """The date of the price, such as 2026-11-22."""
     live: _builtins.bool
-    """Whether it came by a live key."""
+    """Whether the key was live."""
     source: Global___UsageSource.ValueType
     """Who counted."""
     complete: _builtins.bool
-    """False for an answer that was cut or left half way; it costs what was delivered."""
+    """False for an interrupted answer; it costs what was delivered."""
     cached_input_tokens: _builtins.int
     """Of input_tokens, those that the provider read from its cache."""
     cache_write_input_tokens: _builtins.int
@@ -394,9 +394,9 @@ class UsageTotal(_message.Message):
     characters: _builtins.int
     """Characters of text to speak."""
     images: _builtins.int
-    """Pictures."""
+    """Images."""
     audio_seconds: _builtins.float
-    """Seconds of input sound."""
+    """Seconds of input audio."""
     output_bytes: _builtins.int
     """Bytes that were delivered."""
     cost_micros: _builtins.int
@@ -430,7 +430,7 @@ Global___UsageTotal: _TypeAlias = UsageTotal  # noqa: Y015
 
 @_typing.final
 class ListUsageRequest(_message.Message):
-    """Asks for usage. With page_token all but page_size must be as it was for the first page."""
+    """A page of usage. With page_token, all fields but page_size must be those of the first page."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -442,20 +442,20 @@ class ListUsageRequest(_message.Message):
     KEY_ID_FIELD_NUMBER: _builtins.int
     GROUP_BY_FIELD_NUMBER: _builtins.int
     page_size: _builtins.int
-    """Records or sums of a page, 1 to 1,000. Default: 100 records, or 10,000 sums."""
+    """Records or sums in a page, 1 to 1,000. Default: 100 records, or 10,000 sums."""
     page_token: _builtins.str
-    """The next_page_token of the page before. Default: the first page."""
+    """The next_page_token of the previous page. Default: the first page."""
     model: _builtins.str
     """Only tasks of this model. Default: all."""
     key_id: _builtins.str
     """Only tasks of this key of the account. Default: all."""
     group_by: Global___UsageGroup.ValueType
-    """Sums instead of records. The sums of a page are of one moment; those of another page, of another. Default:
+    """Sums instead of records. All sums of a page are of the same moment. Default:
     records.
     """
     @_builtins.property
     def from_time(self) -> _timestamp_pb2.Timestamp:
-        """Only tasks that ended at this time or later. Default: from the first one."""
+        """Only tasks that ended at this time or later. Default: no bound."""
 
     @_builtins.property
     def to_time(self) -> _timestamp_pb2.Timestamp:
@@ -490,7 +490,7 @@ class ListUsageResponse(_message.Message):
     TOTALS_FIELD_NUMBER: _builtins.int
     NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     next_page_token: _builtins.str
-    """What to give as page_token for the next page; empty: this was the last."""
+    """The page_token of the next page; empty: this was the last page."""
     @_builtins.property
     def records(self) -> _containers.RepeatedCompositeFieldContainer[Global___UsageRecord]:
         """The records, newest first; empty with group_by."""

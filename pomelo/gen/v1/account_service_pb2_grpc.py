@@ -26,8 +26,8 @@ if _version_not_supported:
 
 
 class AccountServiceStub:
-    """Tells the holder of a key what its account may do, has, and used. A live key sees the live side of the
-    account, a test key the test side. Metadata as in TaskService.
+    """The account of a key: its plan, credits and usage. A live key gets those of live mode, a test key those of test
+    mode. Metadata as in TaskService.
     """
 
     def __init__(self, channel):
@@ -49,19 +49,19 @@ class AccountServiceStub:
 
 
 class AccountServiceServicer:
-    """Tells the holder of a key what its account may do, has, and used. A live key sees the live side of the
-    account, a test key the test side. Metadata as in TaskService.
+    """The account of a key: its plan, credits and usage. A live key gets those of live mode, a test key those of test
+    mode. Metadata as in TaskService.
     """
 
     def GetAccount(self, request, context):
-        """Tells of the account: its plan, limits and credits.
+        """Returns the account: its plan, limits and credits.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ListUsage(self, request, context):
-        """Lists usage records, newest first; or, with group_by, sums of them.
+        """Lists usage records, newest first; with group_by, their sums.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -89,8 +89,8 @@ def add_AccountServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class AccountService:
-    """Tells the holder of a key what its account may do, has, and used. A live key sees the live side of the
-    account, a test key the test side. Metadata as in TaskService.
+    """The account of a key: its plan, credits and usage. A live key gets those of live mode, a test key those of test
+    mode. Metadata as in TaskService.
     """
 
     @staticmethod

@@ -27,8 +27,8 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class AccountServiceStub:
-    """Tells the holder of a key what its account may do, has, and used. A live key sees the live side of the
-    account, a test key the test side. Metadata as in TaskService.
+    """The account of a key: its plan, credits and usage. A live key gets those of live mode, a test key those of test
+    mode. Metadata as in TaskService.
     """
 
     @_typing.overload
@@ -36,25 +36,25 @@ class AccountServiceStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> AccountServiceAsyncStub: ...
     GetAccount: _grpc.UnaryUnaryMultiCallable[_account_service_pb2.GetAccountRequest, _account_service_pb2.GetAccountResponse]
-    """Tells of the account: its plan, limits and credits."""
+    """Returns the account: its plan, limits and credits."""
     ListUsage: _grpc.UnaryUnaryMultiCallable[_account_service_pb2.ListUsageRequest, _account_service_pb2.ListUsageResponse]
-    """Lists usage records, newest first; or, with group_by, sums of them."""
+    """Lists usage records, newest first; with group_by, their sums."""
 
 @_typing.type_check_only
 class AccountServiceAsyncStub(AccountServiceStub):
-    """Tells the holder of a key what its account may do, has, and used. A live key sees the live side of the
-    account, a test key the test side. Metadata as in TaskService.
+    """The account of a key: its plan, credits and usage. A live key gets those of live mode, a test key those of test
+    mode. Metadata as in TaskService.
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     GetAccount: _aio.UnaryUnaryMultiCallable[_account_service_pb2.GetAccountRequest, _account_service_pb2.GetAccountResponse]  # type: ignore[assignment]
-    """Tells of the account: its plan, limits and credits."""
+    """Returns the account: its plan, limits and credits."""
     ListUsage: _aio.UnaryUnaryMultiCallable[_account_service_pb2.ListUsageRequest, _account_service_pb2.ListUsageResponse]  # type: ignore[assignment]
-    """Lists usage records, newest first; or, with group_by, sums of them."""
+    """Lists usage records, newest first; with group_by, their sums."""
 
 class AccountServiceServicer(metaclass=_abc_1.ABCMeta):
-    """Tells the holder of a key what its account may do, has, and used. A live key sees the live side of the
-    account, a test key the test side. Metadata as in TaskService.
+    """The account of a key: its plan, credits and usage. A live key gets those of live mode, a test key those of test
+    mode. Metadata as in TaskService.
     """
 
     @_abc_1.abstractmethod
@@ -63,7 +63,7 @@ class AccountServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _account_service_pb2.GetAccountRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_account_service_pb2.GetAccountResponse, _abc.Awaitable[_account_service_pb2.GetAccountResponse]]:
-        """Tells of the account: its plan, limits and credits."""
+        """Returns the account: its plan, limits and credits."""
 
     @_abc_1.abstractmethod
     def ListUsage(
@@ -71,6 +71,6 @@ class AccountServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _account_service_pb2.ListUsageRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_account_service_pb2.ListUsageResponse, _abc.Awaitable[_account_service_pb2.ListUsageResponse]]:
-        """Lists usage records, newest first; or, with group_by, sums of them."""
+        """Lists usage records, newest first; with group_by, their sums."""
 
 def add_AccountServiceServicer_to_server(servicer: AccountServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

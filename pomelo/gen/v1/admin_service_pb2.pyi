@@ -30,19 +30,19 @@ class _KeyModeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_KeyMode.Value
     KEY_MODE_UNSPECIFIED: _KeyMode.ValueType  # 0
     """A test key."""
     KEY_MODE_TEST: _KeyMode.ValueType  # 1
-    """The sandbox alone."""
+    """Only the sandbox."""
     KEY_MODE_LIVE: _KeyMode.ValueType  # 2
-    """The providers alone."""
+    """Only the providers."""
 
 class KeyMode(_KeyMode, metaclass=_KeyModeEnumTypeWrapper):
-    """What a key reaches."""
+    """Which providers a key reaches."""
 
 KEY_MODE_UNSPECIFIED: KeyMode.ValueType  # 0
 """A test key."""
 KEY_MODE_TEST: KeyMode.ValueType  # 1
-"""The sandbox alone."""
+"""Only the sandbox."""
 KEY_MODE_LIVE: KeyMode.ValueType  # 2
-"""The providers alone."""
+"""Only the providers."""
 Global___KeyMode: _TypeAlias = KeyMode  # noqa: Y015
 
 @_typing.final
@@ -63,22 +63,22 @@ class Key(_message.Message):
     account: _builtins.str
     """The account that it belongs to."""
     mode: Global___KeyMode.ValueType
-    """What it reaches."""
+    """Its mode."""
     @_builtins.property
     def models(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """The models it may use; empty: all."""
 
     @_builtins.property
     def create_time(self) -> _timestamp_pb2.Timestamp:
-        """When it was made."""
+        """When it was created."""
 
     @_builtins.property
     def expire_time(self) -> _timestamp_pb2.Timestamp:
-        """When it ends; absent: never."""
+        """When it expires; absent: never."""
 
     @_builtins.property
     def revoke_time(self) -> _timestamp_pb2.Timestamp:
-        """When it was revoked; absent: it was not."""
+        """When it was revoked; absent: not revoked."""
 
     def __init__(
         self,
@@ -101,7 +101,7 @@ Global___Key: _TypeAlias = Key  # noqa: Y015
 
 @_typing.final
 class CreateKeyRequest(_message.Message):
-    """Asks for a new key."""
+    """The properties of a new key."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -112,14 +112,14 @@ class CreateKeyRequest(_message.Message):
     account: _builtins.str
     """An account's name. Default: default."""
     mode: Global___KeyMode.ValueType
-    """What it reaches. Default: the sandbox."""
+    """Its mode. Default: test."""
     @_builtins.property
     def models(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """The models it may use. Default: all."""
 
     @_builtins.property
     def expire_time(self) -> _timestamp_pb2.Timestamp:
-        """When it ends. Default: never."""
+        """When it expires. Default: never."""
 
     def __init__(
         self,
@@ -146,10 +146,10 @@ class CreateKeyResponse(_message.Message):
     KEY_FIELD_NUMBER: _builtins.int
     SECRET_FIELD_NUMBER: _builtins.int
     secret: _builtins.str
-    """The whole key, shown this once."""
+    """The whole key; it can't be retrieved again."""
     @_builtins.property
     def key(self) -> Global___Key:
-        """What was made."""
+        """What was created."""
 
     def __init__(
         self,
@@ -167,7 +167,7 @@ Global___CreateKeyResponse: _TypeAlias = CreateKeyResponse  # noqa: Y015
 
 @_typing.final
 class ListKeysRequest(_message.Message):
-    """Asks for keys. With page_token all but page_size must be as it was for the first page."""
+    """A page of keys. With page_token, all fields but page_size must be those of the first page."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -177,9 +177,9 @@ class ListKeysRequest(_message.Message):
     account: _builtins.str
     """An account's name. Default: every account."""
     page_size: _builtins.int
-    """The most keys of a page; above 1,000 is taken for 1,000. A page may have fewer. Default: 100."""
+    """The most keys in a page; values above 1,000 are reduced to 1,000. A page may have fewer. Default: 100."""
     page_token: _builtins.str
-    """The next_page_token of the page before. Default: the first page."""
+    """The next_page_token of the previous page. Default: the first page."""
     def __init__(
         self,
         *,
@@ -204,7 +204,7 @@ class ListKeysResponse(_message.Message):
     KEYS_FIELD_NUMBER: _builtins.int
     NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     next_page_token: _builtins.str
-    """What to give as page_token for the next page; empty: this was the last."""
+    """The page_token of the next page; empty: this was the last page."""
     @_builtins.property
     def keys(self) -> _containers.RepeatedCompositeFieldContainer[Global___Key]:
         """Oldest first."""
@@ -225,7 +225,7 @@ Global___ListKeysResponse: _TypeAlias = ListKeysResponse  # noqa: Y015
 
 @_typing.final
 class RotateKeyRequest(_message.Message):
-    """Asks for a successor."""
+    """The key to replace."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -247,17 +247,17 @@ Global___RotateKeyRequest: _TypeAlias = RotateKeyRequest  # noqa: Y015
 
 @_typing.final
 class RotateKeyResponse(_message.Message):
-    """The successor."""
+    """The new key."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     KEY_FIELD_NUMBER: _builtins.int
     SECRET_FIELD_NUMBER: _builtins.int
     secret: _builtins.str
-    """The whole key, shown this once."""
+    """The whole key; it can't be retrieved again."""
     @_builtins.property
     def key(self) -> Global___Key:
-        """What was made."""
+        """What was created."""
 
     def __init__(
         self,
@@ -275,13 +275,13 @@ Global___RotateKeyResponse: _TypeAlias = RotateKeyResponse  # noqa: Y015
 
 @_typing.final
 class RevokeKeyRequest(_message.Message):
-    """Asks for a key's end."""
+    """The key to revoke."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     KEY_ID_FIELD_NUMBER: _builtins.int
     key_id: _builtins.str
-    """The id of the key to end. Required."""
+    """The id of the key to revoke. Required."""
     def __init__(
         self,
         *,
@@ -297,7 +297,7 @@ Global___RevokeKeyRequest: _TypeAlias = RevokeKeyRequest  # noqa: Y015
 
 @_typing.final
 class RevokeKeyResponse(_message.Message):
-    """The ended key."""
+    """The revoked key."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -321,7 +321,7 @@ Global___RevokeKeyResponse: _TypeAlias = RevokeKeyResponse  # noqa: Y015
 
 @_typing.final
 class AccountDetail(_message.Message):
-    """An account, both sides of it."""
+    """An account in both modes."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -337,7 +337,7 @@ class AccountDetail(_message.Message):
     """The name of its plan."""
     @_builtins.property
     def limits(self) -> _account_service_pb2.PlanLimits:
-        """What the plan allows; absent: there is no such plan any more, and the account may use nothing."""
+        """What the plan allows; absent: the plan was removed, and the account is blocked."""
 
     @_builtins.property
     def live(self) -> _account_service_pb2.Balance:
@@ -349,7 +349,7 @@ class AccountDetail(_message.Message):
 
     @_builtins.property
     def create_time(self) -> _timestamp_pb2.Timestamp:
-        """When it was made."""
+        """When it was created."""
 
     def __init__(
         self,
@@ -371,7 +371,7 @@ Global___AccountDetail: _TypeAlias = AccountDetail  # noqa: Y015
 
 @_typing.final
 class CreateAccountRequest(_message.Message):
-    """Asks for a new account."""
+    """The properties of a new account."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -383,7 +383,7 @@ class CreateAccountRequest(_message.Message):
     plan: _builtins.str
     """The name of its plan. Default: free."""
     live_micros: _builtins.int
-    """Live credits to begin with, in millionths, from 0. Default: none."""
+    """Initial live credits, in millionths of a credit, from 0. Default: 0."""
     def __init__(
         self,
         *,
@@ -408,7 +408,7 @@ class CreateAccountResponse(_message.Message):
     ACCOUNT_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def account(self) -> Global___AccountDetail:
-        """What was made."""
+        """What was created."""
 
     def __init__(
         self,
@@ -425,16 +425,16 @@ Global___CreateAccountResponse: _TypeAlias = CreateAccountResponse  # noqa: Y015
 
 @_typing.final
 class ListAccountsRequest(_message.Message):
-    """Asks for accounts."""
+    """A page of accounts."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     PAGE_SIZE_FIELD_NUMBER: _builtins.int
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     page_size: _builtins.int
-    """The most accounts of a page; above 1,000 is taken for 1,000. A page may have fewer. Default: 100."""
+    """The most accounts in a page; values above 1,000 are reduced to 1,000. A page may have fewer. Default: 100."""
     page_token: _builtins.str
-    """The next_page_token of the page before. Default: the first page."""
+    """The next_page_token of the previous page. Default: the first page."""
     def __init__(
         self,
         *,
@@ -458,7 +458,7 @@ class ListAccountsResponse(_message.Message):
     ACCOUNTS_FIELD_NUMBER: _builtins.int
     NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     next_page_token: _builtins.str
-    """What to give as page_token for the next page; empty: this was the last."""
+    """The page_token of the next page; empty: this was the last page."""
     @_builtins.property
     def accounts(self) -> _containers.RepeatedCompositeFieldContainer[Global___AccountDetail]:
         """By name."""
@@ -479,7 +479,7 @@ Global___ListAccountsResponse: _TypeAlias = ListAccountsResponse  # noqa: Y015
 
 @_typing.final
 class ShowAccountRequest(_message.Message):
-    """Asks for one account."""
+    """An account's name."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -525,7 +525,7 @@ Global___ShowAccountResponse: _TypeAlias = ShowAccountResponse  # noqa: Y015
 
 @_typing.final
 class GrantCreditsRequest(_message.Message):
-    """Gives credits."""
+    """A grant."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -539,11 +539,11 @@ class GrantCreditsRequest(_message.Message):
     amount_micros: _builtins.int
     """How much, in millionths of a credit, above 0. Required."""
     mode: Global___KeyMode.ValueType
-    """What may be spent with it. Default: live keys' tasks."""
+    """The mode in which the credits can be spent. Default: live."""
     note: _builtins.str
-    """What it is for, up to 200 characters. Default: nothing."""
+    """A note, up to 200 characters. Default: empty."""
     grant_id: _builtins.str
-    """Made by the caller, so that a repeated request gives once: up to 64 letters, digits, dots, dashes or
+    """An id of the caller's own, so that a repeated request grants only once: up to 64 letters, digits, dots, dashes or
     underscores. Default: a new one.
     """
     def __init__(
@@ -565,7 +565,7 @@ Global___GrantCreditsRequest: _TypeAlias = GrantCreditsRequest  # noqa: Y015
 
 @_typing.final
 class GrantCreditsResponse(_message.Message):
-    """The account after it."""
+    """The account after the change."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -615,7 +615,7 @@ Global___SetPlanRequest: _TypeAlias = SetPlanRequest  # noqa: Y015
 
 @_typing.final
 class SetPlanResponse(_message.Message):
-    """The account after it."""
+    """The account after the change."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -647,12 +647,12 @@ class QueryUsageRequest(_message.Message):
     ACCOUNT_FIELD_NUMBER: _builtins.int
     MODE_FIELD_NUMBER: _builtins.int
     account: _builtins.str
-    """Only this account's. Default: all accounts."""
+    """Only this account. Default: all accounts."""
     mode: Global___KeyMode.ValueType
-    """Only tasks of such keys. Default: of both."""
+    """Only tasks in this mode. Default: both modes."""
     @_builtins.property
     def query(self) -> _account_service_pb2.ListUsageRequest:
-        """What to ask for, as a key's holder does."""
+        """The query, as in AccountService."""
 
     def __init__(
         self,
@@ -678,7 +678,7 @@ class QueryUsageResponse(_message.Message):
     USAGE_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def usage(self) -> _account_service_pb2.ListUsageResponse:
-        """As a key's holder gets it."""
+        """The page, as in AccountService."""
 
     def __init__(
         self,
@@ -695,7 +695,7 @@ Global___QueryUsageResponse: _TypeAlias = QueryUsageResponse  # noqa: Y015
 
 @_typing.final
 class AuditRequest(_message.Message):
-    """Asks for an audit."""
+    """An audit of the whole store."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -712,7 +712,7 @@ Global___AuditRequest: _TypeAlias = AuditRequest  # noqa: Y015
 
 @_typing.final
 class AuditFinding(_message.Message):
-    """One thing that does not add up."""
+    """A difference that the audit found."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -721,13 +721,13 @@ class AuditFinding(_message.Message):
     DIFFERENCE_MICROS_FIELD_NUMBER: _builtins.int
     DETAIL_FIELD_NUMBER: _builtins.int
     check: _builtins.str
-    """Which identity is broken, such as balance or bill."""
+    """What was compared, such as balance or bill."""
     subject: _builtins.str
-    """Of what: an account's side, such as acme/live, or a task's id."""
+    """The account and mode, such as acme/live, or the task id."""
     difference_micros: _builtins.int
-    """What is kept minus what was recomputed, in millionths of a credit; 0 where it is not about money."""
+    """The stored amount minus the recomputed one, in millionths of a credit; 0 if it is not about money."""
     detail: _builtins.str
-    """What is wrong, in a sentence."""
+    """The difference, in a sentence."""
     def __init__(
         self,
         *,
@@ -746,7 +746,7 @@ Global___AuditFinding: _TypeAlias = AuditFinding  # noqa: Y015
 
 @_typing.final
 class AuditResponse(_message.Message):
-    """What the audit found."""
+    """The result of an audit."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -758,20 +758,20 @@ class AuditResponse(_message.Message):
     DIFFERENCE_MICROS_FIELD_NUMBER: _builtins.int
     FINDINGS_FIELD_NUMBER: _builtins.int
     wallets: _builtins.int
-    """Sides of accounts that were looked at."""
+    """Checked wallets: accounts, each in live and in test mode."""
     records: _builtins.int
-    """Usage records that were recomputed."""
+    """Recomputed usage records."""
     holds: _builtins.int
-    """Tasks that hold something now."""
+    """Tasks with a reservation."""
     cost_micros: _builtins.int
-    """What was charged in all, in millionths of a credit."""
+    """The sum of all charges, in millionths of a credit."""
     uncollected_micros: _builtins.int
-    """What could not be charged in all, in millionths of a credit."""
+    """The sum of what could not be charged, in millionths of a credit."""
     difference_micros: _builtins.int
     """The sum of all differences, each as an amount above 0, in millionths of a credit."""
     @_builtins.property
     def findings(self) -> _containers.RepeatedCompositeFieldContainer[Global___AuditFinding]:
-        """What does not add up, the first 1,000; empty: everything does."""
+        """The first 1,000 differences; empty: the store is consistent."""
 
     def __init__(
         self,

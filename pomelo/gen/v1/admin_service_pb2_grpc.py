@@ -26,8 +26,8 @@ if _version_not_supported:
 
 
 class AdminServiceStub:
-    """What the operator does, through the command line. Served on a unix socket in the data folder alone,
-    which only its owner can open; there is no key.
+    """The operator's functions. Served only on a unix socket in the data folder, which only its owner can open; no key is
+    needed.
     """
 
     def __init__(self, channel):
@@ -94,75 +94,75 @@ class AdminServiceStub:
 
 
 class AdminServiceServicer:
-    """What the operator does, through the command line. Served on a unix socket in the data folder alone,
-    which only its owner can open; there is no key.
+    """The operator's functions. Served only on a unix socket in the data folder, which only its owner can open; no key is
+    needed.
     """
 
     def CreateKey(self, request, context):
-        """Makes a key. NOT_FOUND when there is no such account.
+        """Creates a key. NOT_FOUND if the account does not exist.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ListKeys(self, request, context):
-        """Lists keys, oldest first, page by page; never their secrets.
+        """Lists keys in pages, oldest first; never their secrets.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def RotateKey(self, request, context):
-        """Makes a key like another one, and revokes the other.
+        """Creates a key with the properties of an existing key, and revokes the existing one.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def RevokeKey(self, request, context):
-        """Ends a key, at once and for good.
+        """Revokes a key, immediately and permanently.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def CreateAccount(self, request, context):
-        """Makes an account, with test credits to begin with. INVALID_ARGUMENT when there is one of that name.
+        """Creates an account with initial test credits. INVALID_ARGUMENT if the name is taken.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ListAccounts(self, request, context):
-        """Lists accounts, by name, page by page.
+        """Lists accounts in pages, ordered by name.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ShowAccount(self, request, context):
-        """Tells of one account. NOT_FOUND when there is none of that name.
+        """Returns an account. NOT_FOUND if it does not exist.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def GrantCredits(self, request, context):
-        """Gives credits to an account. NOT_FOUND as above.
+        """Grants credits to an account. NOT_FOUND as above.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def SetPlan(self, request, context):
-        """Puts an account on another plan, at once in this process and within 30 s in others. NOT_FOUND as above.
+        """Changes an account's plan, immediately in this process and within 30 s in others. NOT_FOUND as above.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def QueryUsage(self, request, context):
-        """Lists usage of all accounts or one; as AccountService.ListUsage.
+        """Lists the usage of all accounts or one, as AccountService.ListUsage does.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -242,8 +242,8 @@ def add_AdminServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class AdminService:
-    """What the operator does, through the command line. Served on a unix socket in the data folder alone,
-    which only its owner can open; there is no key.
+    """The operator's functions. Served only on a unix socket in the data folder, which only its owner can open; no key is
+    needed.
     """
 
     @staticmethod

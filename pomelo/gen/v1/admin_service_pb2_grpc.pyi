@@ -27,8 +27,8 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class AdminServiceStub:
-    """What the operator does, through the command line. Served on a unix socket in the data folder alone,
-    which only its owner can open; there is no key.
+    """The operator's functions. Served only on a unix socket in the data folder, which only its owner can open; no key is
+    needed.
     """
 
     @_typing.overload
@@ -36,61 +36,61 @@ class AdminServiceStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> AdminServiceAsyncStub: ...
     CreateKey: _grpc.UnaryUnaryMultiCallable[_admin_service_pb2.CreateKeyRequest, _admin_service_pb2.CreateKeyResponse]
-    """Makes a key. NOT_FOUND when there is no such account."""
+    """Creates a key. NOT_FOUND if the account does not exist."""
     ListKeys: _grpc.UnaryUnaryMultiCallable[_admin_service_pb2.ListKeysRequest, _admin_service_pb2.ListKeysResponse]
-    """Lists keys, oldest first, page by page; never their secrets."""
+    """Lists keys in pages, oldest first; never their secrets."""
     RotateKey: _grpc.UnaryUnaryMultiCallable[_admin_service_pb2.RotateKeyRequest, _admin_service_pb2.RotateKeyResponse]
-    """Makes a key like another one, and revokes the other."""
+    """Creates a key with the properties of an existing key, and revokes the existing one."""
     RevokeKey: _grpc.UnaryUnaryMultiCallable[_admin_service_pb2.RevokeKeyRequest, _admin_service_pb2.RevokeKeyResponse]
-    """Ends a key, at once and for good."""
+    """Revokes a key, immediately and permanently."""
     CreateAccount: _grpc.UnaryUnaryMultiCallable[_admin_service_pb2.CreateAccountRequest, _admin_service_pb2.CreateAccountResponse]
-    """Makes an account, with test credits to begin with. INVALID_ARGUMENT when there is one of that name."""
+    """Creates an account with initial test credits. INVALID_ARGUMENT if the name is taken."""
     ListAccounts: _grpc.UnaryUnaryMultiCallable[_admin_service_pb2.ListAccountsRequest, _admin_service_pb2.ListAccountsResponse]
-    """Lists accounts, by name, page by page."""
+    """Lists accounts in pages, ordered by name."""
     ShowAccount: _grpc.UnaryUnaryMultiCallable[_admin_service_pb2.ShowAccountRequest, _admin_service_pb2.ShowAccountResponse]
-    """Tells of one account. NOT_FOUND when there is none of that name."""
+    """Returns an account. NOT_FOUND if it does not exist."""
     GrantCredits: _grpc.UnaryUnaryMultiCallable[_admin_service_pb2.GrantCreditsRequest, _admin_service_pb2.GrantCreditsResponse]
-    """Gives credits to an account. NOT_FOUND as above."""
+    """Grants credits to an account. NOT_FOUND as above."""
     SetPlan: _grpc.UnaryUnaryMultiCallable[_admin_service_pb2.SetPlanRequest, _admin_service_pb2.SetPlanResponse]
-    """Puts an account on another plan, at once in this process and within 30 s in others. NOT_FOUND as above."""
+    """Changes an account's plan, immediately in this process and within 30 s in others. NOT_FOUND as above."""
     QueryUsage: _grpc.UnaryUnaryMultiCallable[_admin_service_pb2.QueryUsageRequest, _admin_service_pb2.QueryUsageResponse]
-    """Lists usage of all accounts or one; as AccountService.ListUsage."""
+    """Lists the usage of all accounts or one, as AccountService.ListUsage does."""
     Audit: _grpc.UnaryUnaryMultiCallable[_admin_service_pb2.AuditRequest, _admin_service_pb2.AuditResponse]
     """Recomputes every balance and bill from the records."""
 
 @_typing.type_check_only
 class AdminServiceAsyncStub(AdminServiceStub):
-    """What the operator does, through the command line. Served on a unix socket in the data folder alone,
-    which only its owner can open; there is no key.
+    """The operator's functions. Served only on a unix socket in the data folder, which only its owner can open; no key is
+    needed.
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     CreateKey: _aio.UnaryUnaryMultiCallable[_admin_service_pb2.CreateKeyRequest, _admin_service_pb2.CreateKeyResponse]  # type: ignore[assignment]
-    """Makes a key. NOT_FOUND when there is no such account."""
+    """Creates a key. NOT_FOUND if the account does not exist."""
     ListKeys: _aio.UnaryUnaryMultiCallable[_admin_service_pb2.ListKeysRequest, _admin_service_pb2.ListKeysResponse]  # type: ignore[assignment]
-    """Lists keys, oldest first, page by page; never their secrets."""
+    """Lists keys in pages, oldest first; never their secrets."""
     RotateKey: _aio.UnaryUnaryMultiCallable[_admin_service_pb2.RotateKeyRequest, _admin_service_pb2.RotateKeyResponse]  # type: ignore[assignment]
-    """Makes a key like another one, and revokes the other."""
+    """Creates a key with the properties of an existing key, and revokes the existing one."""
     RevokeKey: _aio.UnaryUnaryMultiCallable[_admin_service_pb2.RevokeKeyRequest, _admin_service_pb2.RevokeKeyResponse]  # type: ignore[assignment]
-    """Ends a key, at once and for good."""
+    """Revokes a key, immediately and permanently."""
     CreateAccount: _aio.UnaryUnaryMultiCallable[_admin_service_pb2.CreateAccountRequest, _admin_service_pb2.CreateAccountResponse]  # type: ignore[assignment]
-    """Makes an account, with test credits to begin with. INVALID_ARGUMENT when there is one of that name."""
+    """Creates an account with initial test credits. INVALID_ARGUMENT if the name is taken."""
     ListAccounts: _aio.UnaryUnaryMultiCallable[_admin_service_pb2.ListAccountsRequest, _admin_service_pb2.ListAccountsResponse]  # type: ignore[assignment]
-    """Lists accounts, by name, page by page."""
+    """Lists accounts in pages, ordered by name."""
     ShowAccount: _aio.UnaryUnaryMultiCallable[_admin_service_pb2.ShowAccountRequest, _admin_service_pb2.ShowAccountResponse]  # type: ignore[assignment]
-    """Tells of one account. NOT_FOUND when there is none of that name."""
+    """Returns an account. NOT_FOUND if it does not exist."""
     GrantCredits: _aio.UnaryUnaryMultiCallable[_admin_service_pb2.GrantCreditsRequest, _admin_service_pb2.GrantCreditsResponse]  # type: ignore[assignment]
-    """Gives credits to an account. NOT_FOUND as above."""
+    """Grants credits to an account. NOT_FOUND as above."""
     SetPlan: _aio.UnaryUnaryMultiCallable[_admin_service_pb2.SetPlanRequest, _admin_service_pb2.SetPlanResponse]  # type: ignore[assignment]
-    """Puts an account on another plan, at once in this process and within 30 s in others. NOT_FOUND as above."""
+    """Changes an account's plan, immediately in this process and within 30 s in others. NOT_FOUND as above."""
     QueryUsage: _aio.UnaryUnaryMultiCallable[_admin_service_pb2.QueryUsageRequest, _admin_service_pb2.QueryUsageResponse]  # type: ignore[assignment]
-    """Lists usage of all accounts or one; as AccountService.ListUsage."""
+    """Lists the usage of all accounts or one, as AccountService.ListUsage does."""
     Audit: _aio.UnaryUnaryMultiCallable[_admin_service_pb2.AuditRequest, _admin_service_pb2.AuditResponse]  # type: ignore[assignment]
     """Recomputes every balance and bill from the records."""
 
 class AdminServiceServicer(metaclass=_abc_1.ABCMeta):
-    """What the operator does, through the command line. Served on a unix socket in the data folder alone,
-    which only its owner can open; there is no key.
+    """The operator's functions. Served only on a unix socket in the data folder, which only its owner can open; no key is
+    needed.
     """
 
     @_abc_1.abstractmethod
@@ -99,7 +99,7 @@ class AdminServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _admin_service_pb2.CreateKeyRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_admin_service_pb2.CreateKeyResponse, _abc.Awaitable[_admin_service_pb2.CreateKeyResponse]]:
-        """Makes a key. NOT_FOUND when there is no such account."""
+        """Creates a key. NOT_FOUND if the account does not exist."""
 
     @_abc_1.abstractmethod
     def ListKeys(
@@ -107,7 +107,7 @@ class AdminServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _admin_service_pb2.ListKeysRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_admin_service_pb2.ListKeysResponse, _abc.Awaitable[_admin_service_pb2.ListKeysResponse]]:
-        """Lists keys, oldest first, page by page; never their secrets."""
+        """Lists keys in pages, oldest first; never their secrets."""
 
     @_abc_1.abstractmethod
     def RotateKey(
@@ -115,7 +115,7 @@ class AdminServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _admin_service_pb2.RotateKeyRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_admin_service_pb2.RotateKeyResponse, _abc.Awaitable[_admin_service_pb2.RotateKeyResponse]]:
-        """Makes a key like another one, and revokes the other."""
+        """Creates a key with the properties of an existing key, and revokes the existing one."""
 
     @_abc_1.abstractmethod
     def RevokeKey(
@@ -123,7 +123,7 @@ class AdminServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _admin_service_pb2.RevokeKeyRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_admin_service_pb2.RevokeKeyResponse, _abc.Awaitable[_admin_service_pb2.RevokeKeyResponse]]:
-        """Ends a key, at once and for good."""
+        """Revokes a key, immediately and permanently."""
 
     @_abc_1.abstractmethod
     def CreateAccount(
@@ -131,7 +131,7 @@ class AdminServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _admin_service_pb2.CreateAccountRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_admin_service_pb2.CreateAccountResponse, _abc.Awaitable[_admin_service_pb2.CreateAccountResponse]]:
-        """Makes an account, with test credits to begin with. INVALID_ARGUMENT when there is one of that name."""
+        """Creates an account with initial test credits. INVALID_ARGUMENT if the name is taken."""
 
     @_abc_1.abstractmethod
     def ListAccounts(
@@ -139,7 +139,7 @@ class AdminServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _admin_service_pb2.ListAccountsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_admin_service_pb2.ListAccountsResponse, _abc.Awaitable[_admin_service_pb2.ListAccountsResponse]]:
-        """Lists accounts, by name, page by page."""
+        """Lists accounts in pages, ordered by name."""
 
     @_abc_1.abstractmethod
     def ShowAccount(
@@ -147,7 +147,7 @@ class AdminServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _admin_service_pb2.ShowAccountRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_admin_service_pb2.ShowAccountResponse, _abc.Awaitable[_admin_service_pb2.ShowAccountResponse]]:
-        """Tells of one account. NOT_FOUND when there is none of that name."""
+        """Returns an account. NOT_FOUND if it does not exist."""
 
     @_abc_1.abstractmethod
     def GrantCredits(
@@ -155,7 +155,7 @@ class AdminServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _admin_service_pb2.GrantCreditsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_admin_service_pb2.GrantCreditsResponse, _abc.Awaitable[_admin_service_pb2.GrantCreditsResponse]]:
-        """Gives credits to an account. NOT_FOUND as above."""
+        """Grants credits to an account. NOT_FOUND as above."""
 
     @_abc_1.abstractmethod
     def SetPlan(
@@ -163,7 +163,7 @@ class AdminServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _admin_service_pb2.SetPlanRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_admin_service_pb2.SetPlanResponse, _abc.Awaitable[_admin_service_pb2.SetPlanResponse]]:
-        """Puts an account on another plan, at once in this process and within 30 s in others. NOT_FOUND as above."""
+        """Changes an account's plan, immediately in this process and within 30 s in others. NOT_FOUND as above."""
 
     @_abc_1.abstractmethod
     def QueryUsage(
@@ -171,7 +171,7 @@ class AdminServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _admin_service_pb2.QueryUsageRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_admin_service_pb2.QueryUsageResponse, _abc.Awaitable[_admin_service_pb2.QueryUsageResponse]]:
-        """Lists usage of all accounts or one; as AccountService.ListUsage."""
+        """Lists the usage of all accounts or one, as AccountService.ListUsage does."""
 
     @_abc_1.abstractmethod
     def Audit(

@@ -25,7 +25,7 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     ERROR_REASON_UNSPECIFIED: _ErrorReason.ValueType  # 0
     """Never sent."""
     ERROR_REASON_INVALID_API_KEY: _ErrorReason.ValueType  # 1
-    """No key, or one that is unknown, revoked or expired. UNAUTHENTICATED, HTTP 401.
+    """The key is missing, unknown, revoked or expired. UNAUTHENTICATED, HTTP 401.
     Example: a call without an `authorization` header.
     """
     ERROR_REASON_MODEL_NOT_ALLOWED: _ErrorReason.ValueType  # 2
@@ -54,7 +54,7 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """
     ERROR_REASON_CONTENT_POLICY_VIOLATION: _ErrorReason.ValueType  # 8
     """The provider's content policy refused the input or the output. INVALID_ARGUMENT, HTTP 400.
-    Example: a picture that the provider's filter holds back.
+    Example: an image that the provider's filter refuses.
     """
     ERROR_REASON_PAYLOAD_TOO_LARGE: _ErrorReason.ValueType  # 9
     """A body, an upload or inline audio is too large. RESOURCE_EXHAUSTED, HTTP 413.
@@ -65,7 +65,7 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     Example: `Content-Type: text/plain`.
     """
     ERROR_REASON_NOT_FOUND: _ErrorReason.ValueType  # 11
-    """No such path, or no such medium. UNIMPLEMENTED or NOT_FOUND, HTTP 404.
+    """The path, the file or the object does not exist. UNIMPLEMENTED or NOT_FOUND, HTTP 404.
     Example: `GET /api/v2/task`.
     """
     ERROR_REASON_METHOD_NOT_ALLOWED: _ErrorReason.ValueType  # 12
@@ -77,7 +77,7 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     Example: the 21st request of a minute on a plan of 20.
     """
     ERROR_REASON_CONCURRENCY_LIMIT_EXCEEDED: _ErrorReason.ValueType  # 14
-    """Too many requests at once. RESOURCE_EXHAUSTED, HTTP 429, with RetryInfo.
+    """Too many concurrent requests. RESOURCE_EXHAUSTED, HTTP 429, with RetryInfo.
     Example: a third request beside two running ones on a plan of 2.
     """
     ERROR_REASON_TOKEN_LIMIT_EXCEEDED: _ErrorReason.ValueType  # 15
@@ -86,11 +86,11 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """
     ERROR_REASON_INSUFFICIENT_CREDITS: _ErrorReason.ValueType  # 16
     """The balance does not cover the task. FAILED_PRECONDITION, HTTP 402.
-    Example: a picture for 0.05 credits with 0.01 left.
+    Example: an image that costs 0.05 credits, with 0.01 available.
     """
     ERROR_REASON_IDEMPOTENCY_CONFLICT: _ErrorReason.ValueType  # 17
     """The first call with this idempotency key still runs. ABORTED, HTTP 409.
-    Example: a retry that comes before the answer.
+    Example: a retry before the first response.
     """
     ERROR_REASON_IDEMPOTENCY_MISMATCH: _ErrorReason.ValueType  # 18
     """The idempotency key was used for another request. FAILED_PRECONDITION, HTTP 422.
@@ -105,11 +105,11 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     Example: the provider answered 529.
     """
     ERROR_REASON_PROVIDER_FAILED: _ErrorReason.ValueType  # 21
-    """The provider answered nonsense, or refused our own credentials. UNAVAILABLE, HTTP 502.
+    """The provider sent an invalid response, or refused the operator's credentials. UNAVAILABLE, HTTP 502.
     Example: a stream that ended without its end marker.
     """
     ERROR_REASON_DEADLINE_EXCEEDED: _ErrorReason.ValueType  # 22
-    """The caller's deadline, or ours, passed. DEADLINE_EXCEEDED, HTTP 504.
+    """The deadline of the caller or of the server passed. DEADLINE_EXCEEDED, HTTP 504.
     Example: `X-Request-Timeout: 2` and a task of five seconds.
     """
     ERROR_REASON_STORE_UNAVAILABLE: _ErrorReason.ValueType  # 23
@@ -121,12 +121,12 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     Example: a call that arrives after SIGTERM.
     """
     ERROR_REASON_INTERNAL_ERROR: _ErrorReason.ValueType  # 25
-    """A fault of ours. INTERNAL, HTTP 500; the log has the details under the request id.
-    Example: none that we know of, or it would be mended.
+    """An unexpected error of Pomelo. INTERNAL, HTTP 500; the log has the details under the request id.
+    Example: a bug.
     """
     ERROR_REASON_OVERLOADED: _ErrorReason.ValueType  # 26
-    """More calls, connections or bytes at once than the server takes. UNAVAILABLE, HTTP 503, with RetryInfo.
-    Example: the 2,001st call while 2,000 are running.
+    """More concurrent calls, connections or bytes than the server accepts. UNAVAILABLE, HTTP 503, with RetryInfo.
+    Example: the 2,001st concurrent call.
     """
     ERROR_REASON_SERVER_UNAVAILABLE: _ErrorReason.ValueType  # 27
     """A gateway can't reach the server behind it. UNAVAILABLE, HTTP 503, with RetryInfo.
@@ -142,7 +142,7 @@ class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
 ERROR_REASON_UNSPECIFIED: ErrorReason.ValueType  # 0
 """Never sent."""
 ERROR_REASON_INVALID_API_KEY: ErrorReason.ValueType  # 1
-"""No key, or one that is unknown, revoked or expired. UNAUTHENTICATED, HTTP 401.
+"""The key is missing, unknown, revoked or expired. UNAUTHENTICATED, HTTP 401.
 Example: a call without an `authorization` header.
 """
 ERROR_REASON_MODEL_NOT_ALLOWED: ErrorReason.ValueType  # 2
@@ -171,7 +171,7 @@ Example: a novel sent to a model of 8,192 tokens.
 """
 ERROR_REASON_CONTENT_POLICY_VIOLATION: ErrorReason.ValueType  # 8
 """The provider's content policy refused the input or the output. INVALID_ARGUMENT, HTTP 400.
-Example: a picture that the provider's filter holds back.
+Example: an image that the provider's filter refuses.
 """
 ERROR_REASON_PAYLOAD_TOO_LARGE: ErrorReason.ValueType  # 9
 """A body, an upload or inline audio is too large. RESOURCE_EXHAUSTED, HTTP 413.
@@ -182,7 +182,7 @@ ERROR_REASON_UNSUPPORTED_MEDIA_TYPE: ErrorReason.ValueType  # 10
 Example: `Content-Type: text/plain`.
 """
 ERROR_REASON_NOT_FOUND: ErrorReason.ValueType  # 11
-"""No such path, or no such medium. UNIMPLEMENTED or NOT_FOUND, HTTP 404.
+"""The path, the file or the object does not exist. UNIMPLEMENTED or NOT_FOUND, HTTP 404.
 Example: `GET /api/v2/task`.
 """
 ERROR_REASON_METHOD_NOT_ALLOWED: ErrorReason.ValueType  # 12
@@ -194,7 +194,7 @@ ERROR_REASON_RATE_LIMIT_EXCEEDED: ErrorReason.ValueType  # 13
 Example: the 21st request of a minute on a plan of 20.
 """
 ERROR_REASON_CONCURRENCY_LIMIT_EXCEEDED: ErrorReason.ValueType  # 14
-"""Too many requests at once. RESOURCE_EXHAUSTED, HTTP 429, with RetryInfo.
+"""Too many concurrent requests. RESOURCE_EXHAUSTED, HTTP 429, with RetryInfo.
 Example: a third request beside two running ones on a plan of 2.
 """
 ERROR_REASON_TOKEN_LIMIT_EXCEEDED: ErrorReason.ValueType  # 15
@@ -203,11 +203,11 @@ Example: 50,000 tokens in a minute on a plan of 40,000.
 """
 ERROR_REASON_INSUFFICIENT_CREDITS: ErrorReason.ValueType  # 16
 """The balance does not cover the task. FAILED_PRECONDITION, HTTP 402.
-Example: a picture for 0.05 credits with 0.01 left.
+Example: an image that costs 0.05 credits, with 0.01 available.
 """
 ERROR_REASON_IDEMPOTENCY_CONFLICT: ErrorReason.ValueType  # 17
 """The first call with this idempotency key still runs. ABORTED, HTTP 409.
-Example: a retry that comes before the answer.
+Example: a retry before the first response.
 """
 ERROR_REASON_IDEMPOTENCY_MISMATCH: ErrorReason.ValueType  # 18
 """The idempotency key was used for another request. FAILED_PRECONDITION, HTTP 422.
@@ -222,11 +222,11 @@ ERROR_REASON_PROVIDER_UNAVAILABLE: ErrorReason.ValueType  # 20
 Example: the provider answered 529.
 """
 ERROR_REASON_PROVIDER_FAILED: ErrorReason.ValueType  # 21
-"""The provider answered nonsense, or refused our own credentials. UNAVAILABLE, HTTP 502.
+"""The provider sent an invalid response, or refused the operator's credentials. UNAVAILABLE, HTTP 502.
 Example: a stream that ended without its end marker.
 """
 ERROR_REASON_DEADLINE_EXCEEDED: ErrorReason.ValueType  # 22
-"""The caller's deadline, or ours, passed. DEADLINE_EXCEEDED, HTTP 504.
+"""The deadline of the caller or of the server passed. DEADLINE_EXCEEDED, HTTP 504.
 Example: `X-Request-Timeout: 2` and a task of five seconds.
 """
 ERROR_REASON_STORE_UNAVAILABLE: ErrorReason.ValueType  # 23
@@ -238,12 +238,12 @@ ERROR_REASON_SHUTTING_DOWN: ErrorReason.ValueType  # 24
 Example: a call that arrives after SIGTERM.
 """
 ERROR_REASON_INTERNAL_ERROR: ErrorReason.ValueType  # 25
-"""A fault of ours. INTERNAL, HTTP 500; the log has the details under the request id.
-Example: none that we know of, or it would be mended.
+"""An unexpected error of Pomelo. INTERNAL, HTTP 500; the log has the details under the request id.
+Example: a bug.
 """
 ERROR_REASON_OVERLOADED: ErrorReason.ValueType  # 26
-"""More calls, connections or bytes at once than the server takes. UNAVAILABLE, HTTP 503, with RetryInfo.
-Example: the 2,001st call while 2,000 are running.
+"""More concurrent calls, connections or bytes than the server accepts. UNAVAILABLE, HTTP 503, with RetryInfo.
+Example: the 2,001st concurrent call.
 """
 ERROR_REASON_SERVER_UNAVAILABLE: ErrorReason.ValueType  # 27
 """A gateway can't reach the server behind it. UNAVAILABLE, HTTP 503, with RetryInfo.

@@ -36,7 +36,7 @@ class _ImageFormatEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ImageForm
     """image/webp."""
 
 class ImageFormat(_ImageFormat, metaclass=_ImageFormatEnumTypeWrapper):
-    """The file format of a picture."""
+    """The file format of an image."""
 
 IMAGE_FORMAT_UNSPECIFIED: ImageFormat.ValueType  # 0
 """PNG."""
@@ -73,7 +73,7 @@ class ImageInput(_message.Message):
     guidance_scale: _builtins.float
     """How closely to follow the prompt, 0 to 20; clamped to what the model takes. Default: the model's own."""
     seed: _builtins.int
-    """For a repeatable picture, 0 to 2^53 - 1. Default: none."""
+    """For a repeatable image, 0 to 2^53 - 1. Default: none."""
     output_format: Global___ImageFormat.ValueType
     """The file format. Default: PNG."""
     response_format: _media_pb2.ResponseFormat.ValueType
@@ -119,7 +119,7 @@ Global___ImageInput: _TypeAlias = ImageInput  # noqa: Y015
 
 @_typing.final
 class GeneratedImage(_message.Message):
-    """One generated picture."""
+    """A generated image."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -127,12 +127,12 @@ class GeneratedImage(_message.Message):
     DATA_FIELD_NUMBER: _builtins.int
     CONTENT_TYPE_FIELD_NUMBER: _builtins.int
     data: _builtins.bytes
-    """Its bytes; absent when response_format is URL, see there for UNSPECIFIED."""
+    """Its bytes; absent if response_format is URL (see there for UNSPECIFIED)."""
     content_type: _builtins.str
     """Its media type, such as image/png."""
     @_builtins.property
     def media(self) -> _media_pb2.Media:
-        """Where it is kept; absent when response_format is B64_JSON."""
+        """The stored file; absent if response_format is B64_JSON."""
 
     def __init__(
         self,
@@ -151,14 +151,14 @@ Global___GeneratedImage: _TypeAlias = GeneratedImage  # noqa: Y015
 
 @_typing.final
 class ImageOutput(_message.Message):
-    """The answer of an image task."""
+    """The output of an image task."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     IMAGES_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def images(self) -> _containers.RepeatedCompositeFieldContainer[Global___GeneratedImage]:
-        """The pictures: one."""
+        """The images: one."""
 
     def __init__(
         self,
@@ -175,13 +175,13 @@ Global___ImageOutput: _TypeAlias = ImageOutput  # noqa: Y015
 
 @_typing.final
 class ImageProgress(_message.Message):
-    """How far a picture is."""
+    """The progress of an image."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     PROGRESS_FIELD_NUMBER: _builtins.int
     progress: _builtins.float
-    """0 to 1, never falling."""
+    """0 to 1, never decreasing."""
     def __init__(
         self,
         *,

@@ -29,30 +29,30 @@ class _ResponseFormatEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Respon
     stream, above 45 KiB. The default of streams over REST.
     """
     RESPONSE_FORMAT_URL: _ResponseFormat.ValueType  # 1
-    """A signed link alone."""
+    """Only a signed link."""
     RESPONSE_FORMAT_B64_JSON: _ResponseFormat.ValueType  # 2
-    """The bytes alone (over REST as base64), and nothing is kept; above 16 MiB a link instead."""
+    """Only the bytes (as base64 over REST), and nothing is stored; above 16 MiB a link instead."""
     RESPONSE_FORMAT_BOTH: _ResponseFormat.ValueType  # 3
     """A link, and the bytes unless they are above 16 MiB. The default of whole answers over REST."""
 
 class ResponseFormat(_ResponseFormat, metaclass=_ResponseFormatEnumTypeWrapper):
-    """How a generated medium comes back."""
+    """How generated media are returned."""
 
 RESPONSE_FORMAT_UNSPECIFIED: ResponseFormat.ValueType  # 0
 """A link, and the bytes too unless they are above 3 MiB (a gRPC client takes 4 MiB by default) or, at the end of a
 stream, above 45 KiB. The default of streams over REST.
 """
 RESPONSE_FORMAT_URL: ResponseFormat.ValueType  # 1
-"""A signed link alone."""
+"""Only a signed link."""
 RESPONSE_FORMAT_B64_JSON: ResponseFormat.ValueType  # 2
-"""The bytes alone (over REST as base64), and nothing is kept; above 16 MiB a link instead."""
+"""Only the bytes (as base64 over REST), and nothing is stored; above 16 MiB a link instead."""
 RESPONSE_FORMAT_BOTH: ResponseFormat.ValueType  # 3
 """A link, and the bytes unless they are above 16 MiB. The default of whole answers over REST."""
 Global___ResponseFormat: _TypeAlias = ResponseFormat  # noqa: Y015
 
 @_typing.final
 class Media(_message.Message):
-    """A stored picture or sound."""
+    """A stored image or audio file."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -62,7 +62,7 @@ class Media(_message.Message):
     SIZE_BYTES_FIELD_NUMBER: _builtins.int
     EXPIRE_TIME_FIELD_NUMBER: _builtins.int
     media_id: _builtins.str
-    """Its id, `media_…`, with the ending of its type. Usable as an input of a task by the account that made it."""
+    """Its id, `media_…`, with the file extension of its type. The account that owns it can use it as a task's input."""
     url: _builtins.str
     """A signed link that needs no key, until expire_time."""
     content_type: _builtins.str

@@ -19,14 +19,14 @@ DESCRIPTOR: _descriptor.FileDescriptor
 
 @_typing.final
 class UploadMediaRequest(_message.Message):
-    """A piece of an upload: the content type first, then chunks."""
+    """A message of an upload: the content type first, then chunks."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     CONTENT_TYPE_FIELD_NUMBER: _builtins.int
     CHUNK_FIELD_NUMBER: _builtins.int
     content_type: _builtins.str
-    """The media type, such as audio/mpeg; the first message. Empty: told from the bytes."""
+    """The media type, such as audio/mpeg; the first message. Empty: detected from the bytes."""
     chunk: _builtins.bytes
     """The next bytes, 1 byte to 1 MiB."""
     def __init__(
@@ -47,14 +47,14 @@ Global___UploadMediaRequest: _TypeAlias = UploadMediaRequest  # noqa: Y015
 
 @_typing.final
 class UploadMediaResponse(_message.Message):
-    """What was stored."""
+    """The stored file."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     MEDIA_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def media(self) -> _media_pb2.Media:
-        """The medium."""
+        """Its description."""
 
     def __init__(
         self,
@@ -71,7 +71,7 @@ Global___UploadMediaResponse: _TypeAlias = UploadMediaResponse  # noqa: Y015
 
 @_typing.final
 class DownloadMediaRequest(_message.Message):
-    """Asks for a medium."""
+    """A file to download."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -97,7 +97,7 @@ Global___DownloadMediaRequest: _TypeAlias = DownloadMediaRequest  # noqa: Y015
 
 @_typing.final
 class DownloadMediaResponse(_message.Message):
-    """A piece of a download: the medium first, then chunks."""
+    """A message of a download: the description first, then chunks."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -107,7 +107,7 @@ class DownloadMediaResponse(_message.Message):
     """The next bytes, at most 256 KiB."""
     @_builtins.property
     def media(self) -> _media_pb2.Media:
-        """What is coming; the first message."""
+        """The description; the first message."""
 
     def __init__(
         self,

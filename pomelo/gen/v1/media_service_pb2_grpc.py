@@ -26,7 +26,7 @@ if _version_not_supported:
 
 
 class MediaServiceStub:
-    """Takes in sound for tasks, and gives out what tasks made. Metadata as in TaskService.
+    """Uploads audio for tasks, and downloads the output of tasks. Metadata as in TaskService.
     """
 
     def __init__(self, channel):
@@ -48,19 +48,19 @@ class MediaServiceStub:
 
 
 class MediaServiceServicer:
-    """Takes in sound for tasks, and gives out what tasks made. Metadata as in TaskService.
+    """Uploads audio for tasks, and downloads the output of tasks. Metadata as in TaskService.
     """
 
     def UploadMedia(self, request_iterator, context):
-        """Stores a medium as it arrives, up to 50 MiB, for one hour; a task then names it by media_id.
+        """Stores a file, up to 50 MiB, for one hour; a task then refers to it by media_id.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def DownloadMedia(self, request, context):
-        """Gives a medium's bytes to the account that owns it, or to whoever has its signed link. NOT_FOUND when
-        there is none, when it has expired, and when it belongs to another account.
+        """Returns a file's bytes to the account that owns it, or to a caller with its signed link. NOT_FOUND if it does not
+        exist, has expired, or belongs to another account.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -88,7 +88,7 @@ def add_MediaServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class MediaService:
-    """Takes in sound for tasks, and gives out what tasks made. Metadata as in TaskService.
+    """Uploads audio for tasks, and downloads the output of tasks. Metadata as in TaskService.
     """
 
     @staticmethod

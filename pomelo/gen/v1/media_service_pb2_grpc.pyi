@@ -27,33 +27,33 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class MediaServiceStub:
-    """Takes in sound for tasks, and gives out what tasks made. Metadata as in TaskService."""
+    """Uploads audio for tasks, and downloads the output of tasks. Metadata as in TaskService."""
 
     @_typing.overload
     def __new__(cls, channel: _grpc.Channel) -> _Self: ...
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> MediaServiceAsyncStub: ...
     UploadMedia: _grpc.StreamUnaryMultiCallable[_media_service_pb2.UploadMediaRequest, _media_service_pb2.UploadMediaResponse]
-    """Stores a medium as it arrives, up to 50 MiB, for one hour; a task then names it by media_id."""
+    """Stores a file, up to 50 MiB, for one hour; a task then refers to it by media_id."""
     DownloadMedia: _grpc.UnaryStreamMultiCallable[_media_service_pb2.DownloadMediaRequest, _media_service_pb2.DownloadMediaResponse]
-    """Gives a medium's bytes to the account that owns it, or to whoever has its signed link. NOT_FOUND when
-    there is none, when it has expired, and when it belongs to another account.
+    """Returns a file's bytes to the account that owns it, or to a caller with its signed link. NOT_FOUND if it does not
+    exist, has expired, or belongs to another account.
     """
 
 @_typing.type_check_only
 class MediaServiceAsyncStub(MediaServiceStub):
-    """Takes in sound for tasks, and gives out what tasks made. Metadata as in TaskService."""
+    """Uploads audio for tasks, and downloads the output of tasks. Metadata as in TaskService."""
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     UploadMedia: _aio.StreamUnaryMultiCallable[_media_service_pb2.UploadMediaRequest, _media_service_pb2.UploadMediaResponse]  # type: ignore[assignment]
-    """Stores a medium as it arrives, up to 50 MiB, for one hour; a task then names it by media_id."""
+    """Stores a file, up to 50 MiB, for one hour; a task then refers to it by media_id."""
     DownloadMedia: _aio.UnaryStreamMultiCallable[_media_service_pb2.DownloadMediaRequest, _media_service_pb2.DownloadMediaResponse]  # type: ignore[assignment]
-    """Gives a medium's bytes to the account that owns it, or to whoever has its signed link. NOT_FOUND when
-    there is none, when it has expired, and when it belongs to another account.
+    """Returns a file's bytes to the account that owns it, or to a caller with its signed link. NOT_FOUND if it does not
+    exist, has expired, or belongs to another account.
     """
 
 class MediaServiceServicer(metaclass=_abc_1.ABCMeta):
-    """Takes in sound for tasks, and gives out what tasks made. Metadata as in TaskService."""
+    """Uploads audio for tasks, and downloads the output of tasks. Metadata as in TaskService."""
 
     @_abc_1.abstractmethod
     def UploadMedia(
@@ -61,7 +61,7 @@ class MediaServiceServicer(metaclass=_abc_1.ABCMeta):
         request_iterator: _MaybeAsyncIterator[_media_service_pb2.UploadMediaRequest],
         context: _ServicerContext,
     ) -> _typing.Union[_media_service_pb2.UploadMediaResponse, _abc.Awaitable[_media_service_pb2.UploadMediaResponse]]:
-        """Stores a medium as it arrives, up to 50 MiB, for one hour; a task then names it by media_id."""
+        """Stores a file, up to 50 MiB, for one hour; a task then refers to it by media_id."""
 
     @_abc_1.abstractmethod
     def DownloadMedia(
@@ -69,8 +69,8 @@ class MediaServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _media_service_pb2.DownloadMediaRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_media_service_pb2.DownloadMediaResponse], _abc.AsyncIterator[_media_service_pb2.DownloadMediaResponse]]:
-        """Gives a medium's bytes to the account that owns it, or to whoever has its signed link. NOT_FOUND when
-        there is none, when it has expired, and when it belongs to another account.
+        """Returns a file's bytes to the account that owns it, or to a caller with its signed link. NOT_FOUND if it does not
+        exist, has expired, or belongs to another account.
         """
 
 def add_MediaServiceServicer_to_server(servicer: MediaServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

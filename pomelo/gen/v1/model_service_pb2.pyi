@@ -34,15 +34,15 @@ class _PriceUnitEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_PriceUnit.V
     PRICE_UNIT_MILLION_OUTPUT_TOKENS: _PriceUnit.ValueType  # 2
     """A million tokens of output."""
     PRICE_UNIT_IMAGE: _PriceUnit.ValueType  # 3
-    """One picture."""
+    """One image."""
     PRICE_UNIT_MEGAPIXEL: _PriceUnit.ValueType  # 4
-    """A million pixels of a picture."""
+    """A million pixels of an image."""
     PRICE_UNIT_THOUSAND_CHARACTERS: _PriceUnit.ValueType  # 5
     """A thousand characters of text."""
     PRICE_UNIT_AUDIO_MINUTE: _PriceUnit.ValueType  # 6
-    """A minute of sound."""
+    """A minute of audio."""
     PRICE_UNIT_MILLION_CACHED_INPUT_TOKENS: _PriceUnit.ValueType  # 7
-    """A million tokens of input that the provider read from its cache. Where a model has no such price, they
+    """A million tokens of input that the provider read from its cache. Without a price of their own they
     cost what other input does.
     """
     PRICE_UNIT_MILLION_CACHE_WRITE_INPUT_TOKENS: _PriceUnit.ValueType  # 8
@@ -59,7 +59,7 @@ class _PriceUnitEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_PriceUnit.V
     """
 
 class PriceUnit(_PriceUnit, metaclass=_PriceUnitEnumTypeWrapper):
-    """What a price is counted by."""
+    """The unit of a price."""
 
 PRICE_UNIT_UNSPECIFIED: PriceUnit.ValueType  # 0
 """Never sent."""
@@ -68,15 +68,15 @@ PRICE_UNIT_MILLION_INPUT_TOKENS: PriceUnit.ValueType  # 1
 PRICE_UNIT_MILLION_OUTPUT_TOKENS: PriceUnit.ValueType  # 2
 """A million tokens of output."""
 PRICE_UNIT_IMAGE: PriceUnit.ValueType  # 3
-"""One picture."""
+"""One image."""
 PRICE_UNIT_MEGAPIXEL: PriceUnit.ValueType  # 4
-"""A million pixels of a picture."""
+"""A million pixels of an image."""
 PRICE_UNIT_THOUSAND_CHARACTERS: PriceUnit.ValueType  # 5
 """A thousand characters of text."""
 PRICE_UNIT_AUDIO_MINUTE: PriceUnit.ValueType  # 6
-"""A minute of sound."""
+"""A minute of audio."""
 PRICE_UNIT_MILLION_CACHED_INPUT_TOKENS: PriceUnit.ValueType  # 7
-"""A million tokens of input that the provider read from its cache. Where a model has no such price, they
+"""A million tokens of input that the provider read from its cache. Without a price of their own they
 cost what other input does.
 """
 PRICE_UNIT_MILLION_CACHE_WRITE_INPUT_TOKENS: PriceUnit.ValueType  # 8
@@ -102,7 +102,7 @@ class Price(_message.Message):
     UNIT_FIELD_NUMBER: _builtins.int
     AMOUNT_MICROS_FIELD_NUMBER: _builtins.int
     unit: Global___PriceUnit.ValueType
-    """What is counted."""
+    """The unit."""
     amount_micros: _builtins.int
     """Millionths of a credit (of one US dollar of list price) for one unit."""
     def __init__(
@@ -128,10 +128,10 @@ class PriceTier(_message.Message):
     FROM_INPUT_TOKENS_FIELD_NUMBER: _builtins.int
     PRICES_FIELD_NUMBER: _builtins.int
     from_input_tokens: _builtins.int
-    """From how many tokens of input they apply, to all that a task uses."""
+    """The tokens of input from which these prices apply, to all that a task uses."""
     @_builtins.property
     def prices(self) -> _containers.RepeatedCompositeFieldContainer[Global___Price]:
-        """What a task costs then: every line applies, and none of the model's other prices."""
+        """The prices then: every line applies, and none of the model's other prices."""
 
     def __init__(
         self,
@@ -149,7 +149,7 @@ Global___PriceTier: _TypeAlias = PriceTier  # noqa: Y015
 
 @_typing.final
 class ModelLimits(_message.Message):
-    """What a model takes."""
+    """The limits of a model's input and output."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -164,7 +164,7 @@ class ModelLimits(_message.Message):
     max_characters: _builtins.int
     """The most characters of text or prompt; 0 where they don't apply."""
     max_audio_seconds: _builtins.int
-    """The most seconds of input sound; 0 where sound doesn't apply."""
+    """The most seconds of input audio; 0 where audio doesn't apply."""
     def __init__(
         self,
         *,
@@ -199,7 +199,7 @@ class Model(_message.Message):
     name: _builtins.str
     """Its public name, such as gpt-4."""
     task_type: _task_pb2.TaskType.ValueType
-    """The kind of task it serves."""
+    """The task type that it serves."""
     price_version: _builtins.str
     """The date of the price, such as 2026-11-22."""
     available: _builtins.bool
@@ -208,15 +208,15 @@ class Model(_message.Message):
     """
     @_builtins.property
     def limits(self) -> Global___ModelLimits:
-        """What it takes."""
+        """The limits of its input and output."""
 
     @_builtins.property
     def prices(self) -> _containers.RepeatedCompositeFieldContainer[Global___Price]:
-        """What it costs: every line applies, unless one of price_tiers does."""
+        """Its prices: every line applies, unless one of price_tiers does."""
 
     @_builtins.property
     def price_tiers(self) -> _containers.RepeatedCompositeFieldContainer[Global___PriceTier]:
-        """What tasks with a long input cost, by the tokens from which it applies; empty where they cost the same."""
+        """The prices of tasks with a long input, by the tokens from which they apply; empty: the same prices."""
 
     @_builtins.property
     def deprecate_time(self) -> _timestamp_pb2.Timestamp:
@@ -253,7 +253,7 @@ Global___Model: _TypeAlias = Model  # noqa: Y015
 
 @_typing.final
 class ListModelsRequest(_message.Message):
-    """Asks for all models."""
+    """Lists all models."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -294,7 +294,7 @@ Global___ListModelsResponse: _TypeAlias = ListModelsResponse  # noqa: Y015
 
 @_typing.final
 class GetModelRequest(_message.Message):
-    """Asks for one model."""
+    """A model's name."""
 
     DESCRIPTOR: _descriptor.Descriptor
 

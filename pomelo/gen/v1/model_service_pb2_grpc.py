@@ -26,7 +26,7 @@ if _version_not_supported:
 
 
 class ModelServiceStub:
-    """Tells what can be asked for. Metadata as in TaskService.
+    """The models. Metadata as in TaskService.
     """
 
     def __init__(self, channel):
@@ -48,7 +48,7 @@ class ModelServiceStub:
 
 
 class ModelServiceServicer:
-    """Tells what can be asked for. Metadata as in TaskService.
+    """The models. Metadata as in TaskService.
     """
 
     def ListModels(self, request, context):
@@ -59,8 +59,7 @@ class ModelServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def GetModel(self, request, context):
-        """Tells of one model; UNSUPPORTED_MODEL when there is none of that name, MODEL_NOT_ALLOWED when the key
-        may not use it.
+        """Returns a model. UNSUPPORTED_MODEL if it does not exist, MODEL_NOT_ALLOWED if the key may not use it.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -88,7 +87,7 @@ def add_ModelServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class ModelService:
-    """Tells what can be asked for. Metadata as in TaskService.
+    """The models. Metadata as in TaskService.
     """
 
     @staticmethod

@@ -27,7 +27,7 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class ModelServiceStub:
-    """Tells what can be asked for. Metadata as in TaskService."""
+    """The models. Metadata as in TaskService."""
 
     @_typing.overload
     def __new__(cls, channel: _grpc.Channel) -> _Self: ...
@@ -36,24 +36,20 @@ class ModelServiceStub:
     ListModels: _grpc.UnaryUnaryMultiCallable[_model_service_pb2.ListModelsRequest, _model_service_pb2.ListModelsResponse]
     """Lists the models that the caller's key may use, by name."""
     GetModel: _grpc.UnaryUnaryMultiCallable[_model_service_pb2.GetModelRequest, _model_service_pb2.GetModelResponse]
-    """Tells of one model; UNSUPPORTED_MODEL when there is none of that name, MODEL_NOT_ALLOWED when the key
-    may not use it.
-    """
+    """Returns a model. UNSUPPORTED_MODEL if it does not exist, MODEL_NOT_ALLOWED if the key may not use it."""
 
 @_typing.type_check_only
 class ModelServiceAsyncStub(ModelServiceStub):
-    """Tells what can be asked for. Metadata as in TaskService."""
+    """The models. Metadata as in TaskService."""
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     ListModels: _aio.UnaryUnaryMultiCallable[_model_service_pb2.ListModelsRequest, _model_service_pb2.ListModelsResponse]  # type: ignore[assignment]
     """Lists the models that the caller's key may use, by name."""
     GetModel: _aio.UnaryUnaryMultiCallable[_model_service_pb2.GetModelRequest, _model_service_pb2.GetModelResponse]  # type: ignore[assignment]
-    """Tells of one model; UNSUPPORTED_MODEL when there is none of that name, MODEL_NOT_ALLOWED when the key
-    may not use it.
-    """
+    """Returns a model. UNSUPPORTED_MODEL if it does not exist, MODEL_NOT_ALLOWED if the key may not use it."""
 
 class ModelServiceServicer(metaclass=_abc_1.ABCMeta):
-    """Tells what can be asked for. Metadata as in TaskService."""
+    """The models. Metadata as in TaskService."""
 
     @_abc_1.abstractmethod
     def ListModels(
@@ -69,8 +65,6 @@ class ModelServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _model_service_pb2.GetModelRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_model_service_pb2.GetModelResponse, _abc.Awaitable[_model_service_pb2.GetModelResponse]]:
-        """Tells of one model; UNSUPPORTED_MODEL when there is none of that name, MODEL_NOT_ALLOWED when the key
-        may not use it.
-        """
+        """Returns a model. UNSUPPORTED_MODEL if it does not exist, MODEL_NOT_ALLOWED if the key may not use it."""
 
 def add_ModelServiceServicer_to_server(servicer: ModelServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -29,28 +29,28 @@ class _TimestampsEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Timestamps
     TIMESTAMPS_UNSPECIFIED: _Timestamps.ValueType  # 0
     """By word."""
     TIMESTAMPS_NONE: _Timestamps.ValueType  # 1
-    """No times: the transcript has no words list."""
+    """None: the transcript has no list of words."""
     TIMESTAMPS_WORD: _Timestamps.ValueType  # 2
-    """One entry a word."""
+    """One for each word."""
     TIMESTAMPS_CHARACTER: _Timestamps.ValueType  # 3
-    """One entry a character."""
+    """One for each character."""
 
 class Timestamps(_Timestamps, metaclass=_TimestampsEnumTypeWrapper):
-    """How closely a transcript is timed."""
+    """The timestamps of a transcript."""
 
 TIMESTAMPS_UNSPECIFIED: Timestamps.ValueType  # 0
 """By word."""
 TIMESTAMPS_NONE: Timestamps.ValueType  # 1
-"""No times: the transcript has no words list."""
+"""None: the transcript has no list of words."""
 TIMESTAMPS_WORD: Timestamps.ValueType  # 2
-"""One entry a word."""
+"""One for each word."""
 TIMESTAMPS_CHARACTER: Timestamps.ValueType  # 3
-"""One entry a character."""
+"""One for each character."""
 Global___Timestamps: _TypeAlias = Timestamps  # noqa: Y015
 
 @_typing.final
 class AudioInput(_message.Message):
-    """Recorded sound as an input."""
+    """Audio input."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -60,9 +60,9 @@ class AudioInput(_message.Message):
     data: _builtins.bytes
     """Inline, up to 4 MiB."""
     media_id: _builtins.str
-    """The id of a medium that this account uploaded or made."""
+    """The id of a file that the account uploaded or generated."""
     content_type: _builtins.str
-    """Its media type, such as audio/mpeg. Default: told from the bytes."""
+    """Its media type, such as audio/mpeg. Default: detected from the bytes."""
     def __init__(
         self,
         *,
@@ -159,7 +159,7 @@ class TextToSpeechInput(_message.Message):
     opus_48000_64. Default: mp3_44100_128.
     """
     language_code: _builtins.str
-    """A code of ISO 639 or a BCP 47 tag, such as en, eng or en-US. Default: told from the text."""
+    """A code of ISO 639 or a BCP 47 tag, such as en, eng or en-US. Default: detected from the text."""
     seed: _builtins.int
     """For repeatable output, best effort, 0 to 4,294,967,295. Default: none."""
     response_format: _media_pb2.ResponseFormat.ValueType
@@ -249,13 +249,13 @@ class SpeechToTextInput(_message.Message):
     NUM_SPEAKERS_FIELD_NUMBER: _builtins.int
     TIMESTAMPS_FIELD_NUMBER: _builtins.int
     language_code: _builtins.str
-    """A code of ISO 639 or a BCP 47 tag, such as en, eng or en-US. Default: told from the sound."""
+    """A code of ISO 639 or a BCP 47 tag, such as en, eng or en-US. Default: detected from the audio."""
     diarize: _builtins.bool
-    """Tell speakers apart. Default: false."""
+    """Whether to distinguish speakers. Default: false."""
     num_speakers: _builtins.int
-    """The most speakers to tell apart, 1 to 32. Default: the model's own."""
+    """The most speakers to distinguish, 1 to 32. Default: the model's own."""
     timestamps: Global___Timestamps.ValueType
-    """How closely to time the transcript. Default: by word."""
+    """The timestamps of the transcript. Default: by word."""
     @_builtins.property
     def audio(self) -> Global___AudioInput:
         """What was said. Required."""
@@ -281,7 +281,7 @@ Global___SpeechToTextInput: _TypeAlias = SpeechToTextInput  # noqa: Y015
 
 @_typing.final
 class SpeechOutput(_message.Message):
-    """The answer of text-to-speech and speech-to-speech."""
+    """The output of text-to-speech and speech-to-speech."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -289,14 +289,14 @@ class SpeechOutput(_message.Message):
     DATA_FIELD_NUMBER: _builtins.int
     CONTENT_TYPE_FIELD_NUMBER: _builtins.int
     data: _builtins.bytes
-    """Its bytes; absent when response_format is URL (see there for UNSPECIFIED), and in a stream, whose
-    chunks have borne them already.
+    """Its bytes; absent if response_format is URL (see there for UNSPECIFIED), and in a stream, whose chunks
+    contain them.
     """
     content_type: _builtins.str
     """Its media type, such as audio/mpeg."""
     @_builtins.property
     def media(self) -> _media_pb2.Media:
-        """Where the sound is kept; absent when response_format is B64_JSON."""
+        """The stored file; absent if response_format is B64_JSON."""
 
     def __init__(
         self,
@@ -315,7 +315,7 @@ Global___SpeechOutput: _TypeAlias = SpeechOutput  # noqa: Y015
 
 @_typing.final
 class AudioChunk(_message.Message):
-    """A piece of a sound; the pieces of a stream, joined, are the file."""
+    """A chunk of audio; the chunks of a stream, joined, are the file."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -324,7 +324,7 @@ class AudioChunk(_message.Message):
     data: _builtins.bytes
     """The next bytes, at most 64 KiB."""
     content_type: _builtins.str
-    """The media type of the whole, such as audio/mpeg. Set on the first chunk alone."""
+    """The media type of the file, such as audio/mpeg. Set only on the first chunk."""
     def __init__(
         self,
         *,
@@ -352,11 +352,11 @@ class Word(_message.Message):
     text: _builtins.str
     """The text."""
     start: _builtins.float
-    """Where it begins, in seconds from the start of the sound."""
+    """Its start, in seconds from the beginning of the audio."""
     end: _builtins.float
-    """Where it ends, in seconds from the start of the sound."""
+    """Its end, in seconds from the beginning of the audio."""
     speaker: _builtins.str
-    """Who spoke, such as speaker_0; empty when speakers were not told apart."""
+    """The speaker, such as speaker_0; empty if speakers were not distinguished."""
     def __init__(
         self,
         *,
@@ -375,7 +375,7 @@ Global___Word: _TypeAlias = Word  # noqa: Y015
 
 @_typing.final
 class Transcription(_message.Message):
-    """The answer of a speech-to-text task."""
+    """The output of a speech-to-text task."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -384,16 +384,16 @@ class Transcription(_message.Message):
     WORDS_FIELD_NUMBER: _builtins.int
     AUDIO_SECONDS_FIELD_NUMBER: _builtins.int
     text: _builtins.str
-    """Everything that was said."""
+    """The whole text."""
     language: _builtins.str
-    """The language found: its ISO 639-1 code, such as en, or its ISO 639-3 code if it has none, such as haw; empty
-    if it is unknown.
+    """The detected language: its ISO 639-1 code, such as en, or else its ISO 639-3 code, such as haw; empty if it
+    is unknown.
     """
     audio_seconds: _builtins.float
-    """Length of the sound in seconds."""
+    """The length of the audio in seconds."""
     @_builtins.property
     def words(self) -> _containers.RepeatedCompositeFieldContainer[Global___Word]:
-        """Timed words or characters; empty when timestamps is NONE."""
+        """Words or characters with timestamps; empty if timestamps is NONE."""
 
     def __init__(
         self,

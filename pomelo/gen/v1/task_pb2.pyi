@@ -34,34 +34,34 @@ class _TaskTypeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_TaskType.Val
     TASK_TYPE_TEXT: _TaskType.ValueType  # 1
     """Text from a conversation."""
     TASK_TYPE_IMAGE: _TaskType.ValueType  # 2
-    """A picture from a text."""
+    """An image from a text."""
     TASK_TYPE_TEXT_TO_SPEECH: _TaskType.ValueType  # 3
-    """Sound from a text."""
+    """Speech from a text."""
     TASK_TYPE_SPEECH_TO_SPEECH: _TaskType.ValueType  # 4
-    """Sound from sound, in another voice."""
+    """Speech from speech, in another voice."""
     TASK_TYPE_SPEECH_TO_TEXT: _TaskType.ValueType  # 5
-    """Text from sound."""
+    """Text from speech."""
 
 class TaskType(_TaskType, metaclass=_TaskTypeEnumTypeWrapper):
-    """The kinds of task. A model serves exactly one."""
+    """The task types. A model serves exactly one."""
 
 TASK_TYPE_UNSPECIFIED: TaskType.ValueType  # 0
 """Never sent."""
 TASK_TYPE_TEXT: TaskType.ValueType  # 1
 """Text from a conversation."""
 TASK_TYPE_IMAGE: TaskType.ValueType  # 2
-"""A picture from a text."""
+"""An image from a text."""
 TASK_TYPE_TEXT_TO_SPEECH: TaskType.ValueType  # 3
-"""Sound from a text."""
+"""Speech from a text."""
 TASK_TYPE_SPEECH_TO_SPEECH: TaskType.ValueType  # 4
-"""Sound from sound, in another voice."""
+"""Speech from speech, in another voice."""
 TASK_TYPE_SPEECH_TO_TEXT: TaskType.ValueType  # 5
-"""Text from sound."""
+"""Text from speech."""
 Global___TaskType: _TypeAlias = TaskType  # noqa: Y015
 
 @_typing.final
 class Task(_message.Message):
-    """What to do."""
+    """A task."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -72,7 +72,7 @@ class Task(_message.Message):
     SPEECH_TO_SPEECH_FIELD_NUMBER: _builtins.int
     SPEECH_TO_TEXT_FIELD_NUMBER: _builtins.int
     model: _builtins.str
-    """The public name of a model, such as gpt-4; it decides the kind of task. Required."""
+    """The public name of a model, such as gpt-4; it determines the task type. Required."""
     @_builtins.property
     def text(self) -> _text_pb2.TextInput:
         """For text models."""
@@ -115,7 +115,7 @@ Global___Task: _TypeAlias = Task  # noqa: Y015
 
 @_typing.final
 class Adjustment(_message.Message):
-    """A field that the caller gave, and that the model behind the name does not take as it was given."""
+    """A field that the provider's model does not support as the caller gave it."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -150,7 +150,7 @@ class Adjustment(_message.Message):
     kind: Global___Adjustment.Kind.ValueType
     """What was done with it."""
     used: _builtins.str
-    """The value that the provider got, as text: a number, or the short name of an enum value, such as png.
+    """The value that was sent to the provider, as text: a number, or the short name of an enum value, such as png.
     Empty for KIND_DROPPED.
     """
     def __init__(
@@ -170,7 +170,7 @@ Global___Adjustment: _TypeAlias = Adjustment  # noqa: Y015
 
 @_typing.final
 class TaskResult(_message.Message):
-    """What came of it."""
+    """The result of a task."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -185,10 +185,10 @@ class TaskResult(_message.Message):
     id: _builtins.str
     """`task_…` for text, `img_…` for images, `speech_…` for the rest: unguessable, sorted by time."""
     model: _builtins.str
-    """The model's name as it was asked for."""
+    """The model's name as it was requested."""
     @_builtins.property
     def created(self) -> _timestamp_pb2.Timestamp:
-        """When the task was taken in; whole seconds."""
+        """When the task was accepted; whole seconds."""
 
     @_builtins.property
     def text(self) -> _text_pb2.TextOutput:
@@ -208,8 +208,8 @@ class TaskResult(_message.Message):
 
     @_builtins.property
     def adjustments(self) -> _containers.RepeatedCompositeFieldContainer[Global___Adjustment]:
-        """What was changed or left out of the input for the provider that answered; empty where nothing was. For a
-        test key: what the model's first provider would not take.
+        """What was changed in the input, or left out of it, for the provider that answered. For a test key: what would be
+        changed for the model's first provider.
         """
 
     def __init__(

@@ -25,7 +25,7 @@ DESCRIPTOR: _descriptor.FileDescriptor
 
 @_typing.final
 class RunTaskRequest(_message.Message):
-    """A task to run at once."""
+    """A task to run."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -97,7 +97,7 @@ Global___StreamTaskRequest: _TypeAlias = StreamTaskRequest  # noqa: Y015
 
 @_typing.final
 class TaskStarted(_message.Message):
-    """What all later events of a stream have in common."""
+    """What all events of a stream have in common."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -152,20 +152,20 @@ class StreamTaskResponse(_message.Message):
 
     @_builtins.property
     def text_delta(self) -> _text_pb2.TextDelta:
-        """A piece of text; the last one bears finish_reason and usage and ends the stream."""
+        """A piece of text; the last one has finish_reason and usage, and ends the stream."""
 
     @_builtins.property
     def audio_chunk(self) -> _speech_pb2.AudioChunk:
-        """A piece of sound."""
+        """A chunk of audio."""
 
     @_builtins.property
     def image_progress(self) -> _image_pb2.ImageProgress:
-        """How far a picture is."""
+        """The progress of an image."""
 
     @_builtins.property
     def result(self) -> _task_pb2.TaskResult:
-        """The last event of image, speech and transcription streams. A speech result has no data: the
-        chunks have borne it.
+        """The last event of image, speech and transcription streams. A speech result has no data; the chunks
+        contain it.
         """
 
     def __init__(

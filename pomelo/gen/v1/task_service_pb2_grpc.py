@@ -30,15 +30,15 @@ class TaskServiceStub:
     `idempotency-key` (the same key and task within 24 hours gets the stored answer, and is charged once),
     `prefer: handling=strict` (RFC 7240: a field that would be adjusted is refused with INVALID_ARGUMENT).
     Metadata out, on answers to a known key: `x-request-id`, `x-pomelo-mode` (live or test);
-    `x-ratelimit-limit`, `-remaining`, `-reset` (Unix seconds), each also with `-tokens` where the model counts
-    them, and `-limit-concurrent`, `-remaining-concurrent`, where the plan has such limits;
+    `x-ratelimit-limit`, `-remaining`, `-reset` (Unix seconds), each also with `-tokens` for models that count
+    tokens, and `-limit-concurrent`, `-remaining-concurrent`, where the plan has such limits;
     `x-credits-remaining`, and `x-credits-charged` where the cost is known by then; `retry-after` (seconds);
     `x-pomelo-adjusted` (fields that were adjusted, as in `Adjustment`: `stop; temperature=1`), and
     `preference-applied: handling=strict`; `idempotent-replayed: true`; `deprecation` and `sunset` of a model that
     ends. All of it is trailing metadata of a unary answer and of every refusal, which also has
-    `grpc-retry-pushback-ms`: -1 where a retry is pointless. It is initial metadata of a stream, sent with the first
-    message; what is known at a stream's end alone, such as its cost, is trailing metadata.
-    A call's deadline bounds the whole task; cancelling a call closes it at the provider too.
+    `grpc-retry-pushback-ms`: -1 if a retry is pointless. For a stream it is initial metadata, sent with the first
+    message; what is known only at the end of a stream, such as its cost, is trailing metadata.
+    A call's deadline bounds the whole task; cancelling a call also cancels it at the provider.
     """
 
     def __init__(self, channel):
@@ -64,26 +64,26 @@ class TaskServiceServicer:
     `idempotency-key` (the same key and task within 24 hours gets the stored answer, and is charged once),
     `prefer: handling=strict` (RFC 7240: a field that would be adjusted is refused with INVALID_ARGUMENT).
     Metadata out, on answers to a known key: `x-request-id`, `x-pomelo-mode` (live or test);
-    `x-ratelimit-limit`, `-remaining`, `-reset` (Unix seconds), each also with `-tokens` where the model counts
-    them, and `-limit-concurrent`, `-remaining-concurrent`, where the plan has such limits;
+    `x-ratelimit-limit`, `-remaining`, `-reset` (Unix seconds), each also with `-tokens` for models that count
+    tokens, and `-limit-concurrent`, `-remaining-concurrent`, where the plan has such limits;
     `x-credits-remaining`, and `x-credits-charged` where the cost is known by then; `retry-after` (seconds);
     `x-pomelo-adjusted` (fields that were adjusted, as in `Adjustment`: `stop; temperature=1`), and
     `preference-applied: handling=strict`; `idempotent-replayed: true`; `deprecation` and `sunset` of a model that
     ends. All of it is trailing metadata of a unary answer and of every refusal, which also has
-    `grpc-retry-pushback-ms`: -1 where a retry is pointless. It is initial metadata of a stream, sent with the first
-    message; what is known at a stream's end alone, such as its cost, is trailing metadata.
-    A call's deadline bounds the whole task; cancelling a call closes it at the provider too.
+    `grpc-retry-pushback-ms`: -1 if a retry is pointless. For a stream it is initial metadata, sent with the first
+    message; what is known only at the end of a stream, such as its cost, is trailing metadata.
+    A call's deadline bounds the whole task; cancelling a call also cancels it at the provider.
     """
 
     def RunTask(self, request, context):
-        """Runs a task and answers once, when it is done.
+        """Runs a task and returns its result.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def StreamTask(self, request, context):
-        """Runs a task and answers piece by piece. Only a stream that ends with OK is complete.
+        """Runs a task and streams its output. Only a stream that ends with OK is complete.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -115,15 +115,15 @@ class TaskService:
     `idempotency-key` (the same key and task within 24 hours gets the stored answer, and is charged once),
     `prefer: handling=strict` (RFC 7240: a field that would be adjusted is refused with INVALID_ARGUMENT).
     Metadata out, on answers to a known key: `x-request-id`, `x-pomelo-mode` (live or test);
-    `x-ratelimit-limit`, `-remaining`, `-reset` (Unix seconds), each also with `-tokens` where the model counts
-    them, and `-limit-concurrent`, `-remaining-concurrent`, where the plan has such limits;
+    `x-ratelimit-limit`, `-remaining`, `-reset` (Unix seconds), each also with `-tokens` for models that count
+    tokens, and `-limit-concurrent`, `-remaining-concurrent`, where the plan has such limits;
     `x-credits-remaining`, and `x-credits-charged` where the cost is known by then; `retry-after` (seconds);
     `x-pomelo-adjusted` (fields that were adjusted, as in `Adjustment`: `stop; temperature=1`), and
     `preference-applied: handling=strict`; `idempotent-replayed: true`; `deprecation` and `sunset` of a model that
     ends. All of it is trailing metadata of a unary answer and of every refusal, which also has
-    `grpc-retry-pushback-ms`: -1 where a retry is pointless. It is initial metadata of a stream, sent with the first
-    message; what is known at a stream's end alone, such as its cost, is trailing metadata.
-    A call's deadline bounds the whole task; cancelling a call closes it at the provider too.
+    `grpc-retry-pushback-ms`: -1 if a retry is pointless. For a stream it is initial metadata, sent with the first
+    message; what is known only at the end of a stream, such as its cost, is trailing metadata.
+    A call's deadline bounds the whole task; cancelling a call also cancels it at the provider.
     """
 
     @staticmethod

@@ -31,15 +31,15 @@ class TaskServiceStub:
     `idempotency-key` (the same key and task within 24 hours gets the stored answer, and is charged once),
     `prefer: handling=strict` (RFC 7240: a field that would be adjusted is refused with INVALID_ARGUMENT).
     Metadata out, on answers to a known key: `x-request-id`, `x-pomelo-mode` (live or test);
-    `x-ratelimit-limit`, `-remaining`, `-reset` (Unix seconds), each also with `-tokens` where the model counts
-    them, and `-limit-concurrent`, `-remaining-concurrent`, where the plan has such limits;
+    `x-ratelimit-limit`, `-remaining`, `-reset` (Unix seconds), each also with `-tokens` for models that count
+    tokens, and `-limit-concurrent`, `-remaining-concurrent`, where the plan has such limits;
     `x-credits-remaining`, and `x-credits-charged` where the cost is known by then; `retry-after` (seconds);
     `x-pomelo-adjusted` (fields that were adjusted, as in `Adjustment`: `stop; temperature=1`), and
     `preference-applied: handling=strict`; `idempotent-replayed: true`; `deprecation` and `sunset` of a model that
     ends. All of it is trailing metadata of a unary answer and of every refusal, which also has
-    `grpc-retry-pushback-ms`: -1 where a retry is pointless. It is initial metadata of a stream, sent with the first
-    message; what is known at a stream's end alone, such as its cost, is trailing metadata.
-    A call's deadline bounds the whole task; cancelling a call closes it at the provider too.
+    `grpc-retry-pushback-ms`: -1 if a retry is pointless. For a stream it is initial metadata, sent with the first
+    message; what is known only at the end of a stream, such as its cost, is trailing metadata.
+    A call's deadline bounds the whole task; cancelling a call also cancels it at the provider.
     """
 
     @_typing.overload
@@ -47,9 +47,9 @@ class TaskServiceStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> TaskServiceAsyncStub: ...
     RunTask: _grpc.UnaryUnaryMultiCallable[_task_service_pb2.RunTaskRequest, _task_service_pb2.RunTaskResponse]
-    """Runs a task and answers once, when it is done."""
+    """Runs a task and returns its result."""
     StreamTask: _grpc.UnaryStreamMultiCallable[_task_service_pb2.StreamTaskRequest, _task_service_pb2.StreamTaskResponse]
-    """Runs a task and answers piece by piece. Only a stream that ends with OK is complete."""
+    """Runs a task and streams its output. Only a stream that ends with OK is complete."""
 
 @_typing.type_check_only
 class TaskServiceAsyncStub(TaskServiceStub):
@@ -57,37 +57,37 @@ class TaskServiceAsyncStub(TaskServiceStub):
     `idempotency-key` (the same key and task within 24 hours gets the stored answer, and is charged once),
     `prefer: handling=strict` (RFC 7240: a field that would be adjusted is refused with INVALID_ARGUMENT).
     Metadata out, on answers to a known key: `x-request-id`, `x-pomelo-mode` (live or test);
-    `x-ratelimit-limit`, `-remaining`, `-reset` (Unix seconds), each also with `-tokens` where the model counts
-    them, and `-limit-concurrent`, `-remaining-concurrent`, where the plan has such limits;
+    `x-ratelimit-limit`, `-remaining`, `-reset` (Unix seconds), each also with `-tokens` for models that count
+    tokens, and `-limit-concurrent`, `-remaining-concurrent`, where the plan has such limits;
     `x-credits-remaining`, and `x-credits-charged` where the cost is known by then; `retry-after` (seconds);
     `x-pomelo-adjusted` (fields that were adjusted, as in `Adjustment`: `stop; temperature=1`), and
     `preference-applied: handling=strict`; `idempotent-replayed: true`; `deprecation` and `sunset` of a model that
     ends. All of it is trailing metadata of a unary answer and of every refusal, which also has
-    `grpc-retry-pushback-ms`: -1 where a retry is pointless. It is initial metadata of a stream, sent with the first
-    message; what is known at a stream's end alone, such as its cost, is trailing metadata.
-    A call's deadline bounds the whole task; cancelling a call closes it at the provider too.
+    `grpc-retry-pushback-ms`: -1 if a retry is pointless. For a stream it is initial metadata, sent with the first
+    message; what is known only at the end of a stream, such as its cost, is trailing metadata.
+    A call's deadline bounds the whole task; cancelling a call also cancels it at the provider.
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     RunTask: _aio.UnaryUnaryMultiCallable[_task_service_pb2.RunTaskRequest, _task_service_pb2.RunTaskResponse]  # type: ignore[assignment]
-    """Runs a task and answers once, when it is done."""
+    """Runs a task and returns its result."""
     StreamTask: _aio.UnaryStreamMultiCallable[_task_service_pb2.StreamTaskRequest, _task_service_pb2.StreamTaskResponse]  # type: ignore[assignment]
-    """Runs a task and answers piece by piece. Only a stream that ends with OK is complete."""
+    """Runs a task and streams its output. Only a stream that ends with OK is complete."""
 
 class TaskServiceServicer(metaclass=_abc_1.ABCMeta):
     """Runs tasks. Metadata in: `authorization: Bearer KEY` (required), `x-request-id`, `traceparent`,
     `idempotency-key` (the same key and task within 24 hours gets the stored answer, and is charged once),
     `prefer: handling=strict` (RFC 7240: a field that would be adjusted is refused with INVALID_ARGUMENT).
     Metadata out, on answers to a known key: `x-request-id`, `x-pomelo-mode` (live or test);
-    `x-ratelimit-limit`, `-remaining`, `-reset` (Unix seconds), each also with `-tokens` where the model counts
-    them, and `-limit-concurrent`, `-remaining-concurrent`, where the plan has such limits;
+    `x-ratelimit-limit`, `-remaining`, `-reset` (Unix seconds), each also with `-tokens` for models that count
+    tokens, and `-limit-concurrent`, `-remaining-concurrent`, where the plan has such limits;
     `x-credits-remaining`, and `x-credits-charged` where the cost is known by then; `retry-after` (seconds);
     `x-pomelo-adjusted` (fields that were adjusted, as in `Adjustment`: `stop; temperature=1`), and
     `preference-applied: handling=strict`; `idempotent-replayed: true`; `deprecation` and `sunset` of a model that
     ends. All of it is trailing metadata of a unary answer and of every refusal, which also has
-    `grpc-retry-pushback-ms`: -1 where a retry is pointless. It is initial metadata of a stream, sent with the first
-    message; what is known at a stream's end alone, such as its cost, is trailing metadata.
-    A call's deadline bounds the whole task; cancelling a call closes it at the provider too.
+    `grpc-retry-pushback-ms`: -1 if a retry is pointless. For a stream it is initial metadata, sent with the first
+    message; what is known only at the end of a stream, such as its cost, is trailing metadata.
+    A call's deadline bounds the whole task; cancelling a call also cancels it at the provider.
     """
 
     @_abc_1.abstractmethod
@@ -96,7 +96,7 @@ class TaskServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _task_service_pb2.RunTaskRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_task_service_pb2.RunTaskResponse, _abc.Awaitable[_task_service_pb2.RunTaskResponse]]:
-        """Runs a task and answers once, when it is done."""
+        """Runs a task and returns its result."""
 
     @_abc_1.abstractmethod
     def StreamTask(
@@ -104,6 +104,6 @@ class TaskServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _task_service_pb2.StreamTaskRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_task_service_pb2.StreamTaskResponse], _abc.AsyncIterator[_task_service_pb2.StreamTaskResponse]]:
-        """Runs a task and answers piece by piece. Only a stream that ends with OK is complete."""
+        """Runs a task and streams its output. Only a stream that ends with OK is complete."""
 
 def add_TaskServiceServicer_to_server(servicer: TaskServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

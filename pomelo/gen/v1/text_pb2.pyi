@@ -26,25 +26,25 @@ class _Role:
 class _RoleEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Role.ValueType], _builtins.type):
     DESCRIPTOR: _descriptor.EnumDescriptor
     ROLE_UNSPECIFIED: _Role.ValueType  # 0
-    """Refused: every message names its role."""
+    """Refused: every message needs a role."""
     ROLE_SYSTEM: _Role.ValueType  # 1
     """Instructions to the model."""
     ROLE_USER: _Role.ValueType  # 2
-    """The person or program that asks."""
+    """The user."""
     ROLE_ASSISTANT: _Role.ValueType  # 3
-    """An earlier answer of the model."""
+    """An earlier response of the model."""
 
 class Role(_Role, metaclass=_RoleEnumTypeWrapper):
-    """Who speaks in a message."""
+    """The author of a message."""
 
 ROLE_UNSPECIFIED: Role.ValueType  # 0
-"""Refused: every message names its role."""
+"""Refused: every message needs a role."""
 ROLE_SYSTEM: Role.ValueType  # 1
 """Instructions to the model."""
 ROLE_USER: Role.ValueType  # 2
-"""The person or program that asks."""
+"""The user."""
 ROLE_ASSISTANT: Role.ValueType  # 3
-"""An earlier answer of the model."""
+"""An earlier response of the model."""
 Global___Role: _TypeAlias = Role  # noqa: Y015
 
 class _FinishReason:
@@ -56,11 +56,11 @@ class _FinishReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_FinishRe
     FINISH_REASON_UNSPECIFIED: _FinishReason.ValueType  # 0
     """Not finished yet."""
     FINISH_REASON_STOP: _FinishReason.ValueType  # 1
-    """The model came to its end, or met a stop string."""
+    """The model finished, or generated a stop string."""
     FINISH_REASON_LENGTH: _FinishReason.ValueType  # 2
     """The output reached max_tokens or the model's own limit."""
     FINISH_REASON_CONTENT_FILTER: _FinishReason.ValueType  # 3
-    """The provider's filter ended the output."""
+    """The provider's content filter ended the output."""
 
 class FinishReason(_FinishReason, metaclass=_FinishReasonEnumTypeWrapper):
     """Why the model stopped."""
@@ -68,16 +68,16 @@ class FinishReason(_FinishReason, metaclass=_FinishReasonEnumTypeWrapper):
 FINISH_REASON_UNSPECIFIED: FinishReason.ValueType  # 0
 """Not finished yet."""
 FINISH_REASON_STOP: FinishReason.ValueType  # 1
-"""The model came to its end, or met a stop string."""
+"""The model finished, or generated a stop string."""
 FINISH_REASON_LENGTH: FinishReason.ValueType  # 2
 """The output reached max_tokens or the model's own limit."""
 FINISH_REASON_CONTENT_FILTER: FinishReason.ValueType  # 3
-"""The provider's filter ended the output."""
+"""The provider's content filter ended the output."""
 Global___FinishReason: _TypeAlias = FinishReason  # noqa: Y015
 
 @_typing.final
 class ImageUrl(_message.Message):
-    """A picture for a model that sees."""
+    """An image, for models that accept images."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -112,7 +112,7 @@ class ContentPart(_message.Message):
     """Plain text."""
     @_builtins.property
     def image_url(self) -> Global___ImageUrl:
-        """A picture, in a message of the user's alone."""
+        """An image; only in messages with the role user."""
 
     def __init__(
         self,
@@ -164,12 +164,12 @@ class Message(_message.Message):
     CONTENT_FIELD_NUMBER: _builtins.int
     PARTS_FIELD_NUMBER: _builtins.int
     role: Global___Role.ValueType
-    """Who speaks. Required."""
+    """The author. Required."""
     content: _builtins.str
-    """As one text."""
+    """Text."""
     @_builtins.property
     def parts(self) -> Global___ContentParts:
-        """As parts: text and pictures."""
+        """Parts: text and images."""
 
     def __init__(
         self,
@@ -190,8 +190,8 @@ Global___Message: _TypeAlias = Message  # noqa: Y015
 
 @_typing.final
 class TextInput(_message.Message):
-    """A text task. A parameter that the model behind the name can't take is clamped or dropped as the
-    catalogue says, and reported in `adjustments`.
+    """A text task. A parameter that the provider's model does not support is clamped or dropped, and reported in
+    `adjustments`.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -218,7 +218,7 @@ class TextInput(_message.Message):
     frequency_penalty: _builtins.float
     """-2 to 2. Default: 0."""
     user: _builtins.str
-    """Your own name for the end user, up to 256 characters. Default: none."""
+    """An identifier of the end user, up to 256 characters. Default: none."""
     @_builtins.property
     def messages(self) -> _containers.RepeatedCompositeFieldContainer[Global___Message]:
         """The conversation, oldest first, 1 to 10,000. Required."""
@@ -315,7 +315,7 @@ Global___TokenUsage: _TypeAlias = TokenUsage  # noqa: Y015
 
 @_typing.final
 class TextOutput(_message.Message):
-    """The answer of a text task."""
+    """The output of a text task."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -328,7 +328,7 @@ class TextOutput(_message.Message):
     """Why the model stopped."""
     @_builtins.property
     def usage(self) -> Global___TokenUsage:
-        """What was used."""
+        """The tokens used."""
 
     def __init__(
         self,
@@ -347,7 +347,7 @@ Global___TextOutput: _TypeAlias = TextOutput  # noqa: Y015
 
 @_typing.final
 class TextDelta(_message.Message):
-    """A piece of a text answer. The last one of a stream bears finish_reason and usage."""
+    """A piece of a text output. The last one of a stream has finish_reason and usage."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -357,10 +357,10 @@ class TextDelta(_message.Message):
     content: _builtins.str
     """Text to append; may be empty."""
     finish_reason: Global___FinishReason.ValueType
-    """Set on the last delta alone."""
+    """Set only on the last delta."""
     @_builtins.property
     def usage(self) -> Global___TokenUsage:
-        """Set on the last delta alone."""
+        """Set only on the last delta."""
 
     def __init__(
         self,

@@ -13,7 +13,7 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, Field
 
-from pomelo.catalog.rows import Name, Row, meant, wrong_values
+from pomelo.catalog.rows import Name, Row, suggest, wrong_values
 from pomelo.catalog.toml_file import dotted
 from pomelo.providers import Credentials
 from pomelo.providers.base import CODES
@@ -32,13 +32,13 @@ _VALUE = re.compile(r"[ -~]*")
 
 def _parameter(name: str) -> str:
     if name not in PARAMETERS:
-        raise ValueError(f"no parameter is called {name[:100]}. {meant(name, sorted(PARAMETERS))}")
+        raise ValueError(f"no parameter is called {name[:100]}. {suggest(name, sorted(PARAMETERS))}")
     return name
 
 
 def _code(code: str) -> str:
     if code not in CODES:
-        raise ValueError(f"must be an error that a provider may raise. {meant(code, sorted(CODES))}")
+        raise ValueError(f"must be an error that a provider may raise. {suggest(code, sorted(CODES))}")
     return code
 
 

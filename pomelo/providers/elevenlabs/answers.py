@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from pomelo.gen.v1.speech_pb2 import SpeechToTextInput, Timestamps, Transcription
-from pomelo.media.store import sniff
+from pomelo.media.content_types import sniff
 from pomelo.providers.base import Event
 from pomelo.providers.http.errors import ErrorMapping, from_error_body, malformed_response
 from pomelo.providers.http.parsing import parse

@@ -18,7 +18,7 @@ from typing import Any, Literal
 from pydantic_core import to_json
 from yarl import URL
 
-from pomelo.catalog.catalog import DEFAULT_FORMAT
+from pomelo.catalog.catalog import DEFAULT_AUDIO_FORMAT
 from pomelo.catalog.languages import iso_language
 from pomelo.errors import PomeloError
 from pomelo.gen.v1.speech_pb2 import (
@@ -211,7 +211,7 @@ class ElevenLabs:
 
     async def _speak(self, job: Job, voice: str) -> AsyncGenerator[Event, None]:
         given: TextToSpeechInput = job.input
-        wanted = given.output_format or DEFAULT_FORMAT
+        wanted = given.output_format or DEFAULT_AUDIO_FORMAT
         live = _live(job, wanted)
         url = self._sound_url("text-to-speech", voice, wanted, live)
         body = to_json(text_to_speech_request(job))
@@ -254,7 +254,7 @@ class ElevenLabs:
 
     async def _respeak(self, job: Job, voice: str) -> AsyncGenerator[Event, None]:
         given: SpeechToSpeechInput = job.input
-        wanted = given.output_format or DEFAULT_FORMAT
+        wanted = given.output_format or DEFAULT_AUDIO_FORMAT
         live = _live(job, wanted)
         first = str(job.route.options.get("sts_path", _STS_PATH))
         second = _STS_PATHS.get(first)

@@ -13,7 +13,7 @@ from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
 from datetime import date
 from itertools import islice
 
-from pomelo.catalog.voice_names import is_id, is_name, plain
+from pomelo.catalog.voice_names import is_id, is_name, normalize
 from pomelo.errors import PomeloError, invalid
 from pomelo.providers.base import CALLER
 from pomelo.times import today_utc
@@ -111,14 +111,14 @@ class Voices:
     ) -> str:
         """The id of a voice by its name, in any case, or its id; a name's first word is enough.
 
-        `table` is the operator's, names as `voice_names.plain` returns them. `gone` are ids that the vendor
+        `table` is the operator's, with names from `voice_names.normalize`. `gone` are ids that the vendor
         has just refused: the next id of the same name is returned, if there is one.
 
         Raises:
             PomeloError: invalid_parameter, no voice of that name or id is left; what reading the list raises.
         """
         table = table or {}
-        name = plain(voice)
+        name = normalize(voice)
         chosen = table.get(name)
         if chosen is not None and chosen not in gone:
             return chosen
@@ -197,7 +197,7 @@ def _index(voices: Iterable[tuple[str, str]]) -> dict[str, str]:
     whole: dict[str, str] = {}
     first: dict[str, str] = {}
     for shown, voice_id in voices:
-        name = plain(shown)
+        name = normalize(shown)
         if not name or not is_id(voice_id):
             continue
         whole.setdefault(name, voice_id)

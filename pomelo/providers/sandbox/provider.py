@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
 from typing import TypeVar
 
-from pomelo.catalog.catalog import SIDE
+from pomelo.catalog.catalog import DEFAULT_IMAGE_SIDE
 from pomelo.errors import PomeloError
 from pomelo.gen.v1.image_pb2 import GeneratedImage, ImageFormat, ImageOutput, ImageProgress
 from pomelo.gen.v1.speech_pb2 import AudioChunk
@@ -104,8 +104,8 @@ class Sandbox:
         file_format = _FORMATS.get(given.output_format, "png")
         steps = draw(
             f"{job.model.name}\n{_seed(job)}\n{given.prompt}",
-            given.width or SIDE,
-            given.height or SIDE,
+            given.width or DEFAULT_IMAGE_SIDE,
+            given.height or DEFAULT_IMAGE_SIDE,
             file_format,
         )
         async with aclosing(self._in_thread(steps)) as progress:

@@ -81,7 +81,7 @@ def _embedded_text(file: BinaryIO, head: bytes, size: int, content_type: str) ->
         return (found[0] if found else None), *default
     if head.startswith(b"OggS"):
         return ogg.read_text(head), *default
-    raw = audio.raw(content_type)
+    raw = audio.sample_format(content_type)
     head = audio.Swapper(content_type).swap(head)
     for width in (2, 1) if raw is None else (raw[1],):
         found = samples.extract(head, width)

@@ -20,7 +20,7 @@ from pomelo.gen.v1.speech_pb2 import (
 from pomelo.providers.elevenlabs.answers import content_type
 from pomelo.providers.elevenlabs.voices import DEFAULTS
 from pomelo.providers.sandbox.speech import Speech as SandboxSpeech
-from pomelo.tasks.speech import FORMATS
+from pomelo.tasks.fields import AUDIO_FORMATS as FORMATS
 from pomelo.testing import FaultUpstream, Gate, Received, Reply, Speech, Stop, Transcript, VoiceList
 from pomelo.testing.elevenlabs_wire import error_reply
 from tests.providers.elevenlabs.rig import MP3, TEXT, events, failure, job, opened, sound, transcript

@@ -26,7 +26,7 @@ from pomelo.gen.v1.speech_pb2 import (
 from pomelo.providers.elevenlabs.elevenlabs import DIALECT
 from pomelo.providers.elevenlabs.forms import form
 from pomelo.providers.http.client import Http
-from pomelo.tasks.speech import FORMATS
+from pomelo.tasks.fields import AUDIO_FORMATS as FORMATS
 from pomelo.testing import FaultUpstream, Gate, Received, Speech, Transcript, VoiceList
 from pomelo.testing.elevenlabs_checks import FORMATS as VENDORS_FORMATS
 from pomelo.testing.elevenlabs_wire import error_reply

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from typing import Any
 
 import pytest
 
+from pomelo.accounts.access import Access
 from pomelo.accounts.accounts import AccountAdmin, LocalAccounts
 from pomelo.accounts.plans import BUILTIN, TEST_CREDITS, Plan
 from pomelo.accounts.usage import UsageReader
 from pomelo.call import Call, Principal
+from pomelo.catalog.catalog import Catalog
+from pomelo.engine.ledger import Ledger
 from pomelo.errors import PomeloError
 from pomelo.gen.v1 import account_service_pb2 as pb
 from pomelo.stores import open_store
@@ -147,11 +151,20 @@ async def test_an_account_whose_plan_is_gone_is_told_without_limits(store, offic
 # --- the holder of a key
 
 
-def desk(store: Store, live: bool, account: str = "default") -> LocalAccounts:
-    async def authenticate(call: Call) -> Principal:
-        return Principal(account, "key", live, plan="pro")
+class OneKey:
+    """Takes every call for one of this principal."""
 
-    return LocalAccounts(store, UsageReader(store, b"s" * 32), lambda who: BUILTIN[who.plan], authenticate)
+    def __init__(self, principal: Principal) -> None:
+        self._principal = principal
+
+    async def authenticate(self, call: Call) -> Principal:
+        return self._principal
+
+
+def accounts_of(store: Store, live: bool, account: str = "default") -> LocalAccounts:
+    keys: Any = OneKey(Principal(account, "key", live, plan="pro"))
+    access = Access(keys, BUILTIN, Catalog.load(), Ledger(store, BUILTIN))
+    return LocalAccounts(store, UsageReader(store, b"s" * 32), access)
 
 
 def call(**headers: str) -> Call:
@@ -165,7 +178,7 @@ async def test_a_key_sees_its_own_side_alone(store, office):
     await run(store, "task_test", Wallet("default", False))
     await run(store, "task_other", Wallet("other", True))
     for live, task, granted in ((True, "task_live", CREDIT), (False, "task_test", TEST_CREDITS)):
-        found = await desk(store, live).get_account(call())
+        found = await accounts_of(store, live).get_account(call())
         assert (found.name, found.plan, found.live) == ("default", "pro", live)
         assert found.limits.requests_per_minute == 300
         spent = found.balance.spent_micros
@@ -173,18 +186,20 @@ async def test_a_key_sees_its_own_side_alone(store, office):
         assert found.balance == pb.Balance(
             granted_micros=granted, spent_micros=spent, available_micros=granted - spent
         )
-        usage = await desk(store, live).list_usage(pb.ListUsageRequest(), call())
+        usage = await accounts_of(store, live).list_usage(pb.ListUsageRequest(), call())
         assert [record.id for record in usage.records] == [task]
-        sums = await desk(store, live).list_usage(pb.ListUsageRequest(group_by=pb.USAGE_GROUP_KEY), call())
+        sums = await accounts_of(store, live).list_usage(
+            pb.ListUsageRequest(group_by=pb.USAGE_GROUP_KEY), call()
+        )
         assert [total.tasks for total in sums.totals] == [1]
 
 
 async def test_a_key_is_told_nothing_by_account_and_its_headers_are_looked_at(store):
     by_account = pb.ListUsageRequest(group_by=pb.USAGE_GROUP_ACCOUNT)
-    assert await refusal(desk(store, True).list_usage(by_account, call())) == (
+    assert await refusal(accounts_of(store, True).list_usage(by_account, call())) == (
         "invalid_parameter",
         "group_by",
     )
     bad = call(x_request_timeout="soon")
-    assert (await refusal(desk(store, True).get_account(bad)))[1] == "X-Request-Timeout"
-    assert (await refusal(desk(store, True).list_usage(by_account, bad)))[1] == "X-Request-Timeout"
+    assert (await refusal(accounts_of(store, True).get_account(bad)))[1] == "X-Request-Timeout"
+    assert (await refusal(accounts_of(store, True).list_usage(by_account, bad)))[1] == "X-Request-Timeout"

@@ -1,4 +1,4 @@
-"""The catalogue holds what was promised, and takes nothing that can't be billed."""
+"""The catalogue has all promised models, and refuses models that can't be billed."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ MEDIA = [
 ]
 
 
-def test_all_fourteen_models_are_there_with_a_kind_a_route_and_a_dated_price() -> None:
+def test_all_fourteen_models_have_a_task_type_a_route_and_a_dated_price() -> None:
     models = Catalog.load().models
     assert sorted(TEXT + MEDIA) == list(models)
     for model in models.values():
@@ -40,7 +40,7 @@ def test_prices_are_whole_microcredits() -> None:
     assert model.prices.units == {PriceUnit.PRICE_UNIT_IMAGE: 25_000}
 
 
-def test_an_unknown_model_is_told_by_its_name() -> None:
+def test_an_unknown_model_is_reported_with_its_name() -> None:
     with pytest.raises(PomeloError, match=r"^Unsupported task type: invalid-model$") as error:
         Catalog.load().resolve("invalid-model")
     assert error.value.code == "unsupported_model"
@@ -64,7 +64,7 @@ model = "m"
 @pytest.mark.parametrize(
     "price", ["", 'image = "0"', 'image = "0.0000001"', 'image = "-1"', 'banana = "1"', 'image = "x"']
 )
-def test_a_model_that_can_not_be_billed_is_refused_by_name(tmp_path: Path, price: str) -> None:
+def test_a_model_that_cannot_be_billed_is_refused_by_name(tmp_path: Path, price: str) -> None:
     path = tmp_path / "catalog.toml"
     limits = "limits = { max_characters = 100 }"
     path.write_text(ROW.format(price=price, more=limits))
@@ -83,12 +83,12 @@ LIMITS = {
 }
 
 
-def entry(name: str, kind: str = "image", route: str = "", unit: str = "image") -> str:
+def entry(name: str, task_type: str = "image", route: str = "", unit: str = "image") -> str:
     """A row with one route."""
     return f'''
 [models.{name}]
-type = "{kind}"
-limits = {{ {LIMITS[kind]} }}
+type = "{task_type}"
+limits = {{ {LIMITS[task_type]} }}
 price = {{ {unit} = "1" }}
 price_version = "2026-11-22"
 [[models.{name}.routes]]
@@ -110,18 +110,18 @@ def test_a_later_file_adds_entries_and_replaces_those_of_the_same_name(tmp_path:
     assert catalog.hosts == {"h": {"key_needed": False}, "i": {}}
 
 
-def test_a_route_may_cost_something_else_than_its_model(tmp_path: Path) -> None:
+def test_a_route_may_have_other_prices_than_its_model(tmp_path: Path) -> None:
     path = tmp_path / "catalog.toml"
     path.write_text(entry("x", route='price = { image = "2" }\nprice_version = "2026-11-23"'))
     (route,) = (model := Catalog.load(path).models["x"]).routes
-    assert model.priced(route) == (Prices({PriceUnit.PRICE_UNIT_IMAGE: 2_000_000}), "2026-11-23")
-    assert model.priced(replace(route, prices=Prices())) == (
+    assert model.prices_for(route) == (Prices({PriceUnit.PRICE_UNIT_IMAGE: 2_000_000}), "2026-11-23")
+    assert model.prices_for(replace(route, prices=Prices())) == (
         Prices({PriceUnit.PRICE_UNIT_IMAGE: 1_000_000}),
         "2026-11-22",
     )
 
 
-def test_a_setting_of_a_voice_is_a_parameter(tmp_path: Path) -> None:
+def test_a_voice_setting_is_a_parameter(tmp_path: Path) -> None:
     path = tmp_path / "catalog.toml"
     path.write_text(entry("x", "text_to_speech", 'drop = ["style", "voice_settings"]', "thousand_characters"))
     assert Catalog.load(path).models["x"].routes[0].drop == {"style", "voice_settings"}
@@ -140,19 +140,19 @@ UNITS = {
 }
 
 
-@pytest.mark.parametrize("kind", UNITS)
-def test_tasks_of_every_type_may_be_priced_by_what_the_provider_reports(tmp_path: Path, kind: str) -> None:
-    unit = UNITS[kind]
+@pytest.mark.parametrize("task_type", UNITS)
+def test_tasks_of_every_type_may_be_billed_by_the_reported_cost(tmp_path: Path, task_type: str) -> None:
+    unit = UNITS[task_type]
     path = tmp_path / "catalog.toml"
     path.write_text(
-        entry("x", kind, unit=unit).replace(f'{unit} = "1"', f'{unit} = "1", provider_dollar = "1.1"')
+        entry("x", task_type, unit=unit).replace(f'{unit} = "1"', f'{unit} = "1", provider_dollar = "1.1"')
     )
     prices = Catalog.load(path).models["x"].prices
     assert prices.units[PriceUnit.PRICE_UNIT_PROVIDER_DOLLAR] == 1_100_000
-    assert prices.by_report()
+    assert prices.bills_reported_cost()
 
 
-def test_prices_of_long_input_are_those_of_the_tier_below_where_a_tier_has_none(tmp_path: Path) -> None:
+def test_a_tier_without_a_price_of_a_unit_has_that_of_the_tier_below(tmp_path: Path) -> None:
     path = tmp_path / "catalog.toml"
     tiers = (
         '[{ from_input_tokens = 100, million_output_tokens = "2", million_input_tokens = "0.5" },'
@@ -160,11 +160,11 @@ def test_prices_of_long_input_are_those_of_the_tier_below_where_a_tier_has_none(
     )
     path.write_text(TIERED.replace("{}", tiers, 1))
     prices = Catalog.load(path).models["x"].prices
-    given, output = PriceUnit.PRICE_UNIT_MILLION_INPUT_TOKENS, PriceUnit.PRICE_UNIT_MILLION_OUTPUT_TOKENS
+    input_, output = PriceUnit.PRICE_UNIT_MILLION_INPUT_TOKENS, PriceUnit.PRICE_UNIT_MILLION_OUTPUT_TOKENS
     assert prices.units == {output: 1_000_000}
     assert prices.tiers == (
-        (100, {output: 2_000_000, given: 500_000}),
-        (200, {output: 3_000_000, given: 500_000}),
+        (100, {output: 2_000_000, input_: 500_000}),
+        (200, {output: 3_000_000, input_: 500_000}),
     )
 
 
@@ -179,7 +179,7 @@ def test_prices_of_long_input_are_those_of_the_tier_below_where_a_tier_has_none(
         entry("x", "speech_to_speech", unit="thousand_characters"),
         entry("x", "speech_to_text", unit="image"),
         entry("x", "image", route='price = { audio_minute = "1" }\nprice_version = "1"'),
-        *[entry("x", kind, unit="provider_dollar") for kind in UNITS],
+        *[entry("x", task_type, unit="provider_dollar") for task_type in UNITS],
         entry("x").replace('image = "1"', 'image = "0", provider_dollar = "1"'),
         entry("x").replace('image = "1"', 'image = "1", provider_dollar = "0"'),
         entry("x").replace('image = "1"', 'image = "1", provider_dollar = "-1"'),
@@ -198,7 +198,7 @@ def test_a_price_that_would_never_be_charged_is_refused(tmp_path: Path, row: str
         Catalog.load(path)
 
 
-FITTING = Route(
+CLAMPED = Route(
     "acme",
     "acme-1",
     drop=frozenset(("seed",)),
@@ -220,9 +220,9 @@ FITTING = Route(
         ("max_tokens", 9000, 4096),
     ],
 )
-def test_a_value_is_dropped_or_brought_into_range_and_keeps_its_type(
+def test_a_value_is_dropped_or_clamped_and_keeps_its_type(
     name: str, value: float, expected: float | None
 ) -> None:
-    got = FITTING.fit(name, value)
-    assert got == expected
-    assert expected is None or type(got) is type(value)
+    fitted = CLAMPED.fit(name, value)
+    assert fitted == expected
+    assert expected is None or type(fitted) is type(value)

@@ -1,4 +1,4 @@
-"""Language codes: whatever form they come in, one form goes out."""
+"""Language codes and tags are converted to ISO 639 codes."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from pomelo.catalog.languages import iso_language
         ("iw", "he"), ("in", "id"), ("ji", "yi"), ("jw", "jv"), ("mo", "ro"),
     ],
 )  # fmt: skip
-def test_a_language_has_the_shortest_code_of_iso_639(tag: str, code: str) -> None:
+def test_a_language_is_converted_to_its_shortest_iso_639_code(tag: str, code: str) -> None:
     assert iso_language(tag) == code
 
 
@@ -36,11 +36,11 @@ def test_a_language_has_the_shortest_code_of_iso_639(tag: str, code: str) -> Non
         "und", "mis", "mul", "zxx", "qaa", "qtz", "i-klingon", "x-mine", "en-US-" + "a-" * 9 + "b",
     ],
 )  # fmt: skip
-def test_what_is_no_language_has_no_code(tag: str) -> None:
+def test_text_that_is_not_a_language_has_no_code(tag: str) -> None:
     assert iso_language(tag) == ""
 
 
-def test_there_are_184_codes_of_two_letters() -> None:
+def test_there_are_184_two_letter_codes() -> None:
     letters = "abcdefghijklmnopqrstuvwxyz"
     codes = {iso_language(first + second) for first in letters for second in letters} - {"", "bih"}
     assert len(codes) == 184
@@ -48,18 +48,18 @@ def test_there_are_184_codes_of_two_letters() -> None:
 
 
 @given(st.text(max_size=40))
-def test_any_text_gives_a_code_that_stays_as_it_is(tag: str) -> None:
+def test_the_conversion_is_idempotent(tag: str) -> None:
     code = iso_language(tag)
     assert len(code) in (0, 2, 3)
     assert iso_language(code) == code
 
 
-def test_tags_of_callers_are_not_kept() -> None:
+def test_tags_of_callers_are_not_cached() -> None:
     iso_language("en-x-warm")
-    kept = len(Language._PARSE_CACHE) + len(Language._INSTANCES)
+    cached = len(Language._PARSE_CACHE) + len(Language._INSTANCES)
     gc.collect()
     blocks = sys.getallocatedblocks()
     for number in range(5_000):
         assert iso_language(f"haw-x-{number}") == "haw"
     assert sys.getallocatedblocks() - blocks < 1_000
-    assert len(Language._PARSE_CACHE) + len(Language._INSTANCES) <= kept + 2
+    assert len(Language._PARSE_CACHE) + len(Language._INSTANCES) <= cached + 2

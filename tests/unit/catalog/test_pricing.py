@@ -1,4 +1,4 @@
-"""What tasks cost: exact, never less for more, never nothing for something, and the same when read again."""
+"""Costs are exact, monotonic, above zero for any usage, and the same when computed from a record."""
 
 from __future__ import annotations
 
@@ -25,16 +25,16 @@ from pomelo.gen.v1.model_service_pb2 import PriceUnit
 
 INPUT = PriceUnit.PRICE_UNIT_MILLION_INPUT_TOKENS
 CACHED = PriceUnit.PRICE_UNIT_MILLION_CACHED_INPUT_TOKENS
-WRITTEN = PriceUnit.PRICE_UNIT_MILLION_CACHE_WRITE_INPUT_TOKENS
-WRITTEN_1H = PriceUnit.PRICE_UNIT_MILLION_CACHE_WRITE_1H_INPUT_TOKENS
+CACHE_WRITE = PriceUnit.PRICE_UNIT_MILLION_CACHE_WRITE_INPUT_TOKENS
+CACHE_WRITE_1H = PriceUnit.PRICE_UNIT_MILLION_CACHE_WRITE_1H_INPUT_TOKENS
 OUTPUT = PriceUnit.PRICE_UNIT_MILLION_OUTPUT_TOKENS
 REPORTED = PriceUnit.PRICE_UNIT_PROVIDER_DOLLAR
 
 UNITS = [unit for unit in PriceUnit.values() if unit]
-OF_CACHES = {
+CACHE_UNITS = {
     CACHED: "cached_input_tokens",
-    WRITTEN: "cache_write_input_tokens",
-    WRITTEN_1H: "cache_write_1h_input_tokens",
+    CACHE_WRITE: "cache_write_input_tokens",
+    CACHE_WRITE_1H: "cache_write_1h_input_tokens",
 }
 MEASURES = {
     INPUT: ("input_tokens", 1_000_000),
@@ -47,71 +47,71 @@ MEASURES = {
 FIELDS = [name for name, _ in MEASURES.values()]
 
 counts = st.integers(0, 10**10)
-a_price = st.integers(0, 10**9)
-tables = st.dictionaries(st.sampled_from(UNITS), a_price, min_size=1)
+one_price = st.integers(0, 10**9)
+tables = st.dictionaries(st.sampled_from(UNITS), one_price, min_size=1)
 tiers = st.dictionaries(st.integers(1, 10**10), tables, max_size=3)
 prices = st.builds(lambda units, above: Prices(units, tuple(sorted(above.items()))), tables, tiers)
 plain = st.builds(Usage, **dict.fromkeys(FIELDS, counts))
 
 
 @st.composite
-def used(draw: Any) -> Usage:
-    """Counts of which those of the cache are parts of the input; of half of them the provider reports no cost."""
+def usages(draw: Any) -> Usage:
+    """Usage whose cached tokens are part of the input; half of the examples have no reported cost."""
     base = draw(plain)
     cached = draw(st.integers(0, base.input_tokens))
-    wrote = draw(st.integers(0, base.input_tokens - cached))
-    an_hour = draw(st.integers(0, wrote))
+    written = draw(st.integers(0, base.input_tokens - cached))
+    written_1h = draw(st.integers(0, written))
     return replace(
         base,
         cached_input_tokens=cached,
-        cache_write_input_tokens=wrote,
-        cache_write_1h_input_tokens=an_hour,
+        cache_write_input_tokens=written,
+        cache_write_1h_input_tokens=written_1h,
         provider_micros=draw(st.just(0) | st.integers(1, 10**12)),
     )
 
 
 def test_every_unit_of_the_contract_has_a_measure() -> None:
-    assert set(UNITS) == set(MEASURES) | set(OF_CACHES) | {REPORTED}
+    assert set(UNITS) == set(MEASURES) | set(CACHE_UNITS) | {REPORTED}
 
 
-@given(used(), prices)
-def test_a_cost_is_the_exact_sum_rounded_up_once(given_used: Usage, given_prices: Prices) -> None:
-    units = given_prices.units
-    for least, tier in given_prices.tiers:
-        if given_used.input_tokens >= least:
+@given(usages(), prices)
+def test_a_cost_is_the_exact_sum_rounded_up_once(usage: Usage, price_table: Prices) -> None:
+    units = price_table.units
+    for from_tokens, tier in price_table.tiers:
+        if usage.input_tokens >= from_tokens:
             units = tier
     ordinary = units.get(INPUT, 0)
-    anew = units.get(WRITTEN, ordinary)
+    cache_write = units.get(CACHE_WRITE, ordinary)
     tokens = [
-        (given_used.cached_input_tokens, units.get(CACHED, ordinary)),
-        (given_used.cache_write_input_tokens - given_used.cache_write_1h_input_tokens, anew),
-        (given_used.cache_write_1h_input_tokens, units.get(WRITTEN_1H, anew)),
+        (usage.cached_input_tokens, units.get(CACHED, ordinary)),
+        (usage.cache_write_input_tokens - usage.cache_write_1h_input_tokens, cache_write),
+        (usage.cache_write_1h_input_tokens, units.get(CACHE_WRITE_1H, cache_write)),
     ]
-    rest = given_used.input_tokens - sum(count for count, _ in tokens)
+    rest = usage.input_tokens - sum(count for count, _ in tokens)
     exact = sum(
         (Fraction(count * micros, 1_000_000) for count, micros in [*tokens, (rest, ordinary)]), Fraction(0)
     )
     for unit, (name, scale) in MEASURES.items():
         if unit != INPUT:
-            exact += Fraction(getattr(given_used, name) * units.get(unit, 0), scale)
-    if given_used.provider_micros and REPORTED in units:
-        exact = Fraction(given_used.provider_micros * units[REPORTED], 1_000_000)
-    assert cost(given_used, given_prices) == ceil(exact)
+            exact += Fraction(getattr(usage, name) * units.get(unit, 0), scale)
+    if usage.provider_micros and REPORTED in units:
+        exact = Fraction(usage.provider_micros * units[REPORTED], 1_000_000)
+    assert cost(usage, price_table) == ceil(exact)
 
 
 @given(plain, plain, tables)
-def test_more_of_anything_never_costs_less(one: Usage, other: Usage, units: Any) -> None:
-    given_prices = Prices(units)
+def test_more_usage_never_costs_less(one: Usage, other: Usage, units: Any) -> None:
+    price_table = Prices(units)
     more = Usage(**{name: max(getattr(one, name), getattr(other, name)) for name in FIELDS})
-    assert cost(more, given_prices) >= max(cost(one, given_prices), cost(other, given_prices))
+    assert cost(more, price_table) >= max(cost(one, price_table), cost(other, price_table))
 
 
-@given(used(), plain, prices)
-def test_the_worst_case_covers_every_split_of_the_input_and_every_tier(
-    given_used: Usage, beyond: Usage, given_prices: Prices
+@given(usages(), plain, prices)
+def test_the_maximum_cost_covers_every_split_of_the_input_and_every_tier(
+    usage: Usage, extra: Usage, price_table: Prices
 ) -> None:
-    most = Usage(**{name: getattr(given_used, name) + getattr(beyond, name) for name in FIELDS})
-    assert cost(replace(given_used, provider_micros=0), given_prices) <= max_cost(most, given_prices)
+    maximum = Usage(**{name: getattr(usage, name) + getattr(extra, name) for name in FIELDS})
+    assert cost(replace(usage, provider_micros=0), price_table) <= max_cost(maximum, price_table)
 
 
 @pytest.mark.parametrize(("tokens", "price"), [(99, 1), (100, 3), (101, 3), (999, 3), (1_000, 2)])
@@ -133,51 +133,51 @@ def without_reports(units: Any) -> Any:
     return {unit: micros for unit, micros in units.items() if unit != REPORTED}
 
 
-@given(used(), prices, counts)
-def test_a_price_of_reported_costs_changes_nothing_before_a_cost_is_reported(
-    given_used: Usage, given_prices: Prices, micros: int
+@given(usages(), prices, counts)
+def test_a_price_of_reported_costs_has_no_effect_until_a_cost_is_reported(
+    usage: Usage, price_table: Prices, micros: int
 ) -> None:
     counted = Prices(
-        without_reports(given_prices.units),
-        tuple((least, without_reports(tier)) for least, tier in given_prices.tiers),
+        without_reports(price_table.units),
+        tuple((from_tokens, without_reports(tier)) for from_tokens, tier in price_table.tiers),
     )
-    assert max_cost(given_used, given_prices) == max_cost(given_used, counted)
-    tokens = given_used.input_tokens
-    assert affordable_output_tokens(micros, tokens, given_prices) == affordable_output_tokens(
+    assert max_cost(usage, price_table) == max_cost(usage, counted)
+    tokens = usage.input_tokens
+    assert affordable_output_tokens(micros, tokens, price_table) == affordable_output_tokens(
         micros, tokens, counted
     )
-    unreported = replace(given_used, provider_micros=0)
-    assert cost(unreported, given_prices) == cost(unreported, counted)
-    assert cost(given_used, counted) == cost(unreported, counted)
+    unreported = replace(usage, provider_micros=0)
+    assert cost(unreported, price_table) == cost(unreported, counted)
+    assert cost(usage, counted) == cost(unreported, counted)
 
 
-@given(used(), used(), tables, st.integers(1, 10**9))
-def test_a_reported_cost_counts_alone(one: Usage, other: Usage, units: Any, micros: int) -> None:
-    given_prices = Prices({**units, REPORTED: micros})
-    costs = [cost(replace(each, provider_micros=7_000_000), given_prices) for each in (one, other)]
+@given(usages(), usages(), tables, st.integers(1, 10**9))
+def test_a_reported_cost_replaces_all_counts(one: Usage, other: Usage, units: Any, micros: int) -> None:
+    price_table = Prices({**units, REPORTED: micros})
+    costs = [cost(replace(each, provider_micros=7_000_000), price_table) for each in (one, other)]
     assert costs == [7 * micros] * 2
-    assert cost(Usage(provider_micros=1), given_prices) >= 1
+    assert cost(Usage(provider_micros=1), price_table) >= 1
 
 
 @given(st.sampled_from(list(MEASURES)), st.integers(1, 10**9), st.integers(1, 10**9))
-def test_what_was_used_at_a_price_is_never_free(unit: Any, micros: int, count: int) -> None:
+def test_usage_with_a_price_is_never_free(unit: Any, micros: int, count: int) -> None:
     assert cost(Usage(**{MEASURES[unit][0]: count}), Prices({unit: micros})) >= 1
 
 
-@pytest.mark.parametrize("unit", OF_CACHES)
-def test_tokens_of_the_cache_are_never_free_at_a_price(unit: Any) -> None:
-    an_hour = int(unit == WRITTEN_1H)
-    given_used = Usage(
+@pytest.mark.parametrize("unit", CACHE_UNITS)
+def test_cached_tokens_with_a_price_are_never_free(unit: Any) -> None:
+    written_1h = int(unit == CACHE_WRITE_1H)
+    usage = Usage(
         input_tokens=1,
         cached_input_tokens=int(unit == CACHED),
         cache_write_input_tokens=int(unit != CACHED),
-        cache_write_1h_input_tokens=an_hour,
+        cache_write_1h_input_tokens=written_1h,
     )
-    assert cost(given_used, Prices({unit: 1})) == 1
+    assert cost(usage, Prices({unit: 1})) == 1
 
 
 @pytest.mark.parametrize(
-    ("model", "given_used", "credits"),
+    ("model", "usage", "credits"),
     [
         ("gpt-4", Usage(10_000, 10, cached_input_tokens=9_000), "0.0078"),
         ("gpt-4", Usage(500_000, 1_000), "4.03"),
@@ -202,55 +202,55 @@ def test_tokens_of_the_cache_are_never_free_at_a_price(unit: Any) -> None:
         ("mixtral-8x7b", Usage(10_000, 0, cache_write_input_tokens=10_000), "0.0015"),
     ],
 )
-def test_bills_are_those_of_the_price_lists(model: str, given_used: Usage, credits: str) -> None:  # noqa: A002
+def test_costs_match_the_vendors_price_lists(model: str, usage: Usage, credits: str) -> None:  # noqa: A002
     entry = Catalog.load().resolve(model)
-    assert cost(given_used, entry.priced(entry.routes[0])[0]) == Fraction(credits) * 1_000_000
+    assert cost(usage, entry.prices_for(entry.routes[0])[0]) == Fraction(credits) * 1_000_000
 
 
 @given(prices)
-def test_nothing_costs_nothing(given_prices: Prices) -> None:
-    assert cost(Usage(), given_prices) == 0
+def test_no_usage_costs_nothing(price_table: Prices) -> None:
+    assert cost(Usage(), price_table) == 0
 
 
 @given(
     micros=st.integers(0, 10**12),
     tokens=st.integers(0, 10**7),
-    of_input=a_price,
-    of_cache=a_price,
-    of_output=st.integers(1, 10**9),
+    input_price=one_price,
+    cache_price=one_price,
+    output_price=st.integers(1, 10**9),
 )
-def test_affordable_is_the_greatest_output_that_can_be_paid(
-    micros: int, tokens: int, of_input: int, of_cache: int, of_output: int
+def test_the_affordable_output_is_the_largest_that_can_be_paid(
+    micros: int, tokens: int, input_price: int, cache_price: int, output_price: int
 ) -> None:
-    given_prices = Prices({INPUT: of_input, WRITTEN: of_cache, OUTPUT: of_output})
-    most = affordable_output_tokens(micros, tokens, given_prices)
-    if most < 0:
-        assert max_cost(Usage(input_tokens=tokens), given_prices) > micros
+    price_table = Prices({INPUT: input_price, CACHE_WRITE: cache_price, OUTPUT: output_price})
+    affordable = affordable_output_tokens(micros, tokens, price_table)
+    if affordable < 0:
+        assert max_cost(Usage(input_tokens=tokens), price_table) > micros
     else:
-        assert max_cost(Usage(input_tokens=tokens, output_tokens=most), given_prices) <= micros
-        assert max_cost(Usage(input_tokens=tokens, output_tokens=most + 1), given_prices) > micros
+        assert max_cost(Usage(input_tokens=tokens, output_tokens=affordable), price_table) <= micros
+        assert max_cost(Usage(input_tokens=tokens, output_tokens=affordable + 1), price_table) > micros
 
 
-def test_any_output_can_be_paid_where_it_costs_nothing() -> None:
-    given_prices = Prices({INPUT: 5})
-    assert cost(Usage(1, affordable_output_tokens(1, 1, given_prices)), given_prices) == 1
-    assert affordable_output_tokens(0, 1, given_prices) == -1
+def test_any_output_is_affordable_without_a_price_of_output() -> None:
+    price_table = Prices({INPUT: 5})
+    assert cost(Usage(1, affordable_output_tokens(1, 1, price_table)), price_table) == 1
+    assert affordable_output_tokens(0, 1, price_table) == -1
 
 
 @given(prices)
-def test_written_prices_are_read_as_they_were(given_prices: Prices) -> None:
-    assert decode_prices(encode_prices(given_prices)) == given_prices
+def test_encoded_prices_are_decoded_unchanged(price_table: Prices) -> None:
+    assert decode_prices(encode_prices(price_table)) == price_table
 
 
-def test_prices_of_records_of_earlier_versions_are_read() -> None:
+def test_prices_in_records_of_earlier_versions_are_decoded() -> None:
     assert decode_prices("million_input_tokens=4000000,million_output_tokens=20000000") == Prices(
         {INPUT: 4_000_000, OUTPUT: 20_000_000}
     )
 
 
-@given(used(), prices)
-def test_a_record_is_enough_to_count_again(given_used: Usage, given_prices: Prices) -> None:
-    assert cost(given_used, decode_prices(encode_prices(given_prices))) == cost(given_used, given_prices)
+@given(usages(), prices)
+def test_a_cost_can_be_computed_from_a_record(usage: Usage, price_table: Prices) -> None:
+    assert cost(usage, decode_prices(encode_prices(price_table))) == cost(usage, price_table)
 
 
 @pytest.mark.parametrize(
@@ -268,15 +268,15 @@ def test_a_record_is_enough_to_count_again(given_used: Usage, given_prices: Pric
         "image=4;5",
     ],
 )
-def test_what_nobody_wrote_is_no_price(text: str) -> None:
+def test_an_invalid_price_table_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match=r".*"):
         decode_prices(text)
 
 
-def test_every_model_of_the_catalogue_costs_something_for_what_it_does() -> None:
+def test_every_model_of_the_catalogue_has_a_cost_for_its_usage() -> None:
     for model in Catalog.load().models.values():
         for route in model.routes:
-            given_prices, version = model.priced(route)
+            price_table, version = model.prices_for(route)
             assert version
             whole = Usage(**dict.fromkeys(FIELDS, 1))
-            assert cost(whole, given_prices) >= 1, model.name
+            assert cost(whole, price_table) >= 1, model.name

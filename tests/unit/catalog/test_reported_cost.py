@@ -1,4 +1,4 @@
-"""Costs that providers report: exact to the microdollar, and billed only where they can be true."""
+"""Costs that providers report are exact to the microdollar, and billed only if they are possible."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pomelo.catalog.pricing import Prices, Usage, cost
-from pomelo.catalog.reported_cost import Report, billed, microdollars
+from pomelo.catalog.reported_cost import Report, microdollars, with_reported_cost
 from pomelo.gen.v1.model_service_pb2 import PriceUnit
 
 IMAGE = PriceUnit.PRICE_UNIT_IMAGE
@@ -32,8 +32,8 @@ anything = (
 )
 
 
-def told(amount: Any) -> Report:
-    """A report of an amount."""
+def report_of(amount: Any) -> Report:
+    """A report of a cost."""
     report = Report()
     report.cost = amount
     return report
@@ -54,7 +54,7 @@ def told(amount: Any) -> Report:
         (10**9, 10**15),
     ],
 )
-def test_dollars_are_whole_microdollars_rounded_up(amount: Any, micros: int) -> None:
+def test_dollars_are_rounded_up_to_whole_microdollars(amount: Any, micros: int) -> None:
     assert microdollars(amount) == micros
 
 
@@ -71,49 +71,51 @@ def test_every_microdollar_survives_json(micros: int) -> None:
      Decimal("NaN"), Decimal("sNaN"), Decimal("Infinity"), Decimal("-0.01")],
     ids=lambda amount: type(amount).__name__,
 )  # fmt: skip
-def test_what_is_no_cost_is_refused(amount: Any) -> None:
+def test_an_invalid_cost_is_refused(amount: Any) -> None:
     with pytest.raises(ValueError, match=r"."):
         microdollars(amount)
 
 
 @given(anything, st.integers(0, 10**9), st.integers(1, 10**9))
-def test_no_report_ever_bills_more_than_is_held_or_nothing(amount: Any, image: int, dollar: int) -> None:
+def test_a_report_never_bills_more_than_the_reservation_and_never_nothing(
+    amount: Any, image: int, dollar: int
+) -> None:
     prices = Prices({IMAGE: image, REPORTED: dollar})
-    found = billed(ONE, told(amount), prices, image, "it")
-    assert cost(found, prices) <= image
-    if found.provider_micros:
-        assert cost(found, prices) == ceil(Fraction(microdollars(amount) * dollar, 1_000_000)) > 0
+    usage = with_reported_cost(ONE, report_of(amount), prices, image, "it")
+    assert cost(usage, prices) <= image
+    if usage.provider_micros:
+        assert cost(usage, prices) == ceil(Fraction(microdollars(amount) * dollar, 1_000_000)) > 0
     else:
-        assert found == ONE
+        assert usage == ONE
 
 
 def test_a_price_may_have_a_markup() -> None:
-    found = billed(ONE, told(0.03), PRICES, 40_000, "it")
-    assert (found.provider_micros, cost(found, PRICES)) == (30_000, 33_000)
+    usage = with_reported_cost(ONE, report_of(0.03), PRICES, 40_000, "it")
+    assert (usage.provider_micros, cost(usage, PRICES)) == (30_000, 33_000)
 
 
 @pytest.mark.parametrize("amount", [None, 0, 0.0])
-def test_no_cost_and_none_of_it_are_the_same_and_no_fault(
+def test_a_missing_cost_and_a_cost_of_zero_are_ignored_without_a_warning(
     amount: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
-    assert billed(ONE, told(amount), PRICES, 40_000, "it") == ONE
+    assert with_reported_cost(ONE, report_of(amount), PRICES, 40_000, "it") == ONE
     assert not caplog.records
 
 
 @pytest.mark.parametrize("amount", [-1, nan, "0.01", 0.04])  # the last with its markup
 def test_an_impossible_cost_is_logged_once(amount: Any, caplog: pytest.LogCaptureFixture) -> None:
-    report = told(amount)
+    report = report_of(amount)
     with caplog.at_level(logging.WARNING, "pomelo"):
-        assert [billed(ONE, report, PRICES, 40_000, "request r: the provider p") for _ in range(3)] == [
-            ONE
-        ] * 3
+        assert [
+            with_reported_cost(ONE, report, PRICES, 40_000, "request r: the provider p") for _ in range(3)
+        ] == [ONE] * 3
     (line,) = caplog.messages
     assert line.startswith("request r: the provider p reported an impossible cost")
 
 
-def test_a_model_that_is_not_priced_by_reports_ignores_them(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_model_without_a_price_of_reported_costs_ignores_them(caplog: pytest.LogCaptureFixture) -> None:
     prices = Prices({IMAGE: 40_000}, ((5, {IMAGE: 40_000, REPORTED: 10**6}),))
-    assert billed(ONE, told("any"), prices, 40_000, "it") == ONE
+    assert with_reported_cost(ONE, report_of("any"), prices, 40_000, "it") == ONE
     assert not caplog.records
     long = Usage(images=1, input_tokens=5)
-    assert billed(long, told(0.01), prices, 40_000, "it").provider_micros == 10_000
+    assert with_reported_cost(long, report_of(0.01), prices, 40_000, "it").provider_micros == 10_000

@@ -1,4 +1,4 @@
-"""The catalogue beside a published price list: none of our prices differs without a reason."""
+"""No price of the catalogue differs from the published price list without a reason."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from pomelo.catalog.catalog import BUILTIN, Catalog
 from pomelo.cli.prices import differences
 
 WHEN = datetime(2026, 11, 26, tzinfo=UTC)
-"""The list has later prices too, which need not be ours."""
+"""The list may have later prices, which the catalogue need not have."""
 
 
-def test_every_price_of_text_is_that_of_the_list_or_says_why_not() -> None:
+def test_every_price_of_text_is_that_of_the_list_or_has_a_note() -> None:
     unexplained = [one for one in differences(Catalog.load(), WHEN) if not one.note]
     assert not unexplained
 
 
 @pytest.mark.parametrize(
-    ("here", "there", "found"),
+    ("original", "changed", "difference"),
     [
         ('million_cached_input_tokens = "0.4"', 'million_cached_input_tokens = "0.5"', (0, "0.5", "0.4")),
         ('million_cached_input_tokens = "0.4", ', "", (0, None, "0.4")),
@@ -33,21 +33,21 @@ def test_every_price_of_text_is_that_of_the_list_or_says_why_not() -> None:
     ],
 )
 def test_a_difference_is_found(
-    tmp_path: Path, here: str, there: str, found: tuple[int, str | None, str]
+    tmp_path: Path, original: str, changed: str, difference: tuple[int, str | None, str]
 ) -> None:
     row = BUILTIN.read_text().partition("[models.gpt-4-turbo]")[0]
-    assert row.count(here) == 1
+    assert row.count(original) == 1
     path = tmp_path / "catalog.toml"
-    path.write_text(row.replace(here, there))
+    path.write_text(row.replace(original, changed))
     differing = [
         (one.from_input_tokens, one.price and str(one.price), str(one.listed))
         for one in differences(Catalog.load(path), WHEN)
         if one.unit == "million_cached_input_tokens"
     ]
-    assert found in differing
+    assert difference in differing
 
 
-def test_a_reason_belongs_to_the_price_beside_it(tmp_path: Path) -> None:
+def test_a_note_explains_the_price_of_its_own_row(tmp_path: Path) -> None:
     row = BUILTIN.read_text().partition("[models.gpt-4-turbo]")[0]
     path = tmp_path / "catalog.toml"
     path.write_text(

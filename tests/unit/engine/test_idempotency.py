@@ -155,7 +155,7 @@ def test_an_answer_comes_back_with_a_link_that_lasts_as_long_as_its_media(tmp_pa
     kept = idempotency.store_answer(result, UNASKED, media, stream=False)
     link = idempotency.restore_answer(kept, UNASKED, "ann/live", media, stream=False).speech.media
     assert link.expire_time.seconds > result.speech.media.expire_time.seconds + REPLAY_SECONDS / 2
-    media.check(link.media_id, link.url.partition("?")[2])
+    media.check_link(link.media_id, link.url.partition("?")[2])
 
 
 def test_a_stream_comes_back_in_the_order_of_the_first_one(tmp_path: Path) -> None:

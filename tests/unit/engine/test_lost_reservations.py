@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from pomelo.engine import reservation
+from pomelo.engine import ledger
 from pomelo.testing import Answer as Words
 from pomelo.testing import Gate
 from tests.unit.engine.apps import Account, EngineApp, open_engine
@@ -18,7 +18,7 @@ from tests.unit.engine.apps import Account, EngineApp, open_engine
 async def _engine(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[EngineApp]:
     """An app that records every few milliseconds what running tasks have used."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(reservation, "PROGRESS_INTERVAL", 0.005)
+        patch.setattr(ledger, "PROGRESS_INTERVAL", 0.005)
         async with open_engine(tmp_path_factory.mktemp("lost")) as opened:
             yield opened
 

@@ -1,4 +1,4 @@
-"""Admission with a failing store: what it retries, recovers, and leaves to the store."""
+"""The ledger with a failing store: what it retries, recovers, and leaves to the store."""
 
 from __future__ import annotations
 
@@ -10,10 +10,12 @@ from typing import Any
 import pytest
 
 from pomelo.accounts.plans import BUILTIN
-from pomelo.call import Call
+from pomelo.call import Call, Principal
+from pomelo.catalog.catalog import Catalog
 from pomelo.catalog.pricing import Prices, Usage
-from pomelo.engine import reservation
-from pomelo.engine.reservation import Ledger
+from pomelo.engine import ledger as ledgers
+from pomelo.engine.ledger import Ledger
+from pomelo.engine.store_operations import MAX_CONCURRENT_RETRIES
 from pomelo.errors import PomeloError
 from pomelo.gen.v1.model_service_pb2 import PriceUnit
 from pomelo.stores.ledger import (
@@ -28,7 +30,10 @@ from pomelo.stores.ledger import (
     UsageRecord,
     Wallet,
 )
+from tests.unit.engine.jobs import accepted_job
 
+MODEL = Catalog.load().models["flux-1-pro"]
+CALLER = Principal("default", "key", True)
 PRICES = Prices({PriceUnit.PRICE_UNIT_IMAGE: 40_000})
 
 
@@ -118,17 +123,15 @@ class Clock:
         return self.now
 
 
-def admitted(store: TroubledStore, **more: Any) -> Ledger:
-    """An admission that uses the store."""
-    return Ledger(store, BUILTIN, **more)  # type: ignore[arg-type]
+def open_ledger(store: TroubledStore, **options: Any) -> Ledger:
+    """A ledger that uses the store."""
+    return Ledger(store, BUILTIN, **options)  # type: ignore[arg-type]
 
 
-async def enter(admission: Ledger, task_id: str) -> Any:
-    """Admits an image task."""
-    draft = UsageRecord(task_id, "req_1", "default", True, "key", "rest", "flux-1-pro", "image")
-    call = Call.from_headers({}.get, wire="rest")
-    used = Usage(images=1)
-    return await admission.enter(call, BUILTIN["unlimited"], draft, PRICES, used, used)
+async def reserve(ledger: Ledger, task_id: str) -> Any:
+    """Reserves an image task."""
+    job = accepted_job(task_id, MODEL, Usage(images=1), CALLER, prices=PRICES)
+    return await ledger.reserve(job, BUILTIN["unlimited"], Call.from_headers({}.get, wire="rest"))
 
 
 async def until(there: Callable[[], bool]) -> None:
@@ -153,25 +156,25 @@ DONE = pytest.mark.parametrize("done", [False, True], ids=["not done", "done"])
 
 async def test_a_long_outage_leaves_nothing_to_do_for_each_call_that_it_refused() -> None:
     store = TroubledStore("reserve", "void")
-    admission = admitted(store)
+    ledger = open_ledger(store)
     for number in range(100):
         with pytest.raises(PomeloError):
-            await enter(admission, f"img_{number}")
-    await admission.idle()
+            await reserve(ledger, f"img_{number}")
+    await ledger.operations.idle()
     store.asked.clear()
     store.failing.clear()
-    await admission.idle()
+    await ledger.operations.idle()
     assert store.asked == []
 
 
 async def test_running_tasks_are_noted_also_while_something_can_not_be_done() -> None:
     store = TroubledStore("void")
-    admission = admitted(store)
-    (await enter(admission, "img_left")).leave()
-    running = await enter(admission, "img_running")
-    running.delivering(lambda: Usage(images=1))
-    running.came(1)
-    noting = asyncio.create_task(admission.keep_notes())
+    ledger = open_ledger(store)
+    (await reserve(ledger, "img_left")).release()
+    running = await reserve(ledger, "img_running")
+    running.bill_partially(lambda: Usage(images=1))
+    running.record_output(1)
+    noting = asyncio.create_task(ledger.keep_progress())
     async with asyncio.timeout(10):
         await store.noted.wait()
     noting.cancel()
@@ -179,30 +182,30 @@ async def test_running_tasks_are_noted_also_while_something_can_not_be_done() ->
 
 async def test_a_task_whose_use_can_not_be_counted_holds_up_no_other_note_and_is_recovered() -> None:
     store = TroubledStore()
-    admission = admitted(store)
+    ledger = open_ledger(store)
 
     def broken() -> Usage:
         raise ZeroDivisionError
 
     for name, used in (("img_broken", broken), ("img_sound", lambda: Usage(images=1))):
-        hold = await enter(admission, name)
-        hold.delivering(used)
-        hold.came(1)
-    await admission.note()
+        reservation = await reserve(ledger, name)
+        reservation.bill_partially(used)
+        reservation.record_output(1)
+    await ledger.save_progress()
     assert store.noted.is_set()
-    admission.running["img_broken"].leave()
-    await admission.idle()
+    ledger.running["img_broken"].release()
+    await ledger.operations.idle()
     assert store.asked[-1] == "recover img_broken"
 
 
 async def test_what_could_not_be_done_is_done_when_the_store_is_there_again() -> None:
     store = TroubledStore("void")
-    admission = admitted(store)
-    (await enter(admission, "img_left")).leave()
-    await admission.idle()
+    ledger = open_ledger(store)
+    (await reserve(ledger, "img_left")).release()
+    await ledger.operations.idle()
     store.failing.clear()
-    await admission.idle()
-    await admission.idle()
+    await ledger.operations.idle()
+    await ledger.operations.idle()
     assert store.asked == ["reserve", "void img_left", "void img_left", "void img_left"]
 
 
@@ -216,13 +219,13 @@ async def test_any_error_of_take_is_store_unavailable_and_the_reservation_is_ret
 ) -> None:
     store = TroubledStore()
     store.failing["reserve"], store.done_first = UNFORESEEN[error](), done
-    admission = admitted(store)
+    ledger = open_ledger(store)
     with pytest.raises(PomeloError) as raised:
-        await enter(admission, "img_1")
+        await reserve(ledger, "img_1")
     assert raised.value.code == "store_unavailable"
-    await admission.idle()
+    await ledger.operations.idle()
     assert store.held == {}
-    assert not admission.runs("img_1")
+    assert not ledger.runs("img_1")
 
 
 @ANY_ERROR
@@ -231,30 +234,30 @@ async def test_a_settlement_that_fails_with_any_error_is_retried_until_its_outco
     error: str, done: bool
 ) -> None:
     store = TroubledStore()
-    admission = admitted(store)
-    hold = await enter(admission, "img_1")
+    ledger = open_ledger(store)
+    reservation = await reserve(ledger, "img_1")
     store.failing["settle"], store.done_first = UNFORESEEN[error](), done
     with pytest.raises(PomeloError) as raised:
-        await hold.settle(Usage(images=1), counted=True)
+        await reservation.settle(Usage(images=1), counted=True)
     assert raised.value.code == "store_unavailable"
-    hold.leave()
+    reservation.release()
     for _ in range(3):
-        await admission.idle()
-        assert admission.runs("img_1") != done
+        await ledger.operations.idle()
+        assert ledger.runs("img_1") != done
     store.failing.clear()
-    await admission.idle()
+    await ledger.operations.idle()
     assert store.held == {}
-    assert not admission.runs("img_1")
+    assert not ledger.runs("img_1")
     assert set(store.asked) == {"reserve", "settle img_1"}, "it may be on the record: nothing else may end it"
 
 
 async def test_a_settlement_that_was_not_done_leaves_the_task_unpaid() -> None:
     store = TroubledStore("settle")
-    admission = admitted(store)
-    hold = await enter(admission, "img_1")
+    ledger = open_ledger(store)
+    reservation = await reserve(ledger, "img_1")
     with pytest.raises(PomeloError):
-        await hold.settle(Usage(images=1), counted=True)
-    await admission.idle()
+        await reservation.settle(Usage(images=1), counted=True)
+    await ledger.operations.idle()
     assert store.asked == ["reserve", "settle img_1", "void img_1"]
     assert store.held == {}
 
@@ -265,17 +268,17 @@ async def test_a_void_that_fails_with_any_error_is_retried_until_its_outcome_is_
     error: str, done: bool
 ) -> None:
     store = TroubledStore()
-    admission = admitted(store)
-    hold = await enter(admission, "img_1")
+    ledger = open_ledger(store)
+    reservation = await reserve(ledger, "img_1")
     store.failing["void"], store.done_first = UNFORESEEN[error](), done
-    await hold.fail()
+    await reservation.fail()
     for _ in range(3):
-        await admission.idle()
-        assert admission.runs("img_1")
+        await ledger.operations.idle()
+        assert ledger.runs("img_1")
     store.failing.clear()
-    await admission.idle()
+    await ledger.operations.idle()
     assert store.held == {}
-    assert not admission.runs("img_1")
+    assert not ledger.runs("img_1")
 
 
 @ANY_ERROR
@@ -283,18 +286,18 @@ async def test_any_error_of_reading_limits_is_store_unavailable(error: str) -> N
     store = TroubledStore()
     store.failing["limit_status"] = UNFORESEEN[error]()
     with pytest.raises(PomeloError) as raised:
-        await admitted(store).limit_status(Wallet("default", True), "")
+        await open_ledger(store).limit_status(Wallet("default", True), "")
     assert raised.value.code == "store_unavailable"
 
 
 async def test_an_unexpected_error_is_logged_once_with_its_trace(caplog: pytest.LogCaptureFixture) -> None:
     store = TroubledStore()
-    admission = admitted(store)
+    ledger = open_ledger(store)
     store.failing["void"] = KeyError("secret")
     with caplog.at_level(logging.ERROR, "pomelo.admission"):
         for number in range(20):
-            (await enter(admission, f"img_{number}")).leave()
-        await admission.idle()
+            (await reserve(ledger, f"img_{number}")).release()
+        await ledger.operations.idle()
     (told,) = [found.getMessage() for found in caplog.records]
     assert "builtins.KeyError" in told
     assert "secret" not in told
@@ -302,19 +305,19 @@ async def test_an_unexpected_error_is_logged_once_with_its_trace(caplog: pytest.
 
 async def test_one_end_that_always_fails_holds_up_no_other() -> None:
     store, clock = TroubledStore(), Clock()
-    admission = admitted(store, monotonic=clock)
+    ledger = open_ledger(store, monotonic=clock)
     store.failing |= {f"void img_{number}": KeyError() for number in range(70)}
     store.failing["void"] = PomeloError("store_unavailable")
     for number in range(300):
-        (await enter(admission, f"img_{number}")).leave()
-    await until(lambda: not admission._busy)
-    assert len(admission._pending) == 300
+        (await reserve(ledger, f"img_{number}")).release()
+    await until(lambda: not ledger.operations._in_progress)
+    assert len(ledger.operations._pending) == 300
     del store.failing["void"]
     rounds = 0
     while len(store.held) > 70:
         clock.now += 1.0
-        admission._retry()
-        await until(lambda: not admission._busy)
+        ledger.operations.retry_pending()
+        await until(lambda: not ledger.operations._in_progress)
         rounds += 1
         assert rounds < 20
     assert set(store.held) == {f"img_{number}" for number in range(70)}
@@ -322,136 +325,136 @@ async def test_one_end_that_always_fails_holds_up_no_other() -> None:
 
 async def test_a_store_in_trouble_is_asked_a_few_at_a_time_and_ever_more_rarely() -> None:
     store, clock = TroubledStore("void"), Clock()
-    admission = admitted(store, monotonic=clock)
+    ledger = open_ledger(store, monotonic=clock)
     for number in range(500):
-        (await enter(admission, f"img_{number}")).leave()
-    await until(lambda: not admission._busy)
+        (await reserve(ledger, f"img_{number}")).release()
+    await until(lambda: not ledger.operations._in_progress)
     store.asked.clear()
     store.most_at_once = 0
     for second in range(60):
         clock.now += 1.0
-        admission._retry()
-        await until(lambda: not admission._busy)
-        assert len(store.asked) <= (second + 1) * reservation._AT_ONCE
-    assert store.most_at_once <= reservation._AT_ONCE
+        ledger.operations.retry_pending()
+        await until(lambda: not ledger.operations._in_progress)
+        assert len(store.asked) <= (second + 1) * MAX_CONCURRENT_RETRIES
+    assert store.most_at_once <= MAX_CONCURRENT_RETRIES
     one = TroubledStore("void")
-    admission = admitted(one, monotonic=clock)
-    (await enter(admission, "img_1")).leave()
+    ledger = open_ledger(one, monotonic=clock)
+    (await reserve(ledger, "img_1")).release()
     for _ in range(60):
         clock.now += 1.0
-        await until(lambda: not admission._busy)
-        admission._retry()
-    await until(lambda: not admission._busy)
+        await until(lambda: not ledger.operations._in_progress)
+        ledger.operations.retry_pending()
+    await until(lambda: not ledger.operations._in_progress)
     assert 8 <= len(one.asked) - 2 <= 12
 
 
 # --- reservations that no task runs
 
 
-async def found_by(admission: Ledger, looks: int) -> None:
+async def found_by(ledger: Ledger, looks: int) -> None:
     for _ in range(looks):
-        await admission.reconcile()
+        await ledger.reconcile()
 
 
 async def test_a_reservation_without_a_running_task_is_ended_at_the_second_check() -> None:
     store = TroubledStore()
-    admission = admitted(store)
-    await enter(admission, "img_running")
+    ledger = open_ledger(store)
+    await reserve(ledger, "img_running")
     lost = UsageRecord("img_lost", "r", "default", True, "k", "rest", "flux-1-pro", "image")
     store.held["img_lost"] = lost
-    await found_by(admission, 1)
+    await found_by(ledger, 1)
     assert store.asked == ["reserve"]
-    await found_by(admission, 1)
+    await found_by(ledger, 1)
     assert store.asked == ["reserve", "recover img_lost"]
     assert set(store.held) == {"img_running"}
-    await found_by(admission, 5)
+    await found_by(ledger, 5)
     assert store.asked == ["reserve", "recover img_lost"]
 
 
 async def test_a_check_ends_a_bounded_number_of_reservations_and_the_next_one_the_rest() -> None:
     store = TroubledStore()
-    admission = admitted(store)
+    ledger = open_ledger(store)
     for number in range(1_500):
         name = f"img_{number}"
         store.held[name] = UsageRecord(name, "r", "default", True, "k", "rest", "flux-1-pro", "image")
-    await found_by(admission, 2)
+    await found_by(ledger, 2)
     assert len(store.held) == 1_500 - 1_024
     assert store.most_at_once <= 64
-    await found_by(admission, 1)
+    await found_by(ledger, 1)
     assert store.held == {}
 
 
 @ANY_ERROR
 async def test_a_failed_recovery_is_retried_at_every_check(error: str) -> None:
     store = TroubledStore()
-    admission = admitted(store)
+    ledger = open_ledger(store)
     for name in ("img_a", "img_b"):
         store.held[name] = UsageRecord(name, "r", "default", True, "k", "rest", "flux-1-pro", "image")
     store.failing["recover img_a"] = UNFORESEEN[error]()
-    await found_by(admission, 4)
+    await found_by(ledger, 4)
     assert set(store.held) == {"img_a"}
     store.failing.clear()
-    await found_by(admission, 1)
+    await found_by(ledger, 1)
     assert store.held == {}
 
 
 async def test_tasks_in_progress_or_awaiting_a_retry_are_not_recovered() -> None:
     store = TroubledStore()
-    admission = admitted(store)
-    settling = await enter(admission, "img_settling")
-    leaving = await enter(admission, "img_leaving")
+    ledger = open_ledger(store)
+    settling = await reserve(ledger, "img_settling")
+    leaving = await reserve(ledger, "img_leaving")
     store.waits |= {"settle": asyncio.Event(), "reserve": asyncio.Event()}
     store.failing["void"] = KeyError()
-    leaving.leave()
+    leaving.release()
     asked = [
         asyncio.create_task(settling.settle(Usage(images=1), counted=True)),
-        asyncio.create_task(enter(admission, "img_entering")),
+        asyncio.create_task(reserve(ledger, "img_entering")),
     ]
     await until(lambda: len(store.asked) == 5)
     store.held["img_entering"] = UsageRecord(
         "img_entering", "r", "default", True, "k", "rest", "flux-1-pro", "image"
     )
     asked[1].cancel()  # The caller leaves; the reservation is returned once its outcome is known.
-    await found_by(admission, 4)
+    await found_by(ledger, 4)
     assert not [one for one in store.asked if "recover" in one]
     store.failing.clear()
     for event in store.waits.values():
         event.set()
     await asyncio.gather(*asked, return_exceptions=True)
-    await admission.idle()
+    await ledger.operations.idle()
     assert store.held == {}
 
 
 async def test_a_late_reservation_is_found() -> None:
     store = TroubledStore()
-    admission = admitted(store)
+    ledger = open_ledger(store)
     store.failing["reserve"] = ConnectionResetError()
     with pytest.raises(PomeloError):
-        await enter(admission, "img_1")
-    await admission.idle()
-    await found_by(admission, 1)
+        await reserve(ledger, "img_1")
+    await ledger.operations.idle()
+    await found_by(ledger, 1)
     store.held["img_1"] = UsageRecord("img_1", "r", "default", True, "k", "rest", "flux-1-pro", "image")
-    await found_by(admission, 2)
+    await found_by(ledger, 2)
     assert store.held == {}
 
 
 @pytest.mark.parametrize("error", [*UNFORESEEN, "store_unavailable"])
 async def test_the_background_loops_outlive_any_error(error: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reservation, "PROGRESS_INTERVAL", 0.001)
+    monkeypatch.setattr(ledgers, "PROGRESS_INTERVAL", 0.001)
     store = TroubledStore()
-    admission = admitted(store, reconcile_every=0.001)
-    running = await enter(admission, "img_running")
-    running.delivering(lambda: Usage(images=1))
+    ledger = open_ledger(store, reconcile_every=0.001)
+    running = await reserve(ledger, "img_running")
+    running.bill_partially(lambda: Usage(images=1))
     for name in ("note", "reservations"):
         store.failing[name] = (
             PomeloError("store_unavailable") if error == "store_unavailable" else UNFORESEEN[error]()
         )
     lost = UsageRecord("img_lost", "r", "default", True, "k", "rest", "flux-1-pro", "image")
     store.held["img_lost"] = lost
-    loops = [asyncio.create_task(admission.keep_notes()), asyncio.create_task(admission.keep_reconciled())]
+    loops = [asyncio.create_task(ledger.keep_progress()), asyncio.create_task(ledger.keep_reconciled())]
     for size in range(5):
         store.noted.clear()
-        running.came(size + 1)
+        running.record_output(size + 1)
         async with asyncio.timeout(10):
             await store.noted.wait()
     assert not any(loop.done() for loop in loops)

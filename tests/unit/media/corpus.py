@@ -54,24 +54,24 @@ CASES: dict[str, tuple[str, str, dict[str, str]]] = {
     "mpeg program stream": ("mpeg", "mp2", {}),
     "latm": ("latm", "aac", {}),
     "nut": ("nut", "libmp3lame", {}),
-    "ogg opus of one packet a page": ("ogg", "libopus", {"page_duration": "20000"}),
-    "ogg vorbis of one packet a page": ("ogg", "vorbis", {"page_duration": "20000"}),
-    "mp4 of a fragment a frame": ("mp4", "aac", {"movflags": "frag_every_frame+empty_moov"}),
+    "ogg opus of one packet per page": ("ogg", "libopus", {"page_duration": "20000"}),
+    "ogg vorbis of one packet per page": ("ogg", "vorbis", {"page_duration": "20000"}),
+    "mp4 of one fragment per frame": ("mp4", "aac", {"movflags": "frag_every_frame+empty_moov"}),
     "mp4 of opus fragments": (
         "mp4",
         "libopus",
         {"strict": "-2", "movflags": "cmaf", "frag_duration": "20000"},
     ),
-    "mp4 with room for its header": ("mp4", "aac", {"moov_size": "400000"}),
+    "mp4 with space for its header": ("mp4", "aac", {"moov_size": "400000"}),
     "mpeg-ts of a fixed rate": ("mpegts", "aac", {"muxrate": "2000000"}),
-    "mpeg-ts of one frame a packet": ("mpegts", "aac", {"pes_payload_size": "0"}),
+    "mpeg-ts of one frame per packet": ("mpegts", "aac", {"pes_payload_size": "0"}),
 }
 """Name -> muxer, encoder, options."""
 
 
 @cache
 def make(name: str, seconds: float = SECONDS, rate: int = 0) -> bytes:
-    """The file of a case; of another sample rate if one is given."""
+    """The file of a case, optionally of another sample rate."""
     muxer, codec, options = CASES[name]
     rate = rate or (48_000 if "opus" in codec else RATE)
     count = int(seconds * rate)
@@ -96,7 +96,7 @@ def make(name: str, seconds: float = SECONDS, rate: int = 0) -> bytes:
 def wav(
     seconds: float, *, rate: int = 16_000, per_second: int | None = None, data: int | None = None
 ) -> bytes:
-    """A WAV file whose header may claim another byte rate or another size."""
+    """A WAV file whose header may declare another byte rate or another size."""
     body = bytes(int(seconds * rate) * 2)
     head = struct.pack("<IHHIIHH", 16, 1, 1, rate, rate * 2 if per_second is None else per_second, 2, 16)
     size = len(body) if data is None else data
@@ -112,7 +112,7 @@ def wav(
 
 
 FRAME = bytes.fromhex("fffb9064") + bytes(413)
-"""A frame of MP3: 1,152 samples at 44,100 Hz, 128 kbit/s."""
+"""An MP3 frame: 1,152 samples at 44,100 Hz, 128 kbit/s."""
 
 
 def mp3(seconds: float) -> bytes:

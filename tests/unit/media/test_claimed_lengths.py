@@ -1,35 +1,36 @@
-"""Whatever length a file claims to have, it is held and billed for no less than it is."""
+"""A file is reserved and billed for at least its real length, whatever its headers declare."""
 
 from __future__ import annotations
 
 import struct
 from collections.abc import AsyncIterator, Callable
+from typing import Literal
 
 import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from pomelo.catalog.catalog import Catalog
+from pomelo.media.content_types import sniff
 from pomelo.media.duration import Measurer
-from pomelo.media.store import sniff
 from pomelo.providers.base import AudioSource
 from pomelo.tasks.base import AudioInfo
 from tests.unit.media import corpus
 
 Claim = tuple[str, Callable[[bytes], int], str]
-"""A file of the corpus, where its claim is, and how that is packed."""
+"""A file of the corpus, the position of a declared length in it, and the format of its bytes."""
 
 
-def after(mark: bytes, offset: int = 0, which: int = 0) -> Callable[[bytes], int]:
-    """Finds the place so many bytes behind a mark; `which` counts the marks, -1 for the last."""
+def after(marker: bytes, offset: int = 0, which: int = 0) -> Callable[[bytes], int]:
+    """Finds the position `offset` bytes after a marker: the one numbered `which`, from 0; -1 for the last."""
 
     def find(data: bytes) -> int:
         if which < 0:
-            return data.rindex(mark) + len(mark) + offset
-        place = -1
+            return data.rindex(marker) + len(marker) + offset
+        position = -1
         for _ in range(which + 1):
-            place = data.index(mark, place + 1)
-        return place + len(mark) + offset
+            position = data.index(marker, position + 1)
+        return position + len(marker) + offset
 
     return find
 
@@ -50,12 +51,12 @@ CLAIMS: dict[str, Claim] = {
     "the bytes of an MP3": ("mp3", after(b"Info", 8), ">I"),
     "the movie of an M4A": ("m4a", after(b"mvhd", 16), ">I"),
     "the track of an M4A": ("m4a", after(b"tkhd", 20), ">I"),
-    "the medium of an M4A": ("m4a", after(b"mdhd", 16), ">I"),
+    "the media of an M4A": ("m4a", after(b"mdhd", 16), ">I"),
     "the edit of an M4A": ("m4a", after(b"elst", 8), ">I"),
     "the movie of a fragmented MP4": ("fragmented mp4", after(b"mvhd", 16), ">I"),
     "the movie of ALAC": ("m4a of alac", after(b"mdhd", 16), ">I"),
     "the last page of Opus": ("ogg opus", after(b"OggS", 2, -1), "<q"),
-    "the first page of sound of Opus": ("ogg opus", after(b"OggS", 2, 2), "<q"),
+    "the first audio page of Opus": ("ogg opus", after(b"OggS", 2, 2), "<q"),
     "the last page of Vorbis": ("ogg vorbis", after(b"OggS", 2, -1), "<q"),
     "the duration of WebM": ("webm opus", after(b"\x44\x89\x88"), ">d"),
     "the duration of Matroska": ("matroska aac", after(b"\x44\x89\x88"), ">d"),
@@ -74,18 +75,18 @@ STT = Catalog.load().resolve("eleven-labs-stt")
 @pytest.fixture(scope="module")
 async def measurer() -> AsyncIterator[Measurer]:
     """A measurer whose processes are shared by these tests."""
-    made = Measurer()
-    yield made
-    await made.aclose()
+    measurer = Measurer()
+    yield measurer
+    await measurer.aclose()
 
 
-def packed(form: str, value: int) -> bytes:
-    """A claim's bytes; a value that is too large for them is cut."""
-    if form.endswith("d"):
-        return struct.pack(form, float(value % 10**12))
-    size = struct.calcsize(form)
-    order = "little" if form[0] == "<" else "big"
-    return (value % 2 ** (8 * size)).to_bytes(size, order)
+def packed(pack_format: str, value: int) -> bytes:
+    """The bytes of a declared value; a value that is too large for them is truncated."""
+    if pack_format.endswith("d"):
+        return struct.pack(pack_format, float(value % 10**12))
+    size = struct.calcsize(pack_format)
+    order: Literal["little", "big"] = "little" if pack_format[0] == "<" else "big"
+    return (value % (1 << 8 * size)).to_bytes(size, order)
 
 
 @pytest.mark.parametrize("claim", CLAIMS)
@@ -110,26 +111,26 @@ def packed(form: str, value: int) -> bytes:
         ]
     ),
 )
-async def test_a_claim_never_makes_a_file_shorter_than_it_is(
+async def test_a_declared_length_never_makes_a_file_shorter(
     measurer: Measurer, claim: str, value: int, label: str
 ) -> None:
-    name, find, form = CLAIMS[claim]
+    name, find, pack_format = CLAIMS[claim]
     data = bytearray(corpus.make(name, SECONDS))
-    place = find(bytes(data))
-    patch = packed(form, value)
-    data[place : place + len(patch)] = patch
-    kind = sniff(label, bytes(data[:16]))
-    measured = await measurer.measure(AudioSource(kind, len(data), data=bytes(data)))
-    held = AudioInfo(len(data), measured.ms).most(STT) / 1000
-    assert held >= 0.92 * SECONDS, (claim, value, label, measured)
+    position = find(bytes(data))
+    patch = packed(pack_format, value)
+    data[position : position + len(patch)] = patch
+    content_type = sniff(label, bytes(data[:16]))
+    measured = await measurer.measure(AudioSource(content_type, len(data), data=bytes(data)))
+    reserved = AudioInfo(len(data), measured.ms).max_ms(STT) / 1000
+    assert reserved >= 0.92 * SECONDS, (claim, value, label, measured)
 
 
-async def test_a_large_cover_makes_no_sound_longer(measurer: Measurer) -> None:
-    sound = corpus.make("flac")
+async def test_a_large_cover_image_does_not_make_audio_longer(measurer: Measurer) -> None:
+    audio = corpus.make("flac")
     cover = (
         b"\x89PNG\r\n\x1a\n" + struct.pack(">I4s5I", 13, b"IHDR", 9, 9, 0x08020000, 0, 0) + bytes(3_000_000)
     )
-    picture = struct.pack(">II9sIIIIII", 3, 9, b"image/png", 0, 9, 9, 24, 0, len(cover)) + cover
-    data = sound[:42] + struct.pack(">I", 6 << 24 | len(picture)) + picture + sound[42:]
+    image = struct.pack(">II9sIIIIII", 3, 9, b"image/png", 0, 9, 9, 24, 0, len(cover)) + cover
+    data = audio[:42] + struct.pack(">I", 6 << 24 | len(image)) + image + audio[42:]
     measured = await measurer.measure(AudioSource("audio/flac", len(data), data=data))
     assert measured.ms == pytest.approx(1000 * corpus.SECONDS, rel=0.03)

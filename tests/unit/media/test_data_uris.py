@@ -1,4 +1,4 @@
-"""Base64 and data: URIs, in every spelling that browsers, libraries and people use."""
+"""Base64 and data: URIs are decoded in every spelling that browsers, libraries and people use."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from pomelo.errors import PomeloError
 from pomelo.media import data_uris
-from pomelo.media.images import image_type
+from pomelo.media.content_types import image_type
 
 MIB = 1024 * 1024
 
@@ -24,8 +24,8 @@ def decoded(text: str) -> tuple[str, bytes]:
     return media_type, b"".join(data_uris.decode(text, start, "audio"))
 
 
-def refusal(text: str) -> str:
-    """The message of the refusal."""
+def error_message(text: str) -> str:
+    """The message of the error."""
     with pytest.raises(PomeloError) as caught:
         decoded(text)
     assert (caught.value.code, caught.value.field) == ("invalid_parameter", "audio")
@@ -37,13 +37,13 @@ def refusal(text: str) -> str:
     st.sampled_from(["", "data:audio/ogg;base64,", "\r\n DATA: ;codecs=vp8,opus; Base64;charset=utf-8 ,"]),
     st.booleans(),
     st.booleans(),
-    st.sampled_from(["as it is", "some escaped", "all escaped"]),
+    st.sampled_from(["unescaped", "some escaped", "all escaped"]),
     st.lists(st.tuples(st.integers(0, 400), st.sampled_from([" ", "\r\n", "\n", "\t"])), max_size=8),
     st.integers(1, 40),
 )
-def test_every_spelling_means_the_same_bytes_however_the_text_is_cut(
+def test_every_spelling_is_decoded_to_the_same_bytes_in_steps_of_any_size(
     data: bytes,
-    before: str,
+    prefix: str,
     url_safe: bool,
     padded: bool,
     escaped: str,
@@ -56,11 +56,11 @@ def test_every_spelling_means_the_same_bytes_however_the_text_is_cut(
         text = quote(text, safe="")
     elif escaped == "all escaped":
         text = "".join(f"%{ord(c):02x}" for c in text)
-    for place, blank in blanks:
-        text = text[:place] + blank + text[place:]
+    for position, blank in blanks:
+        text = text[:position] + blank + text[position:]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("pomelo.media.data_uris._STEP", step)
-        assert decoded(before + text)[1] == data
+        assert decoded(prefix + text)[1] == data
         url = "data:image/png;base64," + text
         canonical = data_uris.canonical(url, 22, "image/jpeg", "x")
     assert canonical == "data:image/jpeg;base64," + base64.b64encode(data).decode()
@@ -81,12 +81,12 @@ def test_every_spelling_means_the_same_bytes_however_the_text_is_cut(
         ("data:nonsense;base64,", "nonsense"),
     ],
 )
-def test_the_media_type_is_read_whatever_the_order_of_parameters(head: str, media_type: str) -> None:
+def test_the_media_type_is_read_in_any_order_of_parameters(head: str, media_type: str) -> None:
     assert decoded(head + "SUQz") == (media_type, b"ID3")
 
 
 @pytest.mark.parametrize(
-    ("text", "words"),
+    ("text", "excerpt"),
     [
         ("!", "'!'"),
         ("SUQ\u00e9", "'\\xe9'"),
@@ -106,11 +106,11 @@ def test_the_media_type_is_read_whatever_the_order_of_parameters(head: str, medi
         ("data:" + " " * 1024 + ";base64,SUQz", "';base64,'"),
     ],
 )
-def test_what_is_not_base64_is_refused_with_the_reason(text: str, words: str) -> None:
-    assert words in refusal(text)
+def test_text_that_is_not_base64_is_refused_with_the_reason(text: str, excerpt: str) -> None:
+    assert excerpt in error_message(text)
 
 
-def test_nothing_is_no_bytes() -> None:
+def test_empty_base64_is_decoded_to_no_bytes() -> None:
     for text in ("", " \r\n", "====", "data:audio/mpeg;base64,"):
         assert decoded(text)[1] == b""
 
@@ -130,7 +130,7 @@ LARGE = {
 
 
 @pytest.mark.parametrize("name", LARGE)
-def test_a_large_text_is_decoded_in_steps_of_little_time_and_memory(name: str) -> None:
+def test_a_large_text_is_decoded_quickly_and_with_little_memory(name: str) -> None:
     text = LARGE[name]
     began = time.process_time()
     for _ in data_uris.decode(text, 0, "audio"):
@@ -146,7 +146,7 @@ def test_a_large_text_is_decoded_in_steps_of_little_time_and_memory(name: str) -
 
 
 @pytest.mark.parametrize("part", ["a", ";", ",", '"', "\\", ";a=", '="', ";base64", "; base64 ;", ' a="\\"'])
-def test_a_hostile_head_takes_no_time(part: str) -> None:
+def test_a_hostile_head_is_parsed_quickly(part: str) -> None:
     began = time.process_time()
     data_uris_head = f"data:{part * 1024}"
     for _ in range(20):

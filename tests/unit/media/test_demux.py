@@ -1,4 +1,4 @@
-"""Audio is as long as a decoder plays it, however its container packs it and whatever is around it."""
+"""The measured length of audio is its playing time, whatever the container, its headers and tags say."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from collections.abc import Iterable
 import av
 import pytest
 
-from pomelo.media import demux
-from pomelo.media.containers import Window, links, tags
+from pomelo.media import demux, packets
+from pomelo.media.containers import FileSlice, chained_streams, tag_sizes
 from tests.unit.media import corpus
 
 SECONDS = corpus.SECONDS
@@ -36,23 +36,23 @@ def ebml(name: int, body: bytes) -> bytes:
 
 
 def matroska(
-    codec: bytes, rate: float, packets: Iterable[bytes], private: bytes = b"", void: int = 0
+    codec: bytes, rate: float, frames: Iterable[bytes], private: bytes = b"", void: int = 0
 ) -> bytes:
-    """A Matroska file of mono audio with these packets, each a millisecond long by its times."""
+    """A Matroska file of mono audio with these packets, each a millisecond long by its timestamps."""
     audio = ebml(0xB5, struct.pack(">d", rate)) + ebml(0x9F, b"\1")
     track = (
         ebml(0xD7, b"\1") + ebml(0x73C5, b"\1") + ebml(0x83, b"\2") + ebml(0x86, codec) + ebml(0xE1, audio)
     )
-    blocks = [ebml(0xA3, b"\x81" + struct.pack(">hB", at, 128) + packet) for at, packet in enumerate(packets)]
+    blocks = [ebml(0xA3, b"\x81" + struct.pack(">hB", at, 128) + packet) for at, packet in enumerate(frames)]
     body = ebml(0x1549A966, ebml(0x2AD7B1, (10**6).to_bytes(3, "big")))
     body += ebml(0x1654AE6B, ebml(0xAE, track + (ebml(0x63A2, private) if private else b"")))
     body += ebml(0xEC, bytes(void)) + ebml(0x1F43B675, ebml(0xE7, b"\0") + b"".join(blocks))
     return ebml(0x1A45DFA3, ebml(0x4282, b"matroska")) + ebml(0x18538067, body)
 
 
-def joined(packets: list[bytes], count: int) -> list[bytes]:
-    """Packets of so many frames each."""
-    return [b"".join(packets[at : at + count]) for at in range(0, len(packets), count)]
+def joined(frames: list[bytes], count: int) -> list[bytes]:
+    """Packets of `count` frames each."""
+    return [b"".join(frames[at : at + count]) for at in range(0, len(frames), count)]
 
 
 AAC_LC = bytes.fromhex("1208")
@@ -68,7 +68,7 @@ def test_all_frames_of_a_packet_count(count: int) -> None:
 
 
 @pytest.mark.parametrize("sample", [8, 60, 200])
-def test_a_wrong_size_of_a_sample_hides_none_behind_it(sample: int) -> None:
+def test_a_wrong_sample_size_does_not_hide_the_samples_after_it(sample: int) -> None:
     data = bytearray(corpus.make("m4a", LONG))
     data[data.index(b"stsz") + 16 + 4 * sample] = 0x7F
     assert measured(bytes(data)) >= 0.94 * LONG
@@ -78,11 +78,11 @@ def test_a_wrong_size_of_a_sample_hides_none_behind_it(sample: int) -> None:
 def test_audio_that_takes_too_long_to_decode_is_estimated(
     count: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    packets = frames(corpus.make("m4a", LONG))
-    half = len(packets) // 2
-    data = matroska(b"A_AAC", 44_100, packets[:half] + joined(packets[half:], count), AAC_LC)
+    all_frames = frames(corpus.make("m4a", LONG))
+    half = len(all_frames) // 2
+    data = matroska(b"A_AAC", 44_100, all_frames[:half] + joined(all_frames[half:], count), AAC_LC)
     for seconds in (0.0, 0.005):
-        monkeypatch.setattr(demux, "DECODE_SECONDS", seconds)
+        monkeypatch.setattr(packets, "DECODE_SECONDS", seconds)
         assert measured(data) == pytest.approx(LONG, rel=0.05)
 
 
@@ -91,13 +91,13 @@ def test_chained_streams_of_different_codecs_and_rates_are_added_up() -> None:
         corpus.make("ogg opus"),
         corpus.make("ogg vorbis"),
         corpus.make("ogg vorbis", SECONDS, 16_000),
-        corpus.make("ogg opus of one packet a page"),
+        corpus.make("ogg opus of one packet per page"),
     ]
     assert measured(b"".join(parts)) == pytest.approx(4 * SECONDS, rel=0.03)
     assert measured(b"".join([parts[0][: len(parts[0]) // 2], *parts[1:]])) > 3 * SECONDS
 
 
-def test_tracks_that_play_together_are_not_added_up() -> None:
+def test_simultaneous_tracks_are_not_added_up() -> None:
     out = io.BytesIO()
     with av.open(out, "w", format="ogg") as container:
         tracks = [container.add_stream("libopus", rate=48_000) for _ in range(2)]
@@ -112,15 +112,15 @@ def test_tracks_that_play_together_are_not_added_up() -> None:
     assert measured(out.getvalue()) == pytest.approx(SECONDS, rel=0.03)
 
 
-def test_a_stream_that_begins_late_ends_nothing() -> None:
+def test_a_stream_that_begins_late_does_not_end_the_measurement() -> None:
     data = corpus.make("flv", 60.0)
-    places, at = [], 13
+    positions, at = [], 13
     while at < len(data):
-        places.append(at)
+        positions.append(at)
         at += 15 + int.from_bytes(data[at + 1 : at + 4], "big")
-    late = places[len(places) * 9 // 10]
-    picture = b"\x12\0\0\x84" + bytes(600_000)  # a large one: video is not audio
-    tag = b"\x09" + len(picture).to_bytes(3, "big") + data[late + 4 : late + 11] + picture
+    late = positions[len(positions) * 9 // 10]
+    frame = b"\x12\0\0\x84" + bytes(600_000)  # a large video frame is not audio
+    tag = b"\x09" + len(frame).to_bytes(3, "big") + data[late + 4 : late + 11] + frame
     tag += struct.pack(">I", len(tag))
     assert measured(data[:late] + tag + data[late:]) == pytest.approx(60, rel=0.03)
 
@@ -135,9 +135,9 @@ def test_each_frame_plays_at_its_own_rate(name: str) -> None:
 def test_flac_frames_with_a_wrong_checksum_count(every: int) -> None:
     data = bytearray(corpus.make("flac", LONG))
     with av.open(io.BytesIO(bytes(data)), "r") as container:
-        places = [(packet.pos, packet.size) for packet in container.demux() if packet.size]
-    at = len(data) - sum(size for _, size in places)
-    for number, (_, size) in enumerate(places):
+        sizes = [packet.size for packet in container.demux() if packet.size]
+    at = len(data) - sum(sizes)
+    for number, size in enumerate(sizes):
         at += size
         if number % every == 0:
             data[at - 1] ^= 0x55
@@ -160,60 +160,60 @@ def ape(size: int) -> bytes:
     return b"APETAGEX" + head + bytes(size) + b"APETAGEX" + foot
 
 
-ROOM = 300_000
-PADDED: dict[str, bytes] = {
-    "wav with room before": (w := corpus.make("wav"))[:12] + chunk(b"JUNK", bytes(ROOM)) + w[12:],
-    "wav with a tag behind": w + chunk(b"id3 ", bytes(ROOM)),
-    "wav with a comment": w[:12] + chunk(b"LIST", b"INFO" + chunk(b"ICMT", b"x" * ROOM)) + w[12:],
-    "aiff with a tag": corpus.make("aiff") + chunk(b"ID3 ", bytes(ROOM), ">"),
-    "m4a with free room": corpus.make("m4a") + struct.pack(">I4s", ROOM + 8, b"free") + bytes(ROOM),
+PADDING = 300_000
+WITH_PADDING: dict[str, bytes] = {
+    "wav with padding": (w := corpus.make("wav"))[:12] + chunk(b"JUNK", bytes(PADDING)) + w[12:],
+    "wav with a tag at the end": w + chunk(b"id3 ", bytes(PADDING)),
+    "wav with a comment": w[:12] + chunk(b"LIST", b"INFO" + chunk(b"ICMT", b"x" * PADDING)) + w[12:],
+    "aiff with a tag": corpus.make("aiff") + chunk(b"ID3 ", bytes(PADDING), ">"),
+    "m4a with free space": corpus.make("m4a") + struct.pack(">I4s", PADDING + 8, b"free") + bytes(PADDING),
     "flac with padding": (f := corpus.make("flac"))[:42]
-    + struct.pack(">I", 1 << 24 | ROOM)
-    + bytes(ROOM)
+    + struct.pack(">I", 1 << 24 | PADDING)
+    + bytes(PADDING)
     + f[42:],
-    "flac behind a tag": id3(ROOM) + f,
-    "tta behind a tag": id3(ROOM) + corpus.make("tta"),
-    "aiff behind a tag": id3(ROOM) + corpus.make("aiff"),
-    "ogg behind a tag": id3(ROOM) + corpus.make("ogg opus"),
-    "mp3 behind a large tag": id3(8_000_000) + corpus.mp3(SECONDS),
-    "tta before a tag": corpus.make("tta") + ape(ROOM),
-    "wavpack before a tag": corpus.make("wavpack") + ape(ROOM),
-    "mp3 before a tag": corpus.mp3(SECONDS) + ape(ROOM),
-    "matroska with a void": matroska(b"A_AAC", 44_100, frames(corpus.make("m4a")), AAC_LC, ROOM),
+    "flac after a tag": id3(PADDING) + f,
+    "tta after a tag": id3(PADDING) + corpus.make("tta"),
+    "aiff after a tag": id3(PADDING) + corpus.make("aiff"),
+    "ogg after a tag": id3(PADDING) + corpus.make("ogg opus"),
+    "mp3 after a large tag": id3(8_000_000) + corpus.mp3(SECONDS),
+    "tta before a tag": corpus.make("tta") + ape(PADDING),
+    "wavpack before a tag": corpus.make("wavpack") + ape(PADDING),
+    "mp3 before a tag": corpus.mp3(SECONDS) + ape(PADDING),
+    "matroska with a void": matroska(b"A_AAC", 44_100, frames(corpus.make("m4a")), AAC_LC, PADDING),
 }
 
 
-@pytest.mark.parametrize("name", PADDED)
+@pytest.mark.parametrize("name", WITH_PADDING)
 def test_tags_and_padding_are_not_audio(name: str) -> None:
-    assert measured(PADDED[name]) == pytest.approx(SECONDS, rel=0.03)
+    assert measured(WITH_PADDING[name]) == pytest.approx(SECONDS, rel=0.03)
 
 
 @pytest.mark.parametrize("name", ["wav", "m4a", "aiff", "tta", "wavpack", "matroska aac", "nut"])
-def test_bytes_that_no_structure_explains_count_as_audio(name: str) -> None:
+def test_unknown_bytes_count_as_audio(name: str) -> None:
     data = corpus.make(name)
     hidden = data[len(data) // 4 : -len(data) // 4]
     assert measured(data + hidden) > 1.4 * SECONDS
 
 
-def test_a_footer_alone_does_not_make_audio_a_tag() -> None:
+def test_a_footer_without_a_header_is_not_a_tag() -> None:
     data = corpus.make("wavpack")
     foot = b"APETAGEX" + struct.pack("<IIII8x", 2000, len(data), 1, 0x80000000)
-    assert tags(io.BytesIO(data + foot), len(data) + 32) == (0, 0)
+    assert tag_sizes(io.BytesIO(data + foot), len(data) + 32) == (0, 0)
 
 
-def test_links_of_a_chain_are_found_behind_a_cut_page() -> None:
+def test_chained_streams_are_found_after_a_truncated_page() -> None:
     first, second = corpus.make("ogg opus"), corpus.make("ogg vorbis")
     for cut in (len(first), len(first) - 1000, len(first) - 1):
         data = first[:cut] + second
-        found = links(io.BytesIO(data), 0, len(data))
-        assert [start for start, _ in found] == [0, cut]
-        start, size = found[1]
-        assert Window(io.BytesIO(data), start, size).read() == second
+        streams = chained_streams(io.BytesIO(data), 0, len(data))
+        assert [start for start, _ in streams] == [0, cut]
+        start, size = streams[1]
+        assert FileSlice(io.BytesIO(data), start, size).read() == second
 
 
-@pytest.mark.parametrize("name", [*corpus.CASES, *PADDED])
-def test_a_cut_or_garbled_file_never_fails(name: str) -> None:
-    data = PADDED.get(name) or corpus.make(name)
+@pytest.mark.parametrize("name", [*corpus.CASES, *WITH_PADDING])
+def test_a_truncated_or_corrupt_file_never_fails(name: str) -> None:
+    data = WITH_PADDING.get(name) or corpus.make(name)
     for at in range(1, 64, 3):
         assert measured(data[:at] + bytes(5) + data[at:][:20_000]) >= 0
         assert measured(data[:at]) >= 0

@@ -1,4 +1,4 @@
-"""The length of audio is measured in every common container, whatever the headers claim."""
+"""The length of audio is measured in every common container, whatever the headers declare."""
 
 from __future__ import annotations
 
@@ -16,8 +16,9 @@ import pytest
 from pomelo.errors import PomeloError
 from pomelo.media import audio as samples
 from pomelo.media.audio import Swapper
+from pomelo.media.content_types import sniff
 from pomelo.media.duration import Measured, Measurer
-from pomelo.media.store import MediaStore, sniff
+from pomelo.media.store import MediaStore
 from pomelo.providers.base import AudioSource
 from tests.unit.media import corpus
 
@@ -25,29 +26,29 @@ from tests.unit.media import corpus
 @pytest.fixture(scope="module")
 async def measurer() -> AsyncIterator[Measurer]:
     """A measurer whose processes are shared by these tests."""
-    made = Measurer()
-    yield made
-    await made.aclose()
+    measurer = Measurer()
+    yield measurer
+    await measurer.aclose()
 
 
 def tagged(data: bytes, size: int) -> bytes:
-    """A file behind an ID3 tag of so many bytes."""
+    """A file after an ID3 tag of `size` bytes."""
     length = bytes(size - 10 >> shift & 0x7F for shift in (21, 14, 7, 0))
     return b"ID3\4\0\0" + length + bytes(size - 10) + data
 
 
 MISLABELLED: dict[str, Callable[[], bytes]] = {
-    "mp3 behind a tag": lambda: tagged(corpus.make("mp3"), 30_000),
-    "adts behind a tag": lambda: tagged(corpus.make("adts"), 30_000),
-    "flac behind a tag": lambda: tagged(corpus.make("flac"), 12_000),
-    "mp3 behind two zero bytes": lambda: b"\0\0" + corpus.make("mp3"),
-    "m4a behind a free atom": lambda: struct.pack(">I4s", 800, b"free") + bytes(792) + corpus.make("m4a"),
+    "mp3 after a tag": lambda: tagged(corpus.make("mp3"), 30_000),
+    "adts after a tag": lambda: tagged(corpus.make("adts"), 30_000),
+    "flac after a tag": lambda: tagged(corpus.make("flac"), 12_000),
+    "mp3 after two zero bytes": lambda: b"\0\0" + corpus.make("mp3"),
+    "m4a after a free atom": lambda: struct.pack(">I4s", 800, b"free") + bytes(792) + corpus.make("m4a"),
 }
 
 
-async def measure(measurer: Measurer, data: bytes, named: str = "") -> Measured:
+async def measure(measurer: Measurer, data: bytes, content_type: str = "") -> Measured:
     """Measures inline audio with a content type."""
-    return await measurer.measure(AudioSource(sniff(named, data[:16]), len(data), data=data))
+    return await measurer.measure(AudioSource(sniff(content_type, data[:16]), len(data), data=data))
 
 
 @pytest.mark.parametrize("name", corpus.CASES)
@@ -55,17 +56,17 @@ async def test_the_length_of_every_container_in_use_is_within_3_percent(
     measurer: Measurer, tmp_path: Path, name: str
 ) -> None:
     data = corpus.make(name)
-    wanted = pytest.approx(1000 * corpus.SECONDS, rel=0.03)
-    assert (await measure(measurer, data)).ms == wanted
+    expected = pytest.approx(1000 * corpus.SECONDS, rel=0.03)
+    assert (await measure(measurer, data)).ms == expected
     path = tmp_path / "file"
     path.write_bytes(data)
-    assert (await measurer.measure(AudioSource("", len(data), path=path))).ms == wanted
+    assert (await measurer.measure(AudioSource("", len(data), path=path))).ms == expected
 
 
 @pytest.mark.parametrize(
     "name", ["mp3", "wav", "flac", "ogg opus", "webm opus", "adts", "fragmented mp4", "mpeg-ts"]
 )
-async def test_a_cut_file_has_the_length_of_what_is_left(measurer: Measurer, name: str) -> None:
+async def test_a_truncated_file_has_the_length_of_the_rest(measurer: Measurer, name: str) -> None:
     data = corpus.make(name)
     half = (await measure(measurer, data[: len(data) // 2])).ms
     # An incomplete Ogg page is lost: one second here.
@@ -73,25 +74,25 @@ async def test_a_cut_file_has_the_length_of_what_is_left(measurer: Measurer, nam
 
 
 @pytest.mark.parametrize(
-    "named", ["audio/pcm;rate=48000", "audio/basic", "audio/pcm", "audio/L16;rate=8000;channels=1"]
+    "content_type", ["audio/pcm;rate=48000", "audio/basic", "audio/pcm", "audio/L16;rate=8000;channels=1"]
 )
 @pytest.mark.parametrize("name", [*corpus.CASES, *MISLABELLED])
-async def test_the_bytes_outweigh_the_content_type(measurer: Measurer, named: str, name: str) -> None:
+async def test_the_bytes_override_the_content_type(measurer: Measurer, content_type: str, name: str) -> None:
     data = MISLABELLED[name]() if name in MISLABELLED else corpus.make(name)
-    measured = await measure(measurer, data, named)
+    measured = await measure(measurer, data, content_type)
     assert measured.ms == pytest.approx(1000 * corpus.SECONDS, rel=0.03)
-    assert samples.raw(measured.content_type) is None
+    assert samples.sample_format(measured.content_type) is None
 
 
-async def test_a_large_tag_before_a_short_sound_is_not_counted_as_samples(measurer: Measurer) -> None:
+async def test_a_large_tag_before_short_audio_is_not_counted_as_samples(measurer: Measurer) -> None:
     data = b"ID3\4\0\0\0\3\x7f\x76" + bytes(65_526) + corpus.mp3(0.2)
     assert await measure(measurer, data, "audio/pcm;rate=48000") == Measured(209, "audio/mpeg")
 
 
-async def test_labelled_bytes_that_may_be_frames_are_as_long_as_the_longer_reading(
+async def test_declared_samples_that_may_be_frames_have_the_longer_of_both_lengths(
     measurer: Measurer,
 ) -> None:
-    # The tag of zeros behind the frames may just as well be silence.
+    # The zeros after the frames may just as well be silence.
     data = corpus.make("adts") + bytes(9_000)
     measured = await measure(measurer, data, "audio/pcm;rate=48000")
     assert measured.ms == pytest.approx(1000 * corpus.SECONDS, rel=0.03)
@@ -100,7 +101,7 @@ async def test_labelled_bytes_that_may_be_frames_are_as_long_as_the_longer_readi
     assert measured == Measured(-(-len(data) // 8), "audio/basic")
 
 
-async def test_labelled_bytes_are_not_cheaper_where_the_demuxer_fails(tmp_path: Path) -> None:
+async def test_declared_samples_are_not_cheaper_if_the_demuxer_fails(tmp_path: Path) -> None:
     measurer = Measurer(workers=1, timeout=0.3)
     try:
         fifo = tmp_path / "fifo"
@@ -130,7 +131,7 @@ async def test_labelled_bytes_are_not_cheaper_where_the_demuxer_fails(tmp_path: 
         (b"ID3\4\0\0\0\0\x7f\x76" + bytes(16_374) + corpus.mp3(26), 26),
     ],
 )
-async def test_claims_of_a_header_or_a_tag_change_nothing(
+async def test_a_header_or_a_tag_does_not_change_the_length(
     measurer: Measurer, data: bytes, seconds: float
 ) -> None:
     assert (await measure(measurer, data)).ms == pytest.approx(1000 * seconds, rel=0.02, abs=60)
@@ -157,7 +158,7 @@ async def test_data_without_audio_cannot_be_measured(measurer: Measurer, data: b
 
 
 @pytest.mark.parametrize(
-    ("named", "ms"),
+    ("content_type", "ms"),
     [
         ("audio/pcm", 2000),
         ("audio/pcm;rate=16000", 2000),
@@ -169,15 +170,17 @@ async def test_data_without_audio_cannot_be_measured(measurer: Measurer, data: b
         ("audio/x-alaw-basic", 8000),
     ],
 )
-async def test_bare_samples_are_counted_by_their_type(measurer: Measurer, named: str, ms: int) -> None:
-    assert (await measure(measurer, bytes(64_000), named)).ms == ms
+async def test_bare_samples_are_measured_by_their_type(
+    measurer: Measurer, content_type: str, ms: int
+) -> None:
+    assert (await measure(measurer, bytes(64_000), content_type)).ms == ms
     # Samples that begin like an MP3 frame are still read as bare samples.
     noise = b"\xff\xfb" + random.Random(2).randbytes(63_998)
-    assert await measure(measurer, noise, named) == Measured(ms, sniff(named, b""))
+    assert await measure(measurer, noise, content_type) == Measured(ms, sniff(content_type, b""))
 
 
 @pytest.mark.parametrize(
-    "named",
+    "content_type",
     [
         "audio/L16;rate=11025",
         "audio/pcm;channels=2",
@@ -186,9 +189,9 @@ async def test_bare_samples_are_counted_by_their_type(measurer: Measurer, named:
         "audio/pcm;rate",
     ],
 )
-def test_bare_samples_that_no_provider_takes_are_refused(named: str) -> None:
+def test_bare_samples_that_no_provider_takes_are_refused(content_type: str) -> None:
     with pytest.raises(PomeloError) as caught:
-        sniff(named, bytes(16))
+        sniff(content_type, bytes(16))
     assert (caught.value.code, caught.value.field) == ("invalid_parameter", "audio")
 
 
@@ -210,7 +213,7 @@ async def test_a_demuxer_that_hangs_or_dies_is_replaced(tmp_path: Path) -> None:
         await measurer.aclose()
 
 
-async def test_an_account_with_slow_audio_keeps_no_other_waiting(tmp_path: Path) -> None:
+async def test_slow_audio_of_an_account_does_not_delay_other_accounts(tmp_path: Path) -> None:
     measurer = Measurer(workers=2, timeout=1.0)
     try:
         await measure(measurer, corpus.mp3(1))
@@ -232,17 +235,17 @@ async def test_an_account_with_slow_audio_keeps_no_other_waiting(tmp_path: Path)
         await measurer.aclose()
 
 
-def test_big_endian_samples_are_swapped_whatever_the_pieces() -> None:
+def test_big_endian_samples_are_swapped_in_chunks_of_any_size() -> None:
     data = random.Random(3).randbytes(10_001)
-    swapped = b"".join(data[i + 1 : i + 2] + data[i : i + 1] for i in range(0, 10_000, 2))
+    expected = b"".join(data[i + 1 : i + 2] + data[i : i + 1] for i in range(0, 10_000, 2))
     for size in (1, 2, 3, 777, 20_000):
         swapper = Swapper("audio/l16;rate=16000")
-        got = b"".join(swapper.swap(data[at : at + size]) for at in range(0, len(data), size))
-        assert got == swapped
-        assert swapper.size(len(data)) == len(swapped)
+        swapped = b"".join(swapper.swap(data[at : at + size]) for at in range(0, len(data), size))
+        assert swapped == expected
+        assert swapper.size(len(data)) == len(expected)
 
 
-def test_big_endian_samples_are_kept_as_they_are_sent(tmp_path: Path) -> None:
+def test_big_endian_samples_are_stored_unchanged(tmp_path: Path) -> None:
     store = MediaStore(tmp_path, b"s" * 32)
     with store.writer("ann", "audio/L16; rate=16000") as writer:
         writer.write(b"\0\1" * 100)

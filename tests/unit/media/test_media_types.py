@@ -1,4 +1,4 @@
-"""Media types as callers write them."""
+"""Media types are parsed in every form that callers send."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from pomelo.media.media_types import LONGEST, MediaType, parse
+from pomelo.media.media_types import MAX_LENGTH, MediaType, parse
 
 
 @pytest.mark.parametrize(
@@ -29,19 +29,17 @@ from pomelo.media.media_types import LONGEST, MediaType, parse
         ('a/b;x="1', "a/b", None),
         ('a/b;x="1"2', "a/b", None),
         ('a/b;x=1"2', "a/b", None),
-        ("a/b;x=" + "1" * LONGEST, "a/b", None),
+        ("a/b;x=" + "1" * MAX_LENGTH, "a/b", None),
         (";rate=8000", "", {"rate": "8000"}),
     ],
 )
-def test_names_and_parameters_are_read_or_refused(
-    text: str, name: str, parameters: dict[str, str] | None
-) -> None:
+def test_names_and_parameters_are_parsed(text: str, name: str, parameters: dict[str, str] | None) -> None:
     assert parse(text) == MediaType(name, parameters)
 
 
 @pytest.mark.parametrize("piece", [" ", ";", "; ", '"', '\\"', "a=", "=", ";a"])
-def test_hostile_media_types_take_no_time(piece: str) -> None:
+def test_hostile_media_types_are_parsed_in_linear_time(piece: str) -> None:
     began = time.process_time()
-    parse("a/b;" + piece * (LONGEST // len(piece)))
+    parse("a/b;" + piece * (MAX_LENGTH // len(piece)))
     parse("a/b;" + piece * 1_000_000)
     assert time.process_time() - began < 0.2

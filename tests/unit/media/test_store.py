@@ -1,4 +1,4 @@
-"""Media: who may have them, until when, and that nothing else is left on the disk."""
+"""Media are stored, found by their owner, counted, and deleted when they expire."""
 
 from __future__ import annotations
 
@@ -20,8 +20,10 @@ from hypothesis import strategies as st
 
 from pomelo.call import Call, Principal
 from pomelo.errors import PomeloError
+from pomelo.media.content_types import sniff
+from pomelo.media.local import LocalMedia
 from pomelo.media.quota import MediaLimits
-from pomelo.media.store import LocalMedia, MediaStore, sniff
+from pomelo.media.store import MediaStore
 from pomelo.turns import Turns
 
 log = logging.getLogger(__name__)
@@ -30,7 +32,7 @@ PNG = b"\x89PNG\r\n\x1a\n" + b"\x00" * 64
 
 
 class Clock:
-    """Unix time that a test moves; begins at the real one, since files bear that."""
+    """Unix time that a test can move ahead; it begins at the real time, as files have that."""
 
     def __init__(self) -> None:
         self.ahead = 0.0
@@ -53,7 +55,7 @@ def store(tmp_path: Path, clock: Clock) -> MediaStore:
 
 
 def put(store: MediaStore, account: str = "ann", data: bytes = PNG) -> str:
-    """Stores a medium and gives its id."""
+    """Stores a media file and returns its id."""
     with store.writer(account, "image/png") as writer:
         writer.write(data)
         return writer.commit().media_id
@@ -64,12 +66,12 @@ def files(store: MediaStore) -> list[str]:
     return sorted(path.name for path in store.folder.iterdir())
 
 
-def refusal(error: pytest.ExceptionInfo[PomeloError]) -> str:
+def error_code(error: pytest.ExceptionInfo[PomeloError]) -> str:
     """The code of a raised error."""
     return error.value.code
 
 
-def test_a_medium_is_found_by_its_owner_alone(store: MediaStore) -> None:
+def test_a_media_file_is_found_by_its_owner_alone(store: MediaStore) -> None:
     media_id = put(store)
     path, media = store.find(media_id, "ann")
     assert path.read_bytes() == PNG
@@ -77,19 +79,19 @@ def test_a_medium_is_found_by_its_owner_alone(store: MediaStore) -> None:
     for other in ("bob", "", "ann "):
         with pytest.raises(PomeloError) as error:
             store.find(media_id, other)
-        assert refusal(error) == "not_found"
+        assert error_code(error) == "not_found"
 
 
-def test_a_link_needs_no_owner_and_no_other_medium_takes_it(store: MediaStore) -> None:
+def test_a_link_needs_no_owner_and_is_valid_for_one_file(store: MediaStore) -> None:
     media_id, other = put(store), put(store)
     url = store.find(media_id, "ann")[1].url
     path, _, query = url.removeprefix("https://pomelo.test").partition("?")
     assert path == f"/media/{media_id}"
-    store.check(media_id, query)
+    store.check_link(media_id, query)
     for wrong in (other, media_id.replace(".png", ".jpg")):
         with pytest.raises(PomeloError):
-            store.check(wrong, query)
-    for bent in (
+            store.check_link(wrong, query)
+    for forged in (
         query.replace("exp=", "exp=9"),
         query[:-1] + ("A" if query[-1] != "A" else "B"),
         query + "&x=1",
@@ -97,57 +99,57 @@ def test_a_link_needs_no_owner_and_no_other_medium_takes_it(store: MediaStore) -
         "exp=1&sig=",
     ):
         with pytest.raises(PomeloError):
-            store.check(media_id, bent)
+            store.check_link(media_id, forged)
 
 
-async def test_media_and_its_link_expire_together_and_are_swept(store: MediaStore, clock: Clock) -> None:
+async def test_a_file_and_its_link_expire_together_and_the_file_is_deleted(
+    store: MediaStore, clock: Clock
+) -> None:
     media_id = put(store)
     query = store.find(media_id, "ann")[1].url.partition("?")[2]
     clock.ahead = 58
-    store.check(media_id, query)
+    store.check_link(media_id, query)
     assert await store.refresh() == 0
     clock.ahead = 61
-    for gone in (lambda: store.find(media_id, "ann"), lambda: store.check(media_id, query)):
+    for use in (lambda: store.find(media_id, "ann"), lambda: store.check_link(media_id, query)):
         with pytest.raises(PomeloError) as error:
-            gone()
-        assert refusal(error) == "not_found"
+            use()
+        assert error_code(error) == "not_found"
     assert await store.refresh() == 1
     assert list(store.folder.iterdir()) == []
 
 
 @given(st.text(max_size=80))
-def test_no_text_is_an_id_that_leads_out_of_the_folder(
-    tmp_path_factory: pytest.TempPathFactory, text: str
-) -> None:
+def test_no_id_leads_out_of_the_folder(tmp_path_factory: pytest.TempPathFactory, text: str) -> None:
     store = MediaStore(tmp_path_factory.getbasetemp() / "none", b"s" * 32)
     for media_id in (text, f"../{text}", f"media_{text}.png"):
         with pytest.raises(PomeloError):
             store.find(media_id, None)
 
 
-def test_what_was_not_committed_leaves_nothing(store: MediaStore) -> None:
-    def half() -> None:
+def test_an_uncommitted_file_is_deleted(store: MediaStore) -> None:
+    def fail_halfway() -> None:
         with store.writer("ann", "audio/mpeg") as writer:
             writer.write(b"ID3" * 100_000)
             raise RuntimeError
 
     with pytest.raises(RuntimeError):
-        half()
+        fail_halfway()
     assert list(store.folder.iterdir()) == []
 
 
-def test_a_disk_that_fails_is_a_store_that_cannot_be_reached(tmp_path: Path) -> None:
+def test_a_disk_failure_is_reported_as_store_unavailable(tmp_path: Path) -> None:
     store = MediaStore(tmp_path / "media", b"s" * 32)
     store.folder.rmdir()
     with store.writer("ann", "audio/mpeg") as writer:
         writer.write(b"x")
         with pytest.raises(PomeloError) as error:
             writer.commit()
-    assert refusal(error) == "store_unavailable"
+    assert error_code(error) == "store_unavailable"
 
 
 @pytest.mark.parametrize(
-    ("named", "head", "kept"),
+    ("declared", "head", "stored"),
     [
         ("image/png", PNG, "image/png"),
         ("text/html", PNG, "image/png"),
@@ -162,29 +164,29 @@ def test_a_disk_that_fails_is_a_store_that_cannot_be_reached(tmp_path: Path) -> 
         ("AUDIO/MP3", b"????", "audio/mpeg"),
     ],
 )
-def test_a_medium_is_kept_under_a_type_that_we_know(named: str, head: bytes, kept: str) -> None:
-    assert sniff(named, head) == kept
+def test_a_media_file_is_stored_with_a_known_type(declared: str, head: bytes, stored: str) -> None:
+    assert sniff(declared, head) == stored
 
 
 @pytest.mark.parametrize("live", [True, False])
-def test_a_mode_of_an_account_reads_nothing_of_the_other(store: MediaStore, live: bool) -> None:
+def test_a_mode_of_an_account_cannot_read_media_of_the_other(store: MediaStore, live: bool) -> None:
     mine, other = Principal("ann", "k", live), Principal("ann", "k", not live)
     media_id = put(store, mine.owner)
     assert store.find(media_id, mine.owner)
     with pytest.raises(PomeloError) as error:
         store.find(media_id, other.owner)
-    assert refusal(error) == "not_found"
+    assert error_code(error) == "not_found"
     store.delete(media_id, other.owner)
     assert store.find(media_id, mine.owner)
     store.delete(media_id, mine.owner)
     assert files(store) == []
 
 
-def test_ids_do_not_show_that_they_have_one_owner(store: MediaStore) -> None:
+def test_ids_do_not_reveal_that_they_have_the_same_owner(store: MediaStore) -> None:
     ids = [put(store) for _ in range(50)]
-    sealed = {media_id[32:48] for media_id in ids}
-    assert len(sealed) == 50
-    assert {store._owner_of(media_id) for media_id in ids} == {store._tag("ann")}
+    encrypted_tags = {media_id[32:48] for media_id in ids}
+    assert len(encrypted_tags) == 50
+    assert {store.ids.tag_of(media_id) for media_id in ids} == {store.ids.owner_tag("ann")}
 
 
 def test_other_users_cannot_read_the_files_or_list_the_folder(store: MediaStore) -> None:
@@ -199,19 +201,19 @@ def test_other_users_cannot_read_the_files_or_list_the_folder(store: MediaStore)
 def test_the_lifetime_of_media_is_extended_and_never_shortened(store: MediaStore, clock: Clock) -> None:
     media_id = put(store)
 
-    def left() -> float:
+    def remaining() -> float:
         return store.find(media_id, "ann")[1].expire_time.seconds - clock()
 
     store.keep(media_id, 10)
-    assert left() == pytest.approx(60, abs=2)
+    assert remaining() == pytest.approx(60, abs=2)
     store.keep(media_id, 1000)
-    assert left() == pytest.approx(1000, abs=2)
+    assert remaining() == pytest.approx(1000, abs=2)
     for seconds in (500, 60, 1, 0):
         store.keep(media_id, seconds)
-        assert left() == pytest.approx(1000, abs=2)
+        assert remaining() == pytest.approx(1000, abs=2)
     clock.ahead = 900
     store.keep(media_id, 90)
-    assert left() == pytest.approx(100, abs=2)
+    assert remaining() == pytest.approx(100, abs=2)
 
 
 async def test_media_expire_exactly_when_their_lifetime_is_over(tmp_path: Path) -> None:
@@ -223,12 +225,12 @@ async def test_media_expire_exactly_when_their_lifetime_is_over(tmp_path: Path) 
     assert store.find(media_id, "ann")[1].expire_time.seconds == 1_900_000_060
     assert await store.refresh() == 0
     now += 0.25
-    store.check(media_id, query)
+    store.check_link(media_id, query)
     with pytest.raises(PomeloError):
         store.find(media_id, "ann")
     now += 0.25
     with pytest.raises(PomeloError):
-        store.check(media_id, query)
+        store.check_link(media_id, query)
     now -= 0.25
     assert await store.refresh() == 1
 
@@ -254,11 +256,12 @@ def test_the_type_of_a_file_is_that_of_its_first_bytes_however_they_come(
         assert writer.commit().content_type == "audio/wav"
 
 
-async def _whose(call: Call) -> Principal:
-    return Principal("ann", "k", live=False)
+class _Access:
+    async def identify(self, call: Call, model: str = "") -> Principal:
+        return Principal("ann", "k", live=False)
 
 
-async def _three(size: int) -> AsyncIterator[bytes]:
+async def _three_chunks(size: int) -> AsyncIterator[bytes]:
     for _ in range(3):
         yield b"x" * size
 
@@ -267,24 +270,24 @@ def _call() -> Call:
     return Call.from_headers({}.get, wire="rest")
 
 
-async def test_an_upload_above_the_limit_is_refused_and_leaves_nothing(store: MediaStore) -> None:
-    desk = LocalMedia(store, _whose, upload_limit=2_500_000, turns=Turns())
+async def test_an_upload_above_the_limit_is_refused_and_deleted(store: MediaStore) -> None:
+    media_service = LocalMedia(store, _Access(), upload_limit=2_500_000, turns=Turns())
     with pytest.raises(PomeloError) as error:
-        await desk.upload_media("audio/mpeg", _three(1_000_000), _call())
-    assert refusal(error) == "payload_too_large"
+        await media_service.upload_media("audio/mpeg", _three_chunks(1_000_000), _call())
+    assert error_code(error) == "payload_too_large"
     assert list(store.folder.iterdir()) == []
     with pytest.raises(PomeloError) as error:
-        await desk.upload_media("audio/mpeg", _three(833_334), _call())  # two bytes too many
-    assert refusal(error) == "payload_too_large"
-    exact = LocalMedia(store, _whose, upload_limit=2_400_000, turns=Turns())
-    media = await exact.upload_media("audio/mpeg", _three(800_000), _call())
+        await media_service.upload_media("audio/mpeg", _three_chunks(833_334), _call())  # two bytes too many
+    assert error_code(error) == "payload_too_large"
+    exact = LocalMedia(store, _Access(), upload_limit=2_400_000, turns=Turns())
+    media = await exact.upload_media("audio/mpeg", _three_chunks(800_000), _call())
     assert media.size_bytes == 2_400_000
-    async with desk.download_media(media.media_id, "", _call()) as (found, pieces):
-        assert found.size_bytes == sum([len(piece) async for piece in pieces])
+    async with media_service.download_media(media.media_id, "", _call()) as (found, chunks):
+        assert found.size_bytes == sum([len(chunk) async for chunk in chunks])
 
 
 async def test_a_stalled_upload_ends_at_the_deadline(store: MediaStore) -> None:
-    desk = LocalMedia(store, _whose, turns=Turns())
+    media_service = LocalMedia(store, _Access(), turns=Turns())
 
     async def stalled() -> AsyncIterator[bytes]:
         yield b"x"
@@ -292,46 +295,48 @@ async def test_a_stalled_upload_ends_at_the_deadline(store: MediaStore) -> None:
 
     call = Call.from_headers({"x-request-timeout": "0.05"}.get, wire="rest")
     with pytest.raises(PomeloError) as error:
-        await desk.upload_media("audio/mpeg", stalled(), call)
-    assert refusal(error) == "deadline_exceeded"
+        await media_service.upload_media("audio/mpeg", stalled(), call)
+    assert error_code(error) == "deadline_exceeded"
     assert list(store.folder.iterdir()) == []
 
 
 async def test_a_rest_upload_ends_with_its_request_and_a_grpc_upload_does_not(tmp_path: Path) -> None:
     store = MediaStore(tmp_path / "media", b"s" * 32)
-    for wire, least, most in (("rest", 45, 51), ("grpc", 3590, 3601)):
-        call = Call.from_headers({"x-request-timeout": "20"}.get, wire=wire)
-        media = await LocalMedia(store, _whose, turns=Turns()).upload_media("audio/mpeg", _three(10), call)
-        assert least < media.expire_time.seconds - time.time() + 1 <= most + 1
+    for protocol, min_seconds, max_seconds in (("rest", 45, 51), ("grpc", 3590, 3601)):
+        call = Call.from_headers({"x-request-timeout": "20"}.get, wire=protocol)
+        media = await LocalMedia(store, _Access(), turns=Turns()).upload_media(
+            "audio/mpeg", _three_chunks(10), call
+        )
+        assert min_seconds < media.expire_time.seconds - time.time() + 1 <= max_seconds + 1
         path, found = store.find(media.media_id, "ann/test")
         assert found.expire_time.seconds == media.expire_time.seconds
         call.end()
-        assert path.exists() == (wire == "grpc")
+        assert path.exists() == (protocol == "grpc")
         call.end()
 
 
 async def test_a_stalled_download_ends_at_the_deadline(store: MediaStore) -> None:
-    desk = LocalMedia(store, _whose, turns=Turns())
+    media_service = LocalMedia(store, _Access(), turns=Turns())
     media_id = put(store, "ann/test", PNG * 10_000)
     call = Call.from_headers({"x-request-timeout": "0.05"}.get, wire="grpc")
 
     async def stalled() -> None:
-        async with desk.download_media(media_id, "", call) as (_, pieces):
-            async for _ in pieces:
+        async with media_service.download_media(media_id, "", call) as (_, chunks):
+            async for _ in chunks:
                 await asyncio.Event().wait()  # the reader stalls
 
     with pytest.raises(PomeloError) as error:
         await asyncio.wait_for(stalled(), 10)
-    assert refusal(error) == "deadline_exceeded"
+    assert error_code(error) == "deadline_exceeded"
 
 
-# --- how much is stored
+# --- quotas
 
 KIB, MIB = 1024, 1024 * 1024
 
 
 def limited(folder: Path, clock: Clock | None = None, **limits: int) -> MediaStore:
-    """A store with such limits, without a reserve on the disk unless one is given."""
+    """A store with these limits, without a disk reserve by default."""
     return MediaStore(
         folder / "media",
         b"s" * 32,
@@ -341,11 +346,11 @@ def limited(folder: Path, clock: Clock | None = None, **limits: int) -> MediaSto
     )
 
 
-def spool(store: MediaStore, owner: str, size: int, piece: int = 10_000) -> str:
-    """Stores a media file of `size` bytes, piece by piece."""
+def store_file(store: MediaStore, owner: str, size: int, chunk: int = 10_000) -> str:
+    """Stores a media file of `size` bytes, chunk by chunk."""
     with store.writer(owner, "audio/mpeg") as writer:
-        for at in range(0, size, piece):
-            writer.write(b"x" * min(piece, size - at))
+        for at in range(0, size, chunk):
+            writer.write(b"x" * min(chunk, size - at))
         return writer.commit().media_id
 
 
@@ -354,17 +359,17 @@ def on_disk(store: MediaStore) -> int:
     return sum(path.stat().st_size for path in store.folder.iterdir())
 
 
-@pytest.mark.parametrize("piece", [1_000, 65_536, 300_000])
-def test_an_owner_stores_up_to_its_limit_and_not_a_byte_more(tmp_path: Path, piece: int) -> None:
+@pytest.mark.parametrize("chunk", [1_000, 65_536, 300_000])
+def test_an_owner_can_store_exactly_its_limit(tmp_path: Path, chunk: int) -> None:
     store = limited(tmp_path, account=MIB)
     for _ in range(4):
-        spool(store, "ann", MIB // 4, piece)
+        store_file(store, "ann", MIB // 4, chunk)
     with pytest.raises(PomeloError) as error:
-        spool(store, "ann", 1, piece)
-    assert refusal(error) == "payload_too_large"
+        store_file(store, "ann", 1, chunk)
+    assert error_code(error) == "payload_too_large"
     assert "1,048,576" in error.value.message
     assert on_disk(store) == MIB
-    assert spool(store, "bob", MIB, piece)
+    assert store_file(store, "bob", MIB, chunk)
 
 
 def test_bytes_are_refused_before_they_are_written(tmp_path: Path) -> None:
@@ -379,109 +384,109 @@ def test_bytes_are_refused_before_they_are_written(tmp_path: Path) -> None:
     with pytest.raises(PomeloError):
         fill()
     assert files(store) == []
-    assert spool(store, "ann", MIB)  # refused bytes do not count
+    assert store_file(store, "ann", MIB)  # refused bytes do not count
 
 
-def test_bytes_being_written_count(tmp_path: Path) -> None:
+def test_bytes_being_written_count_toward_the_limit(tmp_path: Path) -> None:
     store = limited(tmp_path, account=MIB)
     with store.writer("ann", "audio/mpeg") as writer:
         writer.write(b"x" * (MIB - 4 * KIB))
         with pytest.raises(PomeloError):
-            spool(store, "ann", 4 * KIB + 1)
-        assert spool(store, "ann", 4 * KIB)
+            store_file(store, "ann", 4 * KIB + 1)
+        assert store_file(store, "ann", 4 * KIB)
 
 
-def test_many_small_files_count_as_what_they_take_on_the_disk(tmp_path: Path) -> None:
+def test_small_files_count_with_the_disk_space_that_they_occupy(tmp_path: Path) -> None:
     store = limited(tmp_path, account=40 * KIB)
     for _ in range(10):
-        spool(store, "ann", 1)
+        store_file(store, "ann", 1)
     with pytest.raises(PomeloError):
-        spool(store, "ann", 1)
+        store_file(store, "ann", 1)
 
 
-def test_all_owners_together_store_up_to_the_total_and_the_caller_may_try_again(tmp_path: Path) -> None:
+def test_all_owners_share_the_total_limit_and_callers_may_retry(tmp_path: Path) -> None:
     store = limited(tmp_path, total=MIB, account=MIB)
-    spool(store, "ann", 700 * KIB)
+    store_file(store, "ann", 700 * KIB)
     with pytest.raises(PomeloError) as error:
-        spool(store, "bob", 400 * KIB)
-    assert refusal(error) == "store_unavailable"
+        store_file(store, "bob", 400 * KIB)
+    assert error_code(error) == "store_unavailable"
     assert error.value.retry_after is not None
-    assert spool(store, "bob", 324 * KIB)
+    assert store_file(store, "bob", 324 * KIB)
 
 
 async def test_stored_bytes_are_counted_again_after_a_restart(tmp_path: Path) -> None:
     store = limited(tmp_path, account=MIB)
-    spool(store, "ann", 600 * KIB)
-    spool(store, "bob", 100 * KIB)
-    with store.writer("ann", "audio/mpeg") as left:
-        left.write(b"x" * 200 * KIB)
-        again = limited(tmp_path, account=MIB)  # the first process died while it wrote a part
-        await again.refresh()
-        assert again.quota.stored(again._tag("ann")) == 800 * KIB
-        assert again.quota.stored(again._tag("bob")) == 100 * KIB
+    store_file(store, "ann", 600 * KIB)
+    store_file(store, "bob", 100 * KIB)
+    with store.writer("ann", "audio/mpeg") as unfinished:
+        unfinished.write(b"x" * 200 * KIB)
+        restarted = limited(tmp_path, account=MIB)  # the first process died during a write
+        await restarted.refresh()
+        assert restarted.quota.stored(restarted.ids.owner_tag("ann")) == 800 * KIB
+        assert restarted.quota.stored(restarted.ids.owner_tag("bob")) == 100 * KIB
         with pytest.raises(PomeloError):
-            spool(again, "ann", 225 * KIB)
-        assert spool(again, "ann", 224 * KIB)
+            store_file(restarted, "ann", 225 * KIB)
+        assert store_file(restarted, "ann", 224 * KIB)
 
 
-async def test_a_scan_counts_what_is_being_written(tmp_path: Path) -> None:
+async def test_a_scan_counts_files_that_are_being_written(tmp_path: Path) -> None:
     store = limited(tmp_path, account=MIB)
     with store.writer("ann", "audio/mpeg") as writer:
         for size in (10_000, 300_000, 300_000):  # in the buffer, and on the disk
             writer.write(b"x" * size)
             await store.refresh()
-            assert store.quota.stored(store._tag("ann")) == -(-writer.size // 4096) * 4096
-    assert store.quota.stored(store._tag("ann")) == 0
+            assert store.quota.stored(store.ids.owner_tag("ann")) == -(-writer.size // 4096) * 4096
+    assert store.quota.stored(store.ids.owner_tag("ann")) == 0
 
 
 async def test_expired_and_deleted_files_free_their_bytes(tmp_path: Path) -> None:
     clock = Clock()
     store = limited(tmp_path, clock, account=MIB)
-    media_id = spool(store, "ann", MIB)
+    media_id = store_file(store, "ann", MIB)
     store.delete(media_id, "ann")
     assert files(store) == []
-    spool(store, "ann", MIB)
+    store_file(store, "ann", MIB)
     clock.ahead = 61
     assert await store.refresh() == 1
-    assert spool(store, "ann", MIB)
+    assert store_file(store, "ann", MIB)
     for path in store.folder.iterdir():  # by hand
         path.unlink()
     await store.refresh()
-    assert spool(store, "ann", MIB)
+    assert store_file(store, "ann", MIB)
 
 
-async def test_a_scan_counts_right_what_is_stored_and_deleted_meanwhile(tmp_path: Path) -> None:
+async def test_a_scan_counts_files_stored_and_deleted_during_the_scan(tmp_path: Path) -> None:
     store = limited(tmp_path, account=100 * MIB)
-    kept = [spool(store, "ann", 20 * KIB) for _ in range(200)]
+    media_ids = [store_file(store, "ann", 20 * KIB) for _ in range(200)]
     stop = threading.Event()
-    turns = 0
+    scans = 0
 
     async def scan() -> None:
-        nonlocal turns
+        nonlocal scans
         while not stop.is_set():
             await store.refresh()
-            turns += 1
+            scans += 1
 
     scanning = asyncio.create_task(scan())
     for number in range(300):
         with store.writer("ann", "audio/mpeg") as writer:
             writer.write(b"x" * 100_000)
             await asyncio.sleep(0)
-            kept.append(writer.commit().media_id)
-        store.delete(kept.pop(number % len(kept)), "ann")
+            media_ids.append(writer.commit().media_id)
+        store.delete(media_ids.pop(number % len(media_ids)), "ann")
         await asyncio.sleep(0)
     stop.set()
     await scanning
-    assert turns > 3
+    assert scans > 3
     expected = sum(-(-path.stat().st_size // 4096) * 4096 for path in store.folder.iterdir())
-    assert store.quota.stored(store._tag("ann")) == expected
+    assert store.quota.stored(store.ids.owner_tag("ann")) == expected
 
 
-async def test_parts_are_deleted_once_their_writer_must_be_gone(tmp_path: Path) -> None:
+async def test_partial_files_without_a_writer_are_deleted(tmp_path: Path) -> None:
     clock = Clock()
     store = limited(tmp_path, clock)
     (store.folder / f".part_{'0' * 42}").write_bytes(b"left by a process that died")
-    (store.folder / "somebody else's").write_bytes(b"")
+    (store.folder / "unrelated").write_bytes(b"")
     clock.ahead = 890
     assert await store.refresh() == 0
     with store.writer("ann", "audio/mpeg") as writer:
@@ -491,75 +496,75 @@ async def test_parts_are_deleted_once_their_writer_must_be_gone(tmp_path: Path) 
         assert writer.commit().media_id in files(store)
 
 
-async def test_a_file_that_cannot_be_deleted_does_not_stop_the_sweep(tmp_path: Path) -> None:
+async def test_a_file_that_cannot_be_deleted_does_not_stop_the_scan(tmp_path: Path) -> None:
     clock = Clock()
     store = limited(tmp_path, clock)
     stuck = store.folder / f"media_{'0' * 42}.png"
     stuck.mkdir()  # unlink cannot delete a folder
-    ids = [spool(store, "ann", 1) for _ in range(20)]
+    ids = [store_file(store, "ann", 1) for _ in range(20)]
     clock.ahead = 61
     assert await store.refresh() == len(ids)
     assert files(store) == [stuck.name]
 
 
-def test_a_reserve_of_the_disk_stays_free(tmp_path: Path) -> None:
+def test_the_disk_reserve_stays_free(tmp_path: Path) -> None:
     disk = os.statvfs(tmp_path)
     store = limited(tmp_path, reserve=disk.f_bavail * disk.f_frsize + 1024 * MIB)
     for size in (1, 100_000):
         with pytest.raises(PomeloError) as error:
-            spool(store, "ann", size)
-        assert refusal(error) == "store_unavailable"
+            store_file(store, "ann", size)
+        assert error_code(error) == "store_unavailable"
     assert files(store) == []
     with pytest.raises(PomeloError) as error:
         store.check_answer("ann", 1)
-    assert refusal(error) == "store_unavailable"
+    assert error_code(error) == "store_unavailable"
 
 
 @contextmanager
-def no_file_grows(most: int) -> Iterator[None]:
-    """Limits how large any file of this process may be, that of the test's own report too."""
+def max_file_size(size: int) -> Iterator[None]:
+    """Limits the size of every file that this process writes, including the test report."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (most, before[1]))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
     try:
         yield
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
-@pytest.mark.parametrize("most", [0, 70_000, 200_000])
-def test_a_full_disk_is_the_stores_failure_and_leaves_nothing(tmp_path: Path, most: int) -> None:
+@pytest.mark.parametrize("size", [0, 70_000, 200_000])
+def test_a_full_disk_is_reported_as_store_unavailable_and_leaves_no_file(tmp_path: Path, size: int) -> None:
     store = limited(tmp_path, account=MIB)
-    for piece in (1_000, 60_000, 100_000, 300_000):
-        with pytest.raises(PomeloError) as error, no_file_grows(most):
-            spool(store, "ann", 300_000, piece)
-        assert refusal(error) == "store_unavailable"
+    for chunk in (1_000, 60_000, 100_000, 300_000):
+        with pytest.raises(PomeloError) as error, max_file_size(size):
+            store_file(store, "ann", 300_000, chunk)
+        assert error_code(error) == "store_unavailable"
         assert isinstance(error.value.__cause__, OSError)
         assert error.value.__cause__.errno == errno.EFBIG
         assert files(store) == []
-    assert store.quota.stored(store._tag("ann")) == 0
+    assert store.quota.stored(store.ids.owner_tag("ann")) == 0
 
 
-@pytest.mark.parametrize("most", [0, 70_000, 200_000])
-def test_media_stored_before_the_disk_was_full_can_be_read(tmp_path: Path, most: int) -> None:
+@pytest.mark.parametrize("size", [0, 70_000, 200_000])
+def test_media_stored_before_the_disk_was_full_can_be_read(tmp_path: Path, size: int) -> None:
     store = limited(tmp_path)
-    for piece in (1_000, 60_000, 100_000):
-        pieces = [bytes([number % 251]) * piece for number in range(300)]
-        taken = 0
+    for chunk in (1_000, 60_000, 100_000):
+        chunks = [bytes([number % 251]) * chunk for number in range(300)]
+        written = 0
         with store.writer("ann", "audio/mpeg") as writer:
-            with suppress(PomeloError), no_file_grows(most):
-                for data in pieces:
+            with suppress(PomeloError), max_file_size(size):
+                for data in chunks:
                     writer.write(data)
-                    taken += 1
-            assert taken < 300
-            assert writer.contents() == b"".join(pieces[:taken])
+                    written += 1
+            assert written < 300
+            assert writer.contents() == b"".join(chunks[:written])
 
 
-async def test_a_hundred_thousand_files_are_swept_quickly_and_off_the_loop(tmp_path: Path) -> None:
+async def test_a_hundred_thousand_files_are_scanned_quickly_without_blocking_the_loop(tmp_path: Path) -> None:
     clock = Clock()
     store = limited(tmp_path, clock)
     count = 100_000 if os.environ.get("LOAD_CALLS") else 2_000
     for _ in range(count):
-        stem, _tag = store.new_stem("ann")
+        stem = store.ids.new_stem(store.ids.owner_tag("ann"))
         os.close(os.open(store.folder / f"media_{stem}.png", os.O_CREAT | os.O_WRONLY))
     longest = 0.0
 

@@ -201,11 +201,11 @@ def test_a_side_that_is_not_given_is_the_default_as_the_route_takes_it(
 
 
 def transcript(
-    seconds: float, words: list[tuple[float, float]], heard_ms: int = 9_800, language: str = "eng"
+    seconds: float, words: list[tuple[float, float]], input_audio_ms: int = 9_800, language: str = "eng"
 ) -> tuple[TaskResult, Usage, bool]:
     """The result of a transcript of audio that has at most 10 s, and what is billed for it."""
     most = Usage(audio_ms=10_000)
-    fold = collector("eleven-labs-stt", bound=Estimate(most, most, heard_ms=heard_ms))
+    fold = collector("eleven-labs-stt", bound=Estimate(most, most, input_audio_ms=input_audio_ms))
     event = StreamTaskResponse()
     found = event.result.transcription
     found.text, found.language, found.audio_seconds = "some words", language, seconds
@@ -235,10 +235,10 @@ def test_the_reported_length_is_billed_where_it_is_possible(seconds: float, ms: 
 
 
 def test_audio_of_unknown_length_is_billed_by_its_bound_and_lasts_to_its_last_word() -> None:
-    result, used, counted = transcript(0.0, [(0.5, 1.5), (2.0, 2.5)], heard_ms=0)
+    result, used, counted = transcript(0.0, [(0.5, 1.5), (2.0, 2.5)], input_audio_ms=0)
     assert (used, counted) == (Usage(audio_ms=10_000), False)
     assert result.transcription.audio_seconds == 2.5
-    assert transcript(0.0, [], heard_ms=0)[0].transcription.audio_seconds == 0
+    assert transcript(0.0, [], input_audio_ms=0)[0].transcription.audio_seconds == 0
 
 
 def test_times_that_are_no_numbers_are_replaced_by_those_before() -> None:
@@ -356,8 +356,8 @@ def test_audio_is_as_long_as_it_was_measured_with_room_for_the_vendors_rounding(
         (AudioInfo(1_001), 8_008),
         (AudioInfo(1), 8),
     ):
-        assert heard.most(limited) == heard.most(unlimited) == most
-    assert AudioInfo(1, 299_000).most(limited) == 300_000 < AudioInfo(1, 299_000).most(unlimited)
+        assert heard.max_ms(limited) == heard.max_ms(unlimited) == most
+    assert AudioInfo(1, 299_000).max_ms(limited) == 300_000 < AudioInfo(1, 299_000).max_ms(unlimited)
     assert not AudioInfo(1, 300_500).exceeds(limited)
     assert AudioInfo(1, 300_501).exceeds(limited)
     assert not AudioInfo(1, 10**9).exceeds(unlimited)

@@ -1,4 +1,4 @@
-"""The length of answers is counted from their bytes, however these are cut and whatever format was asked for."""
+"""The length of answers is measured from their bytes, in chunks of any size and whatever the requested format."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ import av
 import pytest
 
 from pomelo.tasks.audio_meter import AudioMeter
-from pomelo.tasks.speech import FORMATS
+from pomelo.tasks.fields import AUDIO_FORMATS
 from pomelo.testing.sound import packets
 
 WEBM = b"\x1aE\xdf\xa3" + bytes(5000)
 
 
 def encoded(container: str, codec: str, seconds: float, rate: int, **options: Any) -> bytes:
-    """A tone, as FFmpeg writes it."""
+    """A tone, encoded by FFmpeg."""
     file = io.BytesIO()
     with av.open(file, "w", format=container) as out:
         stream: Any = out.add_stream(codec, rate=rate)
@@ -41,11 +41,11 @@ def encoded(container: str, codec: str, seconds: float, rate: int, **options: An
     return file.getvalue()
 
 
-def measured(sound: bytes, content_type: str, asked: str, cut: int = 1000) -> int | None:
-    """What the meter says of a sound that comes in pieces of `cut` bytes."""
-    meter = AudioMeter(content_type, asked)
-    for at in range(0, len(sound), cut):
-        meter.add(sound[at : at + cut])
+def measured(audio: bytes, content_type: str, output_format: str, size: int = 1000) -> int | None:
+    """The measured length of audio that is delivered in chunks of `size` bytes."""
+    meter = AudioMeter(content_type, output_format)
+    for at in range(0, len(audio), size):
+        meter.add(audio[at : at + size])
     return meter.ms
 
 
@@ -55,46 +55,50 @@ FILES = {
     "mp3 of half the sample rate": encoded("mp3", "mp3", 3, 22050, bit_rate=48_000),
     "mp3 of a quarter of the sample rate": encoded("mp3", "mp3", 3, 11025, bit_rate=16_000),
     "opus at 6 kbit/s": encoded("ogg", "libopus", 3, 48000, bit_rate=6_000),
-    "opus with silence left out": encoded("ogg", "libopus", 3, 48000, dtx=1, bit_rate=64_000),
+    "opus without packets for silence": encoded("ogg", "libopus", 3, 48000, dtx=1, bit_rate=64_000),
     "wav": encoded("wav", "pcm_s16le", 3, 16000),
     "wav in stereo": encoded("wav", "pcm_s16le", 3, 44100, layout="stereo"),
 }
 
 
-@pytest.mark.parametrize("cut", [1, 7, 1000, 10**6])
+@pytest.mark.parametrize("size", [1, 7, 1000, 10**6])
 @pytest.mark.parametrize("name", FILES)
-@pytest.mark.parametrize("asked", ["mp3_44100_128", "wav_16000", "pcm_16000", "opus_48000_192", "ulaw_8000"])
-def test_an_encoded_answer_is_as_long_as_it_plays(name: str, asked: str, cut: int) -> None:
-    ms = measured(FILES[name], "", asked, cut)
+@pytest.mark.parametrize(
+    "output_format", ["mp3_44100_128", "wav_16000", "pcm_16000", "opus_48000_192", "ulaw_8000"]
+)
+def test_the_length_of_an_encoded_answer_is_its_playing_time(
+    name: str, output_format: str, size: int
+) -> None:
+    ms = measured(FILES[name], "", output_format, size)
     assert ms is not None
     assert 2950 <= ms <= 3350  # encoders add a few frames
 
 
-@pytest.mark.parametrize("asked", sorted(FORMATS))
-def test_every_format_is_measured(asked: str) -> None:
-    codec, rate, *kbits = asked.split("_")
+@pytest.mark.parametrize("output_format", sorted(AUDIO_FORMATS))
+def test_every_format_is_measured(output_format: str) -> None:
+    codec, rate, *kbits = output_format.split("_")
     per_second = int(kbits[0]) * 125 if kbits else int(rate) * (1 if codec in ("ulaw", "alaw") else 2)
-    ms = measured(b"".join(packets(asked, per_second * 4, "seed")), "", asked)
+    ms = measured(b"".join(packets(output_format, per_second * 4, "seed")), "", output_format)
     assert ms == pytest.approx(4000, rel=0.1 if codec == "opus" else 0.02)
 
 
-def test_the_sample_rate_of_the_content_type_counts() -> None:
+def test_the_sample_rate_of_the_content_type_is_used() -> None:
     assert measured(bytes(88_200), "audio/pcm;rate=44100", "mp3_44100_128") == 1000
     assert measured(bytes(88_200), "audio/pcm;rate=44100", "pcm_16000") == 1000
     assert measured(bytes(88_200), "audio/pcm", "pcm_44100") == 1000
 
 
-@pytest.mark.parametrize("asked", ["mp3_44100_128", "opus_48000_32", "wav_16000"])
-def test_what_can_not_be_measured_has_no_length(asked: str) -> None:
-    assert measured(WEBM, "audio/webm", asked) is None
-    assert measured(bytes(5000), "audio/mpeg", asked) is None
+@pytest.mark.parametrize("output_format", ["mp3_44100_128", "opus_48000_32", "wav_16000"])
+def test_audio_that_cannot_be_measured_has_no_length(output_format: str) -> None:
+    assert measured(WEBM, "audio/webm", output_format) is None
+    assert measured(bytes(5000), "audio/mpeg", output_format) is None
 
 
-def test_samples_that_begin_like_a_frame_are_samples() -> None:
+def test_samples_that_begin_like_a_frame_are_measured_as_samples() -> None:
     assert measured(b"\xff\xfb\x90\xc0" + bytes(31_996), "audio/pcm;rate=16000", "pcm_16000") == 1000
 
 
-def test_tags_have_no_length_and_damage_does_not_shorten() -> None:
+def test_tags_have_no_length_and_damage_does_not_shorten_audio() -> None:
     mp3 = b"".join(packets("mp3_44100_128", 16_000 * 3, "seed"))
     whole = measured(mp3, "audio/mpeg", "mp3_44100_128")
     tag = b"ID3\x04\x00\x00\x00\x00\x4e\x10" + bytes(10_000)
@@ -104,7 +108,7 @@ def test_tags_have_no_length_and_damage_does_not_shorten() -> None:
     assert damaged == pytest.approx(2 * whole, abs=80)
 
 
-def test_what_has_come_so_far_is_measured() -> None:
+def test_the_length_is_known_at_any_time() -> None:
     meter = AudioMeter("audio/ogg", "opus_48000_64")
     ogg = FILES["opus at 6 kbit/s"]
     lengths = []

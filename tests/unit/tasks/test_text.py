@@ -1,4 +1,4 @@
-"""Long conversations: their words are counted as Python counts them, and their parts are bounded."""
+"""Words of long conversations are counted as by str.split, and the number of parts is limited."""
 
 from __future__ import annotations
 
@@ -21,28 +21,28 @@ MODEL = Model("m", TaskType.TASK_TYPE_TEXT, (), Limits(max_input_tokens=10**6), 
 ROUTE = Route("p", "m")
 BLANKS = " \t\n\x0b\x0c\r\x1c\x1d\x1e\x1f\x85\xa0\u1680\u2003\u2028\u2029\u202f\u205f\u3000"
 
-said = st.text(st.one_of(st.sampled_from(BLANKS), st.characters(exclude_categories=["Cs"])), max_size=60)
+contents = st.text(st.one_of(st.sampled_from(BLANKS), st.characters(exclude_categories=["Cs"])), max_size=60)
 
 
-def asked(*contents: str) -> text_pb2.TextInput:
+def conversation_of(*contents: str) -> text_pb2.TextInput:
     """A conversation."""
     return text_pb2.TextInput(
         messages=[text_pb2.Message(role=text_pb2.ROLE_USER, content=content) for content in contents]
     )
 
 
-@given(st.lists(said, min_size=1, max_size=3), st.integers(1, 7))
-def test_words_are_counted_alike_whole_and_in_slices(contents: list[str], size: int) -> None:
-    conversation = asked(*contents)
+@given(st.lists(contents, min_size=1, max_size=3), st.integers(1, 7))
+def test_words_are_counted_alike_as_a_whole_and_in_slices(messages: list[str], size: int) -> None:
+    conversation = conversation_of(*messages)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("pomelo.tasks.text._SLICE", size)
         bound = text.estimate(conversation, MODEL, ROUTE, AudioInfo())
-    words = sum(len(content.split()) for content in contents)
-    assert bound.input_tokens == max(words, sum(len(content.encode()) for content in contents) // 8)
+    words = sum(len(content.split()) for content in messages)
+    assert bound.input_tokens == max(words, sum(len(content.encode()) for content in messages) // 8)
 
 
 def test_partial_usage_does_not_count_a_long_prompt_again() -> None:
-    conversation = asked("word " * 500_000)
+    conversation = conversation_of("word " * 500_000)
     bound = text.estimate(conversation, MODEL, ROUTE, AudioInfo())
     tracemalloc.start()
     try:
@@ -53,7 +53,7 @@ def test_partial_usage_does_not_count_a_long_prompt_again() -> None:
     assert (used.input_tokens, used.output_tokens) == (500_000, 2)
 
 
-def test_parts_of_all_messages_together_are_bounded() -> None:
+def test_the_number_of_parts_of_all_messages_is_limited() -> None:
     conversation = text_pb2.TextInput()
     for _ in range(100):
         message = conversation.messages.add(role=text_pb2.ROLE_USER)
@@ -61,32 +61,32 @@ def test_parts_of_all_messages_together_are_bounded() -> None:
             message.parts.parts.add(text="a")
     text.check(conversation, MODEL)
     conversation.messages.add(role=text_pb2.ROLE_USER).parts.parts.add(text="a")
-    with pytest.raises(PomeloError) as refusal:
+    with pytest.raises(PomeloError) as error:
         text.check(conversation, MODEL)
-    assert (refusal.value.code, refusal.value.field) == ("invalid_parameter", "messages")
-    assert "10,000 parts" in refusal.value.message
+    assert (error.value.code, error.value.field) == ("invalid_parameter", "messages")
+    assert "10,000 parts" in error.value.message
 
 
 @pytest.mark.parametrize("keep", [False, True])
-def test_the_text_of_a_stream_is_kept_only_where_somebody_may_ask_for_it_again(keep: bool) -> None:
-    conversation = asked("Go")
+def test_the_text_of_a_stream_is_kept_only_for_an_idempotency_key(keep: bool) -> None:
+    conversation = conversation_of("Go")
     bound = text.estimate(conversation, MODEL, ROUTE, AudioInfo())
-    fold = text.TextCollector(CollectorContext(conversation, MODEL, bound, True, None, keep))  # type: ignore[arg-type]
+    collector = text.TextCollector(CollectorContext(conversation, MODEL, bound, True, None, keep))  # type: ignore[arg-type]
     tracemalloc.start()
     try:
         for _ in range(100_000):
             event = StreamTaskResponse()
             event.text_delta.content = "four"
-            assert fold.add(event) is event
-        held = tracemalloc.get_traced_memory()[0]
+            assert collector.add(event) is event
+        memory = tracemalloc.get_traced_memory()[0]
     finally:
         tracemalloc.stop()
     last = StreamTaskResponse()
     last.text_delta.finish_reason = text_pb2.FINISH_REASON_STOP
-    fold.add(last)
+    collector.add(last)
     result = TaskResult()
-    fold.finish(result)
+    collector.finish(result)
     assert result.text.content == ("four" * 100_000 if keep else "")
     # A stored text takes about its own bytes, not those of 100,000 pieces.
-    assert held < (1_000_000 if keep else 20_000)
-    assert fold.used()[0].output_tokens == 100_000
+    assert memory < (1_000_000 if keep else 20_000)
+    assert collector.used()[0].output_tokens == 100_000

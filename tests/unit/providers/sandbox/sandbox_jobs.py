@@ -94,7 +94,7 @@ async def hear(sandbox: Any, audio: AudioSource, **given: Any) -> Transcription:
 
 def source(data: bytes, content_type: str = "") -> AudioSource:
     """Bytes as an input, measured as the engine does."""
-    bare = samples.raw(content_type)
+    bare = samples.sample_format(content_type)
     ms = (
         -(-len(data) * 1000 // (bare[0] * bare[1]))
         if bare

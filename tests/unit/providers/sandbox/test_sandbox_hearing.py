@@ -20,7 +20,7 @@ from pomelo.errors import PomeloError
 from pomelo.gen.v1.speech_pb2 import Timestamps, Transcription
 from pomelo.providers.base import AudioSource
 from pomelo.providers.sandbox import Sandbox
-from pomelo.tasks.speech import FORMATS
+from pomelo.tasks.fields import AUDIO_FORMATS as FORMATS
 from tests.unit.media import corpus
 from tests.unit.providers.sandbox.sandbox_jobs import decode, hear, respeak, source, speak
 

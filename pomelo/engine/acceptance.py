@@ -1,0 +1,196 @@
+"""Accepts tasks: everything about a task that can be refused before limits, credits or a provider are
+involved.
+
+Key, model, fields, headers, routes and audio are checked in one order, the same over both protocols. Nothing
+is reserved here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import replace
+from typing import Any, TypeVar
+
+from pomelo.accounts.access import Access
+from pomelo.call import STRICT, Call, Principal
+from pomelo.catalog import retirement
+from pomelo.catalog.catalog import Model
+from pomelo.engine import idempotency
+from pomelo.engine.job import AcceptedJob
+from pomelo.engine.routing import Candidate, Router
+from pomelo.errors import PomeloError, invalid
+from pomelo.gen.v1.media_pb2 import ResponseFormat
+from pomelo.gen.v1.speech_pb2 import AudioInput
+from pomelo.gen.v1.task_pb2 import Task
+from pomelo.ids import new_id
+from pomelo.media.audio import AudioSource
+from pomelo.media.content_types import sniff
+from pomelo.media.duration import Measurer
+from pomelo.media.store import MediaStore
+from pomelo.providers.fitting import Fitting
+from pomelo.tasks import TASK_TYPES
+from pomelo.tasks.base import AudioInfo, TaskDefinition
+
+T = TypeVar("T")
+
+INLINE_LIMIT = 4 * 1024 * 1024
+"""Bytes of audio that a gRPC caller may send inline in a task."""
+
+LARGE = 256 * 1024
+"""Bytes above which a task is examined in a thread, so that it does not block the event loop."""
+
+
+class Acceptance:
+    """Turns tasks into jobs, or refuses them.
+
+    `inline_limit` is the most bytes of inline audio over gRPC, `now` is Unix time, `new_id` makes a task id
+    from its prefix.
+    """
+
+    def __init__(
+        self,
+        *,
+        access: Access,
+        router: Router,
+        media: MediaStore,
+        measurer: Measurer,
+        inline_limit: int = INLINE_LIMIT,
+        now: Callable[[], float] = time.time,
+        new_id: Callable[[str], str] = new_id,
+    ) -> None:
+        self._access = access
+        self._router = router
+        self._media = media
+        self._measurer = measurer
+        self._inline_limit = inline_limit
+        self._now = now
+        self._new_id = new_id
+
+    async def accept(self, task: Task, call: Call, principal: Principal, *, stream: bool) -> AcceptedJob:
+        """The job of a valid task. Writes the headers about its model and its adjustments.
+
+        Raises:
+            PomeloError: what is wrong with the headers, the model or the fields, in this order;
+                store_unavailable.
+        """
+        if call.header_error is not None:
+            raise call.header_error
+        if not task.model:
+            raise PomeloError("missing_parameter", "Missing required field: model", field="model")
+        model = self._access.model(task.model, principal)
+        call.response_headers |= retirement.headers(model)
+        definition = TASK_TYPES[model.task_type]
+        which = task.WhichOneof("input")
+        if which is not None and which != definition.name:
+            raise PomeloError(
+                "invalid_parameter",
+                f"Invalid input: {task.model} takes {definition.name}, not {which}",
+                field=which,
+            )
+        given = getattr(task, definition.name)
+        large = task.ByteSize() > LARGE
+        await _examine(large, definition.check, given, model)
+        routes, fitted, billed = await self._fit(
+            given, model, definition, principal, large, strict=call.strict
+        )
+        if call.strict:
+            call.response_headers["Preference-Applied"] = STRICT
+            if billed.adjustments:
+                raise billed.refusal()
+        audio = self._audio_source(given.audio, call, principal) if definition.audio else None
+        key = None
+        if call.idempotency_key is not None:
+            key = await idempotency.idempotency_key(call.idempotency_key, task, audio)
+        info = AudioInfo()
+        if audio is not None:
+            measured = await self._measurer.measure(audio, principal.account)
+            audio = replace(audio, ms=measured.ms, content_type=measured.content_type)
+            info = AudioInfo(audio.size, audio.ms)
+            if info.exceeds(model):
+                raise invalid("audio", f"audio of at most {model.limits.max_audio_seconds} seconds")
+        estimate = await _examine(large, definition.bound, billed.input, model, billed.route, info)
+        prices, price_version = model.prices_for(billed.route)
+        media_bytes = 0
+        if key is not None or idempotency.requested_format(given) == ResponseFormat.RESPONSE_FORMAT_URL:
+            output = estimate
+            if not principal.live:  # the sandbox accepts input that a live model does not
+                output = definition.bound(fitted.input, model, fitted.route, info)
+            media_bytes = definition.media_size(fitted.input, output)
+        return AcceptedJob(
+            task_id=self._new_id(definition.id_prefix),
+            model=model,
+            route=fitted.route,
+            input=fitted.input,
+            stream=stream,
+            deadline=call.deadline,
+            audio=audio,
+            adjustments=billed.adjustments,
+            given=given,
+            request_id=call.request_id,
+            principal=principal,
+            protocol=call.wire,
+            definition=definition,
+            routes=tuple(routes),
+            estimate=estimate,
+            prices=prices,
+            price_version=price_version,
+            idempotency_key=key,
+            media_bytes=media_bytes,
+            created=int(self._now()),
+        )
+
+    async def _fit(
+        self,
+        given: Any,
+        model: Model,
+        definition: TaskDefinition,
+        principal: Principal,
+        large: bool,
+        *,
+        strict: bool,
+    ) -> tuple[list[Candidate], Fitting, Fitting]:
+        """The routes that can serve a task, its input as the first of them takes it, and as the route takes
+        it by which it is billed and adjusted. With `strict`, only routes without adjustments may take over
+        from the first one."""
+        routes: list[Candidate] = []
+        with suppress(PomeloError):  # provider_not_configured, which is refused after the limits and credits
+            routes = self._router.candidates(model, definition.name, live=principal.live)
+        if not (principal.live and routes):
+            billed = await _examine(large, self._router.preview, model, definition.name, given)
+            fitted = await _examine(large, routes[0].fit, given, model) if routes else billed
+            return routes, fitted, billed
+        fitted = await _examine(large, routes[0].fit, given, model)
+        if strict:
+            for other in routes[1:]:
+                if (await _examine(large, other.fit, given, model)).adjustments:
+                    routes.remove(other)
+        return routes, fitted, fitted
+
+    def _audio_source(self, audio: AudioInput, call: Call, principal: Principal) -> AudioSource:
+        if audio.media_id:
+            try:
+                path, media = self._media.find(audio.media_id, principal.owner)
+            except PomeloError as error:
+                if error.code != "not_found":
+                    raise
+                raise invalid(
+                    "audio", "a medium that this account uploaded in the same mode within the last hour"
+                ) from error
+            return AudioSource(media.content_type, media.size_bytes, path=path)
+        size = len(audio.data)
+        # A REST caller can't upload: the gateway decides what goes inline, within the limits of its bodies.
+        if size > self._inline_limit and call.wire != "rest":
+            raise PomeloError(
+                "payload_too_large",
+                f"audio is larger than the {self._inline_limit:,} bytes that may be inline. Upload it",
+                field="audio",
+            )
+        return AudioSource(sniff(audio.content_type, audio.data[:16]), size, data=audio.data)
+
+
+async def _examine(large: bool, look: Callable[..., T], *arguments: Any) -> T:
+    """Calls a function on a task's input; in a thread if the task is large."""
+    return await asyncio.to_thread(look, *arguments) if large else look(*arguments)

@@ -1,0 +1,34 @@
+"""A task as it was accepted: what is asked for, by whom, on which routes, and what it may use."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from pomelo.call import Principal
+from pomelo.catalog.pricing import Prices
+from pomelo.engine.routing import Candidate
+from pomelo.providers.base import Job
+from pomelo.stores.ledger import IdempotencyKey
+from pomelo.tasks.base import Estimate, TaskDefinition
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AcceptedJob(Job):
+    """A job that only limits, credits and its provider can still refuse.
+
+    `route` and `input` are those of the first route. `routes` are tried in order; empty: no provider of the
+    model is configured. `estimate` and `prices` are what is reserved and charged: for a test key those of the
+    model's first route in live mode. `media_bytes` is the most that storing the output can take, 0 if nothing
+    is stored. `created` is Unix time in whole seconds.
+    """
+
+    principal: Principal
+    protocol: str
+    definition: TaskDefinition
+    routes: tuple[Candidate, ...]
+    estimate: Estimate
+    prices: Prices
+    price_version: str
+    idempotency_key: IdempotencyKey | None
+    media_bytes: int
+    created: int

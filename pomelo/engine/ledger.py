@@ -1,0 +1,318 @@
+"""The ledger of running tasks: reserves limits and credits, saves progress, and ends what no task runs any
+more."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Mapping
+from functools import partial
+
+from pomelo import money
+from pomelo.accounts.plans import Plan
+from pomelo.call import Call, Principal
+from pomelo.catalog.catalog import Model
+from pomelo.catalog.pricing import encode_prices, max_cost
+from pomelo.engine.job import AcceptedJob
+from pomelo.engine.limits import CHARGED_HEADER, limit_headers, refusal
+from pomelo.engine.reservation import Reservation
+from pomelo.engine.store_operations import MAX_CONCURRENT_RETRIES, StoreOperations
+from pomelo.errors import PomeloError
+from pomelo.gen.v1.task_pb2 import TaskType
+from pomelo.ids import new_id
+from pomelo.process import periodically
+from pomelo.stores.ledger import (
+    LedgerStore,
+    LimitStatus,
+    LostReservationError,
+    Refused,
+    ReplayedAnswer,
+    Reserved,
+    ReserveRequest,
+    Settled,
+    UsageRecord,
+    Wallet,
+)
+
+PROGRESS_INTERVAL = 1.0
+"""Seconds between saves of what running tasks have used: what a crash can leave unbilled."""
+
+RECONCILE_INTERVAL = 10.0
+"""Seconds between searches for reservations of this process whose tasks are not running. A reservation that
+two successive searches find is ended."""
+
+_MAX_RECOVERED = 1_024
+"""The most reservations that one search ends."""
+
+_NO_PLAN = Plan("")
+
+log = logging.getLogger("pomelo.admission")
+
+
+class Ledger:
+    """Reserves what tasks need, and ends every reservation: no error of the store, expected or not, drops
+    one. Each end is retried until its outcome is known; `reconcile` ends what is left.
+
+    `plans` are by name. `now` is Unix time, `monotonic` times tasks, `reconcile_every` is RECONCILE_INTERVAL
+    or another interval; all in seconds.
+    """
+
+    def __init__(
+        self,
+        store: LedgerStore,
+        plans: Mapping[str, Plan],
+        *,
+        now: Callable[[], float] = time.time,
+        monotonic: Callable[[], float] = time.monotonic,
+        reconcile_every: float = RECONCILE_INTERVAL,
+    ) -> None:
+        self.store = store
+        self.now = now
+        self.monotonic = monotonic
+        self.operations = StoreOperations(monotonic, _log_uncollected)
+        self.running: dict[str, Reservation] = {}
+        """By task id."""
+        self._plans = plans
+        self._reconcile_every = reconcile_every
+        self._orphans: set[str] = set()
+        """Tasks whose reservation the last search found without a running task."""
+
+    # --- limits and credits
+
+    async def report(self, call: Call, principal: Principal, model: Model | None = None) -> None:
+        """Writes the current limits and credits into the response headers. With a text `model`, its token
+        limit is included.
+
+        Raises:
+            PomeloError: store_unavailable.
+        """
+        plan = self._plans.get(principal.plan, _NO_PLAN)
+        name = model.name if model is not None and model.task_type == TaskType.TASK_TYPE_TEXT else ""
+        status = await self.limit_status(Wallet(principal.account, principal.live), name)
+        call.response_headers |= limit_headers(plan, status, self.now(), tokens=bool(name))
+
+    async def count_request(self, call: Call, principal: Principal) -> None:
+        """Counts a request whose body was refused toward the requests per minute; reserves nothing.
+
+        Raises:
+            PomeloError: rate_limit_exceeded, store_unavailable.
+        """
+        plan = self._plans.get(principal.plan, _NO_PLAN)
+        draft = UsageRecord(
+            task_id=new_id("refused_"),
+            request_id=call.request_id,
+            account=principal.account,
+            live=principal.live,
+            key_id=principal.key_id,
+            wire=call.wire,
+            model="",
+            task_type="",
+            at=self.now(),
+        )
+        request = ReserveRequest(draft, minimum=0, maximum=0, requests_limit=plan.requests)
+        self.operations.acquire(draft.task_id)
+        try:
+            outcome = await self._reserve(request)
+            if isinstance(outcome, Refused):
+                now = self.now()
+                call.response_headers |= limit_headers(plan, outcome.limit_status, now, tokens=False)
+                raise refusal(outcome, request, now)
+            void = partial(self.store.void, draft.wallet, draft.task_id)
+            voiding = self.operations.run_in_background(draft.task_id, void)
+            await self.operations.outcome(lambda: asyncio.shield(voiding))
+        finally:
+            self.operations.release(draft.task_id)
+
+    async def limit_status(self, wallet: Wallet, model: str) -> LimitStatus:
+        """A wallet's current limits and credits.
+
+        Raises:
+            PomeloError: store_unavailable.
+        """
+        return await self.operations.outcome(partial(self.store.limit_status, wallet, model))
+
+    # --- reserving
+
+    async def reserve(self, job: AcceptedJob, plan: Plan, call: Call) -> Reservation | ReplayedAnswer:
+        """Reserves all that a task needs in one step; or returns the answer to its Idempotency-Key, if there
+        is one. A caller that leaves meanwhile leaves nothing reserved. Writes limits and credits into the
+        response headers.
+
+        Raises:
+            PomeloError: rate_limit_exceeded, concurrency_limit_exceeded, token_limit_exceeded,
+                insufficient_credits, idempotency_conflict, idempotency_mismatch, store_unavailable.
+        """
+        principal, estimate, prices = job.principal, job.estimate, job.prices
+        is_text = job.definition.name == "text"
+        draft = UsageRecord(
+            task_id=job.task_id,
+            request_id=job.request_id,
+            account=principal.account,
+            live=principal.live,
+            key_id=principal.key_id,
+            wire=job.protocol,
+            model=job.model.name,
+            task_type=job.definition.name,
+            prices=encode_prices(prices),
+            price_version=job.price_version,
+            at=self.now(),
+        )
+        request = ReserveRequest(
+            draft,
+            minimum=max_cost(estimate.minimum, prices),
+            maximum=max_cost(estimate.maximum, prices),
+            sufficient=0 if estimate.sufficient is None else max_cost(estimate.sufficient, prices),
+            requests_limit=plan.requests,
+            concurrency_limit=plan.concurrent,
+            tokens=estimate.tokens,
+            tokens_limit=plan.tokens if is_text else None,
+            idempotency_key=job.idempotency_key,
+        )
+        self.operations.acquire(job.task_id)
+        try:
+            outcome = await self._reserve(request)
+            now = self.now()
+            call.response_headers |= limit_headers(plan, outcome.limit_status, now, tokens=is_text)
+            if isinstance(outcome, Refused):
+                raise refusal(outcome, request, now)
+            if isinstance(outcome, ReplayedAnswer):
+                call.response_headers[CHARGED_HEADER] = money.format_credits(0)
+                call.response_headers["Idempotent-Replayed"] = "true"
+                return outcome
+            if estimate.exact and not prices.bills_reported_cost():  # a reported cost is known at the end
+                call.response_headers[CHARGED_HEADER] = money.format_credits(request.maximum)
+            reservation = Reservation(self, job, plan, draft, outcome, call)
+            self.running[job.task_id] = reservation
+            return reservation
+        finally:
+            self.operations.release(job.task_id)
+
+    async def _reserve(self, request: ReserveRequest) -> Reserved | Refused | ReplayedAnswer:
+        reserving = self.operations.start(partial(self.store.reserve, request))
+        try:
+            return await self.operations.outcome(lambda: asyncio.shield(reserving))
+        except LostReservationError as error:
+            raise PomeloError("store_unavailable") from error  # it was voided before
+        except (PomeloError, asyncio.CancelledError):
+            self._void_late_reservation(reserving, request.draft)
+            raise
+
+    def refund(self, draft: UsageRecord, *, once: bool = False) -> asyncio.Future[None]:
+        """Voids the reservation of a task that was never begun, and gives its request and tokens back."""
+        void = partial(self.store.void, draft.wallet, draft.task_id, refund=True)
+        return self.operations.run_in_background(draft.task_id, void, once=once)
+
+    def _void_late_reservation(
+        self, reserving: asyncio.Future[Reserved | Refused | ReplayedAnswer], draft: UsageRecord
+    ) -> None:
+        """Voids what was, or may have been, reserved for a caller that had left by then.
+
+        If the outcome is unknown, the store is asked once: a long outage must not queue work for each refused
+        call. `reconcile` ends what is left.
+        """
+        self.operations.acquire(draft.task_id)
+        self.operations.track(reserving)
+
+        def done(future: asyncio.Future[Reserved | Refused | ReplayedAnswer]) -> None:
+            if future.cancelled():
+                self.refund(draft)
+            elif future.exception() is not None:
+                self.refund(draft, once=True)
+            elif isinstance(future.result(), Reserved):
+                self.refund(draft)
+            self.operations.release(draft.task_id)
+
+        reserving.add_done_callback(done)
+
+    # --- while tasks run
+
+    def runs(self, task_id: str) -> bool:
+        """Whether this process runs a task: it is being reserved, it runs, or its end is in progress or
+        waits for a retry."""
+        return task_id in self.running or self.operations.concerns(task_id)
+
+    async def keep_progress(self) -> None:
+        """Until cancelled, periodically saves what running tasks have used, ends those whose reservation is
+        lost, and retries store operations that failed."""
+
+        async def save() -> None:
+            self.operations.retry_pending()
+            await self.save_progress()
+
+        unexpected = self.operations.unexpected
+        await periodically(save, PROGRESS_INTERVAL, "The progress of running tasks was not saved", unexpected)
+
+    async def keep_reconciled(self) -> None:
+        """Until cancelled, periodically ends reservations whose tasks are not running."""
+        await periodically(
+            self.reconcile,
+            self._reconcile_every,
+            "Reservations without a running task could not be searched for",
+            self.operations.unexpected,
+        )
+
+    async def save_progress(self) -> None:
+        """Saves what running tasks have used.
+
+        Raises:
+            PomeloError: store_unavailable.
+        """
+        records = []
+        for reservation in self.running.values():
+            try:
+                record = reservation.progress()
+            except Exception as error:  # the progress of the other tasks is still saved
+                self.operations.unexpected.log("What a task used could not be counted", error)
+                continue
+            if record is not None:
+                records.append(record)
+        if not records:
+            return
+        for task_id in await self.operations.outcome(partial(self.store.note, records)):
+            lost = self.running.get(task_id)
+            if lost is not None:
+                lost.lost = True
+                lost.on_lost()
+
+    async def reconcile(self) -> None:
+        """Ends reservations of this process whose tasks are not running, as if the process had died: the
+        store made one late, or a bug lost its end. A reservation that one search finds is ended by the next.
+
+        Raises:
+            PomeloError: store_unavailable.
+        """
+        operations = self.operations
+        found = await operations.outcome(partial(self.store.reservations, own=True))
+        orphans = {one.record.task_id: one.record for one in found if not self.runs(one.record.task_id)}
+        lost = [orphans[task_id] for task_id in orphans if task_id in self._orphans][:_MAX_RECOVERED]
+        self._orphans = set(orphans)
+        if lost:
+            log.warning(
+                "%d reservations without a running task are ended, such as that of %s",
+                len(lost),
+                lost[0].task_id,
+            )
+        for at in range(0, len(lost), MAX_CONCURRENT_RETRIES):
+            await asyncio.wait(
+                [
+                    operations.run_in_background(
+                        one.task_id, partial(self.store.recover, one.wallet, one.task_id), once=True
+                    )
+                    for one in lost[at : at + MAX_CONCURRENT_RETRIES]
+                ]
+            )
+
+
+def _log_uncollected(result: object) -> None:
+    """Logs what a task cost beyond its reservation and the balance: the operator's loss."""
+    if isinstance(result, Settled) and result.record.uncollected:
+        record = result.record
+        log.error(
+            "account %s (%s) could not pay all of task %s: %s credits are uncollected. "
+            "The provider counted more than was reserved",
+            record.account,
+            "live" if record.live else "test",
+            record.task_id,
+            money.format_credits(record.uncollected),
+        )

@@ -1,0 +1,94 @@
+"""Detects the content type of media from their first bytes.
+
+`EXTENSIONS` lists every content type that the media store serves, with the file extension in its ids.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from pomelo.media.audio import BIG_ENDIAN_TYPES, RATES, sample_type
+from pomelo.media.media_types import parse
+
+UNKNOWN = "application/octet-stream"
+
+EXTENSIONS: Mapping[str, str] = {
+    "image/png": "png",
+    "image/jpeg": "jpg",
+    "image/webp": "webp",
+    "audio/mpeg": "mp3",
+    "audio/wav": "wav",
+    "audio/ogg": "ogg",
+    "audio/flac": "flac",
+    "audio/mp4": "m4a",
+    "audio/webm": "webm",
+    "audio/basic": "ulaw",
+    "audio/x-alaw-basic": "alaw",
+    UNKNOWN: "bin",
+    **{f"audio/pcm;rate={rate}": f"pcm{rate}" for rate in RATES},
+    **{name: f"be{rate}" for rate, name in BIG_ENDIAN_TYPES.items()},
+}
+"""Content type -> file extension."""
+
+CONTENT_TYPES: Mapping[str, str] = {extension: name for name, extension in EXTENSIONS.items()}
+"""File extension -> content type."""
+
+_ALIASES = {
+    "audio/mp3": "audio/mpeg",
+    "audio/x-wav": "audio/wav",
+    "audio/wave": "audio/wav",
+    "audio/x-flac": "audio/flac",
+    "audio/x-m4a": "audio/mp4",
+    "audio/opus": "audio/ogg",
+    "image/jpg": "image/jpeg",
+}
+
+_IMAGE_SIGNATURES = (
+    (b"\x89PNG\r\n\x1a\n", "image/png"),
+    (b"\xff\xd8\xff", "image/jpeg"),
+    (b"GIF87a", "image/gif"),
+    (b"GIF89a", "image/gif"),
+)
+_LAYER_3 = (b"\xfb", b"\xfa", b"\xf3", b"\xf2", b"\xe3", b"\xe2")
+"""The second byte of an MP3 frame."""
+
+
+def image_type(head: bytes) -> str | None:
+    """The media type of the PNG, JPEG, GIF or WebP file that begins with `head` (12 bytes or more); None
+    for anything else."""
+    for signature, media_type in _IMAGE_SIGNATURES:
+        if head.startswith(signature):
+            return media_type
+    return "image/webp" if head[:4] == b"RIFF" and head[8:12] == b"WEBP" else None
+
+
+def sniff(content_type: str, head: bytes) -> str:
+    """The content type to store media with: that of the first 16 bytes, else `content_type` if it is known.
+
+    Recognized bytes override the given type. Bare samples have no signature, so their type is trusted here;
+    `pomelo.media.duration` checks whether they are another format. Any other type becomes
+    application/octet-stream: an arbitrary type that a caller sent is never served back.
+
+    Raises:
+        PomeloError: invalid_parameter; no provider takes such samples.
+    """
+    image = image_type(head)
+    if image is not None and image in EXTENSIONS:
+        return image
+    if head[:4] == b"RIFF":
+        return "audio/wav" if head[8:12] == b"WAVE" else UNKNOWN
+    if head.startswith(b"OggS"):
+        return "audio/ogg"
+    if head.startswith(b"fLaC"):
+        return "audio/flac"
+    if head[4:8] == b"ftyp":
+        return "audio/mp4"
+    if head.startswith(b"\x1aE\xdf\xa3"):
+        return "audio/webm"
+    declared = parse(content_type)
+    if (samples := sample_type(declared)) is not None:
+        return samples
+    if head.startswith(b"ID3") or (head[:1] == b"\xff" and head[1:2] in _LAYER_3):
+        return "audio/mpeg"
+    name = _ALIASES.get(declared.name, declared.name)
+    return name if name in EXTENSIONS else UNKNOWN

@@ -1,0 +1,85 @@
+"""Ids and signed links of media files: who owns a file, and who may download it without a key."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import hmac
+import re
+
+from pomelo.errors import PomeloError
+from pomelo.ids import new_id
+from pomelo.secrets import derive_key
+
+_OWNER_TAG_SIZE = 10
+_STEM = re.compile(r"(?:media_|\.part_)([0-9a-z]{26})([0-9a-z]{16})")
+_QUERY = re.compile(r"exp=([0-9]{1,12})&sig=([A-Za-z0-9_-]{43})")
+
+
+class MediaIds:
+    """Creates ids that contain their owner's tag, so that no index of owners is needed.
+
+    The tag is encrypted: ids do not reveal that they have the same owner. Only Pomelo creates files, so an
+    altered id names no file.
+    """
+
+    def __init__(self, secret: bytes) -> None:
+        self._key = derive_key(secret, "media owner")
+
+    def owner_tag(self, owner: str) -> bytes:
+        """A short hash that identifies an owner."""
+        return hmac.digest(self._key, f"owner {owner}".encode(), hashlib.sha256)[:_OWNER_TAG_SIZE]
+
+    def new_stem(self, owner_tag: bytes) -> str:
+        """The part of a new file's name between its prefix and its extension."""
+        unique = new_id("")
+        return unique + self._encrypt(unique, owner_tag)
+
+    def is_owner(self, unique: str, encrypted: str, owner: str) -> bool:
+        """Whether a stem, given as its two parts, is one of `owner`'s."""
+        return hmac.compare_digest(encrypted, self._encrypt(unique, self.owner_tag(owner)))
+
+    def tag_of(self, name: str) -> bytes:
+        """The owner's tag in the name of a file; empty if it has none."""
+        match = _STEM.match(name)
+        try:
+            return self._mask(match[1], base64.b32decode(match[2].upper())) if match is not None else b""
+        except ValueError:
+            return b""
+
+    def _encrypt(self, unique: str, tag: bytes) -> str:
+        return base64.b32encode(self._mask(unique, tag)).decode().lower()
+
+    def _mask(self, unique: str, tag: bytes) -> bytes:
+        mask = hmac.digest(self._key, f"id {unique}".encode(), hashlib.sha256)
+        return bytes(a ^ b for a, b in zip(tag, mask[:_OWNER_TAG_SIZE], strict=True))
+
+
+class LinkSigner:
+    """Signs links to media files, and checks them. Times are Unix time in seconds."""
+
+    def __init__(self, secret: bytes) -> None:
+        self._key = derive_key(secret, "media link")
+
+    def path(self, media_id: str, expires: float) -> str:
+        """The path and query string of a link that is valid until `expires`."""
+        until = str(int(expires))
+        return f"/media/{media_id}?exp={until}&sig={self._sign(media_id, until)}"
+
+    def check(self, media_id: str, query: str, now: float) -> None:
+        """Checks the query string of a link.
+
+        Raises:
+            PomeloError: not_found.
+        """
+        match = _QUERY.fullmatch(query)
+        if (
+            match is None
+            or int(match[1]) < now
+            or not hmac.compare_digest(match[2], self._sign(media_id, match[1]))
+        ):
+            raise PomeloError("not_found", "The link is wrong or has expired")
+
+    def _sign(self, media_id: str, until: str) -> str:
+        tag = hmac.digest(self._key, f"{media_id} {until}".encode(), hashlib.sha256)
+        return base64.urlsafe_b64encode(tag).decode().rstrip("=")

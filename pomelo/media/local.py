@@ -1,0 +1,128 @@
+"""The media service of this process: uploads and downloads over a `MediaStore`."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from functools import partial
+from typing import BinaryIO, Protocol
+
+from pomelo.call import Call, Principal
+from pomelo.errors import PomeloError, invalid
+from pomelo.gen.v1.media_pb2 import Media
+from pomelo.media.store import MediaStore, no_such_media
+from pomelo.turns import Turn, Turns
+
+CHUNK_SIZE = 256 * 1024
+"""Bytes of a chunk of a download."""
+
+_UPLOAD_GRACE_SECONDS = 30.0
+"""How long a request's upload is kept after the request's deadline."""
+
+
+class Identifies(Protocol):
+    """What identifies callers."""
+
+    async def identify(self, call: Call) -> Principal:
+        """The caller's principal.
+
+        Raises:
+            PomeloError: invalid_api_key, invalid_parameter (a header), store_unavailable.
+        """
+        ...
+
+
+class LocalMedia:
+    """Implements `pomelo.service.MediaService` over a `MediaStore`.
+
+    `access` identifies callers; `upload_limit` is in bytes; `turns` are those of the event loop.
+    """
+
+    def __init__(
+        self,
+        store: MediaStore,
+        access: Identifies,
+        upload_limit: int = 50 * 1024 * 1024,
+        *,
+        turns: Turns,
+    ) -> None:
+        self._store = store
+        self._turns = turns
+        self._identify = access.identify
+        self._upload_limit = upload_limit
+
+    async def upload_media(self, content_type: str, chunks: AsyncIterator[bytes], call: Call) -> Media:
+        owner = (await self._identify(call)).owner
+        turn = self._turns.stream()
+        with self._store.writer(owner, content_type, self._upload_limit) as writer:
+            async with _deadline(call):
+                async for chunk in chunks:
+                    if turn.over():
+                        await turn.next()
+                    writer.write(chunk)
+                    del chunk  # else it stays in memory until the next one arrives
+            if not writer.size:
+                raise invalid("audio", "a file of at least one byte")
+            if call.wire != "rest":
+                return writer.commit()
+            # It belongs to one request: no other can refer to it, and none can after its deadline.
+            media = writer.commit(max(0.0, call.deadline - time.monotonic()) + _UPLOAD_GRACE_SECONDS)
+            call.at_end.append(partial(self._store.delete, media.media_id, owner))
+            return media
+
+    @asynccontextmanager
+    async def download_media(
+        self, media_id: str, signature: str, call: Call
+    ) -> AsyncIterator[tuple[Media, _FileChunks]]:
+        if signature:
+            self._store.check_link(media_id, signature)
+            owner = None
+        else:
+            owner = (await self._identify(call)).owner
+        path, media = self._store.find(media_id, owner)
+        try:
+            file = path.open("rb")
+        except FileNotFoundError as error:  # it expired just now
+            raise no_such_media() from error
+        except OSError as error:
+            raise PomeloError("store_unavailable") from error
+        with file:
+            async with _deadline(call):
+                yield media, _FileChunks(file, self._turns.stream())
+
+
+@asynccontextmanager
+async def _deadline(call: Call) -> AsyncIterator[None]:
+    try:
+        async with asyncio.timeout_at(call.deadline):
+            yield
+    except TimeoutError as error:
+        raise PomeloError("deadline_exceeded") from error
+
+
+class _FileChunks(AsyncIterator[bytes]):
+    """The bytes of a file. Implements `pomelo.service.MediaBytes`."""
+
+    def __init__(self, file: BinaryIO, turn: Turn) -> None:
+        self._file = file
+        self._turn = turn
+
+    def skip(self, size: int) -> None:
+        try:
+            self._file.seek(size, os.SEEK_CUR)
+        except OSError as error:
+            raise PomeloError("store_unavailable") from error
+
+    async def __anext__(self) -> bytes:
+        try:
+            chunk = self._file.read(CHUNK_SIZE)
+        except OSError as error:
+            raise PomeloError("store_unavailable") from error
+        if not chunk:
+            raise StopAsyncIteration
+        if self._turn.over():
+            await self._turn.next()
+        return chunk

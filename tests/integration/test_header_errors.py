@@ -1,0 +1,65 @@
+"""A wrong request header is refused by every route and method that needs a key, with the limits in the headers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import aiohttp
+import grpc
+import pytest
+
+from pomelo.gen.v1.account_service_pb2 import GetAccountRequest, ListUsageRequest
+from pomelo.gen.v1.account_service_pb2_grpc import AccountServiceStub
+from pomelo.gen.v1.media_service_pb2 import DownloadMediaRequest, UploadMediaRequest
+from pomelo.gen.v1.media_service_pb2_grpc import MediaServiceStub
+from pomelo.gen.v1.model_service_pb2 import GetModelRequest, ListModelsRequest
+from pomelo.gen.v1.model_service_pb2_grpc import ModelServiceStub
+from tests.conftest import Keys
+
+MEDIA = "media/" + "0" * 26
+
+WRONG = {"X-Request-Timeout": "soon", "Idempotency-Key": "two words"}
+
+
+@pytest.mark.parametrize(
+    "path", ["api/v1/models", "api/v1/models/gpt-4", "api/v1/account", "api/v1/usage", MEDIA]
+)
+@pytest.mark.parametrize("name", WRONG)
+async def test_a_wrong_header_is_refused_by_every_rest_route(
+    http: aiohttp.ClientSession, rest_url: str, keys: Keys, path: str, name: str
+) -> None:
+    headers = {"Authorization": f"Bearer {keys.test}", name: WRONG[name]}
+    async with http.get(f"{rest_url}/{path}", headers=headers) as response:
+        assert response.status == 400
+        error = (await response.json())["error"]
+    assert error["code"] == "invalid_parameter"
+    assert name in error["message"]
+    assert "X-Credits-Remaining" in response.headers
+
+
+METHODS: dict[str, Any] = {
+    "ListModels": lambda channel, **call: ModelServiceStub(channel).ListModels(ListModelsRequest(), **call),
+    "GetModel": lambda channel, **call: ModelServiceStub(channel).GetModel(
+        GetModelRequest(name="gpt-4"), **call
+    ),
+    "GetAccount": lambda channel, **call: AccountServiceStub(channel).GetAccount(GetAccountRequest(), **call),
+    "ListUsage": lambda channel, **call: AccountServiceStub(channel).ListUsage(ListUsageRequest(), **call),
+    "DownloadMedia": lambda channel, **call: (
+        MediaServiceStub(channel).DownloadMedia(DownloadMediaRequest(media_id="med_none"), **call).read()
+    ),
+    "UploadMedia": lambda channel, **call: MediaServiceStub(channel).UploadMedia(
+        iter([UploadMediaRequest(content_type="audio/mpeg"), UploadMediaRequest(chunk=b"ID3")]), **call
+    ),
+}
+
+
+@pytest.mark.parametrize("method", METHODS)
+async def test_wrong_metadata_is_refused_by_every_grpc_method(
+    channel: grpc.aio.Channel, keys: Keys, method: str
+) -> None:
+    metadata = [("authorization", f"Bearer {keys.test}"), ("idempotency-key", "two words")]
+    with pytest.raises(grpc.aio.AioRpcError) as refused:
+        await METHODS[method](channel, metadata=metadata)
+    assert refused.value.code() == grpc.StatusCode.INVALID_ARGUMENT
+    assert "Idempotency-Key" in refused.value.details()
+    assert "x-credits-remaining" in dict(refused.value.trailing_metadata())
