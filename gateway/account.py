@@ -1,6 +1,6 @@
-"""The account and its usage over REST: query parameters in, JSON out.
+"""The account and usage routes: query parameters in, JSON out.
 
-The routes call the two handlers. Money is rendered by hand as numbers of credits: a float would not be exact.
+Amounts are formatted as exact decimals of credits: a float would not be exact.
 """
 
 from __future__ import annotations
@@ -14,24 +14,24 @@ from aiohttp import web
 from google.protobuf.timestamp_pb2 import Timestamp
 from pydantic_core import to_json
 
-from gateway.render import TYPES
-from gateway.reply import json_reply
+from gateway.responses import json_response
 from gateway.state import Gateway
+from gateway.types import type_name
 from pomelo import money
 from pomelo.call import Call
 from pomelo.errors import PomeloError, invalid
 from pomelo.gen.v1 import account_service_pb2 as pb
 from pomelo.service import Visit
 
-_PAGE = re.compile(r"[0-9]{1,4}")
-_MOST = 1_000
+_PAGE_SIZE = re.compile(r"[0-9]{1,4}")
+_MAX_PAGE_SIZE = 1_000
 _DATE = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}")
 _TIME = re.compile(
     r"([0-9]{4}-[0-9]{2}-[0-9]{2})[Tt ]([0-9]{2}:[0-9]{2}:[0-9]{2})(\.[0-9]+)?([Zz]|[+\- ][0-9]{2}:[0-9]{2})"
 )
-_TIMES = "a date such as 2026-11-24, or a time such as 2026-11-24T12:00:00Z (RFC 3339)"
+_TIME_FORMATS = "a date such as 2026-11-24, or a time such as 2026-11-24T12:00:00Z (RFC 3339)"
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-_FIRST, _LAST = datetime(1, 1, 1, tzinfo=UTC), datetime(9999, 12, 31, 23, 59, 59, 999_999, tzinfo=UTC)
+_MIN_TIME, _MAX_TIME = datetime(1, 1, 1, tzinfo=UTC), datetime(9999, 12, 31, 23, 59, 59, 999_999, tzinfo=UTC)
 _GROUPS = {"model": pb.USAGE_GROUP_MODEL, "key": pb.USAGE_GROUP_KEY, "day": pb.USAGE_GROUP_DAY}
 _SOURCES = {
     pb.USAGE_SOURCE_PROVIDER: "provider",
@@ -41,54 +41,54 @@ _SOURCES = {
 
 
 async def get_account(gateway: Gateway, request: web.Request, call: Call, visit: Visit) -> web.StreamResponse:
-    """The account of the key."""
+    """Responds with the account of the key."""
     try:
-        _read(request.query, {})
+        _parse(request.query, {})
     except PomeloError as error:
         raise await visit.refuse(error) from None
-    return json_reply(call, account(await gateway.services.accounts.get_account(call)))
+    return json_response(call, render_account(await gateway.services.accounts.get_account(call)))
 
 
 async def list_usage(gateway: Gateway, request: web.Request, call: Call, visit: Visit) -> web.StreamResponse:
-    """A page of usage records, or sums of them."""
+    """Responds with a page of usage records, or totals."""
     try:
-        asked = query(request.query)
+        query = parse_query(request.query)
     except PomeloError as error:
         raise await visit.refuse(error) from None
-    return json_reply(call, usage(await gateway.services.accounts.list_usage(asked, call)))
+    return json_response(call, render_usage(await gateway.services.accounts.list_usage(query, call)))
 
 
-# --- in
+# --- query parameters
 
 
-def query(given: Mapping[str, str]) -> pb.ListUsageRequest:
-    """What the parameters of a query ask for.
+def parse_query(parameters: Mapping[str, str]) -> pb.ListUsageRequest:
+    """Parses the query parameters of the usage route.
 
     Raises:
         PomeloError: invalid_parameter.
     """
-    return pb.ListUsageRequest(**_read(given, _PARAMETERS))
+    return pb.ListUsageRequest(**_parse(parameters, _PARAMETERS))
 
 
-def _read(given: Mapping[str, str], known: Mapping[str, tuple[str, _Reader]]) -> dict[str, Any]:
+def _parse(parameters: Mapping[str, str], known: Mapping[str, tuple[str, _Parser]]) -> dict[str, Any]:
     values: dict[str, Any] = {}
-    for name, text in given.items():  # of a multidict: each of a name's values
+    for name, text in parameters.items():  # of a multidict: every value of a repeated name
         if name not in known:
-            raise _unknown(name, known)
-        field, read = known[name]
+            raise _unknown_parameter(name, known)
+        field, parse = known[name]
         if field in values:
             raise invalid(name, "given once")
-        values[field] = read(name, text)
+        values[field] = parse(name, text)
     return values
 
 
-def _unknown(name: str, known: Collection[str]) -> PomeloError:
+def _unknown_parameter(name: str, known: Collection[str]) -> PomeloError:
     shown = name[:100].encode("utf-8", "replace").decode()
-    there = f"There are {', '.join(known)}" if known else "There are none here"
-    return PomeloError("invalid_parameter", f"Unknown query parameter: {shown}. {there}", field=shown)
+    valid = f"There are {', '.join(known)}" if known else "There are none here"
+    return PomeloError("invalid_parameter", f"Unknown query parameter: {shown}. {valid}", field=shown)
 
 
-_Reader = Callable[[str, str], Any]
+_Parser = Callable[[str, str], Any]
 
 
 def _text(name: str, text: str) -> str:
@@ -100,8 +100,8 @@ def _text(name: str, text: str) -> str:
 
 
 def _page_size(name: str, text: str) -> int:
-    if not _PAGE.fullmatch(text) or not 1 <= int(text) <= _MOST:
-        raise invalid(name, f"1 to {_MOST:,}")
+    if not _PAGE_SIZE.fullmatch(text) or not 1 <= int(text) <= _MAX_PAGE_SIZE:
+        raise invalid(name, f"1 to {_MAX_PAGE_SIZE:,}")
     return int(text)
 
 
@@ -111,49 +111,49 @@ def _group(name: str, text: str) -> Any:
     return _GROUPS[text]
 
 
-def _moment(name: str, text: str) -> Timestamp:
+def _time(name: str, text: str) -> Timestamp:
     try:
         if _DATE.fullmatch(text):
-            moment = datetime.fromisoformat(text + "T00:00:00+00:00")
+            time = datetime.fromisoformat(text + "T00:00:00+00:00")
         else:
             parts = _TIME.fullmatch(text)
             if parts is None:
                 raise ValueError(text)
             day, clock, fraction, zone = parts.groups()
-            # A plus that was not encoded is a space in a query.
+            # A plus sign that was not percent-encoded is a space in a query.
             zone = "+00:00" if zone in ("Z", "z") else zone.replace(" ", "+")
-            moment = datetime.fromisoformat(f"{day}T{clock}{(fraction or '')[:7]}{zone}")
-        if not _FIRST <= moment <= _LAST:
+            time = datetime.fromisoformat(f"{day}T{clock}{(fraction or '')[:7]}{zone}")
+        if not _MIN_TIME <= time <= _MAX_TIME:
             raise ValueError(text)
     except ValueError:
-        raise invalid(name, _TIMES) from None
-    micros = (moment - _EPOCH) // timedelta(microseconds=1)
+        raise invalid(name, _TIME_FORMATS) from None
+    micros = (time - _EPOCH) // timedelta(microseconds=1)
     return Timestamp(seconds=micros // 1_000_000, nanos=micros % 1_000_000 * 1000)
 
 
-_PARAMETERS: Mapping[str, tuple[str, _Reader]] = {
+_PARAMETERS: Mapping[str, tuple[str, _Parser]] = {
     "page_size": ("page_size", _page_size),
     "page_token": ("page_token", _text),
-    "from": ("from_time", _moment),
-    "to": ("to_time", _moment),
+    "from": ("from_time", _time),
+    "to": ("to_time", _time),
     "model": ("model", _text),
     "key_id": ("key_id", _text),
     "group_by": ("group_by", _group),
 }
-"""The field that each parameter becomes, and how."""
+"""The field of the request that each parameter sets, and its parser."""
 
 
-# --- out
+# --- JSON
 
 
-def account(found: pb.Account) -> bytes:
-    """An account as JSON."""
-    limits = found.limits
+def render_account(account: pb.Account) -> bytes:
+    """Returns an account as JSON."""
+    limits = account.limits
     fields = {
-        "id": found.name,
+        "id": account.name,
         "object": "account",
-        "mode": "live" if found.live else "test",
-        "plan": found.plan,
+        "mode": "live" if account.live else "test",
+        "plan": account.plan,
         "limits": {
             "requests_per_minute": limits.requests_per_minute or None,
             "concurrent_requests": limits.concurrent_requests or None,
@@ -161,7 +161,7 @@ def account(found: pb.Account) -> bytes:
             "models": list(limits.models) or None,
         },
     }
-    balance = found.balance
+    balance = account.balance
     amounts = ",".join(
         f'"{name}":{money.format_credits(micros)}'
         for name, micros in (
@@ -174,19 +174,19 @@ def account(found: pb.Account) -> bytes:
     return to_json(fields)[:-1] + b',"credits":{' + amounts.encode() + b"}}"
 
 
-def usage(found: pb.ListUsageResponse) -> bytes:
-    """A page of records, or sums, as JSON."""
-    rows = [*map(_record, found.records), *map(_total, found.totals)]
+def render_usage(page: pb.ListUsageResponse) -> bytes:
+    """Returns a page of usage records or totals as JSON."""
+    rows = [*map(_render_record, page.records), *map(_render_total, page.totals)]
     return (
         b'{"object":"list","data":['
         + b",".join(rows)
         + b'],"next_page_token":'
-        + to_json(found.next_page_token or None)
+        + to_json(page.next_page_token or None)
         + b"}"
     )
 
 
-def _record(row: pb.UsageRecord) -> bytes:
+def _render_record(row: pb.UsageRecord) -> bytes:
     fields = {
         "id": row.id,
         "object": "usage.record",
@@ -196,11 +196,11 @@ def _record(row: pb.UsageRecord) -> bytes:
         "mode": "live" if row.live else "test",
         "wire": row.wire,
         "model": row.model,
-        "type": TYPES.get(row.task_type, "unknown"),
+        "type": type_name(row.task_type),
         "provider": row.provider,
         "provider_model": row.provider_model,
         "input_tokens": row.input_tokens,
-        "prompt_tokens_details": _details(row),
+        "prompt_tokens_details": _cache_usage(row),
         "output_tokens": row.output_tokens,
         "characters": row.characters,
         "images": row.images,
@@ -215,13 +215,13 @@ def _record(row: pb.UsageRecord) -> bytes:
     return _with_amounts(fields, provider_cost=row.provider_cost_micros, cost=row.cost_micros)
 
 
-def _total(row: pb.UsageTotal) -> bytes:
+def _render_total(row: pb.UsageTotal) -> bytes:
     fields = {
         "object": "usage.total",
         "group": row.group,
         "tasks": row.tasks,
         "input_tokens": row.input_tokens,
-        "prompt_tokens_details": _details(row),
+        "prompt_tokens_details": _cache_usage(row),
         "output_tokens": row.output_tokens,
         "characters": row.characters,
         "images": row.images,
@@ -231,7 +231,7 @@ def _total(row: pb.UsageTotal) -> bytes:
     return _with_amounts(fields, cost=row.cost_micros)
 
 
-def _details(row: pb.UsageRecord | pb.UsageTotal) -> dict[str, int]:
+def _cache_usage(row: pb.UsageRecord | pb.UsageTotal) -> dict[str, int]:
     return {"cached_tokens": row.cached_input_tokens, "cache_write_tokens": row.cache_write_input_tokens}
 
 

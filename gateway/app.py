@@ -1,7 +1,4 @@
-"""The REST gateway: an aiohttp application before the ports of `pomelo.service`.
-
-Opened by the composition root with the engine behind it, or with a remote server: it can't tell which.
-"""
+"""The REST gateway: an aiohttp application over the interfaces of `pomelo.service`."""
 
 from __future__ import annotations
 
@@ -11,17 +8,18 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 
 from aiohttp import web
+from pydantic_core import to_json
 
-from gateway import render, routes
-from gateway.access import admit
-from gateway.connection import Connection, Patience, StartQueues
-from gateway.connections import ConnectionLimits, Connections, Slot
+from gateway import routes
+from gateway.connections.connection import Connection
+from gateway.connections.limits import ConnectionLimits, Connections, ConnectionTimeouts, Slot, StartQueues
+from gateway.connections.listener import Listener, bind
 from gateway.cors import Cors
-from gateway.incoming import Pace
-from gateway.listener import Listener, bind
-from gateway.problems import CALL, guard
+from gateway.errors import CALL, error_middleware
+from gateway.media import public_links
+from gateway.openapi.document import document
+from gateway.parsing.body import BodyRate, ParseQueue
 from gateway.state import Gateway, GatewayOptions
-from gateway.turns import ParseQueue
 from pomelo import process
 from pomelo.in_flight import InFlight, InFlightLimits
 from pomelo.service import Services
@@ -31,48 +29,48 @@ GATEWAY = web.AppKey("gateway", Gateway)
 log = logging.getLogger("pomelo.gateway")
 
 
-def _always() -> bool:
-    return True
-
-
 def make_app(
     services: Services, options: GatewayOptions, healthy: Callable[[], bool], cors: Cors | None = None
 ) -> web.Application:
-    """The application with every route, backed by `services`. Requires a running event loop."""
+    """Returns the application with all routes, backed by `services`. Requires a running event loop."""
     gateway = Gateway(
         services=services,
         options=options,
-        link=render.link_to(options.public_url),
-        description=routes.describe(options.public_url),
-        pace=Pace(options.read_rate, options.read_grace, options.read_timeout),
-        parsing=ParseQueue(),
-        links=InFlight(InFlightLimits(calls=options.max_links, account_calls=max(1, options.max_links // 2))),
+        link=public_links(options.public_url),
+        openapi=to_json(document(options.public_url)),
+        body_rate=BodyRate(options.read_rate, options.read_grace, options.read_timeout),
+        parse_queue=ParseQueue(),
+        downloads=InFlight(
+            InFlightLimits(calls=options.max_downloads, account_calls=max(1, options.max_downloads // 2))
+        ),
         healthy=healthy,
     )
-    app = web.Application(middlewares=[guard] if cors is None else [cors.preflight, guard])
+    app = web.Application(
+        middlewares=[error_middleware] if cors is None else [cors.preflight, error_middleware]
+    )
     if cors is not None:
         app.on_response_prepare.append(cors.add_headers)
     app[GATEWAY] = gateway
     for route in routes.ROUTES:
-        _add(app, route.method, route.path, _with_key(gateway, route.handler))
+        _add_route(app, route.method, route.path, _with_key(gateway, route.handler))
     for open_route in routes.OPEN_ROUTES:
-        _add(app, open_route.method, open_route.path, _without_key(gateway, open_route.handler))
+        _add_route(app, open_route.method, open_route.path, _without_key(gateway, open_route.handler))
     return app
 
 
-_Handle = Callable[[web.Request], Awaitable[web.StreamResponse]]
+_RequestHandler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
-def _add(app: web.Application, method: str, path: str, handler: _Handle) -> None:
-    app.router.add_route(method, path, handler, expect_handler=_expect)
+def _add_route(app: web.Application, method: str, path: str, handler: _RequestHandler) -> None:
+    app.router.add_route(method, path, handler, expect_handler=_ignore_expect)
     if method == "GET":
-        app.router.add_route("HEAD", path, handler, expect_handler=_expect)
+        app.router.add_route("HEAD", path, handler, expect_handler=_ignore_expect)
 
 
-def _with_key(gateway: Gateway, handler: routes.Handler) -> _Handle:
+def _with_key(gateway: Gateway, handler: routes.Handler) -> _RequestHandler:
     async def handle(request: web.Request) -> web.StreamResponse:
         call = request[CALL]
-        visit = await admit(gateway, request, call)
+        visit = await gateway.admit(request, call)
         try:
             return await handler(gateway, request, call, visit)
         finally:
@@ -81,15 +79,15 @@ def _with_key(gateway: Gateway, handler: routes.Handler) -> _Handle:
     return handle
 
 
-def _without_key(gateway: Gateway, handler: routes.OpenHandler) -> _Handle:
+def _without_key(gateway: Gateway, handler: routes.OpenHandler) -> _RequestHandler:
     async def handle(request: web.Request) -> web.StreamResponse:
         return await handler(gateway, request, request[CALL])
 
     return handle
 
 
-async def _expect(request: web.Request) -> None:
-    """Leaves `Expect: 100-continue` to whoever reads the body; anything else expected is ignored."""
+async def _ignore_expect(request: web.Request) -> None:
+    """Leaves `Expect: 100-continue` to the reader of the body; other expectations are ignored."""
 
 
 @asynccontextmanager
@@ -101,13 +99,12 @@ async def open_rest(
     ssl_context: ssl.SSLContext | None = None,
     *,
     reuse_port: bool = False,
-    healthy: Callable[[], bool] = _always,
+    healthy: Callable[[], bool] = lambda: True,
 ) -> AsyncIterator[tuple[str, int]]:
-    """Serves REST while the body runs; yields the host and the port that it listens on (port 0: a
-    free one). With `reuse_port` other processes may listen there, too. `healthy` decides what a
-    health check returns.
+    """Serves REST within the context; yields the host and the port that it listens on (port 0: a free one).
+    With `reuse_port`, other processes may listen on it too. `healthy` decides the result of health checks.
 
-    On leaving it stops listening, lets running requests end for `drain_timeout`, then cancels them.
+    On exit, stops listening, lets running requests continue for `drain_timeout`, then cancels them.
 
     Raises:
         OSError: the address can't be used.
@@ -122,14 +119,14 @@ async def open_rest(
         assert server is not None
         connections = Connections(
             ConnectionLimits(
-                most=fit(options.max_connections),
-                address=options.max_untrusted,
+                max_connections=fit_connections(options.max_connections),
+                per_address=options.max_untrusted,
                 grace=options.untrusted_grace * (1 if ssl_context is None else 3),
-                life=options.untrusted_timeout,
+                lifetime=options.untrusted_timeout,
             )
         )
-        turns = StartQueues()
-        patience = Patience(
+        start_queues = StartQueues()
+        timeouts = ConnectionTimeouts(
             head=options.head_timeout,
             stall=options.write_timeout,
             idle=options.idle_timeout + options.idle_slack,
@@ -139,18 +136,23 @@ async def open_rest(
         )
 
         def connect(slot: Slot) -> Connection:
-            return Connection(server, slot, connections, turns, patience, cors)
+            return Connection(server, slot, connections, start_queues, timeouts, cors)
 
         sockets = await bind(host, port, reuse_port=reuse_port)
         listener = Listener(
-            sockets, connect, connections, tls=ssl_context, handshake=options.untrusted_timeout, cors=cors
+            sockets,
+            connect,
+            connections,
+            tls=ssl_context,
+            handshake_timeout=options.untrusted_timeout,
+            cors=cors,
         )
         try:
             bound: tuple[str, int] = sockets[0].getsockname()[:2]
             if not options.public_url:
                 scheme = "http" if ssl_context is None else "https"
                 name = f"[{bound[0]}]" if ":" in bound[0] else bound[0]
-                app[GATEWAY].link = render.link_to(f"{scheme}://{name}:{bound[1]}")
+                app[GATEWAY].link = public_links(f"{scheme}://{name}:{bound[1]}")
             listener.start()
             yield bound
         finally:
@@ -159,15 +161,15 @@ async def open_rest(
         await runner.cleanup()
 
 
-def fit(most: int) -> int:
-    """Returns `most`, lowered to half of the files that this process may have open. The other half
-    is left to gRPC, the providers, the store and media."""
-    files = process.descriptor_limit()
-    if most <= files // 2:
-        return most
+def fit_connections(count: int) -> int:
+    """Returns `count`, lowered to half of the files that this process may open. The other half is left to
+    gRPC, the providers, the store and media."""
+    max_files = process.descriptor_limit()
+    if count <= max_files // 2:
+        return count
     log.warning(
-        "POMELO_MAX_CONNECTIONS is %d, but this process may have %d files open: it takes %d connections. "
-        "Raise the limit (ulimit -n, LimitNOFILE)",
-        *(most, files, files // 2),
+        "POMELO_MAX_CONNECTIONS is %d, but this process may open %d files: the limit is lowered to %d "
+        "connections. Raise the limit of open files (ulimit -n, LimitNOFILE)",
+        *(count, max_files, max_files // 2),
     )
-    return files // 2
+    return max_files // 2

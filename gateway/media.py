@@ -1,34 +1,44 @@
-"""Signed links: what tasks made, given out to whoever has the link.
-
-A row of `gateway.routes`. Whether a link is good is for the media service to say.
-"""
+"""Downloads of media files, by signed link or with a key; and the links themselves."""
 
 from __future__ import annotations
 
 import re
 import socket
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 from aiohttp import web
 
-from gateway.access import address_of, admit, trust
-from gateway.reply import headers
-from gateway.state import Gateway
+from gateway.responses import response_headers
+from gateway.state import Gateway, address_of, trust_connection
+from gateway.types.base import Link
 from pomelo.call import Call
 from pomelo.errors import PomeloError
 
 _SEND_BUFFER = 256 * 1024
-"""Bytes that the kernel may buffer of a download by a signed link."""
+"""Bytes of a download by a signed link that the kernel may buffer."""
 
 _ID = re.compile(r"[\w.-]{1,200}", re.ASCII)
 _RANGE = re.compile(r"bytes=(\d{0,18})-(\d{0,18})", re.ASCII)
 
 
-def part_of(given: str | None, size: int) -> tuple[int, int] | None:
-    """The first byte and the one after the last of a `Range`, or None where the whole is to be sent: no
-    range, several, or none that can be served."""
-    match = _RANGE.fullmatch(given) if given is not None else None
+def public_links(public_url: str) -> Link:
+    """Returns a function that moves media links to `public_url`; if it is empty, links stay as they are."""
+    base = public_url.rstrip("/")
+    if not base:
+        return str
+
+    def link(url: str) -> str:
+        at = url.find("/media/")
+        return url if at < 0 else base + url[at:]
+
+    return link
+
+
+def byte_range(header: str | None, size: int) -> tuple[int, int] | None:
+    """Returns the start and the end (exclusive) of a `Range` header for a file of `size` bytes.
+
+    None: the complete file is to be sent, because there is no range, several, or no satisfiable one.
+    """
+    match = _RANGE.fullmatch(header) if header is not None else None
     if match is None:
         return None
     first, last = match.groups()
@@ -41,8 +51,8 @@ def part_of(given: str | None, size: int) -> tuple[int, int] | None:
     return (start, end) if start < end else None
 
 
-async def download(gateway: Gateway, request: web.Request, call: Call) -> web.StreamResponse:
-    """Sends a medium, whole or the part that a `Range` asks for.
+async def get_media(gateway: Gateway, request: web.Request, call: Call) -> web.StreamResponse:
+    """Sends a media file, or the part of it that a `Range` header selects.
 
     Raises:
         PomeloError: invalid_api_key, not_found, overloaded, store_unavailable; after the first
@@ -52,47 +62,33 @@ async def download(gateway: Gateway, request: web.Request, call: Call) -> web.St
     if not _ID.fullmatch(media_id):
         raise PomeloError("not_found")
     query = request.rel_url.raw_query_string
-    if not query:
-        visit = await admit(gateway, request, call)
-        try:
-            return await _send(gateway, request, call, media_id, query)
-        finally:
-            visit.close()
-    with _counted(gateway, request) as address:
-        return await _send(gateway, request, call, media_id, query, address)
-
-
-@contextmanager
-def _counted(gateway: Gateway, request: web.Request) -> Iterator[str]:
-    address = address_of(request)
-    ticket = gateway.links.enter(address)
+    ticket = gateway.downloads.enter(address_of(request)) if query else await gateway.admit(request, call)
     try:
-        yield address
+        return await _send(gateway, request, call, media_id, query)
     finally:
         ticket.close()
 
 
-def _bound_send_buffer(request: web.Request) -> None:
-    """Keeps the kernel from buffering megabytes for a caller without a key that may not read
-    them."""
+def _limit_send_buffer(request: web.Request) -> None:
+    """Keeps the kernel from buffering megabytes for a client without a key that may not read them."""
     peer = request.transport.get_extra_info("socket") if request.transport is not None else None
     if peer is not None:
         peer.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER)
 
 
 async def _send(
-    gateway: Gateway, request: web.Request, call: Call, media_id: str, query: str, address: str = ""
+    gateway: Gateway, request: web.Request, call: Call, media_id: str, query: str
 ) -> web.StreamResponse:
     async with gateway.services.media.download_media(media_id, query, call) as (media, chunks):
         if query:
-            trust(request, ("link", address))
-            _bound_send_buffer(request)
+            trust_connection(request, ("link", address_of(request)))
+            _limit_send_buffer(request)
         size = media.size_bytes
-        wanted = None if "If-Range" in request.headers else part_of(request.headers.get("Range"), size)
-        start, end = wanted or (0, size)
+        selected = None if "If-Range" in request.headers else byte_range(request.headers.get("Range"), size)
+        start, end = selected or (0, size)
         response = web.StreamResponse(
-            status=200 if wanted is None else 206,
-            headers=headers(
+            status=200 if selected is None else 206,
+            headers=response_headers(
                 call,
                 Content_Type=media.content_type,
                 Content_Length=str(end - start),
@@ -102,7 +98,7 @@ async def _send(
                 Accept_Ranges="bytes",
             ),
         )
-        if wanted is not None:
+        if selected is not None:
             response.headers["Content-Range"] = f"bytes {start}-{end - 1}/{size}"
         await response.prepare(request)
         if request.method != "HEAD":

@@ -1,99 +1,124 @@
-"""The table of REST routes, and the handlers that are one step long.
-
-`gateway.app` registers the tables; a handler is called with the gateway, the request and its `Call`, and with
-the `Visit` that admitted it where the route needs a key.
-"""
+"""The table of REST routes, and the handlers of models, the OpenAPI description and health checks."""
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
 
 from aiohttp import web
+from google.protobuf.timestamp_pb2 import Timestamp
 from pydantic_core import to_json
 
-from gateway import account, media, openapi, render, task
-from gateway.connection import HEALTH
-from gateway.reply import json_reply
+from gateway.account import get_account, list_usage
+from gateway.connections.connection import HEALTH_PATH
+from gateway.media import get_media
+from gateway.responses import json_response
 from gateway.state import Gateway
+from gateway.task import run_task
+from gateway.types import type_name
+from pomelo import money
 from pomelo.call import Call
 from pomelo.errors import PomeloError
+from pomelo.gen.v1.model_service_pb2 import Model, PriceUnit
 from pomelo.service import Visit
 
 Handler = Callable[[Gateway, web.Request, Call, Visit], Awaitable[web.StreamResponse]]
 OpenHandler = Callable[[Gateway, web.Request, Call], Awaitable[web.StreamResponse]]
+"""Handlers return the response to a request, or raise PomeloError; the visit is what admitted the call."""
+
+H = TypeVar("H", Handler, OpenHandler)
 
 
 @dataclass(frozen=True, slots=True)
-class Route:
-    """A route for callers with a key. GET also answers HEAD."""
+class Route(Generic[H]):
+    """A route; GET also handles HEAD."""
 
     method: str
     path: str
-    handler: Handler
-
-
-@dataclass(frozen=True, slots=True)
-class OpenRoute:
-    """A route that needs no key: it is cheap, or checks its caller itself. GET also answers
-    HEAD."""
-
-    method: str
-    path: str
-    handler: OpenHandler
+    handler: H
 
 
 async def list_models(gateway: Gateway, request: web.Request, call: Call, visit: Visit) -> web.StreamResponse:
-    """The models that the key may use."""
+    """Responds with the models that the key may use."""
     models = await gateway.services.models.list_models(call)
-    return json_reply(call, to_json({"object": "list", "data": [render.model(m) for m in models]}))
+    return json_response(call, to_json({"object": "list", "data": [render_model(model) for model in models]}))
 
 
 async def get_model(gateway: Gateway, request: web.Request, call: Call, visit: Visit) -> web.StreamResponse:
-    """One model."""
+    """Responds with one model."""
     name = request.match_info["name"]
     try:
         name.encode()
     except UnicodeEncodeError:
         raise await visit.refuse(PomeloError("unsupported_model", field="model")) from None
-    return json_reply(call, to_json(render.model(await gateway.services.models.get_model(name, call))))
-
-
-async def get_media(gateway: Gateway, request: web.Request, call: Call) -> web.StreamResponse:
-    """A picture or a sound, by its signed link or to its owner."""
-    return await media.download(gateway, request, call)
+    return json_response(call, to_json(render_model(await gateway.services.models.get_model(name, call))))
 
 
 async def get_openapi(gateway: Gateway, request: web.Request, call: Call) -> web.StreamResponse:
-    """The description of all this for programs."""
-    return json_reply(call, gateway.description)
+    """Responds with the OpenAPI description."""
+    return json_response(call, gateway.openapi)
 
 
 async def get_health(gateway: Gateway, request: web.Request, call: Call) -> web.StreamResponse:
-    """Reports whether a load balancer should send requests here."""
+    """Responds with 200 if a load balancer should send requests here.
+
+    Raises:
+        PomeloError: shutting_down.
+    """
     if not gateway.healthy():
         raise PomeloError("shutting_down")
-    return json_reply(call, b'{"status":"ok"}')
+    return json_response(call, b'{"status":"ok"}')
+
+
+def render_model(model: Model) -> dict[str, Any]:
+    """Returns a model as a JSON object, with prices in credits as decimal text."""
+    limits = {f.name: value for f, value in model.limits.ListFields()}
+    members = {
+        "id": model.name,
+        "object": "model",
+        "type": type_name(model.task_type),
+        "limits": limits,
+        "price": _prices(model.prices),
+        "price_version": model.price_version,
+        "available": model.available,
+        "deprecated": _date(model.deprecate_time),
+        "retires": _date(model.retire_time),
+    }
+    if model.price_tiers:
+        members["price_tiers"] = [
+            {"from_input_tokens": tier.from_input_tokens, "price": _prices(tier.prices)}
+            for tier in model.price_tiers
+        ]
+    return members
+
+
+def _prices(lines: Any) -> dict[str, str]:
+    return {_unit_name(price.unit): money.format_credits(price.amount_micros) for price in lines}
+
+
+def _date(time: Timestamp) -> str | None:
+    return time.ToDatetime().date().isoformat() if time.seconds else None
+
+
+def _unit_name(unit: int) -> str:
+    descriptor: Any = PriceUnit
+    value = descriptor.DESCRIPTOR.values_by_number.get(unit)
+    return value.name.removeprefix("PRICE_UNIT_").lower() if value is not None else f"unit_{unit}"
 
 
 ROUTES = (
-    Route("POST", "/api/v1/task", task.run),
+    Route("POST", "/api/v1/task", run_task),
     Route("GET", "/api/v1/models", list_models),
     Route("GET", "/api/v1/models/{name}", get_model),
-    Route("GET", "/api/v1/account", account.get_account),
-    Route("GET", "/api/v1/usage", account.list_usage),
+    Route("GET", "/api/v1/account", get_account),
+    Route("GET", "/api/v1/usage", list_usage),
 )
-"""The paths that need a key."""
+"""The routes that require a key."""
 
 OPEN_ROUTES = (
-    OpenRoute("GET", "/media/{media_id}", get_media),
-    OpenRoute("GET", "/openapi.json", get_openapi),
-    OpenRoute("GET", HEALTH, get_health),
+    Route("GET", "/media/{media_id}", get_media),
+    Route("GET", "/openapi.json", get_openapi),
+    Route("GET", HEALTH_PATH, get_health),
 )
-"""The paths that need no key. All other paths are not_found."""
-
-
-def describe(public_url: str) -> bytes:
-    """The OpenAPI description as JSON."""
-    document: Mapping[str, object] = openapi.document(public_url)
-    return to_json(document)
+"""The routes that require no key: they are cheap, or check their caller themselves."""

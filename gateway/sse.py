@@ -1,7 +1,7 @@
-"""Answers as server-sent events: `stream: true`.
+"""Server-sent events: the response to a task with `stream: true`.
 
-Called by `gateway.task`. An error before the first event is an ordinary error answer; after it, an
-`error` event, and no `[DONE]`: a stream that was cut can't look complete.
+An error before the first event is an ordinary error response; after it, an `error` event without `[DONE]`,
+so that a truncated stream can't look complete.
 """
 
 from __future__ import annotations
@@ -13,8 +13,10 @@ from typing import Any
 
 from aiohttp import web
 
-from gateway import problems, render
-from gateway.reply import headers
+from gateway.errors import error_body, log_unexpected
+from gateway.responses import response_headers
+from gateway.types import EVENT_RENDERERS, render_result
+from gateway.types.base import Link, StreamObjects
 from pomelo.call import Call, report_adjustments
 from pomelo.errors import PomeloError
 from pomelo.gen.v1.task_pb2 import Task
@@ -24,92 +26,84 @@ from pomelo.service import TaskService
 _DONE = b"data: [DONE]\n\n"
 _KEEP_ALIVE = b": keep-alive\n\n"
 
-_BATCH = 16 * 1024
+_MAX_BATCH = 16 * 1024
 """Bytes of events that are joined into one write."""
-
-_AUDIO_MAX = 45 * 1024
-"""Bytes of audio in one event: its line stays below 64 KiB, and a multiple of three needs no padding."""
 
 _LINE_BREAKS = re.compile(b"\xe2\x80[\xa8\xa9]|\xc2\x85")
 _ESCAPES = {b"\xe2\x80\xa8": b"\\u2028", b"\xe2\x80\xa9": b"\\u2029", b"\xc2\x85": b"\\u0085"}
-"""U+2028, U+2029 and U+0085 in UTF-8. JSON may contain them unescaped, within strings alone, but many clients
-end a line at them, as str.splitlines does. The other line breaks are always escaped in JSON."""
+"""U+2028, U+2029 and U+0085 in UTF-8. JSON strings may contain them unescaped, but many clients end a line
+at them, as str.splitlines does. Other line breaks are always escaped in JSON."""
 
 
-def message(data: bytes) -> bytes:
-    """The event whose data is `data`, a JSON text in UTF-8, on one line for every client."""
+def encode_event(data: bytes) -> bytes:
+    """Returns the event with the JSON text `data`, which every client reads as one line."""
     if not data.isascii():
-        data = _LINE_BREAKS.sub(lambda found: _ESCAPES[found[0]], data)
+        data = _LINE_BREAKS.sub(lambda match: _ESCAPES[match[0]], data)
     return b"data: " + data + b"\n\n"
 
 
-class EventStream:
-    """The answer's way out: its head when there is something to say, and comments in silence.
+class SseResponse:
+    """A response of server-sent events.
 
-    The head goes out with the first event, or after `keep_alive` seconds without one. An event is
-    sent immediately; events that follow it in the same iteration of the event loop are joined into
-    one write.
+    Its headers are sent with the first event, or after `keep_alive` seconds without one; after each further
+    silence of that length, a comment is sent. An event is sent immediately; events that follow it in the
+    same iteration of the event loop are joined into one write.
     """
 
     __slots__ = (
-        "_batch", "_beat", "_call", "_every", "_flushing", "_last", "_loop", "_request", "_size", "_timer",
-        "response",
+        "_batch", "_batch_size", "_call", "_commenting", "_flushing", "_keep_alive", "_last_sent", "_loop",
+        "_request", "_timer", "response",
     )  # fmt: skip
 
     def __init__(self, request: web.Request, call: Call, keep_alive: float) -> None:
         self.response: web.StreamResponse | None = None
         self._request = request
         self._call = call
-        self._every = keep_alive
+        self._keep_alive = keep_alive
         self._loop = asyncio.get_running_loop()
-        self._last = 0.0
+        self._last_sent = 0.0
         self._timer: asyncio.TimerHandle | None = None
-        self._beat: asyncio.Task[None] | None = None
+        self._commenting: asyncio.Task[None] | None = None
         self._batch: list[bytes] = []
-        self._size = 0  # bytes in _batch
+        self._batch_size = 0
         self._flushing: asyncio.Handle | None = None
 
     def start(self) -> None:
-        """From now on silence is filled; `call.reply` must be complete."""
-        self._last = self._loop.time()
-        self._timer = self._loop.call_at(self._last + self._every, self._tick)
+        """Starts the keep-alive timer; `call.response_headers` must be complete."""
+        self._last_sent = self._loop.time()
+        self._timer = self._loop.call_at(self._last_sent + self._keep_alive, self._on_timer)
 
     def stop(self) -> None:
-        """Stops comments and flushing; buffered events are sent with the end. Idempotent."""
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
-        if self._beat is not None:
-            self._beat.cancel()
-            self._beat = None
-        if self._flushing is not None:
-            self._flushing.cancel()
-            self._flushing = None
+        """Stops comments and flushing; buffered events are sent by `finish` or `fail`. Idempotent."""
+        for scheduled in (self._timer, self._commenting, self._flushing):
+            if scheduled is not None:
+                scheduled.cancel()
+        self._timer = self._commenting = self._flushing = None
 
     async def _open(self) -> web.StreamResponse:
         response = self.response = web.StreamResponse(
-            headers=headers(self._call, Content_Type="text/event-stream", X_Accel_Buffering="no")
+            headers=response_headers(self._call, Content_Type="text/event-stream", X_Accel_Buffering="no")
         )
         await response.prepare(self._request)
         return response
 
     async def send(self, data: bytes) -> None:
-        """Sends an event, opening the answer before the first; waits while the client does not read."""
-        self._last = self._loop.time()
+        """Sends an event, the headers before the first; waits while the client does not read."""
+        self._last_sent = self._loop.time()
         response = await self._open() if self.response is None else self.response
         if self._flushing is None:
             self._flushing = self._loop.call_soon(self._flush)
             await response.write(data)
             return
         self._batch.append(data)
-        self._size += len(data)
-        if self._size >= _BATCH:
-            await response.write(self._gathered())
+        self._batch_size += len(data)
+        if self._batch_size >= _MAX_BATCH:
+            await response.write(self._take_batch())
 
-    def _gathered(self) -> bytes:
+    def _take_batch(self) -> bytes:
         data = b"".join(self._batch)
         self._batch.clear()
-        self._size = 0
+        self._batch_size = 0
         return data
 
     def _flush(self) -> None:
@@ -117,99 +111,91 @@ class EventStream:
         self._flushing = None
         if self._batch:
             writer: Any = self._request.writer
-            # A callback can't await the write, and needn't: the next event's write waits for it.
-            writing = writer.write(self._gathered(), drain=False)
-            with suppress(ConnectionError, StopIteration):  # The client has left, or all is written.
+            # A callback can't await the write; the next event's write waits for it.
+            writing = writer.write(self._take_batch(), drain=False)
+            with suppress(ConnectionError, StopIteration):  # the client has left, or everything is written
                 writing.send(None)
 
     async def finish(self, data: bytes) -> web.StreamResponse:
-        """Sends the last events and ends the answer."""
+        """Sends the last events and ends the response."""
         response = await self._open() if self.response is None else self.response
-        await response.write_eof(self._gathered() + data)
+        await response.write_eof(self._take_batch() + data)
         return response
 
     async def fail(self, error: PomeloError) -> web.StreamResponse:
-        """Ends the answer with an error event.
+        """Ends the response with an error event.
 
-        The connection stays: its head has promised so, and the client may have taken it up again.
+        The connection stays open, as the headers announced; the client may have reused it already.
         """
         response = await self._open() if self.response is None else self.response
-        await response.write_eof(self._gathered() + b"event: error\n" + message(problems.body(error)))
+        await response.write_eof(self._take_batch() + b"event: error\n" + encode_event(error_body(error)))
         return response
 
-    def _tick(self) -> None:
+    def _on_timer(self) -> None:
         now = self._loop.time()
-        due = self._last + self._every
+        due = self._last_sent + self._keep_alive
         if now >= due:
             transport = self._request.transport
-            # A client that has not taken what was sent needs no sign of life.
+            # A client that has not read what was sent needs no comment.
             if transport is not None and not transport.get_write_buffer_size():
-                self._beat = self._loop.create_task(self._comment())
-            self._last = now
-            due = now + self._every
-        self._timer = self._loop.call_at(due, self._tick)
+                self._commenting = self._loop.create_task(self._comment())
+            self._last_sent = now
+            due = now + self._keep_alive
+        self._timer = self._loop.call_at(due, self._on_timer)
 
     async def _comment(self) -> None:
         try:
             response = await self._open() if self.response is None else self.response
             await response.write(_KEEP_ALIVE)
         except ConnectionError:
-            pass  # The client has left; its handler is being cancelled.
+            pass  # the client has left, and its handler is being cancelled
 
 
-async def stream(
+async def stream_task(
     request: web.Request,
     call: Call,
     tasks: TaskService,
     task: Task,
     *,
-    link: render.Link,
+    link: Link,
     keep_alive: float,
 ) -> web.StreamResponse:
-    """Runs `task` and sends its events as they come. The last event waits until the task is closed, so that
-    what follows it can't fail.
+    """Runs `task` and sends its events as they arrive. The last event is sent once the task is settled, so
+    that nothing can fail after it.
 
     Raises:
-        PomeloError: what went wrong before anything was sent.
+        PomeloError: an error before anything was sent.
+        ConnectionError: the client has left.
     """
-    out = EventStream(request, call, keep_alive)
-    pieces = render.Pieces(TaskStarted())
-    last = b""
-    fault: PomeloError | None = None
+    sse = SseResponse(request, call, keep_alive)
+    objects = StreamObjects(TaskStarted())
+    failure: PomeloError | None = None
     try:
         async with tasks.stream_task(task, call) as events:
-            out.start()
+            sse.start()
             async for event in events:
-                which = event.WhichOneof("event")
-                if which == "text_delta":
-                    delta = event.text_delta
-                    if delta.finish_reason:
-                        last = pieces.last_text(delta)
-                    else:
-                        await out.send(message(pieces.text(delta.content)))
-                elif which == "audio_chunk":
-                    data = event.audio_chunk.data
-                    for at in range(0, len(data), _AUDIO_MAX):
-                        await out.send(message(pieces.sound(data[at : at + _AUDIO_MAX])))
-                elif which == "image_progress":
-                    await out.send(message(pieces.progress(event.image_progress.progress)))
-                elif which == "result":
-                    last = render.result(event.result, link)
-                elif which == "started":
-                    pieces = render.Pieces(event.started)
+                event_type: str = event.WhichOneof("event") or ""
+                renderer = EVENT_RENDERERS.get(event_type)
+                if renderer is not None:
+                    for data in renderer(objects, getattr(event, event_type)):
+                        await sse.send(encode_event(data))
+                elif event_type == "result":
+                    objects.last = render_result(event.result, link)
+                elif event_type == "started":
+                    objects = StreamObjects(event.started)
                     report_adjustments(call, event.started.adjustments)
-        if not last:
+        if not objects.last:
             raise ValueError("the stream ended without its last event")
     except PomeloError as error:
-        fault = error
+        failure = error
     except ConnectionError:
         raise
     except Exception:
-        fault = problems.unexpected(call)
+        failure = log_unexpected(call)
     finally:
-        out.stop()
-    if fault is None:
-        return await out.finish(message(last) + _DONE)
-    if out.response is None:
-        raise fault
-    return await out.fail(fault)
+        sse.stop()
+    if failure is None:
+        return await sse.finish(encode_event(objects.last) + _DONE)
+    if sse.response is None:
+        raise failure
+    return await sse.fail(failure)

@@ -25,6 +25,7 @@ from pomelo.accounts.access import Access
 from pomelo.accounts.accounts import AccountAdmin, LocalAccounts
 from pomelo.accounts.failed_keys import FailedKeys
 from pomelo.accounts.keys import Keyring
+from pomelo.accounts.operator import LocalOperator
 from pomelo.accounts.plans import BUILTIN, Plan
 from pomelo.accounts.usage import UsageReader
 from pomelo.catalog import retirement
@@ -48,9 +49,8 @@ from pomelo.providers.http.client import Timeouts
 from pomelo.providers.http.connections import ConnectionLimiter
 from pomelo.providers.registry import Registry, read_registry
 from pomelo.secrets import derive_key
-from pomelo.server.admin import AdminServicer
-from pomelo.server.connections import ConnectionLimits
-from pomelo.server.limits import CallLimits
+from pomelo.server.call_limits import CallLimits
+from pomelo.server.connection_limits import ConnectionLimits
 from pomelo.server.remote import Tls, open_remote
 from pomelo.server.server import ServerOptions, open_admin, open_server
 from pomelo.service import Services
@@ -175,9 +175,9 @@ async def open_app(
                 access=access,
             )
         )
-        admin = AdminServicer(store, keyring, office, usage, catalog.models, now, runs=ledger.runs)
+        operator = LocalOperator(store, keyring, office, usage, catalog.models, now, runs=ledger.runs)
         if not worker:
-            await stack.enter_async_context(open_admin(admin, settings.admin_socket))
+            await stack.enter_async_context(open_admin(operator, settings.admin_socket))
         shared = worker is not None
         server = None
         if settings.grpc:

@@ -1,8 +1,5 @@
-"""What surrounds a task on either wire: who calls, until when, and the headers that go back.
-
-Both doors make a `Call` by `Call.from_headers`; everything below them reads it. It never travels and
-knows no transport.
-"""
+"""One call of a caller, independent of the protocol: its credentials, its deadline, and its response
+headers."""
 
 from __future__ import annotations
 
@@ -18,24 +15,24 @@ from pomelo.gen.v1.task_pb2 import Adjustment
 from pomelo.ids import new_id
 
 DEFAULT_TIMEOUT = 600.0
-"""Seconds that a task may take when the caller sets no deadline; also the most that a caller can get."""
+"""Default deadline of a task, in seconds; also the maximum that a caller can set."""
 
 _REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
-_REPEAT_KEY = re.compile(r"[\x21-\x7e]{1,255}")
+_IDEMPOTENCY_KEY = re.compile(r"[\x21-\x7e]{1,255}")
 _NUMBER = re.compile(r"\s*[+]?([0-9]{1,400}(\.[0-9]{0,400})?|\.[0-9]{1,400})([eE][+-]?[0-9]{1,4})?\s*")
 _BEARER = re.compile(r"bearer +(\S+) *", re.IGNORECASE)
 _PREFERENCES = re.compile(r'(?:[^,"]++|"(?:[^"\\]|\\.)*+"?)++')
 _HANDLING = re.compile(
     r'\s*+handling\s*+(?:=\s*+(?:"((?:[^"\\]|\\.)*+)"|([^\s;"]*+))\s*+)?(?:;.*)?', re.IGNORECASE | re.DOTALL
 )
-"""Possessive quantifiers: no header makes them backtrack."""
+"""The quantifiers are possessive, so that no header causes backtracking."""
 
 _QUOTED_PAIR = re.compile(r"\\(.)")
 
 STRICT = "handling=strict"
-"""The preference that a field is refused rather than adjusted (RFC 7240), as we write it."""
+"""The preference to refuse a field rather than adjust it (RFC 7240)."""
 
-_ONCE = {
+_SINGLE_HEADERS = {
     name.lower(): name
     for name in (
         "Authorization",
@@ -47,12 +44,12 @@ _ONCE = {
         "Accept",
     )
 }
-"""The headers that may be given only once: if one is repeated, a proxy may read a different value than we."""
+"""Headers that may not be repeated: a proxy may read a different value of a repeated one than Pomelo."""
 
 
 @dataclass(frozen=True, slots=True)
 class Principal:
-    """Whom a key speaks for. `models` is None when the key may use all of them; `plan` is the account's."""
+    """The identity of a key. `models` is None if the key may use all of them; `plan` is the account's."""
 
     account: str
     key_id: str
@@ -67,7 +64,7 @@ class Principal:
 
     @property
     def owner(self) -> str:
-        """The account and the mode, as one name. No other owner can read what this owner stores."""
+        """The account and the mode as one name. Stored media can be read only by their owner."""
         return f"{self.account}/{self.mode}"
 
 
@@ -75,20 +72,20 @@ class Principal:
 class Call:
     """One call of a caller.
 
-    `secret` is the caller's key as it came (never logged); `address` is the caller's IP address, empty over
-    a unix socket; `deadline` is absolute, on the clock of `time.monotonic` (which is the event loop's too);
-    `fault` is what was wrong with the headers, raised once the key is known to be good; `key_fault` is what
-    was wrong with the one that carries the key, as a sentence. `principal` is set once the key was checked.
-    `repeat_key` is the Idempotency-Key. `strict` is whether a field that the model can't take is refused, not
-    adjusted. `reply` holds the headers that go back, by their names as the
-    documentation writes them; it is complete when a task's first event is, and on every error. `trailer`
-    holds those that are known only at a stream's end. `at_end` is what `end` runs for the REST front end
-    when the request has ended, whatever the outcome.
+    `api_key` is the key as received (never log it). `protocol` is grpc or rest. `address` is the
+    caller's IP address, empty over a unix socket. `deadline` is absolute, on the clock of `time.monotonic`,
+    which is also the event loop's. `header_error` is the error of an invalid header, to be raised after the
+    key was checked; `key_error` is a sentence about an invalid Authorization header. `principal` is set when
+    the key was checked. `strict` refuses a field that the model does not support, instead of adjusting it.
+
+    `response_headers` has the headers of the response, named as in the documentation. It is complete before a
+    task's first event and on every error. `response_trailers` has those that are known only at a stream's
+    end. `at_end` are the functions that `end` runs.
     """
 
     api_key: str | None
     request_id: str
-    wire: str
+    protocol: str
     deadline: float
     address: str = ""
     traceparent: str | None = None
@@ -102,7 +99,7 @@ class Call:
     at_end: list[Callable[[], None]] = field(default_factory=list)
 
     def end(self) -> None:
-        """Deletes what the call brought only for its own task. Idempotent."""
+        """Deletes the uploads that belong to this call only. Idempotent."""
         while self.at_end:
             self.at_end.pop()()
 
@@ -111,65 +108,65 @@ class Call:
         cls,
         get: Callable[[str], str | None],
         *,
-        wire: str,
+        protocol: str,
         address: str = "",
         timeout: float | None = None,
         names: Iterable[str] = (),
         clock: Callable[[], float] = time.monotonic,
     ) -> Call:
-        """Reads a call from headers or metadata; `get` looks one up by its lower-case name.
+        """Reads a call from headers or metadata; `get` returns one by its lower-case name.
 
-        `timeout` is the seconds left on a deadline that the transport itself carries (gRPC); without it,
-        `x-request-timeout` counts. `names` are the headers' names as they came, in any case, once for each
-        time that one was given. Never raises: errors are kept in `fault` and `key_fault`.
+        `timeout` is the remaining time of the transport's own deadline (gRPC), in seconds; without it,
+        `x-request-timeout` applies. `names` are the names of all headers, in any case, with repetitions.
+        Never raises: errors are stored in `header_error` and `key_error`.
         """
-        fault = None
-        twice = _given_twice(names)
+        header_error = None
+        repeated = _repeated_headers(names)
         if timeout is None:
-            given = get("x-request-timeout")
-            if given is not None:
-                timeout = _seconds(given)
+            header = get("x-request-timeout")
+            if header is not None:
+                timeout = _seconds(header)
                 if timeout is None:
-                    fault = invalid("X-Request-Timeout", "a number of seconds above 0")
+                    header_error = invalid("X-Request-Timeout", "a number of seconds above 0")
         if timeout is None or timeout > DEFAULT_TIMEOUT:
             timeout = DEFAULT_TIMEOUT
         request_id = get("x-request-id")
         if request_id is None or not _REQUEST_ID.fullmatch(request_id):
             request_id = new_id("req_")
-        repeat_key = get("idempotency-key")
-        if repeat_key is not None and not _REPEAT_KEY.fullmatch(repeat_key):
-            fault = invalid("Idempotency-Key", "1 to 255 visible ASCII characters")
-        for name in twice - {"authorization"}:
-            fault = invalid(_ONCE[name], "given once")
-        secret, key_fault = None, ""
-        if "authorization" in twice:
-            key_fault = "Authorization was given twice."
+        idempotency_key = get("idempotency-key")
+        if idempotency_key is not None and not _IDEMPOTENCY_KEY.fullmatch(idempotency_key):
+            header_error = invalid("Idempotency-Key", "1 to 255 visible ASCII characters")
+        for name in repeated - {"authorization"}:
+            header_error = invalid(_SINGLE_HEADERS[name], "given once")
+        api_key, key_error = None, ""
+        if "authorization" in repeated:
+            key_error = "Authorization was given twice."
         elif bearer := _BEARER.fullmatch(get("authorization") or ""):
-            secret = bearer[1]
+            api_key = bearer[1]
         return cls(
-            api_key=secret,
+            api_key=api_key,
             request_id=request_id,
-            wire=wire,
+            protocol=protocol,
             address=address,
             deadline=clock() + timeout,
             traceparent=get("traceparent"),
-            idempotency_key=repeat_key,
+            idempotency_key=idempotency_key,
             strict=_is_strict(get("prefer")),
-            header_error=fault,
-            key_error=key_fault,
+            header_error=header_error,
+            key_error=key_error,
             response_headers={"X-Request-Id": request_id},
         )
 
 
-def _given_twice(names: Iterable[str]) -> set[str]:
-    """Which headers of `_ONCE` were given more than once."""
-    counts = Counter(lower for name in names if (lower := name.lower()) in _ONCE)
+def _repeated_headers(names: Iterable[str]) -> set[str]:
+    """Returns which of `_SINGLE_HEADERS` are repeated, in lower case."""
+    counts = Counter(lower for name in names if (lower := name.lower()) in _SINGLE_HEADERS)
     return {name for name, count in counts.items() if count > 1}
 
 
 def _is_strict(prefer: str | None) -> bool:
-    """Whether a Prefer header asks for strict handling. Of several `handling` the first one counts; what is
-    not understood is ignored, as RFC 7240 wants it."""
+    """Whether a Prefer header requests strict handling. The first `handling` counts; unknown preferences are
+    ignored (RFC 7240)."""
     for preference in _PREFERENCES.findall(prefer) if prefer else ():
         if (handling := _HANDLING.fullmatch(preference)) is not None:
             return _QUOTED_PAIR.sub(r"\1", handling[1] or handling[2] or "").lower() == "strict"
@@ -182,16 +179,16 @@ def _seconds(text: str) -> float | None:
 
 
 ADJUSTED_HEADER = "X-Pomelo-Adjusted"
-"""The header, and in lower case the metadata, that lists what was adjusted of a task's input."""
+"""The header, and in lower case the metadata, that lists the adjusted fields of a task's input."""
 
 
 def adjusted_header(adjustments: Iterable[Adjustment]) -> str:
-    """The value of ADJUSTED_HEADER, such as `stop; temperature=1`."""
+    """Returns the value of ADJUSTED_HEADER, such as `stop; temperature=1`."""
     return "; ".join(f"{one.field}={one.used}" if one.used else one.field for one in adjustments)
 
 
 def report_adjustments(call: Call, adjustments: Sequence[Adjustment]) -> None:
-    """Puts the adjustments into the response headers, replacing earlier ones."""
+    """Sets the response header of the adjustments, or removes it if there are none."""
     if adjustments:
         call.response_headers[ADJUSTED_HEADER] = adjusted_header(adjustments)
     else:

@@ -1,27 +1,19 @@
-"""Services that come to an end in good order.
-
-`pomelo.app` puts one in front of the engine, and one in front of a remote server: the doors hold what it
-gives. It counts the calls that run, refuses new ones while it drains, and ends what is left.
-"""
+"""Graceful shutdown of the services: counts running calls, refuses new ones, and ends the remaining ones."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from functools import wraps
 from types import TracebackType
+from typing import Any, ParamSpec, TypeVar
 
 from pomelo.call import Call
 from pomelo.errors import PomeloError
-from pomelo.gen.v1.account_service_pb2 import Account, ListUsageRequest, ListUsageResponse
-from pomelo.gen.v1.media_pb2 import Media
-from pomelo.gen.v1.model_service_pb2 import Model
-from pomelo.gen.v1.task_pb2 import Task, TaskResult
-from pomelo.gen.v1.task_service_pb2 import StreamTaskResponse
 from pomelo.service import (
     AccessService,
     AccountService,
-    MediaBytes,
     MediaService,
     ModelService,
     Services,
@@ -29,9 +21,12 @@ from pomelo.service import (
     Visit,
 )
 
+P = ParamSpec("P")
+T = TypeVar("T")
+
 
 class Draining:
-    """What runs, and whether more may. To be made in the running event loop."""
+    """The running calls of services, and whether new ones are accepted. Needs a running event loop."""
 
     def __init__(self) -> None:
         self.scopes: set[asyncio.Timeout] = set()
@@ -39,7 +34,7 @@ class Draining:
         self._idle = asyncio.Event()
 
     def guard(self, services: Services) -> Services:
-        """The same services, counted."""
+        """Returns the same services with every call counted."""
         return Services(
             tasks=_Tasks(services.tasks, self),
             models=_Models(services.models, self),
@@ -50,15 +45,15 @@ class Draining:
 
     @property
     def running(self) -> int:
-        """How many calls run."""
+        """The number of running calls."""
         return len(self.scopes)
 
     def drain(self) -> None:
-        """From now on every call is refused with shutting_down; running ones go on."""
+        """Refuses every new call with shutting_down from now on; running ones continue."""
         self.draining = True
 
     async def idle(self) -> None:
-        """Returns when no call runs."""
+        """Returns when no call is running."""
         while self.scopes:
             self._idle.clear()
             await self._idle.wait()
@@ -71,18 +66,41 @@ class Draining:
             if not scope.expired():
                 scope.reschedule(now)
 
-    def left(self, scope: asyncio.Timeout) -> None:
-        """A call has ended."""
+    def remove(self, scope: asyncio.Timeout) -> None:
+        """Removes a call that has ended."""
         self.scopes.discard(scope)
         if not self.scopes:
             self._idle.set()
 
+    def counted(self, method: Callable[P, Awaitable[T]]) -> Callable[P, Coroutine[Any, Any, T]]:
+        """Returns the method with each of its calls counted."""
+
+        @wraps(method)
+        async def call(*args: P.args, **kwargs: P.kwargs) -> T:
+            async with _Counted(self):
+                return await method(*args, **kwargs)
+
+        return call
+
+    def counted_context(
+        self, method: Callable[P, AbstractAsyncContextManager[T]]
+    ) -> Callable[P, AbstractAsyncContextManager[T]]:
+        """Returns the method with each of the contexts that it opens counted."""
+
+        @wraps(method)
+        @asynccontextmanager
+        async def call(*args: P.args, **kwargs: P.kwargs) -> AsyncIterator[T]:
+            async with _Counted(self), method(*args, **kwargs) as value:
+                yield value
+
+        return call
+
 
 class _Counted:
-    """One call: an async context manager around all that it does.
+    """Counts one call for the length of its body, and can end it.
 
     Raises:
-        PomeloError: shutting_down; on entering or, when it is ended, on leaving.
+        PomeloError: shutting_down, on entering or, if the call is ended, on leaving.
     """
 
     __slots__ = ("_draining", "_scope")
@@ -100,7 +118,7 @@ class _Counted:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._draining.left(self._scope)
+        self._draining.remove(self._scope)
         try:
             await self._scope.__aexit__(kind, error, trace)
         except TimeoutError:
@@ -108,90 +126,35 @@ class _Counted:
 
 
 class _Access:
-    """AccessService; refuses while the server drains."""
-
-    def __init__(self, inner: AccessService, draining: Draining) -> None:
-        self._inner = inner
+    def __init__(self, access: AccessService, draining: Draining) -> None:
+        self._access = access
         self._draining = draining
 
     async def admit(self, call: Call) -> Visit:
-        """See the port."""
         if self._draining.draining:
             raise PomeloError("shutting_down")
-        return await self._inner.admit(call)
+        return await self._access.admit(call)
 
 
 class _Tasks:
-    """TaskService, counted."""
-
-    def __init__(self, inner: TaskService, draining: Draining) -> None:
-        self._inner = inner
-        self._draining = draining
-
-    async def run_task(self, task: Task, call: Call) -> TaskResult:
-        """See the port."""
-        async with _Counted(self._draining):
-            return await self._inner.run_task(task, call)
-
-    @asynccontextmanager
-    async def stream_task(self, task: Task, call: Call) -> AsyncIterator[AsyncIterator[StreamTaskResponse]]:
-        """See the port."""
-        async with _Counted(self._draining), self._inner.stream_task(task, call) as events:
-            yield events
+    def __init__(self, tasks: TaskService, draining: Draining) -> None:
+        self.run_task = draining.counted(tasks.run_task)
+        self.stream_task = draining.counted_context(tasks.stream_task)
 
 
 class _Models:
-    """ModelService, counted."""
-
-    def __init__(self, inner: ModelService, draining: Draining) -> None:
-        self._inner = inner
-        self._draining = draining
-
-    async def list_models(self, call: Call) -> list[Model]:
-        """See the port."""
-        async with _Counted(self._draining):
-            return await self._inner.list_models(call)
-
-    async def get_model(self, name: str, call: Call) -> Model:
-        """See the port."""
-        async with _Counted(self._draining):
-            return await self._inner.get_model(name, call)
+    def __init__(self, models: ModelService, draining: Draining) -> None:
+        self.list_models = draining.counted(models.list_models)
+        self.get_model = draining.counted(models.get_model)
 
 
 class _Media:
-    """MediaService, counted."""
-
-    def __init__(self, inner: MediaService, draining: Draining) -> None:
-        self._inner = inner
-        self._draining = draining
-
-    async def upload_media(self, content_type: str, chunks: AsyncIterator[bytes], call: Call) -> Media:
-        """See the port."""
-        async with _Counted(self._draining):
-            return await self._inner.upload_media(content_type, chunks, call)
-
-    @asynccontextmanager
-    async def download_media(
-        self, media_id: str, signature: str, call: Call
-    ) -> AsyncIterator[tuple[Media, MediaBytes]]:
-        """See the port."""
-        async with _Counted(self._draining), self._inner.download_media(media_id, signature, call) as medium:
-            yield medium
+    def __init__(self, media: MediaService, draining: Draining) -> None:
+        self.upload_media = draining.counted(media.upload_media)
+        self.download_media = draining.counted_context(media.download_media)
 
 
 class _Accounts:
-    """AccountService, counted."""
-
-    def __init__(self, inner: AccountService, draining: Draining) -> None:
-        self._inner = inner
-        self._draining = draining
-
-    async def get_account(self, call: Call) -> Account:
-        """See the port."""
-        async with _Counted(self._draining):
-            return await self._inner.get_account(call)
-
-    async def list_usage(self, request: ListUsageRequest, call: Call) -> ListUsageResponse:
-        """See the port."""
-        async with _Counted(self._draining):
-            return await self._inner.list_usage(request, call)
+    def __init__(self, accounts: AccountService, draining: Draining) -> None:
+        self.get_account = draining.counted(accounts.get_account)
+        self.list_usage = draining.counted(accounts.list_usage)

@@ -11,9 +11,10 @@ _SHIFTS = range(120, -1, -10)
 
 
 def new_id(prefix: str) -> str:
-    """A new id: `prefix`, then 26 characters: 48 bits of Unix milliseconds, then 80 random bits.
+    """Returns a new id: `prefix` and 26 characters, which encode 48 bits of Unix milliseconds and 80 random
+    bits.
 
-    Later ids sort after earlier ones (within a millisecond in no order); no state, safe in threads.
+    Later ids sort after earlier ones, except within a millisecond. Thread-safe.
     """
     value = (time.time_ns() // 1_000_000) << 80 | int.from_bytes(os.urandom(10), "big")
     pairs = _PAIRS

@@ -1,6 +1,6 @@
-"""Counts and limits calls in flight and the buffered bytes of their bodies, of each owner and in total.
+"""Counts and limits calls in flight and the buffered bytes of their bodies, per owner and in total.
 
-An owner is an account, or a key where the account is not known. Transport-free; one `InFlight` a process.
+An owner is an account, or a key if the account is not known.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ MIB = 1024 * 1024
 
 @dataclass(frozen=True, slots=True)
 class InFlightLimits:
-    """Limits of calls in flight, from their admission to their end, and of buffered bytes of bodies and
-    messages. `account_*` bound one owner."""
+    """Limits of calls in flight, from their admission to their end, and of the buffered bytes of their
+    bodies. `account_*` apply to one owner."""
 
     calls: int = 2_000
     account_calls: int = 1_000
@@ -37,7 +37,7 @@ class _Usage:
 
 
 class InFlight:
-    """Counts calls and buffered bytes, of each owner and of all together. O(1), and bounded by what runs."""
+    """Counts calls and buffered bytes, per owner and in total. Every operation is O(1)."""
 
     def __init__(self, limits: InFlightLimits | None = None) -> None:
         self.limits = limits or InFlightLimits()
@@ -46,19 +46,19 @@ class InFlight:
         self._owners: dict[str, _Usage] = {}
 
     def enter(self, owner: str, concurrent: int | None = None) -> Ticket:
-        """Counts one more call of `owner` until its ticket is closed. `concurrent` is how many tasks its plan
-        allows at a time (None: no limit): a few times as many calls may be in flight.
+        """Counts one more call of `owner` until the returned ticket is closed. `concurrent` is the
+        concurrency limit of its plan (None: no limit); four times as many calls, at least 64, may be in
+        flight.
 
         Raises:
-            PomeloError: concurrency_limit_exceeded (a plan that has such a limit), overloaded.
+            PomeloError: concurrency_limit_exceeded (the limit of the plan), overloaded.
         """
         limits = self.limits
         used = self._owners.get(owner)
         if used is not None:
-            share = limits.account_calls
-            if concurrent is not None and used.calls >= min(share, max(64, 4 * concurrent)):
+            if concurrent is not None and used.calls >= min(limits.account_calls, max(64, 4 * concurrent)):
                 raise PomeloError("concurrency_limit_exceeded")
-            if used.calls >= share:
+            if used.calls >= limits.account_calls:
                 raise PomeloError("overloaded")
         if self.calls >= limits.calls:
             raise PomeloError("overloaded")
@@ -78,7 +78,7 @@ class InFlight:
 
 
 class Ticket:
-    """One call in flight. `size` is the bytes of it that are buffered."""
+    """One call in flight. `size` is the number of its buffered bytes."""
 
     __slots__ = ("_in_flight", "_open", "_owner", "_used", "size")
 
@@ -104,62 +104,62 @@ class Ticket:
         in_flight.bytes += size
 
     def close(self) -> None:
-        """The call has ended. Idempotent."""
+        """Ends the call. Idempotent."""
         if self._open:
             self._open = False
             self._in_flight._leave(self._owner, self._used, self.size)
 
 
-class _Queue:
-    """The turns in use by one owner, and the queue for the next ones."""
+class _Slots:
+    """The slots that one owner has taken, and its waiters."""
 
-    __slots__ = ("count", "waiting")
+    __slots__ = ("count", "waiters")
 
     def __init__(self) -> None:
         self.count = 0
-        self.waiting: deque[asyncio.Future[None]] = deque()
+        self.waiters: deque[asyncio.Future[None]] = deque()
 
 
 class FairSemaphore:
-    """At most `limit` at a time of each owner, in the order in which they came."""
+    """A semaphore with `limit` slots per owner, first come, first served."""
 
     def __init__(self, limit: int) -> None:
         self.limit = limit
-        self._owners: dict[str, _Queue] = {}
+        self._owners: dict[str, _Slots] = {}
 
     def full(self, owner: str) -> bool:
-        """Whether `enter` would have to wait."""
-        queue = self._owners.get(owner)
-        return queue is not None and queue.count >= self.limit
+        """Whether `acquire` would wait."""
+        slots = self._owners.get(owner)
+        return slots is not None and slots.count >= self.limit
 
-    async def enter(self, owner: str) -> None:
-        """Waits for a turn of `owner`, which `leave` ends. Cancelling gives up the place in the queue."""
-        queue = self._owners.get(owner)
-        if queue is None:
-            queue = self._owners[owner] = _Queue()
-        if queue.count < self.limit:
-            queue.count += 1
+    async def acquire(self, owner: str) -> None:
+        """Waits for a slot of `owner`. Cancelling leaves the queue."""
+        slots = self._owners.get(owner)
+        if slots is None:
+            slots = self._owners[owner] = _Slots()
+        if slots.count < self.limit:
+            slots.count += 1
             return
-        turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        queue.waiting.append(turn)
+        waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        slots.waiters.append(waiter)
         try:
-            await turn
+            await waiter
         except asyncio.CancelledError:
-            if turn.cancelled():
-                with suppress(ValueError):  # `leave` may have passed over it
-                    queue.waiting.remove(turn)
+            if waiter.cancelled():
+                with suppress(ValueError):  # `release` may have removed it
+                    slots.waiters.remove(waiter)
             else:
-                self.leave(owner)  # the turn was given in the same moment
+                self.release(owner)  # the slot was granted in the same iteration
             raise
 
-    def leave(self, owner: str) -> None:
-        """Ends a turn and gives it to the next in the queue."""
-        queue = self._owners[owner]
-        while queue.waiting:
-            turn = queue.waiting.popleft()
-            if not turn.done():
-                turn.set_result(None)
+    def release(self, owner: str) -> None:
+        """Passes a slot to the next waiter."""
+        slots = self._owners[owner]
+        while slots.waiters:
+            waiter = slots.waiters.popleft()
+            if not waiter.done():
+                waiter.set_result(None)
                 return
-        queue.count -= 1
-        if not queue.count:
+        slots.count -= 1
+        if not slots.count:
             del self._owners[owner]

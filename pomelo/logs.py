@@ -1,8 +1,8 @@
-"""Logs: unexpected failures without what they quote, and a limit on the number of log lines.
+"""Logging: tracebacks without messages, and limits on the number of log lines.
 
-The message of an exception may contain a caller's words, a vendor's answer or a key, whoever raised it. So a
-log line names the exception's type, files and lines, which are enough to find the fault. A caller who can
-cause one line can cause millions, so lines of a kind are limited.
+The message of an exception may contain a caller's text, a vendor's response or a key. So a log line has only
+the exception's type, files and lines, which are enough to find the cause. A caller who can cause one line can
+cause millions, so similar lines are limited.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from collections.abc import Callable
 
 from pomelo.errors import ErrorRow
 
-_KINDS = 1_000
-"""The most kinds of failure that are remembered."""
+_MAX_REMEMBERED = 1_000
+"""Maximum number of different errors that are remembered."""
 
 
 class UnexpectedErrors:
-    """Logs unexpected failures. Each kind (exception type and the line that raised it) is logged at
-    most once in `every` seconds, so that a repeated failure does not fill the log."""
+    """Logs unexpected errors. Errors of the same type and line of code are logged at most once in `every`
+    seconds, so that a repeated error does not fill the log."""
 
     def __init__(
         self, log: logging.Logger, *, every: float = 60.0, clock: Callable[[], float] = time.monotonic
@@ -29,22 +29,22 @@ class UnexpectedErrors:
         self._log = log
         self._every = every
         self._clock = clock
-        self._told: dict[tuple[type[BaseException], str, int], float] = {}
+        self._logged_at: dict[tuple[type[BaseException], str, int], float] = {}
 
-    def log(self, what: str, error: BaseException) -> None:
-        """Logs `what` with the trace of `error`, unless the same kind was logged recently."""
-        kind = (type(error), *_raised_at(error))
+    def log(self, description: str, error: BaseException) -> None:
+        """Logs `description` with the traceback of `error`, unless a similar error was logged recently."""
+        identity = (type(error), *_raised_at(error))
         now = self._clock()
-        if kind in self._told and now < self._told[kind] + self._every:
+        if identity in self._logged_at and now < self._logged_at[identity] + self._every:
             return
-        if len(self._told) >= _KINDS:
-            self._told.clear()
-        self._told[kind] = now
-        self._log.error("%s\n%s", what, format_trace(error))
+        if len(self._logged_at) >= _MAX_REMEMBERED:
+            self._logged_at.clear()
+        self._logged_at[identity] = now
+        self._log.error("%s\n%s", description, format_trace(error))
 
 
 def _raised_at(error: BaseException) -> tuple[str, int]:
-    """The file and line of the innermost frame; empty and 0 if the error has no traceback."""
+    """Returns the file and line of the innermost frame; empty and 0 without a traceback."""
     frame = error.__traceback__
     while frame is not None and frame.tb_next is not None:
         frame = frame.tb_next
@@ -52,42 +52,42 @@ def _raised_at(error: BaseException) -> tuple[str, int]:
 
 
 def format_trace(error: BaseException) -> str:
-    """The frames and the type of an exception, after those of what led to it; lines of text."""
+    """Returns the frames and the type of an exception as text, after those of its causes."""
     return "\n".join(_lines(error, set()))
 
 
 def _lines(error: BaseException, seen: set[int]) -> list[str]:
     seen.add(id(error))
     lines: list[str] = []
-    led = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+    cause = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
     inner = error.exceptions if isinstance(error, BaseExceptionGroup) else ()
-    for other in (*inner, led):
+    for other in (*inner, cause):
         if other is not None and id(other) not in seen:
             lines += [*_lines(other, seen), "which led to"]
     lines += "".join(traceback.format_tb(error.__traceback__)).splitlines()
     kind = type(error)
-    row = getattr(error, "row", None)  # a plug-in's own subclass of PomeloError may lack it
-    own = f": {row.code}" if isinstance(row, ErrorRow) else ""
-    return [*lines, f"{kind.__module__}.{kind.__qualname__}{own}"]
+    row = getattr(error, "row", None)  # a plug-in's subclass of PomeloError may lack it
+    code = f": {row.code}" if isinstance(row, ErrorRow) else ""
+    return [*lines, f"{kind.__module__}.{kind.__qualname__}{code}"]
 
 
-LINES = 10
-"""Lines of a kind that are written in a window."""
+MAX_LINES = 10
+"""Lines of one kind that are logged in a window."""
 
 WINDOW = 60.0
 """Seconds from the first line of a kind to the end of its window."""
 
 MAX_KINDS = 1_000
-"""The most kinds that are counted separately; Pomelo itself has fewer, whatever its libraries log."""
+"""Maximum number of kinds that are counted separately; Pomelo itself has fewer."""
 
-_TEXT = 200
-"""Characters of a suppressed line that are shown beside their number."""
+_EXCERPT = 200
+"""Characters of a suppressed line that are shown beside the number of suppressed lines."""
 
 _Kind = tuple[str, int, str]
 
 
 class _Lines:
-    """The lines of one kind in a window; `ends` is on the monotonic clock."""
+    """The lines of one kind in a window, which ends at `ends` on the monotonic clock."""
 
     __slots__ = ("count", "ends", "suppressed", "text", "timer")
 
@@ -100,17 +100,17 @@ class _Lines:
 
 
 class LimitedHandler(logging.Handler):
-    """Passes records to `inner`: the first lines of each kind in a window, then one line with the number
-    of suppressed ones.
+    """Passes on to `inner` the first lines of each kind in a window, then one line with the number of
+    suppressed ones.
 
-    A kind of Pomelo's own is a message without its values; of a library, whose messages may be all
-    different, it is its logger and level.
+    Pomelo's lines are of one kind if they have the same message apart from its values. Lines of a library,
+    whose messages may all differ, are of one kind if they have the same logger and level.
     """
 
     def __init__(
         self,
         inner: logging.Handler,
-        lines: int = LINES,
+        lines: int = MAX_LINES,
         window: float = WINDOW,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -122,7 +122,7 @@ class LimitedHandler(logging.Handler):
         self._kinds: dict[_Kind, _Lines] = {}
 
     def setFormatter(self, fmt: logging.Formatter | None) -> None:
-        """Sets how the inner handler writes a record."""
+        """Sets the formatter of the inner handler."""
         self._inner.setFormatter(fmt)
 
     def emit(self, record: logging.LogRecord) -> None:
@@ -142,8 +142,8 @@ class LimitedHandler(logging.Handler):
             return
         lines.suppressed += 1
         if lines.timer is None:
-            lines.text = record.getMessage().partition("\n")[0][:_TEXT]
-            lines.timer = threading.Timer(self._window, self._late, (kind, lines))
+            lines.text = record.getMessage().partition("\n")[0][:_EXCERPT]
+            lines.timer = threading.Timer(self._window, self._window_ended, (kind, lines))
             lines.timer.daemon = True
             lines.timer.start()
 
@@ -152,7 +152,7 @@ class LimitedHandler(logging.Handler):
         self._inner.flush()
 
     def close(self) -> None:
-        """Logs what was suppressed so far, and closes the inner handler."""
+        """Logs the number of lines that were suppressed so far, and closes the inner handler."""
         self.acquire()
         try:
             for kind, lines in self._kinds.items():
@@ -163,7 +163,7 @@ class LimitedHandler(logging.Handler):
         self._inner.close()
         super().close()
 
-    def _late(self, kind: _Kind, lines: _Lines) -> None:
+    def _window_ended(self, kind: _Kind, lines: _Lines) -> None:
         self.acquire()
         try:
             self._report(kind, lines)
@@ -171,7 +171,7 @@ class LimitedHandler(logging.Handler):
             self.release()
 
     def _report(self, kind: _Kind, lines: _Lines) -> None:
-        """Logs once how many lines were suppressed."""
+        """Logs the number of suppressed lines, once."""
         if lines.timer is not None:
             lines.timer.cancel()
         count, lines.suppressed = lines.suppressed, 0

@@ -1,7 +1,4 @@
-"""Credits as people read and write them: decimal text, exact to a microcredit.
-
-Money is whole microcredits everywhere in the house; the doors and the command line turn it into text here.
-"""
+"""Converts credits between microcredits (integers, used everywhere inside Pomelo) and decimal text."""
 
 from __future__ import annotations
 
@@ -11,31 +8,31 @@ MICROS = 1_000_000
 """Microcredits in a credit."""
 
 MAX_CREDITS = 1_000_000_000
-"""The most credits that can be written or given at once."""
+"""Maximum number of credits in a text or in one grant."""
 
 MAX_TOTAL_CREDITS = 9 * MAX_CREDITS
-"""The most credits that one side of an account is ever given: sums stay exact in any store, doubles too."""
+"""Maximum total of grants to an account in one mode: sums stay exact in every store, also as doubles."""
 
 _TEXT = re.compile(r"([0-9]{1,10})(?:\.([0-9]{1,6}))?")
 
 
 def format_credits(micros: int) -> str:
-    """Credits as the shortest decimal text, such as 12.5; also a number of JSON."""
-    whole, part = divmod(abs(micros), MICROS)
-    text = f"{whole}.{part:06}".rstrip("0").rstrip(".")
+    """Returns credits as the shortest decimal text, such as 12.5; it is also a valid JSON number."""
+    whole, fraction = divmod(abs(micros), MICROS)
+    text = f"{whole}.{fraction:06}".rstrip("0").rstrip(".")
     return f"-{text}" if micros < 0 else text
 
 
 def parse_credits(text: str) -> int:
-    """The microcredits of decimal text from 0 to MOST, with at most 6 places.
+    """Returns the microcredits of decimal text from 0 to MAX_CREDITS, with at most 6 decimal places.
 
     Raises:
-        ValueError: it is none.
+        ValueError: the text is not such a number.
     """
-    found = _TEXT.fullmatch(text)
-    if found is None:
+    match = _TEXT.fullmatch(text)
+    if match is None:
         raise ValueError(f"{text[:40]!r} is no number of credits, such as 10 or 2.5, with at most 6 places")
-    micros = int(found[1]) * MICROS + int((found[2] or "").ljust(6, "0"))
+    micros = int(match[1]) * MICROS + int((match[2] or "").ljust(6, "0"))
     if micros > MAX_CREDITS * MICROS:
         raise ValueError(f"{text} is more than {MAX_CREDITS:,} credits")
     return micros

@@ -1,8 +1,8 @@
-"""Where a gRPC call comes from: a caller itself, or a gateway that speaks for one.
+"""The origin of a gRPC call: a caller itself, or a gateway that forwards the call of one.
 
-A gateway sends in metadata which protocol its caller used, and from which address. Any gRPC caller can send
-the same metadata, so the server believes it only with a proof: an HMAC under a key that is derived from the
-root secret, which gateways and servers share and callers don't have.
+A gateway sends its caller's protocol and address in metadata. Any gRPC caller can send the same metadata, so
+the server accepts it only with a proof: an HMAC with a key derived from the root secret, which gateways and
+servers share and callers don't have.
 """
 
 from __future__ import annotations
@@ -14,77 +14,77 @@ from dataclasses import dataclass
 from ipaddress import IPv4Network, IPv6Address, IPv6Network, ip_address
 from urllib.parse import unquote
 
-WIRE_KEY = "x-pomelo-wire"
-"""Metadata in, from a gateway: the protocol that the caller used, which is what records name. With it
-comes `x-request-timeout`, the seconds that the caller's deadline leaves."""
+PROTOCOL_KEY = "x-pomelo-wire"
+"""Request metadata from a gateway: the caller's protocol, for the usage record. `x-request-timeout` comes
+with it: the seconds until the caller's deadline."""
 
 ADDRESS_KEY = "x-pomelo-address"
-"""Metadata in, from a gateway: the IP address of the caller, empty if it has none."""
+"""Request metadata from a gateway: the IP address of the caller, empty if it has none."""
 
 PROOF_KEY = "x-pomelo-proof"
-"""Metadata in, from a gateway: the proof of the two values above, bound to the caller's key."""
+"""Request metadata from a gateway: the proof of the two values above, bound to the caller's key."""
 
 log = logging.getLogger("pomelo.server")
 
 
 @dataclass(frozen=True, slots=True)
 class Origin:
-    """Where a call comes from.
+    """The origin of a call.
 
-    `gateway` is whether the call claims to come from a gateway, `proven` whether its proof is
-    valid. Only with a valid proof are `wire` and `address` the gateway's; else they are those of
-    the connection.
+    `gateway` is whether the call claims to come from a gateway, `proven` whether its proof is valid. With a
+    valid proof `protocol` and `address` are the gateway's values; otherwise they are those of the connection.
     """
 
     gateway: bool
     proven: bool
-    wire: str
+    protocol: str
     address: str
 
 
 class GatewayProof:
-    """Makes and checks the proofs of gateways. `key` is derived from the root secret; without one, nothing
-    is proven."""
+    """Creates and checks the proofs of gateways. `key` is derived from the root secret; without it no proof
+    is created or accepted."""
 
     __slots__ = ("_key",)
 
     def __init__(self, key: bytes | None = None) -> None:
         self._key = key
 
-    def metadata(self, wire: str, address: str, authorization: str) -> list[tuple[str, str]]:
-        """What a gateway sends with a call; `authorization` is that of its metadata, empty if it has none."""
+    def metadata(self, protocol: str, address: str, authorization: str) -> list[tuple[str, str]]:
+        """Returns a gateway's metadata of a call; `authorization` is the header of the same call, empty if
+        absent."""
         if self._key is None:
-            return [(WIRE_KEY, wire)]
+            return [(PROTOCOL_KEY, protocol)]
         return [
-            (WIRE_KEY, wire),
+            (PROTOCOL_KEY, protocol),
             (ADDRESS_KEY, address),
-            (PROOF_KEY, _proof(self._key, wire, address, authorization)),
+            (PROOF_KEY, _proof(self._key, protocol, address, authorization)),
         ]
 
     def origin(self, metadata: Mapping[str, str], peer: str) -> Origin:
-        """Where the call with this metadata comes from; `peer` is as gRPC writes it."""
-        wire = metadata.get(WIRE_KEY)
-        here = peer_address(peer)
-        if wire is None:
-            return Origin(False, False, "grpc", here)
-        shown = metadata.get(PROOF_KEY)
-        if shown is None:
-            return Origin(True, False, "grpc", here)
+        """Returns the origin of the call with this metadata; `peer` is gRPC's name of the other end."""
+        protocol = metadata.get(PROTOCOL_KEY)
+        peer_ip = peer_address(peer)
+        if protocol is None:
+            return Origin(False, False, "grpc", peer_ip)
+        proof = metadata.get(PROOF_KEY)
+        if proof is None:
+            return Origin(True, False, "grpc", peer_ip)
         address = metadata.get(ADDRESS_KEY, "")
         if self._key is not None and hmac.compare_digest(
-            shown.encode(), _proof(self._key, wire, address, metadata.get("authorization", "")).encode()
+            proof.encode(), _proof(self._key, protocol, address, metadata.get("authorization", "")).encode()
         ):
-            return Origin(True, True, "rest" if wire == "rest" else "grpc", address)
+            return Origin(True, True, "rest" if protocol == "rest" else "grpc", address)
         log.warning(
             "A gateway at %s is not recognised: it has another POMELO_SECRET than this server. "
             "Its calls count as gRPC calls from its own address",
-            here or "a unix socket",
+            peer_ip or "a unix socket",
         )
-        return Origin(True, False, "grpc", here)
+        return Origin(True, False, "grpc", peer_ip)
 
 
 def peer_address(peer: str) -> str:
-    """The IP address in a gRPC peer, such as ipv4:127.0.0.1:5000; empty if there is none."""
+    """Returns the IP address of a gRPC peer such as ipv4:127.0.0.1:5000; empty if it has none."""
     family, _, rest = peer.partition(":")
     if family == "ipv4":
         return rest.rpartition(":")[0]
@@ -94,7 +94,8 @@ def peer_address(peer: str) -> str:
 
 
 def network(address: str) -> str:
-    """What counts as one address: an IPv4 address, or the /64 of an IPv6 one, which one host gets whole."""
+    """Returns the network that is limited as one address: an IPv4 address, or the /64 network of an IPv6 one,
+    which one host usually controls."""
     try:
         parsed = ip_address(address.partition("%")[0])
     except ValueError:
@@ -107,12 +108,12 @@ def network(address: str) -> str:
 
 
 def is_within(address: str, networks: Iterable[IPv4Network | IPv6Network]) -> bool:
-    """Whether an IP address belongs to one of the networks."""
+    """Whether an IP address is in one of the networks."""
     parsed = ip_address(address)
     return any(parsed in each for each in networks)
 
 
-def _proof(key: bytes, wire: str, address: str, authorization: str) -> str:
-    # Bound to the caller's key: a proof intercepted on a connection is useless with any other key.
-    signed = "\n".join((wire, address, authorization))
+def _proof(key: bytes, protocol: str, address: str, authorization: str) -> str:
+    # Bound to the caller's key: an intercepted proof is useless with any other key.
+    signed = "\n".join((protocol, address, authorization))
     return hmac.digest(key, signed.encode(), "sha256").hex()

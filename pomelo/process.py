@@ -11,21 +11,21 @@ from pomelo.logs import UnexpectedErrors
 
 try:
     import resource
-except ImportError:  # Windows has no such limit
+except ImportError:  # Windows has no limit of descriptors
     resource = None  # type: ignore[assignment]
 
 _MAX_DESCRIPTORS = 1 << 20
 
 
 def is_cancelled() -> bool:
-    """Whether the current task itself was cancelled. False in an `except asyncio.CancelledError` that is due
-    to a future which the task awaited: raised on, that would end a task which nobody cancelled."""
+    """Whether the current asyncio task itself was cancelled. In an `except asyncio.CancelledError` it is
+    False if only a future that the task awaited was cancelled."""
     task = asyncio.current_task()
     return task is None or task.cancelling() > 0
 
 
 def uncancel() -> None:
-    """Undoes the cancellation of the current task, which something within it has cancelled."""
+    """Reverts the cancellation of the current asyncio task, for one that was cancelled from within."""
     task = asyncio.current_task()
     while task is not None and task.uncancel():
         pass
@@ -34,16 +34,16 @@ def uncancel() -> None:
 async def periodically(
     work: Callable[[], Awaitable[object]],
     seconds: float,
-    what: str,
-    unforeseen: UnexpectedErrors,
+    description: str,
+    unexpected_errors: UnexpectedErrors,
     *,
     immediately: bool = False,
 ) -> None:
     """Runs `work`, then waits `seconds`, until the current asyncio task is cancelled.
 
-    No exception of `work` ends it. A PomeloError was logged where it was raised; any other
-    exception is logged here under `what`. The next round tries again. `immediately`: the first
-    round does not wait.
+    An exception of `work` does not end it: a PomeloError was logged when it was raised, any other exception
+    is logged here with `description`, and the next round tries again. `immediately` starts the first round
+    without a wait.
     """
     if not immediately:
         await asyncio.sleep(seconds)
@@ -56,14 +56,14 @@ async def periodically(
             if is_cancelled():
                 raise
             # Something that `work` awaited was cancelled, not this task.
-            unforeseen.log(what, error)
+            unexpected_errors.log(description, error)
         except Exception as error:
-            unforeseen.log(what, error)
+            unexpected_errors.log(description, error)
         await asyncio.sleep(seconds)
 
 
 def descriptor_limit() -> int:
-    """How many descriptors this process may have open; a million where nothing limits them."""
+    """Returns the maximum number of open descriptors of this process; about a million if it is unlimited."""
     if resource is None:
         return _MAX_DESCRIPTORS
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -71,14 +71,14 @@ def descriptor_limit() -> int:
 
 
 def raise_descriptor_limit() -> int:
-    """Raises the limit as far as the system lets this process, up to a million, and returns it.
+    """Raises the limit of descriptors as far as the system allows, up to about a million, and returns it.
 
     The limit applies to the whole process and its children: call this at the start of a program.
     """
     if resource is not None:
         _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-        wanted = _MAX_DESCRIPTORS if hard == resource.RLIM_INFINITY else min(hard, _MAX_DESCRIPTORS)
-        if wanted > descriptor_limit():
+        limit = _MAX_DESCRIPTORS if hard == resource.RLIM_INFINITY else min(hard, _MAX_DESCRIPTORS)
+        if limit > descriptor_limit():
             with suppress(ValueError, OSError):  # macOS allows less than it reports
-                resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+                resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))
     return descriptor_limit()

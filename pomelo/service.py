@@ -1,7 +1,8 @@
-"""The ports between the doors (gRPC servicers, REST gateway) and the house.
+"""The service interfaces between the front ends (gRPC server, REST gateway, command line) and what they call.
 
-The engine implements them here; `pomelo.server.remote` implements them over a channel. A door can't tell
-which it holds. All methods raise `PomeloError` and nothing else, and fill `call.reply`.
+Each has one implementation in this process and one over a gRPC channel (`pomelo.server.remote`); a front end
+can't tell which one it holds. All methods raise `PomeloError` and nothing else. Those that take a `Call` fill
+its `response_headers`.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from typing import Protocol
 
 from pomelo.call import Call
 from pomelo.errors import PomeloError
+from pomelo.gen.v1 import admin_service_pb2 as admin_pb
 from pomelo.gen.v1.account_service_pb2 import Account, ListUsageRequest, ListUsageResponse
 from pomelo.gen.v1.media_pb2 import Media
 from pomelo.gen.v1.model_service_pb2 import Model
@@ -21,7 +23,7 @@ from pomelo.gen.v1.task_service_pb2 import StreamTaskResponse
 
 
 class Visit(Protocol):
-    """A call that was admitted. Close it when the call ends."""
+    """An admitted call. Close it when the call ends."""
 
     def reserve(self, size: int) -> None:
         """Counts `size` more bytes of the call's body or message as buffered, until it is closed.
@@ -32,8 +34,9 @@ class Visit(Protocol):
         ...
 
     async def refuse(self, error: PomeloError, model: str = "") -> PomeloError:
-        """The error to return when the body or message is refused with `error`: `error` itself, or
-        one that takes precedence (a header, the model, the minute's limit). Fills `call.reply`.
+        """Returns the error to report when the body or message is refused with `error`: `error` itself, or
+        one that takes precedence (of a header, the model, the requests per minute). Fills
+        `call.response_headers`.
 
         An unreadable or too large body, and a refused one above 64 KiB, counts as a request. `model` is the
         model that the body names, empty if it can't be read.
@@ -41,17 +44,17 @@ class Visit(Protocol):
         ...
 
     async def refuse_task(self, error: PomeloError) -> PomeloError:
-        """The error to return when a task is refused whose body was good so far: as `refuse`, if the task is
-        invalid and its body is above 64 KiB; else `error` itself."""
+        """Returns the error to report when a task is refused although its body could be read: as `refuse` if
+        the task is invalid and its body is above 64 KiB, otherwise `error` itself."""
         ...
 
     def close(self) -> None:
-        """The call has ended. Idempotent."""
+        """Ends the call. Idempotent."""
         ...
 
 
 class AccessService(Protocol):
-    """Checks a call's key from its headers, before its body or message is read."""
+    """Authenticates calls by their headers, before the body or message is read."""
 
     async def admit(self, call: Call) -> Visit:
         """Checks the key, and counts the call as in flight for its account until the visit is closed.
@@ -66,34 +69,34 @@ class TaskService(Protocol):
     """Runs tasks."""
 
     async def run_task(self, task: Task, call: Call) -> TaskResult:
-        """Runs `task` to its end. Cancelling closes it at the provider.
+        """Runs `task` and returns its result. Cancelling closes the request to the provider.
 
         Raises:
-            PomeloError: any row of the table; nothing was delivered.
+            PomeloError: any code; nothing was delivered.
         """
         ...
 
     def stream_task(
         self, task: Task, call: Call
     ) -> AbstractAsyncContextManager[AsyncIterator[StreamTaskResponse]]:
-        """Opens `task` as a stream of events, in the order that the contract gives.
+        """Runs `task` and yields its events, in the order that the contract defines.
 
-        Entering checks everything that can be refused before the provider is called, and completes
-        `call.reply`; leaving, however it comes, closes the task at the provider. The deadline bounds the
-        body of the `async with`, too.
+        Entering does all checks that come before the provider's call, and completes `call.response_headers`.
+        Leaving in any way closes the request to the provider. The deadline bounds the body of the
+        `async with`, too.
 
         Raises:
-            PomeloError: on entering, on the next event, or on leaving; what was yielded until then stands,
-                and the stream is not complete.
+            PomeloError: on entering, on the next event, or on leaving; the events before it stay valid, and
+                the stream is incomplete.
         """
         ...
 
 
 class ModelService(Protocol):
-    """Tells what can be asked for."""
+    """Lists the models."""
 
     async def list_models(self, call: Call) -> list[Model]:
-        """The models that the caller's key may use, by name.
+        """Returns the models that the caller's key may use, sorted by name.
 
         Raises:
             PomeloError: invalid_api_key, store_unavailable.
@@ -101,20 +104,20 @@ class ModelService(Protocol):
         ...
 
     async def get_model(self, name: str, call: Call) -> Model:
-        """One model.
+        """Returns one model.
 
         Raises:
-            PomeloError: invalid_api_key, unsupported_model, model_not_allowed (in this order), or
+            PomeloError: invalid_api_key, unsupported_model, model_not_allowed (checked in this order), or
                 store_unavailable.
         """
         ...
 
 
 class MediaBytes(Protocol):
-    """The bytes of a media file in pieces of at most 256 KiB."""
+    """Iterates over the bytes of a media file, in chunks of at most 256 KiB."""
 
     def skip(self, size: int) -> None:
-        """Skips the first `size` bytes; call it before the first piece is read."""
+        """Skips the first `size` bytes; call it before the first chunk is read."""
         ...
 
     def __aiter__(self) -> AsyncIterator[bytes]: ...
@@ -123,13 +126,13 @@ class MediaBytes(Protocol):
 
 
 class MediaService(Protocol):
-    """Takes in and gives out sounds and pictures."""
+    """Stores and returns audio and images."""
 
     async def upload_media(self, content_type: str, chunks: AsyncIterator[bytes], call: Call) -> Media:
-        """Stores `chunks` as they come; nothing is kept when it raises or is cancelled.
+        """Stores `chunks` as they arrive; nothing is kept when it raises or is cancelled.
 
-        `content_type` may be empty: it is told from the bytes. The key is checked before the first chunk
-        is asked for.
+        An empty `content_type` is detected from the bytes. The key is checked before the first chunk is
+        read.
 
         Raises:
             PomeloError: invalid_api_key, payload_too_large, store_unavailable, or what `chunks` raises.
@@ -139,22 +142,22 @@ class MediaService(Protocol):
     def download_media(
         self, media_id: str, signature: str, call: Call
     ) -> AbstractAsyncContextManager[tuple[Media, MediaBytes]]:
-        """Opens a media file; gives its metadata and its bytes.
+        """Opens a media file, and yields its metadata and its bytes.
 
-        `signature` is the query string of a signed link, which stands for the key; or empty.
+        `signature` is the query string of a signed link, which replaces the key; or empty.
 
         Raises:
-            PomeloError: on entering: invalid_api_key (no signature, no good key), not_found,
-                store_unavailable; later: provider_unavailable when the file is cut short.
+            PomeloError: on entering: invalid_api_key (without a signature or a valid key), not_found,
+                store_unavailable; later: provider_unavailable when the file is truncated.
         """
         ...
 
 
 class AccountService(Protocol):
-    """Tells the holder of a key of its account: the side of it, live or test, that the key is of."""
+    """Shows the account of the caller's key, in the key's mode (live or test)."""
 
     async def get_account(self, call: Call) -> Account:
-        """The plan, its limits, and the credits.
+        """Returns the plan, its limits, and the credits.
 
         Raises:
             PomeloError: invalid_api_key, model_not_allowed (its plan no longer exists), store_unavailable.
@@ -162,7 +165,7 @@ class AccountService(Protocol):
         ...
 
     async def list_usage(self, request: ListUsageRequest, call: Call) -> ListUsageResponse:
-        """A page of usage records, newest first; or sums of them.
+        """Returns a page of usage records, newest first, or a page of their sums.
 
         Raises:
             PomeloError: invalid_api_key, invalid_parameter, store_unavailable.
@@ -170,9 +173,101 @@ class AccountService(Protocol):
         ...
 
 
+class Operator(Protocol):
+    """Administers keys, accounts and usage. Whoever can reach it may do everything: it checks no key."""
+
+    async def create_key(self, request: admin_pb.CreateKeyRequest) -> admin_pb.CreateKeyResponse:
+        """Creates a key.
+
+        Raises:
+            PomeloError: not_found (the account), invalid_parameter, store_unavailable.
+        """
+        ...
+
+    async def list_keys(self, request: admin_pb.ListKeysRequest) -> admin_pb.ListKeysResponse:
+        """Returns a page of the keys of one account or of all, oldest first.
+
+        Raises:
+            PomeloError: invalid_parameter, store_unavailable.
+        """
+        ...
+
+    async def rotate_key(self, request: admin_pb.RotateKeyRequest) -> admin_pb.RotateKeyResponse:
+        """Replaces a key with a new one that has the same account, mode, models and expiry.
+
+        Raises:
+            PomeloError: missing_parameter, not_found, invalid_parameter, store_unavailable.
+        """
+        ...
+
+    async def revoke_key(self, request: admin_pb.RevokeKeyRequest) -> admin_pb.RevokeKeyResponse:
+        """Revokes a key. Idempotent.
+
+        Raises:
+            PomeloError: missing_parameter, not_found, store_unavailable.
+        """
+        ...
+
+    async def create_account(self, request: admin_pb.CreateAccountRequest) -> admin_pb.CreateAccountResponse:
+        """Creates an account.
+
+        Raises:
+            PomeloError: missing_parameter, invalid_parameter, store_unavailable.
+        """
+        ...
+
+    async def list_accounts(self, request: admin_pb.ListAccountsRequest) -> admin_pb.ListAccountsResponse:
+        """Returns a page of accounts, sorted by name.
+
+        Raises:
+            PomeloError: invalid_parameter, store_unavailable.
+        """
+        ...
+
+    async def show_account(self, request: admin_pb.ShowAccountRequest) -> admin_pb.ShowAccountResponse:
+        """Returns one account.
+
+        Raises:
+            PomeloError: missing_parameter, not_found, store_unavailable.
+        """
+        ...
+
+    async def grant_credits(self, request: admin_pb.GrantCreditsRequest) -> admin_pb.GrantCreditsResponse:
+        """Grants credits to an account; live ones unless the mode is test. Idempotent for a `grant_id`.
+
+        Raises:
+            PomeloError: missing_parameter, not_found, invalid_parameter, store_unavailable.
+        """
+        ...
+
+    async def set_plan(self, request: admin_pb.SetPlanRequest) -> admin_pb.SetPlanResponse:
+        """Changes the plan of an account.
+
+        Raises:
+            PomeloError: missing_parameter, not_found, invalid_parameter, store_unavailable.
+        """
+        ...
+
+    async def query_usage(self, request: admin_pb.QueryUsageRequest) -> admin_pb.QueryUsageResponse:
+        """Returns a page of the usage records, or of their sums, of one account or of all.
+
+        Raises:
+            PomeloError: not_found, invalid_parameter, store_unavailable.
+        """
+        ...
+
+    async def audit(self, request: admin_pb.AuditRequest) -> admin_pb.AuditResponse:
+        """Recomputes every balance and bill from the records, and returns the differences.
+
+        Raises:
+            PomeloError: store_unavailable.
+        """
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class Services:
-    """All that a door needs."""
+    """The services that a front end needs."""
 
     tasks: TaskService
     models: ModelService

@@ -1,8 +1,5 @@
-"""Errors and headers as they travel over gRPC: `PomeloError` to google.rpc.Status and back.
-
-The servicers write with it and `pomelo.server.remote` reads with it, so that an error is the same object at
-both ends of a channel. It knows nothing of tasks, servers or channels.
-"""
+"""Converts `PomeloError` to gRPC's status and back, so that an error is the same at both ends of a
+channel."""
 
 from __future__ import annotations
 
@@ -19,16 +16,16 @@ DOMAIN = "pomelo"
 """The `domain` of google.rpc.ErrorInfo."""
 
 DETAILS_KEY = "grpc-status-details-bin"
-"""The trailing metadata in which gRPC carries a google.rpc.Status."""
+"""The name of the trailing metadata that carries a google.rpc.Status."""
 
 REFUSED_KEY = "x-pomelo-refused"
-"""Metadata in, from a gateway alone, with RunTask: the gateway refused the body. The value is the
-error's code and the number of bytes read; the answer is that error, or one that takes precedence,
-with the limits."""
+"""Request metadata of RunTask, from gateways only: the gateway refused the body. The value is the error's
+code and the number of bytes read. The response is that error or one that takes precedence, with the
+limits."""
 
 OPEN_KEY = "x-pomelo-open"
-"""Metadata out, to a gateway alone: all checks that can refuse the task are done, and a later
-failure is part of the answer. It reveals nothing secret, so a gateway needs no proof to get it."""
+"""Response metadata, to gateways only: all checks that can refuse the task are done, and a later failure is
+part of the response. It is not secret, so a gateway needs no proof to receive it."""
 
 HEADER_NAMES = {
     name.lower(): name
@@ -52,28 +49,29 @@ HEADER_NAMES = {
         "Sunset",
     )
 }
-"""The headers of `call.reply`: metadata's lower-case name -> the name as the documentation writes it."""
+"""Response headers: their lower-case name in metadata -> their name in the documentation."""
 
-_LONGEST = 768
-"""The most UTF-8 bytes of a message: with its details the trailing metadata repeat it up to four
-times, beside the headers, and clients accept 8 KiB."""
+_MAX_MESSAGE_BYTES = 768
+"""Maximum UTF-8 bytes of a message. With its details the trailing metadata repeats it up to four times,
+beside the headers, and clients accept 8 KiB."""
 
-_LONGEST_FIELD = 128
+_MAX_FIELD_BYTES = 128
 
 _CODES = {code: grpc.StatusCode[row.status] for code, row in TABLE.items()}
 
 
 def status_code(error: PomeloError) -> Any:
-    """The grpc.StatusCode of an error."""
+    """Returns the grpc.StatusCode of an error."""
     return _CODES[error.code]
 
 
 def to_status(error: PomeloError) -> status_pb2.Status:
-    """The rich form of an error: ErrorInfo, and RetryInfo, BadRequest, QuotaFailure where they apply."""
-    message = _fitting(error.message, _LONGEST)
+    """Returns the google.rpc.Status of an error, with ErrorInfo and, as they apply, RetryInfo, BadRequest and
+    QuotaFailure."""
+    message = _truncate(error.message, _MAX_MESSAGE_BYTES)
     status = status_pb2.Status(code=_CODES[error.code].value[0], message=message)
     info = error_details_pb2.ErrorInfo(reason=error.row.reason, domain=DOMAIN)
-    field = None if error.field is None else _fitting(error.field, _LONGEST_FIELD)
+    field = None if error.field is None else _truncate(error.field, _MAX_FIELD_BYTES)
     if field is not None:
         info.metadata["field"] = field
     status.details.add().Pack(info)
@@ -92,15 +90,15 @@ def to_status(error: PomeloError) -> status_pb2.Status:
     return status
 
 
-def trailing(status: status_pb2.Status) -> tuple[tuple[str, bytes], ...]:
-    """The trailing metadata that carries a rich status."""
+def details_metadata(status: status_pb2.Status) -> tuple[tuple[str, bytes], ...]:
+    """Returns the trailing metadata that carries a google.rpc.Status."""
     return ((DETAILS_KEY, status.SerializeToString()),)
 
 
-def retry(error: PomeloError) -> list[tuple[str, str]]:
-    """The metadata that says whether and when to retry: `retry-after` in seconds as over REST, and
-    the pushback in milliseconds that gRPC's own retry policies follow, which is -1 where a retry is
-    pointless or somebody has to act first."""
+def retry_metadata(error: PomeloError) -> list[tuple[str, str]]:
+    """Returns the metadata that says whether and when to retry: `retry-after` in seconds, as over REST, and
+    the pushback in milliseconds that gRPC's retry policies obey. The pushback is -1 if a retry is pointless
+    or the operator has to act first."""
     wait = error.retry_after if error.row.http in RETRY_AFTER else None
     if wait is None:
         return [("grpc-retry-pushback-ms", "-1")]
@@ -109,15 +107,15 @@ def retry(error: PomeloError) -> list[tuple[str, str]]:
 
 
 def from_rpc_error(error: Any) -> PomeloError:
-    """The error that a failed call (a grpc.aio.AioRpcError) stands for.
+    """Returns the error of a failed call (a grpc.RpcError).
 
-    What another Pomelo raised comes back as it was: code, message, field, retry_after. What the channel
-    or a proxy made of it is told from the status.
+    An error of another Pomelo keeps its code, message, field and retry_after. An error of the channel or of a
+    proxy is derived from the status code.
     """
-    return _rich(error.trailing_metadata() or ()) or _plain(error.code(), error.details() or "")
+    return _from_metadata(error.trailing_metadata() or ()) or _from_code(error.code(), error.details() or "")
 
 
-def _rich(metadata: Iterable[tuple[str, Any]]) -> PomeloError | None:
+def _from_metadata(metadata: Iterable[tuple[str, Any]]) -> PomeloError | None:
     status = status_pb2.Status()
     info = error_details_pb2.ErrorInfo()
     retry = error_details_pb2.RetryInfo()
@@ -140,19 +138,19 @@ def _rich(metadata: Iterable[tuple[str, Any]]) -> PomeloError | None:
     return PomeloError(code, status.message, field=info.metadata.get("field"), retry_after=retry_after)
 
 
-def _plain(status: Any, details: str) -> PomeloError:
-    """What a status without our details means; `details` is only looked at, never passed on."""
-    match status:
+def _from_code(code: Any, details: str) -> PomeloError:
+    """Returns the error of a status code without Pomelo's details; the text of `details` is not passed on."""
+    match code:
         case grpc.StatusCode.UNAVAILABLE:
             return PomeloError("server_unavailable")
-        case grpc.StatusCode.CANCELLED:  # not by us: that is a CancelledError
+        case grpc.StatusCode.CANCELLED:  # by the server: our own cancellation is a CancelledError
             return PomeloError("shutting_down")
         case grpc.StatusCode.DEADLINE_EXCEEDED:
             return PomeloError("deadline_exceeded")
         case grpc.StatusCode.UNIMPLEMENTED:
             return PomeloError("not_found")
         case grpc.StatusCode.RESOURCE_EXHAUSTED if "CLIENT:" in details:
-            return PomeloError("internal_error")  # an answer that is larger than this end takes
+            return PomeloError("internal_error")  # a response above our message limit
         case grpc.StatusCode.RESOURCE_EXHAUSTED if "larger than max" in details or "metadata size" in details:
             return PomeloError("payload_too_large")
         case grpc.StatusCode.RESOURCE_EXHAUSTED:
@@ -160,9 +158,9 @@ def _plain(status: Any, details: str) -> PomeloError:
     return PomeloError("internal_error")
 
 
-def _fitting(text: str, most: int) -> str:
-    """`text` as UTF-8 of at most so many bytes."""
+def _truncate(text: str, limit: int) -> str:
+    """Returns `text`, shortened to at most `limit` bytes of UTF-8."""
     data = text.encode("utf-8", "replace")
-    if len(data) <= most:
+    if len(data) <= limit:
         return data.decode()
-    return data[: most - 3].decode("utf-8", "ignore") + "…"
+    return data[: limit - 3].decode("utf-8", "ignore") + "…"

@@ -22,8 +22,9 @@ from pomelo.engine.circuit_breaker import CircuitBreaker
 from pomelo.engine.routing import Router
 from pomelo.providers.base import Provider
 from pomelo.settings import Settings
+from pomelo.stores.accounts import Balance, Grant, Wallet
 from pomelo.stores.base import Store
-from pomelo.stores.ledger import Balance, Grant, UsageQuery, UsageRecord, Wallet
+from pomelo.stores.usage import UsageQuery, UsageRecord
 from pomelo.testing import FaultUpstream
 from tests.driver import GrpcDriver, Outcome, RestDriver, TaskRequest
 

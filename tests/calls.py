@@ -22,7 +22,7 @@ def call_of(key: str | None, timeout: float = 20.0, **headers: str) -> Call:
     sent = {name.replace("_", "-"): value for name, value in headers.items()}
     if key is not None:
         sent["authorization"] = f"Bearer {key}"
-    call = Call.from_headers(sent.get, wire="rest")
+    call = Call.from_headers(sent.get, protocol="rest")
     call.deadline = time.monotonic() + timeout
     return call
 

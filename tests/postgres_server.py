@@ -1,4 +1,4 @@
-"""A real Postgres on loopback, for tests, where this machine has one."""
+"""A real Postgres server on loopback, if this machine has one."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from tests.ports import free_port
 
 
 def programs() -> Path | None:
-    """The folder of initdb and postgres."""
+    """The folder with initdb and postgres, or None."""
     if found := shutil.which("initdb"):
         return Path(found).resolve().parent
     return max(Path("/usr/lib/postgresql").glob("*/bin"), default=None)
 
 
 def user() -> str | None:
-    """Whom it runs as: it refuses to be root."""
+    """The user to run Postgres as, or None: it refuses to run as root."""
     if os.getuid() != 0:
         return pwd.getpwuid(os.getuid()).pw_name
     try:
@@ -32,7 +32,7 @@ def user() -> str | None:
 
 
 class PostgresServer:
-    """A server in a folder of its own."""
+    """A server in its own folder."""
 
     def __init__(self) -> None:
         folder = programs()
@@ -52,7 +52,7 @@ class PostgresServer:
         return f"postgresql://pomelo@127.0.0.1:{self.port}/postgres"
 
     def start(self) -> None:
-        """Starts it, and waits until it takes connections."""
+        """Starts the server and waits until it accepts connections."""
         command = [
             *(str(self._programs / "postgres"), "-D", str(self.folder / "data"), "-p", str(self.port)),
             *("-h", "127.0.0.1", "-k", str(self.folder)),
@@ -67,14 +67,14 @@ class PostgresServer:
             time.sleep(0.02)
 
     def stop(self) -> None:
-        """Ends it at once, as a crash does; it recovers when it is started again."""
+        """Ends the server immediately, like a crash; it recovers at the next start."""
         self._process.send_signal(signal.SIGQUIT)
         self._process.wait()
         with (self.folder / "log").open("a") as log:
             log.write("--- started ---\n")
 
     def close(self) -> None:
-        """Ends it, and removes what it kept."""
+        """Ends the server and deletes its data."""
         if self._process.poll() is None:
             self.stop()
         shutil.rmtree(self.folder, ignore_errors=True)

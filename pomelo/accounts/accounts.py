@@ -17,8 +17,7 @@ from pomelo.gen.v1 import account_service_pb2 as pb
 from pomelo.gen.v1.admin_service_pb2 import AccountDetail
 from pomelo.ids import new_id
 from pomelo.money import MAX_CREDITS, MAX_TOTAL_CREDITS, MICROS
-from pomelo.stores.base import UnknownAccountError
-from pomelo.stores.ledger import AccountRecord, AccountStore, Balance, Grant, Wallet
+from pomelo.stores.accounts import AccountRecord, AccountStore, Balance, Grant, UnknownAccountError, Wallet
 
 LONGEST_NOTE = 200
 

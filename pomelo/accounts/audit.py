@@ -17,17 +17,9 @@ from typing import Protocol
 from pomelo.call import DEFAULT_TIMEOUT
 from pomelo.catalog.pricing import Prices, Usage, cost, decode_prices
 from pomelo.gen.v1.admin_service_pb2 import AuditResponse
-from pomelo.stores.ledger import (
-    AccountStore,
-    Balance,
-    LedgerStore,
-    OpenReservation,
-    UsageQuery,
-    UsageRecord,
-    UsageStore,
-    Wallet,
-    WalletState,
-)
+from pomelo.stores.accounts import AccountStore, Balance, Wallet
+from pomelo.stores.ledger import LedgerStore, OpenReservation
+from pomelo.stores.usage import UsageQuery, UsageRecord, UsageStore, WalletState
 
 OVERDUE = DEFAULT_TIMEOUT + 60.0
 """Seconds after which no process can still run a task: its deadline has passed, reconciliation has
@@ -129,7 +121,7 @@ async def _recompute(
         found.told.uncollected_micros += record.uncollected
         _check_bill(found, record, prices)
     # Later than the records: a task that has one by then holds nothing any more.
-    holds = await store.held()
+    holds = await store.drafts()
     found.told.holds = len(holds)
     await _check_tasks(found, store, page, seen, holds)
     await _check_running(found, store, runs, now)
@@ -270,12 +262,12 @@ async def _check_wallet(
     """Checks a wallet's balance against its grants, records and tasks. `before` is what it had
     spent before the records were read, `spent` the sum of the records."""
     wallet, balance = state.wallet, state.balance
-    if balance.granted != state.given:
+    if balance.granted != state.grants_sum:
         found.add(
             "granted",
             _name(wallet),
-            balance.granted - state.given,
-            f"{balance.granted} microcredits are granted, and its grants say {state.given}",
+            balance.granted - state.grants_sum,
+            f"{balance.granted} microcredits are granted, and its grants say {state.grants_sum}",
         )
     least = min(balance.granted, balance.spent, balance.held, balance.available)
     if least < 0:
@@ -286,12 +278,12 @@ async def _check_wallet(
             f"Of {balance.granted} microcredits {balance.spent} are spent and {balance.held} held, "
             f"so {balance.available} are left",
         )
-    if balance.held != state.holding:
+    if balance.held != state.reservations_sum:
         found.add(
             "held",
             _name(wallet),
-            balance.held - state.holding,
-            f"{balance.held} microcredits are held, and its tasks hold {state.holding}",
+            balance.held - state.reservations_sum,
+            f"{balance.held} microcredits are held, and its tasks hold {state.reservations_sum}",
         )
     await _check_spent(found, store, state, before, spent)
 

@@ -22,8 +22,8 @@ from pomelo.accounts.failed_keys import FailedKeys
 from pomelo.call import Call, Principal
 from pomelo.errors import PomeloError, invalid
 from pomelo.secrets import derive_key
-from pomelo.stores.base import DEFAULT_ACCOUNT, KeyRecord, KeyStore
-from pomelo.stores.ledger import PAGE, AccountStore
+from pomelo.stores.accounts import DEFAULT_ACCOUNT, PAGE, AccountStore
+from pomelo.stores.keys import KeyRecord, KeyStore
 
 CACHE_SECONDS = 30.0
 """How long a key is believed without asking the store: how late another process's revocation may be seen."""

@@ -17,7 +17,7 @@ from pomelo.errors import invalid
 from pomelo.gen.v1 import account_service_pb2 as pb
 from pomelo.gen.v1.task_pb2 import TaskType
 from pomelo.secrets import derive_key
-from pomelo.stores.ledger import UsageQuery, UsageRecord, UsageStore, UsageTotal
+from pomelo.stores.usage import UsageQuery, UsageRecord, UsageStore, UsageTotal
 
 PAGE_SIZE = 100
 """Records of a page where none is asked for."""

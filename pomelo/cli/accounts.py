@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from pomelo.cli import times
-from pomelo.cli.operator import asked, pages
+from pomelo.cli.operator import call_operator, list_pages
 from pomelo.cli.terminal import Config, Json, print_json, print_json_list, print_table, say
 
 if TYPE_CHECKING:
@@ -47,9 +47,11 @@ def create(
 ) -> None:
     """Make an account. It has 100 test credits to begin with."""
     from pomelo.gen.v1 import admin_service_pb2 as pb
+    from pomelo.settings import load
 
     request = pb.CreateAccountRequest(name=name, plan=plan, live_micros=_micros(credits, "--credits"))
-    _tell(asked(config, "CreateAccount", request).account, as_json)
+    response = call_operator(load(config), lambda operator: operator.create_account(request), creates=True)
+    _tell(response.account, as_json)
 
 
 def list_accounts(config: Config = None, as_json: Json = False) -> None:
@@ -58,7 +60,8 @@ def list_accounts(config: Config = None, as_json: Json = False) -> None:
     from pomelo.money import format_credits
     from pomelo.settings import load
 
-    found = pages(load(config), "ListAccounts", pb.ListAccountsRequest())
+    query = pb.ListAccountsRequest()
+    found = list_pages(load(config), query, lambda operator: operator.list_accounts(query))
     if as_json:
         print_json_list(_json(account) for page in found for account in page.accounts)
         return
@@ -79,8 +82,11 @@ def list_accounts(config: Config = None, as_json: Json = False) -> None:
 def show(name: Name, config: Config = None, as_json: Json = False) -> None:
     """Tell of one account: its plan, its limits, its credits."""
     from pomelo.gen.v1 import admin_service_pb2 as pb
+    from pomelo.settings import load
 
-    _tell(asked(config, "ShowAccount", pb.ShowAccountRequest(name=name)).account, as_json)
+    request = pb.ShowAccountRequest(name=name)
+    response = call_operator(load(config), lambda operator: operator.show_account(request))
+    _tell(response.account, as_json)
 
 
 def grant(
@@ -101,6 +107,7 @@ def grant(
 ) -> None:
     """Give credits to an account."""
     from pomelo.gen.v1 import admin_service_pb2 as pb
+    from pomelo.settings import load
 
     request = pb.GrantCreditsRequest(
         name=name,
@@ -109,7 +116,8 @@ def grant(
         note=note,
         grant_id=once,
     )
-    _tell(asked(config, "GrantCredits", request).account, as_json)
+    response = call_operator(load(config), lambda operator: operator.grant_credits(request))
+    _tell(response.account, as_json)
 
 
 def plan(
@@ -120,8 +128,11 @@ def plan(
 ) -> None:
     """Put an account on another plan."""
     from pomelo.gen.v1 import admin_service_pb2 as pb
+    from pomelo.settings import load
 
-    _tell(asked(config, "SetPlan", pb.SetPlanRequest(name=name, plan=plan)).account, as_json)
+    request = pb.SetPlanRequest(name=name, plan=plan)
+    response = call_operator(load(config), lambda operator: operator.set_plan(request))
+    _tell(response.account, as_json)
 
 
 def _micros(text: str, hint: str) -> int:

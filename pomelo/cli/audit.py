@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from pomelo.cli.operator import asked
+from pomelo.cli.operator import call_operator
 from pomelo.cli.terminal import Config, Json, print_json, print_table, say
 
 _TIMEOUT = 3600.0
@@ -18,8 +18,9 @@ def audit(config: Config = None, as_json: Json = False) -> None:
     """
     from pomelo.gen.v1.admin_service_pb2 import AuditRequest
     from pomelo.money import format_credits
+    from pomelo.settings import load
 
-    found = asked(config, "Audit", AuditRequest(), _TIMEOUT)
+    found = call_operator(load(config), lambda operator: operator.audit(AuditRequest()), _TIMEOUT)
     if as_json:
         print_json(
             {

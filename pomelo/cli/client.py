@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import quote
 
 from pomelo.cli.terminal import FailureError
 
@@ -93,22 +92,6 @@ def server(settings: Settings, target: str | None, ca: Path | None = None) -> It
         return _nobody(address) if reason is None else FailureError(f"{address}: {reason}")
 
     with channel, _errors(unreachable):
-        yield channel
-
-
-@contextmanager
-def operator(path: Path) -> Iterator[Any]:
-    """A channel to the operator's socket.
-
-    Raises:
-        FailureError: nobody answers; PomeloError: what was answered within the block.
-    """
-    import grpc
-
-    with (
-        grpc.insecure_channel(f"unix:{quote(str(path.absolute()))}") as channel,
-        _errors(lambda: FailureError(f"The server at {path} does not answer")),
-    ):
         yield channel
 
 

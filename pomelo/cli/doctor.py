@@ -135,7 +135,7 @@ def _registry(settings: Settings) -> Registry | SettingsError:
 
 def _store(settings: Settings, served: bool, registry: Registry | SettingsError) -> Iterator[Finding]:
     from pomelo.cli.keys import state
-    from pomelo.cli.operator import pages
+    from pomelo.cli.operator import list_pages
     from pomelo.gen.v1 import admin_service_pb2 as pb
 
     kept_here = settings.store_url().startswith("sqlite:")
@@ -143,9 +143,13 @@ def _store(settings: Settings, served: bool, registry: Registry | SettingsError)
         yield Finding("store", "off", "empty: no keys yet")
         return
     try:
-        keys = [key for page in pages(settings, "ListKeys", pb.ListKeysRequest()) for key in page.keys]
-        found = pages(settings, "ListAccounts", pb.ListAccountsRequest())
-        accounts = [account for page in found for account in page.accounts]
+        key_query, account_query = pb.ListKeysRequest(), pb.ListAccountsRequest()
+        key_pages = list_pages(settings, key_query, lambda operator: operator.list_keys(key_query))
+        keys = [key for page in key_pages for key in page.keys]
+        account_pages = list_pages(
+            settings, account_query, lambda operator: operator.list_accounts(account_query)
+        )
+        accounts = [account for page in account_pages for account in page.accounts]
     except Exception as error:
         line = explain(error)
         if line is None:

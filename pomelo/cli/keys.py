@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from pomelo.cli import times
-from pomelo.cli.operator import asked, pages
+from pomelo.cli.operator import call_operator, list_pages
 from pomelo.cli.terminal import Config, Json, print_json, print_json_list, print_table, say
 
 if TYPE_CHECKING:
@@ -49,6 +49,7 @@ def create(
 ) -> None:
     """Make a key and print it, alone on the last line. It can't be shown again."""
     from pomelo.gen.v1 import admin_service_pb2 as pb
+    from pomelo.settings import load
 
     request = pb.CreateKeyRequest(
         account=account,
@@ -57,7 +58,8 @@ def create(
     )
     if expires:
         request.expire_time.FromNanoseconds(int(when(expires, time.time()) * 1000) * 1_000_000)
-    _show_new(asked(config, "CreateKey", request), as_json)
+    response = call_operator(load(config), lambda operator: operator.create_key(request), creates=True)
+    _show_new(response, as_json)
 
 
 def list_keys(
@@ -69,7 +71,8 @@ def list_keys(
     from pomelo.gen.v1 import admin_service_pb2 as pb
     from pomelo.settings import load
 
-    found = pages(load(config), "ListKeys", pb.ListKeysRequest(account=account))
+    query = pb.ListKeysRequest(account=account)
+    found = list_pages(load(config), query, lambda operator: operator.list_keys(query))
     if as_json:
         print_json_list(_json(key) for page in found for key in page.keys)
         return
@@ -92,15 +95,19 @@ def list_keys(
 def rotate(key_id: KeyId, config: Config = None, as_json: Json = False) -> None:
     """Make a key like another one and end the other. Prints the new key, alone on the last line."""
     from pomelo.gen.v1 import admin_service_pb2 as pb
+    from pomelo.settings import load
 
-    _show_new(asked(config, "RotateKey", pb.RotateKeyRequest(key_id=key_id)), as_json)
+    request = pb.RotateKeyRequest(key_id=key_id)
+    _show_new(call_operator(load(config), lambda operator: operator.rotate_key(request)), as_json)
 
 
 def revoke(key_id: KeyId, config: Config = None, as_json: Json = False) -> None:
     """End a key, at once and for good."""
     from pomelo.gen.v1 import admin_service_pb2 as pb
+    from pomelo.settings import load
 
-    key = asked(config, "RevokeKey", pb.RevokeKeyRequest(key_id=key_id)).key
+    request = pb.RevokeKeyRequest(key_id=key_id)
+    key = call_operator(load(config), lambda operator: operator.revoke_key(request)).key
     if as_json:
         print_json(_json(key))
     else:

@@ -1,123 +1,107 @@
-"""How the operator's commands ask: the running server through its socket, or a servicer made for a moment.
-
-`keys`, `accounts`, `usage`, `audit` and `doctor` ask here. Where no server runs, the store is opened and the
-same servicer asked, so that the answer is the same.
-"""
+"""Runs requests of the operator: on the running server if there is one, otherwise on the store itself."""
 
 from __future__ import annotations
 
-import re
-from collections.abc import AsyncIterator, Iterator
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from pomelo.cli.terminal import FailureError
 
 if TYPE_CHECKING:
-    from pomelo.server.admin import AdminServicer
+    from pomelo.service import Operator
     from pomelo.settings import Settings
 
 TIMEOUT = 30.0
-"""Seconds that an answer may take."""
+"""Seconds that a response of the server may take."""
 
-PAGE = 1_000
-"""Entries of a page of a list."""
+PAGE_SIZE = 1_000
+"""Entries on a page of a list."""
 
-_MAKING = frozenset({"CreateKey", "CreateAccount"})
-"""What may be the first thing that is done with a data folder."""
-
-
-def asked(config: Path | None, method: str, request: Any, timeout: float = TIMEOUT) -> Any:
-    """As `ask`, under the settings of a command."""
-    from pomelo.settings import load
-
-    return ask(load(config), method, request, timeout)
+T = TypeVar("T")
 
 
-def ask(settings: Settings, method: str, request: Any, timeout: float = TIMEOUT) -> Any:
-    """What AdminService answers: the server's, or one that is made here for a moment.
+def call_operator(
+    settings: Settings,
+    request: Callable[[Operator], Awaitable[T]],
+    timeout: float = TIMEOUT,
+    *,
+    creates: bool = False,
+) -> T:
+    """Returns the result of one request. `creates` allows it to create the data folder.
 
     Raises:
-        PomeloError: a refusal; SettingsError, StoreError: the data folder can't be used.
+        FailureError: the server does not respond, or there is no data folder.
+        PomeloError: the request was refused.
+        SettingsError, StoreError: the data folder can't be used.
     """
-    from pomelo.cli.client import is_served, operator
 
-    if is_served(settings.admin_socket):
-        from pomelo.gen.v1.admin_service_pb2_grpc import AdminServiceStub
+    async def run() -> T:
+        async with _open_operator(settings, timeout, creates) as operator:
+            return await request(operator)
 
-        with operator(settings.admin_socket) as channel:
-            return getattr(AdminServiceStub(channel), method)(request, timeout=timeout)
-    _check_folder(settings, method)
-    import asyncio
-
-    return asyncio.run(_ask_here(settings, method, request))
+    return asyncio.run(run())
 
 
-def pages(settings: Settings, method: str, request: Any) -> Iterator[Any]:
-    """Yields the pages that AdminService returns for a list request: at least one, which may be empty.
+def list_pages(settings: Settings, query: Any, request: Callable[[Operator], Awaitable[T]]) -> Iterator[T]:
+    """Yields the pages of a list: at least one, which may be empty. `request` sends `query`.
 
     Raises:
-        PomeloError, SettingsError, StoreError: as `ask`.
+        FailureError, PomeloError, SettingsError, StoreError: as `call_operator`.
     """
-    from pomelo.cli.client import is_served, operator
-
-    request.page_size = PAGE
-    if is_served(settings.admin_socket):
-        from pomelo.gen.v1.admin_service_pb2_grpc import AdminServiceStub
-
-        with operator(settings.admin_socket) as channel:
-            while True:
-                page = getattr(AdminServiceStub(channel), method)(request, timeout=TIMEOUT)
-                yield page
-                if not page.next_page_token:
-                    return
-                request.page_token = page.next_page_token
-    _check_folder(settings, method)
-    import asyncio
-
-    # Read all pages before printing, so that the store is not held open while somebody reads the output.
-    yield from asyncio.run(_pages_here(settings, method, request))
-
-
-def _check_folder(settings: Settings, method: str) -> None:
-    kept_here = settings.store_url().startswith("sqlite:")
-    if kept_here and method not in _MAKING and not settings.data.exists():
-        raise FailureError(f"There is no data folder {settings.data}. Set POMELO_DATA, or run: pomelo serve")
-
-
-async def _ask_here(settings: Settings, method: str, request: Any) -> Any:
-    async with _servicer(settings) as servicer:
-        return await getattr(servicer, _lower(method))(request)
-
-
-async def _pages_here(settings: Settings, method: str, request: Any) -> list[Any]:
-    async with _servicer(settings) as servicer:
-        found = [await getattr(servicer, _lower(method))(request)]
-        while found[-1].next_page_token:
-            request.page_token = found[-1].next_page_token
-            found.append(await getattr(servicer, _lower(method))(request))
-    return found
-
-
-def _lower(method: str) -> str:
-    """The name of a method as Python writes it: create_key for CreateKey."""
-    return re.sub(r"(?<!^)([A-Z])", r"_\1", method).lower()
+    query.page_size = PAGE_SIZE
+    while True:
+        page: Any = call_operator(settings, request)
+        yield page
+        if not page.next_page_token:
+            return
+        query.page_token = page.next_page_token
 
 
 @asynccontextmanager
-async def _servicer(settings: Settings) -> AsyncIterator[AdminServicer]:
+async def _open_operator(settings: Settings, seconds: float, creates: bool) -> AsyncIterator[Operator]:
+    from pomelo.cli.client import is_served
+
+    if is_served(settings.admin_socket):
+        async with _open_remote(settings.admin_socket, seconds) as operator:
+            yield operator
+        return
+    is_local = settings.store_url().startswith("sqlite:")
+    if is_local and not creates and not settings.data.exists():
+        raise FailureError(f"There is no data folder {settings.data}. Set POMELO_DATA, or run: pomelo serve")
+    async with _open_local(settings) as operator:
+        yield operator
+
+
+@asynccontextmanager
+async def _open_remote(path: Path, seconds: float) -> AsyncIterator[Operator]:
+    from pomelo.errors import PomeloError
+    from pomelo.server.operator import open_operator
+
+    try:
+        async with open_operator(path, seconds) as operator:
+            yield operator
+    except PomeloError as error:
+        if error.code != "server_unavailable":
+            raise
+        raise FailureError(f"The server at {path} does not answer") from error
+
+
+@asynccontextmanager
+async def _open_local(settings: Settings) -> AsyncIterator[Operator]:
     from pomelo.accounts.accounts import AccountAdmin
     from pomelo.accounts.keys import Keyring
+    from pomelo.accounts.operator import LocalOperator
     from pomelo.accounts.usage import UsageReader
     from pomelo.app import find_plans, find_providers, store_of
-    from pomelo.server.admin import AdminServicer
 
     catalog = find_providers(settings).catalog
     plans = find_plans(settings, catalog)
     secret = settings.root_secret()
     async with store_of(settings) as store:
-        yield AdminServicer(
+        yield LocalOperator(
             store,
             Keyring(store, secret),
             AccountAdmin(store, plans),

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from pomelo.cli import times
-from pomelo.cli.operator import ask
+from pomelo.cli.operator import call_operator
 from pomelo.cli.safe_text import csv_cell
 from pomelo.cli.terminal import Config, Json, print_json_list, print_table
 
@@ -96,7 +96,7 @@ def _pages(config: Any, request: Any, by: str | None) -> Iterator[list[dict[str,
 
     settings = load(config)
     while True:
-        found = ask(settings, "QueryUsage", request, _TIMEOUT).usage
+        found = call_operator(settings, lambda operator: operator.query_usage(request), _TIMEOUT).usage
         if by is not None:
             yield [_total(row, by) for row in found.totals]
         else:

@@ -111,13 +111,13 @@ class Acceptance:
             info = AudioInfo(audio.size, audio.ms)
             if info.exceeds(model):
                 raise invalid("audio", f"audio of at most {model.limits.max_audio_seconds} seconds")
-        estimate = await _examine(large, definition.bound, billed.input, model, billed.route, info)
+        estimate = await _examine(large, definition.estimate, billed.input, model, billed.route, info)
         prices, price_version = model.prices_for(billed.route)
         media_bytes = 0
         if key is not None or idempotency.requested_format(given) == ResponseFormat.RESPONSE_FORMAT_URL:
             output = estimate
             if not principal.live:  # the sandbox accepts input that a live model does not
-                output = definition.bound(fitted.input, model, fitted.route, info)
+                output = definition.estimate(fitted.input, model, fitted.route, info)
             media_bytes = definition.media_size(fitted.input, output)
         return AcceptedJob(
             task_id=self._new_id(definition.id_prefix),
@@ -131,7 +131,7 @@ class Acceptance:
             given=given,
             request_id=call.request_id,
             principal=principal,
-            protocol=call.wire,
+            protocol=call.protocol,
             definition=definition,
             routes=tuple(routes),
             estimate=estimate,
@@ -182,7 +182,7 @@ class Acceptance:
             return AudioSource(media.content_type, media.size_bytes, path=path)
         size = len(audio.data)
         # A REST caller can't upload: the gateway decides what goes inline, within the limits of its bodies.
-        if size > self._inline_limit and call.wire != "rest":
+        if size > self._inline_limit and call.protocol != "rest":
             raise PomeloError(
                 "payload_too_large",
                 f"audio is larger than the {self._inline_limit:,} bytes that may be inline. Upload it",

@@ -22,7 +22,7 @@ from pomelo.gen.v1.task_pb2 import Task, TaskResult
 from pomelo.gen.v1.task_service_pb2 import StreamTaskResponse, TaskStarted
 from pomelo.media.store import MediaStore
 from pomelo.stores.ledger import ReplayedAnswer
-from pomelo.tasks.base import Collector, CollectorContext, Progress
+from pomelo.tasks.base import Collector, CollectorContext
 from pomelo.turns import Turns, in_turns
 
 
@@ -53,7 +53,7 @@ class Engine:
             reservation = await self._reserve(job, call)
             if isinstance(reservation, idempotency.ReplayedTask):
                 return reservation.result
-            collector, _ = self._collect(reservation)
+            collector = self._collect(reservation)
             turn = self._turns.stream()
             async with self._life(reservation, collector) as deadline:
                 async with aclosing(self._events(reservation)) as events:
@@ -79,10 +79,10 @@ class Engine:
                 async with aclosing(in_turns(reservation.events(), self._turns.stream())) as events:
                     yield events
                 return
-            collector, progress = self._collect(reservation)
+            collector = self._collect(reservation)
             async with (
                 self._life(reservation, collector) as deadline,
-                aclosing(self._stream(task, call, reservation, collector, progress, deadline)) as events,
+                aclosing(self._stream(task, call, reservation, collector, deadline)) as events,
             ):
                 yield events
         finally:
@@ -107,10 +107,7 @@ class Engine:
         """
         reserved = await self._ledger.reserve(job, self._access.plan(job.principal), call)
         if isinstance(reserved, ReplayedAnswer):
-            wanted = idempotency.requested_format(job.input)
-            replayed = idempotency.ReplayedTask(
-                reserved.answer, wanted, job.principal.owner, self._media, stream=job.stream
-            )
+            replayed = idempotency.ReplayedTask(reserved.answer, job, self._media)
             report_adjustments(call, replayed.result.adjustments)
             if call.strict:
                 replayed.check_strict()
@@ -120,8 +117,7 @@ class Engine:
             await reserved.refuse()
             raise refusal
         try:
-            if job.definition.name == "text":
-                reserved.job = _limit_output(job, reserved.amount)
+            reserved.job = _limit_output(job, reserved.amount)
         except BaseException:
             reserved.release()
             raise
@@ -142,7 +138,7 @@ class Engine:
     def _delete_upload(self, task: Task, call: Call, principal: Principal) -> None:
         """Deletes an upload that came within a REST request: the caller doesn't know its id, so no other
         request can use it."""
-        if call.wire != "rest":
+        if call.protocol != "rest":
             return
         given = getattr(task, task.WhichOneof("input") or "text")
         if "audio" in given.DESCRIPTOR.fields_by_name and given.audio.media_id:
@@ -150,19 +146,19 @@ class Engine:
 
     # --- running
 
-    def _collect(self, reservation: Reservation) -> tuple[Collector, Progress]:
-        """The collector of the job's output, and the progress of what a stream delivers."""
+    def _collect(self, reservation: Reservation) -> Collector:
         job = reservation.job
         try:
-            context = CollectorContext(
-                job.input,
-                job.model,
-                job.estimate,
-                job.stream,
-                partial(self._media.writer, job.principal.owner),
-                job.idempotency_key is not None,
+            return job.definition.collector(
+                CollectorContext(
+                    job.input,
+                    job.model,
+                    job.estimate,
+                    job.stream,
+                    partial(self._media.writer, job.principal.owner),
+                    job.idempotency_key is not None,
+                )
             )
-            return job.definition.fold(context), context.delivered
         except BaseException:
             reservation.release()
             raise
@@ -208,15 +204,11 @@ class Engine:
         call: Call,
         reservation: Reservation,
         collector: Collector,
-        progress: Progress,
         deadline: asyncio.Timeout,
     ) -> AsyncGenerator[StreamTaskResponse, None]:
         """The events in the contract's order: `started` with the first one; the last event of the text, or
         the result, at the end."""
-        job = reservation.job
-        reservation.bill_partially(
-            lambda: job.definition.partly(reservation.job.input, job.estimate, progress)
-        )
+        reservation.bill_partially(collector)
         started = False
         turn = self._turns.stream()
         async with aclosing(self._events(reservation)) as events:
@@ -225,11 +217,7 @@ class Engine:
                     await turn.next()
                 passed = collector.add(event)
                 if passed is not None:
-                    size = _output_size(passed)
-                    if size:
-                        reservation.record_output(size)
-                        progress.size += size
-                        progress.pieces += 1
+                    reservation.record_output(collector.output_bytes)
                     if not started:
                         started = True
                         report_adjustments(
@@ -259,23 +247,24 @@ class Engine:
         deadline.reschedule(None)
         job = reservation.job
         if not reservation.output_bytes:
-            reservation.record_output(_result_size(result))
+            reservation.record_output(job.definition.output_size(result))
         answer = None
         if job.idempotency_key is not None:
             wanted = idempotency.requested_format(job.input)
             answer = idempotency.store_answer(result, wanted, self._media, stream=job.stream)
-        usage, counted = collector.used()
+        usage, counted = collector.usage()
         await reservation.settle(usage, counted=counted, answer=answer)
 
 
 def _limit_output(job: AcceptedJob, reserved: int) -> AcceptedJob:
-    """A text job with the output tokens that `reserved` microcredits pay for. Without a limit of its own,
-    and with the model's maximum paid for, it stays as it is."""
-    most = job.estimate.maximum
-    affordable = affordable_output_tokens(reserved, most.input_tokens, job.prices)
-    if affordable >= most.output_tokens and not job.input.HasField("max_tokens"):
+    """The job with the maximum output that `reserved` microcredits pay for, if its output can be
+    shortened."""
+    if job.definition.max_output is None:
         return job
-    tokens = min(most.output_tokens, affordable)
+    affordable = affordable_output_tokens(reserved, job.estimate.maximum.input_tokens, job.prices)
+    tokens = job.definition.max_output(job.input, job.estimate, affordable)
+    if tokens is None:
+        return job
     given = job.input
     if given.max_tokens != tokens:
         given = job.routes[0].fit(job.given, job.model, tokens).input
@@ -290,27 +279,6 @@ def _not_begun(error: Exception) -> bool:
 def _expire(deadline: asyncio.Timeout) -> None:
     with suppress(RuntimeError):  # it is ending anyway
         deadline.reschedule(0)
-
-
-def _output_size(event: StreamTaskResponse) -> int:
-    """Bytes of output in an event."""
-    if event.HasField("text_delta"):
-        text = event.text_delta.content
-        return len(text) if text.isascii() else len(text.encode())
-    return len(event.audio_chunk.data)
-
-
-def _result_size(result: TaskResult) -> int:
-    """Bytes of output in a result, or of the file that it links to."""
-    which = result.WhichOneof("output")
-    if which == "text":
-        return len(result.text.content.encode())
-    if which == "transcription":
-        return len(result.transcription.text.encode())
-    if which is None:
-        return 0  # a stream of text that was empty
-    part = result.speech if which == "speech" else result.image.images[0]
-    return len(part.data) or part.media.size_bytes
 
 
 def _started(task: Task, job: AcceptedJob) -> StreamTaskResponse:

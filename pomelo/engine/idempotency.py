@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import AsyncGenerator, Iterator
+from collections.abc import AsyncGenerator
 from typing import Any
 
+from pomelo.engine.job import AcceptedJob
 from pomelo.errors import PomeloError, invalid
 from pomelo.gen.v1.image_pb2 import GeneratedImage
 from pomelo.gen.v1.media_pb2 import ResponseFormat
@@ -19,7 +20,6 @@ from pomelo.gen.v1.task_pb2 import Task, TaskResult
 from pomelo.gen.v1.task_service_pb2 import StreamTaskResponse, TaskStarted
 from pomelo.media.audio import AudioSource
 from pomelo.media.store import MediaStore
-from pomelo.providers.pieces import AUDIO_PIECE, split_text
 from pomelo.stores.ledger import REPLAY_SECONDS, IdempotencyKey
 from pomelo.tasks.base import max_inline
 
@@ -34,13 +34,12 @@ class ReplayedTask:
         PomeloError: store_unavailable; a file of it is gone.
     """
 
-    def __init__(
-        self, answer: bytes, wanted: ResponseFormat.ValueType, owner: str, media: MediaStore, *, stream: bool
-    ) -> None:
+    def __init__(self, answer: bytes, job: AcceptedJob, media: MediaStore) -> None:
         self._answer = answer
-        self._owner = owner
+        self._job = job
         self._media = media
-        self.result = restore_answer(answer, wanted, owner, media, stream=stream)
+        wanted = requested_format(job.input)
+        self.result = restore_answer(answer, wanted, job.principal.owner, media, stream=job.stream)
 
     def check_strict(self) -> None:
         """Refuses an answer whose input was adjusted.
@@ -56,7 +55,15 @@ class ReplayedTask:
 
     async def events(self) -> AsyncGenerator[StreamTaskResponse, None]:
         """The answer as a stream."""
-        for event in replay_events(self._answer, self.result, self._owner, self._media):
+        result, job = self.result, self._job
+        audio = None
+        if result.HasField("speech"):
+            media_id = TaskResult.FromString(self._answer).speech.media.media_id
+            audio, _ = self._media.find(media_id, job.principal.owner)
+        started = TaskStarted(id=result.id, model=result.model, adjustments=result.adjustments)
+        started.created.CopyFrom(result.created)
+        yield StreamTaskResponse(started=started)
+        for event in job.definition.replay(result, audio):
             yield event
 
 
@@ -135,44 +142,6 @@ def restore_answer(
         if wanted == ResponseFormat.RESPONSE_FORMAT_B64_JSON and (inline or stream):
             part.ClearField("media")
     return result
-
-
-def replay_events(
-    answer: bytes, result: TaskResult, owner: str, media: MediaStore
-) -> Iterator[StreamTaskResponse]:
-    """The events of a stream of a stored answer; `result` is what `restore_answer` returned for it.
-
-    Raises:
-        PomeloError: store_unavailable.
-    """
-    started = TaskStarted(id=result.id, model=result.model, adjustments=result.adjustments)
-    started.created.CopyFrom(result.created)
-    yield StreamTaskResponse(started=started)
-    if result.HasField("text"):
-        if result.text.content:
-            event = StreamTaskResponse()
-            event.text_delta.content = result.text.content
-            yield from split_text(event)
-        last = StreamTaskResponse()
-        last.text_delta.finish_reason = result.text.finish_reason
-        last.text_delta.usage.CopyFrom(result.text.usage)
-        yield last
-        return
-    if result.HasField("speech"):
-        media_id = TaskResult.FromString(answer).speech.media.media_id
-        content_type = result.speech.content_type
-        path, _ = media.find(media_id, owner)
-        try:
-            with path.open("rb") as file:
-                while piece := file.read(AUDIO_PIECE):
-                    event = StreamTaskResponse()
-                    event.audio_chunk.data = piece
-                    event.audio_chunk.content_type = content_type
-                    content_type = ""
-                    yield event
-        except OSError as error:
-            raise PomeloError("store_unavailable") from error
-    yield StreamTaskResponse(result=result)
 
 
 def _media(result: TaskResult) -> list[GeneratedImage | SpeechOutput]:

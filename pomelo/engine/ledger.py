@@ -19,9 +19,9 @@ from pomelo.engine.limits import CHARGED_HEADER, limit_headers, refusal
 from pomelo.engine.reservation import Reservation
 from pomelo.engine.store_operations import MAX_CONCURRENT_RETRIES, StoreOperations
 from pomelo.errors import PomeloError
-from pomelo.gen.v1.task_pb2 import TaskType
 from pomelo.ids import new_id
 from pomelo.process import periodically
+from pomelo.stores.accounts import Wallet
 from pomelo.stores.ledger import (
     LedgerStore,
     LimitStatus,
@@ -31,9 +31,9 @@ from pomelo.stores.ledger import (
     Reserved,
     ReserveRequest,
     Settled,
-    UsageRecord,
-    Wallet,
 )
+from pomelo.stores.usage import UsageRecord
+from pomelo.tasks import TASK_TYPES
 
 PROGRESS_INTERVAL = 1.0
 """Seconds between saves of what running tasks have used: what a crash can leave unbilled."""
@@ -88,7 +88,7 @@ class Ledger:
             PomeloError: store_unavailable.
         """
         plan = self._plans.get(principal.plan, _NO_PLAN)
-        name = model.name if model is not None and model.task_type == TaskType.TASK_TYPE_TEXT else ""
+        name = model.name if model is not None and TASK_TYPES[model.task_type].counts_tokens else ""
         status = await self.limit_status(Wallet(principal.account, principal.live), name)
         call.response_headers |= limit_headers(plan, status, self.now(), tokens=bool(name))
 
@@ -105,7 +105,7 @@ class Ledger:
             account=principal.account,
             live=principal.live,
             key_id=principal.key_id,
-            wire=call.wire,
+            wire=call.protocol,
             model="",
             task_type="",
             at=self.now(),
@@ -144,7 +144,7 @@ class Ledger:
                 insufficient_credits, idempotency_conflict, idempotency_mismatch, store_unavailable.
         """
         principal, estimate, prices = job.principal, job.estimate, job.prices
-        is_text = job.definition.name == "text"
+        counts_tokens = job.definition.counts_tokens
         draft = UsageRecord(
             task_id=job.task_id,
             request_id=job.request_id,
@@ -166,14 +166,14 @@ class Ledger:
             requests_limit=plan.requests,
             concurrency_limit=plan.concurrent,
             tokens=estimate.tokens,
-            tokens_limit=plan.tokens if is_text else None,
+            tokens_limit=plan.tokens if counts_tokens else None,
             idempotency_key=job.idempotency_key,
         )
         self.operations.acquire(job.task_id)
         try:
             outcome = await self._reserve(request)
             now = self.now()
-            call.response_headers |= limit_headers(plan, outcome.limit_status, now, tokens=is_text)
+            call.response_headers |= limit_headers(plan, outcome.limit_status, now, tokens=counts_tokens)
             if isinstance(outcome, Refused):
                 raise refusal(outcome, request, now)
             if isinstance(outcome, ReplayedAnswer):

@@ -16,15 +16,10 @@ from pomelo.catalog.reported_cost import with_reported_cost
 from pomelo.engine.job import AcceptedJob
 from pomelo.engine.limits import CHARGED_HEADER, limit_headers
 from pomelo.errors import PomeloError
-from pomelo.stores.ledger import (
-    LimitStatus,
-    LostReservationError,
-    Reserved,
-    Settled,
-    Settlement,
-    UsageRecord,
-    Wallet,
-)
+from pomelo.stores.accounts import Wallet
+from pomelo.stores.ledger import LimitStatus, LostReservationError, Reserved, Settled, Settlement
+from pomelo.stores.usage import UsageRecord
+from pomelo.tasks.base import Collector
 
 if TYPE_CHECKING:
     from pomelo.engine.ledger import Ledger
@@ -37,7 +32,7 @@ class Reservation:
     """What one running task has reserved. It ends once, by `settle`, `release`, `fail` or `refuse`."""
 
     __slots__ = (
-        "_call", "_draft", "_ended", "_ledger", "_partial_usage", "_plan", "_saved_bytes", "_started",
+        "_call", "_collector", "_draft", "_ended", "_ledger", "_plan", "_saved_bytes", "_started",
         "amount", "first_byte_ms", "job", "lost", "on_lost", "output_bytes",
     )  # fmt: skip
 
@@ -51,10 +46,11 @@ class Reservation:
         self.job: AcceptedJob = job
         """The job of the route that is called now."""
         self._started = ledger.monotonic()
-        self._partial_usage: Callable[[], Usage] | None = None
+        self._collector: Collector | None = None
+        """Of a stream."""
         self._saved_bytes = 0
         self._ended = False
-        self.amount = reserved.held
+        self.amount = reserved.amount
         """Microcredits."""
         self.output_bytes = 0
         """Bytes of output so far."""
@@ -73,22 +69,22 @@ class Reservation:
         self.job = job
         self._draft = replace(self._draft, provider=job.route.provider, provider_model=job.route.model)
 
-    def record_output(self, size: int) -> None:
-        """Records that `size` more bytes of output have come."""
-        if not self.output_bytes:
+    def record_output(self, total: int) -> None:
+        """Records the bytes of output so far."""
+        if not self.output_bytes and total:
             self.first_byte_ms = self._elapsed_ms()
-        self.output_bytes += size
+        self.output_bytes = total
 
-    def bill_partially(self, partial_usage: Callable[[], Usage]) -> None:
-        """Bills a task that does not complete by what `partial_usage` returns when it ends."""
-        self._partial_usage = partial_usage
+    def bill_partially(self, collector: Collector) -> None:
+        """Bills a task that does not complete by what its collector has passed on when it ends."""
+        self._collector = collector
 
     def progress(self) -> UsageRecord | None:
         """The record so far, if there is more output than at the last call."""
-        if self._partial_usage is None or self.output_bytes == self._saved_bytes:
+        if self._collector is None or self.output_bytes == self._saved_bytes:
             return None
         self._saved_bytes = self.output_bytes
-        return self._record(self._partial_usage(), "estimated", complete=False)
+        return self._record(self._collector.partial_usage(self.job.input), "estimated", complete=False)
 
     async def settle(self, usage: Usage, *, counted: bool, answer: bytes | None = None) -> None:
         """Charges a completed task, writes its record, releases the rest, and reports what it cost. `counted`
@@ -161,10 +157,10 @@ class Reservation:
     def _incomplete_end(self) -> Callable[[], Awaitable[Settled | None]]:
         """The store operation that ends a task which did not complete."""
         store, task_id = self._ledger.store, self._draft.task_id
-        if self._partial_usage is None or not self.output_bytes:
+        if self._collector is None or not self.output_bytes:
             return partial(store.void, self.wallet, task_id)
         try:
-            usage = self._partial_usage()
+            usage = self._collector.partial_usage(self.job.input)
             record = self._record(usage, "estimated", complete=False)
         except Exception as error:
             self._ledger.operations.unexpected.log("What a task used could not be counted", error)
@@ -174,7 +170,7 @@ class Reservation:
     def _report_status(self, status: LimitStatus, cost: int | None) -> None:
         """Writes limits, credits and the cost, if it is known, into the response headers and trailers."""
         headers = limit_headers(
-            self._plan, status, self._ledger.now(), tokens=self._draft.task_type == "text"
+            self._plan, status, self._ledger.now(), tokens=self.job.definition.counts_tokens
         )
         if cost is not None:
             headers[CHARGED_HEADER] = money.format_credits(cost)

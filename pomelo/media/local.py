@@ -66,7 +66,7 @@ class LocalMedia:
                     del chunk  # else it stays in memory until the next one arrives
             if not writer.size:
                 raise invalid("audio", "a file of at least one byte")
-            if call.wire != "rest":
+            if call.protocol != "rest":
                 return writer.commit()
             # It belongs to one request: no other can refer to it, and none can after its deadline.
             media = writer.commit(max(0.0, call.deadline - time.monotonic()) + _UPLOAD_GRACE_SECONDS)

@@ -1,1 +1,1 @@
-"""The gRPC door: servicers over the ports, and the server that carries them."""
+"""The gRPC front end (servers and servicers) and the gRPC client (`remote`)."""

@@ -1,7 +1,7 @@
-"""grpc.health.v1: reports to load balancers and probes whether to send calls here.
+"""grpc.health.v1: reports to load balancers and probes whether to send calls to this server.
 
-Made by `pomelo.server.server`. It needs no key and no other part of Pomelo, so it also answers when callers
-are refused. Its watches end when the server drains, so that a watcher does not hold up the shutdown.
+It needs no key and no other part of Pomelo, so it also answers while other calls are refused. Watches end
+when the server drains, so that they do not delay the shutdown.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ _Status = health_pb2.HealthCheckResponse
 
 
 class HealthServicer:
-    """Health of the whole server (the empty name) and of each service: all serve, or none."""
+    """Reports the health of the server (the empty name) and of each service, which is the same for all."""
 
     def __init__(self, services: Iterable[str]) -> None:
         self._services = ("", *services)
         self._draining = asyncio.Event()
 
     def drain(self) -> None:
-        """From now on everything is NOT_SERVING; watchers receive that, and their calls end."""
+        """Reports NOT_SERVING from now on, and ends the watches after they have received it."""
         self._draining.set()
 
     def _response(self) -> Any:
@@ -37,21 +37,18 @@ class HealthServicer:
 
     @keyless
     async def Check(self, rpc: Rpc) -> Any:
-        """The health of one service."""
         request = await rpc.small_message(health_pb2.HealthCheckRequest, health=True)
         if request.service not in self._services:
-            raise PomeloError("not_found", "There is no such service. Check its name")
+            raise PomeloError("not_found", "This service does not exist. Check its name")
         return self._response()
 
     @keyless
     async def List(self, rpc: Rpc) -> Any:
-        """The health of all services."""
         await rpc.small_message(health_pb2.HealthListRequest, health=True)
         return health_pb2.HealthListResponse(statuses=dict.fromkeys(self._services, self._response()))
 
     @keyless
     async def Watch(self, rpc: Rpc) -> None:
-        """The health of one service, now and when it changes. Without a key it ends after a while."""
         await rpc.admit_if_known()
         with rpc.without_key():
             request = await rpc.small_message(health_pb2.HealthCheckRequest)
@@ -61,6 +58,6 @@ class HealthServicer:
                 return
             first = self._response()
             await rpc.write(first)
-            if first.status == _Status.SERVING:  # a drain may have begun during the write
+            if first.status == _Status.SERVING:  # the server may have started to drain during the write
                 await self._draining.wait()
                 await rpc.write(self._response())

@@ -1,9 +1,9 @@
-"""One gRPC call as its method sees it: its caller, its messages, its limits and its answer."""
+"""One gRPC call, as its method uses it: its caller, its messages, its limits and its response."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from typing import Any
 
@@ -13,96 +13,95 @@ from google.protobuf.message import DecodeError
 from pomelo.call import Call
 from pomelo.errors import BODY_ERRORS, TABLE, PomeloError
 from pomelo.in_flight import FairSemaphore
-from pomelo.server import budget
-from pomelo.server.limits import ServerState
+from pomelo.server import field_limit
+from pomelo.server.call_limits import ServerState
 from pomelo.service import Visit
-from pomelo.status import OPEN_KEY, REFUSED_KEY, retry, status_code, to_status, trailing
+from pomelo.status import OPEN_KEY, REFUSED_KEY, details_metadata, retry_metadata, status_code, to_status
 
-_MIB = 1024 * 1024
-_SLACK = 5.0
-"""Seconds after a call's deadline in which the services end it themselves, with all that an answer has."""
+_GRACE = 5.0
+"""Seconds after a call's deadline in which the services end it themselves, with a complete response."""
 
-_LINGER = 1.0
-"""Seconds for which messages of a refused uploader are still received and dropped."""
+_DISCARD_TIME = 1.0
+"""Seconds for which the messages of a refused upload are still received and discarded."""
 
-_MOMENTS = 0.25
-"""A call that is cancelled within so many seconds counts as a reset: its caller never wanted the answer."""
+_RESET_TIME = 0.25
+"""A call that is cancelled within so many seconds counts as a reset, even if its message was read."""
 
+TimeoutReason = tuple[str, str]
+"""Error code and message of a call whose time is over; an empty message means the default of the code."""
 
-Late = tuple[str, str]
-"""Error code and message of a call whose time is over; an empty message stands for the row's."""
-
-_DEADLINE: Late = ("deadline_exceeded", "")
-_CROWDED: Late = (
+_DEADLINE: TimeoutReason = ("deadline_exceeded", "")
+_TOO_MANY_MESSAGES: TimeoutReason = (
     "overloaded",
-    "The account sends more messages at a time than the server takes. Retry later",
+    "The account sends more messages at a time than the server accepts. Retry later",
 )
 
 Refusal = tuple[Any, str, tuple[tuple[str, str | bytes], ...]]
-"""What `abort` takes: status, message, trailing metadata."""
+"""The arguments of `abort`: status, message, trailing metadata."""
 
 
-def bare(error: PomeloError) -> PomeloError:
-    """The error without traceback and cause: a stored exception references every frame that it passed, and
-    everything in them, such as a message of megabytes."""
+def without_traceback(error: PomeloError) -> PomeloError:
+    """Removes the traceback and the cause of an error that is kept, and returns it. They reference every
+    frame that the error passed, and the frame's values, such as a message of megabytes."""
     error.__traceback__ = error.__cause__ = error.__context__ = None
     return error
 
 
 class Rpc:
-    """One gRPC call as its method sees it: its `Call`, its messages, and what goes back."""
+    """One gRPC call: its `Call`, its messages, and its response."""
 
     __slots__ = (
-        "_accepted", "_authenticated", "_began", "_context", "_front", "_loop", "_peer", "_read", "_served",
-        "_size",
-        "answer", "call", "gateway", "late", "model", "refused_body", "scope", "trusted", "visit",
+        "_accepted", "_authenticated", "_context", "_front", "_loop", "_peer", "_read", "_served", "_size",
+        "_started", "call", "gateway", "model", "refused_body", "response", "scope", "timeout_error",
+        "trusted", "visit",
     )  # fmt: skip
 
     def __init__(self, front: ServerState, context: Any) -> None:
         pairs = context.invocation_metadata() or ()
-        given = dict(pairs)
+        metadata = dict(pairs)
         self._front = front
         self._context = context
         self._peer: str = context.peer()
         self._loop = asyncio.get_running_loop()
-        self._began = self._loop.time()
+        self._started = self._loop.time()
         self._accepted = False
         self._authenticated = False
         self._read = False
         self._served = False
         self._size = 0
-        origin = front.proof.origin(given, self._peer)
+        origin = front.proof.origin(metadata, self._peer)
         self.gateway = origin.gateway
         self.trusted = origin.proven
-        # A gateway's own deadline is a little later than its caller's, which it sends in a header: so a
-        # late task is answered from here, with all that an answer has.
+        # A gateway sends its caller's deadline in a header, and sets a slightly later one itself, so that the
+        # response of a late task comes from this server and is complete.
         self.call = Call.from_headers(
-            given.get,
-            wire=origin.wire,
+            metadata.get,
+            protocol=origin.protocol,
             address=origin.address,
             timeout=None if self.trusted else context.time_remaining(),
-            names=[name for name, _ in pairs] if len(given) < len(pairs) else (),
+            names=[name for name, _ in pairs] if len(metadata) < len(pairs) else (),
         )
-        self.refused_body: str = given.get(REFUSED_KEY, "") if self.trusted else ""
-        """What a gateway says of a body that it refused itself; see `REFUSED_KEY`."""
-        self.answer: bytes | None = None
-        """What the method returned."""
+        self.refused_body: str = metadata.get(REFUSED_KEY, "") if self.trusted else ""
+        """The error and size of a body that a gateway has refused itself, as in `REFUSED_KEY`."""
+        self.response: bytes | None = None
+        """The response that the method returned."""
         self.model = ""
-        """The model that the message names, once it was read."""
+        """The model that the message names, empty until the message was read."""
         self.visit: Visit | None = None
         """None until the call is admitted."""
-        self.late: Late = _DEADLINE
-        """What the call ends with when its time is over."""
+        self.timeout_error: TimeoutReason = _DEADLINE
+        """The error of the call when `scope` expires."""
         seconds = front.limits.unauthenticated_time
-        when = min(self.call.deadline, self._began + seconds)
+        when = min(self.call.deadline, self._started + seconds)
         if when < self.call.deadline:
-            self.late = _late(f"A call without a key ends after {seconds:g} seconds. Send a key")
+            message = f"A call without a key ends after {seconds:g} seconds. Send a key"
+            self.timeout_error = ("deadline_exceeded", message)
         self.scope = asyncio.timeout_at(when)
 
-    # --- who calls
+    # --- authentication
 
     async def admit(self) -> None:
-        """Checks the key, and counts the call as in flight for its account.
+        """Authenticates the call, and counts it as in flight for its account.
 
         Raises:
             PomeloError: invalid_api_key, concurrency_limit_exceeded, overloaded, store_unavailable.
@@ -112,15 +111,15 @@ class Rpc:
         connections = self._front.connections
         connections.checking(self._peer)
         try:
-            with self._front.lookups.place():
+            with self._front.lookups.slot():
                 self.visit = await access.admit(self.call)
         finally:
             connections.checked(self._peer)
-            if self.call.principal is not None:  # the key is good, also where the account has too many calls
+            if self.call.principal is not None:  # the key is valid, even if the account has too many calls
                 self._authenticate()
 
     def _authenticate(self) -> None:
-        """The call has shown a good key or a good signature, so its connection may stay. Idempotent."""
+        """Reports a valid key or signature, so that the connection may stay open. Idempotent."""
         if not self._authenticated:
             self._authenticated = True
             self._front.connections.authenticated(self._peer)
@@ -128,7 +127,7 @@ class Rpc:
                 self._front.connections.trust(self._peer)
 
     async def admit_if_known(self) -> PomeloError | None:
-        """As `admit`, for a call that needs no key. Returns the error of a bad key instead of raising it.
+        """Admits a call that needs no key. Returns the error of an invalid key instead of raising it.
 
         Raises:
             PomeloError: concurrency_limit_exceeded, overloaded, store_unavailable.
@@ -140,13 +139,13 @@ class Rpc:
         except PomeloError as error:
             if error.code != "invalid_api_key":
                 raise
-            return bare(error)
+            return without_traceback(error)
         self.unlimit()
         return None
 
     @contextmanager
     def without_key(self) -> Iterator[None]:
-        """A place among the unauthenticated calls, unless the call was admitted.
+        """Counts the call as an unauthenticated one for the block, unless it was admitted.
 
         Raises:
             PomeloError: overloaded.
@@ -155,92 +154,88 @@ class Rpc:
             yield
         elif self.trusted:
             self.unlimit()
-            with self._front.forwarded.place():
+            with self._front.forwarded.slot():
                 yield
         else:
-            with self._front.unauthenticated.place():
+            with self._front.unauthenticated.slot():
                 yield
 
     def signed(self) -> None:
-        """A good signature replaces the key: the call keeps its own deadline, and its connection stays."""
+        """Accepts a valid signature in place of a key: only the call's own deadline applies from now on."""
         if self.visit is None:
             self._authenticate()
             self.unlimit()
 
     def unlimit(self) -> None:
-        """Limits the call only by its own deadline, which the services enforce."""
+        """Applies no limit but the call's own deadline, which the services enforce."""
         if not self.scope.expired():
-            self.late = _DEADLINE
-            self.scope.reschedule(self.call.deadline + _SLACK)
+            self.timeout_error = _DEADLINE
+            self.scope.reschedule(self.call.deadline + _GRACE)
 
-    def _until(self, when: float, late: Late) -> None:
-        """Ends the call at that time, or at its deadline where that is earlier."""
+    def _until(self, when: float, reason: TimeoutReason) -> None:
+        """Ends the call at that time, or at its deadline if that is earlier."""
         if self.scope.expired():
             return
         if when < self.call.deadline:
-            self.late = late
+            self.timeout_error = reason
         else:
-            when, self.late = self.call.deadline, _DEADLINE
+            when, self.timeout_error = self.call.deadline, _DEADLINE
         self.scope.reschedule(when)
 
-    async def _in_turn(self, turns: FairSemaphore, until: float, late: Late) -> None:
-        """Waits for a turn of the account. At `until` the call ends: as overloaded while it waits, as `late`
-        once it has its turn."""
+    async def _acquire(self, semaphore: FairSemaphore, until: float, reason: TimeoutReason) -> None:
+        """Waits for a slot of the account. The call ends at `until`: as overloaded while it waits, then with
+        `reason`."""
         owner = self._owner
-        if turns.full(owner):
-            self._until(until, _CROWDED)
-        await turns.enter(owner)
-        self._until(until, late)
+        if semaphore.full(owner):
+            self._until(until, _TOO_MANY_MESSAGES)
+        await semaphore.acquire(owner)
+        self._until(until, reason)
 
     @property
     def _owner(self) -> str:
         principal = self.call.principal
         return principal.account if principal is not None else ""
 
-    # --- what it brings
+    # --- requests
 
-    async def message(self, kind: Any) -> Any:
-        """The one message of an admitted call, parsed.
+    async def message(self, message_type: Any) -> Any:
+        """Receives and parses the single message of an admitted call.
 
         Raises:
             PomeloError: invalid_body, invalid_parameter, payload_too_large, overloaded, deadline_exceeded.
         """
         assert self.visit is not None
         front = self._front
-        limits = front.limits
-        seconds = limits.read_time
-        late = _late(f"The message did not come within {seconds:g} seconds. Send it faster")
-        await self._in_turn(front.reads, self._began + seconds, late)
+        seconds = front.limits.read_time
+        message = f"The message did not arrive within {seconds:g} seconds. Send it faster"
+        await self._acquire(front.reads, self._started + seconds, ("deadline_exceeded", message))
         try:
-            data = await self._receive()
-            if data is None:
-                raise _no_message()
+            data = await self._receive_first()
             self.visit.reserve(len(data))
-            _fitting(data, limits.message)
+            _check_size(data, front.limits.message)
             await self._end_of_messages()
         finally:
-            front.reads.leave(self._owner)
+            front.reads.release(self._owner)
         self.unlimit()
-        message = _parse(data, kind)
+        request = _parse(data, message_type)
         self._served = True
-        return message
+        return request
 
-    async def small_message(self, kind: Any, *, health: bool = False) -> Any:
-        """The one message of a call that needs no key, parsed; `health` uses the limit of health checks.
+    async def small_message(self, message_type: Any, *, health: bool = False) -> Any:
+        """Receives and parses the single message of a call that needs no key; `health` uses the limit of
+        health checks.
 
         Raises:
             PomeloError: invalid_body, payload_too_large, overloaded, deadline_exceeded.
         """
         front = self._front
-        async with (front.health_reads if health else front.unauthenticated_reads).place():
-            data = await self._receive()
-            if data is None:
-                raise _no_message()
+        async with (front.health_reads if health else front.unauthenticated_reads).slot():
+            data = await self._receive_first()
             await self._end_of_messages()
-        return _parse(_fitting(data), kind)
+        return _parse(_check_size(data), message_type)
 
-    async def next_message(self, kind: Any) -> Any:
-        """The next message of a stream, parsed, or None at its end. Without a key it must be small.
+    async def next_message(self, message_type: Any) -> Any:
+        """Receives and parses the next message of a stream; None at its end. Without a key it must be small.
 
         Raises:
             PomeloError: invalid_body, payload_too_large, overloaded, deadline_exceeded.
@@ -248,44 +243,47 @@ class Rpc:
         data = await self._next()
         if data is None:
             return None
-        return _parse(_fitting(data) if self.visit is None else data, kind)
+        return _parse(_check_size(data) if self.visit is None else data, message_type)
 
-    async def linger(self) -> None:
-        """Receives and drops what a refused uploader still sends, for a moment.
+    async def discard_rest(self) -> None:
+        """Receives and discards the messages of a refused upload, for a moment.
 
-        grpc.aio's client forgets the status that it got when one of its writes fails, so an uploader that is
-        about to end gets the time to. A gateway does not need this.
+        grpc.aio's client forgets the status that it received when one of its writes fails, so an upload that
+        is about to end gets the time to do so. A gateway does not need this.
         """
         if self.trusted or self.scope.expired():
             return
         with suppress(TimeoutError, PomeloError):
-            async with asyncio.timeout(_LINGER):
+            async with asyncio.timeout(_DISCARD_TIME):
                 while await self._next() is not None:
                     pass
 
     async def _next(self) -> bytes | None:
-        """The next message of a stream, or None at its end. Enforces the turns and time limits of uploads."""
+        """Receives the next message of a stream, within the limits of uploads; None at its end."""
         front = self._front
         if self.visit is None:
-            async with front.unauthenticated_reads.place():
+            async with front.unauthenticated_reads.slot():
                 return await self._receive()
-        seconds = front.limits.piece_time
-        late = _late(f"No message came for {seconds:g} seconds. Send without such pauses")
+        seconds = front.limits.chunk_time
+        reason = (
+            "deadline_exceeded",
+            f"No message arrived for {seconds:g} seconds. Send without such pauses",
+        )
         until = self._loop.time() + seconds
-        if self.trusted:  # a gateway's uploads are as slow as its callers', and its pieces are small
-            self._until(until, late)
+        if self.trusted:  # a gateway's uploads are as slow as its callers', and its messages are small
+            self._until(until, reason)
             data = await self._receive()
         else:
-            await self._in_turn(front.uploads, until, late)
+            await self._acquire(front.uploads, until, reason)
             try:
                 data = await self._receive()
             finally:
-                front.uploads.leave(self._owner)
+                front.uploads.release(self._owner)
         self.unlimit()
         return data
 
     async def _receive(self) -> bytes | None:
-        """The next message, or None at the end of the stream or if the caller has left."""
+        """Receives the next message; None at the end of the stream or if the caller has left."""
         data = await self._context.read()
         if data is grpc.aio.EOF:
             return None
@@ -294,17 +292,23 @@ class Rpc:
         self._front.connections.received(self._peer, len(data))
         return bytes(data)
 
+    async def _receive_first(self) -> bytes:
+        data = await self._receive()
+        if data is None:
+            raise PomeloError("invalid_body", "No message was sent. Send one")
+        return data
+
     async def _end_of_messages(self) -> None:
         if await self._context.read() is not grpc.aio.EOF:
             raise PomeloError("invalid_body", "More than one message was sent. Send one")
 
-    # --- what goes back
+    # --- responses
 
     async def open(self) -> None:
-        """Accepts a stream: sends `call.reply` as initial metadata, once."""
+        """Accepts a stream: sends `call.response_headers` as initial metadata, once."""
         if not self._accepted:
             self._accepted = True
-            pairs = self._reply()
+            pairs = _pairs(self.call.response_headers)
             if self.gateway:
                 pairs.append((OPEN_KEY, "1"))
             await self._context.send_initial_metadata(pairs)
@@ -318,88 +322,80 @@ class Rpc:
         await self._context.send_initial_metadata(())
 
     async def write(self, message: Any) -> None:
-        """Sends one message of a stream; waits while the caller does not read."""
+        """Sends one message of a stream; waits until the caller reads."""
         await self._context.write(message)
 
     def close(self) -> None:
-        """Sets the trailing metadata to what was not sent before. Call it before the call succeeds."""
-        pairs = self._trailer() if self._accepted else self._reply()
+        """Sets the trailing metadata of a successful call to the headers that were not sent yet."""
+        pairs = _pairs(self.call.response_trailers if self._accepted else self.call.response_headers)
         if pairs:
             self._context.set_trailing_metadata(pairs)
 
     def refusal(self, error: PomeloError) -> Refusal:
-        """The arguments of `abort` for an error. Unless the stream was accepted, all headers are trailing
-        metadata: a client retries only a call that is refused before anything else was sent."""
-        pairs = self._trailer() if self._accepted else [*self._reply(), *retry(error)]
-        status = to_status(error)
-        return status_code(error), status.message, (*trailing(status), *pairs)
+        """Returns the arguments of `abort` for an error. Unless the stream was accepted, all headers are
+        trailing metadata: clients retry only calls that fail before anything else was sent."""
+        status, call = to_status(error), self.call
+        pairs = _pairs(call.response_trailers if self._accepted else call.response_headers)
+        if not self._accepted:
+            pairs += retry_metadata(error)
+        return status_code(error), status.message, (*details_metadata(status), *pairs)
 
     def forwarded_refusal(self) -> PomeloError:
-        """The error for a body that the gateway refused.
+        """Counts a body that the gateway refused, and returns its error.
 
         Raises:
             PomeloError: overloaded.
         """
         assert self.visit is not None
         code, _, size = self.refused_body.partition(" ")
-        # Nothing of the body is buffered here; only its size matters.
-        self.visit.reserve(min(int(size), _MIB) if size.isascii() and size.isdigit() else 0)
+        # The body is not buffered here: only its size counts.
+        self.visit.reserve(min(int(size), 1024 * 1024) if size.isascii() and size.isdigit() else 0)
         self._served = False
         return PomeloError(code if code in TABLE else "invalid_body")
 
     def refuses_body(self, error: PomeloError) -> bool:
-        """Whether `Visit.refuse` answers and counts an error: one that no service has seen, or one that
+        """Whether `Visit.refuse` must report and count an error: one that no service has raised, or one that
         refuses a large message."""
         if self._accepted or "X-Credits-Charged" in self.call.response_headers:
             return False  # the task was accepted and counted already
         if not self._served or error.code in BODY_ERRORS:
             return True
-        return self._size > budget.SMALL and error.row.http == 400
+        return self._size > field_limit.SMALL_MESSAGE and error.row.http == 400
 
     def end(self) -> None:
-        """The call has ended, apart from sending its answer."""
+        """Ends the call, before its response is sent."""
         if self.visit is not None:
             self.visit.close()
         if self._authenticated:
             self._front.connections.ended(self._peer)
 
-    def left(self) -> None:
-        """The caller has cancelled the call."""
+    def cancelled(self) -> None:
+        """Reports a reset if the caller has cancelled the call early."""
         now = self._loop.time()
-        if now < self.call.deadline and (not self._read or now - self._began < _MOMENTS):
+        if now < self.call.deadline and (not self._read or now - self._started < _RESET_TIME):
             self._front.connections.reset(self._peer)
 
-    def _reply(self) -> list[tuple[str, str]]:
-        return [(name.lower(), value) for name, value in self.call.response_headers.items()]
 
-    def _trailer(self) -> list[tuple[str, str]]:
-        return [(name.lower(), value) for name, value in self.call.response_trailers.items()]
+def _pairs(headers: Mapping[str, str]) -> list[tuple[str, str]]:
+    return [(name.lower(), value) for name, value in headers.items()]
 
 
-def _late(message: str) -> Late:
-    return "deadline_exceeded", message
-
-
-def _no_message() -> PomeloError:
-    return PomeloError("invalid_body", "No message was sent. Send one")
-
-
-def _fitting(data: bytes, most: int = budget.SMALL) -> bytes:
-    if len(data) > most:
-        raise PomeloError("payload_too_large", f"The message is larger than {most:,} bytes. Send less")
+def _check_size(data: bytes, limit: int = field_limit.SMALL_MESSAGE) -> bytes:
+    if len(data) > limit:
+        raise PomeloError("payload_too_large", f"The message is larger than {limit:,} bytes. Send less")
     return data
 
 
-def _parse(data: bytes, kind: Any) -> Any:
-    """The message of that type.
+def _parse(data: bytes, message_type: Any) -> Any:
+    """Parses a message.
 
     Raises:
         PomeloError: invalid_body, invalid_parameter.
     """
-    budget.check(data, kind.DESCRIPTOR)
+    field_limit.check(data, message_type.DESCRIPTOR)
     try:
-        return kind.FromString(data)
+        return message_type.FromString(data)
     except DecodeError:
         raise PomeloError(
-            "invalid_body", f"The message can't be decoded. Send a {kind.DESCRIPTOR.full_name}"
+            "invalid_body", f"The message can't be decoded. Send a {message_type.DESCRIPTOR.full_name}"
         ) from None

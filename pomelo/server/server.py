@@ -1,8 +1,4 @@
-"""The gRPC server: addresses, limits, health, reflection, and an end that waits for what runs.
-
-`pomelo.app` opens it over the ports, and a second one on a unix socket for the operator. It knows no task
-and no store.
-"""
+"""The gRPC servers: the public one, with health and reflection, and the operator's on a unix socket."""
 
 from __future__ import annotations
 
@@ -17,7 +13,6 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
 
 import grpc
 from grpc_health.v1 import health_pb2
@@ -26,17 +21,17 @@ from grpc_reflection.v1alpha import reflection, reflection_pb2
 from pomelo import process
 from pomelo.gen.v1 import (
     account_service_pb2,
-    admin_service_pb2,
     media_service_pb2,
     model_service_pb2,
     task_service_pb2,
 )
-from pomelo.gen.v1.admin_service_pb2_grpc import AdminServiceServicer, add_AdminServiceServicer_to_server
 from pomelo.origin import GatewayProof
 from pomelo.server import health
+from pomelo.server import operator as operator_service
+from pomelo.server.call_limits import CallLimits, Running
 from pomelo.server.calls import FrontEnd
-from pomelo.server.connections import ConnectionGuard, ConnectionLimits
-from pomelo.server.limits import CallLimits, Connections, Running
+from pomelo.server.connection_guard import ConnectionGuard
+from pomelo.server.connection_limits import ConnectionLimits, ConnectionObserver
 from pomelo.server.servicers import (
     AccountServicer,
     MediaServicer,
@@ -44,27 +39,27 @@ from pomelo.server.servicers import (
     ReflectionServicer,
     TaskServicer,
 )
-from pomelo.service import Services
+from pomelo.service import Operator, Services
 
 log = logging.getLogger("pomelo.server")
 
-_PENDING = 4_000
-_AFTER_GRACE = 10.0
-"""Seconds that handlers get to clean up once they were cancelled."""
+_MAX_PENDING = 4_000
+_CLEANUP_TIME = 10.0
+"""Seconds that cancelled handlers have for their cleanup."""
 
 
 @dataclass(frozen=True, slots=True)
 class ServerOptions:
-    """Where and how the server listens.
+    """The addresses and limits of the public server. Times are in seconds.
 
-    An address is `host:port` (port 0: any free one), `[v6]:port` or `unix:/path`. With a certificate and its
-    key every address speaks TLS, and with `tls_client_ca` a caller must show a certificate of that
-    authority. `grace` is in seconds: how long running calls may go on once the server stops.
+    An address is `host:port` (port 0: any free one), `[v6]:port` or `unix:/path`. With `tls_cert` and
+    `tls_key` every address uses TLS, and with `tls_client_ca` a caller must present a certificate of that
+    authority. `grace` is how long running calls may continue when the server stops.
 
-    `connection_streams` are concurrent calls on one connection: more than the largest limited plan has, since
-    a client silently delays further ones. `limits` bound what calls may cost; by default a message
-    may be as large as the largest JSON body of REST (8 MiB), so that both protocols accept the same.
-    `ping_interval`: a connection that pings more often, in seconds, is closed at the third such ping.
+    `connection_streams` are concurrent calls on one connection: more than the largest limited plan allows,
+    since a client silently delays further ones. `limits` bound what calls may cost; by default a message may
+    be as large as the largest JSON body of REST (8 MiB), so that both protocols accept the same. A connection
+    that pings more often than every `ping_interval` is closed at the third such ping.
     """
 
     address: str | tuple[str, ...] = "127.0.0.1:50051"
@@ -74,24 +69,24 @@ class ServerOptions:
     tls_client_ca: Path | None = None
     limits: CallLimits = field(default_factory=CallLimits)
     connection_streams: int = 1000
-    # Clients ping every 10 s where a balancer's guide says so, also between calls.
+    # Guides of load balancers recommend pings every 10 s, also between calls.
     ping_interval: float = 5.0
     reuse_port: bool = False
     connections: ConnectionLimits = field(default_factory=ConnectionLimits)
 
     def channel_args(self) -> list[tuple[str, Any]]:
-        """The options in grpc's own words. Times there are in milliseconds."""
+        """Returns grpc's channel arguments. Their times are in milliseconds."""
         return [
-            # Without it a second server would share the port, and callers, with no error.
+            # Otherwise a second server would share the port and its callers without an error.
             ("grpc.so_reuseport", int(self.reuse_port)),
             ("grpc.max_receive_message_length", self.limits.transport),
             ("grpc.max_concurrent_streams", self.connection_streams),
-            # Calls wait here for a moment until we see them; above this grpc refuses them without details.
-            ("grpc.server.max_pending_requests", _PENDING),
-            ("grpc.server.max_pending_requests_hard_limit", _PENDING),
+            # Calls that no handler has started yet; grpc refuses more of them without details.
+            ("grpc.server.max_pending_requests", _MAX_PENDING),
+            ("grpc.server.max_pending_requests_hard_limit", _MAX_PENDING),
             ("grpc.max_metadata_size", 8 * 1024),
             ("grpc.absolute_max_metadata_size", 16 * 1024),
-            # Windows of 64 KiB, not of 4 MiB: what a slow peer makes us hold is small.
+            # Windows of 64 KiB instead of 4 MiB bound the memory that a slow peer occupies.
             ("grpc.http2.bdp_probe", 0),
             ("grpc.http2.lookahead_bytes", 64 * 1024),
             ("grpc.max_allowed_incoming_connections", self.connections.hard_connections),
@@ -107,7 +102,7 @@ class ServerOptions:
         ]
 
     def credentials(self) -> Any:
-        """grpc's server credentials, or None without TLS.
+        """Returns grpc's server credentials, None without TLS.
 
         Raises:
             OSError: a file can't be read.
@@ -121,7 +116,7 @@ class ServerOptions:
 
 @dataclass(frozen=True, slots=True)
 class Server:
-    """A server that listens. `addresses` are the bound ones, in the order of the options."""
+    """A running server. `addresses` are the bound ones, in the order of the options."""
 
     addresses: tuple[str, ...]
     running: Running
@@ -133,12 +128,8 @@ class Server:
         return self.addresses[0]
 
     def drain(self) -> None:
-        """Tells balancers to send calls elsewhere; calls are still taken. Idempotent."""
+        """Reports NOT_SERVING to load balancers; calls are still accepted. Idempotent."""
         self._health.drain()
-
-
-def _name(module: Any, service: str) -> str:
-    return str(module.DESCRIPTOR.services_by_name[service].full_name)
 
 
 @asynccontextmanager
@@ -148,85 +139,83 @@ async def open_server(
     *,
     proof: GatewayProof | None = None,
     register: Callable[[Any], Sequence[str]] | None = None,
-    connections: Connections | None = None,
+    connections: ConnectionObserver | None = None,
 ) -> AsyncIterator[Server]:
     """Serves `services`, with health and reflection.
 
-    `proof` recognises gateways; without it they are treated as ordinary callers. `connections` receives
-    reports of the calls on each connection, in place of the guard. `register` may add servicers to the
-    grpc.aio server before it starts, and returns their full names. Leaving drains: health is NOT_SERVING, no
-    new call is taken, running ones may end within the grace and are then cancelled; it returns when their
-    handlers have cleaned up.
+    `proof` recognises gateways; without it they are ordinary callers. `connections` receives the reports
+    about each connection's calls in place of the guard. `register` may add servicers to the grpc.aio server
+    before it starts, and returns their full names. Leaving stops the server: health is NOT_SERVING, new calls
+    are refused, running ones may end within the grace and are then cancelled. It returns when their handlers
+    have ended.
 
     Raises:
         OSError: an address can't be listened on, or a TLS file can't be read.
     """
     options = replace(options, connections=options.connections.within(process.descriptor_limit()))
     guard = ConnectionGuard(options.connections, options.limits.transport)
-    front = FrontEnd(services.access, options.limits, connections or guard, proof)
+    front_end = FrontEnd(services.access, options.limits, connections or guard, proof)
     server = grpc.aio.server(options=options.channel_args())
-    ours = {
+    servicers: dict[Any, object] = {
         task_service_pb2.DESCRIPTOR: TaskServicer(services.tasks),
         model_service_pb2.DESCRIPTOR: ModelServicer(services.models),
         media_service_pb2.DESCRIPTOR: MediaServicer(services.media),
         account_service_pb2.DESCRIPTOR: AccountServicer(services.accounts),
     }
-    names = [*[service.full_name for file in ours for service in file.services_by_name.values()]]
+    names = [service.full_name for file in servicers for service in file.services_by_name.values()]
     names += register(server) if register else ()
-    healthy = health.HealthServicer(names)
-    known = {
-        **ours,
-        health_pb2.DESCRIPTOR: healthy,
+    health_servicer = health.HealthServicer(names)
+    servicers |= {
+        health_pb2.DESCRIPTOR: health_servicer,
         reflection_pb2.DESCRIPTOR: ReflectionServicer([*names, health.SERVICE, reflection.SERVICE_NAME]),
     }
-    # A queue for each method: grpc hands over one new call of a queue at a time, so that a health check, or a
-    # caller, would otherwise wait behind a flood of calls of other methods.
-    for file, servicer in known.items():
+    # Registered methods have separate queues, from which grpc takes one new call at a time. In a common queue
+    # a health check would wait behind a flood of other calls.
+    for file, servicer in servicers.items():
         for service in file.services_by_name.values():
-            server.add_registered_method_handlers(service.full_name, front.handlers(service, servicer))
-    server.add_generic_rpc_handlers((front.unknown(),))
+            server.add_registered_method_handlers(service.full_name, front_end.handlers(service, servicer))
+    server.add_generic_rpc_handlers((front_end.unknown_method(),))
     credentials = options.credentials()
-    given = (options.address,) if isinstance(options.address, str) else options.address
-    addresses = tuple([_bind(server, address, credentials) for address in given])
+    requested = (options.address,) if isinstance(options.address, str) else options.address
+    addresses = tuple([_bind(server, address, credentials) for address in requested])
     await server.start()
-    watched = () if connections else [port for address in addresses if (port := _port(address))]
-    async with guard.watch(watched):
+    guarded = () if connections else [port for address in addresses if (port := _port(address))]
+    async with guard.watch(guarded):
         try:
-            yield Server(addresses, front.running, healthy)
+            yield Server(addresses, front_end.running, health_servicer)
         finally:
-            healthy.drain()
+            health_servicer.drain()
             await server.stop(options.grace)
             try:
-                async with asyncio.timeout(_AFTER_GRACE):
-                    await front.running.idle()
+                async with asyncio.timeout(_CLEANUP_TIME):
+                    await front_end.running.idle()
             except TimeoutError:
                 log.error(
-                    "%d calls did not end within %s s of being cancelled", front.running.count, _AFTER_GRACE
+                    "%d calls did not end within %s s of being cancelled",
+                    front_end.running.count,
+                    _CLEANUP_TIME,
                 )
 
 
 @asynccontextmanager
-async def open_admin(
-    servicer: AdminServiceServicer, path: Path, *, grace: float = 2.0
-) -> AsyncIterator[None]:
-    """Serves the operator's service on a unix socket at `path` that only its owner can open (mode 0600).
+async def open_admin(operator: Operator, path: Path, *, grace: float = 2.0) -> AsyncIterator[None]:
+    """Serves AdminService on a unix socket at `path` that only its owner can open (mode 0600).
 
-    A socket file that a dead process left behind is replaced; leaving removes the file.
+    It replaces a socket file that no process listens on. Leaving removes the file.
 
     Raises:
-        OSError: the path is too long or taken, by another process that listens there or by another file.
+        OSError: the path is too long, another process listens there, or another file has this path.
     """
-    address = _socket_address(path)
+    address = _free_address(path)
     server = grpc.aio.server(options=ServerOptions().channel_args())
-    add_AdminServiceServicer_to_server(servicer, server)
-    reflection.enable_server_reflection(
-        [_name(admin_service_pb2, "AdminService"), reflection.SERVICE_NAME], server
-    )
-    before = os.umask(0o177)  # no moment at which another user could open it
+    name = operator_service.SERVICE.full_name
+    server.add_registered_method_handlers(name, operator_service.handlers(operator))
+    reflection.enable_server_reflection([name, reflection.SERVICE_NAME], server)
+    umask = os.umask(0o177)  # otherwise another user could open it before a chmod
     try:
         _bind(server, address, None)
     finally:
-        os.umask(before)
+        os.umask(umask)
     await server.start()
     try:
         yield
@@ -235,7 +224,7 @@ async def open_admin(
 
 
 def _bind(server: Any, address: str, credentials: Any) -> str:
-    """Listens on an address and gives it back, with the port that was found."""
+    """Listens on an address, and returns it with the bound port."""
     try:
         if credentials is None:
             port = server.add_insecure_port(address)
@@ -252,14 +241,14 @@ def _bind(server: Any, address: str, credentials: Any) -> str:
 
 
 def _port(address: str) -> int:
-    """The port of an address, 0 for a unix socket."""
+    """Returns the port of an address, 0 for a unix socket."""
     return 0 if address.startswith("unix:") else int(address.rpartition(":")[2])
 
 
-def _socket_address(path: Path) -> str:
-    """The address of a socket at `path`, which is free; removes one there that nobody listens on.
+def _free_address(path: Path) -> str:
+    """Returns the address of a new socket at `path`; removes a socket there that no process listens on.
 
-    grpc itself would remove one that somebody listens on, too.
+    grpc itself would also remove one that a process listens on.
     """
     path = path.absolute()
     if len(os.fsencode(path)) > 107:
@@ -269,13 +258,13 @@ def _socket_address(path: Path) -> str:
     try:
         mode = path.lstat().st_mode
     except FileNotFoundError:
-        return f"unix:{quote(str(path))}"
+        return operator_service.socket_address(path)
     if not stat.S_ISSOCK(mode):
-        raise OSError(errno.EEXIST, f"{path} is in the way: it is no socket")
+        raise OSError(errno.EEXIST, f"{path} exists and is no socket. Remove it")
     with socket.socket(socket.AF_UNIX) as probe:
         try:
             probe.connect(str(path))
         except ConnectionRefusedError:
             path.unlink()
-            return f"unix:{quote(str(path))}"
+            return operator_service.socket_address(path)
     raise OSError(errno.EADDRINUSE, f"Another process listens on {path}. Is Pomelo running already?")

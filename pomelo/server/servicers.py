@@ -1,7 +1,6 @@
-"""The gRPC services of callers: each method calls a port and sends back the result.
+"""The public gRPC services: each method calls a service interface and sends back its result.
 
-Served by `pomelo.server.server`, called by `pomelo.server.calls`. They translate and decide nothing: no key
-check, limit or price.
+They only translate: they check no key and no limit, and calculate no price.
 """
 
 from __future__ import annotations
@@ -23,53 +22,49 @@ from pomelo.server.rpc import Rpc
 from pomelo.service import AccountService, MediaService, ModelService, TaskService
 
 MAX_CHUNK = 1024 * 1024
-"""Bytes that a piece of an upload may have."""
+"""Maximum bytes of an upload's chunk."""
 
 
 class TaskServicer:
-    """pomelo.v1.TaskService over a `TaskService`."""
+    """Serves pomelo.v1.TaskService."""
 
     def __init__(self, tasks: TaskService) -> None:
         self._tasks = tasks
 
     async def RunTask(self, request: RunTaskRequest, rpc: Rpc) -> RunTaskResponse:
-        """See the contract."""
         rpc.model = request.task.model
         if rpc.refused_body:
             raise rpc.forwarded_refusal()
         return RunTaskResponse(result=await self._tasks.run_task(request.task, rpc.call))
 
-    # A coroutine that writes, not a generator: a generator would be closed by the garbage collector when
-    # the caller leaves during a write, and the task with it, some time later.
+    # A coroutine that writes, not a generator: if the caller left during a write, the garbage collector would
+    # close a generator, and with it the task, some time later.
     async def StreamTask(self, request: StreamTaskRequest, rpc: Rpc) -> None:
-        """See the contract."""
         rpc.model = request.task.model
         async with self._tasks.stream_task(request.task, rpc.call) as events:
             if rpc.gateway:
                 await rpc.open()
             async for event in events:
-                # Not before the first event: clients retry only what was refused without initial metadata.
+                # Not before the first event: clients retry only calls that fail without initial metadata.
                 await rpc.open()
                 await rpc.write(event)
 
 
 class ModelServicer:
-    """pomelo.v1.ModelService over a `ModelService`."""
+    """Serves pomelo.v1.ModelService."""
 
     def __init__(self, models: ModelService) -> None:
         self._models = models
 
     async def ListModels(self, request: model_pb.ListModelsRequest, rpc: Rpc) -> model_pb.ListModelsResponse:
-        """See the contract."""
         return model_pb.ListModelsResponse(models=await self._models.list_models(rpc.call))
 
     async def GetModel(self, request: model_pb.GetModelRequest, rpc: Rpc) -> model_pb.GetModelResponse:
-        """See the contract."""
         return model_pb.GetModelResponse(model=await self._models.get_model(request.name, rpc.call))
 
 
 class AccountServicer:
-    """pomelo.v1.AccountService over an `AccountService`."""
+    """Serves pomelo.v1.AccountService."""
 
     def __init__(self, accounts: AccountService) -> None:
         self._accounts = accounts
@@ -77,37 +72,33 @@ class AccountServicer:
     async def GetAccount(
         self, request: account_pb.GetAccountRequest, rpc: Rpc
     ) -> account_pb.GetAccountResponse:
-        """See the contract."""
         return account_pb.GetAccountResponse(account=await self._accounts.get_account(rpc.call))
 
     async def ListUsage(self, request: account_pb.ListUsageRequest, rpc: Rpc) -> account_pb.ListUsageResponse:
-        """See the contract."""
         return await self._accounts.list_usage(request, rpc.call)
 
 
 class MediaServicer:
-    """pomelo.v1.MediaService over a `MediaService`."""
+    """Serves pomelo.v1.MediaService."""
 
     def __init__(self, media: MediaService) -> None:
         self._media = media
 
     async def UploadMedia(self, rpc: Rpc) -> media_pb.UploadMediaResponse:
-        """See the contract."""
         if rpc.call.header_error is not None:
             raise rpc.call.header_error
         first = await rpc.next_message(media_pb.UploadMediaRequest)
-        content_type, begun = "", []
+        content_type, buffered = "", []
         if first is not None:
             content_type = first.content_type
             if first.WhichOneof("data") != "content_type":
-                begun.append(first)
+                buffered.append(first)
         del first
-        media = await self._media.upload_media(content_type, _chunks(begun, rpc), rpc.call)
+        media = await self._media.upload_media(content_type, _chunks(buffered, rpc), rpc.call)
         return media_pb.UploadMediaResponse(media=media)
 
     @keyless
     async def DownloadMedia(self, rpc: Rpc) -> None:
-        """See the contract."""
         refusal = await rpc.admit_if_known()
         with rpc.without_key():
             request = await rpc.small_message(media_pb.DownloadMediaRequest)
@@ -125,14 +116,13 @@ class MediaServicer:
 
 
 class ReflectionServicer:
-    """grpc.reflection.v1alpha.ServerReflection: describes the services in `names`; needs no key."""
+    """Serves grpc.reflection.v1alpha.ServerReflection: describes the services in `names`, without a key."""
 
     def __init__(self, names: list[str]) -> None:
         self._inner = reflection.ReflectionServicer(names)
 
     @keyless
     async def ServerReflectionInfo(self, rpc: Rpc) -> None:
-        """See grpc's own."""
         await rpc.admit_if_known()
         with rpc.without_key():
             while (request := await rpc.next_message(ServerReflectionRequest)) is not None:
@@ -140,45 +130,45 @@ class ReflectionServicer:
                     await rpc.write(response)
 
 
-async def _chunks(begun: list[media_pb.UploadMediaRequest], rpc: Rpc) -> AsyncIterator[bytes]:
-    """The bytes of an upload, of those that have `begun` it and of the rest. It ends when the caller says so,
-    not when the caller is gone.
+async def _chunks(buffered: list[media_pb.UploadMediaRequest], rpc: Rpc) -> AsyncIterator[bytes]:
+    """Yields the chunks of an upload: those of the `buffered` messages, then those that follow. It ends when
+    the caller completes the upload, and not when the caller leaves.
 
-    A piece has up to 1 MiB, so none is held while the next one is waited for.
+    A message has up to 1 MiB, so it is released before the next one is awaited.
 
     Raises:
         PomeloError: missing_parameter, invalid_parameter, payload_too_large, deadline_exceeded.
     """
     empty = True
-    while begun:
+    while buffered:
         empty = False
-        yield _chunk(begun.pop())
+        yield _chunk(buffered.pop())
     while True:
-        piece = await rpc.next_message(media_pb.UploadMediaRequest)
-        if piece is None:
+        message = await rpc.next_message(media_pb.UploadMediaRequest)
+        if message is None:
             break
         empty = False
-        chunk = _chunk(piece)
-        del piece
+        chunk = _chunk(message)
+        del message
         yield chunk
         del chunk
     if empty:
-        return  # refused, whether or not the caller is gone
+        return  # refused in any case
     try:
-        # grpc.aio shows a caller who left as one who is done, and cancels us a moment later. Sending
-        # something brings that moment about.
+        # To grpc.aio a caller who left looks like one who has completed the upload, until it cancels the call
+        # a moment later. Sending something reveals the difference.
         await rpc.probe()
     except grpc.aio.BaseError:
         await asyncio.Event().wait()  # until we are cancelled
 
 
-def _chunk(piece: media_pb.UploadMediaRequest) -> bytes:
-    match piece.WhichOneof("data"):
+def _chunk(message: media_pb.UploadMediaRequest) -> bytes:
+    match message.WhichOneof("data"):
         case "chunk":
-            chunk = piece.chunk  # a copy each time
+            chunk = message.chunk  # a copy each time
             if not 0 < len(chunk) <= MAX_CHUNK:
                 raise invalid("chunk", f"1 to {MAX_CHUNK:,} bytes")
             return chunk
         case "content_type":
-            raise invalid("content_type", "in the first message alone")
+            raise invalid("content_type", "in the first message only")
     raise missing("chunk")

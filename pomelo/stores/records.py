@@ -1,8 +1,9 @@
-"""Usage records as rows of the table `usage`, and as the JSON that a running task's hold keeps."""
+"""The encodings of usage records that all stores share: a row, JSON, and the position of a page."""
 
 from __future__ import annotations
 
-import sqlite3
+import math
+import struct
 from collections.abc import Iterable
 from dataclasses import fields
 from operator import attrgetter
@@ -10,48 +11,59 @@ from typing import Any
 
 from pydantic_core import from_json, to_json
 
-from pomelo.stores.ledger import UsageRecord
+from pomelo.stores.usage import UsageRecord, UsageTotal
 
 _NAMES = tuple(field.name for field in fields(UsageRecord))
+_BOOLEANS = tuple(field.name for field in fields(UsageRecord) if field.type == "bool")
+_POSITION = struct.Struct(">dq")
+
+COLUMNS = ", ".join(_NAMES)
+"""The columns of a usage table, in the order of `values` and `from_row`."""
+
+PLACEHOLDERS = ", ".join("?" * len(_NAMES))
+"""A question mark for each of COLUMNS."""
+
+SUMMED = tuple(field.name for field in fields(UsageTotal))[2:]
+"""The columns that a UsageTotal sums up, in its order."""
+
 values = attrgetter(*_NAMES)
 """The values of a record, in the order of COLUMNS."""
 
-COLUMNS = ", ".join(_NAMES)
-"""Those that `from_row` takes, in its order."""
-
-_INSERT = f"INSERT INTO usage ({COLUMNS}) VALUES ({', '.join('?' * len(_NAMES))})"  # noqa: S608
-_SELECT = f"SELECT {COLUMNS} FROM usage WHERE task_id = ?"  # noqa: S608
-
-
-def insert_record(connection: sqlite3.Connection, record: UsageRecord) -> None:
-    """Keeps a task's record; there is none yet."""
-    connection.execute(_INSERT, values(record))
-
-
-def insert_record_once(connection: sqlite3.Connection, record: UsageRecord) -> None:
-    """Keeps a task's record, if there is none yet."""
-    connection.execute(f"{_INSERT} ON CONFLICT (task_id) DO NOTHING", values(record))
-
-
-def find_record(connection: sqlite3.Connection, task_id: str) -> UsageRecord | None:
-    """A task's record."""
-    row = connection.execute(_SELECT, (task_id,)).fetchone()
-    return None if row is None else from_row(row)
-
 
 def from_row(row: Iterable[Any]) -> UsageRecord:
-    """The record of a row of COLUMNS."""
-    values = dict(zip(_NAMES, row, strict=True))
-    values["live"] = bool(values["live"])
-    values["complete"] = bool(values["complete"])
-    return UsageRecord(**values)
+    """Builds a record from a row of COLUMNS."""
+    record = dict(zip(_NAMES, row, strict=True))
+    for name in _BOOLEANS:
+        record[name] = bool(record[name])
+    return UsageRecord(**record)
 
 
 def encode_record(record: UsageRecord) -> bytes:
-    """A running task's record, for its hold."""
+    """The record as JSON."""
     return to_json(record)
 
 
 def decode_record(text: bytes) -> UsageRecord:
-    """The record that `written` wrote."""
+    """Reverses `encode_record`. A column that is newer than the text has its default."""
     return UsageRecord(**from_json(text))
+
+
+def encode_position(at: float, row: int) -> str:
+    """The end of a page of records as text: the time and row number of its last record."""
+    return _POSITION.pack(at, row).hex()
+
+
+def decode_position(text: str) -> tuple[float, int]:
+    """Reverses `encode_position`.
+
+    Raises:
+        ValueError: the text is not a position.
+    """
+    try:
+        packed = bytes.fromhex(text)
+        at, row = _POSITION.unpack(packed)
+    except (ValueError, struct.error):
+        packed, at, row = b"", math.nan, 0
+    if math.isnan(at) or packed.hex() != text:
+        raise ValueError("after must be a value that an earlier page returned")
+    return at, row

@@ -1,61 +1,60 @@
-"""The tables of the SQL store, as numbered steps from an empty file to today's.
+"""The tables of the SQLite store and of the archives, as numbered migrations from an empty database.
 
-A step that was released is never changed; a new one is added at the end. `pomelo.stores.sqlite` takes them,
-all in one transaction.
+A released migration never changes; a new one is added at the end. A new column of usage records is a field of
+UsageRecord with the next version, and one `_add_usage_columns` in each list of migrations.
 """
 
 from __future__ import annotations
 
-APPLICATION_ID = 0x504D4C4F
-"""Marks a database file as ours."""
+from dataclasses import fields
 
-USAGE = (
-    """
+from pomelo.stores.usage import UsageRecord
+
+APPLICATION_ID = 0x504D4C4F
+"""Identifies a SQLite file as a Pomelo database."""
+
+USAGE_VERSION = max(column.metadata.get("version", 1) for column in fields(UsageRecord))
+"""The current version of the usage table."""
+
+_TYPES = {"str": "TEXT", "int": "INTEGER", "bool": "INTEGER", "float": "REAL"}
+_CONSTRAINTS = {
+    "task_id": "UNIQUE",
+    "cost": "CHECK (cost >= 0)",
+    "uncollected": "CHECK (uncollected >= 0)",
+    "complete": "CHECK (complete IN (0, 1))",
+}
+
+
+def usage_columns(version: int, types: dict[str, str], constraints: dict[str, str]) -> list[str]:
+    """The SQL definitions of the columns that `version` of the usage table added, from the fields of
+    UsageRecord. `types` are by the fields' types, `constraints` by the columns' names."""
+    definitions = []
+    for column in fields(UsageRecord):
+        if column.metadata.get("version", 1) == version:
+            default = f" DEFAULT {column.default!r}" if version > 1 else ""
+            constraint = constraints.get(column.name, "")
+            definition = f"{column.name} {types[str(column.type)]} NOT NULL{default} {constraint}"
+            definitions.append(definition.rstrip())
+    return definitions
+
+
+def _add_usage_columns(version: int) -> tuple[str, ...]:
+    return tuple(f"ALTER TABLE usage ADD COLUMN {each}" for each in usage_columns(version, _TYPES, {}))
+
+
+_USAGE = (
+    f"""
     CREATE TABLE usage (
-        task_id TEXT NOT NULL UNIQUE,
-        request_id TEXT NOT NULL,
-        account TEXT NOT NULL,
-        live INTEGER NOT NULL,
-        key_id TEXT NOT NULL,
-        wire TEXT NOT NULL,
-        model TEXT NOT NULL,
-        task_type TEXT NOT NULL,
-        provider TEXT NOT NULL,
-        provider_model TEXT NOT NULL,
-        input_tokens INTEGER NOT NULL,
-        output_tokens INTEGER NOT NULL,
-        characters INTEGER NOT NULL,
-        images INTEGER NOT NULL,
-        pixels INTEGER NOT NULL,
-        audio_ms INTEGER NOT NULL,
-        processing_ms INTEGER NOT NULL,
-        first_byte_ms INTEGER NOT NULL,
-        output_bytes INTEGER NOT NULL,
-        cost INTEGER NOT NULL CHECK (cost >= 0),
-        uncollected INTEGER NOT NULL CHECK (uncollected >= 0),
-        prices TEXT NOT NULL,
-        price_version TEXT NOT NULL,
-        source TEXT NOT NULL,
-        complete INTEGER NOT NULL CHECK (complete IN (0, 1)),
-        at REAL NOT NULL,
+        {", ".join(usage_columns(1, _TYPES, _CONSTRAINTS))},
         FOREIGN KEY (account, live) REFERENCES wallets (account, live)
     ) STRICT
     """,
     "CREATE INDEX usage_of_wallet ON usage (account, live, at)",
     "CREATE INDEX usage_by_time ON usage (at)",
 )
-"""The table of usage records, of which an archive has nothing but this and the columns below."""
 
-USAGE_OF_NEW_PRICES = (
-    "ALTER TABLE usage ADD COLUMN cached_input_tokens INTEGER NOT NULL DEFAULT 0",
-    "ALTER TABLE usage ADD COLUMN cache_write_input_tokens INTEGER NOT NULL DEFAULT 0",
-    "ALTER TABLE usage ADD COLUMN cache_write_1h_input_tokens INTEGER NOT NULL DEFAULT 0",
-    "ALTER TABLE usage ADD COLUMN provider_micros INTEGER NOT NULL DEFAULT 0",
-)
-"""What prices of caches, and prices by the provider's report, are counted by."""
-
-ARCHIVE_MIGRATIONS = (USAGE, USAGE_OF_NEW_PRICES)
-"""Step n, counted from 0, makes version n of an archive: the first archives had no number."""
+ARCHIVE_MIGRATIONS = (_USAGE, _add_usage_columns(2))
+"""The tables of a SQLite archive: only usage records. Step n, counted from 0, leads to version n."""
 
 MIGRATIONS: tuple[tuple[str, ...], ...] = (
     (
@@ -78,7 +77,8 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
         "ALTER TABLE accounts ADD COLUMN plan TEXT NOT NULL DEFAULT 'pro'",
         "ALTER TABLE accounts ADD COLUMN created REAL NOT NULL DEFAULT 0.0",
         "UPDATE accounts SET created = CAST(strftime('%s', 'now') AS REAL)",
-        # slots counts the wallet's rows of holds. A window is open from its start for WINDOW seconds.
+        # slots is the number of the wallet's rows in holds. A window is open for WINDOW seconds from its
+        # start.
         """
         CREATE TABLE wallets (
             account TEXT NOT NULL REFERENCES accounts (name),
@@ -116,8 +116,8 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
             FOREIGN KEY (account, live) REFERENCES wallets (account, live)
         ) STRICT, WITHOUT ROWID
         """,
-        # One running task: what it took, in which windows, and its record so far, as JSON. A token_start
-        # that is null: its tokens are in no window.
+        # The reservation of a running task: amounts, windows, and its record so far as JSON. If token_start
+        # is null, its tokens are counted in no window.
         """
         CREATE TABLE holds (
             task_id TEXT NOT NULL PRIMARY KEY,
@@ -133,8 +133,8 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
             FOREIGN KEY (account, live) REFERENCES wallets (account, live)
         ) STRICT, WITHOUT ROWID
         """,
-        *USAGE,
-        # An Idempotency-Key: while its task runs there is no answer and no end.
+        *_USAGE,
+        # An Idempotency-Key. While its task runs, answer and expires are null.
         """
         CREATE TABLE repeats (
             account TEXT NOT NULL,
@@ -161,6 +161,6 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
         "CREATE INDEX keys_by_time ON keys (created, key_id)",
         "CREATE INDEX keys_of_account ON keys (account, created, key_id)",
     ),
-    USAGE_OF_NEW_PRICES,
+    _add_usage_columns(2),
 )
-"""Step n, counted from 1, makes version n."""
+"""The tables of the store. Step n, counted from 1, leads to version n."""

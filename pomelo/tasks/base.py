@@ -6,9 +6,11 @@ provider's count or Pomelo's; and for an answer that ended early, from the part 
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import Any, Protocol
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 from pomelo.catalog.catalog import ENCODER_PADDING_MS, Model, Route
 from pomelo.catalog.pricing import Usage
@@ -86,33 +88,39 @@ class Estimate:
     input_audio_ms: int = 0
 
 
-@dataclass(slots=True)
-class Progress:
-    """The part of an answer that was delivered: bytes, and the number of non-empty pieces.
+@dataclass(frozen=True, slots=True)
+class CollectorContext:
+    """The task that a collector serves: its input, model and estimate, and whether it is streamed.
 
-    `reported` is the usage of the input that the provider has reported, None before it has. `audio_ms` is the
-    measured length of audio, None if it can't be measured.
+    `writer` opens a media file of a content type. `keep`: media are stored even if the caller wants no link.
     """
 
-    size: int = 0
-    pieces: int = 0
-    reported: Usage | None = None
-    audio_ms: int | None = None
+    input: Any
+    model: Model
+    estimate: Estimate
+    stream: bool
+    writer: Callable[[str], MediaWriter]
+    keep: bool = False
 
 
-class Collector(Protocol):
-    """Collects the events of one task into its result."""
+class Collector(ABC):
+    """Collects the events of one task into its result, and counts what it used."""
 
-    __slots__ = ()
+    __slots__ = ("output_bytes",)
 
+    def __init__(self) -> None:
+        self.output_bytes = 0
+        """Bytes of output in the events that a stream passed on."""
+
+    @abstractmethod
     def add(self, event: StreamTaskResponse) -> StreamTaskResponse | None:
         """Adds an event; returns the event that a stream passes on now, None if it is kept until the end.
 
         Raises:
             PomeloError: provider_failed, store_unavailable; payload_too_large (the caller's media).
         """
-        ...
 
+    @abstractmethod
     def finish(self, result: TaskResult) -> StreamTaskResponse | None:
         """Writes the output into `result`; returns the last event of a text stream.
 
@@ -121,58 +129,52 @@ class Collector(Protocol):
         Raises:
             PomeloError: provider_failed: the output is incomplete; store_unavailable, payload_too_large.
         """
-        ...
 
-    def used(self) -> tuple[Usage, bool]:
+    @abstractmethod
+    def usage(self) -> tuple[Usage, bool]:
         """The usage of the finished task, and whether it is the provider's count or exact."""
-        ...
 
-    def close(self) -> None:
+    def partial_usage(self, task_input: Any) -> Usage:
+        """The usage of a stream that ends early, from what it passed on; none for an output that is delivered
+        completely or not at all. `task_input` is the input as its provider got it."""
+        return Usage()
+
+    def close(self) -> None:  # noqa: B027 (few collectors hold something)
         """Frees resources, finished or not; idempotent."""
 
 
-@dataclass(frozen=True, slots=True)
-class CollectorContext:
-    """The task that a collector serves: its input, model and estimate, and whether it is streamed.
-
-    `writer` opens a media file of a content type. `keep`: media are stored even if the caller wants no link.
-    `delivered` counts what the stream has passed on.
-    """
-
-    input: Any
-    model: Model
-    bound: Estimate
-    stream: bool
-    writer: Callable[[str], MediaWriter]
-    keep: bool = False
-    delivered: Progress = field(default_factory=Progress)
-
-
-def no_media(task_input: Any, bound: Estimate) -> int:
+def no_media(task_input: Any, estimate: Estimate) -> int:
     """The media size of an answer without media: 0."""
     return 0
 
 
+def replay_result(result: TaskResult, audio: Path | None) -> Iterator[StreamTaskResponse]:
+    """The events of an output that is one event."""
+    yield StreamTaskResponse(result=result)
+
+
 @dataclass(frozen=True, slots=True)
 class TaskDefinition:
-    """A task type.
+    """A task type, and what differs between task types.
 
     `name` is the field of Task.input and the name of the providers' method. `check` raises `PomeloError` for
-    an input that the model can't take. `fold` creates the collector of a task. `bound` estimates the usage of
-    an input that is fitted to a route. `partly` computes the usage of an answer that ended early. `audio`:
-    the input contains audio. `media_size` estimates the maximum bytes of media in the answer.
+    an input that the model can't take. `estimate` estimates the usage of an input that is fitted to a route.
+    `collector` creates the collector of a task. `output_size` returns the bytes of a result's output, or of
+    the file that it links to. `replay` yields the events of a stored result after the first; `audio` is the
+    file of its audio. `counts_tokens`: the tokens-per-minute limit applies. `max_output` returns the input's
+    maximum output when the reservation pays for that many tokens, None if the model's own maximum applies;
+    for task types whose output can be shortened. `audio`: the input contains audio. `media_size` estimates
+    the maximum bytes of media in the answer.
     """
 
     name: str
     id_prefix: str
     check: Callable[[Any, Model], None]
-    fold: Callable[[CollectorContext], Collector]
-    bound: Callable[[Any, Model, Route, AudioInfo], Estimate]
-    partly: Callable[[Any, Estimate, Progress], Usage]
+    estimate: Callable[[Any, Model, Route, AudioInfo], Estimate]
+    collector: Callable[[CollectorContext], Collector]
+    output_size: Callable[[TaskResult], int]
+    replay: Callable[[TaskResult, Path | None], Iterator[StreamTaskResponse]] = replay_result
+    counts_tokens: bool = False
+    max_output: Callable[[Any, Estimate, int], int | None] | None = None
     audio: bool = False
     media_size: Callable[[Any, Estimate], int] = no_media
-
-
-def no_usage(task_input: Any, bound: Estimate, delivered: Progress) -> Usage:
-    """The partial usage of an answer that is delivered completely or not at all: none."""
-    return Usage()

@@ -17,7 +17,6 @@ from pomelo.tasks.base import (
     Estimate,
     TaskDefinition,
     max_inline,
-    no_usage,
 )
 from pomelo.tasks.fields import IMAGE_FIELDS, check_enum, check_numbers, check_required_text
 
@@ -52,6 +51,7 @@ class ImageCollector(Collector):
     __slots__ = ("_context", "_image")
 
     def __init__(self, context: CollectorContext) -> None:
+        super().__init__()
         self._context = context
         self._image: GeneratedImage | None = None
 
@@ -83,13 +83,21 @@ class ImageCollector(Collector):
                 output.data = image.data
         return None
 
-    def used(self) -> tuple[Usage, bool]:
-        return self._context.bound.maximum, True
+    def usage(self) -> tuple[Usage, bool]:
+        return self._context.estimate.maximum, True
 
 
-def media_size(task_input: ImageInput, bound: Estimate) -> int:
+def media_size(task_input: ImageInput, estimate: Estimate) -> int:
     """The bytes of an uncompressed image."""
-    return 4 * bound.maximum.pixels
+    return 4 * estimate.maximum.pixels
 
 
-DEFINITION = TaskDefinition("image", "img_", check, ImageCollector, estimate, no_usage, media_size=media_size)
+def output_size(result: TaskResult) -> int:
+    """The bytes of the image."""
+    image = result.image.images[0]
+    return len(image.data) or image.media.size_bytes
+
+
+DEFINITION = TaskDefinition(
+    "image", "img_", check, estimate, ImageCollector, output_size, media_size=media_size
+)

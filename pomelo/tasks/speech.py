@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from math import ceil
+from pathlib import Path
 
 from pomelo.catalog.catalog import DEFAULT_AUDIO_FORMAT, Model, Route
 from pomelo.catalog.languages import iso_language
@@ -14,6 +16,7 @@ from pomelo.gen.v1.speech_pb2 import AudioInput, SpeechToSpeechInput, TextToSpee
 from pomelo.gen.v1.task_pb2 import TaskResult
 from pomelo.gen.v1.task_service_pb2 import StreamTaskResponse
 from pomelo.media.store import MediaWriter
+from pomelo.providers.pieces import AUDIO_PIECE
 from pomelo.tasks.audio_meter import AudioMeter
 from pomelo.tasks.base import (
     MAX_INLINE_FALLBACK,
@@ -21,7 +24,6 @@ from pomelo.tasks.base import (
     Collector,
     CollectorContext,
     Estimate,
-    Progress,
     TaskDefinition,
     max_inline,
 )
@@ -109,27 +111,6 @@ def estimate_audio(task_input: SpeechToSpeechInput, model: Model, route: Route, 
     return Estimate(usage, usage, input_audio_ms=audio.ms)
 
 
-def partial_text_usage(task_input: TextToSpeechInput, bound: Estimate, delivered: Progress) -> Usage:
-    """The characters spoken in the delivered audio; all of them if that can't be measured."""
-    if not delivered.size:
-        return Usage()
-    maximum = bound.maximum.characters
-    if delivered.audio_ms is None:
-        return Usage(characters=maximum)
-    characters = ceil(delivered.audio_ms * CHARACTERS_PER_SECOND * _speed(task_input) / 1000)
-    return Usage(characters=min(max(characters, 1), maximum))
-
-
-def partial_audio_usage(task_input: SpeechToSpeechInput, bound: Estimate, delivered: Progress) -> Usage:
-    """The input audio that the delivered audio corresponds to; all of it if that can't be measured."""
-    if not delivered.size:
-        return Usage()
-    maximum = min(bound.input_audio_ms, bound.maximum.audio_ms) or bound.maximum.audio_ms
-    if delivered.audio_ms is None:
-        return Usage(audio_ms=maximum)
-    return Usage(audio_ms=min(max(ceil(delivered.audio_ms * _speed(task_input)), 1), maximum))
-
-
 def _speed(task_input: TextToSpeechInput | SpeechToSpeechInput) -> float:
     """The speed of the provider's speech, from an input fitted to its route."""
     return task_input.voice_settings.speed if task_input.voice_settings.HasField("speed") else 1.0
@@ -142,15 +123,15 @@ def _bytes_per_second(task_input: TextToSpeechInput | SpeechToSpeechInput) -> in
     return int(kbits[0]) * 125 if kbits else int(rate) * width
 
 
-def text_media_size(task_input: TextToSpeechInput, bound: Estimate) -> int:
+def text_media_size(task_input: TextToSpeechInput, estimate: Estimate) -> int:
     """The bytes of a text that is spoken at half the usual pace."""
-    return 2 * bound.maximum.characters * _bytes_per_second(task_input) // CHARACTERS_PER_SECOND
+    return 2 * estimate.maximum.characters * _bytes_per_second(task_input) // CHARACTERS_PER_SECOND
 
 
-def audio_media_size(task_input: SpeechToSpeechInput, bound: Estimate) -> int:
+def audio_media_size(task_input: SpeechToSpeechInput, estimate: Estimate) -> int:
     """The bytes of audio as long as the input audio, at the requested speed."""
     return ceil(
-        (bound.maximum.audio_ms / _speed(task_input) + LENGTH_TOLERANCE_MS)
+        (estimate.maximum.audio_ms / _speed(task_input) + LENGTH_TOLERANCE_MS)
         * _bytes_per_second(task_input)
         / 1000
     )
@@ -167,6 +148,7 @@ class SpeechCollector(Collector):
     __slots__ = ("_chunks", "_content_type", "_context", "_max_inline", "_meter", "_size", "_writer")
 
     def __init__(self, context: CollectorContext) -> None:
+        super().__init__()
         self._context = context
         self._content_type = ""
         self._meter: AudioMeter | None = None
@@ -193,7 +175,7 @@ class SpeechCollector(Collector):
                 self._continue_without_store(error, data)
                 data = b""
         if self._context.stream:
-            self._context.delivered.audio_ms = self._meter.ms
+            self.output_bytes += len(event.audio_chunk.data)
             return event
         if self._size <= self._max_inline:
             self._chunks.append(data)
@@ -235,13 +217,12 @@ class SpeechCollector(Collector):
         writer.close()
         self._writer = None
 
-    def used(self) -> tuple[Usage, bool]:
-        bound = self._context.bound
-        if bound.exact:
-            return bound.maximum, True  # the characters of the text
-        maximum, measured = bound.maximum.audio_ms, bound.input_audio_ms
-        output_ms = self._meter.ms if self._meter is not None else None
-        expected = ceil((output_ms or 0) * _speed(self._context.input))
+    def usage(self) -> tuple[Usage, bool]:
+        estimate = self._context.estimate
+        if estimate.exact:
+            return estimate.maximum, True  # the characters of the text
+        maximum, measured = estimate.maximum.audio_ms, estimate.input_audio_ms
+        expected = ceil((self._output_ms() or 0) * _speed(self._context.input))
         if not expected or (
             measured
             and expected <= 2 * measured + LENGTH_TOLERANCE_MS
@@ -251,27 +232,75 @@ class SpeechCollector(Collector):
         # The input was not measured, or the provider used other audio than was measured.
         return Usage(audio_ms=min(expected, maximum)), False
 
+    def partial_usage(self, task_input: TextToSpeechInput | SpeechToSpeechInput) -> Usage:
+        """The characters, or the input audio, that were spoken in the audio so far; all of them if its length
+        can't be measured."""
+        if not self.output_bytes:
+            return Usage()
+        estimate, output_ms = self._context.estimate, self._output_ms()
+        if estimate.exact:
+            maximum = estimate.maximum.characters
+            if output_ms is None:
+                return Usage(characters=maximum)
+            characters = ceil(output_ms * CHARACTERS_PER_SECOND * _speed(task_input) / 1000)
+            return Usage(characters=min(max(characters, 1), maximum))
+        maximum = min(estimate.input_audio_ms, estimate.maximum.audio_ms) or estimate.maximum.audio_ms
+        if output_ms is None:
+            return Usage(audio_ms=maximum)
+        return Usage(audio_ms=min(max(ceil(output_ms * _speed(task_input)), 1), maximum))
+
+    def _output_ms(self) -> int | None:
+        return self._meter.ms if self._meter is not None else None
+
     def close(self) -> None:
         if self._writer is not None:
             self._writer.close()
+
+
+def output_size(result: TaskResult) -> int:
+    """The bytes of the audio."""
+    return len(result.speech.data) or result.speech.media.size_bytes
+
+
+def replay(result: TaskResult, audio: Path | None) -> Iterator[StreamTaskResponse]:
+    """The chunks of stored audio, and the result.
+
+    Raises:
+        PomeloError: store_unavailable.
+    """
+    content_type = result.speech.content_type
+    assert audio is not None
+    try:
+        with audio.open("rb") as file:
+            while piece := file.read(AUDIO_PIECE):
+                event = StreamTaskResponse()
+                event.audio_chunk.data = piece
+                event.audio_chunk.content_type = content_type
+                content_type = ""
+                yield event
+    except OSError as error:
+        raise PomeloError("store_unavailable") from error
+    yield StreamTaskResponse(result=result)
 
 
 TEXT_TO_SPEECH = TaskDefinition(
     "text_to_speech",
     "speech_",
     check_text_to_speech,
-    SpeechCollector,
     estimate_text,
-    partial_text_usage,
+    SpeechCollector,
+    output_size,
+    replay,
     media_size=text_media_size,
 )
 SPEECH_TO_SPEECH = TaskDefinition(
     "speech_to_speech",
     "speech_",
     check_speech_to_speech,
-    SpeechCollector,
     estimate_audio,
-    partial_audio_usage,
+    SpeechCollector,
+    output_size,
+    replay,
     audio=True,
     media_size=audio_media_size,
 )

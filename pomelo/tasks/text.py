@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 
 from pomelo.catalog.catalog import Model, Route
 from pomelo.catalog.pricing import MAX_TOKENS, Usage
@@ -13,7 +15,8 @@ from pomelo.gen.v1.task_service_pb2 import StreamTaskResponse
 from pomelo.gen.v1.text_pb2 import Message, Role, TextInput, TokenUsage
 from pomelo.media import data_uris
 from pomelo.media.content_types import image_type
-from pomelo.tasks.base import AudioInfo, Collector, CollectorContext, Estimate, Progress, TaskDefinition
+from pomelo.providers.pieces import split_text
+from pomelo.tasks.base import AudioInfo, Collector, CollectorContext, Estimate, TaskDefinition
 from pomelo.tasks.fields import (
     MAX_MESSAGES,
     MAX_PARTS,
@@ -170,12 +173,12 @@ def estimate(task_input: TextInput, model: Model, route: Route, audio: AudioInfo
     )
 
 
-def partial_usage(task_input: TextInput, bound: Estimate, delivered: Progress) -> Usage:
-    """The provider's count of the input if it has reported one, else Pomelo's: for text lower than that of
-    any tokenizer, for images a typical one."""
-    reported = delivered.reported or Usage(input_tokens=min(bound.input_tokens, bound.maximum.input_tokens))
-    tokens = min(max(delivered.pieces, delivered.size // BYTES_PER_TOKEN), bound.maximum.output_tokens)
-    return replace(reported, output_tokens=tokens)
+def max_output(task_input: TextInput, estimate: Estimate, affordable: int) -> int | None:
+    """The output tokens that are paid for; None if the model's maximum is, and no max_tokens need be sent."""
+    maximum = estimate.maximum.output_tokens
+    if affordable >= maximum and not task_input.HasField("max_tokens"):
+        return None
+    return min(maximum, affordable)
 
 
 def _size(text: str) -> int:
@@ -190,14 +193,17 @@ class TextCollector(Collector):
     have the provider's count of the input, in case the answer ends early.
     """
 
-    __slots__ = ("_context", "_counted", "_delivered", "_joins", "_last", "_stream", "_text")
+    __slots__ = ("_context", "_counted", "_joins", "_last", "_pieces", "_reported", "_stream", "_text")
 
     def __init__(self, context: CollectorContext) -> None:
+        super().__init__()
         self._context = context
         self._stream = context.stream
         self._joins = not context.stream or context.keep
         self._text = bytearray()  # a list would need sixty more bytes per delta
-        self._delivered = Progress()
+        self._pieces = 0
+        self._reported: Usage | None = None
+        """The usage of the input, once the provider has reported it."""
         self._counted = True
         self._last: StreamTaskResponse | None = None
 
@@ -208,13 +214,12 @@ class TextCollector(Collector):
             return None
         if delta.HasField("usage"):
             if self._is_valid_input(delta.usage):
-                reported = replace(_from_token_usage(delta.usage), output_tokens=0)
-                self._delivered.reported = self._context.delivered.reported = reported
+                self._reported = replace(_from_token_usage(delta.usage), output_tokens=0)
             delta.ClearField("usage")
             if not delta.content:
                 return None
-        self._delivered.size += _size(delta.content)
-        self._delivered.pieces += bool(delta.content)
+        self.output_bytes += _size(delta.content)
+        self._pieces += bool(delta.content)
         if self._joins:
             self._text += delta.content.encode()
         return event if self._stream else None
@@ -229,10 +234,9 @@ class TextCollector(Collector):
         )
         if not (valid_input and valid_output):
             self._counted = False
-            self._delivered.size += _size(delta.content)
             # The whole answer may be one delta.
-            self._delivered.pieces += 0 if self._stream else len(delta.content.split())
-            usage = partial_usage(self._context.input, self._context.bound, self._delivered)
+            pieces = self._pieces + (0 if self._stream else len(delta.content.split()))
+            usage = self._estimated_usage(pieces, self.output_bytes + _size(delta.content))
             if valid_input:
                 usage = replace(_from_token_usage(delta.usage), output_tokens=usage.output_tokens)
             elif valid_output:
@@ -249,7 +253,7 @@ class TextCollector(Collector):
     def _validate_usage(self, usage: TokenUsage, content: str) -> tuple[bool, bool]:
         """Whether a provider's counts of input and of output are possible; impossible ones are logged.
         `content` is the end of the text."""
-        min_output = 1 if self._delivered.size or content else 0
+        min_output = 1 if self.output_bytes or content else 0
         max_output = self._context.model.limits.max_output_tokens or MAX_TOKENS
         valid_input = self._is_valid_input(usage)
         valid_output = min_output <= usage.completion_tokens <= max_output
@@ -274,7 +278,20 @@ class TextCollector(Collector):
             and 0 <= usage.cache_write_1h_prompt_tokens <= written
         )
 
-    def used(self) -> tuple[Usage, bool]:
+    def partial_usage(self, task_input: TextInput) -> Usage:
+        return self._estimated_usage(self._pieces, self.output_bytes)
+
+    def _estimated_usage(self, pieces: int, size: int) -> Usage:
+        """The provider's count of the input if it has reported one, else Pomelo's: for text lower than that
+        of any tokenizer, for images a typical one. Each piece of output has at least one token."""
+        estimate = self._context.estimate
+        reported = self._reported or Usage(
+            input_tokens=min(estimate.input_tokens, estimate.maximum.input_tokens)
+        )
+        tokens = min(max(pieces, size // BYTES_PER_TOKEN), estimate.maximum.output_tokens)
+        return replace(reported, output_tokens=tokens)
+
+    def usage(self) -> tuple[Usage, bool]:
         usage = self._last.text_delta.usage if self._last is not None else TokenUsage()
         return _from_token_usage(usage), self._counted
 
@@ -300,4 +317,31 @@ def _to_token_usage(usage: Usage) -> TokenUsage:
     )
 
 
-DEFINITION = TaskDefinition("text", "task_", check, TextCollector, estimate, partial_usage)
+def output_size(result: TaskResult) -> int:
+    """The bytes of the text."""
+    return len(result.text.content.encode())
+
+
+def replay(result: TaskResult, audio: Path | None) -> Iterator[StreamTaskResponse]:
+    """The deltas of a stored text."""
+    if result.text.content:
+        event = StreamTaskResponse()
+        event.text_delta.content = result.text.content
+        yield from split_text(event)
+    last = StreamTaskResponse()
+    last.text_delta.finish_reason = result.text.finish_reason
+    last.text_delta.usage.CopyFrom(result.text.usage)
+    yield last
+
+
+DEFINITION = TaskDefinition(
+    "text",
+    "task_",
+    check,
+    estimate,
+    TextCollector,
+    output_size,
+    replay,
+    counts_tokens=True,
+    max_output=max_output,
+)

@@ -12,7 +12,7 @@ from pomelo.errors import PomeloError
 from pomelo.gen.v1.speech_pb2 import SpeechToTextInput, Timestamps, Transcription
 from pomelo.gen.v1.task_pb2 import TaskResult
 from pomelo.gen.v1.task_service_pb2 import StreamTaskResponse
-from pomelo.tasks.base import AudioInfo, Collector, CollectorContext, Estimate, TaskDefinition, no_usage
+from pomelo.tasks.base import AudioInfo, Collector, CollectorContext, Estimate, TaskDefinition
 from pomelo.tasks.fields import SPEECH_TO_TEXT_FIELDS, check_enum, check_numbers
 from pomelo.tasks.speech import check_audio, check_language
 
@@ -43,6 +43,7 @@ class TranscriptionCollector(Collector):
     __slots__ = ("_context", "_transcription")
 
     def __init__(self, context: CollectorContext) -> None:
+        super().__init__()
         self._context = context
         self._transcription: Transcription | None = None
 
@@ -58,18 +59,18 @@ class TranscriptionCollector(Collector):
         output.CopyFrom(self._transcription)
         output.language = iso_language(self._transcription.language)
         _repair_times(output)
-        bound = self._context.bound
+        estimate = self._context.estimate
         # If the length is unknown, the audio lasts at least until the end of its last word.
-        ms = self._reported_ms() or min(bound.input_audio_ms, bound.maximum.audio_ms)
+        ms = self._reported_ms() or min(estimate.input_audio_ms, estimate.maximum.audio_ms)
         output.audio_seconds = ms / 1000 or max((word.end for word in output.words), default=0.0)
         return None
 
-    def used(self) -> tuple[Usage, bool]:
-        bound = self._context.bound
+    def usage(self) -> tuple[Usage, bool]:
+        estimate = self._context.estimate
         if ms := self._reported_ms():
             return Usage(audio_ms=ms), True
         return Usage(
-            audio_ms=min(bound.input_audio_ms, bound.maximum.audio_ms) or bound.maximum.audio_ms
+            audio_ms=min(estimate.input_audio_ms, estimate.maximum.audio_ms) or estimate.maximum.audio_ms
         ), False
 
     def _reported_ms(self) -> int:
@@ -77,11 +78,11 @@ class TranscriptionCollector(Collector):
         seconds = self._transcription.audio_seconds if self._transcription is not None else 0.0
         if not 0 < seconds < inf:  # false for NaN
             return 0
-        if seconds * 1000 > self._context.bound.maximum.audio_ms:
+        if seconds * 1000 > self._context.estimate.maximum.audio_ms:
             log.warning(
                 "a provider reported %g s of audio that has at most %d ms",
                 seconds,
-                self._context.bound.maximum.audio_ms,
+                self._context.estimate.maximum.audio_ms,
             )
             return 0
         return ceil(seconds * 1000)
@@ -98,6 +99,11 @@ def _repair_times(output: Transcription) -> None:
         last = word.end
 
 
+def output_size(result: TaskResult) -> int:
+    """The bytes of the text."""
+    return len(result.transcription.text.encode())
+
+
 DEFINITION = TaskDefinition(
-    "speech_to_text", "speech_", check, TranscriptionCollector, estimate, no_usage, audio=True
+    "speech_to_text", "speech_", check, estimate, TranscriptionCollector, output_size, audio=True
 )

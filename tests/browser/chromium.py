@@ -1,4 +1,4 @@
-"""A real browser: Chromium without a window, driven by its DevTools protocol."""
+"""Headless Chromium, controlled by its DevTools protocol."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ NAMES = ("chromium", "chromium-browser", "google-chrome")
 
 _OPTIONS = (
     "--headless=new",
-    "--no-sandbox",  # which root can't have
+    "--no-sandbox",  # root can't use the sandbox
     "--disable-gpu",
     "--disable-dev-shm-usage",
     "--disable-background-networking",
@@ -29,22 +29,22 @@ _OPTIONS = (
 )
 
 
-def program() -> str | None:
-    """The browser of this machine."""
-    return next((found for name in NAMES if (found := shutil.which(name))), None)
+def find_browser() -> str | None:
+    """Returns the path of an installed browser, None if there is none."""
+    return next((path for name in NAMES if (path := shutil.which(name))), None)
 
 
 @dataclass(frozen=True)
 class Browser:
-    """A running browser. `address` is where its DevTools are."""
+    """A running browser; `address` is the URL of its DevTools."""
 
     address: str
     session: aiohttp.ClientSession
 
     async def read(self, url: str, element: str, until: str) -> str:
         """Opens a page, and returns the text of the element with this id once it contains `until`."""
-        async with self.session.put(f"{self.address}/json/new?{quote(url, safe='')}") as answer:
-            page = await answer.json()
+        async with self.session.put(f"{self.address}/json/new?{quote(url, safe='')}") as response:
+            page = await response.json()
         text = ""
         try:
             async with asyncio.timeout(30), self.session.ws_connect(page["webSocketDebuggerUrl"]) as tools:
@@ -56,7 +56,7 @@ class Browser:
                     )
                     text = (await tools.receive_json())["result"]["result"].get("value", "")
         except TimeoutError:
-            raise AssertionError(f"the page says no {until!r}, but: {text}") from None
+            raise AssertionError(f"the page does not contain {until!r}: {text}") from None
         finally:
             await self.session.get(f"{self.address}/json/close/{page['id']}")
         return text
@@ -64,8 +64,8 @@ class Browser:
 
 @asynccontextmanager
 async def open_browser(folder: Path) -> AsyncIterator[Browser]:
-    """Starts the browser of this machine, with an empty profile in `folder`, and ends it."""
-    name = program()
+    """Starts the installed browser with an empty profile in `folder`; ends it on exit."""
+    name = find_browser()
     assert name is not None
     with (folder / "log").open("wb") as log:
         process = await asyncio.create_subprocess_exec(
@@ -76,13 +76,13 @@ async def open_browser(folder: Path) -> AsyncIterator[Browser]:
             start_new_session=True,
         )
     try:
-        place = folder / "profile" / "DevToolsActivePort"
+        port_file = folder / "profile" / "DevToolsActivePort"
         async with asyncio.timeout(30):
-            while not place.exists() or not place.read_text().strip():
+            while not port_file.exists() or not port_file.read_text().strip():
                 assert process.returncode is None, (folder / "log").read_text()
                 await asyncio.sleep(0.05)
         async with aiohttp.ClientSession() as session:
-            yield Browser(f"http://127.0.0.1:{place.read_text().split()[0]}", session)
+            yield Browser(f"http://127.0.0.1:{port_file.read_text().split()[0]}", session)
     finally:
         with suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)

@@ -12,11 +12,11 @@ import pytest
 from aiohttp import web
 
 from tests.app import RunningApp, run_app
-from tests.browser.chromium import NAMES, Browser, open_browser, program
+from tests.browser.chromium import NAMES, Browser, find_browser, open_browser
 
 DOCUMENTATION = Path(__file__).parents[2] / "docs" / "rest-api.md"
 (EXAMPLE,) = re.findall(r"```javascript\n(.*?)```", DOCUMENTATION.read_text(), re.DOTALL)
-WAY = pytest.mark.parametrize("way", ["rest", "remote"])
+EACH_FRONT_END = pytest.mark.parametrize("front_end", ["rest", "remote"])
 
 PAGE = """<!doctype html><meta charset="utf-8"><pre id="printed"></pre>
 <script>
@@ -46,8 +46,8 @@ for (let part; !(part = await reader.read()).done;) console.log(part.value);
 
 SPEECH = """
 const headers = {'Authorization': 'Bearer KEY', 'Content-Type': 'application/json'};
-const asked = {model: 'eleven-labs-tts', text: 'Good morning', voice: 'adam'};
-const post = (more) => fetch('URL/api/v1/task', {method: 'POST', body: JSON.stringify(asked), headers: {...headers, ...more}});
+const task = {model: 'eleven-labs-tts', text: 'Good morning', voice: 'adam'};
+const post = (more) => fetch('URL/api/v1/task', {method: 'POST', body: JSON.stringify(task), headers: {...headers, ...more}});
 const raw = await (await post({'Accept': 'audio/*'})).arrayBuffer();
 const {audio} = await (await post({})).json();
 const linked = await fetch(audio.url);
@@ -60,23 +60,23 @@ console.log(JSON.stringify({
 
 REFUSED = """
 const body = JSON.stringify({model: 'gpt-4', messages: [{role: 'user', content: 'Hi'}]});
-const ask = async (path, key, body) => {
+const post = async (path, key, body) => {
   const headers = {'Authorization': 'Bearer ' + key, 'Content-Type': 'application/json'};
   const response = await fetch('URL' + path, {method: 'POST', headers, body});
   const {error} = await response.json();
   return [response.status, error?.code, response.headers.get('Retry-After') !== null,
           response.headers.get('X-RateLimit-Remaining'), response.headers.get('X-Request-Id').startsWith('req_')];
 };
-const answers = [await ask('/api/v1/task', 'wrong', body), await ask('/nowhere', 'KEY', body),
-                 await ask('/api/v1/models', 'KEY', body), await ask('/api/v1/task', 'KEY', '{')];
-for (let i = 0; i < 6; i++) answers.push(await ask('/api/v1/task', 'KEY', body));
-console.log(JSON.stringify(answers));
+const responses = [await post('/api/v1/task', 'wrong', body), await post('/nowhere', 'KEY', body),
+                 await post('/api/v1/models', 'KEY', body), await post('/api/v1/task', 'KEY', '{')];
+for (let i = 0; i < 6; i++) responses.push(await post('/api/v1/task', 'KEY', body));
+console.log(JSON.stringify(responses));
 """
 
 
 @dataclass
 class Pages:
-    """A server of pages, on two origins. `script` is what its page runs."""
+    """A web server with a page that runs `script`, on an allowed and on a foreign origin."""
 
     allowed: str
     foreign: str
@@ -85,16 +85,16 @@ class Pages:
 
 @pytest.fixture(scope="module")
 async def browser(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Browser]:
-    """The browser of this machine."""
-    if program() is None:
-        pytest.skip(f"there is no browser: install {' or '.join(NAMES)} (`make browser` does it as root)")
-    async with open_browser(tmp_path_factory.mktemp("browser")) as opened:
-        yield opened
+    """The installed browser."""
+    if find_browser() is None:
+        pytest.skip(f"no browser is installed: install {' or '.join(NAMES)} (`make browser` does it as root)")
+    async with open_browser(tmp_path_factory.mktemp("browser")) as browser:
+        yield browser
 
 
 @pytest.fixture(scope="module")
 async def pages() -> AsyncIterator[Pages]:
-    """Serves pages."""
+    """Serves a page on two origins."""
 
     async def page(request: web.Request) -> web.Response:
         return web.Response(text=PAGE % served.script, content_type="text/html")
@@ -114,17 +114,19 @@ async def pages() -> AsyncIterator[Pages]:
 
 @pytest.fixture(scope="module", name="house")
 async def _house(pages: Pages, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[RunningApp]:
-    given = {"cors_origins": (pages.allowed,)}
-    async with run_app(tmp_path_factory.mktemp("cors"), settings=given, gateway_settings=given) as opened:
+    settings = {"cors_origins": (pages.allowed,)}
+    async with run_app(
+        tmp_path_factory.mktemp("cors"), settings=settings, gateway_settings=settings
+    ) as opened:
         yield opened
 
 
-@WAY
-async def test_a_page_of_an_allowed_origin_runs_the_example_of_the_documentation(
-    browser: Browser, pages: Pages, house: RunningApp, way: str
+@EACH_FRONT_END
+async def test_a_page_of_an_allowed_origin_runs_the_documented_example(
+    browser: Browser, pages: Pages, house: RunningApp, front_end: str
 ) -> None:
     caller = await house.account("all")
-    pages.script = EXAMPLE.replace("https://your-domain.com", house.urls[way]).replace(
+    pages.script = EXAMPLE.replace("https://your-domain.com", house.urls[front_end]).replace(
         "YOUR_API_KEY", caller.test
     )
     printed = await browser.read(pages.allowed, "printed", "finished")
@@ -133,12 +135,12 @@ async def test_a_page_of_an_allowed_origin_runs_the_example_of_the_documentation
     assert len(await house.records(caller)) == 1
 
 
-@WAY
-async def test_the_browser_refuses_the_page_of_another_origin_before_it_costs_anything(
-    browser: Browser, pages: Pages, house: RunningApp, way: str
+@EACH_FRONT_END
+async def test_the_browser_blocks_a_page_of_another_origin_before_a_task_runs(
+    browser: Browser, pages: Pages, house: RunningApp, front_end: str
 ) -> None:
     caller = await house.account("all")
-    pages.script = EXAMPLE.replace("https://your-domain.com", house.urls[way]).replace(
+    pages.script = EXAMPLE.replace("https://your-domain.com", house.urls[front_end]).replace(
         "YOUR_API_KEY", caller.test
     )
     printed = await browser.read(pages.foreign, "printed", "failed")
@@ -146,12 +148,12 @@ async def test_the_browser_refuses_the_page_of_another_origin_before_it_costs_an
     assert await house.records(caller) == []
 
 
-@WAY
-async def test_a_page_reads_a_stream_and_the_headers_of_limits(
-    browser: Browser, pages: Pages, house: RunningApp, way: str
+@EACH_FRONT_END
+async def test_a_page_reads_a_stream_and_the_rate_limit_headers(
+    browser: Browser, pages: Pages, house: RunningApp, front_end: str
 ) -> None:
     caller = await house.account("all")
-    pages.script = STREAM.replace("URL", house.urls[way]).replace("KEY", caller.test)
+    pages.script = STREAM.replace("URL", house.urls[front_end]).replace("KEY", caller.test)
     printed = await browser.read(pages.allowed, "printed", "finished")
     headers = json.loads(printed.splitlines()[0])
     assert headers["content-type"] == "text/event-stream"
@@ -163,25 +165,25 @@ async def test_a_page_reads_a_stream_and_the_headers_of_limits(
     assert "data: [DONE]" in printed
 
 
-@WAY
-async def test_a_page_reads_audio_raw_and_by_its_link(
-    browser: Browser, pages: Pages, house: RunningApp, way: str
+@EACH_FRONT_END
+async def test_a_page_reads_raw_audio_and_audio_by_link(
+    browser: Browser, pages: Pages, house: RunningApp, front_end: str
 ) -> None:
     caller = await house.account("all")
-    pages.script = SPEECH.replace("URL", house.urls[way]).replace("KEY", caller.test)
-    found = json.loads((await browser.read(pages.allowed, "printed", "finished")).splitlines()[0])
-    assert found["raw"] == found["whole"] == found["inline"] > 1000
-    assert (found["part"], found["range"]) == (10, f"bytes 10-19/{found['whole']}")
+    pages.script = SPEECH.replace("URL", house.urls[front_end]).replace("KEY", caller.test)
+    sizes = json.loads((await browser.read(pages.allowed, "printed", "finished")).splitlines()[0])
+    assert sizes["raw"] == sizes["whole"] == sizes["inline"] > 1000
+    assert (sizes["part"], sizes["range"]) == (10, f"bytes 10-19/{sizes['whole']}")
 
 
-@WAY
-async def test_a_page_reads_errors(browser: Browser, pages: Pages, house: RunningApp, way: str) -> None:
+@EACH_FRONT_END
+async def test_a_page_reads_errors(browser: Browser, pages: Pages, house: RunningApp, front_end: str) -> None:
     caller = await house.account("five")
-    pages.script = REFUSED.replace("URL", house.urls[way]).replace("KEY", caller.test)
-    answers = json.loads((await browser.read(pages.allowed, "printed", "finished")).splitlines()[0])
-    assert [answer[:2] for answer in answers[:4]] == [
+    pages.script = REFUSED.replace("URL", house.urls[front_end]).replace("KEY", caller.test)
+    responses = json.loads((await browser.read(pages.allowed, "printed", "finished")).splitlines()[0])
+    assert [response[:2] for response in responses[:4]] == [
         *([401, "invalid_api_key"], [404, "not_found"], [405, "method_not_allowed"], [400, "invalid_body"])
     ]
-    assert answers[-1] == [429, "rate_limit_exceeded", True, "0", True]
-    assert answers[4][:2] == [200, None]
-    assert all(answer[4] for answer in answers)
+    assert responses[-1] == [429, "rate_limit_exceeded", True, "0", True]
+    assert responses[4][:2] == [200, None]
+    assert all(response[4] for response in responses)

@@ -1,6 +1,6 @@
-"""What the tests of the ledger run on: every store behind the same few handles, and what a task of theirs is.
+"""A rig for every store, so that the same tests run on each, and the tasks of these tests.
 
-A new store is a rig and a row of STORES; then it is held to the whole contract, and to the model.
+A new store needs a rig and a row of STORES; then all contract tests and the model test run on it.
 """
 
 from __future__ import annotations
@@ -16,49 +16,42 @@ import pytest
 from redis import Redis
 
 from pomelo.errors import PomeloError
+from pomelo.stores.accounts import Balance, Grant, Wallet
 from pomelo.stores.base import Store
-from pomelo.stores.ledger import (
-    Grant,
-    LostReservationError,
-    Reserved,
-    ReserveRequest,
-    Settled,
-    Settlement,
-    UsageRecord,
-    Wallet,
-)
+from pomelo.stores.ledger import LostReservationError, Reserved, ReserveRequest, Settled, Settlement
 from pomelo.stores.redis import Timing, open_redis
 from pomelo.stores.sqlite import open_sqlite
+from pomelo.stores.usage import UsageRecord, WalletState
 from tests.redis_server import any_server
 
 MODEL = "gpt-4"
 WALLET = Wallet("acme", True)
-"""Whose tasks they are, where nothing else is said. `rigged` gives it 1,000 microcredits."""
+"""The default wallet of the tasks. The fixture `rig` gives it 1,000 microcredits."""
 
 
 class Clock:
-    """The store's clocks, in the test's hand: wall time and monotonic time."""
+    """The clocks of the store, set by the test: wall time and monotonic time."""
 
     jumping = True
-    """Whether the store has to do with the machine's wall clock."""
+    """Whether the store uses the machine's wall clock."""
 
     def __init__(self) -> None:
-        # Halves and wholes are exact: a window ends when it ends.
+        # Halves are exact in floating point.
         self.wall = 1_800_000_000.0
         self.steady = 5_000.0
 
     def passes(self, seconds: float) -> None:
-        """Time goes on."""
+        """Lets time pass."""
         self.wall += seconds
         self.steady += seconds
 
     def jumps(self, seconds: float) -> None:
-        """Somebody sets the machine's clock."""
+        """Changes the machine's clock."""
         self.wall += seconds
 
 
 class Rig(Protocol):
-    """A store under test. `clock` is None where the store's can't be set."""
+    """A store under test. `clock` is None if it can't be set."""
 
     store: Store
     clock: Clock | None
@@ -68,16 +61,16 @@ class Rig(Protocol):
         ...
 
     async def close(self) -> None:
-        """Closes it in good order."""
+        """Closes the store."""
         ...
 
     async def crash(self) -> None:
-        """Leaves as a process does that is killed, and opens as the next one does, once it is sure of that."""
+        """Ends the store like a killed process, opens it again, and waits until its tasks are recovered."""
         ...
 
 
 class SqliteRig:
-    """A file in a folder. A crash goes on with copies of its files as they are, the log in them unread."""
+    """A file in a folder. After a crash the rig uses copies of its files, with the log not yet read."""
 
     def __init__(self, folder: Path) -> None:
         self.clock = Clock()
@@ -86,8 +79,8 @@ class SqliteRig:
         self._stack = AsyncExitStack()
 
     async def open(self) -> None:
-        opening = open_sqlite(self.path, now=lambda: self.clock.wall, monotonic=lambda: self.clock.steady)
-        self.store = await self._stack.enter_async_context(opening)
+        opened = open_sqlite(self.path, now=lambda: self.clock.wall, monotonic=lambda: self.clock.steady)
+        self.store = await self._stack.enter_async_context(opened)
 
     async def close(self) -> None:
         await self._stack.aclose()
@@ -105,9 +98,9 @@ class SqliteRig:
 
 
 class RedisClock(Clock):
-    """The server's clock. What the server counts down by its real one is shortened along.
+    """The server's clock. Also shortens the TTLs, which the server counts by its real clock.
 
-    The clock of a machine that Pomelo runs on is none of its business.
+    The store does not use the clock of the machine that Pomelo runs on.
     """
 
     jumping = False
@@ -128,7 +121,7 @@ class RedisClock(Clock):
 
 
 class RedisRig:
-    """The server of all tests, emptied. A crash is a store that says and does nothing more."""
+    """The server of all tests, emptied."""
 
     def __init__(self, folder: Path) -> None:
         self.url = any_server()
@@ -139,46 +132,52 @@ class RedisRig:
             server.flushdb()
 
     async def open(self) -> None:
-        opening = open_redis(
+        opened = open_redis(
             f"{self.url}?persistence=none",
             self._archive,
-            timing=Timing(limit=20.0, attempt=5.0, beat=0.02, dead=0.1),
+            timing=Timing(timeout=20.0, attempt_timeout=5.0, heartbeat=0.02, dead_after=0.1),
             now=lambda: self.clock.wall,
             server_time=lambda: self.clock.wall,
         )
-        self.store: Any = await self._stack.enter_async_context(opening)
+        self.store: Any = await self._stack.enter_async_context(opened)
 
     async def close(self) -> None:
         await self._stack.aclose()
 
     async def crash(self) -> None:
-        await self.store.abandon()
+        await abandon(self.store)
         await self.close()
         await self.open()
-        while await self.store.held():  # noqa: ASYNC110 - the owners' beats decide.
+        while await self.store.drafts():  # noqa: ASYNC110 (recovered after some heartbeats)
             await asyncio.sleep(0.01)
 
 
+async def abandon(store: Any) -> None:
+    """Stops a store on Redis as if its process were killed. It must still be closed."""
+    store._connection.closed = True
+    await store._worker.stop()
+
+
 STORES: dict[str, Callable[[Path], Rig]] = {"sqlite": SqliteRig, "redis": RedisRig}
-"""A rig for every store."""
+"""The rig of each store."""
 
 
 @pytest.fixture(params=STORES)
 async def rig(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Rig]:
-    """An open store of each kind, in which WALLET has 1,000 microcredits."""
-    made = STORES[request.param](tmp_path)
-    await made.open()
+    """Each open store, in which WALLET has 1,000 microcredits."""
+    created = STORES[request.param](tmp_path)
+    await created.open()
     try:
-        assert await made.store.add_account(WALLET.account, "pro", 1.0)
-        await made.store.grant(Grant("first", WALLET, 1_000, 1.0))
-        yield made
+        assert await created.store.add_account(WALLET.account, "pro", 1.0)
+        await created.store.grant(Grant("first", WALLET, 1_000, 1.0))
+        yield created
     finally:
-        await made.close()
+        await created.close()
 
 
 @pytest.fixture
 def clock(rig: Rig) -> Clock:
-    """Its clock."""
+    """The clock of the rig."""
     if rig.clock is None:
         pytest.skip("this store's clock can't be set")
     return rig.clock
@@ -198,47 +197,68 @@ def record(task_id: str, **changes: Any) -> UsageRecord:
     return UsageRecord(task_id, **(values | changes))
 
 
-def taking(task_id: str, least: int = 10, most: int | None = None, **changes: Any) -> ReserveRequest:
-    """What a task asks for; of what isn't a Take's, its record has it."""
-    ours = {name: changes.pop(name) for name in _TAKES if name in changes}
-    return ReserveRequest(record(task_id, **changes), least, least if most is None else most, **ours)
+def request(task_id: str, minimum: int = 10, maximum: int | None = None, **changes: Any) -> ReserveRequest:
+    """A task's request. `changes` are fields of the request or of its draft."""
+    own = {name: changes.pop(name) for name in _REQUEST_FIELDS if name in changes}
+    draft = record(task_id, **changes)
+    return ReserveRequest(draft, minimum, minimum if maximum is None else maximum, **own)
 
 
-_TAKES = ("requests_limit", "concurrency_limit", "tokens", "tokens_limit", "idempotency_key", "sufficient")
+_REQUEST_FIELDS = (
+    "requests_limit",
+    "concurrency_limit",
+    "tokens",
+    "tokens_limit",
+    "idempotency_key",
+    "sufficient",
+)
 
 
-def ending(
+def settlement(
     task_id: str, cost: int = 10, tokens: int = 0, answer: bytes | None = None, **changes: Any
 ) -> Settlement:
-    """How a task ends."""
+    """A task's settlement."""
     return Settlement(record(task_id, cost=cost, **changes), tokens, answer)
 
 
-async def ran(store: Store, task_id: str, cost: int = 10, **changes: Any) -> Settled:
-    """A task from its take to its settlement."""
-    assert isinstance(await store.reserve(taking(task_id, cost, **changes)), Reserved)
-    return await store.settle(ending(task_id, cost, **changes))
+async def run_task(store: Store, task_id: str, cost: int = 10, **changes: Any) -> Settled:
+    """Reserves and settles a task."""
+    assert isinstance(await store.reserve(request(task_id, cost, **changes)), Reserved)
+    return await store.settle(settlement(task_id, cost, **changes))
 
 
-async def refused(asked: Awaitable[Any]) -> str:
-    """The code of what takes nothing."""
-    answer = await asked
+async def refusal_code(reserving: Awaitable[Any]) -> str:
+    """The code of a refused request."""
+    answer = await reserving
     assert hasattr(answer, "code"), answer
     code: str = answer.code
     return code
 
 
-async def fails(asked: Awaitable[Any]) -> str:
-    """The code of the error that comes."""
+async def error_code(call: Awaitable[Any]) -> str:
+    """The code of the error that a call raises."""
     with pytest.raises(PomeloError) as caught:
-        await asked
+        await call
     return caught.value.code
 
 
-async def lost(asked: Awaitable[Any]) -> bool:
-    """Whether the task's hold is gone."""
+async def is_lost(call: Awaitable[Any]) -> bool:
+    """Whether a call raises LostReservationError."""
     try:
-        await asked
+        await call
     except LostReservationError:
         return True
     return False
+
+
+async def wallets(store: Store) -> list[Wallet]:
+    """All wallets that ever had a grant or a reservation, sorted."""
+    found = [state.wallet async for page in store.wallet_states() for state in page]
+    return sorted(found, key=lambda wallet: (wallet.account, wallet.live))
+
+
+async def held(store: Store, wallet: Wallet) -> tuple[int, int]:
+    """The amount that a wallet's balance says is held, and the sum of its reservations."""
+    states = {state.wallet: state async for page in store.wallet_states() for state in page}
+    state = states.get(wallet, WalletState(wallet, Balance(), 0, 0))
+    return state.balance.held, state.reservations_sum

@@ -1,4 +1,4 @@
-"""What the tests of the store on Redis run on: real servers, emptied before each test."""
+"""Fixtures for tests of the store on Redis: real servers, emptied before each test."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from pomelo.stores import open_store
+from pomelo.stores.accounts import Grant
 from pomelo.stores.base import StoreError
-from pomelo.stores.ledger import Grant
 from pomelo.stores.redis import Timing, open_redis
 from tests.contract.ledger_rig import WALLET
 from tests.redis_server import RedisServer, binary, shipped_binary
@@ -19,10 +19,10 @@ from tests.redis_server import RedisServer, binary, shipped_binary
 
 @pytest.fixture(scope="module", params=["machine", "shipped"])
 def server(request: pytest.FixtureRequest) -> Iterator[RedisServer]:
-    """A server of this machine, and the one that a package ships: Redis and Valkey, where both are there."""
+    """The server of this machine and the one that a package ships: Redis and Valkey, if both exist."""
     program = binary() if request.param == "machine" else shipped_binary()
     if request.param == "shipped" and binary() == program:
-        pytest.skip("it is the machine's")
+        pytest.skip("the machine has only this server")
     with RedisServer(program=program) as started:
         yield started
 
@@ -32,20 +32,20 @@ def emptied(server: RedisServer) -> None:
     server.do("FLUSHALL")
 
 
-def opening(url: str, folder: Path, **timing: float) -> Any:
-    # A thousand callers at once may take a busy machine more than the second that they would wait.
-    timing = {"limit": 20.0, "attempt": 5.0} | timing
+def open_on(url: str, folder: Path, **timing: float) -> Any:
+    # On a busy machine, a thousand concurrent calls may take longer than the usual timeout.
+    timing = {"timeout": 20.0, "attempt_timeout": 5.0} | timing
     return open_redis(url, f"sqlite:{folder / 'usage.db'}", timing=Timing(**timing))
 
 
 async def open_with_credits(stack: AsyncExitStack, server: RedisServer, folder: Path, **timing: float) -> Any:
-    store = await stack.enter_async_context(opening(server.url, folder, **timing))
+    store = await stack.enter_async_context(open_on(server.url, folder, **timing))
     await store.add_account(WALLET.account, "pro", 1.0)
     await store.grant(Grant("g", WALLET, 1_000, 1.0))
     return store
 
 
-async def refusal(url: str, folder: Path) -> str:
+async def refusal_message(url: str, folder: Path) -> str:
     with pytest.raises(StoreError) as caught:
         async with open_store(url, archive=f"sqlite:{folder / 'usage.db'}"):
             pass

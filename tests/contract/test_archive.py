@@ -1,4 +1,4 @@
-"""What every archive of usage keeps to, a file or Postgres, alone and behind the store on Redis."""
+"""The contract of archives, SQLite and Postgres, alone and behind the store on Redis."""
 
 from __future__ import annotations
 
@@ -9,30 +9,32 @@ import pytest
 from redis import Redis
 
 from pomelo.errors import PomeloError
-from pomelo.stores.archive.sqlite import Archive, open_archive
+from pomelo.stores.accounts import Grant, Wallet
+from pomelo.stores.archive import open_archive
+from pomelo.stores.archive.base import Archive
 from pomelo.stores.base import StoreError
-from pomelo.stores.ledger import Grant, UsageQuery, Wallet
 from pomelo.stores.redis import Timing, open_redis
-from tests.contract.ledger_rig import WALLET, ending, record, taking
+from pomelo.stores.usage import UsageQuery
+from tests.contract.ledger_rig import WALLET, record, request, settlement, wallets
 from tests.ports import free_port
 from tests.postgres_server import PostgresServer, programs, user
 from tests.redis_server import any_server
 
 ALL = UsageQuery()
-KINDS = ["sqlite", "postgres"]
+ARCHIVES = ["sqlite", "postgres"]
 
 
 @pytest.fixture(scope="module")
 def postgres() -> Iterator[PostgresServer]:
     if programs() is None or user() is None:
-        pytest.skip("there is no Postgres: apt-get install postgresql")
+        pytest.skip("Postgres is not installed: apt-get install postgresql")
     server = PostgresServer()
     server.start()
     yield server
     server.close()
 
 
-@pytest.fixture(params=KINDS)
+@pytest.fixture(params=ARCHIVES)
 async def url(request: pytest.FixtureRequest, tmp_path) -> str:
     if request.param == "sqlite":
         return f"sqlite:{tmp_path / 'usage.db'}"
@@ -51,31 +53,31 @@ async def archive(url: str) -> AsyncIterator[Archive]:
         yield opened
 
 
-async def test_a_record_comes_back_as_it_was_given(archive):
-    given = record(
+async def test_a_record_is_read_back_unchanged(archive):
+    original = record(
         "a", cost=2**53, uncollected=1, input_tokens=7, output_tokens=2**40, characters=3, images=4, pixels=5,
         audio_ms=6, provider_micros=11, processing_ms=8, first_byte_ms=9, output_bytes=10, prices="image=5", price_version="2026-11",
         provider="ünï", provider_model='"', source="recovered", complete=False, at=1_800_000_000.123456,
     )  # fmt: skip
-    await archive.add([given])
-    assert await archive.get("a") == given
-    assert await archive.list_usage(ALL, 9, "") == ([given], "")
+    await archive.add([original])
+    assert await archive.get("a") == original
+    assert await archive.list_usage(ALL, 9, "") == ([original], "")
     assert await archive.get("b") is None
 
 
-async def test_a_task_has_one_record_whoever_brings_it_and_however_often(url):
+async def test_a_record_added_repeatedly_is_stored_once_per_task(url):
     async with open_archive(url) as one, open_archive(url) as two:
         batches = [[record(f"t{n}", cost=n) for n in range(k, k + 50)] for k in range(0, 100, 10)]
         await asyncio.gather(*[(one, two)[n % 2].add(batch) for n, batch in enumerate(batches)])
         await one.add([record("t0", cost=99)])
         await one.add([])
-        kept, _ = await two.list_usage(ALL, 1_000, "")
-        assert sorted((found.task_id, found.cost) for found in kept) == sorted(
+        stored, _ = await two.list_usage(ALL, 1_000, "")
+        assert sorted((found.task_id, found.cost) for found in stored) == sorted(
             (f"t{n}", n) for n in range(140)
         )
 
 
-async def test_pages_are_newest_first_and_hold_still(archive):
+async def test_pages_are_newest_first_and_do_not_shift(archive):
     await archive.add([record(f"t{n}", at=float(n // 2)) for n in range(10)])
     found, after = [], ""
     for turn in range(4):
@@ -89,7 +91,7 @@ async def test_pages_are_newest_first_and_hold_still(archive):
             await archive.list_usage(ALL, 3, wrong)
 
 
-async def test_records_are_found_by_all_that_is_asked(archive):
+async def test_records_match_every_filter_of_a_query(archive):
     await archive.add([
         record("a", at=10.0),
         record("b", at=20.0, live=False),
@@ -132,24 +134,24 @@ async def test_sums_are_by_model_key_day_or_account(archive):
     assert await archive.sum_usage(UsageQuery(account="nobody"), "day") == []
 
 
-async def test_what_redis_settled_is_in_the_archive_once_and_no_longer_in_redis(url):
+async def test_settled_records_are_moved_from_redis_to_the_archive_once(url):
     with Redis.from_url(any_server()) as server:
         server.flushdb()
         async with open_redis(f"{any_server()}?persistence=none", url, timing=Timing(drain=0.01)) as store:
             await store.add_account(WALLET.account, "pro", 1.0)
             await store.grant(Grant("g", WALLET, 1_000, 1.0))
             for n in range(20):
-                await store.reserve(taking(f"t{n}", 10))
-                await store.settle(ending(f"t{n}", 10))
+                await store.reserve(request(f"t{n}", 10))
+                await store.settle(settlement(f"t{n}", 10))
                 assert len((await store.list_usage(ALL, limit=99))[0]) == n + 1
             assert (await store.sum_usage(ALL, "account"))[0].cost == 200
-            assert await store.wallets() == [WALLET, Wallet("default", False)]
+            assert await wallets(store) == [WALLET, Wallet("default", False)]
         assert [key for key in server.scan_iter() if b":usage" in key and server.xlen(key)] == []
 
 
-async def test_a_database_that_is_down_stops_no_settlement(postgres, url):
+async def test_settlements_continue_while_the_database_is_down(postgres, url):
     if url != postgres.url:
-        pytest.skip("this one is about Postgres")
+        pytest.skip("only for Postgres")
     with Redis.from_url(any_server()) as server:
         server.flushdb()
     async with open_redis(f"{any_server()}?persistence=none", url, timing=Timing(drain=0.01)) as store:
@@ -157,19 +159,19 @@ async def test_a_database_that_is_down_stops_no_settlement(postgres, url):
         await store.grant(Grant("g", WALLET, 1_000, 1.0))
         postgres.stop()
         for n in range(20):
-            await store.reserve(taking(f"t{n}", 10))
-            await store.settle(ending(f"t{n}", 10))
+            await store.reserve(request(f"t{n}", 10))
+            await store.settle(settlement(f"t{n}", 10))
         with pytest.raises(PomeloError) as caught:
             await store.list_usage(ALL, limit=1)
         assert caught.value.code == "store_unavailable"
         postgres.start()
-        kept, _ = await store.list_usage(ALL, limit=99)
-        assert sorted(found.task_id for found in kept) == sorted(f"t{n}" for n in range(20))
+        stored, _ = await store.list_usage(ALL, limit=99)
+        assert sorted(found.task_id for found in stored) == sorted(f"t{n}" for n in range(20))
 
 
 async def test_a_table_of_an_earlier_version_is_extended_once(postgres, url):
     if url != postgres.url:
-        pytest.skip("test_migrations.py has the files")
+        pytest.skip("files: see test_migrations.py")
     import asyncpg
 
     async with open_archive(url) as archive:
@@ -182,11 +184,11 @@ async def test_a_table_of_an_earlier_version_is_extended_once(postgres, url):
         "provider_micros",
     ):
         await connection.execute(f"ALTER TABLE pomelo_usage DROP COLUMN {column}")
-    given = record("new", at=99.0, cached_input_tokens=3, provider_micros=7)
+    new = record("new", at=99.0, cached_input_tokens=3, provider_micros=7)
     async with open_archive(url) as archive:
-        await archive.add([given])
-        assert await archive.list_usage(ALL, 9, "") == ([given, record("old", cost=5)], "")
-    # A report holds the table: another start must not wait for it.
+        await archive.add([new])
+        assert await archive.list_usage(ALL, 9, "") == ([new, record("old", cost=5)], "")
+    # A running report locks the table: opening the archive must not wait for it.
     async with connection.transaction():
         await connection.fetch("SELECT * FROM pomelo_usage")
         async with asyncio.timeout(3), open_archive(url) as archive:
@@ -194,7 +196,7 @@ async def test_a_table_of_an_earlier_version_is_extended_once(postgres, url):
     await connection.close()
 
 
-async def test_an_archive_that_can_not_be_used_is_refused_without_its_password(tmp_path):
+async def test_the_error_for_an_unusable_archive_does_not_contain_the_password(tmp_path):
     for wrong in (f"postgresql://ada:secret@127.0.0.1:{free_port()}/none", "postgresql://[", "mysql://x", ""):
         with pytest.raises(StoreError) as caught:
             async with open_archive(wrong):

@@ -1,4 +1,4 @@
-"""The audit finds nothing in any store that was used well, whatever became of its tasks."""
+"""The audit finds no difference in any intact store, however its tasks ended."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from redis import Redis
 
 from pomelo.accounts.audit import audit
 from pomelo.catalog.pricing import Usage, cost
-from pomelo.stores.ledger import Grant, Settlement, Wallet
+from pomelo.stores.accounts import Grant, Wallet
+from pomelo.stores.ledger import Settlement
 from tests.contract.ledger_rig import RedisRig, Rig, rig
 from tests.unit.accounts.audited_store import ACME, PRICES, draft, hold, run
 
@@ -18,8 +19,8 @@ __all__ = ["rig"]
 TEST = Wallet("acme", False)
 
 
-async def used(rig: Rig) -> None:
-    """Tasks that ended, were voided, were left, and were lost with their process, on both sides."""
+async def run_tasks(rig: Rig) -> None:
+    """Runs tasks that end, are voided, are cut off, and are lost with their process, in both modes."""
     store = rig.store
     for wallet in (ACME, TEST):
         await store.grant(Grant(f"more {wallet.live}", wallet, 1_000_000, 1.0))
@@ -35,13 +36,13 @@ async def used(rig: Rig) -> None:
 
 
 def delivered(task_id: str, wallet: Wallet, **changes):
-    """The record of a task that has delivered something."""
+    """The record of a task that has delivered output."""
     counts = {"input_tokens": 100, "output_tokens": 7}
     return draft(task_id, wallet, **counts, cost=cost(Usage(**counts), PRICES), **changes)
 
 
-async def test_nothing_differs_while_tasks_run_and_after_a_crash(rig):
-    await used(rig)
+async def test_the_audit_finds_no_difference_while_tasks_run_and_after_a_crash(rig):
+    await run_tasks(rig)
     found = await audit(rig.store, page=7)
     assert not found.findings, found
     assert (found.records, found.holds) == (42, 4)
@@ -52,10 +53,10 @@ async def test_nothing_differs_while_tasks_run_and_after_a_crash(rig):
     assert found.uncollected_micros == 0
 
 
-async def test_what_could_not_be_collected_is_told_and_no_difference(rig):
+async def test_an_uncollected_cost_is_reported_but_is_no_difference(rig):
     await hold(rig.store, "greedy", most=1_000)
-    much = {"input_tokens": 10**6, "output_tokens": 10**6}
-    record = replace(draft("greedy"), **much, cost=cost(Usage(**much), PRICES))
+    counts = {"input_tokens": 10**6, "output_tokens": 10**6}
+    record = replace(draft("greedy"), **counts, cost=cost(Usage(**counts), PRICES))
     settled = await rig.store.settle(Settlement(record))
     found = await audit(rig.store)
     assert not found.findings, found
@@ -64,8 +65,8 @@ async def test_what_could_not_be_collected_is_told_and_no_difference(rig):
 
 async def test_damage_in_redis_is_found(rig):
     if not isinstance(rig, RedisRig):
-        return  # that in a file is found in tests/unit/metering
-    await used(rig)
+        return  # damage of a file is tested in tests/faults/test_damage.py
+    await run_tasks(rig)
     prefix = "pomelo:{acme/live}:"
     with Redis.from_url(rig.url) as server:
         for damage, findings in (

@@ -1,7 +1,8 @@
-"""Files of earlier versions, as those versions wrote them, opened by this one."""
+"""Files of earlier versions are opened by this one."""
 
 from __future__ import annotations
 
+import hashlib
 import sqlite3
 from collections.abc import AsyncIterator
 from contextlib import closing
@@ -11,23 +12,17 @@ from typing import Any
 import pytest
 
 from pomelo.accounts.audit import audit
-from pomelo.stores.archive.sqlite import open_archive
-from pomelo.stores.base import KeyRecord, Store, StoreError
-from pomelo.stores.ledger import (
-    AccountRecord,
-    Balance,
-    IdempotencyKey,
-    ReplayedAnswer,
-    ReserveRequest,
-    Settlement,
-    UsageQuery,
-    UsageRecord,
-    Wallet,
-)
+from pomelo.stores.accounts import AccountRecord, Balance, Wallet
+from pomelo.stores.archive import open_archive
+from pomelo.stores.base import Store, StoreError
+from pomelo.stores.keys import KeyRecord
+from pomelo.stores.ledger import IdempotencyKey, ReplayedAnswer, ReserveRequest, Settlement
 from pomelo.stores.schema import ARCHIVE_MIGRATIONS, MIGRATIONS
 from pomelo.stores.sqlite import open_sqlite
+from pomelo.stores.usage import UsageQuery, UsageRecord
+from tests.contract.ledger_rig import wallets
 
-# Recorded from version 1, not made of MIGRATIONS: those of a release stay as they are.
+# Recorded from version 1, not created with MIGRATIONS: released migrations must not change.
 VERSION_1 = """
     PRAGMA application_id = 1347243087;
     CREATE TABLE migrations (version INTEGER NOT NULL PRIMARY KEY, applied REAL NOT NULL) STRICT;
@@ -73,27 +68,27 @@ async def test_a_file_of_version_1_keeps_its_keys(store):
     ]
 
 
-async def test_its_accounts_are_on_the_plan_that_has_what_they_had(store):
+async def test_accounts_of_version_1_get_the_plan_with_their_former_limits(store):
     accounts = await store.list_accounts()
     assert [(account.name, account.plan) for account in accounts] == [("acme", "pro"), ("default", "pro")]
     assert all(account.created > 1.7e9 for account in accounts)
 
 
-async def test_its_default_account_gets_test_credits_once(path):
+async def test_the_default_account_of_version_1_gets_test_credits_once(path):
     for _ in range(2):
         async with open_sqlite(path) as store:
             assert await store.balance(Wallet("default", False)) == Balance(100_000_000)
             assert len(await store.list_grants(Wallet("default", False))) == 1
             assert await store.balance(Wallet("acme", False)) == Balance()
-            assert await store.wallets() == [Wallet("default", False)]
+            assert await wallets(store) == [Wallet("default", False)]
 
 
-async def test_an_account_can_be_added_to_it(store):
+async def test_an_account_can_be_added_to_a_file_of_version_1(store):
     assert await store.add_account("bee", "free", 2.0)
     assert await store.get_account("bee") == AccountRecord("bee", "free", 2.0)
 
 
-async def test_a_migration_that_fails_leaves_the_file_as_it_was(path):
+async def test_a_failed_migration_leaves_the_file_unchanged(path):
     with closing(sqlite3.connect(path)) as old:
         old.execute("CREATE TABLE usage (mine TEXT)")
         before = list(old.iterdump())
@@ -104,7 +99,7 @@ async def test_a_migration_that_fails_leaves_the_file_as_it_was(path):
         assert list(old.iterdump()) == before
 
 
-async def test_it_ends_up_with_the_tables_of_a_new_file(path, tmp_path):
+async def test_a_migrated_file_has_the_tables_of_a_new_file(path, tmp_path):
     async with open_sqlite(path), open_sqlite(tmp_path / "new" / "pomelo.db"):
         pass
     tables = []
@@ -118,7 +113,16 @@ async def test_it_ends_up_with_the_tables_of_a_new_file(path, tmp_path):
     assert [t for t in tables[0] if t[0] != "migrations"] == [t for t in tables[1] if t[0] != "migrations"]
 
 
-# --- version 3: records of it have no counts of caches, and their prices no tiers
+def test_released_migrations_do_not_change():
+    for released, digest in (
+        (MIGRATIONS[:4], "9e5717589fb83e16"),
+        (ARCHIVE_MIGRATIONS[:2], "0207ce59b24e213c"),
+    ):
+        statements = [" ".join(statement.split()) for step in released for statement in step]
+        assert hashlib.sha256("\n".join(statements).encode()).hexdigest().startswith(digest)
+
+
+# --- version 3: records without cache counts, prices without tiers
 
 
 ACME = Wallet("acme", True)
@@ -126,7 +130,7 @@ ACME = Wallet("acme", True)
 
 @pytest.fixture
 def version_3(tmp_path: Path) -> Path:
-    """A file as version 3 wrote it: two bills, one of which could not be collected in whole."""
+    """A file as version 3 wrote it: two bills, one of them partly uncollected."""
     path = tmp_path / "three" / "pomelo.db"
     path.parent.mkdir()
     with closing(sqlite3.connect(path)) as old:
@@ -136,11 +140,11 @@ def version_3(tmp_path: Path) -> Path:
 
 
 def record(task_id: str, **changes: Any) -> UsageRecord:
-    """A record of the account."""
+    """A record of the account acme."""
     return UsageRecord(task_id, "req", "acme", True, "k1", "rest", "gpt-4", "text", **changes)
 
 
-async def test_bills_of_version_3_are_recomputed_with_the_prices_that_they_were_made_with(version_3):
+async def test_bills_of_version_3_are_recomputed_with_their_own_prices(version_3):
     for _ in range(2):
         async with open_sqlite(version_3) as store:
             found = await audit(store)
@@ -153,7 +157,7 @@ async def test_bills_of_version_3_are_recomputed_with_the_prices_that_they_were_
             assert (total.input_tokens, total.cached_input_tokens) == (510_000, 0)
 
 
-async def test_a_file_of_version_3_keeps_answers_and_new_counts(version_3):
+async def test_a_file_of_version_3_replays_answers_and_stores_new_counts(version_3):
     async with open_sqlite(version_3) as store:
         again = ReserveRequest(record("task_9"), 0, 0, idempotency_key=IdempotencyKey("again", b"f"))
         assert isinstance(await store.reserve(again), ReplayedAnswer)
@@ -166,19 +170,19 @@ async def test_a_file_of_version_3_keeps_answers_and_new_counts(version_3):
         assert (total.cached_input_tokens, total.cache_write_input_tokens) == (5, 3)
 
 
-async def test_a_file_of_version_3_keeps_costs_that_providers_report(version_3):
+async def test_a_file_of_version_3_stores_costs_reported_by_providers(version_3):
     ended = record("task_3", provider_micros=70, prices="image=40000,provider_dollar=1100000", cost=77)
     async with open_sqlite(version_3) as store:
         await store.reserve(ReserveRequest(ended, 0, 0))
         await store.settle(Settlement(ended))
     async with open_sqlite(version_3) as store:
-        *old, kept = (await store.list_usage(UsageQuery(), limit=9))[0]
+        *old, new = (await store.list_usage(UsageQuery(), limit=9))[0]
         assert [each.provider_micros for each in old] == [0, 0]
-        assert (kept.task_id, kept.provider_micros, kept.uncollected) == ("task_3", 70, 77)
+        assert (new.task_id, new.provider_micros, new.uncollected) == ("task_3", 70, 77)
         assert not (await audit(store)).findings
 
 
-async def test_the_first_archives_are_read_and_go_on(tmp_path):
+async def test_an_archive_of_the_first_version_is_read_and_extended(tmp_path):
     path = tmp_path / "usage.db"
     with closing(sqlite3.connect(path)) as old, old:
         for statement in ARCHIVE_MIGRATIONS[0]:
@@ -190,11 +194,11 @@ async def test_the_first_archives_are_read_and_go_on(tmp_path):
         )
     for number in (1, 2):
         async with open_archive(f"sqlite:{path}") as one, open_archive(f"sqlite:{path}") as two:
-            given = {"cached_input_tokens": 2, "provider_micros": 3, "at": 20.0 + number}
-            await one.add([record(f"task_{number}", **given)])
-            kept, _ = await two.list_usage(UsageQuery(), 9, "")
-            assert [each.provider_micros for each in kept] == [3] * number + [0]
-            assert [each.cached_input_tokens for each in kept] == [2] * number + [0]
+            changes = {"cached_input_tokens": 2, "provider_micros": 3, "at": 20.0 + number}
+            await one.add([record(f"task_{number}", **changes)])
+            stored, _ = await two.list_usage(UsageQuery(), 9, "")
+            assert [each.provider_micros for each in stored] == [3] * number + [0]
+            assert [each.cached_input_tokens for each in stored] == [2] * number + [0]
             assert await one.damage() == []
     with closing(sqlite3.connect(path)) as newer:
         newer.execute(f"PRAGMA user_version = {len(ARCHIVE_MIGRATIONS)}")

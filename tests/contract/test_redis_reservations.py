@@ -1,5 +1,4 @@
-"""Which holds in Redis a process finds as its own, and how takes, ends and records survive any
-error."""
+"""Reservations in Redis: which of them a process lists as its own, and how calls survive any error."""
 
 from __future__ import annotations
 
@@ -13,10 +12,12 @@ from typing import Any
 import pytest
 
 from pomelo.errors import PomeloError
-from pomelo.stores.ledger import LostReservationError, Reserved, UnknownOutcomeError, UsageQuery, Wallet
+from pomelo.stores.accounts import Wallet
+from pomelo.stores.ledger import LostReservationError, Reserved, UnknownOutcomeError
 from pomelo.stores.redis import ordered_tasks
-from pomelo.stores.redis.key_names import OWNERS, names
-from tests.contract.ledger_rig import WALLET, ending, record, taking
+from pomelo.stores.redis.key_names import WORKERS, names
+from pomelo.stores.usage import UsageQuery
+from tests.contract.ledger_rig import WALLET, abandon, held, record, request, settlement, wallets
 from tests.contract.redis_rig import emptied, open_with_credits
 from tests.redis_server import RedisServer
 
@@ -25,22 +26,21 @@ __all__ = ["emptied"]
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[RedisServer]:
-    """One server type is enough: it is the client that fails here."""
-    with RedisServer() as started_:
-        yield started_
+    """One server type is enough: in these tests the client fails."""
+    with RedisServer() as started:
+        yield started
 
 
-class Faulty:
-    """The client of a store. It raises the error that `error` makes for each command that `hits`
-    selects, instead of sending the command or, with `after`, after it. A call is given up after
-    `limit` seconds."""
+class FaultyClient:
+    """The client of a store. For each command that `hits` selects, it raises the result of `error` instead of
+    sending the command or, with `after`, after sending it. Calls time out after `timeout` seconds."""
 
-    def __init__(self, store: Any, limit: float = 0.9) -> None:
-        self._client = store._link._client
-        store._link._client = self
-        # Only now: on a busy machine, opening the store may take longer.
-        store._link.timing = replace(store._link.timing, limit=limit)
-        store._running._limit = limit
+    def __init__(self, store: Any, timeout: float = 0.9) -> None:
+        self._client = store._connection._client
+        store._connection._client = self
+        # Not when opening the store, which may take longer on a busy machine.
+        store._connection.timing = replace(store._connection.timing, timeout=timeout)
+        store._operations._timeout = timeout
         self.error: Callable[[], Exception] = lambda: RuntimeError("the handler is closed")
         self.hits: Callable[[tuple[Any, ...]], bool] = lambda command: False
         self.after = False
@@ -58,31 +58,31 @@ class Faulty:
         raise self.error()
 
 
-def touching(place: str) -> Callable[[tuple[Any, ...]], bool]:
-    """Whether a command names a key that ends with `place`."""
-    return lambda command: any(isinstance(part, str) and part.endswith(place) for part in command)
+def uses_key(suffix: str) -> Callable[[tuple[Any, ...]], bool]:
+    """Whether a command has a key with that suffix."""
+    return lambda command: any(isinstance(part, str) and part.endswith(suffix) for part in command)
 
 
-async def own(store: Any) -> list[str]:
+async def own_tasks(store: Any) -> list[str]:
     return [one.record.task_id for one in await store.reservations(own=True)]
 
 
-async def until(there: Callable[[], Any]) -> None:
+async def until(condition: Callable[[], Any]) -> None:
     """Waits for a condition, which may be asynchronous."""
     async with asyncio.timeout(20):
         while True:
-            found = there()
+            found = condition()
             if found is True or (not isinstance(found, bool) and await found):
                 return
             await asyncio.sleep(0.01)
 
 
-async def test_each_process_finds_what_it_took_itself(server, tmp_path):
+async def test_each_process_lists_its_own_reservations(server, tmp_path):
     async with AsyncExitStack() as stack:
         stores = [await open_with_credits(stack, server, tmp_path) for _ in range(2)]
         for number in range(4):
-            await stores[number % 2].reserve(taking(f"t{number}", 10 + number))
-        assert [await own(store) for store in stores] == [["t0", "t2"], ["t1", "t3"]]
+            await stores[number % 2].reserve(request(f"t{number}", 10 + number))
+        assert [await own_tasks(store) for store in stores] == [["t0", "t2"], ["t1", "t3"]]
         found = await stores[0].reservations()
         assert [(one.record.task_id, one.amount, one.own) for one in found] == [
             ("t0", 10, True),
@@ -90,62 +90,64 @@ async def test_each_process_finds_what_it_took_itself(server, tmp_path):
             ("t2", 12, True),
             ("t3", 13, False),
         ]
-        await stores[0].recover(WALLET, "t1")  # another process's task is left alone
+        await stores[0].recover(WALLET, "t1")  # no effect on another process's task
         await stores[0].recover(WALLET, "t2")
-        assert [await own(store) for store in stores] == [["t0"], ["t1", "t3"]]
-        assert (await stores[1].settle(ending("t1", 5))).record.cost == 5
+        assert [await own_tasks(store) for store in stores] == [["t0"], ["t1", "t3"]]
+        assert (await stores[1].settle(settlement("t1", 5))).record.cost == 5
         with pytest.raises(LostReservationError):
-            await stores[0].settle(ending("t2", 5))
+            await stores[0].settle(settlement("t2", 5))
 
 
-async def test_idle_wallets_are_not_checked_for_ever(server, tmp_path):
+async def test_idle_wallets_are_not_checked_forever(server, tmp_path):
     async with AsyncExitStack() as stack:
         store = await open_with_credits(stack, server, tmp_path)
-        await store.reserve(taking("a"))
+        await store.reserve(request("a"))
         for _ in range(5):
-            assert await own(store) == ["a"]
-        await store.settle(ending("a"))
+            assert await own_tasks(store) == ["a"]
+        await store.settle(settlement("a"))
         for _ in range(5):
-            assert await own(store) == []
-        assert store._looks == {}
-        await store.reserve(taking("b"))
-        assert await own(store) == ["b"]
+            assert await own_tasks(store) == []
+        assert store._checks == {}
+        await store.reserve(request("b"))
+        assert await own_tasks(store) == ["b"]
 
 
-async def test_a_take_that_arrives_late_is_found_though_its_wallet_was_idle(server, tmp_path, monkeypatch):
-    monkeypatch.setattr(ordered_tasks, "_UNDO_FOR", 0.1)
+async def test_a_reserve_that_arrives_late_is_found_although_its_wallet_was_idle(
+    server, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(ordered_tasks, "_MAX_UNDO_TIME", 0.1)
     async with AsyncExitStack() as stack:
         store = await open_with_credits(stack, server, tmp_path)
-        await store.reserve(taking("before"))
+        await store.reserve(request("before"))
         await store.void(WALLET, "before")
-        faults = Faulty(store, 0.1)
-        faults.hits = touching(names(WALLET).wallet)
+        faults = FaultyClient(store, 0.1)
+        faults.hits = uses_key(names(WALLET).wallet)
         with pytest.raises(UnknownOutcomeError):
-            await store.reserve(taking("late"))
-        await until(lambda: not store._running.works_on("late"))
+            await store.reserve(request("late"))
+        await until(lambda: not store._operations.is_busy("late"))
         faults.hits = lambda command: False
         for _ in range(10):
-            assert await own(store) == []
+            assert await own_tasks(store) == []
         # The delayed command reaches the server only now.
-        await store._link.send(*faults.failed[0])
-        assert await own(store) == ["late"]
+        await store._connection.send(*faults.failed[0])
+        assert await own_tasks(store) == ["late"]
         await store.recover(WALLET, "late")
         assert (await store.balance(WALLET)).held == 0
 
 
-async def test_what_the_store_is_about_to_end_is_not_found(server, tmp_path):
+async def test_a_task_that_the_store_is_about_to_end_is_not_listed(server, tmp_path):
     async with AsyncExitStack() as stack:
         store = await open_with_credits(stack, server, tmp_path)
-        await store.reserve(taking("a"))
-        faults = Faulty(store, 0.1)
-        faults.hits = touching(names(WALLET).usage)
+        await store.reserve(request("a"))
+        faults = FaultyClient(store, 0.1)
+        faults.hits = uses_key(names(WALLET).usage)
         with pytest.raises(UnknownOutcomeError):
-            await store.settle(ending("a"))
-        assert await own(store) == []
+            await store.settle(settlement("a"))
+        assert await own_tasks(store) == []
         assert [(one.record.task_id, one.own) for one in await store.reservations()] == [("a", False)]
         faults.hits = lambda command: False
-        await until(lambda: not store._running.works_on("a"))
-        assert (await store.settle(ending("a"))).record.cost == 10
+        await until(lambda: not store._operations.is_busy("a"))
+        assert (await store.settle(settlement("a"))).record.cost == 10
 
 
 # --- unexpected errors
@@ -155,20 +157,20 @@ ERRORS: dict[str, Callable[[], Exception]] = {
     "a reset": lambda: ConnectionResetError(104, "Connection reset by peer"),
     "another": lambda: KeyError("reply"),
 }
-ANY = pytest.mark.parametrize("error", ERRORS)
+ANY_ERROR = pytest.mark.parametrize("error", ERRORS)
 AFTER = pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
 
 
-@ANY
+@ANY_ERROR
 @AFTER
 async def test_any_error_of_the_client_is_store_unavailable_for_every_method(server, tmp_path, error, after):
     async with AsyncExitStack() as stack:
         store = await open_with_credits(stack, server, tmp_path)
-        faults = Faulty(store, 0.05)
+        faults = FaultyClient(store, 0.05)
         faults.error, faults.after, faults.hits = ERRORS[error], after, lambda command: True
         calls = [
-            store.reserve(taking("a")),
-            store.settle(ending("b")),
+            store.reserve(request("a")),
+            store.settle(settlement("b")),
             store.void(WALLET, "c"),
             store.note([record("a")]),
             store.limit_status(WALLET),
@@ -185,100 +187,102 @@ async def test_any_error_of_the_client_is_store_unavailable_for_every_method(ser
             store.revoke_key("k", 1.0),
             store.list_usage(UsageQuery(), limit=1),
             store.sum_usage(UsageQuery(), "day"),
-            store.held(),
-            store.holding(WALLET),
-            store.wallets(),
+            store.drafts(),
+            held(store, WALLET),
+            wallets(store),
         ]
         found = await asyncio.gather(*calls, return_exceptions=True)
         assert {getattr(one, "code", one) for one in found} == {"store_unavailable"}
         faults.hits = lambda command: False
-        await until(lambda: not store._running._all)
+        await until(lambda: not store._operations._all)
         assert (await store.balance(WALLET)).held == 0
 
 
-@ANY
+@ANY_ERROR
 @AFTER
-async def test_a_single_error_at_any_command_is_not_even_noticed(server, tmp_path, error, after):
+async def test_a_single_error_at_any_command_is_retried(server, tmp_path, error, after):
     async with AsyncExitStack() as stack:
         store = await open_with_credits(stack, server, tmp_path)
-        faults = Faulty(store)
+        faults = FaultyClient(store)
         faults.error, faults.after = ERRORS[error], after
         for number in range(8):
             commands = iter(range(100))
             faults.hits = lambda command, at=number, commands=commands: next(commands) == at
-            assert isinstance(await store.reserve(taking(f"t{number}", 20)), Reserved)
+            assert isinstance(await store.reserve(request(f"t{number}", 20)), Reserved)
             assert await store.note([record(f"t{number}", cost=3)]) == []
-            assert (await store.settle(ending(f"t{number}", 7))).record.cost == 7
+            assert (await store.settle(settlement(f"t{number}", 7))).record.cost == 7
             assert (await store.balance(WALLET)).held == 0
         assert (await store.balance(WALLET)).spent == 8 * 7
 
 
-async def test_ends_that_are_asked_for_again_and_again_do_not_pile_up(server, tmp_path):
+async def test_repeated_settlements_do_not_pile_up(server, tmp_path):
     async with AsyncExitStack() as stack:
         store = await open_with_credits(stack, server, tmp_path)
-        await store.reserve(taking("a"))
-        faults = Faulty(store, 0.02)
+        await store.reserve(request("a"))
+        faults = FaultyClient(store, 0.02)
         faults.hits = lambda command: True
         for _ in range(20):
             with pytest.raises(PomeloError):
-                await store.settle(ending("a"))
-        assert len(store._running._all) <= 2
+                await store.settle(settlement("a"))
+        assert len(store._operations._all) <= 2
         faults.hits = lambda command: False
-        await until(lambda: not store._running._all)
-        assert (await store.settle(ending("a"))).record.cost == 10
+        await until(lambda: not store._operations._all)
+        assert (await store.settle(settlement("a"))).record.cost == 10
 
 
-async def test_takes_of_unknown_outcome_leave_nothing_to_do_for_ever(server, tmp_path, monkeypatch):
-    monkeypatch.setattr(ordered_tasks, "_UNDO_FOR", 0.2)
+async def test_undoing_a_reserve_with_unknown_outcome_is_not_retried_forever(server, tmp_path, monkeypatch):
+    monkeypatch.setattr(ordered_tasks, "_MAX_UNDO_TIME", 0.2)
     async with AsyncExitStack() as stack:
         store = await open_with_credits(stack, server, tmp_path)
-        faults = Faulty(store, 0.02)
+        faults = FaultyClient(store, 0.02)
         faults.hits = lambda command: True
         for number in range(20):
             with pytest.raises(PomeloError):
-                await store.reserve(taking(f"t{number}"))
-        await until(lambda: not store._running._all)
+                await store.reserve(request(f"t{number}"))
+        await until(lambda: not store._operations._all)
 
 
-async def test_the_background_loops_outlive_any_error(server, tmp_path, caplog):
+async def test_the_background_loops_survive_any_error(server, tmp_path, caplog):
     caplog.set_level(logging.ERROR)
     async with AsyncExitStack() as stack:
-        quick = {"beat": 0.02, "dead": 2.0, "drain": 0.02}
+        quick = {"heartbeat": 0.02, "dead_after": 2.0, "drain": 0.02}
         store = await open_with_credits(stack, server, tmp_path, **quick)
         other = await open_with_credits(stack, server, tmp_path, **quick)
-        faults = Faulty(store, 0.05)
+        faults = FaultyClient(store, 0.05)
         faults.error = lambda: KeyError("reply")
         faults.hits = lambda command: True
         await until(lambda: len(faults.failed) > 40)
         faults.hits = lambda command: False
-        beaten = server.do("HGETALL", OWNERS)[store._owner.id.encode()]
-        await until(lambda: server.do("HGETALL", OWNERS)[store._owner.id.encode()] != beaten)
-        # It is still an owner, and its records still go to the archive.
-        await store.reserve(taking("a"))
-        await store.settle(ending("a"))
+        before = server.do("HGETALL", WORKERS)[store._worker.id.encode()]
+        await until(lambda: server.do("HGETALL", WORKERS)[store._worker.id.encode()] != before)
+        # It is still a worker, and its records still go to the archive.
+        await store.reserve(request("a"))
+        await store.settle(settlement("a"))
         await until(lambda: server.do("XLEN", names(WALLET).usage) == 0)
         assert (await other.list_usage(UsageQuery(), limit=9))[0][0].task_id == "a"
-        told = [one.getMessage() for one in caplog.records]
-        assert len(told) == 1, "once, however often it happened"
-        assert "builtins.KeyError" in told[0]
+        logged = [one.getMessage() for one in caplog.records]
+        assert len(logged) == 1, "once, however often it happened"
+        assert "builtins.KeyError" in logged[0]
 
 
-async def test_an_archive_that_fails_with_any_error_gets_the_records_later(server, tmp_path, monkeypatch):
+async def test_an_archive_that_fails_with_an_unexpected_error_gets_the_records_later(
+    server, tmp_path, monkeypatch
+):
     async with AsyncExitStack() as stack:
         store = await open_with_credits(stack, server, tmp_path, drain=0.02)
         archive = store._usage._archive
-        asked = asyncio.Semaphore(0)
+        calls = asyncio.Semaphore(0)
 
-        async def fail(found: Any) -> None:
-            asked.release()
+        async def fail(records: Any) -> None:
+            calls.release()
             raise KeyError("row")
 
         with monkeypatch.context() as patch:
             patch.setattr(archive, "add", fail)
-            await store.reserve(taking("a"))
-            await store.settle(ending("a"))
+            await store.reserve(request("a"))
+            await store.settle(settlement("a"))
             for _ in range(5):
-                await asked.acquire()
+                await calls.acquire()
             with pytest.raises(PomeloError) as caught:
                 await store.list_usage(UsageQuery(), limit=9)
             assert caught.value.code == "store_unavailable"
@@ -286,23 +290,23 @@ async def test_an_archive_that_fails_with_any_error_gets_the_records_later(serve
         assert [one.task_id for one in (await store.list_usage(UsageQuery(), limit=9))[0]] == ["a"]
 
 
-async def test_a_hold_that_can_not_be_ended_does_not_keep_others_from_being_ended(server, tmp_path, caplog):
+async def test_a_reservation_that_can_not_be_recovered_does_not_block_others(server, tmp_path, caplog):
     async with AsyncExitStack() as stack:
-        quick = {"beat": 0.02, "dead": 0.2}
+        quick = {"heartbeat": 0.02, "dead_after": 0.2}
         dying = await open_with_credits(stack, server, tmp_path, **quick)
         other = Wallet("acme", False)
         for number in range(3):
-            await dying.reserve(taking(f"t{number}"))
-        await dying.reserve(taking("t3", 0, live=False))
-        await dying.reserve(taking("t4", 0, live=False, account="default"))
-        await dying.abandon()
-        # Two wallets that something else has damaged.
+            await dying.reserve(request(f"t{number}"))
+        await dying.reserve(request("t3", 0, live=False))
+        await dying.reserve(request("t4", 0, live=False, account="default"))
+        await abandon(dying)
+        # Damages two wallets.
         server.do("SET", names(other).usage, "not a stream")
-        server.do("HSET", names(Wallet("default", False)).holds, "junk", "not a hold")
+        server.do("HSET", names(Wallet("default", False)).holds, "junk", "not a reservation")
         watching = await open_with_credits(stack, server, tmp_path, **quick)
         await until(lambda: server.do("HLEN", names(WALLET).holds) == 0)
         await until(lambda: server.do("HKEYS", names(Wallet("default", False)).holds) == [b"junk"])
         assert server.do("HKEYS", names(other).holds) == [b"t3"]
         server.do("DEL", names(other).usage)
         await until(lambda: server.do("HLEN", names(other).holds) == 0)
-        assert await own(watching) == []
+        assert await own_tasks(watching) == []

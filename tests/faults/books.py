@@ -1,4 +1,5 @@
-"""The books of a store: what must add up at any time, to the microcredit."""
+"""The books of a store: its balances, records and reservations, which must always add up to the
+microcredit."""
 
 from __future__ import annotations
 
@@ -8,14 +9,15 @@ from dataclasses import asdict
 from typing import Any
 
 from pomelo.accounts.audit import audit
+from pomelo.stores.accounts import Wallet
 from pomelo.stores.base import Store
-from pomelo.stores.ledger import UsageQuery, UsageRecord, Wallet
+from pomelo.stores.usage import UsageQuery, UsageRecord
 
 LIVE = Wallet("default", True)
 
 
 async def state(store: Store, since: float = 0.0) -> dict[str, Any]:
-    """What the store holds of the live wallet; its records from `since` on."""
+    """The state of the live wallet, with its records from `since` on."""
     records: list[UsageRecord] = []
     after = ""
     while True:
@@ -23,25 +25,25 @@ async def state(store: Store, since: float = 0.0) -> dict[str, Any]:
         records += page
         if not after:
             break
-    told = await audit(store)
+    audited = await audit(store)
     balance = await store.balance(LIVE)
     return {
         "audit": {
-            "difference": told.difference_micros,
-            "findings": [finding.detail for finding in told.findings],
-            "records": told.records,
+            "difference": audited.difference_micros,
+            "findings": [finding.detail for finding in audited.findings],
+            "records": audited.records,
         },
         "granted": sum(grant.amount for grant in await store.list_grants(LIVE)),
         "balance": asdict(balance) | {"available": balance.available},
         "spent": sum(total.cost for total in await store.sum_usage(UsageQuery(live=True), "account")),
-        "held": [record.task_id for record in await store.held()],
+        "held": [draft.task_id for draft in await store.drafts()],
         "slots": (await store.limit_status(LIVE)).concurrency,
         "records": [asdict(record) for record in records],
     }
 
 
 class Books:
-    """What the store holds, as a server's `state` tells it."""
+    """The state of a store, as `state` returns it."""
 
     def __init__(self, state: dict[str, Any]) -> None:
         self.balance: dict[str, int] = state["balance"]
@@ -65,12 +67,12 @@ class Books:
         assert min(self.balance.values()) >= 0
 
     def check_idle(self) -> None:
-        """It adds up, and nothing is held by anybody."""
+        """Everything adds up, and nothing is reserved."""
         self.check()
         assert self.held == []
         assert self.balance["held"] == 0
         assert self.concurrency == 0
 
     def costs(self, request_ids: Iterable[str]) -> int:
-        """What those requests were charged, together."""
+        """The sum of the charges of those requests."""
         return sum(record["cost"] for name in request_ids for record in self.records.get(name, ()))

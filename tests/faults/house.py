@@ -15,12 +15,12 @@ from typing import Any, Self
 from pomelo.accounts.keys import Keyring
 from pomelo.app import store_of
 from pomelo.settings import load
-from pomelo.stores.ledger import Grant
+from pomelo.stores.accounts import Grant
 from pomelo.testing import FaultUpstream
 from tests.faults.books import LIVE, Books, state
 
 REPOSITORY = Path(__file__).parents[2]
-DYING = ("tests.faults.dying",)
+DYING = ("tests.faults.crashing_server",)
 """The server that dies where it is told to."""
 SERVE = ("pomelo.cli", "serve")
 """The server as users start it."""

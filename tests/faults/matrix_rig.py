@@ -25,7 +25,7 @@ from pomelo.providers import Credentials
 from pomelo.providers.base import Job, Provider
 from pomelo.providers.http.client import Http, Timeouts
 from pomelo.settings import Settings
-from pomelo.stores.ledger import UsageQuery, UsageRecord
+from pomelo.stores.usage import UsageQuery, UsageRecord
 from pomelo.testing import FaultUpstream
 from pomelo.testing.addresses import Unresolving
 from pomelo.testing.faults import FAULTS, LATE, OK, UNAVAILABLE, Fault

@@ -1,5 +1,5 @@
-"""A proxy between the store and its server that resets connections: at any moment, before a command is done, or
-after it was done and before its answer is delivered."""
+"""A proxy between the store and its server that resets connections: at any moment, before a command is
+executed, or after it was executed and before its reply is delivered."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ class Cut(Enum):
 
     NOW = "now"
     """Immediately, whatever is in transit."""
-    ASKED = "asked"
+    BEFORE_COMMAND = "before a command"
     """When the next commands arrive, which are lost."""
-    ANSWERED = "answered"
-    """When the next answers arrive, which are lost; their commands were executed."""
+    BEFORE_REPLY = "before a reply"
+    """When the next replies arrive, which are lost; their commands were executed."""
 
 
 class TcpProxy:
-    """Passes bytes on, to a port of loopback. `every`: resets the connection in place of each
-    `every`th answer; 0: never. `cuts` counts all connections that were reset."""
+    """Forwards bytes to a port of loopback. `every`: resets the connection in place of every `every`th reply;
+    0: never. `cuts` counts the connections that were reset."""
 
     def __init__(self, port: int) -> None:
         self.every = 0
         self.cuts = 0
-        self._to = port
-        self._answers = 0
+        self._server_port = port
+        self._replies = 0
         self._armed: dict[Cut, int] = dict.fromkeys(Cut, 0)
         self._open: set[asyncio.Task[None]] = set()
         self._clients: deque[asyncio.StreamWriter] = deque()
@@ -64,42 +64,42 @@ class TcpProxy:
         self._open.add(task)
         task.add_done_callback(self._open.discard)
         self._clients.append(writer)
-        if self._falls(Cut.NOW):
+        if self._is_due(Cut.NOW):
             self._reset(writer)
             return
         with suppress(OSError):
-            there, back = await asyncio.open_connection("127.0.0.1", self._to)
-            asking = asyncio.create_task(self._ask(reader, back, writer))
+            there, back = await asyncio.open_connection("127.0.0.1", self._server_port)
+            forwarding = asyncio.create_task(self._forward_commands(reader, back, writer))
             try:
-                await self._answer(there, writer)
+                await self._forward_replies(there, writer)
             finally:
-                asking.cancel()
+                forwarding.cancel()
                 back.close()
-                self._gone(writer)
+                self._remove(writer)
                 writer.close()
 
-    async def _ask(
+    async def _forward_commands(
         self, reader: asyncio.StreamReader, back: asyncio.StreamWriter, writer: asyncio.StreamWriter
     ) -> None:
         with suppress(OSError):
             while chunk := await reader.read(_CHUNK):
-                if self._falls(Cut.ASKED):
+                if self._is_due(Cut.BEFORE_COMMAND):
                     self._reset(writer)
                     break
                 back.write(chunk)
                 await back.drain()
         back.close()
 
-    async def _answer(self, there: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def _forward_replies(self, there: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         while chunk := await there.read(_CHUNK):
-            self._answers += 1
-            if (self.every and self._answers % self.every == 0) or self._falls(Cut.ANSWERED):
+            self._replies += 1
+            if (self.every and self._replies % self.every == 0) or self._is_due(Cut.BEFORE_REPLY):
                 self._reset(writer)
                 return
             writer.write(chunk)
             await writer.drain()
 
-    def _falls(self, when: Cut) -> bool:
+    def _is_due(self, when: Cut) -> bool:
         """Whether a requested reset is due; uses it up."""
         if not self._armed[when]:
             return False
@@ -108,12 +108,12 @@ class TcpProxy:
 
     def _reset(self, writer: asyncio.StreamWriter) -> None:
         self.cuts += 1
-        self._gone(writer)
+        self._remove(writer)
         raw = writer.get_extra_info("socket")
         # With a linger time of zero, closing a socket sends RST.
         raw.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         writer.transport.abort()
 
-    def _gone(self, writer: asyncio.StreamWriter) -> None:
+    def _remove(self, writer: asyncio.StreamWriter) -> None:
         with suppress(ValueError):
             self._clients.remove(writer)

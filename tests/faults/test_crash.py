@@ -1,7 +1,7 @@
-"""A server that dies: whatever a caller was told is in the books, and the books add up to the microcredit.
+"""A server that is killed: all acknowledged tasks are in the books, and the books add up to the microcredit.
 
-`kill -9` at every point of a task's life, and at any moment under many streams. The everyday size is small;
-`make crash` is the full one.
+SIGKILL at every point of a task's life, and at random times during many streams. `make crash` runs all
+repetitions.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ log = logging.getLogger("tests.crash")
 
 FULL = os.environ.get("CRASH") == "full"
 TIMES = 20 if FULL else 1
-"""Crashes at each point."""
+"""Number of crashes at each point."""
 KILLS = {"sqlite": 50 if FULL else 2, "redis": 20 if FULL else 1}
 STREAMS = 200 if FULL else 50
-"""Streams that live at each kill."""
+"""Number of running streams at each kill."""
 
 CREDITS = 10**12
 WORDS = "one two three four five six"
@@ -40,8 +40,8 @@ WORDS = "one two three four five six"
 
 @dataclass(frozen=True)
 class Point:
-    """Where a task's server dies, and what it is then. `streams`: only a stream comes by there; `text`: only
-    a text does. `settled`: the task's whole answer is in the books. `noted`: what was delivered is."""
+    """A point where a task's server dies. `streams`: only streams reach it; `text`: only text tasks do.
+    `settled`: the complete task is in the books then. `noted`: its delivered output is."""
 
     streams: bool = False
     text: bool = False
@@ -50,9 +50,9 @@ class Point:
 
 
 POINTS = {
-    "before_take": Point(),
-    "in_take": Point(),
-    "after_take": Point(),
+    "before_reserve": Point(),
+    "in_reserve": Point(),
+    "after_reserve": Point(),
     "before_the_provider": Point(),
     "at_the_first_piece": Point(),
     "between_pieces": Point(streams=True, text=True),
@@ -73,16 +73,16 @@ POINTS = {
 
 
 class Vendor:
-    """What the playing vendors answer, by the request id that is in the text; else WORDS or a sound."""
+    """The answers of the vendors, by the request id in the text; by default WORDS or audio."""
 
     def __init__(self) -> None:
         self.scripts: dict[str, Script] = {}
-        self.asked: Counter[str] = Counter()
+        self.calls: Counter[str] = Counter()
 
     def __call__(self, received: Received) -> Reply:
         """The reply to a request."""
         request_id = id_in(received)
-        self.asked[request_id] += 1
+        self.calls[request_id] += 1
         script = self.scripts.get(request_id)
         if script is None:
             script = Answer(WORDS) if "messages" in received.body else Speech()
@@ -90,9 +90,9 @@ class Vendor:
 
 
 def id_in(received: Received) -> str:
-    """The request id of Pomelo's caller: the first word of what it sent."""
-    said = received.prompt if "messages" in received.body else received.body["text"]
-    return str(said).split()[0]
+    """The request id of Pomelo's caller: the first word of its text."""
+    prompt = received.prompt if "messages" in received.body else received.body["text"]
+    return str(prompt).split()[0]
 
 
 def text(request_id: str) -> dict[str, Any]:
@@ -107,24 +107,24 @@ def speech(request_id: str) -> dict[str, Any]:
 
 @pytest.fixture
 async def vendor(upstream: FaultUpstream) -> AsyncIterator[Vendor]:
-    """The playing vendors' director."""
+    """Sets the answers of the fake vendors."""
     upstream.reset()
-    upstream.default = director = Vendor()
-    yield director
+    upstream.default = answers = Vendor()
+    yield answers
     upstream.default = None
     upstream.reset()
 
 
 def emitted(upstream: FaultUpstream) -> Counter[str]:
-    """The tokens that the playing vendor has sent, by request id."""
+    """The tokens that the vendor has sent, by request id."""
     sent: Counter[str] = Counter()
     for received in upstream.requests:
         sent[id_in(received)] += received.tokens_sent
     return sent
 
 
-def check_told(books: Books, told: Told, sent: Mapping[str, int]) -> None:
-    """What a caller was told of a task is in the books, once; of what it was not told, no more than was sent."""
+def check_received(books: Books, told: Told, sent: Mapping[str, int]) -> None:
+    """A completed task is in the books, once; any other one with no more output than was sent."""
     records = books.records.get(told.request_id, [])
     assert len(records) <= 1, records
     if told.whole:
@@ -147,7 +147,7 @@ def check_told(books: Books, told: Told, sent: Mapping[str, int]) -> None:
 
 @dataclass
 class Round:
-    """One crash: what its callers were told."""
+    """One crash, and what its callers received."""
 
     point: str
     number: int
@@ -157,25 +157,26 @@ class Round:
     @property
     def dying(self) -> str:
         """The request id of the task whose server dies."""
-        place = "after_note" if self.point == "in_recovery" else self.point
-        return f"crash.{place}.{self.name}"
+        point = "after_note" if self.point == "in_recovery" else self.point
+        return f"crash.{point}.{self.name}"
 
     @property
     def name(self) -> str:
-        """What no other round is called."""
+        """A unique name."""
         return f"{self.point}.{self.number}"
 
     def body(self) -> tuple[dict[str, Any], bool]:
-        """The task whose server dies, and whether it is a stream: in turn of each kind that comes by there."""
-        what = POINTS[self.point]
+        """The task whose server dies, and whether it is a stream; in turn each type that reaches the
+        point."""
+        point = POINTS[self.point]
         turn = (self.number + list(POINTS).index(self.point)) // 2
-        make = text if what.text or turn % 2 == 0 else speech
-        return make(self.dying), what.streams or turn % 4 < 2
+        make = text if point.text or turn % 2 == 0 else speech
+        return make(self.dying), point.streams or turn % 4 < 2
 
 
 @pytest.fixture(scope="module")
 async def house(tmp_path_factory: pytest.TempPathFactory, upstream: FaultUpstream) -> AsyncIterator[House]:
-    """One data folder for all the crashes: what the last one left is what the next one begins with."""
+    """One data folder for all crashes: each starts with what the last one left."""
     async with await House(tmp_path_factory.mktemp("house"), upstream).prepare(CREDITS) as lasting:
         yield lasting
 
@@ -189,24 +190,25 @@ async def test_a_crash_at_any_point_loses_nothing_and_charges_nothing_twice(
     for number in range(TIMES):
         process = await house.running()
         round_ = Round(point, number)
-        async with callers(process.rest, process.grpc, house.key) as wires:
-            await crash(round_, wires, process, vendor)
+        async with callers(process.rest, process.grpc, house.key) as clients:
+            await crash(round_, clients, process, vendor)
         process = await restart(house, point)
         books = await read_books(process, round_.began)
         waits.append(time.monotonic() - process.started)
         books.check_idle()
         check(round_, books, emitted(upstream))
         vendor.scripts.clear()
-        async with callers(process.rest, process.grpc, house.key) as wires:
-            await check_repeat(round_, wires, process, vendor)
+        async with callers(process.rest, process.grpc, house.key) as clients:
+            await check_repeat(round_, clients, process, vendor)
         upstream.requests.clear()
     assert max(waits) < RESOLVED_WITHIN
-    log.info("%-28s %3d crashes, nothing held %.2f s after the restart at most", point, TIMES, max(waits))
+    log.info("%-28s %3d crashes, nothing reserved %.2f s after the restart at most", point, TIMES, max(waits))
 
 
-async def crash(round_: Round, wires: tuple[Rest, Grpc], process: Process, vendor: Vendor) -> None:
-    """Runs tasks until the server dies at the point: two that end, two that live, and the one."""
-    rest, grpc = wires
+async def crash(round_: Round, clients: tuple[Rest, Grpc], process: Process, vendor: Vendor) -> None:
+    """Runs tasks until the server dies at the point: two that end, two that are running, and the dying
+    one."""
+    rest, grpc = clients
     name = round_.name
     round_.told += [
         await rest(text(f"done.rest.{name}"), f"done.rest.{name}"),
@@ -215,9 +217,9 @@ async def crash(round_: Round, wires: tuple[Rest, Grpc], process: Process, vendo
     assert all(told.whole for told in round_.told)
     watch = Watch()
     live = []
-    for wire, lives in ((rest, f"live.rest.{name}"), (grpc, f"live.grpc.{name}")):
-        vendor.scripts[lives] = Answer(WORDS, at={2: Gate()})
-        live.append(asyncio.create_task(wire(text(lives), lives, stream=True, piece=watch.came)))
+    for client, request_id in ((rest, f"live.rest.{name}"), (grpc, f"live.grpc.{name}")):
+        vendor.scripts[request_id] = Answer(WORDS, at={2: Gate()})
+        live.append(asyncio.create_task(client(text(request_id), request_id, stream=True, piece=watch.came)))
     await watch.reaches(4)
     body, stream = round_.body()
     if "note" in round_.dying:
@@ -226,7 +228,7 @@ async def crash(round_: Round, wires: tuple[Rest, Grpc], process: Process, vendo
         )
     elif "void" in round_.point:
         vendor.scripts[round_.dying] = error_reply(400)
-    last = await wires[round_.number % 2](body, round_.dying, stream=stream, repeat_key=round_.dying)
+    last = await clients[round_.number % 2](body, round_.dying, stream=stream, repeat_key=round_.dying)
     if round_.point == "after_the_answer":
         assert last.whole
         process.kill()
@@ -237,7 +239,8 @@ async def crash(round_: Round, wires: tuple[Rest, Grpc], process: Process, vendo
 
 
 async def restart(house: House, point: str) -> Process:
-    """A new server on the same data folder; in between one that dies while it recovers."""
+    """Starts a new server on the same data folder; at `in_recovery`, after one that dies while it
+    recovers."""
     if point == "in_recovery":
         dead = await house.start(fails=True, DIE_IN_RECOVERY="1")
         assert dead.process.returncode == -signal.SIGKILL
@@ -245,37 +248,37 @@ async def restart(house: House, point: str) -> Process:
 
 
 def check(round_: Round, books: Books, sent: Mapping[str, int]) -> None:
-    """All that callers were told is in the books, and of the one task what its point says."""
+    """All that callers received is in the books, and the dying task as its point requires."""
     for told in round_.told:
-        check_told(books, told, sent)
+        check_received(books, told, sent)
     assert set(books.records) <= {told.request_id for told in round_.told}
-    what = POINTS[round_.point]
-    mine = books.records.get(round_.dying, [])
-    assert any(record["complete"] for record in mine) == what.settled
-    if what.noted:
-        for wire in ("rest", "grpc"):
-            (record,) = books.records[f"live.{wire}.{round_.name}"]
+    point = POINTS[round_.point]
+    records = books.records.get(round_.dying, [])
+    assert any(record["complete"] for record in records) == point.settled
+    if point.noted:
+        for client in ("rest", "grpc"):
+            (record,) = books.records[f"live.{client}.{round_.name}"]
             assert (record["source"], record["output_tokens"]) == ("recovered", 2)
-        (record,) = mine
+        (record,) = records
         assert record["source"] == "recovered"
         assert record["cost"] > 0
 
 
-async def check_repeat(round_: Round, wires: tuple[Rest, Grpc], process: Process, vendor: Vendor) -> None:
-    """Whoever asks again with the same Idempotency-Key gets an answer; it was charged once."""
+async def check_repeat(round_: Round, clients: tuple[Rest, Grpc], process: Process, vendor: Vendor) -> None:
+    """A repeated request with the same Idempotency-Key is answered, and was charged once."""
     body, stream = round_.body()
     again = f"again.{round_.name}"
-    asked = vendor.asked[round_.dying]
-    told = await wires[(round_.number + 1) % 2](body, again, stream=stream, repeat_key=round_.dying)
+    calls = vendor.calls[round_.dying]
+    told = await clients[(round_.number + 1) % 2](body, again, stream=stream, repeat_key=round_.dying)
     assert told.whole, told
     books = await read_books(process, round_.began)
     books.check_idle()
     settled = POINTS[round_.point].settled
     both = books.records.get(round_.dying, []) + books.records.get(again, [])
-    (whole,) = [record for record in both if record["complete"]]
-    assert told.task_id == whole["task_id"]
-    assert whole["request_id"] == (round_.dying if settled else again)
-    assert vendor.asked[round_.dying] == asked + (not settled)
+    (complete,) = [record for record in both if record["complete"]]
+    assert told.task_id == complete["task_id"]
+    assert complete["request_id"] == (round_.dying if settled else again)
+    assert vendor.calls[round_.dying] == calls + (not settled)
     if settled:
         assert told.headers["x-credits-charged"] == "0"
 
@@ -285,7 +288,7 @@ async def check_repeat(round_: Round, wires: tuple[Rest, Grpc], process: Process
 
 @pytest.fixture(params=KILLS)
 def kills(request: pytest.FixtureRequest) -> Iterator[tuple[int, dict[str, str]]]:
-    """How often the server is killed, and the variables of its store."""
+    """How often the server is killed, and the environment variables of its store."""
     if request.param == "sqlite":
         yield KILLS["sqlite"], {}
         return
@@ -294,20 +297,20 @@ def kills(request: pytest.FixtureRequest) -> Iterator[tuple[int, dict[str, str]]
 
 
 async def resolved(process: Process, since: float) -> Books:
-    """The books, once nothing is held any more; how long that may take is the caller's to say."""
+    """The books, as soon as nothing is reserved any more."""
     async with asyncio.timeout(2 * RESOLVED_WITHIN):
-        while (await read_books(process, since)).held:  # noqa: ASYNC110 (it tells no event of it)
+        while (await read_books(process, since)).held:  # noqa: ASYNC110 (there is no event to wait for)
             await asyncio.sleep(0.1)
     return await read_books(process, since)
 
 
 @pytest.mark.timeout(3000 if FULL else 120)
-async def test_a_server_that_is_killed_under_live_streams_loses_nothing(
+async def test_a_server_killed_during_many_streams_loses_nothing(
     kills: tuple[int, dict[str, str]], tmp_path: Path, upstream: FaultUpstream, vendor: Vendor
 ) -> None:
     times, store = kills
-    chance = random.Random(20261124)
-    whole, cut, recovered = 0, 0, 0
+    generator = random.Random(20261124)
+    complete, cut, recovered = 0, 0, 0
     unbilled: list[int] = []
     waits: list[float] = []
     async with await House(tmp_path, upstream, **store).prepare(CREDITS) as house:
@@ -315,14 +318,14 @@ async def test_a_server_that_is_killed_under_live_streams_loses_nothing(
         for number in range(times):
             began = time.time()
             watch = Watch()
-            async with callers(process.rest, process.grpc, house.key, at_once=STREAMS // 2) as wires:
+            async with callers(process.rest, process.grpc, house.key, at_once=STREAMS // 2) as clients:
                 living = [
                     asyncio.create_task(
-                        until_the_end(wires[one % 2], f"{number}.{one}", vendor, watch, chance)
+                        until_the_end(clients[one % 2], f"{number}.{one}", vendor, watch, generator)
                     )
                     for one in range(STREAMS)
                 ]
-                await watch.reaches(STREAMS * 4 + chance.randrange(STREAMS * 20))
+                await watch.reaches(STREAMS * 4 + generator.randrange(STREAMS * 20))
                 process.kill()
                 await process.ended()
                 told = [one for many in await asyncio.gather(*living) for one in many]
@@ -332,7 +335,7 @@ async def test_a_server_that_is_killed_under_live_streams_loses_nothing(
             books.check_idle()
             sent = emitted(upstream)
             for one in told:
-                check_told(books, one, sent)
+                check_received(books, one, sent)
             assert set(books.records) <= {one.request_id for one in told}
             last = [one for one in told if not one.whole]
             assert len(last) == STREAMS
@@ -341,34 +344,34 @@ async def test_a_server_that_is_killed_under_live_streams_loses_nothing(
                 billed = sum(record["output_tokens"] for record in books.records.get(one.request_id, ()))
                 recovered += one.request_id in books.records
                 unbilled.append(max(0, one.pieces - billed))
-            whole += len(told) - len(last)
+            complete += len(told) - len(last)
             cut += len(last)
             upstream.requests.clear()
             vendor.scripts.clear()
     assert max(waits) < RESOLVED_WITHIN
     unbilled.sort()
     log.info(
-        "%s: %d kills under %d streams: %d acknowledged, none lost; %d cut, of which %d were charged something; "
-        "words that were delivered and not charged: p50 %d, p99 %d, most %d (a word every %.2f s); nothing "
-        "held p50 %.2f s, at most %.2f s after the restart",
-        "Redis" if store else "SQLite", times, STREAMS, whole, cut, recovered,
+        "%s: %d kills during %d streams: %d acknowledged, none lost; %d cut off, %d of them charged; delivered words "
+        "that were not charged: p50 %d, p99 %d, max %d (a word every %.2f s); nothing reserved p50 %.2f s, max %.2f s "
+        "after the restart",
+        "Redis" if store else "SQLite", times, STREAMS, complete, cut, recovered,
         unbilled[len(unbilled) // 2], unbilled[len(unbilled) * 99 // 100], unbilled[-1], PACE,
         sorted(waits)[len(waits) // 2], max(waits),
     )  # fmt: skip
 
 
 PACE = 0.15
-"""Seconds from one word to the next."""
+"""Seconds between two words."""
 
 
 async def until_the_end(
-    wire: Rest | Grpc, name: str, vendor: Vendor, watch: Watch, chance: random.Random
+    client: Rest | Grpc, name: str, vendor: Vendor, watch: Watch, generator: random.Random
 ) -> list[Told]:
-    """One stream after another, of any length, until the server is gone."""
+    """Runs streams of random lengths, one after another, until the server is gone."""
     told: list[Told] = []
     while not told or told[-1].whole:
         request_id = f"kill.{name}.{len(told)}"
-        words = chance.randint(3, 30)
+        words = generator.randint(3, 30)
         vendor.scripts[request_id] = Answer("word " * words, at=dict.fromkeys(range(words), PACE))
-        told.append(await wire(text(request_id), request_id, stream=True, piece=watch.came))
+        told.append(await client(text(request_id), request_id, stream=True, piece=watch.came))
     return told

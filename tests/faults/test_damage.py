@@ -18,10 +18,12 @@ import pytest
 from pomelo.accounts.audit import audit
 from pomelo.catalog.pricing import Usage, cost
 from pomelo.errors import PomeloError
-from pomelo.stores.archive.sqlite import open_archive
-from pomelo.stores.base import KeyRecord, StoreError
-from pomelo.stores.ledger import IdempotencyKey, ReserveRequest, Settlement, UsageQuery
+from pomelo.stores.archive import open_archive
+from pomelo.stores.base import StoreError
+from pomelo.stores.keys import KeyRecord
+from pomelo.stores.ledger import IdempotencyKey, ReserveRequest, Settlement
 from pomelo.stores.sqlite import damage, open_sqlite
+from pomelo.stores.usage import UsageQuery
 from tests.integration.commands import addresses, pomelo, staying
 from tests.unit.accounts.audited_store import PRICES, draft, endow, hold, run
 
@@ -30,7 +32,7 @@ SEED = 20
 
 
 async def fill(path: Path) -> None:
-    """Makes a store with rows in each of its tables and no page that is free."""
+    """Creates a store with rows in each table and without free pages."""
     async with open_sqlite(path) as store:
         await endow(store, micros=10**9)
         for number in range(10):
@@ -39,9 +41,9 @@ async def fill(path: Path) -> None:
             await store.add_key(key)
         await asyncio.gather(*[run(store, f"task_{number:026d}") for number in range(120)])
         for number in range(20):
-            once = IdempotencyKey(f"{number:064d}", b"f" * 32)
+            key = IdempotencyKey(f"{number:064d}", b"f" * 32)
             await store.reserve(
-                ReserveRequest(draft(f"once_{number}"), minimum=1, maximum=5_000, idempotency_key=once)
+                ReserveRequest(draft(f"once_{number}"), minimum=1, maximum=5_000, idempotency_key=key)
             )
             counts = {"input_tokens": 10, "output_tokens": 5}
             record = replace(draft(f"once_{number}", **counts), cost=cost(Usage(**counts), PRICES))
@@ -51,7 +53,7 @@ async def fill(path: Path) -> None:
 
 
 async def fill_archive(path: Path) -> None:
-    """Makes an archive with records."""
+    """Creates an archive with records."""
     async with open_archive(f"sqlite:{path}") as archive:
         await archive.add([draft(f"task_{number}", at=float(number)) for number in range(200)])
 
@@ -59,7 +61,7 @@ async def fill_archive(path: Path) -> None:
 @pytest.fixture(scope="module")
 async def database(tmp_path_factory: pytest.TempPathFactory) -> bytes:
     """The bytes of a store's file."""
-    path = tmp_path_factory.mktemp("whole") / "pomelo.db"
+    path = tmp_path_factory.mktemp("intact") / "pomelo.db"
     await fill(path)
     return path.read_bytes()
 
@@ -67,7 +69,7 @@ async def database(tmp_path_factory: pytest.TempPathFactory) -> bytes:
 @pytest.fixture(scope="module")
 async def archived(tmp_path_factory: pytest.TempPathFactory) -> bytes:
     """The bytes of an archive."""
-    path = tmp_path_factory.mktemp("whole") / "usage.db"
+    path = tmp_path_factory.mktemp("intact") / "usage.db"
     await fill_archive(path)
     return path.read_bytes()
 
@@ -75,50 +77,50 @@ async def archived(tmp_path_factory: pytest.TempPathFactory) -> bytes:
 # --- kinds of damage
 
 
-def bad_pages(whole: bytes) -> Iterator[tuple[str, bytes]]:
+def bad_pages(intact: bytes) -> Iterator[tuple[str, bytes]]:
     """Each page in turn, replaced by zeros, random bytes or the contents of another page."""
-    chance = random.Random(SEED)
-    count = len(whole) // PAGE
+    generator = random.Random(SEED)
+    count = len(intact) // PAGE
     for number in range(count):
-        other = (number + chance.randrange(1, count)) % count
+        other = (number + generator.randrange(1, count)) % count
         for name, page in (
             ("zeros", bytes(PAGE)),
-            ("garbage", chance.randbytes(PAGE)),
-            ("another's", whole[other * PAGE :][:PAGE]),
+            ("garbage", generator.randbytes(PAGE)),
+            ("another page", intact[other * PAGE :][:PAGE]),
         ):
-            yield f"page {number + 1}: {name}", whole[: number * PAGE] + page + whole[(number + 1) * PAGE :]
+            yield f"page {number + 1}: {name}", intact[: number * PAGE] + page + intact[(number + 1) * PAGE :]
 
 
-def bad_heads(whole: bytes) -> Iterator[tuple[str, bytes]]:
+def bad_heads(intact: bytes) -> Iterator[tuple[str, bytes]]:
     """The header of each page, and that of the file, overwritten with random bytes."""
-    chance = random.Random(SEED)
-    for number in range(len(whole) // PAGE):
+    generator = random.Random(SEED)
+    for number in range(len(intact) // PAGE):
         at = number * PAGE + (0 if number else 100)
-        yield f"page {number + 1}: head", whole[:at] + chance.randbytes(12) + whole[at + 12 :]
-    yield "the file's head", chance.randbytes(100) + whole[100:]
-    yield "the file's mark", b"SQLite format 2\0" + whole[16:]
+        yield f"page {number + 1}: head", intact[:at] + generator.randbytes(12) + intact[at + 12 :]
+    yield "the file's head", generator.randbytes(100) + intact[100:]
+    yield "the file's mark", b"SQLite format 2\0" + intact[16:]
 
 
-def cut(whole: bytes) -> Iterator[tuple[str, bytes]]:
+def cut(intact: bytes) -> Iterator[tuple[str, bytes]]:
     """Only the first part of the file."""
-    chance = random.Random(SEED)
-    for size in [1, 15, 99, 100, 511, PAGE, 2 * PAGE, len(whole) - PAGE, len(whole) - 1] + [
-        chance.randrange(1, len(whole)) for _ in range(11)
+    generator = random.Random(SEED)
+    for size in [1, 15, 99, 100, 511, PAGE, 2 * PAGE, len(intact) - PAGE, len(intact) - 1] + [
+        generator.randrange(1, len(intact)) for _ in range(11)
     ]:
-        yield f"cut to {size}", whole[:size]
+        yield f"cut to {size}", intact[:size]
 
 
-def flipped(whole: bytes) -> Iterator[tuple[str, bytes]]:
+def flipped(intact: bytes) -> Iterator[tuple[str, bytes]]:
     """Random bit flips, in 20 files."""
-    chance = random.Random(SEED)
+    generator = random.Random(SEED)
     for number in range(20):
-        bent = bytearray(whole)
+        damaged = bytearray(intact)
         for _ in range(20):
-            bent[chance.randrange(len(bent))] ^= 1 << chance.randrange(8)
-        yield f"flips {number}", bytes(bent)
+            damaged[generator.randrange(len(damaged))] ^= 1 << generator.randrange(8)
+        yield f"flips {number}", bytes(damaged)
 
 
-async def store_says(path: Path) -> str:
+async def store_error(path: Path) -> str:
     """The error from opening a store's file or from the audit; empty if the file is intact."""
     try:
         async with open_sqlite(path) as store:
@@ -128,8 +130,8 @@ async def store_says(path: Path) -> str:
         return str(error)
 
 
-async def archive_says(path: Path) -> str:
-    """The same of an archive."""
+async def archive_error(path: Path) -> str:
+    """The same for an archive."""
     try:
         async with open_archive(f"sqlite:{path}") as archive:
             return " ".join(part for found in await archive.damage() for part in found)
@@ -137,61 +139,61 @@ async def archive_says(path: Path) -> str:
         return str(error)
 
 
-@pytest.mark.parametrize("spoil", [bad_pages, bad_heads, cut, flipped])
+@pytest.mark.parametrize("damage_file", [bad_pages, bad_heads, cut, flipped])
 @pytest.mark.parametrize("which", ["database", "archived"])
-async def test_no_damage_is_silent(
+async def test_no_damage_is_unreported(
     which: str,
-    spoil: Callable[[bytes], Iterator[tuple[str, bytes]]],
+    damage_file: Callable[[bytes], Iterator[tuple[str, bytes]]],
     database: bytes,
     archived: bytes,
     tmp_path: Path,
 ) -> None:
-    whole = database if which == "database" else archived
-    says: Callable[[Path], Awaitable[str]] = store_says if which == "database" else archive_says
-    silent, count = [], 0
-    for name, bent in spoil(whole):
-        if bent == whole:
+    intact = database if which == "database" else archived
+    get_error: Callable[[Path], Awaitable[str]] = store_error if which == "database" else archive_error
+    unreported, count = [], 0
+    for name, damaged in damage_file(intact):
+        if damaged == intact:
             continue
         count += 1
         folder = tmp_path / str(count)
         folder.mkdir()
         path = folder / ("pomelo.db" if which == "database" else "usage.db")
-        path.write_bytes(bent)
-        said = await says(path)
-        assert "\n" not in said
-        if not said:
-            silent.append(name)
-        elif "another program" not in said and "no archive" not in said and "newer" not in said:
-            assert path.name in said or "acme" in said or "task_" in said, said
-            assert "backup" in said or "microcredits" in said or "billed" in said, said
+        path.write_bytes(damaged)
+        message = await get_error(path)
+        assert "\n" not in message
+        if not message:
+            unreported.append(name)
+        elif "another program" not in message and "no archive" not in message and "newer" not in message:
+            assert path.name in message or "acme" in message or "task_" in message, message
+            assert "backup" in message or "microcredits" in message or "billed" in message, message
         shutil.rmtree(folder)
-    logging.getLogger(__name__).info("%s of %s: %d files", spoil.__name__, which, count)
+    logging.getLogger(__name__).info("%s of %s: %d files", damage_file.__name__, which, count)
     assert count >= 15
-    assert silent == []
+    assert unreported == []
 
 
 @pytest.mark.parametrize("which", ["pomelo.db", "usage.db"])
 async def test_an_empty_file_is_refused_and_not_initialised(which: str, tmp_path: Path) -> None:
     path = tmp_path / which
     path.write_bytes(b"")
-    says = store_says if which == "pomelo.db" else archive_says
+    get_error = store_error if which == "pomelo.db" else archive_error
     for _ in range(2):
-        said = await says(path)
-        assert str(path) in said
-        assert "is empty. Restore a backup" in said
-        assert "or delete it to start anew" in said
+        message = await get_error(path)
+        assert str(path) in message
+        assert "is empty. Restore a backup" in message
+        assert "or delete it to start anew" in message
         assert path.read_bytes() == b""
     path.unlink()
-    assert await says(path) == ""
+    assert await get_error(path) == ""
 
 
 async def test_a_log_without_its_file_is_refused_and_not_initialised(tmp_path: Path) -> None:
     path = tmp_path / "pomelo.db"
     (tmp_path / "pomelo.db-wal").write_bytes(b"what was committed last")
-    said = await store_says(path)
-    assert f"{path} is missing, and its log pomelo.db-wal is there. Restore both" in said
+    message = await store_error(path)
+    assert f"{path} is missing, and its log pomelo.db-wal is there. Restore both" in message
     (tmp_path / "pomelo.db-wal").unlink()
-    assert await store_says(path) == ""
+    assert await store_error(path) == ""
 
 
 async def test_a_new_file_is_complete_or_absent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -203,10 +205,10 @@ async def test_a_new_file_is_complete_or_absent(tmp_path: Path, monkeypatch: pyt
         raise DiskFullError("database or disk is full")
 
     with monkeypatch.context() as patched:
-        patched.setattr("pomelo.stores.sqlite.file._migrate", fails)
-        assert "Free or mend the disk" in await store_says(tmp_path / "pomelo.db")
+        patched.setattr("pomelo.stores.sqlite.file._run_migrations", fails)
+        assert "Free or mend the disk" in await store_error(tmp_path / "pomelo.db")
     assert os.listdir(tmp_path) == ["pomelo.db.lock"]  # noqa: PTH208
-    assert await store_says(tmp_path / "pomelo.db") == ""
+    assert await store_error(tmp_path / "pomelo.db") == ""
 
 
 @pytest.mark.parametrize("change", ["sql = replace(sql, 'request_id', 'request_ib')", "name = 'usaga'"])
@@ -219,9 +221,9 @@ async def test_a_table_with_an_altered_definition_is_refused(
     with closing(sqlite3.connect(path, isolation_level=None)) as connection:
         connection.execute("PRAGMA writable_schema = ON")
         connection.execute(f"UPDATE sqlite_schema SET {change} WHERE name = 'usage'")
-    said = await (store_says if which == "database" else archive_says)(path)
-    assert f"{path} is damaged" in said or "it is damaged" in said
-    assert damage.REMEDY in said
+    message = await (store_error if which == "database" else archive_error)(path)
+    assert f"{path} is damaged" in message or "it is damaged" in message
+    assert damage.REMEDY in message
 
 
 # --- the log that a crash leaves
@@ -243,7 +245,7 @@ async def crashed(tmp_path: Path) -> Path:
     return copy / "pomelo.db"
 
 
-async def test_an_intact_log_of_a_crash_is_recovered(crashed: Path) -> None:
+async def test_an_intact_log_left_by_a_crash_is_recovered(crashed: Path) -> None:
     commits = damage.last_commits(crashed)
     assert commits is not None
     assert len(commits) >= 40
@@ -254,24 +256,24 @@ async def test_an_intact_log_of_a_crash_is_recovered(crashed: Path) -> None:
 
 
 @pytest.mark.parametrize("at", [0, 8, 16, 28, 32, 36, 40, 60, 5_000, 20_000])
-async def test_a_damaged_log_of_a_crash_loses_nothing_silently(crashed: Path, at: int) -> None:
+async def test_a_damaged_log_left_by_a_crash_is_reported(crashed: Path, at: int) -> None:
     log = crashed.with_name("pomelo.db-wal")
-    bent = bytearray(log.read_bytes())
-    bent[at] ^= 0x10
-    log.write_bytes(bent)
-    said = await store_says(crashed)
-    assert "pomelo.db-wal" in said
-    assert "damaged" in said
+    damaged = bytearray(log.read_bytes())
+    damaged[at] ^= 0x10
+    log.write_bytes(damaged)
+    message = await store_error(crashed)
+    assert "pomelo.db-wal" in message
+    assert "damaged" in message
 
 
-async def test_what_a_crash_cut_off_was_never_acknowledged(crashed: Path) -> None:
+async def test_a_log_truncated_by_a_crash_loses_only_an_unacknowledged_transaction(crashed: Path) -> None:
     log = crashed.with_name("pomelo.db-wal")
-    whole = log.read_bytes()
+    intact = log.read_bytes()
     commits = damage.last_commits(crashed)
     assert commits is not None
     frame = 24 + PAGE
-    log.write_bytes(whole[: 32 + (commits[-1] - 1) * frame + 1000])  # within the last transaction
-    assert await store_says(crashed) == ""
+    log.write_bytes(intact[: 32 + (commits[-1] - 1) * frame + 1000])  # within the last transaction
+    assert await store_error(crashed) == ""
     async with open_sqlite(crashed) as store:
         assert len((await store.list_usage(UsageQuery(), limit=100))[0]) in (19, 20)
 
@@ -279,7 +281,7 @@ async def test_what_a_crash_cut_off_was_never_acknowledged(crashed: Path) -> Non
 # --- damage while the store is open
 
 
-async def test_damage_that_a_statement_meets_is_logged_once_and_reported_by_the_audit(
+async def test_damage_found_by_a_statement_is_logged_once_and_reported_by_the_audit(
     database: bytes, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     path = tmp_path / "pomelo.db"
@@ -300,7 +302,7 @@ async def test_damage_that_a_statement_meets_is_logged_once_and_reported_by_the_
         assert len(found) > 1
 
 
-async def test_damage_that_a_write_meets_is_logged_too(
+async def test_damage_found_by_a_write_is_logged_too(
     database: bytes, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     path = tmp_path / "pomelo.db"
@@ -319,7 +321,7 @@ async def test_damage_that_a_write_meets_is_logged_too(
         assert await store.list_accounts() != []
 
 
-async def test_a_large_file_is_checked_for_a_bounded_time(
+async def test_a_large_file_is_checked_for_a_limited_time(
     database: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     path = tmp_path / "pomelo.db"
@@ -346,11 +348,11 @@ async def test_a_large_file_is_checked_for_a_bounded_time(
 
 async def test_serve_and_the_audit_report_damage_to_the_operator(database: bytes, tmp_path: Path) -> None:
     data = tmp_path / "data"
-    made = await pomelo(tmp_path, "keys", "create")
-    assert made.status == 0, made.error
+    created = await pomelo(tmp_path, "keys", "create")
+    assert created.status == 0, created.error
     path = data / "pomelo.db"
-    whole = path.read_bytes()
-    path.write_bytes(whole[: 5 * PAGE] + bytes(PAGE) + whole[6 * PAGE :])
+    intact = path.read_bytes()
+    path.write_bytes(intact[: 5 * PAGE] + bytes(PAGE) + intact[6 * PAGE :])
     for command in ("serve", "audit"):
         ended = await pomelo(tmp_path, command, **addresses())
         assert ended.status == 1
@@ -391,7 +393,7 @@ async def test_damage_of_an_open_archive_is_reported_too(archived: bytes, tmp_pa
         assert len(found) > 1
 
 
-async def test_a_backup_that_is_made_while_tasks_run_is_complete(tmp_path: Path) -> None:
+async def test_a_backup_made_while_tasks_run_is_complete(tmp_path: Path) -> None:
     path, backup = tmp_path / "pomelo.db", tmp_path / "backup" / "pomelo.db"
     backup.parent.mkdir(mode=0o700)
 
@@ -407,4 +409,4 @@ async def test_a_backup_that_is_made_while_tasks_run_is_complete(tmp_path: Path)
             await run(store, f"task_{count}")
             count += 1
         await copying
-    assert await store_says(backup) == ""
+    assert await store_error(backup) == ""

@@ -1,6 +1,6 @@
-"""A disk that is full, and a process that is killed: nothing that was acknowledged is lost, nothing is half done.
+"""A full disk and a killed process: nothing that was acknowledged is lost, and nothing is half done.
 
-Each store runs in a process of its own, whose files may not grow beyond a limit, or which is killed.
+Each store runs in its own process, which is killed or whose files may not grow beyond a limit.
 """
 
 from __future__ import annotations
@@ -17,8 +17,9 @@ from pathlib import Path
 
 import pytest
 
-from pomelo.stores.ledger import UsageQuery, Wallet
+from pomelo.stores.accounts import Wallet
 from pomelo.stores.sqlite import open_sqlite
+from pomelo.stores.usage import UsageQuery
 
 WALLET = Wallet("default", False)
 
@@ -26,7 +27,9 @@ PROGRAM = """
 import asyncio, json, resource, signal, sys
 from pathlib import Path
 from pomelo.errors import PomeloError
-from pomelo.stores.ledger import Settlement, Take, Taken, UsageQuery, UsageRecord, Wallet
+from pomelo.stores.accounts import Wallet
+from pomelo.stores.ledger import ReserveRequest, Settlement
+from pomelo.stores.usage import UsageQuery, UsageRecord
 from pomelo.stores.sqlite import open_sqlite
 
 WALLET = Wallet("default", False)
@@ -34,16 +37,16 @@ WALLET = Wallet("default", False)
 def record(task, **changes):
     return UsageRecord(task, "r" * 400, "default", False, "k", "rest", "gpt-4", "text", **changes)
 
-def say(**what):
-    print(json.dumps(what), flush=True)
+def report(**values):
+    print(json.dumps(values), flush=True)
 
-async def pair(store, task):
+async def run_task(store, task):
     try:
-        await store.reserve(Take(record(task), 1, 10, tokens=5))
+        await store.reserve(ReserveRequest(record(task), 1, 10, tokens=5))
         await store.settle(Settlement(record(task, cost=3), 4))
     except PomeloError as error:
         return error.code
-    say(kept=task)
+    report(kept=task)
     return None
 
 async def fill(store):
@@ -52,29 +55,29 @@ async def fill(store):
     resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[3]), hard))
     codes, number = [], 0
     while len(codes) < 5:
-        asked = [pair(store, f"full-{number + n}") for n in range(20)]
-        codes += [code for code in await asyncio.gather(*asked) if code]
+        tasks = [run_task(store, f"full-{number + n}") for n in range(20)]
+        codes += [code for code in await asyncio.gather(*tasks) if code]
         number += 20
-    # What only reads goes on.
+    # Reading still works.
     await store.balance(WALLET)
-    await store.standing(WALLET)
+    await store.limit_status(WALLET)
     await store.list_usage(UsageQuery(), limit=5)
     resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
-    after = [code for n in range(20) if (code := await pair(store, f"well-{n}"))]
+    after = [code for n in range(20) if (code := await run_task(store, f"well-{n}"))]
     balance = await store.balance(WALLET)
-    say(codes=sorted(set(codes)), after=after, spent=balance.spent, held=balance.held)
+    report(codes=sorted(set(codes)), after=after, spent=balance.spent, held=balance.held)
 
 async def run(store):
     async def one(worker):
         number = 0
         while True:
-            await pair(store, f"{worker}-{number}")
+            await run_task(store, f"{worker}-{number}")
             number += 1
     await asyncio.gather(*(one(worker) for worker in range(20)))
 
 async def few(store):
     for number in range(20):
-        await pair(store, f"t{number}")
+        await run_task(store, f"t{number}")
 
 async def main():
     async with open_sqlite(Path(sys.argv[1])) as store:
@@ -84,12 +87,12 @@ asyncio.run(main())
 """
 
 
-def command(path: Path, what: str, *more: object) -> list[str]:
-    return [sys.executable, "-c", PROGRAM, str(path), what, *map(str, more)]
+def command(path: Path, action: str, *more: object) -> list[str]:
+    return [sys.executable, "-c", PROGRAM, str(path), action, *map(str, more)]
 
 
-async def kept_and_sound(path: Path) -> set[str]:
-    """The tasks that have a record, in a file in which all is right."""
+async def check_file(path: Path) -> set[str]:
+    """Checks that a file is intact. Returns the tasks that have a record."""
     async with open_sqlite(path) as store:
         balance = await store.balance(WALLET)
         found, _ = await store.list_usage(UsageQuery(), limit=10**6)
@@ -102,7 +105,7 @@ async def kept_and_sound(path: Path) -> set[str]:
 
 
 @pytest.mark.parametrize("limit", [150_000, 1_000_000, 3_000_000])
-async def test_a_full_disk_is_told_loses_nothing_and_is_over_when_there_is_room(tmp_path, limit):
+async def test_a_full_disk_is_reported_loses_nothing_and_ends_when_there_is_space(tmp_path, limit):
     path = tmp_path / "pomelo.db"
     ran = await asyncio.to_thread(
         subprocess.run, command(path, "fill", limit), capture_output=True, text=True, timeout=100, check=False
@@ -112,27 +115,27 @@ async def test_a_full_disk_is_told_loses_nothing_and_is_over_when_there_is_room(
     acknowledged = {line["kept"] for line in lines}
     assert last["codes"] == ["store_unavailable"]
     assert last["after"] == []
-    kept = await kept_and_sound(path)
+    kept = await check_file(path)
     assert acknowledged <= kept
     assert {f"well-{n}" for n in range(20)} <= acknowledged
 
 
 @pytest.mark.parametrize("lines", [1, 200, 1_000])
-async def test_a_process_that_is_killed_loses_nothing_that_it_acknowledged(tmp_path, lines):
+async def test_a_killed_process_loses_nothing_that_it_acknowledged(tmp_path, lines):
     path = tmp_path / "pomelo.db"
     process = await asyncio.create_subprocess_exec(*command(path, "run"), stdout=subprocess.PIPE)
     assert process.stdout is not None
-    said = [await process.stdout.readline() for _ in range(lines)]
+    output = [await process.stdout.readline() for _ in range(lines)]
     process.kill()
-    said += (await process.stdout.read()).splitlines(keepends=True)
+    output += (await process.stdout.read()).splitlines(keepends=True)
     await process.wait()
-    acknowledged = {json.loads(line)["kept"] for line in said if line.endswith(b"\n")}
+    acknowledged = {json.loads(line)["kept"] for line in output if line.endswith(b"\n")}
     assert len(acknowledged) >= lines
-    assert acknowledged <= await kept_and_sound(path)
+    assert acknowledged <= await check_file(path)
 
 
 @pytest.mark.skipif(shutil.which("strace") is None, reason="strace is not installed")
-async def test_the_disk_has_what_is_told_before_it_is_told(tmp_path):
+async def test_a_task_is_synced_to_disk_before_it_is_acknowledged(tmp_path):
     trace = tmp_path / "trace"
     tracing = ["strace", "-f", "-o", str(trace), "-e", "trace=fdatasync,fsync,write"]
     ran = await asyncio.to_thread(
@@ -146,11 +149,11 @@ async def test_the_disk_has_what_is_told_before_it_is_told(tmp_path):
     if ran.returncode != 0 and "PTRACE" in ran.stderr.upper():
         pytest.skip("strace may not trace here")
     assert ran.returncode == 0, ran.stderr
-    synced, told = 0, 0
+    synced, acknowledged = 0, 0
     for line in trace.read_text().splitlines():
         if re.search(r"(fdatasync|fsync)(\(| resumed).*= 0$", line):
             synced += 1
         elif 'write(1, "{\\"kept\\"' in line:
-            assert synced >= 2, line  # One for the take, one for the settlement, or more.
-            synced, told = 0, told + 1
-    assert told == 20
+            assert synced >= 2, line  # one for the reservation, one for the settlement, or more
+            synced, acknowledged = 0, acknowledged + 1
+    assert acknowledged == 20

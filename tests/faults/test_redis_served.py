@@ -1,4 +1,5 @@
-"""A server whose Redis hangs or dies: nobody new gets to a provider, and what runs is settled when it is back."""
+"""A server whose Redis hangs or dies: no new task reaches a provider, and running tasks are settled
+afterwards."""
 
 from __future__ import annotations
 
@@ -19,8 +20,8 @@ from tests.serving import Served, serve
 REFUSED_WITHIN = 1.0
 """Seconds from a task to its refusal."""
 
-TROUBLES: dict[str, tuple[Callable[[RedisServer], Any], Callable[[RedisServer], Any]]] = {
-    "it hangs": (RedisServer.stop, RedisServer.go_on),
+OUTAGES: dict[str, tuple[Callable[[RedisServer], Any], Callable[[RedisServer], Any]]] = {
+    "it hangs": (RedisServer.stop, RedisServer.resume),
     "it is killed and started again": (RedisServer.kill, RedisServer.start),
 }
 
@@ -43,11 +44,11 @@ class Client:
             return answer.status, await answer.text()
 
 
-@pytest.mark.parametrize("trouble", TROUBLES)
-async def test_in_an_outage_no_provider_is_called_and_what_runs_is_settled_after_it(
-    tmp_path: Path, trouble: str
+@pytest.mark.parametrize("outage", OUTAGES)
+async def test_no_provider_is_called_in_an_outage_and_running_tasks_are_settled_after_it(
+    tmp_path: Path, outage: str
 ) -> None:
-    begin, end = TROUBLES[trouble]
+    begin, end = OUTAGES[outage]
     async with FaultUpstream() as upstream:
         variables = {"OPENAI_API_KEY": "sk-upstream", "OPENAI_BASE_URL": upstream.openai_base_url}
         with RedisServer() as redis:
@@ -62,7 +63,7 @@ async def test_in_an_outage_no_provider_is_called_and_what_runs_is_settled_after
                     upstream.when("running", Answer("one two three", at={2: gate}))
                     running = asyncio.create_task(client.ask("running", stream=True))
                     await gate.reached.wait()
-                    asked = len(upstream.requests)
+                    calls = len(upstream.requests)
                     begin(redis)
                     for number in range(3):
                         began = time.monotonic()
@@ -70,13 +71,13 @@ async def test_in_an_outage_no_provider_is_called_and_what_runs_is_settled_after
                         assert time.monotonic() - began < REFUSED_WITHIN + 0.5
                         assert status == 503, text
                         assert "store_unavailable" in text
-                    assert len(upstream.requests) == asked, "a provider was asked without a hold"
+                    assert len(upstream.requests) == calls, "a provider was called without a reservation"
                     await asyncio.to_thread(end, redis)
                     gate.open()
                     status, text = await running
                     assert status == 200
                     async with asyncio.timeout(20):
-                        while (await client.ask("after"))[0] != 200:  # noqa: ASYNC110 (the server's doing)
+                        while (await client.ask("after"))[0] != 200:  # noqa: ASYNC110 (there is no event to wait for)
                             await asyncio.sleep(0.1)
                 audited = await pomelo(tmp_path, "audit", **variables)
                 assert audited.status == 0, audited.out

@@ -1,4 +1,4 @@
-"""A server that is told to end: what was delivered of every task is in the books before it has ended."""
+"""A server that is terminated: the delivered output of every task is in the books before it ends."""
 
 from __future__ import annotations
 
@@ -32,14 +32,14 @@ def text(words: str) -> dict[str, Any]:
 
 @pytest.fixture
 def vendor(upstream: FaultUpstream) -> Iterator[FaultUpstream]:
-    """The playing vendors, with nothing set and nothing asked yet."""
+    """The fake vendors, without answers and requests."""
     upstream.reset()
     yield upstream
     upstream.reset()
 
 
-async def ending(process: Process) -> None:
-    """Returns once the server has said that it ends."""
+async def wait_for_shutdown(process: Process) -> None:
+    """Waits until the server logs that it is ending."""
     assert process.process.stderr is not None
     async with asyncio.timeout(30):
         while b"Ending" not in await process.process.stderr.readline():
@@ -47,7 +47,7 @@ async def ending(process: Process) -> None:
 
 
 @pytest.mark.parametrize("longer", [0, STREAMS // 2, STREAMS], ids=["short", "both", "long"])
-async def test_two_hundred_streams_are_settled_when_the_server_is_told_to_end(
+async def test_two_hundred_streams_are_settled_when_the_server_is_terminated(
     longer: int, tmp_path: Path, vendor: FaultUpstream
 ) -> None:
     short, long, watch = Gate(), Gate(), Watch()
@@ -56,16 +56,16 @@ async def test_two_hundred_streams_are_settled_when_the_server_is_told_to_end(
     house = House(tmp_path, vendor, SERVE, POMELO_GRACE=str(GRACE))
     async with await house.prepare(CREDITS):
         process = await house.start(errors=asyncio.subprocess.PIPE)
-        async with callers(process.rest, process.grpc, house.key, at_once=STREAMS // 2) as wires:
+        async with callers(process.rest, process.grpc, house.key, at_once=STREAMS // 2) as clients:
             tasks: list[asyncio.Task[Told]] = []
             for one in range(STREAMS):
                 name = "long" if one < longer else "short"
-                asking = wires[one % 2](text(name), f"{name}.{one}", stream=True, piece=watch.came)
+                asking = clients[one % 2](text(name), f"{name}.{one}", stream=True, piece=watch.came)
                 tasks.append(asyncio.create_task(asking))
             await watch.reaches(2 * STREAMS)
             began = time.monotonic()
             process.process.terminate()
-            await ending(process)
+            await wait_for_shutdown(process)
             short.open()
             assert await process.ended() == 0
             took = time.monotonic() - began

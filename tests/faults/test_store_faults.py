@@ -1,5 +1,5 @@
-"""Unexpected errors, raised by the store's client at each of its calls over the whole life of a task: the
-caller receives at worst `store_unavailable`, no reservation is left, and no record is missing.
+"""Unexpected errors, raised by the store's client at each of its calls during the life of a task: the caller
+receives at worst `store_unavailable`, no reservation is left, and no record is missing.
 
 By default the errors are used in turn; with CRASH=full each call fails with each error, before and after
 it was executed.
@@ -25,15 +25,17 @@ import pytest
 from redis import exceptions as errors
 
 from pomelo.app import App, open_app
-from pomelo.engine import reservation
+from pomelo.engine import ledger
 from pomelo.engine.circuit_breaker import CircuitBreaker
 from pomelo.engine.routing import Router
 from pomelo.gen.v1 import admin_service_pb2 as pb
 from pomelo.gen.v1.admin_service_pb2_grpc import AdminServiceStub
 from pomelo.settings import Settings
+from pomelo.stores.accounts import Grant
 from pomelo.stores.base import Store
-from pomelo.stores.ledger import Grant, ReserveRequest, UsageQuery, UsageRecord
+from pomelo.stores.ledger import ReserveRequest
 from pomelo.stores.redis import scripts
+from pomelo.stores.usage import UsageQuery, UsageRecord
 from pomelo.testing import Answer, FaultUpstream, Gate, Received, Reply, error_reply
 from tests.faults.books import LIVE
 from tests.faults.callers import Grpc, Rest, Told, callers
@@ -44,13 +46,13 @@ FULL = os.environ.get("CRASH") == "full"
 CREDITS = 10**12
 WORDS = "one two three four five six"
 FREED_WITHIN = 10.0
-LIMIT = 0.05
-"""Seconds after which a call of Redis that always fails is given up."""
-PATIENT = 10.0
-"""The same for all others, however busy the machine is."""
+SHORT_TIMEOUT = 0.05
+"""The timeout of a Redis call that always fails, in seconds."""
+LONG_TIMEOUT = 10.0
+"""The timeout of all other calls, for a busy machine."""
 
 
-class UnheardOfError(Exception):
+class UnknownError(Exception):
     """An exception type that no code of ours handles."""
 
 
@@ -59,7 +61,7 @@ ERRORS: dict[str, Callable[[], Exception]] = {
         "unable to perform operation on <TCPTransport closed=True reading=False 0x5>; the handler is closed"
     ),
     "reset": lambda: ConnectionResetError(104, "Connection reset by peer"),
-    "unheard of": UnheardOfError,
+    "unknown": UnknownError,
 }
 KNOWN: dict[str, Callable[[], Exception]] = {
     "sqlite": lambda: sqlite3.OperationalError("disk I/O error"),
@@ -76,7 +78,7 @@ class Faults:
         self.hits = 0
         self._first = self._last = -1
         self._after = False
-        self._error: Callable[[], Exception] = UnheardOfError
+        self._error: Callable[[], Exception] = UnknownError
 
     def arm(self, at: int, times: int, error: Callable[[], Exception], *, after: bool) -> None:
         """Begins to count."""
@@ -88,7 +90,7 @@ class Faults:
         """Lets all calls pass."""
         self._first = self._last = -1
 
-    def falls(self) -> tuple[bool, bool]:
+    def next_call(self) -> tuple[bool, bool]:
         """Counts a call; returns whether it fails before it is executed, and whether after."""
         hit = self._first <= self.count < self._last
         self.count += 1
@@ -100,8 +102,10 @@ class Faults:
         return self._error()
 
 
-_OURS = {one.digest for one in (scripts.TAKE, scripts.SETTLE, scripts.VOID, scripts.NOTE, scripts.STANDING)}
-"""Scripts of a task's life."""
+_TASK_SCRIPTS = {
+    one.digest for one in (scripts.RESERVE, scripts.SETTLE, scripts.VOID, scripts.NOTE, scripts.LIMIT_STATUS)
+}
+"""The scripts that a task runs."""
 
 
 class FaultyClient:
@@ -116,8 +120,8 @@ class FaultyClient:
 
     async def execute_command(self, *command: Any) -> Any:
         """Executes a command, and fails before or after it."""
-        ours = command[0] in ("HGET", "SADD", "EVAL") or command[1] in _OURS
-        before, after = self._faults.falls() if ours else (False, False)
+        of_task = command[0] in ("HGET", "SADD", "EVAL") or command[1] in _TASK_SCRIPTS
+        before, after = self._faults.next_call() if of_task else (False, False)
         if before:
             raise self._faults.error()
         found = await self._client.execute_command(*command)
@@ -136,7 +140,7 @@ class FaultyConnection(sqlite3.Connection):
         """Executes a statement, and fails before or after it."""
         if sql == "PRAGMA query_only = ON":
             self.reads = True
-        before, after = (False, False) if self.reads else self.faults.falls()
+        before, after = (False, False) if self.reads else self.faults.next_call()
         if before:
             raise self.faults.error()
         cursor = super().execute(sql, parameters)
@@ -145,7 +149,7 @@ class FaultyConnection(sqlite3.Connection):
         return cursor
 
 
-# --- lives
+# --- tasks under faults
 
 
 @dataclass
@@ -162,11 +166,11 @@ class Life:
     retried: bool = False
 
     def body(self) -> dict[str, Any]:
-        """What its caller asks for."""
+        """The request of its caller."""
         return {"model": "gpt-4", "messages": [{"role": "user", "content": f"{self.request_id} Go on."}]}
 
     def answer(self, received: Received) -> Reply:
-        """What its vendor says."""
+        """The answer of its vendor."""
         if self.ending == "failed":
             return error_reply(400)
         return Answer(WORDS, at={2: self.gate} if self.ending == "left" else {})(received)
@@ -175,9 +179,11 @@ class Life:
         """Counts a received word."""
         self.words += 1
 
-    async def ask(self, wire: Rest | Grpc) -> None:
+    async def ask(self, client: Rest | Grpc) -> None:
         """Runs the task to its last byte, or until its caller leaves."""
-        asking = asyncio.create_task(wire(self.body(), self.request_id, stream=self.stream, piece=self.came))
+        asking = asyncio.create_task(
+            client(self.body(), self.request_id, stream=self.stream, piece=self.came)
+        )
         if self.ending == "left":
             half_way = asyncio.create_task(self.gate.reached.wait())
             await asyncio.wait({asking, half_way}, return_when=asyncio.FIRST_COMPLETED)
@@ -194,19 +200,19 @@ class Life:
 
 
 @dataclass
-class House:
-    """A running app whose store can be made to fail, on one kind of store."""
+class FaultyApp:
+    """A running app whose store can be made to fail."""
 
     app: App
     upstream: FaultUpstream
-    wires: tuple[Rest, Grpc]
+    clients: tuple[Rest, Grpc]
     faults: Faults
     lives: dict[str, Life]
 
     async def run(
         self,
         life: Life,
-        wire: Rest | Grpc,
+        client: Rest | Grpc,
         at: int,
         times: int,
         error: Callable[[], Exception],
@@ -217,16 +223,18 @@ class House:
         self.lives[life.request_id] = life
         store: Any = self.app.store
         self.app.keyring._known.clear()  # so that the key is looked up
-        if hasattr(store, "_places"):
-            store._places._known.clear()
+        if hasattr(store, "_wallet_index"):
+            store._wallet_index._known.clear()
             life.retried = times == 1
-            store._link.timing = replace(store._link.timing, limit=LIMIT if times > 1 else PATIENT)
+            store._connection.timing = replace(
+                store._connection.timing, timeout=SHORT_TIMEOUT if times > 1 else LONG_TIMEOUT
+            )
         self.faults.arm(at, times, error, after=after)
-        await life.ask(wire)
+        await life.ask(client)
         await self.app.draining.idle()
         self.faults.disarm()
-        if hasattr(store, "_places"):
-            store._link.timing = replace(store._link.timing, limit=PATIENT)
+        if hasattr(store, "_wallet_index"):
+            store._connection.timing = replace(store._connection.timing, timeout=LONG_TIMEOUT)
         async with asyncio.timeout(FREED_WITHIN):
             while (await store.balance(LIVE)).held or (await store.limit_status(LIVE)).concurrency:  # noqa: ASYNC110
                 await asyncio.sleep(0.002)
@@ -249,16 +257,17 @@ class House:
 
 
 @asynccontextmanager
-async def open_faulty(kind: str, url: str, folder: Path, patch: pytest.MonkeyPatch) -> AsyncIterator[House]:
-    """A house on a store of that kind."""
+async def open_faulty(
+    kind: str, url: str, folder: Path, patch: pytest.MonkeyPatch
+) -> AsyncIterator[FaultyApp]:
+    """Starts an app on a store of that kind."""
     faults = Faults()
-    patch.setattr(reservation, "PROGRESS_INTERVAL", 0.02)
-    patch.setattr(reservation, "_PAUSE", 0.02)
+    patch.setattr(ledger, "PROGRESS_INTERVAL", 0.02)
 
     def wrap(store: Any) -> Any:
         if kind == "redis":
-            store._link._client = FaultyClient(store._link._client, faults)
-            store._link.timing = replace(store._link.timing, limit=PATIENT)
+            store._connection._client = FaultyClient(store._connection._client, faults)
+            store._connection.timing = replace(store._connection.timing, timeout=LONG_TIMEOUT)
         return store
 
     if kind == "sqlite":
@@ -276,20 +285,22 @@ async def open_faulty(kind: str, url: str, folder: Path, patch: pytest.MonkeyPat
             openai_base_url=upstream.openai_base_url,
             grace=1.0,
         )
-        patient = partial(Router, breaker=partial(CircuitBreaker, minimum_calls=10**9))
-        async with open_app(settings, wrap_store=wrap, make_router=patient, reconcile_every=0.05) as app:
+        without_breaker = partial(Router, breaker=partial(CircuitBreaker, minimum_calls=10**9))
+        async with open_app(
+            settings, wrap_store=wrap, make_router=without_breaker, reconcile_every=0.05
+        ) as app:
             await app.store.set_plan("default", "unlimited")
             await app.store.grant(Grant("first", LIVE, CREDITS, time.time()))
             _, key = await app.keyring.create("default", live=True)
             assert app.rest is not None
             assert app.grpc is not None
-            async with callers("http://{}:{}".format(*app.rest), app.grpc, key) as wires:
-                yield House(app, upstream, wires, faults, lives)
+            async with callers("http://{}:{}".format(*app.rest), app.grpc, key) as clients:
+                yield FaultyApp(app, upstream, clients, faults, lives)
 
 
 @pytest.fixture(params=["sqlite", "redis"])
 def kind(request: pytest.FixtureRequest) -> Iterator[tuple[str, str]]:
-    """A kind of store, and where it is."""
+    """A kind of store, and its URL."""
     if request.param == "sqlite":
         yield "sqlite", ""
         return
@@ -299,7 +310,7 @@ def kind(request: pytest.FixtureRequest) -> Iterator[tuple[str, str]]:
 
 LIVES = list(itertools.product(("finished", "failed", "left"), (False, True)))
 STEPS = {"sqlite": 1 if FULL else 3, "redis": 1}
-"""From one call that fails to the next one that does: a file sees some thirty statements of a task."""
+"""The distance between the calls that fail: a task executes about thirty statements on a file."""
 
 
 @pytest.mark.timeout(1800 if FULL else 120)
@@ -307,64 +318,67 @@ async def test_any_store_error_at_any_call_leaves_no_reservation_and_one_record_
     kind: tuple[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     store, url = kind
-    said: list[dict[str, Any]] = []
-    asyncio.get_running_loop().set_exception_handler(lambda loop, context: said.append(context))
+    warnings: list[dict[str, Any]] = []
+    asyncio.get_running_loop().set_exception_handler(lambda loop, context: warnings.append(context))
     found = {**ERRORS, "known": KNOWN[store]}
-    ways = list(itertools.product(found, (False, True)))
-    turn = itertools.cycle(ways)
+    faults = list(itertools.product(found, (False, True)))
+    turn = itertools.cycle(faults)
     try:
-        async with open_faulty(store, url, tmp_path, monkeypatch) as house:
+        async with open_faulty(store, url, tmp_path, monkeypatch) as faulty:
             number = 0
             for (ending, stream), times in itertools.product(LIVES, (1, 10**6)):
                 for at in itertools.count(0, STEPS[store]):
                     hits = 0
-                    for error, after in ways if FULL else [next(turn)]:
+                    for error, after in faults if FULL else [next(turn)]:
                         number += 1
                         life = Life(
                             ending,
                             stream,
                             f"{ending}-{stream}-{times > 1}-{error.replace(' ', '-')}-{number}",
                         )
-                        wire = house.wires[number % 2]
-                        await house.run(life, wire, at, times, found[error], after=after)
-                        hits += house.faults.hits
+                        client = faulty.clients[number % 2]
+                        await faulty.run(life, client, at, times, found[error], after=after)
+                        hits += faulty.faults.hits
                     if not hits:
-                        break  # It ended before so many calls were made.
-            await check(house)
-            print(f"{store}: {number} lives, {Counter(told(one) for one in house.lives.values())}")  # noqa: T201
+                        break  # the task ended after fewer calls
+            await check(faulty)
+            print(f"{store}: {number} lives, {Counter(outcome(one) for one in faulty.lives.values())}")  # noqa: T201
     finally:
         asyncio.get_running_loop().set_exception_handler(None)
-    assert said == []
+    assert warnings == []
     assert "failed unexpectedly" not in caplog.text
 
 
-def told(life: Life) -> str:
+def outcome(life: Life) -> str:
     """The code that a task's caller received at the end."""
     return "left" if life.told is None else life.told.code
 
 
-async def check(house: House) -> None:
+async def check(faulty: FaultyApp) -> None:
     """Callers received only the allowed codes, and every vendor answer has exactly one usage record."""
-    records = await house.records()
-    asked = Counter(received.prompt.split()[0] for received in house.upstream.requests)
-    assert set(asked.values()) == {1}
-    assert set(records) <= set(asked)
-    for request_id, life in house.lives.items():
-        mine = records.get(request_id, [])
-        may = {"finished": "ok", "failed": "provider_failed", "left": "left"}[life.ending]
-        assert told(life) in ((may,) if life.retried else (may, "store_unavailable")), (request_id, life.told)
-        if told(life) == "ok":
-            assert [record.complete for record in mine] == [True], request_id
-        elif life.ending == "failed" or request_id not in asked:
-            assert mine == [], request_id
+    records = await faulty.records()
+    called = Counter(received.prompt.split()[0] for received in faulty.upstream.requests)
+    assert set(called.values()) == {1}
+    assert set(records) <= set(called)
+    for request_id, life in faulty.lives.items():
+        own = records.get(request_id, [])
+        expected = {"finished": "ok", "failed": "provider_failed", "left": "left"}[life.ending]
+        assert outcome(life) in ((expected,) if life.retried else (expected, "store_unavailable")), (
+            request_id,
+            life.told,
+        )
+        if outcome(life) == "ok":
+            assert [record.complete for record in own] == [True], request_id
+        elif life.ending == "failed" or request_id not in called:
+            assert own == [], request_id
         elif life.ending == "left":
-            assert [record.complete for record in mine] == ([False] if life.stream else []), request_id
+            assert [record.complete for record in own] == ([False] if life.stream else []), request_id
         elif "known" in request_id:
-            # A file that is known not to have kept it leaves the task unpaid, or pays what was delivered.
-            assert len(mine) <= 1, request_id
+            # If the file is known not to have the record, the task is unpaid or pays its delivered output.
+            assert len(own) <= 1, request_id
         else:
-            assert len(mine) == 1, request_id
-    audited = await house.audited()
+            assert len(own) == 1, request_id
+    audited = await faulty.audited()
     assert not audited.findings, audited
     assert (audited.holds, audited.difference_micros) == (0, 0)
 
@@ -376,35 +390,35 @@ async def test_a_reservation_without_a_running_task_is_an_audit_difference_and_i
     kind: tuple[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store, url = kind
-    async with open_faulty(store, url, tmp_path, monkeypatch) as house:
-        looks = asyncio.Event()
-        inner: Store = house.app.store
+    async with open_faulty(store, url, tmp_path, monkeypatch) as faulty:
+        may_list = asyncio.Event()
+        inner: Store = faulty.app.store
         reservations = inner.reservations
 
         async def waiting(*, own: bool = False) -> Any:
             if own:
-                await looks.wait()
+                await may_list.wait()
             return await reservations(own=own)
 
         monkeypatch.setattr(inner, "reservations", waiting)
         life = Life("left", True, "running-1")
-        house.lives[life.request_id] = life
-        running = asyncio.create_task(life.ask(house.wires[0]))
+        faulty.lives[life.request_id] = life
+        running = asyncio.create_task(life.ask(faulty.clients[0]))
         await life.gate.reached.wait()
         draft = UsageRecord("task_lost", "r", "default", True, "k", "rest", "gpt-4", "text", at=time.time())
         await inner.reserve(ReserveRequest(draft, minimum=1, maximum=2_740_000))
-        found = await house.audited()
+        found = await faulty.audited()
         assert [(one.check, one.subject, one.difference_micros) for one in found.findings] == [
             ("running", "task_lost", 2_740_000)
         ]
-        looks.set()
+        may_list.set()
         async with asyncio.timeout(FREED_WITHIN):
-            while (await house.audited()).findings:
+            while (await faulty.audited()).findings:
                 pass
         await running
-        await house.app.draining.idle()
+        await faulty.app.draining.idle()
         async with asyncio.timeout(FREED_WITHIN):
             while (await inner.balance(LIVE)).held:
                 pass
-        assert not (await house.audited()).findings
-        assert list(await house.records()) == ["running-1"]
+        assert not (await faulty.audited()).findings
+        assert list(await faulty.records()) == ["running-1"]

@@ -1,7 +1,7 @@
-"""A disk in trouble when tasks end: nobody is told that all is well, nothing is lost or charged twice.
+"""A disk that fails while tasks end: no caller receives a false success, nothing is lost or charged twice.
 
-The disk is a small one of memory, in a namespace of its own, where the system lets us make one; and as an
-error that SQLite meets otherwise, a limit on the size of the server's files.
+One failure is a small, full file system in memory, if this system allows mounting one. The other is a limit on
+the size of the server's files, which SQLite sees as another error.
 """
 
 from __future__ import annotations
@@ -38,15 +38,15 @@ pytestmark = [
 
 
 class FullDisk:
-    """A disk on which nothing is left: a small one of memory, mounted over a house's folder."""
+    """A full disk: a small file system in memory, mounted over the folder of a house."""
 
     def __init__(self) -> None:
         self._holder: subprocess.Popen[bytes] | None = None
 
     def mount(self, house: House) -> None:
-        """Puts a prepared house onto such a disk."""
+        """Moves a prepared house to such a disk."""
         folder = house.data.parent
-        mount = f"mount -t tmpfs -o size={SMALL_DISK} none '{folder}' && cp -a . '{folder}' && echo made && exec cat"
+        mount = f"mount -t tmpfs -o size={SMALL_DISK} none '{folder}' && cp -a . '{folder}' && echo mounted && exec cat"
         try:
             self._holder = holder = subprocess.Popen(
                 ["unshare", "-rm", "sh", "-c", mount],
@@ -58,95 +58,95 @@ class FullDisk:
             pytest.skip("this system has no unshare")
         assert holder.stdout is not None
         inside = ("nsenter", "--preserve-credentials", "-U", "-m", "-t", str(holder.pid))
-        if holder.stdout.readline() != b"made\n" or subprocess.run([*inside, "true"]).returncode:
+        if holder.stdout.readline() != b"mounted\n" or subprocess.run([*inside, "true"]).returncode:
             self.close()
-            pytest.skip("this system lets us make no small disk")
+            pytest.skip("this system does not allow mounting")
         house.inside = inside
 
     async def begin(self, process: Process) -> None:
-        """From now on nothing can be written."""
+        """Starts the failure: nothing can be written."""
         await process.ask("fill")
 
     async def end(self, process: Process) -> None:
-        """From now on it can."""
+        """Ends the failure."""
         await process.ask("empty")
 
     async def end_without_server(self, house: House) -> None:
-        """The same, where none runs; until then none can start."""
-        assert "disk is full" in await starting_fails(house)
+        """Ends the failure while no server is running; before, no server can start."""
+        assert "disk is full" in await start_error(house)
         freeing = await asyncio.create_subprocess_exec(*house.inside, "rm", house.data / "filler")
         assert await freeing.wait() == 0
 
     def close(self) -> None:
-        """Frees it."""
+        """Unmounts the disk."""
         if self._holder is not None:
             assert self._holder.stdin is not None
             self._holder.stdin.close()
             self._holder.wait()
 
 
-class NoFileGrows:
-    """No byte of a file can be written."""
+class FileSizeLimit:
+    """A limit of the process: no file can grow."""
 
     def mount(self, house: House) -> None:
-        """Nothing is to be done."""
+        """Does nothing."""
 
     async def begin(self, process: Process) -> None:
-        """From now on nothing can be written."""
-        _, most = resource.prlimit(process.process.pid, resource.RLIMIT_FSIZE)
-        resource.prlimit(process.process.pid, resource.RLIMIT_FSIZE, (0, most))
+        """Starts the failure: nothing can be written."""
+        _, hard = resource.prlimit(process.process.pid, resource.RLIMIT_FSIZE)
+        resource.prlimit(process.process.pid, resource.RLIMIT_FSIZE, (0, hard))
 
     async def end(self, process: Process) -> None:
-        """From now on it can."""
-        _, most = resource.prlimit(process.process.pid, resource.RLIMIT_FSIZE)
-        resource.prlimit(process.process.pid, resource.RLIMIT_FSIZE, (most, most))
+        """Ends the failure."""
+        _, hard = resource.prlimit(process.process.pid, resource.RLIMIT_FSIZE)
+        resource.prlimit(process.process.pid, resource.RLIMIT_FSIZE, (hard, hard))
 
     async def end_without_server(self, house: House) -> None:
-        """The same; the limit ended with the process, so another one gets it first."""
+        """The limit ended with the process, so another process gets it first."""
         house.inside = ("sh", "-c", 'ulimit -f 0; exec "$@"', "sh")
-        assert "File too large" in await starting_fails(house)
+        assert "File too large" in await start_error(house)
         house.inside = ()
 
     def close(self) -> None:
-        """Nothing is to be freed."""
+        """Does nothing."""
 
 
-Trouble = FullDisk | NoFileGrows
+DiskFailure = FullDisk | FileSizeLimit
 
 
-async def starting_fails(house: House) -> str:
-    """What a server says that can't start: that it is the disk's fault, not the file's."""
+async def start_error(house: House) -> str:
+    """The error of a server that can't start. It must blame the disk, not the file."""
     dead = await house.start(fails=True, errors=subprocess.PIPE)
     assert dead.process.returncode == 1
     assert dead.process.stderr is not None
-    said = (await dead.process.stderr.read()).decode()
-    assert "can't be" in said
-    assert "damaged" not in said
-    return said
+    message = (await dead.process.stderr.read()).decode()
+    assert "can't be" in message
+    assert "damaged" not in message
+    return message
 
 
-@pytest.fixture(params=[FullDisk, NoFileGrows], ids=["full disk", "no file grows"])
-def trouble(request: pytest.FixtureRequest) -> Iterator[Trouble]:
-    """What goes wrong with the disk."""
-    made: Trouble = request.param()
-    yield made
-    made.close()
+@pytest.fixture(params=[FullDisk, FileSizeLimit], ids=["full disk", "file size limit"])
+def failure(request: pytest.FixtureRequest) -> Iterator[DiskFailure]:
+    """Each failure of a disk."""
+    failure: DiskFailure = request.param()
+    yield failure
+    failure.close()
 
 
 class Vendor:
-    """Answers all but for the end, which waits for the gate."""
+    """Vendors whose answers wait for the gate before their end."""
 
     def __init__(self) -> None:
         self.gate = Gate()
-        self.asked: Counter[str] = Counter()
+        self.calls: Counter[str] = Counter()
 
     def __call__(self, received: Received) -> Reply:
         """The reply to a request."""
         if received.form is not None:
             return Transcript()(received)
         is_text = "messages" in received.body
-        said = received.prompt if is_text else received.body["text"]
-        self.asked[str(said).split()[0]] += 1
+        prompt = received.prompt if is_text else received.body["text"]
+        self.calls[str(prompt).split()[0]] += 1
         if is_text:
             return Answer(WORDS, at={6: self.gate})(received)
         return Speech(at={1: self.gate})(received)
@@ -154,58 +154,63 @@ class Vendor:
 
 @pytest.fixture
 def vendor(upstream: FaultUpstream) -> Iterator[Vendor]:
-    """The playing vendors' director."""
+    """Sets the answers of the fake vendors."""
     upstream.reset()
-    upstream.default = director = Vendor()
-    yield director
+    upstream.default = answers = Vendor()
+    yield answers
     upstream.default = None
     upstream.reset()
 
 
 def body(name: str) -> dict[str, Any]:
-    """A task, by its name: of text or of speech."""
+    """A text or speech task, by its name."""
     if name.startswith("speech"):
         return {"model": "eleven-labs-tts", "text": f"{name} Hello.", "voice": "adam"}
     return {"model": "gpt-4", "messages": [{"role": "user", "content": f"{name} Count."}]}
 
 
-def all_kinds(
-    wires: tuple[Rest, Grpc], watch: Watch, *, repeatable: bool = True
+def start_all_types(
+    clients: tuple[Rest, Grpc], watch: Watch, *, repeatable: bool = True
 ) -> dict[str, asyncio.Task[Told]]:
-    """A task of each type over each protocol, by name; with `repeatable` also its Idempotency-Key."""
+    """Starts a task of each type over each protocol. Returns them by name. `repeatable`: with an
+    Idempotency-Key."""
     tasks = {}
-    for kind in ("text", "speech"):
-        for wire in wires:
+    for task_type in ("text", "speech"):
+        for client in clients:
             for stream in (False, True):
-                name = f"{kind}.{type(wire).__name__}.{'stream' if stream else 'whole'}"
+                name = f"{task_type}.{type(client).__name__}.{'stream' if stream else 'whole'}"
                 repeat_key = name if repeatable else None
-                asking = wire(body(name), name, stream=stream, repeat_key=repeat_key, piece=watch.came)
+                asking = client(body(name), name, stream=stream, repeat_key=repeat_key, piece=watch.came)
                 tasks[name] = asyncio.create_task(asking)
     return tasks
 
 
-async def in_trouble(
-    trouble: Trouble, wires: tuple[Rest, Grpc], process: Process, upstream: FaultUpstream, vendor: Vendor
+async def run_into_failure(
+    failure: DiskFailure,
+    clients: tuple[Rest, Grpc],
+    process: Process,
+    upstream: FaultUpstream,
+    vendor: Vendor,
 ) -> dict[str, Told]:
-    """Lets tasks run until all but their end is there, and their ends meet the trouble."""
+    """Runs tasks up to their end, which comes during the failure."""
     watch = Watch()
-    tasks = all_kinds(wires, watch)
+    tasks = start_all_types(clients, watch)
     for _ in tasks:
         await upstream.received()
     await watch.reaches(2 * 6 + 2 * 1)
-    await trouble.begin(process)
+    await failure.begin(process)
     vendor.gate.open()
     told = {name: await task for name, task in tasks.items()}
     assert {one.code for one in told.values()} == {"store_unavailable"}, told
     assert not any(one.whole for one in told.values())
-    refused = [await wire(body("text"), "refused") for wire in wires]
+    refused = [await client(body("text"), "refused") for client in clients]
     assert {one.code for one in refused} == {"store_unavailable"}
-    assert vendor.asked["text"] == 0
+    assert vendor.calls["text"] == 0
     return told
 
 
 def check(books: Books, told: dict[str, Told]) -> None:
-    """A stream costs what was delivered of it, anything else nothing."""
+    """A stream costs its delivered output, any other task nothing."""
     books.check_idle()
     for name, one in told.items():
         records = books.records.get(name, [])
@@ -220,15 +225,15 @@ def check(books: Books, told: dict[str, Told]) -> None:
 
 
 async def ask_again(
-    wires: tuple[Rest, Grpc], process: Process, told: dict[str, Told], vendor: Vendor, first: Books
+    clients: tuple[Rest, Grpc], process: Process, told: dict[str, Told], vendor: Vendor, first: Books
 ) -> None:
-    """Whoever asks again with the same Idempotency-Key gets an answer, which is charged once."""
+    """A repeated request with the same Idempotency-Key is answered, and charged once."""
     for name in told:
         stream = name.endswith("stream")
-        for turn, wire in enumerate(wires):
-            repeated = await wire(body(name), f"{name}.again{turn}", stream=stream, repeat_key=name)
+        for turn, client in enumerate(clients):
+            repeated = await client(body(name), f"{name}.again{turn}", stream=stream, repeat_key=name)
             assert repeated.whole, repeated
-        assert vendor.asked[name] == 2
+        assert vendor.calls[name] == 2
     books = await read_books(process)
     books.check_idle()
     for name in told:
@@ -238,23 +243,23 @@ async def ask_again(
 
 
 @pytest.fixture
-async def house(trouble: Trouble, tmp_path: Path, upstream: FaultUpstream) -> AsyncIterator[House]:
-    """A house on that disk."""
+async def house(failure: DiskFailure, tmp_path: Path, upstream: FaultUpstream) -> AsyncIterator[House]:
+    """A house on the failing disk."""
     (tmp_path / "disk").mkdir()
-    async with await House(tmp_path / "disk", upstream).prepare(CREDITS) as made:
-        made.errors = tmp_path / "errors"
-        trouble.mount(made)
-        yield made
+    async with await House(tmp_path / "disk", upstream).prepare(CREDITS) as prepared:
+        prepared.errors = tmp_path / "errors"
+        failure.mount(prepared)
+        yield prepared
 
 
-async def test_tasks_that_end_while_the_disk_is_in_trouble_are_settled_when_it_is_well_again(
-    trouble: Trouble, house: House, upstream: FaultUpstream, vendor: Vendor
+async def test_tasks_that_end_during_a_disk_failure_are_settled_after_it(
+    failure: DiskFailure, house: House, upstream: FaultUpstream, vendor: Vendor
 ) -> None:
     process = await house.start(errors=subprocess.DEVNULL)
-    async with callers(process.rest, process.grpc, house.key) as wires:
-        await acknowledged(wires[0], vendor)
-        told = await in_trouble(trouble, wires, process, upstream, vendor)
-        await trouble.end(process)
+    async with callers(process.rest, process.grpc, house.key) as clients:
+        await acknowledged(clients[0], vendor)
+        told = await run_into_failure(failure, clients, process, upstream, vendor)
+        await failure.end(process)
         books = await resolved(process)
         check(books, told)
         for name, one in told.items():
@@ -262,40 +267,40 @@ async def test_tasks_that_end_while_the_disk_is_in_trouble_are_settled_when_it_i
                 (record,) = books.records[name]
                 assert record["cost"] > 0
                 assert record["output_tokens"] == (one.pieces if name.startswith("text") else 0)
-        await ask_again(wires, process, told, vendor, books)
+        await ask_again(clients, process, told, vendor, books)
 
 
-async def test_what_a_server_held_that_died_on_a_full_disk_is_free_at_its_next_start(
-    trouble: Trouble, house: House, upstream: FaultUpstream, vendor: Vendor
+async def test_reservations_of_a_server_killed_on_a_full_disk_are_released_at_the_next_start(
+    failure: DiskFailure, house: House, upstream: FaultUpstream, vendor: Vendor
 ) -> None:
     process = await house.start(errors=subprocess.DEVNULL)
-    async with callers(process.rest, process.grpc, house.key) as wires:
-        await acknowledged(wires[0], vendor)
-        told = await in_trouble(trouble, wires, process, upstream, vendor)
+    async with callers(process.rest, process.grpc, house.key) as clients:
+        await acknowledged(clients[0], vendor)
+        told = await run_into_failure(failure, clients, process, upstream, vendor)
         books = await read_books(process)
         books.check()
         assert len(books.held) == len(told)
         process.kill()
         assert await process.ended() == -signal.SIGKILL
-    await trouble.end_without_server(house)
+    await failure.end_without_server(house)
     process = await house.start()
     books = await read_books(process)
     check(books, told)
-    async with callers(process.rest, process.grpc, house.key) as wires:
-        await ask_again(wires, process, told, vendor, books)
+    async with callers(process.rest, process.grpc, house.key) as clients:
+        await ask_again(clients, process, told, vendor, books)
 
 
-async def test_uploads_to_a_disk_in_trouble_are_unavailable_and_leave_nothing(
-    trouble: Trouble, house: House, vendor: Vendor
+async def test_uploads_during_a_disk_failure_are_unavailable_and_leave_no_file(
+    failure: DiskFailure, house: House, vendor: Vendor
 ) -> None:
     process = await house.start(errors=subprocess.DEVNULL, POMELO_DISK_RESERVE="0")
     async with aiohttp.ClientSession() as session, grpc.aio.insecure_channel(process.grpc) as channel:
-        await trouble.begin(process)
+        await failure.begin(process)
         for size in (10, 100_000, 3_000_000):
             assert await form(session, process, house, size) == (503, "store_unavailable")
             assert await upload(channel, house, size) == "UNAVAILABLE store_unavailable"
         assert await stored(house) == []
-        await trouble.end(process)
+        await failure.end(process)
         vendor.gate.open()
         assert await upload(channel, house, 100_000) == ""
         assert await form(session, process, house, 100_000) == (200, "")
@@ -304,19 +309,19 @@ async def test_uploads_to_a_disk_in_trouble_are_unavailable_and_leave_nothing(
 
 
 async def test_media_leave_disk_space_for_the_ledger(
-    house: House, trouble: Trouble, upstream: FaultUpstream, vendor: Vendor
+    house: House, failure: DiskFailure, upstream: FaultUpstream, vendor: Vendor
 ) -> None:
-    if not isinstance(trouble, FullDisk):
-        pytest.skip("this one is about a small disk")
+    if not isinstance(failure, FullDisk):
+        pytest.skip("only for a full disk")
     reserve = 6 * 1024 * 1024
     process = await house.start(errors=subprocess.DEVNULL, POMELO_DISK_RESERVE=str(reserve))
     async with (
         aiohttp.ClientSession() as session,
         grpc.aio.insecure_channel(process.grpc) as channel,
-        callers(process.rest, process.grpc, house.key) as wires,
+        callers(process.rest, process.grpc, house.key) as clients,
     ):
         watch = Watch()
-        running = all_kinds(wires, watch, idempotency_key=False)
+        running = start_all_types(clients, watch, repeatable=False)
         for _ in running:
             await upstream.received()
         outcomes = [await upload(channel, house, 1_000_000) for _ in range(16)]
@@ -328,7 +333,7 @@ async def test_media_leave_disk_space_for_the_ledger(
         told = {name: await task for name, task in running.items()}
         assert {name: one.code for name, one in told.items() if not one.whole} == {}
         for number in range(200):
-            assert (await wires[number % 2](body("text"), f"more-{number}")).whole
+            assert (await clients[number % 2](body("text"), f"more-{number}")).whole
     books = await read_books(process)
     books.check_idle()
     assert all(record["complete"] for name in told for record in books.records[name])
@@ -336,7 +341,7 @@ async def test_media_leave_disk_space_for_the_ledger(
 
 
 async def form(session: aiohttp.ClientSession, process: Process, house: House, size: int) -> tuple[int, str]:
-    """The status and the error's code of a form with an audio file."""
+    """Uploads an audio file with a task. Returns the status and the error code."""
     data = aiohttp.FormData({"model": "eleven-labs-stt"})
     data.add_field("audio", b"OggS" + bytes(size), filename="a.ogg", content_type="audio/ogg")
     headers = {"Authorization": f"Bearer {house.key}"}
@@ -345,7 +350,7 @@ async def form(session: aiohttp.ClientSession, process: Process, house: House, s
 
 
 async def upload(channel: grpc.aio.Channel, house: House, size: int) -> str:
-    """The status and the error's reason of an upload; empty when it was stored."""
+    """Uploads a file. Returns the status and the reason of the error; empty if it was stored."""
     pieces = [UploadMediaRequest(content_type="audio/ogg")]
     pieces += [UploadMediaRequest(chunk=bytes(min(250_000, size - at))) for at in range(0, size, 250_000)]
     try:
@@ -361,29 +366,29 @@ async def stored(house: House) -> list[str]:
 
 
 async def free_of(house: House) -> int:
-    """Bytes that are free on the disk."""
+    """Free bytes on the disk."""
     blocks, size = (await inside(house, "stat", "-f", "-c", "%a %S", str(house.data))).split()
     return int(blocks) * int(size)
 
 
 async def inside(house: House, *command: str) -> str:
-    """The output of a program that is run where the house's files are."""
+    """The output of a program that runs where the house's files are."""
     process = await asyncio.create_subprocess_exec(*house.inside, *command, stdout=subprocess.PIPE)
-    said, _ = await process.communicate()
+    output, _ = await process.communicate()
     assert process.returncode == 0
-    return said.decode()
+    return output.decode()
 
 
-async def acknowledged(wire: Rest, vendor: Vendor) -> None:
-    """A task that is whole before the trouble begins."""
+async def acknowledged(client: Rest, vendor: Vendor) -> None:
+    """Runs a task before the failure."""
     vendor.gate.open()
-    assert (await wire(body("before"), "before")).whole
+    assert (await client(body("before"), "before")).whole
     vendor.gate = Gate()
 
 
 async def resolved(process: Process) -> Books:
-    """The books, once nothing is held any more."""
+    """The books, as soon as nothing is reserved any more."""
     async with asyncio.timeout(30):
         while (await read_books(process)).held:
             pass
-    return await read_books(process)  # what it held then may have been settled since its records were read
+    return await read_books(process)  # read again: a task may have been settled after its records were read

@@ -1,37 +1,35 @@
-"""Gateways for the tests of this folder; see `door`."""
+"""Gateways for the tests of this folder."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager
 from typing import Any
 
 import pytest
 
-from tests.gateway.door import Door, open_door
-
-OpenDoor = Callable[..., AbstractAsyncContextManager[Door]]
+from tests.gateway.gateway_app import GatewayApp, OpenApp, run_gateway
 
 
 @pytest.fixture
-def opened(tmp_path_factory: pytest.TempPathFactory) -> OpenDoor:
-    """Opens a gateway with options of a test's own."""
+def open_gateway(tmp_path_factory: pytest.TempPathFactory) -> OpenApp:
+    """Returns a function that runs a gateway with the given options."""
 
-    def opening(**options: Any) -> AbstractAsyncContextManager[Door]:
-        return open_door(tmp_path_factory.mktemp("media"), **options)
+    def run(**options: Any) -> AbstractAsyncContextManager[GatewayApp]:
+        return run_gateway(tmp_path_factory.mktemp("media"), **options)
 
-    return opening
+    return run
 
 
 @pytest.fixture(scope="session")
-async def _door(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Door]:
-    async with open_door(tmp_path_factory.mktemp("media")) as door:
-        yield door
+async def _gateway(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[GatewayApp]:
+    async with run_gateway(tmp_path_factory.mktemp("media")) as gateway:
+        yield gateway
 
 
 @pytest.fixture
-def door(_door: Door) -> Door:
-    """A gateway with the default options, its provider playing the default answers."""
-    _door.player.script = None
-    _door.player.jobs.clear()
-    return _door
+def gateway(_gateway: GatewayApp) -> GatewayApp:
+    """A gateway with the default options, whose provider sends default responses."""
+    _gateway.provider.script = None
+    _gateway.provider.jobs.clear()
+    return _gateway

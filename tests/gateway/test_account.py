@@ -1,4 +1,4 @@
-"""Account and usage over REST: what a query asks for, and JSON whose credits are exact."""
+"""Account and usage over REST: query parameters, and JSON with exact amounts."""
 
 from __future__ import annotations
 
@@ -8,19 +8,19 @@ from decimal import Decimal
 import pytest
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from gateway.account import account, query, usage
+from gateway.account import parse_query, render_account, render_usage
 from pomelo.errors import PomeloError
 from pomelo.gen.v1 import account_service_pb2 as pb
 from pomelo.gen.v1.task_pb2 import TaskType
-from tests.gateway.door import HAIKU_ONLY, Door
+from tests.gateway.gateway_app import HAIKU_ONLY, GatewayApp
 
 
-def exactly(data: bytes) -> dict:
+def parse_exact(data: bytes) -> dict:
     return json.loads(data, parse_float=Decimal)
 
 
-def test_every_parameter_reaches_its_field() -> None:
-    asked = query(
+def test_every_query_parameter_sets_its_field() -> None:
+    request = parse_query(
         {
             "page_size": "7",
             "page_token": "abc",
@@ -31,7 +31,7 @@ def test_every_parameter_reaches_its_field() -> None:
             "group_by": "day",
         }
     )
-    assert asked == pb.ListUsageRequest(
+    assert request == pb.ListUsageRequest(
         page_size=7,
         page_token="abc",
         from_time=Timestamp(seconds=1_795_478_400),
@@ -40,7 +40,7 @@ def test_every_parameter_reaches_its_field() -> None:
         key_id="k",
         group_by=pb.USAGE_GROUP_DAY,
     )
-    assert query({}) == pb.ListUsageRequest()
+    assert parse_query({}) == pb.ListUsageRequest()
 
 
 @pytest.mark.parametrize(
@@ -51,15 +51,15 @@ def test_every_parameter_reaches_its_field() -> None:
         ("1970-01-01t00:00:01z", 1),
         ("1970-01-01 00:00:01Z", 1),
         ("1970-01-01T01:00:00+01:00", 0),
-        ("1970-01-01T01:00:00 01:00", 0),  # a plus as browsers send it
+        ("1970-01-01T01:00:00 01:00", 0),  # a plus sign, unencoded
         ("1969-12-31T23:00:00-01:00", 0),
         ("1970-01-01T00:00:01.999999999Z", 1),
         ("0001-01-01", -62_135_596_800),
         ("9999-12-31T23:59:59Z", 253_402_300_799),
     ],
 )
-def test_a_time_is_a_date_or_of_rfc_3339(text: str, seconds: int) -> None:
-    assert query({"from": text}).from_time.seconds == seconds
+def test_a_time_is_a_date_or_an_rfc_3339_time(text: str, seconds: int) -> None:
+    assert parse_query({"from": text}).from_time.seconds == seconds
 
 
 @pytest.mark.parametrize(
@@ -92,15 +92,15 @@ def test_a_time_is_a_date_or_of_rfc_3339(text: str, seconds: int) -> None:
         ("\udcff", "5"),
     ],
 )
-def test_a_wrong_or_unknown_parameter_is_named(name: str, value: str) -> None:
+def test_an_invalid_or_unknown_query_parameter_is_named(name: str, value: str) -> None:
     with pytest.raises(PomeloError) as caught:
-        query({name: value})
+        parse_query({name: value})
     assert caught.value.code == "invalid_parameter"
     assert name.encode("utf-8", "replace").decode() in caught.value.message
 
 
-def test_an_account_is_json_with_exact_numbers() -> None:
-    found = pb.Account(
+def test_an_account_is_rendered_with_exact_decimals() -> None:
+    account = pb.Account(
         name="acme",
         plan="team",
         live=True,
@@ -109,7 +109,7 @@ def test_an_account_is_json_with_exact_numbers() -> None:
             granted_micros=9_007_199_254_740_993, spent_micros=1, held_micros=0, available_micros=100_000
         ),
     )
-    assert exactly(account(found)) == {
+    assert parse_exact(render_account(account)) == {
         "id": "acme",
         "object": "account",
         "mode": "live",
@@ -129,7 +129,7 @@ def test_an_account_is_json_with_exact_numbers() -> None:
     }
 
 
-def test_records_and_sums_are_a_list() -> None:
+def test_usage_records_and_totals_are_rendered_as_a_list() -> None:
     record = pb.UsageRecord(
         id="task_1",
         model='a"b',
@@ -140,7 +140,7 @@ def test_records_and_sums_are_a_list() -> None:
         source=pb.USAGE_SOURCE_ESTIMATED,
         time=Timestamp(seconds=12, nanos=900_000_000),
     )
-    page = exactly(usage(pb.ListUsageResponse(records=[record, record], next_page_token="t")))
+    page = parse_exact(render_usage(pb.ListUsageResponse(records=[record, record], next_page_token="t")))
     assert (page["object"], page["next_page_token"], len(page["data"])) == ("list", "t", 2)
     row = page["data"][0]
     assert (row["id"], row["object"], row["time"], row["model"]) == ("task_1", "usage.record", 12, 'a"b')
@@ -148,13 +148,17 @@ def test_records_and_sums_are_a_list() -> None:
     assert (row["cost"], row["audio_seconds"]) == (Decimal("0.000123"), Decimal("1.5"))
     assert row["provider_cost"] == Decimal("1.500001")
     assert "account" not in row
-    sums = exactly(usage(pb.ListUsageResponse(totals=[pb.UsageTotal(group="gpt-4", tasks=2)])))
+    sums = parse_exact(render_usage(pb.ListUsageResponse(totals=[pb.UsageTotal(group="gpt-4", tasks=2)])))
     assert sums["next_page_token"] is None
     assert sums["data"][0] | {"group": "gpt-4", "tasks": 2, "cost": 0} == sums["data"][0]
-    assert exactly(usage(pb.ListUsageResponse())) == {"object": "list", "data": [], "next_page_token": None}
+    assert parse_exact(render_usage(pb.ListUsageResponse())) == {
+        "object": "list",
+        "data": [],
+        "next_page_token": None,
+    }
 
 
-def test_every_number_of_a_record_and_of_a_sum_is_its_own() -> None:
+def test_every_number_of_a_record_and_a_total_is_rendered() -> None:
     counts = {
         "input_tokens": 1,
         "cached_input_tokens": 2,
@@ -180,7 +184,7 @@ def test_every_number_of_a_record_and_of_a_sum_is_its_own() -> None:
         complete=True,
     )
     total = pb.UsageTotal(**counts, group="g", tasks=12, audio_seconds=1.5, cost_micros=10)
-    row, totals = exactly(usage(pb.ListUsageResponse(records=[record], totals=[total])))["data"]
+    row, totals = parse_exact(render_usage(pb.ListUsageResponse(records=[record], totals=[total])))["data"]
     for value in (row, totals):
         assert value["prompt_tokens_details"] == {"cached_tokens": 2, "cache_write_tokens": 3}
         assert (value["input_tokens"], value["output_tokens"], value["characters"]) == (1, 4, 5)
@@ -203,17 +207,17 @@ def test_every_number_of_a_record_and_of_a_sum_is_its_own() -> None:
     ],
 )
 def test_each_source_of_a_usage_record_has_its_own_name(source: pb.UsageSource, shown: str) -> None:
-    page = exactly(usage(pb.ListUsageResponse(records=[pb.UsageRecord(source=source)])))
+    page = parse_exact(render_usage(pb.ListUsageResponse(records=[pb.UsageRecord(source=source)])))
     assert page["data"][0]["source"] == shown
 
 
-def test_a_limit_that_a_plan_does_not_have_is_null() -> None:
-    limits = exactly(account(pb.Account(name="acme")))["limits"]
+def test_a_missing_limit_of_a_plan_is_null() -> None:
+    limits = parse_exact(render_account(pb.Account(name="acme")))["limits"]
     assert limits == dict.fromkeys(
         ["requests_per_minute", "concurrent_requests", "tokens_per_minute", "models"]
     )
     given = pb.PlanLimits(requests_per_minute=1, concurrent_requests=2, tokens_per_minute=3)
-    assert exactly(account(pb.Account(limits=given)))["limits"] == {
+    assert parse_exact(render_account(pb.Account(limits=given)))["limits"] == {
         "requests_per_minute": 1,
         "concurrent_requests": 2,
         "tokens_per_minute": 3,
@@ -222,48 +226,48 @@ def test_a_limit_that_a_plan_does_not_have_is_null() -> None:
 
 
 def test_a_time_is_exact_to_the_microsecond() -> None:
-    moment = query({"from": "2026-11-24T00:00:00.1234567Z"}).from_time
+    moment = parse_query({"from": "2026-11-24T00:00:00.1234567Z"}).from_time
     assert (moment.seconds, moment.nanos) == (1_795_478_400, 123_456_000)
 
 
 @pytest.mark.parametrize(("text", "size"), [("1", 1), ("1000", 1000), ("0", None), ("1001", None)])
 def test_a_page_has_one_to_a_thousand_records(text: str, size: int | None) -> None:
     if size is not None:
-        assert query({"page_size": text}).page_size == size
+        assert parse_query({"page_size": text}).page_size == size
         return
     with pytest.raises(PomeloError, match="page_size"):
-        query({"page_size": text})
+        parse_query({"page_size": text})
 
 
 @pytest.mark.parametrize(
     ("text", "group"),
     [("model", pb.USAGE_GROUP_MODEL), ("key", pb.USAGE_GROUP_KEY), ("day", pb.USAGE_GROUP_DAY)],
 )
-def test_each_grouping_is_its_own(text: str, group: pb.UsageGroup) -> None:
-    assert query({"group_by": text}).group_by == group
+def test_each_grouping_sets_its_enum_value(text: str, group: pb.UsageGroup) -> None:
+    assert parse_query({"group_by": text}).group_by == group
 
 
 @pytest.mark.parametrize("path", ["account", "usage"])
-async def test_the_key_is_looked_at_before_the_query(path: str, door: Door) -> None:
-    url = f"{door.url}/api/v1/{path}"
-    async with door.http.get(url, params={"foo": "1"}) as answer:
-        assert answer.status == 401
-    async with door.http.get(url, params={"foo": "1"}, headers=door.headers) as answer:
-        assert answer.status == 400
-        error = (await answer.json())["error"]
+async def test_the_key_is_checked_before_the_query(path: str, gateway: GatewayApp) -> None:
+    url = f"{gateway.url}/api/v1/{path}"
+    async with gateway.http.get(url, params={"foo": "1"}) as response:
+        assert response.status == 401
+    async with gateway.http.get(url, params={"foo": "1"}, headers=gateway.headers) as response:
+        assert response.status == 400
+        error = (await response.json())["error"]
         assert error["code"] == "invalid_parameter"
         assert "foo" in error["message"]
-    async with door.http.get(url, headers={"Authorization": f"Bearer {HAIKU_ONLY}"}) as answer:
-        assert answer.status == 200
-    async with door.http.head(url, headers=door.headers) as answer:
-        assert answer.status == 200
-        assert await answer.read() == b""
+    async with gateway.http.get(url, headers={"Authorization": f"Bearer {HAIKU_ONLY}"}) as response:
+        assert response.status == 200
+    async with gateway.http.head(url, headers=gateway.headers) as response:
+        assert response.status == 200
+        assert await response.read() == b""
 
 
-async def test_a_parameter_that_is_given_twice_is_named(door: Door) -> None:
-    url = f"{door.url}/api/v1/usage?model=gpt-4&model=gpt-4"
-    async with door.http.get(url, headers=door.headers) as answer:
-        assert answer.status == 400
-        assert "model" in (await answer.json())["error"]["message"]
-    async with door.http.get(f"{door.url}/api/v1/usage?%ff=%ff", headers=door.headers) as answer:
-        assert answer.status == 400
+async def test_a_repeated_query_parameter_is_refused_and_named(gateway: GatewayApp) -> None:
+    url = f"{gateway.url}/api/v1/usage?model=gpt-4&model=gpt-4"
+    async with gateway.http.get(url, headers=gateway.headers) as response:
+        assert response.status == 400
+        assert "model" in (await response.json())["error"]["message"]
+    async with gateway.http.get(f"{gateway.url}/api/v1/usage?%ff=%ff", headers=gateway.headers) as response:
+        assert response.status == 400

@@ -9,8 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway import body
-from gateway.fields import FIELDS, KNOWN
+from gateway.parsing.json import parse_json
+from gateway.parsing.task import build_task, model_of
+from gateway.types import FIELD_NAMES, TASK_FORMATS
 from pomelo.errors import PomeloError
 from pomelo.gen.v1.image_pb2 import ImageFormat
 from pomelo.gen.v1.media_pb2 import ResponseFormat
@@ -22,17 +23,17 @@ STS, STT = TaskType.TASK_TYPE_SPEECH_TO_SPEECH, TaskType.TASK_TYPE_SPEECH_TO_TEX
 HI = [{"role": "user", "content": "Hi"}]
 
 
-def make(kind: int, values: dict[str, Any], *, form: bool = False) -> Task:
-    return body.make_task("m", kind, values, form=form)[0]
+def build(task_type: int, values: dict[str, Any], *, form: bool = False) -> Task:
+    return build_task("m", task_type, values, form=form).task
 
 
-def fault(kind: int, values: dict[str, Any], *, form: bool = False) -> PomeloError:
+def refusal(task_type: int, values: dict[str, Any], *, form: bool = False) -> PomeloError:
     with pytest.raises(PomeloError) as caught:
-        make(kind, values, form=form)
+        build(task_type, values, form=form)
     return caught.value
 
 
-def test_every_field_of_a_text_task_reaches_its_message() -> None:
+def test_every_field_of_a_text_task_is_set_in_the_message() -> None:
     values = {
         "messages": HI,
         "max_tokens": 100,
@@ -44,13 +45,13 @@ def test_every_field_of_a_text_task_reaches_its_message() -> None:
         "frequency_penalty": 0.5,
         "user": "u",
     }
-    text = make(TEXT, values).text
-    assert {f.name for f, _ in text.ListFields()} == set(FIELDS[TEXT])
+    text = build(TEXT, values).text
+    assert {f.name for f, _ in text.ListFields()} == set(TASK_FORMATS[TEXT].fields)
     assert (text.messages[0].role, text.messages[0].content) == (Role.ROLE_USER, "Hi")
     assert (text.max_tokens, text.temperature, text.top_p, list(text.stop)) == (100, 0.7, 1.0, ["a", "b"])
 
 
-def test_every_field_of_the_other_kinds_reaches_its_message() -> None:
+def test_every_field_of_the_other_task_types_is_set_in_the_message() -> None:
     speech = {
         "voice": "adam",
         "voice_settings": {"stability": 0.5, "use_speaker_boost": True, "speed": 1},
@@ -78,46 +79,49 @@ def test_every_field_of_the_other_kinds_reaches_its_message() -> None:
             {"language_code": "en", "diarize": True, "num_speakers": 2, "timestamps": "none"},
         ),
     ]
-    for kind, name, values in cases:
-        message = getattr(make(kind, values), name)
-        assert {f.name for f, _ in message.ListFields()} == set(FIELDS[kind]) == set(values)
-    assert make(IMAGE, image).image.output_format == ImageFormat.IMAGE_FORMAT_JPEG
+    for task_type, name, values in cases:
+        message = getattr(build(task_type, values), name)
+        assert {f.name for f, _ in message.ListFields()} == set(TASK_FORMATS[task_type].fields) == set(values)
+    assert build(IMAGE, image).image.output_format == ImageFormat.IMAGE_FORMAT_JPEG
 
 
-def test_a_medium_comes_back_both_ways_unless_the_caller_says_how() -> None:
-    assert make(IMAGE, {"prompt": "p"}).image.response_format == ResponseFormat.RESPONSE_FORMAT_BOTH
-    assert make(STS, {}).speech_to_speech.response_format == ResponseFormat.RESPONSE_FORMAT_BOTH
+def test_media_is_returned_as_link_and_base64_by_default() -> None:
+    assert build(IMAGE, {"prompt": "p"}).image.response_format == ResponseFormat.RESPONSE_FORMAT_BOTH
+    assert build(STS, {}).speech_to_speech.response_format == ResponseFormat.RESPONSE_FORMAT_BOTH
 
 
-def test_null_is_absence() -> None:
-    task = make(TEXT, {"messages": HI, **dict.fromkeys(FIELDS[TEXT].keys() - {"messages"}), "stream": None})
+def test_null_equals_an_absent_field() -> None:
+    task = build(
+        TEXT,
+        {"messages": HI, **dict.fromkeys(TASK_FORMATS[TEXT].fields.keys() - {"messages"}), "stream": None},
+    )
     assert [f.name for f, _ in task.text.ListFields()] == ["messages"]
 
 
 @pytest.mark.parametrize("form", [False, True], ids=["json", "form"])
-@pytest.mark.parametrize("kind", FIELDS)
-def test_a_field_that_the_task_type_does_not_have_is_refused_and_named(kind: int, form: bool) -> None:
-    others = KNOWN - FIELDS[kind].keys() - {"model", "stream", "audio"}
-    for name in [*others, "max_token", *(() if kind in body.HEARS else ("audio",))]:
-        error = fault(kind, {name: "x"}, form=form)
+@pytest.mark.parametrize("task_type", TASK_FORMATS)
+def test_a_field_that_the_task_type_does_not_have_is_refused_and_named(task_type: int, form: bool) -> None:
+    others = FIELD_NAMES - TASK_FORMATS[task_type].fields.keys() - {"model", "stream", "audio"}
+    for name in [*others, "max_token", *(() if TASK_FORMATS[task_type].takes_audio else ("audio",))]:
+        error = refusal(task_type, {name: "x"}, form=form)
         assert (error.code, error.field) == ("invalid_parameter", name)
         assert name in error.message
-        assert body.INPUTS[kind].replace("_", "-") in error.message
+        assert TASK_FORMATS[task_type].name in error.message
 
 
-def test_null_is_ignored_whatever_its_field() -> None:
-    nulls = dict.fromkeys([*KNOWN, "tools"])
-    assert make(IMAGE, {**nulls, "prompt": "p"}) == make(IMAGE, {"prompt": "p"})
+def test_null_is_ignored_in_every_field() -> None:
+    nulls = dict.fromkeys([*FIELD_NAMES, "tools"])
+    assert build(IMAGE, {**nulls, "prompt": "p"}) == build(IMAGE, {"prompt": "p"})
     part = {"type": "image_url", "text": None, "image_url": {"url": "data:", "detail": None}}
-    answer = {"role": "assistant", "content": "Hello", "refusal": None, "tool_calls": None}
-    task = make(TEXT, {"messages": [answer, {"role": "user", "name": None, "content": [part]}]})
+    response = {"role": "assistant", "content": "Hello", "refusal": None, "tool_calls": None}
+    task = build(TEXT, {"messages": [response, {"role": "user", "name": None, "content": [part]}]})
     assert [len(message.parts.parts) for message in task.text.messages] == [0, 1]
-    settings = make(TTS, {"voice_settings": {"pitch": None, "speed": 1}}).text_to_speech.voice_settings
+    settings = build(TTS, {"voice_settings": {"pitch": None, "speed": 1}}).text_to_speech.voice_settings
     assert [f.name for f, _ in settings.ListFields()] == ["speed"]
 
 
 @pytest.mark.parametrize(
-    ("kind", "values", "field"),
+    ("task_type", "values", "field"),
     [
         (TEXT, {"max_tokens": True}, "max_tokens"),
         (TEXT, {"max_tokens": "100"}, "max_tokens"),
@@ -175,31 +179,31 @@ def test_null_is_ignored_whatever_its_field() -> None:
         (STT, {"timestamps": "line"}, "timestamps"),
     ],
 )
-def test_a_wrong_value_is_refused_by_the_name_of_its_field(
-    kind: int, values: dict[str, Any], field: str
+def test_an_invalid_value_is_refused_and_its_field_named(
+    task_type: int, values: dict[str, Any], field: str
 ) -> None:
-    error = fault(kind, values)
+    error = refusal(task_type, values)
     assert error.code in ("invalid_parameter", "missing_parameter")
     assert error.field == field
     assert field in error.message
 
 
-def test_a_float_that_is_a_whole_number_is_taken_as_one() -> None:
-    assert make(TEXT, {"max_tokens": 100.0}).text.max_tokens == 100
+def test_a_float_without_a_fraction_is_accepted_as_an_integer() -> None:
+    assert build(TEXT, {"max_tokens": 100.0}).text.max_tokens == 100
 
 
-def test_parts_of_a_message_may_name_a_picture_by_object_or_by_text() -> None:
+def test_an_image_part_may_be_an_object_or_a_string() -> None:
     parts = [
         {"type": "text", "text": "what is it?"},
         {"type": "image_url", "image_url": {"url": "data:image/png;base64,AA=="}},
         {"type": "image_url", "image_url": "data:image/png;base64,AQ=="},
     ]
-    message = make(TEXT, {"messages": [{"role": "user", "content": parts}]}).text.messages[0]
+    message = build(TEXT, {"messages": [{"role": "user", "content": parts}]}).text.messages[0]
     assert message.parts.parts[0].text == "what is it?"
     assert [p.image_url.url[-4:] for p in message.parts.parts[1:]] == ["AA==", "AQ=="]
 
 
-def test_the_texts_of_a_form_mean_what_the_same_json_means() -> None:
+def test_form_fields_equal_the_same_json_values() -> None:
     texts = {
         "messages": '[{"role":"user","content":"Hi"}]',
         "max_tokens": "100",
@@ -208,16 +212,16 @@ def test_the_texts_of_a_form_mean_what_the_same_json_means() -> None:
         "user": "42",
     }
     values = {"messages": HI, "max_tokens": 100, "temperature": 0.7, "stop": ["a", "b"], "user": "42"}
-    assert make(TEXT, texts, form=True) == make(TEXT, values)
-    assert list(make(TEXT, {"stop": "[END]"}, form=True).text.stop) == ["[END]"]
-    assert body.make_task("m", TEXT, {"stream": "True"}, form=True)[2] is True
-    assert make(STT, {"diarize": "true"}, form=True).speech_to_text.diarize
-    settings = make(TTS, {"voice_settings": '{"stability": 0.5}'}, form=True).text_to_speech.voice_settings
+    assert build(TEXT, texts, form=True) == build(TEXT, values)
+    assert list(build(TEXT, {"stop": "[END]"}, form=True).text.stop) == ["[END]"]
+    assert build_task("m", TEXT, {"stream": "True"}, form=True).stream is True
+    assert build(STT, {"diarize": "true"}, form=True).speech_to_text.diarize
+    settings = build(TTS, {"voice_settings": '{"stability": 0.5}'}, form=True).text_to_speech.voice_settings
     assert settings.stability == 0.5
 
 
 @pytest.mark.parametrize(
-    ("kind", "texts", "field"),
+    ("task_type", "texts", "field"),
     [
         (TEXT, {"max_tokens": ""}, "max_tokens"),
         (TEXT, {"max_tokens": "ten"}, "max_tokens"),
@@ -232,10 +236,8 @@ def test_the_texts_of_a_form_mean_what_the_same_json_means() -> None:
         (TEXT, {"stop": '["a"'}, "stop"),
     ],
 )
-def test_the_text_of_a_form_that_is_no_such_value_is_refused(
-    kind: int, texts: dict[str, Any], field: str
-) -> None:
-    assert fault(kind, texts, form=True).field == field
+def test_an_invalid_form_value_is_refused(task_type: int, texts: dict[str, Any], field: str) -> None:
+    assert refusal(task_type, texts, form=True).field == field
 
 
 @pytest.mark.parametrize(
@@ -254,9 +256,9 @@ def test_the_text_of_a_form_that_is_no_such_value_is_refused(
         b'{"a":' + b"9" * 5000 + b"}",
     ],
 )
-def test_what_is_no_json_object_is_an_invalid_body(data: bytes) -> None:
+def test_anything_but_a_json_object_is_an_invalid_body(data: bytes) -> None:
     with pytest.raises(PomeloError) as caught:
-        body.parse(data)
+        parse_json(data)
     assert caught.value.code == "invalid_body"
 
 
@@ -269,19 +271,19 @@ MESSAGE = st.dictionaries(st.sampled_from(["role", "content", "x"]), JSON | st.j
 
 
 @given(
-    st.sampled_from(list(FIELDS)),
+    st.sampled_from(list(TASK_FORMATS)),
     st.dictionaries(
-        st.sampled_from(sorted(KNOWN)) | st.text(max_size=3), JSON | st.lists(MESSAGE, max_size=2), max_size=5
+        st.sampled_from(sorted(FIELD_NAMES)) | st.text(max_size=3),
+        JSON | st.lists(MESSAGE, max_size=2),
+        max_size=5,
     ),
     st.booleans(),
 )
-def test_any_json_makes_a_task_or_a_refusal_and_nothing_else(
-    kind: int, values: dict[str, Any], form: bool
-) -> None:
+def test_any_json_results_in_a_task_or_a_400(task_type: int, values: dict[str, Any], form: bool) -> None:
     if form:
         values = {k: str(v) for k, v in values.items()}
     try:
-        task = make(kind, values, form=form)
+        task = build(task_type, values, form=form)
     except PomeloError as error:
         status = error.row.http
     else:
@@ -304,15 +306,15 @@ def test_any_json_makes_a_task_or_a_refusal_and_nothing_else(
 )
 def test_a_body_that_is_not_utf_8_or_not_json_is_refused_with_the_reason(data: bytes, words: str) -> None:
     with pytest.raises(PomeloError) as caught:
-        body.parse(data)
+        parse_json(data)
     assert caught.value.code == "invalid_body"
     assert words in caught.value.message
 
 
 def test_a_byte_order_mark_before_the_json_is_skipped() -> None:
-    assert body.parse(b"\xef\xbb\xbf{}") == {}
+    assert parse_json(b"\xef\xbb\xbf{}") == {}
     with pytest.raises(PomeloError):
-        body.parse(b"\xef\xbb\xbf\xef\xbb\xbf{}")
+        parse_json(b"\xef\xbb\xbf\xef\xbb\xbf{}")
 
 
 HALVES = (
@@ -340,23 +342,23 @@ HALVES = (
         ('{"voice_settings":{"x":"HALF"}}', "voice_settings.x"),
     ],
 )  # fmt: skip
-def test_half_a_surrogate_pair_is_refused_and_its_field_is_named(text: str, field: str, half: str) -> None:
+def test_a_lone_surrogate_is_refused_and_its_field_named(text: str, field: str, half: str) -> None:
     with pytest.raises(PomeloError) as caught:
-        body.parse(text.replace("HALF", half).encode())
+        parse_json(text.replace("HALF", half).encode())
     assert (caught.value.code, caught.value.field) == ("invalid_parameter", field)
     assert field in caught.value.message
     assert half[:6] in caught.value.message
 
 
-def test_a_whole_surrogate_pair_is_one_character() -> None:
-    assert body.parse(b'{"a":"\\ud83d\\ude00"}') == {"a": "\U0001f600"}
+def test_a_complete_surrogate_pair_is_one_character() -> None:
+    assert parse_json(b'{"a":"\\ud83d\\ude00"}') == {"a": "\U0001f600"}
 
 
-def test_a_model_must_be_named_by_a_text() -> None:
+def test_the_model_must_be_a_string() -> None:
     for values, code in (({}, "missing_parameter"), ({"model": None}, "missing_parameter")):
         with pytest.raises(PomeloError) as caught:
-            body.model_of(values)
+            model_of(values)
         assert (caught.value.code, caught.value.field) == (code, "model")
     with pytest.raises(PomeloError) as caught:
-        body.model_of({"model": ["gpt-4"]})
+        model_of({"model": ["gpt-4"]})
     assert caught.value.code == "invalid_parameter"

@@ -12,27 +12,25 @@ import resource
 import socket
 import ssl
 import tracemalloc
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import AbstractAsyncContextManager
+from collections.abc import AsyncIterator, Iterator
 from ipaddress import ip_network
 
 import aiohttp
 import pytest
 
-from gateway.app import fit
+from gateway.app import fit_connections
 from pomelo.gen.v1 import speech_pb2
 from pomelo.gen.v1.task_service_pb2 import StreamTaskResponse as Event
 from pomelo.providers.base import Job
 from tests.certificates import make_certificate
-from tests.gateway.door import KEY, SOUND, Door, words
+from tests.gateway.gateway_app import AUDIO, KEY, GatewayApp, OpenApp, text_events
 
-OpenDoor = Callable[..., AbstractAsyncContextManager[Door]]
 HI = {"model": "gpt-4", "messages": [{"role": "user", "content": "Hi"}]}
 TTS = {"model": "eleven-labs-tts", "text": "Hi", "voice": "adam"}
 
 
 def request(body: bytes, *, close: bool = True, **headers: str) -> bytes:
-    """A POST of a task, as bytes; `_` in a header's name stands for `-`."""
+    """A task request, as bytes; `_` in a header's name stands for `-`."""
     given = {
         "Host": "x",
         "Authorization": f"Bearer {KEY}",
@@ -65,10 +63,10 @@ MALFORMED = [
 
 
 @pytest.mark.parametrize("data", MALFORMED, ids=range(len(MALFORMED)))
-async def test_malformed_http_gets_our_error_body_and_one_line_in_the_log(
-    door: Door, data: bytes, caplog: pytest.LogCaptureFixture
+async def test_malformed_http_gets_an_error_body_and_one_log_line(
+    gateway: GatewayApp, data: bytes, caplog: pytest.LogCaptureFixture
 ) -> None:
-    head, _, body = (await door.raw(data)).partition(b"\r\n\r\n")
+    head, _, body = (await gateway.exchange(data)).partition(b"\r\n\r\n")
     assert head.split(b" ", 2)[1] == b"400"
     assert b"Server: pomelo" in head
     assert b"X-Request-Id: req_" in head
@@ -77,14 +75,14 @@ async def test_malformed_http_gets_our_error_body_and_one_line_in_the_log(
     assert "\n" not in caplog.text.rstrip("\n")
 
 
-async def test_requests_sent_ahead_are_answered_in_turn(door: Door) -> None:
+async def test_pipelined_requests_are_handled_in_order(gateway: GatewayApp) -> None:
     ahead = request(json.dumps(HI).encode(), close=False)
-    got = await door.raw(ahead * 3 + GOOD)
-    assert got.count(b"HTTP/1.1 200 OK") == 4
+    received = await gateway.exchange(ahead * 3 + GOOD)
+    assert received.count(b"HTTP/1.1 200 OK") == 4
 
 
-class Traces(logging.Filter):
-    """Keeps the log away from pytest, which would grow by it, and counts what should not be in it."""
+class TracebackCounter(logging.Filter):
+    """Hides the log from pytest, which would keep it in memory, and counts tracebacks and errors."""
 
     count = 0
 
@@ -94,8 +92,8 @@ class Traces(logging.Filter):
 
 
 @pytest.fixture
-def traces() -> Iterator[Traces]:
-    found = Traces()
+def traces() -> Iterator[TracebackCounter]:
+    found = TracebackCounter()
     loggers = [logging.getLogger(name) for name in ("pomelo.gateway", "aiohttp.server", "asyncio")]
     for logger in loggers:
         logger.addFilter(found)
@@ -104,14 +102,14 @@ def traces() -> Iterator[Traces]:
         logger.removeFilter(found)
 
 
-async def test_thousands_of_broken_requests_give_no_5xx_no_trace_and_no_growth(
-    door: Door, traces: Traces
+async def test_thousands_of_malformed_requests_cause_no_5xx_no_traceback_and_no_memory_growth(
+    gateway: GatewayApp, traces: TracebackCounter
 ) -> None:
-    chance = random.Random(20261122)
+    rng = random.Random(20261122)
     form = request(
         b'--B\r\nContent-Disposition: form-data; name="model"\r\n\r\neleven-labs-stt\r\n--B\r\n'
         b'Content-Disposition: form-data; name="audio"; filename="a"\r\n\r\n'
-        + SOUND[:300]
+        + AUDIO[:300]
         + b"\r\n--B--\r\n",
         Content_Type="multipart/form-data; boundary=B",
     )
@@ -123,48 +121,46 @@ async def test_thousands_of_broken_requests_give_no_5xx_no_trace_and_no_growth(
     ]
 
     def broken() -> bytes:
-        data = bytearray(chance.choice(seeds))
-        for _ in range(chance.randint(1, 6)):
-            at = chance.randrange(len(data))
-            change = chance.randrange(4)
+        data = bytearray(rng.choice(seeds))
+        for _ in range(rng.randint(1, 6)):
+            at = rng.randrange(len(data))
+            change = rng.randrange(4)
             if change == 0:
-                data[at] = chance.randrange(256)
+                data[at] = rng.randrange(256)
             elif change == 1:
-                del data[at : at + chance.randint(1, 20)]
+                del data[at : at + rng.randint(1, 20)]
             elif change == 2:
-                data[at:at] = chance.choice(
-                    [b"\r\n", b"\0", b'"', b"[" * 300, b"\xff\xfe", b"{", b"--B", b": "]
-                )
+                data[at:at] = rng.choice([b"\r\n", b"\0", b'"', b"[" * 300, b"\xff\xfe", b"{", b"--B", b": "])
             else:
                 data[at:at] = data[at : at + 50]
             data = data or bytearray(b"x")
         return bytes(data)
 
     async def send() -> bytes:
-        reader, writer = await asyncio.open_connection(door.host, door.port)
+        reader, writer = await asyncio.open_connection(gateway.host, gateway.port)
         writer.write(broken())
         writer.write_eof()
-        got = b""
+        received = b""
         try:
             async with asyncio.timeout(20):
-                got = await reader.read()
+                received = await reader.read()
         except ConnectionError:
             pass
         writer.close()
-        return got
+        return received
 
-    async def volley(count: int) -> None:
+    async def send_many(count: int) -> None:
         for _ in range(count // 20):
-            for got in await asyncio.gather(*(send() for _ in range(20))):
-                assert not got.startswith((b"HTTP/1.1 5", b"HTTP/1.0 5")), got
+            for received in await asyncio.gather(*(send() for _ in range(20))):
+                assert not received.startswith((b"HTTP/1.1 5", b"HTTP/1.0 5")), received
 
-    await volley(1000)
+    await send_many(1000)
     tracemalloc.start()
     try:
-        await volley(1000)
+        await send_many(1000)
         gc.collect()
         before, _ = tracemalloc.get_traced_memory()
-        await volley(3000)
+        await send_many(3000)
         gc.collect()
         after, _ = tracemalloc.get_traced_memory()
     finally:
@@ -173,10 +169,10 @@ async def test_thousands_of_broken_requests_give_no_5xx_no_trace_and_no_growth(
     assert after - before < 256 * 1024
 
 
-async def closed_after(door: Door, *pieces: bytes) -> float:
-    """Seconds until the server closes a connection on which the pieces come slowly."""
+async def closed_after(gateway: GatewayApp, *pieces: bytes) -> float:
+    """Returns the seconds until the server closes a connection on which the pieces are sent slowly."""
     loop = asyncio.get_running_loop()
-    reader, writer = await asyncio.open_connection(door.host, door.port)
+    reader, writer = await asyncio.open_connection(gateway.host, gateway.port)
     start = loop.time()
 
     async def feed() -> None:
@@ -199,29 +195,32 @@ async def closed_after(door: Door, *pieces: bytes) -> float:
     return loop.time() - start
 
 
-async def test_a_head_that_does_not_come_to_its_end_is_given_up(opened: OpenDoor) -> None:
-    async with opened(head_timeout=0.2, untrusted_timeout=0.2, idle_timeout=60) as door:
+async def test_an_incomplete_request_head_times_out(open_gateway: OpenApp) -> None:
+    async with open_gateway(head_timeout=0.2, untrusted_timeout=0.2, idle_timeout=60) as gateway:
         for pieces in ([], [b"GET / HT"], [bytes([b]) for b in b"GET /openapi.json HTTP/1.1\r\nA: b"]):
-            assert 0.15 < await closed_after(door, *pieces) < 2
+            assert 0.15 < await closed_after(gateway, *pieces) < 2
         second = request(json.dumps(HI).encode(), close=False)
-        assert 0.15 < await closed_after(door, second, b"POST /api") < 2
+        assert 0.15 < await closed_after(gateway, second, b"POST /api") < 2
 
 
-async def test_an_idle_connection_is_closed_later_than_an_unfinished_head(opened: OpenDoor) -> None:
-    async with opened(head_timeout=0.1, idle_timeout=0.5, idle_slack=0) as door:
-        assert 0.4 < await closed_after(door, request(json.dumps(HI).encode(), close=False)) < 3
+async def test_an_idle_connection_is_closed_later_than_an_unfinished_head(open_gateway: OpenApp) -> None:
+    async with open_gateway(head_timeout=0.1, idle_timeout=0.5, idle_slack=0) as gateway:
+        assert 0.4 < await closed_after(gateway, request(json.dumps(HI).encode(), close=False)) < 3
 
 
 async def test_an_idle_connection_stays_a_little_longer_so_that_a_client_with_the_same_timeout_closes_first(
-    opened: OpenDoor,
+    open_gateway: OpenApp,
 ) -> None:
-    async with opened(idle_timeout=0.5, idle_slack=1.0) as door, client(door) as (reader, writer):
+    async with (
+        open_gateway(idle_timeout=0.5, idle_slack=1.0) as gateway,
+        connection(gateway) as (reader, writer),
+    ):
         for _ in range(2):
             writer.write(ACCOUNT)
-            assert (await answer(reader))[0] == 200
+            assert (await read_response(reader))[0] == 200
             await asyncio.sleep(0.7)
         begin = asyncio.get_running_loop().time()
-        assert await gone(reader) == b""
+        assert await read_until_closed(reader) == b""
         assert 0.5 < asyncio.get_running_loop().time() - begin < 3
 
 
@@ -229,57 +228,58 @@ async def test_an_idle_connection_stays_a_little_longer_so_that_a_client_with_th
     ("networks", "kept"), [(["10.0.0.0/8", "127.0.0.0/8"], True), (["10.0.0.0/8"], False)]
 )
 async def test_an_idle_connection_from_a_trusted_proxy_stays_longer(
-    opened: OpenDoor, networks: list[str], kept: bool
+    open_gateway: OpenApp, networks: list[str], kept: bool
 ) -> None:
     times = {"idle_timeout": 0.3, "proxy_idle_timeout": 1.5, "idle_slack": 0, "untrusted_timeout": 0.2}
-    async with opened(trusted_proxies=tuple(map(ip_network, networks)), **times) as door:
+    async with open_gateway(trusted_proxies=tuple(map(ip_network, networks)), **times) as gateway:
         good = request(json.dumps(HI).encode(), close=False)
-        took = await closed_after(door, good)
+        took = await closed_after(gateway, good)
         assert (1.3 if kept else 0.25) < took < (4 if kept else 1.3)
-        assert await closed_after(door, BAD) < 1.3  # without a good key it is closed soon, also here
+        # Without a valid key it is closed soon, from a proxy too.
+        assert await closed_after(gateway, BAD) < 1.3
 
 
-async def test_a_client_that_takes_nothing_is_cut_and_its_task_closed(opened: OpenDoor) -> None:
-    async with opened(write_timeout=0.3) as door:
-        begun = asyncio.Event()
+async def test_a_client_that_reads_nothing_is_disconnected_and_its_task_closed(open_gateway: OpenApp) -> None:
+    async with open_gateway(write_timeout=0.3) as gateway:
+        started = asyncio.Event()
 
         async def script(job: Job) -> AsyncIterator[Event]:
-            begun.set()
+            started.set()
             while True:
-                chunk = speech_pb2.AudioChunk(data=SOUND, content_type="audio/mpeg")
+                chunk = speech_pb2.AudioChunk(data=AUDIO, content_type="audio/mpeg")
                 yield Event(audio_chunk=chunk)
 
-        door.player.script = script
-        quiet = socket.create_connection((door.host, door.port))
+        gateway.provider.script = script
+        quiet = socket.create_connection((gateway.host, gateway.port))
         quiet.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         try:
             quiet.sendall(
                 request(json.dumps({**TTS, "response_format": "b64_json"}).encode(), Accept="audio/*")
             )
             async with asyncio.timeout(10):
-                await begun.wait()
-                await door.player.closed.wait()
+                await started.wait()
+                await gateway.provider.closed.wait()
         finally:
             quiet.close()
 
 
-async def test_a_client_that_takes_slowly_gets_everything(opened: OpenDoor) -> None:
-    async with opened(write_timeout=0.2) as door:
+async def test_a_client_that_reads_slowly_receives_everything(open_gateway: OpenApp) -> None:
+    async with open_gateway(write_timeout=0.2) as gateway:
         count = 300
 
         async def script(job: Job) -> AsyncIterator[Event]:
             for _ in range(count):
-                yield Event(audio_chunk=speech_pb2.AudioChunk(data=SOUND, content_type="audio/mpeg"))
+                yield Event(audio_chunk=speech_pb2.AudioChunk(data=AUDIO, content_type="audio/mpeg"))
 
-        door.player.script = script
-        reader, writer = await asyncio.open_connection(door.host, door.port, limit=4096)
+        gateway.provider.script = script
+        reader, writer = await asyncio.open_connection(gateway.host, gateway.port, limit=4096)
         writer.write(request(json.dumps({**TTS, "response_format": "b64_json"}).encode(), Accept="audio/*"))
         size = 0
         while piece := await reader.read(64 * 1024):
             size += len(piece)
-            await asyncio.sleep(0.005)  # The slowness that is being tested.
+            await asyncio.sleep(0.005)  # the client is slow on purpose
         writer.close()
-        assert size > count * len(SOUND)
+        assert size > count * len(AUDIO)
 
 
 ACCOUNT = f"GET /api/v1/account HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {KEY}\r\n\r\n".encode()
@@ -288,16 +288,16 @@ HEALTH = b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n"
 
 
 @contextlib.asynccontextmanager
-async def client(door: Door) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
+async def connection(gateway: GatewayApp) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
     """Opens a connection and aborts it at the end."""
-    reader, writer = await asyncio.open_connection(door.host, door.port)
+    reader, writer = await asyncio.open_connection(gateway.host, gateway.port)
     try:
         yield reader, writer
     finally:
         writer.transport.abort()
 
 
-async def answer(reader: asyncio.StreamReader) -> tuple[int, dict[str, str], bytes]:
+async def read_response(reader: asyncio.StreamReader) -> tuple[int, dict[str, str], bytes]:
     """Reads the next response: status, headers by lower-case name, body."""
     async with asyncio.timeout(10):
         head = (await reader.readuntil(b"\r\n\r\n")).decode()
@@ -306,14 +306,14 @@ async def answer(reader: asyncio.StreamReader) -> tuple[int, dict[str, str], byt
         return int(first.split()[1]), headers, await reader.readexactly(int(headers["content-length"]))
 
 
-async def gone(reader: asyncio.StreamReader) -> bytes:
+async def read_until_closed(reader: asyncio.StreamReader) -> bytes:
     """Reads until the server closes the connection."""
-    got = b""
+    received = b""
     async with asyncio.timeout(10):
         with contextlib.suppress(ConnectionError):  # a reset also means closed
             while piece := await reader.read(65_536):
-                got += piece
-    return got
+                received += piece
+    return received
 
 
 def is_overloaded(status: int, headers: dict[str, str], body: bytes) -> bool:
@@ -323,79 +323,86 @@ def is_overloaded(status: int, headers: dict[str, str], body: bytes) -> bool:
     return (status, json.loads(body)["error"]["code"]) == (503, "overloaded")
 
 
-async def test_connections_without_a_key_are_evicted_before_callers(opened: OpenDoor) -> None:
+async def test_untrusted_connections_are_evicted_before_trusted_ones(open_gateway: OpenApp) -> None:
     async with (
-        opened(max_connections=2) as door,
-        client(door) as (caller, calls),
-        client(door) as (stranger, _),
+        open_gateway(max_connections=2) as gateway,
+        connection(gateway) as (caller, calls),
+        connection(gateway) as (untrusted, _),
     ):
         calls.write(ACCOUNT)
-        assert (await answer(caller))[0] == 200
-        async with client(door) as (new, news):
-            assert is_overloaded(*await answer(stranger))
-            assert await gone(stranger) == b""
+        assert (await read_response(caller))[0] == 200
+        async with connection(gateway) as (new, news):
+            assert is_overloaded(*await read_response(untrusted))
+            assert await read_until_closed(untrusted) == b""
             for reader, writer in ((new, news), (caller, calls)):
                 writer.write(ACCOUNT)
-                assert (await answer(reader))[0] == 200
+                assert (await read_response(reader))[0] == 200
 
 
-async def test_an_idle_connection_is_evicted_and_a_busy_one_is_not(opened: OpenDoor) -> None:
-    begun = asyncio.Event()
+async def test_an_idle_connection_is_evicted_and_a_busy_one_is_not(open_gateway: OpenApp) -> None:
+    started = asyncio.Event()
 
     async def script(job: Job) -> AsyncIterator[Event]:
-        begun.set()
+        started.set()
         await asyncio.Event().wait()
-        yield words("late")[0]
+        yield text_events("late")[0]
 
-    async with opened(max_connections=2) as door, client(door) as (_, calls), client(door) as (idle, others):
-        door.player.script = script
+    async with (
+        open_gateway(max_connections=2) as gateway,
+        connection(gateway) as (_, calls),
+        connection(gateway) as (idle, others),
+    ):
+        gateway.provider.script = script
         calls.write(request(json.dumps(HI).encode(), close=False))
-        await asyncio.wait_for(begun.wait(), 5)
+        await asyncio.wait_for(started.wait(), 5)
         others.write(ACCOUNT)
-        assert (await answer(idle))[0] == 200
-        async with client(door) as (new, news):
+        assert (await read_response(idle))[0] == 200
+        async with connection(gateway) as (new, news):
             news.write(ACCOUNT)
-            assert (await answer(new))[0] == 200
-            assert await gone(idle) == b""
-        assert not door.player.closed.is_set()
+            assert (await read_response(new))[0] == 200
+            assert await read_until_closed(idle) == b""
+        assert not gateway.provider.closed.is_set()
 
 
-async def test_when_all_connections_are_busy_a_new_one_gets_overloaded_and_health_is_answered(
-    opened: OpenDoor,
+async def test_when_all_connections_are_busy_a_new_one_gets_overloaded_and_health_checks_are_served(
+    open_gateway: OpenApp,
 ) -> None:
-    begun = asyncio.Event()
+    started = asyncio.Event()
 
     async def script(job: Job) -> AsyncIterator[Event]:
-        begun.set()
+        started.set()
         await asyncio.Event().wait()
-        yield words("late")[0]
+        yield text_events("late")[0]
 
-    async with opened(max_connections=1, linger_timeout=5.0) as door, client(door) as (_, calls):
-        door.player.script = script
+    async with (
+        open_gateway(max_connections=1, linger_timeout=5.0) as gateway,
+        connection(gateway) as (_, calls),
+    ):
+        gateway.provider.script = script
         calls.write(request(json.dumps(HI).encode(), close=False))
-        await asyncio.wait_for(begun.wait(), 5)
-        for asked in (GOOD, ACCOUNT, BAD, request(b"x", Content_Length="1000000"), b"GET / HTTP/1.1\r\n\r\n"):
-            async with client(door) as (reader, writer):
-                writer.write(asked)
-                assert is_overloaded(*await answer(reader))
+        await asyncio.wait_for(started.wait(), 5)
+        for data in (GOOD, ACCOUNT, BAD, request(b"x", Content_Length="1000000"), b"GET / HTTP/1.1\r\n\r\n"):
+            async with connection(gateway) as (reader, writer):
+                writer.write(data)
+                assert is_overloaded(*await read_response(reader))
                 writer.write(b"x" * 100_000)  # later bytes do not discard the response
         for _ in range(3):
-            async with client(door) as (reader, writer):
+            async with connection(gateway) as (reader, writer):
                 writer.write(HEALTH)
-                status, _, body = await answer(reader)
+                status, _, body = await read_response(reader)
                 assert (status, body) == (200, b'{"status":"ok"}')
 
 
-async def test_health_needs_no_key_and_reports_draining(opened: OpenDoor) -> None:
+async def test_health_needs_no_key_and_reports_draining(open_gateway: OpenApp) -> None:
     healthy = True
-    async with opened(healthy=lambda: healthy) as door:
-        async with door.http.get(f"{door.url}/healthz") as answered:
-            assert (answered.status, await answered.json()) == (200, {"status": "ok"})
-        async with door.http.head(f"{door.url}/healthz") as answered:
-            assert answered.status == 200
+    async with open_gateway(healthy=lambda: healthy) as gateway:
+        async with gateway.http.get(f"{gateway.url}/healthz") as response:
+            assert (response.status, await response.json()) == (200, {"status": "ok"})
+        async with gateway.http.head(f"{gateway.url}/healthz") as response:
+            assert response.status == 200
         healthy = False
-        async with door.http.get(f"{door.url}/healthz") as answered:
-            assert (answered.status, (await answered.json())["error"]["code"]) == (503, "shutting_down")
+        async with gateway.http.get(f"{gateway.url}/healthz") as response:
+            assert (response.status, (await response.json())["error"]["code"]) == (503, "shutting_down")
 
 
 @pytest.mark.parametrize(
@@ -403,131 +410,140 @@ async def test_health_needs_no_key_and_reports_draining(opened: OpenDoor) -> Non
     [[], [b"GET / HT"], [BAD], [GOOD[:-1].replace(KEY.encode(), b"bad")], [ACCOUNT.replace(b"GET", b"PUT")]],
     ids=["silent", "in a head", "idle", "in a body", "another method"],
 )
-async def test_a_connection_without_a_good_key_ends_soon_whatever_it_does(
-    opened: OpenDoor, pieces: list[bytes]
+async def test_a_connection_without_a_valid_key_is_closed_soon(
+    open_gateway: OpenApp, pieces: list[bytes]
 ) -> None:
-    async with opened(untrusted_timeout=0.5, idle_timeout=60, head_timeout=60, linger_timeout=60) as door:
-        assert 0.4 < await closed_after(door, *pieces) < 4
+    async with open_gateway(
+        untrusted_timeout=0.5, idle_timeout=60, head_timeout=60, linger_timeout=60
+    ) as gateway:
+        assert 0.4 < await closed_after(gateway, *pieces) < 4
 
 
-async def test_a_valid_key_keeps_a_connection_and_an_invalid_one_closes_it(opened: OpenDoor) -> None:
-    async with opened(untrusted_timeout=0.5) as door, client(door) as (reader, writer):
+async def test_a_valid_key_keeps_a_connection_open_and_an_invalid_one_closes_it(
+    open_gateway: OpenApp,
+) -> None:
+    async with open_gateway(untrusted_timeout=0.5) as gateway, connection(gateway) as (reader, writer):
         loop = asyncio.get_running_loop()
         begin = loop.time()
         while loop.time() - begin < 1.2:
             writer.write(ACCOUNT)
-            assert (await answer(reader))[0] == 200
+            assert (await read_response(reader))[0] == 200
             await asyncio.sleep(0.2)  # an idle caller
         writer.write(BAD)
-        assert (await answer(reader))[0] == 401
-        assert await gone(reader) == b""
+        assert (await read_response(reader))[0] == 401
+        assert await read_until_closed(reader) == b""
 
 
-async def test_a_link_keeps_a_connection_while_it_is_downloaded(opened: OpenDoor) -> None:
-    async with opened(untrusted_timeout=0.5) as door:
-        async with door.ask({**TTS, "response_format": "url"}) as answered:
-            url = (await answered.json())["audio"]["url"]
-        path = url.removeprefix(door.url).encode()
-        async with client(door) as (reader, writer):
+async def test_a_connection_stays_open_while_a_signed_link_is_downloaded(open_gateway: OpenApp) -> None:
+    async with open_gateway(untrusted_timeout=0.5) as gateway:
+        async with gateway.post_task({**TTS, "response_format": "url"}) as response:
+            url = (await response.json())["audio"]["url"]
+        path = url.removeprefix(gateway.url).encode()
+        async with connection(gateway) as (reader, writer):
             loop = asyncio.get_running_loop()
             begin = loop.time()
             while loop.time() - begin < 1.2:
                 writer.write(b"GET " + path + b" HTTP/1.1\r\nHost: x\r\n\r\n")
-                assert (await answer(reader))[2] == SOUND
+                assert (await read_response(reader))[2] == AUDIO
                 await asyncio.sleep(0.2)  # an idle downloader
 
 
-async def test_downloads_by_links_are_bounded(opened: OpenDoor) -> None:
-    async with opened(max_links=2) as door:
-        async with door.ask({**TTS, "response_format": "url"}) as answered:
-            url = (await answered.json())["audio"]["url"]
+async def test_concurrent_downloads_by_links_are_limited(open_gateway: OpenApp) -> None:
+    async with open_gateway(max_downloads=2) as gateway:
+        async with gateway.post_task({**TTS, "response_format": "url"}) as response:
+            url = (await response.json())["audio"]["url"]
         name = url.rpartition("/")[2].partition("?")[0]
-        (file,) = door.media.folder.glob(f"*{name.partition('.')[0]}*")
+        (file,) = gateway.media.folder.glob(f"*{name.partition('.')[0]}*")
         file.write_bytes(bytes(20_000_000))
-        reader, writer = await asyncio.open_connection(door.host, door.port, limit=4096)
+        reader, writer = await asyncio.open_connection(gateway.host, gateway.port, limit=4096)
         try:
-            writer.write(f"GET {url.removeprefix(door.url)} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+            writer.write(f"GET {url.removeprefix(gateway.url)} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
             assert await reader.readline() == b"HTTP/1.1 200 OK\r\n"
-            async with door.http.get(url) as answered:
-                assert answered.status == 503
-                assert (await answered.json())["error"]["code"] == "overloaded"
-            async with door.http.get(url.partition("?")[0], headers=door.headers) as own:
+            async with gateway.http.get(url) as response:
+                assert response.status == 503
+                assert (await response.json())["error"]["code"] == "overloaded"
+            async with gateway.http.get(url.partition("?")[0], headers=gateway.headers) as own:
                 assert own.status == 200
                 own.close()
         finally:
             writer.transport.abort()
         async with asyncio.timeout(5):
-            while (await door.http.head(url)).status != 200:
+            while (await gateway.http.head(url)).status != 200:
                 pass
 
 
-async def test_an_unauthenticated_caller_gets_few_responses_on_a_connection(door: Door) -> None:
-    for asked, status in ((BAD, 401), (b"GET /nowhere HTTP/1.1\r\nHost: x\r\n\r\n", 404)):
-        async with client(door) as (reader, writer):
-            writer.write(asked * 50)
-            got = await gone(reader)
-            assert got.count(b"HTTP/1.1 %d " % status) == got.count(b"HTTP/1.1 ") == 4
-            assert got.count(b"Connection: close") == 1
+async def test_an_unauthenticated_caller_gets_few_responses_on_a_connection(gateway: GatewayApp) -> None:
+    for data, status in ((BAD, 401), (b"GET /nowhere HTTP/1.1\r\nHost: x\r\n\r\n", 404)):
+        async with connection(gateway) as (reader, writer):
+            writer.write(data * 50)
+            received = await read_until_closed(reader)
+            assert received.count(b"HTTP/1.1 %d " % status) == received.count(b"HTTP/1.1 ") == 4
+            assert received.count(b"Connection: close") == 1
 
 
-async def test_a_head_is_bounded_in_all_its_lines(door: Door) -> None:
-    async with client(door) as (reader, writer):
+async def test_the_total_size_of_a_request_head_is_limited(gateway: GatewayApp) -> None:
+    async with connection(gateway) as (reader, writer):
         writer.write(b"GET / HTTP/1.1\r\nHost: x\r\n")
         for i in range(40):
             writer.write(b"A%d: " % i + b"x" * 1000 + b"\r\n")
             await writer.drain()
             await asyncio.sleep(0)
-        status, _, body = await answer(reader)
+        status, _, body = await read_response(reader)
         assert (status, json.loads(body)["error"]["code"]) == (400, "invalid_body")
-        assert await gone(reader) == b""
+        assert await read_until_closed(reader) == b""
 
 
-async def test_a_head_beyond_its_bound_does_not_break_into_an_answer(door: Door) -> None:
-    begun = asyncio.Event()
+async def test_an_oversized_head_does_not_corrupt_a_running_response(gateway: GatewayApp) -> None:
+    started = asyncio.Event()
 
     async def script(job: Job) -> AsyncIterator[Event]:
-        yield words("one")[0]
-        begun.set()
+        yield text_events("one")[0]
+        started.set()
         await asyncio.Event().wait()
 
-    door.player.script = script
-    async with client(door) as (reader, writer):
+    gateway.provider.script = script
+    async with connection(gateway) as (reader, writer):
         writer.write(request(json.dumps({**HI, "stream": True}).encode(), close=False))
-        await asyncio.wait_for(begun.wait(), 5)
+        await asyncio.wait_for(started.wait(), 5)
         with contextlib.suppress(ConnectionError):
             for i in range(40):
                 writer.write(b"GET / HTTP/1.1\r\n" * (i == 0) + b"A%d: " % i + b"x" * 1000 + b"\r\n")
                 await writer.drain()
                 await asyncio.sleep(0)
-        assert b"400 Bad Request" not in await gone(reader)
-        await asyncio.wait_for(door.player.closed.wait(), 5)
+        assert b"400 Bad Request" not in await read_until_closed(reader)
+        await asyncio.wait_for(gateway.provider.closed.wait(), 5)
 
 
-async def test_slow_heads_of_one_address_are_few_and_callers_from_there_are_served(opened: OpenDoor) -> None:
-    async with opened(max_untrusted=3, untrusted_grace=0.2) as door, contextlib.AsyncExitStack() as stack:
-        slow = [await stack.enter_async_context(client(door)) for _ in range(8)]
+async def test_slow_heads_of_one_address_are_limited_and_its_authenticated_callers_served(
+    open_gateway: OpenApp,
+) -> None:
+    async with (
+        open_gateway(max_untrusted=3, untrusted_grace=0.2) as gateway,
+        contextlib.AsyncExitStack() as stack,
+    ):
+        slow = [await stack.enter_async_context(connection(gateway)) for _ in range(8)]
         for _, writer in slow:
             writer.write(b"GET /nowhere HTTP/1.1\r\nHost: x")
         for reader, _ in slow[:5]:
-            assert is_overloaded(*await answer(reader))
-        caller, calls = await stack.enter_async_context(client(door))
+            assert is_overloaded(*await read_response(reader))
+        caller, calls = await stack.enter_async_context(connection(gateway))
         calls.write(ACCOUNT)
-        assert (await answer(caller))[0] == 200
+        assert (await read_response(caller))[0] == 200
         for reader, writer in slow[5:]:
             writer.write(b"\r\n\r\n")
-            assert (await answer(reader))[0] == 404
+            assert (await read_response(reader))[0] == 404
 
 
-async def test_concurrent_connections_of_one_address_are_all_answered(opened: OpenDoor) -> None:
-    async with opened(max_untrusted=5, untrusted_grace=0.1) as door:
+async def test_concurrent_connections_of_one_address_are_all_served(open_gateway: OpenApp) -> None:
+    async with open_gateway(max_untrusted=5, untrusted_grace=0.1) as gateway:
 
-        async def ask() -> int:
-            async with client(door) as (reader, writer):
+        async def send_request() -> int:
+            async with connection(gateway) as (reader, writer):
                 await asyncio.sleep(0.5)  # the client is slow to send its request
                 writer.write(ACCOUNT)
-                return (await answer(reader))[0]
+                return (await read_response(reader))[0]
 
-        assert set(await asyncio.gather(*[ask() for _ in range(300)])) == {200}
+        assert set(await asyncio.gather(*[send_request() for _ in range(300)])) == {200}
 
 
 @pytest.fixture(scope="module")
@@ -540,103 +556,103 @@ def certificate(tmp_path_factory: pytest.TempPathFactory) -> ssl.SSLContext:
     return context
 
 
-async def test_a_handshake_that_does_not_end_is_ended(opened: OpenDoor, certificate: ssl.SSLContext) -> None:
-    async with opened(tls=certificate, untrusted_timeout=0.5) as door:
+async def test_an_unfinished_tls_handshake_times_out(
+    open_gateway: OpenApp, certificate: ssl.SSLContext
+) -> None:
+    async with open_gateway(tls=certificate, untrusted_timeout=0.5) as gateway:
         for pieces in ([], [b"\x16\x03\x01\x02\x00\x01"], [b"GET / HTTP/1.1\r\n\r\n"]):
-            assert await closed_after(door, *pieces) < 4
+            assert await closed_after(gateway, *pieces) < 4
         trusting = ssl.create_default_context()
         trusting.check_hostname, trusting.verify_mode = False, ssl.CERT_NONE
-        url = f"https://{door.host}:{door.port}/api/v1/account"
-        async with door.http.get(url, headers=door.headers, ssl=trusting) as answered:
-            assert answered.status == 200
-        reader, writer = await asyncio.open_connection(door.host, door.port, ssl=trusting)
-        assert await gone(reader) == b""
+        url = f"https://{gateway.host}:{gateway.port}/api/v1/account"
+        async with gateway.http.get(url, headers=gateway.headers, ssl=trusting) as response:
+            assert response.status == 200
+        reader, writer = await asyncio.open_connection(gateway.host, gateway.port, ssl=trusting)
+        assert await read_until_closed(reader) == b""
         writer.transport.abort()
 
 
-async def test_connections_in_a_handshake_count_and_make_room(
-    opened: OpenDoor, certificate: ssl.SSLContext
+async def test_connections_in_a_tls_handshake_count_and_can_be_evicted(
+    open_gateway: OpenApp, certificate: ssl.SSLContext
 ) -> None:
     async with (
-        opened(tls=certificate, max_connections=3) as door,
+        open_gateway(tls=certificate, max_connections=3) as gateway,
         contextlib.AsyncExitStack() as stack,
     ):
-        silent = [await stack.enter_async_context(client(door)) for _ in range(4)]
-        assert await gone(silent[0][0]) == b""
+        silent = [await stack.enter_async_context(connection(gateway)) for _ in range(4)]
+        assert await read_until_closed(silent[0][0]) == b""
         trusting = ssl.create_default_context()
         trusting.check_hostname, trusting.verify_mode = False, ssl.CERT_NONE
-        url = f"https://{door.host}:{door.port}/api/v1/account"
-        async with door.http.get(url, headers=door.headers, ssl=trusting) as answered:
-            assert answered.status == 200
-        assert await gone(silent[1][0]) == b""
+        url = f"https://{gateway.host}:{gateway.port}/api/v1/account"
+        async with gateway.http.get(url, headers=gateway.headers, ssl=trusting) as response:
+            assert response.status == 200
+        assert await read_until_closed(silent[1][0]) == b""
 
 
-async def test_the_number_of_connections_fits_the_files_that_may_be_open(
-    caplog: pytest.LogCaptureFixture,
-) -> None:
+async def test_the_connection_limit_fits_the_file_descriptor_limit(caplog: pytest.LogCaptureFixture) -> None:
     files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    assert fit(files // 2) == files // 2
+    assert fit_connections(files // 2) == files // 2
     assert not caplog.records
-    assert fit(files) == files // 2
+    assert fit_connections(files) == files // 2
     assert "POMELO_MAX_CONNECTIONS" in caplog.text
 
 
 async def test_without_descriptors_an_unauthenticated_connection_is_evicted_and_accepting_continues(
-    door: Door, caplog: pytest.LogCaptureFixture
+    gateway: GatewayApp, caplog: pytest.LogCaptureFixture
 ) -> None:
-    async with client(door) as (stranger, _):
-        while not await answers(door, HEALTH):
+    async with connection(gateway) as (untrusted, _):
+        while not await is_served(gateway, HEALTH):
             pass
         before = resource.getrlimit(resource.RLIMIT_NOFILE)
-        waiting = socket.create_connection((door.host, door.port))
-        taken: list[socket.socket] = []
+        waiting = socket.create_connection((gateway.host, gateway.port))
+        sockets: list[socket.socket] = []
         try:
             number = waiting.fileno()
             resource.setrlimit(resource.RLIMIT_NOFILE, (number + 1, before[1]))
             with contextlib.suppress(OSError):
                 while True:
-                    taken.append(socket.socket())
+                    sockets.append(socket.socket())
             async with asyncio.timeout(5):
                 while "Raise the limit of open files" not in caplog.text:  # noqa: ASYNC110
                     await asyncio.sleep(0.01)
-            assert is_overloaded(*await answer(stranger))
+            assert is_overloaded(*await read_response(untrusted))
         finally:
             resource.setrlimit(resource.RLIMIT_NOFILE, before)
-            for each in taken:
+            for each in sockets:
                 each.close()
             waiting.close()
-    assert await answers(door, HEALTH)
+    assert await is_served(gateway, HEALTH)
 
 
-async def answers(door: Door, asked: bytes) -> bool:
-    """Whether a request on a new connection is answered with 200."""
-    async with client(door) as (reader, writer):
-        writer.write(asked)
-        return (await answer(reader))[0] == 200
+async def is_served(gateway: GatewayApp, data: bytes) -> bool:
+    """Whether a request on a new connection gets a 200."""
+    async with connection(gateway) as (reader, writer):
+        writer.write(data)
+        return (await read_response(reader))[0] == 200
 
 
-async def test_closing_the_gateway_ends_what_runs_and_frees_the_port(opened: OpenDoor) -> None:
-    begun = asyncio.Event()
+async def test_closing_the_gateway_ends_running_requests_and_frees_the_port(open_gateway: OpenApp) -> None:
+    started = asyncio.Event()
 
     async def script(job: Job) -> AsyncIterator[Event]:
-        yield words("one")[0]
-        begun.set()
+        yield text_events("one")[0]
+        started.set()
         await asyncio.Event().wait()
 
-    async with opened(drain_timeout=0.1) as door:
-        door.player.script = script
-        answer = await door.ask({**HI, "stream": True})
-        await asyncio.wait_for(begun.wait(), 5)
-    assert door.player.closed.is_set()
-    answer.close()
+    async with open_gateway(drain_timeout=0.1) as gateway:
+        gateway.provider.script = script
+        response = await gateway.post_task({**HI, "stream": True})
+        await asyncio.wait_for(started.wait(), 5)
+    assert gateway.provider.closed.is_set()
+    response.close()
     async with aiohttp.ClientSession() as late:
         with pytest.raises(aiohttp.ClientConnectorError):
-            await late.get(door.url)
+            await late.get(gateway.url)
 
 
 @pytest.mark.parametrize("start", [b"1;", b"1\r\na\r\n0\r\nX: ", b'1\r\na\r\n1;a="'])
-async def test_chunk_extensions_and_trailers_are_bounded(door: Door, start: bytes) -> None:
-    reader, writer = await asyncio.open_connection(door.host, door.port)
+async def test_chunk_extensions_and_trailers_are_limited(gateway: GatewayApp, start: bytes) -> None:
+    reader, writer = await asyncio.open_connection(gateway.host, gateway.port)
     try:
         writer.write(
             b"POST /api/v1/task HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer " + KEY.encode() + b"\r\n"

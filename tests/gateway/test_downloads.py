@@ -1,9 +1,9 @@
-"""Downloads of media: their headers, parts and ends."""
+"""Downloads of media: headers, ranges and truncated files."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -14,68 +14,67 @@ from gateway.app import open_rest
 from pomelo.call import Call
 from pomelo.gen.v1.media_pb2 import Media
 from pomelo.in_flight import InFlightLimits
-from tests.gateway.door import SOUND, Door
+from tests.gateway.gateway_app import AUDIO, GatewayApp, OpenApp
 
-OpenDoor = Callable[..., AbstractAsyncContextManager[Door]]
 TTS = {"model": "eleven-labs-tts", "text": "Hi", "voice": "adam", "response_format": "url"}
 
 
-async def link_of(door: Door) -> str:
+async def link_of(gateway: GatewayApp) -> str:
     """The signed link to new audio."""
-    async with door.ask(TTS) as answer:
-        url = (await answer.json())["audio"]["url"]
+    async with gateway.post_task(TTS) as response:
+        url = (await response.json())["audio"]["url"]
     assert isinstance(url, str)
     return url
 
 
-async def test_a_download_may_be_kept_by_its_caller_and_by_no_shared_cache(door: Door) -> None:
-    url = await link_of(door)
+async def test_a_download_may_be_cached_only_by_its_caller(gateway: GatewayApp) -> None:
+    url = await link_of(gateway)
     name = url.rpartition("/")[2].partition("?")[0]
-    async with door.http.get(url) as answer:
-        assert answer.headers["Cache-Control"] == "private"
-        assert answer.headers["Content-Disposition"] == f'inline; filename="{name}"'
-        assert answer.headers["Accept-Ranges"] == "bytes"
-        assert answer.headers["X-Request-Id"]
+    async with gateway.http.get(url) as response:
+        assert response.headers["Cache-Control"] == "private"
+        assert response.headers["Content-Disposition"] == f'inline; filename="{name}"'
+        assert response.headers["Accept-Ranges"] == "bytes"
+        assert response.headers["X-Request-Id"]
 
 
-async def test_a_part_is_not_sent_where_it_depends_on_the_version(door: Door) -> None:
-    url = await link_of(door)
-    async with door.http.get(url, headers={"Range": "bytes=0-9", "If-Range": '"x"'}) as answer:
-        assert (answer.status, await answer.read()) == (200, SOUND)
-        assert "Content-Range" not in answer.headers
+async def test_a_range_with_if_range_gets_the_complete_file(gateway: GatewayApp) -> None:
+    url = await link_of(gateway)
+    async with gateway.http.get(url, headers={"Range": "bytes=0-9", "If-Range": '"x"'}) as response:
+        assert (response.status, await response.read()) == (200, AUDIO)
+        assert "Content-Range" not in response.headers
 
 
-async def test_a_head_request_has_the_headers_of_the_part_and_no_bytes(door: Door) -> None:
-    path = (await link_of(door)).removeprefix(door.url)
-    got = await door.raw(
+async def test_a_head_request_gets_the_headers_of_the_range_without_bytes(gateway: GatewayApp) -> None:
+    path = (await link_of(gateway)).removeprefix(gateway.url)
+    received = await gateway.exchange(
         f"HEAD {path} HTTP/1.1\r\nHost: x\r\nRange: bytes=0-9\r\nConnection: close\r\n\r\n".encode()
     )
-    head, _, body = got.partition(b"\r\n\r\n")
+    head, _, body = received.partition(b"\r\n\r\n")
     assert head.startswith(b"HTTP/1.1 206 ")
     assert b"Content-Length: 10" in head.split(b"\r\n")
     assert body == b""
 
 
-async def test_a_download_by_key_is_in_flight_only_while_it_runs(opened: OpenDoor) -> None:
-    async with opened(in_flight=InFlightLimits(account_calls=1)) as door:
-        own = (await link_of(door)).partition("?")[0]
+async def test_a_download_by_key_counts_as_in_flight_only_while_it_runs(open_gateway: OpenApp) -> None:
+    async with open_gateway(in_flight=InFlightLimits(account_calls=1)) as gateway:
+        own = (await link_of(gateway)).partition("?")[0]
         for _ in range(3):
-            async with door.http.get(own, headers=door.headers) as answer:
-                assert (answer.status, await answer.read()) == (200, SOUND)
-        async with door.http.get(own + "x", headers=door.headers) as answer:
-            assert answer.status == 404
-        assert await link_of(door)
+            async with gateway.http.get(own, headers=gateway.headers) as response:
+                assert (response.status, await response.read()) == (200, AUDIO)
+        async with gateway.http.get(own + "x", headers=gateway.headers) as response:
+            assert response.status == 404
+        assert await link_of(gateway)
 
 
-async def test_the_place_of_a_download_by_link_is_free_once_it_has_ended(opened: OpenDoor) -> None:
-    async with opened(max_links=1) as door:
-        url = await link_of(door)
+async def test_a_finished_download_by_link_frees_its_slot(open_gateway: OpenApp) -> None:
+    async with open_gateway(max_downloads=1) as gateway:
+        url = await link_of(gateway)
         for _ in range(3):
-            async with door.http.get(url) as answer:
-                assert (answer.status, await answer.read()) == (200, SOUND)
+            async with gateway.http.get(url) as response:
+                assert (response.status, await response.read()) == (200, AUDIO)
 
 
-class Cut:
+class TruncatedMedia:
     """A media service whose files end before their size."""
 
     @asynccontextmanager
@@ -90,13 +89,13 @@ class Cut:
         yield Media(media_id=media_id, content_type="image/png", size_bytes=10), pieces()
 
 
-async def test_a_download_that_is_cut_short_can_not_look_complete(door: Door) -> None:
-    cut: Any = Cut()
-    services = replace(door.services, media=cut)
+async def test_a_truncated_download_can_not_look_complete(gateway: GatewayApp) -> None:
+    truncated: Any = TruncatedMedia()
+    services = replace(gateway.services, media=truncated)
     async with (
         open_rest(services, None, "127.0.0.1", 0) as (host, port),
-        door.http.get(f"http://{host}:{port}/media/media_1.png?sig=x") as answer,
+        gateway.http.get(f"http://{host}:{port}/media/media_1.png?sig=x") as response,
     ):
-        assert (answer.status, answer.headers["Content-Length"]) == (200, "10")
+        assert (response.status, response.headers["Content-Length"]) == (200, "10")
         with pytest.raises((aiohttp.ClientPayloadError, ConnectionResetError)):
-            await answer.read()
+            await response.read()

@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 
-from gateway import body
-from gateway.fields import INPUTS
+from gateway.parsing.json import parse_json
+from gateway.parsing.task import build_task, model_of
+from gateway.types import TASK_FORMATS
 from pomelo.errors import PomeloError
 from pomelo.gen.v1.image_pb2 import ImageFormat
 from pomelo.gen.v1.media_pb2 import ResponseFormat
@@ -19,32 +20,32 @@ TEXT, IMAGE, TTS = TaskType.TASK_TYPE_TEXT, TaskType.TASK_TYPE_IMAGE, TaskType.T
 STS, STT = TaskType.TASK_TYPE_SPEECH_TO_SPEECH, TaskType.TASK_TYPE_SPEECH_TO_TEXT
 
 
-def make(kind: int, values: dict[str, Any], *, form: bool = False) -> Task:
+def build(task_type: int, values: dict[str, Any], *, form: bool = False) -> Task:
     """The task that a body's values become."""
-    return body.make_task("m", kind, values, form=form)[0]
+    return build_task("m", task_type, values, form=form).task
 
 
-def refusal(kind: int, values: dict[str, Any]) -> PomeloError:
+def refusal(task_type: int, values: dict[str, Any]) -> PomeloError:
     """The error that values are refused with."""
     with pytest.raises(PomeloError) as caught:
-        make(kind, values)
+        build(task_type, values)
     return caught.value
 
 
 @pytest.mark.parametrize("value", [2**63 - 1, -(2**63), 0])
-def test_a_whole_number_may_use_all_64_bits(value: int) -> None:
-    assert make(TEXT, {"seed": value}).text.seed == value
+def test_an_integer_may_use_all_64_bits(value: int) -> None:
+    assert build(TEXT, {"seed": value}).text.seed == value
 
 
 @pytest.mark.parametrize("value", [2**31 - 1, -(2**31), 0])
 def test_a_size_may_use_all_32_bits(value: int) -> None:
-    assert make(IMAGE, {"width": value}).image.width == value
+    assert build(IMAGE, {"width": value}).image.width == value
     for beyond in (2**31, -(2**31) - 1):
         assert refusal(IMAGE, {"width": beyond}).field == "width"
 
 
 @pytest.mark.parametrize(
-    ("kind", "field", "value", "meaning"),
+    ("task_type", "field", "value", "meaning"),
     [
         (IMAGE, "output_format", "png", ImageFormat.IMAGE_FORMAT_PNG),
         (IMAGE, "output_format", "jpeg", ImageFormat.IMAGE_FORMAT_JPEG),
@@ -57,8 +58,8 @@ def test_a_size_may_use_all_32_bits(value: int) -> None:
         (STT, "timestamps", "character", Timestamps.TIMESTAMPS_CHARACTER),
     ],
 )
-def test_each_choice_has_its_own_meaning(kind: int, field: str, value: str, meaning: int) -> None:
-    task = make(kind, {field: value})
+def test_each_choice_sets_its_enum_value(task_type: int, field: str, value: str, meaning: int) -> None:
+    task = build(task_type, {field: value})
     given = getattr(task, str(task.WhichOneof("input")))
     assert getattr(given, field) == meaning
 
@@ -66,27 +67,27 @@ def test_each_choice_has_its_own_meaning(kind: int, field: str, value: str, mean
 @pytest.mark.parametrize(
     "content", ["Hi", [{"type": "text", "text": "Hi"}]], ids=["a text", "a list of parts"]
 )
-def test_each_role_is_its_own(content: Any) -> None:
+def test_each_role_sets_its_enum_value(content: Any) -> None:
     messages = [{"role": role, "content": content} for role in ("system", "user", "assistant")]
-    roles = [message.role for message in make(TEXT, {"messages": messages}).text.messages]
+    roles = [message.role for message in build(TEXT, {"messages": messages}).text.messages]
     assert roles == [Role.ROLE_SYSTEM, Role.ROLE_USER, Role.ROLE_ASSISTANT]
 
 
 @pytest.mark.parametrize(
     ("text", "stop"), [("[]", []), ('["a"]', ["a"]), ("[a]", ["[a]"]), ("a", ["a"]), ("[", ["["])]
 )
-def test_stop_in_a_form_is_a_list_only_if_it_is_written_as_one(text: str, stop: list[str]) -> None:
-    assert list(make(TEXT, {"stop": text}, form=True).text.stop) == stop
+def test_stop_in_a_form_is_a_list_only_if_written_as_one(text: str, stop: list[str]) -> None:
+    assert list(build(TEXT, {"stop": text}, form=True).text.stop) == stop
 
 
 @pytest.mark.parametrize("field", ["stability", "similarity_boost", "style", "speed", "use_speaker_boost"])
 def test_a_voice_setting_that_is_null_is_absent(field: str) -> None:
-    settings = make(TTS, {"voice_settings": {field: None}}).text_to_speech.voice_settings
+    settings = build(TTS, {"voice_settings": {field: None}}).text_to_speech.voice_settings
     assert settings.ListFields() == []
 
 
 @pytest.mark.parametrize("field", ["detail", "URL", "x"])
-def test_an_image_url_has_no_field_but_url(field: str) -> None:
+def test_an_image_url_object_has_only_the_field_url(field: str) -> None:
     part = {"type": "image_url", "image_url": {"url": "data:image/png;base64,AA==", field: "high"}}
     error = refusal(TEXT, {"messages": [{"role": "user", "content": [part]}]})
     assert (error.code, error.field) == (
@@ -100,20 +101,20 @@ def test_the_name_of_an_unknown_field_is_shown_up_to_100_characters(length: int,
     assert refusal(TEXT, {"x" * length: 1}).field == shown
 
 
-@pytest.mark.parametrize("kind", [TEXT, IMAGE, TTS, STS, STT])
-def test_a_task_without_fields_still_has_its_type(kind: int) -> None:
-    assert make(kind, {"stream": True}).WhichOneof("input") == INPUTS[kind]
+@pytest.mark.parametrize("task_type", [TEXT, IMAGE, TTS, STS, STT])
+def test_a_task_without_fields_still_has_its_type(task_type: int) -> None:
+    assert build(task_type, {"stream": True}).WhichOneof("input") == TASK_FORMATS[task_type].input
 
 
 @pytest.mark.parametrize("name", [None, ""])
 def test_an_empty_model_is_a_missing_one(name: str | None) -> None:
     with pytest.raises(PomeloError) as caught:
-        body.model_of({"model": name})
+        model_of({"model": name})
     assert (caught.value.code, caught.value.field) == ("missing_parameter", "model")
 
 
 @pytest.mark.parametrize("data", [b'{"model":"a","model":"b"}', b'{"a":{"b":[{"c":1,"c":1}]}}'])
-def test_a_name_that_an_object_has_twice_is_refused(data: bytes) -> None:
+def test_a_duplicate_name_in_an_object_is_refused(data: bytes) -> None:
     with pytest.raises(PomeloError) as caught:
-        body.parse(data)
+        parse_json(data)
     assert caught.value.code == "invalid_parameter"

@@ -1,4 +1,4 @@
-"""Parts of forms: parsed from pieces of any size; the bytes around the parts are bounded."""
+"""Parts of forms: parsed from pieces of any size; the bytes around the parts are limited."""
 
 from __future__ import annotations
 
@@ -10,19 +10,27 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.form_parts import MAX_AROUND, MAX_PART_HEAD, MAX_PART_HEADERS, MAX_PARTS, PIECE, FormParts, Part
+from gateway.parsing.multipart import (
+    MAX_PADDING,
+    MAX_PART_HEADER_BYTES,
+    MAX_PART_HEADERS,
+    MAX_PARTS,
+    READ_SIZE,
+    FormParts,
+    Part,
+)
 from pomelo.errors import PomeloError
 
 
-class Cut:
-    """A body in pieces; `taken` counts the bytes that were read."""
+class SplitBody:
+    """A body in pieces; `bytes_read` counts the bytes that were read."""
 
     def __init__(self, data: bytes, *steps: int) -> None:
         self.data = data
         self.steps = list(steps)
         self.taken = 0
 
-    async def piece(self) -> bytes:
+    async def read_available(self) -> bytes:
         """Returns the next piece."""
         step = self.steps[0] if len(self.steps) == 1 else self.steps.pop(0)
         piece = self.data[self.taken : self.taken + step]
@@ -30,17 +38,17 @@ class Cut:
         return piece
 
 
-async def read(content_type: str, source: Cut, most: int = PIECE) -> list[tuple[str, bytes]]:
+async def read(content_type: str, source: SplitBody, max_size: int = READ_SIZE) -> list[tuple[str, bytes]]:
     """The names and contents of all parts."""
     parts = FormParts(content_type, source)
-    found = []
+    contents_read = []
     while (part := await parts.next()) is not None:
         content = b""
-        while piece := await parts.read(most):
-            assert len(piece) <= most
+        while piece := await parts.read(max_size):
+            assert len(piece) <= max_size
             content += piece
-        found.append((part.name, content))
-    return found
+        contents_read.append((part.name, content))
+    return contents_read
 
 
 def form(boundary: bytes, contents: list[bytes], before: bytes = b"", after: bytes = b"\r\n") -> bytes:
@@ -66,51 +74,53 @@ CONTENTS = st.lists(
 
 
 @given(BOUNDARIES, CONTENTS, st.lists(st.integers(1, 40), min_size=1, max_size=30), st.integers(1, 50))
-def test_parts_are_the_same_however_the_body_is_cut(
-    boundary: bytes, contents: list[bytes], steps: list[int], most: int
+def test_parts_do_not_depend_on_how_the_body_is_split(
+    boundary: bytes, contents: list[bytes], steps: list[int], max_size: int
 ) -> None:
     contents = [content for content in contents if b"\r\n--" + boundary not in b"\r\n" + content + b"\r\n"]
     if not contents:
         return
-    source = Cut(form(boundary, contents), *steps)
-    found = asyncio.run(read(f'multipart/form-data; boundary="{boundary.decode()}"', source, most))
-    assert found == [(f"a{i}", content) for i, content in enumerate(contents)]
+    source = SplitBody(form(boundary, contents), *steps)
+    contents_read = asyncio.run(
+        read(f'multipart/form-data; boundary="{boundary.decode()}"', source, max_size)
+    )
+    assert contents_read == [(f"a{i}", content) for i, content in enumerate(contents)]
 
 
-async def refused(
+async def bytes_until_refused(
     data: bytes, content_type: str = "multipart/form-data; boundary=B", step: int = 1000
 ) -> int:
-    """The number of bytes read of a refused body."""
-    source = Cut(data, step)
+    """Checks that a body is refused; returns the number of bytes read until then."""
+    source = SplitBody(data, step)
     with pytest.raises(PomeloError) as caught:
         await read(content_type, source)
     assert caught.value.code == "invalid_body"
     return source.taken
 
 
-async def test_little_may_come_before_the_first_part_and_after_the_last() -> None:
+async def test_the_bytes_before_the_first_part_and_after_the_last_are_limited() -> None:
     for line in (b"\r\n", b"\n", b"x", b"--b\r\n", b"\r\n-"):
-        around = line * (MAX_AROUND // len(line))
-        source = Cut(form(b"B", [b"x"], around[:-2] + b"\r\n", b"\r\n" + around[:-2]), 100)
+        around = line * (MAX_PADDING // len(line))
+        source = SplitBody(form(b"B", [b"x"], around[:-2] + b"\r\n", b"\r\n" + around[:-2]), 100)
         assert await read("multipart/form-data; boundary=B", source) == [("a0", b"x")]
         flood = line * (8_000_000 // len(line))
-        assert await refused(flood) <= MAX_AROUND + 1000 + 5
-        assert await refused(form(b"B", [b"x"], after=flood)) <= 2 * MAX_AROUND + 1000
+        assert await bytes_until_refused(flood) <= MAX_PADDING + 1000 + 5
+        assert await bytes_until_refused(form(b"B", [b"x"], after=flood)) <= 2 * MAX_PADDING + 1000
 
 
-async def test_parts_and_their_headers_are_bounded() -> None:
-    assert await refused(form(b"B", [b""] * (MAX_PARTS + 1))) > 0
+async def test_parts_and_their_headers_are_limited() -> None:
+    assert await bytes_until_refused(form(b"B", [b""] * (MAX_PARTS + 1))) > 0
     start = b"--B\r\nContent-Disposition: form-data; name=a"
-    assert await refused(start + b"\r\nA: " + b"x" * 10_000_000) <= MAX_PART_HEAD + 1000
-    assert await refused(start + b"\r\n" + b"A:\r\n" * 2_000_000) <= MAX_PART_HEAD + 1000
-    assert await refused(start + b"\r\n" + b"A:\r\n" * 16 + b"\r\nx\r\n--B--\r\n") > 0
+    assert await bytes_until_refused(start + b"\r\nA: " + b"x" * 10_000_000) <= MAX_PART_HEADER_BYTES + 1000
+    assert await bytes_until_refused(start + b"\r\n" + b"A:\r\n" * 2_000_000) <= MAX_PART_HEADER_BYTES + 1000
+    assert await bytes_until_refused(start + b"\r\n" + b"A:\r\n" * 16 + b"\r\nx\r\n--B--\r\n") > 0
     for line in (b"no colon", b"A b: c", b": c", b"A\0: b", b"A: b\nC: d", b" folded: x"):
-        assert await refused(start + b"\r\n" + line + b"\r\n\r\nx\r\n--B--\r\n") > 0
+        assert await bytes_until_refused(start + b"\r\n" + line + b"\r\n\r\nx\r\n--B--\r\n") > 0
 
 
 async def test_as_many_parts_and_headers_as_allowed_are_read() -> None:
     contents = [b"x"] * MAX_PARTS
-    found = await read("multipart/form-data; boundary=B", Cut(form(b"B", contents), 1000))
+    found = await read("multipart/form-data; boundary=B", SplitBody(form(b"B", contents), 1000))
     assert [content for _, content in found] == contents
     more = b"".join(b"X-%d: y\r\n" % i for i in range(MAX_PART_HEADERS - 1))
     assert (await part(b'Content-Disposition: form-data; name="a"\r\n' + more)).name == "a"
@@ -119,12 +129,12 @@ async def test_as_many_parts_and_headers_as_allowed_are_read() -> None:
 async def part(head: bytes) -> Part:
     """The first part of a form with these header lines."""
     body = b"--B\r\n" + head + b"\r\nx\r\n--B--\r\n"
-    found = await FormParts("multipart/form-data; boundary=B", Cut(body, 1000)).next()
+    found = await FormParts("multipart/form-data; boundary=B", SplitBody(body, 1000)).next()
     assert found is not None
     return found
 
 
-async def test_of_a_repeated_part_header_the_first_one_counts() -> None:
+async def test_the_first_of_repeated_part_headers_counts() -> None:
     heads = [b"Content-Disposition: form-data; name=%b\r\n" % name for name in (b"one", b"two")]
     assert (await part(b"".join(heads))).name == "one"
 
@@ -144,7 +154,7 @@ async def test_a_file_name_may_be_plain_or_extended(parameters: bytes, filename:
 
 
 @pytest.mark.parametrize("encoding", [b"", b"7bit", b"8bit", b"binary", b"BINARY"])
-async def test_a_transfer_encoding_that_leaves_the_bytes_alone_is_accepted(encoding: bytes) -> None:
+async def test_a_transfer_encoding_without_effect_is_accepted(encoding: bytes) -> None:
     head = b"Content-Disposition: form-data; name=a\r\nContent-Transfer-Encoding: " + encoding + b"\r\n"
     assert (await part(head)).name == "a"
 
@@ -168,13 +178,13 @@ async def test_a_transfer_encoding_that_leaves_the_bytes_alone_is_accepted(encod
 )
 async def test_a_boundary_is_a_token_or_quoted(given: str, boundary: bytes | None) -> None:
     if boundary is None:
-        await refused(form(b"B", [b"x"]), given)
+        await bytes_until_refused(form(b"B", [b"x"]), given)
     else:
-        assert await read(given, Cut(form(boundary, [b"x"]), 7)) == [("a0", b"x")]
+        assert await read(given, SplitBody(form(boundary, [b"x"]), 7)) == [("a0", b"x")]
 
 
 async def test_the_unread_rest_of_a_part_is_skipped() -> None:
-    parts = FormParts("multipart/form-data; boundary=B", Cut(form(b"B", [b"x" * 300_000, b"y"]), 5000))
+    parts = FormParts("multipart/form-data; boundary=B", SplitBody(form(b"B", [b"x" * 300_000, b"y"]), 5000))
     assert (await parts.next()).name == "a0"  # type: ignore[union-attr]
     assert len(await parts.read(10)) == 10
     assert (await parts.next()).name == "a1"  # type: ignore[union-attr]
@@ -190,14 +200,12 @@ async def test_the_unread_rest_of_a_part_is_skipped() -> None:
     ids=["almost the boundary", "its letter", "lines", "returns", "its beginning", "no line"],
 )
 @pytest.mark.parametrize("step", [65_536, 20_000, 333])
-async def test_content_that_is_like_a_boundary_takes_no_longer_than_other_content(
-    unit: bytes, step: int
-) -> None:
+async def test_content_that_resembles_the_boundary_takes_linear_time(unit: bytes, step: int) -> None:
     async def seconds(content: bytes) -> float:
-        source: Any = Cut(form(b"a" * 70, [content]), step)
+        source: Any = SplitBody(form(b"a" * 70, [content]), step)
         begin = time.perf_counter()
-        ((_, found),) = await read("multipart/form-data; boundary=" + "a" * 70, source)
-        assert found == content
+        ((_, contents_read),) = await read("multipart/form-data; boundary=" + "a" * 70, source)
+        assert contents_read == content
         return time.perf_counter() - begin
 
     # Quadratic time would take minutes; measured: a hundredth of a second.

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.json_scan import MAX_ESCAPES, MAX_OUTSIDE, MAX_VALUES, JsonScan
+from gateway.parsing.json import MAX_ESCAPES, MAX_OUTSIDE_STRINGS, MAX_VALUES, JsonScan
 from pomelo.errors import PomeloError
 
 TEXTS = st.text(st.sampled_from('ab"\\[]{},:\n\u00e9\u4e2d\U0001f600'), max_size=12)
@@ -20,15 +20,15 @@ JSON: Any = st.recursive(
 )
 
 
-def values_in(value: Any) -> int:
-    """The number of values in a value, itself included."""
+def count_values(value: Any) -> int:
+    """The number of values in a value, including itself."""
     if isinstance(value, dict):
-        return 1 + sum(map(values_in, value.values()))
-    return 1 + (sum(map(values_in, value)) if isinstance(value, list) else 0)
+        return 1 + sum(map(count_values, value.values()))
+    return 1 + (sum(map(count_values, value)) if isinstance(value, list) else 0)
 
 
-def scanned(data: bytes, cuts: list[int]) -> JsonScan:
-    """A scan after these pieces were fed."""
+def scan_split(data: bytes, cuts: list[int]) -> JsonScan:
+    """A scan that was fed the data, split at `cuts`."""
     scan = JsonScan()
     at = 0
     for cut in sorted(cut % (len(data) + 1) for cut in cuts):
@@ -39,42 +39,42 @@ def scanned(data: bytes, cuts: list[int]) -> JsonScan:
 
 
 @given(JSON, st.booleans(), st.lists(st.integers(0, 10_000), max_size=8))
-def test_values_are_counted_outside_texts_alone_however_the_text_is_cut(
+def test_values_outside_strings_are_counted_in_any_split(
     value: Any, ascii_only: bool, cuts: list[int]
 ) -> None:
     data = json.dumps(value, ensure_ascii=ascii_only).encode()
-    empty = sum(data.count(pair) for pair in (b"[]", b"{}"))  # at most: they may be in texts, too
-    counted = scanned(data, cuts)._values
-    assert values_in(value) - 1 <= counted <= values_in(value) - 1 + empty + 1
+    empty = sum(data.count(pair) for pair in (b"[]", b"{}"))  # at most: they may also be in strings
+    counted = scan_split(data, cuts)._values
+    assert count_values(value) - 1 <= counted <= count_values(value) - 1 + empty + 1
 
 
-def fed(data: bytes, step: int = 65_536) -> None:
-    """Feeds all pieces."""
+def feed_all(data: bytes, step: int = 65_536) -> None:
+    """Feeds the data to a scan in pieces."""
     scan = JsonScan()
     for at in range(0, len(data), step):
         scan.feed(data[at : at + step])
 
 
 @pytest.mark.parametrize(
-    ("data", "said"),
+    ("data", "message"),
     [
         (b'{"messages":[' + b"[]," * MAX_VALUES + b"1]}", "values"),
         (b'{"messages":[' + b'"",' * (2 * MAX_VALUES) + b"1]}", "values"),
         (b'"' * (4 * MAX_VALUES + 2), "values"),
         (b'{"a":"' + b"\\n" * (MAX_ESCAPES + 1) + b'"}', "backslashes"),
-        (b'{"a":' + b"9" * (MAX_OUTSIDE + 1) + b"}", "outside"),
-        (b" " * (MAX_OUTSIDE + 1), "outside"),
+        (b'{"a":' + b"9" * (MAX_OUTSIDE_STRINGS + 1) + b"}", "outside"),
+        (b" " * (MAX_OUTSIDE_STRINGS + 1), "outside"),
     ],
     ids=["lists", "empty texts", "quotes", "escapes", "digits", "spaces"],
 )
-def test_json_that_is_slow_to_parse_is_refused_in_any_pieces(data: bytes, said: str) -> None:
+def test_json_that_is_slow_to_parse_is_refused_in_any_pieces(data: bytes, message: str) -> None:
     for step in (len(data), 65_536, 1009):
-        with pytest.raises(PomeloError, match=said) as caught:
-            fed(data, step)
+        with pytest.raises(PomeloError, match=message) as caught:
+            feed_all(data, step)
         assert caught.value.code == "invalid_body"
 
 
-def test_the_first_piece_above_the_limit_is_refused() -> None:
+def test_the_first_piece_that_exceeds_the_limit_is_refused() -> None:
     scan = JsonScan()
     scan.feed(b'{"messages":[')
     pieces = 0
@@ -95,5 +95,5 @@ def test_the_first_piece_above_the_limit_is_refused() -> None:
     ],
     ids=["prose", "ten thousand messages", "escaped chinese", "audio"],
 )
-def test_bodies_that_callers_send_pass(value: Any) -> None:
-    fed(json.dumps(value).encode())
+def test_realistic_bodies_pass_the_scan(value: Any) -> None:
+    feed_all(json.dumps(value).encode())

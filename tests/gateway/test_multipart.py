@@ -1,4 +1,4 @@
-"""Forms: read part by part, their sound spooled as it comes."""
+"""Forms: read part by part, their audio stored as it arrives."""
 
 from __future__ import annotations
 
@@ -6,15 +6,13 @@ import asyncio
 import json
 import tracemalloc
 import warnings
-from collections.abc import AsyncIterator, Callable
-from contextlib import AbstractAsyncContextManager
+from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
 
-from tests.gateway.door import HAIKU_ONLY, KEY, SOUND, Door
+from tests.gateway.gateway_app import AUDIO, HAIKU_ONLY, KEY, GatewayApp, OpenApp
 
-OpenDoor = Callable[..., AbstractAsyncContextManager[Door]]
 TYPE = {"Content-Type": "multipart/form-data; boundary=B"}
 
 
@@ -29,10 +27,12 @@ def form(*parts: tuple[str, bytes], end: bytes = b"--B--\r\n") -> bytes:
     )
 
 
-async def send(door: Door, body: Any, headers: dict[str, str] | None = None) -> tuple[int, dict[str, Any]]:
-    """The status and the JSON of the answer to a form."""
-    async with door.ask(data=body, headers=headers or TYPE) as answer:
-        return answer.status, await answer.json()
+async def send(
+    gateway: GatewayApp, body: Any, headers: dict[str, str] | None = None
+) -> tuple[int, dict[str, Any]]:
+    """The status and the JSON of the response to a form."""
+    async with gateway.post_task(data=body, headers=headers or TYPE) as response:
+        return response.status, await response.json()
 
 
 def model(name: str) -> tuple[str, bytes]:
@@ -40,48 +40,48 @@ def model(name: str) -> tuple[str, bytes]:
 
 
 VOICE = ('name="voice"', b"adam")
-FILE = ('name="audio"; filename="in.mp3"\r\nContent-Type: audio/mpeg', SOUND)
+FILE = ('name="audio"; filename="in.mp3"\r\nContent-Type: audio/mpeg', AUDIO)
 
 
-async def test_a_file_is_stored_as_it_is_and_given_to_the_task(door: Door) -> None:
+async def test_a_file_is_stored_unchanged_and_passed_to_the_task(gateway: GatewayApp) -> None:
     settings = ('name="voice_settings"', b'{"stability": 0.5, "similarity_boost": 0.5}')
     for parts in (
         (model("eleven-labs-sts"), FILE, VOICE, settings),
         (FILE, settings, VOICE, model("eleven-labs-sts")),
     ):
-        status, value = await send(door, form(*parts))
+        status, value = await send(gateway, form(*parts))
         assert (status, value["object"]) == (200, "speech.generation")
-        job = door.player.jobs[-1]
+        job = gateway.provider.jobs[-1]
         assert job.audio is not None
         assert job.audio.path is not None
-        assert (door.player.heard[-1], job.audio.content_type) == (SOUND, "audio/mpeg")
+        assert (gateway.provider.received_audio[-1], job.audio.content_type) == (AUDIO, "audio/mpeg")
         assert job.input.voice_settings.stability == 0.5
 
 
-async def test_a_file_that_the_model_has_no_use_for_is_read_and_dropped(door: Door) -> None:
-    before = set(door.media.folder.iterdir())
+async def test_a_file_that_the_model_ignores_is_read_and_dropped(gateway: GatewayApp) -> None:
+    before = set(gateway.media.folder.iterdir())
     text = ('name="text"', b"Hello world")
     url = ('name="response_format"', b"b64_json")
-    status, value = await send(door, form(model("eleven-labs-tts"), text, VOICE, FILE, url))
+    status, value = await send(gateway, form(model("eleven-labs-tts"), text, VOICE, FILE, url))
     assert (status, value["object"]) == (200, "speech.generation")
-    assert set(door.media.folder.iterdir()) == before
+    assert set(gateway.media.folder.iterdir()) == before
 
 
-async def test_an_empty_file_is_nothing_to_a_model_without_ears_and_a_fault_to_one_that_has_them(
-    door: Door,
+async def test_an_empty_file_is_ignored_by_text_to_speech_and_refused_by_models_that_take_audio(
+    gateway: GatewayApp,
 ) -> None:
     text, empty = ('name="text"', b"Hello world"), ('name="audio"; filename="a.mp3"', b"")
     for parts in (
         (empty, model("eleven-labs-tts"), text, VOICE),
         (model("eleven-labs-tts"), text, VOICE, empty),
     ):
-        assert (await send(door, form(*parts)))[0] == 200
+        assert (await send(gateway, form(*parts)))[0] == 200
     for parts in ((empty, model("eleven-labs-stt")), (model("eleven-labs-stt"), empty)):
-        status, value = await send(door, form(*parts))
+        status, value = await send(gateway, form(*parts))
         assert (status, value["error"]["code"]) == (400, "invalid_parameter")
 
 
-async def test_numbers_booleans_and_objects_come_as_text(door: Door) -> None:
+async def test_a_form_has_numbers_booleans_and_objects_as_text(gateway: GatewayApp) -> None:
     messages = json.dumps([{"role": "user", "content": "Hi"}]).encode()
     parts = [
         model("gpt-4"),
@@ -90,24 +90,24 @@ async def test_numbers_booleans_and_objects_come_as_text(door: Door) -> None:
         ('name="temperature"', b"0.7"),
         ('name="stream"', b"false"),
     ]
-    status, value = await send(door, form(*parts))
+    status, value = await send(gateway, form(*parts))
     assert (status, value["object"]) == (200, "task.completion")
-    given = door.player.jobs[-1].input
+    given = gateway.provider.jobs[-1].input
     assert (given.max_tokens, given.temperature) == (100, 0.7)
 
 
-async def test_audio_may_be_a_text_of_base64_in_a_form_too(door: Door) -> None:
-    status, value = await send(door, form(model("eleven-labs-stt"), ('name="audio"', b"SUQzAA==")))
+async def test_a_form_may_have_audio_as_base64_text(gateway: GatewayApp) -> None:
+    status, value = await send(gateway, form(model("eleven-labs-stt"), ('name="audio"', b"SUQzAA==")))
     assert (status, value["text"]) == (200, "hi there")
-    assert door.player.jobs[-1].audio.data == b"ID3\0"  # type: ignore[union-attr]
+    assert gateway.provider.jobs[-1].audio.data == b"ID3\0"  # type: ignore[union-attr]
 
 
 @pytest.mark.parametrize("audio", [b"SUQzAA==", b"data:audio/mpeg;base64,SUQzAA", b"SUQz\r\nAA"])
-async def test_base64_with_a_text_media_type_is_no_file(door: Door, audio: bytes) -> None:
+async def test_base64_with_a_text_media_type_is_not_a_file(gateway: GatewayApp, audio: bytes) -> None:
     part = ('name="audio"\r\nContent-Type: text/plain; charset=utf-8', audio)
-    status, _ = await send(door, form(model("eleven-labs-stt"), part))
+    status, _ = await send(gateway, form(model("eleven-labs-stt"), part))
     assert status == 200
-    assert door.player.jobs[-1].audio.data == b"ID3\0"  # type: ignore[union-attr]
+    assert gateway.provider.jobs[-1].audio.data == b"ID3\0"  # type: ignore[union-attr]
 
 
 @pytest.mark.parametrize(
@@ -123,29 +123,29 @@ async def test_base64_with_a_text_media_type_is_no_file(door: Door, audio: bytes
         ("text/plain", "Löwe".encode("latin-1"), None),
     ],
 )
-async def test_the_texts_of_a_form_are_utf_8(
-    door: Door, content_type: str, text: bytes, expected: str | None
+async def test_the_texts_of_a_form_must_be_utf_8(
+    gateway: GatewayApp, content_type: str, text: bytes, expected: str | None
 ) -> None:
     part = (f'name="prompt"\r\nContent-Type: {content_type}', text)
-    status, value = await send(door, form(model("flux-1-pro"), part))
+    status, value = await send(gateway, form(model("flux-1-pro"), part))
     if expected is None:
         assert (status, value["error"]["code"]) == (400, "invalid_parameter")
         assert "prompt" in value["error"]["message"]
         assert "UTF-8" in value["error"]["message"]
     else:
-        assert (status, door.player.jobs[-1].input.prompt) == (200, expected)
+        assert (status, gateway.provider.jobs[-1].input.prompt) == (200, expected)
 
 
-async def test_a_form_in_another_charset_is_a_415(door: Door) -> None:
+async def test_a_form_in_another_charset_is_a_415(gateway: GatewayApp) -> None:
     headers = {"Content-Type": f"{TYPE['Content-Type']}; charset=utf-16"}
-    status, value = await send(door, form(model("flux-1-pro"), ('name="prompt"', b"Lion")), headers)
+    status, value = await send(gateway, form(model("flux-1-pro"), ('name="prompt"', b"Lion")), headers)
     assert (status, value["error"]["code"]) == (415, "unsupported_media_type")
 
 
-async def test_text_in_a_file_part_is_the_fields_text(door: Door) -> None:
+async def test_a_file_part_of_a_text_field_is_its_text(gateway: GatewayApp) -> None:
     part = ('name="prompt"; filename="p.txt"\r\nContent-Type: text/plain', "ein Löwe".encode())
-    status, _ = await send(door, form(model("flux-1-pro"), part))
-    assert (status, door.player.jobs[-1].input.prompt) == (200, "ein Löwe")
+    status, _ = await send(gateway, form(model("flux-1-pro"), part))
+    assert (status, gateway.provider.jobs[-1].input.prompt) == (200, "ein Löwe")
 
 
 LONG = [(f'name="f{i}"', b"x") for i in range(40)]
@@ -187,8 +187,8 @@ LONG = [(f'name="f{i}"', b"x") for i in range(40)]
         (form(model("eleven-labs-stt")), "missing_parameter"),
     ],
 )
-async def test_a_malformed_form_is_refused(door: Door, body: bytes, code: str) -> None:
-    status, value = await send(door, body)
+async def test_a_malformed_form_is_refused(gateway: GatewayApp, body: bytes, code: str) -> None:
+    status, value = await send(gateway, body)
     assert (status, value["error"]["code"]) == (400, code)
 
 
@@ -202,21 +202,21 @@ async def test_a_malformed_form_is_refused(door: Door, body: bytes, code: str) -
         "multipart/form-data; boundary=\u00e9",
     ],
 )
-async def test_a_form_without_a_usable_boundary_is_refused(door: Door, content_type: str) -> None:
-    status, value = await send(door, form(model("gpt-4")), {"Content-Type": content_type})
+async def test_a_form_without_a_usable_boundary_is_refused(gateway: GatewayApp, content_type: str) -> None:
+    status, value = await send(gateway, form(model("gpt-4")), {"Content-Type": content_type})
     assert (status, value["error"]["code"]) == (400, "invalid_body")
 
 
-async def test_too_many_parts_are_refused(door: Door) -> None:
-    status, value = await send(door, form(*(VOICE for _ in range(40))))
+async def test_too_many_parts_are_refused(gateway: GatewayApp) -> None:
+    status, value = await send(gateway, form(*(VOICE for _ in range(40))))
     assert (status, value["error"]["code"]) == (400, "invalid_parameter")
 
 
-async def test_a_file_above_the_limit_is_a_413_and_leaves_nothing(opened: OpenDoor) -> None:
-    async with opened(upload_limit=100_000, json_limit=10_000, linger_timeout=1) as door:
+async def test_a_file_above_the_limit_is_a_413_and_leaves_nothing(open_gateway: OpenApp) -> None:
+    async with open_gateway(upload_limit=100_000, json_limit=10_000, linger_timeout=1) as gateway:
         large = ('name="audio"; filename="a.mp3"', b"x" * 100_001)
         for parts in ((large, model("eleven-labs-stt")), (model("eleven-labs-tts"), large)):
-            status, value = await send(door, form(*parts))
+            status, value = await send(gateway, form(*parts))
             assert (status, value["error"]["code"]) == (413, "payload_too_large")
 
         async def pieces() -> AsyncIterator[bytes]:
@@ -225,22 +225,22 @@ async def test_a_file_above_the_limit_is_a_413_and_leaves_nothing(opened: OpenDo
             for _ in range(20):
                 yield b"x" * 1000
 
-        status, value = await send(door, pieces())
+        status, value = await send(gateway, pieces())
         assert (status, value["error"]["code"]) == (413, "payload_too_large")
         status, value = await send(
-            door, form(model("eleven-labs-stt"), ('name="audio"; filename="b"', b"x" * 200_000))
+            gateway, form(model("eleven-labs-stt"), ('name="audio"; filename="b"', b"x" * 200_000))
         )
         assert (status, value["error"]["code"]) == (413, "payload_too_large")
-        assert list(door.media.folder.iterdir()) == []
+        assert list(gateway.media.folder.iterdir()) == []
 
 
-async def test_a_file_and_texts_of_exactly_their_limits_are_accepted(opened: OpenDoor) -> None:
+async def test_a_file_and_texts_of_exactly_their_limits_are_accepted(open_gateway: OpenApp) -> None:
     prompt = ('name="prompt"', b"x" * (1000 - len("flux-1-pro")))
-    async with opened(upload_limit=100_000, json_limit=1000) as door:
+    async with open_gateway(upload_limit=100_000, json_limit=1000) as gateway:
         file = ('name="audio"; filename="a.mp3"', b"x" * 100_000)
-        assert (await send(door, form(file, model("eleven-labs-stt"))))[0] == 200
-        assert (await send(door, form(model("flux-1-pro"), prompt)))[0] == 200
-        status, value = await send(door, form(model("flux-1-pro"), (prompt[0], prompt[1] + b"x")))
+        assert (await send(gateway, form(file, model("eleven-labs-stt"))))[0] == 200
+        assert (await send(gateway, form(model("flux-1-pro"), prompt)))[0] == 200
+        status, value = await send(gateway, form(model("flux-1-pro"), (prompt[0], prompt[1] + b"x")))
         assert (status, value["error"]["code"]) == (413, "payload_too_large")
 
 
@@ -252,10 +252,10 @@ async def test_a_file_and_texts_of_exactly_their_limits_are_accepted(opened: Ope
         (HAIKU_ONLY, "eleven-labs-stt", 403, "model_not_allowed"),
     ],
 )
-async def test_a_file_that_can_not_be_used_is_refused_before_it_is_read(
-    door: Door, key: str, name: str, status: int, code: str
+async def test_an_unusable_file_is_refused_before_it_is_read(
+    gateway: GatewayApp, key: str, name: str, status: int, code: str
 ) -> None:
-    assert (await send(door, form(model("eleven-labs-stt"), FILE)))[
+    assert (await send(gateway, form(model("eleven-labs-stt"), FILE)))[
         0
     ] == 200  # the model is known from here on
     refused = asyncio.Event()
@@ -265,16 +265,18 @@ async def test_a_file_that_can_not_be_used_is_refused_before_it_is_read(
             model(name), end=b'--B\r\nContent-Disposition: form-data; name="audio"; filename="a"\r\n\r\n'
         )
         await refused.wait()
-        yield SOUND
+        yield AUDIO
 
     headers = {**TYPE, "Authorization": f"Bearer {key}"}
-    async with asyncio.timeout(5), door.ask(data=pieces(), headers=headers) as answer:
-        assert (answer.status, (await answer.json())["error"]["code"]) == (status, code)
+    async with asyncio.timeout(5), gateway.post_task(data=pieces(), headers=headers) as response:
+        assert (response.status, (await response.json())["error"]["code"]) == (status, code)
         refused.set()
 
 
 @pytest.mark.parametrize("part", [b'name="audio"; filename="a.mp3"', b'name="prompt"'])
-async def test_a_stranger_is_refused_before_the_upload_is_read(door: Door, part: bytes) -> None:
+async def test_an_unauthenticated_upload_is_refused_before_it_is_read(
+    gateway: GatewayApp, part: bytes
+) -> None:
     read = 0
 
     async def pieces() -> AsyncIterator[bytes]:
@@ -282,17 +284,17 @@ async def test_a_stranger_is_refused_before_the_upload_is_read(door: Door, part:
         yield form(end=b"--B\r\nContent-Disposition: form-data; " + part + b"\r\n\r\n")
         await refused.wait()
         read += 1
-        yield SOUND
+        yield AUDIO
 
     refused = asyncio.Event()
-    async with door.ask(data=pieces(), headers={**TYPE, "Authorization": "Bearer x"}) as answer:
-        assert answer.status == 401
+    async with gateway.post_task(data=pieces(), headers={**TYPE, "Authorization": "Bearer x"}) as response:
+        assert response.status == 401
         assert read == 0
         refused.set()
 
 
-async def test_an_upload_is_never_held_whole(opened: OpenDoor) -> None:
-    async with opened() as door:
+async def test_an_upload_is_never_buffered_completely(open_gateway: OpenApp) -> None:
+    async with open_gateway() as gateway:
         size = 32 * 1024 * 1024
 
         async def pieces() -> AsyncIterator[bytes]:
@@ -304,38 +306,38 @@ async def test_an_upload_is_never_held_whole(opened: OpenDoor) -> None:
 
         tracemalloc.start()
         try:
-            status, _ = await send(door, pieces())
+            status, _ = await send(gateway, pieces())
             _, peak = tracemalloc.get_traced_memory()
         finally:
             tracemalloc.stop()
         assert status == 200
-        assert door.player.jobs[-1].audio.size == size  # type: ignore[union-attr]
+        assert gateway.provider.jobs[-1].audio.size == size  # type: ignore[union-attr]
         assert peak < 8 * 1024 * 1024
 
 
-async def files(door: Door, *, some: bool) -> None:
-    """Returns when there are files in the media folder, or none; nobody tells when that is."""
-    while any(door.media.folder.iterdir()) is not some:  # noqa: ASYNC110
+async def wait_for_files(gateway: GatewayApp, *, some: bool) -> None:
+    """Returns when there are files in the media folder, or none; there is no event to wait for."""
+    while any(gateway.media.folder.iterdir()) is not some:  # noqa: ASYNC110
         await asyncio.sleep(0)
 
 
-async def test_a_client_that_leaves_in_an_upload_leaves_nothing(opened: OpenDoor) -> None:
-    async with opened() as door:
-        _, writer = await asyncio.open_connection(door.host, door.port)
+async def test_a_disconnect_during_an_upload_leaves_no_file(open_gateway: OpenApp) -> None:
+    async with open_gateway() as gateway:
+        _, writer = await asyncio.open_connection(gateway.host, gateway.port)
         writer.write(
             f"POST /api/v1/task HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {KEY}\r\nContent-Type: "
             f"{TYPE['Content-Type']}\r\nContent-Length: 1000000\r\n\r\n".encode()
         )
-        long = ('name="audio"; filename="a.mp3"', SOUND * 20)
+        long = ('name="audio"; filename="a.mp3"', AUDIO * 20)
         writer.write(form(long, end=b""))
         await writer.drain()
         async with asyncio.timeout(5):
-            await files(door, some=True)
+            await wait_for_files(gateway, some=True)
             writer.close()
-            await files(door, some=False)
+            await wait_for_files(gateway, some=False)
 
 
-async def test_malformed_part_headers_leave_no_warnings_behind(door: Door) -> None:
+async def test_malformed_part_headers_cause_no_warnings(gateway: GatewayApp) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         for head in (
@@ -346,5 +348,5 @@ async def test_malformed_part_headers_leave_no_warnings_behind(door: Door) -> No
             "=; name==",
             "name=a=b;c",
         ):
-            status, _ = await send(door, form((head, b"x")))
+            status, _ = await send(gateway, form((head, b"x")))
             assert status == 400

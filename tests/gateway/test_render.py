@@ -8,7 +8,13 @@ from typing import Any
 
 import pytest
 
-from gateway import media, problems, raw, render
+from gateway.errors import error_body
+from gateway.media import byte_range, public_links
+from gateway.routes import render_model
+from gateway.task import raw_media_range
+from gateway.types import TASK_FORMATS, render_result
+from gateway.types.base import Link, StreamObjects
+from gateway.types.text import render_delta, render_last_delta
 from pomelo.errors import TABLE, PomeloError
 from pomelo.gen.v1.model_service_pb2 import Model, PriceUnit
 from pomelo.gen.v1.task_pb2 import TaskResult, TaskType
@@ -19,30 +25,34 @@ AWKWARD = 'quote " back\\slash \n \x01 \u2028 é 🍊 </script>'
 
 
 def result(**output: Any) -> TaskResult:
-    made = TaskResult(id="x_1", model=AWKWARD)
-    made.created.seconds = 1234567890
+    task_result = TaskResult(id="x_1", model=AWKWARD)
+    task_result.created.seconds = 1234567890
     for name, value in output.items():
-        getattr(made, name).MergeFrom(value)
-    return made
+        getattr(task_result, name).MergeFrom(value)
+    return task_result
 
 
-def shown(made: TaskResult, link: render.Link = str, **more: bool) -> dict[str, Any]:
-    value = json.loads(render.result(made, link, **more))
+def rendered(task_result: TaskResult, link: Link = str) -> dict[str, Any]:
+    value = json.loads(render_result(task_result, link))
     assert (value["id"], value["created"], value["model"]) == ("x_1", 1234567890, AWKWARD)
     assert isinstance(value, dict)
     return value
 
 
 def test_a_completion_has_the_documented_shape() -> None:
-    made = result()
-    made.text.content = AWKWARD
-    made.text.finish_reason = FinishReason.FINISH_REASON_LENGTH
-    made.text.usage.prompt_tokens, made.text.usage.completion_tokens, made.text.usage.total_tokens = (
+    task_result = result()
+    task_result.text.content = AWKWARD
+    task_result.text.finish_reason = FinishReason.FINISH_REASON_LENGTH
+    (
+        task_result.text.usage.prompt_tokens,
+        task_result.text.usage.completion_tokens,
+        task_result.text.usage.total_tokens,
+    ) = (
         10,
         25,
         35,
     )
-    assert shown(made) == {
+    assert rendered(task_result) == {
         "id": "x_1",
         "object": "task.completion",
         "created": 1234567890,
@@ -59,10 +69,13 @@ def test_a_completion_has_the_documented_shape() -> None:
 
 
 @pytest.mark.parametrize(("cached", "written"), [(7, 0), (0, 5), (7, 5)])
-def test_cached_tokens_are_shown_where_there_are_some(cached: int, written: int) -> None:
-    made = result()
-    made.text.usage.cached_prompt_tokens, made.text.usage.cache_write_prompt_tokens = cached, written
-    assert shown(made)["usage"]["prompt_tokens_details"] == {
+def test_cached_tokens_are_rendered_if_there_are_any(cached: int, written: int) -> None:
+    task_result = result()
+    task_result.text.usage.cached_prompt_tokens, task_result.text.usage.cache_write_prompt_tokens = (
+        cached,
+        written,
+    )
+    assert rendered(task_result)["usage"]["prompt_tokens_details"] == {
         "cached_tokens": cached,
         "cache_write_tokens": written,
     }
@@ -78,30 +91,30 @@ def test_cached_tokens_are_shown_where_there_are_some(cached: int, written: int)
     ],
 )
 def test_each_finish_reason_has_its_own_name(reason: Any, shown_as: str | None) -> None:
-    made = result()
-    made.text.finish_reason = reason
-    assert shown(made)["choices"][0]["finish_reason"] == shown_as
-    last = json.loads(render.Pieces(TaskStarted()).last_text(TextDelta(finish_reason=reason)))
+    task_result = result()
+    task_result.text.finish_reason = reason
+    assert rendered(task_result)["choices"][0]["finish_reason"] == shown_as
+    last = json.loads(render_last_delta(StreamObjects(TaskStarted()), TextDelta(finish_reason=reason)))
     assert last["choices"][0]["finish_reason"] == shown_as
 
 
-def test_an_answer_of_no_text_still_has_a_role_and_content() -> None:
-    last = json.loads(
-        render.Pieces(TaskStarted()).last_text(TextDelta(finish_reason=FinishReason.FINISH_REASON_STOP))
-    )
+def test_an_empty_text_still_has_a_role_and_content() -> None:
+    objects = StreamObjects(TaskStarted())
+    assert render_delta(objects, TextDelta(finish_reason=FinishReason.FINISH_REASON_STOP)) == ()
+    last = json.loads(objects.last)
     assert last["choices"][0]["delta"] == {"role": "assistant", "content": ""}
 
 
-def test_a_model_shows_what_it_has_and_null_for_days_that_are_not_set() -> None:
+def test_a_model_is_rendered_with_null_for_missing_dates() -> None:
     model = Model(name="m", price_version="v1", available=True)
-    value = render.model(model)
+    value = render_model(model)
     assert (value["id"], value["type"], value["price_version"]) == ("m", "unknown", "v1")
     assert (value["available"], value["deprecated"], value["retires"]) == (True, None, None)
     assert "price_tiers" not in value
     model.available = False
     model.deprecate_time.seconds = 1_795_478_400
     model.retire_time.seconds = 1_795_478_400 + 86_400
-    value = render.model(model)
+    value = render_model(model)
     assert (value["available"], value["deprecated"], value["retires"]) == (
         False,
         "2026-11-24",
@@ -109,38 +122,38 @@ def test_a_model_shows_what_it_has_and_null_for_days_that_are_not_set() -> None:
     )
 
 
-def test_a_link_that_leads_elsewhere_and_one_without_a_public_address_stay_as_they_are() -> None:
-    link = render.link_to("https://pomelo.example")
+def test_other_links_and_links_without_a_public_url_stay_unchanged() -> None:
+    link = public_links("https://pomelo.example")
     assert link("https://cdn.example/x.png") == "https://cdn.example/x.png"
     assert link("") == ""
-    assert render.link_to("")("http://a/media/m") == "http://a/media/m"
+    assert public_links("")("http://a/media/m") == "http://a/media/m"
 
 
-def test_a_medium_has_the_link_and_the_bytes_that_the_result_has() -> None:
+def test_media_is_rendered_with_the_link_and_the_bytes_of_the_result() -> None:
     data = bytes(range(256))
     encoded = base64.b64encode(data).decode()
-    link = render.link_to("https://pomelo.example/")
-    made = result()
-    picture = made.image.images.add(data=data, content_type="image/png")
-    assert shown(made, link)["data"] == [{"b64_json": encoded}]
-    picture.media.url = "http://10.0.0.1:1/media/media_1.png?exp=1&sig=a%22"
+    link = public_links("https://pomelo.example/")
+    task_result = result()
+    image = task_result.image.images.add(data=data, content_type="image/png")
+    assert rendered(task_result, link)["data"] == [{"b64_json": encoded}]
+    image.media.url = "http://10.0.0.1:1/media/media_1.png?exp=1&sig=a%22"
     url = "https://pomelo.example/media/media_1.png?exp=1&sig=a%22"
-    assert shown(made, link)["data"] == [{"url": url, "b64_json": encoded}]
-    made.image.images[0].data = b""
-    assert shown(made, link)["data"] == [{"url": url}]
-    made = result()
-    made.speech.data = data
-    made.speech.media.url = "/media/media_1.mp3"
-    assert shown(made, str)["audio"] == {"url": "/media/media_1.mp3", "b64_json": encoded}
+    assert rendered(task_result, link)["data"] == [{"url": url, "b64_json": encoded}]
+    task_result.image.images[0].data = b""
+    assert rendered(task_result, link)["data"] == [{"url": url}]
+    task_result = result()
+    task_result.speech.data = data
+    task_result.speech.media.url = "/media/media_1.mp3"
+    assert rendered(task_result, str)["audio"] == {"url": "/media/media_1.mp3", "b64_json": encoded}
 
 
-def test_a_transcript_names_speakers_only_where_they_were_told_apart() -> None:
-    made = result()
-    made.transcription.text = AWKWARD
-    made.transcription.language = "en"
-    made.transcription.words.add(text="hi", start=0.5, end=1)
-    made.transcription.words.add(text="ho", start=1, end=2, speaker="speaker_1")
-    value = shown(made)
+def test_a_transcript_names_speakers_only_if_they_were_distinguished() -> None:
+    task_result = result()
+    task_result.transcription.text = AWKWARD
+    task_result.transcription.language = "en"
+    task_result.transcription.words.add(text="hi", start=0.5, end=1)
+    task_result.transcription.words.add(text="ho", start=1, end=2, speaker="speaker_1")
+    value = rendered(task_result)
     assert value["object"] == "speech.transcription"
     assert (value["text"], value["language"]) == (AWKWARD, "en")
     assert value["words"] == [
@@ -149,12 +162,13 @@ def test_a_transcript_names_speakers_only_where_they_were_told_apart() -> None:
     ]
 
 
-def test_the_pieces_of_a_text_joined_are_the_text_and_the_role_comes_once() -> None:
+def test_the_chunks_of_a_text_join_to_the_text_and_the_role_is_sent_once() -> None:
     started = TaskStarted(id="x_1", model=AWKWARD)
-    pieces = render.Pieces(started)
+    objects = StreamObjects(started)
     texts = ["a", AWKWARD, ""]
-    chunks = [json.loads(pieces.text(text)) for text in texts]
-    last = json.loads(pieces.last_text(TextDelta(finish_reason=FinishReason.FINISH_REASON_STOP)))
+    chunks = [json.loads(one) for text in texts for one in render_delta(objects, TextDelta(content=text))]
+    assert render_delta(objects, TextDelta(finish_reason=FinishReason.FINISH_REASON_STOP)) == ()
+    last = json.loads(objects.last)
     assert {chunk["object"] for chunk in [*chunks, last]} == {"task.completion.chunk"}
     deltas = [chunk["choices"][0]["delta"] for chunk in chunks]
     assert deltas == [{"role": "assistant", "content": "a"}, {"content": AWKWARD}, {"content": ""}]
@@ -163,22 +177,24 @@ def test_the_pieces_of_a_text_joined_are_the_text_and_the_role_comes_once() -> N
     assert set(last["usage"]) == {"prompt_tokens", "completion_tokens", "total_tokens"}
 
 
-def test_a_text_of_one_piece_has_role_and_content_in_it() -> None:
+def test_a_text_of_one_chunk_has_role_and_content() -> None:
     delta = TextDelta(content="all", finish_reason=FinishReason.FINISH_REASON_CONTENT_FILTER)
-    last = json.loads(render.Pieces(TaskStarted(id="x_1")).last_text(delta))
+    objects = StreamObjects(TaskStarted(id="x_1"))
+    assert render_delta(objects, delta) == ()
+    last = json.loads(objects.last)
     assert last["choices"] == [
         {"index": 0, "delta": {"role": "assistant", "content": "all"}, "finish_reason": "content_filter"}
     ]
 
 
-def test_every_kind_of_task_and_every_price_unit_has_a_public_name() -> None:
-    kinds = [v for v in TaskType.values() if v]
-    assert set(render.TYPES) == set(kinds)
+def test_every_task_type_and_price_unit_has_a_public_name() -> None:
+    task_types = [v for v in TaskType.values() if v]
+    assert set(TASK_FORMATS) == set(task_types)
     model = Model(name="m", task_type=TaskType.TASK_TYPE_IMAGE)
     for unit in PriceUnit.values():
         if unit:
             model.prices.add(unit=unit, amount_micros=1_234_500 if unit == 3 else 3_000_000)
-    price = render.model(model)["price"]
+    price = render_model(model)["price"]
     assert price["image"] == "1.2345"
     assert price["million_input_tokens"] == "3"
     assert set(price) == {
@@ -197,18 +213,16 @@ def test_every_kind_of_task_and_every_price_unit_has_a_public_name() -> None:
 
 @pytest.mark.parametrize("code", TABLE)
 def test_an_error_body_is_message_type_and_code(code: str) -> None:
-    value = json.loads(problems.body(PomeloError(code, AWKWARD)))
+    value = json.loads(error_body(PomeloError(code, AWKWARD)))
     assert value == {"error": {"message": AWKWARD, "type": TABLE[code].type, "code": code}}
 
 
-def test_an_error_that_quotes_broken_text_can_still_be_told() -> None:
-    assert (
-        json.loads(problems.body(PomeloError("invalid_parameter", "a\udcffb")))["error"]["message"] == "a?b"
-    )
+def test_an_error_that_quotes_invalid_unicode_is_still_rendered() -> None:
+    assert json.loads(error_body(PomeloError("invalid_parameter", "a\udcffb")))["error"]["message"] == "a?b"
 
 
 @pytest.mark.parametrize(
-    ("accept", "kind", "wanted"),
+    ("accept", "task_type", "is_raw"),
     [
         (None, TaskType.TASK_TYPE_IMAGE, False),
         ("*/*", TaskType.TASK_TYPE_IMAGE, False),
@@ -225,12 +239,14 @@ def test_an_error_that_quotes_broken_text_can_still_be_told() -> None:
         (",;,", TaskType.TASK_TYPE_TEXT_TO_SPEECH, False),
     ],
 )
-def test_the_bytes_themselves_come_only_when_asked_for(accept: str | None, kind: int, wanted: bool) -> None:
-    assert bool(raw.wanted(accept, kind)) is wanted
+def test_raw_media_is_sent_only_if_accept_asks_for_it(
+    accept: str | None, task_type: int, is_raw: bool
+) -> None:
+    assert bool(raw_media_range(accept, TASK_FORMATS[task_type])) is is_raw
 
 
 @pytest.mark.parametrize(
-    ("given", "part"),
+    ("header", "expected"),
     [
         ("bytes=0-0", (0, 1)),
         ("bytes=10-", (10, 100)),
@@ -246,7 +262,7 @@ def test_the_bytes_themselves_come_only_when_asked_for(accept: str | None, kind:
         (None, None),
     ],
 )
-def test_a_range_is_served_where_it_can_be_and_else_the_whole(
-    given: str | None, part: tuple[int, int] | None
+def test_a_satisfiable_range_is_served_and_the_complete_file_otherwise(
+    header: str | None, expected: tuple[int, int] | None
 ) -> None:
-    assert media.part_of(given, 100) == part
+    assert byte_range(header, 100) == expected

@@ -1,18 +1,19 @@
-"""Taking turns: requests that begin, and large bodies that are parsed."""
+"""The queues of starting requests and of large bodies to parse."""
 
 from __future__ import annotations
 
 import asyncio
 import time
 
-from gateway.turns import ParseQueue, Turnstile
+from gateway.connections.limits import StartQueue
+from gateway.parsing.body import ParseQueue
 
 
-async def test_a_turnstile_lets_so_many_through_in_each_turn_in_their_order() -> None:
-    turnstile = Turnstile(3)
+async def test_a_start_queue_releases_its_rate_per_iteration_in_order() -> None:
+    queue = StartQueue(3)
     loop = asyncio.get_running_loop()
     turn = 0
-    began: list[tuple[int, int]] = []
+    started: list[tuple[int, int]] = []
 
     def count() -> None:
         nonlocal turn
@@ -21,33 +22,33 @@ async def test_a_turnstile_lets_so_many_through_in_each_turn_in_their_order() ->
             loop.call_soon(count)
 
     async def request(number: int) -> None:
-        wait = turnstile.enter()
+        wait = queue.enter()
         if wait is not None:
             await wait
-        began.append((number, turn))
+        started.append((number, turn))
 
     loop.call_soon(count)
     await asyncio.gather(*(request(number) for number in range(10)))
-    assert [number for number, _ in began] == list(range(10))
-    for each in {turn for _, turn in began}:
-        assert sum(turn == each for _, turn in began) <= 3
+    assert [number for number, _ in started] == list(range(10))
+    for each in {turn for _, turn in started}:
+        assert sum(turn == each for _, turn in started) <= 3
 
 
-async def test_a_cancelled_waiter_does_not_use_up_a_turn() -> None:
-    turnstile = Turnstile(1)
-    assert turnstile.enter() is None
-    gone, next_one = turnstile.enter(), turnstile.enter()
-    assert gone is not None
-    assert next_one is not None
-    gone.cancel()
+async def test_a_cancelled_waiter_does_not_consume_a_turn() -> None:
+    queue = StartQueue(1)
+    assert queue.enter() is None
+    cancelled, following = queue.enter(), queue.enter()
+    assert cancelled is not None
+    assert following is not None
+    cancelled.cancel()
     async with asyncio.timeout(5):
-        await next_one
+        await following
     for _ in range(3):
         await asyncio.sleep(0)
-    assert turnstile.enter() is None
+    assert queue.enter() is None
 
 
-async def test_large_bodies_are_parsed_one_at_a_time_and_no_account_waits_behind_anothers_crowd() -> None:
+async def test_large_bodies_are_parsed_one_at_a_time_and_accounts_do_not_block_each_other() -> None:
     queue = ParseQueue()
     order: list[str] = []
 
@@ -65,7 +66,7 @@ async def test_large_bodies_are_parsed_one_at_a_time_and_no_account_waits_behind
     assert len(order) == 12
 
 
-async def test_an_account_rests_after_a_large_body_and_a_failed_or_cancelled_one_frees_the_way() -> None:
+async def test_an_account_pauses_after_a_large_body_and_failures_release_its_turn() -> None:
     queue = ParseQueue()
     loop = asyncio.get_running_loop()
     size = queue.RATE // 5
@@ -78,14 +79,14 @@ async def test_an_account_rests_after_a_large_body_and_a_failed_or_cancelled_one
     results = await asyncio.gather(fails(), fails(), return_exceptions=True)
     assert [type(result) for result in results] == [ZeroDivisionError] * 2
     assert loop.time() - begin >= 0.2
-    waits = asyncio.create_task(fails())
+    waiting = asyncio.create_task(fails())
     await asyncio.sleep(0)
-    waits.cancel()
+    waiting.cancel()
     async with asyncio.timeout(5), queue.body("acme", 0) as steps:
         assert await steps.run(lambda: 7) == 7
 
 
-async def test_an_account_rests_three_times_as_long_as_all_steps_of_its_body_took() -> None:
+async def test_an_account_pauses_three_times_as_long_as_its_steps_took() -> None:
     queue = ParseQueue()
     loop = asyncio.get_running_loop()
     async with queue.body("acme", 0) as steps:

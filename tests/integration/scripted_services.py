@@ -21,7 +21,8 @@ from pomelo.gen.v1.task_service_pb2 import RunTaskRequest, StreamTaskRequest, St
 from pomelo.gen.v1.task_service_pb2_grpc import TaskServiceStub
 from pomelo.gen.v1.text_pb2 import TextDelta
 from pomelo.origin import GatewayProof
-from pomelo.server.limits import CallLimits, Connections
+from pomelo.server.call_limits import CallLimits
+from pomelo.server.connection_limits import ConnectionObserver
 from pomelo.server.server import Server, ServerOptions, open_server
 from pomelo.service import Services
 from tests.calls import bearer
@@ -191,7 +192,7 @@ class ScriptedServer:
 
 @asynccontextmanager
 async def serve_scripted(
-    services: ScriptedServices | None = None, connections: Connections | None = None, **limits: Any
+    services: ScriptedServices | None = None, connections: ConnectionObserver | None = None, **limits: Any
 ) -> AsyncIterator[ScriptedServer]:
     """Serves scripted services on a free port, for at most ten seconds."""
     services = services or ScriptedServices()
@@ -199,7 +200,7 @@ async def serve_scripted(
     async with (
         asyncio.timeout(10),
         open_server(
-            services.services(), options, proof=PROOF, connections=connections or Connections()
+            services.services(), options, proof=PROOF, connections=connections or ConnectionObserver()
         ) as server,
         grpc.aio.insecure_channel(server.address, [("grpc.use_local_subchannel_pool", 1)]) as channel,
     ):

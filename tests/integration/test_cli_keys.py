@@ -81,7 +81,7 @@ async def test_a_key_is_made_listed_rotated_and_revoked(folder):
     ("arguments", "says"),
     [
         (("create", "nobody"), "not_found: There is no account 'nobody'"),
-        (("create", "--models", "gpt-4,nothing"), "'nothing' is none"),
+        (("create", "--models", "gpt-4,nothing"), "'nothing' is not a model"),
         (("create", "--expires", "2020-01-01"), "must be in the future"),
         (("rotate", "nothing"), "not_found: There is no key 'nothing'"),
         (("revoke", "nothing"), "not_found: There is no key 'nothing'"),

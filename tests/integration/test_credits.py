@@ -12,7 +12,7 @@ import pytest
 
 from pomelo.catalog.catalog import Catalog
 from pomelo.catalog.pricing import Usage, cost, decode_prices
-from pomelo.stores.ledger import UsageRecord
+from pomelo.stores.usage import UsageRecord
 from pomelo.testing import Answer, Received, Stop, error_reply
 from tests.app import RICH, RunningApp, run_app
 from tests.driver import PROTOCOL, STREAM, Outcome

@@ -13,7 +13,7 @@ import pytest
 from pomelo.catalog.pricing import Usage, cost, decode_prices
 from pomelo.gen.v1.task_service_pb2 import StreamTaskRequest
 from pomelo.gen.v1.task_service_pb2_grpc import TaskServiceStub
-from pomelo.stores.ledger import UsageRecord
+from pomelo.stores.usage import UsageRecord
 from pomelo.testing import Answer, Gate, Received, Speech
 from tests.app import Account, RunningApp, run_app
 from tests.driver import PROTOCOL, STREAM

@@ -1,4 +1,4 @@
-"""A server that shuts down: what is short ends, what is long is told so, nothing new comes in, on both wires."""
+"""Graceful shutdown on both protocols: short tasks end, long ones get shutting_down, new ones are refused."""
 
 from __future__ import annotations
 
@@ -21,25 +21,26 @@ from tests.driver import GrpcDriver, RestDriver, TaskRequest
 
 
 def ask(key: str, text: str, *, stream: bool) -> TaskRequest:
-    """A text task of one message."""
+    """Returns a text task of one message."""
     return TaskRequest({"model": "gpt-4", "messages": [{"role": "user", "content": text}]}, key, stream)
 
 
-async def warm(wires: list[Any], key: str) -> None:
-    """Asks once, so that a door knows the model: what runs from now on are tasks alone."""
-    for wire in wires:
-        assert (await wire(ask(key, "Hi", stream=False))).code == "ok"
+async def warm(clients: list[Any], key: str) -> None:
+    """Runs one task on each client, so that the front ends know the model and need no other calls from now
+    on."""
+    for client in clients:
+        assert (await client(ask(key, "Hi", stream=False))).code == "ok"
 
 
 async def started(app: App, tasks: int) -> None:
-    """Returns once so many tasks run."""
+    """Returns when that many tasks are running."""
     async with asyncio.timeout(5):
-        while app.draining.running < tasks:  # noqa: ASYNC110 (it tells no event of it)
+        while app.draining.running < tasks:  # noqa: ASYNC110 (it has no event)
             await asyncio.sleep(0.005)
 
 
 @pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
-async def test_short_tasks_end_and_long_ones_are_told(tmp_path: Path, stream: bool) -> None:
+async def test_short_tasks_complete_and_long_ones_get_shutting_down(tmp_path: Path, stream: bool) -> None:
     settings = Settings(rest="127.0.0.1:0", grpc="127.0.0.1:0", data=tmp_path / "data", grace=1.0)
     async with aiohttp.ClientSession() as session:
         async with open_app(settings) as app:
@@ -47,24 +48,24 @@ async def test_short_tasks_end_and_long_ones_are_told(tmp_path: Path, stream: bo
             assert app.grpc is not None
             _, key = await app.keyring.create()
             channel = grpc.aio.insecure_channel(app.grpc)
-            wires: list[Any] = [GrpcDriver(channel), RestDriver(session, "http://{}:{}".format(*app.rest))]
-            await warm(wires, key)
-            short = [asyncio.create_task(w(ask(key, "[[delay:0.4]]", stream=stream))) for w in wires]
-            long = [asyncio.create_task(w(ask(key, "[[stall]]", stream=stream))) for w in wires]
+            clients: list[Any] = [GrpcDriver(channel), RestDriver(session, "http://{}:{}".format(*app.rest))]
+            await warm(clients, key)
+            short = [asyncio.create_task(w(ask(key, "[[delay:0.4]]", stream=stream))) for w in clients]
+            long = [asyncio.create_task(w(ask(key, "[[stall]]", stream=stream))) for w in clients]
             await started(app, 4)
             ending = asyncio.get_running_loop().time()
-            asyncio.get_running_loop().call_later(0.2, lambda: late.extend(_late(wires, key)))
+            asyncio.get_running_loop().call_later(0.2, lambda: late.extend(_late(clients, key)))
             late: list[asyncio.Task[Any]] = []
-        took = asyncio.get_running_loop().time() - ending
+        elapsed = asyncio.get_running_loop().time() - ending
         assert [(await task).code for task in short] == ["ok", "ok"]
         assert [(await task).code for task in long] == ["shutting_down", "shutting_down"]
         assert [(await task).code for task in late] == ["shutting_down", "shutting_down"]
-        assert took < settings.grace + 2
+        assert elapsed < settings.grace + 2
         await channel.close()
 
 
-def _late(wires: list[Any], key: str) -> list[asyncio.Task[Any]]:
-    return [asyncio.create_task(wire(ask(key, "Hi", stream=False))) for wire in wires]
+def _late(clients: list[Any], key: str) -> list[asyncio.Task[Any]]:
+    return [asyncio.create_task(client(ask(key, "Hi", stream=False))) for client in clients]
 
 
 async def test_two_apps_live_in_one_process(tmp_path: Path) -> None:
@@ -82,7 +83,7 @@ async def test_two_apps_live_in_one_process(tmp_path: Path) -> None:
         assert codes == ["ok", "invalid_api_key"]
 
 
-async def test_a_gateway_alone_drains_as_well(tmp_path: Path) -> None:
+async def test_a_separate_gateway_drains_as_well(tmp_path: Path) -> None:
     settings = Settings(rest="", grpc="127.0.0.1:0", data=tmp_path / "data")
     alone = Settings(rest="127.0.0.1:0", data=tmp_path / "none", grace=0.8)
     async with open_app(settings) as app, aiohttp.ClientSession() as session:
@@ -90,10 +91,10 @@ async def test_a_gateway_alone_drains_as_well(tmp_path: Path) -> None:
         _, key = await app.keyring.create()
         began = 0.0
         async with open_gateway(alone, app.grpc) as (host, port):
-            wire = RestDriver(session, f"http://{host}:{port}")
-            await warm([wire], key)
-            short = asyncio.create_task(wire(ask(key, "[[delay:0.4]]", stream=True)))
-            long = [asyncio.create_task(wire(ask(key, "[[stall]]", stream=s))) for s in (False, True)]
+            client = RestDriver(session, f"http://{host}:{port}")
+            await warm([client], key)
+            short = asyncio.create_task(client(ask(key, "[[delay:0.4]]", stream=True)))
+            long = [asyncio.create_task(client(ask(key, "[[stall]]", stream=s))) for s in (False, True)]
             await started(app, 3)
             began = asyncio.get_running_loop().time()
         assert asyncio.get_running_loop().time() - began < alone.grace + 2
@@ -101,7 +102,7 @@ async def test_a_gateway_alone_drains_as_well(tmp_path: Path) -> None:
         assert [(await task).code for task in long] == ["shutting_down", "shutting_down"]
 
 
-async def test_an_upload_may_end_within_the_grace_and_no_new_one_begins(tmp_path: Path) -> None:
+async def test_a_running_upload_completes_within_the_grace_and_a_new_one_is_refused(tmp_path: Path) -> None:
     settings = Settings(rest="127.0.0.1:0", grpc="127.0.0.1:0", data=tmp_path / "data", grace=5.0)
     ending = asyncio.Event()
     async with open_app(settings) as app:
@@ -115,7 +116,7 @@ async def test_an_upload_may_end_within_the_grace_and_no_new_one_begins(tmp_path
             await upload.write(UploadMediaRequest(chunk=b"ID3" * 100))
             await started(app, 1)
 
-            async def rest_of_it() -> tuple[int, grpc.StatusCode]:
+            async def finish_upload() -> tuple[int, grpc.StatusCode]:
                 await ending.wait()
                 late = media.UploadMedia(metadata=bearer)
                 await late.done_writing()
@@ -124,23 +125,23 @@ async def test_an_upload_may_end_within_the_grace_and_no_new_one_begins(tmp_path
                 await upload.done_writing()
                 return (await upload).media.size_bytes, refused
 
-            finished = asyncio.create_task(rest_of_it())
+            finished = asyncio.create_task(finish_upload())
             asyncio.get_running_loop().call_soon(ending.set)
             app.draining.drain()
             assert await finished == (400, grpc.StatusCode.UNAVAILABLE)
 
 
-async def test_an_account_is_told_until_the_end_begins(tmp_path: Path) -> None:
+async def test_the_account_is_shown_until_draining_begins(tmp_path: Path) -> None:
     settings = Settings(rest="127.0.0.1:0", grpc="127.0.0.1:0", data=tmp_path / "data", grace=1.0)
     async with open_app(settings) as app:
         _, key = await app.keyring.create()
         accounts = app.services.accounts
         await accounts.get_account(call_of(key))
         app.draining.drain()
-        for asked in (
+        for request in (
             accounts.get_account(call_of(key)),
             accounts.list_usage(ListUsageRequest(), call_of(key)),
         ):
             with pytest.raises(PomeloError) as caught:
-                await asked
+                await request
             assert caught.value.code == "shutting_down"

@@ -1,4 +1,4 @@
-"""A gateway proves to its server that it is one; metadata alone changes nothing for a gRPC caller."""
+"""A gateway proves its origin to the server; a gRPC caller can't forge a gateway's metadata."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ from tests.calls import bearer
 from tests.conftest import Keys
 from tests.tasks import text_task
 
-SOUND = b"OggS" + b"a sound that only this file has " * 3_000
-GOOD = {"model": "gpt-4", "messages": [{"role": "user", "content": "Hello"}]}
+AUDIO = b"OggS" + b"audio that only this file has  " * 3_000
+TASK = {"model": "gpt-4", "messages": [{"role": "user", "content": "Hello"}]}
 FORGED = {
     "a claim": [("x-pomelo-wire", "rest")],
-    "a claim with a made-up proof": [
+    "a claim with an invented proof": [
         ("x-pomelo-wire", "rest"),
         ("x-pomelo-address", "203.0.113.9"),
         ("x-pomelo-proof", "0" * 64),
@@ -40,13 +40,13 @@ forging = pytest.mark.parametrize("claim", FORGED.values(), ids=FORGED)
 
 @pytest.fixture
 def protocol_of(channel: grpc.aio.Channel, keys: Keys) -> Callable[[str], Awaitable[str]]:
-    """The protocol in the usage record of a request."""
+    """Returns the protocol in the usage record of a request."""
 
     async def find(request_id: str) -> str:
         usage = AccountServiceStub(channel)
         listed = await usage.ListUsage(ListUsageRequest(page_size=20), metadata=bearer(keys.test))
-        (wire,) = [record.wire for record in listed.records if record.request_id == request_id]
-        return str(wire)
+        (protocol,) = [record.wire for record in listed.records if record.request_id == request_id]
+        return str(protocol)
 
     return find
 
@@ -62,7 +62,7 @@ async def test_a_grpc_caller_can_not_forge_the_protocol_of_its_usage_record(
 
 
 @forging
-async def test_a_grpc_caller_s_deadline_counts_and_no_header_in_its_place(
+async def test_a_grpc_caller_can_not_replace_its_deadline_by_a_header(
     claim: list[tuple[str, str]], channel: grpc.aio.Channel, keys: Keys
 ) -> None:
     tasks = TaskServiceStub(channel)
@@ -75,7 +75,7 @@ async def test_a_grpc_caller_can_not_have_an_upload_deleted_with_its_task(
     claim: list[tuple[str, str]], channel: grpc.aio.Channel, keys: Keys
 ) -> None:
     metadata = [*bearer(keys.test), *claim]
-    pieces = [UploadMediaRequest(content_type="audio/ogg"), UploadMediaRequest(chunk=SOUND)]
+    pieces = [UploadMediaRequest(content_type="audio/ogg"), UploadMediaRequest(chunk=AUDIO)]
     uploaded = await MediaServiceStub(channel).UploadMedia(iter(pieces), metadata=metadata)
     task = Task(model="eleven-labs-stt")
     task.speech_to_text.audio.media_id = uploaded.media.media_id
@@ -83,23 +83,23 @@ async def test_a_grpc_caller_can_not_have_an_upload_deleted_with_its_task(
         await TaskServiceStub(channel).RunTask(RunTaskRequest(task=task), metadata=metadata)
 
 
-async def test_a_gateway_with_the_root_secret_leaves_the_records_of_one_process(
+async def test_a_gateway_with_the_root_secret_leaves_the_same_records_as_one_process(
     gateway_url: str, http: aiohttp.ClientSession, keys: Keys, protocol_of: Any
 ) -> None:
     headers = {"Authorization": f"Bearer {keys.test}", "X-Request-Id": "through-a-proven-gateway"}
-    async with http.post(f"{gateway_url}/api/v1/task", json=GOOD, headers=headers) as answer:
+    async with http.post(f"{gateway_url}/api/v1/task", json=TASK, headers=headers) as answer:
         assert answer.status == 200
     assert await protocol_of("through-a-proven-gateway") == "rest"
 
 
-# --- a gateway that the server does not recognise
+# --- gateways without a valid proof
 
 
 @pytest.fixture(params=["without a secret", "with another secret"])
 async def unproven(
     request: pytest.FixtureRequest, app: App, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> AsyncIterator[str]:
-    """The URL of a gateway that can't prove itself."""
+    """The URL of a gateway without a valid proof."""
     secret = "" if request.param == "without a secret" else "x" * 40
     settings = Settings(rest="127.0.0.1:0", data=tmp_path / "none", secret=secret)
     assert app.grpc is not None
@@ -110,42 +110,42 @@ async def unproven(
     assert not (tmp_path / "none").exists()
 
 
-async def test_a_gateway_that_is_not_recognised_serves_and_its_records_name_grpc(
+async def test_an_unproven_gateway_serves_and_its_records_name_grpc(
     unproven: str, http: aiohttp.ClientSession, keys: Keys, protocol_of: Any
 ) -> None:
     request_id = "through-" + unproven.rpartition(":")[2]
     headers = {"Authorization": f"Bearer {keys.test}", "X-Request-Id": request_id}
-    async with http.post(f"{unproven}/api/v1/task", json=GOOD, headers=headers) as answer:
+    async with http.post(f"{unproven}/api/v1/task", json=TASK, headers=headers) as answer:
         assert answer.status == 200
         assert answer.headers["X-Pomelo-Mode"] == "test"
     assert await protocol_of(request_id) == "grpc"
 
 
-async def test_a_gateway_that_is_not_recognised_opens_streams_before_their_first_event(
+async def test_an_unproven_gateway_opens_streams_before_their_first_event(
     unproven: str, http: aiohttp.ClientSession, keys: Keys
 ) -> None:
     headers = {"Authorization": f"Bearer {keys.test}"}
-    body = GOOD | {"stream": True, "messages": [{"role": "user", "content": "[[cut]]"}]}
+    body = TASK | {"stream": True, "messages": [{"role": "user", "content": "[[cut]]"}]}
     async with http.post(f"{unproven}/api/v1/task", json=body, headers=headers) as answer:
         assert answer.status == 200
         assert "event: error" in await answer.text()
 
 
-async def test_a_gateway_that_is_not_recognised_keeps_a_caller_s_deadline(
+async def test_an_unproven_gateway_keeps_a_caller_s_deadline(
     unproven: str, http: aiohttp.ClientSession, keys: Keys
 ) -> None:
     headers = {"Authorization": f"Bearer {keys.test}", "X-Request-Timeout": "0.2"}
-    body = GOOD | {"messages": [{"role": "user", "content": "[[delay:30]]"}]}
+    body = TASK | {"messages": [{"role": "user", "content": "[[delay:30]]"}]}
     async with http.post(f"{unproven}/api/v1/task", json=body, headers=headers) as answer:
         assert answer.status == 504
         assert (await answer.json())["error"]["code"] == "deadline_exceeded"
 
 
-async def test_a_gateway_that_is_not_recognised_takes_uploads(
+async def test_an_unproven_gateway_accepts_uploads(
     unproven: str, http: aiohttp.ClientSession, keys: Keys
 ) -> None:
     form = aiohttp.FormData({"model": "eleven-labs-stt"})
-    form.add_field("audio", SOUND, filename="a.ogg", content_type="audio/ogg")
+    form.add_field("audio", AUDIO, filename="a.ogg", content_type="audio/ogg")
     headers = {"Authorization": f"Bearer {keys.test}"}
     async with http.post(f"{unproven}/api/v1/task", data=form, headers=headers) as answer:
         assert answer.status == 200, await answer.text()

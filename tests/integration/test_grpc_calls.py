@@ -1,4 +1,4 @@
-"""What a gRPC call may cost before it is answered, and how it is refused."""
+"""Limits of gRPC calls before they are served, and how calls are refused."""
 
 from __future__ import annotations
 
@@ -40,7 +40,8 @@ from pomelo.gen.v1.task_service_pb2 import RunTaskRequest, StreamTaskRequest
 from pomelo.gen.v1.task_service_pb2_grpc import TaskServiceStub
 from pomelo.in_flight import InFlight, InFlightLimits
 from pomelo.origin import GatewayProof
-from pomelo.server.limits import CallLimits, Connections
+from pomelo.server.call_limits import CallLimits
+from pomelo.server.connection_limits import ConnectionObserver
 from pomelo.server.server import Server, ServerOptions, open_server
 from pomelo.testing import Answer, FaultUpstream, Gate
 from tests.calls import as_dict, bearer, end, failure, reason_of
@@ -69,99 +70,96 @@ SERVICES = [
 
 
 @dataclass
-class Noted(Connections):
-    """Records what is reported about connections."""
+class RecordedReports(ConnectionObserver):
+    """Records the reports about connections."""
 
-    told: list[tuple[str, Any]] = field(default_factory=list)
+    entries: list[tuple[str, Any]] = field(default_factory=list)
     _more: asyncio.Event = field(default_factory=asyncio.Event)
 
-    def _note(self, name: str, what: Any) -> None:
-        self.told.append((name, what))
+    def _record(self, name: str, argument: Any) -> None:
+        self.entries.append((name, argument))
         self._more.set()
 
     def authenticated(self, peer: str) -> None:
-        """See the protocol."""
-        self._note("authenticated", peer)
+        self._record("authenticated", peer)
 
     def received(self, peer: str, size: int) -> None:
-        """See the protocol."""
-        self._note("received", size)
+        self._record("received", size)
 
     def reset(self, peer: str) -> None:
-        """See the protocol."""
-        self._note("reset", peer)
+        self._record("reset", peer)
 
     def trust(self, peer: str) -> None:
-        """See the protocol."""
-        self._note("trust", peer)
+        self._record("trust", peer)
 
     def ended(self, peer: str) -> None:
-        """See the protocol."""
-        self._note("ended", peer)
+        self._record("ended", peer)
 
     async def until(self, name: str, count: int = 1) -> None:
-        """Returns when something was reported that many times."""
+        """Returns when there are `count` reports of that name."""
         while self.names().count(name) < count:
             self._more.clear()
             await self._more.wait()
 
     def names(self) -> list[str]:
-        """The names of the reports, without their arguments."""
-        return [name for name, _ in self.told]
+        """Returns the names of the reports, without their arguments."""
+        return [name for name, _ in self.entries]
 
 
 PROOF = GatewayProof(b"p" * 32)
 
 
 @dataclass
-class Rig:
-    """A server of its own before the app's services, with limits of a test's own."""
+class ServerUnderTest:
+    """A server with the app's services and its own limits."""
 
     server: Server
-    noted: Noted
+    reports: RecordedReports
     channel: grpc.aio.Channel
     in_flight: InFlight
 
     @asynccontextmanager
     async def raw(self) -> AsyncIterator[http2.Connection]:
-        """A connection that sends what no gRPC client would."""
+        """Opens a connection that can send what no gRPC client sends."""
         host, _, port = self.server.address.rpartition(":")
         async with http2.connect(host, int(port)) as connection:
             yield connection
 
 
 @asynccontextmanager
-async def rig(app: App, in_flight: InFlightLimits | None = None, **limits: Any) -> AsyncIterator[Rig]:
-    """Opens one."""
-    inner = app.services.access._inner  # type: ignore[attr-defined]
+async def open_server_under_test(
+    app: App, in_flight: InFlightLimits | None = None, **limits: Any
+) -> AsyncIterator[ServerUnderTest]:
+    """Opens a test server."""
+    inner = app.services.access._access  # type: ignore[attr-defined]
     access = Access(inner._keyring, inner._plans, inner._catalog, inner._limits, in_flight)
-    noted = Noted()
+    reports = RecordedReports()
     services = replace(app.services, access=access)
     options = ServerOptions("127.0.0.1:0", limits=CallLimits(**limits))
     async with (
-        open_server(services, options, proof=PROOF, connections=noted) as server,
+        open_server(services, options, proof=PROOF, connections=reports) as server,
         grpc.aio.insecure_channel(
             server.address,
             options=[("grpc.max_send_message_length", -1), ("grpc.use_local_subchannel_pool", 1)],
         ) as channel,
     ):
-        yield Rig(server, noted, channel, access.in_flight)
+        yield ServerUnderTest(server, reports, channel, access.in_flight)
 
 
 @pytest.fixture(scope="module")
-async def plain(app: App) -> AsyncIterator[Rig]:
-    """A server with the usual limits."""
-    async with rig(app) as opened:
+async def plain(app: App) -> AsyncIterator[ServerUnderTest]:
+    """A server with the default limits."""
+    async with open_server_under_test(app) as opened:
         yield opened
 
 
 async def list_models(channel: grpc.aio.Channel, key: str) -> Any:
-    """Asks for the models, which costs nothing."""
+    """Lists the models, which is free of charge."""
     return await ModelServiceStub(channel).ListModels(ListModelsRequest(), metadata=bearer(key))
 
 
 def raw_call(channel: grpc.aio.Channel, path: str, data: bytes, key: str | None, **more: Any) -> Any:
-    """A unary call of bytes that need not be a message."""
+    """Makes a unary call with bytes that need not be a message."""
     metadata = bearer(key) if key else []
     return channel.unary_unary(path)(data, metadata=metadata, **more)
 
@@ -173,9 +171,9 @@ def raw_call(channel: grpc.aio.Channel, path: str, data: bytes, key: str | None,
     "method", [method for service in SERVICES for method in service.methods], ids=lambda m: m.full_name
 )
 async def test_every_method_of_the_contract_is_served_as_its_clients_call_it(
-    method: Any, plain: Rig, keys: Keys
+    method: Any, plain: ServerUnderTest, keys: Keys
 ) -> None:
-    kind = {
+    call_type = {
         (False, False): "unary_unary",
         (False, True): "unary_stream",
         (True, False): "stream_unary",
@@ -183,11 +181,11 @@ async def test_every_method_of_the_contract_is_served_as_its_clients_call_it(
     }[method.client_streaming, method.server_streaming]
     path = f"/{method.containing_service.full_name}/{method.name}"
     request, answer = GetMessageClass(method.input_type), GetMessageClass(method.output_type)
-    callable_ = getattr(plain.channel, kind)(
+    callable_ = getattr(plain.channel, call_type)(
         path, request_serializer=request.SerializeToString, response_deserializer=answer.FromString
     )
-    given = iter([request()]) if method.client_streaming else request()
-    call = callable_(given, metadata=bearer(keys.test), timeout=5)
+    requests = iter([request()]) if method.client_streaming else request()
+    call = callable_(requests, metadata=bearer(keys.test), timeout=5)
     if method.name == "Watch":
         assert (await call.read()).status
         call.cancel()
@@ -202,7 +200,7 @@ async def test_every_method_of_the_contract_is_served_as_its_clients_call_it(
     assert error is None or reason_of(error) in codes
 
 
-async def test_an_unknown_method_gets_the_documented_error(plain: Rig, keys: Keys) -> None:
+async def test_an_unknown_method_gets_the_documented_error(plain: ServerUnderTest, keys: Keys) -> None:
     for path in ("/pomelo.v1.TaskService/Nope", "/nope.Nope/Nope"):
         error = await failure(raw_call(plain.channel, path, b"", keys.test))
         assert (error.code(), reason_of(error)) == (grpc.StatusCode.UNIMPLEMENTED, "method_not_allowed")
@@ -215,20 +213,20 @@ async def test_an_unknown_method_gets_the_documented_error(plain: Rig, keys: Key
     ("metadata", "path"),
     [([], RUN_TASK), ([("authorization", "Bearer nope")], RUN_TASK), ([], LIST_MODELS), ([], UPLOAD)],
 )
-async def test_a_call_without_a_good_key_is_over_before_anything_of_it_was_read(
-    metadata: list[tuple[str, str]], path: str, plain: Rig
+async def test_a_call_without_a_valid_key_ends_before_its_message_is_read(
+    metadata: list[tuple[str, str]], path: str, plain: ServerUnderTest
 ) -> None:
-    plain.noted.told.clear()
+    plain.reports.entries.clear()
     async with plain.raw() as connection:
         call = connection.begin(path, metadata)
         async with asyncio.timeout(5):
             await connection.over(call)
-    if path != UPLOAD:  # an uploader gets a moment to end
+    if path != UPLOAD:  # an upload gets a moment to end
         assert call.lasted < 0.5
     # A single HEADERS frame that ends the stream is a trailers-only response.
     assert call.frames[0] == (frames.HEADERS, frames.END_STREAM | frames.END_HEADERS)
     assert (frames.DATA, 0) not in call.frames
-    assert plain.noted.names() == []
+    assert plain.reports.names() == []
 
 
 @pytest.mark.parametrize(
@@ -236,7 +234,7 @@ async def test_a_call_without_a_good_key_is_over_before_anything_of_it_was_read(
     [(text_task(model="nope"), "unsupported_model"), (text_task("[[error:insufficient_credits]]"), "insufficient_credits")],
 )  # fmt: skip
 async def test_a_refusal_of_a_known_caller_is_a_trailers_only_response(
-    task: Task, code: str, plain: Rig, keys: Keys
+    task: Task, code: str, plain: ServerUnderTest, keys: Keys
 ) -> None:
     for path, request in (
         (RUN_TASK, RunTaskRequest(task=task)),
@@ -250,35 +248,35 @@ async def test_a_refusal_of_a_known_caller_is_a_trailers_only_response(
         assert call.frames == [(frames.HEADERS, frames.END_STREAM | frames.END_HEADERS)]
 
 
-async def test_an_empty_upload_gets_a_trailers_only_response(plain: Rig, keys: Keys) -> None:
+async def test_an_empty_upload_gets_a_trailers_only_response(plain: ServerUnderTest, keys: Keys) -> None:
     async with plain.raw() as connection, asyncio.timeout(5):
         call = connection.begin(UPLOAD, bearer(keys.test), end=True)
         await connection.over(call)
     assert call.frames == [(frames.HEADERS, frames.END_STREAM | frames.END_HEADERS)]
 
 
-@pytest.mark.parametrize("kind", ["unary_unary", "unary_stream", "stream_unary"])
-async def test_a_client_that_still_sends_megabytes_sees_why_it_was_refused(
-    kind: str, plain: Rig, keys: Keys
+@pytest.mark.parametrize("call_type", ["unary_unary", "unary_stream", "stream_unary"])
+async def test_a_client_that_still_sends_megabytes_receives_the_reason_of_its_refusal(
+    call_type: str, plain: ServerUnderTest, keys: Keys
 ) -> None:
     big = UploadMediaRequest(chunk=b"x" * MIB).SerializeToString()
-    path = UPLOAD if kind == "stream_unary" else RUN_TASK
+    path = UPLOAD if call_type == "stream_unary" else RUN_TASK
 
     async def one() -> str:
-        given: Any = iter([big] * 8) if kind == "stream_unary" else b"x" * (8 * MIB)
-        call = getattr(plain.channel, kind)(path)(given, metadata=bearer(keys.revoked))
+        requests: Any = iter([big] * 8) if call_type == "stream_unary" else b"x" * (8 * MIB)
+        call = getattr(plain.channel, call_type)(path)(requests, metadata=bearer(keys.revoked))
         return reason_of(await failure(call))
 
     for _ in range(5):
         assert await one() == "invalid_api_key"
     # Only two uploads without a key at a time get the grace period that grpc.aio's client needs.
-    count = 2 if kind == "stream_unary" else 5
+    count = 2 if call_type == "stream_unary" else 5
     assert set(await asyncio.gather(*[one() for _ in range(count)])) == {"invalid_api_key"}
 
 
 def blocking(address: str, key: str) -> list[str]:
-    """What a client without asyncio sees of the same."""
-    found = []
+    """Returns the errors that a client without asyncio receives."""
+    reasons = []
     with grpc.insecure_channel(address, [("grpc.max_send_message_length", -1)]) as channel:
         for ask in (
             lambda: channel.unary_unary(RUN_TASK)(b"x" * (8 * MIB), metadata=bearer(key)),
@@ -287,15 +285,15 @@ def blocking(address: str, key: str) -> list[str]:
         ):
             with pytest.raises(grpc.RpcError) as caught:
                 ask()
-            found.append(reason_of(caught.value))
-    return found
+            reasons.append(reason_of(caught.value))
+    return reasons
 
 
-async def test_a_client_without_asyncio_sees_it_too(plain: Rig, keys: Keys) -> None:
+async def test_a_client_without_asyncio_receives_it_too(plain: ServerUnderTest, keys: Keys) -> None:
     assert await asyncio.to_thread(blocking, plain.server.address, keys.revoked) == ["invalid_api_key"] * 3
 
 
-async def test_a_request_must_have_exactly_one_message(plain: Rig, keys: Keys) -> None:
+async def test_a_request_must_have_exactly_one_message(plain: ServerUnderTest, keys: Keys) -> None:
     one = RunTaskRequest(task=text_task()).SerializeToString()
     for messages in ([], [one, one]):
         call = plain.channel.stream_unary(RUN_TASK)(iter(messages), metadata=bearer(keys.test))
@@ -309,16 +307,16 @@ async def test_a_request_must_have_exactly_one_message(plain: Rig, keys: Keys) -
 @pytest.mark.parametrize("path", [RUN_TASK, LIST_MODELS, CHECK, DOWNLOAD])
 @pytest.mark.parametrize("data", [b"\xff", b"\x0a\x05gpt", b"\x0a\x02\x0a\xff"])
 async def test_a_message_that_can_t_be_decoded_gets_the_documented_error(
-    path: str, data: bytes, plain: Rig, keys: Keys
+    path: str, data: bytes, plain: ServerUnderTest, keys: Keys
 ) -> None:
     if (path, data) == (LIST_MODELS, b"\x0a\x02\x0a\xff"):
-        return  # there it is an unknown field
+        return  # it is an unknown field in that message
     error = await failure(raw_call(plain.channel, path, data, keys.test))
     assert (error.code(), reason_of(error)) == (grpc.StatusCode.INVALID_ARGUMENT, "invalid_body")
 
 
 def flood(size: int) -> bytes:
-    """A RunTask request of that many bytes, made up of empty messages."""
+    """Returns a RunTask request of that many bytes, which consists of empty messages."""
     text = text_pb2.TextInput.DESCRIPTOR.fields_by_name["messages"]
     messages = bytes((text.number << 3 | 2, 0)) * (size // 2)
     head = RunTaskRequest(task=Task(model="gpt-4", text=text_pb2.TextInput())).SerializeToString()
@@ -336,7 +334,7 @@ def flood(size: int) -> bytes:
 
 @pytest.mark.parametrize("compression", [grpc.Compression.NoCompression, grpc.Compression.Gzip])
 async def test_a_message_of_millions_of_fields_is_refused_before_it_is_parsed(
-    compression: grpc.Compression, plain: Rig, keys: Keys
+    compression: grpc.Compression, plain: ServerUnderTest, keys: Keys
 ) -> None:
     data = flood(9_400_000)
     error = await failure(raw_call(plain.channel, RUN_TASK, data, keys.test, compression=compression))
@@ -345,8 +343,8 @@ async def test_a_message_of_millions_of_fields_is_refused_before_it_is_parsed(
 
 
 @pytest.mark.parametrize("compression", [grpc.Compression.NoCompression, grpc.Compression.Gzip])
-async def test_a_message_above_the_limit_says_so(
-    compression: grpc.Compression, plain: Rig, keys: Keys
+async def test_a_message_above_the_limit_is_refused_with_the_limit(
+    compression: grpc.Compression, plain: ServerUnderTest, keys: Keys
 ) -> None:
     for size in (9 * MIB + 1, 12 * MIB, 17 * MIB):
         data = RunTaskRequest(task=text_task("x" * size)).SerializeToString()
@@ -357,8 +355,8 @@ async def test_a_message_above_the_limit_says_so(
         assert metadata["x-credits-remaining"]
 
 
-async def test_what_grpc_refuses_itself_does_no_harm(
-    plain: Rig, keys: Keys, caplog: pytest.LogCaptureFixture
+async def test_calls_that_grpc_refuses_itself_do_no_harm(
+    plain: ServerUnderTest, keys: Keys, caplog: pytest.LogCaptureFixture
 ) -> None:
     zeros = gzip.compress(b"\0" * (200 * MIB), 1)
     async with plain.raw() as connection:
@@ -381,7 +379,7 @@ async def test_what_grpc_refuses_itself_does_no_harm(
     "name",
     ["idempotency-key", "x-request-id", "x-request-timeout", "prefer", "accept"],
 )
-async def test_metadata_that_is_given_twice_is_refused_and_named(name: str, plain: Rig, keys: Keys) -> None:
+async def test_repeated_metadata_is_refused_and_named(name: str, plain: ServerUnderTest, keys: Keys) -> None:
     metadata = [*bearer(keys.test), (name, "5"), (name, "6")]
     stub = TaskServiceStub(plain.channel)
     for call in (
@@ -397,7 +395,7 @@ async def test_metadata_that_is_given_twice_is_refused_and_named(name: str, plai
         assert name in (error.details() or "").lower()
 
 
-async def test_a_key_that_is_given_twice_is_refused_whichever_is_good(plain: Rig, keys: Keys) -> None:
+async def test_a_repeated_key_is_refused_whichever_is_valid(plain: ServerUnderTest, keys: Keys) -> None:
     good, bad = bearer(keys.test), bearer(keys.revoked)
     for metadata in (good + bad, bad + good, good + good):
         call = TaskServiceStub(plain.channel).RunTask(RunTaskRequest(task=text_task()), metadata=metadata)
@@ -406,13 +404,13 @@ async def test_a_key_that_is_given_twice_is_refused_whichever_is_good(plain: Rig
         assert "twice" in (error.details() or "")
 
 
-# --- callers without a key
+# --- unauthenticated callers
 
 
 @pytest.mark.parametrize("path", [CHECK, WATCH, REFLECTION, DOWNLOAD])
 @pytest.mark.parametrize("message", [False, True])
-async def test_a_call_that_needs_no_key_is_over_in_time(path: str, message: bool, app: App) -> None:
-    async with rig(app, unauthenticated_time=0.2) as opened, opened.raw() as connection:
+async def test_a_call_that_needs_no_key_ends_in_time(path: str, message: bool, app: App) -> None:
+    async with open_server_under_test(app, unauthenticated_time=0.2) as opened, opened.raw() as connection:
         call = connection.begin(path)
         if message:
             await connection.send(call, http2.prefixed(b""))
@@ -425,7 +423,7 @@ async def test_a_call_that_needs_no_key_is_over_in_time(path: str, message: bool
 async def test_a_watch_without_a_key_ends_with_a_reason_and_one_with_a_key_stays(
     app: App, keys: Keys
 ) -> None:
-    async with rig(app, unauthenticated_time=0.3) as opened:
+    async with open_server_under_test(app, unauthenticated_time=0.3) as opened:
         health = health_pb2_grpc.HealthStub(opened.channel)
         stays = health.Watch(health_pb2.HealthCheckRequest(), metadata=bearer(keys.test))
         assert (await stays.read()).status
@@ -444,8 +442,8 @@ async def test_a_watch_without_a_key_ends_with_a_reason_and_one_with_a_key_stays
         assert opened.in_flight.calls == 0
 
 
-async def test_calls_without_a_key_have_a_small_limit_of_their_own(app: App, keys: Keys) -> None:
-    async with rig(app, unauthenticated=3) as opened:
+async def test_unauthenticated_calls_have_a_separate_small_limit(app: App, keys: Keys) -> None:
+    async with open_server_under_test(app, unauthenticated=3) as opened:
         health = health_pb2_grpc.HealthStub(opened.channel)
         watches = [health.Watch(health_pb2.HealthCheckRequest()) for _ in range(3)]
         for watch in watches:
@@ -468,9 +466,9 @@ async def test_calls_without_a_key_have_a_small_limit_of_their_own(app: App, key
             watch.cancel()
 
 
-async def test_a_call_without_a_key_that_sends_half_a_message_makes_room_for_the_next(app: App) -> None:
+async def test_an_unauthenticated_call_with_half_a_message_makes_room_for_the_next(app: App) -> None:
     half = http2.prefixed(b"\x0a" * MIB, size=2 * MIB)
-    async with asyncio.timeout(20), rig(app) as opened, opened.raw() as connection:
+    async with asyncio.timeout(20), open_server_under_test(app) as opened, opened.raw() as connection:
         calls = [connection.begin(path) for path in (CHECK, WATCH, DOWNLOAD, REFLECTION) * 3]
         sending = [asyncio.ensure_future(connection.send(call, half)) for call in calls]
         health = health_pb2_grpc.HealthStub(opened.channel)
@@ -483,17 +481,20 @@ async def test_a_call_without_a_key_that_sends_half_a_message_makes_room_for_the
             task.cancel()
 
 
-async def test_a_large_message_without_a_key_is_refused(plain: Rig) -> None:
+async def test_a_large_message_without_a_key_is_refused(plain: ServerUnderTest) -> None:
     for path in (CHECK, DOWNLOAD):
         error = await failure(raw_call(plain.channel, path, b"\x0a\x80\x80\x08" + b"x" * (128 * 1024), None))
         assert reason_of(error) == "payload_too_large"
 
 
-# --- callers with a key
+# --- authenticated callers
 
 
 async def test_a_message_that_does_not_arrive_in_time_ends_the_call(app: App, keys: Keys) -> None:
-    async with rig(app, read_time=0.3, piece_time=0.3) as opened, opened.raw() as connection:
+    async with (
+        open_server_under_test(app, read_time=0.3, chunk_time=0.3) as opened,
+        opened.raw() as connection,
+    ):
         head = http2.prefixed(b"", size=9 * MIB)
         for path, data in ((RUN_TASK, b""), (RUN_TASK, head), (UPLOAD, b""), (UPLOAD, head)):
             call = connection.begin(path, bearer(keys.test))
@@ -510,8 +511,8 @@ async def test_a_message_that_does_not_arrive_in_time_ends_the_call(app: App, ke
         assert opened.in_flight.calls == 0
 
 
-async def test_an_upload_may_take_long_as_long_as_pieces_come(app: App, keys: Keys) -> None:
-    async with rig(app, piece_time=0.6, read_time=0.6) as opened:
+async def test_an_upload_may_take_long_while_chunks_arrive(app: App, keys: Keys) -> None:
+    async with open_server_under_test(app, chunk_time=0.6, read_time=0.6) as opened:
         call = MediaServiceStub(opened.channel).UploadMedia(metadata=bearer(keys.test))
         for _ in range(6):
             await call.write(UploadMediaRequest(chunk=b"x" * 1000))
@@ -520,7 +521,7 @@ async def test_an_upload_may_take_long_as_long_as_pieces_come(app: App, keys: Ke
         assert (await call).media.size_bytes == 6000
 
 
-async def test_an_account_receives_a_few_messages_at_a_time_and_others_do_not_notice(
+async def test_an_account_receives_a_few_messages_at_a_time_without_delaying_others(
     app: App, keys: Keys
 ) -> None:
     other = f"other-{time.time_ns()}"
@@ -529,12 +530,12 @@ async def test_an_account_receives_a_few_messages_at_a_time_and_others_do_not_no
     half = http2.prefixed(b"\x0a" * MIB, size=2 * MIB)
     async with (
         asyncio.timeout(20),
-        rig(app, reads=2, read_time=1.0) as opened,
+        open_server_under_test(app, reads=2, read_time=1.0) as opened,
         opened.raw() as connection,
     ):
         calls = [connection.begin(RUN_TASK, bearer(keys.test)) for _ in range(6)]
         sending = [asyncio.ensure_future(connection.send(call, half)) for call in calls]
-        await opened.noted.until("authenticated", 6)
+        await opened.reports.until("authenticated", 6)
         began = time.monotonic()
         assert (await list_models(opened.channel, key)).models
         assert time.monotonic() - began < 1.0
@@ -554,7 +555,7 @@ async def test_bytes_of_messages_are_counted_until_their_calls_end(
     prompt = "counted bytes " + "x" * 200_000
     upstream.when(prompt, Answer("one two", at={1: gate}))
     limits = InFlightLimits(account_bytes=300_000)
-    async with asyncio.timeout(20), rig(app, limits) as opened:
+    async with asyncio.timeout(20), open_server_under_test(app, limits) as opened:
         stub, request = TaskServiceStub(opened.channel), RunTaskRequest(task=text_task(prompt))
         first = stub.RunTask(request, metadata=bearer(keys.live))
         await gate.reached.wait()
@@ -567,12 +568,12 @@ async def test_bytes_of_messages_are_counted_until_their_calls_end(
         assert (opened.in_flight.calls, opened.in_flight.bytes) == (0, 0)
 
 
-async def test_a_call_above_the_limit_of_calls_is_refused_and_the_others_go_on(
+async def test_a_call_above_the_limit_of_calls_is_refused_and_the_others_continue(
     app: App, keys: Keys, upstream: FaultUpstream
 ) -> None:
     gate = Gate()
     upstream.when("the only call", Answer("one two", at={1: gate}))
-    async with asyncio.timeout(20), rig(app, InFlightLimits(calls=1)) as opened:
+    async with asyncio.timeout(20), open_server_under_test(app, InFlightLimits(calls=1)) as opened:
         request = RunTaskRequest(task=text_task("the only call"))
         first = TaskServiceStub(opened.channel).RunTask(request, metadata=bearer(keys.live))
         await gate.reached.wait()
@@ -598,7 +599,7 @@ async def test_a_call_above_the_limit_of_calls_is_refused_and_the_others_go_on(
 
 async def test_the_101st_call_on_a_connection_does_not_wait(app: App, keys: Keys) -> None:
     async with asyncio.timeout(30), AsyncExitStack() as stack:
-        opened = await stack.enter_async_context(rig(app))
+        opened = await stack.enter_async_context(open_server_under_test(app))
         streams = [
             TaskServiceStub(opened.channel).StreamTask(
                 StreamTaskRequest(task=text_task("[[stall]]")), metadata=bearer(keys.test)
@@ -616,7 +617,7 @@ async def test_pings_end_a_connection_only_when_they_are_more_frequent_than_allo
     interval: float, stays: bool, app: App, keys: Keys
 ) -> None:
     options = ServerOptions("127.0.0.1:0", ping_interval=interval)
-    async with open_server(app.services, options, connections=Connections()) as server:
+    async with open_server(app.services, options, connections=ConnectionObserver()) as server:
         host, _, port = server.address.rpartition(":")
         async with http2.connect(host, int(port)) as connection, asyncio.timeout(10):
             call = connection.begin(RUN_TASK, bearer(keys.test))
@@ -637,8 +638,8 @@ async def test_refused_messages_count_as_requests(app: App) -> None:
     large.text.temperature = 9.0
     small = text_task()
     small.text.temperature = 9.0
-    async with rig(app, message=200_000) as opened:
-        left = 20
+    async with open_server_under_test(app, message=200_000) as opened:
+        remaining = 20
         for data, code, counts in (
             (b"\xff", "invalid_body", True),
             (RunTaskRequest(task=text_task("x" * 250_000)).SerializeToString(), "payload_too_large", True),
@@ -648,9 +649,9 @@ async def test_refused_messages_count_as_requests(app: App) -> None:
         ):
             error = await failure(raw_call(opened.channel, RUN_TASK, data, key))
             assert reason_of(error) == code
-            left -= counts
-            assert as_dict(error.trailing_metadata())["x-ratelimit-remaining"] == str(left), code
-        for _ in range(left):
+            remaining -= counts
+            assert as_dict(error.trailing_metadata())["x-ratelimit-remaining"] == str(remaining), code
+        for _ in range(remaining):
             assert (
                 reason_of(await failure(raw_call(opened.channel, RUN_TASK, b"\xff", key))) == "invalid_body"
             )
@@ -665,7 +666,7 @@ async def test_the_server_counts_and_reports_a_body_that_a_gateway_refused(app: 
     name = f"forwarded-{time.time_ns()}"
     await app.store.add_account(name, "free", time.time())
     _, key = await app.keyring.create(name)
-    async with rig(app) as opened:
+    async with open_server_under_test(app) as opened:
         stub = TaskServiceStub(opened.channel)
 
         async def ask(refused: str, *more: tuple[str, str], model: str = "") -> tuple[str, str]:
@@ -685,43 +686,43 @@ async def test_the_server_counts_and_reports_a_body_that_a_gateway_refused(app: 
         assert (await ask("invalid_body 3"))[0] == "missing_parameter", "only a gateway may say so"
 
 
-# --- what is reported about connections
+# --- reports about connections
 
 
 async def test_keys_messages_and_resets_are_reported_per_connection(app: App, keys: Keys) -> None:
-    async with asyncio.timeout(20), rig(app) as opened:
-        noted = opened.noted
+    async with asyncio.timeout(20), open_server_under_test(app) as opened:
+        reports = opened.reports
         request = ListModelsRequest()
         await list_models(opened.channel, keys.test)
-        assert noted.names() == ["authenticated", "received", "ended"]
-        assert len({peer for name, peer in noted.told if name != "received"}) == 1
-        assert noted.told[0][1].startswith("ipv4:127.0.0.1:")
-        assert ("received", request.ByteSize()) in noted.told
-        noted.told.clear()
+        assert reports.names() == ["authenticated", "received", "ended"]
+        assert len({peer for name, peer in reports.entries if name != "received"}) == 1
+        assert reports.entries[0][1].startswith("ipv4:127.0.0.1:")
+        assert ("received", request.ByteSize()) in reports.entries
+        reports.entries.clear()
         async with opened.raw() as connection:
             call = connection.begin(RUN_TASK, bearer(keys.test))
-            await noted.until("authenticated")
+            await reports.until("authenticated")
             connection.reset(call)
-            await noted.until("reset")
-            await noted.until("ended")
-        assert noted.names() == ["authenticated", "reset", "ended"]
-        noted.told.clear()
+            await reports.until("reset")
+            await reports.until("ended")
+        assert reports.names() == ["authenticated", "reset", "ended"]
+        reports.entries.clear()
         late = TaskServiceStub(opened.channel).RunTask(
             RunTaskRequest(task=text_task("[[delay:9]]")), metadata=bearer(keys.test), timeout=0.1
         )
         assert (await failure(late)).code() == grpc.StatusCode.DEADLINE_EXCEEDED
         await opened.server.running.idle()
-        assert "reset" not in noted.names(), "a deadline is none"
+        assert "reset" not in reports.names(), "a deadline is not a reset"
 
 
 # --- memory
 
 
-async def test_a_refused_message_is_freed(plain: Rig, keys: Keys) -> None:
+async def test_a_refused_message_is_freed(plain: ServerUnderTest, keys: Keys) -> None:
     size = 2 * MIB
     async with plain.raw() as connection:
         gc.collect()
-        gc.disable()  # a leak through a reference cycle must show
+        gc.disable()  # a leak through a reference cycle must be visible
         tracemalloc.start(1)
         try:
             for data in (flood(size), b"\xff" * size, b"\x0a" * size):
@@ -734,12 +735,12 @@ async def test_a_refused_message_is_freed(plain: Rig, keys: Keys) -> None:
             await plain.server.running.idle()
             del data
             await asyncio.sleep(0.05)
-            kept, peak = tracemalloc.get_traced_memory()
+            retained, peak = tracemalloc.get_traced_memory()
         finally:
             tracemalloc.stop()
             gc.enable()
     assert peak > size, "they were received"
-    assert kept < size, f"{kept:,} bytes of 36 MiB are kept"
+    assert retained < size, f"{retained:,} bytes of 36 MiB are retained"
 
 
 # --- clients that retry
@@ -752,9 +753,9 @@ async def test_a_client_with_a_retry_policy_retries_after_the_pushback(
         "maxBackoff": "30s", "backoffMultiplier": 1, "retryableStatusCodes": ["UNAVAILABLE",
         "RESOURCE_EXHAUSTED", "FAILED_PRECONDITION", "UNAUTHENTICATED", "INVALID_ARGUMENT"]}}]}"""
     gate = Gate()
-    upstream.when("holds the only place", Answer("one two", at={1: gate}))
-    async with asyncio.timeout(30), rig(app, InFlightLimits(calls=1)) as opened:
-        request = RunTaskRequest(task=text_task("holds the only place"))
+    upstream.when("holds the only slot", Answer("one two", at={1: gate}))
+    async with asyncio.timeout(30), open_server_under_test(app, InFlightLimits(calls=1)) as opened:
+        request = RunTaskRequest(task=text_task("holds the only slot"))
         first = TaskServiceStub(opened.channel).RunTask(request, metadata=bearer(keys.live))
         await gate.reached.wait()
         async with grpc.aio.insecure_channel(
@@ -762,7 +763,7 @@ async def test_a_client_with_a_retry_policy_retries_after_the_pushback(
         ) as channel:
             stub = TaskServiceStub(channel)
             began = time.monotonic()
-            opened.noted.told.clear()
+            opened.reports.entries.clear()
             retried = asyncio.ensure_future(
                 _content(stub.RunTask(RunTaskRequest(task=text_task()), metadata=bearer(keys.test)))
             )

@@ -1,7 +1,4 @@
-"""Connections of the gRPC port: which may stay, for how long, and which are closed to make room.
-
-The server is real, its limits are short. What a whole server does under floods is in tests/faults/test_floods.py.
-"""
+"""Connection limits of the gRPC port, on a real server with short limits."""
 
 from __future__ import annotations
 
@@ -24,7 +21,8 @@ from pomelo.app import App
 from pomelo.call import Call
 from pomelo.gen.v1.media_service_pb2 import DownloadMediaRequest, UploadMediaRequest
 from pomelo.gen.v1.media_service_pb2_grpc import MediaServiceStub
-from pomelo.server.connections import ConnectionGuard, ConnectionLimits
+from pomelo.server.connection_guard import ConnectionGuard
+from pomelo.server.connection_limits import ConnectionLimits
 from pomelo.server.remote import Tls
 from pomelo.server.server import ServerOptions, open_server
 from pomelo.service import AccessService, Visit
@@ -41,17 +39,17 @@ QUICK = ConnectionLimits(key_timeout=0.6, grace=0.3)
 
 @pytest.fixture(scope="module")
 def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A certificate for localhost, and its key beside it."""
-    made = tmp_path_factory.mktemp("tls")
-    make_certificate(made, "cert", "localhost")
-    return made / "cert.pem"
+    """A certificate for localhost; its key is in the same folder."""
+    folder = tmp_path_factory.mktemp("tls")
+    make_certificate(folder, "cert", "localhost")
+    return folder / "cert.pem"
 
 
 @asynccontextmanager
 async def serve(
     app: App, limits: ConnectionLimits, address: str = "127.0.0.1:0", **options: Any
 ) -> AsyncIterator[int]:
-    """A server with these limits; gives its port."""
+    """Opens a server with these limits, and yields its port."""
     services = replace(app.services, access=options.pop("access", app.services.access))
     async with open_server(services, ServerOptions(address, connections=limits, **options)) as server:
         yield int(server.address.rpartition(":")[2])
@@ -69,12 +67,12 @@ class Client:
         self._writer.write(data)
 
     def call(self, key: str, stream: int = 1) -> None:
-        """Asks for the models."""
+        """Calls ListModels."""
         authorization = ("authorization", f"Bearer {key}")
         self.send(frames.headers(stream, MODELS, authorization) + frames.message(stream, b""))
 
     async def answered(self, stream: int = 1) -> None:
-        """Returns when that call was answered well."""
+        """Returns when that call has ended."""
         async with asyncio.timeout(SOON):
             while True:
                 kind, flags, number, payload = await self._frame()
@@ -97,7 +95,7 @@ class Client:
         return not self._reader.at_eof() and self._reader.exception() is None
 
     def close(self) -> None:
-        """Leaves."""
+        """Closes the connection."""
         self._writer.transport.abort()
 
     async def _frame(self) -> tuple[int, int, int, bytes]:
@@ -108,7 +106,7 @@ class Client:
 
 @asynccontextmanager
 async def connected(port: int, host: str = "127.0.0.1", source: str | None = None) -> AsyncIterator[Client]:
-    """A connection on which nothing was sent."""
+    """Opens a connection and sends nothing."""
     local = (source, 0) if source else None
     client = Client(*await asyncio.open_connection(host, port, local_addr=local))
     try:
@@ -119,20 +117,20 @@ async def connected(port: int, host: str = "127.0.0.1", source: str | None = Non
 
 @asynccontextmanager
 async def many(port: int, count: int, **where: str) -> AsyncIterator[list[Client]]:
-    """Several connections, in the order in which they came; each was seen before the next one came."""
+    """Opens several connections, one after the other."""
     async with AsyncExitStack() as stack:
         yield [await stack.enter_async_context(connected(port, **where)) for _ in range(count)]
 
 
-async def until(true: Callable[[], bool]) -> None:
-    """Returns when something is true."""
+async def until(condition: Callable[[], bool]) -> None:
+    """Returns when a condition is true."""
     async with asyncio.timeout(SOON):
-        while not true():  # noqa: ASYNC110 (what it asks has no event)
+        while not condition():  # noqa: ASYNC110 (the condition has no event)
             await asyncio.sleep(0.02)
 
 
-def half_a_hello() -> bytes:
-    """The beginning of a TLS handshake."""
+def client_hello() -> bytes:
+    """Returns the first message of a TLS handshake."""
     incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
     tls = ssl.create_default_context().wrap_bio(incoming, outgoing, server_hostname="localhost")
     with pytest.raises(ssl.SSLWantReadError):
@@ -140,7 +138,7 @@ def half_a_hello() -> bytes:
     return outgoing.read()
 
 
-# --- without a key
+# --- unauthenticated connections
 
 
 @pytest.mark.parametrize(
@@ -157,8 +155,8 @@ def half_a_hello() -> bytes:
             + frames.message(1, b""),
         ),
         (True, b""),
-        (True, half_a_hello()[:60]),
-        (True, half_a_hello()),
+        (True, client_hello()[:60]),
+        (True, client_hello()),
     ],
     ids=[
         "silent",
@@ -171,7 +169,7 @@ def half_a_hello() -> bytes:
         "TLS hello",
     ],
 )
-async def test_a_connection_without_a_good_key_is_closed_in_time(
+async def test_a_connection_without_a_valid_key_is_closed_in_time(
     app: App, certificate: Path, tls: bool, sent: bytes
 ) -> None:
     options = {"tls_cert": certificate, "tls_key": certificate.with_suffix(".key")} if tls else {}
@@ -181,7 +179,7 @@ async def test_a_connection_without_a_good_key_is_closed_in_time(
 
 
 async def test_by_default_a_connection_without_a_key_has_less_than_ten_seconds() -> None:
-    # The tests above use short limits; the defaults behave alike, as scans are at most a second apart.
+    # The tests above use short limits. The defaults behave the same, as scans are at most a second apart.
     assert ConnectionLimits().key_timeout + 1.0 <= 10.0
 
 
@@ -211,25 +209,27 @@ async def test_the_calls_of_a_closed_connection_are_cancelled(app: App) -> None:
             await ended.wait()
 
 
-async def test_one_address_keeps_only_its_share_without_a_key_and_the_oldest_are_closed(app: App) -> None:
+async def test_the_oldest_unauthenticated_connections_of_an_address_above_its_share_are_closed(
+    app: App,
+) -> None:
     limits = ConnectionLimits(per_address=4, grace=0.3)
     async with (
         serve(app, limits) as port,
         many(port, 4, source="127.0.0.9") as others,
         many(port, 3) as first,
     ):
-        await asyncio.sleep(1.5)  # so that they are older by at least one scan
+        await asyncio.sleep(1.5)  # longer than the time between two scans
         async with many(port, 4) as second:
             for client in first:
                 await client.closed()
             assert all(client.open for client in (*others, *second))
 
 
-# --- with a key
+# --- authenticated connections
 
 
 class SlowAccess:
-    """Admits calls as `access` does, after a look-up of that many seconds."""
+    """Admits calls like `access`, after a key look-up that takes that many seconds."""
 
     def __init__(self, access: AccessService, seconds: float) -> None:
         self._access = access
@@ -246,10 +246,12 @@ BURST = b"".join(
     + frames.frame(frames.RST_STREAM, 0, stream, bytes(4))
     for stream in range(101, 401, 2)
 )
-"""More calls that are cancelled at once than a connection without a key may have, each with a key."""
+"""More cancelled calls than an unauthenticated connection may have, each with a key."""
 
 
-async def test_a_caller_whose_key_is_still_looked_up_is_not_taken_for_a_flood(app: App, keys: Keys) -> None:
+async def test_a_caller_whose_key_is_still_being_looked_up_is_not_closed_as_a_flood(
+    app: App, keys: Keys
+) -> None:
     slow = SlowAccess(app.services.access, 1.5)
     async with serve(app, ConnectionLimits(), access=slow) as port, connected(port) as client:
         client.send(frames.hello())
@@ -259,7 +261,7 @@ async def test_a_caller_whose_key_is_still_looked_up_is_not_taken_for_a_flood(ap
         assert client.open
 
 
-async def test_a_flood_is_one_however_many_keys_are_looked_up(app: App) -> None:
+async def test_a_flood_is_closed_even_if_keys_are_being_looked_up(app: App) -> None:
     slow = SlowAccess(app.services.access, 30)
     limits = ConnectionLimits(grace=0.5)
     async with serve(app, limits, access=slow) as port, connected(port) as client:
@@ -270,7 +272,7 @@ async def test_a_flood_is_one_however_many_keys_are_looked_up(app: App) -> None:
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
-async def test_a_connection_that_has_shown_a_good_key_stays(app: App, keys: Keys, host: str) -> None:
+async def test_a_connection_with_a_valid_key_stays_open(app: App, keys: Keys, host: str) -> None:
     address = f"[{host}]:0" if ":" in host else f"{host}:0"
     async with (
         serve(app, replace(QUICK, per_address=2), address) as port,
@@ -287,7 +289,9 @@ async def test_a_connection_that_has_shown_a_good_key_stays(app: App, keys: Keys
             await client.answered(3)
 
 
-async def test_over_tls_a_good_key_counts_as_well(app: App, keys: Keys, certificate: Path) -> None:
+async def test_a_connection_with_a_valid_key_stays_open_over_tls(
+    app: App, keys: Keys, certificate: Path
+) -> None:
     tls = Tls(ca=certificate).credentials()
     options = {"tls_cert": certificate, "tls_key": certificate.with_suffix(".key")}
     async with (
@@ -303,7 +307,7 @@ async def test_over_tls_a_good_key_counts_as_well(app: App, keys: Keys, certific
         assert await ask(b"", metadata=metadata)
 
 
-async def test_a_download_by_a_signed_link_needs_no_key_to_go_on(app: App, keys: Keys) -> None:
+async def test_a_download_by_a_signed_link_keeps_its_connection_open(app: App, keys: Keys) -> None:
     size = 8 * 1024 * 1024
 
     async def pieces() -> AsyncIterator[UploadMediaRequest]:
@@ -315,7 +319,7 @@ async def test_a_download_by_a_signed_link_needs_no_key_to_go_on(app: App, keys:
         async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
             metadata = [("authorization", f"Bearer {keys.test}")]
             media = (await MediaServiceStub(channel).UploadMedia(pieces(), metadata=metadata)).media
-        # A connection of its own, and little that comes before it is read.
+        # A separate connection with small windows.
         slow = [
             ("grpc.use_local_subchannel_pool", 1),
             ("grpc.http2.bdp_probe", 0),
@@ -330,7 +334,7 @@ async def test_a_download_by_a_signed_link_needs_no_key_to_go_on(app: App, keys:
             assert sum([len(part.chunk) async for part in call]) == size
 
 
-async def test_above_the_limit_idle_connections_are_closed_for_new_ones(app: App, keys: Keys) -> None:
+async def test_idle_connections_above_the_limit_are_closed_for_new_ones(app: App, keys: Keys) -> None:
     async with serve(app, ConnectionLimits(connections=8)) as port, many(port, 8) as clients:
         for client in clients:
             client.send(frames.hello())
@@ -348,7 +352,7 @@ async def test_above_the_limit_idle_connections_are_closed_for_new_ones(app: App
                 await client.answered(3)
 
 
-async def test_grpc_refuses_connections_above_the_hard_limit_and_goes_on(app: App, keys: Keys) -> None:
+async def test_grpc_refuses_connections_above_the_hard_limit_and_continues(app: App, keys: Keys) -> None:
     limits = ConnectionLimits(connections=4, hard_connections=4)
     async with serve(app, limits) as port, many(port, 4) as clients:
         for client in clients:
@@ -381,7 +385,7 @@ async def test_connections_from_a_trusted_proxy_are_not_limited(app: App) -> Non
         assert all(client.open for client in proxy)
 
 
-# --- the guard itself
+# --- the guard
 
 
 async def test_no_state_is_kept_of_ended_connections_and_calls() -> None:
@@ -397,7 +401,9 @@ async def test_no_state_is_kept_of_ended_connections_and_calls() -> None:
             async with many(port, 20):
                 await until(lambda: guard.count == 20)
                 for number in range(1000):
-                    guard.authenticated(f"ipv4:127.0.0.1:{number}")  # calls of those that were never seen
+                    guard.authenticated(
+                        f"ipv4:127.0.0.1:{number}"
+                    )  # calls of connections that were never scanned
             await until(lambda: guard.count == 0)
             await until(lambda: not guard._calls and not guard._connections)
         guard.authenticated("ipv4:127.0.0.1:1")
@@ -410,13 +416,13 @@ async def test_closed_connections_are_logged_in_one_line(app: App, caplog: pytes
         async with serve(app, QUICK) as port, many(port, 6) as clients:
             for client in clients:
                 await client.closed()
-    said = [record.getMessage() for record in caplog.records if "gRPC connections" in record.getMessage()]
-    assert len(said) <= 2  # the first immediately, the rest at the end
-    assert "without a key in time" in said[0]
-    assert "from 127.0.0.1" in said[0]
+    lines = [record.getMessage() for record in caplog.records if "gRPC connections" in record.getMessage()]
+    assert len(lines) <= 2  # the first immediately, the rest at the end
+    assert "without a key in time" in lines[0]
+    assert "from 127.0.0.1" in lines[0]
 
 
-async def test_a_system_that_shows_no_connections_is_logged_once_and_calls_are_served(
+async def test_calls_are_served_and_one_line_is_logged_if_the_system_lists_no_connections(
     app: App, keys: Keys, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patch:
@@ -431,13 +437,13 @@ async def test_a_system_that_shows_no_connections_is_logged_once_and_calls_are_s
     assert sum("not guarded" in record.getMessage() for record in caplog.records) == 1
 
 
-def test_the_limits_of_a_process_with_few_descriptors_are_smaller() -> None:
+def test_the_limits_of_a_process_with_few_descriptors_are_lower() -> None:
     assert ConnectionLimits().within(1 << 20) == ConnectionLimits()
     small = ConnectionLimits().within(256)
     assert (small.connections, small.hard_connections) == (32, 64)
 
 
-def test_a_program_may_raise_its_limit_of_descriptors_to_what_the_system_allows() -> None:
+def test_the_descriptor_limit_is_raised_as_far_as_the_system_allows() -> None:
     code = """
 import resource
 hard = min(resource.getrlimit(resource.RLIMIT_NOFILE)[1], 4000)

@@ -1,4 +1,4 @@
-"""MediaService as a gRPC client sees it."""
+"""MediaService over gRPC."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from pomelo.gen.v1.task_pb2 import Task
 from pomelo.gen.v1.task_service_pb2 import RunTaskRequest
 from pomelo.gen.v1.task_service_pb2_grpc import TaskServiceStub
 from pomelo.server.server import ServerOptions, open_server
-from pomelo.stores.ledger import Grant, Wallet
+from pomelo.stores.accounts import Grant, Wallet
 from tests.calls import as_dict, bearer, reason_of
 from tests.conftest import Keys
 
-PIECE = 1024 * 1024
+CHUNK = 1024 * 1024
 
 
 @pytest.fixture(scope="module")
@@ -34,64 +34,64 @@ def media(channel: grpc.aio.Channel) -> Any:
     return MediaServiceStub(channel)
 
 
-def a_wave(seconds: float = 1.0) -> bytes:
-    """A silent sound as a WAV file."""
+def silent_wav(seconds: float = 1.0) -> bytes:
+    """Returns silence as a WAV file."""
     file = io.BytesIO()
-    with wave.open(file, "wb") as sound:
-        sound.setnchannels(1)
-        sound.setsampwidth(2)
-        sound.setframerate(16_000)
-        sound.writeframes(bytes(int(seconds * 32_000)))
+    with wave.open(file, "wb") as audio:
+        audio.setnchannels(1)
+        audio.setsampwidth(2)
+        audio.setframerate(16_000)
+        audio.writeframes(bytes(int(seconds * 32_000)))
     return file.getvalue()
 
 
-def pieces(data: bytes, content_type: str | None = None, size: int = 65_536) -> list[UploadMediaRequest]:
-    """An upload's messages."""
+def messages_of(data: bytes, content_type: str | None = None, size: int = 65_536) -> list[UploadMediaRequest]:
+    """Returns the messages of an upload."""
     head = [] if content_type is None else [UploadMediaRequest(content_type=content_type)]
     return head + [UploadMediaRequest(chunk=data[at : at + size]) for at in range(0, len(data), size)]
 
 
 async def upload(media: Any, key: str, messages: Iterable[UploadMediaRequest]) -> Media:
-    """Uploads, and gives the medium."""
+    """Uploads a file, and returns its metadata."""
     response = await media.UploadMedia(iter(messages), metadata=bearer(key))
     assert isinstance(response.media, Media)
     return response.media
 
 
 async def refused(media: Any, key: str, messages: Iterable[UploadMediaRequest]) -> grpc.aio.AioRpcError:
-    """How an upload ends that must fail."""
+    """Returns the error of an upload that must fail."""
     with pytest.raises(grpc.aio.AioRpcError) as caught:
         await media.UploadMedia(iter(messages), metadata=bearer(key))
     return caught.value
 
 
 async def download(media: Any, request: DownloadMediaRequest, **more: Any) -> tuple[Media, list[bytes]]:
-    """What a download says and gives."""
+    """Downloads a file, and returns its metadata and its chunks."""
     messages = [message async for message in media.DownloadMedia(request, **more)]
     return messages[0].media, [message.chunk for message in messages[1:]]
 
 
 def stored(app: App) -> set[str]:
-    """The names of all files in the media store."""
+    """Returns the names of all files in the media store."""
     return {path.name for path in (app.settings.data / "media").iterdir()}
 
 
-async def test_what_was_uploaded_can_be_downloaded_and_used(
+async def test_an_upload_can_be_downloaded_and_used(
     media: Any, channel: grpc.aio.Channel, keys: Keys
 ) -> None:
-    sound = a_wave(40)
-    given = await upload(media, keys.test, pieces(sound, "audio/wav"))
-    assert given.content_type == "audio/wav"
-    assert given.size_bytes == len(sound)
-    told, chunks = await download(
-        media, DownloadMediaRequest(media_id=given.media_id), metadata=bearer(keys.test)
+    audio = silent_wav(40)
+    uploaded = await upload(media, keys.test, messages_of(audio, "audio/wav"))
+    assert uploaded.content_type == "audio/wav"
+    assert uploaded.size_bytes == len(audio)
+    metadata, chunks = await download(
+        media, DownloadMediaRequest(media_id=uploaded.media_id), metadata=bearer(keys.test)
     )
-    assert told.media_id == given.media_id
-    assert b"".join(chunks) == sound
+    assert metadata.media_id == uploaded.media_id
+    assert b"".join(chunks) == audio
     assert max(map(len, chunks)) <= 256 * 1024
     task = Task(
         model="eleven-labs-stt",
-        speech_to_text=SpeechToTextInput(audio=AudioInput(media_id=given.media_id)),
+        speech_to_text=SpeechToTextInput(audio=AudioInput(media_id=uploaded.media_id)),
     )
     response = await TaskServiceStub(channel).RunTask(RunTaskRequest(task=task), metadata=bearer(keys.test))
     assert response.result.transcription.audio_seconds == pytest.approx(40, abs=0.1)
@@ -99,7 +99,7 @@ async def test_what_was_uploaded_can_be_downloaded_and_used(
 
 @pytest.mark.parametrize("whose", ["another account", "the other mode"])
 @pytest.mark.parametrize("live", [True, False], ids=["live", "test"])
-async def test_nobody_reads_or_uses_what_another_account_or_mode_uploaded(
+async def test_another_account_or_mode_can_not_read_or_use_an_upload(
     whose: str, live: bool, media: Any, channel: grpc.aio.Channel, keys: Keys, app: App
 ) -> None:
     owner = keys.live if live else keys.test
@@ -110,21 +110,21 @@ async def test_nobody_reads_or_uses_what_another_account_or_mode_uploaded(
         _, other = await app.keyring.create(account, live=live)
     else:
         other = keys.test if live else keys.live
-    given = await upload(media, owner, pieces(a_wave(), "audio/wav"))
+    uploaded = await upload(media, owner, messages_of(silent_wav(), "audio/wav"))
     with pytest.raises(grpc.aio.AioRpcError) as caught:
-        await download(media, DownloadMediaRequest(media_id=given.media_id), metadata=bearer(other))
+        await download(media, DownloadMediaRequest(media_id=uploaded.media_id), metadata=bearer(other))
     assert reason_of(caught.value) == "not_found"
-    sound = AudioInput(media_id=given.media_id)
+    audio = AudioInput(media_id=uploaded.media_id)
     tasks = TaskServiceStub(channel)
     for task in (
-        Task(model="eleven-labs-stt", speech_to_text=SpeechToTextInput(audio=sound)),
-        Task(model="eleven-labs-sts", speech_to_speech=SpeechToSpeechInput(audio=sound, voice="adam")),
+        Task(model="eleven-labs-stt", speech_to_text=SpeechToTextInput(audio=audio)),
+        Task(model="eleven-labs-sts", speech_to_speech=SpeechToSpeechInput(audio=audio, voice="adam")),
     ):
         with pytest.raises(grpc.aio.AioRpcError) as caught:
             await tasks.RunTask(RunTaskRequest(task=task), metadata=bearer(other))
         assert reason_of(caught.value) == "invalid_parameter"
         assert "audio" in (caught.value.details() or "")
-        assert given.media_id in stored(app)
+        assert uploaded.media_id in stored(app)
         assert await tasks.RunTask(RunTaskRequest(task=task), metadata=bearer(owner))
 
 
@@ -144,27 +144,29 @@ async def test_the_other_mode_can_not_read_media_that_a_task_made(
 
 
 async def test_a_signed_link_needs_no_key(media: Any, keys: Keys) -> None:
-    given = await upload(media, keys.test, pieces(a_wave()))
-    query = given.url.partition("?")[2]
-    _, chunks = await download(media, DownloadMediaRequest(media_id=given.media_id, signature=query))
-    assert b"".join(chunks) == a_wave()
+    uploaded = await upload(media, keys.test, messages_of(silent_wav()))
+    query = uploaded.url.partition("?")[2]
+    _, chunks = await download(media, DownloadMediaRequest(media_id=uploaded.media_id, signature=query))
+    assert b"".join(chunks) == silent_wav()
     with pytest.raises(grpc.aio.AioRpcError) as caught:
-        await download(media, DownloadMediaRequest(media_id=given.media_id, signature=query + "x"))
+        await download(media, DownloadMediaRequest(media_id=uploaded.media_id, signature=query + "x"))
     assert (caught.value.code(), reason_of(caught.value)) == (grpc.StatusCode.NOT_FOUND, "not_found")
     with pytest.raises(grpc.aio.AioRpcError) as caught:
-        await download(media, DownloadMediaRequest(media_id=given.media_id))
+        await download(media, DownloadMediaRequest(media_id=uploaded.media_id))
     assert reason_of(caught.value) == "invalid_api_key"
 
 
-async def test_the_type_is_told_from_the_bytes_where_none_is_named(media: Any, keys: Keys) -> None:
-    assert (await upload(media, keys.test, pieces(a_wave()))).content_type == "audio/wav"
-    assert (await upload(media, keys.test, pieces(a_wave(), ""))).content_type == "audio/wav"
+async def test_the_content_type_is_detected_from_the_bytes(media: Any, keys: Keys) -> None:
+    assert (await upload(media, keys.test, messages_of(silent_wav()))).content_type == "audio/wav"
+    assert (await upload(media, keys.test, messages_of(silent_wav(), ""))).content_type == "audio/wav"
 
 
-async def test_a_chunk_of_1_mib_is_taken_and_a_larger_one_is_not(media: Any, keys: Keys, app: App) -> None:
-    assert (await upload(media, keys.test, pieces(b"x" * PIECE, size=PIECE))).size_bytes == PIECE
+async def test_a_chunk_of_1_mib_is_accepted_and_a_larger_one_is_refused(
+    media: Any, keys: Keys, app: App
+) -> None:
+    assert (await upload(media, keys.test, messages_of(b"x" * CHUNK, size=CHUNK))).size_bytes == CHUNK
     before = stored(app)
-    error = await refused(media, keys.test, pieces(b"x" * (PIECE + 1), size=PIECE + 1))
+    error = await refused(media, keys.test, messages_of(b"x" * (CHUNK + 1), size=CHUNK + 1))
     assert (error.code(), reason_of(error)) == (grpc.StatusCode.INVALID_ARGUMENT, "invalid_parameter")
     assert "chunk" in (error.details() or "")
     assert stored(app) == before
@@ -180,7 +182,7 @@ async def test_a_chunk_of_1_mib_is_taken_and_a_larger_one_is_not(media: Any, key
         ([UploadMediaRequest()], "missing_parameter", "chunk"),
     ],
 )  # fmt: skip
-async def test_messages_in_a_wrong_order_are_refused_and_nothing_is_kept(
+async def test_messages_in_a_wrong_order_are_refused_and_nothing_is_stored(
     messages: list[UploadMediaRequest], reason: str, field: str, media: Any, keys: Keys, app: App
 ) -> None:
     before = stored(app)
@@ -190,56 +192,56 @@ async def test_messages_in_a_wrong_order_are_refused_and_nothing_is_kept(
     assert stored(app) == before
 
 
-async def test_an_upload_above_the_limit_is_refused_though_the_caller_goes_on_sending(
+async def test_an_upload_above_the_limit_is_refused_while_the_caller_still_sends(
     media: Any, keys: Keys, app: App
 ) -> None:
     before = stored(app)
     for _ in range(3):
-        error = await refused(media, keys.test, pieces(b"x" * (60 * PIECE), "audio/mpeg", size=PIECE))
+        error = await refused(media, keys.test, messages_of(b"x" * (60 * CHUNK), "audio/mpeg", size=CHUNK))
         assert error.code() == grpc.StatusCode.RESOURCE_EXHAUSTED
         assert reason_of(error) == "payload_too_large"
     assert stored(app) == before
 
 
-@pytest.mark.parametrize("size", [10, 5 * PIECE])
-async def test_an_upload_without_a_good_key_is_refused(size: int, media: Any, keys: Keys, app: App) -> None:
+@pytest.mark.parametrize("size", [10, 5 * CHUNK])
+async def test_an_upload_without_a_valid_key_is_refused(size: int, media: Any, keys: Keys, app: App) -> None:
     before = stored(app)
-    error = await refused(media, keys.revoked, pieces(b"x" * size, "audio/mpeg"))
+    error = await refused(media, keys.revoked, messages_of(b"x" * size, "audio/mpeg"))
     assert (error.code(), reason_of(error)) == (grpc.StatusCode.UNAUTHENTICATED, "invalid_api_key")
     assert as_dict(error.trailing_metadata())["x-request-id"].startswith("req_")
     assert stored(app) == before
 
 
-async def test_a_bad_key_is_told_before_a_bad_first_message(media: Any, keys: Keys) -> None:
+async def test_an_invalid_key_is_reported_before_an_invalid_first_message(media: Any, keys: Keys) -> None:
     error = await refused(media, keys.revoked, [UploadMediaRequest()])
     assert reason_of(error) == "invalid_api_key"
 
 
-async def test_an_upload_that_is_cancelled_leaves_nothing_behind(keys: Keys, app: App) -> None:
+async def test_a_cancelled_upload_leaves_no_file(keys: Keys, app: App) -> None:
     before = stored(app)
     async with (
         asyncio.timeout(30),
         open_server(app.services, ServerOptions("127.0.0.1:0")) as server,
         grpc.aio.insecure_channel(server.address) as channel,
     ):
-        for size in (10, 100_000, PIECE) * 20:  # where it is cancelled differs
+        for size in (10, 100_000, CHUNK) * 20:  # it is cancelled at different points
             call = MediaServiceStub(channel).UploadMedia(metadata=bearer(keys.test))
             await call.write(UploadMediaRequest(content_type="audio/mpeg"))
-            for _ in range(4):  # the larger ones are more than the windows hold, so some was taken in
+            for _ in range(4):  # the larger ones exceed the windows, so the server has read a part
                 await call.write(UploadMediaRequest(chunk=b"x" * size))
-            assert size < PIECE or parts(app.settings.data / "media")
+            assert size < CHUNK or partial_files(app.settings.data / "media")
             call.cancel()
             await server.running.idle()
             assert stored(app) == before
 
 
-def parts(folder: Path) -> list[str]:
-    """Files that are being written."""
+def partial_files(folder: Path) -> list[str]:
+    """Returns the files that are being written."""
     return [path.name for path in folder.iterdir() if path.name.startswith(".part_")]
 
 
 @pytest.mark.parametrize("media_id", ["", "nope", "../../etc/passwd", "media_" + "0" * 42 + ".wav"])
-async def test_a_medium_that_is_not_there_is_not_found(media_id: str, media: Any, keys: Keys) -> None:
+async def test_an_unknown_media_id_is_not_found(media_id: str, media: Any, keys: Keys) -> None:
     with pytest.raises(grpc.aio.AioRpcError) as caught:
         await download(media, DownloadMediaRequest(media_id=media_id), metadata=bearer(keys.test))
     assert (caught.value.code(), reason_of(caught.value)) == (grpc.StatusCode.NOT_FOUND, "not_found")

@@ -29,7 +29,7 @@ from pomelo.errors import TABLE, PomeloError
 from pomelo.gen.v1.task_pb2 import Task, TaskResult
 from pomelo.gen.v1.task_service_pb2 import RunTaskRequest, StreamTaskRequest, StreamTaskResponse
 from pomelo.gen.v1.task_service_pb2_grpc import TaskServiceStub
-from pomelo.server.limits import Connections
+from pomelo.server.connection_limits import ConnectionObserver
 from pomelo.server.server import ServerOptions, open_server
 from pomelo.service import TaskService
 from pomelo.testing import Answer, FaultUpstream, Received, Reply, error_reply
@@ -47,7 +47,7 @@ EVERY_CODE = sorted({row.status for row in TABLE.values()})
 
 
 def policy(codes: list[str]) -> str:
-    """A service config that retries after 30 s, unless the server asks for another wait."""
+    """Returns a service config that retries after 30 s, unless the server requests another wait."""
     retries = {
         "maxAttempts": ATTEMPTS,
         "initialBackoff": "30s",
@@ -60,19 +60,19 @@ def policy(codes: list[str]) -> str:
 
 PLAIN = policy(["UNAVAILABLE", "RESOURCE_EXHAUSTED"])
 EAGER = policy(EVERY_CODE)
-"""Would retry every error: what isn't retried was forbidden by the server."""
+"""Retries every error that the server does not forbid to retry."""
 
 METHODS = pytest.mark.parametrize("method", ["RunTask", "StreamTask"])
 
-MENDS = sorted(
+RETRYABLE = sorted(
     code for code, row in TABLE.items() if row.http in (409, 429, 503) and code not in {"provider_not_configured", "idempotency_mismatch"}
 )  # fmt: skip
-FINAL = sorted(set(TABLE) - set(MENDS))
+FINAL = sorted(set(TABLE) - set(RETRYABLE))
 
 
 @dataclass
-class Ended:
-    """How a call ended for its caller: the status's name, the code in its details, the text, and the seconds."""
+class Result:
+    """The result of a call: the name of the status, the code in its details, the text, and the seconds."""
 
     status: str
     code: str
@@ -80,14 +80,14 @@ class Ended:
     seconds: float
 
 
-Client = Callable[[str, str, str, list[tuple[str, str]]], Coroutine[Any, Any, list[Ended]]]
-"""Makes calls concurrently: address, key, service config, (method, prompt) of each."""
+Client = Callable[[str, str, str, list[tuple[str, str]]], Coroutine[Any, Any, list[Result]]]
+"""Makes calls concurrently: address, key, service config, and (method, prompt) of each call."""
 
 
-async def with_asyncio(address: str, key: str, config: str, calls: list[tuple[str, str]]) -> list[Ended]:
-    """The client of grpc.aio."""
+async def with_asyncio(address: str, key: str, config: str, calls: list[tuple[str, str]]) -> list[Result]:
+    """Calls with grpc.aio."""
 
-    async def one(method: str, prompt: str) -> Ended:
+    async def one(method: str, prompt: str) -> Result:
         content, began = "", time.monotonic()
         try:
             if method == "RunTask":
@@ -98,18 +98,18 @@ async def with_asyncio(address: str, key: str, config: str, calls: list[tuple[st
                 async for event in stub.StreamTask(streamed, metadata=bearer(key)):
                     content += event.text_delta.content
         except grpc.aio.AioRpcError as error:
-            return Ended(error.code().name, reason_of(error), content, time.monotonic() - began)
-        return Ended("OK", "", content, time.monotonic() - began)
+            return Result(error.code().name, reason_of(error), content, time.monotonic() - began)
+        return Result("OK", "", content, time.monotonic() - began)
 
     async with grpc.aio.insecure_channel(address, options=options(config)) as channel:
         stub = TaskServiceStub(channel)
         return await asyncio.gather(*[one(*call) for call in calls])
 
 
-async def blocking(address: str, key: str, config: str, calls: list[tuple[str, str]]) -> list[Ended]:
-    """The client of grpc, with a thread for each call."""
+async def blocking(address: str, key: str, config: str, calls: list[tuple[str, str]]) -> list[Result]:
+    """Calls with grpc, each call in its own thread."""
 
-    def one(method: str, prompt: str) -> Ended:
+    def one(method: str, prompt: str) -> Result:
         content, began = "", time.monotonic()
         try:
             if method == "RunTask":
@@ -120,8 +120,8 @@ async def blocking(address: str, key: str, config: str, calls: list[tuple[str, s
                 for event in stub.StreamTask(streamed, metadata=bearer(key)):
                     content += event.text_delta.content
         except grpc.RpcError as error:
-            return Ended(error.code().name, reason_of(error), content, time.monotonic() - began)
-        return Ended("OK", "", content, time.monotonic() - began)
+            return Result(error.code().name, reason_of(error), content, time.monotonic() - began)
+        return Result("OK", "", content, time.monotonic() - began)
 
     with grpc.insecure_channel(address, options(config)) as channel, ThreadPoolExecutor(len(calls)) as pool:
         stub = TaskServiceStub(channel)
@@ -129,10 +129,10 @@ async def blocking(address: str, key: str, config: str, calls: list[tuple[str, s
 
 
 def with_node(modules: Path) -> Client:
-    """The client of Node."""
+    """Returns a client that runs in Node."""
 
-    async def client(address: str, key: str, config: str, calls: list[tuple[str, str]]) -> list[Ended]:
-        given = {
+    async def client(address: str, key: str, config: str, calls: list[tuple[str, str]]) -> list[Result]:
+        request = {
             "proto": str(node_client.FOLDER.parents[1] / "proto"),
             "address": address,
             "key": key,
@@ -141,10 +141,10 @@ def with_node(modules: Path) -> Client:
                 {"id": str(n), "method": method, "prompt": prompt} for n, (method, prompt) in enumerate(calls)
             ],
         }
-        found = await node_client.run(modules, "retries.cjs", given)
+        results = await node_client.run(modules, "retries.cjs", request)
         return [
-            Ended(one["code"], _code(b64decode(one["details"])), one["content"], one["seconds"])
-            for one in (found[str(n)] for n in range(len(calls)))
+            Result(one["code"], _code(b64decode(one["details"])), one["content"], one["seconds"])
+            for one in (results[str(n)] for n in range(len(calls)))
         ]
 
     return client
@@ -158,51 +158,49 @@ def _code(details: bytes) -> str:
 
 
 def options(config: str) -> list[tuple[str, Any]]:
-    """Options of a Python channel with a connection of its own."""
+    """Returns the options of a Python channel with its own connection."""
     return [("grpc.service_config", config), ("grpc.use_local_subchannel_pool", 1)]
 
 
 @pytest.fixture(scope="module", params=["asyncio", "blocking", "node"])
 def client(request: pytest.FixtureRequest) -> Client:
-    """Each client."""
+    """Each of the clients."""
     if request.param == "node":
         return with_node(node_client.install(Path(request.config.cache.mkdir("node"))))
     return with_asyncio if request.param == "asyncio" else blocking
 
 
 class Failing:
-    """The tasks of an app, whose first attempts fail: the prompt is `CODE TIMES where`, its attempts are
-    counted. `where` is `entering` or, in a stream, `first`: before the first event."""
+    """The tasks of an app whose first attempts fail, as the prompt `CODE TIMES step` says. `step` is
+    `entering` or, in a stream, `first`: before the first event. Attempts are counted."""
 
     def __init__(self, inner: TaskService) -> None:
         self._inner = inner
         self.attempts: Counter[str] = Counter()
 
-    def _fails(self, task: Task, where: str) -> None:
+    def _fail(self, task: Task, current: str) -> None:
         prompt = task.text.messages[0].content
-        code, times, place = prompt.split()[:3]
-        if place == where:
+        code, times, step = prompt.split()[:3]
+        if step == current:
             self.attempts[prompt] += 1
             if self.attempts[prompt] <= int(times):
                 wait = 1 if TABLE[code].retry_after is not None else None
                 raise PomeloError(code, retry_after=wait)
 
     async def run_task(self, task: Task, call: Call) -> TaskResult:
-        """See the port."""
-        self._fails(task, "entering")
+        self._fail(task, "entering")
         return await self._inner.run_task(task, call)
 
     @asynccontextmanager
     async def stream_task(self, task: Task, call: Call) -> AsyncIterator[AsyncIterator[StreamTaskResponse]]:
-        """See the port."""
-        self._fails(task, "entering")
+        self._fail(task, "entering")
         async with self._inner.stream_task(task, call) as events:
             yield self._events(task, events)
 
     async def _events(
         self, task: Task, events: AsyncIterator[StreamTaskResponse]
     ) -> AsyncIterator[StreamTaskResponse]:
-        self._fails(task, "first")
+        self._fail(task, "first")
         async for event in events:
             yield event
 
@@ -219,20 +217,22 @@ class Rig:
 async def _rig(app: App) -> AsyncIterator[Rig]:
     tasks = Failing(app.services.tasks)
     services = replace(app.services, tasks=tasks)
-    async with open_server(services, ServerOptions("127.0.0.1:0"), connections=Connections()) as server:
+    async with open_server(
+        services, ServerOptions("127.0.0.1:0"), connections=ConnectionObserver()
+    ) as server:
         yield Rig(server.address, tasks)
 
 
 def calls_of(method: str, codes: list[str], times: int) -> list[tuple[str, str]]:
-    """Calls that fail with each code that often; for a stream at both places."""
-    places = ["entering"] if method == "RunTask" else ["entering", "first"]
-    return [(method, f"{code} {times} {place} {time.monotonic_ns()}") for code in codes for place in places]
+    """Returns calls that fail with each code that often; streams at both steps."""
+    steps = ["entering"] if method == "RunTask" else ["entering", "first"]
+    return [(method, f"{code} {times} {step} {time.monotonic_ns()}") for code in codes for step in steps]
 
 
-async def test_an_error_that_passes_is_retried_after_the_wait_that_the_server_asks_for(
+async def test_a_temporary_error_is_retried_after_the_wait_that_the_server_requests(
     client: Client, rig: Rig, keys: Keys
 ) -> None:
-    calls = calls_of("RunTask", MENDS, times=2) + calls_of("StreamTask", MENDS, times=2)
+    calls = calls_of("RunTask", RETRYABLE, times=2) + calls_of("StreamTask", RETRYABLE, times=2)
     for (_, prompt), ended in zip(calls, await client(rig.address, keys.test, EAGER, calls), strict=True):
         assert ended.status == "OK", (prompt, ended)
         assert ended.content
@@ -240,7 +240,7 @@ async def test_an_error_that_passes_is_retried_after_the_wait_that_the_server_as
         assert 1.9 < ended.seconds < 10, "the server asked for 1 s each time, the policy for 30 s"
 
 
-async def test_an_error_that_stays_is_retried_as_often_as_the_policy_says(
+async def test_a_lasting_error_is_retried_as_often_as_the_policy_allows(
     client: Client, rig: Rig, keys: Keys
 ) -> None:
     codes = ["overloaded", "rate_limit_exceeded"]
@@ -253,7 +253,7 @@ async def test_an_error_that_stays_is_retried_as_often_as_the_policy_says(
 
 @METHODS
 @pytest.mark.parametrize("config", [PLAIN, EAGER], ids=["plain", "eager"])
-async def test_an_error_that_no_retry_mends_is_not_retried(
+async def test_a_permanent_error_is_not_retried(
     client: Client, method: str, config: str, rig: Rig, keys: Keys
 ) -> None:
     calls = calls_of(method, FINAL, times=1)
@@ -264,8 +264,8 @@ async def test_an_error_that_no_retry_mends_is_not_retried(
         assert ended.seconds < 5
 
 
-def test_every_error_is_either_worth_a_retry_or_not() -> None:
-    assert MENDS == [
+def test_every_error_is_either_retryable_or_final() -> None:
+    assert RETRYABLE == [
         "concurrency_limit_exceeded", "idempotency_conflict", "overloaded", "provider_unavailable",
         "rate_limit_exceeded", "server_unavailable", "shutting_down", "store_unavailable",
         "token_limit_exceeded",
@@ -276,16 +276,16 @@ def test_every_error_is_either_worth_a_retry_or_not() -> None:
 
 
 class DownAtFirst:
-    """A vendor that answers 503 to the first requests."""
+    """A vendor that responds to the first requests with 503."""
 
     def __init__(self, failures: int) -> None:
         self._failures = failures
-        self.asked = 0
+        self.requests = 0
 
     def __call__(self, received: Received) -> Reply:
-        """The reply to a request."""
-        self.asked += 1
-        return error_reply(503, "down") if self.asked <= self._failures else Answer("one two")(received)
+        """Returns the response to a request."""
+        self.requests += 1
+        return error_reply(503, "down") if self.requests <= self._failures else Answer("one two")(received)
 
 
 @pytest.fixture(scope="module", name="house")
@@ -294,9 +294,7 @@ async def _house(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Runn
         yield opened
 
 
-async def test_a_task_whose_provider_was_down_is_billed_once_when_a_retry_succeeds(
-    client: Client, house: RunningApp
-) -> None:
+async def test_a_task_that_succeeds_on_a_retry_is_billed_once(client: Client, house: RunningApp) -> None:
     caller = await house.account()
     calls, vendors = [], []
     for method in ("RunTask", "StreamTask"):
@@ -306,13 +304,13 @@ async def test_a_task_whose_provider_was_down_is_billed_once_when_a_retry_succee
     assert house.server.grpc is not None
     for ended in await client(house.server.grpc, caller.live, PLAIN, calls):
         assert (ended.status, ended.content) == ("OK", "one two")
-    assert [vendor.asked for vendor in vendors] == [RETRIES + 2] * 2
+    assert [vendor.requests for vendor in vendors] == [RETRIES + 2] * 2
     records = await house.records(caller)
     assert [record.complete for record in records] == [True, True]
     assert (await house.balance(caller, live=True)).held == 0
 
 
-async def test_a_stream_that_breaks_after_the_first_byte_is_not_retried(
+async def test_a_stream_that_fails_after_the_first_event_is_not_retried(
     client: Client, app: App, keys: Keys, upstream: FaultUpstream
 ) -> None:
     (ended,) = await client(app.grpc or "", keys.test, EAGER, [("StreamTask", "[[words:30]] [[cut]]")])
@@ -320,36 +318,35 @@ async def test_a_stream_that_breaks_after_the_first_byte_is_not_retried(
     assert ended.content
 
 
-class Checked(Connections):
-    """Counts the keys that were looked up."""
+class KeyLookups(ConnectionObserver):
+    """Sets `done` after that many key look-ups."""
 
     def __init__(self, until: int) -> None:
         self._left = until
-        self.enough = asyncio.Event()
+        self.done = asyncio.Event()
 
     def checked(self, peer: str) -> None:
-        """See the base class."""
         self._left -= 1
         if not self._left:
-            self.enough.set()
+            self.done.set()
 
 
-async def test_calls_that_a_server_refuses_while_it_shuts_down_run_on_the_one_that_replaces_it(
+async def test_calls_refused_during_a_shutdown_succeed_on_the_next_server(
     client: Client, app: App, keys: Keys
 ) -> None:
     address = f"127.0.0.1:{free_port()}"
-    draining, refused = Draining(), Checked(2)
+    draining, refused = Draining(), KeyLookups(2)
     draining.drain()
     options = ServerOptions(address, grace=1.0)
     async with asyncio.timeout(20):
         async with open_server(draining.guard(app.services), options, connections=refused):
-            given = [("RunTask", "Hello"), ("StreamTask", "Hello")]
-            calls = asyncio.create_task(client(address, keys.test, PLAIN, given))
-            await refused.enough.wait()
-        async with open_server(app.services, options, connections=Connections()):
+            requests = [("RunTask", "Hello"), ("StreamTask", "Hello")]
+            calls = asyncio.create_task(client(address, keys.test, PLAIN, requests))
+            await refused.done.wait()
+        async with open_server(app.services, options, connections=ConnectionObserver()):
             for ended in await calls:
                 assert ended.status == "OK"
-                assert ended.seconds > 0.9, "it was refused once, and asked to wait for a second"
+                assert ended.seconds > 0.9, "the first attempt is refused with a wait of one second"
 
 
 # --- on the network

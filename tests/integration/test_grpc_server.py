@@ -1,4 +1,4 @@
-"""The gRPC server around the services: addresses, limits, health, reflection, TLS, and its end."""
+"""The gRPC server: addresses, limits, health, reflection, TLS, and shutdown."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from pomelo.accounts.accounts import AccountAdmin
+from pomelo.accounts.operator import LocalOperator
 from pomelo.accounts.plans import BUILTIN
 from pomelo.accounts.usage import UsageReader
 from pomelo.app import App
@@ -28,8 +29,7 @@ from pomelo.gen.v1.model_service_pb2 import ListModelsRequest
 from pomelo.gen.v1.model_service_pb2_grpc import ModelServiceStub
 from pomelo.gen.v1.task_service_pb2 import RunTaskRequest, StreamTaskRequest
 from pomelo.gen.v1.task_service_pb2_grpc import TaskServiceStub
-from pomelo.server.admin import AdminServicer
-from pomelo.server.limits import CallLimits
+from pomelo.server.call_limits import CallLimits
 from pomelo.server.remote import Tls, open_remote
 from pomelo.server.rpc import Rpc
 from pomelo.server.server import ServerOptions, open_admin, open_server
@@ -51,20 +51,20 @@ SERVICES = [
 
 
 async def drained(call: Any) -> grpc.StatusCode:
-    """The status of a stream, once everything that it gave is taken."""
+    """Reads a stream to its end, and returns its status."""
     with pytest.raises(grpc.aio.AioRpcError) as caught:
         await taken(call)
     return caught.value.code()
 
 
 async def taken(call: Any) -> None:
-    """Takes everything that a stream gives."""
+    """Returns all messages of a stream."""
     while await call.read() is not grpc.aio.EOF:
         pass
 
 
 async def models(channel: grpc.aio.Channel, key: str) -> Any:
-    """Asks for the models, which costs nothing."""
+    """Lists the models, which is free of charge."""
     return await ModelServiceStub(channel).ListModels(ListModelsRequest(), metadata=bearer(key))
 
 
@@ -92,7 +92,7 @@ async def test_health_of_all_services_is_listed(channel: grpc.aio.Channel) -> No
     assert {name: one.status for name, one in listed.statuses.items()} == dict.fromkeys(SERVICES, SERVING)
 
 
-async def test_a_watcher_is_told_of_the_drain_and_does_not_hold_it_up(app: App, keys: Keys) -> None:
+async def test_a_watcher_receives_not_serving_and_does_not_delay_the_drain(app: App, keys: Keys) -> None:
     loop = asyncio.get_running_loop()
     async with asyncio.timeout(10):
         async with (
@@ -115,7 +115,7 @@ async def test_a_watcher_is_told_of_the_drain_and_does_not_hold_it_up(app: App, 
         assert loop.time() - began < 2
 
 
-async def test_a_watcher_learns_of_a_drain_that_begins_during_its_first_message(
+async def test_a_watcher_receives_a_drain_that_begins_during_its_first_message(
     app: App, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with (
@@ -125,11 +125,11 @@ async def test_a_watcher_learns_of_a_drain_that_begins_during_its_first_message(
     ):
         write = Rpc.write
 
-        async def drain_behind(rpc: Rpc, message: Any) -> None:
+        async def drain_after_write(rpc: Rpc, message: Any) -> None:
             await write(rpc, message)
             server.drain()
 
-        monkeypatch.setattr(Rpc, "write", drain_behind)
+        monkeypatch.setattr(Rpc, "write", drain_after_write)
         watch = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest())
         assert [response.status async for response in watch] == [SERVING, NOT_SERVING]
 
@@ -138,37 +138,37 @@ async def test_a_watcher_learns_of_a_drain_that_begins_during_its_first_message(
 
 
 def buf(address: str, method: str, body: Any, key: str) -> list[Any]:
-    """What `buf curl` prints when it knows nothing but what the server tells of itself."""
+    """Returns what `buf curl` prints, with the server's reflection as its only schema."""
     done = subprocess.run(
         [Path(sys.executable).with_name("buf"), "curl", "--protocol", "grpc", "--http2-prior-knowledge", "--reflect", "-H", f"authorization: Bearer {key}",
          "-d", json.dumps(body), f"http://{address}/{method}"],
         capture_output=True, text=True, timeout=60,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    decoder, found, rest = json.JSONDecoder(), [], done.stdout.strip()
+    decoder, messages, rest = json.JSONDecoder(), [], done.stdout.strip()
     while rest:
         one, end = decoder.raw_decode(rest)
-        found.append(one)
+        messages.append(one)
         rest = rest[end:].lstrip()
-    return found
+    return messages
 
 
-SAID = {"model": "gpt-4", "text": {"messages": [{"role": "ROLE_USER", "content": "Hello"}]}}
-SPOKEN = {"model": "eleven-labs-tts", "textToSpeech": {"text": "Good morning", "voice": "adam"}}
+TEXT_TASK = {"model": "gpt-4", "text": {"messages": [{"role": "ROLE_USER", "content": "Hello"}]}}
+SPEECH_TASK = {"model": "eleven-labs-tts", "textToSpeech": {"text": "Good morning", "voice": "adam"}}
 AUDIO = {"data": "c29tZSBzb3VuZCBzb21lIHNvdW5k"}
 
 
 @pytest.mark.parametrize(
     ("task", "output"),
     [
-        (SAID, "text"),
+        (TEXT_TASK, "text"),
         ({"model": "flux-1-pro", "image": {"prompt": "A kite", "width": 64, "height": 64}}, "image"),
-        (SPOKEN, "speech"),
+        (SPEECH_TASK, "speech"),
         ({"model": "eleven-labs-sts", "speechToSpeech": {"audio": AUDIO, "voice": "adam"}}, "speech"),
         ({"model": "eleven-labs-stt", "speechToText": {"audio": AUDIO}}, "transcription"),
     ],
 )
-async def test_buf_curl_runs_every_kind_of_task_by_reflection(
+async def test_buf_curl_runs_every_task_type_by_reflection(
     task: Any, output: str, app: App, keys: Keys
 ) -> None:
     assert app.grpc is not None
@@ -177,7 +177,7 @@ async def test_buf_curl_runs_every_kind_of_task_by_reflection(
     assert output in answer["result"]
 
 
-@pytest.mark.parametrize(("task", "event"), [(SAID, "textDelta"), (SPOKEN, "audioChunk")])
+@pytest.mark.parametrize(("task", "event"), [(TEXT_TASK, "textDelta"), (SPEECH_TASK, "audioChunk")])
 async def test_buf_curl_streams_by_reflection(task: Any, event: str, app: App, keys: Keys) -> None:
     assert app.grpc is not None
     method = "pomelo.v1.TaskService/StreamTask"
@@ -189,7 +189,7 @@ async def test_buf_curl_streams_by_reflection(task: Any, event: str, app: App, k
 # --- addresses and limits
 
 
-async def test_an_address_that_is_taken_is_an_error_and_not_shared(app: App) -> None:
+async def test_an_address_in_use_is_an_error_and_not_shared(app: App) -> None:
     assert app.grpc is not None
     with pytest.raises(OSError, match="can't listen"):
         async with open_server(app.services, ServerOptions(app.grpc)):
@@ -197,8 +197,8 @@ async def test_an_address_that_is_taken_is_an_error_and_not_shared(app: App) -> 
 
 
 async def test_several_addresses_are_served(app: App, keys: Keys, folder: Path) -> None:
-    given = ("127.0.0.1:0", "[::1]:0", f"unix:{folder}/s")
-    async with open_server(app.services, ServerOptions(given)) as server:
+    addresses = ("127.0.0.1:0", "[::1]:0", f"unix:{folder}/s")
+    async with open_server(app.services, ServerOptions(addresses)) as server:
         assert len(server.addresses) == 3
         assert server.address.rpartition(":")[2] != "0"
         for address in server.addresses:
@@ -222,7 +222,7 @@ async def test_a_message_above_the_limit_is_refused(app: App, keys: Keys) -> Non
         assert getattr(refused.value, "code", None) == "payload_too_large"
 
 
-async def test_a_server_can_bear_another_service(app: App, keys: Keys) -> None:
+async def test_a_server_can_serve_an_additional_service(app: App, keys: Keys) -> None:
     def register(server: Any) -> list[str]:
         handler = grpc.unary_unary_rpc_method_handler(_echo)
         server.add_generic_rpc_handlers(
@@ -244,7 +244,7 @@ async def _echo(request: bytes, context: Any) -> bytes:
     return request
 
 
-# --- the end
+# --- shutdown
 
 
 async def test_a_running_call_may_end_within_the_grace(app: App, keys: Keys, upstream: FaultUpstream) -> None:
@@ -265,18 +265,18 @@ async def test_a_running_call_may_end_within_the_grace(app: App, keys: Keys, ups
 
 
 async def refused_now(address: str, keys: Keys) -> None:
-    """Returns when a new caller is not taken any more."""
+    """Returns when new callers are refused."""
     while True:
         async with grpc.aio.insecure_channel(address) as late:
             call = ModelServiceStub(late).ListModels(ListModelsRequest(), metadata=bearer(keys.test))
             status = await call.code()
-            # grpc.aio itself cancels what arrives in the very moment of the end.
+            # grpc.aio itself cancels calls that arrive in the moment of the shutdown.
             if status in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED):
                 return
             assert status == grpc.StatusCode.OK
 
 
-async def test_after_the_grace_calls_are_cancelled_and_their_handlers_have_ended_when_the_server_has(
+async def test_calls_are_cancelled_after_the_grace_and_their_handlers_end_before_the_server(
     app: App, keys: Keys, upstream: FaultUpstream
 ) -> None:
     gate = Gate()
@@ -306,23 +306,23 @@ async def test_after_the_grace_calls_are_cancelled_and_their_handlers_have_ended
 
 @pytest.fixture(scope="module")
 def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An authority, and a certificate for localhost and for a client, made by openssl."""
-    made = tmp_path_factory.mktemp("tls")
-    make_certificate(made, "ca", "Test authority")
+    """An authority, and certificates for localhost and for a client, created with openssl."""
+    folder = tmp_path_factory.mktemp("tls")
+    make_certificate(folder, "ca", "Test authority")
     issued = ("-addext", "subjectAltName=DNS:localhost", "-CA", "ca.pem", "-CAkey", "ca.key")
     for name in ("server", "client"):
-        make_certificate(made, name, name, *issued)
-    return made
+        make_certificate(folder, name, name, *issued)
+    return folder
 
 
 @asynccontextmanager
-async def served_with_tls(app: App, made: Path, *, clients: bool) -> AsyncIterator[str]:
-    """A server with a certificate; gives its address by name."""
+async def served_with_tls(app: App, certificates: Path, *, clients: bool) -> AsyncIterator[str]:
+    """Opens a server with a certificate, and yields its address by name."""
     options = ServerOptions(
         "127.0.0.1:0",
-        tls_cert=made / "server.pem",
-        tls_key=made / "server.key",
-        tls_client_ca=made / "ca.pem" if clients else None,
+        tls_cert=certificates / "server.pem",
+        tls_key=certificates / "server.key",
+        tls_client_ca=certificates / "ca.pem" if clients else None,
     )
     async with open_server(app.services, options) as server:
         yield f"localhost:{server.address.rpartition(':')[2]}"
@@ -339,7 +339,7 @@ async def test_a_gateway_reaches_a_server_with_tls(app: App, keys: Keys, certifi
             await plain.models.list_models(call_of(keys.test))
 
 
-async def test_a_server_with_a_client_authority_takes_its_clients_alone(
+async def test_a_server_with_a_client_authority_accepts_only_its_clients(
     app: App, keys: Keys, certificates: Path
 ) -> None:
     ca = certificates / "ca.pem"
@@ -358,32 +358,32 @@ async def test_a_server_with_a_client_authority_takes_its_clients_alone(
 
 
 @pytest.fixture
-def admin(app: App) -> AdminServicer:
-    """The operator's service over the app's store."""
+def operator(app: App) -> LocalOperator:
+    """The operator of the app's store."""
     usage = UsageReader(app.store, b"s" * 32)
-    return AdminServicer(app.store, app.keyring, AccountAdmin(app.store, BUILTIN), usage, ())
+    return LocalOperator(app.store, app.keyring, AccountAdmin(app.store, BUILTIN), usage, ())
 
 
 @pytest.fixture
 def free_umask() -> Iterator[None]:
-    """A umask that would leave a file open to all."""
+    """Sets a umask that leaves files open to everybody."""
     before = os.umask(0)
     yield
     os.umask(before)
 
 
 async def listed(path: Path) -> int:
-    """The number of keys that the operator sees through a socket."""
+    """Returns the number of keys that a client of the socket can list."""
     async with grpc.aio.insecure_channel(f"unix:{path}") as channel:
         return len((await AdminServiceStub(channel).ListKeys(ListKeysRequest())).keys)
 
 
 @pytest.mark.usefixtures("free_umask")
-async def test_the_operator_s_socket_is_its_owner_s_alone(
-    admin: AdminServicer, keys: Keys, folder: Path
+async def test_only_the_owner_can_open_the_operator_s_socket(
+    operator: LocalOperator, keys: Keys, folder: Path
 ) -> None:
     path = folder / "admin.sock"
-    async with open_admin(admin, path):
+    async with open_admin(operator, path):
         assert stat.S_IMODE(path.stat().st_mode) == 0o600
         assert await listed(path) >= 5
     assert not path.exists()
@@ -396,34 +396,36 @@ async def test_the_operator_s_service_is_not_on_the_public_port(channel: grpc.ai
     assert caught.value.code() == grpc.StatusCode.UNIMPLEMENTED
 
 
-async def test_a_socket_that_a_dead_process_left_is_replaced(admin: AdminServicer, folder: Path) -> None:
+async def test_a_socket_of_a_dead_process_is_replaced(operator: LocalOperator, folder: Path) -> None:
     path = folder / "admin.sock"
     with socket.socket(socket.AF_UNIX) as dead:
         dead.bind(str(path))
     assert path.exists()
-    async with open_admin(admin, path):
+    async with open_admin(operator, path):
         assert await listed(path) >= 0
 
 
-async def test_a_socket_that_is_in_use_is_left_alone(admin: AdminServicer, folder: Path) -> None:
+async def test_a_socket_in_use_is_not_replaced(operator: LocalOperator, folder: Path) -> None:
     path = folder / "admin.sock"
-    async with open_admin(admin, path):
+    async with open_admin(operator, path):
         with pytest.raises(OSError, match="listens on"):
-            async with open_admin(admin, path):
+            async with open_admin(operator, path):
                 pass
         assert await listed(path) >= 0
 
 
-async def test_a_file_that_is_no_socket_is_never_removed(admin: AdminServicer, folder: Path) -> None:
+async def test_a_file_that_is_not_a_socket_is_never_removed(operator: LocalOperator, folder: Path) -> None:
     path = folder / "admin.sock"
     path.write_text("precious")
     with pytest.raises(OSError, match="no socket"):
-        async with open_admin(admin, path):
+        async with open_admin(operator, path):
             pass
     assert path.read_text() == "precious"
 
 
-async def test_a_path_too_long_for_a_socket_is_told(admin: AdminServicer, folder: Path) -> None:
+async def test_a_path_that_is_too_long_for_a_socket_is_an_error(
+    operator: LocalOperator, folder: Path
+) -> None:
     with pytest.raises(OSError, match="shorter path"):
-        async with open_admin(admin, folder / ("x" * 120)):
+        async with open_admin(operator, folder / ("x" * 120)):
             pass

@@ -19,7 +19,7 @@ from pomelo.gen.v1.model_service_pb2 import ListModelsRequest
 from pomelo.gen.v1.model_service_pb2_grpc import ModelServiceStub
 from pomelo.gen.v1.task_pb2 import Task
 from pomelo.gen.v1.task_service_pb2 import RunTaskRequest
-from pomelo.server.limits import Connections
+from pomelo.server.connection_limits import ConnectionObserver
 from tests.calls import as_dict, bearer, end, failure, reason_of
 from tests.integration.scripted_services import (
     GATEWAY,
@@ -43,7 +43,7 @@ METHODS = pytest.mark.parametrize("method", ["RunTask", "StreamTask"])
 
 @METHODS
 @pytest.mark.parametrize("when", ["before", "during"])
-async def test_a_refusal_repeats_the_limits_in_its_trailing_metadata_alone(method: str, when: str) -> None:
+async def test_a_refusal_has_the_limits_only_in_trailing_metadata(method: str, when: str) -> None:
     error = PomeloError("rate_limit_exceeded", retry_after=7)
     async with serve_scripted(ScriptedServices(**{when: raises(error)})) as opened:  # type: ignore[arg-type]
         failed = await failure(opened.task(method))
@@ -55,7 +55,7 @@ async def test_a_refusal_repeats_the_limits_in_its_trailing_metadata_alone(metho
 
 
 @pytest.mark.parametrize("fails", [False, True])
-async def test_what_is_known_at_the_end_of_a_stream_is_trailing_metadata(fails: bool) -> None:
+async def test_headers_known_at_the_end_of_a_stream_are_trailing_metadata(fails: bool) -> None:
     played = ScriptedServices()
 
     @asynccontextmanager
@@ -86,7 +86,7 @@ async def test_what_is_known_at_the_end_of_a_stream_is_trailing_metadata(fails: 
 
 
 @METHODS
-async def test_the_deadline_is_the_one_of_the_caller_s_channel(method: str) -> None:
+async def test_the_deadline_is_that_of_the_caller_s_channel(method: str) -> None:
     async with serve_scripted() as opened:
         for timeout in (None, 5.0, 50.0):
             began = time.monotonic()
@@ -96,22 +96,22 @@ async def test_the_deadline_is_the_one_of_the_caller_s_channel(method: str) -> N
 
 
 @METHODS
-async def test_the_deadline_of_a_gateway_s_call_is_the_one_that_it_states(method: str) -> None:
+async def test_the_deadline_of_a_gateway_s_call_is_the_one_in_its_header(method: str) -> None:
     metadata = [*bearer(KEY, x_request_timeout="50"), *GATEWAY]
     async with serve_scripted() as opened:
         began = time.monotonic()
         await end(opened.task(method, timeout=5.0, metadata=metadata))
         (call,) = opened.services.calls
     assert 47 < call.deadline - began < 53
-    assert (call.wire, call.address) == ("rest", "192.0.2.7")
+    assert (call.protocol, call.address) == ("rest", "192.0.2.7")
 
 
-async def test_a_caller_that_is_no_gateway_is_known_by_the_address_of_its_connection() -> None:
+async def test_the_address_of_a_caller_that_is_not_a_gateway_is_that_of_its_connection() -> None:
     unproven = PROOF.metadata("rest", "192.0.2.7", "")  # of another key
     async with serve_scripted() as opened:
         await end(opened.task("RunTask", metadata=[*bearer(KEY), *unproven]))
         (call,) = opened.services.calls
-    assert (call.wire, call.address) == ("grpc", "127.0.0.1")
+    assert (call.protocol, call.address) == ("grpc", "127.0.0.1")
 
 
 @METHODS
@@ -126,7 +126,7 @@ async def test_a_large_task_that_is_refused_is_counted_under_its_model(method: s
 
 @METHODS
 @pytest.mark.parametrize("code", ["insufficient_credits", "provider_failed", "rate_limit_exceeded"])
-async def test_a_large_task_whose_message_is_not_at_fault_is_not_counted(method: str, code: str) -> None:
+async def test_a_large_task_that_fails_for_another_reason_is_not_counted(method: str, code: str) -> None:
     async with serve_scripted(ScriptedServices(before=raises(PomeloError(code)))) as opened:
         assert reason_of(await failure(opened.task(method, LARGE))) == code
         (visit,) = opened.services.visits
@@ -170,7 +170,7 @@ async def test_a_message_of_exactly_the_limit_is_accepted(extra: int) -> None:
 # --- streams to a gateway
 
 
-async def test_a_gateway_learns_that_a_task_was_accepted_before_its_first_event() -> None:
+async def test_a_gateway_is_informed_that_a_task_was_accepted_before_its_first_event() -> None:
     go_on = asyncio.Event()
 
     async def wait(call: Call) -> None:
@@ -188,7 +188,7 @@ async def test_a_gateway_learns_that_a_task_was_accepted_before_its_first_event(
 # --- what is reported of connections, and health
 
 
-class Counted(Connections):
+class Counted(ConnectionObserver):
     """Counts what is reported."""
 
     def __init__(self) -> None:
@@ -215,7 +215,7 @@ class Counted(Connections):
         self.reports["trust"] += 1
 
 
-async def test_whatever_begins_on_a_connection_is_reported_to_have_ended() -> None:
+async def test_the_end_of_every_look_up_and_call_is_reported() -> None:
     counted = Counted()
     async with serve_scripted(connections=counted) as opened:
         await end(opened.task("RunTask"))

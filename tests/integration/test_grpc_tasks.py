@@ -1,4 +1,4 @@
-"""TaskService and ModelService as a gRPC client sees them."""
+"""TaskService and ModelService over gRPC."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def tasks(channel: grpc.aio.Channel) -> Any:
 
 
 def start(tasks: Any, method: str, task: Task, **more: Any) -> Any:
-    """A call of either method."""
+    """Starts a call of either method."""
     if method == "RunTask":
         return tasks.RunTask(RunTaskRequest(task=task), **more)
     return tasks.StreamTask(StreamTaskRequest(task=task), **more)
@@ -44,7 +44,7 @@ METHODS = pytest.mark.parametrize("method", ["RunTask", "StreamTask"])
 
 
 @pytest.mark.parametrize("kind", TASK_TYPES)
-async def test_a_task_of_each_kind_runs(kind: str, tasks: Any, keys: Keys) -> None:
+async def test_a_task_of_each_type_runs(kind: str, tasks: Any, keys: Keys) -> None:
     response = await tasks.RunTask(RunTaskRequest(task=small_task(kind)), metadata=bearer(keys.test))
     assert response.result.WhichOneof("output") == output_field(kind)
     assert response.result.model == small_task(kind).model
@@ -52,7 +52,7 @@ async def test_a_task_of_each_kind_runs(kind: str, tasks: Any, keys: Keys) -> No
 
 
 @pytest.mark.parametrize("kind", TASK_TYPES)
-async def test_a_task_of_each_kind_streams_in_the_order_of_the_contract(
+async def test_a_task_of_each_type_streams_in_the_order_of_the_contract(
     kind: str, tasks: Any, keys: Keys
 ) -> None:
     call = tasks.StreamTask(StreamTaskRequest(task=small_task(kind)), metadata=bearer(keys.test))
@@ -83,7 +83,7 @@ async def test_a_stream_has_its_headers_in_initial_metadata(tasks: Any, keys: Ke
     assert "x-credits-charged" in as_dict(await call.trailing_metadata())
 
 
-async def test_a_unary_answer_has_its_headers_in_trailing_metadata_alone(tasks: Any, keys: Keys) -> None:
+async def test_a_unary_response_has_its_headers_only_in_trailing_metadata(tasks: Any, keys: Keys) -> None:
     call = start(tasks, "RunTask", text_task(), metadata=bearer(keys.test, x_request_id="my-id.7"))
     await end(call)
     assert not [name for name in as_dict(await call.initial_metadata()) if name.startswith("x-")]
@@ -94,19 +94,19 @@ async def test_a_unary_answer_has_its_headers_in_trailing_metadata_alone(tasks: 
 
 
 @METHODS
-@pytest.mark.parametrize("given", [None, "two words", "x" * 129])
-async def test_a_request_id_is_made_where_none_is_given_that_is_good(
-    method: str, given: str | None, tasks: Any, keys: Keys
+@pytest.mark.parametrize("request_id", [None, "two words", "x" * 129])
+async def test_a_missing_or_invalid_request_id_is_replaced(
+    method: str, request_id: str | None, tasks: Any, keys: Keys
 ) -> None:
-    more = {} if given is None else {"x_request_id": given}
+    more = {} if request_id is None else {"x_request_id": request_id}
     call = start(tasks, method, text_task(), metadata=bearer(keys.test, **more))
     await end(call)
-    told = as_dict(await call.initial_metadata()) | as_dict(await call.trailing_metadata())
-    assert told["x-request-id"].startswith("req_")
+    metadata = as_dict(await call.initial_metadata()) | as_dict(await call.trailing_metadata())
+    assert metadata["x-request-id"].startswith("req_")
 
 
 @METHODS
-async def test_an_error_bears_metadata_status_and_details(method: str, tasks: Any, keys: Keys) -> None:
+async def test_an_error_has_metadata_status_and_details(method: str, tasks: Any, keys: Keys) -> None:
     task = text_task("[[error:provider_unavailable]]")
     error = await failure(start(tasks, method, task, metadata=bearer(keys.test, x_request_id="it")))
     assert error.code() == grpc.StatusCode.UNAVAILABLE
@@ -117,7 +117,7 @@ async def test_an_error_bears_metadata_status_and_details(method: str, tasks: An
     assert metadata["x-pomelo-mode"] == "test"
 
 
-async def test_a_refusal_that_may_be_retried_says_when_in_metadata_too(tasks: Any, keys: Keys) -> None:
+async def test_a_retryable_refusal_has_its_wait_in_metadata(tasks: Any, keys: Keys) -> None:
     task = text_task("[[error:rate_limit_exceeded]]")
     error = await failure(start(tasks, "RunTask", task, metadata=bearer(keys.test)))
     assert error.code() == grpc.StatusCode.RESOURCE_EXHAUSTED
@@ -125,7 +125,7 @@ async def test_a_refusal_that_may_be_retried_says_when_in_metadata_too(tasks: An
     assert (metadata["retry-after"], metadata["grpc-retry-pushback-ms"]) == ("60", "60000")
 
 
-async def test_a_refusal_that_a_retry_can_t_mend_says_so_to_retry_policies(tasks: Any, keys: Keys) -> None:
+async def test_a_permanent_refusal_stops_retry_policies(tasks: Any, keys: Keys) -> None:
     for task, key in ((text_task(model="nope"), keys.test), (text_task(), keys.revoked)):
         error = await failure(start(tasks, "RunTask", task, metadata=bearer(key)))
         metadata = as_dict(error.trailing_metadata())
@@ -142,7 +142,7 @@ async def test_a_caller_without_a_key_is_refused_with_a_request_id(method: str, 
 
 
 @METHODS
-async def test_a_request_without_a_task_misses_its_model(method: str, tasks: Any, keys: Keys) -> None:
+async def test_a_request_without_a_task_lacks_its_model(method: str, tasks: Any, keys: Keys) -> None:
     request = RunTaskRequest() if method == "RunTask" else StreamTaskRequest()
     error = await failure(getattr(tasks, method)(request, metadata=bearer(keys.test)))
     assert error.code() == grpc.StatusCode.INVALID_ARGUMENT
@@ -160,9 +160,7 @@ async def test_a_deadline_ends_the_call_in_time(method: str, tasks: Any, keys: K
 
 
 @METHODS
-async def test_a_timeout_in_metadata_counts_where_there_is_no_deadline(
-    method: str, tasks: Any, keys: Keys
-) -> None:
+async def test_a_timeout_in_metadata_applies_without_a_deadline(method: str, tasks: Any, keys: Keys) -> None:
     metadata = bearer(keys.test, x_request_timeout="0.2")
     error = await failure(start(tasks, method, text_task("[[delay:30]]"), metadata=metadata))
     assert error.code() == grpc.StatusCode.DEADLINE_EXCEEDED
@@ -191,7 +189,7 @@ async def test_a_caller_that_leaves_closes_the_provider_s_connection_within_50_m
 
 
 @METHODS
-async def test_an_inline_sound_of_exactly_the_limit_is_taken(method: str, tasks: Any, keys: Keys) -> None:
+async def test_inline_audio_of_exactly_the_limit_is_accepted(method: str, tasks: Any, keys: Keys) -> None:
     task = small_task("speech_to_text")
     task.speech_to_text.audio.data = b"\0" * (4 * 1024 * 1024)
     await end(start(tasks, method, task, metadata=bearer(keys.test)))
@@ -200,7 +198,7 @@ async def test_an_inline_sound_of_exactly_the_limit_is_taken(method: str, tasks:
     assert reason_of(error) == "payload_too_large"
 
 
-async def test_models_are_listed_and_told_of(channel: grpc.aio.Channel, keys: Keys) -> None:
+async def test_models_are_listed_and_described(channel: grpc.aio.Channel, keys: Keys) -> None:
     models = ModelServiceStub(channel)
     listed = await models.ListModels(ListModelsRequest(), metadata=bearer(keys.test))
     names = [model.name for model in listed.models]
@@ -215,11 +213,11 @@ async def test_models_are_listed_and_told_of(channel: grpc.aio.Channel, keys: Ke
     assert as_dict(error.trailing_metadata())["x-request-id"].startswith("req_")
 
 
-# --- what must not happen
+# --- broken providers and callers
 
 
 class Broken:
-    """A provider that has faults of its own, or never ends."""
+    """A provider that raises unexpected errors or never ends."""
 
     configured = True
 
@@ -228,7 +226,7 @@ class Broken:
         self.closed = asyncio.Event()
 
     async def text(self, job: Job) -> AsyncIterator[StreamTaskResponse]:
-        """Fails in a way that no provider should, or floods."""
+        """Raises an unexpected error, or yields events without end."""
         match job.input.messages[0].content:
             case "cancel":
                 forever: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -244,7 +242,7 @@ class Broken:
             self.closed.set()
 
     async def stalled(self) -> None:
-        """Returns when nothing is taken from a flood any more: every buffer on the way is full."""
+        """Returns when no more events are read because every buffer is full."""
         while True:
             self.moved.clear()
             try:
@@ -253,7 +251,7 @@ class Broken:
                 return
 
     async def aclose(self) -> None:
-        """Nothing to free."""
+        """Does nothing."""
 
 
 @pytest.fixture(scope="module")
@@ -264,7 +262,7 @@ def provider() -> Broken:
 
 @pytest.fixture(scope="module")
 async def broken(provider: Broken, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[App]:
-    """An app whose sandbox is broken."""
+    """An app whose sandbox provider is broken."""
     settings = Settings(rest="", grpc="127.0.0.1:0", data=tmp_path_factory.mktemp("broken"))
     async with open_app(settings, providers={"sandbox": provider}) as app:
         yield app
@@ -272,7 +270,7 @@ async def broken(provider: Broken, tmp_path_factory: pytest.TempPathFactory) -> 
 
 @METHODS
 @pytest.mark.parametrize("fault", ["raise", "cancel"])
-async def test_a_fault_of_ours_is_an_internal_error_and_one_line_in_the_log(
+async def test_an_unexpected_error_is_an_internal_error_and_one_log_line(
     method: str, fault: str, broken: App, caplog: pytest.LogCaptureFixture
 ) -> None:
     _, key = await broken.keyring.create("default")
@@ -290,7 +288,7 @@ async def test_a_fault_of_ours_is_an_internal_error_and_one_line_in_the_log(
     assert "secret" not in str(error.trailing_metadata())
 
 
-async def test_a_caller_that_stops_reading_and_leaves_closes_the_provider_at_once(
+async def test_a_caller_that_stops_reading_and_leaves_closes_the_provider_immediately(
     broken: App, provider: Broken
 ) -> None:
     _, key = await broken.keyring.create("default")

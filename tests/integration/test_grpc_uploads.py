@@ -20,14 +20,14 @@ from tests.tasks import text_task
 METHODS = pytest.mark.parametrize("method", ["RunTask", "StreamTask"])
 
 
-async def test_a_refused_upload_is_received_for_a_moment_so_that_its_caller_sees_why() -> None:
+async def test_a_refused_upload_is_received_for_a_moment_so_that_its_caller_gets_the_error() -> None:
     # grpc.aio's client forgets the refusal if a message that it sends fails.
     async with serve_scripted(ScriptedServices(upload=raises(PomeloError("payload_too_large")))) as opened:
         assert await opened.upload_seconds() > 0.9
         assert await opened.upload_seconds(*GATEWAY) < 0.9, "a gateway needs no such time"
 
 
-async def test_an_upload_with_a_wrong_header_never_begins() -> None:
+async def test_an_upload_with_an_invalid_header_does_not_begin() -> None:
     async with serve_scripted() as opened:
         metadata = bearer(KEY, x_request_timeout="soon")
         call = opened.media.UploadMedia(iter([UploadMediaRequest(chunk=b"x")]), metadata=metadata)
@@ -35,7 +35,7 @@ async def test_an_upload_with_a_wrong_header_never_begins() -> None:
         assert opened.services.uploads == 0
 
 
-async def test_places_of_uploads_and_messages_are_free_after_each() -> None:
+async def test_slots_of_uploads_and_messages_are_released() -> None:
     one = RunTaskRequest(task=text_task()).SerializeToString()
     async with serve_scripted(reads=1, uploads=1, message=1000) as opened:
         for _ in range(3):
@@ -49,7 +49,7 @@ async def test_places_of_uploads_and_messages_are_free_after_each() -> None:
             await end(opened.task("RunTask"))
 
 
-async def test_an_upload_whose_caller_leaves_is_not_taken_for_complete() -> None:
+async def test_an_upload_whose_caller_leaves_does_not_look_complete() -> None:
     stored: list[bytes] = []
     begun = asyncio.Event()
 
@@ -72,7 +72,7 @@ async def test_an_upload_whose_caller_leaves_is_not_taken_for_complete() -> None
             assert stored == [b"x"]
 
 
-async def test_an_upload_of_no_pieces_ends() -> None:
+async def test_an_upload_without_chunks_ends() -> None:
     async with serve_scripted() as opened:
         made = await opened.media.UploadMedia(iter([]), metadata=bearer(KEY))
         assert (made.media.size_bytes, made.media.content_type) == (0, "")
@@ -86,7 +86,7 @@ async def test_an_upload_of_no_pieces_ends() -> None:
         ([], "", 1),
     ],
 )
-async def test_the_first_message_of_an_upload_may_be_its_type_or_its_first_piece(
+async def test_the_first_message_of_an_upload_may_be_its_type_or_its_first_chunk(
     first: list[UploadMediaRequest], content_type: str, size: int
 ) -> None:
     async with serve_scripted() as opened:
@@ -104,17 +104,17 @@ async def test_the_time_to_read_a_message_does_not_bound_its_task(method: str) -
         await end(opened.task(method))
 
 
-async def test_the_time_between_two_pieces_does_not_bound_what_is_done_with_one() -> None:
+async def test_the_time_between_two_chunks_does_not_include_their_processing() -> None:
     async def store(chunks: AsyncIterator[bytes]) -> None:
         assert await anext(chunks) == b"x"
         await asyncio.sleep(0.4)  # longer than a piece may take
 
-    async with serve_scripted(ScriptedServices(upload=store), piece_time=0.2) as opened:
+    async with serve_scripted(ScriptedServices(upload=store), chunk_time=0.2) as opened:
         pieces = [UploadMediaRequest(chunk=b"x"), UploadMediaRequest(chunk=b"yz")]
         assert (await opened.media.UploadMedia(iter(pieces), metadata=bearer(KEY))).media.size_bytes == 2
 
 
-async def test_a_message_that_waits_too_long_for_its_turn_is_refused_as_one_of_too_many() -> None:
+async def test_a_message_that_waits_too_long_for_its_slot_is_refused_as_overloaded() -> None:
     admitted = asyncio.Event()
 
     async def admission(call: Call) -> None:
@@ -140,7 +140,7 @@ async def test_a_message_that_waits_too_long_for_its_turn_is_refused_as_one_of_t
 # --- downloads
 
 
-async def test_a_download_by_a_signed_link_may_last_longer_than_a_call_without_a_key() -> None:
+async def test_a_download_by_a_signed_link_may_take_longer_than_an_unauthenticated_call() -> None:
     async def slow() -> None:
         await asyncio.sleep(0.5)
 
@@ -150,7 +150,7 @@ async def test_a_download_by_a_signed_link_may_last_longer_than_a_call_without_a
     assert [message.chunk for message in messages] == [b"", b"abc"]
 
 
-async def test_downloads_that_gateways_forward_have_a_limit_of_their_own() -> None:
+async def test_downloads_that_gateways_forward_have_a_separate_limit() -> None:
     go_on = asyncio.Event()
     metadata = PROOF.metadata("rest", "192.0.2.7", "")
     request = DownloadMediaRequest(media_id="media_1", signature="s")

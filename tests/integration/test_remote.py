@@ -1,4 +1,4 @@
-"""The ports over a channel: what a gateway on another machine holds in the engine's place."""
+"""The services over a channel behave like the services of the engine."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ from tests.calls import call_of
 from tests.conftest import Keys
 from tests.tasks import TASK_TYPES, output_field, small_task, text_task
 
-PIECE = 1024 * 1024
+CHUNK = 1024 * 1024
 ADJUSTED = {"image": "width=256; height=256"}
-"""What live models would adjust of the tasks of `small_task`."""
+"""The fields of the tasks of `small_task` that live models adjust."""
 
 
 @pytest.fixture(scope="module")
@@ -41,29 +41,31 @@ async def remote(app: App) -> AsyncIterator[Services]:
         yield services
 
 
-async def refusal(asked: Any) -> PomeloError:
-    """The error that an awaitable must raise."""
+async def refusal(awaitable: Any) -> PomeloError:
+    """Returns the error that an awaitable must raise."""
     with pytest.raises(PomeloError) as caught:
-        await asked
+        await awaitable
     return caught.value
 
 
 def parts(error: PomeloError) -> tuple[str, str, str | None, int | None]:
-    """Everything that an error is."""
+    """Returns all attributes of an error."""
     return error.code, error.message, error.field, error.retry_after
 
 
 async def events_of(tasks: TaskService, task: Task, call: Call) -> list[StreamTaskResponse]:
-    """All events of a stream."""
+    """Returns all events of a stream."""
     async with tasks.stream_task(task, call) as events:
         return [event async for event in events]
 
 
-# --- the same as beside the engine
+# --- the same results as the local services
 
 
 @pytest.mark.parametrize("kind", TASK_TYPES)
-async def test_a_task_of_each_kind_runs_and_fills_the_reply(kind: str, remote: Services, keys: Keys) -> None:
+async def test_a_task_of_each_type_runs_and_fills_the_response_headers(
+    kind: str, remote: Services, keys: Keys
+) -> None:
     call = call_of(keys.test, x_request_id="mine")
     result = await remote.tasks.run_task(small_task(kind), call)
     assert result.WhichOneof("output") == output_field(kind)
@@ -74,7 +76,7 @@ async def test_a_task_of_each_kind_runs_and_fills_the_reply(kind: str, remote: S
 
 
 @pytest.mark.parametrize("kind", TASK_TYPES)
-async def test_a_task_of_each_kind_streams_and_the_reply_is_complete_before_the_first_event(
+async def test_a_stream_of_each_type_has_all_headers_before_the_first_event(
     kind: str, remote: Services, app: App, keys: Keys
 ) -> None:
     call = call_of(keys.test, x_request_id="mine")
@@ -83,35 +85,35 @@ async def test_a_task_of_each_kind_streams_and_the_reply_is_complete_before_the_
         call.response_headers.pop("X-Credits-Charged", None)
         assert call.response_headers.pop("X-Pomelo-Adjusted", "") == ADJUSTED.get(kind, "")
         assert call.response_headers == {"X-Request-Id": "mine", "X-Pomelo-Mode": "test"}
-        there = [event.WhichOneof("event") async for event in events]
-    here = [
+        remote_events = [event.WhichOneof("event") async for event in events]
+    local_events = [
         e.WhichOneof("event")
         for e in await events_of(app.services.tasks, small_task(kind), call_of(keys.test))
     ]
-    assert there == here
+    assert remote_events == local_events
 
 
 @pytest.mark.parametrize("code", sorted(ERRORS))
 @pytest.mark.parametrize("stream", [False, True])
-async def test_an_error_is_the_same_as_beside_the_engine(
+async def test_an_error_is_the_same_as_from_the_local_services(
     code: str, stream: bool, remote: Services, app: App, keys: Keys
 ) -> None:
-    found, replies = [], []
+    errors, headers = [], []
     for services in (app.services, remote):
         task, call = text_task(f"[[error:{code}]]"), call_of(keys.test, x_request_id="mine")
-        asked = events_of(services.tasks, task, call) if stream else services.tasks.run_task(task, call)
-        found.append(await refusal(asked))
-        replies.append(call.response_headers)
-    assert found[0].code == code
-    assert parts(found[0])[2:] == parts(found[1])[2:]
-    if code != "rate_limit_exceeded":  # its message tells the time
-        assert parts(found[0]) == parts(found[1])
-    assert replies[0] == replies[1]
+        awaitable = events_of(services.tasks, task, call) if stream else services.tasks.run_task(task, call)
+        errors.append(await refusal(awaitable))
+        headers.append(call.response_headers)
+    assert errors[0].code == code
+    assert parts(errors[0])[2:] == parts(errors[1])[2:]
+    if code != "rate_limit_exceeded":  # its message contains the time
+        assert parts(errors[0]) == parts(errors[1])
+    assert headers[0] == headers[1]
 
 
-async def test_models_are_the_same_as_beside_the_engine(remote: Services, app: App, keys: Keys) -> None:
-    here = await app.services.models.list_models(call_of(keys.live))
-    assert await remote.models.list_models(call_of(keys.live)) == here
+async def test_models_are_the_same_as_from_the_local_services(remote: Services, app: App, keys: Keys) -> None:
+    local = await app.services.models.list_models(call_of(keys.live))
+    assert await remote.models.list_models(call_of(keys.live)) == local
     assert await remote.models.get_model("flux-1-pro", call_of(keys.test)) in await remote.models.list_models(
         call_of(keys.test)
     )
@@ -124,7 +126,7 @@ async def test_models_are_the_same_as_beside_the_engine(remote: Services, app: A
 
 
 @pytest.mark.parametrize("key", [None, "junk", "schlüssel", "\udcff\udcfe", "x" * 7000, "tab\there"])
-async def test_no_key_however_strange_breaks_the_channel(
+async def test_no_invalid_key_breaks_the_channel(
     key: str | None, remote: Services, app: App, keys: Keys
 ) -> None:
     errors = []
@@ -137,7 +139,7 @@ async def test_no_key_however_strange_breaks_the_channel(
     assert errors[0][0] == "invalid_api_key"
 
 
-async def test_a_bad_header_is_told_after_a_bad_key_and_before_the_task(
+async def test_an_invalid_header_is_reported_after_an_invalid_key_and_before_the_task(
     remote: Services, app: App, keys: Keys
 ) -> None:
     for services in (app.services, remote):
@@ -161,56 +163,54 @@ def _every_way(services: Services) -> list[Callable[[Call], Any]]:
     ]
 
 
-# --- what is forwarded
+# --- forwarded calls
 
 
 @dataclass
-class Noting:
-    """Passes tasks on, and keeps the calls that came with them."""
+class RecordedCalls:
+    """Forwards tasks and records their calls."""
 
     inner: TaskService
     calls: list[Call] = field(default_factory=list)
 
     async def run_task(self, task: Task, call: Call) -> TaskResult:
-        """See the port."""
         self.calls.append(call)
         return await self.inner.run_task(task, call)
 
     def stream_task(
         self, task: Task, call: Call
     ) -> AbstractAsyncContextManager[AsyncIterator[StreamTaskResponse]]:
-        """See the port."""
         self.calls.append(call)
         return self.inner.stream_task(task, call)
 
 
 async def test_the_server_sees_the_call_as_the_gateway_does(app: App, keys: Keys) -> None:
-    noting = Noting(app.services.tasks)
-    services = replace(app.services, tasks=noting)
+    recorded = RecordedCalls(app.services.tasks)
+    services = replace(app.services, tasks=recorded)
     trace = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
     proof = gateway_proof(b"a secret of both")
     async with (
         open_server(services, ServerOptions("127.0.0.1:0"), proof=proof) as server,
         open_remote(server.address, proof=proof) as remote,
     ):
-        for wire in ("rest", "grpc"):
+        for protocol in ("rest", "grpc"):
             call = call_of(keys.test, 7.0, x_request_id="mine", traceparent=trace)
-            call.wire, call.address = wire, "203.0.113.9"
+            call.protocol, call.address = protocol, "203.0.113.9"
             await remote.tasks.run_task(text_task(), call)
             await events_of(remote.tasks, text_task(), call)
-            for seen in noting.calls:
-                assert (seen.api_key, seen.request_id, seen.wire) == (keys.test, "mine", wire)
+            for seen in recorded.calls:
+                assert (seen.api_key, seen.request_id, seen.protocol) == (keys.test, "mine", protocol)
                 assert seen.address == "203.0.113.9"
                 assert seen.traceparent == trace
                 assert seen.header_error is None
                 assert abs(seen.deadline - call.deadline) < 0.5
-            noting.calls.clear()
+            recorded.calls.clear()
         call = call_of(keys.test, traceparent="with\udcff bytes")
         await remote.tasks.run_task(text_task(), call)
-        assert noting.calls[0].traceparent is None
+        assert recorded.calls[0].traceparent is None
 
 
-# --- leaving
+# --- callers who leave
 
 
 @pytest.mark.parametrize("method", ["run", "stream"])
@@ -240,7 +240,7 @@ async def test_leaving_closes_the_provider_s_connection_within_50_ms(
     assert received.left_at - left < 0.05
 
 
-async def test_a_consumer_that_is_cancelled_in_the_middle_closes_the_stream(
+async def test_a_cancelled_reader_closes_the_stream(
     remote: Services, keys: Keys, upstream: FaultUpstream
 ) -> None:
     gate = Gate()
@@ -272,7 +272,7 @@ async def test_more_streams_than_one_connection_takes_run_concurrently(app: App,
 # --- deadlines
 
 
-async def test_a_deadline_is_told_by_the_server_with_all_its_headers(remote: Services, keys: Keys) -> None:
+async def test_a_deadline_is_reported_by_the_server_with_all_headers(remote: Services, keys: Keys) -> None:
     for ask in (remote.tasks.run_task, lambda task, call: events_of(remote.tasks, task, call)):
         call = call_of(keys.test, 0.3)
         error = await refusal(ask(text_task("[[delay:30]]"), call))
@@ -291,28 +291,28 @@ async def test_a_deadline_bounds_a_body_that_does_not_read(remote: Services, key
     assert caught.value.message == TABLE["deadline_exceeded"].message
 
 
-async def test_a_deadline_that_has_passed_is_told_at_once(remote: Services, keys: Keys) -> None:
+async def test_a_deadline_that_has_passed_is_reported_immediately(remote: Services, keys: Keys) -> None:
     for ask in (remote.tasks.run_task, lambda task, call: events_of(remote.tasks, task, call)):
         error = await refusal(ask(text_task("[[delay:30]]"), call_of(keys.test, -1.0)))
         assert error.code == "deadline_exceeded"
 
 
-# --- a server that is not there
+# --- an unavailable server
 
 
-async def test_a_server_that_is_not_there_is_an_error_that_says_so() -> None:
+async def test_an_unavailable_server_is_reported_as_such() -> None:
     async with open_remote("127.0.0.1:1") as remote:
-        wanted = parts(PomeloError("server_unavailable"))
+        expected = parts(PomeloError("server_unavailable"))
         assert TABLE["server_unavailable"].http == 503
-        assert parts(await refusal(remote.tasks.run_task(text_task(), call_of("any")))) == wanted
-        assert parts(await refusal(events_of(remote.tasks, text_task(), call_of("any")))) == wanted
-        assert parts(await refusal(remote.models.list_models(call_of("any")))) == wanted
+        assert parts(await refusal(remote.tasks.run_task(text_task(), call_of("any")))) == expected
+        assert parts(await refusal(events_of(remote.tasks, text_task(), call_of("any")))) == expected
+        assert parts(await refusal(remote.models.list_models(call_of("any")))) == expected
         chunks = _chunks([b"x"])
-        assert parts(await refusal(remote.media.upload_media("", chunks, call_of("any")))) == wanted
-        assert parts(await refusal(_download(remote, "media_x", "", call_of("any")))) == wanted
+        assert parts(await refusal(remote.media.upload_media("", chunks, call_of("any")))) == expected
+        assert parts(await refusal(_download(remote, "media_x", "", call_of("any")))) == expected
 
 
-async def test_a_server_that_goes_away_and_comes_back_is_found_again(app: App, keys: Keys) -> None:
+async def test_a_server_that_restarts_is_found_again(app: App, keys: Keys) -> None:
     async with open_server(app.services, ServerOptions("127.0.0.1:0")) as server:
         address = server.address
         opened = open_remote(address)
@@ -356,7 +356,7 @@ async def test_a_server_that_stops_and_returns_is_logged_once_each_time(
         assert keys.test not in caplog.text
 
 
-async def test_a_server_that_dies_under_a_stream_never_makes_it_look_complete(
+async def test_a_stream_of_a_dying_server_never_looks_complete(
     app: App, keys: Keys, upstream: FaultUpstream
 ) -> None:
     gate = Gate()
@@ -373,7 +373,7 @@ async def test_a_server_that_dies_under_a_stream_never_makes_it_look_complete(
                 assert (await refusal(anext(events))).code == "server_unavailable"
 
 
-async def test_a_channel_that_is_closed_under_a_call_is_an_error_and_no_cancellation(
+async def test_a_channel_that_is_closed_during_a_call_is_an_error_and_not_a_cancellation(
     app: App, keys: Keys, upstream: FaultUpstream
 ) -> None:
     gate = Gate()
@@ -390,7 +390,7 @@ async def test_a_channel_that_is_closed_under_a_call_is_an_error_and_no_cancella
 
 
 async def upstream_has(upstream: FaultUpstream, prompt: str, count: int) -> None:
-    """Returns when so many requests with a prompt have come."""
+    """Returns when the upstream has received `count` requests with a prompt."""
     while sum(r.prompt == prompt for r in upstream.requests) < count:
         await upstream.received()
 
@@ -408,8 +408,8 @@ async def _download(services: Services, media_id: str, signature: str, call: Cal
         return b"".join([chunk async for chunk in chunks])
 
 
-async def test_media_go_up_and_come_down(remote: Services, keys: Keys) -> None:
-    data = [b"ID3" + b"x" * 10, b"", b"y" * (3 * PIECE + 1), b"z"]
+async def test_media_are_uploaded_and_downloaded(remote: Services, keys: Keys) -> None:
+    data = [b"ID3" + b"x" * 10, b"", b"y" * (3 * CHUNK + 1), b"z"]
     call = call_of(keys.test, x_request_id="mine")
     media = await remote.media.upload_media("audio/mpeg", _chunks(data), call)
     assert call.response_headers.pop("X-Credits-Remaining")
@@ -417,8 +417,8 @@ async def test_media_go_up_and_come_down(remote: Services, keys: Keys) -> None:
     assert call.response_headers == {"X-Request-Id": "mine", "X-Pomelo-Mode": "test"}
     assert (media.content_type, media.size_bytes) == ("audio/mpeg", sum(map(len, data)))
     call = call_of(keys.test, x_request_id="mine")
-    async with remote.media.download_media(media.media_id, "", call) as (told, chunks):
-        assert told.media_id == media.media_id
+    async with remote.media.download_media(media.media_id, "", call) as (metadata, chunks):
+        assert metadata.media_id == media.media_id
         assert call.response_headers["X-Request-Id"] == "mine"
         assert b"".join([chunk async for chunk in chunks]) == b"".join(data)
     signature = media.url.partition("?")[2]
@@ -427,23 +427,23 @@ async def test_media_go_up_and_come_down(remote: Services, keys: Keys) -> None:
     assert (await refusal(_download(remote, "media_x", "", call_of(keys.test)))).code == "not_found"
 
 
-async def test_a_download_that_is_left_early_ends(app: App, keys: Keys) -> None:
+async def test_a_download_that_is_closed_early_ends(app: App, keys: Keys) -> None:
     async with (
         asyncio.timeout(10),
         open_server(app.services, ServerOptions("127.0.0.1:0")) as server,
         open_remote(server.address) as remote,
     ):
-        media = await remote.media.upload_media("", _chunks([b"x" * (8 * PIECE)]), call_of(keys.test))
+        media = await remote.media.upload_media("", _chunks([b"x" * (8 * CHUNK)]), call_of(keys.test))
         async with remote.media.download_media(media.media_id, "", call_of(keys.test)) as (_, chunks):
             assert await anext(chunks)
         await server.running.idle()
 
 
 class Source:
-    """Chunks of an upload that notes how much was asked for, and may wait or fail."""
+    """Chunks of an upload that count the reads, and may wait or fail."""
 
     def __init__(self, *, wait_after: int = 10**9, fail_after: int = 10**9) -> None:
-        self.asked = 0
+        self.reads = 0
         self.waits = asyncio.Event()
         self._wait_after = wait_after
         self._fail_after = fail_after
@@ -452,32 +452,32 @@ class Source:
         return self
 
     async def __anext__(self) -> bytes:
-        self.asked += 1
-        if self.asked > self._fail_after:
+        self.reads += 1
+        if self.reads > self._fail_after:
             raise PomeloError("invalid_body", "The body ends too soon")
-        if self.asked > self._wait_after:
+        if self.reads > self._wait_after:
             self.waits.set()
             await asyncio.Event().wait()
-        return b"x" * PIECE
+        return b"x" * CHUNK
 
 
-async def test_an_upload_with_a_bad_key_asks_for_no_chunk(remote: Services, keys: Keys) -> None:
+async def test_an_upload_with_an_invalid_key_reads_no_chunk(remote: Services, keys: Keys) -> None:
     for _ in range(20):
         source = Source()
         error = await refusal(remote.media.upload_media("audio/mpeg", source, call_of(keys.revoked)))
         assert error.code == "invalid_api_key"
-        assert source.asked == 0
+        assert source.reads == 0
 
 
-async def test_an_upload_that_is_too_large_is_refused_by_the_server_s_own_error(
+async def test_an_upload_that_is_too_large_gets_the_server_s_error(
     remote: Services, app: App, keys: Keys
 ) -> None:
-    here = await refusal(app.services.media.upload_media("audio/mpeg", Source(), call_of(keys.test)))
+    local_error = await refusal(app.services.media.upload_media("audio/mpeg", Source(), call_of(keys.test)))
     for _ in range(10):
         source = Source()
         error = await refusal(remote.media.upload_media("audio/mpeg", source, call_of(keys.test)))
-        assert parts(error) == parts(here)
-        assert source.asked < 60
+        assert parts(error) == parts(local_error)
+        assert source.reads < 60
 
 
 async def test_a_refusal_ends_the_wait_for_the_next_chunk(remote: Services, keys: Keys) -> None:
@@ -488,7 +488,7 @@ async def test_a_refusal_ends_the_wait_for_the_next_chunk(remote: Services, keys
 
 
 @pytest.mark.parametrize("fail_after", [0, 1, 5])
-async def test_what_the_chunks_raise_goes_through_and_nothing_is_kept(
+async def test_an_error_of_the_chunks_is_raised_and_nothing_is_stored(
     fail_after: int, app: App, keys: Keys
 ) -> None:
     folder = app.settings.data / "media"
@@ -522,13 +522,13 @@ async def test_a_cancelled_upload_is_cancelled_at_the_server(app: App, keys: Key
     assert set(folder.iterdir()) == before
 
 
-async def test_cancelled_uploads_use_up_nothing_of_the_connection(app: App, keys: Keys) -> None:
+async def test_cancelled_uploads_leak_no_stream_of_the_connection(app: App, keys: Keys) -> None:
     async with (
         asyncio.timeout(30),
         open_server(app.services, ServerOptions("127.0.0.1:0", connection_streams=5)) as server,
         open_remote(server.address) as remote,
     ):
-        gc.disable()  # it would hide what is left behind
+        gc.disable()  # it would hide leaked calls
         try:
             for wait_after in (0, 1, 3) * 5:
                 source = Source(wait_after=wait_after)
@@ -545,7 +545,7 @@ async def test_cancelled_uploads_use_up_nothing_of_the_connection(app: App, keys
 
 
 @pytest.mark.parametrize("method", ["run", "stream"])
-async def test_cancelled_tasks_use_up_nothing_of_the_connection(
+async def test_cancelled_tasks_leak_no_stream_of_the_connection(
     method: str, app: App, keys: Keys, upstream: FaultUpstream
 ) -> None:
     gate = Gate()
@@ -556,16 +556,16 @@ async def test_cancelled_tasks_use_up_nothing_of_the_connection(
         open_server(app.services, ServerOptions("127.0.0.1:0", connection_streams=5)) as server,
         open_remote(server.address) as remote,
     ):
-        gc.disable()  # it would hide what is left behind
+        gc.disable()  # it would hide leaked calls
         try:
             for count in range(1, 16):
                 call = call_of(keys.live)
-                asked = (
+                awaitable = (
                     remote.tasks.run_task(task, call)
                     if method == "run"
                     else events_of(remote.tasks, task, call)
                 )
-                running = asyncio.ensure_future(asked)
+                running = asyncio.ensure_future(awaitable)
                 await upstream_has(upstream, task.text.messages[0].content, count)
                 running.cancel()
                 with pytest.raises(asyncio.CancelledError):
@@ -575,9 +575,7 @@ async def test_cancelled_tasks_use_up_nothing_of_the_connection(
             gc.enable()
 
 
-async def test_an_upload_s_deadline_is_kept_while_its_chunks_do_not_come(
-    remote: Services, keys: Keys
-) -> None:
+async def test_an_upload_s_deadline_applies_while_it_waits_for_chunks(remote: Services, keys: Keys) -> None:
     source = Source(wait_after=1)
     async with asyncio.timeout(5):
         call = call_of(keys.test, 0.3)
@@ -587,7 +585,7 @@ async def test_an_upload_s_deadline_is_kept_while_its_chunks_do_not_come(
 
 @asynccontextmanager
 async def over_a_socket(app: App, path: str) -> AsyncIterator[Services]:
-    """The app's services over a unix socket."""
+    """Opens the app's services over a unix socket."""
     async with (
         open_server(app.services, ServerOptions(f"unix:{path}")) as server,
         open_remote(server.address) as services,
@@ -595,7 +593,7 @@ async def over_a_socket(app: App, path: str) -> AsyncIterator[Services]:
         yield services
 
 
-async def test_a_unix_socket_carries_it_as_well(app: App, keys: Keys, tmp_path: Any) -> None:
+async def test_the_services_work_over_a_unix_socket(app: App, keys: Keys, tmp_path: Any) -> None:
     async with over_a_socket(app, str(tmp_path / "s")) as services:
         result = await services.tasks.run_task(text_task(), call_of(keys.test))
         assert result.text.content

@@ -1,4 +1,4 @@
-"""A gateway's services over a channel, before services that the test plays: what travels and what is counted."""
+"""The remote services in front of a server with simulated services."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ from pomelo.call import Call
 from pomelo.errors import PomeloError
 from pomelo.gen.v1.task_pb2 import Task
 from pomelo.in_flight import InFlightLimits
-from pomelo.server.limits import CallLimits, Connections
+from pomelo.server.call_limits import CallLimits
+from pomelo.server.connection_limits import ConnectionObserver
 from pomelo.server.remote import open_remote
 from pomelo.server.server import Server, ServerOptions, open_server
 from pomelo.service import Services
@@ -26,19 +27,18 @@ LIMITS = {"X-RateLimit-Limit": "20", "X-RateLimit-Remaining": "19"}
 
 
 @dataclass
-class Peers(Connections):
-    """Records from which connections good keys come."""
+class Peers(ConnectionObserver):
+    """Records the connections of authenticated calls."""
 
     peers: set[str] = field(default_factory=set)
 
     def authenticated(self, peer: str) -> None:
-        """Records one."""
         self.peers.add(peer)
 
 
 @dataclass
 class Ends:
-    """Both ends of a channel: the services that are played, and those that a gateway has of them."""
+    """Both ends of a channel: the simulated services and the remote ones."""
 
     played: ScriptedServices
     services: Services
@@ -50,7 +50,7 @@ class Ends:
 async def ends(
     played: ScriptedServices | None = None, in_flight: InFlightLimits | None = None, **limits: Any
 ) -> AsyncIterator[Ends]:
-    """Opens both; a test of them ends within ten seconds."""
+    """Opens both ends; the test must end within ten seconds."""
     played, connections = played or ScriptedServices(), Peers()
     options = ServerOptions("127.0.0.1:0", grace=0, limits=CallLimits(**limits))
     async with (
@@ -61,10 +61,10 @@ async def ends(
         yield Ends(played, services, server, connections.peers)
 
 
-async def code_of(asked: Any) -> str:
-    """The code of the error that something raises."""
+async def code_of(awaitable: Any) -> str:
+    """Returns the code of the error that an awaitable raises."""
     with pytest.raises(PomeloError) as caught:
-        await asked
+        await awaitable
     return caught.value.code
 
 
@@ -73,7 +73,7 @@ async def code_of(asked: Any) -> str:
     ("headers", "repeat_key", "strict"),
     [({"idempotency_key": "once", "prefer": "handling=strict"}, "once", True), ({}, None, False)],
 )
-async def test_what_a_caller_asks_for_reaches_the_server(
+async def test_the_caller_s_headers_reach_the_server(
     stream: bool, headers: dict[str, str], repeat_key: str | None, strict: bool
 ) -> None:
     async with ends() as opened:
@@ -85,11 +85,11 @@ async def test_what_a_caller_asks_for_reaches_the_server(
             await opened.services.tasks.run_task(text_task(), call)
         (seen,) = opened.played.calls
     assert (seen.idempotency_key, seen.strict) == (repeat_key, strict)
-    assert (seen.request_id, seen.wire) == ("mine", "rest")
+    assert (seen.request_id, seen.protocol) == ("mine", "rest")
 
 
 @pytest.mark.parametrize("secret", [KEY, "bad", None])
-async def test_a_key_that_was_given_twice_is_given_twice_to_the_server(secret: str | None) -> None:
+async def test_a_repeated_key_is_repeated_to_the_server(secret: str | None) -> None:
     async with ends() as opened:
         call = call_of(secret)
         call.api_key, call.key_error = None, "Authorization was given twice."
@@ -99,7 +99,7 @@ async def test_a_key_that_was_given_twice_is_given_twice_to_the_server(secret: s
 
 
 @pytest.mark.parametrize("fails", [False, True])
-async def test_what_is_known_at_the_end_of_a_stream_is_in_its_reply(fails: bool) -> None:
+async def test_headers_known_at_the_end_of_a_stream_are_in_its_response(fails: bool) -> None:
     played = ScriptedServices()
 
     @asynccontextmanager
@@ -126,7 +126,7 @@ async def test_what_is_known_at_the_end_of_a_stream_is_in_its_reply(fails: bool)
             assert call.response_headers["X-Credits-Charged"] == "0.5"
 
 
-async def test_calls_that_follow_each_other_share_a_connection() -> None:
+async def test_consecutive_calls_share_a_connection() -> None:
     async with ends() as opened:
         for number in range(250):  # more than a connection has at the same time
             call = call_of("bad" if number % 5 == 0 else KEY)
@@ -137,7 +137,7 @@ async def test_calls_that_follow_each_other_share_a_connection() -> None:
         assert len(opened.peers) == 1
 
 
-async def test_a_key_is_looked_up_once_for_many_calls_and_a_bad_one_each_time() -> None:
+async def test_a_valid_key_is_looked_up_once_and_an_invalid_one_each_time() -> None:
     async with ends() as opened:
         for _ in range(3):
             (await opened.services.access.admit(call_of(KEY))).close()
@@ -147,7 +147,7 @@ async def test_a_key_is_looked_up_once_for_many_calls_and_a_bad_one_each_time() 
         assert len(opened.played.calls) == 4
 
 
-async def test_calls_and_bytes_in_a_gateway_are_bounded_for_each_key() -> None:
+async def test_calls_and_bytes_in_a_gateway_are_limited_per_key() -> None:
     async with ends(in_flight=InFlightLimits(account_calls=1, account_bytes=10)) as opened:
         access = opened.services.access
         visit = await access.admit(call_of(KEY))
@@ -166,7 +166,7 @@ async def test_calls_and_bytes_in_a_gateway_are_bounded_for_each_key() -> None:
     [(None, "invalid_body"), (PomeloError("rate_limit_exceeded"), "rate_limit_exceeded")],
     ids=["the gateway's", "the server's"],
 )
-async def test_the_server_may_have_a_better_reason_to_refuse_a_body(
+async def test_an_error_of_the_server_takes_precedence_over_the_refusal_of_a_body(
     refusal: PomeloError | None, reported: str
 ) -> None:
     async with ends(ScriptedServices(refusal=refusal)) as opened:
@@ -202,7 +202,7 @@ async def test_the_beginning_of_a_download_may_be_skipped(skip: int, rest: list[
 
 
 @pytest.mark.parametrize("stream", [False, True])
-async def test_an_upload_that_a_task_has_used_is_left_to_the_server(stream: bool) -> None:
+async def test_the_upload_of_a_task_is_deleted_by_the_server(stream: bool) -> None:
     async with ends() as opened:
         task = small_task("speech_to_text")
         task.speech_to_text.audio.media_id = "media_1"

@@ -27,7 +27,7 @@ from pomelo.gen.v1.task_pb2 import TaskResult
 from pomelo.gen.v1.text_pb2 import FinishReason, TextDelta, TokenUsage
 from pomelo.providers.base import Event, Job
 from pomelo.providers.sandbox import Sandbox
-from pomelo.stores.ledger import UsageRecord
+from pomelo.stores.usage import UsageRecord
 from pomelo.testing import Answer, FaultUpstream, Gate, Stop, chunk, error_event
 from pomelo.testing.bfl_wire import Drawing, moderated
 from pomelo.testing.pictures import picture
@@ -514,7 +514,7 @@ async def test_an_interrupted_stream_costs_the_cost_reported_so_far(plugged: Rig
     await client.has(1)
     store = plugged.app.server.store
     for _ in range(100):  # the cost in case of a crash is stored every second
-        noted = [record.cost for record in await store.held() if record.account == caller.name]
+        noted = [record.cost for record in await store.drafts() if record.account == caller.name]
         if noted == [770]:
             break
         await asyncio.sleep(0.05)

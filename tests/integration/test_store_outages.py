@@ -20,16 +20,11 @@ from pomelo.catalog.pricing import Usage
 from pomelo.engine import reservation
 from pomelo.engine.ledger import Ledger
 from pomelo.errors import PomeloError
+from pomelo.stores.accounts import Grant, Wallet
 from pomelo.stores.base import Store
-from pomelo.stores.ledger import (
-    Grant,
-    ReplayedAnswer,
-    ReserveRequest,
-    Settlement,
-    UsageRecord,
-    Wallet,
-)
+from pomelo.stores.ledger import ReplayedAnswer, ReserveRequest, Settlement
 from pomelo.stores.sqlite import open_sqlite
+from pomelo.stores.usage import UsageRecord
 from pomelo.testing import Answer, Gate
 from tests.app import RunningApp, run_app
 from tests.driver import PROTOCOL, PROTOCOLS, STREAM
@@ -231,7 +226,7 @@ async def test_a_task_that_fails_late_reports_the_end_of_its_own_window(tmp_path
         ledger = Ledger(store, {"five": plan}, now=clock, monotonic=clock)
         model = Catalog.load().models["flux-1-pro"]
         job = accepted_job("img_1", model, Usage(images=1), Principal("a", "k", False), exact=True)
-        call = Call.from_headers(lambda name: None, wire="rest")
+        call = Call.from_headers(lambda name: None, protocol="rest")
         reservation = await ledger.reserve(job, plan, call)
         assert not isinstance(reservation, ReplayedAnswer)
         assert call.response_headers["X-RateLimit-Reset"] == "1000061"
@@ -265,7 +260,7 @@ async def test_an_error_has_the_same_reset_time_in_message_and_header(tmp_path: 
         ledger = Ledger(store, {"none": plan}, now=lambda: next(ticks))
         model = Catalog.load().models["gpt-4"]
         for number in range(20):
-            call = Call.from_headers(lambda name: None, wire="rest")
+            call = Call.from_headers(lambda name: None, protocol="rest")
             job = accepted_job(f"task_{number}", model, Usage(1, 1), Principal("a", "k", False))
             with pytest.raises(PomeloError) as refused:
                 await ledger.reserve(job, plan, call)
@@ -280,6 +275,6 @@ async def test_a_removed_plan_blocks_its_accounts(tmp_path: Path) -> None:
         principal = Principal("a", "k", False, plan="gone")
         with pytest.raises(PomeloError, match="'gone' does not exist"):
             access.plan(principal)
-        call = Call.from_headers(lambda name: None, wire="rest")
+        call = Call.from_headers(lambda name: None, protocol="rest")
         await access.report_limits(call, principal)
         assert call.response_headers["X-Credits-Remaining"] == "0"

@@ -85,7 +85,7 @@ def task() -> Task:
 
 def call(key: str, **headers: str) -> Call:
     """Returns a call with a key."""
-    return Call.from_headers({"authorization": f"Bearer {key}", **headers}.get, wire="grpc")
+    return Call.from_headers({"authorization": f"Bearer {key}", **headers}.get, protocol="grpc")
 
 
 async def stream(app: App, key: str, counter: ChunkCounter) -> None:

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from pomelo.accounts.audit import audit
-from pomelo.stores.ledger import UsageQuery
+from pomelo.stores.usage import UsageQuery
 from tests.app import RunningApp, run_app
 from tests.driver import PROTOCOLS
 from tests.tasks import TASK_BODIES, text_body

@@ -25,7 +25,7 @@ from pomelo.gen.v1.account_service_pb2 import USAGE_GROUP_ACCOUNT, USAGE_GROUP_K
 from pomelo.gen.v1.admin_service_pb2_grpc import AdminServiceStub
 from pomelo.settings import Settings
 from pomelo.stores import open_store
-from pomelo.stores.ledger import UsageQuery
+from pomelo.stores.usage import UsageQuery
 from tests.many_accounts import fill_redis, fill_sqlite
 from tests.redis_server import any_server
 

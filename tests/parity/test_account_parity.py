@@ -1,4 +1,4 @@
-"""The account and its usage are the same three ways: gRPC, REST beside the engine, REST through a remote gateway."""
+"""The account and its usage are the same over gRPC, local REST, and REST through a remote gateway."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ import aiohttp
 import grpc
 import pytest
 
-from gateway.account import query as read_query
+from gateway.account import parse_query
 from pomelo.app import App
 from pomelo.gen.v1 import account_service_pb2 as pb
 from pomelo.gen.v1.account_service_pb2_grpc import AccountServiceStub
 from pomelo.gen.v1.task_pb2 import TaskType
 from pomelo.status import from_rpc_error
-from pomelo.stores.ledger import Grant, Wallet
+from pomelo.stores.accounts import Grant, Wallet
 from tests.conftest import Keys
 from tests.driver import GrpcDriver, RestDriver
 from tests.driver import TaskRequest as TaskAsk
@@ -28,17 +28,17 @@ PAGES = 3
 
 @dataclass
 class Outcome:
-    """What came back: REST's JSON, or what gRPC's message would be as that."""
+    """The response as the JSON of REST, into which gRPC messages are converted."""
 
     code: str = "ok"
     message: str = ""
-    found: Any = None
+    body: Any = None
     headers: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
-class Ways:
-    """The three ways, and the keys of an account with some tasks on both of its sides."""
+class FrontEnds:
+    """The three front ends, and the keys of an account with some tasks in both modes."""
 
     channel: grpc.aio.Channel
     http: aiohttp.ClientSession
@@ -47,8 +47,8 @@ class Ways:
     live: str
     test: str
 
-    async def ask(self, path: str, key: str | None, **query: str) -> dict[str, Outcome]:
-        """Asks every way the same."""
+    async def fetch(self, path: str, key: str | None, **query: str) -> dict[str, Outcome]:
+        """Sends the same request to every front end."""
         return {
             "grpc": await self._grpc(path, key, query),
             "rest": await self._rest(self.rest, path, key, query),
@@ -57,12 +57,12 @@ class Ways:
 
     async def _rest(self, base: str, path: str, key: str | None, query: dict[str, str]) -> Outcome:
         headers = {"Authorization": f"Bearer {key}"} if key else {}
-        async with self.http.get(f"{base}/api/v1/{path}", params=query, headers=headers) as answer:
-            found = json.loads(await answer.text(), parse_float=Decimal)
-            told = {name.lower(): value for name, value in answer.headers.items()}
-            if answer.status == 200:
-                return Outcome(found=found, headers=told)
-            return Outcome(found["error"]["code"], found["error"]["message"], headers=told)
+        async with self.http.get(f"{base}/api/v1/{path}", params=query, headers=headers) as response:
+            body = json.loads(await response.text(), parse_float=Decimal)
+            headers = {name.lower(): value for name, value in response.headers.items()}
+            if response.status == 200:
+                return Outcome(body=body, headers=headers)
+            return Outcome(body["error"]["code"], body["error"]["message"], headers=headers)
 
     async def _grpc(self, path: str, key: str | None, query: dict[str, str]) -> Outcome:
         stub = AccountServiceStub(self.channel)
@@ -70,15 +70,15 @@ class Ways:
         if path == "account":
             rpc = stub.GetAccount(pb.GetAccountRequest(), metadata=metadata)
         else:
-            rpc = stub.ListUsage(read_query(query), metadata=metadata)
+            rpc = stub.ListUsage(parse_query(query), metadata=metadata)
         try:
-            answer = await rpc
+            response = await rpc
         except grpc.aio.AioRpcError as failed:
             error = from_rpc_error(failed)
             return Outcome(error.code, error.message, headers=dict(failed.trailing_metadata() or ()))
         headers = dict(await rpc.trailing_metadata())
-        found = _account(answer.account) if path == "account" else _usage(answer)
-        return Outcome(found=found, headers=headers)
+        body = _account(response.account) if path == "account" else _usage(response)
+        return Outcome(body=body, headers=headers)
 
 
 def _account(account: pb.Account) -> dict[str, Any]:
@@ -101,7 +101,7 @@ def _account(account: pb.Account) -> dict[str, Any]:
     }
 
 
-def _usage(answer: pb.ListUsageResponse) -> dict[str, Any]:
+def _usage(response: pb.ListUsageResponse) -> dict[str, Any]:
     rows = [
         {
             "object": "usage.record",
@@ -109,16 +109,16 @@ def _usage(answer: pb.ListUsageResponse) -> dict[str, Any]:
             "type": TaskType.Name(row.task_type).removeprefix("TASK_TYPE_").lower().replace("_", "-"),
             "source": pb.UsageSource.Name(row.source).removeprefix("USAGE_SOURCE_").lower(),
             "time": row.time.seconds,
-            **_plain(row, "account", "live", "task_type", "source", "time"),
+            **_to_json(row, "account", "live", "task_type", "source", "time"),
         }
-        for row in answer.records
+        for row in response.records
     ]
-    rows += [{"object": "usage.total", **_plain(row)} for row in answer.totals]
-    return {"object": "list", "data": rows, "next_page_token": answer.next_page_token or None}
+    rows += [{"object": "usage.total", **_to_json(row)} for row in response.totals]
+    return {"object": "list", "data": rows, "next_page_token": response.next_page_token or None}
 
 
-def _plain(row: Any, *but: str) -> dict[str, Any]:
-    fields = {f.name: getattr(row, f.name) for f in row.DESCRIPTOR.fields if f.name not in but}
+def _to_json(row: Any, *excluded: str) -> dict[str, Any]:
+    fields = {f.name: getattr(row, f.name) for f in row.DESCRIPTOR.fields if f.name not in excluded}
     fields["prompt_tokens_details"] = {
         "cached_tokens": fields.pop("cached_input_tokens"),
         "cache_write_tokens": fields.pop("cache_write_input_tokens"),
@@ -132,33 +132,33 @@ def _plain(row: Any, *but: str) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-async def ways(
+async def front_ends(
     app: App, channel: grpc.aio.Channel, http: aiohttp.ClientSession, rest_url: str, gateway_url: str
-) -> Ways:
-    """An account of its own, whose seven test tasks and one live one came by all ways."""
+) -> FrontEnds:
+    """An account with seven test tasks and one live task, run over all front ends."""
     name = "parity"
     await app.store.add_account(name, "pro", time.time())
     for live in (True, False):
         await app.store.grant(Grant(f"{name} {live}", Wallet(name, live), 12_345_678, time.time()))
     test = (await app.keyring.create(name))[1]
     live = (await app.keyring.create(name, live=True))[1]
-    wires = [GrpcDriver(channel), RestDriver(http, rest_url), RestDriver(http, gateway_url)]
+    clients = [GrpcDriver(channel), RestDriver(http, rest_url), RestDriver(http, gateway_url)]
     message = {"messages": [{"role": "user", "content": "Hi"}], "max_tokens": 9}
-    for wire in wires:
-        assert (await wire(TaskAsk({"model": "gpt-4"} | message, test))).code == "ok"
-        assert (await wire(TaskAsk({"model": "claude-3-opus"} | message, test, stream=True))).code == "ok"
+    for client in clients:
+        assert (await client(TaskAsk({"model": "gpt-4"} | message, test))).code == "ok"
+        assert (await client(TaskAsk({"model": "claude-3-opus"} | message, test, stream=True))).code == "ok"
     speech = {"model": "eleven-labs-stt", "audio": "c29tZSBzb3VuZCA=", "language_code": "en"}
-    assert (await wires[1](TaskAsk(speech, test))).code == "ok"
-    assert (await wires[1](TaskAsk({"model": "gpt-4"} | message, live))).code == "ok"
-    return Ways(channel, http, rest_url, gateway_url, live, test)
+    assert (await clients[1](TaskAsk(speech, test))).code == "ok"
+    assert (await clients[1](TaskAsk({"model": "gpt-4"} | message, live))).code == "ok"
+    return FrontEnds(channel, http, rest_url, gateway_url, live, test)
 
 
-def the_same(outcomes: dict[str, Outcome]) -> Outcome:
-    """What all ways gave."""
+def assert_same(outcomes: dict[str, Outcome]) -> Outcome:
+    """Checks that all outcomes are the same; returns one of them."""
     first = outcomes["rest"]
     for name, other in outcomes.items():
         assert (other.code, other.message) == (first.code, first.message), name
-        assert other.found == first.found, name
+        assert other.body == first.body, name
         for header in (
             "x-pomelo-mode",
             "x-credits-remaining",
@@ -171,12 +171,12 @@ def the_same(outcomes: dict[str, Outcome]) -> Outcome:
     return first
 
 
-@pytest.mark.parametrize("side", ["live", "test"])
-async def test_an_account_is_the_same(side: str, ways: Ways) -> None:
-    outcome = the_same(await ways.ask("account", getattr(ways, side)))
-    found = outcome.found
-    assert (found["id"], found["plan"], found["mode"]) == ("parity", "pro", side)
-    amounts = found["credits"]
+@pytest.mark.parametrize("mode", ["live", "test"])
+async def test_an_account_is_the_same_over_all_front_ends(mode: str, front_ends: FrontEnds) -> None:
+    outcome = assert_same(await front_ends.fetch("account", getattr(front_ends, mode)))
+    body = outcome.body
+    assert (body["id"], body["plan"], body["mode"]) == ("parity", "pro", mode)
+    amounts = body["credits"]
     assert amounts["granted"] == amounts["spent"] + amounts["held"] + amounts["available"]
     assert amounts["spent"] > 0
     assert Decimal(outcome.headers["x-credits-remaining"]) == amounts["available"]
@@ -197,49 +197,59 @@ async def test_an_account_is_the_same(side: str, ways: Ways) -> None:
         ({"group_by": "model", "model": "gpt-4"}, 1),
     ],
 )
-async def test_usage_is_the_same(query: dict[str, str], count: int | None, ways: Ways) -> None:
-    found = the_same(await ways.ask("usage", ways.test, **query)).found
-    assert found["next_page_token"] is None
+async def test_usage_is_the_same_over_all_front_ends(
+    query: dict[str, str], count: int | None, front_ends: FrontEnds
+) -> None:
+    body = assert_same(await front_ends.fetch("usage", front_ends.test, **query)).body
+    assert body["next_page_token"] is None
     if count is not None:
-        assert len(found["data"]) == count
+        assert len(body["data"]) == count
 
 
-async def test_the_wire_of_a_task_is_that_of_its_caller(ways: Ways) -> None:
-    found = the_same(await ways.ask("usage", ways.test)).found
-    assert sorted(row["wire"] for row in found["data"]) == ["grpc"] * 2 + ["rest"] * 5
+async def test_a_usage_record_names_the_protocol_of_the_caller(front_ends: FrontEnds) -> None:
+    body = assert_same(await front_ends.fetch("usage", front_ends.test)).body
+    assert sorted(row["wire"] for row in body["data"]) == ["grpc"] * 2 + ["rest"] * 5
 
 
-async def test_a_token_of_one_way_is_good_on_all_of_them(ways: Ways) -> None:
-    everything = the_same(await ways.ask("usage", ways.test)).found["data"]
+async def test_a_page_token_is_valid_over_all_front_ends(front_ends: FrontEnds) -> None:
+    records = assert_same(await front_ends.fetch("usage", front_ends.test)).body["data"]
     seen: list[Any] = []
     token = ""
     for _ in range(PAGES):
-        found = the_same(await ways.ask("usage", ways.test, page_size="3", page_token=token)).found
-        seen += found["data"]
-        token = found["next_page_token"]
-    assert seen == everything
+        body = assert_same(
+            await front_ends.fetch("usage", front_ends.test, page_size="3", page_token=token)
+        ).body
+        seen += body["data"]
+        token = body["next_page_token"]
+    assert seen == records
     assert token is None
 
 
-async def test_a_token_of_another_key_s_side_or_account_is_refused(ways: Ways, keys: Keys) -> None:
-    first = the_same(await ways.ask("usage", ways.test, page_size="1")).found
-    for key in (ways.live, keys.test):
-        outcome = the_same(await ways.ask("usage", key, page_size="1", page_token=first["next_page_token"]))
+async def test_a_page_token_of_another_mode_or_account_is_refused(front_ends: FrontEnds, keys: Keys) -> None:
+    first = assert_same(await front_ends.fetch("usage", front_ends.test, page_size="1")).body
+    for key in (front_ends.live, keys.test):
+        outcome = assert_same(
+            await front_ends.fetch("usage", key, page_size="1", page_token=first["next_page_token"])
+        )
         assert outcome.code == "invalid_parameter"
         assert "page_token" in outcome.message
 
 
 @pytest.mark.parametrize("path", ["account", "usage"])
-@pytest.mark.parametrize("kind", ["none", "junk", "revoked", "expired"])
-async def test_a_bad_key_is_refused_the_same(path: str, kind: str, ways: Ways, keys: Keys) -> None:
-    key = {"none": None, "junk": "pml_test_junk"}.get(kind) or getattr(keys, kind, None)
-    assert the_same(await ways.ask(path, key)).code == "invalid_api_key"
+@pytest.mark.parametrize("key_type", ["none", "junk", "revoked", "expired"])
+async def test_invalid_keys_are_refused_equally_by_both_protocols(
+    path: str, key_type: str, front_ends: FrontEnds, keys: Keys
+) -> None:
+    key = {"none": None, "junk": "pml_test_junk"}.get(key_type) or getattr(keys, key_type, None)
+    assert assert_same(await front_ends.fetch(path, key)).code == "invalid_api_key"
 
 
-async def test_an_account_whose_plan_is_gone_is_refused_the_same(app: App, ways: Ways) -> None:
+async def test_an_account_whose_plan_was_removed_is_refused_over_all_front_ends(
+    app: App, front_ends: FrontEnds
+) -> None:
     await app.store.add_account("planless", "gone", time.time())
     key = (await app.keyring.create("planless"))[1]
-    outcome = the_same(await ways.ask("account", key))
+    outcome = assert_same(await front_ends.fetch("account", key))
     assert outcome.code == "model_not_allowed"
     assert "gone" in outcome.message
-    assert the_same(await ways.ask("usage", key)).found["data"] == []
+    assert assert_same(await front_ends.fetch("usage", key)).body["data"] == []

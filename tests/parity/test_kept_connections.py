@@ -1,4 +1,4 @@
-"""A vendor that closes its kept connections when the next request arrives fails no task, three ways."""
+"""A vendor that closes kept-alive connections when the next request arrives fails no task."""
 
 from __future__ import annotations
 
@@ -41,14 +41,14 @@ async def _proxy(vendor: FaultUpstream) -> AsyncIterator[BreakingProxy]:
         yield proxy
 
 
-@pytest.fixture(name="way_and_key", scope="module", params=["grpc", "rest", "remote"])
-async def _way_and_key(
+@pytest.fixture(name="client_and_key", scope="module", params=["grpc", "rest", "remote"])
+async def _client_and_key(
     request: pytest.FixtureRequest,
     vendor: FaultUpstream,
     proxy: BreakingProxy,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> AsyncIterator[tuple[Any, str]]:
-    """One way into a Pomelo whose vendors are all behind the proxy, and a live key."""
+    """A client of an app whose vendors are all behind the proxy, and a live key."""
     settings = Settings(
         rest="127.0.0.1:0",
         grpc="127.0.0.1:0",
@@ -75,36 +75,36 @@ async def _way_and_key(
             grpc.aio.insecure_channel(app.grpc) as channel,
             open_gateway(gateway, app.grpc) as remote,
         ):
-            ways: Mapping[str, Any] = {
+            clients: Mapping[str, Any] = {
                 "grpc": GrpcDriver(channel),
                 "rest": RestDriver(session, "http://{}:{}".format(*app.rest)),
                 "remote": RestDriver(session, "http://{}:{}".format(*remote)),
             }
-            yield ways[request.param], (await app.keyring.create(live=True))[1]
+            yield clients[request.param], (await app.keyring.create(live=True))[1]
 
 
 @pytest.mark.parametrize("how", BREAKS)
 @pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
 @pytest.mark.parametrize("model", MODELS)
-async def test_a_connection_that_the_vendor_breaks_on_reuse_fails_no_task(
+async def test_a_reused_connection_that_the_vendor_breaks_fails_no_task(
     model: str,
     stream: bool,
     how: str,
-    way_and_key: tuple[Any, str],
+    client_and_key: tuple[Any, str],
     vendor: FaultUpstream,
     proxy: BreakingProxy,
 ) -> None:
-    way, key = way_and_key
+    client, key = client_and_key
     proxy.resets, proxy.forwards = True, False
     for name, value in BREAKS[how].items():
         setattr(proxy, name, value)
     body = {"model": model, **LIVE.get(model, {"messages": [{"role": "user", "content": "Hi"}]})}
     vendor.requests.clear()
     broken = proxy.broken
-    outcomes = [await way(TaskRequest(body, key, stream)) for _ in range(ROUNDS)]
+    outcomes = [await client(TaskRequest(body, key, stream)) for _ in range(ROUNDS)]
     assert [outcome.code for outcome in outcomes] == ["ok"] * ROUNDS
     posts = [request for request in vendor.requests if request.method == "POST"]
     if model.startswith(("flux", "eleven")):
-        assert len(posts) == ROUNDS, "each is paid for, and reached the vendor once"
+        assert len(posts) == ROUNDS, "each task is billed, and reached the vendor once"
     else:
-        assert proxy.broken > broken, "a kept connection was used"
+        assert proxy.broken > broken, "a kept-alive connection was used"

@@ -1,4 +1,4 @@
-"""The same request gives the same answer three ways: gRPC, REST beside the engine, REST through a remote gateway."""
+"""The same request has the same outcome over gRPC, local REST, and REST through a remote gateway."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ NOT_PROVOKED = {"unsupported_media_type", "not_found", "method_not_allowed"}
 
 @dataclass(frozen=True)
 class Case:
-    """A request and the code that it must end in."""
+    """A request and the error code that it must end with, or ok."""
 
     name: str
     body: dict[str, Any]
@@ -56,8 +56,8 @@ def draw(prompt: str = "A red kite", model: str = "flux-1-pro", **more: Any) -> 
     return {"model": model, "prompt": prompt, "width": 96, "height": 64, **more}
 
 
-def sound(text: str) -> str:
-    """An upload whose first bytes are a trigger of the sandbox, as base64."""
+def audio(text: str) -> str:
+    """Returns audio in base64 whose first bytes trigger a behaviour of the sandbox."""
     return base64.b64encode(text.encode()).decode()
 
 
@@ -76,14 +76,14 @@ def _cases() -> list[Case]:
     ]  # fmt: skip
     for stream in (False, True):
         how = "stream" if stream else "whole"
-        add(f"conversation with a picture {how}", {"model": "gpt-4", "messages": conversation}, stream=stream)
+        add(f"conversation with an image {how}", {"model": "gpt-4", "messages": conversation}, stream=stream)
         add(f"max_tokens cuts {how}", say(max_tokens=3), stream=stream)
         add(f"stop {how}", say(stop=["sandbox", "."]), stream=stream)
         add(f"long {how}", say("[[words:700]]"), stream=stream)
         add(f"short delay {how}", say("[[delay:0.05]]"), stream=stream)
         add(f"cut {how}", say("[[cut]]"), "provider_failed", stream=stream)
-        add(f"cut sound {how}", SPEECH | {"text": "[[cut]] " * 40}, "provider_failed", stream=stream)
-        add(f"cut picture {how}", draw("[[cut]]"), "provider_failed", stream=stream)
+        add(f"truncated audio {how}", SPEECH | {"text": "[[cut]] " * 40}, "provider_failed", stream=stream)
+        add(f"truncated image {how}", draw("[[cut]]"), "provider_failed", stream=stream)
         add(
             f"deadline before the first byte {how}",
             say("[[delay:30]]"),
@@ -99,10 +99,14 @@ def _cases() -> list[Case]:
                 stream=stream,
             )
         for form in ("png", "jpeg", "webp"):
-            add(f"picture as {form} {how}", draw(output_format=form), stream=stream)
-        for wanted in ("url", "b64_json"):
-            add(f"picture as {wanted} {how}", draw(response_format=wanted), stream=stream)
-            add(f"speech as {wanted} {how}", SPEECH | {"response_format": wanted}, stream=stream)
+            add(f"image as {form} {how}", draw(output_format=form), stream=stream)
+        for response_format in ("url", "b64_json"):
+            add(f"image as {response_format} {how}", draw(response_format=response_format), stream=stream)
+            add(
+                f"speech as {response_format} {how}",
+                SPEECH | {"response_format": response_format},
+                stream=stream,
+            )
         for form in (
             "mp3_44100_128",
             "mp3_22050_32",
@@ -126,14 +130,14 @@ def _cases() -> list[Case]:
             stream=stream,
         )
         for form in ("mp3_44100_128", "wav_16000"):
-            body = {"model": "eleven-labs-sts", "audio": sound("some sound " * 400), "voice": "rachel"}
+            body = {"model": "eleven-labs-sts", "audio": audio("some sound " * 400), "voice": "rachel"}
             add(f"speech to speech as {form} {how}", body | {"output_format": form}, stream=stream)
         for how_timed in ("none", "word", "character"):
-            body = {"model": "eleven-labs-stt", "audio": sound("some sound " * 400), "timestamps": how_timed}
+            body = {"model": "eleven-labs-stt", "audio": audio("some sound " * 400), "timestamps": how_timed}
             add(f"transcript timed by {how_timed} {how}", body, stream=stream)
         body = {
             "model": "eleven-labs-stt",
-            "audio": sound("some sound " * 400),
+            "audio": audio("some sound " * 400),
             "diarize": True,
             "num_speakers": 2,
         }
@@ -144,7 +148,7 @@ def _cases() -> list[Case]:
             add(f"image ends in {code} {how}", draw(f"[[error:{code}]]"), code, stream=stream)
             add(f"speech ends in {code} {how}", SPEECH | {"text": f"[[error:{code}]]"}, code, stream=stream)
             for model, more in (("eleven-labs-sts", {"voice": "adam"}), ("eleven-labs-stt", {})):
-                body = {"model": model, "audio": sound(f"[[error:{code}]]"), **more}
+                body = {"model": model, "audio": audio(f"[[error:{code}]]"), **more}
                 add(f"{model} ends in {code} {how}", body, code, stream=stream)
         add(
             f"live without a provider {how}",
@@ -180,7 +184,7 @@ def _cases() -> list[Case]:
         ("no text", {"model": "eleven-labs-tts", "voice": "adam"}, "missing_parameter"),
         ("no voice", {"model": "eleven-labs-tts", "text": "Hi"}, "missing_parameter"),
         ("no audio", {"model": "eleven-labs-stt"}, "missing_parameter"),
-        ("no voice for speech to speech", {"model": "eleven-labs-sts", "audio": sound("x")}, "missing_parameter"),
+        ("no voice for speech to speech", {"model": "eleven-labs-sts", "audio": audio("x")}, "missing_parameter"),
         ("no role", {"model": "gpt-4", "messages": [{"content": "Hi"}]}, "missing_parameter"),
         ("no content", {"model": "gpt-4", "messages": [{"role": "user"}]}, "missing_parameter"),
         ("temperature 3", say(temperature=3), "invalid_parameter"),
@@ -193,8 +197,8 @@ def _cases() -> list[Case]:
         ("five stops", say(stop=["a", "b", "c", "d", "e"]), "invalid_parameter"),
         ("an empty stop", say(stop=[""]), "invalid_parameter"),
         ("a long user", say(user="u" * 300), "invalid_parameter"),
-        ("a remote picture", say([{"type": "image_url", "image_url": {"url": "https://example.com/a.png"}}]), "invalid_parameter"),  # type: ignore[arg-type]
-        ("a picture of the system's", {"model": "gpt-4", "messages": [{"role": "system", "content": [{"type": "image_url", "image_url": {"url": PIXEL}}]}]}, "invalid_parameter"),
+        ("a remote image", say([{"type": "image_url", "image_url": {"url": "https://example.com/a.png"}}]), "invalid_parameter"),  # type: ignore[arg-type]
+        ("an image in a system message", {"model": "gpt-4", "messages": [{"role": "system", "content": [{"type": "image_url", "image_url": {"url": PIXEL}}]}]}, "invalid_parameter"),
         ("width 4000", draw(width=4000), "invalid_parameter"),
         ("height 1", draw(height=1), "invalid_parameter"),
         ("steps 0", draw(num_inference_steps=0), "invalid_parameter"),
@@ -207,7 +211,7 @@ def _cases() -> list[Case]:
         ("speed 9", SPEECH | {"voice_settings": {"speed": 9}}, "invalid_parameter"),
         ("seed too large", SPEECH | {"seed": 2**32}, "invalid_parameter"),
         ("a strange language", SPEECH | {"language_code": "English"}, "invalid_parameter"),
-        ("speakers 99", {"model": "eleven-labs-stt", "audio": sound("x"), "num_speakers": 99}, "invalid_parameter"),
+        ("speakers 99", {"model": "eleven-labs-stt", "audio": audio("x"), "num_speakers": 99}, "invalid_parameter"),
         ("a novel", say("w " * 1_000_000, model="claude-3-haiku"), "context_length_exceeded"),
     ]:  # fmt: skip
         add(name, body, code)
@@ -220,10 +224,10 @@ CASES = _cases()
 
 
 @pytest.fixture(scope="module")
-def wires(
+def clients(
     http: aiohttp.ClientSession, channel: grpc.aio.Channel, rest_url: str, gateway_url: str
 ) -> Mapping[str, Any]:
-    """The three ways."""
+    """A client of each front end."""
     return {
         "grpc": GrpcDriver(channel),
         "rest": RestDriver(http, rest_url),
@@ -231,63 +235,67 @@ def wires(
     }
 
 
-def _ask(case: Case, keys: Keys) -> TaskRequest:
+def _request(case: Case, keys: Keys) -> TaskRequest:
     other = {"none": None, "junk": "pml_test_junk"}
     key = other[case.key] if case.key in other else getattr(keys, case.key)
     return TaskRequest(case.body, key, case.stream, case.request_id, case.timeout)
 
 
-def test_there_are_enough_cases_and_no_two_of_one_name() -> None:
+def test_there_are_enough_cases_with_unique_names() -> None:
     assert len(CASES) >= 80
     assert len({case.name for case in CASES}) == len(CASES)
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
-async def test_three_ways_give_the_same(case: Case, wires: Mapping[str, Any], keys: Keys) -> None:
-    ask = _ask(case, keys)
-    outcomes = await ask_all(wires, ask)
-    assert {name: outcome.code for name, outcome in outcomes.items()} == dict.fromkeys(wires, case.code)
+async def test_all_front_ends_give_the_same_outcome(
+    case: Case, clients: Mapping[str, Any], keys: Keys
+) -> None:
+    ask = _request(case, keys)
+    outcomes = await ask_all(clients, ask)
+    assert {name: outcome.code for name, outcome in outcomes.items()} == dict.fromkeys(clients, case.code)
     assert_same(outcomes, ask)
     if case.code == "ok":
-        _assert_whole(outcomes["rest"].output, case)
+        _assert_complete(outcomes["rest"].output, case)
 
 
-def _assert_whole(output: dict[str, Any], case: Case) -> None:
-    """An answer has what its kind promises."""
-    kind = task_type_of(case.body["model"])
-    if kind == "text":
+def _assert_complete(output: dict[str, Any], case: Case) -> None:
+    """Checks that a result has everything that its task type requires."""
+    task_type = task_type_of(case.body["model"])
+    if task_type == "text":
         assert output["text"]
         assert output["finish"] in ("stop", "length")
         prompt, completion, total = output["usage"]
         assert total == prompt + completion
         assert prompt > 0
-    elif kind == "speech_to_text":
+    elif task_type == "speech_to_text":
         assert output["text"]
         assert bool(output["words"]) == (case.body.get("timestamps") != "none")
     else:
-        wanted = case.body.get("response_format", "both")
-        heard = output.get("audio") if case.stream and kind != "image" else output.get("inline")
-        assert heard if wanted != "url" or (case.stream and kind != "image") else not heard
-        assert ("linked" in output) == (wanted != "b64_json")
-        if heard and "linked" in output:
-            assert heard == output["linked"], "the link and the bytes are the same medium"
+        response_format = case.body.get("response_format", "both")
+        inline = output.get("audio") if case.stream and task_type != "image" else output.get("inline")
+        assert inline if response_format != "url" or (case.stream and task_type != "image") else not inline
+        assert ("linked" in output) == (response_format != "b64_json")
+        if inline and "linked" in output:
+            assert inline == output["linked"], "the link and the bytes are the same file"
 
 
-@pytest.mark.parametrize("wanted", ["both", "b64_json"])
-async def test_a_large_sound_is_a_link_alone_three_ways(
-    wanted: str, wires: Mapping[str, Any], keys: Keys
+@pytest.mark.parametrize("response_format", ["both", "b64_json"])
+async def test_large_audio_is_returned_as_a_link_over_all_front_ends(
+    response_format: str, clients: Mapping[str, Any], keys: Keys
 ) -> None:
     body = SPEECH | {"text": "word " * 700, "output_format": "wav_48000"}
-    ask = TaskRequest(body | ({"response_format": wanted} if wanted != "both" else {}), keys.test)
-    outcomes = await ask_all(wires, ask)
+    ask = TaskRequest(
+        body | ({"response_format": response_format} if response_format != "both" else {}), keys.test
+    )
+    outcomes = await ask_all(clients, ask)
     assert_same(outcomes, ask)
     output = outcomes["rest"].output
     assert "inline" not in output
     assert int(output["linked"].split()[0]) > 16 * 1024 * 1024
 
 
-class Skewed:
-    """A task service with one fault, to see that the suite would find it on a wire."""
+class FaultyTasks:
+    """A task service with one fault, which the comparison must detect."""
 
     def __init__(self, inner: Any, fault: str) -> None:
         self.inner = inner
@@ -304,9 +312,9 @@ class Skewed:
     @asynccontextmanager
     async def stream_task(self, task: Task, call: Call) -> AsyncIterator[Any]:
         async with self.inner.stream_task(task, call) as events:
-            yield self._less(events) if self.fault == "last piece" else events
+            yield self._without_last(events) if self.fault == "last piece" else events
 
-    async def _less(self, events: AsyncIterator[Any]) -> AsyncIterator[Any]:
+    async def _without_last(self, events: AsyncIterator[Any]) -> AsyncIterator[Any]:
         async for event in events:
             if event.text_delta.content != "":
                 continue
@@ -314,12 +322,12 @@ class Skewed:
 
 
 @pytest.mark.parametrize("fault", ["none", "output", "request id", "last piece"])
-async def test_a_wire_that_is_broken_on_purpose_is_found(
-    fault: str, app: App, keys: Keys, http: aiohttp.ClientSession, wires: Mapping[str, Any]
+async def test_a_deliberate_difference_between_front_ends_is_detected(
+    fault: str, app: App, keys: Keys, http: aiohttp.ClientSession, clients: Mapping[str, Any]
 ) -> None:
-    services = replace(app.services, tasks=Skewed(app.services.tasks, fault))
+    services = replace(app.services, tasks=FaultyTasks(app.services.tasks, fault))
     async with open_rest(services, GatewayOptions(), "127.0.0.1", 0) as (host, port):
-        broken = dict(wires, rest=RestDriver(http, f"http://{host}:{port}"))
+        broken = dict(clients, rest=RestDriver(http, f"http://{host}:{port}"))
         ask = TaskRequest(say(), keys.test, stream=fault == "last piece")
         outcomes = await ask_all(broken, ask)
     if fault == "none":
@@ -329,14 +337,14 @@ async def test_a_wire_that_is_broken_on_purpose_is_found(
             assert_same(outcomes, ask)
 
 
-@pytest.mark.parametrize(("accept", "kept"), [("image/*", "image/png"), ("image/webp", "image/webp")])
-async def test_an_accepted_type_decides_a_pictures_format(
-    accept: str, kept: str, http: aiohttp.ClientSession, rest_url: str, gateway_url: str, keys: Keys
+@pytest.mark.parametrize(("accept", "content_type"), [("image/*", "image/png"), ("image/webp", "image/webp")])
+async def test_the_accept_header_decides_the_image_format(
+    accept: str, content_type: str, http: aiohttp.ClientSession, rest_url: str, gateway_url: str, keys: Keys
 ) -> None:
-    pictures = []
+    images = []
     for base in (rest_url, gateway_url):
         headers = {"Authorization": f"Bearer {keys.test}", "Accept": accept}
-        async with http.post(f"{base}/api/v1/task", json=draw(), headers=headers) as answer:
-            assert (answer.status, answer.content_type) == (200, kept)
-            pictures.append(await answer.read())
-    assert pictures[0] == pictures[1]
+        async with http.post(f"{base}/api/v1/task", json=draw(), headers=headers) as response:
+            assert (response.status, response.content_type) == (200, content_type)
+            images.append(await response.read())
+    assert images[0] == images[1]

@@ -1,4 +1,4 @@
-"""With a live key, through to the provider: its failures three ways, and a client that leaves, three ways."""
+"""With a live key, over every front end: failures of the provider, and clients that disconnect."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from tests.driver import GrpcDriver, RestDriver, TaskRequest
 from tests.parity.comparison import ask_all, assert_same
 
 CLOSED_WITHIN = 0.05
-"""Seconds from a client's leaving to the end of the connection upstream."""
+"""Seconds from a client's disconnect to the end of the upstream connection."""
 
 FAULTS: dict[str, tuple[Script, str, str]] = {
     "500": (error_reply(500, "boom"), "provider_unavailable", "provider_unavailable"),
@@ -63,16 +63,16 @@ def say(text: str) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 async def session() -> Any:
-    """An HTTP client that closes its connections as a leaving client does."""
-    async with aiohttp.ClientSession() as opened:
-        yield opened
+    """An HTTP client that closes its connection when a request is cancelled."""
+    async with aiohttp.ClientSession() as client_session:
+        yield client_session
 
 
 @pytest.fixture(scope="module")
-def wires(
+def clients(
     session: aiohttp.ClientSession, channel: grpc.aio.Channel, rest_url: str, gateway_url: str
 ) -> Mapping[str, Any]:
-    """The three ways."""
+    """A client of each front end."""
     return {
         "grpc": GrpcDriver(channel),
         "rest": RestDriver(session, rest_url),
@@ -82,25 +82,25 @@ def wires(
 
 @pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
 @pytest.mark.parametrize("name", FAULTS)
-async def test_a_failing_provider_looks_the_same_three_ways(
-    name: str, stream: bool, wires: Mapping[str, Any], keys: Keys, upstream: FaultUpstream
+async def test_a_provider_failure_is_reported_equally_over_all_front_ends(
+    name: str, stream: bool, clients: Mapping[str, Any], keys: Keys, upstream: FaultUpstream
 ) -> None:
     script, whole_code, stream_code = FAULTS[name]
     prompt = f"fault {name}, {stream}"
     upstream.when(prompt, script)
     ask = TaskRequest(say(prompt), keys.live, stream)
-    outcomes = await ask_all(wires, ask)
+    outcomes = await ask_all(clients, ask)
     assert {w: o.code for w, o in outcomes.items()} == dict.fromkeys(
-        wires, stream_code if stream else whole_code
+        clients, stream_code if stream else whole_code
     )
-    if name.endswith("half way") and stream:  # the end of a connection may overtake what was sent before it
+    if name.endswith("half way") and stream:  # the close of a connection may arrive before the data
         for outcome in outcomes.values():
             outcome.output.clear()
     assert_same(outcomes, ask)
     assert {o.headers["x-pomelo-mode"] for o in outcomes.values()} == {"live"}
 
 
-SOUND = base64.b64encode(b"RIFF\x24\x00\x00\x00WAVE" + b"sound " * 2000).decode()
+AUDIO = base64.b64encode(b"RIFF\x24\x00\x00\x00WAVE" + b"sound " * 2000).decode()
 LIVE: dict[str, dict[str, Any]] = {
     "mixtral-8x7b": {"messages": [{"role": "user", "content": "Hi"}], "temperature": 1.9, "seed": 7},
     "mixtral-8x22b": {"messages": [{"role": "user", "content": "Hi"}], "user": "u"},
@@ -108,24 +108,24 @@ LIVE: dict[str, dict[str, Any]] = {
     "flux-1-dev": {"prompt": "A kite", "guidance_scale": 9, "output_format": "jpeg"},
     "flux-1-schnell": {"prompt": "A kite", "num_inference_steps": 50},
     "eleven-labs-tts": {"text": "Hello there.", "voice": "adam", "voice_settings": {"speed": 3}},
-    "eleven-labs-sts": {"audio": SOUND, "voice": "adam", "output_format": "pcm_16000"},
-    "eleven-labs-stt": {"audio": SOUND, "diarize": True},
+    "eleven-labs-sts": {"audio": AUDIO, "voice": "adam", "output_format": "pcm_16000"},
+    "eleven-labs-stt": {"audio": AUDIO, "diarize": True},
 }
 
 
 @pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
 @pytest.mark.parametrize("model", LIVE)
-async def test_a_live_key_reaches_the_vendor_the_same_three_ways(
-    model: str, stream: bool, wires: Mapping[str, Any], keys: Keys
+async def test_a_live_key_reaches_the_vendor_equally_over_all_front_ends(
+    model: str, stream: bool, clients: Mapping[str, Any], keys: Keys
 ) -> None:
     ask = TaskRequest({"model": model, **LIVE[model]}, keys.live, stream)
-    outcomes = await ask_all(wires, ask)
-    assert {w: (o.code, o.message) for w, o in outcomes.items()} == dict.fromkeys(wires, ("ok", ""))
+    outcomes = await ask_all(clients, ask)
+    assert {w: (o.code, o.message) for w, o in outcomes.items()} == dict.fromkeys(clients, ("ok", ""))
     assert_same(outcomes, ask)
     assert {o.headers["x-pomelo-mode"] for o in outcomes.values()} == {"live"}
 
 
-async def test_claude_answers_a_live_key(tmp_path: Path, upstream: FaultUpstream) -> None:
+async def test_claude_serves_a_live_key(tmp_path: Path, upstream: FaultUpstream) -> None:
     settings = Settings(
         rest="127.0.0.1:0",
         grpc="",
@@ -149,50 +149,50 @@ async def test_claude_answers_a_live_key(tmp_path: Path, upstream: FaultUpstream
 
 @pytest.mark.parametrize("where", ["before the first byte", "half way"])
 @pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
-@pytest.mark.parametrize("way", ["grpc", "rest", "remote"])
-async def test_a_client_that_leaves_closes_the_upstream_connection_at_once(
-    way: str,
+@pytest.mark.parametrize("front_end", ["grpc", "rest", "remote"])
+async def test_a_disconnect_closes_the_upstream_connection_immediately(
+    front_end: str,
     stream: bool,
     where: str,
-    wires: Mapping[str, Any],
+    clients: Mapping[str, Any],
     keys: Keys,
     upstream: FaultUpstream,
     app: App,
 ) -> None:
     gate = Gate()
-    prompt = f"leave {way} {stream} {where}"
+    prompt = f"leave {front_end} {stream} {where}"
     answer = (
         Answer("one two three", before=(gate,))
         if where.startswith("before")
         else Answer("one two three", at={2: gate})
     )
     upstream.when(prompt, answer)
-    client = asyncio.create_task(wires[way](TaskRequest(say(prompt), keys.live, stream)))
+    client = asyncio.create_task(clients[front_end](TaskRequest(say(prompt), keys.live, stream)))
     await gate.reached.wait()
     request = _request(upstream, prompt)
-    left = asyncio.get_running_loop().time()
+    disconnected = asyncio.get_running_loop().time()
     client.cancel()
     async with asyncio.timeout(5):
         await request.left.wait()
         await app.draining.idle()
     assert request.left_at is not None
-    assert request.left_at - left < CLOSED_WITHIN
+    assert request.left_at - disconnected < CLOSED_WITHIN
     with pytest.raises(asyncio.CancelledError):
         await client
 
 
-@pytest.mark.parametrize("way", ["grpc", "rest", "remote"])
+@pytest.mark.parametrize("front_end", ["grpc", "rest", "remote"])
 @pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
-async def test_a_deadline_closes_the_upstream_connection_at_once(
-    way: str, stream: bool, wires: Mapping[str, Any], keys: Keys, upstream: FaultUpstream
+async def test_a_deadline_closes_the_upstream_connection_immediately(
+    front_end: str, stream: bool, clients: Mapping[str, Any], keys: Keys, upstream: FaultUpstream
 ) -> None:
     gate = Gate()
-    prompt = f"late {way} {stream}"
+    prompt = f"late {front_end} {stream}"
     upstream.when(prompt, Answer("one two three", at={2: gate}))
-    began = time.monotonic()
-    outcome = await wires[way](TaskRequest(say(prompt), keys.live, stream, timeout=0.3))
+    begin = time.monotonic()
+    outcome = await clients[front_end](TaskRequest(say(prompt), keys.live, stream, timeout=0.3))
     assert outcome.code == "deadline_exceeded"
-    assert time.monotonic() - began < 0.3 + 0.25
+    assert time.monotonic() - begin < 0.3 + 0.25
     async with asyncio.timeout(1):
         await _request(upstream, prompt).left.wait()
 
@@ -203,11 +203,11 @@ def _request(upstream: FaultUpstream, prompt: str) -> Received:
 
 
 async def test_a_test_key_never_reaches_a_provider(
-    wires: Mapping[str, Any], keys: Keys, upstream: FaultUpstream
+    clients: Mapping[str, Any], keys: Keys, upstream: FaultUpstream
 ) -> None:
     prompt = "this must stay in the sandbox"
     for stream in (False, True):
-        outcomes = await ask_all(wires, TaskRequest(say(prompt), keys.test, stream))
+        outcomes = await ask_all(clients, TaskRequest(say(prompt), keys.test, stream))
         assert all("sandbox" in o.output["text"] for o in outcomes.values())
     assert not [r for r in upstream.requests if prompt in r.prompt]
 
@@ -218,8 +218,8 @@ def escaped(*texts: str) -> tuple[bytes, ...]:
     return tuple(b"data: " + json.dumps(chunk).encode() + b"\n\n" for chunk in chunks)
 
 
-def whole(content: str) -> Script:
-    """A whole chat completion whose text is written as JSON escapes."""
+def complete(content: str) -> Script:
+    """A complete chat completion whose text is written as JSON escapes."""
     choice = {"message": {"content": content}, "finish_reason": "stop"}
     body = {"choices": [choice], "usage": {"prompt_tokens": 5.0, "completion_tokens": 2}}
     return Reply(steps=(json.dumps(body).encode(),))
@@ -227,7 +227,7 @@ def whole(content: str) -> Script:
 
 FINISH = b'data: {"choices":[{"delta":{},"finish_reason":"stop"}]}\n\n'
 COUNT = b'data: {"choices":[],"usage":{"prompt_tokens":5.0,"completion_tokens":2.0}}\n\n'
-ODD: dict[str, tuple[Script, str]] = {
+UNUSUAL: dict[str, tuple[Script, str]] = {
     "a split pair": (Reply(steps=(*escaped("Hi \ud83d", "\ude00!"), FINISH, COUNT, b"data: [DONE]\n\n")), "Hi 😀!"),
     "a lone half": (Reply(steps=(*escaped("Hi \ud83d", "!"), FINISH, COUNT, b"data: [DONE]\n\n")), "Hi \ufffd!"),
     "a half at the end": (Reply(steps=(*escaped("Hi \ud83d"), FINISH, COUNT, b"data: [DONE]\n\n")), "Hi \ufffd"),
@@ -243,62 +243,68 @@ ODD: dict[str, tuple[Script, str]] = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", ODD)
-async def test_an_odd_stream_is_read_and_counted_the_same_three_ways(
-    name: str, wires: Mapping[str, Any], keys: Keys, upstream: FaultUpstream
+@pytest.mark.parametrize("name", UNUSUAL)
+async def test_an_unusual_stream_is_parsed_and_counted_equally_over_all_front_ends(
+    name: str, clients: Mapping[str, Any], keys: Keys, upstream: FaultUpstream
 ) -> None:
-    script, text = ODD[name]
+    script, text = UNUSUAL[name]
     prompt = f"odd stream: {name}"
     upstream.when(prompt, script)
     ask = TaskRequest(say(prompt), keys.live, stream=True)
-    outcomes = await ask_all(wires, ask)
-    for way, outcome in outcomes.items():
-        assert outcome.code == "ok", f"{way}: {outcome}"
-        assert outcome.output["text"] == text, way
-        assert outcome.output["usage"] == [5, 2, 7], way
+    outcomes = await ask_all(clients, ask)
+    for front_end, outcome in outcomes.items():
+        assert outcome.code == "ok", f"{front_end}: {outcome}"
+        assert outcome.output["text"] == text, front_end
+        assert outcome.output["usage"] == [5, 2, 7], front_end
     assert_same(outcomes, ask)
 
 
-async def test_half_a_surrogate_pair_in_a_whole_answer_is_replaced_three_ways(
-    wires: Mapping[str, Any], keys: Keys, upstream: FaultUpstream
+async def test_a_lone_surrogate_in_a_unary_response_is_replaced_over_all_front_ends(
+    clients: Mapping[str, Any], keys: Keys, upstream: FaultUpstream
 ) -> None:
-    prompt = "odd whole answer"
-    upstream.when(prompt, whole("Hi \ud83d and \ud83d\ude00"))
+    prompt = "odd complete answer"
+    upstream.when(prompt, complete("Hi \ud83d and \ud83d\ude00"))
     ask = TaskRequest(say(prompt), keys.live)
-    outcomes = await ask_all(wires, ask)
+    outcomes = await ask_all(clients, ask)
     assert_same(outcomes, ask)
     for outcome in outcomes.values():
         assert outcome.output["text"] == "Hi \ufffd and 😀"
         assert outcome.output["usage"] == [5, 2, 7]
 
 
-@pytest.mark.parametrize("way", ["rest", "remote"])
+@pytest.mark.parametrize("front_end", ["rest", "remote"])
 async def test_no_client_ends_a_line_within_an_event(
-    way: str, wires: Mapping[str, Any], keys: Keys, upstream: FaultUpstream, session: aiohttp.ClientSession
+    front_end: str,
+    clients: Mapping[str, Any],
+    keys: Keys,
+    upstream: FaultUpstream,
+    session: aiohttp.ClientSession,
 ) -> None:
-    prompt = f"line separators, {way}"
-    upstream.when(prompt, ODD["line separators"][0])
-    url, headers = f"{wires[way].base}/api/v1/task", {"Authorization": f"Bearer {keys.live}"}
-    async with session.post(url, json={**say(prompt), "stream": True}, headers=headers) as answer:
-        lines = [line for line in (await answer.text()).splitlines() if line]
+    prompt = f"line separators, {front_end}"
+    upstream.when(prompt, UNUSUAL["line separators"][0])
+    url, headers = f"{clients[front_end].base}/api/v1/task", {"Authorization": f"Bearer {keys.live}"}
+    async with session.post(url, json={**say(prompt), "stream": True}, headers=headers) as response:
+        lines = [line for line in (await response.text()).splitlines() if line]
     assert all(line.startswith("data: ") for line in lines)
     assert lines[-1] == "data: [DONE]"
     texts = [json.loads(line[6:])["choices"][0]["delta"].get("content", "") for line in lines[:-1]]
-    assert "".join(texts) == ODD["line separators"][1]
+    assert "".join(texts) == UNUSUAL["line separators"][1]
 
 
-@pytest.mark.parametrize("wanted", [None, "b64_json", "url"])
-async def test_a_large_picture_in_a_stream_is_a_link_unless_its_bytes_are_asked_for_three_ways(
-    wanted: str | None, wires: Mapping[str, Any], keys: Keys
+@pytest.mark.parametrize("response_format", [None, "b64_json", "url"])
+async def test_a_large_image_in_a_stream_is_a_link_unless_base64_is_requested_over_all_front_ends(
+    response_format: str | None, clients: Mapping[str, Any], keys: Keys
 ) -> None:
     body = {"model": "flux-1-pro", "prompt": "A kite", "width": 2048, "height": 2048}
-    ask = TaskRequest({**body, **({"response_format": wanted} if wanted else {})}, keys.test, stream=True)
-    outcomes = await ask_all(wires, ask)
+    ask = TaskRequest(
+        {**body, **({"response_format": response_format} if response_format else {})}, keys.test, stream=True
+    )
+    outcomes = await ask_all(clients, ask)
     assert_same(outcomes, ask)
     for outcome in outcomes.values():
-        size = int(outcome.output["inline" if wanted == "b64_json" else "linked"].split()[0])
+        size = int(outcome.output["inline" if response_format == "b64_json" else "linked"].split()[0])
         assert size > 48 * 1024
         assert ("inline" in outcome.output, "linked" in outcome.output) == (
-            wanted == "b64_json",
-            wanted != "b64_json",
+            response_format == "b64_json",
+            response_format != "b64_json",
         )

@@ -1,4 +1,4 @@
-"""What a call says of itself, whatever its headers are."""
+"""A call is read from any headers."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from pomelo.call import DEFAULT_TIMEOUT, Call, Principal
 
 
 def call(timeout: float | None = None, **headers: str) -> Call:
-    """A call at second 1,000; `a_b` stands for the header a-b."""
-    given = {name.replace("_", "-"): value for name, value in headers.items()}
-    return Call.from_headers(given.get, wire="rest", timeout=timeout, clock=lambda: 1000.0)
+    """Returns a call at second 1,000; the keyword `a_b` is the header a-b."""
+    by_name = {name.replace("_", "-"): value for name, value in headers.items()}
+    return Call.from_headers(by_name.get, protocol="rest", timeout=timeout, clock=lambda: 1000.0)
 
 
 @pytest.mark.parametrize(
-    ("given", "secret"),
+    ("header", "api_key"),
     [
         ("Bearer abc", "abc"),
         ("bearer abc", "abc"),
@@ -30,18 +30,18 @@ def call(timeout: float | None = None, **headers: str) -> Call:
         ("", None),
     ],
 )
-def test_the_scheme_of_a_key_is_read_in_any_case(given: str, secret: str | None) -> None:
-    assert call(authorization=given).api_key == secret
+def test_the_scheme_of_a_key_is_read_in_any_case(header: str, api_key: str | None) -> None:
+    assert call(authorization=header).api_key == api_key
 
 
-@pytest.mark.parametrize("given", ["0", "-1", "nan", "inf", "soon", ""])
-def test_a_strange_timeout_is_a_fault_that_is_kept_for_later(given: str) -> None:
-    fault = call(x_request_timeout=given).header_error
-    assert fault is not None
-    assert fault.code == "invalid_parameter"
+@pytest.mark.parametrize("header", ["0", "-1", "nan", "inf", "soon", ""])
+def test_an_invalid_timeout_is_stored_as_the_header_error(header: str) -> None:
+    error = call(x_request_timeout=header).header_error
+    assert error is not None
+    assert error.code == "invalid_parameter"
 
 
-def test_a_deadline_is_the_callers_up_to_the_most() -> None:
+def test_a_deadline_is_the_caller_s_up_to_the_maximum() -> None:
     assert call().deadline == 1000 + DEFAULT_TIMEOUT
     assert call(x_request_timeout="2.5").deadline == 1002.5
     assert call(x_request_timeout="99999").deadline == 1000 + DEFAULT_TIMEOUT
@@ -94,32 +94,32 @@ def test_an_owner_is_an_account_in_one_of_its_modes() -> None:
 
 
 @given(st.text(max_size=200))
-def test_a_request_id_comes_back_or_is_replaced_by_one_that_can(text: str) -> None:
-    made = call(x_request_id=text)
-    assert made.response_headers["X-Request-Id"] == made.request_id
-    assert made.request_id.isascii()
-    assert made.request_id.isprintable()
-    assert 0 < len(made.request_id) <= 128
-    assert made.request_id == text or made.request_id.startswith("req_")
+def test_a_request_id_is_returned_or_replaced_by_a_valid_one(text: str) -> None:
+    parsed = call(x_request_id=text)
+    assert parsed.response_headers["X-Request-Id"] == parsed.request_id
+    assert parsed.request_id.isascii()
+    assert parsed.request_id.isprintable()
+    assert 0 < len(parsed.request_id) <= 128
+    assert parsed.request_id == text or parsed.request_id.startswith("req_")
 
 
 @pytest.mark.parametrize(
     "name", ["Idempotency-Key", "X-Request-Id", "X-Request-Timeout", "traceparent", "Prefer", "Accept"]
 )
-def test_a_header_that_is_given_twice_is_a_fault_that_names_it(name: str) -> None:
+def test_a_repeated_header_is_an_error_that_names_it(name: str) -> None:
     names = ["authorization", name.lower(), "cookie", "cookie", name.upper()]
-    made = Call.from_headers({"authorization": "Bearer k"}.get, wire="grpc", names=names)
-    assert made.header_error is not None
-    assert (made.header_error.code, made.header_error.field) == ("invalid_parameter", name)
-    assert made.api_key == "k"
-    assert not Call.from_headers({}.get, wire="grpc", names=names[:-1]).header_error
+    parsed = Call.from_headers({"authorization": "Bearer k"}.get, protocol="grpc", names=names)
+    assert parsed.header_error is not None
+    assert (parsed.header_error.code, parsed.header_error.field) == ("invalid_parameter", name)
+    assert parsed.api_key == "k"
+    assert not Call.from_headers({}.get, protocol="grpc", names=names[:-1]).header_error
 
 
 def test_a_repeated_authorization_header_is_no_key() -> None:
-    given = {"authorization": "Bearer k"}
-    made = Call.from_headers(given.get, wire="grpc", names=["Authorization", "authorization"])
-    assert (made.api_key, made.header_error) == (None, None)
-    assert "twice" in made.key_error
+    headers = {"authorization": "Bearer k"}
+    parsed = Call.from_headers(headers.get, protocol="grpc", names=["Authorization", "authorization"])
+    assert (parsed.api_key, parsed.header_error) == (None, None)
+    assert "twice" in parsed.key_error
 
 
 @pytest.mark.parametrize(
@@ -162,13 +162,13 @@ def test_strict_handling_is_read_from_a_list_of_preferences(prefer: str) -> None
         'handling=""',
     ],
 )
-def test_anything_else_is_lenient(prefer: str) -> None:
-    made = call(prefer=prefer)
-    assert (made.strict, made.header_error) == (False, None)
+def test_other_preferences_are_not_strict(prefer: str) -> None:
+    parsed = call(prefer=prefer)
+    assert (parsed.strict, parsed.header_error) == (False, None)
 
 
 @given(st.text(st.sampled_from('handling=strict",;\\ \t'), max_size=60))
-def test_no_preference_is_a_fault(prefer: str) -> None:
+def test_no_preference_is_an_error(prefer: str) -> None:
     assert call(prefer=prefer).header_error is None
 
 
@@ -176,7 +176,7 @@ def test_no_preference_is_a_fault(prefer: str) -> None:
     "prefer",
     ["handling=" + " " * 30_000 + "x y", "handling" + " " * 30_000 + "?", '"' * 30_000, "a\\" * 15_000],
 )
-def test_a_hostile_preference_is_read_in_linear_time(prefer: str) -> None:
+def test_a_malicious_preference_is_read_in_linear_time(prefer: str) -> None:
     began = time.process_time()
     assert not call(prefer=prefer).strict
     assert time.process_time() - began < 0.1

@@ -1,4 +1,4 @@
-"""The table of errors is what was promised, row by row, and both wires tell the same of it."""
+"""The table of errors matches the published contract, row by row, and both protocols report it equally."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pomelo.gen.v1.error_reason_pb2 import ErrorReason
 
 ROOT = Path(__file__).parents[2]
 
-PROMISED = """
+CONTRACT = """
 invalid_api_key             401 UNAUTHENTICATED     authentication_error
 model_not_allowed           403 PERMISSION_DENIED   permission_error
 invalid_body                400 INVALID_ARGUMENT    invalid_request_error
@@ -43,36 +43,36 @@ server_unavailable          503 UNAVAILABLE         api_error
 """
 
 
-@pytest.mark.parametrize("line", PROMISED.split("\n")[1:-1])
-def test_a_row_is_what_was_promised(line: str) -> None:
-    code, http, status, kind = line.split()
+@pytest.mark.parametrize("line", CONTRACT.split("\n")[1:-1])
+def test_a_row_matches_the_contract(line: str) -> None:
+    code, http, status, error_type = line.split()
     row = TABLE[code]
-    assert (row.http, row.status, row.type) == (int(http), status, kind)
+    assert (row.http, row.status, row.type) == (int(http), status, error_type)
     assert row.message
 
 
-def test_the_table_the_promise_and_the_contract_have_the_same_rows() -> None:
-    assert set(TABLE) == {line.split()[0] for line in PROMISED.split("\n")[1:-1]}
+def test_the_table_the_contract_and_the_enum_have_the_same_rows() -> None:
+    assert set(TABLE) == {line.split()[0] for line in CONTRACT.split("\n")[1:-1]}
     assert sorted(REASONS.values()) == sorted(set(ErrorReason.values()) - {0})
 
 
-def test_a_retry_is_proposed_with_409_429_and_503_alone() -> None:
+def test_a_retry_is_proposed_only_with_409_429_and_503() -> None:
     for row in TABLE.values():
         assert (row.retry_after is not None) == (row.http in (409, 429, 503)), row.code
 
 
-def test_the_reference_tells_the_same_of_every_error_that_can_happen() -> None:
+def test_the_reference_documents_every_error() -> None:
     page = (ROOT / "docs/rest-api.md").read_text()
-    told = re.findall(r"^\| ([a-z_, ]+) \| ([0-9, ]+) \| ([a-z_]+) \|", page, re.MULTILINE)
-    assert len(told) > 15
-    for codes, numbers, kind in told:
-        wanted = [int(n) for n in numbers.split(", ")]
+    rows = re.findall(r"^\| ([a-z_, ]+) \| ([0-9, ]+) \| ([a-z_]+) \|", page, re.MULTILINE)
+    assert len(rows) > 15
+    for codes, numbers, error_type in rows:
+        statuses = [int(n) for n in numbers.split(", ")]
         for code in codes.split(", "):
-            assert TABLE[code].http in wanted
-            assert TABLE[code].type == kind
+            assert TABLE[code].http in statuses
+            assert TABLE[code].type == error_type
 
 
-def test_an_error_has_its_rows_words_unless_it_brings_its_own() -> None:
+def test_an_error_has_the_default_message_unless_it_sets_one() -> None:
     assert PomeloError("insufficient_credits").message == "Insufficient credits for this operation"
     error = PomeloError("provider_unavailable", "Busy", retry_after=9)
     assert (str(error), error.message, error.retry_after) == ("Busy", "Busy", 9)

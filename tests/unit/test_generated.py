@@ -1,4 +1,4 @@
-"""The committed generated code is what the protobuf files give."""
+"""The committed generated code matches the protobuf files."""
 
 from __future__ import annotations
 
@@ -16,6 +16,6 @@ def test_the_generated_code_is_up_to_date(tmp_path: Path) -> None:
     spec.loader.exec_module(module)
     target = tmp_path / "v1"
     module.generate(target)
-    fresh = {path.name: path.read_text() for path in target.iterdir()}
-    kept = {path.name: path.read_text() for path in (ROOT / "pomelo/gen/v1").iterdir() if path.is_file()}
-    assert fresh == kept, "run make gen"
+    generated = {path.name: path.read_text() for path in target.iterdir()}
+    committed = {path.name: path.read_text() for path in (ROOT / "pomelo/gen/v1").iterdir() if path.is_file()}
+    assert generated == committed, "run make gen"

@@ -1,4 +1,4 @@
-"""Calls and buffered bytes are bounded, of each owner and of all together."""
+"""Calls and buffered bytes are limited per owner and in total."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def refused(work: object, *args: object) -> str:
     return caught.value.code
 
 
-def test_an_owner_has_its_share_of_calls_and_leaves_the_rest_to_others() -> None:
+def test_an_owner_can_not_use_the_calls_of_others() -> None:
     flight = InFlight(SMALL)
     mine = [flight.enter("a") for _ in range(3)]
     assert refused(flight.enter, "a") == "overloaded"
@@ -32,7 +32,7 @@ def test_an_owner_has_its_share_of_calls_and_leaves_the_rest_to_others() -> None
         ticket.close()
 
 
-def test_nothing_is_kept_of_an_owner_without_calls() -> None:
+def test_no_state_is_kept_of_an_owner_without_calls() -> None:
     flight = InFlight(SMALL)
     for number in range(1000):
         ticket = flight.enter(f"owner {number}")
@@ -41,7 +41,7 @@ def test_nothing_is_kept_of_an_owner_without_calls() -> None:
     assert (flight.calls, flight.bytes, flight._owners) == (0, 0, {})
 
 
-def test_a_plan_with_a_limit_has_a_few_times_as_many_calls_in_flight() -> None:
+def test_a_plan_s_concurrency_limit_bounds_its_calls_in_flight() -> None:
     flight = InFlight(InFlightLimits())
     tickets = [flight.enter("small", 2) for _ in range(64)]
     assert refused(flight.enter, "small", 2) == "concurrency_limit_exceeded"
@@ -51,14 +51,14 @@ def test_a_plan_with_a_limit_has_a_few_times_as_many_calls_in_flight() -> None:
     assert refused(flight.enter, "none") == "overloaded"
 
 
-def test_a_small_server_is_not_given_to_one_plan() -> None:
+def test_one_plan_can_not_use_all_calls_of_a_small_server() -> None:
     flight = InFlight(SMALL)
     for _ in range(3):
         flight.enter("a", 2)
     assert refused(flight.enter, "a", 2) == "concurrency_limit_exceeded"
 
 
-def test_a_call_that_ends_twice_counts_once() -> None:
+def test_a_call_that_is_closed_twice_counts_once() -> None:
     flight = InFlight(SMALL)
     first, second = flight.enter("a"), flight.enter("a")
     first.reserve(10)
@@ -78,7 +78,7 @@ def test_a_refused_reservation_counts_nothing() -> None:
     ticket.reserve(60)
 
 
-def test_buffered_bytes_are_bounded_and_given_back() -> None:
+def test_buffered_bytes_are_limited_and_released() -> None:
     flight = InFlight(SMALL)
     first, second, other = flight.enter("a"), flight.enter("a"), flight.enter("b")
     first.reserve(60)
@@ -97,42 +97,42 @@ async def settle() -> None:
         await asyncio.sleep(0)
 
 
-async def test_turns_come_in_the_order_of_arrival_and_each_owner_has_its_own() -> None:
-    turns = FairSemaphore(2)
+async def test_slots_are_granted_in_order_and_separately_to_each_owner() -> None:
+    semaphore = FairSemaphore(2)
     order: list[int] = []
 
     async def wait(number: int) -> None:
-        await turns.enter("a")
+        await semaphore.acquire("a")
         order.append(number)
 
     waiting = [asyncio.ensure_future(wait(number)) for number in range(5)]
     await settle()
     assert order == [0, 1]
-    assert turns.full("a")
-    assert not turns.full("b")
-    await turns.enter("b")
-    turns.leave("b")
+    assert semaphore.full("a")
+    assert not semaphore.full("b")
+    await semaphore.acquire("b")
+    semaphore.release("b")
     for number in range(2, 5):
-        turns.leave("a")
+        semaphore.release("a")
         await settle()
         assert order[-1] == number
     await asyncio.gather(*waiting)
-    turns.leave("a")
-    turns.leave("a")
-    assert turns._owners == {}
+    semaphore.release("a")
+    semaphore.release("a")
+    assert semaphore._owners == {}
 
 
-async def test_a_cancelled_waiter_holds_up_no_other() -> None:
-    turns = FairSemaphore(1)
-    await turns.enter("a")
-    waiting = [asyncio.ensure_future(turns.enter("a")) for _ in range(3)]
+async def test_a_cancelled_waiter_blocks_no_other() -> None:
+    semaphore = FairSemaphore(1)
+    await semaphore.acquire("a")
+    waiting = [asyncio.ensure_future(semaphore.acquire("a")) for _ in range(3)]
     await settle()
     waiting[0].cancel()
     await settle()
-    turns.leave("a")
-    waiting[1].cancel()  # its turn came at this moment
+    semaphore.release("a")
+    waiting[1].cancel()  # its slot was granted in this iteration
     await settle()
     assert [future.cancelled() for future in waiting[:2]] == [True, True]
     await waiting[2]
-    turns.leave("a")
-    assert turns._owners == {}
+    semaphore.release("a")
+    assert semaphore._owners == {}

@@ -1,4 +1,4 @@
-"""Pomelo starts light: importing it and asking for help cost little."""
+"""Importing Pomelo and printing its help are fast, and an idle server uses little memory."""
 
 from __future__ import annotations
 
@@ -13,12 +13,13 @@ import pytest
 
 from tests.serving import serve
 
-IMPORT_MOST = 0.1
-HELP_MOST = 0.3
+MAX_IMPORT_SECONDS = 0.1
+MAX_HELP_SECONDS = 0.3
 
 
 def seconds(*command: str) -> float:
-    """CPU seconds of a command: the least of five runs, so that a busy machine fails nobody."""
+    """Returns the CPU seconds of a command: the minimum of five runs, so that a busy machine makes no test
+    fail."""
 
     def once() -> float:
         before = resource.getrusage(resource.RUSAGE_CHILDREN)
@@ -30,17 +31,17 @@ def seconds(*command: str) -> float:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "most"),
-    [(["-c", "import pomelo"], IMPORT_MOST), (["-m", "pomelo.cli", "--help"], HELP_MOST)],
+    ("arguments", "limit"),
+    [(["-c", "import pomelo"], MAX_IMPORT_SECONDS), (["-m", "pomelo.cli", "--help"], MAX_HELP_SECONDS)],
     ids=["import pomelo", "pomelo --help"],
 )
-def test_it_starts_within(arguments: Sequence[str], most: float) -> None:
-    assert seconds(sys.executable, *arguments) < most
+def test_it_starts_within_the_limit(arguments: Sequence[str], limit: float) -> None:
+    assert seconds(sys.executable, *arguments) < limit
 
 
-IDLE_MOST = 90 * 1024 * 1024
+MAX_IDLE_BYTES = 90 * 1024 * 1024
 
 
-async def test_an_idle_server_is_small(tmp_path: Path) -> None:
+async def test_an_idle_server_uses_little_memory(tmp_path: Path) -> None:
     async with serve(tmp_path) as served:
-        assert psutil.Process(served.pid).memory_info().rss < IDLE_MOST
+        assert psutil.Process(served.pid).memory_info().rss < MAX_IDLE_BYTES

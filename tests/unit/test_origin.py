@@ -1,4 +1,4 @@
-"""The origin of a gRPC call: the metadata of a gateway counts only with its proof."""
+"""The origin of a gRPC call: a gateway's metadata is accepted only with its proof."""
 
 from __future__ import annotations
 
@@ -6,28 +6,32 @@ import logging
 
 import pytest
 
-from pomelo.origin import ADDRESS_KEY, PROOF_KEY, WIRE_KEY, GatewayProof, Origin, peer_address
+from pomelo.origin import ADDRESS_KEY, PROOF_KEY, PROTOCOL_KEY, GatewayProof, Origin, peer_address
 
 PEER = "ipv4:192.0.2.7:5000"
 OURS = GatewayProof(b"k" * 32)
 BEARER = "Bearer pml_test_x"
 
 
-def sent(wire: str = "rest", address: str = "203.0.113.9", key: str = BEARER) -> dict[str, str]:
-    """The metadata of a call through a gateway."""
-    return {**dict(OURS.metadata(wire, address, key)), **({"authorization": key} if key else {})}
+def gateway_metadata(
+    protocol: str = "rest", address: str = "203.0.113.9", key: str = BEARER
+) -> dict[str, str]:
+    """Returns the metadata of a call that a gateway forwards."""
+    return {**dict(OURS.metadata(protocol, address, key)), **({"authorization": key} if key else {})}
 
 
-def test_a_proven_gateway_speaks_for_its_caller() -> None:
-    for wire in ("rest", "grpc"):
+def test_the_metadata_of_a_proven_gateway_is_accepted() -> None:
+    for protocol in ("rest", "grpc"):
         for address in ("203.0.113.9", "2001:db8::1", "fe80::1%eth0", ""):
             for key in (BEARER, ""):
-                assert OURS.origin(sent(wire, address, key), PEER) == Origin(True, True, wire, address)
+                assert OURS.origin(gateway_metadata(protocol, address, key), PEER) == Origin(
+                    True, True, protocol, address
+                )
 
 
-def test_a_caller_is_no_gateway() -> None:
+def test_a_caller_is_not_a_gateway() -> None:
     assert OURS.origin({"authorization": BEARER}, PEER) == Origin(False, False, "grpc", "192.0.2.7")
-    alone = {PROOF_KEY: sent()[PROOF_KEY], ADDRESS_KEY: "203.0.113.9"}
+    alone = {PROOF_KEY: gateway_metadata()[PROOF_KEY], ADDRESS_KEY: "203.0.113.9"}
     assert OURS.origin(alone, PEER) == Origin(False, False, "grpc", "192.0.2.7")
 
 
@@ -38,27 +42,27 @@ def test_a_caller_is_no_gateway() -> None:
         {PROOF_KEY: ""},
         {PROOF_KEY: "é"},
         {ADDRESS_KEY: "198.51.100.1"},
-        {WIRE_KEY: "grpc"},
-        {WIRE_KEY: "rest\n203"},
+        {PROTOCOL_KEY: "grpc"},
+        {PROTOCOL_KEY: "rest\n203"},
         {"authorization": "Bearer another"},
     ],
 )
 def test_metadata_that_differs_from_its_proof_is_not_trusted(change: dict[str, str]) -> None:
-    assert OURS.origin(sent() | change, PEER) == Origin(True, False, "grpc", "192.0.2.7")
+    assert OURS.origin(gateway_metadata() | change, PEER) == Origin(True, False, "grpc", "192.0.2.7")
 
 
 @pytest.mark.parametrize("missing", [PROOF_KEY, ADDRESS_KEY, "authorization"])
 def test_metadata_with_a_missing_entry_is_not_trusted(missing: str) -> None:
-    left = {name: value for name, value in sent().items() if name != missing}
-    assert OURS.origin(left, PEER) == Origin(True, False, "grpc", "192.0.2.7")
+    incomplete = {name: value for name, value in gateway_metadata().items() if name != missing}
+    assert OURS.origin(incomplete, PEER) == Origin(True, False, "grpc", "192.0.2.7")
 
 
-def test_another_secret_proves_nothing_and_is_logged_without_the_key(
+def test_a_proof_with_another_secret_is_refused_and_logged_without_the_key(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     for server in (GatewayProof(b"x" * 32), GatewayProof()):
         caplog.clear()
-        assert server.origin(sent(), PEER) == Origin(True, False, "grpc", "192.0.2.7")
+        assert server.origin(gateway_metadata(), PEER) == Origin(True, False, "grpc", "192.0.2.7")
         (record,) = caplog.records
         assert (record.name, record.levelno) == ("pomelo.server", logging.WARNING)
         assert "POMELO_SECRET" in record.getMessage()
@@ -70,7 +74,7 @@ def test_a_gateway_without_the_secret_claims_no_address_and_is_not_logged(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     metadata = GatewayProof().metadata("rest", "203.0.113.9", BEARER)
-    assert metadata == [(WIRE_KEY, "rest")]
+    assert metadata == [(PROTOCOL_KEY, "rest")]
     assert OURS.origin(dict(metadata), PEER) == Origin(True, False, "grpc", "192.0.2.7")
     assert not caplog.records
 

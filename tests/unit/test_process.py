@@ -1,4 +1,4 @@
-"""Periodic work: no exception ends it, and cancellation does."""
+"""Periodic work: no exception ends it, but cancellation does."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ ERRORS = [PomeloError("store_unavailable"), RuntimeError("secret"), OSError(), a
 
 @pytest.mark.parametrize("error", ERRORS, ids=lambda error: type(error).__name__)
 @pytest.mark.parametrize("immediately", [False, True])
-async def test_nothing_that_it_raises_ends_it(
+async def test_no_exception_ends_periodic_work(
     error: BaseException, immediately: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
     rounds = asyncio.Semaphore(0)
@@ -37,16 +37,16 @@ async def test_nothing_that_it_raises_ends_it(
         task.cancel()
         await asyncio.wait({task})
     assert task.cancelled()
-    told = [one.getMessage() for one in caplog.records]
+    messages = [one.getMessage() for one in caplog.records]
     if isinstance(error, PomeloError):
-        assert told == [], "it was logged where it was met"
+        assert messages == [], "it was logged when it was raised"
     else:
-        assert len(told) == 1, "once, however often it happened"
-        assert told[0].startswith("It failed\n")
-        assert "secret" not in told[0]
+        assert len(messages) == 1, "once, however often it happened"
+        assert messages[0].startswith("It failed\n")
+        assert "secret" not in messages[0]
 
 
-async def test_being_cancelled_in_the_middle_of_its_work_ends_it() -> None:
+async def test_cancellation_ends_periodic_work() -> None:
     begun = asyncio.Event()
 
     async def work() -> None:
@@ -62,15 +62,15 @@ async def test_being_cancelled_in_the_middle_of_its_work_ends_it() -> None:
     assert task.cancelled()
 
 
-def test_a_failure_is_logged_once_a_minute_for_each_place_that_it_came_from(
+def test_an_error_is_logged_once_a_minute_per_line_of_code(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     now = [0.0]
     unforeseen = UnexpectedErrors(log, clock=lambda: now[0])
 
-    def fail(kind: type[Exception]) -> None:
+    def fail(error_type: type[Exception]) -> None:
         try:
-            raise kind
+            raise error_type
         except Exception as error:
             unforeseen.log("It failed", error)
 

@@ -1,4 +1,4 @@
-"""Errors over gRPC: what is raised at one end is what arrives at the other."""
+"""Errors over gRPC arrive as they were raised."""
 
 from __future__ import annotations
 
@@ -11,45 +11,53 @@ from google.rpc import code_pb2, error_details_pb2, status_pb2
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.described_headers import HEADERS
+from gateway.openapi.schema import RESPONSE_HEADERS
 from pomelo.errors import TABLE, PomeloError
-from pomelo.status import DETAILS_KEY, HEADER_NAMES, from_rpc_error, retry, status_code, to_status, trailing
+from pomelo.status import (
+    DETAILS_KEY,
+    HEADER_NAMES,
+    details_metadata,
+    from_rpc_error,
+    retry_metadata,
+    status_code,
+    to_status,
+)
 
 CODES = sorted(TABLE)
 NO_METADATA = grpc.aio.Metadata()
 
 
 def travel(error: PomeloError) -> PomeloError:
-    """The error as a client makes it of what a server sends."""
+    """Returns the error that a client reads from a server's response."""
     status = to_status(error)
-    metadata = grpc.aio.Metadata(*trailing(status))
+    metadata = grpc.aio.Metadata(*details_metadata(status))
     return from_rpc_error(
         grpc.aio.AioRpcError(status_code(error), NO_METADATA, metadata, details=status.message)
     )
 
 
-def plain(code: grpc.StatusCode, details: str = "") -> PomeloError:
-    """The error as a client makes it of a status without details."""
+def from_code(code: grpc.StatusCode, details: str = "") -> PomeloError:
+    """Returns the error that a client reads from a status without details."""
     return from_rpc_error(grpc.aio.AioRpcError(code, NO_METADATA, NO_METADATA, details=details))
 
 
 def parts(error: PomeloError) -> tuple[str, str, str | None, int | None]:
-    """Everything that an error is."""
+    """Returns all attributes of an error."""
     return error.code, error.message, error.field, error.retry_after
 
 
-def details(error: PomeloError) -> dict[str, Message]:
-    """The details of an error's rich status, by their names."""
-    found = {}
+def details_of(error: PomeloError) -> dict[str, Message]:
+    """Returns the details of an error's status, by their type names."""
+    details = {}
     for packed in to_status(error).details:
         detail = getattr(error_details_pb2, packed.TypeName().rpartition(".")[2])()
         assert packed.Unpack(detail)
-        found[type(detail).__name__] = detail
-    return found
+        details[type(detail).__name__] = detail
+    return details
 
 
 @pytest.mark.parametrize("code", CODES)
-def test_every_error_of_the_table_arrives_as_it_was_raised(code: str) -> None:
+def test_every_error_arrives_as_it_was_raised(code: str) -> None:
     for error in (
         PomeloError(code),
         PomeloError(code, "Another message: ünïcödé 🦊", field="voice_settings.speed"),
@@ -60,55 +68,57 @@ def test_every_error_of_the_table_arrives_as_it_was_raised(code: str) -> None:
 
 
 @pytest.mark.parametrize("code", CODES)
-def test_every_error_bears_the_status_and_the_reason_of_the_contract(code: str) -> None:
+def test_every_error_has_the_status_and_the_reason_of_the_contract(code: str) -> None:
     row = TABLE[code]
     error = PomeloError(code, field="model")
     status = to_status(error)
     assert status.code == code_pb2.Code.Value(row.status) == status_code(error).value[0]
     assert status.message == row.message
-    found = details(error)
-    info = found["ErrorInfo"]
+    details = details_of(error)
+    info = details["ErrorInfo"]
     assert (info.reason, info.domain, dict(info.metadata)) == (code.upper(), "pomelo", {"field": "model"})
-    assert ("RetryInfo" in found) == (row.retry_after is not None)
+    assert ("RetryInfo" in details) == (row.retry_after is not None)
     if row.retry_after is not None:
-        assert found["RetryInfo"].retry_delay.seconds == row.retry_after
-    assert ("BadRequest" in found) == (row.http < 500)
-    assert ("QuotaFailure" in found) == (row.http == 429)
+        assert details["RetryInfo"].retry_delay.seconds == row.retry_after
+    assert ("BadRequest" in details) == (row.http < 500)
+    assert ("QuotaFailure" in details) == (row.http == 429)
 
 
-def test_a_bad_field_is_named_in_a_bad_request() -> None:
+def test_an_invalid_field_is_named_in_bad_request() -> None:
     error = PomeloError("invalid_parameter", "Invalid temperature: must be a number", field="temperature")
-    (violation,) = details(error)["BadRequest"].field_violations
+    (violation,) = details_of(error)["BadRequest"].field_violations
     assert violation.field == "temperature"
     assert violation.description == error.message
     assert violation.reason == "INVALID_PARAMETER"
 
 
 def test_a_rate_limit_is_a_quota_failure_with_a_retry() -> None:
-    found = details(PomeloError("rate_limit_exceeded", "Rate limit exceeded. Reset at noon", retry_after=42))
-    (violation,) = found["QuotaFailure"].violations
+    details = details_of(
+        PomeloError("rate_limit_exceeded", "Rate limit exceeded. Reset at noon", retry_after=42)
+    )
+    (violation,) = details["QuotaFailure"].violations
     assert violation.description == "Rate limit exceeded. Reset at noon"
-    assert found["RetryInfo"].retry_delay.seconds == 42
+    assert details["RetryInfo"].retry_delay.seconds == 42
 
 
 def test_an_error_without_a_field_has_neither_a_bad_request_nor_metadata() -> None:
-    found = details(PomeloError("invalid_body"))
-    assert set(found) == {"ErrorInfo"}
-    assert not found["ErrorInfo"].metadata
+    details = details_of(PomeloError("invalid_body"))
+    assert set(details) == {"ErrorInfo"}
+    assert not details["ErrorInfo"].metadata
 
 
 @pytest.mark.parametrize("code", CODES)
 def test_a_retry_policy_receives_the_delay_or_that_a_retry_is_pointless(code: str) -> None:
-    row, told = TABLE[code], dict(retry(PomeloError(code, retry_after=None)))
+    row, metadata = TABLE[code], dict(retry_metadata(PomeloError(code, retry_after=None)))
     if code == "provider_not_configured":  # only the operator can change that
-        assert told == {"retry-after": "60", "grpc-retry-pushback-ms": "-1"}
+        assert metadata == {"retry-after": "60", "grpc-retry-pushback-ms": "-1"}
     elif row.http in (409, 429, 503):
-        assert told == {
+        assert metadata == {
             "retry-after": str(row.retry_after),
             "grpc-retry-pushback-ms": f"{row.retry_after}000",
         }
     else:
-        assert told == {"grpc-retry-pushback-ms": "-1"}
+        assert metadata == {"grpc-retry-pushback-ms": "-1"}
 
 
 @given(message=st.text(max_size=250), field=st.none() | st.text(max_size=30))
@@ -117,12 +127,12 @@ def test_any_message_and_field_arrive(message: str, field: str | None) -> None:
     assert parts(travel(error)) == parts(error)
 
 
-def test_half_a_character_is_replaced_and_the_rest_arrives() -> None:
+def test_a_lone_surrogate_is_replaced_and_the_rest_arrives() -> None:
     assert travel(PomeloError("invalid_parameter", "Unknown field: \ud800x")).message == "Unknown field: ?x"
 
 
 @pytest.mark.parametrize("letter", ["x", "é", "🦊"])
-def test_a_huge_message_is_cut_so_that_it_fits_into_metadata(letter: str) -> None:
+def test_a_long_message_is_truncated_to_fit_into_metadata(letter: str) -> None:
     error = PomeloError("rate_limit_exceeded", letter * 100_000, field=letter * 300, retry_after=1)
     arrived = travel(error)
     assert arrived.message.endswith(letter + "…")
@@ -150,7 +160,7 @@ def test_a_message_of_768_bytes_is_whole_and_a_longer_one_is_cut_to_them(letter:
         ("UNAVAILABLE", "Socket closed", "server_unavailable", None),
         ("CANCELLED", "Cancelled on the server side", "shutting_down", None),
         ("DEADLINE_EXCEEDED", "Deadline Exceeded", "deadline_exceeded", None),
-        ("UNIMPLEMENTED", "Method not found!", "not_found", None),
+        ("UNIMPLEMENTED", "Method not details!", "not_found", None),
         (
             "RESOURCE_EXHAUSTED",
             "SERVER: Received message larger than max (5 vs. 4)",
@@ -170,16 +180,16 @@ def test_a_message_of_768_bytes_is_whole_and_a_longer_one_is_cut_to_them(letter:
         ("UNAUTHENTICATED", "a proxy's words", "internal_error", None),
     ],
 )
-def test_a_status_that_is_not_ours_becomes_the_nearest_error_and_its_words_stay_inside(
+def test_a_foreign_status_becomes_the_nearest_error_without_its_text(
     status: str, words: str, code: str, message: str | None
 ) -> None:
-    error = plain(grpc.StatusCode[status], words)
+    error = from_code(grpc.StatusCode[status], words)
     assert error.code == code
     assert error.message == (message or TABLE[code].message)
     assert words not in error.message
 
 
-def test_details_of_another_domain_or_an_unknown_reason_are_not_ours() -> None:
+def test_details_of_another_domain_or_an_unknown_reason_are_ignored() -> None:
     for domain, reason in (
         ("googleapis.com", "RATE_LIMIT_EXCEEDED"),
         ("pomelo", "A_NEWER_REASON"),
@@ -200,12 +210,12 @@ def test_damaged_details_are_ignored(damaged: bytes) -> None:
     assert error.message
 
 
-def test_every_header_of_an_answer_travels() -> None:
-    names = {name for name in HEADERS if name != "Retry-After"}  # which the details of the status have
+def test_every_response_header_is_sent() -> None:
+    names = {name for name in RESPONSE_HEADERS if name != "Retry-After"}  # it is in the details of the status
     assert set(HEADER_NAMES.values()) == names
 
 
-def test_the_header_names_are_those_of_the_documentation() -> None:
+def test_header_names_are_those_of_the_documentation() -> None:
     for lower, name in HEADER_NAMES.items():
         assert lower == name.lower()
         assert re.fullmatch(r"[A-Z][a-z]*(-[A-Z][A-Za-z]+)*", name)

@@ -9,10 +9,10 @@ from contextlib import asynccontextmanager
 
 import pytest
 
-from pomelo.turns import BUDGET, BUDGET_MOST, QUANTUM, Turns, in_turns
+from pomelo.turns import BUDGET, MAX_BUDGET, QUANTUM, Turns, in_turns
 
-PIECE = 0.00002
-"""Seconds that a piece takes by default."""
+CHUNK = 0.00002
+"""Default seconds of work per chunk."""
 
 
 class Loop:
@@ -24,9 +24,9 @@ class Loop:
     def __init__(self, busy: float) -> None:
         self.now = 0.0
         self.iteration = 0
-        self.took: Counter[int] = Counter()
+        self.busy_time: Counter[int] = Counter()
         self.pieces: Counter[str] = Counter()
-        """By stream."""
+        """Number of chunks by stream."""
         self.order: list[str] = []
         self._busy = busy
         self._over = False
@@ -43,20 +43,21 @@ class Loop:
         self._over = True
 
     def work(self, name: str, seconds: float) -> None:
-        """Records that a stream made a piece."""
+        """Records that a stream produced a chunk."""
         self.now += seconds
-        self.took[self.iteration] += round(seconds * 1e9)
+        self.busy_time[self.iteration] += round(seconds * 1e9)
         self.pieces[name] += 1
         self.order.append(name)
 
     def longest(self, but: int = 0) -> float:
-        """The most seconds of streams' work in one iteration, without the first `but` with work."""
-        return max([took for _, took in sorted(self.took.items())[but:]], default=0) / 1e9
+        """Returns the maximum seconds of streams' work in one iteration, without the first `but` with
+        work."""
+        return max([busy for _, busy in sorted(self.busy_time.items())[but:]], default=0) / 1e9
 
 
 @asynccontextmanager
 async def running(busy: float = 0.0) -> AsyncIterator[tuple[Loop, Turns]]:
-    """A recorded loop, and its turns."""
+    """Yields a recorded loop and its turns."""
     loop = Loop(busy)
     loop.start()
     try:
@@ -69,18 +70,18 @@ async def stream(
     loop: Loop,
     turns: Turns,
     name: str,
-    pieces: int,
-    piece: float = PIECE,
+    chunks: int,
+    chunk: float = CHUNK,
     between: Callable[[], Awaitable[object]] | None = None,
 ) -> None:
-    """A stream whose data is ready, unless it waits `between` two pieces."""
+    """Runs a stream whose data is ready, unless it waits `between` two chunks."""
     turn = turns.stream()
-    for number in range(pieces):
+    for number in range(chunks):
         if between is not None and number:
             await between()
         if turn.over():
             await turn.next()
-        loop.work(name, piece)
+        loop.work(name, chunk)
 
 
 async def iterations(count: int) -> None:
@@ -90,36 +91,34 @@ async def iterations(count: int) -> None:
 
 
 @pytest.mark.parametrize("count", [2, 20, 500])
-@pytest.mark.parametrize("piece", [PIECE, QUANTUM / 2, BUDGET])
-async def test_streams_together_take_no_longer_than_the_budget_in_each_iteration(
-    count: int, piece: float
-) -> None:
+@pytest.mark.parametrize("chunk", [CHUNK, QUANTUM / 2, BUDGET])
+async def test_all_streams_together_stay_within_the_budget_of_an_iteration(count: int, chunk: float) -> None:
     async with running() as (loop, turns):
-        await asyncio.gather(*[stream(loop, turns, str(n), 20, piece) for n in range(count)])
-        # In the first iteration no stream waits for its first piece; the next has a larger budget.
-        assert loop.longest(but=2) <= BUDGET + 2 * piece
-        assert loop.iteration <= 4 + count * 20 * max(piece, QUANTUM) / BUDGET * 2
+        await asyncio.gather(*[stream(loop, turns, str(n), 20, chunk) for n in range(count)])
+        # In the first iteration no stream waits for its first chunk; the next has a larger budget.
+        assert loop.longest(but=2) <= BUDGET + 2 * chunk
+        assert loop.iteration <= 4 + count * 20 * max(chunk, QUANTUM) / BUDGET * 2
 
 
-async def test_streams_that_never_end_share_alike() -> None:
+async def test_endless_streams_get_equal_shares() -> None:
     async with running() as (loop, turns):
         tasks = [asyncio.create_task(stream(loop, turns, str(n), 10**9)) for n in range(50)]
-        await iterations(10)  # the first streams made more pieces
+        await iterations(10)  # the first streams produced more chunks
         loop.pieces.clear()
         await iterations(500)
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        least, most = min(loop.pieces.values()), max(loop.pieces.values())
+        minimum, maximum = min(loop.pieces.values()), max(loop.pieces.values())
         assert len(loop.pieces) == 50
-        assert most - least <= 2 * QUANTUM / PIECE
+        assert maximum - minimum <= 2 * QUANTUM / CHUNK
 
 
-async def test_a_stream_that_is_alone_has_the_loop_but_for_a_moment_each_budget() -> None:
+async def test_a_single_stream_pauses_only_once_per_budget() -> None:
     async with running() as (loop, turns):
         await stream(loop, turns, "alone", 10_000)
-        assert loop.longest() <= BUDGET + 2 * PIECE
-        assert loop.iteration <= 2.5 * 10_000 * PIECE / BUDGET
+        assert loop.longest() <= BUDGET + 2 * CHUNK
+        assert loop.iteration <= 2.5 * 10_000 * CHUNK / BUDGET
 
 
 async def test_a_stream_that_waits_for_its_source_never_waits_for_a_turn() -> None:
@@ -142,14 +141,14 @@ async def test_a_paced_stream_passes_those_that_use_up_their_turns() -> None:
         await iterations(100)
         began = loop.iteration
         await stream(loop, turns, "paced", 20, between=lambda: iterations(5))
-        took = loop.iteration - began
+        elapsed = loop.iteration - began
         for task in others:
             task.cancel()
         await asyncio.gather(*others, return_exceptions=True)
-        assert took <= 20 * (5 + 5)
+        assert elapsed <= 20 * (5 + 5)
 
 
-async def test_a_stream_that_uses_up_its_turns_is_not_starved_by_those_that_give_way() -> None:
+async def test_a_stream_that_uses_up_its_turns_is_not_starved_by_paced_ones() -> None:
     async with running() as (loop, turns):
         others = [
             asyncio.create_task(stream(loop, turns, str(n), 10**9, between=lambda: iterations(1)))
@@ -158,14 +157,14 @@ async def test_a_stream_that_uses_up_its_turns_is_not_starved_by_those_that_give
         await iterations(50)
         began = loop.iteration
         await stream(loop, turns, "hungry", 500)
-        took = loop.iteration - began
+        elapsed = loop.iteration - began
         for task in others:
             task.cancel()
         await asyncio.gather(*others, return_exceptions=True)
-        assert took <= 4 * 500 * PIECE / QUANTUM
+        assert elapsed <= 4 * 500 * CHUNK / QUANTUM
 
 
-async def test_streams_wait_in_the_order_in_which_they_came() -> None:
+async def test_streams_wait_first_come_first_served() -> None:
     async with running() as (loop, turns):
         await asyncio.gather(*[stream(loop, turns, str(n), 3, BUDGET) for n in range(10)])
         # The first stream continues while no other waits.
@@ -173,16 +172,16 @@ async def test_streams_wait_in_the_order_in_which_they_came() -> None:
         assert loop.order == ["0", "0", *others, "0", *others, *others]
 
 
-@pytest.mark.parametrize("busy", [BUDGET * 2, BUDGET * 4, BUDGET_MOST * 10])
-async def test_where_all_else_takes_long_streams_get_as_much_up_to_a_limit(busy: float) -> None:
+@pytest.mark.parametrize("busy", [BUDGET * 2, BUDGET * 4, MAX_BUDGET * 10])
+async def test_streams_get_as_much_time_as_other_work_up_to_a_limit(busy: float) -> None:
     async with running(busy) as (loop, turns):
         await asyncio.gather(*[stream(loop, turns, str(n), 100) for n in range(100)])
         longest = loop.longest(but=2)
-        assert longest <= min(busy, BUDGET_MOST) + BUDGET + 2 * PIECE
-        assert longest >= min(busy, BUDGET_MOST) / 2
+        assert longest <= min(busy, MAX_BUDGET) + BUDGET + 2 * CHUNK
+        assert longest >= min(busy, MAX_BUDGET) / 2
 
 
-async def test_a_stream_that_leaves_while_it_waits_is_forgotten_and_the_others_continue() -> None:
+async def test_a_stream_that_is_cancelled_while_it_waits_does_not_block_the_others() -> None:
     async with running() as (loop, turns):
         tasks = [asyncio.create_task(stream(loop, turns, str(n), 200, QUANTUM)) for n in range(20)]
         await iterations(3)
@@ -196,7 +195,7 @@ async def test_a_stream_that_leaves_while_it_waits_is_forgotten_and_the_others_c
         assert [loop.pieces[str(n)] for n in range(1, 20, 2)] == [200] * 10
 
 
-async def test_a_stream_that_leaves_at_its_turn_does_not_take_the_turn_of_another() -> None:
+async def test_a_stream_that_is_cancelled_at_its_turn_does_not_lose_the_turn_of_another() -> None:
     async with running() as (loop, turns):
         leaving = [asyncio.create_task(stream(loop, turns, "left", 10**6, QUANTUM)) for _ in range(6)]
         staying = asyncio.create_task(stream(loop, turns, "stayed", 100, QUANTUM))
@@ -215,7 +214,7 @@ async def test_a_stream_that_leaves_at_its_turn_does_not_take_the_turn_of_anothe
         assert turns.waiting == 0
 
 
-async def test_without_streams_the_loop_may_sleep() -> None:
+async def test_the_loop_sleeps_without_streams() -> None:
     async with running() as (loop, turns):
         await stream(loop, turns, "alone", 100, QUANTUM)
         await iterations(2)
@@ -224,7 +223,7 @@ async def test_without_streams_the_loop_may_sleep() -> None:
         assert turns.iteration == last
 
 
-async def test_pieces_in_turns_are_the_same_pieces_and_their_source_is_closed() -> None:
+async def test_in_turns_yields_the_same_chunks_and_closes_the_source() -> None:
     async with running() as (loop, turns):
         closed = []
 
@@ -236,15 +235,15 @@ async def test_pieces_in_turns_are_the_same_pieces_and_their_source_is_closed() 
             finally:
                 closed.append(True)
 
-        assert [piece async for piece in in_turns(source(), turns.stream())] == list(range(100))
-        left = in_turns(source(), turns.stream())
-        assert await anext(left) == 0
-        await left.aclose()
+        assert [chunk async for chunk in in_turns(source(), turns.stream())] == list(range(100))
+        partial = in_turns(source(), turns.stream())
+        assert await anext(partial) == 0
+        await partial.aclose()
         assert closed == [True, True]
         assert loop.longest() <= 2 * BUDGET
 
 
-async def test_the_first_piece_does_not_wait() -> None:
+async def test_the_first_chunk_does_not_wait() -> None:
     async with running() as (loop, turns):
         others = [asyncio.create_task(stream(loop, turns, str(n), 10**9)) for n in range(100)]
         await iterations(20)

@@ -2,69 +2,53 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
-from itertools import count
 from typing import Any, TypeVar
 
 import asyncpg
 
 from pomelo.errors import PomeloError
-from pomelo.stores import records
-from pomelo.stores.archive.sqlite import Archive
+from pomelo.stores.archive.base import Archive
 from pomelo.stores.base import StoreError
-from pomelo.stores.ledger import UsageQuery, UsageRecord, UsageTotal
-from pomelo.stores.sqlite import usage
+from pomelo.stores.records import (
+    COLUMNS,
+    SUMMED,
+    decode_position,
+    encode_position,
+    from_row,
+    values,
+)
+from pomelo.stores.schema import USAGE_VERSION, usage_columns
+from pomelo.stores.usage import UsageQuery, UsageRecord, UsageTotal
 
-_TABLE = """
+_TYPES = {"str": "TEXT", "int": "BIGINT", "bool": "BOOLEAN", "float": "DOUBLE PRECISION"}
+_CONSTRAINTS = {
+    "task_id": "PRIMARY KEY",
+    "cost": "CHECK (cost >= 0)",
+    "uncollected": "CHECK (uncollected >= 0)",
+}
+_ADDED = [each for n in range(2, USAGE_VERSION + 1) for each in usage_columns(n, _TYPES, {})]
+
+_TABLE = f"""
     CREATE TABLE IF NOT EXISTS pomelo_usage (
         place BIGINT GENERATED ALWAYS AS IDENTITY,
-        task_id TEXT NOT NULL PRIMARY KEY,
-        request_id TEXT NOT NULL,
-        account TEXT NOT NULL,
-        live BOOLEAN NOT NULL,
-        key_id TEXT NOT NULL,
-        wire TEXT NOT NULL,
-        model TEXT NOT NULL,
-        task_type TEXT NOT NULL,
-        provider TEXT NOT NULL,
-        provider_model TEXT NOT NULL,
-        input_tokens BIGINT NOT NULL,
-        output_tokens BIGINT NOT NULL,
-        characters BIGINT NOT NULL,
-        images BIGINT NOT NULL,
-        pixels BIGINT NOT NULL,
-        audio_ms BIGINT NOT NULL,
-        processing_ms BIGINT NOT NULL,
-        first_byte_ms BIGINT NOT NULL,
-        output_bytes BIGINT NOT NULL,
-        cost BIGINT NOT NULL CHECK (cost >= 0),
-        uncollected BIGINT NOT NULL CHECK (uncollected >= 0),
-        prices TEXT NOT NULL,
-        price_version TEXT NOT NULL,
-        source TEXT NOT NULL,
-        complete BOOLEAN NOT NULL,
-        at DOUBLE PRECISION NOT NULL
+        {", ".join(usage_columns(1, _TYPES, _CONSTRAINTS))}
     );
     DO $$ BEGIN
-        -- Even an ALTER that changes nothing waits for reports, and everybody else for it.
-        IF NOT EXISTS (
-            SELECT FROM pg_attribute
-            WHERE attrelid = 'pomelo_usage'::regclass AND attname = 'provider_micros' AND NOT attisdropped
-        ) THEN
-            ALTER TABLE pomelo_usage
-                ADD COLUMN cached_input_tokens BIGINT NOT NULL DEFAULT 0,
-                ADD COLUMN cache_write_input_tokens BIGINT NOT NULL DEFAULT 0,
-                ADD COLUMN cache_write_1h_input_tokens BIGINT NOT NULL DEFAULT 0,
-                ADD COLUMN provider_micros BIGINT NOT NULL DEFAULT 0;
+        -- Even an ALTER that changes nothing waits for running reports, and blocks everybody else meanwhile.
+        IF (
+            SELECT count(*) FROM pg_attribute
+            WHERE attrelid = 'pomelo_usage'::regclass AND NOT attisdropped AND attname = ANY ('{{{COLUMNS}}}')
+        ) <= {COLUMNS.count(",")} THEN
+            ALTER TABLE pomelo_usage {", ".join(f"ADD COLUMN IF NOT EXISTS {each}" for each in _ADDED)};
         END IF;
     END $$;
     CREATE INDEX IF NOT EXISTS pomelo_usage_of_wallet ON pomelo_usage (account, live, at);
     CREATE INDEX IF NOT EXISTS pomelo_usage_by_time ON pomelo_usage (at);
-"""
+"""  # noqa: S608
 _LOCK = 0x504D4C41
-"""Taken while the table is made: two that make it at once are in each other's way."""
+"""An advisory lock that is held while the table is created: two processes that create it would conflict."""
 
 _GROUPS = {
     "model": "model",
@@ -72,24 +56,12 @@ _GROUPS = {
     "day": "to_char(to_timestamp(at) AT TIME ZONE 'UTC', 'YYYY-MM-DD')",
     "account": "account",
 }
-_SUMMED = (
-    "input_tokens",
-    "output_tokens",
-    "characters",
-    "images",
-    "audio_ms",
-    "output_bytes",
-    "cost",
-    "uncollected",
-    "cached_input_tokens",
-    "cache_write_input_tokens",
-)
-_CONNECTIONS = 4
-_SECONDS = 5.0
-"""How long a connection, or an answer, is waited for."""
+_MAX_CONNECTIONS = 4
+_TIMEOUT = 5.0
+"""Seconds to wait for a connection or a reply."""
 
-_REPORT = 600.0
-"""How long a report is waited for, which may look at every record."""
+_REPORT_TIMEOUT = 600.0
+"""Seconds to wait for a report, which may read every record."""
 
 _FAILURES = (asyncpg.PostgresError, asyncpg.InterfaceError, OSError, TimeoutError)
 
@@ -98,112 +70,125 @@ T = TypeVar("T")
 
 @asynccontextmanager
 async def open_postgres_archive(url: str) -> AsyncIterator[Archive]:
-    """An archive in the database at a URL; its table is made where it is missing.
+    """Opens the archive in the database at a URL, creates or extends its table if needed, and closes it on
+    exit.
 
     Raises:
         StoreError: the database can't be reached or used.
     """
     try:
         pool = await asyncpg.create_pool(
-            url, min_size=0, max_size=_CONNECTIONS, timeout=_SECONDS, command_timeout=_SECONDS
+            url, min_size=0, max_size=_MAX_CONNECTIONS, timeout=_TIMEOUT, command_timeout=_TIMEOUT
         )
     except (*_FAILURES, ValueError) as error:
-        raise _refused(error) from error
+        raise _unusable(error) from error
     try:
         try:
             async with pool.acquire() as connection, connection.transaction():
                 await connection.execute("SELECT pg_advisory_xact_lock($1)", _LOCK)
                 await connection.execute(_TABLE)
         except (*_FAILURES, ValueError) as error:
-            raise _refused(error) from error
-        yield PostgresArchive(pool)
+            raise _unusable(error) from error
+        yield _PostgresArchive(pool)
     finally:
         pool.terminate()
 
 
-def _refused(error: Exception) -> StoreError:
-    # Of what Postgres says only its kind: the message may have the user's name, the URL has the password.
+def _unusable(error: Exception) -> StoreError:
+    # Only the type of the error: its message may contain the user's name, the URL contains the password.
     return StoreError(
         f"The archive in Postgres can't be used ({type(error).__name__}). Start it, or correct POMELO_ARCHIVE"
     )
 
 
-class PostgresArchive:
-    """See Archive. Made by `open_postgres_archive` alone."""
-
+class _PostgresArchive:
     def __init__(self, pool: Any) -> None:
         self._pool = pool
 
-    async def add(self, found: Sequence[UsageRecord]) -> None:
-        """See Archive."""
-        if not found:
+    async def add(self, records: Sequence[UsageRecord]) -> None:
+        if not records:
             return
-        marks = ", ".join(f"${n}" for n in range(1, len(records.values(found[0])) + 1))
+        numbers = ", ".join(f"${n}" for n in range(1, COLUMNS.count(",") + 2))
         statement = (
-            f"INSERT INTO pomelo_usage ({records.COLUMNS}) VALUES ({marks})"  # noqa: S608
+            f"INSERT INTO pomelo_usage ({COLUMNS}) VALUES ({numbers})"  # noqa: S608
             " ON CONFLICT (task_id) DO NOTHING"
         )
 
         async def write(connection: Any) -> None:
-            # All of it in one transaction, which is committed when this returns.
-            await connection.executemany(statement, [records.values(record) for record in found])
+            # executemany is one transaction, which is committed when it returns.
+            await connection.executemany(statement, [values(record) for record in records])
 
-        await self._do(write)
+        await self._run(write)
 
     async def get(self, task_id: str) -> UsageRecord | None:
-        """See Archive."""
-        statement = f"SELECT {records.COLUMNS} FROM pomelo_usage WHERE task_id = $1"  # noqa: S608
-        row = await self._do(lambda connection: connection.fetchrow(statement, task_id))
-        return None if row is None else records.from_row(row)
+        statement = f"SELECT {COLUMNS} FROM pomelo_usage WHERE task_id = $1"  # noqa: S608
+        row = await self._run(lambda connection: connection.fetchrow(statement, task_id))
+        return None if row is None else from_row(row)
 
     async def list_usage(self, query: UsageQuery, limit: int, after: str) -> tuple[list[UsageRecord], str]:
-        """See UsageStore."""
-        conditions, values = usage.where(query)
+        filters = _Filters(query)
         if after:
-            conditions.append("(at, place) < (?, ?)")
-            values.extend(usage.read_place(after))
-        # One more than asked for tells whether that is the end.
+            filters.add("(at, place) < ({}, {})", *decode_position(after))
+        # One record more than the limit shows whether the page is the last.
         statement = (
-            f"SELECT place, {records.COLUMNS} FROM pomelo_usage WHERE {_marked(conditions)}"  # noqa: S608
+            f"SELECT place, {COLUMNS} FROM pomelo_usage WHERE {filters}"  # noqa: S608
             f" ORDER BY at DESC, place DESC LIMIT {limit + 1}"
         )
-        rows = await self._do(lambda connection: connection.fetch(statement, *values, timeout=_REPORT))
-        found = [records.from_row(tuple(row)[1:]) for row in rows[:limit]]
-        if len(rows) <= limit or not found:
-            return found, ""
-        return found, usage.PLACE.pack(found[-1].at, rows[limit - 1][0]).hex()
+        rows = await self._report(statement, filters)
+        page = [from_row(tuple(row)[1:]) for row in rows[:limit]]
+        if len(rows) <= limit or not page:
+            return page, ""
+        return page, encode_position(page[-1].at, rows[limit - 1][0])
 
     async def sum_usage(
         self, query: UsageQuery, by: str, *, limit: int | None = None, after: str = ""
     ) -> list[UsageTotal]:
-        """See UsageStore."""
-        conditions, values = usage.where(query)
-        part = f'{_GROUPS[by]} COLLATE "C"'
+        filters = _Filters(query)
+        group = f'{_GROUPS[by]} COLLATE "C"'
         if after:
-            conditions.append(f"{part} > ?")
-            values.append(after)
-        sums = ", ".join(f"sum({name})::bigint" for name in _SUMMED)
+            filters.add(f"{group} > {{}}", after)
+        sums = ", ".join(f"sum({name})::bigint" for name in SUMMED)
         statement = (
-            f"SELECT {part} AS part, count(*), {sums} FROM pomelo_usage"  # noqa: S608
-            f" WHERE {_marked(conditions)} GROUP BY part ORDER BY part"
-            f" LIMIT {'ALL' if limit is None else limit}"
+            f"SELECT {group} AS part, count(*), {sums} FROM pomelo_usage"  # noqa: S608
+            f" WHERE {filters} GROUP BY part ORDER BY part LIMIT {'ALL' if limit is None else limit}"
         )
-        rows = await self._do(lambda connection: connection.fetch(statement, *values, timeout=_REPORT))
-        return [UsageTotal(*row) for row in rows]
+        return [UsageTotal(*row) for row in await self._report(statement, filters)]
 
     async def damage(self) -> list[tuple[str, str]]:
-        """See UsageStore. Pomelo keeps no file here."""
         return []
 
-    async def _do(self, work: Callable[[Any], Awaitable[T]]) -> T:
+    async def _report(self, statement: str, filters: _Filters) -> list[Any]:
+        return await self._run(
+            lambda connection: connection.fetch(statement, *filters.values, timeout=_REPORT_TIMEOUT)
+        )
+
+    async def _run(self, work: Callable[[Any], Awaitable[T]]) -> T:
         try:
-            async with self._pool.acquire(timeout=_SECONDS) as connection:
+            async with self._pool.acquire(timeout=_TIMEOUT) as connection:
                 return await work(connection)
         except _FAILURES as error:
             raise PomeloError("store_unavailable") from error
 
 
-def _marked(conditions: list[str]) -> str:
-    """The conditions as Postgres has them: with $1 and so on for question marks. The first one is "1"."""
-    numbers = count(1)
-    return re.sub(r"\?", lambda _: f"${next(numbers)}", " AND ".join(["true", *conditions[1:]]))
+class _Filters:
+    """The condition of a query in SQL, and the values of its numbered parameters."""
+
+    def __init__(self, query: UsageQuery) -> None:
+        self.values: list[Any] = []
+        self._conditions = ["true"]
+        for name in ("account", "live", "model", "key_id"):
+            if (value := getattr(query, name)) is not None:
+                self.add(f"{name} = {{}}", value)
+        if query.since is not None:
+            self.add("at >= {}", query.since)
+        if query.until is not None:
+            self.add("at < {}", query.until)
+
+    def add(self, condition: str, *parameters: Any) -> None:
+        """Adds a condition with a pair of braces for each parameter."""
+        start = len(self.values) + 1
+        self.values += parameters
+        self._conditions.append(condition.format(*[f"${start + n}" for n in range(len(parameters))]))
+
+    def __str__(self) -> str:
+        return " AND ".join(self._conditions)

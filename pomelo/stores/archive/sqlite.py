@@ -1,4 +1,4 @@
-"""Where usage records stay when they have left Redis. An archive keeps one record of each task."""
+"""The archive in a SQLite file, which several processes of one machine may have open."""
 
 from __future__ import annotations
 
@@ -6,156 +6,103 @@ import asyncio
 import sqlite3
 from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import TypeVar
 
-from pomelo import install_command
 from pomelo.errors import PomeloError
-from pomelo.stores import records
+from pomelo.stores.archive.base import Archive
 from pomelo.stores.base import StoreError
-from pomelo.stores.ledger import UsageQuery, UsageRecord, UsageTotal
 from pomelo.stores.schema import ARCHIVE_MIGRATIONS
 from pomelo.stores.sqlite import damage, usage
+from pomelo.stores.usage import UsageQuery, UsageRecord, UsageTotal
 
 _APPLICATION_ID = 0x504D4C41
-"""Marks a file as an archive of ours."""
+"""Identifies a SQLite file as an archive of Pomelo."""
 
-_BUSY = 5.0
+_BUSY_TIMEOUT = 5.0
 """Seconds to wait for another process that writes."""
 
 T = TypeVar("T")
 
 
-class Archive(Protocol):
-    """Keeps usage records. Every method raises PomeloError store_unavailable when it can't be reached."""
-
-    async def add(self, found: Sequence[UsageRecord]) -> None:
-        """Keeps records, in their order, but those of tasks of which it has one. What it kept is durable."""
-        ...
-
-    async def get(self, task_id: str) -> UsageRecord | None:
-        """A task's record."""
-        ...
-
-    async def list_usage(self, query: UsageQuery, limit: int, after: str) -> tuple[list[UsageRecord], str]:
-        """See UsageStore."""
-        ...
-
-    async def sum_usage(
-        self, query: UsageQuery, by: str, *, limit: int | None = None, after: str = ""
-    ) -> list[UsageTotal]:
-        """See UsageStore."""
-        ...
-
-    async def damage(self) -> list[tuple[str, str]]:
-        """See UsageStore."""
-        ...
-
-
-def open_archive(url: str) -> AbstractAsyncContextManager[Archive]:
-    """An archive, opened on entering and closed on leaving: `sqlite:PATH` or `postgresql://…`.
-
-    Raises:
-        StoreError: there is no such kind of archive; on entering: it can't be opened.
-    """
-    kind, _, rest = url.partition(":")
-    if kind == "sqlite" and rest:
-        return open_file_archive(Path(rest))
-    if kind in ("postgresql", "postgres"):
-        try:
-            from pomelo.stores.archive.postgres import open_postgres_archive
-        except ModuleNotFoundError as error:
-            raise StoreError(
-                f"An archive in Postgres needs another package: {install_command('postgres')}"
-            ) from error
-        return open_postgres_archive(url)
-    raise StoreError(f"There is no archive of the kind {kind!r}. Use sqlite:PATH or postgresql://…")
-
-
 @asynccontextmanager
-async def open_file_archive(path: Path) -> AsyncIterator[Archive]:
-    """An archive in a SQLite file, which several processes of one machine may have open.
+async def open_sqlite_archive(path: Path) -> AsyncIterator[Archive]:
+    """Opens an archive, creates or migrates it if needed, and closes it on exit.
 
     Raises:
-        StoreError: it isn't ours, or can't be opened.
+        StoreError: the file is damaged or another program's, or can't be opened.
     """
     loop = asyncio.get_running_loop()
-    with ThreadPoolExecutor(1, thread_name_prefix="archive") as worker:
-        connection = await loop.run_in_executor(worker, _open, path)
+    with ThreadPoolExecutor(1, thread_name_prefix="archive") as thread:
+        connection = await loop.run_in_executor(thread, _open, path)
         try:
-            yield FileArchive(connection, worker, path)
+            yield _SqliteArchive(connection, thread, path)
         finally:
-            await asyncio.shield(loop.run_in_executor(worker, connection.close))
+            await asyncio.shield(loop.run_in_executor(thread, connection.close))
 
 
-class FileArchive:
-    """See `open_file_archive`. One connection, in one thread."""
+class _SqliteArchive:
+    """One connection, in one thread."""
 
-    def __init__(self, connection: sqlite3.Connection, worker: ThreadPoolExecutor, path: Path) -> None:
+    def __init__(self, connection: sqlite3.Connection, thread: ThreadPoolExecutor, path: Path) -> None:
         self._connection = connection
-        self._worker = worker
+        self._thread = thread
         self._path = path
-        self._watch = damage.Watch(path)
+        self._monitor = damage.DamageMonitor(path)
 
-    async def add(self, found: Sequence[UsageRecord]) -> None:
-        """See Archive."""
-
+    async def add(self, records: Sequence[UsageRecord]) -> None:
         def write(connection: sqlite3.Connection) -> None:
-            if connection.in_transaction:  # an earlier one could not be rolled back
+            if connection.in_transaction:  # of an earlier call that could not be rolled back
                 connection.execute("ROLLBACK")
             connection.execute("BEGIN IMMEDIATE")
             try:
-                for record in found:
-                    records.insert_record_once(connection, record)
+                for record in records:
+                    usage.insert_record(connection, record, once=True)
                 connection.execute("COMMIT")
             except BaseException:
                 if connection.in_transaction:
                     connection.execute("ROLLBACK")
                 raise
 
-        await self._do(write)
+        await self._run(write)
 
     async def get(self, task_id: str) -> UsageRecord | None:
-        """See Archive."""
-        return await self._do(lambda connection: records.find_record(connection, task_id))
+        return await self._run(lambda connection: usage.find_record(connection, task_id))
 
     async def list_usage(self, query: UsageQuery, limit: int, after: str) -> tuple[list[UsageRecord], str]:
-        """See UsageStore."""
         page = usage.UsagePage(query, limit, after)
-        while (found := await self._do(page.step)) is None:
+        while (result := await self._run(page.step)) is None:
             pass
-        return found
+        return result
 
     async def sum_usage(
         self, query: UsageQuery, by: str, *, limit: int | None = None, after: str = ""
     ) -> list[UsageTotal]:
-        """See UsageStore."""
         sums = usage.UsageSum(query, by, limit, after)
-        while (found := await self._do(sums.step)) is None:
+        while (result := await self._run(sums.step)) is None:
             pass
-        return found
+        return result
 
     async def damage(self) -> list[tuple[str, str]]:
-        """See UsageStore."""
-        found = await self._do(lambda _: damage.looked_over(self._path, _connect, references=False))
-        return self._watch.reported(found)
+        findings = await self._run(lambda _: damage.check_completely(self._path, _connect, references=False))
+        return self._monitor.report(findings)
 
-    async def _do(self, work: Callable[[sqlite3.Connection], T]) -> T:
+    async def _run(self, work: Callable[[sqlite3.Connection], T]) -> T:
         loop = asyncio.get_running_loop()
         try:
-            return await loop.run_in_executor(self._worker, work, self._connection)
-        except (sqlite3.Error, RuntimeError) as error:  # RuntimeError: the thread was closed.
-            self._watch.see(error)
+            return await loop.run_in_executor(self._thread, work, self._connection)
+        except (sqlite3.Error, RuntimeError) as error:  # RuntimeError: the archive was closed
+            self._monitor.receive(error)
             raise PomeloError("store_unavailable") from error
 
 
 def _open(path: Path) -> sqlite3.Connection:
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        damage.check_there(path)
-        # SQLite gives its journal the mode of this one, which is 0600.
-        damage.create(path, _fill)
+        damage.check_exists(path)
+        # SQLite gives its journal the mode of this file, which is 0600.
+        damage.create(path, _create_tables)
         connection = _connect(path)
         try:
             _prepare(connection, path)
@@ -165,20 +112,20 @@ def _open(path: Path) -> sqlite3.Connection:
     except OSError as error:
         raise StoreError(f"The archive {path} can't be opened: {error.strerror}") from error
     except UnicodeDecodeError as error:  # SQLite raises it for some damage
-        raise damage.refused(path, "a text in it can't be read") from error
+        raise damage.damaged(path, "a text in it can't be read") from error
     except sqlite3.Error as error:
         detail = f"{error}. Free or mend the disk"
-        if damage.tells(error):
-            detail = f"it is damaged: {damage.said(error)}. {damage.REMEDY}"
+        if damage.reports_damage(error):
+            detail = f"it is damaged: {damage.message_of(error)}. {damage.REMEDY}"
         raise StoreError(f"The archive {path} can't be used: {detail}") from error
     return connection
 
 
 def _connect(path: Path) -> sqlite3.Connection:
-    return sqlite3.connect(path, timeout=_BUSY, isolation_level=None)
+    return sqlite3.connect(path, timeout=_BUSY_TIMEOUT, isolation_level=None)
 
 
-def _fill(connection: sqlite3.Connection) -> None:
+def _create_tables(connection: sqlite3.Connection) -> None:
     connection.execute("BEGIN IMMEDIATE")
     for statements in ARCHIVE_MIGRATIONS:
         for statement in statements:
@@ -192,7 +139,7 @@ def _version(connection: sqlite3.Connection, path: Path) -> int:
     """The number of the last migration that was run.
 
     Raises:
-        StoreError: it is higher than this Pomelo knows.
+        StoreError: this version of Pomelo does not have it.
     """
     version: int = connection.execute("PRAGMA user_version").fetchone()[0]
     if version >= len(ARCHIVE_MIGRATIONS):
@@ -201,7 +148,7 @@ def _version(connection: sqlite3.Connection, path: Path) -> int:
 
 
 def _migrate(connection: sqlite3.Connection, path: Path) -> None:
-    """Runs the missing migrations in one transaction; another process may be faster."""
+    """Runs the missing migrations in one transaction; another process may have run some meanwhile."""
     connection.execute("BEGIN IMMEDIATE")
     try:
         for number in range(_version(connection, path) + 1, len(ARCHIVE_MIGRATIONS)):
@@ -224,25 +171,26 @@ def _prepare(connection: sqlite3.Connection, path: Path) -> None:
     connection.execute("PRAGMA cell_size_check = ON")
     connection.execute("PRAGMA trusted_schema = OFF")
     version = _check(connection, path)
-    # Not a write-ahead log: SQLite before 3.51.3 can corrupt one that several processes write.
+    # No write-ahead log: SQLite before 3.51.3 can corrupt one that several processes write to.
     connection.execute("PRAGMA journal_mode = DELETE")
     connection.execute("PRAGMA synchronous = FULL")
-    # The table names the wallets' one, which is in Redis.
+    # The foreign key refers to the table of wallets, which an archive does not have.
     connection.execute("PRAGMA foreign_keys = OFF")
     if version < len(ARCHIVE_MIGRATIONS) - 1:
         _migrate(connection, path)
 
 
 def _check(connection: sqlite3.Connection, path: Path) -> int:
-    """Looks for damage. Returns the number of the last migration that was run."""
+    """Checks for damage. Returns the number of the last migration that was run."""
     while True:
         version = _version(connection, path)
-        made = ARCHIVE_MIGRATIONS[: version + 1]
+        migrations = ARCHIVE_MIGRATIONS[: version + 1]
+        schema = [statement for statements in migrations for statement in statements]
         try:
-            damage.check(connection, path, [statement for statements in made for statement in statements])
+            damage.check(connection, path, schema)
         except StoreError:
             if _version(connection, path) == version:
                 raise
-            # Another process ran migrations meanwhile.
+            # another process ran migrations meanwhile
         else:
             return version

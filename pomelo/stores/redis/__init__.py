@@ -1,8 +1,8 @@
-"""The store on Redis or Valkey. `pomelo.stores.open_store` opens it; nothing else knows of Redis.
+"""The store on Redis or Valkey.
 
-`store` is the port's face, `opening` reads its URL and looks at the server, `client` and `link` are the way
-there, `scripts` and `lua/` what is done there; `keys`, `accounts`, `ledger` and `usage` are the roles;
-`owners` ends the tasks of processes that died; `archive` has the usage records.
+`store` implements the roles and opens the store, `url` parses its URL and checks the server, `connection` and
+`client` send commands, `scripts` and `lua/` are what runs on the server. `keys`, `accounts`, `ledger` and
+`usage` are the roles. `workers` recovers the tasks of dead processes, `wallet_index` lists the wallets.
 """
 
 from __future__ import annotations

@@ -1,9 +1,7 @@
-"""The way to the server: commands with our own limits and retries, and scripts by their digests.
+"""The connection to the server: commands with timeouts and retries, and scripts by their digests.
 
-A command whose outcome is unknown is sent again: all commands sent here may be repeated. A command
-that failed with an unexpected error is sent again, too; the store's callers never see such an error
-as it is. The store's other modules send the commands; none of them knows how a connection is made
-or lost.
+A command with an unknown outcome is sent again: every command that the store sends can be repeated. So is a
+command that failed with an unexpected error; callers of the store never receive such an error as it is.
 """
 
 from __future__ import annotations
@@ -21,13 +19,14 @@ from redis import exceptions as errors
 
 from pomelo.errors import PomeloError
 from pomelo.logs import UnexpectedErrors
+from pomelo.stores.accounts import PAGE
 from pomelo.stores.base import DECLARED_ERRORS
-from pomelo.stores.ledger import PAGE, REPLAY_SECONDS, WINDOW, UnknownOutcomeError
+from pomelo.stores.ledger import REPLAY_SECONDS, WINDOW, UnknownOutcomeError
 from pomelo.stores.redis.scripts import Script
 
 log = logging.getLogger("pomelo.stores")
 
-Part = str | bytes | int
+Argument = str | bytes | int
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -35,38 +34,39 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class Timing:
-    """All intervals of the store, in seconds. `limit` is for all attempts of one call, `attempt` for each;
-    an owner beats every `beat` and is taken for dead after standing still for `dead`; usage goes to the
-    archive every `drain`; closing waits `close` for what is under way; a task's end is remembered for
-    `remember`, an answer for `replay`."""
+    """All intervals of the store, in seconds. `timeout` limits all attempts of one call, `attempt_timeout`
+    each attempt. A worker sends a heartbeat every `heartbeat`, and is considered dead after `dead_after`
+    without one. Usage records are moved to the archive every `drain`. Closing waits up to `close` for running
+    work. `window` is the length of a rate limit window. `answer_ttl` and `tombstone_ttl` are how long an
+    answer and the end of a task are remembered."""
 
-    limit: float = 0.9
-    attempt: float = 0.3
-    beat: float = 3.0
-    dead: float = 20.0
+    timeout: float = 0.9
+    attempt_timeout: float = 0.3
+    heartbeat: float = 3.0
+    dead_after: float = 20.0
     drain: float = 1.0
     close: float = 5.0
     window: float = WINDOW
-    replay: float = REPLAY_SECONDS
-    remember: float = 24 * 3600.0
+    answer_ttl: float = REPLAY_SECONDS
+    tombstone_ttl: float = 24 * 3600.0
 
 
 class RefusedError(PomeloError):
     """store_unavailable: the server refused a command, and would refuse it again."""
 
 
-_end: ContextVar[float] = ContextVar("_end", default=0.0)
-"""When the limit of the call is over, of which this is a part."""
+_deadline: ContextVar[float] = ContextVar("_deadline", default=0.0)
+"""When the current call must have ended; 0: no call has started."""
 
 
 class Client(Protocol):
-    """The part of redis-py that is used, for one server or a cluster. In a cluster, all keys of a
-    command have the same hash tag."""
+    """The part of redis-py that is used, for one server or a cluster. In a cluster, all keys of a command
+    have the same hash tag."""
 
     cluster: bool
 
-    async def execute_command(self, *command: Part) -> Any:
-        """Sends a command and gives its answer."""
+    async def execute_command(self, *command: Argument) -> Any:
+        """Sends a command and returns its reply."""
         ...
 
     async def aclose(self) -> None:
@@ -74,7 +74,7 @@ class Client(Protocol):
         ...
 
 
-_PASSING = (
+_TRANSIENT = (
     errors.ConnectionError,
     errors.TimeoutError,
     errors.BusyLoadingError,
@@ -86,19 +86,20 @@ _PASSING = (
     TimeoutError,
     OSError,
 )
-"""Expected errors that may be over in a moment."""
+"""Expected errors that may disappear soon."""
 
-PATIENCE = 10.0
-"""Seconds that a step of a report may take after the first, which has shown that the server is
-reachable. There are very many steps, and the server may be busy."""
+REPORT_TIMEOUT = 10.0
+"""Timeout of each step of a report after the first one, which has shown that the server is reachable. There
+may be many steps, and the server may be busy."""
 
-_PAUSE = 0.02
-_LONGEST_PAUSE = 0.15
-_TELL = 5.0
+_WAIT_INITIAL = 0.02
+_WAIT_MAX = 0.15
+_LOG_INTERVAL = 5.0
 
 
-class Link:
-    """See the module. `client` is closed with it. `server_time` stands for the server's clock in tests."""
+class Connection:
+    """Sends commands and scripts, and retries them. Closes `client` when it is closed. `server_time` replaces
+    the server's clock in tests."""
 
     def __init__(
         self, client: Client, timing: Timing, server_time: Callable[[], float] | None = None
@@ -109,21 +110,23 @@ class Link:
         self.unexpected = UnexpectedErrors(log)
         self.cluster = client.cluster
         self.closed = False
-        self._told = -_TELL
+        self._logged = -_LOG_INTERVAL
 
     @contextmanager
-    def one_call(self, limit: float = 0.0) -> Iterator[None]:
-        """Commands that are sent inside share one deadline: that of the enclosing call, or else
-        `limit` seconds from now (0: the usual limit)."""
-        token = _end.set(_end.get() or asyncio.get_running_loop().time() + (limit or self.timing.limit))
+    def one_deadline(self, timeout: float = 0.0) -> Iterator[None]:
+        """All commands sent inside share one deadline: that of the enclosing call, or else `timeout` seconds
+        from now (0: the usual timeout)."""
+        token = _deadline.set(
+            _deadline.get() or asyncio.get_running_loop().time() + (timeout or self.timing.timeout)
+        )
         try:
             yield
         finally:
-            _end.reset(token)
+            _deadline.reset(token)
 
     @contextmanager
-    def contained(self) -> Iterator[None]:
-        """Turns an unexpected error into UnknownOutcomeError, and logs it with its trace."""
+    def translated_errors(self) -> Iterator[None]:
+        """Translates an unexpected error to UnknownOutcomeError, and logs it with its traceback."""
         try:
             yield
         except DECLARED_ERRORS:
@@ -132,112 +135,112 @@ class Link:
             self.unexpected.log("The store on Redis failed", error)
             raise UnknownOutcomeError("store_unavailable") from error
 
-    async def run(self, script: Script, keys: Sequence[str], args: Sequence[Part]) -> Any:
-        """Runs a script. It is sent whole where the server doesn't know it (any more).
+    async def run(self, script: Script, keys: Sequence[str], args: Sequence[Argument]) -> Any:
+        """Runs a script. Sends its text if the server does not know its digest.
 
         Raises:
-            PomeloError: store_unavailable; UnknownOutcomeError where it may have been run.
+            PomeloError: store_unavailable; UnknownOutcomeError if the script may have run.
         """
-        tail: tuple[Part, ...] = (len(keys), *keys, *args)
+        tail: tuple[Argument, ...] = (len(keys), *keys, *args)
         if script.timed:
             tail += ("" if self._server_time is None else round(self._server_time() * 1e6),)
-        return await self._try(("EVALSHA", script.digest, *tail), ("EVAL", script.text, *tail))
+        return await self._execute(("EVALSHA", script.digest, *tail), ("EVAL", script.text, *tail))
 
-    async def send(self, *command: Part) -> Any:
-        """Sends a command, of one key in a cluster.
+    async def send(self, *command: Argument) -> Any:
+        """Sends a command. In a cluster it must have one key.
 
         Raises:
-            PomeloError: store_unavailable; UnknownOutcomeError where it may have been done.
+            PomeloError: store_unavailable; UnknownOutcomeError if the command may have been executed.
         """
-        return await self._try(command, command)
+        return await self._execute(command, command)
 
-    async def _try(self, command: Sequence[Part], whole: Sequence[Part]) -> Any:
+    async def _execute(self, command: Sequence[Argument], with_text: Sequence[Argument]) -> Any:
         loop = asyncio.get_running_loop()
-        end = _end.get() or loop.time() + self.timing.limit
-        pause = _PAUSE
+        deadline = _deadline.get() or loop.time() + self.timing.timeout
+        wait = _WAIT_INITIAL
         unknown = False
         while not self.closed:
             try:
-                # Each attempt's own limit is the sockets'; what waits to be sent is none yet.
-                async with asyncio.timeout_at(end):
+                # The sockets have the timeout of an attempt: a queued command is no attempt yet.
+                async with asyncio.timeout_at(deadline):
                     return await self._client.execute_command(*command)
             except errors.NoScriptError:
-                command = whole
+                command = with_text
                 continue
-            except _PASSING as error:
+            except _TRANSIENT as error:
                 reason: Exception = error
             except errors.ResponseError as error:
                 log.warning("Redis refused a command: %s", error)
                 raise (_failure(unknown) if unknown else RefusedError("store_unavailable")) from error
             except Exception as error:
-                # The connection is in an unknown state; the same may work on another connection.
+                # The connection is in an unknown state; the command may work on another connection.
                 if not is_closed_transport(error):
                     self.unexpected.log("The client of Redis failed", error)
                 reason = error
-            unknown = unknown or _may_be_done(reason)
-            if loop.time() + pause >= end:
-                self._tell(reason, loop.time())
+            unknown = unknown or _may_be_executed(reason)
+            if loop.time() + wait >= deadline:
+                self._log_outage(reason, loop.time())
                 raise _failure(unknown) from reason
-            await asyncio.sleep(pause)
-            pause = min(2 * pause, _LONGEST_PAUSE)
+            await asyncio.sleep(wait)
+            wait = min(2 * wait, _WAIT_MAX)
         raise _failure(unknown)
 
-    def _tell(self, reason: Exception, now: float) -> None:
-        # All callers hear of it; the log needs it once.
-        if now - self._told > _TELL:
-            self._told = now
+    def _log_outage(self, reason: Exception, now: float) -> None:
+        # Every caller receives the error; the log needs it only once in a while.
+        if now - self._logged > _LOG_INTERVAL:
+            self._logged = now
             log.warning("Redis can't be reached: %s", str(reason) or type(reason).__name__)
 
     async def close(self) -> None:
-        """Closes all connections; what comes later is refused."""
+        """Closes all connections. Later commands fail."""
         self.closed = True
         await self._client.aclose()
 
 
-async def scanned(link: Link, table: str) -> AsyncIterator[dict[bytes, bytes]]:
-    """Yields a hash in parts. Fields that change meanwhile may be missing or come twice."""
+async def scan_hash(connection: Connection, key: str) -> AsyncIterator[dict[bytes, bytes]]:
+    """Yields the fields of a hash in parts. Fields that change meanwhile may be missing or yielded twice."""
     cursor = 0
     while True:
-        with link.one_call(PATIENCE if cursor else 0.0):
-            cursor, part = await link.send("HSCAN", table, cursor, "COUNT", PAGE)
+        with connection.one_deadline(REPORT_TIMEOUT if cursor else 0.0):
+            cursor, part = await connection.send("HSCAN", key, cursor, "COUNT", PAGE)
         if part:
             yield part
         if not cursor:
             return
 
 
-class _Linked(Protocol):
-    _link: Link
+class _Connected(Protocol):
+    _connection: Connection
 
 
-L = TypeVar("L", bound=_Linked)
+C = TypeVar("C", bound=_Connected)
 
 
-def one_call(
-    method: Callable[Concatenate[L, P], Awaitable[T]],
-) -> Callable[Concatenate[L, P], Coroutine[Any, Any, T]]:
-    """Makes a method send all its commands within the time limit of one call, and `contained`."""
+def one_deadline(
+    method: Callable[Concatenate[C, P], Awaitable[T]],
+) -> Callable[Concatenate[C, P], Coroutine[Any, Any, T]]:
+    """Decorates a method: all its commands share the deadline of one call, and its errors are translated as
+    with `translated_errors`."""
 
     @wraps(method)
-    async def limited(self: L, /, *args: P.args, **kwargs: P.kwargs) -> T:
-        with self._link.one_call(), self._link.contained():
+    async def limited(self: C, /, *args: P.args, **kwargs: P.kwargs) -> T:
+        with self._connection.one_deadline(), self._connection.translated_errors():
             return await method(self, *args, **kwargs)
 
     return limited
 
 
-def contained(
-    method: Callable[Concatenate[L, P], Awaitable[T]],
-) -> Callable[Concatenate[L, P], Coroutine[Any, Any, T]]:
-    """Makes a method raise what its protocol declares, and store_unavailable for any other
-    error."""
+def translated_errors(
+    method: Callable[Concatenate[C, P], Awaitable[T]],
+) -> Callable[Concatenate[C, P], Coroutine[Any, Any, T]]:
+    """Decorates a method: it raises the declared errors, and store_unavailable for all others."""
 
     @wraps(method)
-    async def inside(self: L, /, *args: P.args, **kwargs: P.kwargs) -> T:
-        with self._link.contained():
+    async def translated(self: C, /, *args: P.args, **kwargs: P.kwargs) -> T:
+        with self._connection.translated_errors():
             return await method(self, *args, **kwargs)
 
-    return inside
+    return translated
 
 
 def _failure(unknown: bool) -> PomeloError:
@@ -249,8 +252,8 @@ def is_closed_transport(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and "closed" in str(error)
 
 
-def _may_be_done(error: Exception) -> bool:
-    """Whether the server may have done what failed so. Where in doubt, it may."""
+def _may_be_executed(error: Exception) -> bool:
+    """Whether the server may have executed a command that failed with this error. In doubt, yes."""
     if isinstance(error, (errors.BusyLoadingError, errors.ResponseError)):
         return False
     return "connecting to" not in str(error)

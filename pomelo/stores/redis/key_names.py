@@ -1,4 +1,4 @@
-"""The names of all keys. Those of a wallet share a hash tag, so that a cluster keeps them on one node."""
+"""The names of all keys. The keys of a wallet share a hash tag, so that a cluster stores them on one node."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from functools import lru_cache
 from typing import NamedTuple
 from urllib.parse import quote
 
-from pomelo.stores.ledger import Wallet
+from pomelo.stores.accounts import Wallet
 
 FORMAT = "pomelo:format"
-"""The version of all that is kept."""
+"""The version of the stored data."""
 
 ACCOUNTS = "pomelo:{accounts}:created"
 PLANS = "pomelo:{accounts}:plans"
@@ -20,16 +20,16 @@ ACCOUNT_ORDER = "pomelo:{accounts}:order"
 KEYS = "pomelo:{keys}:records"
 REVOKED = "pomelo:{keys}:revoked"
 KEY_ORDER = "pomelo:{keys}:order"
-"""The places of all keys (see `key_place`), sorted."""
+"""The positions of all API keys (see `key_position`), sorted."""
 
-OWNERS = "pomelo:owners"
-"""Who may have holds, and how often each has beaten."""
+WORKERS = "pomelo:owners"
+"""The processes that may have reservations, each with the count of its heartbeats."""
 
 WALLETS = "pomelo:wallets"
-"""All wallets that may have something."""
+"""All wallets that may have data."""
 
 GRANTED = "pomelo:granted"
-"""Which wallet each grant is for."""
+"""The wallet of each grant, by grant id."""
 
 
 class Names(NamedTuple):
@@ -42,12 +42,12 @@ class Names(NamedTuple):
     grants: str
     usage: str
 
-    def mark(self, task_id: str) -> str:
-        """How a task ended, for a while."""
+    def tombstone(self, task_id: str) -> str:
+        """How a task ended; it expires."""
         return f"{self.prefix}mark:{task_id}"
 
     def answer(self, key: str) -> str:
-        """What an Idempotency-Key stands for."""
+        """The task and the answer of an Idempotency-Key."""
         return f"{self.prefix}answer:{key}"
 
 
@@ -59,27 +59,27 @@ def names(wallet: Wallet) -> Names:
 
 
 def key(wallet: Wallet, table: str) -> str:
-    """The key of one of a wallet's tables: wallet, holds, drafts, grants or usage."""
-    # Quoted, so that the first closing brace is ours, whatever the account's name.
+    """The key of one of a wallet's tables: wallet, holds (its reservations), drafts, grants or usage."""
+    # Quoted, so that the first closing brace ends the hash tag, whatever the account's name is.
     return f"pomelo:{{{quote(wallet.account, safe='')}/{'live' if wallet.live else 'test'}}}:{table}"
 
 
 def key_order(account: str) -> str:
-    """The places of an account's keys, sorted."""
+    """The key with the positions of an account's API keys, sorted."""
     return f"{KEY_ORDER}:{quote(account, safe='')}"
 
 
-def key_place(created: float, key_id: str) -> str:
-    """A text that sorts in the order of key lists: by time, then by id. Times begin in 1970."""
+def key_position(created: float, key_id: str) -> str:
+    """A text that sorts like lists of API keys: by time, then by id. The time must not be before 1970."""
     return f"{struct.pack('>d', max(created, 0.0)).hex()}:{key_id}"
 
 
 def member(wallet: Wallet) -> str:
-    """The wallet as WALLETS has it."""
+    """The wallet as a member of WALLETS."""
     return f"{'live' if wallet.live else 'test'}/{wallet.account}"
 
 
 def wallet_of(text: bytes) -> Wallet:
-    """The wallet that `member` wrote."""
+    """Reverses `member`."""
     mode, _, account = text.decode().partition("/")
     return Wallet(account, mode == "live")

@@ -1,4 +1,4 @@
-"""The role of keys: two tables of one tag, so that a key is replaced in one step."""
+"""The keys role: two hashes with one hash tag, so that a key can be replaced in one step."""
 
 from __future__ import annotations
 
@@ -7,118 +7,122 @@ from typing import Any
 from pydantic_core import from_json, to_json
 
 from pomelo.errors import PomeloError
-from pomelo.stores.base import KeyRecord, UnknownAccountError
-from pomelo.stores.ledger import PAGE
-from pomelo.stores.redis.connection import PATIENCE, Link, Part, contained, one_call, scanned
-from pomelo.stores.redis.key_names import ACCOUNTS, KEY_ORDER, KEYS, REVOKED, key_order, key_place
+from pomelo.stores.accounts import PAGE, UnknownAccountError
+from pomelo.stores.keys import KeyRecord
+from pomelo.stores.redis.connection import (
+    REPORT_TIMEOUT,
+    Argument,
+    Connection,
+    one_deadline,
+    scan_hash,
+    translated_errors,
+)
+from pomelo.stores.redis.key_names import ACCOUNTS, KEY_ORDER, KEYS, REVOKED, key_order, key_position
 from pomelo.stores.redis.scripts import ADD_KEY, REPLACE_KEY, REVOKE_KEY
-from pomelo.stores.redis.wallet_index import each
+from pomelo.stores.redis.wallet_index import for_each
 
-_NAMES = ("key_id", "account", "live", "models", "created", "expires")
+_FIELDS = ("key_id", "account", "live", "models", "created", "expires")
 
 
 class Keys:
-    """See KeyStore."""
+    """Implements KeyStore."""
 
-    def __init__(self, link: Link) -> None:
-        self._link = link
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
 
-    @one_call
+    @one_deadline
     async def get_key(self, key_id: str) -> KeyRecord | None:
-        """See KeyStore."""
-        text = await self._link.send("HGET", KEYS, key_id)
+        text = await self._connection.send("HGET", KEYS, key_id)
         if text is None:
             return None
-        return _read(text, await self._link.send("HGET", REVOKED, key_id))
+        return _decode_key(text, await self._connection.send("HGET", REVOKED, key_id))
 
-    @one_call
+    @one_deadline
     async def add_key(self, record: KeyRecord) -> None:
-        """See KeyStore."""
-        await self._check(record)
-        added = await self._link.run(
+        await self._check_account(record)
+        added = await self._connection.run(
             ADD_KEY,
             [KEYS, REVOKED, KEY_ORDER, key_order(record.account)],
-            [record.key_id, _written(record), _time(record.revoked), _place(record)],
+            [record.key_id, _encode_key(record), _format_time(record.revoked), _position(record)],
         )
         if not added:
             raise PomeloError("store_unavailable")
 
-    @contained
+    @translated_errors
     async def list_keys(
         self, account: str | None = None, *, limit: int = PAGE, after: tuple[float, str] | None = None
     ) -> list[KeyRecord]:
-        """See KeyStore."""
         if after is None:
             await self._complete_key_order()
         order = KEY_ORDER if account is None else key_order(account)
-        start = f"({key_place(*after)}" if after is not None else "-"
-        places = await self._link.send("ZRANGEBYLEX", order, start, "+", "LIMIT", 0, limit)
-        if not places:
+        start = f"({key_position(*after)}" if after is not None else "-"
+        positions = await self._connection.send("ZRANGEBYLEX", order, start, "+", "LIMIT", 0, limit)
+        if not positions:
             return []
-        ids = [place.partition(b":")[2] for place in places]
-        with self._link.one_call(PATIENCE):
-            kept = await self._link.send("HMGET", KEYS, *ids)
-            revoked = await self._link.send("HMGET", REVOKED, *ids)
-        return [_read(text, at) for text, at in zip(kept, revoked, strict=True)]
+        ids = [position.partition(b":")[2] for position in positions]
+        with self._connection.one_deadline(REPORT_TIMEOUT):
+            texts = await self._connection.send("HMGET", KEYS, *ids)
+            revoked = await self._connection.send("HMGET", REVOKED, *ids)
+        return [_decode_key(text, at) for text, at in zip(texts, revoked, strict=True)]
 
     async def _complete_key_order(self) -> None:
-        """Adds the keys of an earlier Pomelo, which kept no order, to KEY_ORDER and `key_order`."""
-        known = await self._link.send("ZCARD", KEY_ORDER)
-        if known >= await self._link.send("HLEN", KEYS):
+        """Adds the keys that an earlier Pomelo, without KEY_ORDER, has stored."""
+        known = await self._connection.send("ZCARD", KEY_ORDER)
+        if known >= await self._connection.send("HLEN", KEYS):
             return
-        async for page in scanned(self._link, KEYS):
-            records = [_read(text, None) for text in page.values()]
-            places: list[Part] = [part for record in records for part in (0, _place(record))]
-            with self._link.one_call(PATIENCE):
-                await each(records, lambda r: self._link.send("ZADD", key_order(r.account), 0, _place(r)))
-                # KEY_ORDER is last: its size shows whether the accounts' orders are complete.
-                await self._link.send("ZADD", KEY_ORDER, *places)
+        async for page in scan_hash(self._connection, KEYS):
+            records = [_decode_key(text, None) for text in page.values()]
+            positions: list[Argument] = [part for record in records for part in (0, _position(record))]
+            with self._connection.one_deadline(REPORT_TIMEOUT):
+                await for_each(
+                    records, lambda r: self._connection.send("ZADD", key_order(r.account), 0, _position(r))
+                )
+                # KEY_ORDER comes last: its size shows whether the orders are complete.
+                await self._connection.send("ZADD", KEY_ORDER, *positions)
 
-    @one_call
+    @one_deadline
     async def revoke_key(self, key_id: str, at: float) -> KeyRecord | None:
-        """See KeyStore."""
-        await self._link.run(REVOKE_KEY, [KEYS, REVOKED], [key_id, repr(at)])
+        await self._connection.run(REVOKE_KEY, [KEYS, REVOKED], [key_id, repr(at)])
         return await self.get_key(key_id)
 
-    @one_call
+    @one_deadline
     async def replace_key(self, key_id: str, successor: KeyRecord, at: float) -> bool:
-        """See KeyStore."""
-        await self._check(successor)
-        replaced = await self._link.run(
+        await self._check_account(successor)
+        replaced = await self._connection.run(
             REPLACE_KEY,
             [KEYS, REVOKED, KEY_ORDER, key_order(successor.account)],
             [
                 key_id,
                 repr(at),
                 successor.key_id,
-                _written(successor),
-                _time(successor.revoked),
-                _place(successor),
+                _encode_key(successor),
+                _format_time(successor.revoked),
+                _position(successor),
             ],
         )
         if replaced < 0:
             raise PomeloError("store_unavailable")
         return bool(replaced)
 
-    async def _check(self, record: KeyRecord) -> None:
-        # No account is ever taken away, so this needs no step of its own.
-        if not await self._link.send("HEXISTS", ACCOUNTS, record.account):
+    async def _check_account(self, record: KeyRecord) -> None:
+        # Accounts are never deleted, so this need not be part of the script.
+        if not await self._connection.send("HEXISTS", ACCOUNTS, record.account):
             raise UnknownAccountError(record.account)
 
 
-def _place(record: KeyRecord) -> str:
-    return key_place(record.created, record.key_id)
+def _position(record: KeyRecord) -> str:
+    return key_position(record.created, record.key_id)
 
 
-def _time(at: float | None) -> str:
+def _format_time(at: float | None) -> str:
     return "" if at is None else repr(at)
 
 
-def _written(record: KeyRecord) -> bytes:
-    return to_json({name: getattr(record, name) for name in _NAMES} | {"digest": record.digest.hex()})
+def _encode_key(record: KeyRecord) -> bytes:
+    return to_json({name: getattr(record, name) for name in _FIELDS} | {"digest": record.digest.hex()})
 
 
-def _read(text: bytes, revoked: bytes | None) -> KeyRecord:
+def _decode_key(text: bytes, revoked: bytes | None) -> KeyRecord:
     values: dict[str, Any] = from_json(text)
     values["digest"] = bytes.fromhex(values["digest"])
     values["models"] = tuple(values["models"])

@@ -1,4 +1,4 @@
-"""The ledger's role: each method is one script of the wallet."""
+"""The ledger role: each method runs one script of the wallet."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import Any
 from pomelo.errors import PomeloError
 from pomelo.ids import new_id
 from pomelo.stores import records
+from pomelo.stores.accounts import Wallet
 from pomelo.stores.ledger import (
     DEFAULT_SHARES,
     LimitStatus,
@@ -23,201 +24,202 @@ from pomelo.stores.ledger import (
     Settled,
     Settlement,
     UnknownOutcomeError,
-    UsageRecord,
-    Wallet,
 )
-from pomelo.stores.redis.connection import Link, Part, contained, one_call
+from pomelo.stores.redis.connection import Argument, Connection, one_deadline, translated_errors
 from pomelo.stores.redis.key_names import names
 from pomelo.stores.redis.ordered_tasks import OrderedTasks
-from pomelo.stores.redis.scripts import NOTE, SETTLE, STANDING, TAKE, VOID
+from pomelo.stores.redis.scripts import LIMIT_STATUS, NOTE, RESERVE, SETTLE, VOID
 from pomelo.stores.redis.usage import Usage
 from pomelo.stores.redis.wallet_index import WalletIndex
 from pomelo.stores.redis.workers import Worker
-from pomelo.stores.sqlite.ledger import RECOVERED
+from pomelo.stores.usage import RECOVERED, UsageRecord
 
-_NOTED_AT_ONCE = 100
-_SHUT = 0.2
-_LOOKS = 3
-_MANY_LOOKS = 30
-"""How often a wallet is checked for holds of this process after its last take, while none is found.
-The second applies after a take with unknown outcome, which may reach the server late."""
+_MAX_NOTED = 100
+_BACKOFF = 0.2
+_CHECKS = 3
+_CHECKS_IF_UNKNOWN = 30
+"""How many checks of a wallet for reservations of this process must find none after its last reserve, until
+it is checked no more. The second applies after an unknown outcome: that reserve may reach the server late."""
 
 
 class Ledger:
-    """See LedgerStore."""
+    """Implements LedgerStore."""
 
-    def __init__(self, link: Link, owner: Worker, places: WalletIndex, usage: Usage) -> None:
-        self._link = link
-        self._owner = owner
-        self._places = places
+    def __init__(
+        self, connection: Connection, worker: Worker, wallet_index: WalletIndex, usage: Usage
+    ) -> None:
+        self._connection = connection
+        self._worker = worker
+        self._wallet_index = wallet_index
         self._usage = usage
-        self._running = OrderedTasks(link.timing.limit, link.unexpected)
+        self._operations = OrderedTasks(connection.timing.timeout, connection.unexpected)
         self._keys: dict[str, str] = {}
-        """The Idempotency-Keys of this process's tasks, as holds have them. A missing one is asked for."""
-        self._shut: dict[Wallet, float] = {}
-        """Wallets whose last take had an unknown outcome, and until when no other is tried."""
-        self._looks: dict[Wallet, int] = {}
-        """Wallets that may have holds of this process, and how many checks each has left."""
-        self._span = round(link.timing.window * 1e6)
-        self._remember = round(link.timing.remember)
+        """The Idempotency-Keys of this process's tasks, as stored reservations have them. The server returns
+        a missing one."""
+        self._backoff: dict[Wallet, float] = {}
+        """Wallets whose last reserve had an unknown outcome, and the time of the next attempt."""
+        self._checks: dict[Wallet, int] = {}
+        """Wallets that may have reservations of this process, and the number of checks that are left."""
+        self._window_micros = round(connection.timing.window * 1e6)
+        self._tombstone_ttl = round(connection.timing.tombstone_ttl)
 
     async def finish(self) -> None:
-        """Waits for what is under way; what comes later is refused."""
-        await self._running.close(self._link.timing.close)
+        """Waits for running operations. Later ones fail."""
+        await self._operations.close(self._connection.timing.close)
 
-    def reserve(self, take: ReserveRequest) -> Awaitable[Reserved | Refused | ReplayedAnswer]:
-        """See LedgerStore."""
-        task_id, wallet, call = take.draft.task_id, take.draft.wallet, new_id("")
-        self._looks[wallet] = max(_LOOKS, self._looks.get(wallet, 0))
-        # Whether it was taken is unknown, and nobody will use it: it must not stay, or come later.
-        return self._running.start(
+    def reserve(self, request: ReserveRequest) -> Awaitable[Reserved | Refused | ReplayedAnswer]:
+        task_id, wallet, call = request.draft.task_id, request.draft.wallet, new_id("")
+        self._checks[wallet] = max(_CHECKS, self._checks.get(wallet, 0))
+        # After an unknown outcome nobody will use the reservation: it must not stay, or arrive later.
+        return self._operations.start(
             task_id,
-            lambda: self._take(take, call),
+            lambda: self._reserve(request, call),
             undo=lambda: self._void(wallet, task_id, True, call),
         )
 
     def settle(self, settlement: Settlement) -> Awaitable[Settled]:
-        """See LedgerStore."""
-        return self._running.start(settlement.record.task_id, lambda: self._settle(settlement), lasting=True)
+        return self._operations.start(
+            settlement.record.task_id, lambda: self._settle(settlement), ends_task=True
+        )
 
     def void(self, wallet: Wallet, task_id: str, *, refund: bool = False) -> Awaitable[None]:
-        """See LedgerStore."""
-        return self._running.start(task_id, lambda: self._void(wallet, task_id, refund), lasting=True)
+        return self._operations.start(task_id, lambda: self._void(wallet, task_id, refund), ends_task=True)
 
-    @contained
+    @translated_errors
     async def note(self, noted: Sequence[UsageRecord]) -> list[str]:
-        """See LedgerStore."""
         by_wallet: dict[Wallet, list[UsageRecord]] = {}
         for record in noted:
             by_wallet.setdefault(record.wallet, []).append(record)
-        gone: set[tuple[Wallet, str]] = set()
-        for wallet, its in by_wallet.items():
-            of = names(wallet)
-            for at in range(0, len(its), _NOTED_AT_ONCE):
-                args: list[Part] = []
-                for record in its[at : at + _NOTED_AT_ONCE]:
+        lost: set[tuple[Wallet, str]] = set()
+        for wallet, of_wallet in by_wallet.items():
+            keys = names(wallet)
+            for start in range(0, len(of_wallet), _MAX_NOTED):
+                args: list[Argument] = []
+                for record in of_wallet[start : start + _MAX_NOTED]:
                     args += [record.task_id, record.cost, records.encode_record(record)]
-                found = await self._link.run(NOTE, [of.wallet, of.holds, of.drafts], args)
-                gone.update((wallet, task_id.decode()) for task_id in found)
-        for _, task_id in gone:
+                found = await self._connection.run(NOTE, [keys.wallet, keys.holds, keys.drafts], args)
+                lost.update((wallet, task_id.decode()) for task_id in found)
+        for _, task_id in lost:
             self._keys.pop(task_id, None)
-        return [record.task_id for record in noted if (record.wallet, record.task_id) in gone]
+        return [record.task_id for record in noted if (record.wallet, record.task_id) in lost]
 
-    @contained
+    @translated_errors
     async def limit_status(self, wallet: Wallet, model: str = "") -> LimitStatus:
-        """See LedgerStore."""
-        of = names(wallet)
-        return _standing(await self._link.run(STANDING, [of.wallet, of.holds], [model, self._span]))
+        keys = names(wallet)
+        args: list[Argument] = [model, self._window_micros]
+        return _limit_status(await self._connection.run(LIMIT_STATUS, [keys.wallet, keys.holds], args))
 
-    @contained
+    @translated_errors
     async def reservations(self, *, own: bool = False) -> list[OpenReservation]:
-        """See LedgerStore."""
-        looked = dict(self._looks)
-        found = await self._places.running(looked if own else await self._places.having("holds"))
+        checked = dict(self._checks)
+        wallets = checked if own else await self._wallet_index.with_data("holds")
+        found = await self._wallet_index.running(wallets)
         if own:
-            found = [(hold, record) for hold, record in found if hold.owner == self._owner.id]
-            self._looked_at(looked, {hold.wallet for hold, _ in found})
+            found = [(stored, record) for stored, record in found if stored.worker == self._worker.id]
+            self._count_check(checked, {stored.wallet for stored, _ in found})
         reservations = [
             OpenReservation(
                 record,
-                hold.amount,
-                own=hold.owner == self._owner.id and not self._running.works_on(hold.task_id),
+                stored.amount,
+                own=stored.worker == self._worker.id and not self._operations.is_busy(stored.task_id),
             )
-            for hold, record in found
+            for stored, record in found
         ]
-        return sorted((one for one in reservations if one.own or not own), key=lambda one: one.record.task_id)
+        return sorted(
+            (each for each in reservations if each.own or not own), key=lambda each: each.record.task_id
+        )
 
-    def _looked_at(self, looked: dict[Wallet, int], held: set[Wallet]) -> None:
-        """Counts a check of the wallets `looked`. Those in `held` have holds of this process."""
-        for wallet in looked.keys() - held:
-            if self._looks.get(wallet) != looked[wallet]:
-                continue  # There was a take with unknown outcome meanwhile.
-            self._looks[wallet] -= 1
-            if not self._looks[wallet]:
-                del self._looks[wallet]
+    def _count_check(self, checked: dict[Wallet, int], with_own: set[Wallet]) -> None:
+        """Counts a check of the wallets `checked`; those in `with_own` have reservations of this process."""
+        for wallet in checked.keys() - with_own:
+            if self._checks.get(wallet) != checked[wallet]:
+                continue  # a reserve has reset the count meanwhile
+            self._checks[wallet] -= 1
+            if not self._checks[wallet]:
+                del self._checks[wallet]
 
-    @one_call
+    @one_deadline
     async def recover(self, wallet: Wallet, task_id: str) -> None:
-        """See LedgerStore."""
-        await self._owner.recover(wallet, task_id)
+        await self._worker.recover(wallet, task_id)
         self._keys.pop(task_id, None)
         self._usage.expect(wallet)
 
-    @one_call
-    async def _take(self, take: ReserveRequest, call: str) -> Reserved | Refused | ReplayedAnswer:
-        draft, repeatable = take.draft, take.idempotency_key
-        self._knock(draft.wallet)
-        await self._places.note(draft.wallet)
-        owner = await self._owner.current()
-        of = names(draft.wallet)
-        mark = of.mark(draft.task_id)
-        key = "" if repeatable is None else "=" + repeatable.key
+    @one_deadline
+    async def _reserve(self, request: ReserveRequest, call: str) -> Reserved | Refused | ReplayedAnswer:
+        draft, idempotency_key = request.draft, request.idempotency_key
+        self._check_backoff(draft.wallet)
+        await self._wallet_index.add(draft.wallet)
+        worker = await self._worker.live_id()
+        keys = names(draft.wallet)
+        tombstone = keys.tombstone(draft.task_id)
+        key = "" if idempotency_key is None else "=" + idempotency_key.key
         try:
-            reply = await self._link.run(
-                TAKE,
-                [of.wallet, of.holds, of.drafts, mark, of.answer(key[1:]) if key else mark],
+            reply = await self._connection.run(
+                RESERVE,
+                [keys.wallet, keys.holds, keys.drafts, tombstone, keys.answer(key[1:]) if key else tombstone],
                 [
                     draft.task_id,
-                    owner,
-                    take.minimum,
-                    take.maximum,
-                    _limit(take.requests_limit),
-                    _limit(take.concurrency_limit),
-                    take.tokens,
-                    _limit(take.tokens_limit),
+                    worker,
+                    request.minimum,
+                    request.maximum,
+                    _format_limit(request.requests_limit),
+                    _format_limit(request.concurrency_limit),
+                    request.tokens,
+                    _format_limit(request.tokens_limit),
                     draft.model,
                     records.encode_record(draft),
-                    self._span,
+                    self._window_micros,
                     key,
-                    b"" if repeatable is None else repeatable.fingerprint,
+                    b"" if idempotency_key is None else idempotency_key.fingerprint,
                     call,
-                    take.sufficient,
+                    request.sufficient,
                     DEFAULT_SHARES,
                 ],
             )
         except UnknownOutcomeError:
-            self._looks[draft.wallet] = _MANY_LOOKS
-            self._shut[draft.wallet] = asyncio.get_running_loop().time() + _SHUT
+            self._checks[draft.wallet] = _CHECKS_IF_UNKNOWN
+            self._backoff[draft.wallet] = asyncio.get_running_loop().time() + _BACKOFF
             raise
-        self._shut.pop(draft.wallet, None)
+        self._backoff.pop(draft.wallet, None)
         match reply:
-            case [b"taken", standing, held]:
+            case [b"reserved", status, amount]:
                 if key:
                     self._keys[draft.task_id] = key
-                return Reserved(_standing(standing), held)
-            case [b"refused", standing, code]:
-                return Refused(_standing(standing), code.decode())
-            case [b"repeated", standing, text, cost, uncollected, answer]:
+                return Reserved(_limit_status(status), amount)
+            case [b"refused", status, code]:
+                return Refused(_limit_status(status), code.decode())
+            case [b"replayed", status, text, cost, uncollected, answer]:
                 record = replace(records.decode_record(text), cost=int(cost), uncollected=int(uncollected))
-                return ReplayedAnswer(_standing(standing), record, answer)
+                return ReplayedAnswer(_limit_status(status), record, answer)
         raise LostReservationError(draft.task_id)
 
-    def _knock(self, wallet: Wallet) -> None:
-        """Lets one take at a time look whether the store does again what it is asked: each that it may have
-        done is one to be undone later.
+    def _check_backoff(self, wallet: Wallet) -> None:
+        """After an unknown outcome, lets one reserve at a time try whether the server answers again: each one
+        with an unknown outcome must be undone later.
 
         Raises:
             PomeloError: store_unavailable.
         """
-        until = self._shut.get(wallet)
+        until = self._backoff.get(wallet)
         if until is not None:
             now = asyncio.get_running_loop().time()
             if now < until:
                 raise PomeloError("store_unavailable")
-            self._shut[wallet] = now + self._link.timing.limit
+            self._backoff[wallet] = now + self._connection.timing.timeout
 
-    @one_call
+    @one_deadline
     async def _settle(self, settlement: Settlement) -> Settled:
         record, answer = settlement.record, settlement.answer
-        of = names(record.wallet)
-        mark = of.mark(record.task_id)
+        keys = names(record.wallet)
+        tombstone = keys.tombstone(record.task_id)
         text = records.encode_record(record)
         digest = hashlib.blake2b(text, digest_size=8).hexdigest()
 
         async def run(key: str) -> Any:
-            return await self._link.run(
+            answer_key = keys.answer(key[1:]) if key else tombstone
+            return await self._connection.run(
                 SETTLE,
-                [of.wallet, of.holds, of.drafts, mark, of.usage, of.answer(key[1:]) if key else mark],
+                [keys.wallet, keys.holds, keys.drafts, tombstone, keys.usage, answer_key],
                 [
                     record.task_id,
                     record.cost,
@@ -228,9 +230,9 @@ class Ledger:
                     "" if answer is None else "1",
                     answer or b"",
                     key,
-                    self._span,
-                    self._remember,
-                    round(self._link.timing.replay),
+                    self._window_micros,
+                    self._tombstone_ttl,
+                    round(self._connection.timing.answer_ttl),
                 ],
             )
 
@@ -238,40 +240,41 @@ class Ledger:
         if reply[0] == b"key":
             reply = await run(reply[1].decode())
         self._keys.pop(record.task_id, None)
-        self._shut.pop(record.wallet, None)
+        self._backoff.pop(record.wallet, None)
         self._usage.expect(record.wallet)
         if reply[0] == b"settled" and reply[4].decode() == digest:
-            kept = replace(record, cost=int(reply[2]), uncollected=int(reply[3]))
-            return Settled(_standing(reply[1]), kept)
-        # It ended otherwise, or so long ago that its mark is gone.
+            record = replace(record, cost=int(reply[2]), uncollected=int(reply[3]))
+            return Settled(_limit_status(reply[1]), record)
+        # It has ended otherwise, or so long ago that its tombstone has expired.
         first = await self._usage.get(record.wallet, record.task_id)
         if first is None or first.source == RECOVERED:
             raise LostReservationError(record.task_id)
         return Settled(await self.limit_status(record.wallet, record.model), first)
 
-    @one_call
+    @one_deadline
     async def _void(self, wallet: Wallet, task_id: str, refund: bool, call: str = "") -> None:
-        of = names(wallet)
-        mark = of.mark(task_id)
+        keys = names(wallet)
+        tombstone = keys.tombstone(task_id)
 
         async def run(key: str) -> Any:
-            return await self._link.run(
+            answer_key = keys.answer(key[1:]) if key else tombstone
+            return await self._connection.run(
                 VOID,
-                [of.wallet, of.holds, of.drafts, mark, of.answer(key[1:]) if key else mark],
-                [task_id, "1" if refund else "", key, self._span, call, self._remember],
+                [keys.wallet, keys.holds, keys.drafts, tombstone, answer_key],
+                [task_id, "1" if refund else "", key, self._window_micros, call, self._tombstone_ttl],
             )
 
         reply = await run(self._keys.get(task_id, ""))
         if reply[0] == b"key":
             await run(reply[1].decode())
         self._keys.pop(task_id, None)
-        self._shut.pop(wallet, None)
+        self._backoff.pop(wallet, None)
 
 
-def _limit(limit: int | None) -> Part:
+def _format_limit(limit: int | None) -> Argument:
     return "" if limit is None else limit
 
 
-def _standing(reply: Any) -> LimitStatus:
-    available, requests, requests_left, slots, tokens, tokens_left = reply
-    return LimitStatus(available, requests, requests_left / 1e6, slots, tokens, tokens_left / 1e6)
+def _limit_status(reply: Any) -> LimitStatus:
+    available, requests, requests_left, concurrency, tokens, tokens_left = reply
+    return LimitStatus(available, requests, requests_left / 1e6, concurrency, tokens, tokens_left / 1e6)

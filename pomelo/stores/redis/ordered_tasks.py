@@ -1,4 +1,4 @@
-"""Work that begins at once and ends without its awaiter; in order where it is of one task."""
+"""Store operations that start immediately and finish without their awaiter, in order for each task."""
 
 from __future__ import annotations
 
@@ -13,146 +13,148 @@ from pomelo.stores.ledger import LostReservationError, UnknownOutcomeError
 
 T = TypeVar("T")
 
-_PAUSE = 0.05
-_LONGEST_PAUSE = 1.0
-_UNDO_FOR = 30.0
-"""Seconds for which undoing a take of unknown outcome is retried. A long outage must not leave a
-retry running for each take. `Ledger.reservations` finds what such a take left."""
+_WAIT_INITIAL = 0.05
+_WAIT_MAX = 1.0
+_MAX_UNDO_TIME = 30.0
+"""Seconds for which undoing a reserve with unknown outcome is retried. A long outage must not leave a retry
+running for each of them; `Ledger.reservations` finds the reservations that they left."""
 
 
-class Started(Generic[T]):
-    """What was started. Awaiting it waits for the outcome; cancelling an awaiter stops nothing."""
+class Outcome(Generic[T]):
+    """The result of an operation. Cancelling an awaiter does not stop the operation."""
 
-    def __init__(self, outcome: asyncio.Future[T]) -> None:
-        self._outcome = outcome
+    def __init__(self, future: asyncio.Future[T]) -> None:
+        self._future = future
 
     def __await__(self) -> Generator[Any, None, T]:
-        return asyncio.shield(self._outcome).__await__()
+        return asyncio.shield(self._future).__await__()
 
 
-class _Started(NamedTuple):
-    task: asyncio.Task[None]
-    lasting: bool
+class _Running(NamedTuple):
+    runner: asyncio.Task[None]
+    ends_task: bool
 
 
 class OrderedTasks:
-    """All work that was started. Each task's is done in the order in which it was started.
+    """All started operations. Those of one task run in the order in which they were started.
 
-    `limit` is how many seconds the outcome is waited for where work before it hangs. Made inside the
-    loop that does the work.
+    `timeout` is how many seconds an operation waits for an earlier one of its task that hangs. Create it in
+    the event loop that runs the operations.
     """
 
-    def __init__(self, limit: float, unforeseen: UnexpectedErrors) -> None:
-        self._limit = limit
-        self._unforeseen = unforeseen
+    def __init__(self, timeout: float, unexpected: UnexpectedErrors) -> None:
+        self._timeout = timeout
+        self._unexpected = unexpected
         self._loop = asyncio.get_running_loop()
-        self._last: dict[str, _Started] = {}
+        self._last: dict[str, _Running] = {}
         self._all: set[asyncio.Task[None]] = set()
         self._closed = False
 
-    def works_on(self, task_id: str) -> bool:
-        """Whether work for a task is running or waiting to run."""
+    def is_busy(self, task_id: str) -> bool:
+        """Whether an operation of a task is running or waiting to run."""
         return task_id in self._last
 
     def start(
         self,
         task_id: str,
-        work: Callable[[], Awaitable[T]],
+        operation: Callable[[], Awaitable[T]],
         *,
-        lasting: bool = False,
+        ends_task: bool = False,
         undo: Callable[[], Awaitable[None]] | None = None,
-    ) -> Started[T]:
-        """Starts `work`. `lasting` work ends its task: it is retried after any error until its
-        outcome is known, and its awaiter gets store_unavailable after the first attempt. Other work
-        that would end the same task meanwhile is dropped: one end is enough. `undo` runs if it is
-        unknown whether `work` was done."""
-        outcome: asyncio.Future[T] = self._loop.create_future()
+    ) -> Outcome[T]:
+        """Starts an operation. One that ends its task (`ends_task`) is retried after any error until its
+        outcome is known, and its awaiter receives store_unavailable after the first attempt; other operations
+        that would end the same task meanwhile are dropped. `undo` runs if the outcome of `operation` is
+        unknown."""
+        future: asyncio.Future[T] = self._loop.create_future()
         if self._closed:
-            _fail(outcome, PomeloError("store_unavailable"))
-            return Started(outcome)
+            _fail(future, PomeloError("store_unavailable"))
+            return Outcome(future)
         before = self._last.get(task_id)
-        task = self._loop.create_task(self._do(before, work, outcome, lasting, undo))
-        if before is None or not before.lasting:
-            self._last[task_id] = _Started(task, lasting)
-        self._all.add(task)
-        task.add_done_callback(self._all.discard)
-        task.add_done_callback(lambda done: self._forget(task_id, done))
-        return Started(outcome)
+        runner = self._loop.create_task(self._run(before, operation, future, ends_task, undo))
+        if before is None or not before.ends_task:
+            self._last[task_id] = _Running(runner, ends_task)
+        self._all.add(runner)
+        runner.add_done_callback(self._all.discard)
+        runner.add_done_callback(lambda done: self._forget(task_id, done))
+        return Outcome(future)
 
     async def close(self, seconds: float) -> None:
-        """Waits for all work; what isn't done after so many seconds is given up."""
+        """Waits for all operations, and cancels those that are still running after that many seconds."""
         self._closed = True
         if self._all:
             await asyncio.wait(self._all, timeout=seconds)
-        for task in self._all:
-            task.cancel()
+        for runner in self._all:
+            runner.cancel()
         if self._all:
             await asyncio.wait(self._all)
 
-    def _forget(self, task_id: str, task: asyncio.Task[None]) -> None:
+    def _forget(self, task_id: str, runner: asyncio.Task[None]) -> None:
         last = self._last.get(task_id)
-        if last is not None and last.task is task:
+        if last is not None and last.runner is runner:
             del self._last[task_id]
 
-    async def _do(
+    async def _run(
         self,
-        before: _Started | None,
-        work: Callable[[], Awaitable[T]],
-        outcome: asyncio.Future[T],
-        lasting: bool,
+        before: _Running | None,
+        operation: Callable[[], Awaitable[T]],
+        future: asyncio.Future[T],
+        ends_task: bool,
         undo: Callable[[], Awaitable[None]] | None,
     ) -> None:
         try:
             if before is not None:
-                done, _ = await asyncio.wait({before.task}, timeout=self._limit)
+                done, _ = await asyncio.wait({before.runner}, timeout=self._timeout)
                 if not done:
-                    _fail(outcome, UnknownOutcomeError("store_unavailable"))
-                    if before.lasting or not lasting:
-                        return  # The task will be ended, and nobody waits for a take any more.
-                    await asyncio.wait({before.task})
-            error = await self._try(work, outcome)
+                    _fail(future, UnknownOutcomeError("store_unavailable"))
+                    if before.ends_task or not ends_task:
+                        return  # the task will be ended anyway, or nobody waits for this reserve any more
+                    await asyncio.wait({before.runner})
+            error = await self._attempt(operation, future)
             if error is None:
                 return
-            if lasting:
-                await self._until_done(work)
+            if ends_task:
+                await self._retry(operation)
             elif undo is not None and isinstance(error, UnknownOutcomeError):
-                await self._until_done(undo, self._loop.time() + _UNDO_FOR)
+                await self._retry(undo, self._loop.time() + _MAX_UNDO_TIME)
         except asyncio.CancelledError:
-            _fail(outcome, PomeloError("store_unavailable"))
+            _fail(future, PomeloError("store_unavailable"))
             raise
 
-    async def _try(self, work: Callable[[], Awaitable[T]], outcome: asyncio.Future[T]) -> PomeloError | None:
-        """Does work once. Returns why its outcome is unknown, or None if it is known."""
+    async def _attempt(
+        self, operation: Callable[[], Awaitable[T]], future: asyncio.Future[T]
+    ) -> PomeloError | None:
+        """Runs an operation once. Returns why its outcome is unknown, or None if it is known."""
         try:
-            value = await work()
+            value = await operation()
         except PomeloError as error:
-            _fail(outcome, error)
+            _fail(future, error)
             return error
         except LostReservationError as error:
-            _fail(outcome, error)
+            _fail(future, error)
         except Exception as error:
-            self._unforeseen.log("The store failed at a task", error)
+            self._unexpected.log("The store failed at a task", error)
             unknown = UnknownOutcomeError("store_unavailable")
             unknown.__cause__ = error
-            _fail(outcome, unknown)
+            _fail(future, unknown)
             return unknown
         else:
-            if not outcome.done():
-                outcome.set_result(value)
+            if not future.done():
+                future.set_result(value)
         return None
 
-    async def _until_done(self, work: Callable[[], Awaitable[object]], end: float = math.inf) -> None:
-        """Repeats work until its outcome is known, or until the time `end`."""
-        pause = _PAUSE
+    async def _retry(self, operation: Callable[[], Awaitable[object]], end: float = math.inf) -> None:
+        """Repeats an operation until its outcome is known, or until the time `end`."""
+        wait = _WAIT_INITIAL
         while self._loop.time() < end:
-            await asyncio.sleep(pause)
-            if await self._try(work, self._loop.create_future()) is None:
+            await asyncio.sleep(wait)
+            if await self._attempt(operation, self._loop.create_future()) is None:
                 return
-            pause = min(2 * pause, _LONGEST_PAUSE)
+            wait = min(2 * wait, _WAIT_MAX)
 
 
-def _fail(outcome: asyncio.Future[Any], error: Exception) -> None:
-    if not outcome.done():
-        outcome.set_exception(error)
-        # Looked at once, it is not reported as never retrieved when nobody awaits it.
-        outcome.exception()
+def _fail(future: asyncio.Future[Any], error: Exception) -> None:
+    if not future.done():
+        future.set_exception(error)
+        # Reading it prevents asyncio's message about an exception that nobody retrieved.
+        future.exception()

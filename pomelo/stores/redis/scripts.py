@@ -1,4 +1,4 @@
-"""The Lua scripts, whole: those of wallets begin with what they share."""
+"""The Lua scripts, complete: those of a wallet start with the functions of wallet.lua."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ _FOLDER = Path(__file__).parent / "lua"
 
 @dataclass(frozen=True, slots=True)
 class Script:
-    """One script and the digest that the server knows it by."""
+    """A script and the digest by which the server knows it."""
 
     text: str
     digest: str
     timed: bool
-    """It is one of a wallet, and takes the time of a test as its last argument."""
+    """Whether its last argument is the time: empty, or set by a test."""
 
 
 def _script(*names: str) -> Script:
@@ -25,21 +25,20 @@ def _script(*names: str) -> Script:
     return Script(text, digest, "wallet" in names)
 
 
-TAKE = _script("wallet", "take")
+RESERVE = _script("wallet", "reserve")
 SETTLE = _script("wallet", "settle")
 VOID = _script("wallet", "void")
 NOTE = _script("wallet", "note")
 RECOVER = _script("wallet", "recover")
-STANDING = _script("wallet", "standing")
-HOLDING = _script("wallet", "holding")
+LIMIT_STATUS = _script("wallet", "limit_status")
 GRANT = _script("wallet", "grant")
-STATES = _script("wallet", "states")
+WALLET_STATES = _script("wallet", "wallet_states")
 BALANCES = _script("balances")
-FILLED = _script("filled")
+NON_EMPTY = _script("non_empty")
 ADD_KEY = _script("add_key")
 REVOKE_KEY = _script("revoke_key")
 REPLACE_KEY = _script("replace_key")
 ADD_ACCOUNT = _script("add_account")
 SET_PLAN = _script("set_plan")
-BEAT = _script("beat")
-BURY = _script("bury")
+HEARTBEAT = _script("heartbeat")
+MARK_DEAD = _script("mark_dead")

@@ -1,4 +1,4 @@
-"""From a URL to servers that are fit to keep credits, or a sentence that says what to do about it."""
+"""Parses the URL of a Redis store, connects, and checks that the server can be trusted with credits."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from redis.asyncio.sentinel import Sentinel
 from redis.backoff import NoBackoff
 
 from pomelo.stores.base import StoreError
-from pomelo.stores.redis.client import Cluster, OneServer
+from pomelo.stores.redis.client import Cluster, SingleServer
 from pomelo.stores.redis.connection import Timing, is_closed_transport
 
 SCHEMES = ("redis", "rediss", "redis+cluster", "rediss+cluster", "redis+sentinel", "rediss+sentinel")
@@ -25,16 +25,16 @@ _FORMS = (
     "or redis+sentinel://HOST:PORT[,HOST:PORT…]/SERVICE"
 )
 _TLS = ("ssl_ca_certs", "ssl_certfile", "ssl_keyfile")
-_OLDEST = (6, 2)
+_MIN_REDIS = (6, 2)
 _FAILURES = (errors.RedisError, errors.RedisClusterException, OSError, ssl.SSLError)
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
-    """What a URL says. `service` is the name that Sentinels know; `durable`: the server must write what it
-    keeps to its disk."""
+class ServerUrl:
+    """A parsed URL. `topology` is "", "cluster" or "sentinel", `service` the name of the primary for
+    Sentinels. `durable`: the server must write its data to disk."""
 
-    kind: str
+    topology: str
     hosts: tuple[tuple[str, int], ...]
     service: str = ""
     db: int = 0
@@ -44,25 +44,25 @@ class Place:
     durable: bool = True
 
 
-def read_url(url: str) -> Place:
-    """What a URL says.
+def parse_url(url: str) -> ServerUrl:
+    """Parses a URL.
 
     Raises:
-        StoreError: it has none of the forms. The message holds no password.
+        StoreError: it has none of the documented forms. The message contains no password.
     """
     scheme, _, rest = url.partition("://")
-    base, _, kind = scheme.partition("+")
+    base, _, topology = scheme.partition("+")
     parts = urlsplit("//" + rest)
     login, _, addresses = parts.netloc.rpartition("@")
     user, _, password = login.partition(":")
     options = dict(parse_qsl(parts.query, keep_blank_values=True))
     path = parts.path.strip("/")
     persistence = options.pop("persistence", "aof")
-    service, _, db = path.partition("/") if kind == "sentinel" else ("", "", path)
+    service, _, db = path.partition("/") if topology == "sentinel" else ("", "", path)
     try:
-        hosts = tuple(_host(text, 26379 if kind == "sentinel" else 6379) for text in addresses.split(","))
-        place = Place(
-            kind=kind,
+        hosts = tuple(_host(text, 26379 if topology == "sentinel" else 6379) for text in addresses.split(","))
+        parsed = ServerUrl(
+            topology=topology,
             hosts=hosts,
             service=unquote(service),
             db=int(db or "0"),
@@ -72,23 +72,23 @@ def read_url(url: str) -> Place:
             durable=persistence == "aof",
         )
     except ValueError:
-        place = None
+        parsed = None
     unknown = set(options) - set(_TLS if base == "rediss" else ())
-    wrong = (
-        place is None
+    invalid = (
+        parsed is None
         or scheme not in SCHEMES
-        or (kind == "sentinel") != bool(place.service)
-        or (kind == "" and len(place.hosts) != 1)
-        or (kind == "cluster" and path != "")
+        or (topology == "sentinel") != bool(parsed.service)
+        or (topology == "" and len(parsed.hosts) != 1)
+        or (topology == "cluster" and path != "")
         or persistence not in ("aof", "none")
         or unknown
     )
-    if wrong or place is None:
+    if invalid or parsed is None:
         raise StoreError(
             f"The URL of the store can't be read. Use {_FORMS}; ?persistence=none allows a server without AOF"
         )
-    place.tls.update(options)
-    return place
+    parsed.tls.update(options)
+    return parsed
 
 
 def _host(text: str, port: int) -> tuple[str, int]:
@@ -98,60 +98,60 @@ def _host(text: str, port: int) -> tuple[str, int]:
     return parts.hostname, parts.port or port
 
 
-async def connect(place: Place, timing: Timing) -> OneServer | Cluster:
-    """Connects, and looks whether the servers are fit.
+async def connect(url: ServerUrl, timing: Timing) -> SingleServer | Cluster:
+    """Connects to the servers, and checks their version, role and settings.
 
     Raises:
-        StoreError: they can't be reached, or are not fit.
+        StoreError: they can't be reached or used.
     """
-    where = ",".join(f"{host}:{port}" for host, port in place.hosts)
-    client: OneServer | Cluster | None = None
+    where = ",".join(f"{host}:{port}" for host, port in url.hosts)
+    client: SingleServer | Cluster | None = None
     try:
-        client = _client(place, timing)
+        client = _client(url, timing)
         for info in await client.info():
-            _check(place, info)
+            _check(url, info)
     except BaseException as error:
         if client is not None:
             await client.aclose()
         if isinstance(error, StoreError) or not (isinstance(error, _FAILURES) or is_closed_transport(error)):
             raise
-        raise _refused(place, where, error) from error
+        raise _unusable(where, error) from error
     return client
 
 
-def _client(place: Place, timing: Timing) -> OneServer | Cluster:
+def _client(url: ServerUrl, timing: Timing) -> SingleServer | Cluster:
     settings: dict[str, Any] = {
-        "username": place.user,
-        "password": place.password,
-        "socket_timeout": timing.attempt,
-        "socket_connect_timeout": timing.attempt,
+        "username": url.user,
+        "password": url.password,
+        "socket_timeout": timing.attempt_timeout,
+        "socket_connect_timeout": timing.attempt_timeout,
         "protocol": 2,
-        **place.tls,
+        **url.tls,
     }
-    if place.kind == "cluster":
-        nodes = [ClusterNode(host, port) for host, port in place.hosts]
+    if url.topology == "cluster":
+        nodes = [ClusterNode(host, port) for host, port in url.hosts]
         return Cluster(RedisCluster(startup_nodes=nodes, retry=Retry(NoBackoff(), 0), **settings))
-    once = Retry(NoBackoff(), 0)
-    if place.kind == "sentinel":
+    no_retry = Retry(NoBackoff(), 0)
+    if url.topology == "sentinel":
         sentinels = Sentinel(  # type: ignore[no-untyped-call]
-            place.hosts,
+            url.hosts,
             sentinel_kwargs={
-                "socket_timeout": timing.attempt,
-                "socket_connect_timeout": timing.attempt,
+                "socket_timeout": timing.attempt_timeout,
+                "socket_connect_timeout": timing.attempt_timeout,
                 "protocol": 2,
-                "retry": once,
-                **place.tls,
+                "retry": no_retry,
+                **url.tls,
             },
-            retry=once,
-            db=place.db,
+            retry=no_retry,
+            db=url.db,
             **settings,
         )
-        return OneServer(sentinels.master_for(place.service))
-    host, port = place.hosts[0]
-    return OneServer(Redis(host=host, port=port, db=place.db, retry=once, **settings))
+        return SingleServer(sentinels.master_for(url.service))
+    host, port = url.hosts[0]
+    return SingleServer(Redis(host=host, port=port, db=url.db, retry=no_retry, **settings))
 
 
-def _refused(place: Place, where: str, error: BaseException) -> StoreError:
+def _unusable(where: str, error: BaseException) -> StoreError:
     text = str(error)
     if "luster mode is not enabled" in text or "cluster support disabled" in text:
         return StoreError(f"The Redis server at {where} is no cluster. Use redis:// in its URL")
@@ -164,13 +164,13 @@ def _refused(place: Place, where: str, error: BaseException) -> StoreError:
     )
 
 
-def _check(place: Place, info: dict[str, Any]) -> None:
+def _check(url: ServerUrl, info: dict[str, Any]) -> None:
     version = str(info.get("valkey_version") or info["redis_version"])
     name = "Valkey" if info.get("server_name") == "valkey" else "Redis"
-    if tuple(int(part) for part in version.split(".")[:2]) < _OLDEST:
+    if tuple(int(part) for part in version.split(".")[:2]) < _MIN_REDIS:
         raise StoreError(f"Redis {version} is too old; Pomelo needs Redis 6.2 or later, or Valkey")
     clustered = bool(int(info.get("cluster_enabled", 0)))
-    if clustered and place.kind != "cluster":
+    if clustered and url.topology != "cluster":
         raise StoreError(f"The {name} server is a node of a cluster. Use redis+cluster:// in its URL")
     if info.get("role") == "slave":
         raise StoreError(f"The {name} server is a replica, which takes no writes. Name its primary")
@@ -180,7 +180,7 @@ def _check(place: Place, info: dict[str, Any]) -> None:
             f"The {name} server throws credits away when its memory is full (maxmemory-policy {policy}). "
             "Set maxmemory-policy noeviction"
         )
-    if place.durable and not int(info.get("aof_enabled", 0)):
+    if url.durable and not int(info.get("aof_enabled", 0)):
         raise StoreError(
             f"The {name} server would forget credits when it restarts. Set appendonly yes, "
             "or add ?persistence=none to its URL if they may be lost"

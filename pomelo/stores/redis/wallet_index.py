@@ -1,4 +1,4 @@
-"""Which wallets there are, and what all of them hold."""
+"""The list of all wallets, and what is read from many of them at once."""
 
 from __future__ import annotations
 
@@ -7,143 +7,148 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequen
 from typing import Any, NamedTuple, TypeVar
 
 from pomelo.stores import records
-from pomelo.stores.ledger import PAGE, UsageRecord, Wallet
-from pomelo.stores.redis.connection import PATIENCE, Link, RefusedError
+from pomelo.stores.accounts import PAGE, Wallet
+from pomelo.stores.redis.connection import REPORT_TIMEOUT, Connection, RefusedError
 from pomelo.stores.redis.key_names import WALLETS, key, member, names, wallet_of
-from pomelo.stores.redis.scripts import FILLED, Script
+from pomelo.stores.redis.scripts import NON_EMPTY, Script
+from pomelo.stores.usage import UsageRecord
 
-_AT_ONCE = 32
-_TOGETHER = 100
-"""Wallets per call of a script, where all are on one server. A call takes about a millisecond."""
+_MAX_CONCURRENT = 32
+_WALLETS_PER_CALL = 100
+"""Wallets per call of a script, if all are on one server. A call takes about a millisecond."""
 
 S = TypeVar("S")
 T = TypeVar("T")
 
 
-class Held(NamedTuple):
-    """The fields of a hold that are used here. `key` is its Idempotency-Key after '=', or empty."""
+class StoredReservation(NamedTuple):
+    """The fields of a stored reservation that are used here. `key` is empty, or '=' and its
+    Idempotency-Key."""
 
     wallet: Wallet
     task_id: str
-    owner: str
+    worker: str
     amount: int
     key: str
 
 
 class WalletIndex:
-    """See the module."""
+    """The wallets that may have data."""
 
-    def __init__(self, link: Link) -> None:
-        self._link = link
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
         self._known: set[Wallet] = set()
 
-    async def note(self, wallet: Wallet) -> None:
-        """Notes a wallet, before anything is put there. Asks the server once for each."""
+    async def add(self, wallet: Wallet) -> None:
+        """Adds a wallet; call it before the wallet gets data. Asks the server only once per wallet."""
         if wallet not in self._known:
-            await self._link.send("SADD", WALLETS, member(wallet))
+            await self._connection.send("SADD", WALLETS, member(wallet))
             self._known.add(wallet)
 
-    async def note_again(self) -> None:
-        """Notes all wallets of this process again: a server that failed over may have lost some."""
+    async def add_again(self) -> None:
+        """Adds all wallets of this process again: a failover may have lost some."""
         if self._known:
-            await self._link.send("SADD", WALLETS, *[member(wallet) for wallet in self._known])
+            await self._connection.send("SADD", WALLETS, *[member(wallet) for wallet in self._known])
 
     async def pages(self) -> AsyncIterator[list[Wallet]]:
-        """Yields all wallets that exist during the whole scan, in any order. One may come twice."""
+        """Yields all wallets that exist during the whole scan, in any order. One may be yielded twice."""
         cursor = 0
         while True:
-            with self._link.one_call(PATIENCE if cursor else 0.0):
-                cursor, found = await self._link.send("SSCAN", WALLETS, cursor, "COUNT", PAGE)
+            with self._connection.one_deadline(REPORT_TIMEOUT if cursor else 0.0):
+                cursor, found = await self._connection.send("SSCAN", WALLETS, cursor, "COUNT", PAGE)
             if found:
                 yield [wallet_of(text) for text in found]
             if not cursor:
                 return
 
-    async def having(self, table: str) -> list[Wallet]:
-        """The wallets whose table is not empty. `table`: `holds`, `drafts` or `usage`."""
-        having: dict[Wallet, None] = {}
-        async for wallets in self.pages():
-            for some, filled in await self.ask(FILLED, wallets, lambda w: [key(w, table)], table):
-                having |= dict.fromkeys(some[number - 1] for number in filled)
-        return sorted(having, key=lambda w: (w.account, w.live))
+    async def with_data(self, table: str) -> list[Wallet]:
+        """The wallets whose `table` (holds, drafts or usage) is not empty, sorted."""
+        found: dict[Wallet, None] = {}
+        async for page in self.pages():
+            for wallets, positions in await self.run(NON_EMPTY, page, lambda w: [key(w, table)], table):
+                found |= dict.fromkeys(wallets[position - 1] for position in positions)
+        return sorted(found, key=lambda w: (w.account, w.live))
 
-    async def ask(
+    async def run(
         self,
         script: Script,
         wallets: Sequence[Wallet],
         keys: Callable[[Wallet], Sequence[str]],
         *args: str,
     ) -> list[tuple[Sequence[Wallet], Any]]:
-        """Runs a script on wallets, as many per call as possible. Returns the wallets and the
-        answer of each call, in order. `keys` returns the keys of one wallet that the script
-        takes."""
-        size = 1 if self._link.cluster else _TOGETHER
+        """Runs a script for wallets, as many per call as possible. Returns the wallets and the reply of each
+        call, in order. `keys` returns the keys of one wallet for the script."""
+        size = 1 if self._connection.cluster else _WALLETS_PER_CALL
         parts = [wallets[start : start + size] for start in range(0, len(wallets), size)]
-        with self._link.one_call(PATIENCE):
-            answers = await each(
+        with self._connection.one_deadline(REPORT_TIMEOUT):
+            replies = await for_each(
                 parts,
-                lambda part: self._link.run(script, [key for wallet in part for key in keys(wallet)], args),
+                lambda part: self._connection.run(
+                    script, [key for wallet in part for key in keys(wallet)], args
+                ),
             )
-        return list(zip(parts, answers, strict=True))
+        return list(zip(parts, replies, strict=True))
 
-    async def held(self) -> list[Held]:
-        """All holds."""
-        return [one for found in await each(await self.having("holds"), self._holds) for one in found]
+    async def reservations(self) -> list[StoredReservation]:
+        """All reservations."""
+        pages = await for_each(await self.with_data("holds"), self._reservations_of)
+        return [reservation for page in pages for reservation in page]
 
-    async def hold(self, wallet: Wallet, task_id: str) -> Held | None:
-        """A task's hold."""
-        text = await self._link.send("HGET", names(wallet).holds, task_id)
-        return None if text is None else _hold(wallet, task_id, text.decode())
+    async def reservation(self, wallet: Wallet, task_id: str) -> StoredReservation | None:
+        """The reservation of a task, or None."""
+        text = await self._connection.send("HGET", names(wallet).holds, task_id)
+        return None if text is None else _parse(wallet, task_id, text.decode())
 
-    async def running(self, wallets: Iterable[Wallet]) -> list[tuple[Held, UsageRecord]]:
-        """The holds of these wallets, with their tasks' records so far."""
+    async def running(self, wallets: Iterable[Wallet]) -> list[tuple[StoredReservation, UsageRecord]]:
+        """The reservations of these wallets, with their tasks' records so far."""
 
-        async def of_wallet(wallet: Wallet) -> list[tuple[Held, UsageRecord]]:
-            holds = await self._holds(wallet)
-            if not holds:
+        async def of_wallet(wallet: Wallet) -> list[tuple[StoredReservation, UsageRecord]]:
+            reservations = await self._reservations_of(wallet)
+            if not reservations:
                 return []
-            ids = [hold.task_id for hold in holds]
-            drafts = await self._link.send("HMGET", names(wallet).drafts, *ids)
+            ids = [reservation.task_id for reservation in reservations]
+            drafts = await self._connection.send("HMGET", names(wallet).drafts, *ids)
             return [
-                (hold, records.decode_record(draft))
-                for hold, draft in zip(holds, drafts, strict=True)
-                if draft is not None  # It has ended meanwhile.
+                (reservation, records.decode_record(draft))
+                for reservation, draft in zip(reservations, drafts, strict=True)
+                if draft is not None  # the task has ended meanwhile
             ]
 
-        return [one for found in await each(wallets, of_wallet) for one in found]
+        return [each for page in await for_each(wallets, of_wallet) for each in page]
 
-    async def _holds(self, wallet: Wallet) -> list[Held]:
-        """The holds of a wallet. An unreadable one is logged: others must still be ended."""
+    async def _reservations_of(self, wallet: Wallet) -> list[StoredReservation]:
+        """The reservations of a wallet. An unreadable one is logged: the others must still be recovered."""
         found = []
+        unexpected = self._connection.unexpected
         try:
-            for task_id, text in (await self._link.send("HGETALL", names(wallet).holds)).items():
+            for task_id, text in (await self._connection.send("HGETALL", names(wallet).holds)).items():
                 try:
-                    found.append(_hold(wallet, task_id.decode(), text.decode()))
+                    found.append(_parse(wallet, task_id.decode(), text.decode()))
                 except ValueError as error:
-                    self._link.unexpected.log(f"A hold of {member(wallet)} can't be read", error)
+                    unexpected.log(f"A reservation of {member(wallet)} can't be read", error)
         except RefusedError as error:
-            self._link.unexpected.log(f"The holds of {member(wallet)} can't be read", error)
+            unexpected.log(f"The reservations of {member(wallet)} can't be read", error)
         return found
 
 
-def _hold(wallet: Wallet, task_id: str, text: str) -> Held:
-    """Parses a hold that wallet.lua wrote.
+def _parse(wallet: Wallet, task_id: str, text: str) -> StoredReservation:
+    """Parses a reservation as wallet.lua formats it.
 
     Raises:
-        ValueError: wallet.lua did not write this text.
+        ValueError: the text has another format.
     """
-    owner, _, amount, *_, length, rest = text.split(" ", 8)
-    # The length is of bytes, as Lua counts.
+    worker, _, amount, *_, length, rest = text.split(" ", 8)
+    # The length is in bytes, as Lua counts.
     key = rest.encode()[int(length) :].decode()
-    return Held(wallet, task_id, owner, int(amount), key)
+    return StoredReservation(wallet, task_id, worker, int(amount), key)
 
 
-async def each(of: Iterable[S], do: Callable[[S], Awaitable[T]]) -> list[T]:
-    """The result of `do` for each item, in order; at most _AT_ONCE of them run concurrently."""
-    gate = asyncio.Semaphore(_AT_ONCE)
+async def for_each(items: Iterable[S], do: Callable[[S], Awaitable[T]]) -> list[T]:
+    """The result of `do` for each item, in order. Up to _MAX_CONCURRENT calls run concurrently."""
+    slots = asyncio.Semaphore(_MAX_CONCURRENT)
 
-    async def one(part: S) -> T:
-        async with gate:
-            return await do(part)
+    async def run(item: S) -> T:
+        async with slots:
+            return await do(item)
 
-    return list(await asyncio.gather(*[one(part) for part in of]))
+    return list(await asyncio.gather(*[run(item) for item in items]))

@@ -1,8 +1,8 @@
-"""Who may have holds, who of them lives, and the end of those who don't.
+"""The processes that may have reservations, and the recovery of the tasks of dead ones.
 
-Every opened store is an owner that beats: a count in Redis goes up. Each watches the counts of the others by
-its own monotonic clock, and takes one for dead that it has seen standing still all the time. No clock is
-compared with another, so none that jumps ends anything.
+Every open store is a worker that sends heartbeats: a count in Redis increases. Each worker watches the counts
+of the others by its own monotonic clock, and marks a worker dead whose count has not changed for
+`dead_after`. No two clocks are compared, so a clock that is changed ends nothing.
 """
 
 from __future__ import annotations
@@ -16,163 +16,174 @@ from contextlib import suppress
 from pomelo.errors import PomeloError
 from pomelo.ids import new_id
 from pomelo.process import periodically
-from pomelo.stores.ledger import Wallet
-from pomelo.stores.redis.connection import Link, RefusedError
-from pomelo.stores.redis.key_names import OWNERS, names
-from pomelo.stores.redis.scripts import BEAT, BURY, RECOVER
-from pomelo.stores.redis.wallet_index import Held, WalletIndex
+from pomelo.stores.accounts import Wallet
+from pomelo.stores.redis.connection import Connection, RefusedError
+from pomelo.stores.redis.key_names import WORKERS, names
+from pomelo.stores.redis.scripts import HEARTBEAT, MARK_DEAD, RECOVER
+from pomelo.stores.redis.wallet_index import StoredReservation, WalletIndex
 
 log = logging.getLogger("pomelo.stores")
 
-_FRESH = 0.6
-"""What part of the time until it is taken for dead an owner may go without a beat and still take."""
+_MAX_SILENCE = 0.6
+"""The part of `dead_after` that a worker may be without a heartbeat and still make reservations."""
 
-_ROUND = 10
-"""After so many beats all holds are looked at for those whose owner is unknown."""
+_FULL_CHECK = 10
+"""Every so many heartbeats, all reservations are searched for unknown workers."""
 
 
 class Worker:
-    """This process among all owners; made for each opened store."""
+    """This process among all workers; one per open store."""
 
     def __init__(
-        self, link: Link, places: WalletIndex, monotonic: Callable[[], float] = time.monotonic
+        self,
+        connection: Connection,
+        wallet_index: WalletIndex,
+        monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._link = link
-        self._places = places
-        self._timing = link.timing
+        self._connection = connection
+        self._wallet_index = wallet_index
+        self._timing = connection.timing
         self._monotonic = monotonic
         self.id = new_id("own_")
-        """The id of this owner's holds. It is replaced after this process was taken for dead."""
+        """Identifies this worker's reservations. It is replaced after this process was marked dead."""
         self._rounds = 0
-        self._beaten = 0.0
-        self._seen: dict[str, tuple[bytes, float]] = {}
-        self._looked = 0.0
+        self._last_heartbeat = 0.0
+        self._counts: dict[str, tuple[bytes, float]] = {}
+        """The heartbeats of each worker, and since when their count has not changed."""
+        self._last_check = 0.0
         self._task: asyncio.Task[None] | None = None
 
     async def open(self) -> None:
-        """Begins to beat and to watch; ends what is known to be dead.
+        """Starts to send heartbeats and to watch the other workers. Recovers the tasks of known dead ones.
 
         Raises:
             PomeloError: store_unavailable.
         """
-        await self._beat()
-        await self._adopt()
-        await self._look()
+        await self._send_heartbeat()
+        await self._register_unknown_workers()
+        await self._check_workers()
         self._task = asyncio.create_task(
             periodically(
-                self._round, self._timing.beat, "Watching the other processes failed", self._link.unexpected
+                self._run_round,
+                self._timing.heartbeat,
+                "Watching the other processes failed",
+                self._connection.unexpected,
             )
         )
 
-    async def current(self) -> str:
-        """The owner's id. One that has not beaten for long beats first: it may have been taken for dead, and
-        what it takes now must not be ended along with what it took before.
+    async def live_id(self) -> str:
+        """The id for a new reservation. After a long silence it sends a heartbeat first: the worker may have
+        been marked dead, and a new reservation must not be recovered along with the old ones.
 
         Raises:
             PomeloError: store_unavailable.
         """
-        if self._monotonic() - self._beaten > self._timing.dead * _FRESH:
-            await self._beat()
+        if self._monotonic() - self._last_heartbeat > self._timing.dead_after * _MAX_SILENCE:
+            await self._send_heartbeat()
         return self.id
 
     async def stop(self) -> None:
-        """Ends beating and watching, and nothing else: as if the process had died."""
+        """Stops heartbeats and watching, and nothing else: as if the process had died."""
         if self._task is not None:
             self._task.cancel()
             with suppress(asyncio.CancelledError):
                 await self._task
 
     async def close(self) -> None:
-        """Stops, and ends what this owner still holds."""
+        """Stops, and recovers the tasks that this worker has left."""
         await self.stop()
         try:
-            await self._link.send("HSET", OWNERS, self.id, "dead")
-            await self._end({self.id})
+            await self._connection.send("HSET", WORKERS, self.id, "dead")
+            await self._recover_all({self.id})
         except PomeloError:
-            pass  # Another process ends the tasks, or the next one that starts.
+            pass  # another process recovers them, or the next one that starts
         except Exception as error:
-            self._link.unexpected.log("What this process held could not be ended", error)
+            self._connection.unexpected.log("The tasks of this process could not be recovered", error)
 
     async def recover(self, wallet: Wallet, task_id: str) -> None:
-        """Ends a task of this owner as if the owner had died. Without a hold, does nothing.
+        """Recovers a task of this worker as if it had died. Without a reservation, does nothing.
 
         Raises:
             PomeloError: store_unavailable.
         """
-        held = await self._places.hold(wallet, task_id)
-        if held is not None and held.owner == self.id:
-            await self._recover(held)
+        reservation = await self._wallet_index.reservation(wallet, task_id)
+        if reservation is not None and reservation.worker == self.id:
+            await self._recover(reservation)
 
-    async def _round(self) -> None:
+    async def _run_round(self) -> None:
         self._rounds += 1
-        await self._beat()
-        if self._rounds % _ROUND == 0:
-            await self._places.note_again()
-            await self._adopt()
-        await self._look()
+        await self._send_heartbeat()
+        if self._rounds % _FULL_CHECK == 0:
+            await self._wallet_index.add_again()
+            await self._register_unknown_workers()
+        await self._check_workers()
 
-    async def _beat(self) -> None:
+    async def _send_heartbeat(self) -> None:
         at = self._monotonic()
-        if not await self._link.run(BEAT, [OWNERS], [self.id]):
-            log.warning("This process was taken for dead; its tasks were ended")
+        if not await self._connection.run(HEARTBEAT, [WORKERS], [self.id]):
+            log.warning("This process was marked dead, and its tasks were recovered by another one")
             self.id = new_id("own_")
-            await self._link.run(BEAT, [OWNERS], [self.id])
-        self._beaten = at
+            await self._connection.run(HEARTBEAT, [WORKERS], [self.id])
+        self._last_heartbeat = at
 
-    async def _adopt(self) -> None:
-        """Makes owners of those that have holds and are unknown: they will be seen standing still."""
-        owners = await self._link.send("HGETALL", OWNERS)
-        known = {owner.decode() for owner in owners}
-        for owner in {held.owner for held in await self._places.held()} - known:
-            await self._link.send("HSETNX", OWNERS, owner, 1)
+    async def _register_unknown_workers(self) -> None:
+        """Adds the workers that only their reservations name: their counts will not change."""
+        known = {name.decode() for name in await self._connection.send("HGETALL", WORKERS)}
+        for worker in {each.worker for each in await self._wallet_index.reservations()} - known:
+            await self._connection.send("HSETNX", WORKERS, worker, 1)
 
-    async def _look(self) -> None:
-        owners = await self._link.send("HGETALL", OWNERS)
+    async def _check_workers(self) -> None:
+        counts = await self._connection.send("HGETALL", WORKERS)
         now = self._monotonic()
-        # While this process or the server was stopped, nobody was seen and nobody could beat.
-        blind = now - self._looked > 3 * self._timing.beat + self._timing.limit
-        self._looked = now
+        # While this process or the server was stopped, nobody was watched and nobody could send heartbeats.
+        paused = now - self._last_check > 3 * self._timing.heartbeat + self._timing.timeout
+        self._last_check = now
         dead = set()
-        seen = {}
-        for name, count in owners.items():
-            owner = name.decode()
+        latest = {}
+        for name, count in counts.items():
+            worker = name.decode()
             if count == b"dead":
-                dead.add(owner)
+                dead.add(worker)
                 continue
-            before = self._seen.get(owner)
-            since = now if before is None or before[0] != count or blind else before[1]
-            seen[owner] = (count, since)
-            still = now - since >= self._timing.dead and owner != self.id
-            if still and await self._link.run(BURY, [OWNERS], [owner, count]):
-                dead.add(owner)
-        self._seen = seen
+            before = self._counts.get(worker)
+            since = now if before is None or before[0] != count or paused else before[1]
+            latest[worker] = (count, since)
+            silent = now - since >= self._timing.dead_after and worker != self.id
+            if silent and await self._connection.run(MARK_DEAD, [WORKERS], [worker, count]):
+                dead.add(worker)
+        self._counts = latest
         if dead:
-            await self._end(dead)
+            await self._recover_all(dead)
 
-    async def _end(self, owners: set[str]) -> None:
-        """Ends all that these owners hold, one script for each, and then the owners."""
-        orphans = [held for held in await self._places.held() if held.owner in owners]
+    async def _recover_all(self, workers: set[str]) -> None:
+        """Recovers all tasks of these workers, each in one script, and then removes the workers."""
+        orphans = [each for each in await self._wallet_index.reservations() if each.worker in workers]
         failed: RefusedError | None = None
         for orphan in orphans:
-            await self.current()  # However many they are, this process must not be taken for dead meanwhile.
+            await self.live_id()  # there may be many: this process must not be marked dead meanwhile
             try:
                 await self._recover(orphan)
             except RefusedError as error:
-                failed = error  # The others must not wait until that is mended.
+                failed = error  # the others must not wait until an operator has repaired this one
         if orphans:
-            log.warning("%d tasks of processes that ended were ended", len(orphans))
+            log.warning("%d tasks of processes that ended were recovered", len(orphans))
         if failed is not None:
             raise failed
-        for owner in owners:
-            await self._link.send("HDEL", OWNERS, owner)
+        for worker in workers:
+            await self._connection.send("HDEL", WORKERS, worker)
 
-    async def _recover(self, held: Held) -> None:
-        of = names(held.wallet)
-        mark = of.mark(held.task_id)
-        answer = of.answer(held.key[1:]) if held.key else mark
-        timing = self._timing
-        await self._link.run(
+    async def _recover(self, reservation: StoredReservation) -> None:
+        keys = names(reservation.wallet)
+        tombstone = keys.tombstone(reservation.task_id)
+        answer = keys.answer(reservation.key[1:]) if reservation.key else tombstone
+        await self._connection.run(
             RECOVER,
-            [of.wallet, of.holds, of.drafts, mark, of.usage, answer],
-            [held.task_id, held.owner, held.key, round(timing.window * 1e6), round(timing.remember)],
+            [keys.wallet, keys.holds, keys.drafts, tombstone, keys.usage, answer],
+            [
+                reservation.task_id,
+                reservation.worker,
+                reservation.key,
+                round(self._timing.window * 1e6),
+                round(self._timing.tombstone_ttl),
+            ],
         )

@@ -1,7 +1,7 @@
-"""The store in one SQLite file. `pomelo.stores.open_store` opens it; nothing else knows of SQLite.
+"""The store in one SQLite file.
 
-`store` is the port's face, `file` opens the file, `writer` is the thread that writes it; `keys`, `accounts`,
-`ledger`, `recovery` and `usage` are the statements.
+`store` implements the roles, `file` opens the file, and `writer` is the thread that writes to it. `keys`,
+`accounts`, `ledger` and `usage` have the SQL statements. `damage` checks files, `log_size` limits the log.
 """
 
 from __future__ import annotations

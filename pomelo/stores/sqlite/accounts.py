@@ -1,15 +1,13 @@
-"""The statements about accounts and grants."""
+"""The statements of the accounts role."""
 
 from __future__ import annotations
 
 import sqlite3
 
-from pomelo.stores.base import UnknownAccountError
-from pomelo.stores.ledger import AccountRecord, AccountSummary, Balance, Grant, Wallet
+from pomelo.stores.accounts import AccountRecord, AccountSummary, Balance, Grant, UnknownAccountError, Wallet
 
 
 def add_account(connection: sqlite3.Connection, account: AccountRecord) -> bool:
-    """See AccountStore."""
     added = connection.execute(
         "INSERT INTO accounts (name, plan, created) VALUES (?, ?, ?) ON CONFLICT DO NOTHING",
         (account.name, account.plan, account.created),
@@ -18,7 +16,6 @@ def add_account(connection: sqlite3.Connection, account: AccountRecord) -> bool:
 
 
 def get_account(connection: sqlite3.Connection, name: str) -> AccountRecord | None:
-    """See AccountStore."""
     row = connection.execute("SELECT name, plan, created FROM accounts WHERE name = ?", (name,)).fetchone()
     return None if row is None else AccountRecord(*row)
 
@@ -34,7 +31,6 @@ _LIST = """
 
 
 def list_accounts(connection: sqlite3.Connection, limit: int, after: str) -> list[AccountSummary]:
-    """See AccountStore."""
     rows = connection.execute(_LIST, (after, limit)).fetchall()
     return [
         AccountSummary(name, plan, created, live=Balance(*amounts[:3]), test=Balance(*amounts[3:]))
@@ -43,31 +39,28 @@ def list_accounts(connection: sqlite3.Connection, limit: int, after: str) -> lis
 
 
 def set_plan(connection: sqlite3.Connection, name: str, plan: str) -> bool:
-    """See AccountStore."""
     return connection.execute("UPDATE accounts SET plan = ? WHERE name = ?", (plan, name)).rowcount == 1
 
 
-def grant(connection: sqlite3.Connection, given: Grant) -> Balance:
-    """See AccountStore."""
-    wallet = given.wallet
+def add_grant(connection: sqlite3.Connection, grant: Grant) -> Balance:
+    wallet = grant.wallet
     if get_account(connection, wallet.account) is None:
         raise UnknownAccountError(wallet.account)
-    known = connection.execute("SELECT 1 FROM grants WHERE grant_id = ?", (given.grant_id,)).fetchone()
+    known = connection.execute("SELECT 1 FROM grants WHERE grant_id = ?", (grant.grant_id,)).fetchone()
     if known is None:
         connection.execute(
             "INSERT INTO wallets (account, live, granted) VALUES (?, ?, ?)"
             " ON CONFLICT (account, live) DO UPDATE SET granted = granted + excluded.granted",
-            (wallet.account, wallet.live, given.amount),
+            (wallet.account, wallet.live, grant.amount),
         )
         connection.execute(
             "INSERT INTO grants (grant_id, account, live, amount, at, note) VALUES (?, ?, ?, ?, ?, ?)",
-            (given.grant_id, wallet.account, wallet.live, given.amount, given.at, given.note),
+            (grant.grant_id, wallet.account, wallet.live, grant.amount, grant.at, grant.note),
         )
     return balance(connection, wallet)
 
 
 def get_grant(connection: sqlite3.Connection, wallet: Wallet, grant_id: str) -> Grant | None:
-    """See AccountStore."""
     row = connection.execute(
         "SELECT amount, at, note FROM grants WHERE grant_id = ? AND account = ? AND live = ?",
         (grant_id, wallet.account, wallet.live),
@@ -76,7 +69,6 @@ def get_grant(connection: sqlite3.Connection, wallet: Wallet, grant_id: str) -> 
 
 
 def list_grants(connection: sqlite3.Connection, wallet: Wallet) -> list[Grant]:
-    """See AccountStore."""
     rows = connection.execute(
         "SELECT grant_id, amount, at, note FROM grants WHERE account = ? AND live = ? ORDER BY at, rowid",
         (wallet.account, wallet.live),
@@ -85,7 +77,6 @@ def list_grants(connection: sqlite3.Connection, wallet: Wallet) -> list[Grant]:
 
 
 def balance(connection: sqlite3.Connection, wallet: Wallet) -> Balance:
-    """See AccountStore."""
     row = connection.execute(
         "SELECT granted, spent, held FROM wallets WHERE account = ? AND live = ?",
         (wallet.account, wallet.live),

@@ -1,7 +1,7 @@
-"""Opening the file: its lock, its connections, and the steps to today's tables. All in the store's threads.
+"""Opens the database file: its lock, its connections, its migrations. Blocking; for the store's threads.
 
-SQLite before 3.51.3 can corrupt a write-ahead log that two connections write; a lock file keeps a second
-process out, and the connection for reading can neither write nor checkpoint.
+SQLite before 3.51.3 can corrupt a write-ahead log that two connections write to. So a lock file excludes a
+second process, and the connection for reading can neither write nor checkpoint.
 """
 
 from __future__ import annotations
@@ -19,33 +19,33 @@ from pomelo.stores.schema import APPLICATION_ID, MIGRATIONS
 from pomelo.stores.sqlite import damage
 from pomelo.stores.sqlite.log_size import LogSize
 
-_MINIMUM = (3, 37, 0)
+_MIN_SQLITE = (3, 37, 0)
 
-_DISK = frozenset(
+_DISK_CODES = frozenset(
     {sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY}
 )
-"""Errors that say nothing of the file: all is well with it once the disk is."""
+"""Errors of the disk. They don't mean that the file is damaged."""
 
 
-class WritingFile:
-    """The file, open for writing, and the lock on it."""
+class WritableFile:
+    """The file, open for writing, with its lock. Use it in one thread."""
 
     def __init__(
         self,
         path: Path,
         lock_wait: float,
         begin: Callable[[sqlite3.Connection], None],
-        watch: damage.Watch,
-        log_size: LogSize | None = None,
+        monitor: damage.DamageMonitor,
+        log_size: LogSize,
     ) -> None:
-        """Opens the file, creates or migrates it, and runs `begin` in the same transaction. `watch`
-        receives later errors.
+        """Opens the file, creates or migrates it, and runs `begin` in the same transaction. `lock_wait` is
+        how long to wait for another process, in seconds. `monitor` receives later errors.
 
         Raises:
-            StoreError: another process has it; it isn't ours, is damaged, or is of a newer version.
+            StoreError: another process uses the file; it is damaged, another program's or a newer version's.
         """
-        self._log_size = log_size or LogSize(path)
-        if sqlite3.sqlite_version_info < _MINIMUM:
+        self._log_size = log_size
+        if sqlite3.sqlite_version_info < _MIN_SQLITE:
             raise StoreError(f"SQLite {sqlite3.sqlite_version} is too old; Pomelo needs 3.37 or later")
         try:
             path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -53,9 +53,9 @@ class WritingFile:
         except OSError as error:
             raise StoreError(f"{path} can't be opened: {error.strerror}") from error
         try:
-            damage.check_there(path)
-            # SQLite gives its -wal and -shm files the mode of this one, which is 0600.
-            damage.create(path, partial(_migrated, path=path))
+            damage.check_exists(path)
+            # SQLite gives its -wal and -shm files the mode of this file, which is 0600.
+            damage.create(path, partial(_migrate, path=path))
             commits = damage.last_commits(path)
             self.connection = sqlite3.connect(path, isolation_level=None)
             try:
@@ -68,36 +68,36 @@ class WritingFile:
             raise StoreError(f"{path} can't be opened: {error.strerror}") from error
         except UnicodeDecodeError as error:  # SQLite raises it for some damage
             os.close(self._lock)
-            raise damage.refused(path, "a text in it can't be read") from error
+            raise damage.damaged(path, "a text in it can't be read") from error
         except sqlite3.DatabaseError as error:
             os.close(self._lock)
-            if getattr(error, "sqlite_errorcode", 0) & 0xFF in _DISK:
+            if getattr(error, "sqlite_errorcode", 0) & 0xFF in _DISK_CODES:
                 raise StoreError(f"{path} can't be used: {error}. Free or mend the disk") from error
-            detail = f"damaged or no Pomelo database: {damage.said(error)}"
+            detail = f"damaged or no Pomelo database: {damage.message_of(error)}"
             raise StoreError(f"{path} is {detail}. {damage.REMEDY}") from error
         except BaseException:
             os.close(self._lock)
             raise
-        self._watch = watch
+        self._monitor = monitor
 
     def failed(self, error: BaseException) -> None:
-        """See Written: damage is logged."""
-        self._watch.see(error)
+        """Receives the error of a failed operation: damage is logged."""
+        self._monitor.receive(error)
 
-    def between(self) -> None:
-        """Keeps the log small. Call it between two transactions."""
+    def between_batches(self) -> None:
+        """Keeps the log small."""
         self._log_size.keep_small(self.connection)
 
     def close(self) -> None:
-        """Closes the file and lets others in."""
+        """Closes the file and releases its lock."""
         try:
             self.connection.close()
         finally:
             os.close(self._lock)
 
 
-def open_reading(path: Path) -> sqlite3.Connection:
-    """A connection that can only read. The file must be open for writing as long."""
+def connect_read_only(path: Path) -> sqlite3.Connection:
+    """A connection that can only read. The file must stay open for writing meanwhile."""
     connection = sqlite3.connect(path, isolation_level=None)
     connection.execute("PRAGMA query_only = ON")
     connection.execute("PRAGMA cell_size_check = ON")
@@ -107,7 +107,7 @@ def open_reading(path: Path) -> sqlite3.Connection:
 
 
 def _lock(path: Path, wait: float) -> int:
-    """Keeps other processes out until the descriptor is closed, which the end of the process does too."""
+    """Excludes other processes until the returned descriptor is closed or this process ends."""
     lock = os.open(path.with_name(path.name + ".lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     until = time.monotonic() + wait
     while True:
@@ -142,17 +142,17 @@ def _prepare(
     connection.execute("PRAGMA cell_size_check = ON")
     connection.execute("PRAGMA trusted_schema = OFF")
     version = _version(connection, path)
-    made = [statement for statements in MIGRATIONS[:version] for statement in statements]
-    damage.check(connection, path, made)
+    schema = [statement for statements in MIGRATIONS[:version] for statement in statements]
+    damage.check(connection, path, schema)
     connection.execute("PRAGMA journal_mode = WAL")
     connection.execute("PRAGMA synchronous = FULL")
-    connection.execute("PRAGMA wal_autocheckpoint = 0")  # `between` does it, between commits.
+    connection.execute("PRAGMA wal_autocheckpoint = 0")  # see LogSize
     connection.execute("PRAGMA foreign_keys = ON")
     damage.check_log(connection, path, commits)
-    _migrated(connection, path, begin)
+    _migrate(connection, path, begin)
 
 
-def _migrated(
+def _migrate(
     connection: sqlite3.Connection,
     path: Path,
     begin: Callable[[sqlite3.Connection], None] = lambda connection: None,
@@ -160,11 +160,11 @@ def _migrated(
     """Runs the missing migrations and `begin` in one transaction."""
     connection.execute("BEGIN IMMEDIATE")
     try:
-        _migrate(connection, path)
+        _run_migrations(connection, path)
         try:
             begin(connection)
         except (ValueError, TypeError, LookupError, AssertionError) as error:
-            raise damage.refused(path, "what it says of running tasks can't be read") from error
+            raise damage.damaged(path, "its reservations can't be read") from error
         connection.execute("COMMIT")
     except BaseException:
         if connection.in_transaction:
@@ -176,7 +176,7 @@ def _version(connection: sqlite3.Connection, path: Path) -> int:
     """The number of migrations that were run.
 
     Raises:
-        StoreError: it is higher than this Pomelo knows.
+        StoreError: this version of Pomelo does not have so many.
     """
     version: int = connection.execute("SELECT coalesce(max(version), 0) FROM migrations").fetchone()[0]
     if version > len(MIGRATIONS):
@@ -184,7 +184,7 @@ def _version(connection: sqlite3.Connection, path: Path) -> int:
     return version
 
 
-def _migrate(connection: sqlite3.Connection, path: Path) -> None:
+def _run_migrations(connection: sqlite3.Connection, path: Path) -> None:
     connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
     connection.execute(
         "CREATE TABLE IF NOT EXISTS migrations"

@@ -1,4 +1,4 @@
-"""The statements about keys."""
+"""The statements of the keys role."""
 
 from __future__ import annotations
 
@@ -6,19 +6,18 @@ import json
 import sqlite3
 from typing import Any
 
-from pomelo.stores.base import KeyRecord, UnknownAccountError
+from pomelo.stores.accounts import UnknownAccountError
+from pomelo.stores.keys import KeyRecord
 
 _COLUMNS = "key_id, account, live, digest, models, created, expires, revoked"
 
 
 def get_key(connection: sqlite3.Connection, key_id: str) -> KeyRecord | None:
-    """See KeyStore."""
     row = connection.execute(f"SELECT {_COLUMNS} FROM keys WHERE key_id = ?", (key_id,)).fetchone()  # noqa: S608
     return None if row is None else _key(row)
 
 
 def add_key(connection: sqlite3.Connection, record: KeyRecord) -> None:
-    """See KeyStore."""
     try:
         connection.execute(
             f"INSERT INTO keys ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?)",  # noqa: S608
@@ -42,7 +41,6 @@ def add_key(connection: sqlite3.Connection, record: KeyRecord) -> None:
 def list_keys(
     connection: sqlite3.Connection, account: str | None, limit: int, after: tuple[float, str] | None
 ) -> list[KeyRecord]:
-    """See KeyStore."""
     conditions, values = ["1"], list[Any]()
     if account is not None:
         conditions.append("account = ?")
@@ -50,22 +48,20 @@ def list_keys(
     if after is not None:
         conditions.append("(created, key_id) > (?, ?)")
         values.extend(after)
-    found = connection.execute(
+    rows = connection.execute(
         f"SELECT {_COLUMNS} FROM keys WHERE {' AND '.join(conditions)}"  # noqa: S608
         " ORDER BY created, key_id LIMIT ?",
         (*values, limit),
     ).fetchall()
-    return [_key(row) for row in found]
+    return [_key(row) for row in rows]
 
 
 def revoke_key(connection: sqlite3.Connection, key_id: str, at: float) -> KeyRecord | None:
-    """See KeyStore."""
     _revoke(connection, key_id, at)
     return get_key(connection, key_id)
 
 
 def replace_key(connection: sqlite3.Connection, key_id: str, successor: KeyRecord, at: float) -> bool:
-    """See KeyStore."""
     if not _revoke(connection, key_id, at):
         return False
     add_key(connection, successor)

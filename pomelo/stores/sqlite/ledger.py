@@ -1,6 +1,7 @@
-"""The statements of taking and settling. Each function is part of one transaction of the writer's thread.
+"""The statements of the ledger role. Each function is part of a transaction of the writer thread.
 
-A wallet's row counts its holds' amounts and slots along, so that a take reads one row however many tasks run.
+A wallet's row has the sum and number of its reservations, so that reserving reads one row however many tasks
+run. The table of reservations is named `holds`, that of Idempotency-Keys `repeats`.
 """
 
 from __future__ import annotations
@@ -11,10 +12,12 @@ from dataclasses import replace
 from typing import NamedTuple
 
 from pomelo.stores import records
+from pomelo.stores.accounts import Wallet
 from pomelo.stores.ledger import (
     DEFAULT_SHARES,
     REPLAY_SECONDS,
     WINDOW,
+    IdempotencyKey,
     LimitStatus,
     LostReservationError,
     OpenReservation,
@@ -24,12 +27,9 @@ from pomelo.stores.ledger import (
     ReserveRequest,
     Settled,
     Settlement,
-    UsageRecord,
-    Wallet,
 )
-
-RECOVERED = "recovered"
-"""The source of the records that the store itself made of orphaned holds."""
+from pomelo.stores.sqlite.usage import find_record, insert_record
+from pomelo.stores.usage import RECOVERED, UsageRecord
 
 _STATE = """
     SELECT w.granted, w.spent, w.held, w.slots, w.window_start, w.window_requests, t.start, t.tokens,
@@ -39,35 +39,33 @@ _STATE = """
     LEFT JOIN token_windows AS t ON t.account = q.account AND t.live = q.live AND t.model = q.model
     LEFT JOIN holds AS h ON h.task_id = q.task_id AND h.account = q.account AND h.live = q.live
 """
+_STATE_OF_RUNNING_TASK = _STATE.format("")
+_STATE_OF_NEW_TASK = _STATE.format(", EXISTS (SELECT 1 FROM usage AS u WHERE u.task_id = q.task_id)")
 
-
-_STATE_OF_HELD = _STATE.format("")
-_STATE_OF_NEW = _STATE.format(", EXISTS (SELECT 1 FROM usage AS u WHERE u.task_id = q.task_id)")
-
-_TOKENS = """
+_UPSERT_TOKENS = """
     INSERT INTO token_windows (account, live, model, start, tokens) VALUES (?, ?, ?, ?, ?)
     ON CONFLICT (account, live, model) DO UPDATE SET start = excluded.start, tokens = excluded.tokens
 """
 
 
-class _Hold(NamedTuple):
+class _Reservation(NamedTuple):
     amount: int
     window_start: float
     token_start: float | None
     tokens: int
-    repeat_key: str | None
+    idempotency_key: str | None
 
 
 class _State:
-    """A wallet, its tokens of one model, and the hold of one of its tasks, at a moment.
+    """A wallet, its tokens of one model, and the reservation of one of its tasks, at one moment.
 
-    `start` and `token_start` are None, and the counts 0, where no window is open. `ended` (the task has its
-    record) is told of _STATE_OF_NEW alone.
+    Without an open window, `start` or `token_start` is None and the count is 0. `ended` (the task has its
+    usage record) is only read with _STATE_OF_NEW_TASK.
     """
 
     __slots__ = (
-        "concurrency", "ended", "granted", "held", "hold", "known", "model", "now", "requests", "spent",
-        "start", "token_start", "tokens", "wallet",
+        "concurrency", "ended", "exists", "granted", "held", "model", "now", "requests", "reservation",
+        "spent", "start", "token_start", "tokens", "wallet",
     )  # fmt: skip
 
     def __init__(
@@ -77,11 +75,11 @@ class _State:
         wallet: Wallet,
         model: str,
         task_id: str = "",
-        sql: str = _STATE_OF_HELD,
+        sql: str = _STATE_OF_RUNNING_TASK,
     ) -> None:
         row = connection.execute(sql, (wallet.account, wallet.live, model, task_id)).fetchone()
         self.wallet, self.model, self.now = wallet, model, now
-        self.known = row[0] is not None
+        self.exists = row[0] is not None
         self.granted: int = row[0] or 0
         self.spent: int = row[1] or 0
         self.held: int = row[2] or 0
@@ -94,8 +92,8 @@ class _State:
         self.tokens = 0
         if _is_open(row[6], now):
             self.token_start, self.tokens = row[6], row[7]
-        self.hold = None if row[8] is None else _Hold(*row[8:13])
-        self.ended = sql is _STATE_OF_NEW and bool(row[13])
+        self.reservation = None if row[8] is None else _Reservation(*row[8:13])
+        self.ended = sql is _STATE_OF_NEW_TASK and bool(row[13])
 
     @property
     def available(self) -> int:
@@ -113,45 +111,38 @@ class _State:
 
 
 def _is_open(start: float | None, now: float) -> bool:
-    # Not before its start either: the clock may have been set back while no process ran.
+    # A start in the future is no open window: the clock may have been set back while no process ran.
     return start is not None and start <= now < start + WINDOW
 
 
 def limit_status(connection: sqlite3.Connection, now: float, wallet: Wallet, model: str) -> LimitStatus:
-    """See LedgerStore."""
     return _State(connection, now, wallet, model).limit_status()
 
 
-# --- taking
+# --- reserving
 
 
 def reserve(
-    connection: sqlite3.Connection, now: float, asked: ReserveRequest
+    connection: sqlite3.Connection, now: float, request: ReserveRequest
 ) -> Reserved | Refused | ReplayedAnswer:
-    """See LedgerStore.
-
-    Raises:
-        LostHoldError: the task has its record; it ended.
-    """
-    draft, repeatable = asked.draft, asked.idempotency_key
-    state = _State(connection, now, draft.wallet, draft.model, draft.task_id, _STATE_OF_NEW)
-    if state.hold is not None:
-        return Reserved(state.limit_status(), state.hold.amount)
-    if repeatable is not None and (answered := _repeat(connection, state, asked)) is not None:
-        return answered
+    draft, key = request.draft, request.idempotency_key
+    state = _State(connection, now, draft.wallet, draft.model, draft.task_id, _STATE_OF_NEW_TASK)
+    if state.reservation is not None:
+        return Reserved(state.limit_status(), state.reservation.amount)
+    if key is not None and (answer := _check_idempotency_key(connection, state, key)) is not None:
+        return answer
     if state.ended:
         raise LostReservationError(draft.task_id)
-    if code := _refusal(state, asked):
+    if code := _refusal_code(state, request):
         return Refused(state.limit_status(), code)
-    held = min(asked.maximum, state.available)
-    if asked.sufficient:
-        free = (
-            DEFAULT_SHARES if asked.concurrency_limit is None else asked.concurrency_limit - state.concurrency
-        )
-        held = min(held, max(state.available // free, asked.sufficient, asked.minimum))
-    # Without tokens and a limit of them it is in no window, though one may be open.
-    of_tokens = bool(asked.tokens) or asked.tokens_limit is not None
-    _count(connection, state, asked, held, of_tokens)
+    amount = min(request.maximum, state.available)
+    if request.sufficient:
+        limit = request.concurrency_limit
+        shares = DEFAULT_SHARES if limit is None else limit - state.concurrency
+        amount = min(amount, max(state.available // shares, request.sufficient, request.minimum))
+    # A task without tokens and token limit is counted in no window, even if one is open.
+    counts_tokens = bool(request.tokens) or request.tokens_limit is not None
+    _count(connection, state, request.tokens if counts_tokens else None, amount)
     connection.execute(
         "INSERT INTO holds (task_id, account, live, amount, window_start, model, token_start, tokens,"
         " repeat_key, record) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
@@ -159,142 +150,133 @@ def reserve(
             draft.task_id,
             draft.account,
             draft.live,
-            held,
+            amount,
             state.start,
             draft.model,
-            state.token_start if of_tokens else None,
-            asked.tokens,
-            None if repeatable is None else repeatable.key,
+            state.token_start if counts_tokens else None,
+            request.tokens,
+            None if key is None else key.key,
             records.encode_record(draft),
         ),
     )
-    if repeatable is not None:
+    if key is not None:
         connection.execute(
             "INSERT INTO repeats (account, live, key, fingerprint, task_id) VALUES (?, ?, ?, ?, ?)",
-            (draft.account, draft.live, repeatable.key, repeatable.fingerprint, draft.task_id),
+            (draft.account, draft.live, key.key, key.fingerprint, draft.task_id),
         )
-    return Reserved(state.limit_status(), held)
+    return Reserved(state.limit_status(), amount)
 
 
-def _repeat(
-    connection: sqlite3.Connection, state: _State, asked: ReserveRequest
+def _check_idempotency_key(
+    connection: sqlite3.Connection, state: _State, key: IdempotencyKey
 ) -> Refused | ReplayedAnswer | None:
-    """What an Idempotency-Key that is known answers; None: it is new, or as good as new."""
-    repeatable = asked.idempotency_key
-    assert repeatable is not None
-    of_key = (state.wallet.account, state.wallet.live, repeatable.key)
+    """The answer for a known Idempotency-Key. None: the key is new or has expired."""
+    row_key = (state.wallet.account, state.wallet.live, key.key)
     row = connection.execute(
         "SELECT fingerprint, task_id, answer, expires FROM repeats"
         " WHERE account = ? AND live = ? AND key = ?",
-        of_key,
+        row_key,
     ).fetchone()
     if row is None:
         return None
     fingerprint, task_id, answer, expires = row
     if expires is not None and expires <= state.now:
-        connection.execute("DELETE FROM repeats WHERE account = ? AND live = ? AND key = ?", of_key)
+        connection.execute("DELETE FROM repeats WHERE account = ? AND live = ? AND key = ?", row_key)
         return None
-    if fingerprint != repeatable.fingerprint:
+    if fingerprint != key.fingerprint:
         return Refused(state.limit_status(), "idempotency_mismatch")
     if expires is None:
         return Refused(state.limit_status(), "idempotency_conflict")
-    record = records.find_record(connection, task_id)
-    assert record is not None  # Kept in the transaction that kept the answer.
+    record = find_record(connection, task_id)
+    assert record is not None  # written in the same transaction as the answer
     return ReplayedAnswer(state.limit_status(), record, answer)
 
 
-def _refusal(state: _State, asked: ReserveRequest) -> str | None:
-    if asked.requests_limit is not None and state.requests >= asked.requests_limit:
+def _refusal_code(state: _State, request: ReserveRequest) -> str | None:
+    if request.requests_limit is not None and state.requests >= request.requests_limit:
         return "rate_limit_exceeded"
-    if asked.concurrency_limit is not None and state.concurrency >= asked.concurrency_limit:
+    if request.concurrency_limit is not None and state.concurrency >= request.concurrency_limit:
         return "concurrency_limit_exceeded"
-    if asked.tokens_limit is not None and state.tokens + asked.tokens > asked.tokens_limit:
+    if request.tokens_limit is not None and state.tokens + request.tokens > request.tokens_limit:
         return "token_limit_exceeded"
-    if state.available < asked.minimum:
+    if state.available < request.minimum:
         return "insufficient_credits"
     return None
 
 
-def _count(
-    connection: sqlite3.Connection, state: _State, asked: ReserveRequest, held: int, of_tokens: bool
-) -> None:
-    """Counts one more task, in the tables and in the state."""
+def _count(connection: sqlite3.Connection, state: _State, tokens: int | None, amount: int) -> None:
+    """Counts one more task, in the tables and in the state. `tokens` of None are counted in no window."""
     account, live = state.wallet.account, state.wallet.live
     if state.start is None:
         state.start = state.now
     state.requests += 1
     state.concurrency += 1
-    state.held += held
-    counted = (state.held, state.concurrency, state.start, state.requests, account, live)
-    if state.known:
+    state.held += amount
+    values = (state.held, state.concurrency, state.start, state.requests, account, live)
+    if state.exists:
         connection.execute(
             "UPDATE wallets SET held = ?, slots = ?, window_start = ?, window_requests = ?"
             " WHERE account = ? AND live = ?",
-            counted,
+            values,
         )
     else:
         connection.execute(
             "INSERT INTO wallets (held, slots, window_start, window_requests, account, live)"
             " VALUES (?, ?, ?, ?, ?, ?)",
-            counted,
+            values,
         )
-    if of_tokens:
+    if tokens is not None:
         if state.token_start is None:
             state.token_start = state.now
-        state.tokens += asked.tokens
-        connection.execute(_TOKENS, (account, live, state.model, state.token_start, state.tokens))
+        state.tokens += tokens
+        connection.execute(_UPSERT_TOKENS, (account, live, state.model, state.token_start, state.tokens))
 
 
-# --- ending
+# --- settling and voiding
 
 
 def settle(connection: sqlite3.Connection, now: float, settlement: Settlement) -> Settled:
-    """See LedgerStore.
-
-    Raises:
-        LostHoldError: the store charged it already.
-    """
     record = settlement.record
     state = _State(connection, now, record.wallet, record.model, record.task_id)
-    hold = state.hold
-    if hold is None:
-        first = records.find_record(connection, record.task_id)
+    reservation = state.reservation
+    if reservation is None:
+        first = find_record(connection, record.task_id)
         if first is None or first.source == RECOVERED:
             raise LostReservationError(record.task_id)
         return Settled(state.limit_status(), first)
-    # What it used counts in place of what it took, if that window is still open.
-    _retoken(connection, state, hold, settlement.tokens)
-    kept = charge(connection, state, hold, record)
-    if hold.repeat_key is not None:
-        _answer(connection, state, hold.repeat_key, settlement.answer)
-    return Settled(state.limit_status(), kept)
+    _replace_tokens(connection, state, reservation, settlement.tokens)
+    record = _charge(connection, state, reservation, record)
+    if reservation.idempotency_key is not None:
+        _store_answer(connection, state, reservation.idempotency_key, settlement.answer)
+    return Settled(state.limit_status(), record)
 
 
-def charge(connection: sqlite3.Connection, state: _State, hold: _Hold, record: UsageRecord) -> UsageRecord:
-    """Charges a task that has a hold, keeps its record and frees the hold; the record as it was kept."""
-    charged = min(record.cost, hold.amount + state.available)
+def _charge(
+    connection: sqlite3.Connection, state: _State, reservation: _Reservation, record: UsageRecord
+) -> UsageRecord:
+    """Charges a task, writes its record and releases the reservation. Returns the record as written."""
+    charged = min(record.cost, reservation.amount + state.available)
     if charged < record.cost:
         record = replace(record, cost=charged, uncollected=record.cost - charged)
-    _free(connection, state, hold, record.task_id, charged)
-    records.insert_record(connection, record)
+    _release(connection, state, reservation, record.task_id, charged)
+    insert_record(connection, record)
     return record
 
 
 def void(connection: sqlite3.Connection, now: float, wallet: Wallet, task_id: str, refund: bool) -> None:
-    """See LedgerStore."""
     row = connection.execute("SELECT model FROM holds WHERE task_id = ?", (task_id,)).fetchone()
     if row is None:
         return
     state = _State(connection, now, wallet, row[0], task_id)
-    hold = state.hold
-    if hold is None:
-        return  # It is another wallet's.
+    reservation = state.reservation
+    if reservation is None:
+        return  # the task belongs to another wallet
     requests = state.requests
     if refund:
-        _retoken(connection, state, hold, 0)
-        if state.start == hold.window_start:
+        _replace_tokens(connection, state, reservation, 0)
+        if state.start == reservation.window_start:
             requests -= 1
-    release(connection, state, hold, task_id)
+    _release_unpaid(connection, state, reservation, task_id)
     if requests != state.requests:
         connection.execute(
             "UPDATE wallets SET window_requests = ? WHERE account = ? AND live = ?",
@@ -302,16 +284,20 @@ def void(connection: sqlite3.Connection, now: float, wallet: Wallet, task_id: st
         )
 
 
-def release(connection: sqlite3.Connection, state: _State, hold: _Hold, task_id: str) -> None:
-    """Frees a hold and its Idempotency-Key; the task costs nothing."""
-    _free(connection, state, hold, task_id, 0)
-    if hold.repeat_key is not None:
-        _answer(connection, state, hold.repeat_key, None)
+def _release_unpaid(
+    connection: sqlite3.Connection, state: _State, reservation: _Reservation, task_id: str
+) -> None:
+    """Releases a reservation and its Idempotency-Key without a charge."""
+    _release(connection, state, reservation, task_id, 0)
+    if reservation.idempotency_key is not None:
+        _store_answer(connection, state, reservation.idempotency_key, None)
 
 
-def _free(connection: sqlite3.Connection, state: _State, hold: _Hold, task_id: str, charged: int) -> None:
+def _release(
+    connection: sqlite3.Connection, state: _State, reservation: _Reservation, task_id: str, charged: int
+) -> None:
     state.spent += charged
-    state.held -= hold.amount
+    state.held -= reservation.amount
     state.concurrency -= 1
     connection.execute(
         "UPDATE wallets SET spent = ?, held = ?, slots = ? WHERE account = ? AND live = ?",
@@ -320,59 +306,61 @@ def _free(connection: sqlite3.Connection, state: _State, hold: _Hold, task_id: s
     connection.execute("DELETE FROM holds WHERE task_id = ?", (task_id,))
 
 
-def _retoken(connection: sqlite3.Connection, state: _State, hold: _Hold, tokens: int) -> None:
-    """Lets `tokens` count in place of those that the hold took."""
-    if state.token_start is None or state.token_start != hold.token_start or tokens == hold.tokens:
+def _replace_tokens(
+    connection: sqlite3.Connection, state: _State, reservation: _Reservation, tokens: int
+) -> None:
+    """Counts `tokens` in place of the reserved ones, if their window is still open."""
+    if state.token_start is None or state.token_start != reservation.token_start:
         return
-    state.tokens += tokens - hold.tokens
+    if tokens == reservation.tokens:
+        return
+    state.tokens += tokens - reservation.tokens
     connection.execute(
         "UPDATE token_windows SET tokens = ? WHERE account = ? AND live = ? AND model = ?",
         (state.tokens, state.wallet.account, state.wallet.live, state.model),
     )
 
 
-def _answer(connection: sqlite3.Connection, state: _State, key: str, answer: bytes | None) -> None:
-    """Keeps the answer of an Idempotency-Key, or frees the key."""
-    of_key = (state.wallet.account, state.wallet.live, key)
+def _store_answer(connection: sqlite3.Connection, state: _State, key: str, answer: bytes | None) -> None:
+    """Stores the answer under an Idempotency-Key, or frees the key if there is no answer."""
+    row_key = (state.wallet.account, state.wallet.live, key)
     if answer is None:
-        connection.execute("DELETE FROM repeats WHERE account = ? AND live = ? AND key = ?", of_key)
+        connection.execute("DELETE FROM repeats WHERE account = ? AND live = ? AND key = ?", row_key)
         return
     connection.execute(
         "UPDATE repeats SET state = 'done', answer = ?, expires = ?"
         " WHERE account = ? AND live = ? AND key = ?",
-        (answer, state.now + REPLAY_SECONDS, *of_key),
+        (answer, state.now + REPLAY_SECONDS, *row_key),
     )
-    # Each answer that is kept takes some away that are over: there are never many more than a day's.
+    # Each new answer deletes a few expired ones: there are never many more than those of one day.
     connection.execute(
         "DELETE FROM repeats WHERE rowid IN (SELECT rowid FROM repeats WHERE expires <= ? LIMIT 4)",
         (state.now,),
     )
 
 
-# --- while tasks run, and after a crash
+# --- progress and recovery
 
 
 def note(connection: sqlite3.Connection, noted: Sequence[UsageRecord]) -> list[str]:
-    """See LedgerStore."""
-    gone = []
+    lost = []
     for record in noted:
         changed = connection.execute(
             "UPDATE holds SET record = ? WHERE task_id = ? AND account = ? AND live = ?",
             (records.encode_record(record), record.task_id, record.account, record.live),
         )
         if changed.rowcount == 0:
-            gone.append(record.task_id)
-    return gone
+            lost.append(record.task_id)
+    return lost
 
 
 def reservations(connection: sqlite3.Connection) -> list[OpenReservation]:
-    """See LedgerStore. This process took every hold: it alone uses the file."""
+    """All reservations. Every one is this process's own: no other process uses the file."""
     rows = connection.execute("SELECT record, amount FROM holds ORDER BY task_id")
     return [OpenReservation(records.decode_record(text), amount, own=True) for text, amount in rows]
 
 
 def recover(connection: sqlite3.Connection, now: float, wallet: Wallet, task_id: str) -> None:
-    """See LedgerStore."""
     row = connection.execute(
         "SELECT model, record FROM holds WHERE task_id = ? AND account = ? AND live = ?",
         (task_id, wallet.account, wallet.live),
@@ -382,24 +370,21 @@ def recover(connection: sqlite3.Connection, now: float, wallet: Wallet, task_id:
     model, text = row
     record = records.decode_record(text)
     state = _State(connection, now, wallet, model, task_id)
-    assert state.hold is not None
+    reservation = state.reservation
+    assert reservation is not None
     if record.cost == 0:
-        release(connection, state, state.hold, task_id)
+        _release_unpaid(connection, state, reservation, task_id)
         return
-    charge(
-        connection,
-        state,
-        state.hold,
-        replace(record, uncollected=0, source=RECOVERED, complete=False, at=now),
-    )
-    if state.hold.repeat_key is not None:
-        _answer(connection, state, state.hold.repeat_key, None)
+    record = replace(record, uncollected=0, source=RECOVERED, complete=False, at=now)
+    _charge(connection, state, reservation, record)
+    if reservation.idempotency_key is not None:
+        _store_answer(connection, state, reservation.idempotency_key, None)
 
 
 def recover_all(connection: sqlite3.Connection, now: float) -> int:
-    """Recovers the tasks of a process that died.
+    """Recovers the tasks of a process that died. Returns their number.
 
-    To be done before the store is used: every hold is an orphan then. Gives how many there were.
+    Call before the store is used: every reservation is orphaned then.
     """
     connection.execute("DELETE FROM repeats WHERE expires <= ?", (now,))
     orphans = connection.execute("SELECT task_id, account, live FROM holds ORDER BY task_id").fetchall()

@@ -1,8 +1,7 @@
-"""The size of the write-ahead log: it is emptied between two commits once it is large.
+"""Keeps the write-ahead log small: once it is large, it is emptied between two commits.
 
-SQLite restarts the log only while nobody reads it. With one report after another that never
-happens, and the log grows. So a report reads in steps, and waits before a step while the log is
-being emptied. Only the writer's connection empties it.
+SQLite restarts the log only while nobody reads it. Under continuous reports that never happens, and the log
+grows. So reports read in steps, and wait before a step while the writer empties the log.
 """
 
 from __future__ import annotations
@@ -16,42 +15,42 @@ from contextlib import contextmanager
 from pathlib import Path
 
 LARGE = 4 * 1024 * 1024
-"""Size of the log, in bytes, from which it is emptied."""
+"""Size in bytes from which the log is emptied."""
 
 STEP_WAIT = 0.05
-"""Seconds that commits wait for the current step of a report to end."""
+"""Seconds that commits wait for the current step of a report."""
 
 STEP_PAUSE = 0.25
-"""Seconds until the next try after a step took longer than STEP_WAIT."""
+"""Seconds until the next attempt after a step took longer than STEP_WAIT."""
 
 BUSY_PAUSE = 1.0
-"""Seconds until the next try after another program's read prevented it."""
+"""Seconds until the next attempt after another program's read prevented it."""
 
 log = logging.getLogger("pomelo.stores")
 
 
 class LogSize:
-    """Keeps the log of one file small. `keep_small` is for the thread that writes, `reading` for reports."""
+    """The write-ahead log of one file. Thread-safe."""
 
     def __init__(self, path: Path, monotonic: Callable[[], float] = time.monotonic) -> None:
         self._path = path.with_name(path.name + "-wal")
         self._monotonic = monotonic
         self._turnstile = threading.Lock()
-        """Held while the log is being emptied or about to be: no step begins."""
+        """Locked while the log is being emptied or about to be: no step starts."""
         self._step = threading.Lock()
-        """Held while a step is read."""
+        """Locked while a step is read."""
         self._not_before = 0.0
 
     @contextmanager
     def reading(self) -> Iterator[None]:
-        """Runs a step of a report. Fetch all rows inside the block."""
+        """Surrounds a step of a report. Fetch all rows inside the block."""
         with self._turnstile:
             pass
         with self._step:
             yield
 
     def keep_small(self, connection: sqlite3.Connection) -> None:
-        """Empties the log if it is large and nobody reads it. Call it between two transactions."""
+        """Empties the log if it is large and nobody reads it. Call between two transactions."""
         if self._size() < LARGE or self._monotonic() < self._not_before:
             return
         with self._turnstile:
@@ -71,12 +70,12 @@ class LogSize:
     def _size(self) -> int:
         try:
             return self._path.stat().st_size
-        except OSError:  # It does not exist before the first commit.
+        except OSError:  # it does not exist before the first commit
             return 0
 
 
 def _empty(connection: sqlite3.Connection) -> bool:
-    """Copies the log into the file and empties it. True: another program's read prevented that."""
+    """Copies the log into the file and empties it. True: another program's read prevented it."""
     (wait,) = connection.execute("PRAGMA busy_timeout").fetchone()
     connection.execute("PRAGMA busy_timeout = 0")  # Commits don't wait for other programs.
     try:

@@ -1,6 +1,6 @@
-"""The one thread that writes: callers queue what is to be done, and it commits what has gathered in one go.
+"""The thread that writes: callers queue operations, and it commits the queued ones in one transaction.
 
-Knows nothing of what is done. What a caller gets is on the disk: futures are resolved after the commit alone.
+Futures are resolved only after the commit: a result that a caller receives is on the disk.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ from pomelo.stores.base import DECLARED_ERRORS
 from pomelo.stores.ledger import UnknownOutcomeError
 
 BATCH = 256
-"""At most so much is committed at once."""
+"""Maximum number of operations in one transaction."""
 
 log = logging.getLogger("pomelo.stores")
 
 T = TypeVar("T")
 
 
-class Written(Protocol):
-    """What the thread writes to; made, used and closed in it."""
+class Target(Protocol):
+    """The file that the thread writes to; opened, used and closed in that thread."""
 
     connection: sqlite3.Connection
 
@@ -36,19 +36,19 @@ class Written(Protocol):
         """Receives the error of an operation that failed, possibly because of the file."""
         ...
 
-    def between(self) -> None:
-        """Runs between two batches. Raises nothing."""
+    def between_batches(self) -> None:
+        """Runs between two transactions. Raises nothing."""
         ...
 
     def close(self) -> None:
-        """Gives it up."""
+        """Closes the file."""
         ...
 
 
-class _Work(NamedTuple):
-    """Something to be done, and who waits for it. `reads`: it changes nothing."""
+class _Operation(NamedTuple):
+    """A queued operation and its result. `reads`: it changes nothing."""
 
-    do: Callable[[sqlite3.Connection], Any]
+    run: Callable[[sqlite3.Connection], Any]
     future: asyncio.Future[Any]
     reads: bool
 
@@ -60,52 +60,52 @@ class _Outcome(NamedTuple):
 
 
 class Writer:
-    """See the module. Made by `start`; all methods belong to the loop that called that."""
+    """Queues operations for its thread. Create it with `start`, and use it in that event loop only."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self.unexpected = UnexpectedErrors(log)
         self._loop = loop
-        self._queue: SimpleQueue[_Work | None] = SimpleQueue()
+        self._queue: SimpleQueue[_Operation | None] = SimpleQueue()
         self._closed = False
         self._ending = False
         self._ended: asyncio.Future[None] = loop.create_future()
 
     @classmethod
-    async def start(cls, opening: Callable[[], Written]) -> Writer:
-        """Opens what is written to, in a new thread.
+    async def start(cls, open_target: Callable[[], Target]) -> Writer:
+        """Opens the target in a new thread.
 
         Raises:
-            Exception: what `opening` raises.
+            Exception: raised by `open_target`.
         """
         loop = asyncio.get_running_loop()
         writer = cls(loop)
         opened: asyncio.Future[None] = loop.create_future()
-        # A process that ends without closing is not kept by the thread; that is a crash like any other.
-        threading.Thread(target=writer._run, args=(opening, opened), name="sqlite", daemon=True).start()
+        # A daemon: the thread does not keep a process alive that ends without closing, as in a crash.
+        threading.Thread(target=writer._run, args=(open_target, opened), name="sqlite", daemon=True).start()
         try:
             await asyncio.shield(opened)
         except asyncio.CancelledError:
-            # It is being opened, and is to be closed again; who waits for a lock waits in vain.
+            # The thread may still be opening the target, or waiting for its lock.
             await writer.close()
             raise
         return writer
 
     def do(self, work: Callable[[sqlite3.Connection], T], *, reads: bool = False) -> asyncio.Future[T]:
-        """Queues `work` at once, to be done wholly or not at all, and in the order of the calls.
+        """Queues `work` immediately. It is done completely or not at all, in the order of the calls.
 
-        Cancelling the future stops nothing; nobody need await it. It raises those errors of `work`
-        that the store's protocols declare, and PomeloError store_unavailable for all others:
-        UnknownOutcomeError for unexpected ones. With `reads` it changes nothing.
+        Cancelling the future stops nothing, and it need not be awaited. It raises the errors of `work` that
+        the store's roles declare, and PomeloError store_unavailable for all others: UnknownOutcomeError for
+        unexpected ones. `reads`: the work changes nothing.
         """
         future: asyncio.Future[T] = self._loop.create_future()
         if self._closed:
             _fail(future, PomeloError("store_unavailable"))
         else:
-            self._queue.put(_Work(work, future, reads))
+            self._queue.put(_Operation(work, future, reads))
         return future
 
     async def close(self) -> None:
-        """Does what is queued, and closes. What comes later is refused."""
+        """Finishes the queued operations and closes the target. Later operations fail."""
         if not self._closed:
             self._closed = True
             self._queue.put(None)
@@ -114,9 +114,9 @@ class Writer:
 
     # --- in the thread
 
-    def _run(self, opening: Callable[[], Written], opened: asyncio.Future[None]) -> None:
+    def _run(self, open_target: Callable[[], Target], opened: asyncio.Future[None]) -> None:
         try:
-            target = opening()
+            target = open_target()
         except Exception as error:
             self._closed = True
             self._report([_Outcome(opened, None, error), _Outcome(self._ended, None, None)])
@@ -125,55 +125,54 @@ class Writer:
         failed: Exception | None = None
         while not self._ending:
             if batch := self._gather():
-                self._report(self._done(target, batch))
-                target.between()
+                self._report(self._run_batch(target, batch))
+                target.between_batches()
         try:
             target.close()
         except (sqlite3.Error, OSError) as error:
             failed = error
         self._report([_Outcome(self._ended, None, failed)])
 
-    def _done(self, target: Written, batch: list[_Work]) -> list[_Outcome]:
-        """Runs a batch and returns the outcome of each work. Contains any error: the thread goes
-        on."""
+    def _run_batch(self, target: Target, batch: list[_Operation]) -> list[_Outcome]:
+        """Runs a batch and returns the outcome of each operation. No error ends the thread."""
         try:
             outcomes = _commit(target.connection, batch)
         except Exception as error:
-            outcomes = [_Outcome(work.future, None, error) for work in batch]
+            outcomes = [_Outcome(operation.future, None, error) for operation in batch]
         for outcome in outcomes:
             if outcome.error is not None:
                 target.failed(outcome.error)
         return [
             outcome
             if outcome.error is None or isinstance(outcome.error, DECLARED_ERRORS)
-            else outcome._replace(error=self._contained(outcome.error))
+            else outcome._replace(error=self._translate(outcome.error))
             for outcome in outcomes
         ]
 
-    def _contained(self, error: Exception) -> PomeloError:
+    def _translate(self, error: Exception) -> PomeloError:
         self.unexpected.log("The store failed", error)
         return _unavailable(error, UnknownOutcomeError)
 
-    def _gather(self) -> list[_Work]:
-        """Waits for something to do, and takes what is there."""
-        batch: list[_Work] = []
+    def _gather(self) -> list[_Operation]:
+        """Waits for an operation, and takes all that are queued."""
+        batch: list[_Operation] = []
         while len(batch) < BATCH and not (batch and self._queue.empty()):
-            work = self._queue.get()
-            if work is None:
-                self._ending = True  # Nothing is queued behind it.
+            operation = self._queue.get()
+            if operation is None:
+                self._ending = True  # nothing is queued after it
                 break
-            batch.append(work)
+            batch.append(operation)
         return batch
 
     def _report(self, outcomes: list[_Outcome]) -> None:
-        with suppress(RuntimeError):  # The loop is closed; nobody waits.
+        with suppress(RuntimeError):  # the loop is closed; nobody waits
             self._loop.call_soon_threadsafe(_resolve, outcomes)
 
 
 def _resolve(outcomes: list[_Outcome]) -> None:
     for future, value, error in outcomes:
         if future.done():
-            continue  # Its awaiter left.
+            continue  # its awaiter was cancelled
         if error is None:
             future.set_result(value)
         else:
@@ -182,79 +181,80 @@ def _resolve(outcomes: list[_Outcome]) -> None:
 
 def _fail(future: asyncio.Future[Any], error: Exception) -> None:
     future.set_exception(error)
-    # Looked at once, it is not reported as never retrieved when nobody awaits it.
+    # Reading it prevents asyncio's message about an exception that nobody retrieved.
     future.exception()
 
 
-def _commit(connection: sqlite3.Connection, batch: list[_Work]) -> list[_Outcome]:
-    """Does all of the batch that can be done, in one transaction."""
+def _commit(connection: sqlite3.Connection, batch: list[_Operation]) -> list[_Outcome]:
+    """Runs a batch in one transaction. An operation that fails does not affect the others."""
     if connection.in_transaction:
-        connection.execute("ROLLBACK")  # an earlier batch that could not be rolled back
-    if all(work.reads for work in batch):
-        return [_read(connection, work) for work in batch]
+        connection.execute("ROLLBACK")  # of an earlier batch that could not be rolled back
+    if all(operation.reads for operation in batch):
+        return [_read(connection, operation) for operation in batch]
     try:
-        # Nearly always nothing fails, and savepoints are a third of the work. Each statement has to win the
-        # interpreter's lock back from the loop's thread, so under load their number is what counts.
-        outcomes = _transact(connection, batch, _plainly)
+        # Savepoints are a third of the statements, and each statement has to win the interpreter's lock back
+        # from the loop's thread. Almost always nothing fails, so the first attempt does without them.
+        outcomes = _transact(connection, batch, _run_plain)
     except Exception:
-        _undo(connection)
+        _rollback(connection)
     else:
         return outcomes
     try:
-        return _transact(connection, batch, _apart)
+        return _transact(connection, batch, _run_in_savepoint)
     except Exception as error:
-        log.warning("%d operations were not kept: %s", len(batch), _reason(error))
-        _undo(connection)
-        # What was read may have been of this transaction: it is read again.
+        log.warning("%d operations were not committed: %s", len(batch), _reason(error))
+        _rollback(connection)
+        # What was read may have been part of this transaction: it is read again.
         return [
-            _read(connection, work)
-            if work.reads and not connection.in_transaction
-            else _Outcome(work.future, None, _told(error))
-            for work in batch
+            _read(connection, operation)
+            if operation.reads and not connection.in_transaction
+            else _Outcome(operation.future, None, _translate_sqlite_error(error))
+            for operation in batch
         ]
 
 
 def _transact(
-    connection: sqlite3.Connection, batch: list[_Work], way: Callable[[sqlite3.Connection, _Work], _Outcome]
+    connection: sqlite3.Connection,
+    batch: list[_Operation],
+    run: Callable[[sqlite3.Connection, _Operation], _Outcome],
 ) -> list[_Outcome]:
     connection.execute("BEGIN IMMEDIATE")
-    outcomes = [way(connection, work) for work in batch]
+    outcomes = [run(connection, operation) for operation in batch]
     connection.execute("COMMIT")
     return outcomes
 
 
-def _plainly(connection: sqlite3.Connection, work: _Work) -> _Outcome:
-    """Does one thing; what it raises is the end of the whole transaction."""
-    return _Outcome(work.future, work.do(connection), None)
+def _run_plain(connection: sqlite3.Connection, operation: _Operation) -> _Outcome:
+    return _Outcome(operation.future, operation.run(connection), None)
 
 
-def _apart(connection: sqlite3.Connection, work: _Work) -> _Outcome:
-    """Does one thing, or leaves all as it was before it.
+def _run_in_savepoint(connection: sqlite3.Connection, operation: _Operation) -> _Outcome:
+    """Runs one operation, or undoes it.
 
     Raises:
         sqlite3.Error: the whole transaction is lost.
     """
     connection.execute("SAVEPOINT one")
     try:
-        value = work.do(connection)
+        value = operation.run(connection)
     except Exception as error:
         if not connection.in_transaction:
-            raise  # A full disk and the like: SQLite itself has rolled back, all of it.
+            raise  # SQLite has rolled back everything, for example because the disk is full
         connection.execute("ROLLBACK TO one")
         connection.execute("RELEASE one")
-        return _Outcome(work.future, None, _told(error))
+        return _Outcome(operation.future, None, _translate_sqlite_error(error))
     connection.execute("RELEASE one")
-    return _Outcome(work.future, value, None)
+    return _Outcome(operation.future, value, None)
 
 
-def _read(connection: sqlite3.Connection, work: _Work) -> _Outcome:
+def _read(connection: sqlite3.Connection, operation: _Operation) -> _Outcome:
     try:
-        return _Outcome(work.future, work.do(connection), None)
+        return _Outcome(operation.future, operation.run(connection), None)
     except Exception as error:
-        return _Outcome(work.future, None, _told(error))
+        return _Outcome(operation.future, None, _translate_sqlite_error(error))
 
 
-def _undo(connection: sqlite3.Connection) -> None:
+def _rollback(connection: sqlite3.Connection) -> None:
     try:
         if connection.in_transaction:
             connection.execute("ROLLBACK")
@@ -262,17 +262,17 @@ def _undo(connection: sqlite3.Connection) -> None:
         log.warning("A transaction could not be rolled back: %s", _reason(error))
 
 
-def _told(error: Exception) -> Exception:
-    """An error of SQLite means that nothing was done: a failed commit changes nothing."""
+def _translate_sqlite_error(error: Exception) -> Exception:
+    """store_unavailable with a known outcome for an error of SQLite: a failed commit changes nothing."""
     return _unavailable(error, PomeloError) if isinstance(error, sqlite3.Error) else error
 
 
-def _unavailable(cause: Exception, kind: type[PomeloError]) -> PomeloError:
-    error = kind("store_unavailable")
+def _unavailable(cause: Exception, error_type: type[PomeloError]) -> PomeloError:
+    error = error_type("store_unavailable")
     error.__cause__ = cause
     return error
 
 
 def _reason(error: Exception) -> str:
-    """The message of a SQLite error; of an unexpected error only its type."""
+    """The message of a SQLite error, or the type of an unexpected error."""
     return str(error) if isinstance(error, sqlite3.Error) else type(error).__name__

@@ -10,8 +10,10 @@ from typing import Any
 
 from pomelo.catalog.pricing import Prices, Usage, cost, encode_prices
 from pomelo.gen.v1.model_service_pb2 import PriceUnit
+from pomelo.stores.accounts import Grant, Wallet
 from pomelo.stores.base import Store
-from pomelo.stores.ledger import Grant, ReserveRequest, Settlement, UsageRecord, Wallet
+from pomelo.stores.ledger import ReserveRequest, Settlement
+from pomelo.stores.usage import UsageRecord
 
 PRICES = Prices(
     {

@@ -17,8 +17,8 @@ from pomelo.engine.ledger import Ledger
 from pomelo.errors import PomeloError
 from pomelo.gen.v1 import account_service_pb2 as pb
 from pomelo.stores import open_store
+from pomelo.stores.accounts import Wallet
 from pomelo.stores.base import Store
-from pomelo.stores.ledger import Wallet
 from tests.unit.accounts.audited_store import run
 
 CREDIT = 1_000_000
@@ -168,7 +168,7 @@ def accounts_of(store: Store, live: bool, account: str = "default") -> LocalAcco
 
 
 def call(**headers: str) -> Call:
-    return Call.from_headers({n.replace("_", "-"): v for n, v in headers.items()}.get, wire="rest")
+    return Call.from_headers({n.replace("_", "-"): v for n, v in headers.items()}.get, protocol="rest")
 
 
 async def test_a_key_sees_its_own_side_alone(store, office):

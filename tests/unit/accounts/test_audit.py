@@ -11,8 +11,9 @@ from pomelo.accounts.audit import OVERDUE, audit
 from pomelo.catalog.pricing import Usage, cost
 from pomelo.gen.v1.admin_service_pb2 import AuditResponse
 from pomelo.stores import open_store
+from pomelo.stores.accounts import Wallet
 from pomelo.stores.base import Store
-from pomelo.stores.ledger import ReserveRequest, Settlement, Wallet
+from pomelo.stores.ledger import ReserveRequest, Settlement
 from tests.unit.accounts.audited_store import ACME, ACME_TEST, PRICES, draft, endow, hold, run, spoil
 
 COST = 750
@@ -238,7 +239,7 @@ async def test_a_task_with_a_record_that_still_holds_something_is_found(path):
             def __getattr__(self, name):
                 return getattr(store, name)
 
-            async def held(self):
+            async def drafts(self):
                 return [draft("task_3")]
 
         found = await audit(Rewritten())

@@ -13,7 +13,9 @@ from pomelo.accounts.keys import CACHE_SIZE, Keyring, make_key, parse
 from pomelo.call import Call
 from pomelo.errors import PomeloError
 from pomelo.stores import open_store
-from pomelo.stores.base import KeyRecord, Store, UnknownAccountError
+from pomelo.stores.accounts import UnknownAccountError
+from pomelo.stores.base import Store
+from pomelo.stores.keys import KeyRecord
 
 ROOT = b"r" * 64
 
@@ -65,7 +67,7 @@ def keyring(store, clock) -> Keyring:
 
 
 def call(key: str | None) -> Call:
-    return Call(api_key=key, request_id="req_1", wire="rest", deadline=0.0)
+    return Call(api_key=key, request_id="req_1", protocol="rest", deadline=0.0)
 
 
 async def refused(keyring: Keyring, key: str | None) -> str:

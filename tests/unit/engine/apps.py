@@ -17,7 +17,9 @@ from pomelo.errors import PomeloError
 from pomelo.gen.v1.task_pb2 import Task
 from pomelo.gen.v1.task_service_pb2 import StreamTaskResponse
 from pomelo.providers.base import Provider
-from pomelo.stores.ledger import Balance, Grant, LimitStatus, UsageQuery, UsageRecord, Wallet
+from pomelo.stores.accounts import Balance, Grant, Wallet
+from pomelo.stores.ledger import LimitStatus
+from pomelo.stores.usage import UsageQuery, UsageRecord
 from pomelo.testing import FaultUpstream
 from tests.app import app_settings
 from tests.calls import call_of
@@ -100,7 +102,7 @@ class EngineApp:
         """Runs a task, a message or the body of a REST request, to its end. `within` is its timeout in seconds,
         `protocol` is grpc or rest; names of `headers` are in lower case."""
         sent = {"authorization": f"Bearer {account.key}", **(headers or {})}
-        answer = Answer(Call.from_headers(sent.get, wire=protocol))
+        answer = Answer(Call.from_headers(sent.get, protocol=protocol))
         answer.call.deadline = time.monotonic() + within
         task = task if isinstance(task, Task) else to_task(task, stream=stream)
         tasks = self.app.services.tasks

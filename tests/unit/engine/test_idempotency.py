@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from pomelo.call import Principal
+from pomelo.catalog.catalog import Catalog
+from pomelo.catalog.pricing import Usage
 from pomelo.engine import idempotency
 from pomelo.errors import PomeloError
 from pomelo.gen.v1.media_pb2 import ResponseFormat
+from pomelo.gen.v1.speech_pb2 import TextToSpeechInput
 from pomelo.gen.v1.task_pb2 import TaskResult
 from pomelo.media.store import MediaStore
 from pomelo.providers.base import AudioSource
@@ -18,6 +23,9 @@ from pomelo.providers.pieces import AUDIO_PIECE
 from pomelo.stores.ledger import REPLAY_SECONDS
 from pomelo.tasks.base import MAX_INLINE
 from tests.tasks import to_task
+from tests.unit.engine.jobs import accepted_job
+
+MODELS = Catalog.load().models
 
 UNASKED = ResponseFormat.RESPONSE_FORMAT_UNSPECIFIED
 B64_JSON = ResponseFormat.RESPONSE_FORMAT_B64_JSON
@@ -158,7 +166,7 @@ def test_an_answer_comes_back_with_a_link_that_lasts_as_long_as_its_media(tmp_pa
     media.check_link(link.media_id, link.url.partition("?")[2])
 
 
-def test_a_stream_comes_back_in_the_order_of_the_first_one(tmp_path: Path) -> None:
+async def test_a_stream_comes_back_in_the_order_of_the_first_one(tmp_path: Path) -> None:
     media = MediaStore(tmp_path / "media", b"s" * 32)
     data = b"ID3" + bytes(3 * AUDIO_PIECE)
     result = answer(media, data)
@@ -166,9 +174,15 @@ def test_a_stream_comes_back_in_the_order_of_the_first_one(tmp_path: Path) -> No
     result.speech.content_type = "audio/mpeg"
     result.adjustments.add(field="speed", used="1.2")
     kept = idempotency.store_answer(result, UNASKED, media, stream=True)
-    again = idempotency.restore_answer(kept, UNASKED, "ann/live", media, stream=True)
+    job = replace(
+        accepted_job("speech_2", MODELS["eleven-labs-tts"], Usage(), Principal("ann", "k", True)),
+        input=TextToSpeechInput(),
+        stream=True,
+    )
+    replayed = idempotency.ReplayedTask(kept, job, media)
+    again = replayed.result
     assert not again.speech.data
-    started, *chunks, last = idempotency.replay_events(kept, again, "ann/live", media)
+    started, *chunks, last = [event async for event in replayed.events()]
     assert (started.started.id, started.started.model) == ("speech_1", "eleven-labs-tts")
     assert started.started.created.seconds == 1_700_000_000
     assert list(started.started.adjustments) == list(result.adjustments)

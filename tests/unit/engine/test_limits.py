@@ -8,7 +8,8 @@ import pytest
 
 from pomelo.accounts.plans import Plan
 from pomelo.engine.limits import limit_headers, refusal
-from pomelo.stores.ledger import LimitStatus, Refused, ReserveRequest, UsageRecord
+from pomelo.stores.ledger import LimitStatus, Refused, ReserveRequest
+from pomelo.stores.usage import UsageRecord
 
 PLAN = Plan("all", requests=20, concurrent=3, tokens=1_000)
 NOW = 1_700_000_000.25

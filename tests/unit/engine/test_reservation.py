@@ -18,6 +18,7 @@ from pomelo.engine.ledger import Ledger
 from pomelo.engine.store_operations import MAX_CONCURRENT_RETRIES
 from pomelo.errors import PomeloError
 from pomelo.gen.v1.model_service_pb2 import PriceUnit
+from pomelo.stores.accounts import Wallet
 from pomelo.stores.ledger import (
     LimitStatus,
     LostReservationError,
@@ -27,9 +28,9 @@ from pomelo.stores.ledger import (
     Settled,
     Settlement,
     UnknownOutcomeError,
-    UsageRecord,
-    Wallet,
 )
+from pomelo.stores.usage import UsageRecord
+from pomelo.tasks.image import ImageCollector
 from tests.unit.engine.jobs import accepted_job
 
 MODEL = Catalog.load().models["flux-1-pro"]
@@ -131,7 +132,19 @@ def open_ledger(store: TroubledStore, **options: Any) -> Ledger:
 async def reserve(ledger: Ledger, task_id: str) -> Any:
     """Reserves an image task."""
     job = accepted_job(task_id, MODEL, Usage(images=1), CALLER, prices=PRICES)
-    return await ledger.reserve(job, BUILTIN["unlimited"], Call.from_headers({}.get, wire="rest"))
+    return await ledger.reserve(job, BUILTIN["unlimited"], Call.from_headers({}.get, protocol="rest"))
+
+
+class FixedUsage(ImageCollector):
+    """A collector of a stream whose usage so far is what a function returns."""
+
+    __slots__ = ("_usage",)
+
+    def __init__(self, usage: Callable[[], Usage]) -> None:
+        self._usage = usage
+
+    def partial_usage(self, task_input: Any) -> Usage:
+        return self._usage()
 
 
 async def until(there: Callable[[], bool]) -> None:
@@ -172,7 +185,7 @@ async def test_running_tasks_are_noted_also_while_something_can_not_be_done() ->
     ledger = open_ledger(store)
     (await reserve(ledger, "img_left")).release()
     running = await reserve(ledger, "img_running")
-    running.bill_partially(lambda: Usage(images=1))
+    running.bill_partially(FixedUsage(lambda: Usage(images=1)))
     running.record_output(1)
     noting = asyncio.create_task(ledger.keep_progress())
     async with asyncio.timeout(10):
@@ -189,7 +202,7 @@ async def test_a_task_whose_use_can_not_be_counted_holds_up_no_other_note_and_is
 
     for name, used in (("img_broken", broken), ("img_sound", lambda: Usage(images=1))):
         reservation = await reserve(ledger, name)
-        reservation.bill_partially(used)
+        reservation.bill_partially(FixedUsage(used))
         reservation.record_output(1)
     await ledger.save_progress()
     assert store.noted.is_set()
@@ -444,7 +457,7 @@ async def test_the_background_loops_outlive_any_error(error: str, monkeypatch: p
     store = TroubledStore()
     ledger = open_ledger(store, reconcile_every=0.001)
     running = await reserve(ledger, "img_running")
-    running.bill_partially(lambda: Usage(images=1))
+    running.bill_partially(FixedUsage(lambda: Usage(images=1)))
     for name in ("note", "reservations"):
         store.failing[name] = (
             PomeloError("store_unavailable") if error == "store_unavailable" else UNFORESEEN[error]()

@@ -267,7 +267,7 @@ async def _three_chunks(size: int) -> AsyncIterator[bytes]:
 
 
 def _call() -> Call:
-    return Call.from_headers({}.get, wire="rest")
+    return Call.from_headers({}.get, protocol="rest")
 
 
 async def test_an_upload_above_the_limit_is_refused_and_deleted(store: MediaStore) -> None:
@@ -293,7 +293,7 @@ async def test_a_stalled_upload_ends_at_the_deadline(store: MediaStore) -> None:
         yield b"x"
         await asyncio.Event().wait()
 
-    call = Call.from_headers({"x-request-timeout": "0.05"}.get, wire="rest")
+    call = Call.from_headers({"x-request-timeout": "0.05"}.get, protocol="rest")
     with pytest.raises(PomeloError) as error:
         await media_service.upload_media("audio/mpeg", stalled(), call)
     assert error_code(error) == "deadline_exceeded"
@@ -303,7 +303,7 @@ async def test_a_stalled_upload_ends_at_the_deadline(store: MediaStore) -> None:
 async def test_a_rest_upload_ends_with_its_request_and_a_grpc_upload_does_not(tmp_path: Path) -> None:
     store = MediaStore(tmp_path / "media", b"s" * 32)
     for protocol, min_seconds, max_seconds in (("rest", 45, 51), ("grpc", 3590, 3601)):
-        call = Call.from_headers({"x-request-timeout": "20"}.get, wire=protocol)
+        call = Call.from_headers({"x-request-timeout": "20"}.get, protocol=protocol)
         media = await LocalMedia(store, _Access(), turns=Turns()).upload_media(
             "audio/mpeg", _three_chunks(10), call
         )
@@ -318,7 +318,7 @@ async def test_a_rest_upload_ends_with_its_request_and_a_grpc_upload_does_not(tm
 async def test_a_stalled_download_ends_at_the_deadline(store: MediaStore) -> None:
     media_service = LocalMedia(store, _Access(), turns=Turns())
     media_id = put(store, "ann/test", PNG * 10_000)
-    call = Call.from_headers({"x-request-timeout": "0.05"}.get, wire="grpc")
+    call = Call.from_headers({"x-request-timeout": "0.05"}.get, protocol="grpc")
 
     async def stalled() -> None:
         async with media_service.download_media(media_id, "", call) as (_, chunks):

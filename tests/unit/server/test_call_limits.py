@@ -1,4 +1,4 @@
-"""Concurrency limits for unauthenticated calls: no caller can keep a place from the others."""
+"""Concurrency limits of unauthenticated calls: no caller can keep the others out."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import time
 import pytest
 
 from pomelo.errors import PomeloError
-from pomelo.server.limits import NewestFirst, Pool
+from pomelo.server.call_limits import NewestFirst, Pool
 
 
 async def settle() -> None:
@@ -19,21 +19,21 @@ async def settle() -> None:
 
 def test_a_pool_refuses_calls_above_its_limit() -> None:
     pool = Pool(1)
-    with pool.place():
-        with pytest.raises(PomeloError, match="more requests") as caught, pool.place():
+    with pool.slot():
+        with pytest.raises(PomeloError, match="more requests") as caught, pool.slot():
             pass
         assert caught.value.code == "overloaded"
-    with pool.place():
+    with pool.slot():
         assert pool.count == 1
 
 
-async def test_a_slow_call_keeps_its_place_until_another_call_waits() -> None:
-    places = NewestFirst(1, patience=0.1)
+async def test_a_slow_call_keeps_its_slot_until_another_call_waits() -> None:
+    limiter = NewestFirst(1, patience=0.1)
     ended: list[str] = []
 
     async def slow(name: str) -> None:
         try:
-            async with places.place():
+            async with limiter.slot():
                 await asyncio.Event().wait()
         except PomeloError as error:
             ended.append(f"{name} {error.code}")
@@ -45,21 +45,21 @@ async def test_a_slow_call_keeps_its_place_until_another_call_waits() -> None:
     await first
     assert ended == ["first overloaded"]
     began = time.monotonic()
-    async with places.place():
+    async with limiter.slot():
         assert time.monotonic() - began < 1.0
         await second
     assert ended == ["first overloaded", "second overloaded"]
 
 
-async def test_the_newest_is_next_and_a_cancelled_waiter_holds_up_no_other() -> None:
-    places = NewestFirst(1, patience=10)
+async def test_the_newest_waiter_is_next_and_a_cancelled_one_blocks_no_other() -> None:
+    limiter = NewestFirst(1, patience=10)
     order: list[int] = []
 
     async def quick(number: int) -> None:
-        async with places.place():
+        async with limiter.slot():
             order.append(number)
 
-    async with places.place():
+    async with limiter.slot():
         waiting = []
         for number in range(4):
             waiting.append(asyncio.ensure_future(quick(number)))
@@ -68,21 +68,21 @@ async def test_the_newest_is_next_and_a_cancelled_waiter_holds_up_no_other() -> 
         await settle()
     await asyncio.gather(*waiting, return_exceptions=True)
     assert order == [2, 1, 0]
-    async with places.place():
-        pass  # the place is free again
+    async with limiter.slot():
+        pass  # the slot is free again
 
 
-async def test_beyond_two_hundred_the_oldest_stops_waiting() -> None:
-    places = NewestFirst(1, patience=10)
+async def test_the_oldest_of_more_than_200_waiters_is_refused() -> None:
+    limiter = NewestFirst(1, patience=10)
 
     async def wait() -> str:
         try:
-            async with places.place():
+            async with limiter.slot():
                 return "ok"
         except PomeloError as error:
             return error.code
 
-    async with places.place():
+    async with limiter.slot():
         waiting = [asyncio.ensure_future(wait()) for _ in range(203)]
         await settle()
     results = await asyncio.gather(*waiting)
@@ -90,13 +90,13 @@ async def test_beyond_two_hundred_the_oldest_stops_waiting() -> None:
     assert set(results[3:]) == {"ok"}
 
 
-async def test_a_place_that_a_slow_call_lost_is_not_free_a_second_time() -> None:
-    places = NewestFirst(1, patience=0.05)
+async def test_a_slot_that_a_slow_call_lost_is_released_only_once() -> None:
+    limiter = NewestFirst(1, patience=0.05)
     inside = 0
 
     async def hold() -> None:
         nonlocal inside
-        async with places.place():
+        async with limiter.slot():
             inside += 1
             try:
                 await asyncio.Event().wait()
@@ -118,56 +118,56 @@ async def test_a_place_that_a_slow_call_lost_is_not_free_a_second_time() -> None
             await newer
         last.cancel()
         await asyncio.wait([last])
-        async with places.place():
+        async with limiter.slot():
             assert inside == 0
 
 
-async def test_a_waiter_that_is_cancelled_as_its_turn_comes_passes_the_place_on() -> None:
-    places = NewestFirst(1, patience=10)
+async def test_a_waiter_that_is_cancelled_with_its_slot_passes_it_on() -> None:
+    limiter = NewestFirst(1, patience=10)
     entered = asyncio.Event()
 
     async def wait() -> None:
-        async with places.place():
+        async with limiter.slot():
             entered.set()
 
-    async with places.place():
+    async with limiter.slot():
         older, newer = [asyncio.ensure_future(wait()) for _ in range(2)]
         await settle()
-    newer.cancel()  # its turn came at this moment
+    newer.cancel()  # its slot was granted in this iteration
     async with asyncio.timeout(5):
         await entered.wait()
         await older
     assert newer.cancelled() or not newer.done()
 
 
-async def test_exactly_two_hundred_may_wait() -> None:
-    places = NewestFirst(1, patience=10)
+async def test_exactly_200_may_wait() -> None:
+    limiter = NewestFirst(1, patience=10)
 
     async def wait() -> None:
-        async with places.place():
+        async with limiter.slot():
             pass
 
-    async with places.place():
+    async with limiter.slot():
         waiting = [asyncio.ensure_future(wait()) for _ in range(200)]
         await settle()
         assert not any(future.done() for future in waiting)
     await asyncio.gather(*waiting)
 
 
-def test_a_place_of_a_pool_is_free_after_a_failure() -> None:
+def test_a_slot_of_a_pool_is_released_after_a_failure() -> None:
     pool = Pool(1)
     for _ in range(2):
-        with pytest.raises(ZeroDivisionError), pool.place():
+        with pytest.raises(ZeroDivisionError), pool.slot():
             raise ZeroDivisionError
     assert pool.count == 0
 
 
-async def test_patience_with_a_call_begins_when_it_gets_its_place() -> None:
-    places = NewestFirst(1, patience=0.1)
+async def test_the_patience_of_a_call_begins_with_its_slot() -> None:
+    limiter = NewestFirst(1, patience=0.1)
     leave = asyncio.Event()
 
     async def hold(until: asyncio.Event) -> None:
-        async with places.place():
+        async with limiter.slot():
             await until.wait()
 
     async with asyncio.timeout(5):

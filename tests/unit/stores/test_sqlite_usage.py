@@ -12,9 +12,10 @@ from pathlib import Path
 
 import pytest
 
+from pomelo.stores.accounts import Wallet
 from pomelo.stores.base import Store
-from pomelo.stores.ledger import GROUPS, UsageQuery, UsageRecord, Wallet
 from pomelo.stores.sqlite import open_sqlite, usage
+from pomelo.stores.usage import GROUPS, UsageQuery, UsageRecord
 from tests.unit.accounts.audited_store import ACME, endow, run
 
 QUERIES = [
@@ -34,42 +35,42 @@ QUERIES = [
 
 
 @pytest.fixture(scope="module")
-async def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[UsageRecord]]:
+async def stored(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[UsageRecord]]:
     """A file, and its records as settled: many share a time, and times are unordered."""
-    chance = random.Random(7)
+    generator = random.Random(7)
     found = []
-    path = tmp_path_factory.mktemp("made") / "pomelo.db"
+    path = tmp_path_factory.mktemp("stored") / "pomelo.db"
     async with open_sqlite(path) as store:
         for account in ("acme", "bee"):
             await endow(store, account, micros=10**9)
         for n in range(300):
-            wallet = Wallet(chance.choice(("acme", "bee")), chance.random() < 0.5)
+            wallet = Wallet(generator.choice(("acme", "bee")), generator.random() < 0.5)
             found.append(
                 await run(
                     store,
                     f"t{n}",
                     wallet,
-                    model=f"m{chance.randrange(3)}",
-                    key_id=f"k{chance.randrange(5)}",
-                    at=float(chance.randrange(10)),
+                    model=f"m{generator.randrange(3)}",
+                    key_id=f"k{generator.randrange(5)}",
+                    at=float(generator.randrange(10)),
                 )
             )
     return path, found
 
 
 @pytest.fixture
-def records(made: tuple[Path, list[UsageRecord]]) -> list[UsageRecord]:
-    return made[1]
+def records(stored: tuple[Path, list[UsageRecord]]) -> list[UsageRecord]:
+    return stored[1]
 
 
 @pytest.fixture
-async def store(made: tuple[Path, list[UsageRecord]], tmp_path: Path) -> AsyncIterator[Store]:
-    shutil.copyfile(made[0], tmp_path / "pomelo.db")
+async def store(stored: tuple[Path, list[UsageRecord]], tmp_path: Path) -> AsyncIterator[Store]:
+    shutil.copyfile(stored[0], tmp_path / "pomelo.db")
     async with open_sqlite(tmp_path / "pomelo.db") as opened:
         yield opened
 
 
-def fits(query: UsageQuery, record: UsageRecord) -> bool:
+def matches(query: UsageQuery, record: UsageRecord) -> bool:
     return (
         query.account in (None, record.account)
         and query.live in (None, record.live)
@@ -81,47 +82,47 @@ def fits(query: UsageQuery, record: UsageRecord) -> bool:
 
 
 @pytest.mark.parametrize("step", [1, 3, 50, 20_000])
-async def test_pages_of_any_step_are_the_records_in_order(step, store, records, monkeypatch):
+async def test_pages_with_any_step_size_are_the_records_in_order(step, store, records, monkeypatch):
     monkeypatch.setattr(usage, "STEP", step)
     ordered = sorted(enumerate(records), key=lambda each: (each[1].at, each[0]), reverse=True)
     for query in QUERIES:
-        wanted = [record.task_id for _, record in ordered if fits(query, record)]
+        expected = [record.task_id for _, record in ordered if matches(query, record)]
         found, after = [], ""
         while True:
             page, after = await store.list_usage(query, limit=41, after=after)
             found += [record.task_id for record in page]
             if not after:
                 break
-        assert found == wanted, query
+        assert found == expected, query
 
 
 @pytest.mark.parametrize("step", [1, 3, 50, 20_000])
-async def test_sums_of_any_step_are_the_sums_of_the_records(step, store, records, monkeypatch):
+async def test_sums_with_any_step_size_are_the_sums_of_the_records(step, store, records, monkeypatch):
     monkeypatch.setattr(usage, "STEP", step)
     for query in QUERIES:
         for by in GROUPS:
             totals = await store.sum_usage(query, by)
-            fit = [record for record in records if fits(query, record)]
-            assert sum(total.tasks for total in totals) == len(fit)
-            assert sum(total.cost for total in totals) == sum(record.cost for record in fit)
+            matching = [record for record in records if matches(query, record)]
+            assert sum(total.tasks for total in totals) == len(matching)
+            assert sum(total.cost for total in totals) == sum(record.cost for record in matching)
             if by == "key":
-                assert [total.group for total in totals] == sorted({record.key_id for record in fit})
+                assert [total.group for total in totals] == sorted({record.key_id for record in matching})
 
 
-async def test_a_sum_is_of_one_moment_though_tasks_end_meanwhile(store, records, tmp_path, monkeypatch):
+async def test_a_sum_is_of_one_moment_although_tasks_end_meanwhile(store, records, tmp_path, monkeypatch):
     monkeypatch.setattr(usage, "STEP", 10)
     with closing(sqlite3.connect(tmp_path / "pomelo.db")) as reading:
         sums = usage.UsageSum(UsageQuery(), "account")
         steps = 0
         while (totals := sums.step(reading)) is None:
-            # Tasks with old and new times: none settled during the read counts.
+            # Tasks with old and new times: those settled during the report do not count.
             await run(store, f"late {steps}", at=float(steps % 12))
             steps += 1
     assert steps > 20
     assert sum(total.tasks for total in totals) == len(records)
 
 
-async def test_reports_and_tasks_share_the_store(store, monkeypatch):
+async def test_reports_and_tasks_run_concurrently(store, monkeypatch):
     monkeypatch.setattr(usage, "STEP", 5)
     done = 0
 
@@ -143,7 +144,7 @@ async def test_reports_and_tasks_share_the_store(store, monkeypatch):
     await running
 
 
-def test_only_so_many_groups_are_kept_as_a_page_has(tmp_path, monkeypatch):
+def test_a_sum_does_not_collect_more_groups_than_its_page_needs(tmp_path, monkeypatch):
     monkeypatch.setattr(usage, "STEP", 100)
     monkeypatch.setattr(usage, "PAGE", 10)
     with closing(sqlite3.connect(":memory:")) as file:
@@ -159,9 +160,9 @@ def test_only_so_many_groups_are_kept_as_a_page_has(tmp_path, monkeypatch):
             [(n, float(place)) for place, n in enumerate(order)],
         )
         sums = usage.UsageSum(UsageQuery(), "account", limit=20, after="a00099")
-        most = 0
+        largest = 0
         while (totals := sums.step(file)) is None:
-            most = max(most, len(sums._totals))
+            largest = max(largest, len(sums._totals))
     assert [total.group for total in totals] == [f"a{n:05d}" for n in range(100, 120)]
     assert {(total.tasks, total.cost) for total in totals} == {(3, 15)}
-    assert most < 200
+    assert largest < 200

@@ -1,4 +1,4 @@
-"""The thread that writes: what has gathered is committed at once, and what fails fails alone."""
+"""The thread that writes: it commits queued operations together, and a failure affects only one of them."""
 
 from __future__ import annotations
 
@@ -14,36 +14,35 @@ from typing import Any
 import pytest
 
 from pomelo.errors import PomeloError
-from pomelo.stores.base import UnknownAccountError
+from pomelo.stores.accounts import UnknownAccountError, Wallet
 from pomelo.stores.ledger import (
     IdempotencyKey,
     LostReservationError,
     Reserved,
     Settlement,
     UnknownOutcomeError,
-    UsageQuery,
-    Wallet,
 )
 from pomelo.stores.sqlite import open_sqlite
-from tests.contract.ledger_rig import SqliteRig, ending, record, taking
+from pomelo.stores.usage import UsageQuery
+from tests.contract.ledger_rig import SqliteRig, record, request, settlement
 
 WALLET = Wallet("default", False)
 
 
 @pytest.fixture
 async def rig(tmp_path: Path):
-    made = SqliteRig(tmp_path)
-    await made.open()
-    yield made
-    await made.close()
+    created = SqliteRig(tmp_path)
+    await created.open()
+    yield created
+    await created.close()
 
 
-def ours(task_id: str, **changes):
-    return taking(task_id, account="default", live=False, **changes)
+def own_request(task_id: str, **changes):
+    return request(task_id, account="default", live=False, **changes)
 
 
-async def test_of_a_batch_what_fails_fails_alone_and_wholly(rig):
-    async def half_done() -> None:
+async def test_an_operation_that_fails_is_undone_without_affecting_its_batch(rig):
+    async def fail_halfway() -> None:
         def work(connection: sqlite3.Connection) -> None:
             connection.execute("INSERT INTO accounts (name) VALUES ('half')")
             connection.execute("INSERT INTO accounts (name) VALUES ('default')")
@@ -51,10 +50,10 @@ async def test_of_a_batch_what_fails_fails_alone_and_wholly(rig):
         await rig.store._writer.do(work)
 
     outcomes = await asyncio.gather(
-        rig.store.reserve(ours("a")),
-        rig.store.settle(ending("nothing")),
-        half_done(),
-        rig.store.reserve(ours("b")),
+        rig.store.reserve(own_request("a")),
+        rig.store.settle(settlement("nothing")),
+        fail_halfway(),
+        rig.store.reserve(own_request("b")),
         rig.store.get_account("half"),
         return_exceptions=True,
     )
@@ -75,7 +74,7 @@ class Failing(sqlite3.Connection):
 
     def execute(self, sql: str, parameters: Any = (), /) -> sqlite3.Cursor:
         start, times = Failing.fails
-        if times and sql.startswith(start):
+        if times and sql.lstrip().startswith(start):
             Failing.fails = (start, times - 1)
             raise Failing.error()
         return super().execute(sql, parameters)
@@ -83,7 +82,7 @@ class Failing(sqlite3.Connection):
 
 @pytest.fixture
 async def failing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """A store on such connections."""
+    """A store whose connections are Failing."""
     monkeypatch.setattr(sqlite3, "connect", partial(sqlite3.connect, factory=Failing))
     Failing.fails, Failing.error = ("", 0), RuntimeError
     async with open_sqlite(tmp_path / "own.db") as store:
@@ -94,20 +93,22 @@ async def failing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
 @pytest.mark.parametrize(
     "start", ["BEGIN", "SAVEPOINT", "SELECT w.granted", "INSERT INTO holds", "RELEASE", "COMMIT"]
 )
-async def test_whatever_a_statement_raises_is_store_unavailable_and_the_thread_goes_on(failing, start, error):
+async def test_any_error_of_a_statement_is_store_unavailable_and_the_thread_continues(failing, start, error):
     Failing.error = error
     Failing.fails = (start, 3)
     outcomes = await asyncio.gather(
-        failing.reserve(ours("a", least=0)), failing.reserve(ours("b", least=0)), return_exceptions=True
+        failing.reserve(own_request("a", minimum=0)),
+        failing.reserve(own_request("b", minimum=0)),
+        return_exceptions=True,
     )
     assert all(isinstance(one, Reserved) or one.code == "store_unavailable" for one in outcomes)
     Failing.fails = ("", 0)
     for task_id in ("a", "b"):
-        assert isinstance(await failing.reserve(ours(task_id, least=0)), Reserved)
+        assert isinstance(await failing.reserve(own_request(task_id, minimum=0)), Reserved)
     assert (await failing.limit_status(WALLET)).concurrency == 2
 
 
-async def test_a_rollback_that_fails_is_made_up_for(failing):
+async def test_a_failed_rollback_is_repeated(failing):
     def work(connection: sqlite3.Connection) -> None:
         connection.execute("INSERT INTO accounts (name) VALUES ('half')")
         Failing.fails = ("ROLLBACK", 3)
@@ -115,37 +116,37 @@ async def test_a_rollback_that_fails_is_made_up_for(failing):
 
     with pytest.raises(PomeloError):
         await failing._writer.do(work)
-    # The transaction is still open; what comes next must not be part of it.
+    # The transaction is still open; the next operation must not be part of it.
     assert Failing.fails == ("ROLLBACK", 1)
     with pytest.raises(PomeloError):
         await failing.get_account("half")
     assert await failing.get_account("half") is None
-    assert isinstance(await failing.reserve(ours("a", least=0)), Reserved)
+    assert isinstance(await failing.reserve(own_request("a", minimum=0)), Reserved)
     assert await failing.get_account("half") is None
 
 
-async def test_after_an_sqlite_error_nothing_was_done_and_after_others_that_is_unknown(failing):
-    kinds = ((lambda: sqlite3.OperationalError("disk I/O error"), False), (RuntimeError, True))
+async def test_the_outcome_is_known_after_an_sqlite_error_and_unknown_after_others(failing):
+    errors = ((lambda: sqlite3.OperationalError("disk I/O error"), False), (RuntimeError, True))
     for start in ("INSERT INTO holds", "COMMIT"):
-        for error, unknown in kinds:
+        for error, unknown in errors:
             Failing.error, Failing.fails = error, (start, 2)
             with pytest.raises(PomeloError) as caught:
-                await failing.reserve(ours("a", least=0))
+                await failing.reserve(own_request("a", minimum=0))
             assert isinstance(caught.value, UnknownOutcomeError) == unknown
             assert (await failing.limit_status(WALLET)).concurrency == 0
 
 
-async def test_errors_of_a_role_are_raised_and_all_others_are_store_unavailable(rig, caplog):
+async def test_declared_errors_are_raised_and_all_others_are_store_unavailable(rig, caplog):
     def raising(error: Exception) -> Callable[[sqlite3.Connection], None]:
         def work(connection: sqlite3.Connection) -> None:
             raise error
 
         return work
 
-    for meant in (LostReservationError("a"), UnknownAccountError("b"), PomeloError("invalid_parameter")):
+    for declared in (LostReservationError("a"), UnknownAccountError("b"), PomeloError("invalid_parameter")):
         for reads in (False, True):
-            with pytest.raises(type(meant)):
-                await rig.store._writer.do(raising(meant), reads=reads)
+            with pytest.raises(type(declared)):
+                await rig.store._writer.do(raising(declared), reads=reads)
     with caplog.at_level(logging.ERROR, "pomelo.stores"):
         for _ in range(5):
             for reads in (False, True):
@@ -153,27 +154,27 @@ async def test_errors_of_a_role_are_raised_and_all_others_are_store_unavailable(
                     await rig.store._writer.do(raising(KeyError("secret")), reads=reads)
             with pytest.raises(PomeloError):
                 await rig.store._report(raising(KeyError("secret")))
-    told = [one.getMessage() for one in caplog.records]
-    assert len(told) == 1, "once, however often it happened"
-    assert "builtins.KeyError" in told[0]
-    assert "secret" not in told[0]
+    logged = [one.getMessage() for one in caplog.records]
+    assert len(logged) == 1, "once, however often it happened"
+    assert "builtins.KeyError" in logged[0]
+    assert "secret" not in logged[0]
 
 
-async def test_a_task_that_has_its_record_can_not_take_again(rig):
-    await rig.store.reserve(ours("a"))
+async def test_a_settled_task_can_not_reserve_again(rig):
+    await rig.store.reserve(own_request("a"))
     await rig.store.settle(Settlement(record("a", account="default", live=False, cost=3)))
     with pytest.raises(LostReservationError):
-        await rig.store.reserve(ours("a"))
+        await rig.store.reserve(own_request("a"))
     assert (await rig.store.balance(WALLET)).held == 0
 
 
-async def test_reports_do_not_hold_up_takes(rig):
-    long = "WITH RECURSIVE n (i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n) SELECT max(i) FROM n"
-    report = asyncio.ensure_future(rig.store._report(lambda c: c.execute(long).fetchone()))
+async def test_reservations_do_not_wait_for_reports(rig):
+    endless = "WITH RECURSIVE n (i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n) SELECT max(i) FROM n"
+    report = asyncio.ensure_future(rig.store._report(lambda c: c.execute(endless).fetchone()))
     for number in range(50):
-        await rig.store.reserve(ours(f"t{number}"))
+        await rig.store.reserve(own_request(f"t{number}"))
     assert not report.done()
-    # Nor the closing.
+    # Closing does not wait either.
     await rig.close()
     with pytest.raises(PomeloError):
         await report
@@ -187,41 +188,41 @@ async def test_reports_can_not_write(rig):
     assert settings == (0,)
 
 
-async def test_orphans_are_told_in_one_line(rig, caplog):
+async def test_recovered_tasks_are_logged_in_one_line(rig, caplog):
     for number in range(3):
-        await rig.store.reserve(ours(f"t{number}"))
+        await rig.store.reserve(own_request(f"t{number}"))
     with caplog.at_level(logging.INFO, "pomelo.stores"):
         await rig.crash()
         await rig.crash()
     assert [entry.getMessage() for entry in caplog.records] == [
-        "3 tasks of a process that died were charged what was last noted of them"
+        "3 tasks of a process that died were charged their last noted cost"
     ]
 
 
-async def test_answers_that_are_over_are_deleted(rig):
-    def number_kept() -> int:
+async def test_expired_answers_are_deleted(rig):
+    def stored_answers() -> int:
         with closing(sqlite3.connect(rig.path)) as connection:
             return connection.execute("SELECT count(*) FROM repeats").fetchone()[0]
 
-    async def answered(first: int, last: int) -> None:
+    async def run_tasks(first: int, last: int) -> None:
         for number in range(first, last):
             await rig.store.reserve(
-                ours(f"t{number}", least=0, idempotency_key=IdempotencyKey(f"k{number}", b""))
+                own_request(f"t{number}", minimum=0, idempotency_key=IdempotencyKey(f"k{number}", b""))
             )
-            ended = record(f"t{number}", account="default", live=False)
-            await rig.store.settle(Settlement(ended, answer=b"answer"))
+            settled = record(f"t{number}", account="default", live=False)
+            await rig.store.settle(Settlement(settled, answer=b"answer"))
 
-    await answered(0, 40)
+    await run_tasks(0, 40)
     rig.clock.passes(24 * 3600.0)
-    await answered(40, 50)
-    assert number_kept() == 10
+    await run_tasks(40, 50)
+    assert stored_answers() == 10
     rig.clock.passes(24 * 3600.0)
     await rig.close()
     await rig.open()
-    assert number_kept() == 0
+    assert stored_answers() == 0
 
 
-async def test_an_opening_that_is_cancelled_leaves_the_file_free(tmp_path):
+async def test_a_cancelled_opening_releases_the_file(tmp_path):
     path = tmp_path / "pomelo.db"
 
     async def opening() -> None:

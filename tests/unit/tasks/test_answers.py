@@ -12,14 +12,14 @@ import pytest
 from pomelo.catalog.catalog import Catalog, Model, Route
 from pomelo.catalog.pricing import Usage
 from pomelo.errors import PomeloError
-from pomelo.gen.v1 import text_pb2
+from pomelo.gen.v1 import speech_pb2, text_pb2
 from pomelo.gen.v1.media_pb2 import ResponseFormat
 from pomelo.gen.v1.task_pb2 import TaskResult
 from pomelo.gen.v1.task_service_pb2 import StreamTaskResponse
 from pomelo.media.quota import MediaLimits
 from pomelo.media.store import MediaStore
 from pomelo.tasks import TASK_TYPES
-from pomelo.tasks.base import AudioInfo, Collector, CollectorContext, Estimate, Progress
+from pomelo.tasks.base import AudioInfo, Collector, CollectorContext, Estimate
 from tests.tasks import to_task
 
 MODELS = Catalog.load().models
@@ -44,25 +44,25 @@ def collector(
     stream: bool = False,
     keep: bool = False,
     wanted: ResponseFormat.ValueType = UNSET,
-    bound: Estimate | None = None,
+    estimate: Estimate | None = None,
 ) -> Collector:
     """What collects the events of a task of a model."""
     task_type = TASK_TYPES[MODELS[model].task_type]
     given = getattr(to_task({"model": model, **BODIES[model]}), task_type.name)
     if wanted != UNSET or "response_format" in given.DESCRIPTOR.fields_by_name:
         given.response_format = wanted
-    bound = bound or task_type.bound(given, MODELS[model], MODELS[model].routes[0], AudioInfo())
+    estimate = estimate or task_type.estimate(given, MODELS[model], MODELS[model].routes[0], AudioInfo())
     writer: Any = store and (lambda content_type: store.writer("ann/live", content_type))
-    return task_type.fold(CollectorContext(given, MODELS[model], bound, stream, writer, keep))
+    return task_type.collector(CollectorContext(given, MODELS[model], estimate, stream, writer, keep))
 
 
-def finish(fold: Collector) -> TaskResult:
+def finish(collected: Collector) -> TaskResult:
     """The result of the events so far."""
     result = TaskResult()
     try:
-        fold.finish(result)
+        collected.finish(result)
     finally:
-        fold.close()
+        collected.close()
     return result
 
 
@@ -71,13 +71,13 @@ def finish(fold: Collector) -> TaskResult:
 
 def media(model: str, size: int, store: MediaStore, **how: Any) -> tuple[int, int]:
     """The bytes of an answer that are inline, and those behind its link."""
-    fold, event = collector(model, store, **how), StreamTaskResponse()
+    collected, event = collector(model, store, **how), StreamTaskResponse()
     if model == "flux-1-pro":
         event.result.image.images.add(data=bytes(size), content_type="image/png")
     else:
         event.audio_chunk.data, event.audio_chunk.content_type = bytes(size), "audio/mpeg"
-    fold.add(event)
-    result = finish(fold)
+    collected.add(event)
+    result = finish(collected)
     part = result.image.images[0] if result.HasField("image") else result.speech
     return len(part.data), part.media.size_bytes
 
@@ -171,9 +171,10 @@ def test_room_is_asked_for_the_largest_answer_of_its_format(
         body["text"] = "x" * 30
     given = getattr(to_task({"model": model, **body}), task_type.name)
     audio = Usage(audio_ms=10_000)
-    bound = task_type.bound(given, MODELS[model], MODELS[model].routes[0], AudioInfo())
+    estimate = task_type.estimate(given, MODELS[model], MODELS[model].routes[0], AudioInfo())
     assert (
-        task_type.media_size(given, Estimate(audio, audio) if model == "eleven-labs-sts" else bound) == size
+        task_type.media_size(given, Estimate(audio, audio) if model == "eleven-labs-sts" else estimate)
+        == size
     )
 
 
@@ -192,9 +193,9 @@ def test_a_side_that_is_not_given_is_the_default_as_the_route_takes_it(
     task_type = TASK_TYPES[MODELS["flux-1-pro"].task_type]
     given = to_task({"model": "flux-1-pro", "prompt": "A kite", **fields}).image
     route = Route("p", "m", drop=frozenset({"height"}), clamp={"width": (64, 512, 32)})
-    bound = task_type.bound(given, MODELS["flux-1-pro"], route, AudioInfo())
-    assert bound.exact
-    assert bound.minimum == bound.maximum == Usage(images=1, pixels=pixels)
+    estimate = task_type.estimate(given, MODELS["flux-1-pro"], route, AudioInfo())
+    assert estimate.exact
+    assert estimate.minimum == estimate.maximum == Usage(images=1, pixels=pixels)
 
 
 # --- transcripts
@@ -205,14 +206,14 @@ def transcript(
 ) -> tuple[TaskResult, Usage, bool]:
     """The result of a transcript of audio that has at most 10 s, and what is billed for it."""
     most = Usage(audio_ms=10_000)
-    fold = collector("eleven-labs-stt", bound=Estimate(most, most, input_audio_ms=input_audio_ms))
+    collected = collector("eleven-labs-stt", estimate=Estimate(most, most, input_audio_ms=input_audio_ms))
     event = StreamTaskResponse()
     found = event.result.transcription
     found.text, found.language, found.audio_seconds = "some words", language, seconds
     for start, end in words:
         found.words.add(text="word", start=start, end=end)
-    fold.add(event)
-    return finish(fold), *fold.used()
+    collected.add(event)
+    return finish(collected), *collected.usage()
 
 
 @pytest.mark.parametrize(
@@ -282,17 +283,17 @@ def text_model(**limits: int) -> Model:
     ],
 )  # fmt: skip
 def test_a_providers_counts_are_used_where_they_are_possible(usage: dict[str, int], counted: bool) -> None:
-    fold = collector("gpt-4", stream=True)
+    collected = collector("gpt-4", stream=True)
     event = StreamTaskResponse()
     event.text_delta.content = "some words"
-    fold.add(event)
+    collected.add(event)
     last = StreamTaskResponse()
     last.text_delta.finish_reason = text_pb2.FINISH_REASON_STOP
     for name, value in usage.items():
         setattr(last.text_delta.usage, name, value)
-    fold.add(last)
-    delivered = fold.finish(TaskResult())
-    used, by_provider = fold.used()
+    collected.add(last)
+    delivered = collected.finish(TaskResult())
+    used, by_provider = collected.usage()
     assert by_provider == counted
     assert delivered is not None
     reported = delivered.text_delta.usage
@@ -303,18 +304,18 @@ def test_a_providers_counts_are_used_where_they_are_possible(usage: dict[str, in
 
 
 def test_an_early_count_of_the_input_is_billed_and_not_delivered() -> None:
-    fold = collector("gpt-4", stream=True)
+    collected = collector("gpt-4", stream=True)
     early = StreamTaskResponse()
     early.text_delta.content = "some words"
     early.text_delta.usage.prompt_tokens = 77
-    passed = fold.add(early)
+    passed = collected.add(early)
     assert passed is not None
     assert not passed.text_delta.HasField("usage")
     last = StreamTaskResponse()
     last.text_delta.finish_reason = text_pb2.FINISH_REASON_STOP
-    fold.add(last)
-    fold.finish(TaskResult())
-    assert fold.used()[0].input_tokens == 77
+    collected.add(last)
+    collected.finish(TaskResult())
+    assert collected.usage()[0].input_tokens == 77
 
 
 def test_the_bound_of_a_text_counts_its_bytes_its_messages_and_its_images() -> None:
@@ -325,26 +326,35 @@ def test_the_bound_of_a_text_counts_its_bytes_its_messages_and_its_images() -> N
         {"role": "user", "content": [{"type": "text", "text": "four"}, pixel]},
     ]
 
-    def bound(model: Model, **fields: Any) -> Estimate:
+    def estimated(model: Model, **fields: Any) -> Estimate:
         given = to_task({"model": "gpt-4", "messages": messages, **fields}).text
-        return task_type.bound(given, model, Route("p", "m"), AudioInfo())
+        return task_type.estimate(given, model, Route("p", "m"), AudioInfo())
 
     size = 7 + 4
     tokens = size + 16 * 3 + 6_000
-    found = bound(text_model(), max_tokens=50)
+    found = estimated(text_model(), max_tokens=50)
     assert (found.minimum, found.maximum, found.sufficient) == (Usage(tokens, 50), Usage(tokens, 50), None)
     assert (found.tokens, found.input_tokens) == (size // 4 + 50, 2 + 1_100)
-    found = bound(text_model())
+    found = estimated(text_model())
     assert (found.minimum, found.maximum) == (Usage(tokens, 1), Usage(tokens, 128_000))
     assert found.sufficient == Usage(tokens, 1_024)
     assert found.tokens == size // 4
-    found = bound(text_model(max_output_tokens=100, max_input_tokens=1_000), max_tokens=500)
+    found = estimated(text_model(max_output_tokens=100, max_input_tokens=1_000), max_tokens=500)
     assert found.maximum == Usage(1_000, 100)
-    found = bound(text_model(max_output_tokens=100))
+    found = estimated(text_model(max_output_tokens=100))
     assert found.sufficient == Usage(tokens, 100)
-    partly = task_type.partly(None, bound(text_model(max_input_tokens=1_000)), Progress(size=800, pieces=3))
-    assert partly == Usage(1_000, 100)
-    assert task_type.partly(None, found, Progress(size=8, pieces=101)).output_tokens == 100
+    assert partial_usage(estimated(text_model(max_input_tokens=1_000)), [200, 300, 300]) == Usage(1_000, 100)
+    assert partial_usage(found, [1] * 101).output_tokens == 100
+
+
+def partial_usage(estimate: Estimate, sizes: list[int]) -> Usage:
+    """The usage of a text stream that ends early, after pieces of these sizes."""
+    collected = collector("gpt-4", stream=True, estimate=estimate)
+    for size in sizes:
+        event = StreamTaskResponse()
+        event.text_delta.content = "x" * size
+        collected.add(event)
+    return collected.partial_usage(None)
 
 
 def test_audio_is_as_long_as_it_was_measured_with_room_for_the_vendors_rounding() -> None:
@@ -363,9 +373,14 @@ def test_audio_is_as_long_as_it_was_measured_with_room_for_the_vendors_rounding(
     assert not AudioInfo(1, 10**9).exceeds(unlimited)
 
 
-def test_left_speech_costs_at_least_one_character_and_at_most_all() -> None:
-    task_type = TASK_TYPES[MODELS["eleven-labs-tts"].task_type]
-    given = to_task({"model": "eleven-labs-tts", "text": "x" * 30, "voice": "adam"}).text_to_speech
-    bound = task_type.bound(given, MODELS["eleven-labs-tts"], Route("p", "m"), AudioInfo())
-    for ms, characters in ((0, 1), (1, 1), (1_000, 15), (1_001, 16), (2_000, 30), (9_000, 30)):
-        assert task_type.partly(given, bound, Progress(1, 1, audio_ms=ms)) == Usage(characters=characters)
+def test_left_speech_costs_at_least_one_character_and_at_most_all(tmp_path: Path) -> None:
+    for ms, characters in ((0.0625, 1), (1, 1), (1_000, 15), (1_001, 16), (2_000, 30), (9_000, 30)):
+        estimate = Estimate(Usage(characters=30), Usage(characters=30), exact=True)
+        store = MediaStore(tmp_path, b"x" * 32)
+        collected = collector("eleven-labs-tts", store, stream=True, estimate=estimate)
+        event = StreamTaskResponse()
+        event.audio_chunk.data = bytes(int(ms * 16))
+        event.audio_chunk.content_type = "audio/pcm;rate=8000"
+        collected.add(event)
+        given = speech_pb2.TextToSpeechInput()
+        assert collected.partial_usage(given) == Usage(characters=characters)

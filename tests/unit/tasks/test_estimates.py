@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from pomelo.catalog.catalog import Catalog, Limits, Model, Route
 from pomelo.catalog.pricing import Prices, Usage
 from pomelo.gen.v1 import image_pb2, speech_pb2, text_pb2
+from pomelo.gen.v1.media_pb2 import ResponseFormat
 from pomelo.gen.v1.task_pb2 import TaskResult, TaskType
 from pomelo.gen.v1.task_service_pb2 import StreamTaskResponse
 from pomelo.media.duration import Measurer
@@ -23,8 +24,9 @@ from pomelo.providers.base import AudioSource, Job
 from pomelo.providers.fitting import fit
 from pomelo.providers.sandbox import Sandbox
 from pomelo.tasks import TASK_TYPES, text
-from pomelo.tasks.base import AudioInfo, CollectorContext, Estimate, Progress, TaskDefinition
+from pomelo.tasks.base import AudioInfo, Collector, CollectorContext, Estimate, TaskDefinition
 from pomelo.tasks.fields import AUDIO_FORMATS
+from pomelo.tasks.speech import SpeechCollector
 from pomelo.tasks.text import TextCollector
 
 MODELS = list(Catalog.load().models.values())
@@ -76,29 +78,26 @@ def conversations(draw: Any) -> text_pb2.TextInput:
 async def answer(
     definition: TaskDefinition, model: Model, task_input: Any, folder: Path, *, stream: bool, audio: AudioSource | None = None,
     audio_info: AudioInfo = NO_AUDIO,
-) -> AsyncIterator[tuple[Estimate, Progress, Usage | None]]:  # fmt: skip
-    """Runs a task: the estimate, the progress after each event, and at the end the usage."""
+) -> AsyncIterator[tuple[Estimate, Collector, Usage | None]]:  # fmt: skip
+    """Runs a task: the estimate, the collector after each event, and at the end the usage."""
     definition.check(task_input, model)
     route = Route("sandbox", model.name)
-    bound = definition.bound(task_input, model, route, audio_info)
-    assert at_most(bound.minimum, bound.maximum)
+    estimate = definition.estimate(task_input, model, route, audio_info)
+    assert at_most(estimate.minimum, estimate.maximum)
     store = MediaStore(folder, b"x" * 32)
-    context = CollectorContext(
-        task_input, model, bound, stream, lambda content_type: store.writer("a", content_type)
+    collector = definition.collector(
+        CollectorContext(
+            task_input, model, estimate, stream, lambda content_type: store.writer("a", content_type)
+        )
     )
-    collector, delivered = definition.fold(context), context.delivered
     job = Job("task_1", model, route, task_input, stream, 1e12, audio=audio)
     async with aclosing(getattr(Sandbox(), definition.name)(job)) as events:
         async for event in events:
-            emitted = collector.add(event)
-            if emitted is not None:
-                size = len(emitted.text_delta.content.encode()) or len(emitted.audio_chunk.data)
-                delivered.size += size
-                delivered.pieces += bool(size)
-                yield bound, delivered, None
+            if collector.add(event) is not None:
+                yield estimate, collector, None
     collector.finish(TaskResult())
     collector.close()
-    yield bound, delivered, collector.used()[0]
+    yield estimate, collector, collector.usage()[0]
 
 
 FORTY_EXAMPLES = settings(
@@ -111,15 +110,17 @@ FORTY_EXAMPLES = settings(
 async def test_a_text_uses_no_more_than_its_estimate(
     tmp_path: Path, model: Model, task_input: text_pb2.TextInput, stream: bool
 ) -> None:
-    async for bound, delivered, used in answer(text.DEFINITION, model, task_input, tmp_path, stream=stream):
-        part = text.partial_usage(task_input, bound, delivered)
-        assert at_most(part, bound.maximum)
-        assert part.output_tokens <= max(delivered.pieces, delivered.size)
+    async for estimate, collector, used in answer(
+        text.DEFINITION, model, task_input, tmp_path, stream=stream
+    ):
+        part = collector.partial_usage(task_input)
+        assert at_most(part, estimate.maximum)
+        assert part.output_tokens <= collector.output_bytes
         if used is not None:
-            assert at_most(used, bound.maximum)
+            assert at_most(used, estimate.maximum)
             if stream:
                 assert part.output_tokens <= used.output_tokens
-            assert task_input.HasField("max_tokens") <= (bound.minimum == bound.maximum)
+            assert task_input.HasField("max_tokens") <= (estimate.minimum == estimate.maximum)
 
 
 @FORTY_EXAMPLES
@@ -134,11 +135,11 @@ async def test_an_image_uses_exactly_its_estimate(
 ) -> None:
     task_input = image_pb2.ImageInput(prompt=prompt, width=sides[0], height=sides[1])
     definition = TASK_TYPES[model.task_type]
-    async for bound, delivered, used in answer(definition, model, task_input, tmp_path, stream=stream):
-        assert bound.exact
-        assert definition.partly(task_input, bound, delivered) == Usage()
-        assert used in (None, bound.maximum)
-    assert bound.maximum.pixels == sides[0] * sides[1]
+    async for estimate, collector, used in answer(definition, model, task_input, tmp_path, stream=stream):
+        assert estimate.exact
+        assert collector.partial_usage(task_input) == Usage()
+        assert used in (None, estimate.maximum)
+    assert estimate.maximum.pixels == sides[0] * sides[1]
 
 
 @FORTY_EXAMPLES
@@ -157,14 +158,14 @@ async def test_speech_uses_exactly_its_characters_and_a_part_no_more_than_was_sp
         task_input.voice_settings.speed = speed
     definition = TASK_TYPES[model.task_type]
     parts, sizes = [], []
-    async for bound, delivered, used in answer(definition, model, task_input, tmp_path, stream=stream):
-        assert bound.exact
-        assert bound.maximum == Usage(characters=len(content))
-        part = definition.partly(task_input, bound, delivered)
-        assert at_most(part, bound.maximum)
+    async for estimate, collector, used in answer(definition, model, task_input, tmp_path, stream=stream):
+        assert estimate.exact
+        assert estimate.maximum == Usage(characters=len(content))
+        part = collector.partial_usage(task_input)
+        assert at_most(part, estimate.maximum)
         parts.append(part.characters)
-        sizes.append(delivered.size)
-        assert used in (None, bound.maximum)
+        sizes.append(collector.output_bytes)
+        assert used in (None, estimate.maximum)
     assert parts == sorted(parts)
     # Audio of the sandbox lasts at least 0.3 s, and contains its text: short audio has no typical pace.
     if stream and len(content) >= 60:
@@ -211,14 +212,14 @@ async def test_input_audio_uses_no_more_than_its_estimate(
     measured = await measurer.measure(audio)
     audio = replace(audio, ms=measured.ms, content_type=measured.content_type)
     audio_info = AudioInfo(audio.size, audio.ms)
-    async for bound, delivered, used in answer(
+    async for estimate, collector, used in answer(
         definition, model, task_input, tmp_path, stream=stream, audio=audio, audio_info=audio_info
     ):
-        assert at_most(definition.partly(task_input, bound, delivered), bound.maximum)
+        assert at_most(collector.partial_usage(task_input), estimate.maximum)
         if used is not None:
-            assert at_most(used, bound.maximum)
+            assert at_most(used, estimate.maximum)
             assert used.audio_ms > 0
-            assert not bound.exact or used == bound.maximum
+            assert not estimate.exact or used == estimate.maximum
 
 
 # --- usage that a provider does not report
@@ -253,7 +254,7 @@ def test_a_unary_answer_without_reported_usage_is_not_free(pieces: tuple[str, ..
     collector.add(delta(pieces[-1], last=True))
     result = TaskResult()
     collector.finish(result)
-    used, counted = collector.used()
+    used, counted = collector.usage()
     assert not counted
     assert used.input_tokens == 3
     assert 2 <= used.output_tokens <= 4
@@ -266,7 +267,7 @@ def test_deltas_without_text_are_not_counted_as_tokens() -> None:
         collector.add(delta(piece))
     collector.add(delta("", last=True))
     collector.finish(TaskResult())
-    assert collector.used()[0].output_tokens == 2
+    assert collector.usage()[0].output_tokens == 2
 
 
 def test_a_stream_that_is_kept_has_its_whole_text() -> None:
@@ -287,14 +288,29 @@ def speech(speed: float | None, output_format: str = "pcm_16000") -> speech_pb2.
     return task_input
 
 
+def interrupted(estimate: Estimate, task_input: Any, content_type: str, size: int) -> Usage:
+    """The usage of streamed audio that ends early, after `size` bytes."""
+    store: Any = None
+    task_input.response_format = ResponseFormat.RESPONSE_FORMAT_B64_JSON  # nothing is stored
+    model = Model("m", TaskType.TASK_TYPE_TEXT_TO_SPEECH, (), Limits(), Prices(), "")
+    collector = SpeechCollector(CollectorContext(task_input, model, estimate, True, store))
+    if size:
+        event = StreamTaskResponse()
+        event.audio_chunk.data = bytes(size)
+        event.audio_chunk.content_type = content_type
+        collector.add(event)
+    return collector.partial_usage(task_input)
+
+
+SAMPLES = "audio/pcm;rate=16000"
+
+
 @pytest.mark.parametrize("speed", [0.25, 0.5, 0.7, None, 1.2, 4])
 def test_interrupted_speech_costs_the_spoken_characters_at_its_speed(speed: float | None) -> None:
-    definition = TASK_TYPES[TaskType.TASK_TYPE_TEXT_TO_SPEECH]
-    bound = Estimate(Usage(characters=1000), Usage(characters=1000), exact=True)
+    estimate = Estimate(Usage(characters=1000), Usage(characters=1000), exact=True)
     # The sandbox speaks a character in 60 ms at speed 1.
     ms = round(100 * 60 / (speed or 1))
-    part = definition.partly(speech(speed), bound, Progress(ms * 32, 1, audio_ms=ms)).characters
-    assert 89 <= part <= 91
+    assert 89 <= interrupted(estimate, speech(speed), SAMPLES, ms * 32).characters <= 91
 
 
 def test_interrupted_speech_is_billed_at_the_speed_sent_to_the_vendor() -> None:
@@ -305,21 +321,20 @@ def test_interrupted_speech_is_billed_at_the_speed_sent_to_the_vendor() -> None:
         (Route("p", "m", drop=frozenset({"speed"})), 1.0),
     ):
         fitted = fit(speech(0.25), model, route).input
-        bound = definition.bound(fitted, model, route, AudioInfo())
+        estimate = definition.estimate(fitted, model, route, AudioInfo())
         ms = round(100 * 60 / sent_speed)
-        assert 89 <= definition.partly(fitted, bound, Progress(ms * 32, 1, audio_ms=ms)).characters <= 91
+        assert 89 <= interrupted(estimate, fitted, SAMPLES, ms * 32).characters <= 91
 
 
 def test_interrupted_audio_that_cannot_be_measured_costs_its_whole_input() -> None:
-    speech_to_speech = TASK_TYPES[TaskType.TASK_TYPE_SPEECH_TO_SPEECH]
-    text_to_speech = TASK_TYPES[TaskType.TASK_TYPE_TEXT_TO_SPEECH]
     task_input = speech_pb2.SpeechToSpeechInput(voice="adam")
-    bound = Estimate(Usage(audio_ms=1_020), Usage(audio_ms=1_020), input_audio_ms=1_000)
-    assert speech_to_speech.partly(task_input, bound, Progress(10, 1)) == Usage(audio_ms=1_000)
-    assert speech_to_speech.partly(task_input, bound, Progress()) == Usage()
-    bound = Estimate(Usage(characters=1000), Usage(characters=1000), exact=True)
-    assert text_to_speech.partly(speech(None), bound, Progress(10, 1)) == bound.maximum
-    assert text_to_speech.partly(speech(None), bound, Progress()) == Usage()
+    estimate = Estimate(Usage(audio_ms=1_020), Usage(audio_ms=1_020), input_audio_ms=1_000)
+    unknown = "audio/flac"
+    assert interrupted(estimate, task_input, unknown, 100) == Usage(audio_ms=1_000)
+    assert interrupted(estimate, task_input, unknown, 0) == Usage()
+    estimate = Estimate(Usage(characters=1000), Usage(characters=1000), exact=True)
+    assert interrupted(estimate, speech(None, "mp3_44100_128"), unknown, 100) == estimate.maximum
+    assert interrupted(estimate, speech(None), SAMPLES, 0) == Usage()
 
 
 @pytest.mark.parametrize(
@@ -344,7 +359,7 @@ def test_an_answer_of_another_length_than_its_input_is_billed_by_its_length_up_t
     bound = Estimate(Usage(audio_ms=10_200), Usage(audio_ms=10_200), input_audio_ms=10_000)
     store = MediaStore(tmp_path, b"x" * 32)
     model = next(model for model in MODELS if model.name == "eleven-labs-sts")
-    collector = definition.fold(
+    collector = definition.collector(
         CollectorContext(task_input, model, bound, True, lambda content_type: store.writer("a", content_type))
     )
     event = StreamTaskResponse()
@@ -354,6 +369,6 @@ def test_an_answer_of_another_length_than_its_input_is_billed_by_its_length_up_t
         task_input.output_format = "opus_48000_32"
     collector.add(event)
     collector.finish(TaskResult())
-    used, counted = collector.used()
+    used, counted = collector.usage()
     assert used.audio_ms == pytest.approx(billed, abs=2)
     assert counted == measured

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tracemalloc
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -15,7 +16,7 @@ from pomelo.gen.v1 import text_pb2
 from pomelo.gen.v1.task_pb2 import TaskResult, TaskType
 from pomelo.gen.v1.task_service_pb2 import StreamTaskResponse
 from pomelo.tasks import text
-from pomelo.tasks.base import AudioInfo, CollectorContext, Progress
+from pomelo.tasks.base import AudioInfo, CollectorContext
 
 MODEL = Model("m", TaskType.TASK_TYPE_TEXT, (), Limits(max_input_tokens=10**6), Prices(), "")
 ROUTE = Route("p", "m")
@@ -43,10 +44,16 @@ def test_words_are_counted_alike_as_a_whole_and_in_slices(messages: list[str], s
 
 def test_partial_usage_does_not_count_a_long_prompt_again() -> None:
     conversation = conversation_of("word " * 500_000)
-    bound = text.estimate(conversation, MODEL, ROUTE, AudioInfo())
+    estimate = text.estimate(conversation, MODEL, ROUTE, AudioInfo())
+    store: Any = None
+    collector = text.TextCollector(CollectorContext(conversation, MODEL, estimate, True, store))
+    for piece in ("five ", "more."):
+        event = StreamTaskResponse()
+        event.text_delta.content = piece
+        collector.add(event)
     tracemalloc.start()
     try:
-        used = text.partial_usage(conversation, bound, Progress(10, 2))
+        used = collector.partial_usage(conversation)
         assert tracemalloc.get_traced_memory()[1] < 10_000
     finally:
         tracemalloc.stop()
@@ -89,4 +96,4 @@ def test_the_text_of_a_stream_is_kept_only_for_an_idempotency_key(keep: bool) ->
     assert result.text.content == ("four" * 100_000 if keep else "")
     # A stored text takes about its own bytes, not those of 100,000 pieces.
     assert memory < (1_000_000 if keep else 20_000)
-    assert collector.used()[0].output_tokens == 100_000
+    assert collector.usage()[0].output_tokens == 100_000

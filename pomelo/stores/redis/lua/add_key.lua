@@ -1,8 +1,8 @@
 -- Stores a new key. A repeated call changes nothing.
--- KEYS: keys, revocations, sorted places of all keys, sorted places of the account's keys.
--- ARGV: id, record, its revocation time or '', its place.
-local kept = redis.call('HGET', KEYS[1], ARGV[1])
-if kept then return kept == ARGV[2] and 1 or 0 end
+-- KEYS: keys, revocations, order of all keys, order of the account's keys.
+-- ARGV: id, record, its revocation time or '', its position in the order.
+local stored = redis.call('HGET', KEYS[1], ARGV[1])
+if stored then return stored == ARGV[2] and 1 or 0 end
 redis.call('HLEN', KEYS[2])
 redis.call('ZCARD', KEYS[3])
 redis.call('ZCARD', KEYS[4])

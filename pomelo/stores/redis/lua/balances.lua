@@ -1,4 +1,4 @@
--- Returns granted, spent and held of each wallet. KEYS: the wallets.
+-- Returns granted, spent and held of each wallet. KEYS: wallets.
 local balances = {}
 for i = 1, #KEYS do
   for _, amount in ipairs(redis.call('HMGET', KEYS[i], 'granted', 'spent', 'held')) do

@@ -1,10 +1,10 @@
--- Gives credits, once for each id. KEYS: wallet, holds, grants. ARGV: id, amount, grant.
+-- Gives credits, once per id. KEYS: wallet, holds, grants. ARGV: id, amount, grant.
 local wallet = read_wallet('', 1, clock())
 local amount = whole(ARGV[2])
 if redis.call('HEXISTS', KEYS[3], ARGV[1]) == 0 then
-  if wallet.granted + amount > MOST then return {'full'} end
-  local place = redis.call('HLEN', KEYS[3])
-  redis.call('HSET', KEYS[3], ARGV[1], place .. ' ' .. ARGV[3])
+  if wallet.granted + amount > MAX_INTEGER then return {'full'} end
+  local position = redis.call('HLEN', KEYS[3])
+  redis.call('HSET', KEYS[3], ARGV[1], position .. ' ' .. ARGV[3])
   redis.call('HINCRBY', KEYS[1], 'granted', digits(amount))
   wallet.granted = wallet.granted + amount
 end

@@ -1,0 +1,204 @@
+"""Reads request bodies as they arrive, with limits on size and rate, and queues the parsing of large ones."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import time
+from collections.abc import AsyncIterator, Callable, Hashable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import TypeVar
+from weakref import WeakValueDictionary
+
+from aiohttp import web
+from aiohttp.http_exceptions import HttpProcessingError
+
+from pomelo.call import Call
+from pomelo.errors import PomeloError
+from pomelo.service import Visit
+
+T = TypeVar("T")
+
+UTF_8 = frozenset({"", "utf-8", "utf8"})
+"""Names of UTF-8 in lower case; JSON and forms without a charset are UTF-8 (RFC 8259, RFC 7578)."""
+
+_CHARSET = re.compile(r""";\s*charset\s*=\s*["']?([^\s;"']*)""", re.IGNORECASE)
+
+_MAX_CHUNKS = 4096
+"""Chunks (of chunked encoding) that a body may have, whatever their size."""
+
+_MIN_CHUNK = 64
+"""The minimum average size, in bytes, of further chunks."""
+
+
+def charset_of(content_type: str) -> str:
+    """Returns the first charset of a Content-Type in lower case, empty if it names none."""
+    match = _CHARSET.search(content_type)
+    return match[1].lower() if match is not None else ""
+
+
+def too_large(subject: str, limit: int) -> PomeloError:
+    """Returns the error for a `subject` of more than `limit` bytes."""
+    return PomeloError("payload_too_large", f"{subject} is larger than {limit:,} bytes. Send less")
+
+
+@dataclass(frozen=True, slots=True)
+class BodyRate:
+    """The minimum rate of a body: a client may take `grace` seconds in total, and one second more for every
+    `rate` bytes sent. No single wait is longer than `max_wait` seconds, whatever was sent before."""
+
+    rate: int
+    grace: float
+    max_wait: float
+
+
+class RequestBody:
+    """The body of an admitted call, read as it arrives. aiohttp alone would wait for it without limit.
+
+    `limit` is the maximum size in bytes; `length` is the Content-Length, None if absent.
+
+    Raises:
+        PomeloError: payload_too_large: the Content-Length exceeds `limit`.
+    """
+
+    __slots__ = (
+        "_call", "_chunks", "_content", "_expects_continue", "_limit", "_rate", "_request", "_seconds_left",
+        "_visit", "length",
+    )  # fmt: skip
+
+    def __init__(self, request: web.Request, call: Call, visit: Visit, limit: int, rate: BodyRate) -> None:
+        length = request.content_length
+        if length is not None and length > limit:
+            raise too_large("The body", limit)
+        self._request = request
+        self._content = request.content
+        self._call = call
+        self._visit = visit
+        self._limit = limit
+        self._chunks = 0
+        self._rate = rate
+        self._seconds_left = min(rate.grace, rate.max_wait)
+        self._expects_continue = "Expect" in request.headers
+        self.length = length
+
+    def reserve_memory(self, size: int) -> None:
+        """Counts `size` bytes as buffered in memory until the call ends.
+
+        Raises:
+            PomeloError: overloaded.
+        """
+        self._visit.reserve(size)
+
+    async def read_available(self) -> bytes:
+        """Returns the next bytes, as many as have arrived; empty at the end.
+
+        Raises:
+            PomeloError: invalid_body (malformed framing, too slow), payload_too_large, deadline_exceeded.
+        """
+        content = self._content
+        try:
+            self._count_chunks()
+            data = content.read_nowait()
+            if not data and not content.at_eof():
+                first = await self._wait()
+                self._count_chunks()
+                data = first + content.read_nowait()
+                earned = len(data) / self._rate.rate
+                self._seconds_left = min(self._seconds_left + earned, self._rate.max_wait)
+        except (web.RequestPayloadError, HttpProcessingError) as error:
+            raise PomeloError(
+                "invalid_body", "The body's framing is malformed. Check Content-Length or chunks"
+            ) from error
+        if content.total_bytes > self._limit:
+            raise too_large("The body", self._limit)
+        return data
+
+    def _count_chunks(self) -> None:
+        """Refuses a body in tiny chunks: aiohttp takes longer for one chunk than for a hundred bytes."""
+        splits = getattr(self._content, "_http_chunk_splits", None)
+        if splits:
+            self._chunks += len(splits)
+            if self._chunks > _MAX_CHUNKS + self._content.total_bytes // _MIN_CHUNK:
+                raise PomeloError(
+                    "invalid_body",
+                    f"The body comes in too small chunks. Send {_MIN_CHUNK} bytes or more in each",
+                )
+
+    async def _wait(self) -> bytes:
+        """Waits for the next byte. Reads only one, because aiohttp discards the chunk boundaries of what is
+        read."""
+        if self._expects_continue:
+            await self._send_continue()
+        loop = asyncio.get_running_loop()
+        begin = loop.time()
+        left = self._call.deadline - begin
+        try:
+            async with asyncio.timeout(max(min(self._seconds_left, left), 0.0)):
+                first = await self._content.read(1)
+        except TimeoutError:
+            if left <= self._seconds_left:
+                raise PomeloError("deadline_exceeded") from None
+            raise PomeloError(
+                "invalid_body",
+                f"The body came too slowly. Send it whole, at {self._rate.rate:,} bytes a second or more",
+            ) from None
+        self._seconds_left -= loop.time() - begin
+        return first
+
+    async def _send_continue(self) -> None:
+        # Sent only when the body is read, so that a refusal comes before the upload and not after it.
+        self._expects_continue = False
+        if self._request.headers["Expect"].lower() == "100-continue":
+            writer = self._request.writer
+            await writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+            writer.output_size = 0
+
+
+class ParseQueue:
+    """Queues the parsing of large bodies: one body at a time per account, one step at a time overall.
+
+    After each body its account waits before the next one, so that most of the event loop's time is left to
+    others. The wait is three times as long as the steps took, and at least as long as the bytes take at
+    `RATE`, to allow for the other work that is done with them.
+    """
+
+    RATE = 32 * 1024 * 1024
+    """Bytes a second."""
+
+    def __init__(self) -> None:
+        self._accounts: WeakValueDictionary[Hashable, asyncio.Lock] = WeakValueDictionary()
+        self._step_lock = asyncio.Lock()
+
+    @asynccontextmanager
+    async def body(self, account: Hashable, size: int) -> AsyncIterator[ParseSteps]:
+        """Waits for the account's turn and holds it for one body of `size` bytes; yields the runner of its
+        steps."""
+        lock = self._accounts.get(account)
+        if lock is None:
+            lock = self._accounts[account] = asyncio.Lock()
+        await lock.acquire()
+        steps = ParseSteps(self._step_lock)
+        try:
+            yield steps
+        finally:
+            asyncio.get_running_loop().call_later(max(3 * steps.seconds, size / self.RATE), lock.release)
+
+
+class ParseSteps:
+    """Runs the steps of one body, one at a time among all large bodies. `seconds` is their total time."""
+
+    __slots__ = ("_lock", "seconds")
+
+    def __init__(self, lock: asyncio.Lock) -> None:
+        self._lock = lock
+        self.seconds = 0.0
+
+    async def run(self, step: Callable[[], T]) -> T:
+        """Waits until no other step runs, then runs `step` and returns its result."""
+        async with self._lock:
+            begin = time.monotonic()
+            try:
+                return step()
+            finally:
+                self.seconds += time.monotonic() - begin

@@ -1,0 +1,330 @@
+"""Reads forms (multipart/form-data) part by part as they arrive, storing the audio file on the way.
+
+An upload is never buffered as a whole.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from contextlib import aclosing
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from gateway.parsing.body import UTF_8, RequestBody, charset_of, too_large
+from gateway.parsing.json import JsonScan
+from gateway.types import FIELD_NAMES, JSON_FIELDS, TASK_FORMATS
+from gateway.types.fields import unknown_field
+from pomelo.call import Call
+from pomelo.errors import PomeloError, invalid
+from pomelo.gen.v1.media_pb2 import Media
+from pomelo.service import MediaService
+
+READ_SIZE = 64 * 1024
+"""The default size, in bytes, of one read from a part; the last one may be smaller."""
+
+MAX_PARTS = 32
+MAX_PART_HEADERS = 16
+MAX_PART_HEADER_BYTES = 8 * 1024
+"""Bytes of all headers of a part."""
+
+MAX_PADDING = 1024
+"""Bytes before the first part, and after the last."""
+
+_BOUNDARY = re.compile(
+    r""";\s*boundary=(?:"([!#-\[\]-~ ]{0,69}[!#-\[\]-~])"|([!#-:<-\[\]-~]{1,70}))\s*(?:;|$)""", re.IGNORECASE
+)
+_DISPOSITION = re.compile(r"\s*form-data\s*(?=;|$)", re.IGNORECASE)
+_PARAMETER = re.compile(r';\s*([\w!#$&+.^`|~-]+\*?)\s*=\s*("(?:[^"\\]|\\.)*"|[^;"\s]*)', re.ASCII)
+_HEADER = re.compile(r"([\w!#$%&'*+.^`|~-]+):[ \t]*(.*)", re.ASCII)
+_UNENCODED = frozenset({"", "7bit", "8bit", "binary"})
+
+
+class Source(Protocol):
+    """The source of a body's bytes."""
+
+    async def read_available(self) -> bytes:
+        """Returns the next bytes, as many as have arrived; empty at the end."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """The headers of a part. If absent, `filename` is None and `content_type` is empty."""
+
+    name: str
+    filename: str | None
+    content_type: str
+
+
+class FormParts:
+    """Reads the parts of a multipart/form-data body (RFC 7578) with `content_type`, one after the other.
+
+    Scans every byte a bounded number of times, whatever the body contains and however it is split, and
+    buffers at most two of its pieces.
+
+    Raises:
+        PomeloError: invalid_body: there is no usable boundary.
+    """
+
+    __slots__ = ("_buffer", "_count", "_delimiter", "_found", "_in_part", "_searched", "_source")
+
+    def __init__(self, content_type: str, source: Source) -> None:
+        match = _BOUNDARY.search(content_type)
+        if match is None:
+            raise _malformed()
+        self._delimiter = b"\r\n--" + (match[1] or match[2]).encode()
+        # A line end before the body, so that the first boundary looks like every other.
+        self._buffer = bytearray(b"\r\n")
+        self._source = source
+        self._searched = 0
+        self._found = -1
+        self._in_part = False
+        self._count = 0
+
+    async def next(self) -> Part | None:
+        """Returns the next part, None after the last. Skips the unread rest of the previous part.
+
+        Raises:
+            PomeloError: invalid_body; what the source raises.
+        """
+        if self._in_part:
+            while await self.read():
+                pass
+        elif self._count == 0:
+            await self._skip_to_first()
+        buffer = self._buffer
+        while len(buffer) < 2:
+            await self._fill_buffer()
+        if buffer.startswith(b"--"):
+            await self._skip_epilogue()
+            return None
+        self._count += 1
+        if self._count > MAX_PARTS:
+            raise PomeloError("invalid_body", f"The form has more than {MAX_PARTS} parts")
+        part = _parse_part_headers(await self._read_part_headers())
+        self._in_part = True
+        return part
+
+    async def read(self, max_size: int = READ_SIZE) -> bytes:
+        """Returns the next bytes of the part: `max_size`, or fewer if the part ends; empty at its end.
+
+        Raises:
+            PomeloError: invalid_body: the body ends within the part; what the source raises.
+        """
+        if not self._in_part:
+            return b""
+        buffer, delimiter = self._buffer, self._delimiter
+        while self._found < 0:
+            self._found = buffer.find(delimiter, self._searched)
+            if self._found < 0:
+                # The last bytes may be the beginning of a boundary.
+                self._searched = max(0, len(buffer) - len(delimiter) + 1)
+                if self._searched >= max_size:
+                    return self._take(max_size)
+                await self._fill_buffer()
+        if self._found > 0:
+            return self._take(min(self._found, max_size))
+        del buffer[: len(delimiter)]
+        self._leave_part()
+        return b""
+
+    def _take(self, size: int) -> bytes:
+        with memoryview(self._buffer) as view:
+            data = bytes(view[:size])
+        del self._buffer[:size]
+        self._searched -= min(size, self._searched)
+        if self._found >= 0:
+            self._found -= size
+        return data
+
+    def _leave_part(self) -> None:
+        self._in_part = False
+        self._searched, self._found = 0, -1
+
+    async def _fill_buffer(self) -> None:
+        data = await self._source.read_available()
+        if not data:
+            raise _malformed()
+        self._buffer += data
+
+    async def _skip_to_first(self) -> None:
+        buffer, delimiter = self._buffer, self._delimiter
+        while (at := buffer.find(delimiter, 0, MAX_PADDING + len(delimiter))) < 0:
+            if len(buffer) >= MAX_PADDING + len(delimiter):
+                raise _malformed()
+            await self._fill_buffer()
+        del buffer[: at + len(delimiter)]
+
+    async def _read_part_headers(self) -> bytes:
+        """Returns the headers of the next part, preceded by the rest of the boundary's line."""
+        buffer = self._buffer
+        searched = 0
+        while (at := buffer.find(b"\r\n\r\n", searched, MAX_PART_HEADER_BYTES)) < 0:
+            if len(buffer) >= MAX_PART_HEADER_BYTES:
+                raise _malformed()
+            searched = max(0, len(buffer) - 3)
+            await self._fill_buffer()
+        head = bytes(buffer[:at])
+        del buffer[: at + 4]
+        return head
+
+    async def _skip_epilogue(self) -> None:
+        size = len(self._buffer) - 2  # without the dashes that mark the end
+        self._buffer.clear()
+        while size <= MAX_PADDING:
+            data = await self._source.read_available()
+            if not data:
+                return
+            size += len(data)
+        raise _malformed()
+
+
+def _parse_part_headers(head: bytes) -> Part:
+    padding, *lines = head.split(b"\r\n", MAX_PART_HEADERS + 1)
+    if padding.strip(b" \t") or len(lines) > MAX_PART_HEADERS:
+        raise _malformed()
+    headers: dict[str, str] = {}
+    for line in lines:
+        match = _HEADER.fullmatch(line.decode("utf-8", "surrogateescape"))
+        if match is None:
+            raise _malformed()
+        headers.setdefault(match[1].lower(), match[2].strip())
+    if headers.get("content-transfer-encoding", "").lower() not in _UNENCODED:
+        raise _malformed()
+    content_type = headers.get("content-type", "").lower()
+    if content_type.startswith("multipart/"):
+        raise _malformed()
+    disposition = headers.get("content-disposition", "")
+    start = _DISPOSITION.match(disposition)
+    if start is None:
+        raise _malformed()
+    parameters = {
+        key.lower(): value[1:-1] if value.startswith('"') else value
+        for key, value in _PARAMETER.findall(disposition, start.end())
+    }
+    if "name" not in parameters:
+        raise _malformed()
+    return Part(parameters["name"], parameters.get("filename", parameters.get("filename*")), content_type)
+
+
+def _malformed() -> PomeloError:
+    """Returns the error for a malformed form."""
+    return PomeloError(
+        "invalid_body", "The form is malformed. Send multipart/form-data with a boundary, to its end"
+    )
+
+
+@dataclass(slots=True)
+class Form:
+    """The fields of a form: its texts by name, and its audio file once stored."""
+
+    texts: dict[str, str] = field(default_factory=dict)
+    audio: Media | None = None
+
+
+async def read_form(
+    form: Form,
+    content_type: str,
+    body: RequestBody,
+    *,
+    call: Call,
+    media: MediaService,
+    get_task_type: Callable[[str], Awaitable[int]],
+    text_limit: int,
+    upload_limit: int,
+) -> None:
+    """Reads a body into `form`, part by part; after a failure, `form` has what came before it.
+
+    A part `audio` with a file name or with a media type other than text is a file: `media` stores it as it
+    arrives. If the model precedes it, `get_task_type` returns the model's task type: text-to-speech drops
+    the file, types without audio refuse it. In bytes, `text_limit` bounds all texts together,
+    `upload_limit` a file.
+
+    Raises:
+        PomeloError: invalid_body, invalid_parameter, payload_too_large, overloaded; what `media` and
+            `get_task_type` raise.
+    """
+    parts = FormParts(content_type, body)
+    text_size = 0
+    while (part := await parts.next()) is not None:
+        name = part.name
+        if name not in FIELD_NAMES:
+            raise unknown_field(name)
+        if name in form.texts or (name == "audio" and form.audio is not None):
+            raise invalid(name, "given once")
+        if name == "audio" and _is_file(part):
+            form.audio = await _store_file(
+                parts, part, form.texts.get("model"), call, media, get_task_type, upload_limit
+            )
+            continue
+        scan = JsonScan() if name in JSON_FIELDS else None
+        pieces = []
+        while piece := await parts.read(min(READ_SIZE, text_limit - text_size + 1)):
+            text_size += len(piece)
+            if text_size > text_limit:
+                raise too_large("The form without its file", text_limit)
+            body.reserve_memory(len(piece))
+            if scan is not None:
+                scan.feed(piece)
+            pieces.append(piece)
+        form.texts[name] = _decode(name, b"".join(pieces), part.content_type)
+    if not form.texts and form.audio is None:
+        raise PomeloError("invalid_body", "The form is empty. Send at least a part named model")
+
+
+def _is_file(part: Part) -> bool:
+    # Some HTTP libraries label every text field text/plain.
+    return part.filename is not None or not (part.content_type or "text/").startswith("text/")
+
+
+def _decode(name: str, data: bytes, content_type: str) -> str:
+    # HTTP libraries name charsets even for text that is plain ASCII, which most charsets share.
+    charset = charset_of(content_type)
+    if charset in UTF_8 or (data.isascii() and b"\0" not in data):
+        try:
+            return data.decode("utf-8-sig")
+        except UnicodeDecodeError:
+            pass
+    raise invalid(name, "UTF-8 text")
+
+
+async def _store_file(
+    parts: FormParts,
+    part: Part,
+    model: str | None,
+    call: Call,
+    media: MediaService,
+    get_task_type: Callable[[str], Awaitable[int]],
+    limit: int,
+) -> Media:
+    async with aclosing(_pieces(parts, limit)) as pieces:
+        task_type = await get_task_type(model) if model is not None else 0
+        task_format = TASK_FORMATS.get(task_type)
+        if task_format is not None and not task_format.accepts_audio_file:
+            raise unknown_field("audio", task_format.name)
+        if task_type and (task_format is None or not task_format.takes_audio):
+            async for _ in pieces:
+                pass
+            return Media()
+        first = await anext(pieces, None)
+        if first is None:
+            return Media()  # an empty file, which types without audio ignore
+        # Bytes that are not UTF-8 can't be sent to a remote server.
+        content_type = part.content_type.encode("ascii", "replace").decode()
+        return await media.upload_media(content_type, _prepend(first, pieces), call)
+
+
+async def _prepend(first: bytes, rest: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    yield first
+    async for piece in rest:
+        yield piece
+
+
+async def _pieces(parts: FormParts, limit: int) -> AsyncGenerator[bytes, None]:
+    size = 0
+    while piece := await parts.read():
+        size += len(piece)
+        if size > limit:
+            raise too_large("The file", limit)
+        yield piece

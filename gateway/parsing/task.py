@@ -1,0 +1,230 @@
+"""Reads the request of a task, JSON or a form, into a protobuf `Task`.
+
+Checks the names and types of fields; values and required fields are checked by the services.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from aiohttp import web
+
+from gateway.parsing.body import UTF_8, RequestBody, charset_of
+from gateway.parsing.json import LARGE_BODY, parse_json, read_json
+from gateway.parsing.multipart import Form, read_form
+from gateway.state import Gateway, account_of
+from gateway.types import COMMON_FIELDS, TASK_FORMATS
+from gateway.types.base import TaskFormat
+from gateway.types.fields import Field, check_flag, check_text, unknown_field
+from pomelo.call import Call
+from pomelo.errors import PomeloError, invalid, missing
+from pomelo.gen.v1.media_pb2 import ResponseFormat
+from pomelo.gen.v1.task_pb2 import Task
+from pomelo.media import data_uris
+from pomelo.service import Visit
+
+_MAX_CACHED_TYPES = 1024
+
+
+@dataclass(slots=True)
+class TaskRequest:
+    """A task as requested; `input` is the input message within `task`, `stream` whether events are sent."""
+
+    task: Task
+    input: Any
+    task_format: TaskFormat
+    stream: bool
+
+
+async def read_task(gateway: Gateway, request: web.Request, call: Call, visit: Visit) -> TaskRequest:
+    """Reads the request, storing its audio if it is large.
+
+    Raises:
+        PomeloError: what the request is refused with; its headers come first, then body, model and fields.
+    """
+    if call.header_error is not None:
+        raise await visit.refuse(call.header_error)
+    values: Mapping[str, Any] = {}
+    form = Form()
+    try:
+        is_form = _is_form(request)
+        if is_form:
+            body = await _read_form(gateway, request, call, visit, form)
+            values = form.texts
+            data = b""
+            size = sum(map(len, values.values()))
+        else:
+            body = RequestBody(request, call, visit, gateway.options.json_limit, gateway.body_rate)
+            data = await read_json(body)
+            size = len(data)
+        if size <= LARGE_BODY:
+            if not is_form:
+                values = parse_json(data)
+            task_type = await _task_type(gateway, values, call)
+            parsed = build_task(values["model"], task_type, values, form=is_form)
+        else:
+            async with gateway.parse_queue.body(account_of(call), size) as steps:
+                if not is_form:
+                    values = await steps.run(partial(parse_json, data))
+                task_type = await _task_type(gateway, values, call)
+                parsed = await steps.run(
+                    partial(build_task, values["model"], task_type, values, form=is_form)
+                )
+            await asyncio.sleep(0)  # yields to other requests, because the next steps take time too
+        del data
+        await _add_audio(gateway, body, parsed, form, values.get("audio"), call)
+    except PomeloError as error:
+        model = (values or form.texts).get("model")
+        # `refuse` returns the error to report: one of the model precedes one of a field.
+        raise await visit.refuse(error, model if type(model) is str else "") from None
+    return parsed
+
+
+def model_of(values: Mapping[str, Any]) -> str:
+    """Returns the model that a body names.
+
+    Raises:
+        PomeloError: missing_parameter, invalid_parameter.
+    """
+    name = values.get("model")
+    if name is None or name == "":
+        raise missing("model")
+    return check_text("model", name)
+
+
+def build_task(model: str, task_type: int, values: Mapping[str, Any], *, form: bool = False) -> TaskRequest:
+    """Builds the task from the values of a body, without its audio. With `form`, the values are the texts
+    of a form.
+
+    Raises:
+        PomeloError: invalid_parameter, missing_parameter (parts of messages); unsupported_model if the
+            task type is newer than this gateway.
+    """
+    task = Task(model=model)
+    task_format = TASK_FORMATS.get(task_type)
+    if task_format is None:
+        raise PomeloError("unsupported_model", f"Unsupported task type: {model}", field="model")
+    fields = task_format.fields
+    message = getattr(task, task_format.input)
+    message.SetInParent()
+    for name, value in values.items():
+        field = fields.get(name)
+        if value is None or name in COMMON_FIELDS or (name == "audio" and task_format.takes_audio):
+            continue
+        if field is None:
+            raise unknown_field(name, task_format.name)
+        field.assign(message, _parse_form_text(field, value) if form else value)
+    stream = values.get("stream")
+    if form and stream is not None:
+        stream = {"true": True, "false": False}.get(stream.lower(), stream)
+    stream = stream is not None and check_flag("stream", stream)
+    if "response_format" in fields and not stream and not message.response_format:
+        # A stream keeps the default of the API, which makes its lines short enough for every client.
+        message.response_format = ResponseFormat.RESPONSE_FORMAT_BOTH
+    return TaskRequest(task, message, task_format, stream)
+
+
+def _parse_form_text(field: Field, text: str) -> Any:
+    try:
+        return field.parse_form(text)
+    except ValueError as error:
+        raise invalid(field.name, f"JSON text ({error})") from None
+
+
+def _is_form(request: web.Request) -> bool:
+    encoding = request.headers.get("Content-Encoding")
+    if encoding is not None and encoding.strip().lower() != "identity":
+        raise PomeloError("unsupported_media_type", "Send the body without Content-Encoding")
+    content_type = request.headers.get("Content-Type", "")
+    if content_type == "application/json":
+        return False
+    name = content_type.split(";", 1)[0].strip().lower()
+    if name not in ("application/json", "multipart/form-data"):
+        raise PomeloError("unsupported_media_type")
+    if charset_of(content_type) not in UTF_8:
+        raise PomeloError("unsupported_media_type", "Send the body in UTF-8, and with no other charset")
+    return name == "multipart/form-data"
+
+
+async def _read_form(
+    gateway: Gateway, request: web.Request, call: Call, visit: Visit, form: Form
+) -> RequestBody:
+    options = gateway.options
+    body = RequestBody(request, call, visit, options.upload_limit + options.json_limit, gateway.body_rate)
+    await read_form(
+        form,
+        request.headers["Content-Type"],
+        body,
+        call=call,
+        media=gateway.services.media,
+        # Not from the cache, so that no file is accepted for a model that the key may not use.
+        get_task_type=partial(_fetch_task_type, gateway, call=call),
+        text_limit=options.json_limit,
+        upload_limit=options.upload_limit,
+    )
+    return body
+
+
+async def _task_type(gateway: Gateway, values: Mapping[str, Any], call: Call) -> int:
+    model = model_of(values)
+    cached = gateway.task_types.get(model)
+    return cached if cached is not None else await _fetch_task_type(gateway, model, call)
+
+
+async def _fetch_task_type(gateway: Gateway, name: str, call: Call) -> int:
+    # From the service, not a catalogue: a remote server may know models that this gateway does not.
+    model = await gateway.services.models.get_model(name, call)
+    cache = gateway.task_types
+    if len(cache) >= _MAX_CACHED_TYPES:
+        cache.clear()
+    cache[name] = model.task_type
+    return model.task_type
+
+
+async def _add_audio(
+    gateway: Gateway, body: RequestBody, parsed: TaskRequest, form: Form, value: Any, call: Call
+) -> None:
+    task_format, file = parsed.task_format, form.audio
+    if file is not None and not task_format.accepts_audio_file:
+        raise unknown_field("audio", task_format.name)
+    if not task_format.takes_audio:
+        return
+    audio = parsed.input.audio
+    if file is not None:
+        if not file.media_id:
+            raise invalid("audio", "a file of at least one byte")
+        audio.media_id, audio.content_type = file.media_id, file.content_type
+    elif value is not None:
+        await _add_base64_audio(gateway, body, audio, value, call)
+
+
+async def _add_base64_audio(gateway: Gateway, body: RequestBody, audio: Any, value: Any, call: Call) -> None:
+    """Adds audio in base64: inline if it is small, else as an upload."""
+    text = check_text("audio", value)
+    content_type, start = data_uris.head(text, "audio")
+    pieces = data_uris.decode(text, start, "audio")
+    size = (len(text) - start) * 3 // 4
+    if size <= gateway.options.inline_limit:
+        body.reserve_memory(size)
+        audio.data = b"".join(pieces)
+    else:
+        first = next(pieces, b"")
+        if first:
+            upload = _yield_between(first, pieces)
+            stored = await gateway.services.media.upload_media(content_type, upload, call)
+            audio.media_id, content_type = stored.media_id, stored.content_type
+    if not audio.data and not audio.media_id:
+        raise invalid("audio", "base64 of at least one byte")
+    audio.content_type = content_type
+
+
+async def _yield_between(first: bytes, rest: Iterator[bytes]) -> AsyncIterator[bytes]:
+    """Decodes piece by piece, yielding to other requests in between."""
+    yield first
+    for piece in rest:
+        yield piece
+        await asyncio.sleep(0)

@@ -1,0 +1,50 @@
+"""The task types of the REST API, and what follows from all of them together."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+from gateway.types import image, speech, text, transcription
+from gateway.types.base import Link, StreamObjects, TaskFormat
+from pomelo.gen.v1.task_pb2 import TaskResult, TaskType
+
+TASK_FORMATS: Mapping[int, TaskFormat] = {
+    TaskType.TASK_TYPE_TEXT: text.FORMAT,
+    TaskType.TASK_TYPE_IMAGE: image.FORMAT,
+    TaskType.TASK_TYPE_TEXT_TO_SPEECH: speech.TEXT_TO_SPEECH,
+    TaskType.TASK_TYPE_SPEECH_TO_SPEECH: speech.SPEECH_TO_SPEECH,
+    TaskType.TASK_TYPE_SPEECH_TO_TEXT: transcription.FORMAT,
+}
+
+COMMON_FIELDS = frozenset({"model", "stream"})
+"""The fields of every task type."""
+
+FIELD_NAMES = COMMON_FIELDS.union({"audio"}, *(each.fields for each in TASK_FORMATS.values()))
+"""The fields of all task types."""
+
+JSON_FIELDS = frozenset(
+    field.name for each in TASK_FORMATS.values() for field in each.fields.values() if field.is_json
+)
+"""The fields that a form has as JSON text."""
+
+EVENT_RENDERERS: Mapping[str, Callable[[StreamObjects, Any], Iterable[bytes]]] = {
+    each.event: each.render_event for each in TASK_FORMATS.values() if each.event
+}
+"""Renders the events of streams, by type of event."""
+
+_RESULT_RENDERERS = {each.output: each.render_result for each in TASK_FORMATS.values()}
+
+
+def type_name(task_type: int) -> str:
+    """Returns a task type's public name; `unknown` for one that is newer than this gateway."""
+    task_format = TASK_FORMATS.get(task_type)
+    return task_format.name if task_format is not None else "unknown"
+
+
+def render_result(result: TaskResult, link: Link) -> bytes:
+    """Returns a result as the JSON object of its type."""
+    renderer = _RESULT_RENDERERS.get(result.WhichOneof("output") or "")
+    if renderer is None:
+        raise ValueError("the result has no known output")
+    return renderer(result, link)

@@ -1,0 +1,131 @@
+"""What a task type defines for the REST API, and the parts that the objects of all types share."""
+
+from __future__ import annotations
+
+import binascii
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from pydantic_core import to_json
+
+from gateway.openapi.schema import Schema, object_of
+from gateway.types.fields import Field
+from pomelo.gen.v1.task_pb2 import TaskResult
+from pomelo.gen.v1.task_service_pb2 import TaskStarted
+
+Link = Callable[[str], str]
+"""Maps a media link of the engine to the link that callers get."""
+
+
+@dataclass(frozen=True, slots=True)
+class TaskFormat:
+    """How the REST API represents one task type.
+
+    `name` is its public name, `input` its field of `Task`, `output` its field of `TaskResult`. `required`
+    are the required fields, with `audio` if the type takes audio. If `ignores_audio_file`, a form may have
+    an audio file, which is not used. `render_event` returns the stream's objects for an event of the type
+    `event` (empty: the stream has none but its result).
+
+    `schema_name` and `result_schema_name` name its OpenAPI schemas; `schemas` has the latter and those that
+    it refers to.
+
+    `media_range` is the prefix of media types that `Accept` may ask for in place of JSON, empty if there
+    are none, and `output_formats` are the values of output_format by media type. `raw_media` returns the
+    file of a result; None: its bytes come as `audio_chunk` events.
+    """
+
+    name: str
+    input: str
+    output: str
+    schema_name: str
+    result_schema_name: str
+    example_model: str
+    required: tuple[str, ...]
+    fields: Mapping[str, Field]
+    render_result: Callable[[TaskResult, Link], bytes]
+    schemas: Mapping[str, Schema] = field(default_factory=dict)
+    event: str = ""
+    render_event: Callable[[StreamObjects, Any], Iterable[bytes]] = lambda objects, event: ()
+    media_range: str = ""
+    output_formats: Mapping[str, int] = field(default_factory=dict)
+    raw_media: Callable[[TaskResult], Any] | None = None
+    ignores_audio_file: bool = False
+
+    @property
+    def takes_audio(self) -> bool:
+        """Whether audio is part of the input."""
+        return "audio" in self.required
+
+    @property
+    def accepts_audio_file(self) -> bool:
+        """Whether a form may have an audio file."""
+        return self.takes_audio or self.ignores_audio_file
+
+
+class StreamObjects:
+    """The JSON objects of one task's stream; the members that they share are rendered once.
+
+    `last` is the object that ends the stream, empty until it is known. `is_first` is whether no object was
+    rendered so far.
+    """
+
+    __slots__ = ("_prefixes", "_started", "is_first", "last")
+
+    def __init__(self, started: TaskStarted) -> None:
+        self._started = started
+        self._prefixes: dict[str, bytes] = {}
+        self.is_first = True
+        self.last = b""
+
+    def prefix(self, object_type: str, members: bytes) -> bytes:
+        """Returns the beginning of an object: the common members, then `members`, which must not vary."""
+        self.is_first = False
+        prefix = self._prefixes.get(object_type)
+        if prefix is None:
+            prefix = self._prefixes[object_type] = open_object(self._started, object_type) + members
+        return prefix
+
+
+def open_object(source: TaskResult | TaskStarted, object_type: str) -> bytes:
+    """Returns a JSON object without its closing brace, to which more members can be appended."""
+    members = {
+        "id": source.id,
+        "object": object_type,
+        "created": source.created.seconds,
+        "model": source.model,
+    }
+    return to_json(members)[:-1]
+
+
+def render_media(url: str, data: bytes) -> bytes:
+    """Returns the JSON object of a media file, with its link, its bytes, or both."""
+    # Built by hand: the base64 of an image is megabytes, which need no search for characters to escape.
+    members = []
+    if url:
+        members.append(b'"url":' + to_json(url))
+    if data:
+        members.append(b'"b64_json":"' + binascii.b2a_base64(data, newline=False) + b'"')
+    return b"{" + b",".join(members) + b"}"
+
+
+MEDIA_SCHEMA = object_of(
+    {
+        "url": {"type": "string", "format": "uri", "description": "Signed; needs no key until it expires."},
+        "b64_json": {"type": "string", "contentEncoding": "base64"},
+    }
+)
+
+
+def result_schema(object_type: str, id_prefix: str, **members: Any) -> Schema:
+    """Returns the schema of a result with the common members and `members`, all of them required."""
+    return object_of(
+        {
+            "id": {"type": "string", "pattern": f"^{id_prefix}_"},
+            "object": {"const": object_type},
+            "created": {"type": "integer", "description": "Unix seconds."},
+            "model": {"type": "string"},
+            **members,
+        },
+        ("id", "object", "created", "model", *members),
+    )

@@ -1,0 +1,187 @@
+"""The fields of a task's body: their types in JSON and in forms, and their schemas.
+
+Ranges and required fields are checked by the services, the same for both protocols.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+from math import isfinite
+from typing import Any
+
+from jiter import from_json
+
+from gateway.openapi.schema import Schema
+from pomelo.errors import PomeloError, invalid
+from pomelo.gen.v1.media_pb2 import ResponseFormat
+
+_MAX_NUMBER_LENGTH = 400
+"""Characters; a float written out in full has some 330."""
+
+
+@dataclass(frozen=True, slots=True)
+class Field:
+    """One field of a task's body.
+
+    `assign` sets a JSON value in a protobuf message; it raises invalid_parameter or missing_parameter.
+    `parse_form` converts the text of a form field to the JSON value; it raises ValueError. `schema`
+    describes the field in OpenAPI.
+    """
+
+    name: str
+    assign: Callable[[Any, Any], None]
+    parse_form: Callable[[str], Any]
+    schema: Schema
+
+    @property
+    def is_json(self) -> bool:
+        """Whether a form has the field as JSON text."""
+        return self.parse_form in (parse_json_text, parse_list_text)
+
+
+def _parse_number_text(text: str) -> Any:
+    # No accepted number is longer than that, and parsing a very long one would be slow.
+    if len(text) > _MAX_NUMBER_LENGTH:
+        return text
+    try:
+        return parse_json_text(text)
+    except ValueError:
+        return text  # `assign` refuses it
+
+
+def parse_json_text(text: str) -> Any:
+    return from_json(text.encode(), allow_inf_nan=False, catch_duplicate_keys=True)
+
+
+def _parse_flag_text(text: str) -> Any:
+    return {"true": True, "false": False}.get(text.lower(), text)
+
+
+def parse_list_text(text: str) -> Any:
+    # A text such as [END] is not a list.
+    return parse_json_text(text) if text.startswith(('["', "[]")) else text
+
+
+def _nullable(json_type: str, **schema: Any) -> Schema:
+    return {"type": [json_type, "null"]} | {key: value for key, value in schema.items() if value is not None}
+
+
+def text(name: str, min_length: int = 0, max_length: int | None = None, **schema: Any) -> Field:
+    def assign(message: Any, value: Any) -> None:
+        setattr(message, name, check_text(name, value))
+
+    return Field(name, assign, str, _nullable("string", minLength=min_length, maxLength=max_length, **schema))
+
+
+def integer(name: str, minimum: int, maximum: int | None = None, *, bits: int = 64, **schema: Any) -> Field:
+    """Returns a field that is checked to fit `bits`; `minimum` and `maximum` are for OpenAPI."""
+    min_value, max_value = -(1 << bits - 1), (1 << bits - 1) - 1
+
+    def assign(message: Any, value: Any) -> None:
+        if type(value) is float and value.is_integer():
+            value = int(value)
+        if type(value) is not int or not min_value <= value <= max_value:
+            raise invalid(name, "a whole number in its range")
+        setattr(message, name, value)
+
+    schema = _nullable("integer", minimum=minimum, maximum=maximum, **schema)
+    return Field(name, assign, _parse_number_text, schema)
+
+
+def number(name: str, minimum: float, maximum: float, *, label: str = "", **schema: Any) -> Field:
+    """Returns a field that is checked to be finite; `minimum` and `maximum` are for OpenAPI. Errors name
+    `label`, by default `name`."""
+    label = label or name
+
+    def assign(message: Any, value: Any) -> None:
+        try:
+            if type(value) not in (int, float) or not isfinite(value):
+                raise invalid(label, "a number in its range")
+        except OverflowError:
+            raise invalid(label, "a number in its range") from None
+        setattr(message, name, value)
+
+    schema = _nullable("number", minimum=minimum, maximum=maximum, **schema)
+    return Field(name, assign, _parse_number_text, schema)
+
+
+def flag(name: str, *, label: str = "", **schema: Any) -> Field:
+    label = label or name
+
+    def assign(message: Any, value: Any) -> None:
+        setattr(message, name, check_flag(label, value))
+
+    return Field(name, assign, _parse_flag_text, _nullable("boolean", **schema))
+
+
+def choice(name: str, values: Mapping[str, int], *, aliases: Collection[str] = (), **schema: Any) -> Field:
+    """Returns a field with an enum value for each of the texts `values`; `aliases` are accepted and not
+    documented."""
+    documented = [each for each in values if each not in aliases]
+
+    def assign(message: Any, value: Any) -> None:
+        enum_value = values.get(value) if type(value) is str else None
+        if enum_value is None:
+            raise invalid(name, f"one of {', '.join(documented)}")
+        setattr(message, name, enum_value)
+
+    return Field(name, assign, str, _nullable("string", enum=[*documented, None], **schema))
+
+
+def by_name(*fields: Field) -> dict[str, Field]:
+    return {each.name: each for each in fields}
+
+
+RESPONSE_FORMAT = choice(
+    "response_format",
+    {"url": ResponseFormat.RESPONSE_FORMAT_URL, "b64_json": ResponseFormat.RESPONSE_FORMAT_B64_JSON},
+    description="A link or the bytes; both when absent, if they fit a stream's line.",
+)
+
+
+def check_text(label: str, value: Any) -> str:
+    """Returns `value` if it is a string.
+
+    Raises:
+        PomeloError: invalid_parameter, naming `label`.
+    """
+    if type(value) is not str:
+        raise invalid(label, "text")
+    return value
+
+
+def check_flag(label: str, value: Any) -> bool:
+    """Returns `value` if it is a boolean.
+
+    Raises:
+        PomeloError: invalid_parameter, naming `label`.
+    """
+    if type(value) is not bool:
+        raise invalid(label, "true or false")
+    return value
+
+
+def check_names(values: Mapping[str, Any], known: Collection[str], label: str) -> None:
+    """Refuses an object with a field that is not `known`, unless its value is null; `label` is the object's
+    own name.
+
+    Raises:
+        PomeloError: invalid_parameter, naming the field.
+    """
+    for name, value in values.items():
+        if name not in known and value is not None:
+            raise unknown_field(f"{label}.{name}")
+
+
+def unknown_field(name: str, type_name: str = "") -> PomeloError:
+    """Returns the error for a field that the task type `type_name` does not have (empty: that no task type
+    has)."""
+    shown = shorten_name(name)
+    where = f" for {type_name} models" if type_name else ""
+    return PomeloError("invalid_parameter", f"Unknown field{where}: {shown}. Leave it out", field=shown)
+
+
+def shorten_name(name: str) -> str:
+    """Returns a field's name as error messages show it."""
+    return name if len(name) <= 100 else name[:100] + "…"

@@ -1,0 +1,77 @@
+"""Image generation: `image.generation` objects, `image.progress` objects, and raw images."""
+
+from __future__ import annotations
+
+from pydantic_core import to_json
+
+from gateway.types import fields
+from gateway.types.base import (
+    MEDIA_SCHEMA,
+    Link,
+    StreamObjects,
+    TaskFormat,
+    open_object,
+    render_media,
+    result_schema,
+)
+from pomelo.gen.v1.image_pb2 import ImageFormat, ImageProgress
+from pomelo.gen.v1.task_pb2 import TaskResult
+
+
+def render_result(result: TaskResult, link: Link) -> bytes:
+    """Returns an `image.generation` object."""
+    images = b",".join(
+        render_media(link(image.media.url) if image.HasField("media") else "", image.data)
+        for image in result.image.images
+    )
+    return open_object(result, "image.generation") + b',"data":[' + images + b"]}"
+
+
+def render_progress(objects: StreamObjects, progress: ImageProgress) -> tuple[bytes, ...]:
+    """Returns an `image.progress` object."""
+    return (objects.prefix("image.progress", b',"progress":') + to_json(progress.progress) + b"}",)
+
+
+FORMAT = TaskFormat(
+    name="image",
+    input="image",
+    output="image",
+    schema_name="ImageTask",
+    result_schema_name="ImageGeneration",
+    schemas={
+        "ImageGeneration": result_schema(
+            "image.generation", "img", data={"type": "array", "items": MEDIA_SCHEMA, "minItems": 1}
+        )
+    },
+    example_model="flux-1-pro",
+    required=("prompt",),
+    fields=fields.by_name(
+        fields.text("prompt", 1, 10_000, description="What to draw."),
+        fields.integer("width", 64, 2048, description="In pixels.", default=1024, bits=32),
+        fields.integer("height", 64, 2048, description="In pixels.", default=1024, bits=32),
+        fields.integer("num_inference_steps", 1, 100, bits=32),
+        fields.number("guidance_scale", 0, 20),
+        fields.integer("seed", 0, 2**53 - 1, description="For the same image."),
+        fields.choice(
+            "output_format",
+            {
+                "png": ImageFormat.IMAGE_FORMAT_PNG,
+                "jpeg": ImageFormat.IMAGE_FORMAT_JPEG,
+                "jpg": ImageFormat.IMAGE_FORMAT_JPEG,
+                "webp": ImageFormat.IMAGE_FORMAT_WEBP,
+            },
+            aliases={"jpg"},
+        ),
+        fields.RESPONSE_FORMAT,
+    ),
+    render_result=render_result,
+    event="image_progress",
+    render_event=render_progress,
+    media_range="image/",
+    output_formats={
+        "image/png": ImageFormat.IMAGE_FORMAT_PNG,
+        "image/jpeg": ImageFormat.IMAGE_FORMAT_JPEG,
+        "image/webp": ImageFormat.IMAGE_FORMAT_WEBP,
+    },
+    raw_media=lambda result: result.image.images[0],
+)

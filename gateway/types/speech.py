@@ -1,0 +1,116 @@
+"""Text-to-speech and speech-to-speech: `speech.generation` objects and their chunks of audio."""
+
+from __future__ import annotations
+
+import binascii
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+from gateway.openapi.schema import NULL_ONLY, object_of, ref
+from gateway.types import fields
+from gateway.types.base import (
+    MEDIA_SCHEMA,
+    Link,
+    StreamObjects,
+    TaskFormat,
+    open_object,
+    render_media,
+    result_schema,
+)
+from pomelo.errors import invalid
+from pomelo.gen.v1.speech_pb2 import AudioChunk
+from pomelo.gen.v1.task_pb2 import TaskResult
+
+MAX_CHUNK_AUDIO = 45 * 1024
+"""Bytes of audio in one event: its line stays below 64 KiB, and a multiple of three needs no padding."""
+
+_VOICE_SETTINGS = fields.by_name(
+    fields.number("stability", 0, 1, label="voice_settings.stability"),
+    fields.number("similarity_boost", 0, 1, label="voice_settings.similarity_boost"),
+    fields.number("style", 0, 1, label="voice_settings.style"),
+    fields.flag("use_speaker_boost", label="voice_settings.use_speaker_boost"),
+    fields.number("speed", 0.25, 4, label="voice_settings.speed"),
+)
+
+
+def _assign_voice_settings(message: Any, value: Any) -> None:
+    if type(value) is not dict:
+        raise invalid("voice_settings", "an object")
+    settings = message.voice_settings
+    settings.SetInParent()
+    for name, setting in value.items():
+        if setting is None:
+            continue
+        field = _VOICE_SETTINGS.get(name)
+        if field is None:
+            raise fields.unknown_field(f"voice_settings.{name}")
+        field.assign(settings, setting)
+
+
+def render_result(result: TaskResult, link: Link) -> bytes:
+    """Returns a `speech.generation` object."""
+    speech = result.speech
+    url = link(speech.media.url) if speech.HasField("media") else ""
+    return open_object(result, "speech.generation") + b',"audio":' + render_media(url, speech.data) + b"}"
+
+
+def render_chunk(objects: StreamObjects, chunk: AudioChunk) -> Iterator[bytes]:
+    """Returns `speech.generation.chunk` objects of at most `MAX_CHUNK_AUDIO` bytes of audio each."""
+    data = chunk.data
+    for at in range(0, len(data), MAX_CHUNK_AUDIO):
+        prefix = objects.prefix("speech.generation.chunk", b',"audio":{"b64_json":"')
+        yield prefix + binascii.b2a_base64(data[at : at + MAX_CHUNK_AUDIO], newline=False) + b'"}}'
+
+
+_FIELDS = (
+    fields.text("voice", 1, description="A voice's name, such as adam, or its id."),
+    fields.Field(
+        "voice_settings",
+        _assign_voice_settings,
+        fields.parse_json_text,
+        {"anyOf": [ref("VoiceSettings"), {"type": "null"}]},
+    ),
+    fields.text("output_format", description="Codec, rate and kbit/s, such as mp3_44100_128."),
+    fields.integer("seed", 0, 2**32 - 1, description="For repeatable output."),
+    fields.RESPONSE_FORMAT,
+)
+
+_SCHEMAS = {
+    "VoiceSettings": object_of(
+        {name: each.schema for name, each in _VOICE_SETTINGS.items()}, additionalProperties=NULL_ONLY
+    ),
+    "SpeechGeneration": result_schema("speech.generation", "speech", audio=MEDIA_SCHEMA),
+}
+
+LANGUAGE_CODE = fields.text(
+    "language_code", description="A code of ISO 639 or a BCP 47 tag, such as en, eng or en-US."
+)
+
+TEXT_TO_SPEECH = TaskFormat(
+    name="text-to-speech",
+    input="text_to_speech",
+    output="speech",
+    schema_name="TextToSpeechTask",
+    result_schema_name="SpeechGeneration",
+    schemas=_SCHEMAS,
+    example_model="eleven-labs-tts",
+    required=("text", "voice"),
+    fields=fields.by_name(fields.text("text", 1, description="What to say."), *_FIELDS, LANGUAGE_CODE),
+    render_result=render_result,
+    event="audio_chunk",
+    render_event=render_chunk,
+    media_range="audio/",
+    ignores_audio_file=True,  # the API reference sends one with text-to-speech
+)
+
+SPEECH_TO_SPEECH = replace(
+    TEXT_TO_SPEECH,
+    name="speech-to-speech",
+    input="speech_to_speech",
+    schema_name="SpeechToSpeechTask",
+    example_model="eleven-labs-sts",
+    required=("audio", "voice"),
+    fields=fields.by_name(*_FIELDS),
+    ignores_audio_file=False,
+)

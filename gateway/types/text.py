@@ -1,0 +1,260 @@
+"""Text generation: its messages, `task.completion` objects and their chunks."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from pydantic_core import to_json
+
+from gateway.openapi.schema import NULL_ONLY, Schema, object_of, ref
+from gateway.types import fields
+from gateway.types.base import Link, StreamObjects, TaskFormat, result_schema
+from pomelo.errors import invalid, missing
+from pomelo.gen.v1.task_pb2 import TaskResult
+from pomelo.gen.v1.text_pb2 import ContentParts, FinishReason, Message, Role, TextDelta, TokenUsage
+
+_ROLES = {"system": Role.ROLE_SYSTEM, "user": Role.ROLE_USER, "assistant": Role.ROLE_ASSISTANT}
+
+_FINISH_REASONS: Mapping[int, str] = {
+    FinishReason.FINISH_REASON_STOP: "stop",
+    FinishReason.FINISH_REASON_LENGTH: "length",
+    FinishReason.FINISH_REASON_CONTENT_FILTER: "content_filter",
+}
+
+# --- fields
+
+
+def _assign_stop(message: Any, value: Any) -> None:
+    texts = [value] if type(value) is str else value
+    if type(texts) is not list:
+        raise invalid("stop", "a text or a list of texts")
+    for i, text in enumerate(texts):
+        message.stop.append(fields.check_text(f"stop[{i}]", text))
+
+
+def _assign_messages(message: Any, value: Any) -> None:
+    if type(value) is not list:
+        raise invalid("messages", "a list of messages")
+    add = message.messages.add
+    for i, item in enumerate(value):
+        if type(item) is dict and len(item) == 2:
+            # A fast path for the common shape, with as few checks as possible.
+            role, content = item.get("role"), item.get("content")
+            number = _ROLES.get(role) if type(role) is str else None
+            if number is not None and type(content) is str:
+                add(role=number, content=content)
+                continue
+        _fill_message(add(), f"messages[{i}]", item)
+
+
+def _fill_message(message: Message, label: str, item: Any) -> None:
+    if type(item) is not dict:
+        raise invalid(label, "an object with role and content")
+    fields.check_names(item, ("role", "content"), label)
+    role, content = item.get("role"), item.get("content")
+    if role is None:
+        raise missing(f"{label}.role")
+    number = _ROLES.get(role) if type(role) is str else None
+    if number is None:
+        raise invalid(f"{label}.role", "system, user or assistant")
+    message.role = number
+    if content is None:
+        raise missing(f"{label}.content")
+    if type(content) is list:
+        _fill_parts(message.parts, f"{label}.content", content)
+    elif type(content) is str:
+        message.content = fields.check_text(f"{label}.content", content)
+    else:
+        raise invalid(f"{label}.content", "a text or a list of parts")
+
+
+def _fill_parts(parts: ContentParts, label: str, items: list[Any]) -> None:
+    parts.SetInParent()
+    for i, item in enumerate(items):
+        part_label = f"{label}[{i}]"
+        if type(item) is not dict:
+            raise invalid(part_label, "an object with type")
+        part_type = item.get("type")
+        if part_type is None:
+            raise missing(f"{part_label}.type")
+        if part_type not in ("text", "image_url"):
+            raise invalid(f"{part_label}.type", "one of text, image_url")
+        fields.check_names(item, ("type", part_type), part_label)
+        value = item.get(part_type)
+        if value is None:
+            raise missing(f"{part_label}.{part_type}")
+        if part_type == "text":
+            parts.parts.add(text=fields.check_text(f"{part_label}.text", value))
+        else:
+            parts.parts.add().image_url.url = _image_url(f"{part_label}.image_url", value)
+
+
+def _image_url(label: str, value: Any) -> str:
+    if type(value) is not dict:
+        return fields.check_text(label, value)
+    fields.check_names(value, ("url",), label)
+    if value.get("url") is None:
+        raise missing(f"{label}.url")
+    return fields.check_text(f"{label}.url", value["url"])
+
+
+# --- results
+
+
+def render_result(result: TaskResult, link: Link) -> bytes:
+    """Returns a `task.completion` object."""
+    text = result.text
+    return to_json(
+        {
+            "id": result.id,
+            "object": "task.completion",
+            "created": result.created.seconds,
+            "model": result.model,
+            "choices": [
+                {
+                    "index": 0,
+                    "message": {"role": "assistant", "content": text.content},
+                    "finish_reason": _FINISH_REASONS.get(text.finish_reason),
+                }
+            ],
+            "usage": _render_usage(text.usage),
+        }
+    )
+
+
+def render_delta(objects: StreamObjects, delta: TextDelta) -> tuple[bytes, ...]:
+    """Returns a `task.completion.chunk` of text; the last chunk becomes `objects.last` instead."""
+    if delta.finish_reason:
+        objects.last = render_last_delta(objects, delta)
+        return ()
+    opening = _open_chunk(objects)
+    return (b"".join((opening, b'"content":', to_json(delta.content), b'},"finish_reason":null}]}')),)
+
+
+def render_last_delta(objects: StreamObjects, delta: TextDelta) -> bytes:
+    """Returns the last `task.completion.chunk`, with finish_reason and usage."""
+    has_content = delta.content or objects.is_first
+    return b"".join(
+        (
+            _open_chunk(objects),
+            b'"content":' + to_json(delta.content) if has_content else b"",
+            b'},"finish_reason":',
+            to_json(_FINISH_REASONS.get(delta.finish_reason)),
+            b'}],"usage":',
+            to_json(_render_usage(delta.usage)),
+            b"}",
+        )
+    )
+
+
+def _open_chunk(objects: StreamObjects) -> bytes:
+    # Only the first chunk has the role.
+    role = b'"role":"assistant",' if objects.is_first else b""
+    return objects.prefix("task.completion.chunk", b',"choices":[{"index":0,"delta":{') + role
+
+
+def _render_usage(usage: TokenUsage) -> dict[str, Any]:
+    """Returns the token counts; those of the vendor's cache only if it was used."""
+    counts: dict[str, Any] = {
+        "prompt_tokens": usage.prompt_tokens,
+        "completion_tokens": usage.completion_tokens,
+        "total_tokens": usage.total_tokens,
+    }
+    cached, written = usage.cached_prompt_tokens, usage.cache_write_prompt_tokens
+    if cached or written:
+        counts["prompt_tokens_details"] = {"cached_tokens": cached, "cache_write_tokens": written}
+    return counts
+
+
+# --- schemas
+
+
+_COUNT = {"type": "integer", "minimum": 0}
+_USAGE = dict.fromkeys(("prompt_tokens", "completion_tokens", "total_tokens"), _COUNT)
+_CACHE_USAGE = dict.fromkeys(("cached_tokens", "cache_write_tokens"), _COUNT)
+_RESPONSE_MESSAGE = {"role": {"const": "assistant"}, "content": {"type": "string"}}
+_CHOICE = {
+    "index": {"const": 0},
+    "message": object_of(_RESPONSE_MESSAGE, _RESPONSE_MESSAGE),
+    "finish_reason": {"enum": ["stop", "length", "content_filter", None]},
+}
+_PARTS = {"type": "array", "items": ref("Part"), "minItems": 1, "maxItems": 100}
+_MESSAGE = {
+    "role": {"type": "string", "enum": ["system", "user", "assistant"]},
+    "content": {"anyOf": [{"type": "string"}, _PARTS]},
+}
+_TEXT_PART = {"type": {"const": "text"}, "text": {"type": "string"}}
+_URL = {"url": {"type": "string", "description": "A data: URI with a base64 image."}}
+_IMAGE_PART = {
+    "type": {"const": "image_url"},
+    "image_url": object_of(_URL, _URL, additionalProperties=NULL_ONLY),
+}
+
+_SCHEMAS: Mapping[str, Schema] = {
+    "Message": object_of(_MESSAGE, _MESSAGE, additionalProperties=NULL_ONLY),
+    "Part": {
+        "oneOf": [
+            object_of(_TEXT_PART, _TEXT_PART, additionalProperties=NULL_ONLY),
+            object_of(_IMAGE_PART, _IMAGE_PART, additionalProperties=NULL_ONLY),
+        ]
+    },
+    "TaskCompletion": result_schema(
+        "task.completion",
+        "task",
+        choices={"type": "array", "items": object_of(_CHOICE, _CHOICE), "minItems": 1, "maxItems": 1},
+        usage=object_of({**_USAGE, "prompt_tokens_details": ref("PromptTokensDetails")}, _USAGE),
+    ),
+    "PromptTokensDetails": object_of(
+        _CACHE_USAGE,
+        _CACHE_USAGE,
+        description="The input tokens that the provider read from its cache and wrote to it.",
+    ),
+}
+
+FORMAT = TaskFormat(
+    name="text",
+    input="text",
+    output="text",
+    schema_name="TextTask",
+    result_schema_name="TaskCompletion",
+    schemas=_SCHEMAS,
+    example_model="gpt-4",
+    required=("messages",),
+    fields=fields.by_name(
+        fields.Field(
+            "messages",
+            _assign_messages,
+            fields.parse_json_text,
+            {
+                "type": "array",
+                "items": ref("Message"),
+                "minItems": 1,
+                "maxItems": 10_000,
+                "description": "The conversation, oldest first.",
+            },
+        ),
+        fields.integer("max_tokens", 1, description="The most tokens to generate."),
+        fields.number("temperature", 0, 2, description="Randomness."),
+        fields.number("top_p", 0, 1, description="Nucleus sampling."),
+        fields.Field(
+            "stop",
+            _assign_stop,
+            fields.parse_list_text,
+            {
+                "type": ["string", "array", "null"],
+                "minLength": 1,
+                "items": {"type": "string", "minLength": 1},
+                "maxItems": 4,
+                "description": "Text that ends the output, or up to 4 of them.",
+            },
+        ),
+        fields.integer("seed", 0, 2**53 - 1, description="For repeatable output."),
+        fields.number("presence_penalty", -2, 2),
+        fields.number("frequency_penalty", -2, 2),
+        fields.text("user", 0, 256, description="Your own name for the end user."),
+    ),
+    render_result=render_result,
+    event="text_delta",
+    render_event=render_delta,
+)

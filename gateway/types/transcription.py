@@ -1,0 +1,72 @@
+"""Speech-to-text: `speech.transcription` objects."""
+
+from __future__ import annotations
+
+from pydantic_core import to_json
+
+from gateway.openapi.schema import object_of
+from gateway.types import fields
+from gateway.types.base import Link, TaskFormat, result_schema
+from gateway.types.speech import LANGUAGE_CODE
+from pomelo.gen.v1.speech_pb2 import Timestamps
+from pomelo.gen.v1.task_pb2 import TaskResult
+
+
+def render_result(result: TaskResult, link: Link) -> bytes:
+    """Returns a `speech.transcription` object."""
+    transcription = result.transcription
+    return to_json(
+        {
+            "id": result.id,
+            "object": "speech.transcription",
+            "created": result.created.seconds,
+            "model": result.model,
+            "text": transcription.text,
+            "language": transcription.language,
+            "words": [
+                {"text": word.text, "start": word.start, "end": word.end, "speaker": word.speaker or None}
+                for word in transcription.words
+            ],
+        }
+    )
+
+
+_WORD = {
+    "text": {"type": "string"},
+    "start": {"type": "number"},
+    "end": {"type": "number"},
+    "speaker": {"type": ["string", "null"]},
+}
+
+FORMAT = TaskFormat(
+    name="speech-to-text",
+    input="speech_to_text",
+    output="transcription",
+    schema_name="SpeechToTextTask",
+    result_schema_name="SpeechTranscription",
+    schemas={
+        "SpeechTranscription": result_schema(
+            "speech.transcription",
+            "speech",
+            text={"type": "string"},
+            language={"type": "string"},
+            words={"type": "array", "items": object_of(_WORD, _WORD)},
+        )
+    },
+    example_model="eleven-labs-stt",
+    required=("audio",),
+    fields=fields.by_name(
+        LANGUAGE_CODE,
+        fields.flag("diarize", description="Distinguish speakers."),
+        fields.integer("num_speakers", 1, 32, bits=32),
+        fields.choice(
+            "timestamps",
+            {
+                "none": Timestamps.TIMESTAMPS_NONE,
+                "word": Timestamps.TIMESTAMPS_WORD,
+                "character": Timestamps.TIMESTAMPS_CHARACTER,
+            },
+        ),
+    ),
+    render_result=render_result,
+)

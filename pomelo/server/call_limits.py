@@ -1,0 +1,219 @@
+"""Limits of gRPC calls and their counters: for unauthenticated callers, for accounts, and in total."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager, suppress
+from dataclasses import dataclass
+from types import TracebackType
+
+from pomelo.errors import PomeloError
+from pomelo.in_flight import FairSemaphore
+from pomelo.origin import GatewayProof
+from pomelo.server.connection_limits import ConnectionObserver
+from pomelo.service import AccessService
+
+_MIB = 1024 * 1024
+_MAX_WAITING = 200
+_TIMER_ERROR = 0.001
+"""Seconds by which a timer of the event loop may fire early."""
+
+
+@dataclass(frozen=True, slots=True)
+class CallLimits:
+    """What calls may cost. Sizes are in bytes, times in seconds.
+
+    Calls without a key are limited to `unauthenticated` concurrent ones, each to `unauthenticated_time`. At
+    most `unauthenticated_reads` of them receive a message at a time; one that does not arrive immediately
+    loses its slot to the next. Health checks have a separate limit, `health_reads`.
+
+    An account receives at most `reads` messages at a time, each within `read_time` of the start of its call,
+    and chunks of at most `uploads` uploads, each within `chunk_time` of the previous chunk. `lookups` bounds
+    concurrent key look-ups.
+    """
+
+    message: int = 9 * _MIB
+    unauthenticated: int = 200
+    unauthenticated_reads: int = 2
+    unauthenticated_time: float = 9.0
+    health_reads: int = 1
+    lookups: int = 500
+    forwarded: int = 1_000
+    """Concurrent downloads by signed links that gateways forward, which limit them as well."""
+    reads: int = 8
+    read_time: float = 60.0
+    uploads: int = 6
+    chunk_time: float = 30.0
+
+    @property
+    def transport(self) -> int:
+        """Bytes above which grpc itself refuses a message, compressed or not. Its refusal has no details, so
+        this limit is higher than `message`; a message between the two is received and then refused."""
+        return 2 * self.message
+
+
+class Running:
+    """Counts the calls whose handlers have not ended.
+
+    grpc.aio's `stop` returns before the handlers that it cancelled have cleaned up; wait for `idle` as well.
+    """
+
+    __slots__ = ("_idle", "count")
+
+    def __init__(self) -> None:
+        self.count = 0
+        self._idle = asyncio.Event()
+
+    def __enter__(self) -> None:
+        self.count += 1
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.count -= 1
+        if not self.count:
+            self._idle.set()
+
+    async def idle(self) -> None:
+        """Returns when no handler is running."""
+        while self.count:
+            self._idle.clear()
+            await self._idle.wait()
+
+
+class Pool:
+    """A semaphore of `limit` slots that refuses instead of waiting."""
+
+    __slots__ = ("_limit", "count")
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self.count = 0
+
+    @contextmanager
+    def slot(self) -> Iterator[None]:
+        """Takes one slot for the block.
+
+        Raises:
+            PomeloError: overloaded.
+        """
+        if self.count >= self._limit:
+            raise PomeloError("overloaded")
+        self.count += 1
+        try:
+            yield
+        finally:
+            self.count -= 1
+
+
+class NewestFirst:
+    """A semaphore of `limit` slots that serves the newest waiter first. While others wait, a slot is taken
+    away after `patience` seconds. For work that is short for honest callers, so that slow ones can't block
+    others.
+    """
+
+    __slots__ = ("_free", "_holders", "_patience", "_timer", "_waiting")
+
+    def __init__(self, limit: int, patience: float = 0.2) -> None:
+        self._free = limit
+        self._patience = patience
+        self._holders: dict[asyncio.Timeout, float] = {}
+        """Holder of a slot -> the time at which it took the slot."""
+        self._waiting: list[asyncio.Future[bool]] = []
+        self._timer: asyncio.TimerHandle | None = None
+
+    @asynccontextmanager
+    async def slot(self) -> AsyncIterator[None]:
+        """Waits for a slot and takes it for the block.
+
+        Raises:
+            PomeloError: overloaded; the slot went to a newer waiter.
+        """
+        if self._free:
+            self._free -= 1
+        elif not await self._wait():
+            raise PomeloError("overloaded")
+        scope = asyncio.timeout(None)
+        self._holders[scope] = asyncio.get_running_loop().time()
+        self._set_timer()
+        try:
+            async with scope:
+                yield
+        except TimeoutError:
+            if scope.expired():
+                raise PomeloError("overloaded") from None
+            raise
+        finally:
+            if self._holders.pop(scope, None) is not None:
+                self._pass_on()
+
+    async def _wait(self) -> bool:
+        """Waits for a slot. Returns False when there are too many newer waiters."""
+        waiter: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+        self._waiting.append(waiter)
+        if len(self._waiting) > _MAX_WAITING:
+            oldest = self._waiting.pop(0)
+            if not oldest.done():
+                oldest.set_result(False)
+        self._set_timer()
+        try:
+            return await waiter
+        except asyncio.CancelledError:
+            if waiter.cancelled():
+                with suppress(ValueError):
+                    self._waiting.remove(waiter)
+            elif waiter.result():
+                self._pass_on()  # the slot was granted in the same iteration
+            raise
+
+    def _pass_on(self) -> None:
+        """Passes a free slot to the newest waiter."""
+        while self._waiting:
+            waiter = self._waiting.pop()
+            if not waiter.done():
+                waiter.set_result(True)
+                return
+        self._free += 1
+
+    def _set_timer(self) -> None:
+        """Sets the timer that ends the oldest holder while others wait."""
+        if self._timer is None and self._waiting and self._holders:
+            since = next(iter(self._holders.values()))
+            self._timer = asyncio.get_running_loop().call_at(since + self._patience, self._expire_oldest)
+
+    def _expire_oldest(self) -> None:
+        self._timer = None
+        if self._waiting and self._holders:
+            oldest, since = next(iter(self._holders.items()))
+            if since + self._patience <= asyncio.get_running_loop().time() + _TIMER_ERROR:
+                del self._holders[oldest]
+                with suppress(RuntimeError):  # it has ended already
+                    oldest.reschedule(0)
+                self._pass_on()
+        self._set_timer()
+
+
+class ServerState:
+    """The state that the calls of one gRPC server share."""
+
+    def __init__(
+        self,
+        access: AccessService | None = None,
+        limits: CallLimits | None = None,
+        connections: ConnectionObserver | None = None,
+        proof: GatewayProof | None = None,
+    ) -> None:
+        limits = limits or CallLimits()
+        self.access = access
+        self.proof = proof or GatewayProof()
+        self.limits = limits
+        self.connections = connections or ConnectionObserver()
+        self.running = Running()
+        self.unauthenticated = Pool(limits.unauthenticated)
+        self.unauthenticated_reads = NewestFirst(limits.unauthenticated_reads)
+        self.health_reads = NewestFirst(limits.health_reads)
+        self.forwarded = Pool(limits.forwarded)
+        self.lookups = Pool(limits.lookups)
+        self.reads = FairSemaphore(limits.reads)
+        self.uploads = FairSemaphore(limits.uploads)

@@ -1,0 +1,372 @@
+"""Guards the gRPC port: closes connections that exceed the connection limits.
+
+gRPC accepts connections and reads frames in its own threads. Its only limit is the total number of
+connections: it has no limit per address, no deadline for sending a key, and no protection from most floods of
+frames. So a task beside the server scans the connections a few times a second and closes offenders. It
+proxies no data.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections import Counter, defaultdict
+from collections.abc import AsyncIterator, Collection
+from contextlib import asynccontextmanager, suppress
+
+from pomelo.logs import format_trace
+from pomelo.origin import is_within, network
+from pomelo.server.accepted_sockets import AcceptedSocket, AcceptedSockets
+from pomelo.server.connection_limits import ConnectionLimits, ConnectionObserver
+
+log = logging.getLogger("pomelo.server")
+
+_MIN_PAUSE = 0.25
+_MAX_PAUSE = 1.0
+_SCAN_SHARE = 0.01
+"""Seconds between two scans, and the share of a CPU core that scans may use while no connection is closed."""
+_URGENT_PAUSE = 0.05
+"""Seconds between two scans while there are too many connections."""
+_WAKE_EVERY = 64
+"""Resets on one connection after which the next scan starts early."""
+
+_LOG_EVERY = 10.0
+_MAX_FLOODING = 10_000
+"""Maximum number of addresses that are remembered for flooding."""
+
+
+class _Calls:
+    """Counters of the calls of one peer."""
+
+    __slots__ = ("checking", "messages", "open", "resets", "size", "total", "trusted")
+
+    def __init__(self) -> None:
+        self.checking = self.total = self.open = self.messages = self.size = self.resets = 0
+        self.trusted = False
+
+
+class _Connection:
+    """One connection, as of the last scan.
+
+    `since` is the time of its first scan, `used` that of its last call, `idle` the bytes received since then.
+    `unexplained` and `resets` are the levels of two leaky buckets.
+    """
+
+    __slots__ = (
+        "address", "calls", "closed", "idle", "large", "resets", "seen", "since", "socket", "trusted",
+        "unexplained", "used",
+    )  # fmt: skip
+
+    def __init__(self, socket: AcceptedSocket, calls: _Calls, now: float) -> None:
+        self.socket = socket
+        self.calls = calls
+        self.address = network(socket.host)
+        self.since = self.used = now
+        self.trusted = self.closed = self.large = False
+        self.unexplained = self.resets = 0.0
+        self.idle = 0
+        self.seen = (0, 0, 0, 0, 0, 0)
+
+    @property
+    def exempt(self) -> bool:
+        """Whether no limit but the total applies: it comes from a trusted network or a proven gateway."""
+        return self.trusted or self.calls.trusted
+
+    def update(self, now: float, elapsed: float, limits: ConnectionLimits) -> None:
+        """Updates it with the `elapsed` seconds since the last scan."""
+        calls, socket = self.calls, self.socket
+        seen = (calls.total, calls.messages, calls.size, calls.resets, socket.received, socket.sent)
+        if seen != self.seen:
+            started, messages, size, resets, received, sent = map(int.__sub__, seen, self.seen)
+            self.seen = seen
+            if started or calls.open:
+                self.used = now
+                self.idle = 0
+            else:
+                self.idle += received
+            # Messages have framing and TLS overhead; the peer acknowledges sent data with window updates and
+            # pings.
+            accounted = size + size // 8 + messages * 256 + started * limits.call_bytes + sent // 8
+            self.unexplained += received - accounted
+            self.resets += resets
+        if self.unexplained:
+            self.unexplained = max(self.unexplained - elapsed * limits.unexplained_rate, 0.0)
+        if self.resets:
+            self.resets = max(self.resets - elapsed * limits.resets / limits.reset_window, 0.0)
+
+
+class ConnectionGuard(ConnectionObserver):
+    """Guards the connections of a gRPC server that accepts messages of up to `message_limit` bytes.
+
+    Each report costs one dictionary access. Before `watch` and after it, reports do nothing.
+    """
+
+    def __init__(self, limits: ConnectionLimits, message_limit: int) -> None:
+        self.count = 0
+        """Open connections, as of the last scan."""
+        self.limits = limits
+        self._message_limit = message_limit
+        self._watching = False
+        self._sockets: AcceptedSockets
+        self._calls: dict[str, _Calls] = {}
+        self._connections: dict[AcceptedSocket, _Connection] = {}
+        self._floods: dict[str, tuple[int, float]] = {}
+        """Address -> the number of its connections that were closed for flooding, and the time of the
+        first."""
+        self._scanned = 0.0
+        self._clock = 0.0
+        self._wake = asyncio.Event()
+        self._closed: Counter[str] = Counter()
+        self._closed_addresses: Counter[str] = Counter()
+        self._logged = -_LOG_EVERY
+
+    # --- reports of the server
+
+    def checking(self, peer: str) -> None:
+        calls = self._calls.get(peer)
+        if calls is None:
+            if not self._watching:
+                return
+            calls = self._calls[peer] = _Calls()
+        calls.checking += 1
+
+    def checked(self, peer: str) -> None:
+        calls = self._calls.get(peer)
+        if calls is not None and calls.checking:
+            calls.checking -= 1
+
+    def authenticated(self, peer: str) -> None:
+        calls = self._calls.get(peer)
+        if calls is None:
+            if not self._watching:
+                return
+            calls = self._calls[peer] = _Calls()
+        calls.total += 1
+        calls.open += 1
+
+    def received(self, peer: str, size: int) -> None:
+        calls = self._calls.get(peer)
+        if calls is not None:
+            calls.messages += 1
+            calls.size += size
+
+    def reset(self, peer: str) -> None:
+        calls = self._calls.get(peer)
+        if calls is None:
+            if not self._watching:
+                return
+            calls = self._calls[peer] = _Calls()
+        calls.resets += 1
+        if not calls.resets % _WAKE_EVERY:
+            self._wake.set()
+
+    def ended(self, peer: str) -> None:
+        calls = self._calls.get(peer)
+        if calls is not None and calls.open:
+            calls.open -= 1
+
+    def trust(self, peer: str) -> None:
+        calls = self._calls.get(peer)
+        if calls is not None:
+            calls.trusted = True
+
+    # --- scans
+
+    @asynccontextmanager
+    async def watch(self, ports: Collection[int]) -> AsyncIterator[None]:
+        """Guards the connections that this process accepts on `ports` while the body runs. Logs a warning if
+        the operating system does not list them."""
+        if not ports:
+            yield
+            return
+        try:
+            self._sockets = AcceptedSockets(ports)
+        except OSError as error:
+            log.warning("gRPC connections are not guarded against floods and idle callers: %s", error)
+            yield
+            return
+        self._watching = True
+        self._scanned = time.monotonic()
+        task = asyncio.create_task(self._run())
+        try:
+            yield
+        finally:
+            self._watching = False
+            task.cancel()
+            with suppress(asyncio.CancelledError):
+                await task
+            if self._closed:
+                self._report()
+            self._calls.clear()
+
+    async def _run(self) -> None:
+        while True:
+            started = time.perf_counter()
+            max_pause = _MAX_PAUSE
+            try:
+                max_pause = self.scan(time.monotonic())
+            except OSError:
+                pass  # no descriptor is free; retry at the next scan
+            except Exception as fault:
+                log.error("the guard of gRPC connections failed once\n%s", format_trace(fault))
+            pause = min(max((time.perf_counter() - started) / _SCAN_SHARE, _MIN_PAUSE), max_pause)
+            await asyncio.sleep(_URGENT_PAUSE)
+            with suppress(TimeoutError):
+                async with asyncio.timeout(pause - _URGENT_PAUSE):
+                    await self._wake.wait()
+            self._wake.clear()
+
+    def scan(self, now: float) -> float:
+        """Checks every connection and closes offenders. Returns the seconds until the next scan: fewer when
+        connections were closed, and fewest when there were too many in total.
+
+        Raises:
+            OSError: no descriptor is free.
+        """
+        limits = self.limits
+        elapsed, self._scanned = now - self._scanned, now
+        # Connections do not age while the event loop is blocked, because it can't read their keys.
+        self._clock = now = self._clock + min(elapsed, 2 * _MAX_PAUSE)
+        before, connections = self._connections, {}
+        new: defaultdict[str, list[_Connection]] = defaultdict(list)
+        authenticated: defaultdict[str, list[_Connection]] = defaultdict(list)
+        count, closed = 0, False
+        for socket in self._sockets.list():
+            connection = before.get(socket)
+            if connection is None:
+                connection = _Connection(socket, self._calls.setdefault(socket.peer, _Calls()), now)
+                connection.trusted = bool(limits.trusted) and is_within(socket.host, limits.trusted)
+            connections[socket] = connection
+            if connection.closed:
+                continue
+            connection.update(now, elapsed, limits)
+            if reason := self._offence(connection, now):
+                self._close(connection, reason)
+                closed = True
+                continue
+            count += 1
+            if connection.calls.total or connection.exempt:
+                authenticated[connection.address].append(connection)
+            else:
+                new[connection.address].append(connection)
+        self._connections = connections
+        self._calls = {socket.peer: connection.calls for socket, connection in connections.items()}
+        victims = self._above_share(new, now)
+        pause = _MAX_PAUSE
+        if closed or victims or sum(map(len, new.values())) > limits.per_address:
+            pause = _MIN_PAUSE
+        if (excess := count - len(victims) - limits.connections) > 0:
+            victims |= self._above_total(new, authenticated, victims, excess)
+            pause = _URGENT_PAUSE
+        for connection, reason in victims.items():
+            self._close(connection, reason)
+        self.count = count - len(victims)
+        if self._closed and self._scanned - self._logged >= _LOG_EVERY:
+            self._report()
+        return pause
+
+    def _offence(self, connection: _Connection, now: float) -> str:
+        """Returns why a connection is closed regardless of other connections; empty if it stays open."""
+        limits, calls, size = self.limits, connection.calls, connection.socket.received
+        if connection.exempt:
+            return ""
+        if not calls.total:
+            if now - connection.since > limits.key_timeout:
+                return "without a key in time"
+            flooding = self._is_flooding(connection.address, now)
+            if calls.checking and now - connection.since <= limits.grace and not flooding:
+                return ""  # a slow look-up of the key is not the caller's fault
+            if size > limits.unauthenticated_bytes:
+                if connection.large or flooding:
+                    return self._flood(connection, now)
+                connection.large = True
+            if connection.resets > limits.unauthenticated_resets:
+                return self._flood(connection, now)
+            return ""
+        allowed = limits.unexplained + min(calls.open * self._message_limit, limits.reading_bytes)
+        if (
+            connection.unexplained > allowed
+            or connection.idle > limits.idle_bytes
+            or connection.resets > limits.resets
+        ):
+            return self._flood(connection, now)
+        return ""
+
+    def _above_share(self, new: dict[str, list[_Connection]], now: float) -> dict[_Connection, str]:
+        """Returns the oldest unauthenticated connections of addresses that have too many."""
+        limits = self.limits
+        victims = {}
+        for address, group in new.items():
+            flooding = self._is_flooding(address, now)
+            share = limits.per_flooding_address if flooding else limits.per_address
+            if len(group) <= share:
+                continue
+            group.sort(key=lambda connection: connection.since)
+            for connection in group[: len(group) - share]:
+                if now - connection.since > limits.grace:
+                    victims[connection] = "too many without a key from one address"
+        return victims
+
+    def _above_total(
+        self,
+        new: dict[str, list[_Connection]],
+        authenticated: dict[str, list[_Connection]],
+        excluded: Collection[_Connection],
+        excess: int,
+    ) -> dict[_Connection, str]:
+        """Returns `excess` connections to close: unauthenticated ones first, then those without a call;
+        within these groups those of the addresses with the most, the oldest of each address first."""
+        ranked = []
+        for priority, candidates in (
+            (0, [[each for each in group if each not in excluded] for group in new.values()]),
+            (
+                1,
+                [
+                    [each for each in group if not each.calls.open and not each.exempt]
+                    for group in authenticated.values()
+                ],
+            ),
+        ):
+            for group in candidates:
+                group.sort(key=lambda connection: connection.used)
+                ranked += [
+                    (priority, index - len(group), connection) for index, connection in enumerate(group)
+                ]
+        ranked.sort(key=lambda entry: entry[:2])
+        return {connection: "too many in all" for _, _, connection in ranked[:excess]}
+
+    def _close(self, connection: _Connection, reason: str) -> None:
+        if self._sockets.disconnect(connection.socket):
+            self._closed[reason] += 1
+            self._closed_addresses[connection.address] += 1
+        connection.closed = True
+
+    def _flood(self, connection: _Connection, now: float) -> str:
+        """Records the address of a flooding connection. Returns the reason to close it."""
+        count, since = self._floods.pop(connection.address, (0, now))
+        if now - since > self.limits.penalty:
+            count, since = 0, now
+        self._floods[connection.address] = (count + 1, since)
+        if len(self._floods) > _MAX_FLOODING:
+            del self._floods[next(iter(self._floods))]
+        return "flooding"
+
+    def _is_flooding(self, address: str, now: float) -> bool:
+        """Whether an address has flooded repeatedly within the penalty time."""
+        count, since = self._floods.get(address, (0, now))
+        return count >= self.limits.floods and now - since <= self.limits.penalty
+
+    def _report(self) -> None:
+        """Logs one line about all connections that were closed since the previous line."""
+        (address, count), *_ = self._closed_addresses.most_common(1)
+        log.warning(
+            "%d gRPC connections were closed: %s. The most from one address, %d, from %s",
+            self._closed.total(),
+            ", ".join(f"{number} {reason}" for reason, number in self._closed.most_common()),
+            count,
+            address,
+        )
+        self._closed.clear()
+        self._closed_addresses.clear()
+        self._logged = self._scanned

@@ -1,0 +1,48 @@
+"""The gRPC client: the services of a Pomelo server on the other end of a channel.
+
+It forwards and translates only: the server checks the key, the limits and the task.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+
+from pomelo.in_flight import InFlightLimits
+from pomelo.origin import GatewayProof
+from pomelo.server.remote.channel import ConnectionPool, Tls
+from pomelo.server.remote.media import RemoteMedia
+from pomelo.server.remote.services import RemoteAccess, RemoteAccounts, RemoteModels, RemoteTasks
+from pomelo.service import Services
+from pomelo.turns import Turns
+
+__all__ = ["Tls", "open_remote"]
+
+
+@asynccontextmanager
+async def open_remote(
+    target: str,
+    *,
+    tls: Tls | None = None,
+    limits: InFlightLimits | None = None,
+    proof: GatewayProof | None = None,
+) -> AsyncIterator[Services]:
+    """Yields the services of the gRPC server at `target`, such as host:port or unix:/path. The server need
+    not be up yet. `limits` bound the calls in flight in this process.
+
+    Without a `proof` that the server recognises, every call counts as a gRPC call from this address.
+
+    Raises:
+        OSError: a TLS file can't be read.
+    """
+    async with AsyncExitStack() as stack:
+        pool = ConnectionPool(target, tls.credentials() if tls else None, stack, proof or GatewayProof())
+        models = RemoteModels(pool)
+        turns = Turns()
+        yield Services(
+            tasks=RemoteTasks(pool, models, turns),
+            models=models,
+            media=RemoteMedia(pool, turns),
+            accounts=RemoteAccounts(pool, models),
+            access=RemoteAccess(pool, models, limits),
+        )

@@ -1,0 +1,264 @@
+"""Channels to a server, and single calls over them: their metadata, deadlines and errors."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import time
+from collections.abc import AsyncIterator, Iterable, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, TypeVar
+
+import grpc
+
+from pomelo.call import STRICT, Call
+from pomelo.errors import PomeloError
+from pomelo.gen.v1.account_service_pb2_grpc import AccountServiceStub
+from pomelo.gen.v1.media_service_pb2_grpc import MediaServiceStub
+from pomelo.gen.v1.model_service_pb2_grpc import ModelServiceStub
+from pomelo.gen.v1.task_service_pb2_grpc import TaskServiceStub
+from pomelo.origin import GatewayProof
+from pomelo.process import is_cancelled
+from pomelo.server.remote.watch import ServerWatch
+from pomelo.status import HEADER_NAMES, OPEN_KEY, from_rpc_error
+from pomelo.turns import Turn
+
+MAX_MESSAGE = 64 * 1024 * 1024
+"""Maximum bytes of one message from the server, which may contain an image or audio."""
+
+_MAX_CALLS = 200
+"""Maximum concurrent calls on one connection: a fifth of what a server accepts by default. The server counts
+a cancelled call until its cleanup has ended, and accepts few connections from one address."""
+
+_GRACE = 0.25
+"""Seconds after the deadline in which the server can still report itself that it passed."""
+
+_FAILED_WRITE = "Internal error from Core"
+"""grpc.aio's details of a call whose write failed, whatever status the server sent."""
+
+_PLAIN = re.compile(r"[\x21-\x7e]{1,256}")
+"""Text that metadata can carry; longer than any key or traceparent."""
+
+M = TypeVar("M")
+
+CHANNEL_OPTIONS = [
+    ("grpc.max_receive_message_length", MAX_MESSAGE),
+    # Each channel has its own connection.
+    ("grpc.use_local_subchannel_pool", 1),
+    ("grpc.enable_http_proxy", 0),
+    ("grpc.service_config_disable_resolution", 1),
+    # A caller who reads slowly must not make this process buffer megabytes.
+    ("grpc.http2.bdp_probe", 0),
+    ("grpc.http2.lookahead_bytes", 256 * 1024),
+    # Times are in milliseconds.
+    ("grpc.keepalive_time_ms", 60_000),
+    ("grpc.keepalive_timeout_ms", 20_000),
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.min_reconnect_backoff_ms", 1_000),
+    ("grpc.max_reconnect_backoff_ms", 2_000),
+]
+
+
+@dataclass(frozen=True, slots=True)
+class Tls:
+    """TLS to a server. `ca` is the authority to trust (None: the well-known ones); `cert` and `key` are the
+    client certificate for a server that requests one."""
+
+    ca: Path | None = None
+    cert: Path | None = None
+    key: Path | None = None
+
+    def credentials(self) -> Any:
+        """Returns grpc's channel credentials.
+
+        Raises:
+            OSError: a file can't be read.
+        """
+        ca, cert, key = [path.read_bytes() if path else None for path in (self.ca, self.cert, self.key)]
+        return grpc.ssl_channel_credentials(ca, key, cert)
+
+
+class Connection:
+    """One connection, its stubs, and the number of calls on it. As a context manager it counts one call."""
+
+    __slots__ = ("_proof", "_watch", "accounts", "calls", "media", "models", "tasks")
+
+    def __init__(self, channel: Any, proof: GatewayProof, watch: ServerWatch) -> None:
+        self.calls = 0
+        self._proof = proof
+        self._watch = watch
+        self.tasks = TaskServiceStub(channel)
+        self.models = ModelServiceStub(channel)
+        self.media = MediaServiceStub(channel)
+        self.accounts = AccountServiceStub(channel)
+
+    def __enter__(self) -> Connection:
+        self.calls += 1
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.calls -= 1
+        self._watch.call_ended(error)
+
+    def arguments(self, call: Call) -> dict[str, Any]:
+        """Returns the metadata and the timeout with which to forward `call`."""
+        remaining = max(call.deadline - time.monotonic(), 0.001)
+        authorization = ""
+        if call.api_key is not None:
+            # Text that metadata can't carry is no key either; "-" is refused in the same way.
+            authorization = f"Bearer {call.api_key if _PLAIN.fullmatch(call.api_key) else '-'}"
+        elif call.key_error:
+            authorization = "-"
+        metadata = [
+            *self._proof.metadata(call.protocol, call.address, authorization),
+            ("x-request-id", call.request_id),
+            ("x-request-timeout", f"{remaining:.6f}"),
+        ]
+        if authorization:
+            # A repeated header is repeated here: the server reports it, and counts it as a failed key.
+            metadata += [("authorization", authorization)] * (2 if call.key_error else 1)
+        if call.idempotency_key is not None and call.header_error is None:
+            metadata.append(("idempotency-key", call.idempotency_key))
+        if call.strict:
+            metadata.append(("prefer", STRICT))
+        if call.traceparent is not None and _PLAIN.fullmatch(call.traceparent):
+            metadata.append(("traceparent", call.traceparent))
+        return {"metadata": metadata, "timeout": remaining + _GRACE}
+
+
+class ConnectionPool:
+    """The connections to one server: one, and one more whenever all are full."""
+
+    def __init__(self, target: str, credentials: Any, stack: AsyncExitStack, proof: GatewayProof) -> None:
+        self._target = target
+        self._proof = proof
+        self._watch = ServerWatch(target)
+        self._credentials = credentials
+        self._stack = stack
+        self._connections: list[Connection] = []
+
+    def pick(self) -> Connection:
+        """Returns a connection that can take one more call."""
+        for connection in self._connections:
+            if connection.calls < _MAX_CALLS:
+                return connection
+        if self._credentials is None:
+            channel = grpc.aio.insecure_channel(self._target, options=CHANNEL_OPTIONS)
+        else:
+            channel = grpc.aio.secure_channel(self._target, self._credentials, options=CHANNEL_OPTIONS)
+        self._stack.push_async_callback(channel.close)
+        connection = Connection(channel, self._proof, self._watch)
+        self._connections.append(connection)
+        return connection
+
+
+async def unary(rpc: Any, call: Call, errors: Iterable[Any] = ()) -> Any:
+    """Returns the response of an RPC that has one; fills `call.response_headers`, also on an error.
+
+    `errors` are earlier errors of the same RPC; the first one that came from the server takes precedence.
+
+    Raises:
+        PomeloError: the RPC failed.
+    """
+    with _translated_errors():
+        try:
+            response = await rpc
+        except grpc.aio.AioRpcError as last:
+            error = next((each for each in errors if each.details() != _FAILED_WRITE), last)
+            _fill(call, error.initial_metadata())
+            _fill(call, error.trailing_metadata())
+            raise error from None
+        _fill(call, await rpc.trailing_metadata())
+        return response
+
+
+class Messages(AsyncIterator[M]):
+    """Iterates over the messages of a server stream; its end fills `call.response_headers`.
+
+    Raises:
+        PomeloError: the stream failed.
+    """
+
+    __slots__ = ("_call", "_next", "_rpc", "_turn")
+
+    def __init__(self, rpc: Any, call: Call, turn: Turn) -> None:
+        self._call = call
+        self._rpc = rpc
+        self._turn = turn
+        self._next = aiter(rpc).__anext__
+
+    async def accepted(self) -> None:
+        """Returns when the server has accepted the call and `call.response_headers` is complete.
+
+        Raises:
+            PomeloError: the server refused the call.
+        """
+        with _translated_errors():
+            metadata = await self._rpc.initial_metadata()
+        _fill(self._call, metadata)
+        if OPEN_KEY not in metadata:
+            await anext(self, None)
+            raise PomeloError("internal_error")
+
+    def __aiter__(self) -> Messages[M]:
+        return self
+
+    async def __anext__(self) -> M:
+        try:
+            message: M = await self._next()
+        except StopAsyncIteration:
+            _fill(self._call, await self._rpc.trailing_metadata())
+            raise
+        except grpc.aio.AioRpcError as error:
+            _fill(self._call, error.trailing_metadata())
+            raise from_rpc_error(error) from None
+        except asyncio.CancelledError:
+            if is_cancelled():
+                raise
+            raise PomeloError("shutting_down") from None
+        if self._turn.over():
+            await self._turn.next()
+        return message
+
+
+@asynccontextmanager
+async def until_deadline(call: Call) -> AsyncIterator[None]:
+    """Ends the body shortly after the call's deadline.
+
+    Raises:
+        PomeloError: deadline_exceeded.
+    """
+    scope = asyncio.timeout_at(call.deadline + _GRACE)
+    try:
+        async with scope:
+            yield
+    except TimeoutError as error:
+        if scope.expired():
+            raise PomeloError("deadline_exceeded") from error
+        raise
+
+
+def _fill(call: Call, metadata: Iterable[tuple[str, Any]] | None) -> None:
+    for key, value in metadata or ():
+        name = HEADER_NAMES.get(key)
+        if name is not None:
+            call.response_headers[name] = value
+
+
+@contextmanager
+def _translated_errors() -> Iterator[None]:
+    try:
+        yield
+    except grpc.aio.AioRpcError as error:
+        raise from_rpc_error(error) from None
+    except asyncio.CancelledError:
+        if is_cancelled():
+            raise
+        raise PomeloError("shutting_down") from None  # the channel was closed under the call
+    except grpc.aio.BaseError as error:
+        raise PomeloError("internal_error") from error

@@ -1,0 +1,171 @@
+"""The media service over a channel: uploads that end early when the server responds, and downloads."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Coroutine
+from contextlib import asynccontextmanager, suppress
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import grpc
+
+from pomelo.call import Call
+from pomelo.errors import PomeloError
+from pomelo.gen.v1.media_pb2 import Media
+from pomelo.gen.v1.media_service_pb2 import DownloadMediaRequest, DownloadMediaResponse, UploadMediaRequest
+from pomelo.gen.v1.model_service_pb2 import ListModelsRequest
+from pomelo.gen.v1.task_pb2 import Task
+from pomelo.gen.v1.task_service_pb2 import RunTaskRequest
+from pomelo.server.remote.channel import ConnectionPool, Messages, unary, until_deadline
+from pomelo.service import MediaBytes
+from pomelo.turns import Turns
+
+_MESSAGE_BYTES = 512 * 1024
+"""Maximum bytes of an upload in one message."""
+
+_DELETE_TIMEOUT = 5.0
+"""Seconds that the deletion of a refused upload may take."""
+
+
+class RemoteMedia:
+    """Implements `MediaService` over a channel."""
+
+    def __init__(self, pool: ConnectionPool, turns: Turns) -> None:
+        self._pool = pool
+        self._deletions: set[asyncio.Task[None]] = set()
+        self._turns = turns
+
+    async def upload_media(self, content_type: str, chunks: AsyncIterator[bytes], call: Call) -> Media:
+        with self._pool.pick() as connection:
+            # A cheap call: the key must be checked before the first chunk is read.
+            await unary(connection.models.ListModels(ListModelsRequest(), **connection.arguments(call)), call)
+            rpc = connection.media.UploadMedia(**connection.arguments(call))
+            try:
+                async with until_deadline(call):
+                    errors = await _send(rpc, content_type, chunks)
+                    response = await unary(rpc, call, errors)
+            finally:
+                if rpc.cancel():
+                    # A cancelled upload that is not awaited is a reference cycle, which occupies one of the
+                    # connection's streams until the garbage collector runs.
+                    with suppress(asyncio.CancelledError):
+                        await rpc
+        media: Media = response.media
+        call.at_end.append(partial(self._delete, media.media_id, call))
+        return media
+
+    def _delete(self, media_id: str, call: Call) -> None:
+        """Makes the server delete the upload of a request that this process refused."""
+        task = asyncio.create_task(self._request_deletion(media_id, call))
+        self._deletions.add(task)
+        task.add_done_callback(self._deletions.discard)
+
+    async def _request_deletion(self, media_id: str, call: Call) -> None:
+        # The server refuses a task without a model, and deletes the upload of a refused REST task. If that
+        # fails, the upload expires with the request's deadline.
+        task = Task()
+        task.speech_to_text.audio.media_id = media_id
+        request = replace(
+            call,
+            deadline=time.monotonic() + _DELETE_TIMEOUT,
+            response_headers={},
+            response_trailers={},
+            at_end=[],
+        )
+        with suppress(PomeloError), self._pool.pick() as connection:
+            await unary(
+                connection.tasks.RunTask(RunTaskRequest(task=task), **connection.arguments(request)), request
+            )
+
+    @asynccontextmanager
+    async def download_media(
+        self, media_id: str, signature: str, call: Call
+    ) -> AsyncIterator[tuple[Media, MediaBytes]]:
+        request = DownloadMediaRequest(media_id=media_id, signature=signature)
+        with self._pool.pick() as connection:
+            rpc = connection.media.DownloadMedia(request, **connection.arguments(call))
+            messages: Messages[DownloadMediaResponse] = Messages(rpc, call, self._turns.stream())
+            try:
+                async with until_deadline(call):
+                    await messages.accepted()
+                    first = await anext(messages)
+                    yield first.media, _Chunks(messages)
+            finally:
+                rpc.cancel()
+
+
+class _Chunks(AsyncIterator[bytes]):
+    """Implements `pomelo.service.MediaBytes`."""
+
+    def __init__(self, messages: Messages[DownloadMediaResponse]) -> None:
+        self._messages = messages
+        self._skipped = 0
+
+    def skip(self, size: int) -> None:
+        self._skipped += size
+
+    async def __anext__(self) -> bytes:
+        while True:
+            chunk: bytes = (await anext(self._messages)).chunk
+            if self._skipped < len(chunk):
+                break
+            self._skipped -= len(chunk)
+        skipped, self._skipped = self._skipped, 0
+        return chunk[skipped:]
+
+
+async def _send(rpc: Any, content_type: str, chunks: AsyncIterator[bytes]) -> list[Any]:
+    """Sends an upload until it is complete or the server has responded, also while the next chunk is awaited.
+
+    Returns the errors of the call (AioRpcErrors) in the order in which they occurred: when a write fails
+    after the server has responded, grpc.aio replaces the server's error with its own.
+    """
+    errors: list[Any] = []
+    sending = asyncio.timeout(None)
+    active = True
+
+    def call_done(_: Any) -> None:
+        errors.append(_error_of(rpc))
+        if active and len(errors) == 1:
+            sending.reschedule(0)  # stops waiting for the next chunk
+
+    try:
+        async with sending:
+            rpc.add_done_callback(call_done)
+            await rpc.write(UploadMediaRequest(content_type=content_type))
+            async for chunk in chunks:
+                for start in range(0, len(chunk), _MESSAGE_BYTES):
+                    await rpc.write(UploadMediaRequest(chunk=chunk[start : start + _MESSAGE_BYTES]))
+            await rpc.done_writing()
+    except TimeoutError:
+        if not sending.expired():
+            raise
+    except (grpc.aio.AioRpcError, asyncio.InvalidStateError):
+        if not errors:
+            raise
+    finally:
+        active = False
+    return errors
+
+
+def _error_of(rpc: Any) -> Any:
+    """Returns the current status of a call that is done, as an error."""
+    return grpc.aio.AioRpcError(
+        _result(rpc.code()),
+        _result(rpc.initial_metadata()),
+        _result(rpc.trailing_metadata()),
+        _result(rpc.details()),
+    )
+
+
+def _result(coroutine: Coroutine[Any, Any, Any]) -> Any:
+    """Returns the result of a coroutine that does not wait for anything."""
+    try:
+        coroutine.send(None)
+    except StopIteration as stop:
+        return stop.value
+    coroutine.close()
+    raise RuntimeError("the coroutine had to wait")

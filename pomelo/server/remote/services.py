@@ -1,0 +1,182 @@
+"""The services over a channel, except media."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from pomelo.call import Call
+from pomelo.errors import PomeloError
+from pomelo.gen.v1.account_service_pb2 import Account, GetAccountRequest, ListUsageRequest, ListUsageResponse
+from pomelo.gen.v1.model_service_pb2 import GetModelRequest, ListModelsRequest, Model
+from pomelo.gen.v1.task_pb2 import Task, TaskResult
+from pomelo.gen.v1.task_service_pb2 import RunTaskRequest, StreamTaskRequest, StreamTaskResponse
+from pomelo.in_flight import InFlight, InFlightLimits, Ticket
+from pomelo.server.remote.channel import ConnectionPool, Messages, unary, until_deadline
+from pomelo.status import REFUSED_KEY
+from pomelo.turns import Turns
+
+_MAX_TRUSTED_KEYS = 10_000
+_TRUST_SECONDS = 30.0
+"""How many accepted keys are trusted without a check, and for how long."""
+
+
+class RemoteModels:
+    """Implements `ModelService` over a channel."""
+
+    def __init__(self, pool: ConnectionPool) -> None:
+        self._pool = pool
+
+    async def list_models(self, call: Call) -> list[Model]:
+        with self._pool.pick() as connection:
+            response = await unary(
+                connection.models.ListModels(ListModelsRequest(), **connection.arguments(call)), call
+            )
+        if call.header_error is not None:
+            raise call.header_error
+        return list(response.models)
+
+    async def get_model(self, name: str, call: Call) -> Model:
+        await self.check_headers(call)
+        with self._pool.pick() as connection:
+            response = await unary(
+                connection.models.GetModel(GetModelRequest(name=name), **connection.arguments(call)), call
+            )
+        model: Model = response.model
+        return model
+
+    async def check_headers(self, call: Call) -> None:
+        """Checks the call's headers, which the server does not see. An invalid key is reported first.
+
+        Raises:
+            PomeloError: the key or a header is invalid.
+        """
+        if call.header_error is not None:
+            await self.list_models(call)
+
+
+class RemoteAccess:
+    """Implements `AccessService` over a channel.
+
+    A key that the server accepted is trusted for a while, which saves most calls a round trip. The server
+    checks it again when it receives the call itself.
+    """
+
+    def __init__(
+        self, pool: ConnectionPool, models: RemoteModels, limits: InFlightLimits | None = None
+    ) -> None:
+        self._pool = pool
+        self._models = models
+        self._in_flight = InFlight(limits)
+        self._trusted: dict[str, float] = {}
+        """Digest of a key -> when its trust expires, on the clock of `time.monotonic`."""
+
+    async def admit(self, call: Call) -> RemoteVisit:
+        digest = hashlib.blake2b((call.api_key or "").encode("utf-8", "replace"), digest_size=16).hexdigest()
+        now = time.monotonic()
+        if self._trusted.get(digest, 0.0) <= now:
+            self._trusted.pop(digest, None)
+            try:
+                await self._models.list_models(call)
+            except PomeloError as error:
+                # The key is valid; the call itself reports any other error.
+                if error is not call.header_error and error.code != "model_not_allowed":
+                    raise
+            if len(self._trusted) >= _MAX_TRUSTED_KEYS:
+                del self._trusted[next(iter(self._trusted))]
+            self._trusted[digest] = now + _TRUST_SECONDS
+        return RemoteVisit(self._pool, call, self._in_flight.enter(digest))
+
+
+class RemoteVisit:
+    """Implements `Visit`. The server counts the call and reports its limits."""
+
+    __slots__ = ("_call", "_pool", "_ticket", "close", "reserve")
+
+    def __init__(self, pool: ConnectionPool, call: Call, ticket: Ticket) -> None:
+        self._pool = pool
+        self._call = call
+        self._ticket = ticket
+        self.reserve = ticket.reserve
+        self.close = ticket.close
+
+    async def refuse(self, error: PomeloError, model: str = "") -> PomeloError:
+        try:
+            with self._pool.pick() as connection:
+                arguments = connection.arguments(self._call)
+                arguments["metadata"].append((REFUSED_KEY, f"{error.code} {self._ticket.size}"))
+                request = RunTaskRequest(task=Task(model=model))
+                await unary(connection.tasks.RunTask(request, **arguments), self._call)
+        except PomeloError as refusal:
+            return error if refusal.code == error.code else refusal
+        return error
+
+    async def refuse_task(self, error: PomeloError) -> PomeloError:
+        return error  # the server has counted the task
+
+
+class RemoteTasks:
+    """Implements `TaskService` over a channel."""
+
+    def __init__(self, pool: ConnectionPool, models: RemoteModels, turns: Turns) -> None:
+        self._pool = pool
+        self._models = models
+        self._turns = turns
+
+    async def run_task(self, task: Task, call: Call) -> TaskResult:
+        await self._models.check_headers(call)
+        _keep_upload(task, call)
+        with self._pool.pick() as connection:
+            response = await unary(
+                connection.tasks.RunTask(RunTaskRequest(task=task), **connection.arguments(call)), call
+            )
+        result: TaskResult = response.result
+        return result
+
+    @asynccontextmanager
+    async def stream_task(self, task: Task, call: Call) -> AsyncIterator[AsyncIterator[StreamTaskResponse]]:
+        await self._models.check_headers(call)
+        _keep_upload(task, call)
+        with self._pool.pick() as connection:
+            rpc = connection.tasks.StreamTask(StreamTaskRequest(task=task), **connection.arguments(call))
+            events: Messages[StreamTaskResponse] = Messages(rpc, call, self._turns.stream())
+            try:
+                async with until_deadline(call):
+                    await events.accepted()
+                    yield events
+            finally:
+                rpc.cancel()
+
+
+def _keep_upload(task: Task, call: Call) -> None:
+    """Keeps the upload of a task: the server deletes it when the task ends or is refused."""
+    task_input = getattr(task, task.WhichOneof("input") or "text")
+    if "audio" in task_input.DESCRIPTOR.fields_by_name and task_input.audio.media_id:
+        call.at_end.clear()
+
+
+class RemoteAccounts:
+    """Implements `AccountService` over a channel."""
+
+    def __init__(self, pool: ConnectionPool, models: RemoteModels) -> None:
+        self._pool = pool
+        self._models = models
+
+    async def get_account(self, call: Call) -> Account:
+        await self._models.check_headers(call)
+        with self._pool.pick() as connection:
+            response = await unary(
+                connection.accounts.GetAccount(GetAccountRequest(), **connection.arguments(call)), call
+            )
+        account: Account = response.account
+        return account
+
+    async def list_usage(self, request: ListUsageRequest, call: Call) -> ListUsageResponse:
+        await self._models.check_headers(call)
+        with self._pool.pick() as connection:
+            response: ListUsageResponse = await unary(
+                connection.accounts.ListUsage(request, **connection.arguments(call)), call
+            )
+        return response

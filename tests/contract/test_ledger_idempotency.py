@@ -1,0 +1,122 @@
+"""Idempotency-Keys in every store."""
+
+from __future__ import annotations
+
+import asyncio
+
+from pomelo.stores.accounts import Grant, Wallet
+from pomelo.stores.ledger import REPLAY_SECONDS, IdempotencyKey, ReplayedAnswer, Reserved
+from pomelo.stores.usage import UsageQuery
+from tests.contract.ledger_rig import (
+    WALLET,
+    clock,
+    refusal_code,
+    request,
+    rig,
+    settlement,
+)
+
+__all__ = ["clock", "rig"]
+
+KEY = IdempotencyKey("order-7", b"\x00digest")
+ALL = UsageQuery()
+
+
+async def balance(rig, wallet=WALLET) -> tuple[int, int, int]:
+    found = await rig.store.balance(wallet)
+    assert found.granted == found.spent + found.held + found.available
+    return found.spent, found.held, found.available
+
+
+async def test_the_same_request_while_the_first_is_running_is_a_conflict(rig):
+    await rig.store.reserve(request("a", idempotency_key=KEY))
+    assert await refusal_code(rig.store.reserve(request("b", idempotency_key=KEY))) == "idempotency_conflict"
+    assert await balance(rig) == (0, 10, 990)
+
+
+async def test_a_key_of_another_request_is_a_mismatch_before_and_after_its_end(rig):
+    other = IdempotencyKey(KEY.key, b"other")
+    await rig.store.reserve(request("a", idempotency_key=KEY))
+    assert (
+        await refusal_code(rig.store.reserve(request("b", idempotency_key=other))) == "idempotency_mismatch"
+    )
+    await rig.store.settle(settlement("a", answer=b"hello"))
+    assert (
+        await refusal_code(rig.store.reserve(request("b", idempotency_key=other))) == "idempotency_mismatch"
+    )
+
+
+async def test_an_answer_is_replayed_even_if_every_limit_is_exceeded(rig):
+    await rig.store.reserve(request("a", idempotency_key=KEY))
+    settled = await rig.store.settle(settlement("a", 10, answer=b"\x00\xffanswer", at=5.5))
+    limits = {"requests_limit": 0, "concurrency_limit": 0, "tokens": 1, "tokens_limit": 0, "minimum": 10**9}
+    for task in ("b", "a"):
+        answer = await rig.store.reserve(request(task, idempotency_key=KEY, **limits))
+        assert isinstance(answer, ReplayedAnswer)
+        assert (answer.record, answer.answer) == (settled.record, b"\x00\xffanswer")
+        assert (answer.limit_status.requests, answer.limit_status.available) == (1, 990)
+    assert await balance(rig) == (10, 0, 990)
+
+
+async def test_an_empty_answer_is_replayed(rig):
+    await rig.store.reserve(request("a", idempotency_key=KEY))
+    await rig.store.settle(settlement("a", answer=b""))
+    answer = await rig.store.reserve(request("b", idempotency_key=KEY))
+    assert isinstance(answer, ReplayedAnswer)
+    assert answer.answer == b""
+
+
+async def test_a_settlement_without_answer_or_a_void_frees_the_key(rig):
+    await rig.store.reserve(request("a", idempotency_key=KEY))
+    await rig.store.settle(settlement("a"))
+    await rig.store.reserve(request("b", idempotency_key=IdempotencyKey(KEY.key, b"second")))
+    await rig.store.void(WALLET, "b")
+    assert isinstance(
+        await rig.store.reserve(request("c", idempotency_key=IdempotencyKey(KEY.key, b"third"))), Reserved
+    )
+
+
+async def test_an_answer_without_a_key_is_not_stored(rig):
+    await rig.store.reserve(request("a"))
+    await rig.store.settle(settlement("a", answer=b"hello"))
+    assert isinstance(await rig.store.reserve(request("b", idempotency_key=KEY)), Reserved)
+
+
+async def test_each_wallet_has_its_own_keys(rig):
+    await rig.store.grant(Grant("test", Wallet("acme", False), 50, 1.0))
+    await rig.store.reserve(request("a", idempotency_key=KEY))
+    assert isinstance(await rig.store.reserve(request("b", idempotency_key=KEY, live=False)), Reserved)
+
+
+async def test_one_of_many_concurrent_requests_with_one_key_runs(rig):
+    answers = await asyncio.gather(
+        *(rig.store.reserve(request(f"t{n}", idempotency_key=KEY)) for n in range(100))
+    )
+    assert sum(isinstance(answer, Reserved) for answer in answers) == 1
+    assert await balance(rig) == (0, 10, 990)
+
+
+async def test_an_answer_is_stored_for_24_hours(rig, clock):
+    await rig.store.reserve(request("a", idempotency_key=KEY))
+    clock.passes(100)
+    await rig.store.settle(settlement("a", answer=b"hello"))
+    clock.passes(REPLAY_SECONDS - 0.5)
+    assert isinstance(await rig.store.reserve(request("b", idempotency_key=KEY)), ReplayedAnswer)
+    clock.passes(0.5)
+    reserved = await rig.store.reserve(request("b", idempotency_key=IdempotencyKey(KEY.key, b"other")))
+    assert isinstance(reserved, Reserved)
+    assert await refusal_code(rig.store.reserve(request("c", idempotency_key=KEY))) == "idempotency_mismatch"
+
+
+async def test_the_key_of_a_task_that_runs_longer_than_24_hours_is_not_free(rig, clock):
+    await rig.store.reserve(request("a", idempotency_key=KEY))
+    clock.passes(REPLAY_SECONDS * 2)
+    assert await refusal_code(rig.store.reserve(request("b", idempotency_key=KEY))) == "idempotency_conflict"
+
+
+async def test_an_answer_survives_a_restart(rig):
+    await rig.store.reserve(request("a", idempotency_key=KEY))
+    await rig.store.settle(settlement("a", answer=b"hello"))
+    await rig.close()
+    await rig.open()
+    assert isinstance(await rig.store.reserve(request("b", idempotency_key=KEY)), ReplayedAnswer)

@@ -1,0 +1,213 @@
+"""A server that kills itself at a named point: the program of the crash tests.
+
+It is the usual app with a wrapped store, wrapped providers and its own SQLite connections. They send the
+process SIGKILL when a task whose request id names the point reaches it, as in "crash.after_reserve.7". With
+DIE_IN_RECOVERY set, it dies while it recovers the tasks of the server before it.
+
+It prints its addresses in one line of JSON, then answers each line on stdin with one line: `state` with the
+state of the store, `fill` and `empty` after it has filled or freed the data folder's disk. SIGTERM ends it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import signal
+import sqlite3
+import sys
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
+from contextlib import aclosing
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeVar
+
+import uvloop
+
+from pomelo.app import App, open_app
+from pomelo.engine.circuit_breaker import CircuitBreaker
+from pomelo.engine.routing import Router
+from pomelo.providers.base import Event, Job, JobMethod, Provider
+from pomelo.settings import load
+from pomelo.stores.accounts import Wallet
+from pomelo.stores.base import Store
+from pomelo.stores.ledger import ReserveRequest, Settlement
+from pomelo.stores.usage import UsageRecord
+from tests.faults.books import state
+
+T = TypeVar("T")
+
+
+class CrashPoints:
+    """Kills the process when a task reaches the point that its request id names."""
+
+    def __init__(self) -> None:
+        self.requests: dict[str, str] = {}
+        """Request ids by task id."""
+
+    def reach(self, point: str, task_id: str) -> None:
+        """Kills the process if this is the point of that task."""
+        if self.requests.get(task_id, "").startswith(f"crash.{point}."):
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+class CrashingStore:
+    """A store that dies before and after an operation."""
+
+    def __init__(self, store: Store, points: CrashPoints) -> None:
+        self._store = store
+        self._points = points
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._store, name)
+
+    def reserve(self, request: ReserveRequest) -> Awaitable[Any]:
+        task_id = request.draft.task_id
+        self._points.requests[task_id] = request.draft.request_id
+        return self._around("reserve", [task_id], lambda: self._store.reserve(request))
+
+    def settle(self, settlement: Settlement) -> Awaitable[Any]:
+        return self._around("settle", [settlement.record.task_id], lambda: self._store.settle(settlement))
+
+    def void(self, wallet: Wallet, task_id: str, *, refund: bool = False) -> Awaitable[None]:
+        return self._around("void", [task_id], lambda: self._store.void(wallet, task_id, refund=refund))
+
+    async def note(self, records: Sequence[UsageRecord]) -> list[str]:
+        task_ids = [record.task_id for record in records]
+        return await self._around("note", task_ids, lambda: self._store.note(records))
+
+    def _around(self, operation: str, task_ids: list[str], call: Callable[[], Awaitable[T]]) -> Awaitable[T]:
+        for task_id in task_ids:
+            self._points.reach(f"before_{operation}", task_id)
+        result = call()  # it starts immediately, even if nobody awaits it
+
+        async def wait() -> T:
+            value = await result
+            for task_id in task_ids:
+                self._points.reach(f"after_{operation}", task_id)
+            return value
+
+        return asyncio.ensure_future(wait())
+
+
+class CrashingProvider:
+    """A provider that dies before it is called, at the first event, at the third, and at the end."""
+
+    def __init__(self, provider: Provider, points: CrashPoints) -> None:
+        self._provider = provider
+        self._points = points
+
+    def __getattr__(self, name: str) -> Any:
+        found = getattr(self._provider, name)
+        return partial(self._events, found) if callable(found) and name != "aclose" else found
+
+    async def _events(self, method: JobMethod, job: Job) -> AsyncGenerator[Event, None]:
+        self._points.reach("before_the_provider", job.task_id)
+        async with aclosing(method(job)) as events:
+            number = 0
+            async for event in events:
+                number += 1
+                if number == 1:
+                    self._points.reach("at_the_first_piece", job.task_id)
+                if number == 3:
+                    self._points.reach("between_pieces", job.task_id)
+                yield event
+        self._points.reach("at_the_end", job.task_id)
+
+
+class CrashingConnection(sqlite3.Connection):
+    """A connection that dies between the statements of an operation."""
+
+    points: CrashPoints
+    recovering: bool
+    task_id = ""
+    """The task of the operation."""
+    charged: str = ""
+    """The task whose record is written but not yet committed."""
+
+    def execute(self, sql: str, parameters: Any = (), /) -> sqlite3.Cursor:
+        """Executes a statement, or dies before it."""
+        if sql.startswith("SAVEPOINT"):
+            self.task_id = ""
+        elif "AS task_id) AS q" in sql:
+            self.task_id = parameters[3]
+        elif sql.startswith("INSERT INTO holds"):
+            self.points.reach("in_reserve", self.task_id)
+        elif sql.startswith("UPDATE wallets SET spent"):
+            self.points.reach("in_settle_before_the_charge", self.task_id)
+        elif sql.startswith("DELETE FROM holds"):
+            self.points.reach("in_void", self.task_id)
+            if self.recovering:
+                os.kill(os.getpid(), signal.SIGKILL)
+        elif sql.startswith("INSERT INTO usage"):
+            self.points.reach("in_settle_before_the_record", self.task_id)
+            self.charged = self.task_id
+        elif sql == "COMMIT":
+            self.points.reach("in_settle_before_the_commit", self.charged)
+        return super().execute(sql, parameters)
+
+
+def fill(folder: Path) -> None:
+    """Fills the disk."""
+    with (folder / "filler").open("ab", buffering=0) as file, contextlib.suppress(OSError):
+        for size in (65536, 4096):
+            with contextlib.suppress(OSError):
+                while file.write(bytes(size)) == size:
+                    pass
+
+
+async def answer(app: App, words: list[str]) -> Any:
+    """The answer to a line of stdin."""
+    match words:
+        case ["state", since]:
+            return await state(app.store, float(since))
+        case ["fill"]:
+            await asyncio.to_thread(fill, app.settings.data)
+        case ["empty"]:
+            (app.settings.data / "filler").unlink()
+    return None
+
+
+async def main() -> None:
+    """Serves until SIGTERM."""
+    loop = asyncio.get_running_loop()
+    ending = asyncio.Event()
+    loop.add_signal_handler(signal.SIGTERM, ending.set)
+    lines = asyncio.StreamReader()
+    await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(lines), sys.stdin)
+    points = CrashPoints()
+    CrashingConnection.points = points
+    CrashingConnection.recovering = bool(os.environ.get("DIE_IN_RECOVERY"))
+    sqlite3.connect = partial(sqlite3.connect, factory=CrashingConnection)  # type: ignore[assignment]
+
+    def router(providers: Mapping[str, Provider]) -> Router:
+        crashing = {name: CrashingProvider(one, points) for name, one in providers.items()}
+        return Router(crashing, breaker=partial(CircuitBreaker, minimum_calls=10**9))
+
+    def wrapped(store: Store) -> Store:
+        return CrashingStore(store, points)  # type: ignore[return-value]
+
+    async with open_app(load(None), wrap_store=wrapped, make_router=router) as app:
+        assert app.rest is not None
+        write_line({"rest": "http://{}:{}".format(*app.rest), "grpc": app.grpc})
+        listening = asyncio.create_task(listen(app, lines))
+        await ending.wait()
+        listening.cancel()
+
+
+async def listen(app: App, lines: asyncio.StreamReader) -> None:
+    """Answers the lines of stdin in order."""
+    while line := await lines.readline():
+        write_line(await answer(app, line.decode().split()))
+
+
+def write_line(value: Any) -> None:
+    """Writes a value as one line of JSON."""
+    sys.stdout.write(json.dumps(value) + "\n")
+    sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(main())

@@ -1,0 +1,161 @@
+"""Connection limits: the maximum, the share of an address, and which connection is evicted first."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Callable
+
+import pytest
+
+from gateway.connections.limits import ConnectionLimits, Connections, Slot, SlotGroups
+from pomelo.origin import network
+
+ROOMY = ConnectionLimits(max_connections=1000, lifetime=60.0)
+
+
+class ConnectionSet:
+    """Opens connections, and records how each was ended: True if a 503 was sent first."""
+
+    def __init__(self, limits: ConnectionLimits) -> None:
+        self.table = Connections(limits)
+        self.ended: dict[Slot, bool] = {}
+
+    def open(self, address: str = "192.0.2.1", owner: str | None = None, *, busy: bool = False) -> Slot:
+        """Opens a connection; with an `owner`, it is authenticated."""
+
+        def end(send_refusal: bool) -> None:
+            self.ended[slot] = send_refusal
+
+        slot = self.table.open(address, end)
+        if owner is not None:
+            self.table.trust(slot, owner)
+        slot.busy = busy
+        return slot
+
+    async def wait_until(self, condition: Callable[[], bool]) -> None:
+        """Returns when the condition holds; the table checks every quarter of a second."""
+        async with asyncio.timeout(5):
+            while not condition():  # noqa: ASYNC110
+                await asyncio.sleep(0.02)
+
+
+def test_slot_groups_track_the_oldest_slot_of_the_largest_group() -> None:
+    rng = random.Random(7)
+    groups, slots = SlotGroups(), []
+    for _ in range(3000):
+        if slots and rng.random() < 0.48:
+            removed = slots.pop(rng.randrange(len(slots)))
+            groups.discard(removed)
+            groups.discard(removed)
+        else:
+            slot = Slot(f"a{rng.randrange(12)}", lambda _: None)
+            groups.add(slot)
+            slots.append(slot)
+        sizes = {name: sum(slot.group == name for slot in slots) for name in {s.group for s in slots}}
+        oldest = groups.oldest()
+        if not slots:
+            assert oldest is None
+            continue
+        assert oldest is not None
+        assert sizes[oldest.group] == max(sizes.values())
+        assert oldest is next(slot for slot in slots if slot.group == oldest.group)
+        assert groups.size(oldest.group) == sizes[oldest.group]
+
+
+async def test_at_the_limit_the_oldest_untrusted_connection_of_the_largest_address_is_evicted() -> None:
+    connections = ConnectionSet(ConnectionLimits(max_connections=6))
+    lone = connections.open("192.0.2.9")
+    crowd = [connections.open("192.0.2.1") for _ in range(4)]
+    caller = connections.open("192.0.2.1", "acme")
+    connections.open("192.0.2.7")
+    assert connections.ended == {crowd[0]: True}
+    connections.open("192.0.2.8")
+    assert connections.ended == {crowd[0]: True, crowd[1]: True}
+    assert lone.open
+    assert caller.open
+    assert len(connections.table) == 6
+
+
+async def test_with_only_trusted_connections_the_longest_idle_one_of_the_largest_owner_is_evicted() -> None:
+    connections = ConnectionSet(ConnectionLimits(max_connections=5))
+    connections.open(owner="small")
+    many = [connections.open(owner="large") for _ in range(3)]
+    for age, slot in enumerate(reversed(many)):
+        slot.idle_since = age
+    connections.open(owner="large", busy=True)
+    new = connections.open()
+    assert connections.ended == {many[2]: False}
+    assert not new.surplus
+
+
+async def test_when_all_are_busy_new_ones_are_surplus_and_the_oldest_one_is_evicted() -> None:
+    connections = ConnectionSet(ConnectionLimits(max_connections=2, reserve=2))
+    for _ in range(2):
+        connections.open(owner="acme", busy=True)
+    surplus = [connections.open() for _ in range(3)]
+    assert all(slot.surplus for slot in surplus)
+    assert connections.ended == {surplus[0]: True}
+    assert len(connections.table) == 2
+
+
+async def test_an_untrusted_connection_is_closed_after_its_lifetime_and_a_trusted_one_stays() -> None:
+    connections = ConnectionSet(ConnectionLimits(lifetime=0.3))
+    early, caller = connections.open(), connections.open(owner="acme")
+    await connections.wait_until(lambda: early in connections.ended)
+    assert connections.ended == {early: False}
+    assert caller.open
+    connections.table.distrust(caller)
+    await connections.wait_until(lambda: caller in connections.ended)
+
+
+async def test_slow_requests_beyond_the_share_of_an_address_are_evicted_and_silent_ones_only_when_full() -> (
+    None
+):
+    connections = ConnectionSet(
+        ConnectionLimits(max_connections=100, per_address=2, grace=0.1, lifetime=60.0)
+    )
+    silent = [connections.open() for _ in range(5)]
+    slow = [connections.open() for _ in range(5)]
+    for slot in slow:
+        connections.table.mark_request_started(slot)
+    waiting = slow[1]
+    waiting.waiting = True  # the client waits for the server
+    await connections.wait_until(lambda: len(connections.ended) == 2)
+    assert set(connections.ended) == {slow[0], slow[2]}
+    others = [connections.open(f"198.51.100.{i}") for i in range(85)]
+    await connections.wait_until(lambda: len(connections.ended) >= 6)
+    assert not set(others) & set(connections.ended)
+    assert all(connections.ended.values())
+    assert waiting.open
+    assert set(silent) & set(connections.ended)
+
+
+async def test_time_while_the_event_loop_is_blocked_does_not_count_against_clients() -> None:
+    connections = ConnectionSet(ConnectionLimits(lifetime=2.0))
+    slot = connections.open()
+    loop = asyncio.get_running_loop()
+    real = loop.time
+    blocked = 0.0
+    loop.time = lambda: real() + blocked  # type: ignore[method-assign]
+    try:
+        blocked = 30.0
+        await asyncio.sleep(0.6)
+        assert slot.open
+    finally:
+        loop.time = real  # type: ignore[method-assign]
+        connections.table.stop()
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "same"),
+    [
+        ("192.0.2.1", "192.0.2.2", False),
+        ("192.0.2.1", "::ffff:192.0.2.1", True),
+        ("2001:db8:1:2::1", "2001:db8:1:2:ffff::9", True),
+        ("2001:db8:1:2::1", "2001:db8:1:3::1", False),
+        ("fe80::1%eth0", "fe80::2%eth1", True),
+    ],
+)
+def test_connections_are_grouped_by_ipv4_address_or_ipv6_64(one: str, other: str, same: bool) -> None:
+    assert (network(one) == network(other)) is same

@@ -1,0 +1,206 @@
+"""The fields of a serialized message are counted as the parser would count them."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import pytest
+from google.protobuf import descriptor_pb2, descriptor_pool, message_factory, struct_pb2
+from google.protobuf.descriptor import FieldDescriptor
+from google.protobuf.message import DecodeError, Message
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from pomelo.errors import PomeloError
+from pomelo.gen.v1 import text_pb2
+from pomelo.gen.v1.account_service_pb2 import ListUsageRequest
+from pomelo.gen.v1.media_service_pb2 import UploadMediaRequest
+from pomelo.gen.v1.task_pb2 import Task
+from pomelo.gen.v1.task_service_pb2 import RunTaskRequest, StreamTaskRequest
+from pomelo.server.field_limit import MAX_FIELDS, SMALL_MESSAGE, check, excess_field
+
+
+def packed_type() -> Any:
+    """Returns a message type with repeated numbers of every width."""
+    file = descriptor_pb2.FileDescriptorProto(name="packed.proto", package="packed", syntax="proto3")
+    message = file.message_type.add(name="Packed")
+    field_types = ("INT64", "SINT32", "BOOL", "FIXED32", "FIXED64", "FLOAT", "DOUBLE", "SFIXED32", "SFIXED64")
+    for number, field_type in enumerate(field_types, 1):
+        message.field.add(
+            name=f"f{number}",
+            number=number,
+            type=getattr(descriptor_pb2.FieldDescriptorProto, f"TYPE_{field_type}"),
+            label=descriptor_pb2.FieldDescriptorProto.LABEL_REPEATED,
+        )
+    pool = descriptor_pool.DescriptorPool()
+    pool.Add(file)
+    return message_factory.GetMessageClass(pool.FindMessageTypeByName("packed.Packed"))
+
+
+Packed = packed_type()
+TYPES = [RunTaskRequest, StreamTaskRequest, ListUsageRequest, UploadMediaRequest, struct_pb2.Struct,
+         descriptor_pb2.FileDescriptorProto, Packed]  # fmt: skip
+
+
+def fields_of(message: Message) -> int:
+    """Returns the number of serialized fields of a parsed message, without unknown ones."""
+    total = 0
+    for field, value in message.ListFields():
+        if field.message_type is not None and field.message_type.GetOptions().map_entry:
+            values = list(value.values())
+            nested = field.message_type.fields_by_name["value"].message_type is not None
+            total += 3 * len(values) + (sum(map(fields_of, values)) if nested else 0)
+        elif field.message_type is not None:
+            values = value if field.is_repeated else [value]
+            total += len(values) + sum(map(fields_of, values))
+        elif field.is_repeated:
+            total += len(value) + field.is_packed
+        else:
+            total += 1
+    return total
+
+
+def scalar(draw: Any, field: FieldDescriptor) -> Any:
+    """Draws a value of a scalar field."""
+    match field.cpp_type:
+        case FieldDescriptor.CPPTYPE_STRING:
+            return draw(st.binary(max_size=9) if field.type == field.TYPE_BYTES else st.text(max_size=9))
+        case FieldDescriptor.CPPTYPE_BOOL:
+            return draw(st.booleans())
+        case FieldDescriptor.CPPTYPE_ENUM:
+            return draw(st.sampled_from([value.number for value in field.enum_type.values]))
+        case FieldDescriptor.CPPTYPE_FLOAT | FieldDescriptor.CPPTYPE_DOUBLE:
+            return draw(st.floats(width=32, allow_nan=False))
+    return draw(st.integers(0, 2**31 - 1))
+
+
+def fill(draw: Any, message: Any, depth: int = 0) -> None:
+    """Sets some fields of a message."""
+    fields = list(message.DESCRIPTOR.fields)
+    for field in draw(st.lists(st.sampled_from(fields), max_size=4)) if fields else ():
+        if field.message_type is not None and field.message_type.GetOptions().map_entry:
+            for key in draw(st.lists(st.text(max_size=5), max_size=3)):
+                getattr(message, field.name)[key].number_value = 1
+        elif field.message_type is not None:
+            if depth < 4:
+                count = draw(st.integers(1, 3)) if field.is_repeated else 1
+                for _ in range(count):
+                    inner = getattr(message, field.name)
+                    inner = inner.add() if field.is_repeated else inner
+                    inner.SetInParent()
+                    fill(draw, inner, depth + 1)
+        elif field.is_repeated:
+            getattr(message, field.name).extend([scalar(draw, field) for _ in range(draw(st.integers(1, 5)))])
+        else:
+            setattr(message, field.name, scalar(draw, field))
+
+
+@st.composite
+def messages(draw: Any) -> Any:
+    """Draws a message of some type."""
+    message = draw(st.sampled_from(TYPES))()
+    fill(draw, message)
+    return message
+
+
+@given(messages())
+def test_the_count_equals_the_fields_of_the_parsed_message(message: Any) -> None:
+    data, fields = message.SerializePartialToString(), fields_of(message)
+    assert excess_field(data, message.DESCRIPTOR, fields) is None
+    if fields:
+        assert excess_field(data, message.DESCRIPTOR, fields - 1) is not None
+
+
+@given(messages(), st.integers(0, 30), st.integers(0, 400), st.integers(0, 3), st.binary(max_size=12))
+def test_bytes_that_were_not_counted_are_never_parsed(
+    message: Any, max_fields: int, position: int, cut: int, noise: bytes
+) -> None:
+    data = message.SerializePartialToString()
+    position = min(position, len(data))
+    damaged = data[:position] + noise + data[position + cut :]
+    name = excess_field(damaged, message.DESCRIPTOR, max_fields)
+    try:
+        parsed = type(message).FromString(damaged)
+    except (DecodeError, RecursionError):
+        return
+    if name is None:
+        assert fields_of(parsed) <= max_fields
+
+
+def grouped(number: int, inner: bytes) -> bytes:
+    """Returns a protobuf group; no message of Pomelo has one."""
+    return bytes((number << 3 | 3,)) + inner + bytes((number << 3 | 4,))
+
+
+@given(st.binary(max_size=300), st.sampled_from(TYPES), st.integers(0, 20))
+@example(b"\x80" * 300, RunTaskRequest, 5)
+@example(b"\x0a\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\x01", RunTaskRequest, 5)
+@example(b"\x0b" * 250, RunTaskRequest, 500)
+def test_malformed_bytes_are_left_to_the_parser(data: bytes, message_type: Any, max_fields: int) -> None:
+    name = excess_field(data, message_type.DESCRIPTOR, max_fields)
+    assert name is None or isinstance(name, str)
+    if len(data) <= max_fields:
+        assert name is None, "no field is shorter than a byte"
+
+
+def test_fields_after_a_group_are_counted() -> None:
+    many = Task(text=text_pb2.TextInput(messages=[text_pb2.Message()] * 50)).SerializeToString()
+    # Inside the group, a field with the number of a message field has bytes that are not a message.
+    data = grouped(9, b"\x12\x03\xff\xff\xff" + grouped(2, b"\x08\x01")) + many
+    assert fields_of(Task.FromString(data)) == 51
+    assert excess_field(data, Task.DESCRIPTOR, 51 + 6) is None
+    assert excess_field(data, Task.DESCRIPTOR, 51) == "messages"
+
+
+def flood(count: int) -> bytes:
+    """A request with `count` empty messages."""
+    task = Task(model="gpt-4", text=text_pb2.TextInput(messages=[text_pb2.Message()] * 1000))
+    task.text.MergeFromString(b"\x0a\x00" * (count - 1000))
+    return RunTaskRequest(task=task).SerializeToString()
+
+
+def test_the_error_names_the_field_that_is_repeated_too_often() -> None:
+    with pytest.raises(PomeloError, match=r"Too many messages: .*60,000 fields") as caught:
+        check(flood(70_000), RunTaskRequest.DESCRIPTOR)
+    assert (caught.value.code, caught.value.field) == ("invalid_parameter", "messages")
+    stops = RunTaskRequest(task=Task(text=text_pb2.TextInput(stop=["one"] * 60_000)))
+    with pytest.raises(PomeloError, match="Too many stop") as caught:
+        check(stops.SerializeToString(), RunTaskRequest.DESCRIPTOR)
+    unknown = b"\xf8\x06\x01" * 70_000
+    with pytest.raises(PomeloError, match="more than 60,000 fields") as caught:
+        check(unknown, RunTaskRequest.DESCRIPTOR)
+    assert caught.value.code == "invalid_body"
+
+
+def test_a_message_of_exactly_the_limit_is_accepted() -> None:
+    around = fields_of(RunTaskRequest(task=Task(model="gpt-4", text=text_pb2.TextInput())))
+    check(flood(MAX_FIELDS - around), RunTaskRequest.DESCRIPTOR)
+    with pytest.raises(PomeloError, match="Too many messages"):
+        check(flood(MAX_FIELDS - around + 1), RunTaskRequest.DESCRIPTOR)
+
+
+def test_a_field_within_a_repeated_one_is_named_by_it() -> None:
+    parts = text_pb2.ContentParts()
+    parts.MergeFromString(b"\xf8\x06\x01" * 100)  # unknown fields
+    message = text_pb2.Message(parts=parts)
+    data = RunTaskRequest(task=Task(text=text_pb2.TextInput(messages=[message]))).SerializeToString()
+    assert excess_field(data, RunTaskRequest.DESCRIPTOR, 50) == "messages"
+
+
+def test_a_long_conversation_is_within_the_limit() -> None:
+    message = text_pb2.Message(role=text_pb2.ROLE_USER, content="x" * 1000)
+    task = Task(model="gpt-4", text=text_pb2.TextInput(messages=[message] * 6_000))
+    check(RunTaskRequest(task=task).SerializeToString(), RunTaskRequest.DESCRIPTOR)
+    small = text_pb2.TextInput(messages=[text_pb2.Message()] * (SMALL_MESSAGE // 2)).SerializeToString()
+    check(small, text_pb2.TextInput.DESCRIPTOR)
+
+
+def test_counting_stops_at_the_limit() -> None:
+    bomb = b"\x0a\x00" * 4_700_000
+    began = time.perf_counter()
+    assert excess_field(bomb, text_pb2.TextInput.DESCRIPTOR, MAX_FIELDS) == "messages"
+    assert time.perf_counter() - began < 0.1
+    began = time.perf_counter()
+    assert excess_field(b"\x80" * 9_000_000, text_pb2.TextInput.DESCRIPTOR, MAX_FIELDS) is None
+    assert time.perf_counter() - began < 0.1

@@ -1,0 +1,92 @@
+"""Draining counts calls, refuses new ones and ends the running ones."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import pytest
+
+from pomelo.draining import Draining
+from pomelo.errors import PomeloError
+
+
+async def echo(value: int) -> int:
+    """Returns its argument after one iteration of the event loop."""
+    await asyncio.sleep(0)
+    return value
+
+
+async def wait(started: asyncio.Event) -> None:
+    """Sets `started`, and waits until it is cancelled."""
+    started.set()
+    await asyncio.Event().wait()
+
+
+@asynccontextmanager
+async def numbers(count: int) -> AsyncIterator[range]:
+    """Opens a context with a value."""
+    yield range(count)
+
+
+async def test_results_and_arguments_pass_through() -> None:
+    draining = Draining()
+    assert await draining.counted(echo)(7) == 7
+    async with draining.counted_context(numbers)(3) as opened:
+        assert list(opened) == [0, 1, 2]
+        assert draining.running == 1
+    assert draining.running == 0
+
+
+async def test_a_new_call_is_refused_and_a_running_one_completes() -> None:
+    draining = Draining()
+    running = asyncio.create_task(draining.counted(echo)(1))
+    await asyncio.sleep(0)
+    draining.drain()
+    with pytest.raises(PomeloError) as refused:
+        await draining.counted(echo)(2)
+    assert refused.value.code == "shutting_down"
+    with pytest.raises(PomeloError):
+        async with draining.counted_context(numbers)(2):
+            pytest.fail("it was opened")
+    await asyncio.wait_for(draining.idle(), 5)
+    assert await running == 1
+
+
+async def test_a_stop_ends_running_calls_with_shutting_down() -> None:
+    draining, started = Draining(), asyncio.Event()
+    running = asyncio.create_task(draining.counted(wait)(started))
+    await started.wait()
+    idle = asyncio.create_task(draining.idle())
+    draining.stop()
+    with pytest.raises(PomeloError) as ended:
+        await running
+    assert ended.value.code == "shutting_down"
+    await asyncio.wait_for(idle, 5)
+
+
+async def test_a_stop_ends_the_body_of_an_open_context() -> None:
+    draining, started = Draining(), asyncio.Event()
+
+    async def hold() -> None:
+        async with draining.counted_context(numbers)(1):
+            await wait(started)
+
+    running = asyncio.create_task(hold())
+    await started.wait()
+    draining.stop()
+    with pytest.raises(PomeloError) as ended:
+        await running
+    assert ended.value.code == "shutting_down"
+    assert draining.running == 0
+
+
+async def test_a_cancelled_call_is_not_reported_as_a_shutdown() -> None:
+    draining, started = Draining(), asyncio.Event()
+    running = asyncio.create_task(draining.counted(wait)(started))
+    await started.wait()
+    running.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await running
+    assert draining.running == 0
